@@ -1,5 +1,5 @@
-//! The accounts of a domain: what lies in each, what crosses from one to the other, and what the
-//! broker itself copies.
+//! The accounts of a domain: the streams in each, the messages that cross from one to the other,
+//! and the copies that the broker itself makes.
 //!
 //! The broker publishes an answer where the asker says, with the answerer's rights, and follows a
 //! subject that is an import into the exporter's account. So the ledger lies where nobody but its
@@ -15,7 +15,7 @@ use crate::subject::{AUDIT_STREAM, LEDGER_STREAM, Lane, events_stream};
 pub struct Crossing {
     /// The lane.
     pub lane: Lane,
-    /// Where it is exported from.
+    /// The account that exports it.
     pub home: Account,
     /// True when it is a service (from the tenant, answered) or a stream (to the tenant).
     pub service: bool,
@@ -49,17 +49,17 @@ pub const CROSSINGS: [Crossing; 4] = [
 ];
 
 impl Crossing {
-    /// What the exporter offers: `diloco.request.*.>`.
+    /// The subject that the exporter offers: `diloco.request.*.>`.
     pub fn exported(&self) -> String {
         format!("{}.*.>", self.lane.prefix())
     }
 
-    /// What the tenant imports: `diloco.request.<account>.>`.
+    /// The subject that the tenant imports: `diloco.request.<account>.>`.
     pub fn imported(&self, account: &str) -> String {
         format!("{}.{account}.>", self.lane.prefix())
     }
 
-    /// Under which subject the tenant sees it: `diloco.request.>`.
+    /// The subject under which the tenant sees it: `diloco.request.>`.
     pub fn local(&self) -> String {
         format!("{}.>", self.lane.prefix())
     }
@@ -69,7 +69,7 @@ impl Crossing {
 /// subjects below are said by the broker on behalf of the copying stream, and no role may use them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copied {
-    /// Where it lies.
+    /// The account in which it lies.
     pub home: Account,
     /// Its name.
     pub stream: String,
@@ -78,9 +78,9 @@ pub struct Copied {
 /// One subject that a copy needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopyPath {
-    /// In the account where the stream lies.
+    /// The subject in the account where the stream lies.
     pub exported: String,
-    /// In the audit account.
+    /// The subject in the audit account.
     pub local: String,
     /// True when it is a service (from the copy to the stream) or a stream (to the copy).
     pub service: bool,
@@ -102,12 +102,13 @@ impl Copied {
             .collect()
     }
 
-    /// What stands in the audit account for `$JS.API` of the account where the stream lies.
+    /// The subject that stands in the audit account for `$JS.API` of the account where the stream
+    /// lies.
     pub fn api(&self) -> String {
         format!("source.{}", self.stream)
     }
 
-    /// Under which subject the broker delivers what it copies.
+    /// The subject under which the broker delivers its copies.
     pub fn delivery(&self) -> String {
         format!("copy.{}", self.stream)
     }

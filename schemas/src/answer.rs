@@ -26,7 +26,7 @@ pub const ANSWER_MARK: u8 = 0xc1;
 pub struct Asked {
     /// The asker's key.
     pub by: PublicKey,
-    /// What it asked.
+    /// Digest of its question.
     pub question: Digest,
 }
 
@@ -36,11 +36,11 @@ pub struct Asked {
 pub struct Answer<T> {
     /// Version.
     pub v: V<1>,
-    /// Who asked.
+    /// The asker's key.
     pub to: PublicKey,
-    /// What was asked.
+    /// Digest of the question.
     pub question: Digest,
-    /// What is answered.
+    /// The answer itself.
     pub reply: Reply<T>,
 }
 
@@ -73,7 +73,7 @@ impl Asked {
 }
 
 impl<T> Answer<T> {
-    /// Addresses a reply to who asked.
+    /// Addresses a reply to the asker.
     pub fn new(asked: &Asked, reply: Reply<T>) -> Self {
         Self {
             v: V,
@@ -83,8 +83,8 @@ impl<T> Answer<T> {
         }
     }
 
-    /// True when it answers this, asked by this one; somebody who is connected as nobody has no
-    /// name to compare.
+    /// True when it answers this question of this asker. An asker that is connected without a name
+    /// has none to compare.
     pub fn is_for(&self, by: Option<&PublicKey>, question: Digest) -> bool {
         self.question == question && by.is_none_or(|by| *by == self.to)
     }

@@ -18,7 +18,7 @@ pub struct PutRequest {
     pub v: V<1>,
     /// The lease they are for.
     pub lease: LeaseRef,
-    /// At most `GRANTS_MAX` objects.
+    /// The objects, at most `GRANTS_MAX`.
     pub objects: Vec<ObjectRef>,
 }
 
@@ -28,7 +28,7 @@ pub struct PutRequest {
 pub struct GetRequest {
     /// Version.
     pub v: V<1>,
-    /// At most `GRANTS_MAX` digests.
+    /// The objects, at most `GRANTS_MAX`.
     pub objects: Vec<Digest>,
 }
 
@@ -42,11 +42,11 @@ pub struct Grants {
     pub grants: Vec<Grant>,
 }
 
-/// What to do about one object.
+/// An instruction for one object: the request to send, or nothing to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grant {
-    /// Which one.
+    /// The object.
     pub digest: Digest,
     /// The request to send; none when an upload is not needed because the store has the object.
     pub action: Option<HttpAction>,
@@ -59,11 +59,11 @@ pub struct Grant {
 pub struct HttpAction {
     /// PUT or GET.
     pub method: Method,
-    /// Where.
+    /// The URL.
     pub href: String,
     /// Headers to send exactly so; the signature covers them.
     pub headers: BTreeMap<String, String>,
-    /// By the store's clock; checked when the request starts.
+    /// The end of the URL's validity, by the store's clock; it is checked when the request starts.
     pub expires_at: UnixMillis,
 }
 

@@ -18,8 +18,8 @@ pub struct Checkpoint {
     pub covers: Sequence,
     /// The digest of that event's body, which the next event names as the one before it.
     pub head: Digest,
-    /// The position of that event in the ledger's stream. It only says where to look: who reads on
-    /// from there compares what lies there with `head`.
+    /// The position of that event in the ledger's stream. It only says where to look: a reader that
+    /// goes on from there compares the event there with `head`.
     pub stream_sequence: u64,
     /// The form of the bytes. A reader that does not know it reads all events.
     pub format: u16,

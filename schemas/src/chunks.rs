@@ -11,13 +11,13 @@ use crate::code::{Code, Refusal};
 use crate::limits::{CHUNKS_MAX, NAMED_CHUNKS_MAX};
 use crate::{Bytes, Digest, Hasher, ObjectRef};
 
-/// What a list begins with: what it is, and its version.
+/// The first bytes of a list: its type and its version.
 const HEADER: &[u8] = b"diloco-chunks/1\n";
 /// Bytes of an entry: a length of 8 bytes, little endian, and a digest.
 const ENTRY_BYTES: usize = 8 + 32;
 
 /// The chunks of a contribution, of weights or of outer state, in the layout's order. Named chunks
-/// are an array on the wire, a list is a map: what was written before there were lists reads as it
+/// are an array on the wire, a list is a map: messages from before there were lists read as they
 /// did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Chunks {
@@ -33,7 +33,7 @@ pub enum Chunks {
 pub struct Listed {
     /// The object that lists them.
     pub list: ObjectRef,
-    /// How many it lists.
+    /// The number of chunks in it.
     pub chunks: u32,
     /// The sum of their lengths.
     pub total: Bytes,
@@ -137,7 +137,7 @@ impl Listed {
         Bytes((HEADER.len() + chunks * ENTRY_BYTES) as u64)
     }
 
-    /// Checks what can be known without the list: its numbers agree with each other.
+    /// Checks the facts that are known without the list: its numbers agree with each other.
     ///
     /// # Errors
     /// [`Code::ListMismatch`].

@@ -256,9 +256,9 @@ impl From<Code> for String {
 pub struct Refusal {
     /// Version.
     pub v: V<1>,
-    /// Which error.
+    /// The code.
     pub code: Code,
-    /// What it is about: names and values, never a secret.
+    /// Names and values of this case, never a secret.
     pub detail: String,
 }
 

@@ -3,27 +3,27 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How values travel.
+/// The encoding of values on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Codec {
     /// The number format.
     pub kind: CodecKind,
-    /// How values are rounded to it.
+    /// The rule by which values are rounded to it.
     pub rounding: Rounding,
 }
 
-/// How values are rounded to a narrower format.
+/// The rule by which values are rounded to a narrower format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rounding {
-    /// To nearest; the codec says which of two equally near values it takes.
+    /// Rounding to the nearest value; the codec says which of two equally near values it takes.
     Nearest,
     /// Up or down with probability by distance, from the run's seed and the element's index.
     Stochastic,
 }
 
-/// What a codec is for.
+/// The purpose of a codec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carries {
     /// Weights and contributions.
@@ -34,7 +34,7 @@ pub enum Carries {
 }
 
 /// Declares the codecs, one a line: its number, its name on the wire, the elements of a block in
-/// the bytes of its encoding, and what it carries.
+/// the bytes of its encoding, and the values that it carries.
 macro_rules! codecs {
     ($($(#[doc = $doc:literal])+ $kind:ident = $number:literal, $name:literal: $elements:literal in $bytes:literal, $carries:ident;)+) => {
         /// A number format on the wire, little endian.
@@ -69,7 +69,7 @@ macro_rules! codecs {
                 }
             }
 
-            /// What may travel in it.
+            /// The values that may travel in it.
             pub const fn carries(self) -> Carries {
                 match self {
                     $(Self::$kind => Carries::$carries,)+

@@ -1,4 +1,5 @@
-//! Results: a signed statement about what a unit came to, with the objects it uploaded.
+//! Results: a worker's signed statement about the outcome of a unit, with the objects that were
+//! uploaded for it.
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteArray, ByteBuf};
@@ -34,11 +35,11 @@ pub struct SubmitRequest {
     pub v: V<1>,
     /// The encoding of a [`Statement`]; signed as it is, never encoded again.
     pub statement: ByteBuf,
-    /// By the worker's audit key, over the statement under its own domain prefix.
+    /// A signature by the worker's audit key, over the statement under its own domain prefix.
     pub signature: ByteArray<64>,
 }
 
-/// What a worker states about a unit.
+/// A worker's signed claims about a unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Statement {
@@ -60,9 +61,9 @@ pub struct Statement {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Of a training unit.
+    /// The result of a training unit.
     Contribution(Contribution),
-    /// Of an evaluation unit.
+    /// The result of an evaluation unit.
     Evaluation(Evaluation),
 }
 
@@ -72,7 +73,7 @@ pub enum Outcome {
 pub struct Contribution {
     /// The fingerprint of the layout it was made with.
     pub layout: Digest,
-    /// How the chunks are encoded.
+    /// The encoding of the chunks.
     pub codec: Codec,
     /// The chunks of the layout, in order.
     pub chunks: Chunks,
@@ -120,11 +121,11 @@ pub enum Fate {
     Abandoned,
 }
 
-/// A `contribution.submit` that was read to its end. Its signature is not checked: for that one
-/// needs the key that the worker joined with.
+/// A `contribution.submit`, decoded in full. Its signature is not checked yet: the check needs the
+/// key that the worker joined with.
 #[derive(Clone, Debug)]
 pub struct Submission {
-    /// What it states.
+    /// The statement, decoded.
     pub statement: Statement,
     /// The statement's bytes as they were signed.
     pub bytes: Vec<u8>,

@@ -1,4 +1,4 @@
-//! What operators ask of the coordinator.
+//! Requests of operators to the coordinator.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,11 +24,11 @@ pub struct RunNew {
 pub struct ViewRequest {
     /// Version.
     pub v: V<1>,
-    /// What.
+    /// The view that is wanted.
     pub query: Query,
 }
 
-/// What an operator wants to see.
+/// A view that an operator wants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Query {
@@ -52,11 +52,11 @@ pub enum Query {
 pub struct ViewReply {
     /// Version.
     pub v: V<1>,
-    /// What was asked for.
+    /// The view that was asked for.
     pub view: View,
 }
 
-/// What an operator sees; one variant for each [`Query`].
+/// A view as an operator sees it; one variant for each [`Query`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum View {
@@ -81,7 +81,7 @@ pub enum View {
 pub struct OperatorObjects {
     /// Version.
     pub v: V<1>,
-    /// At most `GRANTS_MAX` objects.
+    /// The objects, at most `GRANTS_MAX`.
     pub objects: Vec<ObjectRef>,
 }
 
@@ -91,7 +91,7 @@ pub struct OperatorObjects {
 pub struct Shutdown {
     /// Version.
     pub v: V<1>,
-    /// How long holders of leases may take to finish before the coordinator stops all the same.
+    /// The time that holders of leases get to finish; after it the coordinator stops anyway.
     pub drain: Millis,
 }
 

@@ -14,9 +14,9 @@ use crate::{ObjectRef, Tokens};
 pub struct DataManifest {
     /// Version.
     pub v: V<1>,
-    /// What it was made of, for people.
+    /// The text that it was made of, for people.
     pub source: String,
-    /// How text became tokens.
+    /// The tokenizer that made the tokens.
     pub tokenizer: Tokenizer,
     /// Token ids are below this.
     pub vocabulary: u32,
@@ -30,7 +30,7 @@ pub struct DataManifest {
     pub entropy: Entropy,
 }
 
-/// How text became tokens.
+/// A way to make tokens of text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tokenizer {
@@ -46,7 +46,7 @@ pub enum Tokenizer {
 pub struct Shard {
     /// The object.
     pub object: ObjectRef,
-    /// How many tokens it holds.
+    /// The number of tokens in it.
     pub tokens: Tokens,
 }
 
@@ -54,9 +54,9 @@ pub struct Shard {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entropy {
-    /// Of single tokens.
+    /// The entropy of single tokens.
     pub unigram: f64,
-    /// Of a token given the one before it.
+    /// The entropy of a token given the one before it.
     pub bigram: f64,
 }
 
@@ -77,7 +77,7 @@ impl DataManifest {
     /// these checks.
     ///
     /// # Errors
-    /// [`Code::DataInvalid`], naming what contradicts what.
+    /// [`Code::DataInvalid`], naming both sides of the contradiction.
     pub fn validate(&self) -> Result<(), Refusal> {
         let invalid = |reason: String| {
             Err(Refusal::new(

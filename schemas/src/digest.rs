@@ -16,8 +16,8 @@ use crate::Bytes;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
-/// An immutable object: what it is and how many bytes it has. Enough to fetch it and to know that
-/// it is the right one.
+/// An immutable object, by its digest and its length. Enough to fetch it and to know that it is the
+/// right one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectRef {
@@ -27,7 +27,7 @@ pub struct ObjectRef {
     pub bytes: Bytes,
 }
 
-/// Why a text is not a [`Digest`].
+/// The error for a text that is not a [`Digest`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a digest: expected sha256: and 64 lower-case hex digits, got {0:?}")]
 pub struct DigestError(String);

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// An event as it is sent and stored. Key and signature stand beside the body in one payload and
-/// not in headers: who reads what strangers send asks for no headers, since a header can be
+/// not in headers: a reader of strangers' messages asks for no headers, since a header can be
 /// anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,19 +52,19 @@ pub struct EventBody {
     pub time: UnixMillis,
     /// The run it concerns; none for the cluster as a whole.
     pub run: Option<RunId>,
-    /// What happened.
+    /// The event itself.
     pub event: Event,
 }
 
 message!(EventBody, "event", EVENT_BYTES_MAX);
 
-/// What happened, by kind of emitter.
+/// An event, by kind of emitter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// From the coordinator: a change of its state.
+    /// An event of the coordinator: a change of its state.
     Ledger(LedgerEvent),
-    /// From a worker: its own account of its life.
+    /// An event of a worker: its own account of its life.
     Worker(WorkerEvent),
 }
 
@@ -81,8 +81,8 @@ pub enum LedgerEvent {
     CoordinatorStarted {
         release: String,
         posture: Posture,
-        /// Which process took it, drawn at random: two that begin in the same moment sign different
-        /// events. A ledger of an earlier release names none.
+        /// The process that took it, named by a random number: two that begin in the same moment
+        /// sign different events. A ledger of an earlier release names none.
         #[serde(default)]
         session: Session,
     },
@@ -104,7 +104,7 @@ pub enum LedgerEvent {
         device: String,
         release: String,
         posture: Posture,
-        /// Which life of the worker joined; a ledger of an earlier release names none.
+        /// The life of the worker that joined; a ledger of an earlier release names none.
         #[serde(default)]
         session: Session,
     },
@@ -150,9 +150,10 @@ pub enum LedgerEvent {
         statement: Digest,
         signature: ByteArray<64>,
     },
-    /// These contributions are merged, and no others: what comes to the round later is late. A set
-    /// of more than [`SEALED_MAX`](crate::limits::SEALED_MAX) is named by several events in a row,
-    /// ascending by unit; `rest` counts what the following ones name, and 0 completes the seal.
+    /// These contributions are merged, and no others: contributions that come to the round later
+    /// are late. A set of more than [`SEALED_MAX`](crate::limits::SEALED_MAX) is named by several
+    /// events in a row, ascending by unit; `rest` counts the contributions that the following ones
+    /// name, and 0 completes the seal.
     RoundSealed {
         round: Round,
         fragment: Fragment,
@@ -171,8 +172,8 @@ pub enum LedgerEvent {
     },
     /// A full snapshot of the weights that round `round` starts from stands.
     SnapshotSaved { round: Round, manifest: ObjectRef },
-    /// An operator ordered something that changes state, and may; what it asks in vain, or again,
-    /// is not recorded.
+    /// An operator gave an order that changes state, and that it may give. Orders that are refused
+    /// or repeated are not recorded.
     ControlReceived { operator: PublicKey, verb: String },
     /// Somebody was refused. A few of each sender are recorded at once, then one now and again;
     /// `suppressed` counts the others, of anybody, since the last.
@@ -190,7 +191,7 @@ pub enum LedgerEvent {
     CheckpointSaved { checkpoint: Checkpoint },
 }
 
-/// Why a worker is no longer a member.
+/// The reason why a worker is no longer a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Departure {
@@ -204,7 +205,7 @@ pub enum Departure {
     Replaced,
 }
 
-/// Why a lease ended without a result.
+/// The reason why a lease ended without a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LeaseEnd {

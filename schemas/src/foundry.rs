@@ -1,6 +1,6 @@
-//! What the coordinator asks of a run's foundry, and what it answers. The foundry is the one place
-//! that holds the run's weights and the bytes of its contributions: it checks them, merges them,
-//! saves and restores the result. The coordinator decides and holds no weights.
+//! Orders of the coordinator to a run's foundry, and the foundry's answers. The foundry is the one
+//! place that holds the run's weights and the bytes of its contributions: it checks them, merges
+//! them, saves and restores the result. The coordinator decides and holds no weights.
 //!
 //! A foundry takes orders in the order in which they are given. Those that read or check run beside
 //! each other; those that change the weights run one after another.
@@ -29,15 +29,15 @@ pub struct FoundryOrder {
     pub v: V<3>,
     /// The run of the foundry.
     pub run: RunId,
-    /// Which life of the coordinator asks. Its numbers of checks begin anew in each.
+    /// The life of the coordinator that asks. Its numbers of checks begin anew in each.
     pub session: Session,
-    /// What to do.
+    /// The order itself.
     pub order: Order,
 }
 
 message!(FoundryOrder, "foundry order", FOUNDRY_BYTES_MAX);
 
-/// What a foundry is to do.
+/// An order to a foundry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Order {
@@ -64,14 +64,14 @@ pub enum Order {
         /// The uploaded object.
         object: ObjectRef,
     },
-    /// Forget what was staged or kept for a lease that ended.
+    /// Forget everything that was staged or kept for a lease that ended.
     Unstage {
         /// The lease.
         lease: LeaseRef,
     },
     /// Check a result: signature, objects at the store, layout, sizes, finite, norm; promote its
-    /// objects; answer with [`Answer::Screened`]. The coordinator has checked what the statement
-    /// says about lease, tokens and steps.
+    /// objects; answer with [`Answer::Screened`]. The coordinator has checked the statement's
+    /// lease, tokens and steps.
     Screen {
         /// This check.
         screening: ScreeningId,
@@ -136,7 +136,7 @@ pub struct FoundryAnswer {
     pub v: V<3>,
     /// The run of the foundry.
     pub run: RunId,
-    /// Which life of the coordinator asked: another drops it.
+    /// The life of the coordinator that asked: another drops it.
     pub session: Session,
     /// The outcome of an order.
     pub answer: Answer,
@@ -160,7 +160,7 @@ pub enum Answer {
     },
     /// A result was checked.
     Screened {
-        /// Which check.
+        /// The check.
         screening: ScreeningId,
         /// Ok when it may count: then its objects lie in `blobs`.
         verdict: Result<Screened, Refusal>,
@@ -202,7 +202,7 @@ impl Answer {
     }
 }
 
-/// What a check of a good result found.
+/// The findings of a check of a good result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Screened {
@@ -212,7 +212,7 @@ pub struct Screened {
     pub listed: Vec<Digest>,
 }
 
-/// What an outer step gave.
+/// The outcome of an outer step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Merged {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::RUN_ID_BYTES_MAX;
 
-/// Why a text is not an identifier.
+/// The error for a text that is not an identifier.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// Not the text form of a public key of the wanted kind.
@@ -16,7 +16,7 @@ pub enum IdError {
     Key {
         /// The wanted first letter.
         kind: char,
-        /// What was given, shortened.
+        /// The text that was given, shortened.
         text: String,
     },
     /// Not the name of a run.
@@ -54,9 +54,9 @@ const KEY_CHARACTERS: usize = 56;
 
 /// Stands in subjects where an event concerns no single run.
 pub const CLUSTER: &str = "cluster";
-/// Stands in the keys of what operators upload, where workers have their run.
+/// A token in the keys of operators' uploads; keys of workers' uploads have the run in that place.
 pub const OPERATOR: &str = "operator";
-/// What no run may be called.
+/// Names that no run may have.
 const RESERVED: [&str; 2] = [CLUSTER, OPERATOR];
 
 fn check_key(text: &str, kinds: &[char]) -> Result<(), IdError> {

@@ -57,7 +57,7 @@ impl Chunk {
     }
 }
 
-/// Why a layout is not valid.
+/// The reason why a layout is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// No tensors, or too many.
@@ -84,7 +84,7 @@ pub enum LayoutError {
     Chunks {
         /// The chunk size asked for.
         chunk_elements: u64,
-        /// How many chunks that would be.
+        /// The number of chunks that this would give.
         chunks: u64,
     },
 }
@@ -145,7 +145,7 @@ impl Layout {
         self.tensors.iter().filter_map(TensorSpec::elements).sum()
     }
 
-    /// Where each tensor lies in the flat vector.
+    /// Each tensor with its place in the flat vector.
     pub fn spans(&self) -> impl Iterator<Item = (&TensorSpec, Range<u64>)> {
         self.tensors.iter().scan(0_u64, |start, tensor| {
             let span = *start..*start + tensor.elements().unwrap_or(0);

@@ -26,7 +26,7 @@ pub struct UnitId {
     pub index: UnitIndex,
 }
 
-/// What a unit is for.
+/// The purpose of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UnitKind {
@@ -42,7 +42,7 @@ pub enum UnitKind {
 pub struct LeaseRef {
     /// The unit.
     pub unit: UnitId,
-    /// Which grant of the unit.
+    /// The number of this grant of the unit.
     pub epoch: Epoch,
 }
 
@@ -52,9 +52,9 @@ pub struct LeaseRef {
 pub struct ClaimRequest {
     /// Version.
     pub v: V<2>,
-    /// Which life of the worker asks: one that was replaced gets no work.
+    /// The life of the worker that asks: one that was replaced gets no work.
     pub session: Session,
-    /// How long the answer may wait for work; at most `CLAIM_WAIT_MAX`.
+    /// The time for which the answer may wait for work; at most `CLAIM_WAIT_MAX`.
     pub wait: Millis,
 }
 
@@ -64,11 +64,11 @@ pub struct ClaimRequest {
 pub struct ClaimReply {
     /// Version.
     pub v: V<1>,
-    /// What to do.
+    /// The grant, or the reason for none.
     pub outcome: ClaimOutcome,
 }
 
-/// What a claim came to.
+/// The answer to a claim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClaimOutcome {
@@ -106,15 +106,15 @@ pub struct Manifest {
     pub spec: Digest,
     /// The grant.
     pub lease: LeaseRef,
-    /// When the lease ends unless it is renewed, by the coordinator's clock.
+    /// The end of the lease unless it is renewed, by the coordinator's clock.
     pub expires_at: UnixMillis,
     /// The weights to start from.
     pub base: Weights,
-    /// What to do with them.
+    /// The work to do on them.
     pub work: Work,
 }
 
-/// What a lease asks for.
+/// The work that a lease asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Work {
@@ -124,7 +124,7 @@ pub enum Work {
         shards: Vec<ObjectRef>,
         /// Decides which sequences.
         seed: u64,
-        /// How many steps.
+        /// The number of steps.
         steps: Steps,
         /// Inner steps before this round, for the learning-rate schedule.
         steps_before: Steps,
@@ -174,7 +174,7 @@ pub struct ReleaseRequest {
     pub v: V<1>,
     /// The grant.
     pub lease: LeaseRef,
-    /// Why.
+    /// The reason, in words.
     pub reason: String,
 }
 

@@ -1,6 +1,6 @@
-//! What goes over the wire, and nothing else: quantities, identifiers, messages, subjects, the
-//! permission table, limits and error codes. Everything else in this workspace stands on this
-//! crate; it stands on no other room.
+//! Everything that goes over the wire, and nothing else: quantities, identifiers, messages,
+//! subjects, the permission table, limits and error codes. All other crates of this workspace
+//! depend on this one; it depends on none of them.
 //!
 //! Three rules hold for every message. Its first field is a version, and another version is refused
 //! ([`V`]). It is MessagePack with named fields, read through [`Message::decode`], which checks the

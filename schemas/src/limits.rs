@@ -8,7 +8,7 @@ use crate::{Bytes, Millis};
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Longest message from a worker: matches the payload limit in the scoped worker template.
 pub const WORKER_MESSAGE_BYTES_MAX: usize = 256 << 10;
-/// What an answer needs beside what it says.
+/// Room for the envelope of an answer, on top of the reply in it.
 pub const ENVELOPE_BYTES_MAX: usize = 512;
 /// Longest event body: the audit log's entries must stay below the 64 KiB of tlog-tiles, with room
 /// for the signature.
@@ -16,8 +16,8 @@ pub const EVENT_BYTES_MAX: usize = 16 << 10;
 /// Longest signed event: a body, and room for its key, its signature and their names.
 pub const SIGNED_EVENT_BYTES_MAX: usize = EVENT_BYTES_MAX + 512;
 /// Longest order to a foundry, and longest answer: a restore names all merges since the last full
-/// snapshot, with every chunk of every contribution, and a data manifest lists its shards. Longer
-/// than what the bus carries: between processes such a one travels as an object.
+/// snapshot, with every chunk of every contribution, and a data manifest lists its shards. It is
+/// longer than a message on the bus may be: between processes such an order travels as an object.
 pub const FOUNDRY_BYTES_MAX: usize = 64 << 20;
 /// Most inputs that one event seals: three numbers of at most 9 bytes each, and one that says so,
 /// stay well below [`EVENT_BYTES_MAX`] together.
@@ -58,7 +58,8 @@ pub const URL_LIFE: Millis = Millis::from_secs(60);
 /// coordinator costs its worker this long and a little more, so it is short; and a claim every few
 /// seconds from each idle worker is little to answer.
 pub const CLAIM_WAIT_MAX: Millis = Millis::from_secs(5);
-/// How long a requester waits for an answer before it asks again; longer than [`CLAIM_WAIT_MAX`].
+/// The time that a requester waits for an answer before it asks again; longer than
+/// [`CLAIM_WAIT_MAX`].
 pub const REQUEST_TIMEOUT: Millis = Millis::from_secs(30);
 /// Shortest lease. A fail-over of a replicated stream takes 6 s: an operator who wants that to cost
 /// no lease chooses a longer one.

@@ -31,20 +31,20 @@ impl fmt::Display for Session {
 pub struct JoinRequest {
     /// Version.
     pub v: V<2>,
-    /// Which life of the worker asks.
+    /// The life of the worker that asks.
     pub session: Session,
     /// The key that signs the worker's events and statements; not its connection key.
     pub audit_key: PublicKey,
-    /// By the audit key, over the run and the worker's name under a prefix of their own: the asker
-    /// holds its secret.
+    /// A signature by the audit key, over the run and the worker's name under a prefix of their
+    /// own. It shows that the asker holds the key's secret.
     pub proof: ByteArray<64>,
     /// Trainers it has.
     pub trainers: Vec<TrainerKind>,
-    /// What it computes on, for people: `cpu x1`, `cuda:0 NVIDIA H100`.
+    /// The device that it computes on, for people: `cpu x1`, `cuda:0 NVIDIA H100`.
     pub device: String,
     /// Its release.
     pub release: String,
-    /// How openly it runs.
+    /// The layers of protection that it relaxed.
     pub posture: Posture,
 }
 
@@ -71,9 +71,9 @@ pub struct JoinReply {
 pub struct LeaveRequest {
     /// Version.
     pub v: V<2>,
-    /// Which life of the worker asks: one that was replaced ends nobody's membership.
+    /// The life of the worker that asks: one that was replaced ends nobody's membership.
     pub session: Session,
-    /// Why.
+    /// The reason, in words.
     pub reason: String,
 }
 
@@ -87,7 +87,7 @@ pub enum Layer {
     Bulk,
     /// Signed lease manifests and commands.
     Manifests,
-    /// Who may join a run.
+    /// The decision which workers may join a run.
     Enrolment,
 }
 
@@ -106,8 +106,7 @@ impl Layer {
     }
 }
 
-/// How openly a process runs: which layers it relaxed. A peer weaker than the run demands is
-/// refused.
+/// The layers of protection that a process relaxed. A peer weaker than the run demands is refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Posture {
@@ -119,9 +118,9 @@ pub struct Posture {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpenLayer {
-    /// Which.
+    /// The layer.
     pub layer: Layer,
-    /// Why, in the operator's words.
+    /// The reason, in the operator's words.
     pub reason: String,
 }
 

@@ -32,7 +32,7 @@ impl<'de, const N: u8> Deserialize<'de> for V<N> {
     }
 }
 
-/// Why bytes are not a message.
+/// The reason why bytes are not a message.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// Longer than the type allows; nothing was parsed.
@@ -40,7 +40,7 @@ pub enum DecodeError {
     TooLong {
         /// The type's name.
         name: &'static str,
-        /// What came.
+        /// The length that came.
         bytes: usize,
         /// The bound.
         max: usize,
@@ -50,7 +50,7 @@ pub enum DecodeError {
     Malformed {
         /// The type's name.
         name: &'static str,
-        /// What the parser met.
+        /// The parser's error.
         source: rmp_serde::decode::Error,
     },
     /// Not an answer to anything.
@@ -64,7 +64,7 @@ pub enum DecodeError {
     Trailing {
         /// The type's name.
         name: &'static str,
-        /// How many.
+        /// The number of bytes that are left over.
         extra: usize,
     },
 }
@@ -101,7 +101,7 @@ pub trait Message: Serialize + DeserializeOwned {
 /// Deepest nesting in a message; ours need less than ten, and each level costs stack.
 const DEPTH_MAX: usize = 32;
 
-/// Appends a message to what stands before it.
+/// Appends an encoded message to the bytes in `before`.
 pub(crate) fn encode<M: Message>(message: &M, mut before: Vec<u8>) -> Vec<u8> {
     let mut serializer = rmp_serde::Serializer::new(&mut before).with_struct_map();
     message
@@ -110,7 +110,7 @@ pub(crate) fn encode<M: Message>(message: &M, mut before: Vec<u8>) -> Vec<u8> {
     before
 }
 
-/// The bound on what is parsed.
+/// Refuses bytes that are longer than the type allows, before they are parsed.
 pub(crate) fn check_length<M: Message>(bytes: &[u8]) -> Result<(), DecodeError> {
     match bytes.len() <= M::BYTES_MAX {
         true => Ok(()),
@@ -135,7 +135,7 @@ pub(crate) fn decode<M: Message>(bytes: &[u8]) -> Result<M, DecodeError> {
     }
 }
 
-/// What a request comes to: what was asked for, or a coded refusal. It crosses the bus in an
+/// The outcome of a request: its answer, or a refusal with a code. It crosses the bus in an
 /// [`crate::Answer`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,6 +1,6 @@
-//! What each role may say and hear: the permission sets that follow from [`TABLE`] and
-//! from the plumbing of JetStream. User JWTs, role templates and `docs/bus.md` are all made from
-//! here.
+//! The subjects to which each role may publish and subscribe: the permission sets that follow from
+//! [`TABLE`] and from the plumbing of JetStream. User JWTs, role templates and `docs/bus.md` are
+//! all made from here.
 
 use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
 pub use crate::role::Role;
@@ -11,9 +11,9 @@ use crate::subject::{Kind, Lane, TABLE};
 pub struct Plumbing {
     /// The role.
     pub role: Role,
-    /// What it may publish.
+    /// The subject to which it may publish.
     pub subject: &'static str,
-    /// Why.
+    /// The reason.
     pub purpose: &'static str,
 }
 
@@ -95,7 +95,8 @@ pub const PLUMBING: &[Plumbing] = &[
     ),
 ];
 
-/// What a coordinator must never do to the log it writes, whatever else it is allowed.
+/// Requests that would change or delete the log: denied to the coordinator, which writes it,
+/// whatever else it is allowed.
 pub const LEDGER_WRITER_DENIED: &[&str] = &[
     "$JS.API.STREAM.DELETE.LEDGER",
     "$JS.API.STREAM.UPDATE.LEDGER",
@@ -120,7 +121,7 @@ pub struct Permissions {
     pub subscriptions_max: i64,
 }
 
-/// Where a client hears answers; nobody else may hear it.
+/// The subjects on which a client receives answers; nobody else may subscribe to them.
 const OWN_INBOX: &str = "_INBOX.{{subject()}}.>";
 
 /// The permissions of `role`: `{{subject()}}` stands for its own nkey, `{{tag(run)}}` for the run

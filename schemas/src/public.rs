@@ -43,11 +43,11 @@ pub struct Command {
     pub exp: u64,
     /// Unique.
     pub jti: String,
-    /// What to do.
+    /// The command.
     pub verb: CommandVerb,
 }
 
-/// What a worker is told.
+/// A command to a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CommandVerb {

@@ -1,13 +1,13 @@
 //! The accounts of a domain and the roles in them: each credential is issued for one role.
 
-/// An account, by what it is for.
+/// An account, by its purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Account {
     /// Coordinators and operators; the queue of offers, and the buckets.
     Control,
     /// The ledger. Coordinators write it, and nobody else connects.
     Ledger,
-    /// What workers say about themselves, one stream for each tenant.
+    /// Events of workers about themselves, one stream for each tenant.
     Events,
     /// Readers: a copy of the ledger and of every tenant's events, in one stream.
     Audit,
@@ -37,7 +37,7 @@ impl Account {
     }
 }
 
-/// What a credential is for.
+/// The purpose of a credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// Trains. Lives in a tenant's account.
@@ -95,7 +95,7 @@ impl Role {
         }
     }
 
-    /// Where its credentials belong.
+    /// The account to which its credentials belong.
     pub const fn account(self) -> Account {
         match self {
             Self::Worker => Account::Tenant,

@@ -23,22 +23,22 @@ pub struct RunSpec {
     pub v: V<1>,
     /// Its name.
     pub run: RunId,
-    /// What is trained.
+    /// The model to train.
     pub model: ModelSpec,
     /// The data set: an object holding a `DataManifest`.
     pub data: ObjectRef,
-    /// How many rounds, units and steps.
+    /// The numbers of rounds, units and steps.
     pub schedule: Schedule,
     /// The optimizer inside a unit.
     pub inner: InnerOptimizer,
     /// The optimizer between rounds.
     pub outer: OuterOptimizer,
-    /// How contributions travel.
+    /// The encoding of contributions.
     pub upload: Codec,
-    /// How global weights travel.
+    /// The encoding of global weights.
     pub download: Codec,
-    /// A worker adds to a contribution what the codec took from its last one that counted. Left
-    /// out of the message when false, so that settings of before keep their digest.
+    /// A worker adds to a contribution the part that the codec took from its last one that counted.
+    /// Left out of the message when false, so that older settings keep their digest.
     #[serde(default, skip_serializing_if = "is_false")]
     pub error_feedback: bool,
     /// Rules for workers and leases.
@@ -49,11 +49,11 @@ pub struct RunSpec {
 
 message!(RunSpec, "RunSpec", 64 << 10);
 
-/// What is trained, and with which implementation.
+/// The model to train, and the implementation that trains it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
-    /// Which trainer a worker uses.
+    /// The trainer that a worker uses.
     pub trainer: TrainerKind,
     /// The model's `config.json`.
     pub config: ObjectRef,
@@ -94,7 +94,7 @@ pub enum Precision {
     Bf16,
 }
 
-/// How many rounds, units and steps.
+/// The numbers of rounds, units and steps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
@@ -141,7 +141,7 @@ pub struct InnerOptimizer {
     pub clip_norm: f64,
 }
 
-/// What the coordinator does with the mean of a round's contributions.
+/// The rule by which the coordinator applies the mean of a round's contributions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum OuterOptimizer {
@@ -164,11 +164,11 @@ pub enum OuterOptimizer {
     },
 }
 
-/// When a round has what it needs, and is sealed.
+/// The condition under which a round is complete and is sealed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Closing {
-    /// When all its training units have a contribution; each counts by its tokens.
+    /// All its training units have a contribution; each counts by its tokens.
     #[default]
     All,
 }
@@ -195,8 +195,8 @@ pub struct Policy {
     pub norm_max: f64,
     /// Refused results of one worker before it is removed from the run.
     pub strikes_max: u32,
-    /// When a round is sealed. Left out where it is the first rule there was, so that the digests
-    /// of settings made before there was a choice stay what they are.
+    /// The rule by which a round is sealed. Left out of the message when it is the oldest rule, so
+    /// that settings from before there was a choice keep their digest.
     #[serde(default, skip_serializing_if = "Closing::is_all")]
     pub closing: Closing,
 }
@@ -289,10 +289,10 @@ impl RunSpec {
         self.model.initial.count() + usize::from(self.model.initial.listed().is_some())
     }
 
-    /// True if an uploaded object of a contribution may have this length: what the upload codec
-    /// makes of one of the initial weights' chunks. Their lengths were compared with the layout
-    /// when the run was created. Where they are listed, the length of the list is one, and any up
-    /// to that of the largest chunk: the check of the result reads the list and is exact.
+    /// True if an uploaded object of a contribution may have this length: the length of the upload
+    /// codec's encoding of one of the initial weights' chunks. Their lengths were compared with the
+    /// layout when the run was created. Where they are listed, the length of the list is one, and
+    /// any up to that of the largest chunk: the check of the result reads the list and is exact.
     pub fn is_upload_length(&self, bytes: Bytes) -> bool {
         let encoded = |elements| self.upload.kind.encoded_bytes(elements);
         match &self.model.initial {
@@ -368,7 +368,7 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// Checks that the codecs of a run can carry what they are for.
+/// Checks that the codecs of a run can carry the values that they are used for.
 ///
 /// # Errors
 /// [`Code::CodecUnfit`].
@@ -398,7 +398,7 @@ pub fn check_chunk_elements(elements: u64) -> Result<(), Refusal> {
 
 /// Writes a number for people as the shortest decimal that reads back as the same, in 64 bits:
 /// texts that hold every number in 64 bits, such as TOML and trees of JSON, would make
-/// 0.699999988079071 of 0.7. On the wire it is what it is.
+/// 0.699999988079071 of 0.7. On the wire the number is not changed.
 ///
 /// # Errors
 /// The serializer's own.

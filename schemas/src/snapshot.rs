@@ -116,7 +116,7 @@ impl SnapshotManifest {
     }
 }
 
-/// One outer step: what was merged, in the order in which it was added.
+/// One outer step: the inputs of its merge, in the order in which they were added.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MergeRecord {
@@ -141,7 +141,7 @@ pub struct MergeInput {
     pub worker: WorkerId,
     /// Tokens that it was trained on.
     pub tokens: Tokens,
-    /// How much it counts in the mean.
+    /// Its weight in the mean.
     pub weight: Weight,
     /// Its chunks.
     pub chunks: Chunks,

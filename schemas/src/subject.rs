@@ -2,8 +2,8 @@
 //! and parsed here only.
 //!
 //! Workers live in their tenant's account and never name it. The broker puts the account into the
-//! third token of what crosses into another account, so a subject has two forms: the sender's, and
-//! the one that [`Incoming`] parses.
+//! third token of each subject that crosses into another account, so a subject has two forms: the
+//! sender's, and the one that [`Incoming`] parses.
 
 mod incoming;
 
@@ -24,7 +24,7 @@ pub use incoming::{Incoming, SubjectError, as_sent, recorded_worker, sender_key}
 pub const AUDIT_STREAM: &str = "AUDIT";
 /// Stream of the ledger account: the coordinator's chain.
 pub const LEDGER_STREAM: &str = "LEDGER";
-/// What the streams of the events account begin with; the tenant's account follows.
+/// First part of the names of the streams in the events account; the tenant's account follows.
 pub const EVENTS_STREAM_PREFIX: &str = "EVENTS_";
 /// Work-queue stream that holds offers.
 pub const WORK_STREAM: &str = "WORK";
@@ -35,7 +35,7 @@ pub const LEDGER_FILTER: &str = "diloco.ledger.>";
 /// Events that say that a checkpoint of the ledger was saved; the newest is where a start begins.
 pub const CHECKPOINT_FILTER: &str = "diloco.ledger.cluster.*.checkpoint-saved";
 
-/// How a lane behaves.
+/// The way in which a lane delivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Request and reply.
@@ -49,7 +49,7 @@ pub enum Kind {
 /// A family of subjects with a common prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
-    /// What a worker asks.
+    /// Questions of workers.
     Request,
     /// A worker's signed events, as it hands them in.
     Event,
@@ -61,7 +61,7 @@ pub enum Lane {
     Telemetry,
     /// Signed orders to workers.
     Command,
-    /// What an operator asks.
+    /// Questions of operators.
     Control,
     /// Offers.
     Work,
@@ -112,19 +112,19 @@ impl Lane {
 pub struct Row {
     /// Its lane.
     pub lane: Lane,
-    /// What follows the lane's prefix in the sender's form; `{…}` are variable tokens.
+    /// The pattern after the lane's prefix in the sender's form; `{…}` are variable tokens.
     pub pattern: &'static str,
-    /// How it behaves.
+    /// The way in which it delivers.
     pub kind: Kind,
     /// The type that is sent.
     pub message: &'static str,
     /// The type of the answer, if it has one.
     pub reply: Option<&'static str>,
-    /// Who may publish.
+    /// The roles that may publish.
     pub publishers: &'static [Role],
-    /// Who may subscribe; streams are read through JetStream instead.
+    /// The roles that may subscribe; streams are read through JetStream instead.
     pub subscribers: &'static [Role],
-    /// What for.
+    /// The purpose.
     pub purpose: &'static str,
 }
 
@@ -153,7 +153,7 @@ const fn joined(parts: [&[Row]; 4]) -> [Row; TABLE_LENGTH] {
     rows
 }
 
-/// What is no question to the coordinator; the order is that of the reference page.
+/// Rows that are no questions to the coordinator; the order is that of the reference page.
 const OTHERS_BETWEEN: &[Row] = &[
     Row {
         lane: Lane::Event,
@@ -235,7 +235,8 @@ pub fn worker_event_subject(run: &RunId, worker: &WorkerId, kind: &str) -> Strin
     format!("{}.{run}.{worker}.{kind}", Lane::Event.prefix())
 }
 
-/// `diloco.record.<account>.<run>.<worker>.<kind>`, as who checked the event publishes it.
+/// `diloco.record.<account>.<run>.<worker>.<kind>`, as the service that checked the event publishes
+/// it.
 pub fn record_subject(account: &AccountId, run: &RunId, worker: &WorkerId, kind: &str) -> String {
     format!("{}.{account}.{run}.{worker}.{kind}", Lane::Record.prefix())
 }
@@ -268,8 +269,8 @@ pub fn heartbeat_subject(run: &RunId, worker: &WorkerId) -> String {
 }
 
 /// `diloco.command.<account>.<run>.<worker>.<verb>`, as the coordinator publishes it. There is no
-/// subject for all workers: who asks chooses where the broker publishes the answer, and one answer
-/// would reach them all.
+/// subject for all workers: an asker chooses the subject of its answer, and one answer would reach
+/// them all.
 pub fn command_subject(
     account: &AccountId,
     run: &RunId,

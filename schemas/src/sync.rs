@@ -1,4 +1,4 @@
-//! Synchronisations: what a round merges into one fragment of the weights.
+//! Synchronisations: merges of a round into one fragment of the weights.
 
 use serde::{Deserialize, Serialize};
 

@@ -9,15 +9,15 @@ use crate::member::Session;
 use crate::message::{V, message};
 use crate::{Bytes, Millis, Steps, Tokens};
 
-/// `heartbeat`: what the worker is doing.
+/// `heartbeat`: a worker's report of its present work.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Heartbeat {
     /// Version.
     pub v: V<3>,
-    /// Which life of the worker speaks: what it counts begins with its process.
+    /// The life of the worker that speaks: its counts begin with its process.
     pub session: Session,
-    /// Where it stands.
+    /// The phase it is in.
     pub phase: Phase,
     /// The lease it holds.
     pub lease: Option<LeaseRef>,
@@ -33,11 +33,11 @@ pub struct Heartbeat {
     pub bytes_up: Bytes,
     /// Downloaded since the process started.
     pub bytes_down: Bytes,
-    /// What else it counts.
+    /// Its other counts.
     pub numbers: WorkerNumbers,
 }
 
-/// What a worker's process counts beside its tokens and bytes, for collectors of numbers. Every
+/// The counts of a worker's process beside its tokens and bytes, for collectors of numbers. Every
 /// number but the memory only grows while the process lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -68,7 +68,7 @@ impl WorkerNumbers {
     }
 }
 
-/// Where a worker stands.
+/// The phase that a worker is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {

@@ -10,11 +10,12 @@ use crate::UnixMillis;
 /// Longest text on one line, in characters; more is cut. Above every bound that a text has on the
 /// bus.
 const SHOWN_CHARACTERS_MAX: usize = 2048;
-/// What a further line of a text of several lines begins with, so that none of them can pass for a
-/// line of ours.
+/// The beginning of each further line of a text of several lines, so that none of them can pass for
+/// a line of ours.
 const CONTINUED: &str = "\n  | ";
 
-/// A text on one line: what would not be seen, or would be obeyed, is written as `\u{1b}`.
+/// A text on one line: a character that would be invisible, or that a terminal would obey, is
+/// written in the form `\u{1b}`.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown<'a>(pub &'a str);
 
@@ -23,13 +24,14 @@ pub struct Shown<'a>(pub &'a str);
 #[derive(Clone, Copy, Debug)]
 pub struct ShownLines<'a>(pub &'a str);
 
-/// A text of lines that is itself what was asked for, such as what a model wrote: line ends and
+/// A text of several lines that the user asked for, such as the output of a model: line ends and
 /// tabs stay, nothing else that a terminal obeys.
 #[derive(Clone, Copy, Debug)]
 pub struct ShownText<'a>(pub &'a str);
 
-/// A JSON document on one line that a terminal shows as it is: what [`Shown`] would write otherwise
-/// becomes `\u001b`. It can only stand in texts, where that means the same.
+/// A JSON document on one line that a terminal shows as it is: characters that [`Shown`] escapes
+/// are written in the form `\u001b`. They can occur only in JSON strings, where that means the
+/// same.
 #[derive(Clone, Copy, Debug)]
 pub struct ShownJson<'a>(pub &'a str);
 
@@ -132,7 +134,7 @@ const fn is_harmless(character: char) -> bool {
 /// Year, month and day of a day since 1970, in the Gregorian calendar, counted in years that begin
 /// in March: leap days are then the last of their year.
 const fn civil(days: u64) -> (u64, u64, u64) {
-    /// From 0000-03-01 to 1970-01-01.
+    /// Days from 0000-03-01 to 1970-01-01.
     const TO_1970: u64 = 719_468;
     const DAYS_OF_400_YEARS: u64 = 146_097;
     let days = days + TO_1970;

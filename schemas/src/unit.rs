@@ -78,7 +78,7 @@ quantity!(
     Fragment(u32)
 );
 quantity!(
-    /// How much a contribution counts in a mean, beside the other contributions in it.
+    /// The weight of a contribution in a mean, beside the other contributions in it.
     Weight(u64)
 );
 quantity!(
@@ -86,7 +86,7 @@ quantity!(
     UnitIndex(u32)
 );
 quantity!(
-    /// How often a unit has been leased; a holder of an older epoch is fenced off.
+    /// The number of times that a unit has been leased; a holder of an older epoch is fenced off.
     Epoch(u64)
 );
 quantity!(
@@ -138,7 +138,7 @@ impl UnixMillis {
         Self(self.0.saturating_add(span.0))
     }
 
-    /// How long before `later` this instant lies; zero when it does not.
+    /// The time from this instant to `later`; zero when `later` is not after it.
     pub const fn until(self, later: Self) -> Millis {
         Millis(later.0.saturating_sub(self.0))
     }

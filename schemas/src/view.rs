@@ -1,5 +1,4 @@
-//! What operators are shown: the answers to `diloctl`'s questions and the status that watchers
-//! follow.
+//! Views for operators: the answers to `diloctl`'s questions and the status that watchers follow.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +11,7 @@ use crate::{
     AccountId, Bytes, Digest, ObjectRef, Refusal, Round, RunId, Tokens, UnixMillis, WorkerId,
 };
 
-/// Where a run stands.
+/// The phase that a run is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunPhase {
@@ -37,13 +36,13 @@ pub enum RunPhase {
 pub struct RunView {
     /// Its name.
     pub run: RunId,
-    /// Where it stands.
+    /// The phase it is in.
     pub phase: RunPhase,
     /// Why it is halted; there in phase [`RunPhase::Halted`] only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<Refusal>,
-    /// What holds it up at present and passes by itself, or is tried again: missing workers, a
-    /// merge or save that failed.
+    /// A problem that holds it up at present, and passes by itself or is tried again: missing
+    /// workers, a merge or save that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Refusal>,
     /// The open round; equal to `rounds` when all are closed.
@@ -60,7 +59,7 @@ pub struct RunView {
     pub workers_min: u32,
     /// Leases held.
     pub leases: u32,
-    /// Tokens by what became of them.
+    /// Tokens by their fate.
     pub tokens: Vec<(Fate, Tokens)>,
     /// Speed of all members together, by their heartbeats.
     pub tokens_per_second: f64,
@@ -84,7 +83,7 @@ pub struct RunView {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunDetail {
-    /// At a glance.
+    /// The run at a glance.
     pub view: RunView,
     /// Its settings.
     pub spec: RunSpec,
@@ -104,13 +103,13 @@ pub struct WorkerView {
     pub run: RunId,
     /// True when it is a member now.
     pub member: bool,
-    /// What it computes on.
+    /// The device that it computes on.
     pub device: String,
     /// Its release.
     pub release: String,
-    /// How openly it runs.
+    /// The layers of protection that it relaxed.
     pub posture: Posture,
-    /// Where it stands, by its last heartbeat.
+    /// The phase that it is in, by its last heartbeat.
     pub phase: Option<Phase>,
     /// The lease it holds, by the ledger.
     pub lease: Option<LeaseRef>,
@@ -134,7 +133,7 @@ pub struct LeaseView {
     pub lease: LeaseRef,
     /// Its holder.
     pub worker: WorkerId,
-    /// When it ends unless it is renewed.
+    /// Its end unless it is renewed.
     pub expires_at: UnixMillis,
     /// Steps done by the last renewal.
     pub steps_done: crate::Steps,
@@ -144,7 +143,7 @@ pub struct LeaseView {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoundView {
-    /// Which.
+    /// The round.
     pub round: Round,
     /// Opened at.
     pub opened_at: UnixMillis,

@@ -11,7 +11,7 @@ use crate::{Chunks, Digest, Round};
 pub struct Weights {
     /// The snapshot's round.
     pub round: Round,
-    /// How the chunks are encoded.
+    /// The encoding of the chunks.
     pub codec: Codec,
     /// The chunks of the layout, in order.
     pub chunks: Chunks,

@@ -1,9 +1,10 @@
-//! What programs do about a code. The table of codes has a column for it, and everything that
-//! decides by a code asks the column, so that a new code is decided about once and everywhere.
+//! Classes of codes: the actions that programs take on them. The table of codes has a column for
+//! the class, and everything that decides by a code reads that column, so that a new code is
+//! decided about once and everywhere.
 
 use super::Code;
 
-/// What a program does about a code.
+/// The action that a program takes on a code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
     /// A peer is not there, or cannot be reached with what it shows. It may be back at any moment.
@@ -51,7 +52,7 @@ impl Class {
         }
     }
 
-    /// What the pages of the codes say about it.
+    /// The text about it on the pages of the codes.
     pub const fn what_programs_do(self) -> &'static str {
         match self {
             Self::Away => {

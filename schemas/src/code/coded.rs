@@ -5,10 +5,10 @@ use super::{Code, Refusal};
 
 /// An error with a code.
 pub trait Coded: std::fmt::Display {
-    /// Which code.
+    /// The code.
     fn code(&self) -> Code;
 
-    /// The particulars: what stands behind the code's title.
+    /// The particulars: the text that follows the code's title.
     fn detail(&self) -> String {
         self.to_string()
     }

@@ -1,4 +1,5 @@
-//! Subjects as they arrive: their parts, whose they are, and how their sender wrote them.
+//! Subjects as they arrive: their parts, their senders, and the form in which the sender wrote
+//! them.
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -51,7 +52,7 @@ pub enum Incoming {
     },
 }
 
-/// Under whose name an event was recorded; what the event calls itself may be anything.
+/// The name under which an event was recorded; the event itself may claim any name.
 pub fn recorded_worker(subject: &str) -> Option<(AccountId, RunId, WorkerId)> {
     let rest = subject
         .strip_prefix(Lane::Record.prefix())?
@@ -59,8 +60,8 @@ pub fn recorded_worker(subject: &str) -> Option<(AccountId, RunId, WorkerId)> {
     sender(rest).map(|(account, run, worker, _)| (account, run, worker))
 }
 
-/// A subject as its sender wrote it: without the account that the broker put into what crosses
-/// accounts.
+/// A subject as its sender wrote it: without the account that the broker adds when a message
+/// crosses accounts.
 pub fn as_sent(subject: &str) -> Cow<'_, str> {
     let lane = subject
         .match_indices('.')
@@ -86,8 +87,8 @@ pub fn as_sent(subject: &str) -> Cow<'_, str> {
     }
 }
 
-/// The key of who sent something to a service: the broker holds every sender to its own. None when
-/// the subject has no such place; whatever follows it may be anything.
+/// The key of the sender of a message to a service: the broker holds every sender to its own key.
+/// None when the subject has no such place; whatever follows it may be anything.
 pub fn sender_key(subject: &str) -> Option<PublicKey> {
     let mut tokens = subject.splitn(3, '.');
     let (first, lane, rest) = (tokens.next()?, tokens.next()?, tokens.next()?);

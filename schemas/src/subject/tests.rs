@@ -1,4 +1,4 @@
-//! Subjects: what is built parses back, and strange ones are refused.
+//! Tests of subjects: a subject that was built parses back, and strange ones are refused.
 
 use std::borrow::Cow;
 
@@ -18,7 +18,7 @@ fn run() -> RunId {
     "demo".parse().expect("a name")
 }
 
-/// What the broker's import mapping does to a subject.
+/// Maps a subject as the broker's import does.
 fn mapped(subject: &str) -> String {
     let mut tokens: Vec<&str> = subject.split('.').collect();
     let account = account();

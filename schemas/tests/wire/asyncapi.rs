@@ -11,7 +11,7 @@ use serde_json::{Map, Value as Json, json};
 use crate::examples::{self, Example};
 use crate::value::Value;
 
-/// What a client needs to know beside the messages.
+/// The facts that a client needs beside the messages.
 const DESCRIPTION: &str = "\
 The subjects of a trust domain, as their sender writes them. What workers send reaches the other account with the \
 tenant's account as third token, written by the broker.\n\n\
@@ -24,7 +24,7 @@ A reply is the byte 0xc1 and then the map `Answer`: the asker's key `to`, the sh
 request, and `reply`, which is a map with the one key `ok` (the message of the operation) or `refused` (the message `Refusal`). \
 Drop every answer with another `to` or `question`. `SubmitRequest.statement` holds a `Statement`, `SignedEvent.body` an `EventBody`.";
 
-/// What each variable token of a subject is.
+/// The meaning of each variable token of a subject.
 const PARAMETERS: &[(&str, &str)] = &[
     ("account", "public nkey of a tenant's account"),
     ("emitter", "public nkey that signed the event"),

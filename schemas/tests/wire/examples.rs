@@ -125,7 +125,7 @@ pub(crate) fn spec() -> RunSpec {
         .build()
 }
 
-/// What a worker asked.
+/// A worker's question.
 pub(crate) fn asked() -> Asked {
     Asked {
         by: public(),

@@ -1,4 +1,4 @@
-//! What crosses the bus: fixed bytes, and no trouble from hostile ones.
+//! Tests of the bytes that cross the bus: valid messages keep theirs, and hostile ones do no harm.
 
 mod asyncapi;
 mod bounds;

@@ -47,7 +47,7 @@ impl Value {
         }
     }
 
-    /// As JSON: byte strings in hexadecimal.
+    /// The value as JSON: byte strings in hexadecimal.
     pub(crate) fn shown(&self) -> Json {
         match self {
             Self::Nil => Json::Null,

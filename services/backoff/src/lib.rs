@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Doublings beyond which every ceiling is reached: 2^20 times the shortest pause.
 const DOUBLINGS_MAX: u32 = 20;
 
-/// How long the tries of one kind of trouble are apart.
+/// The pauses between tries after one kind of trouble.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backoff {
     first: Duration,

@@ -1,11 +1,11 @@
-//! The end of a chain: what the next event must say of the events before it.
+//! The end of a chain: the facts that the next event must state about the events before it.
 
 use std::fmt;
 
 use schemas::event::{Event, EventBody};
 use schemas::{Digest, Message as _, PublicKey, RunId, Sequence, UnixMillis, V};
 
-/// Where a chain ends; the default is a chain without events.
+/// The end of a chain; the default is a chain without events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct End {
     /// Position of the next event.
@@ -25,7 +25,7 @@ pub struct Draft {
     pub digest: Digest,
 }
 
-/// How an event stands to a chain.
+/// The relation of an event to a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stand {
     /// It is the next event.
@@ -39,7 +39,7 @@ pub enum Stand {
     },
     /// It has the right position, and names another event before it.
     OtherPast {
-        /// What it names.
+        /// The digest that it names.
         named: Option<Digest>,
         /// The last event.
         expected: Option<Digest>,
@@ -82,8 +82,9 @@ impl End {
         }
     }
 
-    /// How an event at `sequence`, which names `previous` as the one before it and whose own body
-    /// has `digest`, stands to the chain that ends here. Of older events only the last is known.
+    /// The relation of an event to the chain that ends here. The event is at `sequence`, names
+    /// `previous` as the one before it, and its own body has `digest`. Of older events only the
+    /// last is known.
     pub fn stand(&self, sequence: Sequence, previous: Option<Digest>, digest: Digest) -> Stand {
         if sequence > self.next {
             return Stand::Gap { from: self.next };
@@ -116,7 +117,7 @@ impl End {
 }
 
 impl Draft {
-    /// Where the chain ends once it holds this event.
+    /// The end of the chain once it holds this event.
     pub fn end(&self) -> End {
         End::after(self.sequence, self.digest)
     }

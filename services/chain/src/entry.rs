@@ -21,7 +21,7 @@ pub struct Entry {
     pub digest: Digest,
 }
 
-/// Why a message that has the form of an event is none.
+/// The reason why a message in the form of an event is none.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// The key that it names did not sign it, as an event, in this domain.
@@ -35,12 +35,12 @@ pub enum Fault {
     Emitter {
         /// The signer.
         signer: PublicKey,
-        /// Whose event it says it is.
+        /// The emitter that the event names.
         emitter: PublicKey,
     },
 }
 
-/// How an event differs from the subject that it stands under.
+/// The difference between an event and the subject that it stands under.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Misplaced {
     /// The subject is not one for events of this kind of emitter.
@@ -50,18 +50,18 @@ pub enum Misplaced {
     },
     /// The subject names another emitter.
     Emitter {
-        /// What the subject says.
+        /// The subject's emitter.
         subject: PublicKey,
-        /// What the body says.
+        /// The body's emitter.
         body: PublicKey,
     },
     /// The subject names another run.
     Run,
     /// The subject names another kind of event.
     Kind {
-        /// What the subject says.
+        /// The subject's kind of event.
         subject: String,
-        /// What the body says.
+        /// The body's kind of event.
         body: &'static str,
     },
 }

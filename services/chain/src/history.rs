@@ -1,4 +1,4 @@
-//! Everything that a chain has had so far, in a few bytes an event.
+//! The whole of a chain so far, in a few bytes an event.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,8 @@ use schemas::{Digest, Sequence};
 
 use crate::end::{End, Stand};
 
-/// How far back behind a gap events are told from each other: an event that comes after its
-/// successors from one whose position is taken.
+/// The number of newest events behind a gap whose digests are kept. They tell an event that comes
+/// after its successors from one whose position is taken.
 pub const REMEMBERED: u64 = 1024;
 
 /// A chain as far as it was read.
@@ -37,12 +37,12 @@ impl History {
         }
     }
 
-    /// Where it ends.
+    /// The end of the chain.
     pub const fn end(&self) -> End {
         self.end
     }
 
-    /// How an event, whose body has `digest`, stands to the chain. Nothing is added.
+    /// The relation to the chain of an event whose body has `digest`. Nothing is added.
     /// [`Stand::Passed`] is an event from before the chain was followed.
     pub fn stand(&self, body: &EventBody, digest: Digest) -> Stand {
         match self.end.stand(body.sequence, body.previous, digest) {
@@ -53,7 +53,8 @@ impl History {
     }
 
     /// Adds an event. The chain goes on from it whatever it said of the events before it, so that
-    /// one fault of an emitter is one finding; a strict reader adds what is [`Stand::Next`] alone.
+    /// one fault of an emitter is one finding; a strict reader adds only events that are
+    /// [`Stand::Next`].
     pub fn add(&mut self, sequence: Sequence, digest: Digest) {
         if sequence >= self.end.next {
             self.end = End::after(sequence, digest);

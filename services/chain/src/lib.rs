@@ -1,10 +1,10 @@
 //! Signed, numbered, hashed events: one writer and one reader for the coordinator's ledger,
-//! workers' accounts of themselves, and those who audit both. No I/O and no private key: a shell
+//! workers' accounts of themselves, and the auditors of both. No I/O and no private key: a shell
 //! stores the bytes, and crate `identity` signs them.
 //!
 //! An event is a body, encoded once; its key, its signature over that body, and the body itself are
-//! what is sent and stored. Each body names its position in its emitter's chain and the digest of
-//! the body before it.
+//! sent and stored. Each body names its position in its emitter's chain and the digest of the body
+//! before it.
 //!
 //! | file | holds |
 //! | --- | --- |

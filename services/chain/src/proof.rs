@@ -1,6 +1,6 @@
-//! What a message is by itself, before its place in a chain is looked at. Nothing of it depends on
-//! other messages, so that many are looked at side by side, on all cores, and only their places one
-//! after another.
+//! The nature of a message by itself, before its place in a chain is looked at. It does not depend
+//! on other messages, so many messages are looked at side by side, on all cores, and only their
+//! places one after another.
 
 use schemas::PublicKey;
 use schemas::subject::Incoming;
@@ -15,14 +15,14 @@ pub struct Writers {
     keys: Vec<PublicKey>,
 }
 
-/// What a message in the ledger's stream is by itself.
+/// The nature of a message in the ledger's stream, by itself.
 #[derive(Debug)]
 pub enum Proof {
-    /// An event that somebody signed who may write here.
+    /// An event that is signed by a key that may write here.
     Event(Box<Entry>),
-    /// In no chain: nobody signed it who may write here. The reason, in words.
+    /// In no chain: no key that may write here has signed it. The reason, in words.
     Foreign(String),
-    /// Signed by somebody who may write here, and no event. The reason, in words.
+    /// Signed by a key that may write here, and no event. The reason, in words.
     Broken(String),
 }
 

@@ -1,4 +1,4 @@
-//! One chain, followed strictly: what a process must know that goes on from it.
+//! One chain, followed strictly: the facts that a process needs to go on from it.
 
 use schemas::event::EventBody;
 use schemas::{Digest, PublicKey, Sequence};
@@ -7,14 +7,14 @@ use crate::end::{End, Stand};
 use crate::history::History;
 use crate::proof::{Proof, Writers};
 
-/// The ledger as far as it was read, and who may write it.
+/// The ledger as far as it was read, and the keys that may write it.
 #[derive(Clone, Debug)]
 pub struct Reader {
     writers: Writers,
     history: History,
 }
 
-/// What a message in the ledger's stream is.
+/// The judgement on a message in the ledger's stream.
 #[derive(Debug)]
 pub enum Judgement {
     /// The next event.
@@ -27,16 +27,16 @@ pub enum Judgement {
     /// An event that is in the chain already, byte for byte.
     Repeated,
     /// An event from before the place where this reader began ([`Reader::continue_from`]): a copy,
-    /// or another event in its place. Who has the event that was there can tell.
+    /// or another event in its place. A process that has the event at that position can tell.
     Before {
         /// Its position.
         sequence: Sequence,
         /// The digest of its body.
         digest: Digest,
     },
-    /// In no chain: nobody signed it who may write here. The reason, in words.
+    /// In no chain: no key that may write here has signed it. The reason, in words.
     Foreign(String),
-    /// Signed by somebody who may write here, and it does not follow. The reason, in words.
+    /// Signed by a key that may write here, and it does not follow. The reason, in words.
     Broken(String),
 }
 
@@ -56,13 +56,13 @@ impl Reader {
         &self.writers
     }
 
-    /// Where the chain ends.
+    /// The end of the chain.
     pub const fn end(&self) -> End {
         self.history.end()
     }
 
     /// Begins behind the event at `end`, which is known to be in the chain, as if nothing had been
-    /// read before. What came before it is not read.
+    /// read before. The events before it are not read.
     pub fn continue_from(&mut self, end: End) {
         self.history = History::behind(end);
     }

@@ -1,6 +1,6 @@
-//! Signatures of events, checked from the raw key in the text form of nkeys. What is signed starts
-//! with a byte that no text has and names purpose and domain, so that no nonce, token or document
-//! of another purpose or domain has the same bytes.
+//! Signatures of events, checked from the raw key in the text form of nkeys. The signed bytes start
+//! with a byte that no text has and name purpose and domain, so that no nonce, token or document of
+//! another purpose or domain has the same bytes.
 
 use std::collections::BTreeMap;
 
@@ -34,13 +34,14 @@ pub fn signed(key: &PublicKey, signature: [u8; SIGNATURE_BYTES], body: Vec<u8>) 
 /// as fast.
 #[derive(Clone, Debug)]
 pub struct Signatures {
-    /// What is signed before a body.
+    /// The bytes that are signed before a body.
     prefix: Vec<u8>,
     tabled: BTreeMap<PublicKey, TabledKey>,
 }
 
 impl Signatures {
-    /// Of `domain` (its id as text), most of them by the keys `often`.
+    /// The checker for the domain `domain` (its id as text), most of whose signatures are by the
+    /// keys `often`.
     pub fn new<'a>(domain: &str, often: impl IntoIterator<Item = &'a PublicKey>) -> Self {
         let table = |key: &PublicKey| Some((key.clone(), TabledKey::new(user_key(key.as_str())?)?));
         Self {
@@ -76,8 +77,8 @@ fn verifying_key(public: &str) -> Option<VerifyingKey> {
     VerifyingKey::from_bytes(&user_key(public)?).ok()
 }
 
-/// What is signed for an event's `body` in `domain` (the domain's id as text): `0xFF`, purpose,
-/// `0x00`, sha256 of the domain's id, body.
+/// The bytes that are signed for an event's `body` in `domain` (the domain's id as text): `0xFF`,
+/// purpose, `0x00`, sha256 of the domain's id, body.
 pub fn signed_bytes(domain: &str, body: &[u8]) -> Vec<u8> {
     let domain = Digest::of(domain.as_bytes());
     [&[0xFF], PURPOSE, &[0x00], domain.as_bytes(), body].concat()

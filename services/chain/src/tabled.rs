@@ -68,7 +68,7 @@ mod tests {
 
     use super::*;
 
-    /// What the library says of a key that it may not take at all.
+    /// The library's verdict on a key that it may refuse altogether.
     fn strict(key: [u8; 32], signature: &[u8; 64], message: &[u8]) -> bool {
         let signature = Signature::from_bytes(signature);
         VerifyingKey::from_bytes(&key)
@@ -138,7 +138,8 @@ mod tests {
         }
     }
 
-    /// A key that is off by a point of small order signs what holds for some messages only.
+    /// A key that is off by a point of small order makes signatures that hold for some messages
+    /// only.
     #[test]
     fn points_of_mixed_order_are_judged_as_the_library_judges_them() {
         let (mut held, mut refused) = (0, 0);

@@ -1,5 +1,5 @@
-//! How much each sender may ask: who asks more than any worker or operator needs is refused before
-//! it reaches the decision loop, which all runs share.
+//! The bound on requests of each sender: one that asks more than any worker or operator needs is
+//! refused before its request reaches the decision loop, which all runs share.
 
 use std::collections::BTreeMap;
 
@@ -7,25 +7,25 @@ use coordinator_core::{ControlRequest, Peer, WorkerRequest};
 use schemas::PublicKey;
 use tokio::time::Instant;
 
-/// What a sender has at first and at most: several rounds of a run with 256 chunks.
+/// The credit that a sender has at first and at most: several rounds of a run with 256 chunks.
 const CREDIT_MAX: f64 = 8192.0;
-/// What comes back in a second: ten rounds of a small run, or half a round of one with 256 chunks.
-/// A worker of a run with more has large rounds, and asks again by itself.
+/// The credit that comes back in a second: ten rounds of a small run, or half a round of one with
+/// 256 chunks. A worker of a run with more has large rounds, and asks again by itself.
 const CREDIT_A_SECOND: f64 = 512.0;
-/// What a request costs that leads to an event: it is written to a disk before anything else is
-/// decided.
+/// The cost of a request that leads to an event: the event is written to a disk before anything
+/// else is decided.
 const EVENT_COST: f64 = 16.0;
-/// What each object of a request costs.
+/// The cost of each object in a request.
 const OBJECT_COST: f64 = 0.5;
 /// Senders that are remembered; above that those with full credit are forgotten, which changes
 /// nothing for them.
 const SENDERS_MAX: usize = 65_536;
 
-/// What a look of an operator costs: its answer is made in the loop and may be as long as a message
+/// The cost of an operator's look: its answer is made in the loop and may be as long as a message
 /// can be. A hundred a second are more than people watch.
 const VIEW_COST: f64 = 4.0;
 
-/// Whose credit it is.
+/// The owner of a credit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Sender {
     Worker(Peer),
@@ -75,10 +75,10 @@ impl Allowances {
     }
 }
 
-/// What any other message costs: a heartbeat, or one that is none of ours.
+/// The cost of any other message: a heartbeat, or one that is none of ours.
 pub(crate) const MESSAGE_COST: f64 = 1.0;
 
-/// What an operator's request costs.
+/// The cost of an operator's request.
 pub(crate) fn control_cost(request: &ControlRequest) -> f64 {
     match request {
         ControlRequest::View(_) => VIEW_COST,
@@ -96,7 +96,7 @@ pub(crate) fn control_cost(request: &ControlRequest) -> f64 {
     }
 }
 
-/// What a worker's request costs.
+/// The cost of a worker's request.
 pub(crate) fn cost(request: &WorkerRequest) -> f64 {
     let objects = match request {
         WorkerRequest::Put(request) => request.objects.len(),

@@ -13,19 +13,20 @@ use tokio::time::Instant;
 
 use crate::doors;
 
-/// Where an answer goes, and to what. The subject is the asker's choice, so the answer
-/// names the asker.
+/// The address of an answer, and the request it answers. The subject is the asker's choice, so the
+/// answer names the asker.
 #[derive(Clone, Debug)]
 pub(crate) struct ReplyTo {
     subject: Subject,
     asked: Asked,
-    /// What was asked, for the numbers.
+    /// The name of the request, for the numbers.
     request: &'static str,
     since: Instant,
 }
 
 impl ReplyTo {
-    /// Where a message wants its answer; none when it wants none, or its subject names no asker.
+    /// Reads the address to which a message wants its answer; none when it wants none, or its
+    /// subject names no asker.
     pub(crate) fn read(message: &Delivery) -> Option<Self> {
         let subject = Subject::from(message.reply.as_deref()?);
         let request = match message.subject.parse() {

@@ -1,4 +1,4 @@
-//! What reaches the decision loop.
+//! Arrivals: everything that reaches the decision loop.
 
 use async_nats::Subject;
 use coordinator_core::{ControlRequest, Input, Peer, WorkerRequest};

@@ -15,7 +15,8 @@ use crate::store::{Store, refusal};
 
 /// Objects that are looked at at a time.
 const LOOKS_MAX: usize = 32;
-/// Chunks of initial weights that are read at a time: what is in memory of a model of any size.
+/// Chunks of initial weights that are read at a time: the most that is in memory of a model of any
+/// size.
 const CHUNKS_AT_A_TIME: usize = 2;
 /// Largest `config.json`; Hugging Face's have a few KiB.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -196,7 +197,7 @@ mod tests {
         assert!(initial_chunk(0, &[0; 8], 3).is_err(), "another length");
     }
 
-    /// What the core lets a worker upload is what the check of a result expects.
+    /// The length that the core lets a worker upload is the one that the check of a result expects.
     #[test]
     fn the_words_for_codecs_and_the_codecs_agree_on_lengths() {
         for codec in CodecKind::ALL.iter().copied() {

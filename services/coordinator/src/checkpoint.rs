@@ -48,8 +48,7 @@ pub(crate) fn tell_unsaved(refusal: &Refusal) {
     tracing::warn!(%code, next = code.next_step(), %reason, "a checkpoint of the ledger was not saved");
 }
 
-/// Deletes the object of an outdated checkpoint. What cannot be deleted is tried again at the next
-/// start.
+/// Deletes the object of an outdated checkpoint. If that fails, the next start tries again.
 pub(crate) async fn discard(store: &Store, object: Digest) {
     if let Err(error) = store.buckets.delete(object).await {
         tracing::warn!(code = %error.code(), %error, "the object of an outdated checkpoint was not deleted");

@@ -11,7 +11,7 @@ use schemas::member::Layer;
 use schemas::permission::Role;
 use serde::{Deserialize, Serialize};
 
-/// Everything that can be set.
+/// All settings of the coordinator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -25,11 +25,11 @@ pub struct Config {
     pub store: StoreConfig,
     /// Keys and the trust bundle.
     pub keys: KeysConfig,
-    /// What is demanded.
+    /// The authentication that is demanded of peers.
     pub auth: AuthConfig,
     /// Bounds.
     pub limits: LimitsConfig,
-    /// What every service has.
+    /// Settings that every service has.
     pub service: ServiceConfig,
     /// Numbers for a collector.
     pub metrics: MetricsConfig,
@@ -76,16 +76,16 @@ pub struct KeysConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {
-    /// Memory for contributions that were screened and wait for their merge; what does not fit is
-    /// fetched again.
+    /// Memory for contributions that were screened and wait for their merge; contributions that do
+    /// not fit are fetched again.
     pub contributions_memory: ConfigBytes,
     /// Chunks that are fetched or stored at a time. Each holds its bytes in memory.
     pub transfers: u32,
-    /// How long an operation at the store is retried.
+    /// The time for which an operation at the store is retried.
     pub store_patience: ConfigDuration,
-    /// How long an event is offered to the ledger before the coordinator stands down.
+    /// The time for which an event is offered to the ledger before the coordinator stands down.
     pub ledger_patience: ConfigDuration,
-    /// How often workers shall say that they live.
+    /// The time between two heartbeats of a worker.
     pub heartbeat: ConfigDuration,
 }
 
@@ -162,7 +162,7 @@ impl Config {
         }
     }
 
-    /// What the coordinator has to show.
+    /// The credentials and certificates that the coordinator shows, some of which end.
     pub fn materials(&self, now: UnixMillis) -> Materials {
         let items = vec![
             Material::BusAddress {

@@ -1,5 +1,5 @@
-//! What is seen of a running coordinator: a span around each input and each effect, with the run,
-//! the round, the unit and the lease that it is about, and the numbers of
+//! Traces and numbers of a running coordinator: a span around each input and each effect, with the
+//! run, the round, the unit and the lease that it is about, and the numbers of
 //! [`runtime::metrics::TABLE`].
 
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub(crate) fn answered(request: &'static str, took: Duration, refused: Option<&R
     histogram!(REQUEST_SECONDS, "request" => request).record(took);
 }
 
-/// So many arrivals wait for the loop.
+/// Shows the number of arrivals that wait for the loop.
 pub(crate) fn waiting(arrivals: usize) {
     gauge!(ARRIVALS_WAITING).set(arrivals as f64);
 }
@@ -84,7 +84,7 @@ pub(crate) fn input_span(input: &Input) -> Span {
     span
 }
 
-/// The span of what an effect does in the loop, and of the work that it starts beside it.
+/// The span of an effect: of its work in the loop, and of the work that it starts beside it.
 pub(crate) fn effect_span(effect: &Effect) -> Span {
     let span = span_of("effect", effect.kind());
     match effect {

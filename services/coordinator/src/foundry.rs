@@ -1,6 +1,6 @@
 //! The foundry of a run: the one place that holds its weights and the bytes of its contributions.
-//! It takes the orders of [`schemas::foundry`] and answers with what came of them; it decides
-//! nothing about rounds or leases, and losing it costs time, never a result.
+//! It takes the orders of [`schemas::foundry`] and answers with their outcomes; it decides nothing
+//! about rounds or leases, and losing it costs time, never a result.
 //!
 //! | file | holds |
 //! | --- | --- |
@@ -71,12 +71,12 @@ impl Foundry {
         }
     }
 
-    /// Which it is.
+    /// Its number.
     pub(crate) const fn number(&self) -> FoundryNumber {
         self.number
     }
 
-    /// Gives an order. The dispatcher takes it in a moment; what comes of it is an answer.
+    /// Gives an order. The dispatcher takes it in a moment; the outcome is an answer.
     ///
     /// # Errors
     /// The foundry has ended, which only a fault in it does.
@@ -95,7 +95,7 @@ impl Drop for Foundry {
     }
 }
 
-/// Where a foundry's answers go.
+/// The way back for a foundry's answers.
 #[derive(Clone, Debug)]
 pub(crate) struct Answers {
     run: RunId,
@@ -116,7 +116,7 @@ impl Answers {
         }
     }
 
-    /// Whose foundry answers.
+    /// The run whose foundry answers.
     pub(crate) const fn run(&self) -> &RunId {
         &self.run
     }

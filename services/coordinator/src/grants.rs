@@ -1,4 +1,4 @@
-//! URLs for others, and the promotion of what operators upload.
+//! URLs for others, and the promotion of operators' uploads.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ const REMEMBERED_MAX: usize = 16_384;
 pub(crate) struct Granted(BTreeSet<IncomingKey>);
 
 impl Granted {
-    /// For each object whether its upload was granted before; from now on it was.
+    /// Says for each object if its upload was granted before, and notes that it is granted now.
     pub(crate) fn mark(&mut self, place: &Quarantine, objects: &[ObjectRef]) -> Vec<Upload> {
         if self.0.len() + objects.len() > REMEMBERED_MAX {
             self.0.clear();
@@ -58,7 +58,7 @@ pub(crate) fn get(store: &Store, objects: &[Digest]) -> Answer {
     Answer::Grants(Grants { v: V, grants })
 }
 
-/// URLs to upload. What the store has needs none.
+/// URLs to upload. An object that the store has needs none.
 pub(crate) async fn put(
     store: &Store,
     place: &Quarantine,

@@ -7,8 +7,8 @@ use std::panic::AssertUnwindSafe;
 use futures::FutureExt as _;
 use schemas::{Code, Refusal};
 
-/// Does `work`; a panic in it is [`Code::Internal`]. What it held of its own is lost with it, and
-/// what it borrowed must be fit to be used again.
+/// Does `work`; a panic in it is [`Code::Internal`]. Values that it owned are lost with it, and
+/// values that it borrowed must be fit to be used again.
 pub(crate) async fn answered<T>(
     what: &str,
     work: impl Future<Output = Result<T, Refusal>>,
@@ -24,7 +24,7 @@ pub(crate) async fn answered<T>(
     })
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn message(panic: &(dyn Any + Send)) -> &str {
     let literal = panic.downcast_ref::<&str>().copied();
     literal

@@ -1,5 +1,5 @@
-//! What arrives on the bus: who says it and what it is, by its subject, where the broker puts the
-//! account and to which it holds the key; whether it has the right form. A message's own fields are
+//! Messages from the bus. The subject says who sends and what it is: the broker puts the account
+//! into it and holds the sender to its key. The form is checked here; a message's own fields are
 //! never asked who sent it.
 
 use coordinator_core::{ControlRequest, Peer, WorkerRequest};
@@ -35,18 +35,18 @@ pub(crate) struct Rejected {
     pub(crate) refusal: Refusal,
 }
 
-/// What the broker must have said about a sender.
+/// The source of a sender's identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
-    /// Workers come from accounts of their own, which the broker names, and it tells what crosses
-    /// by where answers go.
+    /// Workers come from accounts of their own, which the broker names; a message that crosses
+    /// accounts is recognised by its reply subject.
     ByBroker,
     /// The bus was opened on purpose; subjects are all there is.
     BySubject,
 }
 
-/// Longest subject for an answer: several times what clients make, and far below the broker's
-/// longest line.
+/// Longest subject for an answer: several times as long as clients make them, and far below the
+/// broker's longest line.
 const REPLY_BYTES_MAX: usize = 512;
 
 /// Reads one message.

@@ -21,7 +21,7 @@ pub use self::checkpoint::Named;
 pub(crate) use self::checkpoint::Place;
 use self::grouping::Grouping;
 
-/// What is logged of a copy.
+/// The text that is logged of a copy.
 const REPEATED: &str = "an event that the ledger has already";
 /// Most foreign messages that are named in the log one by one; all are counted.
 const FOREIGN_NAMED_MAX: u64 = 5;
@@ -36,7 +36,7 @@ pub struct Ledger {
     domain: String,
     chain: Reader,
     /// Position in the stream of the last message that was looked at, in the chain or not; 0 for
-    /// none. It is what the next append expects to be the last.
+    /// none. The next append expects it to be the last.
     stream_sequence: u64,
     /// The event behind which this process began to read; none when that was the first.
     base: Option<Place>,
@@ -44,7 +44,7 @@ pub struct Ledger {
     taken: Option<Place>,
     /// Messages that were passed over.
     foreign: u64,
-    /// How many events share a publish.
+    /// The number of events that share a publish.
     grouping: Grouping,
     patience: Duration,
 }
@@ -52,15 +52,15 @@ pub struct Ledger {
 /// An event that shall be appended.
 #[derive(Clone, Debug)]
 pub struct NewEvent {
-    /// When, as the coordinator's state holds it.
+    /// The time of the event, as the coordinator's state holds it.
     pub time: UnixMillis,
     /// The run it concerns.
     pub run: Option<RunId>,
-    /// What happened.
+    /// The event itself.
     pub event: LedgerEvent,
 }
 
-/// Why the ledger cannot be read or written.
+/// The reason why the ledger cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// Another coordinator has appended.
@@ -74,12 +74,12 @@ pub enum LedgerError {
         /// Stream sequence of the event of somebody else that follows in the chain.
         found: u64,
     },
-    /// An event was signed by who may write the ledger, and does not follow.
+    /// An event was signed by a key that may write the ledger, and does not follow.
     #[error("event {stream} of stream {LEDGER_STREAM}: {reason}")]
     Broken {
         /// Its sequence in the stream.
         stream: u64,
-        /// What is wrong with it.
+        /// The fault in it.
         reason: String,
     },
     /// The stream takes no event.
@@ -89,7 +89,7 @@ pub enum LedgerError {
         sequence: Sequence,
         /// Its kind.
         kind: &'static str,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// It cannot be read.

@@ -1,6 +1,6 @@
-//! What is known of the ledger apart from the ledger. On this machine: after each append the end of
-//! the chain is noted in a small file, and a ledger that does not reach that end is not led on. In
-//! the store: an object that says that this domain has a ledger, for a machine that has no such
+//! Records about the ledger that are kept apart from it. On this machine: after each append the end
+//! of the chain is noted in a small file, and a ledger that does not reach that end is not led on.
+//! In the store: an object that says that this domain has a ledger, for a machine that has no such
 //! file, or has it no more. An empty stream would otherwise look like a new one, and positions of
 //! the chain would be signed a second time.
 
@@ -17,7 +17,8 @@ use schemas::{Code, Digest, PublicKey, Sequence, V};
 
 use crate::ledger::Ledger;
 
-/// How long the store may take to show whether it holds anything; what it shows is only told.
+/// The time that the store may take to show whether it holds anything; the answer only goes into a
+/// message.
 const GLANCE_MAX: Duration = Duration::from_secs(5);
 
 /// The mark in the store. It is an object like all others, under the digest of its bytes, and its
@@ -27,15 +28,15 @@ const GLANCE_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct StoreMark {
     buckets: Buckets,
-    /// Where it is, for people.
+    /// Its address, for people.
     url: String,
     bytes: Bytes,
     was_there: bool,
 }
 
 impl StoreMark {
-    /// Looks whether the store has it. To be called before the ledger is read: who finds it then
-    /// must find a first event.
+    /// Looks whether the store has it. To be called before the ledger is read: a coordinator that
+    /// finds the mark must find a first event.
     ///
     /// # Errors
     /// The store does not answer. A coordinator that cannot ask it does not lead: it could not work
@@ -96,12 +97,13 @@ fn mark_bytes(domain: &PublicKey) -> Bytes {
     format!("The trust domain {domain} has a ledger.\n").into()
 }
 
-/// The mark, and what the ledger shows in its place.
+/// The mark, and the event that the ledger has in its place.
 #[derive(Debug)]
 pub struct LedgerMark {
     file: MarkFile,
     known: Mark,
-    /// What the event after the marked one names as the one before it; none until it was read.
+    /// The digest that the event after the marked one names as its predecessor; none until that
+    /// event was read.
     followed: Option<Option<Digest>>,
     /// True when the last write failed: told once.
     failing: bool,

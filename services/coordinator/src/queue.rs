@@ -25,7 +25,7 @@ use crate::arrival::Arrival;
 
 /// Offers asked for at a time.
 const BATCH: usize = 256;
-/// How long one publish waits for its acknowledgement.
+/// The time for which one publish waits for its acknowledgement.
 const ACK_WAIT: Duration = Duration::from_secs(5);
 /// Tries to publish an offer. A grant waits for none, so one that is not published delays nobody.
 const TRIES_MAX: u32 = 4;
@@ -36,7 +36,7 @@ const OFFERS_MAX: usize = 4 * UNITS_MAX as usize;
 /// Pause after the pulling was interrupted.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Where offers are handed in: they are published beside the decision loop.
+/// The entrance for offers: they are published beside the decision loop.
 #[derive(Clone, Debug)]
 pub(crate) struct Offers(mpsc::Sender<(RunId, UnitId)>);
 
@@ -90,7 +90,7 @@ impl Deliveries {
         delivery
     }
 
-    /// Where a delivery is acknowledged.
+    /// The subject that acknowledges a delivery.
     pub(crate) fn ack(&self, delivery: DeliveryId) -> Option<Subject> {
         self.acks.get(&delivery).map(|(_, ack)| ack.clone())
     }

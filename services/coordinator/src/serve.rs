@@ -1,5 +1,5 @@
-//! From the bus to the decision loop: each message is read, and refused at once when its form or
-//! sender is wrong.
+//! The way from the bus to the decision loop: each message is read, and refused at once when its
+//! form or sender is wrong.
 
 use coordinator_core::{Input, Peer};
 use runtime::throttle::{INTERVAL_FIRST, Throttle};
@@ -14,9 +14,9 @@ use crate::answer::ReplyTo;
 use crate::arrival::Arrival;
 use crate::incoming::{self, Heard, Identity, Rejected};
 
-/// Listens to everything that is said to the coordinator. Strangers say it, so it is heard over a
-/// connection on which nothing that they do to a message can end what the coordinator itself does
-/// on the bus.
+/// Listens to everything that is said to the coordinator. Strangers send these messages, so they
+/// come over a connection of their own: nothing that a sender does to a message can end the
+/// coordinator's own work on the bus.
 ///
 /// # Errors
 /// The bus refuses.
@@ -110,8 +110,9 @@ fn is_nobodys(message: &Delivery, heard: &Result<Heard, Box<Rejected>>) -> bool 
         }
 }
 
-/// Takes what every message costs from its sender's credit, before anything of it is read; the
-/// refusal where none is left. Answers are no messages of the one whose name the subject carries.
+/// Takes the cost that every message has from its sender's credit, before any part of the message
+/// is read; the refusal where none is left. Answers are no messages of the one whose name the
+/// subject carries.
 fn overdrawn(message: &Delivery, allowances: &mut Allowances) -> Option<Box<Rejected>> {
     let (sender, verb) = match message.subject.parse().ok()? {
         Incoming::Request {
@@ -164,7 +165,8 @@ fn too_much(sender: Sender, verb: &str) -> Box<Rejected> {
     })
 }
 
-/// Refuses a sender whose request costs more than it has left, beside what every message costs.
+/// Refuses a sender whose request costs more than its credit; this comes on top of the cost that
+/// every message has.
 fn affordable(
     heard: Result<Heard, Box<Rejected>>,
     allowances: &mut Allowances,
@@ -188,8 +190,8 @@ fn affordable(
     Err(too_much(sender, verb))
 }
 
-/// Refuses a message, unless answering it would be what an attacker wants, and gives what is to be
-/// recorded.
+/// Refuses a message, unless an answer would serve an attacker, and returns the refusal that is to
+/// be recorded.
 async fn refuse(
     bus: &Bus,
     message: &Delivery,
@@ -237,7 +239,7 @@ fn sender(subject: &str, peer: Option<&Peer>) -> String {
     }
 }
 
-/// What was refused lately, by sender; the log holds its lines back by the same rule, by sender and
+/// The recent refusals, by sender; the log holds its lines back by the same rule, by sender and
 /// code.
 struct Refusals {
     throttle: Throttle,
@@ -258,7 +260,7 @@ impl Refusals {
             .note("refused", sender, self.started.elapsed(), String::new)
     }
 
-    /// Forgets who was quiet. The sums are the log's to tell.
+    /// Forgets senders that were quiet. The log tells the sums.
     fn forget(&mut self) {
         let _sums = self.throttle.due(self.started.elapsed());
     }

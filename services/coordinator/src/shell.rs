@@ -30,19 +30,19 @@ use crate::workers::Workers;
 
 pub(crate) use self::tables::Tables;
 
-/// How long an event may still take when the process is told to stop: less than service managers
-/// wait.
+/// The time that an event may still take when the process is told to stop: less than service
+/// managers wait.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-/// How long the last answers may take to leave: they are short, and only a bus that is gone takes
-/// none.
+/// The time that the last answers may take to leave: they are short, and only a bus that is gone
+/// takes none.
 const DECLINE_PATIENCE: Duration = Duration::from_secs(2);
-/// Longest sleep without a deadline: how soon a step of the wall clock is told.
+/// Longest sleep without a deadline: it bounds the time until a step of the wall clock is told.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 /// Most inputs that are decided on before their events are appended: as many as may wait. They
 /// share one append, and so its wait for the disk.
 const INPUTS_MAX: usize = ARRIVALS_MAX;
 
-/// Everything that the loop works with.
+/// The loop's tools and its state.
 pub(crate) struct Shell {
     pub(crate) bus: Bus,
     pub(crate) store: Store,
@@ -57,7 +57,7 @@ pub(crate) struct Shell {
     pub(crate) workers: Workers,
 }
 
-/// What comes after a step of the loop.
+/// The way on after a step of the loop.
 enum Flow {
     On,
     /// The core is done.
@@ -143,11 +143,11 @@ impl Shell {
         Ok(())
     }
 
-    /// Brings what has arrived to the core, and the time when a deadline is due: at least one
-    /// input, and no more than may share an append. False when nothing arrives any more.
+    /// Hands arrivals to the core, and the time when a deadline is due: at least one input, and no
+    /// more than may share an append. False when nothing arrives any more.
     ///
-    /// When a deadline is due, what was queued by then is handled first, and what arrives meanwhile
-    /// after it.
+    /// When a deadline is due, the core first handles what was already queued, then the deadline,
+    /// and then what arrived meanwhile.
     async fn gather(
         &mut self,
         core: &mut Coordinator,
@@ -174,7 +174,7 @@ impl Shell {
         Ok(true)
     }
 
-    /// Brings what waits to the core, at most `count` inputs.
+    /// Hands waiting arrivals to the core, at most `count` inputs.
     fn take(
         &mut self,
         core: &mut Coordinator,

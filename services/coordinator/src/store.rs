@@ -1,5 +1,5 @@
-//! The store as the coordinator uses it: its own access, the signer of URLs for others, and how
-//! many bytes are in the air.
+//! The store as the coordinator uses it: its own access, the signer of URLs for others, and the
+//! bound on bytes that are in transfer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +16,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::config::Config;
 
-/// The unit in which memory for contributions is counted out; a semaphore counts to less than the
-/// bytes of a machine.
+/// The unit in which memory for contributions is counted. A semaphore's count is too small for the
+/// number of bytes of a large machine, so it counts pages.
 const PAGE_BYTES: u64 = 4096;
 /// Most questions at a time whether the store has an object.
 const LOOKS_MAX: usize = 32;
 
-/// How often the store's clock is looked at: well within a URL's life, so that a transfer outlives
-/// a step of the clock.
+/// The time between two looks at the store's clock: well within a URL's life, so that a transfer
+/// outlives a step of the clock.
 const TIME_EVERY: Duration = Duration::from_secs(20);
 
 /// Access to the store. Cheap to clone; clones share connections and bounds.
@@ -101,8 +101,8 @@ impl Store {
         }
     }
 
-    /// Waits until the store may be asked whether it has an object. Many ask at a time, but not
-    /// without end: the store has other work.
+    /// Waits until the store may be asked whether it has an object. At most [`LOOKS_MAX`] questions
+    /// run at a time, since the store has other work.
     pub(crate) async fn look(&self) -> SemaphorePermit<'_> {
         self.looks
             .acquire()
@@ -166,7 +166,7 @@ impl Store {
     }
 }
 
-/// Where an object of a quarantine lies.
+/// The key of an object in a quarantine.
 pub(crate) fn incoming_key(place: &Quarantine, digest: Digest) -> IncomingKey {
     match place {
         Quarantine::Worker { run, lease, worker } => {

@@ -1,6 +1,6 @@
 //! Uploads that are of no use any more are deleted from quarantine, beside everything else. Nothing
-//! depends on it: what is left, because the store was away or this process ended, the store forgets
-//! some days later.
+//! depends on it: if the store is away or this process ends, uploads are left, and the store
+//! forgets them some days later.
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use objects::IncomingKey;
@@ -13,7 +13,7 @@ const SWEEPS_MAX: usize = 64;
 /// Deletions at a time: a few, since others wait for the store.
 const DELETIONS_MAX: usize = 4;
 
-/// Takes what is to be deleted. Cheap to clone.
+/// Takes objects that are to be deleted. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Sweeper(mpsc::Sender<Vec<IncomingKey>>);
 

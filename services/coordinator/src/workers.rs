@@ -1,4 +1,5 @@
-//! The numbers of workers for a collector: what each said last of itself, as the core let it pass.
+//! The numbers of workers for a collector: the last report of each about itself, as the core let it
+//! pass.
 //!
 //! How many there are is bounded: no more than [`SHOWN_MAX`] workers at a time, and none that has
 //! been silent for [`SHOWN_FOR`]. The labels are the run and the worker's key, whose forms the
@@ -22,7 +23,7 @@ const SHOWN_MAX: usize = 512;
 /// seconds.
 const SHOWN_FOR: Duration = Duration::from_secs(60);
 
-/// What workers said last. Clones share it.
+/// The newest heartbeat of each worker. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Workers(Arc<Mutex<Table>>);
 

@@ -21,9 +21,9 @@ use crate::{DataError, Pattern, TextTokenizer};
 pub const CORPUS_BYTES_MAX: Bytes = Bytes::mebi(1024);
 /// Least text of a corpus: below, neither part of the split says anything.
 pub(crate) const CORPUS_BYTES_MIN: u64 = 4096;
-/// Longer texts are cut, so that no single one decides what the split looks like.
+/// Longer texts are cut, so that no single one decides the split.
 const DOCUMENT_BYTES_MAX: u64 = 256 << 10;
-/// From this number of texts on, whole texts are split between training and held-out.
+/// The number of texts from which on whole texts are split between training and held-out.
 const DOCUMENTS_FEW: usize = 50;
 /// Longest beginning of a file that is no text of its own: the mark of UTF-8.
 const MARK: &[u8] = b"\xef\xbb\xbf";
@@ -31,7 +31,7 @@ const MARK: &[u8] = b"\xef\xbb\xbf";
 /// there are more.
 const BEYOND: u64 = MARK.len() as u64 + 1;
 
-/// Where text comes from.
+/// A source of text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The `.rs` files below a folder, such as cargo's registry sources.
@@ -49,7 +49,7 @@ impl Source {
     }
 }
 
-/// What an import made of the files that it found.
+/// The account of an import over the files that it found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Account {
     /// Files whose text was taken.
@@ -58,11 +58,11 @@ pub struct Account {
     pub text_bytes: Bytes,
     /// Bytes of it that are not the same as a passage before.
     pub distinct_bytes: Bytes,
-    /// What was passed over, by reason.
+    /// Files that were passed over, by reason.
     pub passed_over: Vec<PassedOver>,
-    /// The file in which the budget was used up; what comes after it was not looked at.
+    /// The file in which the budget was used up; the files after it were not looked at.
     pub limit_reached_in: Option<String>,
-    /// How often a special token is spelt in the text, where it is encoded as text.
+    /// The number of times that a special token is spelt in the text, where it is encoded as text.
     pub specials_spelt: u64,
     /// Places where a long text was cut although its tokens there are others than in the whole.
     pub cuts: u64,
@@ -75,7 +75,7 @@ pub(crate) struct Document {
     pub(crate) digest: Digest,
     /// Bytes of its text.
     pub(crate) bytes: u64,
-    /// Where its tokens are among those of the corpus, in bytes.
+    /// The place of its tokens among those of the corpus, in bytes.
     pub(crate) tokens: Range<usize>,
 }
 
@@ -277,7 +277,8 @@ fn joined(text: Vec<Document>) -> Vec<Document> {
         .collect()
 }
 
-/// At most `room` bytes of a file's text, and whether there are more; or why it is none.
+/// Reads at most `room` bytes of a file's text, and says if there are more; or gives the reason why
+/// the file is no text.
 fn read(path: &Path, room: u64) -> Result<(String, bool), (Reason, Option<String>)> {
     let unreadable = |error: io::Error| (Reason::Unreadable, Some(error.to_string()));
     let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! Why text or a data set is refused.
+//! The reasons why text or a data set is refused.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use schemas::Code;
 
 use crate::passed::{PassedOver, shown};
 
-/// Why text or a data set is refused.
+/// The reason why text or a data set is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// Too little text.
@@ -16,13 +16,13 @@ pub enum DataError {
         why(passed_over)
     )]
     Empty {
-        /// Where it was looked for.
+        /// The place where it was looked for.
         path: PathBuf,
         /// Bytes of distinct text found.
         found: u64,
         /// Bytes that a training and a held-out part need.
         needed: u64,
-        /// What was passed over.
+        /// Files that were passed over.
         passed_over: Vec<PassedOver>,
     },
     /// Text that is all the same, so that it cannot be split.
@@ -31,7 +31,7 @@ pub enum DataError {
         shown(path)
     )]
     Undivided {
-        /// Where it was looked for.
+        /// The place where it was looked for.
         path: PathBuf,
         /// Bytes of distinct text found.
         found: u64,
@@ -41,7 +41,7 @@ pub enum DataError {
     Unreadable {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
     /// More text was asked for than fits in memory, or none.

@@ -39,9 +39,9 @@ pub fn tokenizer_files(json: Option<&[u8]>, positions: u32) -> Result<Vec<Export
     ])
 }
 
-/// Takes out what a reader would do beside encoding: padding, truncation, and tokens that a
-/// template adds. What the post-processor of a byte-level tokenizer does concerns places in the
-/// text only, and stays.
+/// Takes out the parts that make a reader do more than encode: padding, truncation, and tokens that
+/// a template adds. The post-processor of a byte-level tokenizer stays, since it concerns places in
+/// the text only.
 fn as_trained(mut tokenizer: Map<String, Value>) -> Value {
     tokenizer.insert("truncation".to_owned(), Value::Null);
     tokenizer.insert("padding".to_owned(), Value::Null);
@@ -117,8 +117,8 @@ mod tests {
             .clone()
     }
 
-    /// As a program reads it that knows nothing of us: it lets the tokenizer add what it wants to
-    /// add.
+    /// Reads the text as a program that does not know this project: it lets the tokenizer add its
+    /// special tokens.
     fn read_by_others(files: &[ExportFile], text: &str) -> Vec<u32> {
         let tokenizer = Tokenizer::from_bytes(file(files, TOKENIZER_FILE)).expect("loads");
         tokenizer

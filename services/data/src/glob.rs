@@ -8,7 +8,8 @@ const PATTERN_CHARS_MAX: usize = 1024;
 
 /// A pattern over paths: `*` stands for any run of characters within a name, `?` for one, `**` for
 /// any run at all. Without a `/` it is compared with every file's and folder's name, otherwise with
-/// the whole path below the folder that is read. What matches a folder leaves out everything in it.
+/// the whole path below the folder that is read. A pattern that matches a folder leaves out
+/// everything in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
     parts: Vec<Part>,

@@ -8,12 +8,12 @@ use crate::corpus::{Corpus, Document};
 use crate::shard::read_tokens;
 use crate::{Account, DataError, Pattern, Source, TextTokenizer, entropy, shown, token_bytes};
 
-/// What to make a data set of.
+/// Options for an import.
 #[derive(Clone, Debug)]
 pub struct ImportOptions {
-    /// Where the text is.
+    /// The source of the text.
     pub source: Source,
-    /// What to leave out.
+    /// Files to leave out.
     pub exclude: Vec<Pattern>,
     /// Most text to take.
     pub budget: Bytes,
@@ -32,9 +32,9 @@ pub struct Imported {
     pub manifest: DataManifest,
     /// Everything that the manifest names: its tokenizer if it has one, then the shards.
     pub objects: Vec<Vec<u8>>,
-    /// How many documents were taken.
+    /// The number of documents that were taken.
     pub documents: usize,
-    /// What was made of the files.
+    /// The account of the files.
     pub account: Account,
 }
 
@@ -130,7 +130,7 @@ pub fn import(options: &ImportOptions) -> Result<Imported, DataError> {
 }
 
 impl Imported {
-    /// What somebody should know before they train on it, in a sentence each.
+    /// Warnings that somebody should read before they train on it, in a sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let Account {
             text_bytes,
@@ -169,8 +169,8 @@ impl Imported {
 }
 
 /// Cuts the documents' tokens into shards of equal length, give or take a token, and appends these
-/// to `objects`. As many as bring the length nearest to what is wanted: a rest that is shorter than
-/// half a shard is spread over its neighbours.
+/// to `objects`. There are as many as bring the length nearest to the wanted one: a rest that is
+/// shorter than half a shard is spread over its neighbours.
 fn shards(
     documents: &[Document],
     tokens: &[u8],
@@ -231,7 +231,8 @@ fn check(options: &ImportOptions, vocabulary: u32, width: u8) -> Result<(), Data
     Ok(())
 }
 
-/// How many documents, from the first on, have `bytes` bytes; at least one, and never all.
+/// The number of documents, from the first on, that have `bytes` bytes together; at least one, and
+/// never all.
 fn held_out_documents(documents: &[Document], bytes: u64) -> usize {
     let mut held_out = 0;
     let taken = documents.iter().take_while(|document| {

@@ -1,5 +1,5 @@
-//! From text to tokens and back: choosing a corpus, splitting it, cutting it into shards, measuring
-//! its entropy; reading shards, and drawing training sequences from them.
+//! The way from text to tokens and back: choosing a corpus, splitting it, cutting it into shards,
+//! measuring its entropy; reading shards, and drawing training sequences from them.
 //!
 //! Everything is decided by content, paths and seeds: the same files give the same data set, and
 //! the same unit the same sequences, on every machine. A corpus is held in memory while it is

@@ -14,22 +14,23 @@ use crate::{DataError, TextTokenizer};
 
 /// Text of a passage, the least that is trained on or held out.
 pub(crate) const PASSAGE_BYTES: usize = 4 << 10;
-/// How a long document is encoded: 256 KiB at a time, which a processor's cache holds with what is
-/// made of them.
+/// The windows in which a long document is encoded: 256 KiB at a time, which a processor's cache
+/// holds together with the results.
 const WINDOWS: Windows = Windows {
     bytes: 256 << 10,
     context: 4 << 10,
 };
-/// How many beginnings of a window are tried: groups of eight are the longest that common
+/// The number of beginnings of a window that are tried: groups of eight are the longest that common
 /// vocabularies make of one letter and that do not divide each other's places.
 const BEGINNINGS: usize = 8;
 
 /// The sizes of windows.
 #[derive(Clone, Copy, Debug)]
 struct Windows {
-    /// Text that is encoded at a time, besides what it shares with its neighbours.
+    /// Text that is encoded at a time, besides the text that it shares with its neighbours.
     bytes: usize,
-    /// What a window shares with the next one, on each side of the place where they are joined.
+    /// Text that a window shares with the next one, on each side of the place where they are
+    /// joined.
     context: usize,
 }
 
@@ -73,8 +74,8 @@ pub(crate) fn passages(
     }
 }
 
-/// Where a text is cut so that at most `size` bytes come before: after the last line end there, or
-/// at a character.
+/// The place at which a text is cut so that at most `size` bytes come before: after the last line
+/// end there, or at a character.
 pub(crate) fn cut(text: &str, size: usize) -> usize {
     let room = floor_char(text, size.min(text.len()));
     let line = if room == text.len() {
@@ -178,7 +179,7 @@ impl Windows {
         })
     }
 
-    /// Where two windows are joined: the numbers of the first token after the joint in each. Half a
+    /// The seam of two windows: the numbers of the first token after the joint in each. Half a
     /// context before and after `target` both must have the same tokens, so that neither edge
     /// reaches the joint.
     fn seam(self, left: &[Token], right: &[Token], target: usize) -> Option<(usize, usize)> {
@@ -265,7 +266,7 @@ mod tests {
         context: 512,
     };
 
-    /// Everything that is handed out, and how often the text was cut.
+    /// Collects everything that is handed out, and the number of cuts.
     fn all(tokenizer: &TextTokenizer, text: &str) -> (Vec<(String, Vec<u32>)>, u64) {
         let mut handed = Vec::new();
         let mut emit = |piece: &str, ids: &[u32]| handed.push((piece.to_owned(), ids.to_vec()));

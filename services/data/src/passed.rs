@@ -1,4 +1,4 @@
-//! What an import passes over, and why: counted by reason, with the first of each by name.
+//! Files that an import passes over, counted by reason, with the name of the first for each.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a file or folder gave no text.
+/// The reason why a file or folder gave no text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
@@ -37,23 +37,23 @@ pub enum Reason {
     Repeated,
 }
 
-/// What was passed over for one reason.
+/// The files that were passed over for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PassedOver {
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// How many files, or folders where a whole one was left.
+    /// The number of files, or folders where a whole one was left.
     pub count: u64,
     /// The first of them, by its path below the folder that is read, in a form that is safe to
     /// print.
     pub first: String,
-    /// What was found there.
+    /// Details of the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
-/// Collects what is passed over.
+/// Collects the files that are passed over.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally(BTreeMap<Reason, PassedOver>);
 
@@ -71,14 +71,14 @@ impl Tally {
             .count += 1;
     }
 
-    /// All of it, what weighs most first.
+    /// All of them, in the order of their reasons.
     pub(crate) fn finish(self) -> Vec<PassedOver> {
         self.0.into_values().collect()
     }
 }
 
 impl Reason {
-    /// In words, after a number.
+    /// The reason in words, to stand after a number.
     pub const fn words(self) -> &'static str {
         match self {
             Self::Nul => "not text (a NUL byte)",

@@ -52,8 +52,8 @@ impl UnitSampler {
         })
     }
 
-    /// The next `sequences` rows of `sequence_tokens + 1` tokens, one after another, in place of
-    /// what `batch` held.
+    /// The next `sequences` rows of `sequence_tokens + 1` tokens, one after another; they replace
+    /// the contents of `batch`.
     pub fn next_batch(&mut self, sequences: usize, batch: &mut Vec<u32>) {
         batch.clear();
         for _ in 0..sequences {
@@ -124,7 +124,7 @@ impl HeldOut {
         self.windows.len()
     }
 
-    /// Some of the sequences, in place of what `batch` held.
+    /// Some of the sequences; they replace the contents of `batch`.
     ///
     /// # Panics
     /// When `sequences` is out of bounds.

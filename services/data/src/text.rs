@@ -13,7 +13,7 @@ use crate::DataError;
 /// Largest `tokenizer.json` that is read; those of large vocabularies have some 20 MiB.
 const TOKENIZER_BYTES_MAX: usize = 128 << 20;
 
-/// How text becomes tokens.
+/// The way in which text becomes tokens.
 #[derive(Clone, Debug)]
 pub enum TextTokenizer {
     /// Every byte is a token.
@@ -121,7 +121,7 @@ impl TextTokenizer {
 pub(crate) struct Specials(Vec<String>);
 
 impl Specials {
-    /// How often one of them is spelt in `text`.
+    /// The number of times that one of them is spelt in `text`.
     pub(crate) fn spelt_in(&self, text: &str) -> u64 {
         if self.0.is_empty() {
             return 0;

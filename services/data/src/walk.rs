@@ -1,6 +1,6 @@
-//! Which files are looked at: those below a folder in order of their paths. Links are followed
-//! while they stay inside; each folder is entered once, however many links lead to it, so that no
-//! loop and no fan of links has no end.
+//! The files that an import looks at: those below a folder in order of their paths. Links are
+//! followed while they stay inside; each folder is entered once, however many links lead to it, so
+//! the walk ends in spite of loops and fans of links.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
@@ -16,7 +16,7 @@ use crate::{DataError, Pattern, Source};
 /// of names.
 const DEPTH_MAX: usize = 64;
 
-/// What a step of a walk comes to.
+/// The outcome of a step of a walk.
 #[derive(Debug)]
 pub(crate) enum Found {
     /// A file to read.
@@ -30,11 +30,11 @@ pub(crate) enum Found {
 pub(crate) struct Walk<'a> {
     source: &'a Source,
     exclude: &'a [Pattern],
-    /// The folder that is read, without links: what a link may not leave.
+    /// The folder that is read, without links: links may not leave it.
     real_root: PathBuf,
     /// Devices and numbers of the folders that were entered.
     entered: BTreeSet<(u64, u64)>,
-    /// What is still to be looked at in each open folder.
+    /// The entries that are still to be looked at in each open folder.
     open: Vec<vec::IntoIter<PathBuf>>,
 }
 
@@ -99,7 +99,7 @@ impl<'a> Walk<'a> {
             .then_some(Reason::Excluded)
     }
 
-    /// What is at the path, behind its links.
+    /// Metadata of the file or folder that the path leads to, behind its links.
     fn resolve(&self, path: &Path, is_root: bool) -> Result<Metadata, (Reason, Option<String>)> {
         let unreadable = |error: io::Error| (Reason::Unreadable, Some(error.to_string()));
         let own = fs::symlink_metadata(path).map_err(unreadable)?;
@@ -142,7 +142,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Among Rust sources only these are told of: everything else there was not asked for.
+    /// Reports a file that is passed over. Among Rust sources, files of other kinds are reported
+    /// for a few reasons only, since nobody asked for them.
     fn told(&self, path: &Path, reason: Reason, detail: Option<String>) -> Option<Found> {
         let relevant = match reason {
             Reason::Unreadable | Reason::TooDeep | Reason::Excluded => true,
@@ -190,7 +191,7 @@ mod tests {
         fs::write(path, name).expect("written");
     }
 
-    /// Paths below the folder, and what was passed over.
+    /// Paths below the folder, and the files that were passed over.
     fn walk(source: &Source, exclude: &[&str]) -> (Vec<String>, Vec<(String, Reason)>) {
         let exclude: Vec<Pattern> = exclude
             .iter()

@@ -1,4 +1,5 @@
-//! The fold: what each ledger event does to the state. Live and on replay it is the same function.
+//! The fold: the effect of each ledger event on the state. Live and on replay it is the same
+//! function.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;

@@ -1,4 +1,4 @@
-//! What must hold after every event, whatever the events were.
+//! Invariants that hold after every event, whatever the events were.
 
 use schemas::contribution::Fate;
 use schemas::lease::{UnitId, UnitKind};
@@ -9,9 +9,10 @@ use crate::rounds::{is_training, weigh_nothing};
 use crate::state::{OpenSync, Run, Standing, State, Unit};
 
 impl State {
-    /// Checks what must hold after every event: tokens issued equal the sum of their fates and
-    /// those in flight; members and units agree on who holds what; rounds, their units, inputs and
-    /// sealed sets are where they belong; weights, merges and snapshots agree on the versions.
+    /// Checks the invariants that hold after every event: tokens issued equal the sum of their
+    /// fates and those in flight; members and units agree on the holder of each unit; rounds, their
+    /// units, inputs and sealed sets are where they belong; weights, merges and snapshots agree on
+    /// the versions.
     ///
     /// # Errors
     /// What does not hold, with names and values.
@@ -82,7 +83,7 @@ impl Run {
         Ok(())
     }
 
-    /// Rounds that have no end are open, and what is sealed waits for its merge once.
+    /// Rounds without an end are open, and each sealed set waits for its merge once.
     fn check_rounds(&self) -> Result<(), String> {
         let records = self.rounds.iter().zip(0..);
         let endless = records.filter(|(record, _)| record.closed_at.is_none());
@@ -105,7 +106,8 @@ impl Run {
         Ok(())
     }
 
-    /// What is merged are accepted results of this round, each once, and some of them weigh.
+    /// Checks that the inputs of a merge are accepted results of this round, each once, and that
+    /// some of them weigh.
     fn check_inputs(&self, sync: SyncId, open: &OpenSync) -> Result<(), String> {
         let counts = |input: &&MergeInput| {
             let unit = input.lease.unit;

@@ -1,4 +1,4 @@
-//! Checkpoints: which states are kept as objects, and what a state keeps of them.
+//! Checkpoints: the states that are kept as objects, and the part of them that a state keeps.
 //!
 //! A checkpoint is taken by one event and saved by a later one, since its bytes are written while
 //! the state moves on. Between the two the state as it was lies beside the state; its runs are
@@ -19,7 +19,7 @@ pub const CHECKPOINTS_KEPT: usize = 2;
 /// coordinator that died before it deleted that object does so at its next start.
 const CHECKPOINTS_NAMED: usize = CHECKPOINTS_KEPT + 1;
 /// Keep for this long after a run's end which of its results were accepted: a worker repeats a
-/// request for minutes at most. This is the larger part of what a finished run leaves behind.
+/// request for minutes at most. This is the larger part of a finished run's state.
 const RESULTS_REMEMBERED: Millis = Millis::from_secs(3600);
 
 impl State {
@@ -64,8 +64,8 @@ impl State {
         self.taken = Some(Arc::new(self.clone()));
     }
 
-    /// Lets go of what finished runs need no longer; every reader of the chain does it at the same
-    /// events.
+    /// Drops the parts that finished runs need no longer; every reader of the chain does it at the
+    /// same events.
     pub(crate) fn forget_results(&mut self, now: UnixMillis) {
         for run in self.runs.values_mut() {
             let over = run.completed_at.map(|at| at.until(now));

@@ -1,9 +1,9 @@
-//! Why a ledger gives no state.
+//! The reasons why a ledger gives no state.
 
 use schemas::lease::LeaseRef;
 use schemas::{Refusal, RunId, Sequence, WorkerId};
 
-/// Why a ledger does not give a state.
+/// The reason why a ledger does not give a state.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// An event does not follow on those before it.
@@ -11,7 +11,7 @@ pub enum ReplayError {
     Apply {
         /// Its position.
         sequence: Sequence,
-        /// What is wrong.
+        /// The fault.
         source: ApplyError,
     },
     /// The chain holds an event that is not the coordinator's.
@@ -19,8 +19,8 @@ pub enum ReplayError {
     Foreign(Sequence),
 }
 
-/// Why an event cannot follow on the events before it. In a ledger that verifies this means a
-/// defect or another release.
+/// The reason why an event cannot follow on the events before it. In a ledger that verifies this
+/// means a defect or another release.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
     /// The event must concern a run and names none.
@@ -37,7 +37,7 @@ pub enum ApplyError {
     SpecInvalid {
         /// The run.
         run: RunId,
-        /// What is wrong with them.
+        /// The fault in them.
         refusal: Refusal,
     },
     /// The run is over, or is not yet.
@@ -45,7 +45,7 @@ pub enum ApplyError {
     OutOfPlace {
         /// The event's kind.
         event: &'static str,
-        /// What it says.
+        /// The part that does not fit, in words.
         what: String,
     },
     /// The lease is not the one that is held.

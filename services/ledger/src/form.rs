@@ -5,8 +5,8 @@
 //!
 //! The same state gives the same bytes on every machine: maps are ordered, numbers have one form,
 //! nothing is compressed (another release of a compressor would give other bytes). Whenever the
-//! bytes of a state change, or what an event does to a state, [`FORMAT`] becomes the next number:
-//! an auditor that folds the chain would else call a good checkpoint false.
+//! bytes of a state change, or the effect of an event on a state, [`FORMAT`] becomes the next
+//! number: an auditor that folds the chain would else call a good checkpoint false.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ pub const FORMAT: u8 = 1;
 /// Deepest nesting: state, runs, run, open syncs, open sync, inputs, input, chunks, chunk, and room.
 const DEPTH_MAX: usize = 32;
 
-/// Why bytes are not a checkpoint.
+/// The reason why bytes are not a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// Longer than any checkpoint; nothing was parsed.
@@ -46,7 +46,7 @@ pub enum CheckpointError {
     /// A state, and then more bytes.
     #[error("{0} bytes follow the state")]
     Trailing(usize),
-    /// What must hold in every state does not hold.
+    /// An invariant of the state does not hold.
     #[error("the state contradicts itself: {0}")]
     Contradiction(String),
 }

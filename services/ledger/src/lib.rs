@@ -1,4 +1,4 @@
-//! The ledger's meaning: what the events of the coordinator's chain come to.
+//! The ledger's meaning: the state that follows from the events of the coordinator's chain.
 //!
 //! [`State`] is the fold of them and [`State::apply`] the only way to change one, live and on
 //! replay alike. No event is written here and nothing is decided: the coordinator decides, and

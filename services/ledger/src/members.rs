@@ -1,4 +1,4 @@
-//! The fold of a roster: who joined, and who is no longer a member.
+//! The fold of a roster: the workers that joined, and those that are no longer members.
 
 use schemas::event::{Departure, LedgerEvent};
 use schemas::{RunId, UnixMillis, WorkerId};
@@ -47,7 +47,7 @@ impl Run {
     }
 }
 
-/// The entry of a worker that joins; what it held and did before stays in it.
+/// The entry of a worker that joins; its earlier leases and results stay in it.
 fn joined(time: UnixMillis, before: Option<&Member>, event: &LedgerEvent) -> Member {
     let LedgerEvent::WorkerJoined {
         account,

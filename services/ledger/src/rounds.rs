@@ -1,4 +1,4 @@
-//! The fold of a round: opened, sealed, merged; and what is kept of its weights.
+//! The fold of a round: opened, sealed, merged; and the part of its weights that is kept.
 
 use std::collections::BTreeMap;
 
@@ -128,9 +128,9 @@ impl Run {
         self.tokens.merged += tokens;
     }
 
-    /// Names what is merged. From the first part on nothing else counts; the last part completes
-    /// the set, which is then all that had been accepted. The run's closing rule ([`Rule`](crate::rule::Rule)) says
-    /// when a round may be sealed and what each input weighs.
+    /// Names the inputs of a merge. From the first part on nothing else counts; the last part
+    /// completes the set, which is then all that had been accepted. The run's closing rule
+    /// ([`Rule`](crate::rule::Rule)) says when a round may be sealed and what each input weighs.
     pub(crate) fn seal(
         &mut self,
         sync: SyncId,

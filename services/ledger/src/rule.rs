@@ -1,10 +1,10 @@
-//! What a ledger holds a run to under its closing rule, one arm a rule.
+//! The bounds that a ledger keeps a run to under its closing rule, one arm a rule.
 
 use schemas::run::Closing;
 
 use crate::state::Run;
 
-/// Most rounds that are open at once: each keeps its units and what is in.
+/// Most rounds that are open at once: each keeps its units and the results that are in.
 const ROUNDS_OPEN_MAX: usize = 64;
 
 /// The bounds of a closing rule, so that nobody who can write the ledger leaves a result out

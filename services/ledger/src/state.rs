@@ -20,7 +20,7 @@ use serde::{Serialize, Serializer};
 /// least.
 pub(crate) const ROUNDS_REMEMBERED: u64 = 16;
 
-/// The coordinator's durable state: what [`State::apply`] made of the ledger so far.
+/// The coordinator's durable state: the result of [`State::apply`] on the events so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct State {
     /// A coordinator took the lead and did not give it up in order.
@@ -65,15 +65,15 @@ pub struct Run {
     pub spec_digest: Digest,
     /// The operator who created it.
     pub operator: PublicKey,
-    /// When it was created.
+    /// The time of its creation.
     pub created_at: UnixMillis,
-    /// When it was complete; none while it is open.
+    /// The time of its completion; none while it is open.
     pub completed_at: Option<UnixMillis>,
     /// Every worker that ever joined.
     pub members: BTreeMap<WorkerId, Member>,
     /// Every round that was opened, by number.
     pub rounds: Vec<RoundRecord>,
-    /// What is not merged yet: one entry for each fragment of a round that is open.
+    /// Sets that are not merged yet: one entry for each fragment of a round that is open.
     #[serde(serialize_with = "pairs")]
     pub open: BTreeMap<SyncId, OpenSync>,
     /// Sealed sets that are not merged, in the order in which they are: that of their seals.
@@ -97,7 +97,7 @@ pub struct Run {
     pub snapshots: Vec<SnapshotRecord>,
     /// Held-out losses by the snapshot's round.
     pub evaluations: BTreeMap<Round, Evaluation>,
-    /// What became of issued tokens.
+    /// The fates of issued tokens.
     pub tokens: Fates,
     /// Bytes of accepted contributions.
     pub uploaded: Bytes,
@@ -119,7 +119,7 @@ pub struct Member {
     pub device: String,
     /// Its release.
     pub release: String,
-    /// How openly it runs.
+    /// The layers of protection that it relaxed.
     pub posture: Posture,
     /// The process that joined last: it is the worker.
     pub session: Session,
@@ -129,7 +129,7 @@ pub struct Member {
     pub present: bool,
     /// It was removed for good.
     pub removed: bool,
-    /// When it last joined or left.
+    /// The time at which it last joined or left.
     pub since: UnixMillis,
     /// The lease it holds. A worker that left keeps it while its result is being checked.
     pub lease: Option<LeaseRef>,
@@ -146,9 +146,9 @@ pub struct Member {
 pub struct RefusedResult {
     /// Its lease, which ended by the refusal: no other result under it was heard.
     pub lease: LeaseRef,
-    /// Why.
+    /// The code of the reason.
     pub code: Code,
-    /// In words.
+    /// The reason in words.
     pub detail: String,
 }
 
@@ -159,13 +159,13 @@ pub struct Unit {
     pub epoch: Epoch,
     /// The version of the weights that it starts from.
     pub base: Round,
-    /// Where it stands.
+    /// The state that it is in.
     pub standing: Standing,
     /// The worker that held it last without success.
     pub failed_by: Option<WorkerId>,
 }
 
-/// Where a unit stands.
+/// The state of a unit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
@@ -191,9 +191,9 @@ pub enum OpenSync {
     Collecting(#[serde(serialize_with = "pairs")] BTreeMap<UnitIndex, MergeInput>),
     /// A first part of the set is named, and no contribution counts any more.
     Sealing {
-        /// What is named, with the weights that the seal gives.
+        /// The inputs that are named, with the weights that the seal gives.
         set: Vec<MergeInput>,
-        /// What was accepted and is not named yet.
+        /// The inputs that were accepted and are not named yet.
         #[serde(serialize_with = "pairs")]
         rest: BTreeMap<UnitIndex, MergeInput>,
     },
@@ -202,7 +202,7 @@ pub enum OpenSync {
 }
 
 impl OpenSync {
-    /// What was accepted.
+    /// All accepted inputs.
     pub fn inputs(&self) -> impl Iterator<Item = &MergeInput> {
         let (set, rest) = match self {
             Self::Collecting(inputs) => (&[][..], Some(inputs)),
@@ -226,7 +226,7 @@ impl OpenSync {
                 .is_ok()
     }
 
-    /// What a seal can still name, ascending by unit; none when all is named.
+    /// The inputs that a seal can still name, ascending by unit; none when all are named.
     pub fn unnamed(&self) -> Option<impl Iterator<Item = &MergeInput>> {
         match self {
             Self::Collecting(rest) | Self::Sealing { rest, .. } => Some(rest.values()),
@@ -243,26 +243,26 @@ impl OpenSync {
 /// A result that came to something.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Accepted {
-    /// Of its lease.
+    /// The epoch of its lease.
     pub epoch: Epoch,
     /// The digest of the signed statement.
     pub statement: Digest,
-    /// What became of its tokens.
+    /// The fate of its tokens.
     pub fate: Fate,
 }
 
 /// A round, open or closed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RoundRecord {
-    /// When its units went on offer.
+    /// The time at which its units went on offer.
     pub opened_at: UnixMillis,
-    /// When it was merged; none while it is open.
+    /// The time at which it was merged; none while it is open.
     pub closed_at: Option<UnixMillis>,
     /// Tokens of its accepted contributions.
     pub tokens: Tokens,
     /// Loss times tokens over its accepted contributions.
     pub loss_sum: f64,
-    /// Of the merged contribution.
+    /// The norm of the merged contribution.
     pub norm: Option<f64>,
 }
 
@@ -273,31 +273,31 @@ pub struct SnapshotRecord {
     pub round: Round,
     /// Its manifest.
     pub manifest: ObjectRef,
-    /// When it stood.
+    /// The time at which it was saved.
     pub saved_at: UnixMillis,
 }
 
-/// What became of the tokens that were issued with leases of training units. Those of the leases
-/// held now are in flight.
+/// The fates of the tokens that were issued with leases of training units. Those of the leases held
+/// now are in flight.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Fates {
-    /// Issued with leases.
+    /// Tokens that were issued with leases.
     pub issued: Tokens,
-    /// In a contribution that counts.
+    /// Tokens in a contribution that counts.
     pub merged: Tokens,
-    /// In a result that came after its round was sealed. None as long as a round waits for all its
-    /// units.
+    /// Tokens in a result that came after its round was sealed. None as long as a round waits for
+    /// all its units.
     pub late: Tokens,
-    /// In a result that was refused.
+    /// Tokens in a result that was refused.
     pub rejected: Tokens,
-    /// Of leases that ended without a result.
+    /// Tokens of leases that ended without a result.
     pub abandoned: Tokens,
 }
 
 impl State {
-    /// An empty state that holds no run to its closing rule: several rounds may be open, a part of
-    /// what came in may be sealed, with any weights. For tests of the fold, which must be able to
-    /// do what later rules ask for; programs begin with [`State::default`].
+    /// An empty state that holds no run to its closing rule: several rounds may be open, and a part
+    /// of the accepted inputs may be sealed, with any weights. For tests of the fold, which must be
+    /// able to do what later rules ask for; programs begin with [`State::default`].
     pub fn under_any_rule() -> Self {
         Self {
             any_rule: true,
@@ -334,7 +334,7 @@ impl Run {
         of_each.filter(move |round| last.replace(*round) != Some(*round))
     }
 
-    /// How many rounds are closed.
+    /// The number of closed rounds.
     pub fn rounds_closed(&self) -> Round {
         Round((self.rounds.len() - self.open_rounds().count()) as u64)
     }

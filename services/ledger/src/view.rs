@@ -1,4 +1,4 @@
-//! What the ledger tells readers about a run.
+//! Views of a run for readers, from the ledger alone.
 
 use schemas::contribution::Fate;
 use schemas::lease::UnitId;
@@ -55,7 +55,7 @@ impl Run {
         }
     }
 
-    /// Where the run stands by the ledger. That it is halted only its coordinator knows.
+    /// The phase of the run by the ledger. Only the run's coordinator knows if it is halted.
     pub fn phase(&self) -> RunPhase {
         if self.is_complete() {
             RunPhase::Complete

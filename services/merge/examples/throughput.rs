@@ -1,5 +1,5 @@
-//! How fast a chunk is merged, screened and encoded with each codec, beside memcpy and sha256 on
-//! the same machine in the same run.
+//! Measures the speed at which a chunk is merged, screened and encoded with each codec, beside
+//! memcpy and sha256 on the same machine in the same run.
 //!
 //! `cargo run --release -p merge --example throughput -- [parameters] [contributions]
 //! [repetitions]`; defaults are 100 000 000, 4 and 7. GB/s count every byte that the work must read
@@ -118,7 +118,7 @@ impl Bench {
         Ok(())
     }
 
-    /// What a worker and the coordinator do with one contribution in this codec.
+    /// The work of a worker and of the coordinator on one contribution in this codec.
     fn codec(&mut self, kind: CodecKind, decoded: &mut [f32], beside: Option<f64>) {
         let (name, elements) = (kind.name(), self.params.len());
         let (fp32, encoded) = (4 * elements, codec::encoded_bytes(kind, elements));

@@ -1,10 +1,10 @@
-//! Error feedback: what a codec takes from one contribution is added to the next one.
+//! Error feedback: the part that a codec takes from one contribution is added to the next one.
 //!
 //! A sender keeps a residual, as many values as the model has. For each element:
 //!
 //! 1. `d` = (base − local) + residual, the difference and the sum each rounded to `f32`;
-//! 2. `d` is encoded, and decoded to `s`, which is what the receiver merges;
-//! 3. what is left is `d` − `s`, rounded to `f32`: the next residual, if the contribution counts.
+//! 2. `d` is encoded, and decoded to `s`, which the receiver merges;
+//! 3. the rest is `d` − `s`, rounded to `f32`: the next residual, if the contribution counts.
 //!
 //! So over many rounds the receiver gets the sum of all differences, short of the last residual
 //! alone, however coarse the codec is. A contribution that does not count leaves the residual as
@@ -24,11 +24,12 @@ pub struct Owed<'a> {
     pub base: &'a [f32],
     /// The weights that it ended with.
     pub local: &'a [f32],
-    /// What the contributions before were short of.
+    /// The part of earlier contributions that the codec took and that is still owed.
     pub residual: &'a [f32],
 }
 
-/// Writes the encoding of a chunk to `out`, and what it is short of to `left`. In parallel.
+/// Writes the encoding of a chunk to `out`, and the part that the encoding lacks to `left`. In
+/// parallel.
 ///
 /// The result depends neither on the number of threads nor on how the vector is cut, as for
 /// [`codec::encode`].

@@ -1,4 +1,4 @@
-//! What happens to numbers between a worker and the next snapshot: codecs for the wire, the screen
+//! The arithmetic between a worker's numbers and the next snapshot: codecs for the wire, the screen
 //! that a contribution must pass, the weighted mean and the outer step.
 //!
 //! The parameters of a run are one flat vector of `f32`, cut into chunks; every function here works

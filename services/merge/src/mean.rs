@@ -24,13 +24,13 @@ pub struct ContributionChunk<'a> {
     /// Its share in the mean: the tokens it was trained on, or whatever the run weighs by. 0 takes
     /// no part.
     pub weight: u64,
-    /// How it is encoded.
+    /// The codec of the elements.
     pub codec: CodecKind,
     /// The encoded elements.
     pub bytes: &'a [u8],
 }
 
-/// Why there is no mean.
+/// The reason why there is no mean.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MeanError {
     /// Nothing was given.
@@ -39,7 +39,7 @@ pub enum MeanError {
     /// All weights are 0.
     #[error("the {contributions} contributions weigh 0 together; at least one needs a weight")]
     NoWeight {
-        /// How many there are.
+        /// The number of contributions.
         contributions: usize,
     },
     /// A contribution has not the size of the chunk.

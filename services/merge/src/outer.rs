@@ -1,4 +1,4 @@
-//! Outer optimizers: what a merged gradient does to the global parameters.
+//! Outer optimizers: the effect of a merged gradient on the global parameters.
 //!
 //! A gradient is base minus local, so a step subtracts it. Per element, with every product, sum and
 //! difference rounded to `f32` and nothing fused:

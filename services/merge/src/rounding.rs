@@ -1,4 +1,5 @@
-//! From `f32` to bf16 and back, one element at a time, and the noise of stochastic rounding.
+//! Conversion from `f32` to bf16 and back, one element at a time, and the noise of stochastic
+//! rounding.
 //!
 //! bf16 is the upper half of an `f32`: the same sign and exponent, 7 of the 23 fraction bits.
 //! Widening is exact. Narrowing is integer arithmetic on the bits, so neither the floating-point
@@ -7,7 +8,7 @@
 use schemas::run::Rounding;
 use schemas::{Round, UnitIndex};
 
-/// How values are rounded, with all that the choice depends on.
+/// The rounding of values, with everything that the choice depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeededRounding {
     /// The rule. *Nearest* takes the even one of two equally near neighbours, and values of at
@@ -23,7 +24,7 @@ pub struct SeededRounding {
 }
 
 impl SeededRounding {
-    /// To nearest, ties to even.
+    /// Rounding to the nearest value, ties to even.
     pub const NEAREST: Self = Self {
         rule: Rounding::Nearest,
         seed: 0,
@@ -40,8 +41,9 @@ impl SeededRounding {
     }
 }
 
-/// The seed of a contribution's rounding: another one for every unit and round, or the same
-/// elements would err the same way each time. Repeated work on a unit rounds alike.
+/// The seed of a contribution's rounding. Every unit of every round has a seed of its own, since
+/// under one seed the same elements would err in the same direction each time. Work that is
+/// repeated on a unit has the same seed, and rounds alike.
 pub fn contribution_seed(run_seed: u64, round: Round, unit: UnitIndex) -> u64 {
     mix(round_seed(run_seed, round).wrapping_add(u64::from(unit.get()) + 1))
 }

@@ -1,4 +1,4 @@
-//! The screen: what an encoded chunk must be before it counts, in one pass and without a decoded
+//! The screen: the checks of an encoded chunk before it counts, in one pass and without a decoded
 //! copy.
 
 use rayon::prelude::*;
@@ -9,10 +9,10 @@ use crate::codec::{self, Examined, Fault, check, encoded_bytes};
 use crate::vectors::Vectors;
 use crate::{BLOCK_ELEMENTS, CodecError};
 
-/// What a screened chunk is like.
+/// Statistics of a screened chunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ChunkStatistics {
-    /// How many elements it has.
+    /// The number of its elements.
     pub elements: u64,
     /// Sum of the squares of its elements; see [`screen`] for the order of additions.
     pub sum_of_squares: f64,
@@ -20,7 +20,7 @@ pub struct ChunkStatistics {
     pub abs_max: f32,
 }
 
-/// Why a chunk does not count.
+/// The reason why a chunk does not count.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScreenError {
     /// Not the size that the layout gives it.
@@ -38,7 +38,7 @@ pub enum ScreenError {
     NotCanonical {
         /// The first element of the block, counted from the start of the chunk.
         index: usize,
-        /// What is wrong.
+        /// The fault.
         why: &'static str,
     },
 }

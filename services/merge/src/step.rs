@@ -16,7 +16,7 @@ use crate::outer::{self, Momentum, OuterError};
 use crate::vectors::{Vectors, vectorised};
 use crate::{BLOCK_ELEMENTS, SeededRounding, TILE_ELEMENTS};
 
-/// Where and how the new parameters are written for the workers.
+/// The buffer and the encoding of the new parameters for the workers.
 #[derive(Debug)]
 pub struct Broadcast<'a> {
     /// The codec of the broadcast.
@@ -27,7 +27,7 @@ pub struct Broadcast<'a> {
     pub out: &'a mut [u8],
 }
 
-/// What came out of a merge.
+/// The outcome of a merge.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[must_use = "parameters that are no longer finite must not be published"]
 pub struct Merged {
@@ -35,7 +35,7 @@ pub struct Merged {
     pub params_abs_max: f32,
 }
 
-/// Why a chunk was not merged. Nothing was changed.
+/// The reason why a chunk was not merged. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MergeError {
     /// The contributions have no mean.

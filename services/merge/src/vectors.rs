@@ -2,9 +2,9 @@
 //!
 //! Only the width differs. A loop wrapped here uses separate IEEE operations per element (the
 //! compiler never contracts a multiplication and an addition into one), so every width gives the
-//! same bits; the tests of this crate run all widths that the machine has. What it buys, measured
-//! on a Xeon with AVX-512 by `examples/throughput.rs`, 2 threads: merge with a bf16 broadcast 1.9
-//! times as fast as the x86-64 baseline, screen 2.5 times, stochastic rounding 2.7 times.
+//! same bits; the tests of this crate run all widths that the machine has. The gain, measured on a
+//! Xeon with AVX-512 by `examples/throughput.rs`, 2 threads: merge with a bf16 broadcast 1.9 times
+//! as fast as the x86-64 baseline, screen 2.5 times, stochastic rounding 2.7 times.
 
 /// A set of vector instructions that this processor is known to have: the values other than
 /// [`Vectors::BASELINE`] are made by detection only.
@@ -21,7 +21,7 @@ pub(crate) enum Width {
 }
 
 impl Vectors {
-    /// What every processor of the target has.
+    /// The instructions that every processor of the target has.
     pub(crate) const BASELINE: Self = Self(Width::Baseline);
 
     /// The widest set of this processor. Cheap: detection is cached by the standard library.

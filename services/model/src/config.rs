@@ -36,9 +36,9 @@ pub enum ModelError {
     Field {
         /// The field of `config.json`.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         value: String,
-        /// What would be accepted.
+        /// The values that would be accepted.
         wanted: String,
     },
 }
@@ -180,7 +180,7 @@ pub(crate) fn whole(field: &'static str, value: u64, min: u64, max: u64) -> Resu
     }
 }
 
-/// Checks what the layout's users rely on, last, when every single field is in bounds.
+/// Checks the facts that the layout's users rely on, last, when every single field is in bounds.
 pub(crate) fn check_layout(config: &ModelConfig) -> Result<(), ModelError> {
     let layout = config.layout();
     layout

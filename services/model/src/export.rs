@@ -1,4 +1,4 @@
-//! The files beside exported weights that say what the model is, for programs that read folders of
+//! The files beside exported weights that describe the model, for programs that read folders of
 //! Hugging Face models.
 
 use serde_json::{Value, json};

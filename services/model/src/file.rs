@@ -22,7 +22,7 @@ const HEADER_BYTES_MAX: u64 = 100_000_000;
 const BLOCK_ELEMENTS: usize = 1 << 16;
 /// Length of the number at the start of a file.
 const LENGTH_BYTES: u64 = 8;
-/// How the name of a file that is being written ends.
+/// The end of the name of a file that is being written.
 const PART: &str = ".part";
 
 /// An fp32 tensor to write.
@@ -36,7 +36,7 @@ pub struct NamedTensor<'a> {
     pub values: &'a [f32],
 }
 
-/// Why a file of tensors could not be written or read.
+/// The reason why a file of tensors could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The file system refused.
@@ -44,7 +44,7 @@ pub enum FileError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What it said.
+        /// The system's error.
         source: io::Error,
     },
     /// Not a safetensors file, or one that contradicts itself.
@@ -52,7 +52,7 @@ pub enum FileError {
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// A tensor that is absent, or has another shape or type than asked for.
@@ -62,7 +62,7 @@ pub enum FileError {
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// What is wrong with it.
+        /// The fault in it.
         reason: String,
     },
     /// Values that are not as many as the shapes say.
@@ -177,8 +177,8 @@ pub fn write_tensors(
         .map_err(failed)
 }
 
-/// Removes what killed writers left in `folder`, and returns how many bytes that were. The caller
-/// must know that nobody writes there.
+/// Removes the files that killed writers left in `folder`, and returns their bytes. The caller must
+/// know that nobody writes there.
 ///
 /// # Errors
 /// The folder cannot be read, or a part not removed.

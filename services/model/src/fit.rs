@@ -1,7 +1,7 @@
 //! Checks that model, data and settings of a run fit together. Workers rely on these checks, so
-//! three programs make them: `diloctl` before it uploads anything, the coordinator before it creates
-//! the run, and a worker before it takes memory. They share this code, so that none accepts what
-//! another refuses.
+//! three programs make them: `diloctl` before it uploads anything, the coordinator before it
+//! creates the run, and a worker before it takes memory. They share this code, so that none accepts
+//! settings which another refuses.
 
 use std::fmt::Display;
 

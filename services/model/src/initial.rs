@@ -12,7 +12,7 @@ use std::ops::Range;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// What a tensor starts as.
+/// The initial values of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Initial {
     /// All zeros.
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(values.map(f32::to_bits), GOLDEN);
     }
 
-    /// From a ChaCha8 of twenty lines of Python, written for this purpose.
+    /// The output of a ChaCha8 of twenty lines of Python, written for this purpose.
     const GOLDEN: [u32; 5] = [
         3_207_747_594,
         1_058_262_655,

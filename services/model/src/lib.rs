@@ -1,6 +1,6 @@
-//! What a model is, without running it: its configuration, the layout of its parameters, its
-//! initial weights, and its tensors in safetensors files. No libtorch, so that diloctl and the
-//! coordinator's tools can use the whole crate.
+//! Models without running them: configurations, layouts of parameters, initial weights, and tensors
+//! in safetensors files. The crate needs no libtorch, so that diloctl and the coordinator's tools
+//! can use the whole crate.
 
 mod config;
 mod export;

@@ -73,7 +73,7 @@ pub(crate) struct LlamaFile {
     mlp_bias: bool,
 }
 
-/// How transformers 5 writes the rotary settings.
+/// The form in which transformers 5 writes the rotary settings.
 #[derive(Serialize, Deserialize)]
 struct RopeParameters {
     #[serde(default = "default_rope")]
@@ -83,7 +83,7 @@ struct RopeParameters {
 
 const MODEL_TYPE: &str = "llama";
 const ARCHITECTURE: &str = "LlamaForCausalLM";
-/// What transformers takes where `rope_theta` is absent.
+/// The value that transformers takes where `rope_theta` is absent.
 const ROPE_THETA: f64 = 10_000.0;
 
 fn silu() -> String {
@@ -353,7 +353,7 @@ mod tests {
 
     use super::*;
 
-    /// As transformers writes it, with keys that this program does not know.
+    /// A file as transformers writes it, with keys that this program does not know.
     const FILE: &str = r#"{
         "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 1,
         "hidden_act": "silu", "hidden_size": 64, "initializer_range": 0.02, "intermediate_size": 176,

@@ -7,7 +7,7 @@ use crate::{LlamaConfig, ModelConfig, ReferenceConfig};
 pub struct Preset {
     /// Its name.
     pub name: &'static str,
-    /// What it is for.
+    /// Its purpose.
     pub purpose: &'static str,
     /// The model.
     pub config: ModelConfig,

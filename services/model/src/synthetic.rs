@@ -15,7 +15,7 @@ const PARAMETERS_MAX: u64 = 1 << 36;
 /// Longest time that a step pretends to take: one minute.
 const STEP_MS_MAX: u64 = 60_000;
 
-/// How much it weighs and how long a step takes.
+/// The number of parameters, and the time that a step takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SyntheticConfig {

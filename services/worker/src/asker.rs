@@ -30,8 +30,8 @@ pub(crate) struct Asker {
 /// A lost question is asked again within seconds; an answer that takes long, as with a slow store,
 /// arrives within a later try.
 const TRY_PATIENCE: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
-/// First and longest span that a pause between tries is drawn from. A try that waits for somebody
-/// who is away fails at once.
+/// First and longest span that a pause between tries is drawn from. A try that waits for a peer
+/// that is away fails at once.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 impl Asker {
@@ -52,10 +52,10 @@ impl Asker {
         }
     }
 
-    /// Asks what the core wants to know.
+    /// Sends a request of the core and waits for its answer.
     ///
     /// # Errors
-    /// The coordinator's refusal, or why there is no answer.
+    /// The coordinator's refusal, or the reason why there is no answer.
     pub(crate) async fn ask(&self, request: Request, patience: Millis) -> Result<Answer, Refusal> {
         Ok(match request {
             Request::Join(join) => {

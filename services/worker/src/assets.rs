@@ -1,6 +1,6 @@
-//! What a worker reads once for a run: the model's configuration and layout, and the manifest of
-//! the data set. All are objects that the run's settings name by digest, and all are checked
-//! against each other before memory is taken.
+//! Assets: objects that a worker reads once for a run, namely the model's configuration and layout,
+//! and the manifest of the data set. All are objects that the run's settings name by digest, and
+//! all are checked against each other before memory is taken.
 
 use std::ops::Range;
 

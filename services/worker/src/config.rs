@@ -1,4 +1,4 @@
-//! The worker's configuration, and what it becomes once it is checked.
+//! The worker's configuration, before and after it is checked.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::trainers;
 
-/// Everything that can be set.
+/// All settings of the worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WorkerConfig {
-    /// Which peers must prove who they are.
+    /// The peers that must prove their identity.
     pub auth: AuthConfig,
     /// The bus.
     pub bus: BusConfig,
@@ -29,9 +29,9 @@ pub struct WorkerConfig {
     pub store: StoreSection,
     /// Objects that are kept on disk.
     pub cache: CacheSection,
-    /// How it trains.
+    /// Settings of the training.
     pub training: TrainingSection,
-    /// What every service has.
+    /// Settings that every service has.
     pub service: ServiceConfig,
 }
 
@@ -45,8 +45,8 @@ pub struct WorkerSection {
     pub audit_key: PathBuf,
     /// Trust bundle: the keys that leases and commands may be signed with.
     pub trust: PathBuf,
-    /// Folder for what must survive a restart: optimizer state and the end of the chain of events.
-    /// One worker each.
+    /// Folder for state that must survive a restart: optimizer state and the end of the chain of
+    /// events. One worker each.
     pub state: PathBuf,
 }
 
@@ -115,7 +115,7 @@ impl Default for TrainingSection {
 pub struct Checked {
     /// The values.
     pub config: WorkerConfig,
-    /// How openly this process runs.
+    /// The layers of protection that this process relaxed.
     pub posture: Posture,
     /// The run.
     pub run: RunId,
@@ -125,11 +125,11 @@ pub struct Checked {
     pub audit_key: Arc<AuditKey>,
     /// The authority that the store's certificate needs.
     pub store_trust: Trust,
-    /// What it can train with, sorted.
+    /// The trainers that it can use, sorted.
     pub trainers: Vec<TrainerKind>,
-    /// What it computes on, for people.
+    /// The device that it computes on, for people.
     pub device: String,
-    /// What it has to show, some of which ends.
+    /// The credentials and certificates that it shows, some of which end.
     pub materials: Materials,
 }
 

@@ -1,4 +1,4 @@
-//! `diloco-worker devices`: what this build and machine can train with.
+//! `diloco-worker devices`: the trainers and devices that this build and machine have.
 
 use std::io::Write as _;
 

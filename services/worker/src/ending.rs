@@ -1,18 +1,18 @@
-//! The end of the process: what is waited for after the core has ended, and for how long.
+//! The end of the process: the waits after the core has ended, and their bounds.
 
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How long the last events may take. With the bus away they do not get out at all.
+/// The time that the last events may take. With the bus away they do not get out at all.
 const EVENTS_MAX: Duration = Duration::from_secs(8);
-/// How long the training thread may take to finish its step and write the inner state: tens of GB
-/// for a large model. Together with the time for an orderly end it stays below what the service
-/// manager allows (`TimeoutStopSec`).
+/// The time that the training thread may take to finish its step and write the inner state: tens of
+/// GB for a large model. Together with the time for an orderly end it stays below the service
+/// manager's limit (`TimeoutStopSec`).
 const SAVE_MAX: Duration = Duration::from_secs(60);
 /// A save that takes longer is spoken of.
 const SAVE_SHOWN: Duration = Duration::from_secs(1);
 
-/// How long what is still under way may take.
+/// The times that work under way may still take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
     events: Duration,

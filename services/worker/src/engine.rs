@@ -104,17 +104,17 @@ impl Job {
 /// A model to train.
 #[derive(Clone, Debug)]
 pub(crate) struct Opening {
-    /// What it is.
+    /// The model.
     pub(crate) model: ModelConfig,
-    /// In which arithmetic.
+    /// The arithmetic that it is trained in.
     pub(crate) precision: Precision,
     /// The elements of each fragment; together they cover the parameters.
     pub(crate) fragments: Vec<Range<usize>>,
-    /// Where the inner optimizer's state is kept, and beside it the residual.
+    /// The file that keeps the inner optimizer's state; the residual lies beside it.
     pub(crate) inner: PathBuf,
-    /// Whose the state is: the trust domain, the run, and the digest of its settings.
+    /// The owner of the state: the trust domain, the run, and the digest of its settings.
     pub(crate) owner: String,
-    /// The run's contributions bring back what the codec took from the ones before.
+    /// The run's contributions bring back the part that the codec took from the ones before.
     pub(crate) error_feedback: bool,
 }
 
@@ -169,8 +169,7 @@ impl Engine {
             .await
     }
 
-    /// Decodes a chunk of global weights into its place. [`Engine::blend`] reports what is wrong
-    /// with it.
+    /// Decodes a chunk of global weights into its place. [`Engine::blend`] reports its faults.
     pub(crate) async fn load(
         &self,
         fragment: Fragment,
@@ -244,7 +243,7 @@ pub(crate) struct RunningThread {
     pub(crate) ended: CancellationToken,
 }
 
-/// What the thread has on its table.
+/// The state of the training thread.
 struct TrainingThread {
     /// The first to be dropped when the thread panics: the process hears of it before the last
     /// state is written.
@@ -318,7 +317,7 @@ impl TrainingThread {
         }
     }
 
-    /// Encodes a fragment, after what must not be sent a second time has left the disk.
+    /// Encodes a fragment, after the residual has left the disk: it must not be sent a second time.
     fn capture(&mut self, capture: &Capture, chunks: &capture::Sender) -> Result<(), Refusal> {
         let session = self.session.as_mut().ok_or_else(nothing_open)?;
         if session.begin_contribution(capture.work) {
@@ -412,7 +411,7 @@ fn nothing_open() -> Refusal {
     Refusal::new(Code::Internal, "no model was opened for this job")
 }
 
-/// Why no job is done any more.
+/// The refusal of every job after the training thread has ended.
 pub(crate) fn ended() -> Refusal {
     let detail = "the thread that trains has panicked; its log line says where";
     Refusal::new(Code::TrainingThreadLost, detail)

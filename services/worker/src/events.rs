@@ -40,7 +40,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 struct ChainEnd {
     v: V<1>,
     emitter: PublicKey,
-    /// Of the next event.
+    /// The position of the next event.
     sequence: Sequence,
     /// Digest of the last event's body.
     previous: Option<Digest>,
@@ -179,13 +179,14 @@ impl Chain {
     }
 }
 
-/// Where events are handed in.
+/// The entrance for events.
 #[derive(Clone, Debug)]
 pub(crate) struct Events(mpsc::Sender<WorkerEvent>);
 
 impl Events {
-    /// Starts the task that publishes. When the last clone is gone it delivers what waits and ends.
-    /// A process that does not wait for that end loses the events behind the one on its way.
+    /// Starts the task that publishes. When the last clone is gone it delivers the waiting events
+    /// and ends. A process that does not wait for that end loses the events behind the one on its
+    /// way.
     pub(crate) fn start(chain: Chain, bus: Bus, domain: &str) -> (Self, JoinHandle<()>) {
         let (sender, queue) = mpsc::channel(EVENTS_MAX);
         let publisher = Publisher {

@@ -14,8 +14,8 @@ const SETTINGS: [(&str, &str); 2] = [
     ("OMP_WAIT_POLICY", "PASSIVE"),
 ];
 
-/// Starts this program again with what is not set yet; returns when all is set. What was set by
-/// hand stays.
+/// Starts this program again with the variables that are not set yet; returns when all are set.
+/// Values that were set by hand stay.
 pub fn restart_with_settings() {
     let missing = missing(|name| std::env::var_os(name));
     if missing.is_empty() {

@@ -25,11 +25,11 @@ pub(crate) const TRANSFERS_MAX: usize = 8;
 /// Longest wait for one more URL in the middle of a transfer, which asks again by itself: an answer
 /// takes a fraction of a second.
 const GRANT_PATIENCE: Millis = Millis::from_secs(4);
-/// How long one object is tried for; an attempt under which bytes move goes on beyond it. A worker
-/// that loses its lease gives up much earlier.
+/// The time for which one object is tried; an attempt under which bytes move goes on beyond it. A
+/// worker that loses its lease gives up much earlier.
 const TRANSFER_TIME_MAX: Duration = Duration::from_secs(900);
 
-/// Where a worker's objects come from and go to. Cheap to clone.
+/// The worker's access to objects: cache, downloads and uploads. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Library {
     asker: Asker,
@@ -174,7 +174,7 @@ impl Library {
         Ok(bytes)
     }
 
-    /// From the cache; trouble with it costs a download, nothing else.
+    /// The object from the cache; trouble with it costs a download, nothing else.
     async fn cached(&self, digest: Digest) -> Option<Bytes> {
         let cache = Arc::clone(&self.cache);
         let got = tokio::task::spawn_blocking(move || cache.get(digest))

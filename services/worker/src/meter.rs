@@ -1,4 +1,4 @@
-//! What a worker counts while it lives, for its heartbeats.
+//! Counts of a worker over its life, for its heartbeats.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +29,7 @@ pub(crate) struct Meter {
     device_memory: AtomicU64,
 }
 
-/// What a worker's time goes to.
+/// A use of a worker's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lane {
     Fetch,
@@ -38,7 +38,7 @@ pub(crate) enum Lane {
     Upload,
 }
 
-/// Counts the time until it is dropped, also where what is measured is broken off.
+/// Counts the time until it is dropped, also when the measured work is broken off.
 pub(crate) struct Timed<'a> {
     meter: &'a Meter,
     lane: Lane,
@@ -55,7 +55,7 @@ impl Drop for Timed<'_> {
 const NEWEST: f64 = 0.2;
 
 impl Meter {
-    /// A meter that shows what `moved` counts.
+    /// A meter that shows the count of `moved`.
     pub(crate) fn of(moved: Moved) -> Self {
         Self {
             bytes_up: moved.up,
@@ -65,7 +65,7 @@ impl Meter {
         }
     }
 
-    /// Bytes that were moved either way: what a renewal shows as progress.
+    /// Bytes that were moved either way; a renewal shows them as progress.
     pub(crate) fn moved(&self) -> Bytes {
         Bytes(
             self.bytes_up
@@ -110,7 +110,7 @@ impl Meter {
         self.device_memory.store(bytes, Ordering::Relaxed);
     }
 
-    /// A heartbeat from what the core knows and what is counted here.
+    /// A heartbeat from the core's part and the counts of this meter.
     pub(crate) fn heartbeat(&self, pulse: Pulse) -> Heartbeat {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let lane = |lane: Lane| Millis(read(&self.lanes[lane as usize]) / 1000);

@@ -1,5 +1,5 @@
-//! The worker as a program: its command line and what else the program does, and what a worker does
-//! in the frame of all services.
+//! The worker as a program: its command line with the other subcommands, and its part in the frame
+//! that all services share.
 
 use clap::{Parser, Subcommand};
 use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};

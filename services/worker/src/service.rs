@@ -1,5 +1,5 @@
-//! The worker as a process: feeds its core with messages and time, and carries out what it asks
-//! for. No decision about the run is made here.
+//! The worker as a process: feeds its core with messages and time, and carries out its effects. No
+//! decision about the run is made here.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ use crate::verify::{self, Expected};
 
 /// Inputs that wait for the core; each of the few tasks has one at a time.
 const INPUTS_MAX: usize = 64;
-/// How long an orderly end may take before the process ends without the coordinator's answers.
+/// The time that an orderly end may take before the process ends without the coordinator's answers.
 pub(crate) const STOP_PATIENCE: Millis = Millis::from_secs(8);
 /// The same reason for waiting is logged again after this.
 const WAITING_SHOWN: Duration = Duration::from_secs(30);
@@ -213,7 +213,7 @@ impl Service {
 }
 
 impl EffectRunner {
-    /// Starts what an effect asks for; its end comes back as an input.
+    /// Starts the work of an effect; its end comes back as an input.
     fn carry_out(&mut self, effect: Effect) -> Option<Exit> {
         match effect {
             Effect::Send {

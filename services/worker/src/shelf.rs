@@ -15,11 +15,11 @@ use crate::library::Library;
 pub(crate) struct Shelf(Arc<Mutex<BTreeMap<Digest, TokenShard>>>);
 
 impl Shelf {
-    /// The shards in the order given. What is not here comes from the library, and what is not
-    /// wanted any more goes first.
+    /// The shards in the order given. Shards that are not here come from the library, and shards
+    /// that are not wanted any more go first.
     ///
     /// # Errors
-    /// Why one of them could not be had.
+    /// One of them could not be had.
     pub(crate) async fn get(
         &self,
         library: &Library,
@@ -40,7 +40,7 @@ impl Shelf {
         Ok(in_order(&shards, wanted))
     }
 
-    /// Forgets what is not wanted; returns what is here of the rest.
+    /// Forgets shards that are not wanted; returns the wanted ones that are here.
     fn keep_only(&self, wanted: &[ObjectRef]) -> BTreeMap<Digest, TokenShard> {
         let mut shards = self.0.lock().expect("no holder panics");
         shards.retain(|digest, _| wanted.iter().any(|object| object.digest == *digest));
@@ -52,7 +52,7 @@ impl Shelf {
     }
 }
 
-/// What is wanted and not among `shards`, each once.
+/// Objects that are wanted and not among `shards`, each once.
 fn missing(shards: &BTreeMap<Digest, TokenShard>, wanted: &[ObjectRef]) -> Vec<ObjectRef> {
     let missing: BTreeMap<Digest, ObjectRef> = wanted
         .iter()

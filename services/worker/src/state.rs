@@ -1,5 +1,5 @@
-//! The folder for what must survive a restart. A lock keeps two workers from sharing it: they would
-//! break each other's chain of events.
+//! The folder for state that must survive a restart. A lock keeps two workers from sharing it: they
+//! would break each other's chain of events.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub(crate) struct StateFolder {
 }
 
 impl StateFolder {
-    /// Opens or makes the folder, takes its lock, and removes what a life that was killed had half
+    /// Opens or makes the folder, takes its lock, and removes files that a killed process had half
     /// written.
     ///
     /// # Errors
@@ -51,8 +51,8 @@ impl StateFolder {
         Ok(state)
     }
 
-    /// An inner state is twice as large as the model: what a killed worker left of one would fill
-    /// the disk in time.
+    /// An inner state is twice as large as the model: parts that killed workers left would fill the
+    /// disk in time.
     fn sweep(&self) -> std::io::Result<()> {
         for entry in std::fs::read_dir(&self.folder)? {
             let run = entry?.path();

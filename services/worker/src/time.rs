@@ -8,14 +8,15 @@ use schemas::{Code, UnixMillis};
 
 use crate::verify::SKEW;
 
-/// How far the coordinator's clock is ahead of this process's. Clones share it.
+/// The time by which the coordinator's clock is ahead of this process's. Clones share it.
 ///
-/// Windows of what the coordinator signed are judged by its own time. The windows are there so that
-/// an old document is of no use to anyone who kept it, and for that both ends need one clock, not a
-/// right one: this process's runs monotonically, and the difference comes with answers that only
-/// the coordinator may give. Who can forge those already decides what reaches this worker, and
-/// still cannot sign; and a result under an old lease counts nowhere. To judge by this machine's
-/// wall clock instead would let a clock that nobody looks after stop a worker, and gain nothing.
+/// A document that the coordinator signed is judged by the coordinator's time. Its window of
+/// validity makes an old document useless to anyone who kept it. For that both ends need one clock,
+/// not a right one: this process's clock runs monotonically, and the difference comes with answers
+/// that only the coordinator may give. A peer that can forge those answers already decides what
+/// reaches this worker, and still cannot sign; and a result under an old lease counts nowhere. If
+/// this machine's wall clock decided instead, a clock that nobody looks after could stop a worker,
+/// and nothing would be gained.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CoordinatorTime(Arc<AtomicI64>);
 

@@ -1,4 +1,4 @@
-//! Which trainers this build has, and making one.
+//! The trainers that this build has, and their construction.
 
 use model::ModelConfig;
 use runtime::Failure;
@@ -19,8 +19,8 @@ pub(crate) const AVAILABLE: &[TrainerKind] = if cfg!(feature = "torch") {
     &[TrainerKind::Reference, TrainerKind::Synthetic]
 };
 
-/// What the configuration offers, and what it computes on, for people. Prepares libtorch where it
-/// is among them.
+/// The trainers that the configuration offers, and the device that they compute on, for people.
+/// Prepares libtorch if it is among them.
 ///
 /// # Errors
 /// A trainer that this build does not have, a libtorch of another version, a device that is not

@@ -32,7 +32,7 @@ use crate::state::StateFolder;
 /// Longest wait for the answer to a hint.
 const STAGE_PATIENCE: Millis = Millis::from_secs(5);
 
-/// What the work of every lease of a run needs.
+/// Tools that the work of every lease of a run needs.
 #[derive(Clone)]
 pub(crate) struct UnitTools {
     pub(crate) asker: Asker,
@@ -57,7 +57,7 @@ pub(crate) struct Unit {
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) tools: UnitTools,
     pub(crate) stop: CancellationToken,
-    /// There from the fetch until the steps begin.
+    /// The text that the unit reads; there from the fetch until the steps begin.
     pub(crate) text: Arc<Mutex<Option<Text>>>,
 }
 

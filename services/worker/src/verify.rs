@@ -12,14 +12,15 @@ use schemas::run::{Codec, CodecKind, Rounding, RunSpec};
 use schemas::{Chunks, Code, Digest, Millis, ObjectRef, Refusal, RunId, UnixMillis, WorkerId};
 use worker_core::NotVerified;
 
-/// How far the coordinator's time may be from what this worker takes it for, and how far this
-/// machine's clock from the coordinator's before somebody should look.
+/// The tolerance for windows of signed documents: this worker's measurement of the coordinator's
+/// time may be wrong by this much. A clock of this machine that differs by more is reported, so
+/// that somebody looks at it.
 pub(crate) const SKEW: Millis = Millis::from_secs(60);
-/// Longest window of a document, beyond a lease: what is signed for longer could be kept and shown
-/// again.
+/// Longest window of a document, beyond a lease: a document that is signed for longer could be kept
+/// and shown again.
 const WINDOW_EXTRA_SECONDS: u64 = 3600;
 
-/// What a document must agree with.
+/// The facts that a document must agree with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expected<'a> {
     /// The keys that may sign.
@@ -150,8 +151,8 @@ fn check_binding(manifest: &Manifest, spec_digest: Digest) -> Result<(), Refusal
     Ok(())
 }
 
-/// The work must be what the settings make of the unit: another number of steps would be counted as
-/// if it were theirs.
+/// The work must be the one that the settings give the unit: another number of steps would be
+/// counted as if it were theirs.
 fn check_work(manifest: &Manifest, spec: &RunSpec) -> Result<(), Refusal> {
     let unit = manifest.lease.unit;
     let (rounds, units) = (spec.schedule.rounds, spec.schedule.units);

@@ -1,5 +1,5 @@
-//! What is wrong with a configuration is said with a code and the key, before anything is connected
-//! (LA-02, LA-05).
+//! Tests of faults in a configuration: each is reported with a code and the key, before anything is
+//! connected (LA-02, LA-05).
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -119,8 +119,8 @@ fn a_malformed_credential_is_an_error_at_start() {
     fails(&set, Code::CredentialMalformed, "bus.credentials");
 }
 
-/// What a worker transfers, it transfers through URLs that it was granted: there is no place to put
-/// a key of the store.
+/// A worker transfers only through URLs that it was granted: there is no place to put a key of the
+/// store.
 #[test]
 fn tl_20_a_worker_takes_no_key_of_the_store() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
@@ -130,7 +130,8 @@ fn tl_20_a_worker_takes_no_key_of_the_store() {
     }
 }
 
-/// The umbrella is off here: what decides which leases are followed is pinned under any switches.
+/// The umbrella `require_auth` is off here: the files that decide which leases are followed are
+/// checked under any switches.
 #[test]
 fn tl_12_keys_and_trust_come_from_files_that_only_their_owner_can_change() {
     let scratch = tempfile::tempdir().expect("a scratch folder");

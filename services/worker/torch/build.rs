@@ -33,9 +33,9 @@ fn main() {
     println!("cargo::metadata=RPATH={rpath}");
 }
 
-/// For `target/<profile>/`, for `deps/` and `examples/` in it, and for an installed `bin/` beside
-/// `lib/`. A libtorch elsewhere is named by its absolute path, and first. The linker writes
-/// RUNPATH, so LD_LIBRARY_PATH still wins.
+/// The search paths for libtorch, for `target/<profile>/`, for `deps/` and `examples/` in it, and
+/// for an installed `bin/` beside `lib/`. A libtorch elsewhere is named by its absolute path, and
+/// first. The linker writes RUNPATH, so LD_LIBRARY_PATH still wins.
 fn rpath(library: &Path) -> String {
     let places = [
         "$ORIGIN/../../.deps/libtorch/lib",

@@ -1,4 +1,4 @@
-//! Which sockets of a process wait for others to connect, by the kernel's own tables.
+//! Sockets of a process that wait for others to connect, read from the kernel's own tables.
 
 use std::collections::BTreeSet;
 use std::fs;

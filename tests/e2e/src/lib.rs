@@ -1,5 +1,5 @@
-//! End-to-end tests: one module per promise under `tests/promises/`. Here is what they share: how a
-//! small run is made, the search for secrets, and for sockets that listen.
+//! End-to-end tests: one module per promise under `tests/promises/`. The tests share this crate:
+//! the recipe of a small run, the search for secrets, and the search for sockets that listen.
 
 pub mod ears;
 pub mod machine;

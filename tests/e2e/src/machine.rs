@@ -8,7 +8,8 @@ use std::process::{ExitStatus, Stdio};
 use harness::{PATIENCE, nats_server, program};
 use tokio::process::Command;
 
-/// A scratch folder, and what `up` started from there. All of it ends when this is dropped.
+/// A scratch folder, and the processes that `up` started from there. All of it ends when this is
+/// dropped.
 #[derive(Debug)]
 pub struct Machine {
     scratch: tempfile::TempDir,
@@ -16,10 +17,10 @@ pub struct Machine {
     store_port: String,
 }
 
-/// What a command said.
+/// The outcome of a command.
 #[derive(Debug)]
 pub struct Said {
-    /// How it ended.
+    /// Its exit status.
     pub status: ExitStatus,
     /// Both of its streams.
     pub text: String,
@@ -186,7 +187,7 @@ impl Machine {
             .await;
     }
 
-    /// Stops what runs in a domain.
+    /// Stops the processes of a domain.
     ///
     /// # Panics
     /// It fails.
@@ -210,7 +211,7 @@ impl Drop for Machine {
                 .arg(&folder)
                 .args(["down", "--drain", "0s"])
                 .current_dir(self.scratch.path());
-            // What a failed test has left may be past stopping in order.
+            // A failed test may have left processes that no longer stop in order.
             let _stopped = down.output();
         }
     }

@@ -17,7 +17,7 @@ pub(crate) const REFERENCE: [&str; 8] = [
     "policy.lease=5s",
 ];
 
-/// How a run is made with `diloctl`.
+/// A run to make with `diloctl`.
 #[derive(Clone, Debug)]
 pub struct Recipe {
     model: String,

@@ -1,4 +1,4 @@
-//! The search for secrets in what processes leave behind.
+//! The search for secrets in the output and files of processes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use harness::Cluster;
 /// Fragments of signatures and seeds shorter than this could be found by chance.
 const SECRET_BYTES_MIN: usize = 16;
 
-/// Where in `text` there is a secret of the cluster, or something that has the form of one.
+/// Names the secrets in `text`: the cluster's own, and everything that has the form of one.
 pub fn found(cluster: &Cluster, text: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(text);
     let own = own(cluster)

@@ -13,7 +13,8 @@ pub fn session(number: u32) -> Session {
     Session(number.into())
 }
 
-/// What worker `number` joins with. The proof is none: the pure crates leave checking it to shells.
+/// The request with which worker `number` joins. Its proof is empty: the pure crates leave the
+/// check of it to shells.
 pub fn join_request(number: u32) -> JoinRequest {
     JoinRequest {
         v: V,
@@ -27,7 +28,7 @@ pub fn join_request(number: u32) -> JoinRequest {
     }
 }
 
-/// What the ledger holds when a worker joined with a request.
+/// The ledger event for the join of a worker with a request.
 pub fn joined(worker: WorkerId, account: AccountId, request: JoinRequest) -> LedgerEvent {
     LedgerEvent::WorkerJoined {
         worker,

@@ -2,7 +2,7 @@
 
 use schemas::{AccountId, Bytes, ObjectRef, PublicKey, RunId, WorkerId};
 
-/// Public keys with numbers from here sign what workers state.
+/// Public keys with numbers from here sign workers' statements.
 const AUDIT_KEYS_FROM: u32 = 1000;
 /// The operator's number.
 const OPERATOR: u32 = 1 << 20;
@@ -33,7 +33,7 @@ pub fn public_key(number: u32) -> PublicKey {
     key('U', number).parse().expect("the form of a user's key")
 }
 
-/// The key that signs what worker `number` states.
+/// The key that signs the statements of worker `number`.
 pub fn audit_key(number: u32) -> PublicKey {
     public_key(AUDIT_KEYS_FROM + number)
 }

@@ -31,7 +31,7 @@ pub const fn lease(unit: UnitId, epoch: u64) -> LeaseRef {
     }
 }
 
-/// What a unit of this run comes to, made of these chunks.
+/// The contribution of a unit of this run, made of these chunks.
 pub fn contribution(spec: &RunSpec, chunks: impl Into<Chunks>) -> Contribution {
     Contribution {
         layout: spec.model.layout.digest,
@@ -52,7 +52,7 @@ pub const fn evaluation() -> Evaluation {
     }
 }
 
-/// What a worker states about its unit.
+/// A worker's statement about its unit.
 pub fn statement(spec: &RunSpec, worker: WorkerId, lease: LeaseRef, outcome: Outcome) -> Statement {
     Statement {
         v: V,

@@ -1,5 +1,5 @@
-//! Checkpoints of the ledger: written to the store while the coordinator goes on, and what a
-//! coordinator that starts makes of them.
+//! Checkpoints of the ledger: written to the store while the coordinator goes on, and their use by
+//! a coordinator that starts.
 
 use coordinator_core::{Coordinator, Input, Settings};
 use ledger::{CHECKPOINTS_KEPT, FORMAT, State};

@@ -23,20 +23,20 @@ use crate::queue::Try;
 use crate::store::Model;
 use crate::world::{Delivered, Happening, Route, World};
 
-/// So many times as often as between two other effects a process dies before an append: that is
-/// what it waits for longest.
+/// The factor by which a process dies more often before an append than between two other effects:
+/// its longest wait is for the disk.
 const DISK_CRASHES: u64 = 10;
 
-/// Where the coordinator runs.
+/// The machine that the coordinator runs on.
 #[derive(Debug, Default)]
 pub(crate) struct Site {
     pub(crate) process: Option<Process>,
-    /// How many began; an answer to an earlier one is void.
+    /// The number of processes that began; an answer to an earlier one is void.
     generation: u64,
     /// The ledger's fold, from the events alone.
     shadow: State,
     replies: u64,
-    /// What arrived while the disk was busy.
+    /// Inputs that arrived while the disk was busy.
     waiting: Vec<Input>,
     pub(crate) crashes: u64,
     pub(crate) shared_appends: u64,

@@ -1,5 +1,4 @@
-//! The foundry of the run: what the executor and the screen were asked to do, on a model of the
-//! weights.
+//! The foundry of the run: the jobs of the executor and the screen, on a model of the weights.
 
 use coordinator_core::{Input, Merged, Screened, ScreeningId};
 use schemas::contribution::Statement;
@@ -14,7 +13,7 @@ use crate::plan::{audit_key, run_id, worker_id};
 use crate::store::Model;
 use crate::world::{Happening, World};
 
-/// What the executor and the screen were asked to do; each takes a while.
+/// A job for the executor or the screen; each takes a while.
 #[derive(Debug)]
 pub(crate) enum Job {
     Restore {

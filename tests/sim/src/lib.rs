@@ -1,6 +1,6 @@
 //! The simulator: the real cores of coordinator and workers on a simulated bus, queue, store and
 //! clock. One seed decides everything: how long each message takes, which are lost or come twice,
-//! who crashes when and comes back.
+//! and which processes crash and come back, and when.
 //!
 //! | file | stands for |
 //! | --- | --- |

@@ -1,5 +1,5 @@
-//! What must hold after every event of the ledger. It keeps its own few books and shares no code
-//! with the core's fold.
+//! Invariants that are checked after every event of the ledger. The monitor keeps its own few books
+//! and shares no code with the core's fold.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use schemas::{Round, Weight, WorkerId};
 
 use crate::store::{Model, Store};
 
-/// How often things happened: a simulation in which nothing went wrong proves little.
+/// Counts of the things that happened: a simulation in which nothing went wrong proves little.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Events in the ledger.
@@ -52,13 +52,13 @@ pub(crate) struct Monitor {
     counted: BTreeSet<UnitId>,
     /// Contributions of the open round, by unit.
     inputs: BTreeMap<UnitId, MergeInput>,
-    /// What the parts of a seal named so far.
+    /// The inputs that the parts of a seal named so far.
     named: Vec<SealedInput>,
-    /// What the ledger says is merged, in its order; none before the seal.
+    /// The inputs that the ledger says are merged, in its order; none before the seal.
     sealed: Option<Vec<MergeInput>>,
     members: BTreeSet<WorkerId>,
     open: Option<Round>,
-    /// What the weights are by the ledger alone; later ones behind.
+    /// The newest weights by the ledger alone; `models` holds all versions.
     model: Model,
     models: Vec<Model>,
     issued: u64,

@@ -1,4 +1,4 @@
-//! What a seed stands for: a run, its workers, and how bad the world is to them.
+//! The meaning of a seed: a run, its workers, and the faults that the world makes.
 
 use kit::RunSpecBuilder;
 use schemas::data::DataManifest;
@@ -21,11 +21,11 @@ pub(crate) struct Plan {
     pub(crate) faults: Faults,
     /// Faults end after this.
     pub(crate) faults_last: Millis,
-    /// How often an input finds the coordinator waiting for its disk, in a thousand.
+    /// The number of inputs in a thousand that find the coordinator waiting for its disk.
     pub(crate) disk: u64,
 }
 
-/// How often things go wrong, in a thousand.
+/// Rates of faults, in a thousand.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Faults {
     /// A message is lost.
@@ -44,7 +44,7 @@ pub(crate) struct Faults {
     pub(crate) poison: u64,
     /// Training fails.
     pub(crate) training: u64,
-    /// How long until the next process dies or is cut off, at most.
+    /// The longest time until the next process dies or is cut off.
     pub(crate) calm: Millis,
 }
 
@@ -102,7 +102,7 @@ pub(crate) fn worker_id(worker: usize) -> WorkerId {
     kit::worker(number(worker))
 }
 
-/// The key that signs what a worker states.
+/// The key that signs a worker's statements.
 pub(crate) fn audit_key(worker: usize) -> PublicKey {
     kit::audit_key(number(worker))
 }

@@ -26,14 +26,14 @@ struct Message {
     next_at: UnixMillis,
 }
 
-/// What became of a try to deliver.
+/// The outcome of a try to deliver.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Try {
     /// The message was settled.
     Gone,
     /// Not yet: look again then.
     Later(UnixMillis),
-    /// Here it is.
+    /// The message was delivered.
     Delivered(UnitId, DeliveryId),
 }
 

@@ -1,6 +1,6 @@
 //! The object store, and the merge as a reference model: weights are a digest, and an outer step
-//! gives the digest of the weights before it and of what was merged, in order. Any other set, order
-//! or base gives other weights.
+//! gives the digest of the weights before it and of the merged inputs, in order. Any other set,
+//! order or base gives other weights.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use schemas::run::RunSpec;
 use schemas::snapshot::MergeInput;
 use schemas::{Bytes, Chunks, Digest, Hasher, Listed, ObjectRef, Round};
 
-/// Everything at the store. It survives every crash.
+/// The contents of the store. They survive every crash.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     /// Readable objects.
@@ -19,7 +19,7 @@ pub(crate) struct Store {
     pub(crate) incoming: BTreeSet<Digest>,
     /// Chunks that hold a NaN. Only screening knows.
     pub(crate) poisoned: BTreeSet<Digest>,
-    /// What lists hold, of all that were ever made.
+    /// The contents of all lists that were ever made.
     lists: BTreeMap<Digest, Vec<ObjectRef>>,
     /// Checkpoints of the ledger.
     pub(crate) checkpoints: BTreeMap<Digest, Vec<u8>>,
@@ -53,7 +53,7 @@ impl Store {
         }
     }
 
-    /// Notes what a list of these chunks holds.
+    /// Notes the contents of a list of these chunks.
     pub(crate) fn note(&mut self, chunks: Vec<ObjectRef>) {
         self.lists.insert(Listed::of(&chunks).0.list.digest, chunks);
     }

@@ -17,17 +17,17 @@ use worker_core::{
 use crate::plan::{audit_key, object, run_id, worker_id};
 use crate::world::{Delivered, Happening, Purpose, Route, World};
 
-/// How long the shell waits for URLs.
+/// The time that the shell waits for URLs.
 const GRANT_PATIENCE: Millis = Millis::from_secs(10);
 /// Workers' clocks differ from the coordinator's by at most this, either way: far more than a
 /// manifest's window bears.
 const SKEW_MAX_MS: u64 = 600_000;
 
-/// Where a worker runs.
+/// The machine that a worker runs on.
 #[derive(Debug, Default)]
 pub(crate) struct Station {
     process: Option<Process>,
-    /// How many began; an answer to an earlier one is void.
+    /// The number of processes that began; an answer to an earlier one is void.
     incarnation: u64,
     /// No message comes through before this.
     cut_off_until: UnixMillis,
@@ -38,9 +38,9 @@ struct Process {
     core: Worker,
     /// The work at hand.
     present: Option<(WorkId, Manifest)>,
-    /// How far its clock is ahead of time minus [`SKEW_MAX_MS`].
+    /// The time by which its clock is ahead of time minus [`SKEW_MAX_MS`].
     skew: Millis,
-    /// How far the coordinator's clock is ahead of its own, as its core measured it.
+    /// The time by which the coordinator's clock is ahead of its own, as its core measured it.
     ahead_ms: i64,
 }
 

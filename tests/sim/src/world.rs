@@ -1,4 +1,4 @@
-//! Time, the bus, and what happens next.
+//! Time, the bus, and the choice of the next event.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,16 +29,17 @@ const STEPS_MAX: u64 = 500_000;
 /// Workers of a long round.
 const MANY_WORKERS: usize = 12;
 
-/// What a simulation came to.
+/// The outcome of a simulation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// How often things happened.
+    /// Counts of the things that happened.
     pub counts: Counts,
     /// Coordinators that died, some of them between two effects.
     pub coordinator_crashes: u64,
     /// Appends of events that several inputs led to.
     pub shared_appends: u64,
-    /// Coordinators that died when some of what they had decided together was in the ledger.
+    /// Coordinators that died when only a part of the events that they had decided together was in
+    /// the ledger.
     pub torn: u64,
     /// Workers that died.
     pub worker_crashes: u64,
@@ -107,7 +108,7 @@ pub(crate) enum Happening {
     EndOfFaults,
 }
 
-/// Where an answer goes.
+/// The address of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Route {
     pub(crate) worker: usize,
@@ -115,12 +116,12 @@ pub(crate) struct Route {
     pub(crate) purpose: Purpose,
 }
 
-/// What a worker asked for.
+/// The purpose of a worker's request.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Purpose {
     /// A request of its core.
     Core(worker_core::RequestId),
-    /// URLs to read what its work needs.
+    /// URLs to read the objects that its work needs.
     Fetch(worker_core::WorkId),
     /// URLs to upload its contribution.
     Upload(worker_core::WorkId, Chunks),
@@ -135,7 +136,7 @@ pub(crate) enum Delivered {
     Granted,
 }
 
-/// Everything there is.
+/// The whole simulated world.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) chance: Chance,
@@ -369,7 +370,7 @@ impl World {
             .insert((self.now.after(span), self.serial), happening);
     }
 
-    /// How long a message takes.
+    /// The time that a message takes.
     fn transit(&mut self) -> Millis {
         if self.chance.hits(self.faults.slow) {
             self.chance.millis(500, 30_000)
@@ -378,7 +379,8 @@ impl World {
         }
     }
 
-    /// How often a message between `worker` and the coordinator comes, after how long each time.
+    /// The times after which copies of a message between `worker` and the coordinator arrive; none
+    /// when it is lost.
     pub(crate) fn transits(&mut self, worker: usize) -> Vec<Millis> {
         let cut_off = self.stations[worker].is_cut_off(self.now);
         if cut_off || self.chance.hits(self.faults.loss) {

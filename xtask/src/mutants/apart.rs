@@ -10,7 +10,7 @@ use super::listed::Mutant;
 use super::{Ended, Ends, MutationRun, tree};
 use crate::console;
 
-/// How long the tests of one mutant may take: the slowest package needs a third of this.
+/// The time that the tests of one mutant may take: the slowest package needs a third of this.
 const TIMEOUT_SECONDS: &str = "180";
 /// The folder in which cargo-mutants leaves its results.
 const OUTPUT: &str = "mutants.out";

@@ -1,5 +1,5 @@
-//! The woven build: all mutants of some packages compiled at once. What does not compile is taken
-//! out and the rest compiled again, until all of it does.
+//! The woven build: all mutants of some packages compiled at once. Mutants that do not compile are
+//! taken out and the rest is compiled again, until all of it does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,7 +15,7 @@ use super::listed::{Genre, Mutant};
 use super::weave::{self, Woven};
 use crate::console;
 
-/// More rounds mean that an error is attributed to the wrong mutant again and again.
+/// Most rounds; more of them mean that an error is attributed to the wrong mutant again and again.
 const ROUNDS_MAX: usize = 30;
 /// Errors that need not be the mutant's own fault: the switch cannot be asked while the compiler
 /// works, and borrows of the alternatives may get into each other's way.
@@ -28,7 +28,7 @@ const NOT_EXHAUSTIVE: &str = "E0004";
 /// The root files of a crate, below its `src`.
 const ROOTS: &[&str] = &["lib.rs", "main.rs"];
 
-/// Why a mutant is not in the woven build.
+/// The reason why a mutant is not in the woven build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Out {
     /// It does not compile, so nobody can ship it.
@@ -59,7 +59,7 @@ pub(super) struct Loom<'a> {
     pub(super) mutants: &'a [Mutant],
     pub(super) cargo: &'a dyn Fn(&[&str]) -> Command,
     pub(super) packages: &'a [&'a str],
-    /// Where it is kept from run to run which mutants are not in the build.
+    /// The file that keeps, from run to run, the mutants that are not in the build.
     pub(super) memory: &'a Path,
 }
 
@@ -107,7 +107,7 @@ impl Loom<'_> {
         bail!("the woven build does not compile after {ROUNDS_MAX} rounds")
     }
 
-    /// What is not in the build by an earlier run over the same code.
+    /// The mutants that are not in the build, by an earlier run over the same code.
     fn remembered(&self) -> Result<BTreeMap<u32, Out>> {
         let kept = fs::read_to_string(self.memory).unwrap_or_default();
         let kept: BTreeSet<&str> = kept.lines().collect();
@@ -184,7 +184,7 @@ impl Loom<'_> {
         Ok(written)
     }
 
-    /// Builds the tests, as far as they compile. What cargo said, line by line.
+    /// Builds the tests, as far as they compile. The output of cargo, line by line.
     fn compile(&self) -> Result<Vec<Value>> {
         let mut arguments = vec!["build", "--tests", "--keep-going"];
         arguments.extend(["--message-format=json", "--quiet"]);
@@ -284,7 +284,7 @@ fn line_around(text: &str, span: &Range<usize>) -> Range<usize> {
     start..end.map_or(text.len(), |at| span.end + at)
 }
 
-/// From a place to the end of its function.
+/// The range from a place to the end of its function.
 fn body_after(text: &str, span: &Range<usize>) -> Range<usize> {
     let rest = &text[span.end..];
     let end = ["\n}\n", "\n    }\n"]

@@ -1,6 +1,6 @@
-//! Which mutants a sample takes: those in files that the last commits changed, drawn by the commit,
-//! so that a second run for one commit draws the same ones, and the next commit others. A checkout
-//! without that history draws from all files.
+//! The mutants that a sample takes: those in files that the last commits changed, drawn by the
+//! commit, so that a second run for one commit draws the same ones, and the next commit others. A
+//! checkout without that history draws from all files.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use schemas::Digest;
 use super::listed::Mutant;
 use crate::process::{self, Workspace};
 
-/// How many commits back a change is recent.
+/// The number of commits back for which a change is recent.
 const COMMITS: &str = "HEAD~20";
 
 /// Draws `count` mutants from files that changed lately; from all when none of those did.

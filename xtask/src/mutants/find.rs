@@ -1,5 +1,5 @@
-//! Where in a file the code of a mutant lies: cargo-mutants names the operator, the arm or the
-//! field; to put an alternative beside it one must know the expression around it.
+//! The place of a mutant's code in a file. cargo-mutants names the operator, the arm or the field;
+//! an alternative can be put beside it only if the expression around it is known.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -41,7 +41,7 @@ impl Lines {
 /// An arm of a `match`.
 #[derive(Clone)]
 pub(super) struct Arm {
-    /// Where its pattern ends.
+    /// The end of its pattern.
     pub(super) pattern_end: usize,
     pub(super) guard: Option<Range<usize>>,
 }
@@ -54,7 +54,7 @@ pub(super) struct ConstFunction {
     pub(super) word: Range<usize>,
 }
 
-/// What a file holds, by where cargo-mutants says that it begins.
+/// The contents of a file, by the place at which cargo-mutants says that they begin.
 #[derive(Default)]
 pub(super) struct Places {
     /// The expression around an operator.

@@ -14,23 +14,23 @@ use serde_json::{Value, json};
 use super::build::Program;
 use crate::process;
 
-/// Between two looks at a program of tests.
+/// The time between two looks at a program of tests.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// How much longer than without a mutant the tests may take: the machine may be busy.
+/// The factor by which the tests may take longer than without a mutant: the machine may be busy.
 const TIMES_SLOWER: u32 = 20;
-/// How long they may take in any case.
+/// The time that they may take in any case.
 const TIME_LEAST: Duration = Duration::from_secs(15);
-/// How many of the slower tests are run one by one.
+/// The number of slower tests that are run one by one.
 const SINGLY: usize = 3;
-/// How long a test may take without any mutant.
+/// The time that a test may take without any mutant.
 const TIME_UNCHANGED: Duration = Duration::from_secs(300);
-/// What a mutant that allocates for ever may take, in KiB of address space.
+/// The memory that a mutant may take when it allocates for ever, in KiB of address space.
 const MEMORY_KIB: &str = "12000000";
 /// Tests that take no longer together are run first, in one process: most mutants end there. The
 /// next ones follow one by one, the others together.
 const QUICK: Duration = Duration::from_millis(150);
 
-/// How a mutant ended.
+/// The end of a mutant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum End {
     /// A test failed.
@@ -60,17 +60,17 @@ struct Test {
     time: Duration,
 }
 
-/// What a run without mutants says of a test.
+/// The facts about a test from a run without mutants.
 struct Learnt {
     name: String,
     millis: u64,
     reached: Vec<u32>,
 }
 
-/// What was learnt, by the stamp of a program.
+/// The facts that were learnt, by the stamp of a program.
 type Memory = BTreeMap<String, Vec<Learnt>>;
 
-/// Tells a program from what it is after another build.
+/// Tells a program from its successor of another build.
 fn stamp(program: &Path) -> Result<String> {
     let found =
         fs::metadata(program).with_context(|| format!("cannot look at {}", program.display()))?;
@@ -83,7 +83,7 @@ fn stamp(program: &Path) -> Result<String> {
     ))
 }
 
-/// What an earlier run learnt; nothing when there was none.
+/// The facts that an earlier run learnt; none when there was none.
 fn read_memory(path: &Path) -> Memory {
     let text = fs::read_to_string(path).unwrap_or_default();
     let read: Value = serde_json::from_str(&text).unwrap_or_default();
@@ -118,7 +118,7 @@ fn write_memory(path: &Path, memory: &Memory) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The programs, and which of their tests reach what.
+/// The programs, and the mutants that each of their tests reaches.
 pub(super) struct Judge {
     programs: Vec<Program>,
     tests: Vec<Test>,
@@ -310,7 +310,8 @@ fn ended(mut child: Child, most: Duration) -> Result<Option<ExitStatus>> {
     }
 }
 
-/// Ends what a program of tests left behind: processes that a failed test did not stop.
+/// Ends the processes that a program of tests left behind: processes that a failed test did not
+/// stop.
 fn end_group(child: &Child) {
     if let Ok(group) = i32::try_from(child.id()) {
         // SAFETY: it sends a signal and touches no memory; the group is the one that the program

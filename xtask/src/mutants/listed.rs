@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::find::{self, Lines, Places};
 use crate::process;
 
-/// What is done to the code.
+/// The kind of a change to the code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Genre {
     /// A function returns a value at once.
@@ -29,19 +29,19 @@ pub(super) enum Genre {
 /// A change of the code that a test should notice.
 #[derive(Clone, Debug)]
 pub(crate) struct Mutant {
-    /// File, line, column and what is done, as cargo-mutants writes it.
+    /// File, line, column and the change, as cargo-mutants writes them.
     pub(super) name: String,
     pub(super) package: String,
     pub(super) file: PathBuf,
     pub(super) genre: Genre,
     pub(super) replacement: String,
-    /// Where the code that is replaced begins: a line from 1, a column in characters from 0.
+    /// The place where the replaced code begins: a line from 1, a column in characters from 0.
     pub(super) from: (usize, usize),
-    /// Where it ends.
+    /// The place where it ends.
     pub(super) to: (usize, usize),
     /// It returns `impl Trait`: another type cannot be returned beside the one that is there.
     pub(super) returns_opaque: bool,
-    /// Its place in the list, from 1: what the switch in a woven build knows it by.
+    /// Its place in the list, from 1: the switch in a woven build knows the mutant by this number.
     pub(super) number: u32,
 }
 
@@ -57,8 +57,8 @@ pub(super) fn list(cargo_mutants: &mut Command, packages: &[&str]) -> Result<Vec
     read(&process::capture(cargo_mutants)?)
 }
 
-/// Drops the mutants in constants: a test of `64 * 1024` would only repeat it, and what a limit does
-/// is tested where it is compared.
+/// Drops the mutants in constants: a test of `64 * 1024` would only repeat it, and the effect of a
+/// limit is tested where it is compared.
 ///
 /// # Errors
 /// A file cannot be read, or is not Rust.

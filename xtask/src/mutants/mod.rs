@@ -1,6 +1,6 @@
 //! `cargo xtask mutants`: takes guards out of the code one at a time and looks whether a test
-//! fails. What no test misses is listed in `docs/survivors.md` with the reason why it may be
-//! missed; anything else that survives is an error.
+//! fails. Changes that no test notices are listed in `docs/survivors.md`, with the reason why they
+//! may survive; anything else that survives is an error.
 //!
 //! cargo-mutants says which changes there are. They are woven into one build, each behind a switch
 //! (`weave`), so that a mutant costs a run of the tests that reach it, and no compilation. The few
@@ -35,9 +35,10 @@ use listed::Mutant;
 use survivors::Survivors;
 
 const VERSION: &str = "27.1.0";
-/// Below `target/mutants`: the names of the mutants that survived the last run.
+/// A file below `target/mutants`: the names of the mutants that survived the last run.
 const SURVIVED: &str = "survived.txt";
-/// How many mutants `cargo xtask test` tries: their tests take a few seconds, the build a minute.
+/// The number of mutants that `cargo xtask test` tries: their tests take a few seconds, the build a
+/// minute.
 const SAMPLE: usize = 40;
 /// A package whose every line is a decision, a guard or a check.
 struct Guarded {
@@ -121,8 +122,8 @@ pub(crate) fn run_mutants(
     run.report(&chosen, &ends, is_whole).map(console::say)
 }
 
-/// What `cargo xtask test` does: some mutants of files that changed lately, in packages of which all
-/// mutants were tried. What it did, in words.
+/// Tries some mutants for `cargo xtask test`: those of files that changed lately, in packages of
+/// which all mutants were tried. Returns what it did, in words.
 ///
 /// # Errors
 /// One of them survives.
@@ -158,7 +159,7 @@ fn is_meant(mutant: &Mutant) -> bool {
         .is_none_or(|guarded| mutant.file.starts_with(guarded.files))
 }
 
-/// How each mutant ended, by its number.
+/// The end of each mutant, by its number.
 type Ends = BTreeMap<u32, Ended>;
 
 /// The end of a mutant: also without any test.
@@ -171,7 +172,7 @@ enum Ended {
     NotTried,
 }
 
-/// Where the work is done, and what does it.
+/// The folders and programs of a run over mutants.
 struct MutationRun<'a> {
     workspace: &'a Workspace,
     program: PathBuf,
@@ -276,7 +277,7 @@ impl<'a> MutationRun<'a> {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// The result in a line; what survived and is not listed is an error.
+    /// The result in a line; a mutant that survived and is not listed is an error.
     fn report(&self, mutants: &[Mutant], ends: &Ends, is_whole: bool) -> Result<String> {
         let mut news = Vec::new();
         let mut known = Vec::new();

@@ -12,7 +12,7 @@ use crate::process::{self, Workspace};
 
 /// Makes `tree` equal to the checkout: tracked files, and new ones that git does not ignore. A file
 /// that is equal already keeps its time, so that cargo compiles only what changed. The caller
-/// writes what is `woven`.
+/// writes the files in `woven`.
 pub(super) fn update(workspace: &Workspace, tree: &Path, woven: &BTreeSet<PathBuf>) -> Result<()> {
     let listed = process::capture(Command::new("git").current_dir(workspace.root()).args([
         "ls-files",

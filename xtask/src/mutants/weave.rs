@@ -20,7 +20,7 @@ pub(super) const SWITCH: &str = include_str!("switch.in");
 #[derive(Default)]
 pub(super) struct Woven {
     pub(super) text: String,
-    /// Where the code of each mutant lies in it: an error of the compiler there is that mutant's.
+    /// The place of each mutant's code in it: an error of the compiler there is that mutant's.
     pub(super) code: Vec<(Range<usize>, u32)>,
     /// Mutants that are not in it.
     pub(super) apart: BTreeSet<u32>,
@@ -137,7 +137,7 @@ fn key(range: &Range<usize>) -> (usize, Reverse<usize>) {
 }
 
 impl Site {
-    /// What stands before and behind the code of this site.
+    /// The text before and behind the code of this site.
     fn frame(&self, is_empty: bool) -> (Piece, Piece) {
         let (mut before, mut behind) = (Piece::default(), Piece::default());
         for (number, value) in &self.returns {

@@ -24,14 +24,14 @@ use crate::verdict::Verdict;
 /// workers. Strangers do not fill this: what they say is not recorded. An event has some hundred
 /// bytes, and 16 KiB at most.
 pub const HELD_MAX: usize = 16_384;
-/// How far an emitter's clock may lie after the broker's, or go back: machines without NTP drift by
-/// seconds a day.
+/// The time by which an emitter's clock may lie after the broker's, or go back: machines without
+/// NTP drift by seconds a day.
 pub const CLOCK_SKEW_MAX: Millis = Millis::from_secs(600);
 
 /// A record after its checks.
 #[derive(Clone, Debug)]
 pub struct Checked {
-    /// What it came to.
+    /// The verdict.
     pub verdict: Verdict,
     /// Everything that is wrong or strange.
     pub findings: Vec<Found>,
@@ -119,8 +119,9 @@ impl Auditor {
         results
     }
 
-    /// What is still open at the end of the stream, whose last position is `last`: events whose
-    /// emitter never joined, and messages that the stream counts and does not give.
+    /// Reports everything that is still open at the end of the stream, whose last position is
+    /// `last`: events whose emitter never joined, and messages that the stream counts and does not
+    /// give.
     pub fn conclude(&mut self, last: StreamSequence) -> Vec<Checked> {
         let mut results: Vec<Checked> = Vec::new();
         while let Some(held) = self.held.pop_front() {
@@ -149,7 +150,8 @@ impl Auditor {
         reached.chain(std::mem::take(&mut self.notices)).collect()
     }
 
-    /// Adds a finding that was made elsewhere, such as in a comparison with what was kept.
+    /// Adds a finding that was made elsewhere, such as in a comparison with the files that were
+    /// kept.
     pub fn note(&mut self, found: &Found) {
         self.tally.find(found);
     }
@@ -170,8 +172,8 @@ impl Auditor {
     }
 
     /// The first finding that is evidence against the ledger or the stream: what the record says of
-    /// the runs is not proven. What is wrong with the accounts of single workers stands in
-    /// [`Auditor::faulty_workers`].
+    /// the runs is not proven. [`Auditor::faulty_workers`] has the faults in the accounts of single
+    /// workers.
     pub fn evidence(&self) -> Option<&Found> {
         self.tally.first_evidence()
     }
@@ -182,7 +184,7 @@ impl Auditor {
         self.tally.faulty_workers()
     }
 
-    /// What it all came to so far.
+    /// The summary of everything so far.
     pub fn summary(&self) -> Summary {
         let emitters = EmitterSummary::all(&self.chains, &self.enrolled);
         Summary::new(
@@ -269,7 +271,7 @@ impl Auditor {
         })
     }
 
-    /// Notes who may speak from now on, and who may not.
+    /// Notes the workers that may speak from now on, and those that may not.
     fn notice(&mut self, run: Option<&RunId>, event: &LedgerEvent) {
         match (event, run.cloned()) {
             (
@@ -414,7 +416,7 @@ impl Auditor {
             .map(|reason| Finding::Contradiction { reason })
     }
 
-    /// Books a result. What is found overrules the verdict, evidence before all.
+    /// Books a result. Findings overrule the verdict, evidence before all.
     fn settle(
         &mut self,
         verdict: Verdict,

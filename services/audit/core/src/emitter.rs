@@ -1,4 +1,4 @@
-//! One emitter's chain as the auditor books it: what is wrong with it is a finding, and it goes on.
+//! One emitter's chain as the auditor books it: a fault in it is a finding, and it goes on.
 
 use chain::{History, Stand};
 use schemas::event::EventBody;
@@ -6,7 +6,7 @@ use schemas::{Digest, Sequence, UnixMillis};
 
 use crate::finding::Finding;
 
-/// What was seen of a chain so far.
+/// The state of a chain as far as it was seen.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Chain {
     history: History,
@@ -18,7 +18,7 @@ pub(crate) struct Chain {
     pub(crate) broken: bool,
 }
 
-/// How an event stands to its chain.
+/// The relation of an event to its chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Link {
     /// It is the next.

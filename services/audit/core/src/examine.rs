@@ -1,6 +1,6 @@
-//! What a record says of itself: who signed it, what it says, and whether it may say that where it
-//! stands. Nothing of it depends on other records, so that many are examined side by side, on all
-//! cores; only what they come to together is checked one after another.
+//! Checks of a record by itself: its signer, its content, and whether the signer may say that in
+//! that place. They do not depend on other records, so many records are examined side by side, on
+//! all cores; only the checks of records together run one after another.
 
 use std::collections::BTreeSet;
 
@@ -27,7 +27,7 @@ pub struct Examined {
     pub(crate) says: Says,
 }
 
-/// What a record says.
+/// The content of a record.
 #[derive(Debug)]
 pub(crate) enum Says {
     /// An event of a coordinator, under a subject of the ledger.
@@ -36,9 +36,9 @@ pub(crate) enum Says {
     Worker(Box<Held>),
     /// Nothing that counts.
     Nothing {
-        /// Why.
+        /// The finding that says why.
         finding: Finding,
-        /// Whose account it stands in.
+        /// The account in which it stands.
         account: Account,
         /// It as a line for people.
         row: Box<TimelineRow>,
@@ -66,7 +66,7 @@ pub(crate) struct Held {
     pub(crate) row: TimelineRow,
 }
 
-/// Whose account a record is.
+/// The account that a record belongs to.
 #[derive(Clone, Debug)]
 pub(crate) enum Account {
     Ledger,
@@ -74,7 +74,8 @@ pub(crate) enum Account {
 }
 
 impl Examiner {
-    /// Of the trust domain `domain` (its id as text), whose ledger these audit keys may write.
+    /// The examiner for the trust domain `domain` (its id as text), whose ledger these audit keys
+    /// may write.
     pub fn new(domain: &str, coordinators: impl IntoIterator<Item = PublicKey>) -> Self {
         let coordinators: BTreeSet<PublicKey> = coordinators.into_iter().collect();
         Self {
@@ -94,7 +95,7 @@ impl Examiner {
         Examined { at, says }
     }
 
-    /// Checks what a record says of itself: who signed it may be in a chain under this subject, and
+    /// Checks what a record says of itself: its signer may be in a chain under this subject, and
     /// the signature is right.
     fn says(&self, record: &Record) -> Result<Says, Finding> {
         let malformed = |reason: String| Finding::Malformed { reason };
@@ -172,9 +173,9 @@ impl Held {
     }
 }
 
-/// Whose account a record is that is not even authentic. Under a worker's name only events that
-/// were checked are recorded; everything else in the stream is the ledger's. A worker cannot make
-/// the coordinator's signature.
+/// The account that a record belongs to when it is not even authentic. Under a worker's name only
+/// events that were checked are recorded; everything else in the stream is the ledger's. A worker
+/// cannot make the coordinator's signature.
 fn blamed(record: &Record, finding: &Finding) -> Account {
     let stolen = matches!(finding, Finding::Usurped | Finding::Undecodable { .. });
     match recorded_worker(&record.subject) {

@@ -1,4 +1,4 @@
-//! What can be wrong with a record.
+//! Findings: everything that can be wrong with a record.
 
 use schemas::{Code, PublicKey, Sequence, UnixMillis};
 use serde::{Deserialize, Serialize};
@@ -12,19 +12,19 @@ pub enum Finding {
     /// Subject or payload are none of ours, or contradict each other.
     #[error("malformed: {reason}")]
     Malformed {
-        /// What does not parse or fit.
+        /// The part that does not parse or fit.
         reason: String,
     },
     /// The signer may not speak there: a worker in the ledger, or one in another's name or run.
     #[error("foreign: {reason}")]
     Foreign {
-        /// Who spoke where.
+        /// The signer, and the place where it spoke.
         reason: String,
     },
     /// The coordinator's key signed something that cannot be read as an event.
     #[error("signed by the coordinator and not readable: {reason}")]
     Undecodable {
-        /// What does not parse.
+        /// The part that does not parse.
         reason: String,
     },
     /// A worker's event that the coordinator's key signed: somebody else holds that key.
@@ -70,16 +70,16 @@ pub enum Finding {
         /// Its position in the chain.
         sequence: Sequence,
     },
-    /// The event is in the ledger and cannot follow on what the ledger says.
+    /// The event is in the ledger and cannot follow on the events before it.
     #[error("does not follow on the ledger: {reason}")]
     OutOfPlace {
-        /// What contradicts.
+        /// The contradiction.
         reason: String,
     },
     /// An invariant of the ledger's state does not hold.
     #[error("the ledger contradicts itself: {reason}")]
     Contradiction {
-        /// What does not add up.
+        /// The numbers that do not add up.
         reason: String,
     },
     /// The stream lacks messages before this one.
@@ -119,7 +119,7 @@ pub enum Finding {
     FalseCheckpoint {
         /// The event that took it.
         covers: Sequence,
-        /// What the ledger names: the object, behind the event that took it.
+        /// The object that the ledger names, behind the event that took it.
         named: String,
         /// The same, recomputed.
         recomputed: String,
@@ -142,8 +142,8 @@ impl Finding {
         !matches!(self, Self::Clock { .. }) && !self.is_foreign()
     }
 
-    /// True when the message is in nobody's chain, since nobody signed it who could be in one
-    /// there. It is passed over: chains show by themselves when something is missing, and one
+    /// True when the message is in nobody's chain, since no key that could be in one there has
+    /// signed it. It is passed over: chains show by themselves when something is missing, and one
     /// message must not put a whole record in doubt.
     pub const fn is_foreign(&self) -> bool {
         matches!(
@@ -188,7 +188,7 @@ pub struct Found {
     /// True when the ledger is concerned. It is not when the subject is one that the broker keeps
     /// for a worker.
     pub ledger: bool,
-    /// What is wrong.
+    /// The finding.
     pub finding: Finding,
 }
 

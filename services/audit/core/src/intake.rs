@@ -1,6 +1,6 @@
-//! Checks of workers' events before they are recorded, in the order of what they cost: length,
-//! rate, form, key, signature, and at last the chain, whose end somebody has to fetch. What is
-//! refused here never reaches a stream.
+//! Checks of workers' events before they are recorded, in the order of their costs: length, rate,
+//! form, key, signature, and at last the chain, whose end somebody has to fetch. Events that are
+//! refused here never reach a stream.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,8 +28,8 @@ pub const RECORDED_PER_SECOND: u64 = 512;
 /// of the 512 MiB that a tenant's stream holds. Filling that alone takes a worker eleven days then,
 /// not four hours.
 pub const RECORDED_BURST: u64 = 16 << 20;
-/// Most workers whose rates and chains are remembered; who is forgotten begins with a full burst,
-/// and the end of its chain is fetched again. As many as a run may have, twice.
+/// Most workers whose rates and chains are remembered; a worker that is forgotten begins with a
+/// full burst, and the end of its chain is fetched again. As many as a run may have, twice.
 const REMEMBERED_MAX: usize = 8192;
 
 /// A worker's audit key, as the ledger names it.
@@ -62,7 +62,7 @@ type Speaker = (AccountId, RunId, WorkerId);
 pub struct Tail {
     /// Its position in the tenant's stream.
     pub stream: u64,
-    /// Whose chain.
+    /// The emitter of the chain.
     pub emitter: PublicKey,
     /// Its position in the chain.
     pub sequence: Sequence,
@@ -79,27 +79,28 @@ pub struct Candidate {
     pub run: RunId,
     /// The worker.
     pub worker: WorkerId,
-    /// What happened, as one token.
+    /// The event's kind, as one token.
     pub kind: String,
     event: Entry,
 }
 
-/// What came of a message so far.
+/// The outcome of a message so far.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Heard {
-    /// An answer of our own that somebody had sent here. Nobody is to blame that we know of.
+    /// An answer of our own that somebody had sent here. No known sender is to blame.
     Answer,
-    /// Over the rate of its worker: no answer, since that would cost what the rate shall save.
+    /// The message is over the rate of its worker: no answer, since an answer would cost the work
+    /// that the rate is to save.
     Over(WorkerId),
     /// Not from a worker at all.
     Nobody,
-    /// To be answered so.
+    /// The refusal to answer with.
     Refused(Refusal),
-    /// To be held against the end of its chain.
+    /// A candidate, to be held against the end of its chain.
     Candidate(Box<Candidate>),
 }
 
-/// How an event stands to its chain.
+/// The relation of an event to its chain.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Linked {
     /// It follows: to be recorded.
@@ -110,24 +111,24 @@ pub enum Linked {
     Refused(Refusal),
 }
 
-/// Everything that is known of workers' events before they are recorded.
+/// The facts about workers' events that are known before they are recorded.
 #[derive(Debug)]
 pub struct Intake {
     signatures: Signatures,
-    /// No key at all is that of a worker that was removed.
+    /// The keys of each worker that joined; none for a worker that was removed.
     enrolled: BTreeMap<Speaker, BTreeSet<PublicKey>>,
     rates: BTreeMap<WorkerId, Rate>,
     tails: BTreeMap<Speaker, Option<Tail>>,
-    /// How far the copy shows each chain.
+    /// The position up to which the copy shows each chain.
     reached: BTreeMap<PublicKey, Sequence>,
 }
 
-/// What a worker may still send now.
+/// The events and bytes that a worker may still send now.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
-    /// In thousandths, so that milliseconds count.
+    /// Events, in thousandths, so that milliseconds count.
     events: u64,
-    /// In thousandths.
+    /// Bytes, in thousandths.
     bytes: u64,
     /// Bytes that may be recorded, in thousandths.
     recorded: u64,
@@ -172,7 +173,8 @@ impl Rate {
         fits
     }
 
-    /// True when so much more may be recorded; only what passed every check of its own is counted.
+    /// True when so much more may be recorded; only events that passed every check by themselves
+    /// are counted.
     const fn record(&mut self, bytes: u64) -> bool {
         let fits = self.recorded >= 1000 * bytes;
         if fits {
@@ -189,7 +191,7 @@ impl Rate {
 }
 
 impl Intake {
-    /// For the trust domain `domain` (its id as text); nobody is enrolled yet.
+    /// The intake for the trust domain `domain` (its id as text); nobody is enrolled yet.
     pub fn new(domain: &str) -> Self {
         let (enrolled, rates, tails) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self {
@@ -201,7 +203,7 @@ impl Intake {
         }
     }
 
-    /// Takes in what the copy says.
+    /// Takes in a notice from the copy.
     pub fn learn(&mut self, notice: Notice) {
         match notice {
             Notice::Enrolled(enrolment) => self.enrol(enrolment),
@@ -277,9 +279,9 @@ impl Intake {
         self.tails.get(&candidate.speaker())
     }
 
-    /// A refusal, when the stream of the tenant ends before what the copy has shown of the
-    /// speaker's chain: the stream was lost, or put back from a backup. To record more would leave
-    /// a gap, or a second chain behind the first.
+    /// A refusal, when the tenant's stream ends before a position of the speaker's chain that the
+    /// copy has shown: the stream was lost, or put back from a backup. To record more would leave a
+    /// gap, or a second chain behind the first.
     pub fn lost(&self, candidate: &Candidate, tail: Option<&Tail>) -> Option<Refusal> {
         let emitter = &candidate.event.body.emitter;
         let next = tail
@@ -324,7 +326,7 @@ impl Intake {
             .or_insert_with(|| Rate::full(now))
     }
 
-    /// Checks what a message of `speaker` under the subject `named` says of itself.
+    /// Checks a message of `speaker` under the subject `named` by itself.
     fn authentic(
         &self,
         speaker: &Speaker,
@@ -378,7 +380,7 @@ impl Candidate {
         (self.account.clone(), self.run.clone(), self.worker.clone())
     }
 
-    /// How it stands to the recorded end of its chain.
+    /// Its relation to the recorded end of its chain.
     pub fn link(&self, tail: Option<&Tail>) -> Linked {
         // Another key is another chain, and begins at its beginning.
         let tail = tail.filter(|tail| tail.emitter == self.event.body.emitter);
@@ -409,7 +411,8 @@ impl Candidate {
 }
 
 impl Tail {
-    /// Reads a recorded event. None for what is not one; then the chain's end is not known.
+    /// Reads a recorded event. None for a message that is not one; then the chain's end is not
+    /// known.
     pub fn read(stream: u64, payload: &[u8]) -> Option<Self> {
         let entry = Claimed::read(payload).ok()?.unchecked().ok()?;
         Some(Self::of(stream, entry))

@@ -35,22 +35,22 @@ pub struct Record {
     pub stream_sequence: StreamSequence,
     /// Its subject.
     pub subject: String,
-    /// When the stream took it, by the broker's clock.
+    /// The time at which the stream took it, by the broker's clock.
     pub stored_at: UnixMillis,
-    /// What it says.
+    /// The message's body.
     pub payload: Payload,
 }
 
-/// What a message says. Its headers count for nothing.
+/// The body of a message. Its headers count for nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload {
     /// Every byte.
     Whole(Vec<u8>),
-    /// Longer than any event: what is kept of it says which bytes they were.
+    /// Longer than any event: its length and digest are kept, and say which bytes they were.
     TooLong {
-        /// How many bytes.
+        /// The number of its bytes.
         bytes: u64,
-        /// Of all of them.
+        /// The digest of all of them.
         digest: Digest,
     },
 }

@@ -1,4 +1,4 @@
-//! What a whole replay came to.
+//! The outcome of a whole replay.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ use crate::verdict::Verdict;
 /// Most workers whose faults are listed; the broker lets nobody speak without credentials, so there
 /// are as many as were issued. The findings of all are counted.
 const FAULTY_WORKERS_MAX: usize = 4096;
-/// Most foreign messages that are listed: one is enough to look for who put it there. All are
+/// Most foreign messages that are listed: one is enough to begin the search for its sender. All are
 /// counted.
 const FOREIGN_LISTED_MAX: usize = 100;
 /// Most findings that are kept; a stream that is wrong throughout has as many as messages. All are
@@ -54,7 +54,7 @@ pub struct Summary {
     pub kinds: BTreeMap<String, u64>,
     /// Workers whose own events do not verify.
     pub faulty_workers: Vec<FaultyWorker>,
-    /// Everyone who has a chain.
+    /// Every emitter of a chain.
     pub emitters: Vec<EmitterSummary>,
     /// Every run in the ledger.
     pub runs: Vec<RunSummary>,
@@ -65,18 +65,18 @@ pub struct Summary {
 pub struct ForeignMessage {
     /// Its position in the stream.
     pub stream_sequence: StreamSequence,
-    /// Why it is in no chain, in words.
+    /// The reason why it is in no chain, in words.
     pub reason: String,
 }
 
-/// What is wrong with the account of one worker.
+/// Faults in the account of one worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FaultyWorker {
     /// The run under which it spoke, by the subject.
     pub run: RunId,
     /// The worker, by the subject.
     pub worker: WorkerId,
-    /// How many things are wrong.
+    /// The number of faults.
     pub faults: u64,
     /// The first of them, in words.
     pub first: String,
@@ -100,7 +100,7 @@ pub struct EmitterSummary {
 pub struct RunSummary {
     /// Its name.
     pub run: RunId,
-    /// Where it stands.
+    /// The phase that it is in.
     pub phase: RunPhase,
     /// Rounds that are closed.
     pub rounds_closed: Round,
@@ -110,7 +110,7 @@ pub struct RunSummary {
     pub issued: Tokens,
     /// Tokens of leases held now.
     pub in_flight: Tokens,
-    /// What became of the others.
+    /// The fates of the others.
     pub fates: Vec<(Fate, Tokens)>,
     /// True when issued tokens equal the sum of fates and those in flight.
     pub adds_up: bool,
@@ -158,7 +158,7 @@ impl Tally {
         }
     }
 
-    /// Holds what was found against the worker in whose account it stands.
+    /// Counts a finding against the worker in whose account it stands.
     pub(crate) fn blame(&mut self, run: &RunId, worker: &WorkerId, found: &Found) {
         if found.is_evidence() || !found.finding.is_evidence() {
             return;

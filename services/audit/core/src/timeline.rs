@@ -10,7 +10,7 @@ use crate::verdict::Verdict;
 
 /// Longest free text in a line.
 const DETAIL_CHARACTERS_MAX: usize = 100;
-/// How the coordinator is called.
+/// The name under which the coordinator appears.
 pub(crate) const COORDINATOR: &str = "coordinator";
 
 /// One line of the timeline.
@@ -22,17 +22,17 @@ pub struct TimelineRow {
     pub time: UnixMillis,
     /// The run it concerns.
     pub run: Option<RunId>,
-    /// Who says so: `coordinator`, the first letters of a worker's key, or `?`.
+    /// The one that says so: `coordinator`, the first letters of a worker's key, or `?`.
     pub emitter: String,
-    /// What happened, as in the subject.
+    /// The event's kind, as in the subject.
     pub kind: String,
-    /// About what: a round, a unit with its epoch, or nothing.
+    /// The thing that it is about: a round, a unit with its epoch, or nothing.
     pub about: String,
     /// More, in words. Text of others is cut and has no control characters.
     pub detail: String,
-    /// What the record came to.
+    /// The verdict on the record.
     pub verdict: Verdict,
-    /// What is wrong with it.
+    /// The fault in it.
     pub problem: Option<String>,
 }
 
@@ -84,7 +84,7 @@ impl TimelineRow {
     }
 }
 
-/// About what an event of the ledger is, and more.
+/// The `about` and `detail` of an event of the ledger.
 fn of_ledger(event: &LedgerEvent) -> (String, String) {
     let none = String::new;
     match event {
@@ -233,7 +233,7 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
     }
 }
 
-/// About what a worker's event is, and more.
+/// The `about` and `detail` of a worker's event.
 fn of_worker(event: &WorkerEvent) -> (String, String) {
     match event {
         WorkerEvent::Joined { release, device } => {

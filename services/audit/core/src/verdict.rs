@@ -1,8 +1,8 @@
-//! What the checks of one record came to.
+//! Verdicts on single records.
 
 use serde::{Deserialize, Serialize};
 
-/// What a record came to.
+/// The verdict on a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -14,6 +14,6 @@ pub enum Verdict {
     Unenrolled,
     /// Something is wrong.
     Rejected,
-    /// In nobody's chain; passed over.
+    /// The message is in nobody's chain; it is passed over.
     Foreign,
 }

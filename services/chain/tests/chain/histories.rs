@@ -92,8 +92,8 @@ fn behind_a_gap_only_what_is_near_is_remembered() {
     assert_eq!(stand(3), Stand::Taken);
 }
 
-/// Events that were there before the chain was followed are not known: nobody calls one a copy, or
-/// another event in its place, who has not read it.
+/// Events that were there before the chain was followed are not known: a reader that has not read
+/// it calls nothing a copy of it, or another event in its place.
 #[test]
 fn a_chain_that_is_followed_from_an_end_on_says_nothing_of_what_came_before() {
     let digest = |at: u64| Digest::of(&at.to_be_bytes());

@@ -167,8 +167,8 @@ fn every_name_in_a_subject_must_stand_in_the_body() {
     }
 }
 
-/// What workers sign stands under the subject they publish to, and under the one at which it is
-/// recorded.
+/// An event of a worker stands under the subject that the worker publishes to, and under the one at
+/// which it is recorded.
 #[test]
 fn an_event_of_a_worker_stands_under_both_of_its_subjects() {
     let (key, run, other) = (
@@ -236,7 +236,7 @@ fn a_reader_that_begins_behind_an_event_takes_the_next_and_passes_those_before()
     assert_eq!(reader.end(), end);
 }
 
-/// What a reader knows that has only the end: the copy of the last event, and nothing older.
+/// A reader that has only the end knows the copy of the last event, and nothing older.
 #[test]
 fn an_end_alone_knows_its_last_event() {
     let key = AuditKey::generate();

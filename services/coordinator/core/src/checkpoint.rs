@@ -1,4 +1,5 @@
-//! Checkpoints of the ledger: when one is taken, and what follows once its bytes are in the store.
+//! Checkpoints of the ledger: the times at which one is taken, and the events that follow once its
+//! bytes are in the store.
 //!
 //! Taking one is an event and a reference to the state, so it holds nobody up. The shell writes the
 //! bytes beside the loop, and only when they are in the store another event names them. A process
@@ -16,10 +17,10 @@ use crate::effect::Effect;
 
 /// Take a checkpoint after this many events: a start then reads at most as many and those that came
 /// while the last one was written, which takes a few tenths of a second. A checkpoint of an old
-/// deployment has some MB, so it is a small part of what the events since the last one took.
+/// deployment has some MB, so it is small beside the events since the last one.
 pub const CHECKPOINT_EVERY: u64 = 8192;
 
-/// What this process does about checkpoints.
+/// The state of this process's work on checkpoints.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Checkpoints {
     /// The bytes of one are being written.

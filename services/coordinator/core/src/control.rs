@@ -1,4 +1,4 @@
-//! What operators change: new runs, and the end of this coordinator.
+//! Changes that operators make: new runs, and the end of this coordinator.
 
 use ledger::Run;
 use schemas::call::ControlVerb;
@@ -23,7 +23,7 @@ const CHECKS_EACH_MAX: usize = 4;
 /// Room that an event needs beside the settings it holds.
 const EVENT_FRAME_BYTES: usize = 512;
 
-/// What an operator's request comes to; a refusal is told and not recorded.
+/// The outcome of an operator's request; a refusal is told and not recorded.
 pub(crate) type Ordered = Result<Outcome, Refusal>;
 
 /// A run that an operator wants.

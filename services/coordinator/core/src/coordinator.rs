@@ -23,20 +23,21 @@ use crate::run::objects::RefusedRead;
 use crate::run::{RunRoom, closed};
 use crate::turn::{Denied, Handled, Outcome, Screenings, Turn};
 
-/// What the shell fixes at start.
+/// The settings that the shell fixes at start.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// This build's release.
     pub release: String,
     /// The key that signs the ledger: no worker may join with it.
     pub audit_key: PublicKey,
-    /// How openly the coordinator runs; a worker that relaxed more is refused.
+    /// The layers of protection that the coordinator relaxed; a worker that relaxed more is
+    /// refused.
     pub posture: Posture,
-    /// How often workers shall send a heartbeat.
+    /// The time between two heartbeats of a worker.
     pub heartbeat: Millis,
-    /// Which process this is, drawn at random by the shell. Two that hold the same keys and start
-    /// in the same millisecond would else begin with the same event, and the ledger would take each
-    /// for the other.
+    /// A random number that names this process, drawn by the shell. Two processes that hold the
+    /// same keys and start in the same millisecond would otherwise begin with the same event, and
+    /// each would take the other's event in the ledger for its own.
     pub session: Session,
     /// Events between two checkpoints of the ledger.
     pub checkpoint_every: u64,
@@ -44,15 +45,15 @@ pub struct Settings {
 
 /// Every decision of the coordinator. Give it inputs one at a time, carry its effects out in order.
 ///
-/// What concerns one run is decided in its room (`RunRoom`), which reaches nothing else. Here is
-/// what concerns all of them.
+/// Matters of one run are decided in its room (`RunRoom`), which reaches nothing else. Matters of
+/// all runs are decided here.
 #[derive(Debug)]
 pub struct Coordinator {
     pub(crate) settings: Settings,
     pub(crate) state: State,
     /// One entry for each run that is not complete.
     pub(crate) live: BTreeMap<RunId, LiveRun>,
-    /// What the workers of runs that completed in this process's life say they moved.
+    /// The bytes that workers of runs that completed in this process's life reported as moved.
     pub(crate) over: BTreeMap<RunId, Traffic>,
     pub(crate) timers: Timers,
     /// The latest time that was passed in; it never goes back.
@@ -62,7 +63,7 @@ pub struct Coordinator {
     pub(crate) checks: BTreeMap<ReplyId, Check>,
     /// Operators whose uploads are being checked and promoted.
     pub(crate) commits: BTreeMap<ReplyId, PublicKey>,
-    /// What each operator has had written to the ledger lately.
+    /// The recent orders of each operator that led to events in the ledger.
     pub(crate) orders: BTreeMap<PublicKey, Fading>,
     screenings: Screenings,
     pub(crate) denials: Denials,
@@ -159,7 +160,7 @@ impl Coordinator {
         effects.append(&mut self.out);
     }
 
-    /// When to call [`Coordinator::handle`] with [`Input::Tick`] at the latest.
+    /// The latest time at which the shell must call [`Coordinator::handle`] with [`Input::Tick`].
     pub fn next_deadline(&self) -> Option<UnixMillis> {
         if self.stopped {
             None
@@ -251,7 +252,7 @@ impl Coordinator {
         }
     }
 
-    /// Replies to a worker's request and records what is to be recorded.
+    /// Replies to a worker's request, and records the request where the ledger needs it.
     fn conclude(&mut self, peer: &Peer, verb: Verb, reply: ReplyId, handled: Handled) {
         match handled {
             Ok(Outcome::Now(answer)) => self.reply(reply, Ok(answer)),
@@ -281,7 +282,7 @@ impl Coordinator {
         }
     }
 
-    /// After the end nothing changes any more, and each request is told so.
+    /// Answers an input after the end: nothing changes any more, and each request is told so.
     fn decline(&mut self, input: Input) {
         if let Input::Request { reply, .. }
         | Input::Control { reply, .. }
@@ -301,7 +302,7 @@ impl Coordinator {
         }
     }
 
-    /// Takes what came of an order to a run's foundry.
+    /// Takes the answer to an order to a run's foundry.
     fn foundry_answered(&mut self, run: &RunId, answer: foundry::Answer) {
         match answer {
             foundry::Answer::Screened { screening, verdict } => {
@@ -388,7 +389,7 @@ impl Coordinator {
         let _visited: Option<()> = self.enter(name, visit);
     }
 
-    /// What a handler may touch, and the two halves of the rooms.
+    /// Everything that a handler may touch, and the two halves of the rooms.
     fn turn(&mut self) -> (Turn<'_>, &mut State, &mut BTreeMap<RunId, LiveRun>) {
         let turn = Turn {
             now: self.now,

@@ -1,13 +1,14 @@
-//! When to be called again. A timer only says "look now"; what is looked at holds its own due time,
-//! which may have moved on meanwhile. So nothing is ever cancelled: a renewal costs no timer, and a
-//! timer that finds nothing due is dropped or set to the present due time.
+//! Timers: the times at which the core wants to be called again. A timer only says "look now"; the
+//! lease or run that it names holds its own due time, which may have moved on meanwhile. So nothing
+//! is ever cancelled: a renewal costs no timer, and a timer that finds nothing due is dropped or
+//! set to the present due time.
 
 use std::collections::BTreeSet;
 
 use schemas::lease::UnitId;
 use schemas::{RunId, UnixMillis, WorkerId};
 
-/// What to look at.
+/// A part of the coordinator that wants to be looked at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
     /// Something of a run.
@@ -16,7 +17,7 @@ pub(crate) enum Timer {
     Drain,
 }
 
-/// What to look at in a run's room.
+/// A part of a run's room that wants to be looked at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Alarm {
     /// A lease may have expired.

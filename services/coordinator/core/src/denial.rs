@@ -1,5 +1,6 @@
 //! Refusals in the ledger: of each sender a few at once and then one now and again, and the same of
-//! all together, so that nobody who is refused can fill it, or use up what others need to be seen.
+//! all together, so that a sender that is refused can neither fill the ledger nor use up the share
+//! of the others.
 
 use std::collections::BTreeMap;
 
@@ -22,13 +23,13 @@ const OF_ALL: Rate = Rate {
     at_once: 1024,
     every: Millis(7_500),
 };
-/// Senders that are counted by themselves; above that those who have nothing to forget make room,
-/// and who finds none is counted among all only.
+/// Senders that are counted by themselves; above that, senders with nothing left to forget make
+/// room, and a sender that finds no room is counted only among all.
 const SENDERS_MAX: usize = 4096;
 /// Longest verb that is recorded; the longest of ours has 20.
 const VERB_BYTES_MAX: usize = 64;
 
-/// How many are recorded.
+/// The rate at which denials are recorded.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
     at_once: u64,
@@ -68,7 +69,7 @@ impl Bucket {
     }
 }
 
-/// What may be recorded now.
+/// The budgets for recording denials.
 #[derive(Debug)]
 pub(crate) struct Denials {
     all: Bucket,

@@ -1,6 +1,6 @@
-//! The coordinator's orders to the world, in their order: an effect is carried out only when every
-//! [`Effect::Append`] before it is in the stream. So nothing leaves the coordinator that the ledger
-//! does not hold. Only a merge may begin earlier ([`Effect::is_merge`]).
+//! Effects: requests of the coordinator to the world, in order. An effect is carried out only when
+//! every [`Effect::Append`] before it is in the stream. So nothing leaves the coordinator that the
+//! ledger does not hold. Only a merge may begin earlier ([`Effect::is_merge`]).
 
 use std::sync::Arc;
 
@@ -25,8 +25,8 @@ pub enum Effect {
     /// Append an event to the ledger. When that fails nothing after it is done but a merge, whose
     /// outcome nobody hears, and this coordinator with its state is given up.
     Append {
-        /// When, as the core's state holds it: the event's body carries exactly this time, or a
-        /// replay would differ.
+        /// The time of the event, as the core's state holds it: the event's body carries exactly
+        /// this time, or a replay would differ.
         time: UnixMillis,
         /// The run it concerns.
         run: Option<RunId>,
@@ -35,9 +35,9 @@ pub enum Effect {
     },
     /// Answer a request.
     Reply {
-        /// Which.
+        /// The request.
         reply: ReplyId,
-        /// With what.
+        /// The answer, or the refusal.
         answer: Result<Answer, Refusal>,
     },
     /// Sign a lease's manifest and answer a claim with it.
@@ -107,15 +107,15 @@ pub enum Effect {
         /// The delivery.
         delivery: DeliveryId,
     },
-    /// Delete what was uploaded under a lease that is over: what counts lies in `blobs`, and the
-    /// rest counts nowhere. A hint: what is not deleted is forgotten by the store some days later.
+    /// Delete the uploads under a lease that is over: those that count lie in `blobs`, and the rest
+    /// counts nowhere. A hint: the store forgets uploads that are not deleted some days later.
     Sweep {
         /// The worker whose quarantine it is.
         place: Quarantine,
-        /// What may lie there.
+        /// The objects that may lie there.
         objects: Vec<Digest>,
     },
-    /// Give an order to a run's foundry, which holds its weights; what comes of it is
+    /// Give an order to a run's foundry, which holds its weights; the answer comes as
     /// `Input::Foundry`. The first order to each is to restore the weights, the last to forget
     /// them.
     Foundry {
@@ -148,18 +148,18 @@ pub enum Effect {
         /// The object.
         object: Digest,
     },
-    /// Show what a member says of itself: it can be true, and it is the newest.
+    /// Show a member's report about itself: it is plausible, and it is the newest.
     Heard {
         /// The run.
         run: RunId,
         /// The worker.
         worker: WorkerId,
-        /// What it says.
+        /// The heartbeat.
         heartbeat: Box<Heartbeat>,
     },
     /// Everything is in order: end the process.
     Stop {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
@@ -221,10 +221,11 @@ pub enum Answer {
     Shutdown(ShutdownReply),
 }
 
-/// Under which prefix of the bucket `incoming` objects are uploaded.
+/// The prefix of the bucket `incoming` under which objects are uploaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Quarantine {
-    /// A worker's, under one lease: what lies there was uploaded by it and under this lease.
+    /// The quarantine of a worker under one lease: all objects in it were uploaded by that worker
+    /// under that lease.
     Worker {
         /// The run.
         run: RunId,

@@ -1,4 +1,4 @@
-//! What tests share: a small run and its messages, and a world that carries effects out.
+//! Shared by the tests: a small run and its messages, and a world that carries effects out.
 
 mod world;
 
@@ -91,7 +91,7 @@ pub(crate) fn leave_request(number: u32, reason: &str) -> LeaveRequest {
     }
 }
 
-/// What the ledger holds when worker `number` joined.
+/// The ledger event for the join of worker `number`.
 pub(crate) fn joined(number: u32) -> LedgerEvent {
     kit::joined(worker(number), account(1), join_request(number))
 }
@@ -167,7 +167,7 @@ pub(crate) fn weights_chunks(version: u64) -> Vec<ObjectRef> {
     }
 }
 
-/// What the check of a result found that names its chunks.
+/// The outcome of a good check, for a result that names its chunks itself.
 pub(crate) fn screened(norm: f64) -> Screened {
     Screened {
         norm,

@@ -1,5 +1,5 @@
-//! What the world tells the coordinator. The shell decodes messages and checks their form;
-//! everything that depends on state is decided in the core.
+//! Inputs: messages and events from the world to the coordinator. The shell decodes messages and
+//! checks their form; everything that depends on state is decided in the core.
 
 use schemas::checkpoint::Checkpoint;
 use schemas::foundry::Answer;
@@ -36,48 +36,48 @@ pub struct Peer {
 pub enum Input {
     /// A worker asks. The proof of a join was verified.
     Request {
-        /// Who.
+        /// The worker that asks.
         peer: Peer,
-        /// What.
+        /// The request.
         request: WorkerRequest,
-        /// Where the answer goes.
+        /// The place for the answer.
         reply: ReplyId,
     },
     /// An operator asks.
     Control {
-        /// Who, as the broker enforces it.
+        /// The operator, as the broker enforces it.
         operator: PublicKey,
-        /// What.
+        /// The request.
         request: ControlRequest,
-        /// Where the answer goes.
+        /// The place for the answer.
         reply: ReplyId,
     },
     /// A worker lives.
     Heartbeat {
-        /// Who.
+        /// The worker.
         peer: Peer,
-        /// What it does.
+        /// Its report.
         heartbeat: Heartbeat,
     },
     /// A request was refused before it reached the core (bad form, identity mismatch).
     Denied {
-        /// Who.
+        /// The worker that asked.
         peer: Peer,
-        /// What was asked, by its subject.
+        /// The verb that it asked for, by the subject.
         verb: String,
-        /// Why it was refused.
+        /// The reason.
         refusal: Refusal,
     },
     /// A worker's request was refused by a check of the shell that needs keys; the worker waits for
     /// the answer.
     Refused {
-        /// Who.
+        /// The worker that asked.
         peer: Peer,
-        /// What it asked.
+        /// The verb that it asked for.
         verb: Verb,
-        /// Why not.
+        /// The reason.
         refusal: Refusal,
-        /// Where the answer goes.
+        /// The place for the answer.
         reply: ReplyId,
     },
     /// The queue delivered an offer. Nothing waits for it: the unit was granted, or could be,
@@ -94,7 +94,7 @@ pub enum Input {
     RunChecked {
         /// The request.
         reply: ReplyId,
-        /// Why not, unless all are there and fit together.
+        /// Ok when all are there and fit together; otherwise the reason for the refusal.
         verdict: Result<(), Refusal>,
     },
     /// An operator's uploads were checked ([`crate::Effect::CheckUploads`]).
@@ -108,7 +108,7 @@ pub enum Input {
     Promoted {
         /// The request.
         reply: ReplyId,
-        /// Why not all of them are.
+        /// Ok when all were promoted; otherwise the reason.
         outcome: Result<(), Refusal>,
     },
     /// Something came of an order to a run's foundry ([`crate::Effect::Foundry`]). A data manifest
@@ -116,12 +116,12 @@ pub enum Input {
     Foundry {
         /// The run.
         run: RunId,
-        /// What.
+        /// The foundry's answer.
         answer: Answer,
     },
     /// The bytes of a checkpoint are in the store ([`crate::Effect::WriteCheckpoint`]).
     CheckpointWritten {
-        /// Where they are, or why they are not.
+        /// The checkpoint with its place, or the reason why it was not written.
         outcome: Result<Checkpoint, Refusal>,
     },
     /// Nothing but time passed.

@@ -1,4 +1,4 @@
-//! What a join needs whatever its run: a form, a posture, and an audit key of its own.
+//! Requirements for a join to any run: a form, a posture, and an audit key of its own.
 
 use ledger::Run;
 use schemas::limits::TEXT_BYTES_MAX;

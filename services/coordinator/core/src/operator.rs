@@ -1,4 +1,4 @@
-//! What operators upload and read: data sets, initial weights, and every object of a run.
+//! Objects that operators upload and read: data sets, initial weights, and every object of a run.
 
 use schemas::blob::GetRequest;
 use schemas::call::ControlVerb;
@@ -64,7 +64,7 @@ impl Coordinator {
     }
 
     /// The order is written before anything is promoted, and only if something will be: one that
-    /// names what is not there is refused, and one that is said again finds its objects in `blobs`.
+    /// names absent objects is refused, and one that is repeated finds its objects in `blobs`.
     pub(crate) fn uploads_checked(
         &mut self,
         reply: ReplyId,

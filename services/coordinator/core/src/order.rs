@@ -1,6 +1,6 @@
-//! What an operator may have written to the ledger. Operators are trusted with runs, data and the
-//! end of a coordinator, and not with the ledger's room: it is kept for good, and a ledger that is
-//! full ends every run.
+//! The bound on events that an operator causes in the ledger. Operators are trusted with runs, data
+//! and the end of a coordinator, and not with the ledger's room: it is kept for good, and a ledger
+//! that is full ends every run.
 
 use schemas::call::ControlVerb;
 use schemas::event::LedgerEvent;
@@ -13,11 +13,11 @@ use crate::run::live::Fading;
 /// set, four shards an order. Each is an event below half a KiB, 7 MiB together; that of a new run
 /// is longer, and there are few runs.
 pub(crate) const ORDERS_MAX: usize = 16_384;
-/// How often one of them is forgotten: some 40 MB a day at worst, so one operator needs weeks for a
-/// ledger of 2 GiB.
+/// The time after which one of them is forgotten: some 40 MB a day at worst, so one operator needs
+/// weeks to fill a ledger of 2 GiB.
 const ORDER_EVERY: Millis = Millis::from_secs(1);
-/// Operators whose orders are counted; above that those who have none left to forget make room,
-/// which changes nothing for them.
+/// Operators whose orders are counted; above that, operators with no orders left to forget make
+/// room, which changes nothing for them.
 const OPERATORS_MAX: usize = 1024;
 
 impl Coordinator {

@@ -1,4 +1,5 @@
-//! What a handler may touch besides its run's room, and how a request ends.
+//! The parts of the coordinator that a handler may touch besides its run's room, and the ways in
+//! which a request ends.
 
 use std::collections::BTreeMap;
 
@@ -26,15 +27,14 @@ pub(crate) struct Turn<'a> {
     pub(crate) out: &'a mut Vec<Effect>,
 }
 
-/// How a request ends for now.
+/// The way in which a request ends for now.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// With this answer.
+    /// An answer now.
     Now(Answer),
-    /// With an answer that comes later: the handler keeps the reply, or an effect gives it.
+    /// An answer that comes later: the handler keeps the reply, or an effect gives it.
     Later,
-    /// With a refusal that is not recorded: the asker is not at fault, or the ledger holds it
-    /// already.
+    /// A refusal that is not recorded: the asker is not at fault, or the ledger holds it already.
     NotNow(Refusal),
 }
 
@@ -42,7 +42,7 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 pub(crate) struct Denied(pub(crate) Refusal);
 
-/// What the handler of a worker's request comes to; the router replies and records.
+/// The outcome of a handler of a worker's request; the router replies and records.
 pub(crate) type Handled = Result<Outcome, Denied>;
 
 impl From<Refusal> for Denied {
@@ -70,7 +70,7 @@ impl Turn<'_> {
     }
 }
 
-/// Whose results are being checked. The check itself is in the room of its run.
+/// The runs whose results are being checked. The check itself is in the room of its run.
 #[derive(Debug, Default)]
 pub(crate) struct Screenings {
     begun: u64,

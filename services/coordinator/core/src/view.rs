@@ -1,4 +1,4 @@
-//! What operators ask to see.
+//! Answers to operators' requests for views.
 
 use ledger::Run;
 use schemas::control::{Query, View, ViewReply};

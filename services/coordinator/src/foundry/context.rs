@@ -1,4 +1,4 @@
-//! What stays the same for a whole run: its settings and how its parameters are cut.
+//! Facts that stay the same for a whole run: its settings, and the way its parameters are cut.
 
 use schemas::layout::{Chunk, Layout};
 use schemas::run::RunSpec;

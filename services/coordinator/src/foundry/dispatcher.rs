@@ -28,12 +28,12 @@ pub(super) enum Message {
     },
 }
 
-/// What a run's foundry keeps in memory. Losing it costs another fetch of each chunk.
+/// The memory of a run's foundry. Losing it costs another fetch of each chunk.
 pub(super) struct Dispatcher {
     domain: String,
     store: Store,
     answers: Answers,
-    /// To itself, behind the orders that wait.
+    /// A way to send messages to itself, behind the orders that wait.
     messages: mpsc::Sender<Message>,
     executor: executor::Handle,
     /// Checks ahead of their submit, by lease.

@@ -27,7 +27,7 @@ use crate::store::Store;
 /// Work that waits for an executor: the core asks for one thing at a time, and a save beside.
 const WORK_MAX: usize = 8;
 
-/// What is to be done to the weights.
+/// A task on the weights.
 #[derive(Debug)]
 pub(super) enum Work {
     Restore {
@@ -56,7 +56,7 @@ pub(crate) struct Handle {
     task: JoinHandle<()>,
 }
 
-/// From which snapshot the weights came, and what was done to them since.
+/// The snapshot that the weights came from, and the merges since.
 #[derive(Debug, Default)]
 struct History {
     snapshot: Option<ObjectRef>,
@@ -276,7 +276,7 @@ impl Executor {
     }
 }
 
-/// Saves, and says what came of it whatever happens: without an answer no later round would be
+/// Saves, and reports the outcome whatever happens: without an answer no later round would be
 /// saved.
 async fn tell_saved(
     answers: &Answers,

@@ -20,7 +20,7 @@ const CHUNKS_AT_A_TIME: usize = 2;
 /// merges since the one before.
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
-/// Where a restore begins.
+/// The snapshot at which a restore begins.
 struct Base {
     round: Round,
     params: Vec<ObjectRef>,

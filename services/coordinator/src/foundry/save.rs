@@ -14,7 +14,7 @@ use super::context::RunContext;
 use super::weights::Weights;
 use crate::store::Store;
 
-/// What is saved.
+/// A snapshot that is being saved.
 pub(crate) struct Snapshot {
     pub(crate) context: Arc<RunContext>,
     pub(crate) weights: Weights,

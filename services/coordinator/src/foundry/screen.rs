@@ -1,7 +1,7 @@
 //! The check of results: the statement's signature, the list of chunks where there is one, then
 //! each chunk's length, hash and numbers, then the norm of the whole, then the promotion of all. A
-//! chunk that is announced ahead of its submit is checked while its worker makes the next one;
-//! nothing reaches `blobs` but what a good result names.
+//! chunk that is announced ahead of its submit is checked while its worker makes the next one; only
+//! objects that a good result names reach `blobs`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ const CHECKS_MAX: usize = 16;
 /// A chunk that may be merged.
 #[derive(Debug)]
 pub(crate) struct Chunk {
-    /// Where it lies in quarantine.
+    /// Its place in quarantine.
     key: IncomingKey,
     object: ObjectRef,
     statistics: ChunkStatistics,
@@ -63,7 +63,7 @@ impl Drop for Ahead {
     }
 }
 
-/// Whose chunk is checked, and under which lease it was uploaded.
+/// The worker whose chunk is checked, and the lease under which it was uploaded.
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
     pub(crate) run: RunId,
@@ -175,7 +175,7 @@ pub(crate) async fn check(
 }
 
 impl Source {
-    /// Where an upload under the lease lies.
+    /// The place of an upload under the lease.
     fn key(&self, digest: Digest) -> IncomingKey {
         let place = Quarantine::Worker {
             run: self.run.clone(),
@@ -206,8 +206,8 @@ async fn chunks(
     listed.read(&bytes)
 }
 
-/// Reads a chunk from the quarantine of its lease and looks at its numbers. What `blobs` holds
-/// under the same digest is of no account: it may be the base weights, or another worker's.
+/// Reads a chunk from the quarantine of its lease and looks at its numbers. An object with the same
+/// digest in `blobs` does not count: it may be the base weights, or another worker's.
 async fn check_chunk(
     store: &Store,
     context: &RunContext,
@@ -285,8 +285,8 @@ async fn promote(
         .await
 }
 
-/// What is not in the quarantine of the lease was not uploaded under it, whatever else the store
-/// has of this digest.
+/// The refusal for an object that is not in the quarantine of the lease: it was not uploaded under
+/// it, whatever else the store has of this digest.
 fn missing(
     lease: &LeaseRef,
     what: &dyn std::fmt::Display,

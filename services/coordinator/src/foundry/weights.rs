@@ -33,17 +33,17 @@ pub(crate) struct Weights {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Piece {
     pub(crate) params: Arc<Vec<f32>>,
-    /// Each as long as the parameters. What the optimizer keeps is there after the first step.
+    /// Each as long as the parameters. The optimizer's state exists after the first step.
     pub(crate) slots: BTreeMap<Slot, Arc<Vec<f32>>>,
 }
 
-/// What a step does to every chunk.
+/// The arithmetic that a step applies to every chunk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Step {
     optimizer: OuterOptimizer,
     upload: CodecKind,
     download: Codec,
-    /// Of the broadcast, for the whole vector.
+    /// The seed of the broadcast, for the whole vector.
     seed: u64,
     /// True when it is the run's first.
     first: bool,
@@ -75,12 +75,12 @@ impl Input {
     }
 }
 
-/// What a step on one chunk gave.
+/// The outcome of a step on one chunk.
 #[derive(Debug)]
 pub(crate) struct Stepped {
     /// The new parameters as they are published.
     pub(crate) broadcast: Vec<u8>,
-    /// Of the mean contribution.
+    /// The sum of squares of the mean contribution.
     pub(crate) sum_of_squares: f64,
     /// True when every new parameter is a number.
     pub(crate) finite: bool,
@@ -205,8 +205,8 @@ impl Step {
     }
 }
 
-/// Of the mean of `parts`: plain averaging from zero leaves its negative behind. The block is still
-/// in the cache when the step itself reads it.
+/// The sum of squares of the mean of `parts`: plain averaging from zero leaves its negative behind.
+/// The block is still in the cache when the step itself reads it.
 fn sum_of_squares(parts: &[ContributionChunk<'_>], scratch: &mut [f32]) -> Result<f64, MergeError> {
     scratch.fill(0.0);
     // Finiteness is checked on the parameters, not here; the caller handles a sum that is not a

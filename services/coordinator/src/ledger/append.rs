@@ -25,12 +25,13 @@ use super::{Ledger, LedgerError, NewEvent, REPEATED};
 /// Header that widens an expected sequence from one subject to a filter; the broker then compares
 /// with the last message of any ledger event.
 const EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
-/// How long one publish waits for its acknowledgement: above the fail-over of a replicated stream
-/// (6 s).
+/// The time for which one publish waits for its acknowledgement: above the fail-over of a
+/// replicated stream (6 s).
 const ACK_WAIT: Duration = Duration::from_secs(8);
 /// First and longest pause between two tries.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// How often the log says that the ledger takes no event now; a full disk lasts for minutes.
+/// The time after which the log says again that the ledger takes no event now; a full disk lasts
+/// for minutes.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 /// Characters of a batch's id that say which batch it is; an id has 64 at most, and a dot and the
 /// number of the try follow, which no process brings to 15 digits.
@@ -46,7 +47,7 @@ struct Pending {
     payload: Bytes,
 }
 
-/// How long the broker is asked again.
+/// The time for which the broker is asked again.
 struct Patience {
     deadline: Instant,
     backoff: Backoff,
@@ -59,8 +60,8 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::Fenced`]: the first that is not in the chain will never be, since others have
-    /// appended. After any other error it is for the next reader to see what is there. Who leads
-    /// must stand down either way.
+    /// appended. After any other error the next reader finds out how many. The coordinator that
+    /// leads must stand down either way.
     pub async fn append(
         &mut self,
         events: impl IntoIterator<Item = NewEvent>,
@@ -192,7 +193,8 @@ impl Ledger {
     }
 
     /// Publishes the first events one by one, without waiting for the answer to one before the
-    /// next, and takes off `pending` what is stored. Gives what came of the first that is not.
+    /// next, and takes the stored ones off `pending`. Returns the outcome of the first that is not
+    /// stored.
     async fn publish_in_line(&mut self, pending: &mut VecDeque<Pending>) -> Published {
         let line = self.grouping.line(pending.len());
         let (known, ledger) = (self.stream_sequence, &*self);

@@ -1,4 +1,4 @@
-//! What the broker answers to a publish: in its own words, sorted by what can change by itself.
+//! The broker's answers to a publish, sorted by whether they can change by themselves.
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::publish::PublishAck;
@@ -12,7 +12,7 @@ const FINAL: [ErrorCode; 3] = [
     ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT,
 ];
 
-/// What came of one publish.
+/// The outcome of one publish.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Published {
     /// Stored; the last of the events lies here.

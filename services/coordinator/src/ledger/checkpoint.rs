@@ -1,5 +1,5 @@
-//! Where a start begins: the newest checkpoint that the ledger names, and the events from before
-//! it, which are not read unless one of them is asked for.
+//! The point at which a start begins: the newest checkpoint that the ledger names, and the events
+//! from before it, which are not read unless one of them is asked for.
 
 use chain::{End, Proof};
 use runtime::{StoredMessage, StreamSpan};
@@ -21,14 +21,14 @@ pub(crate) struct Place {
     pub(crate) stream_sequence: u64,
 }
 
-/// What the ledger says of its newest checkpoint.
+/// The ledger's word on its newest checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Named {
     /// No checkpoint was saved yet.
     None,
     /// This one was saved. It lies in the chain where it says.
     Checkpoint(Checkpoint),
-    /// What it says does not fit the stream. The reason, in words.
+    /// It does not fit the stream. The reason, in words.
     Unfit(String),
 }
 
@@ -102,7 +102,8 @@ impl Ledger {
         self.taken = self.base;
     }
 
-    /// Forgets what was read: the next [`Ledger::catch_up`] begins with the first event.
+    /// Forgets the events that were read: the next [`Ledger::catch_up`] begins with the first
+    /// event.
     pub fn begin_anew(&mut self) {
         self.chain.continue_from(End::default());
         self.stream_sequence = 0;

@@ -1,6 +1,6 @@
-//! How many events are published together. What was refused or stayed unanswered is tried again in
-//! halves, down to single events, so that an event that the broker does not take holds up those
-//! behind it and nothing before it.
+//! The number of events that are published together. Events that were refused or stayed unanswered
+//! are tried again in halves, down to single events, so that an event that the broker does not take
+//! holds up those behind it and nothing before it.
 
 /// Fewest events that are stored as a batch. The broker makes a store of its own for each batch,
 /// which takes some 5 ms, and an event alone 0.7 ms.
@@ -41,7 +41,7 @@ impl Default for Grouping {
 }
 
 impl Grouping {
-    /// How many of `waiting` events are published together; 1 is an event alone.
+    /// The number of `waiting` events that are published together; 1 is an event alone.
     pub(super) fn share(&self, waiting: usize) -> usize {
         let share = waiting.min(self.most);
         if self.alone > 0 || share < BATCH_MIN {
@@ -51,7 +51,7 @@ impl Grouping {
         }
     }
 
-    /// How many of `waiting` single events are on their way at once.
+    /// The number of `waiting` single events that are on their way at once.
     pub(super) fn line(&self, waiting: usize) -> usize {
         waiting.min(self.most).min(LINE_MAX)
     }

@@ -1,4 +1,4 @@
-//! Effects, carried out in their order. What takes time runs beside the loop.
+//! Effects, carried out in their order. Effects that take time run beside the loop.
 
 use std::sync::Arc;
 
@@ -20,11 +20,12 @@ use crate::guard::answered;
 use crate::queue;
 use crate::store::incoming_key;
 
-/// How long a command may be obeyed after it was signed: covers clocks that differ, not more.
+/// The time for which a command may be obeyed after it was signed: it covers clocks that differ,
+/// not more.
 const COMMAND_LIFE_SECONDS: u64 = 120;
 
 impl Shell {
-    /// Everything but appends and the end.
+    /// Carries out an effect that is neither an append nor the end.
     pub(super) async fn perform(&mut self, effect: Effect) -> Result<(), Failure> {
         match effect {
             Effect::Append { .. } | Effect::Stop { .. } => {
@@ -214,8 +215,7 @@ impl Shell {
         });
     }
 
-    /// Runs beside the loop; what comes of it is an arrival. When the loop has ended nobody needs
-    /// it.
+    /// Runs beside the loop; the outcome is an arrival. When the loop has ended nobody needs it.
     fn beside(&self, work: impl Future<Output = Arrival> + Send + 'static) {
         let arrivals = self.arrivals.clone();
         let work = async move {

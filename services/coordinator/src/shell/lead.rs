@@ -14,10 +14,10 @@ use crate::checkpoint::{self, tell_unusable};
 use crate::ledger::LedgerError;
 use crate::mark::StoreMark;
 
-/// How far the ledger's newest event may lie ahead of this machine's clock for a start to wait
-/// until it is past. Clocks of one site differ by less. Beyond it one of the two clocks was wrong,
-/// and nobody can say which: the ledger's time goes on, since it never runs back, and no run stands
-/// still for it.
+/// The longest time by which the ledger's newest event may lie ahead of this machine's clock for a
+/// start to wait until it is past. Clocks of one site differ by less. Beyond it one of the two
+/// clocks was wrong, and nobody can say which: the ledger's time goes on, since it never runs back,
+/// and no run stands still for it.
 const BEHIND_WAIT_MAX: Millis = Millis::from_secs(10);
 
 impl Shell {
@@ -75,8 +75,8 @@ impl Shell {
 }
 
 impl Shell {
-    /// Folds in what the ledger holds behind the place where this process stands. When that does
-    /// not follow on a checkpoint, it is read once more from the first event.
+    /// Folds in the events of the ledger behind the last one that this process knows. When that
+    /// does not follow on a checkpoint, it is read once more from the first event.
     async fn read_on(&mut self, state: &mut State) -> Result<(), Failure> {
         let Self { ledger, mark, .. } = &mut *self;
         if let Some(marked) = mark.event().filter(|marked| ledger.begins_behind(*marked)) {

@@ -1,5 +1,5 @@
-//! What the shell remembers between a request and its answer, and how it takes leave of those who
-//! wait for one.
+//! Memory of the shell between a request and its answer, and the refusals for requests that still
+//! wait when the process ends.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::foundry::{Foundry, FoundryNumber};
 use crate::grants::Granted;
 use crate::queue::Deliveries;
 
-/// What the shell remembers between a request and its answer. Losing it costs a repeat, never a
+/// The memory of the shell between a request and its answer. Losing it costs a repeat, never a
 /// result.
 #[derive(Default)]
 pub(crate) struct Tables {
@@ -26,7 +26,7 @@ pub(crate) struct Tables {
     pub(super) foundries: BTreeMap<RunId, Foundry>,
     /// Foundries that were started.
     founded: u64,
-    /// What holds each run up, as it was logged last.
+    /// The problem that holds each run up, as it was logged last.
     troubles: BTreeMap<RunId, Code>,
 }
 
@@ -88,7 +88,7 @@ impl Shell {
     ///
     /// When another coordinator has taken the lead (`fenced`), operators hear nothing from here:
     /// the other may have heard the same order and answer it, and `diloctl` takes the first answer
-    /// for the last word. A worker asks again in any case, and what it is told twice has one
+    /// for the last word. A worker asks again in any case, and an answer that it gets twice has one
     /// effect.
     pub(super) async fn decline(&mut self, queue: &mut mpsc::Receiver<Arrival>, fenced: bool) {
         while let Ok(arrival) = queue.try_recv() {

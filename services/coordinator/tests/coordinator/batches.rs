@@ -269,7 +269,7 @@ async fn tl_15_a_few_events_that_are_fenced_off_store_nothing() {
     assert_eq!(messages(&scene).await, 12 + foreign);
 }
 
-/// An event that the broker never takes is named, and what was decided before it is stored.
+/// An event that the broker never takes is named, and the events before it are stored.
 #[tokio::test]
 async fn a_batch_with_an_event_that_is_refused_for_good_is_stored_up_to_it() {
     let scene = Scene::new().await;

@@ -17,7 +17,7 @@ use crate::ledger::{Scene, append, at, read_on, reasons, stopped};
 use crate::scene;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// As many as a coordinator lets come before it takes a checkpoint.
+/// The number of events that a coordinator lets come before it takes a checkpoint.
 const EVERY: usize = coordinator_core::CHECKPOINT_EVERY as usize;
 
 /// The event that takes a checkpoint, appended; and what names it.
@@ -39,8 +39,8 @@ async fn name(ledger: &mut Ledger, checkpoint: &Checkpoint) {
     named.expect("appended");
 }
 
-/// A ledger of three events, a checkpoint, and two events behind it. Between the first two events
-/// lies what is in no chain.
+/// A ledger of three events, a checkpoint, and two events behind it. A message that is in no chain
+/// lies between the first two events.
 async fn with_checkpoint() -> (Scene, Checkpoint) {
     let scene = Scene::new().await;
     let (mut ledger, _) = scene.open().await.expect("an empty ledger");
@@ -235,7 +235,7 @@ fn file(folder: &Path, name: &str) -> Option<PathBuf> {
     })
 }
 
-/// What the coordinator's last life logged.
+/// The log of the coordinator's last life.
 async fn restarted(scene: &mut scene::Scene) -> String {
     let before = scene.cluster.process("coordinator").log().len();
     scene.cluster.kill9("coordinator");

@@ -324,8 +324,7 @@ async fn tl_15_a_second_coordinator_fences_the_first_off() {
     );
 }
 
-/// What a coordinator does that starts while another one is busy: it reads on until its own event
-/// is the next.
+/// A coordinator that starts while another one is busy reads on until its own event is the next.
 #[tokio::test]
 async fn one_that_was_overtaken_reads_on_and_then_appends() {
     let scene = Scene::new().await;

@@ -1,4 +1,4 @@
-//! Lists of chunks that are false, or that name what their worker did not upload.
+//! Lists of chunks that are false, or that name objects which their worker did not upload.
 
 use runtime::BusError;
 use schemas::contribution::{Fate, SubmitReply};
@@ -69,8 +69,8 @@ async fn a_false_list_is_refused_with_its_code_and_its_unit_issued_again() {
     assert_eq!(other, Code::SizeMismatch);
 }
 
-/// To know the digests of another's chunks is no right to them: neither what lies under another
-/// lease nor what `blobs` holds counts under this one.
+/// Knowing the digests of another's chunks gives no right to them: neither objects under another
+/// lease nor objects in `blobs` count under this one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_what_others_uploaded_does_not_count() {
     let scene = Scene::start_listed(1).await;

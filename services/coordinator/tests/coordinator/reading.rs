@@ -1,4 +1,4 @@
-//! A long ledger is read ahead and checked on all cores, and comes to what it comes to message by
+//! A long ledger is read ahead and checked on all cores, with the same outcome as message by
 //! message.
 
 use std::fmt::Debug;
@@ -12,9 +12,9 @@ use schemas::{Digest, Sequence, V};
 
 use crate::ledger::{Scene, append, at, of_demo, reasons, stopped};
 
-/// More than what is read ahead, so that no reader has all of it at any time.
+/// A length of more events than are read ahead, so that no reader has all of it at any time.
 const LONG: u64 = 2600;
-/// In the middle of a batch of questions.
+/// A position in the middle of a batch of questions.
 const MIDDLE: u64 = 700;
 
 async fn write(ledger: &mut Ledger, name: &str, count: u64) {
@@ -34,12 +34,13 @@ fn names(name: &str, count: u64) -> Vec<String> {
         .collect()
 }
 
-/// What a read came to.
+/// The outcome of a read.
 #[derive(Debug, PartialEq)]
 struct Read {
     bodies: Vec<EventBody>,
     foreign: u64,
-    /// Where the first event lies that was signed and does not follow, and why it does not.
+    /// The position of the first event that was signed and does not follow, and the reason why it
+    /// does not.
     broken: Option<(u64, String)>,
 }
 

@@ -359,8 +359,8 @@ async fn a_run_that_names_what_is_not_there_is_refused() {
     assert_eq!(ask(&|_| {}).await, None);
 }
 
-/// An operator with a client of its own asks: what every worker would refuse is refused before
-/// there is a run.
+/// An operator with a client of its own asks: settings that every worker would refuse are refused
+/// before there is a run.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_no_worker_could_do_is_refused_with_what_does_not_fit() {
     let scene = Scene::start(1).await;

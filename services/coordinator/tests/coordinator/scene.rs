@@ -1,5 +1,5 @@
 //! A domain, a broker, a store and a coordinator, all real; an operator and workers that speak to
-//! them by hand, so that they can also say what no honest program would.
+//! them by hand, so that they can also send messages that no honest program sends.
 
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ impl Regrant for NoOther {
     }
 }
 
-/// What the run trains; nobody here does.
+/// The model that the run names; no test here trains it.
 fn model() -> ModelConfig {
     model_of(300)
 }
@@ -80,7 +80,7 @@ fn deadline() -> tokio::time::Instant {
 }
 
 impl Scene {
-    /// Everything up, and a run of `rounds` rounds of two units.
+    /// Starts everything, and a run of `rounds` rounds of two units.
     pub(crate) async fn start(rounds: u64) -> Self {
         Self::of_chunks(rounds, CHUNK_ELEMENTS).await
     }

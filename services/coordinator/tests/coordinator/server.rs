@@ -1,4 +1,5 @@
-//! A real nats-server without accounts: what is tested here is the ledger, not who may write it.
+//! A real nats-server without accounts: the tests are about the ledger, not about permissions to
+//! write it.
 
 use std::net::SocketAddr;
 use std::time::Duration;

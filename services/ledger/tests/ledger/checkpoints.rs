@@ -104,8 +104,8 @@ fn a_state_that_goes_on_from_a_checkpoint_is_that_of_all_events() {
     }
 }
 
-/// A change of these bytes, or of what an event does to a state, is another form: [`FORMAT`] becomes
-/// the next number, and then this digest.
+/// A change of these bytes, or of the effect of an event on a state, is another form: [`FORMAT`]
+/// becomes the next number, and then this digest.
 #[test]
 fn the_bytes_of_a_state_are_those_of_its_form() {
     let (bytes, _) = take(&mut whole());

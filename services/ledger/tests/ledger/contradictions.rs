@@ -1,5 +1,5 @@
-//! States that no ledger comes to: what a check of a state notices, be it a checkpoint that somebody
-//! wrote or a fold that is wrong.
+//! States that no ledger leads to: a check of a state notices them, be it a forged checkpoint or a
+//! fold that is wrong.
 
 use ledger::{CheckpointError, OpenSync, Run, State};
 use schemas::checkpoint::CHECKPOINT_BYTES_MAX;
@@ -7,7 +7,7 @@ use schemas::{Fragment, Round, SyncId, UnitIndex};
 
 use crate::kit::{Book, closed, evaluating, granted, joined, lease, opened, saved, sealed, spec};
 
-/// The first round: what its fragment is at, and its open units.
+/// The first round and its one fragment.
 const FIRST: SyncId = SyncId {
     round: Round(0),
     fragment: Fragment::FIRST,
@@ -26,7 +26,7 @@ fn with_units(done: u32) -> Book {
     book
 }
 
-/// The run after a change that no event makes; says what is wrong with it.
+/// The run after a change that no event makes; names its fault.
 fn fault(book: &Book, change: impl FnOnce(&mut Run)) -> String {
     let mut run = book.run().clone();
     run.check().expect("nothing is wrong with it");

@@ -1,4 +1,4 @@
-//! What the fold counts and remembers, and what readers see.
+//! Tests of the fold's counts and memory, and of the views that readers get.
 
 use ledger::{ReplayError, Run, State};
 use schemas::contribution::Fate;

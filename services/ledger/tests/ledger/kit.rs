@@ -11,7 +11,7 @@ use serde_bytes::ByteArray;
 
 pub(crate) use kit::{run_id, worker};
 
-/// When every event happened.
+/// The time of every event.
 pub(crate) const TIME: UnixMillis = UnixMillis(1);
 
 /// The settings of [`kit::run_spec`] with a third round, weights in one chunk, and an outer step
@@ -137,7 +137,7 @@ pub(crate) fn closed(round: u64, version: u64) -> LedgerEvent {
 pub(crate) struct Book(State);
 
 impl Book {
-    /// With a run and three workers in it.
+    /// A book with a run and three workers in it.
     pub(crate) fn new() -> Self {
         Self::of(spec())
     }
@@ -146,7 +146,7 @@ impl Book {
         Self::begin(State::default(), spec)
     }
 
-    /// As [`Book::new`], in a state that holds the run to no closing rule.
+    /// Does the same as [`Book::new`], in a state that holds the run to no closing rule.
     pub(crate) fn under_any_rule() -> Self {
         Self::begin(State::under_any_rule(), spec())
     }
@@ -167,8 +167,7 @@ impl Book {
         self.0.check().expect("the state's invariants hold");
     }
 
-    /// An event that would follow, so that what is refused elsewhere is refused for its place, not
-    /// for its form.
+    /// An event that would follow, so that a refusal elsewhere is for its place, not for its form.
     pub(crate) fn fits(&self, event: &LedgerEvent) {
         self.clone().note(event);
     }
@@ -185,7 +184,7 @@ impl Book {
         assert!(expected, "{event:?}: {error}");
     }
 
-    /// Why an event does not follow.
+    /// The reason why an event does not follow.
     pub(crate) fn error(&mut self, run: Option<&RunId>, event: &LedgerEvent) -> ApplyError {
         let before = self.0.clone();
         let error = self.try_note(run, event).expect_err("it does not follow");

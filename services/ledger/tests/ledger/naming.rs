@@ -1,4 +1,5 @@
-//! What others ask the state: which runs there are, and what a seal can still name.
+//! Questions of other crates to the state: which runs there are, and which inputs a seal can still
+//! name.
 
 use ledger::{OpenSync, State};
 use schemas::{Fragment, Round, RunId, SyncId};

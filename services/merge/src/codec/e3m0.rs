@@ -24,9 +24,9 @@
 //!
 //! # One encoding for each block of values
 //!
-//! The screen refuses what no encoder writes: a scale that is negative, or above 0 and below
+//! The screen refuses bytes that no encoder writes: a scale that is negative, or above 0 and below
 //! 2^-100; codes with scale 0; a scale that no value of the block reaches; a negative zero; codes
-//! behind the end. What is left is the encoding of the values that it reads as.
+//! behind the end. So a block that passes is the encoding of the values read from it.
 
 use schemas::run::{CodecKind, Rounding};
 

@@ -1,13 +1,13 @@
-//! What the screen asks of a block: its sum of squares, its largest magnitude, and if it is an
-//! encoding at all.
+//! Facts about a block for the screen: its sum of squares, its largest magnitude, and whether it is
+//! an encoding at all.
 
 /// Running sums of one block; element `i` of the block goes to sum `i % LANES`.
 pub(super) const LANES: usize = 16;
 
-/// What a codec says of a block.
+/// The facts that a codec finds about a block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Examined {
-    /// In the order of additions that [`crate::screen()`] fixes.
+    /// The sum, in the order of additions that [`crate::screen()`] fixes.
     pub(crate) sum_of_squares: f64,
     /// Largest magnitude as bits: of numbers in their own order, above them infinity, above it
     /// NaN.
@@ -16,7 +16,7 @@ pub(crate) struct Examined {
     pub(crate) canonical: bool,
 }
 
-/// What is wrong with an encoding, and at which element of the slice.
+/// The fault of an encoding, and the element of the slice at which it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The element is NaN or infinite.

@@ -26,7 +26,7 @@ pub(crate) const fn of(codec: CodecKind) -> &'static dyn Codec {
     }
 }
 
-/// What a codec does to a slice of at most [`BLOCK_ELEMENTS`], on this thread. The caller has
+/// The work of a codec on a slice of at most [`BLOCK_ELEMENTS`], on this thread. The caller has
 /// checked that bytes and elements fit each other, and that the slice starts at a multiple of
 /// [`block_elements`].
 pub(crate) trait Codec: Sync {
@@ -73,7 +73,7 @@ pub(crate) struct Part<'a> {
     pub(crate) weight: f32,
 }
 
-/// Why a slice was not encoded or decoded. Nothing was written.
+/// The reason why a slice was not encoded or decoded. Nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
     /// The buffer or the input has not the size of the encoding.

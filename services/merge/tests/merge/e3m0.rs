@@ -22,7 +22,7 @@ fn decode(bytes: &[u8], elements: usize) -> Vec<f32> {
     values
 }
 
-/// What a list of values reads as after a passage.
+/// The values after they are encoded and decoded.
 fn passed(values: &[f32]) -> Vec<f32> {
     decode(&encode(values), values.len())
 }
@@ -111,7 +111,7 @@ fn what_is_not_finite_is_refused_wherever_it_lies() {
     }
 }
 
-/// What the screen says of one full block, changed by hand.
+/// The screen's verdict on one full block, changed by hand.
 fn screened(change: impl Fn(&mut [u8])) -> Result<(), (usize, &'static str)> {
     let values: Vec<f32> = (0..300).map(|place| (place % 7) as f32).collect();
     let mut bytes = encode(&values);
@@ -161,7 +161,7 @@ fn an_encoding_that_no_encoder_writes_is_refused() {
     assert_eq!(refused.code(), Code::EncodingInvalid);
 }
 
-/// The first block is whole, and good at the edge of what is; the second is changed by hand.
+/// The first block is whole, and just within the bounds; the second is changed by hand.
 #[test]
 fn a_fault_is_found_in_either_half_of_a_byte_and_in_its_own_block() {
     let least = 2_f32.powi(-100);
@@ -252,8 +252,8 @@ proptest! {
         }
     }
 
-    /// Whatever passes the screen is what the encoder makes of the values that it reads as: there
-    /// is no second encoding of a contribution.
+    /// A chunk that passes the screen is the encoding that the encoder makes of the values read
+    /// from it: there is no second encoding of a contribution.
     #[test]
     fn what_passes_the_screen_is_the_only_encoding_of_its_values(
         seed in any::<u64>(),

@@ -14,7 +14,7 @@ use crate::naive;
 /// A whole block of every codec, and a partial one.
 const ELEMENTS: usize = 300;
 
-/// To nearest, and then with noise, a line each.
+/// Encodings with rounding to nearest, and then with noise, a line each.
 fn encodings(kind: CodecKind) -> String {
     let values = naive::numbers(6, ELEMENTS);
     let stochastic = SeededRounding {

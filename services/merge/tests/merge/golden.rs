@@ -11,8 +11,8 @@ const FRAGMENTS: usize = 2;
 const REPLICAS: usize = 2;
 const OUTER: OuterOptimizer = OuterOptimizer::Sgd { learning_rate: 2.0 };
 
-/// What is to be seen at each of the five syncs: the two fragments of a replica, and the synced
-/// fragment's global value.
+/// The values at each of the five syncs: the two fragments of a replica, and the synced fragment's
+/// global value.
 type Trace = Vec<((f32, f32), f32)>;
 
 /// Every inner step subtracts 2 from every value. The gradient of a sync is captured `delay_steps`

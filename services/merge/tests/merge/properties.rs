@@ -1,5 +1,4 @@
-//! What the arithmetic promises: right weights, honest rounding, no panic and no change on bad
-//! input.
+//! Promises of the arithmetic: right weights, honest rounding, no panic and no change on bad input.
 
 use merge::{
     Broadcast, CodecError, ContributionChunk, MeanError, MergeError, Momentum, OuterError,

@@ -24,8 +24,8 @@ impl Worker {
         }
     }
 
-    /// How long the coordinator may hold a claim open, and how long the worker waits for its
-    /// answer.
+    /// The time that the coordinator may hold a claim open, and the time that the worker waits for
+    /// its answer.
     pub(crate) fn claim_spans(&self) -> (Millis, Millis) {
         let lease = self.member().spec.policy.lease;
         let part = Millis(lease.get() / CLAIM_LEASE_PART);

@@ -1,4 +1,4 @@
-//! What a worker asks of its shell, to be carried out in order.
+//! Effects: requests of a worker to its shell, to be carried out in order.
 
 use std::sync::Arc;
 
@@ -24,9 +24,9 @@ pub struct WorkId(pub u64);
 pub enum Effect {
     /// Send a request and report the answer. Every request may be repeated without harm.
     Send {
-        /// Which.
+        /// The number that the answer will carry.
         id: RequestId,
-        /// What.
+        /// The request.
         request: Request,
         /// Report [`schemas::Code::NoAnswer`] after this.
         patience: Millis,
@@ -36,7 +36,7 @@ pub enum Effect {
     /// The coordinator's clock is this many milliseconds ahead of the time that the core is given,
     /// at most; negative when it is behind. Windows of what it signed are judged by its time.
     Clock {
-        /// How far.
+        /// The difference in milliseconds.
         ahead_ms: i64,
     },
     /// Check a lease's signed manifest, before anything it names is touched.
@@ -46,7 +46,7 @@ pub enum Effect {
         /// The compact JWS.
         document: String,
     },
-    /// Get what the work needs: data, and base weights straight into the trainer.
+    /// Get the objects that the work needs: data, and base weights straight into the trainer.
     Fetch {
         /// The work.
         work: WorkId,
@@ -73,31 +73,32 @@ pub enum Effect {
         /// The work.
         work: WorkId,
     },
-    /// Keep the trainer's inner state as it is after a training unit. It is written to disk beside
-    /// what comes next. A result that counts shows that the state is good; one that is refused for
-    /// its numbers casts doubt on a state that was taken up from a file, which is dropped instead.
+    /// Keep the trainer's inner state as it is after a training unit. It is written to disk while
+    /// the worker goes on. A result that counts shows that the state is good; one that is refused
+    /// for its numbers casts doubt on a state that was taken up from a file, which is dropped
+    /// instead.
     KeepInner {
         /// The work that ended.
         work: WorkId,
-        /// What became of its contribution.
+        /// The outcome of its contribution.
         end: ResultEnd,
     },
     /// Sign an event, chain it, publish it until it is in the stream.
     Emit(WorkerEvent),
-    /// Send a heartbeat; the shell adds what it counts itself.
+    /// Send a heartbeat; the shell adds its own counts.
     Heartbeat(Pulse),
     /// Something keeps this worker waiting: show it.
     Waiting {
-        /// What.
+        /// The refusal that keeps it waiting.
         refusal: Refusal,
-        /// When it is tried again.
+        /// The time until the next try.
         pause: Millis,
     },
     /// End the process, after the events and the inner state that were asked for before.
     Exit(Exit),
 }
 
-/// What a worker asks the coordinator about its life; objects and staging are between shell and
+/// A worker's request to the coordinator about its life; objects and staging are between shell and
 /// coordinator.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "one variant for each verb of the bus")]
@@ -111,12 +112,12 @@ pub enum Request {
     Submit(Vec<u8>),
 }
 
-/// What the core knows of a heartbeat.
+/// The core's part of a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pulse {
-    /// Which life of the worker speaks.
+    /// The life of the worker that speaks.
     pub session: Session,
-    /// Where it stands.
+    /// The phase that it is in.
     pub phase: Phase,
     /// The lease it holds.
     pub lease: Option<LeaseRef>,
@@ -124,7 +125,7 @@ pub struct Pulse {
     pub steps_done: Steps,
 }
 
-/// How a worker's life ends.
+/// The way in which a worker's life ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// The run is complete.

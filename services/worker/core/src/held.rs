@@ -16,7 +16,7 @@ pub(crate) struct Held {
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) step: Step,
     pub(crate) steps_done: Steps,
-    /// By this worker's clock, never later than by the coordinator's.
+    /// The end of the lease by this worker's clock, never later than by the coordinator's.
     pub(crate) ends_at: UnixMillis,
     /// Its life when it was granted or last renewed.
     life: Millis,

@@ -1,4 +1,4 @@
-//! What the world tells a worker.
+//! Inputs: messages and events from the world to a worker.
 
 use schemas::contribution::{Evaluation, SubmitReply};
 use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply};
@@ -13,7 +13,7 @@ use crate::effect::{RequestId, WorkId};
 pub enum Input {
     /// A request was answered, refused, or not answered in time.
     Replied {
-        /// Which.
+        /// The number of the request.
         id: RequestId,
         /// The verified, decoded reply.
         outcome: Result<Answer, Refusal>,
@@ -29,7 +29,7 @@ pub enum Input {
     Fetched {
         /// The work.
         work: WorkId,
-        /// Why not.
+        /// Ok when they are there; otherwise the reason.
         outcome: Result<(), Refusal>,
     },
     /// Training or evaluation goes on.
@@ -84,7 +84,7 @@ pub enum Answer {
     Submit(SubmitReply),
 }
 
-/// Why a manifest is refused.
+/// The reason why a manifest is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotVerified {
     /// The failed check.
@@ -93,7 +93,7 @@ pub struct NotVerified {
     pub lease: Option<LeaseRef>,
 }
 
-/// What inner steps came to.
+/// The outcome of inner steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Trained {
     /// Tokens trained on.

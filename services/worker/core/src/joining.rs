@@ -11,7 +11,7 @@ use crate::stage::Stage;
 use crate::verdict::{Verdict, verdict};
 use crate::worker::Worker;
 
-/// What the answer to a join said.
+/// The facts from the answer to a join.
 #[derive(Clone, Debug)]
 pub(crate) struct Membership {
     pub(crate) spec: RunSpec,
@@ -70,8 +70,8 @@ impl Worker {
         self.claim(now, Millis(0), effects);
     }
 
-    /// Checks that the settings are those of this run, are what their digest says, and are
-    /// something that this worker can do; and that a second join finds the run as it was.
+    /// Checks that the settings are those of this run, fit their digest, and can be carried out by
+    /// this worker; and that a second join finds the run as it was.
     fn check_settings(&self, reply: &JoinReply) -> Result<(), Refusal> {
         let invalid = |detail: String| Err(Refusal::new(Code::SpecInvalid, detail));
         let (spec, digest) = (&reply.spec, reply.spec_digest);

@@ -69,7 +69,7 @@ impl Worker {
         }
     }
 
-    /// As [`Worker::give_up`], wherever the worker stands, and in the time of a stop.
+    /// Does the same as [`Worker::give_up`], in any stage, and in the time of a stop.
     pub(crate) fn broken(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         let exit = Exit::Failed(refusal.clone());
         let deadline = self.ending.as_ref().and_then(|ending| ending.deadline);

@@ -37,13 +37,13 @@ impl Pace {
         self.spread(span)
     }
 
-    /// As [`Pace::pause`], with a ceiling of its own.
+    /// Does the same as [`Pace::pause`], with a ceiling of its own.
     pub(crate) fn pause_up_to(&mut self, max: Millis) -> Millis {
         let span = self.backoff.fail_up_to(max.as_duration());
         self.spread(span)
     }
 
-    /// In whole numbers, so that every machine comes to the same pause.
+    /// Draws a pause from a span, in whole numbers, so that every machine gets the same pause.
     fn spread(&mut self, span: Duration) -> Millis {
         let span = u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(2);
         self.noise = self.noise.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -77,7 +77,7 @@ mod tests {
         assert!(pace.pause().get() <= 100);
     }
 
-    /// All of a span is used, both ends too: what is left out is where others meet.
+    /// All of a span is used, both ends too: the other workers meet in the part that is left out.
     #[test]
     fn pauses_reach_both_ends_of_their_span() {
         let mut pace = Pace::new((Millis(6), Millis(6)), 1);

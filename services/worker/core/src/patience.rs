@@ -1,11 +1,11 @@
-//! How long an answer is waited for: longer after each wait that was in vain, up to a ceiling.
+//! The time that an answer is waited for: longer after each wait that was in vain, up to a ceiling.
 
 use std::time::Duration;
 
 use backoff::Backoff;
 use schemas::Millis;
 
-/// What a span may lose because its two ends are cut to milliseconds.
+/// The most that a span may lose because its two ends are cut to milliseconds.
 const ROUNDING: Duration = Duration::from_millis(1);
 
 /// The patience with one question.

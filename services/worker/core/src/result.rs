@@ -1,9 +1,9 @@
-//! What becomes of a result, as far as its worker can know.
+//! The end of a result, as far as its worker can know it.
 //!
-//! Error feedback rests on it: what the codec took from a contribution may be owed after it counts,
-//! and only then. So nothing but the answer to the submit itself says how a result ended. A renewal
-//! that is refused, a lease that runs out, a command to stop say only that the worker goes no
-//! further with it: the coordinator may have counted it a moment before.
+//! Error feedback rests on it: the part that the codec took from a contribution may be owed only
+//! after the contribution counts. So nothing but the answer to the submit itself says how a result
+//! ended. A renewal that is refused, a lease that runs out, a command to stop say only that the
+//! worker goes no further with it: the coordinator may have counted it a moment before.
 //!
 //! | what happens | [`ResultEnd`] |
 //! | --- | --- |
@@ -21,7 +21,7 @@ use crate::effect::Effect;
 use crate::held::Step;
 use crate::worker::Worker;
 
-/// What became of the contribution of a training unit, as far as its worker can know.
+/// The end of the contribution of a training unit, as far as its worker can know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ResultEnd {
     /// The coordinator answered that it counts.
@@ -33,7 +33,7 @@ pub enum ResultEnd {
 }
 
 impl ResultEnd {
-    /// What a refusal says about a result that has been handed in `submits` times.
+    /// The end that a refusal implies for a result that has been handed in `submits` times.
     pub(crate) fn by_refusal(refusal: &Refusal, submits: u32) -> Self {
         let of_the_result = match refusal.code {
             Code::AlreadyCounted => true,

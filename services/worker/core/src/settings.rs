@@ -1,20 +1,20 @@
-//! What a worker is told once, and the bounds it keeps.
+//! Settings of a worker, fixed at its start, and the bounds it keeps.
 
 use schemas::member::JoinRequest;
 use schemas::{Millis, RunId, WorkerId};
 
-/// What does not change while a worker lives.
+/// Settings that do not change while a worker lives.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The run it works for.
     pub run: RunId,
     /// Its own key.
     pub worker: WorkerId,
-    /// What it says about itself when it joins; its session is that of this process.
+    /// The facts that it gives about itself when it joins; its session is that of this process.
     pub join: JoinRequest,
-    /// How long a claim may wait for work; at most `CLAIM_WAIT_MAX`.
+    /// The time that a claim may wait for work; at most `CLAIM_WAIT_MAX`.
     pub claim_wait: Millis,
-    /// How long an orderly end may take.
+    /// The time that an orderly end may take.
     pub stop_patience: Millis,
     /// Decides the jitter of pauses. Another for every worker, or all of them come back at the same
     /// moment.

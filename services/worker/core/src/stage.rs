@@ -1,4 +1,4 @@
-//! Where a worker stands, and what it waits for there.
+//! Stages of a worker's life, and the answers that it waits for in them.
 
 use schemas::lease::LeaseRef;
 use schemas::{Millis, UnixMillis};
@@ -6,7 +6,7 @@ use schemas::{Millis, UnixMillis};
 use crate::effect::{Exit, RequestId, WorkId};
 use crate::held::Held;
 
-/// Where the worker stands.
+/// The stage that the worker is in.
 #[derive(Clone, Debug)]
 pub(crate) enum Stage {
     Joining,
@@ -23,7 +23,7 @@ pub(crate) enum Stage {
     Ended,
 }
 
-/// What follows a release.
+/// The step that follows a release.
 #[derive(Clone, Debug)]
 pub(crate) enum Next {
     Claim {

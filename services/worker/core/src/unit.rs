@@ -119,7 +119,7 @@ impl Worker {
         self.submit(now, Outcome::Contribution(contribution));
     }
 
-    /// Hands in what the unit came to.
+    /// Hands in the unit's result.
     fn submit(&mut self, now: UnixMillis, outcome: Outcome) {
         let spec = self.member().spec_digest;
         let (run, worker) = (self.settings.run.clone(), self.settings.worker.clone());

@@ -1,8 +1,8 @@
-//! What a refusal means to a worker.
+//! The meaning of a refusal to a worker.
 
 use schemas::{Class, Code};
 
-/// What to do about a refusal.
+/// The worker's reaction to a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Ask again later; nothing is wrong with this worker.
@@ -17,7 +17,7 @@ pub(crate) enum Verdict {
     RunOver,
     /// This process cannot work as it is; a person must change something.
     Fatal,
-    /// What was asked or handed in is no good; something else may be.
+    /// The thing that was asked for or handed in is no good; something else may be.
     Failed,
 }
 

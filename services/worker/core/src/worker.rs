@@ -1,5 +1,5 @@
-//! The life of a worker: hands what happens to the conversation that it belongs to, and asks what
-//! the present stage asks.
+//! The life of a worker: hands each input to the conversation that it belongs to, and sends the
+//! requests of the present stage.
 
 use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimRequest, ReleaseRequest};
@@ -29,15 +29,15 @@ pub struct Worker {
     pub(crate) membership: Option<Membership>,
     /// The stage's request that waits for its answer.
     pub(crate) asked: Option<Asked>,
-    /// When the stage's request is sent (again).
+    /// The time at which the stage's request is sent (again).
     pub(crate) ask_at: UnixMillis,
     /// Requests that failed, one after another.
     pub(crate) pace: Pace,
-    /// How long to wait for the answer to the stage's request.
+    /// The time to wait for the answer to the stage's request.
     pub(crate) patience: Patience,
     /// Units that this machine failed, one after another.
     pub(crate) faults: Pace,
-    /// Units that failed by what lies outside every worker, since one last counted.
+    /// Units that failed for causes outside every worker, since one last counted.
     pub(crate) elsewhere: Pace,
     /// Memberships that were lost before they were of any use, one after another.
     pub(crate) rejoins: Pace,
@@ -85,7 +85,7 @@ impl Worker {
         }
     }
 
-    /// Takes in what happened at `now` and pushes what to do. Pushes nothing after
+    /// Takes in an input that came at `now`, and pushes the effects. Pushes nothing after
     /// [`Effect::Exit`].
     pub fn handle(&mut self, now: UnixMillis, input: Input, effects: &mut Vec<Effect>) {
         if matches!(self.stage, Stage::Ended) {
@@ -169,7 +169,7 @@ impl Worker {
         }
     }
 
-    /// Does what time alone causes, in order of urgency.
+    /// Takes the steps that are due by time alone, in order of urgency.
     fn advance(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         if let Some(Ending {
             exit,
@@ -350,7 +350,7 @@ impl Worker {
         }
     }
 
-    /// Shows at once what a unit came to, rather than at the next regular heartbeat.
+    /// Shows the end of a unit at once, not at the next regular heartbeat.
     pub(crate) fn beat_now(&mut self, now: UnixMillis) {
         self.heartbeat_at = now;
     }
@@ -403,7 +403,7 @@ impl Worker {
         }
     }
 
-    /// What the join gave, for what happens only after one.
+    /// The answer to the join, for code that runs only after one.
     pub(crate) fn member(&self) -> &Membership {
         self.membership
             .as_ref()

@@ -1,4 +1,4 @@
-//! What a fragment contributes: global weights minus parameters, encoded chunk by chunk.
+//! The contribution of a fragment: global weights minus parameters, encoded chunk by chunk.
 
 use std::ops::ControlFlow;
 

@@ -1,9 +1,9 @@
-//! The residual of error feedback: what the codec has taken from this worker's contributions, and
-//! what is added to its next one.
+//! The residual of error feedback: the part that the codec has taken from this worker's
+//! contributions, to be added to its next one.
 //!
-//! Let a unit's difference be `d` and the residual before it `e`. The contribution is
-//! `s = encode(d + e)`, and `l = d + e - s` is what it is short of. The end of the unit decides
-//! which of the two is owed from then on; [`ResultEnd`] says how a worker learns it.
+//! Let a unit's difference be `d` and the residual before it `e`. The contribution is `s = encode(d
+//! + e)`, and `l = d + e - s` is the part that it lacks. The end of the unit decides which of the
+//! two is owed from then on; [`ResultEnd`] says how a worker learns it.
 //!
 //! | end | owed after it | why no part of a difference is merged twice |
 //! | --- | --- | --- |
@@ -41,11 +41,11 @@ use worker_core::{ResultEnd, WorkId};
 
 pub(super) use file::{Marks, Saved, put_aside, remove};
 
-/// What contributions were short of, one value for each parameter.
+/// The part of the contributions that the codec took, one value for each parameter.
 pub(super) struct Residual {
-    /// As of the last result that counts.
+    /// The part that is owed, as of the last result that counts.
     owed: Vec<f32>,
-    /// What the contribution that is on its way will have left when it counts.
+    /// The part that the contribution on its way will leave when it counts.
     left: Vec<f32>,
     on_its_way: Option<Contribution>,
     marks: Marks,
@@ -59,7 +59,7 @@ struct Contribution {
 }
 
 impl Residual {
-    /// With `owed` from before.
+    /// A residual that begins with `owed` from before.
     pub(super) fn new(owed: Vec<f32>, marks: Marks) -> Self {
         Self {
             left: vec![0.0; owed.len()],
@@ -86,8 +86,8 @@ impl Residual {
         true
     }
 
-    /// Encodes a piece of the contribution that was begun with what is owed, and notes what it will
-    /// be short of.
+    /// Encodes a piece of the contribution that was begun, with the owed part added, and notes the
+    /// part that it will lack.
     pub(super) fn encode(
         &mut self,
         codec: CodecKind,

@@ -30,20 +30,22 @@ const WRITE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// A state that is kept between two units waits this long at most for the steps of the next one.
 const STEPS_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// The lane; seen from the training thread. When it is dropped, what was kept is written first,
-/// however the training thread ends.
+/// The lane; seen from the training thread. When it is dropped, the state that was kept is written
+/// first, however the training thread ends.
 pub(super) struct Saver {
     mailbox: Arc<Mailbox>,
-    /// There until the end.
+    /// The lane's thread; there until the end.
     lane: Option<JoinHandle<()>>,
 }
 
-/// Where the two threads meet. Neither holds it longer than to lay down or to take a state.
+/// The meeting place of the two threads. Neither holds it longer than it takes to put a state in or
+/// to take one out.
 #[derive(Default)]
 struct Mailbox {
     slot: Mutex<Slot>,
     changed: Condvar,
-    /// How often a residual was withdrawn. Held while one is put in its place or removed.
+    /// The number of times that a residual was withdrawn. Held while one is put in its place or
+    /// removed.
     withdrawals: Mutex<u64>,
 }
 
@@ -61,7 +63,7 @@ struct Slot {
 pub(super) struct PendingSave {
     pub(super) state: InnerState,
     residual: Option<residual::Saved>,
-    /// By how many withdrawals the residual is not older.
+    /// The number of withdrawals when the residual was made: a later withdrawal makes it void.
     withdrawals: u64,
     path: PathBuf,
     due: Instant,
@@ -202,8 +204,8 @@ impl Saver {
 }
 
 impl Drop for Saver {
-    /// Also where the training thread ends by a panic or before its time: the state that was kept
-    /// last was whole when it was copied.
+    /// Ends the lane after the last write, also when the training thread ends by a panic or before
+    /// its time: the state that was kept last was whole when it was copied.
     fn drop(&mut self) {
         self.mailbox.slot().closed = true;
         self.mailbox.changed.notify_one();

@@ -1,4 +1,5 @@
-//! A model at hand: its trainer, which holds the weights, and for each fragment whose they are.
+//! A model at hand: its trainer, which holds the weights, and the digest of the weights of each
+//! fragment.
 
 use std::ops::Range;
 use std::path::Path;
@@ -19,7 +20,7 @@ pub(crate) struct Fragment(pub(crate) u32);
 pub(super) struct Session {
     opening: Opening,
     pub(super) trainer: Box<dyn Trainer>,
-    /// Where the run has error feedback.
+    /// The residual; there when the run has error feedback.
     pub(super) residual: Option<Residual>,
     fragments: Vec<FragmentState>,
     /// Inner steps are being done: parameters change between two of them only.
@@ -32,16 +33,16 @@ pub(super) struct Session {
 /// The weights of one fragment.
 struct FragmentState {
     range: Range<usize>,
-    /// Whose the global weights are, once complete.
+    /// The digest of the global weights, once they are complete.
     weights: Option<Digest>,
     /// Elements that were loaded since weights were last expected.
     loaded: usize,
     fault: Option<Refusal>,
-    /// How the parameters stand to the weights that arrive.
+    /// The way in which weights that arrive reach the parameters.
     writing: Writing,
 }
 
-/// When weights that arrive are written to the parameters.
+/// The time at which weights that arrive are written to the parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Writing {
     /// Chunk by chunk, while the next one is on its way: they replace all parameters of the
@@ -205,8 +206,8 @@ impl Session {
         Ok(())
     }
 
-    /// Mixes weights in, where they are to be mixed, and waits for the device: what fails there is
-    /// the weights' fault, and no step's, which would put the inner state in doubt.
+    /// Mixes weights in, where they are to be mixed, and waits for the device: a failure there is
+    /// the weights' fault, and not that of a step, which would put the inner state in doubt.
     fn take_in(&mut self, blend: Option<(Range<usize>, Alpha)>) -> Result<(), Refusal> {
         let mut weights = self.trainer.weights()?;
         if let Some((range, alpha)) = blend {

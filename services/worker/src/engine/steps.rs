@@ -64,7 +64,7 @@ impl Stepping {
         self.training.stop.is_cancelled()
     }
 
-    /// Does the next step; after the last one, returns what they came to.
+    /// Does the next step; after the last one, returns their outcome.
     pub(super) fn next(
         &mut self,
         session: &mut Session,

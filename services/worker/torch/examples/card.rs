@@ -1,5 +1,6 @@
-//! What a sync costs the training thread, beside the bus: the difference made, encoded and in this
-//! machine's memory; the broadcast decoded; parameters read; the inner state copied.
+//! Measures the time that a sync costs the training thread, beside the bus: the difference made,
+//! encoded and in this machine's memory; the broadcast decoded; parameters read; the inner state
+//! copied.
 //!
 //! ```text
 //! cargo run --release -p torch --example card -- cuda:0 110m 1b

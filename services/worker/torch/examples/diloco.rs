@@ -1,6 +1,6 @@
 //! DiLoCo in one process, without bus or store: workers as threads, their contributions encoded,
-//! merged and broadcast as a run does it. To choose settings, and to know what a run over the bus
-//! should come to.
+//! merged and broadcast as a run does it. To choose settings, and to know the outcome that a run
+//! over the bus should have.
 //!
 //! ```text
 //! cargo run --release -p torch --example diloco -- corpus=~/.cargo/registry/src preset=demo rounds=10 steps=50
@@ -118,7 +118,7 @@ fn settings() -> anyhow::Result<Settings> {
 struct Worker {
     trainer: TorchTrainer,
     sampler: UnitSampler,
-    /// What its contributions were short of; zeros without feedback.
+    /// The part of its contributions that the codec took; zeros without feedback.
     residual: Vec<f32>,
 }
 
@@ -285,7 +285,7 @@ fn train(
     Ok(())
 }
 
-/// Merges the contributions into the weights, and leaves in `global` what workers get of them.
+/// Merges the contributions into the weights, and leaves in `global` the weights that workers get.
 fn step(
     settings: &Settings,
     workers: &mut [Worker],

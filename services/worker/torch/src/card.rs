@@ -95,7 +95,7 @@ impl CardGlobal {
     }
 }
 
-/// Where in the encoding of a piece the bytes of one of its blocks lie.
+/// The bytes of a block within the encoding of its piece.
 fn encoding_of(codec: CodecKind, piece: &Range<usize>, block: &Range<usize>) -> Range<usize> {
     let bytes = |element: usize| encoded_bytes(codec, element - piece.start);
     bytes(block.start)..bytes(block.end)

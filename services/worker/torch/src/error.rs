@@ -5,7 +5,7 @@ use std::fmt;
 use tch::TchError;
 use trainer::TrainerError;
 
-/// What libtorch said.
+/// An error message of libtorch.
 #[derive(Debug)]
 pub(crate) struct TorchError(String);
 

@@ -17,7 +17,7 @@ use crate::lane::Lane;
 pub(crate) struct Flat {
     tensor: Tensor,
     elements: usize,
-    /// Where the vector is copied to when it does not lie in this machine's memory.
+    /// A copy of the vector in this machine's memory, made when it lies elsewhere.
     host: Vec<f32>,
 }
 

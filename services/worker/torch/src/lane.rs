@@ -163,8 +163,8 @@ impl Lane {
         }
     }
 
-    /// Waits until the device has done what it was asked to compute, and reports an error that no
-    /// call has reported yet.
+    /// Waits until the device has finished its computations, and reports an error that no call has
+    /// reported yet.
     pub(crate) fn settle(&mut self) -> Result<(), TorchError> {
         self.handle.settle()
     }

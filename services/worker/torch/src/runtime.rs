@@ -10,7 +10,7 @@ use trainer::TrainerError;
 
 use crate::shim;
 
-/// Where to compute.
+/// The device to compute on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
     /// The first CUDA device where there is one, else the CPU.

@@ -66,7 +66,7 @@ pub(crate) struct AdamW {
     pub(crate) beta2: f64,
     pub(crate) decay: f64,
     pub(crate) epsilon: f64,
-    /// What gradients are divided by first.
+    /// The divisor that is applied to gradients first.
     pub(crate) gradient_scale: f64,
 }
 
@@ -210,7 +210,7 @@ impl LaneHandle {
         check(unsafe { diloco_torch_slot_fetch(self.lane.as_ptr(), at, source.as_ptr()) })
     }
 
-    /// Waits until the device has done what it was asked to compute.
+    /// Waits until the device has finished its computations.
     pub(crate) fn settle(&mut self) -> Result<(), TorchError> {
         // SAFETY: a lane that is open.
         check(unsafe { diloco_torch_lane_settle(self.lane.as_ptr()) })
@@ -264,7 +264,7 @@ pub(crate) fn limit_interop_threads() {
     let _ = unsafe { diloco_torch_interop_threads(1) };
 }
 
-/// How the loaded library was built.
+/// The build configuration of the loaded library.
 pub(crate) fn config() -> String {
     // SAFETY: the callee returns a C string from `malloc`, which is ours to free.
     unsafe {

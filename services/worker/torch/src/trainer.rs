@@ -26,18 +26,18 @@ const FORWARD_TOKENS: usize = 8192;
 /// Tokens that are looked back at when text is generated; each new token costs a pass over them.
 const GENERATE_TOKENS: usize = 256;
 
-/// How a [`TorchTrainer`] computes.
+/// Options for the computation of a [`TorchTrainer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TorchOptions {
-    /// Where.
+    /// The device.
     pub device: DeviceChoice,
-    /// In which arithmetic; parameters and moments are fp32 in all.
+    /// The arithmetic; parameters and moments are fp32 in all.
     pub precision: Precision,
-    /// With how many CPU threads. More than there are cores makes it slower than one.
+    /// CPU threads. More than there are cores makes it slower than one.
     pub threads: usize,
 }
 
-/// What matrix products are computed in.
+/// The arithmetic of matrix products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Arithmetic {
     Fp32,
@@ -55,7 +55,7 @@ pub struct TorchTrainer {
     arithmetic: Arithmetic,
     layout: Layout,
     decoder: Decoder,
-    /// What the decoder's weights are views of.
+    /// The vector that the decoder's weights are views of.
     parameters: Flat,
     place: Place,
     steps: u64,
@@ -65,12 +65,12 @@ pub struct TorchTrainer {
     second_views: Vec<Tensor>,
 }
 
-/// Where all vectors lie, with the global weights, which take memory once they are asked for.
+/// The place of all vectors, with the global weights, which take memory once they are asked for.
 #[derive(Debug)]
 enum Place {
-    /// In this machine's memory.
+    /// The vectors lie in this machine's memory.
     Host { global: Vec<f32> },
-    /// On a device.
+    /// The vectors lie on a device.
     Card {
         lane: Lane,
         global: Option<CardGlobal>,
@@ -205,8 +205,9 @@ impl TorchTrainer {
             .collect()
     }
 
-    /// Before a step, not after it: whatever a step that failed left at the weights is never added
-    /// to, and nothing that could fail as well stands between a failure and its report.
+    /// Clears the gradients before a step, not after it. So nothing is ever added to the gradients
+    /// that a failed step left, and no operation that could fail as well stands between a failure
+    /// and its report.
     fn clear_gradients(&self) -> Result<(), TorchError> {
         let gradients = self.gradients();
         // Before the first backward pass there is none, which libtorch would refuse to set to zero.
@@ -217,7 +218,8 @@ impl TorchTrainer {
         }
     }
 
-    /// Backward passes over all micro-batches; the mean loss and the summed gradients' norm.
+    /// Does the backward passes over all micro-batches; returns the mean loss and the summed
+    /// gradients' norm.
     fn accumulate(
         &mut self,
         batch: &Batch<'_>,

@@ -1,4 +1,4 @@
-//! The trainer as its users see it: it learns, repeats, resumes, and refuses what is wrong.
+//! The trainer as its users see it: it learns, repeats, resumes, and refuses bad input.
 
 use std::path::Path;
 
@@ -252,7 +252,7 @@ fn resumes_bit_for_bit() {
     assert_eq!(error.code(), Code::WorkerStateInvalid);
 }
 
-/// What was done to a state, by name.
+/// A change to a state, with its name.
 type Poison<'a> = (&'a str, &'a dyn Fn(&mut InnerMoments));
 
 /// Each was written by the trainer itself, so its form is right; then some of its numbers were made

@@ -1,9 +1,10 @@
-//! Why a trainer refused or failed.
+//! Errors of trainers.
 
 use model::FileError;
 use schemas::Code;
 
-/// Why a trainer refused or failed. In every case its parameters and moments are as before.
+/// The reason why a trainer refused or failed. In every case its parameters and moments are as
+/// before.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainerError {
     /// An argument does not fit the model.
@@ -17,7 +18,7 @@ pub enum TrainerError {
     NotFinite {
         /// Loss or gradient norm.
         what: &'static str,
-        /// What it was.
+        /// The value.
         value: f64,
         /// The optimizer's step count.
         step: u64,

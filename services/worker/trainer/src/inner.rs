@@ -29,13 +29,13 @@ pub struct InnerState {
 }
 
 const FORMAT: &str = "diloco inner state 1";
-/// More steps than any run takes: at a thousand a second they would last 35 years.
+/// A number of steps that no run takes: at a thousand a second they would last 35 years.
 const STEPS_MAX: u64 = 1 << 40;
 /// A mean of gradients is at most this many times the root of the mean of their squares. For the
-/// usual decays the bound is 7 and for the slowest that are of use below 100, so what lies beyond
-/// was not made by any optimizer.
+/// usual decays the bound is 7 and for the slowest that are of use below 100, so no optimizer made
+/// values beyond it.
 const FIRST_PER_ROOT_MAX: f32 = 1e4;
-/// Below this a square is too small for fp32, so the root says nothing.
+/// The magnitude below which a square is too small for fp32, so that the root says nothing.
 const FIRST_ALWAYS_FINE: f32 = 1e-15;
 const FIRST: &str = "first_moment";
 const SECOND: &str = "second_moment";
@@ -178,7 +178,7 @@ impl InnerMoments {
         }
     }
 
-    /// What about these values cannot be, if anything.
+    /// Refuses values that cannot be, and names the first of them.
     fn check(&self) -> Result<(), String> {
         if self.steps > STEPS_MAX {
             return Err(format!("{} steps are more than any run has", self.steps));

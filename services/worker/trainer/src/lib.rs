@@ -1,6 +1,6 @@
-//! What trains: the trait [`Trainer`], and the two implementations that need no libtorch.
-//! `reference` is a small language model in plain Rust, for tests; `synthetic` does no mathematics,
-//! for load. The third, `torch`, is a crate of its own.
+//! Training: the trait [`Trainer`], and the two implementations that need no libtorch. `reference`
+//! is a small language model in plain Rust, for tests; `synthetic` does no mathematics, for load.
+//! The third, `torch`, is a crate of its own.
 
 mod adamw;
 mod batch;
@@ -115,7 +115,7 @@ pub trait Trainer: Send {
         None
     }
 
-    /// Where it computes and how, for people: `cpu, 1 thread, bf16`.
+    /// The device and the arithmetic, for people: `cpu, 1 thread, bf16`.
     fn device(&self) -> String;
 }
 
@@ -140,7 +140,7 @@ impl Alpha {
     }
 }
 
-/// What an inner step does besides its batch.
+/// Settings of an inner step besides its batch.
 #[derive(Clone, Copy, Debug)]
 pub struct StepSettings<'a> {
     /// The run's inner optimizer.
@@ -151,7 +151,7 @@ pub struct StepSettings<'a> {
     pub accumulation: u32,
 }
 
-/// What an inner step came to.
+/// The outcome of an inner step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
     /// Mean loss before the step, in nats a token.

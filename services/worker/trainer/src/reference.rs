@@ -30,7 +30,7 @@ pub struct ReferenceTrainer {
     scratch: Scratch,
 }
 
-/// Where each tensor lies in the flat vector.
+/// The place of each tensor in the flat vector.
 #[derive(Clone, Debug)]
 struct Places {
     embedding: Range<usize>,

@@ -17,7 +17,7 @@ pub struct Sampler {
 const COUNT_MAX: usize = 1 << 16;
 
 impl Sampler {
-    /// A sampler, after checking what it is asked to continue.
+    /// A sampler, made after a check of the prompt.
     ///
     /// # Errors
     /// The prompt is empty or holds a token outside the vocabulary, the count is too large, or the

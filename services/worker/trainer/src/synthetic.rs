@@ -1,5 +1,5 @@
 //! The trainer `synthetic`: takes the time it is told and moves parameters by a fixed pattern, so
-//! that what it hands in has the right size and never the same bytes twice.
+//! that its contributions have the right size and never the same bytes twice.
 
 use std::path::Path;
 use std::thread;

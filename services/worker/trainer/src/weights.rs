@@ -11,7 +11,7 @@ use schemas::run::CodecKind;
 
 use crate::{Alpha, TrainerError};
 
-/// What becomes of global weights that arrive.
+/// The treatment of global weights that arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
     /// They replace the global weights alone: a blend mixes them into the local ones later.

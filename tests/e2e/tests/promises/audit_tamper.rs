@@ -1,4 +1,4 @@
-//! The record notices what is done to it.
+//! An audit notices every change to the record.
 
 use async_nats::jetstream;
 use e2e::Recipe;

@@ -7,7 +7,7 @@ use e2e::Machine;
 use e2e::machine::nats_config;
 use schemas::Code;
 
-/// Nothing of what is wrong here may leave a trace.
+/// None of the faults here may leave a trace.
 #[tokio::test]
 async fn what_auth_init_can_know_is_refused_before_anything_is_written() {
     let machine = Machine::new();

@@ -1,5 +1,5 @@
-//! What the broker writes about peers: a line for each thing that it refuses, as fast as they come,
-//! with whatever they call themselves in it.
+//! The broker's log lines about peers: one for each thing that it refuses, as fast as they come,
+//! with the names that peers give themselves.
 
 use std::path::Path;
 
@@ -7,8 +7,8 @@ use harness::{Cluster, Options, Raw, publication};
 
 use crate::disk_full::{Stack, port};
 
-/// What `logfile_size_limit` and `logfile_max_num` allow, and the line that crosses the limit in
-/// each file.
+/// The bytes that `logfile_size_limit` and `logfile_max_num` allow, and the line that crosses the
+/// limit in each file.
 const LOGS_BYTES_MAX: u64 = 4 * (16 << 20) + (64 << 10);
 /// A subject that nobody may publish to; with the words around it, this many bytes of log for each
 /// message.

@@ -1,5 +1,5 @@
-//! `diloctl cluster check` compares the live streams with their declarations, and `init` makes what
-//! is missing.
+//! `diloctl cluster check` compares the live streams with their declarations, and `init` makes
+//! those that are missing.
 
 use async_nats::jetstream::{self, message::StreamMessage, stream};
 use e2e::Recipe;
@@ -105,7 +105,7 @@ async fn a_ledger_that_takes_no_batches_learns_to_and_nothing_else_changes() {
     cluster.diloctl_ok(&["cluster", "check"]).await;
 }
 
-/// What the broker counts of a message besides subject, headers and payload.
+/// The bytes that the broker counts for a message besides subject, headers and payload.
 const OVERHEAD_BYTES: usize = 34;
 
 async fn info(cluster: &Cluster, role: Role, name: &str) -> stream::Info {
@@ -118,7 +118,7 @@ async fn info(cluster: &Cluster, role: Role, name: &str) -> stream::Info {
         .clone()
 }
 
-/// As the broker stores it.
+/// The length of a message as the broker stores it.
 fn length(message: &StreamMessage) -> usize {
     let headers: usize = message
         .headers

@@ -115,8 +115,8 @@ async fn a_worker_that_waits_for_work_finds_the_next_coordinator_soon() {
     );
 }
 
-/// A coordinator that is told to stop tells everybody who waits for its answer to ask its
-/// successor: silence would cost each of them the time for which it waits.
+/// A coordinator that is told to stop tells all that wait for its answer to ask its successor:
+/// silence would cost each of them the time for which it waits.
 #[tokio::test]
 async fn a_coordinator_that_stops_leaves_nobody_waiting_for_its_answer() {
     let mut cluster = Cluster::start(Options::default(), 0).await;

@@ -1,5 +1,6 @@
-//! Text as people have it becomes a data set: what is passed over is said, two imports at once both
-//! stay in the list, and what no worker could train on is refused before there is a run.
+//! Text as people have it becomes a data set: the import names the files that it passes over, two
+//! imports at once both stay in the list, and a data set that no worker could train on is refused
+//! before there is a run.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -156,7 +156,7 @@ async fn a_full_disk_of_the_broker_is_told_in_its_words_and_mended_by_up() {
     drop(stack);
 }
 
-/// What `up` started, stopped in any case.
+/// The processes that `up` started; they are stopped in any case.
 pub(crate) struct Stack<'a>(pub(crate) &'a Cluster);
 
 impl Drop for Stack<'_> {

@@ -1,5 +1,6 @@
-//! What ends with time: certificates and credentials. Who meets one that has ended is told which,
-//! in which file or at which address, and when; who can go on when it is renewed waits for that.
+//! Certificates and credentials end with time. A process that meets one that has ended is told
+//! which, in which file or at which address, and when; a process that can go on after a renewal
+//! waits for it.
 
 use std::time::Duration;
 

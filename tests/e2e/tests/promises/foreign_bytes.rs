@@ -1,5 +1,5 @@
-//! What no client library would send, with real credentials: headers that are none, bytes that are
-//! no text. Nobody but their sender notices.
+//! Bytes that no client library would send, with real credentials: headers that are none, bytes
+//! that are no text. Nobody but their sender notices.
 
 use harness::{Cluster, Options, Raw, publication};
 use schemas::permission::Role;
@@ -33,7 +33,7 @@ fn foreign() -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Where a worker may say something to the coordinator.
+/// The subjects on which a worker may say something to the coordinator.
 fn subjects(run: &RunId, worker: &WorkerId) -> Vec<String> {
     let requests = Verb::ALL
         .iter()

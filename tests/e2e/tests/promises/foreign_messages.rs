@@ -141,7 +141,7 @@ async fn append(cluster: &Cluster) {
     );
 }
 
-/// Coordinator and audit go on, and start again on what is stored.
+/// Coordinator and audit go on, and can start again on the stored messages.
 async fn all_go_on(cluster: &mut Cluster) {
     append(cluster).await;
     for name in ["coordinator", "audit"] {

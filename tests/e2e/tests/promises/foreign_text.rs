@@ -1,4 +1,4 @@
-//! What strangers write reaches a terminal as text and as nothing else: in no table, no JSON and no
+//! Text of strangers reaches a terminal as text and as nothing else: in no table, no JSON and no
 //! log stands a character that a terminal obeys, and no line is begun that is not the program's
 //! own.
 

@@ -1,4 +1,4 @@
-//! What somebody repeats a thousand times is a few lines in a log, and a count.
+//! A message that somebody repeats a thousand times becomes a few lines in a log, and a count.
 
 use harness::{Cluster, Options};
 use runtime::throttle::FULL_MAX;

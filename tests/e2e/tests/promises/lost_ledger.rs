@@ -114,8 +114,7 @@ async fn a_ledger_whose_end_was_cut_off_is_not_led_on() {
     is_refused(&cluster(&machine, "check").await);
 }
 
-/// The readers' copy is what everybody's evidence rests on; the audit service's files know more
-/// than it.
+/// Everybody's evidence rests on the readers' copy; the audit service's files know more than it.
 #[tokio::test]
 async fn a_copy_whose_end_was_cut_off_is_told_by_who_kept_it() {
     let machine = trained().await;
@@ -136,7 +135,7 @@ fn kept(cluster: &Cluster) -> usize {
 }
 
 /// The audit service ends where the stream is another one, while it runs and when it is started,
-/// and keeps nothing of what comes behind.
+/// and keeps none of the later messages.
 #[tokio::test]
 async fn the_audit_service_records_no_second_history_behind_the_first() {
     let log = "info,diloco_audit=debug".to_owned();
@@ -222,8 +221,8 @@ fn contradicted(text: &str) -> bool {
     text.contains(&format!("error {}", Code::RecordContradicted))
 }
 
-/// A copy that has lost its end, of streams that are whole: the broker copies again what is
-/// missing, and the service goes on with what is byte for byte what it kept.
+/// A copy that has lost its end, of streams that are whole: the broker copies the missing messages
+/// again, and the service goes on if they are byte for byte those that it kept.
 #[tokio::test]
 async fn a_copy_that_the_broker_makes_whole_again_is_gone_on_with() {
     let log = "info,diloco_audit=debug".to_owned();
@@ -265,8 +264,8 @@ async fn a_copy_that_the_broker_makes_whole_again_is_gone_on_with() {
     );
 }
 
-/// A worker goes on with a chain of which the stream has lost the beginning: who kept it says so,
-/// and blames nobody.
+/// A worker goes on with a chain of which the stream has lost the beginning: a process that kept it
+/// says so, and blames nobody.
 #[tokio::test]
 async fn a_tenants_events_that_were_lost_are_told_by_who_records_them() {
     let mut cluster = Cluster::start(Options::default(), 1).await;
@@ -404,7 +403,7 @@ async fn a_ledger_that_is_shorter_than_its_copy_is_told() {
     }
 }
 
-/// As the code says to begin anew on purpose, also where the store is the same.
+/// Begins a ledger anew on purpose, as the page of the code says, also where the store is the same.
 #[tokio::test]
 async fn another_domain_begins_its_ledger_in_a_store_that_was_used() {
     let machine = trained().await;

@@ -1,4 +1,4 @@
-//! Coordinator, store and audit service say on loopback how they are and what they have done.
+//! Coordinator, store and audit service publish their state and their counts on loopback.
 
 use std::net::SocketAddr;
 

@@ -1,5 +1,5 @@
-//! A contribution is made of what its worker uploaded under its lease. What others uploaded, what
-//! the run gave out, and what another lease left in the store counts for nothing.
+//! A contribution is made of objects that its worker uploaded under its lease. Uploads of others,
+//! objects that the run gave out, and objects of another lease in the store count for nothing.
 
 use std::path::PathBuf;
 
@@ -56,7 +56,7 @@ fn chunk(spec: &RunSpec, value: f32) -> Vec<u8> {
         .repeat((spec.model.initial.objects()[0].bytes.get() / 4) as usize)
 }
 
-/// Where the store keeps a verified object.
+/// The path at which the store keeps a verified object.
 fn blob(cluster: &Cluster, digest: Digest) -> PathBuf {
     let hex = digest.hex();
     cluster

@@ -1,11 +1,11 @@
-//! How signals end processes: one asks for an orderly end, and repeating it does not make the end
-//! disorderly.
+//! Tests of the signals that end processes: one asks for an orderly end, and repeating it does not
+//! make the end disorderly.
 
 use e2e::{Machine, Recipe};
 use harness::{Cluster, Options, PATIENCE, Signal};
 use schemas::event::LedgerEvent;
 
-/// What a service manager and `diloctl down` may send while a worker saves.
+/// A service manager and `diloctl down` may both send signals while a worker saves.
 #[tokio::test]
 async fn a_worker_that_is_told_more_than_once_saves_its_inner_state_and_ends_well() {
     let mut cluster = Cluster::start(Options::default(), 1).await;

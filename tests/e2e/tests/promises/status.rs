@@ -1,4 +1,4 @@
-//! What `diloctl` shows of a run is what happened in it.
+//! `diloctl` shows of a run what happened in it.
 
 use std::collections::BTreeSet;
 

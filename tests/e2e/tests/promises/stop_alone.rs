@@ -6,8 +6,8 @@ use e2e::Recipe;
 use harness::{Cluster, Options};
 use schemas::event::LedgerEvent;
 
-/// What a process is told to do stays undone; it ends before the service manager would kill it (90
-/// s with systemd).
+/// Longest time until a process ends when the bus is away. Work that needs the bus stays undone,
+/// and the process ends before the service manager would kill it (90 s with systemd).
 const STOP_MAX: Duration = Duration::from_secs(45);
 
 #[tokio::test]

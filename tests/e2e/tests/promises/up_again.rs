@@ -1,5 +1,5 @@
-//! `up` on a machine where all runs already: it looks at what lies at the broker, and at who
-//! answers.
+//! `up` on a machine where all runs already: it looks at the streams at the broker, and at the
+//! services that answer.
 
 use async_nats::jetstream;
 use e2e::Machine;

@@ -1,4 +1,4 @@
-//! What nobody signed who has a chain: passed over, and held against nobody.
+//! Messages that no emitter with a chain has signed are passed over, and held against nobody.
 
 use audit_core::{Payload, Record, StreamSequence, Verdict};
 use schemas::event::{Event, EventBody, LedgerEvent};
@@ -8,7 +8,7 @@ use crate::log::{DOMAIN, Log, Member, PLAN, audit, put, renumber, run, signed};
 
 pub(crate) type Spoil = fn(&mut Record);
 
-/// What can be in a stream without being signed by somebody who has a chain there.
+/// Changes after which no emitter with a chain there has signed the message.
 pub(crate) const SPOILS: [(&str, Spoil); 7] = [
     ("bad-signature", |record| {
         let mut event = signed(record);
@@ -90,7 +90,7 @@ fn foreign_messages_are_counted_and_put_nothing_in_doubt() {
     }
 }
 
-/// The coordinator signed it, and what it says is not what the subject or the key says.
+/// The coordinator signed it, and its content contradicts the subject or the key.
 #[test]
 fn what_a_trusted_key_signed_for_another_place_is_no_event_of_its_chain() {
     let log = Log::write(&PLAN);
@@ -162,7 +162,7 @@ fn what_a_trusted_key_signed_for_another_place_is_no_event_of_its_chain() {
     }
 }
 
-/// What one key signs in the name of another is no event of either.
+/// A message that one key signs in the name of another is no event of either.
 #[test]
 fn a_worker_that_signs_in_the_name_of_another_key_is_not_taken_for_it() {
     let mut log = Log::write(&PLAN);

@@ -1,5 +1,5 @@
-//! Workers' events before they are recorded: what is taken, what waits, what is refused, and what
-//! is not even answered.
+//! Workers' events before they are recorded: events that are taken, that wait, that are refused,
+//! and that are not even answered.
 
 use audit_core::{
     Candidate, Enrolment, Heard, Intake, Linked, Notice, RECORDED_BURST, RECORDED_PER_SECOND, Tail,
@@ -24,7 +24,7 @@ fn enrolment(member: &Member) -> Enrolment {
     }
 }
 
-/// As who listens hears it.
+/// The message as its listener receives it.
 fn subject(member: &Member, kind: &str) -> String {
     format!(
         "{}.{}.{}.{}.{kind}",
@@ -154,7 +154,7 @@ fn a_chain_is_that_of_a_key() {
     assert_eq!(second.link(Some(&first.as_tail(2))), Linked::Follows);
 }
 
-/// Signed with the right key, and yet not what that worker may say.
+/// Signed with the right key, and yet not an event that this worker may emit.
 #[test]
 fn a_body_that_names_another_key_or_run_or_is_of_the_ledger_is_refused() {
     let (mut intake, member) = scene();

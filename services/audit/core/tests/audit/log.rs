@@ -18,7 +18,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 pub(crate) const DOMAIN: &str = "a domain";
 const START: u64 = 1_700_000_000_000;
 
-/// Someone who signs events.
+/// An emitter that signs events.
 #[derive(Clone)]
 pub(crate) struct Emitter {
     key: SigningKey,
@@ -42,7 +42,7 @@ pub(crate) struct Log {
     pub(crate) records: Vec<Record>,
 }
 
-/// What a generated log looks like.
+/// The shape of a generated log.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) workers: u8,
@@ -56,7 +56,7 @@ pub(crate) struct Plan {
     pub(crate) seed: u8,
 }
 
-/// A small run: what most tests audit.
+/// A small run: most tests audit this one.
 pub(crate) const PLAN: Plan = Plan {
     workers: 2,
     rounds: 2,
@@ -371,7 +371,7 @@ pub(crate) fn put(record: &mut Record, event: &SignedEvent) {
     record.payload = Payload::of(&event.encode());
 }
 
-/// Everything an auditor says of records that end at `last`.
+/// All results of an auditor for records that end at `last`.
 pub(crate) fn audit(
     auditor: &mut Auditor,
     records: &[Record],

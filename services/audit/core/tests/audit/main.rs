@@ -1,4 +1,5 @@
-//! The auditor on whole logs: what verifies, and what does not; and what is recorded at all.
+//! The auditor on whole logs: logs that verify, and logs that do not; and the events that are
+//! recorded at all.
 
 mod checkpoints;
 mod foreign;

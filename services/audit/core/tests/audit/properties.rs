@@ -1,4 +1,4 @@
-//! Whatever is done to a log that verifies is found; and no bytes make the auditor panic.
+//! Every change to a log that verifies is found; and no bytes make the auditor panic.
 
 use audit_core::{Checked, Examined, Payload, Record, StreamSequence, Verdict};
 use proptest::prelude::*;

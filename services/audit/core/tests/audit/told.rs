@@ -1,4 +1,4 @@
-//! What the auditor tells others: rows of the timeline, findings in words, how far chains have come.
+//! Tests of the auditor's output: rows of the timeline, findings in words, the ends of chains.
 
 use audit_core::{Finding, Notice, StreamSequence, Verdict};
 use schemas::Sequence;

@@ -1,4 +1,4 @@
-//! What the auditor says of whole logs, and of each single thing that can be wrong.
+//! Tests of the auditor's verdicts on whole logs, and on each single fault.
 
 use audit_core::{CLOCK_SKEW_MAX, Finding, HELD_MAX, Notice, StreamSequence, Verdict};
 use schemas::event::{Departure, Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
@@ -357,7 +357,7 @@ fn a_clock_is_wrong_when_it_is_further_off_than_clocks_may_be() {
     }
 }
 
-/// A worker's key signs what it likes: nothing of it is held against the ledger.
+/// A worker's key may sign anything: nothing of it is held against the ledger.
 #[test]
 fn what_a_worker_signs_that_no_worker_can_say_is_foreign_and_no_evidence() {
     let nonsense = |log: &Log, member: &mut Member| {

@@ -1,4 +1,5 @@
-//! What a run that is over still answers: that it is, and what was asked before the asker heard.
+//! Answers of a run that is over: it says that it is, and still answers questions that were asked
+//! before the asker heard of the end.
 
 use ledger::RunFold;
 use schemas::event::Departure;

@@ -1,4 +1,4 @@
-//! When a round has what it needs.
+//! The condition under which a round is complete.
 
 use ledger::OpenSync;
 use schemas::run::Closing;
@@ -7,7 +7,7 @@ use schemas::sync::SealedInput;
 
 /// The inputs of a set that is sealed now, ascending by unit; none while its round still waits.
 /// `units` is how many training units the round has. A seal that a coordinator began before it died
-/// is completed, by what the rule says of the inputs that are left.
+/// is completed with the inputs that are left, by the rule.
 pub(super) fn due(closing: Closing, units: u32, open: &OpenSync) -> Option<Vec<SealedInput>> {
     let unnamed = open.unnamed()?;
     match closing {

@@ -1,4 +1,4 @@
-//! Which data a unit reads.
+//! The choice of the data that a unit reads.
 //!
 //! The run's seed fixes one order of its training shards. Units are numbered through the run
 //! (`round * units + index`), and each takes the next `k` shards of that order, around and around:
@@ -35,7 +35,7 @@ impl Data {
         Self { manifest, order }
     }
 
-    /// What a lease of `unit` asks for.
+    /// The work that a lease of `unit` asks for.
     pub(crate) fn work(&self, spec: &RunSpec, unit: &UnitId, steps_before: Steps) -> Work {
         match unit.kind {
             UnitKind::Train => Work::Train {
@@ -87,7 +87,7 @@ impl Data {
     }
 }
 
-/// How many shards a unit reads.
+/// The number of shards that a unit reads.
 fn shards_of_unit(spec: &RunSpec, shards: &[Shard]) -> u64 {
     let count = shards.len() as u64;
     let tokens: u64 = shards

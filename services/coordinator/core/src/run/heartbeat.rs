@@ -1,4 +1,4 @@
-//! What members say of themselves every few seconds. It is shown, and decides nothing.
+//! Reports of members about themselves, every few seconds. They are shown, and decide nothing.
 
 use ledger::Run;
 use schemas::limits::{
@@ -16,10 +16,11 @@ use crate::run::members::{check_member, check_steps};
 use crate::run::results::check_loss;
 use crate::turn::{Denied, Turn};
 
-/// How much longer than a run a process may have counted what it does: clocks differ by less.
+/// The time by which a process may have counted for longer than its run exists: clocks differ by
+/// less.
 const COUNTING_MARGIN: Millis = Millis::from_secs(60);
 
-/// What becomes of a heartbeat.
+/// The outcome of a heartbeat.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
     /// It is the worker's newest.

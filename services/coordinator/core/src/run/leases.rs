@@ -27,7 +27,7 @@ use crate::turn::{Handled, Outcome, Turn};
 /// A manifest is valid from this long before it is signed: clocks of one site differ by less.
 const CLOCK_SKEW_SECONDS: u64 = 5;
 
-/// What a look at a lease finds.
+/// The findings of a look at a lease.
 enum Look {
     /// Nobody holds the unit any more: the timer outlives the lease that it was set for.
     Over,
@@ -252,8 +252,8 @@ impl RunRoom<'_> {
         self.free_unit(turn, lease, worker);
     }
 
-    /// Drops what was kept for a lease that ended without a result, and lets its unit be granted
-    /// again, unless its round takes nothing any more.
+    /// Drops everything that was kept for a lease that ended without a result, and lets its unit be
+    /// granted again, unless its round takes nothing any more.
     pub(crate) fn free_unit(&mut self, turn: &mut Turn<'_>, lease: LeaseRef, worker: WorkerId) {
         let held = self.live.end_lease(&lease.unit);
         self.sweep(turn, lease, worker, held.uploads);
@@ -267,7 +267,7 @@ impl RunRoom<'_> {
         }
     }
 
-    /// Deletes what was uploaded under a lease that is over: it is of no use any more.
+    /// Deletes the uploads under a lease that is over: it is of no use any more.
     pub(crate) fn sweep(
         &self,
         turn: &mut Turn<'_>,
@@ -347,9 +347,10 @@ fn stood_still(lease: &LeaseRef, life: Millis) -> Refusal {
     )
 }
 
-/// Who gets which unit next: claims first come first served, the oldest unit first and training
-/// before evaluation, which only who is not needed for the next round may take. A unit goes to a
-/// worker that failed it only if no other waits that could take it.
+/// The next worker and its unit. Claims are served first come first served, with the oldest unit
+/// first and training before evaluation; only a worker that is not needed for the next round may
+/// take an evaluation. A unit goes to a worker that failed it only if no other worker waits that
+/// could take it.
 fn pair(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<(WorkerId, UnitId)> {
     let granting = live.foundry.restored && live.foundry.halted.is_none() && live.data.is_some();
     if !granting || live.claims.is_empty() {

@@ -1,5 +1,5 @@
-//! What lists of chunks hold. A member may read the chunks of the weights that are read now; where
-//! those are listed, the foundry reads the list when somebody asks for what may be in it.
+//! The contents of lists of chunks. A member may read the chunks of the weights that are read now;
+//! where those are listed, the foundry reads the list when somebody asks for what may be in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 

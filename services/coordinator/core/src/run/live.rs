@@ -1,5 +1,5 @@
-//! What is known only while this process lives: held requests, deliveries of offers, when leases
-//! end, who was heard. Losing it costs time, never a result.
+//! State that lives only as long as this process: held requests, deliveries of offers, the ends of
+//! leases, the times at which workers were heard. Losing it costs time, never a result.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -36,7 +36,7 @@ pub(crate) struct LiveRun {
     pub(crate) screenings: BTreeMap<ScreeningId, Screening>,
     /// Units that failed and have no result yet.
     pub(crate) failures: BTreeMap<UnitId, Failures>,
-    /// Why a worker failed last; kept when it leaves, to say why nobody is left.
+    /// The reason of each worker's last failure; kept when it leaves, to say why nobody is left.
     pub(crate) last_failures: BTreeMap<WorkerId, Refusal>,
     /// Failures of all workers since one of them had a result.
     pub(crate) failed_in_a_row: u32,
@@ -46,31 +46,31 @@ pub(crate) struct LiveRun {
     /// Evaluations come before training, since too many wait.
     pub(crate) catching_up: bool,
     pub(crate) presence: BTreeMap<WorkerId, Presence>,
-    /// What each worker says it moved, over all its processes.
+    /// The bytes that each worker reports as moved, over all its processes.
     pub(crate) moved: BTreeMap<WorkerId, Traffic>,
-    /// What all of them say they moved.
+    /// The bytes that all of them report as moved.
     pub(crate) traffic: Traffic,
     /// Uploads of each worker that are in no result which counts.
     pub(crate) unused: BTreeMap<WorkerId, Fading>,
-    /// What each worker has had written to the ledger since its last result that counts: joins and
-    /// leases. It outlives the membership, or leaving would wipe it out; the roster bounds whose
-    /// there are.
+    /// The joins and leases of each worker that led to events in the ledger since its last result
+    /// that counts. The entry outlives the membership, or leaving would wipe it out; the roster
+    /// bounds the number of workers that have one.
     pub(crate) fruitless: BTreeMap<WorkerId, Fading>,
     /// Requests for objects that wait for the data manifest, or for a list of chunks.
     pub(crate) reads: BTreeMap<WorkerId, Read>,
-    /// When the status was published last.
+    /// The time at which the status was published last.
     pub(crate) published_at: UnixMillis,
     /// The run changed since.
     pub(crate) changed: bool,
 }
 
-/// What the core knows of the run's foundry, which does one thing to the weights at a time, except
+/// The core's knowledge of the run's foundry, which does one thing to the weights at a time, except
 /// that a save runs beside.
 #[derive(Debug, Default)]
 pub(crate) struct Foundry {
     /// It holds the weights of the newest round.
     pub(crate) restored: bool,
-    /// What it was asked to do to the weights and has not answered.
+    /// The task on the weights that it was given and has not answered.
     pub(crate) task: Option<Task>,
     /// The round whose weights it was asked to save and has not answered for.
     pub(crate) saving: Option<Round>,
@@ -80,7 +80,7 @@ pub(crate) struct Foundry {
     /// Not before this.
     pub(crate) retry_at: UnixMillis,
     pub(crate) save_at: UnixMillis,
-    /// Why the last try failed; nothing once it went well.
+    /// The reason why the last try failed; none once a try succeeded.
     pub(crate) trouble: Option<Refusal>,
     pub(crate) save_trouble: Option<Refusal>,
     /// The weights differ from what the ledger says, or cannot be had: the run gives out no work
@@ -88,7 +88,7 @@ pub(crate) struct Foundry {
     pub(crate) halted: Option<Refusal>,
 }
 
-/// What the foundry does to a run's weights.
+/// A task of the foundry on a run's weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Task {
     Restore,
@@ -117,7 +117,7 @@ pub(crate) struct Offered {
     /// Its newest delivery. An older one is of the same message or of a copy; both are settled when
     /// they come again.
     pub(crate) delivery: Option<DeliveryId>,
-    /// When to keep that from being delivered again.
+    /// The time at which to keep that from being delivered again.
     pub(crate) hold_at: UnixMillis,
 }
 
@@ -128,9 +128,9 @@ pub(crate) struct LiveLease {
     pub(crate) steps_done: Steps,
     /// Bytes that its holder has moved, by its last renewal.
     pub(crate) bytes_moved: Bytes,
-    /// When steps or bytes moved on last.
+    /// The time at which steps or bytes moved on last.
     pub(crate) progress_at: UnixMillis,
-    /// When it was granted.
+    /// The time of the grant.
     granted_at: UnixMillis,
     /// Objects whose upload was granted under it.
     pub(crate) uploads: BTreeSet<Digest>,
@@ -158,7 +158,7 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// What a process moved between two of its heartbeats, or before its first.
+    /// The bytes that a process moved between two of its heartbeats, or before its first.
     pub(crate) fn between(before: Option<&Heartbeat>, now: &Heartbeat) -> Self {
         let (up, down) = before.map_or((Bytes(0), Bytes(0)), |before| {
             (before.bytes_up, before.bytes_down)
@@ -183,12 +183,12 @@ impl Traffic {
 #[derive(Debug, Default)]
 pub(crate) struct Fading {
     count: usize,
-    /// Since when what is left was not forgotten.
+    /// The time from which on the rest was not forgotten yet.
     since: UnixMillis,
 }
 
 impl Fading {
-    /// How many there are `now`; `each` are forgotten in every `span`.
+    /// The count at `now`; `each` are forgotten in every `span`.
     pub(crate) fn at(&mut self, now: UnixMillis, each: usize, span: Millis) -> usize {
         let spans = self.since.until(now).get() / span.get().max(1);
         let forgotten = usize::try_from(spans)
@@ -203,7 +203,7 @@ impl Fading {
         self.count
     }
 
-    /// There are more.
+    /// Adds to the count.
     pub(crate) fn add(&mut self, more: usize) {
         self.count = self.count.saturating_add(more);
     }
@@ -264,7 +264,7 @@ impl LiveRun {
         self.leases.get_mut(unit).expect(WATCHED)
     }
 
-    /// Takes what was kept for a lease that is over.
+    /// Takes everything that was kept for a lease that is over.
     pub(crate) fn end_lease(&mut self, unit: &UnitId) -> LiveLease {
         self.leases.remove(unit).expect(WATCHED)
     }
@@ -279,7 +279,7 @@ impl Foundry {
         self.trouble = None;
     }
 
-    /// True when the answer is to what was asked; an answer to nothing changes nothing.
+    /// True when the answer belongs to the question; an answer to nothing changes nothing.
     pub(crate) fn finishes(&mut self, task: Task) -> bool {
         let asked = self.task == Some(task);
         if asked {
@@ -310,8 +310,8 @@ impl LiveLease {
         self.screening.is_some()
     }
 
-    /// Takes over what a renewal says. Steps beyond those of the unit are no progress; a count of
-    /// bytes that begins again is that of another process.
+    /// Takes over the numbers of a renewal. Steps beyond those of the unit are no progress; a count
+    /// of bytes that begins again is that of another process.
     pub(crate) fn renewed(&mut self, now: UnixMillis, steps_done: Steps, bytes_moved: Bytes) {
         if steps_done > self.steps_done || bytes_moved > self.bytes_moved {
             self.progress_at = now;
@@ -321,7 +321,7 @@ impl LiveLease {
         self.bytes_moved = self.bytes_moved.max(bytes_moved);
     }
 
-    /// When the lease ends unless it is renewed and moves on, and why.
+    /// The end of the lease unless it is renewed and moves on, and the reason for that end.
     pub(crate) fn due(&self, life: Millis) -> (UnixMillis, LeaseEnd) {
         let stalls_at = self
             .progress_at
@@ -394,27 +394,27 @@ impl Claims {
     }
 }
 
-/// How long a lease lasts whatever its holder reports, which nobody can check: weeks of training
+/// Longest life of a lease, whatever its holder reports, which nobody can check: weeks of training
 /// are many units. A worker that only says that it moves on keeps its round from closing for a day
 /// at most.
 const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
 
-/// How long a lease of a run with this lease time may be renewed without a step or a byte. What
-/// moves nothing for so long and is all right is one step, or the encoding between the last step
-/// and the first byte; both take minutes at most.
+/// The time for which a lease of a run with this lease time may be renewed without a step or a
+/// byte. A healthy worker moves nothing for so long only during one step, or while it encodes
+/// between the last step and the first byte; both take minutes at most.
 pub(crate) fn progress_wait(life: Millis) -> Millis {
     PROGRESS_WAIT_MIN.max(Millis(life.get().saturating_mul(PROGRESS_WAIT_LEASES)))
 }
 
 /// See [`progress_wait`].
 const PROGRESS_WAIT_MIN: Millis = Millis::from_secs(600);
-/// As long as so many leases, where leases are long.
+/// The same bound in lease times, for long leases.
 const PROGRESS_WAIT_LEASES: u64 = 4;
 
 /// First and longest wait after failures of the foundry: each costs a read of the run's weights.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// How long to wait after `failures` in a row.
+/// The pause after `failures` in a row.
 pub(crate) fn backoff(failures: u32) -> Millis {
     let pause = Backoff::after(RETRY_PAUSE, failures.saturating_sub(1)).peek();
     Millis(u64::try_from(pause.as_millis()).expect("the longest pause is seconds"))

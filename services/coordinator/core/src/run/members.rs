@@ -15,8 +15,8 @@ use crate::run::RunRoom;
 use crate::run::live::Presence;
 use crate::turn::{Handled, Outcome, Turn};
 
-/// Most entries of a run's roster, which keeps those who left: bounds memory against a tenant that
-/// makes keys without end.
+/// Most entries of a run's roster, which keeps workers that left: bounds memory against a tenant
+/// that makes keys without end.
 const ROSTER_MAX: usize = 4 * WORKERS_MAX;
 
 impl RunRoom<'_> {
@@ -223,7 +223,7 @@ pub(crate) fn check_session(member: &Member, session: Session) -> Result<(), Ref
     }
 }
 
-/// What an older process is told.
+/// The refusal for an older process of a worker.
 pub(crate) fn replaced(member: &Member) -> Refusal {
     let Member {
         device,
@@ -237,7 +237,7 @@ pub(crate) fn replaced(member: &Member) -> Refusal {
     Refusal::new(Code::Replaced, detail)
 }
 
-/// Refuses more steps than what the worker holds has. An evaluation counts its batches.
+/// Refuses more steps than the worker's unit has. An evaluation counts its batches.
 pub(crate) fn check_steps(
     run: &Run,
     lease: Option<&LeaseRef>,

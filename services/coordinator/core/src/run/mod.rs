@@ -47,9 +47,9 @@ use crate::turn::{Handled, Turn};
 /// One open run.
 #[derive(Debug)]
 pub(crate) struct RunRoom<'a> {
-    /// What the ledger holds; only [`RunRoom::append`] changes it.
+    /// The run as the ledger holds it; only [`RunRoom::append`] changes it.
     pub(crate) run: RunFold<'a>,
-    /// What is lost with the process.
+    /// State that is lost with the process.
     pub(crate) live: &'a mut LiveRun,
 }
 

@@ -1,4 +1,4 @@
-//! Offers on the queue. The queue tells of work to those who cannot see this state; the ledger
+//! Offers on the queue. The queue announces work to clients that cannot see this state; the ledger
 //! says what is open, and nothing waits for a delivery. A delivery that is late, lost or doubled
 //! costs nothing here: the newest is held until its unit is complete, and then settled.
 
@@ -15,8 +15,8 @@ use crate::run::RunRoom;
 use crate::run::live::Offered;
 use crate::turn::Turn;
 
-/// How often the delivery of a unit that is not complete is kept from being delivered again: a
-/// third of the consumer's `ack_wait` of 60 s, so that two may get lost.
+/// The time after which the delivery of a unit that is not complete is held back once more: a third
+/// of the consumer's `ack_wait` of 60 s, so that two such messages may get lost.
 const HOLD_EVERY: Millis = Millis::from_secs(20);
 
 impl RunRoom<'_> {

@@ -24,7 +24,7 @@ use crate::turn::Turn;
 
 const ASKED: &str = "the set that the foundry was asked to merge is the next";
 
-/// What a run needs next, besides its workers' results.
+/// The next step that a run needs, besides its workers' results.
 #[derive(Debug, PartialEq)]
 enum Step {
     Restore,
@@ -36,7 +36,7 @@ enum Step {
 }
 
 impl RunRoom<'_> {
-    /// Does what is next for the run, until it waits for the outside. May be called at any time.
+    /// Takes the next steps for the run, until it waits for the outside. May be called at any time.
     pub(crate) fn advance(&mut self, turn: &mut Turn<'_>) {
         while let Some(step) = next_step(&self.run, self.live, turn.now) {
             match step {
@@ -142,7 +142,7 @@ impl RunRoom<'_> {
         }
     }
 
-    /// Names what is merged, before it is: in as many events as it takes.
+    /// Names the inputs of a merge before the merge: in as many events as it takes.
     fn seal(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: &[SealedInput]) {
         let mut rest = inputs.len();
         for part in inputs.chunks(SEALED_MAX) {
@@ -312,7 +312,7 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Step> {
     (run.all_rounds_closed() && run.units.is_empty() && saved).then_some(Step::Complete)
 }
 
-/// The first open round, fragment by fragment, that has what it needs.
+/// The first open round, fragment by fragment, that is complete.
 fn next_seal(run: &Run) -> Option<Step> {
     let (closing, units) = (run.spec.policy.closing, run.spec.schedule.units);
     let mut open = run.open.iter();
@@ -327,8 +327,8 @@ fn incomplete(run: &Run) -> impl Iterator<Item = UnitId> {
         .map(|(unit, _)| *unit)
 }
 
-/// True for a failed restore that another try does not mend. What the coordinator or its
-/// credentials do wrong can be mended while the run waits.
+/// True for a failed restore that another try does not mend. A fault of the coordinator or its
+/// credentials can be mended while the run waits.
 fn is_final(code: Code) -> bool {
     matches!(code.class(), Class::Final | Class::Evidence)
         && !matches!(code, Code::Internal | Code::ObjectForbidden)

@@ -1,5 +1,5 @@
-//! When a worker may evaluate. Held-out evaluation is worth less than the next round, so it is
-//! given to who would be idle.
+//! The rule by which a worker may evaluate. Held-out evaluation is worth less than the next round,
+//! so it is given to a worker that would otherwise be idle.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,8 @@ use crate::run::live::LiveRun;
 /// there is a bound.
 const EVALUATIONS_WAITING_MAX: usize = 8;
 
-/// How long units took in this process's life. Without a measurement nobody is taken for idle.
+/// The times that units took in this process's life. Without a measurement no worker is taken for
+/// idle.
 #[derive(Debug, Default)]
 pub(crate) struct Spans {
     /// The last training unit of each worker.
@@ -38,9 +39,9 @@ impl Spans {
         spans.insert(worker.clone(), since.until(now));
     }
 
-    /// How long an evaluation would take `worker`. As long as it never made one: as long as
-    /// training on as many tokens, which is more, since training does the same and then the way
-    /// back.
+    /// The time that an evaluation would take `worker`. As long as the worker never made one, it is
+    /// the time of training on as many tokens, which is more: training does the same and then the
+    /// backward pass.
     fn evaluation(&self, run: &Run, worker: &WorkerId) -> Option<Millis> {
         if let Some(span) = self.evaluation.get(worker) {
             return Some(*span);

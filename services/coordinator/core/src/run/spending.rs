@@ -1,5 +1,6 @@
-//! What a worker may have written to the ledger without a result. The ledger is kept for good and
-//! has a bound, and a run whose ledger is full has ended: nobody may fill it by coming and going.
+//! The bound on events that a worker causes in the ledger without a result. The ledger is kept for
+//! good and has a bound, and a run whose ledger is full has ended: nobody may fill it by coming and
+//! going.
 
 use schemas::{Code, Millis, Refusal, UnixMillis, WorkerId};
 
@@ -9,9 +10,9 @@ use crate::run::live::{Fading, LiveRun};
 /// starts it again every few seconds gets through some minutes of that, and one whose units fail is
 /// judged long before.
 pub(crate) const FRUITLESS_MAX: usize = 64;
-/// How often one of them is forgotten. Each leads to three events at most, some 3 KiB together: 26
-/// MiB a day at worst, so one worker needs months for a ledger of 2 GiB. Three restarts a minute,
-/// each with a lease, go on without end.
+/// The time after which one of them is forgotten. Each leads to three events at most, some 3 KiB
+/// together: 26 MiB a day at worst, so one worker needs months for a ledger of 2 GiB. Three
+/// restarts a minute, each with a lease, go on without end.
 const FRUITLESS_EVERY: Millis = Millis::from_secs(10);
 
 impl LiveRun {

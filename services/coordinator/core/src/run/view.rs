@@ -1,5 +1,5 @@
-//! What operators and watchers see of a run: the ledger's view, with what workers say of themselves
-//! filled in.
+//! Views of a run for operators and watchers: the ledger's view, filled in with the workers'
+//! reports about themselves.
 
 use ledger::Run;
 use schemas::public::Status;
@@ -18,8 +18,8 @@ const STATUS_EVERY_MIN: Millis = Millis(500);
 /// An open run is published at least this often, so that a new watcher sees it soon.
 const STATUS_EVERY_MAX: Millis = Millis::from_secs(5);
 
-/// Members that were not heard for this long are no help to anybody who waits, long before they
-/// count as lost: they say something every few seconds.
+/// Members that were not heard for this long are no help to those that wait, long before they count
+/// as lost: they say something every few seconds.
 const UNHEARD_MAX: Millis = Millis::from_secs(30);
 
 impl RunRoom<'_> {
@@ -70,8 +70,8 @@ pub(crate) fn open_view(name: &RunId, run: &Run, live: &LiveRun, now: UnixMillis
     view
 }
 
-/// What holds a run up and passes by itself, or as soon as somebody starts a worker: too few or
-/// none of them, what the foundry tries again, a unit that fails.
+/// The problem that holds a run up, and that passes by itself or as soon as somebody starts a
+/// worker: too few or no workers, a task that the foundry tries again, a unit that fails.
 fn trouble(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
     let (present, least) = (run.present(), run.spec.policy.workers_min);
     if let Some(deserted) = deserted(run, live, now) {
@@ -97,7 +97,7 @@ fn trouble(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
         .or_else(|| nobody_gets_through(run, live))
 }
 
-/// Why nobody works for a run that has had workers.
+/// The reason why nobody works for a run that has had workers.
 fn deserted(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
     if run.members.is_empty() {
         return None;

@@ -49,7 +49,7 @@ fn told(world: &World, from: usize) -> Vec<Recorded> {
     world.journal[from..].iter().filter_map(ledger).collect()
 }
 
-/// What a worker can be denied, each with the verb by which it asks: `held` is a lease of worker 1.
+/// One request for each verb with which a worker can be denied; `held` is a lease of worker 1.
 fn requests(held: LeaseRef) -> Vec<(&'static str, WorkerRequest)> {
     let (objects, reason) = (vec![upload("a")], String::new());
     vec![
@@ -113,7 +113,7 @@ fn requests(held: LeaseRef) -> Vec<(&'static str, WorkerRequest)> {
     ]
 }
 
-/// What worker 1, a member that holds `held`, is denied, and why.
+/// Requests that are denied to worker 1, a member that holds `held`, with the codes.
 fn of_a_member(held: LeaseRef) -> Vec<(&'static str, WorkerRequest, Code)> {
     let mut no_trainer = join_request(1);
     no_trainer.trainers = vec![TrainerKind::Torch];

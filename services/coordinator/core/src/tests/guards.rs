@@ -1,5 +1,5 @@
-//! Guards that no other test would miss: bounds on how many there are, and what must not be done
-//! while something else is under way.
+//! Guards that no other test would miss: bounds on how many there are, and actions that must not
+//! happen while something else is under way.
 
 use ledger::State;
 use schemas::contribution::{Evaluation, Outcome, StageRequest};
@@ -385,8 +385,8 @@ fn a_coordinator_has_so_many_runs_and_looks_at_so_many_new_ones_at_a_time() {
     assert_eq!(asked(full(RUNS_MAX), ask()), Some(Code::SpecInvalid));
 }
 
-/// What the foundry hands back is looked at: weights that the next round could not start from
-/// close nothing.
+/// The coordinator checks the weights that the foundry hands back: weights that the next round
+/// could not start from close nothing.
 #[test]
 fn weights_that_do_not_fit_close_no_round() {
     type Change = fn(&mut Weights);

@@ -184,8 +184,8 @@ fn a_slow_line_that_moves_keeps_its_lease() {
     );
 }
 
-/// What a worker says of its progress cannot be checked, so it goes forward only, and a day is
-/// enough for any unit.
+/// A worker's report of its progress cannot be checked, so it may only go forward, and a lease ends
+/// after a day.
 #[test]
 fn a_lease_whose_holder_only_says_that_it_moves_ends() {
     let mut world = World::with_run(spec("demo"));

@@ -208,8 +208,7 @@ fn too_many_refused_results_end_a_membership_for_good() {
     assert_eq!(world.run().tokens.rejected, Tokens(3 * 32));
 }
 
-/// A stranger, and somebody who has a member's name but another account, ask for everything there
-/// is.
+/// A stranger, and a peer with a member's name but another account, ask for everything there is.
 #[test]
 fn ls_01_a_refused_request_changes_nothing() {
     let mut world = World::with_run(spec("demo"));
@@ -394,8 +393,8 @@ fn an_audit_key_is_one_workers_and_no_coordinators() {
     assert!(matches!(world.answers[&reply], Ok(Answer::Join(_))));
 }
 
-/// Whose key it is is asked of every member of every run, and so only once the run would take the
-/// worker.
+/// The search for the owner of a key looks at every member of every run, so it is made only once
+/// the run would take the worker.
 #[test]
 fn what_a_run_says_of_a_join_comes_before_the_look_at_all_members() {
     let mut world = World::with_run(spec("demo"));

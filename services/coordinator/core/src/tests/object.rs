@@ -385,8 +385,8 @@ fn named(world: &World, lease: LeaseRef) -> Vec<ObjectRef> {
     }
 }
 
-/// What was uploaded under a lease is deleted when the lease is over, however it ended: what counts
-/// lies among the verified objects, and the rest counts nowhere.
+/// Uploads under a lease are deleted when the lease is over, however it ended: those that count lie
+/// among the verified objects by then, and the rest counts nowhere.
 #[test]
 fn uploads_go_when_their_lease_is_over() {
     let mut world = World::with_run(spec("demo"));

@@ -1,4 +1,4 @@
-//! What operators may have written to the ledger.
+//! Tests of the bound on events that operators cause in the ledger.
 
 use schemas::control::{OperatorObjects, RunNew};
 use schemas::event::LedgerEvent;
@@ -187,8 +187,8 @@ fn a_shutdown_that_is_said_again_is_answered_and_neither_written_nor_passed_on()
     );
 }
 
-/// A coordinator that drains carries out what it was ordered before; who still waits when the time
-/// is over is told.
+/// A coordinator that drains carries out what it was ordered before; operators that still wait when
+/// the time is over are told.
 #[test]
 fn who_waits_for_uploads_when_the_coordinator_stops_is_told() {
     let mut world = World::new();

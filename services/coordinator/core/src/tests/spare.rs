@@ -1,4 +1,4 @@
-//! Which workers evaluate, and that no worker that trains waits for an evaluation.
+//! Tests of the choice of workers that evaluate: no worker that trains waits for an evaluation.
 
 use std::collections::BTreeMap;
 
@@ -107,7 +107,7 @@ fn ledger(world: &World) -> impl Iterator<Item = (UnixMillis, &LedgerEvent)> {
     })
 }
 
-/// For each round, how long after its opening the last of its units got a holder.
+/// The time from the opening of each round until the last of its units got a holder.
 fn delays(world: &World) -> BTreeMap<Round, Millis> {
     let mut opened = BTreeMap::new();
     let mut delays = BTreeMap::new();
@@ -125,7 +125,7 @@ fn delays(world: &World) -> BTreeMap<Round, Millis> {
     delays
 }
 
-/// How many evaluations were granted before the last round closed.
+/// The number of evaluations that were granted before the last round closed.
 fn evaluations_on_the_way(world: &World) -> usize {
     let last = ledger(world)
         .filter(|(_, event)| matches!(event, LedgerEvent::RoundClosed { .. }))
@@ -141,7 +141,7 @@ fn evaluations_on_the_way(world: &World) -> usize {
 /// A claim is asked again within a tick of this test.
 const AT_ONCE: Millis = Millis(200);
 
-/// How long after the run's creation it was complete.
+/// The time from the run's creation until it was complete.
 fn length(world: &World) -> Millis {
     let (first, last) = (
         world.journal.first().expect("it began"),

@@ -1,4 +1,5 @@
-//! Nobody fills the ledger by coming and going, and nobody who works meets the bound.
+//! A worker cannot fill the ledger by coming and going, and a worker that works never meets the
+//! bound.
 
 use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::lease::{LeaseRef, ReleaseRequest};

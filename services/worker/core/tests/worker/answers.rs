@@ -1,4 +1,4 @@
-//! What single answers of the coordinator mean, and what follows from them.
+//! Tests of single answers of the coordinator and their consequences.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use crate::scene::{
     submits,
 };
 
-/// How long the answer to the renewal that was just asked for is waited for.
+/// The time that the answer to the renewal that was just asked for is waited for.
 fn renewal_patience(scene: &Scene) -> Option<Millis> {
     scene.effects.iter().find_map(|effect| match effect {
         Effect::Send {
@@ -25,7 +25,7 @@ fn renewal_patience(scene: &Scene) -> Option<Millis> {
     })
 }
 
-/// The coordinator's answer to a renewal, with what is left of the lease.
+/// The coordinator's answer to a renewal, with the time that is left of the lease.
 fn renewed(scene: &Scene, remaining: Millis, ahead: u64) -> Answer {
     let expires_at = UnixMillis(scene.now.get() + ahead + remaining.get());
     Answer::Renew(RenewReply {
@@ -142,7 +142,7 @@ fn a_clock_is_measured_anew_when_it_moved_by_more_than_five_seconds() {
     }
 }
 
-/// What a unit came to is shown at once, not at the next regular heartbeat.
+/// The worker shows the end of a unit at once, not at the next regular heartbeat.
 #[test]
 fn a_heartbeat_follows_the_end_of_a_unit_and_the_join() {
     let beats = |effect: &Effect| matches!(effect, Effect::Heartbeat(_));

@@ -1,4 +1,4 @@
-//! Claims, and what must be checked before any work begins.
+//! Claims, and the checks that must pass before any work begins.
 
 use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply, Done, UnitKind};

@@ -1,4 +1,4 @@
-//! How a worker ends, and with what.
+//! Tests of the ways in which a worker ends.
 
 use crate::scene::{Scene, claims, ends, exits, fate, joins, keeps, lease, refused, trained};
 use schemas::contribution::Fate;

@@ -1,4 +1,5 @@
-//! What comes at the wrong time, from an earlier question or with numbers that cannot be.
+//! Tests of inputs that come at the wrong time, belong to an earlier question, or hold impossible
+//! numbers.
 
 use schemas::contribution::{Evaluation, Fate};
 use schemas::event::WorkerEvent;

@@ -1,5 +1,5 @@
-//! Whatever is answered, in whatever order: one lease at a time, no result under a lost lease, and
-//! always a way on.
+//! Properties that hold whatever the answers are and whatever their order: one lease at a time, no
+//! result under a lost lease, and always a way on.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use schemas::public::CommandVerb;
 use schemas::{Code, Millis, ObjectRef, Refusal, Steps, Tokens, UnixMillis, V};
 use worker_core::{Answer, Effect, Input, NotVerified, Request, RequestId, ResultEnd, WorkId};
 
-/// What the world does next. Numbers pick among what is outstanding, modulo its count.
+/// The world's next move. Numbers pick among the open requests or works, modulo their count.
 #[derive(Clone, Debug)]
 enum Move {
     /// Answer a request as it should be answered.
@@ -55,7 +55,7 @@ struct Play {
     scene: Scene,
     /// Requests that have not been answered; some never will be.
     open: Vec<(RequestId, Request)>,
-    /// What the shell does for each work, as far as it was not stopped.
+    /// The work that the shell is doing, as far as it was not stopped.
     running: BTreeMap<WorkId, Effect>,
     /// All works there ever were, with their leases where verified.
     works: Vec<(WorkId, Option<LeaseRef>)>,
@@ -100,7 +100,7 @@ impl Play {
         self.look();
     }
 
-    /// Takes in what the worker asked for, and checks it.
+    /// Takes in the worker's effects, and checks them.
     fn look(&mut self) {
         for effect in self.scene.effects.clone() {
             match &effect {
@@ -346,8 +346,8 @@ impl Play {
         }
     }
 
-    /// From here on the world is kind: every request is answered, every step done. Then the worker
-    /// claims or ends.
+    /// Lets the world be kind from here on: every request is answered, every step done. Then the
+    /// worker claims or ends.
     fn settle(&mut self) {
         for round in 0..400 {
             if self.exited

@@ -13,7 +13,7 @@ use worker_core::{
 };
 
 pub(crate) const LEASE: Millis = Millis(30_000);
-/// How far the coordinator's clock is ahead of the worker's.
+/// The time by which the coordinator's clock is ahead of the worker's, in milliseconds.
 pub(crate) const AHEAD: u64 = 7_000;
 
 pub(crate) fn worker_id() -> WorkerId {
@@ -110,7 +110,7 @@ pub(crate) fn trained() -> Trained {
     }
 }
 
-/// A worker, its clock, and what it asked for last.
+/// A worker, its clock, and its last effects.
 pub(crate) struct Scene {
     pub(crate) worker: Worker,
     pub(crate) now: UnixMillis,
@@ -214,7 +214,7 @@ impl Scene {
         self.give(Input::Tick);
     }
 
-    /// Ticks through deadlines until `wanted` is asked for; what it asked for is in `effects`.
+    /// Ticks through deadlines until `wanted` is asked for; its effects are in `effects`.
     pub(crate) fn until(&mut self, wanted: impl Fn(&Effect) -> bool) {
         for _ in 0..1000 {
             if self.effects.iter().any(&wanted) {

@@ -30,7 +30,7 @@ fn fg_20_unanswered_requests_are_repeated_with_growing_pauses() {
 /// was, and hands everything in.
 #[test]
 fn fg_19_an_absence_within_the_lease_costs_no_local_step() {
-    /// What would throw steps away, or begin the unit anew.
+    /// True for an effect that would throw steps away, or begin the unit anew.
     fn disturbs(effect: &Effect) -> bool {
         match effect {
             Effect::Send { request, .. } => {
@@ -145,8 +145,8 @@ fn swallow(scene: &mut Scene, wanted: fn(&Effect) -> bool) -> Vec<u64> {
     (0..6).map(|_| repeat(scene)).collect()
 }
 
-/// What a coordinator that died was asked is not waited for much longer than an answer takes, and
-/// less and less often.
+/// A question to a coordinator that died is not waited for much longer than an answer takes, and it
+/// is repeated less and less often.
 #[test]
 fn a_lost_answer_costs_seconds() {
     let joins = swallow(&mut Scene::new(), joins);

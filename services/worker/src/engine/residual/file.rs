@@ -17,7 +17,7 @@ const TENSOR: &str = "residual";
 /// The key of the name of the inner state that a residual belongs to.
 const INNER: &str = "inner";
 
-/// Whose a residual is.
+/// Marks of the owner of a residual.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::engine) struct Marks {
     /// The trust domain, the run, and the digest of its settings.
@@ -75,7 +75,7 @@ impl Saved {
 impl Residual {
     /// The residual that is kept beside the inner state which was taken up, or an empty one. One
     /// that belongs to another state is removed: its worker was killed before it could write the
-    /// right one. One that does not fit, or holds what is no number, is put aside.
+    /// right one. One that does not fit, or holds a NaN or an infinity, is put aside.
     pub(in crate::engine) fn take_up(inner: &Path, elements: usize, marks: Marks) -> Self {
         let path = path(inner);
         let owed = match path.exists().then(|| read(inner, elements, &marks)) {

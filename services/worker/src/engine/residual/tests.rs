@@ -1,4 +1,4 @@
-//! What each end does to the residual, in memory and on disk.
+//! Tests of the effect of each end on the residual, in memory and on disk.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ fn fresh(elements: usize) -> Residual {
     Residual::new(vec![0.0; elements], Marks::new(OWNER, &layout()))
 }
 
-/// What arrives of a contribution of `local` from zero, in pieces of `size`.
+/// The values that arrive of a contribution of `local` from zero, in pieces of `size`.
 fn send_in(
     residual: &mut Residual,
     work: u64,
@@ -59,7 +59,7 @@ fn wave(elements: usize) -> Vec<f32> {
         .collect()
 }
 
-/// A residual after one result that counts, and what was sent of the next contribution.
+/// A residual after one result that counts, and the values that were sent of the next contribution.
 fn owing() -> (Residual, Vec<f32>, Vec<f32>) {
     let local = wave(1024);
     let mut residual = fresh(local.len());
@@ -137,8 +137,9 @@ fn a_piece_with_a_value_that_is_no_number_is_cleared_though_the_result_counts() 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// From the last doubt on, what was merged and what is owed are the differences of the units
-    /// that count: nothing is missing, and nothing is there twice. With stochastic rounding too.
+    /// From the last doubt on, the merged part and the owed part together are the differences of
+    /// the units that count: nothing is missing, and nothing is there twice. With stochastic
+    /// rounding too.
     #[test]
     fn what_was_merged_and_what_is_owed_are_the_differences_that_count(
         units in prop::collection::vec((0_u8..6, any::<u64>(), 1_usize..5), 1..24),

@@ -1,4 +1,4 @@
-//! The weights that a unit starts from, and what it contributes against them.
+//! Tests of the weights that a unit starts from, and of its contribution relative to them.
 
 use super::*;
 

@@ -22,7 +22,7 @@ struct Falling {
     device: Arc<Device>,
 }
 
-/// A device that may fail at what it is asked after the call has returned, as a card does.
+/// A device on which an operation may fail after the call has returned, as on a card.
 #[derive(Default)]
 struct Device {
     fails: AtomicBool,

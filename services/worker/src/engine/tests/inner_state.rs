@@ -1,4 +1,4 @@
-//! The inner state over restarts, and what happens to one that is no good.
+//! Tests of the inner state over restarts, and of the treatment of a bad one.
 
 use super::*;
 
@@ -126,7 +126,7 @@ fn norm(values: &[f32]) -> f64 {
         .sqrt()
 }
 
-/// What comes of two steps from the base with fresh moments.
+/// The outcome of two steps from the base with fresh moments.
 #[cfg(feature = "torch")]
 async fn fresh() -> Vec<f32> {
     let scene = Scene::of("tiny").await;

@@ -99,8 +99,8 @@ impl Scene {
         }
     }
 
-    /// The same folder with another life of the worker, and what `change` does to the saved state
-    /// between the two.
+    /// The same folder with another life of the worker, after `change` to the saved state between
+    /// the two.
     async fn restarted(self, change: impl FnOnce(&std::path::Path)) -> Self {
         drop(self.engine);
         self.thread
@@ -151,7 +151,7 @@ impl Scene {
         expected.expect("a model is open")
     }
 
-    /// Why weights that were loaded are not taken over.
+    /// The code with which a blend of loaded weights is refused.
     async fn blend_refused(&self, weights: Digest) -> Code {
         let blended = self.engine.blend(ALL, weights, Alpha::TAKE_OVER).await;
         blended.expect_err("they are not whole").code

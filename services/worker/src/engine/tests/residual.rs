@@ -1,5 +1,5 @@
-//! The residual through the engine: what each end does to it, and that no end of the process sends
-//! it twice.
+//! Tests of the residual through the engine: the effect of each end on it, and that no end of the
+//! process sends it twice.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -149,7 +149,7 @@ async fn a_residual_that_was_sent_is_not_written_any_more() {
 
 const VICTIM: &str = "DILOCO_TEST_OWING_VICTIM";
 
-/// How far the victim gets with its second unit before it is killed.
+/// The points in its second unit at which the victim is killed.
 const POINTS: [&str; 6] = [
     "kept", "trained", "encoded", "refused", "unknown", "counted",
 ];

@@ -49,7 +49,7 @@ async fn a_state_is_written_while_the_steps_go_on() {
     );
 }
 
-/// Between two units the sync needs the disk; the steps of the next unit, or the end of the
+/// The sync between two units needs the disk; the steps of the next unit, or the end of the
 /// process, are the time to write.
 #[test]
 fn a_state_that_is_kept_between_two_units_waits_for_steps_or_the_end() {
@@ -182,10 +182,11 @@ fn start_victim(path: &Path) -> Child {
         .expect("starts")
 }
 
-/// When the process is killed in a write.
+/// The moment in a write at which the process is killed.
 #[derive(Clone, Copy, Debug)]
 enum Moment {
-    /// After so many quarters of the state; the last is the time of its synchronisation and rename.
+    /// The moment after so many quarters of the state; the last is the time of its synchronisation
+    /// and rename.
     Quarter(u64),
     /// While the residual is written that belongs to the state.
     Residual,

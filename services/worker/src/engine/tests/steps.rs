@@ -64,7 +64,7 @@ async fn jobs_without_a_model_are_refused() {
     assert_eq!(error.code, Code::Internal);
 }
 
-/// What may be done between two steps is done there; what needs the steps to be over waits.
+/// Jobs that may run between two steps run there; jobs that need the steps to be over wait.
 #[tokio::test]
 async fn jobs_are_taken_between_two_steps_in_their_order() {
     let scene = Scene::new().await;

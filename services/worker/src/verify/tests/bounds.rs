@@ -7,7 +7,7 @@ use super::super::*;
 use super::named;
 use super::scene::{NOW, Scene, object, unit};
 
-/// What is said of a manifest after a change to it.
+/// The refusal of a manifest after a change to it, if any.
 fn checked(
     scene: &Scene,
     unit: UnitKind,

@@ -1,4 +1,4 @@
-//! A manifest with all that it names, and what a worker expects it to say.
+//! A manifest with all that it names, and the facts that a worker expects in it.
 
 use identity::key::{KeyKind, SigningKey};
 use identity::{AuditKey, ManifestKey};
@@ -137,7 +137,7 @@ impl Scene {
         )
     }
 
-    /// What a coordinator gone astray would sign.
+    /// Checks claims signed by a coordinator that may have gone astray.
     pub(super) fn check_claims(&self, claims: &Value) -> Result<Manifest, NotVerified> {
         self.check(
             &self

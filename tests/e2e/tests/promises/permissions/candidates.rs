@@ -1,5 +1,5 @@
-//! What is tried: every row of the table in every form, with one's own names and with everybody
-//! else's, and the broker's own subjects.
+//! The subjects that are tried: every row of the table in every form, with one's own names and with
+//! everybody else's, and the broker's own subjects.
 
 use std::collections::BTreeSet;
 
@@ -163,8 +163,8 @@ fn copies(accounts: &[AccountId]) -> impl Iterator<Item = String> {
         .map(|subject| subject.replace('>', "probe"))
 }
 
-/// Subjects of the broker's own, with what can be done to streams, buckets, leases, accounts and
-/// servers through them.
+/// Subjects of the broker's own, for all operations on streams, buckets, leases, accounts and
+/// servers.
 pub(crate) fn of_the_broker(accounts: &[AccountId]) -> BTreeSet<String> {
     let mut subjects: BTreeSet<String> = BTreeSet::new();
     for stream in &streams(accounts) {

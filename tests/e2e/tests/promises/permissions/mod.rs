@@ -1,6 +1,6 @@
-//! The permission table on the real broker: every role can say and hear what its rows say
-//! (sufficiency), and nothing else (necessity). The tries are made from the table, so that a new
-//! row is tried by every role without a change here.
+//! The permission table on the real broker: every role can publish and subscribe as its rows say
+//! (sufficiency), and no more than that (necessity). The tries are made from the table, so that a
+//! new row is tried by every role without a change here.
 
 mod candidates;
 mod probe;
@@ -19,7 +19,7 @@ use schemas::permission::Role;
 use schemas::subject::{Kind, Lane, TABLE};
 use schemas::{AccountId, PublicKey};
 
-/// Everybody who may connect: one of each role, and a second worker of the same run and one of
+/// Every client that may connect: one of each role, and a second worker of the same run and one of
 /// another.
 pub(crate) struct Crowd {
     pub(crate) cluster: Cluster,

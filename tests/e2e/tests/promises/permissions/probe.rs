@@ -1,4 +1,4 @@
-//! A connection that notices what the broker refuses it.
+//! A connection that notices the broker's refusals.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -43,7 +43,7 @@ impl Probe {
         }
     }
 
-    /// Which of `subjects` it may not publish to.
+    /// The ones of `subjects` that it may not publish to.
     pub(crate) async fn refused_publishes(&mut self, subjects: &[String]) -> BTreeSet<String> {
         let mut refused = BTreeSet::new();
         for batch in subjects.chunks(BATCH) {
@@ -58,7 +58,7 @@ impl Probe {
         refused
     }
 
-    /// Which of `subjects` it may not subscribe to.
+    /// The ones of `subjects` that it may not subscribe to.
     pub(crate) async fn refused_subscriptions(&mut self, subjects: &[String]) -> BTreeSet<String> {
         let mut refused = BTreeSet::new();
         // A worker may hold 64; what was refused does not count, what stands is given back below.

@@ -24,7 +24,7 @@ use super::candidates::{Names, rows};
 /// A consumer and a token that stand for those that a subject leaves open.
 const PROBE: &str = "probe";
 
-/// Somebody who asks.
+/// A client that asks.
 struct Asker {
     role: Role,
     key: PublicKey,
@@ -41,7 +41,7 @@ impl Asker {
         }
     }
 
-    /// Every subject that it may publish, with what the template leaves open filled in.
+    /// Every subject that it may publish, with the open parts of the template filled in.
     fn asks(&self, run: &str) -> Vec<String> {
         let filled = |subject: &String| {
             let own = subject
@@ -81,7 +81,7 @@ async fn streams(cluster: &Cluster) -> BTreeMap<(&'static str, String), (u64, u6
     found
 }
 
-/// The places for answers: every row in every form, inboxes, and what can be done to each stream.
+/// The places for answers: every row in every form, inboxes, and every operation on each stream.
 fn places(
     cluster: &Cluster,
     keys: &[PublicKey],
@@ -135,8 +135,8 @@ fn places(
     places
 }
 
-/// What is asked: mostly nothing, which is answered as well; a consumer is asked to deliver to the
-/// place itself.
+/// The payload of a request: mostly empty, which is answered as well. A request to create a
+/// consumer asks it to deliver to the place itself.
 fn payload(subject: &str, place: &str) -> Vec<u8> {
     let named = subject
         .strip_prefix("$JS.API.CONSUMER.CREATE.")

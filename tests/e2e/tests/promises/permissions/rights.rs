@@ -1,11 +1,11 @@
-//! What each role should be allowed, read from the rows of `schemas` and from nothing that makes the
-//! tokens.
+//! The rights that each role should have, read from the rows of `schemas` and from nothing that
+//! makes the tokens.
 
 use schemas::PublicKey;
 use schemas::permission::{LEDGER_WRITER_DENIED, PLUMBING, Role};
 use schemas::subject::{Row, TABLE};
 
-/// Somebody who connects.
+/// A client that connects.
 #[derive(Clone, Debug)]
 pub(crate) struct Somebody {
     pub(crate) role: Role,

@@ -1,5 +1,5 @@
-//! What keeps senders, runs and tenants apart. The second tenant's account is made by the harness:
-//! `identity::Domain` makes one tenant only.
+//! Tests of the walls between senders, between runs and between tenants. The second tenant's
+//! account is made by the harness: `identity::Domain` makes one tenant only.
 
 use std::collections::BTreeSet;
 
