@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: the benches crate and the programs it starts, in release, with what they
 //! need in place.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::deps::{self, Overrides};
@@ -33,10 +35,12 @@ pub(crate) fn run(
         build.args(["--package", program]);
     }
     process::run(&mut build)?;
-    let mut command =
-        workspace.cargo(&["run", "--release", "--locked", "--package", "benches", "--"]);
+    // Started directly: `cargo run` would choose the features of this one package, and so compile
+    // most of the dependencies once more.
+    let mut benches = Command::new(workspace.program("release", "benches"));
     process::run(
-        command
+        benches
+            .current_dir(workspace.root())
             .args(arguments)
             .env("NATS_SERVER_BIN", &found.nats_server),
     )

@@ -36,9 +36,8 @@ impl Diloctl {
         profile: &str,
         domain: &str,
     ) -> Self {
-        let target = workspace.root().join("target");
         Self {
-            program: target.join(profile).join("diloctl"),
+            program: workspace.program(profile, "diloctl"),
             root: workspace.root().to_owned(),
             nats_server: nats_server.to_owned(),
             domain: workspace.root().join(domain),

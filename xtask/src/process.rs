@@ -31,6 +31,11 @@ impl Workspace {
         &self.root
     }
 
+    /// A built program; `profile` names its folder below `target`.
+    pub(crate) fn program(&self, profile: &str, name: &str) -> PathBuf {
+        self.root.join("target").join(profile).join(name)
+    }
+
     /// The folder of downloads.
     pub(crate) fn deps(&self) -> PathBuf {
         self.root.join(".deps")
