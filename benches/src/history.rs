@@ -4,25 +4,22 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use async_nats::jetstream::{self, stream};
+use async_nats::jetstream::stream;
 use diloco_audit::Replay;
-use diloco_coordinator::{Ledger, NewEvent};
-use harness::NatsServer;
-use identity::{AuditKey, ManifestKey, TrustBundle};
+use diloco_coordinator::NewEvent;
 use ledger::State;
-use runtime::{Bus, BusConfig, StreamReader, clock};
+use runtime::{StreamReader, clock};
 use schemas::Round;
 use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::member::Posture;
 use schemas::run::{RunSpec, TrainerKind};
-use schemas::subject::{AUDIT_STREAM, LEDGER_FILTER, LEDGER_STREAM};
+use schemas::subject::{AUDIT_STREAM, LEDGER_STREAM};
 
 use crate::Effort;
 use crate::cluster_run::processor_seconds;
+use crate::ledger_stream::{LedgerStream, PATIENCE};
 use crate::row::{Reach, Row};
 
-/// The longest wait for a broker that does not answer, and for the copy of the ledger.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Time between two looks at the copy until it is whole.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Events that are appended together.
@@ -30,10 +27,7 @@ const TOGETHER: usize = 1000;
 
 /// A ledger in a real stream, and its copy.
 struct Scene {
-    _server: NatsServer,
-    bus: Bus,
-    key: AuditKey,
-    trust: TrustBundle,
+    stream: LedgerStream,
 }
 
 /// The rows of this bench.
@@ -74,21 +68,7 @@ pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
 
 impl Scene {
     async fn open() -> Result<Self> {
-        let scratch = tempfile::tempdir().context("no scratch folder")?;
-        let config = "jetstream { store_dir: \"data\", sync_interval: always }\n";
-        let server = NatsServer::start(scratch, config).await;
-        let config = BusConfig {
-            url: format!("nats://{}", server.address()),
-            ..BusConfig::default()
-        };
-        let bus = Bus::connect("bench", &config, clock::now()).await?;
-        let jetstream = jetstream::new(bus.client().clone());
-        let ledger = stream::Config {
-            name: LEDGER_STREAM.into(),
-            subjects: vec![LEDGER_FILTER.into()],
-            allow_atomic_publish: true,
-            ..stream::Config::default()
-        };
+        let stream = LedgerStream::open().await?;
         let source = stream::Source {
             name: LEDGER_STREAM.into(),
             ..stream::Source::default()
@@ -98,34 +78,19 @@ impl Scene {
             sources: Some(vec![source]),
             ..stream::Config::default()
         };
-        for config in [ledger, copy] {
-            let made = jetstream.create_stream(config).await;
-            made.context("the server takes no stream")?;
-        }
-        let key = AuditKey::generate();
-        let trust = kit::trust(ManifestKey::generate().public(), key.public());
-        Ok(Self {
-            _server: server,
-            bus,
-            key,
-            trust,
-        })
-    }
-
-    fn ledger(&self) -> Ledger {
-        let (key, trust) = (self.key.clone(), self.trust.clone());
-        Ledger::new(self.bus.clone(), key, trust, PATIENCE)
+        stream.create(copy).await?;
+        Ok(Self { stream })
     }
 
     /// Appends so many events that follow, and waits for their copies.
     async fn write(&self, count: usize) -> Result<()> {
-        let mut ledger = self.ledger();
+        let mut ledger = self.stream.ledger();
         ledger.catch_up(|_| Ok::<(), String>(())).await?;
         let events: Vec<NewEvent> = self.events().take(count).collect();
         for together in events.chunks(TOGETHER) {
             ledger.append(together.to_vec()).await?;
         }
-        let copy = StreamReader::new(self.bus.clone(), AUDIT_STREAM);
+        let copy = StreamReader::new(self.stream.bus.clone(), AUDIT_STREAM);
         let copied = async {
             while copy.span().await?.last < count as u64 {
                 tokio::time::sleep(LOOK_EVERY).await;
@@ -139,7 +104,7 @@ impl Scene {
 
     /// A run of one worker that takes a unit and gives it back, for ever.
     fn events(&self) -> impl Iterator<Item = NewEvent> {
-        let (worker, account) = (kit::worker(0), self.trust.tenants[0].clone());
+        let (worker, account) = (kit::worker(0), self.stream.trust.tenants[0].clone());
         let started = LedgerEvent::CoordinatorStarted {
             release: "0".to_owned(),
             posture: Posture::default(),
@@ -175,7 +140,7 @@ impl Scene {
 
     /// Seconds from an open connection to the state after the last event.
     async fn start(&self, count: usize) -> Result<f64> {
-        let (mut ledger, mut state) = (self.ledger(), State::default());
+        let (mut ledger, mut state) = (self.stream.ledger(), State::default());
         let started = Instant::now();
         ledger.catch_up(|body| state.follow(&body)).await?;
         let seconds = started.elapsed().as_secs_f64();
@@ -187,7 +152,7 @@ impl Scene {
     async fn replay(&self, count: usize) -> Result<(f64, f64)> {
         let used = processor_seconds(std::process::id())?;
         let started = Instant::now();
-        let mut replay = Replay::open(&self.bus, &self.trust).await?;
+        let mut replay = Replay::open(&self.stream.bus, &self.stream.trust).await?;
         replay.run(PATIENCE, &mut |_| {}).await?;
         let seconds = started.elapsed().as_secs_f64();
         let used = processor_seconds(std::process::id())? - used;

@@ -11,6 +11,7 @@
 //! | `tokens` | training speed, beside PyTorch where there is one |
 //! | `leases` | claims to grants at a fixed rate |
 //! | `appends` | events appended to the ledger, together and alone |
+//! | `ledger_stream` | a real stream for a ledger, with the keys of its writer |
 //! | `history` | a ledger read and folded at a start, and its copy replayed by an auditor |
 //! | `starts` | a coordinator's start with a long ledger |
 //! | `row`, `table`, `machine` | results, how they are shown and kept, and where they were measured |
@@ -20,6 +21,7 @@ mod cluster_run;
 mod codecs;
 mod history;
 mod leases;
+mod ledger_stream;
 mod machine;
 mod merging;
 mod rounds;

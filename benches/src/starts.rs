@@ -26,6 +26,8 @@ const ROUNDS: u64 = 100;
 const UNITS: u32 = 16;
 /// Chunks of each contribution and of the weights: a model of some 16 M parameters.
 const CHUNKS: usize = 4;
+/// The longest wait for a start: one that reads a million events takes minutes on a busy machine.
+const START_MAX: Duration = Duration::from_secs(600);
 /// The longest wait for a broker that does not answer, and for a checkpoint.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The rows of this bench.
@@ -103,7 +105,9 @@ impl Scene {
     /// Starts a coordinator: seconds until it leads and hears.
     async fn start(&mut self, name: &str) -> Result<f64> {
         let started = Instant::now();
-        self.cluster.start_coordinator(name).await;
+        self.cluster.spawn_coordinator(name);
+        let coordinator = self.cluster.process(name);
+        coordinator.wait_ready_within(START_MAX).await;
         Ok(started.elapsed().as_secs_f64())
     }
 

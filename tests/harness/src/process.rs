@@ -265,10 +265,19 @@ impl Process {
     /// # Panics
     /// It ends, or takes too long.
     pub async fn wait_ready(&mut self) {
+        self.wait_ready_within(PATIENCE).await;
+    }
+
+    /// Waits until it can be used, at most this long: a coordinator with a long ledger reads it
+    /// first.
+    ///
+    /// # Panics
+    /// It ends, or takes longer.
+    pub async fn wait_ready_within(&mut self, patience: Duration) {
         let ready = self.recipe.ready.clone();
         let name = self.recipe.name.clone();
         let pid = self.pid();
-        let seen = look(PATIENCE, || match self.ended() {
+        let seen = look(patience, || match self.ended() {
             Some(status) => Some(Err(status)),
             None => read_ready(&ready, pid).map(Ok),
         });
@@ -279,7 +288,7 @@ impl Process {
                 "{name} ended before it was ready ({status}):\n{}",
                 self.tail()
             ),
-            None => panic!("{name} is not ready after {PATIENCE:?}:\n{}", self.tail()),
+            None => panic!("{name} is not ready after {patience:?}:\n{}", self.tail()),
         }
     }
 }
