@@ -85,6 +85,16 @@ impl Evidence {
         .await
     }
 
+    /// Waits until a contribution to `round` of `run` was accepted.
+    ///
+    /// # Panics
+    /// As [`Evidence::until`].
+    pub async fn until_contribution(&mut self, run: &RunId, round: u64) -> Recorded {
+        let wanted = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionAccepted { lease, .. } if lease.unit.round.get() == round);
+        let what = format!("contribution to round {round}");
+        self.until_ledger(&what, run, wanted).await
+    }
+
     /// Reads everything that was recorded up to now, and gives it from the start.
     ///
     /// # Panics

@@ -268,6 +268,20 @@ pub(crate) fn stopped(reason: &str) -> LedgerEvent {
     }
 }
 
+/// Asserts that the first ledger of [`Scene::overtaken`] was refused: the second's event is there.
+pub(crate) fn assert_overtaken(refused: &Result<(), LedgerError>) {
+    assert!(
+        matches!(
+            refused,
+            Err(LedgerError::Fenced {
+                expected: 1,
+                found: 2
+            })
+        ),
+        "{refused:?}"
+    );
+}
+
 pub(crate) fn reasons(events: &[EventBody]) -> Vec<String> {
     let reason = |body: &EventBody| match &body.event {
         Event::Ledger(LedgerEvent::CoordinatorStopped { reason }) => reason.clone(),
@@ -308,16 +322,7 @@ async fn tl_15_a_second_coordinator_fences_the_first_off() {
     let (mut first, _) = scene.overtaken().await;
     // Under another subject, so that only the filter over all of the ledger can notice.
     let refused = append(&mut first, 3, stopped("late")).await;
-    assert!(
-        matches!(
-            refused,
-            Err(LedgerError::Fenced {
-                expected: 1,
-                found: 2
-            })
-        ),
-        "{refused:?}"
-    );
+    assert_overtaken(&refused);
     assert_eq!(
         reasons(&scene.open().await.expect("it verifies").1),
         ["first", "second"]

@@ -31,10 +31,7 @@ async fn train(disturbed: bool) -> Vec<Digest> {
         .await;
     let mut accepted_before = None;
     if disturbed {
-        let in_round_one = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionAccepted { lease, .. } if lease.unit.round.get() == 1);
-        let accepted = evidence
-            .until_ledger("contribution to round 1", &run, in_round_one)
-            .await;
+        let accepted = evidence.until_contribution(&run, 1).await;
         cluster.kill9("coordinator");
         cluster.restart("coordinator").await;
         let started = |event: &LedgerEvent| matches!(event, LedgerEvent::CoordinatorStarted { .. });

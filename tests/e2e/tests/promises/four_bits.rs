@@ -34,10 +34,7 @@ async fn a_run_with_uploads_of_four_bits_learns_and_is_recomputed_after_a_crash(
         .set("schedule.snapshot_every=3")
         .create(&cluster)
         .await;
-    let in_round_one = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionAccepted { lease, .. } if lease.unit.round.get() == 1);
-    evidence
-        .until_ledger("contribution to round 1", &run, in_round_one)
-        .await;
+    evidence.until_contribution(&run, 1).await;
     cluster.kill9("coordinator");
     cluster.restart("coordinator").await;
     let operator = cluster.operator().await;

@@ -26,10 +26,7 @@ async fn a_model_of_more_chunks_than_an_event_names_is_trained_and_recomputed_af
         .set("schedule.snapshot_every=2")
         .create(&cluster)
         .await;
-    let in_round_one = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionAccepted { lease, .. } if lease.unit.round.get() == 1);
-    evidence
-        .until_ledger("contribution to round 1", &run, in_round_one)
-        .await;
+    evidence.until_contribution(&run, 1).await;
     cluster.kill9("coordinator");
     cluster.restart("coordinator").await;
     let operator = cluster.operator().await;
