@@ -31,7 +31,7 @@ pub struct ConfigArgs {
     /// Configuration file (TOML).
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// Set one key, over file and environment: `--set bus.url=tls://127.0.0.1:4222`.
+    /// Set one key; this wins over file and environment: `--set bus.url=tls://127.0.0.1:4222`.
     #[arg(long, value_name = "KEY=VALUE", global = true)]
     pub set: Vec<String>,
     /// Check the configuration and everything it names, then exit.

@@ -32,8 +32,8 @@ pub struct LogArgs {
     /// Form of the log on stderr.
     #[arg(long, value_enum, default_value_t = LogFormat::Human, global = true, env = "DILOCO_LOG_FORMAT")]
     pub log_format: LogFormat,
-    /// What to log: a level, or `target=level` pairs (tracing's filter syntax); the target
-    /// `diloco` stands for all of this project. RUST_LOG counts where this is not given.
+    /// Log filter: a level, or `target=level` pairs in tracing's syntax. The target `diloco` stands
+    /// for all crates of this project. Without this flag the variable RUST_LOG is used.
     #[arg(long, global = true, env = "DILOCO_LOG")]
     pub log: Option<String>,
 }
