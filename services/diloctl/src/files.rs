@@ -68,8 +68,9 @@ const LOCK: &str = ".pull.lock";
 impl Staged {
     /// Makes the folder if it is absent, and locks it against other commands.
     ///
-    /// # Errors [`Code::FolderBusy`]: another command holds the lock. [`Code::CacheFailed`]: the
-    /// folder cannot be written.
+    /// # Errors
+    /// [`Code::FolderBusy`]: another command holds the lock. [`Code::CacheFailed`]: the folder
+    /// cannot be written.
     pub(crate) fn open(folder: &Path) -> Result<Self, Failure> {
         let failed = |error: io::Error| unwritable(folder, &error);
         fs::create_dir_all(folder).map_err(failed)?;

@@ -197,7 +197,8 @@ pub(crate) fn print(text: &str) {
 
 /// Checks that everything printed so far was written.
 ///
-/// # Errors Part of the output was not written: a script must not take the rest for the whole.
+/// # Errors
+/// Part of the output was not written: a script must not take the rest for the whole.
 pub(crate) fn written() -> Result<(), Failure> {
     UNWRITTEN
         .get()

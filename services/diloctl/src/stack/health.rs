@@ -96,7 +96,8 @@ impl Trouble {
 
     /// Checks that a restart of the broker can help.
     ///
-    /// # Errors The broker's disk is still full.
+    /// # Errors
+    /// The broker's disk is still full.
     pub(super) fn check_room(&self) -> Result<(), Failure> {
         let Some((folder, free)) = self.file.as_deref().and_then(room) else {
             return Ok(());
