@@ -8,7 +8,7 @@
 //! | `plan` | the run, the number of workers and the faults of a seed |
 //! | `world` | time, the bus, and what happens next |
 //! | `coordinator`, `worker` | the shells around the two cores, with their processes' crashes |
-//! | `foundry` | what the coordinator asks of the weights, each after a while |
+//! | `foundry` | the coordinator's orders about weights, each done after a while |
 //! | `checkpoint` | the ledger's state as an object, and starts from it |
 //! | `queue` | the JetStream work queue with its redeliveries and its sins |
 //! | `store` | objects by digest, and the merge as a reference model on digests |

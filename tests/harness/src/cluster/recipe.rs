@@ -1,4 +1,4 @@
-//! The start of each process of a cluster.
+//! How each process of a cluster is started.
 
 use std::fs;
 use std::path::PathBuf;
