@@ -2,9 +2,9 @@
 //! then served on loopback. `/metrics` gives them in the text form of Prometheus, `/ready` answers
 //! 200 while the service can be used and 503 before.
 //!
-//! [`TABLE`] declares every number once. Labels have few values, and a free text is never one: they
-//! are ours, except for runs and workers' keys, whose forms the protocol checks, and of which no
-//! more than a fixed number are shown.
+//! [`TABLE`] declares every number once. A label has few values and is never free text. All values
+//! are fixed in the code, except names of runs and keys of workers: the protocol checks their form,
+//! and a fixed number of them is shown at most.
 
 mod http;
 mod samples;
@@ -28,7 +28,7 @@ pub use samples::{Samples, also};
 const SECONDS: &[f64] = &[
     0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0,
 ];
-/// Time between two cleanings of what histograms hold between two scrapes.
+/// Time between two cleanings of the samples that histograms collect between scrapes.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// The type of a metric.
@@ -110,7 +110,7 @@ impl MetricsConfig {
     /// The address to listen on; none when no numbers are served.
     ///
     /// # Errors
-    /// It is no address, or one that other machines reach.
+    /// The text is no address, or one that other machines can reach.
     pub fn address(&self) -> Result<Option<SocketAddr>, Failure> {
         if self.listen.is_empty() {
             return Ok(None);
@@ -132,7 +132,7 @@ impl MetricsConfig {
     }
 }
 
-/// The numbers of this process, served.
+/// The numbers of this process, while they are served.
 #[derive(Clone, Debug)]
 pub struct Served {
     address: SocketAddr,
@@ -140,7 +140,7 @@ pub struct Served {
 }
 
 impl Served {
-    /// Begins to count and to serve. To be called once, inside the runtime.
+    /// Starts counting and serving. To be called once, inside the runtime.
     ///
     /// # Errors
     /// [`Code::NumbersUnserved`]: the address is taken, or is none of this machine.
@@ -169,7 +169,7 @@ impl Served {
     }
 }
 
-/// Begins to count: before it, and where it is never called, counting does nothing.
+/// Starts counting. Before this, and in a process that never calls it, counting does nothing.
 fn count() -> Result<PrometheusHandle, Failure> {
     let internal = |error: &dyn std::fmt::Display| Failure::new(Code::Internal, error);
     let builder = PrometheusBuilder::new()
@@ -195,7 +195,7 @@ async fn upkeep(handle: PrometheusHandle) {
     }
 }
 
-/// The label for what came of a request: `done`, or the class of the refusal's code.
+/// The label for the result of a request: `done`, or the class of the refusal's code.
 pub fn outcome(refused: Option<Code>) -> &'static str {
     refused.map_or("done", |code| code.class().label())
 }
