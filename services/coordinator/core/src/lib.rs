@@ -1,9 +1,9 @@
 //! The coordinator's decisions: membership, rounds, units, leases, fates. No I/O, no clock, no
 //! randomness, no tensor.
 //!
-//! [`Coordinator::handle`] takes the time and an [`Input`] and pushes [`Effect`]s. Whatever changes
-//! durable state is a [`LedgerEvent`](schemas::event::LedgerEvent) that [`ledger::State::apply`]
-//! folds in, live and on replay alike, so a restart is a replay. The async shell around it lives in
+//! [`Coordinator::handle`] takes the time and an [`Input`] and pushes [`Effect`]s. Every change of
+//! durable state is a [`LedgerEvent`](schemas::event::LedgerEvent). [`ledger::State::apply`] folds
+//! it in, live and on replay alike, so a restart is a replay. The async shell around it lives in
 //! `services/coordinator`.
 //!
 //! | file | holds |
