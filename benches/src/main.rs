@@ -64,7 +64,7 @@ struct Arguments {
     tokens_here: bool,
 }
 
-/// How much is measured.
+/// The amount of measuring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effort {
     /// Enough for numbers that are quoted.

@@ -78,7 +78,7 @@ impl Foundry {
         self.number
     }
 
-    /// Gives an order. The dispatcher takes it in a moment; the outcome is an answer.
+    /// Gives an order. The dispatcher takes it in a moment; the outcome comes as an answer.
     ///
     /// # Errors
     /// The foundry has ended, which only a fault in it does.

@@ -57,7 +57,7 @@ pub(crate) struct Shell {
     pub(crate) workers: Workers,
 }
 
-/// How the loop continues after a step.
+/// The continuation of the loop after a step.
 enum Flow {
     On,
     /// The core has ended.

@@ -1,4 +1,4 @@
-//! How a command prints its failure.
+//! The form in which a command prints its failure.
 
 use schemas::Refusal;
 use schemas::text::ShownJson;

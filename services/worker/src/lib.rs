@@ -7,10 +7,10 @@
 //! | `asker`, `commands` | the bus |
 //! | `library`, `shelf`, `assets`, `unit` | objects, and a unit's way from fetch to upload |
 //! | `engine` | the training thread, the only place with a trainer and with tensors |
-//! | `verify` | what a signed document must pass before anything it names is touched |
+//! | `verify` | the checks of a signed document, before anything that it names is used |
 //! | `time` | the coordinator's time, by which its documents are judged |
 //! | `events`, `state` | what survives a restart |
-//! | `ending` | what is waited for at the end |
+//! | `ending` | the waits at the end |
 
 mod asker;
 mod assets;

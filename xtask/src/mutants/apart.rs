@@ -10,7 +10,7 @@ use super::listed::Mutant;
 use super::{Ended, Ends, MutationRun, tree};
 use crate::console;
 
-/// Longest time for the tests of one mutant; the slowest package needs a third of it.
+/// Longest time for the tests of one mutant; those of the slowest package take a third of this.
 const TIMEOUT_SECONDS: &str = "180";
 /// The folder in which cargo-mutants leaves its results.
 const OUTPUT: &str = "mutants.out";

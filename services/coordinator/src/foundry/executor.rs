@@ -64,8 +64,8 @@ struct History {
 }
 
 impl History {
-    /// Begins the history at a newer full snapshot, of the weights that `round` starts from.
-    /// Earlier merges are part of it.
+    /// Begins the history at a newer full snapshot, of the weights that `round` starts from. The
+    /// snapshot includes the merges before it.
     fn shorten(&mut self, saved: Option<(Round, ObjectRef)>) {
         let Some((round, manifest)) = saved else {
             return;

@@ -1,4 +1,4 @@
-//! Where a start begins to read: at the newest checkpoint that the ledger names. Earlier events are
+//! The place where a start begins to read: the newest checkpoint that the ledger names. Earlier events are
 //! read only when one of them is needed.
 
 use chain::{End, Proof};
@@ -21,7 +21,7 @@ pub(crate) struct Place {
     pub(crate) stream_sequence: u64,
 }
 
-/// What the ledger says about its newest checkpoint.
+/// The ledger's word on its newest checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Named {
     /// No checkpoint was saved yet.

@@ -41,7 +41,7 @@ impl Default for Grouping {
 }
 
 impl Grouping {
-    /// How many of the `waiting` events are published together; 1 stands for a single event.
+    /// The number of `waiting` events that are published together; 1 stands for a single event.
     pub(super) fn share(&self, waiting: usize) -> usize {
         let share = waiting.min(self.most);
         if self.alone > 0 || share < BATCH_MIN {
@@ -51,7 +51,7 @@ impl Grouping {
         }
     }
 
-    /// How many of the `waiting` single events are under way at once.
+    /// The number of `waiting` single events that are under way at once.
     pub(super) fn line(&self, waiting: usize) -> usize {
         waiting.min(self.most).min(LINE_MAX)
     }

@@ -101,7 +101,7 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
     }
 }
 
-/// How long a wait has gone on without workers, and the limit.
+/// Time that a wait has gone on without workers, and the limit.
 struct Patience {
     nobody_for: Duration,
     /// Since when the run has had no workers.

@@ -1,4 +1,4 @@
-//! How each process of a cluster is started.
+//! The start of each process of a cluster.
 
 use std::fs;
 use std::path::PathBuf;

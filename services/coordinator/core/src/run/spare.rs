@@ -13,7 +13,7 @@ use crate::run::live::LiveRun;
 /// is a limit.
 const EVALUATIONS_WAITING_MAX: usize = 8;
 
-/// How long units took during the life of this process. Without a measurement no worker counts as
+/// The times that units took during the life of this process. Without a measurement no worker counts as
 /// idle.
 #[derive(Debug, Default)]
 pub(crate) struct Spans {

@@ -43,7 +43,7 @@ async fn coordinator(crowd: &Crowd) -> async_nats::Client {
     crowd.probe(credentials).await.client
 }
 
-/// Subscribes, and waits until the broker knows of it.
+/// Subscribes, and waits until the broker has the subscription.
 async fn hear(client: &async_nats::Client, subject: &str) -> async_nats::Subscriber {
     let subscriber = client.subscribe(subject.to_owned()).await.unwrap();
     client
