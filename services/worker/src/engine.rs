@@ -114,7 +114,7 @@ pub(crate) struct Opening {
     pub(crate) inner: PathBuf,
     /// The owner of the state: the trust domain, the run, and the digest of its settings.
     pub(crate) owner: String,
-    /// True if contributions bring back the part that the codec cut off earlier ones.
+    /// True if contributions bring back the part that the codec took from earlier ones.
     pub(crate) error_feedback: bool,
 }
 

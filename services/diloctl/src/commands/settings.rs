@@ -88,7 +88,7 @@ pub(crate) struct TransferSettings {
     pub(crate) upload: CodecKind,
     pub(crate) download: CodecKind,
     pub(crate) rounding: Rounding,
-    /// Workers add to a contribution what the codec cut off the one before. Off by default: small
+    /// Workers add to a contribution what the codec took from the one before. Off by default: small
     /// runs with 4-bit uploads reached the same loss without it, and it costs 8 bytes a parameter.
     pub(crate) error_feedback: bool,
 }
