@@ -1,5 +1,5 @@
-//! The place where a start begins to read: the newest checkpoint that the ledger names. Earlier events are
-//! read only when one of them is needed.
+//! The place where a start begins to read: the newest checkpoint that the ledger names. Earlier
+//! events are read only when one of them is needed.
 
 use chain::{End, Proof};
 use runtime::{StoredMessage, StreamSpan};

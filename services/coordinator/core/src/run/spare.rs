@@ -13,8 +13,8 @@ use crate::run::live::LiveRun;
 /// is a limit.
 const EVALUATIONS_WAITING_MAX: usize = 8;
 
-/// The times that units took during the life of this process. Without a measurement no worker counts as
-/// idle.
+/// The times that units took during the life of this process. Without a measurement no worker
+/// counts as idle.
 #[derive(Debug, Default)]
 pub(crate) struct Spans {
     /// The time of each worker's last training unit.
