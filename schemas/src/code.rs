@@ -1,5 +1,5 @@
-//! Error codes: what an operator can act on has a number, a class that says what programs do about
-//! it, a page in `docs/errors/`, and a next step.
+//! Error codes. Every error that an operator can act on has a number, a class for programs, a page
+//! in `docs/errors/`, and a next step.
 
 mod class;
 mod coded;
@@ -32,22 +32,22 @@ macro_rules! codes {
                 match self { $(Self::$variant => $number,)+ }
             }
 
-            /// What a program does about it.
+            /// The class, which says what a program does on this code.
             pub const fn class(self) -> Class {
                 match self { $(Self::$variant => Class::$class,)+ }
             }
 
-            /// A few words, as a heading.
+            /// The heading in a few words.
             pub const fn title(self) -> &'static str {
                 match self { $(Self::$variant => $title,)+ }
             }
 
-            /// What happened and why.
+            /// The error and its cause.
             pub const fn what(self) -> &'static str {
                 match self { $(Self::$variant => $what,)+ }
             }
 
-            /// What to do next.
+            /// The next step.
             pub const fn next_step(self) -> &'static str {
                 match self { $(Self::$variant => $next,)+ }
             }
@@ -248,8 +248,8 @@ impl From<Code> for String {
     }
 }
 
-/// A coded error with its particulars: what a request is refused with, and what a binary prints
-/// last.
+/// A coded error with its particulars: the answer to a refused request, and the last line of a
+/// failed program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(deny_unknown_fields)]
 #[error("{code} {}: {detail}", code.title())]

@@ -10,7 +10,8 @@
 //! | --- | --- |
 //! | `signature` | which bytes are signed, and the check of a signature |
 //! | `tabled` | the same check for a key that signs many, twice as fast |
-//! | `end` | where a chain ends: writing the next event, and how an event stands to it |
+//! | `end` | the end of a chain: writing the next event, and the relation of an event to the chain
+//!   |
 //! | `history` | everything that a chain has had so far: copies, forks and gaps told apart |
 //! | `entry` | a stored message, opened: its signature checked, its body decoded |
 //! | `proof` | what a message of the ledger is by itself, for many cores |

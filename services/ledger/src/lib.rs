@@ -10,7 +10,7 @@
 //! | `state` | what is known, and the questions that it answers by itself |
 //! | `apply` | what each event does to it, and which events cannot follow |
 //! | `members`, `leases`, `rounds` | the same by topic |
-//! | `rule` | what a ledger holds a run to under its closing rule |
+//! | `rule` | the limits of each closing rule, which a run's ledger must keep |
 //! | `checkpoint` | states that are kept as objects, and what a state knows of them |
 //! | `form` | the bytes of such an object |
 //! | `error` | why an event cannot follow |

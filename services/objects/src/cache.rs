@@ -5,9 +5,9 @@
 //! <folder>/objects/<ab>/<64 hex>      an object
 //! <folder>/objects/<ab>/.part-…       being written; renamed when whole, swept when abandoned
 //! ```
-//! A file's modification time is the time of its last use. Above the limit, the file that was unused
-//! for longest is removed first. Every read hashes the file: a damaged one is removed and reported
-//! as absent. Calls block; use them off the async threads.
+//! A file's modification time is the time of its last use. Above the limit, the file that was
+//! unused for longest is removed first. Every read hashes the file: a damaged one is removed and
+//! reported as absent. Calls block; use them off the async threads.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
