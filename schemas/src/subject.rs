@@ -163,7 +163,7 @@ const OTHERS_BETWEEN: &[Row] = &[
         reply: Some(message_name!(Done)),
         publishers: &[Role::Worker],
         subscribers: &[Role::Recorder],
-        purpose: "a worker's signed events, to who checks them",
+        purpose: "a worker's signed events, to the audit service",
     },
     Row {
         lane: Lane::Record,

@@ -58,16 +58,16 @@ impl Class {
     pub const fn what_programs_do(self) -> &'static str {
         match self {
             Self::Away => {
-                "Programs that run ask again soon and keep what they have: it may be over at any moment. Nobody's unit or \
-                 result is blamed. A program that only starts, and a command, end with it."
+                "Running programs ask again soon and keep their state: the cause may end at any moment. Nobody's unit or \
+                 result is blamed. A program that is still starting, and a command, end with the code."
             }
             Self::Busy => {
-                "Programs that run ask again, each time after a longer pause, and keep what they have. Nobody's unit or \
-                 result is blamed. A program that only starts, and a command, end with it."
+                "Running programs ask again, each time after a longer pause, and keep their state. Nobody's unit or \
+                 result is blamed. A program that is still starting, and a command, end with the code."
             }
             Self::NotNow => {
-                "Nothing is wrong and nothing is recorded against anybody. Workers wait or end in order; a command says it and \
-                 ends."
+                "Nothing is wrong and nothing is recorded against anybody. Workers wait or end in order; a command prints \
+                 the code and ends."
             }
             Self::LostLease => {
                 "The worker stops the unit at once, releases nothing, and claims another."
@@ -77,8 +77,8 @@ impl Class {
                 "The program ends, or does not start: trying again changes nothing until a person has changed something."
             }
             Self::Evidence => {
-                "It is recorded and said aloud. What it is about is not used and not repeated; a run or a service that \
-                 stands on it stops."
+                "The finding is recorded and reported. The message or document that it concerns is not used, and the \
+                 request is not repeated; a run or a service that depends on it stops."
             }
             Self::Final => {
                 "The request, the object or the unit counts as failed and is not repeated as it is. Other work goes on; \

@@ -73,28 +73,28 @@ macro_rules! metrics_table {
 }
 
 metrics_table! {
-    REQUESTS = "diloco_requests_total", Counter, &["request", "outcome"], "coordinator", "Requests that were answered, by verb and by what came of them: `done`, or the class of the code of the refusal.";
+    REQUESTS = "diloco_requests_total", Counter, &["request", "outcome"], "coordinator", "Requests that were answered, by verb and by outcome: `done`, or the class of the refusal's code.";
     REQUEST_SECONDS = "diloco_request_seconds", Histogram, &["request"], "coordinator", "Time from a request's arrival to its answer, in seconds; a claim is held open until there is work.";
     EFFECTS = "diloco_effects_total", Counter, &["effect"], "coordinator", "Effects that the core asked for, by kind.";
-    EFFECT_SECONDS = "diloco_effect_seconds", Histogram, &["effect"], "coordinator", "Time that an effect held the decision loop, in seconds. What runs beside the loop is not in it.";
+    EFFECT_SECONDS = "diloco_effect_seconds", Histogram, &["effect"], "coordinator", "Time that an effect held the decision loop, in seconds. Work beside the loop is not counted.";
     DECISION_SECONDS = "diloco_decision_seconds", Histogram, &["input"], "coordinator", "Time that the core took to decide about one input, in seconds.";
     APPEND_SECONDS = "diloco_ledger_append_seconds", Histogram, &[], "coordinator", "Time until the broker acknowledged an append to the ledger, in seconds.";
     ARRIVALS_WAITING = "diloco_arrivals_waiting", Gauge, &[], "coordinator", "Messages and results that wait for the decision loop.";
-    WORKER_TOKENS = "diloco_worker_tokens_total", Counter, &["run", "worker"], "coordinator", "Tokens that a worker's process has trained on, by its last heartbeat, as all numbers of workers.";
+    WORKER_TOKENS = "diloco_worker_tokens_total", Counter, &["run", "worker"], "coordinator", "Tokens that a worker's process has trained on. Like all numbers of workers, this comes from the worker's last heartbeat.";
     WORKER_SPEED = "diloco_worker_tokens_per_second", Gauge, &["run", "worker"], "coordinator", "A worker's recent speed.";
     WORKER_LOSS = "diloco_worker_loss", Gauge, &["run", "worker"], "coordinator", "The loss of a worker's last inner step, in nats a token.";
     WORKER_STEPS = "diloco_worker_steps", Gauge, &["run", "worker"], "coordinator", "Inner steps done on the lease that a worker holds.";
     WORKER_BYTES = "diloco_worker_bytes_total", Counter, &["run", "worker", "way"], "coordinator", "Bytes of objects that a worker's process has moved, `up` and `down`.";
     WORKER_LANE_SECONDS = "diloco_worker_lane_seconds_total", Counter, &["run", "worker", "lane"], "coordinator", "Time that a worker's process has spent, in seconds, by lane: `fetch`, `train`, `encode`, `upload`. Lanes may run beside each other.";
-    WORKER_TRANSFER_FAILURES = "diloco_worker_transfer_failures_total", Counter, &["run", "worker"], "coordinator", "Attempts at a transfer that failed in a worker's process; most of them were made again.";
+    WORKER_TRANSFER_FAILURES = "diloco_worker_transfer_failures_total", Counter, &["run", "worker"], "coordinator", "Attempts at a transfer that failed in a worker's process; most transfers are then tried again.";
     WORKER_DEVICE_MEMORY = "diloco_worker_device_memory_bytes", Gauge, &["run", "worker"], "coordinator", "Memory of a worker's CUDA device that its trainer holds; absent where it computes on the processor.";
-    WORKERS_NOT_SHOWN = "diloco_workers_not_shown", Gauge, &[], "coordinator", "Workers whose numbers are left out, since 512 others are shown already; at most as many again are counted.";
+    WORKERS_NOT_SHOWN = "diloco_workers_not_shown", Gauge, &[], "coordinator", "Workers whose numbers are not shown, since 512 others are shown already; at most 512 such workers are counted.";
     STORE_REQUESTS = "diloco_store_requests_total", Counter, &["method", "status"], "store", "Requests that were answered, by HTTP method and status.";
     STORE_REQUEST_SECONDS = "diloco_store_request_seconds", Histogram, &["method"], "store", "Time from a request's head to the head of its answer, in seconds.";
     STORE_CONNECTIONS = "diloco_store_connections", Gauge, &[], "store", "Connections that are open.";
-    AUDIT_EVENTS = "diloco_audit_events_total", Counter, &["outcome"], "audit", "Events that workers handed in: `done`, or the class of the code of the refusal.";
+    AUDIT_EVENTS = "diloco_audit_events_total", Counter, &["outcome"], "audit", "Events that workers handed in, by outcome: `done`, or the class of the refusal's code.";
     AUDIT_EVENT_SECONDS = "diloco_audit_event_seconds", Histogram, &[], "audit", "Time from an event's arrival to its answer, in seconds.";
-    AUDIT_KEPT = "diloco_audit_kept_messages", Gauge, &[], "audit", "Messages of stream AUDIT that were checked and lie in the files.";
+    AUDIT_KEPT = "diloco_audit_kept_messages", Gauge, &[], "audit", "Messages of stream AUDIT that were checked and are in the audit files.";
     AUDIT_PENDING = "diloco_audit_pending_messages", Gauge, &[], "audit", "Messages of stream AUDIT that wait to be checked.";
 }
 
@@ -208,7 +208,7 @@ pub fn reference() -> String {
          metrics.listen=127.0.0.1:9464`, or `DILOCO_METRICS__LISTEN`); the systemd units of `deploy/` set one. There\n\
          `/metrics` gives the numbers below in the text form of Prometheus, and `/ready` answers 200 while the service can\n\
          be used, else 503. Workers listen nowhere: their numbers come with their heartbeats, and the coordinator gives those of\n\
-         the workers that it heard within a minute; `diloctl watch` shows what they come to.\n\n\
+         the workers that it heard within a minute; `diloctl run watch` shows what they come to.\n\n\
          | name | kind | labels | service | what it says |\n| --- | --- | --- | --- | --- |\n",
     );
     for metric in TABLE {
