@@ -71,7 +71,7 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
         rows.push(fast.reach(Reach::AtLeast(1.9)).note(match ours[0].bf16 {
             Some(_) => "bf16 here",
             None => {
-                "fp32 here: the gain is that of bf16, for which this processor has no instructions"
+                "fp32 is the default here; bf16 would bring the gain, but this processor has no instructions for it"
             }
         }));
     }

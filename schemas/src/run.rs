@@ -38,8 +38,9 @@ pub struct RunSpec {
     pub upload: Codec,
     /// The encoding of global weights.
     pub download: Codec,
-    /// True if a worker adds to a contribution the part that the codec took from its last one that
-    /// counted. Left out of the message when false, so that older settings keep their digest.
+    /// True if a worker adds its residual to a contribution: the part that the codec took from the
+    /// worker's last contribution that counted. Left out of the message when false, so that older
+    /// settings keep their digest.
     #[serde(default, skip_serializing_if = "is_false")]
     pub error_feedback: bool,
     /// Rules for workers and leases.
@@ -175,7 +176,7 @@ pub enum Closing {
 }
 
 impl Closing {
-    /// True for the rule that applies to settings without one.
+    /// True for the oldest rule, which settings without a rule follow.
     pub const fn is_all(&self) -> bool {
         matches!(self, Self::All)
     }
@@ -288,11 +289,11 @@ impl RunSpec {
         self.model.initial.count() + usize::from(self.model.initial.listed().is_some())
     }
 
-    /// True if an uploaded object of a contribution may have this length: that of a chunk of the
-    /// initial weights in the upload codec. The chunks' lengths were compared with the layout when
-    /// the run was created. In a run with lists, the length of the list is allowed too, and any
-    /// length up to that of the largest chunk: the check of the result then reads the list, and is
-    /// exact.
+    /// True if an object that a worker uploads for a contribution may have this length. A chunk has
+    /// the length of one of the initial weights' chunks in the upload codec. The chunks' lengths
+    /// were compared with the layout when the run was created. In a run with lists, the length of
+    /// the list is allowed too, and any length up to that of the largest chunk: the check of the
+    /// result then reads the list, and is exact.
     pub fn is_upload_length(&self, bytes: Bytes) -> bool {
         let encoded = |elements| self.upload.kind.encoded_bytes(elements);
         match &self.model.initial {

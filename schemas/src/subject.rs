@@ -98,7 +98,7 @@ impl Lane {
         }
     }
 
-    /// True if it crosses between tenants' accounts and another.
+    /// True if the lane's messages cross from a tenant's account to another account, or back.
     pub const fn crosses_accounts(self) -> bool {
         matches!(
             self,

@@ -78,8 +78,8 @@ pub(crate) fn wait_for(child: &mut Child, patience: Duration) -> Result<Option<E
     Ok(None)
 }
 
-/// Sends SIGINT, which the child also gets at a terminal and handles, and kills it if it does not
-/// end.
+/// Sends SIGINT, and kills the child if it does not end. At a terminal the child gets the signal
+/// from the terminal too, and handles both.
 fn end(child: &mut Child) -> Result<()> {
     let id = libc::pid_t::try_from(child.id()).context("a process id fits")?;
     // SAFETY: the child was not collected yet, so the id is its own.

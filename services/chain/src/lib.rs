@@ -1,6 +1,6 @@
 //! Signed, numbered, hashed events: one writer and one reader for the coordinator's ledger,
-//! workers' accounts of themselves, and the auditors of both. No I/O and no private key: a shell
-//! stores the bytes, and crate `identity` signs them.
+//! workers' own events, and the auditors of both. No I/O and no private key: a shell stores the
+//! bytes, and crate `identity` signs them.
 //!
 //! An event is a body, encoded once; its key, its signature over that body, and the body itself are
 //! sent and stored. Each body names its position in its emitter's chain and the digest of the body
@@ -9,10 +9,10 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `signature` | which bytes are signed, and the check of a signature |
-//! | `tabled` | the same check for a key that signs many, twice as fast |
+//! | `tabled` | the same check for a key that signs many events, twice as fast |
 //! | `end` | the end of a chain: writing the next event, and the relation of an event to the chain
 //!   |
-//! | `history` | everything that a chain has had so far: copies, forks and gaps told apart |
+//! | `history` | the events of a chain so far; tells copies, forks and gaps apart |
 //! | `entry` | a stored message, opened: its signature checked, its body decoded |
 //! | `proof` | what a message of the ledger is by itself, for many cores |
 //! | `reader` | one chain, followed strictly: the ledger as coordinators read it |

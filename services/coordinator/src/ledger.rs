@@ -173,7 +173,7 @@ impl Ledger {
         }
         let foreign = self.foreign - before;
         if foreign > FOREIGN_NAMED_MAX {
-            tracing::warn!(code = %Code::ForeignMessage, count = foreign, "foreign messages in the ledger were passed over");
+            tracing::warn!(code = %Code::ForeignMessage, count = foreign, "foreign messages in the ledger were skipped");
         }
         Ok(())
     }
@@ -222,7 +222,7 @@ impl Ledger {
         self.stream_sequence = stream;
         self.foreign += 1;
         if self.foreign <= FOREIGN_NAMED_MAX {
-            tracing::warn!(code = %Code::ForeignMessage, stream, reason, "a foreign message in the ledger was passed over");
+            tracing::warn!(code = %Code::ForeignMessage, stream, reason, "a foreign message in the ledger was skipped");
         }
     }
 }

@@ -47,14 +47,14 @@ const CLOCK_EXCHANGE_MAX: Duration = Duration::from_secs(5);
 /// Give up an upload after this many "no room" answers. Space held by uploads in progress frees up
 /// in moments; anything else needs an operator, so report it instead of retrying.
 const FULL_ANSWERS_MAX: u32 = 4;
-/// Give up after this many refusals for good: the first may be due to a URL that was damaged on its
-/// way, and one that another grant replaces.
+/// Give up after this many refusals for good. One alone may be due to a URL that was damaged on its
+/// way; then the next URL works.
 const REFUSED_FOR_GOOD_MAX: u32 = 2;
 
 /// Grants another URL when one was refused, has expired, or may have been used.
 #[async_trait]
 pub trait Regrant: Send + Sync {
-    /// Another grant for `digest`; without an action when the store has the object by now.
+    /// Another grant for `digest`. It holds no action if the store has the object by now.
     ///
     /// # Errors
     /// The refusal. [`Code::NoAnswer`], [`Code::Draining`] and [`Code::AskedTooMuch`] are asked
@@ -62,7 +62,7 @@ pub trait Regrant: Send + Sync {
     async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal>;
 }
 
-/// The good end of an upload.
+/// The outcome of a successful upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
     /// These bytes were sent and accepted.
@@ -334,7 +334,7 @@ impl Transfer {
                 Going::Slowly(slow) => teller.tell(slow),
                 Going::Silent(silence) => {
                     let text = format!(
-                        "nothing moved for {} s, {counted} of {bytes} bytes had",
+                        "nothing moved for {} s after {counted} of {bytes} bytes",
                         silence.as_secs()
                     );
                     return Err(Reason::stalled(text));

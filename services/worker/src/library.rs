@@ -86,7 +86,7 @@ impl Library {
             .buffered(TRANSFERS_MAX)
     }
 
-    /// The chunks: those that are named, or those in the list that is named.
+    /// The chunks that are named, one by one or by their list.
     ///
     /// # Errors
     /// The list cannot be fetched, or does not fit the chunks' totals.
@@ -182,7 +182,7 @@ impl Library {
             .await
             .ok()?;
         got.unwrap_or_else(|error| {
-            tracing::warn!(code = %error.code(), %error, "the cache is passed over");
+            tracing::warn!(code = %error.code(), %error, "the cache is not used");
             None
         })
     }
@@ -191,7 +191,7 @@ impl Library {
         let cache = Arc::clone(&self.cache);
         let put = tokio::task::spawn_blocking(move || cache.put(digest, &bytes)).await;
         if let Ok(Err(error)) = put {
-            tracing::warn!(code = %error.code(), %error, "an object is not kept");
+            tracing::warn!(code = %error.code(), %error, "an object is not kept in the cache");
         }
     }
 }

@@ -151,8 +151,8 @@ fn check_binding(manifest: &Manifest, spec_digest: Digest) -> Result<(), Refusal
     Ok(())
 }
 
-/// Checks that the work is the one that the settings give the unit: another number of steps would
-/// be counted as theirs.
+/// Checks that the work is what the settings give the unit: the coordinator counts the steps in the
+/// settings, and not those that were done.
 fn check_work(manifest: &Manifest, spec: &RunSpec) -> Result<(), Refusal> {
     let unit = manifest.lease.unit;
     let (rounds, units) = (spec.schedule.rounds, spec.schedule.units);
@@ -174,7 +174,7 @@ fn check_work(manifest: &Manifest, spec: &RunSpec) -> Result<(), Refusal> {
             }
             if steps_before.get().saturating_add(steps.get()) > spec.inner_steps_total().get() {
                 return Err(invalid(format!(
-                    "step {steps_before} and on, the run has {}",
+                    "the unit begins at step {steps_before}, too late for the {} steps of the run",
                     spec.inner_steps_total()
                 )));
             }
@@ -192,7 +192,7 @@ fn check_work(manifest: &Manifest, spec: &RunSpec) -> Result<(), Refusal> {
             }
             (shards, unit.round.get() <= rounds)
         }
-        _ => return Err(invalid(format!("the work is none of unit {unit}"))),
+        _ => return Err(invalid(format!("the work does not fit unit {unit}"))),
     };
     if !known {
         return Err(invalid(format!("the run has no unit {unit}")));
@@ -260,8 +260,8 @@ fn check_base(base: &Weights, lease: LeaseRef, spec: &RunSpec) -> Result<(), Ref
     Ok(())
 }
 
-/// The refusal for a document outside its window: a clock is off, by this much, and nothing is
-/// wrong with the keys.
+/// The refusal for a document outside its window. It blames a clock, and says by how much the clock
+/// is off; the keys are in order.
 fn untimely(manifest: &Manifest, now: UnixMillis, error: &JwsError) -> Refusal {
     let seconds = now.get() / 1000;
     let off = if seconds < manifest.nbf {

@@ -465,7 +465,8 @@ impl Cluster {
         }
     }
 
-    /// Replays the record of the run, in which every event must verify; gives what was printed.
+    /// Replays the run with `diloctl audit replay`, where every event must verify, and returns the
+    /// output.
     ///
     /// # Panics
     /// It does not verify.
@@ -494,7 +495,7 @@ impl Cluster {
         .await
     }
 
-    /// As [`Cluster::diloctl`], for commands that must succeed; gives what it printed.
+    /// As [`Cluster::diloctl`], for commands that must succeed. Returns the output.
     ///
     /// # Panics
     /// It fails.

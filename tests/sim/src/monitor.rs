@@ -39,7 +39,7 @@ pub struct Counts {
     pub saved: u64,
     /// Refused requests that were recorded.
     pub denied: u64,
-    /// Parts of seals that others followed.
+    /// Parts of seals, without the last part of each.
     pub parts: u64,
 }
 

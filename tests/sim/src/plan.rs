@@ -93,7 +93,7 @@ pub(crate) fn run_id() -> RunId {
     "sim".parse().expect("a valid name")
 }
 
-/// Workers are numbered from 0, the places of a simulation as `usize`.
+/// The number of a worker, from its place in the simulation.
 fn number(worker: usize) -> u32 {
     u32::try_from(worker).expect("a handful of workers")
 }

@@ -24,8 +24,8 @@ const OF_THE_SWITCH: &[&str] = &[
     "E0015", "E0373", "E0382", "E0493", "E0499", "E0502", "E0505", "E0506", "E0515", "E0521",
     "E0597", "E0658", "E0700", "E0716",
 ];
-/// Code of the error for a `match` that does not cover a case: an arm with a switch covers nothing
-/// for sure.
+/// Code of the error for a `match` that does not cover a case: the compiler does not count an arm
+/// with a switch as covering its case.
 const NOT_EXHAUSTIVE: &str = "E0004";
 /// The root files of a crate, below its `src`.
 const ROOTS: &[&str] = &["lib.rs", "main.rs"];

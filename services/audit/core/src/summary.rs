@@ -69,7 +69,7 @@ pub struct ForeignMessage {
     pub reason: String,
 }
 
-/// Faults in the account of one worker.
+/// Faults in the events of one worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FaultyWorker {
     /// The run under which it spoke, by the subject.
@@ -158,7 +158,7 @@ impl Tally {
         }
     }
 
-    /// Counts a finding against the worker whose account it belongs to.
+    /// Counts a finding against the worker whose events it concerns.
     pub(crate) fn blame(&mut self, run: &RunId, worker: &WorkerId, found: &Found) {
         if found.is_evidence() || !found.finding.is_evidence() {
             return;

@@ -15,7 +15,7 @@ use schemas::{Message as _, WorkerId};
 
 use crate::scribe::{Said, Scribe, run};
 
-/// Time between two looks for more of the copy.
+/// The pause between two checks for new messages in the copy.
 const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(20);
 
 pub(crate) struct Broker {
@@ -70,7 +70,7 @@ impl Broker {
         self.server.restart().await;
     }
 
-    /// A path in its folder.
+    /// A path in the domain's folder.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.server.folder().join(name)
     }

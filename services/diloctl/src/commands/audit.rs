@@ -172,8 +172,8 @@ fn good_verdict(summary: &Summary) -> String {
     };
     match summary.foreign {
         0 => verdict,
-        1 => format!("{verdict}; 1 foreign message was passed over"),
-        count => format!("{verdict}; {count} foreign messages were passed over"),
+        1 => format!("{verdict}; 1 foreign message was skipped"),
+        count => format!("{verdict}; {count} foreign messages were skipped"),
     }
 }
 

@@ -50,7 +50,7 @@ impl Held {
             .name("log".to_owned())
             .spawn(telling)
         {
-            tracing::warn!(%error, "no thread that tells how many lines were held back; the end of the process will");
+            tracing::warn!(%error, "no thread for the counts of lines that were held back; they are logged when the process ends");
         }
     }
 

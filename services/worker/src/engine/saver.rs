@@ -1,11 +1,11 @@
 //! The lane that writes inner states to disk while training goes on.
 //!
-//! The training thread copies a state and puts it into the mailbox; a thread of its own writes it,
-//! beside inner steps and not beside the sync before them, which needs the same disk and processor.
-//! One state is written at a time, and at most one a second: a state is only worth the steps since
-//! the one before, and each write delays all processes that share the disk. A newer state replaces
-//! one that still waits, so that a slow disk costs two copies of the state, and never a pause of
-//! training.
+//! The training thread copies a state and puts it into the mailbox. A second thread writes it to
+//! disk while the next inner steps run, and not during the sync before them, which needs the same
+//! disk and processor. One state is written at a time, and at most one a second: a new state saves
+//! only the steps since the last one, and each write delays all processes that share the disk. A
+//! newer state replaces one that still waits, so that a slow disk costs two copies of the state,
+//! and never a pause of training.
 //!
 //! A residual of error feedback is written after the state of its moment, and not at all if a
 //! contribution with it was sent meanwhile ([`Saver::withdraw`]).
@@ -27,7 +27,7 @@ use super::session::Session;
 
 /// Least time from the start of one write to the start of the next, except at the end.
 const WRITE_INTERVAL_MIN: Duration = Duration::from_secs(1);
-/// Longest wait of a state that is kept between two units for the steps of the next unit.
+/// Longest time that a state copied between two units waits for the next unit's steps to begin.
 const STEPS_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// The lane, as the training thread sees it. Dropping it first writes the kept state, however the
@@ -43,7 +43,8 @@ pub(super) struct Saver {
 struct Mailbox {
     slot: Mutex<Slot>,
     changed: Condvar,
-    /// Number of withdrawals of a residual. Locked while one is put in its place or removed.
+    /// The number of withdrawals of a residual. Locked while a residual's file is put in place or
+    /// removed.
     withdrawals: Mutex<u64>,
 }
 

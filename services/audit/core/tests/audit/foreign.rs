@@ -8,7 +8,7 @@ use crate::log::{DOMAIN, Log, Member, PLAN, audit, put, renumber, run, signed};
 
 pub(crate) type Spoil = fn(&mut Record);
 
-/// Changes after which no emitter with a chain there has signed the message.
+/// Changes that make a message foreign: after each, no emitter with a chain there has signed it.
 pub(crate) const SPOILS: [(&str, Spoil); 7] = [
     ("bad-signature", |record| {
         let mut event = signed(record);

@@ -188,8 +188,8 @@ impl RunRoom<'_> {
         self.live.fruitless.remove(&worker);
         let uploads = self.live.end_lease(&lease.unit).uploads;
         if let Some(unused) = self.live.unused.get_mut(&worker) {
-            // The other uploads of the lease came to nothing, like all uploads of a lease without a
-            // result.
+            // The other uploads of the lease stay counted as unused, like all uploads of a lease
+            // without a result.
             unused.used(uploads.intersection(&named).count());
         }
         // After a restart only the result says what was uploaded.

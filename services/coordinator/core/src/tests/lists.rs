@@ -284,7 +284,8 @@ fn what_a_list_holds_counts_as_named() {
         swept.contains(&object("of an earlier life").digest),
         "after a restart only the check tells what a list held"
     );
-    // One upload of four came to nothing: of the twelve that may, eleven are left.
+    // Uploads of one object failed: of the twelve uploads that the worker may make, eleven are
+    // left.
     let lease = world.lease(1);
     for n in 0..11 {
         let reply = put(&mut world, lease, upload(&format!("again {n}")));

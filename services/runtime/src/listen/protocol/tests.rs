@@ -57,7 +57,7 @@ fn what_strangers_choose_ends_nothing() {
         read([&bytes[..]]),
         Ok(vec![message("a.\u{fffd}\u{fffd}", None, b"hi"), after])
     );
-    // The reply subject is none that an answer could be sent to.
+    // No answer could be sent to this reply subject.
     let bytes = b"MSG a 1 _INBOX.\xff 2\r\nhi\r\nPING\r\n";
     assert_eq!(
         read([&bytes[..]]),

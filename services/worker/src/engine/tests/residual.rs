@@ -1,5 +1,5 @@
-//! Tests of the residual through the engine: the effect of each end on it, and that no end of the
-//! process sends it twice.
+//! Tests of the residual through the engine: the effect on it of each end of a unit, and of a death
+//! of the process, after which it must not be sent twice.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;

@@ -89,7 +89,7 @@ fn evaluations_are_of_as_many_sequences_as_the_settings_say() {
     });
     assert_eq!(
         other,
-        Err("the work is none of unit 1/evaluate-0".to_owned())
+        Err("the work does not fit unit 1/evaluate-0".to_owned())
     );
 }
 
