@@ -42,8 +42,8 @@ impl CommandListener {
     async fn hear(self, mut subscription: Subscription, inputs: mpsc::Sender<Input>) {
         loop {
             let input = match subscription.next().await {
-                // An answer that somebody had sent here is for nobody here, and says nothing about
-                // the coordinator.
+                // A stranger can have the answer to its own question sent here. Such an answer is
+                // dropped, and says nothing about the coordinator.
                 Ok(Some(message)) if is_answer(&message.payload) => {
                     tracing::debug!(code = %Code::AnswerForeign, "an answer where commands are heard");
                     continue;

@@ -46,7 +46,7 @@ pub struct WorkerSection {
     /// Trust bundle: the keys that leases and commands may be signed with.
     pub trust: PathBuf,
     /// Folder for state that must survive a restart: optimizer state and the end of the chain of
-    /// events. One worker each.
+    /// events. Each worker needs a folder of its own.
     pub state: PathBuf,
 }
 

@@ -78,7 +78,7 @@ mod tests {
     #[tokio::test]
     async fn a_save_goes_on_when_the_time_of_the_last_events_is_over() {
         let (over, waits) = mpsc::sync_channel::<()>(1);
-        // Ends when the other side is dropped, as happens to events that are given up.
+        // The thread ends when the sender is dropped, as with events that are given up.
         let training = std::thread::spawn(move || assert!(waits.recv().is_err()));
         let never = async move {
             let _over = over;

@@ -7,7 +7,7 @@ use runtime::{Bus, BusConfig, clock};
 use schemas::Code;
 use schemas::subject::WORK_STREAM;
 
-/// Connects as the provisioner of the account that holds offers and buckets.
+/// Connects as the provisioner of the account that holds the offers.
 async fn provisioner(machine: &Machine) -> jetstream::Context {
     let endpoints = std::fs::read_to_string(machine.path("d/endpoints.toml")).unwrap();
     let url = endpoints

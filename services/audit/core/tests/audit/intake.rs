@@ -283,7 +283,7 @@ fn a_flood_is_bounded_by_worker_before_anything_is_parsed_and_ends_by_itself() {
     let mut other = Member::new(2);
     intake.enrol(enrolment(&other));
     let own = subject(&member, "stopped");
-    // Signed or not, in numbers or by length: there is a limit.
+    // Messages have a limit by number and by length, signed or not.
     let event = stopped(&mut member).encode();
     for payload in [vec![7], event.clone(), vec![7; 200_000]] {
         let (mut intake, count) = (Intake::new(DOMAIN), FLOOD);

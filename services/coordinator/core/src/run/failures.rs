@@ -15,8 +15,8 @@ use crate::turn::Turn;
 /// A unit that every present worker failed halts the run after this many failures: a single worker
 /// gets some tries, since a machine may be out of memory for a moment.
 const UNIT_FAILURES_MIN: u32 = 4;
-/// Failures of all workers together, without a result in between, from which on the run shows the
-/// last one.
+/// From this many failures in a row on, of any workers and without a result in between, the run
+/// shows the last failure.
 const FAILED_IN_A_ROW_MIN: u32 = 2;
 /// Most failures that a reason names, since it is one line on a terminal.
 const NAMED_MAX: usize = 3;

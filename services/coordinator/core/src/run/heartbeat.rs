@@ -17,8 +17,8 @@ use crate::run::members::{check_member, check_steps};
 use crate::run::results::check_loss;
 use crate::turn::{Denied, Turn};
 
-/// Time by which a process may claim to have worked for longer than its run exists; clocks differ
-/// by less.
+/// A process may claim to have worked for this much longer than its run exists, since clocks
+/// differ; they differ by less.
 const COUNTING_MARGIN: Millis = Millis::from_secs(60);
 
 /// The outcome of a heartbeat.
