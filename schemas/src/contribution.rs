@@ -67,7 +67,8 @@ pub enum Outcome {
     Evaluation(Evaluation),
 }
 
-/// An outer gradient: base minus local, in the layout's order, encoded by chunk.
+/// A contribution (the paper's outer gradient): base minus local, in the layout's order, encoded by
+/// chunk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Contribution {

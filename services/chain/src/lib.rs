@@ -8,13 +8,12 @@
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `signature` | which bytes are signed, and the check of a signature |
+//! | `signature` | the bytes that are signed, and the check of a signature |
 //! | `tabled` | the same check for a key that signs many events, twice as fast |
-//! | `end` | the end of a chain: writing the next event, and the relation of an event to the chain
-//!   |
+//! | `end` | the end of a chain: makes the next event, and relates an event to the chain |
 //! | `history` | the events of a chain so far; tells copies, forks and gaps apart |
 //! | `entry` | a stored message, opened: its signature checked, its body decoded |
-//! | `proof` | what a message of the ledger is by itself, for many cores |
+//! | `proof` | the checks of a ledger message by itself, which run on many cores |
 //! | `reader` | one chain, followed strictly: the ledger as coordinators read it |
 
 mod end;

@@ -18,7 +18,7 @@ use crate::CodecError;
 use crate::codec::{self, Part, check, encoded_bytes};
 use crate::vectors::Vectors;
 
-/// One chunk of a screened contribution: an outer gradient, base minus local.
+/// One chunk of a screened contribution: base minus local.
 #[derive(Clone, Copy, Debug)]
 pub struct ContributionChunk<'a> {
     /// Its share in the mean: the tokens that it was trained on, or another weight that the run

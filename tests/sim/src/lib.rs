@@ -12,7 +12,7 @@
 //! | `checkpoint` | the ledger's state as an object, and starts from it |
 //! | `queue` | the JetStream work queue with its redeliveries and losses |
 //! | `store` | objects by digest, and the merge as a reference model on digests |
-//! | `monitor` | what must hold after every event, read from the ledger without the core's own fold |
+//! | `monitor` | invariants after every event, from the ledger without the core's own fold |
 //!
 //! While faults last anything may fail; after that nothing does, and the run must end. [`simulate`]
 //! panics when something does not hold; print the seed before calling it.

@@ -11,10 +11,10 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `record` | one message of the stream |
-//! | `examine` | a record by itself: who signed it, what it says, where it stands |
+//! | `examine` | a record by itself: its signer, its content and its position |
 //! | `check` | the auditor: examined records in their order, and the fold of the ledger |
-//! | `emitter` | one emitter's chain: what is wrong with it is a finding |
-//! | `finding` | what can be wrong |
+//! | `emitter` | one emitter's chain, whose faults become findings |
+//! | `finding` | the faults that the auditor finds |
 //! | `intake` | checks of workers' events before they are recorded |
 //! | `verdict` | verdicts on single records |
 //! | `timeline` | an event as a line for people |

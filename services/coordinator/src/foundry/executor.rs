@@ -1,6 +1,6 @@
-//! The merge executor of one run: a task that holds the run's weights and does one task on them at
-//! a time. It may lose them at any moment without harm: everything since the last full snapshot can
-//! be done again from objects.
+//! The merge executor of one run: an async task that holds the run's weights and does one order on
+//! them at a time. It may lose the weights at any moment without harm: everything since the last
+//! full snapshot can be done again from objects.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use super::weights::{Input, Part, Step, Stepped, Weights};
 use crate::guard::answered;
 use crate::store::Store;
 
-/// Work that waits for an executor: the core asks for one task at a time, and a save beside it.
+/// Orders that wait for an executor: the core gives one order at a time, and a save beside it.
 const WORK_MAX: usize = 8;
 
-/// A task on the weights.
+/// An order on the weights.
 #[derive(Debug)]
 pub(super) enum Work {
     Restore {

@@ -71,7 +71,7 @@ pub(crate) struct LiveRun {
 pub(crate) struct Foundry {
     /// True when it holds the weights of the newest round.
     pub(crate) restored: bool,
-    /// Its unfinished task on the weights.
+    /// Its unfinished order on the weights.
     pub(crate) task: Option<Task>,
     /// The round of its unfinished save.
     pub(crate) saving: Option<Round>,
@@ -89,7 +89,7 @@ pub(crate) struct Foundry {
     pub(crate) halted: Option<Refusal>,
 }
 
-/// A task of the foundry on a run's weights.
+/// An order to the foundry on a run's weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Task {
     Restore,
@@ -274,13 +274,13 @@ impl LiveRun {
 const WATCHED: &str = "every lease that is held is watched";
 
 impl Foundry {
-    /// The last task succeeded.
+    /// The last order succeeded.
     pub(crate) fn succeeded(&mut self) {
         self.failures = 0;
         self.trouble = None;
     }
 
-    /// True when the answer is for the task under way; any other answer changes nothing.
+    /// True when the answer is for the order under way; any other answer changes nothing.
     pub(crate) fn finishes(&mut self, task: Task) -> bool {
         let asked = self.task == Some(task);
         if asked {

@@ -71,7 +71,7 @@ pub(crate) fn open_view(name: &RunId, run: &Run, live: &LiveRun, now: UnixMillis
 }
 
 /// The problem that holds a run up, if it passes by itself or when another worker starts: too few
-/// or no workers, a task that the foundry tries again, a unit that fails.
+/// or no workers, an order that the foundry tries again, a unit that fails.
 fn trouble(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
     let (present, least) = (run.present(), run.spec.policy.workers_min);
     if let Some(deserted) = deserted(run, live, now) {
