@@ -64,7 +64,7 @@ pub(crate) async fn forward(
         if is_nobodys(&message, &heard) {
             // Nobody knows who sent this, not even if its subject carries a name, so nothing is
             // held against anybody.
-            tracing::warn!(code = %Code::AnswerForeign, lane = listener.filter(), "neither a request nor a heartbeat: an answer that was sent here, or what wants none");
+            tracing::warn!(code = %Code::AnswerForeign, lane = listener.filter(), "neither a request nor a heartbeat: an answer that was sent here, or a message that wants no answer");
             continue;
         }
         let reply = ReplyTo::read(&message);

@@ -67,7 +67,7 @@ impl Peers {
         {
             self.warned = Some(Instant::now());
             let connections = held;
-            tracing::warn!(%peer, connections, free, "a peer has its share of the connections and wants more");
+            tracing::warn!(%peer, connections, free, "a peer holds its share of the connections and opens more");
         }
         false
     }

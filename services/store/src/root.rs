@@ -178,7 +178,7 @@ impl Root {
             .saturating_add(self.free_bytes_min);
         if free < needed {
             let (code, kept_free) = (schemas::Code::StoreFull, self.free_bytes_min);
-            tracing::warn!(%code, free, kept_free, bytes, "an object finds no room beside what is to stay free");
+            tracing::warn!(%code, free, kept_free, bytes, "the store has no room for an object, since some space must stay free");
         }
         Ok((free >= needed).then_some(reservation))
     }
