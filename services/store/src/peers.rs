@@ -106,7 +106,6 @@ impl Peers {
     }
 }
 
-/// What counts as one peer: an IPv4 address, or the 64-bit network from which an IPv6 host chooses
 /// The unit that counts as one peer: an IPv4 address, or the 64-bit network from which an IPv6 host
 /// chooses its addresses.
 fn site(peer: IpAddr) -> IpAddr {
