@@ -6,6 +6,7 @@ mod checkpoint;
 mod control;
 mod denial;
 mod guards;
+mod heartbeat;
 mod lease;
 mod lists;
 mod membership;
