@@ -16,9 +16,6 @@ pub(crate) const ORDERS_MAX: usize = 16_384;
 /// The time after which one of them is forgotten: some 40 MB a day at worst, so one operator needs
 /// weeks to fill a ledger of 2 GiB.
 const ORDER_EVERY: Millis = Millis::from_secs(1);
-/// Operators whose orders are counted; above that, operators with no orders left to forget make
-/// room, which changes nothing for them.
-const OPERATORS_MAX: usize = 1024;
 
 impl Coordinator {
     /// Refuses an operator that may not have one more order written now. Nothing is spent yet.
@@ -52,7 +49,8 @@ impl Coordinator {
     /// An event that an operator caused is written.
     pub(crate) fn spend_order(&mut self, operator: &PublicKey) {
         let now = self.now;
-        if !self.orders.contains_key(operator) && self.orders.len() >= OPERATORS_MAX {
+        if !self.orders.contains_key(operator) {
+            // It takes the place of those with no order left to forget.
             self.orders
                 .retain(|_, orders: &mut Fading| orders.at(now, 1, ORDER_EVERY) > 0);
         }

@@ -12,6 +12,7 @@ mod lists;
 mod membership;
 mod object;
 mod order;
+mod over;
 mod property;
 mod repeat;
 mod round;

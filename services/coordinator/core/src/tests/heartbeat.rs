@@ -1,6 +1,9 @@
 //! Workers' reports of themselves.
 
 use schemas::event::LedgerEvent;
+use schemas::limits::{
+    DEVICE_MEMORY_MAX, SPEED_MAX, TRAFFIC_MAX, TRANSFER_FAILURES_PER_SECOND_MAX,
+};
 use schemas::member::Session;
 use schemas::public::CommandVerb;
 use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
@@ -179,4 +182,103 @@ fn bytes_of_a_worker_are_bounded_over_all_its_processes() {
         Bytes(500 << 30),
         "once is believed in the first minute, more is not"
     );
+}
+
+fn shown(world: &World) -> usize {
+    let heard = |effect: &&Effect| matches!(effect, Effect::Heard { .. });
+    world.seen.iter().filter(heard).count()
+}
+
+fn say(world: &mut World, heartbeat: Heartbeat) {
+    let peer = peer(1);
+    world.input(Input::Heartbeat { peer, heartbeat });
+}
+
+#[test]
+fn a_heartbeat_that_was_overtaken_is_not_shown() {
+    let numbers = WorkerNumbers {
+        fetch: Millis(5),
+        train: Millis(5),
+        encode: Millis(5),
+        upload: Millis(5),
+        transfer_failures: 5,
+        device_memory: Some(Bytes(5)),
+    };
+    let newest = Heartbeat {
+        tokens: Tokens(5),
+        bytes_up: Bytes(5),
+        bytes_down: Bytes(5),
+        numbers,
+        ..heartbeat()
+    };
+    type Change = fn(&mut Heartbeat);
+    let older: [(&str, Change); 8] = [
+        ("bytes up", |one| one.bytes_up = Bytes(4)),
+        ("bytes down", |one| one.bytes_down = Bytes(4)),
+        ("tokens", |one| one.tokens = Tokens(4)),
+        ("failures", |one| one.numbers.transfer_failures = 4),
+        ("fetch", |one| one.numbers.fetch = Millis(4)),
+        ("train", |one| one.numbers.train = Millis(4)),
+        ("encode", |one| one.numbers.encode = Millis(4)),
+        ("upload", |one| one.numbers.upload = Millis(4)),
+    ];
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    say(&mut world, newest.clone());
+    for (what, change) in older {
+        let mut one = newest.clone();
+        change(&mut one);
+        say(&mut world, one);
+        assert_eq!(shown(&world), 1, "{what}");
+    }
+    // Memory is no count: it may fall. And a process that did nothing since says the same again.
+    let mut one = newest.clone();
+    one.numbers.device_memory = Some(Bytes(4));
+    say(&mut world, one);
+    say(&mut world, newest);
+    assert_eq!(shown(&world), 3);
+}
+
+#[test]
+fn the_most_that_a_worker_can_have_done_is_believed() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    world.wait(Millis::from_secs(10));
+    // Ten seconds, and the margin for clocks.
+    let seconds = 70;
+    let span = Millis::from_secs(seconds);
+    let most = Heartbeat {
+        tokens: Tokens(SPEED_MAX as u64 * seconds),
+        tokens_per_second: SPEED_MAX,
+        bytes_up: Bytes(TRAFFIC_MAX.get() * seconds),
+        bytes_down: Bytes(TRAFFIC_MAX.get() * seconds),
+        numbers: WorkerNumbers {
+            fetch: span,
+            train: span,
+            encode: span,
+            upload: span,
+            transfer_failures: TRANSFER_FAILURES_PER_SECOND_MAX * seconds,
+            device_memory: Some(DEVICE_MEMORY_MAX),
+        },
+        ..heartbeat()
+    };
+    say(&mut world, most);
+    assert_eq!(shown(&world), 1);
+    assert_eq!(world.view().bytes_down.get(), TRAFFIC_MAX.get() * seconds);
+}
+
+#[test]
+fn bytes_are_counted_once_however_often_a_process_tells_its_sum() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    for part in 1..=4 {
+        let sum = Bytes(part * (150 << 30));
+        let heartbeat = Heartbeat {
+            bytes_up: sum,
+            bytes_down: sum,
+            ..heartbeat()
+        };
+        say(&mut world, heartbeat);
+        assert_eq!((shown(&world) as u64, world.view().bytes_down), (part, sum));
+    }
 }

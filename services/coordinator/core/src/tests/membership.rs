@@ -94,8 +94,14 @@ fn a_second_join_is_answered_and_writes_nothing_unless_something_changed() {
     assert_eq!(world.journal.len(), before);
     let mut moved = join_request(1);
     moved.device = "cuda:0".to_owned();
-    world.ask(peer(1), WorkerRequest::Join(moved));
+    world.ask(peer(1), WorkerRequest::Join(moved.clone()));
     assert_eq!(world.kinds(before), ["worker-joined"]);
+    // One more trainer than before, and one less.
+    moved.trainers.push(TrainerKind::Torch);
+    world.ask(peer(1), WorkerRequest::Join(moved.clone()));
+    moved.trainers.pop();
+    world.ask(peer(1), WorkerRequest::Join(moved));
+    assert_eq!(world.kinds(before), ["worker-joined"; 3]);
 }
 
 #[test]

@@ -66,6 +66,27 @@ fn a_run_goes_through_its_rounds_to_its_end() {
 }
 
 #[test]
+fn no_unit_is_offered_beyond_the_last_round() {
+    let mut last = spec("demo");
+    (last.schedule.rounds, last.schedule.units) = (1, 1);
+    let mut world = World::with_run(last);
+    world.join(1);
+    let held = world.lease(1);
+    world.submit(1, held);
+    let screen = world.take_pending(|effect| matches!(effect, order!(Screen)));
+    world.answer_one(screen);
+    assert!(
+        world
+            .pending
+            .iter()
+            .any(|effect| matches!(effect, order!(Merge)))
+    );
+    let beyond =
+        |effect: &Effect| matches!(effect, Effect::Offer { unit, .. } if unit.round == Round(1));
+    assert!(!world.pending.iter().any(beyond));
+}
+
+#[test]
 fn inputs_are_merged_in_order_of_their_units() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);

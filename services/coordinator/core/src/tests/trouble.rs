@@ -254,3 +254,33 @@ fn workers_that_died_are_missed_within_a_minute() {
         Some(Code::NoWorkerLeft)
     );
 }
+
+#[test]
+fn one_failure_of_a_unit_is_nothing_to_look_at_and_two_are() {
+    let mut world = World::with_run(one_unit());
+    world.join(1);
+    world.join(2);
+    for shown in [None, Some(Code::TrainingFailed)] {
+        let held = world.lease(1);
+        give_back(&mut world, 1, held, &failure());
+        assert_eq!(world.view().trouble.map(|why| why.code), shown);
+    }
+}
+
+#[test]
+fn of_many_workers_that_fail_a_unit_three_are_named_and_the_others_counted() {
+    for (workers, end) in [(3, "NaN"), (4, "; and 1 more"), (6, "; and 3 more")] {
+        let mut world = World::with_run(one_unit());
+        for number in 1..=workers {
+            world.join(number);
+        }
+        for number in (1..=workers).cycle().take(6) {
+            if world.view().halted.is_none() {
+                let held = world.lease(number);
+                give_back(&mut world, number, held, &failure());
+            }
+        }
+        let halted = world.view().halted.expect("nobody can do it");
+        assert!(halted.detail.ends_with(end), "{workers}: {}", halted.detail);
+    }
+}
