@@ -129,7 +129,8 @@ mod tests {
             manifest: object("snapshot"),
             saved_at: START,
         };
-        let lists: [(&dyn Fn(Range<u64>) -> View, Range<u64>); 5] = [
+        type List<'a> = &'a dyn Fn(Range<u64>) -> View;
+        let lists: [(List<'_>, Range<u64>); 5] = [
             (&|n| View::Runs(n.map(run).collect()), 0..2),
             (&|n| View::Workers(n.map(worker).collect()), 0..2),
             (&|n| View::Leases(n.map(lease).collect()), 0..2),

@@ -338,6 +338,26 @@ fn views_show_what_is_there() {
     assert_eq!(world.refusal(unknown), Code::RunUnknown);
 }
 
+/// The list is cut at its end when it is too long for a message.
+#[test]
+fn members_are_shown_before_workers_that_left() {
+    let mut world = World::with_run(spec("demo"));
+    for number in 1..=3 {
+        world.join(number);
+    }
+    for number in 1..=2 {
+        world.ask(
+            peer(number),
+            WorkerRequest::Leave(leave_request(number, "")),
+        );
+    }
+    let View::Workers(workers) = view(&mut world, Query::Workers(run_id())) else {
+        panic!("asked for workers")
+    };
+    let shown: Vec<bool> = workers.iter().map(|view| view.member).collect();
+    assert_eq!(shown, [true, false, false]);
+}
+
 #[test]
 fn the_status_is_published_at_most_twice_a_second_and_at_least_every_five() {
     let mut world = World::with_run(spec("demo"));
