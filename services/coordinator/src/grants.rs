@@ -6,7 +6,8 @@ use coordinator_core::{Answer, Quarantine};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use objects::{IncomingKey, ObjectError, Recorded, local_now};
 use schemas::blob::{Grant, Grants};
-use schemas::{Digest, ObjectRef, Refusal, V};
+use schemas::limits::BASE_GRANTS_MAX;
+use schemas::{Chunks, Digest, ObjectRef, Refusal, V};
 
 use crate::store::{Store, incoming_key, refusal};
 
@@ -57,6 +58,20 @@ pub(crate) fn get(store: &Store, objects: &[Digest]) -> Answer {
         .map(|digest| store.signer.get(*digest, now))
         .collect();
     Answer::Grants(Grants { v: V, grants })
+}
+
+/// Makes URLs to read what a lease begins with: the chunks of its base, or their list.
+pub(crate) fn of_base(store: &Store, chunks: &Chunks) -> Vec<Grant> {
+    let now = local_now();
+    let first = match chunks {
+        Chunks::Named(chunks) => chunks,
+        Chunks::Listed(listed) => std::slice::from_ref(&listed.list),
+    };
+    first
+        .iter()
+        .take(BASE_GRANTS_MAX)
+        .map(|object| store.signer.get(object.digest, now))
+        .collect()
 }
 
 /// Makes URLs to upload objects. An object that the store has needs none.

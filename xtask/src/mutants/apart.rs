@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::judge::End;
 use super::listed::Mutant;
-use super::{Ended, Ends, MutationRun, tree};
+use super::{Ended, Ends, MutationRun, testers, tree};
 use crate::console;
 
 /// Longest time for the tests of one mutant; those of the slowest package take a third of this.
@@ -38,6 +38,7 @@ impl MutationRun<'_> {
         let mut command = self.cargo_mutants(&plain);
         command
             .args(["--package", package, "--in-place", "--baseline", "skip"])
+            .args(["--test-package", &testers(package).join(",")])
             .args(["--timeout", TIMEOUT_SECONDS, "--no-times", "--output"])
             .arg(&output);
         for mutant in mutants {

@@ -209,9 +209,12 @@ impl Judge {
         )
     }
 
-    /// Runs the tests of the mutant's package that reach it.
-    pub(super) fn judge(&self, number: u32, package: &str) -> Result<End> {
-        let own = |test: &&usize| self.programs[self.tests[**test].program].package == package;
+    /// Runs the tests of these packages that reach the mutant.
+    pub(super) fn judge(&self, number: u32, packages: &[&str]) -> Result<End> {
+        let own = |test: &&usize| {
+            let program = &self.programs[self.tests[**test].program];
+            packages.contains(&&*program.package)
+        };
         let reaching = self.reaching.get(&number);
         let tests: Vec<usize> = reaching
             .into_iter()

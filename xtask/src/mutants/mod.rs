@@ -17,7 +17,7 @@ mod survivors;
 mod tree;
 mod weave;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -45,6 +45,8 @@ struct Guarded {
     package: &'static str,
     /// The files of the package that hold guards.
     files: &'static str,
+    /// Another package whose tests are tests of this one too.
+    also_tested_by: Option<&'static str>,
 }
 
 /// All guarded packages, in the order in which they are tried.
@@ -56,13 +58,28 @@ const GUARDED: &[Guarded] = &[
     guarded("worker-core", "services/worker/core/src"),
     guarded("diloco-worker", "services/worker/src/verify.rs"),
     guarded("audit-core", "services/audit/core/src"),
-    guarded("objects", "services/objects/src"),
+    Guarded {
+        // A client of stores is tested at a store.
+        also_tested_by: Some("diloco-store"),
+        ..guarded("objects", "services/objects/src")
+    },
     guarded("coordinator-core", "services/coordinator/core/src"),
     guarded("diloco-store", "services/store/src"),
 ];
 
 const fn guarded(package: &'static str, files: &'static str) -> Guarded {
-    Guarded { package, files }
+    Guarded {
+        package,
+        files,
+        also_tested_by: None,
+    }
+}
+
+/// The packages whose tests are tests of this one: its own, and perhaps another.
+fn testers(package: &str) -> Vec<&str> {
+    let guarded = GUARDED.iter().find(|guarded| guarded.package == package);
+    let other = guarded.and_then(|guarded| guarded.also_tested_by);
+    [package].into_iter().chain(other).collect()
 }
 
 /// Options of `mutants`.
@@ -222,32 +239,36 @@ impl<'a> MutationRun<'a> {
         let since = || console::span(begun.elapsed());
         let tree = self.folder.join("woven");
         let cargo = |arguments: &[&str]| self.cargo(&tree, arguments);
-        let packages = packages(listed);
+        let tested = |mutants| -> Vec<&str> {
+            let testers = packages(mutants).into_iter().flat_map(testers);
+            let unique: BTreeSet<&str> = testers.collect();
+            unique.into_iter().collect()
+        };
         let loom = Loom {
             root: self.workspace.root(),
             tree: &tree,
             mutants: listed,
             cargo: &cargo,
             memory: &self.folder.join("out"),
-            packages: &packages,
+            packages: &tested(listed),
         };
         tree::update(self.workspace, &tree, &loom.files())?;
         let mut built = loom.build()?;
         console::say(format_args!("  built after {}", since()));
-        let asked = self::packages(chosen);
+        let asked = tested(chosen);
         built
             .programs
             .retain(|program| asked.contains(&&*program.package));
         let judge = Judge::learn(built.programs, &self.nats_server, &self.folder)?;
         console::say(format_args!("  tests learnt after {}", since()));
         let mut ends = Ends::new();
-        for package in packages {
+        for package in packages(listed) {
             let own = chosen.iter().filter(|mutant| mutant.package == package);
             let (apart, switched): (Vec<&Mutant>, Vec<&Mutant>) = own
                 .filter(|mutant| built.out.get(&mutant.number) != Some(&Out::Unbuildable))
                 .partition(|mutant| built.out.contains_key(&mutant.number));
             for mutant in switched {
-                let end = judge.judge(mutant.number, package)?;
+                let end = judge.judge(mutant.number, &testers(package))?;
                 if end != End::Caught && !self.survivors.contains(&mutant.name) {
                     console::say(format_args!("  {}: {}", end.word(), mutant.name));
                 }

@@ -4,10 +4,10 @@ use ledger::Run;
 use schemas::call::ControlVerb;
 use schemas::control::{RunNewReply, Shutdown, ShutdownReply};
 use schemas::event::LedgerEvent;
-use schemas::limits::{EVENT_BYTES_MAX, LEASE_MAX, RUNS_MAX};
+use schemas::limits::{LEASE_MAX, RUNS_MAX};
 use schemas::public::CommandVerb;
 use schemas::run::RunSpec;
-use schemas::{Code, Digest, Message, PublicKey, Refusal, RunId, UnixMillis, V};
+use schemas::{Code, Digest, PublicKey, Refusal, RunId, UnixMillis, V};
 
 use crate::coordinator::{Coordinator, draining};
 use crate::deadline::Timer;
@@ -20,8 +20,6 @@ use crate::turn::Outcome;
 const CHECKS_MAX: usize = 16;
 /// Most of these checks for one operator, so that the others get their turn.
 const CHECKS_EACH_MAX: usize = 4;
-/// Room that an event needs beside the settings it holds.
-const EVENT_FRAME_BYTES: usize = 512;
 
 /// The outcome of an operator's request. A refusal is answered and not recorded.
 pub(crate) type Ordered = Result<Outcome, Refusal>;
@@ -52,14 +50,6 @@ impl Coordinator {
             return Err(draining());
         }
         spec.validate()?;
-        let bytes = spec.encode().len();
-        if bytes + EVENT_FRAME_BYTES > EVENT_BYTES_MAX {
-            let most = EVENT_BYTES_MAX - EVENT_FRAME_BYTES;
-            let detail = format!(
-                "the settings have {bytes} bytes, at most {most} fit into an event: use larger chunks"
-            );
-            return Err(Refusal::new(Code::SpecInvalid, detail));
-        }
         if let Some(answer) = self.existing(&spec)? {
             return Ok(Outcome::Now(answer));
         }

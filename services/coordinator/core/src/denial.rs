@@ -23,9 +23,6 @@ const OF_ALL: Rate = Rate {
     at_once: 1024,
     every: Millis(7_500),
 };
-/// Senders that are counted by themselves. Above that, senders whose count is back at zero make
-/// room; a sender that finds no room is counted only among all.
-const SENDERS_MAX: usize = 4096;
 /// Longest verb that is recorded; the longest of ours has 20.
 const VERB_BYTES_MAX: usize = 64;
 
@@ -92,7 +89,7 @@ impl Denials {
     /// of any sender, were left out since the last recorded one.
     fn admit(&mut self, peer: &Peer, now: UnixMillis) -> Option<u64> {
         self.all.refill(OF_ALL, now);
-        if self.all.tokens > 0 && self.of_sender(peer, now).is_none_or(Bucket::take) {
+        if self.all.tokens > 0 && self.of_sender(peer, now).take() {
             self.all.tokens -= 1;
             return Some(std::mem::take(&mut self.suppressed));
         }
@@ -100,24 +97,23 @@ impl Denials {
         None
     }
 
-    /// The bucket of the sender, if there is room for one.
-    fn of_sender(&mut self, peer: &Peer, now: UnixMillis) -> Option<&mut Bucket> {
+    /// The sender's own. A new sender takes the place of those that have nothing left to forget.
+    /// Each of the others took a token of all in the last [`OF_ONE`] period for each that it lacks,
+    /// so there are never many more of them than [`OF_ALL`] lets through at once.
+    fn of_sender(&mut self, peer: &Peer, now: UnixMillis) -> &mut Bucket {
         let key = (peer.account.clone(), peer.worker.clone());
-        if !self.senders.contains_key(&key) && self.senders.len() >= SENDERS_MAX {
+        if !self.senders.contains_key(&key) {
             self.senders.retain(|_, bucket| {
                 bucket.refill(OF_ONE, now);
                 bucket.tokens < OF_ONE.at_once
             });
-            if self.senders.len() >= SENDERS_MAX {
-                return None;
-            }
         }
         let own = self
             .senders
             .entry(key)
             .or_insert_with(|| Bucket::full(OF_ONE));
         own.refill(OF_ONE, now);
-        Some(own)
+        own
     }
 }
 
@@ -226,11 +222,17 @@ mod tests {
                 .admit(&peer(10_000 + number as u32), every(number))
                 .is_some()
         }));
-        assert!(
-            denials.senders.len() <= SENDERS_MAX,
-            "{}",
-            denials.senders.len()
-        );
+        assert!(denials.senders.len() < 1200, "{}", denials.senders.len());
+    }
+
+    #[test]
+    fn a_sender_that_spent_its_share_is_remembered_while_others_come_and_go() {
+        let mut denials = Denials::default();
+        while denials.admit(&peer(1), START).is_some() {}
+        for number in 2..100 {
+            assert!(denials.admit(&peer(number), START).is_some());
+            assert_eq!(denials.admit(&peer(1), START), None, "after {number}");
+        }
     }
 
     #[test]

@@ -240,3 +240,37 @@ pub enum Quarantine {
         operator: PublicKey,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{run_id, sync};
+    use crate::input::Input;
+
+    #[test]
+    fn only_an_order_to_merge_may_begin_before_the_ledger_names_it() {
+        let order = |order| Effect::Foundry {
+            run: run_id(),
+            order,
+        };
+        let merge = order(Order::Merge {
+            sync: sync(0),
+            base: schemas::Round(0),
+            inputs: Vec::new(),
+        });
+        assert!(merge.is_merge() && !order(Order::Forget).is_merge());
+    }
+
+    #[test]
+    fn logs_and_numbers_name_effects_and_inputs_by_their_kind() {
+        let stop = Effect::Stop {
+            reason: String::new(),
+        };
+        let forget = Effect::Foundry {
+            run: run_id(),
+            order: Order::Forget,
+        };
+        assert_eq!((stop.kind(), forget.kind()), ("stop", Order::Forget.kind()));
+        assert_eq!(Input::Tick.kind(), "tick");
+    }
+}

@@ -16,9 +16,6 @@ pub(crate) const ORDERS_MAX: usize = 16_384;
 /// Time after which one of these orders is forgotten: some 40 MB a day at worst, so that one
 /// operator needs weeks to fill a ledger of 2 GiB.
 const ORDER_EVERY: Millis = Millis::from_secs(1);
-/// Operators whose orders are counted. Above that, operators whose count is back at zero make room,
-/// which changes nothing for them.
-const OPERATORS_MAX: usize = 1024;
 
 impl Coordinator {
     /// Refuses an operator that may not have one more order written now. This spends nothing.
@@ -52,7 +49,8 @@ impl Coordinator {
     /// Counts an event that an operator caused.
     pub(crate) fn spend_order(&mut self, operator: &PublicKey) {
         let now = self.now;
-        if !self.orders.contains_key(operator) && self.orders.len() >= OPERATORS_MAX {
+        if !self.orders.contains_key(operator) {
+            // It takes the place of those with no order left to forget.
             self.orders
                 .retain(|_, orders: &mut Fading| orders.at(now, 1, ORDER_EVERY) > 0);
         }

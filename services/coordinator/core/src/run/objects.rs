@@ -91,7 +91,7 @@ impl RunRoom<'_> {
         let life = self.run.spec.policy.lease;
         let unused = self.live.unused.entry(peer.worker.clone()).or_default();
         let total = unused.at(turn.now, chunks, life) + new;
-        if new > 0 && total > UNUSED_A_CHUNK_MAX * chunks {
+        if total > UNUSED_A_CHUNK_MAX * chunks {
             let detail = format!(
                 "{total} uploads that are in no result, {chunks} are forgotten every {life} ms"
             );

@@ -455,3 +455,19 @@ pub(crate) fn check_loss(which: &str, loss: f64) -> Result<(), Refusal> {
         format!("the {which} loss is {loss} nats a token, expected 0 to {LOSS_MAX}"),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_norm_counts_up_to_the_bound_of_its_run_and_any_counts_where_there_is_none() {
+        let code = |norm, norm_max| check_norm(norm, norm_max).err().map(|found| found.code);
+        assert_eq!(code(10.0, 10.0), None);
+        assert_eq!(code(10.001, 10.0), Some(Code::NormOutlier));
+        assert_eq!(code(1e300, 0.0), None);
+        for norm in [f64::NAN, f64::INFINITY] {
+            assert_eq!(code(norm, 0.0), Some(Code::NotFinite));
+        }
+    }
+}

@@ -113,3 +113,84 @@ fn would_wait(run: &Run, live: &LiveRun, worker: &WorkerId, now: UnixMillis) -> 
             .max()
             .is_some_and(|left| left > needed)
 }
+
+#[cfg(test)]
+mod tests {
+    use ledger::State;
+    use schemas::event::LedgerEvent;
+
+    use super::*;
+    use crate::fixture::*;
+
+    /// The guess for worker 1, which trained on 32 tokens in 3,200 ms and never evaluated.
+    fn guessed(sequences: u32) -> Option<Millis> {
+        let mut spec = spec("demo");
+        spec.schedule.evaluation_sequences = sequences;
+        let operator = public_key(2);
+        let spec = Box::new(spec);
+        let created = LedgerEvent::RunCreated { spec, operator };
+        let mut state = State::default();
+        state
+            .apply(START, Some(&run_id()), &created)
+            .expect("it is the first");
+        let mut spans = Spans::default();
+        let end = START.after(Millis(3200));
+        spans.note(&train(0, 0), &worker(1), START, end);
+        let run = state.run(&run_id()).expect("it was created");
+        assert_eq!(spans.evaluation(run, &worker(2)), None);
+        spans.evaluation(run, &worker(1))
+    }
+
+    #[test]
+    fn a_first_evaluation_is_guessed_by_training_on_as_many_tokens_or_a_quarter_of_a_unit() {
+        // Sequences of four tokens.
+        let spans = [1, 2, 3, 4, 16].map(guessed);
+        let expected = [800, 800, 1200, 1600, 6400].map(|ms| Some(Millis(ms)));
+        assert_eq!(spans, expected);
+    }
+
+    /// A run of two training units a round, and of an evaluation of each version of the weights.
+    fn evaluated(workers: u32) -> World {
+        let mut spec = spec("demo");
+        spec.schedule.evaluation_every = 1;
+        let mut world = World::with_run(spec);
+        for number in 1..=workers {
+            world.join(number);
+        }
+        world
+    }
+
+    #[test]
+    fn the_evaluation_of_the_open_round_is_nothing_to_catch_up_with() {
+        let world = evaluated(3);
+        let waiting = |unit: &&UnitId| unit.kind == UnitKind::Evaluate;
+        assert_eq!(world.run().units.keys().filter(waiting).count(), 1);
+        assert!(!catches_up(world.run(), true));
+    }
+
+    #[test]
+    fn a_worker_that_the_round_needs_does_not_count_as_one_of_those_without_it() {
+        for (workers, expected) in [(1, false), (2, false), (3, true)] {
+            let mut world = evaluated(workers);
+            world.core.tell(&run_id(), |room, turn| {
+                let may = may_evaluate(&room.run, room.live, &worker(1), turn.now);
+                assert_eq!(may, expected, "{workers}");
+            });
+        }
+    }
+
+    #[test]
+    fn a_worker_evaluates_meanwhile_only_if_the_round_lasts_longer_than_that() {
+        let mut world = evaluated(2);
+        world.lease(1);
+        world.lease(2);
+        world.core.tell(&run_id(), |room, turn| {
+            room.live.spans.training.insert(worker(2), Millis(500));
+            for (needed, expected) in [(499, true), (500, false)] {
+                room.live.spans.evaluation.insert(worker(1), Millis(needed));
+                let waits = would_wait(&room.run, room.live, &worker(1), turn.now);
+                assert_eq!(waits, expected, "{needed}");
+            }
+        });
+    }
+}

@@ -111,7 +111,7 @@ fn one_is_taken_after_so_many_events_and_named_when_it_is_written() {
     let covered = Sequence(covered.events() - 1);
     let bytes = written(&mut world);
     pass(&mut world, 3 * EVERY);
-    assert_eq!(taken(&world), 1, "one at a time");
+    assert_eq!((taken(&world), writes(&world)), (1, 0), "one at a time");
     assert_eq!(
         world.core.state().checkpoints(),
         [],
@@ -123,6 +123,23 @@ fn one_is_taken_after_so_many_events_and_named_when_it_is_written() {
     assert_eq!(taken(&world), 2, "the next was due");
     let state = State::from_checkpoint(&bytes).expect("these bytes are a checkpoint");
     assert_eq!(state.events(), covered.get() + 1);
+}
+
+/// Nobody would wait for the bytes: the process is about to end.
+#[test]
+fn none_is_taken_by_the_events_that_end_a_coordinator() {
+    let mut world = world();
+    let bytes = written(&mut world);
+    save(&mut world, &bytes);
+    while world.core.state().since_taken() < EVERY - 1 {
+        pass(&mut world, 1);
+    }
+    world.shut_down(schemas::Millis(0));
+    assert_eq!(
+        world.kinds(world.journal.len() - 1),
+        ["coordinator-stopped"]
+    );
+    assert_eq!((taken(&world), writes(&world)), (1, 0));
 }
 
 #[test]

@@ -302,7 +302,30 @@ fn tl_29_a_denial_that_came_late_is_an_event_too() {
     once(&world, from, 1, Some("blob.get"), Code::ObjectForbidden);
 }
 
-/// Denials cannot fill the ledger: the next recorded one carries the count of those left out.
+/// There is no work at present, or the same was done before: neither says anything about the asker.
+#[test]
+fn a_refusal_that_is_no_fault_of_the_asker_is_not_recorded() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    world.submit(1, held);
+    let from = world.journal.len();
+    let release = WorkerRequest::Release(ReleaseRequest {
+        v: V,
+        lease: held,
+        reason: String::new(),
+    });
+    let reply = world.ask(peer(1), release);
+    assert_eq!(world.refusal(reply), Code::AlreadyCounted);
+    assert_eq!(told(&world, from), []);
+    world.shut_down(Millis::from_secs(20));
+    let reply = world.claim(1);
+    assert_eq!(world.refusal(reply), Code::Draining);
+    assert_eq!(told(&world, from), []);
+}
+
+/// Denials cannot fill the ledger: those that are left out are counted in the next one that is
+/// recorded.
 #[test]
 fn tl_29_a_flood_of_denials_is_counted_to_the_last() {
     const FLOOD: u64 = 500;

@@ -28,10 +28,7 @@ fn renew_with(
 }
 
 fn is_nothing(world: &World, reply: ReplyId) -> bool {
-    let nothing = ClaimReply {
-        v: V,
-        outcome: ClaimOutcome::Nothing,
-    };
+    let nothing = ClaimReply::of(ClaimOutcome::Nothing);
     matches!(world.answers.get(&reply), Some(Ok(Answer::Claim(found))) if *found == nothing)
 }
 
@@ -440,4 +437,71 @@ fn nobody_has_done_more_steps_than_its_unit_has() {
             assert_eq!(world.refusal(reply), Code::NumberImpossible, "{steps}");
         }
     }
+}
+
+/// Ten minutes without a step are too long, and four steps of nine minutes each are none of that.
+#[test]
+fn a_slow_trainer_that_moves_no_byte_keeps_its_lease_by_its_steps() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    for step in 1..=4 {
+        for _ in 0..27 {
+            world.wait(Millis::from_secs(20));
+            let reply = renew_with(&mut world, 1, held, Steps(step), Bytes(0));
+            assert!(world.answers[&reply].is_ok(), "step {step}");
+        }
+    }
+}
+
+#[test]
+fn a_lease_that_nobody_renewed_has_expired_also_where_it_stood_still() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    for _ in 0..19 {
+        world.wait(LEASE);
+        renew_with(&mut world, 1, held, Steps(0), Bytes(0));
+    }
+    // The last renewal and the patience end in the same moment.
+    world.wait(LEASE);
+    let ended = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseEnded { lease, cause: LeaseEnd::Expired, .. } if *lease == held);
+    assert_eq!(world.count(ended), 1);
+}
+
+#[test]
+fn a_worker_whose_lease_stood_still_is_told_for_how_long() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let refused = keep(&mut world, held, 900, |_| 0);
+    assert_eq!(refused, Err(Code::LeaseStalled));
+    let told = world
+        .answers
+        .values()
+        .filter_map(|answer| answer.as_ref().err());
+    let told: Vec<&str> = told.map(|refusal| &*refusal.detail).collect();
+    assert!(told[0].ends_with(" for 600 s"), "{told:?}");
+}
+
+/// So many rounds later the results of the unit are forgotten, and the lease was granted once all
+/// the same.
+#[test]
+fn a_lease_of_long_ago_is_over_and_not_unknown() {
+    let mut many = spec("demo");
+    (many.schedule.rounds, many.schedule.units) = (30, 1);
+    let mut world = World::with_run(many);
+    world.join(1);
+    world.join(2);
+    let lost = world.lease(1);
+    world.wait(LEASE);
+    while world.run().accepted.contains_key(&lost.unit) || world.run().rounds_closed().get() < 2 {
+        let held = world.lease(2);
+        world.submit(2, held);
+        world.answer_pending();
+    }
+    let late = renew(&mut world, 1, lost);
+    assert_eq!(world.refusal(late), Code::LeaseLost);
+    let never = renew(&mut world, 1, lease(train(29, 0), 1));
+    assert_eq!(world.refusal(never), Code::LeaseUnknown);
 }

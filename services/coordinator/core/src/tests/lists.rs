@@ -1,7 +1,7 @@
 //! Runs whose chunks are listed: who may read the chunks in a list, and which lists count.
 
 use schemas::blob::{GetRequest, PutRequest};
-use schemas::contribution::{Contribution, Outcome};
+use schemas::contribution::{Contribution, Outcome, StageRequest};
 use schemas::event::LedgerEvent;
 use schemas::foundry::{self, Order};
 use schemas::{Bytes, Chunks, Code, Digest, Fragment, Listed, ObjectRef, Refusal, Round, V};
@@ -179,6 +179,28 @@ fn a_list_is_uploaded_beside_the_chunks() {
     }
     let reply = put(&mut world, lease, upload("one too many"));
     assert_eq!(world.refusal(reply), Code::ObjectForbidden);
+}
+
+/// Each chunk twice: a hint costs the read of one, and there are many.
+#[test]
+fn so_many_chunks_are_read_ahead_twice_at_most() {
+    let mut large = listed_spec("demo");
+    let chunks: Vec<ObjectRef> = (0..3000).map(|n| upload(&format!("initial {n}"))).collect();
+    large.model.initial = Chunks::Listed(Listed::of(&chunks).0);
+    let mut world = World::with_run(large);
+    world.join(1);
+    let held = world.lease(1);
+    for number in 0..6100 {
+        let stage = StageRequest {
+            v: V,
+            lease: held,
+            index: number % 3000,
+            object: object("a"),
+        };
+        world.ask(peer(1), WorkerRequest::Stage(stage));
+    }
+    let staged = |effect: &&Effect| matches!(effect, order!(Stage));
+    assert_eq!(world.seen.iter().filter(staged).count(), 6000);
 }
 
 #[test]

@@ -3,30 +3,13 @@ use schemas::contribution::StageRequest;
 use schemas::event::{Departure, LedgerEvent};
 use schemas::lease::{ReleaseRequest, RenewRequest};
 use schemas::member::{Layer, OpenLayer, Session};
-use schemas::public::CommandVerb;
 use schemas::run::TrainerKind;
-use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
 use schemas::view::RunPhase;
 use schemas::{Bytes, Code, Millis, Steps, Tokens, V};
 
+use super::heartbeat::heartbeat;
 use crate::fixture::*;
 use crate::{Answer, Effect, Input, Peer, WorkerRequest};
-
-fn heartbeat() -> Heartbeat {
-    Heartbeat {
-        v: V,
-        session: session(1),
-        phase: Phase::Training,
-        lease: None,
-        steps_done: Steps(1),
-        tokens: Tokens(8),
-        tokens_per_second: 2.5,
-        loss: None,
-        bytes_up: Bytes(1),
-        bytes_down: Bytes(2),
-        numbers: WorkerNumbers::default(),
-    }
-}
 
 #[test]
 fn fg_15_fg_25_a_run_waits_for_its_least_number_of_workers_and_says_so() {
@@ -111,8 +94,14 @@ fn a_second_join_is_answered_and_writes_nothing_unless_something_changed() {
     assert_eq!(world.journal.len(), before);
     let mut moved = join_request(1);
     moved.device = "cuda:0".to_owned();
-    world.ask(peer(1), WorkerRequest::Join(moved));
+    world.ask(peer(1), WorkerRequest::Join(moved.clone()));
     assert_eq!(world.kinds(before), ["worker-joined"]);
+    // One more trainer than before, and one less.
+    moved.trainers.push(TrainerKind::Torch);
+    world.ask(peer(1), WorkerRequest::Join(moved.clone()));
+    moved.trainers.pop();
+    world.ask(peer(1), WorkerRequest::Join(moved));
+    assert_eq!(world.kinds(before), ["worker-joined"; 3]);
 }
 
 #[test]
@@ -436,159 +425,4 @@ fn a_join_without_proof_is_refused_and_recorded() {
     let denied = |event: &LedgerEvent| matches!(event, LedgerEvent::RequestDenied { verb, .. } if verb == "join");
     assert_eq!(world.count(denied), 1);
     assert!(world.run().member(&worker(1)).is_none());
-}
-
-#[test]
-fn what_a_worker_says_of_itself_is_within_what_can_be() {
-    let mut world = World::with_run(spec("demo"));
-    world.join(1);
-    let held = world.lease(1);
-    world.wait(Millis::from_secs(10));
-    let say = |world: &mut World, heartbeat: Heartbeat| {
-        let before = world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. }));
-        world.input(Input::Heartbeat {
-            peer: peer(1),
-            heartbeat,
-        });
-        let denied = |event: &LedgerEvent| matches!(event, LedgerEvent::RequestDenied { code, .. } if *code == Code::NumberImpossible || *code == Code::NotFinite);
-        world.count(denied) > before
-    };
-    let good = Heartbeat {
-        lease: Some(held),
-        bytes_up: Bytes(1 << 30),
-        bytes_down: Bytes(1 << 31),
-        ..heartbeat()
-    };
-    assert!(!say(&mut world, good.clone()));
-    let heard = |effect: &Effect| matches!(effect, Effect::Heard { worker, heartbeat, .. } if *worker == peer(1).worker && **heartbeat == good);
-    assert!(world.seen.iter().any(heard), "it is shown");
-    let shown = world.view();
-    // The ledger counts uploads, and has accepted none.
-    assert_eq!(
-        (shown.bytes_up, shown.bytes_down),
-        (Bytes(0), Bytes(1 << 31))
-    );
-    assert!((shown.tokens_per_second - 2.5).abs() < 1e-9);
-    type Change = fn(&mut Heartbeat);
-    let changes: [(&str, Change); 13] = [
-        ("more bytes than there are", |one| {
-            one.bytes_up = Bytes(u64::MAX)
-        }),
-        ("a terabyte in ten seconds", |one| {
-            one.bytes_down = Bytes(1 << 40)
-        }),
-        ("infinite speed", |one| {
-            one.tokens_per_second = f64::INFINITY
-        }),
-        ("speed that is no number", |one| {
-            one.tokens_per_second = f64::NAN
-        }),
-        ("negative speed", |one| one.tokens_per_second = -1.0),
-        ("more tokens than time", |one| one.tokens = Tokens(u64::MAX)),
-        ("more steps than the unit has", |one| {
-            one.steps_done = Steps(5)
-        }),
-        ("a negative loss", |one| one.loss = Some(-1e6)),
-        ("a loss that is no number", |one| one.loss = Some(f64::NAN)),
-        ("a loss beyond all", |one| one.loss = Some(1e5)),
-        ("an hour of steps in ten seconds", |one| {
-            one.numbers.train = Millis::from_secs(3600)
-        }),
-        ("more failures than attempts", |one| {
-            one.numbers.transfer_failures = u64::MAX
-        }),
-        ("more memory than there is", |one| {
-            one.numbers.device_memory = Some(Bytes(u64::MAX))
-        }),
-    ];
-    for (what, change) in changes {
-        let mut one = good.clone();
-        change(&mut one);
-        world.seen.clear();
-        assert!(say(&mut world, one), "{what}");
-        let heard = |effect: &Effect| matches!(effect, Effect::Heard { .. });
-        assert!(!world.seen.iter().any(heard), "{what}: it is not shown");
-    }
-    // An older heartbeat that was overtaken, and one of a process that was replaced, are neither
-    // news nor a fault.
-    assert!(!say(
-        &mut world,
-        Heartbeat {
-            bytes_up: Bytes(5),
-            ..good
-        }
-    ));
-    assert!(!say(
-        &mut world,
-        Heartbeat {
-            session: Session(9),
-            tokens_per_second: 7.0,
-            ..good
-        }
-    ));
-    let now = world.view();
-    assert_eq!(
-        (now.bytes_up, now.bytes_down),
-        (shown.bytes_up, shown.bytes_down),
-        "nothing of it was believed"
-    );
-    assert!((now.tokens_per_second - 2.5).abs() < 1e-9);
-}
-
-/// Each member gets the command once; a member that did not hear it gets it again.
-#[test]
-fn a_member_that_says_it_works_on_is_told_again_to_drain() {
-    let mut world = World::with_run(spec("demo"));
-    for number in 1..=2 {
-        world.join(number);
-    }
-    world.lease(1);
-    world.shut_down(Millis::from_secs(60));
-    let told = |world: &World| {
-        let drain = |effect: &&Effect| matches!(effect, Effect::Command { worker, verb: CommandVerb::Drain, .. } if *worker == peer(1).worker);
-        world.seen.iter().filter(drain).count()
-    };
-    assert_eq!(told(&world), 1);
-    let says = |world: &mut World, phase: Phase| {
-        let heartbeat = Heartbeat {
-            phase,
-            ..heartbeat()
-        };
-        world.input(Input::Heartbeat {
-            peer: peer(1),
-            heartbeat,
-        });
-    };
-    says(&mut world, Phase::Training);
-    assert_eq!(told(&world), 2);
-    says(&mut world, Phase::Leaving);
-    assert_eq!(told(&world), 2, "it has heard");
-}
-
-/// New processes do not help either: the limit is on the sum over all processes of a worker.
-#[test]
-fn bytes_of_a_worker_are_bounded_over_all_its_processes() {
-    let mut world = World::with_run(spec("demo"));
-    for life in 0..100 {
-        let session = Session(1000 + life);
-        let request = schemas::member::JoinRequest {
-            session,
-            ..join_request(1)
-        };
-        world.ask(peer(1), WorkerRequest::Join(request));
-        let heartbeat = Heartbeat {
-            session,
-            bytes_down: Bytes(500 << 30),
-            ..heartbeat()
-        };
-        world.input(Input::Heartbeat {
-            peer: peer(1),
-            heartbeat,
-        });
-    }
-    assert_eq!(
-        world.view().bytes_down,
-        Bytes(500 << 30),
-        "once is believed in the first minute, more is not"
-    );
 }

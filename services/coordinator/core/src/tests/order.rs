@@ -146,6 +146,30 @@ fn an_operator_that_orders_without_end_is_stopped_and_the_others_are_not() {
 }
 
 #[test]
+fn operators_that_ordered_nothing_lately_are_not_kept() {
+    let mut world = World::new();
+    let order = |world: &mut World, number: u32| {
+        let objects = OperatorObjects {
+            v: V,
+            objects: vec![object("a")],
+        };
+        let reply = world.control_as(number, ControlRequest::BlobCommit(objects));
+        carry_out(world, reply);
+    };
+    for number in 1..=3 {
+        order(&mut world, number);
+    }
+    assert_eq!(world.core.orders.len(), 3);
+    world.wait(Millis::from_secs(10));
+    order(&mut world, 4);
+    assert_eq!(
+        world.core.orders.len(),
+        1,
+        "the others have nothing to forget"
+    );
+}
+
+#[test]
 fn no_operator_keeps_the_others_from_having_their_uploads_and_runs_checked() {
     let mut world = World::new();
     let commits: Vec<_> = (0..20).map(|_| commit(&mut world, &["a"])).collect();
@@ -169,11 +193,11 @@ fn a_shutdown_that_is_said_again_is_answered_and_neither_written_nor_passed_on()
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     world.lease(1);
-    for drain in [60, 60, 90, 60] {
+    for (drain, wait) in [(60, 0), (60, 1), (60, 1), (90, 1), (60, 1)] {
         let reply = world.shut_down(Millis::from_secs(drain));
         assert!(matches!(world.answers[&reply], Ok(Answer::Shutdown(_))));
         assert_eq!((written(&world, "shutdown"), told(&world)), (1, 1));
-        world.wait(Millis(1));
+        world.wait(Millis(wait));
     }
     // An order for an earlier end is a new order; the workers know already that they are to finish.
     world.shut_down(Millis::from_secs(5));

@@ -42,10 +42,8 @@ fn a_run_goes_through_its_rounds_to_its_end() {
     assert_eq!(run.phase(), RunPhase::Complete);
     assert_eq!(run.rounds_closed(), Round(2));
     assert_eq!(run.tokens.merged, Tokens(4 * 32));
-    assert_eq!(
-        world.count(|event| matches!(event, LedgerEvent::RoundClosed { .. })),
-        2
-    );
+    let closed = |event: &LedgerEvent| matches!(event, LedgerEvent::RoundClosed { tokens, .. } if *tokens == Tokens(2 * 32));
+    assert_eq!(world.count(closed), 2);
     assert_eq!(
         world.count(|event| matches!(event, LedgerEvent::EvaluationAccepted { .. })),
         3
@@ -63,6 +61,27 @@ fn a_run_goes_through_its_rounds_to_its_end() {
     assert_eq!(view.snapshot.map(|(round, _)| round), Some(Round(2)));
     assert!(view.tokens.contains(&(Fate::Merged, Tokens(128))));
     assert!(world.core.next_deadline().is_none_or(|at| at > world.now));
+}
+
+#[test]
+fn no_unit_is_offered_beyond_the_last_round() {
+    let mut last = spec("demo");
+    (last.schedule.rounds, last.schedule.units) = (1, 1);
+    let mut world = World::with_run(last);
+    world.join(1);
+    let held = world.lease(1);
+    world.submit(1, held);
+    let screen = world.take_pending(|effect| matches!(effect, order!(Screen)));
+    world.answer_one(screen);
+    assert!(
+        world
+            .pending
+            .iter()
+            .any(|effect| matches!(effect, order!(Merge)))
+    );
+    let beyond =
+        |effect: &Effect| matches!(effect, Effect::Offer { unit, .. } if unit.round == Round(1));
+    assert!(!world.pending.iter().any(beyond));
 }
 
 #[test]
@@ -154,8 +173,37 @@ fn what_is_merged_is_named_before_and_is_the_same_in_each_try() {
     );
 }
 
-/// The offers of the next round are on the queue before the merge ends, so that only the ledger
-/// lies between its end and the grants.
+/// Under a rule that lets a round end without some of its units, the offers of these are settled.
+#[test]
+fn offers_of_units_that_are_gone_when_their_round_is_sealed_are_settled() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    world.submit(1, held);
+    let screen = world.take_pending(|effect| matches!(effect, order!(Screen)));
+    world.answer_one(screen);
+    let last = world.lease(1);
+    world.seen.clear();
+    let (gone, ahead) = (train(0, 9), train(1, 0));
+    world.core.tell(&run_id(), |room, _| {
+        for (unit, delivery) in [(gone, 900), (ahead, 901), (last.unit, 902)] {
+            let delivery = Some(DeliveryId(delivery));
+            let offered = room.live.offers.entry(unit).or_default();
+            offered.delivery = delivery;
+        }
+    });
+    world.submit(1, last);
+    let screen = world.take_pending(|effect| matches!(effect, order!(Screen)));
+    world.answer_one(screen);
+    let settled = world.seen.iter().filter_map(|effect| match effect {
+        Effect::Settle { delivery } => Some(delivery.0),
+        _ => None,
+    });
+    assert_eq!(settled.collect::<Vec<_>>(), [902, 900]);
+}
+
+/// The offers of the next round are on the queue when the merge ends: between its end and the
+/// grants there is nothing but the ledger.
 #[test]
 fn nothing_is_published_between_the_last_contribution_and_the_next_grants() {
     let mut world = about_to_merge();

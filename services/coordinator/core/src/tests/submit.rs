@@ -2,6 +2,7 @@ use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, SubmitReply
 use schemas::event::LedgerEvent;
 use schemas::foundry::{self, Order};
 use schemas::lease::UnitKind;
+use schemas::limits::{LOSS_MAX, TRAIN_MAX};
 use schemas::{Code, Millis, Refusal, Steps, Tokens, V};
 
 use crate::fixture::*;
@@ -143,6 +144,21 @@ fn fg_16_a_bad_result_is_refused_alone_and_its_unit_is_open_again() {
         let again = world.lease(2);
         assert_eq!(again, lease(held.unit, 2));
     }
+}
+
+#[test]
+fn the_longest_training_and_the_highest_loss_that_are_believed_count() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let mut statement = submission(&world.run().spec, 1, held, 0).statement;
+    let Outcome::Contribution(result) = &mut statement.outcome else {
+        panic!("a training unit")
+    };
+    (result.train_ms, result.loss) = (TRAIN_MAX.get(), LOSS_MAX);
+    let reply = world.ask(peer(1), WorkerRequest::Submit(stated(statement)));
+    world.answer_pending();
+    assert!(is_merged(&world, reply), "{:?}", world.answers[&reply]);
 }
 
 #[test]
@@ -340,7 +356,8 @@ fn an_evaluation_is_of_all_the_tokens_that_its_unit_holds_and_of_a_loss_that_can
     assert_eq!(world.refusal(early), Code::NoAnswer);
     assert_eq!(world.run().tokens.rejected, rejected);
     world.answer_pending();
-    let good = state(&mut world, held, 32.0, 16);
+    // The highest mean that is believed.
+    let good = state(&mut world, held, 16.0 * LOSS_MAX, 16);
     world.answer_pending();
     assert!(is_merged(&world, good), "{:?}", world.answers[&good]);
 }

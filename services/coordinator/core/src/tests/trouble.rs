@@ -214,7 +214,8 @@ fn a_run_that_nobody_is_left_for_says_so_and_why() {
     }
     let why = world.view().trouble.expect("its only worker was removed");
     assert_eq!(why.code, Code::NoWorkerLeft);
-    for said in ["1 were removed", worker(1).short(), "DL0506"] {
+    let counts = "heard for 0 s: of 1 that joined, 0 left, 1 were removed, 0 are silent";
+    for said in [counts, worker(1).short(), "DL0506"] {
         assert!(why.detail.contains(said), "{said}: {}", why.detail);
     }
     world.join(2);
@@ -230,15 +231,18 @@ fn workers_that_died_are_missed_within_a_minute() {
     let mut world = World::with_run(one_unit());
     world.join(1);
     world.lease(1);
-    world.wait(Millis::from_secs(29));
+    world.join(2);
+    leave(&mut world, 2);
+    world.wait(Millis(29_999));
     assert_eq!(world.view().trouble, None);
-    world.wait(Millis::from_secs(2));
+    world.wait(Millis(1));
     let why = world
         .view()
         .trouble
         .expect("it said nothing for half a minute");
     assert_eq!(why.code, Code::NoWorkerLeft);
-    assert!(why.detail.contains("1 are silent"), "{}", why.detail);
+    let said = "heard for 30 s: of 2 that joined, 1 left, 0 were removed, 1 are silent";
+    assert!(why.detail.contains(said), "{}", why.detail);
     assert!(
         world.run().member(&worker(1)).is_some(),
         "it does not count as lost before the run's own time"
@@ -247,10 +251,58 @@ fn workers_that_died_are_missed_within_a_minute() {
     world.wait(SILENCE);
     assert_eq!(
         world.count(|event| matches!(event, LedgerEvent::WorkerLeft { .. })),
-        1
+        2
     );
     assert_eq!(
         world.view().trouble.map(|why| why.code),
         Some(Code::NoWorkerLeft)
     );
+}
+
+#[test]
+fn one_failure_of_a_unit_is_nothing_to_look_at_and_two_are() {
+    let mut world = World::with_run(one_unit());
+    world.join(1);
+    world.join(2);
+    for shown in [None, Some(Code::TrainingFailed)] {
+        let held = world.lease(1);
+        give_back(&mut world, 1, held, &failure());
+        assert_eq!(world.view().trouble.map(|why| why.code), shown);
+    }
+}
+
+#[test]
+fn of_many_workers_that_fail_a_unit_three_are_named_and_the_others_counted() {
+    for (workers, end) in [(3, "NaN"), (4, "; and 1 more"), (6, "; and 3 more")] {
+        let mut world = World::with_run(one_unit());
+        for number in 1..=workers {
+            world.join(number);
+        }
+        for number in (1..=workers).cycle().take(6) {
+            if world.view().halted.is_none() {
+                let held = world.lease(number);
+                give_back(&mut world, number, held, &failure());
+            }
+        }
+        let halted = world.view().halted.expect("nobody can do it");
+        assert!(halted.detail.ends_with(end), "{workers}: {}", halted.detail);
+    }
+}
+
+#[test]
+fn a_run_needs_its_least_number_of_workers_to_begin_and_not_to_go_on() {
+    let mut spec = spec("demo");
+    spec.policy.workers_min = 2;
+    let mut world = World::with_run(spec);
+    // Both are here, and the weights are not.
+    world.restart();
+    for number in 1..=2 {
+        world.ask(peer(number), WorkerRequest::Join(join_request(number)));
+    }
+    assert!(world.run().rounds.is_empty());
+    assert_eq!(world.view().trouble, None);
+    world.answer_pending();
+    leave(&mut world, 2);
+    assert!(!world.run().rounds.is_empty());
+    assert_eq!(world.view().trouble, None);
 }
