@@ -9,7 +9,8 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `signature` | which bytes are signed, and the check of a signature |
-//! | `tabled` | the same check for a key that signs many, twice as fast |
+//! | `tabled` | the same check for a key that signs many, more than twice as fast |
+//! | `multiples` | multiples of a point, which a product with it adds up |
 //! | `end` | where a chain ends: writing the next event, and how an event stands to it |
 //! | `history` | everything that a chain has had so far: copies, forks and gaps told apart |
 //! | `entry` | a stored message, opened: its signature checked, its body decoded |
@@ -19,6 +20,7 @@
 mod end;
 mod entry;
 mod history;
+mod multiples;
 mod proof;
 mod reader;
 mod signature;
