@@ -46,7 +46,7 @@ impl Service {
         let connected = Bus::connect("diloco-audit", &config.bus, clock::now()).await;
         let bus = connected?;
         // From the first message on, so that the whole stream is compared with what was kept.
-        let reader = Reader::new(&bus, StreamSequence(1), |record| record);
+        let reader = Reader::new(&bus, StreamSequence(1), |records| records);
         let ends = Ends::ask(&reader, &recorder).await?;
         let stream = ends.span;
         let recorder = compare(recorder, ends).await?;

@@ -5,44 +5,45 @@
 
 use std::cmp::Ordering;
 
-use curve25519_dalek::edwards::EdwardsPoint;
 use curve25519_dalek::scalar::Scalar;
-use curve25519_dalek::traits::Identity as _;
+
+use crate::point::{Addend, Point, addends};
 
 /// Digits of a number to the base 256.
 const DIGITS: usize = 32;
-/// The largest digit. Digits go from one above its negative to it, since a negative is as good as
-/// the point itself.
+/// The largest digit. Digits go from one above its negative to it, since to subtract a point costs
+/// as much as to add it.
 const DIGIT_MAX: usize = 128;
 
-/// Multiples of a point, 640 KiB: for each power of 256 its multiples from 1 to [`DIGIT_MAX`].
-pub(crate) struct Multiples(Vec<EdwardsPoint>);
+/// Multiples of a point, 480 KiB: for each power of 256 its multiples from 1 to [`DIGIT_MAX`].
+pub(crate) struct Multiples(Vec<Addend>);
 
 impl Multiples {
     /// Those of `point`: a millisecond of work.
-    pub(crate) fn of(point: EdwardsPoint) -> Self {
+    pub(crate) fn of(point: &Point) -> Self {
         let mut all = Vec::with_capacity(DIGITS * DIGIT_MAX);
-        let mut power = point;
+        let mut power = *point;
         for _ in 0..DIGITS {
-            let mut multiple = EdwardsPoint::identity();
+            let step = addends(&[power])[0];
+            let mut multiple = Point::NEUTRAL;
             for _ in 0..DIGIT_MAX {
-                multiple += power;
+                multiple = multiple.plus(&step);
                 all.push(multiple);
             }
-            power = multiple + multiple;
+            power = multiple.plus(&addends(&[multiple])[0]);
         }
-        Self(all)
+        Self(addends(&all))
     }
 
     /// Adds `number` times the point to `sum`.
-    pub(crate) fn add(&self, sum: EdwardsPoint, number: &Scalar) -> EdwardsPoint {
+    pub(crate) fn add(&self, sum: Point, number: &Scalar) -> Point {
         let powers = self.0.chunks_exact(DIGIT_MAX);
         let digits = digits(number).into_iter().zip(powers);
         digits.fold(sum, |sum, (digit, multiples)| {
             let multiple = || &multiples[usize::from(digit.unsigned_abs()) - 1];
             match digit.cmp(&0) {
-                Ordering::Greater => sum + multiple(),
-                Ordering::Less => sum - multiple(),
+                Ordering::Greater => sum.plus(multiple()),
+                Ordering::Less => sum.minus(multiple()),
                 Ordering::Equal => sum,
             }
         })
@@ -62,14 +63,20 @@ fn digits(number: &Scalar) -> [i16; DIGITS] {
 
 #[cfg(test)]
 mod tests {
+    use curve25519_dalek::EdwardsPoint;
     use curve25519_dalek::constants::{ED25519_BASEPOINT_POINT, EIGHT_TORSION};
     use sha2::{Digest as _, Sha512};
 
     use super::*;
+    use crate::point::encoded;
 
     fn scalar(number: u64) -> Scalar {
         let bytes: [u8; 64] = Sha512::digest(number.to_le_bytes()).into();
         Scalar::from_bytes_mod_order_wide(&bytes)
+    }
+
+    fn point(point: &EdwardsPoint) -> Point {
+        Point::decode(point.compress().as_bytes()).expect("it is a point")
     }
 
     /// Numbers whose digits are the smallest and the largest, and that carry far.
@@ -104,15 +111,21 @@ mod tests {
         }
     }
 
+    /// Points of any order, the small ones among them, added to points of any order.
     #[test]
-    fn sums_are_products_also_of_points_of_mixed_order() {
+    fn sums_of_multiples_are_the_products_that_the_library_makes() {
         for (number, torsion) in EIGHT_TORSION.iter().enumerate() {
-            let point = ED25519_BASEPOINT_POINT * scalar(number as u64) + torsion;
-            let multiples = Multiples::of(point);
-            let numbers = extremes().chain((0..20).map(scalar));
-            for factor in numbers.skip(number).step_by(EIGHT_TORSION.len()) {
-                let sum = multiples.add(*torsion, &factor);
-                assert_eq!(sum.compress(), (point * factor + torsion).compress());
+            let mixed = ED25519_BASEPOINT_POINT * scalar(number as u64) + torsion;
+            for whose in [*torsion, mixed] {
+                let multiples = Multiples::of(&point(&whose));
+                let numbers = extremes().chain((0..50).map(scalar));
+                for factor in numbers.skip(number).step_by(EIGHT_TORSION.len()) {
+                    for before in [*torsion, mixed, -whose * factor, whose * factor] {
+                        let sum = multiples.add(point(&before), &factor);
+                        let expected = (before + whose * factor).compress();
+                        assert_eq!(encoded(&[sum]), [expected.to_bytes()]);
+                    }
+                }
             }
         }
     }

@@ -20,11 +20,18 @@ const BATCHES_AHEAD: usize = 4;
 /// answered the last ones, and on a slow line no batch waits for more than one other.
 const BATCHES_ASKED: usize = 2;
 
+/// Messages that are looked at together, on one core: what they share costs each of them little,
+/// and a batch has several such parts, for several cores.
+const LOOKED_AT_TOGETHER: usize = 64;
+
+/// Makes something of each of some messages.
+type Look<T> = dyn Fn(Vec<StoredMessage>) -> Vec<T> + Send + Sync;
+
 /// A part of a stream that is being read.
 pub struct Ahead<T> {
     reader: StreamReader,
     line: Arc<Semaphore>,
-    look: Arc<dyn Fn(StoredMessage) -> T + Send + Sync>,
+    look: Arc<Look<T>>,
     /// Those that were begun, oldest first.
     begun: VecDeque<AbortOnDropHandle<Result<Batch<T>, StreamError>>>,
     /// The first position that nobody was asked for yet.
@@ -44,13 +51,14 @@ pub struct Batch<T> {
 
 impl StreamReader {
     /// Reads the messages from one position to another, both included, and gives what `look` makes
-    /// of each, in order. `look` runs on all cores and sees the messages in no order. Messages that
-    /// are not there are left out.
+    /// of each, in order. `look` runs on all cores. It sees some messages that follow each other at
+    /// a time, makes one thing of each, in their order, and sees such parts in no order. Messages
+    /// that are not there are left out.
     pub fn ahead<T: Send + 'static>(
         &self,
         from: u64,
         to: u64,
-        look: impl Fn(StoredMessage) -> T + Send + Sync + 'static,
+        look: impl Fn(Vec<StoredMessage>) -> Vec<T> + Send + Sync + 'static,
     ) -> Ahead<T> {
         Ahead {
             reader: self.clone(),
@@ -92,16 +100,23 @@ async fn read<T: Send + 'static>(
     reader: StreamReader,
     positions: RangeInclusive<u64>,
     line: Arc<Semaphore>,
-    look: Arc<dyn Fn(StoredMessage) -> T + Send + Sync>,
+    look: Arc<Look<T>>,
 ) -> Result<Batch<T>, StreamError> {
     let (from, to) = positions.into_inner();
     let on_the_line = line.acquire().await;
     let answers = reader.answers(from, to).await?;
     drop(on_the_line);
     let looked = tokio::task::spawn_blocking(move || {
-        let look_in = |answer: Bytes| Ok(reader.message_in(&answer)?.map(&*look));
-        let looked = answers.into_par_iter().map(look_in);
-        looked.collect::<Result<Vec<Option<T>>, StreamError>>()
+        let look_in = |answers: &[Bytes]| {
+            let there = answers
+                .iter()
+                .filter_map(|answer| reader.message_in(answer).transpose());
+            Ok(look(
+                there.collect::<Result<Vec<StoredMessage>, StreamError>>()?,
+            ))
+        };
+        let looked = answers.par_chunks(LOOKED_AT_TOGETHER).map(look_in);
+        looked.collect::<Result<Vec<Vec<T>>, StreamError>>()
     });
     let looked = looked
         .await
