@@ -73,7 +73,7 @@ impl Number {
     }
 
     /// The number to a power, which is given lowest byte first.
-    pub(crate) fn to_the(&self, power: &[u8; 32]) -> Self {
+    pub(crate) fn raised(&self, power: &[u8; 32]) -> Self {
         let bits = (0..256)
             .rev()
             .map(|bit| power[bit / 8] >> (bit % 8) & 1 == 1);
@@ -85,7 +85,7 @@ impl Number {
 
     /// One divided by the number; 0 for 0.
     pub(crate) fn inverse(&self) -> Self {
-        self.to_the(&INVERSE)
+        self.raised(&INVERSE)
     }
 
     pub(crate) fn is_zero(&self) -> bool {

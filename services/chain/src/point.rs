@@ -42,7 +42,7 @@ static CURVE: LazyLock<Curve> = LazyLock::new(|| {
     };
     let d = negative(&small(121_665).times(&small(121_666).inverse()));
     // 2 is no square here, so that its power to half of what a square needs is no 1.
-    let root = small(2).to_the(&quarter());
+    let root = small(2).raised(&quarter());
     let half = small(2).inverse();
     Curve { d, half, root }
 });
@@ -84,7 +84,7 @@ impl Point {
         let below = squared.times(&curve.d).plus(&Number::ONE).carried();
         let cubed = below.square().times(&below);
         let seventh = cubed.square().times(&below);
-        let root = above.times(&seventh).to_the(&eighth());
+        let root = above.times(&seventh).raised(&eighth());
         let mut x = above.times(&cubed).times(&root);
         let square = x.square().times(&below);
         if !square.minus(&above).carried().is_zero() {
