@@ -36,10 +36,13 @@ impl Span {
     };
 }
 
+/// Makes something of each of some records, in their order.
+type Look<T> = dyn Fn(Vec<Record>) -> Vec<T> + Send + Sync;
+
 /// Reads the stream, and makes a `T` of each record, ahead and on all cores.
 pub struct Reader<T> {
     stream: StreamReader,
-    look: Arc<dyn Fn(Record) -> T + Send + Sync>,
+    look: Arc<Look<T>>,
     next: StreamSequence,
     /// The stream's last position at the last look.
     end: StreamSequence,
@@ -51,11 +54,11 @@ pub struct Reader<T> {
 
 impl<T: Send + 'static> Reader<T> {
     /// A reader from position `next`, 1 being the first. This asks the broker nothing yet. `look`
-    /// sees the records in any order.
+    /// sees a part of the records at a time, and the parts in any order.
     pub fn new(
         bus: &Bus,
         next: StreamSequence,
-        look: impl Fn(Record) -> T + Send + Sync + 'static,
+        look: impl Fn(Vec<Record>) -> Vec<T> + Send + Sync + 'static,
     ) -> Self {
         Self {
             stream: StreamReader::new(bus.clone(), AUDIT_STREAM),
@@ -86,7 +89,7 @@ impl<T: Send + 'static> Reader<T> {
     /// # Errors
     /// As [`Reader::span`].
     pub async fn record(&self, at: StreamSequence) -> Result<Option<Record>, StreamError> {
-        Ok(self.stream.message(at.0).await?.as_ref().map(record))
+        Ok(self.stream.message(at.0).await?.map(record))
     }
 
     /// Returns the next records, at least one: those that are there, without waiting for more. It
@@ -127,7 +130,7 @@ impl<T: Send + 'static> Reader<T> {
             };
             match before {
                 Ok(before) => {
-                    let mut records: Vec<T> = before.map(&*self.look).into_iter().collect();
+                    let mut records = (self.look)(before.into_iter().collect());
                     records.append(&mut self.ready);
                     return Some(records);
                 }
@@ -149,9 +152,10 @@ impl<T: Send + 'static> Reader<T> {
                 ahead => {
                     let look = Arc::clone(&self.look);
                     let from = self.next.0;
-                    let begun = self
-                        .stream
-                        .ahead(from, end.0, move |message| look(record(&message)));
+                    let look = move |messages: Vec<StoredMessage>| {
+                        look(messages.into_iter().map(record).collect())
+                    };
+                    let begun = self.stream.ahead(from, end.0, look);
                     &mut ahead.insert((end, begun)).1
                 }
             };
@@ -181,14 +185,14 @@ async fn wait(error: &StreamError) {
     tokio::time::sleep(RETRY_AFTER).await;
 }
 
-fn record(message: &StoredMessage) -> Record {
+fn record(message: StoredMessage) -> Record {
     let time = message
         .time
         .parse::<jiff::Timestamp>()
         .map_or(0, jiff::Timestamp::as_millisecond);
     Record {
         stream_sequence: StreamSequence(message.sequence),
-        subject: message.subject.clone(),
+        subject: message.subject,
         stored_at: UnixMillis(u64::try_from(time).unwrap_or(0)),
         payload: Payload::of(&message.payload),
     }

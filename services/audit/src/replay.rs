@@ -66,9 +66,9 @@ impl Replay {
     pub async fn open(bus: &Bus, trust: &TrustBundle) -> Result<Self, ReplayError> {
         let auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
         let examiner = auditor.examiner().clone();
-        let reader = Reader::new(bus, StreamSequence(1), move |record| {
-            let examined = examiner.examine(&record);
-            (record, examined)
+        let reader = Reader::new(bus, StreamSequence(1), move |records| {
+            let examined = examiner.examine_all(&records);
+            records.into_iter().zip(examined).collect()
         });
         let span = reader.span().await?;
         let (kept, compared) = (BTreeMap::new(), StreamSequence(0));

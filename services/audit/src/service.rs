@@ -48,7 +48,7 @@ impl Service {
         let bus = connected?;
         // Reads from the first message on, so that the whole stream is compared with the kept
         // records.
-        let reader = Reader::new(&bus, StreamSequence(1), |record| record);
+        let reader = Reader::new(&bus, StreamSequence(1), |records| records);
         let ends = Ends::ask(&reader, &recorder).await?;
         let stream = ends.span;
         let recorder = compare(recorder, ends).await?;

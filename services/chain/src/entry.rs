@@ -86,16 +86,25 @@ impl Claimed {
     /// # Errors
     /// The first check that fails.
     pub fn open(self, signatures: &Signatures) -> Result<Entry, Fault> {
-        let SignedEvent {
-            key,
-            signature,
-            body,
-            ..
-        } = &self.0;
-        if !signatures.hold(key, &**signature, body) {
-            return Err(Fault::Signature(key.clone()));
+        let holds = signatures.hold([&self.0]) == [true];
+        self.opened(holds)
+    }
+
+    /// Does the same with many, whose signatures are checked together. The results are in the order
+    /// of the messages.
+    pub fn open_all(all: Vec<Self>, signatures: &Signatures) -> Vec<Result<Entry, Fault>> {
+        let hold = signatures.hold(all.iter().map(|claimed| &claimed.0));
+        let checked = all.into_iter().zip(hold);
+        checked
+            .map(|(claimed, holds)| claimed.opened(holds))
+            .collect()
+    }
+
+    fn opened(self, holds: bool) -> Result<Entry, Fault> {
+        let signer = self.0.key.clone();
+        if !holds {
+            return Err(Fault::Signature(signer));
         }
-        let signer = key.clone();
         let entry = self.unchecked().map_err(Fault::Undecodable)?;
         if entry.body.emitter == signer {
             Ok(entry)

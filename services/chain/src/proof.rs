@@ -37,25 +37,56 @@ impl Writers {
 
     /// Checks a message by itself: its subject, its signature, its body.
     pub fn prove(&self, subject: &str, payload: &[u8]) -> Proof {
-        let foreign = |reason: &dyn std::fmt::Display| Proof::Foreign(reason.to_string());
+        match self.claimed(subject, payload) {
+            Ok((named, claimed)) => proof(&named, claimed.open(&self.signatures)),
+            Err(foreign) => Proof::Foreign(foreign),
+        }
+    }
+
+    /// Looks at many messages, each a subject and a payload, with the same results in their order,
+    /// and in less time.
+    pub fn prove_all<'a>(
+        &self,
+        messages: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+    ) -> Vec<Proof> {
+        let (mut named, mut claimed) = (Vec::new(), Vec::new());
+        for (subject, payload) in messages {
+            let (name, claim) = self.claimed(subject, payload).map_or_else(
+                |foreign| (Err(foreign), None),
+                |(name, claim)| (Ok(name), Some(claim)),
+            );
+            named.push(name);
+            claimed.extend(claim);
+        }
+        let mut opened = Claimed::open_all(claimed, &self.signatures).into_iter();
+        let proofs = named.into_iter().map(|named| match named {
+            Ok(named) => proof(&named, opened.next().expect("one for each claim")),
+            Err(foreign) => Proof::Foreign(foreign),
+        });
+        proofs.collect()
+    }
+
+    /// The form of an event under a subject of the ledger, which claims a key that may write here;
+    /// or the reason why it is foreign.
+    fn claimed(&self, subject: &str, payload: &[u8]) -> Result<(Incoming, Claimed), String> {
         let Ok(named @ Incoming::Ledger { .. }) = subject.parse() else {
-            return foreign(&"its subject is none of the ledger's");
+            return Err("its subject is none of the ledger's".to_owned());
         };
-        let claimed = match Claimed::read(payload) {
-            Ok(claimed) => claimed,
-            Err(error) => return foreign(&error),
-        };
+        let claimed = Claimed::read(payload).map_err(|error| error.to_string())?;
         if !self.keys.contains(claimed.key()) {
-            return foreign(&"its key is not an audit key of the trust bundle");
+            return Err("its key is not an audit key of the trust bundle".to_owned());
         }
-        let entry = match claimed.open(&self.signatures) {
-            Ok(entry) => entry,
-            Err(Fault::Undecodable(error)) => return Proof::Broken(error.to_string()),
-            Err(fault) => return foreign(&fault),
-        };
-        match entry.stands_under(&named) {
+        Ok((named, claimed))
+    }
+}
+
+fn proof(named: &Incoming, opened: Result<Entry, Fault>) -> Proof {
+    match opened {
+        Ok(entry) => match entry.stands_under(named) {
             Ok(()) => Proof::Event(Box::new(entry)),
-            Err(misplaced) => foreign(&misplaced),
-        }
+            Err(misplaced) => Proof::Foreign(misplaced.to_string()),
+        },
+        Err(Fault::Undecodable(error)) => Proof::Broken(error.to_string()),
+        Err(fault) => Proof::Foreign(fault.to_string()),
     }
 }

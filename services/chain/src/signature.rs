@@ -10,7 +10,7 @@ use schemas::event::SignedEvent;
 use schemas::{Digest, PublicKey, V};
 use serde_bytes::{ByteArray, ByteBuf};
 
-use crate::tabled::TabledKey;
+use crate::tabled::{Check, TabledKey, verdicts};
 
 /// Purpose of the signature, in the signed bytes.
 const PURPOSE: &[u8] = b"diloco/audit-event/v1";
@@ -30,8 +30,8 @@ pub fn signed(key: &PublicKey, signature: [u8; SIGNATURE_BYTES], body: Vec<u8>) 
     }
 }
 
-/// Checks signatures over the events of one domain. For keys that sign many of them, the check is
-/// twice as fast.
+/// Checks signatures over the events of one domain. For keys that sign many of them, a check takes a
+/// third of the time.
 #[derive(Clone, Debug)]
 pub struct Signatures {
     /// The bytes that precede a body when it is signed.
@@ -50,16 +50,25 @@ impl Signatures {
         }
     }
 
-    /// Returns true if `signature` was made by `key` over an event's `body`, as [`is_signed_event`]
-    /// does.
-    pub fn hold(&self, key: &PublicKey, signature: &[u8], body: &[u8]) -> bool {
+    /// Returns true for each event whose signature was made by its key over its body, as
+    /// [`is_signed_event`] does. Many together take less time than one by one.
+    pub fn hold<'a>(&self, events: impl IntoIterator<Item = &'a SignedEvent>) -> Vec<bool> {
+        let checks = events.into_iter().map(|event| self.check(event));
+        verdicts(&checks.collect::<Vec<_>>())
+    }
+
+    fn check(&self, event: &SignedEvent) -> Check {
+        let SignedEvent {
+            key,
+            signature,
+            body,
+            ..
+        } = event;
         if let Some(tabled) = self.tabled.get(key) {
-            return signature
-                .try_into()
-                .is_ok_and(|signature| tabled.holds(signature, &[&self.prefix, body]));
+            return tabled.check(signature, &[&self.prefix, body]);
         }
-        verifying_key(key.as_str())
-            .is_some_and(|key| is_signed(&key, signature, &[&self.prefix, body].concat()))
+        let is_signed = |key| is_signed(&key, &**signature, &[&self.prefix, &body[..]].concat());
+        Check::Done(verifying_key(key.as_str()).is_some_and(is_signed))
     }
 }
 

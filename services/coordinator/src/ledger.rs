@@ -148,8 +148,10 @@ impl Ledger {
         let from = (self.stream_sequence + 1).max(span.first);
         let writers = self.chain.writers().clone();
         let mut messages = self.stream.ahead(from, span.last, move |stored| {
-            let proof = writers.prove(&stored.subject, &stored.payload);
-            (stored.sequence, proof)
+            let messages = stored.iter().map(|one| (&*one.subject, &*one.payload));
+            let proofs = writers.prove_all(messages);
+            let positions = stored.iter().map(|one| one.sequence);
+            positions.zip(proofs).collect()
         });
         while let Some(batch) = messages.next().await {
             for (at, proof) in batch?.found {

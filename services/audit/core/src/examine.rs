@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use chain::{Claimed, Fault, Misplaced, Signatures};
+use chain::{Claimed, Entry, Fault, Misplaced, Signatures};
 use schemas::event::EventBody;
 use schemas::subject::{Incoming, recorded_worker};
 use schemas::{AccountId, Digest, PublicKey, RunId, UnixMillis, WorkerId};
@@ -66,6 +66,12 @@ pub(crate) struct Held {
     pub(crate) row: TimelineRow,
 }
 
+/// The subject of a record, and whether the key that it claims is a coordinator's.
+struct Place {
+    incoming: Incoming,
+    coordinator: bool,
+}
+
 /// The account that a record belongs to.
 #[derive(Clone, Debug)]
 pub(crate) enum Account {
@@ -86,18 +92,37 @@ impl Examiner {
 
     /// Examines a record.
     pub fn examine(&self, record: &Record) -> Examined {
-        let says = self.says(record).unwrap_or_else(|finding| Says::Nothing {
-            account: blamed(record, &finding),
-            finding,
-            row: Box::new(TimelineRow::of_record(record)),
+        let says = self.claimed(record).and_then(|(place, claimed)| {
+            let opened = claimed.open(&self.signatures);
+            says(record, place, opened)
         });
-        let at = record.stream_sequence;
-        Examined { at, says }
+        examined(record, says)
     }
 
-    /// Checks a record by itself: its signer may be in a chain under this subject, and the
-    /// signature is valid.
-    fn says(&self, record: &Record) -> Result<Says, Finding> {
+    /// Examines many records, with the same results in their order, and in less time.
+    pub fn examine_all(&self, records: &[Record]) -> Vec<Examined> {
+        let (mut places, mut claims) = (Vec::new(), Vec::new());
+        for record in records {
+            let (place, claim) = self.claimed(record).map_or_else(
+                |finding| (Err(finding), None),
+                |(place, claimed)| (Ok(place), Some(claimed)),
+            );
+            places.push(place);
+            claims.extend(claim);
+        }
+        let mut opened = Claimed::open_all(claims, &self.signatures).into_iter();
+        let all = records.iter().zip(places).map(|(record, place)| {
+            let says = place.and_then(|place| {
+                let opened = opened.next().expect("one for each claim");
+                says(record, place, opened)
+            });
+            examined(record, says)
+        });
+        all.collect()
+    }
+
+    /// The form of an event, under a subject where the key that it claims may be in a chain.
+    fn claimed(&self, record: &Record) -> Result<(Place, Claimed), Finding> {
         let malformed = |reason: String| Finding::Malformed { reason };
         let incoming: Incoming = record
             .subject
@@ -113,58 +138,80 @@ impl Examiner {
                 reason: format!("{} is not trusted to write the ledger", claimed.key()),
             });
         }
-        let entry = claimed
-            .open(&self.signatures)
-            .map_err(|fault| match fault {
-                Fault::Signature(key) => Finding::BadSignature {
-                    key: key.as_str().chars().take(64).collect(),
-                },
-                Fault::Undecodable(error) if coordinator => Finding::Undecodable {
-                    reason: error.to_string(),
-                },
-                fault => malformed(fault.to_string()),
-            })?;
-        entry
-            .stands_under(&incoming)
-            .map_err(|misplaced| match misplaced {
-                Misplaced::Family { .. } => Finding::Foreign {
-                    reason: misplaced.to_string(),
-                },
-                _ => malformed(misplaced.to_string()),
-            })?;
-        let (body, digest) = (entry.body, entry.digest);
-        let stored_at = record.stored_at;
-        match incoming {
-            Incoming::Recorded { .. } if coordinator => Err(Finding::Usurped),
-            Incoming::Recorded {
+        let place = Place {
+            incoming,
+            coordinator,
+        };
+        Ok((place, claimed))
+    }
+}
+
+/// Checks what a record says of itself, once its signature was checked.
+fn says(record: &Record, place: Place, opened: Result<Entry, Fault>) -> Result<Says, Finding> {
+    let Place {
+        incoming,
+        coordinator,
+    } = place;
+    let malformed = |reason: String| Finding::Malformed { reason };
+    let entry = opened.map_err(|fault| match fault {
+        Fault::Signature(key) => Finding::BadSignature {
+            key: key.as_str().chars().take(64).collect(),
+        },
+        Fault::Undecodable(error) if coordinator => Finding::Undecodable {
+            reason: error.to_string(),
+        },
+        fault => malformed(fault.to_string()),
+    })?;
+    entry
+        .stands_under(&incoming)
+        .map_err(|misplaced| match misplaced {
+            Misplaced::Family { .. } => Finding::Foreign {
+                reason: misplaced.to_string(),
+            },
+            _ => malformed(misplaced.to_string()),
+        })?;
+    let (body, digest) = (entry.body, entry.digest);
+    let stored_at = record.stored_at;
+    match incoming {
+        Incoming::Recorded { .. } if coordinator => Err(Finding::Usurped),
+        Incoming::Recorded {
+            account,
+            run,
+            worker,
+            ..
+        } => {
+            let row = TimelineRow::of_worker(record, &worker, &body);
+            Ok(Says::Worker(Box::new(Held {
+                stored_at,
                 account,
                 run,
                 worker,
-                ..
-            } => {
-                let row = TimelineRow::of_worker(record, &worker, &body);
-                Ok(Says::Worker(Box::new(Held {
-                    stored_at,
-                    account,
-                    run,
-                    worker,
-                    body,
-                    digest,
-                    row,
-                })))
-            }
-            Incoming::Ledger { .. } => {
-                let row = TimelineRow::of_ledger(record, &body);
-                Ok(Says::Ledger(Box::new(Told {
-                    stored_at,
-                    body,
-                    digest,
-                    row,
-                })))
-            }
-            _ => Err(malformed("no event is kept under this subject".to_owned())),
+                body,
+                digest,
+                row,
+            })))
         }
+        Incoming::Ledger { .. } => {
+            let row = TimelineRow::of_ledger(record, &body);
+            Ok(Says::Ledger(Box::new(Told {
+                stored_at,
+                body,
+                digest,
+                row,
+            })))
+        }
+        _ => Err(malformed("no event is kept under this subject".to_owned())),
     }
+}
+
+fn examined(record: &Record, says: Result<Says, Finding>) -> Examined {
+    let says = says.unwrap_or_else(|finding| Says::Nothing {
+        account: blamed(record, &finding),
+        finding,
+        row: Box::new(TimelineRow::of_record(record)),
+    });
+    let at = record.stream_sequence;
+    Examined { at, says }
 }
 
 impl Held {

@@ -1,6 +1,6 @@
 //! One chain, written and followed.
 
-use chain::{Claimed, End, Judgement, Misplaced, Reader, Signatures, Stand};
+use chain::{Claimed, End, Judgement, Misplaced, Proof, Reader, Signatures, Stand};
 use identity::AuditKey;
 use proptest::prelude::*;
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
@@ -121,6 +121,45 @@ fn a_signed_body_that_is_no_event_breaks_the_chain() {
         reader.judge(&subject, &signed),
         Judgement::Broken(_)
     ));
+}
+
+/// Long enough for a key to get its multiples on the way, and with everything that a stream can
+/// hold: what is proved together is proved as it is alone.
+#[test]
+fn messages_that_are_proved_together_come_to_what_each_comes_to_alone() {
+    let (key, stranger) = (AuditKey::generate(), AuditKey::generate());
+    let (mut end, mut stored) = (End::default(), Vec::<Stored>::new());
+    for number in 0..200 {
+        let (subject, mut bytes) = write(&key, &mut end, None, stopped(&format!("{number}")));
+        match number % 8 {
+            1 => bytes.truncate(bytes.len() / 2),
+            2 => *bytes.last_mut().expect("it is not empty") ^= 1,
+            3 => bytes = key.sign_event(DOMAIN, b"nonsense".to_vec()).encode(),
+            4 => bytes = key.sign_event("another", b"nonsense".to_vec()).encode(),
+            5 => bytes = stranger.sign_event(DOMAIN, bytes).encode(),
+            _ => {}
+        }
+        stored.push((subject, bytes));
+    }
+    stored.push(("diloco.elsewhere".to_owned(), stored[0].1.clone()));
+    let together = Reader::new(DOMAIN, vec![key.public().clone()]);
+    let together = together.writers();
+    let told = |proof: &Proof| format!("{proof:?}");
+    for size in [1, 7, 64, 1000] {
+        for part in stored.chunks(size) {
+            let messages = part.iter().map(|(subject, bytes)| (&**subject, &**bytes));
+            let proofs: Vec<String> = together.prove_all(messages).iter().map(told).collect();
+            // A reader of its own has no multiples yet.
+            let alone = Reader::new(DOMAIN, vec![key.public().clone()]);
+            let prove = |(subject, bytes): &Stored| told(&alone.writers().prove(subject, bytes));
+            assert_eq!(proofs, part.iter().map(prove).collect::<Vec<_>>());
+        }
+    }
+    let messages = stored.iter().map(|(subject, bytes)| (&**subject, &**bytes));
+    let proofs = together.prove_all(messages);
+    let count = |is: fn(&Proof) -> bool| proofs.iter().filter(|proof| is(proof)).count();
+    assert_eq!(count(|proof| matches!(proof, Proof::Event(_))), 75);
+    assert_eq!(count(|proof| matches!(proof, Proof::Broken(_))), 25);
 }
 
 #[test]

@@ -3,9 +3,10 @@
 
 use std::fmt::Debug;
 
+use async_nats::jetstream;
 use chain::{Judgement, Reader};
 use diloco_coordinator::{Ledger, LedgerError};
-use runtime::StreamReader;
+use runtime::{StreamError, StreamReader};
 use schemas::event::EventBody;
 use schemas::subject::LEDGER_STREAM;
 use schemas::{Digest, Sequence, V};
@@ -165,6 +166,53 @@ async fn a_read_that_is_torn_off_goes_on_where_it_was() {
     append(&mut ledger, LONG, stopped("behind it"))
         .await
         .expect("appended");
+}
+
+/// The reason why streams of events are read by single questions, though a direct get of many
+/// messages would take the broker a fifth of the time: it ends with an empty message, which goes
+/// where the asker says. A broker that no longer obeys that message makes this test fail, and
+/// direct gets possible.
+#[tokio::test]
+async fn the_end_of_a_direct_get_of_many_can_delete_a_stream_and_no_single_answer_can() {
+    let scene = Scene::new().await;
+    let (mut ledger, _) = scene.open().await.expect("an empty ledger");
+    write(&mut ledger, "a", 3).await;
+    let bus = scene.server.bus().await;
+    let server = jetstream::new(bus.client().clone());
+    let stream = server.get_stream(LEDGER_STREAM).await.expect("it is there");
+    let config = jetstream::stream::Config {
+        allow_direct: true,
+        ..stream.cached_info().config.clone()
+    };
+    server.update_stream(config).await.expect("it may");
+
+    let reader = StreamReader::new(bus.clone(), LEDGER_STREAM);
+    let deletes = format!("$JS.API.STREAM.DELETE.{LEDGER_STREAM}");
+    let ask = async |verb: &str, question: &'static str| {
+        let subject = format!("$JS.API.{verb}.{LEDGER_STREAM}");
+        let asked = bus.client();
+        let asked = asked.publish_with_reply(subject, deletes.clone(), question.into());
+        asked.await.expect("sent");
+    };
+    for question in [r#"{"seq":1}"#, r#"{"seq":9}"#, ""] {
+        ask("STREAM.MSG.GET", question).await;
+        // Asked behind it on the same connection, and answered behind it.
+        let message = reader.message(3).await.expect("the stream is there");
+        assert_eq!(message.map(|message| message.sequence), Some(3));
+    }
+    assert_eq!(reader.span().await.expect("it is whole").messages, 3);
+
+    ask("DIRECT.GET", r#"{"seq":1,"batch":1}"#).await;
+    let gone = async {
+        while let Ok(span) = reader.span().await {
+            assert_eq!(span.messages, 3);
+        }
+    };
+    tokio::time::timeout(crate::ledger::PATIENCE, gone)
+        .await
+        .expect("the broker deletes a stream that an empty answer names");
+    let gone = reader.span().await;
+    assert!(matches!(gone, Err(StreamError::Missing(_))), "{gone:?}");
 }
 
 /// Reads on once the client has its connection again.

@@ -21,11 +21,18 @@ const BATCHES_AHEAD: usize = 4;
 /// one other.
 const BATCHES_ASKED: usize = 2;
 
+/// Messages that are looked at together, on one core: what they share costs each of them little,
+/// and a batch has several such parts, for several cores.
+const LOOKED_AT_TOGETHER: usize = 64;
+
+/// Makes something of each of some messages.
+type Look<T> = dyn Fn(Vec<StoredMessage>) -> Vec<T> + Send + Sync;
+
 /// A part of a stream that is being read.
 pub struct Ahead<T> {
     reader: StreamReader,
     line: Arc<Semaphore>,
-    look: Arc<dyn Fn(StoredMessage) -> T + Send + Sync>,
+    look: Arc<Look<T>>,
     /// The batches under way, oldest first.
     begun: VecDeque<AbortOnDropHandle<Result<Batch<T>, StreamError>>>,
     /// The first position that was not requested yet.
@@ -45,13 +52,14 @@ pub struct Batch<T> {
 
 impl StreamReader {
     /// Reads the messages from one position to another, both included, and returns the result of
-    /// `look` for each, in order. `look` runs on all cores, and sees the messages in any order.
+    /// `look` for each, in order. `look` runs on all cores. It sees a part of the messages at a
+    /// time, and the parts in any order; it returns one result for each message, in their order.
     /// Missing messages are left out.
     pub fn ahead<T: Send + 'static>(
         &self,
         from: u64,
         to: u64,
-        look: impl Fn(StoredMessage) -> T + Send + Sync + 'static,
+        look: impl Fn(Vec<StoredMessage>) -> Vec<T> + Send + Sync + 'static,
     ) -> Ahead<T> {
         Ahead {
             reader: self.clone(),
@@ -94,16 +102,23 @@ async fn read<T: Send + 'static>(
     reader: StreamReader,
     positions: RangeInclusive<u64>,
     line: Arc<Semaphore>,
-    look: Arc<dyn Fn(StoredMessage) -> T + Send + Sync>,
+    look: Arc<Look<T>>,
 ) -> Result<Batch<T>, StreamError> {
     let (from, to) = positions.into_inner();
     let on_the_line = line.acquire().await;
     let answers = reader.answers(from, to).await?;
     drop(on_the_line);
     let looked = tokio::task::spawn_blocking(move || {
-        let look_in = |answer: Bytes| Ok(reader.message_in(&answer)?.map(&*look));
-        let looked = answers.into_par_iter().map(look_in);
-        looked.collect::<Result<Vec<Option<T>>, StreamError>>()
+        let look_in = |answers: &[Bytes]| {
+            let there = answers
+                .iter()
+                .filter_map(|answer| reader.message_in(answer).transpose());
+            Ok(look(
+                there.collect::<Result<Vec<StoredMessage>, StreamError>>()?,
+            ))
+        };
+        let looked = answers.par_chunks(LOOKED_AT_TOGETHER).map(look_in);
+        looked.collect::<Result<Vec<Vec<T>>, StreamError>>()
     });
     let looked = looked
         .await

@@ -168,10 +168,9 @@ proptest! {
         let one_by_one: Vec<Checked> = log.records.iter().flat_map(|record| slow.observe(record)).collect();
         let mut fast = log.auditor();
         let examiner = fast.examiner().clone();
-        let examine = |part: &[Record]| part.iter().map(|record| examiner.examine(record)).collect::<Vec<_>>();
         let examined: Vec<Examined> = std::thread::scope(|scope| {
             let parts = log.records.chunks(count.div_ceil(threads));
-            let parts: Vec<_> = parts.map(|part| scope.spawn(move || examine(part))).collect();
+            let parts: Vec<_> = parts.map(|part| scope.spawn(|| examiner.examine_all(part))).collect();
             parts.into_iter().flat_map(|part| part.join().expect("no thread panics")).collect()
         });
         let together: Vec<Checked> = examined.into_iter().flat_map(|examined| fast.place(examined)).collect();
