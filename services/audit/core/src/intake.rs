@@ -11,23 +11,8 @@ use schemas::{
     AccountId, Code, Digest, PublicKey, Refusal, RunId, Sequence, UnixMillis, WorkerId, is_answer,
 };
 
-/// Events a second of one worker, in the long run. A worker emits two for each unit, and units last
-/// seconds; the fastest runs of tests, whose units last a tenth of a second, stay below as well.
-pub const EVENTS_PER_SECOND: u64 = 25;
-/// Events of one worker at once: what it may have kept while the bus was away, which is 256.
-pub const EVENTS_BURST: u64 = 300;
-/// Bytes a second of one worker, in the long run. An event of a worker has some 300 bytes with its
-/// signature.
-pub const BYTES_PER_SECOND: u64 = 32 << 10;
-/// Bytes of one worker at once: its burst of events, at 2 KiB each for those with long texts.
-pub const BYTES_BURST: u64 = 600 << 10;
-/// Bytes a second of one worker that are recorded, over days. A worker has some 600 bytes recorded
-/// for a unit, and a unit of a run that lasts so long takes minutes.
-pub const RECORDED_PER_SECOND: u64 = 512;
-/// Bytes of one worker that are recorded at once: some 25,000 units of a fast run, and a small part
-/// of the 512 MiB that a tenant's stream holds. Filling that alone takes a worker eleven days then,
-/// not four hours.
-pub const RECORDED_BURST: u64 = 16 << 20;
+use crate::rate::Rate;
+
 /// Most workers whose rates and chains are remembered; a worker that is forgotten begins with a
 /// full burst, and the end of its chain is fetched again. As many as a run may have, twice.
 const REMEMBERED_MAX: usize = 8192;
@@ -121,73 +106,6 @@ pub struct Intake {
     tails: BTreeMap<Speaker, Option<Tail>>,
     /// The position up to which the copy shows each chain.
     reached: BTreeMap<PublicKey, Sequence>,
-}
-
-/// The events and bytes that a worker may still send now.
-#[derive(Clone, Copy, Debug)]
-struct Rate {
-    /// Events, in thousandths, so that milliseconds count.
-    events: u64,
-    /// Bytes, in thousandths.
-    bytes: u64,
-    /// Bytes that may be recorded, in thousandths.
-    recorded: u64,
-    at: UnixMillis,
-}
-
-impl Rate {
-    const fn full(at: UnixMillis) -> Self {
-        let (events, bytes, recorded) = (
-            1000 * EVENTS_BURST,
-            1000 * BYTES_BURST,
-            1000 * RECORDED_BURST,
-        );
-        Self {
-            events,
-            bytes,
-            recorded,
-            at,
-        }
-    }
-
-    fn refill(&mut self, now: UnixMillis) {
-        // A clock that goes back refills nothing.
-        let passed = self.at.until(now).get();
-        let refilled = |left: u64, each: u64, burst: u64| {
-            left.saturating_add(passed.saturating_mul(each))
-                .min(1000 * burst)
-        };
-        self.events = refilled(self.events, EVENTS_PER_SECOND, EVENTS_BURST);
-        self.bytes = refilled(self.bytes, BYTES_PER_SECOND, BYTES_BURST);
-        self.recorded = refilled(self.recorded, RECORDED_PER_SECOND, RECORDED_BURST);
-        self.at = now;
-    }
-
-    fn take(&mut self, now: UnixMillis, bytes: u64) -> bool {
-        self.refill(now);
-        let fits = self.events >= 1000 && self.bytes >= 1000 * bytes;
-        if fits {
-            self.events -= 1000;
-            self.bytes -= 1000 * bytes;
-        }
-        fits
-    }
-
-    /// True when so much more may be recorded; only events that passed every check by themselves
-    /// are counted.
-    const fn record(&mut self, bytes: u64) -> bool {
-        let fits = self.recorded >= 1000 * bytes;
-        if fits {
-            self.recorded -= 1000 * bytes;
-        }
-        fits
-    }
-
-    const fn is_full(&self) -> bool {
-        self.events == 1000 * EVENTS_BURST
-            && self.bytes == 1000 * BYTES_BURST
-            && self.recorded == 1000 * RECORDED_BURST
-    }
 }
 
 impl Intake {

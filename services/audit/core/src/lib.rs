@@ -15,6 +15,7 @@
 //! | `emitter` | one emitter's chain: what is wrong with it is a finding |
 //! | `finding` | what can be wrong |
 //! | `intake` | checks of workers' events before they are recorded |
+//! | `rate` | what one worker may send, and have recorded |
 //! | `verdict` | what a record came to |
 //! | `timeline` | an event as a line for people |
 //! | `summary` | what a whole replay came to |
@@ -28,6 +29,7 @@ mod emitter;
 mod examine;
 mod finding;
 mod intake;
+mod rate;
 mod record;
 mod summary;
 mod timeline;
@@ -36,9 +38,10 @@ mod verdict;
 pub use check::{Auditor, CLOCK_SKEW_MAX, Checked, HELD_MAX};
 pub use examine::{Examined, Examiner};
 pub use finding::{Finding, Found};
-pub use intake::{
-    BYTES_BURST, BYTES_PER_SECOND, Candidate, EVENTS_BURST, EVENTS_PER_SECOND, Enrolment, Heard,
-    Intake, Linked, Notice, RECORDED_BURST, RECORDED_PER_SECOND, Tail,
+pub use intake::{Candidate, Enrolment, Heard, Intake, Linked, Notice, Tail};
+pub use rate::{
+    BYTES_BURST, BYTES_PER_SECOND, EVENTS_BURST, EVENTS_PER_SECOND, RECORDED_BURST,
+    RECORDED_PER_SECOND,
 };
 pub use record::{Payload, Record, StreamSequence};
 pub use summary::{EmitterSummary, FaultyWorker, ForeignMessage, RunSummary, Summary};
