@@ -396,6 +396,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_end_of_a_chain_is_known_until_it_is_forgotten() {
+        let (mut intake, first) = (Intake::new("a domain"), candidate(1));
+        assert_eq!(intake.tail(&first), None, "it was never fetched");
+        intake.remember(&first, None);
+        assert_eq!(intake.tail(&first), Some(&None), "the chain is empty");
+        let tail = Some(first.as_tail(7));
+        intake.remember(&first, tail.clone());
+        intake.remember(&candidate(2), None);
+        assert_eq!(intake.tail(&first), Some(&tail));
+        intake.forget(&first);
+        assert_eq!(intake.tail(&first), None);
+        assert_eq!(intake.tail(&candidate(2)), Some(&None), "that of another");
+    }
+
     /// However many names a tenant makes up.
     #[test]
     fn what_is_remembered_of_workers_is_bounded_and_who_is_quiet_goes_first() {

@@ -21,7 +21,7 @@ pub const RECORDED_PER_SECOND: u64 = 512;
 pub const RECORDED_BURST: u64 = 16 << 20;
 
 /// The events and bytes that a worker may still send now.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rate {
     /// Events, in thousandths, so that milliseconds count.
     events: u64,
@@ -80,9 +80,59 @@ impl Rate {
         fits
     }
 
-    pub(crate) const fn is_full(&self) -> bool {
-        self.events == 1000 * EVENTS_BURST
-            && self.bytes == 1000 * BYTES_BURST
-            && self.recorded == 1000 * RECORDED_BURST
+    /// True for a worker that has its whole allowance: to forget it changes nothing.
+    pub(crate) fn is_full(&self) -> bool {
+        *self == Self::full(self.at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+
+    #[test]
+    fn a_worker_has_its_burst_and_then_its_rate_and_not_one_more() {
+        let mut rate = Rate::full(NOW);
+        for _ in 0..EVENTS_BURST {
+            assert!(rate.take(NOW, 0));
+        }
+        assert!(!rate.take(NOW, 0), "the burst is over");
+        let pause = 1000 / EVENTS_PER_SECOND;
+        assert!(!rate.take(UnixMillis(NOW.get() + pause - 1), 0));
+        let soon = UnixMillis(NOW.get() + pause);
+        assert!(rate.take(soon, 0) && !rate.take(soon, 0));
+    }
+
+    #[test]
+    fn the_bytes_of_a_worker_are_counted_to_the_last() {
+        let later = UnixMillis(NOW.get() + 1000);
+        let mut rate = Rate::full(NOW);
+        assert!(rate.take(NOW, BYTES_BURST - 1), "two messages");
+        assert!(rate.take(NOW, 1) && !rate.take(NOW, 1), "fill the burst");
+        assert!(!rate.take(later, BYTES_PER_SECOND + 1));
+        assert!(rate.take(later, BYTES_PER_SECOND) && !rate.take(later, 1));
+        let mut rate = Rate::full(NOW);
+        assert!(rate.record(RECORDED_BURST - 1) && rate.record(1) && !rate.record(1));
+        rate.refill(later);
+        assert!(!rate.record(RECORDED_PER_SECOND + 1));
+        assert!(rate.record(RECORDED_PER_SECOND) && !rate.record(1));
+    }
+
+    /// A worker that is forgotten begins with a full burst, so only one that has a full burst may
+    /// be forgotten.
+    #[test]
+    fn a_worker_that_has_used_anything_is_not_forgotten() {
+        let full = Rate::full(NOW);
+        assert!(full.is_full());
+        let mut heard = full;
+        assert!(heard.take(NOW, 0) && !heard.is_full());
+        let mut recorded = full;
+        assert!(recorded.record(1) && !recorded.is_full());
+        let mut long = full;
+        assert!(long.take(NOW, 1));
+        long.events = full.events;
+        assert!(!long.is_full());
     }
 }
