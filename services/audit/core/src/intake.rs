@@ -1,11 +1,10 @@
-//! Checks of workers' events before they are recorded, in the order of their costs: length, rate,
+//! Checks of workers' events before they are recorded, in the order of their costs: rate, length,
 //! form, key, signature, and at last the chain, whose end somebody has to fetch. Events that are
 //! refused here never reach a stream.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use chain::{Claimed, End, Entry, Signatures, Stand};
-use schemas::limits::SIGNED_EVENT_BYTES_MAX;
 use schemas::subject::{Incoming, events_stream};
 use schemas::{
     AccountId, Code, Digest, PublicKey, Refusal, RunId, Sequence, UnixMillis, WorkerId, is_answer,
@@ -252,12 +251,6 @@ impl Intake {
         payload: &[u8],
     ) -> Result<Entry, Refusal> {
         let refused = |reason: String| Refusal::new(Code::EventRefused, reason);
-        if payload.len() > SIGNED_EVENT_BYTES_MAX {
-            return Err(refused(format!(
-                "{} bytes, at most {SIGNED_EVENT_BYTES_MAX} are taken",
-                payload.len()
-            )));
-        }
         let claimed = Claimed::read(payload).map_err(|error| refused(error.to_string()))?;
         self.allowed(speaker, claimed.key())?;
         let entry = claimed

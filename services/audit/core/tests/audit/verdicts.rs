@@ -407,6 +407,8 @@ fn what_a_worker_signs_that_no_worker_can_say_is_foreign_and_no_evidence() {
             "{expected}"
         );
         assert_eq!(auditor.evidence(), None, "{expected}");
+        let found = auditor.findings().last().expect("it is found");
+        assert!(!found.ledger, "{expected} is no fault of the ledger");
     }
 }
 
