@@ -175,11 +175,12 @@ impl Root {
         let needed = before
             .saturating_add(bytes)
             .saturating_add(self.free_bytes_min);
-        if free < needed {
-            let (code, kept_free) = (schemas::Code::StoreFull, self.free_bytes_min);
-            tracing::warn!(%code, free, kept_free, bytes, "an object finds no room beside what is to stay free");
+        if free >= needed {
+            return Ok(Some(reservation));
         }
-        Ok((free >= needed).then_some(reservation))
+        let (code, kept_free) = (schemas::Code::StoreFull, self.free_bytes_min);
+        tracing::warn!(%code, free, kept_free, bytes, "an object finds no room beside what is to stay free");
+        Ok(None)
     }
 
     /// The name for one upload; none while another has it.
@@ -219,13 +220,12 @@ impl Root {
     }
 
     /// Renames unless the name is taken. This process alone writes here, so between the look and
-    /// the deed nobody else comes.
+    /// the deed nobody else comes. What cannot be looked at cannot be renamed to either.
     fn rename_once(&self, file: &Path, name: &Path) -> io::Result<()> {
         let _alone = self.naming.lock().expect("no holder panics");
         match fs::symlink_metadata(name) {
             Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(file, name),
-            Err(error) => Err(error),
+            Err(_) => fs::rename(file, name),
         }
     }
 
@@ -294,11 +294,8 @@ impl Root {
             // Noted before other threads can see the folder, so that they sync it too.
             self.fresh().insert(folder.to_owned());
         }
-        match fs::create_dir(folder) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
-            Err(error) => Err(error),
-        }
+        // Another thread may have made it just now, which is no failure to this call.
+        fs::create_dir_all(folder)
     }
 
     /// Makes the entries of `folder` durable, then those of the folders above it that may not be.
@@ -357,10 +354,8 @@ impl Drop for Reservation {
 /// promotes it, and rarely does again; the next upload is written into memory that is at hand.
 fn forget_pages(file: &File) {
     // SAFETY: the descriptor is open for as long as `file` lives; the call changes no data.
-    let advised = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
-    if advised != 0 {
-        tracing::debug!(error = advised, "the cache keeps a promoted file");
-    }
+    let _advised =
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
 }
 
 fn free_bytes(path: &Path) -> io::Result<u64> {

@@ -1,5 +1,7 @@
 //! Tests of the folder: names, rooms, claims.
 
+use std::cell::Cell;
+
 use super::*;
 
 fn root(folder: &Path) -> Root {
@@ -132,6 +134,11 @@ fn the_ground_is_tried_and_nothing_is_left_of_it() {
     let folder = tempfile::tempdir().unwrap();
     let root = root(folder.path());
     assert!(root.has_links(), "the folder of tests has hard links");
+    let without = Root {
+        links: false,
+        ..self::root(tempfile::tempdir().unwrap().path())
+    };
+    assert!(!without.has_links());
     assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
 }
 
@@ -171,4 +178,77 @@ fn a_name_is_claimed_by_one_upload_at_a_time() {
     );
     drop(claim);
     assert!(root.claim("a".into()).is_some());
+}
+
+#[test]
+fn a_folder_that_vanishes_is_made_again_and_not_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = root(folder.path());
+    let name = folder.path().join("blobs/a/b");
+    let tried = |put: &dyn Fn(usize) -> io::Result<()>| {
+        let tries = Cell::new(0);
+        let ended = root.in_folder_of(&name, || {
+            tries.set(tries.get() + 1);
+            put(tries.get())
+        });
+        (ended.map_err(|error| error.kind()), tries.get())
+    };
+    let swept = |nth| {
+        if nth == 1 {
+            fs::remove_dir(name.parent().unwrap())?;
+        }
+        fs::write(&name, b"x")
+    };
+    assert_eq!(tried(&swept), (Ok(()), 2));
+    let gone = io::ErrorKind::NotFound;
+    assert_eq!(tried(&|_| Err(gone.into())), (Err(gone), PUBLISH_TRIES_MAX));
+    let full = io::ErrorKind::StorageFull;
+    assert_eq!(
+        tried(&|_| Err(full.into())),
+        (Err(full), 1),
+        "no folder's fault"
+    );
+}
+
+/// A folder is noted until its own entry is durable; else a name that was answered for could be
+/// gone after a power failure.
+#[test]
+fn each_folder_that_is_made_is_synced_before_an_answer_relies_on_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (inner, name) = (
+        folder.path().join("blobs/a/b"),
+        folder.path().join("blobs/a/b/c"),
+    );
+    let always = root(folder.path());
+    always.make_folder(&inner).unwrap();
+    let noted = || always.fresh().iter().cloned().collect::<Vec<_>>();
+    let made = [inner.parent().unwrap().to_owned(), inner.clone()];
+    assert_eq!(noted(), made, "none is durable yet");
+    let refused = always.in_folder_of(&name, || Err(io::ErrorKind::StorageFull.into()));
+    assert!(
+        refused.is_err() && noted() == made,
+        "nothing relies on them"
+    );
+    let taken = always.in_folder_of(&name, || Err(io::ErrorKind::AlreadyExists.into()));
+    assert!(
+        taken.is_err() && noted().is_empty(),
+        "what is there is relied on"
+    );
+    drop(always);
+    let kernel = Root::open(folder.path(), Durability::Kernel, 0).unwrap();
+    kernel.make_folder(&folder.path().join("blobs/x")).unwrap();
+    assert!(kernel.fresh().is_empty(), "nothing is promised");
+    kernel.fresh().insert(inner.clone());
+    kernel.in_folder_of(&name, || Ok(())).unwrap();
+    assert!(kernel.fresh().contains(&inner));
+}
+
+#[test]
+fn a_file_in_the_place_of_a_folder_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = root(folder.path());
+    let blocked = folder.path().join("blobs/a");
+    fs::write(&blocked, b"x").unwrap();
+    assert!(root.make_folder(&blocked).is_err());
+    assert!(root.make_folder(&blocked.join("b")).is_err());
 }
