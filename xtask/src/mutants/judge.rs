@@ -18,6 +18,9 @@ use crate::process;
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// The factor by which the tests may take longer than without a mutant: the machine may be busy.
 const TIMES_SLOWER: u32 = 20;
+/// The time that this adds at most: tests of a minute are not waited for until they have taken
+/// twenty.
+const SLOWER_MOST: Duration = Duration::from_secs(45);
 /// The time that they may take in any case.
 const TIME_LEAST: Duration = Duration::from_secs(15);
 /// The number of slower tests that are run one by one.
@@ -252,7 +255,7 @@ impl Judge {
         for (program, names) in by_program {
             let mut command = self.command(program, &names)?;
             command.env("MUTANT_ON", number.to_string());
-            match ended(command.spawn()?, TIME_LEAST + time * TIMES_SLOWER)? {
+            match ended(command.spawn()?, patience(time))? {
                 None => return Ok(End::TimedOut),
                 Some(status) if !status.success() => return Ok(End::Caught),
                 Some(_) => {}
@@ -289,6 +292,11 @@ impl Judge {
             .stderr(Stdio::null());
         Ok(command)
     }
+}
+
+/// The time after which tests that took `time` without a mutant are taken to run for ever.
+fn patience(time: Duration) -> Duration {
+    TIME_LEAST + time + (time * TIMES_SLOWER).min(SLOWER_MOST)
 }
 
 /// Waits for the end of a program; `None`: it was ended with all that it started.
