@@ -1,9 +1,9 @@
 //! `diloco-store`: an S3 store in one process, for one machine and for tests.
 //!
-//! The S3 protocol, signatures and expiry are `s3s`; what lies under it is ours, because bytes must
-//! be verified before they can be seen. An upload goes to a temporary file on the same file system,
-//! is hashed on the way, and is linked under its key only when length and sha256 agree. See
-//! [`Store`].
+//! The crate `s3s` does the S3 protocol, signatures and expiry. The storage below it is ours,
+//! because bytes must be verified before they can be seen. An upload goes to a temporary file on
+//! the same file system, is hashed on the way, and gets its name only if length and sha256 agree.
+//! See [`Store`].
 //!
 //! ```text
 //! <root>/lock        held while a process serves the root; two would delete each other's temporary files

@@ -2,22 +2,24 @@
 
 use schemas::UnixMillis;
 
-/// Events a second of one worker, in the long run. A worker emits two for each unit, and units last
-/// seconds; the fastest runs of tests, whose units last a tenth of a second, stay below as well.
+/// Events a second from one worker, in the long run. A worker emits two for each unit, and units
+/// last seconds. The fastest runs of tests, with units of a tenth of a second, stay below this too.
 pub const EVENTS_PER_SECOND: u64 = 25;
-/// Events of one worker at once: what it may have kept while the bus was away, which is 256.
+/// Events from one worker in quick succession: more than the 256 that it may have collected while
+/// the bus was away.
 pub const EVENTS_BURST: u64 = 300;
-/// Bytes a second of one worker, in the long run. An event of a worker has some 300 bytes with its
+/// Bytes a second from one worker, in the long run. A worker's event has some 300 bytes with its
 /// signature.
 pub const BYTES_PER_SECOND: u64 = 32 << 10;
-/// Bytes of one worker at once: its burst of events, at 2 KiB each for those with long texts.
+/// Bytes from one worker in quick succession: its burst of events, with 2 KiB for each that has
+/// long texts.
 pub const BYTES_BURST: u64 = 600 << 10;
-/// Bytes a second of one worker that are recorded, over days. A worker has some 600 bytes recorded
-/// for a unit, and a unit of a run that lasts so long takes minutes.
+/// Bytes a second of one worker that are recorded, over days. A unit leads to some 600 bytes, and
+/// in a run of days a unit takes minutes.
 pub const RECORDED_PER_SECOND: u64 = 512;
-/// Bytes of one worker that are recorded at once: some 25,000 units of a fast run, and a small part
-/// of the 512 MiB that a tenant's stream holds. Filling that alone takes a worker eleven days then,
-/// not four hours.
+/// Bytes of one worker that are recorded without delay: some 25,000 units of a fast run, and a
+/// small part of the 512 MiB that a tenant's stream holds. A single worker then needs eleven days
+/// to fill the stream, and not four hours.
 pub const RECORDED_BURST: u64 = 16 << 20;
 
 /// The events and bytes that a worker may still send now.
@@ -48,7 +50,7 @@ impl Rate {
     }
 
     pub(crate) fn refill(&mut self, now: UnixMillis) {
-        // A clock that goes back refills nothing.
+        // A clock that goes back adds nothing.
         let passed = self.at.until(now).get();
         let refilled = |left: u64, each: u64, burst: u64| {
             left.saturating_add(passed.saturating_mul(each))
@@ -70,8 +72,8 @@ impl Rate {
         fits
     }
 
-    /// True when so much more may be recorded; only events that passed every check by themselves
-    /// are counted.
+    /// True when `bytes` more may be recorded; only events that passed all checks by themselves
+    /// count.
     pub(crate) const fn record(&mut self, bytes: u64) -> bool {
         let fits = self.recorded >= 1000 * bytes;
         if fits {
