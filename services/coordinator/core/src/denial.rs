@@ -97,9 +97,10 @@ impl Denials {
         None
     }
 
-    /// The sender's own. A new sender takes the place of those that have nothing left to forget.
-    /// Each of the others took a token of all in the last [`OF_ONE`] period for each that it lacks,
-    /// so there are never many more of them than [`OF_ALL`] lets through at once.
+    /// The sender's own bucket. A new sender takes the place of senders whose buckets are full
+    /// again. Every other sender has used the bucket of all in the last [`OF_ONE`] period, once for
+    /// each token that it lacks, so there are never many more of them than [`OF_ALL`] lets through
+    /// at once.
     fn of_sender(&mut self, peer: &Peer, now: UnixMillis) -> &mut Bucket {
         let key = (peer.account.clone(), peer.worker.clone());
         if !self.senders.contains_key(&key) {

@@ -302,7 +302,7 @@ fn tl_29_a_denial_that_came_late_is_an_event_too() {
     once(&world, from, 1, Some("blob.get"), Code::ObjectForbidden);
 }
 
-/// There is no work at present, or the same was done before: neither says anything about the asker.
+/// There is no work at present, or the request was done before: neither blames the sender.
 #[test]
 fn a_refusal_that_is_no_fault_of_the_asker_is_not_recorded() {
     let mut world = World::with_run(spec("demo"));

@@ -99,7 +99,7 @@ fn what_a_worker_says_of_itself_is_within_what_can_be() {
         let heard = |effect: &Effect| matches!(effect, Effect::Heard { .. });
         assert!(!world.seen.iter().any(heard), "{what}: it is not shown");
     }
-    // An older one that was overtaken, and one of a process that was replaced, are no news and no
+    // A heartbeat that was overtaken, or that comes from a replaced process, is neither news nor a
     // fault.
     assert!(!say(
         &mut world,
@@ -156,7 +156,7 @@ fn a_member_that_says_it_works_on_is_told_again_to_drain() {
     assert_eq!(told(&world), 2, "it has heard");
 }
 
-/// Beginning anew again and again does not help either: the sum is over all processes of a worker.
+/// New processes do not help either: the limit is on the sum over all processes of a worker.
 #[test]
 fn bytes_of_a_worker_are_bounded_over_all_its_processes() {
     let mut world = World::with_run(spec("demo"));
@@ -231,7 +231,8 @@ fn a_heartbeat_that_was_overtaken_is_not_shown() {
         say(&mut world, one);
         assert_eq!(shown(&world), 1, "{what}");
     }
-    // Memory is no count: it may fall. And a process that did nothing since says the same again.
+    // Memory is no count, so it may fall. A process that did nothing since then sends the same
+    // numbers.
     let mut one = newest.clone();
     one.numbers.device_memory = Some(Bytes(4));
     say(&mut world, one);
