@@ -355,10 +355,8 @@ fn open(path: &std::path::Path, range: Option<&Range>) -> S3Result<Opened> {
         Some(range) => range.check(bytes)?,
         None => 0..bytes,
     };
-    if range.start > 0 {
-        file.seek(SeekFrom::Start(range.start))
-            .map_err(storage_error)?;
-    }
+    file.seek(SeekFrom::Start(range.start))
+        .map_err(storage_error)?;
     let (file, first) = read(file, range.end - range.start).map_err(storage_error)?;
     Ok(Opened {
         file,

@@ -80,6 +80,8 @@ fn walk(folder: &Path, above: &str, page: &Page<'_>, found: &mut Vec<Found>) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -135,5 +137,23 @@ mod tests {
         assert_eq!(keys("ab"), ["ab/c", "ab/d"]);
         assert_eq!(keys("ab/d"), ["ab/d"]);
         assert!(keys("b").is_empty());
+    }
+
+    #[test]
+    fn what_is_gone_is_not_listed_and_what_cannot_be_read_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let page = Page {
+            prefix: "",
+            after: None,
+            keys_max: 10,
+        };
+        let listed = |path: &Path| list(path, &page).map(|(found, _)| found.len());
+        assert_eq!(listed(&folder.path().join("gone")).unwrap(), 0);
+        fs::write(folder.path().join("file"), b"").unwrap();
+        assert!(listed(&folder.path().join("file")).is_err(), "no folder");
+        symlink(folder.path().join("gone"), folder.path().join("link")).unwrap();
+        assert_eq!(listed(folder.path()).unwrap(), 1, "the file");
+        symlink(folder.path().join("loop"), folder.path().join("loop")).unwrap();
+        assert!(listed(folder.path()).is_err(), "it leads nowhere");
     }
 }

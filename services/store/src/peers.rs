@@ -166,6 +166,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_peer_that_wants_more_is_named_once_a_minute() {
+        let mut peers = Peers::new(2, 50);
+        fill(&mut peers, address(1));
+        let first = peers.warned.expect("it was refused");
+        assert!(!peers.has_room(address(1)));
+        assert_eq!(peers.warned, Some(first), "not once more at once");
+        let long_ago = first.checked_sub(WARN_EVERY);
+        peers.warned = long_ago;
+        assert!(!peers.has_room(address(1)));
+        assert_ne!(peers.warned, long_ago, "a minute later it is");
+    }
+
+    #[tokio::test]
     async fn where_no_place_is_free_the_oldest_stranger_goes() {
         let mut peers = Peers::new(3, 100);
         let admitted = Admission::default();

@@ -112,6 +112,10 @@ mod tests {
     }
 
     #[test]
+    #[expect(
+        clippy::print_stderr,
+        reason = "the output must show that this test did not run"
+    )]
     fn a_promotion_waits_for_the_disk_and_an_upload_does_not() {
         // The folder of this build lies on a disk where the system's temporary one may be memory.
         let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();

@@ -177,11 +177,12 @@ impl Root {
         let needed = before
             .saturating_add(bytes)
             .saturating_add(self.free_bytes_min);
-        if free < needed {
-            let (code, kept_free) = (schemas::Code::StoreFull, self.free_bytes_min);
-            tracing::warn!(%code, free, kept_free, bytes, "the store has no room for an object, since some space must stay free");
+        if free >= needed {
+            return Ok(Some(reservation));
         }
-        Ok((free >= needed).then_some(reservation))
+        let (code, kept_free) = (schemas::Code::StoreFull, self.free_bytes_min);
+        tracing::warn!(%code, free, kept_free, bytes, "the store has no room for an object, since some space must stay free");
+        Ok(None)
     }
 
     /// Reserves the name for one upload; none while another has it.
@@ -231,13 +232,12 @@ impl Root {
     }
 
     /// Renames unless the name is taken. Only this process writes here, so nothing happens between
-    /// the check and the rename.
+    /// the check and the rename. A name that cannot be checked cannot be given either.
     fn rename_once(&self, file: &Path, name: &Path) -> io::Result<()> {
         let _alone = self.naming.lock().expect("no holder panics");
         match fs::symlink_metadata(name) {
             Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(file, name),
-            Err(error) => Err(error),
+            Err(_) => fs::rename(file, name),
         }
     }
 
@@ -311,11 +311,8 @@ impl Root {
             // Noted before other threads can see the folder, so that they sync it too.
             self.fresh().insert(folder.to_owned());
         }
-        match fs::create_dir(folder) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
-            Err(error) => Err(error),
-        }
+        // Another thread may have made it just now, which is no failure to this call.
+        fs::create_dir_all(folder)
     }
 
     /// Makes the entries of `folder` durable, and then those of the folders above it that may not
@@ -374,10 +371,8 @@ impl Drop for Reservation {
 /// rarely again, so the memory is free for the next upload.
 fn forget_pages(file: &File) {
     // SAFETY: the descriptor is open for as long as `file` lives; the call changes no data.
-    let advised = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
-    if advised != 0 {
-        tracing::debug!(error = advised, "the cache keeps a promoted file");
-    }
+    let _advised =
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
 }
 
 /// Sends a file's bytes on their way to the disk without waiting for them. An error of the disk is
@@ -407,177 +402,4 @@ fn free_bytes(path: &Path) -> io::Result<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn root(folder: &Path) -> Root {
-        Root::open(folder, Durability::Always, 0).unwrap()
-    }
-
-    #[test]
-    fn a_second_process_is_refused_and_leftovers_are_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = root(folder.path());
-        assert!(matches!(
-            Root::open(folder.path(), Durability::Kernel, 0),
-            Err(RootError::Busy)
-        ));
-        let leftover = folder.path().join("tmp/leftover");
-        fs::write(&leftover, b"half").unwrap();
-        drop(first);
-        let _second = root(folder.path());
-        assert!(!leftover.exists());
-    }
-
-    /// On a file system with hard links and on one without.
-    #[test]
-    fn names_are_given_once_or_replaced() {
-        for links in [true, false] {
-            names_are_given(links);
-        }
-    }
-
-    fn names_are_given(links: bool) {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Root {
-            links,
-            ..root(folder.path())
-        };
-        let name = folder.path().join("blobs/a/b/c");
-        let write = |text: &[u8], how| {
-            let mut file = root.temporary().unwrap();
-            file.write_all(text).unwrap();
-            root.publish(file, &name, how)
-        };
-        write(b"first", Publish::Once).unwrap();
-        assert_eq!(
-            write(b"second", Publish::Once).unwrap_err().kind(),
-            io::ErrorKind::AlreadyExists
-        );
-        assert_eq!(fs::read(&name).unwrap(), b"first");
-        write(b"third", Publish::Replace).unwrap();
-        assert_eq!(fs::read(&name).unwrap(), b"third");
-        assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
-        assert!(root.fresh().is_empty(), "every folder above was synced");
-    }
-
-    #[test]
-    fn a_second_name_has_the_same_bytes_and_is_given_once() {
-        for links in [true, false] {
-            let folder = tempfile::tempdir().unwrap();
-            let root = Root {
-                links,
-                ..root(folder.path())
-            };
-            let (source, name) = (
-                folder.path().join("incoming/a"),
-                folder.path().join("blobs/x/a"),
-            );
-            fs::write(&source, b"bytes").unwrap();
-            File::options()
-                .append(true)
-                .open(&source)
-                .unwrap()
-                .set_modified(SystemTime::UNIX_EPOCH)
-                .unwrap();
-            root.link(&source, &name).unwrap();
-            assert_eq!(fs::read(&name).unwrap(), b"bytes");
-            assert!(
-                fs::metadata(&name).unwrap().modified().unwrap() > SystemTime::UNIX_EPOCH,
-                "it is young here"
-            );
-            assert_eq!(
-                root.link(&source, &name).unwrap_err().kind(),
-                io::ErrorKind::AlreadyExists
-            );
-            let missing = root.link(
-                &folder.path().join("incoming/b"),
-                &folder.path().join("blobs/b"),
-            );
-            assert_eq!(missing.unwrap_err().kind(), io::ErrorKind::NotFound);
-            assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
-        }
-    }
-
-    /// On this file system a promotion is a copy, and needs as much space as an upload.
-    #[test]
-    fn a_copy_is_refused_where_there_is_no_room_for_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Root {
-            links: false,
-            free_bytes_min: u64::MAX / 2,
-            ..root(folder.path())
-        };
-        let (source, name) = (
-            folder.path().join("incoming/a"),
-            folder.path().join("blobs/a"),
-        );
-        fs::write(&source, b"bytes").unwrap();
-        assert_eq!(
-            root.link(&source, &name).unwrap_err().kind(),
-            io::ErrorKind::StorageFull
-        );
-        assert!(!name.exists());
-        fs::write(&name, b"bytes").unwrap();
-        assert_eq!(
-            root.link(&source, &name).unwrap_err().kind(),
-            io::ErrorKind::AlreadyExists,
-            "what is there needs none"
-        );
-        assert_eq!(
-            root.reserved.load(Ordering::Relaxed),
-            0,
-            "and none is kept for it"
-        );
-        assert!(
-            free_bytes(&folder.path().join("absent")).is_err(),
-            "what cannot be looked at is not taken for room"
-        );
-    }
-
-    #[test]
-    fn the_ground_is_tried_and_nothing_is_left_of_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = root(folder.path());
-        assert!(root.has_links(), "the folder of tests has hard links");
-        assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn room_is_counted_with_uploads_in_progress() {
-        let folder = tempfile::tempdir().unwrap();
-        let free = free_bytes(folder.path()).unwrap();
-        let root = Root::open(folder.path(), Durability::Kernel, free / 2).unwrap();
-        let first = root.reserve(free / 3).unwrap();
-        assert!(first.is_some());
-        assert!(root.reserve(free / 3).unwrap().is_none());
-        drop(first);
-        assert!(root.reserve(free / 3).unwrap().is_some());
-    }
-
-    #[test]
-    fn what_has_landed_is_not_reserved_any_more() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Root::open(folder.path(), Durability::Kernel, 0).unwrap();
-        let reserved = || root.reserved.load(Ordering::Relaxed);
-        let mut room = root.reserve(100).unwrap().unwrap();
-        room.landed(60);
-        assert_eq!(reserved(), 40);
-        room.landed(60);
-        assert_eq!(reserved(), 0);
-        drop(room);
-        assert_eq!(reserved(), 0);
-    }
-
-    #[test]
-    fn a_name_is_claimed_by_one_upload_at_a_time() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = root(folder.path());
-        let claim = root.claim("a".into());
-        assert!(
-            claim.is_some() && root.claim("a".into()).is_none() && root.claim("b".into()).is_some()
-        );
-        drop(claim);
-        assert!(root.claim("a".into()).is_some());
-    }
-}
+mod tests;

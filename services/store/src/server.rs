@@ -152,7 +152,11 @@ impl Store {
             Tls::PlainLoopback if config.listen.ip().is_loopback() => None,
             Tls::PlainLoopback => return Err(StoreError::Plaintext(config.listen)),
         };
-        let limits = within_handles(config.limits)?;
+        // If the system does not report the limit, the limit shows when it is reached.
+        let limits = match runtime::handles::limit() {
+            Ok(handles) => within_handles(config.limits, handles)?,
+            Err(_) => config.limits,
+        };
         let root = Root::open(&config.root, config.durability, limits.free_bytes_min.get())
             .map_err(|error| match error {
                 RootError::Busy => StoreError::Busy {
@@ -352,17 +356,17 @@ async fn answer(
     Ok(response)
 }
 
-/// Counts an answer. Methods that the store does not know share one label, since anybody can make
-/// one up.
+/// Returns the label of a method. Methods that the store does not know share one label, since
+/// anybody can make one up.
+fn label(method: &Method) -> &'static str {
+    let known = ["GET", "HEAD", "PUT", "POST", "DELETE"].into_iter();
+    let mut found = known.filter(|known| method.as_str() == *known);
+    found.next().unwrap_or("other")
+}
+
+/// Counts an answer.
 fn count(method: &Method, status: StatusCode, took: Duration) {
-    let method = match *method {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::PUT => "PUT",
-        Method::POST => "POST",
-        Method::DELETE => "DELETE",
-        _ => "other",
-    };
+    let method = label(method);
     let status = status.as_str().to_owned();
     counter!(STORE_REQUESTS, "method" => method, "status" => status).increment(1);
     histogram!(STORE_REQUEST_SECONDS, "method" => method).record(took);
@@ -390,11 +394,7 @@ async fn admitted(
 
 /// Limits the connections to the handles that the process has: a store that runs out of them would
 /// fail in the middle of uploads.
-fn within_handles(limits: StoreLimits) -> Result<StoreLimits, StoreError> {
-    // If the system does not report the limit, the limit shows when it is reached.
-    let Ok(handles) = runtime::handles::limit() else {
-        return Ok(limits);
-    };
+fn within_handles(limits: StoreLimits, handles: u64) -> Result<StoreLimits, StoreError> {
     let most = handles.saturating_sub(HANDLES_OWN) / HANDLES_A_CONNECTION;
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     if most >= limits.connections_max {
@@ -453,4 +453,54 @@ fn service(backend: Backend, rights: Rights) -> S3Service {
     builder.set_auth(rights.clone());
     builder.set_access(rights);
     builder.build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The connections of a store whose process may open so many files, and the code when it does
+    /// not start.
+    fn connections(handles: u64, connections_max: usize) -> Result<usize, Code> {
+        let limits = StoreLimits {
+            connections_max,
+            ..StoreLimits::default()
+        };
+        let within = within_handles(limits, handles);
+        within
+            .map(|limits| limits.connections_max)
+            .map_err(|error| error.code())
+    }
+
+    #[test]
+    fn no_more_connections_are_taken_than_there_are_files_for() {
+        let of = |connections: u64| HANDLES_OWN + connections * HANDLES_A_CONNECTION;
+        assert_eq!(connections(u64::MAX, 500), Ok(500));
+        assert_eq!(connections(of(500), 500), Ok(500));
+        assert_eq!(connections(of(500) - 1, 500), Ok(499));
+        let least = CONNECTIONS_MIN as u64;
+        assert_eq!(connections(of(least), 500), Ok(CONNECTIONS_MIN));
+        let too_few = Err(Code::HandlesTooFew);
+        assert_eq!(connections(of(least) - 1, 500), too_few);
+        assert_eq!(connections(0, 500), too_few);
+        assert_eq!(connections(of(1), 1), Ok(1), "more were not asked for");
+    }
+
+    #[test]
+    fn made_up_methods_share_a_label() {
+        for known in ["GET", "HEAD", "PUT", "POST", "DELETE"] {
+            assert_eq!(label(&known.parse().unwrap()), known);
+        }
+        assert_eq!(label(&"BREW".parse().unwrap()), "other");
+    }
+
+    #[test]
+    fn only_a_port_that_another_process_has_is_called_taken() {
+        let code = |kind: io::ErrorKind| {
+            let (address, source) = (([127, 0, 0, 1], 1).into(), kind.into());
+            StoreError::Listen { address, source }.code()
+        };
+        assert_eq!(code(io::ErrorKind::AddrInUse), Code::PortTaken);
+        assert_eq!(code(io::ErrorKind::AddrNotAvailable), Code::ConfigInvalid);
+    }
 }

@@ -134,8 +134,9 @@ impl Settings {
 }
 
 impl ServerSettings {
+    /// The certificate and its key: the materials were checked, so that both are given or neither.
     fn tls(&self) -> Tls {
-        match self.tls_cert.as_os_str().is_empty() && self.tls_key.as_os_str().is_empty() {
+        match self.tls_cert.as_os_str().is_empty() {
             true => Tls::PlainLoopback,
             false => Tls::Files {
                 certificate: self.tls_cert.clone(),

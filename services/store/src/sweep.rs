@@ -53,17 +53,23 @@ mod tests {
         let old = folder.join("demo/1/U/old");
         let fresh = folder.join("demo/2/U/fresh");
         let now = SystemTime::now();
-        for (path, age) in [(&old, 100), (&fresh, 10)] {
+        let of_age = folder.join("demo/2/U/of-age");
+        for (path, age) in [(&old, 100), (&of_age, 50), (&fresh, 10)] {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             let file = fs::File::create(path).unwrap();
             file.set_modified(now - Duration::from_secs(age)).unwrap();
         }
         assert_eq!(sweep(&folder, Duration::from_secs(50), now).unwrap(), 1);
         assert!(!folder.join("demo/1").exists() && fresh.exists() && folder.exists());
+        assert!(of_age.exists(), "a life lasts to its end");
         assert_eq!(
             sweep(&folder.join("demo/1"), Duration::ZERO, now).unwrap(),
             0,
             "what is gone is no failure"
+        );
+        assert!(
+            sweep(&fresh, Duration::ZERO, now).is_err(),
+            "it is no folder"
         );
     }
 }

@@ -1,7 +1,7 @@
 //! The path of an upload: socket → bounded channel → one blocking thread that hashes and writes →
 //! check → name.
 
-use std::io::{self, IoSlice, Write as _};
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -135,11 +135,9 @@ fn write(
     loop {
         match pieces.blocking_recv() {
             Some(Piece::Frames(frames)) => {
-                let before = length;
-                for frame in &frames {
-                    length += frame.len() as u64;
-                    hasher.update(frame);
-                }
+                let arrived = frames.iter().map(|frame| frame.len() as u64).sum();
+                length += arrived;
+                frames.iter().for_each(|frame| hasher.update(frame));
                 if length > upload.bytes {
                     return Err(Failure::Refused(s3_error!(
                         IncompleteBody,
@@ -147,7 +145,7 @@ fn write(
                     )));
                 }
                 write_frames(file.as_file_mut(), &frames).map_err(Failure::Io)?;
-                upload.room.landed(length - before);
+                upload.room.landed(arrived);
             }
             Some(Piece::End) => break,
             None => return Err(Failure::Abandoned),
@@ -202,7 +200,7 @@ fn check(upload: &Upload, length: u64, digest: Digest) -> S3Result<()> {
 }
 
 /// Writes all frames with as few calls as the kernel allows, without copying them together.
-fn write_frames(file: &mut std::fs::File, frames: &[Bytes]) -> io::Result<()> {
+fn write_frames(file: &mut impl io::Write, frames: &[Bytes]) -> io::Result<()> {
     /// The kernel accepts 1024 at most.
     const SLICES_MAX: usize = 512;
     for group in frames.chunks(SLICES_MAX) {
@@ -341,6 +339,67 @@ mod tests {
         let taken = taken.load(Ordering::Relaxed);
         assert!(taken < FRAMES / 2, "{taken} frames were read");
         assert_eq!(scene.files("tmp"), 0);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_fails_is_no_fault_of_the_request() {
+        let scene = Scene::new();
+        let place = Place::parse("blobs", &BlobKey(Digest::of(BODY)).to_string()).unwrap();
+        // Something else has the name: a folder that no file replaces.
+        std::fs::create_dir_all(place.path(scene.folder.path()).join("x")).unwrap();
+        let failed = scene.send(|upload| upload.how = Publish::Replace).await;
+        assert_eq!(failed.unwrap_err(), "InternalError");
+        assert_eq!(scene.files("tmp"), 0);
+        for (kind, status) in [
+            (io::ErrorKind::StorageFull, Some(507)),
+            (io::ErrorKind::QuotaExceeded, Some(507)),
+            (io::ErrorKind::PermissionDenied, Some(500)),
+        ] {
+            let answered = storage_error(kind.into());
+            let status_code = answered.status_code().map(|status| status.as_u16());
+            assert_eq!(status_code, status, "{kind}");
+        }
+    }
+
+    /// Takes three bytes a call, after one call that a signal interrupted, and has no room at last.
+    struct Stubborn {
+        taken: Vec<u8>,
+        calls: usize,
+        room: usize,
+    }
+
+    impl io::Write for Stubborn {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.calls += 1;
+            if self.calls == 2 {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let most = bytes.len().min(3).min(self.room - self.taken.len());
+            self.taken.extend(&bytes[..most]);
+            Ok(most)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn all_frames_are_written_however_the_kernel_takes_them() {
+        let frames = [&b"what"[..], b"", b" is sent"].map(Bytes::from_static);
+        let mut file = Stubborn {
+            taken: Vec::new(),
+            calls: 0,
+            room: BODY.len(),
+        };
+        write_frames(&mut file, &frames).unwrap();
+        assert_eq!(file.taken, BODY);
+        let full = write_frames(&mut file, &frames).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::WriteZero);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a"), b"").unwrap();
+        let mut unwritable = std::fs::File::open(folder.path().join("a")).unwrap();
+        assert!(write_frames(&mut unwritable, &frames).is_err());
     }
 
     /// The same holds however the place was taken meanwhile.

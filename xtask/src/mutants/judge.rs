@@ -18,6 +18,9 @@ use crate::process;
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// Factor by which tests may take longer than without a mutant, since the machine may be busy.
 const TIMES_SLOWER: u32 = 20;
+/// Most time that the factor adds. Without it, a hang in tests that take a minute would be noticed
+/// after twenty.
+const SLOWER_MOST: Duration = Duration::from_secs(45);
 /// Time that tests may take in any case.
 const TIME_LEAST: Duration = Duration::from_secs(15);
 /// Number of slow tests that run one by one.
@@ -255,7 +258,7 @@ impl Judge {
         for (program, names) in by_program {
             let mut command = self.command(program, &names)?;
             command.env("MUTANT_ON", number.to_string());
-            match ended(command.spawn()?, TIME_LEAST + time * TIMES_SLOWER)? {
+            match ended(command.spawn()?, patience(time))? {
                 None => return Ok(End::TimedOut),
                 Some(status) if !status.success() => return Ok(End::Caught),
                 Some(_) => {}
@@ -292,6 +295,11 @@ impl Judge {
             .stderr(Stdio::null());
         Ok(command)
     }
+}
+
+/// Returns the time after which tests that took `time` without a mutant count as endless.
+fn patience(time: Duration) -> Duration {
+    TIME_LEAST + time + (time * TIMES_SLOWER).min(SLOWER_MOST)
 }
 
 /// Waits for the end of a program. Returns `None` if the program took too long and was ended, with

@@ -10,6 +10,7 @@
 mod apart;
 mod build;
 mod chosen;
+mod compare;
 mod find;
 mod judge;
 mod listed;
@@ -101,6 +102,10 @@ pub(crate) struct MutantOptions {
     /// Leave out the mutants that have to be built one by one
     #[arg(long)]
     switched: bool,
+    /// Try each mutant twice, woven and built by itself, and compare; a sample is then drawn from
+    /// all files
+    #[arg(long)]
+    compare: bool,
     /// Print the names of the mutants and run no test
     #[arg(long)]
     list: bool,
@@ -125,7 +130,10 @@ pub(crate) fn run_mutants(
         chosen.retain(|mutant| mutant.name.contains(text.as_str()));
     }
     if let Some(count) = options.sample {
-        chosen = chosen::sample(workspace, chosen, count)?;
+        chosen = match options.compare {
+            true => chosen::draw(workspace, chosen, count)?,
+            false => chosen::sample(workspace, chosen, count)?,
+        };
     }
     if options.list {
         chosen.iter().for_each(|mutant| console::say(&mutant.name));
@@ -135,6 +143,9 @@ pub(crate) fn run_mutants(
     if options.again {
         let before = run.survived_before()?;
         chosen.retain(|mutant| before.contains(&mutant.name));
+    }
+    if options.compare {
+        return run.compare(&listed, &chosen).map(console::say);
     }
     let ends = run.judge(&listed, &chosen, options.switched)?;
     run.report(&chosen, &ends, is_whole).map(console::say)

@@ -1,35 +1,17 @@
-//! Checks of workers' events before they are recorded. The cheapest come first: length, rate, form,
+//! Checks of workers' events before they are recorded. The cheapest come first: rate, length, form,
 //! key, signature, and at last the chain, whose end must be fetched. Refused events never reach a
 //! stream.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use chain::{Claimed, End, Entry, Signatures, Stand};
-use schemas::limits::SIGNED_EVENT_BYTES_MAX;
 use schemas::subject::{Incoming, events_stream};
 use schemas::{
     AccountId, Code, Digest, PublicKey, Refusal, RunId, Sequence, UnixMillis, WorkerId, is_answer,
 };
 
-/// Events a second from one worker, in the long run. A worker emits two for each unit, and units
-/// last seconds. The fastest runs of tests, with units of a tenth of a second, stay below this too.
-pub const EVENTS_PER_SECOND: u64 = 25;
-/// Events from one worker in quick succession: more than the 256 that it may have collected while
-/// the bus was away.
-pub const EVENTS_BURST: u64 = 300;
-/// Bytes a second from one worker, in the long run. A worker's event has some 300 bytes with its
-/// signature.
-pub const BYTES_PER_SECOND: u64 = 32 << 10;
-/// Bytes from one worker in quick succession: its burst of events, with 2 KiB for each that has
-/// long texts.
-pub const BYTES_BURST: u64 = 600 << 10;
-/// Bytes a second of one worker that are recorded, over days. A unit leads to some 600 bytes, and
-/// in a run of days a unit takes minutes.
-pub const RECORDED_PER_SECOND: u64 = 512;
-/// Bytes of one worker that are recorded without delay: some 25,000 units of a fast run, and a
-/// small part of the 512 MiB that a tenant's stream holds. A single worker then needs eleven days
-/// to fill the stream, and not four hours.
-pub const RECORDED_BURST: u64 = 16 << 20;
+use crate::rate::Rate;
+
 /// Most workers whose rates and chains are remembered: twice as many as a run may have. A worker
 /// that is forgotten starts with a full burst, and the end of its chain is fetched again.
 const REMEMBERED_MAX: usize = 8192;
@@ -123,73 +105,6 @@ pub struct Intake {
     tails: BTreeMap<Speaker, Option<Tail>>,
     /// The position up to which the copy shows each chain.
     reached: BTreeMap<PublicKey, Sequence>,
-}
-
-/// The events and bytes that a worker may still send now.
-#[derive(Clone, Copy, Debug)]
-struct Rate {
-    /// Events, in thousandths, so that milliseconds count.
-    events: u64,
-    /// Bytes, in thousandths.
-    bytes: u64,
-    /// Bytes that may be recorded, in thousandths.
-    recorded: u64,
-    at: UnixMillis,
-}
-
-impl Rate {
-    const fn full(at: UnixMillis) -> Self {
-        let (events, bytes, recorded) = (
-            1000 * EVENTS_BURST,
-            1000 * BYTES_BURST,
-            1000 * RECORDED_BURST,
-        );
-        Self {
-            events,
-            bytes,
-            recorded,
-            at,
-        }
-    }
-
-    fn refill(&mut self, now: UnixMillis) {
-        // A clock that goes back adds nothing.
-        let passed = self.at.until(now).get();
-        let refilled = |left: u64, each: u64, burst: u64| {
-            left.saturating_add(passed.saturating_mul(each))
-                .min(1000 * burst)
-        };
-        self.events = refilled(self.events, EVENTS_PER_SECOND, EVENTS_BURST);
-        self.bytes = refilled(self.bytes, BYTES_PER_SECOND, BYTES_BURST);
-        self.recorded = refilled(self.recorded, RECORDED_PER_SECOND, RECORDED_BURST);
-        self.at = now;
-    }
-
-    fn take(&mut self, now: UnixMillis, bytes: u64) -> bool {
-        self.refill(now);
-        let fits = self.events >= 1000 && self.bytes >= 1000 * bytes;
-        if fits {
-            self.events -= 1000;
-            self.bytes -= 1000 * bytes;
-        }
-        fits
-    }
-
-    /// True when `bytes` more may be recorded; only events that passed all checks by themselves
-    /// count.
-    const fn record(&mut self, bytes: u64) -> bool {
-        let fits = self.recorded >= 1000 * bytes;
-        if fits {
-            self.recorded -= 1000 * bytes;
-        }
-        fits
-    }
-
-    const fn is_full(&self) -> bool {
-        self.events == 1000 * EVENTS_BURST
-            && self.bytes == 1000 * BYTES_BURST
-            && self.recorded == 1000 * RECORDED_BURST
-    }
 }
 
 impl Intake {
@@ -337,12 +252,6 @@ impl Intake {
         payload: &[u8],
     ) -> Result<Entry, Refusal> {
         let refused = |reason: String| Refusal::new(Code::EventRefused, reason);
-        if payload.len() > SIGNED_EVENT_BYTES_MAX {
-            return Err(refused(format!(
-                "{} bytes, at most {SIGNED_EVENT_BYTES_MAX} are taken",
-                payload.len()
-            )));
-        }
         let claimed = Claimed::read(payload).map_err(|error| refused(error.to_string()))?;
         self.allowed(speaker, claimed.key())?;
         let entry = claimed
@@ -479,6 +388,21 @@ mod tests {
                 digest: Digest::of(b""),
             },
         }
+    }
+
+    #[test]
+    fn the_end_of_a_chain_is_known_until_it_is_forgotten() {
+        let (mut intake, first) = (Intake::new("a domain"), candidate(1));
+        assert_eq!(intake.tail(&first), None, "it was never fetched");
+        intake.remember(&first, None);
+        assert_eq!(intake.tail(&first), Some(&None), "the chain is empty");
+        let tail = Some(first.as_tail(7));
+        intake.remember(&first, tail.clone());
+        intake.remember(&candidate(2), None);
+        assert_eq!(intake.tail(&first), Some(&tail));
+        intake.forget(&first);
+        assert_eq!(intake.tail(&first), None);
+        assert_eq!(intake.tail(&candidate(2)), Some(&None), "that of another");
     }
 
     /// The limit holds however many names a tenant makes up.

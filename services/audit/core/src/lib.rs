@@ -16,6 +16,7 @@
 //! | `emitter` | one emitter's chain, whose faults become findings |
 //! | `finding` | the faults that the auditor finds |
 //! | `intake` | checks of workers' events before they are recorded |
+//! | `rate` | the messages that one worker may send, and have recorded |
 //! | `verdict` | verdicts on single records |
 //! | `timeline` | an event as a line for people |
 //! | `summary` | the outcome of a whole replay |
@@ -29,6 +30,7 @@ mod emitter;
 mod examine;
 mod finding;
 mod intake;
+mod rate;
 mod record;
 mod summary;
 mod timeline;
@@ -37,9 +39,10 @@ mod verdict;
 pub use check::{Auditor, CLOCK_SKEW_MAX, Checked, HELD_MAX};
 pub use examine::{Examined, Examiner};
 pub use finding::{Finding, Found};
-pub use intake::{
-    BYTES_BURST, BYTES_PER_SECOND, Candidate, EVENTS_BURST, EVENTS_PER_SECOND, Enrolment, Heard,
-    Intake, Linked, Notice, RECORDED_BURST, RECORDED_PER_SECOND, Tail,
+pub use intake::{Candidate, Enrolment, Heard, Intake, Linked, Notice, Tail};
+pub use rate::{
+    BYTES_BURST, BYTES_PER_SECOND, EVENTS_BURST, EVENTS_PER_SECOND, RECORDED_BURST,
+    RECORDED_PER_SECOND,
 };
 pub use record::{Payload, Record, StreamSequence};
 pub use summary::{EmitterSummary, FaultyWorker, ForeignMessage, RunSummary, Summary};

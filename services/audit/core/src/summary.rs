@@ -280,3 +280,64 @@ impl RunSummary {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use schemas::Sequence;
+
+    use super::*;
+    use crate::finding::Finding;
+
+    fn found(ledger: bool, finding: Finding) -> Found {
+        let stream_sequence = StreamSequence(1);
+        Found {
+            stream_sequence,
+            ledger,
+            finding,
+        }
+    }
+
+    fn reused() -> Finding {
+        Finding::Reused {
+            sequence: Sequence(1),
+        }
+    }
+
+    #[test]
+    fn all_findings_are_counted_and_the_first_are_listed() {
+        let mut tally = Tally::default();
+        for _ in 0..FINDINGS_MAX + 5 {
+            let reason = "of nobody".to_owned();
+            tally.find(&found(false, Finding::Foreign { reason }));
+        }
+        tally.find(&found(true, reused()));
+        let summary = Summary::new(StreamSequence(1), 0, &tally, Vec::new(), &State::default());
+        assert_eq!(summary.findings["foreign"], FINDINGS_MAX as u64 + 5);
+        assert_eq!(tally.findings().len(), FINDINGS_MAX);
+        assert_eq!(summary.foreign_messages.len(), FOREIGN_LISTED_MAX);
+        assert!(summary.evidence, "also when the lists are full");
+    }
+
+    #[test]
+    fn evidence_is_no_foreign_message() {
+        let mut tally = Tally::default();
+        tally.find(&found(true, reused()));
+        assert!(tally.foreign.is_empty());
+    }
+
+    #[test]
+    fn a_worker_is_blamed_for_each_of_its_faults_however_many_workers_there_are() {
+        let (mut tally, run) = (Tally::default(), "demo".parse().expect("a name"));
+        for number in 0..FAULTY_WORKERS_MAX as u32 + 5 {
+            tally.blame(&run, &kit::worker(number), &found(false, reused()));
+        }
+        assert_eq!(tally.faulty_workers().len(), FAULTY_WORKERS_MAX);
+        for _ in 0..2 {
+            tally.blame(&run, &kit::worker(7), &found(false, reused()));
+        }
+        let seventh = kit::worker(7);
+        let mut faulty = tally.faulty_workers().iter();
+        let faulty = faulty.find(|faulty| faulty.worker == seventh);
+        assert_eq!(faulty.map(|faulty| faulty.faults), Some(3));
+    }
+}

@@ -269,7 +269,89 @@ fn plain(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use schemas::{Code, Digest};
+    use serde_bytes::ByteArray;
+
     use super::*;
+    use crate::record::Payload;
+
+    #[test]
+    fn a_row_of_a_worker_says_which_unit_and_why() {
+        let lease = kit::lease(kit::train(3, 1), 2);
+        let statement = Digest::of(b"statement");
+        let (code, about) = (Code::MessageInvalid, lease.to_string());
+        let text = |text: &str| text.to_owned();
+        let detail = text("no room");
+        for (event, expected) in [
+            (
+                WorkerEvent::Joined {
+                    release: text("0.1.0"),
+                    device: text("cpu"),
+                },
+                (String::new(), text("cpu, release 0.1.0")),
+            ),
+            (
+                WorkerEvent::Started { lease },
+                (about.clone(), String::new()),
+            ),
+            (
+                WorkerEvent::Submitted { lease, statement },
+                (
+                    about.clone(),
+                    format!("statement {}", &statement.hex()[..8]),
+                ),
+            ),
+            (
+                WorkerEvent::Dropped {
+                    lease,
+                    code,
+                    detail: detail.clone(),
+                },
+                (about, format!("{code}: no room")),
+            ),
+            (
+                WorkerEvent::Refused { code, detail },
+                (String::new(), format!("{code}: no room")),
+            ),
+            (
+                WorkerEvent::Stopped {
+                    reason: text("the end"),
+                },
+                (String::new(), text("the end")),
+            ),
+        ] {
+            assert_eq!(of_worker(&event), expected, "{event:?}");
+        }
+    }
+
+    #[test]
+    fn the_loss_of_an_evaluation_is_that_of_a_token() {
+        let (about, detail) = of_ledger(&LedgerEvent::EvaluationAccepted {
+            lease: kit::lease(kit::evaluate(3), 1),
+            worker: kit::worker(1),
+            evaluation: kit::evaluation(),
+            statement: Digest::of(b"statement"),
+            signature: ByteArray::new([0; 64]),
+        });
+        assert_eq!(about, kit::lease(kit::evaluate(3), 1).to_string());
+        assert!(detail.ends_with(", held-out loss 2.0000"), "{detail}");
+    }
+
+    #[test]
+    fn the_timeline_of_a_run_has_what_concerns_all_runs_and_nothing_of_another() {
+        let row = |run: Option<&str>| TimelineRow {
+            run: run.map(|name| name.parse().expect("a name")),
+            ..TimelineRow::of_record(&Record {
+                stream_sequence: StreamSequence(1),
+                subject: String::new(),
+                stored_at: UnixMillis(1),
+                payload: Payload::of(b""),
+            })
+        };
+        let demo = "demo".parse().expect("a name");
+        let concerns = [None, Some("demo"), Some("another")].map(|run| row(run).concerns(&demo));
+        assert_eq!(concerns, [true, true, false]);
+    }
 
     #[test]
     fn text_of_others_cannot_move_the_cursor() {

@@ -7,7 +7,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use identity::StoreKeys;
-use objects::{Endpoint, Signer, StoreClock, Stored, Transfer, Trust};
+use objects::{Buckets, Endpoint, ObjectError, Signer, StoreClock, Stored, Transfer, Trust};
 use runtime::ready::Ready;
 use schemas::ObjectRef;
 use tempfile::TempDir;
@@ -195,9 +195,8 @@ const NO_LINKS: &str = "#include <errno.h>\n\
     int linkat(int a, const char *from, int b, const char *to, int flags)\n\
     { (void)a; (void)from; (void)b; (void)to; (void)flags; errno = EPERM; return -1; }\n";
 
-#[tokio::test]
-async fn a_file_system_without_hard_links_takes_uploads_and_promotions() {
-    let setup = Setup::new();
+/// The library that answers so; none without a C compiler.
+async fn without_links(setup: &Setup) -> Option<PathBuf> {
     let (source, library) = (setup.path("no_links.c"), setup.path("no_links.so"));
     fs::write(&source, NO_LINKS).unwrap();
     let compiled = Command::new("cc")
@@ -205,10 +204,19 @@ async fn a_file_system_without_hard_links_takes_uploads_and_promotions() {
         .args([&library, &source])
         .status()
         .await;
-    if !compiled.is_ok_and(|status| status.success()) {
-        skipped("there is no C compiler to make such a file system with");
-        return;
+    if compiled.is_ok_and(|status| status.success()) {
+        return Some(library);
     }
+    skipped("there is no C compiler to make such a file system with");
+    None
+}
+
+#[tokio::test]
+async fn a_file_system_without_hard_links_takes_uploads_and_promotions() {
+    let setup = Setup::new();
+    let Some(library) = without_links(&setup).await else {
+        return;
+    };
     let (_child, endpoint, log) = setup
         .start_with(|command| command.env("LD_PRELOAD", &library))
         .await;
@@ -249,6 +257,36 @@ async fn a_file_system_without_hard_links_takes_uploads_and_promotions() {
         assert_eq!(buckets.get(object.digest).await.unwrap(), bytes);
     }
     assert_eq!(fs::read_dir(setup.path("root/tmp")).unwrap().count(), 0);
+}
+
+/// A promotion is then a copy. Want of room is no missing upload: the coordinator may try again.
+#[tokio::test]
+async fn a_promotion_that_finds_no_room_is_no_missing_upload() {
+    let setup = Setup::new();
+    let Some(library) = without_links(&setup).await else {
+        return;
+    };
+    let bytes = noise(1000, 1);
+    let object = ObjectRef::of(&bytes);
+    let (child, endpoint, _log) = setup.start().await;
+    let signer = Signer::new(&endpoint, &setup.keys, StoreClock::default()).unwrap();
+    let grant = signer.put(&key_of(object), object.bytes, now());
+    let transfer = Transfer::new(endpoint.trust(), quick()).unwrap();
+    transfer
+        .put(&grant, bytes, &nobody(), soon())
+        .await
+        .unwrap();
+    drop(child);
+    fs::remove_file(setup.path("ready")).unwrap();
+    let full = ["--set", "store_server.free_bytes_min=4194304TiB"];
+    let (_child, endpoint, _log) = setup
+        .start_with(|command| command.args(full).env("LD_PRELOAD", &library))
+        .await;
+    let (admin, patience) = (&setup.keys.admin, Duration::from_secs(1));
+    let buckets = Buckets::new(&endpoint, admin, StoreClock::default(), quick(), patience);
+    let refused = buckets.unwrap().promote(&key_of(object), object).await;
+    let is_missing = matches!(refused, Err(ObjectError::Missing { .. }));
+    assert!(refused.is_err() && !is_missing, "{refused:?}");
 }
 
 #[expect(

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "in tests a panic is the report")]
 
 mod altered;
+mod answers;
 mod binary;
 mod conformance;
 mod connections;

@@ -15,19 +15,19 @@ use crate::support::{TestStore, key_of, noise};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One request: the key and the operation that it signs, and the headers that the signature covers.
-struct Ask<'a> {
+pub(crate) struct Ask<'a> {
     key: &'a AccessKey,
     method: Method,
     path: String,
-    signed: Vec<(&'static str, String)>,
-    unsigned: Vec<(&'static str, String)>,
-    body: Vec<u8>,
+    pub(crate) signed: Vec<(&'static str, String)>,
+    pub(crate) unsigned: Vec<(&'static str, String)>,
+    pub(crate) body: Vec<u8>,
     /// Seconds for which the signature is valid.
     life: u64,
 }
 
 impl<'a> Ask<'a> {
-    fn new(key: &'a AccessKey, method: Method, path: String) -> Self {
+    pub(crate) fn new(key: &'a AccessKey, method: Method, path: String) -> Self {
         Self {
             key,
             method,
@@ -40,7 +40,7 @@ impl<'a> Ask<'a> {
     }
 
     /// An upload as the coordinator grants it; the signature covers all of `covered`.
-    fn upload(key: &'a AccessKey, path: String, body: &[u8], covered: &[&str]) -> Self {
+    pub(crate) fn upload(key: &'a AccessKey, path: String, body: &[u8], covered: &[&str]) -> Self {
         let mut ask = Self {
             body: body.to_vec(),
             ..Self::new(key, Method::Put, path)
@@ -61,7 +61,7 @@ impl<'a> Ask<'a> {
     }
 
     /// Sends the request and returns the status.
-    async fn status(self, store: &TestStore) -> u16 {
+    pub(crate) async fn status(self, store: &TestStore) -> u16 {
         let text = self.answer(store).await;
         text.split(' ')
             .nth(1)
@@ -69,7 +69,7 @@ impl<'a> Ask<'a> {
             .unwrap_or_else(|| panic!("{text}"))
     }
 
-    async fn answer(self, store: &TestStore) -> String {
+    pub(crate) async fn answer(self, store: &TestStore) -> String {
         let url: url::Url = format!("https://{}{}", store.address, self.path)
             .parse()
             .unwrap();
@@ -120,7 +120,7 @@ impl<'a> Ask<'a> {
     }
 }
 
-fn checksum(body: &[u8]) -> String {
+pub(crate) fn checksum(body: &[u8]) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.encode(ObjectRef::of(body).digest.as_bytes())
 }
@@ -156,7 +156,7 @@ async fn things(store: &TestStore) -> Things {
     }
 }
 
-const ALL: [&str; 3] = ["content-length", "if-none-match", "x-amz-checksum-sha256"];
+pub(crate) const ALL: [&str; 3] = ["content-length", "if-none-match", "x-amz-checksum-sha256"];
 
 #[tokio::test]
 async fn the_get_key_reads_verified_objects_and_nothing_else() {
@@ -304,6 +304,21 @@ async fn bytes_that_are_not_those_of_the_digest_in_their_key_are_refused() {
         200,
         "the right bytes"
     );
+}
+
+/// Such a header changes what is done: the holder of a URL does not choose it.
+#[tokio::test]
+async fn a_header_of_the_protocol_is_covered_by_the_signature_or_refused() {
+    let store = TestStore::start().await;
+    let blob = things(&store).await.blob;
+    let header = || ("x-amz-checksum-mode", "ENABLED".to_owned());
+    let mut ask = Ask::new(&store.keys.get, Method::Get, blob.clone());
+    ask.signed.push(header());
+    assert_eq!(ask.status(&store).await, 200);
+    let mut ask = Ask::new(&store.keys.get, Method::Get, blob);
+    ask.signed.push(("x-amz-date", "x".to_owned()));
+    ask.unsigned.push(header());
+    assert_eq!(ask.status(&store).await, 403);
 }
 
 #[tokio::test]

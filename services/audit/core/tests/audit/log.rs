@@ -11,7 +11,7 @@ use schemas::subject::{ledger_subject, record_subject};
 use schemas::sync::SealedInput;
 use schemas::{
     AccountId, Digest, Fragment, Message as _, ObjectRef, PublicKey, Round, RunId, Sequence, Steps,
-    UnitIndex, UnixMillis, V, Weight, WorkerId,
+    Tokens, UnitIndex, UnixMillis, V, Weight, WorkerId,
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -52,6 +52,8 @@ pub(crate) struct Plan {
     pub(crate) early: bool,
     /// True when the first lease of each round expires.
     pub(crate) expiries: bool,
+    /// Tokens that the ledger makes up when it says that a lease expired.
+    pub(crate) made_up: u64,
     /// Makes the keys differ.
     pub(crate) seed: u8,
 }
@@ -63,6 +65,7 @@ pub(crate) const PLAN: Plan = Plan {
     units: 2,
     early: false,
     expiries: true,
+    made_up: 0,
     seed: 10,
 };
 
@@ -273,7 +276,8 @@ impl Log {
             );
             self.worker(member, WorkerEvent::Started { lease });
             if plan.expiries && index.get() == 0 {
-                let (cause, tokens) = (LeaseEnd::Expired, spec.unit_tokens());
+                let tokens = spec.unit_tokens() + Tokens(plan.made_up);
+                let cause = LeaseEnd::Expired;
                 self.ledger(
                     Some(run()),
                     LedgerEvent::LeaseEnded {

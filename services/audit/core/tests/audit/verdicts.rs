@@ -320,6 +320,25 @@ fn a_signed_event_that_cannot_be_is_found_and_changes_nothing() {
     );
 }
 
+/// Each event follows on the one before it, and yet the ledger claims work that nobody was given.
+#[test]
+fn a_ledger_that_does_not_add_up_is_evidence_when_a_round_closes() {
+    let log = Log::write(&Plan { made_up: 1, ..PLAN });
+    let mut auditor = log.auditor();
+    for record in &log.records {
+        let verdict = auditor.observe(record)[0].verdict;
+        let is_close = record.subject.ends_with(".round-closed");
+        assert_eq!(verdict == Verdict::Rejected, is_close, "{record:?}");
+    }
+    let evidence = auditor.evidence().expect("it does not add up");
+    assert!(matches!(evidence.finding, Finding::Contradiction { .. }));
+    assert_eq!(evidence.code(), Code::LedgerBroken);
+    let last = StreamSequence(log.records.len() as u64);
+    auditor.conclude(last);
+    let found = auditor.findings().last().expect("the same at the end");
+    assert_eq!(found.stream_sequence, last);
+}
+
 #[test]
 fn a_wrong_clock_is_no_evidence() {
     let mut log = Log::write(&PLAN);
@@ -389,6 +408,8 @@ fn what_a_worker_signs_that_no_worker_can_say_is_foreign_and_no_evidence() {
             "{expected}"
         );
         assert_eq!(auditor.evidence(), None, "{expected}");
+        let found = auditor.findings().last().expect("it is found");
+        assert!(!found.ledger, "{expected} is no fault of the ledger");
     }
 }
 
