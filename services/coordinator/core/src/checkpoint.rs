@@ -27,9 +27,21 @@ pub(crate) struct Checkpoints {
     writing: bool,
     /// Events in the ledger when they were tried last.
     tried_at: u64,
+    /// Events that this process had to read, until a checkpoint is written that spares the next one
+    /// most of them.
+    read: u64,
 }
 
 impl Coordinator {
+    /// Says how many events were read before this start. Where the newest checkpoint could not be
+    /// used, they are as many as come between two checkpoints, or more: then one is taken at once,
+    /// so that the next start need not read them again.
+    #[must_use]
+    pub fn having_read(mut self, events: u64) -> Self {
+        self.checkpoints.read = events;
+        self
+    }
+
     /// Takes up the checkpoints at a start: saves one that was taken and not saved, and has the
     /// objects of outdated ones deleted, since the process before may not have come to it.
     pub(crate) fn take_up_checkpoints(&mut self) {
@@ -50,7 +62,7 @@ impl Coordinator {
             if self.state.events() - self.checkpoints.tried_at >= every {
                 self.write_checkpoint();
             }
-        } else if self.state.since_taken() >= every {
+        } else if self.state.since_taken().max(self.checkpoints.read) >= every {
             self.append(None, LedgerEvent::CheckpointTaken);
             self.write_checkpoint();
         }
@@ -62,6 +74,7 @@ impl Coordinator {
         self.checkpoints = Checkpoints {
             writing: true,
             tried_at: self.state.events(),
+            read: 0,
         };
         self.out.push(Effect::WriteCheckpoint { state });
     }
