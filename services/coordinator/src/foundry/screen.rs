@@ -64,7 +64,7 @@ pub(crate) struct Signed<'a> {
 }
 
 /// Begins to check a chunk, unless its bytes are being checked already: ahead of the result that
-/// names it, or for another place of it.
+/// names it, or for another of its places.
 ///
 /// # Errors
 /// It cannot be a chunk at this place.
