@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::blob::Grant;
 use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
 use crate::member::Session;
 use crate::message::{V, message};
@@ -63,9 +64,12 @@ pub struct ClaimRequest {
 #[serde(deny_unknown_fields)]
 pub struct ClaimReply {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
     /// The grant, or the reason for none.
     pub outcome: ClaimOutcome,
+    /// URLs to read the first objects of the lease's base, at most [`BASE_GRANTS_MAX`](crate::limits::BASE_GRANTS_MAX): the worker
+    /// needs them next, and spares a request. They prove nothing; what they lead to is hashed.
+    pub base: Vec<Grant>,
 }
 
 /// The answer to a claim.
@@ -196,6 +200,17 @@ pub struct Offer {
     pub run: RunId,
     /// The unit.
     pub unit: UnitId,
+}
+
+impl ClaimReply {
+    /// The answer with this outcome, without URLs.
+    pub const fn of(outcome: ClaimOutcome) -> Self {
+        Self {
+            v: V,
+            outcome,
+            base: vec![],
+        }
+    }
 }
 
 message!(ClaimRequest, "lease.claim", WORKER_MESSAGE_BYTES_MAX);

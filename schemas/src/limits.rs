@@ -37,6 +37,9 @@ pub const CHUNKS_MAX: usize = 16_384;
 pub const NAMED_CHUNKS_MAX: usize = 256;
 /// Most objects in one request for URLs.
 pub const GRANTS_MAX: usize = 256;
+/// Most URLs that come with a lease: as many objects as a worker reads at a time, and one message
+/// stays short.
+pub const BASE_GRANTS_MAX: usize = 8;
 /// Most tensors in a layout.
 pub const TENSORS_MAX: usize = 16_384;
 /// Most dimensions of a tensor.

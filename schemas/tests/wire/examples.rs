@@ -311,6 +311,7 @@ pub(crate) fn all() -> Vec<Example> {
         example(&ClaimReply {
             v: V,
             outcome: ClaimOutcome::Lease("a.b.c".to_owned()),
+            base: grants().grants,
         }),
         example(&RenewRequest {
             v: V,

@@ -6,7 +6,8 @@ use coordinator_core::{Answer, Quarantine};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use objects::{IncomingKey, ObjectError, Recorded, local_now};
 use schemas::blob::{Grant, Grants};
-use schemas::{Digest, ObjectRef, Refusal, V};
+use schemas::limits::BASE_GRANTS_MAX;
+use schemas::{Chunks, Digest, ObjectRef, Refusal, V};
 
 use crate::store::{Store, incoming_key, refusal};
 
@@ -56,6 +57,20 @@ pub(crate) fn get(store: &Store, objects: &[Digest]) -> Answer {
         .map(|digest| store.signer.get(*digest, now))
         .collect();
     Answer::Grants(Grants { v: V, grants })
+}
+
+/// URLs to read what a lease begins with: its base, or the list of its chunks.
+pub(crate) fn of_base(store: &Store, chunks: &Chunks) -> Vec<Grant> {
+    let now = local_now();
+    let first = match chunks {
+        Chunks::Named(chunks) => chunks,
+        Chunks::Listed(listed) => std::slice::from_ref(&listed.list),
+    };
+    first
+        .iter()
+        .take(BASE_GRANTS_MAX)
+        .map(|object| store.signer.get(object.digest, now))
+        .collect()
 }
 
 /// URLs to upload. An object that the store has needs none.

@@ -44,7 +44,8 @@ pub enum Tls {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
-    /// A power failure: file and folder are synced before the answer.
+    /// A power failure: file and folder are synced before the answer. An upload into `incoming` is
+    /// synced when it is promoted.
     #[default]
     Always,
     /// The end of the process, not of the machine: the kernel writes when it likes.

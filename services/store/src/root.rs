@@ -120,6 +120,7 @@ impl Root {
             _lock: lock,
         };
         root.empty_tmp().map_err(RootError::Io)?;
+        crate::power::remove_torn_uploads(path).map_err(RootError::Io)?;
         root.links = root.try_ground()?;
         Ok(root)
     }
@@ -200,10 +201,13 @@ impl Root {
         NamedTempFile::new_in(self.path.join("tmp"))
     }
 
-    /// Gives a complete file its name. `AlreadyExists` when it is taken and `how` is once.
+    /// Gives a complete file its name. `AlreadyExists` when it is taken and `how` is once. In
+    /// `incoming` the system only begins to write the file to the disk, see [`crate::power`].
     pub(crate) fn publish(&self, file: NamedTempFile, name: &Path, how: Publish) -> io::Result<()> {
-        if self.durability == Durability::Always {
+        if self.lasts(name) {
             file.as_file().sync_data()?;
+        } else if self.durability == Durability::Always {
+            begin_writing(file.as_file());
         }
         let file = file.into_temp_path();
         self.in_folder_of(name, || match how {
@@ -216,6 +220,12 @@ impl Root {
             let _renamed = file.keep();
         }
         Ok(())
+    }
+
+    /// True for a name that survives a power failure once it is answered.
+    fn lasts(&self, name: &Path) -> bool {
+        self.durability == Durability::Always
+            && !name.starts_with(self.bucket(BucketName::Incoming))
     }
 
     /// Renames unless the name is taken. This process alone writes here, so between the look and
@@ -232,9 +242,15 @@ impl Root {
     /// Gives the bytes of `source` a second name: a link where the file system has them, else a
     /// copy. `AlreadyExists` when the name is taken. The file's time is set to now: an object's age
     /// in a bucket counts from its arrival there.
+    ///
+    /// Nothing has asked after the bytes of an upload since they were sent to the disk, so an error
+    /// of the disk meanwhile is told here.
     pub(crate) fn link(&self, source: &Path, name: &Path) -> io::Result<()> {
         if !self.links {
             return self.copy(source, name);
+        }
+        if self.lasts(name) {
+            File::open(source)?.sync_data()?;
         }
         self.in_folder_of(name, || fs::hard_link(source, name))?;
         let file = File::options().append(true).open(name)?;
@@ -276,7 +292,7 @@ impl Root {
             .as_ref()
             .err()
             .is_none_or(|error| error.kind() == io::ErrorKind::AlreadyExists);
-        if is_there && self.durability == Durability::Always {
+        if is_there && self.lasts(name) {
             self.sync_folders(folder)?;
         }
         put
@@ -290,7 +306,7 @@ impl Root {
         }
         let parent = folder.parent().expect("the root lies above");
         self.make_folder(parent)?;
-        if self.durability == Durability::Always {
+        if self.lasts(folder) {
             // Noted before other threads can see the folder, so that they sync it too.
             self.fresh().insert(folder.to_owned());
         }
@@ -361,6 +377,18 @@ fn forget_pages(file: &File) {
     if advised != 0 {
         tracing::debug!(error = advised, "the cache keeps a promoted file");
     }
+}
+
+/// Sends a file's bytes on their way to the disk without waiting for them. An error of the disk is
+/// left for the first sync to tell: no call before that takes it.
+fn begin_writing(file: &File) {
+    // SAFETY: the descriptor is open for as long as `file` lives; the call changes no data.
+    #[cfg(target_os = "linux")]
+    unsafe {
+        libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _the_system_writes_when_it_likes = file;
 }
 
 fn free_bytes(path: &Path) -> io::Result<u64> {

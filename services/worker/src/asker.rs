@@ -15,6 +15,8 @@ use serde_bytes::{ByteArray, ByteBuf};
 use tokio::time::Instant;
 use worker_core::{Answer, Patience, Request};
 
+use crate::at_hand::AtHand;
+
 /// Asks in the name of this worker. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Asker {
@@ -24,6 +26,7 @@ pub(crate) struct Asker {
     audit_key: Arc<AuditKey>,
     domain: Arc<str>,
     credentials: Arc<PathBuf>,
+    at_hand: AtHand,
 }
 
 /// First and longest wait for the answer to one try; each that is waited out in vain doubles it.
@@ -49,7 +52,13 @@ impl Asker {
             audit_key,
             domain: domain.into(),
             credentials: Arc::new(credentials),
+            at_hand: AtHand::default(),
         }
+    }
+
+    /// The URLs that came with the latest lease.
+    pub(crate) const fn at_hand(&self) -> &AtHand {
+        &self.at_hand
     }
 
     /// Sends a request of the core and waits for its answer.
@@ -65,7 +74,9 @@ impl Asker {
                 Answer::Done(self.call::<call::Leave>(&leave, patience).await?)
             }
             Request::Claim(claim) => {
-                Answer::Claim(self.call::<call::Claim>(&claim, patience).await?)
+                let mut reply = self.call::<call::Claim>(&claim, patience).await?;
+                self.at_hand.replace(std::mem::take(&mut reply.base));
+                Answer::Claim(reply)
             }
             Request::Renew(renew) => {
                 Answer::Renew(self.call::<call::Renew>(&renew, patience).await?)

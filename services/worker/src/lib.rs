@@ -14,6 +14,7 @@
 
 mod asker;
 mod assets;
+mod at_hand;
 mod commands;
 pub mod config;
 pub mod devices;

@@ -53,13 +53,17 @@ impl Library {
     }
 
     /// Downloads objects that are needed once, several at a time, in their order. Each item is
-    /// verified, or says why the object could not be had. URLs are asked for when their turn comes
-    /// near: those of a large model would expire before they are used.
+    /// verified, or says why the object could not be had. URLs that did not come with the lease are
+    /// asked for when their turn comes near: those of a large model would expire before they are
+    /// used.
     pub(crate) fn stream(
         &self,
         wanted: &[ObjectRef],
     ) -> impl Stream<Item = Result<(usize, Bytes), Refusal>> + use<> {
-        let batches: Vec<Vec<ObjectRef>> = wanted.chunks(GRANTS_MAX).map(<[_]>::to_vec).collect();
+        let at_hand = self.asker.at_hand().take(wanted);
+        let (first, rest) = wanted.split_at(at_hand.len());
+        let first: Vec<_> = first.iter().copied().zip(at_hand).map(Ok).collect();
+        let batches: Vec<Vec<ObjectRef>> = rest.chunks(GRANTS_MAX).map(<[_]>::to_vec).collect();
         let (library, asker) = (self.clone(), self.asker.clone());
         let granted = stream::iter(batches).then(move |batch| {
             let asker = asker.clone();
@@ -69,8 +73,8 @@ impl Library {
                 Ok::<_, Refusal>(stream::iter(pairs).map(Ok::<_, Refusal>))
             }
         });
-        granted
-            .try_flatten()
+        stream::iter(first)
+            .chain(granted.try_flatten())
             .enumerate()
             .map(move |(index, granted)| {
                 // A task of its own: several cores hash and decrypt. It ends with the stream.

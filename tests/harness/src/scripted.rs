@@ -15,7 +15,7 @@ use schemas::event::{Event, WorkerEvent};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, MANIFEST_TYPE, Manifest,
 };
-use schemas::limits::{GRANTS_MAX, OBJECT_BYTES_MAX};
+use schemas::limits::{BASE_GRANTS_MAX, GRANTS_MAX, OBJECT_BYTES_MAX};
 use schemas::member::{JoinReply, JoinRequest, Session};
 use schemas::permission::Role;
 use schemas::run::{RunSpec, TrainerKind};
@@ -242,7 +242,8 @@ impl Scripted {
         self.claim_or_end().await.expect("the run is not complete")
     }
 
-    /// Claims until there is work, whose manifest is verified; none when the run is complete.
+    /// Claims until there is work, whose manifest is verified and whose URLs are those of its base;
+    /// none when the run is complete.
     ///
     /// # Panics
     /// It is refused.
@@ -258,12 +259,32 @@ impl Scripted {
                     let manifest: Manifest = jws::verify(&document, MANIFEST_TYPE, &self.trust)
                         .unwrap_or_else(|error| panic!("the lease's manifest: {error}"));
                     assert_eq!(manifest.aud, self.worker);
+                    self.read_first(&manifest.base.chunks, &reply.base).await;
                     return Some(manifest);
                 }
                 ClaimOutcome::Nothing => {}
                 ClaimOutcome::Complete => return None,
             }
         }
+    }
+
+    /// Checks the URLs that came with a lease: they are for the first objects of its base, and lead
+    /// there.
+    async fn read_first(&self, base: &Chunks, grants: &[Grant]) {
+        let objects = match base {
+            Chunks::Named(chunks) => chunks.as_slice(),
+            Chunks::Listed(listed) => std::slice::from_ref(&listed.list),
+        };
+        let first = objects.iter().take(BASE_GRANTS_MAX);
+        let expected: Vec<Digest> = first.map(|object| object.digest).collect();
+        let granted: Vec<Digest> = grants.iter().map(|grant| grant.digest).collect();
+        assert_eq!(granted, expected, "the URLs of a lease");
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let read = self
+            .transfer
+            .get(&grants[0], objects[0].bytes, &Once, deadline)
+            .await;
+        read.unwrap_or_else(|error| panic!("the first object of a base: {error}"));
     }
 
     /// Asks for the URL of one upload under a lease.

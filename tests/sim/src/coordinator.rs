@@ -291,7 +291,7 @@ impl World {
                 let outcome = ClaimOutcome::Lease(document);
                 self.reply(
                     reply,
-                    Delivered::Answer(worker_core::Answer::Claim(ClaimReply { v: V, outcome })),
+                    Delivered::Answer(worker_core::Answer::Claim(ClaimReply::of(outcome))),
                 );
             }
             Effect::GrantGet { reply, objects } => {

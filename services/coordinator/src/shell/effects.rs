@@ -112,8 +112,8 @@ impl Shell {
         let answer = signed
             .map(|compact| {
                 Answer::Claim(ClaimReply {
-                    v: V,
-                    outcome: ClaimOutcome::Lease(compact),
+                    base: grants::of_base(&self.store, &manifest.base.chunks),
+                    ..ClaimReply::of(ClaimOutcome::Lease(compact))
                 })
             })
             .map_err(|error| {

@@ -8,6 +8,9 @@ use runtime::ready::Ready;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+/// Rounds of the run that is counted: more than a worker's requests for URLs at its start.
+const ROUNDS: u64 = 8;
+
 /// Status line and text of one page.
 async fn page(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -57,7 +60,7 @@ async fn services_whose_metrics_port_is_taken_work_without_numbers() {
 async fn services_give_their_numbers_on_loopback_and_those_of_workers() {
     let mut cluster = Cluster::start(Options::default(), 1).await;
     let run = cluster.run().clone();
-    Recipe::reference(1, 1, 4).create(&cluster).await;
+    Recipe::reference(ROUNDS, 1, 4).create(&cluster).await;
     cluster.operator().await.until_complete(&run).await;
     // Its last events were answered, so everything below has been counted.
     cluster.end_well(&["worker-0"]).await;
@@ -104,6 +107,13 @@ async fn services_give_their_numbers_on_loopback_and_those_of_workers() {
         let text = page(address, "/metrics").await;
         for line in lines {
             assert!(value(&text, line) > 0.0, "{name}: {line}");
+        }
+        if name == "coordinator" {
+            let asked = value(&text, r#"diloco_request_seconds_count{request="blob.get"}"#);
+            assert!(
+                asked < ROUNDS as f64,
+                "URLs to read, asked for {asked} times: those of a base come with the lease"
+            );
         }
         // Keys of workers and operators begin with U, those of accounts with A: no label is one,
         // but in the numbers that are of one worker.

@@ -23,7 +23,7 @@ pub(crate) fn request(
     match request {
         WorkerRequest::Claim(_) => {
             let outcome = ClaimOutcome::Complete;
-            Ok(Outcome::Now(Answer::Claim(ClaimReply { v: V, outcome })))
+            Ok(Outcome::Now(Answer::Claim(ClaimReply::of(outcome))))
         }
         WorkerRequest::Leave(request) => {
             if !has_left(run, peer, request.session) {

@@ -291,7 +291,7 @@ impl RunRoom<'_> {
 
 impl Turn<'_> {
     pub(crate) fn answer_claim(&mut self, reply: ReplyId, outcome: ClaimOutcome) {
-        self.reply(reply, Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+        self.reply(reply, Ok(Answer::Claim(ClaimReply::of(outcome))));
     }
 }
 

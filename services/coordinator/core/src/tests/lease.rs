@@ -28,10 +28,7 @@ fn renew_with(
 }
 
 fn is_nothing(world: &World, reply: ReplyId) -> bool {
-    let nothing = ClaimReply {
-        v: V,
-        outcome: ClaimOutcome::Nothing,
-    };
+    let nothing = ClaimReply::of(ClaimOutcome::Nothing);
     matches!(world.answers.get(&reply), Some(Ok(Answer::Claim(found))) if *found == nothing)
 }
 

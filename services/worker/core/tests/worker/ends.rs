@@ -5,7 +5,7 @@ use schemas::contribution::Fate;
 use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply, Done, UnitKind};
 use schemas::public::CommandVerb;
-use schemas::{Code, Millis, ObjectRef, Refusal, V};
+use schemas::{Code, Millis, ObjectRef, Refusal};
 use worker_core::{Answer, Effect, Exit, Input, Request, ResultEnd};
 
 #[test]
@@ -223,10 +223,7 @@ fn stop_ends_in_time_when_nobody_answers() {
 #[test]
 fn a_complete_run_ends_the_worker() {
     let mut scene = Scene::joined();
-    scene.answer(Ok(Answer::Claim(ClaimReply {
-        v: V,
-        outcome: ClaimOutcome::Complete,
-    })));
+    scene.answer(Ok(Answer::Claim(ClaimReply::of(ClaimOutcome::Complete))));
     scene.answer(Ok(Answer::Done(Done::default())));
     assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Complete))));
 }

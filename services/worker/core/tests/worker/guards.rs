@@ -6,7 +6,7 @@ use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply, Done, UnitKind};
 use schemas::limits::LOSS_MAX;
 use schemas::public::CommandVerb;
-use schemas::{Code, Millis, ObjectRef, Refusal, Steps, Tokens, V};
+use schemas::{Code, Millis, ObjectRef, Refusal, Steps, Tokens};
 use worker_core::{Answer, Effect, Exit, Input, NotVerified, Request, RequestId, Trained, WorkId};
 
 use crate::scene::{
@@ -144,7 +144,7 @@ fn what_is_said_of_other_work_or_of_another_step_changes_nothing() {
     scene.answer(Ok(Answer::Done(Done::default())));
     scene.until(claims);
     let outcome = ClaimOutcome::Lease("document".to_owned());
-    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    scene.answer(Ok(Answer::Claim(ClaimReply::of(outcome))));
     scene.give(Input::Verified {
         work: old,
         outcome: Ok(Box::new(manifest(held, scene.now))),
@@ -268,7 +268,7 @@ fn refuse_result(scene: &mut Scene, epoch: u64) {
 /// A lease whose signature is not good.
 fn refuse_lease(scene: &mut Scene, _: u64) {
     let outcome = ClaimOutcome::Lease("document".to_owned());
-    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    scene.answer(Ok(Answer::Claim(ClaimReply::of(outcome))));
     let verify = scene.effects.iter().find_map(|effect| match effect {
         Effect::Verify { work, .. } => Some(*work),
         _ => None,

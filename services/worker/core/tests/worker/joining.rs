@@ -95,7 +95,7 @@ fn ls_10_memberships_of_no_use_are_begun_less_and_less_often() {
     }
     assert!(pauses[0] <= 500 && pauses[9] >= 30_000, "{pauses:?}");
     let outcome = ClaimOutcome::Nothing;
-    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    scene.answer(Ok(Answer::Claim(ClaimReply::of(outcome))));
     scene.until(claims);
     scene.answer(refused(Code::NotJoined));
     assert!(pause(&scene) <= 500, "it was a member");
@@ -164,7 +164,7 @@ fn a_lease_survives_a_join_that_took_long() {
     let reply = join_reply(scene.now);
     scene.answer(Ok(Answer::Join(Box::new(reply))));
     let outcome = ClaimOutcome::Lease("document".to_owned());
-    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    scene.answer(Ok(Answer::Claim(ClaimReply::of(outcome))));
     let Some(Effect::Verify { work, .. }) = scene.effects.last() else {
         panic!("verified first")
     };
@@ -180,7 +180,7 @@ fn a_lease_survives_a_join_that_took_long() {
 /// The coordinator's claim is answered with a lease that is of another time.
 fn untimely(scene: &mut Scene) {
     let outcome = ClaimOutcome::Lease("document".to_owned());
-    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    scene.answer(Ok(Answer::Claim(ClaimReply::of(outcome))));
     let Some(Effect::Verify { work, .. }) = scene.effects.last() else {
         panic!("verified first")
     };

@@ -189,7 +189,7 @@ impl Play {
                     1 if kind == 1 => ClaimOutcome::Complete,
                     _ => ClaimOutcome::Lease("document".to_owned()),
                 };
-                Answer::Claim(ClaimReply { v: V, outcome })
+                Answer::Claim(ClaimReply::of(outcome))
             }
             (Request::Renew(_), kind) => {
                 let remaining = Millis(u64::from(kind) * 200);

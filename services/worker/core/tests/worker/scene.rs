@@ -185,7 +185,7 @@ impl Scene {
 
     pub(crate) fn grant(&mut self, lease: LeaseRef) -> WorkId {
         let outcome = ClaimOutcome::Lease("document".to_owned());
-        self.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+        self.answer(Ok(Answer::Claim(ClaimReply::of(outcome))));
         let work = self.effects.iter().find_map(|effect| match effect {
             Effect::Verify { work, .. } => Some(*work),
             _ => None,
