@@ -1,5 +1,5 @@
-//! Error codes: what an operator can act on has a number, a class that says what programs do about
-//! it, a page in `docs/errors/`, and a next step.
+//! Error codes. Every error that an operator can act on has a number, a class for programs, a page
+//! in `docs/errors/`, and a next step.
 
 mod class;
 mod coded;
@@ -32,22 +32,22 @@ macro_rules! codes {
                 match self { $(Self::$variant => $number,)+ }
             }
 
-            /// What a program does about it.
+            /// The class, which says what a program does on this code.
             pub const fn class(self) -> Class {
                 match self { $(Self::$variant => Class::$class,)+ }
             }
 
-            /// A few words, as a heading.
+            /// The heading in a few words.
             pub const fn title(self) -> &'static str {
                 match self { $(Self::$variant => $title,)+ }
             }
 
-            /// What happened and why.
+            /// The error and its cause.
             pub const fn what(self) -> &'static str {
                 match self { $(Self::$variant => $what,)+ }
             }
 
-            /// What to do next.
+            /// The next step.
             pub const fn next_step(self) -> &'static str {
                 match self { $(Self::$variant => $next,)+ }
             }
@@ -66,11 +66,11 @@ codes! {
     DomainExists = 107 Operator, "trust domain exists", "`auth init` found a complete trust domain and does not overwrite keys.", "Use the existing folder, or move it away and run `diloctl auth init` again; everything issued from it becomes void.";
     DomainMissing = 108 Operator, "no trust domain", "The folder holds no complete trust domain.", "Run `diloctl auth init`.";
     PlaintextRefused = 109 Operator, "plaintext refused", "A plaintext address was given while `require_auth` covers its layer.", "Use `tls://` and `https://`; to relax the layer on purpose, add an exception that names the layer and a reason.";
-    LayerOpen = 110 Operator, "layer open", "A layer runs without authentication because an exception or switch says so.", "Remove the exception when it is no longer needed.";
+    LayerOpen = 110 Operator, "layer open", "A layer runs without authentication because an exception or a switch in the configuration turns it off.", "Remove the exception when it is no longer needed.";
     SampleSecret = 111 Operator, "sample secret", "A secret is a well-known sample value.", "Generate real ones with `diloctl auth init`.";
     RoleMismatch = 112 Operator, "credential of another role", "The credential is valid but was issued for another role.", "Point the configuration at the credential of this service's role.";
     SignatureInvalid = 114 Evidence, "signature not valid", "A signed document was altered, or was signed by a key that is not trusted here.", "Compare the trust bundle with the one that `diloctl auth show` prints; if they agree, someone altered the document.";
-    CredentialUnreadable = 115 Operator, "credential file unusable", "A file with keys, tokens or certificates cannot be read or written, or is no such file.", "Check the path and the rights of its folder.";
+    CredentialUnreadable = 115 Operator, "credential file unusable", "A file with keys, tokens or certificates cannot be read or written, or is not a regular file.", "Check the path and the rights of its folder.";
     NonceRefused = 116 Evidence, "server asks to sign something else", "The server sent something that is no nonce for the connection key to sign.", "Do not connect to this server; a broker that does so is captured or is no NATS server.";
     CertificateInvalid = 117 Operator, "certificate not valid", "A certificate or its key does not parse, or the two do not belong together.", "Make a new one with `diloctl auth certificate` and restart broker and store, or name the right files.";
     NameTaken = 118 Operator, "name taken", "A credential of this name exists for another role or run.", "Choose another name, or remove the old files first.";
@@ -86,55 +86,55 @@ codes! {
     BusRefused = 202 Operator, "bus refused the credential", "The NATS server refused the credential.", "Check that the credential and the server belong to the same trust domain, and that it has not expired.";
     BusDenied = 203 Operator, "not permitted on the bus", "The server refused to publish or subscribe: the subject is not in this role's permissions.", "Use a credential of the right role; docs/bus.md lists who may say what.";
     NoAnswer = 204 Away, "no answer", "A request was not answered in time.", "Look whether `diloco-coordinator` runs, and at its log; the request may be repeated.";
-    StreamMissing = 205 Operator, "stream or bucket missing", "A JetStream stream, consumer or key-value bucket does not exist.", "Run `diloctl cluster init`; where there was a ledger before, it stops and says how to get it back.";
-    StreamDrift = 206 Operator, "stream differs from its declaration", "A live stream or bucket differs from the file in nats-config.", "`diloctl cluster check` shows the difference. `diloctl cluster init` alters nothing that exists: change the stream with the tools of NATS, or the file, then check again.";
+    StreamMissing = 205 Operator, "stream missing", "A JetStream stream or consumer does not exist.", "Run `diloctl cluster init`. If the domain had a ledger before, the command stops and says how to get the ledger back.";
+    StreamDrift = 206 Operator, "stream differs from its declaration", "A live stream differs from the file in nats-config.", "`diloctl cluster check` shows the difference. `diloctl cluster init` alters nothing that exists: change the stream with the tools of NATS, or the file, then check again.";
     MessageInvalid = 207 Final, "message not valid", "A message is too long, is not of the expected type, or has a version that this build does not speak.", "Run the same release everywhere; a repeated case from one worker is a reason to stop that worker.";
-    IdentityMismatch = 208 Operator, "sender is not who it says", "Somebody speaks in the name of another: a member's name from another account or with another audit key, or a request whose answer is wanted where its sender hears none.", "Nothing at the caller; this is an attack or a broken import, look at the audit stream.";
-    MessagesDropped = 209 Busy, "messages dropped", "More messages came on a subject than this process could follow, or longer ones than any of ours. They were dropped and counted.", "Who sends requests asks again by itself. If it repeats, look for the worker that the log names as asking too much, and at the load of this machine.";
-    AnswerForeign = 210 Final, "answer to something else", "An answer arrived that is for somebody else, or that answers something that was not asked. It was ignored.", "Nothing was done because of it. Somebody chose another's subject for its own answers: if it repeats, look at the workers of this tenant.";
-    DomainOlder = 211 Operator, "domain of an older release", "The trust domain was made by a release in which ledger, workers' events and their readers shared one account; this release does not run on it.", "Make a new domain with `diloctl auth init` in another folder, and begin its runs anew; keep the old folder as long as its record counts. To finish a run, use the release that began it.";
-    StreamNotStored = 212 Busy, "stream not stored", "The NATS server answers, but stores nothing: its disk is or was full, or its limits of storage are used up.", "Make room on the server's disk, then restart it: it takes nothing until then. `diloctl up` restarts the one that it started. Its log says what happened.";
+    IdentityMismatch = 208 Operator, "sender is not who it says", "A sender uses a name that is not its own: the name of a member, from another account or with another audit key. Or a request wants its answer on a subject on which its sender may not listen.", "Do nothing at the caller. This is an attack or a broken import: look at the events with `diloctl audit replay`.";
+    MessagesDropped = 209 Busy, "messages dropped", "More messages came on a subject than this process could take, or messages longer than any that our programs send. They were dropped and counted.", "Senders of requests ask again by themselves. If it repeats, look at the load of this machine, and at the worker that the log names as asking too much.";
+    AnswerForeign = 210 Final, "answer to something else", "An answer arrived that names another asker, or another question than the one that was asked. It was ignored.", "The answer had no effect. Some client had the answers to its own questions sent to the subject of another: if it repeats, look at the workers of this tenant.";
+    DomainOlder = 211 Operator, "domain of an older release", "The trust domain was made by a release in which ledger, workers' events and their readers shared one account; this release does not run on it.", "Make a new domain with `diloctl auth init` in another folder, and begin its runs anew; keep the old folder as long as you need its signed events. To finish a run, use the release that began it.";
+    StreamNotStored = 212 Busy, "stream not stored", "The NATS server answers, but stores nothing: its disk is or was full, or its limits of storage are used up.", "Make room on the server's disk, then restart the server, which stores nothing until then. `diloctl up` restarts a server that it started. Its log says what happened.";
 
     // 03: objects and the store.
     StoreUnreachable = 301 Away, "store unreachable", "No S3 store answered at the address.", "Start `diloco-store` or correct the endpoint and CA file.";
     ObjectMissing = 302 Final, "object missing", "The store does not have an object that a digest names.", "If it should exist, look for its deletion in the store's log; a contribution can be uploaded again.";
-    ObjectMismatch = 303 Final, "object has other bytes", "The bytes of an object do not have the digest or the length that names it.", "The object was refused; fetch again, and suspect the machine or the path if it repeats.";
-    UrlRefused = 304 Busy, "url refused", "The store refused a presigned URL for a reason that passes: it has expired, or its time has not come.", "Nothing: another URL is asked for. If all are refused, compare the clocks of store and coordinator.";
+    ObjectMismatch = 303 Final, "object has other bytes", "The bytes of an object do not have the digest or the length that names it.", "The object was refused. Fetch it again; if it repeats, look for a fault in the machine, or in the network between it and the store.";
+    UrlRefused = 304 Busy, "url refused", "The store refused a presigned URL because the URL has expired, or is not valid yet.", "Nothing: the worker asks for another URL. If all are refused, compare the clocks of store and coordinator.";
     StoreFull = 305 Busy, "store full", "The store has no room for an object.", "Free space on the store's disk, or give it a larger one, then repeat.";
     StoreBusy = 306 Operator, "store root in use", "Another process holds the lock on the store's folder.", "Stop the other process; two on one folder would delete each other's files.";
     ObjectTooLarge = 308 Final, "object too large", "An object exceeds the largest that is accepted.", "Lower `chunk_elements` of the run, or split the data.";
-    ObjectForbidden = 309 Final, "object not granted", "The asker has no lease or role under which this object is granted.", "Nothing if the lease was lost; otherwise look at the audit stream.";
+    ObjectForbidden = 309 Final, "object not granted", "The sender of the request has no lease or role that gives access to this object.", "Nothing if the lease was lost; otherwise look at the audit stream.";
     CacheFailed = 310 Final, "cache failed", "The local object cache cannot be read or written.", "Check the cache folder's space and rights; it may be deleted at any time.";
-    LineSlow = 311 Busy, "slow line", "An object moves so slowly to or from the store that it will take long; nothing has failed.", "Nothing is lost while bytes move. If it stays so, look at the line to the store, choose a smaller codec for the run's uploads, or a longer lease.";
-    LineStalled = 312 Busy, "line stalled", "Nothing moved between this machine and the store for so long that the attempt was given up; it is made again, with fewer transfers at a time.", "Look at the line to the store and at the store's machine, if it repeats.";
+    LineSlow = 311 Busy, "slow line", "An object is moving to or from the store, but slowly; nothing has failed.", "Nothing is lost while bytes move. If it stays so, look at the line to the store, choose a smaller codec for the run's uploads, or a longer lease.";
+    LineStalled = 312 Busy, "line stalled", "No byte moved between this machine and the store for so long that the transfer was given up. It is tried again, with fewer transfers at a time.", "If it repeats, look at the line to the store and at the store's machine.";
     StoreGround = 313 Operator, "store's folder not usable", "The file system under the store's folder cannot do what the store needs: make, rename, sync and remove files.", "Put the folder on a local disk, or correct its rights.";
     HandlesTooFew = 314 Operator, "too few open files allowed", "The system lets this process hold too few files and sockets open.", "Raise the limit (`ulimit -n`, or `LimitNOFILE` of the systemd unit) to 2048 or more.";
 
     // 04: leases.
     LeaseLost = 401 LostLease, "lease lost", "The lease expired or its unit was granted to another under a later epoch.", "Claim again; the unit's work counts for its present holder only.";
-    LeaseUnknown = 402 LostLease, "lease unknown", "No lease of this unit and epoch exists for the asker.", "Claim first.";
+    LeaseUnknown = 402 LostLease, "lease unknown", "The worker that sent the request has no lease of this unit and epoch.", "Claim first.";
     NotJoined = 403 NotMember, "not joined", "The worker has not joined the run, or was removed from it.", "Join again.";
     RunClosed = 404 NotNow, "run closed", "The run is complete or stopped and gives out no work.", "Nothing; `diloctl run get` shows how it ended.";
     Draining = 405 Away, "draining", "The coordinator is shutting down and gives out no work.", "Wait for it to come back; the worker asks again by itself.";
     ManifestInvalid = 406 Final, "manifest refused", "A lease's signed manifest failed a check: signature, window, audience or binding.", "Nothing was executed; compare the worker's trust bundle with the coordinator's.";
-    AskedTooMuch = 407 Busy, "asked too much", "A worker or an operator sent more requests than any needs, or had more written to the ledger, and was not listened to for a moment.", "Workers and `diloctl` slow down by themselves; other programs ask again in a moment. If it repeats, the one that is named is broken or hostile.";
+    AskedTooMuch = 407 Busy, "asked too much", "A worker or an operator sent more requests than any needs, or caused more events in the ledger. Its requests were refused for a moment.", "Workers and `diloctl` slow down by themselves; other programs ask again in a moment. If it repeats, the worker or operator that is named is broken or hostile.";
     ClockOff = 408 NotNow, "clock off", "The clocks of two machines differ by more than they should, or this machine's clock was set while a process ran.", "Correct the clock that is wrong. Work goes on meanwhile: leases are judged by the coordinator's time, and a process keeps the time that it started with until it is started again.";
-    LeaseStalled = 409 LostLease, "lease without progress", "A lease was renewed for long while neither its steps nor its bytes moved on; its unit went to another.", "Look at the worker and its line: what holds it up is in its log. It may claim again.";
+    LeaseStalled = 409 LostLease, "lease without progress", "A worker renewed its lease for a long time while neither steps nor bytes advanced. The unit was given to another worker.", "Look at the worker's log, which says what holds it up, and at its line. The worker may claim again.";
 
     Replaced = 410 Operator, "replaced by another process", "Another process joined the run with this worker's credentials; the newest is the worker.", "Nothing if the worker was moved or started again. Otherwise two machines share one name: issue one of them a name of its own with `diloctl auth issue`, and start it with that.";
-    AuditKeyRefused = 411 Operator, "audit key is not the asker's", "A join names an audit key whose secret its sender did not prove to hold, or one that belongs to another worker or to a coordinator.", "Point `worker.audit_key` at the key that was issued together with the credentials. If it is that, look at who holds these credentials.";
+    AuditKeyRefused = 411 Operator, "audit key is not the sender's", "A join names an audit key whose secret its sender did not prove to hold, or one that belongs to another worker or to a coordinator.", "Point `worker.audit_key` at the key that was issued together with the credentials. If it already is that key, find out who else holds these credentials.";
 
     // 05: contributions.
     LayoutMismatch = 501 Final, "other layout", "A contribution's layout (names, shapes, order or types) is not the run's.", "Run the same release and the same model configuration as the run.";
     SizeMismatch = 502 Final, "wrong size", "A chunk does not have the length that layout and codec give.", "Run the same release; suspect the worker if it repeats.";
     NotFinite = 503 Final, "not finite", "A contribution, the initial weights of a new run, or the weights after an outer step hold NaN or infinity.", "A contribution is refused alone and its unit issued again: inspect the worker. Initial weights have to be made again. Weights after an outer step halt the run; its last full snapshot stands: start another run with a lower learning rate.";
     NormOutlier = 504 Final, "norm out of bounds", "A contribution's norm is too large compared with the run's bound.", "Inspect the worker; the bound is `norm_max` of the run.";
-    AlreadyCounted = 505 LostLease, "already counted", "The unit has an accepted contribution already.", "Nothing; the contribution counts once.";
+    AlreadyCounted = 505 LostLease, "already counted", "The unit has an accepted contribution already.", "Nothing: a unit's contribution counts once.";
     StatementInvalid = 506 Final, "statement refused", "A result's signed statement does not verify or does not fit its lease.", "Point `worker.audit_key` at the key with which the worker joined, and run the same release; suspect the worker if it repeats.";
     TokensMismatch = 507 Final, "wrong token count", "A result claims another number of tokens or steps than its unit has.", "Run the same release; suspect the worker if it repeats.";
 
-    NumberImpossible = 508 Final, "number that cannot be", "A worker states a loss, a speed or a count that its unit, its data and the time since it joined do not allow.", "It was refused and counts nowhere. Run the same release; suspect the worker if it repeats.";
-    UploadMissing = 509 Final, "not uploaded under its lease", "A contribution names an object that its worker did not upload under this lease. What the store has from others, or from another lease, does not count.", "An upload that the store lost is made again by itself; a repeated case is a worker that hands in what is not its own.";
+    NumberImpossible = 508 Final, "number that is not possible", "A worker states a loss, a speed or a count that its unit, its data and the time since it joined do not allow.", "The number was refused and counts nowhere. Run the same release; suspect the worker if it repeats.";
+    UploadMissing = 509 Final, "not uploaded under its lease", "A contribution names an object that its worker did not upload under this lease. Objects that came from other workers, or under another lease, do not count.", "If the store has lost an upload, the worker sends it again by itself. If one worker causes this again and again, it hands in objects that are not its own.";
 
     // 06: runs and data.
     RunUnknown = 601 NotNow, "no such run", "The coordinator knows no run of this name.", "`diloctl run ls` lists the runs.";
@@ -147,9 +147,9 @@ codes! {
     ModelInvalid = 608 Operator, "model configuration not valid", "A model's configuration is out of bounds or contradicts itself.", "Correct the named field of its config.json.";
     TokenizerInvalid = 609 Operator, "tokenizer not valid", "A tokenizer.json does not load or does not fit the model's vocabulary.", "Use the tokenizer that belongs to the model.";
     TooFewWorkers = 610 NotNow, "too few workers", "The run waits because fewer workers have joined than its minimum.", "Start more workers, or create the run with a smaller `workers_min`.";
-    UnitFails = 616 Final, "a unit fails with every worker", "One unit failed again and again, with every worker that is there, so another try would not help; the run is halted.", "Mend what the workers' reasons name, then start another worker, or restart the coordinator: either gives the unit out again. Everything that counts is kept.";
-    NoWorkerLeft = 617 NotNow, "no worker left", "The run has had workers, and none of them is there now.", "Look at the logs of the workers that are named and start them, or others, again; the run goes on by itself. One that was removed needs a new name: `diloctl auth issue`.";
-    ShardTooShort = 618 Final, "shard shorter than a sequence", "A shard of the data set holds fewer tokens than one sequence of the run takes, which is `schedule.sequence_tokens` and one more: a unit that reads it would have nothing to train or to evaluate on.", "Lower `schedule.sequence_tokens`, or import again: `diloctl data import` cuts shards of equal length, and more text makes the held-out part longer.";
+    UnitFails = 616 Final, "a unit fails with every worker", "One unit failed several times, with every worker of the run, so another try would not help. The run is halted.", "Remove the causes that the workers named, then start another worker or restart the coordinator: either one offers the unit again. Accepted contributions are kept.";
+    NoWorkerLeft = 617 NotNow, "no worker left", "The run had workers, and no worker is there now.", "Look at the logs of the workers that are named. Start them again, or start others; the run then continues by itself. A worker that was removed needs a new name: `diloctl auth issue`.";
+    ShardTooShort = 618 Final, "shard shorter than a sequence", "A shard of the data set holds fewer tokens than one sequence of the run, which takes `schedule.sequence_tokens` + 1 tokens. A unit that reads this shard would have nothing to train or to evaluate on.", "Lower `schedule.sequence_tokens`, or import again: `diloctl data import` cuts shards of equal length, and more text makes the held-out part longer.";
     VocabularyTooLarge = 619 Final, "vocabulary larger than the model's", "The data set's tokenizer has more tokens than the model's embedding has rows.", "Raise `vocab_size` in the model's config.json to the data set's vocabulary (`diloctl data ls` shows it), or choose a data set with a smaller one.";
     SequenceTooLong = 620 Final, "sequence longer than the model's positions", "The run trains on sequences that are longer than the model has positions.", "Lower `schedule.sequence_tokens`, or raise `max_position_embeddings` in the model's config.json.";
     FolderBusy = 621 Operator, "folder in use", "Another `diloctl snapshot pull` writes into this folder.", "Wait until it has ended and repeat, or name another folder.";
@@ -166,19 +166,19 @@ codes! {
     CopyLost = 695 Evidence, "readers' copy shorter than it was", "Stream AUDIT, the copy of the ledger and of workers' events that auditors read, is missing, lacks messages, or ends before what the audit files keep of it. The streams that it is copied from are whole, as far as is known.", "A copy that only lost its end is made whole by the broker: with the broker running, wait a moment and try again. Otherwise stop the broker and bring back the folder of stream AUDIT alone, below `nats/jetstream` of the trust domain, from a backup that is as new as the audit files; no other stream may be replaced by an older one, the ledger least of all. Where there is no such backup, put aside and keep the audit files, and what is left of that folder; then `diloctl cluster init`, or `diloctl up`, makes the copy anew from those streams, and the audit service checks it from its first message.";
 
     // 07: ledger and audit.
-    LedgerFenced = 701 Away, "another coordinator leads", "The stream holds an event this coordinator did not write; it stood down before anything else left it.", "Nothing if a new coordinator was started; otherwise stop one of the two.";
-    LedgerBroken = 702 Evidence, "ledger does not verify", "The coordinator's chain in stream AUDIT has a gap, a wrong signature or a wrong hash.", "Keep the stream as it is and run `diloctl audit replay`; it says where the chain breaks.";
+    LedgerFenced = 701 Away, "another coordinator leads", "The stream holds an event that this coordinator did not write. The coordinator ended before it sent anything more.", "Nothing if you started a new coordinator in place of this one; otherwise two of them run: stop one.";
+    LedgerBroken = 702 Evidence, "ledger does not verify", "The coordinator's chain, in stream LEDGER or in its copy in AUDIT, has a gap, a wrong signature or a wrong hash.", "Keep the stream as it is, and run `diloctl audit replay`, which says where the chain breaks.";
     LedgerUnwritable = 703 Busy, "ledger not writable", "An event could not be appended, so nothing that depends on it was done.", "Check the bus and the stream's limits; the coordinator resumes from the ledger.";
     ReplayDiverged = 704 Evidence, "replay differs", "Recomputing a merge gave another digest than the ledger records.", "Do not continue the run; compare the contributions with `diloctl audit replay`.";
     AuditRejected = 705 Evidence, "event refused", "Events of workers in the stream do not verify; they were recorded as refused. The ledger, on which a run's timeline rests, is not concerned.", "Look at the workers that `diloctl audit replay --summary` and the audit files name; nothing that the coordinator decided is in doubt.";
-    NoVerdict = 706 Final, "no verdict", "The record of events could not be read to its end, or there is none, so nothing can be said about it.", "Check the bus and the stream (`diloctl cluster check`), then repeat; this says neither that the record is right nor that it is wrong.";
+    NoVerdict = 706 Final, "no verdict", "The stream of events could not be read to its end, or there is none, so there is no verdict about it.", "Check the bus and the stream (`diloctl cluster check`), then repeat. This code says neither that the events are right nor that they are wrong.";
     AuditFolderBusy = 707 Operator, "audit folder in use", "Another process holds the lock on the folder of the audit files.", "Stop the other audit service, or give this one a folder of its own.";
     AuditFolderInvalid = 708 Operator, "audit files unusable", "A file of the audit service cannot be read or written, or was damaged other than by a crash.", "Check the folder's space and rights; keep a damaged folder as it is and start with a new one: the stream is read again from its start.";
-    ClockBehind = 709 NotNow, "clock behind the ledger", "The ledger's newest event is of a time that this machine's clock has not reached.", "Nothing has to be done for the run: the coordinator waits when it is a matter of seconds, else goes on with the ledger's time. Correct the clock if it is the one that is wrong.";
-    EventLater = 710 Busy, "event not taken yet", "An event of a worker was not recorded yet: the ledger does not name its key yet, or the stream is busy or full.", "Nothing: the worker sends it again by itself, and works on meanwhile. If it stays, look at the audit service's log and at the tenant's stream.";
-    EventRefused = 711 Evidence, "event of a worker refused", "What a worker handed in as an event is none: not signed, not by the key that the ledger names for it, or not what its subject says.", "Run the same release everywhere. If an unaltered worker is refused, its audit key is not the one with which it joined first.";
-    ChainForked = 712 Evidence, "chain of events forked", "An event of a worker does not follow on the one that was recorded last: its state was lost or put back, or two processes run under one identity, or the record has lost what came before. It was not recorded.", "If many workers of a tenant are refused at once, their stream was lost: restore the folder `nats` from a backup. Otherwise let only one process run with these credentials, each with a folder `worker.state` of its own. If that folder was lost or restored, issue the worker a new name with `diloctl auth issue`: this chain cannot go on.";
-    AuditFilesOlder = 713 Operator, "audit files of an older release", "The folder holds audit files in the form of an older release, about a stream that this release does not read.", "Give the service a new, empty folder (`audit.folder`), and keep the old one as it is.";
+    ClockBehind = 709 NotNow, "clock behind the ledger", "The ledger's newest event has a time that this machine's clock has not reached.", "The run needs nothing: if the difference is a matter of seconds the coordinator waits, otherwise it continues from the ledger's time. Correct this machine's clock if it is wrong.";
+    EventLater = 710 Busy, "event not taken yet", "An event of a worker was not recorded yet: the ledger does not name its key yet, or the stream is busy or full.", "Nothing: the worker sends the event again by itself, and works on meanwhile. If the event is still not taken after minutes, look at the audit service's log and at the tenant's stream.";
+    EventRefused = 711 Evidence, "event of a worker refused", "A worker sent a message that is not a valid event: it has no signature, or that of another key than the ledger names for this worker, or it does not match its subject.", "Run the same release everywhere. If an unaltered worker is refused, its audit key is not the one with which it joined first.";
+    ChainForked = 712 Evidence, "chain of events forked", "An event of a worker does not follow the worker's last recorded event, and was not recorded. Either the worker's state was lost or restored from a copy, or two processes run under one identity, or the stream has lost the events before this one.", "If many workers of a tenant are refused at once, their stream was lost: restore the folder `nats` from a backup. Otherwise let only one process run with these credentials, each with a folder `worker.state` of its own. If that folder was lost or restored, issue the worker a new name with `diloctl auth issue`: this chain cannot go on.";
+    AuditFilesOlder = 713 Operator, "audit files of an older release", "The folder holds audit files in the form of an older release. They keep a stream that this release does not read.", "Give the service a new, empty folder (`audit.folder`), and keep the old one as it is.";
     StreamUnreadable = 714 Busy, "stream not readable now", "A stream exists, or may exist, but the broker could not read it at this moment; its own words are given.", "Look at the broker: its disk, its memory, its log. Start again when it answers; a service manager does that by itself. Do not create anything anew.";
     EventsDropped = 715 Busy, "events dropped", "A worker sent more events than any worker needs; what was over was dropped before it cost anything.", "An honest worker sends them again, more slowly. If it repeats, look at that worker: it is broken or hostile.";
     ForeignMessage = 716 Evidence, "foreign message", "A stream of events holds a message that nobody signed whose chain it could be in. It was passed over; nothing in the record rests on it.", "Nothing is lost or in doubt. Find out who used the credentials of `ledger-writer` or `recorder` other than the services, and issue new ones.";
@@ -193,23 +193,23 @@ codes! {
     DeviceMissing = 802 Operator, "device missing", "The configured device is not available.", "Choose `cpu`, or install the driver and the CUDA build of libtorch.";
     TrainingFailed = 803 Final, "training failed", "The trainer reported an error, or a loss or gradient norm that is not finite.", "Look at the worker's log; the unit is issued again.";
     TrainerMissing = 804 Operator, "trainer missing", "This worker was built or configured without the trainer that the run asks for.", "Use a build with the feature, or another worker.";
-    WorkerStateInvalid = 805 Final, "worker state unusable", "The worker's folder for its state cannot be used, or the saved inner state does not fit the run.", "Give each worker a folder of its own that it can write. A damaged `inner.safetensors` or `residual.safetensors` may be removed: nothing is lost but optimizer moments, or what the codec took from the last contribution.";
+    WorkerStateInvalid = 805 Final, "worker state unusable", "The worker's folder for its state cannot be used, or the saved inner state does not fit the run.", "Give each worker a folder of its own that it can write. A damaged `inner.safetensors` or `residual.safetensors` may be removed: only optimizer moments are lost, or the residual of the last contribution.";
     WorkerChainInvalid = 806 Operator, "worker's chain of events unusable", "The file that holds the end of a worker's chain of events cannot be read or written.", "Check the space and rights of `worker.state`. Never remove `events.json`: the chain would fork, and its replay would fail. If it is damaged, issue the worker a new name with `diloctl auth issue`.";
-    WorkerRemoved = 808 Operator, "removed from the run", "The coordinator removed this worker from the run for good, after too many refused results.", "Find out why its results are no good before it works again; then give it a new name with `diloctl auth issue`, or let it work for another run.";
-    InnerStateInvalid = 809 Final, "inner state refused", "A saved inner state has the right form, but values that no optimizer comes to: not finite, negative squares, zeros after many steps.", "Nothing to do: it was put aside as `inner.refused`, and moments start anew. If it repeats, look at the disk of `worker.state` and at who can write there.";
-    InnerStateDropped = 810 Final, "inner state dropped", "The first unit after a saved inner state was taken up failed, or its result was refused, so the state is not trusted any more.", "Nothing to do: it was put aside as `inner.refused`, and the next unit begins with fresh moments. If units go on failing, the cause is another.";
+    WorkerRemoved = 808 Operator, "removed from the run", "The coordinator removed this worker from the run for good, after too many refused results.", "Find out why its results were refused before it works again. Then issue it a new name with `diloctl auth issue`, or let it work for another run.";
+    InnerStateInvalid = 809 Final, "inner state refused", "A saved inner state has the right form, but values that no optimizer produces: values that are not finite, negative squares, or zeros after many steps.", "Nothing: the worker renamed the file to `inner.refused` and starts with fresh moments. If it repeats, check the disk under `worker.state`, and who can write there.";
+    InnerStateDropped = 810 Final, "inner state dropped", "The first unit after a saved inner state was taken up failed, or its result was refused, so the worker does not trust the state any more.", "Nothing: the worker renamed the file to `inner.refused`, and the next unit begins with fresh moments. If units still fail, the state was not the cause.";
 
     // 09: tooling.
     ToolMissing = 901 Operator, "tool missing", "A program that set-up needs is not on the machine.", "Install the named program and repeat.";
     DownloadFailed = 902 Away, "download failed", "A pinned file could not be fetched.", "Repeat when the network is back, or set NATS_SERVER_BIN and LIBTORCH to files of your own.";
-    DownloadMismatch = 903 Final, "download has other bytes", "A downloaded file does not have the pinned sha256.", "Do not use it; repeat, and report it if it stays.";
+    DownloadMismatch = 903 Final, "download has other bytes", "A downloaded file does not have the pinned sha256.", "Do not use the file. Repeat the command; if the digest differs again, report it.";
     PlatformUnsupported = 904 Operator, "platform not served", "There is no pinned binary for this platform.", "Set NATS_SERVER_BIN and LIBTORCH to files of your own.";
     ProcessDied = 905 Operator, "process ended", "A process that `diloctl up` started ended by itself.", "Read the named log file.";
     PortTaken = 906 Operator, "port taken", "A port is already in use.", "Stop the other process (`diloctl down`, with `--domain` where it is another domain's), or choose other ports with `diloctl up --bus-port --store-port`.";
     Interrupted = 907 NotNow, "interrupted", "The operation was stopped by a signal.", "Run it again; what was finished is kept.";
     ToolUnusable = 908 Operator, "given tool unusable", "NATS_SERVER_BIN or LIBTORCH names something that is absent, does not run or has another version than this build needs.", "Correct the variable, or unset it to use the pinned download.";
     PageStale = 909 Operator, "generated page out of date", "A page that is generated from the code differs from what the code says now.", "Run `cargo xtask docs` and commit what it writes.";
-    OutputUnwritten = 910 Operator, "output not written", "What was asked for could not be written to the standard output, or to its end.", "Make room where it goes, then run the command again: what is there is cut off.";
+    OutputUnwritten = 910 Operator, "output not written", "The command could not write its output, or not all of it, to the standard output.", "Make room on the disk to which the output goes, then run the command again: the output that is there is incomplete.";
     Internal = 999 Final, "internal error", "An invariant of the program did not hold.", "Report it with the log.";
 }
 
@@ -249,8 +249,8 @@ impl From<Code> for String {
     }
 }
 
-/// A coded error with its particulars: what a request is refused with, and what a binary prints
-/// last.
+/// A coded error with its particulars: the answer to a refused request, and the last line of a
+/// failed program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(deny_unknown_fields)]
 #[error("{code} {}: {detail}", code.title())]

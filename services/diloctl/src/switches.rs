@@ -20,11 +20,10 @@ struct Switches {
 }
 
 /// Checks the addresses of the bus by the switches, with the check that every service makes.
-/// Returns the warning to print when the switches allow plaintext and an address asks for it.
+/// Returns a warning to print if an address asks for plaintext and the switches allow it.
 ///
 /// # Errors
-/// [`Code::PlaintextRefused`] unless the layer was opened on purpose; switches or addresses that
-/// are wrong.
+/// [`Code::PlaintextRefused`] unless the layer was opened on purpose; a wrong switch or address.
 pub(crate) fn check_bus(
     bus: &BusConfig,
     environment: impl Iterator<Item = (OsString, OsString)>,

@@ -1,9 +1,9 @@
-//! `cargo xtask mutants`: takes guards out of the code one at a time and looks whether a test
-//! fails. Changes that no test notices are listed in `docs/survivors.md`, with the reason why they
-//! may survive; anything else that survives is an error.
+//! `cargo xtask mutants`: takes guards out of the code one at a time and checks that a test fails.
+//! `docs/survivors.md` lists changes that no test notices, with the reason why they may survive;
+//! any other survivor is an error.
 //!
-//! cargo-mutants says which changes there are. They are woven into one build, each behind a switch
-//! (`weave`), so that a mutant costs a run of the tests that reach it, and no compilation. The few
+//! cargo-mutants lists the possible changes. They are woven into one build, each behind a switch
+//! (`weave`), so that a mutant costs no compilation, only a run of the tests that reach it. The few
 //! that cannot be switched, in constants above all, are built one by one by cargo-mutants itself.
 //! All of it is done in copies of the checkout under `target/mutants`.
 
@@ -17,7 +17,7 @@ mod survivors;
 mod tree;
 mod weave;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -37,17 +37,19 @@ use survivors::Survivors;
 const VERSION: &str = "27.1.0";
 /// A file below `target/mutants`: the names of the mutants that survived the last run.
 const SURVIVED: &str = "survived.txt";
-/// The number of mutants that `cargo xtask test` tries: their tests take a few seconds, the build a
-/// minute.
+/// The number of mutants that `cargo xtask test` tries: their tests take a few seconds, the build
+/// takes a minute.
 const SAMPLE: usize = 40;
 /// A package whose every line is a decision, a guard or a check.
 struct Guarded {
     package: &'static str,
-    /// The part of its files that is meant.
+    /// The files of the package that hold guards.
     files: &'static str,
+    /// Another package whose tests cover this one too.
+    also_tested_by: Option<&'static str>,
 }
 
-/// All of them, in the order in which they are tried.
+/// All guarded packages, in the order in which they are tried.
 const GUARDED: &[Guarded] = &[
     guarded("chain", "services/chain/src"),
     guarded("ledger", "services/ledger/src"),
@@ -56,34 +58,50 @@ const GUARDED: &[Guarded] = &[
     guarded("worker-core", "services/worker/core/src"),
     guarded("diloco-worker", "services/worker/src/verify.rs"),
     guarded("audit-core", "services/audit/core/src"),
-    guarded("objects", "services/objects/src"),
+    Guarded {
+        // Clients of a store are tested with the store.
+        also_tested_by: Some("diloco-store"),
+        ..guarded("objects", "services/objects/src")
+    },
     guarded("coordinator-core", "services/coordinator/core/src"),
     guarded("diloco-store", "services/store/src"),
 ];
 
 const fn guarded(package: &'static str, files: &'static str) -> Guarded {
-    Guarded { package, files }
+    Guarded {
+        package,
+        files,
+        also_tested_by: None,
+    }
 }
 
-/// What can be chosen.
+/// The packages whose tests cover this one: the package itself, and perhaps another.
+fn testers(package: &str) -> Vec<&str> {
+    let guarded = GUARDED.iter().find(|guarded| guarded.package == package);
+    let other = guarded.and_then(|guarded| guarded.also_tested_by);
+    [package].into_iter().chain(other).collect()
+}
+
+/// Options of `mutants`.
 #[derive(Debug, Args)]
 pub(crate) struct MutantOptions {
-    /// Only mutants of this package; may be given several times; by default all that hold guards
+    /// Try only mutants of this package; may be given several times; by default all packages that
+    /// hold guards
     #[arg(long, value_name = "PACKAGE")]
     package: Vec<String>,
-    /// Only mutants whose name contains this text: a file, a function, an operator
+    /// Try only mutants whose name contains this text: a file, a function, an operator
     #[arg(long, value_name = "TEXT")]
     matching: Option<String>,
-    /// Only so many, drawn from files that changed lately
+    /// Try only this many, drawn from files that changed lately
     #[arg(long, value_name = "COUNT")]
     sample: Option<usize>,
-    /// Only those that survived the last time
+    /// Try only those that survived the last run
     #[arg(long)]
     again: bool,
     /// Leave out the mutants that have to be built one by one
     #[arg(long)]
     switched: bool,
-    /// Print their names and run no test
+    /// Print the names of the mutants and run no test
     #[arg(long)]
     list: bool,
 }
@@ -122,11 +140,11 @@ pub(crate) fn run_mutants(
     run.report(&chosen, &ends, is_whole).map(console::say)
 }
 
-/// Tries some mutants for `cargo xtask test`: those of files that changed lately, in packages of
-/// which all mutants were tried. Returns what it did, in words.
+/// Tries some mutants for `cargo xtask test`: those in files that changed lately, of packages that
+/// `docs/survivors.md` calls complete. Returns a summary in words.
 ///
 /// # Errors
-/// One of them survives.
+/// A mutant survives.
 pub(crate) fn try_sample(workspace: &Workspace, overrides: &Overrides) -> Result<String> {
     let survivors = Survivors::read(workspace.root())?;
     let Ok(changed) = chosen::changed(workspace) else {
@@ -159,20 +177,20 @@ fn is_meant(mutant: &Mutant) -> bool {
         .is_none_or(|guarded| mutant.file.starts_with(guarded.files))
 }
 
-/// The end of each mutant, by its number.
+/// The end of each tried mutant, by its number.
 type Ends = BTreeMap<u32, Ended>;
 
-/// The end of a mutant: also without any test.
+/// The end of a mutant, also of one that no test was run for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     Tested(End),
-    /// It does not compile.
+    /// The mutant does not compile.
     Unbuildable,
-    /// It would have to be built by itself, and that was not asked for.
+    /// The mutant would have to be built by itself, and the caller did not ask for that.
     NotTried,
 }
 
-/// The folders and programs of a run over mutants.
+/// The folders and programs of one run of `mutants`.
 struct MutationRun<'a> {
     workspace: &'a Workspace,
     program: PathBuf,
@@ -193,7 +211,7 @@ impl<'a> MutationRun<'a> {
         })
     }
 
-    /// All mutants of these packages that are meant.
+    /// All mutants in the guarded files of these packages.
     fn list(&self, packages: &[&str]) -> Result<Vec<Mutant>> {
         let root = self.workspace.root();
         let mut listed = listed::list(&mut self.cargo_mutants(root), packages)?;
@@ -205,7 +223,7 @@ impl<'a> MutationRun<'a> {
         listed::without_constants(root, listed)
     }
 
-    /// The names of those that survived the last time.
+    /// The names of the mutants that survived the last run.
     fn survived_before(&self) -> Result<Vec<String>> {
         let path = self.folder.join(SURVIVED);
         let names = fs::read_to_string(&path)
@@ -213,40 +231,44 @@ impl<'a> MutationRun<'a> {
         Ok(names.lines().map(str::to_owned).collect())
     }
 
-    /// Builds all that are `listed`, so that a choice among them compiles nothing anew, and runs
-    /// the tests on the chosen.
+    /// Builds all mutants that are `listed`, so that another choice among them compiles nothing
+    /// anew, and runs the tests on the `chosen` ones.
     fn judge(&self, listed: &[Mutant], chosen: &[Mutant], only_switched: bool) -> Result<Ends> {
         console::say(format_args!("weaving {} mutants", listed.len()));
         let begun = Instant::now();
         let since = || console::span(begun.elapsed());
         let tree = self.folder.join("woven");
         let cargo = |arguments: &[&str]| self.cargo(&tree, arguments);
-        let packages = packages(listed);
+        let tested = |mutants| -> Vec<&str> {
+            let testers = packages(mutants).into_iter().flat_map(testers);
+            let unique: BTreeSet<&str> = testers.collect();
+            unique.into_iter().collect()
+        };
         let loom = Loom {
             root: self.workspace.root(),
             tree: &tree,
             mutants: listed,
             cargo: &cargo,
             memory: &self.folder.join("out"),
-            packages: &packages,
+            packages: &tested(listed),
         };
         tree::update(self.workspace, &tree, &loom.files())?;
         let mut built = loom.build()?;
         console::say(format_args!("  built after {}", since()));
-        let asked = self::packages(chosen);
+        let asked = tested(chosen);
         built
             .programs
             .retain(|program| asked.contains(&&*program.package));
         let judge = Judge::learn(built.programs, &self.nats_server, &self.folder)?;
         console::say(format_args!("  tests learnt after {}", since()));
         let mut ends = Ends::new();
-        for package in packages {
+        for package in packages(listed) {
             let own = chosen.iter().filter(|mutant| mutant.package == package);
             let (apart, switched): (Vec<&Mutant>, Vec<&Mutant>) = own
                 .filter(|mutant| built.out.get(&mutant.number) != Some(&Out::Unbuildable))
                 .partition(|mutant| built.out.contains_key(&mutant.number));
             for mutant in switched {
-                let end = judge.judge(mutant.number, package)?;
+                let end = judge.judge(mutant.number, &testers(package))?;
                 if end != End::Caught && !self.survivors.contains(&mutant.name) {
                     console::say(format_args!("  {}: {}", end.word(), mutant.name));
                 }
@@ -277,7 +299,7 @@ impl<'a> MutationRun<'a> {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// The result in a line; a mutant that survived and is not listed is an error.
+    /// Sums up the result in a line. A mutant that survived and is not listed is an error.
     fn report(&self, mutants: &[Mutant], ends: &Ends, is_whole: bool) -> Result<String> {
         let mut news = Vec::new();
         let mut known = Vec::new();
@@ -329,14 +351,14 @@ impl<'a> MutationRun<'a> {
         bail!("{said}\n       {}", faults.join("\n       "))
     }
 
-    /// cargo in one of the copies of the checkout.
+    /// A cargo command in one of the copies of the checkout.
     fn cargo(&self, tree: &Path, arguments: &[&str]) -> Command {
         let mut command = self.workspace.cargo(arguments);
         command
             .current_dir(tree)
             .env("CARGO_TARGET_DIR", self.folder.join("build"));
         if arguments.contains(&"diloco-worker") {
-            // Its verification needs no libtorch.
+            // The tests of this package need no libtorch.
             command.arg("--no-default-features");
         }
         command

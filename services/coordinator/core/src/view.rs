@@ -36,7 +36,7 @@ impl Coordinator {
             Query::Rounds(name) => View::Rounds(known(name)?.round_views()),
             Query::Snapshots(name) => View::Snapshots(known(name)?.snapshot_views()),
         };
-        let answer = fit(ViewReply { v: V, view });
+        let answer = fit(ViewReply { v: V, view }, ViewReply::BYTES_MAX);
         Ok(Outcome::Now(Answer::View(Box::new(answer))))
     }
 
@@ -55,8 +55,8 @@ impl Coordinator {
 
 /// Cuts a list until it fits into one message: the oldest rounds and snapshots go, and the last
 /// workers and leases.
-fn fit(mut reply: ViewReply) -> ViewReply {
-    while reply.encode().len() > ViewReply::BYTES_MAX {
+fn fit(mut reply: ViewReply, bytes_max: usize) -> ViewReply {
+    while reply.encode().len() > bytes_max {
         match &mut reply.view {
             View::Runs(list) => list.truncate(list.len() / 2),
             View::Workers(list) => list.truncate(list.len() / 2),
@@ -67,4 +67,79 @@ fn fit(mut reply: ViewReply) -> ViewReply {
         }
     }
     reply
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use schemas::view::{LeaseView, RoundView, SnapshotView, WorkerView};
+    use schemas::{Epoch, Round};
+
+    use super::*;
+    use crate::fixture::*;
+
+    /// A view of this many bytes less than it needs.
+    fn cut(view: View, short: usize) -> View {
+        let reply = ViewReply { v: V, view };
+        let bytes_max = reply.encode().len() - short;
+        fit(reply, bytes_max).view
+    }
+
+    /// The view of a run in which worker 1 trains.
+    fn shown(query: Query) -> View {
+        let mut world = World::with_run(spec("demo"));
+        world.join(1);
+        world.lease(1);
+        match world.core.view(&query) {
+            Ok(Outcome::Now(Answer::View(reply))) => reply.view,
+            other => panic!("no view: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn lists_that_are_too_long_for_a_message_lose_their_oldest_or_their_last_half() {
+        let (View::Runs(runs), View::Workers(workers), View::Leases(leases), View::Rounds(rounds)) = (
+            shown(Query::Runs),
+            shown(Query::Workers(run_id())),
+            shown(Query::Leases(run_id())),
+            shown(Query::Rounds(run_id())),
+        ) else {
+            panic!("other views were asked for")
+        };
+        let run = |n: u64| RunView {
+            run: format!("run-{n}").parse().expect("a name"),
+            ..runs[0].clone()
+        };
+        let worker = |n: u64| WorkerView {
+            worker: worker(n as u32),
+            ..workers[0].clone()
+        };
+        let lease = |n: u64| {
+            let mut view: LeaseView = leases[0].clone();
+            view.lease.epoch = Epoch(n);
+            view
+        };
+        let round = |n: u64| RoundView {
+            round: Round(n),
+            ..rounds[0].clone()
+        };
+        let snapshot = |n: u64| SnapshotView {
+            round: Round(n),
+            manifest: object("snapshot"),
+            saved_at: START,
+        };
+        type List<'a> = &'a dyn Fn(Range<u64>) -> View;
+        let lists: [(List<'_>, Range<u64>); 5] = [
+            (&|n| View::Runs(n.map(run).collect()), 0..2),
+            (&|n| View::Workers(n.map(worker).collect()), 0..2),
+            (&|n| View::Leases(n.map(lease).collect()), 0..2),
+            (&|n| View::Rounds(n.map(round).collect()), 3..5),
+            (&|n| View::Snapshots(n.map(snapshot).collect()), 3..5),
+        ];
+        for (list, left) in lists {
+            assert_eq!(cut(list(0..5), 0), list(0..5), "it fits");
+            assert_eq!(cut(list(0..5), 1), list(left));
+        }
+    }
 }

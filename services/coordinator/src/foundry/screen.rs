@@ -1,7 +1,7 @@
-//! The check of results: the statement's signature, the list of chunks where there is one, then
-//! each chunk's length, hash and numbers, then the norm of the whole, then the promotion of all. A
-//! chunk that is announced ahead of its submit is checked while its worker makes the next one; only
-//! objects that a good result names reach `blobs`.
+//! The check of results: the statement's signature, the list of chunks if there is one, each
+//! chunk's length, hash and numbers, the norm of the whole, and then the promotion of all. A chunk
+//! that is announced before its submit is checked while its worker makes the next one. Only objects
+//! that a good result names reach `blobs`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,12 +21,12 @@ use super::staged::{CHECKS_MAX, Check, Checks, Content};
 use crate::store::{Kept, Store, incoming_key, refusal};
 
 /// Largest magnitude of a value in a contribution, or in the weights that a run begins with. Real
-/// ones are below 1e3. Finite values far beyond it, once merged, leave weights with which every
-/// worker's loss overflows, and no way back.
+/// values are below 1e3. If finite values far above that were merged, every worker's loss would
+/// overflow, and nothing would bring the weights back.
 pub(crate) const MAGNITUDE_MAX: f32 = 1e6;
 
-/// Promotions of one contribution at a time: each is a copy at the store, without its bytes passing
-/// here.
+/// Promotions of one contribution at a time. Each is a copy within the store, so its bytes do not
+/// pass through here.
 const PROMOTIONS_MAX: usize = 16;
 
 /// A chunk that may be merged.
@@ -82,7 +82,7 @@ pub(crate) fn begin(
     Ok(staged.begin(index, content, work))
 }
 
-/// Checks a whole result. What of it is in memory comes back beside the verdict.
+/// Checks a whole result. Returns the verdict, and the chunks that are in memory.
 pub(crate) async fn check(
     store: &Store,
     context: &Arc<RunContext>,
@@ -109,7 +109,7 @@ pub(crate) async fn check(
         }
         Outcome::Contribution(contribution) => contribution,
     };
-    // The core has compared layout, codec and number of chunks with the run's.
+    // The core has compared layout, codec and number of chunks with those of the run.
     let source = Source {
         run: context.spec.run.clone(),
         lease: statement.lease,
@@ -241,8 +241,8 @@ async fn check_chunk(
     })
 }
 
-/// Moves the chunks of a good result and their list to `blobs`. From there they count once the
-/// ledger says so.
+/// Copies the chunks of a good result, and their list, to `blobs`. They count once the ledger says
+/// so.
 async fn promote(
     store: &Store,
     lease: &LeaseRef,
@@ -260,7 +260,7 @@ async fn promote(
 }
 
 /// The refusal for an object that is not in the quarantine of the lease: it was not uploaded under
-/// it, whatever else the store has of this digest.
+/// this lease, even if the store has it elsewhere.
 fn missing(
     lease: &LeaseRef,
     what: &dyn std::fmt::Display,

@@ -28,9 +28,9 @@ pub(crate) struct Capture {
     pub(crate) chunks: Vec<(usize, Chunk)>,
 }
 
-/// Encoded chunks by their index, or why one could not be made.
+/// Encoded chunks with their index, or the reason why one could not be made.
 pub(crate) type EncodedChunks = mpsc::Receiver<Result<(usize, Bytes), Refusal>>;
-/// The other end, with room for every chunk.
+/// The sending end, with room for every chunk.
 pub(super) type Sender = mpsc::Sender<Result<(usize, Bytes), Refusal>>;
 
 impl Session {
@@ -59,7 +59,7 @@ impl Session {
     }
 }
 
-/// Encodes chunks where the weights are.
+/// Encodes chunks where the weights are: in memory or on the card.
 fn encode(
     trainer: &mut dyn Trainer,
     capture: &Capture,

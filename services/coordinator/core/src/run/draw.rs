@@ -57,8 +57,9 @@ impl Data {
         }
     }
 
-    /// The tokens that an evaluation predicts: as many sequences as it asks for, or as its shards
-    /// hold. A sequence needs one token more than it predicts, which the next one may share.
+    /// The tokens that an evaluation predicts: those of as many sequences as it asks for, or as its
+    /// shards hold. A sequence needs one token more than it predicts, and may share it with the
+    /// next one.
     pub(crate) fn evaluation_tokens(&self, spec: &RunSpec) -> Tokens {
         let length = u64::from(spec.schedule.sequence_tokens.max(1));
         let shards = self.manifest.held_out.iter().take(UNIT_SHARDS_MAX);
@@ -116,7 +117,7 @@ fn mix(value: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use schemas::{Round, UnitIndex};
 
@@ -158,6 +159,21 @@ mod tests {
         }
         let (least, most) = (seen.values().min().unwrap(), seen.values().max().unwrap());
         assert!(seen.len() == 7 && most - least <= 1, "{seen:?}");
+    }
+
+    #[test]
+    fn each_unit_of_each_run_has_a_seed_of_its_own() {
+        let unit = |round, index| UnitId {
+            round: Round(round),
+            kind: UnitKind::Train,
+            index: UnitIndex(index),
+        };
+        let units = (0..32).flat_map(|round| (0..32).map(move |index| unit(round, index)));
+        let seeds: BTreeSet<u64> = units
+            .flat_map(|unit| [7, 8].map(|seed| unit_seed(seed, &unit)))
+            .collect();
+        assert_eq!(seeds.len(), 2 * 32 * 32);
+        assert_eq!(unit_seed(7, &unit(0, 0)), mix(mix(mix(7))));
     }
 
     #[test]

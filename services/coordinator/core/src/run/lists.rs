@@ -1,5 +1,5 @@
-//! The contents of lists of chunks. A member may read the chunks of the weights that are read now;
-//! where those are listed, the foundry reads the list when somebody asks for what may be in it.
+//! The contents of lists of chunks. A member may read the chunks of the weights that are in use. If
+//! those are listed, the foundry reads the list when a member asks for objects that may be in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +21,7 @@ const FAILURES_MAX: u32 = 3;
 #[derive(Debug, Default)]
 pub(crate) struct Lists {
     read: BTreeMap<Digest, BTreeSet<Digest>>,
-    /// Lists that the foundry was asked for and has not answered.
+    /// Lists that the foundry was asked for and has not delivered.
     asked: BTreeSet<Digest>,
     /// Reads of a list that failed since it was last read.
     failed: BTreeMap<Digest, u32>,
@@ -47,7 +47,7 @@ fn named(run: &Run) -> impl Iterator<Item = Listed> {
 }
 
 impl RunRoom<'_> {
-    /// Has the foundry read the lists that were not read yet, each once.
+    /// Orders the foundry to read the lists that were not read yet, each once.
     pub(crate) fn read_lists(&mut self, turn: &mut Turn<'_>) {
         let unread: Vec<Listed> = self.live.lists.unread(&self.run).collect();
         for listed in unread {
@@ -57,7 +57,7 @@ impl RunRoom<'_> {
         }
     }
 
-    /// Takes a list that was read; gives back the requests that waited for it and are refused now.
+    /// Takes a list that was read. Returns the requests that waited for it and are refused now.
     pub(crate) fn list_read(
         &mut self,
         turn: &mut Turn<'_>,
@@ -65,7 +65,7 @@ impl RunRoom<'_> {
         outcome: Result<Vec<Digest>, Refusal>,
     ) -> Vec<RefusedRead> {
         if !self.live.lists.asked.remove(&list) {
-            // An answer to what was not asked changes nothing.
+            // An answer that was not asked for changes nothing.
             return Vec::new();
         }
         match outcome {

@@ -30,7 +30,7 @@ fn writes(world: &World) -> usize {
         .count()
 }
 
-/// The bytes that are to be written now.
+/// The bytes of the checkpoint that is to be written now.
 fn written(world: &mut World) -> Vec<u8> {
     let seen = std::mem::take(&mut world.seen);
     let (mut writes, seen): (Vec<_>, Vec<_>) = seen
@@ -44,7 +44,7 @@ fn written(world: &mut World) -> Vec<u8> {
     }
 }
 
-/// They are in the store.
+/// Reports that the bytes are in the store.
 fn save(world: &mut World, bytes: &[u8]) -> Digest {
     let taken = world.journal.iter().rev();
     let mut taken = taken.filter(|body| body.event.kind() == "checkpoint-taken");
@@ -72,7 +72,7 @@ fn taken(world: &World) -> usize {
     kinds.filter(|kind| *kind == "checkpoint-taken").count()
 }
 
-/// Lets so many things happen that are recorded: a worker comes and goes.
+/// Causes `events` events: a worker joins and leaves.
 fn pass(world: &mut World, events: u64) {
     for _ in 0..events {
         if world.run().present() == 0 {
@@ -111,7 +111,7 @@ fn one_is_taken_after_so_many_events_and_named_when_it_is_written() {
     let covered = Sequence(covered.events() - 1);
     let bytes = written(&mut world);
     pass(&mut world, 3 * EVERY);
-    assert_eq!(taken(&world), 1, "one at a time");
+    assert_eq!((taken(&world), writes(&world)), (1, 0), "one at a time");
     assert_eq!(
         world.core.state().checkpoints(),
         [],
@@ -123,6 +123,23 @@ fn one_is_taken_after_so_many_events_and_named_when_it_is_written() {
     assert_eq!(taken(&world), 2, "the next was due");
     let state = State::from_checkpoint(&bytes).expect("these bytes are a checkpoint");
     assert_eq!(state.events(), covered.get() + 1);
+}
+
+/// A coordinator that ends takes no checkpoint, since it could not write the bytes.
+#[test]
+fn none_is_taken_by_the_events_that_end_a_coordinator() {
+    let mut world = world();
+    let bytes = written(&mut world);
+    save(&mut world, &bytes);
+    while world.core.state().since_taken() < EVERY - 1 {
+        pass(&mut world, 1);
+    }
+    world.shut_down(schemas::Millis(0));
+    assert_eq!(
+        world.kinds(world.journal.len() - 1),
+        ["coordinator-stopped"]
+    );
+    assert_eq!((taken(&world), writes(&world)), (1, 0));
 }
 
 #[test]

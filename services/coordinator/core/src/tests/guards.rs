@@ -1,5 +1,5 @@
-//! Guards that no other test would miss: bounds on how many there are, and actions that must not
-//! happen while something else is under way.
+//! Guards that no other test covers: limits on numbers, and actions that must not happen while
+//! something else is under way.
 
 use ledger::State;
 use schemas::contribution::{Evaluation, Outcome, StageRequest};
@@ -8,7 +8,7 @@ use schemas::event::{Departure, LedgerEvent};
 use schemas::foundry::{self, Order};
 use schemas::lease::{ReleaseRequest, UnitKind, Weights};
 use schemas::limits::{LEASE_MAX, RUNS_MAX, WORKERS_MAX};
-use schemas::member::{JoinRequest, Layer, OpenLayer};
+use schemas::member::{JoinRequest, Layer, OpenLayer, Posture};
 use schemas::run::TrainerKind;
 use schemas::{Code, Millis, Refusal, Round, Tokens, UnixMillis, V};
 
@@ -118,7 +118,7 @@ fn nothing_is_granted_before_there_is_work_to_describe() {
     }
 }
 
-/// A held-out part that is shorter than a sequence: an evaluation of nothing is no evaluation.
+/// The held-out part is shorter than a sequence, so an evaluation would cover no tokens.
 #[test]
 fn an_evaluation_of_no_tokens_does_not_count() {
     let mut evaluating = spec("demo");
@@ -187,7 +187,7 @@ fn nothing_begins_while_the_coordinator_drains() {
     }
 }
 
-/// Its lease does not end while its result is being checked, and that check never ends.
+/// A lease whose result is being checked does not end, and this check never ends.
 #[test]
 fn a_drain_lasts_no_longer_than_the_longest_lease() {
     let mut world = World::with_run(spec("demo"));
@@ -226,6 +226,50 @@ fn joins_are_of_a_bounded_form() {
         let reply = join_with(&mut world, peer(1), request);
         assert_eq!(world.refusal(reply), Code::MessageInvalid);
     }
+    // The longest join that is accepted. It is refused for its open layers, and accepted without
+    // them.
+    let longest = |layers: usize| JoinRequest {
+        device: "d".repeat(128),
+        release: "r".repeat(128),
+        trainers: vec![TrainerKind::Reference; 6],
+        posture: Posture {
+            open: vec![layer("x".repeat(1024)); layers],
+        },
+        ..join_request(1)
+    };
+    let open = join_with(&mut world, peer(1), longest(4));
+    assert_eq!(world.refusal(open), Code::LayerOpen);
+    let taken = join_with(&mut world, peer(1), longest(0));
+    assert!(matches!(world.answers[&taken], Ok(Answer::Join(_))));
+}
+
+#[test]
+fn a_worker_opens_the_layers_that_its_coordinator_opens_and_no_other() {
+    let open = |layer: Layer| Posture {
+        open: vec![OpenLayer {
+            layer,
+            reason: "laboratory".to_owned(),
+        }],
+    };
+    let world = World::with_run(spec("demo"));
+    let allowing = crate::Settings {
+        posture: open(Layer::Bus),
+        ..settings()
+    };
+    for (layer, refused) in [(Layer::Bus, None), (Layer::Bulk, Some(Code::LayerOpen))] {
+        let request = WorkerRequest::Join(JoinRequest {
+            posture: open(layer),
+            ..join_request(1)
+        });
+        let input = Input::Request {
+            peer: peer(1),
+            request,
+            reply: ReplyId(1),
+        };
+        let state = world.core.state().clone();
+        let refusal = asked_with(allowing.clone(), state, input);
+        assert_eq!(refusal.map(|refusal| refusal.code), refused);
+    }
 }
 
 #[test]
@@ -244,7 +288,7 @@ fn a_member_keeps_its_account_and_its_audit_key() {
         let reply = join_with(&mut world, asker, request);
         assert_eq!(world.refusal(reply), Code::IdentityMismatch);
     }
-    // Also when it left and comes again.
+    // The same holds when it left and comes again.
     world.ask(peer(1), WorkerRequest::Leave(leave_request(1, "")));
     let reply = join_with(&mut world, peer(1), other_key);
     assert_eq!(world.refusal(reply), Code::IdentityMismatch);
@@ -270,8 +314,7 @@ fn who_waits_for_our_answer_is_not_silent() {
         };
         world.ask(peer(number), WorkerRequest::Renew(renewal));
     }
-    // Both are due at the same moment: the end of the wait, and the end of the patience with a
-    // silent worker.
+    // The end of the claim's wait and the end of the silence are due at the same moment.
     world.wait(Millis::from_secs(1));
     assert!(
         matches!(world.answers[&waiting], Ok(Answer::Claim(_))),
@@ -281,15 +324,20 @@ fn who_waits_for_our_answer_is_not_silent() {
     assert!(world.run().member(&worker(3)).is_some());
 }
 
-/// Asks a coordinator over `state` and gives the code of its refusal; none when it is not refused.
+/// Asks a coordinator over `state`, and returns the code of its refusal; none if it does not
+/// refuse.
 fn asked(state: State, input: Input) -> Option<Code> {
-    let mut core = Coordinator::new(settings(), state);
+    asked_with(settings(), state, input).map(|refusal| refusal.code)
+}
+
+fn asked_with(settings: crate::Settings, state: State, input: Input) -> Option<Refusal> {
+    let mut core = Coordinator::new(settings, state);
     let mut effects = Vec::new();
     core.start(START, &mut effects);
     effects.clear();
     core.handle(START, input, &mut effects);
     effects.into_iter().find_map(|effect| match effect {
-        Effect::Reply { answer, .. } => answer.err().map(|refusal: Refusal| refusal.code),
+        Effect::Reply { answer, .. } => answer.err(),
         _ => None,
     })
 }
@@ -329,21 +377,21 @@ fn a_run_has_so_many_workers_and_no_more() {
     };
     assert_eq!(asked(filled(WORKERS_MAX - 1, 1), join(3)), None);
     assert_eq!(asked(filled(WORKERS_MAX - 1, 1), join(2)), None);
-    assert_eq!(
-        asked(filled(WORKERS_MAX, 1), join(3)),
-        Some(Code::NotJoined)
-    );
-    assert_eq!(
-        asked(filled(WORKERS_MAX, 1), join(2)),
-        Some(Code::NotJoined)
-    );
+    let full = |refusal: Refusal| {
+        refusal.code == Code::NotJoined && refusal.detail.starts_with("the run has its most")
+    };
+    for newcomer in [2, 3] {
+        let refusal = asked_with(settings(), filled(WORKERS_MAX, 1), join(newcomer));
+        assert!(refusal.is_some_and(full), "a place may become free");
+    }
     // Members stay, and workers that left may come back; only newcomers find the roster full.
     assert_eq!(asked(filled(WORKERS_MAX, 1), join(1)), None);
     assert_eq!(asked(filled(1, 4 * WORKERS_MAX - 2), join(3)), None);
-    assert_eq!(
-        asked(filled(1, 4 * WORKERS_MAX - 1), join(3)),
-        Some(Code::NotJoined)
-    );
+    let refusal = asked_with(settings(), filled(1, 4 * WORKERS_MAX - 1), join(3));
+    let used_up = |refusal: Refusal| {
+        refusal.code == Code::NotJoined && refusal.detail.starts_with("the run has had its most")
+    };
+    assert!(refusal.is_some_and(used_up), "no place becomes free");
     assert_eq!(asked(filled(1, 4 * WORKERS_MAX - 1), join(2)), None);
 }
 
@@ -421,8 +469,8 @@ fn weights_that_do_not_fit_close_no_round() {
     }
 }
 
-/// So is the round of a save: an answer for one that was not asked for is no snapshot of the run,
-/// and the one that was asked for is still due.
+/// An answer for the save of another round is no snapshot of the run, and the save that was asked
+/// for is still due.
 #[test]
 fn a_save_of_another_round_is_passed_over() {
     let mut world = World::with_run(spec("demo"));
@@ -459,7 +507,7 @@ fn a_save_of_another_round_is_passed_over() {
     assert!(saves(&mut world, 2));
 }
 
-/// A check is ended by the foundry of its run and by no other.
+/// Only the foundry of a run ends a check of the run.
 #[test]
 fn a_verdict_on_a_check_of_another_run_is_passed_over() {
     let mut world = World::with_run(spec("demo"));

@@ -120,8 +120,8 @@ fn renewals_keep_a_lease() {
     );
 }
 
-/// Renews every ten seconds for `seconds`; `moved` gives the bytes after so many renewals. Stops at
-/// the first refusal.
+/// Renews every ten seconds for `seconds`; `moved` gives the bytes after a number of renewals.
+/// Stops at the first refusal.
 fn keep(
     world: &mut World,
     held: schemas::lease::LeaseRef,
@@ -144,7 +144,7 @@ fn a_lease_that_is_renewed_without_progress_ends_and_its_unit_goes_to_another() 
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let held = world.lease(1);
-    // Its steps are done, and not one byte of the upload moves.
+    // All steps are done, and no byte of the upload moves.
     assert_eq!(
         keep(&mut world, held, 590, |_| 7),
         Ok(()),
@@ -170,7 +170,7 @@ fn a_slow_line_that_moves_keeps_its_lease() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let held = world.lease(1);
-    // A hundred bytes a minute, for two hours.
+    // A hundred bytes move every minute for two hours.
     assert_eq!(
         keep(&mut world, held, 7200, |count| 100 * (count / 6)),
         Ok(())
@@ -181,8 +181,8 @@ fn a_slow_line_that_moves_keeps_its_lease() {
     );
 }
 
-/// A worker's report of its progress cannot be checked, so it may only go forward, and a lease ends
-/// after a day.
+/// Nobody can check a worker's report of its progress, so the report may only go forward, and a
+/// lease ends after a day.
 #[test]
 fn a_lease_whose_holder_only_says_that_it_moves_ends() {
     let mut world = World::with_run(spec("demo"));
@@ -221,7 +221,7 @@ fn everything_that_waited_while_the_process_was_busy_counts_before_a_deadline_do
         world.join(number);
         world.lease(number)
     });
-    // Past the leases, and past the silence after which a worker is dropped.
+    // Later than the ends of the leases, and than the silence after which a worker is dropped.
     world.now = world.now.after(Millis::from_secs(120));
     for (number, lease) in holders.into_iter().zip(leases) {
         let reply = ReplyId(9000 + u64::from(number));
@@ -269,7 +269,7 @@ fn a_unit_goes_to_another_worker_than_the_one_that_gave_it_back() {
         world.manifests[&waiting[0]].lease,
         lease(given_back.unit, 2)
     );
-    // When nobody else waits, it gets it again.
+    // If nobody else waits, the worker gets the unit again.
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     world.join(2);
@@ -297,8 +297,8 @@ fn claims_wait_for_work_and_no_longer() {
     let older = world.claim(3);
     let newer = world.claim(3);
     assert!(is_nothing(&world, older) && !world.answers.contains_key(&newer));
-    // However long the worker would wait: a claim that is lost with its coordinator is asked again
-    // soon.
+    // However long the worker would wait, its claim is answered after five seconds, since a claim
+    // that was lost with its coordinator must be repeated soon.
     world.wait(Millis(4_999));
     assert!(!world.answers.contains_key(&newer));
     world.wait(Millis(1));
@@ -437,4 +437,70 @@ fn nobody_has_done_more_steps_than_its_unit_has() {
             assert_eq!(world.refusal(reply), Code::NumberImpossible, "{steps}");
         }
     }
+}
+
+/// A lease ends after ten minutes without a step, but not with four steps of nine minutes each.
+#[test]
+fn a_slow_trainer_that_moves_no_byte_keeps_its_lease_by_its_steps() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    for step in 1..=4 {
+        for _ in 0..27 {
+            world.wait(Millis::from_secs(20));
+            let reply = renew_with(&mut world, 1, held, Steps(step), Bytes(0));
+            assert!(world.answers[&reply].is_ok(), "step {step}");
+        }
+    }
+}
+
+#[test]
+fn a_lease_that_nobody_renewed_has_expired_also_where_it_stood_still() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    for _ in 0..19 {
+        world.wait(LEASE);
+        renew_with(&mut world, 1, held, Steps(0), Bytes(0));
+    }
+    // The last renewal and the patience end in the same moment.
+    world.wait(LEASE);
+    let ended = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseEnded { lease, cause: LeaseEnd::Expired, .. } if *lease == held);
+    assert_eq!(world.count(ended), 1);
+}
+
+#[test]
+fn a_worker_whose_lease_stood_still_is_told_for_how_long() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let refused = keep(&mut world, held, 900, |_| 0);
+    assert_eq!(refused, Err(Code::LeaseStalled));
+    let told = world
+        .answers
+        .values()
+        .filter_map(|answer| answer.as_ref().err());
+    let told: Vec<&str> = told.map(|refusal| &*refusal.detail).collect();
+    assert!(told[0].ends_with(" for 600 s"), "{told:?}");
+}
+
+/// After so many rounds the results of the unit are forgotten, but the lease was granted once.
+#[test]
+fn a_lease_of_long_ago_is_over_and_not_unknown() {
+    let mut many = spec("demo");
+    (many.schedule.rounds, many.schedule.units) = (30, 1);
+    let mut world = World::with_run(many);
+    world.join(1);
+    world.join(2);
+    let lost = world.lease(1);
+    world.wait(LEASE);
+    while world.run().accepted.contains_key(&lost.unit) || world.run().rounds_closed().get() < 2 {
+        let held = world.lease(2);
+        world.submit(2, held);
+        world.answer_pending();
+    }
+    let late = renew(&mut world, 1, lost);
+    assert_eq!(world.refusal(late), Code::LeaseLost);
+    let never = renew(&mut world, 1, lease(train(29, 0), 1));
+    assert_eq!(world.refusal(never), Code::LeaseUnknown);
 }

@@ -3,30 +3,13 @@ use schemas::contribution::StageRequest;
 use schemas::event::{Departure, LedgerEvent};
 use schemas::lease::{ReleaseRequest, RenewRequest};
 use schemas::member::{Layer, OpenLayer, Session};
-use schemas::public::CommandVerb;
 use schemas::run::TrainerKind;
-use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
 use schemas::view::RunPhase;
 use schemas::{Bytes, Code, Millis, Steps, Tokens, V};
 
+use super::heartbeat::heartbeat;
 use crate::fixture::*;
 use crate::{Answer, Effect, Input, Peer, WorkerRequest};
-
-fn heartbeat() -> Heartbeat {
-    Heartbeat {
-        v: V,
-        session: session(1),
-        phase: Phase::Training,
-        lease: None,
-        steps_done: Steps(1),
-        tokens: Tokens(8),
-        tokens_per_second: 2.5,
-        loss: None,
-        bytes_up: Bytes(1),
-        bytes_down: Bytes(2),
-        numbers: WorkerNumbers::default(),
-    }
-}
 
 #[test]
 fn fg_15_fg_25_a_run_waits_for_its_least_number_of_workers_and_says_so() {
@@ -111,8 +94,14 @@ fn a_second_join_is_answered_and_writes_nothing_unless_something_changed() {
     assert_eq!(world.journal.len(), before);
     let mut moved = join_request(1);
     moved.device = "cuda:0".to_owned();
-    world.ask(peer(1), WorkerRequest::Join(moved));
+    world.ask(peer(1), WorkerRequest::Join(moved.clone()));
     assert_eq!(world.kinds(before), ["worker-joined"]);
+    // One more trainer than before, and one less.
+    moved.trainers.push(TrainerKind::Torch);
+    world.ask(peer(1), WorkerRequest::Join(moved.clone()));
+    moved.trainers.pop();
+    world.ask(peer(1), WorkerRequest::Join(moved));
+    assert_eq!(world.kinds(before), ["worker-joined"; 3]);
 }
 
 #[test]
@@ -120,7 +109,7 @@ fn a_silent_worker_is_no_member_and_its_unit_is_granted_to_another() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let held = world.lease(1);
-    // Renewing without end would keep the lease; here the worker is heard by its heartbeats only.
+    // Renewals without end would keep the lease; here heartbeats are the only sign of life.
     world.wait(Millis::from_secs(20));
     world.input(Input::Heartbeat {
         peer: peer(1),
@@ -208,7 +197,7 @@ fn too_many_refused_results_end_a_membership_for_good() {
     assert_eq!(world.run().tokens.rejected, Tokens(3 * 32));
 }
 
-/// A stranger, and a peer with a member's name but another account, ask for everything there is.
+/// A stranger, and a peer with a member's name but another account, make every kind of request.
 #[test]
 fn ls_01_a_refused_request_changes_nothing() {
     let mut world = World::with_run(spec("demo"));
@@ -287,7 +276,7 @@ fn the_newest_process_of_a_worker_is_the_worker_and_the_older_one_is_told() {
     let held = world.lease(1);
     let before = world.journal.len();
     world.ask(peer(1), WorkerRequest::Join(second_process()));
-    // The record shows it: who was replaced, by what, and that the lease went back.
+    // The record shows which process was replaced by which, and that the lease went back.
     assert_eq!(
         world.kinds(before),
         ["worker-left", "lease-ended", "worker-joined"]
@@ -301,8 +290,8 @@ fn the_newest_process_of_a_worker_is_the_worker_and_the_older_one_is_told() {
         _ => false,
     };
     assert_eq!(world.count(replaced), 1);
-    // The older one is fenced off from its lease, gets no work, and cannot end the other's
-    // membership.
+    // The older process is fenced off from its lease, gets no work, and cannot end the membership
+    // of the newer one.
     let late = world.submit(1, held);
     assert_eq!(world.refusal(late), Code::Replaced);
     let renewal = world.ask(
@@ -393,8 +382,8 @@ fn an_audit_key_is_one_workers_and_no_coordinators() {
     assert!(matches!(world.answers[&reply], Ok(Answer::Join(_))));
 }
 
-/// The search for the owner of a key looks at every member of every run, so it is made only once
-/// the run would take the worker.
+/// The search for the owner of a key visits every member of every run, so it is made only if the
+/// run would accept the worker.
 #[test]
 fn what_a_run_says_of_a_join_comes_before_the_look_at_all_members() {
     let mut world = World::with_run(spec("demo"));
@@ -436,160 +425,4 @@ fn a_join_without_proof_is_refused_and_recorded() {
     let denied = |event: &LedgerEvent| matches!(event, LedgerEvent::RequestDenied { verb, .. } if verb == "join");
     assert_eq!(world.count(denied), 1);
     assert!(world.run().member(&worker(1)).is_none());
-}
-
-#[test]
-fn what_a_worker_says_of_itself_is_within_what_can_be() {
-    let mut world = World::with_run(spec("demo"));
-    world.join(1);
-    let held = world.lease(1);
-    world.wait(Millis::from_secs(10));
-    let say = |world: &mut World, heartbeat: Heartbeat| {
-        let before = world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. }));
-        world.input(Input::Heartbeat {
-            peer: peer(1),
-            heartbeat,
-        });
-        let denied = |event: &LedgerEvent| matches!(event, LedgerEvent::RequestDenied { code, .. } if *code == Code::NumberImpossible || *code == Code::NotFinite);
-        world.count(denied) > before
-    };
-    let good = Heartbeat {
-        lease: Some(held),
-        bytes_up: Bytes(1 << 30),
-        bytes_down: Bytes(1 << 31),
-        ..heartbeat()
-    };
-    assert!(!say(&mut world, good.clone()));
-    let heard = |effect: &Effect| matches!(effect, Effect::Heard { worker, heartbeat, .. } if *worker == peer(1).worker && **heartbeat == good);
-    assert!(world.seen.iter().any(heard), "it is shown");
-    let shown = world.view();
-    // Uploads are counted by the ledger, which has accepted none.
-    assert_eq!(
-        (shown.bytes_up, shown.bytes_down),
-        (Bytes(0), Bytes(1 << 31))
-    );
-    assert!((shown.tokens_per_second - 2.5).abs() < 1e-9);
-    type Change = fn(&mut Heartbeat);
-    let changes: [(&str, Change); 13] = [
-        ("more bytes than there are", |one| {
-            one.bytes_up = Bytes(u64::MAX)
-        }),
-        ("a terabyte in ten seconds", |one| {
-            one.bytes_down = Bytes(1 << 40)
-        }),
-        ("infinite speed", |one| {
-            one.tokens_per_second = f64::INFINITY
-        }),
-        ("speed that is no number", |one| {
-            one.tokens_per_second = f64::NAN
-        }),
-        ("negative speed", |one| one.tokens_per_second = -1.0),
-        ("more tokens than time", |one| one.tokens = Tokens(u64::MAX)),
-        ("more steps than the unit has", |one| {
-            one.steps_done = Steps(5)
-        }),
-        ("a negative loss", |one| one.loss = Some(-1e6)),
-        ("a loss that is no number", |one| one.loss = Some(f64::NAN)),
-        ("a loss beyond all", |one| one.loss = Some(1e5)),
-        ("an hour of steps in ten seconds", |one| {
-            one.numbers.train = Millis::from_secs(3600)
-        }),
-        ("more failures than attempts", |one| {
-            one.numbers.transfer_failures = u64::MAX
-        }),
-        ("more memory than there is", |one| {
-            one.numbers.device_memory = Some(Bytes(u64::MAX))
-        }),
-    ];
-    for (what, change) in changes {
-        let mut one = good.clone();
-        change(&mut one);
-        world.seen.clear();
-        assert!(say(&mut world, one), "{what}");
-        let heard = |effect: &Effect| matches!(effect, Effect::Heard { .. });
-        assert!(!world.seen.iter().any(heard), "{what}: it is not shown");
-    }
-    // An older one that was overtaken, and one of a process that was replaced, are no news and no
-    // fault.
-    assert!(!say(
-        &mut world,
-        Heartbeat {
-            bytes_up: Bytes(5),
-            ..good
-        }
-    ));
-    assert!(!say(
-        &mut world,
-        Heartbeat {
-            session: Session(9),
-            tokens_per_second: 7.0,
-            ..good
-        }
-    ));
-    let now = world.view();
-    assert_eq!(
-        (now.bytes_up, now.bytes_down),
-        (shown.bytes_up, shown.bytes_down),
-        "nothing of it was believed"
-    );
-    assert!((now.tokens_per_second - 2.5).abs() < 1e-9);
-}
-
-/// The command is sent once to each member; one that did not hear it would go on with the next
-/// coordinator.
-#[test]
-fn a_member_that_says_it_works_on_is_told_again_to_drain() {
-    let mut world = World::with_run(spec("demo"));
-    for number in 1..=2 {
-        world.join(number);
-    }
-    world.lease(1);
-    world.shut_down(Millis::from_secs(60));
-    let told = |world: &World| {
-        let drain = |effect: &&Effect| matches!(effect, Effect::Command { worker, verb: CommandVerb::Drain, .. } if *worker == peer(1).worker);
-        world.seen.iter().filter(drain).count()
-    };
-    assert_eq!(told(&world), 1);
-    let says = |world: &mut World, phase: Phase| {
-        let heartbeat = Heartbeat {
-            phase,
-            ..heartbeat()
-        };
-        world.input(Input::Heartbeat {
-            peer: peer(1),
-            heartbeat,
-        });
-    };
-    says(&mut world, Phase::Training);
-    assert_eq!(told(&world), 2);
-    says(&mut world, Phase::Leaving);
-    assert_eq!(told(&world), 2, "it has heard");
-}
-
-/// Beginning anew again and again does not help either: the sum is over all processes of a worker.
-#[test]
-fn bytes_of_a_worker_are_bounded_over_all_its_processes() {
-    let mut world = World::with_run(spec("demo"));
-    for life in 0..100 {
-        let session = Session(1000 + life);
-        let request = schemas::member::JoinRequest {
-            session,
-            ..join_request(1)
-        };
-        world.ask(peer(1), WorkerRequest::Join(request));
-        let heartbeat = Heartbeat {
-            session,
-            bytes_down: Bytes(500 << 30),
-            ..heartbeat()
-        };
-        world.input(Input::Heartbeat {
-            peer: peer(1),
-            heartbeat,
-        });
-    }
-    assert_eq!(
-        world.view().bytes_down,
-        Bytes(500 << 30),
-        "once is believed in the first minute, more is not"
-    );
 }
