@@ -55,14 +55,27 @@ pub(crate) async fn discard(store: &Store, object: Digest) {
     }
 }
 
-/// Returns the state of the newest checkpoint; the ledger is then read from there. Without a usable
-/// checkpoint this is the empty state, and the ledger is read from its first event.
+/// The state of the newest checkpoint that can be used, from which the ledger is then read on: the
+/// last that was saved, or the one before it. Without one, the empty state: then the ledger is read
+/// from its first event.
 ///
 /// # Errors
 /// The stream cannot be read.
 pub(crate) async fn begin(ledger: &mut Ledger, store: &Store) -> Result<State, Failure> {
-    let loaded = match ledger.newest_checkpoint().await? {
-        Named::None => return Ok(State::default()),
+    let newest = ledger.newest_checkpoint().await?;
+    if let Some(state) = take_up(ledger, store, newest, "the one before it is tried").await {
+        return Ok(state);
+    }
+    let older = ledger.older_checkpoint().await?;
+    let state = take_up(ledger, store, older, ALL_EVENTS).await;
+    Ok(state.unwrap_or_default())
+}
+
+/// The state of a checkpoint. None when there is no checkpoint, or when it cannot be used; that is
+/// told, and what is done `instead`.
+async fn take_up(ledger: &mut Ledger, store: &Store, named: Named, instead: &str) -> Option<State> {
+    let loaded = match named {
+        Named::None => return None,
         Named::Unfit(reason) => Err(reason),
         Named::Checkpoint(checkpoint) => load(store, &checkpoint)
             .await
@@ -73,22 +86,25 @@ pub(crate) async fn begin(ledger: &mut Ledger, store: &Store) -> Result<State, F
             tracing::info!(
                 events = state.events(),
                 object = %checkpoint.object.digest,
-                "the ledger is read from its newest checkpoint on"
+                "the ledger is read from a checkpoint on"
             );
             ledger.continue_from(&checkpoint);
-            Ok(state)
+            Some(state)
         }
         Err(reason) => {
-            tell_unusable(&reason);
-            Ok(State::default())
+            tell_unusable(&reason, instead);
+            None
         }
     }
 }
 
-/// Logs why a checkpoint is not used.
-pub(crate) fn tell_unusable(reason: &str) {
+/// Done where no checkpoint can be used.
+pub(crate) const ALL_EVENTS: &str = "all events are read";
+
+/// Tells why a checkpoint is not used, and what is done instead.
+pub(crate) fn tell_unusable(reason: &str, instead: &str) {
     let code = Code::CheckpointUnusable;
-    tracing::warn!(%code, next = code.next_step(), reason, "the newest checkpoint of the ledger is not used; all events are read");
+    tracing::warn!(%code, next = code.next_step(), reason, "a checkpoint of the ledger is not used; {instead}");
 }
 
 async fn load(store: &Store, checkpoint: &Checkpoint) -> Result<State, String> {

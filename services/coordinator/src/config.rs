@@ -79,7 +79,8 @@ pub struct LimitsConfig {
     /// Memory for contributions that were screened and wait for their merge; contributions that do
     /// not fit are fetched again.
     pub contributions_memory: ConfigBytes,
-    /// Chunks that are fetched or stored at the same time. Each holds its bytes in memory.
+    /// Chunks that are fetched or stored at a time for checks of results, and as many again for
+    /// merges, restores and saves. Each holds its bytes in memory.
     pub transfers: u32,
     /// The time for which an operation at the store is retried.
     pub store_patience: ConfigDuration,

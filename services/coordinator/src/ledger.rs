@@ -17,8 +17,8 @@ use schemas::event::{EventBody, LedgerEvent};
 use schemas::subject::LEDGER_STREAM;
 use schemas::{Code, Digest, RunId, Sequence, UnixMillis};
 
-pub use self::checkpoint::Named;
 pub(crate) use self::checkpoint::Place;
+pub use self::checkpoint::{Marked, Named};
 use self::grouping::Grouping;
 
 /// The log's words for a copy.

@@ -40,6 +40,6 @@ mod sweep;
 mod workers;
 
 pub use config::{Config, KeysConfig, LimitsConfig, StoreConfig};
-pub use ledger::{Ledger, LedgerError, Named, NewEvent};
+pub use ledger::{Ledger, LedgerError, Marked, Named, NewEvent};
 pub use mark::LedgerMark;
 pub use service::Service;

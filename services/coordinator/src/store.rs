@@ -32,7 +32,9 @@ pub(crate) struct Store {
     pub(crate) buckets: Buckets,
     pub(crate) signer: Signer,
     /// One permit for each chunk that is being fetched or stored.
-    pub(crate) transfers: Arc<Semaphore>,
+    transfers: Arc<Semaphore>,
+    /// As many again, for work that rounds wait for.
+    of_rounds: Arc<Semaphore>,
     looks: Arc<Semaphore>,
     memory: Arc<Semaphore>,
 }
@@ -72,13 +74,26 @@ impl Store {
         let signer = Signer::new(&endpoint, &keys, clock).map_err(|error| invalid(&error))?;
         let pages = usize::try_from(config.limits.contributions_memory.0 / PAGE_BYTES)
             .unwrap_or(usize::MAX);
+        let transfers = || Arc::new(Semaphore::new(config.limits.transfers.max(1) as usize));
         Ok(Self {
             buckets,
             signer,
-            transfers: Arc::new(Semaphore::new(config.limits.transfers.max(1) as usize)),
+            transfers: transfers(),
+            of_rounds: transfers(),
             looks: Arc::new(Semaphore::new(LOOKS_MAX)),
             memory: Arc::new(Semaphore::new(pages.min(Semaphore::MAX_PERMITS))),
         })
+    }
+
+    /// The same access for work that rounds wait for: merges, restores, saves, and the lists of the
+    /// weights that workers read. Its transfers never queue behind checks of results, of which any
+    /// number may wait.
+    #[must_use]
+    pub(crate) fn for_rounds(&self) -> Self {
+        Self {
+            transfers: Arc::clone(&self.of_rounds),
+            ..self.clone()
+        }
     }
 
     /// Keeps bytes if there is room for them.
@@ -183,32 +198,67 @@ pub(crate) fn refusal(error: &ObjectError) -> Refusal {
 }
 
 #[cfg(test)]
-mod tests {
-    use runtime::ConfigBytes;
+pub(crate) mod tests {
+    use futures::FutureExt as _;
+    use runtime::{ConfigBytes, ConfigDuration};
 
     use super::*;
     use crate::config::{LimitsConfig, StoreConfig};
 
-    #[tokio::test]
-    async fn fg_24_memory_for_contributions_is_bounded_however_many_workers_send_them() {
+    /// Access to a store that nobody listens for, as `limits` say.
+    fn of(limits: LimitsConfig) -> Store {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let keys = scratch.path().join("keys.json");
         identity::StoreKeys::generate()
             .write(&keys)
             .expect("the folder takes files");
+        let store = StoreConfig {
+            url: "http://127.0.0.1:9".to_owned(),
+            keys,
+            ..StoreConfig::default()
+        };
         let config = Config {
-            store: StoreConfig {
-                url: "http://127.0.0.1:9".to_owned(),
-                keys,
-                ..StoreConfig::default()
-            },
-            limits: LimitsConfig {
-                contributions_memory: ConfigBytes(3 * PAGE_BYTES),
-                ..LimitsConfig::default()
-            },
+            store,
+            limits,
             ..Config::default()
         };
-        let store = Store::new(&config).expect("nothing is connected yet");
+        Store::new(&config).expect("nothing is connected yet")
+    }
+
+    /// Access to a store that is away, and every permit of the checks of results.
+    pub(crate) async fn away_and_full_of_checks() -> (Store, Vec<OwnedSemaphorePermit>) {
+        let limits = LimitsConfig {
+            transfers: 2,
+            store_patience: ConfigDuration::from_secs(0),
+            ..LimitsConfig::default()
+        };
+        let store = of(limits);
+        let permits = vec![store.transfer().await, store.transfer().await];
+        assert!(store.transfer().now_or_never().is_none(), "all are taken");
+        (store, permits)
+    }
+
+    #[tokio::test]
+    async fn work_that_rounds_wait_for_has_transfers_of_its_own() {
+        let (store, _permits) = away_and_full_of_checks().await;
+        let (one, other) = (store.for_rounds(), store.for_rounds());
+        let held = (
+            one.transfer().now_or_never(),
+            other.transfer().now_or_never(),
+        );
+        assert!(
+            held.0.is_some() && held.1.is_some(),
+            "as many as checks have"
+        );
+        assert!(one.transfer().now_or_never().is_none(), "and no more");
+    }
+
+    #[tokio::test]
+    async fn fg_24_memory_for_contributions_is_bounded_however_many_workers_send_them() {
+        let store = of(LimitsConfig {
+            contributions_memory: ConfigBytes(3 * PAGE_BYTES),
+            ..LimitsConfig::default()
+        });
         let chunk = Bytes::from(vec![0; PAGE_BYTES as usize]);
         let kept: Vec<Option<Kept>> = (0..100).map(|_| store.keep(chunk.clone())).collect();
         assert_eq!(kept.iter().flatten().count(), 3);

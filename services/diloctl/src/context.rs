@@ -1,6 +1,7 @@
 //! The tools that commands share: the trust domain on disk, connections, and requests to the
 //! coordinator.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use identity::secret::write_private;
 use identity::{Domain, DomainLock};
+use objects::Trust;
 use runtime::{Bus, BusConfig, Failure, clock};
 use schemas::call::{Call, ControlVerb, control as call, control_subject};
 use schemas::control::{Query, View, ViewRequest};
@@ -142,6 +144,24 @@ impl Context {
             .map_err(Failure::from)
     }
 
+    /// The protection that transfers need: TLS under the domain's authority, or none where the
+    /// store's address and an open layer both say so.
+    pub(crate) fn store_trust(
+        &self,
+        environment: impl Iterator<Item = (OsString, OsString)>,
+    ) -> Result<Trust, Failure> {
+        if let Some(warning) = switches::check_store(&self.endpoints.store, environment)? {
+            self.printer.talk(&warning);
+            return Ok(Trust::PlainLoopback);
+        }
+        let ca = self.domain()?.layout().ca();
+        let pem = std::fs::read(&ca).map_err(|error| {
+            let text = format!("{}: {error}", ca.display());
+            Failure::new(Code::CredentialMissing, text)
+        })?;
+        Ok(Trust::Authority(pem))
+    }
+
     /// Connects as the operator, ready to ask the coordinator.
     pub(crate) async fn operator(&self) -> Result<Operator, Failure> {
         let bus = self.bus(Role::Operator).await?;
@@ -213,4 +233,39 @@ pub(crate) fn unexpected(view: &View) -> Failure {
         Code::MessageInvalid,
         format!("the coordinator answered another question, with {kind}"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::Format;
+
+    /// Only what the address and the switches both say opens the way to the store.
+    #[test]
+    fn transfers_are_protected_unless_the_address_and_the_switches_say_otherwise() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let context = |store: &str| Context {
+            folder: scratch.path().to_owned(),
+            endpoints: Endpoints {
+                store: store.to_owned(),
+                ..Endpoints::default()
+            },
+            credentials: None,
+            timeout: Duration::from_secs(1),
+            printer: Printer::new(Format::Table),
+            warned: Arc::default(),
+        };
+        let opened: (OsString, OsString) = (
+            "DILOCO_AUTH__EXCEPTIONS".into(),
+            r#"[{ layer = "bulk", reason = "a test" }]"#.into(),
+        );
+        let (plain, own) = ("http://127.0.0.1:9000", "https://127.0.0.1:9000");
+        let trust = context(plain).store_trust([opened.clone()].into_iter());
+        assert!(matches!(trust, Ok(Trust::PlainLoopback)), "{trust:?}");
+        let closed = context(plain).store_trust(std::iter::empty());
+        let code = closed.map_err(|refused| refused.code()).err();
+        assert_eq!(code, Some(Code::PlaintextRefused));
+        // Under TLS the authority of the domain is needed, and here is no domain.
+        assert!(context(own).store_trust([opened].into_iter()).is_err());
+    }
 }

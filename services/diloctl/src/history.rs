@@ -102,8 +102,11 @@ impl History {
     /// Refuses a stream of events that no longer holds what it once held. `live` is the stream as
     /// the broker has it, and none where it does not exist.
     pub(crate) fn check(&self, stream: &str, live: Option<Live>) -> Result<(), Failure> {
+        if stream == AUDIT_STREAM {
+            return self.check_copy(live);
+        }
         let events = stream.starts_with(EVENTS_STREAM_PREFIX);
-        if stream != LEDGER_STREAM && stream != AUDIT_STREAM && !events {
+        if stream != LEDGER_STREAM && !events {
             return Ok(());
         }
         let (mark, files) = (self.layout.ledger_mark(), self.layout.audit_files());
@@ -158,12 +161,28 @@ impl History {
                 &format!("ends at {last}"),
                 format!("{} knows of {}", mark.display(), mark_of.stream_sequence),
             ),
-            _ if stream == AUDIT_STREAM && last < self.kept.0 => lost(
-                &format!("ends at {last}"),
-                format!("{} keeps message {}", files.display(), self.kept),
-            ),
             _ => Ok(()),
         }
+    }
+
+    /// The same for the readers' copy, of which only the audit files know. Where they keep nothing,
+    /// the broker can make it anew: the streams that it is copied from are checked before it.
+    fn check_copy(&self, live: Option<Live>) -> Result<(), Failure> {
+        let (kept, files) = (self.kept, self.layout.audit_files());
+        let found = match live {
+            Some(Live { messages, last }) if messages < last => {
+                format!("holds {messages} messages; it took {last}")
+            }
+            Some(Live { last, .. }) if last < kept.0 => {
+                format!("ends at {last}; {} keeps message {kept}", files.display())
+            }
+            None if kept.0 > 0 => {
+                format!("does not exist; {} keeps {kept} messages", files.display())
+            }
+            None | Some(_) => return Ok(()),
+        };
+        let text = format!("stream {AUDIT_STREAM} {found}");
+        Err(Failure::new(Code::CopyLost, text))
     }
 }
 
@@ -238,9 +257,6 @@ mod tests {
         history(3, 5, 0)
             .check(LEDGER_STREAM, whole(2))
             .expect_err("cut off");
-        history(3, 5, 0)
-            .check(AUDIT_STREAM, whole(4))
-            .expect_err("cut off");
         // The broker may know the position of a message whose bytes it has lost.
         history(3, 5, 0)
             .check(
@@ -251,22 +267,10 @@ mod tests {
                 }),
             )
             .expect_err("a hole");
-        history(0, 0, 0)
-            .check(
-                AUDIT_STREAM,
-                Some(Live {
-                    messages: 2,
-                    last: 3,
-                }),
-            )
-            .expect_err("a hole");
         history(3, 5, 0)
             .check(LEDGER_STREAM, whole(3))
             .expect("whole");
-        history(3, 5, 0)
-            .check(AUDIT_STREAM, whole(9))
-            .expect("whole, and more");
-        // Only the copy knows, of the ledger or of a tenant's events.
+        // The copy alone, of the ledger or of a tenant's events.
         let events = format!("{EVENTS_STREAM_PREFIX}A");
         for stream in [LEDGER_STREAM, &events] {
             let mut copied = history(0, 0, 9);
@@ -275,6 +279,25 @@ mod tests {
             copied.check(stream, whole(0)).expect_err("begun anew");
             copied.check(stream, whole(4)).expect("whole");
             copied.check("WORK", whole(0)).expect("not of the record");
+        }
+    }
+
+    /// A copy is judged by the audit files alone: to bring back every stream from a backup would
+    /// take the end of a ledger that is whole.
+    #[test]
+    fn a_copy_that_is_lost_alone_has_advice_of_its_own() {
+        let live = |messages, last| Some(Live { messages, last });
+        for (kept, live) in [(5, None), (5, live(4, 4)), (0, live(2, 3))] {
+            let refused = history(3, kept, 0).check(AUDIT_STREAM, live);
+            assert_eq!(
+                refused.expect_err("lost").code(),
+                Code::CopyLost,
+                "{live:?}"
+            );
+        }
+        for (kept, live) in [(0, None), (5, live(5, 5)), (5, live(9, 9)), (0, live(0, 0))] {
+            let taken = history(3, kept, 0).check(AUDIT_STREAM, live);
+            taken.expect("nobody knows more of it");
         }
     }
 }

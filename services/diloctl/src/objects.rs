@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use objects::{Regrant, Transfer, TransferLimits, Trust};
+use objects::{Regrant, Transfer, TransferLimits};
 use runtime::Failure;
 use schemas::blob::{GetRequest, Grant, Grants};
 use schemas::call::control as call;
@@ -33,14 +33,8 @@ pub(crate) struct OperatorObjectsClient {
 
 impl OperatorObjectsClient {
     pub(crate) fn new(context: &Context, operator: Operator) -> Result<Self, Failure> {
-        let ca = context.domain()?.layout().ca();
-        let pem = std::fs::read(&ca).map_err(|error| {
-            Failure::new(
-                Code::CredentialMissing,
-                format!("{}: {error}", ca.display()),
-            )
-        })?;
-        let transfer = Transfer::new(&Trust::Authority(pem), TransferLimits::default())?;
+        let trust = context.store_trust(std::env::vars_os())?;
+        let transfer = Transfer::new(&trust, TransferLimits::default())?;
         Ok(Self { operator, transfer })
     }
 

@@ -1,5 +1,5 @@
-//! The switches of `require_auth`, as far as they decide how an operator reaches the bus. `diloctl`
-//! has no configuration file, so it reads them from the environment variables that every service
+//! The switches of `require_auth`, as far as they decide how an operator reaches bus and store. There
+//! is no configuration file here: they are read from the environment variables that every service
 //! reads.
 
 use std::ffi::OsString;
@@ -28,44 +28,67 @@ pub(crate) fn check_bus(
     bus: &BusConfig,
     environment: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<Option<String>, Failure> {
-    let Loaded {
-        value: Switches { auth },
-        origins,
-    } = load_from(&ConfigArgs::default(), &[], environment)?;
     let address = Material::BusAddress {
         key: "bus.url",
         url: bus.url.clone(),
     };
+    let warning = check(address, &bus.url, Layer::Bus, environment)?;
+    Ok(warning.filter(|_| !bus.is_encrypted()))
+}
+
+/// The same for the address of the store.
+///
+/// # Errors
+/// As [`check_bus`].
+pub(crate) fn check_store(
+    url: &str,
+    environment: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<Option<String>, Failure> {
+    let address = Material::StoreAddress {
+        key: "store.url",
+        url: url.to_owned(),
+    };
+    let warning = check(address, url, Layer::Bulk, environment)?;
+    Ok(warning.filter(|_| !url.starts_with("https://")))
+}
+
+/// Checks an address; returns the warning for one without encryption when its layer is open.
+fn check(
+    address: Material,
+    url: &str,
+    layer: Layer,
+    environment: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<Option<String>, Failure> {
+    let Loaded {
+        value: Switches { auth },
+        origins,
+    } = load_from(&ConfigArgs::default(), &[], environment)?;
     let materials = Materials {
         items: vec![address],
         now: clock::now(),
     };
+    let explained = |refusal| explained(refusal, layer);
     let posture = validate(&auth, &materials, &origins)
         .map_err(|refusals| Failure::all(refusals.into_iter().map(explained).collect()))?;
-    if bus.is_encrypted() {
-        return Ok(None);
-    }
-    let open = posture
-        .open
-        .into_iter()
-        .find(|open| open.layer == Layer::Bus);
+    let open = posture.open.into_iter().find(|open| open.layer == layer);
     Ok(open.map(|open| {
         let (code, title) = (Code::LayerOpen, Code::LayerOpen.title());
         format!(
-            "warning {code} {title}: {} is used without encryption ({})",
-            bus.url, open.reason
+            "warning {code} {title}: {url} is used without encryption ({})",
+            open.reason
         )
     }))
 }
 
-/// Adds what an address must look like to the shared check's refusal, which says what is wrong.
-fn explained(refusal: Refusal) -> Refusal {
+/// Says what an address must look like, where the shared check says what is wrong with it.
+fn explained(refusal: Refusal, layer: Layer) -> Refusal {
     match refusal.code {
         Code::PlaintextRefused => {
-            let detail = format!(
-                "{}; each address must begin with `tls://` or `wss://`",
-                refusal.detail
-            );
+            let schemes = match layer {
+                Layer::Bulk => "it must begin with `https://`",
+                _ => "each address must begin with `tls://` or `wss://`",
+            };
+            let detail = format!("{}; {schemes}", refusal.detail);
             Refusal::new(refusal.code, detail)
         }
         _ => refusal,
@@ -160,5 +183,35 @@ mod tests {
             .expect_err(value);
             assert_eq!(failure.code(), code, "{value}: {failure}");
         }
+    }
+
+    #[test]
+    fn the_store_is_reached_without_tls_only_where_its_layer_is_open() {
+        let check = |url: &str, variables: &[(&str, &str)]| {
+            let variables = variables.iter();
+            let variables = variables.map(|(name, value)| ((*name).into(), (*value).into()));
+            check_store(url, variables)
+        };
+        let (plain, own) = ("http://127.0.0.1:9000", "https://127.0.0.1:9000");
+        for variables in [&[][..], &[EXCEPTION]] {
+            let failure = check(plain, variables).expect_err("its layer is closed");
+            assert_eq!(failure.code(), Code::PlaintextRefused);
+            assert!(
+                failure.to_string().contains("begin with `https://`"),
+                "{failure}"
+            );
+            assert_eq!(check(own, variables), Ok(None));
+        }
+        let opened = (
+            "DILOCO_AUTH__EXCEPTIONS",
+            r#"[{ layer = "bulk", reason = "a sealed network" }]"#,
+        );
+        let warning = check(plain, &[opened]).expect("opened on purpose");
+        let warning = warning.expect("a warning");
+        assert!(
+            warning.contains(plain) && warning.contains("a sealed network"),
+            "{warning}"
+        );
+        assert_eq!(check(own, &[opened]), Ok(None));
     }
 }

@@ -12,8 +12,9 @@ use schemas::{Digest, Millis, Sequence, UnixMillis};
 use crate::error::{ApplyError, out_of_place};
 use crate::state::State;
 
-/// Checkpoints whose objects are kept. A start uses the newest; the one before serves a start that
-/// had read its name when the newest was saved.
+/// Checkpoints whose objects are kept. A start uses the newest, or the one before it where that
+/// cannot be used; the one before also serves a start that had read its name when the newest was
+/// saved.
 pub const CHECKPOINTS_KEPT: usize = 2;
 /// Checkpoints that a state names: those that are kept, and the one before them. If a coordinator
 /// dies before it deletes that one's object, the next start deletes it.

@@ -174,6 +174,20 @@ impl StreamReader {
             .await
     }
 
+    /// The first message at or behind a position that is under a subject, which may have wildcards;
+    /// none when there is none.
+    ///
+    /// # Errors
+    /// As [`StreamReader::span`].
+    pub async fn first_under(
+        &self,
+        subject: &str,
+        from: u64,
+    ) -> Result<Option<StoredMessage>, StreamError> {
+        self.get(&serde_json::json!({ "seq": from, "next_by_subj": subject }))
+            .await
+    }
+
     /// The newest message under a subject, which may have wildcards; none when there is none.
     ///
     /// # Errors

@@ -82,6 +82,9 @@ enum Job {
     Keep(WorkId, ResultEnd),
     #[cfg(test)]
     Panic,
+    /// Takes the place of the model at hand.
+    #[cfg(test)]
+    Adopt(Box<dyn FnOnce() -> Session + Send>),
 }
 
 type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
@@ -95,7 +98,7 @@ impl Job {
             Self::Keep(_, ResultEnd::Refused(_)) => false,
             Self::Keep(..) => true,
             #[cfg(test)]
-            Self::Panic => true,
+            Self::Panic | Self::Adopt(_) => true,
             Self::Open(..) | Self::Train(..) | Self::Evaluate(..) => false,
         }
     }
@@ -144,6 +147,7 @@ impl Engine {
             next: None,
             session: None,
             saver: Saver::start()?,
+            lost: false,
         };
         let thread = std::thread::Builder::new()
             .name("training".to_owned())
@@ -240,7 +244,8 @@ impl Engine {
 /// The training thread, seen from outside.
 pub(crate) struct RunningThread {
     pub(crate) thread: JoinHandle<()>,
-    /// Cancelled when the thread ends. While there are engines, only a panic ends it.
+    /// Cancelled when the thread ends. Before all engines are gone it ends by a panic only, or
+    /// because its device is lost.
     pub(crate) ended: CancellationToken,
 }
 
@@ -257,23 +262,31 @@ struct TrainingThread {
     next: Option<Job>,
     session: Option<Session>,
     saver: Saver,
+    /// The device fails at everything: no other job can be done.
+    lost: bool,
 }
 
 impl TrainingThread {
     fn work(mut self) {
-        while let Some(job) = self.next.take().or_else(|| self.queue.blocking_recv()) {
+        while !self.lost
+            && let Some(job) = self.next.take().or_else(|| self.queue.blocking_recv())
+        {
             self.perform(job);
         }
         self.saver.finish();
     }
 
-    /// Does one job. An answer that nobody waits for is dropped.
+    /// Does one job.
     fn perform(&mut self, job: Job) {
         match job {
-            Job::Open(opening, answer) => drop(answer.send(self.open(*opening))),
+            Job::Open(opening, answer) => {
+                let opened = self.open(*opening);
+                self.answer(answer, opened);
+            }
             Job::Expect(fragment, weights, alpha, answer) => {
                 let session = self.at_hand();
-                drop(answer.send(session.and_then(|open| open.expect(fragment, weights, alpha))));
+                let here = session.and_then(|open| open.expect(fragment, weights, alpha));
+                self.answer(answer, here);
             }
             Job::Load {
                 fragment,
@@ -288,20 +301,24 @@ impl TrainingThread {
             }
             Job::Blend(fragment, weights, alpha, answer) => {
                 let session = self.at_hand();
-                drop(answer.send(session.and_then(|open| open.blend(fragment, weights, alpha))));
+                let blended = session.and_then(|open| open.blend(fragment, weights, alpha));
+                self.answer(answer, blended);
             }
             Job::Train(training, answer) => {
-                let trained = self.train(*training);
+                let trained = self.train(*training).map_err(|why| self.judged(why));
                 if let Err(refusal) = &trained {
                     self.drop_if_doubtful(refusal);
                 }
                 drop(answer.send(trained));
             }
-            Job::Evaluate(evaluating, answer) => drop(answer.send(self.evaluate(&evaluating))),
+            Job::Evaluate(evaluating, answer) => {
+                let evaluated = self.evaluate(&evaluating);
+                self.answer(answer, evaluated);
+            }
             Job::Capture(capture, chunks) => {
-                if let Err(refusal) = self.capture(&capture, &chunks) {
-                    // The channel has room for one; without a receiver nobody needs the answer.
-                    drop(chunks.try_send(Err(refusal)));
+                let captured = self.capture(&capture, &chunks);
+                if let Err(refusal) = captured.map_err(|why| self.judged(why)) {
+                    tell_uncaptured(refusal, &capture, &chunks);
                 }
             }
             Job::Keep(work, end) => {
@@ -315,19 +332,40 @@ impl TrainingThread {
             }
             #[cfg(test)]
             Job::Panic => panic!("asked for by a test"),
+            #[cfg(test)]
+            Job::Adopt(session) => self.session = Some(session()),
         }
     }
 
-    /// Encodes a fragment. The residual leaves the disk first, so that it cannot be sent a second
-    /// time.
+    /// Answers a job. An answer that nobody waits for any more is dropped.
+    fn answer<T>(&mut self, answer: Answer<T>, outcome: Result<T, Refusal>) {
+        drop(answer.send(outcome.map_err(|why| self.judged(why))));
+    }
+
+    /// The reason why a job failed: its own, or that the device is lost, for this job and for every
+    /// other. Then the thread ends.
+    fn judged(&mut self, refusal: Refusal) -> Refusal {
+        let device = self
+            .session
+            .as_mut()
+            .map(|open| open.trainer.check_device());
+        let Some(Err(lost)) = device else {
+            return refusal;
+        };
+        let (code, error) = (lost.code(), &refusal.detail);
+        tracing::error!(%code, error, lost = %lost, "the device is lost; the training thread ends");
+        self.lost = true;
+        lost.into()
+    }
+
+    /// Encodes a fragment, after the residual has left the disk: it must not be sent a second time.
     fn capture(&mut self, capture: &Capture, chunks: &capture::Sender) -> Result<(), Refusal> {
         let session = self.session.as_mut().ok_or_else(nothing_open)?;
         if session.begin_contribution(capture.work) {
             self.saver.withdraw(session.inner_path())?;
         }
         let _timed = self.meter.timed(Lane::Encode);
-        session.capture(capture, chunks);
-        Ok(())
+        session.capture(capture, chunks)
     }
 
     fn at_hand(&mut self) -> Result<&mut Session, Refusal> {
@@ -409,13 +447,25 @@ impl TrainingThread {
     }
 }
 
+/// Tells why a fragment could not be encoded.
+fn tell_uncaptured(refusal: Refusal, capture: &Capture, chunks: &capture::Sender) {
+    if capture.stop.is_cancelled() {
+        // The unit is over.
+        let (code, detail) = (refusal.code, &refusal.detail);
+        tracing::warn!(%code, detail, "a stopped unit's contribution could not be encoded");
+    } else {
+        // There is room for one; without a receiver nobody wants to know.
+        drop(chunks.try_send(Err(refusal)));
+    }
+}
+
 fn nothing_open() -> Refusal {
     Refusal::new(Code::Internal, "no model was opened for this job")
 }
 
 /// The refusal of every job after the training thread has ended.
 pub(crate) fn ended() -> Refusal {
-    let detail = "the thread that trains has panicked; its log line says where";
+    let detail = "the thread that trains has ended; its log line says why";
     Refusal::new(Code::TrainingThreadLost, detail)
 }
 

@@ -41,6 +41,7 @@ pub(crate) struct Site {
     pub(crate) crashes: u64,
     pub(crate) shared_appends: u64,
     pub(crate) torn: u64,
+    pub(crate) unsealed: u64,
 }
 
 #[derive(Debug)]
@@ -224,16 +225,19 @@ impl World {
             effects.into_iter().partition(Effect::is_merge);
         let (mut events, others): (VecDeque<Effect>, VecDeque<Effect>) =
             effects.into_iter().partition(append);
+        let mut begun = false;
         for merge in merges {
             if self.chance.hits(self.faults.crash) {
                 return self.crash_coordinator();
             }
+            begun = true;
             self.carry_out(merge);
         }
         let decided = events.len();
         while !events.is_empty() {
             if self.chance.hits(DISK_CRASHES * self.faults.crash) {
                 self.site.torn += u64::from(events.len() < decided);
+                self.site.unsealed += u64::from(begun && events.iter().any(is_seal));
                 return self.crash_coordinator();
             }
             let batch = self.chance.between(1, events.len() as u64) as usize;
@@ -410,7 +414,11 @@ impl World {
     }
 }
 
-/// True for a part of a seal that is not the last.
+fn is_seal(effect: &Effect) -> bool {
+    matches!(effect, Effect::Append { event, .. } if matches!(**event, LedgerEvent::RoundSealed { .. }))
+}
+
+/// True for a part of a seal that others follow.
 fn is_part(effect: &Effect) -> bool {
     matches!(effect, Effect::Append { event, .. } if matches!(**event, LedgerEvent::RoundSealed { rest: 1.., .. }))
 }

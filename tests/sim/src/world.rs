@@ -41,6 +41,8 @@ pub struct Report {
     /// Coordinators that died when only some of the events that they had decided together were in
     /// the ledger.
     pub torn: u64,
+    /// Coordinators that died when a merge was begun whose seal was not in the ledger yet.
+    pub unsealed: u64,
     /// Workers that died.
     pub worker_crashes: u64,
     /// Messages that were lost.
@@ -429,6 +431,7 @@ impl World {
             coordinator_crashes: self.site.crashes,
             shared_appends: self.site.shared_appends,
             torn: self.site.torn,
+            unsealed: self.site.unsealed,
             worker_crashes: self.worker_crashes,
             lost: self.lost,
             resumed: self.resumed,

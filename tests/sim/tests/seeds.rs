@@ -35,7 +35,7 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
     }
     let mut sum = Counts::default();
     let (mut coordinators, mut resumptions, mut workers, mut lost) = (0, 0, 0, 0);
-    let (mut shared, mut torn) = (0, 0);
+    let (mut shared, mut torn, mut unsealed) = (0, 0, 0);
     for seed in 0..variable("SIM_SEEDS").unwrap_or(SEEDS) {
         let Report {
             counts,
@@ -44,11 +44,13 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
             lost: messages,
             shared_appends,
             torn: in_between,
+            unsealed: merging,
             resumed,
             ..
         } = play(seed);
         shared += shared_appends;
         torn += in_between;
+        unsealed += merging;
         coordinators += coordinator_crashes;
         workers += worker_crashes;
         lost += messages;
@@ -73,8 +75,8 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
     ];
     assert!(seen.iter().all(|count| *count >= 20), "{sum:?}");
     assert!(
-        shared >= 300 && torn >= 10,
-        "{shared} appends were shared, {torn} were torn"
+        shared >= 300 && torn >= 10 && unsealed >= 3,
+        "{shared} appends were shared, {torn} were torn, {unsealed} lacked the seal of a merge"
     );
     assert!(
         coordinators >= 100 && resumptions >= 100 && workers >= 100 && lost >= 1000,

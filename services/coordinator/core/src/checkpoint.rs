@@ -27,12 +27,23 @@ pub(crate) struct Checkpoints {
     writing: bool,
     /// Number of events in the ledger at the last attempt to write.
     tried_at: u64,
+    /// Events that this process had to read, until a checkpoint is written that spares the next one
+    /// most of them.
+    read: u64,
 }
 
 impl Coordinator {
-    /// Continues the work on checkpoints at a start: saves a checkpoint that was taken and not
-    /// saved, and has the objects of outdated ones deleted, since the process before may have died
-    /// before it did.
+    /// Says how many events were read before this start. Where the newest checkpoint could not be
+    /// used, they are as many as come between two checkpoints, or more: then one is taken at once,
+    /// so that the next start need not read them again.
+    #[must_use]
+    pub fn having_read(mut self, events: u64) -> Self {
+        self.checkpoints.read = events;
+        self
+    }
+
+    /// Takes up the checkpoints at a start: saves one that was taken and not saved, and has the
+    /// objects of outdated ones deleted, since the process before may not have come to it.
     pub(crate) fn take_up_checkpoints(&mut self) {
         if self.state.taken().is_some() {
             self.write_checkpoint();
@@ -51,7 +62,7 @@ impl Coordinator {
             if self.state.events() - self.checkpoints.tried_at >= every {
                 self.write_checkpoint();
             }
-        } else if self.state.since_taken() >= every {
+        } else if self.state.since_taken().max(self.checkpoints.read) >= every {
             self.append(None, LedgerEvent::CheckpointTaken);
             self.write_checkpoint();
         }
@@ -63,6 +74,7 @@ impl Coordinator {
         self.checkpoints = Checkpoints {
             writing: true,
             tried_at: self.state.events(),
+            read: 0,
         };
         self.out.push(Effect::WriteCheckpoint { state });
     }

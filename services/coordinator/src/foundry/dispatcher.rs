@@ -60,7 +60,7 @@ impl Dispatcher {
     ) -> Self {
         Self {
             domain,
-            executor: executor::Handle::start(store.clone(), answers.clone()),
+            executor: executor::Handle::start(store.for_rounds(), answers.clone()),
             store,
             answers,
             messages,
@@ -154,7 +154,7 @@ impl Dispatcher {
 
     /// Reads a list beside everything else.
     fn read_list(&self, listed: Listed) {
-        let (store, answers) = (self.store.clone(), self.answers.clone());
+        let (store, answers) = (self.store.for_rounds(), self.answers.clone());
         tokio::spawn(async move {
             let list = listed.list.digest;
             let read = async {
@@ -173,21 +173,16 @@ impl Dispatcher {
         }
     }
 
-    /// Starts to check a chunk. Without the run's context this does nothing, and the chunk is
-    /// checked at the submit.
+    /// Starts to check a chunk. Without the run's context there is nothing to check it against yet,
+    /// and the submit will do it; the submit also refuses what cannot be a chunk.
     fn stage(&mut self, lease: LeaseRef, worker: WorkerId, index: u32, object: ObjectRef) {
         let Some(context) = self.executor.context().borrow().clone() else {
             return;
         };
         let run = context.spec.run.clone();
-        screen::stage(
-            self.staged.entry(lease).or_default(),
-            &self.store,
-            &context,
-            Source { run, lease, worker },
-            index,
-            object,
-        );
+        let source = Source { run, lease, worker };
+        let staged = self.staged.entry(lease).or_default();
+        let _ = screen::begin(staged, &self.store, &context, &source, index, object);
     }
 
     /// Starts to check a result.
@@ -247,5 +242,48 @@ impl Dispatcher {
         let kept = inputs.iter().filter_map(take).collect();
         self.kept.retain(|lease, _| lease.unit.round > round);
         kept
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::RunId;
+
+    use super::*;
+    use crate::arrival::Arrival;
+    use crate::foundry::FoundryNumber;
+    use crate::store::tests::away_and_full_of_checks;
+
+    /// With every permit of the checks taken, merges, restores and lists still come to the store
+    /// (which is away, and so refuses each).
+    #[tokio::test]
+    async fn a_result_of_any_size_delays_neither_weights_nor_lists() {
+        let (store, _permits) = away_and_full_of_checks().await;
+        let (arrivals, mut heard) = mpsc::channel(4);
+        let run: RunId = "demo".parse().expect("a name");
+        let answers = Answers::new(run, FoundryNumber(1), arrivals);
+        let (messages, _told) = mpsc::channel(4);
+        let mut dispatcher = Dispatcher::new("domain".to_owned(), store, answers, messages);
+        let spec = Box::new(kit::run_spec().build());
+        let restore = Order::Restore {
+            spec,
+            snapshot: None,
+            merges: Vec::new(),
+        };
+        dispatcher.take(restore);
+        let (listed, _) = Listed::of(&[ObjectRef::of(b"a chunk")]);
+        dispatcher.take(Order::ReadList { listed });
+        let mut codes = Vec::new();
+        for _ in 0..2 {
+            let Some(Arrival::Foundry { answer, .. }) = heard.recv().await else {
+                panic!("a foundry answers")
+            };
+            codes.push(match answer {
+                Answer::Restored { outcome } => outcome.expect_err("the store is away").code,
+                Answer::ListRead { outcome, .. } => outcome.expect_err("the store is away").code,
+                other => panic!("nobody asked for {other:?}"),
+            });
+        }
+        assert_eq!(codes, [Code::StoreUnreachable; 2]);
     }
 }

@@ -2,7 +2,8 @@
 //! them at a time. It may lose the weights at any moment without harm: everything since the last
 //! full snapshot can be done again from objects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,10 +18,11 @@ use tokio::task::JoinHandle;
 
 use super::Answers;
 use super::context::RunContext;
+use super::inputs::{self, Input};
 use super::restore;
 use super::save::{self, Snapshot};
 use super::screen::KeptChunks;
-use super::weights::{Input, Part, Step, Stepped, Weights};
+use super::weights::{Part, Step, Stepped, Weights};
 use crate::guard::answered;
 use crate::store::Store;
 
@@ -304,12 +306,12 @@ async fn step_all(
     let count = context.chunks.len();
     let mut uploads = Vec::with_capacity(count);
     let mut sum_of_squares = 0.0;
-    let inputs = &Input::all(store, inputs).await?;
-    let mut next = gather(store, inputs, &mut kept, 0)?;
+    let mut names = Names::new(store, inputs, count);
+    let mut next = names.gather(&mut kept, 0).await?;
     for index in 0..count {
         let parts = joined(&mut next).await??;
         if index + 1 < count {
-            next = gather(store, inputs, &mut kept, index + 1)?;
+            next = names.gather(&mut kept, index + 1).await?;
         }
         // The permit limits the encoded chunks that wait to be stored.
         let permit = store.transfer().await;
@@ -372,7 +374,46 @@ async fn joined<T>(task: &mut AbortOnDrop<T>) -> Result<T, Refusal> {
         .map_err(|error| Refusal::new(Code::Internal, format!("merge: {error}")))
 }
 
-/// Collects chunk `index` of every input, from memory or from the store.
+/// The contributions of a merge, with the names of those of their chunks that come next.
+struct Names<'a> {
+    store: &'a Store,
+    inputs: &'a [MergeInput],
+    windows: VecDeque<Range<usize>>,
+    /// The chunks that are named now.
+    window: Range<usize>,
+    named: Vec<Input>,
+}
+
+impl<'a> Names<'a> {
+    fn new(store: &'a Store, inputs: &'a [MergeInput], count: usize) -> Self {
+        Self {
+            store,
+            inputs,
+            windows: inputs::windows(inputs.len(), count).collect(),
+            window: 0..0,
+            named: Vec::new(),
+        }
+    }
+
+    /// Begins to bring chunk `index` of every input together, from memory or from the store. The
+    /// chunks come one after another.
+    async fn gather(
+        &mut self,
+        kept: &mut BTreeMap<LeaseRef, KeptChunks>,
+        index: usize,
+    ) -> Result<AbortOnDrop<Result<Vec<Part>, Refusal>>, Refusal> {
+        if !self.window.contains(&index) {
+            let window = self.windows.pop_front();
+            self.window = window.expect("the windows together are all chunks");
+            // What is named now goes first: the memory is set aside once.
+            self.named = Vec::new();
+            self.named = inputs::read(self.store, self.inputs, &self.window).await?;
+        }
+        gather(self.store, &self.named, kept, index)
+    }
+}
+
+/// Brings chunk `index` of every input together.
 fn gather(
     store: &Store,
     inputs: &[Input],
@@ -381,11 +422,10 @@ fn gather(
 ) -> Result<AbortOnDrop<Result<Vec<Part>, Refusal>>, Refusal> {
     let mut sources = Vec::with_capacity(inputs.len());
     for input in inputs {
-        let object = input.chunks.get(index).copied();
-        let object = object.ok_or_else(|| {
+        let object = input.chunk(index).ok_or_else(|| {
             Refusal::new(
                 Code::LayoutMismatch,
-                format!("{} has {} chunks", input.lease, input.chunks.len()),
+                format!("{} has no chunk {index}", input.lease),
             )
         })?;
         let held = kept
@@ -400,9 +440,9 @@ fn gather(
             let store = &store;
             async move {
                 match held {
-                    // This frees the chunk's share of the memory limit, a moment before the bytes
-                    // themselves.
-                    Some(kept) => Ok((weight, kept.bytes)),
+                    // The room in the bound is given back with the last place of these bytes, a
+                    // moment before the bytes themselves.
+                    Some(kept) => Ok((weight, kept.bytes.clone())),
                     None => Ok::<Part, Refusal>((weight, store.fetch(object).await?)),
                 }
             }

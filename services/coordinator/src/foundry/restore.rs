@@ -2,6 +2,7 @@
 //! merge must give the broadcast that the ledger names.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -11,7 +12,8 @@ use schemas::snapshot::{MergeRecord, Slot, SnapshotManifest};
 use schemas::{Code, ObjectRef, Refusal, Round};
 
 use super::context::RunContext;
-use super::weights::{Input, Part, Piece, Step, Weights};
+use super::inputs::{self, Input};
+use super::weights::{Part, Piece, Step, Weights};
 use crate::store::Store;
 
 /// Chunks that are recomputed at the same time.
@@ -49,12 +51,17 @@ pub(crate) async fn weights(
 ) -> Result<Weights, Refusal> {
     let base = base(store, context, snapshot).await?;
     check_order(&base, merges)?;
-    let steps = steps(store, merges).await?;
-    let chunks = (0..context.chunks.len()).map(|index| chunk(store, context, &base, &steps, index));
-    let chunks: Vec<Restored> = stream::iter(chunks)
-        .buffered(CHUNKS_AT_A_TIME)
-        .try_collect()
-        .await?;
+    let inputs = merges.iter().map(|merge| merge.inputs.len()).sum();
+    let mut chunks: Vec<Restored> = Vec::with_capacity(context.chunks.len());
+    for window in inputs::windows(inputs, context.chunks.len()) {
+        let steps = steps(store, merges, &window).await?;
+        let part = window.map(|index| chunk(store, context, &base, &steps, index));
+        let part: Vec<Restored> = stream::iter(part)
+            .buffered(CHUNKS_AT_A_TIME)
+            .try_collect()
+            .await?;
+        chunks.extend(part);
+    }
     let mut broadcast = base.broadcast;
     for (place, merge) in merges.iter().enumerate() {
         let chunks = chunks.iter().map(|chunk| chunk.broadcasts[place]).collect();
@@ -135,18 +142,22 @@ async fn base(
     })
 }
 
-/// A merge to repeat: its round, and its inputs one by one.
+/// A merge to do again: its round, and its inputs one by one, of which a window of chunks is named.
 struct Again {
     round: Round,
     inputs: Vec<Input>,
 }
 
-async fn steps(store: &Store, merges: &[MergeRecord]) -> Result<Vec<Again>, Refusal> {
+async fn steps(
+    store: &Store,
+    merges: &[MergeRecord],
+    window: &Range<usize>,
+) -> Result<Vec<Again>, Refusal> {
     let mut steps = Vec::with_capacity(merges.len());
     for MergeRecord { round, inputs, .. } in merges {
         steps.push(Again {
             round: *round,
-            inputs: Input::all(store, inputs).await?,
+            inputs: inputs::read(store, inputs, window).await?,
         });
     }
     Ok(steps)
@@ -211,7 +222,7 @@ async fn chunk(
 async fn parts(store: &Store, inputs: &[Input], index: usize) -> Result<Vec<Part>, Refusal> {
     let mut parts = Vec::with_capacity(inputs.len());
     for input in inputs {
-        let object = input.chunks.get(index).copied();
+        let object = input.chunk(index);
         let missing = || {
             Refusal::new(
                 Code::ReplayDiverged,

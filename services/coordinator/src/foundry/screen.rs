@@ -15,9 +15,9 @@ use schemas::contribution::{Outcome, Statement};
 use schemas::foundry::Screened;
 use schemas::lease::LeaseRef;
 use schemas::{Chunks, Code, Digest, Listed, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
-use tokio::task::JoinHandle;
 
 use super::context::RunContext;
+use super::staged::{CHECKS_MAX, Check, Checks, Content};
 use crate::store::{Kept, Store, incoming_key, refusal};
 
 /// Largest magnitude of a value in a contribution, or in the weights that a run begins with. Real
@@ -29,39 +29,22 @@ pub(crate) const MAGNITUDE_MAX: f32 = 1e6;
 /// pass through here.
 const PROMOTIONS_MAX: usize = 16;
 
-/// Chunks of one result that wait for a transfer at a time, so that results of other workers and
-/// runs get their turn between them.
-const CHECKS_MAX: usize = 16;
-
-/// A chunk that passed its check.
+/// A chunk that may be merged.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     /// Its place in quarantine.
     key: IncomingKey,
     object: ObjectRef,
     statistics: ChunkStatistics,
-    /// Its bytes, if there was room to keep them.
-    kept: Option<Kept>,
+    /// Its bytes, if there was room to keep them. Each place of the chunk shares them.
+    kept: Option<Arc<Kept>>,
 }
 
 /// The chunks of an accepted contribution that were kept in memory, by position.
-pub(crate) type KeptChunks = Vec<Option<Kept>>;
+pub(crate) type KeptChunks = Vec<Option<Arc<Kept>>>;
 
-/// A chunk that is being checked ahead of its submit.
-#[derive(Debug)]
-pub(crate) struct Ahead {
-    object: ObjectRef,
-    check: JoinHandle<Result<Chunk, Refusal>>,
-}
-
-/// Checks ahead by position in the layout.
-pub(crate) type Staged = BTreeMap<u32, Ahead>;
-
-impl Drop for Ahead {
-    fn drop(&mut self) {
-        self.check.abort();
-    }
-}
+/// The checks of one lease.
+pub(crate) type Staged = Checks<Chunk>;
 
 /// The worker whose chunk is checked, and the lease under which it was uploaded.
 #[derive(Clone, Debug)]
@@ -80,26 +63,23 @@ pub(crate) struct Signed<'a> {
     pub(crate) signature: &'a [u8; 64],
 }
 
-/// Starts to check a chunk before its submit. The same chunk is checked once.
-pub(crate) fn stage(
+/// Begins to check a chunk, unless its bytes are being checked already: ahead of the result that
+/// names it, or for another of its places.
+///
+/// # Errors
+/// It cannot be a chunk at this place.
+pub(crate) fn begin(
     staged: &mut Staged,
     store: &Store,
     context: &Arc<RunContext>,
-    source: Source,
+    source: &Source,
     index: u32,
     object: ObjectRef,
-) {
-    if staged
-        .get(&index)
-        .is_some_and(|ahead| ahead.object == object)
-    {
-        return;
-    }
-    let (store, context) = (store.clone(), Arc::clone(context));
-    let check = tokio::spawn(async move {
-        check_chunk(&store, &context, &source, index as usize, object).await
-    });
-    staged.insert(index, Ahead { object, check });
+) -> Result<Arc<Check<Chunk>>, Refusal> {
+    let content = content(context, index, object)?;
+    let (store, context, source) = (store.clone(), Arc::clone(context), source.clone());
+    let work = check_chunk(store, context, source, index, content);
+    Ok(staged.begin(index, content, work))
 }
 
 /// Checks a whole result. Returns the verdict, and the chunks that are in memory.
@@ -137,34 +117,25 @@ pub(crate) async fn check(
     };
     let chunks = chunks(store, &source, &contribution.chunks).await?;
     let checks = (0_u32..).zip(chunks.clone()).map(|(index, object)| {
-        stage(&mut staged, store, context, source.clone(), index, object);
-        let mut ahead = staged.remove(&index).expect("it was just started");
-        async move { (index, (&mut ahead.check).await) }
+        let check = begin(&mut staged, store, context, &source, index, object);
+        async move { check?.outcome().await }
     });
+    // No more are begun than are read at a time: one that is not begun costs nothing.
     let mut checks = stream::iter(checks).buffered(CHECKS_MAX);
     let mut whole = ChunkStatistics::default();
     let mut kept = KeptChunks::with_capacity(chunks.len());
-    let mut uploads = Vec::with_capacity(chunks.len());
-    while let Some((index, checked)) = checks.next().await {
-        let chunk = match checked {
-            Ok(Ok(chunk)) => chunk,
-            Ok(Err(refusal)) => return Err(refusal),
-            Err(error) => {
-                return Err(Refusal::new(
-                    Code::Internal,
-                    format!("check of chunk {index}: {error}"),
-                ));
-            }
-        };
+    let mut uploads = BTreeMap::new();
+    while let Some(checked) = checks.next().await {
+        let chunk = checked?;
         whole.add(chunk.statistics);
-        kept.push(chunk.kept);
-        uploads.push((chunk.key, chunk.object));
+        kept.push(chunk.kept.clone());
+        uploads.insert(chunk.object, chunk.key.clone());
     }
     drop(checks);
     let norm = check_norm(whole.norm(), context.spec.policy.norm_max)?;
     let mut listed = Vec::new();
     if let Some(Listed { list, .. }) = contribution.chunks.listed() {
-        uploads.push((source.key(list.digest), list));
+        uploads.insert(list, source.key(list.digest));
         listed.extend(chunks.iter().map(|chunk| chunk.digest));
     }
     promote(store, &source.lease, uploads).await?;
@@ -206,23 +177,16 @@ async fn chunks(
     listed.read(&bytes)
 }
 
-/// Reads a chunk from the quarantine of its lease and checks its numbers. An object with the same
-/// digest in `blobs` does not count: it may belong to the base weights or to another worker.
-async fn check_chunk(
-    store: &Store,
-    context: &RunContext,
-    source: &Source,
-    index: usize,
-    object: ObjectRef,
-) -> Result<Chunk, Refusal> {
-    let Some(elements) = context.chunks.get(index).map(|chunk| chunk.range().len()) else {
+/// An object as chunk `index` of a contribution, of which layout and codec give the length.
+fn content(context: &RunContext, index: u32, object: ObjectRef) -> Result<Content, Refusal> {
+    let Some(chunk) = context.chunks.get(index as usize) else {
         return Err(Refusal::new(
             Code::LayoutMismatch,
             format!("chunk {index} of {}", context.chunks.len()),
         ));
     };
-    let codec = context.spec.upload.kind;
-    let expected = merge::codec::encoded_bytes(codec, elements) as u64;
+    let elements = chunk.range().len();
+    let expected = merge::codec::encoded_bytes(context.spec.upload.kind, elements) as u64;
     if object.bytes.get() != expected {
         let detail = format!(
             "chunk {index} has {} bytes, layout and codec give {expected}",
@@ -230,6 +194,20 @@ async fn check_chunk(
         );
         return Err(Refusal::new(Code::SizeMismatch, detail));
     }
+    Ok(Content { object, elements })
+}
+
+/// Reads a chunk from the quarantine of its lease and looks at its numbers. An object with the same
+/// digest in `blobs` does not count: it may be the base weights, or another worker's.
+async fn check_chunk(
+    store: Store,
+    context: Arc<RunContext>,
+    source: Source,
+    index: u32,
+    content: Content,
+) -> Result<Chunk, Refusal> {
+    let Content { object, elements } = content;
+    let codec = context.spec.upload.kind;
     let key = source.key(object.digest);
     let permit = store.transfer().await;
     let bytes = store
@@ -253,7 +231,7 @@ async fn check_chunk(
         );
         return Err(Refusal::new(Code::NormOutlier, detail));
     }
-    let kept = store.keep(bytes);
+    let kept = store.keep(bytes).map(Arc::new);
     drop(permit);
     Ok(Chunk {
         key,
@@ -268,16 +246,12 @@ async fn check_chunk(
 async fn promote(
     store: &Store,
     lease: &LeaseRef,
-    uploads: Vec<(IncomingKey, ObjectRef)>,
+    uploads: BTreeMap<ObjectRef, IncomingKey>,
 ) -> Result<(), Refusal> {
-    let promotions = uploads
-        .into_iter()
-        .enumerate()
-        .map(|(index, (key, object))| async move {
-            let promoted = store.buckets.promote(&key, object).await;
-            let name = format_args!("object {index}");
-            promoted.map_err(|error| missing(lease, &name, object, &error))
-        });
+    let promotions = uploads.into_iter().map(|(object, key)| async move {
+        let promoted = store.buckets.promote(&key, object).await;
+        promoted.map_err(|error| missing(lease, &"an object of the result", object, &error))
+    });
     let promotions: Vec<_> = promotions.collect();
     stream::iter(promotions)
         .buffer_unordered(PROMOTIONS_MAX)

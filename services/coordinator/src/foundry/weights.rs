@@ -10,12 +10,10 @@ use merge::{
     broadcast_seed, merge_chunk, merge_chunk_and_encode,
 };
 use rayon::prelude::*;
-use schemas::lease::{LeaseRef, Weights as Published};
+use schemas::Round;
+use schemas::lease::Weights as Published;
 use schemas::run::{Codec, CodecKind, OuterOptimizer, RunSpec};
-use schemas::snapshot::{MergeInput, Slot};
-use schemas::{ObjectRef, Refusal, Round};
-
-use crate::store::Store;
+use schemas::snapshot::Slot;
 
 /// The state between two rounds. A chunk may be shared with a save that has not written it yet; the
 /// next step then works on a copy.
@@ -52,29 +50,6 @@ pub(crate) struct Step {
 
 /// One chunk of one contribution: its weight in the mean, and its encoding.
 pub(crate) type Part = (u64, Bytes);
-
-/// One contribution in a step: its weight, and its chunks one by one.
-#[derive(Debug)]
-pub(crate) struct Input {
-    pub(crate) lease: LeaseRef,
-    pub(crate) weight: u64,
-    pub(crate) chunks: Vec<ObjectRef>,
-}
-
-impl Input {
-    /// The contributions of a merge; lists of chunks are read from the store.
-    pub(crate) async fn all(store: &Store, inputs: &[MergeInput]) -> Result<Vec<Self>, Refusal> {
-        let mut all = Vec::with_capacity(inputs.len());
-        for input in inputs {
-            all.push(Self {
-                lease: input.lease,
-                weight: input.weight.get(),
-                chunks: store.chunks(&input.chunks).await?,
-            });
-        }
-        Ok(all)
-    }
-}
 
 /// The outcome of a step on one chunk.
 #[derive(Debug)]

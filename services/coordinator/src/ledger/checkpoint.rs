@@ -13,7 +13,11 @@ use super::{Ledger, LedgerError};
 /// Messages that are requested together: a few MB at most.
 const READ_AT_ONCE: u64 = 512;
 
-/// An event of the chain, and its position in the stream.
+/// Messages that are passed over at the first look for an older checkpoint: it lies some 8,192
+/// events before the newest.
+const LOOK_BACK: u64 = 16_384;
+
+/// An event of the chain, and where it lies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) sequence: Sequence,
@@ -32,6 +36,17 @@ pub enum Named {
     Unfit(String),
 }
 
+/// The place of a marked event in a ledger that is read from a checkpoint on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marked {
+    /// It is read with the others, or is not there yet.
+    Ahead,
+    /// The checkpoint covers it, and this event lies there.
+    Covered(Digest),
+    /// The checkpoint covers it, and the stream has no such event: it is another ledger's.
+    Nowhere,
+}
+
 impl Ledger {
     /// Finds the newest checkpoint that was saved. It counts if a coordinator signed it, the stream
     /// lacks no message, and the event that took it lies where it says.
@@ -39,9 +54,53 @@ impl Ledger {
     /// # Errors
     /// The stream cannot be read.
     pub async fn newest_checkpoint(&self) -> Result<Named, LedgerError> {
-        let Some(stored) = self.stream.last_under(CHECKPOINT_FILTER).await? else {
+        match self.stream.last_under(CHECKPOINT_FILTER).await? {
+            Some(stored) => self.judge(&stored).await,
+            None => Ok(Named::None),
+        }
+    }
+
+    /// Looks for the checkpoint that was saved before the newest one; it counts as that one does.
+    ///
+    /// # Errors
+    /// The stream cannot be read.
+    pub async fn older_checkpoint(&self) -> Result<Named, LedgerError> {
+        let newest = self.stream.last_under(CHECKPOINT_FILTER).await?;
+        let Some(newest) = newest.map(|stored| stored.sequence) else {
             return Ok(Named::None);
         };
+        // The broker looks forward only: so from ever further back, and then from one to the next.
+        let mut back = LOOK_BACK;
+        let mut older = loop {
+            let from = newest.saturating_sub(back).max(1);
+            let found = self.named_within(from, newest).await?;
+            if found.is_some() || from == 1 {
+                break found;
+            }
+            back = back.saturating_mul(2);
+        };
+        while let Some(stored) = &older {
+            match self.named_within(stored.sequence + 1, newest).await? {
+                Some(next) => older = Some(next),
+                None => return self.judge(stored).await,
+            }
+        }
+        Ok(Named::None)
+    }
+
+    /// The first message in a range of the stream that names a checkpoint; the range ends before
+    /// `end`.
+    async fn named_within(
+        &self,
+        from: u64,
+        end: u64,
+    ) -> Result<Option<StoredMessage>, LedgerError> {
+        let first = self.stream.first_under(CHECKPOINT_FILTER, from).await?;
+        Ok(first.filter(|stored| stored.sequence < end))
+    }
+
+    /// Judges a message that names a checkpoint.
+    async fn judge(&self, stored: &StoredMessage) -> Result<Named, LedgerError> {
         let unfit = |reason: String| Ok(Named::Unfit(reason));
         let StreamSpan {
             messages,
@@ -54,7 +113,7 @@ impl Ledger {
             ));
         }
         let at = stored.sequence;
-        let (event, sequence) = match self.open(&stored) {
+        let (event, sequence) = match self.open(stored) {
             Ok(entry) => (entry.body.event, entry.body.sequence),
             Err(reason) => return unfit(format!("message {at}: {reason}")),
         };
@@ -112,9 +171,23 @@ impl Ledger {
         self.taken = None;
     }
 
-    /// True when reading began with a checkpoint that covers this event.
-    pub fn begins_behind(&self, sequence: Sequence) -> bool {
-        self.base.is_some_and(|base| sequence <= base.sequence)
+    /// Looks for the event that a mark names among those that a checkpoint covers, which are not
+    /// read: without this the mark would be compared with nothing. When it is nowhere, the
+    /// checkpoint is not one of the ledger that was marked, and reading begins anew with the first
+    /// event.
+    ///
+    /// # Errors
+    /// The stream cannot be read.
+    pub async fn find_marked(&mut self, marked: Option<Sequence>) -> Result<Marked, LedgerError> {
+        let covers = |marked: &Sequence| self.base.is_some_and(|base| *marked <= base.sequence);
+        let Some(marked) = marked.filter(covers) else {
+            return Ok(Marked::Ahead);
+        };
+        if let Some(digest) = self.digest_before(marked).await? {
+            return Ok(Marked::Covered(digest));
+        }
+        self.begin_anew();
+        Ok(Marked::Nowhere)
     }
 
     /// The digest of an event from before the place where this process began to read. None if the

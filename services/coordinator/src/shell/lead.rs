@@ -11,8 +11,8 @@ use schemas::{Code, Millis, UnixMillis};
 use tokio::time::Instant;
 
 use super::Shell;
-use crate::checkpoint::{self, tell_unusable};
-use crate::ledger::LedgerError;
+use crate::checkpoint::{self, ALL_EVENTS, tell_unusable};
+use crate::ledger::{LedgerError, Marked};
 use crate::mark::StoreMark;
 
 /// Longest wait at a start whose clock is behind the ledger's newest event. Clocks of one site
@@ -44,7 +44,9 @@ impl Shell {
             }
             meet(state.time()).await;
             let events = self.ledger.len();
-            let mut core = Coordinator::new(settings.clone(), state.clone());
+            let read = self.ledger.known();
+            let core = Coordinator::new(settings.clone(), state.clone());
+            let mut core = core.having_read(read);
             let mut effects = Vec::new();
             core.start(clock::now(), &mut effects);
             match self.carry_out(&mut effects).await {
@@ -80,14 +82,12 @@ impl Shell {
     /// checkpoint, the ledger is read once more from its first event.
     async fn read_on(&mut self, state: &mut State) -> Result<(), Failure> {
         let Self { ledger, mark, .. } = &mut *self;
-        if let Some(marked) = mark.event().filter(|marked| ledger.begins_behind(*marked)) {
-            match ledger.digest_before(marked).await? {
-                Some(digest) => mark.found(digest),
-                None => {
-                    tell_unusable(&format!("event {marked} is not before it"));
-                    *state = State::default();
-                    ledger.begin_anew();
-                }
+        match ledger.find_marked(mark.event()).await? {
+            Marked::Ahead => {}
+            Marked::Covered(digest) => mark.found(digest),
+            Marked::Nowhere => {
+                tell_unusable("the marked event is not before it", ALL_EVENTS);
+                *state = State::default();
             }
         }
         let mut follow = |state: &mut State, body: EventBody| {
@@ -97,7 +97,8 @@ impl Shell {
         let read = ledger.catch_up(|body| follow(state, body)).await;
         match read {
             Err(LedgerError::Broken { stream, reason }) if ledger.has_base() => {
-                tell_unusable(&format!("message {stream} does not follow on it: {reason}"));
+                let reason = format!("message {stream} does not follow on it: {reason}");
+                tell_unusable(&reason, ALL_EVENTS);
                 *state = State::default();
                 ledger.begin_anew();
                 Ok(ledger.catch_up(|body| follow(state, body)).await?)

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use diloco_coordinator::{Ledger, LedgerError, Named};
+use diloco_coordinator::{Ledger, LedgerError, Marked, Named};
 use identity::AuditKey;
 use runtime::clock;
 use schemas::checkpoint::Checkpoint;
@@ -188,7 +188,102 @@ async fn a_checkpoint_that_does_not_fit_the_stream_is_not_begun_with() {
     assert!(matches!(named, Named::Unfit(_)), "{named:?}");
 }
 
-/// A domain whose ledger has so many events that a starting coordinator takes a checkpoint.
+#[tokio::test]
+async fn the_checkpoint_before_the_newest_is_found_wherever_it_lies() {
+    let (scene, first) = with_checkpoint().await;
+    let (mut ledger, _) = scene.open().await.expect("it verifies");
+    let older = async |ledger: &Ledger| ledger.older_checkpoint().await.expect("it can be read");
+    assert_eq!(older(&ledger).await, Named::None, "there is one only");
+    let mut before = first;
+    for _ in 0..3 {
+        let checkpoint = take(&mut ledger).await;
+        name(&mut ledger, &checkpoint).await;
+        assert_eq!(older(&ledger).await, Named::Checkpoint(before));
+        before = checkpoint;
+    }
+    // Further away than the first look goes.
+    let far = (0..2 * EVERY + 9).map(|_| at(1, stopped("again")));
+    ledger.append(far).await.expect("appended");
+    let checkpoint = take(&mut ledger).await;
+    name(&mut ledger, &checkpoint).await;
+    assert_eq!(older(&ledger).await, Named::Checkpoint(before));
+    // A stranger's word on the newest hides it from nobody.
+    let stranger = AuditKey::generate();
+    let event = LedgerEvent::CheckpointSaved {
+        checkpoint: checkpoint.clone(),
+    };
+    let forged = EventBody {
+        v: V,
+        emitter: stranger.public().clone(),
+        sequence: Sequence(ledger.len()),
+        previous: ledger.previous(),
+        time: UnixMillis(1),
+        run: None,
+        event: Event::Ledger(event),
+    };
+    scene.forge(&stranger, &forged, |_| {}).await;
+    assert_eq!(older(&ledger).await, Named::Checkpoint(checkpoint));
+}
+
+/// A checkpoint that says it covers the marked event, in a ledger that has no such event, is
+/// another ledger's. Nothing may be begun with it.
+#[tokio::test]
+async fn a_marked_event_that_lies_nowhere_has_all_events_read() {
+    let (scene, checkpoint) = with_checkpoint().await;
+    let (mut ledger, _) = resumed(&scene).await;
+    let marked = async |ledger: &mut Ledger, at: u64| {
+        let found = ledger.find_marked(Some(Sequence(at))).await;
+        found.expect("it can be read")
+    };
+    let covered = checkpoint.covers.get();
+    for at in 0..=covered {
+        assert!(matches!(marked(&mut ledger, at).await, Marked::Covered(_)));
+    }
+    assert_eq!(marked(&mut ledger, covered + 1).await, Marked::Ahead);
+    let none = ledger
+        .find_marked(None)
+        .await
+        .expect("nothing is looked for");
+    assert_eq!(none, Marked::Ahead);
+    // A second domain's keys sign what the first one's events are not: its checkpoint covers ten
+    // events, of which the stream has the one that took it.
+    let scene = Scene::new().await;
+    let (mut ledger, _) = scene.open().await.expect("an empty ledger");
+    append(&mut ledger, 1, stopped("a"))
+        .await
+        .expect("appended");
+    let body = |sequence: u64, event: LedgerEvent| EventBody {
+        v: V,
+        emitter: scene.key.public().clone(),
+        sequence: Sequence(sequence),
+        previous: Some(Digest::of(b"an event of the other ledger")),
+        time: UnixMillis(1),
+        run: None,
+        event: Event::Ledger(event),
+    };
+    let taken = body(9, LedgerEvent::CheckpointTaken);
+    scene.put_signed(&taken).await;
+    let checkpoint = Checkpoint {
+        covers: Sequence(9),
+        head: Digest::of(&taken.encode()),
+        stream_sequence: 2,
+        ..checkpoint
+    };
+    scene
+        .put_signed(&body(10, LedgerEvent::CheckpointSaved { checkpoint }))
+        .await;
+    let mut ledger = scene.unread().await;
+    match ledger.newest_checkpoint().await.expect("it can be read") {
+        Named::Checkpoint(checkpoint) => ledger.continue_from(&checkpoint),
+        other => panic!("it fits by itself: {other:?}"),
+    }
+    assert_eq!(marked(&mut ledger, 3).await, Marked::Nowhere);
+    let events = read_on(&mut ledger).await;
+    let error = events.expect_err("from the first event on the chain has a gap");
+    assert!(matches!(error, LedgerError::Broken { .. }), "{error}");
+}
+
+/// A domain whose ledger has so many events that a coordinator which starts takes a checkpoint.
 async fn grown() -> scene::Scene {
     let mut scene = scene::Scene::start(2).await;
     scene.cluster.kill9("coordinator");
@@ -246,40 +341,61 @@ async fn restarted(scene: &mut scene::Scene) -> String {
     scene.cluster.process("coordinator").log()[before..].to_owned()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_coordinator_starts_from_its_checkpoint_and_without_it_from_all_events() {
-    const USED: &str = "read from its newest checkpoint";
-    const UNUSED: &str = "DL0650";
-    let mut scene = grown().await;
-    // A ledger of an earlier release has no checkpoint, and then gets its first.
-    let log = restarted(&mut scene).await;
-    assert!(!log.contains(USED) && !log.contains(UNUSED), "{log}");
-    let checkpoint = newest(&scene, Sequence(0)).await;
-    assert!(checkpoint.covers.get() >= EVERY as u64);
-    let log = restarted(&mut scene).await;
-    assert!(log.contains(USED), "{log}");
-    // The object of the checkpoint is garbage, and then is gone.
-    let blobs = scene.cluster.path("store").join("blobs");
-    let object = file(&blobs, &checkpoint.object.digest.hex()).expect("it is stored");
-    let bytes = std::fs::read(&object).expect("it can be read");
-    for spoil in [
-        |object: &Path, bytes: &[u8]| std::fs::write(object, vec![7; bytes.len()]),
-        |object: &Path, _: &[u8]| std::fs::remove_file(object),
-    ] {
-        spoil(&object, &bytes).expect("the store's folder is the test's");
-        let log = restarted(&mut scene).await;
-        assert!(log.contains(UNUSED) && !log.contains(USED), "{log}");
-    }
-    // The next checkpoint comes from a read of all events, and is as good.
+/// The coordinator reads from a checkpoint on.
+const USED: &str = "read from a checkpoint";
+/// It says why one is not used.
+const UNUSED: &str = "DL0650";
+/// None of them is.
+const ALL: &str = "all events are read";
+
+/// So many events come that the next start takes a checkpoint.
+async fn grow(scene: &mut scene::Scene) {
     scene.cluster.kill9("coordinator");
-    let mut ledger = unread(&scene).await;
+    let mut ledger = unread(scene).await;
     read_on(&mut ledger).await.expect("it verifies");
     let now = clock::now().get();
     let more = (0..EVERY).map(|_| at(now, stopped("again")));
     ledger.append(more).await.expect("appended");
     scene.cluster.restart("coordinator").await;
-    let next = newest(&scene, checkpoint.covers).await;
-    assert!(file(&blobs, &next.object.digest.hex()).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_starts_from_its_checkpoint_and_without_it_from_all_events() {
+    let mut scene = grown().await;
+    // A ledger of an earlier release: no checkpoint, and then its first.
+    let log = restarted(&mut scene).await;
+    assert!(!log.contains(USED) && !log.contains(UNUSED), "{log}");
+    let first = newest(&scene, Sequence(0)).await;
+    assert!(first.covers.get() >= EVERY as u64);
+    let log = restarted(&mut scene).await;
+    assert!(log.contains(USED), "{log}");
+    // Garbage in its place: all events, and at once one that is as good.
+    let blobs = scene.cluster.path("store").join("blobs");
+    let place = |checkpoint: &Checkpoint| file(&blobs, &checkpoint.object.digest.hex());
+    let object = place(&first).expect("it is stored");
+    let length = std::fs::metadata(&object).expect("a file").len();
+    std::fs::write(object, vec![7; length as usize]).expect("the store's folder is the test's");
+    let log = restarted(&mut scene).await;
+    assert!(log.contains(UNUSED) && !log.contains(USED), "{log}");
+    let second = newest(&scene, first.covers).await;
+    assert!(place(&second).is_some());
+    let log = restarted(&mut scene).await;
+    assert!(log.contains(USED) && !log.contains(UNUSED), "{log}");
+    // The newest is missing: the one before it serves, and again there is a new one at once.
+    grow(&mut scene).await;
+    let third = newest(&scene, second.covers).await;
+    std::fs::remove_file(place(&third).expect("it is stored")).expect("it is the test's");
+    let log = restarted(&mut scene).await;
+    assert!(log.contains(UNUSED) && log.contains(USED), "{log}");
+    assert!(!log.contains(ALL), "{log}");
+    let fourth = newest(&scene, third.covers).await;
+    let log = restarted(&mut scene).await;
+    assert!(log.contains(USED) && !log.contains(UNUSED), "{log}");
+    // Both are missing.
+    std::fs::remove_file(place(&fourth).expect("it is stored")).expect("it is the test's");
+    let log = restarted(&mut scene).await;
+    assert!(log.contains(ALL) && !log.contains(USED), "{log}");
+    newest(&scene, fourth.covers).await;
     let log = restarted(&mut scene).await;
     assert!(log.contains(USED), "{log}");
 }

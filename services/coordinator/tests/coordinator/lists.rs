@@ -1,9 +1,12 @@
 //! Lists of chunks that are false, or that name objects which their worker did not upload.
 
+use std::collections::BTreeMap;
+
 use runtime::BusError;
 use schemas::contribution::{Fate, SubmitReply};
 use schemas::lease::{Done, ReleaseRequest};
 use schemas::subject::Verb;
+use schemas::view::RunPhase;
 use schemas::{Bytes, Chunks, Code, Listed, ObjectRef, V};
 
 use crate::scene::{Scene, Worker};
@@ -104,4 +107,35 @@ async fn a_list_of_what_others_uploaded_does_not_count() {
         Err(BusError::Refused(refusal)) => assert_eq!(refusal.code, Code::ObjectForbidden),
         other => panic!("expected a refusal, got {other:?}"),
     }
+}
+
+/// Weights that did not move give one chunk many times over. It lies in the store once, and counts
+/// in every place: in the check, in the merge, and in the merge that another process makes again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_names_one_chunk_everywhere_counts_like_any_other() {
+    let mut scene = Scene::start_listed(2).await;
+    let worker = scene.worker("worker-0").await;
+    for number in 0..4 {
+        let manifest = worker.claim().await.expect("work");
+        let base = worker.fetch(&manifest.base).await;
+        let chunks = worker.contribution(&manifest, &base);
+        let chunks: Vec<_> = chunks.iter().map(|bytes| vec![0; bytes.len()]).collect();
+        let objects: Vec<ObjectRef> = chunks.iter().map(|bytes| ObjectRef::of(bytes)).collect();
+        let mut different: BTreeMap<ObjectRef, Vec<u8>> = BTreeMap::new();
+        different.extend(objects.iter().copied().zip(chunks));
+        assert!(different.len() <= 3 && objects.len() > 256, "mostly one");
+        for bytes in different.into_values() {
+            worker.scripted.upload(manifest.lease, bytes).await;
+        }
+        let (listed, list) = Listed::of(&objects);
+        worker.scripted.upload(manifest.lease, list).await;
+        let reply = worker.submit_named(&manifest, Chunks::Listed(listed)).await;
+        assert_eq!(reply.expect("accepted").fate, Fate::Merged, "{number}");
+        if number == 2 {
+            scene.cluster.kill9("coordinator");
+            scene.cluster.restart("coordinator").await;
+        }
+    }
+    let view = scene.operator.until_complete(scene.cluster.run()).await;
+    assert_eq!(view.phase, RunPhase::Complete);
 }

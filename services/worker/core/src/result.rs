@@ -5,15 +5,21 @@
 //! renewal, a lease that runs out and a command to stop say only that the worker stops its work:
 //! the coordinator may have counted the result a moment before.
 //!
-//! | what happens | [`ResultEnd`] |
-//! | --- | --- |
-//! | the submit is answered: it counts | counted |
-//! | the submit is answered: it came too late, it is refused, another result counts | refused |
-//! | the first submit finds no lease or no membership | refused: nothing was sent before |
-//! | a later one finds no lease or no membership | unknown: an earlier one may have counted, and the coordinator remembers results for some rounds only |
-//! | the unit ends before a submit was sent | refused: it was never handed in |
-//! | the lease runs out, the worker stops or ends, before the submit is answered | unknown |
-//! | the answer cannot be read | unknown |
+//! A submit may reach two coordinators: one that leads, and one that has lost the lead and does not
+//! know it yet. The second one's state is an older state of the ledger. So its answer proves what it
+//! knows to be in the ledger, and nothing by what it does not know: it has not heard of a lease or
+//! of a member that the first one let in, while the first one counts the result.
+//!
+//! | what happens | [`ResultEnd`] | the proof |
+//! | --- | --- | --- |
+//! | the submit is answered: it counts | counted | it is in the ledger |
+//! | the submit is answered: it came too late, it is refused, another result counts | refused | so is this |
+//! | the first submit hears that the lease is over, or that the run is | refused | its end is in the ledger, nothing was sent before, and no lease comes back |
+//! | a later one hears so | unknown | an earlier one may have counted, and the coordinator remembers results for some rounds only |
+//! | a submit hears that the lease, the member or the run is not known | unknown | the one who answers may be behind |
+//! | the unit ends before a submit was sent | refused | it was never handed in |
+//! | the lease runs out, the worker stops or ends, before the submit is answered | unknown | there is none |
+//! | the answer cannot be read | unknown | there is none |
 
 use schemas::{Class, Code, Refusal};
 
@@ -35,17 +41,15 @@ pub enum ResultEnd {
 impl ResultEnd {
     /// The end that a refusal implies for a result that has been handed in `submits` times.
     pub(crate) fn by_refusal(refusal: &Refusal, submits: u32) -> Self {
-        let of_the_result = match refusal.code {
+        let proves = match refusal.code {
             Code::AlreadyCounted => true,
             // The asker itself gives these codes to an answer that it cannot read.
             Code::MessageInvalid | Code::AnswerForeign => false,
+            // Ends that the ledger holds.
+            Code::LeaseLost | Code::LeaseStalled | Code::RunClosed => submits <= 1,
             code => matches!(code.class(), Class::Final),
         };
-        let at_the_door = matches!(
-            refusal.code.class(),
-            Class::LostLease | Class::NotMember | Class::NotNow
-        );
-        if of_the_result || (at_the_door && submits <= 1) {
+        if proves {
             Self::Refused(refusal.clone())
         } else {
             Self::Unknown

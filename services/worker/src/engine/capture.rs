@@ -34,39 +34,28 @@ pub(crate) type EncodedChunks = mpsc::Receiver<Result<(usize, Bytes), Refusal>>;
 pub(super) type Sender = mpsc::Sender<Result<(usize, Bytes), Refusal>>;
 
 impl Session {
-    /// Encodes a fragment from the present parameters. Ends early when the unit is stopped, when
-    /// nobody receives any more, and after a chunk that cannot be made.
-    pub(super) fn capture(&mut self, capture: &Capture, chunks: &Sender) {
+    /// Encodes a fragment from the parameters as they are now. It ends early when the unit is
+    /// stopped, and when nobody receives any more.
+    ///
+    /// # Errors
+    /// A chunk cannot be made; those before it were sent.
+    pub(super) fn capture(&mut self, capture: &Capture, chunks: &Sender) -> Result<(), Refusal> {
         let outside = capture
             .chunks
             .iter()
             .position(|(_, chunk)| chunk.fragment != capture.fragment.0);
         let whole = &capture.chunks[..outside.unwrap_or(capture.chunks.len())];
-        let encoded = match &mut self.residual {
+        match &mut self.residual {
             None => encode(self.trainer.as_mut(), capture, whole, chunks),
             Some(residual) => {
                 encode_with_residual(self.trainer.as_mut(), residual, capture, whole, chunks)
             }
+        }?;
+        let Some((index, _)) = outside.map(|at| &capture.chunks[at]) else {
+            return Ok(());
         };
-        let failed = encoded.err().or_else(|| {
-            let (index, _) = capture.chunks.get(outside?)?;
-            Some(Refusal::new(
-                Code::LayoutMismatch,
-                format!("chunk {index} is not of fragment {}", capture.fragment.0),
-            ))
-        });
-        let Some(refusal) = failed else {
-            return;
-        };
-        if capture.stop.is_cancelled() {
-            // The failure is logged here: the unit is over, and a device that failed will fail the
-            // next unit as well.
-            let (code, detail) = (refusal.code, &refusal.detail);
-            tracing::warn!(%code, %detail, "a stopped unit's contribution could not be encoded");
-        } else {
-            // The channel has room for one; without a receiver nobody needs the answer.
-            drop(chunks.try_send(Err(refusal)));
-        }
+        let detail = format!("chunk {index} is not of fragment {}", capture.fragment.0);
+        Err(Refusal::new(Code::LayoutMismatch, detail))
     }
 }
 
@@ -109,9 +98,9 @@ fn encode_with_residual(
             return Ok(());
         }
         let range = chunk.range();
-        let (global, local) = weights.read(range.clone())?;
+        let difference = weights.difference(range.clone())?;
         let rounding = capture.rounding.skip(range.start);
-        let bytes = residual.encode(capture.codec, rounding, range, global, local)?;
+        let bytes = residual.encode(capture.codec, rounding, range, difference)?;
         if sender.try_send(Ok((*index, bytes))).is_err() {
             return Ok(());
         }

@@ -34,7 +34,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use merge::codec::encoded_bytes;
-use merge::{Owed, SeededRounding, encode_with_feedback};
+use merge::{Difference, Owed, SeededRounding, encode_with_feedback};
 use schemas::run::CodecKind;
 use schemas::{Code, Refusal};
 use worker_core::{ResultEnd, WorkId};
@@ -93,18 +93,16 @@ impl Residual {
         codec: CodecKind,
         rounding: SeededRounding,
         range: Range<usize>,
-        base: &[f32],
-        local: &[f32],
+        difference: Difference<'_>,
     ) -> Result<Bytes, Refusal> {
         let contribution = self.on_its_way.as_mut();
         let contribution = contribution.expect("a contribution is begun before it is encoded");
         let (residual, left) = (&self.owed[range.clone()], &mut self.left[range.clone()]);
         let owed = Owed {
-            base,
-            local,
+            difference,
             residual,
         };
-        let mut out = vec![0; encoded_bytes(codec, base.len())];
+        let mut out = vec![0; encoded_bytes(codec, range.len())];
         encode_with_feedback(codec, owed, rounding, &mut out, left)
             .map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
         contribution.pieces.insert(range.start, range.end);

@@ -1,6 +1,6 @@
 //! Global and local weights that lie on a device. The difference is made and encoded there, and
 //! the encoding crosses the bus; global weights are decoded there. For error feedback, which is done
-//! on the processor, both vectors are read piece by piece instead.
+//! on the processor, the difference itself crosses the bus, piece by piece.
 //!
 //! A call that brings bytes from the device waits for them. Every other call returns as soon as the
 //! device has its orders; [`Weights::settle`] waits until it has done them.
@@ -8,8 +8,8 @@
 use std::ops::{ControlFlow, Range};
 
 use bytes::Bytes;
-use merge::SeededRounding;
 use merge::codec::{CodecError, encoded_bytes};
+use merge::{Difference, SeededRounding};
 use schemas::run::CodecKind;
 use tch::{Kind, Tensor};
 use trainer::{Alpha, Arrival, TrainerError, Weights, check_range};
@@ -67,14 +67,19 @@ impl CardGlobal {
         let bytes = encoded_bytes(codec, piece.len());
         let encoded = Tensor::f_empty([bytes as i64], (Kind::Uint8, local.device()))?;
         for block in self.blocks(piece) {
-            let difference = part(&self.tensor, &block)?.f_sub(&part(local, &block)?)?;
+            let difference = self.difference(local, &block)?;
             let place = part(&encoded, &encoding_of(codec, piece, &block))?;
             codec::encode(codec, difference, rounding.skip(block.start), &place)?;
         }
         Ok(encoded)
     }
 
-    /// Decodes one piece, which lies within the vectors.
+    /// Global minus local weights of a block, on the device.
+    fn difference(&self, local: &Tensor, block: &Range<usize>) -> Result<Tensor, TorchError> {
+        Ok(part(&self.tensor, block)?.f_sub(&part(local, block)?)?)
+    }
+
+    /// Decodes a piece that is within.
     fn decode(
         &self,
         codec: CodecKind,
@@ -161,6 +166,21 @@ impl Weights for CardWeights<'_> {
             .map(|piece| global.encoded(local, codec, rounding, piece));
         lane.fetch(sources, take)?;
         outside.map_or(Ok(()), |at| check_range(&pieces[at], elements))
+    }
+
+    fn difference(&mut self, range: Range<usize>) -> Result<Difference<'_>, TrainerError> {
+        check_range(&range, self.local.numel())?;
+        let _no_grad = tch::no_grad_guard();
+        // Out of its place, since the rest of the weights is read meanwhile.
+        let mut host = std::mem::take(&mut self.global.host[0]);
+        host.resize(range.len(), 0.0);
+        let (global, local) = (&*self.global, self.local);
+        let blocks = global.blocks(&range);
+        let made = blocks.map(|block| global.difference(local, &block));
+        let read = self.lane.read_all(made, &mut host);
+        self.global.host[0] = host;
+        read?;
+        Ok(Difference::Made(&self.global.host[0]))
     }
 
     fn read(&mut self, range: Range<usize>) -> Result<(&[f32], &[f32]), TrainerError> {

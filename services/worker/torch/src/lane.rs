@@ -94,14 +94,23 @@ impl Lane {
 
     /// Copies a vector on the device to `values`, which has the same length.
     pub(crate) fn read(&mut self, vector: &Tensor, values: &mut [f32]) -> Result<(), TorchError> {
+        self.read_all(std::iter::once(Ok(vector.shallow_clone())), values)
+    }
+
+    /// Copies vectors on the device one behind another to `values`, which are as many as all of
+    /// them, while the next ones are computed.
+    pub(crate) fn read_all(
+        &mut self,
+        vectors: impl Iterator<Item = Result<Tensor, TorchError>>,
+        values: &mut [f32],
+    ) -> Result<(), TorchError> {
         let (places, mut filled) = (bytes_of_mut(values), 0);
-        let source = std::iter::once(Ok(vector.shallow_clone()));
-        self.fetch_pieces(source, &mut |bytes, _| {
+        self.fetch_pieces(vectors, &mut |bytes, _| {
             copy(bytes, &mut places[filled..][..bytes.len()]);
             filled += bytes.len();
             ControlFlow::Continue(())
         })?;
-        assert_eq!(filled, places.len(), "as many values as the vector has");
+        assert_eq!(filled, places.len(), "as many values as the vectors have");
         Ok(())
     }
 

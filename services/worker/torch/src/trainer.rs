@@ -410,6 +410,13 @@ impl Trainer for TorchTrainer {
         Ok(drawn)
     }
 
+    /// After a kernel has failed, or the card has fallen off its bus, every call of the driver gives
+    /// that error again, this one too. After an error of one call alone it gives none.
+    fn check_device(&mut self) -> Result<(), TrainerError> {
+        let settled = self.place.lane().map_or(Ok(()), Lane::settle);
+        settled.map_err(|error| TrainerError::DeviceLost(error.to_string()))
+    }
+
     fn device_memory(&self) -> Option<Bytes> {
         let bytes = shim::device_memory(self.device);
         bytes.ok().map(Bytes)
@@ -483,6 +490,9 @@ mod tests {
             .step(&batch, &settings)
             .expect_err("there is no such device");
         assert_eq!(error.to_string(), reason.to_string());
+        trainer
+            .check_device()
+            .expect("one call has failed, and no device");
         trainer.device = Device::Cpu;
         trainer
             .step(&batch, &settings)

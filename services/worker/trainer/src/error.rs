@@ -26,6 +26,9 @@ pub enum TrainerError {
     /// The library under the trainer refused an operation.
     #[error("{0}")]
     Device(String),
+    /// The device fails at everything from now on, until the process ends.
+    #[error("{0}")]
+    DeviceLost(String),
     /// The configured device is not there.
     #[error("{0}")]
     DeviceMissing(String),
@@ -46,6 +49,7 @@ impl TrainerError {
         match self {
             Self::Input(_) | Self::NotFinite { .. } | Self::Device(_) => Code::TrainingFailed,
             Self::Codec(_) => Code::SizeMismatch,
+            Self::DeviceLost(_) => Code::TrainingThreadLost,
             Self::DeviceMissing(_) => Code::DeviceMissing,
             Self::LibraryMissing(_) => Code::TorchMissing,
             Self::State(_) => Code::WorkerStateInvalid,

@@ -110,6 +110,14 @@ pub trait Trainer: Send {
         seed: u64,
     ) -> Result<Vec<u32>, TrainerError>;
 
+    /// Asks the device, after an operation on it has failed, whether it still works.
+    ///
+    /// # Errors
+    /// [`TrainerError::DeviceLost`].
+    fn check_device(&mut self) -> Result<(), TrainerError> {
+        Ok(())
+    }
+
     /// Bytes of the device that the trainer holds; `None` where it computes on the processor.
     fn device_memory(&self) -> Option<Bytes> {
         None

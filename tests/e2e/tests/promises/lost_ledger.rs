@@ -9,6 +9,7 @@ use async_nats::jetstream::{self, stream};
 use e2e::machine::{Said, nats_config};
 use e2e::{Machine, Recipe};
 use harness::{Cluster, Options, PATIENCE};
+use identity::Layout;
 use runtime::exit::EXIT_TAMPERED;
 use schemas::Code;
 use schemas::event::Event;
@@ -27,12 +28,12 @@ async fn trained() -> Machine {
 }
 
 fn is_refused(said: &Said) {
+    is_refused_with(Code::LedgerLost, said);
+}
+
+fn is_refused_with(code: Code, said: &Said) {
     assert!(!said.status.success(), "{}", said.text);
-    assert!(
-        said.text.contains(&Code::LedgerLost.to_string()),
-        "{}",
-        said.text
-    );
+    assert!(said.text.contains(&code.to_string()), "{}", said.text);
 }
 
 /// The folder of a stream, in whichever account it lies.
@@ -119,7 +120,27 @@ async fn a_ledger_whose_end_was_cut_off_is_not_led_on() {
 async fn a_copy_whose_end_was_cut_off_is_told_by_who_kept_it() {
     let machine = trained().await;
     cut(&machine.path("d"), AUDIT_STREAM);
-    is_refused(&machine.up_again("d", "1").await);
+    is_refused_with(Code::CopyLost, &machine.up_again("d", "1").await);
+}
+
+/// The ledger is whole: it stays as it is, and the copy is made anew once nobody keeps the old one.
+#[tokio::test]
+async fn a_copy_that_is_gone_is_made_anew_when_the_audit_files_are_put_aside() {
+    let machine = trained().await;
+    let domain = machine.path("d");
+    fs::remove_dir_all(stream_folder(&domain, AUDIT_STREAM)).unwrap();
+    is_refused_with(Code::CopyLost, &machine.up_again("d", "1").await);
+    is_refused_with(Code::CopyLost, &cluster(&machine, "check").await);
+    machine.down("d").await;
+    let files = Layout::new(&domain).audit_files();
+    fs::rename(&files, machine.path("audit files")).unwrap();
+    let up = machine.up_again("d", "1").await;
+    assert!(up.status.success(), "{}", up.text);
+    let runs = machine.ok(&["--domain", "d", "run", "ls"]).await;
+    assert!(runs.contains("demo"), "{runs}");
+    machine
+        .ok(&["--domain", "d", "audit", "replay", "--summary"])
+        .await;
 }
 
 /// The lines of the audit files that are records.

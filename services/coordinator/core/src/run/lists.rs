@@ -5,18 +5,26 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ledger::Run;
 use schemas::foundry::Order;
-use schemas::{Digest, Listed, Refusal};
+use schemas::{Code, Digest, Listed, Refusal};
 
 use crate::run::RunRoom;
 use crate::run::objects::RefusedRead;
 use crate::turn::Turn;
 
-/// The chunks in the lists of the weights in use: one or two lists, each below 1 MiB.
+/// Reads of a list that fail before its readers are told for good: a reader is not to blame for a
+/// list, and fails its unit over such an answer. When all workers fail their units so, the run is
+/// halted, and names the list.
+const FAILURES_MAX: u32 = 3;
+
+/// The chunks in the lists of the weights that are read now: a list or two, each of less than 1
+/// MiB.
 #[derive(Debug, Default)]
 pub(crate) struct Lists {
     read: BTreeMap<Digest, BTreeSet<Digest>>,
     /// Lists that the foundry was asked for and has not delivered.
     asked: BTreeSet<Digest>,
+    /// Reads of a list that failed since it was last read.
+    failed: BTreeMap<Digest, u32>,
 }
 
 impl Lists {
@@ -67,14 +75,33 @@ impl RunRoom<'_> {
                 let lists = &mut self.live.lists;
                 lists.read.insert(list, chunks.into_iter().collect());
                 lists.read.retain(|list, _| held.contains(list));
+                lists.failed.remove(&list);
                 self.answer_reads(turn)
             }
             Err(refusal) => {
-                // Their askers ask again, and the list is read again then.
-                for read in std::mem::take(&mut self.live.reads).into_values() {
-                    turn.reply(read.reply, Err(refusal.clone()));
-                }
+                self.list_unread(turn, list, refusal);
                 Vec::new()
+            }
+        }
+    }
+
+    /// A list could not be read. Requests that may be about it are to be asked again, and then it is
+    /// read again; they go on waiting while another list or the data manifest may answer them.
+    fn list_unread(&mut self, turn: &mut Turn<'_>, list: Digest, refusal: Refusal) {
+        let held: BTreeSet<Digest> = named(&self.run).map(|listed| listed.list.digest).collect();
+        let lists = &mut self.live.lists;
+        lists.failed.retain(|failed, _| held.contains(failed));
+        let failed = lists.failed.entry(list).or_default();
+        *failed = failed.saturating_add(1);
+        let answer = if refusal.code.passes() || *failed >= FAILURES_MAX {
+            refusal
+        } else {
+            let detail = format!("list {list} of the weights was not read, ask again: {refusal}");
+            Refusal::new(Code::NoAnswer, detail)
+        };
+        if lists.asked.is_empty() && self.live.data.is_some() {
+            for read in std::mem::take(&mut self.live.reads).into_values() {
+                turn.reply(read.reply, Err(answer.clone()));
             }
         }
     }

@@ -183,3 +183,31 @@ fn objects_of_outdated_ones_are_deleted_also_by_the_process_that_follows() {
     world.restart();
     assert_eq!(discarded(&mut world), objects[..1], "it may be there still");
 }
+
+/// A start that had to read as many events as come between two checkpoints, or more, could use no
+/// good one. The next start need not do so too.
+#[test]
+fn a_start_that_read_much_takes_a_checkpoint_at_once() {
+    for (read, at_once) in [(EVERY, 1), (EVERY + 1, 1), (EVERY - 1, 0), (0, 0)] {
+        let mut world = world();
+        let bytes = written(&mut world);
+        save(&mut world, &bytes);
+        let before = taken(&world);
+        let settings = Settings {
+            checkpoint_every: EVERY,
+            ..settings()
+        };
+        let core = Coordinator::replay(settings, &world.journal).unwrap();
+        world.core = core.having_read(read);
+        world.pending.clear();
+        world.start();
+        world.answer_pending();
+        assert_eq!(taken(&world) - before, at_once, "{read} were read");
+        if at_once > 0 {
+            let bytes = written(&mut world);
+            save(&mut world, &bytes);
+            pass(&mut world, 1);
+            assert_eq!(taken(&world) - before, 1, "once");
+        }
+    }
+}

@@ -105,25 +105,31 @@ fn a_round_that_closes_brings_another_list() {
     );
 }
 
+/// The read of a list that the foundry was asked for fails.
+fn fail_read(world: &mut World, code: Code) -> foundry::Answer {
+    let Effect::Foundry {
+        order: Order::ReadList { listed },
+        ..
+    } = world.take_pending(|effect| matches!(effect, order!(ReadList)))
+    else {
+        unreachable!("it was picked")
+    };
+    let answer = foundry::Answer::ListRead {
+        list: listed.list.digest,
+        outcome: Err(Refusal::new(code, "test")),
+    };
+    world.foundry(answer.clone());
+    answer
+}
+
 #[test]
 fn a_list_that_could_not_be_read_is_read_again() {
     let mut world = World::with_run(listed_spec("demo"));
     world.join(1);
-    for _ in 0..2 {
+    // A store that is away may be so for as long as it likes.
+    for _ in 0..9 {
         let held = get(&mut world, 1, &weights_chunks(0));
-        let Effect::Foundry {
-            order: Order::ReadList { listed },
-            ..
-        } = world.take_pending(|effect| matches!(effect, order!(ReadList)))
-        else {
-            unreachable!("it was picked")
-        };
-        let away = Refusal::new(Code::StoreUnreachable, "test");
-        let answer = foundry::Answer::ListRead {
-            list: listed.list.digest,
-            outcome: Err(away),
-        };
-        world.foundry(answer.clone());
+        let answer = fail_read(&mut world, Code::StoreUnreachable);
         assert_eq!(world.refusal(held), Code::StoreUnreachable);
         // An answer that was not asked for changes nothing.
         world.foundry(answer);
@@ -131,6 +137,48 @@ fn a_list_that_could_not_be_read_is_read_again() {
     let held = get(&mut world, 1, &weights_chunks(0));
     world.answer_pending();
     assert!(granted(&world, held));
+}
+
+/// A reader fails its unit over an answer that asking again does not change, and a list is not the
+/// reader's fault.
+#[test]
+fn a_list_that_is_missing_once_or_twice_costs_nobody_a_unit() {
+    let mut world = World::with_run(listed_spec("demo"));
+    world.join(1);
+    world.join(2);
+    for (code, told) in [
+        (Code::ObjectMissing, Code::NoAnswer),
+        (Code::Internal, Code::NoAnswer),
+        (Code::ObjectMissing, Code::ObjectMissing),
+        (Code::ListInvalid, Code::ListInvalid),
+    ] {
+        let held = [1, 2].map(|number| get(&mut world, number, &weights_chunks(0)));
+        fail_read(&mut world, code);
+        for held in held {
+            assert_eq!(world.refusal(held), told, "{code}");
+        }
+    }
+    // Once it was read, a failure is the first again: another process reads it anew.
+    let held = get(&mut world, 1, &weights_chunks(0));
+    world.answer_pending();
+    assert!(granted(&world, held));
+    world.restart();
+    world.answer_pending();
+    let held = get(&mut world, 1, &weights_chunks(0));
+    fail_read(&mut world, Code::ObjectMissing);
+    assert_eq!(world.refusal(held), Code::NoAnswer);
+}
+
+#[test]
+fn a_list_that_fails_leaves_alone_who_waits_for_something_else_too() {
+    let mut world = World::with_run(listed_spec("demo"));
+    world.join(1);
+    world.restart();
+    let shard = get(&mut world, 1, &[object("train 3")]);
+    fail_read(&mut world, Code::ObjectMissing);
+    assert!(!world.answers.contains_key(&shard), "the data may name it");
+    world.answer_pending();
+    assert!(granted(&world, shard));
 }
 
 #[test]

@@ -37,7 +37,8 @@ fn the_answer_to_the_submit_is_the_end_and_there_is_one_order_for_the_state() {
         (refused(Code::NotFinite), false),
         (refused(Code::StatementInvalid), false),
         (refused(Code::LeaseLost), false),
-        (refused(Code::NotJoined), false),
+        (refused(Code::LeaseStalled), false),
+        (refused(Code::RunClosed), false),
     ] {
         let (mut scene, ..) = Scene::submitting();
         scene.answer(answer.clone());
@@ -138,6 +139,22 @@ fn a_submit_that_is_said_again_and_finds_no_lease_is_unknown() {
     }
 }
 
+/// A coordinator that has lost the lead does not know the leases and members that its successor has
+/// let in, while the successor counts the result.
+#[test]
+fn what_the_coordinator_does_not_know_proves_nothing_about_the_first_submit_either() {
+    for code in [Code::LeaseUnknown, Code::NotJoined, Code::IdentityMismatch] {
+        let (mut scene, ..) = Scene::submitting();
+        scene.answer(refused(code));
+        assert_eq!(ends(&scene), [&ResultEnd::Unknown], "{code}");
+    }
+    // Asked again, it may hear of a run that it knows.
+    let (mut scene, ..) = Scene::submitting();
+    scene.answer(refused(Code::RunUnknown));
+    assert!(ends(&scene).is_empty());
+    scene.until(submits);
+}
+
 #[test]
 fn an_answer_that_cannot_be_read_decides_nothing() {
     for code in [Code::MessageInvalid, Code::AnswerForeign] {
@@ -149,8 +166,15 @@ fn an_answer_that_cannot_be_read_decides_nothing() {
 
 /// No refusal code turns a result that may have counted into a refused one.
 #[test]
-fn only_words_about_the_result_decide_once_it_was_said_twice() {
+fn only_words_about_the_result_or_the_end_of_its_lease_decide() {
     for code in Code::ALL.iter().copied() {
+        let (mut scene, ..) = Scene::submitting();
+        scene.answer(refused(code));
+        if is_refused(&scene) {
+            let in_the_ledger = [Code::LeaseLost, Code::LeaseStalled, Code::RunClosed];
+            let about_it = code.class() == Class::Final || code == Code::AlreadyCounted;
+            assert!(about_it || in_the_ledger.contains(&code), "{code}");
+        }
         let (mut scene, ..) = Scene::submitting();
         scene.answer(refused(Code::NoAnswer));
         scene.until(submits);

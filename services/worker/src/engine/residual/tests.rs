@@ -20,6 +20,10 @@ fn layout() -> Layout {
     preset.config.layout()
 }
 
+fn between<'a>(base: &'a [f32], local: &'a [f32]) -> Difference<'a> {
+    Difference::Between { base, local }
+}
+
 fn refused(code: Code) -> ResultEnd {
     ResultEnd::Refused(Refusal::new(code, "played by the test"))
 }
@@ -41,7 +45,12 @@ fn send_in(
         let range = start..(start + size).min(local.len());
         let (base, local) = (vec![0.0; range.len()], &local[range.clone()]);
         let bytes = residual
-            .encode(CODEC, rounding.skip(start), range.clone(), &base, local)
+            .encode(
+                CODEC,
+                rounding.skip(start),
+                range.clone(),
+                between(&base, local),
+            )
             .expect("it fits");
         decode(CODEC, &bytes, &mut arrived[range]).expect("it fits");
     }
@@ -116,7 +125,12 @@ fn only_what_was_sent_is_cleared() {
     residual.ended(WorkId(2), &refused(Code::LeaseLost));
     residual.begin(WorkId(3));
     let (base, local) = ([0.0; 256], wave(256));
-    let encoded = residual.encode(CODEC, SeededRounding::NEAREST, 256..512, &base, &local);
+    let encoded = residual.encode(
+        CODEC,
+        SeededRounding::NEAREST,
+        256..512,
+        between(&base, &local),
+    );
     encoded.expect("it fits");
     residual.ended(WorkId(3), &ResultEnd::Unknown);
     assert!(residual.owed[256..512].iter().all(|value| *value == 0.0));

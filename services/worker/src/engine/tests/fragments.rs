@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use merge::Difference;
 use model::SyntheticConfig;
 use schemas::layout::{Chunk, Layout};
 use schemas::run::InnerOptimizer;
@@ -26,6 +27,17 @@ struct Falling {
 #[derive(Default)]
 struct Device {
     fails: AtomicBool,
+    /// It fails at everything.
+    lost: AtomicBool,
+}
+
+impl Device {
+    fn check(&self) -> Result<(), TrainerError> {
+        match self.fails.load(Ordering::Relaxed) {
+            true => Err(TrainerError::Device("played by the test".to_owned())),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Weights whose device may fail.
@@ -56,7 +68,12 @@ impl Weights for OnADevice<'_> {
         pieces: &[Range<usize>],
         take: &mut dyn FnMut(Bytes) -> ControlFlow<()>,
     ) -> Result<(), TrainerError> {
+        self.device.check()?;
         self.weights.encode(codec, rounding, pieces, take)
+    }
+
+    fn difference(&mut self, range: Range<usize>) -> Result<Difference<'_>, TrainerError> {
+        self.weights.difference(range)
     }
 
     fn read(&mut self, range: Range<usize>) -> Result<(&[f32], &[f32]), TrainerError> {
@@ -64,10 +81,8 @@ impl Weights for OnADevice<'_> {
     }
 
     fn settle(&mut self) -> Result<(), TrainerError> {
-        match self.device.fails.load(Ordering::Relaxed) {
-            true => Err(TrainerError::Device("played by the test".to_owned())),
-            false => self.weights.settle(),
-        }
+        self.device.check()?;
+        self.weights.settle()
     }
 }
 
@@ -117,6 +132,13 @@ impl Trainer for Falling {
         unreachable!("it speaks no language")
     }
 
+    fn check_device(&mut self) -> Result<(), TrainerError> {
+        match self.device.lost.load(Ordering::Relaxed) {
+            true => Err(TrainerError::DeviceLost("played by the test".to_owned())),
+            false => Ok(()),
+        }
+    }
+
     fn device(&self) -> String {
         "a test".to_owned()
     }
@@ -131,13 +153,33 @@ struct Streaming {
     versions: u64,
 }
 
+/// The difference of a fragment, to be encoded.
+fn capture(fragment: u32) -> Capture {
+    let chunk = Chunk {
+        fragment,
+        start: u64::from(fragment),
+        elements: 1,
+    };
+    Capture {
+        work: WorkId(1),
+        fragment: Fragment(fragment),
+        stop: CancellationToken::new(),
+        codec: CodecKind::Fp32,
+        rounding: SeededRounding::NEAREST,
+        chunks: vec![(fragment as usize, chunk)],
+    }
+}
+
 impl Streaming {
     fn new() -> Self {
+        Self::on(Arc::default())
+    }
+
+    fn on(device: Arc<Device>) -> Self {
         let model = ModelConfig::Synthetic(SyntheticConfig {
             parameters: 2,
             step_ms: 0,
         });
-        let device = Arc::new(Device::default());
         let falling = Falling {
             layout: model.layout(),
             parameters: vec![0.0; 2],
@@ -180,21 +222,9 @@ impl Streaming {
 
     /// The decoded difference of a fragment.
     fn capture(&mut self, fragment: u32) -> f32 {
-        let chunk = Chunk {
-            fragment,
-            start: u64::from(fragment),
-            elements: 1,
-        };
-        let capture = Capture {
-            work: WorkId(1),
-            fragment: Fragment(fragment),
-            stop: CancellationToken::new(),
-            codec: CodecKind::Fp32,
-            rounding: SeededRounding::NEAREST,
-            chunks: vec![(fragment as usize, chunk)],
-        };
         let (sender, mut chunks) = mpsc::channel(1);
-        self.session.capture(&capture, &sender);
+        let captured = self.session.capture(&capture(fragment), &sender);
+        captured.expect("it can be encoded");
         let (_, bytes) = chunks.try_recv().expect("one chunk").expect("encoded");
         let mut difference = [f32::NAN];
         decode(CodecKind::Fp32, &bytes, &mut difference).expect("sizes agree");
@@ -346,6 +376,60 @@ fn a_device_that_fails_at_new_weights_fails_their_blend_and_no_step() {
         let arrived = streaming.arrive(1, alpha);
         streaming.blend(arrived);
         streaming.session.begin_steps().expect("all are whole");
+    }
+}
+
+/// A failure of one call is one unit's. Once the device fails at everything, each further unit
+/// would fail too: the thread ends, whatever it was asked to do.
+#[tokio::test]
+async fn a_lost_device_ends_the_training_thread_and_a_failure_alone_does_not() {
+    for capturing in [false, true] {
+        let (told, _progress) = watch::channel((WorkId(0), Steps(0)));
+        let started = Engine::start(TrainingSection::default(), Arc::default(), told);
+        let (engine, running) = started.expect("a thread");
+        let device = Arc::new(Device::default());
+        let adopted = Arc::clone(&device);
+        let adopt = Job::Adopt(Box::new(move || Streaming::on(adopted).session));
+        engine.send(adopt).await.expect("the thread lives");
+        // Once it answers, the model is at hand.
+        let asked = engine
+            .expect(Fragment(0), Digest::of(b"x"), Alpha::TAKE_OVER)
+            .await;
+        asked.expect("there is such a fragment");
+        let failed = async || {
+            if capturing {
+                let chunks = engine.capture(capture(1)).await;
+                let mut chunks = chunks.expect("the thread lives");
+                let answer = chunks.recv().await.expect("one answer");
+                return answer.expect_err("the device fails").code;
+            }
+            let weights = Digest::of(b"the next");
+            let (fragment, alpha) = (Fragment(1), Alpha::TAKE_OVER);
+            let here = engine.expect(fragment, weights, alpha).await;
+            assert!(!here.expect("there is such a fragment"));
+            let (codec, bytes) = (CodecKind::Fp32, vec![0; 4].into());
+            let loaded = engine.load(fragment, codec, 1..2, bytes).await;
+            loaded.expect("the thread lives");
+            let blended = engine.blend(fragment, weights, alpha).await;
+            blended.expect_err("the device fails").code
+        };
+        device.fails.store(true, Ordering::Relaxed);
+        for _ in 0..2 {
+            assert_eq!(failed().await, Code::TrainingFailed);
+        }
+        assert!(!running.ended.is_cancelled());
+        device.lost.store(true, Ordering::Relaxed);
+        assert_eq!(failed().await, Code::TrainingThreadLost);
+        running.ended.cancelled().await;
+        let joined = tokio::task::spawn_blocking(move || running.thread.join()).await;
+        joined.expect("it joins").expect("it ended in order");
+        let asked = engine
+            .expect(Fragment(0), Digest::of(b"x"), Alpha::TAKE_OVER)
+            .await;
+        assert_eq!(
+            asked.expect_err("nobody is there").code,
+            Code::TrainingThreadLost
+        );
     }
 }
 

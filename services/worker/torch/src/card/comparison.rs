@@ -4,7 +4,8 @@
 use std::ops::{ControlFlow, Range};
 
 use bytes::Bytes;
-use merge::SeededRounding;
+use merge::codec::encoded_bytes;
+use merge::{Owed, SeededRounding, encode_with_feedback};
 use schemas::run::{CodecKind, Rounding};
 use trainer::{Alpha, Arrival, HostWeights, Weights};
 
@@ -33,6 +34,13 @@ pub(crate) fn compare(card: &mut dyn Weights, elements: usize) {
                 assert_eq!(differs, None, "{codec:?} {rounding:?} piece {piece}");
             }
             assert_eq!(encoded, expected, "{codec:?} {rounding:?}");
+            let (encoded, left) = with_feedback(card, elements, codec, rounding);
+            let (expected_bytes, expected_left) = with_feedback(host, elements, codec, rounding);
+            assert!(
+                encoded == expected_bytes,
+                "{codec:?} {rounding:?} with feedback"
+            );
+            assert_eq!(left, expected_left, "{codec:?} {rounding:?} is owed");
             for (at, (piece, bytes)) in pieces(elements).iter().zip(&expected).enumerate() {
                 let arrival = match at {
                     1 => Arrival::TakesOver,
@@ -128,6 +136,37 @@ fn encode(
         .encode(codec, rounding, &pieces(elements), &mut take)
         .expect("within");
     encoded
+}
+
+/// Each piece encoded with error feedback, and the bits of what the encodings lack.
+fn with_feedback(
+    weights: &mut dyn Weights,
+    elements: usize,
+    codec: CodecKind,
+    rounding: SeededRounding,
+) -> (Vec<Vec<u8>>, Vec<Vec<u32>>) {
+    let encoded = pieces(elements).into_iter().map(|piece| {
+        let residual: Vec<f32> = piece.clone().map(|at| number(at as u64 + 77)).collect();
+        let mut out = vec![0; encoded_bytes(codec, piece.len())];
+        let mut left = vec![f32::NAN; piece.len()];
+        let rounding = rounding.skip(piece.start);
+        let owed = Owed {
+            difference: weights.difference(piece).expect("within"),
+            residual: &residual,
+        };
+        encode_with_feedback(codec, owed, rounding, &mut out, &mut left).expect("they fit");
+        (out, left.iter().map(|left| bits(*left)).collect())
+    });
+    encoded.unzip()
+}
+
+/// The bits of a number; those that are none are one.
+fn bits(value: f32) -> u32 {
+    if value.is_nan() {
+        u32::MAX
+    } else {
+        value.to_bits()
+    }
 }
 
 fn same(card: &mut dyn Weights, host: &mut dyn Weights, elements: usize, when: &str) {

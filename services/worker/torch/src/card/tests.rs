@@ -122,6 +122,6 @@ fn what_does_not_fit_is_refused() {
     let wrong = weights.load(CodecKind::Bf16, 0..10, &[0; 19], Arrival::TakesOver);
     let error = wrong.expect_err("one byte is missing");
     assert_eq!(error.code(), schemas::Code::SizeMismatch);
-    assert!(weights.read(5..11).is_err());
+    assert!(weights.read(5..11).is_err() && weights.difference(5..11).is_err());
     assert!(weights.blend(5..11, Alpha::TAKE_OVER).is_err());
 }
