@@ -7,6 +7,7 @@ mod altered;
 mod binary;
 mod conformance;
 mod connections;
+mod faulty;
 mod hostile;
 mod misbehaving;
 mod refusals;
