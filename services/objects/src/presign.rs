@@ -279,6 +279,11 @@ mod tests {
             "{}",
             action.href
         );
+        assert!(
+            action.href.contains("%2Fus-east-1%2Fs3%2F"),
+            "{}",
+            action.href
+        );
         assert_eq!(action.headers["content-length"], "3");
         assert_eq!(action.headers["if-none-match"], "*");
         assert_eq!(

@@ -341,6 +341,20 @@ async fn a_store_that_is_busy_is_asked_again_until_patience_ends() {
     assert!(kept.buckets().delete(Digest::of(b"x")).await.is_err());
 }
 
+/// A document without end would fill the memory.
+#[tokio::test]
+async fn of_an_error_document_only_the_beginning_is_read() {
+    let refused = async |padding: usize| {
+        let body = format!("<Error>{}<Code>TooFar</Code></Error>", " ".repeat(padding));
+        let puppet = Puppet::start(move |_, _| answer("409 Conflict", "", body.as_bytes())).await;
+        let error = puppet.buckets().delete(Digest::of(b"x")).await;
+        error.unwrap_err().to_string()
+    };
+    // The longest that is read whole; it comes in more than one piece.
+    assert!(refused((8 << 10) - 34).await.contains("TooFar"));
+    assert!(!refused(4 << 20).await.contains("TooFar"));
+}
+
 #[tokio::test]
 async fn an_upload_of_another_length_than_stated_is_not_read() {
     let store = TestStore::start().await;
