@@ -1,5 +1,5 @@
-//! The grants at the start of a large round, appended to a real stream that syncs every write: all
-//! together, as the coordinator does it, and one after another.
+//! The grants at the start of a large round, appended to a real stream that syncs every write: once
+//! all together, as the coordinator appends them, and once one after another.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use crate::row::{Reach, Row};
 /// Units of the round.
 const UNITS: u32 = 1000;
 
-/// The rows of this bench.
+/// Measures the rows of this bench.
 pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     let (rounds, alone) = match effort {
         Effort::Full => (15, 400),

@@ -1,4 +1,4 @@
-//! A run on a cluster of this build's programs, and what its processes use up.
+//! A run on a cluster of this build's programs, and the processor time and memory of its processes.
 
 use std::fs;
 
@@ -6,15 +6,15 @@ use anyhow::{Context as _, Result};
 use harness::Cluster;
 use model::{ModelConfig, SyntheticConfig};
 
-/// Bytes of the text that workers read: enough for shards on both sides.
+/// Bytes of the text that workers read: enough for training shards and held-out shards.
 const CORPUS_BYTES: usize = 512 << 10;
 
 /// The model that is trained.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Model {
-    /// So many parameters, and steps that take a time.
+    /// A synthetic model with this many parameters, whose steps take this long.
     Synthetic { parameters: u64, step_ms: u64 },
-    /// A preset, which is really trained.
+    /// A preset, trained for real.
     Preset(&'static str),
 }
 
@@ -23,16 +23,17 @@ pub(crate) enum Model {
 pub(crate) struct Shape {
     pub(crate) model: Model,
     pub(crate) steps: u64,
-    /// Tokens of a step: one sequence.
+    /// Tokens of a step, which is one sequence.
     pub(crate) step_tokens: u64,
     pub(crate) units: u32,
     pub(crate) rounds: u64,
     pub(crate) workers_min: usize,
-    /// Full snapshots are saved every so many rounds.
+    /// Rounds between two full snapshots.
     pub(crate) snapshot_every: u64,
 }
 
-/// Everything but workers: broker, store and coordinator, with a run that waits for its workers.
+/// Starts everything but workers: broker, store and coordinator, with a run that waits for its
+/// workers.
 ///
 /// # Errors
 /// A file cannot be written. A failure of a process panics with its log.
@@ -112,7 +113,7 @@ fn corpus() -> String {
 /// Processor seconds, user and system, that a process has used so far.
 ///
 /// # Errors
-/// It does not run.
+/// The process does not run.
 pub(crate) fn processor_seconds(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/stat");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
@@ -141,7 +142,7 @@ pub(crate) fn processor_seconds(pid: u32) -> Result<f64> {
 /// The most memory that a process has held so far, in bytes.
 ///
 /// # Errors
-/// It does not run.
+/// The process does not run.
 pub(crate) fn peak_bytes(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;

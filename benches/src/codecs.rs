@@ -1,5 +1,5 @@
-//! Every codec of uploads: encode, decode and accumulate, in bytes that the work must read or write
-//! once, beside a copy by all threads in the same turn.
+//! Every codec of uploads: encode, decode and accumulate. A rate counts the bytes that the work
+//! must read or write once, and stands beside that of a copy by all threads in the same turn.
 
 use std::hint::black_box;
 
@@ -11,7 +11,7 @@ use crate::Effort;
 use crate::merging::{copy, rate};
 use crate::row::Row;
 
-/// Contributions that are accumulated.
+/// Number of contributions that are accumulated.
 const CONTRIBUTIONS: usize = 4;
 const FP32_BYTES: usize = 4;
 
@@ -22,7 +22,7 @@ struct Buffers {
     encoded: Vec<u8>,
 }
 
-/// Rates of one codec, one sample a turn.
+/// Rates of one codec, one sample for each turn.
 #[derive(Default)]
 struct Rates {
     encode: Vec<f64>,
@@ -30,7 +30,7 @@ struct Rates {
     accumulate: Vec<f64>,
 }
 
-/// Codecs and copy in turns, so that all see the same machine.
+/// Measures codecs and copy in turns, so that all see the same machine.
 pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
     let (elements, repetitions) = if effort == Effort::Full {
         (50_000_000, 9)
@@ -84,7 +84,7 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
 }
 
 impl Buffers {
-    /// GB/s of encode, decode and accumulate.
+    /// Measures encode, decode and accumulate, in GB/s.
     fn turn(&mut self, codec: CodecKind) -> Result<[f64; 3]> {
         let elements = self.base.len();
         let (fp32, bytes) = (FP32_BYTES * elements, codec::encoded_bytes(codec, elements));

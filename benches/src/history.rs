@@ -1,5 +1,5 @@
-//! Reading what was written: a coordinator's start reads its ledger, an auditor replays its copy.
-//! Both read a real stream from its first message, check every signature and fold the events.
+//! Reads a written history: a coordinator's start reads its ledger, and an auditor replays its
+//! copy. Both read a real stream from its first message, check every signature and fold the events.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::cluster_run::processor_seconds;
 use crate::ledger_stream::{LedgerStream, PATIENCE};
 use crate::row::{Reach, Row};
 
-/// Time between two looks at the copy until it is whole.
+/// Pause between two looks at the copy until it is whole.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Events that are appended together.
 const TOGETHER: usize = 1000;
@@ -30,7 +30,7 @@ struct Scene {
     stream: LedgerStream,
 }
 
-/// The rows of this bench.
+/// Measures the rows of this bench.
 pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     let (count, samples) = match effort {
         Effort::Full => (15_000, 7),
@@ -82,7 +82,7 @@ impl Scene {
         Ok(Self { stream })
     }
 
-    /// Appends so many events that follow, and waits for their copies.
+    /// Appends the next `count` events and waits for their copies.
     async fn write(&self, count: usize) -> Result<()> {
         let mut ledger = self.stream.ledger();
         ledger.catch_up(|_| Ok::<(), String>(())).await?;
@@ -102,7 +102,7 @@ impl Scene {
             .context("the ledger is not copied")?
     }
 
-    /// A run of one worker that takes a unit and gives it back, for ever.
+    /// The events of a run with one worker, which takes a unit and gives it back, for ever.
     fn events(&self) -> impl Iterator<Item = NewEvent> {
         let (worker, account) = (kit::worker(0), self.stream.trust.tenants[0].clone());
         let started = LedgerEvent::CoordinatorStarted {
@@ -148,7 +148,7 @@ impl Scene {
         Ok(seconds)
     }
 
-    /// Seconds of a replay, and of this process's processor time in it.
+    /// Seconds of a replay, and the processor time of this process during it.
     async fn replay(&self, count: usize) -> Result<(f64, f64)> {
         let used = processor_seconds(std::process::id())?;
         let started = Instant::now();

@@ -17,15 +17,15 @@ use crate::cluster_run::{self, Model, Shape};
 use crate::row::{Reach, Row};
 
 const CLAIMS_PER_SECOND: u64 = 100;
-/// More than are ever busy when claims are answered in time; a claim that finds none idle waits,
-/// and that counts. So many that each takes some 40 leases: a coordinator gives a worker 64 without
-/// a result before it slows it down.
+/// Number of workers: more than are ever busy when claims are answered in time. A claim that finds
+/// none idle waits, and the wait counts. Each worker takes some 40 leases; a coordinator slows a
+/// worker down after 64 without a result.
 const CLAIMERS: usize = 40;
-/// More units than claimers, so that a claim never waits for one.
+/// Units of the round: more than workers, so that a claim never waits for one.
 const UNITS: u32 = 256;
-/// Claims that are not counted.
+/// Claims at the beginning that are not counted.
 const WARMUP_CLAIMS: usize = 100;
-/// The rows of this bench.
+/// Measures the rows of this bench.
 pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     let counted = if effort == Effort::Full { 1500 } else { 100 };
     let shape = Shape {
@@ -59,7 +59,7 @@ pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
             let (idle, times) = (idle.clone(), times.clone());
             tokio::spawn(async move {
                 let taken = claim(&claimer, due).await;
-                // The receiver is gone only when an earlier claim failed.
+                // The receiver is gone only if an earlier claim failed.
                 let _ = times.send(taken).await;
                 let _ = idle.send(claimer).await;
             });
@@ -95,7 +95,7 @@ pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     ])
 }
 
-/// Claims, and gives the lease back. The time is from `due` to the verified grant.
+/// Claims a unit and gives the lease back. Returns the time from `due` to the verified grant.
 async fn claim(worker: &Scripted, due: Instant) -> Result<Duration> {
     let manifest = worker.claim().await;
     let taken = due.elapsed();

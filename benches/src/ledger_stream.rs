@@ -13,7 +13,7 @@ use schemas::subject::{LEDGER_FILTER, LEDGER_STREAM};
 /// The longest wait for a broker that does not answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The stream, on a server of its own.
+/// A stream for a ledger, on a server of its own.
 pub(crate) struct LedgerStream {
     _server: NatsServer,
     pub(crate) bus: Bus,
@@ -56,7 +56,7 @@ impl LedgerStream {
         Ok(())
     }
 
-    /// The ledger in the stream, of which nothing was read.
+    /// A ledger in the stream, of which nothing was read yet.
     pub(crate) fn ledger(&self) -> Ledger {
         let (key, trust) = (self.key.clone(), self.trust.clone());
         Ledger::new(self.bus.clone(), key, trust, PATIENCE)

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-/// The machine, as far as it decides the numbers.
+/// The facts about the machine that decide the numbers.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     model: String,
@@ -12,7 +12,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// This one, with its load now.
+    /// The facts about this machine, with its present load.
     pub(crate) fn here() -> Self {
         let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = text
@@ -30,7 +30,7 @@ impl Machine {
         }
     }
 
-    /// One line for people.
+    /// The facts in one line for people.
     pub(crate) fn line(&self) -> String {
         let Self {
             model,
@@ -42,8 +42,8 @@ impl Machine {
     }
 }
 
-/// Processes that wanted to run during the last minute, on average. Numbers that were taken beside
-/// other work say so.
+/// Average number of processes that wanted to run during the last minute. It is printed with the
+/// numbers, since they are worse beside other work.
 pub(crate) fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace()

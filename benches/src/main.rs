@@ -45,21 +45,21 @@ use crate::row::Row;
 #[derive(Debug, Parser)]
 #[command(name = "benches")]
 struct Arguments {
-    /// Only benches whose name contains this; may be repeated.
+    /// Run only benches whose name contains this; may be repeated.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Print the names of the benches and end.
     #[arg(long)]
     list: bool,
-    /// Keep the results in benches/baseline.json; rows of benches that did not run stay as they are
-    /// there.
+    /// Write the results to benches/baseline.json; rows of benches that did not run stay as they
+    /// are.
     #[arg(long)]
     save: bool,
-    /// Smaller sizes and fewer repetitions: shows that the benches run, not what to quote.
+    /// Use smaller sizes and fewer repetitions; this shows that the benches work, and gives no
+    /// numbers to quote.
     #[arg(long)]
     quick: bool,
-    /// Print the speed of the decoder as JSON and end: how `tokens` measures in a process of its
-    /// own.
+    /// Print the speed of the decoder as JSON and end: `tokens` measures in a process of its own.
     #[arg(long, hide = true)]
     tokens_here: bool,
 }
@@ -69,7 +69,7 @@ struct Arguments {
 pub(crate) enum Effort {
     /// Enough for numbers that are quoted.
     Full,
-    /// Few repetitions: they show that the bench works.
+    /// Few repetitions, enough to show that the bench works.
     Quick,
 }
 
@@ -88,7 +88,7 @@ enum Bench {
     Starts,
 }
 
-/// In the order in which they run.
+/// The benches, in the order in which they run.
 const BENCHES: [(&str, Bench); 14] = [
     ("merge", Bench::Merge),
     ("codecs", Bench::Codecs),

@@ -1,6 +1,6 @@
 //! The outer step on a whole model: four bf16 contributions, weighted mean, Nesterov, bf16
-//! broadcast. The bound is memory: bytes are counted as what the work must read or write once, and
-//! compared with a copy by all threads in the same run.
+//! broadcast. Memory is the bound: the rate counts the bytes that the work must read or write once,
+//! and stands beside that of a copy by all threads in the same run.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -28,7 +28,7 @@ struct Buffers {
     copy: Vec<f32>,
 }
 
-/// Merge and copy in turns, so that both see the same machine.
+/// Measures merge and copy in turns, so that both see the same machine.
 pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
     let (elements, repetitions) = if effort == Effort::Full {
         (100_000_000, 9)
@@ -121,7 +121,7 @@ impl Buffers {
     }
 }
 
-/// A copy by all threads.
+/// Copies with all threads.
 pub(crate) fn copy(from: &[f32], to: &mut [f32]) {
     let share = from.len().div_ceil(rayon::current_num_threads()).max(1);
     rayon::scope(|scope| {
@@ -131,7 +131,7 @@ pub(crate) fn copy(from: &[f32], to: &mut [f32]) {
     });
 }
 
-/// GB/s (10^9 bytes).
+/// Runs `work` and returns its rate in GB/s (10^9 bytes).
 pub(crate) fn rate(bytes: usize, work: impl FnOnce()) -> f64 {
     let start = Instant::now();
     work();

@@ -10,12 +10,12 @@ use crate::cluster_run::{self, Model, Shape};
 use crate::row::{Reach, Row};
 use crate::timeline::Timeline;
 
-/// Rounds that warm connections and caches and are not counted.
+/// Rounds at the beginning that warm connections and caches, and are not counted.
 const WARMUP_ROUNDS: u64 = 10;
 /// Longest time for all rounds; far above what a busy machine needs.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The rows of this bench.
+/// Measures the rows of this bench.
 pub(crate) async fn measure(workers: usize, effort: Effort) -> Result<Vec<Row>> {
     let counted = if effort == Effort::Full { 300 } else { 30 };
     let last = WARMUP_ROUNDS + counted;
@@ -24,7 +24,7 @@ pub(crate) async fn measure(workers: usize, effort: Effort) -> Result<Vec<Row>> 
         steps: 1,
         step_tokens: 64,
         units: u32::try_from(workers).context("few workers")?,
-        // One more, which the last counted sync leads into.
+        // One round more, which ends the last counted sync.
         rounds: last + 1,
         workers_min: workers,
         snapshot_every: 1_000_000,

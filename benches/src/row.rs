@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The bound that makes a value good enough.
+/// The value to reach.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Reach {
@@ -17,10 +17,10 @@ pub(crate) enum Reach {
 pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) unit: &'static str,
-    /// Sorted; never empty.
+    /// The samples, sorted; there is at least one.
     samples: Vec<f64>,
     pub(crate) reach: Option<Reach>,
-    /// The facts that a reader must know beside the number.
+    /// Facts that a reader must know beside the number.
     pub(crate) note: String,
 }
 
@@ -43,7 +43,7 @@ impl Row {
     /// A row of at least one sample.
     ///
     /// # Panics
-    /// There is none: a bench that measured nothing must fail instead.
+    /// `samples` is empty: a bench that measured nothing must fail instead.
     pub(crate) fn new(name: impl Into<String>, unit: &'static str, mut samples: Vec<f64>) -> Self {
         assert!(!samples.is_empty(), "a row has samples");
         samples.sort_by(f64::total_cmp);
@@ -68,7 +68,7 @@ impl Row {
         self
     }
 
-    /// The upper one of the two middle samples where their number is even.
+    /// The median: the upper of the two middle samples if their number is even.
     pub(crate) fn median(&self) -> f64 {
         self.samples[self.samples.len() / 2]
     }
@@ -83,7 +83,7 @@ impl Row {
         self.samples.len()
     }
 
-    /// The sample below which `share` of all lie.
+    /// The sample below which a `share` of all samples lies.
     pub(crate) fn quantile(&self, share: f64) -> f64 {
         let index = (share * self.samples.len() as f64).ceil() as usize;
         self.samples[index.clamp(1, self.samples.len()) - 1]

@@ -1,6 +1,6 @@
-//! A coordinator's start with a ledger of many events: from all of them, as a domain of an earlier
-//! release starts, and from a checkpoint. The processes are real, and so is the ledger: runs of
-//! many rounds, one after another, as a deployment of some age has them.
+//! A coordinator's start with a ledger of many events: once from all events, as in a domain of an
+//! earlier release, and once from a checkpoint. The processes are real. The ledger holds runs of
+//! many rounds, one after another, like that of an old deployment.
 
 use std::time::{Duration, Instant};
 
@@ -24,13 +24,13 @@ use crate::row::{Reach, Row};
 /// Rounds of each run, and units of each round.
 const ROUNDS: u64 = 100;
 const UNITS: u32 = 16;
-/// Chunks of each contribution and of the weights: a model of some 16 M parameters.
+/// Chunks of each contribution and of the weights: as many as for a model of some 16 M parameters.
 const CHUNKS: usize = 4;
 /// The longest wait for a start: one that reads a million events takes minutes on a busy machine.
 const START_MAX: Duration = Duration::from_secs(600);
 /// The longest wait for a broker that does not answer, and for a checkpoint.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The rows of this bench.
+/// Measures the rows of this bench.
 pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
     let sizes: &[(u64, f64)] = match effort {
         Effort::Full => &[(15_000, 0.4), (1_000_000, 3.0)],
@@ -78,7 +78,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// With so many events, and those that end the last run.
+    /// Makes a domain with a ledger of `events` events, and the few more that end the last run.
     async fn with(events: u64) -> Result<Self> {
         let mut cluster = Cluster::broker(Options::default()).await;
         cluster.start_store().await;
@@ -102,7 +102,7 @@ impl Scene {
         Ok(Ledger::new(bus, key, domain.trust().clone(), PATIENCE))
     }
 
-    /// Starts a coordinator: seconds until it leads and hears.
+    /// Starts a coordinator. Returns the seconds until it leads and accepts requests.
     async fn start(&mut self, name: &str) -> Result<f64> {
         let started = Instant::now();
         self.cluster.spawn_coordinator(name);
@@ -115,7 +115,7 @@ impl Scene {
         self.cluster.kill9(name);
     }
 
-    /// Waits for the first checkpoint; its bytes.
+    /// Waits for the first checkpoint and returns its size in bytes.
     async fn checkpoint(&self) -> Result<u64> {
         let ledger = self.ledger().await?;
         let since = Instant::now();
@@ -133,7 +133,7 @@ impl Scene {
     }
 }
 
-/// Everything that the ledger says of one run.
+/// All events of one run in the ledger.
 fn run_events(number: u64) -> impl Iterator<Item = NewEvent> {
     let run: RunId = format!("run-{number}").parse().expect("a name");
     let spec = spec(&run);

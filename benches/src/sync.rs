@@ -2,9 +2,9 @@
 //! the next weights, over the real broker, store, coordinator and workers on loopback with TLS.
 //! bf16 in both directions.
 //!
-//! Inner steps sleep long enough for a full snapshot to be saved meanwhile, as it would be in
-//! training; its cost shows in the processor time of its own row. One series really trains, which
-//! shows what sleeping hides.
+//! Inner steps sleep, long enough for a full snapshot to be saved meanwhile, as in training; a row
+//! of its own shows the processor time of that. One series trains for real, and so shows costs that
+//! sleeping steps hide.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -18,12 +18,12 @@ use crate::cluster_run::{self, Model, Shape, peak_bytes, processor_seconds};
 use crate::row::{Reach, Row};
 use crate::timeline::{Sync, Timeline};
 
-/// Rounds that warm connections and caches and are not counted.
+/// Rounds at the beginning that warm connections and caches, and are not counted.
 const WARMUP_ROUNDS: u64 = 2;
 /// Longest time for all rounds; far above what a busy machine needs.
 const PATIENCE: Duration = Duration::from_secs(540);
-/// Parameters that a step of the synthetic trainer moves: as many steps as windows, or chunks would
-/// not change.
+/// Parameters that one step of the synthetic trainer changes. There are as many steps as such
+/// windows, so that all chunks change.
 const WINDOW_PARAMETERS: u64 = 1 << 20;
 
 /// The number of parameters.
@@ -37,9 +37,9 @@ pub(crate) enum Size {
 /// The inner steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trained {
-    /// Sleep, so that both cores are there for the sync and no inner state is worth writing.
+    /// Steps that sleep: both cores are free for the sync, and no inner state has to be written.
     Synthetic,
-    /// Those of a model, on the CPU: parameters are read from libtorch, and the moments of the unit
+    /// Steps of a model on the CPU: parameters are read from libtorch, and the moments of the unit
     /// before are written meanwhile.
     Really,
 }
@@ -67,7 +67,7 @@ impl Size {
     const fn parameters(self) -> u64 {
         match self {
             Self::M10 => 10_000_000,
-            // Those of the preset.
+            // The parameters of the preset.
             Self::M25 => 25_000_000,
             Self::M100 => 100_000_000,
         }
@@ -81,7 +81,7 @@ impl Size {
         }
     }
 
-    /// Milliseconds of a unit's inner steps.
+    /// Milliseconds that the inner steps of a unit take.
     const fn training_ms(self) -> u64 {
         match self {
             Self::M10 => 1_000,
@@ -90,7 +90,7 @@ impl Size {
         }
     }
 
-    /// Rounds that are counted.
+    /// Number of rounds that are counted.
     const fn rounds(self, effort: Effort) -> u64 {
         match (self, effort) {
             (_, Effort::Quick) => 2,
@@ -100,7 +100,7 @@ impl Size {
         }
     }
 
-    /// Seconds, from the table.
+    /// The value to reach in seconds, where there is one.
     const fn sync_reach(self, workers: usize) -> Option<f64> {
         match (self, workers) {
             (Self::M10, 2) => Some(0.16),
@@ -112,7 +112,7 @@ impl Size {
     }
 }
 
-/// All rows of one size and number of workers.
+/// Measures all rows of one size and number of workers.
 pub(crate) async fn measure(size: Size, workers: usize, effort: Effort) -> Result<Vec<Row>> {
     let label = format!("{} x{workers}", size.label());
     let series = Series {
@@ -126,7 +126,7 @@ pub(crate) async fn measure(size: Size, workers: usize, effort: Effort) -> Resul
     let (mut rows, costs, ended) = rounds(series).await?;
     rows.extend(costs.rows(&label, "with a full snapshot in each round"));
     if size == Size::M10 && workers == 2 {
-        // The peer writes nothing: the same without full snapshots is what compares.
+        // The peer saves no snapshots, so a series without full snapshots compares with it.
         let without = Series {
             snapshot_every: 1_000_000,
             ..series
@@ -143,13 +143,13 @@ pub(crate) async fn measure(size: Size, workers: usize, effort: Effort) -> Resul
             costs.all() / cores() as f64,
         ));
     }
-    // Its folder goes only now: for a minute after thousands of files were deleted ext4 makes new
-    // ones slowly.
+    // The folder of the first series is removed only now: for a minute after thousands of files
+    // were deleted, ext4 makes new ones slowly.
     drop(ended);
     Ok(rows)
 }
 
-/// The same sync after steps that were slept through and after steps that were done.
+/// Measures the same sync after steps that sleep and after steps that train.
 pub(crate) async fn measure_trained(effort: Effort) -> Result<Vec<Row>> {
     let slept = Series {
         size: Size::M25,
@@ -166,7 +166,7 @@ pub(crate) async fn measure_trained(effort: Effort) -> Result<Vec<Row>> {
     };
     let (mut rows, _, slept) = rounds(slept).await?;
     let (more, _, done) = rounds(done).await?;
-    // The first row of each is the whole sync.
+    // The first row of each series is the whole sync.
     let beside = more[0].median() / rows[0].median();
     rows.extend(more);
     rows.push(
@@ -180,7 +180,7 @@ pub(crate) async fn measure_trained(effort: Effort) -> Result<Vec<Row>> {
 
 impl Series<'_> {
     fn shape(&self, rounds: u64) -> Result<Shape> {
-        /// Steps of one sequence that take about as long as the synthetic ones.
+        /// Steps of one sequence, which take about as long as the synthetic ones.
         const STEPS: u64 = 6;
         const STEP_TOKENS: u64 = 64;
         let (model, steps) = match self.trained {
@@ -217,7 +217,7 @@ async fn rounds(series: Series<'_>) -> Result<(Vec<Row>, Costs, Cluster)> {
     } = series;
     let counted = size.rounds(series.effort);
     let last = WARMUP_ROUNDS + counted;
-    // One more, which the last counted sync leads into.
+    // One round more, which ends the last counted sync.
     let shape = series.shape(last + 1)?;
     let mut cluster = cluster_run::start(&shape).await?;
     for index in 0..workers {
@@ -298,9 +298,9 @@ fn stages(syncs: &[Sync], label: &str, reach: Option<f64>, why: &str) -> Vec<Row
     ]
 }
 
-/// The part of a sync that is sha256 alone, with every core at work: each upload is hashed by its
-/// worker, the store and the coordinator, the broadcast by the coordinator, the store and each
-/// worker. The peer hashes nothing.
+/// The part of a sync that is sha256 alone, with every core at work. Each upload is hashed by its
+/// worker, the store and the coordinator; the broadcast is hashed by the coordinator, the store and
+/// each worker. The peer hashes nothing.
 fn hashing(size: Size, workers: usize, label: &str) -> Row {
     const SAMPLE_BYTES: usize = 32 << 20;
     const BF16_BYTES: u64 = 2;
@@ -316,7 +316,7 @@ fn hashing(size: Size, workers: usize, label: &str) -> Row {
         });
         (cores * SAMPLE_BYTES) as f64 / start.elapsed().as_secs_f64()
     };
-    // The best: whatever else ran at the time is not sha256.
+    // The best of several samples, since other work on the machine only slows sha256 down.
     let rate = (0..SAMPLES).map(|_| once()).fold(0.0, f64::max);
     let hashed = size.parameters() * BF16_BYTES * (3 * workers + 2 + workers) as u64;
     let row = Row::new(
@@ -358,7 +358,7 @@ impl Costs {
             row("store", self.store),
             row("broker", self.broker),
             row("all workers'", self.workers),
-            // What every core has to do for a round: no schedule makes a sync much shorter.
+            // The work of all cores for a round; no schedule makes a sync much shorter than this.
             row(
                 "a core's share of all processes'",
                 self.all() / cores() as f64,

@@ -1,6 +1,6 @@
 //! Results on the terminal, and kept in `benches/baseline.json`: a list of `{name, unit, value,
-//! reach}`. Each entry also names the machine it was measured on, since entries may be renewed one
-//! by one.
+//! reach}`. Each entry also names the machine that it was measured on, since entries may be
+//! replaced one by one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,7 +26,7 @@ struct Entry {
 
 /// Prints a line.
 pub(crate) fn say(line: &str) {
-    // A closed pipe ends nothing that was measured.
+    // A closed pipe must not end the measuring.
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
@@ -94,7 +94,7 @@ fn cells(row: &Row, before: Option<&Entry>) -> [String; 7] {
     ]
 }
 
-/// Three significant digits, or all digits of what is larger.
+/// Three significant digits, or all digits before the point if there are more.
 fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
@@ -114,7 +114,7 @@ pub(crate) fn save(machine: &Machine, rows: &[Row]) -> Result<()> {
     let fresh = rows.iter().map(|row| Entry {
         name: row.name.clone(),
         unit: row.unit.to_owned(),
-        // Six digits are more than any of these numbers is good for.
+        // Six decimal places are more than any of these numbers needs.
         value: (row.median() * 1e6).round() / 1e6,
         reach: row.reach,
         machine: machine.line(),

@@ -1,5 +1,5 @@
-//! The times of a sync, read out of the logs: each process of a cluster logs the end of each of its
-//! stages, and all of them read the same clock.
+//! The times of a sync, read from the logs: each process of a cluster logs the end of each of its
+//! stages, and all processes read the same clock.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub(crate) enum Mark {
     Uploaded,
     /// The coordinator has checked a contribution.
     Screened,
-    /// The outer step is done and published.
+    /// The outer step is done, and the new weights are at the store.
     Merged,
     /// A worker has a lease on the round and begins to fetch.
     Leased,
@@ -22,8 +22,8 @@ pub(crate) enum Mark {
     Loaded,
 }
 
-/// The texts that are looked for in a line, each with its mark. A merge belongs to the round that
-/// it closes, a load to the round that it opens.
+/// The texts that are searched in a line, each with its mark. A merge belongs to the round that it
+/// closes, a load to the round that it opens.
 const MESSAGES: [(&str, Mark); 6] = [
     (" inner steps done ", Mark::StepsDone),
     (" contribution uploaded ", Mark::Uploaded),
@@ -62,7 +62,7 @@ impl Sync {
 }
 
 impl Timeline {
-    /// Reads one more process's log, in the form for people without colours.
+    /// Reads the log of one more process, in the form for people and without colours.
     pub(crate) fn read(&mut self, log: &str) {
         for (round, mark, at) in log.lines().filter_map(entry) {
             let (last, count) = self.marks.entry((round, mark)).or_insert((at, 0));
@@ -71,7 +71,7 @@ impl Timeline {
         }
     }
 
-    /// The syncs after each of `rounds`; a round that not all `workers` went through is left out.
+    /// The syncs after each of `rounds`; a sync is left out if one of the `workers` missed a stage.
     pub(crate) fn syncs(&self, rounds: std::ops::Range<u64>, workers: usize) -> Vec<Sync> {
         rounds
             .filter_map(|round| self.sync(round, workers))

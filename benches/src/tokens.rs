@@ -1,6 +1,6 @@
 //! Training speed of the demonstration's decoder on one thread, in tokens a second, beside PyTorch
-//! eager where a Python with it is named by `DILOCO_BENCH_PYTHON`. Both run in processes of their
-//! own, in turns.
+//! eager if `DILOCO_BENCH_PYTHON` names a Python with torch. Each measures in a process of its own,
+//! in turns.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,9 +17,9 @@ use crate::Effort;
 use crate::row::{Reach, Row};
 use crate::table;
 
-/// Names the Python whose torch is the peer.
+/// Variable that names the Python of the peer.
 const PYTHON: &str = "DILOCO_BENCH_PYTHON";
-/// The model, batch and optimizer of `benches/peer/train.py`.
+/// The model; `benches/peer/train.py` has the same one, with the same batch and optimizer.
 const PRESET: &str = "demo";
 const SEQUENCES: usize = 8;
 const SEQUENCE_TOKENS: usize = 256;
@@ -37,13 +37,13 @@ struct Speed {
 }
 
 impl Speed {
-    /// With the precision that a run has by default.
+    /// The speed in the precision that a run has by default.
     fn default_precision(&self) -> f64 {
         self.bf16.unwrap_or(self.fp32)
     }
 }
 
-/// Ours and the peer's, in turns.
+/// Measures our decoder and the peer's, in turns.
 pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
     let turns = if effort == Effort::Full { 5 } else { 1 };
     let python = std::env::var_os(PYTHON).filter(|path| !path.is_empty());
@@ -71,14 +71,14 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
         rows.push(fast.reach(Reach::AtLeast(1.9)).note(match ours[0].bf16 {
             Some(_) => "bf16 here",
             None => {
-                "fp32 here: the gain is that of bf16, for which this processor has no instructions"
+                "fp32 is the default here; bf16 would bring the gain, but this processor has no instructions for it"
             }
         }));
     }
     Ok(rows)
 }
 
-/// One arithmetic on both sides; no rows where the processor does not have it.
+/// Compares both sides in one precision; no rows where the processor does not have it.
 fn rows(dtype: &str, ours: &[Speed], peers: &[Speed], of: fn(&Speed) -> Option<f64>) -> Vec<Row> {
     let of_all = |speeds: &[Speed]| speeds.iter().filter_map(of).collect::<Vec<f64>>();
     let (ours, peers) = (of_all(ours), of_all(peers));
@@ -109,7 +109,8 @@ fn rows(dtype: &str, ours: &[Speed], peers: &[Speed], of: fn(&Speed) -> Option<f
     ]
 }
 
-/// In a process that starts as the worker does: its libraries read some settings before `main`.
+/// Measures in a new process that starts as the worker does: libtorch's libraries read some
+/// settings before `main`.
 fn here() -> Result<Speed> {
     let program = std::env::current_exe().context("where this program is")?;
     let output = Command::new(program)
@@ -131,7 +132,7 @@ fn here() -> Result<Speed> {
 pub(crate) fn print_here() -> Result<()> {
     diloco_worker::launch::restart_with_settings();
     torch::init(DeviceChoice::Cpu, 1)?;
-    // Without instructions for bf16 its products are emulated, which nobody would choose.
+    // Without instructions for bf16 its products would be emulated, which nobody would choose.
     let bf16 = torch::processor_has_bf16()
         .then(|| speed(Precision::Bf16))
         .transpose()?;
@@ -187,7 +188,7 @@ fn speed(precision: Precision) -> Result<f64> {
     Ok(batch.predicted() as f64 / seconds[STEPS / 2])
 }
 
-/// The peer with its default optimizer, as `eager` means.
+/// Measures the peer with its default optimizer.
 fn pytorch(python: &Path, bf16: bool) -> Result<Speed> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peer/train.py");
     let mut command = Command::new(python);
@@ -213,7 +214,8 @@ fn pytorch(python: &Path, bf16: bool) -> Result<Speed> {
     })
 }
 
-/// From a line such as `demo cpu, 1 threads, fp32, default AdamW: 9000 tokens/s, torch 2.11.0`.
+/// Reads the speed from a line such as `demo cpu, 1 threads, fp32, default AdamW: 9000 tokens/s,
+/// torch 2.11.0`.
 fn peer_speed(text: &str, dtype: &str) -> Option<f64> {
     let wanted = format!(", {dtype}, default AdamW: ");
     let line = text.lines().find(|line| line.contains(&wanted))?;

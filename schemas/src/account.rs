@@ -1,10 +1,10 @@
 //! The accounts of a domain: the streams in each, the messages that cross from one to the other,
 //! and the copies that the broker itself makes.
 //!
-//! The broker publishes an answer where the asker says, with the answerer's rights, and follows a
-//! subject that is an import into the exporter's account. So the ledger lies where nobody but its
-//! writers can ask anything, and nothing that an account imports leads to a stream without a
-//! process between that checks what it stores.
+//! The broker publishes an answer wherever the asker wants it, with the answerer's rights; if that
+//! subject is an import, the broker follows it into the exporter's account. So the ledger lies in
+//! an account where only its writers can ask anything. And no import leads to a stream directly: a
+//! process in between checks what it stores.
 
 use crate::AccountId;
 pub use crate::role::Account;
@@ -17,7 +17,7 @@ pub struct Crossing {
     pub lane: Lane,
     /// The account that exports it.
     pub home: Account,
-    /// True when it is a service (from the tenant, answered) or a stream (to the tenant).
+    /// True for a service (from the tenant, answered), false for a stream (to the tenant).
     pub service: bool,
 }
 
@@ -66,7 +66,7 @@ impl Crossing {
 }
 
 /// A stream that the broker copies into stream `AUDIT` across accounts. No client takes part: the
-/// subjects below are said by the broker on behalf of the copying stream, and no role may use them.
+/// broker itself uses the subjects below on behalf of the copying stream, and no role may use them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copied {
     /// The account in which it lies.
@@ -82,7 +82,7 @@ pub struct CopyPath {
     pub exported: String,
     /// The subject in the audit account.
     pub local: String,
-    /// True when it is a service (from the copy to the stream) or a stream (to the copy).
+    /// True for a service (from the copy to the stream), false for a stream (to the copy).
     pub service: bool,
 }
 
@@ -114,8 +114,8 @@ impl Copied {
     }
 
     /// Every subject that the copy needs. The broker makes its consumer under the one without a
-    /// suffix or under the others, by its own choice; where one is missing the copy stays empty
-    /// without any error.
+    /// suffix or under the others, as it chooses. If one is missing, the copy stays empty without
+    /// any error.
     pub fn paths(&self) -> Vec<CopyPath> {
         let (stream, api, delivery) = (&self.stream, self.api(), self.delivery());
         let flow = format!("$JS.FC.{stream}.>");
@@ -143,7 +143,7 @@ impl Copied {
     }
 }
 
-/// The streams that hold events: nobody but a provisioner may alter one.
+/// The streams that hold events: only a provisioner may alter them.
 pub fn event_streams(tenants: &[AccountId]) -> Vec<(Account, String)> {
     let copy = (Account::Audit, AUDIT_STREAM.to_owned());
     Copied::all(tenants)

@@ -1,10 +1,10 @@
-//! Answers, made so that they are harmless wherever they land. The subject of an answer is chosen
-//! by the asker, and the broker publishes there with nobody's permission: it can be another's
-//! inbox, the subject of commands, or a subject that the broker itself carries on, so that an
-//! answer comes back as if another had asked it.
+//! Answers, made so that they are harmless wherever they land. The asker chooses the subject of an
+//! answer, and the broker publishes there without checking a permission. It can be another client's
+//! inbox, the subject of commands, or a subject that the broker forwards, so that an answer looks
+//! like a question of somebody else.
 //!
 //! So an answer begins with a byte with which no other message begins ([`ANSWER_MARK`]), and it
-//! names who asked and what: everybody else can tell that it is none of theirs, and passes over it.
+//! names its asker and its question: everybody else can tell that it is for another, and skips it.
 
 use std::borrow::Cow;
 
@@ -44,8 +44,7 @@ pub struct Answer<T> {
     pub reply: Reply<T>,
 }
 
-/// True for bytes that are an answer, whichever question they answer and whichever process asked
-/// it.
+/// True for bytes that are an answer, to whatever question of whatever process.
 pub fn is_answer(bytes: &[u8]) -> bool {
     bytes.first() == Some(&ANSWER_MARK)
 }
@@ -61,7 +60,7 @@ pub fn question(subject: &str, payload: &[u8]) -> Digest {
 }
 
 impl Asked {
-    /// Reads a request as it arrives in the control account; none when the subject names no sender.
+    /// Reads a request as it arrives in the control account; none if its subject names no sender.
     pub fn heard(subject: &str, payload: &[u8]) -> Option<Self> {
         let by = sender_key(subject)?;
         let sent: Cow<'_, str> = as_sent(subject);
@@ -83,7 +82,7 @@ impl<T> Answer<T> {
         }
     }
 
-    /// True when it answers this question of this asker. An asker that is connected without a name
+    /// True if it answers this question of this asker. An asker that is connected without a name
     /// has none to compare.
     pub fn is_for(&self, by: Option<&PublicKey>, question: Digest) -> bool {
         self.question == question && by.is_none_or(|by| *by == self.to)

@@ -16,7 +16,7 @@ use crate::{Digest, ObjectRef, UnixMillis};
 pub struct PutRequest {
     /// Version.
     pub v: V<1>,
-    /// The lease they are for.
+    /// The lease that they are for.
     pub lease: LeaseRef,
     /// The objects, at most `GRANTS_MAX`.
     pub objects: Vec<ObjectRef>,
@@ -61,13 +61,13 @@ pub struct HttpAction {
     pub method: Method,
     /// The URL.
     pub href: String,
-    /// Headers to send exactly so; the signature covers them.
+    /// Headers to send with exactly these values; the signature covers them.
     pub headers: BTreeMap<String, String>,
     /// The end of the URL's validity, by the store's clock; it is checked when the request starts.
     pub expires_at: UnixMillis,
 }
 
-/// An HTTP method that is ever granted.
+/// An HTTP method that a grant can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Method {

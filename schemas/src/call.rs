@@ -1,7 +1,7 @@
-//! What can be asked of the coordinator, declared once: each line of `calls!` ties a verb to its
-//! request, its reply, its place in the permission table and the text of the reference page, by
-//! type. Subjects, decoding, the enums that the coordinator decides about, the callers' functions
-//! and `docs/bus.md` follow from it.
+//! The questions to the coordinator, declared once: each line of `calls!` ties a verb to its
+//! request, its reply, its row in the permission table and the text of the reference page, by type.
+//! Subjects, decoding, the enums that the coordinator matches on, the callers' functions and
+//! `docs/bus.md` follow from it.
 
 use std::fmt;
 
@@ -17,19 +17,19 @@ use crate::role::Role;
 use crate::subject::{Kind, Lane, Row};
 use crate::{Message, PublicKey, RunId, WorkerId};
 
-/// One thing that can be asked: the types of question and answer, under one verb.
+/// A question to the coordinator: the types of question and answer, under one verb.
 pub trait Call {
     /// The verbs of its lane.
     type Verb: Copy;
-    /// What is sent.
+    /// The question.
     type Request: Message;
-    /// What is answered when it is not refused.
+    /// The answer, if the question is not refused.
     type Reply: Message;
     /// The verb.
     const VERB: Self::Verb;
 }
 
-/// The name of a type that is sent, for the reference page; a name without a type does not compile.
+/// The name of a message type for the reference page; a name without a type does not compile.
 macro_rules! message_name {
     ($type:ty) => {{
         const fn is_sent<T: serde::Serialize>() {}
@@ -39,8 +39,8 @@ macro_rules! message_name {
 }
 pub(crate) use message_name;
 
-/// Declares all calls of one lane. After the request's type may stand `as` and the type in which
-/// the coordinator takes it, when that is another.
+/// Declares all calls of one lane. After the request's type may follow `as` and the type to which
+/// the coordinator decodes it, if that is another one.
 macro_rules! calls {
     (
         $(#[$verb_doc:meta])* verbs $verbs:ident;
@@ -55,7 +55,7 @@ macro_rules! calls {
         pub enum $verbs { $($call,)+ }
 
         impl $verbs {
-            /// All of them.
+            /// All calls of the lane.
             pub const ALL: &[Self] = &[$(Self::$call,)+];
 
             /// Their lines in the table of subjects.
@@ -70,7 +70,7 @@ macro_rules! calls {
                 purpose: $purpose,
             },)+];
 
-            /// Its last tokens in a subject.
+            /// The last tokens of its subject.
             pub const fn token(self) -> &'static str {
                 match self { $(Self::$call => $token,)+ }
             }
@@ -92,12 +92,12 @@ macro_rules! calls {
         pub enum $requests { $($call(calls!(@taken $request $($taken)?)),)+ }
 
         impl $requests {
-            /// The verb under which it came.
+            /// The verb of the request.
             pub const fn verb(&self) -> $verbs {
                 match self { $(Self::$call(_) => $verbs::$call,)+ }
             }
 
-            /// Reads what came under a verb.
+            /// Decodes the request of a verb.
             ///
             /// # Errors
             /// The bytes are no request of this verb.
@@ -129,9 +129,9 @@ macro_rules! calls {
 }
 
 calls! {
-    /// What a worker asks.
+    /// A question of a worker.
     verbs Verb;
-    /// What a worker asked.
+    /// A decoded question of a worker.
     requests WorkerRequest;
     calls worker;
     lane Request, "{run}.{worker}.", said by Worker;
@@ -147,9 +147,9 @@ calls! {
 }
 
 calls! {
-    /// What an operator asks.
+    /// A question of an operator.
     verbs ControlVerb;
-    /// What an operator asked.
+    /// A decoded question of an operator.
     requests ControlRequest;
     calls control;
     lane Control, "{operator}.", said by Operator;

@@ -1,5 +1,5 @@
-//! The chunks of one copy of a run's parameters: each named where it is used, or all of them by one
-//! object that lists them. A list keeps events short, however many chunks a model has.
+//! The chunks of one copy of a run's parameters. Either each chunk is named where it is used, or
+//! one object lists them all. A list keeps events short, however many chunks a model has.
 
 use std::fmt;
 
@@ -17,8 +17,8 @@ const HEADER: &[u8] = b"diloco-chunks/1\n";
 const ENTRY_BYTES: usize = 8 + 32;
 
 /// The chunks of a contribution, of weights or of outer state, in the layout's order. Named chunks
-/// are an array on the wire, a list is a map: messages from before there were lists read as they
-/// did.
+/// are an array on the wire and a list is a map, so that messages from before there were lists are
+/// still read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Chunks {
     /// One object per chunk.
@@ -27,7 +27,7 @@ pub enum Chunks {
     Listed(Listed),
 }
 
-/// A list of chunks by reference, with the numbers that are checked before anybody reads it.
+/// A list of chunks by reference, with the totals that are checked before the list is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listed {
@@ -40,9 +40,9 @@ pub struct Listed {
 }
 
 impl Chunks {
-    /// Names the chunks of a new run's initial weights, and gives the list to store if there is
-    /// one. They are listed where their names would not fit into an event; below that a list would
-    /// cost every lease and every result one more transfer.
+    /// Names the chunks of a new run's initial weights, and returns the list to store if there is
+    /// one. Chunks are listed only if their names would not fit into an event, since a list costs
+    /// every lease and every result one more transfer.
     pub fn of_new_run(chunks: Vec<ObjectRef>) -> (Self, Option<Vec<u8>>) {
         if chunks.len() > NAMED_CHUNKS_MAX {
             Self::listing(&chunks)
@@ -51,7 +51,7 @@ impl Chunks {
         }
     }
 
-    /// Lists chunks, and gives the list to store.
+    /// Lists chunks, and returns the list to store.
     pub(crate) fn listing(chunks: &[ObjectRef]) -> (Self, Option<Vec<u8>>) {
         let (listed, bytes) = Listed::of(chunks);
         (Self::Listed(listed), Some(bytes))
@@ -114,7 +114,8 @@ impl From<Vec<ObjectRef>> for Chunks {
 }
 
 impl Listed {
-    /// Lists chunks, which are as many as a layout has; the bytes are the list's only encoding.
+    /// Makes the list of chunks, which are as many as a layout has. The bytes are its only
+    /// encoding.
     pub fn of(chunks: &[ObjectRef]) -> (Self, Vec<u8>) {
         let mut bytes = Vec::with_capacity(HEADER.len() + chunks.len() * ENTRY_BYTES);
         bytes.extend_from_slice(HEADER);
@@ -132,12 +133,12 @@ impl Listed {
         (listed, bytes)
     }
 
-    /// The length of a list of so many chunks.
+    /// The length of a list of this many chunks.
     pub const fn length(chunks: usize) -> Bytes {
         Bytes((HEADER.len() + chunks * ENTRY_BYTES) as u64)
     }
 
-    /// Checks the facts that are known without the list: its numbers agree with each other.
+    /// Checks the facts that are known without reading the list: its totals agree with each other.
     ///
     /// # Errors
     /// [`Code::ListMismatch`].
@@ -162,8 +163,8 @@ impl Listed {
     /// Reads the list's bytes, which have its digest.
     ///
     /// # Errors
-    /// [`Code::ListInvalid`] when they are no list, [`Code::ListMismatch`] when they list other
-    /// chunks than is said here.
+    /// [`Code::ListInvalid`] if the bytes are no list, [`Code::ListMismatch`] if its totals differ
+    /// from those here.
     pub fn read(&self, bytes: &[u8]) -> Result<Vec<ObjectRef>, Refusal> {
         self.check()?;
         let digest = self.list.digest;
@@ -220,8 +221,8 @@ impl Serialize for Chunks {
 }
 
 impl<'de> Deserialize<'de> for Chunks {
-    /// Reads straight from the decoder: serde's untagged enums go through a copy that has forgotten
-    /// whether the form is one for people, which digests need to know.
+    /// Reads straight from the decoder. serde's untagged enums go through a copy that no longer
+    /// knows if the form is one for people, and digests need to know that.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(ChunksVisitor)
     }
@@ -285,7 +286,7 @@ mod tests {
             &longer,
             &changed(0, b'D'),
             &changed(14, b'2'),
-            // The first chunk has one byte: without it none.
+            // The first chunk has one byte; this change removes it.
             &changed(HEADER.len(), 0),
             &bytes[..HEADER.len() - 1],
             &[],

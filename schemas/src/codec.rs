@@ -1,5 +1,5 @@
-//! Codecs: the number formats in which weights and contributions travel, and the sizes that they
-//! give.
+//! Codecs: the number formats in which weights and contributions travel, and the sizes of their
+//! encodings.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +28,8 @@ pub enum Rounding {
 pub enum Carries {
     /// Weights and contributions.
     Anything,
-    /// Contributions only: it errs by a part of the largest value nearby, which a mean of
-    /// contributions evens out and a copy of the weights would keep.
+    /// Contributions only. The codec errs by a part of the largest value nearby; a mean of
+    /// contributions evens that out, but a copy of the weights would keep it.
     Contributions,
 }
 
@@ -69,7 +69,7 @@ macro_rules! codecs {
                 }
             }
 
-            /// The values that may travel in it.
+            /// The values that may travel in this codec.
             pub const fn carries(self) -> Carries {
                 match self {
                     $(Self::$kind => Carries::$carries,)+
@@ -96,7 +96,7 @@ impl CodecKind {
     }
 
     /// The bytes of the encoding of `elements`. A last block that is not full takes as many bytes
-    /// as a full one. `u64::MAX` where the true number would not fit, so that it equals no length.
+    /// as a full one. `u64::MAX` if the true number does not fit, which is no possible length.
     pub const fn encoded_bytes(self, elements: u64) -> u64 {
         elements
             .div_ceil(self.block_elements())

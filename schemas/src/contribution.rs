@@ -33,7 +33,7 @@ pub struct StageRequest {
 pub struct SubmitRequest {
     /// Version.
     pub v: V<1>,
-    /// The encoding of a [`Statement`]; signed as it is, never encoded again.
+    /// The encoding of a [`Statement`], which is signed as it is and never encoded again.
     pub statement: ByteBuf,
     /// A signature by the worker's audit key, over the statement under its own domain prefix.
     pub signature: ByteArray<64>,
@@ -47,7 +47,7 @@ pub struct Statement {
     pub v: V<1>,
     /// The run.
     pub run: RunId,
-    /// The digest of the run's settings it worked under.
+    /// The digest of the run's settings under which the worker worked.
     pub spec: Digest,
     /// The worker.
     pub worker: WorkerId,
@@ -67,7 +67,8 @@ pub enum Outcome {
     Evaluation(Evaluation),
 }
 
-/// An outer gradient: base minus local, in the layout's order, encoded by chunk.
+/// A contribution (the paper's outer gradient): base minus local, in the layout's order, encoded by
+/// chunk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Contribution {
@@ -127,7 +128,7 @@ pub enum Fate {
 pub struct Submission {
     /// The statement, decoded.
     pub statement: Statement,
-    /// The statement's bytes as they were signed.
+    /// The statement's bytes in the form in which they were signed.
     pub bytes: Vec<u8>,
     /// The signature.
     pub signature: [u8; 64],

@@ -18,7 +18,7 @@ pub struct RunNew {
     pub spec: RunSpec,
 }
 
-/// `view`: show me.
+/// `view`: show a view.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ViewRequest {
@@ -115,7 +115,7 @@ pub struct RunNewReply {
     pub v: V<1>,
     /// The digest of its settings.
     pub spec_digest: crate::Digest,
-    /// True when this request created it; false when the same run existed.
+    /// True if this request created the run; false if the same run existed.
     pub created: bool,
 }
 

@@ -14,7 +14,7 @@ use crate::{ObjectRef, Tokens};
 pub struct DataManifest {
     /// Version.
     pub v: V<1>,
-    /// The text that it was made of, for people.
+    /// The source of the text, for people.
     pub source: String,
     /// The tokenizer that made the tokens.
     pub tokenizer: Tokenizer,
@@ -63,7 +63,7 @@ pub struct Entropy {
 /// Tokens of the vocabulary of bytes.
 pub const BYTE_VOCABULARY: u32 = 256;
 
-/// Bytes a token takes in the shards of a vocabulary.
+/// Bytes that a token takes in the shards of a vocabulary.
 pub const fn token_bytes(vocabulary: u32) -> u8 {
     match vocabulary {
         0..=0x100 => 1,
@@ -73,8 +73,8 @@ pub const fn token_bytes(vocabulary: u32) -> u8 {
 }
 
 impl DataManifest {
-    /// Checks that it agrees with itself and with the limits: readers of a manifest rely on each of
-    /// these checks.
+    /// Checks that the manifest is consistent and within the limits. Readers of a manifest depend
+    /// on each of these checks.
     ///
     /// # Errors
     /// [`Code::DataInvalid`], naming both sides of the contradiction.
@@ -123,7 +123,7 @@ impl DataManifest {
 }
 
 impl Shard {
-    /// True when its bytes are those of so many tokens, and of an object that may be.
+    /// True if the shard's bytes are those of its tokens, and an object may have that size.
     fn fits(&self, width: u8) -> bool {
         let bytes = self.tokens.get().checked_mul(width.into());
         self.tokens.get() > 0

@@ -16,8 +16,8 @@ use crate::Bytes;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
-/// An immutable object, by its digest and its length. Enough to fetch it and to know that it is the
-/// right one.
+/// An immutable object, by its digest and its length. This is enough to fetch the object and to
+/// verify it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ObjectRef {

@@ -18,8 +18,8 @@ use crate::{
     WorkerId,
 };
 
-/// An event as it is sent and stored. Key and signature stand beside the body in one payload and
-/// not in headers: a reader of strangers' messages asks for no headers, since a header can be
+/// An event as it is sent and stored. Key and signature are beside the body in one payload, and not
+/// in headers: a reader of strangers' messages asks the broker for no headers, since those may hold
 /// anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,7 +36,7 @@ pub struct SignedEvent {
 
 message!(SignedEvent, "signed event", SIGNED_EVENT_BYTES_MAX);
 
-/// The body of an event: encoded once, signed, hashed and stored as it is.
+/// The body of an event, which is encoded once, and then signed, hashed and stored unchanged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventBody {
@@ -48,9 +48,9 @@ pub struct EventBody {
     pub sequence: Sequence,
     /// The digest of the emitter's previous body; none for the first.
     pub previous: Option<Digest>,
-    /// The emitter's clock: a claim.
+    /// The emitter's clock, which nobody has checked.
     pub time: UnixMillis,
-    /// The run it concerns; none for the cluster as a whole.
+    /// The run that it concerns; none if it concerns the whole cluster.
     pub run: Option<RunId>,
     /// The event itself.
     pub event: Event,
@@ -76,17 +76,17 @@ pub enum Event {
     reason = "fields are named after the types and words of this crate"
 )]
 pub enum LedgerEvent {
-    /// A coordinator took the lead; every lease that is still open runs on from here for one lease
-    /// time.
+    /// A coordinator took the lead. Every lease that is still open runs for one lease time from
+    /// here.
     CoordinatorStarted {
         release: String,
         posture: Posture,
-        /// The process that took it, named by a random number: two that begin in the same moment
-        /// sign different events. A ledger of an earlier release names none.
+        /// The process that took the lead, named by a random number, so that two that begin at the
+        /// same moment sign different events. A ledger of an earlier release names none.
         #[serde(default)]
         session: Session,
     },
-    /// It gave the lead up in order.
+    /// The coordinator gave the lead up in order.
     CoordinatorStopped { reason: String },
     /// An operator created a run.
     RunCreated {
@@ -95,7 +95,7 @@ pub enum LedgerEvent {
     },
     /// All rounds are closed and the last snapshot is evaluated.
     RunCompleted,
-    /// A worker is a member, or renewed its entry.
+    /// A worker became a member, or renewed its entry.
     WorkerJoined {
         worker: WorkerId,
         account: AccountId,
@@ -104,7 +104,7 @@ pub enum LedgerEvent {
         device: String,
         release: String,
         posture: Posture,
-        /// The life of the worker that joined; a ledger of an earlier release names none.
+        /// The session that joined; a ledger of an earlier release names none.
         #[serde(default)]
         session: Session,
     },
@@ -114,18 +114,18 @@ pub enum LedgerEvent {
         cause: Departure,
         detail: String,
     },
-    /// The round's units are on offer. Which they are follows from the run's settings.
+    /// The round's units are on offer. The run's settings say which units these are.
     RoundOpened { round: Round },
     /// A worker holds a unit.
     LeaseGranted { lease: LeaseRef, worker: WorkerId },
-    /// It holds it no longer, and left no result. `tokens` are abandoned.
+    /// The worker no longer holds the unit, and left no result. `tokens` are abandoned.
     LeaseEnded {
         lease: LeaseRef,
         worker: WorkerId,
         cause: LeaseEnd,
         tokens: Tokens,
     },
-    /// A contribution counts. From here on its objects are kept until a full snapshot holds it.
+    /// A contribution counts. From now on its objects are kept until a full snapshot contains it.
     ContributionAccepted {
         lease: LeaseRef,
         worker: WorkerId,
@@ -150,18 +150,18 @@ pub enum LedgerEvent {
         statement: Digest,
         signature: ByteArray<64>,
     },
-    /// These contributions are merged, and no others: contributions that come to the round later
-    /// are late. A set of more than [`SEALED_MAX`](crate::limits::SEALED_MAX) is named by several
-    /// events in a row, ascending by unit; `rest` counts the contributions that the following ones
-    /// name, and 0 completes the seal.
+    /// Only these contributions are merged; later contributions to the round are late. A set of
+    /// more than [`SEALED_MAX`](crate::limits::SEALED_MAX) is named by several events in a row,
+    /// ascending by unit; `rest` counts the contributions that the following ones name, and 0
+    /// completes the seal.
     RoundSealed {
         round: Round,
         fragment: Fragment,
         inputs: Vec<SealedInput>,
         rest: u32,
     },
-    /// The sealed set is merged: `broadcast` are the resulting weights. In a ledger of an
-    /// earlier release no seal comes before, and the set is all that was accepted.
+    /// The sealed set is merged; `broadcast` are the resulting weights. In a ledger of an earlier
+    /// release there is no seal before, and the set is everything that was accepted.
     RoundClosed {
         round: Round,
         #[serde(default, skip_serializing_if = "Fragment::is_first")]
@@ -170,13 +170,13 @@ pub enum LedgerEvent {
         norm: f64,
         tokens: Tokens,
     },
-    /// A full snapshot of the weights that round `round` starts from stands.
+    /// A full snapshot of the weights that round `round` starts from was saved.
     SnapshotSaved { round: Round, manifest: ObjectRef },
-    /// An operator gave an order that changes state, and that it may give. Orders that are refused
-    /// or repeated are not recorded.
+    /// An operator gave an order that changes state, and was allowed to. Refused and repeated
+    /// orders are not recorded.
     ControlReceived { operator: PublicKey, verb: String },
-    /// Somebody was refused. A few of each sender are recorded at once, then one now and again;
-    /// `suppressed` counts the others, of anybody, since the last.
+    /// A request was refused. A few refusals of each sender are recorded at once, then one now and
+    /// again; `suppressed` counts the others, of all senders, since the last recorded one.
     RequestDenied {
         account: AccountId,
         worker: WorkerId,
@@ -184,10 +184,10 @@ pub enum LedgerEvent {
         code: Code,
         suppressed: u64,
     },
-    /// The state as it is after this event is written out as a checkpoint. The event marks it, so
-    /// that every reader of the chain knows which state is meant.
+    /// The state after this event is written as a checkpoint. The event marks the state, so that
+    /// every reader of the chain knows which one it is.
     CheckpointTaken,
-    /// The state of the last `CheckpointTaken` lies in the store, and was found there.
+    /// The state of the last `CheckpointTaken` is in the store, where the coordinator has found it.
     CheckpointSaved { checkpoint: Checkpoint },
 }
 
@@ -195,13 +195,13 @@ pub enum LedgerEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Departure {
-    /// It said so.
+    /// It said goodbye.
     Left,
-    /// It was not heard for too long.
+    /// It was silent for too long.
     Silent,
     /// It was removed for too many refused results.
     Removed,
-    /// Another process joined with its credentials and is the worker now.
+    /// Another process joined with its credentials, and is now the worker.
     Replaced,
 }
 
@@ -209,13 +209,13 @@ pub enum Departure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LeaseEnd {
-    /// Not renewed in time.
+    /// The holder did not renew it in time.
     Expired,
-    /// Given back.
+    /// The holder gave it back.
     Released,
     /// Its holder is no longer a member.
     Orphaned,
-    /// Renewed for long without progress.
+    /// The holder renewed it for long without progress.
     Stalled,
 }
 
@@ -233,7 +233,7 @@ pub enum WorkerEvent {
     Started { lease: LeaseRef },
     /// It handed in a result, whose statement has this digest.
     Submitted { lease: LeaseRef, statement: Digest },
-    /// It gave a lease up.
+    /// It gave up a lease.
     Dropped {
         lease: LeaseRef,
         code: Code,
@@ -241,7 +241,7 @@ pub enum WorkerEvent {
     },
     /// It refused something that was sent to it.
     Refused { code: Code, detail: String },
-    /// It stops.
+    /// It stops working.
     Stopped { reason: String },
 }
 

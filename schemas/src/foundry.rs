@@ -1,9 +1,9 @@
-//! Orders of the coordinator to a run's foundry, and the foundry's answers. The foundry is the one
-//! place that holds the run's weights and the bytes of its contributions: it checks them, merges
-//! them, saves and restores the result. The coordinator decides and holds no weights.
+//! Orders of the coordinator to a run's foundry, and the foundry's answers. Only the foundry holds
+//! the run's weights and the bytes of its contributions: it checks and merges them, and saves and
+//! restores the weights. The coordinator decides, and holds no weights.
 //!
-//! A foundry takes orders in the order in which they are given. Those that read or check run beside
-//! each other; those that change the weights run one after another.
+//! A foundry takes orders in the order in which they are given. Orders to read or check run in
+//! parallel; orders that change the weights run one after another.
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteArray, ByteBuf};
@@ -29,7 +29,7 @@ pub struct FoundryOrder {
     pub v: V<3>,
     /// The run of the foundry.
     pub run: RunId,
-    /// The life of the coordinator that asks. Its numbers of checks begin anew in each.
+    /// The session of the coordinator that asks. Its numbers of checks begin anew in each session.
     pub session: Session,
     /// The order itself.
     pub order: Order,
@@ -52,8 +52,8 @@ pub enum Order {
         /// The merges since, oldest first.
         merges: Vec<MergeRecord>,
     },
-    /// Check an uploaded chunk ahead of its submit. A hint without an answer: the result is kept
-    /// until the submit or the end of the lease, or thrown away.
+    /// Check an uploaded chunk before its submit. A hint without an answer: the result is kept
+    /// until the submit or the end of the lease, or dropped.
     Stage {
         /// The lease under which it was uploaded.
         lease: LeaseRef,
@@ -69,9 +69,9 @@ pub enum Order {
         /// The lease.
         lease: LeaseRef,
     },
-    /// Check a result: signature, objects at the store, layout, sizes, finite, norm; promote its
-    /// objects; answer with [`Answer::Screened`]. The coordinator has checked the statement's
-    /// lease, tokens and steps.
+    /// Check a result (signature, objects at the store, layout, sizes, finite values, norm),
+    /// promote its objects, and answer with [`Answer::Screened`]. The coordinator has checked the
+    /// statement's lease, tokens and steps.
     Screen {
         /// This check.
         screening: ScreeningId,
@@ -136,7 +136,7 @@ pub struct FoundryAnswer {
     pub v: V<3>,
     /// The run of the foundry.
     pub run: RunId,
-    /// The life of the coordinator that asked: another drops it.
+    /// The session of the coordinator that asked; another session drops the answer.
     pub session: Session,
     /// The outcome of an order.
     pub answer: Answer,
@@ -155,14 +155,14 @@ pub enum Answer {
     },
     /// The foundry holds the run's weights.
     Restored {
-        /// An error stops the run: it would continue from other weights than the ledger says.
+        /// An error stops the run: it would continue from other weights than those in the ledger.
         outcome: Result<(), Refusal>,
     },
     /// A result was checked.
     Screened {
         /// The check.
         screening: ScreeningId,
-        /// Ok when it may count: then its objects lie in `blobs`.
+        /// Ok if it may count; then its objects are in `blobs`.
         verdict: Result<Screened, Refusal>,
     },
     /// An outer step was made and its weights published.
@@ -172,7 +172,7 @@ pub enum Answer {
         /// The weights of the next round.
         outcome: Result<Merged, Refusal>,
     },
-    /// A full snapshot stands.
+    /// A full snapshot was saved.
     Saved {
         /// The round that starts from it.
         round: Round,
@@ -202,13 +202,13 @@ impl Answer {
     }
 }
 
-/// The findings of a check of a good result.
+/// The findings about a result that passed its check.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Screened {
     /// Euclidean norm of the contribution, over all its elements as decoded; 0 for an evaluation.
     pub norm: f64,
-    /// The chunks in its list; none where it names its chunks itself.
+    /// The chunks in its list; empty if it names its chunks itself.
     pub listed: Vec<Digest>,
 }
 

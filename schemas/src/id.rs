@@ -1,5 +1,5 @@
-//! Names: public keys in nkey text form, and the names of runs. All are safe as one subject
-//! token.
+//! Names: public keys in the text form of nkeys, and the names of runs. All can be one token of a
+//! subject.
 
 use std::fmt;
 use std::str::FromStr;
@@ -29,8 +29,8 @@ pub enum IdError {
 /// A public key in the text form of nkeys: a kind letter (`U` user, `A` account, `O` operator) and
 /// base32.
 ///
-/// The checksum inside the text is checked where keys are used for verification (crate `identity`);
-/// here only the form.
+/// Only the form is checked here; crate `identity` checks the checksum in the text when a key
+/// verifies something.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PublicKey(String);
@@ -52,9 +52,9 @@ pub struct RunId(String);
 
 const KEY_CHARACTERS: usize = 56;
 
-/// Stands in subjects where an event concerns no single run.
+/// The token in subjects of events that concern no single run.
 pub const CLUSTER: &str = "cluster";
-/// A token in the keys of operators' uploads; keys of workers' uploads have the run in that place.
+/// A token in the keys of operators' uploads; keys of workers' uploads have the run there.
 pub const OPERATOR: &str = "operator";
 /// Names that no run may have.
 const RESERVED: [&str; 2] = [CLUSTER, OPERATOR];

@@ -17,13 +17,13 @@ pub struct TensorSpec {
     pub name: String,
     /// Its dimensions, outermost first; a scalar has none.
     pub shape: Vec<u64>,
-    /// The fragment it is synchronised with, counted from 0 in order of first appearance.
+    /// The fragment that it belongs to, counted from 0 in order of first appearance.
     pub fragment: u32,
 }
 
 /// The tensors in the order in which they lie in the flat vector. Global weights are always fp32.
 ///
-/// Its encoding is an object; that object's digest is the layout's fingerprint.
+/// Its encoding is an object, whose digest is the layout's fingerprint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
@@ -104,7 +104,7 @@ impl TensorSpec {
 const ELEMENTS_MAX: u64 = 1 << 40;
 
 impl Layout {
-    /// Checks everything that the other methods rely on.
+    /// Checks everything that the other methods assume.
     ///
     /// # Errors
     /// The first violation.

@@ -1,8 +1,9 @@
-//! Leases: a worker claims, and gets a signed manifest of the unit's work; it renews, releases, or
-//! hands in a result.
+//! Leases: a worker claims, and gets a signed manifest of the unit's work; then it renews,
+//! releases, or hands in a result.
 
 use serde::{Deserialize, Serialize};
 
+use crate::blob::Grant;
 use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
 use crate::member::Session;
 use crate::message::{V, message};
@@ -46,13 +47,13 @@ pub struct LeaseRef {
     pub epoch: Epoch,
 }
 
-/// `lease.claim`: give me work, or hold the question open for a while.
+/// `lease.claim`: asks for work; the question may stay open for a while.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClaimRequest {
     /// Version.
     pub v: V<2>,
-    /// The life of the worker that asks: one that was replaced gets no work.
+    /// The session that asks; one that was replaced gets no work.
     pub session: Session,
     /// The time for which the answer may wait for work; at most `CLAIM_WAIT_MAX`.
     pub wait: Millis,
@@ -63,9 +64,12 @@ pub struct ClaimRequest {
 #[serde(deny_unknown_fields)]
 pub struct ClaimReply {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
     /// The grant, or the reason for none.
     pub outcome: ClaimOutcome,
+    /// URLs to read the first objects of the lease's base, at most [`BASE_GRANTS_MAX`](crate::limits::BASE_GRANTS_MAX): the worker
+    /// needs them next, and spares a request. They prove nothing; what they lead to is hashed.
+    pub base: Vec<Grant>,
 }
 
 /// The answer to a claim.
@@ -89,16 +93,16 @@ pub struct Manifest {
     pub v: V<1>,
     /// The public manifest key that signed it.
     pub iss: String,
-    /// The worker it is for.
+    /// The worker that it is for.
     pub aud: WorkerId,
-    /// Not valid before.
+    /// Start of its validity.
     pub nbf: u64,
-    /// Not valid from here on. Renewal extends the lease, not the manifest: it must be valid when
-    /// work starts.
+    /// End of its validity, exclusive. A renewal extends the lease and not the manifest, which must
+    /// be valid when work starts.
     pub exp: u64,
-    /// Issued at.
+    /// Time of issue.
     pub iat: u64,
-    /// Unique: run, unit and epoch.
+    /// Unique id: run, unit and epoch.
     pub jti: String,
     /// The run.
     pub run: RunId,
@@ -122,7 +126,7 @@ pub enum Work {
     Train {
         /// The shards that sequences are drawn from.
         shards: Vec<ObjectRef>,
-        /// Decides which sequences.
+        /// Seed of the choice of sequences.
         seed: u64,
         /// The number of steps.
         steps: Steps,
@@ -133,12 +137,12 @@ pub enum Work {
     Evaluate {
         /// The held-out shards.
         shards: Vec<ObjectRef>,
-        /// Sequences to read, from the start, evenly spaced.
+        /// Number of sequences to read, evenly spaced.
         sequences: u32,
     },
 }
 
-/// `lease.renew`: I am still at it.
+/// `lease.renew`: the holder goes on with the unit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RenewRequest {
@@ -148,9 +152,8 @@ pub struct RenewRequest {
     pub lease: LeaseRef,
     /// Steps done so far.
     pub steps_done: Steps,
-    /// Bytes that the worker has moved to and from the store since its process started, those of
-    /// transfers that are under way among them. A lease whose steps and bytes both stand still is
-    /// taken back.
+    /// Bytes that the worker has transferred to and from the store since its process started,
+    /// including transfers under way. A lease without progress in steps and bytes is taken back.
     pub bytes_moved: Bytes,
 }
 
@@ -162,11 +165,11 @@ pub struct RenewReply {
     pub v: V<1>,
     /// The lease's new end, by the coordinator's clock.
     pub expires_at: UnixMillis,
-    /// The same as a span from now, for holders whose clock differs.
+    /// The new end as a span from now, for holders whose clock differs.
     pub remaining: Millis,
 }
 
-/// `lease.release`: I will not finish this; give it to another.
+/// `lease.release`: the holder will not finish the unit, which another may get.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReleaseRequest {
@@ -178,7 +181,7 @@ pub struct ReleaseRequest {
     pub reason: String,
 }
 
-/// An answer that says only that it was done.
+/// An answer that only confirms the request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Done {
@@ -196,6 +199,17 @@ pub struct Offer {
     pub run: RunId,
     /// The unit.
     pub unit: UnitId,
+}
+
+impl ClaimReply {
+    /// The answer with this outcome, without URLs.
+    pub const fn of(outcome: ClaimOutcome) -> Self {
+        Self {
+            v: V,
+            outcome,
+            base: vec![],
+        }
+    }
 }
 
 message!(ClaimRequest, "lease.claim", WORKER_MESSAGE_BYTES_MAX);

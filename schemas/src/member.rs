@@ -1,4 +1,4 @@
-//! Membership: joining and leaving a run, and how openly each process runs.
+//! Membership: joining and leaving a run, and the layers of protection that each process relaxed.
 
 use std::fmt;
 
@@ -10,8 +10,8 @@ use crate::message::{V, message};
 use crate::run::{RunSpec, TrainerKind};
 use crate::{Digest, Millis, PublicKey, UnixMillis};
 
-/// One life of a process, a worker's or a coordinator's, drawn at random when it starts. It tells
-/// two apart that hold the same credentials; it is no secret and gives no right.
+/// The session of a process, a worker's or a coordinator's: a random number that is drawn at its
+/// start. It distinguishes processes with the same credentials; it is no secret and gives no right.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -24,19 +24,20 @@ impl fmt::Display for Session {
     }
 }
 
-/// `join`: I want to work for this run. May be repeated; a member's second join renews its entry. A
-/// join of another session takes the membership over: the newest process is the worker.
+/// `join`: a worker wants to work for the run. May be repeated: a second join of a member renews
+/// its entry. A join of another session takes the membership over, so that the newest process is
+/// the worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinRequest {
     /// Version.
     pub v: V<2>,
-    /// The life of the worker that asks.
+    /// The session that asks.
     pub session: Session,
     /// The key that signs the worker's events and statements; not its connection key.
     pub audit_key: PublicKey,
-    /// A signature by the audit key, over the run and the worker's name under a prefix of their
-    /// own. It shows that the asker holds the key's secret.
+    /// A signature by the audit key over the run and the worker's name, under a prefix of its own.
+    /// It shows that the asker holds the key's secret.
     pub proof: ByteArray<64>,
     /// Trainers it has.
     pub trainers: Vec<TrainerKind>,
@@ -61,17 +62,17 @@ pub struct JoinReply {
     pub spec_digest: Digest,
     /// The coordinator's clock.
     pub now: UnixMillis,
-    /// Send a heartbeat at least this often.
+    /// Longest time between two heartbeats.
     pub heartbeat: Millis,
 }
 
-/// `leave`: I stop working for this run.
+/// `leave`: the worker stops working for the run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeaveRequest {
     /// Version.
     pub v: V<2>,
-    /// The life of the worker that asks: one that was replaced ends nobody's membership.
+    /// The session that asks; one that was replaced cannot end the membership.
     pub session: Session,
     /// The reason, in words.
     pub reason: String,
@@ -106,7 +107,8 @@ impl Layer {
     }
 }
 
-/// The layers of protection that a process relaxed. A peer weaker than the run demands is refused.
+/// The layers of protection that a process relaxed. A peer that relaxed more than the run allows is
+/// refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Posture {

@@ -1,5 +1,5 @@
-//! Encoding: MessagePack with named fields, a version first, a length bound before anything is
-//! parsed.
+//! Encoding: MessagePack with named fields, a version first, and a limit of length that is checked
+//! before anything is parsed.
 
 use std::convert::Infallible;
 
@@ -53,13 +53,13 @@ pub enum DecodeError {
         /// The parser's error.
         source: rmp_serde::decode::Error,
     },
-    /// Not an answer to anything.
+    /// It is not an answer.
     #[error("bytes that are no answer, where a {name} is expected")]
     NoAnswer {
         /// The type's name.
         name: &'static str,
     },
-    /// A whole message, and then more bytes.
+    /// More bytes follow a whole message.
     #[error("{extra} bytes follow a {name}")]
     Trailing {
         /// The type's name.
@@ -69,7 +69,7 @@ pub enum DecodeError {
     },
 }
 
-/// A request that is taken as it was sent.
+/// For a request that the coordinator takes as it was sent, without further decoding.
 impl From<Infallible> for DecodeError {
     fn from(never: Infallible) -> Self {
         match never {}
@@ -101,7 +101,7 @@ pub trait Message: Serialize + DeserializeOwned {
 /// Deepest nesting in a message; ours need less than ten, and each level costs stack.
 const DEPTH_MAX: usize = 32;
 
-/// Appends an encoded message to the bytes in `before`.
+/// Encodes a message after the bytes in `before`.
 pub(crate) fn encode<M: Message>(message: &M, mut before: Vec<u8>) -> Vec<u8> {
     let mut serializer = rmp_serde::Serializer::new(&mut before).with_struct_map();
     message
@@ -140,9 +140,9 @@ pub(crate) fn decode<M: Message>(bytes: &[u8]) -> Result<M, DecodeError> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply<T> {
-    /// It was done.
+    /// The request was done.
     Ok(T),
-    /// It was not done, and nothing changed.
+    /// The request was not done, and nothing changed.
     Refused(Refusal),
 }
 

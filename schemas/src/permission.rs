@@ -6,7 +6,7 @@ use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
 pub use crate::role::Role;
 use crate::subject::{Kind, Lane, TABLE};
 
-/// A subject of the broker's own that a role needs, and why.
+/// A subject of the broker that a role needs, and the reason.
 #[derive(Clone, Copy, Debug)]
 pub struct Plumbing {
     /// The role.
@@ -25,12 +25,12 @@ const fn plumbing(role: Role, subject: &'static str, purpose: &'static str) -> P
     }
 }
 
-/// Every subject of the broker's own that some role may publish.
+/// Every subject of the broker itself to which a role may publish.
 ///
-/// Streams of events are read by single questions and never through consumers: a consumer delivers
-/// where its owner says, an empty status message too, and one such message under
+/// Streams of events are read by single questions and never through consumers. A consumer delivers
+/// to any subject that its owner names, including an empty status message, and such a message under
 /// `$JS.API.STREAM.DELETE.…` deletes the stream. The answers to these questions are never empty,
-/// and none of them can be read as an order.
+/// and cannot be read as an order.
 pub const PLUMBING: &[Plumbing] = &[
     plumbing(
         Role::Coordinator,
@@ -95,8 +95,8 @@ pub const PLUMBING: &[Plumbing] = &[
     ),
 ];
 
-/// Requests that would change or delete the log: denied to the coordinator, which writes it,
-/// whatever else it is allowed.
+/// Requests that would change or delete the log. They are denied to the coordinator, which writes
+/// it, whatever else it is allowed.
 pub const LEDGER_WRITER_DENIED: &[&str] = &[
     "$JS.API.STREAM.DELETE.LEDGER",
     "$JS.API.STREAM.UPDATE.LEDGER",
@@ -138,7 +138,7 @@ pub fn permissions(role: Role) -> Permissions {
             .filter(|row| row.role == role)
             .map(|row| row.subject.to_owned()),
     );
-    // A message to itself and back shows that a subscription stands.
+    // A message to the own inbox shows that a subscription stands.
     publish_allow.push(OWN_INBOX.to_owned());
     let mut subscribe_allow = vec![OWN_INBOX.to_owned()];
     for row in rows().filter(|row| row.subscribers.contains(&role)) {
@@ -170,7 +170,7 @@ pub fn permissions(role: Role) -> Permissions {
     }
 }
 
-/// A row's pattern as `role` may publish or hear it: own tokens fixed, the others wild.
+/// A row's pattern as `role` may use it: the role's own tokens are fixed, the others are wildcards.
 fn template(role: Role, lane: Lane, pattern: &str) -> String {
     let account = if !role.is_tenant() && lane == Lane::Command {
         "*."
@@ -271,8 +271,8 @@ mod tests {
         );
     }
 
-    /// The asker chooses the subject of the answer, and the broker checks it against nobody's
-    /// permissions: a subject that several workers hear would multiply each answer.
+    /// The asker chooses the subject of the answer, and the broker checks no permission for it: a
+    /// subject with several workers as listeners would multiply each answer.
     #[test]
     fn what_a_worker_hears_only_that_worker_hears() {
         for role in Role::ALL.iter().filter(|role| role.is_tenant()) {

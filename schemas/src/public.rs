@@ -35,13 +35,13 @@ pub struct Command {
     pub iss: String,
     /// The run that the worker works for.
     pub run: crate::RunId,
-    /// The worker it is for.
+    /// The worker that it is for.
     pub aud: crate::WorkerId,
     /// Issued at, Unix seconds.
     pub iat: u64,
-    /// Not valid from here on, Unix seconds.
+    /// End of its validity, exclusive, in Unix seconds.
     pub exp: u64,
-    /// Unique.
+    /// Unique id.
     pub jti: String,
     /// The command.
     pub verb: CommandVerb,
@@ -51,9 +51,9 @@ pub struct Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CommandVerb {
-    /// Finish the unit you hold, hand it in, claim no other.
+    /// Finish the present unit, hand it in, and claim no other.
     Drain,
-    /// Leave now: save your state and exit.
+    /// Save the state and exit at once.
     Stop,
 }
 

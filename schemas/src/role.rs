@@ -3,7 +3,7 @@
 /// An account, by its purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Account {
-    /// Coordinators and operators; the queue of offers, and the buckets.
+    /// Coordinators and operators, the queue of offers, and the buckets.
     Control,
     /// The ledger. Coordinators write it, and nobody else connects.
     Ledger,
@@ -40,7 +40,7 @@ impl Account {
 /// The purpose of a credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
-    /// Trains. Lives in a tenant's account.
+    /// Trains; its account is a tenant's.
     Worker,
     /// Leads runs.
     Coordinator,
@@ -50,11 +50,11 @@ pub enum Role {
     Operator,
     /// Reads events.
     Auditor,
-    /// The audit service's second connection, on which it hears workers' events and records those
-    /// that are in order.
+    /// The audit service's second connection, on which it receives workers' events and records
+    /// those that pass its checks.
     Recorder,
-    /// Creates streams of the control account; like the other provisioners used by
-    /// `diloctl cluster` only.
+    /// Creates streams of the control account. Like the other provisioners it is used by `diloctl
+    /// cluster` only.
     Provisioner,
     /// Creates the ledger's stream.
     LedgerProvisioner,
@@ -106,7 +106,7 @@ impl Role {
         }
     }
 
-    /// The role that creates the streams of an account; none for tenants', which have none.
+    /// The role that creates the streams of an account; none for tenants, which have no streams.
     pub const fn provisioner(account: Account) -> Option<Self> {
         match account {
             Account::Control => Some(Self::Provisioner),
@@ -117,7 +117,7 @@ impl Role {
         }
     }
 
-    /// True when it lives in a tenant's account.
+    /// True if it belongs to a tenant's account.
     pub const fn is_tenant(self) -> bool {
         matches!(self.account(), Account::Tenant)
     }

@@ -1,4 +1,4 @@
-//! A run: one training job, fixed when it is created and named by its digest.
+//! A run: one training job, whose settings are fixed at its creation and named by their digest.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +14,9 @@ use crate::{
     Tokens,
 };
 
-/// Everything that decides a run's result. Workers get it when they join, and every lease names its
-/// digest; a worker with other settings is refused, never silently different.
+/// Everything that decides a run's result. Workers get these settings when they join, and every
+/// lease names their digest, so that a worker with other settings is refused and never differs in
+/// silence.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunSpec {
@@ -37,13 +38,14 @@ pub struct RunSpec {
     pub upload: Codec,
     /// The encoding of global weights.
     pub download: Codec,
-    /// A worker adds to a contribution the part that the codec took from its last one that counted.
-    /// Left out of the message when false, so that older settings keep their digest.
+    /// True if a worker adds its residual to a contribution: the part that the codec took from the
+    /// worker's last contribution that counted. Left out of the message when false, so that older
+    /// settings keep their digest.
     #[serde(default, skip_serializing_if = "is_false")]
     pub error_feedback: bool,
     /// Rules for workers and leases.
     pub policy: Policy,
-    /// Decides initial weights, data order and stochastic rounding.
+    /// Seed of initial weights, data order and stochastic rounding.
     pub seed: u64,
 }
 
@@ -59,10 +61,10 @@ pub struct ModelSpec {
     pub config: ObjectRef,
     /// The layout of its parameters.
     pub layout: ObjectRef,
-    /// Elements a chunk; the last of a fragment may be smaller.
+    /// Elements of a chunk; the last chunk of a fragment may have fewer.
     pub chunk_elements: u64,
-    /// The initial weights, fp32 little endian. If they are listed, so is everything else in the
-    /// run that is made of chunks.
+    /// The initial weights, fp32 little endian. If their chunks are listed, all chunks of the run
+    /// are listed.
     pub initial: Chunks,
     /// Arithmetic of the inner steps.
     pub precision: Precision,
@@ -76,16 +78,16 @@ pub enum TrainerKind {
     Torch,
     /// A small model in plain Rust, for tests.
     Reference,
-    /// No mathematics, any size, for load.
+    /// No mathematics, any size, for load tests.
     Synthetic,
 }
 
-/// Arithmetic of the inner steps; parameters and optimizer state are fp32 in all.
+/// Arithmetic of the inner steps. Parameters and optimizer state are always fp32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// bf16 on a CUDA device (those before Ampere emulate it: choose fp32 for them) and on a
-    /// processor that has instructions for it, fp32 elsewhere. Each worker finds out for itself.
+    /// bf16 on a CUDA device (older ones than Ampere emulate it: choose fp32 for them) and on a
+    /// processor with instructions for bf16, fp32 elsewhere. Each worker finds out for itself.
     Auto,
     /// fp32 throughout.
     Fp32,
@@ -110,11 +112,11 @@ pub struct Schedule {
     pub accumulation: u32,
     /// Tokens that the model predicts in one sequence.
     pub sequence_tokens: u32,
-    /// Held-out evaluation of every n-th snapshot, and of the last; 0 for none.
+    /// Every n-th snapshot, and the last, are evaluated on held-out text; 0 for none.
     pub evaluation_every: u32,
     /// Held-out sequences of one evaluation.
     pub evaluation_sequences: u32,
-    /// Full snapshot (fp32 weights and outer state) of every n-th round, and of the last.
+    /// Every n-th round, and the last, save a full snapshot (fp32 weights and outer state).
     pub snapshot_every: u32,
 }
 
@@ -164,17 +166,17 @@ pub enum OuterOptimizer {
     },
 }
 
-/// The condition under which a round is complete and is sealed.
+/// The condition under which a round is sealed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Closing {
-    /// All its training units have a contribution; each counts by its tokens.
+    /// All its training units have a contribution, which counts by its tokens.
     #[default]
     All,
 }
 
 impl Closing {
-    /// True for the rule that settings without one follow.
+    /// True for the oldest rule, which settings without a rule follow.
     pub const fn is_all(&self) -> bool {
         matches!(self, Self::All)
     }
@@ -184,33 +186,32 @@ impl Closing {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
-    /// No lease is granted before this many workers have joined.
+    /// Number of workers that must have joined before the first lease is granted.
     pub workers_min: u32,
-    /// A lease's life without renewal; holders renew after a third of that.
+    /// Life of a lease without renewal; holders renew after a third of this.
     pub lease: Millis,
-    /// A worker that was not heard for this long is taken for lost and counts no longer as a
-    /// member.
+    /// Silence after which a worker counts as lost, and is no longer a member.
     pub silence_max: Millis,
     /// A contribution with a larger Euclidean norm is refused; 0 for no bound.
     pub norm_max: f64,
-    /// Refused results of one worker before it is removed from the run.
+    /// Refused results after which a worker is removed from the run.
     pub strikes_max: u32,
-    /// The rule by which a round is sealed. Left out of the message when it is the oldest rule, so
+    /// The rule by which a round is sealed. Left out of the message if it is the oldest rule, so
     /// that settings from before there was a choice keep their digest.
     #[serde(default, skip_serializing_if = "Closing::is_all")]
     pub closing: Closing,
 }
 
 impl RunSpec {
-    /// The encoding that is signed, stored and hashed, and its digest.
+    /// The encoding, which is signed, stored and hashed, and its digest.
     pub fn to_object(&self) -> (Vec<u8>, Digest) {
         let bytes = self.encode();
         let digest = Digest::of(&bytes);
         (bytes, digest)
     }
 
-    /// Inner steps of the whole run, for the learning-rate schedule: rounds run one after another,
-    /// a round's units beside each other.
+    /// Inner steps of the whole run, for the learning-rate schedule: rounds follow one another, and
+    /// the units of a round run in parallel.
     pub fn inner_steps_total(&self) -> Steps {
         Steps(
             self.schedule
@@ -219,8 +220,7 @@ impl RunSpec {
         )
     }
 
-    /// The fragments into which the weights are cut, each synchronised by itself: all together, for
-    /// now.
+    /// The fragments of the weights, each synchronised by itself; for now there is one.
     pub fn fragments(&self) -> impl Iterator<Item = Fragment> + use<> {
         std::iter::once(Fragment::FIRST)
     }
@@ -245,7 +245,7 @@ impl RunSpec {
         }
     }
 
-    /// Names chunks as this run does, and gives the list to store if there is one.
+    /// Names chunks in the way of this run, and returns the list to store if there is one.
     pub fn name_chunks(&self, chunks: Vec<ObjectRef>) -> (Chunks, Option<Vec<u8>>) {
         match self.model.initial {
             Chunks::Named(_) => (Chunks::Named(chunks), None),
@@ -253,8 +253,8 @@ impl RunSpec {
         }
     }
 
-    /// Checks that chunks in this codec are named as the run names its chunks, and are as many. The
-    /// length of each is checked where the list is read.
+    /// Checks that chunks in this codec are named in the way of this run, and that their number is
+    /// right. The length of each is checked when the list is read.
     ///
     /// # Errors
     /// [`Code::SizeMismatch`] or [`Code::ListMismatch`].
@@ -284,15 +284,16 @@ impl RunSpec {
         Ok(())
     }
 
-    /// Objects that one contribution is made of: its chunks, and their list.
+    /// Number of objects of one contribution: its chunks, and their list.
     pub fn uploads(&self) -> usize {
         self.model.initial.count() + usize::from(self.model.initial.listed().is_some())
     }
 
-    /// True if an uploaded object of a contribution may have this length: the length of the upload
-    /// codec's encoding of one of the initial weights' chunks. Their lengths were compared with the
-    /// layout when the run was created. Where they are listed, the length of the list is one, and
-    /// any up to that of the largest chunk: the check of the result reads the list and is exact.
+    /// True if an object that a worker uploads for a contribution may have this length. A chunk has
+    /// the length of one of the initial weights' chunks in the upload codec. The chunks' lengths
+    /// were compared with the layout when the run was created. In a run with lists, the length of
+    /// the list is allowed too, and any length up to that of the largest chunk: the check of the
+    /// result then reads the list, and is exact.
     pub fn is_upload_length(&self, bytes: Bytes) -> bool {
         let encoded = |elements| self.upload.kind.encoded_bytes(elements);
         match &self.model.initial {
@@ -307,19 +308,19 @@ impl RunSpec {
         }
     }
 
-    /// Most elements of a chunk: no more than the model has.
+    /// Most elements of a chunk, limited by the model's.
     fn chunk_elements(&self) -> u64 {
         let all = CodecKind::Fp32.elements_in(self.model.initial.total().get());
         self.model.chunk_elements.min(all)
     }
 
-    /// True when snapshot `round` is evaluated on held-out text.
+    /// True if snapshot `round` is evaluated on held-out text.
     pub fn evaluates(&self, round: Round) -> bool {
         every(self.schedule.evaluation_every, round)
             || self.schedule.evaluation_every > 0 && self.is_last(round)
     }
 
-    /// True when a full snapshot of `round` is saved.
+    /// True if a full snapshot of `round` is saved.
     pub fn saves(&self, round: Round) -> bool {
         every(self.schedule.snapshot_every, round) || self.is_last(round)
     }
@@ -328,7 +329,7 @@ impl RunSpec {
         round.get() == self.schedule.rounds
     }
 
-    /// Checks every bound that the rest of the program relies on.
+    /// Checks every limit that the rest of the program assumes.
     ///
     /// # Errors
     /// [`Code::SpecInvalid`], naming the field, its value and the bound.
@@ -396,9 +397,9 @@ pub fn check_chunk_elements(elements: u64) -> Result<(), Refusal> {
     whole("model.chunk_elements", elements, 1, 1 << 26)
 }
 
-/// Writes a number for people as the shortest decimal that reads back as the same, in 64 bits:
-/// texts that hold every number in 64 bits, such as TOML and trees of JSON, would make
-/// 0.699999988079071 of 0.7. On the wire the number is not changed.
+/// Writes a 32-bit number for people as the shortest decimal that reads back as the same number.
+/// Formats that hold numbers in 64 bits, such as TOML and JSON trees, would otherwise print 0.7 as
+/// 0.699999988079071. On the wire the number is unchanged.
 ///
 /// # Errors
 /// The serializer's own.
@@ -471,7 +472,7 @@ impl Schedule {
 }
 
 impl InnerOptimizer {
-    /// AdamW as decoders are often trained with it (arXiv 2005.14165, appendix B), at a constant
+    /// AdamW with the usual settings for decoders (arXiv 2005.14165, appendix B), at a constant
     /// learning rate.
     pub const fn adamw(learning_rate: f64) -> Self {
         Self {

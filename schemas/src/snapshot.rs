@@ -9,7 +9,7 @@ use crate::lease::{LeaseRef, Weights};
 use crate::message::V;
 use crate::{Chunks, Digest, Fragment, ObjectRef, Round, RunId, Tokens, Weight, WorkerId};
 
-/// A vector of outer state that is kept beside the parameters.
+/// A vector of outer state, beside the parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Slot {
@@ -17,7 +17,7 @@ pub enum Slot {
     Momentum,
 }
 
-/// The manifest of a snapshot; written after everything it names.
+/// The manifest of a snapshot, which is written after everything that it names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "StoredManifest")]
 pub struct SnapshotManifest {
@@ -37,19 +37,19 @@ pub struct SnapshotManifest {
     pub data: ObjectRef,
     /// fp32 weights.
     pub weights: Chunks,
-    /// Outer state by slot, fp32. A slot that the optimizer does not use, or not before its first
-    /// step, is not there.
+    /// Outer state by slot, fp32. A slot is missing if the optimizer does not use it, or before its
+    /// first step.
     pub slots: BTreeMap<Slot, Chunks>,
     /// The copy that workers received.
     pub broadcast: Weights,
     /// The full snapshot before it; none for the first.
     pub parent: Option<Digest>,
-    /// The merges since the parent, oldest first: with the parent they give these weights again,
-    /// bit for bit.
+    /// The merges since the parent, oldest first: together with the parent they give these weights
+    /// again, bit for bit.
     pub merges: Vec<MergeRecord>,
 }
 
-/// A manifest of any version that is read. Version 1 knew one vector of outer state, and before
+/// A manifest of any version that can be read. Version 1 had one vector of outer state, and before
 /// version 3 all chunks were named.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,7 +106,7 @@ impl TryFrom<StoredManifest> for SnapshotManifest {
 }
 
 impl SnapshotManifest {
-    /// Everything in it that is made of chunks.
+    /// All parts that consist of chunks.
     fn chunks(&self) -> impl Iterator<Item = &Chunks> {
         let inputs = self.merges.iter().flat_map(|merge| &merge.inputs);
         [&self.weights, &self.broadcast.chunks]
@@ -147,8 +147,8 @@ pub struct MergeInput {
     pub chunks: Chunks,
 }
 
-/// A merge input as it is stored. The weight is written where it is not that of the tokens, so that
-/// snapshots of the time when it always was read back, and keep their digests.
+/// A merge input as it is stored. Its weight is written only if it differs from the tokens, so that
+/// older snapshots read back and keep their digests.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StoredInput {
@@ -204,7 +204,7 @@ mod tests {
     use crate::lease::{UnitId, UnitKind};
     use crate::{Epoch, UnitIndex};
 
-    /// A manifest as a release wrote it whose snapshots are still in stores.
+    /// A manifest of an earlier release, whose snapshots are still in stores.
     fn first(momentum: &str) -> String {
         let object = |name: &str| serde_json::to_string(&ObjectRef::of(name.as_bytes()));
         let object = |name: &str| object(name).expect("an object is JSON");
@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(with.slots, BTreeMap::from([(Slot::Momentum, momentum)]));
         let without = read(first("").as_bytes()).expect("it reads");
         assert_eq!((without.slots.len(), without.round), (0, Round(3)));
-        // What is written is of this version, and reads back.
+        // A written manifest has the present version, and reads back.
         let json = serde_json::to_vec(&with).expect("a manifest is JSON");
         assert!(json.starts_with(br#"{"v":3,"#));
         assert_eq!(read(&json).expect("it reads"), with);

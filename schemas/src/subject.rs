@@ -1,8 +1,8 @@
-//! The bus, declared once: every subject with its message, its speakers and its listeners; built
-//! and parsed here only.
+//! The bus, declared once: every subject with its message, its publishers and its subscribers.
+//! Subjects are built and parsed only here.
 //!
 //! Workers live in their tenant's account and never name it. The broker puts the account into the
-//! third token of each subject that crosses into another account, so a subject has two forms: the
+//! third token of each subject that crosses into another account. So a subject has two forms: the
 //! sender's, and the one that [`Incoming`] parses.
 
 mod incoming;
@@ -30,9 +30,9 @@ pub const EVENTS_STREAM_PREFIX: &str = "EVENTS_";
 pub const WORK_STREAM: &str = "WORK";
 /// The durable pull consumer of [`WORK_STREAM`]; only the coordinator reads it.
 pub const WORK_CONSUMER: &str = "lease";
-/// Every ledger event of a coordinator lies under this subject: the fence for appends.
+/// The subjects of all ledger events of a coordinator: an append is fenced over these.
 pub const LEDGER_FILTER: &str = "diloco.ledger.>";
-/// Events that say that a checkpoint of the ledger was saved; the newest is where a start begins.
+/// The subjects of events that name a saved checkpoint; a start begins at the newest.
 pub const CHECKPOINT_FILTER: &str = "diloco.ledger.cluster.*.checkpoint-saved";
 
 /// The way in which a lane delivers.
@@ -51,9 +51,9 @@ pub enum Kind {
 pub enum Lane {
     /// Questions of workers.
     Request,
-    /// A worker's signed events, as it hands them in.
+    /// A worker's signed events, as the worker sends them.
     Event,
-    /// The same when they were checked.
+    /// Workers' events after their checks.
     Record,
     /// The coordinator's signed events.
     Ledger,
@@ -98,7 +98,7 @@ impl Lane {
         }
     }
 
-    /// True when it joins tenants' accounts with another.
+    /// True if the lane's messages cross from a tenant's account to another account, or back.
     pub const fn crosses_accounts(self) -> bool {
         matches!(
             self,
@@ -122,13 +122,13 @@ pub struct Row {
     pub reply: Option<&'static str>,
     /// The roles that may publish.
     pub publishers: &'static [Role],
-    /// The roles that may subscribe; streams are read through JetStream instead.
+    /// The roles that may subscribe. Streams are read through JetStream, without a subscription.
     pub subscribers: &'static [Role],
     /// The purpose.
     pub purpose: &'static str,
 }
 
-/// Every subject that carries a message of ours.
+/// Every subject that carries a message of this project.
 pub const TABLE: &[Row] = &TABLE_ROWS;
 
 const TABLE_ROWS: [Row; TABLE_LENGTH] =
@@ -153,7 +153,7 @@ const fn joined(parts: [&[Row]; 4]) -> [Row; TABLE_LENGTH] {
     rows
 }
 
-/// Rows that are no questions to the coordinator; the order is that of the reference page.
+/// Rows that are not questions to the coordinator, in the order of the reference page.
 const OTHERS_BETWEEN: &[Row] = &[
     Row {
         lane: Lane::Event,
@@ -163,7 +163,7 @@ const OTHERS_BETWEEN: &[Row] = &[
         reply: Some(message_name!(Done)),
         publishers: &[Role::Worker],
         subscribers: &[Role::Recorder],
-        purpose: "a worker's signed events, to who checks them",
+        purpose: "a worker's signed events, to the audit service",
     },
     Row {
         lane: Lane::Record,
@@ -235,8 +235,8 @@ pub fn worker_event_subject(run: &RunId, worker: &WorkerId, kind: &str) -> Strin
     format!("{}.{run}.{worker}.{kind}", Lane::Event.prefix())
 }
 
-/// `diloco.record.<account>.<run>.<worker>.<kind>`, as the service that checked the event publishes
-/// it.
+/// `diloco.record.<account>.<run>.<worker>.<kind>`, as the audit service publishes it after its
+/// checks.
 pub fn record_subject(account: &AccountId, run: &RunId, worker: &WorkerId, kind: &str) -> String {
     format!("{}.{account}.{run}.{worker}.{kind}", Lane::Record.prefix())
 }
@@ -246,7 +246,7 @@ pub fn record_filter(account: &AccountId, run: &RunId, worker: &WorkerId) -> Str
     format!("{}.{account}.{run}.{worker}.>", Lane::Record.prefix())
 }
 
-/// The filter under which events of workers are heard before they are checked.
+/// The filter under which the audit service receives workers' events, before its checks.
 pub const EVENTS_FILTER: &str = "diloco.event.>";
 
 /// `diloco.ledger.<run or cluster>.<emitter>.<kind>`, as the coordinator publishes it.
@@ -269,8 +269,8 @@ pub fn heartbeat_subject(run: &RunId, worker: &WorkerId) -> String {
 }
 
 /// `diloco.command.<account>.<run>.<worker>.<verb>`, as the coordinator publishes it. There is no
-/// subject for all workers: an asker chooses the subject of its answer, and one answer would reach
-/// them all.
+/// subject for all workers: an asker could choose it as the subject of its answer, which would then
+/// reach them all.
 pub fn command_subject(
     account: &AccountId,
     run: &RunId,

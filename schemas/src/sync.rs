@@ -14,8 +14,8 @@ pub struct SyncId {
     pub fragment: Fragment,
 }
 
-/// A contribution in a sealed set, and how much it counts. A round has thousands at most and an
-/// event has a bound, so it is written as three numbers without names.
+/// A contribution in a sealed set, with its weight. A round may have thousands and an event is
+/// limited, so it is written as three numbers without names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(
     from = "(UnitIndex, Epoch, Weight)",

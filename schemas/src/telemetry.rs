@@ -1,5 +1,5 @@
-//! Telemetry: lossy, unsigned, never the base of a decision about a round. A heartbeat also shows
-//! that a worker lives.
+//! Telemetry: lossy and unsigned, so no decision about a round depends on it. A heartbeat also
+//! shows that a worker lives.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ use crate::{Bytes, Millis, Steps, Tokens};
 pub struct Heartbeat {
     /// Version.
     pub v: V<3>,
-    /// The life of the worker that speaks: its counts begin with its process.
+    /// The session of the worker; its counts begin with its process.
     pub session: Session,
     /// The phase it is in.
     pub phase: Phase,
@@ -37,8 +37,8 @@ pub struct Heartbeat {
     pub numbers: WorkerNumbers,
 }
 
-/// The counts of a worker's process beside its tokens and bytes, for collectors of numbers. Every
-/// number but the memory only grows while the process lives.
+/// The counts of a worker's process besides tokens and bytes, for metrics. Every number except the
+/// memory only grows while the process lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerNumbers {
@@ -48,9 +48,9 @@ pub struct WorkerNumbers {
     pub train: Millis,
     /// Time in which contributions were encoded.
     pub encode: Millis,
-    /// Time in which contributions were uploaded; the encoding of later chunks runs beside.
+    /// Time in which contributions were uploaded; later chunks are encoded meanwhile.
     pub upload: Millis,
-    /// Attempts at a transfer that failed; most of them were made again.
+    /// Failed attempts at a transfer; most of them were repeated.
     pub transfer_failures: u64,
     /// Memory of the CUDA device that the trainer holds, where it computes on one.
     pub device_memory: Option<Bytes>,

@@ -1,37 +1,36 @@
 //! Text that somebody else wrote, on its way to a person. A name, a reason or a file name may hold
 //! anything: line ends that forge rows, sequences that move a terminal's cursor or colour its text,
-//! marks that turn the direction of reading, marks that nobody sees. Here each of them becomes
-//! visible and harmless. Machines get the text as it is, in JSON.
+//! marks that turn the direction of reading, invisible marks. Here each of them becomes visible and
+//! harmless. Programs get the text unchanged, in JSON.
 
 use std::fmt::{self, Write as _};
 
 use crate::UnixMillis;
 
-/// Longest text on one line, in characters; more is cut. Above every bound that a text has on the
+/// Most characters of text on one line; more is cut. It is above every limit that a text has on the
 /// bus.
 const SHOWN_CHARACTERS_MAX: usize = 2048;
-/// The beginning of each further line of a text of several lines, so that none of them can pass for
-/// a line of ours.
+/// The beginning of each further line of a text with several lines, so that none of them looks like
+/// a line of the program.
 const CONTINUED: &str = "\n  | ";
 
-/// A text on one line: a character that would be invisible, or that a terminal would obey, is
-/// written in the form `\u{1b}`.
+/// A text on one line. Invisible characters, and those that a terminal would obey, are written in
+/// the form `\u{1b}`.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown<'a>(pub &'a str);
 
-/// A text that may have several lines, such as the end of a log: each is [`Shown`], and those after
-/// the first are set apart.
+/// A text that may have several lines, such as the end of a log: each line is [`Shown`], and those
+/// after the first are set apart.
 #[derive(Clone, Copy, Debug)]
 pub struct ShownLines<'a>(pub &'a str);
 
-/// A text of several lines that the user asked for, such as the output of a model: line ends and
-/// tabs stay, nothing else that a terminal obeys.
+/// A text of several lines that the user asked for, such as a model's output: line ends and tabs
+/// stay, and other control characters are escaped.
 #[derive(Clone, Copy, Debug)]
 pub struct ShownText<'a>(pub &'a str);
 
-/// A JSON document on one line that a terminal shows as it is: characters that [`Shown`] escapes
-/// are written in the form `\u001b`. They can occur only in JSON strings, where that means the
-/// same.
+/// A JSON document on one line that a terminal can show: characters that [`Shown`] escapes are
+/// written in the form `\u001b`. They can occur only in JSON strings, where that means the same.
 #[derive(Clone, Copy, Debug)]
 pub struct ShownJson<'a>(pub &'a str);
 
@@ -104,7 +103,7 @@ impl fmt::Display for Time {
     }
 }
 
-/// True when a text can stand in a table, a log and a terminal as it is.
+/// True if a text can be shown unchanged in a table, a log and a terminal.
 pub fn is_plain(text: &str) -> bool {
     text.chars().all(is_harmless)
 }
@@ -117,12 +116,12 @@ fn write(f: &mut fmt::Formatter<'_>, character: char) -> fmt::Result {
     }
 }
 
-/// True when a character is seen where it stands, and does nothing else.
+/// True if a character is visible and has no other effect.
 const fn is_harmless(character: char) -> bool {
     !matches!(character,
-        // Controls, of both sets: escape sequences begin with one of them.
+        // Control characters of both sets; escape sequences begin with one of them.
         '\u{0}'..='\u{1f}' | '\u{7f}'..='\u{9f}'
-        // Soft hyphen, marks of Arabic and Mongolian, fillers of Hangul: not seen.
+        // Invisible characters: soft hyphen, marks of Arabic and Mongolian, fillers of Hangul.
         | '\u{ad}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}' | '\u{3164}' | '\u{ffa0}'
         // Zero-width marks, the direction of reading, separators of lines and paragraphs, invisible
         // operators.
@@ -131,8 +130,8 @@ const fn is_harmless(character: char) -> bool {
         | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// Year, month and day of a day since 1970, in the Gregorian calendar, counted in years that begin
-/// in March: leap days are then the last of their year.
+/// Year, month and day of a day since 1970, in the Gregorian calendar. The years begin in March, so
+/// that leap days are at their end.
 const fn civil(days: u64) -> (u64, u64, u64) {
     /// Days from 0000-03-01 to 1970-01-01.
     const TO_1970: u64 = 719_468;
@@ -153,7 +152,7 @@ const fn civil(days: u64) -> (u64, u64, u64) {
 mod tests {
     use super::*;
 
-    /// One of every kind that must not reach a terminal.
+    /// One character of every kind that must not reach a terminal.
     const HOSTILE: &str = "a\u{1b}[2J\u{1b}]0;x\u{7}\n\r\t\u{7f}\u{9b}31m\u{202e}b\u{2066}\u{200b}\u{feff}\u{2028}\u{e0041}z";
 
     #[test]
@@ -222,7 +221,7 @@ mod tests {
         ] {
             assert_eq!(Time(UnixMillis(seconds * 1000 + 999)).to_string(), shown);
         }
-        // A number that is no time is shown all the same.
+        // A number that is no valid time is shown nevertheless.
         assert!(Time(UnixMillis(u64::MAX)).to_string().ends_with('Z'));
     }
 }

@@ -1,5 +1,5 @@
-//! Quantities as types, so that a round is never passed where a step is meant. All are whole
-//! numbers; the unit is the type's name.
+//! Quantities as types, so that a round cannot be passed as a step. All are whole numbers, and the
+//! type's name is the unit.
 
 use std::fmt;
 use std::ops::{Add, AddAssign, Sub};
@@ -69,8 +69,8 @@ quantity!(
     Bytes(u64)
 );
 quantity!(
-    /// The version of the global weights a round starts from; round `r` leads from snapshot `r` to
-    /// snapshot `r + 1`.
+    /// The version of the global weights that a round starts from; round `r` leads from snapshot
+    /// `r` to snapshot `r + 1`.
     Round(u64)
 );
 quantity!(
@@ -78,7 +78,7 @@ quantity!(
     Fragment(u32)
 );
 quantity!(
-    /// The weight of a contribution in a mean, beside the other contributions in it.
+    /// The weight of a contribution in a mean, relative to the other contributions.
     Weight(u64)
 );
 quantity!(
@@ -86,7 +86,7 @@ quantity!(
     UnitIndex(u32)
 );
 quantity!(
-    /// The number of times that a unit has been leased; a holder of an older epoch is fenced off.
+    /// The number of leases that a unit has had; a holder of an older epoch is fenced off.
     Epoch(u64)
 );
 quantity!(

@@ -23,14 +23,14 @@ pub enum RunPhase {
     Merging,
     /// All rounds are closed; the last evaluation or snapshot is outstanding.
     Finishing,
-    /// It gives out no work, for a reason that another try does not mend; the coordinator looks
-    /// again when it is restarted.
+    /// It gives out no work, for a reason that another try does not mend; a restarted coordinator
+    /// tries again.
     Halted,
-    /// Over.
+    /// It is over.
     Complete,
 }
 
-/// A run at a glance.
+/// A summary of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunView {
@@ -38,10 +38,10 @@ pub struct RunView {
     pub run: RunId,
     /// The phase it is in.
     pub phase: RunPhase,
-    /// Why it is halted; there in phase [`RunPhase::Halted`] only.
+    /// The reason why it is halted; present only in phase [`RunPhase::Halted`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<Refusal>,
-    /// A problem that holds it up at present, and passes by itself or is tried again: missing
+    /// A problem that holds the run up at present, and passes by itself or is tried again: missing
     /// workers, a merge or save that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Refusal>,
@@ -65,7 +65,7 @@ pub struct RunView {
     pub tokens_per_second: f64,
     /// Mean over the last closed round's contributions, nats a token.
     pub train_loss: Option<f64>,
-    /// The newest held-out loss, nats a token, and the snapshot it is of.
+    /// The newest held-out loss, in nats a token, with the round of its snapshot.
     pub held_out_loss: Option<(Round, f64)>,
     /// Bytes of the accepted contributions since the run began, by the ledger.
     pub bytes_up: Bytes,
@@ -83,7 +83,7 @@ pub struct RunView {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunDetail {
-    /// The run at a glance.
+    /// The summary of the run.
     pub view: RunView,
     /// Its settings.
     pub spec: RunSpec,
@@ -119,7 +119,7 @@ pub struct WorkerView {
     pub accepted: u64,
     /// Results refused.
     pub rejected: u64,
-    /// Last heard.
+    /// Time of its last sign of life.
     pub heard_at: UnixMillis,
 }
 
@@ -165,7 +165,7 @@ pub struct RoundView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotView {
-    /// The round it starts.
+    /// The round that starts from it.
     pub round: Round,
     /// Its manifest.
     pub manifest: ObjectRef,

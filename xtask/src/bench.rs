@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: the benches crate and the programs it starts, in release, with what they
-//! need in place.
+//! `cargo xtask bench`: builds the benches crate and the programs that it starts, in release, and
+//! runs the benches.
 
 use std::process::Command;
 
@@ -35,7 +35,7 @@ pub(crate) fn run(
         build.args(["--package", program]);
     }
     process::run(&mut build)?;
-    // Started directly: `cargo run` would choose the features of this one package, and so compile
+    // Started directly: `cargo run` would choose the features of this package alone, and so compile
     // most of the dependencies once more.
     let mut benches = Command::new(workspace.program("release", "benches"));
     process::run(

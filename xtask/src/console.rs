@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use schemas::Refusal;
 
-/// One line.
+/// Prints one line.
 pub(crate) fn say(text: impl Display) {
     put(format_args!("{text}\n"));
 }
 
-/// True when somebody watches: then a line of progress is drawn over, else it is printed seldom.
+/// True when stderr is a terminal: progress is then shown in one line that is replaced, elsewhere
+/// in few lines.
 pub(crate) fn is_watched() -> bool {
     stderr().is_terminal()
 }
@@ -33,7 +34,7 @@ pub(crate) fn progress_done() {
     }
 }
 
-/// An error with its causes and, where it has a code, the next step.
+/// Prints an error with its causes and, where it has a code, the next step.
 pub(crate) fn failure(error: &anyhow::Error) {
     say(format_args!("error: {error:#}"));
     if let Some(refusal) = error

@@ -1,4 +1,4 @@
-//! Calls of `diloctl`: shown, asked, insisted on.
+//! Calls of `diloctl`: with output for people, with JSON, and repeated when a service died.
 
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use serde_json::Value;
 use crate::process::{self, Workspace};
 use crate::{console, interrupt};
 
-/// Tries of a step whose service died under it: each step is made so that repeating it is safe.
+/// Most tries of a step during which a service died: every step can be repeated safely.
 const ATTEMPTS: u32 = 5;
-/// Between two looks at services and run.
+/// Pause between two looks at services and run.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// The run's name: the workers' credentials are issued for it.
+/// Name of the run; the workers' credentials are issued for it.
 pub(crate) const RUN: &str = "demo";
 
 /// The built command line, started in the top folder, for one trust domain.
@@ -74,7 +74,8 @@ impl Diloctl {
         }
     }
 
-    /// Like [`Self::show`]; when it fails, whatever died is started again and the command repeated.
+    /// Like [`Self::show`]; if the command fails, services that died are started again and the
+    /// command is repeated.
     pub(crate) fn insist(&self, arguments: &[&str]) -> Result<()> {
         let mut attempt = 1;
         loop {
@@ -86,14 +87,14 @@ impl Diloctl {
         }
     }
 
-    /// Runs a command for its JSON.
+    /// Runs a command and returns its JSON.
     pub(crate) fn ask(&self, arguments: &[&str]) -> Result<Value> {
         let text = process::capture(self.command(arguments).args(["-o", "json"]))?;
         serde_json::from_str(&text)
             .with_context(|| format!("`diloctl {}` printed no JSON", shell(arguments)))
     }
 
-    /// Follows the run to its end. A service that dies meanwhile is started again.
+    /// Follows the run to its end. Services that die meanwhile are started again.
     pub(crate) fn watch(&self, run: &str) -> Result<()> {
         let arguments = ["run", "watch", run];
         console::say(format_args!("$ diloctl {}", shell(&arguments)));
@@ -102,8 +103,8 @@ impl Diloctl {
             match interrupt::wait_for(&mut watching, LOOK_EVERY)? {
                 Some(status) if status.success() => return Ok(()),
                 Some(status) => {
-                    // Killed, or cut off by a service that died; otherwise it has said what is
-                    // wrong with the run.
+                    // The command was killed, or cut off by a service that died. Otherwise it has
+                    // reported the trouble of the run itself.
                     if !self.revive()? && status.signal().is_none() {
                         bail!("`diloctl run watch {run}` ended with {status}");
                     }
@@ -122,7 +123,7 @@ impl Diloctl {
             .context("cannot start diloctl")
     }
 
-    /// Starts services that died; says which, and whether there were any.
+    /// Starts services that died and prints their names. Returns true if there were any.
     fn revive(&self) -> Result<bool> {
         let answer = self.ask(&["up", "--run", RUN])?;
         let rows = answer["items"]
@@ -143,8 +144,8 @@ impl Diloctl {
         Ok(!started.is_empty())
     }
 
-    /// Stops everything. In a process group of its own: a second Ctrl-C must not leave half of it
-    /// running.
+    /// Stops everything. `diloctl down` gets a process group of its own, so that a second Ctrl-C
+    /// does not interrupt it half way.
     pub(crate) fn down(&self) -> Result<()> {
         process::run(self.command(&["down"]).process_group(0))
     }
@@ -162,7 +163,7 @@ impl Diloctl {
     }
 }
 
-/// As a person would type it.
+/// The command line as a person would type it.
 fn shell(arguments: &[&str]) -> String {
     let quoted = |argument: &&str| match argument.contains([' ', '\n', '{', '(']) {
         true => format!("{argument:?}"),

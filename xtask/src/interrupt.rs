@@ -1,5 +1,5 @@
-//! Ctrl-C while services of a run are up, or the end of the terminal: remembered, so that
-//! everything is stopped in order before this program ends.
+//! Ctrl-C, or the end of the terminal, while services of a run are up: the signal is remembered, so
+//! that everything is stopped in order before this program ends.
 
 use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use schemas::{Code, Refusal};
 
-/// Between two looks at a child and at the signal.
+/// Pause between two looks at a child and at the signal.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Time that a child may take to end after the signal.
@@ -20,7 +20,7 @@ extern "C" fn remember(_: libc::c_int) {
     INTERRUPTED.store(true, Ordering::SeqCst);
 }
 
-/// From here on SIGINT, SIGTERM and SIGHUP do not end this program; [`check`] tells of them.
+/// From here on SIGINT, SIGTERM and SIGHUP do not end this program; [`check`] reports them.
 pub(crate) fn listen() {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         let handler = remember as extern "C" fn(libc::c_int) as libc::sighandler_t;
@@ -28,7 +28,7 @@ pub(crate) fn listen() {
         // signal handler.
         let before = unsafe { libc::signal(signal, handler) };
         if signal == libc::SIGHUP && before == libc::SIG_IGN {
-            // Started with `nohup`: it outlives its terminal.
+            // SIGHUP was ignored before, as `nohup` does: the program outlives its terminal.
             // SAFETY: ignoring a signal runs no code of ours.
             unsafe { libc::signal(signal, libc::SIG_IGN) };
         }
@@ -40,7 +40,7 @@ pub(crate) fn came() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
-/// An error once a signal came.
+/// Returns an error once a signal came.
 pub(crate) fn check() -> Result<()> {
     if came() {
         Err(Refusal::new(Code::Interrupted, "stopped by a signal").into())
@@ -49,8 +49,8 @@ pub(crate) fn check() -> Result<()> {
     }
 }
 
-/// Waits for a child's end. Once a signal came the child is told as well (a signal sent to this
-/// program alone reaches nobody else) and its end is an error.
+/// Waits for a child's end. Once a signal came, the child is signalled as well, since a signal to
+/// this program alone does not reach it, and the child's end is an error.
 pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
     loop {
         if let Some(status) = wait_for(child, Duration::MAX)? {
@@ -59,7 +59,7 @@ pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
     }
 }
 
-/// Like [`wait`], for so long at most; none when the child still runs.
+/// Like [`wait`], but for `patience` at most. Returns none when the child still runs.
 pub(crate) fn wait_for(child: &mut Child, patience: Duration) -> Result<Option<ExitStatus>> {
     let begun = Instant::now();
     while begun.elapsed() < patience {
@@ -78,7 +78,8 @@ pub(crate) fn wait_for(child: &mut Child, patience: Duration) -> Result<Option<E
     Ok(None)
 }
 
-/// With the signal that it gets at a terminal anyway, and knows; then without asking.
+/// Sends SIGINT, and kills the child if it does not end. At a terminal the child gets the signal
+/// from the terminal too, and handles both.
 fn end(child: &mut Child) -> Result<()> {
     let id = libc::pid_t::try_from(child.id()).context("a process id fits")?;
     // SAFETY: the child was not collected yet, so the id is its own.
@@ -117,9 +118,9 @@ mod tests {
                 .expect("it runs")
                 .is_none()
         );
-        // As in a terminal that closes; this test may itself have been started to outlive one.
-        // SAFETY: the first call takes no handler of ours; the second runs the one that `listen`
-        // has set.
+        // The signal arrives as from a terminal that closes; before, the default handler is set,
+        // since this test may run under `nohup`. SAFETY: the first call takes no handler of ours;
+        // the second runs the one that `listen` has set.
         unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
         listen();
         // SAFETY: as above.

@@ -35,19 +35,19 @@ struct Arguments {
 enum Job {
     /// Put the pinned nats-server and libtorch under .deps/
     Deps {
-        /// Another folder than .deps/
+        /// Use another folder than .deps/
         #[arg(long, value_name = "DIR", hide = true)]
         into: Option<PathBuf>,
     },
-    /// Everything CI runs, in order
+    /// Run everything that CI runs, in order
     Test(suite::Selection),
-    /// Measure; what follows is handed to the benches
+    /// Measure this build; the arguments are passed to the benches
     Bench {
         /// Arguments of the benches
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Set everything up, train, verify
+    /// Set everything up, train, and verify the result
     Demo(demo::DemoOptions),
     /// Take guards out of the code one at a time and see whether a test fails
     Mutants(mutants::MutantOptions),

@@ -1,4 +1,4 @@
-//! Starting programs: cargo in this workspace, and others; what they print and how they end.
+//! Starts programs, cargo in this workspace and others, and handles their output and exit status.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write, stdout};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
-    /// The folder above this crate's, unless cargo says at run time that the crate has moved.
+    /// The folder above this crate's, unless cargo says at run time that the crate was moved.
     pub(crate) fn locate() -> Self {
         let built = env!("CARGO_MANIFEST_DIR");
         let crate_folder = std::env::var_os("CARGO_MANIFEST_DIR")
@@ -41,9 +41,9 @@ impl Workspace {
         self.root.join(".deps")
     }
 
-    /// cargo, at the top folder, as if a person had typed it: what cargo itself added to our
-    /// environment is taken out, or crates would be built anew each time a person and this program
-    /// take turns.
+    /// A cargo command in the top folder, as if a person had typed it. Variables that cargo itself
+    /// added to our environment are removed; with them cargo would build crates anew each time a
+    /// person and this program take turns.
     pub(crate) fn cargo(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command
@@ -62,14 +62,15 @@ impl Workspace {
         command
     }
 
-    /// True when a person exported LIBTORCH: `.cargo/config.toml` sets it too, to the pinned copy.
+    /// True when a person exported LIBTORCH. `.cargo/config.toml` sets the variable too, to the
+    /// pinned copy.
     pub(crate) fn is_libtorch_exported(&self) -> bool {
         let set = std::env::var_os("LIBTORCH").filter(|value| !value.is_empty());
         set.is_some_and(|value| Path::new(&value) != self.deps().join("libtorch"))
     }
 }
 
-/// Runs a command to its end; what it prints goes where ours goes.
+/// Runs a command to its end; its output goes where ours goes.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command
         .status()
@@ -99,7 +100,7 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
     )
 }
 
-/// Runs a command and shows its stdout as it comes, handing each line to `see` as well.
+/// Runs a command and shows its stdout as it comes; each line is passed to `see` as well.
 pub(crate) fn run_seen(command: &mut Command, mut see: impl FnMut(&str)) -> Result<()> {
     let mut child = command
         .stdout(Stdio::piped())
@@ -134,7 +135,7 @@ pub(crate) fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(LINES)..].join(" | ")
 }
 
-/// A line without end is cut into pieces of this size: tests may print megabytes.
+/// Longest piece of a line; tests may print megabytes without a line end.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
 fn read_line(reader: &mut impl BufRead, bytes: &mut Vec<u8>) -> Result<bool> {

@@ -1,4 +1,4 @@
-//! Further cargo commands: compiled from pinned versions under `.deps/tools`, without optimisation.
+//! Further cargo commands, compiled from pinned versions under `.deps/tools`, without optimisation.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,14 +10,15 @@ use schemas::{Code, Refusal};
 use crate::console;
 use crate::process::{self, Workspace};
 
-/// Finds the program `name` in `version`: our own, or the one on the PATH; compiles it otherwise.
+/// Finds the program `name` in `version`, under `.deps/tools` or on the PATH, and compiles it if it
+/// is in neither.
 ///
 /// # Errors
 /// [`Code::DownloadFailed`]: cargo could not install it.
 pub(crate) fn ensure(workspace: &Workspace, name: &str, version: &str) -> Result<PathBuf> {
     let tools = workspace.deps().join("tools");
     let own = tools.join("bin").join(name);
-    // As cargo calls it: not every such program answers without its own name.
+    // Called as cargo calls it: some of these programs need their own name as the first argument.
     let subcommand = name.trim_start_matches("cargo-");
     for candidate in [own.clone(), PathBuf::from(name)] {
         let answer = process::capture(Command::new(&candidate).args([subcommand, "--version"]));
@@ -39,7 +40,8 @@ pub(crate) fn ensure(workspace: &Workspace, name: &str, version: &str) -> Result
         version,
         "--root",
     ]);
-    // Its lints, profile and target folder are its own; debug information would only cost time.
+    // The build uses the tool's own lints, profile and target folder; debug information would only
+    // cost time.
     command
         .arg(&tools)
         .env("CARGO_PROFILE_DEV_DEBUG", "0")

@@ -1,6 +1,7 @@
 //! The files of nats-config, tried on the real server: `nats-server -t` accepts both configurations
 //! once the generated part is there, and refuses them without it; a node that is started from
-//! either serves who it should. The declarations name what `schemas` names.
+//! either serves clients with credentials and nobody else. The declarations of streams agree with
+//! `schemas`.
 
 #![expect(
     clippy::unwrap_used,
@@ -48,7 +49,7 @@ struct Copy {
     folder: tempfile::TempDir,
 }
 
-/// Below the domain's folder: one node, and a node of a cluster.
+/// Configuration files below the domain's folder: for a single node, and for a node of a cluster.
 const SINGLE: &str = ".diloco/broker/nats.conf";
 const CLUSTERED: &str = ".diloco/broker/prod.conf";
 
@@ -90,7 +91,7 @@ impl Copy {
     }
 
     /// Starts a node and waits until it is ready. Monitoring gets any port: `dev.conf` has none,
-    /// and that of `prod.conf` may be taken on this machine.
+    /// and the one in `prod.conf` may be taken on this machine.
     fn start(&self, name: &str, environment: &BTreeMap<&str, String>) -> Node {
         let mut command = Command::new(nats_server());
         command
@@ -136,14 +137,14 @@ impl Copy {
 /// A node that runs until this is dropped.
 struct Node {
     process: Child,
-    /// Its output until it was ready.
+    /// The lines that the node logged until it was ready.
     log: Vec<String>,
     /// Kept open: a server that cannot write its log ends.
     _output: BufReader<ChildStderr>,
 }
 
 impl Node {
-    /// The address that it listens on, found by the text before it in the log.
+    /// The address that the node listens on, found by the text before it in the log.
     fn address(&self, said: &str) -> &str {
         let found = self
             .log
@@ -155,7 +156,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // One that has ended by itself cannot be killed, which is as good.
+        // A node that has ended by itself cannot be killed, which is no error.
         let _ended = self.process.kill();
         let _status = self.process.wait();
     }
@@ -193,8 +194,8 @@ fn the_committed_file_alone_is_refused_and_the_domains_own_is_valid() {
     assert!(after.status.success(), "{}", said(&after));
 }
 
-/// The broker reads relative paths from its working folder, so the domain's are absolute, and lead
-/// nowhere after a move.
+/// The broker reads relative paths from its working folder, so the configuration holds absolute
+/// ones, which lead nowhere once the domain was moved.
 #[test]
 fn a_renamed_domain_is_refused_until_its_configuration_is_written_again() {
     let copy = Copy::new();
@@ -231,7 +232,7 @@ fn dev_conf_starts_with_jetstream_and_tls() {
     assert!(copy.folder.path().join(".diloco/nats").is_dir(), "{log}");
 }
 
-/// A valid configuration may still let anybody in, so this one is tried with clients.
+/// A valid configuration may still let anybody in, so clients try this one.
 #[tokio::test]
 async fn a_node_of_prod_conf_serves_clients_with_credentials_and_nobody_else() {
     identity::tls::install_provider();
@@ -356,7 +357,7 @@ fn declarations_name_what_schemas_names() {
             (&Value::Bool(false), Some("new")),
             "{file}"
         );
-        // The coordinator alone stores what it decides on together.
+        // Only the coordinator stores several events together.
         assert_eq!(stream["allow_atomic"], name == LEDGER_STREAM, "{file}");
         assert!(stream["max_consumers"].as_u64().unwrap() > 0, "{file}");
     }
@@ -376,7 +377,7 @@ fn declarations_name_what_schemas_names() {
     assert_eq!(work["consumers"][0]["filter"], work["subjects"][0]);
 }
 
-/// The bytes that a declared stream or bucket reserves with so many tenants.
+/// The bytes that a declared stream or bucket reserves when there are `tenants` tenants.
 fn reserved(name: &str, tenants: u64) -> u64 {
     let declared = declaration(name);
     let number = |field: &str| {
@@ -405,7 +406,7 @@ fn declarations_fit_into_the_dev_store() {
         .lines()
         .find_map(|line| line.trim().strip_prefix("max_file: "))
         .unwrap();
-    // The server's G is 10^9.
+    // nats-server's G is 10^9.
     let gigabytes: u64 = line.strip_suffix('G').unwrap().parse().unwrap();
     for tenants in 1..=4 {
         let bytes: u64 = names.iter().map(|name| reserved(name, tenants)).sum();
@@ -421,8 +422,8 @@ fn declarations_fit_into_the_dev_store() {
     );
 }
 
-/// A copy names where it is from, so it is longer than what it copies: `e2e` measures by how much
-/// at the most.
+/// A copied message names its origin, so it is longer than the original; a test of `e2e` measures
+/// by how much at most.
 #[test]
 fn the_readers_copy_has_room_for_all_that_it_copies() {
     for tenants in 1..=64 {

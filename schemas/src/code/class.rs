@@ -1,15 +1,16 @@
 //! Classes of codes: the actions that programs take on them. The table of codes has a column for
-//! the class, and everything that decides by a code reads that column, so that a new code is
-//! decided about once and everywhere.
+//! the class, and every decision about a code reads that column, so that the class of a new code is
+//! chosen once and holds everywhere.
 
 use super::Code;
 
 /// The action that a program takes on a code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// A peer is not there, or cannot be reached with what it shows. It may be back at any moment.
+    /// A peer is absent, or cannot be reached with the present credentials. It may be back at any
+    /// moment.
     Away,
-    /// A peer is there and has no room or no time for this. Later it may.
+    /// A peer is there, but has no space or no time for this now. It may have some later.
     Busy,
     /// Nothing is wrong: there is nothing to do at this time.
     NotNow,
@@ -17,11 +18,12 @@ pub enum Class {
     LostLease,
     /// The coordinator does not know the asker as a member.
     NotMember,
-    /// The program cannot work as it is set up; a person has to change something.
+    /// The program cannot work as it is set up; an operator must change something.
     Operator,
-    /// A record or a signature says something else than it should.
+    /// A record or a signature is not what it should be.
     Evidence,
-    /// This request, object or unit is no good, and asking again changes nothing. Others may be.
+    /// This request, object or unit is no good, and another try changes nothing. Others may be
+    /// good.
     Final,
 }
 
@@ -38,7 +40,7 @@ impl Class {
         Self::Final,
     ];
 
-    /// Its name as a label of numbers.
+    /// Its name as a label of metrics.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Away => "away",
@@ -56,16 +58,16 @@ impl Class {
     pub const fn what_programs_do(self) -> &'static str {
         match self {
             Self::Away => {
-                "Programs that run ask again soon and keep what they have: it may be over at any moment. Nobody's unit or \
-                 result is blamed. A program that only starts, and a command, end with it."
+                "Running programs ask again soon and keep their state: the cause may end at any moment. Nobody's unit or \
+                 result is blamed. A program that is still starting, and a command, end with the code."
             }
             Self::Busy => {
-                "Programs that run ask again, each time after a longer pause, and keep what they have. Nobody's unit or \
-                 result is blamed. A program that only starts, and a command, end with it."
+                "Running programs ask again, each time after a longer pause, and keep their state. Nobody's unit or \
+                 result is blamed. A program that is still starting, and a command, end with the code."
             }
             Self::NotNow => {
-                "Nothing is wrong and nothing is recorded against anybody. Workers wait or end in order; a command says it and \
-                 ends."
+                "Nothing is wrong and nothing is recorded against anybody. Workers wait or end in order; a command prints \
+                 the code and ends."
             }
             Self::LostLease => {
                 "The worker stops the unit at once, releases nothing, and claims another."
@@ -75,8 +77,8 @@ impl Class {
                 "The program ends, or does not start: trying again changes nothing until a person has changed something."
             }
             Self::Evidence => {
-                "It is recorded and said aloud. What it is about is not used and not repeated; a run or a service that \
-                 stands on it stops."
+                "The finding is recorded and reported. The message or document that it concerns is not used, and the \
+                 request is not repeated; a run or a service that depends on it stops."
             }
             Self::Final => {
                 "The request, the object or the unit counts as failed and is not repeated as it is. Other work goes on; \
@@ -87,14 +89,14 @@ impl Class {
 }
 
 impl Code {
-    /// True when the same request may succeed later though nobody changes it: a peer is away, or
-    /// has no room or time.
+    /// True if the same request may succeed later without a change by anybody: a peer is away, or
+    /// has no space or time.
     pub const fn passes(self) -> bool {
         matches!(self.class(), Class::Away | Class::Busy)
     }
 
-    /// True for a code that says nothing about the unit, the result or the object that was worked
-    /// on: somebody was away or busy, or the lease or the membership had ended.
+    /// True for a code that says nothing about the unit, the result or the object: a peer was away
+    /// or busy, or the lease or the membership had ended.
     pub const fn is_of_the_moment(self) -> bool {
         match self.class() {
             Class::Away | Class::Busy | Class::NotNow | Class::LostLease | Class::NotMember => true,
@@ -102,8 +104,8 @@ impl Code {
         }
     }
 
-    /// True when training came to numbers that are no good. The unit, its data or the state that
-    /// it started from can be the cause, and not only the worker.
+    /// True if training led to bad numbers. The cause may be the unit, its data or the state that
+    /// it started from, and not only the worker.
     pub const fn is_about_numbers(self) -> bool {
         matches!(self, Self::NotFinite | Self::NormOutlier)
     }
@@ -124,7 +126,7 @@ mod tests {
         }
     }
 
-    /// The store and the coordinator may be away in any of these ways, and all of them pass.
+    /// Store and coordinator may be away in any of these ways, and all of them pass.
     #[test]
     fn what_is_away_or_full_passes_and_blames_nobody() {
         for code in [

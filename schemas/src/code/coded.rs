@@ -1,4 +1,4 @@
-//! Errors that have a code. An error of a library says its code once; `?` carries it into a
+//! Errors that have a code. A library's error names its code once; `?` carries it into a
 //! [`Refusal`] and into the failure of a process.
 
 use super::{Code, Refusal};

@@ -1,5 +1,4 @@
-//! Subjects as they arrive: their parts, their senders, and the form in which the sender wrote
-//! them.
+//! Received subjects: their parts, their senders, and the form in which the sender wrote them.
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -52,7 +51,7 @@ pub enum Incoming {
     },
 }
 
-/// The name under which an event was recorded; the event itself may claim any name.
+/// The worker under whose name an event was recorded. The event itself may claim any name.
 pub fn recorded_worker(subject: &str) -> Option<(AccountId, RunId, WorkerId)> {
     let rest = subject
         .strip_prefix(Lane::Record.prefix())?
@@ -87,8 +86,8 @@ pub fn as_sent(subject: &str) -> Cow<'_, str> {
     }
 }
 
-/// The key of the sender of a message to a service: the broker holds every sender to its own key.
-/// None when the subject has no such place; whatever follows it may be anything.
+/// The key of the sender of a message to a service, since the broker holds every sender to its own
+/// key. None if the subject has no such place; the rest of the subject may be anything.
 pub fn sender_key(subject: &str) -> Option<PublicKey> {
     let mut tokens = subject.splitn(3, '.');
     let (first, lane, rest) = (tokens.next()?, tokens.next()?, tokens.next()?);
@@ -102,7 +101,7 @@ pub fn sender_key(subject: &str) -> Option<PublicKey> {
     }
 }
 
-/// A subject that is none of ours.
+/// A text that is no subject of this project.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no such subject: {0:?}")]
 pub struct SubjectError(String);

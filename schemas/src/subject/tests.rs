@@ -147,7 +147,7 @@ fn what_the_broker_put_in_is_taken_out_again() {
         (as_sent(&control), sender_key(&control)),
         (Cow::Borrowed(control.as_str()), Some(key.clone()))
     );
-    // A verb that is none names its sender as well, who is told so.
+    // An unknown verb leaves the sender known, who gets the refusal.
     assert_eq!(
         sender_key(&mapped(&format!("diloco.request.demo.{key}.lease.steal"))),
         Some(key)

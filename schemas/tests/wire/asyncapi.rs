@@ -11,7 +11,7 @@ use serde_json::{Map, Value as Json, json};
 use crate::examples::{self, Example};
 use crate::value::Value;
 
-/// The facts that a client needs beside the messages.
+/// Facts that a client needs in addition to the messages.
 const DESCRIPTION: &str = "\
 The subjects of a trust domain, as their sender writes them. What workers send reaches the other account with the \
 tenant's account as third token, written by the broker.\n\n\
@@ -52,7 +52,7 @@ fn the_bus_is_documented_for_other_languages() {
 }
 
 fn document() -> Json {
-    // Some types have several examples; the first is the plain one.
+    // Some types have several examples; the first one is the plain one.
     let mut examples: BTreeMap<&str, Example> = BTreeMap::new();
     for example in examples::all() {
         examples.entry(example.type_name).or_insert(example);
@@ -101,7 +101,7 @@ fn document() -> Json {
     })
 }
 
-/// A channel's name: its lane and the tokens that do not vary.
+/// A channel's name: its lane and the fixed tokens of its subject.
 fn id(row: &Row) -> String {
     let lane = row.lane.prefix().trim_start_matches("diloco.");
     let fixed = row

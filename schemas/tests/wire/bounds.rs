@@ -1,5 +1,5 @@
-//! Every bound that the rest of the program relies on, from both sides: the last value that may be,
-//! and the first that may not.
+//! Every limit that the rest of the program assumes, from both sides: the last valid value, and the
+//! first invalid one.
 
 use schemas::data::{BYTE_VOCABULARY, DataManifest, Shard};
 use schemas::layout::{Layout, TensorSpec};
@@ -34,7 +34,7 @@ fn manifest() -> DataManifest {
         .build()
 }
 
-/// Another tokenizer's, with tokens of so many bytes.
+/// A data set of another tokenizer, with tokens of `width` bytes.
 fn of_vocabulary(vocabulary: u32, width: u8) -> DataManifest {
     let shards = vec![shard(100, width.into())];
     let words = kit::data().words(shard(1, 1).object, vocabulary);
@@ -167,7 +167,7 @@ fn a_layout_has_names_and_a_size_that_can_be() {
 
 type Set<T> = fn(&mut RunSpec, T);
 
-/// Field, least, most, and how it is set.
+/// Field, least value, largest value, and a function that sets the field.
 fn whole_numbers() -> Vec<(&'static str, u64, u64, Set<u64>)> {
     vec![
         ("schedule.rounds", 1, 1_000_000, |spec, value| {
@@ -465,7 +465,7 @@ fn a_codec_for_contributions_carries_no_weights() {
     assert_eq!(refused.code, Code::CodecUnfit);
 }
 
-/// Settings of before keep their bytes, and so their digest.
+/// Older settings keep their bytes, and so their digest.
 #[test]
 fn error_feedback_is_in_the_message_only_when_it_is_on() {
     let mut spec = examples::spec();

@@ -203,7 +203,7 @@ pub(crate) fn event(event: Event) -> EventBody {
     }
 }
 
-/// A closed round with as many chunks as are named.
+/// A closed round with as many named chunks as there may be.
 pub(crate) fn largest_event() -> EventBody {
     let object = ObjectRef {
         digest: Digest::of(b"x"),
@@ -223,7 +223,7 @@ pub(crate) fn largest_event() -> EventBody {
     }))
 }
 
-/// A seal of so many inputs, each with the largest numbers.
+/// A seal of `inputs` inputs, each with the largest numbers.
 pub(crate) fn sealed(inputs: usize) -> LedgerEvent {
     let input = SealedInput {
         unit: UnitIndex(u32::MAX),
@@ -311,6 +311,7 @@ pub(crate) fn all() -> Vec<Example> {
         example(&ClaimReply {
             v: V,
             outcome: ClaimOutcome::Lease("a.b.c".to_owned()),
+            base: grants().grants,
         }),
         example(&RenewRequest {
             v: V,

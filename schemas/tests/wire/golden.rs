@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use data_encoding::HEXLOWER;
 
-/// The file of an example, by its name and the version that its bytes say. An answer wraps its
-/// message, and so its version.
+/// The file of an example, by its name and the version in its bytes. An answer wraps its message,
+/// and so the message's version.
 fn file(name: &str, bytes: &[u8]) -> PathBuf {
     let plain: String = name
         .chars()

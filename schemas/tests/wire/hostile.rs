@@ -1,5 +1,5 @@
-//! TL-01, FG-11: whatever bytes arrive, a decoder answers with a message or an error: no panic, and
-//! nothing is allocated that the length check does not cover.
+//! TL-01, FG-11: whatever bytes arrive, a decoder returns a message or an error. It does not panic,
+//! and it allocates nothing that the length check does not cover.
 
 use crate::examples;
 
@@ -91,7 +91,7 @@ fn an_answer_is_nothing_else_and_nothing_else_is_an_answer() {
             );
         }
     }
-    // What else is said on subjects that an answer can reach: signed documents, the broker's own
+    // Other messages on subjects that an answer can reach: signed documents, the broker's own
     // words, nothing.
     for bytes in [
         "eyJhbGciOiJFZERTQSJ9.e30.c2ln",
@@ -128,7 +128,7 @@ fn an_answer_is_for_who_asked_and_for_what_was_asked() {
         Some(&asked.by),
         question("diloco.request.demo.x.leave", b"a")
     ));
-    // The same bytes, cut elsewhere.
+    // The same bytes, divided elsewhere.
     assert_ne!(question("a", b"bc"), question("ab", b"c"));
 }
 
@@ -163,7 +163,7 @@ fn the_largest_event_fits() {
     let bytes = examples::largest_event().encode();
     assert!(bytes.len() <= EventBody::BYTES_MAX, "{} bytes", bytes.len());
     assert!(EventBody::decode(&bytes).is_ok());
-    // And so does the longest body that is allowed, once it is signed.
+    // The same holds for the longest valid body, once it is signed.
     let body = serde_bytes::ByteBuf::from(vec![7; EventBody::BYTES_MAX]);
     let emitter = examples::largest_event().emitter;
     let signed = SignedEvent {
@@ -199,8 +199,7 @@ fn settings_out_of_bounds_name_the_field() {
     );
 }
 
-/// A ledger of an earlier release names no process at the beginning of a lead, and is read all the
-/// same.
+/// A ledger of an earlier release names no process where a lead begins, and is still read.
 #[test]
 fn a_lead_of_an_earlier_release_is_read() {
     #[derive(Serialize)]

@@ -1,4 +1,5 @@
-//! Tests of the bytes that cross the bus: valid messages keep theirs, and hostile ones do no harm.
+//! Tests of the bytes that cross the bus: those of valid messages are fixed, and hostile ones do no
+//! harm.
 
 mod asyncapi;
 mod bounds;

@@ -1,4 +1,4 @@
-//! Any MessagePack value, to describe an example and to ask which of its keys its type needs.
+//! Any MessagePack value: to describe an example, and to find out which of its keys the type needs.
 
 use std::fmt;
 
@@ -66,8 +66,8 @@ impl Value {
         }
     }
 
-    /// The JSON schema that the value fulfils. A key is required where `needed` says so of the
-    /// whole without it.
+    /// The JSON schema that the value fulfils. A key is required if `needed` says so of the value
+    /// without that key.
     pub(crate) fn schema(&self, needed: &dyn Fn(&Self) -> bool) -> Json {
         match self {
             Self::Nil => json!({}),

@@ -11,7 +11,7 @@ use schemas::member::Layer;
 use schemas::permission::Role;
 use serde::{Deserialize, Serialize};
 
-/// Everything that can be set.
+/// All settings of the audit service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -19,11 +19,11 @@ pub struct Config {
     pub domain: PathBuf,
     /// The bus.
     pub bus: BusConfig,
-    /// The second connection, on which workers' events are heard and recorded.
+    /// The second connection, on which the service receives and records workers' events.
     pub recorder: RecorderSection,
     /// This service.
     pub audit: AuditSection,
-    /// The authentication that is demanded.
+    /// The authentication that peers must show.
     pub auth: AuthConfig,
     /// The settings that every service has.
     pub service: ServiceConfig,
@@ -45,7 +45,7 @@ pub struct RecorderSection {
 pub struct AuditSection {
     /// Trust bundle: the keys that ledger events may be signed with.
     pub trust: PathBuf,
-    /// Folder of the append-only files; one service each.
+    /// Folder of the append-only files; each service needs its own.
     pub folder: PathBuf,
 }
 
@@ -82,7 +82,7 @@ impl Config {
         self
     }
 
-    /// The connection on which workers' events are heard and recorded.
+    /// The connection on which the service receives and records workers' events.
     pub fn recorder_bus(&self) -> BusConfig {
         BusConfig {
             credentials: self.recorder.credentials.clone(),

@@ -1,5 +1,6 @@
-//! Workers' events: heard, checked, recorded in the stream of their tenant, and only then answered.
-//! Nobody else writes those streams, and what a stranger sends reaches them in no other way.
+//! Workers' events: received, checked, recorded in the stream of their tenant, and only then
+//! answered. Only this service writes those streams, so a stranger's message reaches them in no
+//! other way.
 
 use std::time::Duration;
 
@@ -22,16 +23,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 
-/// Time that the broker may take for one question; a stream that waits for a new leader takes 6 s.
+/// Longest wait for one answer of the broker; a stream that waits for a new leader takes 6 s.
 const ASK_MAX: Duration = Duration::from_secs(8);
 /// Time between two log lines about dropped messages: one for a flood, not one for each message.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
-/// Notices that wait; joins come singly, and at start all at once, which may wait.
+/// Most notices that wait. Joins come one by one; at a start they come all at once, and can wait.
 const NOTICES_MAX: usize = 256;
 /// Header that names the subjects of an expected sequence.
 const EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
-/// The service's second half, connected.
+/// The intake with its connection.
 pub(crate) struct Intake {
     bus: Bus,
     listener: Listener,
@@ -44,23 +45,23 @@ pub(crate) struct Intake {
 #[derive(Debug, Default)]
 struct Tally {
     over: u64,
-    /// The last of them.
+    /// The worker whose event came last.
     whose: Option<WorkerId>,
     refused: u64,
     reason: Option<Refusal>,
-    /// Events that could not be recorded now, and are sent again.
+    /// Events that could not be recorded at the moment, and will be sent again.
     waiting: u64,
-    /// Why: a loss before all else.
+    /// The reason; a loss wins over others.
     cause: Option<Refusal>,
     nobody: u64,
 }
 
 impl Intake {
-    /// Connects, and hears what workers say from then on. The sender takes what the ledger says of
-    /// who may speak.
+    /// Connects, and receives workers' events from then on. Notices of which workers may speak come
+    /// in through the returned sender.
     ///
     /// # Errors
-    /// The broker is not there, or does not take the credentials for this.
+    /// The broker is away, or does not accept the credentials for this.
     pub(crate) async fn connect(
         config: &Config,
         domain: &str,
@@ -95,7 +96,7 @@ impl Intake {
     /// Runs until `stop`.
     ///
     /// # Errors
-    /// The broker took the right to hear away.
+    /// The broker took the right to listen away.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), Failure> {
         let mut reports = tokio::time::interval(REPORT_EVERY);
         reports.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -105,7 +106,7 @@ impl Intake {
                 () = stop.cancelled() => return Ok(()),
                 notice = self.notices.recv() => match notice {
                     Some(notice) => self.core.learn(notice),
-                    // The reader of the ledger has ended, and so does this.
+                    // The reader of the ledger has ended, and so the intake ends.
                     None => return Ok(()),
                 },
                 _ = reports.tick() => self.tally.report(),
@@ -148,8 +149,7 @@ impl Intake {
             self.tally.refused += 1;
             self.tally.reason = Some(refusal.clone());
         }
-        // The broker puts its own subject in the place of the one that the asker chose, so the
-        // answer names the asker.
+        // The broker replaces the asker's reply subject by its own, so the answer names the asker.
         let reply = delivery
             .reply
             .as_ref()
@@ -163,7 +163,7 @@ impl Intake {
         }
     }
 
-    /// Records an event that follows on the end of its chain.
+    /// Records an event that follows the end of its chain.
     async fn record(&mut self, candidate: &Candidate, payload: &Bytes) -> Reply<Done> {
         if self.core.tail(candidate).is_none() {
             match self.fetch(candidate).await {
@@ -177,8 +177,8 @@ impl Intake {
             .expect("it was just remembered")
             .as_ref();
         if let Some(lost) = self.core.lost(candidate, tail) {
-            // It is fetched again when the event comes again: somebody may have put the stream back
-            // by then.
+            // The end is fetched again when the event comes again: by then somebody may have put
+            // the stream back.
             self.core.forget(candidate);
             return self.later(lost);
         }
@@ -195,15 +195,15 @@ impl Intake {
                 Reply::Ok(Done::default())
             }
             Err(reason) => {
-                // It may be there all the same; the stream tells, when it comes again.
+                // The event may be stored nevertheless; the stream shows that when it comes again.
                 self.core.forget(candidate);
                 self.later(Refusal::new(Code::EventLater, reason))
             }
         }
     }
 
-    /// Not now: the worker keeps its event and sends it again, and hears why. Since it works on
-    /// meanwhile and says nothing to anybody, it is told here.
+    /// Answers that the event cannot be recorded now: the worker keeps it, sends it again, and
+    /// learns why. It works on meanwhile and tells nobody else, so the reason is logged here.
     fn later(&mut self, cause: Refusal) -> Reply<Done> {
         let answer = Refusal::new(Code::EventLater, cause.detail.clone());
         self.tally.waiting += 1;
@@ -218,7 +218,7 @@ impl Intake {
         Reply::Refused(answer)
     }
 
-    /// The end of a worker's chain, as the stream of its tenant has it.
+    /// Fetches the end of a worker's chain from the stream of its tenant.
     async fn fetch(&self, candidate: &Candidate) -> Result<Option<Tail>, Refusal> {
         let stream = StreamReader::new(self.bus.clone(), events_stream(&candidate.account));
         let filter = record_filter(&candidate.account, &candidate.run, &candidate.worker);

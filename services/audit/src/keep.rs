@@ -1,6 +1,6 @@
-//! Append-only files of everything the audit service saw: `<YYYYMMDD>.log` in one folder, JSON
-//! lines, one writer. A batch is on the disk before the next is read, so a crash at any moment
-//! loses nothing that was acted on.
+//! Append-only files of everything that the audit service saw: `<YYYYMMDD>.log` in one folder, JSON
+//! lines, one writer. A batch is on disk before the next one is read, so a crash loses nothing that
+//! the service has acted on.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -15,13 +15,13 @@ use crate::line::{LINE_BYTES_MAX, Line, is_older};
 /// Reasons why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {
-    /// Another process has the folder.
+    /// Another process uses the folder.
     #[error("{} is in use by another process", .0.display())]
     Busy(PathBuf),
     /// A file or folder cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// Which.
+        /// The file or folder.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
@@ -29,8 +29,8 @@ pub enum KeepError {
     /// An older release wrote the files.
     #[error("{} is in the form of an older release; start with a new folder, and keep this one", .0.display())]
     Older(PathBuf),
-    /// A line was changed after it was written. A line that a crash cut off at the end of the
-    /// newest file is not that.
+    /// A line was changed after it was written. An unfinished line at the end of the newest file
+    /// comes from a crash, and does not count.
     #[error("{} line {number} is damaged; keep the folder as it is, and start with a new one", path.display())]
     Damaged {
         /// The file.
@@ -60,29 +60,29 @@ pub struct Keep {
     /// The newest file; none before the first line.
     newest: Option<(String, File)>,
     known: BTreeMap<StreamSequence, Known>,
-    // Released when it is closed.
+    // Released when the file is closed.
     _lock: File,
 }
 
-/// An entry of the files, in the order in which they were written.
+/// An entry of the files; entries come in the order in which they were written.
 pub(crate) enum Past {
     Record(Record),
     Found(Found),
 }
 
-/// A record compared with the one that was kept at its position.
+/// The result of comparing a record with the one that was kept at its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It is what was kept.
+    /// It is the same.
     Same,
-    /// The broker stored it at another time, else it is what was kept: a copy that lost its end is
-    /// made whole like this.
+    /// It is the same, except that the broker stored it at another time, as it does when it repairs
+    /// a copy that lost its end.
     Again,
-    /// It is something else.
+    /// It differs.
     Altered,
 }
 
-/// The facts that are remembered of a kept record.
+/// The facts that are remembered about a kept record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
     /// [`Record::digest`].
@@ -109,9 +109,8 @@ impl Known {
     }
 }
 
-/// Everything that the files in `folder` hold, by position, for a comparison with the stream. Takes
-/// no lock and changes nothing: the service may be writing. Nothing is kept where there is no
-/// folder.
+/// All records in the files of `folder`, by position, for a comparison with the stream. Takes no
+/// lock and changes nothing, since the service may be writing. Empty if there is no folder.
 ///
 /// # Errors
 /// A file cannot be read, or a line was damaged.
@@ -135,7 +134,7 @@ pub fn kept(folder: &Path) -> Result<BTreeMap<StreamSequence, Known>, KeepError>
     Ok(known)
 }
 
-/// The newest position that the files in `folder` hold; 0 for none. Reads the newest file that has
+/// The newest position in the files of `folder`; 0 for none. Reads only the newest file that has
 /// records.
 ///
 /// # Errors
@@ -164,11 +163,11 @@ pub fn last_kept(folder: &Path) -> Result<StreamSequence, KeepError> {
 }
 
 impl Keep {
-    /// Opens the folder, makes it where it is missing, repairs a torn end, and gives everything
-    /// that was kept to `each`.
+    /// Opens the folder, makes it if it is missing, repairs an unfinished last line, and passes
+    /// every entry to `each`.
     ///
     /// # Errors
-    /// Another process has it, it cannot be read or written, or a line was damaged.
+    /// Another process uses the folder, it cannot be read or written, or a line was damaged.
     pub(crate) fn open(folder: &Path, each: &mut dyn FnMut(Past)) -> Result<Self, KeepError> {
         fs::create_dir_all(folder).map_err(|source| io_error(folder, source))?;
         let lock = lock(folder)?;
@@ -229,7 +228,7 @@ impl Keep {
         &self.folder
     }
 
-    /// Compares a record with the kept one; none where nothing was kept.
+    /// Compares a record with the kept one; none if nothing was kept at its position.
     pub(crate) fn standing(&self, record: &Record) -> Option<Standing> {
         self.known
             .get(&record.stream_sequence)
@@ -246,7 +245,7 @@ impl Keep {
         );
     }
 
-    /// Writes lines and returns when they are on the disk.
+    /// Writes lines, and returns when they are on disk.
     pub(crate) fn append(&mut self, lines: &[Line], now: UnixMillis) -> Result<(), KeepError> {
         if lines.is_empty() {
             return Ok(());
@@ -260,7 +259,7 @@ impl Keep {
         written.map_err(|source| io_error(&path, source))
     }
 
-    /// The file of the day. Names never go back, so that their order is that of writing.
+    /// The file of the day. Names never go back, so that their order is the order of writing.
     fn file_of(&mut self, now: UnixMillis) -> Result<(String, File), KeepError> {
         let today = format!("{}.log", day(now));
         if let Some((name, file)) = self.newest.take_if(|(name, _)| *name >= today) {
@@ -268,7 +267,7 @@ impl Keep {
         }
         let path = self.folder.join(&today);
         let file = open_for_append(&path)?;
-        // The name must be on the disk before what is in the file counts.
+        // The file's name must be on disk before its lines count.
         File::open(&self.folder)
             .and_then(|folder| folder.sync_all())
             .map_err(|e| io_error(&self.folder, e))?;
@@ -276,7 +275,7 @@ impl Keep {
     }
 }
 
-/// Reads one file; gives the length up to the end of its last whole line.
+/// Reads one file. Returns the length up to the end of its last whole line.
 fn scan(
     path: &Path,
     file: &File,
@@ -327,7 +326,7 @@ fn scan(
     }
 }
 
-/// Holds the folder until the file is closed.
+/// Locks the folder until the file is closed.
 fn lock(folder: &Path) -> Result<File, KeepError> {
     let path = folder.join("lock");
     let opened = OpenOptions::new()

@@ -1,8 +1,8 @@
-//! The audit service around [`audit_core`]: reads stream `AUDIT`, has every event checked, and
+//! The audit service around [`audit_core`]: it reads stream `AUDIT`, has every event checked, and
 //! keeps what it saw in files of its own, so that a stream that is changed later contradicts them.
-//! It also hears what workers say about themselves, and records what is in order.
+//! It also receives workers' events about themselves, and records those that pass its checks.
 //!
-//! [`Replay`] is the same reading and checking for a command line, without files.
+//! [`Replay`] reads and checks in the same way for a command line, without files.
 //!
 //! | file | holds |
 //! | --- | --- |

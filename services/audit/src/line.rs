@@ -6,17 +6,17 @@ use schemas::{Digest, UnixMillis, V};
 use serde::{Deserialize, Serialize};
 
 /// Longest line, with its end: the longest event in base64 (23 KiB), the longest subject that the
-/// broker takes (4 KiB) with every character escaped, and names. Writer and reader of lines share
-/// this bound.
+/// broker accepts (4 KiB) with every character escaped, and names. Writer and reader of lines share
+/// this limit.
 pub(crate) const LINE_BYTES_MAX: usize = 64 << 10;
 
 /// The content of a line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "line")]
 pub(crate) enum Line {
-    /// A record as it was received, and what it came to.
+    /// A record as it was received, with its verdict.
     Record(Kept),
-    /// A record that waited was settled.
+    /// A record that waited has got its verdict.
     Verdict {
         /// Version.
         v: V<2>,
@@ -25,13 +25,13 @@ pub(crate) enum Line {
         /// Its verdict.
         verdict: Verdict,
     },
-    /// Something was found.
+    /// A finding.
     Finding {
         /// Version.
         v: V<2>,
-        /// When, by this machine's clock.
+        /// Its time, by this machine's clock.
         time: UnixMillis,
-        /// What.
+        /// The finding.
         found: Found,
     },
 }
@@ -56,7 +56,7 @@ pub(crate) struct Kept {
 enum Written {
     /// The whole payload.
     Base64(String),
-    /// A message that is longer than any event: its length and digest are kept.
+    /// The length and digest of a message that is longer than any event.
     TooLong { bytes: u64, digest: Digest },
 }
 
@@ -79,7 +79,7 @@ impl Kept {
         }
     }
 
-    /// The record and its digest; none when the line is not what was written.
+    /// The record and its digest; none if the line is not as it was written.
     pub(crate) fn record(self) -> Option<(Record, Digest)> {
         let record = Record {
             stream_sequence: self.stream_sequence,
@@ -103,7 +103,7 @@ pub(crate) fn is_older(text: &[u8]) -> bool {
 }
 
 impl Line {
-    /// The line with its end.
+    /// Appends the line with its end.
     pub(crate) fn encode(&self, into: &mut Vec<u8>) {
         let start = into.len();
         serde_json::to_writer(&mut *into, self).expect("lines are JSON: their maps have text keys");
@@ -123,14 +123,14 @@ mod tests {
 
     use super::*;
 
-    /// The longest of each kind, with text that JSON has to escape wherever a stranger can put
-    /// some.
+    /// The longest line of each kind, with text that JSON must escape wherever a stranger can put
+    /// text.
     #[test]
     fn the_longest_line_is_within_what_is_read() {
         let controls = |length: usize| "\u{1}".repeat(length);
         let longest = Record {
             stream_sequence: StreamSequence(u64::MAX),
-            // The broker takes no longer line than 4 KiB for everything but the payload.
+            // The broker accepts no line above 4 KiB, besides the payload.
             subject: controls(4096),
             stored_at: UnixMillis(u64::MAX),
             payload: Payload::of(&vec![0xFF; SIGNED_EVENT_BYTES_MAX]),

@@ -1,6 +1,6 @@
-//! Stream `AUDIT` in order, by position: what fails is asked again, so that restarts of the broker
-//! and lost connections leave neither gaps nor repetitions. Each record is looked at on all cores,
-//! ahead of who takes them in order.
+//! Stream `AUDIT` in order, by position. A failed read is repeated, so that restarts of the broker
+//! and lost connections leave neither gaps nor repetitions. Records are examined on all cores,
+//! ahead of the caller, who takes them in order.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,25 +10,25 @@ use runtime::{Ahead, Bus, StoredMessage, StreamError, StreamReader};
 use schemas::UnixMillis;
 use schemas::subject::AUDIT_STREAM;
 
-/// Pause before reading is tried again: the broker needs seconds to come back.
+/// Pause before a failed read is repeated: the broker needs seconds to come back.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// Time between two looks for more of the stream: short enough for somebody who watches, and little
+/// Pause between two looks for more messages: short enough for somebody who watches, and little
 /// work for the broker.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// The first and the last position of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Messages in it.
+    /// Number of messages in the stream.
     pub messages: u64,
-    /// The position of its oldest message; one after `last` when it has none.
+    /// Position of the oldest message; one after `last` in an empty stream.
     pub first: StreamSequence,
-    /// The position of the newest message that it ever took; 0 before the first.
+    /// Position of the newest message that the stream ever took; 0 before the first.
     pub last: StreamSequence,
 }
 
 impl Span {
-    /// Of a stream that never took a message.
+    /// The span of a stream that never took a message.
     pub const EMPTY: Self = Self {
         messages: 0,
         first: StreamSequence(1),
@@ -41,17 +41,17 @@ pub struct Reader<T> {
     stream: StreamReader,
     look: Arc<dyn Fn(Record) -> T + Send + Sync>,
     next: StreamSequence,
-    /// The stream's last position, as it was seen last.
+    /// The stream's last position at the last look.
     end: StreamSequence,
-    /// The batch that is being read, and the position up to which.
+    /// The batch that is being read, with its last position.
     ahead: Option<(StreamSequence, Ahead<T>)>,
-    /// A batch that was read and not handed out yet.
+    /// A batch that was read and not returned yet.
     ready: Vec<T>,
 }
 
 impl<T: Send + 'static> Reader<T> {
-    /// A reader from position `next` on, 1 being the first. Nothing is asked of the broker yet.
-    /// `look` sees the records in no order.
+    /// A reader from position `next`, 1 being the first. This asks the broker nothing yet. `look`
+    /// sees the records in any order.
     pub fn new(
         bus: &Bus,
         next: StreamSequence,
@@ -70,7 +70,7 @@ impl<T: Send + 'static> Reader<T> {
     /// The first and the last position of the stream now.
     ///
     /// # Errors
-    /// There is no such stream, the broker does not answer, or this credential may not ask.
+    /// The stream does not exist, the broker does not answer, or the credentials do not allow it.
     pub async fn span(&self) -> Result<Span, StreamError> {
         let span = self.stream.span().await?;
         let (first, last) = (StreamSequence(span.first), StreamSequence(span.last));
@@ -81,7 +81,7 @@ impl<T: Send + 'static> Reader<T> {
         })
     }
 
-    /// The record at a position; none when it is not there.
+    /// The record at a position; none if there is none.
     ///
     /// # Errors
     /// As [`Reader::span`].
@@ -89,15 +89,15 @@ impl<T: Send + 'static> Reader<T> {
         Ok(self.stream.message(at.0).await?.as_ref().map(record))
     }
 
-    /// The next records, at least one: those that are there, without waiting for more. It waits as
-    /// long as there is none, and tries again when reading fails. May be dropped while it waits;
-    /// nothing is lost.
+    /// Returns the next records, at least one: those that are there, without waiting for more. It
+    /// waits while there is none, and repeats failed reads. If the future is dropped while it
+    /// waits, nothing is lost.
     pub async fn batch(&mut self) -> Vec<T> {
         self.batch_behind(StreamSequence(0)).await
     }
 
-    /// The same, and before them the record at position `last`, if it is still there: what a stream
-    /// says counts behind what it said before. 0 is before the first.
+    /// Returns the next records, and before them the record at position `last` if it is still
+    /// there: records count only if the one before them is unchanged. 0 is before the first.
     pub async fn batch_behind(&mut self, last: StreamSequence) -> Vec<T> {
         loop {
             if let Some(records) = self.read(last, self.end).await {
@@ -111,15 +111,15 @@ impl<T: Send + 'static> Reader<T> {
         }
     }
 
-    /// The next records up to position `end`, at least one; none when everything up to there was
-    /// read. It tries again when reading fails. May be dropped while it waits; nothing is lost.
+    /// Returns the next records up to position `end`, at least one; none if everything up to there
+    /// was read. It repeats failed reads. If the future is dropped while it waits, nothing is lost.
     pub async fn batch_to(&mut self, end: StreamSequence) -> Option<Vec<T>> {
         self.read(StreamSequence(0), end).await
     }
 
     async fn read(&mut self, last: StreamSequence, end: StreamSequence) -> Option<Vec<T>> {
         while self.fill(end).await {
-            // Asked last: where the stream is replaced in between, the new one has to show it.
+            // Asked last: if the stream is replaced meanwhile, the new one must show this record.
             let before = if last > StreamSequence(0) {
                 self.record(last).await
             } else {
@@ -137,7 +137,7 @@ impl<T: Send + 'static> Reader<T> {
         None
     }
 
-    /// Sees to it that a batch is there to be handed out. False when everything up to `end` was
+    /// Makes sure that a batch is ready to be returned. Returns false if everything up to `end` was
     /// read.
     async fn fill(&mut self, end: StreamSequence) -> bool {
         while self.ready.is_empty() {
@@ -170,7 +170,7 @@ impl<T: Send + 'static> Reader<T> {
         true
     }
 
-    /// Positions of the stream after the newest record that was handed out, at the last look.
+    /// Number of positions after the newest returned record, at the last look.
     pub const fn pending(&self) -> u64 {
         (self.end.0 + 1).saturating_sub(self.next.0)
     }

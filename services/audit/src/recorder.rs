@@ -1,5 +1,5 @@
-//! Auditor and files together: a batch of records goes in, is checked, compared with what was kept,
-//! and kept. A stream that contradicts what was kept is not recorded any further.
+//! Auditor and files together: a batch of records comes in, is checked, compared with the kept
+//! records, and kept. A stream that contradicts the kept records is not recorded any further.
 
 use std::path::Path;
 
@@ -13,22 +13,21 @@ use crate::keep::{Keep, KeepError, Past, Standing};
 use crate::line::{Kept, Line};
 use crate::reader::Span;
 
-/// Lines of the files that are examined together when they are opened: enough for all cores, and a
-/// few MB.
+/// Lines of the files that are examined together at the start: enough for all cores, and a few MB.
 const RECALLED_AT_ONCE: usize = 1024;
 
-/// An auditor that remembers.
+/// An auditor with files.
 #[derive(Debug)]
 pub struct Recorder {
     auditor: Auditor,
     keep: Keep,
-    /// The newest position that was read since the stream is read from its start.
+    /// The newest position that was read, in this reading from the stream's start.
     read: StreamSequence,
-    /// Messages that the broker stored again as they had been, since this was told last.
+    /// Messages that the broker stored again unchanged, since the last report.
     again: u64,
 }
 
-/// Reasons to keep nothing more.
+/// Reasons to stop keeping records.
 #[derive(Debug, thiserror::Error)]
 pub enum RecorderError {
     /// The files cannot be used.
@@ -80,10 +79,10 @@ impl Recorder {
         })
     }
 
-    /// Compares where the stream starts and ends with what was kept, and the record at the newest
-    /// position that was kept with the one that the stream has there now. An event of the ledger
-    /// names the one before it, so this one record stands for most of the history behind it, at the
-    /// cost of one question.
+    /// Compares the stream's first and last position with the kept records, and the newest kept
+    /// record with the one that the stream has there now. An event of the ledger names the one
+    /// before it, so this one record stands for most of the history before it, at the cost of one
+    /// question.
     ///
     /// # Errors
     /// [`RecorderError::Contradicted`]; or the files cannot be written.
@@ -125,8 +124,8 @@ impl Recorder {
         ))
     }
 
-    /// Takes records that were read from behind the last ones on. The first is the last one over
-    /// again: what comes behind it counts only where it is still there.
+    /// Takes the records after the last ones. The first of them is the last one once more: the
+    /// others count only if it is still there.
     ///
     /// # Errors
     /// As [`Recorder::take`].
@@ -162,8 +161,8 @@ impl Recorder {
     /// When this fails the recorder must not be used any more: open it again.
     ///
     /// # Errors
-    /// [`RecorderError::Contradicted`]: the stream has something else where something was kept, or
-    /// nothing. The finding is in the files, the record is not. Or the files cannot be written.
+    /// [`RecorderError::Contradicted`]: the stream has another record than the kept one, or none.
+    /// The finding is in the files, the record is not. Or the files cannot be written.
     pub fn take(
         &mut self,
         records: &[Record],
@@ -229,14 +228,14 @@ impl Recorder {
     }
 
     /// The kept messages before `at` that the stream no longer has, as a hole. The auditor reports
-    /// those that were never kept.
+    /// holes of messages that were never kept.
     fn lost_before(&mut self, at: StreamSequence) -> Option<Finding> {
         let from = std::mem::replace(&mut self.read, at).next();
         let to = StreamSequence(at.0.saturating_sub(1)).min(self.keep.last());
         (from <= to).then_some(Finding::Hole { from, to })
     }
 
-    /// Writes what was found behind `lines`, and gives the end of the work.
+    /// Writes the finding after `lines`, and returns the error that ends the work.
     fn contradicted(
         &mut self,
         found: Found,
@@ -259,7 +258,7 @@ impl Recorder {
         self.read
     }
 
-    /// Messages that the broker has stored again, unchanged, since the last call.
+    /// Messages that the broker stored again, unchanged, since the last call.
     pub const fn take_again(&mut self) -> u64 {
         std::mem::replace(&mut self.again, 0)
     }
@@ -280,8 +279,8 @@ impl Recorder {
     }
 }
 
-/// Gives the auditor again what was kept. It finds everything by itself, but for what only a
-/// comparison has shown.
+/// Gives the kept entries to the auditor again. It repeats all findings by itself, except those
+/// that only a comparison has shown.
 fn recall(auditor: &mut Auditor, past: &mut Vec<Past>) {
     let examiner = auditor.examiner();
     let examine = |past: &Past| match past {

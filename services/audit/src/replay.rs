@@ -1,5 +1,5 @@
-//! A replay from the stream alone: everything is checked from the first message on, and what comes
-//! later is followed.
+//! A replay from the stream alone: everything is checked from the first message on, and later
+//! messages can be followed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,29 +12,29 @@ use schemas::Code;
 use crate::keep::{Known, Standing};
 use crate::reader::{Reader, Span};
 
-/// Reasons why a replay came to no verdict.
+/// Reasons why a replay has no verdict.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// The stream cannot be read.
     #[error(transparent)]
     Read(#[from] StreamError),
-    /// There is nothing to check.
+    /// The stream is empty.
     #[error("the stream never held an event; nothing was checked")]
     Empty,
-    /// The stream does not reach that far.
+    /// The stream ends before the position.
     #[error("the stream ends at sequence {last}; there is no state after {wanted}")]
     Beyond {
         /// The position asked for.
         wanted: StreamSequence,
-        /// The stream's last.
+        /// The stream's last position.
         last: StreamSequence,
     },
     /// No more messages came.
     #[error("reading stopped at sequence {at} of {end}: nothing came for {} s", waited.as_secs())]
     Stalled {
-        /// The newest that came.
+        /// The newest position that came.
         at: StreamSequence,
-        /// The last that was wanted.
+        /// The last position that was wanted.
         end: StreamSequence,
         /// The time waited.
         waited: Duration,
@@ -52,14 +52,14 @@ pub struct Replay {
     reader: Reader<(Record, Examined)>,
     auditor: Auditor,
     span: Span,
-    /// The records that the audit service kept of the stream; empty when its files are not at hand.
+    /// The records that the audit service kept; empty if its files are not at hand.
     kept: BTreeMap<StreamSequence, Known>,
-    /// The newest position that was compared with what was kept.
+    /// The newest position that was compared with the kept records.
     compared: StreamSequence,
 }
 
 impl Replay {
-    /// Looks where the stream starts and ends; nothing is read yet.
+    /// Asks for the stream's first and last position; nothing is read yet.
     ///
     /// # Errors
     /// There is no stream, or the broker does not answer.
@@ -81,9 +81,9 @@ impl Replay {
         })
     }
 
-    /// Compares the stream with what [`crate::keep::kept`] read before the replay was opened: a
-    /// stream that was replaced or has lost its end is whole in itself, and only who has seen it
-    /// before can tell.
+    /// Compares the stream with the records that [`crate::keep::kept`] read before the replay was
+    /// opened. A stream that was replaced, or that has lost its end, is consistent in itself; only
+    /// kept records can show that.
     #[must_use]
     pub fn against(self, kept: BTreeMap<StreamSequence, Known>) -> Self {
         Self { kept, ..self }
@@ -95,8 +95,8 @@ impl Replay {
     }
 
     /// Checks everything from the first message to the end that the stream had when it was opened,
-    /// and gives each result to `each`: those about one record may come twice, the first time as
-    /// waiting for its worker to join.
+    /// and passes each result to `each`. A record may get two results, the first one while it waits
+    /// for its worker to join.
     ///
     /// # Errors
     /// The stream is empty, or nothing comes for `patience`.
@@ -106,7 +106,7 @@ impl Replay {
         each: &mut dyn FnMut(Checked),
     ) -> Result<(), ReplayError> {
         let (last, newest) = (self.span.last, self.kept.keys().next_back().copied());
-        // An empty stream of which something was kept is a finding, not the absence of one.
+        // An empty stream is a finding if records were kept, and no absence of findings.
         if last > StreamSequence(0) || newest.is_none() {
             self.catch_up(last, patience, each).await?;
         }
@@ -126,7 +126,7 @@ impl Replay {
     }
 
     /// Checks everything from the first message to position `end`, which may not lie beyond the
-    /// stream's last. Events that still wait for their worker go on waiting.
+    /// stream's last. Events whose worker has not joined yet keep waiting.
     ///
     /// # Errors
     /// As [`Replay::run`]; or the stream does not reach `end`.
@@ -196,7 +196,7 @@ impl Replay {
         }
     }
 
-    /// The next results after [`Replay::catch_up`] to the end; waits until there are some.
+    /// Waits for the next results, after [`Replay::catch_up`] to the end.
     pub async fn follow(&mut self) -> Vec<Checked> {
         let batch = self.reader.batch().await;
         batch

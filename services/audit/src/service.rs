@@ -1,6 +1,6 @@
-//! The audit service: reads, checks, keeps, and says what it finds, until it is stopped or the
-//! stream is not the one that it has kept. Beside it runs the intake, which learns from here whose
-//! keys the ledger names.
+//! The audit service: it reads, checks, keeps, and logs its findings, until it is stopped or the
+//! stream contradicts what was kept. The intake runs beside it, and learns from here which keys the
+//! ledger names.
 
 use std::time::Duration;
 
@@ -28,16 +28,17 @@ pub struct Service {
     reader: Reader<Record>,
     recorder: Recorder,
     intake: Intake,
-    /// The channel on which the intake learns who may speak.
+    /// The channel on which the intake learns which workers may speak.
     notices: mpsc::Sender<Notice>,
 }
 
 impl Service {
-    /// Opens the files, checks them, connects, and compares the files with the stream's two ends.
+    /// Opens the files, checks them, connects, and compares the files with the stream's first and
+    /// last position.
     ///
     /// # Errors
-    /// The trust bundle or the files cannot be used, no broker answers, it has no stream `AUDIT`,
-    /// or another one than was kept.
+    /// The trust bundle or the files cannot be used, no broker answers, the stream `AUDIT` is
+    /// missing, or it is not the one that was kept.
     pub async fn build(config: &Config) -> Result<Self, Failure> {
         let trust = TrustBundle::read(&config.audit.trust)
             .map_err(|error| Failure::new(error.code(), format!("audit.trust: {error}")))?;
@@ -45,7 +46,8 @@ impl Service {
         let recorder = blocking(move || Recorder::open(&folder, &trust)).await?;
         let connected = Bus::connect("diloco-audit", &config.bus, clock::now()).await;
         let bus = connected?;
-        // From the first message on, so that the whole stream is compared with what was kept.
+        // Reads from the first message on, so that the whole stream is compared with the kept
+        // records.
         let reader = Reader::new(&bus, StreamSequence(1), |record| record);
         let ends = Ends::ask(&reader, &recorder).await?;
         let stream = ends.span;
@@ -71,8 +73,8 @@ impl Service {
     /// Runs until `stop`.
     ///
     /// # Errors
-    /// The stream contradicts what was kept of it, the files cannot be written, or the broker takes
-    /// a right away.
+    /// The stream contradicts the kept records, the files cannot be written, or the broker takes a
+    /// right away.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
         let Self {
             mut reader,
@@ -119,10 +121,10 @@ impl Service {
     }
 }
 
-/// The two ends of the stream, seen by two questions.
+/// The first and last position of the stream, and a record, from two questions.
 struct Ends {
     span: Span,
-    /// The record at the newest position that was kept.
+    /// The record that the stream has at the newest kept position.
     newest: Option<Record>,
 }
 
@@ -130,7 +132,7 @@ impl Ends {
     async fn ask(reader: &Reader<Record>, recorder: &Recorder) -> Result<Self, StreamError> {
         let kept = recorder.keep().last();
         let span = match reader.span().await {
-            // A stream that is gone has lost all of them.
+            // A stream that is gone has lost all messages.
             Err(StreamError::Missing(_)) if kept > StreamSequence(0) => Span::EMPTY,
             span => span?,
         };
@@ -143,10 +145,10 @@ impl Ends {
     }
 }
 
-/// Hands the recorder's new notices to the intake.
+/// Passes the recorder's new notices to the intake.
 async fn tell_all(recorder: &mut Recorder, notices: &mpsc::Sender<Notice>) {
     for notice in recorder.take_notices() {
-        // An intake that has ended is noticed where its end is waited for.
+        // If the intake has ended, its own task reports that.
         let _ = notices.send(notice).await;
     }
 }
@@ -176,7 +178,7 @@ async fn compare(mut recorder: Recorder, ends: Ends) -> Result<Recorder, Failure
     .await
 }
 
-/// Checking and syncing take milliseconds; connections are served meanwhile.
+/// Checking and syncing take milliseconds, during which connections must be served.
 async fn blocking<T: Send + 'static, E: Into<RecorderError> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, Failure> {

@@ -1,4 +1,4 @@
-//! The append-only files: what a crash leaves, and what tampering leaves.
+//! The append-only files after a crash and after tampering.
 //!
 //! A program of its own, which starts no process: a child that is between `fork` and `exec` holds
 //! the locks of its parent, so a folder that was just closed would now and then be busy.
@@ -33,7 +33,7 @@ fn ledger(count: u64) -> (TrustBundle, Vec<Record>) {
     (trust, records)
 }
 
-/// An event as the stream gives it back.
+/// An event as the stream returns it.
 fn record(said: Said, sequence: u64) -> Record {
     let (stream_sequence, stored_at) = (StreamSequence(sequence), runtime::clock::now());
     Record {
@@ -101,7 +101,7 @@ fn what_was_kept_is_there_again_and_nothing_twice() {
     assert_eq!(lines(&scratch.path().join("20231115.log")), 4);
 }
 
-/// The folder's lines that are records, and those that are findings.
+/// The number of lines in the folder that are records, and of those that are findings.
 fn kinds(folder: &Path) -> (usize, usize) {
     let text = fs::read_to_string(newest(folder)).expect("the folder is ours");
     let count = |kind: &str| {
@@ -112,7 +112,7 @@ fn kinds(folder: &Path) -> (usize, usize) {
     (count("record"), count("finding"))
 }
 
-/// A folder in which `records` were kept, and the recorder that is opened on it.
+/// A folder in which `records` were kept, with a recorder opened on it.
 fn kept(trust: &TrustBundle, records: &[Record]) -> (tempfile::TempDir, Recorder) {
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let mut recorder = Recorder::open(scratch.path(), trust).expect("the files are whole");
@@ -131,7 +131,7 @@ fn contradiction(result: Result<impl std::fmt::Debug, RecorderError>) -> Finding
     }
 }
 
-/// Checks that records behind the contradiction are not kept, that the finding is, and that it is
+/// Checks that records after the contradiction are not kept, and that the finding is kept and
 /// remembered.
 #[test]
 fn a_changed_stream_contradicts_the_files_and_is_not_recorded() {
@@ -167,7 +167,7 @@ fn a_changed_stream_contradicts_the_files_and_is_not_recorded() {
         assert!(
             recorder.auditor().evidence().is_some() == matches!(finding, Finding::Altered { .. })
         );
-        // The stream was restored, and goes on.
+        // The stream was restored, and continues.
         assert_eq!(
             recorder.take(&records, NOW).expect("it is what was kept"),
             []
@@ -244,7 +244,7 @@ fn the_two_ends_of_a_stream_tell_in_one_look() {
         .expect("nothing was kept");
 }
 
-/// The broker makes a copy whole that has lost its end: the same bytes at another time.
+/// The broker repairs a copy that has lost its end: the same bytes at another time.
 #[test]
 fn what_the_broker_stored_again_byte_for_byte_is_what_was_kept() {
     let (trust, records) = ledger(6);
@@ -279,7 +279,7 @@ fn what_the_broker_stored_again_byte_for_byte_is_what_was_kept() {
     );
 }
 
-/// A stream that was replaced while it was read, by one that is as long and longer.
+/// While it is read, a stream is replaced by another one that is as long or longer.
 #[test]
 fn what_comes_behind_something_else_is_not_taken() {
     let (trust, records) = ledger(6);
@@ -319,7 +319,7 @@ fn what_comes_behind_something_else_is_not_taken() {
     assert_eq!(kinds(scratch.path()), (5, 2), "the sixth is never recorded");
 }
 
-/// Whatever the stream holds, the service starts again on what it kept.
+/// Whatever the stream holds, the service can start again on its files.
 #[test]
 fn what_is_longest_and_strangest_is_kept_and_read_again() {
     let (trust, mut records) = ledger(2);
@@ -394,8 +394,7 @@ fn damage_in_the_middle_is_no_crash() {
     assert!(Recorder::open(scratch.path(), &trust).is_ok());
 }
 
-/// A crash leaves a part of a line at the very end; whatever else is no line was left by something
-/// else.
+/// A crash leaves an unfinished line at the very end; any other broken line has another cause.
 #[test]
 fn only_the_end_of_the_newest_file_can_be_torn() {
     let (trust, records) = ledger(6);
@@ -439,7 +438,7 @@ fn only_the_end_of_the_newest_file_can_be_torn() {
         "longer than any line"
     );
     assert!(!is_cut_off(&older, b"{\"line\":"), "not the newest");
-    // Files that are not ours are nobody's days.
+    // Files with other names are not read.
     for name in ["notes.log", "2023111.log", "2023111x.log", "20231114.txt"] {
         fs::write(scratch.path().join(name), b"garbage").expect("the folder is ours");
     }
@@ -449,7 +448,7 @@ fn only_the_end_of_the_newest_file_can_be_torn() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// A kill at any moment leaves a prefix of what was written, cut anywhere.
+    /// A kill at any moment leaves a prefix of the written bytes, cut anywhere.
     #[test]
     fn a_file_that_was_cut_anywhere_is_repaired_and_completed(batches in 1usize..4, cut: prop::sample::Index) {
         let (trust, records) = ledger(8);

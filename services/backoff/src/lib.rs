@@ -1,12 +1,12 @@
 //! The pauses between tries: each twice as long as the one before it, up to a ceiling. Nothing here
-//! reads a clock or draws a number; the caller brings both, so that cores use it too.
+//! reads a clock or draws a random number; the caller brings both, so that pure cores can use it.
 
 use std::time::Duration;
 
 /// Doublings beyond which every ceiling is reached: 2^20 times the shortest pause.
 const DOUBLINGS_MAX: u32 = 20;
 
-/// The pauses between tries after one kind of trouble.
+/// The pauses after one kind of failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backoff {
     first: Duration,
@@ -24,7 +24,7 @@ impl Backoff {
         }
     }
 
-    /// As it is after so many failures.
+    /// The state after this many failures.
     pub const fn after(pauses: (Duration, Duration), failures: u32) -> Self {
         Self {
             failures,
@@ -37,17 +37,17 @@ impl Backoff {
         self.failures
     }
 
-    /// It worked: pauses start small.
+    /// Starts again with the short pause, after a success.
     pub const fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// The pause that the next failure asks for.
+    /// The pause after the next failure.
     pub fn peek(&self) -> Duration {
         self.peek_up_to(self.max)
     }
 
-    /// Counts a failure and gives the pause after it.
+    /// Counts a failure and returns the pause after it.
     pub fn fail(&mut self) -> Duration {
         self.fail_up_to(self.max)
     }
@@ -65,8 +65,8 @@ impl Backoff {
     }
 }
 
-/// Between the half and the whole of a pause; `fraction` lies between 0 and 1. Many that lost the
-/// same peer do not come back at the same moment.
+/// A pause between half and the whole of `pause`; `fraction` lies between 0 and 1. With different
+/// fractions, peers that lost the same server do not come back at the same moment.
 pub fn spread(pause: Duration, fraction: f64) -> Duration {
     let half = pause / 2;
     half + half.mul_f64(fraction)

@@ -19,7 +19,7 @@ pub struct End {
 pub struct Draft {
     /// Its position.
     pub sequence: Sequence,
-    /// The encoded body: signed, hashed, sent and stored as it is.
+    /// The encoded body, which is signed, hashed, sent and stored unchanged.
     pub body: Vec<u8>,
     /// Digest of the body.
     pub digest: Digest,
@@ -37,7 +37,7 @@ pub enum Stand {
         /// The first missing position.
         from: Sequence,
     },
-    /// It has the right position, and names another event before it.
+    /// It has the right position, but names another event before it.
     OtherPast {
         /// The digest that it names.
         named: Option<Digest>,
@@ -48,7 +48,7 @@ pub enum Stand {
     Taken,
     /// It fills a place that a gap left open.
     Late,
-    /// Its position is one that the chain has passed; whether it is a copy cannot be told.
+    /// The chain has passed its position, and nobody can tell if it is a copy.
     Passed {
         /// Position of the next event.
         next: Sequence,
@@ -56,8 +56,8 @@ pub enum Stand {
 }
 
 impl End {
-    /// Writes the next event of `emitter`, whose chain ends here. The chain is not longer until
-    /// the draft's [`Draft::end`] is taken over.
+    /// Writes the next event of `emitter`, whose chain ends here. The chain grows only when the
+    /// caller takes the draft's [`Draft::end`] as its end.
     pub fn write(
         &self,
         emitter: &PublicKey,
@@ -83,8 +83,8 @@ impl End {
     }
 
     /// The relation of an event to the chain that ends here. The event is at `sequence`, names
-    /// `previous` as the one before it, and its own body has `digest`. Of older events only the
-    /// last is known.
+    /// `previous` as the one before it, and its body has `digest`. Of the earlier events only the
+    /// last is known here.
     pub fn stand(&self, sequence: Sequence, previous: Option<Digest>, digest: Digest) -> Stand {
         if sequence > self.next {
             return Stand::Gap { from: self.next };

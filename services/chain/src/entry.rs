@@ -1,4 +1,4 @@
-//! A stored message, opened step by step: what it claims, then whether it is true.
+//! A stored message, opened step by step: first its claims, then the proof of them.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use schemas::{DecodeError, Digest, Message as _, PublicKey};
 
 use crate::signature::Signatures;
 
-/// Has the form of a signed event; nothing that it says was checked.
+/// A message in the form of a signed event; nothing in it was checked.
 #[derive(Clone, Debug)]
 pub struct Claimed(SignedEvent);
 
@@ -21,13 +21,13 @@ pub struct Entry {
     pub digest: Digest,
 }
 
-/// The reason why a message in the form of an event is none.
+/// The reason why a message in the form of an event is not an event.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// The key that it names did not sign it, as an event, in this domain.
     #[error("its signature does not verify under {0}")]
     Signature(PublicKey),
-    /// The key signed it, and it is no event.
+    /// The key signed it, but it is not an event.
     #[error(transparent)]
     Undecodable(DecodeError),
     /// The key signed it in another's name.
@@ -75,8 +75,8 @@ impl Claimed {
         SignedEvent::decode(payload).map(Self)
     }
 
-    /// The key that it names. Whether the reader trusts it is looked at first: a check of a
-    /// signature costs more.
+    /// The key that the message names. Check first that you trust it: a check of a signature costs
+    /// more.
     pub const fn key(&self) -> &PublicKey {
         &self.0.key
     }
@@ -121,8 +121,8 @@ impl Claimed {
 }
 
 impl Entry {
-    /// Compares it with the subject that it stands under: every name in a subject must stand in the
-    /// body too, or an event could be moved.
+    /// Compares the event with the subject of its message: every name in the subject must be in the
+    /// body too, since otherwise an event could be moved.
     ///
     /// # Errors
     /// The first difference.

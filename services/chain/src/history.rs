@@ -7,8 +7,8 @@ use schemas::{Digest, Sequence};
 
 use crate::end::{End, Stand};
 
-/// The number of newest events behind a gap whose digests are kept. They tell an event that comes
-/// after its successors from one whose position is taken.
+/// Number of newest events after a gap whose digests are kept. With these, an event that comes
+/// after its successors can be told from one whose position is taken.
 pub const REMEMBERED: u64 = 1024;
 
 /// A chain as far as it was read.
@@ -18,17 +18,17 @@ pub struct History {
     /// The position of the first event that is known: 0, unless the chain is followed from a later
     /// one on.
     base: u64,
-    /// The first bytes of every digest, by position from `base` on, as far as the chain has no gap. A process that
-    /// may write to the stream can copy an event of any age, and a copy is no fault of its emitter;
-    /// an event with other bytes at a position that is taken is a fork. Eight bytes an event are a
-    /// few MB for a long run.
+    /// The first bytes of every digest, by position from `base` on, as far as the chain has no gap.
+    /// A process that may write to the stream can copy an event of any age, and a copy is no fault
+    /// of its emitter. An event with other bytes at a taken position is a fork. At eight bytes an
+    /// event, a long run takes a few MB.
     marks: Vec<u64>,
-    /// The digests of the newest events behind a gap.
+    /// The digests of the newest events after a gap.
     behind_gap: BTreeMap<Sequence, Digest>,
 }
 
 impl History {
-    /// A chain that is followed from `end` on. Of the events before, only the last is known.
+    /// A chain that is followed from `end` on. Of the events up to there, only the last is known.
     pub fn behind(end: End) -> Self {
         Self {
             end,
@@ -42,7 +42,7 @@ impl History {
         self.end
     }
 
-    /// The relation to the chain of an event whose body has `digest`. Nothing is added.
+    /// The relation of an event, whose body has `digest`, to the chain. Adds nothing.
     /// [`Stand::Passed`] is an event from before the chain was followed.
     pub fn stand(&self, body: &EventBody, digest: Digest) -> Stand {
         match self.end.stand(body.sequence, body.previous, digest) {
@@ -52,8 +52,8 @@ impl History {
         }
     }
 
-    /// Adds an event. The chain goes on from it whatever it said of the events before it, so that
-    /// one fault of an emitter is one finding; a strict reader adds only events that are
+    /// Adds an event. The chain continues from it, even if it does not fit the events before it, so
+    /// that one fault of an emitter gives one finding. A strict reader adds only events that are
     /// [`Stand::Next`].
     pub fn add(&mut self, sequence: Sequence, digest: Digest) {
         if sequence >= self.end.next {
@@ -72,7 +72,7 @@ impl History {
         }
     }
 
-    /// An event at a position that the chain has passed.
+    /// The relation of an event at a position that the chain has passed.
     fn look_back(&self, sequence: Sequence, digest: Digest) -> Stand {
         let place = sequence.get().checked_sub(self.base);
         let place = place.and_then(|place| usize::try_from(place).ok());

@@ -1,6 +1,6 @@
 //! Signed, numbered, hashed events: one writer and one reader for the coordinator's ledger,
-//! workers' accounts of themselves, and the auditors of both. No I/O and no private key: a shell
-//! stores the bytes, and crate `identity` signs them.
+//! workers' own events, and the auditors of both. No I/O and no private key: a shell stores the
+//! bytes, and crate `identity` signs them.
 //!
 //! An event is a body, encoded once; its key, its signature over that body, and the body itself are
 //! sent and stored. Each body names its position in its emitter's chain and the digest of the body
@@ -8,12 +8,12 @@
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `signature` | which bytes are signed, and the check of a signature |
-//! | `tabled` | the same check for a key that signs many, twice as fast |
-//! | `end` | where a chain ends: writing the next event, and how an event stands to it |
-//! | `history` | everything that a chain has had so far: copies, forks and gaps told apart |
+//! | `signature` | the bytes that are signed, and the check of a signature |
+//! | `tabled` | the same check for a key that signs many events, twice as fast |
+//! | `end` | the end of a chain: makes the next event, and relates an event to the chain |
+//! | `history` | the events of a chain so far; tells copies, forks and gaps apart |
 //! | `entry` | a stored message, opened: its signature checked, its body decoded |
-//! | `proof` | what a message of the ledger is by itself, for many cores |
+//! | `proof` | the checks of a ledger message by itself, which run on many cores |
 //! | `reader` | one chain, followed strictly: the ledger as coordinators read it |
 
 mod end;

@@ -1,6 +1,6 @@
-//! The nature of a message by itself, before its place in a chain is looked at. It does not depend
-//! on other messages, so many messages are looked at side by side, on all cores, and only their
-//! places one after another.
+//! Checks of a message by itself, before its place in a chain. They do not depend on other
+//! messages, so many messages are checked in parallel, on all cores; only their places are checked
+//! one after another.
 
 use schemas::PublicKey;
 use schemas::subject::Incoming;
@@ -15,19 +15,19 @@ pub struct Writers {
     keys: Vec<PublicKey>,
 }
 
-/// The nature of a message in the ledger's stream, by itself.
+/// The result of checking a message in the ledger's stream by itself.
 #[derive(Debug)]
 pub enum Proof {
-    /// An event that is signed by a key that may write here.
+    /// It is an event, signed by a key that may write here.
     Event(Box<Entry>),
-    /// In no chain: no key that may write here has signed it. The reason, in words.
+    /// It is in no chain: no key that may write here has signed it. The reason, in words.
     Foreign(String),
-    /// Signed by a key that may write here, and no event. The reason, in words.
+    /// A key that may write here has signed it, but it is not an event. The reason, in words.
     Broken(String),
 }
 
 impl Writers {
-    /// These keys may write the ledger of `domain` (its id as text).
+    /// The writers of the ledger of `domain` (its id as text): these keys.
     pub fn new(domain: &str, keys: Vec<PublicKey>) -> Self {
         Self {
             signatures: Signatures::new(domain, &keys),
@@ -35,7 +35,7 @@ impl Writers {
         }
     }
 
-    /// Looks at a message: its subject, its signature, its body.
+    /// Checks a message by itself: its subject, its signature, its body.
     pub fn prove(&self, subject: &str, payload: &[u8]) -> Proof {
         let foreign = |reason: &dyn std::fmt::Display| Proof::Foreign(reason.to_string());
         let Ok(named @ Incoming::Ledger { .. }) = subject.parse() else {

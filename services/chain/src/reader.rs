@@ -1,4 +1,4 @@
-//! One chain, followed strictly: the facts that a process needs to go on from it.
+//! One chain, followed strictly: the facts that a process needs to continue it.
 
 use schemas::event::EventBody;
 use schemas::{Digest, PublicKey, Sequence};
@@ -27,22 +27,22 @@ pub enum Judgement {
     /// An event that is in the chain already, byte for byte.
     Repeated,
     /// An event from before the place where this reader began ([`Reader::continue_from`]): a copy,
-    /// or another event in its place. A process that has the event at that position can tell.
+    /// or another event in its place. To tell which, compare it with the event at that position.
     Before {
         /// Its position.
         sequence: Sequence,
         /// The digest of its body.
         digest: Digest,
     },
-    /// In no chain: no key that may write here has signed it. The reason, in words.
+    /// It is in no chain: no key that may write here has signed it. The reason, in words.
     Foreign(String),
-    /// Signed by a key that may write here, and it does not follow. The reason, in words.
+    /// A key that may write here has signed it, but it does not follow. The reason, in words.
     Broken(String),
 }
 
 impl Reader {
-    /// Nothing was read yet. The ledger is the one of `domain` (its id as text), and these keys may
-    /// write it.
+    /// A reader that has read nothing yet, of the ledger of `domain` (its id as text), which these
+    /// keys may write.
     pub fn new(domain: &str, writers: Vec<PublicKey>) -> Self {
         Self {
             writers: Writers::new(domain, writers),
@@ -50,7 +50,7 @@ impl Reader {
         }
     }
 
-    /// The keys that may write it: enough to check a message by itself, on any thread, before
+    /// The keys that may write it. They suffice to check a message by itself, on any thread, before
     /// [`Reader::place`].
     pub const fn writers(&self) -> &Writers {
         &self.writers
@@ -61,18 +61,18 @@ impl Reader {
         self.history.end()
     }
 
-    /// Begins behind the event at `end`, which is known to be in the chain, as if nothing had been
-    /// read before. The events before it are not read.
+    /// Begins after the event at `end`, which is known to be in the chain, as if nothing had been
+    /// read before. Earlier events are not read.
     pub fn continue_from(&mut self, end: End) {
         self.history = History::behind(end);
     }
 
-    /// Looks at a message; nothing is added.
+    /// Judges a message, and adds nothing.
     pub fn judge(&self, subject: &str, payload: &[u8]) -> Judgement {
         self.place(self.writers.prove(subject, payload))
     }
 
-    /// Looks at the place of a message that [`Reader::writers`] has looked at; nothing is added.
+    /// Judges the place of a message that [`Reader::writers`] has checked, and adds nothing.
     pub fn place(&self, proof: Proof) -> Judgement {
         let entry = match proof {
             Proof::Event(entry) => *entry,

@@ -1,6 +1,6 @@
 //! Signatures of events, checked from the raw key in the text form of nkeys. The signed bytes start
-//! with a byte that no text has and name purpose and domain, so that no nonce, token or document of
-//! another purpose or domain has the same bytes.
+//! with a byte that no text contains, and name purpose and domain. So no nonce, no token, and no
+//! document of another purpose or domain has the same bytes.
 
 use std::collections::BTreeMap;
 
@@ -30,18 +30,18 @@ pub fn signed(key: &PublicKey, signature: [u8; SIGNATURE_BYTES], body: Vec<u8>) 
     }
 }
 
-/// Checks signatures over the events of one domain, those of the keys that sign most of them twice
-/// as fast.
+/// Checks signatures over the events of one domain. For keys that sign many of them, the check is
+/// twice as fast.
 #[derive(Clone, Debug)]
 pub struct Signatures {
-    /// The bytes that are signed before a body.
+    /// The bytes that precede a body when it is signed.
     prefix: Vec<u8>,
     tabled: BTreeMap<PublicKey, TabledKey>,
 }
 
 impl Signatures {
-    /// The checker for the domain `domain` (its id as text), most of whose signatures are by the
-    /// keys `often`.
+    /// The checker for the domain `domain` (its id as text). The keys in `often` are expected to
+    /// have made most of the signatures.
     pub fn new<'a>(domain: &str, often: impl IntoIterator<Item = &'a PublicKey>) -> Self {
         let table = |key: &PublicKey| Some((key.clone(), TabledKey::new(user_key(key.as_str())?)?));
         Self {
@@ -50,7 +50,8 @@ impl Signatures {
         }
     }
 
-    /// Tells if `signature` is one of `key` over an event's `body`, as [`is_signed_event`] does.
+    /// Returns true if `signature` was made by `key` over an event's `body`, as [`is_signed_event`]
+    /// does.
     pub fn hold(&self, key: &PublicKey, signature: &[u8], body: &[u8]) -> bool {
         if let Some(tabled) = self.tabled.get(key) {
             return signature
@@ -62,8 +63,9 @@ impl Signatures {
     }
 }
 
-/// Tells if `signature` is one of the audit key `public` (an nkey of kind `U`) over an event's
-/// `body` in `domain`. Strict: no small-order keys, no second form of a signature.
+/// Returns true if `signature` was made by the audit key `public` (an nkey of kind `U`) over an
+/// event's `body` in `domain`. The check is strict: no small-order keys, no second form of a
+/// signature.
 pub fn is_signed_event(domain: &str, public: &str, signature: &[u8], body: &[u8]) -> bool {
     verifying_key(public).is_some_and(|key| is_signed(&key, signature, &signed_bytes(domain, body)))
 }
@@ -106,7 +108,8 @@ fn crc16(bytes: &[u8]) -> u16 {
 mod tests {
     use super::*;
 
-    /// Written by hand from the format's description, so that a change of the bytes is noticed.
+    /// Written by hand from the description of the format, so that a change of the bytes is
+    /// noticed.
     #[test]
     fn signed_bytes_are_as_documented() {
         let bytes = signed_bytes("abc", b"body");

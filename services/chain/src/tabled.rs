@@ -22,8 +22,8 @@ pub(crate) struct TabledKey {
 }
 
 impl TabledKey {
-    /// None when the bytes are no point of the curve, or one of small order, under which anything
-    /// would be signed.
+    /// None if the bytes are no point of the curve, or a point of small order, under which any
+    /// signature would be valid.
     pub(crate) fn new(compressed: [u8; KEY_BYTES]) -> Option<Self> {
         let point = CompressedEdwardsY(compressed).decompress()?;
         (!point.is_small_order()).then(|| Self {
@@ -32,8 +32,8 @@ impl TabledKey {
         })
     }
 
-    /// Tells if `signature` is one of this key over the parts of a message, which follow each other
-    /// without a gap.
+    /// Returns true if `signature` was made by this key over the parts of a message, which follow
+    /// each other without a gap.
     pub(crate) fn holds(&self, signature: &[u8; SIGNATURE_BYTES], message: &[&[u8]]) -> bool {
         let (commitment, response) = signature.split_at(SIGNATURE_BYTES / 2);
         let response = response.try_into().expect("the second half of 64 bytes");
@@ -45,8 +45,8 @@ impl TabledKey {
         message.iter().for_each(|part| hash.update(part));
         let challenge = Scalar::from_bytes_mod_order_wide(&hash.finalize().into());
         let expected = ED25519_BASEPOINT_TABLE * &response + &*self.negative * &challenge;
-        // An encoding that is equal is the only one of that point: the order of one is the order of
-        // the other.
+        // An equal encoding is the only one of its point, so the order of one is the order of the
+        // other.
         expected.compress().as_bytes() == commitment && !expected.is_small_order()
     }
 }
@@ -97,7 +97,7 @@ mod tests {
         Scalar::from_bytes_mod_order_wide(&hash.chain_update(message).finalize().into())
     }
 
-    /// A signature whose commitment, and whose key, are off by these points of small order.
+    /// A signature whose commitment and key are shifted by these points of small order.
     fn sign(
         number: u64,
         message: &[u8],
@@ -138,8 +138,8 @@ mod tests {
         }
     }
 
-    /// A key that is off by a point of small order makes signatures that hold for some messages
-    /// only.
+    /// A key that is shifted by a point of small order makes signatures that are valid for some
+    /// messages only.
     #[test]
     fn points_of_mixed_order_are_judged_as_the_library_judges_them() {
         let (mut held, mut refused) = (0, 0);
@@ -163,7 +163,7 @@ mod tests {
         for small in &EIGHT_TORSION {
             let small = small.compress().0;
             assert!(TabledKey::new(small).is_none());
-            // Zero times anything: the equation itself would hold.
+            // Zero times anything: the equation itself would be fulfilled.
             let mut signature = [0; 64];
             signature[..32].copy_from_slice(&small);
             let (key, _) = sign(1, b"", (&EIGHT_TORSION[0], &EIGHT_TORSION[0]));
@@ -189,7 +189,7 @@ mod tests {
     fn second_forms_of_numbers_and_points_are_refused() {
         let none = &EIGHT_TORSION[0];
         let (key, signature) = sign(3, b"m", (none, none));
-        // The group's order, added to the response: the same number again.
+        // The group's order is added to the response, which gives the same number again.
         let order: [u8; 32] = [
             0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9,
             0xde, 0x14, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
@@ -201,7 +201,7 @@ mod tests {
             (*byte, carry) = (sum as u8, sum >> 8);
         }
         assert!(verdict(key, &signature, b"m") && !verdict(key, &second, b"m"));
-        // The field's prime and one more: a second form of the y of the neutral point.
+        // The field's prime plus one: a second form of the y coordinate of the neutral point.
         let mut form = [0xff; 32];
         (form[0], form[31]) = (0xee, 0x7f);
         let mut forged = [0; 64];

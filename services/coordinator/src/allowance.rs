@@ -1,5 +1,5 @@
-//! The bound on requests of each sender: one that asks more than any worker or operator needs is
-//! refused before its request reaches the decision loop, which all runs share.
+//! The limit on requests of each sender: a sender that asks more than any worker or operator needs
+//! is refused before its request reaches the decision loop, which all runs share.
 
 use std::collections::BTreeMap;
 
@@ -7,22 +7,24 @@ use coordinator_core::{ControlRequest, Peer, WorkerRequest};
 use schemas::PublicKey;
 use tokio::time::Instant;
 
-/// The credit that a sender has at first and at most: several rounds of a run with 256 chunks.
+/// Credit of a sender at first, and its maximum: enough for several rounds of a run with 256
+/// chunks.
 const CREDIT_MAX: f64 = 8192.0;
-/// The credit that comes back in a second: ten rounds of a small run, or half a round of one with
-/// 256 chunks. A worker of a run with more has large rounds, and asks again by itself.
+/// Credit that comes back each second: enough for ten rounds of a small run, or half a round of one
+/// with 256 chunks. A run with more chunks has longer rounds, and its workers ask again by
+/// themselves.
 const CREDIT_A_SECOND: f64 = 512.0;
 /// The cost of a request that leads to an event: the event is written to a disk before anything
 /// else is decided.
 const EVENT_COST: f64 = 16.0;
 /// The cost of each object in a request.
 const OBJECT_COST: f64 = 0.5;
-/// Senders that are remembered; above that those with full credit are forgotten, which changes
+/// Senders that are remembered. Above that, senders with full credit are forgotten, which changes
 /// nothing for them.
 const SENDERS_MAX: usize = 65_536;
 
-/// The cost of an operator's look: its answer is made in the loop and may be as long as a message
-/// can be. A hundred a second are more than people watch.
+/// The cost of an operator's view: the loop makes the answer, which may be as long as a message can
+/// be. A hundred a second are more than people watch.
 const VIEW_COST: f64 = 4.0;
 
 /// The owner of a credit.
@@ -53,7 +55,7 @@ impl Credit {
 }
 
 impl Allowances {
-    /// Takes the cost of a request from the sender's credit; whether there was enough.
+    /// Takes the cost of a request from the sender's credit. Returns true if there was enough.
     pub(crate) fn admit(&mut self, sender: &Sender, cost: f64, now: Instant) -> bool {
         let known = self.0.get(sender).copied();
         if known.is_none() && self.0.len() >= SENDERS_MAX {
@@ -91,7 +93,7 @@ pub(crate) fn control_cost(request: &ControlRequest) -> f64 {
         ControlRequest::BlobCommit(request) => {
             EVENT_COST + OBJECT_COST * request.objects.len() as f64
         }
-        // Orders, which are recorded.
+        // All others are orders, which are recorded.
         _ => EVENT_COST,
     }
 }
@@ -155,7 +157,7 @@ mod tests {
             .count();
         assert_eq!(admitted, 512);
         assert!(allowances.admit(quiet, EVENT_COST, start));
-        // A second later it has earned what a second earns, no matter how often it asked meanwhile.
+        // A second later it has the credit of one second, however often it asked meanwhile.
         let later = start + Duration::from_secs(1);
         let admitted = (0..10_000)
             .filter(|_| allowances.admit(loud, EVENT_COST, later))

@@ -13,19 +13,19 @@ use tokio::time::Instant;
 
 use crate::doors;
 
-/// The address of an answer, and the request it answers. The subject is the asker's choice, so the
+/// The address of an answer, and the request that it answers. The asker chooses the subject, so the
 /// answer names the asker.
 #[derive(Clone, Debug)]
 pub(crate) struct ReplyTo {
     subject: Subject,
     asked: Asked,
-    /// The name of the request, for the numbers.
+    /// The name of the request, for the metrics.
     request: &'static str,
     since: Instant,
 }
 
 impl ReplyTo {
-    /// Reads the address to which a message wants its answer; none when it wants none, or its
+    /// Reads the address for the answer to a message; none if the message wants no answer, or its
     /// subject names no asker.
     pub(crate) fn read(message: &Delivery) -> Option<Self> {
         let subject = Subject::from(message.reply.as_deref()?);
@@ -42,7 +42,7 @@ impl ReplyTo {
         })
     }
 
-    /// Sends the answer. One that does not leave is asked for again.
+    /// Sends the answer. If it does not arrive, the asker asks again.
     pub(crate) async fn send(&self, bus: &Bus, answer: Result<Answer, Refusal>) {
         doors::answered(self.request, self.since.elapsed(), answer.as_ref().err());
         if let Err(error) = bus
@@ -54,7 +54,7 @@ impl ReplyTo {
     }
 }
 
-/// The bytes of an answer. One that is too long for the bus becomes a refusal that says so.
+/// The bytes of an answer. An answer that is too long for the bus becomes a refusal that says so.
 fn encode(asked: &Asked, answer: Result<Answer, Refusal>) -> Bytes {
     let bytes = match answer {
         Err(refusal) => refused(asked, refusal),

@@ -10,7 +10,8 @@ use schemas::{PublicKey, RunId};
 use crate::answer::ReplyTo;
 use crate::foundry::FoundryNumber;
 
-/// Arrivals that wait for the loop. Beyond it the bus keeps them, and drops what it cannot keep.
+/// Most arrivals that wait for the loop. Above that they wait in the bus, which drops what it
+/// cannot hold.
 pub(crate) const ARRIVALS_MAX: usize = 1024;
 
 /// Something for the loop; most of it becomes an input of the core.
@@ -33,13 +34,13 @@ pub(crate) enum Arrival {
         stream_sequence: u64,
         ack: Subject,
     },
-    /// Something came of an order to a run's foundry.
+    /// A run's foundry answers an order.
     Foundry {
         run: RunId,
         foundry: FoundryNumber,
         answer: Answer,
     },
     Input(Input),
-    /// Something that the process cannot go on without has ended.
+    /// A part that the process cannot do without has ended.
     Failed(Failure),
 }

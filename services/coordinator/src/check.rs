@@ -1,5 +1,5 @@
-//! The check of a new run: everything that its settings name is in the store, parses, and fits
-//! together.
+//! The check of a new run: everything that its settings name is in the store, can be parsed, and
+//! fits together.
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use merge::codec::encoded_bytes;
@@ -13,10 +13,10 @@ use schemas::{Bytes, Code, ObjectRef, Refusal};
 use crate::foundry::{MAGNITUDE_MAX, RunContext, layout};
 use crate::store::{Store, refusal};
 
-/// Objects that are looked at at a time.
+/// Objects whose presence is checked at the same time.
 const LOOKS_MAX: usize = 32;
-/// Chunks of initial weights that are read at a time: the most that is in memory of a model of any
-/// size.
+/// Chunks of initial weights that are read at the same time, and so the most of a model that is in
+/// memory.
 const CHUNKS_AT_A_TIME: usize = 2;
 /// Largest `config.json`; Hugging Face's have a few KiB.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -74,8 +74,8 @@ pub(crate) async fn run(store: &Store, spec: RunSpec) -> Result<(), Refusal> {
     initial_weights(store, &context, &initial).await
 }
 
-/// Reads all initial weights. One that is no number makes all weights none after the first steps,
-/// and a run that every worker fails is no run.
+/// Reads all initial weights. A value that is no number spoils all weights within a few steps, and
+/// every worker would fail the run.
 async fn initial_weights(
     store: &Store,
     context: &RunContext,
@@ -115,8 +115,8 @@ fn initial_chunk(index: usize, bytes: &[u8], elements: usize) -> Result<(), Refu
     Err(Refusal::new(Code::NormOutlier, detail))
 }
 
-/// The configuration must be one that its trainer takes, and the layout its own. Otherwise the run
-/// would be created, and every worker would refuse to train it.
+/// Checks that the trainer takes the configuration, and that the layout is the model's. Otherwise
+/// the run would be created, and every worker would refuse to train it.
 fn model(trainer: TrainerKind, config: &[u8], layout: &Layout) -> Result<ModelConfig, Refusal> {
     let model = ModelConfig::parse(trainer, config)
         .map_err(|error| Refusal::new(Code::ModelInvalid, format!("model.config: {error}")))?;

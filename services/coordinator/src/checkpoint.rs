@@ -1,5 +1,5 @@
-//! Checkpoints of the ledger as objects: written beside the loop, and read at a start. One that
-//! cannot be used costs time, never a start: the ledger holds everything.
+//! Checkpoints of the ledger as objects: written beside the loop, and read at a start. An unusable
+//! one costs time, but never prevents a start: the ledger holds everything.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use schemas::{Bytes, Code, Digest, Refusal};
 use crate::ledger::{Ledger, Named, Place};
 use crate::store::{Store, refusal};
 
-/// Writes the bytes of a checkpoint, and looks whether the store has them. `taken` is the event
-/// that took it.
+/// Writes the bytes of a checkpoint, and checks that the store has them. `taken` is the event that
+/// took the checkpoint.
 pub(crate) async fn write(
     store: &Store,
     state: Arc<State>,
@@ -42,7 +42,7 @@ pub(crate) async fn write(
     })
 }
 
-/// Tells why a checkpoint is not there.
+/// Logs why a checkpoint was not saved.
 pub(crate) fn tell_unsaved(refusal: &Refusal) {
     let (code, reason) = (Code::CheckpointUnsaved, refusal);
     tracing::warn!(%code, next = code.next_step(), %reason, "a checkpoint of the ledger was not saved");
@@ -55,8 +55,8 @@ pub(crate) async fn discard(store: &Store, object: Digest) {
     }
 }
 
-/// The state of the newest checkpoint, from which the ledger is then read on. Without one, or when
-/// it cannot be used, the empty state: then the ledger is read from its first event.
+/// Returns the state of the newest checkpoint; the ledger is then read from there. Without a usable
+/// checkpoint this is the empty state, and the ledger is read from its first event.
 ///
 /// # Errors
 /// The stream cannot be read.
@@ -85,7 +85,7 @@ pub(crate) async fn begin(ledger: &mut Ledger, store: &Store) -> Result<State, F
     }
 }
 
-/// Tells why a checkpoint is not used.
+/// Logs why a checkpoint is not used.
 pub(crate) fn tell_unusable(reason: &str) {
     let code = Code::CheckpointUnusable;
     tracing::warn!(%code, next = code.next_step(), reason, "the newest checkpoint of the ledger is not used; all events are read");

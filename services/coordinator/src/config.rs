@@ -25,7 +25,7 @@ pub struct Config {
     pub store: StoreConfig,
     /// Keys and the trust bundle.
     pub keys: KeysConfig,
-    /// The authentication that is demanded of peers.
+    /// The authentication that peers must show.
     pub auth: AuthConfig,
     /// Bounds.
     pub limits: LimitsConfig,
@@ -67,8 +67,8 @@ pub struct KeysConfig {
     pub manifest: PathBuf,
     /// Seed file of the key that signs the ledger.
     pub audit: PathBuf,
-    /// The file that notes how far the ledger has come, so that a ledger that was lost is not begun
-    /// anew. It goes where the key goes.
+    /// The file that notes how far the ledger has come, so that a lost ledger is not begun anew.
+    /// Move it together with the key.
     pub mark: PathBuf,
 }
 
@@ -79,11 +79,11 @@ pub struct LimitsConfig {
     /// Memory for contributions that were screened and wait for their merge; contributions that do
     /// not fit are fetched again.
     pub contributions_memory: ConfigBytes,
-    /// Chunks that are fetched or stored at a time. Each holds its bytes in memory.
+    /// Chunks that are fetched or stored at the same time. Each holds its bytes in memory.
     pub transfers: u32,
     /// The time for which an operation at the store is retried.
     pub store_patience: ConfigDuration,
-    /// The time for which an event is offered to the ledger before the coordinator stands down.
+    /// The time for which an append to the ledger is retried before the coordinator stands down.
     pub ledger_patience: ConfigDuration,
     /// The time between two heartbeats of a worker.
     pub heartbeat: ConfigDuration,
@@ -119,10 +119,10 @@ impl Default for StoreConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
-            // With fp32 weights and momentum of 100M parameters (800 MB) and the chunks in the air
-            // it stays below 1.5 GB.
+            // With fp32 weights and momentum of 100M parameters (800 MB), and the chunks in
+            // transfer, the process stays below 1.5 GB.
             contributions_memory: ConfigBytes::mebi(384),
-            // While some wait for the store's disk, others keep the cores busy.
+            // While some transfers wait for the store's disk, others keep the cores busy.
             transfers: 8,
             store_patience: ConfigDuration::from_secs(30),
             ledger_patience: ConfigDuration::from_secs(120),
@@ -162,7 +162,7 @@ impl Config {
         }
     }
 
-    /// The credentials and certificates that the coordinator shows, some of which end.
+    /// The credentials and certificates that the coordinator shows; some of them expire.
     pub fn materials(&self, now: UnixMillis) -> Materials {
         let items = vec![
             Material::BusAddress {

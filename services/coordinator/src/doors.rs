@@ -1,6 +1,5 @@
-//! Traces and numbers of a running coordinator: a span around each input and each effect, with the
-//! run, the round, the unit and the lease that it is about, and the numbers of
-//! [`runtime::metrics::TABLE`].
+//! Traces and metrics of a running coordinator: a span around each input and each effect, with its
+//! run, round, unit and lease, and the metrics of [`runtime::metrics::TABLE`].
 
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use schemas::subject::ControlVerb;
 use schemas::{Refusal, RunId};
 use tracing::{Span, field, info_span};
 
-/// The label of an operator's request: workers have verbs of the same name.
+/// The label of an operator's request. It differs from that of a worker's verb with the same name.
 pub(crate) const fn control_label(verb: ControlVerb) -> &'static str {
     match verb {
         ControlVerb::BlobPut => "operator blob.put",
@@ -24,7 +23,7 @@ pub(crate) const fn control_label(verb: ControlVerb) -> &'static str {
     }
 }
 
-/// A request was answered.
+/// Counts a request that was answered.
 pub(crate) fn answered(request: &'static str, took: Duration, refused: Option<&Refusal>) {
     let outcome = outcome(refused.map(|refusal| refusal.code));
     counter!(REQUESTS, "request" => request, "outcome" => outcome).increment(1);
@@ -36,23 +35,23 @@ pub(crate) fn waiting(arrivals: usize) {
     gauge!(ARRIVALS_WAITING).set(arrivals as f64);
 }
 
-/// The core has decided about an input.
+/// Counts an input that the core has decided on.
 pub(crate) fn decided(input: &'static str, took: Duration) {
     histogram!(DECISION_SECONDS, "input" => input).record(took);
 }
 
-/// An effect has left the loop.
+/// Counts an effect that has left the loop.
 pub(crate) fn carried_out(effect: &'static str, took: Duration) {
     counter!(EFFECTS, "effect" => effect).increment(1);
     histogram!(EFFECT_SECONDS, "effect" => effect).record(took);
 }
 
-/// The broker has acknowledged an append.
+/// Counts an append that the broker has acknowledged.
 pub(crate) fn appended(took: Duration) {
     histogram!(APPEND_SECONDS).record(took);
 }
 
-/// The span of everything that one input leads to in the core.
+/// The span around everything that one input causes in the core.
 pub(crate) fn input_span(input: &Input) -> Span {
     let span = span_of("input", input.kind());
     match input {

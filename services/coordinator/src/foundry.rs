@@ -28,15 +28,17 @@ pub(crate) use self::screen::MAGNITUDE_MAX;
 use crate::arrival::Arrival;
 use crate::store::Store;
 
-/// Orders that wait for the dispatcher, which never works on one itself.
+/// Orders that wait for the dispatcher. These are few, since the dispatcher passes every order on
+/// at once.
 const ORDERS_MAX: usize = 64;
 
-/// One foundry of this process, in the order in which they were started: an answer of one that is
-/// gone is not taken for that of the one that took its place.
+/// The number of a foundry of this process, counted from its start. It tells the answers of a
+/// foundry that is gone from those of its successor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct FoundryNumber(pub(crate) u64);
 
-/// A run's foundry, as the shell sees it. It ends when this is dropped, with everything it holds.
+/// A run's foundry, as the shell sees it. Dropping it ends the foundry and frees everything that it
+/// holds.
 #[derive(Debug)]
 pub(crate) struct Foundry {
     run: RunId,
@@ -59,7 +61,7 @@ impl Foundry {
         }
     }
 
-    /// One that does nothing.
+    /// A foundry that does nothing.
     #[cfg(test)]
     pub(crate) fn idle(run: RunId, number: FoundryNumber) -> Self {
         let (orders, _) = mpsc::channel(1);
@@ -76,7 +78,7 @@ impl Foundry {
         self.number
     }
 
-    /// Gives an order. The dispatcher takes it in a moment; the outcome is an answer.
+    /// Gives an order. The dispatcher takes it in a moment; the outcome comes as an answer.
     ///
     /// # Errors
     /// The foundry has ended, which only a fault in it does.
@@ -95,7 +97,7 @@ impl Drop for Foundry {
     }
 }
 
-/// The way back for a foundry's answers.
+/// The channel for a foundry's answers.
 #[derive(Clone, Debug)]
 pub(crate) struct Answers {
     run: RunId,
@@ -121,7 +123,7 @@ impl Answers {
         &self.run
     }
 
-    /// Gives an answer. When the shell has ended nobody needs it.
+    /// Gives an answer. If the shell has ended, nobody needs it.
     pub(crate) async fn give(&self, answer: Answer) {
         let arrival = Arrival::Foundry {
             run: self.run.clone(),

@@ -1,4 +1,4 @@
-//! URLs for others, and the promotion of operators' uploads.
+//! URLs for workers and operators, and the promotion of operators' uploads.
 
 use std::collections::BTreeSet;
 
@@ -6,23 +6,25 @@ use coordinator_core::{Answer, Quarantine};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use objects::{IncomingKey, ObjectError, Recorded, local_now};
 use schemas::blob::{Grant, Grants};
-use schemas::{Digest, ObjectRef, Refusal, V};
+use schemas::limits::BASE_GRANTS_MAX;
+use schemas::{Chunks, Digest, ObjectRef, Refusal, V};
 
 use crate::store::{Store, incoming_key, refusal};
 
-/// Objects of one request that are looked at at a time.
+/// Objects of one request whose presence is checked at the same time.
 const LOOKS_MAX: usize = 16;
-/// Uploads that are remembered as granted; above that all are forgotten, and an upload whose answer
+/// Granted uploads that are remembered. Above that all are forgotten, and an upload whose answer
 /// was lost may be sent once more.
 const REMEMBERED_MAX: usize = 16_384;
 
-/// Uploads that were granted before: a worker that asks for one again may have lost the answer to
-/// it, so only then is the store asked whether the object is there.
+/// Uploads that were granted before. A worker that asks for one again may have lost the store's
+/// answer, so only then is the store asked whether it has the object.
 #[derive(Debug, Default)]
 pub(crate) struct Granted(BTreeSet<IncomingKey>);
 
 impl Granted {
-    /// Says for each object if its upload was granted before, and notes that it is granted now.
+    /// For each object, returns true if its upload was granted before, and notes that it is granted
+    /// now.
     pub(crate) fn mark(&mut self, place: &Quarantine, objects: &[ObjectRef]) -> Vec<Upload> {
         if self.0.len() + objects.len() > REMEMBERED_MAX {
             self.0.clear();
@@ -48,7 +50,7 @@ pub(crate) struct Upload {
     fresh: bool,
 }
 
-/// URLs to read.
+/// Makes URLs to read objects.
 pub(crate) fn get(store: &Store, objects: &[Digest]) -> Answer {
     let now = local_now();
     let grants = objects
@@ -58,7 +60,21 @@ pub(crate) fn get(store: &Store, objects: &[Digest]) -> Answer {
     Answer::Grants(Grants { v: V, grants })
 }
 
-/// URLs to upload. An object that the store has needs none.
+/// Makes URLs to read what a lease begins with: the chunks of its base, or their list.
+pub(crate) fn of_base(store: &Store, chunks: &Chunks) -> Vec<Grant> {
+    let now = local_now();
+    let first = match chunks {
+        Chunks::Named(chunks) => chunks,
+        Chunks::Listed(listed) => std::slice::from_ref(&listed.list),
+    };
+    first
+        .iter()
+        .take(BASE_GRANTS_MAX)
+        .map(|object| store.signer.get(object.digest, now))
+        .collect()
+}
+
+/// Makes URLs to upload objects. An object that the store has needs none.
 pub(crate) async fn put(
     store: &Store,
     place: &Quarantine,
@@ -91,7 +107,7 @@ pub(crate) async fn put(
     Ok(Answer::Grants(Grants { v: V, grants }))
 }
 
-/// Checks an operator's uploads, and says which of them `blobs` does not have.
+/// Checks an operator's uploads. Returns those that `blobs` does not have.
 pub(crate) async fn check(
     store: &Store,
     place: &Quarantine,
@@ -111,8 +127,8 @@ pub(crate) async fn check(
     Ok(found.into_iter().flatten().collect())
 }
 
-/// True for an upload that is whole, false when another order for the same object has promoted it
-/// meanwhile and its upload was deleted.
+/// True for an upload that is whole. False if another order for the same object has promoted it
+/// meanwhile, so that the upload was deleted.
 async fn is_uploaded(store: &Store, key: &IncomingKey, object: ObjectRef) -> Result<bool, Refusal> {
     match look_at_upload(store, key, object).await {
         Ok(()) => Ok(true),
@@ -127,15 +143,14 @@ async fn look_at_upload(
     object: ObjectRef,
 ) -> Result<(), ObjectError> {
     if store.buckets.head_checked(key, object).await? == Recorded::No {
-        // The store did not keep the hash that it checked: only reading tells.
+        // This store did not keep the hash that it checked, so the object has to be read.
         let _permit = store.transfer().await;
         store.buckets.get_incoming(key, object).await?;
     }
     Ok(())
 }
 
-/// Copies an operator's uploads, which were checked, to `blobs`. All are tried, whatever becomes of
-/// one of them.
+/// Copies an operator's checked uploads to `blobs`. All are tried, even if one fails.
 pub(crate) async fn promote(
     store: &Store,
     place: &Quarantine,

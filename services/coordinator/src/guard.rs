@@ -1,5 +1,5 @@
-//! Work whose outcome somebody waits for. A panic in it is an outcome too: without an answer a run
-//! would stand still and nobody would know why.
+//! Work with an outcome that somebody waits for. A panic in it is an outcome too: without an answer
+//! a run would stand still, and nobody would know why.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -7,8 +7,8 @@ use std::panic::AssertUnwindSafe;
 use futures::FutureExt as _;
 use schemas::{Code, Refusal};
 
-/// Does `work`; a panic in it is [`Code::Internal`]. Values that it owned are lost with it, and
-/// values that it borrowed must be fit to be used again.
+/// Does `work`, and turns a panic in it into [`Code::Internal`]. Values that the work owned are
+/// lost; values that it borrowed must still be usable.
 pub(crate) async fn answered<T>(
     what: &str,
     work: impl Future<Output = Result<T, Refusal>>,

@@ -1,6 +1,6 @@
-//! Messages from the bus. The subject says who sends and what it is: the broker puts the account
-//! into it and holds the sender to its key. The form is checked here; a message's own fields are
-//! never asked who sent it.
+//! Messages from the bus. The subject names the sender and the kind of message: the broker writes
+//! the account into it, and holds the sender to its key. The form is checked here; no field of the
+//! payload is ever read for the sender's identity.
 
 use coordinator_core::{ControlRequest, Peer, WorkerRequest};
 use runtime::Delivery;
@@ -8,7 +8,7 @@ use schemas::subject::Incoming;
 use schemas::telemetry::Heartbeat;
 use schemas::{Code, DecodeError, Message, PublicKey, Refusal};
 
-/// A message that may be decided about.
+/// A message that was read and may be decided on.
 #[derive(Debug)]
 pub(crate) enum Heard {
     Worker {
@@ -25,11 +25,11 @@ pub(crate) enum Heard {
     },
 }
 
-/// A message that was refused before anything was decided about it.
+/// A message that is refused before the core sees it.
 #[derive(Debug)]
 pub(crate) struct Rejected {
-    /// The sender by its subject, for the record; none for operators and for subjects that are none
-    /// of ours.
+    /// The sender by its subject, for the record; none for operators, and for subjects that are not
+    /// ours.
     pub(crate) peer: Option<Peer>,
     pub(crate) verb: String,
     pub(crate) refusal: Refusal,
@@ -38,10 +38,10 @@ pub(crate) struct Rejected {
 /// The source of a sender's identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
-    /// Workers come from accounts of their own, which the broker names; a message that crosses
-    /// accounts is recognised by its reply subject.
+    /// Workers are in accounts of their own, and the broker names the account. A message that
+    /// crosses accounts is recognised by its reply subject.
     ByBroker,
-    /// The bus was opened on purpose; subjects are all there is.
+    /// The bus was opened on purpose, so only the subject names the sender.
     BySubject,
 }
 
@@ -122,8 +122,8 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<Heard, Box<
     }
 }
 
-/// An answer goes only where the asker itself hears it: else a request could make the coordinator
-/// speak to others in its own name.
+/// Accepts only a subject that the asker itself listens on. Otherwise a request could make the
+/// coordinator send a message to others in its own name.
 fn answerable(reply: Option<&str>, prefix: &str, identity: Identity) -> Result<(), Refusal> {
     match reply {
         None => Err(Refusal::new(
@@ -149,8 +149,8 @@ fn answerable(reply: Option<&str>, prefix: &str, identity: Identity) -> Result<(
     }
 }
 
-/// True when something can be published there: no wildcards, no empty tokens, nothing that is not
-/// printed.
+/// True when a message can be published there: no wildcards, no empty tokens, no unprintable
+/// characters.
 fn is_literal(subject: &str) -> bool {
     subject.split('.').all(|token| {
         !token.is_empty()
@@ -219,7 +219,7 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
-        // An account where none is, or a key where none is: nobody's.
+        // Subjects without an account or without a key belong to nobody.
         for subject in [
             format!("diloco.request.demo.{}.join", worker()),
             format!("diloco.request.{}.demo.x.join", account()),

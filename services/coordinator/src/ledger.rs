@@ -1,7 +1,7 @@
-//! The coordinator's chain in stream `LEDGER`: read and verified at start, from the newest
-//! checkpoint on or from the first event, then appended to, only where the broker still sees the
-//! last message that this process knows. A second coordinator's first event therefore ends this
-//! one. A message that nobody signed whose chain this could be ends nobody: it is passed over.
+//! The coordinator's chain in stream `LEDGER`. At start it is read and verified, from the newest
+//! checkpoint or from the first event. An append succeeds only if the broker's last message is
+//! still the last one that this process knows, so the first event of a second coordinator ends this
+//! one. A message without the signature of a key for this chain ends nobody: it is skipped.
 
 mod append;
 mod broker;
@@ -21,9 +21,9 @@ pub use self::checkpoint::Named;
 pub(crate) use self::checkpoint::Place;
 use self::grouping::Grouping;
 
-/// The text that is logged of a copy.
+/// The log's words for a copy.
 const REPEATED: &str = "an event that the ledger has already";
-/// Most foreign messages that are named in the log one by one; all are counted.
+/// Most foreign messages that the log names one by one; all are counted.
 const FOREIGN_NAMED_MAX: u64 = 5;
 
 /// The chain, open for appending.
@@ -35,21 +35,21 @@ pub struct Ledger {
     /// The domain's id as text.
     domain: String,
     chain: Reader,
-    /// Position in the stream of the last message that was looked at, in the chain or not; 0 for
-    /// none. The next append expects it to be the last.
+    /// Position in the stream of the last message that was read, in the chain or not; 0 for none.
+    /// The next append expects it to be the last one.
     stream_sequence: u64,
-    /// The event behind which this process began to read; none when that was the first.
+    /// The event after which this process began to read; none if it began with the first.
     base: Option<Place>,
     /// The event that took the last checkpoint.
     taken: Option<Place>,
-    /// Messages that were passed over.
+    /// Number of messages that were skipped.
     foreign: u64,
     /// The number of events that share a publish.
     grouping: Grouping,
     patience: Duration,
 }
 
-/// An event that shall be appended.
+/// An event to append.
 #[derive(Clone, Debug)]
 pub struct NewEvent {
     /// The time of the event, as the coordinator's state holds it.
@@ -71,10 +71,11 @@ pub enum LedgerError {
     Fenced {
         /// Stream sequence of the last message that this process knows.
         expected: u64,
-        /// Stream sequence of the event of somebody else that follows in the chain.
+        /// Stream sequence of another coordinator's event that follows in the chain.
         found: u64,
     },
-    /// An event was signed by a key that may write the ledger, and does not follow.
+    /// An event was signed by a key that may write the ledger, but it does not follow the one
+    /// before.
     #[error("event {stream} of stream {LEDGER_STREAM}: {reason}")]
     Broken {
         /// Its sequence in the stream.
@@ -82,7 +83,7 @@ pub enum LedgerError {
         /// The fault in it.
         reason: String,
     },
-    /// The stream takes no event.
+    /// The stream does not accept an event.
     #[error("event {sequence} ({kind}) was not appended: {reason}")]
     Unwritable {
         /// Its position in the chain.
@@ -92,7 +93,7 @@ pub enum LedgerError {
         /// The reason.
         reason: String,
     },
-    /// It cannot be read.
+    /// The stream cannot be read.
     #[error(transparent)]
     Unreadable(#[from] StreamError),
 }
@@ -112,8 +113,8 @@ impl LedgerError {
 schemas::coded!(LedgerError);
 
 impl Ledger {
-    /// The chain as it is before anything was read: [`Ledger::catch_up`] comes first. A publish is
-    /// retried until `patience` has passed.
+    /// The chain before anything was read: call [`Ledger::catch_up`] first. A publish is retried
+    /// until `patience` has passed.
     pub fn new(bus: Bus, key: AuditKey, trust: TrustBundle, patience: Duration) -> Self {
         let stream = StreamReader::new(bus.clone(), LEDGER_STREAM);
         Self {
@@ -172,12 +173,12 @@ impl Ledger {
         }
         let foreign = self.foreign - before;
         if foreign > FOREIGN_NAMED_MAX {
-            tracing::warn!(code = %Code::ForeignMessage, count = foreign, "foreign messages in the ledger were passed over");
+            tracing::warn!(code = %Code::ForeignMessage, count = foreign, "foreign messages in the ledger were skipped");
         }
         Ok(())
     }
 
-    /// Events in the chain.
+    /// Number of events in the chain.
     pub fn len(&self) -> u64 {
         self.chain.end().next.get()
     }
@@ -187,7 +188,7 @@ impl Ledger {
         self.chain.end().previous
     }
 
-    /// Position in the stream of the last message that was looked at, an event or not; 0 before the
+    /// Position in the stream of the last message that was read, an event or not; 0 before the
     /// first.
     pub const fn stream_sequence(&self) -> u64 {
         self.stream_sequence
@@ -198,7 +199,7 @@ impl Ledger {
         self.len() == 0
     }
 
-    /// Messages of the stream that are in no chain, as far as it was read.
+    /// Number of messages, as far as the stream was read, that are in no chain.
     pub const fn foreign(&self) -> u64 {
         self.foreign
     }
@@ -216,12 +217,12 @@ impl Ledger {
         self.chain.extend(digest);
     }
 
-    /// Goes past a message that is in no chain, and says so.
+    /// Skips a message that is in no chain, and logs it.
     fn pass(&mut self, stream: u64, reason: &str) {
         self.stream_sequence = stream;
         self.foreign += 1;
         if self.foreign <= FOREIGN_NAMED_MAX {
-            tracing::warn!(code = %Code::ForeignMessage, stream, reason, "a foreign message in the ledger was passed over");
+            tracing::warn!(code = %Code::ForeignMessage, stream, reason, "a foreign message in the ledger was skipped");
         }
     }
 }

@@ -6,11 +6,11 @@
 //! | `service` | building and running everything |
 //! | `shell` | the decision loop: inputs in, effects out, in order |
 //! | `incoming`, `serve`, `answer` | messages: who says what, in which form; answers |
-//! | `arrival` | what waits for the loop |
-//! | `allowance` | how much a worker may ask |
-//! | `guard` | a panic of work that somebody waits for, as its outcome |
+//! | `arrival` | inputs that wait for the loop |
+//! | `allowance` | the requests that a worker may send |
+//! | `guard` | turns a panic of awaited work into its outcome |
 //! | `ledger` | the signed chain in stream `LEDGER`, fenced by its last sequence |
-//! | `mark` | how far the ledger is known to have come, apart from the ledger |
+//! | `mark` | the known end of the ledger, kept apart from the ledger |
 //! | `queue` | offers: publish, pull, settle, hold |
 //! | `store`, `grants` | the store, and URLs to it for others |
 //! | `check` | a new run's objects |

@@ -1,8 +1,8 @@
-//! Records about the ledger that are kept apart from it. On this machine: after each append the end
-//! of the chain is noted in a small file, and a ledger that does not reach that end is not led on.
-//! In the store: an object that says that this domain has a ledger, for a machine that has no such
-//! file, or has it no more. An empty stream would otherwise look like a new one, and positions of
-//! the chain would be signed a second time.
+//! Records about the ledger that are kept apart from it. On this machine, the end of the chain is
+//! noted in a small file after each append, and no coordinator continues a ledger that does not
+//! reach that end. In the store, an object says that this domain has a ledger, for a machine that
+//! does not have the file. Without these records an empty stream would look like a new one, and
+//! positions of the chain would be signed a second time.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,30 +17,30 @@ use schemas::{Code, Digest, PublicKey, Sequence, V};
 
 use crate::ledger::Ledger;
 
-/// The time that the store may take to show whether it holds anything; the answer only goes into a
+/// Longest wait for the store to show whether it holds any object; the answer is only used in a
 /// message.
 const GLANCE_MAX: Duration = Duration::from_secs(5);
 
 /// The mark in the store. It is an object like all others, under the digest of its bytes, and its
-/// bytes follow from the domain's id: so one look shows whether it is there, and domains that share
-/// a store have one each. No URL can write it; an operator of another domain in the same store
-/// could upload it, and so delay the first start of this one.
+/// bytes follow from the domain's id. So one request shows whether it is there, and domains that
+/// share a store each have their own. No URL can write it. An operator of another domain in the
+/// same store could upload it, and so delay the first start of this domain.
 #[derive(Debug)]
 pub(crate) struct StoreMark {
     buckets: Buckets,
-    /// Its address, for people.
+    /// The store's address, for people.
     url: String,
     bytes: Bytes,
     was_there: bool,
 }
 
 impl StoreMark {
-    /// Looks whether the store has it. To be called before the ledger is read: a coordinator that
-    /// finds the mark must find a first event.
+    /// Asks the store for the mark. To be called before the ledger is read: a coordinator that
+    /// finds the mark must then find a first event.
     ///
     /// # Errors
-    /// The store does not answer. A coordinator that cannot ask it does not lead: it could not work
-    /// either.
+    /// The store does not answer. Such a coordinator does not lead, since it could not work without
+    /// the store anyway.
     pub(crate) async fn look(
         buckets: &Buckets,
         url: &str,
@@ -57,9 +57,9 @@ impl StoreMark {
         })
     }
 
-    /// Refuses a ledger without events its first one when the store knows of others. A store that
-    /// holds objects without the mark was used by another domain, or by a release that left none:
-    /// nobody can tell which, so it is told, and no reason to stop.
+    /// Refuses to begin an empty ledger if the store has the mark. A store with objects and no mark
+    /// was used by another domain, or by a release that left no mark. Nobody can tell which, so
+    /// this is logged and does not stop the start.
     ///
     /// # Errors
     /// [`Code::LedgerLost`]: the mark was there before the ledger.
@@ -81,8 +81,8 @@ impl StoreMark {
         Ok(())
     }
 
-    /// Puts it where it is missing; to be called once the ledger has an event. Without it the file
-    /// still shows a loss, so that it cannot be put stops nothing; the next start tries again.
+    /// Puts the mark into the store if it is missing. To be called once the ledger has an event. A
+    /// failure stops nothing, since the file shows a loss too; the next start tries again.
     pub(crate) async fn put(self) {
         if self.was_there {
             return;
@@ -97,23 +97,23 @@ fn mark_bytes(domain: &PublicKey) -> Bytes {
     format!("The trust domain {domain} has a ledger.\n").into()
 }
 
-/// The mark, and the event that the ledger has in its place.
+/// The mark on this machine, and the event that the ledger has in its place.
 #[derive(Debug)]
 pub struct LedgerMark {
     file: MarkFile,
     known: Mark,
-    /// The digest that the event after the marked one names as its predecessor; none until that
+    /// The digest that the event after the marked one names as its predecessor; none before that
     /// event was read.
     followed: Option<Option<Digest>>,
-    /// True when the last write failed: told once.
+    /// True if the last write failed, so that a failure is logged once.
     failing: bool,
 }
 
 impl LedgerMark {
-    /// Opens the file, which is made where it is missing.
+    /// Opens the file, and makes it if it is missing.
     ///
     /// # Errors
-    /// It cannot be used, or is the mark of another domain.
+    /// The file cannot be used, or is the mark of another domain.
     pub fn open(path: &Path, domain: &PublicKey) -> Result<Self, Failure> {
         let opened = MarkFile::open(path, domain).map_err(Failure::from);
         opened.map(|(file, known)| Self {
@@ -124,7 +124,7 @@ impl LedgerMark {
         })
     }
 
-    /// Looks at an event that the ledger holds; to be called for each, in order.
+    /// Takes note of an event of the ledger. To be called for each one, in order.
     pub fn follow(&mut self, body: &EventBody) {
         if body.sequence.get() == self.known.events {
             self.followed = Some(body.previous);
@@ -136,7 +136,8 @@ impl LedgerMark {
         self.known.events.checked_sub(1).map(Sequence)
     }
 
-    /// Says which event the ledger holds at the mark, for a ledger that is not read from there on.
+    /// Tells the mark which event the ledger has in its place, for a ledger that is not read from
+    /// there.
     pub fn found(&mut self, digest: Digest) {
         self.followed = Some(Some(digest));
     }
@@ -179,8 +180,8 @@ impl LedgerMark {
         Ok(())
     }
 
-    /// Notes the end of the ledger, before anything that depends on it leaves this process. A mark
-    /// that cannot be written stops nothing: the older one still shows a loss.
+    /// Notes the end of the ledger, before anything that depends on it leaves this process. A
+    /// failure stops nothing: the older mark still shows a loss.
     pub fn note(&mut self, ledger: &Ledger) {
         let domain = self.known.domain.clone();
         let (events, stream_sequence, last) =
@@ -208,8 +209,8 @@ impl LedgerMark {
 mod tests {
     use super::*;
 
-    /// Stores hold it for years: another text would be another object, and the loss of a ledger
-    /// would go unnoticed.
+    /// Stores keep the mark for years. With another text it would be another object, and nobody
+    /// would notice the loss of a ledger.
     #[test]
     fn the_mark_in_the_store_stays_the_same_object() {
         let domain: PublicKey = format!("O{}", "A".repeat(55))

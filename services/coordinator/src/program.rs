@@ -1,4 +1,4 @@
-//! The coordinator as a program: its command line, and what it does in the frame of all services.
+//! The coordinator as a program: its command line, and its part in the frame of all services.
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,6 @@
-//! The work queue: offers are published once, pulled, and settled or held through the subject that
-//! came with them. An acknowledgement frees the queue and means nothing else; what counts is in the
-//! ledger.
+//! The work queue. An offer is published once, pulled, and settled or held through the subject that
+//! came with its delivery. An acknowledgement only frees the queue: the ledger alone says what
+//! counts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,36 +23,36 @@ use tokio::time::sleep;
 
 use crate::arrival::Arrival;
 
-/// Offers asked for at a time.
+/// Offers that are pulled together.
 const BATCH: usize = 256;
 /// The time for which one publish waits for its acknowledgement.
 const ACK_WAIT: Duration = Duration::from_secs(5);
-/// Tries to publish an offer. A grant waits for none, so one that is not published delays nobody.
+/// Tries to publish an offer. No grant waits for an offer, so a missing one delays nobody.
 const TRIES_MAX: u32 = 4;
-/// Offers on their way at a time; a larger burst is one that the broker refuses in part.
+/// Offers under way at a time; the broker would refuse a part of a larger burst.
 const OFFERS_AT_ONCE: usize = 64;
 /// Offers that wait to be published: those of a few of the largest rounds.
 const OFFERS_MAX: usize = 4 * UNITS_MAX as usize;
 /// Pause after the pulling was interrupted.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The entrance for offers: they are published beside the decision loop.
+/// The sending end for offers, which are published beside the decision loop.
 #[derive(Clone, Debug)]
 pub(crate) struct Offers(mpsc::Sender<(RunId, UnitId)>);
 
-/// The offers that wait to be published.
+/// The receiving end: offers that wait to be published.
 #[derive(Debug)]
 pub(crate) struct Offered(mpsc::Receiver<(RunId, UnitId)>);
 
-/// Both ends.
+/// Makes both ends.
 pub(crate) fn pair() -> (Offers, Offered) {
     let (sender, waiting) = mpsc::channel(OFFERS_MAX);
     (Offers(sender), Offered(waiting))
 }
 
 impl Offers {
-    /// Hands in an offer; never waits. An offer that is left out delays no grant: the ledger says
-    /// which units are open.
+    /// Passes an offer on, and never waits. An offer that is dropped delays no grant, since the
+    /// ledger says which units are open.
     pub(crate) fn publish(&self, run: RunId, unit: UnitId) {
         if let Err(error) = self.0.try_send((run, unit)) {
             tracing::warn!(%error, waiting = OFFERS_MAX, "an offer is not published");
@@ -69,7 +69,7 @@ impl Offered {
     }
 }
 
-/// Ack subjects of offers that were delivered and not settled.
+/// Acknowledgement subjects of offers that were delivered and not settled.
 #[derive(Debug, Default)]
 pub(crate) struct Deliveries {
     next: u64,
@@ -79,7 +79,7 @@ pub(crate) struct Deliveries {
 }
 
 impl Deliveries {
-    /// Notes a delivery; an earlier one of the same message is over.
+    /// Notes a delivery. It replaces an earlier one of the same message.
     pub(crate) fn note(&mut self, stream_sequence: u64, ack: Subject) -> DeliveryId {
         self.next += 1;
         let delivery = DeliveryId(self.next);
@@ -90,7 +90,7 @@ impl Deliveries {
         delivery
     }
 
-    /// The subject that acknowledges a delivery.
+    /// The subject on which a delivery is acknowledged.
     pub(crate) fn ack(&self, delivery: DeliveryId) -> Option<Subject> {
         self.acks.get(&delivery).map(|(_, ack)| ack.clone())
     }
@@ -131,8 +131,8 @@ async fn offer(bus: Bus, run: RunId, unit: UnitId) {
     }
 }
 
-/// Takes a unit's offer off the queue. Twice does no harm; an acknowledgement that is lost comes
-/// back as a delivery.
+/// Takes a unit's offer off the queue. Doing it twice does no harm; if the acknowledgement is lost,
+/// the offer is delivered again.
 pub(crate) async fn settle(bus: Bus, ack: Subject) {
     acknowledge(&bus, ack, "+ACK").await;
 }

@@ -1,5 +1,5 @@
-//! The way from the bus to the decision loop: each message is read, and refused at once when its
-//! form or sender is wrong.
+//! From the bus to the decision loop: each message is read here, and refused at once if its form or
+//! sender is wrong.
 
 use coordinator_core::{Input, Peer};
 use runtime::throttle::{INTERVAL_FIRST, Throttle};
@@ -14,9 +14,9 @@ use crate::answer::ReplyTo;
 use crate::arrival::Arrival;
 use crate::incoming::{self, Heard, Identity, Rejected};
 
-/// Listens to everything that is said to the coordinator. Strangers send these messages, so they
-/// come over a connection of their own: nothing that a sender does to a message can end the
-/// coordinator's own work on the bus.
+/// Listens on every subject that the coordinator serves. Strangers send these messages, so they
+/// come over separate connections: no bytes of a sender can end the coordinator's own work on the
+/// bus.
 ///
 /// # Errors
 /// The bus refuses.
@@ -31,7 +31,7 @@ pub(crate) async fn listen(config: &BusConfig) -> Result<Vec<Listener>, Failure>
     listening.map_err(Failure::from)
 }
 
-/// Passes messages on for as long as they may be heard.
+/// Passes messages on, until the server takes the right to listen away.
 pub(crate) async fn forward(
     bus: Bus,
     mut listener: Listener,
@@ -53,17 +53,17 @@ pub(crate) async fn forward(
         let message = match next {
             Ok(message) => message,
             Err(error) => {
-                // When the loop has ended nobody needs to know.
+                // If the loop has ended, nobody needs to know.
                 let _ = arrivals.send(Arrival::Failed(error.into())).await;
                 return;
             }
         };
-        // A request of a sender without credit is not even decoded.
+        // The request of a sender without credit is not even decoded.
         let broke = overdrawn(&message, &mut allowances).map(Err);
         let heard = broke.unwrap_or_else(|| incoming::read(&message, identity));
         if is_nobodys(&message, &heard) {
-            // Not even the one whose name the subject carries is known to have said it: nothing is
-            // held against it.
+            // Nobody knows who sent this, not even if its subject carries a name, so nothing is
+            // held against anybody.
             tracing::warn!(code = %Code::AnswerForeign, lane = listener.filter(), "neither a request nor a heartbeat: an answer that was sent here, or what wants none");
             continue;
         }
@@ -97,9 +97,10 @@ pub(crate) async fn forward(
     }
 }
 
-/// True when a message may be an answer, ours or the broker's own, that its asker let the broker
-/// carry here under a name of its choice: by its form; or because it wants no answer, as no request
-/// does; or because it is no heartbeat where only those are said.
+/// True if a message may be an answer, ours or the broker's own, that the broker carried here
+/// because its asker chose such a reply subject. It may be one if it has the form of an answer, if
+/// it wants no answer (every request wants one), or if it is no heartbeat on a subject for
+/// heartbeats.
 fn is_nobodys(message: &Delivery, heard: &Result<Heard, Box<Rejected>>) -> bool {
     let beats = message.subject.starts_with(Lane::Telemetry.prefix());
     is_answer(&message.payload)
@@ -110,9 +111,9 @@ fn is_nobodys(message: &Delivery, heard: &Result<Heard, Box<Rejected>>) -> bool 
         }
 }
 
-/// Takes the cost that every message has from its sender's credit, before any part of the message
-/// is read; the refusal where none is left. Answers are no messages of the one whose name the
-/// subject carries.
+/// Takes the basic cost of a message from its sender's credit, before any part of the message is
+/// read. Returns the refusal if no credit is left. Answers do not count as messages of the sender
+/// that the subject names.
 fn overdrawn(message: &Delivery, allowances: &mut Allowances) -> Option<Box<Rejected>> {
     let (sender, verb) = match message.subject.parse().ok()? {
         Incoming::Request {
@@ -165,8 +166,8 @@ fn too_much(sender: Sender, verb: &str) -> Box<Rejected> {
     })
 }
 
-/// Refuses a sender whose request costs more than its credit; this comes on top of the cost that
-/// every message has.
+/// Refuses a sender whose request costs more than its credit. This cost comes in addition to the
+/// basic cost of every message.
 fn affordable(
     heard: Result<Heard, Box<Rejected>>,
     allowances: &mut Allowances,
@@ -190,8 +191,7 @@ fn affordable(
     Err(too_much(sender, verb))
 }
 
-/// Refuses a message, unless an answer would serve an attacker, and returns the refusal that is to
-/// be recorded.
+/// Refuses a message, unless an answer would help an attacker. Returns the refusal to record.
 async fn refuse(
     bus: &Bus,
     message: &Delivery,
@@ -210,8 +210,8 @@ async fn refuse(
     if let Some(reply) = reply.filter(|_| refusal.code != Code::IdentityMismatch) {
         reply.send(bus, Err(refusal.clone())).await;
     }
-    // A sender that asks too much is recorded only as often as it is logged, so that its refusals do
-    // not fill the loop.
+    // The refusal of a sender that asks too much is recorded only as often as it is logged, so that
+    // such refusals do not fill the loop.
     let peer = peer.filter(|_| noted || refusal.code != Code::AskedTooMuch);
     peer.map(|peer| {
         Arrival::Input(Input::Denied {
@@ -222,8 +222,8 @@ async fn refuse(
     })
 }
 
-/// The refused sender, for the log: a peer by its names, an operator by its key, all else by the lane
-/// on which it spoke.
+/// Names the refused sender for the log: a peer by its names, an operator by its key, any other
+/// sender by the lane.
 fn sender(subject: &str, peer: Option<&Peer>) -> String {
     match (peer, subject.parse::<Incoming>()) {
         (
@@ -239,7 +239,7 @@ fn sender(subject: &str, peer: Option<&Peer>) -> String {
     }
 }
 
-/// The recent refusals, by sender; the log holds its lines back by the same rule, by sender and
+/// The recent refusals, by sender. The log holds its lines back by the same rule, by sender and
 /// code.
 struct Refusals {
     throttle: Throttle,
@@ -254,13 +254,13 @@ impl Refusals {
         }
     }
 
-    /// Notes a refusal; whether it is one of the first of its sender.
+    /// Notes a refusal. Returns true if it is one of the first of its sender.
     fn note(&mut self, sender: &str) -> bool {
         self.throttle
             .note("refused", sender, self.started.elapsed(), String::new)
     }
 
-    /// Forgets senders that were quiet. The log tells the sums.
+    /// Forgets senders that were quiet. The log prints the sums.
     fn forget(&mut self) {
         let _sums = self.throttle.due(self.started.elapsed());
     }
@@ -332,7 +332,7 @@ mod tests {
                 "{lane} {reply:?} {payload:?}"
             );
         }
-        // These are somebody's, right or wrong.
+        // These messages have a sender, right or wrong.
         for (lane, reply, payload) in [
             ("request", Some("_R_.x"), &claim[..]),
             ("request", Some("_R_.x"), b"nonsense"),

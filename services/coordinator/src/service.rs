@@ -1,5 +1,5 @@
-//! Building the coordinator from its configuration, in an order in which nothing is heard before it
-//! can be answered: keys, store, bus, ledger, the lead, then the listeners.
+//! Builds the coordinator from its configuration. The order is keys, store, bus, ledger, the lead,
+//! and then the listeners, so that nothing is heard before it can be answered.
 
 use std::path::Path;
 
@@ -34,7 +34,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Connects, replays the ledger, takes the lead and begins to hear.
+    /// Connects, replays the ledger, takes the lead and starts to listen.
     ///
     /// # Errors
     /// The coded reason why it cannot lead.
@@ -52,8 +52,7 @@ impl Service {
         store.buckets.ping().await?;
         let store_mark = StoreMark::look(&store.buckets, &config.store.url, &trust.domain).await?;
         let bus = Bus::connect("diloco-coordinator", &config.bus, clock::now()).await?;
-        // A credential of another role shows here, at once; the requests that follow would only
-        // time out.
+        // A credential of another role fails here, at once; later requests would only time out.
         drop(serve::listen(&config.bus).await?);
         let consumer = queue::consumer(&bus).await?;
         let patience = config.limits.ledger_patience.0;
@@ -93,8 +92,7 @@ impl Service {
         };
         let core = shell.lead(&settings, &store_mark, patience).await?;
         store_mark.put().await;
-        // Only who leads hears requests and takes offers: what was said before was said to a
-        // predecessor.
+        // Only a leader accepts requests and offers: earlier ones were sent to its predecessor.
         let mut feeders = JoinSet::new();
         for listener in serve::listen(&config.bus).await? {
             feeders.spawn(serve::forward(

@@ -1,6 +1,6 @@
-//! The decision loop: what waits goes through the core, one input after another; the events that
-//! the core decided on are appended together; then the effects are carried out in order. Whatever
-//! takes time runs beside and comes back as an input. Nothing is decided here.
+//! The decision loop. The core takes the waiting inputs one after another; the events of all its
+//! decisions are appended together; then the effects are carried out in order. Work that takes time
+//! runs beside the loop and comes back as an input. Nothing is decided here.
 
 mod effects;
 mod foundries;
@@ -30,16 +30,16 @@ use crate::workers::Workers;
 
 pub(crate) use self::tables::Tables;
 
-/// The time that an event may still take when the process is told to stop: less than service
-/// managers wait.
+/// Time that an append may still take after the process is told to stop: less than service managers
+/// wait.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
-/// The time that the last answers may take to leave: they are short, and only a bus that is gone
-/// takes none.
+/// Time that the last answers may take to leave. They are short, and only a lost bus does not take
+/// them.
 const DECLINE_PATIENCE: Duration = Duration::from_secs(2);
-/// Longest sleep without a deadline: it bounds the time until a step of the wall clock is told.
+/// Longest sleep without a deadline; it limits the time until a step of the wall clock is logged.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 /// Most inputs that are decided on before their events are appended: as many as may wait. They
-/// share one append, and so its wait for the disk.
+/// share one append, and so one wait for the disk.
 const INPUTS_MAX: usize = ARRIVALS_MAX;
 
 /// The loop's tools and its state.
@@ -57,16 +57,16 @@ pub(crate) struct Shell {
     pub(crate) workers: Workers,
 }
 
-/// The way on after a step of the loop.
+/// The continuation of the loop after a step.
 enum Flow {
     On,
-    /// The core is done.
+    /// The core has ended.
     Stop(String),
 }
 
 impl Shell {
-    /// Runs until the core stops, `shutdown` is asked for, or something fails that the process
-    /// cannot go on without.
+    /// Runs until the core stops, `shutdown` is cancelled, or a part fails that the process cannot
+    /// do without.
     ///
     /// # Errors
     /// The coded reason to stand down.
@@ -87,7 +87,7 @@ impl Shell {
             tracing::warn!("the bus takes no more answers; who waits for one asks again later");
         }
         // Once the server answers this round trip, all earlier answers have left. Without a server
-        // there is nobody to tell.
+        // nobody can be told.
         if let Err(error) = self.bus.round_trip().await {
             tracing::warn!(%error, "the last answers may not have left");
         }
@@ -129,8 +129,8 @@ impl Shell {
             };
             if let Flow::Stop(reason) = flow {
                 tracing::info!(reason, "everything is in order; ending");
-                // Each request that came meanwhile is answered; a failure that came changes
-                // nothing.
+                // Each request that came meanwhile is answered; a failure that came meanwhile
+                // changes nothing.
                 while let Ok(arrival) = queue.try_recv() {
                     if let Ok(Some(input)) = self.input(arrival) {
                         handle(core, input, &mut effects);
@@ -143,8 +143,8 @@ impl Shell {
         Ok(())
     }
 
-    /// Hands arrivals to the core, and the time when a deadline is due: at least one input, and no
-    /// more than may share an append. False when nothing arrives any more.
+    /// Brings arrivals to the core, and a tick when a deadline is due: at least one input, and no
+    /// more than may share an append. Returns false when nothing arrives any more.
     ///
     /// When a deadline is due, the core first handles what was already queued, then the deadline,
     /// and then what arrived meanwhile.
@@ -158,7 +158,7 @@ impl Shell {
             clock::now().until(at).as_duration().min(IDLE_MAX)
         });
         if wait.is_zero() {
-            // No more than may wait, so all of it shares this append.
+            // No more inputs can wait than may share an append.
             self.take(core, queue, queue.len(), effects)?;
             handle(core, Input::Tick, effects);
             return Ok(true);
@@ -174,7 +174,7 @@ impl Shell {
         Ok(true)
     }
 
-    /// Hands waiting arrivals to the core, at most `count` inputs.
+    /// Brings waiting arrivals to the core, at most `count` inputs.
     fn take(
         &mut self,
         core: &mut Coordinator,
@@ -203,10 +203,10 @@ impl Shell {
         Ok(())
     }
 
-    /// Starts the merges among the effects, appends the events, all together, and then carries out
-    /// the others in their order: none leaves before the ledger holds what it rests on. A merge may
-    /// run while the disk writes the seal: it makes an object that means nothing until a later event
-    /// names it.
+    /// Starts the merges among the effects, appends all events together, and then carries out the
+    /// other effects in their order, so that none leaves before the ledger holds the events before
+    /// it. A merge may run while the disk writes its seal: it makes an object that means nothing
+    /// until a later event names it.
     async fn carry_out(&mut self, effects: &mut Vec<Effect>) -> Result<Flow, Failure> {
         let (mut events, mut others) = (Vec::new(), Vec::with_capacity(effects.len()));
         for effect in effects.drain(..) {
@@ -251,7 +251,7 @@ impl Shell {
     }
 }
 
-/// Lets the core decide about one input.
+/// Lets the core decide on one input.
 fn handle(core: &mut Coordinator, input: Input, effects: &mut Vec<Effect>) {
     let (kind, since) = (input.kind(), Instant::now());
     doors::input_span(&input).in_scope(|| core.handle(clock::now(), input, effects));

@@ -1,5 +1,5 @@
-//! The store as the coordinator uses it: its own access, the signer of URLs for others, and the
-//! bound on bytes that are in transfer.
+//! The store as the coordinator uses it: the coordinator's own access, the signer of URLs for
+//! others, and the limit on bytes in transfer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::config::Config;
 
-/// The unit in which memory for contributions is counted. A semaphore's count is too small for the
-/// number of bytes of a large machine, so it counts pages.
+/// The unit in which memory for contributions is counted. The count of a semaphore is too small for
+/// all bytes of a large machine, so it counts pages.
 const PAGE_BYTES: u64 = 4096;
-/// Most questions at a time whether the store has an object.
+/// Most requests at a time that ask the store whether it has an object.
 const LOOKS_MAX: usize = 32;
 
-/// The time between two looks at the store's clock: well within a URL's life, so that a transfer
+/// Time between two looks at the store's clock: much less than a URL's life, so that a transfer
 /// outlives a step of the clock.
 const TIME_EVERY: Duration = Duration::from_secs(20);
 
@@ -90,8 +90,8 @@ impl Store {
         Some(Kept { bytes, _room: room })
     }
 
-    /// Looks at the store's clock now and then, for as long as it is polled: URLs are signed by it,
-    /// and a worker whose URL was refused for its time asks again and must get a better one.
+    /// Reads the store's clock now and then, for as long as it is polled. URLs are signed by that
+    /// clock: a worker whose URL was refused for its time asks again, and must get a better one.
     pub(crate) async fn keep_time(self) {
         loop {
             tokio::time::sleep(TIME_EVERY).await;
@@ -101,8 +101,8 @@ impl Store {
         }
     }
 
-    /// Waits until the store may be asked whether it has an object. At most [`LOOKS_MAX`] questions
-    /// run at a time, since the store has other work.
+    /// Waits until the store may be asked whether it has an object. At most [`LOOKS_MAX`] of these
+    /// requests run at a time, since the store has other work.
     pub(crate) async fn look(&self) -> SemaphorePermit<'_> {
         self.looks
             .acquire()
@@ -116,7 +116,7 @@ impl Store {
         permit.expect("the semaphore is never closed")
     }
 
-    /// A verified object of the expected length.
+    /// Fetches an object and verifies its digest and length.
     pub(crate) async fn fetch(&self, object: ObjectRef) -> Result<Bytes, Refusal> {
         let _permit = self.transfer().await;
         let bytes = self
@@ -136,7 +136,8 @@ impl Store {
         Err(Refusal::new(Code::ObjectMismatch, detail))
     }
 
-    /// Chunks one by one: as they are named, or as the list in `blobs` that is named has them.
+    /// The chunks: those that are named, or those in the list that is named, which is read from
+    /// `blobs`.
     pub(crate) async fn chunks(&self, chunks: &Chunks) -> Result<Vec<ObjectRef>, Refusal> {
         match chunks {
             Chunks::Named(chunks) => Ok(chunks.clone()),

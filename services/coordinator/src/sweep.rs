@@ -1,6 +1,6 @@
-//! Uploads that are of no use any more are deleted from quarantine, beside everything else. Nothing
+//! Deletes uploads from quarantine that nothing uses any more, beside all other work. Nothing
 //! depends on it: if the store is away or this process ends, uploads are left, and the store
-//! forgets them some days later.
+//! deletes them some days later.
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use objects::IncomingKey;
@@ -8,27 +8,27 @@ use tokio::sync::mpsc;
 
 use crate::store::Store;
 
-/// Leases and orders whose uploads wait to be deleted; beyond it they are left to the store.
+/// Leases and orders whose uploads wait to be deleted; above that they are left to the store.
 const SWEEPS_MAX: usize = 64;
-/// Deletions at a time: a few, since others wait for the store.
+/// Deletions at a time: few, since other requests wait for the store.
 const DELETIONS_MAX: usize = 4;
 
 /// Takes objects that are to be deleted. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Sweeper(mpsc::Sender<Vec<IncomingKey>>);
 
-/// The other end.
+/// The receiving end of a [`Sweeper`].
 #[derive(Debug)]
 pub(crate) struct Sweeps(mpsc::Receiver<Vec<IncomingKey>>);
 
-/// Both ends.
+/// Makes both ends.
 pub(crate) fn pair() -> (Sweeper, Sweeps) {
     let (sender, receiver) = mpsc::channel(SWEEPS_MAX);
     (Sweeper(sender), Sweeps(receiver))
 }
 
 impl Sweeper {
-    /// Has these deleted, unless too many wait.
+    /// Has these uploads deleted, unless too many wait.
     pub(crate) fn sweep(&self, keys: Vec<IncomingKey>) {
         if self.0.try_send(keys).is_err() {
             tracing::debug!("uploads are left to the store, since too many wait to be deleted");
@@ -37,7 +37,7 @@ impl Sweeper {
 }
 
 impl Sweeps {
-    /// Deletes for as long as it is polled.
+    /// Deletes uploads for as long as it is polled.
     pub(crate) async fn run(mut self, store: Store) {
         let mut failing = false;
         while let Some(keys) = self.0.recv().await {
@@ -48,7 +48,7 @@ impl Sweeps {
                     store.buckets.delete_incoming(&key).await
                 }
             });
-            // The first that fails ends the others: the next would fail like it.
+            // The first failure ends the others, which would fail in the same way.
             match deletions
                 .buffer_unordered(DELETIONS_MAX)
                 .try_collect::<Vec<()>>()

@@ -1,9 +1,7 @@
-//! The numbers of workers for a collector: the last report of each about itself, as the core let it
-//! pass.
+//! The metrics of workers: the last report of each about itself that the core accepted.
 //!
-//! How many there are is bounded: no more than [`SHOWN_MAX`] workers at a time, and none that has
-//! been silent for [`SHOWN_FOR`]. The labels are the run and the worker's key, whose forms the
-//! protocol checks.
+//! At most [`SHOWN_MAX`] workers are shown at a time, and none that was silent for [`SHOWN_FOR`].
+//! The labels are the run and the worker's key; the protocol checks the form of both.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -19,8 +17,7 @@ use tokio::time::Instant;
 
 /// Most workers whose numbers are shown: each has a dozen.
 const SHOWN_MAX: usize = 512;
-/// A worker that was not heard for this long is not shown any more; it says something every few
-/// seconds.
+/// Silence after which a worker is no longer shown; a worker sends something every few seconds.
 const SHOWN_FOR: Duration = Duration::from_secs(60);
 
 /// The newest heartbeat of each worker. Clones share them.
@@ -30,12 +27,12 @@ pub(crate) struct Workers(Arc<Mutex<Table>>);
 #[derive(Debug, Default)]
 struct Table {
     heard: BTreeMap<(RunId, WorkerId), (Heartbeat, Instant)>,
-    /// Heartbeats of workers for which there was no place, since the last look.
+    /// Workers whose heartbeats found no place since the last look.
     left_out: BTreeMap<(RunId, WorkerId), Instant>,
 }
 
 impl Workers {
-    /// Begins to show them on the page of numbers.
+    /// Starts to show them on the page of metrics.
     pub(crate) fn shown() -> Self {
         let workers = Self::default();
         let shown = workers.clone();
@@ -43,7 +40,7 @@ impl Workers {
         workers
     }
 
-    /// A worker said something.
+    /// Takes the newest heartbeat of a worker.
     pub(crate) fn heard(&self, run: RunId, worker: WorkerId, heartbeat: Heartbeat) {
         let mut table = self.0.lock().expect("no holder panics");
         table.take((run, worker), heartbeat, Instant::now());

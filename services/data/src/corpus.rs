@@ -1,5 +1,5 @@
-//! Choosing text: files in order of their paths, until a budget is used up; each is encoded as it
-//! is read.
+//! Chooses text: files in the order of their paths, until a budget is used up. Each file is encoded
+//! as it is read.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,18 +17,18 @@ use crate::text::Specials;
 use crate::walk::{Found, Walk};
 use crate::{DataError, Pattern, TextTokenizer};
 
-/// Most text of one corpus: during the import its tokens and one of its files are held in memory.
+/// Most text of one corpus: the import holds its tokens and one of its files in memory.
 pub const CORPUS_BYTES_MAX: Bytes = Bytes::mebi(1024);
-/// Least text of a corpus: below, neither part of the split says anything.
+/// Least text of a corpus: with less, neither part of the split is meaningful.
 pub(crate) const CORPUS_BYTES_MIN: u64 = 4096;
-/// Longer texts are cut, so that no single one decides the split.
+/// Longest document: longer texts are cut, so that no single one dominates the split.
 const DOCUMENT_BYTES_MAX: u64 = 256 << 10;
-/// The number of texts from which on whole texts are split between training and held-out.
+/// Number of texts from which on whole texts are split between training and held-out.
 const DOCUMENTS_FEW: usize = 50;
-/// Longest beginning of a file that is no text of its own: the mark of UTF-8.
+/// The mark of UTF-8 at the beginning of some files, which is no text.
 const MARK: &[u8] = b"\xef\xbb\xbf";
-/// Bytes of a file that are read beyond the room for its text: the mark, and a byte that shows that
-/// there are more.
+/// Bytes of a file that are read beyond the space for its text: the mark, and one byte that shows
+/// that there are more.
 const BEYOND: u64 = MARK.len() as u64 + 1;
 
 /// A source of text.
@@ -56,15 +56,15 @@ pub struct Account {
     pub files: u64,
     /// Bytes of their text.
     pub text_bytes: Bytes,
-    /// Bytes of it that are not the same as a passage before.
+    /// Bytes of this text that do not repeat an earlier passage.
     pub distinct_bytes: Bytes,
-    /// Files that were passed over, by reason.
+    /// Files that were left out, by reason.
     pub passed_over: Vec<PassedOver>,
-    /// The file in which the budget was used up; the files after it were not looked at.
+    /// The file in which the budget was used up; later files were not read.
     pub limit_reached_in: Option<String>,
-    /// The number of times that a special token is spelt in the text, where it is encoded as text.
+    /// Number of times that the text spells a special token, which is encoded as text.
     pub specials_spelt: u64,
-    /// Places where a long text was cut although its tokens there are others than in the whole.
+    /// Number of cuts in long texts at which the tokens differ from those of the whole text.
     pub cuts: u64,
 }
 
@@ -82,7 +82,7 @@ pub(crate) struct Document {
 /// Text as tokens, in documents.
 #[derive(Debug)]
 pub(crate) struct Corpus {
-    /// Every document once, in no order that means anything.
+    /// Every document once, in no particular order.
     pub(crate) documents: Vec<Document>,
     /// The tokens of all texts, encoded as in shards.
     pub(crate) tokens: Vec<u8>,
@@ -91,9 +91,9 @@ pub(crate) struct Corpus {
 
 impl Corpus {
     /// Reads files by ascending path until their text reaches `budget`. Text is UTF-8 without NUL
-    /// bytes; line ends stay as they are, the mark that some programs put in front of UTF-8 goes. A
-    /// file that is no text is passed over as a whole. Documents are whole texts of up to 256 KiB;
-    /// where there are few texts, passages.
+    /// bytes. Line ends are kept, and the mark that some programs put before UTF-8 is removed. A
+    /// file that is no text is left out as a whole. Documents are whole texts of up to 256 KiB, or
+    /// passages if there are few texts.
     ///
     /// # Errors
     /// The path cannot be read, the budget is out of bounds, there is too little text, or the
@@ -137,7 +137,7 @@ struct Reader<'a> {
     /// Digests of whole texts.
     seen: BTreeSet<Digest>,
     passed: Tally,
-    /// The file where the budget ended.
+    /// The file in which the budget ended.
     stopped: Option<PathBuf>,
     /// Passages of each text.
     texts: Vec<Vec<Document>>,
@@ -161,7 +161,7 @@ impl<'a> Reader<'a> {
     }
 
     fn relative<'p>(&self, path: &'p Path) -> &'p Path {
-        // The root itself, where it is a file, is told by its name.
+        // If the root itself is a file, its name is used.
         path.strip_prefix(self.root)
             .ok()
             .filter(|path| !path.as_os_str().is_empty())
@@ -185,7 +185,7 @@ impl<'a> Reader<'a> {
             self.stopped = Some(path.to_owned());
         }
         if text.is_empty() {
-            // The room that was left is less than its first character.
+            // The first character does not fit into the space that is left.
             return Ok(());
         }
         let width = token_bytes(self.tokenizer.vocabulary());
@@ -214,7 +214,7 @@ impl<'a> Reader<'a> {
             .as_deref()
             .map(|path| shown(self.relative(path)));
         let passed_over = self.passed.finish();
-        // What a budget allows is enough, also where its last character did not fit.
+        // The text that a budget allows is enough, even if its last character did not fit.
         if self.account.text_bytes.get() < CORPUS_BYTES_MIN && stopped.is_none() {
             let (path, found) = (source.path().to_owned(), self.account.text_bytes.get());
             return Err(DataError::Empty {
@@ -250,8 +250,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A text's passages as documents of up to [`DOCUMENT_BYTES_MAX`], each with the digest of its
-/// passages' digests.
+/// Joins a text's passages into documents of up to [`DOCUMENT_BYTES_MAX`], each with the digest of
+/// its passages' digests.
 fn joined(text: Vec<Document>) -> Vec<Document> {
     let mut documents: Vec<(Document, Vec<u8>)> = Vec::new();
     for passage in text {
@@ -277,8 +277,8 @@ fn joined(text: Vec<Document>) -> Vec<Document> {
         .collect()
 }
 
-/// Reads at most `room` bytes of a file's text, and says if there are more; or gives the reason why
-/// the file is no text.
+/// Reads at most `room` bytes of a file's text, and returns true if there are more; or returns the
+/// reason why the file is no text.
 fn read(path: &Path, room: u64) -> Result<(String, bool), (Reason, Option<String>)> {
     let unreadable = |error: io::Error| (Reason::Unreadable, Some(error.to_string()));
     let mut bytes = Vec::new();
@@ -303,8 +303,7 @@ fn read(path: &Path, room: u64) -> Result<(String, bool), (Reason, Option<String
     text(bytes, is_cut).map(|text| (text, is_cut))
 }
 
-/// The bytes as text. One that was cut may end within a character; nothing else may be wrong with
-/// it.
+/// The bytes as text. Text that was cut may end within a character; no other fault is allowed.
 fn text(bytes: Vec<u8>, is_cut: bool) -> Result<String, (Reason, Option<String>)> {
     match String::from_utf8(bytes) {
         Ok(text) => Ok(text),
@@ -424,7 +423,7 @@ mod tests {
             );
             assert!(account.limit_reached_in.is_some(), "{account:?}");
         }
-        // Bytes that were not read do not count against a file.
+        // Bytes that are not read do not count against a file.
         write(
             folder.path(),
             "00.txt",

@@ -3,9 +3,9 @@
 use schemas::data::Entropy;
 
 /// Unigram and bigram entropy of `tokens` in nats a token, with frequencies counted in the same
-/// tokens. A model fitted to the text that it is measured on does better than one that has to
-/// predict it, so this bound favours the n-gram: a loss below it is a real gain. Rounded to a
-/// millionth, which JSON carries without loss.
+/// tokens. A model that is fitted to the measured text does better than one that has to predict it,
+/// so this bound favours the n-gram model: a loss below it is a real gain. The values are rounded
+/// to a millionth, which JSON carries without loss.
 pub fn entropy(tokens: &[u32]) -> Entropy {
     let mut singles: Vec<u64> = tokens.iter().map(|token| u64::from(*token)).collect();
     singles.sort_unstable();
@@ -17,7 +17,8 @@ pub fn entropy(tokens: &[u32]) -> Entropy {
     let count = pairs.len().max(1) as f64;
     pairs.sort_unstable();
     let joint = weighted_logs(&pairs) / count;
-    // The token before: the chain rule takes its entropy from that of the pair.
+    // The pair without its second token: by the chain rule, its entropy is subtracted from that of
+    // the pair.
     pairs.iter_mut().for_each(|pair| *pair >>= 32);
     let bigram = (joint - weighted_logs(&pairs) / count).max(0.0);
     let [unigram, bigram] = [unigram, bigram].map(|nats| (nats * 1e6).round() / 1e6);
@@ -38,12 +39,12 @@ mod tests {
     #[test]
     fn known_texts() {
         let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-3, "{a} and {b}");
-        // Alternation: one bit in single tokens, none once the token before is known.
+        // Alternating tokens: one bit for each token alone, none if the token before is known.
         let alternating: Vec<u32> = (0..10_000).map(|i| i % 2).collect();
         let measured = entropy(&alternating);
         close(measured.unigram, 2_f64.ln());
         close(measured.bigram, 0.0);
-        // Fair coins: the token before says nothing.
+        // Random bits: the token before tells nothing.
         let flip = |state: &mut u64| {
             *state = state
                 .wrapping_mul(6_364_136_223_846_793_005)

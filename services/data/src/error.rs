@@ -16,22 +16,22 @@ pub enum DataError {
         why(passed_over)
     )]
     Empty {
-        /// The place where it was looked for.
+        /// The place that was searched.
         path: PathBuf,
         /// Bytes of distinct text found.
         found: u64,
         /// Bytes that a training and a held-out part need.
         needed: u64,
-        /// Files that were passed over.
+        /// Files that were left out.
         passed_over: Vec<PassedOver>,
     },
-    /// Text that is all the same, so that it cannot be split.
+    /// All of the text is the same, so that it cannot be split.
     #[error(
         "{} holds a single distinct passage of text ({found} bytes): nothing would be left to hold out",
         shown(path)
     )]
     Undivided {
-        /// The place where it was looked for.
+        /// The place that was searched.
         path: PathBuf,
         /// Bytes of distinct text found.
         found: u64,
@@ -44,7 +44,7 @@ pub enum DataError {
         /// The system's error.
         reason: String,
     },
-    /// More text was asked for than fits in memory, or none.
+    /// The requested amount of text is zero, or does not fit into memory.
     #[error("{0}")]
     Bounds(String),
     /// A manifest or a shard contradicts itself or the other.
@@ -70,7 +70,7 @@ impl DataError {
 
 schemas::coded!(DataError);
 
-/// The end of a message about text that is not there.
+/// The end of a message about missing text.
 fn why(passed_over: &[PassedOver]) -> String {
     let lines: Vec<String> = passed_over.iter().map(PassedOver::to_string).collect();
     if lines.is_empty() {

@@ -1,6 +1,6 @@
-//! The files beside a model's weights from which other programs take its tokenizer, so that they
-//! read text as it was trained: the same tokens, nothing in front, nothing behind, and special
-//! tokens only where a program asks for them by id.
+//! Files beside a model's weights from which other programs take its tokenizer, so that they read
+//! text as in training: the same tokens, nothing before or after them, and special tokens only
+//! where a program asks for them by id.
 
 use serde_json::{Map, Value, json};
 
@@ -14,10 +14,10 @@ pub type ExportFile = (&'static str, Vec<u8>);
 
 /// The tokenizer's files for a model of `positions` positions: `tokenizer.json`,
 /// `tokenizer_config.json`, `special_tokens_map.json`. `json` is the `tokenizer.json` of the data
-/// set; none for bytes, which get one of their own.
+/// set; without one a tokenizer for bytes is made.
 ///
 /// # Errors
-/// [`DataError::Tokenizer`]: `json` is none that text was trained with.
+/// [`DataError::Tokenizer`]: no text can have been trained with `json`.
 pub fn tokenizer_files(json: Option<&[u8]>, positions: u32) -> Result<Vec<ExportFile>, DataError> {
     let tokenizer = match json {
         Some(json) => {
@@ -33,15 +33,14 @@ pub fn tokenizer_files(json: Option<&[u8]>, positions: u32) -> Result<Vec<Export
     Ok(vec![
         (TOKENIZER_FILE, text(&tokenizer)),
         ("tokenizer_config.json", text(&config(positions))),
-        // No text began or ended with a token of its own, and none stands for an unknown word by
-        // this name.
+        // No text began or ended with a special token, and none stands for an unknown word.
         ("special_tokens_map.json", text(&json!({}))),
     ])
 }
 
-/// Takes out the parts that make a reader do more than encode: padding, truncation, and tokens that
-/// a template adds. The post-processor of a byte-level tokenizer stays, since it concerns places in
-/// the text only.
+/// Removes the parts that make a reader do more than encode: padding, truncation, and tokens that a
+/// template adds. The post-processor of a byte-level tokenizer stays, since it only concerns
+/// positions in the text.
 fn as_trained(mut tokenizer: Map<String, Value>) -> Value {
     tokenizer.insert("truncation".to_owned(), Value::Null);
     tokenizer.insert("padding".to_owned(), Value::Null);
@@ -70,7 +69,7 @@ fn bytes() -> Value {
 }
 
 /// The letter that stands for a byte in the vocabulary of a byte-level tokenizer: the byte itself
-/// where it prints in Latin-1, and otherwise the next of those from U+0100 on (GPT-2's table).
+/// if it is printable in Latin-1, and otherwise the next letter from U+0100 on (GPT-2's table).
 pub(crate) fn byte_letter(byte: u8) -> char {
     let prints = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     if prints(byte) {
@@ -82,8 +81,7 @@ pub(crate) fn byte_letter(byte: u8) -> char {
 
 fn config(positions: u32) -> Value {
     json!({
-        // As `tokenizer.json` says, without a class of its own that would add what it is used to
-        // add.
+        // This class does as `tokenizer.json` says; a class of its own would add its usual tokens.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": false,
         "add_eos_token": false,
@@ -117,7 +115,7 @@ mod tests {
             .clone()
     }
 
-    /// Reads the text as a program that does not know this project: it lets the tokenizer add its
+    /// Reads the text like a program that does not know this project: it lets the tokenizer add its
     /// special tokens.
     fn read_by_others(files: &[ExportFile], text: &str) -> Vec<u32> {
         let tokenizer = Tokenizer::from_bytes(file(files, TOKENIZER_FILE)).expect("loads");

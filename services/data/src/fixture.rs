@@ -1,6 +1,6 @@
 //! Small tokenizers for tests, one of each kind that differs in how text becomes tokens.
 
-/// Words that are known, and one token for all others.
+/// Some known words, and one token for all others.
 pub(crate) const WORDS: &str = r#"{
     "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
     "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
@@ -12,8 +12,7 @@ fn special(id: usize, content: &str) -> serde_json::Value {
         "normalized": false, "special": true})
 }
 
-/// Byte pairs over bytes, split at words first, with a token for the end of a text: as GPT-2 has
-/// it.
+/// Byte pairs over bytes, split at words first, with a token for the end of a text, as in GPT-2.
 pub(crate) fn byte_pairs() -> String {
     let mut vocabulary = serde_json::Map::new();
     for byte in 0..=u8::MAX {
@@ -42,9 +41,8 @@ pub(crate) fn byte_pairs() -> String {
     .to_string()
 }
 
-/// No splitting at all, a blank in front of every text, bytes where there is no letter, a first
-/// token that a template adds, and lengths that a batch would be padded and cut to: as Llama 2 has
-/// it.
+/// As in Llama 2: no splitting, a blank before every text, bytes where there is no letter, a first
+/// token that a template adds, and lengths to which a batch would be padded and cut.
 pub(crate) fn pieces() -> String {
     let mut names: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
     names.extend((0..=u8::MAX).map(|byte| format!("<0x{byte:02X}>")));
@@ -87,7 +85,7 @@ pub(crate) fn pieces() -> String {
     .to_string()
 }
 
-/// Those two kinds, with names.
+/// The two kinds of tokenizer, with names.
 pub(crate) fn tokenizers() -> [(&'static str, String); 2] {
     [("byte pairs", byte_pairs()), ("pieces", pieces())]
 }

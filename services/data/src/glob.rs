@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::str::FromStr;
 
-/// Longest pattern; a match takes its length times that of the path.
+/// Longest pattern; a match takes a time proportional to its length times that of the path.
 const PATTERN_CHARS_MAX: usize = 1024;
 
-/// A pattern over paths: `*` stands for any run of characters within a name, `?` for one, `**` for
-/// any run at all. Without a `/` it is compared with every file's and folder's name, otherwise with
-/// the whole path below the folder that is read. A pattern that matches a folder leaves out
-/// everything in it.
+/// A pattern over paths: `*` stands for any characters within a name, `?` for one, and `**` for any
+/// characters, including `/`. Without a `/` it is compared with every file's and folder's name,
+/// otherwise with the whole path below the folder that is read. A pattern that matches a folder
+/// leaves out everything in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
     parts: Vec<Part>,
@@ -63,8 +63,8 @@ impl Pattern {
             .is_some_and(|name| self.matches_text(&name.to_string_lossy()))
     }
 
-    /// Follows all ways through the pattern at once, character by character: no input makes that
-    /// slow.
+    /// Follows all ways through the pattern at once, character by character, so that no input makes
+    /// the match slow.
     fn matches_text(&self, text: &str) -> bool {
         let mut places = vec![false; self.parts.len() + 1];
         places[0] = true;
@@ -143,7 +143,7 @@ mod tests {
                 .parse::<Pattern>()
                 .is_err()
         );
-        // A matcher that tries one way after the other would not come back from this.
+        // A matcher that tried one way after the other would not end here.
         let stars: Pattern = "*a".repeat(100).parse().expect("a pattern");
         assert!(!stars.matches(Path::new(&"ab".repeat(1000))));
     }

@@ -19,9 +19,10 @@ pub struct ImportOptions {
     pub budget: Bytes,
     /// A Hugging Face `tokenizer.json`; none for bytes.
     pub tokenizer: Option<Vec<u8>>,
-    /// Tokens of a shard, more or less: those of a part are equally long, up to half as much again.
+    /// Approximate tokens of a shard: the shards of a part have equal lengths, up to half as much
+    /// again.
     pub shard_tokens: Tokens,
-    /// Every how many bytes of text one is held out: 50 for 2 %.
+    /// One of this many bytes of text is held out: 50 for 2 %.
     pub held_out_one_in: u64,
 }
 
@@ -38,10 +39,10 @@ pub struct Imported {
     pub account: Account,
 }
 
-/// Held-out part where nothing else is asked for: 2 %.
+/// Held-out part by default: 2 %.
 const HELD_OUT_ONE_IN: u64 = 50;
-/// A shard is a unit of assignment: small enough that a unit reads a few, large enough to be worth
-/// a request.
+/// Tokens of a shard, which is the unit of assignment: small enough that a unit reads a few, large
+/// enough to be worth a request.
 const SHARD_TOKENS: Tokens = Tokens(1 << 20);
 const BUDGET: Bytes = Bytes::mebi(32);
 
@@ -60,8 +61,8 @@ impl ImportOptions {
     }
 }
 
-/// Makes a data set. Documents are ordered by digest: the first are held out, and shards are cut
-/// from the rest in that order, so that each is a fair sample of the corpus.
+/// Makes a data set. Documents are ordered by digest. The first of them are held out, and shards
+/// are cut from the others in that order, so that each shard is a fair sample of the corpus.
 ///
 /// # Errors
 /// The corpus or the tokenizer is refused, or an option is out of bounds.
@@ -130,7 +131,7 @@ pub fn import(options: &ImportOptions) -> Result<Imported, DataError> {
 }
 
 impl Imported {
-    /// Warnings that somebody should read before they train on it, in a sentence each.
+    /// Warnings to read before training on the data set, in a sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let Account {
             text_bytes,
@@ -169,8 +170,8 @@ impl Imported {
 }
 
 /// Cuts the documents' tokens into shards of equal length, give or take a token, and appends these
-/// to `objects`. There are as many as bring the length nearest to the wanted one: a rest that is
-/// shorter than half a shard is spread over its neighbours.
+/// to `objects`. Their number brings the length nearest to the wanted one; a rest of less than half
+/// a shard is spread over the others.
 fn shards(
     documents: &[Document],
     tokens: &[u8],
@@ -207,7 +208,7 @@ fn shards(
 }
 
 fn check(options: &ImportOptions, vocabulary: u32, width: u8) -> Result<(), DataError> {
-    // With the rest that a shard may take over from its neighbours it is still one object.
+    // A shard may take over a rest, and is still one object.
     let shard_tokens_max = OBJECT_BYTES_MAX.get() / u64::from(width) / 3 * 2;
     if !(1..=shard_tokens_max).contains(&options.shard_tokens.get()) {
         let reason = format!(

@@ -12,7 +12,7 @@ use tokenizers::Tokenizer;
 
 use crate::{DataError, TextTokenizer};
 
-/// Text of a passage, the least that is trained on or held out.
+/// Bytes of a passage, the least text that is trained on or held out.
 pub(crate) const PASSAGE_BYTES: usize = 4 << 10;
 /// The windows in which a long document is encoded: 256 KiB at a time, which a processor's cache
 /// holds together with the results.
@@ -20,17 +20,16 @@ const WINDOWS: Windows = Windows {
     bytes: 256 << 10,
     context: 4 << 10,
 };
-/// The number of beginnings of a window that are tried: groups of eight are the longest that common
-/// vocabularies make of one letter and that do not divide each other's places.
+/// Number of window beginnings that are tried. Groups of eight are the longest that common
+/// vocabularies make of one letter without dividing each other's places.
 const BEGINNINGS: usize = 8;
 
 /// The sizes of windows.
 #[derive(Clone, Copy, Debug)]
 struct Windows {
-    /// Text that is encoded at a time, besides the text that it shares with its neighbours.
+    /// Text that is encoded together, besides the text that it shares with its neighbours.
     bytes: usize,
-    /// Text that a window shares with the next one, on each side of the place where they are
-    /// joined.
+    /// Text that a window shares with the next one, on each side of their joint.
     context: usize,
 }
 
@@ -74,8 +73,8 @@ pub(crate) fn passages(
     }
 }
 
-/// The place at which a text is cut so that at most `size` bytes come before: after the last line
-/// end there, or at a character.
+/// The place to cut a text so that at most `size` bytes come before: after the last line end there,
+/// or otherwise at a character.
 pub(crate) fn cut(text: &str, size: usize) -> usize {
     let room = floor_char(text, size.min(text.len()));
     let line = if room == text.len() {
@@ -83,7 +82,8 @@ pub(crate) fn cut(text: &str, size: usize) -> usize {
     } else {
         text[..room].rfind('\n')
     };
-    // A character that is larger than the room is taken all the same: every cut gets ahead.
+    // A character that is larger than the space is taken nevertheless, so that every cut makes
+    // progress.
     let next = text.chars().next().map_or(0, char::len_utf8);
     line.map_or(room, |at| at + 1).max(next)
 }
@@ -105,7 +105,7 @@ impl Windows {
     ) -> Result<u64, DataError> {
         let mut cuts = 0;
         let mut window = self.window(tokenizer, text, 0, 0)?;
-        // What was handed out, in bytes of the document and in tokens of the window.
+        // Progress so far, in bytes of the document and in tokens of the window.
         let (mut from, mut first) = (0, 0);
         while window.span.end < text.len() {
             let target = from
@@ -133,9 +133,9 @@ impl Windows {
         Ok(cuts)
     }
 
-    /// Encodes the next window so that it agrees with the one before about the tokens around
-    /// `target`. A long run of one character is grouped from where a window begins, so some
-    /// beginnings side by side are tried.
+    /// Encodes the next window so that it has the same tokens around `target` as the one before. A
+    /// long run of one character is grouped from the window's beginning, so some adjacent
+    /// beginnings are tried.
     fn join(
         self,
         tokenizer: &Tokenizer,
@@ -220,13 +220,13 @@ fn encode(tokenizer: &Tokenizer, text: &str, span: Range<usize>) -> Result<Vec<T
         .collect())
 }
 
-/// True when all text of the tokens before lies before that of the token: several may stand for one
-/// character.
+/// True if all text of the earlier tokens lies before that of the token: several tokens may stand
+/// for one character.
 fn is_boundary(tokens: &[Token], at: usize) -> bool {
     tokens[at - 1].end <= tokens[at].start
 }
 
-/// Cuts a stretch into passages, between tokens, at line ends where there are.
+/// Cuts a stretch into passages: between tokens, and at line ends if there are any.
 fn hand_out(text: &str, span: Range<usize>, tokens: &[Token], emit: &mut impl FnMut(&str, &[u32])) {
     let (mut from, mut first) = (span.start, 0);
     while from < span.end {
@@ -240,7 +240,7 @@ fn hand_out(text: &str, span: Range<usize>, tokens: &[Token], emit: &mut impl Fn
         let last = match before {
             _ if end == span.end => tokens.len(),
             Some(at) => at,
-            // One token is longer than a passage.
+            // A single token is longer than a passage.
             None => (wanted + 1..tokens.len())
                 .find(|at| may_end(*at))
                 .unwrap_or(tokens.len()),
@@ -260,7 +260,7 @@ mod tests {
     use super::*;
     use crate::fixture;
 
-    /// Small, so that little text has many of them.
+    /// Small windows, so that little text has many of them.
     const SMALL: Windows = Windows {
         bytes: 8 << 10,
         context: 512,

@@ -1,4 +1,4 @@
-//! Files that an import passes over, counted by reason, with the name of the first for each.
+//! Files that an import leaves out, counted by reason, with the name of the first one for each.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,40 +25,39 @@ pub enum Reason {
     LinkBroken,
     /// A pipe, socket or device.
     NotAFile,
-    /// Folders in folders, deeper than anyone looks.
+    /// Nested folders that are deeper than the walk goes.
     TooDeep,
     /// The name begins with a dot.
     Hidden,
     /// A pattern leaves it out.
     Excluded,
-    /// There is nothing in it.
+    /// It is empty.
     Empty,
-    /// Its text was taken already, from another file.
+    /// Another file had the same text.
     Repeated,
 }
 
-/// The files that were passed over for one reason.
+/// The files that were left out for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PassedOver {
     /// The reason.
     pub reason: Reason,
-    /// The number of files, or folders where a whole one was left.
+    /// Number of files; a folder that was left out as a whole counts as one.
     pub count: u64,
-    /// The first of them, by its path below the folder that is read, in a form that is safe to
-    /// print.
+    /// The path of the first one below the folder that is read, in a form that is safe to print.
     pub first: String,
     /// Details of the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
-/// Collects the files that are passed over.
+/// Collects the files that are left out.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally(BTreeMap<Reason, PassedOver>);
 
 impl Tally {
-    /// One more.
+    /// Adds one.
     pub(crate) fn add(&mut self, reason: Reason, path: &Path, detail: Option<String>) {
         let entry = self.0.entry(reason);
         entry
@@ -78,7 +77,7 @@ impl Tally {
 }
 
 impl Reason {
-    /// The reason in words, to stand after a number.
+    /// The reason in words that follow a number.
     pub const fn words(self) -> &'static str {
         match self {
             Self::Nul => "not text (a NUL byte)",
@@ -111,8 +110,9 @@ impl fmt::Display for PassedOver {
     }
 }
 
-/// A path as it may be printed: control characters and those that turn the direction of writing are
-/// spelt out, so that no name moves a cursor or forges a line; bytes that are not UTF-8 as `\xe9`.
+/// A path in a printable form: control characters and those that turn the direction of writing are
+/// escaped, so that no name moves a cursor or forges a line; bytes that are not UTF-8 are shown as
+/// `\xe9`.
 pub fn shown(path: &Path) -> String {
     let mut out = String::new();
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {

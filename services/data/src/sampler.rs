@@ -7,9 +7,9 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::{DataError, TokenShard};
 
-/// Draws a unit's training sequences: windows that do not overlap, in random order, from a random
-/// offset; when all have been used, again from other offsets. The same shards, seed and length give
-/// the same sequences, however they are batched.
+/// Draws a unit's training sequences: windows that do not overlap, in random order and from a
+/// random offset. When all have been used, new ones are drawn from other offsets. The same shards,
+/// seed and length give the same sequences, whatever the batch size.
 #[derive(Clone, Debug)]
 pub struct UnitSampler {
     shards: Vec<TokenShard>,
@@ -75,8 +75,8 @@ impl UnitSampler {
     fn shuffle(&mut self) {
         let length = self.sequence_tokens;
         for (index, shard) in (0..).zip(&self.shards) {
-            // Windows share one token: a row's last is only predicted, the next row's first is only
-            // seen.
+            // Windows share one token: the last of a row is only predicted, and is the first input
+            // of the next row.
             let spare = (shard.tokens().saturating_sub(1)) % length;
             let offset = below(&mut self.random, spare + 1);
             let count = shard.tokens().saturating_sub(1) / length;
@@ -89,7 +89,7 @@ impl UnitSampler {
 }
 
 impl HeldOut {
-    /// The evaluation of `sequences` sequences, or of as many as there are.
+    /// An evaluation of `sequences` sequences, or of all if there are fewer.
     ///
     /// # Errors
     /// [`DataError::Invalid`]: no shard is long enough for one sequence.
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
     use crate::encode_shard;
 
-    /// Shards whose tokens say where they stand.
+    /// Shards whose tokens name their own positions.
     fn shards(sizes: &[usize]) -> Vec<TokenShard> {
         let shard = |(index, size): (usize, &usize)| {
             let tokens: Vec<u32> = (0..*size as u32)

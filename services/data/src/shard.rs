@@ -7,7 +7,7 @@ use schemas::data::{DataManifest, token_bytes};
 
 use crate::DataError;
 
-/// Longest manifest that is read: the most shards there may be, at some 200 bytes each.
+/// Longest manifest that is read: enough for the most shards, at some 200 bytes each.
 const MANIFEST_BYTES_MAX: usize = 32 << 20;
 
 /// The bytes of a shard.
@@ -47,7 +47,7 @@ pub(crate) fn read_tokens(bytes: &[u8], token_bytes: u8) -> impl Iterator<Item =
     })
 }
 
-/// Reads a data set's manifest and checks that it agrees with itself and with the limits.
+/// Reads a data set's manifest and checks that it is consistent and within the limits.
 ///
 /// # Errors
 /// [`DataError::Invalid`]
@@ -75,8 +75,8 @@ pub struct TokenShard {
 }
 
 impl TokenShard {
-    /// Takes a shard's bytes, after checking every token. That they are the right bytes is the
-    /// fetcher's to check.
+    /// Takes a shard's bytes after checking every token. The caller has checked that they are the
+    /// right bytes.
     ///
     /// # Errors
     /// [`DataError::Invalid`]: the length is no multiple of a token's, or a token is not below `vocabulary`.
@@ -111,7 +111,7 @@ impl TokenShard {
     /// Appends the `count` tokens from `start` on.
     ///
     /// # Panics
-    /// When they are not all there.
+    /// The shard has fewer tokens.
     pub fn append(&self, start: usize, count: usize, into: &mut Vec<u32>) {
         assert!(
             start + count <= self.tokens(),

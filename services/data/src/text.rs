@@ -37,14 +37,13 @@ impl TextTokenizer {
         }
         let mut tokenizer =
             Tokenizer::from_bytes(json).map_err(|error| DataError::Tokenizer(error.to_string()))?;
-        // Padding and truncation are for batches of sentences: here they would add to the text or
-        // take from it.
+        // Padding and truncation are for batches of sentences: here they would change the text.
         tokenizer.with_padding(None);
         tokenizer
             .with_truncation(None)
             .map_err(|error| DataError::Tokenizer(error.to_string()))?;
-        // It would add special tokens, which nobody asks for here, and take blanks out of the
-        // places of tokens.
+        // The post-processor would add special tokens, which are not wanted here, and would exclude
+        // blanks from the places of tokens.
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
         tokenizer.set_encode_special_tokens(true);
         Ok(Self::HuggingFace(Box::new(tokenizer)))
@@ -54,7 +53,7 @@ impl TextTokenizer {
     pub fn vocabulary(&self) -> u32 {
         match self {
             Self::Byte => BYTE_VOCABULARY,
-            // Ids may have gaps, so the largest counts, not their number.
+            // Ids may have gaps, so the largest id counts, and not their number.
             Self::HuggingFace(tokenizer) => tokenizer
                 .get_vocab(true)
                 .into_values()
@@ -121,7 +120,7 @@ impl TextTokenizer {
 pub(crate) struct Specials(Vec<String>);
 
 impl Specials {
-    /// The number of times that one of them is spelt in `text`.
+    /// Number of times that `text` spells one of them.
     pub(crate) fn spelt_in(&self, text: &str) -> u64 {
         if self.0.is_empty() {
             return 0;
@@ -206,7 +205,7 @@ mod tests {
         assert_eq!(TextTokenizer::Byte.specials().spelt_in("<s>"), 0);
     }
 
-    /// One cut and filled to lengths in its file, and with a token that its template adds.
+    /// A tokenizer whose file cuts and pads texts to lengths, and whose template adds a token.
     #[test]
     fn nothing_is_added_and_nothing_taken() {
         let tokenizer = TextTokenizer::hugging_face(fixture::pieces().as_bytes()).expect("loads");

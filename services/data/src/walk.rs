@@ -1,6 +1,6 @@
-//! The files that an import looks at: those below a folder in order of their paths. Links are
-//! followed while they stay inside; each folder is entered once, however many links lead to it, so
-//! the walk ends in spite of loops and fans of links.
+//! The files that an import visits: those below a folder, in the order of their paths. Links are
+//! followed if they stay inside. Each folder is entered once, however many links lead to it, so the
+//! walk ends in spite of loops.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
@@ -12,8 +12,8 @@ use std::vec;
 use crate::passed::Reason;
 use crate::{DataError, Pattern, Source};
 
-/// Deepest folder that is entered: far beyond trees that people make, and each level holds a list
-/// of names.
+/// Deepest folder that is entered: far deeper than people make folders. Each level holds a list of
+/// names in memory.
 const DEPTH_MAX: usize = 64;
 
 /// The outcome of a step of a walk.
@@ -21,7 +21,7 @@ const DEPTH_MAX: usize = 64;
 pub(crate) enum Found {
     /// A file to read.
     File(PathBuf),
-    /// Something to leave alone.
+    /// An entry to leave out.
     PassedOver(PathBuf, Reason, Option<String>),
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct Walk<'a> {
     real_root: PathBuf,
     /// Devices and numbers of the folders that were entered.
     entered: BTreeSet<(u64, u64)>,
-    /// The entries that are still to be looked at in each open folder.
+    /// The entries of each open folder that are still to be visited.
     open: Vec<vec::IntoIter<PathBuf>>,
 }
 
@@ -99,7 +99,7 @@ impl<'a> Walk<'a> {
             .then_some(Reason::Excluded)
     }
 
-    /// Metadata of the file or folder that the path leads to, behind its links.
+    /// Metadata of the file or folder at the end of the path's links.
     fn resolve(&self, path: &Path, is_root: bool) -> Result<Metadata, (Reason, Option<String>)> {
         let unreadable = |error: io::Error| (Reason::Unreadable, Some(error.to_string()));
         let own = fs::symlink_metadata(path).map_err(unreadable)?;
@@ -142,8 +142,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Reports a file that is passed over. Among Rust sources, files of other kinds are reported
-    /// for a few reasons only, since nobody asked for them.
+    /// Reports a file that is left out. Among Rust sources, files of other kinds are reported for a
+    /// few reasons only, since nobody asked for them.
     fn told(&self, path: &Path, reason: Reason, detail: Option<String>) -> Option<Found> {
         let relevant = match reason {
             Reason::Unreadable | Reason::TooDeep | Reason::Excluded => true,
@@ -169,7 +169,7 @@ impl Iterator for Walk<'_> {
     }
 }
 
-/// The paths in a folder, by name: comparing within each folder orders whole paths.
+/// The paths in a folder, by name: this order within each folder gives the order of whole paths.
 fn names(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = fs::read_dir(folder)?
         .map(|entry| Ok(entry?.path()))
@@ -191,7 +191,7 @@ mod tests {
         fs::write(path, name).expect("written");
     }
 
-    /// Paths below the folder, and the files that were passed over.
+    /// Paths below the folder, and the files that were left out.
     fn walk(source: &Source, exclude: &[&str]) -> (Vec<String>, Vec<(String, Reason)>) {
         let exclude: Vec<Pattern> = exclude
             .iter()
@@ -262,7 +262,7 @@ mod tests {
         for level in 0..40 {
             let here = root.join(format!("d{level:02}"));
             fs::create_dir_all(&here).expect("a folder");
-            // Two ways from each to the next: 2^40 ways to the last.
+            // There are two ways from each folder to the next, and so 2^40 ways to the last.
             for way in ["a", "b"] {
                 symlink(format!("../d{:02}", level + 1), here.join(way)).expect("a link");
             }

@@ -14,10 +14,10 @@ use crate::output::Format;
 #[derive(Debug, Parser)]
 #[command(name = "diloctl", version, after_help = runtime::exit::EXIT_HELP, arg_required_else_help = true)]
 pub struct Cli {
-    /// What everything has in common.
+    /// Flags that all commands share.
     #[command(flatten)]
     pub(crate) global: Global,
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -25,7 +25,7 @@ pub struct Cli {
 /// Flags of every command.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
-    /// How data is printed.
+    /// Format of the printed data.
     #[arg(short, long, global = true, value_enum, default_value_t)]
     pub(crate) output: Format,
     /// Folder of the trust domain: keys, credentials, certificates.
@@ -37,17 +37,18 @@ pub(crate) struct Global {
         env = "DILOCO_DOMAIN"
     )]
     pub(crate) domain: PathBuf,
-    /// Credentials file to connect with, instead of the folder's own for the role that the command
-    /// needs.
+    /// Credentials file to connect with; by default the file in the domain's folder for the role
+    /// that the command needs.
     #[arg(long, global = true, value_name = "FILE", env = "DILOCTL_CREDENTIALS")]
     pub(crate) credentials: Option<PathBuf>,
-    /// Address of the NATS servers; by default the one that `up` started, or tls://127.0.0.1:4222.
+    /// Address of the NATS servers; by default that of the broker that `up` started, or
+    /// tls://127.0.0.1:4222.
     #[arg(long, global = true, value_name = "URL", env = "DILOCO_BUS__URL")]
     pub(crate) bus: Option<String>,
-    /// How long to wait for one answer.
+    /// Longest wait for one answer.
     #[arg(long, global = true, value_name = "TIME", default_value = "30s")]
     pub(crate) timeout: runtime::ConfigDuration,
-    /// Logging; only errors where nothing is asked for.
+    /// Flags of logging; by default only errors are logged.
     #[command(flatten)]
     pub(crate) log: runtime::LogArgs,
 }
@@ -69,7 +70,7 @@ pub(crate) enum Command {
     /// The machines of a run.
     #[command(subcommand)]
     Worker(OfRun),
-    /// Units that are held.
+    /// Leases: the units that workers hold now.
     #[command(subcommand)]
     Lease(OfRun),
     /// Rounds of a run.
@@ -84,15 +85,15 @@ pub(crate) enum Command {
     /// The signed record of what happened.
     #[command(subcommand)]
     Audit(Audit),
-    /// Start broker, store, coordinator, audit and workers on this machine; what runs already is
-    /// left alone, streams that are missing are made. It succeeds when the coordinator has
-    /// answered.
+    /// Start broker, store, coordinator, audit service and workers on this machine. Processes that
+    /// run already are left alone, and missing streams are created. The command succeeds when the
+    /// coordinator has answered.
     Up(Up),
-    /// Stop in order what `up` started.
+    /// Stop everything that `up` started, in order.
     Down(Down),
     /// Print a completion script.
     Completions {
-        /// For which shell.
+        /// The shell that the script is for.
         shell: Shell,
     },
 }
@@ -104,48 +105,50 @@ pub(crate) enum Auth {
         /// The run that the workers' credentials are for.
         #[arg(long, default_value = "demo")]
         run: RunId,
-        /// How many workers get credentials: worker-0, worker-1, and so on.
+        /// Number of workers that get credentials: worker-0, worker-1, and so on.
         #[arg(long, default_value_t = 2)]
         workers: u32,
-        /// Further host names or addresses of broker and store, for their certificate.
+        /// Host names or addresses of broker and store besides localhost, for their certificate.
         #[arg(long, value_name = "NAME")]
         server_name: Vec<String>,
-        /// Folder with the committed part of the broker's configuration; it is copied into the
-        /// trust domain.
+        /// Folder with the committed part of the broker's configuration; the trust domain gets a
+        /// copy.
         #[arg(long, value_name = "DIR", default_value = "nats-config")]
         nats_config: PathBuf,
     },
-    /// Issue credentials, or renew those of a name.
+    /// Issue new credentials under a name, or renew those that the name has.
     Issue {
-        /// For what.
+        /// Role of the credentials.
         #[arg(value_parser = parse_role)]
         role: schemas::permission::Role,
-        /// Under which name: letters, digits, `-` and `_`. diloctl itself uses the one that is
-        /// called like the role, unless `--credentials` names another.
+        /// Name of the credentials: letters, digits, `-` and `_`. diloctl uses the credentials
+        /// whose name is that of the role, unless `--credentials` names a file.
         name: String,
-        /// The run, for workers and for them alone.
+        /// Run that a worker works for; required for workers, and not allowed for other roles.
         #[arg(long)]
         run: Option<RunId>,
-        /// How long they are valid.
+        /// Time for which the credentials are valid.
         #[arg(long, default_value = "30d")]
         lifetime: runtime::ConfigDuration,
     },
     /// Make a new certificate for broker and store, valid for 30 days; restart both afterwards.
     Certificate {
-        /// Host names or addresses of broker and store besides localhost; all of them, the old ones
-        /// are not kept.
+        /// Host names or addresses of broker and store besides localhost. Name all of them: those
+        /// of the old certificate are not kept.
         #[arg(long, value_name = "NAME")]
         server_name: Vec<String>,
     },
-    /// Write the broker's configuration again: after an upgrade that changes who may say what, or
-    /// after the trust domain's folder was moved. Where the broker listens stays as it is.
+    /// Write the broker's configuration again. This is needed after an upgrade that changes
+    /// permissions, and after the trust domain's folder was moved. The broker keeps the address
+    /// that it listens on.
     Config {
-        /// Folder with the committed part of the broker's configuration; it is copied into the
-        /// trust domain.
+        /// Folder with the committed part of the broker's configuration; the trust domain gets a
+        /// copy.
         #[arg(long, value_name = "DIR", default_value = "nats-config")]
         nats_config: PathBuf,
     },
-    /// Show the trust domain: public keys and who was issued what. No secret is printed.
+    /// Show the public keys of the trust domain and the credentials that were issued; no secret is
+    /// printed.
     Show,
 }
 
@@ -159,10 +162,10 @@ pub(crate) enum Cluster {
 
 #[derive(Debug, Args)]
 pub(crate) struct Declarations {
-    /// Folder with `streams` and `kv`.
+    /// Folder whose subfolder `streams` declares the streams.
     #[arg(long, value_name = "DIR", default_value = "nats-config")]
     pub(crate) nats_config: PathBuf,
-    /// Copies of each stream, on a cluster.
+    /// Copies of each stream in a cluster of brokers.
     #[arg(long, default_value_t = 1)]
     pub(crate) replicas: usize,
 }
@@ -172,22 +175,23 @@ pub(crate) enum Data {
     /// Make a data set of text and upload it.
     Import {
         /// A file or folder of text in UTF-8; by default the Rust sources in cargo's registry
-        /// folder. Links inside the folder are followed; what is passed over is counted and told.
+        /// folder. Links inside the folder are followed. Files that are left out are counted, and
+        /// the counts are printed.
         #[arg(long, value_name = "PATH")]
         text: Option<PathBuf>,
-        /// Leave out files and folders of this name, or path below the folder where the pattern has
-        /// a `/`: `*` and `?` stand for what is within a name, `**` for anything. May be repeated.
+        /// Leave out files and folders with this name. A pattern with a `/` is compared with the
+        /// whole path below the folder. `*` and `?` do not match a `/`, `**` does. May be repeated.
         #[arg(long, value_name = "GLOB")]
         exclude: Vec<data::Pattern>,
-        /// How much text at most.
+        /// Most text to import.
         #[arg(long, value_name = "SIZE", default_value = "32MiB")]
         limit: runtime::ConfigBytes,
-        /// A Hugging Face tokenizer.json; bytes without one. Special tokens that are spelt in the
-        /// text are encoded as text.
+        /// A Hugging Face tokenizer.json; without one every byte is a token. Text that spells a
+        /// special token is encoded as ordinary text.
         #[arg(long, value_name = "FILE")]
         tokenizer: Option<PathBuf>,
     },
-    /// The data sets imported from here.
+    /// List the data sets that were imported into this domain's folder.
     Ls,
 }
 
@@ -195,30 +199,30 @@ pub(crate) enum Data {
 pub(crate) enum Run {
     /// Create a run.
     New(Box<RunArgs>),
-    /// All runs.
+    /// List all runs.
     Ls,
-    /// One run in full.
+    /// Show one run in full.
     Get {
-        /// Its name.
+        /// Name of the run.
         run: RunId,
     },
     /// Follow a run until it is complete: bars on a terminal, lines elsewhere.
     Watch {
-        /// Its name.
+        /// Name of the run.
         run: RunId,
     },
-    /// Wait until a run is complete, or has closed a number of rounds; fails with the reason when
-    /// the run is halted or nobody is left to work for it.
+    /// Wait until a run is complete or has closed a number of rounds. The command fails with the
+    /// reason when the run is halted or has no workers left.
     Wait {
-        /// Its name.
+        /// Name of the run.
         run: RunId,
-        /// For what: `complete`, or `round=N`.
+        /// Event to wait for: `complete`, or `round=N`.
         #[arg(long = "for", default_value = "complete")]
         target: crate::commands::run::Target,
-        /// For how long; then the exit status is 7.
+        /// Longest wait; the exit status is 7 when it is over.
         #[arg(long, value_name = "TIME", default_value = "24h")]
         within: runtime::ConfigDuration,
-        /// For how long no worker may be left for the run; then it fails with the reason.
+        /// Fail, with the reason, when the run has had no worker for this long.
         #[arg(long, value_name = "TIME", default_value = "5m")]
         nobody_for: runtime::ConfigDuration,
     },
@@ -226,9 +230,9 @@ pub(crate) enum Run {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum OfRun {
-    /// List them.
+    /// List those of a run.
     Ls {
-        /// The run.
+        /// Name of the run.
         #[arg(default_value = "demo")]
         run: RunId,
     },
@@ -236,41 +240,42 @@ pub(crate) enum OfRun {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Snapshot {
-    /// The full snapshots of a run.
+    /// List the full snapshots of a run.
     Ls {
-        /// The run.
+        /// Name of the run.
         #[arg(default_value = "demo")]
         run: RunId,
     },
-    /// Download a snapshot as a model folder that other tools read as it was trained: config.json,
-    /// generation_config.json, model.safetensors, and the tokenizer with its settings.
+    /// Download a snapshot as a model folder: config.json, generation_config.json,
+    /// model.safetensors, and the tokenizer with its settings. Other tools load it as the model
+    /// that was trained.
     Pull {
-        /// The run.
+        /// Name of the run.
         run: RunId,
-        /// The round that starts from it; by default the newest.
+        /// The round that starts from the snapshot; by default the newest snapshot is taken.
         #[arg(long)]
         round: Option<u64>,
-        /// Where to.
+        /// Folder to write.
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
     },
-    /// Let a snapshot write text.
+    /// Let the model of a snapshot write text.
     Sample {
-        /// The run.
+        /// Name of the run.
         run: RunId,
-        /// The round that starts from it; by default the newest.
+        /// The round that starts from the snapshot; by default the newest snapshot is taken.
         #[arg(long)]
         round: Option<u64>,
-        /// Text to go on from.
+        /// Text that the model continues.
         #[arg(long, default_value = "pub fn ")]
         prompt: String,
-        /// How many tokens.
+        /// Number of tokens to write.
         #[arg(long, default_value_t = 200)]
         tokens: u32,
-        /// 0 takes the likeliest token; 1 draws as the model says.
+        /// 0 takes the likeliest token each time; 1 draws from the model's own distribution.
         #[arg(long, default_value_t = 0.9)]
         temperature: f64,
-        /// Decides the draws.
+        /// Seed of the random draws.
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
@@ -278,13 +283,13 @@ pub(crate) enum Snapshot {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Control {
-    /// Stop the coordinator and the workers in order; runs go on where they were when they are
+    /// Stop the workers and the coordinator in order. Runs continue where they were when both are
     /// started again.
     Shutdown {
-        /// How long holders of leases may take to finish.
+        /// Time that workers get to finish the units they hold.
         #[arg(long, default_value = "30s")]
         drain: runtime::ConfigDuration,
-        /// Do not ask.
+        /// Do not ask for confirmation.
         #[arg(short, long)]
         yes: bool,
     },
@@ -294,19 +299,19 @@ pub(crate) enum Control {
 pub(crate) enum Audit {
     /// Check every event in the stream and show what happened.
     Replay {
-        /// Only events of this run, and of no run.
+        /// Show only events of this run, and events that concern no run.
         #[arg(long)]
         run: Option<RunId>,
         /// Show the coordinator's state as it was after this stream sequence.
         #[arg(long, value_name = "SEQUENCE")]
         at: Option<u64>,
-        /// Only the summary.
+        /// Print only the summary.
         #[arg(long, conflicts_with = "at")]
         summary: bool,
     },
-    /// Follow events as they come.
+    /// Print events as they come.
     Tail {
-        /// Only events of this run, and of no run.
+        /// Show only events of this run, and events that concern no run.
         #[arg(long)]
         run: Option<RunId>,
     },
@@ -317,7 +322,7 @@ pub(crate) struct Up {
     /// Workers on this machine, with the credentials worker-0, worker-1, and so on.
     #[arg(long, default_value_t = 2)]
     pub(crate) workers: u32,
-    /// The run they work for.
+    /// Run that the workers work for.
     #[arg(long, default_value = "demo")]
     pub(crate) run: RunId,
     /// Threads of each worker.
@@ -326,17 +331,17 @@ pub(crate) struct Up {
     /// Device of each worker: `cpu`, `cuda:0`, or `auto`.
     #[arg(long, default_value = "auto")]
     pub(crate) device: String,
-    /// Port of the broker; by default that of the last time, or 4222.
+    /// Port of the broker; by default the port of the last start, or 4222.
     #[arg(long)]
     pub(crate) bus_port: Option<u16>,
-    /// Port of the store; by default that of the last time, or 9000.
+    /// Port of the store; by default the port of the last start, or 9000.
     #[arg(long)]
     pub(crate) store_port: Option<u16>,
-    /// Folder with the committed part of the broker's configuration, and the declarations of
+    /// Folder with the committed part of the broker's configuration and the declarations of
     /// streams.
     #[arg(long, value_name = "DIR", default_value = "nats-config")]
     pub(crate) nats_config: PathBuf,
-    /// The NATS server.
+    /// Program of the NATS server.
     #[arg(
         long,
         value_name = "FILE",
@@ -348,7 +353,7 @@ pub(crate) struct Up {
 
 #[derive(Debug, Args)]
 pub(crate) struct Down {
-    /// How long holders of leases may take to finish.
+    /// Time that workers get to finish the units they hold.
     #[arg(long, default_value = "20s")]
     pub(crate) drain: runtime::ConfigDuration,
 }
@@ -362,7 +367,7 @@ fn parse_role(text: &str) -> Result<schemas::permission::Role, String> {
         .ok_or_else(|| format!("one of {}", names()))
 }
 
-/// Digests on the command line: `sha256:…`.
+/// Parses a digest from the command line: `sha256:…`.
 pub(crate) fn parse_digest(text: &str) -> Result<Digest, String> {
     text.parse()
         .map_err(|error: schemas::digest::DigestError| error.to_string())

@@ -1,4 +1,5 @@
-//! The tools of commands: the trust domain on disk, connections, and requests to the coordinator.
+//! The tools that commands share: the trust domain on disk, connections, and requests to the
+//! coordinator.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,11 +75,12 @@ impl Endpoints {
 pub(crate) struct Context {
     pub(crate) folder: PathBuf,
     pub(crate) endpoints: Endpoints,
-    /// Chosen instead of the role's own.
+    /// The file that `--credentials` names, instead of the role's own.
     pub(crate) credentials: Option<PathBuf>,
     pub(crate) timeout: Duration,
     pub(crate) printer: Printer,
-    /// The warning about an open layer was printed; one a command is enough. Clones share it.
+    /// Set once the warning about an open layer was printed: one warning for each command is
+    /// enough. Clones share it.
     pub(crate) warned: Arc<AtomicBool>,
 }
 
@@ -104,7 +106,8 @@ impl Context {
         Domain::open(&self.folder).map_err(Failure::from)
     }
 
-    /// The right to change the domain, for `command`; refused at once while another command has it.
+    /// Locks the domain for changes by `command`. While another command holds the lock, this fails
+    /// at once.
     pub(crate) fn lock(&self, command: &str) -> Result<DomainLock, Failure> {
         DomainLock::take(&self.folder, command).map_err(Failure::from)
     }
@@ -127,7 +130,8 @@ impl Context {
             credentials,
             ca: layout.ca(),
         };
-        // Without TLS nothing proves the server: it could pass our proof on and be the operator.
+        // Without TLS nothing proves who the server is: a false one could pass our proof of
+        // identity on, and act as the operator.
         if let Some(warning) = switches::check_bus(&config, std::env::vars_os())?
             && !self.warned.swap(true, Ordering::Relaxed)
         {
@@ -157,12 +161,12 @@ pub(crate) struct Operator {
     pub(crate) bus: Bus,
     public: PublicKey,
     timeout: Duration,
-    /// The domain's folder: a broker that runs from it may say why nobody answers.
+    /// The domain's folder. If a broker runs from there, its log may say why nobody answers.
     folder: PathBuf,
 }
 
 impl Operator {
-    /// One request.
+    /// Sends one request and returns its answer.
     pub(crate) async fn ask<C: Call<Verb = ControlVerb>>(
         &self,
         question: &C::Request,
@@ -172,20 +176,20 @@ impl Operator {
             .request(&subject, question, self.timeout)
             .await
             .map_err(|error| {
-                // A coordinator that waits for the ledger answers nobody.
+                // A coordinator that waits for the ledger does not answer.
                 let trouble = Some(&error).filter(|error| error.code() == Code::NoAnswer);
                 let trouble = trouble.and_then(|_| Trouble::of_broker(&self.folder));
                 trouble.map_or_else(|| error.into(), |trouble| trouble.failure())
             })
     }
 
-    /// One look.
+    /// Asks for one view.
     pub(crate) async fn view(&self, query: Query) -> Result<View, Failure> {
         let reply = self.ask::<call::View>(&ViewRequest { v: V, query }).await?;
         Ok(reply.view)
     }
 
-    /// One run in full.
+    /// Asks for the full view of one run.
     pub(crate) async fn run(&self, run: &RunId) -> Result<schemas::view::RunDetail, Failure> {
         match self.view(Query::Run(run.clone())).await? {
             View::Run(detail) => Ok(*detail),
@@ -194,7 +198,8 @@ impl Operator {
     }
 }
 
-/// An answer of another kind than the question: a defect of the peer.
+/// The failure for an answer of another kind than the question, which is a defect of the
+/// coordinator.
 pub(crate) fn unexpected(view: &View) -> Failure {
     let kind = match view {
         View::Runs(_) => "runs",

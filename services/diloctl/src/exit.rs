@@ -1,4 +1,4 @@
-//! The form in which a command says what went wrong.
+//! The form in which a command prints its failure.
 
 use schemas::Refusal;
 use schemas::text::ShownJson;
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::output::Format;
 
-/// A refusal in the format of the command.
+/// Renders a refusal in the command's output format.
 pub(crate) fn render(format: Format, refusal: &Refusal) -> String {
     let code = refusal.code;
     match format {

@@ -1,5 +1,5 @@
-//! Files that several commands may write at a time: each is replaced whole, and one command at a
-//! time does it.
+//! Files that several commands may write at the same time: each is replaced as a whole, by one
+//! command at a time.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use runtime::Failure;
 use schemas::Code;
 
-/// Keeps other commands out of what the lock file stands for, until it is dropped. Waits for its
-/// turn.
+/// Waits for the lock on this file, and holds it until the result is dropped.
 pub(crate) fn wait_for_lock(path: &Path) -> io::Result<File> {
     let file = open_lock(path)?;
     file.lock()?;
@@ -17,7 +16,8 @@ pub(crate) fn wait_for_lock(path: &Path) -> io::Result<File> {
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {
-    // It stays: a command that removed it could remove the lock of another command.
+    // The lock file is never removed: a command that removed it could remove the lock of another
+    // command.
     OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -25,8 +25,8 @@ fn open_lock(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Puts `bytes` in place of a file, so that every reader and every crash finds the old or the new
-/// one.
+/// Replaces a file by one with these `bytes`, so that every reader and every crash finds either the
+/// old file or the new one.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".part");
@@ -50,8 +50,9 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// A folder whose files belong together. They are written beside it, within, and put in place at
-/// the end; the last ones, without which nobody takes the folder for whole, go first and come last.
+/// A folder whose files belong together. New files are written into a subfolder, and moved to their
+/// places at the end. The files that make the folder count as whole are removed first and moved
+/// last.
 pub(crate) struct Staged {
     folder: PathBuf,
     stage: PathBuf,
@@ -59,16 +60,17 @@ pub(crate) struct Staged {
     _lock: File,
 }
 
-/// The folder in which files wait for the others. It lies in the target folder itself, since a
-/// rename does not leave a file system.
+/// The subfolder in which new files wait. It lies in the target folder itself, since a rename
+/// cannot cross file systems.
 const STAGE: &str = ".pull";
 const LOCK: &str = ".pull.lock";
 
 impl Staged {
-    /// Makes the folder where it is absent, and keeps others from writing into it.
+    /// Makes the folder if it is absent, and locks it against other commands.
     ///
     /// # Errors
-    /// [`Code::FolderBusy`]: another command does; [`Code::CacheFailed`]: it cannot be written.
+    /// [`Code::FolderBusy`]: another command holds the lock. [`Code::CacheFailed`]: the folder
+    /// cannot be written.
     pub(crate) fn open(folder: &Path) -> Result<Self, Failure> {
         let failed = |error: io::Error| unwritable(folder, &error);
         fs::create_dir_all(folder).map_err(failed)?;
@@ -85,7 +87,7 @@ impl Staged {
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         let stage = folder.join(STAGE);
-        // What a command left that was killed.
+        // Files that a killed command left.
         match fs::remove_dir_all(&stage) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
@@ -99,7 +101,8 @@ impl Staged {
         })
     }
 
-    /// The path to write a file of that name to; it is put in place together with the others.
+    /// The path under which to write the file `name`; [`Staged::publish`] moves it to its place
+    /// together with the others.
     pub(crate) fn place(&mut self, name: &'static str) -> PathBuf {
         self.names.push(name);
         self.stage.join(name)
@@ -111,7 +114,7 @@ impl Staged {
         write(&path, bytes).map_err(|error| unwritable(&path, &error))
     }
 
-    /// Puts all files in place, those of `last` at the end and in that order.
+    /// Moves all files to their places, those in `last` at the end and in that order.
     pub(crate) fn publish(self, last: &[&'static str]) -> Result<(), Failure> {
         self.put_in_place(last)
             .map_err(|error| unwritable(&self.folder, &error))
@@ -134,7 +137,7 @@ impl Staged {
     }
 }
 
-/// A folder that cannot be written.
+/// The failure for a folder that cannot be written.
 pub(crate) fn unwritable(path: &Path, error: &dyn std::fmt::Display) -> Failure {
     Failure::new(Code::CacheFailed, format!("{}: {error}", data::shown(path)))
 }
@@ -178,12 +181,14 @@ mod tests {
         assert_eq!(names(&folder), [STAGE, LOCK], "nothing before all is there");
         old.publish(&["weights", "stamp"]).expect("put in place");
         assert_eq!(names(&folder), [LOCK, "config", "stamp", "weights"]);
-        // One that ends half way leaves what was there, and what it left does not disturb the next.
+        // A command that ends half way leaves the old files, and its leftovers do not disturb the
+        // next one.
         let mut broken = Staged::open(&folder).expect("nobody else");
         broken.write("config", b"new").expect("written");
         drop(broken);
         assert_eq!(fs::read(folder.join("config")).expect("is there"), b"old");
-        // One that cannot put its files in place leaves a folder without what makes it whole.
+        // A command that cannot move its files leaves a folder without the file that makes it
+        // whole.
         let mut torn = Staged::open(&folder).expect("nobody else");
         torn.write("config", b"new").expect("written");
         torn.place("weights");

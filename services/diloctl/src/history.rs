@@ -1,6 +1,6 @@
-//! Knowledge about the streams that lies outside of them: the coordinator's mark, the files of the
-//! audit service, and the readers' copy. A stream that is missing, or ends before what is known,
-//! was lost: it is not created anew.
+//! Knowledge about the streams from outside the streams: the coordinator's mark, the files of the
+//! audit service, and the readers' copy. A stream that is missing, or shorter than these say, has
+//! lost messages, and is not created anew.
 
 use std::collections::BTreeMap;
 
@@ -19,22 +19,22 @@ use crate::context::Context;
 /// A stream as the broker has it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Live {
-    /// Messages in it.
+    /// Number of messages in the stream.
     pub(crate) messages: u64,
-    /// Position of the newest that it ever took.
+    /// Position of the newest message that the stream ever took.
     pub(crate) last: u64,
 }
 
-/// The header in which the broker writes where a copied message is from: stream, position there,
+/// The header in which the broker writes the origin of a copied message: stream, position there,
 /// and more.
 const SOURCE: &str = "Nats-Stream-Source";
 
 /// The positions that the readers' copy has reached.
 #[derive(Debug, Default)]
 pub(crate) struct Copy {
-    /// Position of the newest message that it ever took.
+    /// Position of the newest message that the copy ever took.
     last: u64,
-    /// Position of the newest message that it has of each stream, in that stream.
+    /// For each copied stream, the position of its newest message in the copy.
     of: BTreeMap<String, u64>,
 }
 
@@ -70,12 +70,12 @@ impl Copy {
     }
 }
 
-/// The position in a source: `LEDGER:RlIrW0JO 5 > >` and more.
+/// The position in a source header such as `LEDGER:RlIrW0JO 5 > >`.
 fn position(source: &str) -> Option<u64> {
     source.split(' ').nth(1)?.parse().ok()
 }
 
-/// The newest of each that is known.
+/// The newest known position of each stream.
 #[derive(Debug)]
 pub(crate) struct History {
     mark: Option<Mark>,
@@ -85,7 +85,7 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// `copy` is empty where there is none yet.
+    /// Reads what is known. `copy` is empty where there is no copy yet.
     pub(crate) fn read(context: &Context, copy: Copy) -> Result<Self, Failure> {
         let domain = context.domain()?;
         let layout = domain.layout().clone();
@@ -99,8 +99,8 @@ impl History {
         })
     }
 
-    /// Refuses a stream of events that does not hold what it once did. `live` is what the broker
-    /// has; none where the stream does not exist.
+    /// Refuses a stream of events that no longer holds what it once held. `live` is the stream as
+    /// the broker has it, and none where it does not exist.
     pub(crate) fn check(&self, stream: &str, live: Option<Live>) -> Result<(), Failure> {
         let events = stream.starts_with(EVENTS_STREAM_PREFIX);
         if stream != LEDGER_STREAM && stream != AUDIT_STREAM && !events {
@@ -135,7 +135,7 @@ impl History {
             };
         };
         if messages < last {
-            // Nothing may be deleted from these streams, and their first message is number 1.
+            // Nothing may be deleted from these streams, so their first message is number 1.
             return lost(
                 &format!("holds {messages} messages"),
                 format!("it took {last}"),
@@ -266,7 +266,7 @@ mod tests {
         history(3, 5, 0)
             .check(AUDIT_STREAM, whole(9))
             .expect("whole, and more");
-        // The copy alone, of the ledger or of a tenant's events.
+        // Only the copy knows, of the ledger or of a tenant's events.
         let events = format!("{EVENTS_STREAM_PREFIX}A");
         for stream in [LEDGER_STREAM, &events] {
             let mut copied = history(0, 0, 9);

@@ -1,6 +1,6 @@
 //! The operator's command line: noun, then verb. A command hands a typed value to one printer,
 //! which knows table, JSON and JSON lines, so every command has every format. Data goes to stdout,
-//! talk to stderr.
+//! progress and advice to stderr.
 
 mod cli;
 mod commands;

@@ -1,5 +1,5 @@
-//! A list that is printed while its rows come, however many they are. Its text is that of a list
-//! that is printed at once.
+//! A list that is printed while its rows come. Its text is the same as that of a list that is
+//! printed at once.
 
 use std::marker::PhantomData;
 
@@ -8,19 +8,19 @@ use schemas::text::ShownJson;
 use crate::output::{Format, JSON_VERSION, Printer, Row, json, print, versioned};
 use crate::table::{self, Growing};
 
-/// Rows by which a table is laid out: one that has no more of them is laid out by all.
+/// Number of rows that decide the column widths of a table.
 const MEASURED_ROWS: usize = 1000;
-/// Text that is collected before it is written: a write for each row would take longer than to
-/// make it.
+/// Text that is collected before it is written: one write for each row would take longer than
+/// making the row.
 const WRITTEN_BYTES: usize = 64 << 10;
 
-/// A list on its way. One that is not ended was broken off: what is printed of it is not the whole,
-/// and in JSON no document.
+/// A list that is being printed. One that is dropped without [`Listing::end`] was broken off: what
+/// was printed is incomplete, and in JSON it is not a document.
 pub(crate) struct Listing<T> {
     printer: Printer,
-    /// The first rows of a table, until there are enough to lay it out.
+    /// The first rows of a table, until there are enough to choose the column widths.
     measured: Vec<Vec<String>>,
-    /// The table, once it is laid out.
+    /// The table, once the column widths are chosen.
     table: Option<Growing>,
     rows: usize,
     text: String,
@@ -39,7 +39,7 @@ impl<T: Row> Listing<T> {
         }
     }
 
-    /// The next row.
+    /// Prints the next row.
     pub(crate) fn row(&mut self, row: &T) {
         self.add(row);
         if self.text.len() >= WRITTEN_BYTES {
@@ -47,7 +47,7 @@ impl<T: Row> Listing<T> {
         }
     }
 
-    /// There are no more.
+    /// Ends the list.
     pub(crate) fn end(mut self) {
         if self.rows == 0 && self.printer.format() == Format::Table {
             return self.printer.talk("nothing to show");
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(table.lines().count(), 1 + things.len());
         let last = table.lines().last().expect("a row");
         let first = table.lines().next().expect("titles");
-        // The size has grown by one digit past the column that was measured.
+        // The size is now one digit longer than the measured column.
         assert_eq!(last.find('x'), first.find("MORE").map(|at| at + 1));
     }
 
@@ -173,7 +173,7 @@ mod tests {
             let mut listing = Listing::new(Printer::new(format));
             for thing in things(5 * MEASURED_ROWS) {
                 listing.add(&thing);
-                // What `row` does, without the print.
+                // The same as `row` does, without printing.
                 listing.text.clear();
                 assert!(listing.measured.len() <= MEASURED_ROWS, "{format:?}");
             }

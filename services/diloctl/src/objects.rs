@@ -1,5 +1,5 @@
-//! Objects from an operator's side: uploads go through quarantine like everybody's, downloads are
-//! hashed as they come.
+//! Objects from an operator's side: uploads go through quarantine like a worker's, and downloads
+//! are hashed as they come.
 
 use std::time::Duration;
 
@@ -18,9 +18,10 @@ use crate::context::{Context, Operator};
 
 /// Transfers at a time: enough to fill a link, few enough to keep what is in memory small.
 const PARALLEL: usize = 4;
-/// One object is tried for this long; an attempt under which bytes move goes on beyond it.
+/// Time for which one object is tried; an attempt that still moves bytes may go on longer.
 const TRANSFER_MAX: Duration = Duration::from_secs(600);
-/// Pause of who asked too much: the coordinator forgets one order a second.
+/// Pause after the coordinator said that this operator asks too much: it allows one more order each
+/// second.
 const TOO_MUCH_PAUSE: Duration = Duration::from_secs(1);
 
 /// Uploads and downloads on behalf of an operator.
@@ -45,7 +46,7 @@ impl OperatorObjectsClient {
 
     /// Uploads objects that are not in the store yet, and publishes them.
     ///
-    /// `done` hears the bytes of each object as it is stored or found there.
+    /// `done` gets the size of each object when it is stored, or found to be there.
     pub(crate) async fn put(
         &self,
         objects: &[Bytes],
@@ -89,8 +90,8 @@ impl OperatorObjectsClient {
         Ok(references)
     }
 
-    /// Publishes uploads. An operator that had too much written waits for its allowance: a large
-    /// import goes on slowly rather than not at all.
+    /// Publishes uploads. When the operator has used up its allowance of orders, this waits: a
+    /// large import goes on slowly instead of failing.
     async fn commit(&self, request: &OperatorObjects) -> Result<(), Failure> {
         let deadline = Instant::now() + TRANSFER_MAX;
         loop {
@@ -118,7 +119,7 @@ impl OperatorObjectsClient {
             .map_err(Failure::from)
     }
 
-    /// Chunks one by one: as they are named, or as the list that is named has them.
+    /// Returns the chunks: those that are named, or those in the list that is named.
     pub(crate) async fn chunks(&self, chunks: &Chunks) -> Result<Vec<ObjectRef>, Failure> {
         match chunks {
             Chunks::Named(chunks) => Ok(chunks.clone()),
@@ -129,7 +130,7 @@ impl OperatorObjectsClient {
         }
     }
 
-    /// Downloads objects in order, a few ahead; `take` gets each one.
+    /// Downloads objects in order, a few of them ahead; `take` gets each one.
     pub(crate) async fn get_all(
         &self,
         objects: &[ObjectRef],

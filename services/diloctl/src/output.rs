@@ -1,4 +1,4 @@
-//! One code path from a value to stdout, in the format that was asked for.
+//! One code path from a value to stdout, in the format that the command line asks for.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::OnceLock;
@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::listing::Listing;
 use crate::table::Growing;
 
-/// How data is printed.
+/// Format of printed data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// For people.
@@ -20,7 +20,7 @@ pub(crate) enum Format {
     Table,
     /// One JSON document.
     Json,
-    /// One JSON document a line and row.
+    /// One JSON document a row, each on a line.
     Jsonl,
 }
 
@@ -29,23 +29,24 @@ pub(crate) const JSON_VERSION: u8 = 1;
 
 /// One row of a table.
 pub(crate) trait Row: Serialize {
-    /// Column titles.
+    /// Column titles, one for each column.
     const TITLES: &'static [&'static str];
     /// Characters that a column is likely to need, for a table that grows: its rows are not known
-    /// when it begins. The last column needs none, and so holds what may be long.
+    /// Usual width of each column but the last, for a table that is printed before all rows are
+    /// known. The last column takes what may be long.
     const WIDTHS: &'static [usize] = &[];
 
     /// One cell per title.
     fn cells(&self) -> Vec<String>;
 }
 
-/// A single thing as lines of a name and a value.
+/// A single thing, shown as lines of a name and a value.
 pub(crate) trait Record: Serialize {
     /// The lines.
     fn lines(&self) -> Vec<(&'static str, String)>;
 }
 
-/// Prints values. A broken pipe ends printing in silence: the reader has seen enough.
+/// Prints values. A broken pipe ends the output without an error: the reader has seen enough.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Printer {
     format: Format,
@@ -63,7 +64,8 @@ impl Printer {
             && std::env::var_os("NO_COLOR").is_none()
     }
 
-    /// Characters of a line on the terminal where progress is shown; none when it does not say.
+    /// Characters of a line on the terminal where progress is shown; none when the terminal does
+    /// not report it.
     pub(crate) fn width(self) -> Option<usize> {
         let mut size = libc::winsize {
             ws_row: 0,
@@ -76,12 +78,12 @@ impl Printer {
         (asked == 0 && size.ws_col > 0).then(|| usize::from(size.ws_col))
     }
 
-    /// The form of what is printed.
+    /// The output format.
     pub(crate) const fn format(self) -> Format {
         self.format
     }
 
-    /// A list.
+    /// Prints a list.
     pub(crate) fn rows<T: Row>(self, rows: &[T]) {
         match self.format {
             Format::Table if rows.is_empty() => self.talk("nothing to show"),
@@ -89,12 +91,12 @@ impl Printer {
         }
     }
 
-    /// A list whose rows come one by one, and are not kept.
+    /// Prints a list whose rows come one by one and are not kept.
     pub(crate) fn listing<T: Row>(self) -> Listing<T> {
         Listing::new(self)
     }
 
-    /// A single thing.
+    /// Prints a single thing.
     pub(crate) fn record<T: Record>(self, record: &T) {
         match self.format {
             Format::Table => line(&crate::table::lines(&record.lines())),
@@ -102,7 +104,7 @@ impl Printer {
         }
     }
 
-    /// One more row of a list that grows; the first one of a table comes with the titles.
+    /// Prints one more row of a growing list; the titles of a table come with the first row.
     pub(crate) fn follow<T: Row>(self, table: &mut Growing, row: &T) {
         match self.format {
             Format::Table => line(&table.row(T::TITLES, T::WIDTHS, &row.cells())),
@@ -110,8 +112,8 @@ impl Printer {
         }
     }
 
-    /// Text that is itself the data, such as a completion script or what a model wrote; JSON wraps
-    /// it.
+    /// Prints text that is itself the data, such as a completion script or a model's writing; JSON
+    /// wraps it.
     pub(crate) fn text(self, text: &str) {
         match self.format {
             Format::Table => line(&ShownText(text.trim_end_matches('\n')).to_string()),
@@ -121,7 +123,7 @@ impl Printer {
         }
     }
 
-    /// Talk: progress and advice, on stderr.
+    /// Prints progress or advice on stderr.
     pub(crate) fn talk(self, text: &str) {
         // A closed terminal is no reason to stop half way: `down` must still stop the services.
         let _gone = writeln!(io::stderr().lock(), "{}", ShownLines(text));
@@ -168,8 +170,8 @@ pub(crate) const fn versioned<T: Serialize>(value: &T) -> Versioned<'_, T> {
     }
 }
 
-/// Data for machines may be read on a terminal as well, so what a terminal obeys is written as an
-/// escape of JSON.
+/// Prints one JSON document. Data for machines may be read on a terminal too, so control characters
+/// are escaped.
 fn json_line<T: Serialize>(value: &T) {
     line(&ShownJson(&json(value)).to_string());
 }
@@ -178,8 +180,8 @@ pub(crate) fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("views serialise: no map with other keys than text")
 }
 
-/// The first write that failed, told when the command is over: it may have more to do than to
-/// print.
+/// The first write that failed. It is reported when the command is over, since the command may have
+/// more to do than to print.
 static UNWRITTEN: OnceLock<Refusal> = OnceLock::new();
 
 fn line(text: &str) {
@@ -196,7 +198,7 @@ pub(crate) fn print(text: &str) {
 /// Checks that everything printed so far was written.
 ///
 /// # Errors
-/// Some was not written: a script that keeps the rest must not take it for the whole.
+/// Part of the output was not written: a script must not take the rest for the whole.
 pub(crate) fn written() -> Result<(), Failure> {
     UNWRITTEN
         .get()

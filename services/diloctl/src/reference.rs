@@ -28,11 +28,11 @@ fn describe(command: &mut Command, prefix: &str, everywhere: &BTreeSet<Id>, page
     } else {
         format!("{prefix} {}", command.get_name())
     };
-    // Flags of every command are told once, at the top.
+    // The flags that all commands share are shown once, at the top.
     let told = !prefix.is_empty();
     let mut shown = command.clone().mut_args(|flag| {
         let hidden = told && flag.is_global_set() && everywhere.contains(flag.get_id());
-        // The page is the same whatever is set where it is made.
+        // The page must not depend on the environment in which it is made.
         flag.hide_env_values(true).hide(hidden)
     });
     let help = shown.render_help().to_string();
@@ -45,7 +45,7 @@ fn describe(command: &mut Command, prefix: &str, everywhere: &BTreeSet<Id>, page
     }
 }
 
-/// Without blanks at line ends: they come and go with the width.
+/// The text without blanks at line ends: they change with the width.
 fn trimmed(text: &str) -> String {
     text.trim()
         .lines()

@@ -1,5 +1,5 @@
-//! The switches of `require_auth`, as far as they decide how an operator reaches the bus. There is
-//! no configuration file here: they are read from the environment variables that every service
+//! The switches of `require_auth`, as far as they decide how an operator reaches the bus. `diloctl`
+//! has no configuration file, so it reads them from the environment variables that every service
 //! reads.
 
 use std::ffi::OsString;
@@ -20,11 +20,10 @@ struct Switches {
 }
 
 /// Checks the addresses of the bus by the switches, with the check that every service makes.
-/// Returns the warning to print when the switches allow plaintext and an address asks for it.
+/// Returns a warning to print if an address asks for plaintext and the switches allow it.
 ///
 /// # Errors
-/// [`Code::PlaintextRefused`] unless the layer was opened on purpose; switches or addresses that
-/// are wrong.
+/// [`Code::PlaintextRefused`] unless the layer was opened on purpose; a wrong switch or address.
 pub(crate) fn check_bus(
     bus: &BusConfig,
     environment: impl Iterator<Item = (OsString, OsString)>,
@@ -59,7 +58,7 @@ pub(crate) fn check_bus(
     }))
 }
 
-/// Says what an address must look like, where the shared check says what is wrong with it.
+/// Adds what an address must look like to the shared check's refusal, which says what is wrong.
 fn explained(refusal: Refusal) -> Refusal {
     match refusal.code {
         Code::PlaintextRefused => {

@@ -1,5 +1,5 @@
-//! Tables for people: columns by content, no frames, so that they can be cut and sorted by other
-//! tools.
+//! Tables for people: columns as wide as their content and without frames, so that other tools can
+//! cut and sort them.
 
 use comfy_table::{ContentArrangement, Table, presets};
 use schemas::text::{Shown, Time};
@@ -17,7 +17,7 @@ pub(crate) fn render(titles: &[&str], rows: impl Iterator<Item = Vec<String>>) -
     trimmed(&table.to_string())
 }
 
-/// Names and values, one a line.
+/// Lines of a name and a value.
 pub(crate) fn lines(lines: &[(&str, String)]) -> String {
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     lines
@@ -27,13 +27,13 @@ pub(crate) fn lines(lines: &[(&str, String)]) -> String {
         .join("\n")
 }
 
-/// A table whose rows come one by one. Its columns start with the width that is usual for them, and
-/// grow with what comes.
+/// A table whose rows come one by one. Its columns start with their usual widths, and grow when a
+/// wider cell comes.
 #[derive(Debug, Default)]
 pub(crate) struct Growing(Vec<usize>);
 
 impl Growing {
-    /// The rest of a table that [`render`] began with these rows.
+    /// The rest of a table whose first `rows` were printed by [`render`].
     pub(crate) fn measured(titles: &[&str], rows: &[Vec<String>]) -> Self {
         let width = |(at, title): (usize, &&str)| {
             let cells = rows.iter().map(|cells| Shown(&cells[at]).to_string());
@@ -43,7 +43,7 @@ impl Growing {
         Self(titles.iter().enumerate().map(width).collect())
     }
 
-    /// The next line; the first with the titles above it.
+    /// The next line; the titles come above the first one.
     pub(crate) fn row(&mut self, titles: &[&str], usual: &[usize], cells: &[String]) -> String {
         let cells: Vec<String> = cells.iter().map(|cell| Shown(cell).to_string()).collect();
         let first = self.0.is_empty();

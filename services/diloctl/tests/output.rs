@@ -9,7 +9,8 @@ fn completions() -> Command {
     command
 }
 
-/// A script that keeps an answer on a full disk must not take what is there for the whole.
+/// A script that writes an answer to a full disk must not take the part that was written for the
+/// whole.
 #[test]
 fn an_answer_that_finds_no_room_is_a_failure() {
     let full = File::options()
@@ -25,7 +26,7 @@ fn an_answer_that_finds_no_room_is_a_failure() {
     );
 }
 
-/// `diloctl … | head` has seen enough.
+/// The reader in `diloctl … | head` has seen enough.
 #[test]
 fn a_reader_that_has_gone_is_none() {
     let mut child = completions()

@@ -1,5 +1,5 @@
-//! The pages that are made from the command line and from the switches of `require_auth` say what
-//! the code says. `DILOCO_WRITE_PAGES=1` writes them.
+//! Checks that the pages that are made from the command line and from the switches of
+//! `require_auth` agree with the code. `DILOCO_WRITE_PAGES=1` writes them.
 
 use std::path::Path;
 

@@ -1,6 +1,6 @@
-//! The accounts of a domain as NATS tokens: the system account, the control account, those of the
-//! ledger, of workers' events and of their readers, and tenants' accounts, joined by what
-//! `schemas::account` declares and by nothing else.
+//! The accounts of a domain as NATS tokens: the system account, the control account, the accounts
+//! of the ledger, of workers' events and of their readers, and tenants' accounts. Only the imports
+//! and exports that `schemas::account` declares connect them.
 
 use std::time::Duration;
 
@@ -15,37 +15,37 @@ use crate::claims::{
     Subjects, UNLIMITED, UserRights,
 };
 
-/// Most connections of one tenant: its workers, and some that are reconnecting while their old one
+/// Most connections of one tenant: its workers, and some that reconnect while their old connection
 /// lingers.
 const TENANT_CONNECTIONS_MAX: i64 = WORKERS_MAX as i64 + 64;
-/// Connections that all tenants share: the broker's `max_connections` less those of the services,
+/// Connections that all tenants share: the broker's `max_connections`, less those of services,
 /// operators and auditors.
 const TENANTS_CONNECTIONS: i64 = 5000 - 512;
-/// Time that the broker keeps the way back for an answer. Nobody answers a heartbeat.
+/// Time for which the broker keeps the way back for an answer to a heartbeat, which nobody answers.
 const HEARTBEAT_ANSWER_MAX: Duration = Duration::from_secs(1);
-/// The same for an event: longer than a worker waits for it.
+/// The same time for an event: longer than a worker waits for its answer.
 const EVENT_ANSWER_MAX: Duration = Duration::from_secs(15);
-/// The same for every other request: a little longer than its asker waits.
+/// The same time for every other request: a little longer than its asker waits.
 const REQUEST_ANSWER_MAX: Duration = Duration::from_millis(REQUEST_TIMEOUT.get() + 1000);
-/// Most connections of the accounts of ledger and events: a few services, one being replaced, and a
-/// provisioner.
+/// Most connections of the accounts of ledger and events: a few services, one that is being
+/// replaced, and a provisioner.
 const SERVICES_CONNECTIONS_MAX: i64 = 32;
 
-/// The only way in: plain NATS connections, no WebSocket and no leaf nodes.
+/// The only kind of connection: plain NATS, no WebSocket and no leaf nodes.
 const CONNECTION_TYPE: &str = "STANDARD";
 
 /// The accounts of a domain, by purpose.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accounts {
-    /// Of the server itself.
+    /// The account of the server itself.
     pub system: AccountId,
-    /// Of coordinators and operators.
+    /// The account of coordinators and operators.
     pub control: AccountId,
-    /// Of the ledger.
+    /// The account of the ledger.
     pub ledger: AccountId,
-    /// Of workers' events.
+    /// The account of workers' events.
     pub events: AccountId,
-    /// Of those who read events.
+    /// The account of those who read events.
     pub audit: AccountId,
     /// The tenants; each has a stream for its workers' events.
     pub tenants: Vec<AccountId>,
@@ -79,8 +79,8 @@ pub fn system_account() -> AccountClaims {
     }
 }
 
-/// An account with streams: what it offers to tenants and to the copy in the audit account, and,
-/// where it is the audit account, the ways of that copy. `key` gives the signing key of a role.
+/// An account with streams: the exports to tenants and to the copy in the audit account; in the
+/// audit account, the imports for that copy. `key` gives the signing key of a role.
 pub fn service_account(
     account: Account,
     accounts: &Accounts,
@@ -118,7 +118,8 @@ pub fn service_account(
     }
 }
 
-/// A tenant's account: no JetStream, bounded connections, and nothing but the crossings.
+/// A tenant's account: no JetStream, limited connections, and only the declared imports and
+/// exports.
 pub fn tenant_account(
     tenant: &AccountId,
     accounts: &Accounts,
@@ -176,7 +177,7 @@ fn tenant_connections(tenants: usize) -> i64 {
         .min(TENANTS_CONNECTIONS / i64::try_from(tenants.max(1)).unwrap_or(i64::MAX))
 }
 
-/// For the claims of an export.
+/// A span in the unit of an export's claims.
 fn nanoseconds(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -204,8 +205,9 @@ fn import(crossing: &Crossing, tenant: &AccountId, accounts: &Accounts) -> Impor
         local_subject: crossing.local(),
         account: accounts.exporter(crossing.home),
         kind: kind(crossing.service),
-        // The subject names who asks: the broker writes the account into it, and holds each worker
-        // to its own key. What it would add in a header, the asker's token among it, nobody needs.
+        // The subject names the asker: the broker writes the account into it, and holds each worker
+        // to its own key. Nobody needs the header that the broker would add, which contains the
+        // asker's token.
         share: false,
     }
 }
@@ -311,7 +313,7 @@ mod tests {
         );
     }
 
-    /// However many connections a tenant opens, coordinators, audit services and operators find a
+    /// However many connections tenants open, coordinators, audit services and operators find a
     /// place.
     #[test]
     fn a_tenant_leaves_room_at_the_broker_for_others() {
@@ -378,7 +380,7 @@ mod tests {
         );
     }
 
-    /// An account offers what others take from it, and nothing else of a copy.
+    /// An account exports what others import from it, and nothing else of a copy.
     #[test]
     fn a_copy_is_offered_by_the_account_where_it_is_at_home() {
         let accounts = accounts();
@@ -412,7 +414,8 @@ mod tests {
         }
     }
 
-    /// An account that only services connect to is bounded; those of people and auditors are not.
+    /// An account to which only services connect is limited; accounts of operators and auditors are
+    /// not.
     #[test]
     fn accounts_of_services_have_few_connections_and_tenants_share_theirs() {
         let accounts = accounts();
@@ -432,8 +435,8 @@ mod tests {
         );
     }
 
-    /// The broker keeps a way back for every request that a tenant sends: no longer than an answer
-    /// can take.
+    /// The broker keeps a way back for every request of a tenant, for no longer than an answer can
+    /// take.
     #[test]
     fn a_way_back_is_kept_as_long_as_the_answer_of_its_lane_may_take() {
         assert_eq!(nanoseconds(Duration::from_secs(2)), 2_000_000_000);
@@ -450,8 +453,8 @@ mod tests {
         }
     }
 
-    /// The token in which an account stands is what keeps it from speaking as another: it must be
-    /// in the text that the broker reads.
+    /// The position of the account in the subject keeps an account from speaking as another, so it
+    /// must be in the text that the broker reads.
     #[test]
     fn the_place_of_the_account_stands_in_what_the_broker_reads() {
         let accounts = accounts();

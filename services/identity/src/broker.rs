@@ -1,6 +1,6 @@
-//! The broker's configuration below a domain's folder: the committed files of `nats-config` as they
-//! are, and beside them the parts that are this domain's own. Two domains share nothing, and a
-//! folder that was moved gets its paths again by writing them anew.
+//! The broker's configuration below a domain's folder: copies of the committed files of
+//! `nats-config`, and beside them the parts that belong to this domain. Two domains share nothing.
+//! After a folder was moved, writing the files again corrects their paths.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ use crate::domain::{Domain, DomainError, HEADER};
 use crate::init::quotable;
 use crate::secret::write_private;
 
-/// The committed file for one node, and what it is called below a domain's folder.
+/// The committed file for one node, and its name below a domain's folder.
 const SINGLE: (&str, &str) = ("dev.conf", "nats.conf");
 
-/// The committed part of the broker's configuration, read into memory: what is missing shows before
-/// anything is written.
+/// The committed part of the broker's configuration, read into memory, so that a missing file shows
+/// before anything is written.
 #[derive(Clone, Debug)]
 pub struct BrokerFiles {
     /// Path below the folder, and text.

@@ -1,5 +1,5 @@
-//! The facts in a certificate: the names that it is for, and from when to when. They are for people
-//! and for checks before a connection; rustls decides if a certificate is trusted.
+//! The facts in a certificate: the names that it is for, and its period of validity. They are for
+//! people and for checks before a connection; rustls decides if a certificate is trusted.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -8,7 +8,7 @@ use schemas::text::{Shown, Time};
 use schemas::{Code, UnixMillis};
 use time::{Date, Month};
 
-/// Names that are kept of one certificate; more say nothing more to a person.
+/// Most names of one certificate that are kept; more would not help a person.
 const NAMES_MAX: usize = 8;
 
 const SEQUENCE: u8 = 0x30;
@@ -20,29 +20,29 @@ const GENERALIZED_TIME: u8 = 0x18;
 /// `[0]`: the version. `[3]`: the extensions.
 const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
-/// Among the names of a subject: `[2]` of the domain name system, `[7]` an address.
+/// Kinds of names of a subject: `[2]` is a DNS name, `[7]` an address.
 const DNS_NAME: u8 = 0x82;
 const ADDRESS: u8 = 0x87;
 const SUBJECT_ALT_NAME: [u8; 3] = [0x55, 0x1d, 0x11];
 const COMMON_NAME: [u8; 3] = [0x55, 0x04, 0x03];
 
-/// The names that a certificate is for, and when it is valid.
+/// The names that a certificate is for, and its period of validity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// The names and addresses of its subject; those of servers have some.
     pub names: Vec<String>,
-    /// Not valid before.
+    /// Start of its validity.
     pub begins: UnixMillis,
-    /// Not valid from here on.
+    /// End of its validity, exclusive.
     pub ends: UnixMillis,
 }
 
 /// Reasons why a certificate cannot be used at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outside {
-    /// Its time is over.
+    /// It expired at this time.
     Ended(UnixMillis),
-    /// Its time has not begun.
+    /// It is valid only from this time.
     NotBegun(UnixMillis),
 }
 
@@ -64,7 +64,7 @@ pub(crate) enum Why {
 }
 
 impl Facts {
-    /// Reads a certificate in DER; none when it is none.
+    /// Reads a certificate in DER; none if the bytes are not a certificate.
     pub fn of(der: &[u8]) -> Option<Self> {
         let mut signed = Der(Der(der).take(SEQUENCE)?);
         let mut body = Der(signed.take(SEQUENCE)?);
@@ -94,7 +94,7 @@ impl Facts {
         })
     }
 
-    /// The side on which `now` lies outside of its time; none when it lies within.
+    /// The reason why the certificate is not valid at `now`; none if it is valid.
     pub fn outside(&self, now: UnixMillis) -> Option<Outside> {
         if now >= self.ends {
             Some(Outside::Ended(self.ends))
@@ -137,8 +137,8 @@ impl fmt::Display for Why {
     }
 }
 
-/// The same words: rustls shows the error of a verifier in this form, and clients show what rustls
-/// shows.
+/// The same words as for people: rustls shows the error of a verifier in this form, and clients
+/// show what rustls shows.
 impl fmt::Debug for CertificateRefused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -157,7 +157,7 @@ impl CertificateRefused {
     /// The refusal that caused `error`, if one did.
     pub fn of<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
         use rustls::{CertificateError, Error};
-        /// Deeper than any chain of causes.
+        /// More than any chain of causes.
         const DEPTH_MAX: usize = 16;
         let mut next = Some(error);
         for _ in 0..DEPTH_MAX {
@@ -169,8 +169,8 @@ impl CertificateRefused {
                 error.downcast_ref::<std::io::Error>(),
                 error.downcast_ref::<Error>(),
             ) {
-                // Its `source` is the source of what it wraps; the wrapped error itself is left
-                // out.
+                // The `source` of an `io::Error` is that of the error inside it, and skips that
+                // error itself.
                 (Some(wrapper), _) => wrapper
                     .get_ref()
                     .map(|inner| inner as &(dyn std::error::Error + 'static)),
@@ -273,7 +273,8 @@ fn common_name(subject: &[u8]) -> Option<String> {
     None
 }
 
-/// A time of X.509: always UTC, always with seconds; two digits of a year are of 1950 to 2049.
+/// A time of X.509: always in UTC and with seconds; a year of two digits lies between 1950 and
+/// 2049.
 fn instant((tag, text): (u8, &[u8])) -> Option<UnixMillis> {
     let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -303,7 +304,7 @@ fn instant((tag, text): (u8, &[u8])) -> Option<UnixMillis> {
         .ok()?
         .with_hms(pair()?, pair()?, pair()?)
         .ok()?;
-    // Before 1970 is long over.
+    // A time before 1970 has long passed.
     Some(UnixMillis(
         u64::try_from(at.assume_utc().unix_timestamp())
             .unwrap_or(0)

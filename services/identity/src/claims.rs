@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::key::KeyKind;
 
-/// No limit, in every numeric field of a token. An absent field would mean zero.
+/// No limit, in every numeric field of a token; without the field the limit would be zero.
 pub const UNLIMITED: i64 = -1;
 
 /// The claims of one kind of token.
@@ -19,7 +19,7 @@ pub trait Claims: Serialize + DeserializeOwned {
     /// The signer.
     const ISSUER: KeyKind;
 
-    /// The same claims, if they are a user's: only users' names and tags end up in subjects.
+    /// The same claims, if they are a user's: only users' names and tags get into subjects.
     fn as_user(&self) -> Option<&UserClaims> {
         None
     }
@@ -91,7 +91,7 @@ pub enum SharedKind {
 /// Something that an account offers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Export {
-    /// For people.
+    /// Its name, for people.
     pub name: String,
     /// The subject in the exporter.
     pub subject: String,
@@ -105,8 +105,9 @@ pub struct Export {
     /// `Singleton` for services that answer once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_type: Option<String>,
-    /// Nanoseconds that the broker keeps the way back for an answer; two minutes when absent. It
-    /// keeps some 800 bytes for each message that asks for an answer and gets none.
+    /// Nanoseconds for which the broker keeps the way back for an answer; without the field two
+    /// minutes. The broker keeps some 800 bytes for each message that asks for an answer and gets
+    /// none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_threshold: Option<u64>,
 }
@@ -119,7 +120,7 @@ fn is_zero(position: &u32) -> bool {
 /// Something that an account takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Import {
-    /// For people.
+    /// Its name, for people.
     pub name: String,
     /// The subject in the exporter.
     pub subject: String,
@@ -130,7 +131,7 @@ pub struct Import {
     /// Stream or service.
     #[serde(rename = "type")]
     pub kind: SharedKind,
-    /// The broker tells the exporter which user asks. Services only.
+    /// True if the broker tells the exporter which user asks; for services only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub share: bool,
 }
@@ -200,7 +201,7 @@ pub struct Subjects {
 /// The content of a user's token. Users of a role carry no rights of their own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserClaims {
-    /// The account, where a signing key and not the account itself signed.
+    /// The account, if one of its signing keys signed the token and not the account itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer_account: Option<AccountId>,
     /// `key:value` pairs that templates refer to.
@@ -326,7 +327,7 @@ impl UserClaims {
         }
     }
 
-    /// True when it carries rights or limits of its own, which a user of a role must not.
+    /// True if the user has rights or limits of its own, which a user of a role must not have.
     pub fn has_rights(&self) -> bool {
         let limit = |limit: Option<i64>| limit.unwrap_or(0) != 0;
         let limits = limit(self.subs) || limit(self.data) || limit(self.payload);

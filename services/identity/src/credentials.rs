@@ -52,7 +52,7 @@ pub enum CredentialsError {
     /// The token.
     #[error("token in credentials: {0}")]
     Token(#[from] JwtError),
-    /// The token's time is over, or has not begun.
+    /// The token has expired, or is not valid yet.
     #[error("the credential of {name} in {file} {}; it is {} now", window(*not_before, *expires, *now), Time(*now))]
     Outside {
         /// The file.
@@ -103,7 +103,7 @@ struct Block {
 }
 
 impl Credentials {
-    /// Puts a token and its key together.
+    /// Combines a token and its key.
     ///
     /// # Errors
     /// The token does not verify, or vouches for another key.
@@ -123,8 +123,8 @@ impl Credentials {
         })
     }
 
-    /// Reads the text of a credentials file. The token's window is checked apart, with
-    /// [`Credentials::check`].
+    /// Reads the text of a credentials file. [`Credentials::check`] checks the token's period of
+    /// validity.
     ///
     /// # Errors
     /// A part is missing or doubled, does not parse, or the two do not belong together.
@@ -245,8 +245,8 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// The one line in each block. Text around the blocks, such as the warning that some tools print,
-/// is skipped; any other marker is not.
+/// The single line in each block. Text around the blocks, such as the warning of some tools, is
+/// skipped, but other markers are refused.
 fn split(text: &str) -> Result<(Option<&str>, Option<&str>), CredentialsError> {
     let malformed = |reason| Err(CredentialsError::Malformed(reason));
     let (mut jwt, mut seed) = (None, None);

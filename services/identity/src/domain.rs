@@ -1,5 +1,5 @@
-//! A trust domain on disk: every private key of a deployment, what is issued from them, and the
-//! configuration that the broker is given. `diloctl auth` is a thin layer over this file.
+//! A trust domain on disk: every private key of a deployment, the credentials that are issued with
+//! them, and the broker's configuration. `diloctl auth` is a thin layer over this file.
 
 use std::fs;
 use std::io;
@@ -22,8 +22,8 @@ use crate::store_keys::{StoreKeys, StoreKeysError};
 use crate::tls::{Authority, TlsError};
 use crate::trust::{TrustBundle, TrustError};
 
-/// Life of a user token where nothing else is asked for. Short lives need renewal over the bus,
-/// which is not there yet.
+/// Life of a user token by default. A shorter life would need renewal over the bus, which does not
+/// exist yet.
 pub const LIFETIME_DEFAULT: Millis = Millis::from_secs(30 * 24 * 3600);
 /// Longest life of a user token: a longer one would outlive every rotation of keys.
 pub const LIFETIME_MAX: Millis = Millis::from_secs(366 * 24 * 3600);
@@ -33,8 +33,8 @@ pub const LIFETIME_MAX: Millis = Millis::from_secs(366 * 24 * 3600);
 pub struct Domain {
     pub(crate) layout: Layout,
     pub(crate) trust: TrustBundle,
-    /// The folder in which it will lie when it is complete; files that name their own paths name
-    /// paths in it.
+    /// The folder in which the domain will lie when it is complete; files that name paths of the
+    /// domain name paths in this folder.
     pub(crate) home: PathBuf,
 }
 
@@ -54,14 +54,14 @@ pub struct Issued {
     pub audit_key: Option<PathBuf>,
     /// The public key of the user who connects with the credentials.
     pub public: PublicKey,
-    /// Their end.
+    /// The end of their validity.
     pub expires: UnixMillis,
 }
 
 /// The texts that the broker's configuration includes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
-    /// `auth.conf`: the operator, the accounts, who may say what.
+    /// `auth.conf`: the operator, the accounts and their permissions.
     pub auth: String,
     /// `tls.conf`: a `tls` block.
     pub tls: String,
@@ -70,13 +70,13 @@ pub struct ServerConfig {
 /// Reasons why a domain cannot be made, opened or issued from.
 #[derive(Debug, thiserror::Error)]
 pub enum DomainError {
-    /// There is one.
+    /// A domain exists already.
     #[error("{} holds a trust domain; use it, or move it away", .0.display())]
     Exists(PathBuf),
-    /// There is something in its place that no `init` has left.
+    /// The place holds files that no `init` has left.
     #[error("{} exists but no trust.json beside it, and no `auth init` that broke off has left it; move it away, then run `diloctl auth init` again", .0.display())]
     Unfinished(PathBuf),
-    /// There is none.
+    /// There is no domain.
     #[error("{} holds no trust domain; run `diloctl auth init`", .0.display())]
     Missing(PathBuf),
     /// The name is in use for something else.
@@ -94,7 +94,7 @@ pub enum DomainError {
     /// The folder's path cannot be written into the broker's configuration.
     #[error("{:?} has a character that the broker's configuration cannot quote: a double quote, a backslash, a dollar sign or one that is not printed; use another folder", .0)]
     Unquotable(PathBuf),
-    /// The committed part of the broker's configuration is not where it was looked for.
+    /// The committed part of the broker's configuration is missing.
     #[error("{}: {source}; run this from the repository's root, or name the folder with --nats-config", path.display())]
     Template {
         /// The file or folder.
@@ -170,8 +170,8 @@ impl Domain {
     /// same role and run renews its token and keeps its keys.
     ///
     /// # Errors
-    /// The name cannot stand in a subject or is taken, the run is missing or out of place, or a
-    /// file cannot be used.
+    /// The name cannot be used in a subject or is taken, a worker's run is missing or another role
+    /// has one, or a file cannot be used.
     pub fn issue(
         &self,
         role: Role,
@@ -213,7 +213,7 @@ impl Domain {
         };
         let jwt = mint(&subject, UserClaims::of_role(account, tags), &signer, now)?;
         let credentials = Credentials::new(jwt, key)?;
-        // The audit key first: credentials without it would look issued.
+        // The audit key is made first: credentials without it would look complete.
         let audit_key = self.audit_key(role, name)?;
         credentials.write(&path)?;
         Ok(Issued {
@@ -224,8 +224,8 @@ impl Domain {
         })
     }
 
-    /// The texts that the broker's configuration includes. The tokens in them are made anew from
-    /// the keys and from the permission table of this build.
+    /// The texts that the broker's configuration includes. Their tokens are made anew, from the
+    /// keys and from the permission table of this build.
     ///
     /// # Errors
     /// A key cannot be read, or the folder's path cannot be quoted.
@@ -321,7 +321,7 @@ impl Domain {
         write_server_certificate(&self.layout, &authority, names, now)
     }
 
-    /// The public keys that everything is checked against.
+    /// The public keys against which everything is checked.
     pub fn trust(&self) -> &TrustBundle {
         &self.trust
     }
@@ -405,8 +405,8 @@ impl Domain {
         Ok(Some(path))
     }
 
-    /// The paths of the domain as its configuration names them: absolute, since the broker reads
-    /// relative ones from whichever folder it is started in.
+    /// The domain's paths as its configuration names them. They are absolute, since the broker
+    /// reads relative paths from whatever folder it is started in.
     pub(crate) fn absolute(&self) -> Result<Layout, DomainError> {
         let failed = |source| FileError::Read {
             path: self.home.clone(),
@@ -442,7 +442,7 @@ const fn account_key_name(account: Account) -> &'static str {
 
 pub(crate) const HEADER: &str = "# Written by `diloctl auth`; changes are lost.\n";
 
-/// Writes a whole domain where nobody looks yet.
+/// Writes a whole domain into a folder that nobody reads yet.
 pub(crate) fn make(
     layout: &Layout,
     options: &InitOptions,

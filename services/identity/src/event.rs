@@ -1,6 +1,6 @@
-//! Signatures over events and statements. The signed bytes start with a byte that no text has, and
-//! name purpose and domain, so that no nonce, token or document of another purpose or domain has
-//! the same bytes. Crate `chain` says which bytes are signed for an event, and checks them.
+//! Signatures over events and statements. The signed bytes start with a byte that no text contains,
+//! and name purpose and domain. So no nonce, no token, and no document of another purpose or domain
+//! has the same bytes. Crate `chain` says which bytes are signed for an event, and checks them.
 
 use schemas::PublicKey;
 use schemas::event::SignedEvent;
@@ -13,8 +13,8 @@ const STATEMENT: &[u8] = b"diloco/statement/v1";
 
 impl AuditKey {
     /// Signs the body of an event of `domain` (the domain's id as text, see
-    /// [`TrustBundle`](crate::trust::TrustBundle)). The body is what was serialised once and is
-    /// sent as it is.
+    /// [`TrustBundle`](crate::trust::TrustBundle)). The body was serialised once, and is sent
+    /// unchanged.
     pub fn sign_event(&self, domain: &str, body: Vec<u8>) -> SignedEvent {
         let signature = self.sign(&chain::signed_bytes(domain, &body));
         chain::signed(self.public(), signature, body)
@@ -74,8 +74,8 @@ mod tests {
         assert!(!is_event("one", &AuditKey::generate(), &event));
     }
 
-    /// Even where one seed is misused for both, what a server can have signed as a nonce is no
-    /// event.
+    /// Even if one seed is misused for both purposes, bytes that a server had signed as a nonce are
+    /// no event.
     #[test]
     fn a_nonce_cannot_be_an_event() {
         let audit = AuditKey::generate();

@@ -1,4 +1,4 @@
-//! The making of a trust domain: whole or not at all, whenever it breaks off.
+//! Makes a trust domain: as a whole or not at all, even if `init` breaks off.
 
 use std::fs;
 use std::io;
@@ -26,10 +26,10 @@ impl Domain {
     }
 
     /// Makes a new domain in `folder` and lets `fill` put credentials and configuration into it.
-    /// Everything that can be known is checked first. Then all of it is made aside and moved in,
-    /// the trust bundle last: without the bundle the folder is no domain. Removes what an `init`
-    /// that broke off has left: nobody can have used it. The caller holds the [`crate::DomainLock`]
-    /// where others may run at the same time.
+    /// Everything that can be checked is checked first. Then all files are made in a folder aside
+    /// and moved in, the trust bundle last: without the bundle the folder is no domain. Files that
+    /// an unfinished `init` left are removed, since nobody can have used them. The caller holds the
+    /// [`crate::DomainLock`] if other commands may run at the same time.
     ///
     /// # Errors
     /// There is a domain, or something in its place; a name cannot be certified; the folder cannot
@@ -64,7 +64,7 @@ impl Domain {
                 })
             });
         if let Err(error) = made {
-            // The reason is worth more than a folder that the next `init` removes.
+            // The reason matters more than a folder that the next `init` removes.
             let _left = fs::remove_dir_all(&staging);
             return Err(error);
         }
@@ -72,9 +72,9 @@ impl Domain {
         Ok(Self::open(folder)?)
     }
 
-    /// Removes what an `init` has left that ended between its last two steps: beside a whole domain
-    /// the folder in which it was made says nothing any more. Without a domain nothing is touched.
-    /// The caller holds the [`crate::DomainLock`] where others may run at the same time.
+    /// Removes the folder that an `init` left which ended between its last two steps: beside a
+    /// whole domain it means nothing any more. Without a domain nothing is touched. The caller
+    /// holds the [`crate::DomainLock`] if other commands may run at the same time.
     pub fn clear_finished(folder: &Path) {
         let layout = Layout::new(folder);
         if layout.trust().exists() {
@@ -82,7 +82,7 @@ impl Domain {
         }
     }
 
-    /// Checks what can be known before anything is written.
+    /// Checks everything that can be checked before a file is written.
     ///
     /// # Errors
     /// As [`Domain::init_with`].
@@ -139,8 +139,8 @@ fn resolved(folder: &Path) -> Result<PathBuf, DomainError> {
     Ok(absolute)
 }
 
-/// Removes what an `init` that broke off has left. The folder in which it was made goes last: it is
-/// how the rest is known to be such a remainder.
+/// Removes the files that an unfinished `init` left. The folder in which it made them goes last,
+/// since it identifies the other files.
 fn clear(layout: &Layout) -> Result<(), DomainError> {
     let staging = layout.staging();
     if staging.symlink_metadata().is_err() {
@@ -173,7 +173,7 @@ fn move_in(staged: &Layout, layout: &Layout) -> Result<(), DomainError> {
             fs::rename(from, &to)
         };
         match moved {
-            // Not everybody puts configuration into it.
+            // A domain may have no configuration.
             Err(source) if source.kind() == io::ErrorKind::NotFound && !last => {}
             Err(source) => return Err(FileError::Write { path: to, source }.into()),
             Ok(()) => {}

@@ -1,5 +1,5 @@
-//! The proof with which a worker joins: it names the worker's life that asks, and shows that the
-//! worker holds the secret of the audit key that it names.
+//! The proof with which a worker joins. It names the session that asks, and shows that the worker
+//! holds the secret of the audit key that it names.
 
 use schemas::member::Session;
 use schemas::{PublicKey, RunId, WorkerId};
@@ -17,9 +17,9 @@ pub fn new_session() -> Session {
 }
 
 impl AuditKey {
-    /// Proves to the coordinators of `domain` that `worker` holds this key, for one run. It says
-    /// nothing else, so it may be seen by anybody: under another name, in another run or domain it
-    /// does not verify.
+    /// Proves to the coordinators of `domain` that `worker` holds this key, for one run. Anybody
+    /// may see it: it proves nothing else, and does not verify under another name or in another run
+    /// or domain.
     pub fn sign_join(&self, domain: &str, run: &RunId, worker: &WorkerId) -> [u8; SIGNATURE_BYTES] {
         self.sign(&prefixed(JOIN, domain, &body(run, worker)))
     }

@@ -1,6 +1,6 @@
-//! Signed documents as compact JWS (RFC 7515) with EdDSA (RFC 8037). The reader decides everything
-//! that a token could lie about: the algorithm is fixed, the key is looked up among trusted ones,
-//! the type is the one it expects.
+//! Signed documents as compact JWS (RFC 7515) with EdDSA (RFC 8037). The reader trusts nothing that
+//! a token could lie about: the algorithm is fixed, the key must be a trusted one, and the type
+//! must be the expected one.
 
 use data_encoding::BASE64URL_NOPAD;
 use schemas::limits::MESSAGE_BYTES_MAX;
@@ -13,12 +13,13 @@ use crate::key::{KeyError, verify_strict};
 use crate::purpose::ManifestKey;
 use crate::trust::TrustBundle;
 
-/// Longest document that is looked at: it travels in a message, with room for what is around it.
+/// Longest document that is read: it travels in a message, with space for other fields.
 pub const COMPACT_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 4096;
 
 const ALGORITHM: &str = "EdDSA";
 
-/// Exactly these; a header with more, `crit` or an embedded key, is refused.
+/// The header has exactly these fields; one with more, such as `crit` or an embedded key, is
+/// refused.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Header {
@@ -27,16 +28,16 @@ struct Header {
     typ: String,
 }
 
-/// Reasons to refuse a document. Nothing from a refused one was used.
+/// Reasons to refuse a document. Nothing in a refused document was used.
 #[derive(Debug, thiserror::Error)]
 pub enum JwsError {
-    /// Longer than any honest one.
+    /// It is longer than any honest document.
     #[error("signed document of {0} bytes, at most {COMPACT_BYTES_MAX} are accepted")]
     TooLong(usize),
-    /// Not three parts of base64url, or a header or payload of another form.
+    /// It does not have three parts of base64url, or its header or payload have another form.
     #[error("malformed signed document: {0}")]
     Malformed(&'static str),
-    /// It names another algorithm. Only one is spoken.
+    /// It names another algorithm; only one is supported.
     #[error("signed document names algorithm {0:?}, only {ALGORITHM} is accepted")]
     Algorithm(String),
     /// It is of another type, made for another purpose.
@@ -114,8 +115,8 @@ impl ManifestKey {
     }
 }
 
-/// Checks a document of type `typ` and returns its claims. The window is the caller's to check,
-/// with [`check_window`], and so is everything that the claims say.
+/// Checks a document of type `typ` and returns its claims. The caller checks the window, with
+/// [`check_window`], and everything in the claims.
 ///
 /// # Errors
 /// In this order: length, form, algorithm, type, key, signature, claims.
@@ -201,7 +202,7 @@ mod tests {
         }
     }
 
-    /// A document with any header, signed by a trusted key: what a careless reader would take.
+    /// A document with any header, signed by a trusted key: a careless reader would accept it.
     fn forge(key: &ManifestKey, header: &Value) -> String {
         let encode = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
         let input = format!("{}.{}", encode(header), encode(&json!({"a": 1})));

@@ -24,7 +24,7 @@ const TYPE: &str = "JWT";
 /// The version of the claims that servers since 2.2 read.
 const VERSION: u8 = 2;
 
-/// Describes a window to a clock that lies outside.
+/// Describes a window to which a time does not belong.
 pub(crate) fn window(
     not_before: Option<UnixMillis>,
     expires: Option<UnixMillis>,
@@ -37,16 +37,16 @@ pub(crate) fn window(
     }
 }
 
-/// The identity that a token names, and the time for which it is good.
+/// The identity that a token names, and its period of validity.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// A name: letters, digits, `_` and `-`.
     pub name: &'a str,
     /// The key that the token vouches for.
     pub key: &'a PublicKey,
-    /// Not valid before.
+    /// Start of its validity.
     pub not_before: Option<UnixMillis>,
-    /// Not valid from here on.
+    /// End of its validity, exclusive.
     pub expires: Option<UnixMillis>,
 }
 
@@ -61,15 +61,15 @@ pub struct Jwt<C> {
     pub issuer: PublicKey,
     /// The time of issue.
     pub issued: UnixMillis,
-    /// Not valid before.
+    /// Start of its validity.
     pub not_before: Option<UnixMillis>,
-    /// Not valid from here on.
+    /// End of its validity, exclusive.
     pub expires: Option<UnixMillis>,
     /// The content.
     pub claims: C,
 }
 
-/// A user token that a domain stands behind.
+/// A user token with the keys that vouch for it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chain {
     /// The user.
@@ -120,7 +120,7 @@ pub enum JwtError {
     /// A key or the signature.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// Its time is over or has not begun.
+    /// It has expired, or is not valid yet.
     #[error("token of {subject} {}; it is {} now", window(*not_before, *expires, *now), Time(*now))]
     Window {
         /// The token's subject.
@@ -132,7 +132,7 @@ pub enum JwtError {
         /// End, exclusive.
         expires: Option<UnixMillis>,
     },
-    /// Its account declared it void.
+    /// Its account has revoked it.
     #[error("token of {0} was revoked")]
     Revoked(PublicKey),
 }
@@ -285,11 +285,11 @@ pub fn verify_chain(
     })
 }
 
-/// Checks that a text can be a user's name, a tag's key or a tag's value: templates paste these
-/// into subjects as they are, where `*`, `>` and `.` would widen a user's rights.
+/// Checks that a text can be a user's name, a tag's key or a tag's value. Templates paste these
+/// into subjects unchanged, and there `*`, `>` and `.` would widen a user's rights.
 ///
 /// # Errors
-/// It has other characters, or none, or too many.
+/// The text has other characters, is empty, or is too long.
 pub fn check_label(text: &str) -> Result<(), JwtError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if !text.is_empty() && text.len() <= LABEL_BYTES_MAX && text.chars().all(allowed) {
@@ -325,7 +325,7 @@ impl<C> Jwt<C> {
     }
 }
 
-/// As [`verify`], but at no particular time: for a token that the server will judge in a moment.
+/// Like [`verify`], but at no particular time, for a token that the server will judge in a moment.
 pub(crate) fn verify_signature<C: Claims>(token: &str) -> Result<Jwt<C>, JwtError> {
     check_length::<C>(token)?;
     let malformed = |reason: &str| JwtError::Malformed {
@@ -369,8 +369,7 @@ pub(crate) fn verify_signature<C: Claims>(token: &str) -> Result<Jwt<C>, JwtErro
     })
 }
 
-/// Checks that the signer of a user may sign it; gives the role whose key signed, if it was a
-/// role's.
+/// Checks that the signer may sign this user. Returns the role, if a role's key signed.
 fn check_user(
     user: &Jwt<UserClaims>,
     account: &Jwt<AccountClaims>,
@@ -413,7 +412,7 @@ fn check_user(
     }
 }
 
-/// Names and tags of users: these are what templates paste.
+/// Checks the names and tags of users, which templates paste.
 fn check_labels<C: Claims>(wire: &Wire<C>) -> Result<(), JwtError> {
     let Some(user) = wire.nats.claims.as_user() else {
         return Ok(());

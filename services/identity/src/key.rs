@@ -54,7 +54,7 @@ pub enum KeyError {
     /// The signature was not made by this key over these bytes.
     #[error("signature does not verify under {0}")]
     Signature(PublicKey),
-    /// The server asks for a signature over something that is no nonce.
+    /// The server asks for a signature over bytes that are no nonce.
     #[error("the server asks to sign {0} bytes that are no nonce; do not trust this server")]
     Nonce(usize),
     /// The file that holds the key.

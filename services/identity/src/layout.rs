@@ -103,14 +103,14 @@ impl Layout {
         self.folder.join("audit")
     }
 
-    /// Held by the command that changes the domain.
+    /// The lock file; the command that changes the domain holds it.
     pub(crate) fn lock(&self) -> PathBuf {
         self.folder.join("lock")
     }
 
-    /// The folder in which a domain is made before it is moved into place. It is there until the
-    /// whole domain is, so files beside it without a trust bundle were left by an `init` that broke
-    /// off.
+    /// The folder in which a domain is made before its files are moved into place. It exists until
+    /// the whole domain does. So if it exists and there is no trust bundle, the files beside it
+    /// come from an unfinished `init`.
     pub(crate) fn staging(&self) -> PathBuf {
         self.folder.join(".init")
     }
@@ -131,7 +131,7 @@ impl Layout {
         self.folder.join("audit-keys")
     }
 
-    /// As the trust bundle names it, so that the folder can be moved.
+    /// The path as the trust bundle names it, so that the folder can be moved.
     pub(crate) fn ca_relative(&self) -> PathBuf {
         PathBuf::from("tls/ca.pem")
     }
@@ -156,8 +156,8 @@ impl Layout {
 mod tests {
     use super::*;
 
-    /// Operators back these up, mount them and name them in unit files: a path is not renamed
-    /// unnoticed.
+    /// Operators back these paths up, mount them, and name them in unit files, so a path must not
+    /// be renamed unnoticed.
     #[test]
     fn every_part_of_a_domain_has_its_place() {
         let layout = Layout::new(Path::new("d"));

@@ -1,4 +1,5 @@
-//! One command at a time changes a trust domain. The lock goes with its process, however that ends.
+//! Only one command at a time changes a trust domain. The lock ends with its process, however that
+//! ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write as _;
@@ -13,20 +14,20 @@ use crate::secret::{FileError, create_private_folder};
 
 /// Longest note of a holder that is read back.
 const NOTE_BYTES_MAX: usize = 256;
-/// Most looks for a note that is not written yet, each after a pause.
+/// Most looks for a note that is not written yet, with a pause before each.
 const NOTE_LOOKS_MAX: u32 = 20;
 const NOTE_PAUSE: Duration = Duration::from_millis(10);
 
-/// The right to change a domain; given back when it is dropped.
+/// The right to change a domain; dropping it gives the lock back.
 #[derive(Debug)]
 pub struct DomainLock {
     file: File,
 }
 
-/// Reasons why the lock cannot be had.
+/// Reasons why the lock cannot be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Somebody has it.
+    /// Another process holds it.
     #[error("{} is being changed by {holder}", folder.display())]
     Busy {
         /// The domain's folder.
@@ -52,11 +53,11 @@ impl LockError {
 schemas::coded!(LockError);
 
 impl DomainLock {
-    /// Takes the lock of the domain in `folder` for `command`, or says who has it; does not wait. A
-    /// missing folder is made.
+    /// Takes the lock of the domain in `folder` for `command`, without waiting. Makes the folder if
+    /// it is missing.
     ///
     /// # Errors
-    /// Another process has it, or the file cannot be used.
+    /// Another process holds the lock, or the file cannot be used.
     pub fn take(folder: &Path, command: &str) -> Result<Self, LockError> {
         create_private_folder(folder)?;
         let path = Layout::new(folder).lock();
@@ -92,13 +93,13 @@ impl DomainLock {
 
 impl Drop for DomainLock {
     fn drop(&mut self) {
-        // The next holder's note is not confused with this one's; who has ended without this is
-        // written over.
+        // The note must not be taken for that of the next holder. A note that stays after a crash
+        // is overwritten.
         let _noted = self.file.set_len(0);
     }
 }
 
-/// The holder's note about itself. A holder that has only just got the lock writes it in a moment.
+/// Reads the holder's note. A holder that has just taken the lock writes it in a moment.
 fn holder(file: &File) -> String {
     for _ in 0..NOTE_LOOKS_MAX {
         let mut note = [0; NOTE_BYTES_MAX];

@@ -17,7 +17,7 @@ use crate::secret::{FileError, write_private};
 
 /// Length of one place: below a disk's sector, so that it is written whole or not at all.
 const PLACE_BYTES: usize = 512;
-/// Places that take turns.
+/// Number of places, which are written in turn.
 const PLACES: u64 = 2;
 
 /// The newest event that a ledger is known to have held.
@@ -57,10 +57,10 @@ pub enum MarkError {
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Neither place can be read.
+    /// No place can be read.
     #[error("{} holds no mark that can be read", .0.display())]
     Damaged(PathBuf),
-    /// Written for another domain.
+    /// It was written for another domain.
     #[error("{} is the mark of domain {found}, expected {expected}", path.display())]
     Foreign {
         /// The file.
@@ -72,7 +72,7 @@ pub enum MarkError {
     },
 }
 
-/// A mark in its place, with what shows that it is whole.
+/// A mark in its place, with a digest that shows that it is whole.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sealed {
@@ -101,7 +101,7 @@ impl Mark {
         }
     }
 
-    /// Reads the file; none where there is none.
+    /// Reads the file; none if it is missing.
     ///
     /// # Errors
     /// It cannot be read, or is the mark of another domain.
@@ -133,7 +133,7 @@ impl Mark {
 }
 
 impl MarkFile {
-    /// Opens the file of this domain, makes it where it is missing, and gives what it says.
+    /// Opens the file of this domain, makes it if it is missing, and returns its mark.
     ///
     /// # Errors
     /// It cannot be used, or is the mark of another domain.
@@ -163,13 +163,13 @@ impl MarkFile {
         ))
     }
 
-    /// Writes a newer mark: one call of the system, no sync.
+    /// Writes a newer mark with one system call, without a sync.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, mark: &Mark) -> Result<(), MarkError> {
-        // Where two coordinators overlap, the one that is on its way out writes an older mark,
-        // never one that is ahead.
+        // If two coordinators overlap, the one that is about to end writes an older mark, and never
+        // a newer one.
         let at = (mark.events % PLACES) * PLACE_BYTES as u64;
         let written = self.file.write_all_at(&mark.place(), at);
         written.map_err(|source| MarkError::Io {
@@ -257,7 +257,7 @@ mod tests {
             Mark::read(&path, &domain).expect("whole"),
             Some(mark(&domain, 4))
         );
-        // So does a file that lost its end.
+        // The same holds for a file that lost its end.
         let whole = std::fs::read(&path).expect("bytes");
         for (length, left) in [(whole.len() - 1, 4), (PLACE_BYTES, 4)] {
             std::fs::write(&path, &whole[..length]).expect("it is ours");
@@ -273,7 +273,7 @@ mod tests {
             Err(MarkError::Damaged(_))
         ));
         std::fs::write(&path, &whole).expect("it is ours");
-        // One whose numbers were changed is not whole.
+        // A mark whose numbers were changed is not whole.
         let text = std::fs::read_to_string(&path)
             .expect("text")
             .replace("\"events\":4", "\"events\":9");
@@ -306,7 +306,7 @@ mod tests {
         }
     }
 
-    /// Only a file that is not there is none: a ledger's loss must not hide behind a bad disk.
+    /// Only a missing file counts as absent: the loss of a ledger must not hide behind a bad disk.
     #[test]
     fn what_the_system_refuses_to_read_is_neither_absent_nor_damaged() {
         let scratch = tempfile::tempdir().expect("a scratch folder");

@@ -1,6 +1,6 @@
-//! The keys that processes hold, each of one purpose and one type, so that a signature made for one
-//! is never one for another: a captured broker chooses the nonces that a connection key signs, so
-//! nothing else may rest on that key.
+//! The keys that processes hold. Each has one purpose and one type, so that a signature for one
+//! purpose never counts for another. A captured broker chooses the nonces that a connection key
+//! signs, so nothing else may depend on that key.
 
 use std::fmt;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::secret::Seed;
 /// Longest nonce that is signed; the broker's have 15 characters.
 pub const NONCE_BYTES_MAX: usize = 64;
 
-/// The key with which a process proves to the broker who it is. It signs nonces and nothing else.
+/// The key with which a process proves its identity to the broker. It signs only nonces.
 #[derive(Clone)]
 pub struct ConnectionKey(SigningKey);
 
@@ -70,16 +70,16 @@ macro_rules! purpose {
 
 purpose!(ConnectionKey, KeyKind::User);
 purpose!(AuditKey, KeyKind::User);
-// Another letter than the other two, so that their files cannot be swapped for it.
+// It has another letter than the other two, so that their files cannot be confused with its file.
 purpose!(ManifestKey, KeyKind::Account);
 
 impl ConnectionKey {
     /// Signs a server's nonce.
     ///
     /// # Errors
-    /// It is no nonce: a server may ask for anything, and only short base64url text is signed.
-    /// Neither a token's signing input (it has a full stop), nor a tree head (line breaks), nor an
-    /// event (a byte 0xFF) is that.
+    /// The bytes are no nonce. A server may ask for anything, but only short base64url text is
+    /// signed. A token's signing input (with a full stop), a tree head (with line breaks) and an
+    /// event (with a byte 0xFF) are not such text.
     pub fn sign_nonce(&self, nonce: &[u8]) -> Result<[u8; SIGNATURE_BYTES], KeyError> {
         let base64url = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
         if nonce.is_empty() || nonce.len() > NONCE_BYTES_MAX || !nonce.iter().all(base64url) {

@@ -1,6 +1,6 @@
 //! Secrets at rest and in memory: seeds that are wiped when dropped and cannot be printed, and the
-//! files that hold them. A file that someone else could have read or written is refused, not
-//! repaired: it has to be replaced.
+//! files that hold them. A file that someone else could have read or written is refused and not
+//! repaired: it must be replaced.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
@@ -16,8 +16,8 @@ use zeroize::Zeroizing;
 /// a chain of certificates a few more.
 pub const FILE_BYTES_MAX: u64 = 64 << 10;
 
-/// Text that only its owner may know. Wiped when dropped and never printed. It has no `==`, which
-/// would end at the first byte that differs and so tell how much of a guess is right.
+/// Text that only its owner may know. Wiped when dropped and never printed. It has no `==`: that
+/// would end at the first different byte, and so reveal how much of a guess is right.
 #[derive(Clone)]
 pub(crate) struct Secret(Zeroizing<String>);
 
@@ -26,10 +26,10 @@ pub(crate) struct Secret(Zeroizing<String>);
 #[derive(Clone)]
 pub struct Seed(Secret);
 
-/// Reasons why a file with secrets, or one that trust rests on, cannot be used.
+/// Reasons why a file cannot be used that holds secrets or that trust depends on.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It is not there, or the system refuses it.
+    /// It is missing, or the system refuses it.
     #[error("cannot read {}: {source}", path.display())]
     Read {
         /// The file.
@@ -37,7 +37,7 @@ pub enum FileError {
         /// The system's answer.
         source: io::Error,
     },
-    /// It, or its folder, could not be made.
+    /// The file, or its folder, cannot be made.
     #[error("cannot write {}: {source}", path.display())]
     Write {
         /// The file or folder.
@@ -53,7 +53,7 @@ pub enum FileError {
         /// Its permission bits.
         mode: u32,
     },
-    /// Others than its owner may change a file that trust rests on.
+    /// Others than its owner may change a file that trust depends on.
     #[error("{} has mode {mode:04o}, others can change it; check its content, then chmod go-w", path.display())]
     Writable {
         /// The file.
@@ -98,8 +98,8 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
     })
 }
 
-/// Reads a public text file that trust rests on, such as a CA certificate: anyone may read it, only
-/// its owner may have written it.
+/// Reads a public text file that trust depends on, such as a CA certificate: anyone may read it,
+/// but only its owner may have written it.
 ///
 /// # Errors
 /// It cannot be read, group or others may write it, or it is no text file of sensible length.
@@ -124,10 +124,10 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
     replace_private(path, content)
 }
 
-/// Writes as [`write_private`] does, into a folder that is there. For a process that keeps its
-/// state in a folder which it opened at its start: when that was moved away meanwhile, a new one in
-/// the old place would take what belongs into the old one, and a process that starts again from
-/// there goes on from where it was.
+/// Writes like [`write_private`], but only into an existing folder. It is for a process that keeps
+/// its state in a folder that it opened at its start. If that folder is moved away, a new folder in
+/// the old place would get state that belongs to the moved one, and the next process there would
+/// continue from it.
 ///
 /// # Errors
 /// The folder is gone, or it or the file cannot be written.
@@ -199,7 +199,7 @@ impl Secret {
         Self(Zeroizing::new(text))
     }
 
-    /// The text, for what signs or writes it.
+    /// The text, for code that signs or writes it.
     pub(crate) fn expose(&self) -> &str {
         &self.0
     }
@@ -258,7 +258,7 @@ impl fmt::Debug for Seed {
     }
 }
 
-/// Reads a text file after `check` has seen the mode of the very file that was opened.
+/// Reads a text file. `check` gets the mode of the very file that was opened.
 fn read(
     path: &Path,
     check: impl Fn(u32) -> Result<(), FileError>,
@@ -267,7 +267,8 @@ fn read(
         path: path.to_owned(),
         source,
     };
-    // Looked at before it is opened as well: opening a pipe would wait for its writer.
+    // The kind of file is also checked before it is opened, since opening a pipe would wait for its
+    // writer.
     let shape = || FileError::Shape {
         path: path.to_owned(),
     };
@@ -283,9 +284,9 @@ fn read(
     read_bounded(file).map_err(failed)?.ok_or_else(shape)
 }
 
-/// Reads a text to its end; `None` when it is longer than the length that was looked at before.
+/// Reads a text to its end. Returns `None` if it is longer than the length that was checked before.
 fn read_bounded(file: impl io::Read) -> io::Result<Option<Zeroizing<String>>> {
-    // Room for all of it at once, so that no copy is left behind by a growing buffer.
+    // Memory for all of it is allocated at once, so that a growing buffer leaves no copy behind.
     let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES_MAX as usize + 1));
     file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
     Ok((text.len() as u64 <= FILE_BYTES_MAX).then_some(text))
@@ -357,7 +358,7 @@ mod tests {
         write_private(&giant, &vec![b'x'; FILE_BYTES_MAX as usize + 1])
             .expect("a fresh folder takes files");
         assert!(matches!(read_secret(&giant), Err(FileError::Shape { .. })));
-        // Refused for its length, before a byte of it is read.
+        // It is refused for its length, before a byte of it is read.
         write_private(&giant, &vec![0xff; FILE_BYTES_MAX as usize + 1])
             .expect("the folder takes files");
         assert!(matches!(read_secret(&giant), Err(FileError::Shape { .. })));
@@ -424,8 +425,8 @@ mod tests {
         );
     }
 
-    /// Tells if `T` has `==`: the constant of its own impl goes before the trait's, where the bound
-    /// of that impl holds.
+    /// Finds out if `T` has `==`: the constant of its own impl wins over the trait's where the
+    /// bound of that impl holds.
     struct Probe<T>(std::marker::PhantomData<T>);
 
     trait Otherwise {

@@ -1,5 +1,5 @@
-//! The source of a process's credentials. It reads them again at every reconnect, so that a token
-//! that was renewed on disk is used without a restart.
+//! The credentials of a process. The file is read again at every reconnect, so that a renewed token
+//! is used without a restart.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use schemas::{Code, PublicKey, UnixMillis};
 use crate::credentials::{Credentials, CredentialsError};
 use crate::key::KeyError;
 
-/// Shortest pause before a reconnect. A server that accepts and cuts at once (an expired token)
-/// resets the client's own back-off, and without a floor it would be asked hundreds of times a
-/// second.
+/// Least pause before a reconnect. A server that accepts and cuts at once (because a token has
+/// expired) resets the client's own back-off; without a least pause it would be asked hundreds of
+/// times a second.
 pub const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
 /// Longest pause before a reconnect.
 pub const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(4);
 /// Time between two probes of an idle connection.
 pub const PING_INTERVAL: Duration = Duration::from_secs(20);
-/// Messages of one subscription that may wait for this process; more are dropped. With the largest
-/// message this bounds its memory.
+/// Most messages of one subscription that wait for this process; more are dropped. With the largest
+/// message this limits its memory.
 const SUBSCRIPTION_MESSAGES_MAX: usize = 4096;
 
-/// A credentials file, and whose it was when the process started.
+/// A credentials file, with the key that it had when the process started.
 #[derive(Clone, Debug)]
 pub struct CredentialSource {
     path: PathBuf,
@@ -39,7 +39,7 @@ pub enum BusTls {
         /// The authority's certificate, PEM.
         ca: PathBuf,
     },
-    /// Plaintext: for a layer that was opened on purpose.
+    /// Plaintext, for a layer that was opened on purpose.
     Off,
 }
 
@@ -55,10 +55,10 @@ pub struct Proof {
 /// Reasons not to answer a server's nonce.
 #[derive(Debug, thiserror::Error)]
 pub enum ProofError {
-    /// The file cannot be used as it is now.
+    /// The file cannot be used at present.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
-    /// The file holds the credentials of somebody else than at the start of the process.
+    /// The file holds other credentials than at the start of the process.
     #[error("{} now holds the key {found}, this process started as {expected}; restart it", path.display())]
     OtherKey {
         /// The file.
@@ -93,8 +93,7 @@ impl std::fmt::Debug for Proof {
 }
 
 impl CredentialSource {
-    /// Reads the file once and checks it, so that what is wrong with it stops the process at its
-    /// start.
+    /// Reads and checks the file once, so that a fault in it stops the process at its start.
     ///
     /// # Errors
     /// It cannot be used, or its token is not valid now.
@@ -117,7 +116,7 @@ impl CredentialSource {
         &self.path
     }
 
-    /// Reads the file as it is now.
+    /// Reads the present content of the file.
     ///
     /// # Errors
     /// It cannot be used.
@@ -130,15 +129,15 @@ impl CredentialSource {
         format!("_INBOX.{}", self.public)
     }
 
-    /// Answers a server's nonce with what the file holds now. Whether the token is still valid is
-    /// for the server to say: its clock counts.
+    /// Answers a server's nonce with the present credentials in the file. The server decides by its
+    /// own clock if the token is still valid.
     ///
     /// # Errors
-    /// The file cannot be used, holds another key than at the start, or what the server sent is no
+    /// The file cannot be used, holds another key than at the start, or the server did not send a
     /// nonce.
     pub fn prove(&self, nonce: &[u8]) -> Result<Proof, ProofError> {
         let credentials = self.read()?;
-        // Inboxes, subjects and leases of this process belong to the key it started with.
+        // Inboxes, subjects and leases of this process belong to the key that it started with.
         if *credentials.public() != self.public {
             let (path, found) = (self.path.clone(), credentials.public().clone());
             return Err(ProofError::OtherKey {
@@ -169,7 +168,8 @@ pub fn connect_options(source: &CredentialSource, tls: &BusTls) -> ConnectOption
     let source = Arc::new(source.clone());
     let options = ConnectOptions::with_auth_callback(move |nonce| {
         let source = Arc::clone(&source);
-        // A small local file is read in place: the connection can do nothing else meanwhile.
+        // A small local file is read without a thread: the connection can do nothing else
+        // meanwhile.
         async move { source.answer(&nonce) }
     });
     let options = options
@@ -199,7 +199,7 @@ pub fn reconnect_delay(attempts: usize) -> Duration {
 mod tests {
     use super::*;
 
-    /// A token beside a signature of a nonce opens a connection: neither is printed.
+    /// A token with the signature of a nonce opens a connection, so neither is printed.
     #[test]
     fn a_proof_prints_nothing_of_what_it_holds() {
         let proof = Proof {

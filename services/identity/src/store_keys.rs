@@ -1,6 +1,6 @@
-//! The store's access keys: one pair per purpose, so that what may write incoming objects cannot
-//! read or change the published ones, and only the store's administration can do both. Workers hold
-//! none of them.
+//! The store's access keys, one pair for each purpose. The key that may write incoming objects
+//! cannot read or change published ones, and only the admin key can do both. Workers hold none of
+//! them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,8 @@ pub enum StoreKeysError {
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Not JSON of this form. Only the position is told, since the text there could be a secret.
+    /// Not JSON of this form. Only the position is reported, since the text there could be a
+    /// secret.
     #[error("{} is no file of store keys (line {line}, column {column})", path.display())]
     Malformed {
         /// The file.
@@ -177,7 +178,7 @@ impl AccessKey {
         &self.id
     }
 
-    /// The secret, for what signs requests. Never for a log or an error.
+    /// The secret, for code that signs requests. Never for a log or an error.
     pub fn expose_secret(&self) -> &str {
         self.secret.expose()
     }

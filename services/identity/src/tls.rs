@@ -27,13 +27,12 @@ use crate::secret::{FileError, read_anchor, read_secret};
 
 /// Life of the authority.
 pub const AUTHORITY_DAYS: i64 = 3652;
-/// Life of a server's certificate. Sessions outlive it; only new handshakes fail.
+/// Life of a server's certificate. Open connections outlive it; only new handshakes fail.
 pub const LEAF_DAYS: i64 = 30;
 
-/// Time before its issue from which a certificate is valid, for machines whose clock is slow.
+/// Time by which a certificate is valid before it was made, for machines whose clock is slow.
 const CLOCK_SKEW: Duration = Duration::hours(1);
-/// The authority's name. It does not vary, so that the authority can be made again from its key
-/// alone.
+/// The authority's name. It is fixed, so that the authority can be made again from its key alone.
 const AUTHORITY_NAME: &str = "diloco private authority";
 const ALWAYS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 /// The protocol of the bulk plane.
@@ -56,7 +55,7 @@ pub enum TlsError {
     /// A file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A file without the PEM blocks it should have.
+    /// A file without the PEM blocks that it should have.
     #[error("{} holds no {what}", path.display())]
     Missing {
         /// The file.
@@ -75,7 +74,7 @@ pub enum TlsError {
     /// Not a name under which a server can be reached.
     #[error("{0:?} is neither a host name nor an address")]
     Name(String),
-    /// A certificate whose time is over, or has not begun.
+    /// A certificate that has expired, or is not valid yet.
     #[error("{} holds a certificate of {names} that {outside}; it is {} now", path.display(), Time(*now))]
     Outside {
         /// The file.
@@ -139,16 +138,16 @@ pub fn check_server_name(name: &str) -> Result<(), TlsError> {
         .strip_prefix("*.")
         .filter(|rest| rest.contains('.'))
         .unwrap_or(name);
-    // A final dot is the same host to a resolver, but no client compares it so.
+    // A name with a final dot is the same host for a resolver, but no client compares it as equal.
     match ServerName::try_from(host) {
         Ok(_) if !host.ends_with('.') => Ok(()),
         _ => Err(TlsError::Name(name.to_owned())),
     }
 }
 
-/// A client's configuration that trusts the authorities in this PEM text alone, and says in words
-/// why a server's certificate is not taken: see [`CertificateRefused::of`]. The bulk plane speaks
-/// HTTP/1.1 only: uploads over HTTP/2 are several times slower.
+/// A client's configuration that trusts the authorities in this PEM text alone, and explains in
+/// words why a server's certificate is refused: see [`CertificateRefused::of`]. The bulk plane
+/// speaks HTTP/1.1 only: uploads over HTTP/2 are several times slower.
 ///
 /// # Errors
 /// The text holds no usable certificate.
@@ -161,8 +160,8 @@ pub fn client_config(authorities: &[u8]) -> Result<ClientConfig, AuthorityError>
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build()?;
     let builder =
         ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    // What is called dangerous is a verifier of one's own; this one decides nothing, it adds words
-    // to a refusal.
+    // rustls calls a verifier of one's own dangerous. This one decides nothing; it adds words to a
+    // refusal.
     let builder = builder
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Explaining(verifier)));
@@ -193,10 +192,10 @@ pub fn check_authority(ca: &Path) -> Result<(), TlsError> {
     })
 }
 
-/// Checks that now lies in the time of every certificate in a file.
+/// Checks that every certificate in a file is valid at `now`.
 ///
 /// # Errors
-/// It does not; or the file cannot be used.
+/// A certificate is not valid, or the file cannot be used.
 pub fn check_lifetime(path: &Path, now: UnixMillis) -> Result<(), TlsError> {
     let outside = lifetimes(path)?
         .into_iter()
@@ -227,7 +226,7 @@ pub fn lifetimes(path: &Path) -> Result<Vec<Facts>, TlsError> {
         .collect()
 }
 
-/// The usual verifier. Its refusals are words for people.
+/// The usual verifier, with refusals in words for people.
 #[derive(Debug)]
 struct Explaining(Arc<WebPkiServerVerifier>);
 
@@ -422,7 +421,7 @@ fn authority_params(now: UnixMillis) -> CertificateParams {
     params
         .distinguished_name
         .push(DnType::CommonName, AUTHORITY_NAME);
-    // It signs servers, never another authority.
+    // It signs certificates of servers, and never another authority.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     (params.not_before, params.not_after) = life(now, AUTHORITY_DAYS);

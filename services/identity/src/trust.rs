@@ -1,6 +1,6 @@
-//! The trust bundle: the few public keys that everything else is checked against. It travels to
-//! every machine once, by hand or by a tool that is trusted to; a process that was given another
-//! bundle belongs to another domain.
+//! The trust bundle: the few public keys against which everything else is checked. A trusted person
+//! or tool brings it to every machine once. A process that was given another bundle belongs to
+//! another domain.
 
 use std::path::{Path, PathBuf};
 
@@ -10,11 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::key::{KeyError, KeyKind, parse_public};
 use crate::secret::{FileError, read_anchor, write_private};
 
-/// Most tenants of one domain: a stream each, which the broker keeps room for.
+/// Most tenants of one domain. Each has a stream, for which the broker reserves space.
 pub const TENANTS_MAX: usize = 64;
 
-/// Most keys of one purpose: the present one, the next one, and some that still cover old
-/// documents.
+/// Most keys of one purpose: the present one, the next one, and some that old documents still need.
 pub const KEYS_MAX: usize = 16;
 
 /// The file `trust.json`.
@@ -50,7 +49,7 @@ pub enum TrustError {
         /// The parser's error.
         source: serde_json::Error,
     },
-    /// From before the ledger had an account of its own.
+    /// It is from a release in which the ledger had no account of its own.
     #[error(
         "{} belongs to a domain of an older release, whose ledger, events and readers share one account; make a new domain \
          (`diloctl auth init` in another folder, or after moving this one away), and begin its runs anew",
@@ -92,8 +91,7 @@ impl TrustBundle {
     /// Reads a bundle and resolves the path of its certificate authority.
     ///
     /// # Errors
-    /// The file cannot be used or could be changed by others, or a key in it is not what it should
-    /// be.
+    /// The file cannot be used or could be changed by others, or a key in it is wrong.
     pub fn read(path: &Path) -> Result<Self, TrustError> {
         let text = read_anchor(path)?;
         let malformed = |source| TrustError::Malformed {
@@ -112,10 +110,10 @@ impl TrustBundle {
         Ok(bundle)
     }
 
-    /// Writes the bundle as it is.
+    /// Writes the bundle unchanged.
     ///
     /// # Errors
-    /// A key in it is not what it should be, or the file cannot be written.
+    /// A key in it is wrong, or the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), TrustError> {
         self.check()?;
         let mut text =

@@ -1,5 +1,5 @@
-//! The fold: the effect of each ledger event on the state. Live and on replay it is the same
-//! function.
+//! The fold: the effect of each ledger event on the state. The same function is used live and on
+//! replay.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -16,8 +16,8 @@ impl State {
     /// Folds the next event of the coordinator's chain in.
     ///
     /// # Errors
-    /// The event does not follow on those before it, or is not of this chain; the state is then as
-    /// it was.
+    /// The event does not follow those before it, or is not of this chain. The state is then
+    /// unchanged.
     pub fn follow(&mut self, body: &EventBody) -> Result<(), ReplayError> {
         let Event::Ledger(event) = &body.event else {
             return Err(ReplayError::Foreign(body.sequence));
@@ -32,7 +32,7 @@ impl State {
     /// Folds one event in.
     ///
     /// # Errors
-    /// The event cannot follow on those before it; the state is then as it was.
+    /// The event cannot follow those before it. The state is then unchanged.
     pub fn apply(
         &mut self,
         time: UnixMillis,
@@ -75,7 +75,7 @@ impl State {
         Ok(())
     }
 
-    /// One run, to be read and to be continued.
+    /// One run, to read and to fold events into.
     pub fn fold_run<'a>(&'a mut self, name: &'a RunId) -> Option<RunFold<'a>> {
         let Self {
             runs, time, events, ..
@@ -133,8 +133,8 @@ impl State {
     }
 }
 
-/// One run of a state. It folds events of this run in and reaches no other, so that code which is
-/// given it can change nothing else.
+/// One run of a state. It folds in events of this run and reaches no other run, so that code that
+/// holds it can change nothing else.
 #[derive(Debug)]
 pub struct RunFold<'a> {
     name: &'a RunId,
@@ -154,8 +154,8 @@ impl<'a> RunFold<'a> {
     /// Folds one event of this run in, as [`State::apply`] does.
     ///
     /// # Errors
-    /// The event cannot follow on those before it, or concerns more than this run; the state is
-    /// then as it was.
+    /// The event cannot follow those before it, or concerns more than this run. The state is then
+    /// unchanged.
     pub fn apply(&mut self, time: UnixMillis, event: &LedgerEvent) -> Result<(), ApplyError> {
         self.run.apply(time, self.name, event)?;
         *self.time = time;

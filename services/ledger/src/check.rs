@@ -11,11 +11,11 @@ use crate::state::{OpenSync, Run, Standing, State, Unit};
 impl State {
     /// Checks the invariants that hold after every event: tokens issued equal the sum of their
     /// fates and those in flight; members and units agree on the holder of each unit; rounds, their
-    /// units, inputs and sealed sets are where they belong; weights, merges and snapshots agree on
-    /// the versions.
+    /// units, inputs and sealed sets are consistent; weights, merges and snapshots agree on the
+    /// versions.
     ///
     /// # Errors
-    /// What does not hold, with names and values.
+    /// The first violation, with names and values.
     pub fn check(&self) -> Result<(), String> {
         self.runs
             .iter()
@@ -24,10 +24,10 @@ impl State {
 }
 
 impl Run {
-    /// The same for one run.
+    /// Checks the invariants of one run.
     ///
     /// # Errors
-    /// What does not hold, with names and values.
+    /// The first violation, with names and values.
     pub fn check(&self) -> Result<(), String> {
         let fates = &self.tokens;
         let sum =
@@ -83,7 +83,8 @@ impl Run {
         Ok(())
     }
 
-    /// Rounds without an end are open, and each sealed set waits for its merge once.
+    /// Checks that rounds without an end are open, and that each sealed set waits for its merge
+    /// once.
     fn check_rounds(&self) -> Result<(), String> {
         let records = self.rounds.iter().zip(0..);
         let endless = records.filter(|(record, _)| record.closed_at.is_none());
@@ -106,8 +107,8 @@ impl Run {
         Ok(())
     }
 
-    /// Checks that the inputs of a merge are accepted results of this round, each once, and that
-    /// some of them weigh.
+    /// Checks that the inputs of a merge are accepted results of this round, each once, and that at
+    /// least one has a weight.
     fn check_inputs(&self, sync: SyncId, open: &OpenSync) -> Result<(), String> {
         let counts = |input: &&MergeInput| {
             let unit = input.lease.unit;
@@ -138,8 +139,8 @@ impl Run {
         }
     }
 
-    /// A unit is one of an open round, in whose inputs it is once it is done, or one that a late
-    /// holder has; and who begins it finds the weights that it starts from.
+    /// Checks that a unit belongs to an open round, whose inputs contain it once it is done, or is
+    /// held by a late holder; and that the weights that it starts from are there.
     fn check_unit(&self, unit: &UnitId, found: &Unit) -> Result<(), String> {
         let of_round = || {
             self.open
@@ -168,7 +169,8 @@ impl Run {
         }
     }
 
-    /// The merges of a fragment lead from the newest full snapshot to the newest weights.
+    /// Checks that the merges of a fragment lead from the newest full snapshot to the newest
+    /// weights.
     fn check_versions(&self, fragment: Fragment) -> Result<(), String> {
         let (version, saved) = (self.version(fragment), self.saved_version());
         let mut merges = self
@@ -201,7 +203,7 @@ mod tests {
 
     use super::*;
 
-    /// Settings as they lie in the store.
+    /// Settings in the form in which the store has them.
     fn spec() -> RunSpec {
         let hex = include_str!("../../../schemas/golden/RunSpec.v1.hex").trim();
         let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("it is hex");

@@ -1,7 +1,7 @@
 //! Checkpoints: the states that are kept as objects, and the part of them that a state keeps.
 //!
-//! A checkpoint is taken by one event and saved by a later one, since its bytes are written while
-//! the state moves on. Between the two the state as it was lies beside the state; its runs are
+//! One event takes a checkpoint and a later one saves it, since its bytes are written while the
+//! state changes. Between the two events the earlier state is kept beside the present one; runs are
 //! shared until an event changes them.
 
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use crate::state::State;
 /// Checkpoints whose objects are kept. A start uses the newest; the one before serves a start that
 /// had read its name when the newest was saved.
 pub const CHECKPOINTS_KEPT: usize = 2;
-/// Checkpoints that a state names: those that are kept, and the one before them, so that a
-/// coordinator that died before it deleted that object does so at its next start.
+/// Checkpoints that a state names: those that are kept, and the one before them. If a coordinator
+/// dies before it deletes that one's object, the next start deletes it.
 const CHECKPOINTS_NAMED: usize = CHECKPOINTS_KEPT + 1;
-/// Keep for this long after a run's end which of its results were accepted: a worker repeats a
-/// request for minutes at most. This is the larger part of a finished run's state.
+/// Time for which the accepted results of a finished run are kept: a worker repeats a request for
+/// minutes at most. They are the larger part of a finished run's state.
 const RESULTS_REMEMBERED: Millis = Millis::from_secs(3600);
 
 impl State {
@@ -45,8 +45,8 @@ impl State {
         self.saved.split_at(self.outdated()).1
     }
 
-    /// Objects of checkpoints that no start uses any more. One that a newer checkpoint names too
-    /// is not among them.
+    /// Objects of checkpoints that no start uses any more. An object that a newer checkpoint names
+    /// too is not among them.
     pub fn outdated_objects(&self) -> impl Iterator<Item = Digest> {
         let (old, kept) = self.saved.split_at(self.outdated());
         let old = old.iter().map(|checkpoint| checkpoint.object.digest);
@@ -57,14 +57,14 @@ impl State {
         self.saved.len().saturating_sub(CHECKPOINTS_KEPT)
     }
 
-    /// Puts this state aside, as the state of the checkpoint that is taken now. The event that
-    /// takes it is folded in already.
+    /// Keeps this state as that of the checkpoint that is taken now. The event that takes it is
+    /// folded in already.
     pub(crate) fn take_checkpoint(&mut self) {
         self.taken = None;
         self.taken = Some(Arc::new(self.clone()));
     }
 
-    /// Drops the parts that finished runs need no longer; every reader of the chain does it at the
+    /// Drops the parts that finished runs no longer need. Every reader of the chain does so at the
     /// same events.
     pub(crate) fn forget_results(&mut self, now: UnixMillis) {
         for run in self.runs.values_mut() {
@@ -75,8 +75,8 @@ impl State {
         }
     }
 
-    /// Names a checkpoint that was saved. Its bytes are not looked at here: an auditor compares
-    /// them with the state that was put aside.
+    /// Names a checkpoint that was saved. Its bytes are not read here: an auditor compares them
+    /// with the kept state.
     pub(crate) fn save_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), ApplyError> {
         let covered = |state: &Arc<Self>| Some(Sequence(state.events.checked_sub(1)?));
         if self.taken.as_ref().and_then(covered) != Some(checkpoint.covers) {

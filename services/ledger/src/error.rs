@@ -6,7 +6,7 @@ use schemas::{Refusal, RunId, Sequence, WorkerId};
 /// The reason why a ledger does not give a state.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// An event does not follow on those before it.
+    /// An event does not follow those before it.
     #[error("event {sequence} of the ledger does not fit: {source}")]
     Apply {
         /// Its position.

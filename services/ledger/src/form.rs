@@ -1,12 +1,12 @@
-//! The bytes of a checkpoint: a state in a form of its own, so that a change of the state's types
-//! cannot change the bytes unnoticed. Each type of this crate is taken apart field by field, and a
-//! field that is added does not compile until it is written here. Types of messages keep their wire
-//! form, which golden files hold.
+//! The bytes of a checkpoint. A state has a form of its own there, so that a change of the state's
+//! types cannot change the bytes unnoticed: each type of this crate is taken apart field by field,
+//! and a new field does not compile until it is written here. Types of messages keep their wire
+//! form, which golden files fix.
 //!
 //! The same state gives the same bytes on every machine: maps are ordered, numbers have one form,
 //! nothing is compressed (another release of a compressor would give other bytes). Whenever the
 //! bytes of a state change, or the effect of an event on a state, [`FORMAT`] becomes the next
-//! number: an auditor that folds the chain would else call a good checkpoint false.
+//! number: otherwise an auditor that folds the chain would call a good checkpoint false.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -37,13 +37,13 @@ const DEPTH_MAX: usize = 32;
 /// The reason why bytes are not a checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// Longer than any checkpoint; nothing was parsed.
+    /// It is longer than any checkpoint; nothing was parsed.
     #[error("{0} bytes, at most {CHECKPOINT_BYTES_MAX} are read")]
     TooLong(usize),
-    /// Not in this form.
+    /// It is not in this form.
     #[error("not a state in form {FORMAT}: {0}")]
     Malformed(#[from] rmp_serde::decode::Error),
-    /// A state, and then more bytes.
+    /// More bytes follow the state.
     #[error("{0} bytes follow the state")]
     Trailing(usize),
     /// An invariant of the state does not hold.
@@ -58,11 +58,10 @@ impl State {
         bytes.expect("a form holds no map with keys that are no texts")
     }
 
-    /// The state of a checkpoint, as it was when that one was taken: the next event is the one
-    /// after it.
+    /// The state when the checkpoint was taken; the next event is the one after it.
     ///
     /// # Errors
-    /// The bytes are none, or not in this form, or the state is none that a ledger comes to.
+    /// The bytes are not in this form, or the state is one that no ledger leads to.
     pub fn from_checkpoint(bytes: &[u8]) -> Result<Self, CheckpointError> {
         if bytes.len() as u64 > CHECKPOINT_BYTES_MAX.get() {
             return Err(CheckpointError::TooLong(bytes.len()));
@@ -141,7 +140,7 @@ struct MemberForm<'a> {
     lease: Option<LeaseRef>,
     accepted: u64,
     rejected: u64,
-    /// Its lease, code and detail.
+    /// Lease, code and detail of the last refused result.
     refused: Option<(LeaseRef, Code, Cow<'a, str>)>,
 }
 
@@ -156,7 +155,7 @@ enum OpenForm<'a> {
     Sealed(Cow<'a, [MergeInput]>),
 }
 
-/// Inputs by unit: each says its unit itself.
+/// Inputs by unit; each names its unit itself.
 type InputsForm<'a> = Vec<Cow<'a, MergeInput>>;
 
 #[derive(Serialize, Deserialize)]
@@ -176,7 +175,7 @@ enum StandingForm<'a> {
     Done,
 }
 
-/// There are thousands of these in a run, so their fields have no names: epoch, statement, fate.
+/// A run has thousands of these, so their fields have no names: epoch, statement, fate.
 type AcceptedForm = (Epoch, Digest, Fate);
 /// Opened at, closed at, tokens, sum of the loss, norm; without names for the same reason.
 type RoundForm = (UnixMillis, Option<UnixMillis>, Tokens, f64, Option<f64>);

@@ -105,7 +105,7 @@ impl Run {
         })
     }
 
-    /// Books the end of a lease in its holder's entry.
+    /// Notes the end of a lease in its holder's entry.
     pub(crate) fn count(&mut self, worker: &WorkerId, change: impl FnOnce(&mut Member)) {
         let member = self.members.get_mut(worker);
         change(member.expect("the holder of a lease has an entry"));

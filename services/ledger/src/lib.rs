@@ -1,20 +1,20 @@
 //! The ledger's meaning: the state that follows from the events of the coordinator's chain.
 //!
-//! [`State`] is the fold of them and [`State::apply`] the only way to change one, live and on
-//! replay alike. No event is written here and nothing is decided: the coordinator decides, and
-//! every reader of the chain (an auditor, a standby, a dashboard) comes to the same state. No I/O,
-//! no clock, no randomness, no unordered map.
+//! [`State`] is the fold of these events, and [`State::apply`] is the only way to change it, live
+//! and on replay alike. This crate writes no event and decides nothing: the coordinator decides,
+//! and every reader of the chain (an auditor, a standby, a dashboard) comes to the same state. No
+//! I/O, no clock, no randomness, no unordered map.
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `state` | what is known, and the questions that it answers by itself |
-//! | `apply` | what each event does to it, and which events cannot follow |
+//! | `state` | the state, and the questions that it answers by itself |
+//! | `apply` | the effect of each event on the state, and refusals of events that cannot follow |
 //! | `members`, `leases`, `rounds` | the same by topic |
-//! | `rule` | what a ledger holds a run to under its closing rule |
-//! | `checkpoint` | states that are kept as objects, and what a state knows of them |
+//! | `rule` | the limits of each closing rule, which a run's ledger must keep |
+//! | `checkpoint` | states that are kept as objects, and a state's knowledge of them |
 //! | `form` | the bytes of such an object |
-//! | `error` | why an event cannot follow |
-//! | `check` | what holds after every event |
+//! | `error` | the reasons why an event cannot follow |
+//! | `check` | the invariants that hold after every event |
 //! | `view` | the state as operators see it |
 
 mod apply;

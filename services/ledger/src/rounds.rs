@@ -1,4 +1,4 @@
-//! The fold of a round: opened, sealed, merged; and the part of its weights that is kept.
+//! The fold of a round, opened, sealed and merged; and the weights that are kept.
 
 use std::collections::BTreeMap;
 
@@ -47,7 +47,7 @@ impl Run {
         self.units.insert(unit, open);
     }
 
-    /// Offers the evaluation of a version, once, if the settings want it.
+    /// Offers the evaluation of a version, once, if the settings ask for it.
     fn offer_evaluation(&mut self, version: Round) {
         let unit = evaluation_unit(version);
         let offered = self.evaluations.contains_key(&version) || self.units.contains_key(&unit);
@@ -128,9 +128,10 @@ impl Run {
         self.tokens.merged += tokens;
     }
 
-    /// Names the inputs of a merge. From the first part on nothing else counts; the last part
-    /// completes the set, which is then all that had been accepted. The run's closing rule
-    /// ([`Rule`](crate::rule::Rule)) says when a round may be sealed and what each input weighs.
+    /// Names the inputs of a merge. From the first part on no other contribution counts; the last
+    /// part completes the set, which then holds everything that had been accepted. The run's
+    /// closing rule ([`Rule`](crate::rule::Rule)) says when a round may be sealed and what each
+    /// input weighs.
     pub(crate) fn seal(
         &mut self,
         sync: SyncId,
@@ -178,7 +179,7 @@ impl Run {
         self.open.insert(sync, sealed);
         self.seals = true;
         if !self.collects(sync.round) {
-            // Nobody begins what cannot count; holders may end what they hold.
+            // Nobody may begin a unit that cannot count; holders may finish theirs.
             self.units.retain(|unit, state| {
                 !is_training(unit, sync.round) || state.standing != Standing::Open
             });
@@ -186,7 +187,7 @@ impl Run {
         Ok(())
     }
 
-    /// Takes the weights that a sealed set came to.
+    /// Takes the weights that result from a sealed set.
     pub(crate) fn close(
         &mut self,
         time: UnixMillis,
@@ -222,15 +223,15 @@ impl Run {
         Ok(())
     }
 
-    /// The set of a round that an earlier release merged without naming it: all that was accepted,
-    /// each by its tokens, when all was in. None in a ledger that has begun to name sets.
+    /// The set of a round that an earlier release merged without naming it: all accepted inputs,
+    /// each weighed by its tokens, once all were in. None in a ledger that names its sets.
     fn unsealed(&self, sync: SyncId) -> Option<Vec<MergeInput>> {
         let open = self.open.get(&sync).filter(|_| !self.seals)?;
         let full = open.inputs().count() as u64 == u64::from(self.spec.schedule.units);
         full.then(|| open.inputs().cloned().collect())
     }
 
-    /// All fragments of the round are merged.
+    /// Closes a round whose fragments are all merged.
     fn close_round(&mut self, time: UnixMillis, round: Round, norm: f64) {
         let record = self.rounds.get_mut(round.get() as usize);
         let record = record.expect("a round that was open has a record");
@@ -266,7 +267,7 @@ impl Run {
             return Err(out_of_place("snapshot-saved", format!("snapshot {round}")));
         }
         for fragment in self.spec.fragments() {
-            // A full snapshot holds as many merges of each fragment.
+            // A full snapshot contains the merges of each fragment up to its version.
             let mut held = round.get() - self.saved_version().get();
             self.merges.retain(|merge| {
                 let goes = merge.fragment == fragment && held > 0;
@@ -283,7 +284,7 @@ impl Run {
     }
 }
 
-/// True for a set that has no mean.
+/// True for a set whose weights are all zero, which has no mean.
 pub(crate) fn weigh_nothing(set: &[MergeInput]) -> bool {
     set.iter().all(|input| input.weight == Weight(0))
 }

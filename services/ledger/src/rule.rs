@@ -1,4 +1,4 @@
-//! The bounds that a ledger keeps a run to under its closing rule, one arm a rule.
+//! The limits of each closing rule, which a run's ledger must keep; one arm for each rule.
 
 use schemas::run::Closing;
 
@@ -7,19 +7,19 @@ use crate::state::Run;
 /// Most rounds that are open at once: each keeps its units and the results that are in.
 const ROUNDS_OPEN_MAX: usize = 64;
 
-/// The bounds of a closing rule, so that nobody who can write the ledger leaves a result out
+/// The limits of a closing rule. With them, nobody who can write the ledger can leave a result out
 /// unnoticed.
 pub(crate) struct Rule {
     /// Most rounds that are open at once.
     pub(crate) open_max: usize,
-    /// A seal that names fewer inputs is refused.
+    /// Fewest inputs of a seal.
     pub(crate) inputs_min: u32,
-    /// Each input weighs the tokens that it was trained on.
+    /// True if each input must weigh the tokens that it was trained on.
     pub(crate) by_tokens: bool,
 }
 
 impl Run {
-    /// The rule that this run's ledger is held to.
+    /// The limits that this run's ledger must keep.
     pub(crate) fn rule(&self) -> Rule {
         if self.any_rule {
             return Rule {
@@ -29,7 +29,7 @@ impl Run {
             };
         }
         match self.spec.policy.closing {
-            // A round that waits for all ends before the next begins.
+            // A round that waits for all its units ends before the next one begins.
             Closing::All => Rule {
                 open_max: 1,
                 inputs_min: self.spec.schedule.units,

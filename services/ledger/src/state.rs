@@ -15,7 +15,7 @@ use schemas::{
 };
 use serde::{Serialize, Serializer};
 
-/// Keep the digests of accepted statements for this many closed rounds, so that a repeated submit
+/// Closed rounds for which the digests of accepted statements are kept, so that a repeated submit
 /// gets the same answer. A worker repeats a request for minutes at most; a round lasts seconds at
 /// least.
 pub(crate) const ROUNDS_REMEMBERED: u64 = 16;
@@ -23,12 +23,12 @@ pub(crate) const ROUNDS_REMEMBERED: u64 = 16;
 /// The coordinator's durable state: the result of [`State::apply`] on the events so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct State {
-    /// A coordinator took the lead and did not give it up in order.
+    /// True if a coordinator took the lead and has not given it up in order.
     pub(crate) leading: bool,
-    /// The release and posture of the last that took it.
+    /// The release and posture of the last leader.
     pub(crate) leader: Option<Leader>,
-    /// Every run, also those that are over. A state that was put aside shares them until an event
-    /// changes them.
+    /// Every run, including those that are over. A state that is kept for a checkpoint shares them
+    /// until an event changes them.
     #[serde(serialize_with = "shared")]
     pub(crate) runs: BTreeMap<RunId, Arc<Run>>,
     /// Requests that were refused, counting those too many to record one by one.
@@ -42,7 +42,7 @@ pub struct State {
     /// The state of the last checkpoint that was taken, until that one is saved.
     #[serde(skip)]
     pub(crate) taken: Option<Arc<State>>,
-    /// Runs are not held to their closing rules ([`State::under_any_rule`]).
+    /// True if runs need not keep the limits of their closing rules ([`State::under_any_rule`]).
     #[serde(skip)]
     pub(crate) any_rule: bool,
 }
@@ -55,8 +55,8 @@ pub(crate) struct Leader {
     pub(crate) since: UnixMillis,
 }
 
-/// One run. Its fields are there to be read: a [`State`] hands out shared references only, so
-/// nothing but an event changes a run that is in one.
+/// One run. Its fields may be read: a [`State`] gives out shared references only, so only an event
+/// changes a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Run {
     /// Its settings.
@@ -76,19 +76,19 @@ pub struct Run {
     /// Sets that are not merged yet: one entry for each fragment of a round that is open.
     #[serde(serialize_with = "pairs")]
     pub open: BTreeMap<SyncId, OpenSync>,
-    /// Sealed sets that are not merged, in the order in which they are: that of their seals.
+    /// Sealed sets that are not merged yet, in the order of their seals, in which they will be
+    /// merged.
     pub sealed: Vec<SyncId>,
-    /// True since the first seal. A ledger of before names no sets.
+    /// True after the first seal. A ledger of an earlier release names no sets.
     pub seals: bool,
-    /// Training units of open rounds, those that late holders have, and evaluations that are not
-    /// in.
+    /// Training units of open rounds, units of late holders, and evaluations without a result.
     #[serde(serialize_with = "pairs")]
     pub units: BTreeMap<UnitId, Unit>,
     /// Digests of the statements accepted in the last `ROUNDS_REMEMBERED` rounds.
     #[serde(serialize_with = "pairs")]
     pub accepted: BTreeMap<UnitId, Accepted>,
     /// Copies of the global weights that are still read, by fragment and version: the newest, and
-    /// those that units which are not in start from.
+    /// those that unfinished units start from.
     #[serde(serialize_with = "pairs")]
     pub weights: BTreeMap<(Fragment, Round), Weights>,
     /// Merges since the newest full snapshot, oldest first.
@@ -101,7 +101,7 @@ pub struct Run {
     pub tokens: Fates,
     /// Bytes of accepted contributions.
     pub uploaded: Bytes,
-    /// The run is not held to its closing rule.
+    /// True if the run need not keep the limits of its closing rule.
     #[serde(skip)]
     pub(crate) any_rule: bool,
 }
@@ -125,9 +125,9 @@ pub struct Member {
     pub session: Session,
     /// The lease that an older process held when it was replaced.
     pub fenced: Option<LeaseRef>,
-    /// It is a member now.
+    /// True while it is a member.
     pub present: bool,
-    /// It was removed for good.
+    /// True if it was removed for good.
     pub removed: bool,
     /// The time at which it last joined or left.
     pub since: UnixMillis,
@@ -137,14 +137,14 @@ pub struct Member {
     pub accepted: u64,
     /// Results refused: strikes.
     pub rejected: u64,
-    /// Its last result that was refused: when it is handed in again, it is refused again.
+    /// Its last refused result, which is refused again if it is handed in again.
     pub refused: Option<RefusedResult>,
 }
 
 /// A result that was refused.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RefusedResult {
-    /// Its lease, which ended by the refusal: no other result under it was heard.
+    /// Its lease, which ended with the refusal; no other result under it was accepted.
     pub lease: LeaseRef,
     /// The code of the reason.
     pub code: Code,
@@ -171,14 +171,14 @@ pub struct Unit {
 pub enum Standing {
     /// Waiting for a holder.
     Open,
-    /// Leased.
+    /// A worker holds its lease.
     Held {
         /// Its holder.
         worker: WorkerId,
-        /// Granted at.
+        /// The time of the grant.
         since: UnixMillis,
     },
-    /// A result counts.
+    /// It has a result that counts.
     Done,
 }
 
@@ -187,9 +187,9 @@ pub enum Standing {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OpenSync {
-    /// Contributions count; these are in.
+    /// Contributions count; these have arrived.
     Collecting(#[serde(serialize_with = "pairs")] BTreeMap<UnitIndex, MergeInput>),
-    /// A first part of the set is named, and no contribution counts any more.
+    /// The first part of the set is named, and no further contribution counts.
     Sealing {
         /// The inputs that are named, with the weights that the seal gives.
         set: Vec<MergeInput>,
@@ -240,7 +240,7 @@ impl OpenSync {
     }
 }
 
-/// A result that came to something.
+/// A result that was accepted.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Accepted {
     /// The epoch of its lease.
@@ -266,7 +266,7 @@ pub struct RoundRecord {
     pub norm: Option<f64>,
 }
 
-/// A full snapshot that stands.
+/// A full snapshot that was saved.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SnapshotRecord {
     /// The round that starts from it.
@@ -277,16 +277,16 @@ pub struct SnapshotRecord {
     pub saved_at: UnixMillis,
 }
 
-/// The fates of the tokens that were issued with leases of training units. Those of the leases held
-/// now are in flight.
+/// The fates of the tokens that were issued with leases of training units. Tokens of leases that
+/// are held now are in flight.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Fates {
     /// Tokens that were issued with leases.
     pub issued: Tokens,
     /// Tokens in a contribution that counts.
     pub merged: Tokens,
-    /// Tokens in a result that came after its round was sealed. None as long as a round waits for
-    /// all its units.
+    /// Tokens in a result that came after its round was sealed. There are none while rounds wait
+    /// for all their units.
     pub late: Tokens,
     /// Tokens in a result that was refused.
     pub rejected: Tokens,
@@ -295,9 +295,9 @@ pub struct Fates {
 }
 
 impl State {
-    /// An empty state that holds no run to its closing rule: several rounds may be open, and a part
-    /// of the accepted inputs may be sealed, with any weights. For tests of the fold, which must be
-    /// able to do what later rules ask for; programs begin with [`State::default`].
+    /// An empty state in which runs need not keep the limits of their closing rules: several rounds
+    /// may be open, and a part of the accepted inputs may be sealed, with any weights. It is for
+    /// tests of the fold, which must support later rules; programs begin with [`State::default`].
     pub fn under_any_rule() -> Self {
         Self {
             any_rule: true,
@@ -339,7 +339,7 @@ impl Run {
         Round((self.rounds.len() - self.open_rounds().count()) as u64)
     }
 
-    /// The newest version of a fragment: how many rounds were merged into it.
+    /// The newest version of a fragment, which is the number of rounds merged into it.
     pub fn version(&self, fragment: Fragment) -> Round {
         let open = self.open.keys().filter(|sync| sync.fragment == fragment);
         Round((self.rounds.len() - open.count()) as u64)
@@ -426,7 +426,7 @@ impl Run {
         self.rounds_closed().get() >= self.spec.schedule.rounds
     }
 
-    /// The versions of the weights, whole in all fragments, that no full snapshot holds.
+    /// The versions of the weights, complete in all fragments, that no full snapshot holds.
     pub fn unsaved(&self) -> impl Iterator<Item = Round> + use<> {
         let (saved, newest) = (self.saved_version().get(), self.rounds_closed().get());
         (saved..newest).map(|before| Round(before + 1))
@@ -464,7 +464,7 @@ impl Run {
     }
 }
 
-/// A map whose keys are no texts, as a list of pairs, so that it can be written as JSON.
+/// Writes a map whose keys are not texts as a list of pairs, so that it can be JSON.
 fn pairs<K: Serialize, V: Serialize, S: Serializer>(
     map: &BTreeMap<K, V>,
     serializer: S,
@@ -472,7 +472,7 @@ fn pairs<K: Serialize, V: Serialize, S: Serializer>(
     serializer.collect_seq(map)
 }
 
-/// The runs as they are, shared or not.
+/// Writes the runs, shared or not.
 fn shared<S: Serializer>(
     runs: &BTreeMap<RunId, Arc<Run>>,
     serializer: S,

@@ -8,7 +8,7 @@ use schemas::{Bytes, Round, RunId};
 use crate::state::{RoundRecord, Run, SnapshotRecord, Standing};
 
 impl Run {
-    /// The run at a glance, as far as the ledger tells; speed and downloaded bytes are zero.
+    /// A summary of the run from the ledger alone; speed and downloaded bytes are zero.
     pub fn view(&self, name: &RunId) -> RunView {
         let fates = &self.tokens;
         let closed = self
@@ -70,8 +70,8 @@ impl Run {
         }
     }
 
-    /// Its rounds, oldest first. Units of closed rounds are not listed one by one: all of them are
-    /// in.
+    /// Its rounds, oldest first. Units of closed rounds are not listed one by one, since all have a
+    /// result.
     pub fn round_views(&self) -> Vec<RoundView> {
         let view = |(number, record): (usize, &RoundRecord)| {
             let round = Round(number as u64);

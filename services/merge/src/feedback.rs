@@ -6,9 +6,9 @@
 //! 2. `d` is encoded, and decoded to `s`, which the receiver merges;
 //! 3. the rest is `d` − `s`, rounded to `f32`: the next residual, if the contribution counts.
 //!
-//! So over many rounds the receiver gets the sum of all differences, short of the last residual
-//! alone, however coarse the codec is. A contribution that does not count leaves the residual as
-//! it was: its unit is done again, and nothing of it was merged.
+//! So over many rounds the receiver gets the sum of all differences except for the last residual,
+//! however coarse the codec is. A contribution that does not count leaves the residual unchanged:
+//! nothing of it was merged, and its unit is done again.
 
 use rayon::prelude::*;
 use schemas::run::CodecKind;
@@ -17,7 +17,7 @@ use crate::codec::{self, CodecError, check, encoded_bytes};
 use crate::vectors::{Vectors, vectorised};
 use crate::{BLOCK_ELEMENTS, SeededRounding, TILE_ELEMENTS};
 
-/// One chunk of a contribution on its way out.
+/// One chunk of a contribution with error feedback.
 #[derive(Clone, Copy, Debug)]
 pub struct Owed<'a> {
     /// The weights that the unit began with.
@@ -28,8 +28,8 @@ pub struct Owed<'a> {
     pub residual: &'a [f32],
 }
 
-/// Writes the encoding of a chunk to `out`, and the part that the encoding lacks to `left`. In
-/// parallel.
+/// Writes the encoding of a chunk to `out`, and the part that the encoding lacks to `left`. Uses
+/// several threads.
 ///
 /// The result depends neither on the number of threads nor on how the vector is cut, as for
 /// [`codec::encode`].

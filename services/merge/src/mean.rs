@@ -18,11 +18,11 @@ use crate::CodecError;
 use crate::codec::{self, Part, check, encoded_bytes};
 use crate::vectors::Vectors;
 
-/// One chunk of a screened contribution: an outer gradient, base minus local.
+/// One chunk of a screened contribution: base minus local.
 #[derive(Clone, Copy, Debug)]
 pub struct ContributionChunk<'a> {
-    /// Its share in the mean: the tokens it was trained on, or whatever the run weighs by. 0 takes
-    /// no part.
+    /// Its share in the mean: the tokens that it was trained on, or another weight that the run
+    /// defines. A part with weight 0 does not take part.
     pub weight: u64,
     /// The codec of the elements.
     pub codec: CodecKind,

@@ -22,7 +22,7 @@ use crate::vectors::{Vectors, vectorised};
 pub enum Momentum<'a> {
     /// None is kept: average and SGD.
     Absent,
-    /// The first step of a run: whatever the buffer holds is overwritten.
+    /// The first step of a run: the content of the buffer is overwritten.
     First(&'a mut [f32]),
     /// Any later step.
     Running(&'a mut [f32]),
@@ -57,8 +57,8 @@ pub const fn keeps_momentum(optimizer: OuterOptimizer) -> bool {
     }
 }
 
-/// Takes a step with a gradient that is at hand, on this thread. [`crate::merge_chunk`] does the
-/// same to the mean of contributions, in parallel.
+/// Takes a step with a given gradient, on this thread. [`crate::merge_chunk`] does the same to the
+/// mean of contributions, in parallel.
 ///
 /// # Errors
 /// [`OuterError`]; nothing was changed.
@@ -97,7 +97,7 @@ pub(crate) fn check(
     }
 }
 
-/// The step; lengths are checked by the caller.
+/// Takes the step; the caller has checked the lengths.
 pub(crate) fn apply(
     vectors: Vectors,
     optimizer: OuterOptimizer,

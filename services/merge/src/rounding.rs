@@ -16,10 +16,10 @@ pub struct SeededRounding {
     /// the nearer one more often, so that the expected result is the value itself; a finite value
     /// stays finite: above the largest bf16 it becomes that.
     pub rule: Rounding,
-    /// Names the noise; see [`contribution_seed`]. Without meaning for *nearest*.
+    /// Selects the noise; see [`contribution_seed`]. Unused by *nearest*.
     pub seed: u64,
     /// Place of the slice's first element in the run's whole vector: the noise of an element
-    /// depends on `seed` and its place there, on nothing else. Without meaning for *nearest*.
+    /// depends only on `seed` and this place. Unused by *nearest*.
     pub first_element: u64,
 }
 
@@ -42,8 +42,8 @@ impl SeededRounding {
 }
 
 /// The seed of a contribution's rounding. Every unit of every round has a seed of its own, since
-/// under one seed the same elements would err in the same direction each time. Work that is
-/// repeated on a unit has the same seed, and rounds alike.
+/// under one seed the same elements would err in the same direction each time. If a unit is done
+/// again it has the same seed, and the same rounding.
 pub fn contribution_seed(run_seed: u64, round: Round, unit: UnitIndex) -> u64 {
     mix(round_seed(run_seed, round).wrapping_add(u64::from(unit.get()) + 1))
 }
@@ -61,8 +61,8 @@ const INFINITY_BITS: u32 = 0x7f80_0000;
 const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
 /// Largest finite bf16, 3.3895314e38.
 const BF16_MAX: u32 = 0x7f7f;
-/// Marks a NaN as quiet; keeps one whose payload lies in the lower half from turning into an
-/// infinity.
+/// Marks a NaN as quiet. Without this mark a NaN whose payload lies in the lower half would turn
+/// into an infinity.
 const BF16_QUIET: u32 = 0x0040;
 /// Elements that share one word of noise, 16 bits each.
 pub(crate) const NOISE_LANES: usize = 4;

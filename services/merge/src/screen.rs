@@ -69,7 +69,7 @@ impl ScreenError {
 schemas::coded!(ScreenError);
 
 impl ChunkStatistics {
-    /// Takes in the next chunk of the same contribution; the order matters for the last bits of the
+    /// Adds the next chunk of the same contribution; the order matters for the last bits of the
     /// sum.
     pub fn add(&mut self, next: Self) {
         self.elements += next.elements;

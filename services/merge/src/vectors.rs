@@ -1,13 +1,13 @@
 //! One loop, compiled for several widths of vector instructions, chosen when the program runs.
 //!
-//! Only the width differs. A loop wrapped here uses separate IEEE operations per element (the
-//! compiler never contracts a multiplication and an addition into one), so every width gives the
-//! same bits; the tests of this crate run all widths that the machine has. The gain, measured on a
-//! Xeon with AVX-512 by `examples/throughput.rs`, 2 threads: merge with a bf16 broadcast 1.9 times
-//! as fast as the x86-64 baseline, screen 2.5 times, stochastic rounding 2.7 times.
+//! Only the width differs. A loop wrapped here uses separate IEEE operations for each element (the
+//! compiler never fuses a multiplication and an addition), so every width gives the same bits. The
+//! tests of this crate run all widths that the machine has. The gain, measured on a Xeon with
+//! AVX-512 by `examples/throughput.rs`, 2 threads: merge with a bf16 broadcast 1.9 times as fast as
+//! the x86-64 baseline, screen 2.5 times, stochastic rounding 2.7 times.
 
-/// A set of vector instructions that this processor is known to have: the values other than
-/// [`Vectors::BASELINE`] are made by detection only.
+/// A set of vector instructions that this processor has: values other than [`Vectors::BASELINE`]
+/// come only from detection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Vectors(Width);
 

@@ -1,4 +1,4 @@
-//! The configuration of any model, and why one is refused.
+//! The configuration of any model, and the reasons to refuse one.
 
 use std::fmt::Display;
 
@@ -25,7 +25,7 @@ pub enum ModelConfig {
 /// A model configuration that is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// More bytes than any configuration has.
+    /// It has more bytes than any configuration.
     #[error("config.json of {0} bytes, at most {CONFIG_BYTES_MAX} are accepted")]
     TooLong(usize),
     /// Not JSON, or a field is missing or of another type.
@@ -80,11 +80,11 @@ impl ModelConfig {
         })
     }
 
-    /// Reads the `config.json` of a model whose kind is not written down: each kind refuses the
-    /// others' configurations.
+    /// Reads the `config.json` of a model whose kind is unknown: each kind refuses the
+    /// configurations of the others.
     ///
     /// # Errors
-    /// None takes it; the reason is that of the kind that people write by hand.
+    /// No kind accepts it; the reason is that of the kind that people write by hand.
     pub fn recognise(json: &[u8]) -> Result<Self, ModelError> {
         let others = [TrainerKind::Reference, TrainerKind::Synthetic];
         Self::parse(TrainerKind::Torch, json).or_else(|error| {

@@ -1,12 +1,12 @@
-//! The files beside exported weights that describe the model, for programs that read folders of
-//! Hugging Face models.
+//! Files beside exported weights that describe the model, for programs that read Hugging Face model
+//! folders.
 
 use serde_json::{Value, json};
 
 use crate::ModelConfig;
 
-/// Keys for tokens that begin, end or fill a text. A run's text has none, and a program that finds
-/// no key takes a token of its own for it, which may not even be in the embedding.
+/// Keys for tokens that begin, end or pad a text. A run's text has none of these; without the keys
+/// a program would use its own default, which may not even be in the embedding.
 const TOKENS_THAT_ARE_NOT: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
 
 impl ModelConfig {
@@ -23,7 +23,7 @@ impl ModelConfig {
             config[key] = Value::Null;
             generation[key] = Value::Null;
         }
-        // What the file holds; without it a reader takes what its library is set to.
+        // The type of the weights in the file; without it a reader would use its library's setting.
         config["torch_dtype"] = json!("float32");
         let text = |value: &Value| serde_json::to_vec_pretty(value).expect("JSON serialises");
         vec![

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 /// Longest header that is read; the `safetensors` crate has the same bound.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
-/// Elements that are converted at a time: 256 KiB of fp32, which stays in the second-level cache.
+/// Elements that are converted at once: 256 KiB of fp32, which stays in the second-level cache.
 const BLOCK_ELEMENTS: usize = 1 << 16;
 /// Length of the number at the start of a file.
 const LENGTH_BYTES: u64 = 8;
@@ -65,7 +65,7 @@ pub enum FileError {
         /// The fault in it.
         reason: String,
     },
-    /// Values that are not as many as the shapes say.
+    /// The number of values is not that of the shapes.
     #[error("{got} values for {expected} elements")]
     Values {
         /// Elements of the shapes.
@@ -103,7 +103,7 @@ pub fn export_safetensors(
 }
 
 /// Reads the layout's tensors (fp32 or bf16) from a safetensors file into the flat vector. Tensors
-/// that the layout does not name are passed over.
+/// that the layout does not name are skipped.
 ///
 /// # Errors
 /// [`FileError`]; `values` may then hold a part of the file.
@@ -164,7 +164,7 @@ pub fn write_tensors(
     let written = write_part(&part, &header(metadata, &tensors), &tensors)
         .and_then(|()| fs::rename(&part, path));
     if let Err(source) = written {
-        // The first failure is the one to report; a leftover part is overwritten by the next try.
+        // The first failure is reported; the next try overwrites the leftover part.
         let _ = fs::remove_file(&part);
         return Err(failed(source));
     }
@@ -232,7 +232,7 @@ fn header(metadata: &BTreeMap<String, String>, tensors: &[NamedTensor<'_>]) -> V
         entries.push(format!("{name}:{entry}"));
     }
     let mut text = format!("{{{}}}", entries.join(",")).into_bytes();
-    // The data start on a multiple of 8 bytes, as the format asks.
+    // The data start at a multiple of 8 bytes, as the format requires.
     text.resize(text.len().next_multiple_of(8), b' ');
     text
 }

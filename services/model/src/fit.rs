@@ -1,7 +1,7 @@
-//! Checks that model, data and settings of a run fit together. Workers rely on these checks, so
-//! three programs make them: `diloctl` before it uploads anything, the coordinator before it
-//! creates the run, and a worker before it takes memory. They share this code, so that none accepts
-//! settings which another refuses.
+//! Checks that the model, data and settings of a run fit together. Workers depend on these checks,
+//! and three programs make them: `diloctl` before it uploads anything, the coordinator before it
+//! creates the run, and a worker before it allocates memory. They share this code, so that none
+//! accepts settings which another refuses.
 
 use std::fmt::Display;
 
@@ -13,8 +13,8 @@ use schemas::{Code, Refusal, Tokens};
 use crate::ModelConfig;
 
 impl ModelConfig {
-    /// The layout must be the model's, tensor by tensor; how it is cut into fragments is the run's
-    /// own choice.
+    /// Checks that the layout is the model's, tensor by tensor. The run may cut it into fragments
+    /// as it likes.
     ///
     /// # Errors
     /// [`Code::LayoutMismatch`], naming the first difference.
@@ -39,7 +39,7 @@ impl ModelConfig {
         }
     }
 
-    /// Sequences may not be longer than the model has positions.
+    /// Checks that sequences are not longer than the model has positions.
     ///
     /// # Errors
     /// [`Code::SequenceTooLong`]
@@ -53,7 +53,7 @@ impl ModelConfig {
         Err(Refusal::new(Code::SequenceTooLong, detail))
     }
 
-    /// Every token of the data must have a row in the model's embedding.
+    /// Checks that every token of the data has a row in the model's embedding.
     ///
     /// # Errors
     /// [`Code::VocabularyTooLarge`]
@@ -68,11 +68,11 @@ impl ModelConfig {
         Err(Refusal::new(Code::VocabularyTooLarge, detail))
     }
 
-    /// All that a run asks of its data: the manifest agrees with itself, its tokens have rows in
-    /// the embedding, and every shard is long enough for a sequence.
+    /// Checks everything that a run requires of its data: the manifest is consistent, its tokens
+    /// have rows in the embedding, and every shard is long enough for a sequence.
     ///
     /// # Errors
-    /// The first that does not hold, with its code.
+    /// The first requirement that does not hold, with its code.
     pub fn check_data(&self, data: &DataManifest, schedule: &Schedule) -> Result<(), Refusal> {
         data.validate()?;
         self.check_sequence(schedule)?;
@@ -87,7 +87,8 @@ impl ModelConfig {
     }
 }
 
-/// Text that fits in no sequence cannot be trained or evaluated on. `what` names it.
+/// Checks that a text is long enough for a sequence, since a shorter one cannot be used. `what`
+/// names the text.
 ///
 /// # Errors
 /// [`Code::ShardTooShort`]
@@ -96,7 +97,7 @@ pub fn check_length(
     tokens: Tokens,
     schedule: &Schedule,
 ) -> Result<(), Refusal> {
-    // A sequence's last token is only predicted: it takes one more than it has.
+    // A sequence needs one token more than it has, since its last token is only predicted.
     let (sequence, needed) = (
         schedule.sequence_tokens,
         u64::from(schedule.sequence_tokens) + 1,
@@ -110,8 +111,8 @@ pub fn check_length(
     Err(Refusal::new(Code::ShardTooShort, detail))
 }
 
-/// A unit may read a single shard, and text that fits in no sequence would never be read at all: so
-/// each must do by itself.
+/// Checks each shard by itself: a unit may read a single shard, and text that is shorter than a
+/// sequence would never be read.
 fn check_shards(part: &str, shards: &[Shard], schedule: &Schedule) -> Result<(), Refusal> {
     let (numbered, count) = (shards.iter().zip(1..), shards.len());
     match numbered.min_by_key(|(shard, _)| shard.tokens) {

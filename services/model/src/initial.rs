@@ -34,7 +34,7 @@ pub struct InitialWeights {
     tensors: Vec<(Range<u64>, Initial)>,
 }
 
-/// Separates this use of a run's seed from every other.
+/// Separates this use of a run's seed from every other use.
 const DOMAIN: &[u8; 24] = b"diloco initial weights 1";
 const WORDS_PER_ELEMENT: u128 = 4;
 const BYTES_PER_ELEMENT: usize = 16;

@@ -38,8 +38,7 @@ pub struct LlamaConfig {
     pub initial_deviation: f64,
 }
 
-/// The keys of `config.json` that matter; others, of which transformers writes many, are passed
-/// over.
+/// The keys of `config.json` that matter; others, of which transformers writes many, are ignored.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct LlamaFile {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -83,7 +82,7 @@ struct RopeParameters {
 
 const MODEL_TYPE: &str = "llama";
 const ARCHITECTURE: &str = "LlamaForCausalLM";
-/// The value that transformers takes where `rope_theta` is absent.
+/// The value that transformers uses if `rope_theta` is absent.
 const ROPE_THETA: f64 = 10_000.0;
 
 fn silu() -> String {
@@ -168,7 +167,7 @@ impl LlamaConfig {
     }
 
     fn validate(&self) -> Result<(), ModelError> {
-        // A quarter of what would overflow 32 bits: far above any model, far below trouble.
+        // A quarter of the value that would overflow 32 bits: more than any model has.
         whole("vocab_size", self.vocabulary.into(), 2, 1 << 24)?;
         whole("hidden_size", self.hidden.into(), 1, 1 << 18)?;
         whole("intermediate_size", self.intermediate.into(), 1, 1 << 20)?;
@@ -208,8 +207,8 @@ impl LlamaConfig {
         check_layout(&ModelConfig::Llama(self.clone()))
     }
 
-    /// Hugging Face names and shapes. Queries, keys and values of a layer lie side by side, as do
-    /// gate and up: a trainer may see each group as one matrix.
+    /// Hugging Face names and shapes. Queries, keys and values of a layer lie side by side, and so
+    /// do gate and up, so that a trainer may use each group as one matrix.
     pub(crate) fn tensors(&self) -> Vec<(String, Vec<u64>, Initial)> {
         let [vocabulary, hidden, intermediate] =
             [self.vocabulary, self.hidden, self.intermediate].map(u64::from);
@@ -218,8 +217,8 @@ impl LlamaConfig {
         let normal = Initial::Normal {
             deviation: self.initial_deviation as f32,
         };
-        // GPT-2's rule: what adds to the residual stream starts smaller by the root of the number
-        // of additions.
+        // GPT-2's rule: a matrix whose output is added to the residual stream starts smaller by the
+        // root of the number of additions.
         let additions = f64::from(2 * self.layers);
         let residual = Initial::Normal {
             deviation: (self.initial_deviation / additions.sqrt()) as f32,
@@ -260,8 +259,8 @@ impl LlamaConfig {
 }
 
 impl LlamaFile {
-    /// Refuses every variant of the architecture that this decoder does not compute, rather than
-    /// train something else.
+    /// Refuses every variant of the architecture that this decoder does not compute, so that it
+    /// never trains something else.
     fn check_kind(&self) -> Result<(), ModelError> {
         if self.model_type != MODEL_TYPE {
             return Err(ModelError::field(

@@ -1,4 +1,4 @@
-//! Models with names, to start from.
+//! Models that have a name.
 
 use crate::{LlamaConfig, ModelConfig, ReferenceConfig};
 

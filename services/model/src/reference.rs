@@ -12,7 +12,7 @@ use crate::{Initial, ModelConfig, ModelError};
 pub struct ReferenceConfig {
     /// Token ids are below this.
     pub vocabulary: u32,
-    /// The number of tokens before the predicted one that are seen.
+    /// Number of tokens before the predicted one that the model reads.
     pub context: u32,
     /// Width of a token's embedding.
     pub embedding: u32,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{check_layout, whole};
 use crate::{Initial, ModelConfig, ModelError};
 
-/// Elements of a tensor while there are few; larger models get larger tensors, not more than
+/// Elements of a tensor while there are few; larger models get larger tensors, but at most
 /// [`TENSORS`].
 const TENSOR_ELEMENTS: u64 = 1 << 20;
 const TENSORS: u64 = 1024;

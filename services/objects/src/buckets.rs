@@ -1,7 +1,7 @@
 //! The coordinator's own access to both buckets, with the admin key.
 //!
-//! Everything goes as requests signed here, by the store's clock, over one pooled HTTP/1.1 client;
-//! only listing goes through `object_store`, over the same client.
+//! Requests are signed here, by the store's clock, and sent over one pooled HTTP/1.1 client. Only
+//! listing goes through `object_store`, over the same client.
 
 #[cfg(test)]
 mod tests;
@@ -32,15 +32,16 @@ use crate::pace::Pace;
 use crate::presign::{CHECKSUM, Place, Request, StoreClock, checksum};
 use crate::transfer::{Regrant, Stored, Transfer};
 
-/// A correction of the clock that explains why a signature was refused: well below a URL's life.
+/// Least correction of the clock that explains why a signature was refused: much less than a URL's
+/// life.
 const CORRECTION_MIN: schemas::Millis = schemas::Millis::from_secs(2);
 
 /// A store's record of the sha256 that it checked at upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
-    /// It does, and it is the expected one.
+    /// It did, and the value is the expected one.
     Yes,
-    /// It does not say; only reading the object tells.
+    /// It does not say; the object has to be read.
     No,
 }
 
@@ -100,10 +101,11 @@ impl Buckets {
         })
     }
 
-    /// One round trip that shows that the store is there, takes the key pair, and what time it has.
+    /// Makes one round trip, which shows that the store is there and accepts the key pair, and
+    /// measures its clock.
     ///
     /// # Errors
-    /// It does not answer, or refuses.
+    /// The store does not answer, or refuses.
     pub async fn ping(&self) -> Result<(), ObjectError> {
         for (name, place) in [
             (BucketName::Incoming, &self.incoming),
@@ -127,8 +129,8 @@ impl Buckets {
         Ok(())
     }
 
-    /// Looks at an upload without reading it: is it there, with this length and, where the store
-    /// kept it, this sha256.
+    /// Checks an upload without reading it: it is there, with this length and, if the store
+    /// recorded one, this sha256.
     ///
     /// # Errors
     /// [`ObjectError::Missing`], [`ObjectError::Mismatch`], or the store does not answer.
@@ -209,7 +211,7 @@ impl Buckets {
         .await
     }
 
-    /// An upload's bytes, to be screened before promotion; hashed here.
+    /// An upload's bytes, for the screen before promotion; hashed here.
     ///
     /// # Errors
     /// The object was not read, or its bytes do not hash to its digest.
@@ -236,8 +238,8 @@ impl Buckets {
         })
     }
 
-    /// Stores bytes that were just made, so that nobody looks whether they are there. One hash, one
-    /// PUT; the store compares the hash before the object can be seen.
+    /// Stores bytes that were just made, without asking if the store has them. This costs one hash
+    /// and one PUT; the store compares the hash before the object can be seen.
     ///
     /// # Errors
     /// It was not stored.
@@ -313,7 +315,7 @@ impl Buckets {
         }
     }
 
-    /// All verified objects, in order of digest. Other keys in the bucket are passed over.
+    /// All verified objects, in order of digest. Other keys in the bucket are skipped.
     pub fn list(&self) -> BoxStream<'static, Result<Listed, ObjectError>> {
         let entries = self
             .blobs_listing
@@ -403,8 +405,8 @@ impl Buckets {
     }
 
     /// Sends a request without a body, again and again while the store is unreachable or busy. A
-    /// request that was refused because the store has another time than was thought is signed once
-    /// more, with the time that the refusal shows.
+    /// request that was refused because the store's clock differs is signed once more, with the
+    /// time that the refusal shows.
     async fn send(
         &self,
         during: &str,
@@ -487,7 +489,7 @@ impl Buckets {
     }
 }
 
-/// The coordinator grants itself its own URLs.
+/// Grants the coordinator its own URLs.
 struct OwnGrants<'a> {
     buckets: &'a Buckets,
     place: &'a Place,
@@ -500,8 +502,8 @@ impl OwnGrants<'_> {
     fn grant(&self, digest: Digest) -> Grant {
         let now = self.buckets.clock.at(local_now());
         let action = match self.put {
-            // Not once: bytes under a digest's key are the same bytes, and a lost answer may be
-            // repeated.
+            // Not limited to one use: bytes under a digest's key are always the same, and after a
+            // lost answer the request may be repeated.
             Some(object) => self.place.put(&self.key, digest, object.bytes, false, now),
             None => self.place.get(&self.key, now),
         };
@@ -519,7 +521,7 @@ impl Regrant for OwnGrants<'_> {
     }
 }
 
-/// Hands `object_store` the client that is used everywhere here: same trust, same pool, no proxies.
+/// Gives `object_store` the client that this crate uses: same trust, same pool, no proxies.
 #[derive(Debug)]
 struct SharedClient(Client);
 
@@ -551,8 +553,8 @@ fn listing(
 
 fn from_object_store(during: &str, error: object_store::Error) -> ObjectError {
     let text = error.to_string();
-    // Requests of this crate's listing are signed in a header, yet nothing after a question mark is
-    // worth a risk.
+    // This crate signs listing requests in a header, but nothing behind a question mark is shown in
+    // any case.
     let reason = text
         .split('?')
         .next()
@@ -566,7 +568,7 @@ fn from_object_store(during: &str, error: object_store::Error) -> ObjectError {
     }
 }
 
-/// A request of this crate's own signing, as the client takes it.
+/// The parts of a request that this crate signed.
 pub(crate) fn parts(url: &str, headers: &[(&str, &str)]) -> (Uri, HeaderMap) {
     let uri = url.parse().expect("a signed url is a uri");
     let header = |(name, value): &(&str, &str)| {
@@ -589,9 +591,9 @@ pub(crate) const fn method(method: rusty_s3::Method) -> http::Method {
     }
 }
 
-/// This machine's clock; what the store's is corrected from. It is read once and then kept by a
-/// monotonic clock: a step of the wall clock would make the correction wrong until the store's next
-/// answer.
+/// This machine's clock, to which the correction for the store's clock is added. It is read once
+/// and then continued by a monotonic clock: a step of the wall clock would make the correction
+/// wrong until the store's next answer.
 pub fn local_now() -> UnixMillis {
     static START: OnceLock<(SystemTime, std::time::Instant)> = OnceLock::new();
     let (wall, started) = START.get_or_init(|| (SystemTime::now(), std::time::Instant::now()));

@@ -5,9 +5,9 @@
 //! <folder>/objects/<ab>/<64 hex>      an object
 //! <folder>/objects/<ab>/.part-…       being written; renamed when whole, swept when abandoned
 //! ```
-//! A file's modification time is when it was last used; the longest unused goes first when the
-//! limit is passed. Reads hash again: a damaged file is removed and reported as absent. Calls
-//! block; use them off the async threads.
+//! A file's modification time is the time of its last use. Above the limit, the file that was
+//! unused for longest is removed first. Every read hashes the file: a damaged one is removed and
+//! reported as absent. Calls block; use them off the async threads.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -18,12 +18,12 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use schemas::{Code, Digest};
 
-/// Unfinished and foreign files older than this are swept; no transfer of one chunk takes as long.
+/// Age at which unfinished and foreign files are removed; no transfer of one chunk takes as long.
 const ABANDONED: Duration = Duration::from_secs(3600);
-/// After an eviction this share of the limit is in use, so that evictions are rare.
+/// Share of the limit that is still in use after an eviction, so that evictions are rare.
 const FILLED_AFTER_EVICTION: (u64, u64) = (9, 10);
-/// Share of the limit that a process adds before it looks again at what is there: others add to the
-/// same folder, which then holds at most this share a process above the limit.
+/// Share of the limit that a process adds before it reads the folder again. Other processes add to
+/// the same folder, so it may hold this share above the limit for each process.
 const LOOK_SHARE: u64 = 16;
 
 /// A cache folder.
@@ -124,14 +124,14 @@ impl Cache {
         }
     }
 
-    /// Removes what was abandoned before `now`, then the longest unused objects while the limit is
-    /// passed.
+    /// Removes files that are abandoned at `now`, and then the longest unused objects while the
+    /// limit is exceeded.
     ///
     /// # Errors
     /// The folder cannot be read.
     pub fn sweep(&self, now: SystemTime) -> Result<(), CacheError> {
-        // Counted from before the look: what is put meanwhile may be counted twice. Of two looks at
-        // a time the later one counts.
+        // Reset before the folder is read, so that bytes added meanwhile may be counted twice. Of
+        // two simultaneous sweeps the later one counts.
         self.added.store(0, Ordering::Relaxed);
         let mut entries = self.entries(now).map_err(at(&self.objects))?;
         let mut total: u64 = entries.iter().map(|entry| entry.bytes).sum();
@@ -157,7 +157,7 @@ impl Cache {
 
     fn judge(&self, path: &Path, right: bool) -> bool {
         if right {
-            // Without the touch the object is merely evicted earlier.
+            // If the touch fails, the object is only evicted earlier.
             let touched = File::options()
                 .append(true)
                 .open(path)
@@ -172,8 +172,8 @@ impl Cache {
         right
     }
 
-    /// The objects; what is neither object nor fresh is removed on the way. Folders that are not
-    /// ours stay.
+    /// The objects. Abandoned files that are no objects are removed on the way, and foreign folders
+    /// stay.
     fn entries(&self, now: SystemTime) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for folder in fs::read_dir(&self.objects)?.flatten() {

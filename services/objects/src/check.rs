@@ -1,6 +1,6 @@
-//! Does a store enforce what this design rests on? Run before a store is trusted: the rows are the
-//! facts, not the name on the box. It writes a few small objects into both buckets and removes
-//! them.
+//! Checks that a store enforces what this design depends on. Run it before you trust a store: the
+//! rows are facts, the product's name is not. It writes a few small objects into both buckets and
+//! removes them.
 
 mod report;
 
@@ -75,7 +75,7 @@ struct Sample {
     path: String,
 }
 
-/// An HTTP status, or what went wrong instead.
+/// An HTTP status, or the failure in its place.
 struct Answer(Result<u16, String>);
 
 impl Answer {
@@ -399,7 +399,7 @@ impl Probe {
         self.forget(&[sample]).await;
     }
 
-    /// An upload as a worker does it.
+    /// Uploads as a worker does.
     async fn upload(&self, place: &Place, sample: &Sample, bytes: &Bytes) -> Answer {
         self.send_put(place, &sample.path, &headers(sample, true), bytes)
             .await
@@ -460,7 +460,7 @@ impl Probe {
     ) -> Result<Response, String> {
         let (uri, mut headers) = buckets::parts(url, headers);
         if matches!(method, rusty_s3::Method::Put) {
-            // The length of what is sent, whatever was signed.
+            // The length of the bytes that are sent, whatever was signed.
             headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         }
         match timeout(
@@ -514,7 +514,7 @@ fn headers(sample: &Sample, once: bool) -> Vec<(&'static str, String)> {
     headers
 }
 
-/// The same length, other bytes.
+/// Other bytes of the same length.
 fn altered(bytes: &Bytes) -> Bytes {
     let mut other = bytes.to_vec();
     other[0] ^= 1;

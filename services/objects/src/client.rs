@@ -1,5 +1,5 @@
-//! The HTTP client under everything here: HTTP/1.1 over pooled connections. It trusts one
-//! authority, follows nothing, decodes nothing and uses no proxy. And how its answers are read.
+//! The HTTP client that this crate uses: HTTP/1.1 over pooled connections. It trusts one authority,
+//! follows no redirect, decodes no content and uses no proxy. Its answers are read here too.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,18 +36,18 @@ use crate::refusal::is_for_good;
 
 /// Longest error document that is read; S3's have a few hundred bytes.
 const ERROR_BYTES_MAX: usize = 8 << 10;
-/// Connections kept for reuse; below the store's own idle limit, so that it is the client who lets
-/// go first.
+/// Time for which an idle connection is kept for reuse: below the store's own idle limit, so that
+/// the client closes first.
 const POOL_IDLE: Duration = Duration::from_secs(25);
-/// A peer that vanished without a word is noticed after this silence and [`KEEPALIVE_PROBES`]
-/// questions as far apart.
+/// Silence after which a vanished peer is noticed, by [`KEEPALIVE_PROBES`] probes with this time
+/// between them.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 3;
-/// The kernel gives a connection up after so many times the longest silence. It counts from the
-/// first of several losses in a row, although bytes move between them, so it is only for what
-/// nobody watches here.
+/// The kernel gives a connection up after this many times the longest silence. It counts from the
+/// first of several losses in a row, even if bytes move between them, so it is meant only for
+/// connections that nobody watches here.
 const USER_TIMEOUT_IDLES: u32 = 3;
-/// Longest wait for the answer to a request of `object_store`, which has no bound of its own here.
+/// Longest wait for the answer to a request of `object_store`, which has no limit of its own.
 const LISTING_PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each
 /// record of a download.
@@ -61,21 +61,21 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Clone, Debug)]
 pub(crate) struct Client(legacy::Client<Connector, Full<Bytes>>);
 
-/// Makes connections: TCP, and TLS over it where the URL says so. `hyper-rustls` would replace the
-/// handshake only, and bounds no time for it: the connector below, with its counted line and large
-/// reads, would stay.
+/// Makes connections: TCP, and TLS over it if the URL asks for TLS. `hyper-rustls` would only
+/// replace the handshake, and does not limit its time; the connector below, with its counted line
+/// and large reads, would stay.
 #[derive(Clone, Debug)]
 struct Connector {
     tcp: HttpConnector,
-    /// None where plaintext is what is meant; otherwise that is refused, whatever a URL says.
+    /// None if plaintext is intended; with TLS, plaintext is refused, whatever a URL says.
     tls: Option<Arc<ClientConfig>>,
     patience: Duration,
 }
 
-/// A connection, with TLS or without, and what has moved over it.
+/// A connection, with or without TLS, and the count of bytes that have moved over it.
 struct Stream(TokioIo<Pin<Box<dyn Socket>>>, Line);
 
-/// Looks at the connection that a request goes over.
+/// Shows the connection that a request uses.
 pub(crate) struct Watch(CaptureConnection);
 
 trait Socket: AsyncRead + AsyncWrite + Send {}
@@ -117,7 +117,7 @@ impl Client {
         self.start(method, uri, headers, body).0.await
     }
 
-    /// As [`Client::send`], with a view of the connection for callers that watch its progress.
+    /// Like [`Client::send`], with a view of the connection for callers that watch its progress.
     pub(crate) fn start(
         &self,
         method: Method,
@@ -146,7 +146,7 @@ impl Watch {
     }
 }
 
-/// For `object_store`: its requests over the same connections.
+/// For `object_store`, whose requests use the same connections.
 #[async_trait]
 impl HttpService for Client {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
@@ -260,7 +260,7 @@ impl hyper::rt::Write for Stream {
 /// The next piece of a body; none at its end.
 pub(crate) async fn piece(response: &mut Response) -> Result<Option<Bytes>, hyper::Error> {
     while let Some(frame) = response.frame().await {
-        // Trailers say nothing here.
+        // Trailers are ignored.
         if let Ok(piece) = frame?.into_data() {
             return Ok(Some(piece));
         }
@@ -285,18 +285,18 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The fields read from an S3 document; a field is empty when the document does not have it.
+/// The fields of an S3 document that are read; a field is empty if the document does not have it.
 pub(crate) struct S3Answer {
-    /// `<Code>`: it is an error.
+    /// `<Code>`: not empty if the document is an error.
     pub(crate) code: String,
-    /// True when the error says something about a URL that holds for the next one too.
+    /// True if the error will hold for another URL too.
     pub(crate) for_good: bool,
     /// `<ChecksumSHA256>`: base64, of the object that a copy made.
     pub(crate) checksum: String,
 }
 
-/// Reads an S3 document. Consumes the body, so that the connection is reusable, and gives up after
-/// a silence of `idle`.
+/// Reads an S3 document to its end, so that the connection can be reused. Gives up after a silence
+/// of `idle`.
 pub(crate) async fn s3_answer(mut response: Response, idle: Duration) -> S3Answer {
     let mut text = Vec::new();
     while let Ok(Ok(Some(piece))) = timeout(idle, piece(&mut response)).await {

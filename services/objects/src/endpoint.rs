@@ -1,5 +1,5 @@
-//! The address of the store, and the authority that its certificate needs. There are no system
-//! roots: the authority is always named.
+//! The address of the store, and the authority that its certificate needs. System roots are not
+//! used: the authority is always named.
 
 use std::net::IpAddr;
 
@@ -60,7 +60,7 @@ impl Endpoint {
         };
         let parsed = Url::parse(url).map_err(|_| refused())?;
         let bare = parsed.path() == "/" && parsed.query().is_none() && parsed.username().is_empty();
-        // Some hosts that a url may have, `{store}` for one, no request can name.
+        // Some hosts are valid in a URL but not in a request, for example `{store}`.
         let is_uri = parsed.as_str().parse::<http::Uri>().is_ok();
         if parsed.host().is_none() || !bare || parsed.password().is_some() || !is_uri {
             return Err(refused());
@@ -93,7 +93,7 @@ impl Trust {
     /// Checks that a request to `url` is protected as this trust demands.
     ///
     /// # Errors
-    /// Plaintext where TLS is demanded or beyond loopback, or TLS without an authority.
+    /// Plaintext where TLS is required or beyond loopback, or TLS without an authority.
     pub(crate) fn permits(&self, url: &Url) -> Result<(), EndpointError> {
         let right = match self {
             Self::Authority(_) => url.scheme() == "https",

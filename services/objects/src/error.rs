@@ -10,15 +10,15 @@ use crate::key::KeyError;
 /// Reasons why an object was not read or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectError {
-    /// No answer, or the connection broke, and the time allowed has passed.
+    /// There was no answer or the connection broke, and the time allowed has passed.
     #[error("{during}: the store did not answer in time: {reason}")]
     Unreachable {
         /// The operation.
         during: String,
-        /// The last thing that was seen.
+        /// The last fault that was seen.
         reason: String,
     },
-    /// The store showed a certificate that is not taken. Asking again changes nothing.
+    /// The store showed a certificate that is refused. Asking again changes nothing.
     #[error("{during}: {reason}")]
     Certificate {
         /// The operation.
@@ -34,7 +34,7 @@ pub enum ObjectError {
     Uncertain {
         /// The object.
         digest: Digest,
-        /// The last thing that was seen.
+        /// The last fault that was seen.
         reason: String,
     },
     /// The store does not have it.
@@ -43,7 +43,7 @@ pub enum ObjectError {
         /// Digest or key.
         what: String,
     },
-    /// The bytes are not what the digest names.
+    /// The bytes do not have the digest.
     #[error("{digest} has other bytes: {reason}")]
     Mismatch {
         /// The digest asked for.
@@ -51,7 +51,7 @@ pub enum ObjectError {
         /// The difference.
         reason: String,
     },
-    /// The store refused the request, and another URL did not help or cannot be had.
+    /// The store refused the request, and another URL did not help or could not be had.
     #[error("{during}: the store refused with {status} {code}{}", if *for_good { ", for good" } else { "" })]
     Refused {
         /// The operation.
@@ -60,7 +60,7 @@ pub enum ObjectError {
         status: u16,
         /// The S3 error code, or empty.
         code: String,
-        /// The next URL is refused too.
+        /// True if the next URL will be refused too.
         for_good: bool,
     },
     /// The store has no room.
@@ -69,7 +69,7 @@ pub enum ObjectError {
         /// The operation.
         during: String,
     },
-    /// Larger than the caller or the design accepts.
+    /// It is larger than the caller or the design accepts.
     #[error("{digest} has {bytes} bytes, at most {bytes_max} are accepted")]
     TooLarge {
         /// The object.
@@ -82,8 +82,8 @@ pub enum ObjectError {
     /// The coordinator refused another URL.
     #[error("no url: {0}")]
     Denied(#[from] Refusal),
-    /// A grant is not usable: no action where one is needed, another method, a malformed URL or
-    /// header.
+    /// A grant cannot be used: an action is missing, the method is another, or a URL or header is
+    /// malformed.
     #[error("the grant for {digest} is not usable: {reason}")]
     GrantInvalid {
         /// The object.
@@ -100,7 +100,7 @@ pub enum ObjectError {
 }
 
 impl ObjectError {
-    /// That the store's certificate was refused, where that is why a request failed.
+    /// The error for a refused certificate, if that is why a request failed.
     pub(crate) fn certificate(
         during: &str,
         error: &(dyn std::error::Error + 'static),

@@ -33,7 +33,7 @@ pub enum BucketName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlobKey(pub Digest);
 
-/// The key of an upload in `incoming`. Its last segment promises the digest.
+/// The key of an upload in `incoming`. Its last segment is the digest that the bytes must have.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IncomingKey {
     owner: Owner,
@@ -117,8 +117,8 @@ impl FromStr for BlobKey {
 }
 
 impl IncomingKey {
-    /// The key under which `worker` uploads an object under `lease`. An object under it was
-    /// uploaded under this lease and by nobody else.
+    /// The key under which `worker` uploads an object under `lease`. Only this worker can upload
+    /// there, and only under this lease.
     pub fn worker(run: &RunId, lease: LeaseRef, worker: &WorkerId, digest: Digest) -> Self {
         Self {
             owner: Owner::Worker {

@@ -1,40 +1,40 @@
-//! The number of transfers that run side by side. Many fill a good line; on a poor one they starve
-//! each other until all of them time out, and then all start again. So there are fewer after a
-//! time-out, and one more after each that went well.
+//! The number of transfers that run in parallel. A good line needs many; on a poor one they would
+//! slow each other down until all time out, and then all would start again. So the number is halved
+//! after a time-out, and grows by one after each success.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-/// Transfers at first: a good line soon has more, and a poor one is not flooded before it is known.
+/// Transfers at first: a good line soon gets more, and an unknown line is not flooded.
 const FIRST: usize = 4;
-/// A transfer that took less says nothing against one more, however small it was.
+/// A transfer that took less time is no reason against one more, however small it was.
 const QUICK: Duration = Duration::from_secs(2);
-/// A transfer at this rate or above has a good line, and one more may find room there.
+/// A transfer at this rate or above has a good line, which may have room for one more.
 const GOOD_BYTES_PER_SECOND: u64 = 64 << 10;
-/// A transfer below this rate, of [`LONG`] or more, shares its line with too many.
+/// A transfer below this rate, that took [`LONG`] or more, shares its line with too many.
 const POOR_BYTES_PER_SECOND: u64 = 16 << 10;
 const LONG: Duration = Duration::from_secs(10);
 
-/// The end of one transfer, as far as it tells about the line.
+/// The end of one transfer, as far as it says something about the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// It moved so many bytes in this time.
+    /// It succeeded: it moved this many bytes in this time.
     Well { bytes: u64, took: Duration },
     /// Nothing moved any more.
     Stalled,
-    /// In a way that says nothing about the line.
+    /// It ended in a way that says nothing about the line.
     Otherwise,
 }
 
-/// The rule: how many may run.
+/// The rule for how many transfers may run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Width {
     now: usize,
     max: usize,
-    /// Counts the halvings. Those that run at the same time stall together, and that is one reason
-    /// to halve, not many.
+    /// Number of halvings. Transfers that run at the same time stall together, which is one reason
+    /// to halve and not many.
     halvings: u64,
 }
 
@@ -48,8 +48,8 @@ impl Width {
         }
     }
 
-    /// Learns from a transfer that began after so many halvings; whether that was a reason to
-    /// halve.
+    /// Learns from the end of a transfer that began when `began` halvings had happened. Returns
+    /// true if this halved the number.
     fn learn(&mut self, began: u64, ended: Ended) -> bool {
         match ended {
             Ended::Stalled if began == self.halvings => {
@@ -88,7 +88,7 @@ struct State {
     busy: usize,
 }
 
-/// A place for one attempt; given back when it is dropped.
+/// A place for one attempt; dropping it gives the place back.
 pub(crate) struct Lane {
     lanes: Lanes,
     began: u64,
@@ -111,7 +111,7 @@ impl Lanes {
         loop {
             let freed = self.0.freed.notified();
             let mut freed = std::pin::pin!(freed);
-            // From here on a place that is given back is heard, also before the waiting begins.
+            // From here on, a place that is given back is noticed, even before the waiting begins.
             freed.as_mut().enable();
             if let Some(lane) = self.try_enter() {
                 return lane;
@@ -133,7 +133,7 @@ impl Lanes {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Two numbers are right after a panic too.
+        // The two numbers are valid after a panic too.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -145,7 +145,7 @@ impl Lane {
     pub(crate) fn leave(self, ended: Ended) -> bool {
         let mut state = self.lanes.lock();
         let is_news = state.width.learn(self.began, ended);
-        // The place itself is given back by the drop of this.
+        // Dropping `self` gives the place back.
         drop(state);
         is_news
     }

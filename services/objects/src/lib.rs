@@ -5,7 +5,8 @@
 //! * [`presign`]: short URLs for one object and one method, signed by the store's clock.
 //! * [`buckets`]: the coordinator's own access; [`transfer`]: a worker's, through granted URLs
 //!   only.
-//! * [`cache`]: objects on local disk; [`check`]: does a store enforce what this design rests on.
+//! * [`cache`]: objects on local disk; [`check`]: checks that a store enforces what this design
+//!   depends on.
 //!
 //! Nobody gets a byte that was not hashed: every read compares digest and length before it returns.
 //!

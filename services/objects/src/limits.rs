@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// Bounds of a [`Transfer`](crate::Transfer); how long a whole transfer may take is the caller's deadline.
+/// Limits of a [`Transfer`](crate::Transfer). The caller's deadline limits the time of a whole
+/// transfer.
 #[derive(Clone, Debug)]
 pub struct TransferLimits {
     /// Longest silence while bytes are expected, and longest wait for an answer.
@@ -15,7 +16,7 @@ pub struct TransferLimits {
     pub pause_max: Duration,
     /// Idle connections kept for reuse.
     pub connections_max: usize,
-    /// Transfers of one direction at the same time, on a good line.
+    /// Most transfers of one direction at the same time, on a good line.
     pub parallel_max: usize,
 }
 

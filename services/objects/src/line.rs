@@ -1,6 +1,6 @@
-//! A TCP connection that tells how many bytes have really moved over it. Written bytes lie in the
-//! kernel's buffer at first, megabytes of them, and on a slow line they leave it over minutes: only
-//! bytes that the peer's machine has acknowledged have moved.
+//! A TCP connection that knows how many bytes have really moved over it. Written bytes first lie in
+//! the kernel's buffer, which holds megabytes and takes minutes to drain over a slow line. So only
+//! bytes that the peer's machine has acknowledged count as moved.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, RawFd};
@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Counts of bytes that a connection has moved, for the transfer that waits for it. Clones look at
+/// Counts of bytes that a connection has moved, for the transfer that waits for it. Clones share
 /// the same connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Line(Arc<Counts>);
@@ -21,9 +21,9 @@ pub(crate) struct Line(Arc<Counts>);
 struct Counts {
     read: AtomicU64,
     written: AtomicU64,
-    /// Bytes moved when the last request was over.
+    /// Bytes that had moved at the end of the last request.
     settled: AtomicU64,
-    /// None once the connection is closed: its number may then name another.
+    /// None once the connection is closed, since its number may then belong to another.
     socket: Mutex<Option<RawFd>>,
 }
 
@@ -58,7 +58,7 @@ impl Line {
             .saturating_sub(self.0.settled.load(Ordering::Relaxed))
     }
 
-    /// Ends a request: what has moved so far belongs to it and those before.
+    /// Ends a request: the bytes so far belong to it and to earlier ones.
     pub(crate) fn settle(&self) {
         self.0.settled.store(self.moved(), Ordering::Relaxed);
     }
@@ -182,7 +182,7 @@ mod tests {
             .unwrap();
         let (mut counted, (mut peer, _)) = (Counted::new(stream), listener.accept().await.unwrap());
         let line = counted.line().clone();
-        // The peer does not read: buffers of both machines fill up, then nothing goes.
+        // The peer does not read: the buffers of both machines fill up, and then nothing moves.
         let length = 16 << 20;
         let body = vec![7; length];
         let mut written = 0;

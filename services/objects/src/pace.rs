@@ -1,4 +1,4 @@
-//! The pauses between attempts, and until when there is another.
+//! The pauses between attempts, and the time until which new attempts may begin.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
@@ -8,14 +8,14 @@ use tokio::time::{Instant, sleep};
 
 use crate::limits::TransferLimits;
 
-/// Longest `Retry-After` that is obeyed.
+/// Longest `Retry-After` that is respected.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 /// The pauses between attempts of one transfer.
 pub(crate) struct Pace {
     backoff: Backoff,
     deadline: Instant,
-    /// Time that the transfer may take without progress.
+    /// Time that the transfer may spend without progress.
     patience: Duration,
 }
 
@@ -29,25 +29,25 @@ impl Pace {
         }
     }
 
-    /// Until when another attempt may begin.
+    /// The time until which another attempt may begin.
     pub(crate) const fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// Progress was made that the next attempt need not make again: time counts anew, and pauses
-    /// start small.
+    /// Starts the time anew, and the pauses small, after progress that the next attempt need not
+    /// repeat.
     pub(crate) fn restart(&mut self) {
         self.backoff.reset();
         self.deadline = self.deadline.max(Instant::now() + self.patience);
     }
 
-    /// Time that was spent in waiting for others, who went on, is not this transfer's.
+    /// Extends the time by a wait for other transfers that made progress.
     pub(crate) fn waited(&mut self, span: Duration) {
         self.deadline += span;
     }
 
-    /// Waits before another attempt, `asked` long when the store said so; false when the deadline
-    /// does not allow it.
+    /// Waits before another attempt, for `asked` if the store said so. Returns false if the
+    /// deadline does not allow it.
     pub(crate) async fn pause(&mut self, asked: Option<Duration>) -> bool {
         let pause = self.step(asked, random_fraction());
         if Instant::now() + pause >= self.deadline {
@@ -103,6 +103,25 @@ mod tests {
             pace().step(Some(Duration::from_secs(3600)), 0.0),
             RETRY_AFTER_MAX
         );
+    }
+
+    #[test]
+    fn a_pause_that_a_store_asked_for_is_spread_over_half_of_our_own() {
+        let asked = Some(Duration::from_secs(7));
+        let most = Duration::from_millis(7050);
+        assert_eq!(pace().step(asked, 1.0), most);
+    }
+
+    #[test]
+    fn progress_and_waiting_for_others_move_the_deadline() {
+        let mut pace = pace();
+        let before = pace.deadline();
+        pace.restart();
+        let anew = pace.deadline();
+        assert!(anew > before);
+        let span = Duration::from_secs(3);
+        pace.waited(span);
+        assert_eq!(pace.deadline(), anew + span);
     }
 
     #[tokio::test]

@@ -19,12 +19,12 @@ use url::Url;
 use crate::endpoint::{Endpoint, EndpointError};
 use crate::key::{BlobKey, BucketName, IncomingKey};
 
-/// Difference of clocks at which someone should look: it eats a tenth of a URL's life.
+/// Difference of clocks at which somebody should look at them: it uses up a tenth of a URL's life.
 pub const CLOCK_ALARM: Millis = Millis::from_secs(5);
 
 /// The header that carries an object's sha256, in base64.
 pub(crate) const CHECKSUM: &str = "x-amz-checksum-sha256";
-/// The only content type there is: nothing looks inside.
+/// The only content type: nothing reads the content.
 pub(crate) const CONTENT_TYPE: &str = "application/octet-stream";
 
 /// The store's clock, as its `Date` headers show it. Clones share the measurement.
@@ -56,8 +56,8 @@ pub(crate) struct Request<'a> {
 }
 
 impl StoreClock {
-    /// Learns from a `Date` header of an answer to a request sent and received at these local
-    /// times.
+    /// Measures the store's clock by the `Date` header of an answer, whose request was sent and
+    /// which was received at these local times.
     ///
     /// The header counts whole seconds, so the measurement is good to about half a second.
     pub fn observe(&self, date: &str, sent: UnixMillis, received: UnixMillis) {
@@ -161,7 +161,7 @@ impl Place {
         Ok(Self { bucket, key })
     }
 
-    /// A PUT of these bytes alone; `once` makes the store refuse it when the key exists.
+    /// A PUT of exactly these bytes; with `once` the store refuses it if the key exists.
     pub(crate) fn put(
         &self,
         key: &str,
@@ -319,6 +319,17 @@ mod tests {
             action.href
         );
         assert_eq!(action.headers.len(), 0);
+    }
+
+    #[test]
+    fn logs_name_a_signer_by_its_buckets_and_hold_no_secret() {
+        let signer = signer();
+        let said = format!("{signer:?}");
+        assert!(
+            said.contains("incoming") && said.contains("blobs"),
+            "{said}"
+        );
+        assert!(!said.contains(signer.blobs.key.expose_secret()), "{said}");
     }
 
     #[test]

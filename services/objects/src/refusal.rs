@@ -1,8 +1,8 @@
-//! Conclusions from a store's refusal of one URL about the next one. Stores agree on codes for a
+//! Conclusions from a store's refusal of one URL about the next URL. Stores agree on codes for a
 //! wrong signature or key. They share one code between a URL that has expired and an object that
-//! its signer may not touch; there the message tells them apart.
+//! its signer may not use; there the message tells the two apart.
 
-/// Codes that no other URL of the same signer changes.
+/// Codes that another URL of the same signer would get too.
 const FOR_GOOD: [&str; 7] = [
     "SignatureDoesNotMatch",
     "InvalidAccessKeyId",
@@ -13,7 +13,7 @@ const FOR_GOOD: [&str; 7] = [
     "MethodNotAllowed",
 ];
 
-/// Words of messages about a URL's time: it is over, or has not come.
+/// Words in messages about a URL's time: it has expired, or is not valid yet.
 const OF_TIME: [&str; 6] = [
     "expire",
     "too old",
@@ -23,7 +23,8 @@ const OF_TIME: [&str; 6] = [
     "date",
 ];
 
-/// True when another URL is refused too. A refusal without words, such as a proxy gives, may pass.
+/// True if another URL will be refused too. A refusal without a code and a message, as from a
+/// proxy, may pass.
 pub(crate) fn is_for_good(code: &str, message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     match code {

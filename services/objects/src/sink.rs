@@ -34,7 +34,7 @@ impl Sink {
         self.total == Some(self.len())
     }
 
-    /// The object's length as an answer states it; it must be acceptable and may not change.
+    /// Takes the object's length as an answer states it; it must be acceptable and must not change.
     pub(crate) fn expect(&mut self, total: u64) -> Result<(), ObjectError> {
         if total > self.bytes_max {
             return Err(ObjectError::TooLarge {
@@ -62,7 +62,7 @@ impl Sink {
         Ok(())
     }
 
-    /// The bytes, if they are the right ones.
+    /// The bytes, if they have the right length and digest.
     pub(crate) fn into_bytes(self) -> Result<Bytes, ObjectError> {
         let got = self.hasher.finish();
         if got == self.digest {

@@ -1,22 +1,22 @@
-//! The rule by which an attempt to move an object is given up. Time counts from the last byte that
-//! moved, however long the whole takes.
+//! The rule for giving up an attempt to transfer an object. Time counts from the last byte that
+//! moved, however long the whole transfer takes.
 
 use std::time::Duration;
 
-/// Slowest transfer that is waited for, over [`CRAWL_WINDOWS`] windows of silence. Eight that share
-/// a line of 40 KB/s have five times as much; one byte a minute is no transfer. The store waits for
-/// slower ones.
+/// Slowest transfer that is continued, averaged over [`CRAWL_WINDOWS`] windows of silence. Each of
+/// eight that share a line of 40 KB/s has five times as much; one byte a minute is no transfer. The
+/// store waits for slower ones.
 pub(crate) const BYTES_PER_SECOND_MIN: u64 = 1 << 10;
-/// So many windows, each as long as the longest silence, are looked at together: a slow line has
+/// Number of windows that are judged together, each as long as the longest silence: a slow line has
 /// pauses.
 const CRAWL_WINDOWS: u32 = 3;
-/// Bytes that boxes between us and the store may hold after they have acknowledged them; a slow
-/// line takes its time to move them.
+/// Most bytes that machines between us and the store may hold after they have acknowledged them; a
+/// slow line takes some time to move these.
 const UNDERWAY_BYTES_MAX: u64 = 256 << 10;
-/// Longest time that is allowed for it.
+/// Longest time that is allowed for these bytes.
 const UNDERWAY_MAX: Duration = Duration::from_secs(60);
-/// An attempt of this age is told when it has this much ahead of it, or is slower than any line
-/// that is meant for this.
+/// Age at which an attempt is logged as slow, if it will take this long again, or is slower than
+/// any usable line.
 const SLOW_AFTER: Duration = Duration::from_secs(10);
 const SLOW_REST_MIN: Duration = Duration::from_secs(20);
 const SLOW_BYTES_PER_SECOND: u64 = 32 << 10;
@@ -25,11 +25,11 @@ const SLOW_BYTES_PER_SECOND: u64 = 32 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Going {
     Well,
-    /// It will take long.
+    /// It goes on, but will take long.
     Slowly(Slow),
-    /// Nothing has moved for so long.
+    /// Nothing has moved for this long.
     Silent(Duration),
-    /// Something moves, and too little to ever end.
+    /// Bytes move, but too slowly to ever finish.
     Crawling,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Slow {
     pub(crate) expected: Duration,
 }
 
-/// One attempt's progress. Times are counted from its begin.
+/// One attempt's progress. Times count from its start.
 #[derive(Debug)]
 pub(crate) struct Progress {
     idle: Duration,
@@ -49,7 +49,7 @@ pub(crate) struct Progress {
     bytes: u64,
     moved: u64,
     last: Duration,
-    /// The begin of the present crawl window, and what had moved then.
+    /// The start of the present window, and the bytes that had moved by then.
     window: (Duration, u64),
 }
 
@@ -64,7 +64,7 @@ impl Progress {
         }
     }
 
-    /// Takes note that `moved` bytes have moved by `now`, and judges.
+    /// Takes the number of bytes that have moved by `now`, and judges the attempt.
     pub(crate) fn judge(&mut self, now: Duration, moved: u64) -> Going {
         if moved > self.moved {
             (self.moved, self.last) = (moved, now);
@@ -107,7 +107,7 @@ impl Progress {
         self.moved.saturating_mul(1000) / ms
     }
 
-    /// Time that acknowledged bytes may still travel once all of them are acknowledged.
+    /// Time that bytes may still travel after all of them were acknowledged.
     fn underway(&self, rate: u64) -> Duration {
         if self.moved < self.bytes || self.bytes == 0 {
             return Duration::ZERO;
@@ -167,9 +167,48 @@ mod tests {
     }
 
     #[test]
+    fn the_slowest_that_is_a_transfer_is_measured_anew_in_each_window() {
+        let least = 60 * BYTES_PER_SECOND_MIN;
+        let mut progress = Progress::new(IDLE, 1 << 20);
+        let going = [15, 30, 45].map(|second| progress.judge(at(second), second));
+        assert!(!going.contains(&Going::Crawling));
+        assert_ne!(progress.judge(at(60), least), Going::Crawling);
+        for second in [75, 90, 105] {
+            let going = progress.judge(at(second), least + second);
+            assert_ne!(going, Going::Crawling);
+        }
+        assert_eq!(progress.judge(at(120), least + 120), Going::Crawling);
+    }
+
+    #[test]
+    fn what_has_moved_whole_does_not_crawl() {
+        let bytes = 256 << 10;
+        let mut progress = Progress::new(IDLE, bytes);
+        progress.judge(at(19), 100);
+        progress.judge(at(38), 200);
+        for second in [52, 60, 120] {
+            let going = progress.judge(at(second), bytes);
+            assert_eq!(going, Going::Well, "after {second} s");
+        }
+    }
+
+    #[test]
+    fn a_transfer_is_told_below_a_rate_or_with_much_ahead_of_it() {
+        let going = |rate: u64, left: u64| {
+            let mut progress = Progress::new(IDLE, 10 * rate + left);
+            matches!(progress.judge(at(10), 10 * rate), Going::Slowly(_))
+        };
+        assert!(!going(SLOW_BYTES_PER_SECOND, 3 * SLOW_BYTES_PER_SECOND));
+        assert!(going(SLOW_BYTES_PER_SECOND - 1, 3 * SLOW_BYTES_PER_SECOND));
+        let fast = 2 * SLOW_BYTES_PER_SECOND;
+        assert!(going(fast, 20 * fast));
+        assert!(!going(fast, 20 * fast - 1));
+    }
+
+    #[test]
     fn an_answer_over_a_slow_line_is_waited_for_longer() {
-        // Everything was acknowledged on the way within 50 s, at 5 KiB/s; the last of it may lie in
-        // a box there.
+        // All bytes were acknowledged within 50 s, at 5 KiB/s; the last of them may still lie in a
+        // machine on the way.
         let (bytes, rate) = (250 << 10, 5 << 10);
         let mut slow = Progress::new(IDLE, bytes);
         assert!(!matches!(slow.judge(at(50), bytes), Going::Silent(_)));

@@ -1,11 +1,10 @@
-//! Transfers through granted URLs: what a worker uses, and the engine under the coordinator's own
-//! access.
+//! Transfers through granted URLs, for workers and for the coordinator's own access.
 //!
 //! An upload is one PUT of bytes held in memory. A download hashes as it reads, resumes by range
 //! where it broke, and returns nothing until the digest matches. An attempt lasts as long as bytes
 //! move, however slowly; further ones begin until the caller's deadline, with jittered exponential
-//! pauses, and fewer run side by side after one stood still. A refused or used-up URL is replaced
-//! through [`Regrant`]; what was uploaded is not sent again.
+//! pauses, and fewer run in parallel after one stood still. A refused or used-up URL is replaced
+//! through [`Regrant`]; an object that was uploaded is not sent again.
 
 mod download;
 mod ending;
@@ -37,25 +36,25 @@ use crate::presign::StoreClock;
 use crate::stall::{Going, Progress};
 use ending::{Failure, Reason, Teller, ended};
 
-/// Time between two looks at a transfer under way. The first look is at once, for the many that are
-/// over by then.
+/// Time between two looks at a transfer under way. The first look is at once, since many transfers
+/// are complete by then.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_FIRST: Duration = Duration::from_millis(20);
-/// After the deadline an attempt goes on only while it has not been silent for this long.
+/// Longest silence of an attempt that goes on after the deadline.
 const GRACE: Duration = Duration::from_secs(2);
-/// A longer exchange says little about the store's clock.
+/// Longest exchange that is used to measure the store's clock.
 const CLOCK_EXCHANGE_MAX: Duration = Duration::from_secs(5);
 /// Give up an upload after this many "no room" answers. Space held by uploads in progress frees up
 /// in moments; anything else needs an operator, so report it instead of retrying.
 const FULL_ANSWERS_MAX: u32 = 4;
-/// Give up after this many refusals for good: the first may be due to a URL that was damaged on its
-/// way, and one that another grant replaces.
+/// Give up after this many refusals for good. One alone may be due to a URL that was damaged on its
+/// way; then the next URL works.
 const REFUSED_FOR_GOOD_MAX: u32 = 2;
 
 /// Grants another URL when one was refused, has expired, or may have been used.
 #[async_trait]
 pub trait Regrant: Send + Sync {
-    /// Another grant for `digest`; without an action when the store has the object by now.
+    /// Another grant for `digest`. It holds no action if the store has the object by now.
     ///
     /// # Errors
     /// The refusal. [`Code::NoAnswer`], [`Code::Draining`] and [`Code::AskedTooMuch`] are asked
@@ -63,7 +62,7 @@ pub trait Regrant: Send + Sync {
     async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal>;
 }
 
-/// The good end of an upload.
+/// The outcome of a successful upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
     /// These bytes were sent and accepted.
@@ -81,19 +80,19 @@ pub struct Transfer {
     up: Lanes,
     down: Lanes,
     moved: Moved,
-    /// Keeps the store's time for the signer of URLs.
+    /// The store's clock, which the signer of URLs uses; this client measures it.
     clock: Option<StoreClock>,
 }
 
-/// Bytes of objects that went over the line, those of transfers under way and of attempts that
-/// failed among them. Clones count together.
+/// Bytes of objects that went over the line, including transfers under way and failed attempts.
+/// Clones count together.
 #[derive(Clone, Debug, Default)]
 pub struct Moved {
     /// To the store.
     pub up: Arc<AtomicU64>,
     /// From it.
     pub down: Arc<AtomicU64>,
-    /// Attempts that failed; most of them are made again.
+    /// Failed attempts; most of them are repeated.
     pub failures: Arc<AtomicU64>,
 }
 
@@ -127,7 +126,7 @@ impl Transfer {
         })
     }
 
-    /// The same, which tells `clock` what time the store has.
+    /// The same client, which also measures the store's clock for `clock`.
     pub(crate) fn with_clock(self, clock: StoreClock) -> Self {
         Self {
             clock: Some(clock),
@@ -180,8 +179,7 @@ impl Transfer {
                 Ok(stored) => return Ok(stored),
                 Err(failure) => failure,
             };
-            // After a broken connection the coordinator is asked instead of guessing: it can look
-            // at the store.
+            // After a broken connection the coordinator is asked, since it can ask the store.
             let (ask, reason, wait) = match failure {
                 Failure::Final(error) => return Err(error),
                 Failure::Url(reason) => (true, reason, None),
@@ -283,8 +281,8 @@ impl Transfer {
         Ok((uri, headers))
     }
 
-    /// Waits for a place among the transfers of one direction. Also whether it took so long that
-    /// the URL at hand may be too old by now.
+    /// Waits for a place among the transfers of one direction. Also returns true if the wait was so
+    /// long that the URL may be too old by now.
     async fn lane(&self, lanes: &Lanes, pace: &mut Pace) -> (Lane, bool) {
         let (begun, moved) = (Instant::now(), self.moved.bytes());
         let lane = lanes.enter().await;
@@ -336,7 +334,7 @@ impl Transfer {
                 Going::Slowly(slow) => teller.tell(slow),
                 Going::Silent(silence) => {
                     let text = format!(
-                        "nothing moved for {} s, {counted} of {bytes} bytes had",
+                        "nothing moved for {} s after {counted} of {bytes} bytes",
                         silence.as_secs()
                     );
                     return Err(Reason::stalled(text));
@@ -351,7 +349,7 @@ impl Transfer {
         }
     }
 
-    /// An attempt failed.
+    /// Counts and logs a failed attempt.
     fn failed(&self, reason: &Reason, digest: Digest, verb: &str, is_news: bool) {
         self.moved.failures.fetch_add(1, Ordering::Relaxed);
         reason.log(digest, verb, is_news);
@@ -409,7 +407,7 @@ impl Transfer {
     }
 }
 
-/// An answer to wait for: to a request with a body of so many bytes.
+/// An answer that is awaited, to a request with a body of this many bytes.
 struct Expected {
     digest: Digest,
     bytes: u64,

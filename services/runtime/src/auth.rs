@@ -1,5 +1,5 @@
-//! `require_auth`: one umbrella over four layers, on by default, and the one check that every
-//! process makes of it before it connects or binds anything.
+//! `require_auth`: one umbrella switch over four layers, on by default, and the one check that
+//! every process makes before it connects or binds anything.
 
 use schemas::member::{Layer, OpenLayer, Posture};
 use schemas::{Code, Refusal};
@@ -24,7 +24,7 @@ pub struct AuthConfig {
     pub demo: bool,
 }
 
-/// One switch a layer; without one the umbrella decides.
+/// One switch for each layer; a layer without one follows the umbrella.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(
@@ -46,9 +46,9 @@ pub struct LayerSwitches {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exception {
-    /// Which.
+    /// The layer.
     pub layer: Layer,
-    /// Why, in the operator's words.
+    /// The reason, in the operator's words.
     pub reason: String,
 }
 
@@ -76,18 +76,18 @@ impl LayerSwitches {
 
 /// The state of a layer's authentication.
 enum Stand {
-    /// Required, by this switch.
+    /// Required by this switch.
     Required(&'static str),
-    /// Open, for this reason; whether an exception says so.
+    /// Open for this reason; `excepted` is true when an exception says so.
     Open { reason: String, excepted: bool },
 }
 
-/// Checks everything that a process has to show against what its switches demand, and logs at WARN
-/// each layer that is open, naming who can use it then.
+/// Checks a process's materials against its switches. Logs each open layer at WARN, with the
+/// parties that can use it.
 ///
 /// # Errors
-/// Everything that is wrong, each with the switch, and the place it was set, that demands what is
-/// missing.
+/// Everything that is wrong. Each refusal names the switch that requires the missing material, and
+/// the place where the switch was set.
 pub fn validate(
     config: &AuthConfig,
     materials: &Materials,
@@ -143,7 +143,7 @@ fn stand(config: &AuthConfig, layer: Layer, origins: &Origins) -> Stand {
     }
 }
 
-/// Switches that contradict each other.
+/// Refusals of switches that contradict each other.
 fn contradictions(config: &AuthConfig, origins: &Origins) -> Vec<Refusal> {
     let mut found = Vec::new();
     for (place, exception) in config.exceptions.iter().enumerate() {
@@ -213,7 +213,7 @@ fn judge(
             format!("{key} {why}; {switch} ({origin}) demands it"),
         ));
     }
-    // Material that is there must be valid, demanded or not.
+    // Material that is there must be valid, even if no switch requires it.
     item.check(materials.now)
         .err()
         .or_else(|| plaintext(item, stand, origins))
@@ -242,7 +242,7 @@ fn plaintext(item: &Material, stand: &Stand, origins: &Origins) -> Option<Refusa
     ))
 }
 
-/// Sample secrets, unless this is a demonstration on loopback.
+/// Refusals of sample secrets, unless this is a demonstration on loopback.
 fn samples(config: &AuthConfig, materials: &Materials) -> Vec<Refusal> {
     let mut addresses = materials.items.iter().flat_map(Material::addresses);
     let loopback =

@@ -1,5 +1,5 @@
-//! The connection to NATS: requests that fail when they are refused instead of when their time is
-//! over, subscriptions that are known to stand, and a log of what becomes of the connection.
+//! The connection to NATS. A refused request fails at once instead of at its time-out, a
+//! subscription is known to stand, and changes of the connection are logged.
 
 mod error;
 mod many;
@@ -30,7 +30,7 @@ use crate::probe::{self, Vigil};
 /// Longest wait for the server to show that a subscription stands.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(5);
 
-/// Time that a refusal which has arrived may take through the client's own task.
+/// Time that the client's own task may take to hand on a refusal that has arrived.
 const REFUSAL_GRACE: Duration = Duration::from_millis(100);
 
 /// The section `bus` of every configuration.
@@ -50,14 +50,14 @@ pub struct BusConfig {
 pub struct Bus {
     client: Client,
     denials: Denials,
-    /// Counts how often the connection was lost: what was being waited for then does not come any
-    /// more.
+    /// Counts how often the connection was lost: an answer that was waited for at that moment does
+    /// not come any more.
     lost: watch::Sender<u64>,
     public: Option<PublicKey>,
     url: String,
 }
 
-/// A subscription. It ends with an error when the server takes the right to it away.
+/// A subscription. It ends with an error when the server takes the right to the subject away.
 pub struct Subscription {
     subject: String,
     messages: Subscriber,
@@ -109,8 +109,8 @@ impl BusConfig {
 }
 
 impl Bus {
-    /// Connects as `name`, with the credentials that `config` names, or as nobody when it names
-    /// none (a layer that was opened on purpose; see [`crate::validate`]). One attempt; once
+    /// Connects as `name`, with the credentials that `config` names, or without credentials when it
+    /// names none (a layer that was opened on purpose; see [`crate::validate`]). One attempt; once
     /// connected, the client reconnects by itself.
     ///
     /// # Errors
@@ -169,7 +169,7 @@ impl Bus {
         &self.client
     }
 
-    /// The key that is connected; none for a connection as nobody.
+    /// The key of the credentials; none for a connection without credentials.
     pub const fn public(&self) -> Option<&PublicKey> {
         self.public.as_ref()
     }
@@ -179,7 +179,7 @@ impl Bus {
         &self.url
     }
 
-    /// Asks, and waits at most `wait` for the answer.
+    /// Sends a request and waits for the answer, at most `wait`.
     ///
     /// # Errors
     /// [`BusError::Refused`] is the peer's own refusal; the others say why there is no answer.
@@ -208,7 +208,8 @@ impl Bus {
         Ok(answer.reply.into_result()?)
     }
 
-    /// Says something that nobody answers. A denial of it is logged, not returned: it comes later.
+    /// Publishes a message that nobody answers. A denial arrives later, so it is logged and not
+    /// returned.
     ///
     /// # Errors
     /// The client is closing, or the message is too long.
@@ -220,7 +221,7 @@ impl Bus {
         })
     }
 
-    /// The same with headers.
+    /// Publishes a message with headers.
     ///
     /// # Errors
     /// As [`Bus::publish`].
@@ -240,7 +241,8 @@ impl Bus {
         })
     }
 
-    /// Says something with headers to a stream and waits for the stream's acknowledgement, raw.
+    /// Publishes a message with headers into a stream, and returns the bytes of the stream's
+    /// acknowledgement.
     ///
     /// # Errors
     /// As [`Bus::request`]; the answer is the caller's to read.
@@ -258,9 +260,9 @@ impl Bus {
         self.send(subject, request, wait).await
     }
 
-    /// The meaning of a time-out of something that `stream` was to store. A server whose store has
-    /// failed, most often since its disk was full, goes on answering everything else, and says what
-    /// is wrong to its log alone.
+    /// Explains why `stream` did not acknowledge a message in time. A server whose store has
+    /// failed, most often because its disk was full, still answers all other requests, and gives
+    /// the reason in its log only.
     pub async fn explain_silence(&self, error: BusError, stream: &str) -> BusError {
         let BusError::TimedOut { subject, .. } = &error else {
             return error;
@@ -322,8 +324,8 @@ impl Bus {
             })
     }
 
-    /// Hears a subject. When this returns, the server has the subscription, so everything published
-    /// from now on arrives.
+    /// Subscribes to a subject. When this returns, the server has the subscription, so that every
+    /// message published from now on arrives.
     ///
     /// # Errors
     /// [`BusError::Denied`]: the subject is refused; or the server does not answer.
@@ -346,7 +348,7 @@ impl Bus {
         };
         self.round_trip().await?;
         // The server works in order: refusals have arrived before the end of the round trip. But
-        // the client hands them on through a task of its own, which the echo can overtake.
+        // the client hands them on through a task of its own, which the answer can overtake.
         tokio::time::sleep(REFUSAL_GRACE).await;
         match subscription.denied.was_heard() {
             true => Err(subscription.refusal()),
@@ -354,8 +356,8 @@ impl Bus {
         }
     }
 
-    /// Waits until the server has worked off everything that was sent before. It publishes into the
-    /// own inbox; a role without that right is refused, which is an answer as well.
+    /// Waits until the server has handled everything that was sent before. The client publishes
+    /// into its own inbox; a role without that right is refused, which serves as an answer too.
     ///
     /// # Errors
     /// No answer.
@@ -382,7 +384,7 @@ impl Bus {
             }
             Ok(())
         };
-        // Without a server not even the sending ends once the client's queue is full.
+        // Without a server, even sending does not end once the client's queue is full.
         let answered = tokio::time::timeout(ROUND_TRIP_MAX, answered).await;
         answered.unwrap_or_else(|_| {
             Err(BusError::TimedOut {
@@ -420,7 +422,7 @@ impl Subscription {
     }
 }
 
-/// As much of what is known of a stream as is read.
+/// The part of a stream's description that is read.
 #[derive(Deserialize)]
 struct StreamInfo {
     error: Option<JetStreamError>,

@@ -1,9 +1,10 @@
 //! The one clock: everything else gets the time as an argument.
 //!
 //! It reads the wall clock once, when the process starts, and is a monotonic clock from there on. A
-//! step of the wall clock (a wrong answer of a time server, a hand on `date`, a machine that slept)
-//! moves no deadline and enters no record: it is told with [`StepDetector`], and taken up when the
-//! process is started again. Small corrections of a time server reach both clocks alike.
+//! step of the wall clock (a wrong answer of a time server, somebody who sets `date`, a machine
+//! that slept) moves no deadline and enters no record. [`StepDetector`] reports it, and the next
+//! start of the process uses the new time. Small corrections of a time server reach both clocks
+//! alike.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use schemas::{Millis, UnixMillis};
 
-/// A difference between this clock and the wall clock that an operator should look at: far larger
-/// than the error of reading one after the other.
+/// Least difference between this clock and the wall clock that is reported: far larger than the
+/// error of reading one after the other.
 const STEP_MIN: Millis = Millis::from_secs(5);
 
 /// The origin of this process's time.
@@ -37,7 +38,7 @@ pub fn now() -> UnixMillis {
     UnixMillis(anchor.at.load(Ordering::Relaxed)).after(elapsed(anchor))
 }
 
-/// Goes on from `at` where that is later than now: what is written down already is of that time.
+/// Continues from `at` if that is later than now: records of that time exist already.
 pub fn continue_from(at: UnixMillis) {
     let anchor = anchor();
     let start = at.get().saturating_sub(elapsed(anchor).get());
@@ -46,28 +47,28 @@ pub fn continue_from(at: UnixMillis) {
 
 /// A moment for people: RFC 3339, to the second.
 pub fn text(at: UnixMillis) -> String {
-    // Later than humantime can write: nobody lives then.
+    // The last moment that humantime can write.
     const LATEST: u64 = 253_402_300_799_000;
     let moment = UNIX_EPOCH + Duration::from_millis(at.get().min(LATEST));
     humantime::format_rfc3339_seconds(moment).to_string()
 }
 
-/// Tells steps of the wall clock, each once.
+/// Reports steps of the wall clock, each once.
 #[derive(Debug)]
 pub struct StepDetector {
-    /// Milliseconds by which the wall clock was ahead at the last step that was told.
+    /// Milliseconds by which the wall clock was ahead when the last step was reported.
     told: i64,
 }
 
 impl StepDetector {
-    /// StepDetector from now on.
+    /// A detector of steps from now on.
     pub fn new() -> Self {
         Self {
             told: ahead(now(), wall()),
         }
     }
 
-    /// A step since the last call, in words.
+    /// A step since the last call, described in words.
     pub fn look(&mut self) -> Option<String> {
         self.between(now(), wall())
     }

@@ -3,8 +3,8 @@
 //!
 //! `DILOCO_BUS__URL` sets `bus.url`: the prefix, then the parts of the key joined by two
 //! underscores. All services share the prefix, so a variable whose first part is no section of this
-//! service's configuration is another's and is passed over; within a section every variable must
-//! name a key.
+//! service belongs to another service and is ignored. Within a section every variable must name a
+//! key.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ pub struct ConfigArgs {
     /// Configuration file (TOML).
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// Set one key, over file and environment: `--set bus.url=tls://127.0.0.1:4222`.
+    /// Set one key; this wins over file and environment: `--set bus.url=tls://127.0.0.1:4222`.
     #[arg(long, value_name = "KEY=VALUE", global = true)]
     pub set: Vec<String>,
     /// Check the configuration and everything it names, then exit.
@@ -52,7 +52,7 @@ pub struct Loaded<T> {
 }
 
 /// Reads all layers. `flags` are the service's own flags as `(key, flag, value)`, such as
-/// `("bus.url", "--bus", "tls://…")`; they count above `--set`.
+/// `("bus.url", "--bus", "tls://…")`; they win over `--set`.
 ///
 /// # Errors
 /// [`Code::ConfigInvalid`], naming the file or variable, the key and the value.
@@ -100,7 +100,7 @@ where
     layers.parse()
 }
 
-/// The values so far; later layers replace single keys of earlier ones.
+/// The values of the layers read so far; later layers replace single keys of earlier ones.
 struct Layers {
     origins: Origins,
     table: Table,
@@ -158,9 +158,9 @@ impl Layers {
         Ok(())
     }
 
-    /// Sets one key from text: a TOML list or inline table where the key holds one, else a plain
-    /// string, which numbers and switches are parsed from. An address may begin with a bracket as
-    /// well.
+    /// Sets one key from text. The text is a TOML list or inline table if the key holds one, and
+    /// otherwise a plain string, from which numbers and switches are parsed. An address may begin
+    /// with a bracket too.
     fn text(&mut self, key: &str, text: &str, origin: Origin) -> Result<(), Failure> {
         let mut parts: Vec<&str> = key.split('.').collect();
         let last = parts.pop().expect("splitting gives at least one part");
@@ -180,7 +180,7 @@ impl Layers {
         let value = match table.get(last) {
             Some(Value::Array(_) | Value::Table(_)) if structured => inline(text)
                 .map_err(|error| invalid(format!("{key} ({origin}): {}", error.message())))?,
-            // A key without a default, which may hold either.
+            // A key without a default may hold a list, a table or a string.
             None if structured => inline(text).unwrap_or_else(|_| Value::String(text.to_owned())),
             _ => Value::String(text.to_owned()),
         };
@@ -230,7 +230,7 @@ impl<T: Serialize> Loaded<T> {
     }
 }
 
-/// Puts `over` on `under` key by key; lists and values replace as wholes.
+/// Lays `over` over `under` key by key; a list or a value is replaced as a whole.
 fn overlay(under: &mut Table, over: Table, prefix: &str, set: &mut dyn FnMut(&str)) {
     for (name, value) in over {
         let key = join(prefix, &name);
@@ -266,8 +266,8 @@ fn describe(error: &LayerError, origins: &Origins) -> String {
         _ => None,
     };
     let text = error.to_string();
-    // An unknown field is named in quotes by serde; the key that some layer set under that name
-    // tells where.
+    // serde quotes the name of an unknown field; the layer that set a key with this name is the
+    // place of the error.
     let field = text
         .split_once("unknown field `")
         .and_then(|(_, rest)| rest.split('`').next());
@@ -402,7 +402,7 @@ mod tests {
                 "{text}"
             );
         }
-        // Where a list belongs, what is no list is told as such.
+        // A text that is no list, for a key that holds one, is reported as such.
         let error = load("", &[], &["store.names=[a, b]"])
             .expect_err("names without quotes")
             .to_string();
@@ -445,7 +445,7 @@ mod tests {
             "{variable}"
         );
         let flag = load("", &[], &["bus.retries=many"]).map(|_| ()).err();
-        // The flag --retries stands above --set.
+        // The flag --retries wins over --set.
         assert_eq!(flag, None);
         let error = load("", &[("DILOCO_BUS__TLS", "perhaps")], &[])
             .expect_err("no switch")

@@ -1,5 +1,5 @@
-//! Permission violations reach a client as text, apart from the call that caused them, so that a
-//! denied request looks like a slow one. Here the text finds the call again.
+//! Matches permission violations with calls. A violation reaches the client as text, apart from the
+//! call that caused it, so that a denied request would look like a slow one.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,13 +9,13 @@ use tokio::sync::oneshot;
 /// The operation that the server refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Direction {
-    /// Saying something.
+    /// Publishing a message.
     Publish,
-    /// Hearing something.
+    /// Subscribing to a subject.
     Subscribe,
 }
 
-/// Calls that would be refused by a violation of their subject.
+/// Calls that wait, and fail when the server refuses their subject.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Denials(Arc<Mutex<Waiting>>);
 
@@ -25,7 +25,7 @@ struct Waiting {
     calls: BTreeMap<(Direction, String, u64), oneshot::Sender<()>>,
 }
 
-/// Resolves when the server refuses the subject; forgets itself when dropped.
+/// Resolves when the server refuses the subject. Dropping it removes the call.
 pub(crate) struct Denied {
     denials: Denials,
     key: (Direction, String, u64),
@@ -47,7 +47,7 @@ impl Denials {
         }
     }
 
-    /// Fails every call that the server's text is about; whether there was one.
+    /// Fails every call that the server's text concerns. Returns true if there was one.
     pub(crate) fn hear(&self, text: &str) -> bool {
         let Some((direction, subject)) = parse(text) else {
             return false;
@@ -74,12 +74,12 @@ impl Denials {
 }
 
 impl Denied {
-    /// True when a refusal has come that nobody waited for yet.
+    /// True when a refusal has come and nobody has waited for it yet.
     pub(crate) fn was_heard(&mut self) -> bool {
         self.heard.try_recv().is_ok()
     }
 
-    /// Waits for a refusal; for ever when none comes.
+    /// Waits for a refusal; if none comes, for ever.
     pub(crate) async fn heard(&mut self) {
         if (&mut self.heard).await.is_err() {
             std::future::pending::<()>().await;

@@ -37,7 +37,7 @@ Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 conflict; 5 bus or 
 64 configuration or credentials not usable.
 Documentation of error codes: docs/errors/.";
 
-/// A coded failure of a whole process, and what else went wrong at the same time.
+/// A coded failure of a whole process, with further faults that were found at the same time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct Failure {
@@ -56,7 +56,7 @@ impl Failure {
         Self { refusals }
     }
 
-    /// The first refusal's code: what the exit status follows from.
+    /// The code of the first refusal, which decides the exit status.
     pub fn code(&self) -> Code {
         self.refusals[0].code
     }
@@ -106,7 +106,7 @@ pub const fn exit_status(code: Code) -> u8 {
         Code::NoAnswer => EXIT_NO_ANSWER,
         Code::NoVerdict => EXIT_NO_VERDICT,
         Code::AuditRejected => EXIT_WORKERS_EVENTS,
-        // The name is of no use any more: a service manager shall not start this process again.
+        // The name cannot be used any more: a service manager must not start this process again.
         Code::WorkerRemoved => EXIT_USAGE,
         code if matches!(code.class(), Class::Evidence) => EXIT_TAMPERED,
         code if code.number() < 200 => EXIT_USAGE,
@@ -114,9 +114,9 @@ pub const fn exit_status(code: Code) -> u8 {
     }
 }
 
-/// The exit status of a service: what its operator must mend before it can run is
-/// [`EXIT_USAGE`] whatever the status of the code elsewhere, so that a service manager does not
-/// start it again every few seconds.
+/// The exit status of a service. If its operator must mend something before it can run, the status
+/// is [`EXIT_USAGE`], whatever the code gives elsewhere, so that a service manager does not restart
+/// it every few seconds.
 pub fn service_status(code: Code) -> u8 {
     let status = exit_status(code);
     let waits = matches!(status, EXIT_FAILED | EXIT_NOT_FOUND)
@@ -125,8 +125,8 @@ pub fn service_status(code: Code) -> u8 {
     if waits { EXIT_USAGE } else { status }
 }
 
-/// Codes whose cause an operator mends outside of the service, at the broker or by making room on a
-/// disk. The service manager may start the service again and again meanwhile: it works as soon as
+/// Codes whose cause an operator mends outside of the service, at the broker or by freeing disk
+/// space. Meanwhile a service manager may restart the service again and again: it works as soon as
 /// the cause is mended.
 const MENDED_BESIDE: [Code; 6] = [
     Code::StreamMissing,
@@ -137,13 +137,13 @@ const MENDED_BESIDE: [Code; 6] = [
     Code::OutputUnwritten,
 ];
 
-/// Prints a command's failure in the form that `render` gives and returns its exit status: the
-/// last thing its `main` does.
+/// Prints a command's failure in the form that `render` gives, and returns the exit status. `main`
+/// calls this last.
 pub fn report(result: Result<(), Failure>, render: impl Fn(&Refusal) -> String) -> ExitCode {
     end(result, render, exit_status)
 }
 
-/// Prints a service's failure and returns its exit status: the last thing its `main` does.
+/// Prints a service's failure and returns its exit status. `main` calls this last.
 pub fn report_service(result: Result<(), Failure>) -> ExitCode {
     end(result, render, service_status)
 }
@@ -158,17 +158,17 @@ fn end(
         return ExitCode::SUCCESS;
     };
     for refusal in &failure.refusals {
-        // A terminal that has gone must not turn the exit status into that of a panic.
+        // A closed terminal must not turn the exit status into that of a panic.
         let _gone = writeln!(std::io::stderr().lock(), "{}", render(refusal));
     }
     ExitCode::from(status(failure.code()))
 }
 
-/// Parses the command line of a service. `--help` and `--version` end well, bad usage with
+/// Parses the command line of a service. `--help` and `--version` end with success, bad usage with
 /// [`EXIT_USAGE`].
 ///
 /// # Errors
-/// The exit status to end with; what there is to say was printed.
+/// The exit status to end with; the message was printed.
 pub fn parse<A: clap::Parser>() -> Result<A, ExitCode> {
     A::try_parse().map_err(|error| {
         // If the terminal is closed there is nobody left to tell.
@@ -181,11 +181,11 @@ pub fn parse<A: clap::Parser>() -> Result<A, ExitCode> {
     })
 }
 
-/// Writes what was asked for to stdout; a reader that has gone is no error.
+/// Writes requested output to stdout. A reader that has closed the pipe is no error.
 ///
 /// # Errors
-/// It cannot be written, most often since a disk is full: a reader would take what there is for the
-/// whole.
+/// The output cannot be written, most often because a disk is full: a reader would take the part
+/// for the whole.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -225,7 +225,7 @@ mod tests {
         );
     }
 
-    /// A detail may come from a peer, and may say anything.
+    /// The detail of a refusal may come from a peer, and may contain anything.
     #[test]
     fn what_others_wrote_cannot_pass_for_a_line_of_ours() {
         let text = render(&Refusal::new(
@@ -261,8 +261,7 @@ mod tests {
         }
     }
 
-    /// The service manager starts again what can get better without its operator, and nothing
-    /// else.
+    /// A service manager restarts after failures that pass by themselves, and after no others.
     #[test]
     fn what_passes_is_started_again_by_the_service_manager_and_what_an_operator_mends_is_not() {
         for unit in [

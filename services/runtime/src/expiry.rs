@@ -1,5 +1,5 @@
-//! Notices of certificates and credentials that end soon, a week before, at every start and once a
-//! day: a certificate that ends stops everything at once, and nobody looks at its date unasked.
+//! Notices of certificates and credentials that expire within a week, at every start and once a
+//! day. An expired certificate stops everything at once, and nobody looks at its date unasked.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,22 +12,22 @@ use crate::clock;
 use crate::exit::Failure;
 use crate::materials::Materials;
 
-/// Time before an end from which on it is announced: every week contains a working day.
+/// Time before the end at which notices begin: every week contains a working day.
 pub const NOTICE: Millis = Millis::from_secs(7 * 24 * 3600);
-/// Between two looks.
+/// Time between two notices.
 const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
 
-/// Something that ends.
+/// The end of a certificate or credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ending {
-    /// What, with its file.
+    /// Its name, with the file.
     pub what: String,
-    /// When.
+    /// The time of the end.
     pub at: UnixMillis,
 }
 
 impl Ending {
-    /// A notice when it ends soon or has ended; none before.
+    /// A notice, if the end is near or has passed.
     pub fn notice(&self, now: UnixMillis) -> Option<Refusal> {
         let Self { what, at } = self;
         if now.after(NOTICE) < *at {
@@ -41,7 +41,7 @@ impl Ending {
     }
 }
 
-/// The ends of the certificates in a file. A file that cannot be read is told about elsewhere.
+/// The ends of the certificates in a file. A file that cannot be read is reported elsewhere.
 pub fn certificates(path: &Path) -> Vec<Ending> {
     let found = tls::lifetimes(path).unwrap_or_default().into_iter();
     let what = |names: String| format!("the certificate of {names} in {}", path.display());
@@ -58,7 +58,8 @@ pub fn warn(materials: &Materials, now: UnixMillis) {
     notices(materials, now).iter().for_each(log);
 }
 
-/// Notices that are due now. The files are read each time, so a renewed one is announced no more.
+/// Notices that are due now. The files are read each time, so that a renewed one is not announced
+/// again.
 fn notices(materials: &Materials, now: UnixMillis) -> Vec<Refusal> {
     materials
         .endings()
@@ -71,14 +72,14 @@ fn log(Refusal { code, detail, .. }: &Refusal) {
     tracing::warn!(%code, "{detail}; renew it");
 }
 
-/// Logs what ends soon once a day, for as long as the process lives. To be called inside the
-/// runtime; the first look is a day ahead, since [`crate::validate`] has looked already.
+/// Logs once a day what expires soon, for as long as the process lives. To be called inside the
+/// runtime. The first notice comes after a day, since [`crate::validate`] has logged one already.
 pub fn watch(materials: Materials) {
     let day = || tokio::time::sleep(LOOK_EVERY);
     tokio::spawn(async move { daily(&materials, clock::now, day, |notice| log(&notice)).await });
 }
 
-/// Looks after each `day`, by the clock `now`, and hands on what is to be said.
+/// Calls `tell` with the due notices after each `day`, by the clock `now`.
 async fn daily<F: Future<Output = ()>>(
     materials: &Materials,
     now: impl Fn() -> UnixMillis,
@@ -91,11 +92,11 @@ async fn daily<F: Future<Output = ()>>(
     }
 }
 
-/// Checks the certificate with which broker and store of a domain on this machine serve; one that
-/// is not there is on another machine.
+/// Checks the certificate that broker and store of a domain on this machine show. A missing one is
+/// on another machine, and passes.
 ///
 /// # Errors
-/// Its time is over or has not begun, or it cannot be read.
+/// The certificate has expired, is not valid yet, or cannot be read.
 pub fn check_served(key: &str, path: &Path, now: UnixMillis) -> Result<(), Failure> {
     if !path.exists() {
         return Ok(());
@@ -117,7 +118,7 @@ mod tests {
     use super::*;
     use crate::Material;
 
-    /// Days are told off by hand; nothing is waited for.
+    /// The test gives out the days, so that nothing waits.
     #[test]
     fn what_ends_is_told_once_a_day_from_a_week_before_until_it_is_renewed() {
         const LIFE_DAYS: u64 = 30;

@@ -1,9 +1,10 @@
-//! The limit on open files and sockets of this process. Systems set it low, for old programs, and
+//! The limit on open files and sockets of this process. Systems set it low for old programs, and
 //! let each process raise its own.
 
 use std::io;
 
-/// Raises the limit to the highest that the system lets this process have, and gives it.
+/// Raises the limit to the highest that the system allows for this process, and returns the new
+/// limit.
 ///
 /// # Errors
 /// The system does not say.

@@ -18,12 +18,12 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::throttle::{Held, HeldBack};
 
-/// Lines that the throttle holds back. One for the process, since it has one log.
+/// Lines that the throttle holds back. There is one throttle for the process, since it has one log.
 static HELD: OnceLock<Held> = OnceLock::new();
 
-/// The client of the bus logs each of its events once more, without saying what it means.
+/// The client of the bus logs each of its events once more, without explaining it.
 const FILTER: &str = "info,async_nats=warn";
-/// A command says what it has to say on stdout and in its last line; a panic is an error.
+/// A command reports on stdout and in its last line, so it logs errors only, which are panics.
 const COMMAND_FILTER: &str = "error";
 
 /// Switches of logging.
@@ -32,8 +32,8 @@ pub struct LogArgs {
     /// Form of the log on stderr.
     #[arg(long, value_enum, default_value_t = LogFormat::Human, global = true, env = "DILOCO_LOG_FORMAT")]
     pub log_format: LogFormat,
-    /// What to log: a level, or `target=level` pairs (tracing's filter syntax); the target
-    /// `diloco` stands for all of this project. RUST_LOG counts where this is not given.
+    /// Log filter: a level, or `target=level` pairs in tracing's syntax. The target `diloco` stands
+    /// for all crates of this project. Without this flag the variable RUST_LOG is used.
     #[arg(long, global = true, env = "DILOCO_LOG")]
     pub log: Option<String>,
 }
@@ -81,12 +81,12 @@ const CRATES: &[&str] = &[
     "worker_core",
 ];
 
-/// The loudest level of other software that was looked at, by its crate. The lines of all else are
-/// shown from `info` on: below it libraries print requests, headers and URLs whole, and a presigned
-/// URL is a secret.
+/// The loudest level that is shown of each crate of other software, where somebody has checked its
+/// lines for secrets. Unchecked crates are shown from `info` on: below that level libraries print
+/// whole requests, headers and URLs, and a presigned URL is a secret.
 ///
-/// The client of the bus prints its credentials at `trace` when it connects, and every message that
-/// it reads, grants with their URLs among them.
+/// At `trace` the client of the bus prints its credentials when it connects, and every message that
+/// it reads, including grants with their URLs.
 const OTHERS: &[(&str, LevelFilter)] = &[
     ("async_nats", LevelFilter::DEBUG),
     // Names the server of a pooled connection, and no path.
@@ -102,7 +102,7 @@ pub fn init(args: &LogArgs) -> Result<(), LogError> {
     init_without(args, &[])
 }
 
-/// [`init`] for a command: it logs errors only, where nothing else is asked for.
+/// [`init`] for a command: it logs errors only, unless a flag says otherwise.
 ///
 /// # Errors
 /// The filter does not parse.
@@ -129,8 +129,8 @@ fn start(args: &LogArgs, usual: &str, silent: &[&str]) -> Result<(), LogError> {
         .with(filter)
         .with(filter_fn(move |of| is_shown(of, &silent)))
         .with(HeldBack(held.clone()));
-    // A line that cannot be written is lost, no more: the subscriber's own way to complain would
-    // panic where the terminal has gone, in the middle of an orderly end.
+    // A line that cannot be written is lost, and that is all: the subscriber's own complaint would
+    // panic on a closed terminal, in the middle of an orderly end.
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .log_internal_errors(false);
@@ -141,7 +141,7 @@ fn start(args: &LogArgs, usual: &str, silent: &[&str]) -> Result<(), LogError> {
             .try_init(),
         LogFormat::Json => log.with(lines.json().flatten_event(true)).try_init(),
     };
-    // An error says that logging was started already, in a test for instance.
+    // An error means that logging was started already, for instance in a test.
     if started.is_ok() && HELD.set(held.clone()).is_ok() {
         held.tell_for_ever();
     }
@@ -156,8 +156,8 @@ fn start(args: &LogArgs, usual: &str, silent: &[&str]) -> Result<(), LogError> {
     Ok(())
 }
 
-/// False for what is never logged, whatever the filter asks for: a target that the process keeps
-/// silent, and a line of other software of which nobody knows that it holds no secret.
+/// False for lines that are never logged, whatever the filter says: lines of a target that the
+/// process keeps silent, and lines of other software that nobody has checked for secrets.
 fn is_shown(of: &Metadata<'_>, silent: &[String]) -> bool {
     let (name, _) = of.target().split_once("::").unwrap_or((of.target(), ""));
     if silent.iter().any(|target| target == name) {
@@ -186,8 +186,8 @@ fn filter(given: &str) -> Result<EnvFilter, LogError> {
         })
 }
 
-/// Fields on one line each, whatever is in them: texts of strangers stand in reasons and errors,
-/// and must neither begin a line of their own nor reach the terminal.
+/// Writes each field on one line. Reasons and errors contain strangers' text, which must not begin
+/// a line of its own and must not reach the terminal unescaped.
 fn fields() -> impl for<'writer> FormatFields<'writer> + 'static {
     debug_fn(|writer, field, value| {
         let value = format!("{value:?}");
@@ -199,8 +199,7 @@ fn fields() -> impl for<'writer> FormatFields<'writer> + 'static {
     .delimited(" ")
 }
 
-/// Logs how many lines were held back and not told yet: to be called when the process is about to
-/// end.
+/// Logs how many lines were held back and not reported yet. To be called at the end of the process.
 pub fn flush() {
     if let Some(held) = HELD.get() {
         held.tell_rest();
@@ -279,7 +278,7 @@ mod tests {
         assert!(!one.to_string().contains("merge"), "{one}");
     }
 
-    /// Output of one line at each of several targets under a filter; the text of a line tells its
+    /// The log of one line at each of several targets, under a filter; each line's text names its
     /// target.
     fn shown(given: &str) -> String {
         let paper = Paper::default();
@@ -325,7 +324,7 @@ mod tests {
         );
     }
 
-    /// A crate that is missing here would be silent when all were asked for.
+    /// A crate that is missing in the list would stay silent when all are asked for.
     #[test]
     fn the_targets_are_the_crates_that_run() {
         let manifest: toml::Table =

@@ -1,5 +1,5 @@
 //! The materials of a process: addresses, credentials, keys, certificates. The role of a process
-//! decides which of them it has; each is checked in the same way everywhere.
+//! decides which of them it has, and each is checked in the same way in every process.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -27,16 +27,17 @@ const SAMPLES: [&str; 12] = [
     "placeholder",
 ];
 
-/// Everything a process has to show, and the time by which it is judged.
+/// The materials of a process, and the time by which they are judged.
 #[derive(Clone, Debug)]
 pub struct Materials {
-    /// Each thing once.
+    /// The materials, each once.
     pub items: Vec<Material>,
-    /// Now.
+    /// The time now.
     pub now: UnixMillis,
 }
 
-/// One thing, with the configuration key that names it. An empty path or address is "not set".
+/// One material, with the configuration key that names it. An empty path or address means "not
+/// set".
 #[derive(Clone, Debug)]
 #[expect(
     missing_docs,
@@ -72,7 +73,7 @@ pub enum Material {
     },
 }
 
-/// From where a host can be reached.
+/// The machines that can reach a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
     Loopback,
@@ -91,7 +92,7 @@ impl Materials {
 }
 
 impl Material {
-    /// The layer that demands it.
+    /// The layer that needs it.
     pub(crate) fn layer(&self) -> Layer {
         match self {
             Self::BusAddress { .. } | Self::Credentials { .. } => Layer::Bus,
@@ -138,8 +139,8 @@ impl Material {
         }
     }
 
-    /// The reason why the material is absent: not set, or a file that is missing, empty or blank;
-    /// none when it is there.
+    /// The reason why the material is absent; none when it is there. It is absent if it is not set,
+    /// or if its file is missing, empty or blank.
     pub(crate) fn missing(&self) -> Option<String> {
         match self {
             Self::BusAddress { .. } | Self::StoreAddress { .. } => {
@@ -150,7 +151,7 @@ impl Material {
                 private_key,
                 ..
             } => {
-                // Half a pair is another error, found when it is checked.
+                // Half a pair is a different error, which the check finds.
                 let (certificate, private_key) = (absent(certificate), absent(private_key));
                 private_key.and(certificate)
             }
@@ -163,7 +164,7 @@ impl Material {
         }
     }
 
-    /// Checks that what is there is well formed and usable now.
+    /// Checks that material that is there is well formed and usable now.
     pub(crate) fn check(&self, now: UnixMillis) -> Result<(), Refusal> {
         let refused = |code: Code, error: &dyn std::fmt::Display| {
             Refusal::new(code, format!("{}: {error}", self.key()))
@@ -281,7 +282,7 @@ pub(crate) fn parse(text: &str) -> Result<(Url, Reach), String> {
     ))
 }
 
-/// The reason why a file counts as not given; none when it counts as given.
+/// The reason why a file counts as absent; none when it is there.
 fn absent(path: &Path) -> Option<String> {
     let shown = path.to_str().unwrap_or("?");
     if shown.trim().is_empty() {

@@ -2,17 +2,16 @@
 
 /// Keeps freed memory for the next buffers instead of giving it back to the system. Transfers and
 /// merges free and ask for buffers of megabytes all the time, and each fresh one costs a page fault
-/// for every 4 KiB: a tenth of a round's processor time. Memory stays at its peak, which is what
-/// has to be there anyway.
+/// for every 4 KiB: a tenth of a round's processor time. The process keeps its peak of memory,
+/// which must be available anyway.
 ///
-/// Called first thing, before there are other threads; does nothing where the allocator is not
-/// glibc's.
+/// To be called first, before other threads exist. Does nothing where the allocator is not glibc's.
 pub fn keep_freed() {
     #[cfg(target_env = "gnu")]
     {
         /// glibc maps and unmaps larger buffers one by one; this is the most it accepts.
         const MMAP_THRESHOLD_BYTES: libc::c_int = 32 << 20;
-        /// Threads share as many arenas: each keeps its own peak.
+        /// Number of arenas that threads share: each arena keeps its own peak.
         const ARENAS_MAX: libc::c_int = 2;
         // SAFETY: `mallopt` sets numbers inside the allocator and takes its lock for it.
         unsafe {

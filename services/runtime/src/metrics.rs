@@ -2,9 +2,9 @@
 //! then served on loopback. `/metrics` gives them in the text form of Prometheus, `/ready` answers
 //! 200 while the service can be used and 503 before.
 //!
-//! [`TABLE`] declares every number once. Labels have few values, and a free text is never one: they
-//! are ours, except for runs and workers' keys, whose forms the protocol checks, and of which no
-//! more than a fixed number are shown.
+//! [`TABLE`] declares every number once. A label has few values and is never free text. All values
+//! are fixed in the code, except names of runs and keys of workers: the protocol checks their form,
+//! and a fixed number of them is shown at most.
 
 mod http;
 mod samples;
@@ -28,7 +28,7 @@ pub use samples::{Samples, also};
 const SECONDS: &[f64] = &[
     0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0,
 ];
-/// Time between two cleanings of what histograms hold between two scrapes.
+/// Time between two cleanings of the samples that histograms collect between scrapes.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// The type of a metric.
@@ -73,28 +73,28 @@ macro_rules! metrics_table {
 }
 
 metrics_table! {
-    REQUESTS = "diloco_requests_total", Counter, &["request", "outcome"], "coordinator", "Requests that were answered, by verb and by what came of them: `done`, or the class of the code of the refusal.";
+    REQUESTS = "diloco_requests_total", Counter, &["request", "outcome"], "coordinator", "Requests that were answered, by verb and by outcome: `done`, or the class of the refusal's code.";
     REQUEST_SECONDS = "diloco_request_seconds", Histogram, &["request"], "coordinator", "Time from a request's arrival to its answer, in seconds; a claim is held open until there is work.";
     EFFECTS = "diloco_effects_total", Counter, &["effect"], "coordinator", "Effects that the core asked for, by kind.";
-    EFFECT_SECONDS = "diloco_effect_seconds", Histogram, &["effect"], "coordinator", "Time that an effect held the decision loop, in seconds. What runs beside the loop is not in it.";
+    EFFECT_SECONDS = "diloco_effect_seconds", Histogram, &["effect"], "coordinator", "Time that an effect held the decision loop, in seconds. Work beside the loop is not counted.";
     DECISION_SECONDS = "diloco_decision_seconds", Histogram, &["input"], "coordinator", "Time that the core took to decide about one input, in seconds.";
     APPEND_SECONDS = "diloco_ledger_append_seconds", Histogram, &[], "coordinator", "Time until the broker acknowledged an append to the ledger, in seconds.";
     ARRIVALS_WAITING = "diloco_arrivals_waiting", Gauge, &[], "coordinator", "Messages and results that wait for the decision loop.";
-    WORKER_TOKENS = "diloco_worker_tokens_total", Counter, &["run", "worker"], "coordinator", "Tokens that a worker's process has trained on, by its last heartbeat, as all numbers of workers.";
+    WORKER_TOKENS = "diloco_worker_tokens_total", Counter, &["run", "worker"], "coordinator", "Tokens that a worker's process has trained on. Like all numbers of workers, this comes from the worker's last heartbeat.";
     WORKER_SPEED = "diloco_worker_tokens_per_second", Gauge, &["run", "worker"], "coordinator", "A worker's recent speed.";
     WORKER_LOSS = "diloco_worker_loss", Gauge, &["run", "worker"], "coordinator", "The loss of a worker's last inner step, in nats a token.";
     WORKER_STEPS = "diloco_worker_steps", Gauge, &["run", "worker"], "coordinator", "Inner steps done on the lease that a worker holds.";
     WORKER_BYTES = "diloco_worker_bytes_total", Counter, &["run", "worker", "way"], "coordinator", "Bytes of objects that a worker's process has moved, `up` and `down`.";
     WORKER_LANE_SECONDS = "diloco_worker_lane_seconds_total", Counter, &["run", "worker", "lane"], "coordinator", "Time that a worker's process has spent, in seconds, by lane: `fetch`, `train`, `encode`, `upload`. Lanes may run beside each other.";
-    WORKER_TRANSFER_FAILURES = "diloco_worker_transfer_failures_total", Counter, &["run", "worker"], "coordinator", "Attempts at a transfer that failed in a worker's process; most of them were made again.";
+    WORKER_TRANSFER_FAILURES = "diloco_worker_transfer_failures_total", Counter, &["run", "worker"], "coordinator", "Attempts at a transfer that failed in a worker's process; most transfers are then tried again.";
     WORKER_DEVICE_MEMORY = "diloco_worker_device_memory_bytes", Gauge, &["run", "worker"], "coordinator", "Memory of a worker's CUDA device that its trainer holds; absent where it computes on the processor.";
-    WORKERS_NOT_SHOWN = "diloco_workers_not_shown", Gauge, &[], "coordinator", "Workers whose numbers are left out, since 512 others are shown already; at most as many again are counted.";
+    WORKERS_NOT_SHOWN = "diloco_workers_not_shown", Gauge, &[], "coordinator", "Workers whose numbers are not shown, since 512 others are shown already; at most 512 such workers are counted.";
     STORE_REQUESTS = "diloco_store_requests_total", Counter, &["method", "status"], "store", "Requests that were answered, by HTTP method and status.";
     STORE_REQUEST_SECONDS = "diloco_store_request_seconds", Histogram, &["method"], "store", "Time from a request's head to the head of its answer, in seconds.";
     STORE_CONNECTIONS = "diloco_store_connections", Gauge, &[], "store", "Connections that are open.";
-    AUDIT_EVENTS = "diloco_audit_events_total", Counter, &["outcome"], "audit", "Events that workers handed in: `done`, or the class of the code of the refusal.";
+    AUDIT_EVENTS = "diloco_audit_events_total", Counter, &["outcome"], "audit", "Events that workers handed in, by outcome: `done`, or the class of the refusal's code.";
     AUDIT_EVENT_SECONDS = "diloco_audit_event_seconds", Histogram, &[], "audit", "Time from an event's arrival to its answer, in seconds.";
-    AUDIT_KEPT = "diloco_audit_kept_messages", Gauge, &[], "audit", "Messages of stream AUDIT that were checked and lie in the files.";
+    AUDIT_KEPT = "diloco_audit_kept_messages", Gauge, &[], "audit", "Messages of stream AUDIT that were checked and are in the audit files.";
     AUDIT_PENDING = "diloco_audit_pending_messages", Gauge, &[], "audit", "Messages of stream AUDIT that wait to be checked.";
 }
 
@@ -110,7 +110,7 @@ impl MetricsConfig {
     /// The address to listen on; none when no numbers are served.
     ///
     /// # Errors
-    /// It is no address, or one that other machines reach.
+    /// The text is no address, or one that other machines can reach.
     pub fn address(&self) -> Result<Option<SocketAddr>, Failure> {
         if self.listen.is_empty() {
             return Ok(None);
@@ -132,7 +132,7 @@ impl MetricsConfig {
     }
 }
 
-/// The numbers of this process, served.
+/// The numbers of this process, while they are served.
 #[derive(Clone, Debug)]
 pub struct Served {
     address: SocketAddr,
@@ -140,7 +140,7 @@ pub struct Served {
 }
 
 impl Served {
-    /// Begins to count and to serve. To be called once, inside the runtime.
+    /// Starts counting and serving. To be called once, inside the runtime.
     ///
     /// # Errors
     /// [`Code::NumbersUnserved`]: the address is taken, or is none of this machine.
@@ -169,7 +169,7 @@ impl Served {
     }
 }
 
-/// Begins to count: before it, and where it is never called, counting does nothing.
+/// Starts counting. Before this, and in a process that never calls it, counting does nothing.
 fn count() -> Result<PrometheusHandle, Failure> {
     let internal = |error: &dyn std::fmt::Display| Failure::new(Code::Internal, error);
     let builder = PrometheusBuilder::new()
@@ -195,7 +195,7 @@ async fn upkeep(handle: PrometheusHandle) {
     }
 }
 
-/// The label for what came of a request: `done`, or the class of the refusal's code.
+/// The label for the result of a request: `done`, or the class of the refusal's code.
 pub fn outcome(refused: Option<Code>) -> &'static str {
     refused.map_or("done", |code| code.class().label())
 }
@@ -208,7 +208,7 @@ pub fn reference() -> String {
          metrics.listen=127.0.0.1:9464`, or `DILOCO_METRICS__LISTEN`); the systemd units of `deploy/` set one. There\n\
          `/metrics` gives the numbers below in the text form of Prometheus, and `/ready` answers 200 while the service can\n\
          be used, else 503. Workers listen nowhere: their numbers come with their heartbeats, and the coordinator gives those of\n\
-         the workers that it heard within a minute; `diloctl watch` shows what they come to.\n\n\
+         the workers that it heard within a minute; `diloctl run watch` shows what they come to.\n\n\
          | name | kind | labels | service | what it says |\n| --- | --- | --- | --- | --- |\n",
     );
     for metric in TABLE {

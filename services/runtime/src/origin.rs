@@ -13,7 +13,7 @@ pub(crate) enum Origin {
     Flag(String),
 }
 
-/// The origin of every key; keys that no layer names have their default.
+/// The origin of every key; a key that no layer sets has its default.
 #[derive(Clone, Debug, Default)]
 pub struct Origins(BTreeMap<String, Origin>);
 
@@ -48,7 +48,7 @@ impl Origins {
         }
     }
 
-    /// The key with this last part that some layer set; of several the first.
+    /// The key with this last part that some layer set; the first one if there are several.
     pub(crate) fn named(&self, field: &str) -> Option<&str> {
         let key = |key: &&String| {
             key.rsplit('.').next() == Some(field) || key.split('.').any(|part| part == field)

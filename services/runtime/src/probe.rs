@@ -1,6 +1,6 @@
-//! The reasons why a connection to the bus fails, or does not come back. The client tries again and
-//! again and says only that it has none; reported here are reasons that do not pass by themselves,
-//! each with the file or the server that it concerns.
+//! Finds out why a connection to the bus fails or does not come back. The client tries again and
+//! again, and reports only that it has no connection. Reported here are reasons that do not pass by
+//! themselves, each with the file or server that it concerns.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ use crate::{clock, materials};
 const LOOK_MAX: Duration = Duration::from_secs(3);
 /// Longest greeting of a server that is read; the usual ones have some hundred bytes.
 const GREETING_BYTES_MAX: u64 = 32 << 10;
-/// Time without a connection before its reason is looked for: most come back at once.
+/// Time without a connection after which its reason is sought: most connections come back at once.
 const LOOK_AFTER: Duration = Duration::from_secs(2);
-/// Between two looks while it stays away.
+/// Time between two looks while the connection stays away.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// The port of the bus when its address names none.
 const PORT: u16 = 4222;
 
-/// The certificate that one of the servers shows and that is refused, with that server's address.
+/// The refused certificate that one of the servers shows, with that server's address.
 pub(crate) async fn certificate(config: &BusConfig) -> Option<(String, CertificateRefused)> {
     let authority = std::fs::read(&config.ca).ok()?;
     let mut tls = tls::client_config(&authority).ok()?;
@@ -80,7 +80,7 @@ fn credential(path: &Path, now: UnixMillis) -> Option<identity::credentials::Cre
         .err()
 }
 
-/// Watches over a connection while it is away.
+/// Looks for the reason while a connection is away.
 #[derive(Clone, Debug)]
 pub(crate) struct Vigil {
     config: Arc<BusConfig>,
@@ -97,7 +97,7 @@ impl Vigil {
         }
     }
 
-    /// The connection is there, or is not wanted any more.
+    /// The connection is back, or no longer wanted.
     pub(crate) fn end(&self) {
         self.away.store(false, Ordering::Relaxed);
     }

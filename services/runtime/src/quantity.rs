@@ -17,7 +17,7 @@ pub struct ConfigDuration(pub Duration);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ConfigBytes(pub u64);
 
-/// A text that is no such quantity.
+/// A text that does not have this form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not {wanted}")]
 pub struct QuantityError {
@@ -36,7 +36,7 @@ impl ConfigDuration {
         Self(Duration::from_secs(seconds))
     }
 
-    /// The same in whole milliseconds.
+    /// The span in whole milliseconds.
     pub fn millis(self) -> Millis {
         Millis(u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX))
     }
@@ -48,7 +48,7 @@ impl ConfigBytes {
         Self(count << 20)
     }
 
-    /// The number as the rest of the program counts bytes.
+    /// The number in the type that the rest of the program uses.
     pub const fn bytes(self) -> Bytes {
         Bytes(self.0)
     }

@@ -1,5 +1,5 @@
-//! The ready file: it appears, whole, when a service can be used, and goes with it. `diloctl up`
-//! and tests wait for it instead of guessing.
+//! The ready file: it appears as a whole when a service can be used, and disappears when the
+//! service ends. `diloctl up` and tests wait for it.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -24,16 +24,16 @@ pub struct Ready {
     pub metrics: Option<String>,
 }
 
-/// A ready file that is removed when this is dropped.
+/// A ready file; dropping it removes the file.
 #[derive(Debug)]
 pub struct ReadyFile(Option<PathBuf>);
 
 impl ReadyFile {
-    /// Finds out if the file can be written, before the service begins: makes one beside it and
-    /// removes that.
+    /// Checks that the file can be written, before the service begins: a file beside it is made and
+    /// removed.
     ///
     /// # Errors
-    /// The folder does not take the file, or `path` is a folder.
+    /// The folder cannot be written to, or `path` is a folder.
     pub fn check(path: Option<&Path>) -> io::Result<()> {
         let Some(path) = path else {
             return Ok(());
@@ -46,10 +46,10 @@ impl ReadyFile {
         fs::remove_file(&aside)
     }
 
-    /// Writes the file under its final name in one step; with no path nothing is written.
+    /// Writes the file under its final name in one step. Without a path nothing is written.
     ///
     /// # Errors
-    /// The folder does not take the file.
+    /// The folder cannot be written to.
     pub fn announce(
         path: Option<&Path>,
         service: &str,
@@ -74,7 +74,7 @@ impl ReadyFile {
     }
 }
 
-/// The name under which the file is written before it gets its own.
+/// The name under which the file is written before it is renamed.
 fn aside(path: &Path) -> PathBuf {
     path.with_extension(format!("part-{}", std::process::id()))
 }

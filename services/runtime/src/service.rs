@@ -1,5 +1,5 @@
 //! The frame of every service: one order of start, one meaning of each common flag, one ready file,
-//! one way to end. A service says what it is ([`Service`]); its `main` is one call of [`main`].
+//! one way to end. A service implements [`Service`], and its `main` is one call of [`main`].
 //!
 //! 1. Command line, log, configuration. `--print-config` ends here.
 //! 2. [`Service::check`] reads and checks everything that the configuration names, and connects and
@@ -57,11 +57,11 @@ pub struct ServiceConfig {
     pub ready_file: PathBuf,
 }
 
-/// A service, as its frame sees it.
+/// A service, as its frame uses it.
 pub trait Service: Sized {
     /// Its name in the ready file and in the log.
     const NAME: &'static str;
-    /// Threads for asynchronous work; one for each core when none.
+    /// Threads for asynchronous work; none stands for one for each core.
     const THREADS: Option<usize> = None;
     /// Log targets that are never shown.
     const SILENT: &'static [&'static str] = &[];
@@ -70,7 +70,7 @@ pub trait Service: Sized {
     /// The service once it is connected or bound.
     type Running: Running;
 
-    /// The configuration with every path that was not set.
+    /// Fills in every path that was not set.
     #[must_use]
     fn completed(config: Self::Config) -> Self::Config {
         config
@@ -79,7 +79,7 @@ pub trait Service: Sized {
     /// The section `service` of its configuration.
     fn section(config: &Self::Config) -> &ServiceConfig;
 
-    /// The section `metrics` of its configuration; none for a service that listens nowhere.
+    /// The section `metrics` of its configuration; none for a service that serves no numbers.
     fn metrics(_config: &Self::Config) -> Option<&MetricsConfig> {
         None
     }
@@ -92,13 +92,13 @@ pub trait Service: Sized {
     /// Reads and checks everything that the configuration names. Connects and binds nothing.
     ///
     /// # Errors
-    /// Everything that is wrong, coded.
+    /// Everything that is wrong, each with its code.
     fn check(loaded: Loaded<Self::Config>, now: UnixMillis) -> Result<Self, Failure>;
 
-    /// Its materials; those that end soon are announced while it runs.
+    /// Its materials. The frame announces those that expire soon while the service runs.
     fn materials(&self) -> Materials;
 
-    /// Connects or binds. Dropped in the middle when a signal comes.
+    /// Connects or binds. The frame drops this future when a signal comes.
     ///
     /// # Errors
     /// The reason why the service cannot be used.
@@ -112,7 +112,7 @@ pub trait Running {
         Vec::new()
     }
 
-    /// Serves until `stop`, then drains; or until it cannot go on.
+    /// Serves until `stop`, and then drains; or serves until it cannot go on.
     ///
     /// # Errors
     /// The reason why it cannot go on.
@@ -124,13 +124,13 @@ pub trait CommandLine: Parser {
     /// The arguments that all services have.
     fn service(&self) -> &ServiceArgs;
 
-    /// Its own flags that are given, with the keys they set.
+    /// The service's own flags that were given, with the keys that they set.
     fn flags(&self) -> Vec<Flag> {
         Vec::new()
     }
 }
 
-/// A whole process of a service without subcommands: what its `main` calls.
+/// The whole `main` of a service without subcommands.
 pub fn main<S: Service, C: CommandLine>() -> ExitCode {
     match exit::parse::<C>() {
         Ok(line) => exit::report_service(run::<S, C>(&line)),
@@ -172,11 +172,11 @@ pub fn run<S: Service, C: CommandLine>(line: &C) -> Result<(), Failure> {
     ended
 }
 
-/// The frame of a program that ends by itself, such as a command line: log, panics, TLS, the limit
-/// of open files, the runtime and the last moments are those of a service.
+/// The frame of a program that ends by itself, such as a command. Its log, panics, TLS, limit of
+/// open files, runtime and end are those of a service.
 ///
 /// # Errors
-/// What `work` ends with, and whatever keeps it from being begun.
+/// The failure of `work`, or a failure to start it.
 pub fn command(
     log: &LogArgs,
     work: impl Future<Output = Result<(), Failure>>,
@@ -223,7 +223,7 @@ fn async_runtime(threads: Option<usize>) -> Result<tokio::runtime::Runtime, Fail
         .map_err(|error| Failure::new(Code::Internal, format!("no async runtime: {error}")))
 }
 
-/// Signs for others that the service can be used: the ready file and the metrics.
+/// The signs that the service can be used: the ready file and the metrics.
 struct Shown {
     ready_file: PathBuf,
     metrics: Option<SocketAddr>,
@@ -234,7 +234,8 @@ impl Shown {
         Some(self.ready_file.as_path()).filter(|path| !path.as_os_str().is_empty())
     }
 
-    /// Serves the numbers. They are a side door: a service whose door is taken works without it.
+    /// Serves the numbers. They are a side door: a service whose port for them is taken works
+    /// without it.
     async fn serve(&self) -> Option<Served> {
         match Served::start(self.metrics?).await {
             Ok(served) => Some(served),

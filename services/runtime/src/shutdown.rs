@@ -1,7 +1,7 @@
-//! Ending in order. The first SIGINT, SIGTERM or SIGHUP cancels a token that everything long-lived
-//! watches. After it SIGTERM and SIGHUP change nothing: service managers and `diloctl down` may
-//! send more than one, and saving takes its time. A second SIGINT is a person who has pressed
-//! Ctrl-C twice, and ends the process at once.
+//! Ending in order. The first SIGINT, SIGTERM or SIGHUP cancels a token that every long-lived task
+//! watches. Further SIGTERM and SIGHUP change nothing: service managers and `diloctl down` may send
+//! several, and saving takes time. A second SIGINT is a person who has pressed Ctrl-C twice, and
+//! ends the process at once.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -47,8 +47,8 @@ impl Asked {
 
 impl Stopping {
     fn next(&mut self, asked: Asked) -> Next {
-        // Interrupts are counted by themselves: a manager's SIGTERM may come together with the
-        // terminal's one SIGINT.
+        // SIGINT is counted by itself: a manager's SIGTERM may come together with the terminal's
+        // single SIGINT.
         let second_interrupt =
             asked == Asked::Interrupt && std::mem::replace(&mut self.interrupted, true);
         let begun = std::mem::replace(&mut self.begun, true);
@@ -99,8 +99,8 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
     Ok(token)
 }
 
-/// The terminal's end; none where the process was started to outlive it (`nohup`), which a handler
-/// would undo.
+/// The signal for the end of the terminal. None if the process was started to outlive its terminal
+/// (`nohup`), since a handler would undo that.
 ///
 /// # Errors
 /// The system does not take the handler.
@@ -111,7 +111,7 @@ pub fn hangup() -> std::io::Result<Option<Signal>> {
     }
 }
 
-/// Resolves when the signal comes; never without one.
+/// Resolves when the signal comes; without a signal, never.
 pub async fn heard(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => drop(signal.recv().await),
@@ -158,7 +158,8 @@ mod tests {
             &[Terminate, Hangup],
             &[Hangup, Hangup, Terminate],
             &[Interrupt, Terminate, Hangup],
-            // Ctrl-C reaches the whole group, and a manager in front passes it on as SIGTERM.
+            // Ctrl-C reaches the whole process group, and a manager in the foreground passes it on
+            // as SIGTERM.
             &[Terminate, Interrupt],
         ] {
             assert_eq!(after(repeated), Next::GoOn, "{repeated:?}");

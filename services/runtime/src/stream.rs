@@ -1,11 +1,11 @@
 //! Reading a stream without a consumer: where it starts and ends, and its messages by position.
 //!
-//! A consumer's answers go where its owner says and may be empty, and an empty message under a
-//! subject of `$JS.API` deletes what the subject names; so who only reads gets no right to
-//! consumers. These questions have answers that are never empty, and nothing that they say can be
-//! taken for an order. A consumer hands out faster, and so does a direct get of many messages; both
-//! end with an empty message, so neither is used. Many questions are asked at a time instead, and
-//! several batches are read ahead of who works them off.
+//! The owner of a consumer chooses where its messages go. They may be empty, and an empty message
+//! under a subject of `$JS.API` deletes what the subject names; so a role that only reads may not
+//! use consumers. The questions here have answers that are never empty, and that cannot be taken
+//! for an order. A consumer would be faster, and so would a direct get of many messages; both end
+//! with an empty message, so neither is used. Instead many questions are asked at a time, and
+//! several batches are read ahead.
 
 mod ahead;
 
@@ -23,12 +23,12 @@ pub use ahead::{Ahead, Batch};
 
 use crate::bus::{Bus, BusError};
 
-/// Time that the broker may take for one answer; a stream that waits for a new leader takes 6 s.
+/// Longest time for one answer of the broker; a stream that waits for a new leader takes 6 s.
 const ANSWER_MAX: Duration = Duration::from_secs(8);
-/// Most questions that are asked at a time: with this many the broker is busy and not the line to
-/// it. Their answers are some 300 KB, and 22 MB where each message is as long as a stream takes it.
+/// Most questions at a time: with this many the broker is the bottleneck and not the line to it.
+/// Their answers are some 300 KB, and 22 MB if each message has the largest size.
 pub(crate) const ASKED_MAX: u64 = 256;
-/// The broker's error for a message that is not there.
+/// The broker's error number for a missing message.
 const NO_MESSAGE: u64 = 10037;
 
 /// A stream, to be read.
@@ -41,17 +41,17 @@ pub struct StreamReader {
 /// The first and the last position of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub struct StreamSpan {
-    /// Messages in it.
+    /// Number of messages in the stream.
     pub messages: u64,
-    /// The position of its oldest message; one after `last` when it has none.
+    /// Position of the oldest message; one after `last` in an empty stream.
     #[serde(rename = "first_seq")]
     pub first: u64,
-    /// The position of the newest message that it ever took; 0 before the first.
+    /// Position of the newest message that the stream ever took; 0 before the first.
     #[serde(rename = "last_seq")]
     pub last: u64,
 }
 
-/// A message as it lies in a stream. Its headers are not looked at.
+/// A message as it is stored in a stream. Its headers are not read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredMessage {
     /// Its position.
@@ -67,18 +67,18 @@ pub struct StoredMessage {
 /// Reasons why a stream cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
-    /// The broker says that there is none.
+    /// The broker says that the stream does not exist.
     #[error("stream {0} does not exist")]
     Missing(String),
-    /// The credential is not one that may read it.
+    /// The credentials do not allow reading it.
     #[error("{0}")]
     Denied(String),
-    /// Not at this moment. In the broker's own words.
+    /// The stream cannot be read at this moment; the reason is in the broker's words.
     #[error("stream {stream} cannot be read now: {reason}")]
     Unreadable {
-        /// Which.
+        /// The stream.
         stream: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
@@ -99,10 +99,10 @@ schemas::coded!(StreamError);
 /// An error of JetStream, as its answers to questions and to publishes carry it.
 #[derive(Debug, Deserialize)]
 pub struct ApiError {
-    /// JetStream's own number for it.
+    /// JetStream's own number of the error.
     #[serde(default)]
     pub err_code: u64,
-    /// In words.
+    /// The description.
     #[serde(default)]
     pub description: String,
 }
@@ -125,7 +125,7 @@ struct Message<'a> {
     #[serde(default)]
     subject: String,
     seq: u64,
-    /// In base64, which JSON escapes nowhere; a broker that does it all the same is understood.
+    /// In base64, which needs no JSON escapes; a broker that escapes it all the same is understood.
     #[serde(default, borrow)]
     data: Cow<'a, str>,
     #[serde(default)]
@@ -133,7 +133,7 @@ struct Message<'a> {
 }
 
 impl StreamReader {
-    /// A reader of `stream`; nothing is asked yet.
+    /// A reader of `stream`; this asks nothing yet.
     pub fn new(bus: Bus, stream: impl Into<String>) -> Self {
         Self {
             bus,
@@ -144,7 +144,8 @@ impl StreamReader {
     /// The first and the last position now.
     ///
     /// # Errors
-    /// There is no such stream, this credential may not read it, or the broker cannot say.
+    /// The stream does not exist, the credentials do not allow reading it, or the broker cannot
+    /// answer.
     pub async fn span(&self) -> Result<StreamSpan, StreamError> {
         let subject = format!("$JS.API.STREAM.INFO.{}", self.stream);
         let answer = self.ask(&subject, String::new()).await?;

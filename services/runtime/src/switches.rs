@@ -1,5 +1,5 @@
 //! The switches of `require_auth`, declared once: the check names them in its errors, and the
-//! reference page is made of them.
+//! reference page is made from them.
 
 use schemas::member::Layer;
 
@@ -59,7 +59,7 @@ pub(crate) const fn of(layer: Layer) -> Switch {
     }
 }
 
-/// Words for the parties that can use a layer when its authentication is not required.
+/// The parties that can use a layer whose authentication is not required, in words.
 pub(crate) const fn open_to(layer: Layer) -> &'static str {
     match layer {
         Layer::Bus => "anyone who reaches the NATS port may read and publish",

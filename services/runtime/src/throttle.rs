@@ -1,10 +1,10 @@
 //! One warning per cause: the first lines of a cause in full, then one line for many, at growing
 //! intervals. A fault that repeats with every unit, object, second or retry, or that a stranger
-//! repeats at will, must not bury the others.
+//! repeats at will, must not bury other lines.
 //!
-//! [`Throttle`] is the rule: no clock, no output. [`crate::log`] puts it under every line that has
-//! a level of warning or above, or that names a `code` or a `cause`, so no line has to ask for it;
-//! the fields of [`CAUSE_FIELDS`] tell causes of one line in the source apart.
+//! [`Throttle`] is the rule: no clock, no output. [`crate::log`] applies it to every line of level
+//! warning or above, and to every line with a field `code` or `cause`, so no call has to ask for
+//! it. The fields of [`CAUSE_FIELDS`] distinguish causes of the same line in the source.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,15 +16,15 @@ pub(crate) use layer::{Held, HeldBack};
 /// Lines of one cause that are logged in full: enough to see what it is about and that it repeats.
 pub const FULL_MAX: u32 = 3;
 /// Time until the held-back lines of a cause are summed up for the first time. It doubles each
-/// time, since a cause that goes on is no news.
+/// time, since a cause that goes on is no longer news.
 pub const INTERVAL_FIRST: Duration = Duration::from_secs(10);
-/// The longest such interval. A cause that was quiet for as long begins anew.
+/// Longest time between two sums. A cause that was quiet for this long begins anew.
 pub const INTERVAL_MAX: Duration = Duration::from_secs(600);
-/// Causes of one line in the source that are told apart; further ones are counted together. The
-/// bound is for each line, so that who makes up senders without end hides nothing but lines about
-/// made-up senders.
+/// Most causes of one line in the source that are counted apart; further ones are counted together.
+/// Each line has its own count, so that a sender who makes up names without end hides only lines
+/// about such names.
 pub const CAUSES_MAX: usize = 256;
-/// The name under which further ones are counted.
+/// The cause under which further ones are counted.
 pub const OTHERS: &str = "others";
 /// Most bytes of a line that are kept to show the newest one.
 pub(crate) const NEWEST_BYTES_MAX: usize = 512;
@@ -49,7 +49,7 @@ pub struct Many {
     pub cause: String,
     /// Their number.
     pub count: u64,
-    /// In which time.
+    /// The time in which they came.
     pub within: Duration,
     /// The newest of them.
     pub newest: String,
@@ -60,15 +60,15 @@ struct Lately {
     full: u32,
     count: u64,
     newest: String,
-    /// The begin of the count.
+    /// Start of the count.
     since: Duration,
     interval: Duration,
     last: Duration,
 }
 
 impl Throttle {
-    /// Notes a line; whether it is to be logged. `newest` makes its text, which is needed only when
-    /// it is not; `now` is the time since any fixed moment.
+    /// Counts a line, and returns true if it is to be logged. `newest` makes the line's text, which
+    /// is needed only if it is held back. `now` is the time since any fixed moment.
     pub fn note(
         &mut self,
         site: &'static str,
@@ -104,7 +104,7 @@ impl Throttle {
         false
     }
 
-    /// Sums of the causes whose interval has ended. Forgets causes that were quiet for long.
+    /// The sums that are due now. Forgets causes that were quiet for long.
     pub fn due(&mut self, now: Duration) -> Vec<Many> {
         let mut told = Vec::new();
         for (site, causes) in &mut self.sites {
@@ -120,7 +120,8 @@ impl Throttle {
         told
     }
 
-    /// Everything that was held back and not told yet: a process that ends leaves no count behind.
+    /// The sums of everything held back and not reported yet, so that a process that ends leaves no
+    /// count behind.
     pub fn rest(&mut self, now: Duration) -> Vec<Many> {
         let held = self
             .sites
@@ -197,7 +198,7 @@ mod tests {
     fn what_repeats_slowly_is_a_handful_of_lines_too() {
         let mut throttle = Throttle::default();
         let (mut lines, mut told) = (0, 0);
-        // One in twelve seconds, as with each unit, for eight minutes.
+        // One line in twelve seconds for eight minutes, as with a fault of each unit.
         for n in 0..40 {
             let at = START + n * Duration::from_secs(12);
             lines += u32::from(throttle.note("line", "a", at, String::new));

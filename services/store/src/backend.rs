@@ -26,9 +26,9 @@ use crate::place::{Place, parse_bucket};
 use crate::root::{Claim, Publish, Root};
 use crate::upload::{self, Upload, storage_error};
 
-/// Read size: one hop to the blocking threads and one allocation each.
+/// Bytes of one read, which costs one switch to the blocking threads and one allocation.
 const READ_BYTES: u64 = 1 << 20;
-/// Keys on a page, as S3 has it.
+/// Most keys on a page, as in S3.
 const KEYS_MAX: usize = 1000;
 
 /// The backend under `s3s`.
@@ -37,7 +37,7 @@ pub(crate) struct Backend {
     pub(crate) object_bytes_max: u64,
 }
 
-/// An open object, with the first piece of what is asked for.
+/// An open object, with the first piece of the requested bytes.
 struct Opened {
     file: File,
     bytes: u64,
@@ -200,7 +200,7 @@ impl S3 for Backend {
         let modified = blocking(move || {
             let (from, to) = (source.path(root.path()), target.path(root.path()));
             match root.link(&from, &to) {
-                // The same digest: what is there is what was asked for.
+                // The name is the digest, so the file that is there has the same bytes.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(no_key(error)),
                 Ok(()) => {}
@@ -315,8 +315,9 @@ impl S3 for Backend {
 }
 
 impl Backend {
-    /// The place for one upload alone, if it may be filled only once. 412 when it is filled; 409
-    /// while another upload of it is in progress, which clients repeat: that one may break off.
+    /// Claims the name for one upload, if it may be given only once. Fails with 412 if the name is
+    /// taken, and with 409 while another upload of it is in progress; clients repeat after a 409,
+    /// since the other may break off.
     fn claim(&self, place: &Place, how: Publish) -> S3Result<Option<Claim>> {
         if how == Publish::Replace {
             return Ok(None);
@@ -368,8 +369,8 @@ fn open(path: &std::path::Path, range: Option<&Range>) -> S3Result<Opened> {
     })
 }
 
-/// The next piece of a file, at most `left` bytes; with the file, so that it can move between
-/// threads.
+/// Reads the next piece of a file, at most `left` bytes. Returns the file too, so that it can move
+/// between threads.
 fn read(file: File, left: u64) -> io::Result<(File, Bytes)> {
     let wanted = left.min(READ_BYTES);
     let mut piece = Vec::with_capacity(usize::try_from(wanted).expect("a piece fits into memory"));
@@ -383,7 +384,7 @@ fn read(file: File, left: u64) -> io::Result<(File, Bytes)> {
     Ok((file, piece.into()))
 }
 
-/// The bytes asked for; while one piece is sent the next is read.
+/// Streams the requested bytes; while one piece is sent, the next one is read.
 fn stream(opened: Opened) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync {
     struct Rest {
         ready: Option<Bytes>,
@@ -427,7 +428,7 @@ fn no_key(error: io::Error) -> S3Error {
     }
 }
 
-/// The digest where the key names one; else something that changes with the file.
+/// The digest, if the key names one; otherwise a value that changes with the file.
 fn e_tag(place: &Place, bytes: u64, modified: SystemTime) -> ETag {
     let since = modified
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -438,7 +439,7 @@ fn e_tag(place: &Place, bytes: u64, modified: SystemTime) -> ETag {
     ))
 }
 
-/// The checksum header, where the client asks for it. The digest was compared before the object had
+/// The checksum header, if the client asks for it. The digest was compared before the object got
 /// its name.
 fn recorded(place: &Place, mode: Option<&ChecksumMode>) -> Option<String> {
     let asked = mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED);
@@ -448,7 +449,8 @@ fn recorded(place: &Place, mode: Option<&ChecksumMode>) -> Option<String> {
         .map(|digest: Digest| BASE64.encode(digest.as_bytes()))
 }
 
-/// A found file as an entry; what has no place (left by hand) is not shown.
+/// An entry for a found file; none for a file without a valid key, which somebody put there by
+/// hand.
 fn listed(bucket: &str, found: listing::Found) -> Option<Object> {
     let place = Place::parse(bucket, &found.key).ok()?;
     Some(Object {
@@ -468,8 +470,8 @@ fn as_length(bytes: u64) -> i64 {
 mod tests {
     use super::*;
 
-    /// Its length was announced: fewer bytes end the answer, so that nobody takes the part for the
-    /// whole.
+    /// The length was announced, so a short body must end with an error: otherwise a client would
+    /// take the part for the whole.
     #[test]
     fn an_object_that_became_shorter_is_an_error_and_not_a_short_piece() {
         let folder = tempfile::tempdir().unwrap();

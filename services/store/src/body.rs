@@ -1,5 +1,5 @@
-//! A request's body whose sender must keep sending: without it one silent sender holds a connection
-//! for ever.
+//! A request's body whose sender must keep sending; otherwise one silent sender could hold a
+//! connection for ever.
 
 use std::error::Error;
 use std::io;
@@ -11,23 +11,23 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-/// Slowest peer that is waited for, in either direction. It is half of what our clients give an
-/// attempt up at, so that they are the ones who do and know why; eight transfers over a line of 40
-/// KB/s have ten times as much each. At this rate a peer holds a connection for long, which is why
-/// one address holds a share of them only.
+/// Slowest peer that the store waits for, in either direction. It is half the rate at which our
+/// clients give up, so that the clients end an attempt first and know why. Each of eight transfers
+/// over a line of 40 KB/s has ten times as much. A peer at this rate holds a connection for long,
+/// so one address may hold only a share of all connections.
 pub(crate) const BYTES_PER_SECOND_MIN: u64 = 512;
 
-/// A body that fails when its sender is silent for too long, or keeps us waiting for longer than
-/// its bytes so far are worth. Time in which nobody asks for more is not the sender's.
+/// A body that fails when its sender is silent for too long, or makes the store wait longer than
+/// its bytes so far allow. Time in which nobody asks for more does not count.
 ///
-/// It costs a look at the clock when it waits and another when that ends; the timer is set anew
-/// once a window, not once a frame.
+/// It reads the clock when a wait begins and when it ends; the timer is set once for each window,
+/// and not for each frame.
 pub(crate) struct Paced<B> {
     body: B,
     /// Longest silence, and the credit that a sender starts with.
     idle: Duration,
     received: u64,
-    /// The waits that are over, summed.
+    /// Sum of the waits that are over.
     waited: Duration,
     waiting_since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -45,7 +45,7 @@ impl<B> Paced<B> {
         }
     }
 
-    /// Ready when the sender has had its time.
+    /// Ready when the sender has used up its time.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
         let worth =
@@ -56,8 +56,7 @@ impl<B> Paced<B> {
             .timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
         loop {
-            // The time that is due only ever moves on, so an old timer rings too early, never too
-            // late.
+            // The due time only moves forward, so an old timer fires too early, and never too late.
             ready!(timer.as_mut().poll(cx));
             if timer.deadline() >= due {
                 return Poll::Ready(());
@@ -118,7 +117,7 @@ mod tests {
 
     use super::*;
 
-    /// The pieces that a channel brings, as a body.
+    /// A body of the pieces that come through a channel.
     struct Pieces(mpsc::Receiver<Bytes>);
 
     impl Body for Pieces {
@@ -135,7 +134,7 @@ mod tests {
         }
     }
 
-    // So long that pauses of a quarter of it stay below it on a busy machine too.
+    // Long enough that pauses of a quarter of it stay below it, even on a busy machine.
     const IDLE: Duration = Duration::from_millis(500);
 
     fn body() -> (mpsc::Sender<Bytes>, Paced<Pieces>) {
@@ -143,7 +142,7 @@ mod tests {
         (sender, Paced::new(Pieces(pieces), IDLE))
     }
 
-    /// Reads to the end; the bytes, or whether the error was one of time.
+    /// Reads to the end. Returns the number of bytes, or true if the error was one of time.
     async fn read(mut body: Paced<Pieces>) -> Result<usize, bool> {
         let mut length = 0;
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {

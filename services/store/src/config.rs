@@ -9,12 +9,12 @@ use schemas::Bytes;
 use schemas::limits::OBJECT_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
-/// A store: where it listens, where its objects lie, who may do what.
+/// A store: its address, the folder of its objects, and its access keys.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
-    /// Port 0 takes any free port.
+    /// The address to listen on; port 0 takes any free port.
     pub listen: SocketAddr,
-    /// The folder of its objects; made when it is missing.
+    /// The folder of the objects; it is made if it is missing.
     pub root: PathBuf,
     /// The three access keys.
     pub keys: StoreKeys,
@@ -36,7 +36,7 @@ pub enum Tls {
         /// The private key, for nobody else to read.
         key: PathBuf,
     },
-    /// None; the store then listens on loopback only.
+    /// No TLS; the store then listens on loopback only.
     PlainLoopback,
 }
 
@@ -44,26 +44,27 @@ pub enum Tls {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
-    /// A power failure: file and folder are synced before the answer.
+    /// A power failure: file and folder are synced before the answer. An upload into `incoming` is
+    /// synced when it is promoted.
     #[default]
     Always,
-    /// The end of the process, not of the machine: the kernel writes when it likes.
+    /// The end of the process, but not that of the machine: the kernel decides when it writes.
     Kernel,
 }
 
 /// Bounds of a store.
 #[derive(Clone, Debug)]
 pub struct StoreLimits {
-    /// Connections served at a time; others wait in the kernel's queue.
+    /// Connections that are served at a time; others wait in the kernel's queue.
     pub connections_max: usize,
-    /// The share of them that one peer may hold when it is alone, in percent; more are closed as
-    /// they come. When other peers hold places, its share is taken of the rest.
+    /// The share of these that a single peer may hold, in percent; further ones are closed at once.
+    /// If other peers hold connections, the share is taken of the rest.
     pub connections_peer_percent: u8,
-    /// Longest silence of a peer in the middle of a request, and longest wait for the next one.
+    /// Longest silence of a peer during a request, and longest wait for the next request.
     pub idle: Duration,
     /// Largest object.
     pub object_bytes_max: Bytes,
-    /// An upload is refused when less than this would remain free on the disk.
+    /// Free space on the disk below which uploads are refused.
     pub free_bytes_min: Bytes,
     /// Age at which objects of `incoming` are swept.
     pub incoming_life: Duration,
@@ -76,11 +77,12 @@ pub struct StoreLimits {
 impl Default for StoreLimits {
     fn default() -> Self {
         Self {
-            // A worker holds about 16 at most; each costs some 100 KiB.
+            // A worker holds about 16 connections at most; each costs some 100 KiB.
             connections_max: 512,
-            // Many workers may share one address; even so another finds a place.
+            // Many workers may share one address, and even then another address finds a place.
             connections_peer_percent: 50,
-            // Above the clients' 25 s for pooled connections, so that they let go first.
+            // Longer than the 25 s of the clients' pooled connections, so that the clients close
+            // first.
             idle: Duration::from_secs(40),
             object_bytes_max: OBJECT_BYTES_MAX,
             free_bytes_min: Bytes::mebi(256),

@@ -1,8 +1,7 @@
-//! The gate before the protocol layer. It lets through the shapes of request that this store
-//! serves: signed, with a body of known and bounded length. It refuses all else by the head alone,
-//! since the protocol layer reads some bodies before it looks at a signature, and compares some
-//! signatures (version 2, forms, chunks signed one by one) in a time that tells something about
-//! them.
+//! The gate before the protocol layer. It admits only requests that this store serves: signed, with
+//! a body of known and bounded length. It refuses all others by the head alone. The protocol layer
+//! would read some bodies before it checks a signature, and would compare some signatures (version
+//! 2, forms, chunks signed one by one) in a time that reveals something about them.
 
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -22,8 +21,8 @@ const NO_LENGTH: Refusal = Refusal(
     "a body is announced by its content-length",
 );
 
-/// The refusal of a request, if it has no business here. It ends the connection: a peer
-/// that is not admitted holds none.
+/// The refusal of a request that this store does not serve. It ends the connection, since a peer
+/// that is not admitted may not hold one.
 pub(crate) fn refusal<B>(request: &Request<B>, object_bytes_max: u64) -> Option<Response<Body>> {
     let query = request.uri().query().unwrap_or_default();
     let refused = signature(query, request.headers())
@@ -37,19 +36,19 @@ pub(crate) fn query_value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     parameters(query).find_map(|(key, value)| (key == name).then_some(value))
 }
 
-/// Lets the peer go after this answer.
+/// Closes the connection after this answer.
 pub(crate) fn close(response: &mut Response<Body>) {
     response
         .headers_mut()
         .insert(CONNECTION, HeaderValue::from_static("close"));
 }
 
-/// One signature of version 4, in the query or in the header. Whether it is good is for the
-/// protocol layer to say.
+/// Requires exactly one signature of version 4, in the query or in the header. The protocol layer
+/// verifies it.
 fn signature(query: &str, headers: &HeaderMap) -> Result<(), Refusal> {
     let denied = |message| Err(Refusal(StatusCode::FORBIDDEN, "AccessDenied", message));
-    // No client encodes the names of S3, and `%53ignature` would be another name here than for the
-    // protocol layer.
+    // No client percent-encodes the names of S3, and `%53ignature` would be one name here and
+    // another in the protocol layer.
     if parameters(query).any(|(name, _)| name.contains(['%', '+'])) {
         return denied("a parameter's name is written plainly");
     }
@@ -71,7 +70,7 @@ fn signature(query: &str, headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
-/// The operations, as far as method, query and media type tell them.
+/// Checks that method, query and media type are those of a served operation.
 fn shape(method: &Method, query: &str, headers: &HeaderMap) -> Result<(), Refusal> {
     let refused = |message| {
         Err(Refusal(
@@ -93,7 +92,7 @@ fn shape(method: &Method, query: &str, headers: &HeaderMap) -> Result<(), Refusa
     }
 }
 
-/// A body comes with its length, and only where there is one to read.
+/// Checks that a body has a length, and that only operations with a body have one.
 fn body(method: &Method, headers: &HeaderMap, object_bytes_max: u64) -> Result<(), Refusal> {
     let bytes_max = match *method {
         Method::PUT if !headers.contains_key(COPY_SOURCE) => object_bytes_max,
@@ -143,8 +142,8 @@ fn is_version_4(value: &HeaderValue) -> bool {
         && fields.next().is_none()
 }
 
-/// True when the header about the body gives its hash, or says that it is not signed; none without
-/// the header. Signed chunks are refused: no client of this store sends them.
+/// True if the header about the body gives its hash or says that it is unsigned; none without the
+/// header. Signed chunks are refused: no client of this store sends them.
 fn is_whole(headers: &HeaderMap) -> Option<bool> {
     let mut values = headers
         .get_all(CONTENT_SHA256)
@@ -237,7 +236,7 @@ mod tests {
         assert_eq!(status("GET", "/blobs/x?X-Amz-Signature=1", &[]), None);
     }
 
-    /// Checks that no signature which `s3s` would compare with `==` reaches it, however it is
+    /// Checks that no signature reaches `s3s` that it would compare with `==`, however it is
     /// written.
     #[test]
     fn ls_08_only_signatures_that_are_compared_in_constant_time_are_looked_at() {
@@ -299,7 +298,7 @@ mod tests {
                 "{chunks}"
             );
         }
-        // What remains: one signature of version 4 over the whole request.
+        // Only one signature of version 4 over the whole request remains.
         let values = format!(
             "/incoming/x?{v4}&X-Amz-Credential=a%2Fb&X-Amz-SignedHeaders=host%3Bx-amz-date"
         );

@@ -1,4 +1,4 @@
-//! A connection whose peer must keep reading: without it one slow reader holds a connection for
+//! A connection whose peer must keep reading; otherwise one slow reader could hold a connection for
 //! ever.
 
 use std::io;
@@ -13,15 +13,15 @@ use tokio::time::{Instant, Sleep};
 
 use crate::body::BYTES_PER_SECOND_MIN;
 
-/// A TCP stream that fails when a write makes too little progress. Reads are bounded where bodies
-/// and heads are read.
+/// A TCP stream that fails when a write makes too little progress. Reads are bounded elsewhere,
+/// where heads and bodies are read.
 pub(crate) struct Guarded {
     stream: TcpStream,
     window: Duration,
-    /// Running while the peer is behind.
+    /// Set while the peer is behind.
     behind: Option<Pin<Box<Sleep>>>,
     written: u64,
-    /// Bytes that the peer's machine had taken when the window began.
+    /// Bytes that the peer's machine had received when the window began.
     taken: u64,
 }
 
@@ -36,8 +36,8 @@ impl Guarded {
         }
     }
 
-    /// Bytes that have left this machine. A write that waits says nothing of the megabytes that lie
-    /// in the kernel's buffer and drain from there, over minutes where the line is slow.
+    /// Bytes that have left this machine. A waiting write says nothing about the megabytes in the
+    /// kernel's buffer, which may take minutes to drain over a slow line.
     fn left_us(&self) -> u64 {
         self.written
             .saturating_sub(objects::unacknowledged(self.stream.as_raw_fd()))

@@ -1,12 +1,13 @@
 //! `diloco-store`: an S3 store in one process, for one machine and for tests.
 //!
-//! The S3 protocol, signatures and expiry are `s3s`; what lies under it is ours, because bytes must
-//! be verified before they can be seen. An upload goes to a temporary file on the same file system,
-//! is hashed on the way, and is linked under its key only when length and sha256 agree. See
-//! [`Store`].
+//! The crate `s3s` does the S3 protocol, signatures and expiry. The storage below it is ours,
+//! because bytes must be verified before they can be seen. An upload goes to a temporary file on
+//! the same file system, is hashed on the way, and gets its name only if length and sha256 agree.
+//! See [`Store`].
 //!
 //! ```text
 //! <root>/lock        held while a process serves the root; two would delete each other's temporary files
+//! <root>/checked     since when the machine ran as `incoming` was last checked for torn uploads
 //! <root>/tmp/        uploads in progress; emptied at start
 //! <root>/incoming/   bucket `incoming`: created once by holders of PUT URLs, swept after some days
 //! <root>/blobs/      bucket `blobs`: verified objects, and small named files that the admin key writes
@@ -23,6 +24,7 @@ mod guard;
 mod listing;
 mod peers;
 mod place;
+mod power;
 pub mod program;
 mod rights;
 mod root;

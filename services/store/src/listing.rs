@@ -1,5 +1,5 @@
-//! Listing a bucket's folder in order of key, a page at a time, without reading what lies before
-//! the page.
+//! Lists a bucket's folder in the order of keys, a page at a time, without reading the folders
+//! before the page.
 
 use std::fs;
 use std::io;
@@ -17,12 +17,12 @@ pub(crate) struct Found {
 /// The request for one page of a listing.
 pub(crate) struct Page<'a> {
     pub(crate) prefix: &'a str,
-    /// Keys up to and with this one are passed over.
+    /// Keys up to and including this one are skipped.
     pub(crate) after: Option<&'a str>,
     pub(crate) keys_max: usize,
 }
 
-/// The page's objects, and whether others follow.
+/// The page's objects, and true if others follow.
 pub(crate) fn list(folder: &Path, page: &Page<'_>) -> io::Result<(Vec<Found>, bool)> {
     let mut found = Vec::new();
     walk(folder, "", page, &mut found)?;
@@ -31,7 +31,7 @@ pub(crate) fn list(folder: &Path, page: &Page<'_>) -> io::Result<(Vec<Found>, bo
     Ok((found, more))
 }
 
-/// Collects until there is one more than asked for.
+/// Collects until there is one object more than asked for.
 fn walk(folder: &Path, above: &str, page: &Page<'_>, found: &mut Vec<Found>) -> io::Result<()> {
     let mut entries = Vec::new();
     let files = match fs::read_dir(folder) {
@@ -44,7 +44,7 @@ fn walk(folder: &Path, above: &str, page: &Page<'_>, found: &mut Vec<Found>) -> 
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
-        // With its slash a folder sorts where its keys do.
+        // With a slash after its name, a folder sorts where its keys do.
         let slash = if entry.file_type()?.is_dir() { "/" } else { "" };
         entries.push((format!("{above}{name}{slash}"), entry.path()));
     }

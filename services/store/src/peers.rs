@@ -1,6 +1,6 @@
-//! The connections and the peers that hold them. A peer's share follows from what is still free, so that
-//! every newcomer finds a place however many are there; and where none is free, a peer that has
-//! proved nothing yet is cut off first.
+//! The open connections, and the peers that hold them. A peer's share depends on what is still
+//! free, so that every newcomer finds a place, however many peers there are. If none is free, a
+//! peer without a valid request so far is cut off first.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,15 +11,15 @@ use tokio::time::Instant;
 
 use crate::rights::Admission;
 
-/// Longest time between two lines about peers that want more than their share.
+/// Time between two log lines about peers that want more than their share.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// Open connections, by the task that serves each.
 pub(crate) struct Peers {
     open: BTreeMap<Id, Held>,
-    /// Places in all.
+    /// Number of places in all.
     places: usize,
-    /// Most places that one peer may end with when it is alone, in percent of all.
+    /// Percentage of all places that a single peer may hold at most.
     percent: usize,
     warned: Option<Instant>,
 }
@@ -27,7 +27,7 @@ pub(crate) struct Peers {
 /// One open connection.
 struct Held {
     site: IpAddr,
-    /// Set once a request of it was signed and allowed.
+    /// Set once a request on it was signed and allowed.
     admission: Admission,
     /// Order of arrival.
     arrival: Instant,
@@ -35,7 +35,7 @@ struct Held {
 }
 
 impl Peers {
-    /// `places` for all, of which one peer alone may hold `percent`.
+    /// `places` for all peers, of which a single one may hold `percent`.
     pub(crate) fn new(places: usize, percent: u8) -> Self {
         Self {
             open: BTreeMap::new(),
@@ -50,9 +50,9 @@ impl Peers {
         self.open.len() < self.places || self.open.values().any(|held| !held.admission.is_given())
     }
 
-    /// True when `peer` may have another connection. At 50 percent one peer alone comes to half of
-    /// all places, a second to half of what is left, and so on: what one may hold shrinks with what
-    /// is free, and some are always free for the next.
+    /// True if `peer` may have another connection. At 50 percent the first peer may hold half of
+    /// all places, a second one half of the rest, and so on. The share shrinks with the free
+    /// places, and some are always free for the next peer.
     pub(crate) fn has_room(&mut self, peer: IpAddr) -> bool {
         let site = site(peer);
         let held = self.open.values().filter(|open| open.site == site).count();
@@ -72,9 +72,8 @@ impl Peers {
         false
     }
 
-    /// Ends the oldest connection of those that have proved nothing, where no place is free. The
-    /// task's end is still to be told with [`Peers::closed`], but its place counts as free from now
-    /// on.
+    /// If no place is free, ends the oldest connection without a valid request so far. Its task
+    /// reports its end to [`Peers::closed`] later, but its place counts as free from now on.
     pub(crate) fn make_room(&mut self) {
         if self.open.len() < self.places {
             return;
@@ -107,8 +106,9 @@ impl Peers {
     }
 }
 
-/// The unit that counts as one peer: an IPv4 address, or the network of 64 bits that an IPv6 host
-/// chooses its addresses from.
+/// What counts as one peer: an IPv4 address, or the 64-bit network from which an IPv6 host chooses
+/// The unit that counts as one peer: an IPv4 address, or the 64-bit network from which an IPv6 host
+/// chooses its addresses.
 fn site(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
@@ -128,7 +128,7 @@ mod tests {
         [10, 0, 0, last].into()
     }
 
-    /// Opens connections from `peer` until it has its share; how many those are.
+    /// Opens connections from `peer` until its share is used. Returns their number.
     fn fill(peers: &mut Peers, peer: IpAddr) -> usize {
         let mut opened = 0;
         while peers.has_room(peer) {

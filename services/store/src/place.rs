@@ -1,5 +1,5 @@
-//! The place of a key on the disk. A key is parsed into segments that are safe as file names before
-//! it becomes a path.
+//! The file of a key. A key is parsed into segments that are safe as file names before it becomes a
+//! path.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ const SEGMENT_BYTES_MAX: usize = 128;
 pub(crate) struct Place {
     pub(crate) bucket: BucketName,
     pub(crate) key: String,
-    /// The digest that its bytes must hash to; none for the named files of `blobs`.
+    /// The digest that the bytes must have; none for the named files of `blobs`.
     pub(crate) digest: Option<Digest>,
 }
 

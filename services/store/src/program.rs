@@ -1,4 +1,4 @@
-//! The store as a program: its command line, and what it does in the frame of all services.
+//! The store as a program: its command line, and its part in the frame of all services.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -35,7 +35,8 @@ pub struct CommandLine {
     /// Private key of the certificate (PEM).
     #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
-    /// What an answered upload survives: `always` (power failure) or `kernel` (end of the process).
+    /// The crash that an answered upload survives: `always` (a power failure) or `kernel` (the end
+    /// of the process).
     #[arg(long, value_name = "WHEN")]
     durability: Option<String>,
 }
@@ -75,7 +76,8 @@ pub struct Program {
 
 impl service::Service for Program {
     const NAME: &'static str = "store";
-    /// The protocol layer's own lines show requests with their signatures; ours show the path.
+    /// The protocol layer logs requests with their signatures, so it is silent; our own lines show
+    /// the path.
     const SILENT: &'static [&'static str] = &["s3s"];
     type Config = Settings;
     type Running = Store;

@@ -19,11 +19,11 @@ use s3s::{S3Result, s3_error};
 
 use crate::gate::query_value;
 
-/// S3's own bound on a presigned URL's life.
+/// Longest life of a presigned URL, as in S3.
 const EXPIRES_SECONDS_MAX: u32 = 7 * 24 * 3600;
 /// Headers that the signature of an upload by the put key must cover.
 const UPLOAD_HEADERS: [&str; 3] = ["content-length", "if-none-match", "x-amz-checksum-sha256"];
-/// Operations that the admin key may ask for; no other is implemented.
+/// Operations that the admin key may use; no other is implemented.
 const OPERATIONS: [&str; 8] = [
     "CopyObject",
     "DeleteObject",
@@ -35,14 +35,14 @@ const OPERATIONS: [&str; 8] = [
     "PutObject",
 ];
 
-/// The rights table, as `s3s` asks it.
+/// The rights table in the form that `s3s` asks for.
 #[derive(Clone)]
 pub(crate) struct Rights {
     keys: StoreKeys,
 }
 
-/// Travels with a request: whether its signature and the rights of its key were found good. A
-/// connection keeps what one of its requests was given.
+/// Set once the signature of a request and the rights of its key were found good. It travels with
+/// the request, and a connection keeps it for its later requests.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Admission {
     given: Arc<AtomicBool>,
@@ -56,7 +56,7 @@ enum Role {
 }
 
 impl Admission {
-    /// That of one more request on the connection that `known` stands for.
+    /// The admission of a further request on the connection of `known`.
     pub(crate) fn for_request_of(known: &Self) -> Self {
         Self {
             given: Arc::default(),
@@ -148,8 +148,8 @@ impl S3Access for Rights {
     }
 }
 
-/// The names that a presigned URL's signature covers; none for a request signed in its header.
-/// Headers that change what is stored must be among them.
+/// The header names that a presigned URL's signature covers; none for a request that is signed in
+/// its header. Headers that change the stored object must be among them.
 fn signed_headers(cx: &S3AccessContext<'_>) -> S3Result<Option<Vec<String>>> {
     let Some(query) = cx
         .uri()

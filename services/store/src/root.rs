@@ -1,4 +1,4 @@
-//! The store's folder: its lock, its free space, and how files appear and vanish in it.
+//! The store's folder: its lock, its free space, and how files get and lose their names.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -17,8 +17,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Durability;
 
-/// A folder that vanishes between its making and the link into it (the sweeper removes empty ones)
-/// is made again.
+/// Most tries to name a file. The sweeper removes empty folders, so a folder may vanish between its
+/// making and the link into it, and is then made again.
 const PUBLISH_TRIES_MAX: usize = 3;
 
 /// A locked root.
@@ -27,17 +27,18 @@ pub(crate) struct Root {
     path: PathBuf,
     durability: Durability,
     free_bytes_min: u64,
-    /// Bytes of uploads in progress that are announced and not yet on the disk.
+    /// Bytes of uploads in progress that are announced and not on disk yet.
     reserved: Arc<AtomicU64>,
-    /// Names that an upload in progress is to get.
+    /// Names that uploads in progress are to get.
     claimed: Claimed,
-    /// Folders that were made and whose own entry may not be durable yet.
+    /// Folders that were made, and whose own entry may not be durable yet.
     fresh: Mutex<BTreeSet<PathBuf>>,
-    /// True when the file system gives a file a second name.
+    /// True if the file system has hard links.
     links: bool,
-    /// Held while a name is looked at and then given, where the file system cannot do both at once.
+    /// Locked from the check of a name until it is given, on a file system that cannot do both at
+    /// once.
     naming: Mutex<()>,
-    /// The writing threads: the lock is not given up while one runs.
+    /// The writing threads; the root stays locked while one runs.
     writers: TaskTracker,
     /// The lock lives as long as this handle.
     _lock: File,
@@ -48,21 +49,21 @@ pub(crate) struct Root {
 pub(crate) enum RootError {
     Busy,
     Io(io::Error),
-    /// The file system cannot do what a store needs.
+    /// The file system lacks an operation that a store needs.
     Ground {
         tried: &'static str,
         source: io::Error,
     },
 }
 
-/// Room for what is still to come of one upload; given back when dropped.
+/// Space for the bytes of one upload that are still to come; dropping it frees the space.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     reserved: Arc<AtomicU64>,
     bytes: u64,
 }
 
-/// A name that one upload in progress has for itself, until it is dropped.
+/// A name that is reserved for one upload in progress, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Claim {
     claimed: Claimed,
@@ -74,15 +75,15 @@ type Claimed = Arc<Mutex<BTreeSet<PathBuf>>>;
 /// The way a file gets its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Publish {
-    /// Fails when the name is taken.
+    /// Fails if the name is taken.
     Once,
-    /// Replaces what has the name.
+    /// Replaces the file with the name.
     Replace,
 }
 
 impl Root {
-    /// Makes and locks the folder, removes what an earlier process left unfinished, and tries what
-    /// the file system can do: what it cannot shall be known now, not at the first upload.
+    /// Makes and locks the folder, removes unfinished files of an earlier process, and tests the
+    /// file system, so that a missing operation shows at the start and not at the first upload.
     pub(crate) fn open(
         path: &Path,
         durability: Durability,
@@ -120,12 +121,13 @@ impl Root {
             _lock: lock,
         };
         root.empty_tmp().map_err(RootError::Io)?;
+        crate::power::remove_torn_uploads(path).map_err(RootError::Io)?;
         root.links = root.try_ground()?;
         Ok(root)
     }
 
-    /// Tries the file system: true when it has hard links, which spare a copy of every promoted
-    /// upload.
+    /// Tests the file system. Returns true if it has hard links, which save a copy of every
+    /// promoted upload.
     fn try_ground(&self) -> Result<bool, RootError> {
         let tried = |tried| move |source| RootError::Ground { tried, source };
         let mut file = self.temporary().map_err(tried("make a file"))?;
@@ -146,7 +148,7 @@ impl Root {
         Ok(links)
     }
 
-    /// True when promotions are links; else they are copies.
+    /// True if promotions are links; otherwise they are copies.
     pub(crate) const fn has_links(&self) -> bool {
         self.links
     }
@@ -163,14 +165,14 @@ impl Root {
         &self.writers
     }
 
-    /// Room for `bytes`, if enough stays free beside all uploads in progress.
+    /// Reserves space for `bytes`, if enough remains free beside all uploads in progress.
     pub(crate) fn reserve(&self, bytes: u64) -> io::Result<Option<Reservation>> {
         let before = self.reserved.fetch_add(bytes, Ordering::Relaxed);
         let reservation = Reservation {
             reserved: self.reserved.clone(),
             bytes,
         };
-        // Looked at last: what lands in between counts twice, not never.
+        // Read last, so that bytes that are written meanwhile count twice, and never not at all.
         let free = free_bytes(&self.path)?;
         let needed = before
             .saturating_add(bytes)
@@ -182,7 +184,7 @@ impl Root {
         Ok((free >= needed).then_some(reservation))
     }
 
-    /// The name for one upload; none while another has it.
+    /// Reserves the name for one upload; none while another has it.
     pub(crate) fn claim(&self, name: PathBuf) -> Option<Claim> {
         let is_free = self
             .claimed
@@ -195,15 +197,19 @@ impl Root {
         })
     }
 
-    /// A file for an upload; it vanishes when dropped.
+    /// A file for an upload; dropping it removes the file.
     pub(crate) fn temporary(&self) -> io::Result<NamedTempFile> {
         NamedTempFile::new_in(self.path.join("tmp"))
     }
 
-    /// Gives a complete file its name. `AlreadyExists` when it is taken and `how` is once.
+    /// Gives a complete file its name. Fails with `AlreadyExists` if the name is taken and `how` is
+    /// once. In `incoming` the system only begins to write the file to the disk, see
+    /// [`crate::power`].
     pub(crate) fn publish(&self, file: NamedTempFile, name: &Path, how: Publish) -> io::Result<()> {
-        if self.durability == Durability::Always {
+        if self.lasts(name) {
             file.as_file().sync_data()?;
+        } else if self.durability == Durability::Always {
+            begin_writing(file.as_file());
         }
         let file = file.into_temp_path();
         self.in_folder_of(name, || match how {
@@ -212,14 +218,20 @@ impl Root {
             Publish::Replace => fs::rename(&file, name),
         })?;
         if how == Publish::Replace || !self.links {
-            // The temporary name is gone; there is nothing left to remove.
+            // The temporary name is gone, so nothing is left to remove.
             let _renamed = file.keep();
         }
         Ok(())
     }
 
-    /// Renames unless the name is taken. This process alone writes here, so between the look and
-    /// the deed nobody else comes.
+    /// True for a name that survives a power failure once it is answered.
+    fn lasts(&self, name: &Path) -> bool {
+        self.durability == Durability::Always
+            && !name.starts_with(self.bucket(BucketName::Incoming))
+    }
+
+    /// Renames unless the name is taken. Only this process writes here, so nothing happens between
+    /// the check and the rename.
     fn rename_once(&self, file: &Path, name: &Path) -> io::Result<()> {
         let _alone = self.naming.lock().expect("no holder panics");
         match fs::symlink_metadata(name) {
@@ -229,12 +241,18 @@ impl Root {
         }
     }
 
-    /// Gives the bytes of `source` a second name: a link where the file system has them, else a
-    /// copy. `AlreadyExists` when the name is taken. The file's time is set to now: an object's age
-    /// in a bucket counts from its arrival there.
+    /// Gives the bytes of `source` a second name: by a link if the file system has them, otherwise
+    /// by a copy. Fails with `AlreadyExists` if the name is taken. The file's time is set to now,
+    /// since an object's age in a bucket counts from its arrival there.
+    ///
+    /// Nothing has asked after the bytes of an upload since they were sent to the disk, so an error
+    /// of the disk meanwhile is told here.
     pub(crate) fn link(&self, source: &Path, name: &Path) -> io::Result<()> {
         if !self.links {
             return self.copy(source, name);
+        }
+        if self.lasts(name) {
+            File::open(source)?.sync_data()?;
         }
         self.in_folder_of(name, || fs::hard_link(source, name))?;
         let file = File::options().append(true).open(name)?;
@@ -243,7 +261,7 @@ impl Root {
         Ok(())
     }
 
-    /// A copy takes the way of an upload: complete and durable before it has its name.
+    /// A copy is made like an upload: it is complete and durable before it gets its name.
     fn copy(&self, source: &Path, name: &Path) -> io::Result<()> {
         if name.exists() {
             return Err(io::ErrorKind::AlreadyExists.into());
@@ -269,28 +287,27 @@ impl Root {
                 put => break put,
             }
         };
-        // A name that is taken may have been given just before the power failed, or by a request
-        // that is still at it. The promotion that is answered now relies on that name, so its
-        // folders are synced here too.
+        // The existing name may have been given just before a power failure, or by a request that
+        // is not finished. The promotion that is answered now relies on it, so its folders are
+        // synced here too.
         let is_there = put
             .as_ref()
             .err()
             .is_none_or(|error| error.kind() == io::ErrorKind::AlreadyExists);
-        if is_there && self.durability == Durability::Always {
+        if is_there && self.lasts(name) {
             self.sync_folders(folder)?;
         }
         put
     }
 
-    /// Makes a folder and its parents. That they are durable is for [`Root::sync_folders`] to see
-    /// to.
+    /// Makes a folder and its parents. [`Root::sync_folders`] makes them durable.
     fn make_folder(&self, folder: &Path) -> io::Result<()> {
         if folder.is_dir() {
             return Ok(());
         }
         let parent = folder.parent().expect("the root lies above");
         self.make_folder(parent)?;
-        if self.durability == Durability::Always {
+        if self.lasts(folder) {
             // Noted before other threads can see the folder, so that they sync it too.
             self.fresh().insert(folder.to_owned());
         }
@@ -301,8 +318,8 @@ impl Root {
         }
     }
 
-    /// Makes the entries of `folder` durable, then those of the folders above it that may not be.
-    /// The deepest comes first: a journal then writes all of them at once, and the rest find
+    /// Makes the entries of `folder` durable, and then those of the folders above it that may not
+    /// be. The deepest comes first: a journal then writes all of them at once, and the others find
     /// nothing to do.
     fn sync_folders(&self, folder: &Path) -> io::Result<()> {
         File::open(folder)?.sync_all()?;
@@ -330,7 +347,7 @@ impl Root {
 }
 
 impl Reservation {
-    /// So many bytes are written: ext4 and XFS take them off the free space at once.
+    /// Notes that `bytes` are written: ext4 and XFS subtract them from the free space at once.
     pub(crate) fn landed(&mut self, bytes: u64) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
@@ -353,14 +370,26 @@ impl Drop for Reservation {
     }
 }
 
-/// Gives a file's memory in the system's cache back. The coordinator has read an upload before it
-/// promotes it, and rarely does again; the next upload is written into memory that is at hand.
+/// Drops a file from the system's cache. The coordinator reads an upload before it promotes it, and
+/// rarely again, so the memory is free for the next upload.
 fn forget_pages(file: &File) {
     // SAFETY: the descriptor is open for as long as `file` lives; the call changes no data.
     let advised = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
     if advised != 0 {
         tracing::debug!(error = advised, "the cache keeps a promoted file");
     }
+}
+
+/// Sends a file's bytes on their way to the disk without waiting for them. An error of the disk is
+/// left for the first sync to tell: no call before that takes it.
+fn begin_writing(file: &File) {
+    // SAFETY: the descriptor is open for as long as `file` lives; the call changes no data.
+    #[cfg(target_os = "linux")]
+    unsafe {
+        libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _the_system_writes_when_it_likes = file;
 }
 
 fn free_bytes(path: &Path) -> io::Result<u64> {
@@ -470,7 +499,7 @@ mod tests {
         }
     }
 
-    /// Checks a file system on which a promotion is a copy: it takes as much room as an upload.
+    /// On this file system a promotion is a copy, and needs as much space as an upload.
     #[test]
     fn a_copy_is_refused_where_there_is_no_room_for_it() {
         let folder = tempfile::tempdir().unwrap();

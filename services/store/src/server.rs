@@ -38,26 +38,26 @@ use crate::sweep;
 
 /// Longest TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Pause after the system refused to accept a connection (no file handles left): the condition does
-/// not pass at once.
+/// Pause after the system refused to accept a connection because no file handles were left, which
+/// does not pass at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Files and sockets that are open whatever happens: the port, the lock, logs, folders that are
-/// listed or synced.
+/// Files and sockets that are open in any case: the port, the lock, logs, folders that are listed
+/// or synced.
 const HANDLES_OWN: u64 = 24;
-/// The same of one connection at its peak: its socket, the file of its object, a folder that is
-/// synced.
+/// Files and sockets of one connection at its peak: its socket, the file of its object, a folder
+/// that is synced.
 const HANDLES_A_CONNECTION: u64 = 3;
-/// A store that can serve fewer connections than one worker opens serves nobody well.
+/// Fewest connections to start with: with fewer than one worker opens, a store serves nobody well.
 const CONNECTIONS_MIN: usize = 8;
-/// Time that a peer is still heard after the store ended its connection. A socket that is closed
-/// while bytes come in is reset, and the reset discards the answer at a client that still sends its
-/// body: the client then sees a broken line instead of the reason.
+/// Time for which the store still reads from a peer after it ended the connection. A socket that is
+/// closed while bytes arrive is reset, and the reset discards the answer at a client that still
+/// sends its body: the client would then see a broken line instead of the reason.
 const LINGER: Duration = Duration::from_secs(2);
 /// Bytes read from a socket at a time. rustls alone asks for 4 KiB, which is four calls for each
 /// record of an upload.
 const SOCKET_READ_BYTES: usize = 128 << 10;
 
-/// A store that holds its root and its port, and serves when it is [run](Store::run).
+/// A store that holds its root and its port; [`Store::run`] serves.
 pub struct Store {
     listener: TcpListener,
     address: SocketAddr,
@@ -81,7 +81,7 @@ pub enum StoreError {
     Root {
         /// The folder.
         root: PathBuf,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
     /// The file system under the root cannot do what a store needs.
@@ -108,12 +108,12 @@ pub enum StoreError {
     /// Plaintext beyond loopback.
     #[error("plain http is for loopback addresses, {0} is not one; give a certificate")]
     Plaintext(SocketAddr),
-    /// The port cannot be had.
+    /// The port cannot be used.
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -142,7 +142,7 @@ impl Store {
     /// Checks everything, locks the root, empties its temporary folder and takes the port.
     ///
     /// # Errors
-    /// What stands in the way; nothing is left behind but the empty folders of the root.
+    /// The reason why the store cannot start. Only the empty folders of the root are left behind.
     pub async fn bind(config: StoreConfig) -> Result<Self, StoreError> {
         let tls = match &config.tls {
             Tls::Files { certificate, key } => Some(TlsAcceptor::from(Arc::new(server_config(
@@ -198,8 +198,8 @@ impl Store {
         self.address
     }
 
-    /// Serves until `shutdown` is cancelled, then lets requests in progress end, for as long as the
-    /// limits allow.
+    /// Serves until `shutdown` is cancelled, and then waits for requests in progress, for as long
+    /// as the limits allow.
     pub async fn run(self, shutdown: CancellationToken) {
         let sweeper = tokio::spawn(sweeper(
             self.root.clone(),
@@ -213,7 +213,7 @@ impl Store {
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
-                // Places that were given back are counted before another is given away.
+                // Freed places are counted before another is given away.
                 biased;
                 () = shutdown.cancelled() => break,
                 Some(ended) = connections.join_next_with_id(), if !connections.is_empty() => {
@@ -231,8 +231,7 @@ impl Store {
                     continue;
                 }
             };
-            // Those who held places may have become known since the waiting for this one began:
-            // then there is none to give.
+            // Meanwhile the holders of places may have become known, and then no place is free.
             if !peers.can_take() || !peers.has_room(peer) {
                 continue;
             }
@@ -270,7 +269,7 @@ impl Store {
 struct Front {
     service: S3Service,
     limits: StoreLimits,
-    /// Set once any of them was signed and allowed.
+    /// Set once one of them was signed and allowed.
     known: Admission,
 }
 
@@ -323,9 +322,9 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     .await;
 }
 
-/// Says that nothing more follows, and drops what still comes until the peer is done as well. A
-/// store that ends does not wait for that; but it does say the first, since over TLS a peer takes
-/// an answer without it for one that was cut off.
+/// Tells the peer that nothing more follows, and discards its bytes until it is done too. A store
+/// that ends does not wait for the peer, but it does send the end: over TLS a peer would otherwise
+/// think that its answer was cut off.
 async fn part<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, shutdown: &CancellationToken) {
     if stream.shutdown().await.is_err() {
         return;
@@ -348,12 +347,13 @@ async fn answer(
         None => admitted(&front, request).await?,
     };
     count(&method, response.status(), since.elapsed());
-    // The path only: a query may hold a signature.
+    // Only the path is logged, since a query may hold a signature.
     tracing::debug!(%method, path, status = response.status().as_u16(), "answered");
     Ok(response)
 }
 
-/// Counts an answer. Methods that the store does not know share a label: anybody can make one up.
+/// Counts an answer. Methods that the store does not know share one label, since anybody can make
+/// one up.
 fn count(method: &Method, status: StatusCode, took: Duration) {
     let method = match *method {
         Method::GET => "GET",
@@ -368,8 +368,8 @@ fn count(method: &Method, status: StatusCode, took: Duration) {
     histogram!(STORE_REQUEST_SECONDS, "method" => method).record(took);
 }
 
-/// Passes a request on to the protocol layer. Every read of its body is bounded,
-/// those of that layer too; and a peer whose signature turns out to be worth nothing is let go.
+/// Passes a request to the protocol layer. Every read of its body is bounded, including those of
+/// that layer; a peer whose signature turns out to be wrong is disconnected.
 async fn admitted(
     front: &Front,
     request: Request<Incoming>,
@@ -388,10 +388,10 @@ async fn admitted(
     Ok(response)
 }
 
-/// No more connections than the process has handles for: a store that runs out of them fails in the
-/// middle of uploads.
+/// Limits the connections to the handles that the process has: a store that runs out of them would
+/// fail in the middle of uploads.
 fn within_handles(limits: StoreLimits) -> Result<StoreLimits, StoreError> {
-    // A system that does not say has its reasons; the limit shows when it is met.
+    // If the system does not report the limit, the limit shows when it is reached.
     let Ok(handles) = runtime::handles::limit() else {
         return Ok(limits);
     };
@@ -441,7 +441,7 @@ fn service(backend: Backend, rights: Rights) -> S3Service {
     let mut config = S3Config::default();
     config.xml_max_body_size =
         usize::try_from(gate::XML_BYTES_MAX).expect("a mebibyte is a number of bytes");
-    // There are no forms; the gate refuses them.
+    // There are no forms, since the gate refuses them.
     config.post_object_max_file_size = 0;
     config.form_max_field_size = 0;
     config.form_max_fields_size = 0;

@@ -17,14 +17,14 @@ use crate::config::{Durability, StoreConfig, StoreLimits, Tls};
 const KEYS: &str = "store_server.keys";
 const CERTIFICATE: [&str; 2] = ["store_server.tls_cert", "store_server.tls_key"];
 
-/// Everything that can be configured.
+/// All settings of the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// The server.
     pub store_server: ServerSettings,
-    /// The authentication that is demanded. An exception for the layer `bulk` allows plain http on
-    /// loopback.
+    /// The authentication that peers must show. An exception for the layer `bulk` allows plain http
+    /// on loopback.
     pub auth: AuthConfig,
     /// The settings that every service has.
     pub service: ServiceConfig,
@@ -50,11 +50,11 @@ pub struct ServerSettings {
     pub durability: Durability,
     /// Largest object.
     pub object_bytes_max: ConfigBytes,
-    /// Uploads are refused when less than this would remain free.
+    /// Free space on the disk below which uploads are refused.
     pub free_bytes_min: ConfigBytes,
     /// Connections served at a time.
     pub connections_max: usize,
-    /// The share of them that one address may hold when it is alone, in percent.
+    /// The share of these that a single address may hold, in percent.
     pub connections_peer_percent: u8,
     /// Longest silence of a peer.
     pub idle: ConfigDuration,
@@ -89,10 +89,10 @@ impl Default for ServerSettings {
 }
 
 impl Settings {
-    /// Checks what the settings name against what `auth` demands, and reads it.
+    /// Checks the materials that the settings name against the demands of `auth`, and reads them.
     ///
     /// # Errors
-    /// Everything that is wrong, coded; nothing was bound.
+    /// Everything that is wrong, each with its code. Nothing was bound.
     pub fn resolve(&self, origins: &Origins, now: UnixMillis) -> Result<StoreConfig, Failure> {
         let server = &self.store_server;
         let materials = self.materials(now);

@@ -1,13 +1,13 @@
-//! `incoming` forgets: what was not promoted within some days is removed. External stores do this
-//! by a lifecycle rule.
+//! Removes uploads from `incoming` that were not promoted within some days. Other stores do this by
+//! a lifecycle rule.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-/// Removes files under `folder` older than `life` at `now`, and the folders that this leaves empty.
-/// Returns how many files went.
+/// Removes files under `folder` that are older than `life` at `now`, and folders that become empty.
+/// Returns the number of removed files.
 pub(crate) fn sweep(folder: &Path, life: Duration, now: SystemTime) -> io::Result<u64> {
     let mut removed = 0;
     let Some(entries) = unless_gone(fs::read_dir(folder))? else {
@@ -20,8 +20,8 @@ pub(crate) fn sweep(folder: &Path, life: Duration, now: SystemTime) -> io::Resul
         };
         if metadata.is_dir() {
             removed += sweep(&entry.path(), life, now)?;
-            // Fails unless it is empty, which is what is wanted. An upload that needs the folder
-            // makes it again.
+            // Fails unless the folder is empty, as intended. An upload that needs the folder makes
+            // it again.
             let _kept = fs::remove_dir(entry.path());
         } else if now
             .duration_since(metadata.modified()?)
@@ -33,7 +33,7 @@ pub(crate) fn sweep(folder: &Path, life: Duration, now: SystemTime) -> io::Resul
     Ok(removed)
 }
 
-/// A file that is gone meanwhile is no failure.
+/// Turns the absence of a file into `None`: it may have gone meanwhile.
 fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),

@@ -1,5 +1,5 @@
-//! The way of an upload: socket → bounded channel → one blocking thread that hashes and writes →
-//! checked → named.
+//! The path of an upload: socket → bounded channel → one blocking thread that hashes and writes →
+//! check → name.
 
 use std::io::{self, IoSlice, Write as _};
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use crate::root::{Claim, Publish, Reservation, Root};
 /// Frames (16 KiB under TLS) gathered before they go to the writing thread: fewer wake-ups, larger
 /// writes.
 const BATCH_BYTES: usize = 512 << 10;
-/// Batches on their way; with [`BATCH_BYTES`] this bounds the memory of one upload.
+/// Batches under way; together with [`BATCH_BYTES`] this limits the memory of one upload.
 const BATCHES_MAX: usize = 4;
 
-/// The demands on a body, and its destination.
+/// The requirements for a body, and its destination.
 pub(crate) struct Upload {
     pub(crate) place: Place,
     pub(crate) bytes: u64,
@@ -29,14 +29,14 @@ pub(crate) struct Upload {
     pub(crate) checksum: Option<String>,
     pub(crate) how: Publish,
     pub(crate) room: Reservation,
-    /// Its name, where that is given only once: a URL that is opened often has one upload and one
-    /// reservation.
+    /// The claim on its name, if that is given only once: a URL that is opened often gets one
+    /// upload and one reservation.
     pub(crate) claim: Option<Claim>,
 }
 
 enum Piece {
     Frames(Vec<Bytes>),
-    /// The body is complete. Without it the writing thread drops the file.
+    /// The body is complete. Without this the writing thread removes the file.
     End,
 }
 
@@ -47,8 +47,8 @@ enum Failure {
     Abandoned,
 }
 
-/// Stores a body. Nothing appears under the key unless length and sha256 agree; nothing remains
-/// when the client leaves.
+/// Stores a body. Nothing appears under the key unless length and sha256 agree, and nothing remains
+/// if the client leaves.
 pub(crate) async fn receive(
     root: Arc<Root>,
     mut body: StreamingBlob,
@@ -66,7 +66,7 @@ pub(crate) async fn receive(
                 batch.push(frame);
             }
             Err(error) => {
-                // The key is free for another try when this is answered.
+                // The key is free for another try once this is answered.
                 drop(sender);
                 let _abandoned = writer.await;
                 return Err(match is_late(&*error) {
@@ -86,7 +86,7 @@ pub(crate) async fn receive(
             }
         }
     }
-    // A failed send means that the writing thread has ended early; its result says why.
+    // If the send fails, the writing thread has ended early; its result says why.
     if sender.send(Piece::Frames(batch)).await.is_ok() {
         let _ended = sender.send(Piece::End).await;
     }
@@ -103,7 +103,7 @@ pub(crate) async fn receive(
     }
 }
 
-/// A disk error as S3 says it: 507 when the disk is full.
+/// The S3 error for a disk error: 507 if the disk is full.
 pub(crate) fn storage_error(error: io::Error) -> S3Error {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => full(),
@@ -114,7 +114,7 @@ pub(crate) fn storage_error(error: io::Error) -> S3Error {
     }
 }
 
-/// No room: 507, which clients repeat a few times before they say so.
+/// The error for a full store: 507, which clients repeat a few times before they report it.
 pub(crate) fn full() -> S3Error {
     let mut error = S3Error::with_message(
         S3ErrorCode::Custom("InsufficientStorage".into()),
@@ -166,7 +166,7 @@ fn write(
         }
         Err(error) => return Err(Failure::Io(error)),
     }
-    // A request for the name finds the object from now on.
+    // From now on a request for the name finds the object.
     drop(upload.claim);
     Ok(digest)
 }
@@ -203,12 +203,12 @@ fn check(upload: &Upload, length: u64, digest: Digest) -> S3Result<()> {
 
 /// Writes all frames with as few calls as the kernel allows, without copying them together.
 fn write_frames(file: &mut std::fs::File, frames: &[Bytes]) -> io::Result<()> {
-    /// The kernel takes 1024 at most.
+    /// The kernel accepts 1024 at most.
     const SLICES_MAX: usize = 512;
     for group in frames.chunks(SLICES_MAX) {
         let mut slices: Vec<IoSlice<'_>> = group.iter().map(|frame| IoSlice::new(frame)).collect();
         let mut rest = &mut slices[..];
-        // Passes over empty frames at the front, so that an empty group writes nothing.
+        // Skips empty frames at the front, so that an empty group writes nothing.
         IoSlice::advance_slices(&mut rest, 0);
         while !rest.is_empty() {
             match file.write_vectored(rest) {
@@ -249,8 +249,7 @@ mod tests {
             }
         }
 
-        /// Sends [`BODY`] in two frames as what the caller makes of it; the code of the refusal, if
-        /// any.
+        /// Sends [`BODY`] in two frames, after `change`. Returns the code of the refusal, if any.
         async fn send(&self, change: impl FnOnce(&mut Upload)) -> Result<Digest, String> {
             let bytes = BODY.len() as u64;
             let mut upload = Upload {
@@ -316,7 +315,7 @@ mod tests {
         assert_eq!(scene.send(|_| {}).await, Ok(Digest::of(BODY)));
     }
 
-    /// A client that announces little and sends much is stopped before it fills the disk.
+    /// A client that announces few bytes and sends many is stopped before it fills the disk.
     #[tokio::test]
     async fn a_body_that_is_longer_than_announced_is_not_read_to_its_end() {
         const FRAMES: usize = 64;
@@ -344,7 +343,7 @@ mod tests {
         assert_eq!(scene.files("tmp"), 0);
     }
 
-    /// However the place was taken since it was looked at.
+    /// The same holds however the place was taken meanwhile.
     #[tokio::test]
     async fn a_place_that_was_taken_meanwhile_keeps_what_it_has() {
         let scene = Scene::new();

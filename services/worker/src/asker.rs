@@ -15,7 +15,9 @@ use serde_bytes::{ByteArray, ByteBuf};
 use tokio::time::Instant;
 use worker_core::{Answer, Patience, Request};
 
-/// Asks in the name of this worker. Cheap to clone.
+use crate::at_hand::AtHand;
+
+/// Sends requests in the name of this worker. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Asker {
     bus: Bus,
@@ -24,14 +26,15 @@ pub(crate) struct Asker {
     audit_key: Arc<AuditKey>,
     domain: Arc<str>,
     credentials: Arc<PathBuf>,
+    at_hand: AtHand,
 }
 
-/// First and longest wait for the answer to one try; each that is waited out in vain doubles it.
-/// A lost question is asked again within seconds; an answer that takes long, as with a slow store,
-/// arrives within a later try.
+/// First and longest wait for the answer to one try; each wait in vain doubles it. A lost question
+/// is repeated within seconds. If the answer takes long, as with a slow store, it arrives within a
+/// later try.
 const TRY_PATIENCE: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
-/// First and longest span that a pause between tries is drawn from. A try that waits for a peer
-/// that is away fails at once.
+/// Bounds of the span that a pause between tries is drawn from. A try fails at once while the peer
+/// is away.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 impl Asker {
@@ -49,7 +52,13 @@ impl Asker {
             audit_key,
             domain: domain.into(),
             credentials: Arc::new(credentials),
+            at_hand: AtHand::default(),
         }
+    }
+
+    /// The URLs that came with the latest lease.
+    pub(crate) const fn at_hand(&self) -> &AtHand {
+        &self.at_hand
     }
 
     /// Sends a request of the core and waits for its answer.
@@ -65,7 +74,9 @@ impl Asker {
                 Answer::Done(self.call::<call::Leave>(&leave, patience).await?)
             }
             Request::Claim(claim) => {
-                Answer::Claim(self.call::<call::Claim>(&claim, patience).await?)
+                let mut reply = self.call::<call::Claim>(&claim, patience).await?;
+                self.at_hand.replace(std::mem::take(&mut reply.base));
+                Answer::Claim(reply)
             }
             Request::Renew(renew) => {
                 Answer::Renew(self.call::<call::Renew>(&renew, patience).await?)
@@ -102,7 +113,7 @@ impl Asker {
     }
 
     /// Asks one question until it is answered: a coordinator that is away for a while costs time,
-    /// not the work done. A caller that loses the lease meanwhile drops this future.
+    /// but no work. A caller that loses the lease meanwhile drops this future.
     ///
     /// # Errors
     /// A refusal that another try does not change, or the last one when `deadline` has come.
@@ -127,8 +138,9 @@ impl Asker {
         self.call::<call::Submit>(&request, patience).await
     }
 
-    /// A server that does not take the credential any more is silent too. Then the reason is the
-    /// file, which is read again at every try to connect: somebody will renew it.
+    /// A server that no longer accepts the credentials does not answer either. The reason is then
+    /// the credentials file, which is read again at every try to connect, since somebody will renew
+    /// it.
     fn silence(&self, refusal: Refusal) -> Refusal {
         let checked = Credentials::read(&self.credentials)
             .and_then(|found| found.check(runtime::clock::now()));
@@ -141,8 +153,8 @@ impl Asker {
     }
 }
 
-/// Asks again and again, each time with the patience that is given. The coordinator answers a
-/// repeated question as it answered the first, so a repeat has no effect of its own.
+/// Asks again and again, each time with the given patience. The coordinator answers a repeated
+/// question like the first one, so a repeat has no effect of its own.
 async fn until_answered<A, F>(
     deadline: Instant,
     mut patience: Patience,
@@ -166,8 +178,8 @@ where
     }
 }
 
-/// A pause of at most `span`, another each time: workers that all lost the same coordinator do not
-/// come back at the same moment.
+/// A random pause of at most `span`, so that workers that lost the same coordinator do not come
+/// back at the same moment.
 fn drawn_from(span: Duration) -> Duration {
     span.mul_f64(objects::random_fraction())
 }
@@ -178,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    /// The waits for six tries, the first five of which fail after `silence` of their own wait.
+    /// The waits of six tries; the first five fail after `silence` of their own wait.
     async fn waits(patience: Patience, silence: impl AsyncFn(Duration)) -> Vec<u64> {
         let waits = RefCell::new(Vec::new());
         let answer = until_answered(
@@ -197,8 +209,8 @@ mod tests {
         waits.into_inner()
     }
 
-    /// An answer is lost with the coordinator that gave it: the question is asked again after
-    /// seconds, not when a lease is over.
+    /// An answer is lost with the coordinator that gave it: the question is repeated after seconds,
+    /// and not only when a lease is over.
     #[tokio::test]
     async fn a_lost_answer_is_asked_for_again_ever_more_patiently() {
         let patience = Patience::new((Millis(20), Millis(160)));

@@ -1,6 +1,6 @@
-//! Assets: objects that a worker reads once for a run, namely the model's configuration and layout,
-//! and the manifest of the data set. All are objects that the run's settings name by digest, and
-//! all are checked against each other before memory is taken.
+//! Assets: the objects that a worker reads once for a run, namely the model's configuration and
+//! layout, and the manifest of the data set. The run's settings name all of them by digest, and
+//! they are compared with each other before memory is allocated.
 
 use std::ops::Range;
 
@@ -23,10 +23,10 @@ pub(crate) struct Assets {
 }
 
 impl Assets {
-    /// Fetches and checks them.
+    /// Fetches and checks the objects.
     ///
     /// # Errors
-    /// They cannot be had, do not parse, or do not fit together.
+    /// An object cannot be fetched or parsed, or the objects do not fit together.
     pub(crate) async fn fetch(library: &Library, spec: &RunSpec) -> Result<Self, Refusal> {
         let objects = library
             .keep(&[spec.model.config, spec.model.layout, spec.data])
@@ -37,8 +37,8 @@ impl Assets {
         let layout = Layout::decode(&objects[1]).map_err(|error| mismatch(error.to_string()))?;
         let chunks = check_layout(&layout, &model, spec)?;
         let data = data::parse_manifest(&objects[2])?;
-        // The coordinator asks more of the data before it creates a run; this is what a trainer
-        // would stumble on here.
+        // The coordinator checks the data more closely before it creates a run; this check covers
+        // what a trainer would fail on.
         model.check_sequence(&spec.schedule)?;
         model.check_vocabulary(data.vocabulary)?;
         Ok(Self {
@@ -70,8 +70,8 @@ impl Assets {
     /// The entries of the data set that a lease's work reads.
     ///
     /// # Errors
-    /// It names one that the data set does not have on that side: training text is never evaluated
-    /// on, nor the reverse.
+    /// The work names an entry that the data set does not have for its purpose: training text is
+    /// never used for evaluation, nor the reverse.
     pub(crate) fn shards(&self, work: &Work) -> Result<Vec<Shard>, Refusal> {
         let (wanted, known) = match work {
             Work::Train { shards, .. } => (shards, &self.data.train),
@@ -91,7 +91,7 @@ impl Assets {
     }
 }
 
-/// The layout must be the model's, and its chunks those that the initial weights were cut into.
+/// Checks that the layout is the model's, and that its chunks are those of the initial weights.
 fn check_layout(
     layout: &Layout,
     model: &ModelConfig,
@@ -110,7 +110,7 @@ fn check_layout(
         .map(|chunk| CodecKind::Fp32.encoded_bytes(chunk.elements));
     let cut = match &spec.model.initial {
         Chunks::Named(initial) => sizes.eq(initial.iter().map(|object| object.bytes.get())),
-        // The length of each is compared when the list is read.
+        // The chunks' lengths are compared when the list is read.
         Chunks::Listed(listed) => {
             chunks.len() == listed.chunks as usize && sizes.sum::<u64>() == listed.total.get()
         }

@@ -1,4 +1,4 @@
-//! Signed orders from the coordinator. Whatever does not verify is counted, reported and otherwise
+//! Signed commands from the coordinator. A command that does not verify is counted, reported and
 //! ignored.
 
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub(crate) struct CommandListener {
 }
 
 impl CommandListener {
-    /// Listens from now on and hands verified commands to the core.
+    /// Listens from now on, and passes verified commands to the core.
     ///
     /// # Errors
     /// The server does not let this worker listen.
@@ -42,8 +42,8 @@ impl CommandListener {
     async fn hear(self, mut subscription: Subscription, inputs: mpsc::Sender<Input>) {
         loop {
             let input = match subscription.next().await {
-                // An answer that somebody had sent here is for nobody here, and no sign of anything
-                // at the coordinator.
+                // A stranger can have the answer to its own question sent here. Such an answer is
+                // dropped, and says nothing about the coordinator.
                 Ok(Some(message)) if is_answer(&message.payload) => {
                     tracing::debug!(code = %Code::AnswerForeign, "an answer where commands are heard");
                     continue;

@@ -19,7 +19,7 @@ use crate::trainers;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WorkerConfig {
-    /// The peers that must prove their identity.
+    /// Authentication that peers must show.
     pub auth: AuthConfig,
     /// The bus.
     pub bus: BusConfig,
@@ -46,7 +46,7 @@ pub struct WorkerSection {
     /// Trust bundle: the keys that leases and commands may be signed with.
     pub trust: PathBuf,
     /// Folder for state that must survive a restart: optimizer state and the end of the chain of
-    /// events. One worker each.
+    /// events. Each worker needs a folder of its own.
     pub state: PathBuf,
 }
 
@@ -64,7 +64,7 @@ pub struct StoreSection {
 pub struct CacheSection {
     /// The folder; several workers may share it.
     pub folder: PathBuf,
-    /// About how much it may hold.
+    /// Size of the cache, approximately.
     pub limit: ConfigBytes,
 }
 
@@ -76,7 +76,7 @@ pub struct TrainingSection {
     pub device: String,
     /// CPU threads. Workers times threads should not exceed the cores.
     pub threads: usize,
-    /// Trainers to offer; all that this build has when empty.
+    /// Trainers to offer; if empty, all that this build has.
     pub trainers: Vec<TrainerKind>,
 }
 
@@ -110,7 +110,7 @@ impl Default for TrainingSection {
     }
 }
 
-/// A checked configuration, with the keys it names read.
+/// A checked configuration, with the keys that it names.
 #[derive(Clone, Debug)]
 pub struct Checked {
     /// The values.
@@ -129,7 +129,7 @@ pub struct Checked {
     pub trainers: Vec<TrainerKind>,
     /// The device that it computes on, for people.
     pub device: String,
-    /// The credentials and certificates that it shows, some of which end.
+    /// The credentials and certificates that it shows; some of them expire.
     pub materials: Materials,
 }
 
@@ -140,7 +140,7 @@ impl Checked {
     /// Checks everything that can be checked before anything is connected.
     ///
     /// # Errors
-    /// All that is wrong with the credentials, or the first thing that is wrong with the rest.
+    /// All faults of the credentials, or the first fault of the other settings.
     pub fn new(loaded: Loaded<WorkerConfig>, now: UnixMillis) -> Result<Self, Failure> {
         let Loaded {
             value: config,
@@ -225,8 +225,8 @@ impl WorkerConfig {
     }
 }
 
-/// Needed under any switches: there is no result without a signature, and a lease that nobody
-/// checks is not worked on.
+/// Reads the keys. They are needed whatever the switches say: there is no result without a
+/// signature, and no work on a lease that nobody checks.
 fn keys(section: &WorkerSection) -> Result<(Arc<TrustBundle>, Arc<AuditKey>), Failure> {
     for (key, path) in [
         ("worker.trust", &section.trust),

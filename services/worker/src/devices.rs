@@ -18,7 +18,7 @@ pub fn devices() -> Result<(), Failure> {
         .iter()
         .map(|kind| format!("{kind:?}").to_lowercase())
         .collect();
-    // The reader may have closed the pipe: it has heard enough.
+    // The reader may have closed the pipe, and wants no more.
     let _ = writeln!(
         std::io::stdout(),
         "trainers: {}\ndevice: {device}\ncores: {cores}",

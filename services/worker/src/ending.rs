@@ -1,18 +1,18 @@
-//! The end of the process: the waits after the core has ended, and their bounds.
+//! The end of the process: waits after the core has ended, and their limits.
 
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// The time that the last events may take. With the bus away they do not get out at all.
+/// Longest wait for the last events to be delivered. Without the bus they are not delivered at all.
 const EVENTS_MAX: Duration = Duration::from_secs(8);
-/// The time that the training thread may take to finish its step and write the inner state: tens of
-/// GB for a large model. Together with the time for an orderly end it stays below the service
-/// manager's limit (`TimeoutStopSec`).
+/// Time that the training thread gets to finish its step and write the inner state: tens of GB for
+/// a large model. Together with the time for an orderly end it stays below the service manager's
+/// limit (`TimeoutStopSec`).
 const SAVE_MAX: Duration = Duration::from_secs(60);
-/// A save that takes longer is spoken of.
+/// A save that takes longer is logged.
 const SAVE_SHOWN: Duration = Duration::from_secs(1);
 
-/// The times that work under way may still take.
+/// Time that work under way still gets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
     events: Duration,
@@ -30,7 +30,7 @@ impl Default for Patience {
 
 impl Patience {
     /// Waits for the training thread, which ends after the last inner state is written, and for the
-    /// delivery of the last events. Neither shortens the other's time. Says whether the training
+    /// delivery of the last events. Neither shortens the other's time. Returns true if the training
     /// thread has ended.
     pub(crate) async fn wait(
         self,
@@ -78,7 +78,7 @@ mod tests {
     #[tokio::test]
     async fn a_save_goes_on_when_the_time_of_the_last_events_is_over() {
         let (over, waits) = mpsc::sync_channel::<()>(1);
-        // Ends when the other side is dropped, which is what happens to events that are given up.
+        // The thread ends when the sender is dropped, as with events that are given up.
         let training = std::thread::spawn(move || assert!(waits.recv().is_err()));
         let never = async move {
             let _over = over;

@@ -61,11 +61,11 @@ use session::Session;
 use steps::Stepping;
 pub(crate) use steps::{Evaluating, Training};
 
-/// Jobs that wait: a few chunks of weights, so that the next is downloaded while one is decoded,
-/// and no more in memory.
+/// Most jobs that wait: a few chunks of weights, so that the next one is downloaded while one is
+/// decoded, and few are in memory.
 const JOBS_MAX: usize = 4;
 
-/// Something for the training thread to do.
+/// A job of the training thread.
 enum Job {
     Open(Box<Opening>, Answer<()>),
     Expect(Fragment, Digest, Alpha, Answer<bool>),
@@ -91,7 +91,7 @@ impl Job {
     fn fits_between_steps(&self) -> bool {
         match self {
             Self::Expect(..) | Self::Load { .. } | Self::Blend(..) | Self::Capture(..) => true,
-            // It may drop the model.
+            // The refusal may drop the model.
             Self::Keep(_, ResultEnd::Refused(_)) => false,
             Self::Keep(..) => true,
             #[cfg(test)]
@@ -114,7 +114,7 @@ pub(crate) struct Opening {
     pub(crate) inner: PathBuf,
     /// The owner of the state: the trust domain, the run, and the digest of its settings.
     pub(crate) owner: String,
-    /// The run's contributions bring back the part that the codec took from the ones before.
+    /// True if contributions bring back the part that the codec took from earlier ones.
     pub(crate) error_feedback: bool,
 }
 
@@ -157,8 +157,8 @@ impl Engine {
             .await
     }
 
-    /// Prepares for global weights of a fragment, which will be blended in by `alpha`. Returns true
-    /// when they are here already; otherwise all their chunks are to be loaded.
+    /// Prepares for global weights of a fragment that will be blended in by `alpha`. Returns true
+    /// if the weights are loaded already; otherwise all their chunks must be loaded.
     pub(crate) async fn expect(
         &self,
         fragment: Fragment,
@@ -210,17 +210,18 @@ impl Engine {
     }
 
     /// Encodes global weights minus parameters of a fragment, as they are when the job's turn
-    /// comes. The chunks come in order while the next ones are made.
+    /// comes. The chunks are sent in order, each while the next ones are made.
     pub(crate) async fn capture(&self, capture: Capture) -> Result<EncodedChunks, Refusal> {
-        // Room for all: between two steps the thread cannot wait for an upload.
+        // The channel has room for all chunks: between two steps the thread cannot wait for an
+        // upload.
         let (chunks, receiver) = mpsc::channel(capture.chunks.len().max(1));
         self.send(Job::Capture(capture, chunks)).await?;
         Ok(receiver)
     }
 
-    /// Keeps the inner optimizer's state as it is when the job's turn comes, after a training unit
-    /// that ended so. A result that counts proves a state that was taken up from a file; one that
-    /// is refused for its numbers drops it instead.
+    /// Keeps a copy of the inner optimizer's state as it is when the job's turn comes, after a
+    /// training unit that ended in this way. A result that counts proves a state that came from a
+    /// file; one that is refused for its numbers drops the state instead.
     pub(crate) async fn keep(&self, work: WorkId, end: ResultEnd) -> Result<(), Refusal> {
         self.send(Job::Keep(work, end)).await
     }
@@ -239,20 +240,20 @@ impl Engine {
 /// The training thread, seen from outside.
 pub(crate) struct RunningThread {
     pub(crate) thread: JoinHandle<()>,
-    /// Cancelled when the thread ends. Before all engines are gone it ends by a panic only.
+    /// Cancelled when the thread ends. While there are engines, only a panic ends it.
     pub(crate) ended: CancellationToken,
 }
 
 /// The state of the training thread.
 struct TrainingThread {
-    /// The first to be dropped when the thread panics: the process hears of it before the last
-    /// state is written.
+    /// Dropped first when the thread panics, so that the process hears of it before the last state
+    /// is written.
     _alive: DropGuard,
     section: TrainingSection,
     meter: Arc<Meter>,
     progress: watch::Sender<(WorkId, Steps)>,
     queue: mpsc::Receiver<Job>,
-    /// The job that waits for the steps to be over.
+    /// The job that waits for the end of the steps.
     next: Option<Job>,
     session: Option<Session>,
     saver: Saver,
@@ -266,7 +267,7 @@ impl TrainingThread {
         self.saver.finish();
     }
 
-    /// Does one job. An answer that nobody waits for any more is dropped.
+    /// Does one job. An answer that nobody waits for is dropped.
     fn perform(&mut self, job: Job) {
         match job {
             Job::Open(opening, answer) => drop(answer.send(self.open(*opening))),
@@ -299,7 +300,7 @@ impl TrainingThread {
             Job::Evaluate(evaluating, answer) => drop(answer.send(self.evaluate(&evaluating))),
             Job::Capture(capture, chunks) => {
                 if let Err(refusal) = self.capture(&capture, &chunks) {
-                    // There is room for one; without a receiver nobody wants to know.
+                    // The channel has room for one; without a receiver nobody needs the answer.
                     drop(chunks.try_send(Err(refusal)));
                 }
             }
@@ -317,7 +318,8 @@ impl TrainingThread {
         }
     }
 
-    /// Encodes a fragment, after the residual has left the disk: it must not be sent a second time.
+    /// Encodes a fragment. The residual leaves the disk first, so that it cannot be sent a second
+    /// time.
     fn capture(&mut self, capture: &Capture, chunks: &capture::Sender) -> Result<(), Refusal> {
         let session = self.session.as_mut().ok_or_else(nothing_open)?;
         if session.begin_contribution(capture.work) {
@@ -340,7 +342,7 @@ impl TrainingThread {
         {
             return Ok(());
         }
-        // Two models at once may not fit.
+        // Memory may not suffice for two models at once.
         self.session = None;
         let trainer = trainers::build(&opening.model, &self.section, opening.precision)?;
         self.session = Some(Session::new(opening, trainer)?);
@@ -369,7 +371,7 @@ impl TrainingThread {
         }
     }
 
-    /// Does the jobs that wait, up to the first that needs the steps to be over.
+    /// Does the waiting jobs, up to the first one that needs the steps to be over.
     fn between_steps(&mut self) {
         while self.next.is_none()
             && let Ok(job) = self.queue.try_recv()
@@ -387,17 +389,17 @@ impl TrainingThread {
         steps::evaluate(self.at_hand()?, evaluating, &progress)
     }
 
-    /// Copies the inner state and hands it to the lane that writes it. One that was taken up from a
+    /// Copies the inner state, and passes it to the lane that writes it. A state that came from a
     /// file, and has led to no result that counts yet, is not written: the file stays as it is
-    /// until its state is known to be good.
+    /// until the state is proved good.
     fn save(&mut self) {
         if let Some(session) = self.session.as_mut().filter(|session| !session.unproven) {
             self.saver.keep(session);
         }
     }
 
-    /// Drops a model whose moments were taken up from a file and led to nothing: the next unit
-    /// opens it with fresh ones.
+    /// Drops a model whose moments came from a file and have led to no result that counts; the next
+    /// unit opens it with fresh moments.
     fn drop_if_doubtful(&mut self, refusal: &Refusal) {
         if inner::speaks_against_the_state(refusal.code)
             && let Some(session) = self.session.take_if(|session| session.unproven)

@@ -1,8 +1,8 @@
 //! A worker's own account of its life: signed, chained, and sent until it is recorded, or refused
 //! for good.
 //!
-//! The end of the chain is on disk before an event leaves, with the event itself as long as nobody
-//! said that it is recorded: after a crash it is sent again, byte for byte, so the chain has
+//! The end of the chain is on disk before an event is sent, together with the event itself until
+//! its record is confirmed. After a crash the event is sent again, byte for byte, so the chain has
 //! neither gap nor fork.
 
 use std::path::{Path, PathBuf};
@@ -25,16 +25,16 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use worker_core::Patience;
 
-/// Events that wait to be recorded: a worker emits a few in a unit, so these are hours without a
-/// bus.
+/// Most events that wait to be recorded: a worker emits a few in a unit, so these cover hours
+/// without a bus.
 const EVENTS_MAX: usize = 256;
-/// First and longest wait for an answer; each that is waited out in vain doubles it. The service
-/// that records knows an event that comes again.
+/// First and longest wait for an answer; each wait in vain doubles it. The audit service recognises
+/// an event that comes again.
 const ANSWER_WAIT: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
 /// First and longest pause before an event is sent again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
-/// The end of a chain, as it is kept.
+/// The end of a chain, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ChainEnd {
@@ -44,7 +44,7 @@ struct ChainEnd {
     sequence: Sequence,
     /// Digest of the last event's body.
     previous: Option<Digest>,
-    /// The last event, while it may not be recorded.
+    /// The last event, while its record is not confirmed.
     unacknowledged: Option<Pending>,
 }
 
@@ -71,7 +71,8 @@ impl Chain {
     /// Continues the chain kept at `path`, or begins one: the first with this key.
     ///
     /// # Errors
-    /// The file is there and is no chain's end. Going on without it would fork the chain.
+    /// The file exists and is not the end of a chain. A worker that went on without it would fork
+    /// its chain.
     pub(crate) fn open(
         path: &Path,
         key: Arc<AuditKey>,
@@ -113,7 +114,7 @@ impl Chain {
         })
     }
 
-    /// The event that a previous life could not deliver.
+    /// The event that an earlier process could not deliver.
     pub(crate) fn unacknowledged(&self) -> Option<Pending> {
         self.end.unacknowledged.clone()
     }
@@ -121,7 +122,7 @@ impl Chain {
     /// Adds an event to the chain; when this returns it is on disk.
     ///
     /// # Errors
-    /// It cannot be written; then it is not part of the chain.
+    /// The event cannot be written; then it is not part of the chain.
     pub(crate) fn append(
         &mut self,
         now: UnixMillis,
@@ -149,10 +150,10 @@ impl Chain {
         Ok(pending)
     }
 
-    /// The last event is recorded, or never will be.
+    /// Notes that the last event is recorded, or never will be.
     ///
     /// # Errors
-    /// It cannot be noted; the event would be sent again after a restart.
+    /// The note cannot be written; the event would be sent again after a restart.
     pub(crate) fn acknowledged(&mut self) -> Result<(), Failure> {
         self.keep(ChainEnd {
             unacknowledged: None,
@@ -179,14 +180,14 @@ impl Chain {
     }
 }
 
-/// The entrance for events.
+/// The sending end for events.
 #[derive(Clone, Debug)]
 pub(crate) struct Events(mpsc::Sender<WorkerEvent>);
 
 impl Events {
-    /// Starts the task that publishes. When the last clone is gone it delivers the waiting events
-    /// and ends. A process that does not wait for that end loses the events behind the one on its
-    /// way.
+    /// Starts the task that publishes. When the last clone is gone, it delivers the waiting events
+    /// and ends. A process that does not wait for that end loses all waiting events but the one
+    /// under way.
     pub(crate) fn start(chain: Chain, bus: Bus, domain: &str) -> (Self, JoinHandle<()>) {
         let (sender, queue) = mpsc::channel(EVENTS_MAX);
         let publisher = Publisher {
@@ -198,7 +199,7 @@ impl Events {
         (Self(sender), tokio::spawn(publisher.run(queue)))
     }
 
-    /// Hands in an event. Never waits: work does not stand still because nobody records.
+    /// Passes an event on. Never waits, since work must not stand still because nobody records.
     pub(crate) fn emit(&self, event: WorkerEvent) {
         let kind = event.kind();
         if self.0.try_send(event).is_err() {
@@ -215,16 +216,17 @@ struct Publisher {
     chain: Chain,
     bus: Bus,
     domain: String,
-    /// The last event was refused for good. A chain that has forked stays so, and is reported once.
+    /// True if the last event was refused for good. A forked chain stays forked, and is reported
+    /// once.
     refused: bool,
 }
 
 impl Publisher {
     async fn run(mut self, mut queue: mpsc::Receiver<WorkerEvent>) {
         while let Some(event) = queue.recv().await {
-            // What a previous life could not deliver waits for the first event of this one, which
-            // comes with the membership: until then another process may be the worker, and the
-            // chain its own.
+            // An event that an earlier process could not deliver waits for the first event of this
+            // one, which comes with the membership. Until then another process may be the worker,
+            // and the chain its own.
             if let Some(pending) = self.chain.unacknowledged() {
                 self.deliver(&pending).await;
             }
@@ -272,8 +274,8 @@ impl Publisher {
                 }
             }
             patience.failed_after(asked_at.elapsed());
-            // Drawn anew each time: workers that lost the same service do not come back at the same
-            // moment.
+            // The pause is random, so that workers that lost the same service do not come back at
+            // the same moment.
             tokio::time::sleep(spread(backoff.fail(), objects::random_fraction())).await;
         }
         if let Err(failure) = self.chain.acknowledged() {
@@ -282,7 +284,7 @@ impl Publisher {
     }
 }
 
-/// True when sending the event again is of no use: it does not fit the record.
+/// True if another try cannot help: the event does not fit the record.
 const fn is_final(code: Code) -> bool {
     matches!(code.class(), Class::Evidence)
 }
@@ -327,7 +329,7 @@ mod tests {
         let key = Arc::new(AuditKey::generate());
         let mut previous = None;
         for sequence in 0..6 {
-            // Opened anew each time: a restart between any two events.
+            // Opened anew each time, as by a restart between any two events.
             let mut chain = open(&path, &key);
             assert_eq!(chain.unacknowledged(), None);
             let pending = chain
@@ -339,15 +341,15 @@ mod tests {
                 (Sequence(sequence), previous)
             );
             previous = Some(Digest::of(&bytes));
-            // A crash before the acknowledgement: the very same bytes are sent again.
+            // After a crash before the acknowledgement, the very same bytes are sent again.
             let mut chain = open(&path, &key);
             assert_eq!(chain.unacknowledged(), Some(pending));
             chain.acknowledged().expect("written");
         }
     }
 
-    /// The folder of a running worker is renamed and another one started there: a second end of the
-    /// chain in the old place would fork it for good.
+    /// The folder of a running worker is renamed, and another worker is started in the old place: a
+    /// second end of the chain there would fork the chain for good.
     #[test]
     fn a_folder_that_was_moved_away_is_not_made_again() {
         let scratch = tempfile::tempdir().expect("a scratch folder");

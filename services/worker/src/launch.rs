@@ -1,16 +1,15 @@
-//! Settings that libraries read before `main` runs: the process starts itself again with them,
-//! once.
+//! Settings that libraries read before `main` runs: the process starts itself once more with them.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-/// Each with its reason.
+/// The settings, each with its reason.
 const SETTINGS: [(&str, &str); 2] = [
-    // Fresh large buffers come in huge pages: several times fewer page faults.
+    // Large new buffers get huge pages, which cause far fewer page faults.
     ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
-    // Threads that wait sleep; spinning costs most of the speed as soon as there are more threads
-    // than cores.
+    // Waiting threads sleep. Spinning would cost most of the speed if there are more threads than
+    // cores.
     ("OMP_WAIT_POLICY", "PASSIVE"),
 ];
 
@@ -28,7 +27,7 @@ pub fn restart_with_settings() {
     let Ok(program) = std::env::current_exe() else {
         return;
     };
-    // Only returns when it fails; the worker is then slower, not wrong.
+    // `exec` returns only when it fails; the worker is then slower, but correct.
     let _ = Command::new(program)
         .arg0(name)
         .args(arguments)

@@ -1,19 +1,20 @@
 //! The worker's shell: connects the pure core in `services/worker/core` with NATS, the store, the
 //! disk and the training thread.
 //!
-//! | file | what |
+//! | file | holds |
 //! | --- | --- |
 //! | [`service`] | the loop: inputs to the core, effects to the world |
-//! | `asker`, `commands` | the bus |
+//! | `asker`, `commands` | requests to the coordinator, and commands from it |
 //! | `library`, `shelf`, `assets`, `unit` | objects, and a unit's way from fetch to upload |
 //! | `engine` | the training thread, the only place with a trainer and with tensors |
-//! | `verify` | what a signed document must pass before anything it names is touched |
+//! | `verify` | the checks of a signed document, before anything that it names is used |
 //! | `time` | the coordinator's time, by which its documents are judged |
-//! | `events`, `state` | what survives a restart |
-//! | `ending` | what is waited for at the end |
+//! | `events`, `state` | the chain of events, and the files that survive a restart |
+//! | `ending` | the waits at the end |
 
 mod asker;
 mod assets;
+mod at_hand;
 mod commands;
 pub mod config;
 pub mod devices;

@@ -1,5 +1,5 @@
-//! Objects for a worker: granted over the bus, moved over HTTP, hashed on the way, shards kept on
-//! disk.
+//! Objects for a worker: granted over the bus, transferred over HTTP and hashed on the way. Shards
+//! are kept on disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,14 +19,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::asker::Asker;
 
-/// Objects that are moved at the same time: enough to keep the cores busy while others wait for the
-/// store's disk.
+/// Objects that are transferred at the same time: enough to keep the cores busy while some
+/// transfers wait for the store's disk.
 pub(crate) const TRANSFERS_MAX: usize = 8;
-/// Longest wait for one more URL in the middle of a transfer, which asks again by itself: an answer
-/// takes a fraction of a second.
+/// Longest wait for a new URL in the middle of a transfer. The transfer repeats the request itself,
+/// and an answer takes a fraction of a second.
 const GRANT_PATIENCE: Millis = Millis::from_secs(4);
-/// The time for which one object is tried; an attempt under which bytes move goes on beyond it. A
-/// worker that loses its lease gives up much earlier.
+/// Time for which one object is tried; an attempt that still moves bytes may go on longer. A worker
+/// that loses its lease gives up much earlier.
 const TRANSFER_TIME_MAX: Duration = Duration::from_secs(900);
 
 /// The worker's access to objects: cache, downloads and uploads. Cheap to clone.
@@ -37,10 +37,10 @@ pub(crate) struct Library {
     cache: Arc<Cache>,
 }
 
-/// Asks for another URL to read from.
+/// Asks for a new URL to read from.
 struct ToRead<'a>(&'a Asker);
 
-/// Asks for another URL to upload an object of a unit to.
+/// Asks for a new URL to upload an object of a unit.
 struct ToWrite<'a>(&'a Asker, LeaseRef, ObjectRef);
 
 impl Library {
@@ -52,14 +52,18 @@ impl Library {
         }
     }
 
-    /// Downloads objects that are needed once, several at a time, in their order. Each item is
-    /// verified, or says why the object could not be had. URLs are asked for when their turn comes
-    /// near: those of a large model would expire before they are used.
+    /// Downloads objects that are needed once, several at a time, in their order. Each item is a
+    /// verified object, or the reason why it cannot be fetched. URLs that did not
+    /// come with the lease are requested shortly before their use: with a large model they would
+    /// otherwise expire first.
     pub(crate) fn stream(
         &self,
         wanted: &[ObjectRef],
     ) -> impl Stream<Item = Result<(usize, Bytes), Refusal>> + use<> {
-        let batches: Vec<Vec<ObjectRef>> = wanted.chunks(GRANTS_MAX).map(<[_]>::to_vec).collect();
+        let at_hand = self.asker.at_hand().take(wanted);
+        let (first, rest) = wanted.split_at(at_hand.len());
+        let first: Vec<_> = first.iter().copied().zip(at_hand).map(Ok).collect();
+        let batches: Vec<Vec<ObjectRef>> = rest.chunks(GRANTS_MAX).map(<[_]>::to_vec).collect();
         let (library, asker) = (self.clone(), self.asker.clone());
         let granted = stream::iter(batches).then(move |batch| {
             let asker = asker.clone();
@@ -69,11 +73,12 @@ impl Library {
                 Ok::<_, Refusal>(stream::iter(pairs).map(Ok::<_, Refusal>))
             }
         });
-        granted
-            .try_flatten()
+        stream::iter(first)
+            .chain(granted.try_flatten())
             .enumerate()
             .map(move |(index, granted)| {
-                // A task of its own: several cores hash and decrypt. It ends with the stream.
+                // Each transfer is a task, so that several cores hash and decrypt. The task ends
+                // with the stream.
                 let task = granted.map(|(object, grant)| {
                     let library = library.clone();
                     AbortOnDropHandle::new(tokio::spawn(async move {
@@ -85,10 +90,10 @@ impl Library {
             .buffered(TRANSFERS_MAX)
     }
 
-    /// Chunks one by one: as they are named, or as the list that is named has them.
+    /// The chunks that are named, one by one or by their list.
     ///
     /// # Errors
-    /// The list cannot be had, or is none of these chunks.
+    /// The list cannot be fetched, or does not fit the chunks' totals.
     pub(crate) async fn chunks(&self, chunks: &Chunks) -> Result<Vec<ObjectRef>, Refusal> {
         match chunks {
             Chunks::Named(chunks) => Ok(chunks.clone()),
@@ -96,11 +101,11 @@ impl Library {
         }
     }
 
-    /// Objects that are needed again and again, from the cache where they are in it; in the order
-    /// given.
+    /// Objects that are needed again and again, in the order given. Those in the cache are taken
+    /// from there.
     ///
     /// # Errors
-    /// Why one of them could not be had.
+    /// The reason why one of them cannot be fetched.
     pub(crate) async fn keep(&self, wanted: &[ObjectRef]) -> Result<Vec<Bytes>, Refusal> {
         let mut found: Vec<Option<Bytes>> = Vec::with_capacity(wanted.len());
         for object in wanted {
@@ -127,7 +132,7 @@ impl Library {
     /// Uploads an object of a leased unit.
     ///
     /// # Errors
-    /// Why it is not at the store.
+    /// The reason why the upload failed.
     pub(crate) async fn put(
         &self,
         lease: LeaseRef,
@@ -174,14 +179,14 @@ impl Library {
         Ok(bytes)
     }
 
-    /// The object from the cache; trouble with it costs a download, nothing else.
+    /// The object from the cache. A failing cache only costs a download.
     async fn cached(&self, digest: Digest) -> Option<Bytes> {
         let cache = Arc::clone(&self.cache);
         let got = tokio::task::spawn_blocking(move || cache.get(digest))
             .await
             .ok()?;
         got.unwrap_or_else(|error| {
-            tracing::warn!(code = %error.code(), %error, "the cache is passed over");
+            tracing::warn!(code = %error.code(), %error, "the cache is not used");
             None
         })
     }
@@ -190,7 +195,7 @@ impl Library {
         let cache = Arc::clone(&self.cache);
         let put = tokio::task::spawn_blocking(move || cache.put(digest, &bytes)).await;
         if let Ok(Err(error)) = put {
-            tracing::warn!(code = %error.code(), %error, "an object is not kept");
+            tracing::warn!(code = %error.code(), %error, "an object is not kept in the cache");
         }
     }
 }
@@ -234,7 +239,7 @@ async fn grants_to_read(asker: &Asker, wanted: &[ObjectRef]) -> Result<Vec<Grant
     checked(reply, &digests)
 }
 
-/// One grant for each object, in their order, as the protocol has it.
+/// Checks that there is one grant for each object, in their order.
 fn checked(reply: Grants, digests: &[Digest]) -> Result<Vec<Grant>, Refusal> {
     let right = reply.grants.len() == digests.len()
         && reply
@@ -260,7 +265,7 @@ fn deadline() -> Instant {
     Instant::now() + TRANSFER_TIME_MAX
 }
 
-/// A transfer that panicked.
+/// The refusal for a transfer that panicked.
 fn broken(error: JoinError) -> Refusal {
     Refusal::new(Code::Internal, error.to_string())
 }

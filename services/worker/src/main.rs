@@ -1,4 +1,4 @@
-//! `diloco-worker`: see `--help`.
+//! `diloco-worker`: trains for a run; `--help` shows its flags.
 
 use std::process::ExitCode;
 

@@ -14,18 +14,18 @@ use worker_core::Pulse;
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
     tokens: AtomicU64,
-    /// Counted by the transfers while objects are on their way.
+    /// The transfers count these bytes as they move.
     bytes_up: Arc<AtomicU64>,
     bytes_down: Arc<AtomicU64>,
     /// Bits of an `f64`; 0 before the first step.
     tokens_per_second: AtomicU64,
     /// Bits of an `f64`; 0 before the first step.
     loss: AtomicU64,
-    /// Counted by the transfers.
+    /// The transfers count these.
     transfer_failures: Arc<AtomicU64>,
-    /// Microseconds in each lane.
+    /// Microseconds spent in each lane.
     lanes: [AtomicU64; 4],
-    /// Bytes of the device; 0 where the trainer does not tell.
+    /// Bytes of device memory; 0 where the trainer does not report it.
     device_memory: AtomicU64,
 }
 
@@ -38,7 +38,7 @@ pub(crate) enum Lane {
     Upload,
 }
 
-/// Counts the time until it is dropped, also when the measured work is broken off.
+/// Counts the time until it is dropped, even if the measured work is broken off.
 pub(crate) struct Timed<'a> {
     meter: &'a Meter,
     lane: Lane,
@@ -65,7 +65,7 @@ impl Meter {
         }
     }
 
-    /// Bytes that were moved either way; a renewal shows them as progress.
+    /// Bytes that were transferred in both directions; a renewal reports them as progress.
     pub(crate) fn moved(&self) -> Bytes {
         Bytes(
             self.bytes_up
@@ -88,7 +88,7 @@ impl Meter {
         self.lanes[lane as usize].fetch_add(took, Ordering::Relaxed);
     }
 
-    /// Counts an inner step. Called by the training thread alone.
+    /// Counts an inner step. Only the training thread calls this.
     pub(crate) fn stepped(&self, tokens: Tokens, loss: f64, took: Duration) {
         self.tokens.fetch_add(tokens.get(), Ordering::Relaxed);
         self.spent(Lane::Train, took);
@@ -104,7 +104,7 @@ impl Meter {
             .store(shown.to_bits(), Ordering::Relaxed);
     }
 
-    /// Notes the memory of the device that the trainer holds. Called by the training thread alone.
+    /// Notes the device memory that the trainer holds. Only the training thread calls this.
     pub(crate) fn holds(&self, device_memory: Option<Bytes>) {
         let bytes = device_memory.map_or(0, Bytes::get);
         self.device_memory.store(bytes, Ordering::Relaxed);
@@ -123,7 +123,7 @@ impl Meter {
             steps_done: pulse.steps_done,
             tokens: Tokens(read(&self.tokens)),
             tokens_per_second: f64::from_bits(read(&self.tokens_per_second)).min(SPEED_MAX),
-            // A loss that is no number ends its unit; it is nothing to show.
+            // A loss that is no number ends its unit, and is not shown.
             loss: (loss != 0.0 && (0.0..=LOSS_MAX).contains(&loss)).then_some(loss),
             bytes_up: Bytes(read(&self.bytes_up)),
             bytes_down: Bytes(read(&self.bytes_down)),

@@ -17,22 +17,22 @@ use crate::service::Service;
 #[derive(Debug, Parser)]
 #[command(name = "diloco-worker", version)]
 pub struct CommandLine {
-    /// What to do; without it, work for the run.
+    /// The subcommand; without one the worker works for the run.
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
     service: ServiceArgs,
-    /// The run to work for; the same as `--set worker.run=…`.
+    /// Run to work for; the same as `--set worker.run=…`.
     #[arg(long, value_name = "RUN")]
     run: Option<String>,
 }
 
-/// What else this program does.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Print text from a model folder.
     Sample(SampleArgs),
-    /// Print what this build and machine can train with.
+    /// Print the trainers and devices that this build can use on this machine.
     Devices,
 }
 
@@ -48,10 +48,10 @@ impl service::CommandLine for CommandLine {
     }
 }
 
-/// Works for a run, or does what the subcommand says.
+/// Works for a run, or carries out the subcommand.
 ///
 /// # Errors
-/// Why it could not be done.
+/// The reason for the failure.
 pub fn run(line: &CommandLine) -> Result<(), Failure> {
     let Some(command) = &line.command else {
         return service::run::<Checked, CommandLine>(line);
@@ -66,7 +66,8 @@ pub fn run(line: &CommandLine) -> Result<(), Failure> {
 
 impl service::Service for Checked {
     const NAME: &'static str = "worker";
-    /// Training has a thread of its own, and needs the other cores.
+    /// Two threads for asynchronous work: training has a thread of its own, and needs the other
+    /// cores.
     const THREADS: Option<usize> = Some(2);
     type Config = WorkerConfig;
     type Running = Service;

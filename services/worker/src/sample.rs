@@ -1,5 +1,5 @@
-//! `diloco-worker sample`: text from a model folder as `diloctl snapshot pull` writes it:
-//! `config.json`, `model.safetensors` and `tokenizer.json`; without the last one every byte is a
+//! `diloco-worker sample`: prints text from a model folder that `diloctl snapshot pull` wrote:
+//! `config.json`, `model.safetensors` and `tokenizer.json`. Without the last file every byte is a
 //! token.
 
 use std::io::{IsTerminal as _, Write as _};
@@ -16,29 +16,29 @@ use schemas::{Code, Refusal};
 use crate::config::TrainingSection;
 use crate::trainers;
 
-/// What to print.
+/// Flags of `sample`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct SampleArgs {
-    /// Folder with config.json, model.safetensors and tokenizer.json; without the last, bytes are
-    /// tokens.
+    /// Folder with config.json, model.safetensors and tokenizer.json; without the last file every
+    /// byte is a token.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// Text to continue.
+    /// Text that the model continues.
     #[arg(long, default_value = "\n")]
     pub prompt: String,
-    /// How many tokens to add.
+    /// Number of tokens to add.
     #[arg(long, default_value_t = 200)]
     pub tokens: usize,
-    /// 0 for the likeliest token each time; 1 for the model's own spread.
+    /// 0 takes the likeliest token each time; 1 draws from the model's own distribution.
     #[arg(long, default_value_t = 0.8)]
     pub temperature: f64,
-    /// The same seed gives the same text.
+    /// Seed of the random draws; the same seed gives the same text.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Where to compute: auto, cpu, cuda or cuda:NUMBER.
+    /// Device to compute on: auto, cpu, cuda or cuda:NUMBER.
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// CPU threads.
+    /// Number of CPU threads.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
 }
@@ -77,7 +77,8 @@ pub(crate) fn sample(args: &SampleArgs) -> Result<(), Failure> {
         .decode(&tokens)
         .map_err(|error| Failure::from(Refusal::from(error)))?;
     let mut out = std::io::stdout();
-    // The reader may have closed the pipe. A model writes anything, and a terminal would obey it.
+    // The reader may have closed the pipe. The model may write control characters, which a terminal
+    // would obey.
     let _ = if out.is_terminal() {
         writeln!(out, "{}", ShownText(&text))
     } else {

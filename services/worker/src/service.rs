@@ -1,5 +1,5 @@
-//! The worker as a process: feeds its core with messages and time, and carries out its effects. No
-//! decision about the run is made here.
+//! The worker as a process: it brings messages and time to its core, and carries out the core's
+//! effects. No decision about the run is made here.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,11 +33,11 @@ use crate::time::CoordinatorTime;
 use crate::unit::{Unit, UnitTools};
 use crate::verify::{self, Expected};
 
-/// Inputs that wait for the core; each of the few tasks has one at a time.
+/// Most inputs that wait for the core; each of the few tasks has one at a time.
 const INPUTS_MAX: usize = 64;
 /// The time that an orderly end may take before the process ends without the coordinator's answers.
 pub(crate) const STOP_PATIENCE: Millis = Millis::from_secs(8);
-/// The same reason for waiting is logged again after this.
+/// Time after which the same reason for waiting is logged again.
 const WAITING_SHOWN: Duration = Duration::from_secs(30);
 
 /// A worker that is connected and ready to join.
@@ -49,7 +49,7 @@ pub struct Service {
     threads: (RunningThread, JoinHandle<()>),
 }
 
-/// Carries out the effects that the core decides.
+/// Carries out the effects of the core.
 struct EffectRunner {
     checked: Checked,
     worker: WorkerId,
@@ -69,10 +69,10 @@ struct EffectRunner {
 }
 
 impl Service {
-    /// Connects and prepares everything; nothing is asked of the coordinator yet.
+    /// Connects and prepares everything, but sends no request to the coordinator yet.
     ///
     /// # Errors
-    /// The bus does not take this worker, or a folder or thread is not to be had.
+    /// The bus refuses this worker, or a folder or thread cannot be made.
     pub async fn build(checked: Checked) -> Result<Self, Failure> {
         let config = &checked.config;
         let state = StateFolder::open(&config.worker.state)?;
@@ -145,7 +145,7 @@ impl Service {
     /// Works until the run is complete, the worker is told to end, or cannot go on.
     ///
     /// # Errors
-    /// Why it cannot go on.
+    /// The reason why it cannot go on.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Failure> {
         let mut effects = Vec::new();
         let (mut told, mut broken) = (false, false);
@@ -187,7 +187,7 @@ impl Service {
         Box::pin(self.end(exit)).await
     }
 
-    /// Lets the events and the inner state that were asked for get out, then ends.
+    /// Waits until events are delivered and the inner state is written, and then ends.
     async fn end(self, exit: Exit) -> Result<(), Failure> {
         let Self {
             runner,
@@ -200,7 +200,7 @@ impl Service {
             unit.stop.cancel();
         }
         runner.tasks.close();
-        // The thread and the publisher end when nobody can send them anything any more.
+        // The thread and the publisher end when all their senders are dropped.
         drop(runner);
         let delivered = async move { publishing.await.is_ok() && bus.round_trip().await.is_ok() };
         let _ended = Patience::default().wait(training.thread, delivered).await;
@@ -244,7 +244,7 @@ impl EffectRunner {
                 });
             }
             Effect::Fetch { work, manifest } => {
-                // A lease is verified only after a join.
+                // A lease is verified only after a join, so the tools are there.
                 let tools = self.tools.clone()?;
                 tracing::info!(lease = %manifest.lease, "lease verified, fetching");
                 let stop = CancellationToken::new();
@@ -297,8 +297,7 @@ impl EffectRunner {
                     .spawn(async move { engine.keep(work, end).await });
             }
             Effect::Emit(event) => self.events.emit(event),
-            // Old heartbeats are of no use to anyone: none is kept for the time when there is a
-            // connection again.
+            // An old heartbeat is useless, so none is kept while there is no connection.
             Effect::Heartbeat(_) if !self.bus.is_connected() => {}
             Effect::Heartbeat(pulse) => {
                 let subject = heartbeat_subject(&self.checked.run, &self.worker);
@@ -368,7 +367,7 @@ impl EffectRunner {
         })
     }
 
-    /// Does a step of the present unit; it ends without a word when the unit is stopped.
+    /// Does a step of the present unit. If the unit is stopped, the step ends without an input.
     fn step<F>(&self, work: WorkId, step: impl FnOnce(Unit) -> F)
     where
         F: Future<Output = Input> + Send + 'static,
@@ -413,7 +412,7 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-/// The key with which this process is connected: the broker holds it to subjects with this name.
+/// The key of this connection: the broker accepts only subjects with this name.
 fn own_id(bus: &Bus) -> Result<WorkerId, Failure> {
     let public = bus.public().ok_or_else(|| {
         Failure::new(
@@ -443,7 +442,7 @@ fn settings(checked: &Checked, worker: WorkerId, now: UnixMillis) -> Settings {
         release: env!("CARGO_PKG_VERSION").to_owned(),
         posture: checked.posture.clone(),
     };
-    // Another for every worker and life.
+    // The seed differs for every worker and every process.
     let name = Digest::of(format!("{worker} {now}").as_bytes());
     let seed = name
         .as_bytes()

@@ -9,17 +9,17 @@ use schemas::{Code, Digest, ObjectRef, Refusal};
 
 use crate::library::Library;
 
-/// Shards by their digest. Clones share it. It holds those of one unit, which that unit holds
-/// anyway.
+/// Shards by their digest; clones share them. They are the shards of one unit, which needs them in
+/// memory anyway.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Shelf(Arc<Mutex<BTreeMap<Digest, TokenShard>>>);
 
 impl Shelf {
-    /// The shards in the order given. Shards that are not here come from the library, and shards
-    /// that are not wanted any more go first.
+    /// The shards in the order given. Shards that are no longer wanted are dropped first, and
+    /// missing ones come from the library.
     ///
     /// # Errors
-    /// One of them could not be had.
+    /// One of them cannot be fetched.
     pub(crate) async fn get(
         &self,
         library: &Library,
@@ -40,7 +40,7 @@ impl Shelf {
         Ok(in_order(&shards, wanted))
     }
 
-    /// Forgets shards that are not wanted; returns the wanted ones that are here.
+    /// Drops shards that are not wanted; returns the wanted ones that are here.
     fn keep_only(&self, wanted: &[ObjectRef]) -> BTreeMap<Digest, TokenShard> {
         let mut shards = self.0.lock().expect("no holder panics");
         shards.retain(|digest, _| wanted.iter().any(|object| object.digest == *digest));
@@ -52,7 +52,7 @@ impl Shelf {
     }
 }
 
-/// Objects that are wanted and not among `shards`, each once.
+/// Wanted objects that are not among `shards`, each once.
 fn missing(shards: &BTreeMap<Digest, TokenShard>, wanted: &[ObjectRef]) -> Vec<ObjectRef> {
     let missing: BTreeMap<Digest, ObjectRef> = wanted
         .iter()
@@ -70,7 +70,7 @@ fn in_order(shards: &BTreeMap<Digest, TokenShard>, wanted: &[ObjectRef]) -> Vec<
         .collect()
 }
 
-/// Checks every token, which may take its time.
+/// Checks every token, which may take some time.
 fn check(bytes: Vec<Bytes>, vocabulary: u32) -> Result<Vec<TokenShard>, Refusal> {
     let shards = bytes
         .into_iter()

@@ -17,7 +17,7 @@ use schemas::{Code, Digest, RunId};
 #[derive(Clone, Debug)]
 pub(crate) struct StateFolder {
     folder: PathBuf,
-    /// Released by the system when the process ends, however it ends.
+    /// The system releases it when the process ends, however it ends.
     _lock: Arc<File>,
 }
 
@@ -26,7 +26,7 @@ impl StateFolder {
     /// written.
     ///
     /// # Errors
-    /// It cannot be used, or another worker uses it.
+    /// The folder cannot be used, or another worker uses it.
     pub(crate) fn open(folder: &Path) -> Result<Self, Failure> {
         let failed = |error: &dyn std::fmt::Display| {
             Failure::new(
@@ -51,8 +51,8 @@ impl StateFolder {
         Ok(state)
     }
 
-    /// An inner state is twice as large as the model: parts that killed workers left would fill the
-    /// disk in time.
+    /// Removes unfinished files of killed workers: an inner state is twice as large as the model,
+    /// so they would fill the disk in time.
     fn sweep(&self) -> std::io::Result<()> {
         for entry in std::fs::read_dir(&self.folder)? {
             let run = entry?.path();
@@ -64,7 +64,7 @@ impl StateFolder {
                 Ok(bytes) => {
                     tracing::info!(folder = %run.display(), bytes, "removed a half-written inner state")
                 }
-                // It costs room, and the next start tries again.
+                // A file that stays costs space, and the next start tries again.
                 Err(error) => {
                     tracing::warn!(code = %Code::WorkerStateInvalid, %error, "half-written state stays")
                 }
@@ -73,13 +73,13 @@ impl StateFolder {
         Ok(())
     }
 
-    /// The end of the chain of events.
+    /// The file with the end of the chain of events.
     pub(crate) fn events(&self) -> PathBuf {
         self.folder.join("events.json")
     }
 
-    /// The inner state for a run under these settings: a run made anew under an old name has its
-    /// own.
+    /// The file with the inner state for a run under these settings: a run that is made anew under
+    /// an old name has its own.
     pub(crate) fn inner(&self, run: &RunId, settings: Digest) -> PathBuf {
         self.folder
             .join(format!("{run}-{}", settings.short()))
@@ -114,7 +114,7 @@ mod tests {
         for path in [&inner, &part, &state.events()] {
             std::fs::write(path, b"state").expect("written");
         }
-        // The lock tells that nobody writes: the folder of another worker is left alone.
+        // The lock shows that another worker may write: its folder is left alone.
         StateFolder::open(scratch.path()).expect_err("the lock is held");
         assert!(part.exists());
         drop(state);

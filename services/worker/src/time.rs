@@ -11,17 +11,17 @@ use crate::verify::SKEW;
 /// The time by which the coordinator's clock is ahead of this process's. Clones share it.
 ///
 /// A document that the coordinator signed is judged by the coordinator's time. Its window of
-/// validity makes an old document useless to anyone who kept it. For that both ends need one clock,
-/// not a right one: this process's clock runs monotonically, and the difference comes with answers
-/// that only the coordinator may give. A peer that can forge those answers already decides what
-/// reaches this worker, and still cannot sign; and a result under an old lease counts nowhere. If
-/// this machine's wall clock decided instead, a clock that nobody looks after could stop a worker,
-/// and nothing would be gained.
+/// validity makes an old document useless to anyone who kept it. For that both ends need the same
+/// clock, but not a right one. This process's clock is monotonic, and the difference comes with
+/// answers that only the coordinator may give. A peer that can forge those answers already controls
+/// what reaches this worker, and still cannot sign; and a result under an old lease counts nowhere.
+/// If this machine's wall clock decided instead, a neglected clock could stop a worker, and nothing
+/// would be gained.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CoordinatorTime(Arc<AtomicI64>);
 
 impl CoordinatorTime {
-    /// Takes over a measurement; says so when somebody should look at a clock.
+    /// Takes over a measurement, and logs when somebody should look at a clock.
     pub(crate) fn measured(&self, ahead_ms: i64) {
         let before = self.0.swap(ahead_ms, Ordering::Relaxed);
         let is_off = |ahead: i64| ahead.unsigned_abs() > SKEW.get();
@@ -35,7 +35,7 @@ impl CoordinatorTime {
         }
     }
 
-    /// The coordinator's time now. Before the first answer it is taken to be ours.
+    /// The coordinator's time now. Before the first answer it is assumed to be ours.
     pub(crate) fn now(&self) -> UnixMillis {
         UnixMillis(
             clock::now()

@@ -1,4 +1,4 @@
-//! The trainers that this build has, and their construction.
+//! The trainers of this build, and how they are made.
 
 use model::ModelConfig;
 use runtime::Failure;
@@ -19,12 +19,12 @@ pub(crate) const AVAILABLE: &[TrainerKind] = if cfg!(feature = "torch") {
     &[TrainerKind::Reference, TrainerKind::Synthetic]
 };
 
-/// The trainers that the configuration offers, and the device that they compute on, for people.
-/// Prepares libtorch if it is among them.
+/// The trainers that the configuration offers, and the name of the device that they compute on.
+/// Prepares libtorch if one of them needs it.
 ///
 /// # Errors
-/// A trainer that this build does not have, a libtorch of another version, a device that is not
-/// there.
+/// A trainer that this build does not have, a libtorch of another version, a device that is
+/// missing.
 pub(crate) fn offered(section: &TrainingSection) -> Result<(Vec<TrainerKind>, String), Failure> {
     let mut offered = if section.trainers.is_empty() {
         AVAILABLE.to_vec()
@@ -47,7 +47,7 @@ pub(crate) fn offered(section: &TrainingSection) -> Result<(Vec<TrainerKind>, St
 /// A trainer for `config`, all parameters zero.
 ///
 /// # Errors
-/// This build has none for it, or its device does not take it.
+/// This build has no trainer for it, or the device has no room for it.
 pub(crate) fn build(
     config: &ModelConfig,
     section: &TrainingSection,

@@ -1,5 +1,5 @@
-//! The work on one lease, step by step: fetch, train or evaluate, upload. Each is a future that the
-//! service drops when the lease is lost.
+//! The work on one lease, step by step: fetch, train or evaluate, upload. Each step is a future,
+//! which the service drops when the lease is lost.
 
 use std::sync::{Arc, Mutex};
 
@@ -32,7 +32,7 @@ use crate::state::StateFolder;
 /// Longest wait for the answer to a hint.
 const STAGE_PATIENCE: Millis = Millis::from_secs(5);
 
-/// Tools that the work of every lease of a run needs.
+/// Tools for the work of every lease of a run.
 #[derive(Clone)]
 pub(crate) struct UnitTools {
     pub(crate) asker: Asker,
@@ -41,12 +41,12 @@ pub(crate) struct UnitTools {
     pub(crate) engine: Engine,
     pub(crate) meter: Arc<Meter>,
     pub(crate) state: StateFolder,
-    /// The trust domain that the run is of.
+    /// The trust domain of the run.
     pub(crate) domain: Arc<str>,
     pub(crate) spec: Arc<RunSpec>,
     pub(crate) spec_digest: Digest,
     pub(crate) assets: Arc<OnceCell<Assets>>,
-    /// Hints that are sent beside everything else.
+    /// Hints that are sent beside the work.
     pub(crate) hints: TaskTracker,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Unit {
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) tools: UnitTools,
     pub(crate) stop: CancellationToken,
-    /// The text that the unit reads; there from the fetch until the steps begin.
+    /// The text that the unit reads; present from the fetch until the steps begin.
     pub(crate) text: Arc<Mutex<Option<Text>>>,
 }
 
@@ -68,7 +68,7 @@ pub(crate) enum Text {
 }
 
 impl Unit {
-    /// Data into memory and base weights into the trainer, at the same time.
+    /// Fetches data into memory and base weights into the trainer, at the same time.
     pub(crate) async fn fetch(&self) -> Result<(), Refusal> {
         let _timed = self.tools.meter.timed(Lane::Fetch);
         let UnitTools {
@@ -117,14 +117,14 @@ impl Unit {
         text.map_err(Refusal::from)
     }
 
-    /// A chunk is decoded into its place while the next ones arrive; no more than a few are in
-    /// memory.
+    /// Fetches the base weights. A chunk is decoded into its place while the next ones arrive; few
+    /// are in memory.
     async fn fetch_base(&self, assets: &Assets) -> Result<(), Refusal> {
         let UnitTools {
             library, engine, ..
         } = &self.tools;
         let base: &Weights = &self.manifest.base;
-        // The digest over the chunks does not say how they are encoded.
+        // The digest over the chunks alone does not say how they are encoded.
         let name = Digest::of(
             &[
                 base.digest().as_bytes().as_slice(),
@@ -168,7 +168,7 @@ impl Unit {
         Ok(())
     }
 
-    /// The inner steps.
+    /// Does the inner steps.
     pub(crate) async fn train(&self) -> Result<Trained, Refusal> {
         let (
             Work::Train {
@@ -203,7 +203,7 @@ impl Unit {
         Ok(trained)
     }
 
-    /// The held-out loss.
+    /// Computes the held-out loss.
     pub(crate) async fn evaluate(&self) -> Result<Evaluation, Refusal> {
         let Some(Text::Evaluate(held_out)) = self.take_text() else {
             return Err(Refusal::new(
@@ -222,8 +222,8 @@ impl Unit {
         self.tools.engine.evaluate(evaluating).await
     }
 
-    /// Encodes, hashes and uploads chunk by chunk, several on their way at once; then their list, if
-    /// the run has lists.
+    /// Encodes, hashes and uploads chunk by chunk, several at the same time; then uploads their
+    /// list, if the run has lists.
     pub(crate) async fn upload(&self) -> Result<Chunks, Refusal> {
         let UnitTools {
             engine,
@@ -315,8 +315,8 @@ fn check_lengths(layout: &[Chunk], codec: CodecKind, chunks: &[ObjectRef]) -> Re
     Ok(())
 }
 
-/// Uploads chunks as they are made, several on their way at once. The first that fails ends the
-/// others, and the encoding with them: without it the contribution is nothing.
+/// Uploads chunks as they are made, several at the same time. The first failure ends the others and
+/// the encoding, since a contribution needs all its chunks.
 async fn upload_all<F>(
     encoded: Vec<EncodedChunks>,
     upload: impl Fn(usize, Bytes) -> F,
@@ -359,7 +359,7 @@ mod tests {
         });
         let uploaded = upload_all(vec![encoded], async |index, _| match index {
             3 => Err(Refusal::new(Code::StoreFull, "no room")),
-            // Some that are on their way have not ended yet, before it and after it.
+            // Some uploads under way have not ended yet, before it and after it.
             0 | 4..8 => std::future::pending().await,
             _ => Ok(ObjectRef::of(b"chunk")),
         });

@@ -1,7 +1,7 @@
-//! The checks that a signed document passes before anything it names is touched. For a lease's
-//! manifest, in this order: signature by a trusted key, window, audience, run, settings, binding of
-//! the token to the lease, the work against the settings, codecs, and number and size of the
-//! chunks. Nothing is fetched before all of them hold.
+//! The checks that a signed document must pass before anything that it names is used. For a lease's
+//! manifest they are, in this order: signature by a trusted key, window, audience, run, settings,
+//! binding of the token to the lease, the work against the settings, codecs, and number and size of
+//! the chunks. Nothing is fetched before all of them hold.
 
 use identity::TrustBundle;
 use identity::jws::{self, JwsError};
@@ -12,12 +12,12 @@ use schemas::run::{Codec, CodecKind, Rounding, RunSpec};
 use schemas::{Chunks, Code, Digest, Millis, ObjectRef, Refusal, RunId, UnixMillis, WorkerId};
 use worker_core::NotVerified;
 
-/// The tolerance for windows of signed documents: this worker's measurement of the coordinator's
-/// time may be wrong by this much. A clock of this machine that differs by more is reported, so
-/// that somebody looks at it.
+/// Tolerance for windows of signed documents: this worker's measurement of the coordinator's time
+/// may be wrong by this much. A larger difference of this machine's clock is logged, so that
+/// somebody looks at the clock.
 pub(crate) const SKEW: Millis = Millis::from_secs(60);
-/// Longest window of a document, beyond a lease: a document that is signed for longer could be kept
-/// and shown again.
+/// Longest window of a document beyond a lease: a document with a longer window could be kept and
+/// shown again.
 const WINDOW_EXTRA_SECONDS: u64 = 3600;
 
 /// The facts that a document must agree with.
@@ -25,9 +25,9 @@ const WINDOW_EXTRA_SECONDS: u64 = 3600;
 pub(crate) struct Expected<'a> {
     /// The keys that may sign.
     pub(crate) trust: &'a TrustBundle,
-    /// Ourselves.
+    /// This worker.
     pub(crate) worker: &'a WorkerId,
-    /// Our run.
+    /// The run that it works for.
     pub(crate) run: &'a RunId,
     /// The coordinator's time.
     pub(crate) now: UnixMillis,
@@ -37,8 +37,8 @@ pub(crate) struct Expected<'a> {
 ///
 /// # Errors
 /// The first check that fails, with [`Code::ManifestInvalid`] or [`Code::SignatureInvalid`]; and
-/// the lease, when the document is the coordinator's and meant for us, so that it can be given
-/// back.
+/// the lease, if the document is the coordinator's and meant for this worker, so that it can be
+/// given back.
 pub(crate) fn manifest(
     document: &str,
     expected: &Expected<'_>,
@@ -52,7 +52,7 @@ pub(crate) fn manifest(
     let manifest: Manifest =
         jws::verify(document, MANIFEST_TYPE, expected.trust).map_err(|e| unknown(refused(&e)))?;
     if let Err(error) = jws::check_window(manifest.nbf, manifest.exp, expected.now, SKEW) {
-        // A lease of this worker can be given back at once, whatever the clocks say.
+        // A lease of this worker can be given back at once, whatever the clocks show.
         let ours = manifest.aud == *expected.worker && manifest.run == *expected.run;
         return Err(NotVerified {
             refusal: untimely(&manifest, expected.now, &error),
@@ -87,7 +87,7 @@ pub(crate) fn manifest(
 /// Checks a command.
 ///
 /// # Errors
-/// It is not signed by a trusted key, not for us, not of this run or not of this time.
+/// The command is not signed by a trusted key, or is for another worker, run or time.
 pub(crate) fn command(payload: &[u8], expected: &Expected<'_>) -> Result<CommandVerb, Refusal> {
     let text = std::str::from_utf8(payload)
         .map_err(|_| Refusal::new(Code::SignatureInvalid, "the command is no signed document"))?;
@@ -151,8 +151,8 @@ fn check_binding(manifest: &Manifest, spec_digest: Digest) -> Result<(), Refusal
     Ok(())
 }
 
-/// The work must be the one that the settings give the unit: another number of steps would be
-/// counted as if it were theirs.
+/// Checks that the work is what the settings give the unit: the coordinator counts the steps in the
+/// settings, and not those that were done.
 fn check_work(manifest: &Manifest, spec: &RunSpec) -> Result<(), Refusal> {
     let unit = manifest.lease.unit;
     let (rounds, units) = (spec.schedule.rounds, spec.schedule.units);
@@ -174,7 +174,7 @@ fn check_work(manifest: &Manifest, spec: &RunSpec) -> Result<(), Refusal> {
             }
             if steps_before.get().saturating_add(steps.get()) > spec.inner_steps_total().get() {
                 return Err(invalid(format!(
-                    "step {steps_before} and on, the run has {}",
+                    "the unit begins at step {steps_before}, too late for the {} steps of the run",
                     spec.inner_steps_total()
                 )));
             }
@@ -192,7 +192,7 @@ fn check_work(manifest: &Manifest, spec: &RunSpec) -> Result<(), Refusal> {
             }
             (shards, unit.round.get() <= rounds)
         }
-        _ => return Err(invalid(format!("the work is none of unit {unit}"))),
+        _ => return Err(invalid(format!("the work does not fit unit {unit}"))),
     };
     if !known {
         return Err(invalid(format!("the run has no unit {unit}")));
@@ -224,7 +224,7 @@ fn check_base(base: &Weights, lease: LeaseRef, spec: &RunSpec) -> Result<(), Ref
         kind: CodecKind::Fp32,
         rounding: Rounding::Nearest,
     };
-    // The first weights are those of the settings, as they were made.
+    // The first weights are those in the settings, unchanged.
     let first = base.round.get() == 0 && base.codec == fp32 && base.chunks == *initial;
     if base.round.get() == 0 && !first {
         return Err(invalid(
@@ -260,8 +260,8 @@ fn check_base(base: &Weights, lease: LeaseRef, spec: &RunSpec) -> Result<(), Ref
     Ok(())
 }
 
-/// A document outside its window says that a clock is off, and by how much; nothing is wrong with
-/// the keys.
+/// The refusal for a document outside its window. It blames a clock, and says by how much the clock
+/// is off; the keys are in order.
 fn untimely(manifest: &Manifest, now: UnixMillis, error: &JwsError) -> Refusal {
     let seconds = now.get() / 1000;
     let off = if seconds < manifest.nbf {

@@ -119,8 +119,8 @@ fn a_malformed_credential_is_an_error_at_start() {
     fails(&set, Code::CredentialMalformed, "bus.credentials");
 }
 
-/// A worker transfers only through URLs that it was granted: there is no place to put a key of the
-/// store.
+/// A worker transfers only through URLs that it was granted, so its configuration has no place for
+/// a key of the store.
 #[test]
 fn tl_20_a_worker_takes_no_key_of_the_store() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
@@ -131,7 +131,7 @@ fn tl_20_a_worker_takes_no_key_of_the_store() {
 }
 
 /// The umbrella `require_auth` is off here: the files that decide which leases are followed are
-/// checked under any switches.
+/// checked in any case.
 #[test]
 fn tl_12_keys_and_trust_come_from_files_that_only_their_owner_can_change() {
     let scratch = tempfile::tempdir().expect("a scratch folder");

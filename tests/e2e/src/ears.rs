@@ -1,13 +1,13 @@
-//! Sockets of a process that wait for others to connect, read from the kernel's own tables.
+//! Reads from the kernel's tables the sockets on which a process waits for connections.
 
 use std::collections::BTreeSet;
 use std::fs;
 
-/// State of a TCP socket that listens, and the flag of a Unix socket that does.
+/// State of a listening TCP socket, and the flag of a listening Unix socket.
 const LISTENS: &str = "0A";
 const ACCEPTS: &str = "00010000";
 
-/// The sockets, TCP and Unix, on which the process listens, as the tables show them.
+/// The TCP and Unix sockets on which the process listens.
 ///
 /// # Panics
 /// The process is gone, or this is not Linux.

@@ -10,7 +10,7 @@ pub use harness::scripted::{self, Scripted};
 pub use machine::Machine;
 pub use recipe::Recipe;
 
-/// Says that a test did not run, and why.
+/// Prints that a test did not run, and why.
 #[expect(
     clippy::print_stderr,
     reason = "people who read the tests' output shall see that this one did not run"

@@ -8,8 +8,8 @@ use std::process::{ExitStatus, Stdio};
 use harness::{PATIENCE, nats_server, program};
 use tokio::process::Command;
 
-/// A scratch folder, and the processes that `up` started from there. All of it ends when this is
-/// dropped.
+/// A scratch folder, and the processes that `up` started from there. Dropping it stops the
+/// processes and removes the folder.
 #[derive(Debug)]
 pub struct Machine {
     scratch: tempfile::TempDir,
@@ -20,9 +20,9 @@ pub struct Machine {
 /// The outcome of a command.
 #[derive(Debug)]
 pub struct Said {
-    /// Its exit status.
+    /// The command's exit status.
     pub status: ExitStatus,
-    /// Both of its streams.
+    /// The command's stdout and stderr.
     pub text: String,
 }
 
@@ -51,7 +51,7 @@ impl Machine {
         self.scratch.path().join(name)
     }
 
-    /// A command of `diloctl` in the folder, to be started as the test likes.
+    /// A command of `diloctl` in the folder; the test starts it.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program("diloctl"));
         command
@@ -72,7 +72,7 @@ impl Machine {
     /// Runs `diloctl` to its end.
     ///
     /// # Panics
-    /// It runs on after [`PATIENCE`].
+    /// The command still runs after [`PATIENCE`].
     pub async fn diloctl(&self, arguments: &[&str]) -> Said {
         let output = tokio::time::timeout(PATIENCE, self.command(arguments).output()).await;
         let output =
@@ -85,17 +85,17 @@ impl Machine {
         }
     }
 
-    /// The same for a command that must succeed.
+    /// Runs a command that must succeed.
     ///
     /// # Panics
-    /// It fails.
+    /// The command fails.
     pub async fn ok(&self, arguments: &[&str]) -> String {
         let Said { status, text } = self.diloctl(arguments).await;
         assert!(status.success(), "diloctl {arguments:?}: {status}\n{text}");
         text
     }
 
-    /// `auth init` of a domain with a worker or more.
+    /// `auth init` of a domain with this number of workers.
     pub async fn init(&self, domain: &str, workers: &str) -> Said {
         let config = nats_config();
         self.diloctl(&[
@@ -132,7 +132,7 @@ impl Machine {
         self.diloctl(&[&arguments[..], &ports].concat()).await
     }
 
-    /// `up` of a domain that was up before, as a person types it again: with no ports.
+    /// `up` of a domain that was up before, as a person types it again: without ports.
     pub async fn up_again(&self, domain: &str, workers: &str) -> Said {
         self.diloctl(&[
             "--domain",
@@ -149,7 +149,7 @@ impl Machine {
     /// Creates a small run and waits until it is complete.
     ///
     /// # Panics
-    /// It does not get there.
+    /// The run does not complete.
     pub async fn train(&self, domain: &str) {
         std::fs::write(self.path("corpus.txt"), crate::recipe::corpus())
             .unwrap_or_else(|error| panic!("corpus.txt: {error}"));
@@ -190,7 +190,7 @@ impl Machine {
     /// Stops the processes of a domain.
     ///
     /// # Panics
-    /// It fails.
+    /// `down` fails.
     pub async fn down(&self, domain: &str) -> String {
         self.ok(&["--domain", domain, "down", "--drain", "5s"])
             .await
@@ -220,7 +220,7 @@ impl Drop for Machine {
 /// The committed configuration.
 ///
 /// # Panics
-/// It is not in the repository.
+/// The folder is not in the repository.
 pub fn nats_config() -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../nats-config");
     let folder = folder

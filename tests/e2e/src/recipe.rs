@@ -2,7 +2,7 @@
 
 use harness::Cluster;
 
-/// Bytes of the text.
+/// Bytes of the training text.
 const CORPUS_BYTES: usize = 512 << 10;
 
 /// Settings of a small run of the trainer in plain Rust.
@@ -17,7 +17,7 @@ pub(crate) const REFERENCE: [&str; 8] = [
     "policy.lease=5s",
 ];
 
-/// A run to make with `diloctl`.
+/// A run that `diloctl` creates.
 #[derive(Clone, Debug)]
 pub struct Recipe {
     model: String,
@@ -60,14 +60,14 @@ impl Recipe {
         }
     }
 
-    /// The same with another model of the trainer in plain Rust, from a file.
+    /// The same run with another model of the trainer in plain Rust, from a file.
     #[must_use]
     pub fn model(mut self, config: &std::path::Path) -> Self {
         self.model = config.display().to_string();
         self.set("model.trainer=reference")
     }
 
-    /// The same with one more setting.
+    /// The same run with one more setting.
     #[must_use]
     pub fn set(mut self, setting: &str) -> Self {
         self.settings.push(setting.to_owned());

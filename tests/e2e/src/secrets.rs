@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use harness::Cluster;
 
-/// Fragments of signatures and seeds shorter than this could be found by chance.
+/// Least length of a secret that is searched for: a shorter one could be found by chance.
 const SECRET_BYTES_MIN: usize = 16;
 
-/// Names the secrets in `text`: the cluster's own, and everything that has the form of one.
+/// Names the secrets in `text`: those of the cluster, and everything that has the form of a secret.
 pub fn found(cluster: &Cluster, text: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(text);
     let own = own(cluster)
@@ -65,8 +65,8 @@ fn own(cluster: &Cluster) -> Vec<(PathBuf, String)> {
     secrets
 }
 
-/// Lines that are secret: seeds as they are, tokens by their signature (their claims are public),
-/// the body of private keys.
+/// The secret lines of a text: seeds, the signatures of tokens (their claims are public), and the
+/// body of private keys.
 fn lines(text: &str) -> Vec<String> {
     let lines = text
         .lines()
@@ -77,7 +77,7 @@ fn lines(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// The secrets in a file of access keys: every long string; the short ones are names.
+/// The secrets in a file of access keys: every long string, since the short ones are names.
 fn values(text: &str) -> Vec<String> {
     fn walk(value: &serde_json::Value, found: &mut Vec<String>) {
         match value {
@@ -113,14 +113,14 @@ fn files(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// `S`, the kind of key, and 56 characters of base32.
+/// True for a seed: `S`, the kind of key, and 56 characters of base32.
 fn is_seed(text: &[u8]) -> bool {
     let kind = text.get(1).is_some_and(|kind| b"OANUCX".contains(kind));
     let base32 = |byte: &u8| byte.is_ascii_uppercase() || (b'2'..=b'7').contains(byte);
     kind && text.get(2..58).is_some_and(|body| body.iter().all(base32))
 }
 
-/// Three parts of base64url, the last as long as an Ed25519 signature.
+/// True for a token: three parts of base64url, the last as long as an Ed25519 signature.
 fn is_token(text: &str) -> bool {
     let end = text
         .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')))

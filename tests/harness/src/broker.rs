@@ -14,8 +14,8 @@ use crate::tenant::Tenant;
 /// The broker's name among a cluster's processes.
 pub(crate) const BROKER: &str = "broker";
 
-/// Starts the broker in `folder`, where the domain lies, and gives its address. After a crash it
-/// listens on the same port.
+/// Starts the broker in `folder`, where the domain lies, and returns its address. After a crash the
+/// broker listens on the same port.
 pub(crate) async fn start(folder: &Path, domain: &Domain, tenants: &[Tenant]) -> (Process, String) {
     // `diloctl` reads the declarations of streams from there.
     copy_config(&folder.join("nats-config"));
@@ -34,8 +34,8 @@ pub(crate) async fn start(folder: &Path, domain: &Domain, tenants: &[Tenant]) ->
     (process, format!("tls://127.0.0.1:{port}"))
 }
 
-/// Starts a nats-server in `folder` and gives its port. Its configuration includes `listen.conf`
-/// from the folder `listening`, which names that port at the next start.
+/// Starts a nats-server in `folder` and returns its port. The next start uses the same port:
+/// `listen.conf` in the folder `listening` names it, and `config` includes that file.
 pub(crate) async fn launch(folder: &Path, config: &str, listening: &Path) -> (Process, String) {
     let listen = |port: &str| {
         write(
@@ -76,7 +76,7 @@ pub(crate) async fn launch(folder: &Path, config: &str, listening: &Path) -> (Pr
     (process, port)
 }
 
-/// The files that are committed.
+/// Copies the committed part of the configuration.
 fn copy_config(to: &Path) {
     let from = workspace().join("nats-config");
     for part in ["", "include", "streams"] {

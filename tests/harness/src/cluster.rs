@@ -1,4 +1,4 @@
-//! The cluster: what runs, and what can be done to it.
+//! The cluster: its processes, and the operations on them.
 
 mod recipe;
 
@@ -21,7 +21,7 @@ use crate::broker::{self, BROKER};
 use crate::process::{self, Output, Process, Recipe};
 use crate::{Evidence, Line, Operator, PATIENCE, Quality, Tenant};
 
-/// Longer than any test.
+/// Lifetime of credentials; longer than any test.
 const LIFETIME: Millis = Millis::from_secs(24 * 3600);
 /// The store's name among a cluster's processes.
 const STORE: &str = "store";
@@ -35,11 +35,11 @@ pub struct Options {
     pub second_tenant: bool,
     /// The log filter of services (tracing's syntax).
     pub log: String,
-    /// The address at which each service serves its numbers.
+    /// The address on which each service serves its metrics.
     pub metrics: String,
 }
 
-/// A domain, a broker, and the processes that were started. All of it ends when this is dropped.
+/// A domain, a broker, and the processes that were started. Dropping it stops them all.
 #[derive(Debug)]
 pub struct Cluster {
     options: Options,
@@ -47,10 +47,10 @@ pub struct Cluster {
     tenants: Vec<Tenant>,
     bus_url: String,
     processes: BTreeMap<String, Process>,
-    /// The address at which services reach the store, when it differs from the one that it listens
-    /// on.
+    /// The address at which services reach the store, if it is not the one on which the store
+    /// listens.
     store_address: Option<SocketAddr>,
-    // Last, so that nothing runs in the folder when it is removed.
+    // The last field, so that nothing runs in the folder when it is removed.
     scratch: TempDir,
 }
 
@@ -69,17 +69,18 @@ impl Cluster {
     /// A new domain and its broker, with streams.
     ///
     /// # Panics
-    /// Anything fails.
+    /// A step fails.
     pub async fn broker(options: Options) -> Self {
         let cluster = Self::bare(options).await;
         cluster.diloctl_ok(&["cluster", "init"]).await;
         cluster
     }
 
-    /// Everything: broker, store, coordinator, audit, and workers named `worker-0` and so on.
+    /// Starts everything: broker, store, coordinator, audit service, and workers named `worker-0`
+    /// and so on.
     ///
     /// # Panics
-    /// Anything fails.
+    /// A step fails.
     pub async fn start(options: Options, workers: usize) -> Self {
         let mut cluster = Self::broker(options).await;
         cluster.start_store().await;
@@ -94,7 +95,7 @@ impl Cluster {
     /// A new domain and its broker, without streams.
     ///
     /// # Panics
-    /// Anything fails.
+    /// A step fails.
     pub async fn bare(options: Options) -> Self {
         let scratch = tempfile::Builder::new().prefix("diloco-").tempdir();
         let scratch = scratch.unwrap_or_else(|error| panic!("a scratch folder: {error}"));
@@ -162,7 +163,7 @@ impl Cluster {
     /// Waits until no file lies below a folder.
     ///
     /// # Panics
-    /// Some does after [`PATIENCE`].
+    /// A file is still there after [`PATIENCE`].
     pub async fn until_empty(&self, folder: &Path) {
         let left = || files(folder);
         let empty = crate::look(PATIENCE, || left().is_empty().then_some(()));
@@ -265,7 +266,7 @@ impl Cluster {
     /// Waits until stream `AUDIT` has everything that was stored up to now.
     ///
     /// # Panics
-    /// It stays behind.
+    /// It does not get there in time.
     pub async fn copied(&self) {
         self.evidence().await.copied().await;
     }
@@ -289,7 +290,7 @@ impl Cluster {
     /// It does not become ready.
     pub async fn start_store(&mut self) {
         self.launch(self.store_recipe("127.0.0.1:0")).await;
-        // It keeps its port when it is started again: grants and configurations name it.
+        // The store keeps its port at a restart, since grants and configurations name it.
         let address = self.process(STORE).addresses()[0].clone();
         let arguments = self.store_recipe(&address).arguments;
         self.process(STORE).set_arguments(arguments);
@@ -311,8 +312,8 @@ impl Cluster {
         }
     }
 
-    /// Puts a line between the store and the services that are started from now on; they know no
-    /// other way.
+    /// Puts a line between the store and the services that are started from now on; these reach the
+    /// store over the line only.
     ///
     /// # Panics
     /// The store was not started.
@@ -453,7 +454,7 @@ impl Cluster {
         }
     }
 
-    /// Ends these in order.
+    /// Ends these processes in order.
     ///
     /// # Panics
     /// As [`Cluster::end_well`].
@@ -464,7 +465,8 @@ impl Cluster {
         }
     }
 
-    /// Replays the record of the run, in which every event must verify; gives what was printed.
+    /// Replays the run with `diloctl audit replay`, where every event must verify, and returns the
+    /// output.
     ///
     /// # Panics
     /// It does not verify.
@@ -493,7 +495,7 @@ impl Cluster {
         .await
     }
 
-    /// As [`Cluster::diloctl`], for commands that must succeed; gives what it printed.
+    /// As [`Cluster::diloctl`], for commands that must succeed. Returns the output.
     ///
     /// # Panics
     /// It fails.
@@ -513,7 +515,7 @@ impl Cluster {
     /// Runs a program of the workspace to its end in the cluster's folder.
     ///
     /// # Panics
-    /// It runs on after `within`.
+    /// The program still runs after `within`.
     pub async fn run_program(&self, name: &str, arguments: &[&str], within: Duration) -> Output {
         process::run(&program(name), self.scratch.path(), arguments, within).await
     }
@@ -539,7 +541,8 @@ impl Cluster {
             !self.processes.contains_key(&name),
             "there is a process {name}"
         );
-        // Known before it is ready, so that its log is shown when it does not become so.
+        // The process is registered before it is ready, so that its log is shown if it does not
+        // become ready.
         self.processes.insert(name.clone(), Process::spawn(recipe));
         self.process(&name).wait_ready().await;
     }
@@ -567,7 +570,7 @@ impl Drop for Cluster {
                 );
             }
         }
-        // The broker last: services without it would fill their logs.
+        // The broker ends last: services without it would fill their logs.
         let broker = self.processes.remove(BROKER);
         self.processes.clear();
         drop(broker);
@@ -580,7 +583,7 @@ fn shown(path: &Path) -> String {
         .to_owned()
 }
 
-/// All files below a folder; what goes meanwhile is not there.
+/// All files below a folder; files that vanish meanwhile are left out.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else {
         return Vec::new();

@@ -10,7 +10,7 @@ use schemas::subject::AUDIT_STREAM;
 
 use crate::PATIENCE;
 
-/// Time between two looks for more of the stream.
+/// Pause between two looks for more messages.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A message of the stream.
@@ -20,13 +20,13 @@ pub struct Recorded {
     pub sequence: u64,
     /// Its subject.
     pub subject: String,
-    /// Everything that was stored besides.
+    /// The rest of the stored message.
     pub raw: Vec<u8>,
     /// Its body.
     pub body: EventBody,
 }
 
-/// A reader of the stream, from its start. It sees what comes while it waits.
+/// A reader of the stream, from its start. It also reads messages that arrive while it waits.
 pub struct Evidence {
     stream: StreamReader,
     /// The streams that it is a copy of.
@@ -45,11 +45,11 @@ impl Evidence {
         }
     }
 
-    /// Reads on until `wanted` holds for an event, and gives it. Events that were read before do
-    /// not count.
+    /// Reads on until `wanted` holds for an event, and returns the event. Events that were read
+    /// before do not count.
     ///
     /// # Panics
-    /// None comes within [`PATIENCE`], or something in the stream is no event.
+    /// No such event comes within [`PATIENCE`], or a message in the stream is no event.
     pub async fn until(&mut self, what: &str, wanted: impl Fn(&Recorded) -> bool) -> Recorded {
         let reading = async {
             loop {
@@ -95,10 +95,10 @@ impl Evidence {
         self.until_ledger(&what, run, wanted).await
     }
 
-    /// Reads everything that was recorded up to now, and gives it from the start.
+    /// Reads everything that was recorded up to now, and returns it from the start.
     ///
     /// # Panics
-    /// Something in the stream is no event, or it stays behind what it is a copy of.
+    /// A message in the stream is no event, or the copy does not get there in time.
     pub async fn everything(mut self) -> Vec<Recorded> {
         let recorded = self.recorded().await;
         while (self.seen.len() as u64) < recorded {
@@ -113,7 +113,7 @@ impl Evidence {
     /// The number of messages in the stream.
     ///
     /// # Panics
-    /// It does not say.
+    /// The broker does not answer.
     pub async fn length(&self) -> u64 {
         self.stream
             .span()
@@ -122,10 +122,10 @@ impl Evidence {
             .messages
     }
 
-    /// Waits until the copy has everything that was recorded up to now, whatever it is.
+    /// Waits until the copy has every message that was recorded up to now.
     ///
     /// # Panics
-    /// It stays behind.
+    /// The copy does not get there in time.
     pub(crate) async fn copied(&self) {
         let recorded = self.recorded().await;
         let reached = async {
@@ -170,7 +170,7 @@ impl Evidence {
             }
         };
         let (sequence, subject) = (message.sequence, message.subject);
-        // The auditor checks signatures; here the order of events counts.
+        // The auditor checks signatures; tests only need the order of events.
         let entry = Claimed::read(&message.payload).and_then(Claimed::unchecked);
         let body = match entry {
             Ok(entry) => entry.body,

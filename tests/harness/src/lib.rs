@@ -2,8 +2,8 @@
 //! nats-server started from `nats-config/dev.conf` as `auth init` copies it, and the project's
 //! programs as child processes. Everything ends with the [`Cluster`].
 //!
-//! This is a library for tests: what cannot go on panics, with the thing and the value in the
-//! message, and a test that panics prints the last lines of every log.
+//! This is a library for tests: every failure panics with the thing and the value in the message,
+//! and a test that panics prints the last lines of every log.
 
 mod binary;
 mod broker;
@@ -30,13 +30,13 @@ pub use tenant::Tenant;
 
 use std::time::Duration;
 
-/// Longer than any single step takes on a busy machine; a step that is not done by then is broken.
+/// Time for any single step, more than a busy machine needs; a step that takes longer is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Time between two looks at a file or a process that is waited for.
+/// Pause between two looks at a file or a process.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Looks until `seen` gives a value; none when `within` is over first.
+/// Calls `seen` until it returns a value; none if `within` is over first.
 async fn look<T>(within: Duration, mut seen: impl FnMut() -> Option<T>) -> Option<T> {
     let looking = async {
         let mut ticks = tokio::time::interval(LOOK_EVERY);

@@ -1,5 +1,5 @@
-//! A poor line to a server: little bandwidth for all connections together, or none at all. The
-//! bytes that pass are not looked at.
+//! A poor line to a server: little bandwidth for all connections together, or none at all. The line
+//! does not look at the bytes that pass.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-/// Bytes that are passed at a time.
+/// Bytes that are passed on together.
 const PIECE_BYTES: usize = 4096;
 /// Connections that may wait to be accepted.
 const WAITING_MAX: u32 = 64;
@@ -23,18 +23,18 @@ const WAITING_MAX: u32 = 64;
 pub enum Quality {
     /// As good as the machine.
     Good,
-    /// So many bytes a second for all connections together, to the server and from it.
+    /// This many bytes a second, in each direction, for all connections together.
     Slow {
         /// To the server.
         up: u64,
         /// From the server.
         down: u64,
     },
-    /// Nothing passes and nothing is closed: a cable that was pulled out.
+    /// Nothing passes and nothing is closed, as with a cable that was pulled out.
     Dead,
 }
 
-/// A port that leads to a server over a line of a given quality. It ends when this is dropped.
+/// A port that leads to a server over a line of a given quality. Dropping it ends the line.
 #[derive(Debug)]
 pub struct Line {
     address: SocketAddr,
@@ -48,7 +48,7 @@ struct Counts {
     connections: AtomicU64,
     up: AtomicU64,
     down: AtomicU64,
-    /// Told after each piece that passed.
+    /// Notified after each piece that passed.
     passed: watch::Sender<()>,
 }
 
@@ -134,7 +134,7 @@ impl Line {
         self.counts.connections.load(Ordering::SeqCst)
     }
 
-    /// Waits until so many bytes went to the server, while `work` goes on.
+    /// Waits until this many bytes went to the server, while `work` goes on.
     ///
     /// # Panics
     /// `work` is over before.
@@ -169,7 +169,7 @@ impl Bucket {
         Self(Mutex::new(Instant::now()))
     }
 
-    /// The moment at which so many bytes have passed at this rate; now, without a rate.
+    /// The moment at which this many bytes have passed at this rate; without a rate, now.
     fn reserve(&self, bytes: usize, rate: u64) -> Instant {
         let now = Instant::now();
         if rate == 0 {

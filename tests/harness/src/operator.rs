@@ -1,4 +1,4 @@
-//! A person with `diloctl`, as a test.
+//! An operator with `diloctl`, played by a test.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use crate::PATIENCE;
 
 /// Time that one answer may take while everything runs.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
-/// After this long without news a run is looked at: what happened while the broker was away was not
-/// heard.
+/// Longest time without news before a run is asked for: the operator hears nothing while the broker
+/// is away.
 const QUIET_MAX: Duration = Duration::from_secs(2);
 
 /// An operator's connection.
@@ -49,7 +49,7 @@ impl Operator {
             .await
     }
 
-    /// Looks at something.
+    /// Asks for one view.
     ///
     /// # Errors
     /// There is no answer, or it is a refusal.
@@ -118,7 +118,7 @@ impl Operator {
     /// Follows a run until `wanted` holds.
     ///
     /// # Panics
-    /// It does not within `within`.
+    /// It does not hold within `within`.
     pub async fn until(
         &self,
         run: &RunId,
@@ -144,8 +144,8 @@ impl Operator {
     /// Follows a run until it is complete.
     ///
     /// # Panics
-    /// It is not within twice [`PATIENCE`]: a claim that died with its coordinator is asked again
-    /// after half a minute.
+    /// The run is not complete within twice [`PATIENCE`]: a worker repeats a claim that died with
+    /// its coordinator after half a minute.
     pub async fn until_complete(&self, run: &RunId) -> RunView {
         self.until(run, 2 * PATIENCE, |view| view.phase == RunPhase::Complete)
             .await
@@ -161,7 +161,7 @@ impl Operator {
         loop {
             let seen = match self.run(run).await {
                 Ok(detail) => Some(detail.view),
-                // The coordinator may be away on purpose, and the run may be yet to come.
+                // The test may have stopped the coordinator, or the run may not exist yet.
                 Err(_) => None,
             };
             let mut seen = seen;

@@ -1,4 +1,4 @@
-//! A child process with its log in a file, that can be killed, restarted and asked to end.
+//! A child process, with its log in a file, that can be killed, restarted and told to end.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::{PATIENCE, look};
 
 /// Lines of a log that are printed when a test panics.
 const TAIL_LINES: usize = 40;
-/// Characters of each: refusals name long subjects.
+/// Most characters of each line: refusals name long subjects.
 const TAIL_LINE_CHARACTERS: usize = 400;
 
 /// The start of a process, and the sign that it can be used.
@@ -75,7 +75,7 @@ impl Process {
         process
     }
 
-    /// Starts it and waits for nothing: it may be meant to fail.
+    /// Starts the process without waiting for it: it may be meant to fail.
     pub(crate) fn spawn(recipe: Recipe) -> Self {
         let mut process = Self {
             recipe,
@@ -101,7 +101,7 @@ impl Process {
         &self.recipe.log
     }
 
-    /// Everything it logged so far, over all its lives.
+    /// Everything that the process logged so far, over all its starts.
     ///
     /// # Panics
     /// The log cannot be read.
@@ -111,10 +111,10 @@ impl Process {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Waits until its log is as wanted, and gives it.
+    /// Waits until `wanted` holds for the log, and returns the log.
     ///
     /// # Panics
-    /// It is not after `within`.
+    /// It does not hold within `within`.
     pub async fn until_logged(&self, within: Duration, wanted: impl Fn(&str) -> bool) -> String {
         let seen = look(within, || Some(self.log()).filter(|log| wanted(log))).await;
         seen.unwrap_or_else(|| {
@@ -146,10 +146,11 @@ impl Process {
             .unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// Ends it as a crash does: no signal that it could catch. Returns when it is gone.
+    /// Ends the process as a crash does, with a signal that it cannot catch. Returns when it is
+    /// gone.
     pub fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // It may have ended by itself.
+            // The process may have ended by itself.
             let _ = child.start_kill();
             reap(&mut child);
         }
@@ -208,12 +209,12 @@ impl Process {
         self.wait_ready().await;
     }
 
-    /// Puts other arguments in place of those it was started with, for the next start.
+    /// Replaces the arguments for the next start.
     pub(crate) fn set_arguments(&mut self, arguments: Vec<String>) {
         self.recipe.arguments = arguments;
     }
 
-    /// Gives it these variables from its next start on.
+    /// Sets these variables from the next start on.
     pub fn set_environment(&mut self, environment: &[(&str, &str)]) {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         self.recipe.environment = environment.iter().map(owned).collect();
@@ -268,8 +269,8 @@ impl Process {
         self.wait_ready_within(PATIENCE).await;
     }
 
-    /// Waits until it can be used, at most this long: a coordinator with a long ledger reads it
-    /// first.
+    /// Waits until the process can be used, for `patience` at most: a coordinator first reads its
+    /// ledger, which may be long.
     ///
     /// # Panics
     /// It ends, or takes longer.
@@ -327,7 +328,7 @@ pub(crate) async fn run(
     }
 }
 
-/// A command without the caller's settings: variables of ours would configure the child.
+/// A command without the caller's variables, since some of them would configure the child.
 fn quiet(program: &Path, folder: &Path) -> Command {
     let mut command = Command::new(program);
     command.current_dir(folder).stdin(Stdio::null());
@@ -344,7 +345,7 @@ fn append(path: &Path) -> File {
     opened.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Waits for a child that was killed; that is over at once.
+/// Waits for a child that was killed, which takes a moment.
 fn reap(child: &mut Child) {
     if let Some(pid) = child.id().and_then(|pid| libc::id_t::try_from(pid).ok()) {
         let mut ended = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
@@ -368,7 +369,7 @@ struct Ports {
     nats: Vec<String>,
 }
 
-/// The addresses in a ready file; none while it is not there in full.
+/// The addresses in a ready file; none while the file is absent or incomplete.
 fn read_ready(ready: &Ready, pid: Option<u32>) -> Option<Vec<String>> {
     match ready {
         Ready::File(path) => {

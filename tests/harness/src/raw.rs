@@ -1,5 +1,5 @@
-//! A client that writes whatever bytes a test gives it: what a library would not let through has to
-//! be tried as well.
+//! A client that writes any bytes that a test gives it, also those that a library would not let
+//! through.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -109,7 +109,7 @@ impl Raw {
             .await;
     }
 
-    /// Waits until the broker has worked off everything that was said, and gives the lines that
+    /// Waits until the broker has handled everything that was written, and returns the lines that
     /// came meanwhile.
     ///
     /// # Panics
@@ -143,7 +143,7 @@ impl Raw {
     }
 }
 
-/// The bytes of a publication, with headers or, when there are none, without.
+/// The bytes of a publication; without headers when there are none.
 pub fn publication(subject: &[u8], reply: &[u8], headers: &[u8], payload: &[u8]) -> Vec<u8> {
     let space: &[u8] = if reply.is_empty() { b"" } else { b" " };
     let lengths = match headers.len() {

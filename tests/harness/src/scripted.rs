@@ -1,4 +1,4 @@
-//! A worker with real credentials that does what a test tells it, for better or worse.
+//! A worker with real credentials that does exactly what a test tells it to do.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use schemas::event::{Event, WorkerEvent};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, MANIFEST_TYPE, Manifest,
 };
-use schemas::limits::{GRANTS_MAX, OBJECT_BYTES_MAX};
+use schemas::limits::{BASE_GRANTS_MAX, GRANTS_MAX, OBJECT_BYTES_MAX};
 use schemas::member::{JoinReply, JoinRequest, Session};
 use schemas::permission::Role;
 use schemas::run::{RunSpec, TrainerKind};
@@ -27,7 +27,7 @@ use crate::{Cluster, PATIENCE};
 
 /// Time that an answer may take.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
-/// Longer than any test.
+/// Lifetime of its credentials; longer than any test.
 const LIFETIME: Millis = Millis::from_secs(3600);
 
 /// The worker.
@@ -45,7 +45,7 @@ pub struct Scripted {
     chain: Mutex<End>,
 }
 
-/// No grant is asked for again: what a test was granted must do.
+/// Asks only once for a grant, since the test decides what happens then.
 struct Once;
 
 #[async_trait::async_trait]
@@ -96,7 +96,7 @@ impl Scripted {
         }
     }
 
-    /// The subject of a verb.
+    /// The subject of a request with this verb.
     pub fn subject(&self, verb: Verb) -> String {
         request_subject(&self.run, &self.worker, verb)
     }
@@ -115,7 +115,7 @@ impl Scripted {
             .await
     }
 
-    /// Sends any bytes as a request and gives the code of the refusal; none when it was not
+    /// Sends any bytes as a request and returns the code of the refusal; none if it was not
     /// refused.
     ///
     /// # Panics
@@ -124,8 +124,8 @@ impl Scripted {
         refused_raw(&self.bus, &self.subject(verb), payload).await
     }
 
-    /// Joins. As a worker does, it asks again where a coordinator that another one has replaced
-    /// declines.
+    /// Joins. It asks again, as a worker does, if the answer comes from a coordinator that was
+    /// replaced by another.
     ///
     /// # Panics
     /// It is refused.
@@ -152,7 +152,7 @@ impl Scripted {
             .unwrap_or_else(|refusal| panic!("{refusal}"));
     }
 
-    /// The same, where it may be refused.
+    /// Emits the next event, which may be refused.
     ///
     /// # Errors
     /// It is refused for good.
@@ -179,7 +179,7 @@ impl Scripted {
                     .await
                 {
                     Ok(_) => return Ok(()),
-                    // A worker that joined just now is known in a moment.
+                    // The audit service knows a worker that has just joined after a moment.
                     Err(BusError::Refused(refusal)) if refusal.code == Code::EventLater => {}
                     Err(BusError::Refused(refusal)) => return Err(refusal),
                     Err(error) => panic!("{subject}: {error}"),
@@ -198,7 +198,7 @@ impl Scripted {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Begins its chain again, as a worker does whose state was lost.
+    /// Begins its chain of events again, as a worker whose state was lost does.
     pub fn forget_events(&self) {
         *self.chain() = End::default();
     }
@@ -229,7 +229,7 @@ impl Scripted {
         }
     }
 
-    /// The process that it is, for heartbeats and goodbyes.
+    /// The session of its process, for heartbeats and goodbyes.
     pub const fn session(&self) -> Session {
         self.session
     }
@@ -242,7 +242,8 @@ impl Scripted {
         self.claim_or_end().await.expect("the run is not complete")
     }
 
-    /// Claims until there is work, whose manifest is verified; none when the run is complete.
+    /// Claims until there is work, and verifies the manifest and the URLs of its base; none when the
+    /// run is complete.
     ///
     /// # Panics
     /// It is refused.
@@ -258,12 +259,32 @@ impl Scripted {
                     let manifest: Manifest = jws::verify(&document, MANIFEST_TYPE, &self.trust)
                         .unwrap_or_else(|error| panic!("the lease's manifest: {error}"));
                     assert_eq!(manifest.aud, self.worker);
+                    self.read_first(&manifest.base.chunks, &reply.base).await;
                     return Some(manifest);
                 }
                 ClaimOutcome::Nothing => {}
                 ClaimOutcome::Complete => return None,
             }
         }
+    }
+
+    /// Checks the URLs that came with a lease: they are for the first objects of its base, and lead
+    /// there.
+    async fn read_first(&self, base: &Chunks, grants: &[Grant]) {
+        let objects = match base {
+            Chunks::Named(chunks) => chunks.as_slice(),
+            Chunks::Listed(listed) => std::slice::from_ref(&listed.list),
+        };
+        let first = objects.iter().take(BASE_GRANTS_MAX);
+        let expected: Vec<Digest> = first.map(|object| object.digest).collect();
+        let granted: Vec<Digest> = grants.iter().map(|grant| grant.digest).collect();
+        assert_eq!(granted, expected, "the URLs of a lease");
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let read = self
+            .transfer
+            .get(&grants[0], objects[0].bytes, &Once, deadline)
+            .await;
+        read.unwrap_or_else(|error| panic!("the first object of a base: {error}"));
     }
 
     /// Asks for the URL of one upload under a lease.
@@ -281,7 +302,7 @@ impl Scripted {
         Ok(grants.remove(0))
     }
 
-    /// Uploads what was granted.
+    /// Uploads an object with the grant for it.
     ///
     /// # Panics
     /// The store refuses.
@@ -322,7 +343,7 @@ impl Scripted {
         contents
     }
 
-    /// The chunks one by one: as they are named, or as their list has them.
+    /// The chunks of weights or of a contribution: those that are named, or those in the list.
     ///
     /// # Panics
     /// As [`Scripted::fetch`], or it is no list.
@@ -408,10 +429,10 @@ impl Scripted {
     }
 }
 
-/// Sends any bytes as a request and gives the code of the refusal; none when it was not refused.
+/// Sends any bytes as a request and returns the code of the refusal; none if it was not refused.
 ///
 /// # Panics
-/// There is no answer, or it is none of ours.
+/// There is no answer, or it is not one of a coordinator.
 pub async fn refused_raw(bus: &Bus, subject: &str, payload: Vec<u8>) -> Option<Code> {
     let bytes = payload.len();
     let answer = bus

@@ -1,5 +1,5 @@
-//! A nats-server with a configuration of the test's own, for tests of one service against the
-//! broker alone.
+//! A nats-server with a test's own configuration, for tests of one service against the broker
+//! alone.
 
 use std::path::Path;
 
@@ -8,18 +8,18 @@ use tempfile::TempDir;
 use crate::broker;
 use crate::process::Process;
 
-/// A nats-server. It ends when this is dropped.
+/// A nats-server. Dropping it ends the server.
 #[derive(Debug)]
 pub struct NatsServer {
     process: Process,
     address: String,
-    // Last, so that nothing runs in the folder when it is removed.
+    // The last field, so that nothing runs in the folder when it is removed.
     scratch: TempDir,
 }
 
 impl NatsServer {
-    /// Starts it in a folder that holds what `config` includes. `config` says everything but where
-    /// the server listens; the system chooses that.
+    /// Starts a server in a folder that holds the files that `config` includes. `config` says
+    /// everything but the address to listen on, which the system chooses.
     ///
     /// # Panics
     /// It does not become ready.
@@ -51,7 +51,7 @@ impl NatsServer {
         self.process.kill9();
     }
 
-    /// Starts it again where it was, and waits until it can be used.
+    /// Starts the server again in its folder and at its address, and waits until it can be used.
     ///
     /// # Panics
     /// It does not become ready.

@@ -1,5 +1,5 @@
-//! A second tenant: an account of its own beside the domain's, with the same crossings.
-//! `identity::Domain` makes one tenant; what keeps two apart is shown with this one.
+//! A second tenant: an account of its own beside the domain's, with the same imports and exports.
+//! `identity::Domain` makes one tenant only; tests of the walls between tenants need two.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use identity::{ConnectionKey, Credentials, Domain, KeyKind, SigningKey};
 use runtime::clock;
 use schemas::{AccountId, Millis, PublicKey, RunId};
 
-/// Longer than any test.
+/// Lifetime of its credentials; longer than any test.
 const LIFETIME: Millis = Millis::from_secs(3600);
 
 /// An account of another tenant.
@@ -73,7 +73,7 @@ impl Tenant {
         &self.account
     }
 
-    /// Writes a worker's credentials for `run` to `path` and gives its key.
+    /// Writes a worker's credentials for `run` to `path` and returns its key.
     ///
     /// # Panics
     /// The file cannot be written.

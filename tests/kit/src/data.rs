@@ -10,7 +10,7 @@ use crate::name::object;
 #[must_use]
 pub struct DataBuilder(DataManifest);
 
-/// Bytes as tokens, no shards yet.
+/// A data set whose tokens are bytes, without shards so far.
 pub fn data() -> DataBuilder {
     DataBuilder(DataManifest {
         v: V,
@@ -40,7 +40,7 @@ impl DataBuilder {
         self
     }
 
-    /// `train` named shards of so many tokens, and one to evaluate on.
+    /// `train` named shards of `tokens` tokens each, and one to evaluate on.
     pub fn named(self, train: usize, tokens: u64) -> Self {
         let shard = |name: String| Shard {
             object: object(&name),
@@ -50,8 +50,8 @@ impl DataBuilder {
             .held_out(vec![shard("held out".to_owned())])
     }
 
-    /// Words as tokens: the tokenizer is an object, the width of a token follows from how many
-    /// there are.
+    /// Makes words the tokens. The tokenizer is an object, and the vocabulary decides the width of
+    /// a token.
     pub fn words(mut self, tokenizer: ObjectRef, vocabulary: u32) -> Self {
         self.0.tokenizer = Tokenizer::HuggingFace(tokenizer);
         self.0.vocabulary = vocabulary;

@@ -44,7 +44,7 @@ pub fn contribution(spec: &RunSpec, chunks: impl Into<Chunks>) -> Contribution {
     }
 }
 
-/// A loss of 2 a token.
+/// An evaluation with a loss of 2 nats a token.
 pub const fn evaluation() -> Evaluation {
     Evaluation {
         loss_sum: 32.0,

@@ -1,5 +1,5 @@
-//! Checkpoints of the ledger: written to the store while the coordinator goes on, and their use by
-//! a coordinator that starts.
+//! Checkpoints of the ledger: the coordinator writes them to the store while it goes on, and a
+//! coordinator that starts reads one.
 
 use coordinator_core::{Coordinator, Input, Settings};
 use ledger::{CHECKPOINTS_KEPT, FORMAT, State};
@@ -9,11 +9,12 @@ use schemas::{Digest, ObjectRef, Refusal};
 
 use crate::world::World;
 
-/// Few, so that every run has some.
+/// Events between two checkpoints: few, so that every run has some checkpoints.
 pub(crate) const CHECKPOINT_EVERY: u64 = 19;
 
 impl World {
-    /// A coordinator that begins with the newest checkpoint that the ledger names, and reads on.
+    /// Starts a coordinator from the newest checkpoint that the ledger names, and reads the events
+    /// after it.
     pub(crate) fn resume(&mut self, settings: Settings) -> Coordinator {
         let saved = self.journal.iter().filter_map(|body| match &body.event {
             Event::Ledger(LedgerEvent::CheckpointSaved { checkpoint }) => Some(checkpoint),
@@ -46,7 +47,8 @@ impl World {
         Coordinator::new(settings, state)
     }
 
-    /// The bytes of the checkpoint that was taken last are in the store, or it failed.
+    /// Tells the coordinator that the bytes of its checkpoint are in the store, or that writing
+    /// failed.
     pub(crate) fn checkpoint_written(&mut self, bytes: Vec<u8>, failed: Option<Refusal>) {
         let takes = |event: &Event| *event == Event::Ledger(LedgerEvent::CheckpointTaken);
         let taken = self.journal.iter().rev().find(|body| takes(&body.event));

@@ -23,17 +23,17 @@ use crate::queue::Try;
 use crate::store::Model;
 use crate::world::{Delivered, Happening, Route, World};
 
-/// The factor by which a process dies more often before an append than between two other effects:
-/// its longest wait is for the disk.
+/// Factor by which a process dies more often before an append than between two other effects, since
+/// it waits longest for the disk.
 const DISK_CRASHES: u64 = 10;
 
 /// The machine that the coordinator runs on.
 #[derive(Debug, Default)]
 pub(crate) struct Site {
     pub(crate) process: Option<Process>,
-    /// The number of processes that began; an answer to an earlier one is void.
+    /// Number of processes so far; an answer to an earlier process is void.
     generation: u64,
-    /// The ledger's fold, from the events alone.
+    /// The state that the events alone lead to.
     shadow: State,
     replies: u64,
     /// Inputs that arrived while the disk was busy.
@@ -95,7 +95,7 @@ impl World {
         self.perform(effects);
     }
 
-    /// The process is gone between two instructions.
+    /// Ends the process between two instructions.
     pub(crate) fn crash_coordinator(&mut self) {
         if self.site.process.take().is_some() {
             self.site.crashes += 1;
@@ -110,7 +110,7 @@ impl World {
         self.after(pause, Happening::StartCoordinator);
     }
 
-    /// An operator ends it in order; a service manager starts it again.
+    /// An operator ends the process in order, and a service manager starts the next one.
     pub(crate) fn shut_down(&mut self) {
         let drain = self.chance.millis(0, 20_000);
         self.ask_as_operator(ControlRequest::Shutdown(Shutdown { v: V, drain }));
@@ -175,8 +175,8 @@ impl World {
         }
     }
 
-    /// An input arrives. It may find the disk busy: then it waits, and is decided on together with
-    /// all that waits by then. A deadline waits for nothing.
+    /// An input arrives. While the disk is busy it waits, and the core decides on it together with
+    /// all other inputs that wait by then. A deadline does not wait.
     pub(crate) fn tell_coordinator(&mut self, input: Input) {
         if self.site.process.is_none() {
             return;
@@ -215,9 +215,9 @@ impl World {
         self.perform(effects);
     }
 
-    /// Starts the merges among effects, appends the events, in batches that are stored whole or not
-    /// at all, and then carries out the others in order. The process may die before any batch and
-    /// any effect.
+    /// Starts the merges among the effects, appends the events in batches that are stored as a
+    /// whole or not at all, and then carries out the other effects in order. The process may die
+    /// before any batch and any effect.
     fn perform(&mut self, effects: Vec<Effect>) {
         let append = |effect: &Effect| matches!(effect, Effect::Append { .. });
         let (merges, effects): (Vec<Effect>, Vec<Effect>) =
@@ -287,7 +287,7 @@ impl World {
                 let outcome = ClaimOutcome::Lease(document);
                 self.reply(
                     reply,
-                    Delivered::Answer(worker_core::Answer::Claim(ClaimReply { v: V, outcome })),
+                    Delivered::Answer(worker_core::Answer::Claim(ClaimReply::of(outcome))),
                 );
             }
             Effect::GrantGet { reply, objects } => {
@@ -314,9 +314,9 @@ impl World {
                 self.site.process = None;
                 self.restart_coordinator();
             }
-            // Hints, and views.
+            // Hints and views have no effect in the simulation.
             Effect::Publish(status) if status.view.phase == RunPhase::Halted => {
-                // The operator does what the reason says.
+                // The operator follows the advice of the code and starts the coordinator again.
                 self.crash_coordinator();
             }
             Effect::Sweep { .. } | Effect::Publish(_) | Effect::Heard { .. } => {}
@@ -349,7 +349,7 @@ impl World {
     }
 
     fn reply(&mut self, reply: ReplyId, answer: Delivered) {
-        // Operators do not look at their answers here.
+        // Simulated operators ignore their answers.
         let Some(route) = self.routes.remove(&reply) else {
             return;
         };
@@ -410,7 +410,7 @@ impl World {
     }
 }
 
-/// True for a part of a seal that others follow.
+/// True for a part of a seal that is not the last.
 fn is_part(effect: &Effect) -> bool {
     matches!(effect, Effect::Append { event, .. } if matches!(**event, LedgerEvent::RoundSealed { rest: 1.., .. }))
 }
@@ -431,7 +431,7 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
         Ok(Answer::Renew(reply)) => worker_core::Answer::Renew(reply),
         Ok(Answer::Done(done)) => worker_core::Answer::Done(done),
         Ok(Answer::Submit(reply)) => worker_core::Answer::Submit(reply),
-        // Grants are effects of their own, and the rest is for operators, who do not look.
+        // Grants are effects of their own. The other answers are for operators, who ignore them.
         Ok(Answer::Grants(_) | Answer::RunNew(_) | Answer::View(_) | Answer::Shutdown(_)) => {
             return Delivered::Granted;
         }

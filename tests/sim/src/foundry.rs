@@ -1,4 +1,5 @@
-//! The foundry of the run: the jobs of the executor and the screen, on a model of the weights.
+//! The foundry of the run: the jobs of the merge executor and of the screen, on a model of the
+//! weights.
 
 use coordinator_core::{Input, Merged, Screened, ScreeningId};
 use schemas::contribution::Statement;
@@ -24,7 +25,7 @@ pub(crate) enum Job {
         sync: SyncId,
         inputs: Vec<MergeInput>,
     },
-    /// The weights were shared when the save was asked for.
+    /// A save holds the weights of the moment at which it was ordered.
     Save {
         round: Round,
         weights: Model,
@@ -85,7 +86,7 @@ impl World {
                 snapshot, merges, ..
             } => self.begin(Job::Restore { snapshot, merges }),
             Order::ReadList { listed } => self.begin(Job::ReadList { listed }),
-            // Hints, and memory that a process frees.
+            // These are hints, or free memory, and have no effect here.
             Order::Stage { .. } | Order::Unstage { .. } | Order::Forget => {}
         }
     }

@@ -6,13 +6,13 @@
 //! | --- | --- |
 //! | `chance` | all randomness, from the seed |
 //! | `plan` | the run, the number of workers and the faults of a seed |
-//! | `world` | time, the bus, and what happens next |
+//! | `world` | time, the bus, and the order of what happens |
 //! | `coordinator`, `worker` | the shells around the two cores, with their processes' crashes |
-//! | `foundry` | what the coordinator asks of the weights, each after a while |
+//! | `foundry` | the coordinator's orders about weights, each done after a while |
 //! | `checkpoint` | the ledger's state as an object, and starts from it |
-//! | `queue` | the JetStream work queue with its redeliveries and its sins |
+//! | `queue` | the JetStream work queue with its redeliveries and losses |
 //! | `store` | objects by digest, and the merge as a reference model on digests |
-//! | `monitor` | what must hold after every event, read from the ledger without the core's own fold |
+//! | `monitor` | invariants after every event, from the ledger without the core's own fold |
 //!
 //! While faults last anything may fail; after that nothing does, and the run must end. [`simulate`]
 //! panics when something does not hold; print the seed before calling it.

@@ -1,4 +1,4 @@
-//! Invariants that are checked after every event of the ledger. The monitor keeps its own few books
+//! Invariants that are checked after every event of the ledger. The monitor keeps its own records
 //! and shares no code with the core's fold.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,11 +39,11 @@ pub struct Counts {
     pub saved: u64,
     /// Refused requests that were recorded.
     pub denied: u64,
-    /// Parts of seals that others followed.
+    /// Parts of seals, without the last part of each.
     pub parts: u64,
 }
 
-/// The books.
+/// The monitor's records.
 #[derive(Debug)]
 pub(crate) struct Monitor {
     spec: RunSpec,
@@ -54,7 +54,7 @@ pub(crate) struct Monitor {
     inputs: BTreeMap<UnitId, MergeInput>,
     /// The inputs that the parts of a seal named so far.
     named: Vec<SealedInput>,
-    /// The inputs that the ledger says are merged, in its order; none before the seal.
+    /// The inputs that are merged, in the order of the ledger; none before the seal.
     sealed: Option<Vec<MergeInput>>,
     members: BTreeSet<WorkerId>,
     open: Option<Round>,
@@ -92,7 +92,7 @@ impl Monitor {
         self.complete
     }
 
-    /// Takes note of one event and checks that it may follow.
+    /// Records one event, and checks that it may follow those before it.
     pub(crate) fn note(&mut self, event: &LedgerEvent, store: &Store) {
         assert!(!self.complete || !is_work(event), "{event:?} after the end");
         self.counts.events += 1;
@@ -299,7 +299,7 @@ impl Monitor {
         self.sealed = Some(accepted);
     }
 
-    /// The executor merges something, for the first time or again.
+    /// Checks a merge of the executor, whether it is the first or a repetition.
     pub(crate) fn merge(&self, round: Round, inputs: &[MergeInput]) {
         assert_eq!(self.open, Some(round), "a round is merged while it is open");
         assert_eq!(
@@ -329,7 +329,7 @@ impl Monitor {
     }
 }
 
-/// Events that a complete run has no more.
+/// True for an event that a complete run must not have.
 fn is_work(event: &LedgerEvent) -> bool {
     matches!(
         event,

@@ -1,4 +1,4 @@
-//! The meaning of a seed: a run, its workers, and the faults that the world makes.
+//! The meaning of a seed: a run, its workers, and the faults of the world.
 
 use kit::RunSpecBuilder;
 use schemas::data::DataManifest;
@@ -19,7 +19,7 @@ pub(crate) struct Plan {
     pub(crate) data: DataManifest,
     pub(crate) workers: usize,
     pub(crate) faults: Faults,
-    /// Faults end after this.
+    /// Time after which there are no more faults.
     pub(crate) faults_last: Millis,
     /// The number of inputs in a thousand that find the coordinator waiting for its disk.
     pub(crate) disk: u64,
@@ -60,7 +60,7 @@ impl Plan {
             .silence_max(chance.millis(10_000, 60_000))
             .seed(chance.between(0, u64::MAX - 1))
             .build();
-        // One seed of eight is a fine day.
+        // One seed of eight has no faults.
         let bad = !chance.hits(125);
         let level = |chance: &mut Chance, most: u64| if bad { chance.between(0, most) } else { 0 };
         let faults = Faults {
@@ -93,7 +93,7 @@ pub(crate) fn run_id() -> RunId {
     "sim".parse().expect("a valid name")
 }
 
-/// Workers are numbered from 0, the places of a simulation as `usize`.
+/// The number of a worker, from its place in the simulation.
 fn number(worker: usize) -> u32 {
     u32::try_from(worker).expect("a handful of workers")
 }
@@ -112,7 +112,7 @@ pub(crate) fn account(worker: usize) -> AccountId {
     kit::account(number(worker) % 2)
 }
 
-/// Removal for good would leave a run without workers, so no number of strikes is enough; the
+/// Settings without a limit of strikes: removed workers would leave a run without workers. The
 /// core's own tests cover removal.
 fn spec() -> RunSpecBuilder {
     kit::run_spec()

@@ -1,5 +1,5 @@
-//! The work queue as a JetStream consumer shows it: an unsettled offer is delivered again after its
-//! `ack_wait`.
+//! The work queue as a JetStream consumer shows it: an offer that is not settled is delivered again
+//! after `ack_wait`.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ pub(crate) struct Queue {
 #[derive(Debug)]
 struct Message {
     unit: UnitId,
-    /// Not delivered again before this.
+    /// Time before which the offer is not delivered again.
     next_at: UnixMillis,
 }
 
@@ -31,7 +31,7 @@ struct Message {
 pub(crate) enum Try {
     /// The message was settled.
     Gone,
-    /// Not yet: look again then.
+    /// It is too early; try again at this time.
     Later(UnixMillis),
     /// The message was delivered.
     Delivered(UnitId, DeliveryId),

@@ -15,9 +15,9 @@ use schemas::{Bytes, Chunks, Digest, Hasher, Listed, ObjectRef, Round};
 pub(crate) struct Store {
     /// Readable objects.
     pub(crate) blobs: BTreeSet<Digest>,
-    /// Uploaded and not yet screened.
+    /// Objects that were uploaded and not screened yet.
     pub(crate) incoming: BTreeSet<Digest>,
-    /// Chunks that hold a NaN. Only screening knows.
+    /// Chunks that hold a NaN. Only the screen knows.
     pub(crate) poisoned: BTreeSet<Digest>,
     /// The contents of all lists that were ever made.
     lists: BTreeMap<Digest, Vec<ObjectRef>>,
@@ -53,12 +53,12 @@ impl Store {
         }
     }
 
-    /// Notes the contents of a list of these chunks.
+    /// Keeps the contents of the list of these chunks.
     pub(crate) fn note(&mut self, chunks: Vec<ObjectRef>) {
         self.lists.insert(Listed::of(&chunks).0.list.digest, chunks);
     }
 
-    /// Chunks one by one, of lists that were made.
+    /// The chunks: those that are named, or those in a list that was made here.
     pub(crate) fn chunks<'a>(&'a self, chunks: &'a Chunks) -> &'a [ObjectRef] {
         match chunks {
             Chunks::Named(chunks) => chunks,
@@ -66,7 +66,7 @@ impl Store {
         }
     }
 
-    /// Puts these, and their list, where they can be read.
+    /// Makes these chunks, and their list, readable.
     pub(crate) fn publish(&mut self, chunks: &Chunks) {
         let listed = self.chunks(chunks).iter();
         let all: Vec<Digest> = listed

@@ -17,35 +17,36 @@ use worker_core::{
 use crate::plan::{audit_key, object, run_id, worker_id};
 use crate::world::{Delivered, Happening, Purpose, Route, World};
 
-/// The time that the shell waits for URLs.
+/// Time for which the shell waits for URLs.
 const GRANT_PATIENCE: Millis = Millis::from_secs(10);
-/// Workers' clocks differ from the coordinator's by at most this, either way: far more than a
-/// manifest's window bears.
+/// Most by which a worker's clock is ahead of or behind the coordinator's: far more than the window
+/// of a manifest tolerates.
 const SKEW_MAX_MS: u64 = 600_000;
 
 /// The machine that a worker runs on.
 #[derive(Debug, Default)]
 pub(crate) struct Station {
     process: Option<Process>,
-    /// The number of processes that began; an answer to an earlier one is void.
+    /// Number of processes so far; an answer to an earlier process is void.
     incarnation: u64,
-    /// No message comes through before this.
+    /// Time before which no message comes through.
     cut_off_until: UnixMillis,
 }
 
 #[derive(Debug)]
 struct Process {
     core: Worker,
-    /// The work at hand.
+    /// The work that the worker does now.
     present: Option<(WorkId, Manifest)>,
-    /// The time by which its clock is ahead of time minus [`SKEW_MAX_MS`].
+    /// Time by which the worker's clock is ahead, plus [`SKEW_MAX_MS`].
     skew: Millis,
-    /// The time by which the coordinator's clock is ahead of its own, as its core measured it.
+    /// Time by which the coordinator's clock is ahead of the worker's, as the worker's core
+    /// measured it.
     ahead_ms: i64,
 }
 
 impl Process {
-    /// Its clock.
+    /// The time that the worker's clock shows.
     fn reads(&self, now: UnixMillis) -> UnixMillis {
         UnixMillis(now.after(self.skew).get() - SKEW_MAX_MS)
     }
@@ -193,7 +194,7 @@ impl World {
                     process.ahead_ms = ahead_ms;
                 }
             }
-            // The core ignores what comes of work that it stopped.
+            // The core ignores the results of work that it stopped.
             Effect::Stop { .. }
             | Effect::Joined(_)
             | Effect::KeepInner { .. }
@@ -252,7 +253,7 @@ impl World {
         }
     }
 
-    /// Stands for the signature and window checks of the shell.
+    /// Stands for the shell's checks of signature and window.
     fn verify(&self, worker: usize, document: &str) -> Result<Box<Manifest>, NotVerified> {
         let position: usize = document.parse().expect("documents are positions");
         let manifest = self.documents[position].clone();
@@ -314,7 +315,7 @@ impl World {
     fn train(&mut self, worker: usize, work: WorkId) {
         let schedule = &self.plan.spec.schedule;
         let (steps, tokens) = (schedule.inner_steps, self.plan.spec.unit_tokens());
-        // Sometimes longer than any lease, which then has to be renewed.
+        // Sometimes longer than any lease, so that the lease has to be renewed.
         let span = if self.chance.hits(100) {
             self.chance.millis(5_000, 40_000)
         } else {
@@ -440,7 +441,7 @@ impl World {
         }
     }
 
-    /// No URLs came in time. The core knows whether that still matters.
+    /// No URLs came in time. The core decides whether that still matters.
     pub(crate) fn give_up(&mut self, route: &Route) {
         let refusal = Refusal::new(Code::NoAnswer, "simulated");
         if self.stations[route.worker].incarnation != route.incarnation {

@@ -1,4 +1,4 @@
-//! Time, the bus, and the choice of the next event.
+//! Time, the bus, and the next event.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,9 +21,9 @@ use crate::worker::Station;
 
 /// Simulated time at the start.
 const START: UnixMillis = UnixMillis(1_700_000_000_000);
-/// A run that nothing disturbs any more ends within this.
+/// Longest simulated time until an undisturbed run ends.
 const QUIET_MAX: Millis = Millis::from_secs(3600);
-/// More steps than any run takes: a loop that gets nowhere ends here.
+/// More steps than any run takes; a simulation that takes more makes no progress.
 const STEPS_MAX: u64 = 500_000;
 
 /// Workers of a long round.
@@ -36,9 +36,9 @@ pub struct Report {
     pub counts: Counts,
     /// Coordinators that died, some of them between two effects.
     pub coordinator_crashes: u64,
-    /// Appends of events that several inputs led to.
+    /// Appends with events of several inputs.
     pub shared_appends: u64,
-    /// Coordinators that died when only a part of the events that they had decided together was in
+    /// Coordinators that died when only some of the events that they had decided together were in
     /// the ledger.
     pub torn: u64,
     /// Workers that died.
@@ -151,22 +151,22 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) monitor: Monitor,
     pub(crate) journal: Vec<EventBody>,
-    /// Starts of the coordinator with a checkpoint.
+    /// Starts of the coordinator from a checkpoint.
     pub(crate) resumed: u64,
     pub(crate) routes: BTreeMap<ReplyId, Route>,
-    /// Signed manifests: a document is a position in this list.
+    /// The signed manifests; the position in this list stands for the document.
     pub(crate) documents: Vec<Manifest>,
-    /// Leases whose first answer was lost, where all of them are.
+    /// Leases whose first answer was lost, in a simulation that loses all of these.
     pub(crate) swallowed: Option<BTreeSet<LeaseRef>>,
-    /// The next coordinator that has written a first part of a seal dies before the second.
+    /// True if the next coordinator that writes the first part of a seal dies before the second.
     pub(crate) dies_in_seal: bool,
     pub(crate) lost: u64,
     pub(crate) worker_crashes: u64,
     steps: u64,
 }
 
-/// Plays one seed in a world without faults but one, with the shortest leases there are: the first
-/// answer with each lease is lost, as with a coordinator that dies when it has written the grant.
+/// Plays one seed with a single kind of fault and the shortest leases there are: the first answer
+/// with each lease is lost, as when a coordinator dies after it has written the grant.
 ///
 /// # Panics
 /// As [`simulate`].
@@ -181,8 +181,8 @@ pub fn simulate_lost_grants(seed: u64) -> Report {
     world.report()
 }
 
-/// Plays one seed in a world without faults but one, with a round of so many units that its seal
-/// takes two events: the coordinator dies between them.
+/// Plays one seed with a single fault, in a round of so many units that its seal takes two events:
+/// the coordinator dies between the two.
 ///
 /// # Panics
 /// As [`simulate`].
@@ -202,7 +202,7 @@ pub fn simulate_long_seal(seed: u64) -> Report {
     world.report()
 }
 
-/// Plays one seed with a model of more chunks than an event could name, so that they are listed.
+/// Plays one seed with a model of more chunks than an event could name, so that lists name them.
 ///
 /// # Panics
 /// As [`simulate`].
@@ -224,7 +224,7 @@ pub fn simulate_lists(seed: u64) -> Report {
 /// Plays one seed to the end of its run.
 ///
 /// # Panics
-/// Something does not hold that must hold: then this seed has found a defect.
+/// An invariant does not hold: this seed has found a defect.
 pub fn simulate(seed: u64) -> Report {
     let mut world = World::new(seed);
     world.play();
@@ -272,7 +272,7 @@ impl World {
         world
     }
 
-    /// Lets things happen until the run is complete.
+    /// Plays until the run is complete.
     fn play(&mut self) {
         while !self.monitor.complete() {
             self.steps += 1;
@@ -290,7 +290,7 @@ impl World {
         }
     }
 
-    /// The next thing: a happening, or a deadline of a core when that comes first.
+    /// Plays the next event: a happening, or a core's deadline if that comes first.
     fn step(&mut self) {
         let next = self
             .happenings
@@ -379,8 +379,8 @@ impl World {
         }
     }
 
-    /// The times after which copies of a message between `worker` and the coordinator arrive; none
-    /// when it is lost.
+    /// The times after which the copies of a message between `worker` and the coordinator arrive;
+    /// empty if the message is lost.
     pub(crate) fn transits(&mut self, worker: usize) -> Vec<Millis> {
         let cut_off = self.stations[worker].is_cut_off(self.now);
         if cut_off || self.chance.hits(self.faults.loss) {

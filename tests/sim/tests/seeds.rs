@@ -3,10 +3,11 @@
 
 use sim::{Counts, Report, simulate, simulate_lists, simulate_long_seal, simulate_lost_grants};
 
-/// Seeds of a usual test run.
+/// Number of seeds in a usual test run.
 const SEEDS: u64 = 200;
 
-/// Seeds that found a defect or reach a rare situation, one a line, with what it is behind `#`.
+/// Seeds that found a defect or reach a rare situation, one a line, each with an explanation behind
+/// `#`.
 const KEPT: &str = include_str!("../seeds/kept.txt");
 
 #[expect(
@@ -60,7 +61,7 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.saved += counts.saved;
         sum.denied += counts.denied;
     }
-    // Without these the seeds would prove nothing.
+    // If one of these never happens, the seeds prove nothing.
     let seen = [
         sum.expired,
         sum.released,
@@ -81,16 +82,16 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
     );
 }
 
-/// A round of more units than one event names is sealed in parts. A coordinator that dies between
-/// two of them leaves a seal that the next one completes, with the same set.
+/// A round with more units than one event names is sealed in parts. A coordinator that dies between
+/// two parts leaves a seal that the next one completes with the same set.
 #[test]
 fn a_seal_that_is_torn_between_its_parts_is_completed() {
     let Report { counts, torn, .. } = simulate_long_seal(5);
     assert_eq!((counts.parts, torn, counts.accepted), (1, 1, 513));
 }
 
-/// A model of more chunks than an event names is trained like any other, whatever breaks: its
-/// chunks are listed, and members read what the lists hold.
+/// A model with more chunks than an event names is trained like any other, whatever breaks: lists
+/// name its chunks, and members may read what the lists name.
 #[test]
 fn a_run_whose_chunks_are_listed_ends_and_nothing_breaks_on_the_way() {
     let (mut accepted, mut crashes) = (0, 0);
@@ -105,8 +106,8 @@ fn a_run_whose_chunks_are_listed_ends_and_nothing_breaks_on_the_way() {
     );
 }
 
-/// However short leases are, a grant whose answer is lost is asked for again while its lease runs,
-/// and the same lease is granted: no unit is begun anew.
+/// However short leases are, a worker repeats a claim whose answer was lost while the lease runs,
+/// and gets the same lease: no unit begins anew.
 #[test]
 fn a_grant_whose_answer_is_lost_costs_no_lease() {
     for seed in 0..40 {

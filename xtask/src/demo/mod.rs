@@ -14,7 +14,7 @@ use crate::diloctl::{Diloctl, RUN};
 use crate::process::Workspace;
 use crate::{console, interrupt};
 
-/// The programs that the demo starts: package and program have one name.
+/// The programs that the demo starts; each is built by the package of the same name.
 const PROGRAMS: &[&str] = &[
     "diloco-coordinator",
     "diloco-worker",
@@ -23,13 +23,13 @@ const PROGRAMS: &[&str] = &[
     "diloctl",
 ];
 
-/// What can be chosen.
+/// Options of the demo.
 #[derive(Debug, Args)]
 pub(crate) struct DemoOptions {
     /// Text to train on: a file or a folder; by default the Rust sources in cargo's registry folder
     #[arg(long, value_name = "PATH")]
     text: Option<PathBuf>,
-    /// How much text at most
+    /// Most text to import
     #[arg(long, value_name = "SIZE", default_value = "32MiB")]
     limit: String,
     /// Leave everything running at the end
@@ -52,7 +52,7 @@ pub(crate) fn run_demo(
     console::say("1/7 what the project needs");
     let found = deps::ensure(&workspace.deps(), overrides)?;
     console::say(found.report());
-    // From here on there is something to stop in order; a download just ends.
+    // From here on services have to be stopped in order; before, a download can simply end.
     interrupt::listen();
     console::say("2/7 build (some minutes the first time)");
     let begun = Instant::now();

@@ -1,5 +1,5 @@
-//! The result, read back from the coordinator, the audit stream and the snapshot; nothing is
-//! remembered from the training.
+//! The result of the demo, read back from the coordinator, the audit stream and the snapshot.
+//! Nothing is remembered from the training.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ const NEXT: [&str; 3] = [
     "  target/demo/diloctl snapshot sample demo --prompt 'pub struct' --tokens 400",
 ];
 
-/// Prints the table of rounds, the snapshot's digest, the audit's summary, a sample and what to try
-/// next.
+/// Prints the table of rounds, the snapshot's digest, the audit's summary, a sample, and the
+/// commands to try next.
 pub(crate) fn show(diloctl: &Diloctl, run: &str, took: Duration) -> Result<()> {
     let rounds = diloctl.ask(&["round", "ls", run])?;
     let detail = diloctl.ask(&["run", "get", run])?;
@@ -77,7 +77,7 @@ fn table(rounds: &Value, detail: &Value, entropy: &Value) {
     ));
 }
 
-/// The claim of the demo, checked.
+/// Checks the demo's claim: the held-out loss is below the bigram entropy of the text.
 fn verdict(detail: &Value, entropy: &Value) -> Result<()> {
     let last = number(&detail["view"]["held_out_loss"][1]);
     let bigram = number(&entropy["bigram_nats"]);

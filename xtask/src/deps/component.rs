@@ -25,14 +25,15 @@ pub(super) struct Component {
     pub(super) folder: &'static str,
     /// The wheels that its parts come from.
     pub(super) wheels: &'static [Wheel],
-    /// Small files written beside the parts.
+    /// Files without which the folder is not whole, each with its hash if it is checked at every
+    /// use.
     pub(super) texts: &'static [(&'static str, &'static str)],
     /// Files without which the folder does not count, with their hash where it is checked at each
     /// use.
     pub(super) required: &'static [(&'static str, Option<&'static str>)],
     /// The file that is made executable.
     pub(super) program: Option<&'static str>,
-    /// True when building against it takes a C++ compiler.
+    /// True when a build against it needs a C++ compiler.
     pub(super) is_linked: bool,
 }
 
@@ -118,7 +119,8 @@ pub(super) const LIBTORCH: Component = Component {
         },
     ],
     texts: &[
-        // A linker script: the real libtorch.so would ask for the CUDA half at run time.
+        // A linker script stands in for libtorch.so, since the real one would load the CUDA half at
+        // run time.
         ("lib/libtorch.so", "INPUT(-ltorch_cpu)\n"),
         ("build-version", "2.11.0\n"),
     ],

@@ -1,4 +1,4 @@
-//! `NATS_SERVER_BIN` and `LIBTORCH`: files of a person's own instead of the pinned ones.
+//! `NATS_SERVER_BIN` and `LIBTORCH`: the user's own files instead of the pinned ones.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,15 @@ use schemas::{Code, Refusal};
 use super::component::LIBTORCH;
 use crate::process::{self, Workspace};
 
-/// The oldest server that has what the project uses: message TTL, atomic batches, pinned consumers.
+/// The oldest server with everything that the project uses: message TTL, atomic batches, pinned
+/// consumers.
 const NATS_SERVER_MIN: (u32, u32) = (2, 12);
 
 /// The paths that the environment names.
 pub(crate) struct Overrides {
     /// `NATS_SERVER_BIN`.
     pub(super) nats_server: Option<PathBuf>,
-    /// `LIBTORCH`, unless it is what `.cargo/config.toml` sets.
+    /// `LIBTORCH`, unless its value is the one that `.cargo/config.toml` sets.
     pub(super) libtorch: Option<PathBuf>,
 }
 
@@ -41,7 +42,7 @@ impl Overrides {
     }
 }
 
-/// The path, if a new enough server answers there.
+/// Returns the path, if the program there is a new enough server.
 pub(super) fn check_nats_server(path: &Path) -> Result<PathBuf> {
     if !path.is_file() {
         return Err(unusable(format!(
@@ -66,7 +67,7 @@ pub(super) fn check_nats_server(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The folder, if it holds libtorch of the version that tch is pinned to.
+/// Returns the folder, if it holds libtorch of the version that tch is pinned to.
 pub(super) fn check_libtorch(folder: &Path) -> Result<PathBuf> {
     for part in ["lib/libtorch_cpu.so", "include/ATen/ATen.h"] {
         if !folder.join(part).is_file() {

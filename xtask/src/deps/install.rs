@@ -1,5 +1,5 @@
-//! Making a component's folder: staged beside its place and renamed when complete, so that a folder
-//! which is there with its stamp is whole.
+//! Makes a component's folder: it is staged beside its place and renamed when complete, so a folder
+//! with a stamp is whole.
 
 use std::env::consts::{ARCH, OS};
 use std::fs::{self, File};
@@ -29,7 +29,7 @@ pub(super) enum State {
 }
 
 impl State {
-    /// For people.
+    /// The state as a word for people.
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Given => "given",
@@ -39,7 +39,8 @@ impl State {
     }
 }
 
-/// The component's folder under `deps`, made first if it is not there; `environment` is for pip.
+/// Returns the component's folder under `deps`, and makes it first if it is absent. `environment`
+/// is passed to pip.
 pub(super) fn ensure(
     component: &Component,
     deps: &Path,
@@ -53,7 +54,7 @@ pub(super) fn ensure(
     wheel::check_python()?;
     check_compiler(component)?;
     fs::create_dir_all(deps).with_context(|| format!("cannot create {}", deps.display()))?;
-    // Two runs at once: the second waits here, then finds what the first has made.
+    // If two runs start at once, the second waits here and then finds what the first has made.
     let lock = File::create(deps.join(".lock")).context("cannot create the lock under .deps")?;
     lock.lock().context("cannot lock .deps")?;
     if is_whole(component, &place) {
@@ -71,7 +72,7 @@ pub(super) fn ensure(
     Ok((place, State::Fetched))
 }
 
-/// True when the folder was made from the pinned wheels and nothing that is needed has gone since.
+/// True when the folder was made from the pinned wheels and no required file has gone since.
 fn is_whole(component: &Component, place: &Path) -> bool {
     let is_right = |(name, sha256): &(&str, Option<&str>)| {
         let path = place.join(name);
@@ -153,7 +154,7 @@ fn fill(
     Ok(())
 }
 
-/// Puts `tree` where `place` is; what was there goes to `old`.
+/// Moves `tree` to `place`; what was there before is moved to `old`.
 fn replace(place: &Path, tree: &Path, old: &Path) -> Result<()> {
     if place.exists() {
         fs::rename(place, old).with_context(|| format!("cannot move {} away", place.display()))?;

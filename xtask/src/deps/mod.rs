@@ -16,7 +16,7 @@ use crate::console;
 use component::{LIBTORCH, NATS_SERVER};
 use install::State;
 
-/// The paths of the two, and the way in which they came there.
+/// The paths of the two dependencies, and how they came there.
 pub(crate) struct Found {
     /// The server's program.
     pub(crate) nats_server: PathBuf,
@@ -40,7 +40,7 @@ impl Found {
     }
 }
 
-/// Makes sure that both are there, fetching what is missing into `folder`.
+/// Makes sure that both dependencies are there; missing ones are fetched into `folder`.
 pub(crate) fn ensure(folder: &Path, overrides: &Overrides) -> Result<Found> {
     let (nats_server, nats_server_state) = match &overrides.nats_server {
         Some(path) => (given::check_nats_server(path)?, State::Given),

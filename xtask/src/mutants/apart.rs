@@ -1,5 +1,5 @@
-//! Mutants that cannot be switched, one by one: cargo-mutants changes the code, compiles it and
-//! runs the tests of the package.
+//! Tries the mutants that cannot be switched, one by one: cargo-mutants changes the code, compiles
+//! it and runs the tests of the package.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::listed::Mutant;
 use super::{Ended, Ends, MutationRun, testers, tree};
 use crate::console;
 
-/// The time that the tests of one mutant may take: the slowest package needs a third of this.
+/// Longest time for the tests of one mutant; those of the slowest package take a third of this.
 const TIMEOUT_SECONDS: &str = "180";
 /// The folder in which cargo-mutants leaves its results.
 const OUTPUT: &str = "mutants.out";
@@ -44,10 +44,11 @@ impl MutationRun<'_> {
         for mutant in mutants {
             command.args(["--re", &format!("^{}$", escaped(&mutant.name))]);
         }
-        // Examples in comments are no tests of guards.
+        // Doc tests are left out: examples in comments do not test guards.
         command.args(["--", "--lib", "--bins", "--tests"]);
         let status = command.status().context("cannot start cargo-mutants")?;
-        // 2: some were missed; 3: some took too long, which a test would notice as well.
+        // Status 2: some mutants were missed. Status 3: some tests took too long, which a person
+        // would notice as well.
         if !matches!(status.code(), Some(0 | 2 | 3)) {
             bail!(
                 "cargo mutants ended with {status}; its logs are in {}",
@@ -74,14 +75,14 @@ impl MutationRun<'_> {
     }
 }
 
-/// The names of the mutants that ended like this: `missed`, `caught`, `timeout`.
+/// The names of the mutants with this outcome: `missed`, `caught`, `timeout`.
 fn outcome(folder: &Path, end: &str) -> Result<Vec<String>> {
     let names = std::fs::read_to_string(folder.join(format!("{end}.txt")))
         .with_context(|| format!("cargo mutants left no result in {}", folder.display()))?;
     Ok(names.lines().map(str::to_owned).collect())
 }
 
-/// A name as a regular expression that matches nothing else.
+/// A regular expression that matches this name only.
 fn escaped(name: &str) -> String {
     let mut pattern = String::new();
     for character in name.chars() {

@@ -15,32 +15,34 @@ use super::listed::{Genre, Mutant};
 use super::weave::{self, Woven};
 use crate::console;
 
-/// Most rounds; more of them mean that an error is attributed to the wrong mutant again and again.
+/// Most attempts to compile; if more are needed, an error is attributed to the wrong mutant again
+/// and again.
 const ROUNDS_MAX: usize = 30;
-/// Errors that need not be the mutant's own fault: the switch cannot be asked while the compiler
-/// works, and borrows of the alternatives may get into each other's way.
+/// Codes of errors that need not be the mutant's own fault: a switch cannot be evaluated at compile
+/// time, and borrows of the alternatives may conflict.
 const OF_THE_SWITCH: &[&str] = &[
     "E0015", "E0373", "E0382", "E0493", "E0499", "E0502", "E0505", "E0506", "E0515", "E0521",
     "E0597", "E0658", "E0700", "E0716",
 ];
-/// An arm that can be switched off no longer covers its case.
+/// Code of the error for a `match` that does not cover a case: the compiler does not count an arm
+/// with a switch as covering its case.
 const NOT_EXHAUSTIVE: &str = "E0004";
 /// The root files of a crate, below its `src`.
 const ROOTS: &[&str] = &["lib.rs", "main.rs"];
 
-/// The reason why a mutant is not in the woven build.
+/// The reason why a mutant is not part of the woven build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Out {
     /// It does not compile, so nobody can ship it.
     Unbuildable,
-    /// It cannot be switched; it is built by itself.
+    /// It cannot be switched, so it is built by itself.
     Apart,
 }
 
-/// A program of tests.
+/// A test program.
 pub(super) struct Program {
     pub(super) package: String,
-    /// The folder that cargo runs it in.
+    /// The folder in which cargo runs the program.
     pub(super) folder: PathBuf,
     pub(super) path: PathBuf,
 }
@@ -59,7 +61,7 @@ pub(super) struct Loom<'a> {
     pub(super) mutants: &'a [Mutant],
     pub(super) cargo: &'a dyn Fn(&[&str]) -> Command,
     pub(super) packages: &'a [&'a str],
-    /// The file that keeps, from run to run, the mutants that are not in the build.
+    /// A file with the mutants that are left out of the build; it is kept from run to run.
     pub(super) memory: &'a Path,
 }
 
@@ -77,7 +79,7 @@ impl Loom<'_> {
     /// Compiles the tests of all packages.
     ///
     /// # Errors
-    /// cargo cannot be started, or an error is no mutant's.
+    /// cargo cannot be started, or no mutant causes an error of the compiler.
     pub(super) fn build(&self) -> Result<Built> {
         let mut out = self.remembered()?;
         let mut kept_const = BTreeSet::new();
@@ -107,7 +109,7 @@ impl Loom<'_> {
         bail!("the woven build does not compile after {ROUNDS_MAX} rounds")
     }
 
-    /// The mutants that are not in the build, by an earlier run over the same code.
+    /// The mutants that an earlier run over the same code left out of the build.
     fn remembered(&self) -> Result<BTreeMap<u32, Out>> {
         let kept = fs::read_to_string(self.memory).unwrap_or_default();
         let kept: BTreeSet<&str> = kept.lines().collect();
@@ -184,7 +186,7 @@ impl Loom<'_> {
         Ok(written)
     }
 
-    /// Builds the tests, as far as they compile. The output of cargo, line by line.
+    /// Builds the tests, as far as they compile. Returns the output of cargo, line by line.
     fn compile(&self) -> Result<Vec<Value>> {
         let mut arguments = vec!["build", "--tests", "--keep-going"];
         arguments.extend(["--message-format=json", "--quiet"]);
@@ -220,7 +222,7 @@ fn roots(root: &Path, file: &Path) -> Vec<PathBuf> {
     paths.filter(|path| root.join(path).is_file()).collect()
 }
 
-/// Finds the mutants that an error is about.
+/// Finds the mutants that cause an error of the compiler.
 fn blame(
     error: &Value,
     woven: &BTreeMap<PathBuf, Woven>,
@@ -321,7 +323,7 @@ fn collect_spans(message: &Value, spans: &mut Vec<(PathBuf, Range<usize>)>) {
     }
 }
 
-/// The programs of tests that cargo built.
+/// The test programs that cargo built.
 fn programs(messages: &[Value]) -> Result<Vec<Program>> {
     let mut programs = Vec::new();
     for message in messages {

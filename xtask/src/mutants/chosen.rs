@@ -1,6 +1,6 @@
-//! The mutants that a sample takes: those in files that the last commits changed, drawn by the
-//! commit, so that a second run for one commit draws the same ones, and the next commit others. A
-//! checkout without that history draws from all files.
+//! The mutants of a sample: they are drawn from the files that the last commits changed. The commit
+//! is the seed of the draw, so that a second run for one commit draws the same mutants, and the
+//! next commit draws others. A checkout without that history draws from all files.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -12,10 +12,11 @@ use schemas::Digest;
 use super::listed::Mutant;
 use crate::process::{self, Workspace};
 
-/// The number of commits back for which a change is recent.
+/// The oldest commit that counts as recent.
 const COMMITS: &str = "HEAD~20";
 
-/// Draws `count` mutants from files that changed lately; from all when none of those did.
+/// Draws `count` mutants from files that changed lately, or from all files if none of those has
+/// mutants.
 pub(super) fn sample(
     workspace: &Workspace,
     mutants: Vec<Mutant>,
@@ -32,7 +33,7 @@ pub(super) fn sample(
     )
 }
 
-/// Draws `count` of them: others for each commit, the same ones for the same commit.
+/// Draws `count` mutants; the commit decides which.
 pub(super) fn draw(
     workspace: &Workspace,
     mut mutants: Vec<Mutant>,

@@ -1,5 +1,5 @@
-//! The place of a mutant's code in a file. cargo-mutants names the operator, the arm or the field;
-//! an alternative can be put beside it only if the expression around it is known.
+//! Finds the place of a mutant's code in a file. cargo-mutants names only the operator, the arm or
+//! the field; to put an alternative beside it, the expression around it must be known.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use proc_macro2::{LineColumn, Span};
 use syn::spanned::Spanned as _;
 use syn::visit::{self, Visit};
 
-/// Positions of a text, as bytes.
+/// Converts positions in a text to byte offsets.
 pub(super) struct Lines {
     starts: Vec<usize>,
     text: String,
@@ -24,7 +24,7 @@ impl Lines {
         }
     }
 
-    /// The byte at a line, from 1, and a column in characters, from 0.
+    /// The byte offset of a line, from 1, and a column in characters, from 0.
     pub(super) fn byte(&self, line: usize, column: usize) -> usize {
         let start = self.starts[line - 1];
         let rest = &self.text[start..];
@@ -46,7 +46,7 @@ pub(super) struct Arm {
     pub(super) guard: Option<Range<usize>>,
 }
 
-/// A function that may be called while the compiler works.
+/// A `const` function, which the compiler may evaluate.
 pub(super) struct ConstFunction {
     pub(super) name: String,
     pub(super) whole: Range<usize>,
@@ -54,7 +54,8 @@ pub(super) struct ConstFunction {
     pub(super) word: Range<usize>,
 }
 
-/// The contents of a file, by the place at which cargo-mutants says that they begin.
+/// The places in a file that mutants can be at, by the offset at which cargo-mutants says that they
+/// begin.
 #[derive(Default)]
 pub(super) struct Places {
     /// The expression around an operator.
@@ -62,10 +63,10 @@ pub(super) struct Places {
     /// The struct expression around a field.
     pub(super) fields: HashMap<usize, Range<usize>>,
     pub(super) arms: HashMap<usize, Arm>,
-    /// Code that the compiler itself runs: nothing can be switched in it.
+    /// Code that the compiler evaluates; a switch cannot be evaluated there.
     pub(super) constants: Vec<Range<usize>>,
     pub(super) const_functions: Vec<ConstFunction>,
-    /// Operators beside a `let`: no other operator may stand there.
+    /// Operators beside a `let`; only `&&` may stand there.
     pub(super) chained: Vec<usize>,
 }
 

@@ -1,5 +1,5 @@
-//! Runs the tests of a woven build: once as the code is, to learn which test reaches which mutant,
-//! then the tests that reach a mutant with that mutant on.
+//! Runs the tests of a woven build: first without a mutant, to learn which test reaches which
+//! mutant; then, for each mutant, the tests that reach it with the mutant on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,20 +14,20 @@ use serde_json::{Value, json};
 use super::build::Program;
 use crate::process;
 
-/// The time between two looks at a program of tests.
+/// Pause between two looks at a test program.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// The factor by which the tests may take longer than without a mutant: the machine may be busy.
+/// Factor by which tests may take longer than without a mutant, since the machine may be busy.
 const TIMES_SLOWER: u32 = 20;
-/// The time that they may take in any case.
+/// Time that tests may take in any case.
 const TIME_LEAST: Duration = Duration::from_secs(15);
-/// The number of slower tests that are run one by one.
+/// Number of slow tests that run one by one.
 const SINGLY: usize = 3;
-/// The time that a test may take without any mutant.
+/// Longest time for a test without any mutant.
 const TIME_UNCHANGED: Duration = Duration::from_secs(300);
-/// The memory that a mutant may take when it allocates for ever, in KiB of address space.
+/// Most memory for a mutant that allocates for ever, in KiB of address space.
 const MEMORY_KIB: &str = "12000000";
-/// Tests that take no longer together are run first, in one process: most mutants end there. The
-/// next ones follow one by one, the others together.
+/// Tests that together take no longer than this run first, in one process: they catch most mutants.
+/// Of the slower tests the first ones run one by one, the others together.
 const QUICK: Duration = Duration::from_millis(150);
 
 /// The end of a mutant.
@@ -60,17 +60,17 @@ struct Test {
     time: Duration,
 }
 
-/// The facts about a test from a run without mutants.
+/// The facts about a test that a run without mutants shows.
 struct Learnt {
     name: String,
     millis: u64,
     reached: Vec<u32>,
 }
 
-/// The facts that were learnt, by the stamp of a program.
+/// The facts about tests, by the stamp of their program.
 type Memory = BTreeMap<String, Vec<Learnt>>;
 
-/// Tells a program from its successor of another build.
+/// A value that tells a program from that of another build.
 fn stamp(program: &Path) -> Result<String> {
     let found =
         fs::metadata(program).with_context(|| format!("cannot look at {}", program.display()))?;
@@ -83,7 +83,7 @@ fn stamp(program: &Path) -> Result<String> {
     ))
 }
 
-/// The facts that an earlier run learnt; none when there was none.
+/// The facts from an earlier run; none if there was none.
 fn read_memory(path: &Path) -> Memory {
     let text = fs::read_to_string(path).unwrap_or_default();
     let read: Value = serde_json::from_str(&text).unwrap_or_default();
@@ -129,10 +129,10 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// Runs every test by itself.
+    /// Runs every test by itself, without a mutant.
     ///
     /// # Errors
-    /// A test fails without a mutant.
+    /// A test fails.
     pub(super) fn learn(programs: Vec<Program>, nats_server: &Path, folder: &Path) -> Result<Self> {
         let mut judge = Self {
             programs,
@@ -183,7 +183,7 @@ impl Judge {
     fn try_test(&self, program: usize, name: String, reached: &Path) -> Result<Learnt> {
         let mut command = self.command(program, std::slice::from_ref(&name))?;
         command.env("MUTANTS_REACHED", reached);
-        // Once more when it fails: a busy machine is no fault of the code.
+        // A test that fails is run once more: a busy machine is no fault of the code.
         for _ in 0..2 {
             let _ = fs::remove_file(reached);
             let begun = Instant::now();
@@ -294,7 +294,8 @@ impl Judge {
     }
 }
 
-/// Waits for the end of a program; `None`: it was ended with all that it started.
+/// Waits for the end of a program. Returns `None` if the program took too long and was ended, with
+/// all processes that it started.
 fn ended(mut child: Child, most: Duration) -> Result<Option<ExitStatus>> {
     let begun = Instant::now();
     let mut pause = LOOK_EVERY;
@@ -313,8 +314,7 @@ fn ended(mut child: Child, most: Duration) -> Result<Option<ExitStatus>> {
     }
 }
 
-/// Ends the processes that a program of tests left behind: processes that a failed test did not
-/// stop.
+/// Ends the processes that a test program left behind, as a failed test may.
 fn end_group(child: &Child) {
     if let Ok(group) = i32::try_from(child.id()) {
         // SAFETY: it sends a signal and touches no memory; the group is the one that the program

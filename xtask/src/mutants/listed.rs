@@ -16,13 +16,13 @@ use crate::process;
 pub(super) enum Genre {
     /// A function returns a value at once.
     Value,
-    /// An operator is another one, or is not there.
+    /// An operator becomes another one, or is left out.
     Operator,
-    /// A field of a struct expression comes from its base.
+    /// A field of a struct expression takes the value of the base.
     Field,
-    /// A guard of a `match` is always true, or always false.
+    /// A guard of a `match` becomes always true, or always false.
     Guard,
-    /// An arm of a `match` is not there.
+    /// An arm of a `match` is left out.
     Arm,
 }
 
@@ -39,7 +39,8 @@ pub(crate) struct Mutant {
     pub(super) from: (usize, usize),
     /// The place where it ends.
     pub(super) to: (usize, usize),
-    /// It returns `impl Trait`: another type cannot be returned beside the one that is there.
+    /// True for a function that returns `impl Trait`: a value of another type cannot be returned
+    /// beside its own.
     pub(super) returns_opaque: bool,
     /// Its place in the list, from 1: the switch in a woven build knows the mutant by this number.
     pub(super) number: u32,
@@ -48,7 +49,7 @@ pub(crate) struct Mutant {
 /// Asks cargo-mutants for all of `packages`.
 ///
 /// # Errors
-/// It cannot work, or its list is of a kind that this program does not know.
+/// cargo-mutants fails, or its list has a form that this program does not know.
 pub(super) fn list(cargo_mutants: &mut Command, packages: &[&str]) -> Result<Vec<Mutant>> {
     cargo_mutants.args(["--list", "--json"]);
     for package in packages {

@@ -1,9 +1,9 @@
-//! `cargo xtask mutants`: takes guards out of the code one at a time and looks whether a test
-//! fails. Changes that no test notices are listed in `docs/survivors.md`, with the reason why they
-//! may survive; anything else that survives is an error.
+//! `cargo xtask mutants`: takes guards out of the code one at a time and checks that a test fails.
+//! `docs/survivors.md` lists changes that no test notices, with the reason why they may survive;
+//! any other survivor is an error.
 //!
-//! cargo-mutants says which changes there are. They are woven into one build, each behind a switch
-//! (`weave`), so that a mutant costs a run of the tests that reach it, and no compilation. The few
+//! cargo-mutants lists the possible changes. They are woven into one build, each behind a switch
+//! (`weave`), so that a mutant costs no compilation, only a run of the tests that reach it. The few
 //! that cannot be switched, in constants above all, are built one by one by cargo-mutants itself.
 //! All of it is done in copies of the checkout under `target/mutants`.
 
@@ -37,19 +37,19 @@ use survivors::Survivors;
 const VERSION: &str = "27.1.0";
 /// A file below `target/mutants`: the names of the mutants that survived the last run.
 const SURVIVED: &str = "survived.txt";
-/// The number of mutants that `cargo xtask test` tries: their tests take a few seconds, the build a
-/// minute.
+/// The number of mutants that `cargo xtask test` tries: their tests take a few seconds, the build
+/// takes a minute.
 const SAMPLE: usize = 40;
 /// A package whose every line is a decision, a guard or a check.
 struct Guarded {
     package: &'static str,
-    /// The part of its files that is meant.
+    /// The files of the package that hold guards.
     files: &'static str,
     /// Another package whose tests are tests of this one too.
     also_tested_by: Option<&'static str>,
 }
 
-/// All of them, in the order in which they are tried.
+/// All guarded packages, in the order in which they are tried.
 const GUARDED: &[Guarded] = &[
     guarded("chain", "services/chain/src"),
     guarded("ledger", "services/ledger/src"),
@@ -82,25 +82,26 @@ fn testers(package: &str) -> Vec<&str> {
     [package].into_iter().chain(other).collect()
 }
 
-/// What can be chosen.
+/// Options of `mutants`.
 #[derive(Debug, Args)]
 pub(crate) struct MutantOptions {
-    /// Only mutants of this package; may be given several times; by default all that hold guards
+    /// Try only mutants of this package; may be given several times; by default all packages that
+    /// hold guards
     #[arg(long, value_name = "PACKAGE")]
     package: Vec<String>,
-    /// Only mutants whose name contains this text: a file, a function, an operator
+    /// Try only mutants whose name contains this text: a file, a function, an operator
     #[arg(long, value_name = "TEXT")]
     matching: Option<String>,
-    /// Only so many, drawn from files that changed lately
+    /// Try only this many, drawn from files that changed lately
     #[arg(long, value_name = "COUNT")]
     sample: Option<usize>,
-    /// Only those that survived the last time
+    /// Try only those that survived the last run
     #[arg(long)]
     again: bool,
     /// Leave out the mutants that have to be built one by one
     #[arg(long)]
     switched: bool,
-    /// Print their names and run no test
+    /// Print the names of the mutants and run no test
     #[arg(long)]
     list: bool,
 }
@@ -139,11 +140,11 @@ pub(crate) fn run_mutants(
     run.report(&chosen, &ends, is_whole).map(console::say)
 }
 
-/// Tries some mutants for `cargo xtask test`: those of files that changed lately, in packages of
-/// which all mutants were tried. Returns what it did, in words.
+/// Tries some mutants for `cargo xtask test`: those in files that changed lately, of packages that
+/// `docs/survivors.md` calls complete. Returns a summary in words.
 ///
 /// # Errors
-/// One of them survives.
+/// A mutant survives.
 pub(crate) fn try_sample(workspace: &Workspace, overrides: &Overrides) -> Result<String> {
     let survivors = Survivors::read(workspace.root())?;
     let Ok(changed) = chosen::changed(workspace) else {
@@ -176,20 +177,20 @@ fn is_meant(mutant: &Mutant) -> bool {
         .is_none_or(|guarded| mutant.file.starts_with(guarded.files))
 }
 
-/// The end of each mutant, by its number.
+/// The end of each tried mutant, by its number.
 type Ends = BTreeMap<u32, Ended>;
 
-/// The end of a mutant: also without any test.
+/// The end of a mutant, also of one that no test was run for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     Tested(End),
-    /// It does not compile.
+    /// The mutant does not compile.
     Unbuildable,
-    /// It would have to be built by itself, and that was not asked for.
+    /// The mutant would have to be built by itself, and the caller did not ask for that.
     NotTried,
 }
 
-/// The folders and programs of a run over mutants.
+/// The folders and programs of one run of `mutants`.
 struct MutationRun<'a> {
     workspace: &'a Workspace,
     program: PathBuf,
@@ -210,7 +211,7 @@ impl<'a> MutationRun<'a> {
         })
     }
 
-    /// All mutants of these packages that are meant.
+    /// All mutants in the guarded files of these packages.
     fn list(&self, packages: &[&str]) -> Result<Vec<Mutant>> {
         let root = self.workspace.root();
         let mut listed = listed::list(&mut self.cargo_mutants(root), packages)?;
@@ -222,7 +223,7 @@ impl<'a> MutationRun<'a> {
         listed::without_constants(root, listed)
     }
 
-    /// The names of those that survived the last time.
+    /// The names of the mutants that survived the last run.
     fn survived_before(&self) -> Result<Vec<String>> {
         let path = self.folder.join(SURVIVED);
         let names = fs::read_to_string(&path)
@@ -230,8 +231,8 @@ impl<'a> MutationRun<'a> {
         Ok(names.lines().map(str::to_owned).collect())
     }
 
-    /// Builds all that are `listed`, so that a choice among them compiles nothing anew, and runs
-    /// the tests on the chosen.
+    /// Builds all mutants that are `listed`, so that another choice among them compiles nothing
+    /// anew, and runs the tests on the `chosen` ones.
     fn judge(&self, listed: &[Mutant], chosen: &[Mutant], only_switched: bool) -> Result<Ends> {
         console::say(format_args!("weaving {} mutants", listed.len()));
         let begun = Instant::now();
@@ -298,7 +299,7 @@ impl<'a> MutationRun<'a> {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// The result in a line; a mutant that survived and is not listed is an error.
+    /// Sums up the result in a line. A mutant that survived and is not listed is an error.
     fn report(&self, mutants: &[Mutant], ends: &Ends, is_whole: bool) -> Result<String> {
         let mut news = Vec::new();
         let mut known = Vec::new();
@@ -350,14 +351,14 @@ impl<'a> MutationRun<'a> {
         bail!("{said}\n       {}", faults.join("\n       "))
     }
 
-    /// cargo in one of the copies of the checkout.
+    /// A cargo command in one of the copies of the checkout.
     fn cargo(&self, tree: &Path, arguments: &[&str]) -> Command {
         let mut command = self.workspace.cargo(arguments);
         command
             .current_dir(tree)
             .env("CARGO_TARGET_DIR", self.folder.join("build"));
         if arguments.contains(&"diloco-worker") {
-            // Its verification needs no libtorch.
+            // The tests of this package need no libtorch.
             command.arg("--no-default-features");
         }
         command

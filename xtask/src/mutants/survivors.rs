@@ -1,11 +1,11 @@
-//! The committed list of mutants that no test catches, each with the reason why that is right.
+//! The committed list of mutants that no test catches, each with the reason why it may survive.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// The list: rows of a table, `| mutant | reason |`, and before it the packages of which all mutants
-/// were tried, `| package | … |`.
+/// The list. Rows `| package | … |` name the packages of which all mutants were tried; rows `|
+/// mutant | reason |` follow.
 pub(super) const FILE: &str = "docs/survivors.md";
 
 /// Names without line and column, which change with every edit above them.
@@ -19,7 +19,7 @@ impl Survivors {
     /// Reads the list of the checkout at `root`.
     ///
     /// # Errors
-    /// It cannot be read, or a row gives no reason.
+    /// The list cannot be read, or a row gives no reason.
     pub(super) fn read(root: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(root.join(FILE))
             .with_context(|| format!("cannot read {FILE}"))?;
@@ -58,7 +58,7 @@ impl Survivors {
         self.tables.iter().any(|first| first == package)
     }
 
-    /// Rows about one of these files that are none of the `known` mutants.
+    /// Rows about one of these `files` that match none of the `known` mutants.
     pub(super) fn others(&self, files: &[&Path], known: &[&str]) -> Vec<&str> {
         let known: Vec<String> = known.iter().map(|name| without_position(name)).collect();
         let is_there = |row: &&String| {

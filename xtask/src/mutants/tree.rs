@@ -1,5 +1,5 @@
-//! The copy of the checkout that mutants are made in: the checkout itself is never touched, so that
-//! a killed run leaves no guard out of anybody's working tree.
+//! The copy of the checkout in which mutants are made. The checkout itself is never touched, so
+//! that a killed run leaves no working tree without a guard.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result};
 use crate::process::{self, Workspace};
 
 /// Makes `tree` equal to the checkout: tracked files, and new ones that git does not ignore. A file
-/// that is equal already keeps its time, so that cargo compiles only what changed. The caller
-/// writes the files in `woven`.
+/// that is equal already keeps its time, so that cargo compiles only what changed. Files in `woven`
+/// are skipped, since the caller writes them.
 pub(super) fn update(workspace: &Workspace, tree: &Path, woven: &BTreeSet<PathBuf>) -> Result<()> {
     let listed = process::capture(Command::new("git").current_dir(workspace.root()).args([
         "ls-files",

@@ -13,36 +13,37 @@ use anyhow::{Context as _, Result};
 use super::find::{self, ConstFunction, Lines, Places};
 use super::listed::{Genre, Mutant};
 
-/// The module that every woven crate gets at the end of its root.
+/// The module that is put at the end of the root of every woven crate.
 pub(super) const SWITCH: &str = include_str!("switch.in");
 
-/// A file with its mutants in it.
+/// The text of a file with mutants woven into it.
 #[derive(Default)]
 pub(super) struct Woven {
     pub(super) text: String,
-    /// The place of each mutant's code in it: an error of the compiler there is that mutant's.
+    /// The place of each mutant's code in the text. An error of the compiler at that place is the
+    /// mutant's.
     pub(super) code: Vec<(Range<usize>, u32)>,
-    /// Mutants that are not in it.
+    /// Mutants of the file that could not be woven in.
     pub(super) apart: BTreeSet<u32>,
 }
 
-/// All mutants of one place.
+/// All mutants at one place.
 #[derive(Default)]
 struct Site {
-    /// Complete expressions that take the place of the one that is there.
+    /// Complete expressions that replace the original one.
     instead: Vec<(u32, String)>,
-    /// Values to return at once.
+    /// Values that a function returns at once.
     returns: Vec<(u32, String)>,
-    /// The guard counts as true, as false.
+    /// Guards that become true, or false.
     guards: Vec<(u32, bool)>,
-    /// The arm is not there.
+    /// Arms that are left out.
     arms: Vec<u32>,
 }
 
 type Sites = BTreeMap<(usize, Reverse<usize>), Site>;
 
-/// Weaves the mutants that are not `out` into the text of their file. Its `const` functions become
-/// ordinary ones, in which a switch can be asked, but those called like one of `kept_const`.
+/// Weaves the mutants that are not `out` into the text of their file. `const` functions become
+/// ordinary ones, in which a switch can be evaluated; those with a name in `kept_const` stay.
 ///
 /// # Errors
 /// The text is not Rust.
@@ -78,7 +79,7 @@ pub(super) fn weave<'a>(
     Ok(woven)
 }
 
-/// Notes a mutant at its site; `None` when there is no way to switch it.
+/// Notes a mutant at its site. Returns `None` if the mutant cannot be switched.
 fn place(
     text: &str,
     mutant: &Mutant,
@@ -130,14 +131,13 @@ fn place(
     Some(())
 }
 
-/// The order of sites: what begins first, and of two that begin together the one that holds the
-/// other.
+/// The order of sites: by their beginning; of two that begin together, the outer one comes first.
 fn key(range: &Range<usize>) -> (usize, Reverse<usize>) {
     (range.start, Reverse(range.end))
 }
 
 impl Site {
-    /// The text before and behind the code of this site.
+    /// The text before and after the code of this site.
     fn frame(&self, is_empty: bool) -> (Piece, Piece) {
         let (mut before, mut behind) = (Piece::default(), Piece::default());
         for (number, value) in &self.returns {
@@ -179,7 +179,7 @@ fn on(number: u32) -> String {
     format!("crate::mutant_switch::on({number})")
 }
 
-/// Text that is put in, and which parts of it are the code of a mutant.
+/// Text that is inserted, and the parts that are the code of a mutant.
 #[derive(Default)]
 struct Piece {
     text: String,
@@ -214,7 +214,7 @@ impl Piece {
     }
 }
 
-/// Puts the pieces of all sites into the text.
+/// Inserts the pieces of all sites into the text.
 fn assemble(plain: &str, sites: &Sites, woven: &mut Woven) {
     let mut puts: BTreeMap<usize, Piece> = BTreeMap::new();
     let mut put = |at: usize, piece: Piece, first: bool| {
@@ -226,7 +226,7 @@ fn assemble(plain: &str, sites: &Sites, woven: &mut Woven) {
         };
         puts.insert(at, both);
     };
-    // Ends first, the innermost in front; then beginnings, the outermost in front.
+    // Ends come first, the innermost in front; then beginnings, the outermost in front.
     for ((start, Reverse(end)), site) in sites {
         if start != end {
             put(*end, site.frame(false).1, true);

@@ -1,5 +1,5 @@
-//! The checks of `docs/asyncapi.json`: what AsyncAPI 3 requires of the parts that the document uses,
-//! and that every reference leads somewhere.
+//! Checks `docs/asyncapi.json`: it has what AsyncAPI 3 requires of the parts that it uses, and
+//! every reference leads somewhere.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 const PAGE: &str = "docs/asyncapi.json";
 
-/// Fails with everything that is wrong with the document.
+/// Checks the document; the error lists everything that is wrong.
 pub(super) fn check(root: &Path) -> Result<()> {
     let text =
         fs::read_to_string(root.join(PAGE)).with_context(|| format!("cannot read {PAGE}"))?;
@@ -55,7 +55,7 @@ fn entries(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
     value.as_object().into_iter().flatten()
 }
 
-/// The address names each parameter, and every parameter stands in the address.
+/// Checks that the address names each parameter, and that every parameter stands in the address.
 fn channel_faults(name: &str, channel: &Value) -> Vec<String> {
     let mut faults = Vec::new();
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -81,7 +81,7 @@ fn channel_faults(name: &str, channel: &Value) -> Vec<String> {
     faults
 }
 
-/// The messages of an operation are messages of its channel.
+/// Checks that the messages of an operation are messages of its channel.
 fn operation_faults(name: &str, operation: &Value) -> Vec<String> {
     let mut faults = Vec::new();
     if !["send", "receive"]
@@ -108,7 +108,7 @@ fn operation_faults(name: &str, operation: &Value) -> Vec<String> {
     faults
 }
 
-/// The channels are the subjects of the bus, neither more nor less.
+/// Checks that the channels are exactly the subjects of the bus.
 fn addresses(document: &Value) -> Option<String> {
     let there: BTreeSet<String> = entries(&document["channels"])
         .filter_map(|(_, channel)| Some(channel["address"].as_str()?.to_owned()))

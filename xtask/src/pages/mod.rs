@@ -22,8 +22,8 @@ type Pages = BTreeMap<String, String>;
 struct Generator {
     /// Makes the pages of the checkout at this folder.
     make: fn(&Path) -> Pages,
-    /// The folder that holds its pages and nothing else, so that a page left over from an earlier
-    /// build is noticed.
+    /// A folder that holds its pages and nothing else, so that a page left from an earlier build is
+    /// noticed.
     owns: Option<&'static str>,
 }
 
@@ -80,8 +80,8 @@ pub(crate) fn write(workspace: &Workspace) -> Result<()> {
         }
     }
     console::say(format_args!("{} pages changed", differences.len()));
-    // Pages about crates that are too heavy to build for this program; their tests compare, or
-    // write when told to.
+    // These pages are about crates that are too heavy to build into this program. Their tests
+    // compare the pages, and write them when told to.
     for test in WRITTEN_BY_TESTS {
         process::run(workspace.cargo(test).env("DILOCO_WRITE_PAGES", "1"))?;
     }
@@ -98,8 +98,8 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     Err(Refusal::new(Code::PageStale, names.join(", ")).into())
 }
 
-/// The pages to write (text) or to remove (none) so that those below `root` are the ones that the
-/// code makes.
+/// The pages to write (with their text) or to remove (none), so that the pages below `root` are
+/// those that the code makes.
 fn differences(root: &Path) -> Result<BTreeMap<String, Option<String>>> {
     let mut differences = BTreeMap::new();
     for generator in GENERATORS {

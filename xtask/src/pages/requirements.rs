@@ -21,7 +21,7 @@ const FAMILIES: &[(&str, &str)] = &[
     ("LA", "Authentication switches"),
 ];
 
-/// The requirements, in our words.
+/// The requirements, in words of this project.
 const REQUIREMENTS: &[(&str, &str)] = &[
     (
         "FG-01",

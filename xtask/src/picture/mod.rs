@@ -1,5 +1,5 @@
 //! `cargo xtask picture`: trains for some minutes, kills a worker with `kill -9` in the middle,
-//! starts it again, and draws what the signed record says about it.
+//! starts the worker again, and draws what the signed record says about the run.
 
 mod record;
 mod svg;
@@ -17,13 +17,14 @@ use crate::process::Workspace;
 use crate::{console, demo, interrupt};
 use record::Record;
 
-/// The trust domain of the run that is drawn, apart from the demo's.
+/// The trust domain of the run that is drawn; the demo has another.
 const DOMAIN: &str = "target/picture/diloco";
 /// The worker that is killed.
 const VICTIM: &str = "worker-1";
 /// Workers that `up` starts.
 const WORKERS: usize = 2;
-/// Longest wait for a moment in which all workers train: rounds of either pace are shorter.
+/// Longest wait for a moment in which all workers train; a round is shorter, in a full run and in a
+/// quick one.
 const TRAINING_WAIT_MAX: Duration = Duration::from_secs(120);
 /// Rounds that both workers close before one of them is killed.
 const ROUNDS_TOGETHER: u64 = 2;
@@ -38,23 +39,23 @@ const SETTINGS: [&str; 6] = [
     "--rounds",
     "8",
 ];
-/// A run of seconds: enough to see that every step works.
+/// Settings of a run of seconds, enough to see that every step works.
 const QUICK: [&str; 4] = ["--steps", "8", "--set", "policy.lease=5s"];
 
-/// What can be chosen.
+/// Options of the picture.
 #[derive(Debug, Args)]
 pub(crate) struct PictureOptions {
-    /// Where the picture is written
+    /// File to write the picture to
     #[arg(long, value_name = "FILE", default_value = "docs/picture.svg")]
     into: PathBuf,
 }
 
-/// The time that a picture's run takes, and its workers.
+/// The length of a picture's run, and the programs that do it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pace {
-    /// Some minutes, by the programs that the demo builds.
+    /// Some minutes, with the programs that the demo builds.
     Full,
-    /// Seconds, by the programs that the tests build.
+    /// Seconds, with the programs that the tests build.
     Quick,
 }
 
@@ -74,11 +75,11 @@ pub(crate) fn run_picture(
     Ok(())
 }
 
-/// Draws a picture of a run of seconds with the programs in target/debug: shows that the command
+/// Draws a picture of a quick run with the programs in target/debug, which shows that the command
 /// works.
 ///
 /// # Errors
-/// A step of the run failed, or the record does not show what the picture is about.
+/// A step of the run failed, or the record does not show a worker that is lost and comes back.
 pub(crate) fn rehearse(workspace: &Workspace, nats_server: &Path) -> Result<()> {
     // Ctrl-C stops the services of the run before this program ends.
     interrupt::listen();
@@ -98,12 +99,12 @@ fn draw(workspace: &Workspace, nats_server: &Path, pace: Pace) -> Result<String>
     let diloctl = Diloctl::new(workspace, nats_server, profile, DOMAIN);
     diloctl.remove_domain()?;
     let drawn = story(&diloctl, pace);
-    // Of two failures the first is reported.
+    // If both fail, the first failure is reported.
     let stopped = diloctl.down();
     drawn.and_then(|picture| stopped.map(|()| picture))
 }
 
-/// The run from its beginning to its end, and its picture.
+/// Does the whole run and returns its picture.
 fn story(diloctl: &Diloctl, pace: Pace) -> Result<String> {
     diloctl.show(&["auth", "init", "--run", RUN])?;
     diloctl.show(&["up", "--run", RUN])?;
@@ -135,7 +136,8 @@ fn wait(diloctl: &Diloctl, rounds: u64) -> Result<()> {
     diloctl.show(&["run", "wait", RUN, "--for", &format!("round={rounds}")])
 }
 
-/// Waits for half the time that the newest closed round took: the next one is in full swing then.
+/// Waits for half the time that the newest closed round took: by then the next round is in full
+/// swing.
 fn half_a_round(diloctl: &Diloctl) -> Result<()> {
     let rounds = diloctl.ask(&["round", "ls", RUN])?;
     let took = rounds["items"]
@@ -161,7 +163,7 @@ fn pid_of_the_victim(diloctl: &Diloctl) -> Result<libc::pid_t> {
     libc::pid_t::try_from(pid).context("a process id fits")
 }
 
-/// Waits until both workers hold a training unit: then the one that is killed loses one.
+/// Waits until both workers hold a training unit, so that the killed one loses a unit.
 fn until_all_train(diloctl: &Diloctl) -> Result<()> {
     let begun = Instant::now();
     loop {

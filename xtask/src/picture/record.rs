@@ -1,4 +1,4 @@
-//! The content of the picture, read from the output of `diloctl`: nothing is remembered from the
+//! The content of the picture, read from the output of `diloctl`. Nothing is remembered from the
 //! run.
 
 use std::collections::BTreeMap;
@@ -11,15 +11,17 @@ use super::items;
 /// A run as its signed record tells it. Times are seconds since the run was created.
 #[derive(Debug, Default)]
 pub(super) struct Record {
-    /// Held-out loss of each round's weights at the time when they came to be, nats a token.
+    /// Held-out loss of each round's weights, in nats a token, at the time when the weights were
+    /// made.
     pub(super) held_out: Vec<(f64, f64)>,
-    /// Mean training loss of each accepted contribution, nats a token, with its worker's lane.
+    /// Time, mean training loss in nats a token, and the worker's lane, for each accepted
+    /// contribution.
     pub(super) training: Vec<(f64, f64, usize)>,
-    /// The opening of each round.
+    /// The time at which each round opened.
     pub(super) rounds: Vec<f64>,
-    /// One for each worker; the one that lost a lease comes last.
+    /// One lane for each worker; the one that lost a lease comes last.
     pub(super) lanes: Vec<Lane>,
-    /// The end of the run.
+    /// The time at which the run ended.
     pub(super) end: f64,
     /// Entropy of the training text when each byte is guessed from the one before it.
     pub(super) bigram: f64,
@@ -28,9 +30,9 @@ pub(super) struct Record {
 /// One worker.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
-    /// The times at which it joined: two or more when it came back.
+    /// The times at which the worker joined: two or more if it came back.
     pub(super) joined: Vec<f64>,
-    /// The leases it held, in order.
+    /// The leases that the worker held, in order.
     pub(super) leases: Vec<Lease>,
 }
 
@@ -46,14 +48,14 @@ pub(super) struct Lease {
 /// The end of a lease.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// A result counts.
+    /// A result was accepted.
     Result,
-    /// It ended without one.
+    /// The lease ended without a result.
     Lost,
 }
 
 impl Lease {
-    /// True for a unit of training: evaluations name themselves in the same place.
+    /// True for a training unit: an evaluation has its name in the same place.
     fn is_training(&self) -> bool {
         self.unit.contains("train")
     }
@@ -63,7 +65,7 @@ impl Record {
     /// Reads the answers of `audit replay`, `round ls`, `run get` and `data ls`.
     ///
     /// # Errors
-    /// Something that every complete run has is missing.
+    /// An answer lacks something that every complete run has.
     pub(super) fn read(
         timeline: &Value,
         rounds: &Value,
@@ -152,7 +154,7 @@ impl Record {
         Ok(record)
     }
 
-    /// Checks that the record shows what the picture is about.
+    /// Checks that the record shows the story of the picture.
     ///
     /// # Errors
     /// The loss did not fall, no unit was lost and done by another worker, or the worker that lost
@@ -196,7 +198,7 @@ impl Record {
     }
 }
 
-/// The word that follows `before` in a detail of the timeline.
+/// The word after `before` in a detail of the timeline.
 fn word_after(detail: &str, before: &str) -> Result<String> {
     detail
         .split_once(before)

@@ -1,4 +1,4 @@
-//! The picture: loss above, what each worker held below, over one axis of time.
+//! Draws the picture: the loss above, the leases of each worker below, over one axis of time.
 
 use std::fmt::Write as _;
 
@@ -13,13 +13,14 @@ const CHART_HEIGHT: f64 = 220.0;
 const LANE_HEIGHT: f64 = 30.0;
 const LANE_GAP: f64 = 10.0;
 const AXIS_HEIGHT: f64 = 44.0;
-/// One color a lane, told apart also by people who see few colors.
+/// One color for each lane; people who see few colors can tell them apart too.
 const COLORS: [&str; 2] = ["#0072b2", "#d55e00"];
 const INK: &str = "#24292f";
 const PALE: &str = "#8c959f";
 /// Losses between two marks of the axis.
 const LOSS_STEP: f64 = 0.5;
-/// Seconds between two marks of the axis: the first that gives at most this many.
+/// Seconds between two marks of the time axis: the first of these that needs at most
+/// [`TIME_MARKS_MAX`] marks.
 const TIME_STEPS: [f64; 6] = [1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
 const TIME_MARKS_MAX: f64 = 12.0;
 
@@ -130,8 +131,8 @@ fn losses(svg: &mut String, scale: &Scale, record: &Record) {
     }
 }
 
-/// The leases of one worker. A lost unit is named, and named again where it was done in the end:
-/// `again` lists them.
+/// Draws the leases of one worker. The name of a lost unit is written on it, and again where the
+/// unit was done in the end, which `again` lists.
 fn draw_lane(
     svg: &mut String,
     scale: &Scale,

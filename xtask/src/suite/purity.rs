@@ -1,5 +1,5 @@
-//! Dependencies that must not be there: I/O, clocks and randomness under a core; libtorch outside
-//! its one crate.
+//! Checks that forbidden dependencies are absent: I/O, clocks and randomness under a core, and
+//! libtorch outside its one crate.
 
 use std::path::Path;
 
@@ -47,12 +47,13 @@ const IMPURE: &[&str] = &[
     "ureq",
     "walkdir",
 ];
-/// Packages that are as pure as a core and are called otherwise: what cores are built on.
+/// Packages that must be as pure as a core though their names do not say so: cores are built on
+/// them.
 const PURE: &[&str] = &["backoff", "chain", "ledger"];
 /// The bindings to libtorch, and the one package that may name them.
 const TORCH: (&[&str], &str) = (&["tch", "torch-sys"], "torch");
 
-/// The step.
+/// Runs the step.
 pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
     let arguments = ["metadata", "--no-deps", "--locked", "--format-version", "1"];
     let metadata: Value =
@@ -100,7 +101,7 @@ fn core_name(package: &Value) -> Option<&str> {
     pure.then_some(name)
 }
 
-/// Direct dependencies on libtorch's bindings, outside the one crate.
+/// Direct dependencies on libtorch's bindings outside the one crate that may have them.
 fn torch_faults(package: &Value) -> Vec<String> {
     let (bindings, owner) = TORCH;
     let name = package["name"].as_str().unwrap_or_default();

@@ -19,13 +19,13 @@ use crate::summary::{EmitterSummary, FaultyWorker, Summary, Tally};
 use crate::timeline::TimelineRow;
 use crate::verdict::Verdict;
 
-/// Most events that wait for their emitter to be enrolled. The broker copies ledger and events side
-/// by side, so a copy that is made anew can bring many events before the joins that enrol their
-/// workers. Strangers do not fill this: what they say is not recorded. An event has some hundred
+/// Most events that wait until their emitter is enrolled. The broker copies ledger and events side
+/// by side, so a new copy can bring many events before the joins that enrol their workers.
+/// Strangers cannot fill this, since their messages are not recorded. An event has some hundred
 /// bytes, and 16 KiB at most.
 pub const HELD_MAX: usize = 16_384;
-/// The time by which an emitter's clock may lie after the broker's, or go back: machines without
-/// NTP drift by seconds a day.
+/// Most by which an emitter's time may lie after the broker's, or go back: machines without NTP
+/// drift by seconds a day.
 pub const CLOCK_SKEW_MAX: Millis = Millis::from_secs(600);
 
 /// A record after its checks.
@@ -33,9 +33,9 @@ pub const CLOCK_SKEW_MAX: Millis = Millis::from_secs(600);
 pub struct Checked {
     /// The verdict.
     pub verdict: Verdict,
-    /// Everything that is wrong or strange.
+    /// Everything that is wrong or unusual.
     pub findings: Vec<Found>,
-    /// It as a line for people.
+    /// The record as a line for people.
     pub row: TimelineRow,
 }
 
@@ -47,13 +47,13 @@ pub struct Auditor {
     enrolled: BTreeMap<(RunId, WorkerId), BTreeSet<(AccountId, PublicKey)>>,
     /// Notices that wait for [`Auditor::take_notices`].
     notices: Vec<Notice>,
-    /// Chains of workers that have grown since then, with their next number.
+    /// Chains of workers that have grown since the last call, each with its next number.
     reached: BTreeMap<PublicKey, Sequence>,
     held: VecDeque<Held>,
     state: State,
     /// The event that took the last checkpoint, with the digest of its body.
     taken: Option<(Sequence, Digest)>,
-    /// False once an event did not follow: the state is then not what the coordinator's was.
+    /// True until an event did not follow; from then on the state differs from the coordinator's.
     follows: bool,
     last: StreamSequence,
     tally: Tally,
@@ -78,20 +78,20 @@ impl Auditor {
         }
     }
 
-    /// Examines records for this auditor, elsewhere: on other threads, ahead of the order.
+    /// The part that examines records, which may run on other threads and ahead of the order.
     pub const fn examiner(&self) -> &Examiner {
         &self.examiner
     }
 
-    /// Checks the next record: examines it, and gives it its place.
+    /// Checks the next record: examines it and puts it in its place.
     pub fn observe(&mut self, record: &Record) -> Vec<Checked> {
         let examined = self.examiner.examine(record);
         self.place(examined)
     }
 
     /// Takes the next record, which [`Auditor::examiner`] has examined. The first result is about
-    /// it; others are about earlier records that waited for the worker that this one enrols, or
-    /// that wait no longer.
+    /// this record. Further results are about earlier records that waited for the worker that this
+    /// one enrols, or that will wait no longer.
     pub fn place(&mut self, examined: Examined) -> Vec<Checked> {
         let mut findings = self.position(examined.at);
         let mut results = Vec::new();
@@ -119,9 +119,8 @@ impl Auditor {
         results
     }
 
-    /// Reports everything that is still open at the end of the stream, whose last position is
-    /// `last`: events whose emitter never joined, and messages that the stream counts and does not
-    /// give.
+    /// Reports what is still open at the end of the stream, whose last position is `last`: events
+    /// whose emitter never joined, and messages that the stream counts and does not deliver.
     pub fn conclude(&mut self, last: StreamSequence) -> Vec<Checked> {
         let mut results: Vec<Checked> = Vec::new();
         while let Some(held) = self.held.pop_front() {
@@ -141,22 +140,21 @@ impl Auditor {
         results
     }
 
-    /// The enrolments since the last call, and how far the workers' chains have come.
+    /// The enrolments since the last call, and the progress of the workers' chains.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         let reached = std::mem::take(&mut self.reached).into_iter();
         let reached = reached.map(|(key, next)| Notice::Reached { key, next });
-        // Progress first: once a key is enrolled its events are taken, and by then the intake must
-        // know how much of its chain is recorded.
+        // Progress comes first: once a key is enrolled its events are accepted, and by then the
+        // intake must know how much of its chain is recorded.
         reached.chain(std::mem::take(&mut self.notices)).collect()
     }
 
-    /// Adds a finding that was made elsewhere, such as in a comparison with the files that were
-    /// kept.
+    /// Adds a finding that was made elsewhere, for instance by comparing with kept files.
     pub fn note(&mut self, found: &Found) {
         self.tally.find(found);
     }
 
-    /// The coordinator's state as the ledger tells it up to the newest record.
+    /// The coordinator's state after the newest record.
     pub fn state(&self) -> &State {
         &self.state
     }
@@ -171,15 +169,15 @@ impl Auditor {
         self.tally.findings()
     }
 
-    /// The first finding that is evidence against the ledger or the stream: what the record says of
-    /// the runs is not proven. [`Auditor::faulty_workers`] has the faults in the accounts of single
-    /// workers.
+    /// The first finding that is evidence against the ledger or the stream: then nothing that the
+    /// record says about the runs is proven. [`Auditor::faulty_workers`] has the faults in the
+    /// accounts of single workers.
     pub fn evidence(&self) -> Option<&Found> {
         self.tally.first_evidence()
     }
 
-    /// Workers whose own events do not verify, in order of run and worker. The ledger does not rest
-    /// on them.
+    /// Workers whose own events do not verify, in order of run and worker. The ledger does not
+    /// depend on them.
     pub fn faulty_workers(&self) -> &[FaultyWorker] {
         self.tally.faulty_workers()
     }
@@ -249,9 +247,10 @@ impl Auditor {
         self.settle(Verdict::Verified, &Account::Ledger, findings, row)
     }
 
-    /// Compares a checkpoint that the ledger names with the state that the events before it come
-    /// to. Nothing is said of a form that this release does not write, which no start with it uses,
-    /// nor behind an event that did not follow, which is a finding by itself.
+    /// Compares a checkpoint that the ledger names with the state after the events before it.
+    /// Checkpoints in a form that this release does not write are not judged, since no start of
+    /// this release uses them. Nor are those after an event that did not follow, which is a finding
+    /// by itself.
     fn false_checkpoint(&self, checkpoint: &Checkpoint) -> Option<Finding> {
         let state = self.state.taken().filter(|_| self.follows)?;
         let (covers, head) = self.taken?;
@@ -271,7 +270,7 @@ impl Auditor {
         })
     }
 
-    /// Notes the workers that may speak from now on, and those that may not.
+    /// Notes which workers may speak from now on, and which may not.
     fn notice(&mut self, run: Option<&RunId>, event: &LedgerEvent) {
         match (event, run.cloned()) {
             (
@@ -358,7 +357,7 @@ impl Auditor {
         self.settle(Verdict::Rejected, &account, vec![finding], event.row)
     }
 
-    /// Goes on with the events that waited for an enrolment that is there now, in their order.
+    /// Continues, in their order, with the events that waited for an enrolment that has come.
     fn release(&mut self, results: &mut Vec<Checked>) {
         if self.held.is_empty() {
             return;
@@ -380,7 +379,7 @@ impl Auditor {
             .is_some_and(|keys| keys.contains(&(event.account.clone(), event.body.emitter.clone())))
     }
 
-    /// Links an event into its emitter's chain and looks at its time; true for a repetition.
+    /// Links an event into its emitter's chain and checks its time. Returns true for a repetition.
     fn link(
         &mut self,
         body: &EventBody,
@@ -416,7 +415,7 @@ impl Auditor {
             .map(|reason| Finding::Contradiction { reason })
     }
 
-    /// Books a result. Findings overrule the verdict, evidence before all.
+    /// Counts a result. Findings overrule the verdict, and evidence overrules other findings.
     fn settle(
         &mut self,
         verdict: Verdict,

@@ -1,4 +1,5 @@
-//! One emitter's chain as the auditor books it: a fault in it is a finding, and it goes on.
+//! One emitter's chain in the auditor's books: a fault is a finding, and the chain continues after
+//! it.
 
 use chain::{History, Stand};
 use schemas::event::EventBody;
@@ -6,31 +7,31 @@ use schemas::{Digest, Sequence, UnixMillis};
 
 use crate::finding::Finding;
 
-/// The state of a chain as far as it was seen.
+/// The state of a chain as far as it was read.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Chain {
     history: History,
     /// The emitter's own time in its newest event.
     pub(crate) time: UnixMillis,
-    /// Events that were its own and new, whatever else was wrong with them.
+    /// Number of events that were its own and new, whatever else was wrong with them.
     pub(crate) events: u64,
-    /// True when anything was wrong so far.
+    /// True if anything was wrong so far.
     pub(crate) broken: bool,
 }
 
 /// The relation of an event to its chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Link {
-    /// It is the next.
+    /// It is the next event.
     Follows,
-    /// It is an event that was seen before, byte for byte.
+    /// It repeats an earlier event, byte for byte.
     Repeats,
-    /// It does not follow. The chain goes on from it, so that one fault is one finding.
+    /// It does not follow. The chain continues from it, so that one fault gives one finding.
     Breaks(Finding),
 }
 
 impl Chain {
-    /// The position after the newest that was seen.
+    /// The position after the newest one that was read.
     pub(crate) const fn next(&self) -> Sequence {
         self.history.end().next
     }
@@ -50,7 +51,7 @@ impl Chain {
             Stand::Late => Some(Finding::Displaced { sequence }),
             Stand::Taken | Stand::Passed { .. } => Some(Finding::Reused { sequence }),
         };
-        // An event in another's place is none of the chain.
+        // An event in another's place is not part of the chain.
         if !matches!(stand, Stand::Taken | Stand::Passed { .. }) {
             self.history.add(sequence, digest);
             self.events += 1;

@@ -1,6 +1,6 @@
-//! Checks of a record by itself: its signer, its content, and whether the signer may say that in
-//! that place. They do not depend on other records, so many records are examined side by side, on
-//! all cores; only the checks of records together run one after another.
+//! Checks of a record by itself: its signer, its content, and whether this signer may say that in
+//! this place. They do not depend on other records, so many records are examined in parallel, on
+//! all cores. Only the checks that relate records to each other run one after another.
 
 use std::collections::BTreeSet;
 
@@ -36,11 +36,11 @@ pub(crate) enum Says {
     Worker(Box<Held>),
     /// Nothing that counts.
     Nothing {
-        /// The finding that says why.
+        /// The reason, as a finding.
         finding: Finding,
-        /// The account in which it stands.
+        /// The account that it belongs to.
         account: Account,
-        /// It as a line for people.
+        /// The record as a line for people.
         row: Box<TimelineRow>,
     },
 }
@@ -95,8 +95,8 @@ impl Examiner {
         Examined { at, says }
     }
 
-    /// Checks what a record says of itself: its signer may be in a chain under this subject, and
-    /// the signature is right.
+    /// Checks a record by itself: its signer may be in a chain under this subject, and the
+    /// signature is valid.
     fn says(&self, record: &Record) -> Result<Says, Finding> {
         let malformed = |reason: String| Finding::Malformed { reason };
         let incoming: Incoming = record
@@ -173,9 +173,9 @@ impl Held {
     }
 }
 
-/// The account that a record belongs to when it is not even authentic. Under a worker's name only
-/// events that were checked are recorded; everything else in the stream is the ledger's. A worker
-/// cannot make the coordinator's signature.
+/// The account that a record belongs to if it is not authentic. Under a worker's name only checked
+/// events are recorded, and everything else in the stream belongs to the ledger. A worker cannot
+/// make the coordinator's signature.
 fn blamed(record: &Record, finding: &Finding) -> Account {
     let stolen = matches!(finding, Finding::Usurped | Finding::Undecodable { .. });
     match recorded_worker(&record.subject) {

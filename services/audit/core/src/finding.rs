@@ -9,7 +9,7 @@ use crate::record::StreamSequence;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Finding {
-    /// Subject or payload are none of ours, or contradict each other.
+    /// Subject or payload are not ours, or contradict each other.
     #[error("malformed: {reason}")]
     Malformed {
         /// The part that does not parse or fit.
@@ -27,7 +27,7 @@ pub enum Finding {
         /// The part that does not parse.
         reason: String,
     },
-    /// A worker's event that the coordinator's key signed: somebody else holds that key.
+    /// The coordinator's key signed a worker's event, so somebody else holds that key.
     #[error("the coordinator's key speaks for a worker")]
     Usurped,
     /// The signature was not made by the named key over this body in this domain.
@@ -36,13 +36,13 @@ pub enum Finding {
         /// The named key.
         key: String,
     },
-    /// A worker's event whose key the ledger enrolled for nobody.
+    /// The ledger did not enrol the key of a worker's event for anybody.
     #[error("no worker joined with the key {key}")]
     UnknownEmitter {
         /// The key.
         key: PublicKey,
     },
-    /// Events of this emitter are missing before this one.
+    /// Events of this emitter before this one are missing.
     #[error("events {from} to {to} of this emitter are missing")]
     Gap {
         /// The first that is missing.
@@ -70,7 +70,7 @@ pub enum Finding {
         /// Its position in the chain.
         sequence: Sequence,
     },
-    /// The event is in the ledger and cannot follow on the events before it.
+    /// The event is in the ledger, but cannot follow the events before it.
     #[error("does not follow on the ledger: {reason}")]
     OutOfPlace {
         /// The contradiction.
@@ -104,7 +104,7 @@ pub enum Finding {
         /// The position.
         sequence: StreamSequence,
     },
-    /// The stream ends before the last of its kept messages.
+    /// The stream ends before the last message that was kept.
     #[error("the stream ends at {last}, but {kept} was kept")]
     Truncated {
         /// Its last position.
@@ -112,20 +112,20 @@ pub enum Finding {
         /// The last position that was kept.
         kept: StreamSequence,
     },
-    /// The ledger names a checkpoint that is not the state which its events come to.
+    /// The ledger names a checkpoint that is not the state after its events.
     #[error(
         "the checkpoint that covers event {covers} is {named}; the events up to there come to {recomputed}"
     )]
     FalseCheckpoint {
         /// The event that took it.
         covers: Sequence,
-        /// The object that the ledger names, behind the event that took it.
+        /// The object that the ledger names, and the event that it covers.
         named: String,
-        /// The same, recomputed.
+        /// The object recomputed.
         recomputed: String,
     },
-    /// The emitter's time lies far after the broker's, or far before its own last event. A clock,
-    /// not a forgery.
+    /// The emitter's time lies far after the broker's, or far before that of its own last event.
+    /// This points to a clock, not to a forgery.
     #[error("the emitter's time {time} is far from {against}")]
     Clock {
         /// The emitter's time.
@@ -136,14 +136,14 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// True when it is evidence that the record was tampered with, or that an emitter lied. A wrong
-    /// clock is not, nor is a foreign message.
+    /// True if this is evidence that the record was tampered with, or that an emitter lied. A wrong
+    /// clock is no evidence, and neither is a foreign message.
     pub const fn is_evidence(&self) -> bool {
         !matches!(self, Self::Clock { .. }) && !self.is_foreign()
     }
 
-    /// True when the message is in nobody's chain, since no key that could be in one there has
-    /// signed it. It is passed over: chains show by themselves when something is missing, and one
+    /// True if the message is in nobody's chain, since no key that could be in a chain there has
+    /// signed it. It is skipped: chains show by themselves when something is missing, and one
     /// message must not put a whole record in doubt.
     pub const fn is_foreign(&self) -> bool {
         matches!(
@@ -180,22 +180,22 @@ impl Finding {
     }
 }
 
-/// A finding and where it was made.
+/// A finding with the place where it was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     /// The record.
     pub stream_sequence: StreamSequence,
-    /// True when the ledger is concerned. It is not when the subject is one that the broker keeps
-    /// for a worker.
+    /// True if the finding concerns the ledger, and false if the subject is one that the broker
+    /// keeps for a worker.
     pub ledger: bool,
     /// The finding.
     pub finding: Finding,
 }
 
 impl Found {
-    /// True when it is evidence against the record on which a run's timeline rests: the ledger, and
-    /// the stream itself, which no worker can shorten or alter. Other evidence is against one
-    /// worker's own account.
+    /// True if this is evidence against the ledger or the stream itself, on which a run's timeline
+    /// rests and which no worker can shorten or alter. Other evidence is against one worker's own
+    /// account.
     pub const fn is_evidence(&self) -> bool {
         self.finding.is_evidence() && self.is_of_the_record()
     }

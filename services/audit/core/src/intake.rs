@@ -1,6 +1,6 @@
-//! Checks of workers' events before they are recorded, in the order of their costs: length, rate,
-//! form, key, signature, and at last the chain, whose end somebody has to fetch. Events that are
-//! refused here never reach a stream.
+//! Checks of workers' events before they are recorded. The cheapest come first: length, rate, form,
+//! key, signature, and at last the chain, whose end must be fetched. Refused events never reach a
+//! stream.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,25 +11,27 @@ use schemas::{
     AccountId, Code, Digest, PublicKey, Refusal, RunId, Sequence, UnixMillis, WorkerId, is_answer,
 };
 
-/// Events a second of one worker, in the long run. A worker emits two for each unit, and units last
-/// seconds; the fastest runs of tests, whose units last a tenth of a second, stay below as well.
+/// Events a second from one worker, in the long run. A worker emits two for each unit, and units
+/// last seconds. The fastest runs of tests, with units of a tenth of a second, stay below this too.
 pub const EVENTS_PER_SECOND: u64 = 25;
-/// Events of one worker at once: what it may have kept while the bus was away, which is 256.
+/// Events from one worker in quick succession: more than the 256 that it may have collected while
+/// the bus was away.
 pub const EVENTS_BURST: u64 = 300;
-/// Bytes a second of one worker, in the long run. An event of a worker has some 300 bytes with its
+/// Bytes a second from one worker, in the long run. A worker's event has some 300 bytes with its
 /// signature.
 pub const BYTES_PER_SECOND: u64 = 32 << 10;
-/// Bytes of one worker at once: its burst of events, at 2 KiB each for those with long texts.
+/// Bytes from one worker in quick succession: its burst of events, with 2 KiB for each that has
+/// long texts.
 pub const BYTES_BURST: u64 = 600 << 10;
-/// Bytes a second of one worker that are recorded, over days. A worker has some 600 bytes recorded
-/// for a unit, and a unit of a run that lasts so long takes minutes.
+/// Bytes a second of one worker that are recorded, over days. A unit leads to some 600 bytes, and
+/// in a run of days a unit takes minutes.
 pub const RECORDED_PER_SECOND: u64 = 512;
-/// Bytes of one worker that are recorded at once: some 25,000 units of a fast run, and a small part
-/// of the 512 MiB that a tenant's stream holds. Filling that alone takes a worker eleven days then,
-/// not four hours.
+/// Bytes of one worker that are recorded without delay: some 25,000 units of a fast run, and a
+/// small part of the 512 MiB that a tenant's stream holds. A single worker then needs eleven days
+/// to fill the stream, and not four hours.
 pub const RECORDED_BURST: u64 = 16 << 20;
-/// Most workers whose rates and chains are remembered; a worker that is forgotten begins with a
-/// full burst, and the end of its chain is fetched again. As many as a run may have, twice.
+/// Most workers whose rates and chains are remembered: twice as many as a run may have. A worker
+/// that is forgotten starts with a full burst, and the end of its chain is fetched again.
 const REMEMBERED_MAX: usize = 8192;
 
 /// A worker's audit key, as the ledger names it.
@@ -42,11 +44,11 @@ pub struct Enrolment {
     pub key: PublicKey,
 }
 
-/// News from the readers' copy for the intake: enrolments, and how far chains have come.
+/// A notice from the readers' copy for the intake: an enrolment, or the progress of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "fields are named after the words of `schemas`")]
 pub enum Notice {
-    /// A worker joined, and this is its key.
+    /// A worker joined with this key.
     Enrolled(Enrolment),
     /// A worker was removed for good.
     Removed { run: RunId, worker: WorkerId },
@@ -70,7 +72,7 @@ pub struct Tail {
     pub digest: Digest,
 }
 
-/// An event whose every check but the last is passed.
+/// An event that has passed all checks but that of its chain.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
     /// The tenant.
@@ -84,34 +86,34 @@ pub struct Candidate {
     event: Entry,
 }
 
-/// The outcome of a message so far.
+/// The outcome of the checks of a message so far.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Heard {
-    /// An answer of our own that somebody had sent here. No known sender is to blame.
+    /// An answer of ours that somebody had sent here. No known sender is to blame.
     Answer,
-    /// The message is over the rate of its worker: no answer, since an answer would cost the work
-    /// that the rate is to save.
+    /// The worker sends too fast. There is no answer, since an answer would cost the work that the
+    /// limit is to save.
     Over(WorkerId),
-    /// Not from a worker at all.
+    /// The message comes from no worker.
     Nobody,
     /// The refusal to answer with.
     Refused(Refusal),
-    /// A candidate, to be held against the end of its chain.
+    /// A candidate, to be compared with the end of its chain.
     Candidate(Box<Candidate>),
 }
 
 /// The relation of an event to its chain.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Linked {
-    /// It follows: to be recorded.
+    /// It follows, and is to be recorded.
     Follows,
-    /// It is the last one, byte for byte: recorded already.
+    /// It is the last event byte for byte, and is recorded already.
     Known,
-    /// It does not follow, and will not.
+    /// It does not follow, and never will.
     Refused(Refusal),
 }
 
-/// The facts about workers' events that are known before they are recorded.
+/// The facts about workers that decide before an event is recorded.
 #[derive(Debug)]
 pub struct Intake {
     signatures: Signatures,
@@ -151,7 +153,7 @@ impl Rate {
     }
 
     fn refill(&mut self, now: UnixMillis) {
-        // A clock that goes back refills nothing.
+        // A clock that goes back adds nothing.
         let passed = self.at.until(now).get();
         let refilled = |left: u64, each: u64, burst: u64| {
             left.saturating_add(passed.saturating_mul(each))
@@ -173,8 +175,8 @@ impl Rate {
         fits
     }
 
-    /// True when so much more may be recorded; only events that passed every check by themselves
-    /// are counted.
+    /// True when `bytes` more may be recorded; only events that passed all checks by themselves
+    /// count.
     const fn record(&mut self, bytes: u64) -> bool {
         let fits = self.recorded >= 1000 * bytes;
         if fits {
@@ -191,7 +193,7 @@ impl Rate {
 }
 
 impl Intake {
-    /// The intake for the trust domain `domain` (its id as text); nobody is enrolled yet.
+    /// The intake for the trust domain `domain` (its id as text), in which nobody is enrolled yet.
     pub fn new(domain: &str) -> Self {
         let (enrolled, rates, tails) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self {
@@ -203,7 +205,7 @@ impl Intake {
         }
     }
 
-    /// Takes in a notice from the copy.
+    /// Takes a notice from the copy.
     pub fn learn(&mut self, notice: Notice) {
         match notice {
             Notice::Enrolled(enrolment) => self.enrol(enrolment),
@@ -212,7 +214,8 @@ impl Intake {
         }
     }
 
-    /// A worker that was removed says nothing any more: its place stays known, without a key.
+    /// Removes the keys of a worker that was removed, so that nothing of it is recorded any more.
+    /// Its entry stays, without a key.
     fn remove(&mut self, run: &RunId, worker: &WorkerId) {
         for ((_, its_run, its_worker), keys) in &mut self.enrolled {
             if its_run == run && its_worker == worker {
@@ -221,7 +224,7 @@ impl Intake {
         }
     }
 
-    /// Takes a key that the ledger names.
+    /// Adds a key that the ledger names.
     pub fn enrol(&mut self, enrolment: Enrolment) {
         let Enrolment {
             account,
@@ -235,7 +238,7 @@ impl Intake {
             .insert(key);
     }
 
-    /// Checks a message under `subject`, which the broker made for the worker that it names.
+    /// Checks a message under `subject`, into which the broker wrote the worker's name.
     pub fn hear(&mut self, now: UnixMillis, subject: &str, payload: &[u8]) -> Heard {
         let Ok(named) = subject.parse::<Incoming>() else {
             return Heard::Nobody;
@@ -274,13 +277,13 @@ impl Intake {
         }
     }
 
-    /// The end of the speaker's chain, if it is known: none at all, or an event.
+    /// The end of the speaker's chain, if it is known; the chain may be empty.
     pub fn tail(&self, candidate: &Candidate) -> Option<&Option<Tail>> {
         self.tails.get(&candidate.speaker())
     }
 
-    /// A refusal, when the tenant's stream ends before a position of the speaker's chain that the
-    /// copy has shown: the stream was lost, or put back from a backup. To record more would leave a
+    /// The refusal if the tenant's stream ends before a position of the speaker's chain that the
+    /// copy has shown: the stream was lost, or put back from a backup. Recording more would leave a
     /// gap, or a second chain behind the first.
     pub fn lost(&self, candidate: &Candidate, tail: Option<&Tail>) -> Option<Refusal> {
         let emitter = &candidate.event.body.emitter;
@@ -304,15 +307,15 @@ impl Intake {
         self.tails.insert(candidate.speaker(), tail);
     }
 
-    /// Forgets it: the stream may have another one.
+    /// Forgets the end of a speaker's chain: the stream may have another one.
     pub fn forget(&mut self, candidate: &Candidate) {
         self.tails.remove(&candidate.speaker());
     }
 
     fn rate(&mut self, now: UnixMillis, worker: &WorkerId) -> &mut Rate {
         if self.rates.len() >= REMEMBERED_MAX && !self.rates.contains_key(worker) {
-            // A sender that was silent for a while has its whole allowance back: forgetting it changes
-            // nothing.
+            // A sender that was silent for a while has its whole allowance back, so forgetting it
+            // changes nothing.
             self.rates.retain(|_, rate| {
                 rate.refill(now);
                 !rate.is_full()
@@ -326,7 +329,7 @@ impl Intake {
             .or_insert_with(|| Rate::full(now))
     }
 
-    /// Checks a message of `speaker` under the subject `named` by itself.
+    /// Checks a message of `speaker` under the subject `named`, without its chain.
     fn authentic(
         &self,
         speaker: &Speaker,
@@ -351,7 +354,7 @@ impl Intake {
         Ok(entry)
     }
 
-    /// Looks if the ledger names `key` as the speaker's audit key.
+    /// Checks that the ledger names `key` as the speaker's audit key.
     fn allowed(&self, speaker: &Speaker, key: &PublicKey) -> Result<(), Refusal> {
         let known = self.enrolled.get(speaker);
         if known.is_some_and(|keys| keys.contains(key)) {
@@ -364,8 +367,8 @@ impl Intake {
         }
         let text =
             format!("the ledger does not name {key} as the audit key of {worker} in run {run}");
-        // A worker that has just joined is named in a moment; a worker with another key than
-        // its first never is.
+        // The ledger names a worker that has just joined in a moment; a worker with another key
+        // than its first is never named.
         let code = if known.is_none() {
             Code::EventLater
         } else {
@@ -380,9 +383,9 @@ impl Candidate {
         (self.account.clone(), self.run.clone(), self.worker.clone())
     }
 
-    /// Its relation to the recorded end of its chain.
+    /// The relation of the event to the recorded end of its chain.
     pub fn link(&self, tail: Option<&Tail>) -> Linked {
-        // Another key is another chain, and begins at its beginning.
+        // Another key begins another chain.
         let tail = tail.filter(|tail| tail.emitter == self.event.body.emitter);
         let end = tail.map_or(End::default(), |tail| {
             End::after(tail.sequence, tail.digest)
@@ -404,14 +407,14 @@ impl Candidate {
         Linked::Refused(Refusal::new(Code::ChainForked, text))
     }
 
-    /// The end of the chain when it is recorded at position `stream`.
+    /// The end of the chain once the event is recorded at position `stream`.
     pub fn as_tail(&self, stream: u64) -> Tail {
         Tail::of(stream, self.event.clone())
     }
 }
 
 impl Tail {
-    /// Reads a recorded event. None for a message that is not one; then the chain's end is not
+    /// Reads a recorded event. None if the message is not one; then the end of the chain is not
     /// known.
     pub fn read(stream: u64, payload: &[u8]) -> Option<Self> {
         let entry = Claimed::read(payload).ok()?.unchecked().ok()?;
@@ -437,7 +440,7 @@ mod tests {
 
     const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 
-    /// A key that differs from those of other numbers.
+    /// A key that differs for each `number`.
     fn key(kind: char, number: usize) -> String {
         let letter = |place: u32| {
             char::from(b'A' + u8::try_from((number >> (4 * place)) % 16).expect("below 16"))
@@ -478,7 +481,7 @@ mod tests {
         }
     }
 
-    /// However many names a tenant makes up.
+    /// The limit holds however many names a tenant makes up.
     #[test]
     fn what_is_remembered_of_workers_is_bounded_and_who_is_quiet_goes_first() {
         let mut intake = Intake::new("a domain");
@@ -490,8 +493,7 @@ mod tests {
             (intake.rates.len(), intake.tails.len()),
             (REMEMBERED_MAX, REMEMBERED_MAX)
         );
-        // A second later all of them are as if they had never sent anything, but for one that goes
-        // on.
+        // A second later all are as if they had never sent anything, except one that goes on.
         let (later, busy) = (UnixMillis(NOW.get() + 1000), worker(REMEMBERED_MAX + 9));
         assert!(intake.rate(later, &busy).take(later, 1));
         assert_eq!(

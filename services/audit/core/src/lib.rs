@@ -4,24 +4,25 @@
 //!
 //! [`Auditor::observe`] takes the messages of stream `AUDIT` one by one, as [`Record`]s, and gives
 //! a [`Checked`] for each. What is wrong with a record is a [`Finding`]; one bad record never stops
-//! the others from being checked. The longest part of it, the signature, is [`Examiner::examine`],
-//! which may run for many records side by side; [`Auditor::place`] takes what it comes to in order.
+//! the others from being checked. The slowest part, the check of signatures, is in
+//! [`Examiner::examine`], which may run for many records in parallel; [`Auditor::place`] takes the
+//! results in order.
 //!
 //! | file | holds |
 //! | --- | --- |
 //! | `record` | one message of the stream |
-//! | `examine` | a record by itself: who signed it, what it says, where it stands |
+//! | `examine` | a record by itself: its signer, its content and its position |
 //! | `check` | the auditor: examined records in their order, and the fold of the ledger |
-//! | `emitter` | one emitter's chain: what is wrong with it is a finding |
-//! | `finding` | what can be wrong |
+//! | `emitter` | one emitter's chain, whose faults become findings |
+//! | `finding` | the faults that the auditor finds |
 //! | `intake` | checks of workers' events before they are recorded |
-//! | `verdict` | what a record came to |
+//! | `verdict` | verdicts on single records |
 //! | `timeline` | an event as a line for people |
-//! | `summary` | what a whole replay came to |
+//! | `summary` | the outcome of a whole replay |
 //!
 //! Chains show what is missing between two events of one emitter. They cannot show that the newest
-//! events of an emitter were cut off; a tree over all events, with heads that others keep, is what
-//! will.
+//! events of an emitter were cut off. A tree over all events, with heads that others keep, will
+//! show that; it does not exist yet.
 
 mod check;
 mod emitter;

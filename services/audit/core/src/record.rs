@@ -6,8 +6,8 @@ use schemas::limits::SIGNED_EVENT_BYTES_MAX;
 use schemas::{Digest, Hasher, UnixMillis};
 use serde::{Deserialize, Serialize};
 
-/// Position of a message in stream `AUDIT`, from 1. Other than [`schemas::Sequence`], which counts
-/// one emitter's events.
+/// Position of a message in stream `AUDIT`, from 1. It differs from [`schemas::Sequence`], which
+/// counts one emitter's events.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -28,7 +28,7 @@ impl fmt::Display for StreamSequence {
     }
 }
 
-/// One message, with nothing about it taken for granted.
+/// One message; nothing in it is trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Its position.
@@ -41,12 +41,13 @@ pub struct Record {
     pub payload: Payload,
 }
 
-/// The body of a message. Its headers count for nothing.
+/// The body of a message. Its headers are ignored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload {
-    /// Every byte.
+    /// The whole body.
     Whole(Vec<u8>),
-    /// Longer than any event: its length and digest are kept, and say which bytes they were.
+    /// A body that is longer than any event. Its length and digest are kept, and identify the
+    /// bytes.
     TooLong {
         /// The number of its bytes.
         bytes: u64,
@@ -56,7 +57,7 @@ pub enum Payload {
 }
 
 impl Payload {
-    /// Takes the bytes of a message, or their digest where they are more than an event has.
+    /// Takes the bytes of a message, or their digest if they are more than an event may have.
     pub fn of(bytes: &[u8]) -> Self {
         if bytes.len() > SIGNED_EVENT_BYTES_MAX {
             Self::TooLong {
@@ -77,8 +78,8 @@ impl Payload {
 }
 
 impl Record {
-    /// The digest over everything that the record says, each part with its length, so that two
-    /// records with the same digest are the same record.
+    /// The digest over the whole record. Each part is preceded by its length, so that two records
+    /// with the same digest are equal.
     pub fn digest(&self) -> Digest {
         let mut hasher = Hasher::default();
         hasher.update(&self.stream_sequence.0.to_be_bytes());

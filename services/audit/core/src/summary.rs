@@ -14,43 +14,43 @@ use crate::record::StreamSequence;
 use crate::timeline::{COORDINATOR, TimelineRow};
 use crate::verdict::Verdict;
 
-/// Most workers whose faults are listed; the broker lets nobody speak without credentials, so there
-/// are as many as were issued. The findings of all are counted.
+/// Most workers whose faults are listed. The broker lets nobody speak without credentials, so there
+/// are no more than were issued. The findings of all are counted.
 const FAULTY_WORKERS_MAX: usize = 4096;
-/// Most foreign messages that are listed: one is enough to begin the search for its sender. All are
+/// Most foreign messages that are listed: one is enough to begin the search for the sender. All are
 /// counted.
 const FOREIGN_LISTED_MAX: usize = 100;
-/// Most findings that are kept; a stream that is wrong throughout has as many as messages. All are
+/// Most findings that are kept: a stream that is wrong throughout has one for each message. All are
 /// counted.
 const FINDINGS_MAX: usize = 10_000;
 
-/// A replay at a glance.
+/// A summary of a replay.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     /// The newest position that was checked.
     pub last: StreamSequence,
     /// Messages that were checked.
     pub events: u64,
-    /// Those that verify.
+    /// Messages that verify.
     pub verified: u64,
     /// Repetitions of events that verify.
     pub repeated: u64,
-    /// Those of workers that have not joined yet.
+    /// Events of workers that have not joined yet.
     pub unenrolled: u64,
-    /// Those with evidence against them.
+    /// Messages with evidence against them.
     pub rejected: u64,
-    /// Those in nobody's chain, which were passed over. Nothing rests on them.
+    /// Messages that are in nobody's chain, and were skipped. Nothing depends on them.
     pub foreign: u64,
-    /// The first of them.
+    /// The first foreign messages.
     pub foreign_messages: Vec<ForeignMessage>,
-    /// True when there is evidence against the ledger or the stream; without it the runs below are
-    /// proven, whatever single workers did.
+    /// True if there is evidence against the ledger or the stream. Without evidence the runs below
+    /// are proven, whatever single workers did.
     pub evidence: bool,
     /// Findings by their names.
     pub findings: BTreeMap<String, u64>,
     /// The first finding that is evidence against ledger or stream, in words.
     pub first_evidence: Option<String>,
-    /// Events by what happened; only those that verify.
+    /// Number of events of each kind, counting only those that verify.
     pub kinds: BTreeMap<String, u64>,
     /// Workers whose own events do not verify.
     pub faulty_workers: Vec<FaultyWorker>,
@@ -69,7 +69,7 @@ pub struct ForeignMessage {
     pub reason: String,
 }
 
-/// Faults in the account of one worker.
+/// Faults in the events of one worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FaultyWorker {
     /// The run under which it spoke, by the subject.
@@ -91,7 +91,7 @@ pub struct EmitterSummary {
     pub name: String,
     /// Events in it.
     pub events: u64,
-    /// True when none is missing, altered or out of order.
+    /// True if no event is missing, altered or out of order.
     pub whole: bool,
 }
 
@@ -110,17 +110,17 @@ pub struct RunSummary {
     pub issued: Tokens,
     /// Tokens of leases held now.
     pub in_flight: Tokens,
-    /// The fates of the others.
+    /// The fates of the other tokens.
     pub fates: Vec<(Fate, Tokens)>,
-    /// True when issued tokens equal the sum of fates and those in flight.
+    /// True if issued tokens equal the sum of fates and in flight.
     pub adds_up: bool,
-    /// The newest held-out loss, nats a token, and the snapshot it is of.
+    /// The newest held-out loss, in nats a token, with the round of its snapshot.
     pub held_out_loss: Option<(Round, f64)>,
     /// The newest full snapshot.
     pub snapshot: Option<(Round, ObjectRef)>,
 }
 
-/// Counts while records are checked.
+/// Counts that are kept while records are checked.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
     verdicts: [u64; 5],
@@ -133,7 +133,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Counts a record that is settled.
+    /// Counts a record with its final verdict.
     pub(crate) fn count(&mut self, row: &TimelineRow, verdict: Verdict) {
         self.verdicts[verdict as usize] += 1;
         if verdict == Verdict::Verified {
@@ -158,7 +158,7 @@ impl Tally {
         }
     }
 
-    /// Counts a finding against the worker in whose account it stands.
+    /// Counts a finding against the worker whose events it concerns.
     pub(crate) fn blame(&mut self, run: &RunId, worker: &WorkerId, found: &Found) {
         if found.is_evidence() || !found.finding.is_evidence() {
             return;

@@ -1,4 +1,4 @@
-//! An event as a line for people: when, which run, who, what, about what.
+//! An event as a line for people: time, run, emitter, kind, and the thing that it is about.
 
 use schemas::checkpoint::Checkpoint;
 use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
@@ -22,13 +22,13 @@ pub struct TimelineRow {
     pub time: UnixMillis,
     /// The run it concerns.
     pub run: Option<RunId>,
-    /// The one that says so: `coordinator`, the first letters of a worker's key, or `?`.
+    /// The emitter: `coordinator`, the first letters of a worker's key, or `?`.
     pub emitter: String,
     /// The event's kind, as in the subject.
     pub kind: String,
     /// The thing that it is about: a round, a unit with its epoch, or nothing.
     pub about: String,
-    /// More, in words. Text of others is cut and has no control characters.
+    /// Details in words. Text of others is cut, and has no control characters.
     pub detail: String,
     /// The verdict on the record.
     pub verdict: Verdict,
@@ -45,7 +45,7 @@ impl TimelineRow {
         Self::of_body(record, worker.short(), body)
     }
 
-    /// A record that cannot be read, or that nobody stands for.
+    /// The line for a record that cannot be read, or that has no known emitter.
     pub(crate) fn of_record(record: &Record) -> Self {
         Self {
             stream_sequence: record.stream_sequence,
@@ -60,7 +60,7 @@ impl TimelineRow {
         }
     }
 
-    /// True when it belongs into the timeline of `run`: it concerns that run, or no single one.
+    /// True if the line belongs into the timeline of `run`: it concerns that run, or no single run.
     pub fn concerns(&self, run: &RunId) -> bool {
         self.run.as_ref().is_none_or(|own| own == run)
     }
@@ -259,7 +259,7 @@ fn short(text: &str) -> &str {
     text.get(..8).unwrap_or(text)
 }
 
-/// Text of others, fit for a terminal: cut, and without control characters.
+/// Text of others, made fit for a terminal: cut, and without control characters.
 fn plain(text: &str) -> String {
     text.chars()
         .take(DETAIL_CHARACTERS_MAX)

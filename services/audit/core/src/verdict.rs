@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Everything about it is right.
+    /// Everything is right.
     Verified,
-    /// Byte for byte an event that was verified before. It counts once.
+    /// It repeats a verified event byte for byte, and counts once.
     Repeated,
-    /// Signed, by a key that the ledger has not enrolled yet.
+    /// It is signed by a key that the ledger has not enrolled yet.
     Unenrolled,
     /// Something is wrong.
     Rejected,
-    /// The message is in nobody's chain; it is passed over.
+    /// The message is in nobody's chain, and is skipped.
     Foreign,
 }

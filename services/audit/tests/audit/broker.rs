@@ -1,5 +1,4 @@
-//! A real broker with a domain of its own, which keeps its port and its files when it is started
-//! again.
+//! A real broker with a domain of its own; it keeps its port and its files when it is restarted.
 
 use std::path::PathBuf;
 
@@ -16,7 +15,7 @@ use schemas::{Message as _, WorkerId};
 
 use crate::scribe::{Said, Scribe, run};
 
-/// Time between two looks for more of the copy.
+/// The pause between two checks for new messages in the copy.
 const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(20);
 
 pub(crate) struct Broker {
@@ -30,7 +29,7 @@ pub(crate) struct Cast {
     ledger_bus: Bus,
     pub(crate) ledger: Scribe,
     recorder_bus: Bus,
-    /// The readers' stream, and how far it was seen.
+    /// The readers' stream, and the position up to which it was read.
     copies: StreamReader,
     copied: u64,
     pub(crate) worker: WorkerId,
@@ -66,12 +65,12 @@ impl Broker {
         }
     }
 
-    /// Kills it, and starts it again where it was.
+    /// Kills the broker, and starts it again at the same place.
     pub(crate) async fn crash(&mut self) {
         self.server.restart().await;
     }
 
-    /// A path in its folder.
+    /// A path in the domain's folder.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.server.folder().join(name)
     }
@@ -88,8 +87,8 @@ impl Broker {
             .expect("its own domain")
     }
 
-    /// Creates the streams of events, with less protection than in production so that tests can
-    /// tamper with them. Gives the account of the readers' one.
+    /// Creates the streams of events, with less protection than in production, so that tests can
+    /// tamper with them. Returns the account of the readers' stream.
     pub(crate) async fn create_streams(&self) -> jetstream::Context {
         let mut sources = Vec::new();
         for copied in Copied::all(&self.domain.trust().tenants) {
@@ -171,7 +170,7 @@ impl Broker {
 }
 
 impl Cast {
-    /// Publishes an event and waits until readers have it.
+    /// Publishes an event, and waits until readers have it.
     pub(crate) async fn publish(&mut self, said: &Said) {
         let bus = if said.subject.starts_with(Lane::Ledger.prefix()) {
             &self.ledger_bus
@@ -185,8 +184,8 @@ impl Cast {
         let answer: serde_json::Value =
             serde_json::from_slice(&answer.expect("a PubAck")).expect("it is JSON");
         assert!(answer["seq"].as_u64().is_some(), "{answer}");
-        // One after another: what comes next in the copy is this one. The broker may have been
-        // away, and comes back.
+        // Events are published one after another, so the next one in the copy is this one. The
+        // broker may be away for a while.
         let copied = async {
             loop {
                 match self.copies.next(self.copied + 1).await {
@@ -202,7 +201,7 @@ impl Cast {
         self.copied = copy.sequence;
     }
 
-    /// Publishes something that the coordinator may say at any time.
+    /// Publishes an event that the coordinator may emit at any time.
     pub(crate) async fn remark(&mut self) {
         let said = self.ledger.remark();
         self.publish(&said).await;

@@ -1,4 +1,4 @@
-//! The audit service: its reading of a real broker, and the program.
+//! The audit service: its reading from a real broker, and the program.
 
 mod broker;
 mod program;

@@ -1,4 +1,4 @@
-//! The program: killed, started again, with a broker that crashes as well.
+//! The program: killed and started again, with a broker that crashes too.
 
 use std::process::Stdio;
 
@@ -64,14 +64,14 @@ async fn kept_across_kills_of_the_service_and_of_the_broker() {
     program.until(&["a batch is kept", "\"kept\":5"]).await;
     assert!(broker.path("audit.ready").exists());
     program.kill().await;
-    // Nobody listens meanwhile.
+    // Nobody listens during this time.
     for _ in 0..5 {
         cast.remark().await;
     }
     let mut program = Program::start(&broker);
     program.until(&["\"auditing\"", "\"kept\":5"]).await;
     program.until(&["a batch is kept", "\"kept\":10"]).await;
-    // The broker dies under it; both sides come back by themselves.
+    // The broker dies under the program; both recover by themselves.
     broker.crash().await;
     cast.remark().await;
     program.until(&["a batch is kept", "\"kept\":11"]).await;

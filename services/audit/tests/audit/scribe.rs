@@ -50,7 +50,7 @@ impl Scribe {
         self.say(subject, Some(run()), Event::Worker(event))
     }
 
-    /// Something that the coordinator may say at any time.
+    /// An event that the coordinator may emit at any time.
     pub(crate) fn remark(&mut self) -> Said {
         let operator = self.key.public().clone();
         self.ledger(

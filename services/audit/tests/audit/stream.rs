@@ -1,4 +1,5 @@
-//! Replay from a real stream: what verifies, what was tampered with, and what gives no verdict.
+//! Replay from a real stream: streams that verify, streams that were tampered with, and streams
+//! without a verdict.
 
 use audit_core::{Finding, StreamSequence, Verdict};
 use diloco_audit::{Checked, Known, Replay, ReplayError};
@@ -41,7 +42,7 @@ async fn replay(broker: &Broker) -> (Replay, Vec<Checked>) {
     (replay, results)
 }
 
-/// The next `count` results; how many come at a time is the broker's affair.
+/// The next `count` results; the broker decides how many come together.
 async fn follow(replay: &mut Replay, count: usize) -> Vec<Checked> {
     let mut results = Vec::new();
     while results.len() < count {
@@ -54,8 +55,8 @@ async fn follow(replay: &mut Replay, count: usize) -> Vec<Checked> {
     results
 }
 
-/// A stream that was replaced, or has lost its end, verifies by itself; what an audit service kept
-/// contradicts it.
+/// A stream that was replaced, or has lost its end, verifies by itself; the records that an audit
+/// service kept contradict it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_kept_contradicts_a_stream_that_is_another_or_shorter() {
     let broker = Broker::start().await;
@@ -133,7 +134,7 @@ async fn a_small_ledger_replays_and_is_followed() {
     assert_eq!(results[3].row.emitter, cast.worker.short());
     assert!(whole.auditor().evidence().is_none());
 
-    // The state of a moment, and what lies beyond the end.
+    // The state at one moment, and a position beyond the end.
     let mut moment = Replay::open(&bus, broker.domain.trust())
         .await
         .expect("there is a stream");
@@ -152,7 +153,7 @@ async fn a_small_ledger_replays_and_is_followed() {
             ..
         })
     ));
-    // Following first brings the records that were not read yet, and then new ones.
+    // Following first returns the records that were not read yet, and then new ones.
     cast.remark().await;
     for (following, count) in [(&mut moment, 4), (&mut whole, 1)] {
         let more = follow(following, count).await;
@@ -177,11 +178,11 @@ async fn what_was_tampered_with_is_found() {
         .delete_message(2)
         .await
         .expect("this stream allows it");
-    // Somebody with the coordinator's connection but not its audit key.
+    // A thief has the coordinator's connection, but not its audit key.
     let mut forged = cast.ledger.clone().remark();
     forged.event.body[20] ^= 1;
     cast.publish(&forged).await;
-    // The coordinator's chain forks, and then an event of it is swallowed.
+    // The coordinator's chain forks, and then one of its events disappears.
     let mut fork = cast.ledger.clone();
     cast.remark().await;
     let said = fork.ledger(
@@ -227,8 +228,7 @@ async fn what_was_tampered_with_is_found() {
         )
     };
     assert!(found.iter().any(forgery), "{found:?}");
-    // The forgery; and the event of the worker, whose joining does not follow on a run that is not
-    // there.
+    // The forgery, and the worker's event: its join belongs to a run that does not exist.
     assert_eq!(
         replay.auditor().summary().foreign,
         2,

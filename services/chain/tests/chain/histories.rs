@@ -1,4 +1,4 @@
-//! A history beside a slow one that keeps every digest.
+//! A history compared with a slow one that keeps every digest.
 
 use std::collections::BTreeMap;
 
@@ -87,13 +87,13 @@ fn behind_a_gap_only_what_is_near_is_remembered() {
     let stand = |at: u64| history.stand(&body(at, None), digest(at));
     assert_eq!(stand(newest), Stand::Repeated);
     assert_eq!(stand(newest + 1 - REMEMBERED), Stand::Repeated);
-    // Too far back to tell a copy from another event: the reader says the worse of the two.
+    // Too old to tell a copy from another event: the reader assumes the worse.
     assert_eq!(stand(newest - REMEMBERED), Stand::Taken);
     assert_eq!(stand(3), Stand::Taken);
 }
 
-/// Events that were there before the chain was followed are not known: a reader that has not read
-/// it calls nothing a copy of it, or another event in its place.
+/// Events from before the chain was followed are unknown: a reader that has not read them cannot
+/// call an event a copy of one, or another event in its place.
 #[test]
 fn a_chain_that_is_followed_from_an_end_on_says_nothing_of_what_came_before() {
     let digest = |at: u64| Digest::of(&at.to_be_bytes());

@@ -1,4 +1,4 @@
-//! The chain from outside: events that are written read back, and no other bytes do.
+//! The chain from outside: written events read back, and no other bytes do.
 
 mod histories;
 mod reading;

@@ -34,7 +34,7 @@ fn judge(reader: &Reader, stored: &Stored) -> Judgement {
     reader.judge(&stored.0, &stored.1)
 }
 
-/// Follows all of them.
+/// Follows all stored messages.
 fn follow(reader: &mut Reader, stored: &[Stored]) {
     for message in stored {
         match judge(reader, message) {
@@ -110,7 +110,7 @@ fn a_strict_reader_tells_the_next_a_copy_a_stranger_and_a_fork_apart() {
     assert!(matches!(judge(&reader, &own), Judgement::Next { .. }));
 }
 
-/// A body that its own key signed and that is no event is evidence, whatever it is.
+/// A body that its own key signed and that is no event is evidence, whatever its content.
 #[test]
 fn a_signed_body_that_is_no_event_breaks_the_chain() {
     let key = AuditKey::generate();
@@ -167,8 +167,8 @@ fn every_name_in_a_subject_must_stand_in_the_body() {
     }
 }
 
-/// An event of a worker stands under the subject that the worker publishes to, and under the one at
-/// which it is recorded.
+/// A worker's event may have the subject to which the worker publishes, and the one under which it
+/// is recorded.
 #[test]
 fn an_event_of_a_worker_stands_under_both_of_its_subjects() {
     let (key, run, other) = (
@@ -209,7 +209,7 @@ fn an_event_of_a_worker_stands_under_both_of_its_subjects() {
     }
 }
 
-/// A reader that goes on from a checkpoint has not read the events before it.
+/// A reader that continues from a checkpoint has not read the events before it.
 #[test]
 fn a_reader_that_begins_behind_an_event_takes_the_next_and_passes_those_before() {
     let key = AuditKey::generate();
@@ -236,7 +236,7 @@ fn a_reader_that_begins_behind_an_event_takes_the_next_and_passes_those_before()
     assert_eq!(reader.end(), end);
 }
 
-/// A reader that has only the end knows the copy of the last event, and nothing older.
+/// A reader that has only the end recognises a copy of the last event, and of no earlier one.
 #[test]
 fn an_end_alone_knows_its_last_event() {
     let key = AuditKey::generate();
@@ -269,8 +269,8 @@ fn an_end_alone_knows_its_last_event() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Any run of events of one emitter reads back as it was written, in order; and where one bit
-    /// of a message is another, it is no event of the chain.
+    /// Any sequence of events of one emitter reads back as written, in order. A message with one
+    /// changed bit is no event of the chain.
     #[test]
     fn what_is_written_reads_back_and_nothing_else(
         reasons in prop::collection::vec("[a-z]{0,20}", 1..6),

@@ -1,10 +1,10 @@
 //! Checkpoints of the ledger: the times at which one is taken, and the events that follow once its
 //! bytes are in the store.
 //!
-//! Taking one is an event and a reference to the state, so it holds nobody up. The shell writes the
-//! bytes beside the loop, and only when they are in the store another event names them. A process
-//! that dies in between leaves a checkpoint that was taken and not saved: its successor comes to
-//! the same state at the same event, and saves the same bytes.
+//! To take one costs an event and a reference to the state, so it delays nobody. The shell writes
+//! the bytes beside the loop; only when they are in the store does another event name them. A
+//! process that dies in between leaves a checkpoint that was taken and not saved: its successor
+//! comes to the same state at the same event, and saves the same bytes.
 
 use std::sync::Arc;
 
@@ -15,23 +15,24 @@ use schemas::event::LedgerEvent;
 use crate::coordinator::Coordinator;
 use crate::effect::Effect;
 
-/// Take a checkpoint after this many events: a start then reads at most as many and those that came
-/// while the last one was written, which takes a few tenths of a second. A checkpoint of an old
-/// deployment has some MB, so it is small beside the events since the last one.
+/// Take a checkpoint after this many events. A start then reads at most this many, and those that
+/// came while the last checkpoint was written, which takes a few tenths of a second. A checkpoint
+/// of an old deployment has some MB, so it is small beside the events since the last one.
 pub const CHECKPOINT_EVERY: u64 = 8192;
 
 /// The state of this process's work on checkpoints.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Checkpoints {
-    /// The bytes of one are being written.
+    /// True while the bytes of a checkpoint are being written.
     writing: bool,
-    /// Events in the ledger when they were tried last.
+    /// Number of events in the ledger at the last attempt to write.
     tried_at: u64,
 }
 
 impl Coordinator {
-    /// Takes up the checkpoints at a start: saves one that was taken and not saved, and has the
-    /// objects of outdated ones deleted, since the process before may not have come to it.
+    /// Continues the work on checkpoints at a start: saves a checkpoint that was taken and not
+    /// saved, and has the objects of outdated ones deleted, since the process before may have died
+    /// before it did.
     pub(crate) fn take_up_checkpoints(&mut self) {
         if self.state.taken().is_some() {
             self.write_checkpoint();
@@ -39,8 +40,8 @@ impl Coordinator {
         self.discard_checkpoints();
     }
 
-    /// Takes a checkpoint when enough events came since the last one, or tries again to save it: one
-    /// at a time, so that no object is left behind that no event names.
+    /// Takes a checkpoint when enough events came since the last one, or tries again to save it.
+    /// One at a time, so that no object is left that no event names.
     pub(crate) fn checkpoint_if_due(&mut self) {
         let every = self.settings.checkpoint_every;
         if self.checkpoints.writing || self.stopped {
@@ -66,7 +67,7 @@ impl Coordinator {
         self.out.push(Effect::WriteCheckpoint { state });
     }
 
-    /// The bytes of the last checkpoint are in the store, or could not be written: then they are
+    /// Handles the outcome of writing a checkpoint. If its bytes could not be written, they are
     /// tried again after as many events as lie between two checkpoints.
     pub(crate) fn checkpoint_written(&mut self, outcome: Result<Checkpoint, Refusal>) {
         self.checkpoints.writing = false;

@@ -18,20 +18,20 @@ use crate::turn::Outcome;
 
 /// Most new runs whose objects are being checked at once; each reads a few objects.
 const CHECKS_MAX: usize = 16;
-/// Most of them of one operator, so that none keeps the others from theirs.
+/// Most of these checks for one operator, so that the others get their turn.
 const CHECKS_EACH_MAX: usize = 4;
 
-/// The outcome of an operator's request; a refusal is told and not recorded.
+/// The outcome of an operator's request. A refusal is answered and not recorded.
 pub(crate) type Ordered = Result<Outcome, Refusal>;
 
-/// A run that an operator wants.
+/// A run that an operator wants to create.
 #[derive(Debug)]
 pub(crate) struct Check {
     spec: Box<RunSpec>,
     operator: PublicKey,
 }
 
-/// The way to the end.
+/// A drain under way.
 #[derive(Debug)]
 pub(crate) struct Drain {
     /// The coordinator stops at this time at the latest.
@@ -93,7 +93,7 @@ impl Coordinator {
     }
 
     pub(crate) fn run_checked(&mut self, reply: ReplyId, verdict: Result<(), Refusal>) {
-        // A verdict on what nobody asked for changes nothing.
+        // A verdict that was not asked for changes nothing.
         if let Some(check) = self.checks.remove(&reply) {
             let created = self.create(check, verdict);
             self.reply(reply, created);
@@ -118,15 +118,15 @@ impl Coordinator {
         Ok(run_new(digest, true))
     }
 
-    /// Begins to drain, or to end sooner than was asked before. Nothing new is granted; holders may
-    /// finish what they hold. An order that changes nothing is answered like the first, and neither
-    /// written nor passed on.
+    /// Begins to drain, or moves an earlier drain's end forward. Nothing new is granted, and
+    /// holders may finish what they hold. An order that changes nothing is answered like the first
+    /// one, and neither written nor passed on.
     pub(crate) fn shut_down(&mut self, operator: PublicKey, request: &Shutdown) -> Ordered {
         let until = self.now.after(request.drain.min(LEASE_MAX));
         let begins = self.drain.is_none();
         let changes = self.drain.as_ref().is_none_or(|drain| until < drain.until);
         if changes {
-            // The first is never refused: an operator can always end the coordinator.
+            // The first order is never refused: an operator can always end the coordinator.
             if !begins {
                 self.check_orders(&operator)?;
             }
@@ -151,7 +151,7 @@ impl Coordinator {
         Ok(Outcome::Now(Answer::Shutdown(answer)))
     }
 
-    /// Ends a drain when nobody holds a lease and nothing is in the making, or its time is over.
+    /// Ends a drain when no lease is held and no work is under way, or when its time is over.
     pub(crate) fn end_drain(&mut self) {
         if let Some(drain) = &self.drain
             && (drain.until <= self.now || !self.is_busy())

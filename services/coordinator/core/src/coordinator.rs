@@ -1,5 +1,5 @@
-//! The coordinator: its state, its rooms, and the way of an input to the room or the topic that
-//! decides it.
+//! The coordinator: its state, its rooms, and the router that brings each input to the room or the
+//! topic that decides on it.
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -28,22 +28,23 @@ use crate::turn::{Denied, Handled, Outcome, Screenings, Turn};
 pub struct Settings {
     /// This build's release.
     pub release: String,
-    /// The key that signs the ledger: no worker may join with it.
+    /// The key that signs the ledger; no worker may join with it.
     pub audit_key: PublicKey,
     /// The layers of protection that the coordinator relaxed; a worker that relaxed more is
     /// refused.
     pub posture: Posture,
     /// The time between two heartbeats of a worker.
     pub heartbeat: Millis,
-    /// A random number that names this process, drawn by the shell. Two processes that hold the
-    /// same keys and start in the same millisecond would otherwise begin with the same event, and
-    /// each would take the other's event in the ledger for its own.
+    /// A random number that names this process, drawn by the shell. Without it, two processes with
+    /// the same keys that start in the same millisecond would begin with the same event, and each
+    /// would take the other's event in the ledger for its own.
     pub session: Session,
     /// Events between two checkpoints of the ledger.
     pub checkpoint_every: u64,
 }
 
-/// Every decision of the coordinator. Give it inputs one at a time, carry its effects out in order.
+/// Makes every decision of the coordinator. Give it inputs one at a time, and carry its effects out
+/// in order.
 ///
 /// Matters of one run are decided in its room (`RunRoom`), which reaches nothing else. Matters of
 /// all runs are decided here.
@@ -53,7 +54,8 @@ pub struct Coordinator {
     pub(crate) state: State,
     /// One entry for each run that is not complete.
     pub(crate) live: BTreeMap<RunId, LiveRun>,
-    /// The bytes that workers of runs that completed in this process's life reported as moved.
+    /// Bytes that workers reported as moved, for runs that completed during the life of this
+    /// process.
     pub(crate) over: BTreeMap<RunId, Traffic>,
     pub(crate) timers: Timers,
     /// The latest time that was passed in; it never goes back.
@@ -73,8 +75,8 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// A coordinator that continues where the ledger has led to. Call [`Coordinator::start`] before
-    /// the first input.
+    /// A coordinator that continues from the state of the ledger. Call [`Coordinator::start`]
+    /// before the first input.
     pub fn new(settings: Settings, state: State) -> Self {
         Self {
             settings,
@@ -99,7 +101,7 @@ impl Coordinator {
     /// on.
     ///
     /// # Errors
-    /// An event that does not follow on those before it, or is not of this chain.
+    /// An event does not follow those before it, or is not of this chain.
     pub fn replay(
         settings: Settings,
         events: impl IntoIterator<Item = impl Borrow<EventBody>>,
@@ -144,15 +146,15 @@ impl Coordinator {
         effects.append(&mut self.out);
     }
 
-    /// Decides about one input. `now` is the shell's clock; when it goes back the last time counts
-    /// on.
+    /// Decides on one input. `now` is the shell's clock; if it goes back, the last time stays in
+    /// force.
     pub fn handle(&mut self, now: UnixMillis, input: Input, effects: &mut Vec<Effect>) {
         self.now = self.now.max(now);
         if self.stopped {
             self.decline(input);
         } else {
-            // Deadlines are looked at when the shell says so, after everything that came in before:
-            // a renewal that waited while the process was busy still counts.
+            // The shell says when deadlines are due, after it has brought everything that came
+            // before: a renewal that waited while the process was busy still counts.
             self.dispatch(input);
             self.end_drain();
             self.checkpoint_if_due();
@@ -190,7 +192,7 @@ impl Coordinator {
                 let heard = |room: &mut RunRoom<'_>, turn: &mut Turn<'_>| {
                     room.heartbeat(turn, &peer, heartbeat)
                 };
-                // A worker of a run that is over learns it from its next request.
+                // A worker of a run that is over learns that from its next request.
                 if let Some(Err(Denied(refusal))) = self.enter(&peer.run, heard) {
                     self.record_denial(&peer, "heartbeat", &refusal);
                 }
@@ -216,7 +218,8 @@ impl Coordinator {
             } => {
                 let offered = self.enter(&run, |room, turn| room.offered(turn, unit, delivery));
                 if offered.is_none() {
-                    // Of a run that is over, or never ours: nobody shall see it again.
+                    // The unit is of a run that is over or unknown, so its offer must not come
+                    // again.
                     self.out.push(Effect::Settle { delivery });
                 }
             }
@@ -252,7 +255,7 @@ impl Coordinator {
         }
     }
 
-    /// Replies to a worker's request, and records the request where the ledger needs it.
+    /// Replies to a worker's request, and records the refusal where the ledger needs it.
     fn conclude(&mut self, peer: &Peer, verb: Verb, reply: ReplyId, handled: Handled) {
         match handled {
             Ok(Outcome::Now(answer)) => self.reply(reply, Ok(answer)),
@@ -265,7 +268,7 @@ impl Coordinator {
         }
     }
 
-    /// Carries an operator's request out. A refusal of an operator is not recorded.
+    /// Carries an operator's request out. Refusals of operators are not recorded.
     fn control(&mut self, operator: PublicKey, request: ControlRequest, reply: ReplyId) {
         let ordered = match request {
             ControlRequest::RunNew(request) => self.run_new(operator, request.spec, reply),
@@ -342,13 +345,13 @@ impl Coordinator {
         screening: ScreeningId,
         verdict: Result<Screened, Refusal>,
     ) {
-        // An answer to what was not asked changes nothing.
+        // An answer that was not asked for changes nothing.
         if self.screenings.end(run, screening) {
             self.tell(run, |room, turn| room.screened(turn, screening, verdict));
         }
     }
 
-    /// Opens the room of a run that was created, or that the ledger holds, and takes it up.
+    /// Opens the room of a run that was created or that the ledger holds, and starts its work.
     pub(crate) fn take_up(&mut self, name: &RunId) {
         let run = self.state.run(name);
         let spec = &run.expect("a run that is taken up is in the state").spec;
@@ -379,8 +382,8 @@ impl Coordinator {
         Some(value)
     }
 
-    /// Visits the room of a run with something that only an open one waits for: a timer and the
-    /// foundry's last answer may come after the end.
+    /// Visits the room of a run for something that only an open run waits for. A timer and the
+    /// foundry's last answer may come after the end; they are dropped.
     pub(crate) fn tell(
         &mut self,
         name: &RunId,
@@ -389,7 +392,7 @@ impl Coordinator {
         let _visited: Option<()> = self.enter(name, visit);
     }
 
-    /// Everything that a handler may touch, and the two halves of the rooms.
+    /// Splits the state into what a handler may touch and the two halves of the rooms.
     fn turn(&mut self) -> (Turn<'_>, &mut State, &mut BTreeMap<RunId, LiveRun>) {
         let turn = Turn {
             now: self.now,
@@ -402,7 +405,7 @@ impl Coordinator {
         (turn, &mut self.state, &mut self.live)
     }
 
-    /// Writes an event that concerns no run alone, or that begins one.
+    /// Writes an event that concerns no single run, or that begins one.
     pub(crate) fn append(&mut self, run: Option<&RunId>, event: LedgerEvent) {
         let applied = self.state.apply(self.now, run, &event);
         applied.expect("the core appends only what follows from its state");

@@ -8,16 +8,16 @@ use std::collections::BTreeSet;
 use schemas::lease::UnitId;
 use schemas::{RunId, UnixMillis, WorkerId};
 
-/// A part of the coordinator that wants to be looked at.
+/// A part of the coordinator that has to be looked at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
-    /// Something of a run.
+    /// A part of a run.
     Room(RunId, Alarm),
-    /// The drain may have taken long enough.
+    /// The drain may have lasted long enough.
     Drain,
 }
 
-/// A part of a run's room that wants to be looked at.
+/// A part of a run's room that has to be looked at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Alarm {
     /// A lease may have expired.

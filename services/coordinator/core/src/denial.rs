@@ -1,6 +1,6 @@
-//! Refusals in the ledger: of each sender a few at once and then one now and again, and the same of
-//! all together, so that a sender that is refused can neither fill the ledger nor use up the share
-//! of the others.
+//! Refusals in the ledger. Of each sender, a few are recorded at once and then one now and again,
+//! and the same holds for all senders together. So a sender that is refused again and again can
+//! neither fill the ledger nor use up the share of the others.
 
 use std::collections::BTreeMap;
 
@@ -11,14 +11,14 @@ use schemas::{AccountId, Class, Code, Millis, Refusal, UnixMillis, WorkerId};
 use crate::coordinator::Coordinator;
 use crate::input::Peer;
 
-/// Refusals of one sender that are recorded at once after a quiet time, and how often one more is,
-/// with the number of those that were not: enough to see what it does.
+/// Refusals of one sender: this many are recorded at once after a quiet time, and then one in each
+/// period, with the number of those that were left out. That is enough to see what the sender does.
 const OF_ONE: Rate = Rate {
     at_once: 16,
     every: Millis::from_secs(480),
 };
-/// The same of all senders together: sixty that are refused without end keep none of the others
-/// from the record. Some 350,000 events a month at worst, below half a KiB each.
+/// The same for all senders together. Sixty senders that are refused without end do not keep the
+/// others out of the record. At worst that is some 350,000 events a month, each below half a KiB.
 const OF_ALL: Rate = Rate {
     at_once: 1024,
     every: Millis(7_500),
@@ -33,7 +33,7 @@ struct Rate {
     every: Millis,
 }
 
-/// A token bucket: full at first, one token comes back every so often.
+/// A token bucket: full at first, and one token comes back in each period.
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
     tokens: u64,
@@ -85,8 +85,8 @@ impl Default for Denials {
 }
 
 impl Denials {
-    /// If one of this sender is to be recorded now: how many, of anybody, were not recorded since
-    /// the last.
+    /// Decides if a refusal of this sender is to be recorded now. If so, returns how many refusals,
+    /// of any sender, were left out since the last recorded one.
     fn admit(&mut self, peer: &Peer, now: UnixMillis) -> Option<u64> {
         self.all.refill(OF_ALL, now);
         if self.all.tokens > 0 && self.of_sender(peer, now).take() {
@@ -97,9 +97,8 @@ impl Denials {
         None
     }
 
-    /// The sender's own. A new sender takes the place of those that have nothing left to forget.
-    /// Each of the others took a token of all in the last [`OF_ONE`] period for each that it lacks,
-    /// so there are never many more of them than [`OF_ALL`] lets through at once.
+    /// The bucket of the sender. A new sender replaces the senders whose bucket is full again. Each
+    /// token that the others lack was taken from [`OF_ALL`] too, so that it bounds their number.
     fn of_sender(&mut self, peer: &Peer, now: UnixMillis) -> &mut Bucket {
         let key = (peer.account.clone(), peer.worker.clone());
         if !self.senders.contains_key(&key) {
@@ -117,15 +116,15 @@ impl Denials {
     }
 }
 
-/// True for refusals that say nothing about the asker: there is no work at present, or no run yet,
-/// or the same thing was done before.
+/// True for refusals that say nothing about the asker: there is no work at present, there is no run
+/// yet, or the same thing was done before.
 fn is_benign(code: Code) -> bool {
     matches!(code.class(), Class::Away | Class::NotNow) || code == Code::AlreadyCounted
 }
 
 impl Coordinator {
-    /// Records a refusal, unless it says nothing about the asker, or too many were recorded lately:
-    /// such a one is counted, and the next that is recorded tells how many were not.
+    /// Records a refusal, unless it says nothing about the asker, or too many were recorded lately.
+    /// Those left out are counted, and the next recorded one carries the count.
     pub(crate) fn record_denial(&mut self, peer: &Peer, verb: &str, refusal: &Refusal) {
         if !is_benign(refusal.code)
             && let Some(suppressed) = self.denials.admit(peer, self.now)
@@ -144,7 +143,7 @@ impl Coordinator {
     }
 }
 
-/// `text` up to a bound, cut at a character.
+/// Cuts `text` to at most `bytes_max` bytes, at the end of a character.
 pub(crate) fn cut(text: &str, bytes_max: usize) -> String {
     let end = (0..=bytes_max.min(text.len()))
         .rev()
@@ -153,7 +152,7 @@ pub(crate) fn cut(text: &str, bytes_max: usize) -> String {
     text[..end].to_owned()
 }
 
-/// Free text for an event.
+/// Cuts free text to the length that an event may hold.
 pub(crate) fn cut_text(text: &str) -> String {
     cut(text, TEXT_BYTES_MAX)
 }
@@ -198,7 +197,7 @@ mod tests {
             }
         }
         assert!(denials.admit(&peer(61), START).is_some());
-        // A day of it: all sixty go on, and one who was refused once a day ago is seen.
+        // One day: all sixty go on, and a sender that was refused once a day ago is recorded.
         for minute in 1..1440 {
             for number in 1..=60 {
                 let _recorded = denials.admit(&peer(number), later(minute * 60_000));
@@ -215,7 +214,7 @@ mod tests {
             .count();
         assert_eq!(passed, 1024);
         assert_eq!(denials.admit(&peer(9000), later(7_500)), Some(6000 - 1024));
-        // New names without end, one whenever one more of all may be recorded.
+        // New names without end, each at the moment when one more refusal of all may be recorded.
         let every = |number: u64| later(1_000_000 + 7_500 * number);
         assert!((0..5000).all(|number| {
             denials

@@ -1,6 +1,6 @@
 //! Effects: requests of the coordinator to the world, in order. An effect is carried out only when
-//! every [`Effect::Append`] before it is in the stream. So nothing leaves the coordinator that the
-//! ledger does not hold. Only a merge may begin earlier ([`Effect::is_merge`]).
+//! every [`Effect::Append`] before it is in the stream, so that nothing leaves the coordinator
+//! before the ledger holds it. Only a merge may begin earlier ([`Effect::is_merge`]).
 
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ use crate::input::{DeliveryId, ReplyId};
 /// Something to do.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Append an event to the ledger. When that fails nothing after it is done but a merge, whose
-    /// outcome nobody hears, and this coordinator with its state is given up.
+    /// Append an event to the ledger. If that fails, no later effect is carried out except a merge,
+    /// whose outcome nobody hears, and this coordinator is given up with its state.
     Append {
         /// The time of the event, as the core's state holds it: the event's body carries exactly
         /// this time, or a replay would differ.
@@ -58,7 +58,7 @@ pub enum Effect {
     GrantPut {
         /// The request.
         reply: ReplyId,
-        /// The worker whose quarantine it is.
+        /// The quarantine to upload into.
         place: Quarantine,
         /// The objects.
         objects: Vec<ObjectRef>,
@@ -67,7 +67,7 @@ pub enum Effect {
     CheckUploads {
         /// The request.
         reply: ReplyId,
-        /// The worker whose quarantine it is.
+        /// The quarantine that holds the uploads.
         place: Quarantine,
         /// The objects.
         objects: Vec<ObjectRef>,
@@ -77,7 +77,7 @@ pub enum Effect {
     Promote {
         /// The request.
         reply: ReplyId,
-        /// The worker whose quarantine it is.
+        /// The quarantine that holds the uploads.
         place: Quarantine,
         /// The objects that `blobs` does not have.
         objects: Vec<ObjectRef>,
@@ -102,15 +102,15 @@ pub enum Effect {
         /// The delivery.
         delivery: DeliveryId,
     },
-    /// The unit is still held: keep its offer from being delivered again.
+    /// The unit is not complete: keep its offer from being delivered again.
     Hold {
         /// The delivery.
         delivery: DeliveryId,
     },
-    /// Delete the uploads under a lease that is over: those that count lie in `blobs`, and the rest
-    /// counts nowhere. A hint: the store forgets uploads that are not deleted some days later.
+    /// Delete the uploads under a lease that is over. Objects that count are in `blobs`, and the
+    /// others count nowhere. This is a hint: the store deletes what is left some days later.
     Sweep {
-        /// The worker whose quarantine it is.
+        /// The quarantine of the lease.
         place: Quarantine,
         /// The objects that may lie there.
         objects: Vec<Digest>,
@@ -148,7 +148,7 @@ pub enum Effect {
         /// The object.
         object: Digest,
     },
-    /// Show a member's report about itself: it is plausible, and it is the newest.
+    /// Show a member's report about itself, which is plausible and the newest one.
     Heard {
         /// The run.
         run: RunId,
@@ -165,8 +165,8 @@ pub enum Effect {
 }
 
 impl Effect {
-    /// True for an order to merge. It may begin before the events before it are in the stream: it
-    /// makes an object that nobody is told of until the next event names it.
+    /// True for an order to merge. It may begin before the events before it are in the stream:
+    /// nobody is told of the object that it makes before the next event names it.
     pub const fn is_merge(&self) -> bool {
         matches!(
             self,
@@ -177,7 +177,7 @@ impl Effect {
         )
     }
 
-    /// Its kind, as logs and numbers name it.
+    /// The kind of effect, as logs and metrics name it.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Append { .. } => "append",
@@ -234,7 +234,7 @@ pub enum Quarantine {
         /// The worker.
         worker: WorkerId,
     },
-    /// An operator's.
+    /// The quarantine of an operator.
     Operator {
         /// Its key.
         operator: PublicKey,

@@ -1,4 +1,4 @@
-//! Shared by the tests: a small run and its messages, and a world that carries effects out.
+//! A small run, its messages, and a world that carries effects out, shared by the tests.
 
 mod world;
 
@@ -38,7 +38,7 @@ pub(crate) fn upload(name: &str) -> ObjectRef {
     sized(name, 16)
 }
 
-/// The settings of [`kit::run_spec`] under this name.
+/// The settings of [`kit::run_spec`] under the name `run`.
 pub(crate) fn spec(run: &str) -> RunSpec {
     kit::run_spec()
         .run(run.parse().unwrap())
@@ -103,7 +103,7 @@ pub(crate) fn sync(round: u64) -> SyncId {
     }
 }
 
-/// A result as worker `number` would state it; `salt` makes it another one.
+/// A result as worker `number` would state it; another `salt` makes another result.
 pub(crate) fn submission(spec: &RunSpec, number: u32, lease: LeaseRef, salt: u32) -> Submission {
     let chunks = || {
         (0..spec.model.initial.count())
@@ -139,7 +139,7 @@ pub(crate) fn merged(spec: &RunSpec, round: Round) -> Merged {
     }
 }
 
-/// A chunk of a run. The numbers of a list must be those that chunks come to.
+/// A chunk of a run. The totals of a list must be those of its chunks.
 fn chunk(spec: &RunSpec, name: &str) -> ObjectRef {
     match spec.model.initial {
         Chunks::Named(_) => object(name),
@@ -167,7 +167,7 @@ pub(crate) fn weights_chunks(version: u64) -> Vec<ObjectRef> {
     }
 }
 
-/// The outcome of a good check, for a result that names its chunks itself.
+/// The outcome of a check that passed, for a result that names its chunks itself.
 pub(crate) fn screened(norm: f64) -> Screened {
     Screened {
         norm,

@@ -34,7 +34,7 @@ pub struct Peer {
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// A worker asks. The proof of a join was verified.
+    /// A worker asks. The shell has verified the proof of a join.
     Request {
         /// The worker that asks.
         peer: Peer,
@@ -52,7 +52,7 @@ pub enum Input {
         /// The place for the answer.
         reply: ReplyId,
     },
-    /// A worker lives.
+    /// A worker reports that it lives.
     Heartbeat {
         /// The worker.
         peer: Peer,
@@ -80,8 +80,8 @@ pub enum Input {
         /// The place for the answer.
         reply: ReplyId,
     },
-    /// The queue delivered an offer. Nothing waits for it: the unit was granted, or could be,
-    /// before.
+    /// The queue delivered an offer. Nothing waits for it: the unit can be granted with or without
+    /// it.
     Offered {
         /// The run.
         run: RunId,
@@ -111,8 +111,8 @@ pub enum Input {
         /// Ok when all were promoted; otherwise the reason.
         outcome: Result<(), Refusal>,
     },
-    /// Something came of an order to a run's foundry ([`crate::Effect::Foundry`]). A data manifest
-    /// is not in the ledger, so it comes again after every start; no lease is granted before.
+    /// A run's foundry answers an order ([`crate::Effect::Foundry`]). A data manifest is not in the
+    /// ledger, so the foundry answers with it again after every start; no lease is granted before.
     Foundry {
         /// The run.
         run: RunId,
@@ -124,12 +124,12 @@ pub enum Input {
         /// The checkpoint with its place, or the reason why it was not written.
         outcome: Result<Checkpoint, Refusal>,
     },
-    /// Nothing but time passed.
+    /// Only time has passed.
     Tick,
 }
 
 impl Input {
-    /// Its kind, as logs and numbers name it.
+    /// The kind of input, as logs and metrics name it.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Request { .. } => "request",

@@ -1,4 +1,4 @@
-//! Requirements for a join to any run: a form, a posture, and an audit key of its own.
+//! Requirements for a join to any run: its form, the worker's posture, and an audit key of its own.
 
 use ledger::Run;
 use schemas::limits::TEXT_BYTES_MAX;
@@ -31,15 +31,15 @@ impl Coordinator {
                 check_entry(run, peer, request)?;
                 self.check_key_is_free(run, peer, request)
             }
-            // What it is told is the same for whatever it asks.
+            // The answer is the same for any key that the worker names.
             Some(_) | None => Ok(()),
         }
     }
 
-    /// An audit key stands for one emitter: two that sign with it would fork its chain, and what
-    /// the one says would be shown as said by the other. This looks at every member of every run,
-    /// and so comes last, and only for a worker that is new to its run: the key of one that is not
-    /// was looked at then, and does not change.
+    /// Checks that no other emitter has this audit key: two that sign with one key would fork its
+    /// chain, and each would be shown as the author of the other's words. The check looks at every
+    /// member of every run, so it comes last, and only for a worker that is new to its run. The key
+    /// of a known worker was checked before, and does not change.
     fn check_key_is_free(
         &self,
         run: &Run,

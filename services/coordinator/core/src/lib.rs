@@ -1,23 +1,23 @@
 //! The coordinator's decisions: membership, rounds, units, leases, fates. No I/O, no clock, no
 //! randomness, no tensor.
 //!
-//! [`Coordinator::handle`] takes the time and an [`Input`] and pushes [`Effect`]s. Whatever changes
-//! durable state is a [`LedgerEvent`](schemas::event::LedgerEvent) that [`ledger::State::apply`]
-//! folds in, live and on replay alike, so a restart is a replay. The async shell around it lives in
+//! [`Coordinator::handle`] takes the time and an [`Input`] and pushes [`Effect`]s. Every change of
+//! durable state is a [`LedgerEvent`](schemas::event::LedgerEvent). [`ledger::State::apply`] folds
+//! it in, live and on replay alike, so a restart is a replay. The async shell is in
 //! `services/coordinator`.
 //!
 //! | file | holds |
 //! | --- | --- |
 //! | `input`, `effect` | the seam to the shell |
-//! | `coordinator` | the way of an input to its run's room, and what concerns all runs |
+//! | `coordinator` | the way of an input to its run's room, and decisions that concern all runs |
 //! | `run` | a run's room: every decision about one run, one conversation a file |
-//! | `turn` | what a room may touch besides itself, and how a request ends |
-//! | `control`, `operator`, `order` | what operators change, upload, and may have written |
-//! | `join` | what a join needs whatever its run |
-//! | `checkpoint` | when the ledger's state is kept as an object |
-//! | `denial` | which refusals are recorded |
-//! | `view` | what operators ask to see |
-//! | `deadline` | when to be called again |
+//! | `turn` | the things that a room may use besides itself, and the ends of a request |
+//! | `control`, `operator`, `order` | operators' changes, uploads and limits |
+//! | `join` | requirements for a join to any run |
+//! | `checkpoint` | the moments at which the ledger's state is saved as an object |
+//! | `denial` | the choice of refusals that are recorded |
+//! | `view` | the views for operators |
+//! | `deadline` | the time of the next call |
 
 mod checkpoint;
 mod control;

@@ -63,14 +63,14 @@ impl Coordinator {
         Ok(Outcome::Later)
     }
 
-    /// The order is written before anything is promoted, and only if something will be: one that
-    /// names absent objects is refused, and one that is repeated finds its objects in `blobs`.
+    /// Writes the order before anything is promoted, and only if there is something to promote: an
+    /// order that names absent objects is refused, and a repeated one finds its objects in `blobs`.
     pub(crate) fn uploads_checked(
         &mut self,
         reply: ReplyId,
         verdict: Result<Vec<ObjectRef>, Refusal>,
     ) {
-        // A verdict on what nobody asked for changes nothing.
+        // A verdict that was not asked for changes nothing.
         if let Some(operator) = self.commits.get(&reply).cloned() {
             match verdict.and_then(|objects| self.check_orders(&operator).map(|()| objects)) {
                 Ok(objects) if !objects.is_empty() => {
@@ -86,15 +86,15 @@ impl Coordinator {
         }
     }
 
-    /// The uploads are promoted, or the order has failed.
+    /// Answers an operator whose uploads are promoted, or whose order has failed.
     pub(crate) fn promoted(&mut self, reply: ReplyId, outcome: Result<(), Refusal>) {
-        // The end of what nobody asked for changes nothing.
+        // An outcome that was not asked for changes nothing.
         if self.commits.remove(&reply).is_some() {
             self.reply(reply, outcome.map(|()| Answer::Done(Done { v: V })));
         }
     }
 
-    /// Operators may read every object.
+    /// Grants an operator URLs to read objects; operators may read every object.
     pub(crate) fn operator_get(&mut self, request: GetRequest, reply: ReplyId) -> Ordered {
         check_count(request.objects.len())?;
         self.out.push(Effect::GrantGet {

@@ -1,6 +1,6 @@
-//! The bound on events that an operator causes in the ledger. Operators are trusted with runs, data
-//! and the end of a coordinator, and not with the ledger's room: it is kept for good, and a ledger
-//! that is full ends every run.
+//! The limit on events that an operator causes in the ledger. Operators are trusted with runs, data
+//! and the end of a coordinator, but not with the ledger's space: every event is kept for good, and
+//! a full ledger ends every run.
 
 use schemas::call::ControlVerb;
 use schemas::event::LedgerEvent;
@@ -9,16 +9,16 @@ use schemas::{Code, Millis, PublicKey, Refusal};
 use crate::coordinator::Coordinator;
 use crate::run::live::Fading;
 
-/// Orders of an operator that are written at once: as many as it takes to upload the largest data
-/// set, four shards an order. Each is an event below half a KiB, 7 MiB together; that of a new run
-/// is longer, and there are few runs.
+/// Orders of an operator that are written without delay: as many as the upload of the largest data
+/// set takes, at four shards an order. Each is an event below half a KiB, 7 MiB together. The order
+/// for a new run is longer, but there are few runs.
 pub(crate) const ORDERS_MAX: usize = 16_384;
-/// The time after which one of them is forgotten: some 40 MB a day at worst, so one operator needs
-/// weeks to fill a ledger of 2 GiB.
+/// Time after which one of these orders is forgotten: some 40 MB a day at worst, so that one
+/// operator needs weeks to fill a ledger of 2 GiB.
 const ORDER_EVERY: Millis = Millis::from_secs(1);
 
 impl Coordinator {
-    /// Refuses an operator that may not have one more order written now. Nothing is spent yet.
+    /// Refuses an operator that may not have one more order written now. This spends nothing.
     pub(crate) fn check_orders(&mut self, operator: &PublicKey) -> Result<(), Refusal> {
         let now = self.now;
         let orders = self.orders.get_mut(operator);
@@ -33,8 +33,8 @@ impl Coordinator {
         }
     }
 
-    /// Writes an operator's order, before it is carried out. One that will change nothing is not
-    /// written.
+    /// Writes an operator's order before it is carried out. An order that will change nothing is
+    /// not written.
     pub(crate) fn record_order(&mut self, operator: PublicKey, verb: ControlVerb) {
         self.spend_order(&operator);
         self.append(
@@ -46,11 +46,11 @@ impl Coordinator {
         );
     }
 
-    /// An event that an operator caused is written.
+    /// Counts an event that an operator caused.
     pub(crate) fn spend_order(&mut self, operator: &PublicKey) {
         let now = self.now;
         if !self.orders.contains_key(operator) {
-            // It takes the place of those with no order left to forget.
+            // It replaces the operators whose count is back at zero.
             self.orders
                 .retain(|_, orders: &mut Fading| orders.at(now, 1, ORDER_EVERY) > 0);
         }

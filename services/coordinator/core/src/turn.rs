@@ -12,14 +12,14 @@ use crate::deadline::Timers;
 use crate::effect::{Answer, Effect};
 use crate::input::{ReplyId, ScreeningId};
 
-/// One call of the coordinator: the time, and where effects and timers go. Nothing of another run
-/// can be reached from here.
+/// One call of the coordinator: the time, the effects and the timers. Another run cannot be reached
+/// from here.
 #[derive(Debug)]
 pub(crate) struct Turn<'a> {
     /// The time of this call; it never goes back.
     pub(crate) now: UnixMillis,
     pub(crate) settings: &'a Settings,
-    /// The coordinator ends: holders may finish, and nothing new is granted.
+    /// True while the coordinator drains: holders may finish, and nothing new is granted.
     pub(crate) draining: bool,
     pub(crate) timers: &'a mut Timers,
     pub(crate) screenings: &'a mut Screenings,
@@ -32,13 +32,14 @@ pub(crate) struct Turn<'a> {
 pub(crate) enum Outcome {
     /// An answer now.
     Now(Answer),
-    /// An answer that comes later: the handler keeps the reply, or an effect gives it.
+    /// The answer comes later: the handler keeps the reply, or an effect gives it.
     Later,
-    /// A refusal that is not recorded: the asker is not at fault, or the ledger holds it already.
+    /// A refusal that is not recorded, since the asker is not at fault or the ledger holds it
+    /// already.
     NotNow(Refusal),
 }
 
-/// The other end of a request: a refusal that is recorded. A check that fails under `?` ends here.
+/// The other end of a request: a refusal that is recorded. A check that fails under `?` gives it.
 #[derive(Debug)]
 pub(crate) struct Denied(pub(crate) Refusal);
 
@@ -56,8 +57,8 @@ impl Turn<'_> {
         self.out.push(Effect::Reply { reply, answer });
     }
 
-    /// Writes an event of a run: it is in the run at once, and in the ledger before any effect that
-    /// follows but a merge.
+    /// Writes an event of a run: the fold takes it at once, and the ledger has it before any later
+    /// effect except a merge is carried out.
     pub(crate) fn append(&mut self, run: &mut RunFold<'_>, event: LedgerEvent) {
         let applied = run.apply(self.now, &event);
         applied.expect("the core appends only what follows from its state");
@@ -86,8 +87,8 @@ impl Screenings {
         screening
     }
 
-    /// Ends a check of a result of `run`. False for one that is over, never began, or is of another
-    /// run: a foundry answers for its own run only.
+    /// Ends a check of a result of `run`. False for a check that is over, never began, or is of
+    /// another run: a foundry answers for its own run only.
     pub(crate) fn end(&mut self, run: &RunId, screening: ScreeningId) -> bool {
         let asked = self.running.get(&screening) == Some(run);
         if asked {

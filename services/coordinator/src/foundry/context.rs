@@ -1,4 +1,4 @@
-//! Facts that stay the same for a whole run: its settings, and the way its parameters are cut.
+//! Facts that hold for a whole run: its settings, and how its parameters are cut into chunks.
 
 use schemas::layout::{Chunk, Layout};
 use schemas::run::RunSpec;
@@ -15,13 +15,13 @@ pub(crate) struct RunContext {
 }
 
 impl RunContext {
-    /// Fetches the layout and cuts it as the settings say.
+    /// Fetches the layout, and cuts it into chunks as the settings say.
     pub(crate) async fn load(store: &Store, spec: RunSpec) -> Result<Self, Refusal> {
         let layout = layout(store, spec.model.layout).await?;
         Self::new(&layout, spec)
     }
 
-    /// Cuts a valid layout as the settings say.
+    /// Cuts a valid layout into chunks as the settings say.
     pub(crate) fn new(layout: &Layout, spec: RunSpec) -> Result<Self, Refusal> {
         let chunks = layout.chunks(spec.model.chunk_elements);
         let chunks = chunks.map_err(|error| Refusal::new(Code::SpecInvalid, error.to_string()))?;

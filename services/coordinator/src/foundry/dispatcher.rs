@@ -1,4 +1,4 @@
-//! The dispatcher of a foundry takes orders one by one and works on none of them itself, so that a check
+//! The dispatcher of a foundry: it takes orders one by one and passes each on, so that a check
 //! never waits for a merge.
 
 use std::collections::BTreeMap;
@@ -20,20 +20,20 @@ use crate::store::Store;
 #[derive(Debug)]
 pub(super) enum Message {
     Order(Order),
-    /// A result passed its check; these of its chunks are in memory. The answer follows behind
-    /// this, and so does the order to merge it.
+    /// A result has passed its check; `kept` are its chunks in memory. The answer follows this
+    /// message, and so does the order to merge the result.
     Passed {
         lease: LeaseRef,
         kept: KeptChunks,
     },
 }
 
-/// The memory of a run's foundry. Losing it costs another fetch of each chunk.
+/// The memory of a run's foundry. If it is lost, each chunk has to be fetched again.
 pub(super) struct Dispatcher {
     domain: String,
     store: Store,
     answers: Answers,
-    /// A way to send messages to itself, behind the orders that wait.
+    /// A way to send itself messages; they come after the orders that wait.
     messages: mpsc::Sender<Message>,
     executor: executor::Handle,
     /// Checks ahead of their submit, by lease.
@@ -166,15 +166,15 @@ impl Dispatcher {
         });
     }
 
-    /// Hands work on the weights to the executor, or says why that cannot be.
+    /// Passes work on the weights to the executor, or answers why that is not possible.
     fn hand(&self, work: Work, refused: impl FnOnce(Refusal) -> Answer) {
         if let Err(refusal) = self.executor.hand(work) {
             self.answers.give_beside(refused(refusal));
         }
     }
 
-    /// Starts to check a chunk. Without the run's context there is nothing to check it against yet,
-    /// and the submit will do it.
+    /// Starts to check a chunk. Without the run's context this does nothing, and the chunk is
+    /// checked at the submit.
     fn stage(&mut self, lease: LeaseRef, worker: WorkerId, index: u32, object: ObjectRef) {
         let Some(context) = self.executor.context().borrow().clone() else {
             return;
@@ -230,8 +230,8 @@ impl Dispatcher {
             };
             let verdict = match answered("check of a result", checked).await {
                 Ok((screened, kept)) => {
-                    // The dispatcher has it before the answer can lead to a merge; when it has ended
-                    // nobody merges.
+                    // The dispatcher gets this message before the answer can lead to a merge. If it
+                    // has ended, nothing will be merged.
                     let _ = messages.send(Message::Passed { lease, kept }).await;
                     Ok(screened)
                 }
@@ -241,7 +241,7 @@ impl Dispatcher {
         });
     }
 
-    /// The chunks in memory of a round's inputs; those of its other contributions are dropped.
+    /// Takes the chunks in memory of a round's inputs, and drops those of its other contributions.
     fn take_kept(&mut self, round: Round, inputs: &[MergeInput]) -> BTreeMap<LeaseRef, KeptChunks> {
         let take = |input: &MergeInput| Some((input.lease, self.kept.remove(&input.lease)?));
         let kept = inputs.iter().filter_map(take).collect();

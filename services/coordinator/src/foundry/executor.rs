@@ -1,6 +1,6 @@
-//! The merge executor of one run: a task that holds the run's weights and does one thing to them at
-//! a time. It can lose them at any moment without harm: what it did since the last full snapshot
-//! can be done again from objects.
+//! The merge executor of one run: an async task that holds the run's weights and does one order on
+//! them at a time. It may lose the weights at any moment without harm: everything since the last
+//! full snapshot can be done again from objects.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use super::weights::{Input, Part, Step, Stepped, Weights};
 use crate::guard::answered;
 use crate::store::Store;
 
-/// Work that waits for an executor: the core asks for one thing at a time, and a save beside.
+/// Orders that wait for an executor: the core gives one order at a time, and a save beside it.
 const WORK_MAX: usize = 8;
 
-/// A task on the weights.
+/// An order on the weights.
 #[derive(Debug)]
 pub(super) enum Work {
     Restore {
@@ -48,7 +48,7 @@ pub(super) enum Work {
     },
 }
 
-/// A running executor, as the dispatcher sees it. It ends when this is dropped.
+/// A running executor, as the dispatcher sees it. Dropping it ends the executor.
 #[derive(Debug)]
 pub(crate) struct Handle {
     work: mpsc::Sender<Work>,
@@ -64,8 +64,8 @@ struct History {
 }
 
 impl History {
-    /// Starts from a newer full snapshot, of the weights that `round` starts from; the merges
-    /// before it are in it.
+    /// Begins the history at a newer full snapshot, of the weights that `round` starts from. The
+    /// snapshot includes the merges before it.
     fn shorten(&mut self, saved: Option<(Round, ObjectRef)>) {
         let Some((round, manifest)) = saved else {
             return;
@@ -106,10 +106,10 @@ impl Handle {
         }
     }
 
-    /// Hands it work.
+    /// Passes work to the executor.
     ///
     /// # Errors
-    /// Too much waits, or it has ended.
+    /// Too much work waits, or the executor has ended.
     pub(super) fn hand(&self, work: Work) -> Result<(), Refusal> {
         let failed = |error: mpsc::error::TrySendError<Work>| {
             Refusal::new(Code::Internal, format!("executor: {error}"))
@@ -175,7 +175,7 @@ impl Executor {
         self.answers.give(Answer::Restored { outcome }).await;
     }
 
-    /// Context, data manifest and weights.
+    /// Loads context, data manifest and weights.
     async fn load(&mut self, spec: RunSpec) -> Result<(), Refusal> {
         let data = spec.data;
         let context = Arc::new(RunContext::load(&self.store, spec).await?);
@@ -203,7 +203,8 @@ impl Executor {
             .clone()
             .ok_or_else(|| internal(format!("merge of round {round} before a restore")))?;
         self.history.shorten(*self.saved.borrow());
-        // Taken out, so that a merge that breaks off half-way leaves nothing that could be used.
+        // The weights are taken out, so that a merge that breaks off half-way leaves none that
+        // could be used.
         let mut weights = match self.weights.take() {
             Some(weights) => weights,
             None => {
@@ -216,8 +217,8 @@ impl Executor {
                 .await?
             }
         };
-        // A restore takes merges up in the order of their rounds: one out of order could not be
-        // recomputed.
+        // A restore repeats merges in the order of their rounds, so a merge out of order could not
+        // be recomputed.
         if weights.round != base || base != round {
             let held = weights.round;
             self.weights = Some(weights);
@@ -245,8 +246,7 @@ impl Executor {
         Ok(merged)
     }
 
-    /// Shares the chunks as they are now with a task of its own, which nobody waits for: the next
-    /// merge may begin.
+    /// Starts a task that saves the present chunks. Nobody waits for it: the next merge may begin.
     fn save(&self, round: Round, parent: Option<Digest>, merges: Vec<MergeRecord>) {
         let held = self.weights.clone().filter(|held| held.round == round);
         let snapshot = self
@@ -276,8 +276,7 @@ impl Executor {
     }
 }
 
-/// Saves, and reports the outcome whatever happens: without an answer no later round would be
-/// saved.
+/// Saves, and reports the outcome in any case: without an answer no later round would be saved.
 async fn tell_saved(
     answers: &Answers,
     round: Round,
@@ -290,8 +289,8 @@ async fn tell_saved(
     answers.give(Answer::Saved { round, outcome }).await;
 }
 
-/// Makes the outer step chunk by chunk: while one is merged the next is fetched and the ones before
-/// are stored.
+/// Makes the outer step chunk by chunk: while one chunk is merged, the next is fetched, and earlier
+/// ones are stored.
 async fn step_all(
     store: &Store,
     context: &Arc<RunContext>,
@@ -312,7 +311,7 @@ async fn step_all(
         if index + 1 < count {
             next = gather(store, inputs, &mut kept, index + 1)?;
         }
-        // Bounds the encoded chunks that wait to be stored.
+        // The permit limits the encoded chunks that wait to be stored.
         let permit = store.transfer().await;
         let mut piece = std::mem::take(&mut weights.pieces[index]);
         let start = context.chunks[index].start;
@@ -358,7 +357,7 @@ async fn step_all(
     })
 }
 
-/// A task that ends when nothing waits for it any more.
+/// A task that is ended when this is dropped.
 struct AbortOnDrop<T>(JoinHandle<T>);
 
 impl<T> Drop for AbortOnDrop<T> {
@@ -373,7 +372,7 @@ async fn joined<T>(task: &mut AbortOnDrop<T>) -> Result<T, Refusal> {
         .map_err(|error| Refusal::new(Code::Internal, format!("merge: {error}")))
 }
 
-/// Brings chunk `index` of every input together: from memory, or from the store.
+/// Collects chunk `index` of every input, from memory or from the store.
 fn gather(
     store: &Store,
     inputs: &[Input],
@@ -401,7 +400,7 @@ fn gather(
             let store = &store;
             async move {
                 match held {
-                    // The room in the bound is given back here, a moment before the bytes
+                    // This frees the chunk's share of the memory limit, a moment before the bytes
                     // themselves.
                     Some(kept) => Ok((weight, kept.bytes)),
                     None => Ok::<Part, Refusal>((weight, store.fetch(object).await?)),
@@ -433,7 +432,7 @@ mod tests {
                 panic!("{broken}")
             }
         };
-        // As the executor spawns it: the task itself ends well.
+        // Spawned in the same way as by the executor: the task itself ends well.
         let task = tokio::spawn(async move { tell_saved(&answers, Round(3), save).await });
         match heard.recv().await {
             Some(Arrival::Foundry {

@@ -1,5 +1,5 @@
-//! Weights from objects: a full snapshot or the initial weights, and every merge since, each of
-//! which must give the broadcast that the ledger names.
+//! Weights from objects: a full snapshot or the initial weights, and every merge since then. Each
+//! merge must give the broadcast that the ledger names.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use super::context::RunContext;
 use super::weights::{Input, Part, Piece, Step, Weights};
 use crate::store::Store;
 
-/// Chunks that are recomputed at a time.
+/// Chunks that are recomputed at the same time.
 const CHUNKS_AT_A_TIME: usize = 2;
-/// Largest manifest of a snapshot: it names at most 256 chunks a few times, or their lists, and
-/// merges since the one before.
+/// Largest manifest of a snapshot: it names at most 256 chunks a few times, or lists of chunks, and
+/// the merges since the snapshot before.
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
-/// The snapshot at which a restore begins.
+/// The snapshot that a restore starts from.
 struct Base {
     round: Round,
     params: Vec<ObjectRef>,
@@ -32,15 +32,15 @@ struct Base {
 /// One chunk after all merges.
 struct Restored {
     piece: Piece,
-    /// Its part of each merge's broadcast.
+    /// This chunk in the broadcast of each merge.
     broadcasts: Vec<ObjectRef>,
 }
 
-/// Loads and recomputes.
+/// Loads the weights and recomputes the merges.
 ///
 /// # Errors
 /// [`Code::ReplayDiverged`] when a merge gives another broadcast than the ledger records; otherwise
-/// why an object could not be had.
+/// the reason why an object cannot be read.
 pub(crate) async fn weights(
     store: &Store,
     context: &Arc<RunContext>,
@@ -61,7 +61,7 @@ pub(crate) async fn weights(
         broadcast = Published {
             round: merge.round.next(),
             codec: context.spec.download,
-            // A list lies in the store since the ledger named it.
+            // The list is in the store already, since the ledger names it.
             chunks: context.spec.name_chunks(chunks).0,
         };
         let (got, expected) = (broadcast.digest(), merge.broadcast);
@@ -135,7 +135,7 @@ async fn base(
     })
 }
 
-/// A merge to do again: its round, and its inputs one by one.
+/// A merge to repeat: its round, and its inputs one by one.
 struct Again {
     round: Round,
     inputs: Vec<Input>,
@@ -167,7 +167,7 @@ fn check_order(base: &Base, merges: &[MergeRecord]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// One chunk through every merge.
+/// Takes one chunk through every merge.
 async fn chunk(
     store: &Store,
     context: &Arc<RunContext>,
@@ -226,7 +226,7 @@ async fn parts(store: &Store, inputs: &[Input], index: usize) -> Result<Vec<Part
     Ok(parts)
 }
 
-/// fp32 numbers from an object.
+/// Reads fp32 numbers from an object.
 async fn exact(
     store: &Store,
     object: ObjectRef,

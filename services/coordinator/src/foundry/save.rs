@@ -22,7 +22,7 @@ pub(crate) struct Snapshot {
     pub(crate) merges: Vec<MergeRecord>,
 }
 
-/// Writes everything and returns the manifest's reference. Each chunk is let go of once it is
+/// Writes all objects and returns the reference of the manifest. Each chunk is freed once it is
 /// stored.
 pub(crate) async fn save(store: &Store, snapshot: Snapshot) -> Result<ObjectRef, Refusal> {
     let Snapshot {
@@ -78,7 +78,8 @@ async fn chunks(
 ) -> Result<Chunks, Refusal> {
     let mut objects = Vec::with_capacity(chunks.len());
     for chunk in chunks {
-        // One at a time: a save has until the next one, and memory for its copies is short.
+        // One chunk at a time: a save may last until the next one, and memory for its copies is
+        // short.
         let _permit = store.transfer().await;
         let encoded = tokio::task::spawn_blocking(move || encode(&chunk)).await;
         let encoded =

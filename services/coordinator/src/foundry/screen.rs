@@ -1,7 +1,7 @@
-//! The check of results: the statement's signature, the list of chunks where there is one, then
-//! each chunk's length, hash and numbers, then the norm of the whole, then the promotion of all. A
-//! chunk that is announced ahead of its submit is checked while its worker makes the next one; only
-//! objects that a good result names reach `blobs`.
+//! The check of results: the statement's signature, the list of chunks if there is one, each
+//! chunk's length, hash and numbers, the norm of the whole, and then the promotion of all. A chunk
+//! that is announced before its submit is checked while its worker makes the next one. Only objects
+//! that a good result names reach `blobs`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,19 +21,19 @@ use super::context::RunContext;
 use crate::store::{Kept, Store, incoming_key, refusal};
 
 /// Largest magnitude of a value in a contribution, or in the weights that a run begins with. Real
-/// ones are below 1e3. Finite values far beyond it, once merged, leave weights with which every
-/// worker's loss overflows, and no way back.
+/// values are below 1e3. If finite values far above that were merged, every worker's loss would
+/// overflow, and nothing would bring the weights back.
 pub(crate) const MAGNITUDE_MAX: f32 = 1e6;
 
-/// Promotions of one contribution at a time: each is a copy at the store, without its bytes passing
-/// here.
+/// Promotions of one contribution at a time. Each is a copy within the store, so its bytes do not
+/// pass through here.
 const PROMOTIONS_MAX: usize = 16;
 
-/// Chunks of one result that wait for a transfer at a time: results of other workers and runs have
-/// their turn between them.
+/// Chunks of one result that wait for a transfer at a time, so that results of other workers and
+/// runs get their turn between them.
 const CHECKS_MAX: usize = 16;
 
-/// A chunk that may be merged.
+/// A chunk that passed its check.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     /// Its place in quarantine.
@@ -80,7 +80,7 @@ pub(crate) struct Signed<'a> {
     pub(crate) signature: &'a [u8; 64],
 }
 
-/// Starts to check a chunk ahead; the same chunk once.
+/// Starts to check a chunk before its submit. The same chunk is checked once.
 pub(crate) fn stage(
     staged: &mut Staged,
     store: &Store,
@@ -102,7 +102,7 @@ pub(crate) fn stage(
     staged.insert(index, Ahead { object, check });
 }
 
-/// Checks a whole result. What of it is in memory comes back beside the verdict.
+/// Checks a whole result. Returns the verdict, and the chunks that are in memory.
 pub(crate) async fn check(
     store: &Store,
     context: &Arc<RunContext>,
@@ -129,7 +129,7 @@ pub(crate) async fn check(
         }
         Outcome::Contribution(contribution) => contribution,
     };
-    // The core has compared layout, codec and number of chunks with the run's.
+    // The core has compared layout, codec and number of chunks with those of the run.
     let source = Source {
         run: context.spec.run.clone(),
         lease: statement.lease,
@@ -206,8 +206,8 @@ async fn chunks(
     listed.read(&bytes)
 }
 
-/// Reads a chunk from the quarantine of its lease and looks at its numbers. An object with the same
-/// digest in `blobs` does not count: it may be the base weights, or another worker's.
+/// Reads a chunk from the quarantine of its lease and checks its numbers. An object with the same
+/// digest in `blobs` does not count: it may belong to the base weights or to another worker.
 async fn check_chunk(
     store: &Store,
     context: &RunContext,
@@ -263,8 +263,8 @@ async fn check_chunk(
     })
 }
 
-/// Moves the chunks of a good result and their list to `blobs`. From there they count once the
-/// ledger says so.
+/// Copies the chunks of a good result, and their list, to `blobs`. They count once the ledger says
+/// so.
 async fn promote(
     store: &Store,
     lease: &LeaseRef,
@@ -286,7 +286,7 @@ async fn promote(
 }
 
 /// The refusal for an object that is not in the quarantine of the lease: it was not uploaded under
-/// it, whatever else the store has of this digest.
+/// this lease, even if the store has it elsewhere.
 fn missing(
     lease: &LeaseRef,
     what: &dyn std::fmt::Display,

@@ -17,13 +17,13 @@ use schemas::{ObjectRef, Refusal, Round};
 
 use crate::store::Store;
 
-/// The state between two rounds. A chunk is shared with a save that has not written it yet; the
-/// next step then works on a copy of that chunk.
+/// The state between two rounds. A chunk may be shared with a save that has not written it yet; the
+/// next step then works on a copy.
 #[derive(Clone, Debug)]
 pub(crate) struct Weights {
     /// The round that starts from them.
     pub(crate) round: Round,
-    /// One a chunk.
+    /// One piece for each chunk.
     pub(crate) pieces: Vec<Piece>,
     /// The copy that workers have.
     pub(crate) broadcast: Published,
@@ -33,7 +33,8 @@ pub(crate) struct Weights {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Piece {
     pub(crate) params: Arc<Vec<f32>>,
-    /// Each as long as the parameters. The optimizer's state exists after the first step.
+    /// Values of each slot, as many as parameters. The optimizer's state exists after the first
+    /// step.
     pub(crate) slots: BTreeMap<Slot, Arc<Vec<f32>>>,
 }
 
@@ -43,16 +44,16 @@ pub(crate) struct Step {
     optimizer: OuterOptimizer,
     upload: CodecKind,
     download: Codec,
-    /// The seed of the broadcast, for the whole vector.
+    /// The seed of the broadcast's rounding, for the whole vector.
     seed: u64,
-    /// True when it is the run's first.
+    /// True for the run's first step.
     first: bool,
 }
 
 /// One chunk of one contribution: its weight in the mean, and its encoding.
 pub(crate) type Part = (u64, Bytes);
 
-/// One contribution in a step: how much it counts, and its chunks one by one.
+/// One contribution in a step: its weight, and its chunks one by one.
 #[derive(Debug)]
 pub(crate) struct Input {
     pub(crate) lease: LeaseRef,
@@ -61,7 +62,7 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    /// The contributions of a merge, those that list their chunks with their lists read.
+    /// The contributions of a merge; lists of chunks are read from the store.
     pub(crate) async fn all(store: &Store, inputs: &[MergeInput]) -> Result<Vec<Self>, Refusal> {
         let mut all = Vec::with_capacity(inputs.len());
         for input in inputs {
@@ -98,12 +99,12 @@ impl Weights {
 }
 
 impl Piece {
-    /// See [`Weights::is_first`].
+    /// The same for one chunk: see [`Weights::is_first`].
     pub(crate) fn is_first(&self) -> bool {
         !self.slots.contains_key(&Slot::Momentum)
     }
 
-    /// Makes the slots that `step` writes and that are not there yet.
+    /// Makes the missing slots that `step` writes.
     fn complete(&mut self, step: Step) {
         if merge::outer::keeps_momentum(step.optimizer) {
             let elements = self.params.len();
@@ -114,7 +115,7 @@ impl Piece {
 }
 
 impl Step {
-    /// The step that closes `round`. It is the first one where no momentum was kept before.
+    /// The step that closes `round`; `first` is true if no momentum was kept before.
     pub(crate) fn new(spec: &RunSpec, round: Round, first: bool) -> Self {
         Self {
             optimizer: spec.outer,
@@ -125,9 +126,9 @@ impl Step {
         }
     }
 
-    /// Merges one chunk whose first element is element `start` of the whole vector. In parallel,
-    /// block by block; each element gets the bits that [`merge::merge_chunk_and_encode`] gives it
-    /// for the chunk as a whole.
+    /// Merges one chunk whose first element is element `start` of the whole vector. The blocks run
+    /// in parallel, and each element gets the same bits as from [`merge::merge_chunk_and_encode`]
+    /// on the whole chunk.
     pub(crate) fn run(
         self,
         piece: &mut Piece,
@@ -195,7 +196,7 @@ impl Step {
     ) -> Vec<ContributionChunk<'a>> {
         let codec = self.upload;
         let range = encoded_bytes(codec, offset)..encoded_bytes(codec, offset + elements);
-        // A part that is too short is refused by the merge, which names it.
+        // The merge refuses a part that is too short, and names it.
         let slice = |(weight, bytes): &'a Part| ContributionChunk {
             weight: *weight,
             codec,
@@ -205,7 +206,7 @@ impl Step {
     }
 }
 
-/// The sum of squares of the mean of `parts`: plain averaging from zero leaves its negative behind.
+/// The sum of squares of the mean of `parts`: plain averaging from zero leaves the negative mean.
 /// The block is still in the cache when the step itself reads it.
 fn sum_of_squares(parts: &[ContributionChunk<'_>], scratch: &mut [f32]) -> Result<f64, MergeError> {
     scratch.fill(0.0);
@@ -259,8 +260,7 @@ mod tests {
         }
     }
 
-    /// Blocks change nothing: the whole chunk at once, by the crate that defines the rule, gives
-    /// the same bits.
+    /// Blocks change nothing: `merge_chunk_and_encode` on the whole chunk gives the same bits.
     #[test]
     fn a_step_is_the_merge_of_the_whole_chunk() {
         let parts = parts();

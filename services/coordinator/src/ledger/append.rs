@@ -1,5 +1,5 @@
-//! Appending: events that were decided together are stored together, as one atomic batch, or one
-//! after another where that is faster.
+//! Appending: events of one decision are stored together, as one atomic batch, or one after another
+//! where that is faster.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -30,14 +30,14 @@ const EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 const ACK_WAIT: Duration = Duration::from_secs(8);
 /// First and longest pause between two tries.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// The time after which the log says again that the ledger takes no event now; a full disk lasts
-/// for minutes.
+/// Time between two log lines that say that the ledger accepts no event; a full disk lasts for
+/// minutes.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
-/// Characters of a batch's id that say which batch it is; an id has 64 at most, and a dot and the
-/// number of the try follow, which no process brings to 15 digits.
+/// Characters of a batch's id that identify the batch. An id has 64 at most; a dot and the number
+/// of the try follow, which no process brings to 15 digits.
 const BATCH_NAME_CHARS: usize = 48;
 
-/// An event on its way.
+/// An event to be stored.
 #[derive(Debug)]
 struct Pending {
     sequence: Sequence,
@@ -47,7 +47,7 @@ struct Pending {
     payload: Bytes,
 }
 
-/// The time for which the broker is asked again.
+/// The time for which the broker is asked again and again.
 struct Patience {
     deadline: Instant,
     backoff: Backoff,
@@ -55,13 +55,13 @@ struct Patience {
 }
 
 impl Ledger {
-    /// Appends events and returns when all are stored, each exactly once. After an error, and when
-    /// the process dies meanwhile, the ledger holds a first part of them: none, some or all.
+    /// Appends events, and returns when all are stored, each exactly once. After an error or a
+    /// crash the ledger holds the first of them: none, some or all.
     ///
     /// # Errors
-    /// [`LedgerError::Fenced`]: the first that is not in the chain will never be, since others have
-    /// appended. After any other error the next reader finds out how many. The coordinator that
-    /// leads must stand down either way.
+    /// [`LedgerError::Fenced`]: the first event that is not stored never will be, since another
+    /// coordinator has appended. After any other error only the next reader finds out how many were
+    /// stored. In both cases the coordinator must stand down.
     pub async fn append(
         &mut self,
         events: impl IntoIterator<Item = NewEvent>,
@@ -89,7 +89,8 @@ impl Ledger {
                     }
                     continue;
                 }
-                // One of them is refused: in smaller parts the others get in, and it is named.
+                // One event of the batch is refused: smaller batches store the others, and the
+                // refused one is named.
                 Published::Refused(_) if count > 1 => {
                     self.grouping.failed(count);
                     continue;
@@ -101,16 +102,17 @@ impl Ledger {
                 }
                 Published::NotNow(reason) => reason,
             };
-            // They are published again only where everything behind the known end has been looked
-            // at: never twice.
+            // They are published again only after every message behind the known end was read, so
+            // that none is stored twice.
             let before = (self.stream_sequence, pending.len());
             match self.look(&mut pending).await {
-                // Some of them are stored: the broker takes events, only its answers are lost.
+                // Some of them are stored, so the broker accepts events and only its answers were
+                // lost.
                 Ok(()) if pending.len() < before.1 => {
                     patience = Patience::new(self.patience);
                     continue;
                 }
-                // Somebody's message lay in between: now the end is known again.
+                // Another's message lay in between; now the end is known again.
                 Ok(()) if !waits && self.stream_sequence > before.0 => continue,
                 Ok(()) => self.grouping.failed(count),
                 Err(LedgerError::Unreadable(error @ StreamError::Unreadable { .. })) => {
@@ -126,7 +128,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Writes and signs the events that follow on the end of the chain.
+    /// Makes and signs the events that follow the end of the chain.
     fn write(
         &self,
         events: impl IntoIterator<Item = NewEvent>,
@@ -162,11 +164,11 @@ impl Ledger {
         Ok(pending)
     }
 
-    /// Publishes the first `count` events, all of them or none, and takes them off `pending` when
-    /// they are stored.
+    /// Publishes the first `count` events, all of them or none, and removes them from `pending`
+    /// once they are stored.
     async fn publish_batch(&mut self, pending: &mut VecDeque<Pending>, count: usize) -> Published {
         let last = &pending[count - 1];
-        // A try that the broker still has half of must not be mixed with this one.
+        // The broker may still hold half of an earlier try, which must not be mixed with this one.
         let number = self.grouping.number();
         let id = format!("{}.{number}", &last.digest.hex()[..BATCH_NAME_CHARS]);
         for (place, event) in (1..).zip(pending.range(..count - 1)) {
@@ -192,9 +194,9 @@ impl Ledger {
         published
     }
 
-    /// Publishes the first events one by one, without waiting for the answer to one before the
-    /// next, and takes the stored ones off `pending`. Returns the outcome of the first that is not
-    /// stored.
+    /// Publishes the first events one by one, each without waiting for the answer to the one
+    /// before, and removes the stored ones from `pending`. Returns the outcome of the first one
+    /// that is not stored.
     async fn publish_in_line(&mut self, pending: &mut VecDeque<Pending>) -> Published {
         let line = self.grouping.line(pending.len());
         let (known, ledger) = (self.stream_sequence, &*self);
@@ -204,8 +206,8 @@ impl Ledger {
             headers.insert(NATS_MESSAGE_ID, event.digest.hex());
             expect_end(&mut headers, end);
             if let Some(before) = place.checked_sub(1) {
-                // Where another's message took the place of the one before, the position alone
-                // would fit.
+                // If another's message lies in the place of the event before, the position alone
+                // would be right.
                 let before = pending[before].digest.hex();
                 headers.insert(NATS_EXPECTED_LAST_MESSAGE_ID, before);
             }
@@ -223,7 +225,7 @@ impl Ledger {
         Published::At(self.stream_sequence)
     }
 
-    /// Publishes `event`, which completes `count` events behind position `end`, and waits for the
+    /// Publishes `event`, the last of `count` events behind position `end`, and waits for the
     /// answer.
     async fn ask(&self, event: &Pending, headers: HeaderMap, end: u64, count: usize) -> Published {
         let payload = event.payload.clone();
@@ -241,8 +243,8 @@ impl Ledger {
         }
     }
 
-    /// Looks at every message behind the known end and takes those events off `own` that are there.
-    /// Foreign messages are passed over.
+    /// Reads every message behind the known end, and removes from `own` the events that are there.
+    /// Foreign messages are skipped.
     ///
     /// # Errors
     /// [`LedgerError::Fenced`] for another event that follows in the chain, [`LedgerError::Broken`]
@@ -283,7 +285,7 @@ impl Ledger {
     }
 }
 
-/// The broker is to compare the end of the ledger with `end`.
+/// Makes the broker compare the end of the ledger with `end`.
 fn expect_end(headers: &mut HeaderMap, end: u64) {
     headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, end.to_string());
     headers.insert(EXPECTED_FILTER, LEDGER_FILTER);
@@ -315,7 +317,7 @@ impl Patience {
         }
     }
 
-    /// Pauses before the next try, ever longer. False when no time is left for one.
+    /// Pauses before the next try, ever longer. Returns false when no time is left for one.
     async fn wait(&mut self, first: &Pending, reason: &str) -> bool {
         if Instant::now() + self.backoff.peek() > self.deadline {
             return false;

@@ -1,11 +1,11 @@
-//! The broker's answers to a publish, sorted by whether they can change by themselves.
+//! The broker's answers to a publish, sorted by whether another try can succeed.
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
 
-/// The broker's errors that nothing but a person's change of the stream ends: the message is longer
-/// than the stream takes, the stream is sealed, the account has no JetStream.
+/// Errors of the broker that only an operator's change can end: the message is longer than the
+/// stream accepts, the stream is sealed, the account has no JetStream.
 const FINAL: [ErrorCode; 3] = [
     ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM,
     ErrorCode::STREAM_SEALED,
@@ -15,23 +15,24 @@ const FINAL: [ErrorCode; 3] = [
 /// The outcome of one publish.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Published {
-    /// Stored; the last of the events lies here.
+    /// Stored; this is the position of the last event.
     At(u64),
-    /// The broker refused the expectation, or took the event for a repeat: the end of the ledger
-    /// tells.
+    /// The broker refused the expected position, or took the event for a repeat. The end of the
+    /// ledger has to be read.
     Elsewhere,
-    /// The stream takes no batches: it was made before they were known.
+    /// The stream takes no batches, since it was made by an earlier release.
     NoBatches,
-    /// Not now: no answer came, or the broker is busy, full, starting or electing. In its own
-    /// words.
+    /// Not stored now: no answer came, or the broker is busy, full, starting or electing. The text
+    /// is in its own words.
     NotNow(String),
-    /// Never: it will not change by itself.
+    /// Never stored: another try cannot succeed.
     Refused(String),
 }
 
 /// Reads the answer to a publish of `count` events behind position `last` of the stream. A broker
-/// that knows no batches stores each message by itself, and others' between them: an answer counts
-/// only where the events can lie one behind another, and one to a batch only if it says so.
+/// that knows no batches stores each message by itself, with others' messages between them. So an
+/// answer counts only if the events can lie one behind another, and an answer to a batch only if it
+/// says that it is one.
 pub(super) fn published(answer: &[u8], last: u64, count: usize) -> Published {
     let end = last + count as u64;
     match serde_json::from_slice::<Response<PublishAck>>(answer) {
@@ -64,8 +65,8 @@ mod tests {
 
     #[test]
     fn a_full_or_busy_broker_is_not_final() {
-        // Too many requests; no room in the stream, on the disk, in the account; no leader; no
-        // answer that can be read.
+        // Too many requests; no space in the stream, on the disk or in the account; no leader; an
+        // answer that cannot be read.
         for (code, err_code) in [
             (429, 10167),
             (503, 10077),

@@ -1,5 +1,5 @@
-//! The point at which a start begins: the newest checkpoint that the ledger names, and the events
-//! from before it, which are not read unless one of them is asked for.
+//! The place where a start begins to read: the newest checkpoint that the ledger names. Earlier
+//! events are read only when one of them is needed.
 
 use chain::{End, Proof};
 use runtime::{StoredMessage, StreamSpan};
@@ -10,10 +10,10 @@ use schemas::{Digest, Sequence};
 
 use super::{Ledger, LedgerError};
 
-/// Messages that are read before they are looked at: a few MB at the most.
+/// Messages that are requested together: a few MB at most.
 const READ_AT_ONCE: u64 = 512;
 
-/// An event of the chain, and where it lies.
+/// An event of the chain, and its position in the stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) sequence: Sequence,
@@ -26,15 +26,15 @@ pub(crate) struct Place {
 pub enum Named {
     /// No checkpoint was saved yet.
     None,
-    /// This one was saved. It lies in the chain where it says.
+    /// This checkpoint was saved, and its event lies where it says.
     Checkpoint(Checkpoint),
-    /// It does not fit the stream. The reason, in words.
+    /// The checkpoint does not fit the stream; the reason in words.
     Unfit(String),
 }
 
 impl Ledger {
-    /// Looks for the newest checkpoint that was saved. It counts when a coordinator signed it, the
-    /// stream lacks no message, and the event that took it lies where it says.
+    /// Finds the newest checkpoint that was saved. It counts if a coordinator signed it, the stream
+    /// lacks no message, and the event that took it lies where it says.
     ///
     /// # Errors
     /// The stream cannot be read.
@@ -83,7 +83,7 @@ impl Ledger {
         }
     }
 
-    /// Goes on behind the event that took a checkpoint, as if all events up to it had been read.
+    /// Continues after the event that took a checkpoint, as if all events up to it had been read.
     pub fn continue_from(&mut self, checkpoint: &Checkpoint) {
         let Checkpoint {
             covers,
@@ -117,8 +117,8 @@ impl Ledger {
         self.base.is_some_and(|base| sequence <= base.sequence)
     }
 
-    /// The digest of an event from before the place where this process began to read; none where
-    /// the stream has none at that position, or nothing was left out.
+    /// The digest of an event from before the place where this process began to read. None if the
+    /// stream has no event at that position, or if this process has read everything.
     ///
     /// # Errors
     /// The stream cannot be read.
@@ -129,8 +129,8 @@ impl Ledger {
         if sequence == base.sequence {
             return Ok(Some(base.digest));
         }
-        // Each event has a message, and so has everything foreign: so many lie before it at least,
-        // and so many behind it.
+        // Every event and every foreign message has a position, so at least this many lie before
+        // the event, and this many after it.
         let mut from = sequence.get() + 1;
         let behind = base.sequence.get() - sequence.get();
         let last = base.stream_sequence.saturating_sub(behind);
@@ -138,8 +138,8 @@ impl Ledger {
             let to = last.min(from + READ_AT_ONCE - 1);
             for stored in self.stream.range(from, to).await? {
                 let entry = self.open(&stored).ok();
-                // What comes behind the first is a copy, or what a chain that was read to here
-                // does not take.
+                // A later message for the same number is a copy, or does not fit the chain up to
+                // here.
                 if let Some(entry) = entry.filter(|entry| entry.body.sequence == sequence) {
                     return Ok(Some(entry.digest));
                 }
@@ -149,12 +149,12 @@ impl Ledger {
         Ok(None)
     }
 
-    /// True when this process began to read behind a checkpoint.
+    /// True if this process began to read at a checkpoint.
     pub(crate) const fn has_base(&self) -> bool {
         self.base.is_some()
     }
 
-    /// Events that this process has read or written.
+    /// Number of events that this process has read or written.
     pub(crate) fn known(&self) -> u64 {
         let before = self.base.map_or(0, |base| base.sequence.get() + 1);
         self.len() - before

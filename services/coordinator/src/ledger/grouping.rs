@@ -1,19 +1,19 @@
-//! The number of events that are published together. Events that were refused or stayed unanswered
-//! are tried again in halves, down to single events, so that an event that the broker does not take
-//! holds up those behind it and nothing before it.
+//! The number of events that are published together. If events were refused or not answered, the
+//! next try has half of them, down to a single one. So an event that the broker does not accept
+//! delays the events after it, and none before it.
 
 /// Fewest events that are stored as a batch. The broker makes a store of its own for each batch,
-/// which takes some 5 ms, and an event alone 0.7 ms.
+/// which takes some 5 ms; a single event takes 0.7 ms.
 const BATCH_MIN: usize = 8;
 /// Most events of a batch: the broker refuses longer ones.
 const BATCH_MAX: usize = 1000;
 /// Events that are appended one by one, after the broker said that the stream takes no batches,
-/// before a batch is tried again: the answer costs a round trip, and the stream's settings are
-/// mended while the coordinator runs.
+/// until a batch is tried again. A try costs a round trip, and an operator may change the stream's
+/// settings while the coordinator runs.
 const ALONE_MAX: usize = 64;
 
-/// Most single events that are on their way at once: the broker stores them one after another, and
-/// none waits for the answer to the one before.
+/// Most single events under way at once: the broker stores them one after another, and none waits
+/// for the answer to the one before.
 const LINE_MAX: usize = 16;
 
 /// The size of the next publish.
@@ -21,11 +21,11 @@ const LINE_MAX: usize = 16;
 pub(super) struct Grouping {
     /// Most events of the next batch.
     most: usize,
-    /// Events that go alone before a batch is tried again.
+    /// Events still to be published alone before a batch is tried again.
     alone: usize,
-    /// The last answer to a batch was that the stream takes none.
+    /// True when the last answer to a batch was that the stream takes none.
     none: bool,
-    /// Batches that were begun.
+    /// Number of batches begun.
     begun: u64,
 }
 
@@ -41,7 +41,7 @@ impl Default for Grouping {
 }
 
 impl Grouping {
-    /// The number of `waiting` events that are published together; 1 is an event alone.
+    /// The number of `waiting` events that are published together; 1 stands for a single event.
     pub(super) fn share(&self, waiting: usize) -> usize {
         let share = waiting.min(self.most);
         if self.alone > 0 || share < BATCH_MIN {
@@ -51,7 +51,7 @@ impl Grouping {
         }
     }
 
-    /// The number of `waiting` single events that are on their way at once.
+    /// The number of `waiting` single events that are under way at once.
     pub(super) fn line(&self, waiting: usize) -> usize {
         waiting.min(self.most).min(LINE_MAX)
     }
@@ -62,7 +62,7 @@ impl Grouping {
         self.begun
     }
 
-    /// `count` events were stored by one publish: the next may be of twice as many.
+    /// Notes that one publish stored `count` events: the next one may have twice as many.
     pub(super) fn stored(&mut self, count: usize) {
         self.alone = self.alone.saturating_sub(1);
         if count > 1 {
@@ -71,12 +71,12 @@ impl Grouping {
         self.most = (self.most * 2).min(BATCH_MAX);
     }
 
-    /// `count` events were refused, or nobody answered: the next publish has half of them.
+    /// Notes that `count` events were refused or not answered: the next publish has half of them.
     pub(super) fn failed(&mut self, count: usize) {
         self.most = (count / 2).max(1);
     }
 
-    /// The stream takes no batches for now. True when it took one before.
+    /// Notes that the stream takes no batches for now. Returns true if it took one before.
     pub(super) const fn takes_none(&mut self) -> bool {
         self.alone = ALONE_MAX;
         !std::mem::replace(&mut self.none, true)
@@ -112,7 +112,7 @@ mod tests {
         assert!(sizes.is_sorted(), "{sizes:?}");
     }
 
-    /// A stream that takes no batches is asked again after a while, and complained about once.
+    /// A stream that takes no batches is asked again after a while, and the log says so once.
     #[test]
     fn a_stream_that_takes_no_batches_is_asked_again() {
         let mut grouping = Grouping::default();

@@ -1,4 +1,4 @@
-//! Effects, carried out in their order. Effects that take time run beside the loop.
+//! Carries out effects in their order. Effects that take time run beside the loop.
 
 use std::sync::Arc;
 
@@ -20,8 +20,8 @@ use crate::guard::answered;
 use crate::queue;
 use crate::store::incoming_key;
 
-/// The time for which a command may be obeyed after it was signed: it covers clocks that differ,
-/// not more.
+/// Time after its signature in which a command is valid: enough for clocks that differ, and no
+/// more.
 const COMMAND_LIFE_SECONDS: u64 = 120;
 
 impl Shell {
@@ -112,8 +112,8 @@ impl Shell {
         let answer = signed
             .map(|compact| {
                 Answer::Claim(ClaimReply {
-                    v: V,
-                    outcome: ClaimOutcome::Lease(compact),
+                    base: grants::of_base(&self.store, &manifest.base.chunks),
+                    ..ClaimReply::of(ClaimOutcome::Lease(compact))
                 })
             })
             .map_err(|error| {
@@ -215,7 +215,8 @@ impl Shell {
         });
     }
 
-    /// Runs beside the loop; the outcome is an arrival. When the loop has ended nobody needs it.
+    /// Runs `work` beside the loop; its outcome comes as an arrival. If the loop has ended, nobody
+    /// needs it.
     fn beside(&self, work: impl Future<Output = Arrival> + Send + 'static) {
         let arrivals = self.arrivals.clone();
         let work = async move {

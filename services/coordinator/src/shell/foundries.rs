@@ -8,8 +8,8 @@ use super::Shell;
 use crate::foundry::{Answers, Foundry};
 
 impl Shell {
-    /// Gives an order to the foundry of `run`. The first is to restore its weights, which starts
-    /// it; the last is to forget them, which ends it.
+    /// Gives an order to the foundry of `run`. The first order is to restore the weights, and
+    /// starts the foundry; the last is to forget them, and ends it.
     pub(super) async fn order(&mut self, run: RunId, order: Order) -> Result<(), Failure> {
         if matches!(order, Order::Forget) {
             self.tables.forget(&run);

@@ -1,4 +1,4 @@
-//! Arrivals as the core understands them.
+//! Turns arrivals into inputs of the core.
 
 use coordinator_core::{Input, Peer, WorkerRequest};
 use identity::join::verify_join;
@@ -10,7 +10,7 @@ use super::tables::Asker;
 use crate::arrival::Arrival;
 
 impl Shell {
-    /// An arrival as the core understands it; none for the answer of a foundry that is gone.
+    /// The input for an arrival; none for an answer of a foundry that is gone.
     pub(super) fn input(&mut self, arrival: Arrival) -> Result<Option<Input>, Failure> {
         Ok(Some(match arrival {
             Arrival::Worker {
@@ -69,8 +69,8 @@ impl Shell {
     }
 }
 
-/// A worker that joins shows that it holds the audit key it names: else a worker could join with
-/// another's, or with the coordinator's, and that one's events would be taken for its own.
+/// Checks that a joining worker holds the audit key that it names. Otherwise a worker could join
+/// with the key of another worker or of the coordinator, and be credited with that one's events.
 fn proven(domain: &str, peer: &Peer, request: &WorkerRequest) -> Result<(), Refusal> {
     let WorkerRequest::Join(join) = request else {
         return Ok(());

@@ -1,4 +1,5 @@
-//! Taking the lead: the ledger is read to its end, and a first event fences off the last leader.
+//! Takes the lead: reads the ledger to its end, and appends a first event that fences off the last
+//! leader.
 
 use std::time::Duration;
 
@@ -14,18 +15,18 @@ use crate::checkpoint::{self, tell_unusable};
 use crate::ledger::LedgerError;
 use crate::mark::StoreMark;
 
-/// The longest time by which the ledger's newest event may lie ahead of this machine's clock for a
-/// start to wait until it is past. Clocks of one site differ by less. Beyond it one of the two
-/// clocks was wrong, and nobody can say which: the ledger's time goes on, since it never runs back,
-/// and no run stands still for it.
+/// Longest wait at a start whose clock is behind the ledger's newest event. Clocks of one site
+/// differ by less. If the difference is larger, one of the two clocks was wrong, and nobody can say
+/// which: the coordinator then continues from the ledger's time, so that time never runs back and
+/// no run stands still.
 const BEHIND_WAIT_MAX: Millis = Millis::from_secs(10);
 
 impl Shell {
     /// Takes the lead: the first append fences off the coordinator that led before. While that one
-    /// still appends, this reads on and tries again, for `patience`.
+    /// still appends, this one reads on and tries again, for `patience`.
     ///
     /// # Errors
-    /// The ledger cannot be followed or written, was lost, or the predecessor stays faster.
+    /// The ledger cannot be followed or written, it was lost, or the predecessor keeps appending.
     pub(crate) async fn lead(
         &mut self,
         settings: &Settings,
@@ -55,7 +56,7 @@ impl Shell {
                     );
                     return Ok(core);
                 }
-                // Once a first event was taken, to be fenced off is final.
+                // Once a first event was accepted, being fenced off is final.
                 Err(failure)
                     if failure.code() == Code::LedgerFenced && self.ledger.len() == events =>
                 {
@@ -75,8 +76,8 @@ impl Shell {
 }
 
 impl Shell {
-    /// Folds in the events of the ledger behind the last one that this process knows. When that
-    /// does not follow on a checkpoint, it is read once more from the first event.
+    /// Folds in the events after the last one that this process knows. If they do not follow a
+    /// checkpoint, the ledger is read once more from its first event.
     async fn read_on(&mut self, state: &mut State) -> Result<(), Failure> {
         let Self { ledger, mark, .. } = &mut *self;
         if let Some(marked) = mark.event().filter(|marked| ledger.begins_behind(*marked)) {
@@ -106,7 +107,7 @@ impl Shell {
     }
 }
 
-/// Sees to it that this process's time is not before the ledger's newest event: waits, or goes on
+/// Makes sure that this process's time is not before the ledger's newest event: waits, or continues
 /// from there.
 async fn meet(newest: UnixMillis) {
     let now = clock::now();

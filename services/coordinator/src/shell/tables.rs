@@ -1,4 +1,4 @@
-//! Memory of the shell between a request and its answer, and the refusals for requests that still
+//! The shell's memory between a request and its answer, and the refusals of requests that still
 //! wait when the process ends.
 
 use std::collections::BTreeMap;
@@ -15,8 +15,8 @@ use crate::foundry::{Foundry, FoundryNumber};
 use crate::grants::Granted;
 use crate::queue::Deliveries;
 
-/// The memory of the shell between a request and its answer. Losing it costs a repeat, never a
-/// result.
+/// The shell's memory between a request and its answer. If it is lost, requests are repeated, and
+/// no result is lost.
 #[derive(Default)]
 pub(crate) struct Tables {
     pub(super) replies: BTreeMap<ReplyId, (Asker, ReplyTo)>,
@@ -24,9 +24,9 @@ pub(crate) struct Tables {
     pub(super) deliveries: Deliveries,
     pub(super) granted: Granted,
     pub(super) foundries: BTreeMap<RunId, Foundry>,
-    /// Foundries that were started.
+    /// Number of foundries started.
     founded: u64,
-    /// The problem that holds each run up, as it was logged last.
+    /// The problem that holds each run up, as last logged.
     troubles: BTreeMap<RunId, Code>,
 }
 
@@ -45,7 +45,7 @@ impl Tables {
         reply
     }
 
-    /// Logs why a run does not get on, once for each reason.
+    /// Logs why a run is held up, once for each reason.
     pub(super) fn tell_trouble(&mut self, view: &RunView) {
         let run = &view.run;
         let Some(why) = view.halted.as_ref().or(view.trouble.as_ref()) else {
@@ -82,14 +82,13 @@ impl Tables {
 }
 
 impl Shell {
-    /// Tells the senders that still wait for an answer that this process gives none: they ask its
-    /// successor at once, where silence would cost them the time for which they wait for an answer.
-    /// Uploads that are being granted are answered by their own task, or not at all.
+    /// Tells the senders that still wait that this process gives no answer, so that they ask its
+    /// successor at once and not after their time-out. Grants of uploads are answered by their own
+    /// task, or not at all.
     ///
-    /// When another coordinator has taken the lead (`fenced`), operators hear nothing from here:
-    /// the other may have heard the same order and answer it, and `diloctl` takes the first answer
-    /// for the last word. A worker asks again in any case, and an answer that it gets twice has one
-    /// effect.
+    /// If another coordinator has taken the lead (`fenced`), operators are told nothing: the other
+    /// one may answer the same order, and `diloctl` takes the first answer as final. A worker asks
+    /// again in any case, and two answers have one effect.
     pub(super) async fn decline(&mut self, queue: &mut mpsc::Receiver<Arrival>, fenced: bool) {
         while let Ok(arrival) = queue.try_recv() {
             match arrival {

@@ -11,12 +11,12 @@ use schemas::subject::{LEDGER_STREAM, ledger_subject};
 
 use crate::ledger::{Scene, append, assert_overtaken, at, of_demo, reasons, stopped};
 
-/// More than two batches.
+/// Number of events that needs more than two batches.
 const MANY: u64 = 2100;
 /// Events of the longest batch.
 const BATCH: u64 = 1000;
 
-/// Events of two subjects that take turns: a batch is fenced over both.
+/// Events of two subjects in turns, since a batch is fenced over both.
 fn events(name: &str, count: u64) -> Vec<NewEvent> {
     let event = |number: u64| {
         let event = stopped(&format!("{name} {number}"));
@@ -81,7 +81,7 @@ async fn tl_15_a_batch_that_is_fenced_off_stores_nothing() {
     assert_overtaken(&refused);
     assert_eq!(first.len(), 1, "nothing of its own is in the chain");
     assert_eq!(messages(&scene).await, 2);
-    // Read on to the end, it may append.
+    // After it has read to the end, it may append.
     let (mut first, _) = scene.open().await.expect("it verifies");
     first.append(events("again", 20)).await.expect("appended");
     let refused = second.append(events("late", 20)).await;
@@ -92,8 +92,8 @@ async fn tl_15_a_batch_that_is_fenced_off_stores_nothing() {
     assert_eq!(messages(&scene).await, 22);
 }
 
-/// The answer to a commit can be lost after the batch was stored: the same batch from the same
-/// place stands for that here. A longer one finds its first part, and appends the rest.
+/// The answer to a commit can be lost after the batch was stored. Here the same batch from the same
+/// place stands for that. A longer one finds its first part stored, and appends the rest.
 #[tokio::test]
 async fn a_batch_that_landed_without_an_answer_is_not_appended_twice() {
     let scene = Scene::new().await;
@@ -113,7 +113,7 @@ async fn a_batch_that_landed_without_an_answer_is_not_appended_twice() {
     assert_eq!(reasons(&read(&scene).await), names("same", 40));
 }
 
-/// A process that is killed before it commits leaves nothing behind, and holds nobody up.
+/// A process that is killed before it commits leaves nothing behind, and delays nobody.
 #[tokio::test]
 async fn a_batch_without_its_commit_is_not_there() {
     let scene = Scene::new().await;
@@ -160,7 +160,7 @@ async fn a_batch_outlives_a_server_that_is_killed() {
     assert_eq!(reasons(&read(&scene).await), expected);
 }
 
-/// Somebody's message lies where the batch expected its predecessor.
+/// Another's message lies where the batch expected its predecessor.
 #[tokio::test]
 async fn a_batch_goes_past_messages_that_nobody_signed() {
     let scene = Scene::new().await;
@@ -174,7 +174,7 @@ async fn a_batch_goes_past_messages_that_nobody_signed() {
     assert_eq!(ledger.stream_sequence(), 21 + foreign);
 }
 
-/// A stream that was made before batches were known is written to one event after another.
+/// A stream that takes no batches gets one event after another.
 #[tokio::test]
 async fn a_stream_that_takes_no_batches_is_written_to_all_the_same() {
     let scene = Scene::new().await;
@@ -186,8 +186,8 @@ async fn a_stream_that_takes_no_batches_is_written_to_all_the_same() {
     assert_eq!(reasons(&read(&scene).await), expected);
 }
 
-/// The line to the first coordinator goes dead while its second batch is on its way; another leads
-/// meanwhile. Of the first coordinator's events the ledger keeps the first batch.
+/// The line to the first coordinator goes dead while its second batch is under way, and another
+/// coordinator takes the lead. Of the first one's events the ledger keeps the first batch.
 #[tokio::test]
 async fn tl_15_the_second_of_several_batches_is_fenced_off_and_the_first_stays() {
     let scene = Scene::new().await;
@@ -201,7 +201,7 @@ async fn tl_15_the_second_of_several_batches_is_fenced_off_and_the_first_stays()
     let batch = first.append(events("sized", BATCH));
     batch.await.expect("appended");
     let of_a_batch = line.bytes_up() - before;
-    // Slow enough that the rest of a batch takes a second.
+    // At this rate the rest of a batch takes a second.
     line.set(Quality::Slow {
         up: of_a_batch,
         down: of_a_batch,
@@ -233,9 +233,9 @@ async fn tl_15_the_second_of_several_batches_is_fenced_off_and_the_first_stays()
     assert_eq!(reasons(&read(&scene).await), expected);
 }
 
-/// A few events are published one by one without waiting for each answer. Where another's event
-/// lies in the place of the first, the position that the second expects is right, and it is
-/// refused all the same.
+/// A few events are published one by one, without waiting for each answer. If another's event lies
+/// in the place of the first, the position that the second expects is right, and the second is
+/// refused nevertheless.
 #[tokio::test]
 async fn tl_15_a_few_events_that_are_fenced_off_store_nothing() {
     let scene = Scene::new().await;
@@ -251,7 +251,7 @@ async fn tl_15_a_few_events_that_are_fenced_off_store_nothing() {
     assert_eq!(messages(&scene).await, 12 + foreign);
 }
 
-/// An event that the broker never takes is named, and the events before it are stored.
+/// An event that the broker never accepts is named, and the events before it are stored.
 #[tokio::test]
 async fn a_batch_with_an_event_that_is_refused_for_good_is_stored_up_to_it() {
     let scene = Scene::new().await;

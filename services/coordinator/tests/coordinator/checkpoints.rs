@@ -1,5 +1,5 @@
-//! Starts from a checkpoint of the ledger: against a real server, and as a process with a real
-//! store. Whatever is wrong with a checkpoint, the start is that of all events.
+//! Starts from a checkpoint of the ledger, against a real server, and as a process with a real
+//! store. Whatever is wrong with a checkpoint, the start then reads all events.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,10 +17,10 @@ use crate::ledger::{Scene, append, at, read_on, reasons, stopped};
 use crate::scene;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The number of events that a coordinator lets come before it takes a checkpoint.
+/// Number of events after which a coordinator takes a checkpoint.
 const EVERY: usize = coordinator_core::CHECKPOINT_EVERY as usize;
 
-/// The event that takes a checkpoint, appended; and what names it.
+/// Appends an event that takes a checkpoint, and returns the checkpoint.
 async fn take(ledger: &mut Ledger) -> Checkpoint {
     let taken = append(ledger, 1, LedgerEvent::CheckpointTaken).await;
     taken.expect("appended");
@@ -39,7 +39,7 @@ async fn name(ledger: &mut Ledger, checkpoint: &Checkpoint) {
     named.expect("appended");
 }
 
-/// A ledger of three events, a checkpoint, and two events behind it. A message that is in no chain
+/// A ledger of three events, a checkpoint, and two events after it. A message that is in no chain
 /// lies between the first two events.
 async fn with_checkpoint() -> (Scene, Checkpoint) {
     let scene = Scene::new().await;
@@ -65,7 +65,7 @@ async fn with_checkpoint() -> (Scene, Checkpoint) {
     (scene, checkpoint)
 }
 
-/// The same events at the end of the ledger, read from the checkpoint on.
+/// The same ledger, read from the checkpoint to its end.
 async fn resumed(scene: &Scene) -> (Ledger, Result<Vec<EventBody>, LedgerError>) {
     let mut ledger = scene.unread().await;
     match ledger.newest_checkpoint().await.expect("it can be read") {
@@ -99,7 +99,7 @@ async fn what_lies_behind_a_checkpoint_is_read_and_goes_on() {
         (ledger.len(), ledger.previous())
     );
     assert_eq!(all.len() as u64, ledger.len());
-    // What was left out is found where it lies.
+    // Events that were not read are found where they lie.
     for body in &all[..=checkpoint.covers.get() as usize] {
         let found = ledger.digest_before(body.sequence).await;
         let expected = Digest::of(&body.encode());
@@ -123,7 +123,7 @@ async fn a_ledger_without_a_checkpoint_names_none() {
     assert_eq!(named(&ledger).await, Named::None, "taken, and not saved");
 }
 
-/// Nobody is fenced off or misled by a copy, however old; another event in an old place is.
+/// A copy, however old, neither fences nor misleads; another event in an old place does.
 #[tokio::test]
 async fn events_from_before_a_checkpoint_are_known_when_they_come_again() {
     let (scene, _) = with_checkpoint().await;
@@ -169,7 +169,7 @@ async fn a_checkpoint_that_does_not_fit_the_stream_is_not_begun_with() {
         let named = ledger.newest_checkpoint().await.expect("it can be read");
         assert!(matches!(named, Named::Unfit(_)), "{changed:?}: {named:?}");
     }
-    // Nobody signed this one who may write the ledger.
+    // The key that signed this one may not write the ledger.
     let (mut ledger, _) = scene.open().await.expect("it verifies");
     name(&mut ledger, &checkpoint).await;
     let stranger = AuditKey::generate();
@@ -188,7 +188,7 @@ async fn a_checkpoint_that_does_not_fit_the_stream_is_not_begun_with() {
     assert!(matches!(named, Named::Unfit(_)), "{named:?}");
 }
 
-/// A domain whose ledger has so many events that a coordinator which starts takes a checkpoint.
+/// A domain whose ledger has so many events that a starting coordinator takes a checkpoint.
 async fn grown() -> scene::Scene {
     let mut scene = scene::Scene::start(2).await;
     scene.cluster.kill9("coordinator");
@@ -209,7 +209,7 @@ async fn unread(scene: &scene::Scene) -> Ledger {
     Ledger::new(bus, key.expect("the domain has it"), trust, PATIENCE)
 }
 
-/// Waits until a checkpoint is named that covers more than `than`.
+/// Waits until a checkpoint that covers more than `than` is named.
 async fn newest(scene: &scene::Scene, than: Sequence) -> Checkpoint {
     let ledger = unread(scene).await;
     let named = async {
@@ -235,7 +235,7 @@ fn file(folder: &Path, name: &str) -> Option<PathBuf> {
     })
 }
 
-/// The log of the coordinator's last life.
+/// Restarts the coordinator, and returns its log since then.
 async fn restarted(scene: &mut scene::Scene) -> String {
     let before = scene.cluster.process("coordinator").log().len();
     scene.cluster.kill9("coordinator");
@@ -251,14 +251,14 @@ async fn a_coordinator_starts_from_its_checkpoint_and_without_it_from_all_events
     const USED: &str = "read from its newest checkpoint";
     const UNUSED: &str = "DL0650";
     let mut scene = grown().await;
-    // A ledger of an earlier release: no checkpoint, and then its first.
+    // A ledger of an earlier release has no checkpoint, and then gets its first.
     let log = restarted(&mut scene).await;
     assert!(!log.contains(USED) && !log.contains(UNUSED), "{log}");
     let checkpoint = newest(&scene, Sequence(0)).await;
     assert!(checkpoint.covers.get() >= EVERY as u64);
     let log = restarted(&mut scene).await;
     assert!(log.contains(USED), "{log}");
-    // Garbage in its place, then nothing.
+    // The object of the checkpoint is garbage, and then is gone.
     let blobs = scene.cluster.path("store").join("blobs");
     let object = file(&blobs, &checkpoint.object.digest.hex()).expect("it is stored");
     let bytes = std::fs::read(&object).expect("it can be read");
@@ -270,7 +270,7 @@ async fn a_coordinator_starts_from_its_checkpoint_and_without_it_from_all_events
         let log = restarted(&mut scene).await;
         assert!(log.contains(UNUSED) && !log.contains(USED), "{log}");
     }
-    // The next one stands on all events, and is as good.
+    // The next checkpoint comes from a read of all events, and is as good.
     scene.cluster.kill9("coordinator");
     let mut ledger = unread(&scene).await;
     read_on(&mut ledger).await.expect("it verifies");

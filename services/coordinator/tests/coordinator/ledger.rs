@@ -1,5 +1,5 @@
-//! The ledger against a real server: what it holds is exactly what was appended, by one coordinator
-//! at a time, and a chain that was tampered with is not followed.
+//! The ledger against a real server: it holds exactly what was appended, by one coordinator at a
+//! time, and a coordinator does not continue a chain that was tampered with.
 
 use std::path::Path;
 use std::time::Duration;
@@ -73,7 +73,7 @@ impl Scene {
         Ok((ledger, events))
     }
 
-    /// Puts an event into the stream past the ledger.
+    /// Puts an event into the stream without the ledger's writer.
     pub(crate) async fn forge(
         &self,
         key: &AuditKey,
@@ -89,12 +89,12 @@ impl Scene {
         .await;
     }
 
-    /// Puts an event of the coordinator into the stream past the ledger.
+    /// Puts a signed event of the coordinator into the stream without the ledger's writer.
     pub(crate) async fn put_signed(&self, body: &EventBody) {
         self.forge(&self.key, body, |_| {}).await;
     }
 
-    /// An event as it is stored.
+    /// The bytes of an event as they are stored.
     pub(crate) fn sign(&self, body: &EventBody) -> Vec<u8> {
         let domain = self.trust.domain.as_str();
         self.key.sign_event(domain, body.encode()).encode()
@@ -112,7 +112,7 @@ impl Scene {
         );
     }
 
-    /// The event that would follow on those that are there.
+    /// The event that would follow the present ones.
     pub(crate) async fn successor(&self, key: &AuditKey, reason: &str) -> EventBody {
         let (_, events) = self.open().await.expect("it verifies");
         EventBody {
@@ -126,8 +126,7 @@ impl Scene {
         }
     }
 
-    /// Puts one of each kind of message into the stream that nobody signed who may write the
-    /// ledger.
+    /// Puts one foreign message of each kind into the stream.
     pub(crate) async fn litter(&self) -> u64 {
         let own = ledger_subject(None, self.key.public(), "coordinator-stopped");
         self.put(&own, Vec::new()).await;
@@ -142,7 +141,7 @@ impl Scene {
         })
         .await;
         self.forge(&AuditKey::generate(), &body, |_| {}).await;
-        // Rightly signed, and under a subject that is another's.
+        // The signature is right, and the subject is that of another event.
         let moved = EventBody {
             run: Some("demo".parse().expect("a name")),
             ..body
@@ -199,7 +198,7 @@ async fn a_ledger_that_does_not_reach_its_mark_is_not_led_on() {
     let mark = scratch.path().join("ledger.mark");
     let scene = Scene::new().await;
     append_all(&scene, &mark, &["a", "b"]).await;
-    // A mark that is older than the ledger is no loss: not every one reaches the disk.
+    // A mark that is older than the ledger is no loss: not every mark reaches the disk.
     let older = scratch.path().join("older.mark");
     std::fs::copy(&mark, &older).expect("it was written");
     append_all(&scene, &mark, &["c"]).await;
@@ -226,7 +225,7 @@ async fn a_ledger_that_does_not_reach_its_mark_is_not_led_on() {
         assert_eq!(refused.code(), Code::LedgerLost);
         assert!(refused.to_string().contains(said), "{refused}");
     }
-    // With as many events and more: the last known one is another.
+    // The other ledger has more events, and a different one in the place of the last known.
     append_all(&other, &unmarked, &["d", "e"]).await;
     assert_eq!(
         start_with(&other, &mark)
@@ -268,7 +267,7 @@ pub(crate) fn stopped(reason: &str) -> LedgerEvent {
     }
 }
 
-/// Asserts that the first ledger of [`Scene::overtaken`] was refused: the second's event is there.
+/// Asserts that the first ledger of [`Scene::overtaken`] was refused because of the second's event.
 pub(crate) fn assert_overtaken(refused: &Result<(), LedgerError>) {
     assert!(
         matches!(
@@ -320,7 +319,7 @@ async fn what_was_appended_is_read_back_in_order_and_goes_on() {
 async fn tl_15_a_second_coordinator_fences_the_first_off() {
     let scene = Scene::new().await;
     let (mut first, _) = scene.overtaken().await;
-    // Under another subject, so that only the filter over all of the ledger can notice.
+    // The event has another subject, so that only the filter over the whole ledger can notice it.
     let refused = append(&mut first, 3, stopped("late")).await;
     assert_overtaken(&refused);
     assert_eq!(
@@ -329,7 +328,7 @@ async fn tl_15_a_second_coordinator_fences_the_first_off() {
     );
 }
 
-/// A coordinator that starts while another one is busy reads on until its own event is the next.
+/// A coordinator that starts while another one is busy reads on, until its own event is the next.
 #[tokio::test]
 async fn one_that_was_overtaken_reads_on_and_then_appends() {
     let scene = Scene::new().await;
@@ -361,8 +360,8 @@ async fn one_that_was_overtaken_reads_on_and_then_appends() {
     );
 }
 
-/// The answer to a publish can be lost after the event was stored. The same event from the same
-/// place stands for that here: the second appender finds its own event at the end and does not
+/// The answer to a publish can be lost after the event was stored. Here the same event from the
+/// same place stands for that: the second appender finds its own event at the end, and does not
 /// append it again.
 #[tokio::test]
 async fn an_event_that_landed_without_an_answer_is_not_appended_twice() {
@@ -405,8 +404,8 @@ async fn an_append_outlives_a_server_that_is_killed() {
 }
 
 /// Two processes with the same key that start in the same millisecond sign different first events,
-/// so that the ledger takes one and refuses the other. Each would take the very same event for its
-/// own.
+/// so that the ledger accepts one and refuses the other. With equal events each would take the
+/// other's for its own.
 #[tokio::test]
 async fn two_that_start_in_the_same_moment_do_not_both_lead() {
     let scene = Scene::new().await;
@@ -424,7 +423,8 @@ async fn two_that_start_in_the_same_moment_do_not_both_lead() {
     assert_eq!(error.code(), Code::LedgerFenced, "{error}");
 }
 
-/// At the start, in the middle, at the end; while this one writes, and when it starts.
+/// Foreign messages at the start, in the middle and at the end, while this process writes and when
+/// it starts.
 #[tokio::test]
 async fn messages_that_nobody_signed_are_passed_over_wherever_they_lie() {
     let scene = Scene::new().await;
@@ -435,7 +435,7 @@ async fn messages_that_nobody_signed_are_passed_over_wherever_they_lie() {
         append(&mut ledger, time, stopped(reason))
             .await
             .expect("appended");
-        // The next append finds them where it expected its predecessor.
+        // The next append finds them where it expects its predecessor.
         foreign += scene.litter().await;
     }
     append(&mut ledger, 3, stopped("c"))
@@ -511,7 +511,8 @@ async fn a_chain_that_its_own_key_broke_is_not_followed() {
     }
 }
 
-/// A stream without room is waited for, in the broker's own words, and goes on when there is some.
+/// The coordinator waits for a stream without space, logs the broker's own words, and goes on when
+/// there is space.
 #[tokio::test]
 async fn a_full_stream_is_waited_for() {
     let scene = Scene::new().await;

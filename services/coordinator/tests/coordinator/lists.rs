@@ -15,7 +15,8 @@ fn code(reply: Result<SubmitReply, BusError>) -> Code {
     }
 }
 
-/// Bytes of the length of a list, uploaded and handed in as one, with numbers that fit the run.
+/// Uploads bytes with the length of a list, and hands them in as one, with totals that fit the run.
+/// Returns the code of the refusal.
 async fn hand_in(worker: &Worker, bytes: Vec<u8>, total: Bytes) -> Code {
     let manifest = worker.claim().await.expect("the unit is issued again");
     let listed = Listed {
@@ -36,7 +37,7 @@ async fn a_false_list_is_refused_with_its_code_and_its_unit_issued_again() {
     let chunks = worker.contribution(&manifest, &base);
     let objects: Vec<ObjectRef> = chunks.iter().map(|bytes| ObjectRef::of(bytes)).collect();
     let (sound, list) = Listed::of(&objects);
-    // Its chunks are not there, and neither is the list.
+    // Neither the chunks nor the list were uploaded.
     let absent = worker.submit_named(&manifest, Chunks::Listed(sound)).await;
     assert_eq!(code(absent), Code::UploadMissing);
     let release = ReleaseRequest {
@@ -61,7 +62,7 @@ async fn a_false_list_is_refused_with_its_code_and_its_unit_issued_again() {
     assert_eq!(longer, Code::ListMismatch);
     let less = hand_in(&worker, list.clone(), Bytes(total.get() - 2)).await;
     assert_eq!(less, Code::ListMismatch);
-    // The sum is right, two lengths are not.
+    // The sum of the lengths is right, but two lengths are not.
     let mut other = objects.clone();
     other[0].bytes.0 -= 2;
     other[1].bytes.0 += 2;
@@ -69,8 +70,8 @@ async fn a_false_list_is_refused_with_its_code_and_its_unit_issued_again() {
     assert_eq!(other, Code::SizeMismatch);
 }
 
-/// Knowing the digests of another's chunks gives no right to them: neither objects under another
-/// lease nor objects in `blobs` count under this one.
+/// The digests of another worker's chunks give no right to them: objects under another lease do not
+/// count under this one, and neither do objects in `blobs`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_what_others_uploaded_does_not_count() {
     let scene = Scene::start_listed(1).await;
@@ -88,13 +89,13 @@ async fn a_list_of_what_others_uploaded_does_not_count() {
     let reply = thief.submit_named(&stolen, Chunks::Listed(listed)).await;
     assert_eq!(code(reply), Code::UploadMissing);
 
-    // Who made them hands them in; then they lie in `blobs`, and are the thief's as little.
+    // Their maker hands them in. Then they are in `blobs`, and the thief still may not use them.
     maker.scripted.upload(manifest.lease, list).await;
     let reply = maker.submit_named(&manifest, Chunks::Listed(listed)).await;
     assert_eq!(reply.expect("accepted").fate, Fate::Merged);
     let reply = thief.submit_named(&stolen, Chunks::Listed(listed)).await;
     assert_eq!(code(reply), Code::UploadMissing);
-    // Nor does anybody read them: they are no weights.
+    // The thief may not read them either: they are no weights.
     let get = schemas::blob::GetRequest {
         v: V,
         objects: vec![objects[0].digest, listed.list.digest],

@@ -1,4 +1,4 @@
-//! The coordinator with a real broker: its ledger alone, and the whole of it as a process.
+//! The coordinator with a real broker: its ledger alone, and the whole coordinator as a process.
 
 mod batches;
 mod checkpoints;

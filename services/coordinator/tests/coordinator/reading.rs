@@ -12,7 +12,7 @@ use schemas::{Digest, Sequence, V};
 
 use crate::ledger::{Scene, append, at, of_demo, reasons, stopped};
 
-/// A length of more events than are read ahead, so that no reader has all of it at any time.
+/// More events than are read ahead, so that the reader never has all of them at once.
 const LONG: u64 = 2600;
 /// A position in the middle of a batch of questions.
 const MIDDLE: u64 = 700;
@@ -39,8 +39,7 @@ fn names(name: &str, count: u64) -> Vec<String> {
 struct Read {
     bodies: Vec<EventBody>,
     foreign: u64,
-    /// The position of the first event that was signed and does not follow, and the reason why it
-    /// does not.
+    /// The position of the first signed event that does not follow, and the reason why it does not.
     broken: Option<(u64, String)>,
 }
 
@@ -65,7 +64,7 @@ async fn read(scene: &Scene) -> Read {
     }
 }
 
-/// Reads one message after another, each judged before the next is asked for.
+/// Reads one message after another, and judges each before it asks for the next.
 async fn read_slowly(scene: &Scene) -> Read {
     let stream = StreamReader::new(scene.server.bus().await, LEDGER_STREAM);
     let mut chain = Reader::new(scene.domain(), vec![scene.key.public().clone()]);
@@ -103,7 +102,7 @@ async fn what_nobody_signed_in_the_middle_of_a_long_ledger_is_passed_over_there(
     let (mut ledger, _) = scene.open().await.expect("an empty ledger");
     write(&mut ledger, "a", MIDDLE).await;
     let strange = scene.litter().await;
-    // It has to read past them before it can append.
+    // It has to read past these messages before it can append.
     write(&mut ledger, "b", MIDDLE).await;
     let fast = read(&scene).await;
     assert_same(&fast, &read_slowly(&scene).await);
@@ -124,7 +123,7 @@ async fn a_signed_event_that_does_not_follow_ends_reading_at_its_place() {
         ..next.clone()
     };
     scene.put_signed(&fork).await;
-    // What stands behind it is in order, and must not be followed.
+    // The events after it are in order, but must not be followed.
     let mut body = next;
     for _ in 0..40 {
         scene.put_signed(&body).await;
@@ -141,8 +140,8 @@ async fn a_signed_event_that_does_not_follow_ends_reading_at_its_place() {
     assert_eq!(fast.broken.map(|(stream, _)| stream), Some(MIDDLE + 1));
 }
 
-/// The server is killed when the first events have been followed: what was read ahead of that is
-/// followed too or read again, and no event twice.
+/// The server is killed after the first events were followed. The messages that were read ahead are
+/// followed or read again, and no event is followed twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_that_is_torn_off_goes_on_where_it_was() {
     let mut scene = Scene::new().await;

@@ -22,7 +22,7 @@ use schemas::{Chunks, Code, Digest, Message as _, Millis, ObjectRef, Round, V};
 
 use crate::scene::{self, Reference, Scene, WAIT, Worker};
 
-/// Objects as an operator reads them, one behind another.
+/// The bytes of objects as an operator reads them, one after another.
 async fn read(scene: &Scene, objects: &[ObjectRef]) -> Vec<u8> {
     let mut contents = Vec::new();
     for batch in objects.chunks(GRANTS_MAX) {
@@ -42,7 +42,7 @@ async fn read(scene: &Scene, objects: &[ObjectRef]) -> Vec<u8> {
     contents
 }
 
-/// Does one unit as it should be done and gives its chunks.
+/// Does one unit as it should be done, and returns its chunks.
 async fn work(scene: &Scene, worker: &Worker, manifest: &Manifest, base: &[f32]) -> Vec<Bytes> {
     let chunks = worker.contribution(manifest, base);
     let reply = worker
@@ -58,7 +58,8 @@ async fn work(scene: &Scene, worker: &Worker, manifest: &Manifest, base: &[f32])
     chunks
 }
 
-/// Both units of a round, by one worker; contributions in order of their units.
+/// Does both units of a round with one worker. Returns the contributions in the order of their
+/// units.
 async fn round(
     scene: &Scene,
     worker: &Worker,
@@ -115,7 +116,7 @@ async fn rounds_give_the_weights_of_the_rule(mut scene: Scene, rounds: u64) {
     let last = snapshots.last().expect("snapshots were saved");
     assert_eq!(last.round, Round(rounds));
 
-    // The exact weights are those of the rule, bit for bit.
+    // The exact weights are bit for bit those of the rule.
     let text = read(&scene, &[last.manifest]).await;
     let manifest: SnapshotManifest = serde_json::from_slice(&text).expect("it is JSON");
     let chunks = match &manifest.weights {
@@ -177,7 +178,7 @@ async fn a_killed_coordinator_continues_with_what_was_accepted() {
     let base = worker.fetch(&first.base).await;
     let mut reference = Reference::new(base.clone());
     let mut contributions = vec![(first.lease.unit, work(&scene, &worker, &first, &base).await)];
-    // One unit of round 0 is in the ledger, the other was never begun.
+    // One unit of round 0 is in the ledger; the other was never begun.
     scene.cluster.kill9("coordinator");
     scene.cluster.restart("coordinator").await;
     let second = worker.claim().await.expect("work");
@@ -195,7 +196,7 @@ async fn a_killed_coordinator_continues_with_what_was_accepted() {
         .map(|(_, chunks)| chunks)
         .collect();
     let base = reference.step(&worker.spec, &chunks);
-    // In the middle of round 1, with a lease held: its holder hands in to the new process.
+    // In the middle of round 1 a lease is held; its holder hands in to the new process.
     let held = worker.claim().await.expect("work");
     assert_eq!(worker.fetch(&held.base).await, base);
     scene.cluster.kill9("coordinator");
@@ -263,7 +264,7 @@ async fn bad_results_are_refused_alone_and_the_round_goes_on() {
 
     let manifest = worker.claim().await.expect("the unit is issued again");
     let mut chunks = worker.contribution(&manifest, &base);
-    // No chunk of the run is this long, so it gets no URL; the lease is untouched.
+    // No chunk of the run has this length, so the request gets no URL; the lease stays as it is.
     let short = ObjectRef::of(&chunks[0].slice(..chunks[0].len() - 2));
     let request = PutRequest {
         v: V,
@@ -274,7 +275,7 @@ async fn bad_results_are_refused_alone_and_the_round_goes_on() {
         Err(runtime::BusError::Refused(refusal)) => assert_eq!(refusal.code, Code::SizeMismatch),
         other => panic!("expected a refusal, got {other:?}"),
     }
-    // Each of these is as long as a chunk of the run, but not as this one.
+    // Each of these has the length of a chunk of the run, but not that of its own place.
     chunks.swap(0, 3);
     assert_eq!(
         code(worker.submit(&manifest, chunks).await),
@@ -359,8 +360,8 @@ async fn a_run_that_names_what_is_not_there_is_refused() {
     assert_eq!(ask(&|_| {}).await, None);
 }
 
-/// An operator with a client of its own asks: settings that every worker would refuse are refused
-/// before there is a run.
+/// An operator with a client of its own asks for a run with settings that every worker would
+/// refuse. The coordinator refuses it before the run exists.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_no_worker_could_do_is_refused_with_what_does_not_fit() {
     let scene = Scene::start(1).await;
@@ -447,7 +448,7 @@ async fn a_run_that_no_worker_could_do_is_refused_with_what_does_not_fit() {
 async fn a_second_coordinator_takes_over_and_the_first_stands_down() {
     let mut scene = Scene::start(1).await;
     scene.cluster.start_coordinator("successor").await;
-    // The first one learns of it with its next event, here a member's.
+    // The first coordinator learns of the second with its next event, here a member's.
     let worker = scene.worker("worker-0").await;
     let status = scene
         .cluster
@@ -460,7 +461,7 @@ async fn a_second_coordinator_takes_over_and_the_first_stands_down() {
     assert!(worker.claim().await.is_some());
 }
 
-/// One operator's key, used by a program that has run wild, or by a thief.
+/// One operator's key, used by a program out of control, or by a thief.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_that_asks_without_end_is_refused_and_another_is_answered() {
     let scene = Scene::start(1).await;
@@ -550,7 +551,7 @@ async fn bad_configuration_ends_with_64_before_anything_is_connected() {
         "{}",
         printed.stdout
     );
-    // A loud exception lets it go on, as far as a store that is not there.
+    // With an exception the start goes on until it needs the store, which is not there.
     let open = "auth.exceptions=[{ layer = \"bus\", reason = \"a test\" }]";
     let output = run(&[
         "--set",

@@ -1,5 +1,5 @@
-//! A domain, a broker, a store and a coordinator, all real; an operator and workers that speak to
-//! them by hand, so that they can also send messages that no honest program sends.
+//! A real domain, broker, store and coordinator, with an operator and workers that the test drives.
+//! These can also send messages that no honest program sends.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use schemas::{Chunks, Digest, Message, Millis, ObjectRef, Refusal, Steps, Tokens
 pub(crate) const WAIT: Duration = Duration::from_secs(30);
 pub(crate) const CODEC: Codec = kit::BF16;
 const CHUNK_ELEMENTS: u64 = 70_000;
-/// Elements of a chunk where they are listed: more chunks than an event names.
+/// Elements of a chunk of a run with lists: this gives more chunks than an event names.
 const LISTED_CHUNK_ELEMENTS: u64 = 600;
 
 pub(crate) struct Scene {
@@ -48,7 +48,7 @@ pub(crate) struct Worker {
     chunks: Vec<Chunk>,
 }
 
-/// Objects of one order of an operator.
+/// Objects in one order of an operator.
 const IMPORTS_AT_A_TIME: usize = 128;
 
 struct NoOther;
@@ -65,7 +65,7 @@ fn model() -> ModelConfig {
     model_of(300)
 }
 
-/// The same with another width.
+/// The same model with another width.
 pub(crate) fn model_of(hidden: u32) -> ModelConfig {
     ModelConfig::Reference(ReferenceConfig {
         vocabulary: 256,
@@ -85,7 +85,7 @@ impl Scene {
         Self::of_chunks(rounds, CHUNK_ELEMENTS).await
     }
 
-    /// The same with more chunks than are named: they are listed.
+    /// Starts a run with so many chunks that they are listed.
     pub(crate) async fn start_listed(rounds: u64) -> Self {
         let scene = Self::of_chunks(rounds, LISTED_CHUNK_ELEMENTS).await;
         let chunks = scene.layout.chunks(LISTED_CHUNK_ELEMENTS);
@@ -298,7 +298,7 @@ impl Worker {
         values
     }
 
-    /// The contribution that this scene's workers make: it depends on the unit alone.
+    /// The contribution of this scene's workers, which depends on the unit alone.
     pub(crate) fn contribution(&self, manifest: &Manifest, base: &[f32]) -> Vec<Bytes> {
         let unit = manifest.lease.unit.index.get() as f32 + 1.0;
         let local: Vec<f32> = base

@@ -1,5 +1,5 @@
-//! A real nats-server without accounts: the tests are about the ledger, not about permissions to
-//! write it.
+//! A real nats-server without accounts: these tests are about the ledger, and not about the
+//! permission to write it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -55,7 +55,7 @@ impl Server {
         self.bus_at(self.address()).await
     }
 
-    /// A connection by way of `address`, which leads to this server.
+    /// A connection over `address`, which leads to this server.
     pub(crate) async fn bus_at(&self, address: SocketAddr) -> Bus {
         let config = BusConfig {
             url: format!("nats://{address}"),

@@ -19,7 +19,7 @@ use crate::output::{Record, Row};
 use crate::table::{Growing, or_dash, time};
 use in_order::InOrder;
 
-/// How many earlier events `tail` starts with.
+/// Number of earlier events that `tail` prints first.
 const TAIL_ROWS: usize = 10;
 
 pub(crate) async fn run(context: &Context, command: &Audit) -> Result<(), Failure> {
@@ -39,12 +39,13 @@ pub(crate) async fn run(context: &Context, command: &Audit) -> Result<(), Failur
 async fn open(context: &Context) -> Result<Replay, Failure> {
     let domain = context.domain()?;
     let bus = context.bus(Role::Auditor).await?;
-    // Before the stream is looked at: what comes in between is in the stream only.
+    // Read before the stream, so that an event that arrives between the two reads is in the stream
+    // only, and does not look lost.
     let kept = kept(&domain.layout().audit_files())?;
     Ok(Replay::open(&bus, domain.trust()).await?.against(kept))
 }
 
-/// The timeline, or its summary.
+/// Prints the timeline, or only its summary.
 async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> Result<(), Failure> {
     let mut replay = open(context).await?;
     let (mut order, mut listing) = (InOrder::new(), context.printer.listing());
@@ -72,7 +73,7 @@ async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> R
     judge(&replay, run)
 }
 
-/// The coordinator's state after one position of the stream.
+/// Prints the coordinator's state after one position of the stream.
 async fn state(context: &Context, run: Option<&RunId>, at: StreamSequence) -> Result<(), Failure> {
     let mut replay = open(context).await?;
     replay.catch_up(at, context.timeout, &mut |_| {}).await?;
@@ -92,7 +93,7 @@ async fn state(context: &Context, run: Option<&RunId>, at: StreamSequence) -> Re
     judge(&replay, run)
 }
 
-/// Follows; ends well when the reader has seen enough.
+/// Follows the events. A reader that closes the pipe ends the command with success.
 async fn tail(context: &Context, run: Option<&RunId>) -> Result<(), Failure> {
     let mut replay = open(context).await?;
     let wanted = |row: &TimelineRow| run.is_none_or(|run| row.concerns(run));
@@ -123,8 +124,9 @@ async fn tail(context: &Context, run: Option<&RunId>) -> Result<(), Failure> {
     }
 }
 
-/// Evidence against the ledger counts for every run: one chain holds all of them. A worker's own
-/// events count for its run, and put nothing in doubt that the ledger says.
+/// Turns the findings of a replay into a failure. Findings against the ledger count for every run,
+/// since one chain holds all of them. Findings against a worker's own events count for its run
+/// only, and put nothing in doubt that the ledger says.
 fn judge(replay: &Replay, run: Option<&RunId>) -> Result<(), Failure> {
     let auditor = replay.auditor();
     if let Some(found) = auditor.evidence() {
@@ -170,8 +172,8 @@ fn good_verdict(summary: &Summary) -> String {
     };
     match summary.foreign {
         0 => verdict,
-        1 => format!("{verdict}; 1 foreign message was passed over"),
-        count => format!("{verdict}; {count} foreign messages were passed over"),
+        1 => format!("{verdict}; 1 foreign message was skipped"),
+        count => format!("{verdict}; {count} foreign messages were skipped"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `auth`: the trust domain. Works on files alone; nothing is connected.
+//! `auth`: the trust domain. Works on files alone, and connects to nothing.
 
 use std::path::Path;
 
@@ -89,7 +89,7 @@ fn init(
     let options = InitOptions {
         server_names: server_names.to_vec(),
     };
-    // Everything that can be known, before a file is written.
+    // Finds every error that can be found before a file is written.
     let committed = BrokerFiles::read(nats_config).map_err(Failure::from)?;
     let checked = Domain::check_init(&context.folder, &options);
     if matches!(checked, Err(DomainError::Exists(_))) {
@@ -160,7 +160,7 @@ fn fill(
     Ok(made)
 }
 
-/// The failure to make a new domain, with its code.
+/// The failure to fill a new domain, with its code.
 struct Unfilled(Failure);
 
 impl From<DomainError> for Unfilled {
@@ -253,7 +253,7 @@ struct Credential {
     public: String,
     expires: Option<UnixMillis>,
     file: String,
-    /// Of roles that sign events.
+    /// The key that signs events; only roles that sign events have one.
     audit_key: Option<String>,
 }
 
@@ -272,7 +272,7 @@ impl Credential {
         }
     }
 
-    /// The same with the paths that its files have once the domain is in its place.
+    /// The same credentials, with the paths that the files have once the domain is in its place.
     fn moved(self, from: &Path, to: &Path) -> Self {
         let moved = |path: String| match Path::new(&path).strip_prefix(from) {
             Ok(below) => to.join(below).display().to_string(),

@@ -1,7 +1,7 @@
 //! `cluster`: the streams of the bus, as the files in nats-config declare them. A stream that is
 //! missing is created; one that differs is reported and left alone, since changing a stream can
-//! throw events away. One change is made, which throws nothing away: a stream learns to take
-//! batches.
+//! throw events away. The one exception throws nothing away: a stream of an earlier release is
+//! allowed to take batches.
 
 mod declaration;
 
@@ -29,7 +29,7 @@ use crate::output::Row;
 use crate::stack::health::Trouble;
 use declaration::{Consumer, read_all};
 
-/// Time that the server may take for one change; a stream with copies needs an election.
+/// Longest time for one change by the server; a stream with copies needs an election.
 const CHANGE_MAX: Duration = Duration::from_secs(20);
 
 pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Failure> {
@@ -37,7 +37,7 @@ pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Fail
         Cluster::Init(declarations) => (declarations, true),
         Cluster::Check(declarations) => (declarations, false),
     };
-    // Two commands at a time could both find a stream missing and create it twice.
+    // Without the lock two commands could both find a stream missing, and create it twice.
     let _lock = create
         .then(|| {
             context
@@ -66,7 +66,7 @@ pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Fail
     }
 }
 
-/// Prints which certificates and issued credentials in the domain's folder end soon.
+/// Prints which certificates and issued credentials in the domain's folder expire soon.
 pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
     let domain = context.domain()?;
     let (layout, now) = (domain.layout(), clock::now());
@@ -111,7 +111,7 @@ pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Prints which streams differ from their declaration. They are left as they are: somebody may have
+/// Prints which streams differ from their declaration. They are left alone: somebody may have
 /// altered one on purpose.
 pub(crate) fn say_what_differs(context: &Context, rows: &[Compared]) {
     let differing: Vec<_> = rows
@@ -134,7 +134,8 @@ pub(crate) fn say_what_differs(context: &Context, rows: &[Compared]) {
     }
 }
 
-/// Compares every declaration with the live server, and creates what is missing when `create`.
+/// Compares every declaration with the live server; if `create` is set, creates the missing
+/// streams.
 pub(crate) async fn compare(
     context: &Context,
     declarations: &Declarations,
@@ -242,9 +243,9 @@ async fn settle(
     }
 }
 
-/// The live configuration with the one addition that a live stream can be given without altering
-/// what it holds or refuses: it learns to take batches, which streams of earlier releases do not.
-/// None when nothing is to be added.
+/// The live configuration with batches allowed, which streams of earlier releases do not have. This
+/// is the only difference that can be removed without altering what a stream holds or refuses. None
+/// when nothing is to be changed.
 fn widened(wanted: &stream::Config, live: &stream::Config) -> Option<stream::Config> {
     (wanted.allow_atomic_publish && !live.allow_atomic_publish).then(|| stream::Config {
         allow_atomic_publish: true,
@@ -386,8 +387,8 @@ fn differences(wanted: &stream::Config, live: &stream::Config) -> String {
     )
 }
 
-/// The copies that a stream makes and their way, in order of names: `LEDGER by source.LEDGER to
-/// copy.LEDGER`.
+/// The streams that a stream copies, with the way of the copies, ordered by name: `LEDGER by
+/// source.LEDGER to copy.LEDGER`.
 fn copies(config: &stream::Config) -> String {
     let way = |source: &stream::Source| match &source.external {
         Some(external) => {
@@ -409,13 +410,13 @@ fn list(fields: impl Iterator<Item = (&'static str, String, String)>) -> String 
         .join("; ")
 }
 
-/// A live stream or bucket compared with its declaration.
+/// The result of comparing a live stream or bucket with its declaration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Stand {
     Right,
     Created,
-    /// It was there, and takes more than before: see [`widened`].
+    /// It existed, and is now allowed to take batches: see [`widened`].
     Widened,
     Missing,
     Differs,

@@ -31,7 +31,7 @@ pub(crate) async fn run(context: &Context, command: &Control) -> Result<(), Fail
     Ok(())
 }
 
-/// Asks on the terminal. Without one nobody can answer, and `--yes` is needed.
+/// Asks for confirmation on the terminal. Where there is no terminal, `--yes` is needed.
 #[expect(
     clippy::print_stderr,
     reason = "a question to the person at the terminal"

@@ -57,7 +57,8 @@ async fn import(
         })?;
         options.tokenizer = Some(json);
     }
-    // Before the text is read: a missing coordinator should not take a minute to notice.
+    // Connects before the text is read: a missing coordinator should be noticed at once, not after
+    // a minute.
     let objects = OperatorObjectsClient::new(context, context.operator().await?)?;
     let made = tokio::task::spawn_blocking(move || data::import(&options))
         .await
@@ -78,7 +79,7 @@ async fn import(
     bar.finish_and_clear();
     let manifest =
         serde_json::to_vec(&made.manifest).map_err(|error| Failure::new(Code::Internal, error))?;
-    // Last: once the manifest is there, everything that it names is there.
+    // Uploaded last: once the manifest is there, everything that it names is there.
     let object = objects.put(&[Bytes::from(manifest)], |_| ()).await?[0];
     let imported = Imported::new(object, &made.manifest, account, warnings);
     remember(&context.folder, imported.clone())?;
@@ -90,7 +91,7 @@ async fn import(
     Ok(())
 }
 
-/// The folder of cargo's sources of crates: text that every machine with Rust has.
+/// The folder in which cargo keeps the sources of crates: every machine with Rust has text there.
 fn registry() -> Result<PathBuf, Failure> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
@@ -105,7 +106,7 @@ fn registry() -> Result<PathBuf, Failure> {
     })
 }
 
-/// The data set that is asked for, or the newest from here.
+/// The data set that was asked for, or the newest that was imported into this folder.
 pub(crate) fn resolve(context: &Context, wanted: Option<Digest>) -> Result<ObjectRef, Failure> {
     let known = read(&context.folder)?;
     let found = known
@@ -120,7 +121,8 @@ pub(crate) fn resolve(context: &Context, wanted: Option<Digest>) -> Result<Objec
     })
 }
 
-/// Checks without asking anybody that a run's settings fit the data set that it would take.
+/// Checks, without asking the coordinator, that a run's settings fit the data set that it would
+/// take.
 pub(crate) fn check_known(
     context: &Context,
     wanted: Option<Digest>,
@@ -150,7 +152,7 @@ pub(crate) fn check_known(
     ];
     model.check_vocabulary(one.vocabulary)?;
     for (part, tokens, is_read) in shortest {
-        // Entries of earlier releases do not say.
+        // Entries of earlier releases do not have these fields.
         if let Some(tokens) = tokens.filter(|_| is_read) {
             let what = format!("the shortest {part} shard of data set {}", object.digest);
             model::check_length(what, Tokens(tokens), schedule)?;
@@ -162,8 +164,8 @@ pub(crate) fn check_known(
     ))
 }
 
-/// A data set that was imported from here, as `data ls` shows it. Entries of earlier releases say
-/// less.
+/// A data set that was imported here, as `data ls` shows it. Entries of earlier releases have fewer
+/// fields.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Imported {
@@ -232,7 +234,7 @@ impl Imported {
     }
 }
 
-/// The list of data sets: one JSON document a line.
+/// The file with the list of data sets: one JSON document a line.
 fn list(folder: &Path) -> PathBuf {
     folder.join("data.jsonl")
 }
@@ -257,8 +259,8 @@ fn read(folder: &Path) -> Result<Vec<Imported>, Failure> {
     text.lines().map(parse).collect()
 }
 
-/// Puts a data set at the end of the list; an earlier entry of the same goes. Imports that end at
-/// the same time do so one after the other: each reads what the others wrote.
+/// Appends a data set to the list and removes an earlier entry of the same data set. Imports that
+/// end at the same time take turns, so that each reads what the others wrote.
 fn remember(folder: &Path, imported: Imported) -> Result<(), Failure> {
     let path = list(folder);
     let failed = |error: &dyn std::fmt::Display| {

@@ -24,7 +24,7 @@ use crate::context::Context;
 use crate::exit;
 use crate::output;
 
-/// Runs one command line to its exit status.
+/// Runs one command line and returns its exit status.
 pub fn run(cli: Cli) -> ExitCode {
     let format = cli.global.output;
     let log = cli.global.log.clone();
@@ -35,7 +35,8 @@ pub fn run(cli: Cli) -> ExitCode {
 async fn carry_out(cli: Cli) -> Result<(), Failure> {
     let context = Context::new(&cli.global)?;
     tokio::select! {
-        // A command that ends well on a signal, such as `audit tail`, is asked first.
+        // The command is polled before the signal: some commands, such as `audit tail`, end with
+        // success on a signal.
         biased;
         outcome = dispatch(&context, cli.command) => outcome?,
         signal = stopped() => {
@@ -47,7 +48,8 @@ async fn carry_out(cli: Cli) -> Result<(), Failure> {
 }
 
 /// Resolves when this command is told to end: by Ctrl-C, by a service manager, or by the end of its
-/// terminal. Without handlers the last two would end it between two steps and with nothing said.
+/// terminal. Without handlers the last two would end the process between two steps, without a
+/// message.
 async fn stopped() -> &'static str {
     let handlers = (signal(SignalKind::terminate()), shutdown::hangup());
     let (Ok(mut terminate), Ok(mut hangup)) = handlers else {

@@ -79,7 +79,7 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
         } => {
             let mut patience = Patience::new(nobody_for.0);
             let waited = watch::until(context, &run, |view| {
-                // A round that was closed before stays closed.
+                // A round that is closed stays closed.
                 if target.is_reached(view) {
                     return Ok(true);
                 }
@@ -101,12 +101,12 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
     }
 }
 
-/// Time that a wait has gone on without workers, and its limit.
+/// Time that a wait has gone on without workers, and the limit.
 struct Patience {
     nobody_for: Duration,
-    /// Since when nobody is there.
+    /// Since when the run has had no workers.
     nobody_since: Option<Instant>,
-    /// The trouble that was told last.
+    /// The trouble that was printed last.
     told: Option<Code>,
 }
 
@@ -119,8 +119,8 @@ impl Patience {
         }
     }
 
-    /// The reason why the run is held up, when it is a new one. Fails when the run has had no
-    /// worker for too long.
+    /// Returns the reason why the run is held up, when it is a new one. Fails when the run has had
+    /// no worker for too long.
     fn look(&mut self, view: &RunView, now: Instant) -> Result<Option<String>, Failure> {
         let why = view.trouble.as_ref();
         match why.filter(|why| why.code == Code::NoWorkerLeft) {
@@ -170,8 +170,8 @@ async fn new(context: &Context, args: &RunArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Asks of the data what the coordinator will ask, before gigabytes of weights are uploaded for a
-/// run that it refuses.
+/// Makes the coordinator's checks of the data here, before gigabytes of weights are uploaded for a
+/// run that it would refuse.
 async fn check_data(
     objects: &OperatorObjectsClient,
     settings: &RunSettings,
@@ -185,7 +185,7 @@ async fn check_data(
     fits.map_err(|refusal| named(refusal.code, &refusal.detail))
 }
 
-/// Uploads what the run starts from and names it all in its settings.
+/// Uploads everything that the run starts from, and names it in the run's settings.
 async fn build(
     context: &Context,
     objects: &OperatorObjectsClient,
@@ -241,7 +241,7 @@ async fn build(
     })
 }
 
-/// Initial weights that are made and uploaded together.
+/// Chunks of initial weights that are made and uploaded together.
 const CHUNKS_IN_MEMORY: usize = 8;
 
 fn encoded(weights: &model::InitialWeights, chunk: &Chunk) -> Bytes {
@@ -308,7 +308,7 @@ impl Row for RunView {
     }
 }
 
-/// The phase in one word, and why when it is one that nobody wants.
+/// The phase in one word, with the reason where the phase is an undesired one.
 pub(crate) fn phase(view: &RunView) -> String {
     let phase = format!("{:?}", view.phase).to_lowercase();
     match view.halted.as_ref().or(view.trouble.as_ref()) {
@@ -317,7 +317,7 @@ pub(crate) fn phase(view: &RunView) -> String {
     }
 }
 
-/// A halted run reaches nothing any more until its coordinator is started again.
+/// Fails when the run is halted: it makes no progress until its coordinator is started again.
 pub(crate) fn not_halted(view: &RunView) -> Result<(), Failure> {
     match &view.halted {
         Some(why) => Err(Failure::new(

@@ -12,34 +12,35 @@ use schemas::run::{
 use schemas::{Code, Digest, RunId, Steps};
 use serde::{Deserialize, Serialize};
 
-/// Flags of `run new`. Everything else is in the settings file or `--set`.
+/// Flags of `run new`. All other settings come from the settings file or from `--set`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Its name: 1 to 32 of a-z, 0-9 and -.
+    /// Name of the run: 1 to 32 characters out of a-z, 0-9 and -.
     pub(crate) run: RunId,
     /// A preset (reference, tiny, demo, 25m, 100m) or a config.json.
     #[arg(long)]
     pub(crate) model: Option<String>,
-    /// The data set, `sha256:…`: one that was imported from here, by default the newest.
+    /// Digest of the data set, `sha256:…`. It must have been imported into this domain's folder; by
+    /// default the newest import is taken.
     #[arg(long, value_name = "DIGEST", value_parser = crate::cli::parse_digest)]
     pub(crate) data: Option<Digest>,
     /// Rounds of the run.
     #[arg(long)]
     rounds: Option<u64>,
-    /// Training units of a round: how many workers can work at a time.
+    /// Training units of a round, which is how many workers can work at the same time.
     #[arg(long)]
     units: Option<u32>,
     /// Inner steps of a unit (H).
     #[arg(long)]
     steps: Option<u64>,
-    /// Decides initial weights and data order.
+    /// Seed of the initial weights and of the data order.
     #[arg(long)]
     seed: Option<u64>,
     #[command(flatten)]
     config: ConfigArgs,
 }
 
-/// Everything that can be chosen about a run.
+/// All settings of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RunSettings {
@@ -57,7 +58,7 @@ pub(crate) struct RunSettings {
 pub(crate) struct ModelSettings {
     /// A preset or the path of a config.json.
     pub(crate) config: String,
-    /// Which trainer a config.json is for; a preset knows its own.
+    /// The trainer that a config.json is for; a preset knows its own.
     pub(crate) trainer: TrainerKind,
     pub(crate) precision: Precision,
     pub(crate) chunk_elements: u64,
@@ -87,15 +88,16 @@ pub(crate) struct TransferSettings {
     pub(crate) upload: CodecKind,
     pub(crate) download: CodecKind,
     pub(crate) rounding: Rounding,
-    /// Workers add to a contribution what the codec took from the one before. Off: small runs with
-    /// 4-bit uploads ended as low without it, and it costs 8 bytes a parameter.
+    /// Workers add to a contribution what the codec took from the one before. Off by default: small
+    /// runs with 4-bit uploads reached the same loss without it, and it costs 8 bytes a parameter.
     pub(crate) error_feedback: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct PolicySettings {
-    /// 0 stands for the number of units: a planned team that is not complete waits, visibly.
+    /// 0 stands for the number of units: the run waits, and says so, until the planned team is
+    /// complete.
     pub(crate) workers_min: u32,
     pub(crate) lease: ConfigDuration,
     pub(crate) silence_max: ConfigDuration,
@@ -105,7 +107,7 @@ pub(crate) struct PolicySettings {
 }
 
 impl Default for RunSettings {
-    /// The demonstration: a small decoder over bytes on two CPU workers, minutes long.
+    /// Settings of the demonstration: a small decoder over bytes on two CPU workers, minutes long.
     fn default() -> Self {
         Self {
             seed: 0,
@@ -181,18 +183,18 @@ impl Default for PolicySettings {
     }
 }
 
-/// The use of the settings that was asked for.
+/// The use that the command line asks for, with the settings.
 pub(crate) enum Asked {
-    /// Create a run.
+    /// Create a run with them.
     Run(RunSettings),
-    /// Compare them with what is known here.
+    /// Compare them with the data sets and models that are known here.
     Check(RunSettings),
     /// Show this text.
     Print(String),
 }
 
 impl RunArgs {
-    /// All layers, checked as far as they go by themselves.
+    /// Reads all layers and checks the settings as far as they can be checked by themselves.
     pub(crate) fn settings(&self) -> Result<Asked, Failure> {
         let mut flags: Vec<(&str, &str, String)> = Vec::new();
         let mut flag =
@@ -246,7 +248,7 @@ impl RunSettings {
         Ok(self.policy().validate()?)
     }
 
-    /// The model that is named: a preset or a file.
+    /// The model that the settings name: a preset or a file.
     pub(crate) fn model(&self) -> Result<ModelConfig, Failure> {
         let name = &self.model.config;
         if let Some(preset) = Preset::named(name) {

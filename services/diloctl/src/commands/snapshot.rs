@@ -67,10 +67,10 @@ async fn list(operator: &Operator, run: &RunId) -> Result<Vec<SnapshotView>, Fai
     }
 }
 
-/// Writes a snapshot as a model folder that others read as it was trained: `config.json`,
-/// `generation_config.json`, `model.safetensors`, the tokenizer's files, and `snapshot.json`.
-/// Nothing is written that was not hashed on the way; a folder that holds this snapshot is left as
-/// it is, and any other is replaced as a whole when everything is there.
+/// Writes a snapshot as a model folder, which other tools load as the model that was trained:
+/// `config.json`, `generation_config.json`, `model.safetensors`, the tokenizer's files, and
+/// `snapshot.json`. Every byte is hashed before it is written. A folder that holds this snapshot
+/// already is left alone; any other is replaced as a whole once all files are complete.
 async fn pull(
     context: &Context,
     run: &RunId,
@@ -99,7 +99,7 @@ async fn pull(
         return Ok(pulled);
     }
     let mut staged = Staged::open(to)?;
-    // The command that had the folder until now may have written the same.
+    // The command that held the folder's lock until now may have written the same snapshot.
     if holds(to, &bytes) {
         return Ok(pulled);
     }
@@ -123,13 +123,14 @@ async fn pull(
     Ok(pulled)
 }
 
-/// True when a folder holds a snapshot already. The stamp comes last: where it is, everything is.
+/// True when a folder holds a snapshot already. The stamp is written last, so where it is, all
+/// files are.
 fn holds(folder: &Path, stamp: &[u8]) -> bool {
     std::fs::read(folder.join(STAMP_FILE)).is_ok_and(|there| there == stamp)
         && folder.join(MODEL_FILE).exists()
 }
 
-/// The file that says which snapshot a folder holds.
+/// The stamp: a file that says which snapshot a folder holds.
 const STAMP_FILE: &str = "snapshot.json";
 /// The file that holds the weights, by the convention of Hugging Face.
 const MODEL_FILE: &str = "model.safetensors";
@@ -182,8 +183,8 @@ async fn weights(
     }
 }
 
-/// The tokenizer's files. Text is read by the rules that the import had: those of the data set's
-/// own tokenizer, or bytes.
+/// The tokenizer's files. Text is tokenized as at the import: by the data set's own tokenizer, or
+/// as bytes.
 async fn tokenizer(
     objects: &OperatorObjectsClient,
     data: ObjectRef,
@@ -202,7 +203,7 @@ fn json<T: serde::de::DeserializeOwned>(bytes: &Bytes, what: &str) -> Result<T, 
         .map_err(|error| Failure::new(Code::DataInvalid, format!("{what}: {error}")))
 }
 
-/// Lets the worker's program write text: the model's mathematics live there, not here.
+/// Lets the worker's program write the text, since only that program can run the model.
 fn sample(context: &Context, folder: &Path, arguments: &[(&str, String)]) -> Result<(), Failure> {
     let worker = crate::stack::program("diloco-worker")?;
     let mut command = std::process::Command::new(&worker);

@@ -1,5 +1,5 @@
-//! Following a run: the status messages that the coordinator publishes, with a look of our own when
-//! they stay away.
+//! Following a run by the status messages that the coordinator publishes. When they stay away, the
+//! command asks for the status itself.
 
 use std::time::Duration;
 
@@ -18,18 +18,18 @@ use crate::context::{Context, Operator};
 use crate::output::{Printer, Row};
 use crate::table::{Growing, bytes, count, or_dash};
 
-/// Longest silence before the run is asked for: statuses are lossy.
+/// Longest silence before the command asks for the status: a status message may be lost.
 const SILENCE_MAX: Duration = Duration::from_secs(7);
-/// Time that a broker or coordinator which is started again may be away.
+/// Longest absence of a broker or coordinator that is being restarted.
 const ABSENCE_MAX: Duration = Duration::from_secs(120);
-/// Between two questions to somebody who is away.
+/// Pause between two questions while nobody answers.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// For so long after a run was made it is not said that the run is held up: the second worker joins
+/// Time after a run's creation during which it is not reported as held up: the second worker joins
 /// a moment after the first.
 const START_GRACE: Millis = Millis::from_secs(3);
 
-/// The view to show: without the trouble of a run's first moments.
+/// The view to show: during a run's first moments, without the report that it is held up.
 fn settled(mut view: RunView, now: UnixMillis) -> RunView {
     if now < view.created_at.after(START_GRACE) {
         view.trouble = None;
@@ -57,7 +57,7 @@ impl Statuses {
         })
     }
 
-    /// The next view; the first one at once.
+    /// Returns the next view; the first one at once.
     async fn next(&mut self) -> Result<RunView, Failure> {
         if !std::mem::take(&mut self.fresh) {
             let waited = tokio::time::timeout(SILENCE_MAX, self.subscription.next()).await;
@@ -71,7 +71,7 @@ impl Statuses {
         self.look().await
     }
 
-    /// Asks, for a while also somebody who is away.
+    /// Asks for the view; while nobody answers, tries again for some time.
     async fn look(&self) -> Result<RunView, Failure> {
         let deadline = Instant::now() + ABSENCE_MAX;
         loop {
@@ -85,7 +85,8 @@ impl Statuses {
     }
 }
 
-/// Follows a run until `reached`, and gives the view that reached it; or why it never will.
+/// Follows a run until `reached` holds, and returns the view for which it holds. Fails with the
+/// reason when it never will.
 pub(crate) async fn until(
     context: &Context,
     run: &RunId,
@@ -159,7 +160,7 @@ fn units(view: &RunView) -> u64 {
 }
 
 /// The line beside the bar: as many of its parts as fit into `width` characters, the most important
-/// first. A line that wrapped would be drawn anew below itself twice a second.
+/// first. A line that wraps would be drawn twice a second below its last copy.
 fn message(view: &RunView, width: usize) -> String {
     let loss = |loss: Option<f64>| loss.map_or_else(|| "-".to_owned(), |loss| format!("{loss:.3}"));
     let parts = [
@@ -189,7 +190,8 @@ fn message(view: &RunView, width: usize) -> String {
     line
 }
 
-/// The newest held-out loss, and of which round's weights: it may be a few rounds old.
+/// The newest held-out loss, with the round of the weights that it belongs to: they may be a few
+/// rounds old.
 fn held_out(view: &RunView, digits: usize) -> String {
     or_dash(view.held_out_loss, |(round, loss)| {
         format!("{loss:.digits$} @{round}")
@@ -202,7 +204,7 @@ const SEPARATOR: &str = " · ";
 const BEFORE_MESSAGE: usize = 8 + 1 + BAR + 1;
 /// Characters of the bar.
 const BAR: usize = 20;
-/// The width of a terminal that does not tell its own.
+/// The width that is assumed for a terminal that does not report its own.
 const WIDTH_USUAL: usize = 80;
 
 /// One line of a run that is followed. The field that may be long comes last.
@@ -244,7 +246,7 @@ impl Row for Change<'_> {
     }
 }
 
-/// The bar, and how many characters there are for the message beside it.
+/// The bar, and the number of characters for the message beside it.
 fn rounds_bar(printer: Printer, view: &RunView) -> (ProgressBar, usize) {
     let bar = ProgressBar::new(view.rounds * u64::from(view.units));
     let width = printer.width().unwrap_or(WIDTH_USUAL);

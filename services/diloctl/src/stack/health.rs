@@ -1,6 +1,6 @@
-//! Finds out if a running broker can be used. After a failed write, most often on a full disk, the
-//! broker goes on answering requests and stores nothing more until it is started again, even when
-//! there is room again. The reason stands only in its log.
+//! Finds out whether a running broker can be used. After a failed write, most often on a full disk,
+//! the broker goes on answering requests and stores nothing more until it is started again, even
+//! when there is room again. Only its log gives the reason.
 
 use std::ffi::CString;
 use std::fs;
@@ -17,8 +17,8 @@ use crate::table::bytes;
 
 /// Bytes read from the end of a log. A broker in trouble repeats itself with every write.
 const TAIL_BYTES: u64 = 1 << 20;
-/// Room without which starting the broker again mends nothing: two of the blocks that it writes its
-/// streams in.
+/// Free space below which a restart of the broker does not help: two of the blocks that it writes
+/// its streams in.
 const ROOM_BYTES_MIN: u64 = 16 << 20;
 /// Texts in the broker's log that say its store has failed for good.
 const SIGNS: [&str; 3] = [
@@ -37,7 +37,7 @@ pub(crate) struct Trouble {
 }
 
 impl Trouble {
-    /// Of the broker that `up` started from this domain, if it is in trouble.
+    /// The trouble of the broker that `up` started from this domain, if it is in trouble.
     pub(crate) fn of_broker(domain: &Path) -> Option<Self> {
         Running::find(domain, BROKER)
             .ok()
@@ -45,7 +45,7 @@ impl Trouble {
             .and_then(|running| Self::of(&running))
     }
 
-    /// Of a process that is a broker.
+    /// The trouble of a process that is a broker.
     pub(super) fn of(running: &Running) -> Option<Self> {
         let read = || -> std::io::Result<Vec<u8>> {
             let mut file = fs::File::open(&running.log)?;
@@ -65,8 +65,8 @@ impl Trouble {
         })
     }
 
-    /// The last sign of trouble that the process of this number wrote: the log holds the lives of
-    /// all brokers before it.
+    /// The last sign of trouble that the process with this number wrote: the log also holds the
+    /// lines of all brokers before it.
     fn told(log: &str, pid: u32) -> Option<Self> {
         let mark = format!("[{pid}] ");
         let own = log
@@ -86,7 +86,7 @@ impl Trouble {
         })
     }
 
-    /// As the failure of a command.
+    /// The trouble as the failure of a command.
     pub(crate) fn failure(&self) -> Failure {
         Failure::new(
             Code::StreamNotStored,
@@ -94,10 +94,10 @@ impl Trouble {
         )
     }
 
-    /// Checks that starting the broker again can mend it.
+    /// Checks that a restart of the broker can help.
     ///
     /// # Errors
-    /// Its disk is still full.
+    /// The broker's disk is still full.
     pub(super) fn check_room(&self) -> Result<(), Failure> {
         let Some((folder, free)) = self.file.as_deref().and_then(room) else {
             return Ok(());
@@ -123,7 +123,7 @@ fn is_of_a_connection(words: &str) -> bool {
     })
 }
 
-/// The nearest folder above a file that is there, and how much is free on its disk.
+/// The nearest existing folder above a file, and the free space on its disk.
 fn room(file: &Path) -> Option<(&Path, u64)> {
     let folder = file.ancestors().skip(1).find(|folder| folder.is_dir())?;
     let path = CString::new(folder.as_os_str().as_bytes()).ok()?;

@@ -1,6 +1,6 @@
 //! All services of one machine as processes: started in order, each when the one before it can be
-//! used, and stopped in the opposite order. `up` may be repeated: what runs is left alone, what
-//! died is started again, streams that are missing are made. It succeeds when the coordinator has
+//! used, and stopped in the opposite order. `up` may be repeated: it leaves running services alone,
+//! starts those that died, and creates missing streams. It succeeds when the coordinator has
 //! answered.
 
 pub(crate) mod health;
@@ -29,12 +29,12 @@ use process::{Readiness, Running, Spec};
 /// milliseconds, and seconds while an event waits for a slow disk.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// The listening address of a broker of one machine.
+/// The address on which the broker of a single machine listens.
 pub(crate) fn listen_address(port: u16) -> String {
     format!("127.0.0.1:{port}")
 }
 
-/// One of our programs: beside this one, or on the path.
+/// Finds one of our programs: beside this one, or on the PATH.
 pub(crate) fn program(name: &str) -> Result<PathBuf, Failure> {
     let own = std::env::current_exe()
         .map_err(|error| Failure::new(Code::ToolMissing, format!("{name}: {error}")))?;
@@ -88,8 +88,8 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
         };
         rows.push(Outcome::new(&running, state));
         if spec.name == services::BROKER {
-            // Of a broker that runs already as well: somebody may have deleted or altered what lies
-            // there.
+            // The streams are compared even if the broker ran already: somebody may have deleted or
+            // altered one.
             let declarations = Declarations {
                 nats_config: options.nats_config.clone(),
                 replicas: 1,
@@ -104,8 +104,8 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     answer
 }
 
-/// Asks the coordinator something that only one that leads can answer, with the operator's
-/// credential: that a process lives, and was ready once, is not that it can be used.
+/// Asks the coordinator, with the operator's credentials, something that only a leading coordinator
+/// can answer. A process that lives, and was ready once, need not be usable.
 async fn coordinator_answers(context: &Context) -> Result<(), Failure> {
     let context = Context {
         timeout: context.timeout.min(ANSWER_MAX),
@@ -122,7 +122,7 @@ async fn coordinator_answers(context: &Context) -> Result<(), Failure> {
     })
 }
 
-/// Writes the broker's configuration for this build and for the folder as it lies now.
+/// Writes the broker's configuration for this build and for the folder's present place.
 fn prepare_broker(domain: &Domain, options: &Up, port: u16) -> Result<(), Failure> {
     let written = || {
         let committed = BrokerFiles::read(&options.nats_config)?;
@@ -140,9 +140,9 @@ struct Ports {
 }
 
 impl Ports {
-    /// Those that were asked for, or those of the last time: two domains of one machine keep theirs
-    /// apart. The port of a service that does not run must be free; this is checked before anything
-    /// is written or started.
+    /// Takes the ports that the command line names, or those of the last start, so that two domains
+    /// of one machine keep theirs apart. The port of a service that does not run must be free; this
+    /// is checked before anything is written or started.
     fn choose(context: &Context, options: &Up) -> Result<Self, Failure> {
         let last = Endpoints::read(&context.folder)?;
         let ports = Self {
@@ -191,8 +191,8 @@ fn port(address: &str) -> Option<u16> {
     address.rsplit_once(':')?.1.parse().ok()
 }
 
-/// Starts a service unless it runs, and waits until it can be used. Says what became of one that
-/// was started.
+/// Starts a service unless it runs, and waits until it can be used. Reports how the start of a new
+/// process ended.
 async fn ensure(context: &Context, spec: &Spec) -> Result<(Running, Option<Readiness>), Failure> {
     if let Some(running) = Running::find(&context.folder, &spec.name)? {
         let trouble = Some(&running)
@@ -226,13 +226,13 @@ pub(crate) async fn down(context: &Context, options: &Down) -> Result<(), Failur
         context.printer.talk("nothing runs");
         return Ok(());
     }
-    // The order of stopping: who asks before who answers.
+    // Services are stopped in this order: those that ask before those that answer.
     running.sort_by_key(|process| std::cmp::Reverse(services::rank(&process.name)));
     let leads = |process: &Running| process.name == services::COORDINATOR;
     if running.iter().any(leads) {
         drain(context, options, &running).await;
     }
-    // Workers end side by side: each may take its time to save what it has. Each is told once.
+    // Workers end in parallel: each may take its time to save its state. Each is told once.
     let side_by_side = |process: &Running| services::drains(&process.name) && !leads(process);
     let told: Vec<bool> = running
         .iter()
@@ -253,8 +253,8 @@ pub(crate) async fn down(context: &Context, options: &Down) -> Result<(), Failur
     Ok(())
 }
 
-/// Asks the coordinator to drain and waits for its end: by then nobody holds a lease any more.
-/// Whatever goes wrong here, the processes are stopped all the same, so it is only told.
+/// Asks the coordinator to drain and waits for its end: by then no lease is held any more. The
+/// processes are stopped even if this fails, so a failure is only reported.
 async fn drain(context: &Context, options: &Down, running: &[Running]) {
     let asked: Result<ShutdownReply, Failure> = async {
         let operator = context.operator().await?;
@@ -273,7 +273,7 @@ async fn drain(context: &Context, options: &Down, running: &[Running]) {
         return;
     }
     let drained = Instant::now() + options.drain.0;
-    // Not for the workers: one that has not joined a run is not told by the coordinator.
+    // Workers are not waited for: the coordinator does not tell a worker that has not joined a run.
     for process in running
         .iter()
         .filter(|process| process.name == services::COORDINATOR)
@@ -284,7 +284,7 @@ async fn drain(context: &Context, options: &Down, running: &[Running]) {
     }
 }
 
-/// The outcome for one service.
+/// The outcome for one service, as a row.
 #[derive(Debug, Serialize)]
 struct Outcome {
     service: String,

@@ -1,4 +1,4 @@
-//! One service as a process: a note of it on disk, so that a later `up` or `down` finds it again.
+//! One service as a process. A note on disk lets a later `up` or `down` find the process again.
 
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -18,10 +18,10 @@ use tokio::time::Instant;
 
 /// Time that a service may take until it can be used; a worker loads libtorch first.
 const READY_MAX: Duration = Duration::from_secs(60);
-/// Between two looks at a process or port: there is nothing to wait on across processes that are
-/// not our children.
+/// Pause between two looks at a process or port: nothing signals the end of a process that is not
+/// our child.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Bytes of a log that are shown when its process died.
+/// Bytes of a log that are shown when its process has died.
 const TAIL_BYTES: u64 = 2048;
 
 /// The program and arguments of a service.
@@ -38,10 +38,10 @@ pub(super) struct Spec {
 /// The sign that a service can be used.
 #[derive(Clone, Debug)]
 pub(super) enum Ready {
-    /// It writes this file.
+    /// The service writes this file.
     File(PathBuf),
-    /// It listens here, and writes a file of its own naming into this folder when it does:
-    /// connecting to try it would leave an error in its log.
+    /// The broker listens here, and then writes a file into this folder under a name of its own.
+    /// Connecting as a test would leave an error in its log.
     Broker {
         address: SocketAddr,
         folder: PathBuf,
@@ -52,21 +52,22 @@ pub(super) enum Ready {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Running {
     pub(super) name: String,
-    /// 0 in a note that was written before its process was started.
+    /// Process number; 0 in a note that was written before the process was started.
     pub(super) pid: u32,
-    /// Its start, in clock ticks since boot: a process number alone may have been given to another.
+    /// Start time in clock ticks since boot: a process number alone may have been given to another
+    /// process.
     started: u64,
     pub(super) log: PathBuf,
-    /// The place of the domain's folder when it was started.
+    /// The domain's folder at the time of the start.
     home: Home,
-    /// Program and arguments: finds a process whose start was not noted to its end.
+    /// Program and arguments: they find a process whose number was never noted.
     line: Vec<String>,
     #[serde(skip)]
     note: PathBuf,
 }
 
-/// A domain's folder: the same one after it was renamed, another one after it was copied, notes and
-/// all.
+/// The identity of a domain's folder. It stays the same when the folder is renamed, and differs in
+/// a copy of the folder, notes included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Home {
     device: u64,
@@ -74,13 +75,13 @@ struct Home {
     path: PathBuf,
 }
 
-/// A process that this one has just started.
+/// A process that this command has just started.
 #[derive(Debug)]
 pub(super) struct Started {
     pub(super) running: Running,
     /// Its exit status, once it has ended.
     ended: Arc<OnceLock<ExitStatus>>,
-    /// The begin of its part of the log: earlier lives have written there too.
+    /// The length of the log at the start: earlier processes have written there too.
     log_from: u64,
 }
 
@@ -89,12 +90,12 @@ pub(super) struct Started {
 pub(super) enum Readiness {
     /// It can be used.
     Ready,
-    /// It had nothing to do and has ended with success.
+    /// The process had nothing to do and has ended with success.
     Done,
 }
 
 impl Running {
-    /// The process that goes by `name`, if it lives.
+    /// The process with the service name `name`, if it lives.
     pub(super) fn find(domain: &Path, name: &str) -> Result<Option<Self>, Failure> {
         let note = notes(domain).join(format!("{name}.json"));
         let text = match fs::read(&note) {
@@ -102,12 +103,13 @@ impl Running {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(unusable(&note, &error)),
         };
-        // One that does not parse was left by an older build; there is nothing to find by it.
+        // A note that does not parse was left by an older build, and names no process that could be
+        // found.
         let Ok(running) = serde_json::from_slice::<Self>(&text) else {
             return Ok(None);
         };
         if !running.home.same_folder(&Home::of(domain)?) {
-            // It came with a copy of the folder; the process is the original's.
+            // The note came with a copy of the folder; the process is the original's.
             return Ok(None);
         }
         let running = match running.pid {
@@ -119,14 +121,14 @@ impl Running {
             .filter(Self::lives))
     }
 
-    /// True when the folder was moved after the process was started: the process was given paths
+    /// True when the folder was moved after the process was started: the process still uses paths
     /// to the old place.
     pub(super) fn moved(&self, domain: &Path) -> Result<bool, Failure> {
         Ok(self.home != Home::of(domain)?)
     }
 
-    /// The process of a note whose writer ended between starting it and noting its number, by its
-    /// command line: it names files of this domain.
+    /// Finds the process of a note whose writer ended between starting the process and noting its
+    /// number. The command line identifies it, since it names files of this domain.
     fn searched(self) -> Option<Self> {
         let line: Vec<u8> = self
             .line
@@ -169,8 +171,8 @@ impl Running {
         Ok(all)
     }
 
-    /// Starts a service in a process group of its own, so that Ctrl-C at the terminal reaches only
-    /// who is in front.
+    /// Starts a service in a process group of its own, so that Ctrl-C at the terminal does not
+    /// reach it.
     pub(super) fn start(domain: &Path, spec: &Spec) -> Result<Started, Failure> {
         if let Ready::Broker { address, .. } = &spec.ready
             && !is_free(*address)
@@ -178,7 +180,7 @@ impl Running {
             return Err(taken(*address, &spec.name));
         }
         if let Ready::File(path) = &spec.ready {
-            // Left by a process that was killed.
+            // A ready file that a killed process left.
             let _absent = fs::remove_file(path);
         }
         let log = log_file(domain, &spec.name);
@@ -218,8 +220,8 @@ impl Running {
             line,
             note,
         };
-        // Before it is started as well: a process that nobody has noted cannot be stopped by
-        // anybody.
+        // The note is written before the start as well: nobody could stop a process that was not
+        // noted.
         running.write()?;
         let child = command.spawn().map_err(|error| {
             Failure::new(
@@ -230,7 +232,7 @@ impl Running {
         let pid = child.id();
         let ended = Arc::new(OnceLock::new());
         let end = Arc::clone(&ended);
-        // Reaped in the background: a child that ended must not look alive.
+        // The child is reaped in the background: a child that ended must not look alive.
         std::thread::spawn(move || {
             let mut child = child;
             if let Ok(status) = child.wait() {
@@ -271,8 +273,8 @@ impl Running {
         }
     }
 
-    /// Waits until a process that an earlier command started can be used. One that ends meanwhile
-    /// is none.
+    /// Waits until a process that an earlier command started can be used. Returns false if the
+    /// process ends first.
     pub(super) async fn usable(&self, spec: &Spec) -> Result<bool, Failure> {
         let deadline = Instant::now() + READY_MAX;
         while self.lives() {
@@ -303,7 +305,7 @@ impl Running {
         true
     }
 
-    /// Asks the process to end, once: says whether there was one to ask.
+    /// Tells the process to end, once. Returns true if the process lived.
     pub(super) fn terminate(&self) -> bool {
         let lives = self.lives();
         if lives {
@@ -312,8 +314,8 @@ impl Running {
         lives
     }
 
-    /// Waits for the end of a process that was asked, and makes it end when it does not. Says
-    /// whether it ended by itself.
+    /// Waits for the end of a process that was told to end, and kills it when `patience` is over.
+    /// Returns true if it ended by itself.
     pub(super) async fn end(&self, patience: Duration) -> bool {
         let ended = self.ended(Instant::now() + patience).await;
         if !ended {
@@ -359,7 +361,7 @@ impl Started {
                 }
             };
             let tail = tail(log, self.log_from);
-            // Its own last words say more than that it has ended.
+            // The service's own last words say more than the fact that it has ended.
             if let Some((code, detail)) = last_words(&tail) {
                 return Err(Failure::new(
                     code,
@@ -377,8 +379,8 @@ pub(super) fn log_file(domain: &Path, name: &str) -> PathBuf {
     domain.join("logs").join(format!("{name}.log"))
 }
 
-/// The end of a log, from this place on. A log that is shorter was begun anew since, as the broker
-/// does at a size, and all of it is of this process's life.
+/// The end of a log, from this position on. A shorter log was begun anew since then, as the broker
+/// does at a certain size, and all of its lines belong to this process.
 fn tail(log: &Path, from: u64) -> String {
     let read = || -> std::io::Result<String> {
         let mut file = fs::File::open(log)?;
@@ -392,8 +394,8 @@ fn tail(log: &Path, from: u64) -> String {
     read().unwrap_or_default()
 }
 
-/// The coded error that a service of ours ends with, as [`runtime::exit::render`] writes it, and
-/// what it says after the title.
+/// The coded error with which a service ends, as [`runtime::exit::render`] writes it: the code, and
+/// the text after the title.
 fn last_words(log: &str) -> Option<(Code, String)> {
     log.lines().rev().find_map(|line| {
         let (code, rest) = line.strip_prefix("error ")?.split_once(' ')?;
@@ -421,7 +423,7 @@ impl Home {
     }
 }
 
-/// True when nobody listens there.
+/// True when nobody listens on the address.
 pub(super) fn is_free(address: SocketAddr) -> bool {
     std::net::TcpListener::bind(address).is_ok()
 }
@@ -438,8 +440,8 @@ fn unusable(path: &Path, error: &dyn std::fmt::Display) -> Failure {
     Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()))
 }
 
-/// The start of a process (proc(5), field 22 of stat); none when there is no such process, or only
-/// its remains.
+/// The start time of a process (proc(5), field 22 of stat); none when there is no such process, or
+/// only a zombie.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the program's name in parentheses, which may hold anything.

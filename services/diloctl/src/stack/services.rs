@@ -23,13 +23,13 @@ pub(super) const STORE: &str = "store";
 pub(super) const COORDINATOR: &str = "coordinator";
 const AUDIT: &str = "audit";
 const WORKER: &str = "worker-";
-/// Time beyond the drain time that a process may take to end after it was told.
+/// Time that a process may take to end after it was told, beyond the drain time.
 const STOP_MAX: Duration = Duration::from_secs(10);
 /// The same for a worker: it takes 8 seconds for its goodbye and up to a minute to save its inner
 /// state.
 const WORKER_STOP_MAX: Duration = Duration::from_secs(75);
 
-/// The place in the order of starting.
+/// The position in the order of starting.
 pub(super) fn rank(name: &str) -> usize {
     let order = [BROKER, STORE, AUDIT, COORDINATOR];
     order
@@ -38,12 +38,12 @@ pub(super) fn rank(name: &str) -> usize {
         .unwrap_or(order.len())
 }
 
-/// True when it ends by itself when the coordinator drains.
+/// True when the service ends by itself once the coordinator drains.
 pub(super) fn drains(name: &str) -> bool {
     name == COORDINATOR || name.starts_with(WORKER)
 }
 
-/// Time that it may take to end after it was told.
+/// Time that the service may take to end after it was told.
 pub(super) fn stop_max(name: &str) -> Duration {
     if name.starts_with(WORKER) {
         WORKER_STOP_MAX
@@ -52,7 +52,7 @@ pub(super) fn stop_max(name: &str) -> Duration {
     }
 }
 
-/// Worker `index` of this machine, and its credentials.
+/// The name of worker `index` of this machine, and of its credentials.
 pub(crate) fn worker_name(index: u32) -> String {
     format!("{WORKER}{index}")
 }
@@ -67,7 +67,7 @@ pub(crate) struct Choices {
     pub(crate) device: String,
 }
 
-/// Everything that `up` starts, in order. Writes the configuration files that it is started with.
+/// Everything that `up` starts, in order. Writes the configuration files of the services.
 pub(super) fn all(
     context: &Context,
     domain: &Domain,
@@ -134,7 +134,7 @@ fn broker(folder: &Path, options: &Up, endpoints: &Endpoints) -> Result<Spec, Fa
     let config = identity::Layout::new(folder).broker_config();
     let ports = folder.join("up");
     let port = super::port(&endpoints.bus).expect("these endpoints were made of ports");
-    // The broker writes its log itself, since a file that it does not know it cannot begin anew.
+    // The broker opens its log itself, since it can rotate only a file that it opened.
     let log = super::process::log_file(folder, BROKER);
     let named = [
         ("-c", &config),
@@ -166,8 +166,8 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
         .map_err(|error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display())))
 }
 
-/// Writes one file a service under `config/` of `place`, for a domain that lies, or will lie, in
-/// `folder`; gives their names and paths.
+/// Writes one file for each service into the subfolder `config` of `place`; returns their names and
+/// paths. The files are for a domain that lies, or will lie, in `folder`.
 pub(crate) fn write_configs(
     place: &Path,
     folder: &Path,

@@ -22,7 +22,7 @@ use schemas::subject::{
 use schemas::{AccountId, Code, Millis, RunId, UnixMillis, WorkerId};
 use tokio::sync::mpsc;
 
-/// Longer than anything here takes on a busy machine.
+/// Longer than any step here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A broker that runs until it is dropped, in a domain of its own.
@@ -125,7 +125,7 @@ impl Bus {
         CredentialSource::open(&issued.credentials, now()).expect("just issued")
     }
 
-    /// Connects, and gives the events of the connection.
+    /// Connects, and returns the events of the connection.
     async fn connect(
         &self,
         source: &CredentialSource,
@@ -221,7 +221,7 @@ async fn ls_02_a_request_reaches_the_coordinator_with_the_senders_name_on_it() {
         .subscribe("diloco.request.>")
         .await
         .expect("it is sent");
-    // A round trip, so that the subscription is known before anyone asks.
+    // After a round trip the subscription is known before anyone asks.
     coordinator
         .request("$JS.API.INFO", "".into())
         .await
@@ -381,7 +381,7 @@ async fn tl_05_strangers_and_mixed_pairs_are_refused() {
         async move { pair.sign(&nonce).map_err(async_nats::AuthError::new) }
     });
     assert_refused(connect(mixed).await);
-    // A whole credential of another domain.
+    // Complete credentials of another domain.
     let stranger = Bus::start();
     let source = stranger.issue(Role::Worker, "w1");
     assert_refused(
@@ -389,7 +389,7 @@ async fn tl_05_strangers_and_mixed_pairs_are_refused() {
             .connect(bus.url.as_str())
             .await,
     );
-    // A broker of another domain: its certificate is not trusted, and it never sees the token.
+    // A broker of another domain: its certificate is not trusted, so it never sees the token.
     let elsewhere = connect_options(&a, &bus.tls())
         .connect(stranger.url.as_str())
         .await;
@@ -438,7 +438,7 @@ async fn a_token_that_was_renewed_on_disk_is_used_at_the_next_reconnect() {
     let (client, mut events) = bus.connect(&source).await.expect("its own domain");
     until(&mut events, |event| matches!(event, Event::Connected)).await;
     issue(LIFETIME_DEFAULT);
-    // The broker cuts the old token at its end; nothing but the file can help now.
+    // The broker cuts the connection when the old token ends; only the file can help then.
     until(&mut events, |event| matches!(event, Event::Disconnected)).await;
     until(&mut events, |event| matches!(event, Event::Connected)).await;
     drop(client);
@@ -461,7 +461,7 @@ fn handshake(bus: &Bus, version: &'static rustls::SupportedProtocolVersion) -> s
     let address = bus.url.strip_prefix("tls://").expect("a TLS address");
     let mut stream = std::net::TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    // The broker says who it is in one line before TLS begins.
+    // The broker sends one line about itself before TLS begins.
     let mut byte = [0];
     while byte != *b"\n" {
         stream.read_exact(&mut byte)?;

@@ -1,4 +1,4 @@
-//! A trust domain on disk: the files, the credentials of each role, and what is refused.
+//! A trust domain on disk: its files, the credentials of each role, and the refusals.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -60,8 +60,8 @@ fn everything_is_the_owners_alone_and_nothing_temporary_stays() {
             files += usize::from(path.is_file());
         });
     }
-    // 10 keys and one for each role, 4 of TLS, the store's keys, the bundle; credentials of each
-    // role and 2 audit keys; 2 of configuration.
+    // 10 keys and one for each role, 4 files of TLS, the store's keys, the bundle; credentials of
+    // each role and 2 audit keys; 2 files of configuration.
     let roles = Role::ALL.len();
     assert_eq!(files, 10 + roles + 4 + 1 + 1 + roles + 2 + 2);
     let layout = domain.layout();
@@ -99,8 +99,8 @@ fn a_domain_is_never_overwritten() {
         Domain::open(&folder).expect("still the first").trust(),
         domain.trust()
     );
-    // Keys without a bundle that no broken-off `init` has left may be all that somebody has: not to
-    // be written over.
+    // Keys without a bundle, not left by an unfinished `init`, may be all that somebody has left,
+    // and must not be overwritten.
     fs::remove_file(domain.layout().trust()).expect("it is ours");
     assert!(matches!(
         Domain::open(&folder),
@@ -228,15 +228,15 @@ fn an_init_whose_filling_fails_leaves_no_part() {
     );
 }
 
-/// The broker's configuration names the place where the domain will lie, not the one where it is
-/// made.
+/// The broker's configuration names the place where the domain will lie, and not the one where it
+/// is made.
 #[test]
 fn an_init_whose_parts_cannot_be_moved_in_makes_no_domain() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let folder = scratch.path().join(".diloco");
     let options = InitOptions::default();
     let made = Domain::init_with(&folder, &options, NOW, |_| {
-        // A folder that is not empty gives way to no other.
+        // A folder that is not empty cannot be replaced by another.
         fs::create_dir(folder.join("keys"))
             .and_then(|()| fs::write(folder.join("keys/of-another"), b"x"))
             .map_err(|source| DomainError::Template {
@@ -270,7 +270,7 @@ fn configuration_that_is_made_with_the_domain_names_its_final_place() {
     assert!(text("jetstream.conf").contains(&format!("store_dir: \"{}/nats\"", real.display())));
     assert!(text("tls.conf").contains(&format!("\"{}/tls/server.pem\"", real.display())));
     assert!(layout.broker_config().is_file());
-    // The file for one node has its name below a domain's folder, the others keep theirs.
+    // The file for one node gets its own name below a domain's folder; the others keep theirs.
     let include = layout.broker_config().with_file_name("include");
     assert!(include.join("limits.conf").is_file());
     let listens = || {

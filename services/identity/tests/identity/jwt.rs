@@ -252,20 +252,19 @@ fn strangers_in_the_chain_are_refused() {
     let house = House::new();
     let stranger = House::new();
     let token = house.user_jwt(&user(), &house.role, None);
-    // The user is signed by a key that the account does not list, or by its identity key in spite
-    // of strict use.
+    // The key that signed the user is one that the account does not list, or its identity key in
+    // spite of strict use.
     let by_stranger = house.user_jwt(&user(), &stranger.role, None);
     let by_identity = house.user_jwt(&user(), &house.account, Some(rights()));
     for forged in [&by_stranger, &by_identity] {
         assert!(matches!(house.check(forged), Err(JwtError::Issuer { .. })));
     }
-    // The user says it belongs to another account than the one that is looked at.
+    // The user names another account than the one that is checked.
     assert!(matches!(
         stranger.check(&token),
         Err(JwtError::Issuer { .. })
     ));
-    // The account is signed by a stranger, or by the operator's identity key in spite of strict
-    // use.
+    // A stranger signed the account, or the operator's identity key did in spite of strict use.
     let domain = house.operator.public();
     for signer in [&stranger.signer, &house.operator] {
         let account = house.account_jwt(signer);
@@ -322,7 +321,7 @@ fn revoked_users_are_refused_until_issued_anew() {
     }
 }
 
-/// A whole chain that is right in itself, of a domain that is another.
+/// A whole chain that is valid in itself, but belongs to another domain.
 #[test]
 fn a_chain_ends_at_the_operator_of_this_domain() {
     let (house, other) = (House::new(), House::new());
@@ -362,7 +361,7 @@ fn a_chain_ends_at_the_operator_of_this_domain() {
     );
 }
 
-/// Whatever it is: what a role's user may do is said by the role alone.
+/// Only the role says what its users may do.
 #[test]
 fn a_user_of_a_role_has_no_right_or_limit_of_its_own() {
     let house = House::new();
@@ -464,7 +463,7 @@ fn names_and_tags_cannot_become_wildcards() {
             assert!(matches!(tagged, Err(JwtError::Label { .. })), "{bad:?}");
         }
     }
-    // A role key that was stolen mints what it likes; a reader still refuses.
+    // A thief of a role's key mints any token; a reader still refuses.
     let ((pair, _), (_, victim)) = (fixed(KeyKind::Account, 1), fixed(KeyKind::User, 2));
     let header = json!({"typ": "JWT", "alg": "ed25519-nkey"});
     let claims = |name: &str, tag: &str| {

@@ -1,4 +1,4 @@
-//! NATS tokens at the edge of what is taken: times that are not set, and the longest texts.
+//! NATS tokens at their limits: times that are not set, and the longest texts.
 
 use identity::KeyKind;
 use identity::claims::{AccountClaims, UserClaims};

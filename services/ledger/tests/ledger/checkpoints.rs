@@ -1,5 +1,5 @@
-//! Checkpoints: a state that goes on from one is the state of all events, and nothing else is taken
-//! for one.
+//! Checkpoints: a state that continues from one equals the state of all events, and no other bytes
+//! are accepted.
 
 use ledger::{ApplyError, CHECKPOINTS_KEPT, CheckpointError, FORMAT, State};
 use schemas::checkpoint::Checkpoint;
@@ -13,7 +13,7 @@ use crate::kit::{
 
 type Written = (Option<RunId>, LedgerEvent);
 
-/// A history with something of everything that a state can hold.
+/// A history that contains something of everything in a state.
 fn history() -> Vec<Written> {
     let mut with_evaluations = evaluating();
     with_evaluations.run = "other".parse().expect("a name");
@@ -60,7 +60,7 @@ fn fold(state: &mut State, (run, event): &Written) {
     folded.unwrap_or_else(|error| panic!("{event:?}: {error}"));
 }
 
-/// Takes a checkpoint; gives its bytes and the event that names them.
+/// Takes a checkpoint. Returns its bytes and the event that names them.
 fn take(state: &mut State) -> (Vec<u8>, Written) {
     fold(state, &(None, LedgerEvent::CheckpointTaken));
     let bytes = state.taken().expect("it was taken").to_checkpoint();
@@ -85,7 +85,7 @@ fn a_state_that_goes_on_from_a_checkpoint_is_that_of_all_events() {
     let history = history();
     for at in 0..=history.len() {
         let (before, after) = history.split_at(at);
-        // The event that names it comes at once, or only after all others.
+        // The event that names the checkpoint comes at once, or only after all others.
         for late in [0, after.len()] {
             let mut all = State::default();
             before.iter().for_each(|event| fold(&mut all, event));
@@ -104,8 +104,8 @@ fn a_state_that_goes_on_from_a_checkpoint_is_that_of_all_events() {
     }
 }
 
-/// A change of these bytes, or of the effect of an event on a state, is another form: [`FORMAT`]
-/// becomes the next number, and then this digest.
+/// If these bytes change, or the effect of an event on a state, then [`FORMAT`] must become the
+/// next number, and this digest changes.
 #[test]
 fn the_bytes_of_a_state_are_those_of_its_form() {
     let (bytes, _) = take(&mut whole());

@@ -1,5 +1,5 @@
-//! States that no ledger leads to: a check of a state notices them, be it a forged checkpoint or a
-//! fold that is wrong.
+//! States that no ledger leads to, such as those of a forged checkpoint or of a wrong fold: the
+//! check of a state notices them.
 
 use ledger::{CheckpointError, OpenSync, Run, State};
 use schemas::checkpoint::CHECKPOINT_BYTES_MAX;
@@ -26,7 +26,7 @@ fn with_units(done: u32) -> Book {
     book
 }
 
-/// The run after a change that no event makes; names its fault.
+/// Applies a change that no event makes, and returns the fault that the check finds.
 fn fault(book: &Book, change: impl FnOnce(&mut Run)) -> String {
     let mut run = book.run().clone();
     run.check().expect("nothing is wrong with it");
@@ -100,7 +100,7 @@ fn a_result_that_counts_has_a_place_in_its_round() {
     assert!(lost.contains("has no place"), "{lost}");
 }
 
-/// A snapshot that is not of the newest weights leaves the merges since.
+/// A snapshot of older weights keeps the merges since those weights.
 #[test]
 fn a_snapshot_takes_the_place_of_the_merges_that_it_holds_and_of_no_other() {
     let mut book = Book::of(evaluating());

@@ -160,7 +160,7 @@ fn a_lease_that_ends_gives_its_unit_back_while_the_unit_is_of_use() {
     merge(&mut book, 0, 2);
     book.round(1);
     book.round(2);
-    // No round collects any more; the evaluations are still wanted.
+    // No round collects any more; evaluations are still open.
     for epoch in 1..3 {
         let last = evaluation(3, epoch);
         book.note(&granted(last, 0));
@@ -210,14 +210,14 @@ fn a_version_is_evaluated_once_though_several_rounds_start_from_it() {
     note(&opened(0));
     let of_first = evaluation(0, 1);
     note(&granted(of_first, 0));
-    // It is held: the next round leaves it alone.
+    // The unit is held: the next round does not touch it.
     let run = note(&opened(1));
     assert_eq!(
         run.holder(&of_first.unit),
         Some((&worker(0), of_first.epoch))
     );
     note(&evaluated(of_first, 0));
-    // It is in.
+    // The unit is done.
     let run = note(&opened(2));
     assert!(!run.units.contains_key(&of_first.unit));
 }

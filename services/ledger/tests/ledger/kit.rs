@@ -1,4 +1,4 @@
-//! A run of which the tests write the ledger.
+//! A run whose ledger the tests write.
 
 use kit::{BF16, object, sized};
 use ledger::{ApplyError, Run, State};
@@ -24,7 +24,7 @@ pub(crate) fn spec() -> RunSpec {
         .build()
 }
 
-/// The same with one unit a round and an evaluation of each version of the weights.
+/// The same settings with one unit a round, and an evaluation of each version of the weights.
 pub(crate) fn evaluating() -> RunSpec {
     let mut spec = spec();
     spec.schedule.units = 1;
@@ -146,7 +146,7 @@ impl Book {
         Self::begin(State::default(), spec)
     }
 
-    /// Does the same as [`Book::new`], in a state that holds the run to no closing rule.
+    /// Does the same as [`Book::new`], in a state without closing rules.
     pub(crate) fn under_any_rule() -> Self {
         Self::begin(State::under_any_rule(), spec())
     }
@@ -167,12 +167,13 @@ impl Book {
         self.0.check().expect("the state's invariants hold");
     }
 
-    /// An event that would follow, so that a refusal elsewhere is for its place, not for its form.
+    /// Checks that an event would follow here, so that its refusal elsewhere is due to its place
+    /// and not to its form.
     pub(crate) fn fits(&self, event: &LedgerEvent) {
         self.clone().note(event);
     }
 
-    /// Writes an event that does not follow, which changes nothing.
+    /// Writes an event that does not follow, and checks that nothing changes.
     pub(crate) fn refuse(&mut self, event: &LedgerEvent) {
         let error = self.error(Some(&run_id()), event);
         let expected = matches!(

@@ -1,4 +1,4 @@
-//! The fold by itself, event by event, without a coordinator.
+//! The fold alone, event by event, without a coordinator.
 
 mod checkpoints;
 mod contradictions;

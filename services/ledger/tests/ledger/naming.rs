@@ -1,5 +1,4 @@
-//! Questions of other crates to the state: which runs there are, and which inputs a seal can still
-//! name.
+//! Answers of the state to other crates: its runs, and the inputs that a seal can still name.
 
 use ledger::{OpenSync, State};
 use schemas::{Fragment, Round, RunId, SyncId};
@@ -22,7 +21,7 @@ fn each_part_of_a_seal_leaves_what_it_did_not_name() {
     book.note(&joined(3));
     book.note(&opened(0));
     assert_eq!(unnamed(&book), Some(vec![]));
-    // They come in another order than they are named in.
+    // Results arrive in another order than the one in which they are named.
     for unit in [2, 0, 1] {
         book.contribute(0, unit, unit);
     }

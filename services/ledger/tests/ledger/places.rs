@@ -1,6 +1,6 @@
-//! Each event has its place: one that does not follow on those before it is refused, and the state
-//! stays as it was. A coordinator appends no such event; in a ledger it means a defect, another
-//! release, or somebody's hand.
+//! Each event has its place: an event that does not follow those before it is refused, and the
+//! state is unchanged. A coordinator appends no such event; in a ledger it means a defect, another
+//! release, or tampering.
 
 use std::collections::BTreeMap;
 
@@ -66,10 +66,10 @@ fn a_run_completes_once_with_nothing_open() {
     for round in 0..3 {
         book.round(round);
         book.evaluate(round, 1);
-        // Between two rounds no unit is open, and yet the run is not at its end.
+        // Between two rounds no unit is open, and yet the run is not complete.
         book.refuse(&LedgerEvent::RunCompleted);
     }
-    // Nor is it while the last evaluation is held.
+    // It is not complete while the last evaluation is held either.
     book.note(&granted(evaluation(3, 1), 2));
     book.refuse(&LedgerEvent::RunCompleted);
     book.note(&evaluated(evaluation(3, 1), 2));
@@ -85,14 +85,14 @@ fn a_unit_is_granted_to_a_member_that_holds_none_and_under_the_next_epoch() {
     book.note(&left(2, Departure::Left));
     book.fits(&granted(lease(0, 1, 1), 1));
     for (lease, number) in [
-        // It holds one; it left; it never joined.
+        // The worker holds a unit; it left; it never joined.
         (lease(0, 1, 1), 0),
         (lease(0, 1, 1), 2),
         (lease(0, 1, 1), 3),
-        // An old epoch, and one too far.
+        // An older epoch, and one too high.
         (lease(0, 1, 0), 1),
         (lease(0, 1, 2), 1),
-        // Held; of another round; not on offer.
+        // The unit is held; it belongs to another round; it is not on offer.
         (lease(0, 0, 2), 1),
         (lease(1, 0, 1), 1),
         (evaluation(0, 1), 1),
@@ -165,7 +165,7 @@ fn a_run_is_named_known_created_once_and_valid() {
     ));
 }
 
-/// Each fault that [`Run::check`] looks for is found.
+/// The check finds each of these contradictions in a run.
 #[test]
 fn a_run_that_contradicts_itself_is_found_out() {
     let mut book = Book::new();

@@ -1,4 +1,4 @@
-//! Rounds: several open at once, what is sealed, what is late, and ledgers that name no sets.
+//! Rounds: several open at once, sealed sets, late results, and ledgers that name no sets.
 
 use ledger::Fates;
 use schemas::contribution::Fate;
@@ -27,7 +27,7 @@ fn several_rounds_are_open_and_are_merged_in_the_order_of_their_seals() {
     for (round, unit, worker) in [(2, 1, 0), (0, 1, 1), (2, 0, 2), (1, 0, 0)] {
         book.contribute(round, unit, worker);
     }
-    // All start from the only weights there are.
+    // All rounds start from the only weights.
     let base = |book: &Book, round| {
         let unit = lease(round, 0, 1).unit;
         book.run().base(&unit).map(|weights| weights.round).next()
@@ -40,7 +40,7 @@ fn several_rounds_are_open_and_are_merged_in_the_order_of_their_seals() {
     book.contribute(0, 0, 1);
     book.note(&sealed(0, &[(0, 1, 32), (1, 1, 32)], 0));
     book.contribute(1, 1, 2);
-    // Round 0 is older, and round 2 was sealed before it; round 1 is not sealed at all.
+    // Round 0 is older, and round 2 was sealed before it; round 1 is not sealed.
     book.refuse(&closed(0, 1));
     book.refuse(&closed(1, 1));
     book.refuse(&closed(2, 3));
@@ -76,7 +76,7 @@ fn what_comes_after_the_seal_is_late_or_abandoned_and_weighs_nothing() {
     book.note(&sealed(0, &[(0, 1, 32)], 0));
     book.contribute(1, 0, 2);
     book.note(&sealed(1, &[(0, 1, 32)], 0));
-    // One comes before its round is merged, the other's lease ends long after.
+    // One result comes before its round is merged; the other's lease ends long after.
     book.note(&accepted(slow[0], 0));
     let fate = |book: &Book, unit| book.run().accepted[&unit].fate;
     assert_eq!(fate(&book, slow[0].unit), Fate::Late);
@@ -162,8 +162,8 @@ fn a_set_that_weighs_nothing_is_refused() {
     book.note(&sealed(0, &[(1, 1, 1)], 0));
 }
 
-/// Rounds may be merged in another order than they were opened in: what is saved is counted in
-/// versions, whatever the rounds are called.
+/// Rounds may be merged in another order than they were opened in. Versions count merges, whatever
+/// the numbers of the rounds.
 #[test]
 fn versions_are_counted_by_merges_and_not_by_rounds() {
     let mut book = Book::under_any_rule();
@@ -212,7 +212,7 @@ fn a_run_that_waits_for_all_is_sealed_whole_by_its_tokens_and_one_round_at_a_tim
     book.note(&opened(0));
     book.refuse(&opened(1));
     book.contribute(0, 0, 0);
-    // The coordinator's key alone leaves nobody out.
+    // Even the holder of the coordinator's key cannot leave a worker out.
     book.refuse(&sealed(0, &[(0, 1, 32)], 0));
     book.contribute(0, 1, 1);
     for weights in [[32, 0], [16, 32], [32, 33]] {

@@ -1,5 +1,5 @@
-//! bf16: the upper half of an fp32, little endian. To nearest takes the even one of two equally
-//! near values; how both roundings work is said in [`crate::rounding`].
+//! bf16: the upper half of an fp32, little endian. Rounding to nearest takes the even one of two
+//! equally near values; [`crate::rounding`] defines both roundings.
 
 use schemas::run::Rounding;
 
@@ -84,7 +84,7 @@ fn write_nearest_body(values: &[f32], out: &mut [u8]) {
     }
 }
 
-/// One word of noise serves four elements: the few before the first whole group of four are done
+/// One word of noise serves four elements. The few before the first whole group of four are done
 /// one by one, so that a slice may start anywhere.
 #[inline(always)]
 fn write_stochastic_body(values: &[f32], key: u64, first: u64, out: &mut [u8]) {

@@ -127,7 +127,7 @@ fn value(code: u32, scale: f32) -> f32 {
     f32::from_bits(magnitude | (code & 8) << 28) * scale
 }
 
-/// Reads the blocks and hands every value to its place in `out`.
+/// Reads the blocks and passes every value to `take`, with its place in `out`.
 #[inline(always)]
 fn each(bytes: &[u8], out: &mut [f32], mut take: impl FnMut(&mut f32, f32)) {
     let (whole, partial) = out.as_chunks_mut::<ELEMENTS>();
@@ -210,7 +210,7 @@ fn noise_of_block(key: u64, first: u64) -> [u16; ELEMENTS] {
     block
 }
 
-/// Writes block by block, with the noise of the block that begins at an element.
+/// Writes block by block; `noise` gives the noise of the block that begins at an element.
 #[inline(always)]
 fn write(values: &[f32], out: &mut [u8], noise: impl Fn(usize) -> [u16; ELEMENTS]) {
     let (whole, partial) = values.as_chunks::<ELEMENTS>();

@@ -9,10 +9,10 @@ pub(super) const LANES: usize = 16;
 pub(crate) struct Examined {
     /// The sum, in the order of additions that [`crate::screen()`] fixes.
     pub(crate) sum_of_squares: f64,
-    /// Largest magnitude as bits: of numbers in their own order, above them infinity, above it
-    /// NaN.
+    /// Largest magnitude, as bits. Numbers compare in their own order; infinity is above them, and
+    /// NaN above infinity.
     pub(crate) abs_max_bits: u32,
-    /// False if an encoder writes other bytes for these values.
+    /// False if an encoder would write other bytes for these values.
     pub(crate) canonical: bool,
 }
 
@@ -38,7 +38,7 @@ impl Sums {
         maxima: [0; LANES],
     };
 
-    /// Takes in element `lane` of a group of [`LANES`].
+    /// Adds element `lane` of a group of [`LANES`].
     #[inline(always)]
     pub(super) fn take(&mut self, lane: usize, value: f32) {
         self.maxima[lane] = self.maxima[lane].max(value.to_bits() & 0x7fff_ffff);
@@ -67,7 +67,8 @@ impl Sums {
     }
 }
 
-/// A block of values that are each encoded by themselves, every byte string by some encoder.
+/// Examines a block of values that are encoded one by one; every byte string is then a valid
+/// encoding.
 #[inline(always)]
 pub(super) fn examine_each<const BYTES: usize>(
     encoded: &[[u8; BYTES]],

@@ -1,4 +1,5 @@
-//! fp32: the bits as they are, little endian. Exact, so the rounding has no say.
+//! fp32: the bits of each value, little endian. The codec is exact, so it does not use the
+//! rounding.
 
 use super::examine::{Examined, Fault, examine_each, first_not_finite};
 use super::{Codec, Part};

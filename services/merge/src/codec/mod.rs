@@ -42,8 +42,8 @@ pub(crate) trait Codec: Sync {
     /// Adds a further part: the product rounded to `f32`, then the sum.
     fn add(&self, vectors: Vectors, part: Part<'_>, mean: &mut [f32]);
 
-    /// The same as [`Codec::start`] with the first part and [`Codec::add`] with the others; for
-    /// codecs that gain from it when the mean is loaded and stored once.
+    /// The same as [`Codec::start`] with the first part and [`Codec::add`] with the others, for
+    /// codecs that are faster if the mean is loaded and stored once.
     fn start_four(&self, vectors: Vectors, [first, rest @ ..]: [Part<'_>; 4], mean: &mut [f32]) {
         self.start(vectors, first, mean);
         for part in rest {
@@ -61,8 +61,7 @@ pub(crate) trait Codec: Sync {
     /// Describes a slice for the screen.
     fn examine(&self, vectors: Vectors, bytes: &[u8], elements: usize) -> Examined;
 
-    /// The first thing that is wrong with a slice; looked for only in one that [`Codec::examine`]
-    /// finds something wrong with.
+    /// The first fault in a slice; called only if [`Codec::examine`] finds a fault.
     fn fault(&self, bytes: &[u8], elements: usize) -> Option<Fault>;
 }
 

@@ -94,7 +94,7 @@ fn magnitudes_that_move_nothing_become_zero() {
     assert_eq!(passed(&largest), largest);
 }
 
-/// A value that is none must not turn into one on the way.
+/// A value that is no number must not turn into one.
 #[test]
 fn what_is_not_finite_is_refused_wherever_it_lies() {
     for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -138,7 +138,7 @@ fn an_encoding_that_no_encoder_writes_is_refused() {
         screened(scale(0.0)),
         Err((256, "it has codes and no scale"))
     );
-    // Any other scale is the encoding of other values, and as good as the first.
+    // Any other scale is the encoding of other values, and equally valid.
     assert_eq!(screened(scale(f32::MAX)), Ok(()));
     let no_largest = |block: &mut [u8]| block[4..].fill(0x06);
     assert_eq!(
@@ -161,7 +161,7 @@ fn an_encoding_that_no_encoder_writes_is_refused() {
     assert_eq!(refused.code(), Code::EncodingInvalid);
 }
 
-/// The first block is whole, and just within the bounds; the second is changed by hand.
+/// The first block is whole, and just within the limits; the second is changed by hand.
 #[test]
 fn a_fault_is_found_in_either_half_of_a_byte_and_in_its_own_block() {
     let least = 2_f32.powi(-100);
@@ -252,8 +252,8 @@ proptest! {
         }
     }
 
-    /// A chunk that passes the screen is the encoding that the encoder makes of the values read
-    /// from it: there is no second encoding of a contribution.
+    /// A chunk that passes the screen is the encoding of the values read from it: a contribution
+    /// has no second encoding.
     #[test]
     fn what_passes_the_screen_is_the_only_encoding_of_its_values(
         seed in any::<u64>(),

@@ -1,4 +1,5 @@
-//! The bytes of every codec are on file: a change of them is another codec, with another name.
+//! Golden files hold the bytes of every codec: a codec with other bytes is another codec, and needs
+//! another name.
 //!
 //! `DILOCO_WRITE_GOLDEN=1 cargo test -p merge --test merge encodings` writes files that are
 //! missing; it never replaces one.

@@ -1,4 +1,4 @@
-//! Error feedback against the plain loops, and its purpose: nothing is lost for good.
+//! Error feedback against the plain loops, and its effect: nothing is lost for good.
 
 use merge::{CodecError, Owed, SeededRounding, codec, encode_with_feedback};
 use proptest::prelude::*;
@@ -32,7 +32,7 @@ proptest! {
     }
 }
 
-/// The whole of values that the codec alone rounds to zero each time arrives in the end.
+/// Values that the codec alone rounds to zero each time arrive completely in the end.
 #[test]
 fn what_is_too_small_for_one_round_arrives_in_several() {
     let kind = CodecKind::E3m0;

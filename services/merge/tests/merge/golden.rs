@@ -1,6 +1,6 @@
-//! Two replicas, two fragments of one value, followed by hand: the published vectors of the
-//! streaming schedule, which fix the signs of gradient and step, when a gradient is captured, and
-//! what alpha means.
+//! Two replicas and two fragments of one value, computed by hand: the published vectors of the
+//! streaming schedule. They fix the signs of gradient and step, the moment at which a gradient is
+//! captured, and the meaning of alpha.
 
 use merge::{ContributionChunk, Momentum, SeededRounding, blend, codec};
 use schemas::run::{CodecKind, OuterOptimizer};

@@ -1,4 +1,5 @@
-//! Promises of the arithmetic: right weights, honest rounding, no panic and no change on bad input.
+//! Promises of the arithmetic: right weights, unbiased rounding, no panic and no change on bad
+//! input.
 
 use merge::{
     Broadcast, CodecError, ContributionChunk, MeanError, MergeError, Momentum, OuterError,
@@ -19,7 +20,7 @@ fn fp32(values: &[f32]) -> Vec<u8> {
     naive::encode(CodecKind::Fp32, values, SeededRounding::NEAREST)
 }
 
-/// The mean of one-element contributions: what averaging takes from 0, negated.
+/// The mean of one-element contributions: averaging subtracts it from 0, so the sign is turned.
 fn mean(given: &[(u64, f32)]) -> f32 {
     let encoded: Vec<Vec<u8>> = given.iter().map(|(_, value)| fp32(&[*value])).collect();
     let chunk = |(bytes, (weight, _)): (_, &(u64, f32))| ContributionChunk {
@@ -48,7 +49,7 @@ fn mean(given: &[(u64, f32)]) -> f32 {
 }
 
 proptest! {
-    /// Trap 1 of the design: averaging pair by pair would give the last arrival half of the weight.
+    /// Averaging pair by pair would be wrong: it would give the last arrival half of the weight.
     #[test]
     fn every_contribution_has_its_share(tokens in prop::collection::vec(1..1_u64 << 50, 1..=16)) {
         let total: f64 = tokens.iter().map(|tokens| *tokens as f64).sum();
@@ -196,8 +197,8 @@ fn stochastic_rounding_differs_by_seed() {
     );
 }
 
-/// Computed once by a few lines of Python after the documentation, so that the noise can never
-/// change unnoticed.
+/// Computed once by a few lines of Python from the documentation, so that the noise cannot change
+/// unnoticed.
 #[test]
 fn stochastic_rounding_is_pinned() {
     let values = [1.003, -1.003, 0.1, 3.15, -2.7, 1e-40, 6.02e23, 0.333_333];

@@ -1,5 +1,5 @@
-//! The crate against the naive loops: equal bits for any thread count, any cut into chunks and any
-//! order of arrival.
+//! The crate against the naive loops: equal bits for any number of threads, any cut into chunks and
+//! any order of arrival.
 
 use merge::{BLOCK_ELEMENTS, Broadcast, ContributionChunk, Momentum, SeededRounding, codec};
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ fn codecs() -> impl Strategy<Value = CodecKind> {
     prop::sample::select(CodecKind::ALL)
 }
 
-/// A place to cut a chunk: every codec's blocks stay whole.
+/// A place to cut a chunk at which every codec's blocks stay whole.
 fn place(cut: prop::sample::Index, elements: usize) -> usize {
     let cut = cut.index(elements + 1);
     let block = CodecKind::ALL
@@ -140,8 +140,8 @@ fn two_steps(
     }
 }
 
-/// Contributions of one codec are taken in fours, and the first four begin the mean: random codecs
-/// seldom meet like that.
+/// Contributions of one codec are processed in fours, and the first four begin the mean; random
+/// codecs seldom give such groups.
 #[test]
 fn fours_of_one_codec_give_what_one_after_another_gives() {
     let (elements, outer) = (700, OuterOptimizer::Average);

@@ -36,17 +36,18 @@ pub enum Rule {
     CopyBetweenBuckets,
     /// Objects are listed and deleted.
     ListedAndDeleted,
-    /// An existing key is not created again. Without it a URL may be replayed, with the same bytes.
+    /// An existing key is not created again. Otherwise a URL could be replayed, with the same
+    /// bytes.
     OverwriteRefused,
-    /// Of uploads racing for one key exactly one succeeds.
+    /// Of several uploads that race for one key, exactly one succeeds.
     OneCreatorWins,
-    /// The store keeps the sha256 it checked. Without it the coordinator reads every upload to know
-    /// it.
+    /// The store records the sha256 that it checked. Otherwise the coordinator reads every upload
+    /// to know it.
     ChecksumRecorded,
     /// An unsigned `x-amz-*` header beside the signed ones is refused.
     ExtraHeaderRefused,
-    /// The clocks of store and this machine agree to 5 s. Signatures follow the store's clock in
-    /// any case.
+    /// The clocks of the store and of this machine agree to 5 s. Signatures use the store's clock
+    /// in any case.
     ClocksAgree,
 }
 
@@ -55,23 +56,23 @@ pub enum Rule {
 pub struct Row {
     /// The rule that was tried.
     pub rule: Rule,
-    /// True when the store may not be used without it.
+    /// True if the store may not be used without this rule.
     pub required: bool,
-    /// True when it holds.
+    /// True if the rule holds.
     pub holds: bool,
     /// The store's answer.
     pub seen: String,
 }
 
-/// Everything that was found out.
+/// All results of the check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// In the order tried.
+    /// The rows, in the order in which they were tried.
     pub rows: Vec<Row>,
 }
 
 impl Rule {
-    /// True when a store without it is refused.
+    /// True if a store that breaks this rule is refused.
     pub const fn is_required(self) -> bool {
         !matches!(
             self,

@@ -1,4 +1,4 @@
-//! Downloads: begun, resumed where they broke off, hashed as they are read.
+//! Downloads: started, resumed where they broke off, and hashed as they are read.
 
 use std::sync::atomic::Ordering;
 
@@ -138,8 +138,8 @@ impl Transfer {
         let mut progress = Progress::new(self.limits.idle, client::length(&response).unwrap_or(0));
         let mut teller = Teller::new(digest, "download");
         while !sink.is_complete() {
-            // After the deadline a short silence is the end; before it, the longest that a line may
-            // have.
+            // After the deadline a short silence ends the transfer; before it, only the longest one
+            // does.
             let left = deadline
                 .saturating_duration_since(Instant::now())
                 .max(GRACE);
@@ -158,7 +158,8 @@ impl Transfer {
             self.moved
                 .down
                 .fetch_add(piece.len() as u64, Ordering::Relaxed);
-            // A server that ignores ranges starts anew; what was hashed already is passed over.
+            // A server that ignores ranges starts from the beginning; bytes that are hashed already
+            // are skipped.
             let known = skip.min(piece.len() as u64);
             skip -= known;
             let fresh =

@@ -16,22 +16,22 @@ const SLOW_TOLD_EVERY: Duration = Duration::from_secs(30);
 
 /// The end of one request that did not succeed.
 pub(super) enum Failure {
-    /// The URL is no good (any more): ask for another.
+    /// The URL is no good any more: ask for another.
     Url(Reason),
-    /// Busy; the same request may be repeated.
+    /// The store is busy; the same request may be repeated.
     Busy(Reason, Option<Duration>),
-    /// The connection failed or broke; for an upload nobody knows whether it happened.
+    /// The connection failed or broke; for an upload nobody knows if it succeeded.
     Broken(Reason),
-    /// Repeating cannot help.
+    /// Another try cannot help.
     Final(ObjectError),
 }
 
 pub(super) struct Reason {
     pub(super) text: String,
     pub(super) status: Option<(u16, String)>,
-    /// The line stood still.
+    /// True if the line stood still.
     pub(super) stalled: bool,
-    /// The next URL is refused too.
+    /// True if the next URL will be refused too.
     pub(super) for_good: bool,
 }
 
@@ -68,8 +68,8 @@ impl Reason {
         ))
     }
 
-    /// A line that stands still is somebody's to look at, once for all that stood still together;
-    /// other failures pass, or are told when nothing helps.
+    /// Logs the failure. A line that stands still needs somebody's attention, once for all
+    /// transfers that stood still together. Other failures pass, or are reported in the end.
     pub(super) fn log(&self, digest: Digest, verb: &str, is_news: bool) {
         if self.stalled && is_news {
             let code = Code::LineStalled;
@@ -107,7 +107,7 @@ impl Reason {
     }
 }
 
-/// Says now and then that a transfer is slow.
+/// Logs now and then that a transfer is slow.
 pub(super) struct Teller {
     digest: Digest,
     verb: &'static str,
@@ -143,7 +143,7 @@ impl Teller {
     }
 }
 
-/// The end of an attempt, as far as it tells about the line.
+/// The end of an attempt, as far as it says something about the line.
 pub(super) fn ended<T>(outcome: &Result<T, Failure>, bytes: u64, took: Duration) -> Ended {
     match outcome {
         Ok(_) => Ended::Well { bytes, took },

@@ -13,7 +13,7 @@ pub enum BusError {
     /// No server answered.
     #[error("{url}: {reason}")]
     Unreachable {
-        /// Where.
+        /// The address.
         url: String,
         /// The observed fault.
         reason: String,
@@ -21,7 +21,7 @@ pub enum BusError {
     /// The certificate that the server shows is not taken.
     #[error("{url}: {refused}")]
     Certificate {
-        /// Where.
+        /// The address.
         url: String,
         /// The fault of the certificate.
         refused: CertificateRefused,
@@ -29,7 +29,7 @@ pub enum BusError {
     /// The server does not take the credential.
     #[error("{url}: {reason}")]
     Credential {
-        /// Where.
+        /// The address.
         url: String,
         /// The observed fault.
         reason: String,
@@ -41,38 +41,37 @@ pub enum BusError {
     Denied {
         /// The operation that was tried.
         direction: Direction,
-        /// Where.
+        /// The subject.
         subject: String,
     },
-    /// Nobody hears the subject.
+    /// Nobody listens on the subject.
     #[error("nobody answers {subject}: the coordinator does not run, or serves another domain")]
     NoResponders {
-        /// Where.
+        /// The subject.
         subject: String,
     },
     /// No answer came in time.
     #[error("no answer to {subject} within {} ms", after.as_millis())]
     TimedOut {
-        /// Where.
+        /// The subject.
         subject: String,
         /// The time waited.
         after: Duration,
     },
-    /// The server answers, and does not acknowledge what is to be stored.
+    /// The server answers, but does not acknowledge the message that it should store.
     #[error("{0}")]
     NotStored(String),
-    /// The connection was lost while the answer was waited for. Whether the question arrived is not
-    /// known.
+    /// The connection was lost before the answer came. The question may or may not have arrived.
     #[error("the connection was lost while {subject} was asked")]
     Lost {
-        /// Where.
+        /// The subject.
         subject: String,
     },
-    /// The answer that came is for another asker or another question. Nobody knows if this question
+    /// The answer is for another asker or another question. This question may or may not have
     /// arrived.
     #[error("an answer to something else came where {subject} was asked")]
     Foreign {
-        /// Where.
+        /// The subject.
         subject: String,
     },
     /// The answer is a refusal.
@@ -81,7 +80,7 @@ pub enum BusError {
     /// The answer, or what should be sent, is no message of its type.
     #[error("{subject}: {source}")]
     Message {
-        /// Where.
+        /// The subject.
         subject: String,
         /// The fault of the bytes.
         source: DecodeError,
@@ -89,9 +88,9 @@ pub enum BusError {
     /// The client cannot send: it is closing, or the message is too long or has no valid subject.
     #[error("cannot send to {subject}: {reason}")]
     Send {
-        /// Where.
+        /// The subject.
         subject: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }

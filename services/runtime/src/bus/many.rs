@@ -1,5 +1,5 @@
-//! Many questions to one subject, and all their answers: one subscription hears them, so that a
-//! question costs a line each way and no task of its own.
+//! Many questions to one subject, with all their answers on one subscription: a question costs a
+//! line each way, and no task of its own.
 
 use std::time::Duration;
 
@@ -12,13 +12,12 @@ use super::{Bus, BusError, causes};
 use crate::denial::Direction;
 
 impl Bus {
-    /// Asks every question at once and gives the answers in the order of the questions. The server
-    /// must answer each of them with one message; a peer that may answer with a refusal of ours is
-    /// asked with [`Bus::request`].
+    /// Sends all questions at once and returns the answers in the order of the questions. The
+    /// server must answer each question with one message. Ask a peer of this project, which may
+    /// refuse, with [`Bus::request`].
     ///
     /// # Errors
-    /// As [`Bus::request_raw`], where nothing comes for as long as `silence` while answers are
-    /// missing.
+    /// As [`Bus::request_raw`]; the time-out is `silence` without any answer.
     pub async fn request_many(
         &self,
         subject: &str,
@@ -80,7 +79,7 @@ impl Bus {
             }
             let number = message.subject.rsplit('.').next();
             let place = number.and_then(|number| number.parse::<usize>().ok());
-            // An answer that comes twice counts once; who else could write here is the server.
+            // An answer that comes twice counts once; only the server can write here.
             if let Some(place) = place.and_then(|place| answers.get_mut(place))
                 && place.replace(message.payload).is_none()
             {

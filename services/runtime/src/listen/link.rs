@@ -1,5 +1,5 @@
 //! One connection of a listener: the broker's greeting, TLS, the proof of the key, the
-//! subscriptions; then words.
+//! subscriptions, and then the words of the protocol.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use super::protocol::{self, Connect, Info, Parser, ProtocolError, Word};
 use crate::bus::{BusError, Direction, causes};
 use crate::denial;
 
-/// Longest wait for a server to accept, greet and end its handshake, and again for it to take the
-/// credentials: it may look an account up meanwhile, for which it has two seconds.
+/// Longest wait until a server accepts, greets and ends its handshake, and again until it accepts
+/// the credentials: it may take two seconds to look an account up.
 const GREETING_MAX: Duration = Duration::from_secs(5);
-/// Longest wait for a few bytes to leave. A server that takes none is as good as gone.
+/// Longest wait until a few bytes are sent. A server that takes none is as good as gone.
 const WRITE_MAX: Duration = Duration::from_secs(10);
 /// Room for one read.
 const READ_BYTES: usize = 64 << 10;
@@ -73,7 +73,7 @@ trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Socket for S {}
 
 impl Address {
-    /// Reads `tls://host:port`; without a scheme it is one in plaintext.
+    /// Parses `tls://host:port`; an address without a scheme stands for plaintext.
     pub(crate) fn parse(text: &str) -> Result<Self, BusError> {
         let unusable = || {
             unreachable(
@@ -119,10 +119,10 @@ impl Dialer {
     }
 
     /// Tries every server once, in order. Messages that arrive before the last subscription stands
-    /// are handed to `heard`.
+    /// are passed to `heard`.
     ///
     /// # Errors
-    /// Why the last of them was of no use, or that it takes the credentials but not a subscription.
+    /// The reason why the last server failed, or a subscription that a server refuses.
     pub(crate) async fn dial(
         &self,
         heard: &mut (dyn FnMut(Word) + Send),
@@ -164,7 +164,7 @@ impl Dialer {
         Ok(link)
     }
 
-    /// Connects, hears the greeting and goes over to TLS.
+    /// Connects, reads the greeting and starts TLS.
     async fn meet(&self, address: &Address) -> Result<(Link, Info), BusError> {
         let failed = |error: std::io::Error| unreachable(&address.text, causes(&error));
         let mut stream = TcpStream::connect((address.host.as_str(), address.port))
@@ -197,8 +197,7 @@ impl Dialer {
                 info,
             ));
         }
-        // Whatever came before TLS could be from anybody, and must not be taken for words of the
-        // server.
+        // Bytes from before TLS could be anybody's, and must not count as the server's words.
         if !parser.is_empty() {
             return Err(unreachable(
                 &address.text,
@@ -255,7 +254,7 @@ impl Dialer {
         Ok(TlsConnector::from(Arc::new(config)))
     }
 
-    /// Presents itself, subscribes, and waits until the server has worked that off.
+    /// Sends the credentials and subscribes, and waits until the server has handled both.
     async fn present(
         &self,
         address: &Address,
@@ -306,12 +305,12 @@ impl Dialer {
 }
 
 impl Link {
-    /// The next word. Nothing is lost when the caller stops waiting.
+    /// Waits for the next word. If the caller stops waiting, nothing is lost.
     pub(crate) async fn word(&mut self) -> Result<Word, Lost> {
         word(&mut self.socket, &mut self.parser).await
     }
 
-    /// The next word that is here already.
+    /// The next word, if it has arrived completely.
     pub(crate) fn buffered(&mut self) -> Result<Option<Word>, Lost> {
         Ok(self.parser.next()?)
     }

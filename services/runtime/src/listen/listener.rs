@@ -1,5 +1,5 @@
-//! The public side: a listener hears its subject for as long as it is kept, and connects again as
-//! often as that takes.
+//! The public side: a listener listens on its subject for as long as it is kept, and reconnects
+//! whenever the connection is lost.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -15,14 +15,14 @@ use super::protocol::{Delivery, PING, PONG, Word};
 use crate::bus::{BusConfig, BusError, Direction};
 use crate::denial;
 
-/// Pings that may be unanswered; one more, and the server is gone.
+/// Most pings without an answer; after one more the server counts as gone.
 const PINGS_MAX: u32 = 2;
 /// Time between two log lines about dropped messages.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// One of the subjects that a process hears over a connection of its own, on which nothing that a
-/// sender does to its messages can end the connection. Messages that come while there is no
-/// connection are lost, as are those that this process cannot follow.
+/// A subject that a process listens on over a connection of its own. No bytes of a sender can end
+/// that connection. Messages that arrive while there is no connection are lost, and so are those
+/// that come faster than this process takes them.
 #[derive(Debug)]
 pub struct Listener {
     filter: String,
@@ -30,19 +30,19 @@ pub struct Listener {
     denied: Arc<OnceLock<String>>,
 }
 
-/// The other end: the connection and its end.
+/// The task behind a listener: it owns the connection until nobody listens.
 struct Keeper {
     dialer: Dialer,
     outlets: Vec<Outlet>,
     denied: Arc<OnceLock<String>>,
-    /// Messages that were passed over by their length.
+    /// Messages that were skipped because they were too long or malformed.
     unheard: u64,
     reported: u64,
 }
 
-/// Reasons to leave a connection.
+/// Reasons why the task stops reading a connection.
 enum End {
-    /// It is lost; there may be another.
+    /// The connection is lost; there may be another.
     Lost(Lost),
     /// The server took the right to this subject away.
     Denied(String),
@@ -51,10 +51,10 @@ enum End {
 }
 
 impl Listener {
-    /// Connects as `name`, with the credentials that `config` names (as nobody when it names none),
-    /// and listens on each of `filters`. One attempt at each server; once connected, it reconnects
-    /// by itself, with the credentials as the file holds them then. When this returns, the server
-    /// has the subscriptions.
+    /// Connects as `name`, with the credentials that `config` names (without credentials when it
+    /// names none), and listens on each of `filters`. It tries each server once. Once connected, it
+    /// reconnects by itself, with the credentials that the file holds by then. When this returns,
+    /// the server has the subscriptions.
     ///
     /// # Errors
     /// As [`crate::Bus::connect`] and [`crate::Bus::subscribe`].
@@ -116,7 +116,7 @@ impl Listener {
         &self.filter
     }
 
-    /// The next message, however long that takes.
+    /// Waits for the next message, for as long as it takes.
     ///
     /// # Errors
     /// [`BusError::Denied`]: the server took the right away.
@@ -133,14 +133,14 @@ impl Listener {
         }
     }
 
-    /// Messages that came and could not wait, since the beginning.
+    /// Messages that arrived and were dropped for lack of room, since the beginning.
     pub fn dropped(&self) -> u64 {
         self.inlet.dropped()
     }
 }
 
 impl Keeper {
-    /// Listens until nobody wants it any more, or the server does not allow it any more.
+    /// Reads until nobody listens any more, or until the server takes the right away.
     async fn keep(mut self, mut link: Link) {
         loop {
             let lost = match self.hear(&mut link).await {
@@ -160,11 +160,11 @@ impl Keeper {
     }
 
     fn give_up(&self, subject: String) {
-        // It is the first: the connection ends with it.
+        // A second denial changes nothing: the connection ends with the first.
         let _ = self.denied.set(subject);
     }
 
-    /// Hears one connection to its end.
+    /// Reads one connection to its end.
     async fn hear(&mut self, link: &mut Link) -> End {
         let (mut pings, mut reports) = (interval(PING_INTERVAL), interval(REPORT_EVERY));
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -206,7 +206,7 @@ impl Keeper {
                         if let Some((Direction::Subscribe, subject)) = denial::parse(&text) {
                             return End::Denied(subject.to_owned());
                         }
-                        // What is fatal is followed by the end of the connection.
+                        // The server closes the connection itself after a fatal error.
                         tracing::warn!(connection = self.dialer.name, "bus: {text}");
                     }
                     other => self.take(other),
@@ -219,7 +219,7 @@ impl Keeper {
         }
     }
 
-    /// Connects anew, after pauses, for as long as it takes.
+    /// Reconnects, with pauses, for as long as it takes.
     async fn again(&mut self) -> Result<Link, End> {
         let mut last = String::new();
         for attempt in 1.. {
@@ -254,13 +254,13 @@ impl Keeper {
         take(&self.outlets, &mut self.unheard, word);
     }
 
-    /// Says how many messages were lost since it was said last.
+    /// Logs how many messages were lost since the last line about them.
     fn report(&mut self) {
         let all = self.unheard + self.outlets.iter().map(Outlet::dropped).sum::<u64>();
         let count = all - std::mem::replace(&mut self.reported, all);
         if count > 0 {
             let (connection, code) = (&self.dialer.name, Code::MessagesDropped);
-            // A sender that had more waiting than its share, if there was one. All are asked, so
+            // Names a sender that exceeded its share, if there was one. All outlets are asked, so
             // that none is named later.
             let flooders: Vec<PublicKey> =
                 self.outlets.iter().filter_map(Outlet::flooder).collect();

@@ -1,6 +1,6 @@
-//! A reader of our own for the subjects that strangers write to. The client library parses the
-//! headers of every message and drops its connection at one that it cannot parse; a reader that
-//! tells the broker `headers: false` is sent none, and what is left of the protocol is six words.
+//! A reader for the subjects that strangers write to. The client library parses the headers of
+//! every message, and drops its connection at one that it cannot parse. This reader tells the
+//! broker `headers: false` and gets no headers; the rest of the protocol is six words.
 //!
 //! | file | holds |
 //! | --- | --- |

@@ -1,7 +1,7 @@
-//! Messages that wait for their listener. The connection is read as fast as it brings them, so that
-//! the broker never cuts it off for being slow; what a listener cannot follow is dropped here and
-//! counted. Each sender has a share of the places: one that floods fills its own, and loses its own
-//! messages.
+//! Messages that wait for their listener. The connection is read as fast as messages arrive, so
+//! that the broker never cuts it off for being slow; messages that a listener cannot take in time
+//! are dropped here and counted. Each sender has a share of the places: a sender that floods fills
+//! its own share, and loses only its own messages.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,10 +12,9 @@ use tokio::sync::mpsc;
 
 use super::protocol::Delivery;
 
-/// Messages of one subject that may wait: a second of what the broker can send in a burst of short
-/// ones.
+/// Most messages of one subject that wait: as many short ones as the broker can send in a second.
 const MESSAGES_MAX: usize = 65_536;
-/// Bytes of one subject that may wait, with what each message costs beside its own.
+/// Most bytes of one subject that wait, including the overhead of each message.
 const BYTES_MAX: usize = 32 << 20;
 /// The share of one sender is this fraction of both bounds: 4,096 messages. A worker in the middle
 /// of a round asks a few times for each of at most 256 chunks, far fewer than its share. Only
@@ -38,8 +37,8 @@ pub(crate) struct Inlet {
     waiting: Arc<Mutex<Waiting>>,
 }
 
-/// Messages that wait, in all and by sender. Subjects without a place for a sender's key are those
-/// of one sender.
+/// Messages that wait, in all and by sender. Where a subject names no sender's key, its messages
+/// count as those of one sender.
 #[derive(Debug, Default)]
 struct Waiting {
     all: Share,
@@ -57,7 +56,7 @@ struct Share {
 }
 
 impl Share {
-    /// The share with one more message; none when that exceeds this part of the bounds.
+    /// The share with one more message; none if that exceeds `1 / part` of the bounds.
     fn with(self, bytes: usize, part: usize) -> Option<Self> {
         let more = Self {
             messages: self.messages + 1,
@@ -75,7 +74,8 @@ impl Share {
 }
 
 impl Waiting {
-    /// Finds places for a message, of its sender and of all.
+    /// Takes a place for a message out of its sender's share and out of the whole; false if one is
+    /// full.
     fn admit(&mut self, sender: Option<&PublicKey>, bytes: usize) -> bool {
         let key = sender.cloned();
         let own = self.senders.get(&key).copied().unwrap_or_default();
@@ -91,7 +91,7 @@ impl Waiting {
         true
     }
 
-    /// A message waits no more.
+    /// Frees the place of a message that waits no longer.
     fn leave(&mut self, sender: &Option<PublicKey>, bytes: usize) {
         self.all = self.all.without(bytes);
         let Some(own) = self.senders.get_mut(sender) else {
@@ -104,7 +104,7 @@ impl Waiting {
     }
 }
 
-/// Both ends.
+/// Makes both ends.
 pub(crate) fn pair() -> (Outlet, Inlet) {
     let (sender, receiver) = mpsc::channel(MESSAGES_MAX);
     let waiting = Arc::<Mutex<Waiting>>::default();
@@ -118,14 +118,14 @@ pub(crate) fn pair() -> (Outlet, Inlet) {
 }
 
 impl Outlet {
-    /// Hands a message on. Drops and counts it when too many messages wait, in all or of its sender.
+    /// Passes a message on. Drops and counts it if too many messages wait, in all or of its sender.
     pub(crate) fn put(&self, delivery: Delivery) {
         let (from, bytes) = (sender_key(&delivery.subject), cost(&delivery));
         let fits = lock(&self.waiting).admit(from.as_ref(), bytes);
         if !fits {
             lock(&self.waiting).dropped += 1;
         } else if let Err(refused) = self.sender.try_send((from, delivery)) {
-            // Nobody listens any more; there are as many places in the channel as may wait.
+            // Nobody listens any more: the channel has as many places as messages may wait.
             let (from, _) = refused.into_inner();
             let mut waiting = lock(&self.waiting);
             waiting.leave(&from, bytes);

@@ -1,7 +1,6 @@
-//! The words of the NATS protocol that a listener needs, from bytes that arrive in any pieces.
-//! Subjects, reply subjects and payloads are chosen by strangers, so none of them, whatever their
-//! bytes, may end a connection that everybody shares: what cannot be understood is passed over by
-//! its length.
+//! The words of the NATS protocol that a listener needs, read from bytes that arrive in any pieces.
+//! Strangers choose subjects, reply subjects and payloads, so no bytes in them may end a connection
+//! that everybody shares: a message that cannot be understood is skipped by its length.
 
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -9,12 +8,12 @@ use serde::{Deserialize, Serialize};
 /// Longest line. The broker's own limit for the words of a client, and so for the subjects in them,
 /// is 4 KiB; its greeting can name other servers.
 pub(crate) const LINE_BYTES_MAX: usize = 64 << 10;
-/// Longest payload that is taken up: twice what the broker is configured for. A longer one is
-/// passed over.
+/// Longest payload that is accepted: twice what the broker is configured for. A longer one is
+/// skipped.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 2 * schemas::limits::MESSAGE_BYTES_MAX;
-/// Longest part of a line that an error repeats.
+/// Most bytes of a line that an error repeats.
 const SHOWN_BYTES_MAX: usize = 80;
-/// A payload ends with these.
+/// The end of a payload.
 const END: &[u8] = b"\r\n";
 
 /// A message as a listener gets it.
@@ -22,8 +21,7 @@ const END: &[u8] = b"\r\n";
 pub struct Delivery {
     /// The subject. Bytes that are no UTF-8 are replaced by U+FFFD, which no subject of ours holds.
     pub subject: String,
-    /// The subject for an answer; none as well when it is no UTF-8, since nothing can be sent
-    /// there.
+    /// The subject for an answer. None also when it is no UTF-8, since nothing can be sent there.
     pub reply: Option<String>,
     /// The bytes that were sent.
     pub payload: Bytes,
@@ -39,14 +37,14 @@ pub(crate) enum Word {
         subscription: u64,
         delivery: Delivery,
     },
-    /// A message that cannot be taken up, and how many bytes it had.
+    /// A message that cannot be accepted, with the number of its bytes.
     Unheard {
         bytes: usize,
     },
     Ping,
     Pong,
     Ok,
-    /// It refuses something, or is about to close the connection.
+    /// The server refuses something, or is about to close the connection.
     Error(String),
 }
 
@@ -54,7 +52,7 @@ pub(crate) enum Word {
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(crate) struct Info {
-    /// To be signed by who connects.
+    /// The client signs this.
     pub(crate) nonce: Option<String>,
     pub(crate) tls_required: bool,
     /// The server is about to end.
@@ -69,7 +67,7 @@ pub(crate) struct Connect<'a> {
     pub(crate) tls_required: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) jwt: Option<&'a str>,
-    /// Of the nonce, in base64 for URLs without padding.
+    /// Signature of the nonce, in base64 for URLs without padding.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sig: Option<&'a str>,
 }
@@ -81,19 +79,19 @@ struct Fixed<'a> {
     own: &'a Connect<'a>,
     lang: &'static str,
     version: &'static str,
-    /// The version in which a server may greet again.
+    /// Protocol version 1: the server may greet again.
     protocol: u8,
     verbose: bool,
     pedantic: bool,
-    /// A listener publishes nothing; were that to change, it need not hear itself.
+    /// A listener publishes nothing; if that changes, it still need not hear itself.
     echo: bool,
-    /// The broker takes off what senders put in front of their payloads.
+    /// False: the broker removes the headers that senders put before their payloads.
     headers: bool,
-    /// Without headers there is no form in which the broker could say that nobody listens.
+    /// Without headers the broker has no way to say that nobody listens.
     no_responders: bool,
 }
 
-/// Bytes that are not what a NATS server says. Only the server itself can cause it.
+/// Bytes that no NATS server sends. Only the server itself can cause this.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ProtocolError {
     #[error("a line of more than {LINE_BYTES_MAX} bytes")]
@@ -108,7 +106,7 @@ pub(crate) enum ProtocolError {
     Greeting(String),
 }
 
-/// Reads words from bytes.
+/// Reads words from a stream of bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Parser {
     buffer: BytesMut,
@@ -117,11 +115,11 @@ pub(crate) struct Parser {
 
 #[derive(Debug)]
 enum State {
-    /// In a line; so many bytes of it hold no end.
+    /// In a line, whose first `searched` bytes hold no end.
     Line { searched: usize },
     /// Before a payload.
     Payload(Head),
-    /// In a payload that is not taken up, before so many bytes of it and the end of its line.
+    /// In a payload that is skipped: `left` bytes of it and of its line end are still to come.
     Pass { left: usize, whole: usize },
 }
 
@@ -153,7 +151,8 @@ impl Parser {
     /// The next word; none until more bytes have come.
     ///
     /// # Errors
-    /// The bytes are not those of a NATS server. The bytes that follow cannot be understood.
+    /// The bytes are not those of a NATS server, so the bytes after them cannot be understood
+    /// either.
     pub(crate) fn next(&mut self) -> Result<Option<Word>, ProtocolError> {
         loop {
             let word = match &mut self.state {
@@ -260,7 +259,7 @@ impl Parser {
         }
     }
 
-    /// Throws away what is here of a payload that is not taken up.
+    /// Skips the part of an unaccepted payload that is here.
     fn pass(&mut self) -> Result<Option<Word>, ProtocolError> {
         let State::Pass { left, whole } = &mut self.state else {
             unreachable!("called while passing over")
@@ -280,8 +279,8 @@ impl Parser {
     }
 }
 
-/// Parses `subject subscription [reply] length` after `MSG`. The length is the last word and
-/// decides where the next message begins, so it is obeyed whatever the other words are.
+/// Parses `subject subscription [reply] length` after `MSG`. The length, which is the last word,
+/// decides where the next message begins, so it counts even if the other words are wrong.
 fn announced(rest: &[u8]) -> Result<State, ProtocolError> {
     let mut words = rest
         .split(|byte| matches!(byte, b' ' | b'\t'))
@@ -338,15 +337,14 @@ pub(crate) fn connect(own: &Connect<'_>) -> String {
     format!("CONNECT {json}\r\n")
 }
 
-/// The line that asks for a subject. Filters come from the table of subjects and hold no white
-/// space.
+/// The line that subscribes. Filters come from the table of subjects and hold no white space.
 pub(crate) fn subscribe(filter: &str, subscription: u64) -> String {
     format!("SUB {filter} {subscription}\r\n")
 }
 
-/// Asks for an answer.
+/// Asks the other end for a [`PONG`].
 pub(crate) const PING: &[u8] = b"PING\r\n";
-/// Is one.
+/// Answers a [`PING`].
 pub(crate) const PONG: &[u8] = b"PONG\r\n";
 
 #[cfg(test)]

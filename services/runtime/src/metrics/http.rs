@@ -1,4 +1,4 @@
-//! The two pages.
+//! The pages `/metrics` and `/ready`.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 
 use super::samples;
 
-/// Connections at a time: a collector, a person, and some that were left open.
+/// Most connections at a time: a collector, a person, and some that were left open.
 const CONNECTIONS_MAX: usize = 8;
 /// Time that a connection may take for one request, or stand idle.
 const IDLE: Duration = Duration::from_secs(10);

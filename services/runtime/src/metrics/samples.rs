@@ -1,5 +1,5 @@
-//! Numbers that are not counted where they happen, but told by somebody else and shown as they are
-//! at the moment of a scrape.
+//! Numbers that are not counted where they happen: a source gives their present values at each
+//! scrape.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,7 +16,7 @@ type Source = Box<dyn Fn(&mut Samples) + Send>;
 #[derive(Debug, Default)]
 pub struct Samples(BTreeMap<&'static str, String>);
 
-/// Adds what `source` tells to every page from now on.
+/// Adds the numbers of `source` to every page from now on.
 pub fn also(source: impl Fn(&mut Samples) + Send + 'static) {
     let mut sources = SOURCES.lock().expect("no source panics");
     sources.push(Box::new(source));
@@ -32,8 +32,8 @@ pub(super) fn page() -> String {
 }
 
 impl Samples {
-    /// Adds a value of a number of [`TABLE`]. The labels are the table's, with values that need no
-    /// escape: names whose form is checked.
+    /// Adds a value for a number of [`TABLE`]. The labels are those of the table; their values are
+    /// names whose form was checked, so they need no escapes.
     pub fn add(&mut self, name: &'static str, labels: &[(&str, &str)], value: f64) {
         let lines = self.0.entry(name).or_default();
         let labels: Vec<String> = labels

@@ -1,5 +1,5 @@
-//! Reading ahead: while one batch is worked off in order, the next ones are asked for, decoded, and
-//! looked at on all cores.
+//! Reading ahead: while one batch is handled in order, the next ones are requested, decoded, and
+//! examined on all cores.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -12,12 +12,12 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{ASKED_MAX, StoredMessage, StreamError, StreamReader};
 
-/// Batches that are on their way at a time: one is being asked for while others are looked at and
-/// the first is worked off. A message of a stream of ours has some 600 bytes, and 64 KiB at most,
-/// so that this is 1 MB, and 90 MB at worst.
+/// Most batches under way: one is being requested while others are examined and the first is
+/// handled. A message of our streams has some 600 bytes, and 64 KiB at most, so that this is 1 MB,
+/// and 90 MB at worst.
 const BATCHES_AHEAD: usize = 4;
-/// Batches whose answers are on the line at a time: the broker has the next questions when it has
-/// answered the last ones, and on a slow line no batch waits for more than one other.
+/// Most batches whose answers are on the line: the broker has the next questions when it has
+/// answered the last ones, and on a slow line a batch waits for one other at most.
 const BATCHES_ASKED: usize = 2;
 
 /// A part of a stream that is being read.
@@ -25,9 +25,9 @@ pub struct Ahead<T> {
     reader: StreamReader,
     line: Arc<Semaphore>,
     look: Arc<dyn Fn(StoredMessage) -> T + Send + Sync>,
-    /// Those that were begun, oldest first.
+    /// The batches under way, oldest first.
     begun: VecDeque<AbortOnDropHandle<Result<Batch<T>, StreamError>>>,
-    /// The first position that nobody was asked for yet.
+    /// The first position that was not requested yet.
     next: u64,
     /// The last position to read.
     to: u64,
@@ -36,16 +36,16 @@ pub struct Ahead<T> {
 /// The messages between two positions of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch<T> {
-    /// The last position that was looked at, whether a message is there or not.
+    /// The last position that was read, even if it holds no message.
     pub to: u64,
-    /// The result of `look` for each message that is there.
+    /// The result of `look` for each message.
     pub found: Vec<T>,
 }
 
 impl StreamReader {
-    /// Reads the messages from one position to another, both included, and gives what `look` makes
-    /// of each, in order. `look` runs on all cores and sees the messages in no order. Messages that
-    /// are not there are left out.
+    /// Reads the messages from one position to another, both included, and returns the result of
+    /// `look` for each, in order. `look` runs on all cores, and sees the messages in any order.
+    /// Missing messages are left out.
     pub fn ahead<T: Send + 'static>(
         &self,
         from: u64,
@@ -64,10 +64,11 @@ impl StreamReader {
 }
 
 impl<T: Send + 'static> Ahead<T> {
-    /// The next batch; none behind the last. May be dropped while it waits; nothing is lost.
+    /// The next batch; none after the last. If the future is dropped while it waits, nothing is
+    /// lost.
     ///
     /// # Errors
-    /// The batch cannot be read; those behind it were not handed out, and are not any more.
+    /// The batch cannot be read, and no later batch is returned.
     pub async fn next(&mut self) -> Option<Result<Batch<T>, StreamError>> {
         while self.next <= self.to && self.begun.len() < BATCHES_AHEAD {
             let last = self.to.min(self.next.saturating_add(ASKED_MAX - 1));

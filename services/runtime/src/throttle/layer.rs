@@ -37,7 +37,7 @@ impl Held {
 
     /// Logs the sums that are due, for as long as the process lives.
     pub(crate) fn tell_for_ever(self) {
-        // A thread and not a task: lines are summed up also before the async runtime starts and
+        // A thread and not a task, so that lines are summed up before the async runtime starts and
         // while it stands still.
         let telling = move || {
             loop {
@@ -50,18 +50,18 @@ impl Held {
             .name("log".to_owned())
             .spawn(telling)
         {
-            tracing::warn!(%error, "no thread that tells how many lines were held back; the end of the process will");
+            tracing::warn!(%error, "no thread for the counts of lines that were held back; they are logged when the process ends");
         }
     }
 
-    /// Logs the sums that were not told yet.
+    /// Logs the sums that were not reported yet.
     pub(crate) fn tell_rest(&self) {
         let many = self.lock().rest(self.started.elapsed());
         log(&many);
     }
 
     fn lock(&self) -> MutexGuard<'_, Throttle> {
-        // Counters are right after a panic too.
+        // The counters are valid after a panic too.
         self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -102,8 +102,8 @@ impl<S: Subscriber> Layer<S> for HeldBack {
     }
 }
 
-/// True for warnings, errors, and information that names a code or a cause. Other information, such
-/// as progress, is logged line by line.
+/// True for warnings, errors, and information with a code or a cause. Other information, such as
+/// progress, is logged line by line.
 fn is_throttled(metadata: &tracing::Metadata<'_>) -> bool {
     let fields = metadata.fields();
     *metadata.level() <= Level::WARN
@@ -131,7 +131,7 @@ impl Visit for Line {
     }
 }
 
-/// Adds `name=value`, up to the bound: what a stranger chooses may be long.
+/// Adds `name=value`, up to the limit: a stranger's text may be long.
 fn add(text: &mut String, name: &str, value: &dyn fmt::Debug) {
     let space = if text.is_empty() { "" } else { " " };
     // Writing to a string does not fail.
@@ -173,7 +173,7 @@ mod tests {
         }
     }
 
-    /// The log of `say`, with the sums at its end.
+    /// The log of the lines in `say`, with the sums at the end.
     fn logged(say: impl FnOnce()) -> String {
         let (page, held) = (Page::default(), Held::new());
         let layer = tracing_subscriber::fmt::layer()

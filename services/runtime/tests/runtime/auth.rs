@@ -255,8 +255,8 @@ fn la_05_malformed_is_found_at_start() {
     );
 }
 
-/// A certificate whose time is over, or has not begun, is found before anything is connected; one
-/// that ends soon is told.
+/// A certificate that has expired, or is not valid yet, is found before anything is connected; one
+/// that expires soon is announced.
 #[test]
 fn the_time_of_certificates_is_looked_at_when_the_configuration_is() {
     let scene = Scene::new();
@@ -419,7 +419,7 @@ fn fg_09_plaintext_can_be_allowed_for_the_store_alone() {
             "{layer:?}"
         );
     }
-    // What vouches for the digests is demanded as before.
+    // The credentials that vouch for digests are required as before.
     assert_eq!(
         codes(check(&bulk, &plain_store(TLS, Path::new("")))),
         [Code::CredentialMissing]
@@ -458,8 +458,7 @@ fn fg_09_plaintext_can_be_allowed_for_the_store_alone() {
     }
 }
 
-/// A token without TLS protects nothing: the layer shows as open, and so it is logged at
-/// every start.
+/// A token without TLS protects nothing: the layer counts as open, and every start logs that.
 #[test]
 fn ls_06_credentials_over_plaintext_show_as_an_open_layer() {
     let scene = Scene::new();

@@ -1,4 +1,5 @@
-//! The bus with a real broker and real permissions: what is refused fails at once, by name.
+//! The bus with a real broker and real permissions: a refused call fails at once, and its error
+//! names the subject.
 
 use std::time::{Duration, Instant};
 
@@ -55,7 +56,7 @@ async fn ls_11_a_refused_request_fails_at_once_and_by_name() {
         } => assert_eq!(refused, subject),
         other => panic!("{other}"),
     }
-    // Its own verb, which nobody answers yet.
+    // A verb of its own, which nobody answers yet.
     let error = operator
         .request::<_, Done>(&subject, &question_of_a_worker(), WAIT)
         .await
@@ -83,7 +84,7 @@ async fn many_questions_are_answered_in_their_order_or_refused_at_once() {
     );
     assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
 
-    // A peer that answers backwards.
+    // A peer that answers in the opposite order.
     let config = cluster.bus_config(&cluster.domain().layout().credentials("coordinator"));
     let heard =
         Listener::connect("coordinator", &config, &["diloco.control.>"], clock::now()).await;
@@ -260,7 +261,7 @@ async fn strangers_and_absent_servers_have_codes() {
         .expect_err("of another domain");
     assert_eq!(error.code(), Code::BusRefused, "{error}");
     let own = cluster.issue(Role::Coordinator, "coordinator");
-    // The authority of another domain did not sign this server's certificate.
+    // Another domain's authority, which did not sign this server's certificate.
     let config = BusConfig {
         ca: other.layout().ca(),
         ..cluster.bus_config(&own.credentials)

@@ -1,5 +1,5 @@
-//! The reader of our own on a real broker: it hears what others hear, and what would end their
-//! connection does not end its.
+//! The listener on a real broker: it hears what other clients hear, and bytes that end their
+//! connection do not end its own.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -57,7 +57,7 @@ impl Scene {
         request_subject(self.cluster.run(), &self.worker, Verb::Claim)
     }
 
-    /// True when this is what the worker of this scene asks, by the broker's word.
+    /// True for this scene's worker's request, with the account that the broker wrote.
     fn is_ours(&self, heard: &Delivery) -> bool {
         let account = self.cluster.domain().tenant().expect("there is one");
         let (run, worker) = (self.cluster.run().clone(), self.worker.clone());
@@ -113,13 +113,13 @@ async fn headers_that_no_client_can_read_are_not_in_the_way() {
     for place in 0..=FOREIGN.len() {
         let heard = next(&mut listeners[0]).await;
         assert!(scene.is_ours(&heard), "{}", heard.subject);
-        // A block that is not even one is left in front of what its sender sends.
+        // A header block that is malformed stays in front of its sender's payload.
         assert!(
             heard.payload.ends_with(format!("{place}").as_bytes()),
             "{place}: {:?}",
             heard.payload
         );
-        // What is answered arrives where the asker hears it, in another account.
+        // The answer arrives where the asker listens, in another account.
         let reply = heard.reply.expect("it wants an answer");
         assert!(reply.starts_with("_R_."), "{reply}");
         answers
@@ -176,7 +176,7 @@ async fn a_burst_is_heard_in_order_and_a_flood_takes_nobody_elses_place() {
         );
     }
     assert_eq!(listeners[0].dropped(), 0);
-    // Nobody takes them now: the connection is read on, and other subjects are heard.
+    // Nobody takes these messages: the connection is still read, and other subjects are heard.
     raw.say(burst(0, 100_000)).await;
     raw.settled().await;
     let heartbeat = format!(
@@ -189,7 +189,7 @@ async fn a_burst_is_heard_in_order_and_a_flood_takes_nobody_elses_place() {
     let dropped = listeners[0].dropped();
     assert!(dropped > 90_000, "{dropped}");
     assert_eq!(listeners[1].dropped(), 0);
-    // Nobody has taken any of them, and another worker is heard all the same.
+    // Nobody has taken any of them, and another worker is heard nevertheless.
     let other = scene.cluster.issue(Role::Worker, "worker-1");
     let mut quiet = Raw::connect(&scene.cluster, &other.credentials).await;
     let other = other.public.as_str().parse().expect("a user key");
@@ -220,7 +220,7 @@ async fn a_burst_is_heard_in_order_and_a_flood_takes_nobody_elses_place() {
 async fn it_comes_back_after_the_broker_did_with_the_credentials_of_then() {
     let mut scene = Scene::start().await;
     let mut listeners = scene.listen().await;
-    // The file is renewed meanwhile: the same key, another token.
+    // The credentials file is renewed meanwhile: the same key, another token.
     scene.cluster.kill9("broker");
     scene.cluster.issue(Role::Coordinator, "coordinator");
     scene.cluster.restart("broker").await;
@@ -228,7 +228,7 @@ async fn it_comes_back_after_the_broker_did_with_the_credentials_of_then() {
     let subject = scene.subject();
     let heard = tokio::time::timeout(PATIENCE, async {
         loop {
-            // Until it has reconnected nobody hears.
+            // Nobody hears until the listener has reconnected.
             let outcome = worker.request_raw(
                 &subject,
                 HeaderMap::new(),
@@ -314,7 +314,7 @@ async fn refused_strangers_and_absent_servers_have_the_codes_that_a_bus_gives_th
         .await,
         Code::CredentialMissing
     );
-    // The second of two servers will do.
+    // The second of two servers accepts.
     let second = BusConfig {
         url: format!("tls://127.0.0.1:1,{}", own.url),
         ..own

@@ -1,4 +1,4 @@
-//! A listener meets something that is no server, the wrong server, or a server that falls silent.
+//! A listener meets a peer that is no server, the wrong server, and a server that falls silent.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-/// The greeting of a server that demands nothing.
+/// The greeting of a server that requires nothing.
 const GREETING: &str = "INFO {}\r\n";
 
 /// A server of one connection, played by the test.
@@ -19,7 +19,7 @@ struct Server {
     listener: TcpListener,
 }
 
-/// Its end of the connection.
+/// The server's end of the connection.
 struct Peer {
     lines: BufReader<OwnedReadHalf>,
     to: OwnedWriteHalf,
@@ -46,7 +46,7 @@ impl Server {
         }
     }
 
-    /// Takes the connection and says something at once.
+    /// Accepts the connection and writes a greeting.
     async fn greet(&self, with: &str) -> Peer {
         let (stream, _): (TcpStream, _) = self.listener.accept().await.expect("somebody comes");
         let (from, to) = stream.into_split();
@@ -76,7 +76,7 @@ impl Peer {
         read.map(|_| line.trim_end().to_owned()).unwrap_or_default()
     }
 
-    /// Hears who the client is and what it wants, up to its first question.
+    /// Reads the client's introduction and its subscriptions, up to its first ping.
     async fn presented(&mut self) -> Vec<String> {
         let mut said = Vec::new();
         loop {
@@ -92,7 +92,7 @@ async fn connect(config: &BusConfig) -> Result<Vec<Listener>, BusError> {
     Listener::connect("test", config, &["a.>"], clock::now()).await
 }
 
-/// The error of a connection that is greeted with this.
+/// The error of a connection with this greeting.
 async fn refused(scheme: &str, greeting: &str) -> BusError {
     let server = Server::start().await;
     let config = server.config(scheme);
@@ -111,7 +111,7 @@ async fn what_greets_in_another_way_is_no_server() {
             "not a word of the NATS protocol",
         ),
         ("tls", "PING\r\n", "not a NATS server"),
-        // A machine in between could put words into the server's mouth.
+        // A machine in between could send words in the server's name.
         (
             "tls",
             "INFO {\"tls_required\":true}\r\nPING\r\n",
@@ -137,7 +137,7 @@ async fn a_server_that_says_nothing_is_given_up() {
     let (silent, forgetful) = (Server::start().await, Server::start().await);
     let (to_silent, to_forgetful) = (silent.config("nats"), forgetful.config("nats"));
     let tries = async { tokio::join!(connect(&to_silent), connect(&to_forgetful)) };
-    // One does not greet, the other never answers.
+    // One server does not greet, the other never answers.
     let peers = async { tokio::join!(silent.greet(""), forgetful.greet(GREETING)) };
     let ((one, other), _peers) = timeout(Duration::from_secs(30), async {
         tokio::join!(tries, peers)
@@ -180,7 +180,7 @@ async fn a_refusal_is_told_by_its_kind() {
     }
 }
 
-/// A server's other messages: questions, messages for nobody, its own end.
+/// Other messages of a server: pings, messages for nobody, its own end.
 #[tokio::test]
 async fn a_connection_answers_questions_passes_over_what_is_for_nobody_and_ends_with_the_right() {
     let server = Server::start().await;
@@ -188,7 +188,7 @@ async fn a_connection_answers_questions_passes_over_what_is_for_nobody_and_ends_
     let serving = async {
         let mut peer = server.greet(GREETING).await;
         peer.presented().await;
-        // A question before the answer.
+        // A ping before the answer.
         peer.say("PING\r\nPONG\r\n").await;
         assert_eq!(peer.line().await, "PONG");
         peer

@@ -1,6 +1,5 @@
-//! Bytes that somebody alters on a way without TLS. The reader knows an object's digest from
-//! elsewhere: from the grant and the statement on the bus. So a change is refused, by the store or
-//! by the reader.
+//! Bytes that somebody alters on a line without TLS. The reader knows an object's digest from
+//! elsewhere, from the grant and the statement on the bus. So store or reader refuse a change.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use crate::support::{TestStore, buckets, key_of, nobody, noise, now, soon};
 /// The bytes to replace, and their replacement of the same length.
 type Swap = (Vec<u8>, Vec<u8>);
 
-/// A proxy that takes in whole requests and answers and passes them on with everything swapped.
+/// A proxy that reads whole requests and answers, and passes them on with all swaps applied.
 struct Forger {
     address: SocketAddr,
     swapped: Arc<AtomicUsize>,
@@ -108,7 +107,7 @@ pub(crate) async fn message(stream: &mut TcpStream, has_body: bool) -> Option<Ve
     Some(message)
 }
 
-/// The sha256 as it stands in headers and answers.
+/// The sha256 in the form that headers and answers have.
 fn checksum(object: ObjectRef) -> Vec<u8> {
     BASE64.encode(object.digest.as_bytes()).into_bytes()
 }
@@ -120,13 +119,13 @@ async fn fg_09_bytes_altered_on_a_plaintext_way_are_refused_on_every_way() {
     let (object, other) = (ObjectRef::of(&truth), ObjectRef::of(&lie));
     let key = key_of(object);
     let bytes = (truth.to_vec(), lie.to_vec());
-    // An attacker who alters the bytes can make the checksum beside them fit.
+    // An attacker who alters the bytes can adjust the checksum beside them.
     let ways = [
         vec![bytes.clone()],
         vec![bytes, (checksum(object), checksum(other))],
     ];
 
-    // Up: the store compares, and the signature covers what it compares with.
+    // Upload: the store compares, and the signature covers the value that it compares with.
     for (swaps, code) in ways
         .iter()
         .zip([Code::ObjectMismatch, Code::ObjectForbidden])
@@ -160,7 +159,7 @@ async fn fg_09_bytes_altered_on_a_plaintext_way_are_refused_on_every_way() {
     );
     assert_eq!(store.buckets().exists(object.digest).await.unwrap(), None);
 
-    // The same way without a liar on it.
+    // The same line without an attacker.
     let faithful = Forger::start(store.address, Vec::new()).await;
     let grant = store
         .signer_at(faithful.address)
@@ -184,7 +183,7 @@ async fn fg_09_bytes_altered_on_a_plaintext_way_are_refused_on_every_way() {
         truth
     );
 
-    // Down: to workers and to the coordinator.
+    // Download: by workers and by the coordinator.
     for swaps in ways {
         let forger = Forger::start(store.address, swaps).await;
         let grant = store.signer_at(forger.address).get(object.digest, now());

@@ -21,7 +21,7 @@ use crate::support::{certificates, key_of, nobody, noise, now, quick, soon};
 /// The output of a program until it listened.
 struct Log {
     said: Vec<String>,
-    /// Kept open: a program whose stderr is gone cannot say its last words.
+    /// Kept open, since a program without stderr cannot write its last line.
     _rest: Lines<BufReader<ChildStderr>>,
 }
 
@@ -52,7 +52,7 @@ impl Setup {
         self.folder.path().join(name)
     }
 
-    /// The program with its usual flags, less those left out.
+    /// The program with its usual flags, except those in `left_out`.
     fn command(&self, left_out: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_diloco-store"));
         command.args(["--listen", "127.0.0.1:0"]);
@@ -106,7 +106,7 @@ impl Setup {
         panic!("the store did not start: {said:?}");
     }
 
-    /// Exit status and everything printed.
+    /// Runs the program. Returns its exit status and everything that it printed.
     async fn ends(&self, left_out: &[&str], more: &[&str]) -> (Option<i32>, String) {
         let output = self.command(left_out).args(more).output();
         let Output {
@@ -189,7 +189,7 @@ async fn a_second_process_on_the_root_ends_with_a_code() {
     );
 }
 
-/// Answers every call that makes a second name as a file system without hard links does.
+/// A library that answers every call for a second name as a file system without hard links does.
 const NO_LINKS: &str = "#include <errno.h>\n\
     int link(const char *from, const char *to) { (void)from; (void)to; errno = EPERM; return -1; }\n\
     int linkat(int a, const char *from, int b, const char *to, int flags)\n\
@@ -259,7 +259,7 @@ fn skipped(why: &str) {
     eprintln!("SKIPPED: {why}");
 }
 
-/// Runs the program under a limit of open files, both as it is set and as it may be raised to.
+/// Runs the program under a limit of open files, which it cannot raise.
 fn limited<'a>(
     setup: &'a Setup,
     soft: u32,

@@ -1,5 +1,5 @@
-//! The conformance check: every row holds for the embedded store; other stores are tried when they
-//! are named.
+//! The conformance check: every row holds for the embedded store; other stores are checked if the
+//! environment names them.
 
 use std::path::Path;
 
@@ -37,7 +37,7 @@ async fn a_store_without_one_of_our_keys_is_not_checked() {
     assert!(check(&store.endpoint(), &keys).await.is_err());
 }
 
-/// Set `DILOCO_TEST_S3_ENDPOINT`, `DILOCO_TEST_S3_KEYS` (key file) and, for https,
+/// To run it set `DILOCO_TEST_S3_ENDPOINT`, `DILOCO_TEST_S3_KEYS` (key file) and, for https,
 /// `DILOCO_TEST_S3_CA` (PEM file).
 #[tokio::test]
 async fn a_named_store_passes_the_required_rows() {

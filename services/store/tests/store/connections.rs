@@ -1,4 +1,4 @@
-//! Connections to the port that are no requests: garbage, strangers, other protocols.
+//! Connections to the port that bring no valid request: garbage, strangers, other protocols.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,10 +14,11 @@ use tokio_rustls::client::TlsStream;
 
 use crate::support::{TestStore, noise, now};
 
-/// Enough that an end which half of the connections have by chance shows.
+/// So many connections that an end without goodbye shows, even if half of them say goodbye by
+/// chance.
 const CONNECTIONS_AT_THE_END: usize = 16;
 
-/// A TLS connection to a store, to say anything over.
+/// A TLS connection to a store, for any bytes.
 pub(crate) async fn tls(address: SocketAddr, authority: &[u8]) -> TlsStream<TcpStream> {
     let stream = TcpStream::connect(address).await.unwrap();
     over_tls(stream, authority, rustls::DEFAULT_VERSIONS)
@@ -51,7 +52,7 @@ async fn say(store: &TestStore, text: &str) -> String {
     let mut stream = tls(store.address, &store.authority).await;
     stream.write_all(text.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    // Some refusals end the connection without a TLS goodbye; what was read counts.
+    // Some refusals end the connection without a TLS goodbye; the bytes read so far count.
     let _closed = stream.read_to_end(&mut answer).await;
     String::from_utf8_lossy(&answer).into_owned()
 }
@@ -103,8 +104,8 @@ async fn garbage_does_no_harm() {
     store.buckets().ping().await.unwrap();
 }
 
-/// A connection that ends without the goodbye of TLS may have been cut, and its last answer with
-/// it.
+/// A client must suspect that a connection without the TLS goodbye was cut, and its last answer
+/// with it.
 #[tokio::test]
 async fn a_store_that_is_stopped_says_goodbye_on_every_connection() {
     let store = TestStore::start().await;
@@ -115,7 +116,7 @@ async fn a_store_that_is_stopped_says_goodbye_on_every_connection() {
         .action
         .unwrap()
         .href;
-    // Signed, since the store ends the connection of a stranger by itself.
+    // The request is signed, since the store ends the connection of a stranger by itself.
     let request = format!(
         "GET {} HTTP/1.1\r\nhost: {}\r\n\r\n",
         &url[url.find("/blobs").unwrap()..],
@@ -127,7 +128,7 @@ async fn a_store_that_is_stopped_says_goodbye_on_every_connection() {
         stream.write_all(request.as_bytes()).await.unwrap();
         connections.push(stream);
     }
-    // The answer says that its connection is served.
+    // The answer shows that the connection is served.
     for stream in &mut connections {
         stream.read_u8().await.unwrap();
     }
@@ -330,7 +331,7 @@ async fn hostile_keys_are_refused_even_to_the_admin() {
             "{key}: {got}"
         );
     }
-    // Paths that a URL library would tidy up first; their signature cannot match either.
+    // Paths that a URL library would normalise first; their signatures cannot match either.
     for path in [
         "/blobs/../../etc/passwd",
         "/blobs/%2e%2e/%2e%2e/etc/passwd",

@@ -1,4 +1,4 @@
-//! Peers that hold on: to memory, to connections, to other people's room.
+//! Peers that hold on to memory, to connections, or to space that others need.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,10 +16,10 @@ use tokio::time::{Instant, timeout};
 use crate::connections::{over_tls, tls};
 use crate::support::{Grants, TestStore, key_of, noise, now, soon};
 
-/// Far below the store's own patience, which is 40 s.
+/// Much less than the store's own patience, which is 40 s.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-/// Sends a head and nothing after it. The status, once the store has answered and closed the
+/// Sends a head and nothing after it. Returns the status once the store has answered and closed the
 /// connection.
 async fn dismissed(store: &TestStore, line: &str, headers: &str) -> Result<u16, String> {
     let mut stream = tls(store.address, &store.authority).await;
@@ -42,7 +42,7 @@ async fn dismissed(store: &TestStore, line: &str, headers: &str) -> Result<u16, 
     }
 }
 
-/// The path and query of a granted URL, and its headers as they are sent.
+/// The path and query of a granted URL, and its headers in the form in which they are sent.
 fn spoken(action: &HttpAction, bucket: &str) -> (String, String) {
     let path = action.href[action.href.find(bucket).unwrap()..].to_owned();
     (
@@ -163,8 +163,8 @@ async fn whoever_is_not_admitted_is_let_go_at_once() {
     assert!(kept.is_empty(), "{}", kept.join("\n\n"));
 }
 
-/// Many clients send all of a body before they read. Their socket must not be reset under the
-/// answer.
+/// Many clients send their whole body before they read. Their socket must not be reset before they
+/// read the answer.
 #[tokio::test]
 async fn who_sends_a_whole_body_before_it_reads_is_told_why_it_is_refused() {
     let store = TestStore::start().await;
@@ -289,8 +289,8 @@ async fn tl_27_a_key_takes_one_upload_at_a_time() {
             Ok(409)
         );
     }
-    // Our own client waits until the place is free. The refusal may overtake its bytes, and then
-    // looks like a cut.
+    // Our own client waits until the name is free. The refusal may overtake its bytes, and then
+    // looks like a cut line.
     let transfer = store.transfer();
     let grants = Grants::new(|_| Some(signer.put(&key_of(object), object.bytes, now())));
     let mut waiting = std::pin::pin!(transfer.put(&grant, bytes, &grants, soon()));
@@ -305,7 +305,7 @@ async fn tl_27_a_key_takes_one_upload_at_a_time() {
     assert_eq!(store.unfinished(), Vec::<String>::new());
 }
 
-/// A client that repeats a finished upload is told before it sends a byte.
+/// A client that repeats a finished upload gets its answer before it sends a byte.
 #[tokio::test]
 async fn a_key_that_is_filled_is_refused_by_the_head_alone() {
     let store = TestStore::start().await;
@@ -330,7 +330,7 @@ async fn a_key_that_is_filled_is_refused_by_the_head_alone() {
     );
 }
 
-/// Before a request, in the middle of its head, and in the handshake before it.
+/// Silent before a request, in the middle of its head, and in the handshake.
 #[tokio::test]
 async fn who_connects_and_says_nothing_is_let_go() {
     let store = TestStore::with(short(Duration::from_millis(300))).await;
@@ -367,7 +367,7 @@ async fn one_peer_cannot_take_every_connection() {
     for _ in 0..8 {
         held.push(from([127, 0, 0, 2], store.address).await);
     }
-    // The store lets the half that is too much go without a word, in the order in which they came.
+    // The store closes the surplus half without an answer, in the order of arrival.
     for stream in &mut held[4..] {
         let closed = timeout(AT_ONCE, stream.read_u8())
             .await
@@ -386,14 +386,14 @@ async fn one_peer_cannot_take_every_connection() {
         .await
         .expect("there is a place for another peer")
         .unwrap();
-    // A place that was given back can be taken again.
+    // A freed place can be used again.
     drop(held);
     let again = from([127, 0, 0, 2], store.address).await;
     let spoken = timeout(AT_ONCE, over_tls(again, &store.authority, &[&TLS13])).await;
     assert!(spoken.is_ok_and(|spoken| spoken.is_ok()));
 }
 
-/// Each takes all it can get and says nothing; the next client is served.
+/// Each peer takes all it can get and stays silent; the next client is served.
 #[tokio::test]
 async fn several_peers_together_cannot_take_every_connection() {
     let store = TestStore::with(StoreLimits {
@@ -413,7 +413,7 @@ async fn several_peers_together_cannot_take_every_connection() {
         .unwrap();
 }
 
-/// A client that was served keeps its connection when strangers come in numbers.
+/// A client that was served keeps its connection when many strangers come.
 #[tokio::test]
 async fn strangers_make_room_before_those_who_are_known() {
     let store = TestStore::with(StoreLimits {
@@ -447,7 +447,7 @@ async fn strangers_make_room_before_those_who_are_known() {
     assert_eq!(answers, 19);
 }
 
-/// Nobody who is known is ended for a newcomer, and there is no place beyond the last.
+/// No known client is ended for a newcomer, and there is no place beyond the last.
 #[tokio::test]
 async fn where_all_places_are_with_those_who_are_known_a_newcomer_has_none() {
     let limits = StoreLimits {
@@ -460,7 +460,7 @@ async fn where_all_places_are_with_those_who_are_known_a_newcomer_has_none() {
         .signer_at(store.address)
         .get(ObjectRef::of(b"absent").digest, now());
     let (path, _) = spoken(&grant.action.unwrap(), "/blobs");
-    // That there is no such object is an answer too.
+    // An answer that there is no such object is an answer too.
     let ask = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", store.address);
     let mut known = Vec::new();
     for _ in 0..2 {
@@ -471,7 +471,8 @@ async fn where_all_places_are_with_those_who_are_known_a_newcomer_has_none() {
         assert_eq!(&answer, b"HTTP/1.1 404");
         known.push(stream);
     }
-    // It waits, or is let go when the store had begun to wait for somebody before all were known.
+    // The newcomer waits, or is disconnected if the store had begun to wait before all others were
+    // known.
     let newcomer = async || {
         let stream = from([127, 0, 0, 2], store.address).await;
         over_tls(stream, &store.authority, &[&TLS13]).await
@@ -484,7 +485,7 @@ async fn where_all_places_are_with_those_who_are_known_a_newcomer_has_none() {
         stream.write_all(ask.as_bytes()).await.unwrap();
     }
     drop(known.pop());
-    // Those who gave up waiting are found to be gone one after another.
+    // The store finds one by one that those who gave up waiting are gone.
     let served = async { while newcomer().await.is_err() {} };
     timeout(AT_ONCE, served)
         .await

@@ -1,5 +1,5 @@
 //! The embedded store and the clients of crate `objects` against each other, over TLS with a CA of
-//! the test's own; only `altered` does without.
+//! the test's own, except in `altered`.
 
 #![expect(clippy::unwrap_used, reason = "in tests a panic is the report")]
 

@@ -1,4 +1,4 @@
-//! Stores that answer in the form of a store and do not do what one must.
+//! Servers that answer in the form of a store, but do not do what a store must.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -75,7 +75,7 @@ impl Drop for Puppet {
     }
 }
 
-/// One request a connection, with its body.
+/// Reads one request with its body on each connection.
 async fn serve(
     mut stream: TcpStream,
     answers: &(impl Fn(&str, &str) -> Vec<u8> + ?Sized),
@@ -107,7 +107,7 @@ fn is_bucket(path: &str) -> bool {
         .contains('/')
 }
 
-/// The rules that do not hold for such a store.
+/// The rules that such a store breaks.
 async fn broken(answers: impl Fn(&str, &str) -> Vec<u8> + Send + Sync + 'static) -> Vec<Rule> {
     let puppet = Puppet::start(answers).await;
     let report = check(&puppet.endpoint(), &StoreKeys::generate())
@@ -127,7 +127,7 @@ async fn broken(answers: impl Fn(&str, &str) -> Vec<u8> + Send + Sync + 'static)
     broken
 }
 
-/// It takes everything from everybody and keeps nothing.
+/// The server accepts everything from everybody, and keeps nothing.
 #[tokio::test]
 async fn a_store_that_refuses_nothing_is_found_out() {
     let broken = broken(|_, _| answer("200 OK", "", b"")).await;
@@ -180,7 +180,7 @@ async fn a_store_that_takes_nothing_is_found_out() {
     );
 }
 
-/// It says no, and the object is there all the same.
+/// The server refuses, but stores the object.
 #[tokio::test]
 async fn a_store_that_refuses_and_stores_is_found_out() {
     let broken = broken(|method, path| match method {
@@ -436,7 +436,7 @@ async fn a_grant_is_for_what_was_asked_and_who_is_away_is_asked_again() {
         store.transfer(),
         signer.get(object.digest, schemas::UnixMillis(now().get() - 120_000)),
     );
-    // One to read with is none to write with.
+    // A URL for reading cannot be used for writing.
     let put = transfer
         .put(&expired, noise(1000, 8), &nobody(), soon())
         .await;
@@ -464,7 +464,7 @@ async fn a_grant_is_for_what_was_asked_and_who_is_away_is_asked_again() {
             .unwrap_or_else(|error| panic!("{code}: {error}"));
         assert_eq!(grants.asked.load(Ordering::SeqCst), 3, "{code}");
     }
-    // Not for ever, and not when the answer was no.
+    // It does not ask for ever, and not after a final refusal.
     let (never, until) = (
         hesitant(Code::NoAnswer, usize::MAX),
         Instant::now() + Duration::from_millis(400),
@@ -489,8 +489,8 @@ async fn a_grant_is_for_what_was_asked_and_who_is_away_is_asked_again() {
     assert_eq!(refused.asked.load(Ordering::SeqCst), 1);
 }
 
-/// The longest silence is for a line on which there is time; when there is none left, a short one
-/// is the end.
+/// The longest silence applies while there is time; when none is left, a short silence ends the
+/// transfer.
 #[tokio::test]
 async fn after_the_deadline_a_silent_store_is_not_waited_for() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

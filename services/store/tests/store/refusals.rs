@@ -1,4 +1,4 @@
-//! Refusals of URLs: those that pass lead to another URL until the deadline, those for good to two
+//! Refusals of URLs. Those that pass lead to another URL until the deadline; final ones lead to two
 //! tries.
 
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::support::{Grants, Stub, TestStore, answer, key_of, noise, now, quick, soon};
 
-/// The embedded store, and a coordinator with the keys of another one.
+/// The embedded store, and a coordinator with the keys of another store.
 #[tokio::test]
 async fn urls_that_were_signed_with_other_keys_are_not_asked_for_without_end() {
     let store = TestStore::start().await;
@@ -75,7 +75,7 @@ async fn urls_that_have_expired_are_replaced_for_as_long_as_there_is_time() {
     let read = transfer.get(&first, object.bytes, &grants, until);
     assert_eq!(read.await.unwrap_err().code(), Code::UrlRefused);
     assert!(grants.asked.load(Ordering::SeqCst) > 2, "again and again");
-    // One of them is good at last.
+    // One of the URLs is good at last.
     let good = Grants::new(|digest| Some(signer.get(digest, now())));
     let read = transfer.get(&first, object.bytes, &good, soon());
     assert!(read.await.is_ok());

@@ -1,4 +1,4 @@
-//! The rights table, cell by cell: what each key may do, and nothing beside it.
+//! The rights table, cell by cell: each key may do what it says, and nothing else.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::support::{TestStore, key_of, noise};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One request: which key signs what, and which of its headers the signature covers.
+/// One request: the key and the operation that it signs, and the headers that the signature covers.
 struct Ask<'a> {
     key: &'a AccessKey,
     method: Method,
@@ -22,7 +22,7 @@ struct Ask<'a> {
     signed: Vec<(&'static str, String)>,
     unsigned: Vec<(&'static str, String)>,
     body: Vec<u8>,
-    /// Seconds that the signature is good for.
+    /// Seconds for which the signature is valid.
     life: u64,
 }
 
@@ -39,7 +39,7 @@ impl<'a> Ask<'a> {
         }
     }
 
-    /// An upload as the coordinator grants it, with the signature over all of `covered`.
+    /// An upload as the coordinator grants it; the signature covers all of `covered`.
     fn upload(key: &'a AccessKey, path: String, body: &[u8], covered: &[&str]) -> Self {
         let mut ask = Self {
             body: body.to_vec(),
@@ -60,7 +60,7 @@ impl<'a> Ask<'a> {
         ask
     }
 
-    /// The status of the answer.
+    /// Sends the request and returns the status.
     async fn status(self, store: &TestStore) -> u16 {
         let text = self.answer(store).await;
         text.split(' ')
@@ -110,7 +110,7 @@ impl<'a> Ask<'a> {
             .write_all(format!("{head}\r\n").as_bytes())
             .await
             .unwrap();
-        // A refusal may come before the body was taken.
+        // A refusal may come before the body is sent completely.
         let _closed = stream.write_all(&self.body).await;
         let mut answer = Vec::new();
         let _closed = timeout(PATIENCE, stream.read_to_end(&mut answer))
@@ -125,7 +125,7 @@ fn checksum(body: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(ObjectRef::of(body).digest.as_bytes())
 }
 
-/// Things in a store, each as a path: an upload, a verified object, a named file.
+/// Objects in a store, each as a path: an upload, a verified object, a named file.
 struct Things {
     upload: String,
     blob: String,
@@ -245,7 +245,7 @@ async fn the_put_key_makes_uploads_whose_every_promise_is_signed_and_nothing_els
             );
         }
     }
-    // Not even where all that an upload must cover is covered.
+    // The same holds if the signature covers everything that an upload's must cover.
     for method in [Method::Get, Method::Head, Method::Delete] {
         let ask = Ask {
             method,
@@ -260,8 +260,8 @@ async fn the_put_key_makes_uploads_whose_every_promise_is_signed_and_nothing_els
     );
 }
 
-/// A key names what its bytes hash to. The holder of a key that may sign uploads cannot put other
-/// bytes there, whatever the checksum beside them says, or when there is none.
+/// A key names the digest of its bytes. The holder of a key that may sign uploads cannot store
+/// other bytes there, whatever checksum it sends, or if it sends none.
 #[tokio::test]
 async fn bytes_that_are_not_those_of_the_digest_in_their_key_are_refused() {
     let store = TestStore::start().await;
@@ -357,7 +357,7 @@ async fn even_the_admin_key_has_only_what_this_store_does() {
             "{path}: {answer}"
         );
     }
-    // Named files are replaced, again and again.
+    // Named files can be replaced, any number of times.
     for text in ["one", "two"] {
         let mut ask = Ask {
             body: text.into(),
@@ -396,7 +396,7 @@ async fn even_the_admin_key_has_only_what_this_store_does() {
         ask.unsigned.push(("content-length", "0".to_owned()));
         assert_eq!(ask.status(&store).await, status, "{source} to {target}");
     }
-    // A thousand keys are deleted at a time.
+    // At most a thousand keys are deleted at a time.
     for (count, status) in [(1001, 400), (1000, 200)] {
         let keys: String = (0..count)
             .map(|n| format!("<Object><Key>n/{n}</Key></Object>"))
@@ -424,7 +424,7 @@ async fn a_listing_is_given_in_pages_and_a_folder_is_no_object() {
         named,
     } = things(&store).await;
     let admin = &store.keys.admin;
-    // Signatures have parameters in their order.
+    // A signature covers the parameters in their sorted order.
     let list = async |query: &str| {
         Ask::new(admin, Method::Get, format!("/blobs?{query}"))
             .answer(&store)
@@ -437,7 +437,7 @@ async fn a_listing_is_given_in_pages_and_a_folder_is_no_object() {
     let page = list("list-type=2&max-keys=1").await;
     assert!(page.contains(first) && !page.contains(second), "{page}");
     assert!(page.contains("<IsTruncated>true</IsTruncated>"), "{page}");
-    // The next begins after a key, whether or not there is one of that name.
+    // The next page begins after a key, even if no object has that key.
     let page = list("continuation-token=o&list-type=2&max-keys=1").await;
     assert!(page.contains(&format!("<Key>{second}</Key>")), "{page}");
     assert!(

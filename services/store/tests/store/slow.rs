@@ -1,5 +1,5 @@
-//! Transfers over lines that are slow, and over one that goes dead. Limits are scaled down, so that
-//! seconds are enough.
+//! Transfers over slow lines, and over one that goes dead. Limits are scaled down, so that seconds
+//! suffice.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,7 @@ const IDLE: Duration = Duration::from_secs(3);
 #[tokio::test(flavor = "multi_thread")]
 async fn uploads_that_share_a_slow_line_all_end_and_nothing_is_sent_twice() {
     let store = TestStore::start().await;
-    // Eight at once would have 25 KB/s each, and take longer than twice the longest silence.
+    // Eight at once have 25 KB/s each, and take longer than twice the longest silence.
     let line = Line::start(
         store.address,
         Quality::Slow {
@@ -102,7 +102,7 @@ async fn bytes_are_seen_to_move_before_an_upload_is_over() {
     assert!((100_000..1_200_000).contains(&moved), "{moved}");
 }
 
-/// The deadline is for beginning once more; what is under way and moves is finished.
+/// The deadline limits new attempts; an attempt that still moves bytes is finished.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_moves_goes_on_beyond_its_deadline() {
     let store = TestStore::start().await;
@@ -180,7 +180,7 @@ async fn a_line_that_goes_dead_is_noticed_within_the_longest_silence() {
             .await
     };
     let (mut down, mut up) = (Box::pin(down), Box::pin(up));
-    // Both are under way and far from over.
+    // Both are under way, and far from complete.
     let going = Duration::from_secs(2);
     assert!(
         timeout(going, async {
@@ -203,7 +203,7 @@ async fn a_line_that_goes_dead_is_noticed_within_the_longest_silence() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_store_waits_for_slow_peers_in_both_directions() {
-    // A body is seen by whole records of TLS, 16 KiB each: two seconds of this line.
+    // A body arrives in whole TLS records of 16 KiB each: two seconds of this line.
     let idle = IDLE;
     let store = TestStore::with(StoreLimits {
         idle,
@@ -211,8 +211,8 @@ async fn the_store_waits_for_slow_peers_in_both_directions() {
         ..StoreLimits::default()
     })
     .await;
-    // As fast as each of eight that share 40 KB/s and a little more, and slow enough to be behind
-    // for several windows.
+    // A little more than each of eight transfers has on a line of 40 KB/s, and slow enough to be
+    // behind for several windows.
     let line = Line::start(
         store.address,
         Quality::Slow {
@@ -237,7 +237,7 @@ async fn the_store_waits_for_slow_peers_in_both_directions() {
     let bytes = noise(96_000, 74);
     let object = ObjectRef::of(&bytes);
     let grant = signer.put(&key_of(object), object.bytes, now());
-    // Neither has a second attempt, so neither was cut off.
+    // Neither may try twice, so neither was cut off.
     let stored = transfer
         .put(&grant, bytes, &crate::support::nobody(), soon())
         .await
@@ -245,7 +245,7 @@ async fn the_store_waits_for_slow_peers_in_both_directions() {
     assert_eq!(stored, Stored::Now);
 }
 
-/// The log.
+/// A log in memory.
 #[derive(Clone, Default)]
 struct Said(Arc<Mutex<Vec<u8>>>);
 
@@ -271,7 +271,7 @@ impl io::Write for Said {
     }
 }
 
-/// Grants another URL when all have asked for one, and then the line is good again.
+/// Grants new URLs once all transfers have asked for one; from then on the line is good again.
 struct Together<'a> {
     all: Barrier,
     line: &'a Line,
@@ -292,10 +292,10 @@ impl Regrant for Together<'_> {
     }
 }
 
-/// As many as run side by side at first.
+/// Number of transfers that run in parallel at first.
 const TOGETHER: usize = 4;
 
-/// One thread, so that the log of this test is its own.
+/// On one thread, so that the log of this test is its own.
 #[tokio::test]
 async fn uploads_that_stand_still_together_are_given_up_told_once_and_made_again() {
     let said = Said::default();

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct TestStore {
     pub(crate) root: TempDir,
     pub(crate) keys: StoreKeys,
-    /// Empty without TLS.
+    /// The certificate authority; empty without TLS.
     pub(crate) authority: Vec<u8>,
     pub(crate) address: SocketAddr,
     shutdown: CancellationToken,
@@ -83,7 +83,7 @@ impl TestStore {
         Self::serve(root, keys, limits, tls, made.authority).await
     }
 
-    /// Without TLS.
+    /// A store without TLS.
     pub(crate) async fn plain() -> Self {
         let limits = StoreLimits {
             free_bytes_min: schemas::Bytes(0),
@@ -175,7 +175,7 @@ impl TestStore {
         files(&self.root.path().join("tmp"))
     }
 
-    /// Ends it in order; when this returns no writer runs any more.
+    /// Ends the store in order; when this returns no writer runs any more.
     pub(crate) async fn stop(self) -> TempDir {
         self.shutdown.cancel();
         self.serving.await.unwrap();
@@ -215,7 +215,7 @@ pub(crate) fn quick() -> TransferLimits {
     }
 }
 
-/// One attempt: the first pause is longer than any deadline here.
+/// Limits for one attempt: the first pause is longer than any deadline here.
 pub(crate) fn once() -> TransferLimits {
     TransferLimits {
         pause_first: Duration::from_secs(600),
@@ -273,7 +273,7 @@ pub(crate) fn key_of(object: ObjectRef) -> IncomingKey {
     )
 }
 
-/// Grants by a closure, and counts how often it was asked.
+/// Grants by a closure, and counts the requests.
 pub(crate) struct Grants<F> {
     grant: F,
     pub(crate) asked: AtomicUsize,
@@ -296,7 +296,7 @@ impl<F: Fn(Digest) -> Option<Grant> + Send + Sync> Regrant for Grants<F> {
     }
 }
 
-/// Nobody grants anything.
+/// Grants nothing.
 pub(crate) fn nobody() -> Grants<impl Fn(Digest) -> Option<Grant> + Send + Sync> {
     Grants::new(|_| None)
 }
@@ -308,8 +308,8 @@ pub(crate) enum Cut {
     Down(u64),
     /// Passes this many bytes to the store, then closes.
     Up(u64),
-    /// Passes everything to the store, and nothing of its answer to the last request of this many
-    /// bytes and more.
+    /// Passes everything to the store, but not its answer to the last request of at least this many
+    /// bytes.
     Answer(u64),
 }
 
@@ -376,8 +376,8 @@ async fn pass(client: TcpStream, target: SocketAddr, cut: Option<Cut>) {
     }
 }
 
-/// A plain HTTP server that gives these answers in turn, one a connection, and remembers the heads
-/// it was sent.
+/// A plain HTTP server that gives these answers in turn, one for each connection, and remembers the
+/// heads of the requests.
 pub(crate) struct Stub {
     pub(crate) address: SocketAddr,
     pub(crate) heads: Arc<tokio::sync::Mutex<Vec<String>>>,

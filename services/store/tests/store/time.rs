@@ -1,4 +1,5 @@
-//! A store whose clock is not ours: what it refuses for that is signed once more, with its time.
+//! A store whose clock differs from ours: a request that it refuses for that is signed once more,
+//! with its time.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::support::{Stub, answer, noise, now, quick};
 /// Seconds by which the store's clock is ahead.
 const AHEAD_SECONDS: i64 = 1000;
 
-/// The answer of a store whose clock is ahead to a request that was signed by ours.
+/// The answer of a store whose clock is ahead to a request that our clock signed.
 fn expired() -> Vec<u8> {
     let body = b"<Error><Code>AccessDenied</Code><Message>expired</Message></Error>";
     answer("403 Forbidden", &date(), body)
@@ -77,7 +78,7 @@ async fn the_first_request_to_a_store_of_another_time_is_signed_again_and_works(
         .unwrap();
     assert_eq!(found, None);
     assert_corrected(&stub.heads.lock().await);
-    // URLs for others have the store's time from then on.
+    // From then on, URLs for others carry the store's time.
     let endpoint = Endpoint::new("http://127.0.0.1:1", "us-east-1", Trust::PlainLoopback).unwrap();
     let signer = Signer::new(&endpoint, &identity::StoreKeys::generate(), clock).unwrap();
     let url = signer
@@ -110,9 +111,9 @@ async fn a_refusal_that_time_does_not_explain_is_final() {
         .exists(ObjectRef::of(b"x").digest)
         .await
         .unwrap_err();
-    // An answer to `HEAD` has no document that tells why.
+    // An answer to `HEAD` has no body that gives the reason.
     assert_eq!(refused.code(), Code::UrlRefused);
-    // Nor is one that stays when the time is right.
+    // The same holds for a refusal that stays when the time is right.
     let stub = Stub::start(vec![expired(), expired()]).await;
     let refused = buckets(&stub, &StoreClock::default())
         .exists(ObjectRef::of(b"x").digest)

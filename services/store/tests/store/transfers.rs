@@ -1,4 +1,4 @@
-//! Transfers over connections that break, to servers that misbehave.
+//! Transfers over connections that break, and to servers that misbehave.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,7 +29,7 @@ async fn a_download_resumes_where_it_broke() {
         .await
         .unwrap();
     assert!(read == bytes, "other bytes");
-    // 8 cut connections brought less than 400 KiB each, the ninth the rest.
+    // Eight cut connections brought less than 400 KiB each, and the ninth the rest.
     assert_eq!(proxy.connections.load(Ordering::SeqCst), 9);
 }
 
@@ -47,8 +47,8 @@ async fn a_broken_upload_asks_for_another_url_and_succeeds() {
         .put(&grant, bytes, &grants, soon())
         .await
         .unwrap();
-    // Once for each that broke. One that came before the store had noticed the end of the one
-    // before it was told to wait, and asks for nothing.
+    // One request for each broken attempt. An attempt that came before the store had noticed the
+    // end of the one before was told to wait, and asks for nothing.
     let asked = grants.asked.load(Ordering::SeqCst);
     assert!(
         stored == Stored::Now && (1..=3).contains(&asked),
@@ -66,7 +66,7 @@ async fn a_lost_answer_is_settled_by_asking() {
     let grant = store
         .signer_at(proxy.address)
         .put(&key_of(object), object.bytes, now());
-    // The coordinator looks at the store and finds the object.
+    // The coordinator asks the store and finds the object.
     let known = Grants::new(|digest| {
         Some(Grant {
             digest,
@@ -87,7 +87,7 @@ async fn a_lost_answer_is_settled_by_asking() {
         .head_checked(&key_of(object), object)
         .await
         .unwrap();
-    // Nobody can tell: the error says so.
+    // Nobody can tell if it was stored, and the error says so.
     let proxy = Proxy::start(store.address, Cut::Up(100 << 10), usize::MAX).await;
     let signer = store.signer_at(proxy.address);
     let other = noise(1 << 20, 24);
@@ -294,12 +294,12 @@ async fn fg_20_a_server_that_falls_silent_is_asked_again() {
                 head.push(stream.read_u8().await.unwrap());
             }
             stream.write_all(&part).await.unwrap();
-            // None is closed before the client is done: it learns nothing but silence.
+            // No connection is closed before the client is done, which sees only silence.
             streams.push(stream);
         }
         streams
     });
-    // Long enough for what is not silent, on a busy machine too.
+    // Long enough for a server that is not silent, even on a busy machine.
     let limits = TransferLimits {
         idle: Duration::from_secs(1),
         ..quick()

@@ -1,4 +1,4 @@
-//! Uploads: stored, refused, and what remains of them.
+//! Uploads: stored, refused, and what they leave behind.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -190,7 +190,7 @@ async fn a_full_disk_refuses_before_it_reads() {
         .unwrap_err();
     assert_eq!(full.code(), Code::StoreFull, "{full}");
     assert_eq!(store.uploads(), Vec::<String>::new());
-    // A transfer with patience for a day does not spend it here: a full store is an answer.
+    // A full store is an answer, so a transfer with a day's patience ends at once.
     let patient = Transfer::new(&store.trust(), TransferLimits::default()).unwrap();
     let tomorrow = Instant::now() + Duration::from_secs(86_400);
     let full = patient
@@ -246,7 +246,8 @@ async fn an_upload_that_breaks_off_leaves_nothing_and_can_be_repeated() {
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(&bytes[..1 << 20]).await.unwrap();
     stream.shutdown().await.unwrap();
-    // Whatever the store answers to half a body: when it closes, the request is over.
+    // The answer of the store to half a body does not matter: when the store closes, the request is
+    // over.
     let mut answer = Vec::new();
     let _closed = stream.read_to_end(&mut answer).await;
     assert!(!answer.starts_with(b"HTTP/1.1 200"));
@@ -395,8 +396,8 @@ async fn tl_27_an_expired_url_is_replaced_once() {
     assert_eq!(denied.code(), Code::ObjectForbidden);
 }
 
-/// A contribution is read by its digest before it is promoted or merged: other bytes under its name
-/// get into neither.
+/// A contribution is read by its digest before it is promoted or merged, so other bytes under its
+/// name get into neither.
 #[tokio::test]
 async fn tl_26_a_damaged_upload_is_not_read() {
     let store = TestStore::start().await;

@@ -101,7 +101,7 @@ impl Worker {
         }
     }
 
-    /// Starts on a verified lease.
+    /// Starts the work on a verified lease.
     fn start(
         &mut self,
         now: UnixMillis,
@@ -111,14 +111,14 @@ impl Worker {
     ) {
         self.untimely.reset();
         let lease = self.member().spec.policy.lease;
-        // By the offset of the join; and no longer than a lease of this run lasts, should a clock
-        // have been set since.
+        // Computed with the offset of the join. It is no longer than a lease of this run, since a
+        // clock may have been set meanwhile.
         let ends_at = self
             .member()
             .local(manifest.expires_at)
             .min(now.after(lease));
-        // A join that was answered slowly makes the offset so careful that nothing would be left:
-        // then the renewal, at once, says how long there really is.
+        // After a join that was answered slowly, the careful offset would leave no time: then the
+        // first renewal, at once, tells the real end.
         let ends_at = ends_at.max(now.after(Millis(lease.get() / 3)));
         let seed = self.settings.seed ^ work.0;
         let manifest: Arc<Manifest> = Arc::from(manifest);
@@ -160,9 +160,9 @@ impl Worker {
         }
     }
 
-    /// Gives back a lease that is not of this time, and asks for the coordinator's time again. Such
-    /// a lease says nothing about trust or the unit, only that one of the clocks is not where it
-    /// was measured, so it is no fault of a unit.
+    /// Gives back a lease that is not valid at this time, and asks for the coordinator's time
+    /// again. Such a lease says nothing about trust or the unit, only that a clock is not where it
+    /// was measured, so it is no failure of the unit.
     fn out_of_time(
         &mut self,
         now: UnixMillis,

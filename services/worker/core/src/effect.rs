@@ -15,38 +15,40 @@ use crate::result::ResultEnd;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-/// The work on one granted lease. Inputs about any other than the present work are without effect.
+/// The work on one granted lease. Inputs about other work than the present have no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkId(pub u64);
 
 /// Something to do.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Send a request and report the answer. Every request may be repeated without harm.
+    /// Send a request and report the answer. Every request can be repeated without harm.
     Send {
         /// The number that the answer will carry.
         id: RequestId,
         /// The request.
         request: Request,
-        /// Report [`schemas::Code::NoAnswer`] after this.
+        /// Report [`schemas::Code::NoAnswer`] after this time.
         patience: Millis,
     },
-    /// The run accepted this worker under these settings; leases that name others are not valid.
+    /// The run accepted this worker under these settings; leases that name other settings are not
+    /// valid.
     Joined(Box<JoinReply>),
-    /// The coordinator's clock is this many milliseconds ahead of the time that the core is given,
-    /// at most; negative when it is behind. Windows of what it signed are judged by its time.
+    /// The coordinator's clock is at most this many milliseconds ahead of the time that the core is
+    /// given; negative when it is behind. The windows of documents that it signed are judged by its
+    /// time.
     Clock {
         /// The difference in milliseconds.
         ahead_ms: i64,
     },
-    /// Check a lease's signed manifest, before anything it names is touched.
+    /// Check a lease's signed manifest before anything that it names is used.
     Verify {
         /// The work it would be.
         work: WorkId,
         /// The compact JWS.
         document: String,
     },
-    /// Get the objects that the work needs: data, and base weights straight into the trainer.
+    /// Fetch the objects that the work needs: data, and base weights straight into the trainer.
     Fetch {
         /// The work.
         work: WorkId,
@@ -68,38 +70,37 @@ pub enum Effect {
         /// The work.
         work: WorkId,
     },
-    /// Stop this work, between two steps at the latest. The trainer keeps its inner state.
+    /// Stop this work, at the next end of a step at the latest. The trainer keeps its inner state.
     Stop {
         /// The work.
         work: WorkId,
     },
-    /// Keep the trainer's inner state as it is after a training unit. It is written to disk while
-    /// the worker goes on. A result that counts shows that the state is good; one that is refused
-    /// for its numbers casts doubt on a state that was taken up from a file, which is dropped
-    /// instead.
+    /// Keep a copy of the trainer's inner state after a training unit, to be written to disk while
+    /// the worker goes on. A result that counts proves the state good. A result that is refused for
+    /// its numbers puts a state that came from a file in doubt; then the state is dropped instead.
     KeepInner {
         /// The work that ended.
         work: WorkId,
         /// The outcome of its contribution.
         end: ResultEnd,
     },
-    /// Sign an event, chain it, publish it until it is in the stream.
+    /// Sign an event, add it to the chain, and publish it until it is in the stream.
     Emit(WorkerEvent),
     /// Send a heartbeat; the shell adds its own counts.
     Heartbeat(Pulse),
-    /// Something keeps this worker waiting: show it.
+    /// Something makes this worker wait: show it.
     Waiting {
-        /// The refusal that keeps it waiting.
+        /// The refusal that makes it wait.
         refusal: Refusal,
         /// The time until the next try.
         pause: Millis,
     },
-    /// End the process, after the events and the inner state that were asked for before.
+    /// End the process, after all events and inner states so far are delivered and written.
     Exit(Exit),
 }
 
-/// A worker's request to the coordinator about its life; objects and staging are between shell and
-/// coordinator.
+/// A worker's request to the coordinator about its life. Requests for objects and for staging are
+/// made by the shell.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "one variant for each verb of the bus")]
 pub enum Request {
@@ -130,7 +131,7 @@ pub struct Pulse {
 pub enum Exit {
     /// The run is complete.
     Complete,
-    /// It was told to drain, and has.
+    /// It was told to drain, and has done so.
     Drained,
     /// It was told to stop.
     Stopped,
@@ -139,7 +140,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// The same as the reason for which a unit came to nothing.
+    /// The refusal that stands for a unit that this end breaks off.
     pub(crate) fn refusal(&self) -> Refusal {
         match self {
             Self::Failed(refusal) => refusal.clone(),

@@ -1,4 +1,4 @@
-//! A lease that is held, and how far its work is.
+//! A lease that is held, and the progress of its work.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub(crate) struct Held {
     pub(crate) steps_done: Steps,
     /// The end of the lease by this worker's clock, never later than by the coordinator's.
     pub(crate) ends_at: UnixMillis,
-    /// Its life when it was granted or last renewed.
+    /// Time from its grant or last renewal to its end.
     life: Millis,
     pub(crate) renew_at: UnixMillis,
     pub(crate) renewal: Option<Renewal>,
@@ -32,7 +32,7 @@ pub(crate) struct Renewal {
     pub(crate) sent_at: UnixMillis,
 }
 
-/// The step that the work under a lease stands at.
+/// The step of the work under a lease.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
     Fetching,
@@ -43,8 +43,8 @@ pub(crate) enum Step {
 }
 
 impl Held {
-    /// Work that starts `now` under a lease of `policy` length that ends at `ends_at`. It is
-    /// renewed a third of a lease after it was granted.
+    /// Work that starts `now` under a lease that ends at `ends_at` and that the run grants for
+    /// `policy`. It is renewed a third of a lease after its grant.
     pub(crate) fn new(
         work: WorkId,
         manifest: Arc<Manifest>,
@@ -77,8 +77,8 @@ impl Held {
         Millis(self.life.get() / 6).clamp(min, max)
     }
 
-    /// The coordinator renewed the lease. The span counts from the moment of asking: it cannot have
-    /// ended earlier.
+    /// The coordinator renewed the lease. The span counts from the moment of asking, since the
+    /// lease cannot end earlier than that.
     pub(crate) fn renewed(&mut self, sent_at: UnixMillis, remaining: Millis) {
         self.renewal = None;
         self.pace.reset();
@@ -87,13 +87,13 @@ impl Held {
         self.renew_at = sent_at.after(Millis(remaining.get() / 3));
     }
 
-    /// The coordinator does not renew the lease any more.
+    /// Stops renewing, since the coordinator refuses to.
     pub(crate) const fn renewed_no_more(&mut self) {
         self.renewal = None;
         self.renew_at = self.ends_at;
     }
 
-    /// No answer, or one that says to wait: soon again.
+    /// Renews again soon, after no answer or one that says to wait.
     pub(crate) fn renew_again(&mut self, now: UnixMillis) {
         self.renewal = None;
         self.renew_at = now.after(self.pace.pause_up_to(ABSENCE_PAUSE_MAX));

@@ -22,7 +22,7 @@ pub enum Input {
     Verified {
         /// The work.
         work: WorkId,
-        /// The manifest, or why it is refused.
+        /// The manifest, or the reason for its refusal.
         outcome: Result<Box<Manifest>, NotVerified>,
     },
     /// Data and weights are there, or not.
@@ -43,17 +43,17 @@ pub enum Input {
     Trained {
         /// The work.
         work: WorkId,
-        /// The result of the steps, or why there is none.
+        /// The outcome of the steps, or the reason why there is none.
         outcome: Result<Trained, Refusal>,
     },
     /// The evaluation is done, or failed.
     Evaluated {
         /// The work.
         work: WorkId,
-        /// The held-out loss, or why there is none.
+        /// The held-out loss, or the reason why there is none.
         outcome: Result<Evaluation, Refusal>,
     },
-    /// The contribution lies at the store, or not.
+    /// The contribution is at the store, or the upload failed.
     Uploaded {
         /// The work.
         work: WorkId,
@@ -66,7 +66,7 @@ pub enum Input {
     CommandRefused(Refusal),
     /// This process has lost a part of itself and cannot work any more.
     Broken(Refusal),
-    /// Nothing but time passed.
+    /// Only time has passed.
     Tick,
 }
 
@@ -89,7 +89,7 @@ pub enum Answer {
 pub struct NotVerified {
     /// The failed check.
     pub refusal: Refusal,
-    /// The lease to give back; known only when the signature and the audience were right.
+    /// The lease to give back; known only if signature and audience were right.
     pub lease: Option<LeaseRef>,
 }
 

@@ -16,14 +16,15 @@ use crate::worker::Worker;
 pub(crate) struct Membership {
     pub(crate) spec: RunSpec,
     pub(crate) spec_digest: Digest,
-    /// Coordinator's clock minus ours, at most: measured from before the question to before the
-    /// answer.
+    /// The most by which the coordinator's clock is ahead of ours: measured from before the
+    /// question to before the answer.
     pub(crate) clock_ahead_ms: i64,
     pub(crate) heartbeat: Millis,
 }
 
-/// A difference between two measurements of the coordinator's clock that is more than the way of a
-/// message: another coordinator answers, or the same one after a restart.
+/// Least difference between two measurements of the coordinator's clock that counts as news: more
+/// than the travel time of a message. Another coordinator answers then, or the same one after a
+/// restart.
 const CLOCK_MOVED_MIN: Millis = Millis::from_secs(5);
 
 impl Worker {
@@ -44,7 +45,7 @@ impl Worker {
         }
     }
 
-    /// A membership begins, or begins again.
+    /// Begins a membership, or begins it again.
     fn join_accepted(
         &mut self,
         now: UnixMillis,
@@ -120,15 +121,15 @@ impl Worker {
         }
     }
 
-    /// Joins again, since the coordinator does not know this worker (any more). Its lease, if it
-    /// held one, is gone with its membership.
+    /// Joins again, since the coordinator does not know this worker any more. If it held a lease,
+    /// the lease is gone with the membership.
     pub(crate) fn rejoin(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         self.drop_work(&refusal, effects);
         match self.told_to_end() {
             Some(exit) => self.leave(now, exit, effects),
             None => {
-                // A worker that is evicted each time it joins would otherwise ask in a tight loop.
-                // That is no fault of a unit.
+                // Without a pause, a worker that is evicted each time it joins would ask in a tight
+                // loop. This is no failure of a unit.
                 let pause = self.rejoins.pause();
                 self.enter(now, Stage::Joining, pause);
                 effects.push(Effect::Waiting { refusal, pause });
@@ -138,7 +139,7 @@ impl Worker {
 }
 
 impl Membership {
-    /// Takes over a newer measurement; returns true when it says anything new.
+    /// Takes over a newer measurement. Returns true if it is news.
     pub(crate) fn measured(&mut self, ahead_ms: i64) -> bool {
         let moved = self.clock_ahead_ms.abs_diff(ahead_ms) > CLOCK_MOVED_MIN.get();
         if moved {
@@ -157,8 +158,8 @@ impl Membership {
     }
 }
 
-/// The most milliseconds by which the coordinator's clock can be ahead: it showed `theirs` in its
-/// answer to a request that was sent at `sent_at`.
+/// The most milliseconds by which the coordinator's clock can be ahead, if it showed `theirs` in
+/// its answer to a request that was sent at `sent_at`.
 pub(crate) fn ahead_ms(sent_at: UnixMillis, theirs: UnixMillis) -> i64 {
     let ahead = i128::from(theirs.get()) - i128::from(sent_at.get());
     i64::try_from(ahead).unwrap_or(i64::MAX)

@@ -23,7 +23,7 @@ impl Worker {
         let id = RequestId(self.number());
         let held = self.present();
         held.renewal = Some(Renewal { id, sent_at: now });
-        // The shell counts bytes.
+        // The shell adds the count of bytes.
         let request = Request::Renew(RenewRequest {
             v: V,
             lease: held.lease(),
@@ -47,7 +47,8 @@ impl Worker {
         match outcome {
             Ok(Answer::Renew(reply)) => {
                 self.present().renewed(sent_at, reply.remaining);
-                // The coordinator's time when it answered; another process of it may have another.
+                // The coordinator's time in its answer; after a restart the coordinator may have
+                // another.
                 let ahead_ms = ahead_ms(
                     sent_at,
                     UnixMillis(reply.expires_at.get().saturating_sub(reply.remaining.get())),
@@ -61,8 +62,8 @@ impl Worker {
             Ok(_) => self.present().renew_again(now),
             Err(refusal) => match verdict(refusal.code) {
                 Verdict::Replaced => self.replaced(refusal, effects),
-                // The answer to the submit says what became of the result and of the membership.
-                // It is on its way, or asked for again, until the lease runs out.
+                // The answer to the submit decides about the result and the membership. It is under
+                // way, or asked for again, until the lease runs out.
                 Verdict::LeaseLost | Verdict::Rejoin | Verdict::RunOver if self.is_handed_in() => {
                     let held = self.present();
                     held.renewed_no_more();
@@ -86,13 +87,13 @@ impl Worker {
         }
     }
 
-    /// The lease is another's or nobody's: its work stops, the inner state stays.
+    /// Stops the work: the lease is another's or nobody's. The inner state stays.
     pub(crate) fn lose(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         self.drop_held(&refusal, effects);
         self.claim(now, Millis(0), effects);
     }
 
-    /// The unit failed here: give it to another, and claim again after a pause that grows with
+    /// Gives the unit back, since it failed here, and claims again after a pause that grows with
     /// every failure.
     pub(crate) fn fail(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         let lease = self.drop_held(&refusal, effects);
@@ -111,9 +112,9 @@ impl Worker {
         self.release(now, lease, refusal.to_string(), next);
     }
 
-    /// Counts a unit that failed: returns the pause after it, and true when this machine has failed
-    /// too many by now. A cause outside every worker has a count of its own, since it says
-    /// nothing about this machine, however long it lasts.
+    /// Counts a failed unit. Returns the pause after it, and true if this machine has failed too
+    /// many. Failures with a cause outside every worker are counted apart: they say nothing about
+    /// this machine, however long they last.
     pub(crate) fn fault(&mut self, code: Code) -> (Millis, bool) {
         if code.passes() {
             return (self.elsewhere.pause(), false);
@@ -122,7 +123,7 @@ impl Worker {
         (pause, self.faults.tries() >= FAULTS_MAX)
     }
 
-    /// Gives a lease back at once; then `next`.
+    /// Gives a lease back at once, and then goes on with `next`.
     pub(crate) fn release(&mut self, now: UnixMillis, lease: LeaseRef, reason: String, next: Next) {
         let stage = Stage::Releasing {
             lease,
@@ -132,13 +133,13 @@ impl Worker {
         self.enter(now, stage, Millis(0));
     }
 
-    /// Drops the work of the lease that is held, where the caller knows that one is.
+    /// Drops the work of the held lease. The caller knows that one is held.
     pub(crate) fn drop_held(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) -> LeaseRef {
         self.drop_work(refusal, effects)
             .expect("only the work on a lease that is held is dropped")
     }
 
-    /// Stops the work on the lease that is held, if one is, and records why. The caller changes the
+    /// Stops the work on the held lease, if there is one, and records why. The caller changes the
     /// stage.
     pub(crate) fn drop_work(
         &mut self,
@@ -169,7 +170,7 @@ impl Worker {
             Err(refusal) => match verdict(refusal.code) {
                 Verdict::Wait if !self.parted() => self.ask_again(now, refusal, effects),
                 Verdict::Replaced => self.replaced(refusal, effects),
-                // What matters is that the lease is not held: it ends by itself otherwise.
+                // A lease that cannot be given back ends by itself.
                 Verdict::Wait
                 | Verdict::LeaseLost
                 | Verdict::Rejoin
@@ -180,7 +181,7 @@ impl Worker {
         }
     }
 
-    /// Goes on after a release, whatever its answer was.
+    /// Goes on after a release, whatever the answer was.
     fn released(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         let Stage::Releasing { next, .. } = &self.stage else {
             panic!(

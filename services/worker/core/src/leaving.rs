@@ -1,4 +1,4 @@
-//! Leaving: told to end, unable to go on, or done.
+//! Leaving: the worker was told to end, cannot go on, or is done.
 
 use schemas::event::WorkerEvent;
 use schemas::{Code, Millis, Refusal, UnixMillis};
@@ -42,7 +42,7 @@ impl Worker {
             deadline,
         });
         match &mut self.stage {
-            // The result may be on its way already: it is finished, and the deadline stands.
+            // The result may be under way already: the worker finishes it, and the deadline stands.
             Stage::Holding(held) if matches!(held.step, Step::Submitting(_)) => {}
             Stage::Holding(_) => {
                 let refusal = Refusal::new(Code::Interrupted, exit.reason());
@@ -60,7 +60,7 @@ impl Worker {
         }
     }
 
-    /// This process cannot do such work: give the unit back and end.
+    /// Gives the unit back and ends, since this process cannot do such work.
     pub(crate) fn give_up(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         let exit = Exit::Failed(refusal.clone());
         match self.drop_work(&refusal, effects) {
@@ -69,7 +69,7 @@ impl Worker {
         }
     }
 
-    /// Does the same as [`Worker::give_up`], in any stage, and in the time of a stop.
+    /// Does the same as [`Worker::give_up`], in any stage, within the time of a stop.
     pub(crate) fn broken(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         let exit = Exit::Failed(refusal.clone());
         let deadline = self.ending.as_ref().and_then(|ending| ending.deadline);
@@ -94,9 +94,9 @@ impl Worker {
         self.leave(now, Exit::Complete, effects);
     }
 
-    /// Ends at once and says nothing more in the worker's name, since another process is the worker
-    /// now. The lease is that process's, a goodbye would end its membership, and another event
-    /// would fork its chain.
+    /// Ends at once, and sends nothing more in the worker's name, since another process is the
+    /// worker now. The lease is that process's, a goodbye would end its membership, and another
+    /// event would fork its chain.
     pub(crate) fn replaced(&mut self, refusal: Refusal, effects: &mut Vec<Effect>) {
         self.end(Exit::Failed(refusal), effects);
     }
@@ -123,7 +123,7 @@ impl Worker {
         self.enter(now, Stage::Leaving(exit), Millis(0));
     }
 
-    /// The end.
+    /// Ends the life of the worker.
     pub(crate) fn end(&mut self, exit: Exit, effects: &mut Vec<Effect>) {
         if let Some(work) = self.work() {
             effects.push(Effect::Stop { work });
@@ -157,7 +157,7 @@ impl Worker {
         }
     }
 
-    /// True when a parting word was said often enough.
+    /// True when a release or a goodbye was sent often enough.
     pub(crate) fn parted(&self) -> bool {
         self.pace.tries() + 1 >= PARTING_TRIES
     }

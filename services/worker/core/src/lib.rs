@@ -2,9 +2,9 @@
 //! when to give up, when to leave. No I/O, no clock, no randomness, no tensor.
 //!
 //! [`Worker::handle`] takes the time and an [`Input`] and pushes [`Effect`]s. The async shell
-//! around it lives in `services/worker`. The time is the shell's and must not go backwards (a
-//! monotonic clock started at the wall clock's reading); the coordinator's clock is only ever
-//! compared through the offset that a join or a renewal gave.
+//! around it lives in `services/worker`. The shell gives the time, which must not go backwards (a
+//! monotonic clock that starts at the wall clock's reading). The coordinator's clock is compared
+//! only through the offset that a join or a renewal measured.
 //!
 //! ```text
 //! joining → claiming → verifying → fetching → training → uploading → submitting → claiming …

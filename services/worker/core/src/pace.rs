@@ -6,7 +6,7 @@ use std::time::Duration;
 use backoff::Backoff;
 use schemas::Millis;
 
-/// The pauses of one kind of trouble.
+/// The pauses after one kind of failure.
 #[derive(Clone, Debug)]
 pub(crate) struct Pace {
     backoff: Backoff,
@@ -26,7 +26,7 @@ impl Pace {
         self.backoff.failures()
     }
 
-    /// All is well again: pauses start small.
+    /// Starts again with short pauses, after a success.
     pub(crate) const fn reset(&mut self) {
         self.backoff.reset();
     }
@@ -77,7 +77,8 @@ mod tests {
         assert!(pace.pause().get() <= 100);
     }
 
-    /// All of a span is used, both ends too: the other workers meet in the part that is left out.
+    /// All of a span is used, with both its ends: in a part that is left out no worker would come
+    /// back.
     #[test]
     fn pauses_reach_both_ends_of_their_span() {
         let mut pace = Pace::new((Millis(6), Millis(6)), 1);

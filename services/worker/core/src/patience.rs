@@ -1,11 +1,11 @@
-//! The time that an answer is waited for: longer after each wait that was in vain, up to a ceiling.
+//! The time to wait for an answer: longer after each wait in vain, up to a ceiling.
 
 use std::time::Duration;
 
 use backoff::Backoff;
 use schemas::Millis;
 
-/// The most that a span may lose because its two ends are cut to milliseconds.
+/// The most that a span may lose because its ends are rounded down to milliseconds.
 const ROUNDING: Duration = Duration::from_millis(1);
 
 /// The patience with one question.
@@ -23,7 +23,7 @@ impl Patience {
         Millis(u64::try_from(self.0.peek().as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// Takes in a try that brought no answer and took this long. Only a try that was waited out
+    /// Notes a try that took this long and brought no answer. Only a try that used its whole wait
     /// doubles the wait. A broker that reports at once that nobody listens, and a coordinator that
     /// refuses, do not show how long an answer takes; if they counted, an answer that is lost after
     /// a long absence would cost the longest wait.
@@ -33,7 +33,7 @@ impl Patience {
         }
     }
 
-    /// Another question: the wait is short again.
+    /// Starts again with the short wait, for another question.
     pub(crate) const fn reset(&mut self) {
         self.0.reset();
     }

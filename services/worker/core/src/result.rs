@@ -1,9 +1,9 @@
 //! The end of a result, as far as its worker can know it.
 //!
-//! Error feedback rests on it: the part that the codec took from a contribution may be owed only
-//! after the contribution counts. So nothing but the answer to the submit itself says how a result
-//! ended. A renewal that is refused, a lease that runs out, a command to stop say only that the
-//! worker goes no further with it: the coordinator may have counted it a moment before.
+//! Error feedback depends on it: the part that the codec cut off a contribution may be owed only if
+//! the contribution counts. So only the answer to the submit says how a result ended. A refused
+//! renewal, a lease that runs out and a command to stop say only that the worker stops its work:
+//! the coordinator may have counted the result a moment before.
 //!
 //! | what happens | [`ResultEnd`] |
 //! | --- | --- |
@@ -37,7 +37,7 @@ impl ResultEnd {
     pub(crate) fn by_refusal(refusal: &Refusal, submits: u32) -> Self {
         let of_the_result = match refusal.code {
             Code::AlreadyCounted => true,
-            // The asker itself says so of an answer that it cannot read.
+            // The asker itself gives these codes to an answer that it cannot read.
             Code::MessageInvalid | Code::AnswerForeign => false,
             code => matches!(code.class(), Class::Final),
         };
@@ -54,15 +54,15 @@ impl ResultEnd {
 }
 
 impl Worker {
-    /// Has the state of the trainer kept after a training unit, once for each unit: the first end
-    /// that is known is its end.
+    /// Orders the shell to keep the trainer's state after a training unit, once for each unit: the
+    /// first known end is the unit's end.
     pub(crate) fn keep(&mut self, end: ResultEnd, effects: &mut Vec<Effect>) {
         if let Some(work) = self.unsaved.take() {
             effects.push(Effect::KeepInner { work, end });
         }
     }
 
-    /// The same at an end of the unit that is no answer to its submit.
+    /// Does the same for an end of the unit without an answer to its submit.
     pub(crate) fn keep_unanswered(&mut self, refusal: &Refusal, effects: &mut Vec<Effect>) {
         let end = if self.is_handed_in() {
             ResultEnd::Unknown

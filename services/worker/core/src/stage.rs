@@ -1,4 +1,4 @@
-//! Stages of a worker's life, and the answers that it waits for in them.
+//! Stages of a worker's life, and the requests that wait for an answer in them.
 
 use schemas::lease::LeaseRef;
 use schemas::{Millis, UnixMillis};
@@ -13,7 +13,7 @@ pub(crate) enum Stage {
     Claiming,
     Verifying(WorkId),
     Holding(Box<Held>),
-    /// Giving a lease back; then this.
+    /// Giving a lease back, and then going on with `next`.
     Releasing {
         lease: LeaseRef,
         reason: String,
@@ -29,7 +29,7 @@ pub(crate) enum Next {
     Claim {
         pause: Millis,
     },
-    /// Ask to join again, to learn the coordinator's time.
+    /// Join again, to learn the coordinator's time.
     Join {
         pause: Millis,
     },
@@ -47,6 +47,6 @@ pub(crate) struct Asked {
 #[derive(Clone, Debug)]
 pub(crate) struct Ending {
     pub(crate) exit: Exit,
-    /// The process ends here, answered or not; none while a unit is finished first.
+    /// The process ends at this time, answered or not; none while it finishes a unit first.
     pub(crate) deadline: Option<UnixMillis>,
 }

@@ -196,7 +196,8 @@ impl Worker {
         }
     }
 
-    /// The coordinator refused the result and took the lease back, so there is nothing to release.
+    /// Ends the unit after a refused result. The coordinator took the lease back, so there is
+    /// nothing to release.
     fn result_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         self.drop_held(&refusal, effects);
         let (pause, hopeless) = self.fault(refusal.code);
@@ -207,9 +208,9 @@ impl Worker {
         self.claim(now, pause, effects);
     }
 
-    /// A result counts: on to the next unit.
+    /// Goes on to the next unit after a result that counts.
     fn unit_over(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        // An evaluation leaves nothing to keep. The claim goes out first; the shell copies the
+        // An evaluation leaves no state to keep. The claim is sent first, and the shell copies the
         // inner state while it waits.
         let trained = self.unsaved.take();
         self.claim(now, Millis(0), effects);
@@ -225,7 +226,8 @@ impl Worker {
             Verdict::LeaseLost => self.lose(now, refusal, effects),
             Verdict::Replaced => self.replaced(refusal, effects),
             Verdict::Fatal => self.give_up(now, refusal, effects),
-            // The coordinator says the others itself, in answer to a renewal or a claim.
+            // For the causes behind the other verdicts, the coordinator answers a renewal or a
+            // claim itself.
             Verdict::Wait | Verdict::Rejoin | Verdict::RunOver | Verdict::Failed => {
                 self.fail(now, refusal, effects)
             }

@@ -1,4 +1,4 @@
-//! The meaning of a refusal to a worker.
+//! The meaning of a refusal for a worker.
 
 use schemas::{Class, Code};
 
@@ -11,18 +11,18 @@ pub(crate) enum Verdict {
     LeaseLost,
     /// Join again, then go on.
     Rejoin,
-    /// Another process took this worker's place: end at once, without a word in its name.
+    /// Another process took this worker's place: end at once, and send nothing in its name.
     Replaced,
     /// The run gives out no more work.
     RunOver,
-    /// This process cannot work as it is; a person must change something.
+    /// This process cannot work as it is; an operator must change something.
     Fatal,
-    /// The thing that was asked for or handed in is no good; something else may be.
+    /// The object that was asked for, or the result that was handed in, is no good; another may be.
     Failed,
 }
 
-/// True for a refusal which says that the coordinator is away. The worker asks it again soon, since
-/// it may be back at any moment.
+/// True for a refusal that says that the coordinator is away. The worker repeats such a request
+/// soon, since the coordinator may be back at any moment.
 pub(crate) fn is_absence(code: Code) -> bool {
     matches!(code.class(), Class::Away)
 }
@@ -33,7 +33,7 @@ pub(crate) fn verdict(code: Code) -> Verdict {
     match code {
         Code::Replaced => return Verdict::Replaced,
         Code::RunClosed => return Verdict::RunOver,
-        // The coordinator answers so when it met a bug of its own: the request may be repeated.
+        // The coordinator met a bug of its own; the request may be repeated.
         Code::Internal => return Verdict::Wait,
         _ => {}
     }

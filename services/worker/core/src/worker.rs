@@ -31,21 +31,20 @@ pub struct Worker {
     pub(crate) asked: Option<Asked>,
     /// The time at which the stage's request is sent (again).
     pub(crate) ask_at: UnixMillis,
-    /// Requests that failed, one after another.
+    /// Failed requests in a row.
     pub(crate) pace: Pace,
     /// The time to wait for the answer to the stage's request.
     pub(crate) patience: Patience,
-    /// Units that this machine failed, one after another.
+    /// Units in a row that this machine failed.
     pub(crate) faults: Pace,
     /// Units that failed for causes outside every worker, since one last counted.
     pub(crate) elsewhere: Pace,
-    /// Memberships that were lost before they were of any use, one after another.
+    /// Memberships in a row that were lost before a claim was answered.
     pub(crate) rejoins: Pace,
-    /// Leases that were not of this time by the coordinator's clock as it was measured, one after
-    /// another.
+    /// Leases in a row that were not valid at the coordinator's time, as it was measured.
     pub(crate) untimely: Pace,
     pub(crate) ending: Option<Ending>,
-    /// The training unit after which the trainer's inner state is still to be kept.
+    /// The training unit whose inner state is still to be kept.
     pub(crate) unsaved: Option<WorkId>,
     pub(crate) heartbeat_at: UnixMillis,
     refused: RefusedCommands,
@@ -58,7 +57,7 @@ struct RefusedCommands {
     suppressed: u64,
 }
 
-/// Shortest time between heartbeats, whatever the coordinator asks for.
+/// Least time between heartbeats, whatever the coordinator asks for.
 const HEARTBEAT_MIN: Millis = Millis(100);
 
 impl Worker {
@@ -85,14 +84,14 @@ impl Worker {
         }
     }
 
-    /// Takes in an input that came at `now`, and pushes the effects. Pushes nothing after
+    /// Handles an input that came at `now`, and pushes the effects. Pushes nothing after
     /// [`Effect::Exit`].
     pub fn handle(&mut self, now: UnixMillis, input: Input, effects: &mut Vec<Effect>) {
         if matches!(self.stage, Stage::Ended) {
             return;
         }
         match input {
-            // Reports cross with stops on the way; the work or the step they are about is over.
+            // A report may cross with a stop; the work or the step that it is about is over.
             report if self.is_overtaken(&report) => {}
             Input::Replied { id, outcome } => self.replied(now, id, outcome, effects),
             Input::Verified { work, outcome } => self.verified(now, work, outcome, effects),
@@ -134,7 +133,7 @@ impl Worker {
             .is_some_and(|held| held.work == *work && right(&held.step))
     }
 
-    /// The time at which [`Worker::handle`] is to be called although nothing happened.
+    /// The time at which [`Worker::handle`] must be called even if nothing happens.
     pub fn next_deadline(&self) -> Option<UnixMillis> {
         if matches!(self.stage, Stage::Ended) {
             return None;
@@ -204,7 +203,7 @@ impl Worker {
         }
     }
 
-    /// The request that the stage consists of.
+    /// The request of the present stage.
     fn request(&self) -> Option<(Request, Millis)> {
         match &self.stage {
             Stage::Joining => Some((
@@ -269,7 +268,7 @@ impl Worker {
         {
             self.renewal_answered(now, renewal.sent_at, outcome, effects);
         }
-        // Any other answer is to a question that does not matter any more.
+        // Any other answer is for a question that no longer matters.
     }
 
     fn answered(
@@ -291,13 +290,13 @@ impl Worker {
         }
     }
 
-    /// Asks again after an answer of another kind than the request.
+    /// Asks again after an answer of the wrong kind.
     pub(crate) fn answered_otherwise(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         let detail = "an answer of another kind than the request";
         self.ask_again(now, Refusal::new(Code::MessageInvalid, detail), effects);
     }
 
-    /// Goes to another stage; its request, if it has one, is sent `pause` from now.
+    /// Changes the stage; its request, if it has one, is sent `pause` from now.
     pub(crate) fn enter(&mut self, now: UnixMillis, stage: Stage, pause: Millis) {
         self.stage = stage;
         self.asked = None;
@@ -306,7 +305,7 @@ impl Worker {
         self.patience.reset();
     }
 
-    /// Asks the stage's question again, later and visibly.
+    /// Repeats the stage's request later, and shows why the worker waits.
     pub(crate) fn ask_again(
         &mut self,
         now: UnixMillis,
@@ -350,7 +349,7 @@ impl Worker {
         }
     }
 
-    /// Shows the end of a unit at once, not at the next regular heartbeat.
+    /// Sends a heartbeat soon, to show the end of a unit before the next regular one.
     pub(crate) fn beat_now(&mut self, now: UnixMillis) {
         self.heartbeat_at = now;
     }
@@ -395,7 +394,8 @@ impl Worker {
         }
     }
 
-    /// The same for a report or an answer that came only because a lease is held.
+    /// The lease under which this worker works. The caller has a report or an answer that came only
+    /// because a lease is held.
     pub(crate) fn present(&mut self) -> &mut Held {
         match &mut self.stage {
             Stage::Holding(held) => held,
@@ -410,7 +410,7 @@ impl Worker {
             .expect("a lease is granted only to a member")
     }
 
-    /// The exit that the worker was told to take.
+    /// The exit that was ordered.
     pub(crate) fn told_to_end(&self) -> Option<Exit> {
         self.ending.as_ref().map(|ending| ending.exit.clone())
     }

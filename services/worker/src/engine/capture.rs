@@ -28,14 +28,14 @@ pub(crate) struct Capture {
     pub(crate) chunks: Vec<(usize, Chunk)>,
 }
 
-/// Encoded chunks by their index, or why one could not be made.
+/// Encoded chunks with their index, or the reason why one could not be made.
 pub(crate) type EncodedChunks = mpsc::Receiver<Result<(usize, Bytes), Refusal>>;
-/// The other end, with room for every chunk.
+/// The sending end, with room for every chunk.
 pub(super) type Sender = mpsc::Sender<Result<(usize, Bytes), Refusal>>;
 
 impl Session {
-    /// Encodes a fragment from the parameters as they are now. It ends early when the unit is
-    /// stopped, when nobody receives any more, and after a chunk that cannot be made.
+    /// Encodes a fragment from the present parameters. Ends early when the unit is stopped, when
+    /// nobody receives any more, and after a chunk that cannot be made.
     pub(super) fn capture(&mut self, capture: &Capture, chunks: &Sender) {
         let outside = capture
             .chunks
@@ -59,17 +59,18 @@ impl Session {
             return;
         };
         if capture.stop.is_cancelled() {
-            // The unit is over, and a device that failed will fail the next one as well.
+            // The failure is logged here: the unit is over, and a device that failed will fail the
+            // next unit as well.
             let (code, detail) = (refusal.code, &refusal.detail);
             tracing::warn!(%code, %detail, "a stopped unit's contribution could not be encoded");
         } else {
-            // There is room for one; without a receiver nobody wants to know.
+            // The channel has room for one; without a receiver nobody needs the answer.
             drop(chunks.try_send(Err(refusal)));
         }
     }
 }
 
-/// Encodes chunks where the weights are.
+/// Encodes chunks where the weights are: in memory or on the card.
 fn encode(
     trainer: &mut dyn Trainer,
     capture: &Capture,

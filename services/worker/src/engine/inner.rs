@@ -1,4 +1,4 @@
-//! The file of the inner state: taken up when a model is opened, put aside when it is no good.
+//! The file of the inner state: loaded when a model is opened, and put aside when it is no good.
 
 use std::path::Path;
 
@@ -7,8 +7,8 @@ use trainer::Trainer;
 
 use super::residual;
 
-/// Takes up the saved inner state; returns true when it did. One that does not fit, or cannot be
-/// right, is put aside: training goes on with fresh moments.
+/// Loads the saved inner state. Returns true if it did. A state that does not fit, or whose values
+/// are impossible, is put aside, and training goes on with fresh moments.
 pub(super) fn resume(trainer: &mut dyn Trainer, path: &Path) -> bool {
     match trainer.load_inner(path) {
         Ok(()) => {
@@ -24,23 +24,23 @@ pub(super) fn resume(trainer: &mut dyn Trainer, path: &Path) -> bool {
     }
 }
 
-/// Puts aside a state that led to a refused result.
+/// Puts a state aside that led to a refused result.
 pub(super) fn drop_state(path: &Path, refusal: &Refusal) {
     let moved = put_aside(path);
-    // It went into the same contribution.
+    // The residual went into the same contribution.
     residual::put_aside(path);
     let (code, path) = (Code::InnerStateDropped, path.display());
     tracing::warn!(%code, %path, %refusal, moved, "the inner state is dropped; the next unit begins with fresh moments");
 }
 
-/// Sets a refused state aside, so that a person can look at it; the one set aside before is
-/// replaced.
+/// Puts a refused state aside, so that a person can look at it. It replaces the one put aside
+/// before.
 fn put_aside(path: &Path) -> bool {
     std::fs::rename(path, path.with_extension("refused")).is_ok()
 }
 
-/// True when moments can be why a unit failed: its numbers went astray, here or in the
-/// coordinator's eyes.
+/// True if the moments may be the cause of a unit's failure: its numbers went astray, as seen here
+/// or by the coordinator.
 pub(super) const fn speaks_against_the_state(code: Code) -> bool {
     code.is_about_numbers() || matches!(code, Code::TrainingFailed)
 }

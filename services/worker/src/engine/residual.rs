@@ -3,7 +3,7 @@
 //!
 //! Let a unit's difference be `d` and the residual before it `e`. The contribution is `s = encode(d
 //! + e)`, and `l = d + e - s` is the part that it lacks. The end of the unit decides which of the
-//! two is owed from then on; [`ResultEnd`] says how a worker learns it.
+//! two is owed from then on; [`ResultEnd`] says how a worker learns the end.
 //!
 //! | end | owed after it | why no part of a difference is merged twice |
 //! | --- | --- | --- |
@@ -17,9 +17,9 @@
 //! So a residual may be lost, and is never added twice. The same holds over the end of the process,
 //! however it ends:
 //!
-//! * The file is there only while no contribution that it went into is on its way: it is removed,
-//!   and its folder synchronised, before the first chunk of the next contribution is encoded
-//!   (`Saver::withdraw`). A worker that is killed from then on, until the unit has ended and the
+//! * The file exists only while no contribution with it is under way: before the first chunk of the
+//!   next contribution is encoded, the file is removed and its folder synchronised
+//!   (`Saver::withdraw`). A worker that is killed after that, and before the unit has ended and the
 //!   state after it is written, begins with nothing owed.
 //! * The file belongs to one inner state, by a name that both carry, and is written after it. A
 //!   worker that is killed between the two finds a residual of another name, or none.
@@ -43,9 +43,9 @@ pub(super) use file::{Marks, Saved, put_aside, remove};
 
 /// The part of the contributions that the codec took, one value for each parameter.
 pub(super) struct Residual {
-    /// The part that is owed, as of the last result that counts.
+    /// The part that is owed since the last result that counted.
     owed: Vec<f32>,
-    /// The part that the contribution on its way will leave when it counts.
+    /// The part that the contribution under way will leave if it counts.
     left: Vec<f32>,
     on_its_way: Option<Contribution>,
     marks: Marks,
@@ -59,7 +59,7 @@ struct Contribution {
 }
 
 impl Residual {
-    /// A residual that begins with `owed` from before.
+    /// A residual that begins with the owed part of an earlier process.
     pub(super) fn new(owed: Vec<f32>, marks: Marks) -> Self {
         Self {
             left: vec![0.0; owed.len()],
@@ -69,8 +69,8 @@ impl Residual {
         }
     }
 
-    /// Begins the contribution of a unit, unless it has begun. Returns true when it has not: then
-    /// the residual on disk is to be withdrawn before a chunk is encoded.
+    /// Begins the contribution of a unit, unless it has begun. Returns true if it begins now: then
+    /// the residual must leave the disk before a chunk is encoded.
     pub(super) fn begin(&mut self, work: WorkId) -> bool {
         let before = self.on_its_way.as_ref().map(|before| before.work);
         if before == Some(work) {
@@ -86,8 +86,8 @@ impl Residual {
         true
     }
 
-    /// Encodes a piece of the contribution that was begun, with the owed part added, and notes the
-    /// part that it will lack.
+    /// Encodes a piece of the contribution under way, with the owed part added, and notes what the
+    /// codec cuts off.
     pub(super) fn encode(
         &mut self,
         codec: CodecKind,
@@ -111,7 +111,7 @@ impl Residual {
         Ok(out.into())
     }
 
-    /// A unit has ended. Nothing changes unless its contribution is the one that is on its way.
+    /// Notes the end of a unit. Nothing changes unless its contribution is the one under way.
     pub(super) fn ended(&mut self, work: WorkId, end: &ResultEnd) {
         let contribution = self.on_its_way.take_if(|sent| sent.work == work);
         let Some(Contribution { pieces, .. }) = contribution else {

@@ -1,14 +1,14 @@
 //! The lane that writes inner states to disk while training goes on.
 //!
-//! The training thread copies a state and puts it into the mailbox; a thread of its own writes it,
-//! beside inner steps and not beside the sync before them, which needs the same disk and processor.
-//! One is written at a time, and no more than one a second: a state is worth the steps since the
-//! one before, and each write makes everybody who shares the disk wait for its synchronisation. A
-//! newer one takes the place of one that still waits, so that a slow disk costs two copies of the
-//! state and no more, and never a pause of training.
+//! The training thread copies a state and puts it into the mailbox. A second thread writes it to
+//! disk while the next inner steps run, and not during the sync before them, which needs the same
+//! disk and processor. One state is written at a time, and at most one a second: a new state saves
+//! only the steps since the last one, and each write delays all processes that share the disk. A
+//! newer state replaces one that still waits, so that a slow disk costs two copies of the state,
+//! and never a pause of training.
 //!
-//! A residual of error feedback is written after the state of its moment, and not at all when a
-//! contribution went out with it meanwhile ([`Saver::withdraw`]).
+//! A residual of error feedback is written after the state of its moment, and not at all if a
+//! contribution with it was sent meanwhile ([`Saver::withdraw`]).
 //!
 //! Each write goes to a file beside the state and replaces it only when it is whole and on disk: a
 //! process that is killed at any moment leaves the last whole state.
@@ -25,26 +25,25 @@ use trainer::InnerState;
 use super::residual;
 use super::session::Session;
 
-/// Shortest time from the begin of one write to the begin of the next, except at the end.
+/// Least time from the start of one write to the start of the next, except at the end.
 const WRITE_INTERVAL_MIN: Duration = Duration::from_secs(1);
-/// A state that is kept between two units waits this long at most for the steps of the next one.
+/// Longest time that a state copied between two units waits for the next unit's steps to begin.
 const STEPS_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// The lane; seen from the training thread. When it is dropped, the state that was kept is written
-/// first, however the training thread ends.
+/// The lane, as the training thread sees it. Dropping it first writes the kept state, however the
+/// training thread ends.
 pub(super) struct Saver {
     mailbox: Arc<Mailbox>,
-    /// The lane's thread; there until the end.
+    /// The lane's thread, until the end.
     lane: Option<JoinHandle<()>>,
 }
 
-/// The meeting place of the two threads. Neither holds it longer than it takes to put a state in or
-/// to take one out.
+/// The mailbox between the two threads. Each locks it only to put a state in or to take one out.
 #[derive(Default)]
 struct Mailbox {
     slot: Mutex<Slot>,
     changed: Condvar,
-    /// The number of times that a residual was withdrawn. Held while one is put in its place or
+    /// The number of withdrawals of a residual. Locked while a residual's file is put in place or
     /// removed.
     withdrawals: Mutex<u64>,
 }
@@ -52,10 +51,10 @@ struct Mailbox {
 #[derive(Default)]
 struct Slot {
     waiting: Option<PendingSave>,
-    /// The memory of a state that was written, for the next one: fresh memory costs a page fault
-    /// for every 4 KiB, in the middle of a sync.
+    /// The memory of a written state, for the next one: fresh memory would cost a page fault for
+    /// every 4 KiB, in the middle of a sync.
     spare: Option<InnerState>,
-    /// No more will come.
+    /// True when no more states will come.
     closed: bool,
 }
 
@@ -63,14 +62,14 @@ struct Slot {
 pub(super) struct PendingSave {
     pub(super) state: InnerState,
     residual: Option<residual::Saved>,
-    /// The number of withdrawals when the residual was made: a later withdrawal makes it void.
+    /// Number of withdrawals when the residual was made; a later withdrawal makes it void.
     withdrawals: u64,
     path: PathBuf,
     due: Instant,
 }
 
 impl PendingSave {
-    /// A state that is due, with a residual that is not withdrawn.
+    /// A state that may be written now, with a residual that is not withdrawn.
     pub(super) fn new(
         state: InnerState,
         residual: Option<residual::Saved>,
@@ -97,8 +96,8 @@ impl Mailbox {
         count.expect("neither thread panics at it")
     }
 
-    /// Waits for a state that is due, and until `not_before`; neither counts once the mailbox is
-    /// closed. `None` when no more will come.
+    /// Waits for a state that may be written, and until `not_before`; once the mailbox is closed it
+    /// does not wait. Returns `None` when no more will come.
     fn next(&self, not_before: Instant) -> Option<PendingSave> {
         let mut slot = self.slot();
         loop {
@@ -140,10 +139,10 @@ impl Saver {
         })
     }
 
-    /// Copies the inner state of a session as it is now, to be written beside its steps.
+    /// Copies the present inner state of a session, to be written beside its steps.
     pub(super) fn keep(&self, session: &mut Session) {
         let begun = Instant::now();
-        // A state that still waits is older than this one: its memory is used again.
+        // A state that still waits is older than this one, and gives up its memory.
         let mut slot = self.mailbox.slot();
         let waiting = slot.waiting.take().map(|pending| pending.state);
         let mut state = waiting.or_else(|| slot.spare.take()).unwrap_or_default();
@@ -169,12 +168,12 @@ impl Saver {
         tracing::debug!(ms = millis(begun), "inner state copied");
     }
 
-    /// Removes the residual that is kept beside an inner state, since a contribution with it is
-    /// about to go out. One that was copied before and still waits is not written any more.
+    /// Removes the residual beside an inner state, since a contribution with it is about to be
+    /// sent. A copy that still waits is not written any more.
     ///
     /// # Errors
-    /// It cannot be removed: then nothing may go out, or a worker that is killed would send it
-    /// again.
+    /// The file cannot be removed. Then nothing may be sent: a worker that is killed would send the
+    /// residual again.
     pub(super) fn withdraw(&self, inner: &Path) -> Result<(), Refusal> {
         let mut withdrawals = self.mailbox.withdrawals();
         *withdrawals += 1;
@@ -184,7 +183,7 @@ impl Saver {
         })
     }
 
-    /// Steps begin: a state that waits is due.
+    /// Steps begin, so a waiting state may be written.
     pub(super) fn steps_begin(&self) {
         if let Some(pending) = &mut self.mailbox.slot().waiting {
             pending.due = Instant::now();
@@ -197,15 +196,15 @@ impl Saver {
         self.mailbox.slot().waiting.is_some()
     }
 
-    /// Ends the lane as soon as everything that was kept is written.
+    /// Ends the lane once every kept state is written.
     pub(super) fn finish(self) {
         drop(self);
     }
 }
 
 impl Drop for Saver {
-    /// Ends the lane after the last write, also when the training thread ends by a panic or before
-    /// its time: the state that was kept last was whole when it was copied.
+    /// Ends the lane after the last write, even if the training thread panics or ends early: the
+    /// last kept state was whole when it was copied.
     fn drop(&mut self) {
         self.mailbox.slot().closed = true;
         self.mailbox.changed.notify_one();
@@ -230,9 +229,9 @@ fn write_all(mailbox: &Mailbox) {
     }
 }
 
-/// Writes a state, and after it the residual of the same moment, which names it: whenever the
-/// process is killed, a residual of another moment is known by its name. The bytes of the residual
-/// are on disk before the training thread can be made to wait.
+/// Writes a state, and then the residual of the same moment, which names the state. Whenever the
+/// process is killed, the name tells a residual of another moment apart. The residual's bytes are
+/// on disk before the training thread may have to wait.
 pub(super) fn write(pending: &PendingSave, withdrawals: &Mutex<u64>) -> Result<(), String> {
     let PendingSave {
         state,
@@ -254,7 +253,7 @@ pub(super) fn write(pending: &PendingSave, withdrawals: &Mutex<u64>) -> Result<(
     let withdrawn = withdrawals.lock().expect("neither thread panics at it");
     match *withdrawn == pending.withdrawals {
         true => residual.put_in_place(path),
-        // A contribution went out with it meanwhile.
+        // A contribution with it was sent meanwhile.
         false => Ok(()),
     }
 }

@@ -1,5 +1,4 @@
-//! A model at hand: its trainer, which holds the weights, and the digest of the weights of each
-//! fragment.
+//! An open model: its trainer, which holds the weights, and the digest of each fragment's weights.
 
 use std::ops::Range;
 use std::path::Path;
@@ -20,12 +19,12 @@ pub(crate) struct Fragment(pub(crate) u32);
 pub(super) struct Session {
     opening: Opening,
     pub(super) trainer: Box<dyn Trainer>,
-    /// The residual; there when the run has error feedback.
+    /// The residual; present if the run has error feedback.
     pub(super) residual: Option<Residual>,
     fragments: Vec<FragmentState>,
-    /// Inner steps are being done: parameters change between two of them only.
+    /// True while inner steps are done: parameters then change only between two steps.
     stepping: bool,
-    /// The moments were taken up from a file, and no unit that was trained with them has counted
+    /// True if the moments came from a file, and no unit that was trained with them has counted
     /// yet.
     pub(super) unproven: bool,
 }
@@ -38,34 +37,34 @@ struct FragmentState {
     /// Elements that were loaded since weights were last expected.
     loaded: usize,
     fault: Option<Refusal>,
-    /// The way in which weights that arrive reach the parameters.
+    /// The way in which arriving weights reach the parameters.
     writing: Writing,
 }
 
-/// The time at which weights that arrive are written to the parameters.
+/// The time at which arriving weights are written to the parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Writing {
-    /// Chunk by chunk, while the next one is on its way: they replace all parameters of the
-    /// fragment, and no step begins before they are whole.
+    /// Chunk by chunk, while the next one is downloaded: they replace all parameters of the
+    /// fragment, and no step begins before they are complete.
     AsTheyCome,
-    /// All at once by the blend.
+    /// All at once, by the blend.
     ByTheBlend,
 }
 
 impl Session {
-    /// A model with the inner state that is kept for it, if there is a good one.
+    /// Opens a model with the inner state that is kept for it, if there is a good one.
     pub(super) fn new(opening: Opening, mut trainer: Box<dyn Trainer>) -> Result<Self, Refusal> {
         let elements = usize::try_from(trainer.layout().elements())
             .expect("the trainer holds as many in memory");
         let fragments = fragments(&opening, elements)?;
-        // Their memory is taken now: a model that has no room for them is refused before a chunk of
-        // them is downloaded.
+        // Memory for the weights is allocated now: a model without room for them is refused before
+        // a chunk is downloaded.
         trainer.weights()?;
         let unproven = opening.inner.exists() && inner::resume(trainer.as_mut(), &opening.inner);
         let layout = trainer.layout();
         let residual = opening.error_feedback.then(|| {
             if !unproven {
-                // It is of moments that are not here.
+                // The residual belongs to moments that are not here.
                 residual::put_aside(&opening.inner);
             }
             let marks = Marks::new(&opening.owner, layout);
@@ -96,7 +95,7 @@ impl Session {
             && (self.opening.owner == opening.owner || !opening.error_feedback)
     }
 
-    /// A training unit has ended.
+    /// Notes the end of a training unit.
     pub(super) fn unit_ended(&mut self, work: WorkId, end: &ResultEnd) {
         if *end == ResultEnd::Counted {
             self.unproven = false;
@@ -106,7 +105,7 @@ impl Session {
         }
     }
 
-    /// Begins the contribution of a unit. Returns true when the residual goes into it and has to
+    /// Begins the contribution of a unit. Returns true if the residual goes into it, and so must
     /// leave the disk first.
     pub(super) fn begin_contribution(&mut self, work: WorkId) -> bool {
         let residual = self.residual.as_mut();
@@ -147,7 +146,7 @@ impl Session {
         bytes: &[u8],
     ) {
         let Ok(state) = self.fragment(fragment) else {
-            // The blend of a fragment that there is not is refused.
+            // The blend refuses a fragment that does not exist.
             return;
         };
         let within = state.range.start <= range.start && range.end <= state.range.end;
@@ -206,8 +205,8 @@ impl Session {
         Ok(())
     }
 
-    /// Mixes weights in, where they are to be mixed, and waits for the device: a failure there is
-    /// the weights' fault, and not that of a step, which would put the inner state in doubt.
+    /// Mixes weights in, if there are any to mix, and waits for the device: a failure there is the
+    /// weights' fault, and not that of a step, which would put the inner state in doubt.
     fn take_in(&mut self, blend: Option<(Range<usize>, Alpha)>) -> Result<(), Refusal> {
         let mut weights = self.trainer.weights()?;
         if let Some((range, alpha)) = blend {
@@ -216,7 +215,7 @@ impl Session {
         Ok(weights.settle()?)
     }
 
-    /// Begins inner steps, unless weights that they would start from are not whole.
+    /// Begins inner steps, unless the weights that they would start from are incomplete.
     pub(super) fn begin_steps(&mut self) -> Result<(), Refusal> {
         let missing = self
             .fragments
@@ -238,7 +237,7 @@ impl Session {
         self.stepping
     }
 
-    /// Ends inner steps, done or not.
+    /// Ends inner steps, whether all were done or not.
     pub(super) fn end_steps(&mut self) {
         self.stepping = false;
     }

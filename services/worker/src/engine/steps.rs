@@ -33,12 +33,12 @@ pub(crate) struct Evaluating {
     pub(crate) work: WorkId,
     pub(crate) stop: CancellationToken,
     pub(crate) held_out: HeldOut,
-    /// Sequences of one pass: those of a micro-batch, which fit the memory.
+    /// Sequences of one pass: as many as in a micro-batch, which fits into memory.
     pub(crate) batch_sequences: u32,
     pub(crate) sequence_tokens: u32,
 }
 
-/// A unit's steps, as far as they are done.
+/// The steps of a unit that are done so far.
 pub(super) struct Stepping {
     training: Training,
     begun: Instant,

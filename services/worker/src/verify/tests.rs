@@ -26,7 +26,7 @@ fn what_the_coordinator_signs_is_accepted() {
     }
 }
 
-/// TL-24: a changed document is refused whatever was changed in it, and nothing is given back for
+/// TL-24: a document is refused whichever of its fields was changed, and no lease is given back for
 /// it.
 #[test]
 fn tl_24_a_document_with_any_field_altered_is_refused() {
@@ -64,12 +64,13 @@ fn tl_24_a_document_with_any_field_altered_is_refused() {
     }
 }
 
-/// TL-10: even rightly signed, every field that something else decides must agree with it.
+/// TL-10: in a document with a good signature, every field that is fixed elsewhere must agree with
+/// its source.
 #[test]
 fn tl_10_tl_24_a_signed_document_must_agree_with_settings_and_lease() {
     let scene = Scene::new();
-    // Free for the coordinator to choose: what the store and the data set answer for, and what only
-    // it can know.
+    // Fields that the coordinator may choose: what store and data set vouch for, and what only the
+    // coordinator knows.
     let free = |place: &str| {
         ["/iat", "/expires_at", "/work/train/seed"].contains(&place)
             || place.ends_with("/digest")
@@ -84,7 +85,7 @@ fn tl_10_tl_24_a_signed_document_must_agree_with_settings_and_lease() {
         let mut bad = good.clone();
         let value = bad.pointer_mut(place).expect("a leaf");
         *value = match place.as_str() {
-            // A second more would still be a good window: move it out of reach.
+            // One second more would still be a valid window, so it is moved far away.
             "/nbf" => json!(NOW.get() / 1000 + 3600),
             "/exp" => json!(NOW.get() / 1000 - 3600),
             "/base/codec/kind" => json!("fp32"),
@@ -124,7 +125,7 @@ fn tl_10_every_claim_is_required() {
     }
 }
 
-/// Everything is wrong at first; each check speaks up once those before it are content.
+/// Everything is wrong at first; a check reports only after those before it pass.
 #[test]
 fn tl_11_signature_window_audience_and_binding_are_checked_in_this_order() {
     let scene = Scene::new();
@@ -323,7 +324,7 @@ fn work_is_within_the_run() {
     assert!(refused(
         &|claims| named(&mut claims.base.chunks)[2].bytes = Bytes(22)
     ));
-    // The run names its chunks, so nobody lists them.
+    // The run names its chunks, so a manifest must not list them.
     assert!(refused(&|claims| {
         claims.base.chunks = Chunks::Listed(Listed::of(named(&mut claims.base.chunks)).0);
     }));
@@ -349,7 +350,7 @@ fn work_is_within_the_run() {
     assert!(with(1, 11, 10) && with(1, 10, 31) && with(1, 10, u64::MAX));
 }
 
-/// The lease is known, and given back, only where the document is the coordinator's and ours.
+/// The lease is known and given back only if the document is the coordinator's and for this worker.
 #[test]
 fn only_our_own_lease_is_given_back() {
     let scene = Scene::new();
@@ -386,7 +387,7 @@ fn only_our_own_lease_is_given_back() {
         }),
         None
     );
-    // Signed, and for us; given back at once, since the clocks differ.
+    // Signed and for this worker; it is given back at once, since the clocks differ.
     let lease_of = good.lease;
     assert_eq!(
         lease(&Manifest {

@@ -1,12 +1,12 @@
 //! DiLoCo in one process, without bus or store: workers as threads, their contributions encoded,
-//! merged and broadcast as a run does it. To choose settings, and to know the outcome that a run
-//! over the bus should have.
+//! merged and broadcast as a run does it. The example helps to choose settings, and gives the
+//! outcome that a run over the bus should have.
 //!
 //! ```text
 //! cargo run --release -p torch --example diloco -- corpus=~/.cargo/registry/src preset=demo rounds=10 steps=50
 //! ```
 //!
-//! `upload=e3m0 feedback=on` sends contributions in 4 bits, with what the codec took added to the
+//! `upload=e3m0 feedback=on` sends contributions in 4 bits, and adds the residual of each to the
 //! next one. `benches/codecs.sh` compares codecs over several seeds this way.
 
 #![expect(clippy::print_stdout, reason = "a measurement for a person to read")]

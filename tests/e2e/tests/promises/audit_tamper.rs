@@ -8,7 +8,7 @@ use schemas::Code;
 use schemas::permission::Role;
 use schemas::subject::{AUDIT_STREAM, LEDGER_STREAM};
 
-/// A cluster with a completed run.
+/// A cluster whose run is complete.
 async fn trained() -> Cluster {
     let cluster = Cluster::start(Options::default(), 1).await;
     Recipe::reference(2, 1, 10).create(&cluster).await;
@@ -33,8 +33,7 @@ async fn tl_03_a_stream_that_was_shortened_does_not_verify() {
             .cached_info()
             .config
             .clone();
-        // The one way that a stream's own protection leaves open to a holder of the right to alter
-        // streams.
+        // A stream's own protection leaves one way open to a holder of the right to alter streams.
         config.max_messages = 5;
         config.discard = jetstream::stream::DiscardPolicy::Old;
         jetstream
@@ -42,7 +41,7 @@ async fn tl_03_a_stream_that_was_shortened_does_not_verify() {
             .await
             .expect("the broker lets a provisioner do this");
         if stream == LEDGER_STREAM {
-            // What was copied before is whole.
+            // The messages that were copied before are whole.
             cluster.diloctl_ok(&["audit", "replay", "--summary"]).await;
         }
     }
@@ -54,7 +53,7 @@ async fn tl_03_a_stream_that_was_shortened_does_not_verify() {
         replay.stdout,
         replay.stderr
     );
-    // Nor does a coordinator lead on such a ledger.
+    // A coordinator does not lead on such a ledger either.
     cluster.kill9("coordinator");
     cluster.spawn_coordinator("successor");
     let status = cluster.process("successor").exit(PATIENCE).await;

@@ -7,7 +7,7 @@ use e2e::Machine;
 use e2e::machine::nats_config;
 use schemas::Code;
 
-/// None of the faults here may leave a trace.
+/// None of these faults may leave a trace.
 #[tokio::test]
 async fn what_auth_init_can_know_is_refused_before_anything_is_written() {
     let machine = Machine::new();
@@ -53,8 +53,8 @@ async fn what_auth_init_can_know_is_refused_before_anything_is_written() {
     assert_eq!(left, 0, "something was written");
 }
 
-/// The init is killed at moments all over its life; the next one makes a whole domain, or says that
-/// there is one.
+/// The init is killed at moments all over its life. The next init makes a whole domain, or reports
+/// that there is one.
 #[tokio::test]
 async fn an_init_that_is_killed_at_any_moment_is_finished_by_the_next() {
     let machine = Machine::new();
@@ -127,8 +127,8 @@ async fn an_init_that_is_killed_at_any_moment_is_finished_by_the_next() {
     assert!(finished > 0, "no moment lay within the life of an init");
 }
 
-/// The last two steps of an init lie so close together that the kills above seldom fall between
-/// them.
+/// The last two steps of an init lie so close together that the kills of the test above seldom fall
+/// between them.
 #[tokio::test]
 async fn what_an_init_left_beside_a_whole_domain_is_removed_by_the_next() {
     let machine = Machine::new();
@@ -146,7 +146,7 @@ async fn what_an_init_left_beside_a_whole_domain_is_removed_by_the_next() {
     machine.ok(&["--domain", "d", "auth", "show"]).await;
 }
 
-/// Two at once would each start services, and the notes of one would be lost.
+/// Without a lock, each of the two would start services, and one's notes would be lost.
 #[tokio::test]
 async fn of_two_ups_at_once_one_wins_and_down_finds_everything() {
     let machine = Machine::new();
@@ -158,7 +158,7 @@ async fn of_two_ups_at_once_one_wins_and_down_finds_everything() {
         (other, one)
     };
     assert!(won.status.success(), "{}\n{}", won.text, refused.text);
-    // The second came while the first was at it, or after it had ended and found everything
+    // The second came while the first was at work, or after it had ended and found everything
     // running.
     let second_found_all = refused.status.success() && refused.text.matches(" runs ").count() == 4;
     let busy = refused.text.contains(&Code::DomainBusy.to_string())

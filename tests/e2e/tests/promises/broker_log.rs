@@ -1,5 +1,5 @@
-//! The broker's log lines about peers: one for each thing that it refuses, as fast as they come,
-//! with the names that peers give themselves.
+//! The broker's log lines about its clients: a client that is refused often, under any name,
+//! neither fills the disk nor forges the broker's own words.
 
 use std::path::Path;
 
@@ -7,11 +7,11 @@ use harness::{Cluster, Options, Raw, publication};
 
 use crate::disk_full::{Stack, port};
 
-/// The bytes that `logfile_size_limit` and `logfile_max_num` allow, and the line that crosses the
+/// Bytes that `logfile_size_limit` and `logfile_max_num` allow, plus the line that crosses the
 /// limit in each file.
 const LOGS_BYTES_MAX: u64 = 4 * (16 << 20) + (64 << 10);
-/// A subject that nobody may publish to; with the words around it, this many bytes of log for each
-/// message.
+/// Length of a subject that nobody may publish to. Each refused message adds these bytes, and the
+/// words around them, to the log.
 const SUBJECT_BYTES: usize = 3000;
 const BURST: usize = 500;
 
@@ -30,7 +30,7 @@ fn logs(folder: &Path) -> Vec<u64> {
 
 #[tokio::test]
 async fn the_brokers_log_is_bounded_and_a_peers_name_in_it_is_no_trouble_of_the_brokers() {
-    // `up` starts the broker that matters here, from the same domain.
+    // The broker of this test is the one that `up` starts from the same domain.
     let cluster = Cluster::bare(Options::default()).await;
     let server = harness::nats_server().display().to_string();
     let (bus, store) = (port(), port());
@@ -70,7 +70,7 @@ async fn the_brokers_log_is_bounded_and_a_peers_name_in_it_is_no_trouble_of_the_
     assert!(sizes.len() > 1, "the log began anew: {sizes:?}");
     assert!(sizes.iter().sum::<u64>() <= LOGS_BYTES_MAX, "{sizes:?}");
 
-    // The newest lines all hold the name. Nobody takes it for the broker's word.
+    // The newest lines all hold the client's name; nothing takes it for the broker's own words.
     cluster.diloctl_ok(&["cluster", "check"]).await;
     let output = cluster.diloctl(&up).await;
     assert!(

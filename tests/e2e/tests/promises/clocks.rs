@@ -1,5 +1,5 @@
-//! Clocks that are wrong, or are set while processes run: no run stands still for it, and nobody is
-//! blamed.
+//! Clocks that are wrong, or that are set while processes run: no run stands still because of them,
+//! and no worker is blamed.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,14 +11,15 @@ use schemas::Code;
 use schemas::UnixMillis;
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
 
-/// A library that moves the wall clock of a process that loads it, and the file that says how far.
+/// A library that moves the wall clock of the process that loads it, and the file that says by how
+/// much.
 struct Skew {
     library: PathBuf,
     file: PathBuf,
 }
 
 impl Skew {
-    /// Compiles it; nothing where there is no C compiler.
+    /// Compiles the library; none where there is no C compiler.
     #[expect(
         clippy::print_stderr,
         reason = "a test that was not made is said to be so"
@@ -46,7 +47,7 @@ impl Skew {
     }
 
     fn set(&self, seconds: i64) {
-        // Replaced whole: the process reads it all the time.
+        // The file is replaced as a whole, since the process reads it all the time.
         let next = self.file.with_extension("next");
         std::fs::write(&next, seconds.to_string()).unwrap();
         std::fs::rename(&next, &self.file).unwrap();
@@ -64,7 +65,7 @@ fn closed(event: &LedgerEvent) -> bool {
     matches!(event, LedgerEvent::RoundClosed { .. })
 }
 
-/// No lease was lost, and no worker refused anything.
+/// Checks that no lease was lost and that no worker refused anything.
 fn nobody_is_blamed(recorded: &[Recorded]) {
     for one in recorded {
         let bad = match &one.body.event {
@@ -109,8 +110,9 @@ async fn a_coordinator_whose_clock_is_set_goes_on_at_once_and_the_ledger_keeps_i
             .until_ledger("a round after the clock was set", &run, closed)
             .await;
     }
-    // Started again while the clock is an hour back: the ledger is ahead of it, and goes on. An
-    // answer that the restart swallowed is asked for again while the lease in it runs.
+    // The coordinator starts again while the clock is an hour back: the ledger's time is ahead, and
+    // it continues from there. A worker whose answer was lost in the restart asks again while its
+    // lease runs.
     skew.set(-3600);
     cluster.restart("coordinator").await;
     evidence

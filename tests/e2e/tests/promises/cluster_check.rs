@@ -1,5 +1,5 @@
-//! `diloctl cluster check` compares the live streams with their declarations, and `init` makes
-//! those that are missing.
+//! `diloctl cluster check` compares the live streams with their declarations, and `init` creates
+//! missing ones.
 
 use async_nats::jetstream::{self, message::StreamMessage, stream};
 use e2e::Recipe;
@@ -65,7 +65,7 @@ async fn a_stream_that_differs_or_is_missing_is_reported_and_only_the_missing_on
     assert_eq!(live, declared);
 }
 
-/// A domain of an earlier release has a ledger that takes no batches.
+/// The ledger of a domain from an earlier release takes no batches.
 #[tokio::test]
 async fn a_ledger_that_takes_no_batches_learns_to_and_nothing_else_changes() {
     let cluster = Cluster::broker(Options::default()).await;
@@ -105,7 +105,7 @@ async fn a_ledger_that_takes_no_batches_learns_to_and_nothing_else_changes() {
     cluster.diloctl_ok(&["cluster", "check"]).await;
 }
 
-/// The bytes that the broker counts for a message besides subject, headers and payload.
+/// Bytes that the broker counts for a message in addition to subject, headers and payload.
 const OVERHEAD_BYTES: usize = 34;
 
 async fn info(cluster: &Cluster, role: Role, name: &str) -> stream::Info {
@@ -118,7 +118,7 @@ async fn info(cluster: &Cluster, role: Role, name: &str) -> stream::Info {
         .clone()
 }
 
-/// The length of a message as the broker stores it.
+/// Length of a message as the broker stores it.
 fn length(message: &StreamMessage) -> usize {
     let headers: usize = message
         .headers
@@ -136,8 +136,8 @@ fn length(message: &StreamMessage) -> usize {
         + OVERHEAD_BYTES
 }
 
-/// The readers' stream holds the ledger and the events of all tenants when they are full, and the
-/// broker has room for it.
+/// The readers' stream holds the ledger and the events of all tenants even when all of these are
+/// full, and the broker has room for it.
 #[tokio::test]
 async fn the_readers_copy_has_room_for_the_ledger_and_every_tenants_events() {
     let cluster = Cluster::start(
@@ -177,8 +177,7 @@ async fn the_readers_copy_has_room_for_the_ledger_and_every_tenants_events() {
         "{} bytes are a copy of {there}",
         audit.state.bytes
     );
-    // Neither of the two is longer than that by itself: one may be full while the other is nearly
-    // empty.
+    // Checked for each of the two by itself, since one may be full while the other is nearly empty.
     let jetstream = jetstream::new(
         cluster
             .connect(Role::AuditProvisioner, "audit-provisioner")
@@ -200,7 +199,7 @@ async fn the_readers_copy_has_room_for_the_ledger_and_every_tenants_events() {
         copied.values().sum::<usize>() as u64 >= audit.state.bytes,
         "each is counted as long as it is"
     );
-    // Of the second tenant nothing was recorded, so what its stream has adds nothing.
+    // Nothing was recorded for the second tenant, so its stream adds nothing.
     for (lane, source) in &sources[..2] {
         let (copied, there) = (copied[lane] as u64, source.state.bytes);
         assert!(

@@ -14,9 +14,9 @@ use schemas::{Code, Digest, V};
 
 const ROUNDS: u64 = 3;
 
-/// Trains with two workers and gives the digest of every round's weights. Which worker gets which
-/// unit is chance, and its optimizer's moments go with it from unit to unit; with both decays at
-/// zero there are none to carry, so that a unit comes to the same bits wherever it is done.
+/// Trains with two workers and returns the digest of every round's weights. Chance decides which
+/// worker gets which unit, and each worker keeps its optimizer's moments from unit to unit. With
+/// both decays at zero there are no moments, so a unit gives the same bits on each worker.
 async fn train(disturbed: bool) -> Vec<Digest> {
     let mut cluster = Cluster::start(Options::default(), 2).await;
     let run = cluster.run().clone();
@@ -81,17 +81,17 @@ async fn a_coordinator_that_is_killed_in_mid_round_loses_nothing() {
     );
 }
 
-/// A worker waits for work when its coordinator dies and comes back: it is given work as soon as
-/// there is some, not when the answer that was lost is overdue.
+/// A worker waits for work when its coordinator dies and comes back. It gets work as soon as there
+/// is some, long before its lost question would time out.
 #[tokio::test]
 async fn a_worker_that_waits_for_work_finds_the_next_coordinator_soon() {
-    /// The lost claim is noticed after half of the shortest lease and said again within a second;
-    /// the rest is for a busy machine.
+    /// The worker notices the lost claim after half of the shortest lease and repeats it within a
+    /// second; the rest is for a busy machine.
     const SOON: Duration = Duration::from_secs(18);
     let mut cluster = Cluster::start(Options::default(), 1).await;
     let run = cluster.run().clone();
     let mut evidence = cluster.evidence().await;
-    // One worker more is needed than there is, so the one that is there only waits.
+    // The run needs one worker more than there is, so the only worker waits.
     Recipe::reference(1, 1, 5)
         .set("policy.workers_min=2")
         .create(&cluster)
@@ -112,8 +112,8 @@ async fn a_worker_that_waits_for_work_finds_the_next_coordinator_soon() {
     );
 }
 
-/// A coordinator that is told to stop tells all that wait for its answer to ask its successor:
-/// silence would cost each of them the time for which it waits.
+/// A coordinator that is told to stop tells all that wait for its answer to ask its successor.
+/// Without that each of them would wait until its question times out.
 #[tokio::test]
 async fn a_coordinator_that_stops_leaves_nobody_waiting_for_its_answer() {
     let mut cluster = Cluster::start(Options::default(), 0).await;
@@ -129,8 +129,8 @@ async fn a_coordinator_that_stops_leaves_nobody_waiting_for_its_answer() {
         wait: CLAIM_WAIT_MAX,
     };
     let (claimed, ()) = tokio::join!(worker.ask::<_, ClaimReply>(Verb::Claim, &claim), async {
-        // What came over the same connection before this was heard before this is answered: the
-        // claim is held.
+        // One connection keeps its order: when this is answered, the coordinator holds the claim
+        // that came before.
         worker.join().await;
         let coordinator = cluster.process("coordinator");
         coordinator.terminate();
@@ -140,7 +140,7 @@ async fn a_coordinator_that_stops_leaves_nobody_waiting_for_its_answer() {
         Err(BusError::Refused(refusal)) => assert_eq!(refusal.code, Code::Draining, "{refusal}"),
         other => panic!("the claim is declined: {other:?}"),
     }
-    // Nothing came of it: the next coordinator knows the member, and hears it.
+    // The stopped coordinator granted nothing: the next one knows the member and answers it.
     cluster.restart("coordinator").await;
     worker.join().await;
 }

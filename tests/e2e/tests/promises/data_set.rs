@@ -1,6 +1,6 @@
-//! Text as people have it becomes a data set: the import names the files that it passes over, two
-//! imports at once both stay in the list, and a data set that no worker could train on is refused
-//! before there is a run.
+//! Text as people have it becomes a data set. The import names the files that it leaves out, two
+//! imports at the same time both stay in the list, and a data set that no worker could train on is
+//! refused before a run is created.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,14 +10,14 @@ use std::path::Path;
 use harness::{Cluster, Options, Output};
 use serde_json::Value;
 
-/// Lines that are all different, from `first` on.
+/// Lines that all differ, numbered from `first`.
 fn lines(first: usize, count: usize) -> String {
     (first..first + count)
         .map(|line| format!("{line:06} a line of text\n"))
         .collect()
 }
 
-/// A folder with text and with everything that is none.
+/// Makes a folder with text files and with every kind of file that is no text.
 fn mixed(folder: &Path) {
     fs::create_dir_all(folder.join("more")).unwrap();
     let put = |name: &str, bytes: &[u8]| fs::write(folder.join(name), bytes).unwrap();
@@ -113,7 +113,8 @@ async fn an_import_says_what_it_passes_over_and_a_run_that_cannot_be_is_refused(
     );
     assert!(!table.stdout.contains('\u{1b}'), "no name moves a cursor");
 
-    // One text, whose second passage is short: training or held out, as digests fall.
+    // A text whose second passage is short; the passage is for training or held out, as its digest
+    // decides.
     fs::write(cluster.path("short.txt"), lines(0, 215)).unwrap();
     cluster
         .diloctl_ok(&["data", "import", "--text", "short.txt"])

@@ -1,6 +1,6 @@
-//! The broker's disk fills up in the middle of a run. A broker goes on answering then, and stores
-//! nothing more, also when there is room again: everybody says so in its own words, and `up` mends
-//! it.
+//! The broker's disk fills up in the middle of a run. From then on the broker answers requests and
+//! stores nothing, even when there is room again: every process reports that in its own words, and
+//! `up` mends it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,11 +11,11 @@ use schemas::Code;
 /// Room for the broker's streams and little else.
 const DISK: &str = "size=48m";
 
-/// A small disk at a folder, as long as this lives.
+/// A small disk that is mounted at a folder; dropping it unmounts the disk.
 struct Disk(PathBuf);
 
 impl Disk {
-    /// None where this process may not mount.
+    /// Mounts a disk; none where this process may not mount.
     fn mount(folder: &Path) -> Option<Self> {
         std::fs::create_dir_all(folder).unwrap();
         let mounted = Command::new("mount")
@@ -31,7 +31,7 @@ impl Disk {
         self.0.join("filler")
     }
 
-    /// Writes until nothing more fits.
+    /// Fills the disk.
     fn fill(&self) {
         let mut file = std::fs::File::create(self.filler()).unwrap();
         let full = std::io::copy(&mut std::io::repeat(1), &mut file).unwrap_err();
@@ -45,7 +45,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily: what still runs in it ends with the test.
+        // Unmounted lazily: processes that still use the disk end with the test.
         let _gone = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
@@ -58,8 +58,8 @@ pub(crate) fn port() -> String {
 
 #[tokio::test]
 async fn a_full_disk_of_the_broker_is_told_in_its_words_and_mended_by_up() {
-    // Its own broker does not matter here; `up` starts another, with all that belongs to it, from
-    // the same domain.
+    // The broker of this test is the one that `up` starts from the same domain, with all other
+    // services.
     let cluster = Cluster::bare(Options::default()).await;
     let Some(disk) = Disk::mount(&cluster.path(".diloco/nats")) else {
         e2e::skipped("this process may not mount a small disk");
@@ -83,7 +83,7 @@ async fn a_full_disk_of_the_broker_is_told_in_its_words_and_mended_by_up() {
     cluster.diloctl_ok(&["run", "ls"]).await;
 
     disk.fill();
-    // Whatever makes the coordinator append; there is no answer, or a refusal.
+    // A request that makes the coordinator append; there is no answer, or a refusal.
     let text = cluster.path("text.txt");
     let words =
         (0_u32..30_000).map(|n| format!("{} and {}\n", n.wrapping_mul(7919) % 10_007, n % 613));
@@ -156,7 +156,7 @@ async fn a_full_disk_of_the_broker_is_told_in_its_words_and_mended_by_up() {
     drop(stack);
 }
 
-/// The processes that `up` started; they are stopped in any case.
+/// The processes that `up` started; dropping it stops them.
 pub(crate) struct Stack<'a>(pub(crate) &'a Cluster);
 
 impl Drop for Stack<'_> {

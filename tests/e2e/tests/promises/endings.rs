@@ -1,6 +1,6 @@
-//! Certificates and credentials end with time. A process that meets one that has ended is told
-//! which, in which file or at which address, and when; a process that can go on after a renewal
-//! waits for it.
+//! Certificates and credentials expire. A process that meets an expired one is told which one it
+//! is, in which file or at which address, and when it ended. A process that can go on after a
+//! renewal waits for the renewal.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use schemas::view::RunPhase;
 use schemas::{Code, Millis, UnixMillis};
 
 const DAY_MS: u64 = 24 * 3_600_000;
-/// The processes, each with its credentials.
+/// The processes, each with the name and role of its credentials.
 const CREDENTIALS: [(&str, Role, &str); 4] = [
     ("worker-0", Role::Worker, "worker-0"),
     ("audit", Role::Auditor, "auditor"),
@@ -23,7 +23,7 @@ const CREDENTIALS: [(&str, Role, &str); 4] = [
     ("coordinator", Role::Coordinator, "coordinator"),
 ];
 
-/// Puts a certificate that ended yesterday in place of the domain's, and gives its last day as
+/// Replaces the domain's certificate by one that ended yesterday, and returns its last day as
 /// people read it.
 fn expire(cluster: &Cluster) -> String {
     let made = UnixMillis(clock::now().get() - 31 * DAY_MS);
@@ -77,7 +77,8 @@ async fn a_certificate_that_has_ended_is_named_with_file_and_day() {
         );
     }
 
-    // The store does not start with it; the broker does, and its clients are told what it shows.
+    // The store does not start with the expired certificate. The broker does, and its clients
+    // report the certificate that it shows.
     cluster.kill9("broker");
     cluster.restart("broker").await;
     let output = cluster.diloctl(&["run", "ls"]).await;
@@ -104,7 +105,7 @@ async fn a_certificate_that_has_ended_is_named_with_file_and_day() {
         output.stderr
     );
 
-    // A new one mends it, and one that ends soon is told before it does.
+    // A new certificate mends this, and one that ends soon is reported before it ends.
     cluster
         .domain()
         .renew_server_certificate(&[], UnixMillis(clock::now().get() - 25 * DAY_MS))
@@ -122,8 +123,8 @@ async fn a_certificate_that_has_ended_is_named_with_file_and_day() {
     );
 }
 
-/// The broker cuts off whose credential has ended. Each waits for the new file, names the old one,
-/// and goes on. The audit service has two connections, and waits for both.
+/// The broker cuts off clients whose credentials have ended. Each process waits for the new file,
+/// names the old one, and goes on. The audit service has two connections, and waits for both files.
 #[tokio::test]
 async fn a_credential_that_has_ended_is_waited_for_by_everybody() {
     const LIFE: Millis = Millis::from_secs(8);

@@ -1,5 +1,5 @@
-//! Bytes that no client library would send, with real credentials: headers that are none, bytes
-//! that are no text. Nobody but their sender notices.
+//! Bytes that no client library would send, with real credentials: headers that are malformed,
+//! bytes that are no text. Nobody but their sender notices.
 
 use harness::{Cluster, Options, Raw, publication};
 use schemas::permission::Role;
@@ -8,7 +8,7 @@ use schemas::{Code, RunId, WorkerId};
 
 use e2e::{Recipe, Scripted};
 
-/// Header blocks that the broker passes on as they are. The client library ends its connection at
+/// Header blocks that the broker passes on unchanged. The client library ends its connection at
 /// most of them.
 fn foreign() -> Vec<Vec<u8>> {
     let blocks: [&[u8]; 7] = [
@@ -33,7 +33,7 @@ fn foreign() -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// The subjects on which a worker may say something to the coordinator.
+/// The subjects on which a worker may send something to the coordinator.
 fn subjects(run: &RunId, worker: &WorkerId) -> Vec<String> {
     let requests = Verb::ALL
         .iter()
@@ -53,7 +53,7 @@ async fn headers_that_nobody_can_read_are_in_nobodys_way() {
     let mut raw = Raw::connect(&cluster, &issued.credentials).await;
     let subjects = subjects(cluster.run(), &worker);
     let inbox = format!("_INBOX.{worker}.x");
-    // One at a time: after each, somebody else is answered.
+    // Sent one at a time: after each, the coordinator answers another worker.
     for headers in foreign() {
         for subject in &subjects {
             raw.publish(subject.as_bytes(), inbox.as_bytes(), &headers, b"x")
@@ -62,7 +62,7 @@ async fn headers_that_nobody_can_read_are_in_nobodys_way() {
         assert!(raw.settled().await.is_empty(), "the broker takes it");
         assert_eq!(operator.workers(cluster.run()).await.len(), 1);
     }
-    // A thousand at once, while an honest worker asks.
+    // Sent a thousand at once, while an honest worker asks.
     let headers = &foreign()[0];
     let burst: Vec<u8> = (0..1000)
         .flat_map(|number| {
@@ -76,7 +76,7 @@ async fn headers_that_nobody_can_read_are_in_nobodys_way() {
         .collect();
     raw.say(burst).await;
     honest.claim().await;
-    // Those of an operator likewise, on each of its verbs.
+    // The same blocks from an operator, on each of its verbs.
     let public = operator.bus().public().unwrap().clone();
     let mut other = Raw::connect(
         &cluster,

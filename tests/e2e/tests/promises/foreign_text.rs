@@ -1,6 +1,5 @@
-//! Text of strangers reaches a terminal as text and as nothing else: in no table, no JSON and no
-//! log stands a character that a terminal obeys, and no line is begun that is not the program's
-//! own.
+//! Text of strangers reaches a terminal as plain text: no table, JSON document or log contains a
+//! control character, and no line begins with a stranger's words.
 
 use e2e::{Recipe, Scripted};
 use harness::{Cluster, Options};
@@ -11,8 +10,8 @@ use schemas::subject::Verb;
 use schemas::text::is_plain;
 use schemas::{Code, V};
 
-/// Clears a screen, begins a row, turns the direction of reading, hides a mark, sets a title by an
-/// 8-bit control.
+/// Text that clears a screen, begins a row, turns the direction of reading, hides a mark, and sets
+/// a title by an 8-bit control.
 const HOSTILE: &str =
     "cpu\u{1b}[2J\u{1b}[H\nUFORGED  yes  training\r\u{202e}abc\u{200b}\u{9d}0;title\u{7}";
 
@@ -22,7 +21,7 @@ async fn no_command_shows_what_a_terminal_would_obey() {
     Recipe::reference(2, 1, 5).create(&cluster).await;
     let scripted = Scripted::connect(&cluster, "worker-0").await;
 
-    // What would stand in tables for good is refused at the door.
+    // A name that would stand in tables for good is refused at the join.
     let own = scripted.join_request();
     let mut device = own.clone();
     device.device = HOSTILE.to_owned();

@@ -1,5 +1,5 @@
-//! Contributions of 4 bits a value: a run with them learns, its record verifies, and a coordinator
-//! that is killed before it saved recomputes the weights from them.
+//! Contributions with 4 bits a value: a run with them learns and its record verifies. A coordinator
+//! that is killed before it saves a snapshot recomputes the weights from them.
 
 use e2e::Recipe;
 use harness::{Cluster, Options};
@@ -28,8 +28,8 @@ async fn a_run_with_uploads_of_four_bits_learns_and_is_recomputed_after_a_crash(
         "{}",
         refused.stderr
     );
-    // Nothing is saved before the end: what a new coordinator has are the initial weights and the
-    // contributions.
+    // No snapshot is saved before the end, so a new coordinator has only the initial weights and
+    // the contributions.
     recipe
         .set("schedule.snapshot_every=3")
         .create(&cluster)

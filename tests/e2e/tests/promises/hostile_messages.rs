@@ -1,5 +1,5 @@
-//! A worker with real credentials says wrong things: each is refused by itself with a code, nothing
-//! counts that should not, and everybody else goes on.
+//! A worker with real credentials sends wrong messages. Each is refused with a code, none of them
+//! counts, and all other clients go on.
 
 use std::time::Duration;
 
@@ -22,7 +22,8 @@ use schemas::subject::{
 use schemas::view::RunPhase;
 use schemas::{Bytes, Code, Digest, Epoch, Message, Millis, ObjectRef, Steps, Tokens, V};
 
-/// Store, coordinator and audit, and no worker but scripted ones; one unit a round.
+/// A cluster with store, coordinator and audit service, whose workers are all scripted; one unit a
+/// round.
 async fn stage() -> Cluster {
     let cluster = Cluster::start(Options::default(), 0).await;
     let recipe = Recipe::reference(2, 1, 5)
@@ -41,7 +42,7 @@ fn refusal<T: std::fmt::Debug>(outcome: Result<T, BusError>) -> Code {
     }
 }
 
-/// The bytes of a message whose version is another.
+/// The bytes of a message with the next version's number.
 fn with_next_version(message: &impl Message) -> Vec<u8> {
     let mut bytes = message.encode();
     let place = bytes
@@ -52,7 +53,7 @@ fn with_next_version(message: &impl Message) -> Vec<u8> {
     bytes
 }
 
-/// One chunk of this many values, all `value` but the last.
+/// A chunk of the run's size whose values are all `value`, except the last.
 fn chunk(spec: &RunSpec, value: f32, last: f32) -> Vec<u8> {
     let count = (spec.model.initial.objects()[0].bytes.get() / 4) as usize;
     let values = std::iter::repeat_n(value, count - 1).chain([last]);
@@ -68,7 +69,7 @@ async fn fg_11_nothing_that_is_no_message_gets_through() {
     let bombs: [Vec<u8>; 6] = [
         Vec::new(),
         vec![0xc0],
-        // Nesting without end, a map and a string that say they are 4 GiB, and plain noise.
+        // Nesting without end, a map and a string that claim 4 GiB, and plain noise.
         vec![0x91; 100_000],
         vec![0xdf, 0xff, 0xff, 0xff, 0xff],
         vec![0xdb, 0xff, 0xff, 0xff, 0xff, b'x'],
@@ -97,7 +98,7 @@ async fn fg_11_nothing_that_is_no_message_gets_through() {
                 bytes_moved: Bytes(0),
             }),
         ),
-        // Of another type, and with a tail.
+        // A message of another type, and one with bytes behind its end.
         (Verb::Leave, scripted.claim_request(Millis(1)).encode()),
         (
             Verb::Claim,
@@ -139,7 +140,7 @@ async fn an_operators_nonsense_and_oversized_messages_are_refused_and_the_coordi
         .await;
         assert_eq!(code, Some(Code::MessageInvalid), "{verb}");
     }
-    // Longer than a question may be: refused before it is parsed.
+    // Longer than a question may be, so it is refused before it is parsed.
     let long = [
         ViewRequest {
             v: V,
@@ -159,8 +160,8 @@ async fn an_operators_nonsense_and_oversized_messages_are_refused_and_the_coordi
 
     let scripted = Scripted::connect(&cluster, "worker-0").await;
     scripted.join().await;
-    // The broker cuts a connection that exceeds its token's limit; the coordinator never sees the
-    // message.
+    // The broker cuts a connection that exceeds its token's limit, so the coordinator never sees
+    // the message.
     let subject = scripted.subject(Verb::Claim);
     let oversized = vec![0; WORKER_MESSAGE_BYTES_MAX + 1].into();
     let outcome = scripted
@@ -173,8 +174,8 @@ async fn an_operators_nonsense_and_oversized_messages_are_refused_and_the_coordi
         )
         .await;
     assert!(outcome.is_err(), "{outcome:?}");
-    // Heartbeats are not answered; nonsense there harms nobody either. An event that is none is
-    // refused.
+    // Heartbeats are not answered, and nonsense in one does no harm either. An event that cannot be
+    // decoded is refused.
     let subject = heartbeat_subject(cluster.run(), &scripted.worker);
     scripted
         .bus
@@ -239,8 +240,8 @@ async fn fg_16_a_bad_contribution_is_refused_alone_and_fg_17_a_repeated_one_coun
             "{what}: {lease}"
         );
         let bytes = chunk(&spec, 0.001, last);
-        // What is wrong beside the numbers of the chunk is found without it; uploads that come to
-        // nothing are bounded.
+        // Faults other than the chunk's numbers are found without an upload; uploads that come to
+        // nothing are limited.
         let object = if last.is_finite() {
             ObjectRef::of(&bytes)
         } else {
@@ -255,8 +256,8 @@ async fn fg_16_a_bad_contribution_is_refused_alone_and_fg_17_a_repeated_one_coun
         );
         refused.push(lease);
     }
-    // What was refused left nothing behind: the round is open, and a late holder of an earlier
-    // epoch is fenced off. Under the lease that was refused last, anything is refused again.
+    // The refusals left nothing behind: the round is open, and a late holder of an earlier epoch is
+    // fenced off. Under the lease that was refused last, every result is refused again.
     let lease = scripted.claim().await.lease;
     let object = scripted.upload(lease, chunk(&spec, 0.001, 0.0)).await;
     let good = Scripted::contribution(&spec, vec![object]);
@@ -391,8 +392,8 @@ async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
         .submit(&spec, lease, Scripted::contribution(&spec, objects.clone()))
         .await;
     assert_eq!(refusal(submits), Code::LeaseUnknown);
-    // A statement of its own under the holder's name would need the holder's audit key and its
-    // subject.
+    // To sign a statement under the holder's name, the other worker would need the holder's audit
+    // key and subject.
     let invented = LeaseRef {
         epoch: Epoch(lease.epoch.0 + 1),
         ..lease
@@ -441,7 +442,7 @@ async fn ls_05_a_worker_gets_only_what_its_lease_and_its_run_give_it() {
         .await
         .unwrap();
     assert_eq!(done, Done::default());
-    // Its unit goes to a worker that waits for one.
+    // The unit goes to a worker that waits for one.
     assert_eq!(other.claim().await.lease.unit, lease.unit);
 }
 

@@ -1,4 +1,4 @@
-//! A message that somebody repeats a thousand times becomes a few lines in a log, and a count.
+//! A message that is repeated a thousand times becomes a few lines in a log, and a count.
 
 use harness::{Cluster, Options};
 use runtime::throttle::FULL_MAX;
@@ -12,7 +12,7 @@ const FORGED: u64 = 1000;
 async fn a_thousand_forged_commands_are_a_few_lines_in_a_workers_log_and_their_number() {
     let mut cluster = Cluster::broker(Options::default()).await;
     cluster.start_worker("worker-0", &[]).await;
-    // A thief of the coordinator's credentials for the bus has no key that workers trust.
+    // A thief of the coordinator's bus credentials has no key that workers trust.
     let thief = cluster
         .connect(Role::Coordinator, Role::Coordinator.name())
         .await;
@@ -32,7 +32,7 @@ async fn a_thousand_forged_commands_are_a_few_lines_in_a_workers_log_and_their_n
             .unwrap();
     }
     thief.round_trip().await.unwrap();
-    // What was held back is told while it goes on, and at the end.
+    // The number of lines held back is logged from time to time, and at the end.
     let status = cluster.stop("worker-0").await;
     assert!(status.success(), "{status}");
     let log = cluster.process("worker-0").log();

@@ -1,5 +1,5 @@
-//! A ledger that was there and is not: nothing begins anew by itself. A domain can be renamed, and
-//! a copy does not meddle with its original.
+//! A ledger that existed and is gone: no process begins a new one by itself. A domain can be
+//! renamed, and a copy of a domain does not touch its original.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
@@ -62,13 +62,13 @@ async fn a_stream_that_is_gone_is_not_created_anew_and_comes_back_from_a_backup(
     let aside = machine.path("backup");
     fs::rename(&folder, &aside).unwrap();
     is_refused(&machine.up_again("d", "1").await);
-    // The broker runs; the advice for a missing stream leads no further.
+    // The broker runs; following the advice for a missing stream changes nothing.
     is_refused(&cluster(&machine, "init").await);
     is_refused(&cluster(&machine, "check").await);
     machine.down("d").await;
     assert!(!folder.exists(), "nothing was created in its place");
 
-    // The broker has tidied up the folders above it.
+    // The broker has removed the empty folders above the stream's.
     fs::create_dir_all(folder.parent().unwrap()).unwrap();
     fs::rename(&aside, &folder).unwrap();
     let up = machine.up_again("d", "1").await;
@@ -114,7 +114,7 @@ async fn a_ledger_whose_end_was_cut_off_is_not_led_on() {
     is_refused(&cluster(&machine, "check").await);
 }
 
-/// Everybody's evidence rests on the readers' copy; the audit service's files know more than it.
+/// Everybody's evidence rests on the readers' copy; the audit service's files reach further.
 #[tokio::test]
 async fn a_copy_whose_end_was_cut_off_is_told_by_who_kept_it() {
     let machine = trained().await;
@@ -134,7 +134,7 @@ fn kept(cluster: &Cluster) -> usize {
         .count()
 }
 
-/// The audit service ends where the stream is another one, while it runs and when it is started,
+/// The audit service ends when the stream is another one, both while it runs and when it starts,
 /// and keeps none of the later messages.
 #[tokio::test]
 async fn the_audit_service_records_no_second_history_behind_the_first() {
@@ -170,7 +170,7 @@ async fn the_audit_service_records_no_second_history_behind_the_first() {
         .config
         .clone();
     jetstream.delete_stream(AUDIT_STREAM).await.unwrap();
-    // The ledger alone is copied: shorter than both were, and in another order.
+    // The ledger alone is copied, so it is shorter than both together, and in another order.
     let ledger = config
         .sources
         .iter()
@@ -192,13 +192,13 @@ async fn the_audit_service_records_no_second_history_behind_the_first() {
         "{status} {log}"
     );
 
-    // The second history grows beyond the first, and the service is started on it.
+    // The second history grows longer than the first, and the service starts on it.
     let arguments = cluster.audit_arguments();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     for longer in [false, true] {
         if longer {
             while cluster.evidence().await.length().await <= events as u64 {
-                // Each life begins with an event.
+                // Each start of the coordinator begins with an event.
                 cluster.stop_well(&["coordinator"]).await;
                 cluster.restart("coordinator").await;
             }
@@ -221,8 +221,8 @@ fn contradicted(text: &str) -> bool {
     text.contains(&format!("error {}", Code::RecordContradicted))
 }
 
-/// A copy that has lost its end, of streams that are whole: the broker copies the missing messages
-/// again, and the service goes on if they are byte for byte those that it kept.
+/// A copy of whole streams has lost its end. The broker copies the missing messages again, and the
+/// service continues if they are byte for byte those that it kept.
 #[tokio::test]
 async fn a_copy_that_the_broker_makes_whole_again_is_gone_on_with() {
     let log = "info,diloco_audit=debug".to_owned();
@@ -264,8 +264,8 @@ async fn a_copy_that_the_broker_makes_whole_again_is_gone_on_with() {
     );
 }
 
-/// A worker goes on with a chain of which the stream has lost the beginning: a process that kept it
-/// says so, and blames nobody.
+/// A worker continues a chain whose beginning the stream has lost. The process that kept the
+/// beginning reports that, and blames nobody.
 #[tokio::test]
 async fn a_tenants_events_that_were_lost_are_told_by_who_records_them() {
     let mut cluster = Cluster::start(Options::default(), 1).await;
@@ -299,7 +299,7 @@ async fn a_tenants_events_that_were_lost_are_told_by_who_records_them() {
         })
     };
     cluster.process("audit").until_logged(PATIENCE, told).await;
-    // One in its place that begins anew is no better.
+    // A new stream in its place that begins anew is no better.
     jetstream.create_stream(config).await.unwrap();
     let before = cluster.process("audit").log().len();
     cluster
@@ -332,8 +332,8 @@ async fn a_tenants_events_that_were_lost_are_told_by_who_records_them() {
     );
 }
 
-/// The keys and the store are there; the broker's data, the mark and the audit files are gone, or
-/// on another machine.
+/// Keys and store are there; the broker's data, the mark and the audit files are gone, or on
+/// another machine.
 #[tokio::test]
 async fn a_ledger_of_which_the_store_alone_knows_is_not_begun_anew() {
     let mut cluster = Cluster::broker(Options::default()).await;
@@ -360,7 +360,7 @@ async fn a_ledger_of_which_the_store_alone_knows_is_not_begun_anew() {
             "{log}"
         );
     }
-    // As the code says.
+    // The steps are those on the page of the code.
     cluster.kill9("broker");
     fs::remove_dir_all(&data).unwrap();
     fs::rename(&backup, &data).unwrap();
@@ -368,7 +368,8 @@ async fn a_ledger_of_which_the_store_alone_knows_is_not_begun_anew() {
     cluster.start_coordinator("restored").await;
 }
 
-/// Neither mark nor audit files: the readers' copy in the same broker knows more than the ledger.
+/// There is neither mark nor audit files: the readers' copy in the same broker knows more than the
+/// ledger.
 #[tokio::test]
 async fn a_ledger_that_is_shorter_than_its_copy_is_told() {
     let mut cluster = Cluster::broker(Options::default()).await;
@@ -403,7 +404,7 @@ async fn a_ledger_that_is_shorter_than_its_copy_is_told() {
     }
 }
 
-/// Begins a ledger anew on purpose, as the page of the code says, also where the store is the same.
+/// Begins a ledger anew on purpose, by the steps on the page of the code, with the same store.
 #[tokio::test]
 async fn another_domain_begins_its_ledger_in_a_store_that_was_used() {
     let machine = trained().await;
@@ -480,7 +481,7 @@ async fn a_renamed_domain_goes_on_and_a_copied_one_is_kept_apart() {
         "the original goes on"
     );
 
-    // Moved while it runs: its services have the old paths.
+    // The domain is moved while it runs: its services have the old paths.
     fs::rename(machine.path("prod"), machine.path("moved")).unwrap();
     let up = machine.up_again("moved", "1").await;
     assert!(

@@ -1,9 +1,9 @@
-//! Secrets and the log, at the loudest that an operator can set it to.
+//! Logs hold no secret, even at the loudest level that an operator can set.
 
 use e2e::{Recipe, secrets};
 use harness::{Cluster, Options};
 
-/// Other software than ours prints requests, messages and credentials at this level.
+/// At this level other software prints requests, messages and credentials.
 #[tokio::test]
 async fn no_log_holds_a_secret_however_loud_it_is() {
     let options = Options {

@@ -1,4 +1,4 @@
-//! A model of more chunks than an event could name: its chunks are listed in objects, and it is
+//! A model with more chunks than an event can name: lists in objects name them, and the model is
 //! trained, recomputed after a crash, verified and exported like any other.
 
 use e2e::Recipe;
@@ -18,7 +18,7 @@ async fn a_model_of_more_chunks_than_an_event_names_is_trained_and_recomputed_af
     let mut evidence = cluster.evidence().await;
     let config = cluster.path("config.json");
     std::fs::write(&config, MODEL).unwrap();
-    // Nothing is saved before the end: what a new coordinator has are the lists.
+    // No snapshot is saved before the end, so a new coordinator has only the lists.
     Recipe::reference(ROUNDS, UNITS, 20)
         .model(&config)
         .set("model.chunk_elements=32")

@@ -8,7 +8,10 @@ use runtime::ready::Ready;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Status line and text of one page.
+/// Rounds of the run that is counted: more than a worker's requests for URLs at its start.
+const ROUNDS: u64 = 8;
+
+/// Requests one page; returns its status line and text.
 async fn page(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n");
@@ -24,14 +27,14 @@ fn address(cluster: &Cluster, name: &str) -> SocketAddr {
     ready.metrics.expect("it serves numbers").parse().unwrap()
 }
 
-/// The value behind a line that begins so.
+/// The value behind the text `begins` at the beginning of a line.
 fn value(text: &str, begins: &str) -> f64 {
     let line = text.lines().find(|line| line.starts_with(begins));
     let line = line.unwrap_or_else(|| panic!("{begins} is not in\n{text}"));
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-/// Numbers are a side door. A service whose door is taken says so, and works.
+/// Numbers are a side door: a service whose port for them is taken says so, and works.
 #[tokio::test]
 async fn services_whose_metrics_port_is_taken_work_without_numbers() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -57,9 +60,9 @@ async fn services_whose_metrics_port_is_taken_work_without_numbers() {
 async fn services_give_their_numbers_on_loopback_and_those_of_workers() {
     let mut cluster = Cluster::start(Options::default(), 1).await;
     let run = cluster.run().clone();
-    Recipe::reference(1, 1, 4).create(&cluster).await;
+    Recipe::reference(ROUNDS, 1, 4).create(&cluster).await;
     cluster.operator().await.until_complete(&run).await;
-    // Its last events were answered, so everything below has been counted.
+    // The worker's last events were answered, so everything below has been counted.
     cluster.end_well(&["worker-0"]).await;
 
     let of_worker = format!("{{run=\"{run}\",worker=\"");
@@ -105,8 +108,15 @@ async fn services_give_their_numbers_on_loopback_and_those_of_workers() {
         for line in lines {
             assert!(value(&text, line) > 0.0, "{name}: {line}");
         }
-        // Keys of workers and operators begin with U, those of accounts with A: no label is one,
-        // but in the numbers that are of one worker.
+        if name == "coordinator" {
+            let asked = value(&text, r#"diloco_request_seconds_count{request="blob.get"}"#);
+            assert!(
+                asked < ROUNDS as f64,
+                "URLs to read, asked for {asked} times: those of a base come with the lease"
+            );
+        }
+        // Keys of workers and operators begin with U, those of accounts with A. Only the numbers of
+        // a single worker have a key as a label.
         let key = |word: &str| word.len() == 56 && word.starts_with(['U', 'A']);
         let others = text
             .lines()

@@ -1,5 +1,5 @@
-//! A run never stands still without a word: a unit that everybody fails halts it, and when nobody
-//! is left it says why.
+//! A run never stands still in silence: a unit that fails with every worker halts it, and a run
+//! without workers says why they left.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use schemas::Code;
 use schemas::event::{Departure, LedgerEvent};
 use schemas::view::RunPhase;
 
-/// The reason stands in every place where a person looks.
+/// Checks that the reason stands everywhere a person looks.
 async fn shown(cluster: &Cluster, code: Code, says: &str) {
     let said = cluster.diloctl_ok(&["run", "get", "demo"]).await;
     assert!(
@@ -25,7 +25,7 @@ async fn a_unit_that_fails_with_every_worker_halts_the_run_with_their_reason() {
     let mut cluster = Cluster::start(Options::default(), 0).await;
     Recipe::reference(2, 1, 5).create(&cluster).await;
     let run = cluster.run().clone();
-    // Tokens are lost while nobody looks: each worker finds that out for itself, the coordinator
+    // The tokens are lost unnoticed: each worker finds that out for itself, since the coordinator
     // holds none of them.
     let spec = cluster.operator().await.run(&run).await.unwrap().spec;
     let named = [spec.data, spec.model.config, spec.model.layout];
@@ -86,7 +86,7 @@ async fn a_run_whose_workers_are_gone_says_why_and_a_removed_worker_ends() {
         .create(&cluster)
         .await;
     let run = cluster.run().clone();
-    // A worker of this name hands in what is no result, and is removed.
+    // A scripted worker with this name hands in malformed results, and is removed.
     let scripted = Scripted::connect(&cluster, "worker-0").await;
     let spec = scripted.join().await;
     let lease = scripted.claim().await.lease;
@@ -105,7 +105,7 @@ async fn a_run_whose_workers_are_gone_says_why_and_a_removed_worker_ends() {
     };
     evidence.until_ledger("removal", &run, removed).await;
     shown(&cluster, Code::NoWorkerLeft, "1 were removed").await;
-    // `run wait` says so at once, and goes on waiting as long as it was asked to.
+    // `run wait` prints the reason at once, and goes on waiting for the time that it was given.
     let waits = cluster
         .diloctl(&["run", "wait", "demo", "--nobody-for", "1s"])
         .await;
@@ -117,7 +117,7 @@ async fn a_run_whose_workers_are_gone_says_why_and_a_removed_worker_ends() {
     ] {
         assert!(waits.stderr.contains(said), "{said}: {}", waits.stderr);
     }
-    // The real process of this name, started by hand, does not wait for ever.
+    // The real process with this name, started by hand, ends as well instead of waiting.
     drop(scripted);
     cluster.spawn_worker("worker-0", &[]);
     let status = cluster.process("worker-0").exit(PATIENCE).await;
@@ -127,7 +127,7 @@ async fn a_run_whose_workers_are_gone_says_why_and_a_removed_worker_ends() {
         log.contains(&Code::WorkerRemoved.to_string()) && log.contains("diloctl auth issue"),
         "{log}"
     );
-    // Another goes on.
+    // Another worker continues.
     cluster.start_worker("worker-1", &[]).await;
     cluster.operator().await.until_complete(&run).await;
 }

@@ -1,5 +1,5 @@
-//! One identity, two processes: the newest is the worker. The older one is told so by name and
-//! ends; the record shows it.
+//! Two processes with one identity: the newest is the worker. The older one is told so with a code
+//! and ends, and the record shows it.
 
 use e2e::Recipe;
 use harness::{Cluster, Options, PATIENCE};
@@ -11,7 +11,7 @@ use schemas::event::{Departure, LedgerEvent};
 async fn the_newest_process_of_a_worker_takes_over_and_the_older_one_ends_with_a_code() {
     let mut cluster = Cluster::start(Options::default(), 1).await;
     let mut evidence = cluster.evidence().await;
-    // A lease of a minute: who had to wait for its end would be seen.
+    // Leases of a minute: a worker that waited for the end of one would be noticed.
     Recipe::reference(6, 1, 120)
         .set("schedule.evaluation_every=0")
         .set("policy.lease=60s")
@@ -21,7 +21,7 @@ async fn the_newest_process_of_a_worker_takes_over_and_the_older_one_ends_with_a
     let granted = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { .. });
     evidence.until_ledger("first lease", &run, granted).await;
 
-    // The same credentials on another machine: folders of its own.
+    // The same credentials on another machine, with folders of its own.
     let keys = cluster.domain().layout().folder().join("credentials");
     let arguments = cluster.worker_arguments("worker-0");
     let value = |key: &str| {
@@ -51,7 +51,7 @@ async fn the_newest_process_of_a_worker_takes_over_and_the_older_one_ends_with_a
         "{log}"
     );
 
-    // A worker that was killed and starts again is a newer process too: it works on at once.
+    // A worker that was killed and starts again is a newer process too, and works on at once.
     cluster.kill9("twin");
     cluster.restart("twin").await;
     evidence

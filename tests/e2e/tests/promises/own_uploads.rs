@@ -1,5 +1,6 @@
-//! A contribution is made of objects that its worker uploaded under its lease. Uploads of others,
-//! objects that the run gave out, and objects of another lease in the store count for nothing.
+//! A contribution consists of objects that its worker uploaded under its lease. Uploads of others,
+//! objects that the run gave out, and objects of another lease count for nothing, even if the store
+//! has them.
 
 use std::path::PathBuf;
 
@@ -17,8 +18,7 @@ use schemas::subject::{ControlVerb, Verb, heartbeat_subject};
 use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
 use schemas::{Bytes, Code, Digest, Message as _, ObjectRef, RunId, Steps, Tokens, V};
 
-/// Two runs of the same settings under two names, one unit a round, and no worker but scripted
-/// ones.
+/// Two runs with equal settings under two names, one unit a round, whose workers are all scripted.
 async fn two_runs() -> (Cluster, Operator, RunId) {
     let cluster = Cluster::start(Options::default(), 0).await;
     let recipe = Recipe::reference(3, 1, 5)
@@ -49,7 +49,7 @@ fn refusal<T: std::fmt::Debug>(outcome: Result<T, BusError>) -> Code {
     }
 }
 
-/// A chunk of a contribution, all of whose numbers are `value`.
+/// A chunk of a contribution in which all numbers are `value`.
 fn chunk(spec: &RunSpec, value: f32) -> Vec<u8> {
     value
         .to_le_bytes()
@@ -99,8 +99,8 @@ async fn what_others_uploaded_is_nobodys_contribution() {
     );
     assert!(blob(&cluster, stolen.digest).exists());
 
-    // Both are in `blobs`, and of the right length: another run's contribution, and the weights
-    // that this run starts from.
+    // Both objects are in `blobs` and have the right length: another run's contribution, and the
+    // weights that this run starts from.
     let lease = thief.claim().await.lease;
     for named in [stolen, spec.model.initial.objects()[0]] {
         assert_eq!(
@@ -109,7 +109,7 @@ async fn what_others_uploaded_is_nobodys_contribution() {
             "{named:?}"
         );
     }
-    // Uploaded by itself, but under a lease that it gave back.
+    // The worker uploaded this itself, but under a lease that it gave back.
     let own = thief.upload(lease, chunk(&spec, 0.002)).await;
     let release = ReleaseRequest {
         v: V,
@@ -123,8 +123,8 @@ async fn what_others_uploaded_is_nobodys_contribution() {
         refusal(submit(&thief, &spec, again, own).await),
         Code::UploadMissing
     );
-    // That the store has the bytes spares nobody the upload; who has them and uploads them is as
-    // good as anybody.
+    // The worker must upload even bytes that the store already has; a worker that has the bytes and
+    // uploads them may use them.
     let grant = thief.grant(again, stolen).await.unwrap();
     assert!(
         grant.action.is_some(),
@@ -140,7 +140,8 @@ async fn what_others_uploaded_is_nobodys_contribution() {
         submit(&thief, &spec, again, stolen).await.unwrap().fate,
         Fate::Merged
     );
-    // What counts and what does not is gone from where it was uploaded, an operator's data as well.
+    // Quarantine is empty again: results that count, results that do not, and an operator's data
+    // have left it.
     cluster
         .until_empty(&cluster.path("store").join("incoming"))
         .await;
@@ -152,7 +153,8 @@ async fn what_does_not_count_fills_no_bucket_of_verified_objects() {
     let (cluster, _operator, _) = two_runs().await;
     let worker = Scripted::connect(&cluster, "worker-0").await;
     let spec = worker.join().await;
-    // Finite numbers, and a norm beyond the run's bound: found out only when all chunks were read.
+    // Finite numbers with a norm above the run's bound, which is found only when all chunks were
+    // read.
     let lease = worker.claim().await.lease;
     let outlier = worker.upload(lease, chunk(&spec, 1e6)).await;
     assert_eq!(
@@ -163,7 +165,8 @@ async fn what_does_not_count_fills_no_bucket_of_verified_objects() {
         !blob(&cluster, outlier.digest).exists(),
         "a refused contribution was promoted"
     );
-    // Leases that are taken and given back: after a few uploads there are no more for a while.
+    // The worker takes leases and gives them back: after some uploads it gets no further ones for a
+    // while.
     let mut granted = 0;
     for number in 0..20_u16 {
         let lease = worker.claim().await.lease;
@@ -186,7 +189,7 @@ async fn what_does_not_count_fills_no_bucket_of_verified_objects() {
         granted, 3,
         "four for the one chunk of this run, of which the outlier was one"
     );
-    // Neither do they stay where they were uploaded.
+    // These uploads do not stay in quarantine either.
     cluster
         .until_empty(
             &cluster
@@ -307,7 +310,7 @@ async fn numbers_and_keys_that_cannot_be_are_refused_by_name() {
         (5, 3)
     );
 
-    // A run that would start from weights that are no numbers.
+    // A run that would start from weights that contain a NaN.
     let mut bytes = chunk(&spec, 0.5);
     bytes.splice(..4, f32::NAN.to_le_bytes());
     let object = ObjectRef::of(&bytes);

@@ -1,4 +1,4 @@
-//! A saved optimizer state whose form is right and whose values cannot be does not spoil a run.
+//! A saved optimizer state with the right form and impossible values does not spoil a run.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
@@ -10,7 +10,7 @@ use schemas::Code;
 use schemas::event::LedgerEvent;
 use serde_json::Value;
 
-/// The state of the only run below a worker's state folder.
+/// The state of the only run in a worker's state folder.
 fn saved(cluster: &Cluster) -> PathBuf {
     let state = cluster.path("work/worker-0/state");
     let runs = fs::read_dir(&state)
@@ -21,7 +21,7 @@ fn saved(cluster: &Cluster) -> PathBuf {
         .unwrap_or_else(|| panic!("no inner state below {}", state.display()))
 }
 
-/// Makes the first element of the mean of squares NaN; everything else in the file stays.
+/// Makes the first element of the mean of squares NaN, and leaves the rest of the file unchanged.
 fn poison(path: &Path) {
     let file = fs::File::options()
         .read(true)
@@ -48,7 +48,7 @@ async fn a_worker_whose_saved_state_was_spoilt_says_so_once_and_the_run_goes_on(
         .create(&cluster)
         .await;
     let run = cluster.run().clone();
-    // The state is saved after a result that counts.
+    // A worker saves the state after a result that counts.
     let second_round = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { lease, .. } if lease.unit.round.get() == 1);
     evidence
         .until_ledger("lease in round 1", &run, second_round)
@@ -77,7 +77,7 @@ async fn a_worker_whose_saved_state_was_spoilt_says_so_once_and_the_run_goes_on(
         state.with_extension("refused").is_file(),
         "it is kept for a person to look at"
     );
-    // What was saved since is good again.
+    // The state that was saved since is good again.
     assert!(state.is_file());
     cluster.record_verifies().await;
 }

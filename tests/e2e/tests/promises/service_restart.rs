@@ -4,7 +4,7 @@ use e2e::Recipe;
 use harness::{Cluster, Options};
 use schemas::event::LedgerEvent;
 
-/// A run of two workers, in the middle of which `service` crashes.
+/// Trains with two workers, and kills `service` in the middle of the run.
 async fn survives_a_crash_of(service: &str) {
     let mut cluster = Cluster::start(Options::default(), 2).await;
     let run = cluster.run().clone();

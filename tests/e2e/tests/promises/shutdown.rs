@@ -1,5 +1,5 @@
-//! `diloctl control shutdown` drains over the bus: everything ends in order with status 0, and a
-//! restart goes on.
+//! `diloctl control shutdown` drains over the bus: every process ends in order with status 0, and
+//! the run continues after a restart.
 
 use e2e::Recipe;
 use harness::{Cluster, Options, PATIENCE};
@@ -11,7 +11,7 @@ async fn a_shutdown_over_the_bus_drains_and_a_restart_goes_on() {
     let run = cluster.run().clone();
     let mut evidence = cluster.evidence().await;
     Recipe::reference(40, 2, 60).create(&cluster).await;
-    // Members are told; a worker that is still on its way to the run waits for the next
+    // The coordinator tells its members; a worker that is still joining waits for the next
     // coordinator.
     cluster
         .operator()

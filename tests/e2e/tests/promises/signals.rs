@@ -1,11 +1,11 @@
-//! Tests of the signals that end processes: one asks for an orderly end, and repeating it does not
-//! make the end disorderly.
+//! The signals that end processes: one signal asks for an orderly end, and a repeated one does not
+//! make it disorderly.
 
 use e2e::{Machine, Recipe};
 use harness::{Cluster, Options, PATIENCE, Signal};
 use schemas::event::LedgerEvent;
 
-/// A service manager and `diloctl down` may both send signals while a worker saves.
+/// A service manager and `diloctl down` may both send a signal while a worker saves.
 #[tokio::test]
 async fn a_worker_that_is_told_more_than_once_saves_its_inner_state_and_ends_well() {
     let mut cluster = Cluster::start(Options::default(), 1).await;
@@ -41,7 +41,7 @@ async fn a_worker_that_is_told_more_than_once_saves_its_inner_state_and_ends_wel
 #[tokio::test]
 async fn the_end_of_a_terminal_ends_every_service_in_order() {
     if runtime::shutdown::hangup().unwrap().is_none() {
-        // The services inherit that, and outlive their terminal on purpose.
+        // The services inherit the ignored signal, and outlive their terminal on purpose.
         e2e::skipped("these tests were started with SIGHUP ignored, as `nohup` does");
         return;
     }
@@ -55,7 +55,7 @@ async fn the_end_of_a_terminal_ends_every_service_in_order() {
     cluster.diloctl_ok(&["audit", "replay", "--summary"]).await;
 }
 
-/// `down` tells each service once: a log with two signals would show the old way.
+/// `down` tells each service once; a second signal would show in the log.
 #[tokio::test]
 async fn down_tells_each_service_once_and_all_end_in_order() {
     let machine = Machine::new();

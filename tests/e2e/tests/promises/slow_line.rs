@@ -1,5 +1,5 @@
-//! A worker behind a slow line finishes its unit under one lease, and sends every chunk once; one
-//! whose line goes dead says so, and finishes when it is back.
+//! A worker behind a slow line finishes its unit under one lease and sends every chunk once. A
+//! worker whose line goes dead says so, and finishes when the line is back.
 
 use e2e::Recipe;
 use harness::{Cluster, Evidence, Line, Options, PATIENCE, Quality};
@@ -7,12 +7,14 @@ use schemas::Code;
 use schemas::contribution::Contribution;
 use schemas::event::LedgerEvent;
 
-/// A contribution takes half a minute at this rate, far longer than any silence that is borne.
+/// At this rate a contribution takes half a minute, far longer than the longest silence that a
+/// transfer survives.
 const UP_BYTES_PER_SECOND: u64 = 30_000;
 /// 0.37 M parameters: eight chunks of 100 KB in bf16.
 const MODEL: &str = r#"{"vocabulary":256,"context":6,"embedding":16,"hidden":1024}"#;
 
-/// A cluster whose services reach the store over the line; a run of one unit, and no worker yet.
+/// A cluster whose services reach the store over the line, with a run of one unit and no worker
+/// yet.
 async fn over_a_line() -> (Cluster, Line, Evidence) {
     let mut cluster = Cluster::broker(Options::default()).await;
     cluster.start_store().await;
@@ -29,7 +31,7 @@ async fn over_a_line() -> (Cluster, Line, Evidence) {
     (cluster, line, evidence)
 }
 
-/// The contribution of the only unit; it came under the first lease.
+/// Checks that the contribution of the only unit came under the first lease.
 async fn accepted(cluster: &Cluster, evidence: &mut Evidence) -> Contribution {
     let accepted = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionAccepted { .. });
     let event = evidence
@@ -64,14 +66,15 @@ async fn a_unit_is_finished_under_one_lease_over_a_slow_line_and_no_chunk_is_sen
         "{bytes} bytes in {}",
         contribution.chunks.count()
     );
-    // Requests, handshakes and TLS take some too; one more chunk would be an eighth.
+    // Requests, handshakes and TLS take some bytes too; one more chunk would add an eighth.
     assert!(
         sent < bytes + bytes / 10,
         "{sent} bytes were sent for {bytes}"
     );
 }
 
-/// The cable is pulled out in mid upload, for as long as a silence is borne and a little longer.
+/// The cable is pulled out in the middle of an upload, for a little longer than the longest silence
+/// that a transfer survives.
 #[tokio::test]
 async fn a_line_that_goes_dead_in_mid_upload_is_told_once_and_the_unit_is_finished_when_it_is_back()
 {
@@ -82,7 +85,7 @@ async fn a_line_that_goes_dead_in_mid_upload_is_told_once_and_the_unit_is_finish
     });
     let before = line.bytes_up();
     cluster.start_worker("worker-0", &[]).await;
-    // All that go side by side are under way, and none is over.
+    // All parallel uploads have begun, and none is complete.
     line.until_up(before + 200_000, std::future::pending::<()>())
         .await;
     line.set(Quality::Dead);

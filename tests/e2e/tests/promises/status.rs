@@ -1,4 +1,4 @@
-//! `diloctl` shows of a run what happened in it.
+//! `diloctl` shows what happened in a run.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use schemas::view::{LeaseView, RoundView, RunPhase, RunView, WorkerView};
 use schemas::{Bytes, Message as _, Round, Steps, Tokens, UnitIndex, V};
 use serde::de::DeserializeOwned;
 
-/// The rows of a list as `diloctl` prints them for other programs.
+/// The rows of a list, as `diloctl` prints them for other programs.
 async fn rows<T: DeserializeOwned>(cluster: &Cluster, noun: &str) -> Vec<T> {
     let text = cluster.diloctl_ok(&["--output", "json", noun, "ls"]).await;
     let mut shown: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -24,7 +24,7 @@ async fn rows<T: DeserializeOwned>(cluster: &Cluster, noun: &str) -> Vec<T> {
 
 /// Hands in a held-out loss of two nats a token.
 async fn evaluate(cluster: &Cluster, worker: &Scripted, spec: &RunSpec, lease: LeaseRef) {
-    // The held-out part of the corpus holds more sequences than are read.
+    // The held-out part of the corpus has more sequences than an evaluation reads.
     let tokens =
         u64::from(spec.schedule.evaluation_sequences) * u64::from(spec.schedule.sequence_tokens);
     let statement = Statement {
@@ -45,14 +45,14 @@ async fn evaluate(cluster: &Cluster, worker: &Scripted, spec: &RunSpec, lease: L
     assert_eq!(reply.fate, Fate::Merged);
 }
 
-/// The lease of a training unit.
+/// Claims a training unit and returns its lease.
 async fn training_lease(worker: &Scripted) -> LeaseRef {
     let lease = worker.claim().await.lease;
     assert_eq!(lease.unit.kind, UnitKind::Train, "training comes first");
     lease
 }
 
-/// Hands in a result of `loss` nats a token that changes nothing in the weights.
+/// Hands in a result with a loss of `loss` nats a token that changes no weight.
 async fn submit(worker: &Scripted, spec: &RunSpec, lease: LeaseRef, loss: f64) {
     let zeros = vec![0; spec.model.initial.objects()[0].bytes.get() as usize];
     let object = worker.upload(lease, zeros).await;
@@ -98,8 +98,8 @@ async fn heartbeat(
         .unwrap();
 }
 
-/// A round in its middle: one unit is in, the other is held, and the snapshot that it started from
-/// is evaluated.
+/// The middle of a round: one unit is in, the other is held, and the snapshot that the round
+/// started from is evaluated.
 async fn middle_of_a_round(
     cluster: &Cluster,
     first: &Scripted,
@@ -110,8 +110,8 @@ async fn middle_of_a_round(
     let done = training_lease(first).await;
     submit(first, spec, done, 2.0).await;
     let operator = cluster.operator().await;
-    // Both may be needed for the next round at any moment, so neither is given the evaluation; a
-    // third is.
+    // Both workers may be needed for the next round at any moment, so a third one gets the
+    // evaluation.
     let spare = Scripted::connect(cluster, "worker-2").await;
     spare.join().await;
     let evaluation = spare.claim().await.lease;
@@ -171,7 +171,8 @@ async fn fg_14_status_workers_work_map_speeds_losses_and_history_are_shown() {
         (run.units_done, run.units, run.workers, run.leases),
         (1, 2, 2, 1)
     );
-    // Uploads by the ledger: the one contribution that was accepted, whatever heartbeats say.
+    // Bytes uploaded come from the ledger: they are those of the one accepted contribution,
+    // whatever heartbeats claim.
     let uploaded = spec.model.initial.objects()[0].bytes;
     assert_eq!(
         (run.tokens_per_second, run.bytes_up, run.bytes_down),
@@ -199,7 +200,7 @@ async fn fg_14_status_workers_work_map_speeds_losses_and_history_are_shown() {
         assert!(shown.member);
     }
 
-    // The work map: what is held and what is in are all units of the round.
+    // The held units and those that are in are all units of the round.
     let [lease]: [LeaseView; 1] = rows(&cluster, "lease").await.try_into().unwrap();
     assert_eq!(
         (lease.lease, &lease.worker, lease.steps_done),
@@ -222,7 +223,7 @@ async fn fg_14_status_workers_work_map_speeds_losses_and_history_are_shown() {
         BTreeSet::from([unit(0), unit(1)])
     );
 
-    // A round that is over stays in the history, with what it came to.
+    // A closed round stays in the history, with its results.
     submit(&second, &spec, held, 4.0).await;
     let run = cluster
         .operator()
@@ -248,7 +249,7 @@ async fn fg_14_status_workers_work_map_speeds_losses_and_history_are_shown() {
         (Round(1), None, None)
     );
 
-    // And so for people.
+    // The tables for people show the same.
     for (noun, shown) in [
         ("run", "3.0000"),
         ("run", "200"),

@@ -1,4 +1,4 @@
-//! A process that is told to stop while the bus is gone stops all the same.
+//! A process that is told to stop while the bus is away stops nevertheless.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use e2e::Recipe;
 use harness::{Cluster, Options};
 use schemas::event::LedgerEvent;
 
-/// Longest time until a process ends when the bus is away. Work that needs the bus stays undone,
-/// and the process ends before the service manager would kill it (90 s with systemd).
+/// Longest time until a process ends while the bus is away. Work that needs the bus stays undone,
+/// and the process ends before a service manager would kill it (90 s with systemd).
 const STOP_MAX: Duration = Duration::from_secs(45);
 
 #[tokio::test]
@@ -19,7 +19,7 @@ async fn every_process_stops_without_the_bus() {
     let granted = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { .. });
     evidence.until_ledger("lease", &run, granted).await;
     cluster.kill9("broker");
-    // Long enough for each to notice and to have something that it cannot say.
+    // Each process notices the absence in this time, and has something to send that it cannot send.
     tokio::time::sleep(Duration::from_secs(3)).await;
 
     let names = ["worker-0", "coordinator", "audit", "store"];
@@ -28,7 +28,7 @@ async fn every_process_stops_without_the_bus() {
     }
     for name in names {
         let status = cluster.process(name).exit(STOP_MAX).await;
-        // One that was about to append says that it could not.
+        // A coordinator that was about to append reports that it could not.
         let in_order = status.success() || (name == "coordinator" && status.code().is_some());
         assert!(in_order, "{name}: {status}");
     }

@@ -1,4 +1,4 @@
-//! A planned team is complete before it starts.
+//! A run does not start before its planned team is complete.
 
 use e2e::{Recipe, Scripted};
 use harness::{Cluster, Options};

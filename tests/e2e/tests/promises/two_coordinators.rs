@@ -1,4 +1,4 @@
-//! A second coordinator takes over; the first learns it from the log and stands down.
+//! A second coordinator takes over; the first learns that from the ledger and stands down.
 
 use e2e::Recipe;
 use harness::{Cluster, Options, PATIENCE};

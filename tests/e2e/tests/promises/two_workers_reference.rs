@@ -14,7 +14,7 @@ const UNITS: u32 = 2;
 #[tokio::test]
 async fn tl_22_two_workers_train_a_model_and_leave_evidence_without_secrets_and_tl_05_listen_nowhere()
  {
-    // Everything that our programs can say: a secret that is logged for debugging is logged.
+    // All lines of our programs are logged, so that a secret in a debug line is found.
     let log = "info,diloco_coordinator=debug,diloco_worker=debug,diloco_store=debug,runtime=debug,objects=debug";
     let options = Options {
         log: log.to_owned(),

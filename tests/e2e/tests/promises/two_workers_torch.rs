@@ -85,7 +85,7 @@ async fn two_workers_train_a_decoder_and_it_can_be_pulled() {
     read_by_transformers(&cluster).await;
 }
 
-/// The folder is written by one of them; the other is refused, or finds it whole.
+/// One of two pulls writes the folder; the other is refused, or finds the folder whole.
 async fn pulled_by_two_at_once(cluster: &Cluster) {
     let pull = || cluster.diloctl(&["snapshot", "pull", "demo", "--to", "model"]);
     let (one, other) = tokio::join!(pull(), pull());
@@ -104,7 +104,7 @@ async fn pulled_by_two_at_once(cluster: &Cluster) {
     }
 }
 
-/// Asks the library that most people read such a folder with, where it is on this machine.
+/// Loads the folder with the library that most people would use, if this machine has it.
 #[expect(
     clippy::print_stderr,
     reason = "the test's output must show what was not looked at"

@@ -1,5 +1,5 @@
-//! `up` on a machine where all runs already: it looks at the streams at the broker, and at the
-//! services that answer.
+//! `up` on a machine where everything runs already: it compares the streams at the broker, and
+//! checks that the services answer.
 
 use async_nats::jetstream;
 use e2e::Machine;
@@ -7,7 +7,7 @@ use runtime::{Bus, BusConfig, clock};
 use schemas::Code;
 use schemas::subject::WORK_STREAM;
 
-/// Connects as the provisioner of the account of offers and buckets.
+/// Connects as the provisioner of the account that holds the offers.
 async fn provisioner(machine: &Machine) -> jetstream::Context {
     let endpoints = std::fs::read_to_string(machine.path("d/endpoints.toml")).unwrap();
     let url = endpoints
@@ -76,7 +76,7 @@ async fn up_makes_what_is_missing_tells_what_differs_and_asks_the_coordinator() 
     let stream = jetstream.get_stream(WORK_STREAM).await.unwrap();
     stream.consumer_info("lease").await.unwrap();
 
-    // A process that lives, and was ready once, and answers nobody.
+    // The process lives, was ready once, and answers nobody.
     signal(&machine, "coordinator", "-STOP");
     let up = machine.up_again("d", "0").await;
     signal(&machine, "coordinator", "-CONT");

@@ -10,7 +10,7 @@ use schemas::lease::UnitKind;
 async fn fg_06_the_unit_of_a_killed_worker_is_issued_again_and_the_run_completes() {
     let mut cluster = Cluster::start(Options::default(), 2).await;
     let mut evidence = cluster.evidence().await;
-    // Units of some seconds, so that "in the middle" is certain.
+    // Units take some seconds, so that "in the middle" is certain.
     Recipe::reference(2, 2, 300).create(&cluster).await;
     let run = cluster.run().clone();
     let started = evidence

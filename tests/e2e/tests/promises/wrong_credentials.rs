@@ -1,5 +1,5 @@
-//! Wrong credentials of every kind stop a process, with a code and before anything is connected
-//! where that can be known.
+//! Wrong credentials of every kind stop a process with a code, and before it connects where the
+//! fault can be known.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,12 +15,12 @@ use runtime::exit::{EXIT_DENIED, EXIT_USAGE};
 use schemas::permission::Role;
 use schemas::{AccountId, Code, Millis, UnixMillis};
 
-/// A cluster whose services are tried one by one, with the arguments that would make them work.
+/// A cluster whose services are tried one by one, with arguments that would make each of them work.
 struct Bench {
     cluster: Cluster,
 }
 
-/// A service and the key of its configuration under which a credential is named.
+/// A service, and the configuration key that names its credentials.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Service {
     Worker,
@@ -55,7 +55,8 @@ impl Bench {
         }
     }
 
-    /// Runs a service with some settings changed; its exit status and everything it printed.
+    /// Runs a service with some settings changed. Returns its exit status and everything that it
+    /// printed.
     async fn ends(
         &self,
         service: Service,
@@ -64,7 +65,7 @@ impl Bench {
     ) -> (Option<i32>, String) {
         let mut arguments = self.arguments(service);
         for (key, value) in changes {
-            // The last of two settings of one key counts.
+            // If a key is set twice, the last value counts.
             arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
         }
         arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
@@ -109,7 +110,7 @@ impl Bench {
         SigningKey::read(kind, &path).unwrap()
     }
 
-    /// A worker's token that is made by hand.
+    /// Makes a worker's token by hand.
     fn mint(
         &self,
         account: AccountId,
@@ -165,7 +166,7 @@ async fn la_02_a_missing_credential_stops_every_process_before_it_connects() {
                     Code::CredentialMissing,
                 )
                 .await;
-            // LA-09: what demanded it, and where that was set.
+            // LA-09: the message says what required it, and where that was set.
             assert!(
                 text.contains("auth.require_auth (default) demands it"),
                 "{text}"
@@ -407,9 +408,9 @@ async fn tl_23_ls_01_wrong_signer_window_account_role_and_nobody_are_refused() {
     let signer = bench.key(KeyKind::Account, "role-worker");
     let tomorrow = Some(clock::now().after(Millis::from_secs(3600)));
     let early = bench.mint(domain.tenant().unwrap(), &signer, tomorrow, "early.creds");
-    // Signed by a key that may sign workers of the tenant, for the control account.
+    // A key that may sign workers of the tenant signed this token for the control account.
     let elsewhere = bench.mint(domain.control().unwrap(), &signer, None, "elsewhere.creds");
-    // Signed by a key that no account names.
+    // A key that no account names signed this token.
     let unknown = bench.mint(
         domain.tenant().unwrap(),
         &SigningKey::generate(KeyKind::Account),
@@ -425,7 +426,8 @@ async fn tl_23_ls_01_wrong_signer_window_account_role_and_nobody_are_refused() {
         (&unknown, EXIT_DENIED, Code::BusRefused),
         (&operator, EXIT_DENIED, Code::BusDenied),
     ];
-    // At the same time: the broker takes two seconds to refuse what it does not know.
+    // The tries run in parallel: the broker takes two seconds to refuse a credential that it does
+    // not know.
     join_all(tries.map(async |(credentials, status, code)| {
         let state = bench
             .cluster
@@ -447,7 +449,7 @@ async fn tl_23_ls_01_wrong_signer_window_account_role_and_nobody_are_refused() {
             .assert_ends(service, &changes, EXIT_DENIED, Code::BusDenied)
             .await;
     }
-    // A credential of the right role and run works: what is refused above is refused for its own
+    // A credential with the right role and run works, so each of those above is refused for its own
     // fault.
     let good = bench.mint(domain.tenant().unwrap(), &signer, None, "good.creds");
     bench.cluster.source(&good);

@@ -1,4 +1,4 @@
-//! Checkpoints that the ledger names: an auditor comes to the same state by itself, and compares.
+//! Checkpoints that the ledger names: an auditor computes the same state by itself, and compares.
 
 use audit_core::{Auditor, Finding};
 use ledger::FORMAT;
@@ -8,8 +8,8 @@ use schemas::{Code, Digest, Message as _, ObjectRef, Sequence};
 
 use crate::log::{Log, PLAN, signed};
 
-/// A log with a checkpoint that the coordinator takes and names as `change` says, and with work
-/// between the two.
+/// A log in which the coordinator takes a checkpoint and names it after `change`, with work between
+/// the two events.
 fn audited(change: impl FnOnce(&mut Checkpoint)) -> (Auditor, String) {
     let mut log = Log::write(&PLAN);
     log.ledger(None, LedgerEvent::CheckpointTaken);
@@ -78,7 +78,8 @@ fn a_checkpoint_of_another_event_than_the_one_that_took_it_does_not_follow() {
     assert_eq!(auditor.state().checkpoints(), []);
 }
 
-/// Nothing can be said of it, and no coordinator of this release starts from it.
+/// A checkpoint of another form cannot be judged, and no coordinator of this release starts from
+/// it.
 #[test]
 fn a_checkpoint_of_another_form_is_not_looked_at() {
     let (_, found) = audited(|checkpoint| {
@@ -88,8 +89,7 @@ fn a_checkpoint_of_another_form_is_not_looked_at() {
     assert_eq!(found, "");
 }
 
-/// An event that cannot be in the ledger is one finding, and not one more for each checkpoint
-/// behind it.
+/// An event that cannot be in the ledger is one finding; checkpoints after it add none.
 #[test]
 fn behind_an_event_that_does_not_follow_nothing_is_said_of_checkpoints() {
     let mut log = Log::write(&PLAN);

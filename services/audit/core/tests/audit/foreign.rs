@@ -1,4 +1,4 @@
-//! Messages that no emitter with a chain has signed are passed over, and held against nobody.
+//! Messages that no emitter with a chain has signed are skipped, and held against nobody.
 
 use audit_core::{Payload, Record, StreamSequence, Verdict};
 use schemas::event::{Event, EventBody, LedgerEvent};
@@ -8,7 +8,7 @@ use crate::log::{DOMAIN, Log, Member, PLAN, audit, put, renumber, run, signed};
 
 pub(crate) type Spoil = fn(&mut Record);
 
-/// Changes after which no emitter with a chain there has signed the message.
+/// Changes that make a message foreign: after each, no emitter with a chain there has signed it.
 pub(crate) const SPOILS: [(&str, Spoil); 7] = [
     ("bad-signature", |record| {
         let mut event = signed(record);
@@ -35,8 +35,8 @@ pub(crate) const SPOILS: [(&str, Spoil); 7] = [
     }),
 ];
 
-/// One message that nobody signed is passed over wherever it lies, and everything else is as good
-/// as before.
+/// A message that nobody signed is skipped wherever it lies, and everything else is as good as
+/// before.
 #[test]
 fn foreign_messages_are_counted_and_put_nothing_in_doubt() {
     for (name, spoil) in SPOILS {
@@ -90,7 +90,7 @@ fn foreign_messages_are_counted_and_put_nothing_in_doubt() {
     }
 }
 
-/// The coordinator signed it, and its content contradicts the subject or the key.
+/// The coordinator signed these messages, but their content contradicts the subject or the key.
 #[test]
 fn what_a_trusted_key_signed_for_another_place_is_no_event_of_its_chain() {
     let log = Log::write(&PLAN);
@@ -162,7 +162,7 @@ fn what_a_trusted_key_signed_for_another_place_is_no_event_of_its_chain() {
     }
 }
 
-/// A message that one key signs in the name of another is no event of either.
+/// A message that one key signs in the name of another is an event of neither.
 #[test]
 fn a_worker_that_signs_in_the_name_of_another_key_is_not_taken_for_it() {
     let mut log = Log::write(&PLAN);

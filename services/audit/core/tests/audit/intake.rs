@@ -1,5 +1,5 @@
-//! Workers' events before they are recorded: events that are taken, that wait, that are refused,
-//! and that are not even answered.
+//! Workers' events before they are recorded: events that are accepted, that wait, that are refused,
+//! and that get no answer.
 
 use audit_core::{
     Candidate, Enrolment, Heard, Intake, Linked, Notice, RECORDED_BURST, RECORDED_PER_SECOND, Tail,
@@ -11,7 +11,7 @@ use schemas::{Code, Message as _, Sequence, UnixMillis};
 use crate::log::{DOMAIN, Member, run};
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
-/// Far more than any worker sends.
+/// More messages than any worker sends.
 const FLOOD: u64 = 30_000;
 
 fn enrolment(member: &Member) -> Enrolment {
@@ -24,7 +24,7 @@ fn enrolment(member: &Member) -> Enrolment {
     }
 }
 
-/// The message as its listener receives it.
+/// The subject under which a listener receives the message.
 fn subject(member: &Member, kind: &str) -> String {
     format!(
         "{}.{}.{}.{}.{kind}",
@@ -102,7 +102,7 @@ fn what_does_not_follow_is_refused_for_good() {
         .enumerate()
         .map(|(at, event)| hear(event).as_tail(at as u64 + 1))
         .collect();
-    // A second life of the same chain: the same positions, other bytes.
+    // A second process of the same worker: the same positions with other bytes.
     let mut other = Member::new(1);
     let event = WorkerEvent::Stopped {
         reason: "another life".to_owned(),
@@ -110,7 +110,7 @@ fn what_does_not_follow_is_refused_for_good() {
     let fork = other
         .emitter
         .speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event));
-    // The second event of that life: the position is right, what stands before it is not.
+    // The second event of that process: its position is right, the event before it is not.
     let event = WorkerEvent::Stopped {
         reason: "and on".to_owned(),
     };
@@ -154,7 +154,7 @@ fn a_chain_is_that_of_a_key() {
     assert_eq!(second.link(Some(&first.as_tail(2))), Linked::Follows);
 }
 
-/// Signed with the right key, and yet not an event that this worker may emit.
+/// The key is right, but this worker may not emit such an event.
 #[test]
 fn a_body_that_names_another_key_or_run_or_is_of_the_ledger_is_refused() {
     let (mut intake, member) = scene();
@@ -232,7 +232,7 @@ fn only_what_the_worker_signed_with_the_key_that_the_ledger_names_is_taken() {
     let own = subject(&member, "stopped");
     let mut stranger = Member::new(2);
     let strangers = stopped(&mut stranger);
-    // Somebody who joined a moment ago is named in a moment.
+    // The ledger names a worker that joined a moment ago very soon.
     assert_eq!(
         refused(intake.hear(NOW, &subject(&stranger, "stopped"), &strangers.encode())),
         Code::EventLater
@@ -263,8 +263,8 @@ fn only_what_the_worker_signed_with_the_key_that_the_ledger_names_is_taken() {
             Code::EventRefused
         );
     }
-    // What the coordinator answers is nothing that a worker says, although a worker can have it
-    // sent here.
+    // An answer of the coordinator is no message of a worker, although a worker can have it sent
+    // here.
     let answer = [&[0xC1][..], &event.encode()].concat();
     assert_eq!(intake.hear(NOW, &own, &answer), Heard::Answer);
     for strange in [
@@ -283,7 +283,7 @@ fn a_flood_is_bounded_by_worker_before_anything_is_parsed_and_ends_by_itself() {
     let mut other = Member::new(2);
     intake.enrol(enrolment(&other));
     let own = subject(&member, "stopped");
-    // Well signed or not, many of them or long ones: a bound.
+    // Messages have a limit by number and by length, signed or not.
     let event = stopped(&mut member).encode();
     for payload in [vec![7], event.clone(), vec![7; 200_000]] {
         let (mut intake, count) = (Intake::new(DOMAIN), FLOOD);
@@ -300,11 +300,11 @@ fn a_flood_is_bounded_by_worker_before_anything_is_parsed_and_ends_by_itself() {
         intake.hear(NOW, &own, &event),
         Heard::Over(member.worker.clone())
     );
-    // Nobody else notices, and a while later the worker is heard again.
+    // Other workers notice nothing, and a while later this worker is heard again.
     let others = stopped(&mut other).encode();
     candidate(intake.hear(NOW, &subject(&other, "stopped"), &others));
     candidate(intake.hear(UnixMillis(NOW.get() + 1000), &own, &event));
-    // Answers that are sent here count for nobody.
+    // Answers that are sent here count against nobody.
     let (mut intake, member) = scene();
     for _ in 0..FLOOD {
         assert_eq!(intake.hear(NOW, &own, &[0xC1, 1]), Heard::Answer);
@@ -312,7 +312,7 @@ fn a_flood_is_bounded_by_worker_before_anything_is_parsed_and_ends_by_itself() {
     candidate(intake.hear(NOW, &subject(&member, "stopped"), &event));
 }
 
-/// An event as long as they are taken.
+/// The longest event that is accepted.
 fn long(member: &mut Member) -> Vec<u8> {
     let event = WorkerEvent::Stopped {
         reason: "x".repeat(15_000),
@@ -328,7 +328,7 @@ fn what_one_worker_has_recorded_is_bounded_over_days() {
     let (mut intake, mut member) = scene();
     let (own, event) = (subject(&member, "stopped"), long(&mut member));
     let bytes = event.len() as u64;
-    // As fast as it is listened to, for 1,000 seconds, and then for two days.
+    // Events come as fast as they are accepted, for 1,000 seconds and then for two days.
     let (mut now, mut taken) = (NOW, 0);
     let mut hear = |now: UnixMillis| match intake.hear(now, &own, &event) {
         Heard::Candidate(_) => bytes,
@@ -385,7 +385,7 @@ fn an_honest_life_of_a_thousand_units_is_heard() {
     let event = stopped(&mut member).encode();
     let mut now = NOW;
     for _ in 0..1000 {
-        // The fastest units of tests.
+        // The rate of the fastest units in tests.
         now = UnixMillis(now.get() + 100);
         for _ in 0..2 {
             candidate(intake.hear(now, &own, &event));
@@ -410,7 +410,7 @@ fn a_worker_that_was_removed_says_nothing_any_more() {
         run: run(),
         worker: member.worker.clone(),
     });
-    // For good: it need not ask again.
+    // The refusal is final, so the worker need not ask again.
     let heard = intake.hear(NOW, &own, &event);
     assert!(
         matches!(&heard, Heard::Refused(refusal) if refusal.detail.contains("was removed from run")),
@@ -421,8 +421,8 @@ fn a_worker_that_was_removed_says_nothing_any_more() {
     candidate(intake.hear(NOW, &subject(&other, "stopped"), &others));
 }
 
-/// The stream of the tenant is the one place where a chain is recorded; the readers' copy is made
-/// from that stream.
+/// A chain is recorded only in the stream of its tenant; the readers' copy is made from that
+/// stream.
 #[test]
 fn a_chain_of_which_the_copy_shows_more_than_its_stream_has_was_lost() {
     let (mut intake, mut member) = scene();
@@ -457,7 +457,7 @@ fn a_chain_of_which_the_copy_shows_more_than_its_stream_has_was_lost() {
         None,
         "the copy comes after"
     );
-    // A chain before it, with another key, does not count for it.
+    // An earlier chain with another key does not count for this one.
     let other = Tail {
         emitter: Member::new(2).emitter.public,
         ..tail(2)

@@ -48,11 +48,11 @@ pub(crate) struct Plan {
     pub(crate) workers: u8,
     pub(crate) rounds: u64,
     pub(crate) units: u32,
-    /// True when workers speak before the ledger says that they joined.
+    /// True if workers speak before the ledger says that they joined.
     pub(crate) early: bool,
     /// True when the first lease of each round expires.
     pub(crate) expiries: bool,
-    /// Distinguishes keys.
+    /// Makes the keys differ.
     pub(crate) seed: u8,
 }
 
@@ -103,7 +103,7 @@ impl Emitter {
         }
     }
 
-    /// Its next event.
+    /// Signs its next event.
     pub(crate) fn speak(
         &mut self,
         domain: &str,
@@ -313,7 +313,7 @@ impl Log {
                 weight: Weight::of_tokens(spec.unit_tokens()),
             });
         }
-        // An earlier release named no sets, and its ledgers are read for good.
+        // An earlier release named no sealed sets, and its ledgers must remain readable.
         if round.get() > 0 {
             self.ledger(
                 Some(run()),
@@ -366,7 +366,7 @@ pub(crate) fn signed(record: &Record) -> SignedEvent {
     }
 }
 
-/// Puts another event in its place.
+/// Replaces the event in a record.
 pub(crate) fn put(record: &mut Record, event: &SignedEvent) {
     record.payload = Payload::of(&event.encode());
 }

@@ -1,5 +1,4 @@
-//! The auditor on whole logs: logs that verify, and logs that do not; and the events that are
-//! recorded at all.
+//! The auditor on whole logs, with and without faults; and the checks before events are recorded.
 
 mod checkpoints;
 mod foreign;

@@ -1,4 +1,4 @@
-//! Every change to a log that verifies is found; and no bytes make the auditor panic.
+//! Every change to a log that verifies is found, and no bytes make the auditor panic.
 
 use audit_core::{Checked, Examined, Payload, Record, StreamSequence, Verdict};
 use proptest::prelude::*;
@@ -12,8 +12,8 @@ prop_compose! {
     }
 }
 
-/// True when an auditor that trusts `log`'s coordinator has evidence against `records`, or against
-/// one of their workers, or names a message that belongs to nobody.
+/// True if an auditor that trusts `log`'s coordinator finds evidence against `records` or against
+/// one of their workers, or reports a foreign message.
 fn is_found(log: &Log, records: &[Record]) -> bool {
     let mut auditor = log.auditor();
     audit(
@@ -26,7 +26,7 @@ fn is_found(log: &Log, records: &[Record]) -> bool {
         || auditor.summary().foreign > 0
 }
 
-/// True when a later record of the same emitter shows that something happened to the one at `at`.
+/// True if a later record of the same emitter shows that something happened to the one at `at`.
 fn is_followed(records: &[Record], at: usize) -> bool {
     records[at + 1..]
         .iter()
@@ -79,7 +79,7 @@ proptest! {
         let log = Log::write(&plan);
         let mut records = log.records.clone();
         let at = at.index(records.len());
-        // Without its number, the newest event of a chain is missed by nobody.
+        // If the stream's numbers are changed too, nobody misses the newest event of a chain.
         prop_assume!(!renumbered || is_followed(&records, at));
         records.remove(at);
         if renumbered {
@@ -93,7 +93,8 @@ proptest! {
         let log = Log::write(&plan);
         let mut records = log.records.clone();
         let (at, to) = (at.index(records.len()), to.index(records.len()));
-        // Chains order the events of one emitter; between emitters only the stream's numbers do.
+        // Chains order the events of one emitter; only the stream's numbers order events of
+        // different emitters.
         prop_assume!(at != to && (!renumbered || signed(&records[at]).key == signed(&records[to]).key));
         records.swap(at, to);
         if renumbered {
@@ -128,11 +129,11 @@ proptest! {
         let at = at.index(records.len());
         let source = other.records.swap_remove(from.index(other.records.len()));
         match way {
-            // In the place of an event, under its subject.
+            // It takes the place of an event, under that event's subject.
             0 => records[at] = Record { subject: records[at].subject.clone(), ..source },
-            // In its place, under its own subject.
+            // It takes the place of an event, under its own subject.
             1 => records[at] = source,
-            // Between events.
+            // It lies between events.
             _ => records.insert(at, source),
         }
         renumber(&mut records);
@@ -144,7 +145,7 @@ proptest! {
         let log = Log::write(&plan);
         let mut records = log.records.clone();
         let at = at.index(records.len());
-        // The same keys, and so the same body, signed for elsewhere.
+        // The same keys sign the same body for another domain.
         let mut elsewhere = Log::new("another domain", plan.seed);
         elsewhere.ledger(None, schemas::event::LedgerEvent::RunCompleted);
         let mut event = signed(&records[at]);
@@ -159,7 +160,7 @@ proptest! {
     ) {
         let mut log = Log::write(&plan);
         let count = log.records.len();
-        // One is torn, one is lost, and one comes twice.
+        // One record is torn, one is lost, and one comes twice.
         flip_payload(&mut log.records[at.index(count)], place, 3);
         log.records.remove(other.index(count));
         log.records.push(log.records[0].clone());

@@ -77,7 +77,7 @@ fn a_notice_says_how_far_each_chain_has_come() {
         })
     };
     assert_eq!(reached(auditor.take_notices()), Some(Sequence(events)));
-    // One that speaks out of turn is as far as its position says.
+    // A chain with an event out of turn counts as far as that event's position.
     let mut ahead = member.clone();
     for _ in 0..events + 3 {
         ahead.emitter.speak(&log.domain, 1, None, stopped());

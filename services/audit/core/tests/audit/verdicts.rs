@@ -105,7 +105,7 @@ fn early_events_wait_for_their_enrolment() {
         .iter()
         .map(|record| {
             let results = auditor.observe(record);
-            // The timeline says the same as the result.
+            // The timeline shows the same verdict.
             assert!(results.iter().all(|one| one.row.verdict == one.verdict));
             results.iter().map(|checked| checked.verdict).collect()
         })
@@ -193,7 +193,7 @@ fn a_gap_in_a_workers_chain_is_held_against_that_worker() {
 
 #[test]
 fn what_the_coordinators_key_signed_out_of_order_is_evidence() {
-    // An event that was taken out, or put where another one lay, shows by the next.
+    // The next event shows that one was taken out, or that another lies in its place.
     for spoil in [None, Some(SPOILS[0].1)] {
         let mut log = Log::write(&PLAN);
         let at = log
@@ -218,7 +218,8 @@ fn what_the_coordinators_key_signed_out_of_order_is_evidence() {
         );
         assert!(auditor.faulty_workers().is_empty());
     }
-    // Nor may the coordinator's key speak for a worker: its holder could write the ledger instead.
+    // The coordinator's key may not speak for a worker either: its holder could write the ledger
+    // instead.
     let mut log = Log::write(&PLAN);
     let mut thief = Member::new(PLAN.seed);
     thief.emitter = log.coordinator.clone();
@@ -357,7 +358,7 @@ fn a_clock_is_wrong_when_it_is_further_off_than_clocks_may_be() {
     }
 }
 
-/// A worker's key may sign anything: nothing of it is held against the ledger.
+/// A worker's key may sign anything; none of that counts against the ledger.
 #[test]
 fn what_a_worker_signs_that_no_worker_can_say_is_foreign_and_no_evidence() {
     let nonsense = |log: &Log, member: &mut Member| {

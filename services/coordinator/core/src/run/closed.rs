@@ -1,5 +1,5 @@
-//! Answers of a run that is over: it says that it is, and still answers questions that were asked
-//! before the asker heard of the end.
+//! Answers of a run that is over. They say so, and still serve workers that asked before they heard
+//! of the end.
 
 use ledger::RunFold;
 use schemas::event::Departure;
@@ -13,7 +13,7 @@ use crate::run::members::{check_member, check_session, has_left, left};
 use crate::run::results::counted_before;
 use crate::turn::{Handled, Outcome, Turn};
 
-/// Decides about a request to a run that is over.
+/// Decides on a request to a run that is over.
 pub(crate) fn request(
     run: &mut RunFold<'_>,
     turn: &mut Turn<'_>,
@@ -23,7 +23,7 @@ pub(crate) fn request(
     match request {
         WorkerRequest::Claim(_) => {
             let outcome = ClaimOutcome::Complete;
-            Ok(Outcome::Now(Answer::Claim(ClaimReply { v: V, outcome })))
+            Ok(Outcome::Now(Answer::Claim(ClaimReply::of(outcome))))
         }
         WorkerRequest::Leave(request) => {
             if !has_left(run, peer, request.session) {

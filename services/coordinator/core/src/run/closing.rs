@@ -6,8 +6,8 @@ use schemas::snapshot::MergeInput;
 use schemas::sync::SealedInput;
 
 /// The inputs of a set that is sealed now, ascending by unit; none while its round still waits.
-/// `units` is how many training units the round has. A seal that a coordinator began before it died
-/// is completed with the inputs that are left, by the rule.
+/// `units` is the number of training units of the round. If a coordinator died while it wrote a
+/// seal, the rule gives the inputs that are left to complete it.
 pub(super) fn due(closing: Closing, units: u32, open: &OpenSync) -> Option<Vec<SealedInput>> {
     let unnamed = open.unnamed()?;
     match closing {
@@ -16,7 +16,7 @@ pub(super) fn due(closing: Closing, units: u32, open: &OpenSync) -> Option<Vec<S
     }
 }
 
-/// An input that counts by the tokens that it was trained on.
+/// Counts an input by the tokens that it was trained on.
 fn by_tokens(input: &MergeInput) -> SealedInput {
     SealedInput {
         unit: input.lease.unit.index,

@@ -57,8 +57,9 @@ impl Data {
         }
     }
 
-    /// The tokens that an evaluation predicts: as many sequences as it asks for, or as its shards
-    /// hold. A sequence needs one token more than it predicts, which the next one may share.
+    /// The tokens that an evaluation predicts: those of as many sequences as it asks for, or as its
+    /// shards hold. A sequence needs one token more than it predicts, and may share it with the
+    /// next one.
     pub(crate) fn evaluation_tokens(&self, spec: &RunSpec) -> Tokens {
         let length = u64::from(spec.schedule.sequence_tokens.max(1));
         let shards = self.manifest.held_out.iter().take(UNIT_SHARDS_MAX);

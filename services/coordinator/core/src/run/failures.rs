@@ -1,5 +1,5 @@
-//! Units that fail again and again. What is counted here lives as long as the process: a restart
-//! gives the unit out again, which is also how a person says that the cause is mended.
+//! Units that fail again and again. The counts live as long as the process: a restart gives the
+//! unit out again, and an operator restarts to say that the cause is mended.
 
 use std::collections::BTreeMap;
 
@@ -15,12 +15,12 @@ use crate::turn::Turn;
 /// A unit that every present worker failed halts the run after this many failures: a single worker
 /// gets some tries, since a machine may be out of memory for a moment.
 const UNIT_FAILURES_MIN: u32 = 4;
-/// Failures without a result in between, of all workers together, that are shown when they are of
-/// the moment.
+/// From this many failures in a row on, of any workers and without a result in between, the run
+/// shows the last failure.
 const FAILED_IN_A_ROW_MIN: u32 = 2;
-/// Failures that are named in a reason: it is one line on a terminal.
+/// Most failures that a reason names, since it is one line on a terminal.
 const NAMED_MAX: usize = 3;
-/// Characters of one failure in a reason.
+/// Most characters of one failure in a reason.
 const REASON_CHARACTERS: usize = 160;
 
 /// The failures of one unit.
@@ -36,7 +36,8 @@ impl Failures {
         self.by.contains_key(worker)
     }
 
-    /// Shown while the unit is tried again; one failure is nothing to look at.
+    /// The failures as the trouble that the run shows while the unit is tried again; a single
+    /// failure is not shown.
     pub(crate) fn as_trouble(&self, unit: &UnitId) -> Option<Refusal> {
         let (worker, last) = self.by.first_key_value().filter(|_| self.total > 1)?;
         let detail = format!(
@@ -48,7 +49,7 @@ impl Failures {
         Some(Refusal::new(last.code, detail))
     }
 
-    /// True when another try is of no use.
+    /// True when another try would not help.
     fn are_enough(&self, run: &Run) -> bool {
         let mut present = run
             .members
@@ -62,7 +63,7 @@ impl Failures {
 }
 
 impl RunRoom<'_> {
-    /// A unit failed with a worker that said why.
+    /// Counts a failure of a unit, with the worker's reason.
     pub(crate) fn unit_failed(
         &mut self,
         turn: &mut Turn<'_>,
@@ -81,9 +82,9 @@ impl RunRoom<'_> {
         }
     }
 
-    /// A unit's result was refused. Only numbers that training came to can be the unit's fault; a
-    /// result of the wrong form is the worker's own, which is removed when it goes on so, and must
-    /// not halt the run for the others.
+    /// Counts a refused result of a unit. Only numbers that training came to can be the unit's
+    /// fault. A result of the wrong form is the worker's own fault: the worker is removed when it
+    /// continues, and must not halt the run for the others.
     pub(crate) fn result_refused(
         &mut self,
         turn: &mut Turn<'_>,
@@ -99,7 +100,7 @@ impl RunRoom<'_> {
         }
     }
 
-    /// A unit has a result: how long it took is remembered, how often it failed is not.
+    /// Takes note of a unit's result: remembers how long the unit took, and forgets its failures.
     pub(crate) fn note_result(&mut self, now: UnixMillis, unit: &UnitId) {
         let mut leases = self.run.leases();
         let held = leases.find(|(lease, ..)| lease.unit == *unit);
@@ -111,8 +112,8 @@ impl RunRoom<'_> {
         live.spans.note(unit, worker, since, now);
     }
 
-    /// Halts a run of which a unit fails with everybody, and lets it go on when a worker joins that
-    /// has not failed the unit. To be called whenever a unit fails, or the members change.
+    /// Halts a run with a unit that fails with every worker, and lets it go on when a worker joins
+    /// that has not failed the unit. To be called whenever a unit fails or the members change.
     pub(crate) fn judge_failures(&mut self, turn: &mut Turn<'_>) {
         let mut failures = self.live.failures.iter();
         let hopeless = failures.find(|(_, failures)| failures.are_enough(&self.run));
@@ -130,15 +131,15 @@ impl RunRoom<'_> {
                 self.live.foundry.halted = None;
                 self.mark_changed(turn);
             }
-            // As it was: it goes on, or stays halted for this or for another reason.
+            // Nothing changes: the run goes on, or stays halted for this or another reason.
             (None | Some(_), _) => {}
         }
     }
 }
 
-/// The last failure, when every present worker keeps failing for a reason that is not the unit's: a
-/// full or absent store halts no run, since it passes, but the run shows why it stands. A single
-/// failure of each worker is not shown.
+/// The last failure, if every present worker keeps failing for a reason that is not the unit's. A
+/// store that is full or away halts no run, since that passes, but the run shows why it makes no
+/// progress. A single failure of each worker is not shown.
 pub(crate) fn nobody_gets_through(run: &Run, live: &LiveRun) -> Option<Refusal> {
     let present = run
         .members
@@ -157,7 +158,7 @@ pub(crate) fn nobody_gets_through(run: &Run, live: &LiveRun) -> Option<Refusal> 
     ))
 }
 
-/// A worker's reason for giving a lease back when it is a failure: then it begins with a code.
+/// A worker's reason for giving a lease back, if it is a failure: such a reason begins with a code.
 pub(crate) fn stated_failure(reason: &str) -> Option<Refusal> {
     let (code, rest) = reason.split_once(' ').unwrap_or((reason, ""));
     let code: Code = code.parse().ok()?;
@@ -169,7 +170,7 @@ pub(crate) fn stated_failure(reason: &str) -> Option<Refusal> {
     Some(Refusal::new(code, cut_text(detail)))
 }
 
-/// `worker: reason` for the first few, and how many more there are.
+/// `worker: reason` for the first few failures, and the number of the others.
 pub(crate) fn named<'a>(
     failures: impl ExactSizeIterator<Item = (&'a WorkerId, &'a Refusal)>,
 ) -> String {

@@ -1,4 +1,5 @@
-//! Reports of members about themselves, every few seconds. They are shown, and decide nothing.
+//! Reports of members about themselves, every few seconds. They are shown, and no decision uses
+//! them.
 
 use ledger::Run;
 use schemas::limits::{
@@ -16,20 +17,20 @@ use crate::run::members::{check_member, check_steps};
 use crate::run::results::check_loss;
 use crate::turn::{Denied, Turn};
 
-/// The time by which a process may have counted for longer than its run exists: clocks differ by
-/// less.
+/// A process may claim to have worked for this much longer than its run exists, since clocks
+/// differ; they differ by less.
 const COUNTING_MARGIN: Millis = Millis::from_secs(60);
 
 /// The outcome of a heartbeat.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
-    /// It is the worker's newest.
+    /// It is the worker's newest heartbeat.
     Taken,
-    /// Its sender is no member: it learns that from its next request.
+    /// Its sender is no member, and learns that from its next request.
     Stranger,
-    /// Its process was replaced: another one is the worker.
+    /// Its process was replaced by another one.
     Replaced,
-    /// It was sent before the one that is here: counts only grow while a process lives.
+    /// It was sent before the one that is known: counts only grow while a process lives.
     Overtaken,
 }
 
@@ -63,7 +64,8 @@ impl RunRoom<'_> {
             heartbeat: Box::new(heartbeat.clone()),
         });
         if turn.draining && heartbeat.phase != Phase::Leaving {
-            // The command may have been lost; who has heard it goes on as it does.
+            // The command is sent again, since it may have been lost; a worker that has heard it
+            // changes nothing.
             turn.out.push(Effect::Command {
                 account: peer.account.clone(),
                 run: self.run.name().clone(),
@@ -93,8 +95,8 @@ fn is_older(heartbeat: &Heartbeat, before: &Heartbeat) -> bool {
             .any(|(now, before)| now.1 < before.1)
 }
 
-/// Refuses what a worker cannot have done: its speed, what it moved and trained; `moved` is over
-/// all its processes.
+/// Refuses numbers that a worker cannot have reached: its speed, and what it moved and trained.
+/// `moved` covers all its processes.
 fn check_heartbeat(
     run: &Run,
     heartbeat: &Heartbeat,
@@ -131,7 +133,7 @@ fn check_heartbeat(
     Ok(())
 }
 
-/// Refuses times, failures and memory that a process cannot have had in so many seconds.
+/// Refuses times, failures and memory that a process cannot have reached in `seconds`.
 fn check_numbers(numbers: &WorkerNumbers, seconds: u64) -> Result<(), Refusal> {
     let impossible = |detail: String| Err(Refusal::new(Code::NumberImpossible, detail));
     for (lane, spent) in numbers.lanes() {

@@ -27,15 +27,15 @@ use crate::turn::{Handled, Outcome, Turn};
 /// A manifest is valid from this long before it is signed: clocks of one site differ by less.
 const CLOCK_SKEW_SECONDS: u64 = 5;
 
-/// The findings of a look at a lease.
+/// The result of looking at a lease.
 enum Look {
-    /// Nobody holds the unit any more: the timer outlives the lease that it was set for.
+    /// Nobody holds the unit any more: the timer has outlived its lease.
     Over,
-    /// Its result is being checked, and the lease does not end meanwhile.
+    /// Its result is being checked; the lease does not end meanwhile.
     Checked,
-    /// It runs until then.
+    /// The lease runs until this time.
     Runs(UnixMillis),
-    /// It ends now.
+    /// The lease ends now.
     Ends(LeaseRef, WorkerId, LeaseEnd),
 }
 
@@ -54,12 +54,12 @@ impl RunRoom<'_> {
             return Err(draining().into());
         }
         if let Some(halted) = &self.live.foundry.halted {
-            // Not the asker's fault: it asks again every few seconds for as long as that lasts.
+            // The asker is not at fault: it asks again every few seconds while the run is halted.
             return Ok(Outcome::NotNow(halted.clone()));
         }
         if held.is_none() {
-            // Spent when a lease is granted: a claim that waits in vain writes nothing, and is said
-            // again every few seconds.
+            // Checked here and spent when a lease is granted: a claim that waits in vain writes no
+            // event, and is repeated every few seconds.
             self.live.check_fruitless(turn.now, &peer.worker)?;
         }
         let until = turn.now.after(request.wait.min(CLAIM_WAIT_MAX));
@@ -76,13 +76,13 @@ impl RunRoom<'_> {
     }
 
     pub(crate) fn claim_due(&mut self, turn: &mut Turn<'_>, worker: &WorkerId) {
-        // A later claim of the worker has a timer of its own.
+        // A later claim of the worker has its own timer.
         if let Some(claim) = self.live.claims.take_due(worker, turn.now) {
             turn.answer_claim(claim.reply, ClaimOutcome::Nothing);
         }
     }
 
-    /// Grants open units to waiting claims, as far as both go.
+    /// Grants open units to waiting claims, until one of the two runs out.
     pub(crate) fn serve(&mut self, turn: &mut Turn<'_>) {
         while let Some((worker, unit)) = self.next_grant(turn) {
             self.grant(turn, worker, unit);
@@ -115,8 +115,7 @@ impl RunRoom<'_> {
     }
 
     /// Gives a worker that claims while it holds a lease the same lease again: the answer may have
-    /// been lost, or the worker began anew. While its result is being checked the claim waits for
-    /// what comes after.
+    /// been lost, or the worker has restarted. While its result is being checked the claim waits.
     fn repeat_grant(&mut self, turn: &mut Turn<'_>, worker: &WorkerId, lease: LeaseRef) {
         let life = self.run.spec.policy.lease;
         let held = self.live.lease_mut(&lease.unit);
@@ -126,7 +125,7 @@ impl RunRoom<'_> {
         }
     }
 
-    /// Begins to watch a lease for expiry, one lease time from now.
+    /// Starts to watch a lease, which expires one lease time from now.
     pub(crate) fn hold_lease(&mut self, turn: &mut Turn<'_>, unit: UnitId) {
         let expires_at = turn.now.after(self.run.spec.policy.lease);
         let lease = LiveLease::new(turn.now, expires_at);
@@ -134,8 +133,8 @@ impl RunRoom<'_> {
         self.wake(turn, expires_at, Alarm::Lease(unit));
     }
 
-    /// Answers the worker's held claim with its lease. Without the data there is no work to
-    /// describe: the claim waits on.
+    /// Answers the worker's held claim with its lease. Without the data set there is no work to
+    /// describe, and the claim keeps waiting.
     fn send_manifest(&mut self, turn: &mut Turn<'_>, worker: &WorkerId, lease: LeaseRef) {
         if let Some(data) = &self.live.data {
             let (name, expires_at) = (self.run.name(), self.live.lease(&lease.unit).expires_at);
@@ -190,15 +189,15 @@ impl RunRoom<'_> {
         peer: &Peer,
         request: &ReleaseRequest,
     ) -> Handled {
-        // Else the answer to its first release was lost.
+        // Otherwise the answer to its first release was lost.
         if !was_given_back(&self.run, peer, &request.lease) {
             check_holder(&self.run, peer, &request.lease)?;
             if self.live.lease(&request.lease.unit).is_checked() {
                 let detail = format!("the result of {} is being checked", request.lease);
                 return Err(Refusal::new(Code::AlreadyCounted, detail).into());
             }
-            // Before the unit is open again: it goes to one that has not failed it, if there is
-            // any.
+            // Counted before the unit is open again, so that a worker that has not failed it is
+            // preferred.
             if let Some(refusal) = stated_failure(&request.reason) {
                 self.unit_failed(turn, request.lease.unit, &peer.worker, &refusal);
             }
@@ -236,7 +235,7 @@ impl RunRoom<'_> {
         }
     }
 
-    /// Ends a lease without a result; its unit may be granted again at once.
+    /// Ends a lease without a result. Its unit may be granted again at once.
     pub(crate) fn end_lease(&mut self, turn: &mut Turn<'_>, lease: LeaseRef, cause: LeaseEnd) {
         let holder = self.run.holder(&lease.unit);
         let (worker, epoch) = holder.expect("only a lease that is held ends");
@@ -252,8 +251,8 @@ impl RunRoom<'_> {
         self.free_unit(turn, lease, worker);
     }
 
-    /// Drops everything that was kept for a lease that ended without a result, and lets its unit be
-    /// granted again, unless its round takes nothing any more.
+    /// Drops everything that was kept for a lease that ended without a result, and opens its unit
+    /// again, unless its round accepts nothing more.
     pub(crate) fn free_unit(&mut self, turn: &mut Turn<'_>, lease: LeaseRef, worker: WorkerId) {
         let held = self.live.end_lease(&lease.unit);
         self.sweep(turn, lease, worker, held.uploads);
@@ -262,12 +261,12 @@ impl RunRoom<'_> {
             self.serve(turn);
         } else {
             self.settle(turn, &lease.unit);
-            // It may have been the last thing that the run waited for.
+            // The run may have waited only for this.
             self.advance(turn);
         }
     }
 
-    /// Deletes the uploads under a lease that is over: it is of no use any more.
+    /// Deletes the uploads under a lease that is over, since nothing uses them.
     pub(crate) fn sweep(
         &self,
         turn: &mut Turn<'_>,
@@ -291,7 +290,7 @@ impl RunRoom<'_> {
 
 impl Turn<'_> {
     pub(crate) fn answer_claim(&mut self, reply: ReplyId, outcome: ClaimOutcome) {
-        self.reply(reply, Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+        self.reply(reply, Ok(Answer::Claim(ClaimReply::of(outcome))));
     }
 }
 
@@ -323,7 +322,7 @@ pub(crate) fn check_holder(run: &Run, peer: &Peer, lease: &LeaseRef) -> Result<(
     }
 }
 
-/// True when a round takes nothing any more.
+/// True when a round accepts nothing more.
 fn has_ended(run: &Run, round: Round) -> bool {
     round.get() < run.rounds.len() as u64 && !run.collects(round)
 }
@@ -347,10 +346,10 @@ fn stood_still(lease: &LeaseRef, life: Millis) -> Refusal {
     )
 }
 
-/// The next worker and its unit. Claims are served first come first served, with the oldest unit
-/// first and training before evaluation; only a worker that is not needed for the next round may
-/// take an evaluation. A unit goes to a worker that failed it only if no other worker waits that
-/// could take it.
+/// The next worker and its unit. Claims are served in the order of their arrival; the oldest unit
+/// comes first, and training before evaluation. Only a worker that is not needed for the next round
+/// may take an evaluation. A unit goes to a worker that failed it only if no other worker waits
+/// that could take it.
 fn pair(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<(WorkerId, UnitId)> {
     let granting = live.foundry.restored && live.foundry.halted.is_none() && live.data.is_some();
     if !granting || live.claims.is_empty() {
@@ -408,7 +407,7 @@ fn manifest(
     let issued = now.get() / 1000;
     Manifest {
         v: V,
-        // The shell signs, and writes the key it signs with here.
+        // The shell signs the manifest, and writes its key here.
         iss: String::new(),
         aud: worker.clone(),
         nbf: issued.saturating_sub(CLOCK_SKEW_SECONDS),

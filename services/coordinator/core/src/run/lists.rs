@@ -1,5 +1,5 @@
-//! The contents of lists of chunks. A member may read the chunks of the weights that are read now;
-//! where those are listed, the foundry reads the list when somebody asks for what may be in it.
+//! The contents of lists of chunks. A member may read the chunks of the weights that are in use. If
+//! those are listed, the foundry reads the list when a member asks for objects that may be in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,12 +11,11 @@ use crate::run::RunRoom;
 use crate::run::objects::RefusedRead;
 use crate::turn::Turn;
 
-/// The chunks in the lists of the weights that are read now: a list or two, each of less than 1
-/// MiB.
+/// The chunks in the lists of the weights in use: one or two lists, each below 1 MiB.
 #[derive(Debug, Default)]
 pub(crate) struct Lists {
     read: BTreeMap<Digest, BTreeSet<Digest>>,
-    /// Lists that the foundry was asked for and has not answered.
+    /// Lists that the foundry was asked for and has not delivered.
     asked: BTreeSet<Digest>,
 }
 
@@ -40,7 +39,7 @@ fn named(run: &Run) -> impl Iterator<Item = Listed> {
 }
 
 impl RunRoom<'_> {
-    /// Has the foundry read the lists that were not read yet, each once.
+    /// Orders the foundry to read the lists that were not read yet, each once.
     pub(crate) fn read_lists(&mut self, turn: &mut Turn<'_>) {
         let unread: Vec<Listed> = self.live.lists.unread(&self.run).collect();
         for listed in unread {
@@ -50,7 +49,7 @@ impl RunRoom<'_> {
         }
     }
 
-    /// Takes a list that was read; gives back the requests that waited for it and are refused now.
+    /// Takes a list that was read. Returns the requests that waited for it and are refused now.
     pub(crate) fn list_read(
         &mut self,
         turn: &mut Turn<'_>,
@@ -58,7 +57,7 @@ impl RunRoom<'_> {
         outcome: Result<Vec<Digest>, Refusal>,
     ) -> Vec<RefusedRead> {
         if !self.live.lists.asked.remove(&list) {
-            // An answer to what was not asked changes nothing.
+            // An answer that was not asked for changes nothing.
             return Vec::new();
         }
         match outcome {
@@ -71,7 +70,7 @@ impl RunRoom<'_> {
                 self.answer_reads(turn)
             }
             Err(refusal) => {
-                // They ask again, and so is the list.
+                // Their askers ask again, and the list is read again then.
                 for read in std::mem::take(&mut self.live.reads).into_values() {
                     turn.reply(read.reply, Err(refusal.clone()));
                 }

@@ -1,5 +1,5 @@
 //! State that lives only as long as this process: held requests, deliveries of offers, the ends of
-//! leases, the times at which workers were heard. Losing it costs time, never a result.
+//! leases, and when workers were last heard. Losing it costs time, never a result.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -40,27 +40,28 @@ pub(crate) struct LiveRun {
     pub(crate) last_failures: BTreeMap<WorkerId, Refusal>,
     /// Failures of all workers since one of them had a result.
     pub(crate) failed_in_a_row: u32,
-    /// The last lease of a worker that ended because it stood still: it is told so when it asks.
+    /// The last lease of each worker that ended because it made no progress; the worker is told so
+    /// when it asks.
     pub(crate) stalled: BTreeMap<WorkerId, LeaseRef>,
     pub(crate) spans: Spans,
-    /// Evaluations come before training, since too many wait.
+    /// True while evaluations come before training, since too many wait.
     pub(crate) catching_up: bool,
     pub(crate) presence: BTreeMap<WorkerId, Presence>,
     /// The bytes that each worker reports as moved, over all its processes.
     pub(crate) moved: BTreeMap<WorkerId, Traffic>,
     /// The bytes that all of them report as moved.
     pub(crate) traffic: Traffic,
-    /// Uploads of each worker that are in no result which counts.
+    /// Uploads of each worker that are part of no result that counts.
     pub(crate) unused: BTreeMap<WorkerId, Fading>,
-    /// The joins and leases of each worker that led to events in the ledger since its last result
-    /// that counts. The entry outlives the membership, or leaving would wipe it out; the roster
-    /// bounds the number of workers that have one.
+    /// Joins and leases of each worker that led to events since its last result that counts. An
+    /// entry outlives the membership, since leaving would clear it otherwise; the size of the
+    /// roster bounds the number of entries.
     pub(crate) fruitless: BTreeMap<WorkerId, Fading>,
     /// Requests for objects that wait for the data manifest, or for a list of chunks.
     pub(crate) reads: BTreeMap<WorkerId, Read>,
     /// The time at which the status was published last.
     pub(crate) published_at: UnixMillis,
-    /// The run changed since.
+    /// True if the run changed since then.
     pub(crate) changed: bool,
 }
 
@@ -68,34 +69,34 @@ pub(crate) struct LiveRun {
 /// that a save runs beside.
 #[derive(Debug, Default)]
 pub(crate) struct Foundry {
-    /// It holds the weights of the newest round.
+    /// True when it holds the weights of the newest round.
     pub(crate) restored: bool,
-    /// The task on the weights that it was given and has not answered.
+    /// Its unfinished order on the weights.
     pub(crate) task: Option<Task>,
-    /// The round whose weights it was asked to save and has not answered for.
+    /// The round of its unfinished save.
     pub(crate) saving: Option<Round>,
-    /// Failures in a row; decides how long to wait before the next try.
+    /// Failures in a row; they decide the wait before the next try.
     pub(crate) failures: u32,
     pub(crate) save_failures: u32,
-    /// Not before this.
+    /// No try before this time.
     pub(crate) retry_at: UnixMillis,
     pub(crate) save_at: UnixMillis,
-    /// The reason why the last try failed; none once a try succeeded.
+    /// The reason why the last try failed; none after a success.
     pub(crate) trouble: Option<Refusal>,
     pub(crate) save_trouble: Option<Refusal>,
-    /// The weights differ from what the ledger says, or cannot be had: the run gives out no work
-    /// until a restart.
+    /// Set if the weights differ from what the ledger says, or cannot be had: the run gives out no
+    /// work until a restart.
     pub(crate) halted: Option<Refusal>,
 }
 
-/// A task of the foundry on a run's weights.
+/// An order to the foundry on a run's weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Task {
     Restore,
     Merge(SyncId),
 }
 
-/// Held claims in order of arrival; one a worker.
+/// Held claims in order of arrival, at most one for each worker.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     by_worker: BTreeMap<WorkerId, Claim>,
@@ -111,13 +112,13 @@ pub(crate) struct Claim {
     arrival: u64,
 }
 
-/// An offer that was asked for.
+/// A unit whose offer was ordered.
 #[derive(Debug, Default)]
 pub(crate) struct Offered {
-    /// Its newest delivery. An older one is of the same message or of a copy; both are settled when
-    /// they come again.
+    /// Its newest delivery. An older delivery belongs to the same message or to a copy; both are
+    /// settled when they come again.
     pub(crate) delivery: Option<DeliveryId>,
-    /// The time at which to keep that from being delivered again.
+    /// The time at which to keep that delivery from coming again.
     pub(crate) hold_at: UnixMillis,
 }
 
@@ -126,31 +127,31 @@ pub(crate) struct Offered {
 pub(crate) struct LiveLease {
     pub(crate) expires_at: UnixMillis,
     pub(crate) steps_done: Steps,
-    /// Bytes that its holder has moved, by its last renewal.
+    /// Bytes that the holder has moved, as its last renewal says.
     pub(crate) bytes_moved: Bytes,
-    /// The time at which steps or bytes moved on last.
+    /// The time of the last progress in steps or bytes.
     pub(crate) progress_at: UnixMillis,
     /// The time of the grant.
     granted_at: UnixMillis,
     /// Objects whose upload was granted under it.
     pub(crate) uploads: BTreeSet<Digest>,
-    /// Chunks read ahead under it.
+    /// Number of chunks that were read ahead under the lease.
     pub(crate) staged: usize,
-    /// The check of its result, while it runs; the lease does not expire meanwhile.
+    /// The running check of its result; the lease does not expire meanwhile.
     pub(crate) screening: Option<ScreeningId>,
-    /// Checks of its results that broke off or did not find the objects.
+    /// Number of checks of its results that broke off or did not find the objects.
     pub(crate) checks_failed: u32,
 }
 
-/// A member as it was last heard.
+/// The last sign of life of a member.
 #[derive(Debug)]
 pub(crate) struct Presence {
     pub(crate) heard_at: UnixMillis,
     pub(crate) heartbeat: Option<Heartbeat>,
 }
 
-/// Bytes that the workers of a run moved, by their own account. Of uploads the ledger tells what
-/// was of use; that is shown.
+/// Bytes that the workers of a run moved, as they report. For uploads the ledger knows the useful
+/// part, which is shown instead.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Traffic {
     pub(crate) up: Bytes,
@@ -169,7 +170,7 @@ impl Traffic {
         }
     }
 
-    /// Both together.
+    /// The sum of both.
     pub(crate) fn plus(self, other: Self) -> Self {
         Self {
             up: self.up + other.up,
@@ -178,17 +179,17 @@ impl Traffic {
     }
 }
 
-/// A count that is forgotten little by little: what a worker did that is in no result which counts,
-/// or what an operator had written.
+/// A count that fades with time: work of a worker that is in no result that counts, or events that
+/// an operator caused.
 #[derive(Debug, Default)]
 pub(crate) struct Fading {
     count: usize,
-    /// The time from which on the rest was not forgotten yet.
+    /// The time up to which fading was applied.
     since: UnixMillis,
 }
 
 impl Fading {
-    /// The count at `now`; `each` are forgotten in every `span`.
+    /// The count at `now`. `each` of it fade in every `span`.
     pub(crate) fn at(&mut self, now: UnixMillis, each: usize, span: Millis) -> usize {
         let spans = self.since.until(now).get() / span.get().max(1);
         let forgotten = usize::try_from(spans)
@@ -208,7 +209,7 @@ impl Fading {
         self.count = self.count.saturating_add(more);
     }
 
-    /// These are in a result that counts.
+    /// Takes away what is part of a result that counts.
     pub(crate) fn used(&mut self, used: usize) {
         self.count = self.count.saturating_sub(used);
     }
@@ -273,13 +274,13 @@ impl LiveRun {
 const WATCHED: &str = "every lease that is held is watched";
 
 impl Foundry {
-    /// The last task went well.
+    /// The last order succeeded.
     pub(crate) fn succeeded(&mut self) {
         self.failures = 0;
         self.trouble = None;
     }
 
-    /// True when the answer belongs to the question; an answer to nothing changes nothing.
+    /// True when the answer is for the order under way; any other answer changes nothing.
     pub(crate) fn finishes(&mut self, task: Task) -> bool {
         let asked = self.task == Some(task);
         if asked {
@@ -310,18 +311,20 @@ impl LiveLease {
         self.screening.is_some()
     }
 
-    /// Takes over the numbers of a renewal. Steps beyond those of the unit are no progress; a count
-    /// of bytes that begins again is that of another process.
+    /// Takes over the numbers of a renewal. Steps beyond those of the unit are no progress. If the
+    /// count of bytes starts again, it comes from another process.
     pub(crate) fn renewed(&mut self, now: UnixMillis, steps_done: Steps, bytes_moved: Bytes) {
         if steps_done > self.steps_done || bytes_moved > self.bytes_moved {
             self.progress_at = now;
         }
-        // Never back: else a worker that says 1, 0, 1, 0 would move on for ever.
+        // The count never goes back: else a worker that says 1, 0, 1, 0 would make progress for
+        // ever.
         self.steps_done = self.steps_done.max(steps_done);
         self.bytes_moved = self.bytes_moved.max(bytes_moved);
     }
 
-    /// The end of the lease unless it is renewed and moves on, and the reason for that end.
+    /// The time at which the lease ends without further progress or renewal, and the reason for
+    /// that end.
     pub(crate) fn due(&self, life: Millis) -> (UnixMillis, LeaseEnd) {
         let stalls_at = self
             .progress_at
@@ -336,7 +339,7 @@ impl LiveLease {
 }
 
 impl Claims {
-    /// Holds a claim; gives back the worker's older one, which it replaces.
+    /// Holds a claim. Returns the worker's older claim, which this one replaces.
     pub(crate) fn hold(
         &mut self,
         worker: WorkerId,
@@ -373,7 +376,7 @@ impl Claims {
         self.by_worker.get(worker)
     }
 
-    /// The workers whose claims are held, first come first.
+    /// The workers whose claims are held, in order of arrival.
     pub(crate) fn in_order(&self) -> impl Iterator<Item = &WorkerId> {
         self.order.values()
     }
@@ -382,7 +385,7 @@ impl Claims {
         self.order.is_empty()
     }
 
-    /// Empties it, first come first.
+    /// Takes all claims, in order of arrival.
     pub(crate) fn drain(&mut self) -> Vec<ReplyId> {
         let order = std::mem::take(&mut self.order);
         let mut held = std::mem::take(&mut self.by_worker);
@@ -394,21 +397,21 @@ impl Claims {
     }
 }
 
-/// Longest life of a lease, whatever its holder reports, which nobody can check: weeks of training
-/// are many units. A worker that only says that it moves on keeps its round from closing for a day
-/// at most.
+/// Longest life of a lease, whatever its holder reports: nobody can check the reports, and long
+/// training is split into units. A worker that only claims progress keeps its round from closing
+/// for a day at most.
 const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
 
-/// The time for which a lease of a run with this lease time may be renewed without a step or a
-/// byte. A healthy worker moves nothing for so long only during one step, or while it encodes
+/// Time without a step or a byte after which a lease can no longer be renewed, for a run with this
+/// lease time. A healthy worker is silent for so long only during one step, or while it encodes
 /// between the last step and the first byte; both take minutes at most.
 pub(crate) fn progress_wait(life: Millis) -> Millis {
     PROGRESS_WAIT_MIN.max(Millis(life.get().saturating_mul(PROGRESS_WAIT_LEASES)))
 }
 
-/// See [`progress_wait`].
+/// Least [`progress_wait`].
 const PROGRESS_WAIT_MIN: Millis = Millis::from_secs(600);
-/// The same bound in lease times, for long leases.
+/// [`progress_wait`] in lease times, for long leases.
 const PROGRESS_WAIT_LEASES: u64 = 4;
 
 /// First and longest wait after failures of the foundry: each costs a read of the run's weights.
@@ -451,7 +454,7 @@ mod tests {
         unused.add(8);
         assert_eq!(unused.at(UnixMillis(1009), 2, span), 8);
         assert_eq!(unused.at(UnixMillis(1010), 2, span), 6);
-        // Looking often forgets no more and no less.
+        // Looking often does not change the fading.
         assert_eq!(unused.at(UnixMillis(1019), 2, span), 6);
         assert_eq!(unused.at(UnixMillis(1020), 2, span), 4);
         unused.used(1);

@@ -1,4 +1,4 @@
-//! The workers of the run: joining, leaving, being heard, being removed.
+//! The workers of the run: joining, leaving, signs of life, removal.
 
 use ledger::{Member, Run};
 use schemas::event::{Departure, LeaseEnd, LedgerEvent};
@@ -15,12 +15,12 @@ use crate::run::RunRoom;
 use crate::run::live::Presence;
 use crate::turn::{Handled, Outcome, Turn};
 
-/// Most entries of a run's roster, which keeps workers that left: bounds memory against a tenant
+/// Most entries of a run's roster, which keeps workers that left. It bounds memory against a tenant
 /// that makes keys without end.
 const ROSTER_MAX: usize = 4 * WORKERS_MAX;
 
 impl RunRoom<'_> {
-    /// Takes a worker in. What a join needs whatever its run was checked before.
+    /// Accepts a worker. The requirements of every run were checked before.
     pub(crate) fn join(
         &mut self,
         turn: &mut Turn<'_>,
@@ -50,8 +50,8 @@ impl RunRoom<'_> {
         }
         if !renewed {
             self.append(turn, joined(peer, request));
-            // A join pays for its own end too: the worker or the coordinator may end the
-            // membership, at most once per join.
+            // A join also pays for its end: the worker or the coordinator may end a membership
+            // once.
             self.live.spend(turn.now, &peer.worker);
         }
         self.watch(turn, &peer.worker);
@@ -93,25 +93,25 @@ impl RunRoom<'_> {
             }
             Departure::Left | Departure::Silent | Departure::Removed => not_joined(worker),
         };
-        // Its requests that wait are answered at once.
+        // The worker's waiting requests are answered at once.
         for reply in claim.into_iter().chain(read) {
             turn.reply(reply, Err(refusal.clone()));
         }
-        // It may have been the last that had not failed a unit.
+        // This worker may have been the last one that had not failed a unit.
         self.judge_failures(turn);
         if let Some(lease) = lease.filter(|lease| !self.live.lease(&lease.unit).is_checked()) {
             self.end_lease(turn, lease, LeaseEnd::Orphaned);
         }
     }
 
-    /// A member said something, whatever it was.
+    /// Takes note of a sign of life of a member.
     pub(crate) fn heard(&mut self, now: UnixMillis, worker: &WorkerId) {
         if let Some(presence) = self.live.presence.get_mut(worker) {
             presence.heard_at = now;
         }
     }
 
-    /// Begins to watch a member for silence.
+    /// Starts to watch a member for silence.
     pub(crate) fn watch(&mut self, turn: &mut Turn<'_>, worker: &WorkerId) {
         let silent = Presence {
             heard_at: turn.now,
@@ -126,9 +126,9 @@ impl RunRoom<'_> {
     pub(crate) fn silence_due(&mut self, turn: &mut Turn<'_>, worker: &WorkerId) {
         let silence_max = self.run.spec.policy.silence_max;
         let waits = self.live.claims.get(worker).is_some();
-        // The timer outlives the membership that it was set for.
+        // The timer may have outlived its membership.
         if let Some(presence) = self.live.presence.get_mut(worker) {
-            // A worker that waits for our answer has a reason to be silent.
+            // A worker that waits for an answer from here has a reason to be silent.
             if waits {
                 presence.heard_at = turn.now;
             }
@@ -143,7 +143,7 @@ impl RunRoom<'_> {
     }
 }
 
-/// Refuses a join for what its run alone can say: another trainer, no place, another key than
+/// Refuses a join for reasons that depend on the run: another trainer, no place, another key than
 /// before.
 pub(crate) fn check_entry(run: &Run, peer: &Peer, request: &JoinRequest) -> Result<(), Refusal> {
     let wanted = run.spec.model.trainer;
@@ -156,7 +156,7 @@ pub(crate) fn check_entry(run: &Run, peer: &Peer, request: &JoinRequest) -> Resu
     check_key(before, peer, request)
 }
 
-/// Refuses an asker that is no member of the run under the account it joined from.
+/// Refuses an asker that is no member of the run, or that joined from another account.
 pub(crate) fn check_member<'a>(run: &'a Run, peer: &Peer) -> Result<&'a Member, Refusal> {
     let member = run
         .member(&peer.worker)
@@ -176,7 +176,7 @@ fn check_account(member: &Member, peer: &Peer) -> Result<(), Refusal> {
     Err(Refusal::new(Code::IdentityMismatch, detail))
 }
 
-/// True for the process that was this worker and has said goodbye: the answer to its first one was
+/// True if this process was the worker and has said goodbye: the answer to its first goodbye was
 /// lost.
 pub(crate) fn has_left(run: &Run, peer: &Peer, session: Session) -> bool {
     run.members.get(&peer.worker).is_some_and(|member| {
@@ -184,7 +184,7 @@ pub(crate) fn has_left(run: &Run, peer: &Peer, session: Session) -> bool {
     })
 }
 
-/// The event that a worker is no longer a member.
+/// The event for the end of a membership.
 pub(crate) fn left(worker: &WorkerId, cause: Departure, detail: &str) -> LedgerEvent {
     LedgerEvent::WorkerLeft {
         worker: worker.clone(),
@@ -193,7 +193,7 @@ pub(crate) fn left(worker: &WorkerId, cause: Departure, detail: &str) -> LedgerE
     }
 }
 
-/// The event that a worker is a member.
+/// The event for a join.
 fn joined(peer: &Peer, request: JoinRequest) -> LedgerEvent {
     let mut trainers = request.trainers;
     trainers.sort_unstable();
@@ -273,7 +273,7 @@ fn check_key(before: Option<&Member>, peer: &Peer, request: &JoinRequest) -> Res
             );
             Err(Refusal::new(Code::IdentityMismatch, detail))
         }
-        // One key for two purposes would let a signature for the one be used for the other.
+        // One key must not serve two purposes: a signature for one could be used for the other.
         _ if request.audit_key.as_str() == peer.worker.as_str() => Err(Refusal::new(
             Code::AuditKeyRefused,
             format!("{} connects with its audit key", peer.worker),
@@ -306,7 +306,7 @@ fn check_place(run: &Run, before: Option<&Member>, peer: &Peer) -> Result<(), Re
     }
 }
 
-/// True when a member asks again for what it is already.
+/// True when the join of a member changes nothing.
 fn is_renewed(member: &Member, request: &JoinRequest) -> bool {
     let same_trainers = member
         .trainers

@@ -60,7 +60,7 @@ impl RunRoom<'_> {
         turn.out.push(Effect::Foundry { run, order });
     }
 
-    /// Decides about a worker's request.
+    /// Decides on a worker's request.
     pub(crate) fn request(
         &mut self,
         turn: &mut Turn<'_>,
@@ -82,7 +82,7 @@ impl RunRoom<'_> {
         }
     }
 
-    /// Looks at what a timer points to; each finds by itself that nothing is due any more.
+    /// Looks at the part of the run that a timer names, which may turn out not to be due.
     pub(crate) fn alarm(&mut self, turn: &mut Turn<'_>, alarm: Alarm) {
         match alarm {
             Alarm::Lease(unit) => self.lease_due(turn, unit),

@@ -18,17 +18,17 @@ use crate::run::live::{LiveRun, Read};
 use crate::run::members::check_member;
 use crate::turn::{Handled, Outcome, Turn};
 
-/// Most different objects that may be uploaded under one lease, for each that a contribution is made
-/// of: a worker that begins a unit anew may come to other bytes, but not often. An upload that is
-/// asked for again is the same object.
+/// Different objects that may be uploaded under one lease for each object of a contribution. A
+/// worker that begins a unit anew may get other bytes, but not often. A repeated upload is the same
+/// object.
 const UPLOADS_A_CHUNK_MAX: usize = 4;
-/// Most uploads of a worker, for each object that a contribution is made of, that are in no result
-/// which counts, however often it takes a lease and gives it back. Those of one contribution are
-/// forgotten in every lease time: a worker that loses a lease by being slow took at least that long.
+/// Uploads of a worker in no result that counts, for each object of a contribution, however often
+/// it takes a lease and gives it back. The number of one contribution is forgotten in every lease
+/// time: a worker that loses a lease by being slow took at least that long.
 const UNUSED_A_CHUNK_MAX: usize = 4;
-/// Most chunks that are read ahead under one lease, while a bad line makes a worker repeat: each of
-/// a contribution of [`NAMED_CHUNKS_MAX`] so many times, and each of a larger one twice, since every
-/// hint costs the read of a chunk.
+/// Hints to read a chunk ahead under one lease, for each chunk of a contribution of
+/// [`NAMED_CHUNKS_MAX`], since a bad line makes a worker repeat them. A larger contribution gets
+/// two for each chunk, since every hint costs the read of a chunk.
 const STAGED_A_CHUNK_MAX: usize = 16;
 
 /// A read that waited for the data manifest or for a list, and is refused.
@@ -69,7 +69,7 @@ impl RunRoom<'_> {
         Ok(Outcome::Later)
     }
 
-    /// Counts what a worker uploads under its lease, unless it is too much.
+    /// Counts the uploads of a worker under its lease, or refuses them if they are too many.
     fn count_uploads(
         &mut self,
         turn: &Turn<'_>,
@@ -159,15 +159,15 @@ impl RunRoom<'_> {
         Ok(Outcome::Later)
     }
 
-    /// True when an object that members may not read, by what is known here, may be one that they
-    /// may: after a restart the data manifest is not here yet, and names shards; a list of chunks
-    /// that was not read yet holds chunks of the weights.
+    /// True if an object that is not known to be readable may turn out to be. After a restart the
+    /// data manifest, which names shards, is not here yet; and a list that was not read yet may
+    /// hold chunks of the weights.
     fn may_learn(&self) -> bool {
         self.live.data.is_none() || self.live.lists.unread(&self.run).next().is_some()
     }
 
-    /// Answers requests that waited for the data manifest or for a list, as far as they can be
-    /// answered now, and gives back those to refuse.
+    /// Answers requests that waited for the data manifest or for a list, as far as that is possible
+    /// now. Returns those that are to be refused.
     pub(crate) fn answer_reads(&mut self, turn: &mut Turn<'_>) -> Vec<RefusedRead> {
         let mut refused = Vec::new();
         for (worker, Read { reply, objects }) in std::mem::take(&mut self.live.reads) {

@@ -1,6 +1,7 @@
-//! Offers on the queue. The queue announces work to clients that cannot see this state; the ledger
-//! says what is open, and nothing waits for a delivery. A delivery that is late, lost or doubled
-//! costs nothing here: the newest is held until its unit is complete, and then settled.
+//! Offers on the queue. The queue announces work to clients that cannot see this state. The ledger
+//! says which units are open, and nothing waits for a delivery, so late, lost and doubled
+//! deliveries do no harm. The newest delivery of a unit is held until the unit is complete, and
+//! then settled.
 
 use std::collections::btree_map::Entry;
 
@@ -15,8 +16,8 @@ use crate::run::RunRoom;
 use crate::run::live::Offered;
 use crate::turn::Turn;
 
-/// The time after which the delivery of a unit that is not complete is held back once more: a third
-/// of the consumer's `ack_wait` of 60 s, so that two such messages may get lost.
+/// Time after which the delivery of an unfinished unit is held back once more: a third of the
+/// consumer's `ack_wait` of 60 s, so that two of these messages may get lost.
 const HOLD_EVERY: Millis = Millis::from_secs(20);
 
 impl RunRoom<'_> {
@@ -31,18 +32,18 @@ impl RunRoom<'_> {
         }
     }
 
-    /// Puts the units on the queue that the merge under way leads to, so that nothing is published
-    /// between its end and the next grant.
+    /// Puts the units that follow the merge under way on the queue, so that nothing has to be
+    /// published between its end and the next grant.
     pub(crate) fn offer_ahead(&mut self, turn: &mut Turn<'_>) {
         for unit in units_ahead(&self.run) {
             self.offer(turn, unit);
         }
     }
 
-    /// The queue delivered an offer.
+    /// Handles the delivery of an offer.
     pub(crate) fn offered(&mut self, turn: &mut Turn<'_>, unit: UnitId, delivery: DeliveryId) {
-        // One of the coordinator before this one, for a merge that it did not finish: it stays on
-        // the queue, where this one's own would be a repeat.
+        // The offer comes from an earlier coordinator, for a merge that it did not finish. It stays
+        // on the queue, since an offer of this coordinator would count as a repeat.
         if is_ahead(&self.run, &unit) {
             self.live.offers.entry(unit).or_default();
         }
@@ -53,13 +54,13 @@ impl RunRoom<'_> {
                 let hold_at = offered.hold_at;
                 self.wake(turn, hold_at, Alarm::Offer(unit));
             }
-            // Complete, or never ours: either way nobody shall see it again.
+            // The unit is complete or unknown, so its offer must not come again.
             None => turn.out.push(Effect::Settle { delivery }),
         }
     }
 
     pub(crate) fn offer_due(&mut self, turn: &mut Turn<'_>, unit: UnitId) {
-        // The timer outlives the offer that it was set for, and may be older than its due time.
+        // The timer may have outlived its offer, and may be older than the due time.
         let offered = self.live.offers.get_mut(&unit);
         if let Some(offered) = offered.filter(|offered| offered.hold_at <= turn.now)
             && let Some(delivery) = offered.delivery
@@ -71,7 +72,7 @@ impl RunRoom<'_> {
         }
     }
 
-    /// A unit is complete, or counts no more: its offer goes off the queue.
+    /// Takes the offer of a unit that is complete, or counts no more, off the queue.
     pub(crate) fn settle(&mut self, turn: &mut Turn<'_>, unit: &UnitId) {
         let offered = self.live.offers.remove(unit);
         if let Some(delivery) = offered.and_then(|offered| offered.delivery) {
@@ -85,8 +86,8 @@ fn is_ahead(run: &Run, unit: &UnitId) -> bool {
     !run.open.is_empty() && units_ahead(run).contains(unit)
 }
 
-/// The units that are open once the next set is merged: those of the next round, and the evaluation
-/// of the weights.
+/// The units that will be open once the next set is merged: those of the next round, and the
+/// evaluation of the new weights.
 fn units_ahead(run: &Run) -> Vec<UnitId> {
     let next = Round(run.rounds.len() as u64);
     let units = if next.get() < run.spec.schedule.rounds {

@@ -1,4 +1,4 @@
-//! Results: which may count, what their checks came to, and what becomes of the tokens.
+//! Results: which may count, the outcome of their checks, and the fate of their tokens.
 
 use std::collections::BTreeSet;
 
@@ -22,8 +22,8 @@ use crate::run::leases::check_holder;
 use crate::run::members::check_member;
 use crate::turn::{Handled, Outcome, Turn};
 
-/// Most askers that wait for one check. A worker that asks again no longer hears the answer to its
-/// first question, so the oldest gives way.
+/// Most askers that wait for one check. A worker that asks again no longer listens for the answer
+/// to its first question, so the oldest one is dropped.
 const REPEATS_MAX: usize = 8;
 /// Checks under one lease that may break off or miss an object before the result is refused.
 const CHECKS_FAILED_MAX: u32 = 4;
@@ -68,7 +68,7 @@ impl RunRoom<'_> {
         if let Some(refused) = &member.refused
             && refused.lease == lease
         {
-            // The answer to the first one was lost.
+            // The answer to the first submit was lost.
             let detail = refused.detail.clone();
             return Ok(Outcome::NotNow(Refusal::new(refused.code, detail)));
         }
@@ -82,7 +82,8 @@ impl RunRoom<'_> {
         if let Err(refusal) =
             check_statement(self.run.name(), &self.run, &peer.worker, stated, tokens)
         {
-            // The event of the rejection says it, as for a result that the check refuses later.
+            // The event of the rejection names the reason, as for a result that a check refuses
+            // later.
             self.reject(turn, lease, &peer.worker, &refusal);
             return Ok(Outcome::NotNow(refusal));
         }
@@ -109,8 +110,8 @@ impl RunRoom<'_> {
         Ok(Outcome::Later)
     }
 
-    /// The tokens that a unit's evaluation must have; none for a training unit. After a restart
-    /// nobody can say that before the data is here.
+    /// The tokens that an evaluation of the unit must have; none for a training unit. After a
+    /// restart the number is unknown until the data manifest is here.
     fn evaluation_tokens(&self, kind: UnitKind) -> Result<Tokens, Refusal> {
         match (kind, &self.live.data) {
             (UnitKind::Train, _) => Ok(Tokens(0)),
@@ -122,8 +123,8 @@ impl RunRoom<'_> {
         }
     }
 
-    /// A worker asks again while its result is being checked: both get the answer. Another result
-    /// of the same lease waits too, and is told what became of the first.
+    /// Adds an asker to a running check. A worker that asks again gets the same answer; another
+    /// result of the same lease waits too, and is told the fate of the first.
     fn attach(
         &mut self,
         turn: &mut Turn<'_>,
@@ -144,7 +145,7 @@ impl RunRoom<'_> {
         screening.replies.push((reply, statement));
     }
 
-    /// A check of a result of this run has ended.
+    /// Handles the end of a check of a result.
     pub(crate) fn screened(
         &mut self,
         turn: &mut Turn<'_>,
@@ -187,10 +188,11 @@ impl RunRoom<'_> {
         self.live.fruitless.remove(&worker);
         let uploads = self.live.end_lease(&lease.unit).uploads;
         if let Some(unused) = self.live.unused.get_mut(&worker) {
-            // Other uploads of the lease came to nothing, like those of a lease without a result.
+            // The other uploads of the lease stay counted as unused, like all uploads of a lease
+            // without a result.
             unused.used(uploads.intersection(&named).count());
         }
-        // After a restart only the result tells what was uploaded.
+        // After a restart only the result says what was uploaded.
         let uploads = uploads.union(&named).copied().collect();
         self.sweep(turn, lease, worker, uploads);
         self.settle(turn, &lease.unit);
@@ -208,8 +210,8 @@ impl RunRoom<'_> {
         self.serve(turn);
     }
 
-    /// True when this check ends the patience with a result. A store that is away is nobody's
-    /// fault; a check that breaks off, or that finds no object, again and again is the result's,
+    /// True when this check was the last one that a result gets. A store that is away is nobody's
+    /// fault. A check that breaks off or misses an object again and again is the result's fault,
     /// and must not hold its unit for ever.
     fn has_failed_enough(&mut self, done: &Screening, code: Code) -> bool {
         let broke_off = is_checked_again_a_few_times(code);
@@ -218,11 +220,11 @@ impl RunRoom<'_> {
         broke_off && held.checks_failed >= CHECKS_FAILED_MAX
     }
 
-    /// The check could not be made, through no fault of the result: the lease runs on and the
-    /// worker may submit again.
+    /// Ends a check that could not be made through no fault of the result: the lease runs on, and
+    /// the worker may submit again.
     fn check_failed(&mut self, turn: &mut Turn<'_>, done: &Screening, refusal: &Refusal) {
         let unit = done.lease().unit;
-        // Nobody is left to submit again when its worker is gone.
+        // If the worker is gone, nobody is left to submit again.
         let expires_at = match self.run.member(&done.worker) {
             Some(_) => turn.now.after(self.run.spec.policy.lease),
             None => turn.now,
@@ -233,8 +235,8 @@ impl RunRoom<'_> {
         self.repeat_grants(turn);
     }
 
-    /// Refuses a result: its tokens are rejected, its unit is open again, and its worker has one
-    /// more strike.
+    /// Refuses a result: its tokens are rejected, its unit opens again, and its worker gets a
+    /// strike.
     fn reject(
         &mut self,
         turn: &mut Turn<'_>,
@@ -305,14 +307,13 @@ fn named_objects(outcome: &Stated) -> BTreeSet<Digest> {
     }
 }
 
-/// True when the check is made again instead of the result being refused: the store is away or
-/// full, it refuses the coordinator itself, or the check broke off. An object that is missing can
-/// be uploaded again.
+/// True when the check is made again and the result is not refused: the store is away or full, it
+/// refuses the coordinator itself, or the check broke off. A missing object can be uploaded again.
 fn is_checked_again(code: Code) -> bool {
     code.passes() || code == Code::UrlInvalid || is_checked_again_a_few_times(code)
 }
 
-/// True when the result itself can be the cause, so that the patience with it ends.
+/// True when the result may be the cause, so that it gets only a few checks.
 fn is_checked_again_a_few_times(code: Code) -> bool {
     matches!(
         code,
@@ -320,8 +321,8 @@ fn is_checked_again_a_few_times(code: Code) -> bool {
     )
 }
 
-/// The answer to a result of a unit that has one: the same statement counts once, and another does
-/// not count.
+/// The answer to a result of a unit that has one: the same statement counts once, and another
+/// statement does not count.
 pub(crate) fn counted_before(run: &Run, lease: &LeaseRef, statement: Digest) -> Option<Handled> {
     let accepted = run.accepted.get(&lease.unit)?;
     Some(if accepted.statement == statement {
@@ -342,7 +343,7 @@ fn already_counted(lease: &LeaseRef) -> Refusal {
     )
 }
 
-/// Refuses a contribution whose norm is above the run's bound; 0 is none.
+/// Refuses a contribution whose norm is above the run's bound; 0 stands for no bound.
 ///
 /// # Errors
 /// [`Code::NotFinite`] or [`Code::NormOutlier`].
@@ -362,7 +363,7 @@ pub fn check_norm(norm: f64, norm_max: f64) -> Result<f64, Refusal> {
     Ok(norm)
 }
 
-/// Checks what needs no object: the statement fits its run, its worker and its unit.
+/// Checks everything that needs no object: the statement fits its run, its worker and its unit.
 fn check_statement(
     name: &RunId,
     run: &Run,

@@ -1,5 +1,4 @@
-//! Rounds: opening, merging, closing; and what keeps the weights in order: restoring and saving
-//! them.
+//! Rounds: opening, merging and closing them; and the weights: restoring and saving them.
 
 use std::sync::Arc;
 
@@ -36,7 +35,7 @@ enum Step {
 }
 
 impl RunRoom<'_> {
-    /// Takes the next steps for the run, until it waits for the outside. May be called at any time.
+    /// Takes the run's next steps, until it waits for something outside. May be called at any time.
     pub(crate) fn advance(&mut self, turn: &mut Turn<'_>) {
         while let Some(step) = next_step(&self.run, self.live, turn.now) {
             match step {
@@ -50,7 +49,7 @@ impl RunRoom<'_> {
         }
     }
 
-    /// Takes up a run that the ledger holds, at the start of this process.
+    /// Starts the work of this process on a run that the ledger holds.
     pub(crate) fn take_up(&mut self, turn: &mut Turn<'_>) {
         let present = self.run.members.iter().filter(|(_, m)| m.present);
         let members: Vec<WorkerId> = present.map(|(worker, _)| worker.clone()).collect();
@@ -80,7 +79,7 @@ impl RunRoom<'_> {
         self.order(turn, order);
     }
 
-    /// Takes the data manifest; gives back the reads that waited for it and are refused now.
+    /// Takes the data manifest. Returns the reads that waited for it and are refused now.
     pub(crate) fn data_loaded(
         &mut self,
         turn: &mut Turn<'_>,
@@ -114,7 +113,7 @@ impl RunRoom<'_> {
         }
     }
 
-    /// The run cannot go on; each request that waits is told why.
+    /// Halts the run, and tells the reason to each request that waits.
     pub(crate) fn halt(&mut self, turn: &mut Turn<'_>, refusal: &Refusal) {
         self.live.foundry.halted = Some(refusal.clone());
         self.live.foundry.trouble = None;
@@ -142,7 +141,7 @@ impl RunRoom<'_> {
         }
     }
 
-    /// Names the inputs of a merge before the merge: in as many events as it takes.
+    /// Names the inputs of a merge before the merge, in as many events as that takes.
     fn seal(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: &[SealedInput]) {
         let mut rest = inputs.len();
         for part in inputs.chunks(SEALED_MAX) {
@@ -186,7 +185,7 @@ impl RunRoom<'_> {
             });
             match outcome {
                 Ok(merged) => self.close(turn, sync, merged),
-                // Made again from the same contributions, the weights would be the same.
+                // Another merge of the same contributions would give the same weights.
                 Err(refusal) if refusal.code == Code::NotFinite => self.halt(turn, &refusal),
                 Err(refusal) => self.try_later(turn, refusal),
             }
@@ -208,7 +207,7 @@ impl RunRoom<'_> {
         };
         self.append(turn, closed);
         if self.run.all_rounds_closed() {
-            // What is left is to evaluate the final weights.
+            // Only the evaluation of the final weights is left.
             self.offer_open(turn);
         }
     }
@@ -239,7 +238,7 @@ impl RunRoom<'_> {
         round: Round,
         outcome: Result<ObjectRef, Refusal>,
     ) {
-        // An answer to what was not asked changes nothing.
+        // An answer that was not asked for changes nothing.
         if self.live.foundry.saving == Some(round) {
             self.live.foundry.saving = None;
             match outcome {
@@ -263,7 +262,7 @@ impl RunRoom<'_> {
         self.wake(turn, save_at, Alarm::Weights);
     }
 
-    /// The last that happens in this room: the coordinator takes it down.
+    /// Completes the run. This is the last call in its room, which the coordinator then removes.
     fn complete(&mut self, turn: &mut Turn<'_>) {
         self.append(turn, LedgerEvent::RunCompleted);
         for reply in self.live.claims.drain() {
@@ -274,8 +273,8 @@ impl RunRoom<'_> {
     }
 }
 
-/// The order matters: a save must be asked for before the next merge changes the weights that it
-/// saves.
+/// The next step of the run. The order matters: a save must be asked for before the next merge
+/// changes the weights that it saves.
 fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Step> {
     let foundry = &live.foundry;
     if foundry.halted.is_some() {
@@ -327,7 +326,7 @@ fn incomplete(run: &Run) -> impl Iterator<Item = UnitId> {
         .map(|(unit, _)| *unit)
 }
 
-/// True for a failed restore that another try does not mend. A fault of the coordinator or its
+/// True for a failed restore that another try does not mend. A fault of the coordinator or of its
 /// credentials can be mended while the run waits.
 fn is_final(code: Code) -> bool {
     matches!(code.class(), Class::Final | Class::Evidence)

@@ -1,5 +1,5 @@
-//! The rule by which a worker may evaluate. Held-out evaluation is worth less than the next round,
-//! so it is given to a worker that would otherwise be idle.
+//! The rule for who may evaluate. The next round matters more than a held-out evaluation, so a
+//! worker evaluates when it would otherwise be idle.
 
 use std::collections::BTreeMap;
 
@@ -9,22 +9,22 @@ use schemas::{Millis, UnixMillis, WorkerId};
 
 use crate::run::live::LiveRun;
 
-/// Most evaluations that may wait for a worker to spare. Each keeps the weights that it reads, so
-/// there is a bound.
+/// Most evaluations that may wait for an idle worker. Each keeps its weights in the store, so there
+/// is a limit.
 const EVALUATIONS_WAITING_MAX: usize = 8;
 
-/// The times that units took in this process's life. Without a measurement no worker is taken for
-/// idle.
+/// The times that units took during the life of this process. Without a measurement no worker
+/// counts as idle.
 #[derive(Debug, Default)]
 pub(crate) struct Spans {
-    /// The last training unit of each worker.
+    /// The time of each worker's last training unit.
     training: BTreeMap<WorkerId, Millis>,
-    /// The last evaluation of each worker.
+    /// The time of each worker's last evaluation.
     evaluation: BTreeMap<WorkerId, Millis>,
 }
 
 impl Spans {
-    /// A result of a lease that was granted at `since` counts.
+    /// Notes the time of a result that counts, whose lease was granted at `since`.
     pub(crate) fn note(
         &mut self,
         unit: &UnitId,
@@ -39,8 +39,8 @@ impl Spans {
         spans.insert(worker.clone(), since.until(now));
     }
 
-    /// The time that an evaluation would take `worker`. As long as the worker never made one, it is
-    /// the time of training on as many tokens, which is more: training does the same and then the
+    /// The time that an evaluation would take `worker`. If the worker has made none, this is its
+    /// time for training on as many tokens, which is longer: training does the same and then the
     /// backward pass.
     fn evaluation(&self, run: &Run, worker: &WorkerId) -> Option<Millis> {
         if let Some(span) = self.evaluation.get(worker) {
@@ -51,17 +51,17 @@ impl Spans {
             u128::from(schedule.evaluation_sequences) * u128::from(schedule.sequence_tokens);
         let trained = u128::from(run.spec.unit_tokens().get()).max(1);
         let span = u128::from(self.training.get(worker)?.get());
-        // Fetching other weights takes time as well, whatever the length of the text.
+        // Fetching other weights takes time too, however short the text is.
         Some(Millis(
             u64::try_from(span * evaluated.max(trained / 4) / trained).unwrap_or(u64::MAX),
         ))
     }
 }
 
-/// True when so many evaluations wait that they come first, until none is left but that of the open
-/// round, which comes after the round's training. That is as soon as there is one for each worker:
-/// in a run of which every worker is always needed all evaluate at the same time then, nobody idle,
-/// and the run sees how it does a few rounds later at most.
+/// True while evaluations come before training. This begins when there is one evaluation for each
+/// worker, or [`EVALUATIONS_WAITING_MAX`], and ends when only that of the open round is left, which
+/// comes after the round's training. So in a run that always needs every worker, all evaluate at
+/// the same time, nobody is idle, and a loss is known a few rounds later at most.
 pub(crate) fn catches_up(run: &Run, before: bool) -> bool {
     let open = |(unit, state): &(&UnitId, &Unit)| {
         unit.kind == UnitKind::Evaluate && state.standing == Standing::Open
@@ -71,9 +71,9 @@ pub(crate) fn catches_up(run: &Run, before: bool) -> bool {
     waiting > shared || before && waiting > 1
 }
 
-/// True when `worker` may be given an evaluation although the run has rounds to go: the next round
-/// finds a worker for each of its units without it, or it would have nothing to do for longer than
-/// it takes, or too many evaluations wait.
+/// True when `worker` may evaluate although the run has rounds to go: the other workers suffice for
+/// the next round, or this worker would be idle for longer than the evaluation takes, or too many
+/// evaluations wait.
 pub(crate) fn may_evaluate(run: &Run, live: &LiveRun, worker: &WorkerId, now: UnixMillis) -> bool {
     if run.all_rounds_closed() || live.catching_up {
         return true;
@@ -89,8 +89,8 @@ pub(crate) fn may_evaluate(run: &Run, live: &LiveRun, worker: &WorkerId, now: Un
     to_train >= run.spec.schedule.units as usize || would_wait(run, live, worker, now)
 }
 
-/// True when the open round lasts longer than an evaluation takes this worker, by what units took
-/// before.
+/// True when the open round will last longer than an evaluation takes this worker, judged by the
+/// times of earlier units.
 fn would_wait(run: &Run, live: &LiveRun, worker: &WorkerId, now: UnixMillis) -> bool {
     let Some(needed) = live.spans.evaluation(run, worker) else {
         return false;
@@ -105,7 +105,7 @@ fn would_wait(run: &Run, live: &LiveRun, worker: &WorkerId, now: UnixMillis) -> 
             .flatten()?;
         Some(*span - since.until(now))
     };
-    // A unit that is open again is this worker's next work, not something to wait for.
+    // An open unit is this worker's next work, and not something to wait for.
     !open
         && run
             .leases()

@@ -1,22 +1,21 @@
-//! The bound on events that a worker causes in the ledger without a result. The ledger is kept for
-//! good and has a bound, and a run whose ledger is full has ended: nobody may fill it by coming and
-//! going.
+//! The limit on events that a worker causes in the ledger without a result. The ledger is kept for
+//! good and is limited, and a full ledger ends its runs: nobody may fill it by joining and leaving.
 
 use schemas::{Code, Millis, Refusal, UnixMillis, WorkerId};
 
 use crate::run::live::{Fading, LiveRun};
 
-/// Joins and leases of a worker without a result that counts, at once: a worker whose supervisor
-/// starts it again every few seconds gets through some minutes of that, and one whose units fail is
-/// judged long before.
+/// Joins and leases of a worker without a result that counts, in quick succession. They last a
+/// worker for minutes if its supervisor restarts it every few seconds, and a worker whose units
+/// fail is judged long before.
 pub(crate) const FRUITLESS_MAX: usize = 64;
-/// The time after which one of them is forgotten. Each leads to three events at most, some 3 KiB
-/// together: 26 MiB a day at worst, so one worker needs months for a ledger of 2 GiB. Three
-/// restarts a minute, each with a lease, go on without end.
+/// Time after which one of these joins or leases is forgotten. Each leads to three events at most,
+/// some 3 KiB together: 26 MiB a day at worst, so that one worker needs months for a ledger of 2
+/// GiB. Three restarts a minute, each with a lease, can go on without end.
 const FRUITLESS_EVERY: Millis = Millis::from_secs(10);
 
 impl LiveRun {
-    /// Refuses a worker that may not have one more join or lease written; nothing is spent yet.
+    /// Refuses a worker that may not have one more join or lease written. This spends nothing.
     ///
     /// # Errors
     /// [`Code::AskedTooMuch`].
@@ -37,7 +36,7 @@ impl LiveRun {
         }
     }
 
-    /// A join or a lease of a worker was written.
+    /// Counts a join or a lease of a worker.
     pub(crate) fn spend(&mut self, now: UnixMillis, worker: &WorkerId) {
         let fruitless: &mut Fading = self.fruitless.entry(worker.clone()).or_default();
         fruitless.at(now, 1, FRUITLESS_EVERY);

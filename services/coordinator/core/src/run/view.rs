@@ -13,17 +13,17 @@ use crate::run::failures::{named, nobody_gets_through};
 use crate::run::live::LiveRun;
 use crate::turn::Turn;
 
-/// A run that changes is published at most twice a second: people read no faster.
+/// Least time between two published views of a run: people read no faster.
 const STATUS_EVERY_MIN: Millis = Millis(500);
-/// An open run is published at least this often, so that a new watcher sees it soon.
+/// Longest time between two published views of an open run, so that a new watcher sees one soon.
 const STATUS_EVERY_MAX: Millis = Millis::from_secs(5);
 
-/// Members that were not heard for this long are no help to those that wait, long before they count
-/// as lost: they say something every few seconds.
+/// Members that were silent for this long do not count as present, long before they count as lost:
+/// a worker sends something every few seconds.
 const UNHEARD_MAX: Millis = Millis::from_secs(30);
 
 impl RunRoom<'_> {
-    /// Something about the run changed: its status is due soon.
+    /// Notes a change of the run, whose view is due soon.
     pub(crate) fn mark_changed(&mut self, turn: &mut Turn<'_>) {
         self.live.changed = true;
         let due_at = self.live.published_at.after(STATUS_EVERY_MIN).max(turn.now);
@@ -52,7 +52,7 @@ impl RunRoom<'_> {
     }
 }
 
-/// An open run at a glance.
+/// A summary of an open run.
 pub(crate) fn open_view(name: &RunId, run: &Run, live: &LiveRun, now: UnixMillis) -> RunView {
     let mut view = run.view(name);
     view.bytes_down = live.traffic.down;
@@ -70,8 +70,8 @@ pub(crate) fn open_view(name: &RunId, run: &Run, live: &LiveRun, now: UnixMillis
     view
 }
 
-/// The problem that holds a run up, and that passes by itself or as soon as somebody starts a
-/// worker: too few or no workers, a task that the foundry tries again, a unit that fails.
+/// The problem that holds a run up, if it passes by itself or when another worker starts: too few
+/// or no workers, an order that the foundry tries again, a unit that fails.
 fn trouble(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
     let (present, least) = (run.present(), run.spec.policy.workers_min);
     if let Some(deserted) = deserted(run, live, now) {
@@ -103,7 +103,7 @@ fn deserted(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
         return None;
     }
     let heard_at = |worker: &WorkerId| live.presence.get(worker).map(|presence| presence.heard_at);
-    // A worker that waits for our answer is present.
+    // A worker that waits for an answer from here is present.
     let heard = |worker: &WorkerId| {
         live.claims.get(worker).is_some()
             || heard_at(worker).is_some_and(|at| at.after(UNHEARD_MAX) > now)
@@ -159,7 +159,7 @@ pub(crate) fn worker_views(name: &RunId, run: &Run, live: Option<&LiveRun>) -> V
             heard_at: presence.map_or(member.since, |presence| presence.heard_at),
         });
     }
-    // Members first: the list is cut at its end when it is too long for one message.
+    // Members first, since a list that is too long for one message is cut at its end.
     views.sort_by_key(|view| !view.member);
     views
 }

@@ -30,7 +30,7 @@ fn writes(world: &World) -> usize {
         .count()
 }
 
-/// The bytes that are to be written now.
+/// The bytes of the checkpoint that is to be written now.
 fn written(world: &mut World) -> Vec<u8> {
     let seen = std::mem::take(&mut world.seen);
     let (mut writes, seen): (Vec<_>, Vec<_>) = seen
@@ -44,7 +44,7 @@ fn written(world: &mut World) -> Vec<u8> {
     }
 }
 
-/// They are in the store.
+/// Reports that the bytes are in the store.
 fn save(world: &mut World, bytes: &[u8]) -> Digest {
     let taken = world.journal.iter().rev();
     let mut taken = taken.filter(|body| body.event.kind() == "checkpoint-taken");
@@ -72,7 +72,7 @@ fn taken(world: &World) -> usize {
     kinds.filter(|kind| *kind == "checkpoint-taken").count()
 }
 
-/// Lets so many things happen that are recorded: a worker comes and goes.
+/// Causes `events` events: a worker joins and leaves.
 fn pass(world: &mut World, events: u64) {
     for _ in 0..events {
         if world.run().present() == 0 {

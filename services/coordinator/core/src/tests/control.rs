@@ -203,7 +203,7 @@ fn a_shutdown_commands_each_member_that_is_present_once_and_nobody_else() {
         world.ask(peer.clone(), WorkerRequest::Join(join_request(number)));
         world.answer_pending();
     }
-    // Somebody left, and somebody finishes what it holds.
+    // One worker has left, and one finishes what it holds.
     world.ask(
         members[2].clone(),
         WorkerRequest::Leave(leave_request(3, "test")),
@@ -411,8 +411,8 @@ fn the_state_can_be_written_as_json_and_a_foreign_ledger_is_refused() {
     assert!(Coordinator::replay(settings(), half).is_err());
 }
 
-/// The cause that an event names: a worker or an operator. None where the coordinator, which signs
-/// it, took the step by itself.
+/// The cause that an event names: a worker or an operator. None if the coordinator, which signs it,
+/// acted by itself.
 fn cause(event: &LedgerEvent) -> Option<String> {
     match event {
         LedgerEvent::RunCreated { operator, .. }

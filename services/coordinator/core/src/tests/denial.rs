@@ -15,7 +15,7 @@ use crate::{Effect, Input, Peer, ReplyId, WorkerRequest};
 struct Recorded {
     worker: WorkerId,
     code: Code,
-    /// None for a result, which is denied as a result and not as a request.
+    /// None for a result, whose denial names no request.
     verb: Option<String>,
     suppressed: u64,
 }
@@ -49,7 +49,7 @@ fn told(world: &World, from: usize) -> Vec<Recorded> {
     world.journal[from..].iter().filter_map(ledger).collect()
 }
 
-/// One request for each verb with which a worker can be denied; `held` is a lease of worker 1.
+/// One request for each verb that can be denied; `held` is a lease of worker 1.
 fn requests(held: LeaseRef) -> Vec<(&'static str, WorkerRequest)> {
     let (objects, reason) = (vec![upload("a")], String::new());
     vec![
@@ -113,7 +113,7 @@ fn requests(held: LeaseRef) -> Vec<(&'static str, WorkerRequest)> {
     ]
 }
 
-/// Requests that are denied to worker 1, a member that holds `held`, with the codes.
+/// Requests that are denied to worker 1, a member that holds `held`, each with its code.
 fn of_a_member(held: LeaseRef) -> Vec<(&'static str, WorkerRequest, Code)> {
     let mut no_trainer = join_request(1);
     no_trainer.trainers = vec![TrainerKind::Torch];
@@ -177,8 +177,8 @@ fn of_a_member(held: LeaseRef) -> Vec<(&'static str, WorkerRequest, Code)> {
     ]
 }
 
-/// Asserts that worker `number` was denied with `code` and that exactly this stands in the ledger,
-/// once.
+/// Asserts that worker `number` was denied with `code`, and that the ledger has exactly this
+/// denial, once.
 fn once(world: &World, from: usize, number: u32, verb: Option<&str>, code: Code) {
     let expected = Recorded {
         worker: worker(number),
@@ -189,8 +189,8 @@ fn once(world: &World, from: usize, number: u32, verb: Option<&str>, code: Code)
     assert_eq!(told(world, from), [expected], "{code} at {verb:?}");
 }
 
-/// The answer that a worker gets and the event that an auditor reads carry the same code, and there
-/// is one for the other.
+/// The answer to a worker and the event for an auditor carry the same code, and each answer has its
+/// event.
 #[test]
 fn tl_29_each_denial_of_a_worker_is_one_event_with_its_code() {
     let mut world = World::with_run(spec("demo"));
@@ -226,7 +226,8 @@ fn tl_29_each_denial_of_a_worker_is_one_event_with_its_code() {
         bytes_moved: Bytes(0),
     });
     for (asker, verb, request, code) in cases {
-        // Renewed, so that no lease ends on the way; fewer than are recorded at once.
+        // The lease is renewed, so that it does not end; the denials are fewer than may be recorded
+        // at once.
         world.wait(Millis(200));
         world.ask(peer(1), renew.clone());
         let from = world.journal.len();
@@ -235,7 +236,7 @@ fn tl_29_each_denial_of_a_worker_is_one_event_with_its_code() {
         assert_eq!(world.refusal(reply), code, "{verb}");
         once(&world, from, number, Some(verb), code);
     }
-    // What the shell refused before anything was decided: it has answered already.
+    // The shell refused this message before the core saw it, and has answered already.
     let refusal = Refusal::new(Code::MessageInvalid, "no message");
     let from = world.journal.len();
     world.input(Input::Denied {
@@ -246,8 +247,8 @@ fn tl_29_each_denial_of_a_worker_is_one_event_with_its_code() {
     once(&world, from, 1, Some("lease.claim"), Code::MessageInvalid);
 }
 
-/// A result is denied as a result, whether that is seen at once or by the check; the event names
-/// the lease as well.
+/// A refused result is one event, whether the fault is seen at once or by the check; the event
+/// names the lease.
 #[test]
 fn tl_29_a_refused_result_is_one_event_however_it_is_refused() {
     let mut world = World::with_run(spec("demo"));
@@ -323,8 +324,7 @@ fn a_refusal_that_is_no_fault_of_the_asker_is_not_recorded() {
     assert_eq!(told(&world, from), []);
 }
 
-/// Denials cannot fill the ledger: those that are left out are counted in the next one that is
-/// recorded.
+/// Denials cannot fill the ledger: the next recorded one carries the count of those left out.
 #[test]
 fn tl_29_a_flood_of_denials_is_counted_to_the_last() {
     const FLOOD: u64 = 500;

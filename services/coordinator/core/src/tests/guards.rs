@@ -1,5 +1,5 @@
-//! Guards that no other test would miss: bounds on how many there are, and actions that must not
-//! happen while something else is under way.
+//! Guards that no other test covers: limits on numbers, and actions that must not happen while
+//! something else is under way.
 
 use ledger::State;
 use schemas::contribution::{Evaluation, Outcome, StageRequest};
@@ -118,7 +118,7 @@ fn nothing_is_granted_before_there_is_work_to_describe() {
     }
 }
 
-/// A held-out part that is shorter than a sequence: an evaluation of nothing is no evaluation.
+/// The held-out part is shorter than a sequence, so an evaluation would cover no tokens.
 #[test]
 fn an_evaluation_of_no_tokens_does_not_count() {
     let mut evaluating = spec("demo");
@@ -187,7 +187,7 @@ fn nothing_begins_while_the_coordinator_drains() {
     }
 }
 
-/// Its lease does not end while its result is being checked, and that check never ends.
+/// A lease whose result is being checked does not end, and this check never ends.
 #[test]
 fn a_drain_lasts_no_longer_than_the_longest_lease() {
     let mut world = World::with_run(spec("demo"));
@@ -287,7 +287,7 @@ fn a_member_keeps_its_account_and_its_audit_key() {
         let reply = join_with(&mut world, asker, request);
         assert_eq!(world.refusal(reply), Code::IdentityMismatch);
     }
-    // Also when it left and comes again.
+    // The same holds when it left and comes again.
     world.ask(peer(1), WorkerRequest::Leave(leave_request(1, "")));
     let reply = join_with(&mut world, peer(1), other_key);
     assert_eq!(world.refusal(reply), Code::IdentityMismatch);
@@ -313,8 +313,7 @@ fn who_waits_for_our_answer_is_not_silent() {
         };
         world.ask(peer(number), WorkerRequest::Renew(renewal));
     }
-    // Both are due at the same moment: the end of the wait, and the end of the patience with a
-    // silent worker.
+    // The end of the claim's wait and the end of the silence are due at the same moment.
     world.wait(Millis::from_secs(1));
     assert!(
         matches!(world.answers[&waiting], Ok(Answer::Claim(_))),
@@ -324,7 +323,8 @@ fn who_waits_for_our_answer_is_not_silent() {
     assert!(world.run().member(&worker(3)).is_some());
 }
 
-/// Asks a coordinator over `state` and gives the code of its refusal; none when it is not refused.
+/// Asks a coordinator over `state`, and returns the code of its refusal; none if it does not
+/// refuse.
 fn asked(state: State, input: Input) -> Option<Code> {
     asked_with(settings(), state, input).map(|refusal| refusal.code)
 }
@@ -468,8 +468,8 @@ fn weights_that_do_not_fit_close_no_round() {
     }
 }
 
-/// So is the round of a save: an answer for one that was not asked for is no snapshot of the run,
-/// and the one that was asked for is still due.
+/// An answer for the save of another round is no snapshot of the run, and the save that was asked
+/// for is still due.
 #[test]
 fn a_save_of_another_round_is_passed_over() {
     let mut world = World::with_run(spec("demo"));
@@ -506,7 +506,7 @@ fn a_save_of_another_round_is_passed_over() {
     assert!(saves(&mut world, 2));
 }
 
-/// A check is ended by the foundry of its run and by no other.
+/// Only the foundry of a run ends a check of the run.
 #[test]
 fn a_verdict_on_a_check_of_another_run_is_passed_over() {
     let mut world = World::with_run(spec("demo"));

@@ -156,7 +156,7 @@ fn a_member_that_says_it_works_on_is_told_again_to_drain() {
     assert_eq!(told(&world), 2, "it has heard");
 }
 
-/// Beginning anew again and again does not help either: the sum is over all processes of a worker.
+/// New processes do not help either: the limit is on the sum over all processes of a worker.
 #[test]
 fn bytes_of_a_worker_are_bounded_over_all_its_processes() {
     let mut world = World::with_run(spec("demo"));

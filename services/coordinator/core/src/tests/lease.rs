@@ -28,10 +28,7 @@ fn renew_with(
 }
 
 fn is_nothing(world: &World, reply: ReplyId) -> bool {
-    let nothing = ClaimReply {
-        v: V,
-        outcome: ClaimOutcome::Nothing,
-    };
+    let nothing = ClaimReply::of(ClaimOutcome::Nothing);
     matches!(world.answers.get(&reply), Some(Ok(Answer::Claim(found))) if *found == nothing)
 }
 
@@ -123,8 +120,8 @@ fn renewals_keep_a_lease() {
     );
 }
 
-/// Renews every ten seconds for `seconds`; `moved` gives the bytes after so many renewals. Stops at
-/// the first refusal.
+/// Renews every ten seconds for `seconds`; `moved` gives the bytes after a number of renewals.
+/// Stops at the first refusal.
 fn keep(
     world: &mut World,
     held: schemas::lease::LeaseRef,
@@ -147,7 +144,7 @@ fn a_lease_that_is_renewed_without_progress_ends_and_its_unit_goes_to_another() 
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let held = world.lease(1);
-    // Its steps are done, and not one byte of the upload moves.
+    // All steps are done, and no byte of the upload moves.
     assert_eq!(
         keep(&mut world, held, 590, |_| 7),
         Ok(()),
@@ -173,7 +170,7 @@ fn a_slow_line_that_moves_keeps_its_lease() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let held = world.lease(1);
-    // A hundred bytes a minute, for two hours.
+    // A hundred bytes move every minute for two hours.
     assert_eq!(
         keep(&mut world, held, 7200, |count| 100 * (count / 6)),
         Ok(())
@@ -184,8 +181,8 @@ fn a_slow_line_that_moves_keeps_its_lease() {
     );
 }
 
-/// A worker's report of its progress cannot be checked, so it may only go forward, and a lease ends
-/// after a day.
+/// Nobody can check a worker's report of its progress, so the report may only go forward, and a
+/// lease ends after a day.
 #[test]
 fn a_lease_whose_holder_only_says_that_it_moves_ends() {
     let mut world = World::with_run(spec("demo"));
@@ -224,7 +221,7 @@ fn everything_that_waited_while_the_process_was_busy_counts_before_a_deadline_do
         world.join(number);
         world.lease(number)
     });
-    // Past the leases, and past the silence after which a worker is dropped.
+    // Later than the ends of the leases, and than the silence after which a worker is dropped.
     world.now = world.now.after(Millis::from_secs(120));
     for (number, lease) in holders.into_iter().zip(leases) {
         let reply = ReplyId(9000 + u64::from(number));
@@ -272,7 +269,7 @@ fn a_unit_goes_to_another_worker_than_the_one_that_gave_it_back() {
         world.manifests[&waiting[0]].lease,
         lease(given_back.unit, 2)
     );
-    // When nobody else waits, it gets it again.
+    // If nobody else waits, the worker gets the unit again.
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     world.join(2);
@@ -300,8 +297,8 @@ fn claims_wait_for_work_and_no_longer() {
     let older = world.claim(3);
     let newer = world.claim(3);
     assert!(is_nothing(&world, older) && !world.answers.contains_key(&newer));
-    // However long the worker would wait: a claim that is lost with its coordinator is asked again
-    // soon.
+    // However long the worker would wait, its claim is answered after five seconds, since a claim
+    // that was lost with its coordinator must be repeated soon.
     world.wait(Millis(4_999));
     assert!(!world.answers.contains_key(&newer));
     world.wait(Millis(1));

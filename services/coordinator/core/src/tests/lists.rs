@@ -1,4 +1,4 @@
-//! Runs whose chunks are listed: who may read what a list holds, and which lists count.
+//! Runs whose chunks are listed: who may read the chunks in a list, and which lists count.
 
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::{Contribution, Outcome, StageRequest};
@@ -58,7 +58,7 @@ fn members_read_the_chunks_in_the_lists_of_the_weights_and_nothing_else() {
     let mut world = World::with_run(listed_spec("demo"));
     world.join(1);
     world.join(2);
-    // The list itself is named by the settings; what it holds, nobody here knows yet.
+    // The settings name the list itself; its contents are not known yet.
     let named = get(&mut world, 1, &[list(0), object("config")]);
     assert!(granted(&world, named) && reads_pending(&world) == 0);
     let held = get(&mut world, 1, &weights_chunks(0));
@@ -74,7 +74,7 @@ fn members_read_the_chunks_in_the_lists_of_the_weights_and_nothing_else() {
         denied + 1,
         "a refusal after the read is recorded like any other"
     );
-    // From here on both are known at once.
+    // From now on both lists are known.
     let again = get(&mut world, 1, &weights_chunks(0));
     assert!(granted(&world, again));
     let foreign = get(&mut world, 2, &weights_chunks(1));
@@ -125,7 +125,7 @@ fn a_list_that_could_not_be_read_is_read_again() {
         };
         world.foundry(answer.clone());
         assert_eq!(world.refusal(held), Code::StoreUnreachable);
-        // An answer to nothing that was asked changes nothing.
+        // An answer that was not asked for changes nothing.
         world.foundry(answer);
     }
     let held = get(&mut world, 1, &weights_chunks(0));
@@ -141,7 +141,7 @@ fn a_restart_forgets_what_lists_hold_and_reads_them_again() {
     world.answer_pending();
     assert!(granted(&world, before));
     world.restart();
-    // Neither the data manifest nor the list is here.
+    // Neither the data manifest nor the list is known yet.
     let held = get(
         &mut world,
         1,
@@ -172,7 +172,7 @@ fn a_list_is_uploaded_beside_the_chunks() {
         let refused = world.answers.get(&reply).is_some_and(Result::is_err);
         assert_eq!(!refused, allowed, "{bytes}");
     }
-    // Two chunks and a list, four of each.
+    // Two chunks and a list, four times each.
     for n in 3..12 {
         let reply = put(&mut world, lease, upload(&format!("another {n}")));
         assert!(!world.answers.contains_key(&reply), "{n}");
@@ -306,7 +306,8 @@ fn what_a_list_holds_counts_as_named() {
         swept.contains(&object("of an earlier life").digest),
         "after a restart only the check tells what a list held"
     );
-    // One upload of four came to nothing: of the twelve that may, eleven are left.
+    // Uploads of one object failed: of the twelve uploads that the worker may make, eleven are
+    // left.
     let lease = world.lease(1);
     for n in 0..11 {
         let reply = put(&mut world, lease, upload(&format!("again {n}")));

@@ -109,7 +109,7 @@ fn a_silent_worker_is_no_member_and_its_unit_is_granted_to_another() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let held = world.lease(1);
-    // Renewing without end would keep the lease; here the worker is heard by its heartbeats only.
+    // Renewals without end would keep the lease; here heartbeats are the only sign of life.
     world.wait(Millis::from_secs(20));
     world.input(Input::Heartbeat {
         peer: peer(1),
@@ -197,7 +197,7 @@ fn too_many_refused_results_end_a_membership_for_good() {
     assert_eq!(world.run().tokens.rejected, Tokens(3 * 32));
 }
 
-/// A stranger, and a peer with a member's name but another account, ask for everything there is.
+/// A stranger, and a peer with a member's name but another account, make every kind of request.
 #[test]
 fn ls_01_a_refused_request_changes_nothing() {
     let mut world = World::with_run(spec("demo"));
@@ -276,7 +276,7 @@ fn the_newest_process_of_a_worker_is_the_worker_and_the_older_one_is_told() {
     let held = world.lease(1);
     let before = world.journal.len();
     world.ask(peer(1), WorkerRequest::Join(second_process()));
-    // The record shows it: who was replaced, by what, and that the lease went back.
+    // The record shows which process was replaced by which, and that the lease went back.
     assert_eq!(
         world.kinds(before),
         ["worker-left", "lease-ended", "worker-joined"]
@@ -290,8 +290,8 @@ fn the_newest_process_of_a_worker_is_the_worker_and_the_older_one_is_told() {
         _ => false,
     };
     assert_eq!(world.count(replaced), 1);
-    // The older one is fenced off from its lease, gets no work, and cannot end the other's
-    // membership.
+    // The older process is fenced off from its lease, gets no work, and cannot end the membership
+    // of the newer one.
     let late = world.submit(1, held);
     assert_eq!(world.refusal(late), Code::Replaced);
     let renewal = world.ask(
@@ -382,8 +382,8 @@ fn an_audit_key_is_one_workers_and_no_coordinators() {
     assert!(matches!(world.answers[&reply], Ok(Answer::Join(_))));
 }
 
-/// The search for the owner of a key looks at every member of every run, so it is made only once
-/// the run would take the worker.
+/// The search for the owner of a key visits every member of every run, so it is made only if the
+/// run would accept the worker.
 #[test]
 fn what_a_run_says_of_a_join_comes_before_the_look_at_all_members() {
     let mut world = World::with_run(spec("demo"));

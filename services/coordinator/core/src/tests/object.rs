@@ -167,7 +167,7 @@ fn only_chunks_of_the_run_are_uploaded_and_only_some_for_each() {
         );
         assert_eq!(world.refusal(other), Code::SizeMismatch, "{bytes}");
     }
-    // "a" was granted; seven more are different, and repeating them is no more.
+    // "a" was granted before; there are seven more, and repeating them adds none.
     let several: Vec<ObjectRef> = (0..7).map(|n| upload(&format!("more {n}"))).collect();
     for _ in 0..100 {
         let granted = put(&mut world, several.clone());
@@ -267,9 +267,10 @@ fn uploads_that_come_to_nothing_are_bounded_however_often_a_lease_is_taken_and_g
         };
         world.ask(peer(1), WorkerRequest::Release(release));
     }
-    // Two chunks, four of each.
+    // Two chunks, four times each.
     assert_eq!(granted, 8);
-    // One contribution's worth is forgotten in a lease time, whether it left and came again or not.
+    // The number of one contribution is forgotten in a lease time, even if the worker left and came
+    // again.
     world.ask(peer(1), WorkerRequest::Leave(leave_request(1, "")));
     world.join(1);
     let put = |world: &mut World, name: &str| {
@@ -354,8 +355,7 @@ fn uploads_beside_a_result_that_counts_stay_unused() {
             assert_eq!(world.refusal(reply), Code::AskedTooMuch);
         }
         surplus += usize::from(!refused);
-        // What is beside comes out of what the worker may waste, until its own chunks have no place
-        // beside it either.
+        // Other uploads reduce the worker's allowance, until its own chunks have no place either.
         if world.answers.contains_key(&own) {
             assert_eq!(world.refusal(own), Code::AskedTooMuch);
             break;
@@ -369,7 +369,7 @@ fn uploads_beside_a_result_that_counts_stay_unused() {
     );
 }
 
-/// The chunks that worker 1's result under `lease` names, of the length that chunks have.
+/// The chunks that worker 1's result under `lease` names, with the length that chunks have.
 fn named(world: &World, lease: LeaseRef) -> Vec<ObjectRef> {
     match submission(&world.run().spec, 1, lease, 0).statement.outcome {
         Outcome::Contribution(contribution) => contribution
@@ -385,8 +385,8 @@ fn named(world: &World, lease: LeaseRef) -> Vec<ObjectRef> {
     }
 }
 
-/// Uploads under a lease are deleted when the lease is over, however it ended: those that count lie
-/// among the verified objects by then, and the rest counts nowhere.
+/// Uploads under a lease are deleted when the lease is over, however it ended: those that count are
+/// among the verified objects by then, and the others count nowhere.
 #[test]
 fn uploads_go_when_their_lease_is_over() {
     let mut world = World::with_run(spec("demo"));
@@ -426,7 +426,7 @@ fn uploads_go_when_their_lease_is_over() {
         assert_eq!(all[swept..], expected);
         swept = all.len();
     };
-    // Given back.
+    // A lease that is given back.
     let held = world.lease(1);
     put(&mut world, held, vec![upload("a"), upload("b")]);
     goes(&world, held, &[]);
@@ -437,18 +437,18 @@ fn uploads_go_when_their_lease_is_over() {
     };
     world.ask(peer(1), WorkerRequest::Release(release));
     goes(&world, held, &["a", "b"]);
-    // Not renewed, with nothing uploaded.
+    // A lease that is not renewed, with nothing uploaded.
     let held = world.lease(1);
     world.wait(LEASE);
     goes(&world, held, &[]);
-    // Refused.
+    // A lease whose result is refused.
     let held = world.lease(1);
     put(&mut world, held, vec![upload("c")]);
     let mut bad = submission(&spec("demo"), 1, held, 0).statement;
     bad.spec = object("other settings").digest;
     world.ask(peer(1), WorkerRequest::Submit(stated(bad)));
     goes(&world, held, &["c"]);
-    // Accepted.
+    // A lease whose result is accepted.
     let held = world.lease(1);
     put(&mut world, held, vec![upload("d")]);
     let result = submission(&spec("demo"), 1, held, 0);

@@ -18,7 +18,7 @@ fn commit(world: &mut World, names: &[&str]) -> ReplyId {
     }))
 }
 
-/// The store has looked: these are not among the verified objects yet.
+/// Brings the store's answer: these objects are not among the verified ones yet.
 fn checked(world: &mut World, reply: ReplyId, missing: Result<&[&str], Code>) {
     let objects = missing.map(|names| names.iter().map(|name| object(name)).collect());
     let verdict = objects.map_err(|code| Refusal::new(code, "test"));
@@ -53,8 +53,8 @@ fn told(world: &World) -> usize {
     world.seen.iter().filter(drains).count()
 }
 
-/// An order is written before anything is promoted; one that cannot be carried out, or finds
-/// everything done, is not.
+/// An order is written before anything is promoted. An order that cannot be carried out, or that
+/// finds everything done, is not written.
 #[test]
 fn uploads_are_promoted_once_the_ledger_holds_the_order_and_only_what_is_new() {
     let mut world = World::new();
@@ -94,7 +94,7 @@ fn uploads_are_promoted_once_the_ledger_holds_the_order_and_only_what_is_new() {
         (Code::StoreUnreachable, 1)
     );
 
-    // Said again, it finds what is there.
+    // A repeated order finds the objects that are there.
     for (missing, orders) in [(&["b"][..], 2), (&[], 2), (&[], 2)] {
         let reply = commit(&mut world, &["a", "b"]);
         checked(&mut world, reply, Ok(missing));
@@ -140,7 +140,7 @@ fn an_operator_that_orders_without_end_is_stopped_and_the_others_are_not() {
         Code::AskedTooMuch,
         "one is forgotten every second"
     );
-    // Whatever it did before, it can end the coordinator.
+    // Whatever the operator did before, it can end the coordinator.
     let shutdown = world.shut_down(Millis(0));
     assert!(matches!(world.answers[&shutdown], Ok(Answer::Shutdown(_))));
 }
@@ -199,7 +199,7 @@ fn a_shutdown_that_is_said_again_is_answered_and_neither_written_nor_passed_on()
         assert_eq!((written(&world, "shutdown"), told(&world)), (1, 1));
         world.wait(Millis(wait));
     }
-    // One that ends it sooner is an order of its own; the workers know that they are to finish.
+    // An order for an earlier end is a new order; the workers know already that they are to finish.
     world.shut_down(Millis::from_secs(5));
     assert_eq!((written(&world, "shutdown"), told(&world)), (2, 1));
     world.wait(Millis::from_secs(5));
@@ -211,8 +211,8 @@ fn a_shutdown_that_is_said_again_is_answered_and_neither_written_nor_passed_on()
     );
 }
 
-/// A coordinator that drains carries out what it was ordered before; operators that still wait when
-/// the time is over are told.
+/// A coordinator that drains carries out earlier orders; operators that still wait at the end are
+/// told.
 #[test]
 fn who_waits_for_uploads_when_the_coordinator_stops_is_told() {
     let mut world = World::new();
@@ -238,8 +238,8 @@ fn who_waits_for_uploads_when_the_coordinator_stops_is_told() {
     );
 }
 
-/// Two processes with the same keys that begin in the same millisecond: their first events differ,
-/// so that the ledger takes only one of them.
+/// The first events of two processes with the same keys, begun in the same millisecond, differ, so
+/// that the ledger takes only one of them.
 #[test]
 fn two_coordinators_that_start_in_the_same_moment_begin_with_different_events() {
     let first = |session| {

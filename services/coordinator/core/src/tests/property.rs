@@ -1,5 +1,5 @@
-//! Random inputs in any order: whatever comes, nothing breaks. `fixture::World` checks the
-//! invariants after every input; here the ledger as a whole is checked at the end.
+//! Random inputs in any order: nothing breaks. `fixture::World` checks the invariants after every
+//! input; the ledger as a whole is checked here at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use schemas::{Bytes, Code, Millis, Refusal, Steps, V};
 use crate::fixture::*;
 use crate::{DeliveryId, Effect, Input, WorkerRequest};
 
-/// One thing that may happen. Numbers choose among what there is.
+/// One possible event. Its numbers choose among the candidates.
 #[derive(Clone, Debug)]
 enum Step {
     Join(u32),
@@ -47,7 +47,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A lease that was granted once, counted back from the newest; or one that never was.
+/// A lease that was granted, counted back from the newest; or one that never was.
 fn some_lease(world: &World, back: usize) -> LeaseRef {
     let granted = world
         .journal
@@ -160,7 +160,7 @@ fn play(world: &mut World, step: Step) {
                 fail(world, effect);
             }
         }
-        // Only what the outside may lose: the shell answers all the rest.
+        // Drops only what may get lost outside: the shell answers everything else.
         Step::Drop(at) => match take(world, at) {
             Some(Effect::Offer { .. }) | None => {}
             Some(effect) => world.pending.push(effect),
@@ -170,7 +170,7 @@ fn play(world: &mut World, step: Step) {
     }
 }
 
-/// Reads the ledger with a few lines of its own, not with the fold.
+/// Checks the ledger with a few lines of its own, without the fold.
 fn check_ledger(world: &World) {
     let (mut held, mut epochs) = (BTreeMap::new(), BTreeMap::<UnitId, u64>::new());
     let (mut counted, mut closed) = (BTreeSet::new(), BTreeSet::new());

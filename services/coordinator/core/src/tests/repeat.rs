@@ -1,5 +1,4 @@
-//! A request whose answer was lost is asked again: it is answered as it was, and has no second
-//! effect.
+//! A request whose answer was lost is repeated: it gets the same answer, and has no second effect.
 
 use schemas::event::LedgerEvent;
 use schemas::foundry::{self, Order};
@@ -28,7 +27,7 @@ fn is_done(world: &World, reply: ReplyId) -> bool {
     )
 }
 
-/// Says `ask` twice: the second is answered like the first and changes nothing.
+/// Sends `ask` twice: the second gets the same answer and changes nothing.
 fn twice(
     world: &mut World,
     ask: impl Fn(&mut World) -> ReplyId,
@@ -53,7 +52,7 @@ fn a_goodbye_that_is_said_again_is_answered_and_recorded_once() {
     let leave =
         |world: &mut World| world.ask(peer(1), WorkerRequest::Leave(leave_request(1, "done")));
     twice(&mut world, leave, is_done);
-    // Another process of the worker is no member by that.
+    // This does not make another process of the worker a member.
     world.join(1);
     let mut older = leave_request(1, "done");
     older.session = session(9);
@@ -67,7 +66,7 @@ fn a_release_that_is_said_again_is_answered_and_counts_once() {
     world.join(1);
     let held = world.lease(1);
     twice(&mut world, |world| release(world, 1, held), is_done);
-    // Nobody else gave it back; and once another holds the unit, it is another's.
+    // Only its holder gave it back; once another worker holds the unit, it is that worker's.
     world.join(2);
     let foreign = release(&mut world, 2, held);
     assert_eq!(world.refusal(foreign), Code::LeaseLost);
@@ -109,7 +108,7 @@ fn a_refused_result_that_is_handed_in_again_is_refused_with_the_same_words_and_o
         world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. })),
         0
     );
-    // The ledger knows it too: a coordinator that was started again gives the same answer.
+    // The ledger holds this too: a coordinator that was started again gives the same answer.
     world.restart();
     let again = world.submit(1, held);
     assert!(refused(&world, again), "not that the lease is over");

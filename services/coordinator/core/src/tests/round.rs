@@ -9,7 +9,7 @@ use schemas::{Code, Millis, Refusal, Round, Tokens};
 use crate::fixture::*;
 use crate::{Answer, DeliveryId, Effect, Input, Merged};
 
-/// Lets worker 1 do every unit that it can get, until the run is complete.
+/// Lets worker 1 do every unit that it gets, until the run is complete.
 fn work_to_the_end(world: &mut World) {
     for _ in 0..100 {
         let claim = world.claim(1);
@@ -202,8 +202,8 @@ fn offers_of_units_that_are_gone_when_their_round_is_sealed_are_settled() {
     assert_eq!(settled.collect::<Vec<_>>(), [902, 900]);
 }
 
-/// The offers of the next round are on the queue when the merge ends: between its end and the
-/// grants there is nothing but the ledger.
+/// The offers of the next round are on the queue before the merge ends, so that only the ledger
+/// lies between its end and the grants.
 #[test]
 fn nothing_is_published_between_the_last_contribution_and_the_next_grants() {
     let mut world = about_to_merge();
@@ -227,9 +227,9 @@ fn nothing_is_published_between_the_last_contribution_and_the_next_grants() {
     assert_eq!(offered(&world), before.1, "none is offered twice");
 }
 
-/// The queue holds a unit once. What the coordinator before this one published there for a merge
-/// that it did not finish is kept, or this one's own offer would be refused as a repeat and the
-/// first then taken off.
+/// The queue holds a unit once. An offer of the coordinator before, for a merge that it did not
+/// finish, is kept: this one's own offer would be refused as a repeat, and the first would then be
+/// taken off.
 #[test]
 fn an_offer_ahead_of_a_merge_outlives_a_restart() {
     let mut world = about_to_merge();
@@ -241,7 +241,7 @@ fn an_offer_ahead_of_a_merge_outlives_a_restart() {
         delivery: DeliveryId(70 + u64::from(unit.index.get())),
     };
     world.input(known(train(1, 0)));
-    // A round further on nothing is led to yet.
+    // No merge under way leads to a round further on.
     world.input(known(train(2, 1)));
     let settled: Vec<DeliveryId> = world.seen[from..]
         .iter()
@@ -265,7 +265,8 @@ fn an_offer_ahead_of_a_merge_outlives_a_restart() {
     assert_eq!(offers, [train(1, 1)], "the other is on the queue");
 }
 
-/// 513 units are sealed by two events, and a coordinator that died between them by the second.
+/// 513 units are sealed by two events. If a coordinator dies between them, the next one writes the
+/// second.
 #[test]
 fn a_seal_that_is_longer_than_an_event_is_completed_by_the_next_coordinator() {
     let mut large = spec("demo");
@@ -502,7 +503,7 @@ fn a_restore_that_diverges_stops_the_run_and_one_that_fails_is_repeated() {
         0,
         "it asks for as long as that lasts"
     );
-    // The view and the published status show it, and why.
+    // The view and the published status show the reason.
     let view = world.view();
     let why = view.halted.map(|refusal| refusal.code);
     assert_eq!(
@@ -538,7 +539,7 @@ fn evaluations_gate_no_round_and_read_the_snapshot_they_are_of() {
         Round(1),
         "the round closed while the evaluation is held"
     );
-    // The holder's manifest is given again, still on the snapshot of round 0.
+    // The holder gets the same manifest again, still on the snapshot of round 0.
     let again = world.claim(2);
     assert_eq!(world.manifests[&again].base.round, Round(0));
     world.submit(2, evaluation);

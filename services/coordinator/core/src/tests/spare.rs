@@ -1,4 +1,4 @@
-//! Tests of the choice of workers that evaluate: no worker that trains waits for an evaluation.
+//! Tests of who evaluates: no worker that trains waits for an evaluation.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ fn evaluated(rounds: u64) -> RunSpec {
     spec
 }
 
-/// A worker that takes so long for a unit of each kind.
+/// A worker, and the time that it takes for a unit of each kind.
 struct Hand {
     number: u32,
     training: Millis,
@@ -39,7 +39,7 @@ fn hand(number: u32, training: u64, evaluation: u64) -> Hand {
 }
 
 impl Hand {
-    /// Claims, takes up what it got, hands in what is done; whether the run is over.
+    /// Claims, takes a lease, and hands in a unit that is done. Returns true when the run is over.
     fn act(&mut self, world: &mut World) -> bool {
         if let Some((at, lease)) = self.busy
             && at <= world.now
@@ -75,7 +75,7 @@ impl Hand {
     }
 }
 
-/// Lets these do the run to its end.
+/// Lets these workers do the run to its end.
 fn work(spec: RunSpec, mut hands: Vec<Hand>) -> World {
     let mut world = World::with_run(spec);
     for hand in &hands {
@@ -138,7 +138,7 @@ fn evaluations_on_the_way(world: &World) -> usize {
     granted.count()
 }
 
-/// A claim is asked again within a tick of this test.
+/// Time within which this test repeats a claim.
 const AT_ONCE: Millis = Millis(200);
 
 /// The time from the run's creation until it was complete.
@@ -172,8 +172,8 @@ fn with_as_many_workers_as_units_all_evaluate_together_and_nobody_is_idle() {
         7,
         "every snapshot was evaluated in the end"
     );
-    // Six rounds of seven seconds, and seven evaluations of three by two workers, with a tick for
-    // each claim.
+    // Six rounds of seven seconds, seven evaluations of three seconds by two workers, and a tick
+    // for each claim.
     assert!(
         length(&world) <= Millis::from_secs(6 * 7 + 4 * 3 + 4),
         "{}",
@@ -218,7 +218,7 @@ fn who_waits_for_a_slower_one_evaluates_meanwhile() {
         "{}",
         evaluations_on_the_way(&world)
     );
-    // But not when there is no time for it: then both do it together, every other round.
+    // If there is no idle time, both workers evaluate together, every other round.
     let world = work(evaluated(6), vec![hand(1, 6, 9), hand(2, 9, 9)]);
     let late: Vec<Millis> = delays(&world)
         .into_values()
@@ -245,7 +245,8 @@ fn evaluations_do_not_pile_up_without_end_and_are_shared_when_they_are_made_up_f
         (1..=2).contains(&late.len()),
         "two of twenty rounds at most: {late:?}"
     );
-    // As many workers as evaluations: one after the other it would be eight times as long.
+    // There are as many workers as evaluations; one after the other they would take eight times as
+    // long.
     assert!(
         late.iter().all(|delay| *delay <= Millis::from_secs(4)),
         "{late:?}"

@@ -1,5 +1,5 @@
-//! A worker cannot fill the ledger by coming and going, and a worker that works never meets the
-//! bound.
+//! A worker cannot fill the ledger by joining and leaving, and a worker that works never meets the
+//! limit.
 
 use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::lease::{LeaseRef, ReleaseRequest};
@@ -36,7 +36,7 @@ fn release(world: &mut World, lease: LeaseRef) {
     world.ask(peer(1), WorkerRequest::Release(request));
 }
 
-/// Claims; the lease, or nothing when the worker asked too much.
+/// Claims. Returns the lease, or nothing if the worker asked too much.
 fn try_lease(world: &mut World) -> Option<LeaseRef> {
     let reply = world.claim(1);
     match world.manifests.get(&reply) {
@@ -64,10 +64,10 @@ fn joins_with_two_sessions_in_turn_end_at_a_bound_and_go_on_slowly() {
     let (mut world, events) = flooded(|world, number| {
         join_as(world, 1 + number % 2);
     });
-    // The first join has nobody to replace; it opens the round.
+    // The first join replaces no process; it opens the round.
     assert_eq!(events, 2 * FRUITLESS_MAX - 1 + 1);
     let before = world.journal.len();
-    // A member stays one, is heard and answered.
+    // A member stays a member, and still gets answers.
     let again = join_as(&mut world, 2);
     assert!(
         matches!(world.answers[&again], Ok(Answer::Join(_))),
@@ -115,7 +115,7 @@ fn leases_that_are_taken_and_given_back_end_at_a_bound_until_a_result_counts() {
     };
     assert_eq!(world.count(released), FRUITLESS_MAX - 1);
     assert_eq!(events, 1 + 1 + 2 * (FRUITLESS_MAX - 1));
-    // Coming again as somebody new is no way around it.
+    // A new session is no way around the limit.
     leave(&mut world);
     let refused = world.join(1);
     assert_eq!(world.refusal(refused), Code::AskedTooMuch);
@@ -147,7 +147,8 @@ fn an_honest_life_of_a_thousand_units_and_of_days_without_work_meets_no_bound() 
     let mut world = World::with_run(many);
     world.join(1);
     for unit in 0..1000_u64 {
-        // Started anew now and again, and once in a while the first lease comes to nothing.
+        // The worker is started anew now and again, and now and then its first lease comes to
+        // nothing.
         if unit % 50 == 49 {
             leave(&mut world);
             world.join(1);
@@ -163,7 +164,7 @@ fn an_honest_life_of_a_thousand_units_and_of_days_without_work_meets_no_bound() 
         world.answer_pending();
     }
     assert!(world.run().is_complete());
-    // Another waits for workers that do not come: it claims every five seconds.
+    // Another worker waits for a team that does not come: it claims every five seconds.
     let mut alone = spec("demo");
     alone.policy.workers_min = 2;
     let mut world = World::with_run(alone);

@@ -50,7 +50,7 @@ fn fg_17_a_repeated_result_counts_once() {
         1
     );
     assert_eq!(world.run().tokens.merged, Tokens(32));
-    // Also when its round closed meanwhile.
+    // The same holds if its round closed meanwhile.
     let other = world.lease(1);
     world.submit(1, other);
     world.answer_pending();
@@ -273,7 +273,7 @@ fn tl_01_a_statement_made_by_another_is_refused() {
     world.join(2);
     let (held, foreign) = (world.lease(1), world.lease(2));
     let spec = spec("demo");
-    // Somebody else's lease is not touched by this.
+    // Another worker's lease stays as it is.
     let stolen = world.ask(
         peer(1),
         WorkerRequest::Submit(submission(&spec, 1, foreign, 0)),
@@ -348,8 +348,8 @@ fn an_evaluation_is_of_all_the_tokens_that_its_unit_holds_and_of_a_loss_that_can
         assert_eq!(world.refusal(reply), code, "{loss_sum} over {tokens}");
         held = world.lease(number);
     }
-    // After a restart nobody can say what the unit holds until the data is here: no strike, ask
-    // again.
+    // After a restart the unit's size is unknown until the data manifest is here: the worker gets
+    // no strike and asks again.
     world.restart();
     let rejected = world.run().tokens.rejected;
     let early = state(&mut world, held, 32.0, 16);
@@ -362,7 +362,8 @@ fn an_evaluation_is_of_all_the_tokens_that_its_unit_holds_and_of_a_loss_that_can
     assert!(is_merged(&world, good), "{:?}", world.answers[&good]);
 }
 
-/// An upload that the store lost is made again; one that is never there ends the patience.
+/// The worker uploads again what the store lost; a result whose object is never there is refused in
+/// the end.
 #[test]
 fn a_result_of_objects_that_were_not_uploaded_under_its_lease_does_not_count() {
     let mut world = World::with_run(spec("demo"));

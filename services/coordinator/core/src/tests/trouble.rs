@@ -7,7 +7,7 @@ use schemas::{Code, Millis, Refusal, V};
 use crate::WorkerRequest;
 use crate::fixture::*;
 
-/// One unit a round, so that everybody meets the same one.
+/// One unit a round, so that every worker meets the same one.
 fn one_unit() -> RunSpec {
     let mut spec = spec("demo");
     spec.schedule.units = 1;
@@ -66,7 +66,7 @@ fn a_unit_that_fails_with_everybody_halts_the_run_with_their_reason() {
     }
     let asks = world.claim(1);
     assert_eq!(world.refusal(asks), Code::UnitFails, "who asks is told");
-    // A restart is how a person says that it is mended.
+    // An operator restarts the coordinator to say that the cause is mended.
     world.restart();
     world.answer_pending();
     let held = world.lease(1);
@@ -104,13 +104,13 @@ fn a_unit_that_one_worker_has_not_failed_goes_on_and_ends_up_there() {
     let (first, third) = (world.claim(2), world.claim(3));
     give_back(&mut world, 1, held, &failure());
     assert!(world.manifests.contains_key(&third) && !world.manifests.contains_key(&first));
-    // When the last hope leaves it is over.
+    // The run halts when the last worker that has not failed the unit leaves.
     leave(&mut world, 3);
     assert_eq!(
         world.view().halted.map(|why| why.code),
         Some(Code::UnitFails)
     );
-    // And it is not, when somebody comes who has not tried.
+    // The run goes on when a worker comes that has not tried the unit.
     world.join(4);
     assert_eq!(world.view().halted, None);
     let held = world.lease(4);
@@ -119,8 +119,8 @@ fn a_unit_that_one_worker_has_not_failed_goes_on_and_ends_up_there() {
     assert_eq!(world.view().round.get(), 1);
 }
 
-/// A store without room speaks against no unit, and passes. Until then the run stands, and has to
-/// say so.
+/// A full store is no fault of a unit, and it passes. Until then the run makes no progress, and
+/// says why.
 #[test]
 fn what_keeps_everybody_from_a_result_is_shown_and_halts_nothing() {
     let mut world = World::with_run(one_unit());
@@ -154,7 +154,7 @@ fn what_keeps_everybody_from_a_result_is_shown_and_halts_nothing() {
     assert_eq!((world.view().trouble, world.view().round.get()), (None, 1));
 }
 
-/// A worker whose results have the wrong form is removed for it; it cannot halt the run before.
+/// A worker whose results have the wrong form is removed before it could halt the run.
 #[test]
 fn results_of_the_wrong_form_halt_nothing() {
     let mut spec = one_unit();
@@ -184,7 +184,7 @@ fn what_says_nothing_about_the_unit_halts_nothing() {
         give_back(&mut world, 1, held, reason);
     }
     assert_eq!(world.view().phase, RunPhase::Training);
-    // Failures do not add up over units that are done in the end.
+    // Failures of units that are done in the end do not add up.
     for _ in 0..2 {
         for _ in 0..3 {
             let held = world.lease(1);
@@ -247,7 +247,7 @@ fn workers_that_died_are_missed_within_a_minute() {
         world.run().member(&worker(1)).is_some(),
         "it does not count as lost before the run's own time"
     );
-    // Long after it does, the reason still stands.
+    // Long after the worker was dropped, the reason is still shown.
     world.wait(SILENCE);
     assert_eq!(
         world.count(|event| matches!(event, LedgerEvent::WorkerLeft { .. })),

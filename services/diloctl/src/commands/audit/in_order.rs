@@ -1,16 +1,18 @@
-//! Rows of a replay in the order of the stream, each once, while most of them are still to come.
+//! Puts the rows of a replay into the order of the stream, and passes each on once, while most rows
+//! are still to come.
 
 use std::collections::BTreeMap;
 
 use diloco_audit::{StreamSequence, TimelineRow, Verdict};
 
-/// Rows that wait for one before them: a worker's event can come long before the join that settles
-/// it, and the rows in between are kept for as long. They take some 32 MiB, whatever the ledger has.
+/// Most rows that wait for one before them. A worker's event can come long before the join that
+/// settles it, and the rows in between are kept for as long. They take some 32 MiB, however long
+/// the ledger is.
 const WAITING_MAX: usize = 1 << 16;
 
-/// Puts rows into the order of the stream. An event that waits for its worker to join comes twice,
-/// and is shown as what it comes to at last. One that too many others would have to wait for is
-/// shown as waiting, and once more when it is settled.
+/// Puts rows into the order of the stream. An event that waits for its worker's join comes twice,
+/// and only its final verdict is shown. When too many rows would have to wait for it, it is shown
+/// as waiting, and once more when it is settled.
 pub(super) struct InOrder {
     waiting: BTreeMap<StreamSequence, TimelineRow>,
     waiting_max: usize,
@@ -28,7 +30,7 @@ impl InOrder {
         }
     }
 
-    /// Takes a row, and shows those that wait for nothing any more.
+    /// Takes a row, and shows the rows that need not wait any longer.
     pub(super) fn add(&mut self, row: TimelineRow, show: &mut dyn FnMut(&TimelineRow)) {
         self.waiting.insert(row.stream_sequence, row);
         loop {
@@ -42,7 +44,7 @@ impl InOrder {
         }
     }
 
-    /// Shows what still waits; no more will come.
+    /// Shows the rows that still wait; no more will come.
     pub(super) fn end(self, show: &mut dyn FnMut(&TimelineRow)) {
         self.waiting.values().for_each(show);
     }
@@ -68,7 +70,7 @@ mod tests {
         }
     }
 
-    /// What is shown of rows with a maximum of rows that wait, and how many wait at most.
+    /// The rows that are shown when at most `waiting_max` may wait, and how many waited at most.
     fn shown(waiting_max: usize, rows: &[(u64, Verdict)]) -> (Vec<(u64, Verdict)>, usize) {
         let mut shown = Vec::new();
         let mut show = |row: &TimelineRow| shown.push((row.stream_sequence.0, row.verdict));

@@ -19,7 +19,7 @@ pub(super) struct Declaration {
     v: schemas::V<1>,
     account: Place,
     name: String,
-    /// One stream for each tenant, with its account in name and subjects.
+    /// True for one stream per tenant, with the tenant's account in name and subjects.
     per_tenant: bool,
     about: String,
     subjects: Vec<String>,
@@ -29,7 +29,7 @@ pub(super) struct Declaration {
     retention: Retention,
     discard: DiscardPolicy,
     max_bytes: i64,
-    /// Added to `max_bytes` for each tenant: a copy of all their events grows with them.
+    /// Added to `max_bytes` once for each tenant: the copy of all their events grows with them.
     max_bytes_per_tenant: i64,
     max_message_bytes: i32,
     max_age_ms: u64,
@@ -38,10 +38,10 @@ pub(super) struct Declaration {
     deny_delete: bool,
     deny_purge: bool,
     allow_rollup: bool,
-    /// Messages may be stored together, all of them or none.
+    /// True when messages may be stored together, all of them or none.
     allow_atomic: bool,
     max_consumers: i32,
-    /// Longest that a consumer may be kept while nobody uses it.
+    /// Longest time that a consumer is kept while nobody uses it.
     consumer_inactive_ms_max: u64,
     consumers: Vec<Consumer>,
 }
@@ -113,8 +113,8 @@ impl Declaration {
         &self.consumers
     }
 
-    /// The tenant's own: `EVENTS` becomes `EVENTS_<account>`, and `{account}` in a subject its
-    /// account.
+    /// The stream of one tenant: `EVENTS` becomes `EVENTS_<account>`, and `{account}` in a subject
+    /// becomes the account.
     fn of_tenant(&self, tenant: &AccountId, replicas: usize) -> stream::Config {
         let named = |subject: &String| subject.replace("{account}", tenant.as_str());
         stream::Config {
@@ -222,7 +222,7 @@ pub(super) fn read_all(folder: &Path) -> Result<Vec<Declaration>, Failure> {
             |error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display()));
         declarations.push(serde_json::from_slice(&text).map_err(invalid)?);
     }
-    // What copies comes after what it copies.
+    // A stream that copies others comes after them.
     declarations.sort_by_key(|declaration: &Declaration| Account::from(declaration.account()));
     Ok(declarations)
 }

@@ -1,4 +1,4 @@
-//! Processes found again, waited for and stopped: with real ones.
+//! Tests that find real processes again, wait for them and stop them.
 
 use super::*;
 
@@ -95,7 +95,7 @@ async fn a_process_that_has_nothing_to_do_is_no_failure() {
     let spec = spec(scratch.path(), "touch ready; rm ready; exit 0");
     let started = Running::start(scratch.path(), &spec).expect("starts");
     let reached = started.ready(&spec).await.expect("success is no failure");
-    // Which of the two is a matter of when it was looked at.
+    // The result depends on when the process was looked at.
     assert!(matches!(reached, Readiness::Ready | Readiness::Done));
     assert!(started.running.ended(Instant::now() + READY_MAX).await);
     assert_eq!(
@@ -104,7 +104,7 @@ async fn a_process_that_has_nothing_to_do_is_no_failure() {
     );
 }
 
-/// A process that lives is not one that can be used.
+/// A process that lives need not be usable.
 #[tokio::test]
 async fn a_process_that_was_started_earlier_is_waited_for_until_it_shows_that_it_is_ready() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
@@ -137,7 +137,7 @@ async fn a_process_that_dies_early_shows_its_log() {
     assert!(failure.to_string().contains("no luck"), "{failure}");
 }
 
-/// The broker puts its log aside at a size and begins another.
+/// The broker moves its log aside at a certain size and begins a new one.
 #[tokio::test]
 async fn a_process_that_began_its_log_anew_and_died_shows_it() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
@@ -151,7 +151,7 @@ async fn a_process_that_began_its_log_anew_and_died_shows_it() {
     assert!(failure.to_string().contains("no luck"), "{failure}");
 }
 
-/// Checks that the log of an earlier life is not taken for the reason of this one's end.
+/// Checks that the last words of an earlier process are not taken for those of this one.
 #[tokio::test]
 async fn a_service_of_ours_that_dies_early_is_told_by_its_own_code() {
     let scratch = tempfile::tempdir().expect("a scratch folder");

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Everything that these pieces say, one after another.
+/// All words in these pieces, one after another.
 fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<Word>, ProtocolError> {
     let mut parser = Parser::default();
     let mut words = Vec::new();
@@ -57,13 +57,13 @@ fn what_strangers_choose_ends_nothing() {
         read([&bytes[..]]),
         Ok(vec![message("a.\u{fffd}\u{fffd}", None, b"hi"), after])
     );
-    // Nowhere to send an answer to.
+    // No answer could be sent to this reply subject.
     let bytes = b"MSG a 1 _INBOX.\xff 2\r\nhi\r\nPING\r\n";
     assert_eq!(
         read([&bytes[..]]),
         Ok(vec![message("a", None, b"hi"), Word::Ping])
     );
-    // Too many words, no number where one should be, too few: the length alone is believed.
+    // Too many words, a word where a number should be, too few words: only the length counts.
     for line in [
         "MSG a b c 1 r 2",
         "MSG a one 2",
@@ -98,7 +98,7 @@ fn a_payload_that_is_too_long_is_passed_over_and_never_kept() {
     parser.buffer().extend_from_slice(b"\r\nPING\r\n");
     assert_eq!(parser.next(), Ok(Some(Word::Unheard { bytes: whole })));
     assert_eq!(parser.next(), Ok(Some(Word::Ping)));
-    // Its end may come in pieces, and is an end all the same.
+    // The end of a line may come in pieces.
     let mut ended = |ends: &[&[u8]]| {
         parser
             .buffer()
@@ -117,7 +117,7 @@ fn a_payload_that_is_too_long_is_passed_over_and_never_kept() {
         Ok(Some(Word::Unheard { bytes: whole }))
     );
     assert_eq!(ended(&[b"PI"]), Err(ProtocolError::NoEnd(whole)));
-    // The longest one that is not.
+    // The longest payload that is accepted.
     let payload = vec![b'x'; PAYLOAD_BYTES_MAX];
     let bytes = [
         format!("MSG a 1 {PAYLOAD_BYTES_MAX}\r\n").as_bytes(),
@@ -189,7 +189,7 @@ fn a_listener_asks_for_messages_without_headers() {
     );
 }
 
-/// A subject of any bytes that end no word.
+/// A subject of any bytes that do not end a word.
 fn subject() -> impl Strategy<Value = Vec<u8>> {
     let byte = any::<u8>().prop_map(|byte| {
         if matches!(byte, b' ' | b'\t' | b'\r' | b'\n') {

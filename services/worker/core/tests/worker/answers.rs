@@ -13,7 +13,7 @@ use crate::scene::{
     submits,
 };
 
-/// The time that the answer to the renewal that was just asked for is waited for.
+/// The longest wait for the answer to the renewal that was just sent.
 fn renewal_patience(scene: &Scene) -> Option<Millis> {
     scene.effects.iter().find_map(|effect| match effect {
         Effect::Send {
@@ -68,7 +68,8 @@ fn what_met_a_bug_of_the_coordinator_is_asked_again() {
     }
 }
 
-/// A coordinator that answers is there: one that asks for patience gets more than one that is away.
+/// A coordinator that answers is present: its refusals lengthen the pauses more than an absence
+/// does.
 #[test]
 fn refusals_of_a_coordinator_that_is_there_lengthen_the_pauses() {
     for (code, most) in [(Code::NoAnswer, 1_000), (Code::AskedTooMuch, 10_000)] {
@@ -119,7 +120,7 @@ fn workers_of_different_seeds_renew_at_different_times() {
     assert_eq!(pauses(5), pauses(5));
 }
 
-/// The way of a message is no news of a clock.
+/// The travel time of a message is no news of a clock.
 #[test]
 fn a_clock_is_measured_anew_when_it_moved_by_more_than_five_seconds() {
     let mut scene = Scene::training().0;
@@ -154,8 +155,8 @@ fn a_heartbeat_follows_the_end_of_a_unit_and_the_join() {
     assert!(scene.has(beats), "{:?}", scene.effects);
 }
 
-/// The answer to a result decides; a renewal that was refused meanwhile is over, and whatever else
-/// comes for it means nothing.
+/// The answer to a result decides. A renewal that was refused meanwhile is over, and further
+/// answers to it mean nothing.
 #[test]
 fn an_answer_to_a_refused_renewal_is_heard_once() {
     let mut scene = Scene::submitting().0;
@@ -168,7 +169,7 @@ fn an_answer_to_a_refused_renewal_is_heard_once() {
     }
 }
 
-/// The goodbye is said once, whatever breaks while it is on its way.
+/// The worker says goodbye once, whatever breaks meanwhile.
 #[test]
 fn a_process_that_breaks_while_it_leaves_says_no_second_goodbye() {
     let mut scene = Scene::joined();

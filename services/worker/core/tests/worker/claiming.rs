@@ -2,7 +2,7 @@
 
 use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply, Done, UnitKind};
-use schemas::{Code, Millis, Refusal, V};
+use schemas::{Code, Millis, Refusal};
 use worker_core::{Answer, Effect, Input, NotVerified, Request};
 
 use crate::scene::{Scene, claims, lease, manifest};
@@ -13,7 +13,7 @@ fn tl_09_tl_11_a_refused_manifest_starts_nothing_and_is_told() {
     for given in [None, Some(lease(0, UnitKind::Train, 1))] {
         let mut scene = Scene::joined();
         let outcome = ClaimOutcome::Lease("document".to_owned());
-        scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+        scene.answer(Ok(Answer::Claim(ClaimReply::of(outcome))));
         let Some(Effect::Verify { work, .. }) = scene.effects.last() else {
             panic!("verified first")
         };
@@ -61,7 +61,7 @@ fn tl_11_nothing_is_fetched_before_the_manifest_verifies_nor_trained_before_the_
     let trains = |effect: &Effect| matches!(effect, Effect::Train { .. });
     let mut scene = Scene::joined();
     let outcome = ClaimOutcome::Lease("document".to_owned());
-    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    scene.answer(Ok(Answer::Claim(ClaimReply::of(outcome))));
     let Some(Effect::Verify { work, .. }) = scene.effects.last() else {
         panic!("verified first")
     };
@@ -86,10 +86,7 @@ fn nothing_to_do_is_not_asked_in_a_tight_loop() {
     let mut scene = Scene::joined();
     for _ in 0..5 {
         let before = scene.now;
-        scene.answer(Ok(Answer::Claim(ClaimReply {
-            v: V,
-            outcome: ClaimOutcome::Nothing,
-        })));
+        scene.answer(Ok(Answer::Claim(ClaimReply::of(ClaimOutcome::Nothing))));
         scene.until(claims);
         assert!(before.until(scene.now) >= Millis(100));
     }

@@ -5,7 +5,7 @@ use schemas::contribution::Fate;
 use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply, Done, UnitKind};
 use schemas::public::CommandVerb;
-use schemas::{Code, Millis, ObjectRef, Refusal, V};
+use schemas::{Code, Millis, ObjectRef, Refusal};
 use worker_core::{Answer, Effect, Exit, Input, Request, ResultEnd};
 
 #[test]
@@ -79,7 +79,8 @@ fn who_was_replaced_ends_at_once_and_without_a_word() {
     }
 }
 
-/// A part of the process is lost: no further unit is tried, and the lease goes back at once.
+/// The process has lost a part of itself: it tries no further unit, and gives the lease back at
+/// once.
 #[test]
 fn a_broken_process_ends_with_the_code_from_wherever_it_stands() {
     let code = Code::TrainingThreadLost;
@@ -99,7 +100,7 @@ fn a_broken_process_ends_with_the_code_from_wherever_it_stands() {
         assert_eq!(released, holds, "{what}");
         scene.until(fails);
     }
-    // Also when it was about to end well.
+    // The same holds when it was about to end well.
     let mut scene = Scene::joined();
     scene.give(Input::Command(CommandVerb::Drain));
     scene.give(broken());
@@ -107,7 +108,7 @@ fn a_broken_process_ends_with_the_code_from_wherever_it_stands() {
     assert!(scene.has(fails), "{:?}", scene.effects);
 }
 
-/// A command that was lost is sent again; it may arrive twice, or after a harder one.
+/// A lost command is sent again; it may arrive twice, or after one that demands more.
 #[test]
 fn a_drain_that_is_said_again_changes_nothing() {
     let (mut scene, work, _) = Scene::training();
@@ -125,7 +126,8 @@ fn a_drain_that_is_said_again_changes_nothing() {
 
 #[test]
 fn a_machine_that_fails_every_unit_ends() {
-    // An object that is not granted is a failure too: the same lease may come again and again.
+    // An object that is not granted is a failure of the unit: otherwise the same lease would come
+    // again and again.
     for code in [Code::CacheFailed, Code::ObjectForbidden] {
         let mut scene = Scene::joined();
         for epoch in 1.. {
@@ -223,10 +225,7 @@ fn stop_ends_in_time_when_nobody_answers() {
 #[test]
 fn a_complete_run_ends_the_worker() {
     let mut scene = Scene::joined();
-    scene.answer(Ok(Answer::Claim(ClaimReply {
-        v: V,
-        outcome: ClaimOutcome::Complete,
-    })));
+    scene.answer(Ok(Answer::Claim(ClaimReply::of(ClaimOutcome::Complete))));
     scene.answer(Ok(Answer::Done(Done::default())));
     assert!(scene.has(|effect| matches!(effect, Effect::Exit(Exit::Complete))));
 }
@@ -250,7 +249,7 @@ fn who_was_removed_from_the_run_ends_with_the_code() {
     }
     let ends = |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(why)) if why.code == Code::WorkerRemoved);
     assert!(scene.has(ends), "{:?}", scene.effects);
-    // Also at its first join: started again by hand it is still removed.
+    // The same holds at its first join: a worker that is started again by hand is still removed.
     let mut scene = Scene::new();
     scene.answer(refused(Code::WorkerRemoved));
     assert!(scene.has(ends), "{:?}", scene.effects);

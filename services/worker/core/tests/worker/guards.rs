@@ -6,7 +6,7 @@ use schemas::event::WorkerEvent;
 use schemas::lease::{ClaimOutcome, ClaimReply, Done, UnitKind};
 use schemas::limits::LOSS_MAX;
 use schemas::public::CommandVerb;
-use schemas::{Code, Millis, ObjectRef, Refusal, Steps, Tokens, V};
+use schemas::{Code, Millis, ObjectRef, Refusal, Steps, Tokens};
 use worker_core::{Answer, Effect, Exit, Input, NotVerified, Request, RequestId, Trained, WorkId};
 
 use crate::scene::{
@@ -14,7 +14,7 @@ use crate::scene::{
     trained,
 };
 
-/// The number of no request that was sent.
+/// A number that no request has.
 const NEVER_ASKED: RequestId = RequestId(u64::MAX);
 const NO_WORK: WorkId = WorkId(u64::MAX);
 
@@ -134,7 +134,7 @@ fn what_is_said_of_other_work_or_of_another_step_changes_nothing() {
         )
     });
     assert!(matches!(scene.request().1, Request::Renew(renewal) if renewal.steps_done == Steps(0)));
-    // The check of an earlier document, while that of a later one goes on.
+    // The check of an earlier document ends while that of a later one goes on.
     let mut scene = Scene::joined();
     let old = scene.grant(held);
     scene.give(Input::Fetched {
@@ -144,7 +144,7 @@ fn what_is_said_of_other_work_or_of_another_step_changes_nothing() {
     scene.answer(Ok(Answer::Done(Done::default())));
     scene.until(claims);
     let outcome = ClaimOutcome::Lease("document".to_owned());
-    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    scene.answer(Ok(Answer::Claim(ClaimReply::of(outcome))));
     scene.give(Input::Verified {
         work: old,
         outcome: Ok(Box::new(manifest(held, scene.now))),
@@ -152,7 +152,7 @@ fn what_is_said_of_other_work_or_of_another_step_changes_nothing() {
     assert!(scene.effects.is_empty(), "{:?}", scene.effects);
 }
 
-/// Answers to a join that are right in themselves, but of another run or time.
+/// Answers to a join that are valid in themselves, but belong to another run or time.
 #[test]
 fn settings_of_another_run_or_changed_ones_end_the_worker() {
     let mut scene = Scene::new();
@@ -227,7 +227,7 @@ fn losses_that_cannot_be_are_failures_of_the_unit_and_not_handed_in() {
     );
 }
 
-/// Plays one unit again and again until the worker leaves; after how many that was.
+/// Plays one unit again and again until the worker leaves. Returns the number of units.
 fn until_it_leaves(mut unit: impl FnMut(&mut Scene, u64)) -> u64 {
     let mut scene = Scene::joined();
     for number in 1..100 {
@@ -265,10 +265,10 @@ fn refuse_result(scene: &mut Scene, epoch: u64) {
     assert!(scene.has(dropped(Code::NormOutlier)));
 }
 
-/// A lease whose signature is not good.
+/// Grants a lease with a bad signature.
 fn refuse_lease(scene: &mut Scene, _: u64) {
     let outcome = ClaimOutcome::Lease("document".to_owned());
-    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    scene.answer(Ok(Answer::Claim(ClaimReply::of(outcome))));
     let verify = scene.effects.iter().find_map(|effect| match effect {
         Effect::Verify { work, .. } => Some(*work),
         _ => None,
@@ -305,8 +305,7 @@ fn a_worker_whose_results_or_leases_are_all_refused_ends() {
     );
 }
 
-/// A store that was full for half an hour leaves nothing behind that a machine's first fault of its
-/// own would meet.
+/// A store that was full for half an hour does not count towards the failures of this machine.
 #[test]
 fn failures_that_lie_elsewhere_are_not_counted_against_the_machine() {
     type Unit = fn(&mut Scene, u64);
@@ -360,7 +359,7 @@ fn a_parting_word_is_said_a_few_times_and_then_the_worker_goes_on() {
         3
     );
     scene.until(claims);
-    // So does a membership.
+    // The same holds for a membership.
     let mut scene = Scene::joined();
     scene.give(Input::Command(CommandVerb::Drain));
     assert_eq!(
@@ -394,7 +393,7 @@ fn a_renewal_is_not_asked_for_twice_while_its_answer_is_waited_for() {
     }
 }
 
-/// It may count already.
+/// The result may count already.
 #[test]
 fn a_result_that_is_on_its_way_is_waited_for_by_who_is_told_to_stop() {
     let (mut scene, ..) = Scene::submitting();
@@ -413,7 +412,7 @@ fn a_result_that_is_on_its_way_is_waited_for_by_who_is_told_to_stop() {
     );
 }
 
-/// A repeated order wins no time, and leads to no second goodbye.
+/// A repeated order gains no time, and leads to no second goodbye.
 #[test]
 fn a_repeated_order_to_end_changes_nothing() {
     let (mut scene, ..) = Scene::training();

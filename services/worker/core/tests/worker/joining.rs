@@ -8,7 +8,7 @@ use crate::scene::{
     AHEAD, LEASE, Scene, claims, join_reply, joins, lease, manifest, pause, refused,
 };
 
-/// LS-10: a worker that was taken off the list joins again.
+/// LS-10: a worker that the coordinator no longer knows joins again.
 #[test]
 fn ls_10_not_joined_leads_to_another_join() {
     let mut scene = Scene::joined();
@@ -83,7 +83,7 @@ fn ls_10_joining_again_is_not_counted_as_failing() {
     scene.until(claims);
 }
 
-/// LS-10: and one that is evicted each time it joins asks less and less often.
+/// LS-10: a worker that is evicted each time it joins asks less and less often.
 #[test]
 fn ls_10_memberships_of_no_use_are_begun_less_and_less_often() {
     let mut scene = Scene::joined();
@@ -95,7 +95,7 @@ fn ls_10_memberships_of_no_use_are_begun_less_and_less_often() {
     }
     assert!(pauses[0] <= 500 && pauses[9] >= 30_000, "{pauses:?}");
     let outcome = ClaimOutcome::Nothing;
-    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    scene.answer(Ok(Answer::Claim(ClaimReply::of(outcome))));
     scene.until(claims);
     scene.answer(refused(Code::NotJoined));
     assert!(pause(&scene) <= 500, "it was a member");
@@ -156,7 +156,7 @@ fn fg_13_settings_must_be_what_their_digest_says() {
     assert!(fails(&torch, Code::TrainerMissing));
 }
 
-/// A slow join makes the clock's offset useless; the first renewal, at once, mends it.
+/// After a slow join the measured offset is useless; the first renewal, at once, mends it.
 #[test]
 fn a_lease_survives_a_join_that_took_long() {
     let mut scene = Scene::new();
@@ -164,7 +164,7 @@ fn a_lease_survives_a_join_that_took_long() {
     let reply = join_reply(scene.now);
     scene.answer(Ok(Answer::Join(Box::new(reply))));
     let outcome = ClaimOutcome::Lease("document".to_owned());
-    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    scene.answer(Ok(Answer::Claim(ClaimReply::of(outcome))));
     let Some(Effect::Verify { work, .. }) = scene.effects.last() else {
         panic!("verified first")
     };
@@ -177,10 +177,10 @@ fn a_lease_survives_a_join_that_took_long() {
     assert!(matches!(scene.request().1, Request::Renew(_)));
 }
 
-/// The coordinator's claim is answered with a lease that is of another time.
+/// The coordinator answers a claim with a lease that is valid at another time.
 fn untimely(scene: &mut Scene) {
     let outcome = ClaimOutcome::Lease("document".to_owned());
-    scene.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+    scene.answer(Ok(Answer::Claim(ClaimReply::of(outcome))));
     let Some(Effect::Verify { work, .. }) = scene.effects.last() else {
         panic!("verified first")
     };
@@ -197,7 +197,7 @@ fn untimely(scene: &mut Scene) {
 #[test]
 fn a_lease_of_another_time_goes_back_at_once_and_the_time_is_asked_for_again() {
     let mut scene = Scene::joined();
-    // More often than a worker may fail units.
+    // This happens more often than units may fail.
     for _ in 0..30 {
         untimely(&mut scene);
         assert!(
@@ -234,7 +234,7 @@ fn a_renewal_tells_the_time_of_another_coordinator() {
         "nothing new"
     );
     scene.until(renews);
-    // One that was started again, and has the right time now: an hour more.
+    // The coordinator was started again, and its clock is right now: an hour later.
     let Answer::Renew(mut reply) = scene.renewed() else {
         unreachable!()
     };

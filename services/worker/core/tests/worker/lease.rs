@@ -64,8 +64,7 @@ fn a_lease_that_nobody_renews_ends_here_before_it_ends_there() {
             renewals += 1;
             scene.answer(refused(Code::NoAnswer));
         } else if renewals == 1 {
-            // The first renewal was never answered at all, not even by a time-out: the lease ends
-            // all the same.
+            // The first renewal had no answer, not even a time-out; the lease ends nevertheless.
             assert!(scene.now <= granted.after(LEASE));
         }
     }
@@ -116,8 +115,8 @@ fn ls_04_losing_the_lease_stops_the_work_and_keeps_the_inner_state() {
     }
 }
 
-/// Ten units, then the worker ends; but a store without room fails everybody's, and somebody makes
-/// room some day.
+/// A worker ends after ten failed units of its own. A full store fails every worker's units, and
+/// somebody will make room some day.
 #[test]
 fn a_machine_that_fails_every_unit_ends_and_a_full_store_is_waited_for() {
     for (code, ends) in [

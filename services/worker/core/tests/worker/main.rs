@@ -1,4 +1,4 @@
-//! The worker's machine, played against by hand and at random.
+//! The worker's state machine, played by hand and at random.
 
 mod answers;
 mod claiming;

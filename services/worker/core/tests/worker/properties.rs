@@ -1,5 +1,5 @@
-//! Properties that hold whatever the answers are and whatever their order: one lease at a time, no
-//! result under a lost lease, and always a way on.
+//! Properties that hold for all answers in any order: the worker holds one lease at a time, hands
+//! in no result under a lost lease, and always finds a way on.
 
 use std::collections::BTreeMap;
 
@@ -12,14 +12,14 @@ use schemas::public::CommandVerb;
 use schemas::{Code, Millis, ObjectRef, Refusal, Steps, Tokens, UnixMillis, V};
 use worker_core::{Answer, Effect, Input, NotVerified, Request, RequestId, ResultEnd, WorkId};
 
-/// The world's next move. Numbers pick among the open requests or works, modulo their count.
+/// The world's next move. Numbers choose among the open requests or works, modulo their count.
 #[derive(Clone, Debug)]
 enum Move {
     /// Answer a request as it should be answered.
     Answer(usize),
     /// Refuse a request.
     Refuse(usize, Code),
-    /// Answer a request with the answer to another.
+    /// Answer a request with the answer to another one.
     Confuse(usize, u8),
     /// The shell finished a step of some work, present or past.
     Finish(usize, bool),
@@ -57,15 +57,15 @@ struct Play {
     open: Vec<(RequestId, Request)>,
     /// The work that the shell is doing, as far as it was not stopped.
     running: BTreeMap<WorkId, Effect>,
-    /// All works there ever were, with their leases where verified.
+    /// All works so far, with their leases if they were verified.
     works: Vec<(WorkId, Option<LeaseRef>)>,
     present: Option<LeaseRef>,
     lost: Vec<LeaseRef>,
     exited: bool,
     epoch: u64,
-    /// Units that were trained and whose end is not known.
+    /// Units that were trained and have no known end.
     unkept: Vec<WorkId>,
-    /// True when the last input was an answer to a submit which says that the result counts.
+    /// True if the last input was the answer to a submit, and the result counts.
     counts: bool,
 }
 
@@ -100,7 +100,7 @@ impl Play {
         self.look();
     }
 
-    /// Takes in the worker's effects, and checks them.
+    /// Checks the worker's effects.
     fn look(&mut self) {
         for effect in self.scene.effects.clone() {
             match &effect {
@@ -169,7 +169,7 @@ impl Play {
         self.trained_units_end();
     }
 
-    /// Checks that no unit is left behind without an end.
+    /// Checks that every trained unit has got an end.
     fn trained_units_end(&mut self) {
         for effect in &self.scene.effects {
             if let Effect::Train { work } = effect {
@@ -189,7 +189,7 @@ impl Play {
                     1 if kind == 1 => ClaimOutcome::Complete,
                     _ => ClaimOutcome::Lease("document".to_owned()),
                 };
-                Answer::Claim(ClaimReply { v: V, outcome })
+                Answer::Claim(ClaimReply::of(outcome))
             }
             (Request::Renew(_), kind) => {
                 let remaining = Millis(u64::from(kind) * 200);
@@ -221,7 +221,7 @@ impl Play {
             return;
         };
         let refusal = || Refusal::new(Code::ALL[which % Code::ALL.len()], "played by the test");
-        // Mostly the work that runs; sometimes a report about one that was stopped long ago.
+        // Usually the present work; sometimes a report about work that was stopped long ago.
         let running = self
             .running
             .last_key_value()
@@ -346,8 +346,8 @@ impl Play {
         }
     }
 
-    /// Lets the world be kind from here on: every request is answered, every step done. Then the
-    /// worker claims or ends.
+    /// From here on the world answers every request and completes every step, until the worker
+    /// claims or ends.
     fn settle(&mut self) {
         for round in 0..400 {
             if self.exited
@@ -393,7 +393,8 @@ proptest! {
         for step in script {
             play.play(step);
         }
-        // Claims that the world left open are refused first, or they would count as a way on.
+        // Claims that the world left open are refused first, since they would otherwise count as a
+        // way on.
         let claims: Vec<RequestId> = play
             .open
             .iter()

@@ -46,7 +46,7 @@ fn the_answer_to_the_submit_is_the_end_and_there_is_one_order_for_the_state() {
     }
 }
 
-/// Such a refusal is why a state that was taken up from a file is dropped.
+/// The refusal decides that a state which came from a file is dropped.
 #[test]
 fn the_end_names_the_refusal() {
     let (mut scene, ..) = Scene::submitting();
@@ -109,7 +109,7 @@ fn a_worker_that_ends_before_the_answer_does_not_know_the_end() {
     assert!(scene.has(keeps(&ResultEnd::Unknown)) && scene.has(exits));
 }
 
-/// The first one may have counted, so long ago that the coordinator has forgotten it.
+/// The first submit may have counted, so long ago that the coordinator has forgotten it.
 #[test]
 fn a_submit_that_is_said_again_and_finds_no_lease_is_unknown() {
     for (code, goes_on) in [
@@ -124,7 +124,7 @@ fn a_submit_that_is_said_again_and_finds_no_lease_is_unknown() {
         assert!(scene.has(keeps(&ResultEnd::Unknown)), "{code}");
         scene.until(goes_on);
     }
-    // What the coordinator still knows of it decides all the same.
+    // An answer of a coordinator that still knows the result decides nevertheless.
     for (answer, counts) in [
         (fate(Fate::Merged), true),
         (refused(Code::NotFinite), false),
@@ -147,7 +147,7 @@ fn an_answer_that_cannot_be_read_decides_nothing() {
     }
 }
 
-/// No code of a refusal makes a result that may have counted a refused one.
+/// No refusal code turns a result that may have counted into a refused one.
 #[test]
 fn only_words_about_the_result_decide_once_it_was_said_twice() {
     for code in Code::ALL.iter().copied() {

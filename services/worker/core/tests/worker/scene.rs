@@ -1,4 +1,4 @@
-//! A worker on a stage of its own: the coordinator and the shell are played by the test.
+//! A worker whose coordinator and shell are played by the test.
 
 use schemas::contribution::{Fate, SubmitReply};
 use schemas::event::WorkerEvent;
@@ -68,7 +68,7 @@ pub(crate) fn lease(index: u32, kind: UnitKind, epoch: u64) -> LeaseRef {
     kit::lease(unit, epoch)
 }
 
-/// A manifest as the shell hands it in after all checks.
+/// A manifest as the shell returns it after all checks.
 pub(crate) fn manifest(lease: LeaseRef, granted_at: UnixMillis) -> Manifest {
     let object = ObjectRef::of(b"an object");
     let work = match lease.unit.kind {
@@ -185,7 +185,7 @@ impl Scene {
 
     pub(crate) fn grant(&mut self, lease: LeaseRef) -> WorkId {
         let outcome = ClaimOutcome::Lease("document".to_owned());
-        self.answer(Ok(Answer::Claim(ClaimReply { v: V, outcome })));
+        self.answer(Ok(Answer::Claim(ClaimReply::of(outcome))));
         let work = self.effects.iter().find_map(|effect| match effect {
             Effect::Verify { work, .. } => Some(*work),
             _ => None,
@@ -204,7 +204,7 @@ impl Scene {
         self.worker.handle(self.now, input, &mut self.effects);
     }
 
-    /// Moves the clock to the next deadline and ticks.
+    /// Moves the clock to the next deadline, and brings a tick.
     pub(crate) fn wait(&mut self) {
         let deadline = self
             .worker
@@ -214,7 +214,7 @@ impl Scene {
         self.give(Input::Tick);
     }
 
-    /// Ticks through deadlines until `wanted` is asked for; its effects are in `effects`.
+    /// Brings ticks for deadlines until `wanted` is asked for; its effects are in `effects`.
     pub(crate) fn until(&mut self, wanted: impl Fn(&Effect) -> bool) {
         for _ in 0..1000 {
             if self.effects.iter().any(&wanted) {
@@ -305,7 +305,7 @@ pub(crate) fn renews(effect: &Effect) -> bool {
     )
 }
 
-/// The ends of training units that the last input brought.
+/// The ends of training units in the effects of the last input.
 pub(crate) fn ends(scene: &Scene) -> Vec<&ResultEnd> {
     let effects = scene.effects.iter();
     let ends = effects.filter_map(|effect| match effect {

@@ -7,7 +7,7 @@ use worker_core::{Effect, Input, Request};
 
 use crate::scene::{LEASE, Scene, claims, fate, joins, pause, refused, renews, submits, trained};
 
-/// FG-20: time-outs are retried, the same request again.
+/// FG-20: a request that timed out is repeated unchanged.
 #[test]
 fn fg_20_unanswered_requests_are_repeated_with_growing_pauses() {
     let (mut scene, ..) = Scene::submitting();
@@ -26,8 +26,8 @@ fn fg_20_unanswered_requests_are_repeated_with_growing_pauses() {
     );
 }
 
-/// FG-19: a worker that loses the coordinator and finds it again within its lease goes on where it
-/// was, and hands everything in.
+/// FG-19: a worker that loses the coordinator and finds it again within its lease continues its
+/// work, and hands everything in.
 #[test]
 fn fg_19_an_absence_within_the_lease_costs_no_local_step() {
     /// True for an effect that would throw steps away, or begin the unit anew.
@@ -51,7 +51,7 @@ fn fg_19_an_absence_within_the_lease_costs_no_local_step() {
         let (mut scene, work, held) = Scene::training();
         let ends_at = scene.now.after(LEASE);
         let mut missed = 0;
-        // Steps go on all the time; the last renewal before the end of the lease is the one that
+        // Steps go on meanwhile; the last renewal before the end of the lease is the one that
         // arrives.
         loop {
             scene.give(Input::Progress {
@@ -94,7 +94,7 @@ fn fg_19_an_absence_within_the_lease_costs_no_local_step() {
             work,
             outcome: Ok(vec![ObjectRef::of(b"chunk")].into()),
         });
-        // Away again, with the result in hand.
+        // The coordinator is away again when the result is ready.
         let (_, Request::Submit(stated)) = scene.request() else {
             panic!("a result is submitted")
         };
@@ -121,8 +121,8 @@ fn fg_19_an_absence_within_the_lease_costs_no_local_step() {
     }
 }
 
-/// Swallows the answers to a request, one after another; the milliseconds from the first to each of
-/// its repeats.
+/// Swallows the answers to a request, one after another. Returns the milliseconds from the first
+/// send to each repeat.
 fn swallow(scene: &mut Scene, wanted: fn(&Effect) -> bool) -> Vec<u64> {
     let asked_at = scene.now;
     let (_, first) = scene.request();
@@ -145,8 +145,8 @@ fn swallow(scene: &mut Scene, wanted: fn(&Effect) -> bool) -> Vec<u64> {
     (0..6).map(|_| repeat(scene)).collect()
 }
 
-/// A question to a coordinator that died is not waited for much longer than an answer takes, and it
-/// is repeated less and less often.
+/// A worker waits for the answer of a dead coordinator not much longer than an answer takes, and
+/// repeats the question less and less often.
 #[test]
 fn a_lost_answer_costs_seconds() {
     let joins = swallow(&mut Scene::new(), joins);
@@ -178,8 +178,8 @@ fn a_lost_answer_costs_seconds() {
     assert_eq!(patience(&submitting), Some(4_000));
 }
 
-/// Refusals come at once, and so does the broker's word that nobody listens. After many of them the
-/// first question that reaches a coordinator, and whose answer is lost, still costs seconds.
+/// Refusals come at once, and so does the broker's report that nobody listens. After many of these,
+/// the first question that reaches a coordinator and whose answer is lost still costs only seconds.
 #[test]
 fn refusals_that_come_at_once_leave_the_next_wait_short() {
     let mut scene = Scene::new();
@@ -207,8 +207,8 @@ fn refusals_that_come_at_once_leave_the_next_wait_short() {
     );
 }
 
-/// The lease that a claim was granted runs on when the answer is lost: however short it is, the
-/// claim is said again while enough of it is left for the answer to arrive.
+/// A lease runs on when the answer that grants it is lost. However short the lease is, the worker
+/// repeats the claim while enough time is left for the answer to arrive.
 #[test]
 fn a_lost_grant_is_asked_for_again_while_its_lease_runs() {
     for seconds in [5, 6, 8, 20, 60, 86_400] {
@@ -222,7 +222,7 @@ fn a_lost_grant_is_asked_for_again_while_its_lease_runs() {
             "{seconds} s"
         );
         let repeats = swallow(&mut scene, claims);
-        // Granted at once, at worst.
+        // At worst the lease was granted at once.
         assert!(
             repeats[0] <= lease.get() * 6 / 10 && repeats[0] <= 7_500,
             "lease of {seconds} s: {repeats:?}"
@@ -230,8 +230,8 @@ fn a_lost_grant_is_asked_for_again_while_its_lease_runs() {
     }
 }
 
-/// The broker says at once that nobody answers; however long that lasted, a coordinator that is
-/// back is found soon.
+/// The broker reports at once that nobody answers. However long the absence was, a coordinator that
+/// is back is found soon.
 #[test]
 fn a_coordinator_that_is_back_is_found_within_a_second() {
     type Sought = fn(&Effect) -> bool;
@@ -245,7 +245,7 @@ fn a_coordinator_that_is_back_is_found_within_a_second() {
             let asked_at = scene.now;
             scene.answer(refused(Code::NoAnswer));
             while !scene.has(wanted) {
-                // A held lease is renewed meanwhile; nobody answers that either.
+                // Meanwhile the worker tries to renew its lease; nobody answers that either.
                 scene.wait();
                 if scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Dropped { .. }))) {
                     break;

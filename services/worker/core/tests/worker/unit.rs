@@ -70,7 +70,7 @@ fn an_evaluation_needs_no_upload_and_touches_no_inner_state() {
     assert!(scene.has(claims) && ends(&scene).is_empty());
 }
 
-/// LS-03, LS-04: nothing is taken for done before its reply says so.
+/// LS-03, LS-04: nothing counts as done before its reply says so.
 #[test]
 fn ls_03_ls_04_success_is_told_only_after_the_reply() {
     let scene = Scene::new();

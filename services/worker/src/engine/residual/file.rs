@@ -14,7 +14,7 @@ use super::Residual;
 
 const FORMAT: &str = "diloco residual 2";
 const TENSOR: &str = "residual";
-/// The key of the name of the inner state that a residual belongs to.
+/// The key under which a residual names the inner state that it belongs to.
 const INNER: &str = "inner";
 
 /// Marks of the owner of a residual.
@@ -44,14 +44,14 @@ impl Marks {
     }
 }
 
-/// A residual as it was at one moment, to be written.
+/// A residual of one moment, to be written.
 pub(in crate::engine) struct Saved {
     pub(super) values: Vec<f32>,
     pub(super) marks: Marks,
 }
 
 impl Saved {
-    /// Writes it to a file of its own, which [`Saved::put_in_place`] moves to where it is read.
+    /// Writes a new file, which [`Saved::put_in_place`] then moves to the place where it is read.
     pub(in crate::engine) fn write(&self, inner: &Path, name: &str) -> Result<(), String> {
         let metadata = self.marks.metadata(name);
         let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
@@ -64,7 +64,7 @@ impl Saved {
             .map_err(|error| error.to_string())
     }
 
-    /// The last step of a write; atomic.
+    /// The last step of a write, which is atomic.
     pub(in crate::engine) fn put_in_place(&self, inner: &Path) -> Result<(), String> {
         fs::rename(next(inner), path(inner))
             .and_then(|()| synchronise_folder(inner))
@@ -73,9 +73,9 @@ impl Saved {
 }
 
 impl Residual {
-    /// The residual that is kept beside the inner state which was taken up, or an empty one. One
-    /// that belongs to another state is removed: its worker was killed before it could write the
-    /// right one. One that does not fit, or holds a NaN or an infinity, is put aside.
+    /// Loads the residual beside the inner state that was loaded; empty if there is none. A
+    /// residual of another state is removed: its worker was killed before it could write the right
+    /// one. A residual that does not fit, or holds a NaN or an infinity, is put aside.
     pub(in crate::engine) fn take_up(inner: &Path, elements: usize, marks: Marks) -> Self {
         let path = path(inner);
         let owed = match path.exists().then(|| read(inner, elements, &marks)) {
@@ -100,7 +100,7 @@ impl Residual {
     }
 }
 
-/// Removes the residual beside an inner state. After that no crash brings it back.
+/// Removes the residual beside an inner state. After that no crash can bring it back.
 pub(in crate::engine) fn remove(inner: &Path) -> io::Result<()> {
     match fs::remove_file(path(inner)) {
         Ok(()) => synchronise_folder(inner),
@@ -109,8 +109,8 @@ pub(in crate::engine) fn remove(inner: &Path) -> io::Result<()> {
     }
 }
 
-/// Sets the residual beside an inner state aside, so that a person can look at it; true if there
-/// was one.
+/// Puts the residual beside an inner state aside, so that a person can look at it. Returns true if
+/// there was one.
 pub(in crate::engine) fn put_aside(inner: &Path) -> bool {
     let path = path(inner);
     fs::rename(&path, path.with_extension("refused")).is_ok()
@@ -129,7 +129,7 @@ fn synchronise_folder(inner: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// The values in the file; none when it belongs to another inner state than the one beside it.
+/// The values in the file; none if it belongs to another inner state.
 fn read(inner: &Path, elements: usize, marks: &Marks) -> Result<Option<Vec<f32>>, String> {
     let file = TensorFile::open(&path(inner)).map_err(|error| error.to_string())?;
     let beside = inner_name(inner).map_err(|error| error.to_string())?;

@@ -28,7 +28,7 @@ fn fresh(elements: usize) -> Residual {
     Residual::new(vec![0.0; elements], Marks::new(OWNER, &layout()))
 }
 
-/// The values that arrive of a contribution of `local` from zero, in pieces of `size`.
+/// The decoded values of a contribution of `local` from zero, sent in pieces of `size`.
 fn send_in(
     residual: &mut Residual,
     work: u64,
@@ -59,7 +59,7 @@ fn wave(elements: usize) -> Vec<f32> {
         .collect()
 }
 
-/// A residual after one result that counts, and the values that were sent of the next contribution.
+/// A residual after one result that counts, and the values sent in the next contribution.
 fn owing() -> (Residual, Vec<f32>, Vec<f32>) {
     let local = wave(1024);
     let mut residual = fresh(local.len());
@@ -96,7 +96,7 @@ fn each_end_leaves_what_the_table_says() {
     }
 }
 
-/// The shell hands an end in beside the work that comes next.
+/// The shell reports an end beside the next work.
 #[test]
 fn an_end_is_of_one_unit_and_a_contribution_without_an_end_is_unknown() {
     let (mut residual, owed, _) = owing();
@@ -137,8 +137,8 @@ fn a_piece_with_a_value_that_is_no_number_is_cleared_though_the_result_counts() 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// From the last doubt on, the merged part and the owed part together are the differences of
-    /// the units that count: nothing is missing, and nothing is there twice. With stochastic
+    /// Since the last unknown end, the merged part and the owed part together are the differences
+    /// of the units that count: nothing is missing and nothing is there twice, with stochastic
     /// rounding too.
     #[test]
     fn what_was_merged_and_what_is_owed_are_the_differences_that_count(
@@ -184,7 +184,8 @@ proptest! {
     }
 }
 
-/// A folder with an inner state of this name, and the residual of `owed` that belongs to it.
+/// A folder with an inner state under this name, and with the residual of `owed` that belongs to
+/// it.
 fn saved(owed: &[f32], name: &str) -> (tempfile::TempDir, std::path::PathBuf) {
     let scratch = tempfile::tempdir().expect("a folder");
     let inner = scratch.path().join("inner.safetensors");
@@ -229,7 +230,7 @@ fn a_restart_keeps_it_and_nothing_else_gets_it() {
     }
 }
 
-/// The process was killed after the next state was written and before its residual was.
+/// The process was killed after it wrote the next state and before it wrote its residual.
 #[test]
 fn it_belongs_to_one_inner_state() {
     let (layout, owed) = (layout(), wave(layout().elements() as usize));

@@ -26,7 +26,7 @@ async fn a_contribution_is_base_minus_local_however_it_is_cut() {
     );
     assert_eq!(whole, cut);
     assert!(whole.iter().any(|value| *value != 0.0));
-    // Back to the same base without loading it again: the contribution is nothing once more.
+    // The same base again, without loading: the contribution is zero once more.
     let (base, alpha) = (Digest::of(b"base"), Alpha::TAKE_OVER);
     let here = scene.engine.expect(ALL, base, alpha).await;
     assert!(here.expect("at hand"));

@@ -14,7 +14,7 @@ use trainer::{
 
 use super::*;
 
-/// Two parameters, from each of which every step subtracts 2.
+/// A model of two parameters; every step subtracts 2 from each.
 struct Falling {
     layout: Layout,
     parameters: Vec<f32>,
@@ -22,7 +22,7 @@ struct Falling {
     device: Arc<Device>,
 }
 
-/// A device on which an operation may fail after the call has returned, as on a card.
+/// A device on which an operation may fail after its call has returned, as on a card.
 #[derive(Default)]
 struct Device {
     fails: AtomicBool,
@@ -122,8 +122,8 @@ impl Trainer for Falling {
     }
 }
 
-/// A session with two fragments of one parameter each, which all start at 1, and the global value
-/// of each fragment as an outer step makes it.
+/// A session with two fragments of one parameter each, all starting at 1, and the global value of
+/// each fragment as outer steps make it.
 struct Streaming {
     session: Session,
     device: Arc<Device>,
@@ -178,7 +178,7 @@ impl Streaming {
         self.session.trainer.step(&batch, &settings).expect("falls");
     }
 
-    /// The difference of a fragment, as the coordinator would read it.
+    /// The decoded difference of a fragment.
     fn capture(&mut self, fragment: u32) -> f32 {
         let chunk = Chunk {
             fragment,
@@ -201,7 +201,7 @@ impl Streaming {
         difference[0]
     }
 
-    /// The global value of a fragment is loaded; the parameters are for the blend to change.
+    /// Loads the global value of a fragment; the blend then changes the parameters.
     fn arrive(&mut self, fragment: u32, alpha: Alpha) -> (Fragment, Digest, Alpha) {
         self.versions += 1;
         let weights = Digest::of(&self.versions.to_le_bytes());
@@ -227,8 +227,8 @@ impl Streaming {
     }
 }
 
-/// Two replicas that do the same; six steps between two syncs of a fragment, which take turns every
-/// three; the outer step is SGD with rate 2. The differences are taken `tau` steps before the
+/// Two equal replicas. A fragment syncs every six steps, and the two fragments take turns every
+/// three. The outer step is SGD with rate 2. The differences are taken `tau` steps before the
 /// blend, and the new weights arrive at once, before the steps in between.
 fn played(tau: usize, alpha: Alpha) -> (Vec<(f32, f32)>, Vec<f32>) {
     let mut streaming = Streaming::new();

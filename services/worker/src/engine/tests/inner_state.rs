@@ -1,4 +1,4 @@
-//! Tests of the inner state over restarts, and of the treatment of a bad one.
+//! Tests of the inner state across restarts, and of bad states.
 
 use super::*;
 
@@ -33,8 +33,7 @@ async fn the_inner_state_survives_a_restart_and_a_damaged_one_is_put_aside() {
     assert!(scene.scratch.path().exists());
 }
 
-/// A scene whose model took a saved state up again, with the poison of `change` in the file before
-/// it did.
+/// A scene whose model loaded a saved state, after `change` to the file.
 async fn resumed(change: impl FnOnce(&std::path::Path)) -> Scene {
     resumed_with("reference", change).await
 }
@@ -90,14 +89,14 @@ async fn a_unit_that_fails_right_after_a_state_was_taken_up_drops_it() {
         .await
         .expect("a dead line says nothing about moments");
     scene.doubt().await;
-    // What was dropped is not written again either.
+    // The dropped state is not written again either.
     scene.keep(1, ResultEnd::Unknown).await;
     scene.model_is_gone().await;
     assert!(!scene.opening.inner.exists() && refused_file(&scene).exists());
     scene.reopen().await;
     scene.load_base().await;
     scene.train(training(1, CancellationToken::new())).await;
-    // Moments that this process made itself are not what was taken up.
+    // Moments that this process made itself are not in doubt.
     scene.doubt().await;
     assert!(
         scene
@@ -109,7 +108,7 @@ async fn a_unit_that_fails_right_after_a_state_was_taken_up_drops_it() {
     );
 }
 
-/// A unit at a rate at which weights grow beyond all numbers within a few steps.
+/// A unit with a learning rate at which weights overflow within a few steps.
 #[cfg(feature = "torch")]
 fn astray() -> Training {
     let mut training = training(10, CancellationToken::new());
@@ -135,7 +134,8 @@ async fn fresh() -> Vec<f32> {
     scene.contribution(5000).await
 }
 
-/// Each of its values can be. Together they throw the weights far off, which the coordinator sees.
+/// Each value is possible by itself. Together they throw the weights far off, which the coordinator
+/// sees.
 #[cfg(feature = "torch")]
 #[tokio::test]
 async fn a_state_that_led_libtorch_to_a_result_that_is_refused_is_dropped() {
@@ -165,7 +165,7 @@ async fn a_state_that_led_libtorch_to_a_result_that_is_refused_is_dropped() {
     scene.doubt().await;
     scene.model_is_gone().await;
     assert!(!scene.opening.inner.exists() && refused_file(&scene).exists());
-    // The next unit is that of a worker that never had a state.
+    // The next unit is like that of a worker that never had a state.
     scene.reopen().await;
     scene.load_base().await;
     scene.train(training(2, CancellationToken::new())).await;
@@ -188,7 +188,7 @@ async fn a_unit_that_fails_in_libtorch_right_after_a_state_was_taken_up_drops_it
     scene.load_base().await;
     scene.train(training(2, CancellationToken::new())).await;
     assert_eq!(scene.contribution(5000).await, fresh().await);
-    // Moments that this process made are not to blame for what fails next.
+    // Moments that this process made are not the cause of a later failure.
     scene
         .engine
         .train(astray())

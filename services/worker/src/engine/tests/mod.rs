@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 
-/// All parameters, as long as a layout has one fragment.
+/// All parameters, in a layout with one fragment.
 const ALL: Fragment = Fragment(0);
 
 const SEQUENCE: u32 = 16;
@@ -99,8 +99,7 @@ impl Scene {
         }
     }
 
-    /// The same folder with another life of the worker, after `change` to the saved state between
-    /// the two.
+    /// The next process on the same folder, after `change` to the saved state.
     async fn restarted(self, change: impl FnOnce(&std::path::Path)) -> Self {
         drop(self.engine);
         self.thread
@@ -133,25 +132,25 @@ impl Scene {
         self.engine.blend(ALL, base, alpha).await
     }
 
-    /// Loads the initial weights under the name that most tests use.
+    /// Loads the initial weights under the name of the base.
     async fn load_base(&self) {
         let loaded = self.load(Digest::of(b"base"), 5000).await;
         loaded.expect("complete");
     }
 
-    /// Hands one chunk of fp32 weights to the engine, right or wrong.
+    /// Passes one chunk of fp32 weights to the engine, right or wrong.
     async fn load_chunk(&self, range: Range<usize>, bytes: Bytes) {
         let loaded = self.engine.load(ALL, CodecKind::Fp32, range, bytes).await;
         loaded.expect("the thread lives");
     }
 
-    /// Expects weights; true when they are there already.
+    /// Expects weights. Returns true if they are loaded already.
     async fn has(&self, weights: Digest) -> bool {
         let expected = self.engine.expect(ALL, weights, Alpha::TAKE_OVER).await;
         expected.expect("a model is open")
     }
 
-    /// The code with which a blend of loaded weights is refused.
+    /// The code of the refusal of a blend.
     async fn blend_refused(&self, weights: Digest) -> Code {
         let blended = self.engine.blend(ALL, weights, Alpha::TAKE_OVER).await;
         blended.expect_err("they are not whole").code
@@ -161,19 +160,19 @@ impl Scene {
         self.engine.train(training).await.expect("trains")
     }
 
-    /// A result was refused for its numbers.
+    /// Reports a result that was refused for its numbers.
     async fn doubt(&self) {
         let refusal = Refusal::new(Code::NormOutlier, "too large");
         self.keep(1, ResultEnd::Refused(refusal)).await;
     }
 
-    /// A unit has ended.
+    /// Reports the end of a unit.
     async fn keep(&self, work: u64, end: ResultEnd) {
         let kept = self.engine.keep(WorkId(work), end).await;
         kept.expect("the thread lives");
     }
 
-    /// Opens the model anew after it was dropped.
+    /// Opens the model again after it was dropped.
     async fn reopen(&self) {
         let opened = self.engine.open(self.opening.clone()).await;
         opened.expect("fresh moments");
@@ -189,7 +188,7 @@ impl Scene {
         );
     }
 
-    /// The contribution as the coordinator would read it.
+    /// The decoded contribution.
     async fn contribution(&self, size: u64) -> Vec<f32> {
         let chunks = self
             .opening

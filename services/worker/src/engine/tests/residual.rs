@@ -1,5 +1,5 @@
-//! Tests of the residual through the engine: the effect of each end on it, and that no end of the
-//! process sends it twice.
+//! Tests of the residual through the engine: the effect on it of each end of a unit, and of a death
+//! of the process, after which it must not be sent twice.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -48,7 +48,7 @@ async fn contribution(scene: &Scene, work: u64) -> Vec<Bytes> {
     encoded
 }
 
-/// The contribution of a unit that changes nothing: all of it is residual.
+/// The contribution of a unit that changes nothing, which therefore consists of the residual.
 async fn owed(scene: &Scene, work: u64) -> Vec<Bytes> {
     to_the_base(scene).await;
     contribution(scene, work).await
@@ -72,7 +72,7 @@ async fn what_was_not_sent_comes_with_the_next_contribution_when_the_result_coun
     let scene = scene().await;
     train(&scene).await;
     let first = contribution(&scene, 1).await;
-    // The lease is lost, then a result is refused.
+    // A lost lease, and then a refused result.
     for (work, code) in [(1, Code::LeaseLost), (2, Code::SizeMismatch)] {
         scene.keep(work, refused(code)).await;
         let again = contribution(&scene, work + 1).await;
@@ -108,7 +108,7 @@ async fn a_restart_keeps_the_residual() {
     scene.keep(2, refused(Code::LeaseLost)).await;
     let scene = scene.restarted(|inner| assert!(inner.exists())).await;
     assert_eq!(owed(&scene, 3).await, before);
-    // Without its inner state it is of no use.
+    // Without its inner state a residual is useless.
     scene.keep(3, ResultEnd::Counted).await;
     let without = |inner: &Path| std::fs::remove_file(inner).expect("it is there");
     let scene = scene.restarted(without).await;
@@ -149,13 +149,12 @@ async fn a_residual_that_was_sent_is_not_written_any_more() {
 
 const VICTIM: &str = "DILOCO_TEST_OWING_VICTIM";
 
-/// The points in its second unit at which the victim is killed.
+/// Points in the second unit at which the victim is killed.
 const POINTS: [&str; 6] = [
     "kept", "trained", "encoded", "refused", "unknown", "counted",
 ];
 
-/// Leaves a state with a residual in the folder, and gives the scene of the process that takes it
-/// up again.
+/// Leaves a state with a residual in the folder. Returns the scene of the process that loads them.
 async fn owing(scratch: tempfile::TempDir) -> Scene {
     let scene = in_folder(scratch).await;
     train(&scene).await;
@@ -166,8 +165,8 @@ async fn owing(scratch: tempfile::TempDir) -> Scene {
     scene
 }
 
-/// Nothing by itself: the process that the next test kills. It goes as far as it is told, says so,
-/// and waits.
+/// Not a test by itself: this is the process that the next test kills. It goes on to the given
+/// point, reports it, and waits.
 #[tokio::test]
 async fn owing_victim() {
     let Some(told) = std::env::var_os(VICTIM) else {
@@ -198,7 +197,7 @@ async fn owing_victim() {
     };
     if let Some(end) = end {
         scene.keep(2, end).await;
-        // It is done by the time another job is answered.
+        // The withdrawal is done once another job is answered.
         scene.has(Digest::of(b"base")).await;
     }
     let at = scene.scratch.path().display();
@@ -233,7 +232,7 @@ async fn a_worker_that_is_killed_at_any_point_never_sends_a_residual_twice() {
         let found = owed(&in_folder(own).await, 9).await;
         match point {
             "kept" | "trained" => assert_eq!(found, before, "{point}: nothing was sent"),
-            // What is owed then is on its way to the disk.
+            // By then the owed part is being written to disk.
             "counted" => assert_ne!(found, before, "{point}: it was merged"),
             "refused" => assert!(found == before || is_nothing(&found), "{point}"),
             _ => assert!(is_nothing(&found), "{point}"),

@@ -1,4 +1,4 @@
-//! The lane that writes inner states: beside the steps, one at a time, and whole whatever happens.
+//! The lane that writes inner states beside the steps, one at a time, and whole whatever happens.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::*;
 use crate::engine::residual::{Marks, Residual};
 use crate::engine::saver::{PendingSave, write};
 
-/// The part of a state in `path` while `pid` writes it.
+/// The unfinished file of a state in `path` while `pid` writes it.
 fn part(path: &Path, pid: u32) -> PathBuf {
     path.with_file_name(format!(".inner.safetensors.{pid}.part"))
 }
@@ -26,7 +26,7 @@ async fn a_state_is_written_while_the_steps_go_on() {
     let observed = async {
         progress.changed().await.expect("the thread lives");
         scene.keep(1, ResultEnd::Unknown).await;
-        // The file shows up while steps are still reported.
+        // The file appears while steps are still reported.
         let mut after = 0;
         while !scene.opening.inner.exists() {
             progress.changed().await.expect("the thread lives");
@@ -49,8 +49,8 @@ async fn a_state_is_written_while_the_steps_go_on() {
     );
 }
 
-/// The sync between two units needs the disk; the steps of the next unit, or the end of the
-/// process, are the time to write.
+/// The sync between two units needs the disk; a state is written during the steps of the next unit,
+/// or at the end of the process.
 #[test]
 fn a_state_that_is_kept_between_two_units_waits_for_steps_or_the_end() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
@@ -65,7 +65,7 @@ fn a_state_that_is_kept_between_two_units_waits_for_steps_or_the_end() {
     assert!(path.exists(), "the end waits for the write");
 }
 
-/// The process hears of it at once, and the state that was kept last is not lost with the thread.
+/// The process hears of the panic at once, and the last kept state is not lost with the thread.
 #[tokio::test]
 async fn a_training_thread_that_panics_is_told_of_and_its_last_state_is_written() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
@@ -88,7 +88,7 @@ async fn a_training_thread_that_panics_is_told_of_and_its_last_state_is_written(
     assert_eq!(lost.code, Code::TrainingThreadLost);
 }
 
-/// A write that does not get on, since its file is a pipe that nobody reads.
+/// A write that makes no progress, since its file is a pipe that nobody reads.
 #[test]
 fn a_newer_state_takes_the_place_of_one_that_waits() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
@@ -104,7 +104,7 @@ fn a_newer_state_takes_the_place_of_one_that_waits() {
     let saver = Saver::start().expect("a thread");
     saver.keep(&mut session);
     saver.steps_begin();
-    // The lane has taken the first, and holds on to it, once the pipe has a writer.
+    // The lane has taken the first state, and waits for a reader of the pipe.
     let mut reader = std::fs::File::open(&pipe).expect("a writer came");
     for _ in 0..2 {
         let batch = vec![1; 5];
@@ -119,7 +119,7 @@ fn a_newer_state_takes_the_place_of_one_that_waits() {
         saver.keep(&mut session);
     }
     assert!(!path.exists(), "the first is not whole");
-    // It fails in the end: a pipe cannot be synchronised to disk.
+    // The write fails in the end: a pipe cannot be synchronised to disk.
     let reading = std::thread::spawn(move || {
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes).expect("reads");
@@ -145,8 +145,8 @@ fn victim_layout() -> schemas::layout::Layout {
     .layout()
 }
 
-/// Nothing by itself: the process that the next test kills. It writes one state after another, each
-/// with its number everywhere, and tells the number of each that is written.
+/// Not a test by itself: this is the process that the next test kills. It writes one state after
+/// another, each full of its own number, and prints the number of each written state.
 #[test]
 fn victim() {
     let Some(path) = std::env::var_os(VICTIM).map(PathBuf::from) else {
@@ -182,13 +182,12 @@ fn start_victim(path: &Path) -> Child {
         .expect("starts")
 }
 
-/// The moment in a write at which the process is killed.
+/// The moment during a write at which the process is killed.
 #[derive(Clone, Copy, Debug)]
 enum Moment {
-    /// The moment after so many quarters of the state; the last is the time of its synchronisation
-    /// and rename.
+    /// After this many quarters of the state; after the last one it is synchronised and renamed.
     Quarter(u64),
-    /// While the residual is written that belongs to the state.
+    /// While the state's residual is written.
     Residual,
 }
 
@@ -205,7 +204,7 @@ impl Moment {
     }
 }
 
-/// The last whole state is there, and either its own residual or none.
+/// The last whole state is there, with its own residual or none.
 #[test]
 fn whenever_the_process_is_killed_the_last_whole_state_is_there() {
     let quarters = (0..=4).map(Moment::Quarter);
@@ -225,7 +224,7 @@ fn whenever_the_process_is_killed_the_last_whole_state_is_there() {
         victim.wait().expect("it was a child");
         let last = numbers.last().unwrap_or(before);
         let saved = load_inner(&path, &victim_layout()).expect("a whole state");
-        // The last one may have been renamed and not told of.
+        // The last state may have been renamed and not reported.
         assert!(
             (last..=last + 1).contains(&saved.steps),
             "{} after {last} at {moment:?}",

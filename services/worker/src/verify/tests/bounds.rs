@@ -7,7 +7,7 @@ use super::super::*;
 use super::named;
 use super::scene::{NOW, Scene, object, unit};
 
-/// The refusal of a manifest after a change to it, if any.
+/// The code of the refusal of a manifest after a change to it, if it is refused.
 fn checked(
     scene: &Scene,
     unit: UnitKind,
@@ -89,7 +89,7 @@ fn evaluations_are_of_as_many_sequences_as_the_settings_say() {
     });
     assert_eq!(
         other,
-        Err("the work is none of unit 1/evaluate-0".to_owned())
+        Err("the work does not fit unit 1/evaluate-0".to_owned())
     );
 }
 
@@ -110,7 +110,7 @@ fn no_object_is_larger_than_one_can_be() {
         detail.ends_with(&format!("of {} bytes", most + 1)),
         "{detail}"
     );
-    // A layout whose chunks are larger: the settings agree with it, and it cannot be fetched.
+    // A layout with larger chunks: the settings agree with it, but it cannot be fetched.
     let chunk = |bytes: u64| {
         let mut scene = Scene::new();
         named(&mut scene.spec.model.initial)[0].bytes = Bytes(2 * bytes);
@@ -130,7 +130,7 @@ fn a_window_says_by_how_much_it_is_over_or_has_not_begun() {
     for (nbf, exp, says) in [
         (now + 3600, now + 3700, "3600 s in the future"),
         (now - 120, now - 90, "90 s in the past"),
-        // It begins now, and is over all the same.
+        // The window begins now, and is over nevertheless.
         (now, now, "0 s in the past"),
         (now, now - 10, "10 s in the past"),
     ] {
@@ -142,7 +142,7 @@ fn a_window_says_by_how_much_it_is_over_or_has_not_begun() {
     }
 }
 
-/// The initial weights are those of round 0 alone, and as they were made.
+/// Only round 0 starts from the initial weights, and they are unchanged.
 #[test]
 fn initial_weights_are_no_weights_of_a_later_round() {
     let scene = Scene::new();

@@ -1,4 +1,4 @@
-//! A manifest with all that it names, and the facts that a worker expects in it.
+//! A manifest with everything that it names, and the facts that a worker expects in it.
 
 use identity::key::{KeyKind, SigningKey};
 use identity::{AuditKey, ManifestKey};
@@ -137,7 +137,7 @@ impl Scene {
         )
     }
 
-    /// Checks claims signed by a coordinator that may have gone astray.
+    /// Checks claims signed by a coordinator that may be faulty.
     pub(super) fn check_claims(&self, claims: &Value) -> Result<Manifest, NotVerified> {
         self.check(
             &self
@@ -176,7 +176,7 @@ pub(super) fn leaves(value: &Value, at: &str, found: &mut Vec<String>) {
     }
 }
 
-/// Another value of the same kind; for digests and keys another valid one.
+/// Another value of the same kind; for digests and keys a valid one.
 pub(super) fn flipped(value: &Value) -> Value {
     match value {
         Value::Bool(bit) => Value::Bool(!bit),

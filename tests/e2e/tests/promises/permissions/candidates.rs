@@ -1,5 +1,5 @@
-//! The subjects that are tried: every row of the table in every form, with one's own names and with
-//! everybody else's, and the broker's own subjects.
+//! The subjects that are tried: every row of the table in every form, with the client's own names
+//! and with all others', and the broker's own subjects.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use schemas::permission::PLUMBING;
 use schemas::subject::{Lane, Row, TABLE};
 use schemas::{AccountId, PublicKey};
 
-/// Buckets that there might be: nobody may use one.
+/// Names of buckets that could exist; no role may use any.
 const BUCKETS: [&str; 3] = ["state", "leader", "other"];
 
 /// The names that subjects are filled with.
@@ -115,13 +115,13 @@ pub(crate) fn rows(names: &Names<'_>, rows: &[Row]) -> BTreeSet<String> {
     subjects
 }
 
-/// The variable part of a row's subject.
+/// Fills the variable part of a row's subject.
 pub(crate) fn fill(row: &Row, key: &PublicKey, run: &str) -> String {
     let tokens = row.pattern.split('.').map(|token| match token {
         "{run}" => run,
         "{worker}" | "{operator}" | "{emitter}" => key.as_str(),
         "{kind}" => "joined",
-        // A role that may name one tenant's account may name any.
+        // A role that may name one tenant's account may name any account.
         "{account}" => "account",
         "{verb}" => "drain",
         "{round}" => "0",
@@ -141,7 +141,7 @@ fn inboxes(names: &Names<'_>) -> impl Iterator<Item = String> {
     names.keys.iter().map(|key| format!("_INBOX.{key}"))
 }
 
-/// Every stream that there may be.
+/// Every stream that could exist.
 pub(crate) fn streams(accounts: &[AccountId]) -> Vec<String> {
     let mut streams = ["AUDIT", "WORK"].map(str::to_owned).to_vec();
     streams.extend(BUCKETS.map(|bucket| format!("KV_{bucket}")));
@@ -153,7 +153,8 @@ pub(crate) fn streams(accounts: &[AccountId]) -> Vec<String> {
     streams
 }
 
-/// The ways by which the broker copies streams across accounts: nobody's to say or hear.
+/// The subjects over which the broker copies streams across accounts; no role may publish or
+/// subscribe to them.
 fn copies(accounts: &[AccountId]) -> impl Iterator<Item = String> {
     let paths = Copied::all(accounts)
         .into_iter()
@@ -163,7 +164,7 @@ fn copies(accounts: &[AccountId]) -> impl Iterator<Item = String> {
         .map(|subject| subject.replace('>', "probe"))
 }
 
-/// Subjects of the broker's own, for all operations on streams, buckets, leases, accounts and
+/// Subjects of the broker itself, for all operations on streams, buckets, leases, accounts and
 /// servers.
 pub(crate) fn of_the_broker(accounts: &[AccountId]) -> BTreeSet<String> {
     let mut subjects: BTreeSet<String> = BTreeSet::new();

@@ -19,8 +19,8 @@ use schemas::permission::Role;
 use schemas::subject::{Kind, Lane, TABLE};
 use schemas::{AccountId, PublicKey};
 
-/// Every client that may connect: one of each role, and a second worker of the same run and one of
-/// another.
+/// Every kind of client that may connect: one for each role, and two more workers, one in the same
+/// run and one in another.
 pub(crate) struct Crowd {
     pub(crate) cluster: Cluster,
     pub(crate) people: Vec<(Somebody, PathBuf)>,

@@ -8,8 +8,8 @@ use harness::{Cluster, PATIENCE};
 use identity::source::connect_options;
 use tokio::sync::mpsc;
 
-/// Tries before the broker is asked whether it has seen them all. The client keeps 128 events for a
-/// slow reader.
+/// Subjects that are tried before the broker is asked whether it has handled them all. The client
+/// keeps 128 events for a slow reader.
 const BATCH: usize = 64;
 
 /// A connection and the refusals that came over it.
@@ -43,7 +43,7 @@ impl Probe {
         }
     }
 
-    /// The ones of `subjects` that it may not publish to.
+    /// Those of `subjects` to which this client may not publish.
     pub(crate) async fn refused_publishes(&mut self, subjects: &[String]) -> BTreeSet<String> {
         let mut refused = BTreeSet::new();
         for batch in subjects.chunks(BATCH) {
@@ -58,10 +58,11 @@ impl Probe {
         refused
     }
 
-    /// The ones of `subjects` that it may not subscribe to.
+    /// Those of `subjects` to which this client may not subscribe.
     pub(crate) async fn refused_subscriptions(&mut self, subjects: &[String]) -> BTreeSet<String> {
         let mut refused = BTreeSet::new();
-        // A worker may hold 64; what was refused does not count, what stands is given back below.
+        // A worker may hold 64 subscriptions. Refused ones do not count, and the others are given
+        // back below.
         for batch in subjects.chunks(BATCH / 2) {
             let mut held = Vec::new();
             for subject in batch {

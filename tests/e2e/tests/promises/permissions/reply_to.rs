@@ -1,7 +1,7 @@
-//! The reply subject of a request is the asker's choice, and nobody's permission is asked for it.
-//! So every request that a role may make is made with every subject of everybody as the place for
-//! its answer; nothing is stored anywhere that should not be, nobody but the asker notices, and the
-//! run goes on.
+//! The asker chooses the reply subject of a request, and the broker checks no permission for it. So
+//! each role makes every request that it may make, with every subject of every client as the reply
+//! subject. Nothing is stored where it should not be, nobody but the asker notices, and the run
+//! goes on.
 //!
 //! Three kinds of roles are left out, since each may do by right what an answer could: provisioners
 //! alter and delete streams; the coordinator, its writer of the ledger, and the recorder of
@@ -21,7 +21,7 @@ use schemas::{Code, PublicKey, WorkerId};
 
 use super::candidates::{Names, rows};
 
-/// A consumer and a token that stand for those that a subject leaves open.
+/// A name for the consumer and the token that a subject leaves open.
 const PROBE: &str = "probe";
 
 /// A client that asks.
@@ -41,7 +41,8 @@ impl Asker {
         }
     }
 
-    /// Every subject that it may publish, with the open parts of the template filled in.
+    /// Every subject to which the client may publish, with the open parts of the template filled
+    /// in.
     fn asks(&self, run: &str) -> Vec<String> {
         let filled = |subject: &String| {
             let own = subject
@@ -54,13 +55,13 @@ impl Asker {
     }
 }
 
-/// The roles that write streams by right.
+/// True for a role that may write streams.
 fn writes_by_right(role: Role) -> bool {
     role.name().ends_with("provisioner")
         || matches!(role.name(), "coordinator" | "ledger-writer" | "recorder")
 }
 
-/// Every stream that some provisioner sees, with its messages and its last sequence.
+/// Every stream that a provisioner sees, with its number of messages and its last sequence.
 async fn streams(cluster: &Cluster) -> BTreeMap<(&'static str, String), (u64, u64)> {
     let mut found = BTreeMap::new();
     for role in Role::ALL
@@ -81,7 +82,7 @@ async fn streams(cluster: &Cluster) -> BTreeMap<(&'static str, String), (u64, u6
     found
 }
 
-/// The places for answers: every row in every form, inboxes, and every operation on each stream.
+/// The reply subjects: every row in every form, inboxes, and every operation on each stream.
 fn places(
     cluster: &Cluster,
     keys: &[PublicKey],
@@ -135,8 +136,8 @@ fn places(
     places
 }
 
-/// The payload of a request: mostly empty, which is answered as well. A request to create a
-/// consumer asks it to deliver to the place itself.
+/// The payload of a request: usually empty, which is answered as well. A request to create a
+/// consumer asks for deliveries to `place` itself.
 fn payload(subject: &str, place: &str) -> Vec<u8> {
     let named = subject
         .strip_prefix("$JS.API.CONSUMER.CREATE.")
@@ -151,7 +152,7 @@ fn payload(subject: &str, place: &str) -> Vec<u8> {
     config.to_string().into_bytes()
 }
 
-/// Makes every request of this one with every place.
+/// Makes every request of this client with every place.
 async fn ask_all(cluster: &Cluster, asker: &Asker, places: &BTreeSet<String>) {
     let mut raw = Raw::connect(cluster, &asker.credentials).await;
     for subject in asker.asks(cluster.run().as_str()) {
@@ -176,7 +177,7 @@ async fn ask_all(cluster: &Cluster, asker: &Asker, places: &BTreeSet<String>) {
 #[tokio::test]
 async fn no_answer_does_anything_where_its_asker_sends_it() {
     let mut cluster = Cluster::start(Options::default(), 1).await;
-    // One worker waits for another, so that nothing is stored meanwhile that nobody here caused.
+    // The only worker waits for another, so that nothing is stored meanwhile but by this test.
     Recipe::reference(2, 1, 5)
         .set("policy.workers_min=2")
         .create(&cluster)
@@ -207,8 +208,8 @@ async fn no_answer_does_anything_where_its_asker_sends_it() {
     let places = places(&cluster, &keys, names.into_iter());
     for asker in &askers {
         ask_all(&cluster, asker, &places).await;
-        // Twice to the end of the coordinator's lanes: for what was asked, and for what its answers
-        // became.
+        // Waits twice for the end of the coordinator's lanes: first for the requests, then for what
+        // the answers caused.
         for _ in 0..2 {
             assert_eq!(
                 attacker.refused_raw(Verb::Leave, vec![0xc0]).await,
@@ -225,7 +226,7 @@ async fn no_answer_does_anything_where_its_asker_sends_it() {
         "the streams are those there were"
     );
     for (stream, state) in &before {
-        // The record grows by what the coordinator refused; what is in it is looked at below.
+        // The record grows by the coordinator's refusals; its contents are checked below.
         let records = ["AUDIT", "LEDGER"].contains(&stream.1.as_str());
         assert!(
             after[stream] == *state || records && after[stream].0 > state.0,
@@ -234,13 +235,14 @@ async fn no_answer_does_anything_where_its_asker_sends_it() {
         );
     }
     innocent(&mut cluster, &victim, &attacker.worker).await;
-    // The run answers, and ends as it should once another worker comes.
+    // The run answers, and completes once another worker comes.
     cluster.start_worker("worker-1", &[]).await;
     operator.until_complete(&run).await;
     cluster.record_verifies().await;
 }
 
-/// Every event is one of ours, none of them holds anything against the victim, and everybody lives.
+/// Checks that every event is one of ours, that none of them blames the victim, and that every
+/// process lives.
 async fn innocent(cluster: &mut Cluster, victim: &WorkerId, attacker: &WorkerId) {
     let recorded = cluster.evidence().await.everything().await;
     let denied: BTreeSet<&WorkerId> = recorded

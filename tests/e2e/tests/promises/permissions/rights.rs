@@ -38,14 +38,14 @@ impl Somebody {
             .filter(|row| row.subscribers.contains(&self.role))
             .map(|row| match self.role.is_tenant() {
                 true => self.own(row),
-                // The server of a lane hears the whole lane.
+                // The server of a lane listens to the whole lane.
                 false => format!("{}.>", row.lane.prefix()),
             });
         rows.chain([format!("_INBOX.{}.>", self.key)])
             .any(|pattern| admits(&pattern, subject))
     }
 
-    /// The row's subjects as this one may use them.
+    /// The row's subjects in the form that this client may use.
     fn own(&self, row: &Row) -> String {
         let tokens = row.pattern.split('.').map(|token| match token {
             "{operator}" => self.key.as_str(),

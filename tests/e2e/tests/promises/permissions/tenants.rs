@@ -1,5 +1,5 @@
-//! Tests of the walls between senders, between runs and between tenants. The second tenant's
-//! account is made by the harness: `identity::Domain` makes one tenant only.
+//! Tests of the walls between senders, between runs and between tenants. The harness makes the
+//! second tenant's account: `identity::Domain` makes one tenant only.
 
 use std::collections::BTreeSet;
 
@@ -24,8 +24,8 @@ fn worker(key: &PublicKey) -> WorkerId {
     key.as_str().parse().unwrap()
 }
 
-/// The next request as the coordinator sees it: its subject, into which the broker wrote the
-/// account.
+/// Returns the next request as the coordinator sees it: with its subject, into which the broker
+/// wrote the account.
 async fn seen(requests: &mut async_nats::Subscriber) -> Incoming {
     let message = tokio::time::timeout(PATIENCE, requests.next())
         .await
@@ -43,7 +43,7 @@ async fn coordinator(crowd: &Crowd) -> async_nats::Client {
     crowd.probe(credentials).await.client
 }
 
-/// Subscribes and waits until the broker knows.
+/// Subscribes, and waits until the broker has the subscription.
 async fn hear(client: &async_nats::Client, subject: &str) -> async_nats::Subscriber {
     let subscriber = client.subscribe(subject.to_owned()).await.unwrap();
     client
@@ -127,7 +127,7 @@ async fn tl_25_tenants_with_runs_of_the_same_name_neither_hear_nor_impersonate_e
         crowd.probe(credentials).await,
     );
 
-    // What they say arrives under their account, whatever they do.
+    // Their messages arrive under their own account, whatever they try.
     let subject = request_subject(&run(), &worker(&theirs), Verb::Join);
     their_probe
         .client
@@ -170,7 +170,7 @@ async fn tl_25_tenants_with_runs_of_the_same_name_neither_hear_nor_impersonate_e
         .subscribe(command_filter(&run(), &them))
         .await
         .unwrap();
-    // A refusal is an answer of the broker to what came before it.
+    // The broker answers in order: a refusal shows that it has handled everything before.
     let mut our_probe = our_probe;
     our_probe
         .refused_publishes(&["diloco.probe".to_owned()])

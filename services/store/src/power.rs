@@ -1,0 +1,166 @@
+//! Power failures. An upload in `incoming` is answered once its bytes are whole, while the system
+//! still writes them to the disk: its promotion waits for the disk, and nothing relies on an upload
+//! before that. So a power failure may leave names in `incoming` whose bytes never arrived.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use objects::BucketName;
+use schemas::Hasher;
+
+use crate::place::Place;
+
+/// The system's name for the time since the machine was last switched on.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// The file in the root that holds the name of the last such time in which `incoming` was checked.
+const CHECKED: &str = "checked";
+const READ_BYTES: usize = 1 << 20;
+
+/// Removes the uploads in `incoming` whose bytes are not those of their key, if the machine was
+/// switched on since they were last checked. Returns how many were removed.
+///
+/// A system that does not name its boots is checked at each start.
+pub(crate) fn remove_torn_uploads(root: &Path) -> io::Result<u64> {
+    remove_unless_checked_in(root, fs::read(BOOT_ID).ok().as_deref())
+}
+
+fn remove_unless_checked_in(root: &Path, boot: Option<&[u8]>) -> io::Result<u64> {
+    let checked = fs::read(root.join(CHECKED)).ok();
+    if boot.is_some() && checked.as_deref() == boot {
+        return Ok(0);
+    }
+    let incoming = root.join(BucketName::Incoming.as_str());
+    let removed = remove_torn(&incoming, &incoming)?;
+    if let Some(boot) = boot {
+        // Not synced: without it the next start checks once more.
+        fs::write(root.join(CHECKED), boot)?;
+    }
+    Ok(removed)
+}
+
+fn remove_torn(folder: &Path, incoming: &Path) -> io::Result<u64> {
+    let mut removed = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            removed += remove_torn(&path, incoming)?;
+        } else if is_torn(&path, incoming)? {
+            tracing::warn!(
+                path = %path.display(),
+                "an upload did not survive a power failure and is removed: its sender repeats it"
+            );
+            fs::remove_file(&path)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// True for a file under the key of an upload whose bytes are others than that key promises.
+fn is_torn(path: &Path, incoming: &Path) -> io::Result<bool> {
+    let key = path.strip_prefix(incoming).ok().and_then(Path::to_str);
+    let place = key.and_then(|key| Place::parse(BucketName::Incoming.as_str(), key).ok());
+    let Some(promised) = place.and_then(|place| place.digest) else {
+        return Ok(false);
+    };
+    let mut file = File::open(path)?;
+    let mut hasher = Hasher::default();
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finish() != promised),
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::fd::AsRawFd as _;
+
+    use objects::IncomingKey;
+    use schemas::Digest;
+
+    use super::*;
+    use crate::config::Durability;
+    use crate::root::{Publish, Root};
+
+    const PUBLIC: &str = "UDKTV7HZVYJFJN64LLMYQBUR6MTNNYCDC3LAZH4VHURW3GZLL3FULBXV";
+
+    /// The bytes of a file that are in memory only, by `cachestat(2)`; none where the system
+    /// cannot tell.
+    fn unwritten(path: &Path) -> Option<u64> {
+        /// The same number on every architecture.
+        const CACHESTAT: libc::c_long = 451;
+        let file = File::open(path).unwrap();
+        let (whole, mut pages) = ([0_u64; 2], [0_u64; 5]);
+        // SAFETY: the kernel reads two numbers and writes five, and both arrays outlive the call.
+        let status = unsafe {
+            libc::syscall(
+                CACHESTAT,
+                file.as_raw_fd(),
+                whole.as_ptr(),
+                pages.as_mut_ptr(),
+                0,
+            )
+        };
+        let [_cached, dirty, being_written, ..] = pages;
+        (status == 0).then_some(dirty + being_written)
+    }
+
+    #[test]
+    fn a_promotion_waits_for_the_disk_and_an_upload_does_not() {
+        // The folder of this build lies on a disk where the system's temporary one may be memory.
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let root = Root::open(folder.path(), Durability::Always, 0).unwrap();
+        let (upload, promoted) = (
+            folder.path().join("incoming/run/upload"),
+            folder.path().join("blobs/promoted"),
+        );
+        let write = |name: &Path| {
+            let mut file = root.temporary().unwrap();
+            file.write_all(&[7; 100_000]).unwrap();
+            root.publish(file, name, Publish::Once).unwrap();
+        };
+        let direct = folder.path().join("blobs/direct");
+        write(&direct);
+        write(&upload);
+        fs::write(&upload, [8; 100_000]).unwrap();
+        let Some(before) = unwritten(&upload) else {
+            eprintln!("skipped: this system does not say what is on the disk");
+            return;
+        };
+        assert!(before > 0, "the system writes a new file later");
+        root.link(&upload, &promoted).unwrap();
+        assert_eq!(unwritten(&promoted), Some(0));
+        assert_eq!(unwritten(&direct), Some(0), "what lands in blobs waits");
+    }
+
+    #[test]
+    fn uploads_that_a_power_failure_tore_are_gone_and_whole_ones_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let operator = PUBLIC.parse().unwrap();
+        let upload = |name: &[u8], bytes: &[u8]| {
+            let key = IncomingKey::operator(&operator, Digest::of(name));
+            let path = root.path().join("incoming").join(key.to_string());
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, bytes).unwrap();
+            path
+        };
+        let (whole, torn) = (upload(b"whole", b"whole"), upload(b"torn", b""));
+        let foreign = root.path().join("incoming/not a key");
+        fs::write(&foreign, b"").unwrap();
+        let check = |boot| remove_unless_checked_in(root.path(), boot).unwrap();
+        assert_eq!(check(Some(b"one".as_slice())), 1);
+        assert!(whole.exists() && !torn.exists() && foreign.exists());
+        let torn = upload(b"torn", b"to");
+        assert_eq!(check(Some(b"one")), 0, "the machine has run on since");
+        assert_eq!(check(Some(b"two")), 1);
+        assert!(whole.exists() && !torn.exists());
+        upload(b"torn", b"");
+        assert_eq!(check(None), 1, "a system that names no boots");
+    }
+}
