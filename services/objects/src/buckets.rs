@@ -107,10 +107,8 @@ impl Buckets {
     /// # Errors
     /// The store does not answer, or refuses.
     pub async fn ping(&self) -> Result<(), ObjectError> {
-        for (name, place) in [
-            (BucketName::Incoming, &self.incoming),
-            (BucketName::Blobs, &self.blobs),
-        ] {
+        let places = [&self.incoming, &self.blobs];
+        for (name, place) in BucketName::ALL.into_iter().zip(places) {
             let request = Request {
                 method: rusty_s3::Method::Head,
                 key: "",
