@@ -3,8 +3,8 @@
 #
 #   benches/codecs.sh [key=value ...]        such as corpus=PATH preset=tiny rounds=4
 #
-# One line a run: codec, error feedback, seed, the last held-out loss in nats a token. The settings
-# are the demo's; those that are given come after them and count.
+# Prints one line for each run: codec, error feedback, seed, and the last held-out loss in nats a
+# token. The settings are the demo's; settings on the command line replace them.
 set -eu
 cd "$(dirname "$0")/.."
 cargo build --quiet --release -p torch --example diloco

@@ -1,10 +1,10 @@
 #!/bin/bash
-# What only a machine with a CUDA device shows: that weights on the card come to the same bits as
-# in memory, what a sync costs there, and the sync of a whole job.
+# Checks that need a CUDA device: that weights on the card have the same bits as weights in memory,
+# how long a sync holds the training thread, and the sync of a whole job.
 #
 #   benches/gpu/card.sh [FOLDER]
 #
-# Where there is no cargo, FOLDER holds the programs, built elsewhere: diloctl, diloco-store,
+# If the machine has no cargo, FOLDER holds programs from another machine: diloctl, diloco-store,
 # diloco-coordinator, diloco-audit, diloco-worker, nats-server, the example `card` of the crate
 # `torch` and its test program `card` as `card-test`. python3 must have a CUDA build of libtorch
 # 2.11.0. DEVICE, SIZES, PRESET, STEPS, ROUNDS and SET (further flags of `diloctl run new`)
@@ -29,7 +29,7 @@ nvidia-smi -L || true
 # shellcheck disable=SC2086
 "$programs/card" "$device" ${SIZES:-110m 1b}
 
-# Units of some seconds, as short as they may be: moments are written while the next unit trains.
+# Units of some seconds. Shorter ones would not do: moments are written while the next unit trains.
 scratch=$(mktemp -d)
 export DILOCO_DOMAIN=$scratch/domain NATS_SERVER_BIN=$programs/nats-server
 diloctl() { "$programs/diloctl" "$@" >"$scratch/last.log" 2>&1 || { cat "$scratch/last.log"; exit 1; }; }

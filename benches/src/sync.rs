@@ -100,7 +100,7 @@ impl Size {
         }
     }
 
-    /// The value to reach in seconds, where there is one.
+    /// The value to reach in seconds, if there is one.
     const fn sync_reach(self, workers: usize) -> Option<f64> {
         match (self, workers) {
             (Self::M10, 2) => Some(0.16),
@@ -251,7 +251,7 @@ async fn rounds(series: Series<'_>) -> Result<(Vec<Row>, Costs, Cluster)> {
     );
     let hashing = hashing(size, workers, label);
     let why = format!(
-        "{:.2} s of it is sha256 with every core at it; a core's share of all CPU bounds it",
+        "{:.2} s of it is sha256 on all cores; it cannot be shorter than a core's share of all CPU",
         hashing.median()
     );
     let mut rows = stages(&syncs, label, size.sync_reach(workers), &why);

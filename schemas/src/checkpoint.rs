@@ -14,7 +14,7 @@ pub const CHECKPOINT_BYTES_MAX: Bytes = Bytes::mebi(128);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Checkpoint {
-    /// The event after which it is the state: a `checkpoint-taken`.
+    /// The `checkpoint-taken` event after which the ledger has this state.
     pub covers: Sequence,
     /// The digest of that event's body, which the next event names as the one before it.
     pub head: Digest,

@@ -67,8 +67,9 @@ pub struct ClaimReply {
     pub v: V<2>,
     /// The grant, or the reason for none.
     pub outcome: ClaimOutcome,
-    /// URLs to read the first objects of the lease's base, at most [`BASE_GRANTS_MAX`](crate::limits::BASE_GRANTS_MAX): the worker
-    /// needs them next, and spares a request. They prove nothing; what they lead to is hashed.
+    /// URLs to read the first objects of the lease's base, at most `limits::BASE_GRANTS_MAX`. The
+    /// worker needs these objects next, and so saves a request. The URLs prove nothing: the worker
+    /// hashes what it reads.
     pub base: Vec<Grant>,
 }
 

@@ -194,8 +194,8 @@ fn template(role: Role, lane: Lane, pattern: &str) -> String {
 pub fn reference() -> String {
     let mut page = String::from(
         "# The bus\n\nGenerated from `schemas/src/subject.rs` and `schemas/src/permission.rs` by `cargo xtask docs`.\n\n\
-         Subjects are as their sender writes them. What workers send reaches the other account with the tenant's\n\
-         account as third token, written by the broker. `{worker}` and `{operator}` are public nkeys.\n\n\
+         Subjects are in the form in which the sender writes them. When a worker's message crosses to another account, the broker\n\
+         writes the tenant's account into it as third token. `{worker}` and `{operator}` are public nkeys.\n\n\
          | subject | kind | message | answer | said by | heard by | for |\n| --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for row in TABLE {

@@ -3,7 +3,7 @@
 /// An account, by its purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Account {
-    /// Coordinators and operators, the queue of offers, and the buckets.
+    /// Coordinators and operators, and the queue of offers.
     Control,
     /// The ledger. Coordinators write it, and nobody else connects.
     Ledger,

@@ -199,7 +199,8 @@ fn settings_out_of_bounds_name_the_field() {
     );
 }
 
-/// A ledger of an earlier release names no process where a lead begins, and is still read.
+/// A ledger of an earlier release names no process in the event with which a coordinator takes the
+/// lead. Such an event is still read.
 #[test]
 fn a_lead_of_an_earlier_release_is_read() {
     #[derive(Serialize)]

@@ -106,7 +106,7 @@ impl Replay {
         each: &mut dyn FnMut(Checked),
     ) -> Result<(), ReplayError> {
         let (last, newest) = (self.span.last, self.kept.keys().next_back().copied());
-        // An empty stream is a finding if records were kept, and no absence of findings.
+        // If records were kept, an empty stream is a finding.
         if last > StreamSequence(0) || newest.is_none() {
             self.catch_up(last, patience, each).await?;
         }

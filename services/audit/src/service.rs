@@ -60,7 +60,7 @@ impl Service {
             "auditing"
         );
         if let Some(found) = recorder.auditor().evidence() {
-            tracing::warn!(code = %found.code(), "what was kept has evidence of tampering: {found}");
+            tracing::warn!(code = %found.code(), "the audit files show evidence of tampering: {found}");
         }
         Ok(Self {
             reader,

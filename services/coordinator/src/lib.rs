@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | `service` | building and running everything |
 //! | `shell` | the decision loop: inputs in, effects out, in order |
-//! | `incoming`, `serve`, `answer` | messages: who says what, in which form; answers |
+//! | `incoming`, `serve`, `answer` | messages from the bus, with their senders, and the answers |
 //! | `arrival` | inputs that wait for the loop |
 //! | `allowance` | the requests that a worker may send |
 //! | `guard` | turns a panic of awaited work into its outcome |

@@ -197,7 +197,7 @@ impl LedgerMark {
         match self.file.write(&self.known) {
             Ok(()) => self.failing = false,
             Err(error) if !self.failing => {
-                tracing::warn!(code = %error.code(), %error, "how far the ledger has come could not be noted");
+                tracing::warn!(code = %error.code(), %error, "the ledger's mark could not be written");
                 self.failing = true;
             }
             Err(_) => {}

@@ -64,7 +64,7 @@ pub(crate) async fn forward(
         if is_nobodys(&message, &heard) {
             // Nobody knows who sent this, not even if its subject carries a name, so nothing is
             // held against anybody.
-            tracing::warn!(code = %Code::AnswerForeign, lane = listener.filter(), "neither a request nor a heartbeat: an answer that was sent here, or what wants none");
+            tracing::warn!(code = %Code::AnswerForeign, lane = listener.filter(), "neither a request nor a heartbeat: an answer that was sent here, or a message that wants no answer");
             continue;
         }
         let reply = ReplyTo::read(&message);
@@ -97,9 +97,9 @@ pub(crate) async fn forward(
     }
 }
 
-/// True if a message may be an answer, ours or the broker's own, that the broker carried here
-/// because its asker chose such a reply subject. It may be one if it has the form of an answer, if
-/// it wants no answer (every request wants one), or if it is no heartbeat on a subject for
+/// True if a message may be an answer, from one of our programs or from the broker, to a request
+/// whose sender chose this subject for the answer. It may be one if it has the form of an answer,
+/// if it wants no answer (every request wants one), or if it is no heartbeat on a subject for
 /// heartbeats.
 fn is_nobodys(message: &Delivery, heard: &Result<Heard, Box<Rejected>>) -> bool {
     let beats = message.subject.starts_with(Lane::Telemetry.prefix());

@@ -84,7 +84,7 @@ impl Shell {
             .await
             .is_err()
         {
-            tracing::warn!("the bus takes no more answers; who waits for one asks again later");
+            tracing::warn!("the bus takes no more answers; senders that wait for one ask again");
         }
         // Once the server answers this round trip, all earlier answers have left. Without a server
         // nobody can be told.

@@ -96,7 +96,7 @@ impl Store {
         loop {
             tokio::time::sleep(TIME_EVERY).await;
             if let Err(error) = self.buckets.ping().await {
-                tracing::warn!(code = %error.code(), %error, "the store's clock is not known anew");
+                tracing::warn!(code = %error.code(), %error, "the store's clock was not measured again");
             }
         }
     }

@@ -56,7 +56,7 @@ impl Sweeps {
             {
                 Ok(_) => failing = false,
                 Err(error) if !std::mem::replace(&mut failing, true) => {
-                    tracing::warn!(code = %error.code(), %error, "uploads that are of no use any more are left to the store");
+                    tracing::warn!(code = %error.code(), %error, "uploads that nothing uses any more are left to the store");
                 }
                 Err(_) => {}
             }

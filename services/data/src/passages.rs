@@ -20,8 +20,8 @@ const WINDOWS: Windows = Windows {
     bytes: 256 << 10,
     context: 4 << 10,
 };
-/// Number of window beginnings that are tried. Groups of eight are the longest that common
-/// vocabularies make of one letter without dividing each other's places.
+/// Number of window beginnings that are tried. A common vocabulary groups one repeated letter by up
+/// to eight, so among eight adjacent beginnings one fits the groups of the window before.
 const BEGINNINGS: usize = 8;
 
 /// The sizes of windows.
@@ -48,8 +48,8 @@ struct Window {
 }
 
 /// Hands out a document's passages in order, each with its tokens; together they are the document.
-/// Says how often the text itself had to be cut because no place was found where the tokens on both
-/// sides are those of the whole.
+/// Returns the number of places at which the text itself had to be cut, because no joint was found
+/// at which both windows have the same tokens.
 ///
 /// # Errors
 /// The tokenizer cannot represent the text.

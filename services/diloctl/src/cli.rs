@@ -230,7 +230,7 @@ pub(crate) enum Run {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum OfRun {
-    /// List those of a run.
+    /// List all entries of one run.
     Ls {
         /// Name of the run.
         #[arg(default_value = "demo")]

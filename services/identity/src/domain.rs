@@ -33,8 +33,8 @@ pub const LIFETIME_MAX: Millis = Millis::from_secs(366 * 24 * 3600);
 pub struct Domain {
     pub(crate) layout: Layout,
     pub(crate) trust: TrustBundle,
-    /// The folder in which the domain will lie when it is complete; files that name paths of the
-    /// domain name paths in this folder.
+    /// The folder in which the domain will lie when it is complete. Paths in the domain's own files
+    /// are paths in this folder.
     pub(crate) home: PathBuf,
 }
 

@@ -72,9 +72,9 @@ impl Domain {
         Ok(Self::open(folder)?)
     }
 
-    /// Removes the folder that an `init` left which ended between its last two steps: beside a
-    /// whole domain it means nothing any more. Without a domain nothing is touched. The caller
-    /// holds the [`crate::DomainLock`] if other commands may run at the same time.
+    /// Removes the folder in which `init` made the files, if `init` ended before its last step.
+    /// That folder has no use beside a whole domain. If there is no domain, nothing is removed. The
+    /// caller holds the [`crate::DomainLock`] if other commands may run at the same time.
     pub fn clear_finished(folder: &Path) {
         let layout = Layout::new(folder);
         if layout.trust().exists() {

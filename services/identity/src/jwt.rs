@@ -325,7 +325,7 @@ impl<C> Jwt<C> {
     }
 }
 
-/// Like [`verify`], but at no particular time, for a token that the server will judge in a moment.
+/// Like [`verify`], but without a check of the time, which the server is about to check itself.
 pub(crate) fn verify_signature<C: Claims>(token: &str) -> Result<Jwt<C>, JwtError> {
     check_length::<C>(token)?;
     let malformed = |reason: &str| JwtError::Malformed {

@@ -238,7 +238,7 @@ impl Material {
         }
     }
 
-    /// The id of an access key that is, or has a secret that is, a well-known sample.
+    /// The id of an access key whose id or secret is a well-known sample.
     pub(crate) fn sample(&self) -> Option<String> {
         let Self::StoreKeys { path, .. } = self else {
             return None;

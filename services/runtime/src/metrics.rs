@@ -143,7 +143,7 @@ impl Served {
     /// Starts counting and serving. To be called once, inside the runtime.
     ///
     /// # Errors
-    /// [`Code::NumbersUnserved`]: the address is taken, or is none of this machine.
+    /// [`Code::NumbersUnserved`]: the address is in use, or does not belong to this machine.
     pub async fn start(address: SocketAddr) -> Result<Self, Failure> {
         let taken = |error: std::io::Error| {
             let detail = format!("metrics.listen {address}: {error}");

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! <root>/lock        held while a process serves the root; two would delete each other's temporary files
-//! <root>/checked     since when the machine ran as `incoming` was last checked for torn uploads
+//! <root>/checked     the boot of the machine in which `incoming` was last checked for torn uploads
 //! <root>/tmp/        uploads in progress; emptied at start
 //! <root>/incoming/   bucket `incoming`: created once by holders of PUT URLs, swept after some days
 //! <root>/blobs/      bucket `blobs`: verified objects, and small named files that the admin key writes

@@ -67,7 +67,7 @@ impl Peers {
         {
             self.warned = Some(Instant::now());
             let connections = held;
-            tracing::warn!(%peer, connections, free, "a peer has its share of the connections and wants more");
+            tracing::warn!(%peer, connections, free, "a peer holds its share of the connections and opens more");
         }
         false
     }
@@ -106,7 +106,6 @@ impl Peers {
     }
 }
 
-/// What counts as one peer: an IPv4 address, or the 64-bit network from which an IPv6 host chooses
 /// The unit that counts as one peer: an IPv4 address, or the 64-bit network from which an IPv6 host
 /// chooses its addresses.
 fn site(peer: IpAddr) -> IpAddr {

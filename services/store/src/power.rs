@@ -11,14 +11,14 @@ use schemas::Hasher;
 
 use crate::place::Place;
 
-/// The system's name for the time since the machine was last switched on.
+/// The file in which the system names the present boot of the machine.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// The file in the root that holds the name of the last such time in which `incoming` was checked.
+/// The file in the root that names the boot in which `incoming` was last checked.
 const CHECKED: &str = "checked";
 const READ_BYTES: usize = 1 << 20;
 
 /// Removes the uploads in `incoming` whose bytes are not those of their key, if the machine was
-/// switched on since they were last checked. Returns how many were removed.
+/// booted since the last check. Returns how many were removed.
 ///
 /// A system that does not name its boots is checked at each start.
 pub(crate) fn remove_torn_uploads(root: &Path) -> io::Result<u64> {
@@ -33,7 +33,7 @@ fn remove_unless_checked_in(root: &Path, boot: Option<&[u8]>) -> io::Result<u64>
     let incoming = root.join(BucketName::Incoming.as_str());
     let removed = remove_torn(&incoming, &incoming)?;
     if let Some(boot) = boot {
-        // Not synced: without it the next start checks once more.
+        // Not synced: if the file is lost, the next start checks once more.
         fs::write(root.join(CHECKED), boot)?;
     }
     Ok(removed)
@@ -58,7 +58,7 @@ fn remove_torn(folder: &Path, incoming: &Path) -> io::Result<u64> {
     Ok(removed)
 }
 
-/// True for a file under the key of an upload whose bytes are others than that key promises.
+/// True for a file whose bytes are not those that its key names.
 fn is_torn(path: &Path, incoming: &Path) -> io::Result<bool> {
     let key = path.strip_prefix(incoming).ok().and_then(Path::to_str);
     let place = key.and_then(|key| Place::parse(BucketName::Incoming.as_str(), key).ok());

@@ -179,7 +179,7 @@ impl Root {
             .saturating_add(self.free_bytes_min);
         if free < needed {
             let (code, kept_free) = (schemas::Code::StoreFull, self.free_bytes_min);
-            tracing::warn!(%code, free, kept_free, bytes, "an object finds no room beside what is to stay free");
+            tracing::warn!(%code, free, kept_free, bytes, "the store has no room for an object, since some space must stay free");
         }
         Ok((free >= needed).then_some(reservation))
     }
@@ -245,8 +245,8 @@ impl Root {
     /// by a copy. Fails with `AlreadyExists` if the name is taken. The file's time is set to now,
     /// since an object's age in a bucket counts from its arrival there.
     ///
-    /// Nothing has asked after the bytes of an upload since they were sent to the disk, so an error
-    /// of the disk meanwhile is told here.
+    /// No call has asked about the bytes of an upload since they were sent to the disk, so an error
+    /// of the disk since then is reported here.
     pub(crate) fn link(&self, source: &Path, name: &Path) -> io::Result<()> {
         if !self.links {
             return self.copy(source, name);

@@ -430,7 +430,9 @@ async fn sweeper(root: Arc<Root>, limits: StoreLimits, shutdown: CancellationTok
                 .await;
         match swept {
             Ok(Ok(0)) => {}
-            Ok(Ok(removed)) => tracing::info!(removed, "uploads that were never promoted are gone"),
+            Ok(Ok(removed)) => {
+                tracing::info!(removed, "old uploads that were never promoted were removed")
+            }
             Ok(Err(error)) => tracing::warn!(%error, "cannot sweep old uploads"),
             Err(error) => tracing::error!(%error, "the sweep of old uploads panicked"),
         }

@@ -242,7 +242,7 @@ impl Publisher {
 
     async fn deliver(&mut self, pending: &Pending) {
         let Ok(body) = HEXLOWER.decode(pending.body.as_bytes()) else {
-            tracing::error!(code = %Code::WorkerChainInvalid, "the kept event does not read back");
+            tracing::error!(code = %Code::WorkerChainInvalid, "the kept event cannot be read");
             return;
         };
         let event = self.chain.key.sign_event(&self.domain, body);

@@ -33,9 +33,9 @@ fn main() {
     println!("cargo::metadata=RPATH={rpath}");
 }
 
-/// The search paths for libtorch, for `target/<profile>/`, for `deps/` and `examples/` in it, and
-/// for an installed `bin/` beside `lib/`. A libtorch elsewhere is named by its absolute path, and
-/// first. The linker writes RUNPATH, so LD_LIBRARY_PATH still wins.
+/// The search paths for libtorch: for programs in `target/<profile>/`, in its `deps/` and
+/// `examples/`, and in an installed `bin/` beside `lib/`. If libtorch lies elsewhere, its absolute
+/// path comes first. The linker writes RUNPATH, so LD_LIBRARY_PATH still takes precedence.
 fn rpath(library: &Path) -> String {
     let places = [
         "$ORIGIN/../../.deps/libtorch/lib",

@@ -465,8 +465,7 @@ impl Cluster {
         }
     }
 
-    /// Replays the run with `diloctl audit replay`, where every event must verify, and returns the
-    /// output.
+    /// Replays the run, in which every event must verify. Returns the output.
     ///
     /// # Panics
     /// It does not verify.
@@ -541,8 +540,7 @@ impl Cluster {
             !self.processes.contains_key(&name),
             "there is a process {name}"
         );
-        // The process is registered before it is ready, so that its log is shown if it does not
-        // become ready.
+        // The process is registered first, so that its log is shown if it does not become ready.
         self.processes.insert(name.clone(), Process::spawn(recipe));
         self.process(&name).wait_ready().await;
     }

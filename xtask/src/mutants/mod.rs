@@ -45,7 +45,7 @@ struct Guarded {
     package: &'static str,
     /// The files of the package that hold guards.
     files: &'static str,
-    /// Another package whose tests are tests of this one too.
+    /// Another package whose tests cover this one too.
     also_tested_by: Option<&'static str>,
 }
 
@@ -59,7 +59,7 @@ const GUARDED: &[Guarded] = &[
     guarded("diloco-worker", "services/worker/src/verify.rs"),
     guarded("audit-core", "services/audit/core/src"),
     Guarded {
-        // A client of stores is tested at a store.
+        // Clients of a store are tested with the store.
         also_tested_by: Some("diloco-store"),
         ..guarded("objects", "services/objects/src")
     },
@@ -75,7 +75,7 @@ const fn guarded(package: &'static str, files: &'static str) -> Guarded {
     }
 }
 
-/// The packages whose tests are tests of this one: its own, and perhaps another.
+/// The packages whose tests cover this one: the package itself, and perhaps another.
 fn testers(package: &str) -> Vec<&str> {
     let guarded = GUARDED.iter().find(|guarded| guarded.package == package);
     let other = guarded.and_then(|guarded| guarded.also_tested_by);

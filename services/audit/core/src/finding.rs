@@ -71,7 +71,7 @@ pub enum Finding {
         sequence: Sequence,
     },
     /// The event is in the ledger, but cannot follow the events before it.
-    #[error("does not follow on the ledger: {reason}")]
+    #[error("does not follow the ledger: {reason}")]
     OutOfPlace {
         /// The contradiction.
         reason: String,

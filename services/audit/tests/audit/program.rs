@@ -104,6 +104,6 @@ async fn findings_are_logged_with_their_code_and_kept() {
     program.kill().await;
     let mut program = Program::start(&broker);
     program
-        .until(&["what was kept has evidence of tampering"])
+        .until(&["the audit files show evidence of tampering"])
         .await;
 }

@@ -228,7 +228,8 @@ async fn what_was_tampered_with_is_found() {
         )
     };
     assert!(found.iter().any(forgery), "{found:?}");
-    // The forgery, and the worker's event: its join belongs to a run that does not exist.
+    // Two faults: the forgery, and the worker's event, since the worker joined a run that no event
+    // created.
     assert_eq!(
         replay.auditor().summary().foreign,
         2,

@@ -53,8 +53,8 @@ impl Coordinator {
     }
 }
 
-/// Cuts a list until it fits into one message: the oldest rounds and snapshots are left out, and
-/// the last workers and leases.
+/// Cuts a list until it fits into one message: the oldest rounds and snapshots go, and the last
+/// workers and leases.
 fn fit(mut reply: ViewReply, bytes_max: usize) -> ViewReply {
     while reply.encode().len() > bytes_max {
         match &mut reply.view {

@@ -91,8 +91,8 @@ pub(crate) struct Stepped {
 const LANES: usize = 8;
 
 impl Weights {
-    /// True before the first step of an optimizer that keeps momentum; true at any time for
-    /// another.
+    /// True before the first step if the optimizer keeps momentum. For an optimizer without
+    /// momentum it is always true.
     pub(crate) fn is_first(&self) -> bool {
         self.pieces.iter().all(Piece::is_first)
     }

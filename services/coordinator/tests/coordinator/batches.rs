@@ -92,8 +92,9 @@ async fn tl_15_a_batch_that_is_fenced_off_stores_nothing() {
     assert_eq!(messages(&scene).await, 22);
 }
 
-/// The answer to a commit can be lost after the batch was stored. Here the same batch from the same
-/// place stands for that. A longer one finds its first part stored, and appends the rest.
+/// The answer to a commit can be lost after the batch was stored. The test sends the same batch
+/// from the same place again. A longer batch then finds its first part stored, and appends the
+/// rest.
 #[tokio::test]
 async fn a_batch_that_landed_without_an_answer_is_not_appended_twice() {
     let scene = Scene::new().await;
@@ -233,9 +234,9 @@ async fn tl_15_the_second_of_several_batches_is_fenced_off_and_the_first_stays()
     assert_eq!(reasons(&read(&scene).await), expected);
 }
 
-/// A few events are published one by one, without waiting for each answer. If another's event lies
-/// in the place of the first, the position that the second expects is right, and the second is
-/// refused nevertheless.
+/// A few events are published one by one, without waiting for each answer. If an event of another
+/// coordinator lies in the place of the first one, the second one expects the right position, but
+/// is refused too.
 #[tokio::test]
 async fn tl_15_a_few_events_that_are_fenced_off_store_nothing() {
     let scene = Scene::new().await;

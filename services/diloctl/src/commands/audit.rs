@@ -126,7 +126,7 @@ async fn tail(context: &Context, run: Option<&RunId>) -> Result<(), Failure> {
 
 /// Turns the findings of a replay into a failure. Findings against the ledger count for every run,
 /// since one chain holds all of them. Findings against a worker's own events count for its run
-/// only, and put nothing in doubt that the ledger says.
+/// only, and do not put the ledger in doubt.
 fn judge(replay: &Replay, run: Option<&RunId>) -> Result<(), Failure> {
     let auditor = replay.auditor();
     if let Some(found) = auditor.evidence() {

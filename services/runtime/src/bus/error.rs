@@ -69,7 +69,7 @@ pub enum BusError {
     },
     /// The answer is for another asker or another question. This question may or may not have
     /// arrived.
-    #[error("an answer to something else came where {subject} was asked")]
+    #[error("the answer to {subject} names another asker or another question")]
     Foreign {
         /// The subject.
         subject: String,

@@ -16,8 +16,9 @@ use super::{ASKED_MAX, StoredMessage, StreamError, StreamReader};
 /// handled. A message of our streams has some 600 bytes, and 64 KiB at most, so that this is 1 MB,
 /// and 90 MB at worst.
 const BATCHES_AHEAD: usize = 4;
-/// Most batches whose answers are on the line: the broker has the next questions when it has
-/// answered the last ones, and on a slow line a batch waits for one other at most.
+/// Most batches whose requests the broker has and has not answered. With two, the broker can go on
+/// with the second while its answers to the first travel; on a slow line a batch waits for at most
+/// one other.
 const BATCHES_ASKED: usize = 2;
 
 /// A part of a stream that is being read.

@@ -220,7 +220,7 @@ async fn a_store_that_refuses_and_stores_in_one_bucket_alone_is_found_out() {
     }
 }
 
-/// It takes what is written to one of its buckets, and does not look at who signed it.
+/// The server accepts everything that is written to one of its buckets, with any signature.
 #[tokio::test]
 async fn a_store_that_refuses_in_one_bucket_alone_is_found_out() {
     for open in ["/blobs/", "/incoming/"] {

@@ -18,7 +18,7 @@ pub(super) fn resume(trainer: &mut dyn Trainer, path: &Path) -> bool {
         Err(error) => {
             let moved = put_aside(path);
             let (code, path) = (error.code(), path.display());
-            tracing::warn!(%code, %path, %error, moved, "the saved inner state is passed over; moments start anew");
+            tracing::warn!(%code, %path, %error, moved, "the saved inner state is not used; moments start anew");
             false
         }
     }

@@ -1,6 +1,6 @@
-//! Measures the time that a sync costs the training thread, beside the bus: the difference made,
-//! encoded and in this machine's memory; the broadcast decoded; parameters read; the inner state
-//! copied.
+//! Measures how long the steps of a sync hold the training thread: making and encoding the
+//! difference and bringing it to this machine's memory, decoding the broadcast, reading the
+//! parameters, and copying the inner state.
 //!
 //! ```text
 //! cargo run --release -p torch --example card -- cuda:0 110m 1b
@@ -21,7 +21,7 @@ use schemas::run::{CodecKind, Precision, Rounding};
 use torch::{DeviceChoice, TorchOptions, TorchTrainer};
 use trainer::{Arrival, InnerState, Trainer};
 
-/// Elements of a chunk, unless that makes too many of them.
+/// Elements of a chunk. If a model has too many chunks of this size, larger ones are used.
 const CHUNK_ELEMENTS: usize = 1 << 20;
 /// Measurements of each kind; the first one also pays for fresh memory.
 const REPEATS: usize = 5;

@@ -2,8 +2,8 @@
 //! the encoding crosses the bus; global weights are decoded there. For error feedback, which is done
 //! on the processor, both vectors are read piece by piece instead.
 //!
-//! A call returns when the device was asked to do its work, except where bytes come off the device;
-//! [`Weights::settle`] waits for the rest.
+//! A call that brings bytes from the device waits for them. Every other call returns as soon as the
+//! device has its orders; [`Weights::settle`] waits until it has done them.
 
 use std::ops::{ControlFlow, Range};
 
@@ -24,7 +24,7 @@ pub(crate) struct CardGlobal {
     tensor: Tensor,
     /// Elements that are encoded or decoded at once.
     block_elements: usize,
-    /// Pieces that were read to this machine's memory last.
+    /// The pieces that were last read to this machine's memory.
     host: [Vec<f32>; 2],
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct CardWeights<'a> {
 }
 
 impl CardGlobal {
-    /// Zeros on the device of the parameters.
+    /// As many zeros on the device as there are parameters.
     pub(crate) fn zeros(local: &Tensor) -> Result<Self, TorchError> {
         let tensor = Tensor::f_zeros([local.size1()?], (Kind::Float, local.device()))?;
         Ok(Self {
@@ -55,7 +55,8 @@ impl CardWeights<'_> {
 }
 
 impl CardGlobal {
-    /// The encoding of global minus local weights of a piece that is within, on the device.
+    /// The encoding of global minus local weights for one piece, computed on the device. The piece
+    /// lies within the vectors.
     fn encoded(
         &self,
         local: &Tensor,
@@ -73,7 +74,7 @@ impl CardGlobal {
         Ok(encoded)
     }
 
-    /// Decodes a piece that is within.
+    /// Decodes one piece, which lies within the vectors.
     fn decode(
         &self,
         codec: CodecKind,
@@ -87,7 +88,7 @@ impl CardGlobal {
         Ok(())
     }
 
-    /// A range in the steps in which it is worked on.
+    /// Cuts a range into the stretches in which it is worked on.
     fn blocks(&self, range: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
         let (end, step) = (range.end, self.block_elements);
         let starts = range.clone().step_by(step);

@@ -1,5 +1,5 @@
-//! The codecs as tensor operations, for weights that lie on a device: the same bytes as
-//! [`merge::codec`] makes of the same numbers, whose rules are said there.
+//! The codecs as tensor operations, for weights that lie on a device: they give the same bytes as
+//! [`merge::codec`], which states the rules.
 //!
 //! All rounding is integer arithmetic on the bits. Of floating point there is one subtraction, one
 //! division, one sum or one product at a time, each of which IEEE 754 rounds the same way
@@ -18,22 +18,22 @@ use tch::{Kind, Tensor};
 use crate::error::TorchError;
 
 /// Elements that are encoded or decoded at once, a multiple of every codec's block and of the
-/// elements that share a word of noise. Far fewer keep a device busy; with fewer, the time to begin
-/// an operation would show beside the operation.
+/// elements that share a word of noise. A device is busy with far fewer elements, but the time to
+/// start an operation would then matter beside the operation itself.
 pub(crate) const BLOCK_ELEMENTS: usize = 4 << 20;
 /// Bytes for each element of a block while it is encoded.
 pub(crate) const ENCODING_BYTES_MAX: usize = 18;
 /// Bytes for each element of a block while it is decoded.
 pub(crate) const DECODING_BYTES_MAX: usize = 11;
-/// Bytes of all temporaries: a sync takes no more of a device beside what training needs, the
-/// encodings that wait for the bus apart.
+/// Bytes of all temporaries. Beside the memory of training, a sync takes no more of a device, apart
+/// from encodings that wait for the bus.
 const TEMPORARY_BYTES_MAX: usize = 72 << 20;
 const _: () = assert!(BLOCK_ELEMENTS * ENCODING_BYTES_MAX <= TEMPORARY_BYTES_MAX);
 const _: () = assert!(DECODING_BYTES_MAX <= ENCODING_BYTES_MAX);
 
 const INFINITY_BITS: i64 = 0x7f80_0000;
 const MAGNITUDE_BITS: i64 = 0x7fff_ffff;
-/// The sign of an int32, as the number that its bit alone is.
+/// The sign of an int32, as the number in which only the sign bit is set.
 const SIGN_BIT: i64 = i32::MIN as i64;
 
 /// Encodes a flat vector of fp32, whose memory is used up, to `place`: bytes on the same device, as
@@ -163,7 +163,7 @@ mod e3m0 {
         let has_codes = largest
             .f_ge(SCALE_MIN_BITS)?
             .f_logical_and(&largest.f_lt(INFINITY_BITS)?)?;
-        // Where a block has none, what is computed for its values means nothing.
+        // If the block has no scale, the values computed for it have no meaning.
         let codes = codes(bits, magnitude, &largest, rounding)?.f_mul_(&has_codes)?;
         let high = codes
             .f_narrow(1, RUN, RUN)?
@@ -177,7 +177,8 @@ mod e3m0 {
         Ok(blocks.f_narrow(1, SCALE, RUN)?.f_copy_(&packed)?)
     }
 
-    /// The code of every value, as int32. Where the scale is 0 or no number they mean nothing.
+    /// The code of every value, as int32. If the scale is 0 or no number, the codes have no
+    /// meaning.
     fn codes(
         mut bits: Tensor,
         magnitude: Tensor,
@@ -190,7 +191,7 @@ mod e3m0 {
         let _ = ratio.f_div_(&scale)?;
         let lowest = 1.0 / 64.0;
         let is_low = ratio.f_lt(lowest)?;
-        // Of a ratio that is not low nothing changes: a sum with zero is the number itself.
+        // A ratio that is not low does not change: adding zero gives the number itself.
         let lift = is_low.f_to_kind(Kind::Float)?.f_mul_scalar_(lowest)?;
         let _ = ratio.f_add_(&lift)?;
         drop(lift);

@@ -17,7 +17,7 @@ use crate::lane::Lane;
 pub(crate) struct Flat {
     tensor: Tensor,
     elements: usize,
-    /// A copy of the vector in this machine's memory, made when it lies elsewhere.
+    /// A copy of the vector in this machine's memory, made if the vector lies elsewhere.
     host: Vec<f32>,
 }
 
@@ -34,7 +34,7 @@ impl Flat {
     }
 
     /// One tensor per shape, one after another; together they cover the vector. With `gradients`,
-    /// each is a leaf that backward passes leave a gradient at.
+    /// each is a leaf, at which a backward pass stores a gradient.
     pub(crate) fn views(
         &self,
         shapes: &[Vec<i64>],
@@ -104,7 +104,7 @@ impl Flat {
             return Ok(());
         };
         if values.len() != self.elements {
-            // Fresh zeros cost nothing before they are written, by all cores.
+            // Fresh zeros cost nothing until all cores write to them.
             *values = vec![0.0; self.elements];
         }
         lane.read(&self.tensor, values)

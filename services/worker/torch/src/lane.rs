@@ -1,9 +1,10 @@
 //! Copies between a device and this machine's memory, through a few slots of page-locked memory,
-//! which the bus reads and writes at its full speed. What goes in and out are ordinary bytes: the
-//! processor copies them from and to a slot while the bus is at another one. What comes off a
-//! device comes on a stream of its own, beside what the device computes meanwhile.
+//! which the bus reads and writes at its full speed. Callers give and get ordinary bytes: the
+//! processor copies them to or from one slot while the bus works on another. Copies from a device
+//! run on a stream of their own, while the device computes.
 //!
-//! On the CPU the same calls copy at once, so that what is built on them is tested without a card.
+//! On the CPU the same calls copy at once, so that code that uses them can be tested without a
+//! card.
 //!
 //! A device that has failed fails for the rest of the process, and libtorch cannot take its
 //! page-locked memory back. The slots of its lane stay locked then; nothing else is lost.
@@ -19,8 +20,8 @@ use tch::{Device, Kind, Tensor};
 use crate::error::TorchError;
 use crate::shim::LaneHandle;
 
-/// Copies that are under way together, each in a slot: one on the bus, one whose source is being
-/// computed, one that the processor is at.
+/// Copies that are under way together, each in a slot: the bus works on one, the device computes
+/// the source of another, and the processor reads or writes a third.
 const UNDER_WAY_MAX: usize = 3;
 /// Bytes of a slot: the bus is at its full speed from 1 MiB on, and the slots of a lane, 48 MiB in
 /// all, are small beside any model.
@@ -51,7 +52,7 @@ impl Lane {
         Self::with_slots(device, SLOT_BYTES)
     }
 
-    /// The lane of a device, with slots of so many bytes.
+    /// The lane of a device, with slots of `slot_bytes`.
     pub(crate) fn with_slots(device: Device, slot_bytes: usize) -> Result<Self, TorchError> {
         Ok(Self {
             device,
@@ -79,7 +80,8 @@ impl Lane {
         self.fill(&place.f_view_dtype(Kind::Uint8)?, bytes_of(values))
     }
 
-    /// Overwrites a contiguous tensor of bytes on the device, of which there are as many.
+    /// Overwrites a contiguous tensor of bytes on the device with `bytes`, which has the same
+    /// length.
     fn fill(&mut self, place: &Tensor, bytes: &[u8]) -> Result<(), TorchError> {
         for range in stretches(bytes.len(), self.slot_bytes) {
             let slot = self.take_slot();
@@ -90,7 +92,7 @@ impl Lane {
         Ok(())
     }
 
-    /// Copies a vector on the device to `values`, which are as many.
+    /// Copies a vector on the device to `values`, which has the same length.
     pub(crate) fn read(&mut self, vector: &Tensor, values: &mut [f32]) -> Result<(), TorchError> {
         let (places, mut filled) = (bytes_of_mut(values), 0);
         let source = std::iter::once(Ok(vector.shallow_clone()));
@@ -114,7 +116,7 @@ impl Lane {
         let (mut whole, mut filled) = (Vec::new(), 0);
         self.fetch_pieces(sources, &mut |bytes, of| {
             if filled == 0 {
-                // Fresh zeros cost nothing before they are written, by all cores.
+                // Fresh zeros cost nothing until all cores write to them.
                 whole = vec![0; of];
             }
             copy(bytes, &mut whole[filled..][..bytes.len()]);
@@ -127,8 +129,8 @@ impl Lane {
         })
     }
 
-    /// Fetches one contiguous tensor after another, cut into pieces that fit a slot. `take` is
-    /// given the bytes of each piece, in order, and the length of the tensor that it is of.
+    /// Fetches one contiguous tensor after another, cut into pieces that fit a slot. `take`
+    /// receives the bytes of each piece, in order, and the length of its tensor.
     fn fetch_pieces(
         &mut self,
         sources: impl Iterator<Item = Result<Tensor, TorchError>>,
@@ -176,7 +178,8 @@ impl Lane {
     }
 }
 
-/// The pieces of a contiguous tensor: at least one, so that one without elements is copied too.
+/// The pieces of a contiguous tensor: at least one, so that a tensor without elements is copied
+/// too.
 fn cut(source: Result<Tensor, TorchError>, slot_bytes: usize) -> Vec<Result<Piece, TorchError>> {
     let bytes = source.and_then(|source| Ok(source.f_view([-1])?.f_view_dtype(Kind::Uint8)?));
     let bytes = match bytes {
@@ -214,12 +217,12 @@ fn copy(from: &[u8], to: &mut [u8]) {
 }
 
 fn bytes_of(values: &[f32]) -> &[u8] {
-    // SAFETY: the same memory; every byte of an fp32 is a byte.
+    // SAFETY: the slices cover the same memory, and every byte of an fp32 is a valid byte.
     unsafe { slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
 fn bytes_of_mut(values: &mut [f32]) -> &mut [u8] {
-    // SAFETY: the same memory; any four bytes are an fp32.
+    // SAFETY: the slices cover the same memory, and any four bytes are a valid fp32.
     unsafe { slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 

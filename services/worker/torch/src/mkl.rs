@@ -1,8 +1,8 @@
 //! A fast path on AMD processors. The MKL inside libtorch asks this function whether the processor
-//! is one of Intel's, and takes slow code where it is not, whatever the processor can do. A
-//! definition in the program comes before MKL's own. On an Intel processor the answer is the one it
-//! would get anyway. It is undocumented and changes the last bits of fp32 results, therefore a
-//! feature.
+//! is one of Intel's, and runs slow code if it is not, whatever the processor can do. A definition
+//! in the program comes before MKL's own. On an Intel processor the answer stays the same. The
+//! function is undocumented, and replacing it changes the last bits of fp32 results; so the
+//! replacement is a feature of this crate.
 
 /// Answers MKL's question with yes.
 #[unsafe(no_mangle)]

@@ -1,4 +1,4 @@
-//! libtorch itself: finding CUDA, checking the version, threads, devices.
+//! Set-up of libtorch: finding CUDA, checking the version, threads, devices.
 
 use std::cell::Cell;
 use std::fmt;
@@ -22,7 +22,7 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
-/// The libtorch at hand.
+/// The loaded libtorch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Library {
     /// Its version.
@@ -31,7 +31,7 @@ pub struct Library {
     pub cuda_devices: usize,
 }
 
-/// Most threads that are asked for; more than any machine has.
+/// Most threads that may be requested: more than any machine has cores.
 const THREADS_MAX: usize = 4096;
 
 /// Loads CUDA unless `device` rules it out, checks the library's version and sets the number of
@@ -133,8 +133,8 @@ impl fmt::Display for DeviceChoice {
 fn load_cuda() {
     static LOAD: Once = Once::new();
     LOAD.call_once(|| {
-        // SAFETY: loading runs the library's initialisers, which is what it is made for. It is
-        // never unloaded.
+        // SAFETY: loading runs the library's initialisers, as intended. The library is never
+        // unloaded.
         let handle = unsafe {
             libc::dlopen(
                 c"libtorch_cuda.so".as_ptr(),
@@ -145,8 +145,8 @@ fn load_cuda() {
     });
 }
 
-/// The run-time version, after comparing it with the one compiled against: another one may load and
-/// then misbehave.
+/// The run-time version, after a comparison with the version that this crate was compiled against:
+/// another version may load and then misbehave.
 fn version() -> Result<String, TrainerError> {
     let built = shim::headers_version();
     let config = shim::config();

@@ -10,7 +10,7 @@ use torch_sys::C_tensor;
 
 use crate::error::TorchError;
 
-/// A lane as the shim has it.
+/// A lane in the shim's own form.
 #[repr(C)]
 struct Lane {
     _private: [u8; 0],
@@ -115,7 +115,7 @@ pub(crate) fn adamw(
     })
 }
 
-/// Euclidean norm over all tensors together; NaN and infinity survive it.
+/// Euclidean norm over all tensors together. It is NaN or infinite if a value is.
 pub(crate) fn norm(tensors: &[Tensor]) -> Result<f64, TorchError> {
     let mut norm = f64::NAN;
     // SAFETY: an array of pointers to live tensors, and a place for the result.
@@ -194,15 +194,15 @@ impl LaneHandle {
         Ok(unsafe { slice::from_raw_parts_mut(memory.cast(), self.slot_bytes) })
     }
 
-    /// Begins to copy from a slot that was taken to a contiguous tensor of bytes, as many as it
-    /// has.
+    /// Begins to copy from a slot, which the caller has taken, to a contiguous tensor of bytes. As
+    /// many bytes are copied as the tensor has.
     pub(crate) fn send(&mut self, at: usize, place: &Tensor) -> Result<(), TorchError> {
         self.check_copy(at, place);
         // SAFETY: a slot of this lane that holds as many bytes, and a live tensor.
         check(unsafe { diloco_torch_slot_send(self.lane.as_ptr(), at, place.as_ptr()) })
     }
 
-    /// Begins to copy a contiguous tensor of bytes to a slot that was taken.
+    /// Begins to copy a contiguous tensor of bytes to a slot, which the caller has taken.
     pub(crate) fn fetch(&mut self, at: usize, source: &Tensor) -> Result<(), TorchError> {
         self.check_copy(at, source);
         // SAFETY: a slot of this lane with room for as many bytes, and a live tensor, whose memory
@@ -238,7 +238,8 @@ impl Drop for LaneHandle {
     }
 }
 
-/// Bytes of a CUDA device that libtorch holds for tensors, those between two uses among them.
+/// Bytes of a CUDA device that libtorch holds for tensors, including memory that it keeps for its
+/// next tensors.
 pub(crate) fn device_memory(device: Device) -> Result<u64, TorchError> {
     let Device::Cuda(index) = device else {
         return Err(TorchError::new("only CUDA devices count their memory"));
@@ -257,8 +258,7 @@ pub(crate) fn set_threads(threads: usize) -> Result<(), TorchError> {
     check(unsafe { diloco_torch_threads(threads) })
 }
 
-/// Threads between operators. Our models run one operator after another; one thread is kept from
-/// being many.
+/// Threads between operators. Our models run one operator after another, so one thread is enough.
 pub(crate) fn limit_interop_threads() {
     // SAFETY: a plain number. It fails when parallel work has begun, and then nothing is lost.
     let _ = unsafe { diloco_torch_interop_threads(1) };
@@ -299,8 +299,8 @@ fn check(result: c_int) -> Result<(), TorchError> {
     Err(TorchError::new(&text.to_string_lossy()))
 }
 
-/// The most bytes of tensors that `work` holds at one time on this thread, more than were held
-/// before.
+/// The most bytes of tensors that `work` holds at one time on this thread, beyond those that were
+/// held before.
 #[cfg(test)]
 pub(crate) fn most_memory(work: impl FnOnce()) -> usize {
     unsafe extern "C" {

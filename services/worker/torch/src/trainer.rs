@@ -23,7 +23,7 @@ use crate::shim::{self, AdamW, Autocast};
 /// Tokens of one forward pass without gradients: bounds memory, large enough for the matrix
 /// products.
 const FORWARD_TOKENS: usize = 8192;
-/// Tokens that are looked back at when text is generated; each new token costs a pass over them.
+/// Tokens that each new token of generated text depends on; each new token costs a pass over them.
 const GENERATE_TOKENS: usize = 256;
 
 /// Options for the computation of a [`TorchTrainer`].
@@ -31,7 +31,7 @@ const GENERATE_TOKENS: usize = 256;
 pub struct TorchOptions {
     /// The device.
     pub device: DeviceChoice,
-    /// The arithmetic; parameters and moments are fp32 in all.
+    /// The arithmetic. Parameters and moments are fp32 in every case.
     pub precision: Precision,
     /// CPU threads. More than there are cores makes it slower than one.
     pub threads: usize,
@@ -55,7 +55,7 @@ pub struct TorchTrainer {
     arithmetic: Arithmetic,
     layout: Layout,
     decoder: Decoder,
-    /// The vector that the decoder's weights are views of.
+    /// The vector whose views are the decoder's weights.
     parameters: Flat,
     place: Place,
     steps: u64,
@@ -65,7 +65,8 @@ pub struct TorchTrainer {
     second_views: Vec<Tensor>,
 }
 
-/// The place of all vectors, with the global weights, which take memory once they are asked for.
+/// The place of all vectors, including the global weights, which take memory only when they are
+/// first used.
 #[derive(Debug)]
 enum Place {
     /// The vectors lie in this machine's memory.
@@ -205,9 +206,8 @@ impl TorchTrainer {
             .collect()
     }
 
-    /// Clears the gradients before a step, not after it. So nothing is ever added to the gradients
-    /// that a failed step left, and no operation that could fail as well stands between a failure
-    /// and its report.
+    /// Clears the gradients before a step, not after it. So no gradients of a failed step are ever
+    /// added to, and no further operation that could fail comes between a failure and its report.
     fn clear_gradients(&self) -> Result<(), TorchError> {
         let gradients = self.gradients();
         // Before the first backward pass there is none, which libtorch would refuse to set to zero.
@@ -376,7 +376,7 @@ impl Trainer for TorchTrainer {
             .write(lane.as_deref_mut(), 0, &first)
             .and_then(|()| self.second.write(lane, 0, &second));
         if let Err(error) = written {
-            // One moment from the file beside a zero second one would make huge updates.
+            // If the file holds one moment and the second is zero, updates would be huge.
             self.first.clear()?;
             self.second.clear()?;
             self.steps = 0;

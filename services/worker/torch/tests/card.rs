@@ -1,5 +1,5 @@
-//! Weights on a card against weights in this machine's memory. A test program of its own: whether
-//! there is a card must be asked before libtorch is used without one.
+//! Weights on a card against weights in this machine's memory. This is a test program of its own,
+//! since a process must look for a card before it uses libtorch without one.
 
 #![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 

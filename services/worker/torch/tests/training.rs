@@ -255,8 +255,8 @@ fn resumes_bit_for_bit() {
 /// A change to a state, with its name.
 type Poison<'a> = (&'a str, &'a dyn Fn(&mut InnerMoments));
 
-/// Each was written by the trainer itself, so its form is right; then some of its numbers were made
-/// others.
+/// The trainer itself wrote each state, so its form is right; then the test changed some of its
+/// numbers.
 #[test]
 fn a_state_that_cannot_be_is_refused_by_its_values_and_changes_nothing() {
     let folder = tempfile::tempdir().expect("a folder");

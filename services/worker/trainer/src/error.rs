@@ -13,7 +13,7 @@ pub enum TrainerError {
     /// A chunk is not the encoding of its elements.
     #[error(transparent)]
     Codec(#[from] merge::CodecError),
-    /// Training has gone astray.
+    /// Training has diverged.
     #[error("{what} is {value} at inner step {step}; the step was not taken")]
     NotFinite {
         /// Loss or gradient norm.
@@ -35,7 +35,7 @@ pub enum TrainerError {
     /// A saved inner state cannot be used.
     #[error("inner state: {0}")]
     State(String),
-    /// A saved inner state has the right form and values that cannot be.
+    /// A saved inner state has the right form, but values that no optimizer produces.
     #[error("inner state: {0}")]
     StateValues(String),
 }

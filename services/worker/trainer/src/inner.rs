@@ -20,8 +20,8 @@ pub struct InnerMoments {
     pub second: Vec<f32>,
 }
 
-/// A copy of the inner optimizer's state, which is written while training goes on. Of 8 bytes a
-/// parameter.
+/// A copy of the inner optimizer's state, which is written while training goes on. It takes 8 bytes
+/// a parameter.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct InnerState {
     layout: String,
@@ -31,11 +31,11 @@ pub struct InnerState {
 const FORMAT: &str = "diloco inner state 1";
 /// A number of steps that no run takes: at a thousand a second they would last 35 years.
 const STEPS_MAX: u64 = 1 << 40;
-/// A mean of gradients is at most this many times the root of the mean of their squares. For the
-/// usual decays the bound is 7 and for the slowest that are of use below 100, so no optimizer made
-/// values beyond it.
+/// A mean of gradients is at most this many times the root of the mean of their squares. The bound
+/// is 7 for the usual decays, and below 100 for the slowest useful ones, so no optimizer produces
+/// values beyond 100.
 const FIRST_PER_ROOT_MAX: f32 = 1e4;
-/// The magnitude below which a square is too small for fp32, so that the root says nothing.
+/// The magnitude below which a square is too small for fp32, so that its root has no meaning.
 const FIRST_ALWAYS_FINE: f32 = 1e-15;
 const FIRST: &str = "first_moment";
 const SECOND: &str = "second_moment";
@@ -85,12 +85,11 @@ fn write(
 }
 
 /// Reads a state that [`save_inner`] wrote for the same layout. Form and values are checked: a
-/// state that no optimizer can have come to would spoil every step from then on, and be saved
-/// again.
+/// state that no optimizer produces would spoil every later step, and would be saved again.
 ///
 /// # Errors
-/// [`TrainerError::State`]: the file cannot be read, or belongs to another layout. [`TrainerError::StateValues`]: its
-/// values cannot be.
+/// [`TrainerError::State`]: the file cannot be read, or belongs to another layout.
+/// [`TrainerError::StateValues`]: it has values that no optimizer produces.
 pub fn load_inner(path: &Path, layout: &Layout) -> Result<InnerMoments, TrainerError> {
     let file = TensorFile::open(path)?;
     let expect = |key: &str, expected: &str| match file.metadata(key) {
@@ -126,8 +125,8 @@ pub fn load_inner(path: &Path, layout: &Layout) -> Result<InnerMoments, TrainerE
 }
 
 impl InnerState {
-    /// Makes this the state of a trainer with `layout` after `steps`; its moments are for the
-    /// caller to fill in. Their memory is that of the state before.
+    /// Makes this the state of a trainer with `layout` after `steps`, and uses its memory again.
+    /// The caller then fills in the moments.
     pub fn retake(&mut self, layout: &Layout, steps: u64) -> &mut InnerMoments {
         self.layout = fingerprint(layout);
         self.moments.steps = steps;
@@ -170,7 +169,7 @@ pub fn inner_name(path: &Path) -> Result<Option<String>, TrainerError> {
 }
 
 impl InnerMoments {
-    /// Overwrites these with copies of both moments.
+    /// Overwrites both moments with copies of the given ones.
     pub fn copy(&mut self, first: &[f32], second: &[f32]) {
         for (own, values) in [(&mut self.first, first), (&mut self.second, second)] {
             own.clear();
@@ -178,7 +177,7 @@ impl InnerMoments {
         }
     }
 
-    /// Refuses values that cannot be, and names the first of them.
+    /// Refuses values that no optimizer produces, and names the first of them.
     fn check(&self) -> Result<(), String> {
         if self.steps > STEPS_MAX {
             return Err(format!("{} steps are more than any run has", self.steps));
@@ -314,7 +313,7 @@ mod tests {
             "moments without a step"
         );
         assert_eq!(attempt(u64::MAX, &|_, _| {}).err(), poisoned);
-        // What does happen: no step yet, and parameters that no gradient has reached.
+        // Values that do occur: no step yet, and parameters that no gradient has reached.
         assert!(attempt(0, empty).is_ok());
         assert!(attempt(9, &|_, _| {}).is_ok());
         let untouched = |first: &mut Vec<f32>, second: &mut Vec<f32>| {

@@ -66,8 +66,8 @@ pub trait Trainer: Send {
     /// The batch does not fit the model, the device failed, or the loss is not finite.
     fn evaluate(&mut self, batch: &Batch<'_>) -> Result<EvaluationReport, TrainerError>;
 
-    /// The weights that sync: global ones, and the parameters as the local ones. No change of them
-    /// touches the optimizer's moments.
+    /// The weights that sync: the global weights, and the parameters as local weights. Changing
+    /// them does not change the optimizer's moments.
     ///
     /// # Errors
     /// The device has no room for the global weights.
@@ -90,8 +90,8 @@ pub trait Trainer: Send {
         state.write(path)
     }
 
-    /// Takes up what [`Trainer::save_inner`] saved: training then goes on bit for bit as if it had
-    /// not stopped.
+    /// Loads a state that [`Trainer::save_inner`] saved. Training then continues bit for bit as if
+    /// it had not stopped.
     ///
     /// # Errors
     /// The file cannot be read or belongs to another layout; the trainer is as before.
@@ -119,9 +119,9 @@ pub trait Trainer: Send {
     fn device(&self) -> String;
 }
 
-/// The share of the local weights when global ones arrive: `alpha * local + (1 - alpha) * global`.
-/// Other software names the share of the global ones so; here 0 takes the global weights over and 1
-/// keeps the local ones.
+/// The share of the local weights when global weights arrive: `alpha * local + (1 - alpha) *
+/// global`. In other software the same name stands for the share of the global weights. Here 0
+/// takes over the global weights, and 1 keeps the local ones.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Alpha(f32);
 

@@ -110,7 +110,7 @@ impl ReferenceTrainer {
         batch.check(self.config.vocabulary, schemas::limits::SEQUENCE_TOKENS_MAX)
     }
 
-    /// Leaves the logits after `before` in the scratch.
+    /// Puts the logits after `before` into the scratch space.
     fn forward(&mut self, before: &[u32]) {
         let width = self.config.embedding as usize;
         let (places, scratch) = (&self.places, &mut self.scratch);
@@ -211,7 +211,8 @@ impl ReferenceTrainer {
         }
     }
 
-    /// Leaves the gradient of the mean loss in `gradient`; the loss's sum over all tokens.
+    /// Puts the gradient of the mean loss into `gradient`, and returns the sum of the loss over all
+    /// tokens.
     fn gradient(&mut self, batch: &Batch<'_>) -> f64 {
         self.gradient.fill(0.0);
         let scale = 1.0 / batch.predicted() as f32;

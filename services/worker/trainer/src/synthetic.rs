@@ -1,5 +1,5 @@
-//! The trainer `synthetic`: takes the time it is told and moves parameters by a fixed pattern, so
-//! that its contributions have the right size and never the same bytes twice.
+//! The trainer `synthetic`: each step takes a given time and moves parameters by a fixed pattern,
+//! so that contributions have the right size and never the same bytes twice.
 
 use std::path::Path;
 use std::thread;
@@ -88,8 +88,8 @@ impl Trainer for SyntheticTrainer {
         let start = (self.steps % windows) as usize * WINDOW_ELEMENTS;
         let end = (start + WINDOW_ELEMENTS).min(self.parameters.len());
         let rate = settings.learning_rate as f32;
-        // Two workers read different text; without it they would hand in the same bytes, which a
-        // store keeps once.
+        // Two workers read different text. Without a part that depends on the text they would hand
+        // in the same bytes, which a store keeps once.
         let text = batch
             .tokens()
             .iter()
@@ -145,7 +145,7 @@ impl Trainer for SyntheticTrainer {
     }
 }
 
-/// Overwrites a part of a flat vector after checking that it is one.
+/// Overwrites a part of a flat vector, after a check that the part lies within it.
 pub(crate) fn copy_into(
     parameters: &mut [f32],
     start: usize,

@@ -1,5 +1,5 @@
-//! The weights of a model that syncs, where its trainer keeps them: the global ones, from which
-//! steps start and against which a contribution is measured, and the local ones, which are the
+//! The weights of a model that syncs, in the place where its trainer keeps them. Steps start from
+//! the global weights, and a contribution is the difference from them; the local weights are the
 //! trainer's parameters. Only encoded chunks go in and out, so that weights on a device stay there.
 
 use std::ops::{ControlFlow, Range};
@@ -14,7 +14,7 @@ use crate::{Alpha, TrainerError};
 /// The treatment of global weights that arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
-    /// They replace the global weights alone: a blend mixes them into the local ones later.
+    /// They replace only the global weights; a blend mixes them into the local weights later.
     Waits,
     /// They replace the local weights too.
     TakesOver,
@@ -62,8 +62,8 @@ pub trait Weights {
     /// The range reaches past the end, or the device failed.
     fn read(&mut self, range: Range<usize>) -> Result<(&[f32], &[f32]), TrainerError>;
 
-    /// Waits until everything that was loaded and blended is in its place: a device works on it
-    /// while the calls return.
+    /// Waits until all loaded and blended weights are in place: a device may still work after those
+    /// calls have returned.
     ///
     /// # Errors
     /// The device failed at it.

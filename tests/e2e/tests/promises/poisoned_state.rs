@@ -70,7 +70,7 @@ async fn a_worker_whose_saved_state_was_spoilt_says_so_once_and_the_run_goes_on(
         "{line}"
     );
     assert!(
-        line.contains("the saved inner state is passed over; moments start anew"),
+        line.contains("the saved inner state is not used; moments start anew"),
         "{line}"
     );
     assert!(

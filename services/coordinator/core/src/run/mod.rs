@@ -1,20 +1,20 @@
 //! A run's room: what the ledger holds about one run, what is known only while this process lives,
 //! and every decision about it, one conversation a file.
 //!
-//! | file | decides |
+//! | file | decides or holds |
 //! | --- | --- |
-//! | `members`, `heartbeat` | who works for the run, and what it says of itself |
+//! | `members`, `heartbeat` | the workers of the run, and their reports about themselves |
 //! | `leases` | who gets which unit, and until when |
 //! | `results` | which results count |
-//! | `rounds`, `closing` | when weights are restored, merged and saved; when a round has what it needs |
+//! | `rounds`, `closing` | when weights are restored, merged and saved; when a round can be sealed |
 //! | `objects`, `lists` | who may read and write which objects; the chunks that lists hold |
 //! | `offers` | which units are on the queue |
 //! | `failures` | when units that fail halt the run |
-//! | `spare`, `spending` | who may evaluate; what a worker may have written |
+//! | `spare`, `spending` | who may evaluate; how many events a worker may cause |
 //! | `draw` | which data a unit reads |
-//! | `closed` | what a run that is over still answers |
-//! | `view` | what operators and watchers see |
-//! | `live` | what is lost with the process |
+//! | `closed` | the answers of a run that is over |
+//! | `view` | the views for operators and watchers |
+//! | `live` | state that is lost with the process |
 
 pub(crate) mod closed;
 mod closing;

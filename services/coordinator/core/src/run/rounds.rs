@@ -311,7 +311,7 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Step> {
     (run.all_rounds_closed() && run.units.is_empty() && saved).then_some(Step::Complete)
 }
 
-/// The first open round, fragment by fragment, that is complete.
+/// The seal of the first open round, fragment by fragment, whose closing rule is met.
 fn next_seal(run: &Run) -> Option<Step> {
     let (closing, units) = (run.spec.policy.closing, run.spec.schedule.units);
     let mut open = run.open.iter();

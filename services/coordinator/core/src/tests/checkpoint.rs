@@ -125,7 +125,7 @@ fn one_is_taken_after_so_many_events_and_named_when_it_is_written() {
     assert_eq!(state.events(), covered.get() + 1);
 }
 
-/// Nobody would wait for the bytes: the process is about to end.
+/// A coordinator that ends takes no checkpoint, since it could not write the bytes.
 #[test]
 fn none_is_taken_by_the_events_that_end_a_coordinator() {
     let mut world = world();

@@ -77,7 +77,7 @@ fn the_largest_settings_fit_into_an_event() {
     new_run(&mut world, large);
     world.answer_pending();
     let longest = world.journal.iter().map(|body| body.encode().len()).max();
-    // Names and numbers of the rest have a bound, and leave room for what is not set here.
+    // The names and numbers that are not set here are bounded, and fit into the room that is left.
     let room = 512;
     assert!(
         longest.is_some_and(|bytes| bytes > EVENT_BYTES_MAX / 2 && bytes + room <= EVENT_BYTES_MAX),

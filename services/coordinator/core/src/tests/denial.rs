@@ -302,7 +302,7 @@ fn tl_29_a_denial_that_came_late_is_an_event_too() {
     once(&world, from, 1, Some("blob.get"), Code::ObjectForbidden);
 }
 
-/// There is no work at present, or the same was done before: neither says anything about the asker.
+/// There is no work at present, or the request was done before: neither blames the sender.
 #[test]
 fn a_refusal_that_is_no_fault_of_the_asker_is_not_recorded() {
     let mut world = World::with_run(spec("demo"));
@@ -324,7 +324,8 @@ fn a_refusal_that_is_no_fault_of_the_asker_is_not_recorded() {
     assert_eq!(told(&world, from), []);
 }
 
-/// Denials cannot fill the ledger: the next recorded one carries the count of those left out.
+/// Denials cannot fill the ledger: those that are left out are counted in the next one that is
+/// recorded.
 #[test]
 fn tl_29_a_flood_of_denials_is_counted_to_the_last() {
     const FLOOD: u64 = 500;

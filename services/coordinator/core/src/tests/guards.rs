@@ -226,7 +226,8 @@ fn joins_are_of_a_bounded_form() {
         let reply = join_with(&mut world, peer(1), request);
         assert_eq!(world.refusal(reply), Code::MessageInvalid);
     }
-    // As long as it may be: refused for the open layers, and taken without them.
+    // The longest join that is accepted. It is refused for its open layers, and accepted without
+    // them.
     let longest = |layers: usize| JoinRequest {
         device: "d".repeat(128),
         release: "r".repeat(128),

@@ -99,7 +99,7 @@ fn what_a_worker_says_of_itself_is_within_what_can_be() {
         let heard = |effect: &Effect| matches!(effect, Effect::Heard { .. });
         assert!(!world.seen.iter().any(heard), "{what}: it is not shown");
     }
-    // An older one that was overtaken, and one of a process that was replaced, are no news and no
+    // A heartbeat that was overtaken, or that comes from a replaced process, is neither news nor a
     // fault.
     assert!(!say(
         &mut world,
@@ -231,7 +231,8 @@ fn a_heartbeat_that_was_overtaken_is_not_shown() {
         say(&mut world, one);
         assert_eq!(shown(&world), 1, "{what}");
     }
-    // Memory is no count: it may fall. And a process that did nothing since says the same again.
+    // Memory is no count, so it may fall. A process that did nothing since then sends the same
+    // numbers.
     let mut one = newest.clone();
     one.numbers.device_memory = Some(Bytes(4));
     say(&mut world, one);

@@ -439,7 +439,7 @@ fn nobody_has_done_more_steps_than_its_unit_has() {
     }
 }
 
-/// Ten minutes without a step are too long, and four steps of nine minutes each are none of that.
+/// A lease ends after ten minutes without a step, but not with four steps of nine minutes each.
 #[test]
 fn a_slow_trainer_that_moves_no_byte_keeps_its_lease_by_its_steps() {
     let mut world = World::with_run(spec("demo"));
@@ -483,8 +483,7 @@ fn a_worker_whose_lease_stood_still_is_told_for_how_long() {
     assert!(told[0].ends_with(" for 600 s"), "{told:?}");
 }
 
-/// So many rounds later the results of the unit are forgotten, and the lease was granted once all
-/// the same.
+/// After so many rounds the results of the unit are forgotten, but the lease was granted once.
 #[test]
 fn a_lease_of_long_ago_is_over_and_not_unknown() {
     let mut many = spec("demo");

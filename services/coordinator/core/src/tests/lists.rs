@@ -181,7 +181,8 @@ fn a_list_is_uploaded_beside_the_chunks() {
     assert_eq!(world.refusal(reply), Code::ObjectForbidden);
 }
 
-/// Each chunk twice: a hint costs the read of one, and there are many.
+/// Each chunk may be announced twice: an announcement costs the read of a chunk, and there are
+/// many.
 #[test]
 fn so_many_chunks_are_read_ahead_twice_at_most() {
     let mut large = listed_spec("demo");

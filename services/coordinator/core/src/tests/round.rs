@@ -202,8 +202,8 @@ fn offers_of_units_that_are_gone_when_their_round_is_sealed_are_settled() {
     assert_eq!(settled.collect::<Vec<_>>(), [902, 900]);
 }
 
-/// The offers of the next round are on the queue before the merge ends, so that only the ledger
-/// lies between its end and the grants.
+/// The offers of the next round are on the queue when the merge ends: between its end and the
+/// grants there is nothing but the ledger.
 #[test]
 fn nothing_is_published_between_the_last_contribution_and_the_next_grants() {
     let mut world = about_to_merge();

@@ -147,8 +147,8 @@ fn an_honest_life_of_a_thousand_units_and_of_days_without_work_meets_no_bound() 
     let mut world = World::with_run(many);
     world.join(1);
     for unit in 0..1000_u64 {
-        // The worker is started anew now and again, and now and then its first lease comes to
-        // nothing.
+        // From time to time the worker is started again, and sometimes the first lease of a session
+        // gives no result.
         if unit % 50 == 49 {
             leave(&mut world);
             world.join(1);

@@ -294,7 +294,7 @@ fn a_run_needs_its_least_number_of_workers_to_begin_and_not_to_go_on() {
     let mut spec = spec("demo");
     spec.policy.workers_min = 2;
     let mut world = World::with_run(spec);
-    // Both are here, and the weights are not.
+    // Both workers are here, but not the weights.
     world.restart();
     for number in 1..=2 {
         world.ask(peer(number), WorkerRequest::Join(join_request(number)));

@@ -92,7 +92,7 @@ impl Residual {
             Some(Err(error)) => {
                 let moved = put_aside(inner);
                 let (code, path) = (Code::InnerStateInvalid, path.display());
-                tracing::warn!(%code, %path, error, moved, "the saved residual is passed over; it starts at zero");
+                tracing::warn!(%code, %path, error, moved, "the saved residual is not used; it starts at zero");
                 vec![0.0; elements]
             }
         };

@@ -1,5 +1,5 @@
-//! One course of events with weights on a device and with weights in this machine's memory: every
-//! step of it must come to the same bits.
+//! One course of events, with weights on a device and with weights in this machine's memory. Every
+//! step must give the same bits in both.
 
 use std::ops::{ControlFlow, Range};
 

@@ -71,7 +71,7 @@ fn blocks_of_work_are_whole_for_every_codec() {
     }
 }
 
-/// The pieces of one element each that are handed over when the taker stops after `enough`.
+/// The pieces of one element each that `take` receives if it breaks after `enough`.
 fn handed_over(pieces: &[Range<usize>], enough: usize) -> (Vec<Bytes>, Result<(), TrainerError>) {
     let mut cpu = OnTheCpu::new(10);
     let values: Vec<u8> = (0..10_u8)
