@@ -3,6 +3,9 @@
 //! Requests are signed here, by the store's clock, and sent over one pooled HTTP/1.1 client. Only
 //! listing goes through `object_store`, over the same client.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -104,15 +107,21 @@ impl Buckets {
     /// # Errors
     /// The store does not answer, or refuses.
     pub async fn ping(&self) -> Result<(), ObjectError> {
-        for place in [&self.incoming, &self.blobs] {
+        let places = [&self.incoming, &self.blobs];
+        for (name, place) in BucketName::ALL.into_iter().zip(places) {
             let request = Request {
                 method: rusty_s3::Method::Head,
                 key: "",
                 headers: &[],
             };
             let response = self.send("ping of the store", place, &request).await?;
-            if !response.status().is_success() {
-                return Err(self.refused("ping of the store", response).await);
+            match response.status() {
+                status if status.is_success() => {}
+                StatusCode::NOT_FOUND => {
+                    let what = format!("bucket {name}");
+                    return Err(ObjectError::Missing { what });
+                }
+                _ => return Err(self.refused("ping of the store", response).await),
             }
         }
         Ok(())
@@ -417,7 +426,7 @@ impl Buckets {
                     .http()
                     .send(method(request.method), uri, headers, Bytes::new());
             let until = deadline.min(Instant::now() + self.limits.idle);
-            let (reason, wait) = match timeout_at(until, sending).await {
+            let (status, reason, wait) = match timeout_at(until, sending).await {
                 Ok(Ok(response)) => {
                     self.read_clock(&response, sent);
                     let status = response.status();
@@ -432,19 +441,21 @@ impl Buckets {
                     if !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS {
                         return Ok(response);
                     }
-                    (status.to_string(), client::retry_after(response.headers()))
+                    let wait = client::retry_after(response.headers());
+                    (Some(status), status.to_string(), wait)
                 }
                 Ok(Err(error)) => match ObjectError::certificate(during, &error) {
                     Some(refused) => return Err(refused),
-                    None => (client::describe(&error), None),
+                    None => (None, client::describe(&error), None),
                 },
-                Err(_) => ("no answer".to_owned(), None),
+                Err(_) => (None, "no answer".to_owned(), None),
             };
             tracing::debug!(during, reason, "request to the store failed");
             if !pace.pause(wait).await {
-                return Err(ObjectError::Unreachable {
-                    during: during.to_owned(),
-                    reason,
+                let during = during.to_owned();
+                return Err(match status {
+                    Some(StatusCode::INSUFFICIENT_STORAGE) => ObjectError::Full { during },
+                    _ => ObjectError::Unreachable { during, reason },
                 });
             }
         }
@@ -453,19 +464,11 @@ impl Buckets {
     async fn refused(&self, during: &str, response: Response) -> ObjectError {
         let status = response.status().as_u16();
         let answer = client::s3_answer(response, self.limits.idle).await;
-        match (status, answer.code.as_str()) {
-            (404, _) => ObjectError::Missing {
-                what: during.to_owned(),
-            },
-            (507, _) => ObjectError::Full {
-                during: during.to_owned(),
-            },
-            _ => ObjectError::Refused {
-                during: during.to_owned(),
-                status,
-                for_good: answer.for_good,
-                code: answer.code,
-            },
+        ObjectError::Refused {
+            during: during.to_owned(),
+            status,
+            for_good: answer.for_good,
+            code: answer.code,
         }
     }
 
@@ -539,7 +542,8 @@ fn listing(
         .with_access_key_id(admin.id())
         .with_secret_access_key(admin.expose_secret())
         .with_virtual_hosted_style_request(false)
-        .with_allow_http(endpoint.url().scheme() == "http")
+        // The client below refuses plaintext where TLS is meant.
+        .with_allow_http(true)
         .with_http_connector(SharedClient(http.clone()))
         .build()
         .map_err(|error| from_object_store("set-up of the store's client", error))

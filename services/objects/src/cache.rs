@@ -31,9 +31,7 @@ const LOOK_SHARE: u64 = 16;
 pub struct Cache {
     objects: PathBuf,
     bytes_max: u64,
-    /// Bytes in the folder at the last look.
-    seen: AtomicU64,
-    /// Bytes that this process added since then.
+    /// Bytes that this process added since it looked last.
     added: AtomicU64,
 }
 
@@ -71,7 +69,6 @@ impl Cache {
         let cache = Self {
             objects,
             bytes_max: bytes_max.get(),
-            seen: AtomicU64::new(0),
             added: AtomicU64::new(0),
         };
         cache.sweep(SystemTime::now())?;
@@ -117,11 +114,10 @@ impl Cache {
         self.added(bytes.len() as u64)
     }
 
-    /// Counts added bytes, and reads the folder when the limit may be exceeded.
+    /// Counts what was put, and looks at the folder when that is enough to pass the limit by.
     fn added(&self, bytes: u64) -> Result<(), CacheError> {
         let added = self.added.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let here = self.seen.load(Ordering::Relaxed) + added;
-        if here > self.bytes_max || added >= self.bytes_max / LOOK_SHARE {
+        if added >= self.bytes_max / LOOK_SHARE {
             self.sweep(SystemTime::now())
         } else {
             Ok(())
@@ -151,7 +147,6 @@ impl Cache {
                 total -= entry.bytes;
             }
         }
-        self.seen.store(total, Ordering::Relaxed);
         Ok(())
     }
 
@@ -228,12 +223,17 @@ fn remove_abandoned(file: &fs::DirEntry, now: SystemTime) {
     }
 }
 
-/// Another process may have removed it already, which is fine.
 fn remove(path: &Path) {
-    if let Err(error) = fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
+    if let Err(error) = try_remove(path) {
         tracing::warn!(path = %path.display(), %error, "cannot remove a file of the object cache");
+    }
+}
+
+/// Another process may have removed it already, which is as good.
+fn try_remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 
@@ -306,8 +306,40 @@ mod tests {
             .collect();
         assert_eq!(kept, [true, false, true]);
         assert!(cache.get(newest).unwrap().is_some());
+    }
+
+    #[test]
+    fn an_object_fills_the_whole_cache_at_most() {
+        let (_folder, cache) = cache(100);
+        let small = put(&cache, &[7; 30]);
         let large = put(&cache, &[1; 101]);
         assert_eq!(cache.get(large).unwrap(), None);
+        assert!(cache.get(small).unwrap().is_some(), "it made no room");
+        fs::remove_file(cache.path(small)).unwrap();
+        let whole = put(&cache, &[1; 100]);
+        assert!(cache.get(whole).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_cache_that_is_full_loses_nothing_and_one_that_is_too_full_a_tenth_of_its_limit() {
+        let (folder, large) = cache(10_000);
+        for seed in 0..10_u8 {
+            put(&large, &[seed; 100]);
+        }
+        for (limit, left) in [(1000, 10), (300, 2)] {
+            let cache = Cache::open(folder.path(), schemas::Bytes(limit)).unwrap();
+            assert_eq!(cache.entries(SystemTime::now()).unwrap().len(), left);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_or_removed_is_an_error_and_what_is_gone_is_none() {
+        let (_folder, cache) = cache(100);
+        let path = cache.path(Digest::of(b"x"));
+        assert!(try_remove(&path).is_ok());
+        fs::create_dir_all(&path).unwrap();
+        assert!(cache.get(Digest::of(b"x")).is_err());
+        assert!(try_remove(&path).is_err());
     }
 
     #[test]
@@ -340,13 +372,10 @@ mod tests {
             &Cache::open(folder.path(), schemas::Bytes(16_000)).unwrap(),
             &[2; 500],
         );
-        assert_eq!(
-            cache.seen.load(Ordering::Relaxed),
-            0,
-            "not after less than a sixteenth"
-        );
+        let added = || cache.added.load(Ordering::Relaxed);
+        assert_eq!(added(), 999, "not after less than a sixteenth");
         put(&cache, &[3; 1]);
-        assert_eq!(cache.seen.load(Ordering::Relaxed), 1500);
+        assert_eq!(added(), 0, "it looked");
         assert!(cache.path(foreign).exists());
     }
 
@@ -364,6 +393,9 @@ mod tests {
         }
         cache.sweep(SystemTime::now()).unwrap();
         assert!(part.exists() && foreign.exists() && misplaced.exists());
+        let written = fs::metadata(&part).unwrap().modified().unwrap();
+        cache.sweep(written + ABANDONED).unwrap();
+        assert!(part.exists(), "it is just as old as a transfer may take");
         cache.sweep(SystemTime::now() + 2 * ABANDONED).unwrap();
         assert!(!part.exists() && !foreign.exists() && !misplaced.exists());
         assert!(cache.get(digest).unwrap().is_some());

@@ -526,3 +526,17 @@ fn outcome<T>(result: &Result<T, ObjectError>) -> String {
         .as_ref()
         .map_or_else(ToString::to_string, |_| "ok".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn altered_bytes_differ_and_are_as_many() {
+        for bytes in [b"\x00\x01".as_slice(), b"\x01\x01"] {
+            let bytes = Bytes::copy_from_slice(bytes);
+            let other = altered(&bytes);
+            assert!(other != bytes && other.len() == bytes.len());
+        }
+    }
+}

@@ -142,9 +142,14 @@ mod tests {
 
     #[test]
     fn tl_02_plaintext_is_for_loopback_when_asked_for() {
-        assert!(Endpoint::new("http://127.0.0.1:9000", "r", Trust::PlainLoopback).is_ok());
+        for url in ["http://127.0.0.1:9", "http://[::1]:9", "http://localhost:9"] {
+            let endpoint = Endpoint::new(url, "r", Trust::PlainLoopback);
+            assert_eq!(endpoint.unwrap().region(), "r", "{url}");
+        }
         for (url, trust) in [
             ("http://10.0.0.1:9000", Trust::PlainLoopback),
+            ("http://[2001:db8::1]:9000", Trust::PlainLoopback),
+            ("http://store.example:9000", Trust::PlainLoopback),
             ("http://127.0.0.1:9000", Trust::Authority(Vec::new())),
             ("https://127.0.0.1:9000", Trust::PlainLoopback),
         ] {
@@ -177,6 +182,13 @@ mod tests {
                 "{url}"
             );
         }
+    }
+
+    #[test]
+    fn logs_name_the_kind_of_trust_alone() {
+        let kinds = [Trust::Authority(b"PEM".to_vec()), Trust::PlainLoopback];
+        let said = kinds.map(|trust| format!("{trust:?}"));
+        assert_eq!(said, ["Authority", "PlainLoopback"]);
     }
 
     #[test]

@@ -179,9 +179,6 @@ impl FromStr for IncomingKey {
 }
 
 fn parse_incoming(text: &str) -> Option<IncomingKey> {
-    if text.len() > KEY_BYTES_MAX {
-        return None;
-    }
     let segments: Vec<&str> = text.split('/').collect();
     match segments[..] {
         [OPERATOR, operator, hex] => Some(IncomingKey::operator(
@@ -295,6 +292,18 @@ mod tests {
             format!("sha256/../{hex}"),
         ] {
             assert!(text.parse::<BlobKey>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_shows_the_begin_of_what_is_no_key() {
+        let begin = "a".repeat(80);
+        for text in [format!("{begin}b"), begin.clone()] {
+            let said = text.parse::<IncomingKey>().unwrap_err().to_string();
+            assert_eq!(
+                said,
+                format!("not an object key of bucket incoming: {begin:?}")
+            );
         }
     }
 

@@ -252,6 +252,8 @@ mod tests {
         );
         assert_eq!(after(GOOD_BYTES_PER_SECOND - 1, 100), 4);
         assert_eq!(after(POOR_BYTES_PER_SECOND, 10), 4);
+        assert_eq!(after(1, 1), 5, "it was over before it told anything");
+        assert_eq!(after(1, 2), 4);
         assert_eq!(
             after(POOR_BYTES_PER_SECOND - 1, 10),
             3,

@@ -105,6 +105,25 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_pause_that_a_store_asked_for_is_spread_over_half_of_our_own() {
+        let asked = Some(Duration::from_secs(7));
+        let most = Duration::from_millis(7050);
+        assert_eq!(pace().step(asked, 1.0), most);
+    }
+
+    #[test]
+    fn progress_and_waiting_for_others_move_the_deadline() {
+        let mut pace = pace();
+        let before = pace.deadline();
+        pace.restart();
+        let anew = pace.deadline();
+        assert!(anew > before);
+        let span = Duration::from_secs(3);
+        pace.waited(span);
+        assert_eq!(pace.deadline(), anew + span);
+    }
+
     #[tokio::test]
     async fn no_pause_passes_the_deadline() {
         assert!(!pace().pause(Some(Duration::from_secs(20))).await);

@@ -66,8 +66,8 @@ impl StoreClock {
         };
         let middle = sent.get().midpoint(received.get());
         let offset = date.as_millisecond() + 500 - i64::try_from(middle).unwrap_or(i64::MAX);
-        let before = Millis(self.0.swap(offset, Ordering::Relaxed).unsigned_abs());
-        if Millis(offset.unsigned_abs()) > CLOCK_ALARM && before <= CLOCK_ALARM {
+        let before = self.0.swap(offset, Ordering::Relaxed);
+        if begins_to_alarm(before, offset) {
             tracing::warn!(
                 offset_ms = offset,
                 "the store's clock differs from this machine's; correct one of them"
@@ -82,13 +82,22 @@ impl StoreClock {
 
     /// True when the clocks differ by more than [`CLOCK_ALARM`].
     pub fn is_alarming(&self) -> bool {
-        Millis(self.offset_ms().unsigned_abs()) > CLOCK_ALARM
+        alarms(self.offset_ms())
     }
 
     /// The store's time when this machine's clock shows `now`.
     pub fn at(&self, now: UnixMillis) -> UnixMillis {
         UnixMillis(now.get().saturating_add_signed(self.offset_ms()))
     }
+}
+
+fn alarms(offset_ms: i64) -> bool {
+    Millis(offset_ms.unsigned_abs()) > CLOCK_ALARM
+}
+
+/// True for a measurement to tell, and not for the next ones that are no better.
+fn begins_to_alarm(before_ms: i64, offset_ms: i64) -> bool {
+    alarms(offset_ms) && !alarms(before_ms)
 }
 
 impl Signer {
@@ -279,6 +288,11 @@ mod tests {
             "{}",
             action.href
         );
+        assert!(
+            action.href.contains("%2Fus-east-1%2Fs3%2F"),
+            "{}",
+            action.href
+        );
         assert_eq!(action.headers["content-length"], "3");
         assert_eq!(action.headers["if-none-match"], "*");
         assert_eq!(
@@ -305,6 +319,41 @@ mod tests {
             action.href
         );
         assert_eq!(action.headers.len(), 0);
+    }
+
+    #[test]
+    fn logs_name_a_signer_by_its_buckets_and_hold_no_secret() {
+        let signer = signer();
+        let said = format!("{signer:?}");
+        assert!(
+            said.contains("incoming") && said.contains("blobs"),
+            "{said}"
+        );
+        assert!(!said.contains(signer.blobs.key.expose_secret()), "{said}");
+    }
+
+    #[test]
+    fn clocks_that_drift_apart_are_told_once() {
+        let told = [
+            (0, 5000),
+            (0, 5001),
+            (0, -5001),
+            (5000, -5001),
+            (-5001, 5001),
+            (9000, 0),
+        ];
+        let told = told.map(|(before, offset)| begins_to_alarm(before, offset));
+        assert_eq!(told, [false, true, true, true, false, false]);
+    }
+
+    #[test]
+    fn a_measurement_is_of_the_middle_of_the_exchange_and_of_a_second() {
+        let clock = StoreClock::default();
+        let date = "Tue, 14 Nov 2023 22:13:20 GMT";
+        let sent = UnixMillis(1_700_000_000_000);
+        clock.observe(date, sent, sent.after(Millis(400)));
+        assert_eq!(clock.offset_ms(), 300);
+        assert!(!clock.is_alarming());
     }
 
     #[test]

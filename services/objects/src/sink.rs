@@ -112,6 +112,7 @@ mod tests {
             "another length"
         );
         sink.expect(10).unwrap();
+        assert_eq!(sink.buffer.capacity(), 10, "no more memory than bytes");
         assert!(
             matches!(
                 sink.take(&Bytes::from_static(&BYTES[3..])),

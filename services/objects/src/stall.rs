@@ -167,6 +167,45 @@ mod tests {
     }
 
     #[test]
+    fn the_slowest_that_is_a_transfer_is_measured_anew_in_each_window() {
+        let least = 60 * BYTES_PER_SECOND_MIN;
+        let mut progress = Progress::new(IDLE, 1 << 20);
+        let going = [15, 30, 45].map(|second| progress.judge(at(second), second));
+        assert!(!going.contains(&Going::Crawling));
+        assert_ne!(progress.judge(at(60), least), Going::Crawling);
+        for second in [75, 90, 105] {
+            let going = progress.judge(at(second), least + second);
+            assert_ne!(going, Going::Crawling);
+        }
+        assert_eq!(progress.judge(at(120), least + 120), Going::Crawling);
+    }
+
+    #[test]
+    fn what_has_moved_whole_does_not_crawl() {
+        let bytes = 256 << 10;
+        let mut progress = Progress::new(IDLE, bytes);
+        progress.judge(at(19), 100);
+        progress.judge(at(38), 200);
+        for second in [52, 60, 120] {
+            let going = progress.judge(at(second), bytes);
+            assert_eq!(going, Going::Well, "after {second} s");
+        }
+    }
+
+    #[test]
+    fn a_transfer_is_told_below_a_rate_or_with_much_ahead_of_it() {
+        let going = |rate: u64, left: u64| {
+            let mut progress = Progress::new(IDLE, 10 * rate + left);
+            matches!(progress.judge(at(10), 10 * rate), Going::Slowly(_))
+        };
+        assert!(!going(SLOW_BYTES_PER_SECOND, 3 * SLOW_BYTES_PER_SECOND));
+        assert!(going(SLOW_BYTES_PER_SECOND - 1, 3 * SLOW_BYTES_PER_SECOND));
+        let fast = 2 * SLOW_BYTES_PER_SECOND;
+        assert!(going(fast, 20 * fast));
+        assert!(!going(fast, 20 * fast - 1));
+    }
+
+    #[test]
     fn an_answer_over_a_slow_line_is_waited_for_longer() {
         // All bytes were acknowledged within 50 s, at 5 KiB/s; the last of them may still lie in a
         // machine on the way.

@@ -97,10 +97,8 @@ impl Denials {
         None
     }
 
-    /// The sender's own bucket. A new sender takes the place of senders whose buckets are full
-    /// again. Every other sender has used the bucket of all in the last [`OF_ONE`] period, once for
-    /// each token that it lacks, so there are never many more of them than [`OF_ALL`] lets through
-    /// at once.
+    /// The bucket of the sender. A new sender replaces the senders whose bucket is full again. Each
+    /// token that the others lack was taken from [`OF_ALL`] too, so that it bounds their number.
     fn of_sender(&mut self, peer: &Peer, now: UnixMillis) -> &mut Bucket {
         let key = (peer.account.clone(), peer.worker.clone());
         if !self.senders.contains_key(&key) {

@@ -50,7 +50,7 @@ impl Coordinator {
     pub(crate) fn spend_order(&mut self, operator: &PublicKey) {
         let now = self.now;
         if !self.orders.contains_key(operator) {
-            // It takes the place of those with no order left to forget.
+            // It replaces the operators whose count is back at zero.
             self.orders
                 .retain(|_, orders: &mut Fading| orders.at(now, 1, ORDER_EVERY) > 0);
         }

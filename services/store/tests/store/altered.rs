@@ -91,7 +91,7 @@ async fn pass(
 }
 
 /// The next message with its body.
-async fn message(stream: &mut TcpStream, has_body: bool) -> Option<Vec<u8>> {
+pub(crate) async fn message(stream: &mut TcpStream, has_body: bool) -> Option<Vec<u8>> {
     let mut message = Vec::new();
     while !message.ends_with(b"\r\n\r\n") {
         message.push(stream.read_u8().await.ok()?);

@@ -17,6 +17,10 @@ async fn tl_20_tl_27_the_embedded_store_passes_every_row() {
         assert!(row.holds, "{}: {}", row.rule, row.seen);
     }
     assert_eq!(report.rows.len(), 19);
+    let seen = |rule: Rule| report.rows.iter().find(|row| row.rule == rule);
+    let seen = [Rule::RightBytesStored, Rule::CopyBetweenBuckets].map(seen);
+    let seen = seen.map(|row| row.map(|row| row.seen.as_str()));
+    assert_eq!(seen, [Some("200"), Some("ok")], "the store's answers");
     assert!(
         report.is_fit()
             && report.holds(Rule::OverwriteRefused)

@@ -8,6 +8,7 @@ mod answers;
 mod binary;
 mod conformance;
 mod connections;
+mod faulty;
 mod hostile;
 mod misbehaving;
 mod refusals;

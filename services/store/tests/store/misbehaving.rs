@@ -205,6 +205,21 @@ async fn a_store_that_refuses_and_stores_is_found_out() {
     }
 }
 
+/// It refuses what is written with the key for reading, and one of its buckets has it.
+#[tokio::test]
+async fn a_store_that_refuses_and_stores_in_one_bucket_alone_is_found_out() {
+    for open in ["/blobs/", "/incoming/"] {
+        let broken = broken(move |method, path| match method {
+            "HEAD" if is_bucket(path) || path.starts_with(open) => answer("200 OK", "", b""),
+            "PUT" => answer("400 Bad Request", "", MISMATCH),
+            "DELETE" => answer("204 No Content", "", b""),
+            _ => answer("404 Not Found", "", b""),
+        })
+        .await;
+        assert!(broken.contains(&Rule::GetKeyCannotWrite), "{open}");
+    }
+}
+
 /// The server accepts everything that is written to one of its buckets, with any signature.
 #[tokio::test]
 async fn a_store_that_refuses_in_one_bucket_alone_is_found_out() {
@@ -312,11 +327,32 @@ async fn a_store_that_is_busy_is_asked_again_until_patience_ends() {
     let busy = Puppet::start(|_, _| answer("503 Slow Down", "", b"")).await;
     let error = busy.buckets().exists(Digest::of(b"x")).await.unwrap_err();
     assert_eq!(error.code(), Code::StoreUnreachable, "{error}");
-    // Deleting an object that is gone succeeds; a refused deletion is an error.
+    let full = Puppet::start(|_, _| answer("507 Insufficient Storage", "", b"")).await;
+    let object = ObjectRef::of(b"x");
+    let promoted = full.buckets().promote(&key_of(object), object).await;
+    assert_eq!(promoted.unwrap_err().code(), Code::StoreFull);
+    let empty = Puppet::start(|_, _| answer("404 Not Found", "", b"")).await;
+    let error = empty.buckets().ping().await.unwrap_err();
+    assert_eq!(error.to_string(), "the store has no bucket incoming");
+    // What is deleted already is deleted; what may not be is an error.
     let gone = Puppet::start(|_, _| answer("404 Not Found", "", b"")).await;
     gone.buckets().delete(Digest::of(b"x")).await.unwrap();
     let kept = Puppet::start(|_, _| answer("409 Conflict", "", b"")).await;
     assert!(kept.buckets().delete(Digest::of(b"x")).await.is_err());
+}
+
+/// A document without end would fill the memory.
+#[tokio::test]
+async fn of_an_error_document_only_the_beginning_is_read() {
+    let refused = async |padding: usize| {
+        let body = format!("<Error>{}<Code>TooFar</Code></Error>", " ".repeat(padding));
+        let puppet = Puppet::start(move |_, _| answer("409 Conflict", "", body.as_bytes())).await;
+        let error = puppet.buckets().delete(Digest::of(b"x")).await;
+        error.unwrap_err().to_string()
+    };
+    // The longest that is read whole; it comes in more than one piece.
+    assert!(refused((8 << 10) - 34).await.contains("TooFar"));
+    assert!(!refused(4 << 20).await.contains("TooFar"));
 }
 
 #[tokio::test]

@@ -122,3 +122,14 @@ async fn a_refusal_that_time_does_not_explain_is_final() {
     assert_eq!(refused.code(), Code::UrlRefused);
     assert_eq!(stub.heads.lock().await.len(), 2, "once more, and no more");
 }
+
+#[tokio::test]
+async fn a_store_of_another_time_that_answers_is_asked_once() {
+    let absent = || answer("404 Not Found", &date(), b"");
+    let stub = Stub::start(vec![absent(), absent()]).await;
+    let found = buckets(&stub, &StoreClock::default())
+        .exists(ObjectRef::of(b"x").digest)
+        .await;
+    assert_eq!(found.unwrap(), None);
+    assert_eq!(stub.heads.lock().await.len(), 1);
+}

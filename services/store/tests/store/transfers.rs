@@ -258,21 +258,32 @@ async fn tl_11_wrong_bytes_never_reach_the_caller() {
 
 #[tokio::test]
 async fn a_server_without_ranges_is_read_from_the_start() {
-    let body = noise(100, 3);
-    let whole = answer("200 OK", "", &body);
-    let half = whole[..whole.len() - 40].to_vec();
-    let stub = Stub::start(vec![half, whole]).await;
+    // The longer one comes in many pieces.
+    for length in [100, 4 << 20] {
+        let body = noise(length, 3);
+        let whole = answer("200 OK", "", &body);
+        let half = whole[..whole.len() - 40].to_vec();
+        let stub = Stub::start(vec![half, whole]).await;
+        let (grant, most) = (stub.grant(Digest::of(&body)), schemas::Bytes(length as u64));
+        let read = plain().get(&grant, most, &nobody(), soon()).await.unwrap();
+        assert!(read == body);
+        let range = format!("range: bytes={}-", length - 40);
+        assert!(stub.heads.lock().await[1].contains(&range));
+    }
+}
+
+/// Nobody could tell when it is whole, or that it is too large.
+#[tokio::test]
+async fn an_answer_without_a_length_is_not_read_and_asked_for_again() {
+    let endless = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nright bytes".to_vec();
+    let right = answer("200 OK", "", b"right bytes");
+    let stub = Stub::start(vec![endless, right]).await;
+    let grant = stub.grant(Digest::of(b"right bytes"));
     let read = plain()
-        .get(
-            &stub.grant(Digest::of(&body)),
-            schemas::Bytes(100),
-            &nobody(),
-            soon(),
-        )
-        .await
-        .unwrap();
-    assert!(read == body);
-    assert!(stub.heads.lock().await[1].contains("range: bytes=60-"));
+        .get(&grant, schemas::Bytes(11), &nobody(), soon())
+        .await;
+    assert_eq!(read.unwrap(), b"right bytes".as_slice());
+    assert_eq!(stub.heads.lock().await.len(), 2);
 }
 
 #[tokio::test]
