@@ -134,7 +134,7 @@ codes! {
     TokensMismatch = 507 Final, "wrong token count", "A result claims another number of tokens or steps than its unit has.", "Run the same release; suspect the worker if it repeats.";
 
     NumberImpossible = 508 Final, "number that is not possible", "A worker states a loss, a speed or a count that its unit, its data and the time since it joined do not allow.", "The number was refused and counts nowhere. Run the same release; suspect the worker if it repeats.";
-    UploadMissing = 509 Final, "not uploaded under its lease", "A contribution names an object that its worker did not upload under this lease. Objects that came from other workers, or under another lease, do not count.", "If the store has lost an upload, the worker sends it again by itself. If one worker causes this again and again, it hands in objects that are not its own.";
+    UploadMissing = 509 Final, "not uploaded under its lease", "A contribution names an object that its worker did not upload under this lease. Objects that came from other workers, or under another lease, do not count.", "If the store has lost an upload, its worker trains the unit again by itself. If one worker causes this again and again, it hands in objects that are not its own.";
 
     // 06: runs and data.
     RunUnknown = 601 NotNow, "no such run", "The coordinator knows no run of this name.", "`diloctl run ls` lists the runs.";

@@ -75,7 +75,10 @@ pub(crate) async fn begin(ledger: &mut Ledger, store: &Store) -> Result<State, F
 /// told, and what is done `instead`.
 async fn take_up(ledger: &mut Ledger, store: &Store, named: Named, instead: &str) -> Option<State> {
     let loaded = match named {
-        Named::None => return None,
+        Named::None => {
+            tracing::info!("the ledger names no checkpoint");
+            return None;
+        }
         Named::Unfit(reason) => Err(reason),
         Named::Checkpoint(checkpoint) => load(store, &checkpoint)
             .await

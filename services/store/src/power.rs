@@ -1,6 +1,7 @@
 //! Power failures. An upload in `incoming` is answered once its bytes are whole, while the system
-//! still writes them to the disk: its promotion waits for the disk, and nothing relies on an upload
-//! before that. So a power failure may leave names in `incoming` whose bytes never arrived.
+//! still writes them to the disk. Its promotion waits for the disk, and no result counts before
+//! that. So a power failure may leave names in `incoming` whose bytes never arrived; the units that
+//! they belong to are trained again.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -30,11 +31,14 @@ fn remove_unless_checked_in(root: &Path, boot: Option<&[u8]>) -> io::Result<u64>
     if boot.is_some() && checked.as_deref() == boot {
         return Ok(0);
     }
+    tracing::info!("the machine was booted since the last start: all uploads are read and checked");
     let incoming = root.join(BucketName::Incoming.as_str());
     let removed = remove_torn(&incoming, &incoming)?;
-    if let Some(boot) = boot {
-        // Not synced: if the file is lost, the next start checks once more.
-        fs::write(root.join(CHECKED), boot)?;
+    // Not synced: if the file is lost, or cannot be written, the next start checks once more.
+    if let Some(boot) = boot
+        && let Err(error) = fs::write(root.join(CHECKED), boot)
+    {
+        tracing::warn!(%error, "the next start checks all uploads again");
     }
     Ok(removed)
 }
@@ -46,10 +50,15 @@ fn remove_torn(folder: &Path, incoming: &Path) -> io::Result<u64> {
         let path = entry.path();
         if entry.file_type()?.is_dir() {
             removed += remove_torn(&path, incoming)?;
-        } else if is_torn(&path, incoming)? {
+            continue;
+        }
+        // An upload that cannot be read is lost as well, and must not keep the others away.
+        let torn = is_torn(&path, incoming);
+        if !matches!(torn, Ok(false)) {
             tracing::warn!(
                 path = %path.display(),
-                "an upload did not survive a power failure and is removed: its sender repeats it"
+                error = torn.err().map(tracing::field::display),
+                "an upload did not survive a power failure and is removed"
             );
             fs::remove_file(&path)?;
             removed += 1;
@@ -157,9 +166,14 @@ mod tests {
         let (whole, torn) = (upload(b"whole", b"whole"), upload(b"torn", b""));
         let foreign = root.path().join("incoming/not a key");
         fs::write(&foreign, b"").unwrap();
+        // No system reads through a link that leads to itself.
+        let unreadable = upload(b"unreadable", b"unreadable");
+        fs::remove_file(&unreadable).unwrap();
+        std::os::unix::fs::symlink(&unreadable, &unreadable).unwrap();
         let check = |boot| remove_unless_checked_in(root.path(), boot).unwrap();
-        assert_eq!(check(Some(b"one".as_slice())), 1);
+        assert_eq!(check(Some(b"one".as_slice())), 2);
         assert!(whole.exists() && !torn.exists() && foreign.exists());
+        assert!(fs::symlink_metadata(&unreadable).is_err());
         let torn = upload(b"torn", b"to");
         assert_eq!(check(Some(b"one")), 0, "the machine has run on since");
         assert_eq!(check(Some(b"two")), 1);

@@ -40,6 +40,8 @@ pub(crate) struct Root {
     naming: Mutex<()>,
     /// The writing threads; the root stays locked while one runs.
     writers: TaskTracker,
+    /// Waits until the disk has the bytes of an upload; tests put a disk that fails in its place.
+    sync: fn(&File) -> io::Result<()>,
     /// The lock lives as long as this handle.
     _lock: File,
 }
@@ -118,6 +120,7 @@ impl Root {
             links: true,
             naming: Mutex::default(),
             writers: TaskTracker::new(),
+            sync: File::sync_data,
             _lock: lock,
         };
         root.empty_tmp().map_err(RootError::Io)?;
@@ -237,7 +240,8 @@ impl Root {
         let _alone = self.naming.lock().expect("no holder panics");
         match fs::symlink_metadata(name) {
             Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-            Err(_) => fs::rename(file, name),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(file, name),
+            Err(error) => Err(error),
         }
     }
 
@@ -246,13 +250,17 @@ impl Root {
     /// since an object's age in a bucket counts from its arrival there.
     ///
     /// No call has asked about the bytes of an upload since they were sent to the disk, so an error
-    /// of the disk since then is reported here.
+    /// of the disk since then is reported here, and once: a second sync would find no error, and
+    /// the bytes would be lost. So the upload is removed, and must be sent again.
     pub(crate) fn link(&self, source: &Path, name: &Path) -> io::Result<()> {
+        if self.lasts(name)
+            && let Err(error) = (self.sync)(&File::open(source)?)
+        {
+            fs::remove_file(source)?;
+            return Err(error);
+        }
         if !self.links {
             return self.copy(source, name);
-        }
-        if self.lasts(name) {
-            File::open(source)?.sync_data()?;
         }
         self.in_folder_of(name, || fs::hard_link(source, name))?;
         let file = File::options().append(true).open(name)?;

@@ -75,7 +75,8 @@ impl Asker {
             }
             Request::Claim(claim) => {
                 let mut reply = self.call::<call::Claim>(&claim, patience).await?;
-                self.at_hand.replace(std::mem::take(&mut reply.base));
+                let base = std::mem::take(&mut reply.base);
+                self.at_hand.replace(base, std::time::Instant::now());
                 Answer::Claim(reply)
             }
             Request::Renew(renew) => {

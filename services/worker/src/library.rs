@@ -60,7 +60,7 @@ impl Library {
         &self,
         wanted: &[ObjectRef],
     ) -> impl Stream<Item = Result<(usize, Bytes), Refusal>> + use<> {
-        let at_hand = self.asker.at_hand().take(wanted);
+        let at_hand = self.asker.at_hand().take(wanted, std::time::Instant::now());
         let (first, rest) = wanted.split_at(at_hand.len());
         let first: Vec<_> = first.iter().copied().zip(at_hand).map(Ok).collect();
         let batches: Vec<Vec<ObjectRef>> = rest.chunks(GRANTS_MAX).map(<[_]>::to_vec).collect();

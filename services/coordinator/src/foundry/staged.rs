@@ -26,7 +26,7 @@ pub(crate) struct Content {
 pub(crate) struct Checks<T> {
     /// Checks by position in the layout: the last for each.
     begun: BTreeMap<u32, Arc<Check<T>>>,
-    /// The same by content; those that no position has any more are gone.
+    /// The same by content. Entries without a position are empty, and go with the lease.
     by_content: BTreeMap<Content, Weak<Check<T>>>,
     turns: Arc<Semaphore>,
 }

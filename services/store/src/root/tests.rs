@@ -23,6 +23,34 @@ fn a_second_process_is_refused_and_leftovers_are_removed() {
     assert!(!leftover.exists());
 }
 
+/// The system reports an error of the disk once, to the first sync after it.
+#[test]
+fn an_upload_that_the_disk_lost_is_gone_when_its_promotion_is_repeated() {
+    for links in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let failing = Root {
+            links,
+            sync: |_| Err(io::Error::other("played by the test")),
+            ..root(folder.path())
+        };
+        let (source, name) = (
+            folder.path().join("incoming/a"),
+            folder.path().join("blobs/a"),
+        );
+        fs::write(&source, b"lost on the way to the disk").unwrap();
+        assert!(failing.link(&source, &name).is_err());
+        let repeated = Root {
+            sync: File::sync_data,
+            ..failing
+        };
+        assert_eq!(
+            repeated.link(&source, &name).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+        assert!(!name.exists());
+    }
+}
+
 /// On a file system with hard links and on one without.
 #[test]
 fn names_are_given_once_or_replaced() {

@@ -17,6 +17,7 @@
 //! | the first submit hears that the lease is over, or that the run is | refused | its end is in the ledger, nothing was sent before, and no lease comes back |
 //! | a later one hears so | unknown | an earlier one may have counted, and the coordinator remembers results for some rounds only |
 //! | a submit hears that the lease, the member or the run is not known | unknown | the one who answers may be behind |
+//! | a submit hears that an object is not there | unknown | the one who answers may be behind: objects of a result that counts are moved |
 //! | the unit ends before a submit was sent | refused | it was never handed in |
 //! | the lease runs out, the worker stops or ends, before the submit is answered | unknown | there is none |
 //! | the answer cannot be read | unknown | there is none |
@@ -45,6 +46,8 @@ impl ResultEnd {
             Code::AlreadyCounted => true,
             // The asker itself gives these codes to an answer that it cannot read.
             Code::MessageInvalid | Code::AnswerForeign => false,
+            // Said without an event, so that a coordinator that has lost the lead says it too.
+            Code::UploadMissing | Code::ObjectMissing => false,
             // Ends that the ledger holds.
             Code::LeaseLost | Code::LeaseStalled | Code::RunClosed => submits <= 1,
             code => matches!(code.class(), Class::Final),

@@ -143,7 +143,13 @@ fn a_submit_that_is_said_again_and_finds_no_lease_is_unknown() {
 /// let in, while the successor counts the result.
 #[test]
 fn what_the_coordinator_does_not_know_proves_nothing_about_the_first_submit_either() {
-    for code in [Code::LeaseUnknown, Code::NotJoined, Code::IdentityMismatch] {
+    for code in [
+        Code::LeaseUnknown,
+        Code::NotJoined,
+        Code::IdentityMismatch,
+        Code::UploadMissing,
+        Code::ObjectMissing,
+    ] {
         let (mut scene, ..) = Scene::submitting();
         scene.answer(refused(code));
         assert_eq!(ends(&scene), [&ResultEnd::Unknown], "{code}");
