@@ -172,8 +172,15 @@ async fn a_checkpoint_that_does_not_fit_the_stream_is_not_begun_with() {
     // The key that signed this one may not write the ledger.
     let (mut ledger, _) = scene.open().await.expect("it verifies");
     name(&mut ledger, &checkpoint).await;
+    name_as_stranger(&scene, &ledger, checkpoint).await;
+    let named = ledger.newest_checkpoint().await.expect("it can be read");
+    assert!(matches!(named, Named::Unfit(_)), "{named:?}");
+}
+
+/// Puts an event behind the ledger's last that names a checkpoint, signed by a key that may not
+/// write there.
+async fn name_as_stranger(scene: &Scene, ledger: &Ledger, checkpoint: Checkpoint) {
     let stranger = AuditKey::generate();
-    let event = LedgerEvent::CheckpointSaved { checkpoint };
     let forged = EventBody {
         v: V,
         emitter: stranger.public().clone(),
@@ -181,11 +188,9 @@ async fn a_checkpoint_that_does_not_fit_the_stream_is_not_begun_with() {
         previous: ledger.previous(),
         time: UnixMillis(1),
         run: None,
-        event: Event::Ledger(event),
+        event: Event::Ledger(LedgerEvent::CheckpointSaved { checkpoint }),
     };
     scene.forge(&stranger, &forged, |_| {}).await;
-    let named = ledger.newest_checkpoint().await.expect("it can be read");
-    assert!(matches!(named, Named::Unfit(_)), "{named:?}");
 }
 
 #[tokio::test]
@@ -208,20 +213,7 @@ async fn the_checkpoint_before_the_newest_is_found_wherever_it_lies() {
     name(&mut ledger, &checkpoint).await;
     assert_eq!(older(&ledger).await, Named::Checkpoint(before));
     // A stranger's word on the newest hides it from nobody.
-    let stranger = AuditKey::generate();
-    let event = LedgerEvent::CheckpointSaved {
-        checkpoint: checkpoint.clone(),
-    };
-    let forged = EventBody {
-        v: V,
-        emitter: stranger.public().clone(),
-        sequence: Sequence(ledger.len()),
-        previous: ledger.previous(),
-        time: UnixMillis(1),
-        run: None,
-        event: Event::Ledger(event),
-    };
-    scene.forge(&stranger, &forged, |_| {}).await;
+    name_as_stranger(&scene, &ledger, checkpoint.clone()).await;
     assert_eq!(older(&ledger).await, Named::Checkpoint(checkpoint));
 }
 
