@@ -19,7 +19,7 @@ use crate::{BLOCK_ELEMENTS, SeededRounding, TILE_ELEMENTS};
 
 /// One chunk of a contribution with error feedback.
 #[derive(Clone, Copy, Debug)]
-pub struct Owed<'a> {
+pub struct FeedbackChunk<'a> {
     /// The work of the unit.
     pub difference: Difference<'a>,
     /// The part of earlier contributions that the codec took and that is still owed.
@@ -50,7 +50,7 @@ pub enum Difference<'a> {
 /// [`CodecError`]; nothing was written.
 pub fn encode_with_feedback(
     codec: CodecKind,
-    owed: Owed<'_>,
+    owed: FeedbackChunk<'_>,
     rounding: SeededRounding,
     out: &mut [u8],
     left: &mut [f32],
@@ -85,7 +85,7 @@ pub fn encode_with_feedback(
 /// The tile from element `start` on, as long as `left`.
 fn encode_tile(
     codec: CodecKind,
-    owed: Owed<'_>,
+    owed: FeedbackChunk<'_>,
     start: usize,
     rounding: SeededRounding,
     out: &mut [u8],

@@ -1,6 +1,6 @@
 //! Error feedback against the plain loops, and its effect: nothing is lost for good.
 
-use merge::{CodecError, Difference, Owed, SeededRounding, codec, encode_with_feedback};
+use merge::{CodecError, Difference, FeedbackChunk, SeededRounding, codec, encode_with_feedback};
 use proptest::prelude::*;
 use schemas::run::CodecKind;
 
@@ -27,7 +27,7 @@ proptest! {
         let made: Vec<f32> = base.iter().zip(&local).map(|(base, local)| base - local).collect();
         let between = Difference::Between { base: &base, local: &local };
         for difference in [between, Difference::Made(&made)] {
-            let owed = Owed { difference, residual: &residual };
+            let owed = FeedbackChunk { difference, residual: &residual };
             encode_with_feedback(kind, owed, SeededRounding::NEAREST, &mut out, &mut left).unwrap();
             prop_assert!(out == expected);
             let short = sums.iter().zip(&sent).map(|(sum, sent)| (sum - sent).to_bits());
@@ -54,7 +54,7 @@ fn what_is_too_small_for_one_round_arrives_in_several() {
                 base: &base,
                 local: &local,
             };
-            let owed = Owed {
+            let owed = FeedbackChunk {
                 difference,
                 residual: &residual,
             };
@@ -80,7 +80,7 @@ fn what_is_too_small_for_one_round_arrives_in_several() {
 fn slices_of_other_lengths_are_refused() {
     let (three, two) = ([0.0; 3], [0.0; 2]);
     let attempt = |local: &[f32], residual: &[f32], left: &mut [f32]| {
-        let owed = Owed {
+        let owed = FeedbackChunk {
             difference: Difference::Between {
                 base: &three,
                 local,
@@ -100,7 +100,7 @@ fn slices_of_other_lengths_are_refused() {
     assert_eq!(attempt(&two, &three, &mut [0.0; 3]), unequal);
     assert_eq!(attempt(&three, &two, &mut [0.0; 3]), unequal);
     assert_eq!(attempt(&three, &three, &mut [0.0; 2]), unequal);
-    let owed = Owed {
+    let owed = FeedbackChunk {
         difference: Difference::Made(&three),
         residual: &two,
     };

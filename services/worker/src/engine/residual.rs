@@ -34,7 +34,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use merge::codec::encoded_bytes;
-use merge::{Difference, Owed, SeededRounding, encode_with_feedback};
+use merge::{Difference, FeedbackChunk, SeededRounding, encode_with_feedback};
 use schemas::run::CodecKind;
 use schemas::{Code, Refusal};
 use worker_core::{ResultEnd, WorkId};
@@ -98,7 +98,7 @@ impl Residual {
         let contribution = self.on_its_way.as_mut();
         let contribution = contribution.expect("a contribution is begun before it is encoded");
         let (residual, left) = (&self.owed[range.clone()], &mut self.left[range.clone()]);
-        let owed = Owed {
+        let owed = FeedbackChunk {
             difference,
             residual,
         };

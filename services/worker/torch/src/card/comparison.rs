@@ -5,7 +5,7 @@ use std::ops::{ControlFlow, Range};
 
 use bytes::Bytes;
 use merge::codec::encoded_bytes;
-use merge::{Owed, SeededRounding, encode_with_feedback};
+use merge::{FeedbackChunk, SeededRounding, encode_with_feedback};
 use schemas::run::{CodecKind, Rounding};
 use trainer::{Alpha, Arrival, HostWeights, Weights};
 
@@ -150,7 +150,7 @@ fn with_feedback(
         let mut out = vec![0; encoded_bytes(codec, piece.len())];
         let mut left = vec![f32::NAN; piece.len()];
         let rounding = rounding.skip(piece.start);
-        let owed = Owed {
+        let owed = FeedbackChunk {
             difference: weights.difference(piece).expect("within"),
             residual: &residual,
         };
