@@ -6,7 +6,7 @@ use ledger::{Run, Standing, Unit};
 use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::foundry::Order;
 use schemas::lease::{
-    ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Manifest, ReleaseRequest, RenewReply,
+    ClaimOutcome, ClaimReply, ClaimRequest, LeaseRef, Manifest, ReleaseRequest, RenewReply,
     RenewRequest, UnitId, UnitKind,
 };
 use schemas::limits::CLAIM_WAIT_MAX;
@@ -203,7 +203,7 @@ impl RunRoom<'_> {
             }
             self.end_lease(turn, request.lease, LeaseEnd::Released);
         }
-        Ok(Outcome::Now(Answer::Done(Done { v: V })))
+        Ok(Outcome::done())
     }
 
     pub(crate) fn lease_due(&mut self, turn: &mut Turn<'_>, unit: UnitId) {

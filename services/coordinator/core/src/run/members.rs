@@ -2,7 +2,7 @@
 
 use ledger::{Member, Run};
 use schemas::event::{Departure, LeaseEnd, LedgerEvent};
-use schemas::lease::{Done, LeaseRef, UnitKind};
+use schemas::lease::{LeaseRef, UnitKind};
 use schemas::limits::WORKERS_MAX;
 use schemas::member::{JoinReply, JoinRequest, LeaveRequest, Session};
 use schemas::{Code, Refusal, Steps, UnixMillis, V, WorkerId};
@@ -70,7 +70,7 @@ impl RunRoom<'_> {
             check_session(check_member(&self.run, peer)?, request.session)?;
             self.depart(turn, &peer.worker, Departure::Left, &request.reason);
         }
-        Ok(Outcome::Now(Answer::Done(Done { v: V })))
+        Ok(Outcome::done())
     }
 
     /// Ends a membership; the worker's lease goes back unless its result is being checked.

@@ -6,11 +6,11 @@ use ledger::Run;
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
 use schemas::foundry::Order;
-use schemas::lease::{Done, UnitKind, Weights};
+use schemas::lease::{UnitKind, Weights};
 use schemas::limits::{GRANTS_MAX, NAMED_CHUNKS_MAX, OBJECT_BYTES_MAX};
-use schemas::{Bytes, Code, Digest, ObjectRef, Refusal, V};
+use schemas::{Bytes, Code, Digest, ObjectRef, Refusal};
 
-use crate::effect::{Answer, Effect, Quarantine};
+use crate::effect::{Effect, Quarantine};
 use crate::input::{Peer, ReplyId};
 use crate::run::RunRoom;
 use crate::run::leases::check_holder;
@@ -128,7 +128,7 @@ impl RunRoom<'_> {
             };
             self.order(turn, order);
         }
-        Ok(Outcome::Now(Answer::Done(Done { v: V })))
+        Ok(Outcome::done())
     }
 
     pub(crate) fn get(
