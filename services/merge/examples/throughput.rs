@@ -11,8 +11,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use merge::{
-    Broadcast, ContributionChunk, Difference, Momentum, Owed, SeededRounding, codec,
-    encode_with_feedback,
+    Broadcast, ContributionChunk, Momentum, Owed, SeededRounding, codec, encode_with_feedback,
 };
 use schemas::run::{CodecKind, OuterOptimizer, Rounding};
 use sha2::{Digest, Sha256};
@@ -142,10 +141,8 @@ impl Bench {
         }
         let residual = vec![0.0; elements];
         let owed = Owed {
-            difference: Difference::Between {
-                base: &self.params,
-                local: &self.momentum,
-            },
+            base: &self.params,
+            local: &self.momentum,
             residual: &residual,
         };
         let nearest = SeededRounding::NEAREST;
