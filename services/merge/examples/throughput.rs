@@ -11,7 +11,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use merge::{
-    Broadcast, ContributionChunk, Momentum, Owed, SeededRounding, codec, encode_with_feedback,
+    Broadcast, ContributionChunk, FeedbackChunk, Momentum, SeededRounding, codec,
+    encode_with_feedback,
 };
 use schemas::run::{CodecKind, OuterOptimizer, Rounding};
 use sha2::{Digest, Sha256};
@@ -140,7 +141,7 @@ impl Bench {
             row(&name, took, 2 * fp32 + encoded, beside);
         }
         let residual = vec![0.0; elements];
-        let owed = Owed {
+        let owed = FeedbackChunk {
             base: &self.params,
             local: &self.momentum,
             residual: &residual,

@@ -19,7 +19,7 @@ use crate::{BLOCK_ELEMENTS, SeededRounding, TILE_ELEMENTS};
 
 /// One chunk of a contribution with error feedback.
 #[derive(Clone, Copy, Debug)]
-pub struct Owed<'a> {
+pub struct FeedbackChunk<'a> {
     /// The weights that the unit began with.
     pub base: &'a [f32],
     /// The weights that it ended with.
@@ -38,7 +38,7 @@ pub struct Owed<'a> {
 /// [`CodecError`]; nothing was written.
 pub fn encode_with_feedback(
     codec: CodecKind,
-    owed: Owed<'_>,
+    owed: FeedbackChunk<'_>,
     rounding: SeededRounding,
     out: &mut [u8],
     left: &mut [f32],
@@ -70,7 +70,7 @@ pub fn encode_with_feedback(
 /// The tile from element `start` on, as long as `left`.
 fn encode_tile(
     codec: CodecKind,
-    owed: Owed<'_>,
+    owed: FeedbackChunk<'_>,
     start: usize,
     rounding: SeededRounding,
     out: &mut [u8],
@@ -80,7 +80,7 @@ fn encode_tile(
     let range = start..start + left.len();
     let mut decoded = [0.0; TILE_ELEMENTS];
     let decoded = &mut decoded[..left.len()];
-    let Owed {
+    let FeedbackChunk {
         base,
         local,
         residual,

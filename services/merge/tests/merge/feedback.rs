@@ -1,6 +1,6 @@
 //! Error feedback against the plain loops, and its effect: nothing is lost for good.
 
-use merge::{CodecError, Owed, SeededRounding, codec, encode_with_feedback};
+use merge::{CodecError, FeedbackChunk, SeededRounding, codec, encode_with_feedback};
 use proptest::prelude::*;
 use schemas::run::CodecKind;
 
@@ -24,7 +24,7 @@ proptest! {
         let sent = naive::decode(kind, &expected, elements);
         let mut out = vec![0; codec::encoded_bytes(kind, elements)];
         let mut left = vec![f32::NAN; elements];
-        let owed = Owed { base: &base, local: &local, residual: &residual };
+        let owed = FeedbackChunk { base: &base, local: &local, residual: &residual };
         encode_with_feedback(kind, owed, SeededRounding::NEAREST, &mut out, &mut left).unwrap();
         prop_assert!(out == expected);
         let short = sums.iter().zip(&sent).map(|(sum, sent)| (sum - sent).to_bits());
@@ -44,7 +44,7 @@ fn what_is_too_small_for_one_round_arrives_in_several() {
         for _ in 0..64 {
             let mut out = vec![0; codec::encoded_bytes(kind, 512)];
             let (mut left, mut sent) = (vec![0.0; 512], vec![0.0; 512]);
-            let owed = Owed {
+            let owed = FeedbackChunk {
                 base: &base,
                 local: &local,
                 residual: &residual,
@@ -71,7 +71,7 @@ fn what_is_too_small_for_one_round_arrives_in_several() {
 fn slices_of_other_lengths_are_refused() {
     let (three, two) = ([0.0; 3], [0.0; 2]);
     let attempt = |local: &[f32], residual: &[f32], left: &mut [f32]| {
-        let owed = Owed {
+        let owed = FeedbackChunk {
             base: &three,
             local,
             residual,

@@ -18,8 +18,8 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use data::{HeldOut, ImportOptions, Source, TextTokenizer, TokenShard, UnitSampler, import};
 use merge::{
-    Broadcast, ContributionChunk, Momentum, Owed, SeededRounding, codec, encode_with_feedback,
-    merge_chunk_and_encode,
+    Broadcast, ContributionChunk, FeedbackChunk, Momentum, SeededRounding, codec,
+    encode_with_feedback, merge_chunk_and_encode,
 };
 use model::{ModelConfig, Preset};
 use schemas::data::Shard;
@@ -147,7 +147,7 @@ impl Worker {
     fn contribution(&mut self, settings: &Settings, global: &[f32]) -> anyhow::Result<Vec<u8>> {
         let mut out = vec![0; codec::encoded_bytes(settings.upload, global.len())];
         let mut left = vec![0.0; global.len()];
-        let owed = Owed {
+        let owed = FeedbackChunk {
             base: global,
             local: self.trainer.parameters()?,
             residual: &self.residual,

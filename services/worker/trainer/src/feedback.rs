@@ -5,7 +5,7 @@ use std::ops::{ControlFlow, Range};
 
 use bytes::Bytes;
 use merge::codec::encoded_bytes;
-use merge::{Owed, SeededRounding, encode_with_feedback};
+use merge::{FeedbackChunk, SeededRounding, encode_with_feedback};
 use schemas::run::CodecKind;
 
 use crate::{TrainerError, check_range};
@@ -98,7 +98,7 @@ impl<'a> HostFeedback<'a> {
         piece: &Range<usize>,
     ) -> Result<Bytes, TrainerError> {
         check_range(piece, self.local.len())?;
-        let owed = Owed {
+        let owed = FeedbackChunk {
             base: &self.global[piece.clone()],
             local: &self.local[piece.clone()],
             residual: &self.residual.owed[piece.clone()],
