@@ -11,7 +11,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use merge::{
-    Broadcast, ContributionChunk, Difference, FeedbackChunk, Momentum, SeededRounding, codec,
+    Broadcast, ContributionChunk, FeedbackChunk, Momentum, SeededRounding, codec,
     encode_with_feedback,
 };
 use schemas::run::{CodecKind, OuterOptimizer, Rounding};
@@ -142,10 +142,8 @@ impl Bench {
         }
         let residual = vec![0.0; elements];
         let owed = FeedbackChunk {
-            difference: Difference::Between {
-                base: &self.params,
-                local: &self.momentum,
-            },
+            base: &self.params,
+            local: &self.momentum,
             residual: &residual,
         };
         let nearest = SeededRounding::NEAREST;
