@@ -241,8 +241,9 @@ impl hyper::rt::Write for Stream {
         Pin::new(&mut self.0).poll_write_vectored(context, slices)
     }
 
+    /// TCP and TLS both take several slices at a time.
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        true
     }
 
     fn poll_flush(
