@@ -85,6 +85,7 @@ impl Crowd {
             accounts.ledger,
             accounts.events,
             accounts.audit,
+            accounts.readers,
         ]
         .into_iter()
         .chain(accounts.tenants)
