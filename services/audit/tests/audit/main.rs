@@ -4,3 +4,4 @@ mod broker;
 mod program;
 mod scribe;
 mod stream;
+mod together;
