@@ -11,7 +11,7 @@
 //! | `tokens` | training speed, beside PyTorch where there is one |
 //! | `leases` | claims to grants at a fixed rate |
 //! | `appends` | events appended to the ledger, together and alone |
-//! | `ledger_stream` | a real stream for a ledger, with the keys of its writer |
+//! | `ledger_stream` | the ledger's stream and its readers' copy, in the accounts of a trust domain |
 //! | `history` | a ledger read and folded at a start, and its copy replayed by an auditor |
 //! | `starts` | a coordinator's start with a long ledger |
 //! | `row`, `table`, `machine` | results, how they are shown and kept, and where they were measured |
