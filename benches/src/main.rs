@@ -10,6 +10,7 @@
 //! | `cluster_run` | a run on processes of this build |
 //! | `tokens` | training speed, beside PyTorch where there is one |
 //! | `leases` | claims to grants at a fixed rate |
+//! | `crowd` | the grants of a round of 1,000 units, from its start to the last manifest |
 //! | `appends` | events appended to the ledger, together and alone |
 //! | `ledger_stream` | the ledger's stream and its readers' copy, in the accounts of a trust domain |
 //! | `history` | a ledger read and folded at a start, and its copy replayed by an auditor |
@@ -19,6 +20,7 @@
 mod appends;
 mod cluster_run;
 mod codecs;
+mod crowd;
 mod history;
 mod leases;
 mod ledger_stream;
@@ -83,13 +85,14 @@ enum Bench {
     Round(usize),
     Tokens,
     Leases,
+    Crowd,
     Appends,
     History,
     Starts,
 }
 
 /// The benches, in the order in which they run.
-const BENCHES: [(&str, Bench); 14] = [
+const BENCHES: [(&str, Bench); 15] = [
     ("merge", Bench::Merge),
     ("codecs", Bench::Codecs),
     ("sync-10m-2", Bench::Sync(sync::Size::M10, 2)),
@@ -101,6 +104,7 @@ const BENCHES: [(&str, Bench); 14] = [
     ("round-4", Bench::Round(4)),
     ("tokens", Bench::Tokens),
     ("leases", Bench::Leases),
+    ("crowd", Bench::Crowd),
     ("appends", Bench::Appends),
     ("history", Bench::History),
     ("starts", Bench::Starts),
@@ -178,6 +182,7 @@ fn measure(bench: Bench, effort: Effort, runtime: &tokio::runtime::Runtime) -> R
         Bench::Round(workers) => runtime.block_on(Box::pin(rounds::measure(workers, effort))),
         Bench::Tokens => tokens::measure(effort),
         Bench::Leases => runtime.block_on(Box::pin(leases::measure(effort))),
+        Bench::Crowd => runtime.block_on(Box::pin(crowd::measure(effort))),
         Bench::Appends => runtime.block_on(Box::pin(appends::measure(effort))),
         Bench::History => runtime.block_on(Box::pin(history::measure(effort))),
         Bench::Starts => runtime.block_on(Box::pin(starts::measure(effort))),

@@ -248,6 +248,22 @@ impl Scripted {
     /// # Panics
     /// It is refused.
     pub async fn claim_or_end(&self) -> Option<Manifest> {
+        let (manifest, base) = self.lease().await?;
+        self.read_first(&manifest.base.chunks, &base).await;
+        Some(manifest)
+    }
+
+    /// Claims until there is work, and verifies the manifest; nothing is read from the store.
+    ///
+    /// # Panics
+    /// It is refused, or the run is over.
+    pub async fn manifest(&self) -> Manifest {
+        let (manifest, _) = self.lease().await.expect("the run is not complete");
+        manifest
+    }
+
+    /// A verified manifest, and the URLs that came with it; none when the run is complete.
+    async fn lease(&self) -> Option<(Manifest, Vec<Grant>)> {
         loop {
             let request = self.claim_request(Millis::from_secs(10));
             let reply: ClaimReply = self
@@ -259,8 +275,7 @@ impl Scripted {
                     let manifest: Manifest = jws::verify(&document, MANIFEST_TYPE, &self.trust)
                         .unwrap_or_else(|error| panic!("the lease's manifest: {error}"));
                     assert_eq!(manifest.aud, self.worker);
-                    self.read_first(&manifest.base.chunks, &reply.base).await;
-                    return Some(manifest);
+                    return Some((manifest, reply.base));
                 }
                 ClaimOutcome::Nothing => {}
                 ClaimOutcome::Complete => return None,

@@ -9,7 +9,7 @@ use diloco_coordinator::{Ledger, LedgerError};
 use runtime::{StreamError, StreamReader};
 use schemas::event::EventBody;
 use schemas::subject::LEDGER_STREAM;
-use schemas::{Digest, Sequence, V};
+use schemas::{ChainSequence, Digest, V};
 
 use crate::ledger::{Scene, append, at, of_demo, reasons, stopped};
 
@@ -98,7 +98,7 @@ fn assert_same<T: Debug + PartialEq>(fast: &T, slow: &T) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_signed_in_the_middle_of_a_long_ledger_is_passed_over_there() {
+async fn what_nobody_signed_in_the_middle_of_a_long_ledger_is_skipped_there() {
     let scene = Scene::new().await;
     let (mut ledger, _) = scene.open().await.expect("an empty ledger");
     write(&mut ledger, "a", MIDDLE).await;
@@ -130,7 +130,7 @@ async fn a_signed_event_that_does_not_follow_ends_reading_at_its_place() {
         scene.put_signed(&body).await;
         body = EventBody {
             v: V,
-            sequence: Sequence(body.sequence.get() + 1),
+            sequence: ChainSequence(body.sequence.get() + 1),
             previous: Some(Digest::of(&schemas::Message::encode(&body))),
             ..body
         };

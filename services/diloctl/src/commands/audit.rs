@@ -4,7 +4,7 @@ mod in_order;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use diloco_audit::keep::kept;
+use diloco_audit::files::kept;
 use diloco_audit::{Checked, FaultyWorker, Replay, StreamSequence, Summary, TimelineRow, Verdict};
 use runtime::Failure;
 use schemas::permission::Role;
@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::cli::Audit;
 use crate::context::Context;
 use crate::output::{Record, Row};
-use crate::table::{Growing, or_dash, time};
+use crate::table::{StreamedTable, or_dash, time};
 use in_order::InOrder;
 
 /// Number of earlier events that `tail` prints first.
@@ -123,7 +123,7 @@ async fn tail(context: &Context, run: Option<&RunId>) -> Result<(), Failure> {
         };
         replay.catch_up(end, context.timeout, &mut keep).await?;
     }
-    let mut table = Growing::default();
+    let mut table = StreamedTable::default();
     loop {
         for row in rows.drain(..) {
             context.printer.follow(&mut table, &row);

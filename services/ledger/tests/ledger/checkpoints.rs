@@ -4,7 +4,7 @@
 use ledger::{ApplyError, CHECKPOINTS_KEPT, CheckpointError, FORMAT, State};
 use schemas::checkpoint::Checkpoint;
 use schemas::event::{Departure, LedgerEvent};
-use schemas::{Digest, Millis, ObjectRef, RunId, Sequence, UnixMillis};
+use schemas::{ChainSequence, Digest, Millis, ObjectRef, RunId, UnixMillis};
 
 use crate::kit::{
     TIME, accepted, closed, created, ended, evaluated, evaluating, evaluation, granted, joined,
@@ -65,7 +65,7 @@ fn take(state: &mut State) -> (Vec<u8>, Written) {
     fold(state, &(None, LedgerEvent::CheckpointTaken));
     let bytes = state.taken().expect("it was taken").to_checkpoint();
     let checkpoint = Checkpoint {
-        covers: Sequence(state.events() - 1),
+        covers: ChainSequence(state.events() - 1),
         head: Digest::of(b"head"),
         stream_sequence: state.events(),
         format: FORMAT.into(),

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use async_nats::{Message, StatusCode};
+use async_nats::header::NATS_SEQUENCE;
+use async_nats::{HeaderMap, Message, StatusCode};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use tokio::time::timeout;
@@ -66,9 +67,7 @@ impl Bus {
                     subject: subject.to_owned(),
                 });
             };
-            let unheard = message.status == Some(StatusCode::NO_RESPONDERS)
-                && message.headers.as_ref().is_none_or(|all| all.is_empty());
-            if unheard {
+            if is_unheard(&message) {
                 return Err(BusError::NoResponders {
                     subject: subject.to_owned(),
                 });
@@ -78,4 +77,12 @@ impl Bus {
             }
         }
     }
+}
+
+/// True for the server's word that nobody listens. A message of a stream, which comes with the
+/// headers that its sender gave it, can have the same status, but also has a position.
+fn is_unheard(message: &Message) -> bool {
+    let positioned = |all: &HeaderMap| all.get(NATS_SEQUENCE).is_some();
+    message.status == Some(StatusCode::NO_RESPONDERS)
+        && !message.headers.as_ref().is_some_and(positioned)
 }

@@ -147,14 +147,15 @@ impl Saver {
         let waiting = slot.waiting.take().map(|pending| pending.state);
         let mut state = waiting.or_else(|| slot.spare.take()).unwrap_or_default();
         drop(slot);
-        if let Err(error) = session.trainer.capture_inner(&mut state) {
-            return not_saved(&error);
-        }
+        let captured = session.trainer.capture_inner(&mut state);
+        let residual = match captured.and_then(|()| session.saved_residual()) {
+            Ok(residual) => residual,
+            Err(error) => return not_saved(&error),
+        };
         if self.lane.as_ref().is_none_or(JoinHandle::is_finished) {
             not_saved(&"the thread that writes has ended");
         }
         let path = session.inner_path().to_owned();
-        let residual = session.residual.as_ref().map(residual::Residual::saved);
         let withdrawals = *self.mailbox.withdrawals();
         let wait = if session.is_stepping() {
             Duration::ZERO

@@ -127,7 +127,28 @@ fn codecs(trainer: &mut TorchTrainer, elements: usize) -> anyhow::Result<()> {
             })?;
         }
     }
-    Ok(())
+    feedback(trainer, &pieces)
+}
+
+/// Encodes with error feedback, and keeps what was left over.
+fn feedback(trainer: &mut TorchTrainer, pieces: &[Range<usize>]) -> anyhow::Result<()> {
+    row("encode e3m0 with feedback", || {
+        let mut chunks: Vec<Bytes> = Vec::with_capacity(pieces.len());
+        let mut values = trainer.feedback()?;
+        values.encode(
+            CodecKind::E3m0,
+            SeededRounding::NEAREST,
+            pieces,
+            &mut |chunk| {
+                chunks.push(chunk);
+                ControlFlow::Continue(())
+            },
+        )?;
+        for piece in pieces {
+            values.keep(piece.clone())?;
+        }
+        Ok(())
+    })
 }
 
 /// Prints the first time and the median of the others.

@@ -7,7 +7,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream;
 use e2e::{Recipe, Scripted};
 use futures::TryStreamExt as _;
-use harness::{Cluster, Options, PATIENCE, Raw};
+use harness::{Cluster, Options, PATIENCE, RawConnection};
 use runtime::Bus;
 use schemas::account::{Account, Copied};
 use schemas::control::{OperatorObjects, Query};
@@ -220,7 +220,7 @@ async fn whatever_a_worker_asks_for_whomever_nobody_stores_the_answer() {
 }
 
 #[tokio::test]
-async fn fg_07_what_nobody_signed_is_passed_over_and_told_apart() {
+async fn fg_07_what_nobody_signed_is_skipped_and_told_apart() {
     let mut cluster = stage().await;
     // The thief has the connection's credentials, but not the key that signs events.
     let thief = cluster.connect(Role::LedgerWriter, "ledger-writer").await;
@@ -255,7 +255,7 @@ async fn events_with_headers_that_nobody_can_parse_or_that_are_too_long_stop_nob
     let worker = issued.public.as_str().parse().unwrap();
     let subject = worker_event_subject(cluster.run(), &worker, "joined");
     let before = stored(&cluster).await;
-    let mut raw = Raw::connect(&cluster, &issued.credentials).await;
+    let mut raw = RawConnection::connect(&cluster, &issued.credentials).await;
     let controls = [&b"NATS/1.0\r\nX: "[..], &[1; 60_000], b"\r\n\r\n"].concat();
     for headers in [
         &b"NATS/1.0\r\nX: \xff\xfe\r\n\r\n"[..],
@@ -291,7 +291,7 @@ async fn stored_headers_that_nobody_can_parse_or_that_imitate_the_brokers_hide_n
     let thief = cluster.issue(Role::LedgerWriter, "ledger-writer");
     let coordinator = &cluster.domain().trust().audit_keys[0];
     let subject = ledger_subject(None, coordinator, "coordinator-stopped");
-    let mut raw = Raw::connect(&cluster, &thief.credentials).await;
+    let mut raw = RawConnection::connect(&cluster, &thief.credentials).await;
     let all = [
         &b"NATS/1.0\r\nX: \xff\xfe\r\n\r\n"[..],
         b"NATS/1.0\r\nno colon\r\n\r\n",

@@ -7,7 +7,7 @@ use schemas::limits::WORKERS_MAX;
 use schemas::member::{JoinReply, JoinRequest, LeaveRequest, Session};
 use schemas::{Code, Refusal, Steps, UnixMillis, V, WorkerId};
 
-use crate::deadline::Alarm;
+use crate::deadline::RunTimer;
 use crate::denial::cut_text;
 use crate::effect::Answer;
 use crate::input::Peer;
@@ -120,7 +120,7 @@ impl RunRoom<'_> {
         let presence = self.live.presence.entry(worker.clone());
         presence.or_insert(silent).heard_at = turn.now;
         let silent_at = turn.now.after(self.run.spec.policy.silence_max);
-        self.wake(turn, silent_at, Alarm::Silence(worker.clone()));
+        self.wake(turn, silent_at, RunTimer::Silence(worker.clone()));
     }
 
     pub(crate) fn silence_due(&mut self, turn: &mut Turn<'_>, worker: &WorkerId) {
@@ -134,7 +134,7 @@ impl RunRoom<'_> {
             }
             let silent_at = presence.heard_at.after(silence_max);
             if silent_at > turn.now {
-                self.wake(turn, silent_at, Alarm::Silence(worker.clone()));
+                self.wake(turn, silent_at, RunTimer::Silence(worker.clone()));
             } else {
                 let detail = format!("not heard for {silence_max} ms");
                 self.depart(turn, worker, Departure::Silent, &detail);

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use async_nats::jetstream;
 use e2e::{Recipe, Scripted};
 use futures::TryStreamExt as _;
-use harness::{Cluster, Options, PATIENCE, Raw, publication};
+use harness::{Cluster, Options, PATIENCE, RawConnection, publication};
 use schemas::event::LedgerEvent;
 use schemas::permission::{Role, permissions};
 use schemas::subject::{TABLE, Verb};
@@ -166,7 +166,7 @@ fn payloads(subject: &str, place: &str) -> Vec<Vec<u8>> {
 
 /// Makes every request of this client with every place.
 async fn ask_all(cluster: &Cluster, asker: &Asker, places: &BTreeSet<String>) {
-    let mut raw = Raw::connect(cluster, &asker.credentials).await;
+    let mut raw = RawConnection::connect(cluster, &asker.credentials).await;
     for subject in asker.asks(cluster.run().as_str()) {
         let asked = |place: &String| {
             let all = payloads(&subject, place).into_iter();
