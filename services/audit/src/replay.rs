@@ -205,6 +205,11 @@ impl Replay {
             .collect()
     }
 
+    /// True if the stream was read message by message, as with the broker of an earlier release.
+    pub fn is_refused_many(&self) -> bool {
+        self.reader.is_refused_many()
+    }
+
     /// The checks so far.
     pub fn auditor(&self) -> &Auditor {
         &self.auditor

@@ -3,6 +3,7 @@
 
 mod error;
 mod many;
+mod parts;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -122,6 +122,7 @@ impl Broker {
         let config = stream::Config {
             name: AUDIT_STREAM.to_owned(),
             sources,
+            allow_direct: true,
             ..stream::Config::default()
         };
         context

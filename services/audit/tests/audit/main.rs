@@ -4,3 +4,4 @@ mod broker;
 mod chain_writer;
 mod program;
 mod stream;
+mod together;

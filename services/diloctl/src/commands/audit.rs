@@ -56,6 +56,7 @@ async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> R
         }
     };
     replay.run(context.timeout, &mut take).await?;
+    say_if_slow(context, &replay);
     let mut summary = replay.auditor().summary();
     summary
         .runs
@@ -71,6 +72,18 @@ async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> R
         context.printer.talk(&verdict(&summary));
     }
     judge(&replay, run)
+}
+
+/// Prints that the stream was read message by message, and the way out of that.
+fn say_if_slow(context: &Context, replay: &Replay) {
+    if replay.is_refused_many() {
+        let code = Code::ReadersBehind;
+        let text = format!("warning {code}: {}", code.what());
+        context.printer.talk(&text);
+        context
+            .printer
+            .talk(&format!("  next: {}", code.next_step()));
+    }
 }
 
 /// Prints the coordinator's state after one position of the stream.

@@ -1,7 +1,7 @@
 //! `cluster`: the streams of the bus, as the files in nats-config declare them. A stream that is
 //! missing is created; one that differs is reported and left alone, since changing a stream can
-//! throw events away. The one exception throws nothing away: a stream of an earlier release is
-//! allowed to take batches.
+//! throw events away. Two exceptions throw nothing away: a stream of an earlier release is allowed
+//! to take batches, or to answer one question with many messages.
 
 mod declaration;
 
@@ -243,14 +243,16 @@ async fn settle(
     }
 }
 
-/// The live configuration with batches allowed, which streams of earlier releases do not have. This
-/// is the only difference that can be removed without altering what a stream holds or refuses. None
-/// when nothing is to be changed.
+/// The live configuration with batches and direct gets allowed as declared, which streams of
+/// earlier releases do not have. These are the only differences that can be removed without
+/// altering what a stream holds or refuses. None when nothing is to be changed.
 fn widened(wanted: &stream::Config, live: &stream::Config) -> Option<stream::Config> {
-    (wanted.allow_atomic_publish && !live.allow_atomic_publish).then(|| stream::Config {
-        allow_atomic_publish: true,
+    let widened = stream::Config {
+        allow_atomic_publish: live.allow_atomic_publish || wanted.allow_atomic_publish,
+        allow_direct: live.allow_direct || wanted.allow_direct,
         ..live.clone()
-    })
+    };
+    (widened != *live).then_some(widened)
 }
 
 fn is_missing(kind: &GetStreamErrorKind) -> bool {
@@ -416,7 +418,7 @@ fn list(fields: impl Iterator<Item = (&'static str, String, String)>) -> String 
 pub(crate) enum StreamState {
     Right,
     Created,
-    /// It existed, and is now allowed to take batches: see [`widened`].
+    /// It existed, and is now allowed more: see [`widened`].
     Widened,
     Missing,
     Differs,
@@ -444,6 +446,31 @@ impl Row for Compared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A right that a stream has and its declaration does not is a difference, and stays.
+    #[test]
+    fn only_batches_and_direct_gets_are_allowed_to_a_live_stream() {
+        let live = stream::Config {
+            max_bytes: 5,
+            ..stream::Config::default()
+        };
+        let wanted = |batches, direct| stream::Config {
+            max_bytes: 7,
+            allow_atomic_publish: batches,
+            allow_direct: direct,
+            ..stream::Config::default()
+        };
+        for (batches, direct) in [(true, false), (false, true), (true, true)] {
+            let expected = stream::Config {
+                max_bytes: 5,
+                ..wanted(batches, direct)
+            };
+            assert_eq!(widened(&wanted(batches, direct), &live), Some(expected));
+        }
+        assert_eq!(widened(&wanted(false, false), &live), None);
+        let wide = wanted(true, true);
+        assert_eq!(widened(&wanted(false, false), &wide), None);
+    }
 
     #[test]
     fn a_difference_names_field_and_values() {

@@ -85,6 +85,7 @@ impl Clients {
             accounts.ledger,
             accounts.events,
             accounts.audit,
+            accounts.readers,
         ]
         .into_iter()
         .chain(accounts.tenants)
