@@ -1,6 +1,9 @@
 //! The HTTP client that this crate uses: HTTP/1.1 over pooled connections. It trusts one authority,
 //! follows no redirect, decodes no content and uses no proxy. Its answers are read here too.
 
+#[cfg(test)]
+mod tests;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -238,8 +241,9 @@ impl hyper::rt::Write for Stream {
         Pin::new(&mut self.0).poll_write_vectored(context, slices)
     }
 
+    /// TCP and TLS both take several slices at a time.
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        true
     }
 
     fn poll_flush(
@@ -335,51 +339,4 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         .parse()
         .ok()
         .map(Duration::from_secs)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::future::poll_fn;
-    use std::io;
-
-    use futures::FutureExt as _;
-    use hyper::rt::Write as _;
-    use tokio::io::{AsyncReadExt as _, BufWriter};
-    use tokio::net::{TcpListener, TcpStream};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_connection_is_written_flushed_and_ended_as_it_is_told() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let tcp = TcpStream::connect(listener.local_addr().unwrap());
-        let line = Counted::new(tcp.await.unwrap()).line().clone();
-        let (ours, mut peer) = tokio::io::duplex(64);
-        let mut stream = Stream(TokioIo::new(Box::pin(BufWriter::new(ours))), line);
-        let written = poll_fn(|context| Pin::new(&mut stream).poll_write(context, b"abc")).await;
-        assert_eq!(written.unwrap(), 3);
-        let mut read = [0; 3];
-        assert!(peer.read_exact(&mut read).now_or_never().is_none());
-        let flushed = poll_fn(|context| Pin::new(&mut stream).poll_flush(context)).await;
-        flushed.unwrap();
-        peer.read_exact(&mut read).now_or_never().unwrap().unwrap();
-        assert_eq!(&read, b"abc");
-        let mut rest = Vec::new();
-        assert!(peer.read_to_end(&mut rest).now_or_never().is_none());
-        let ended = poll_fn(|context| Pin::new(&mut stream).poll_shutdown(context)).await;
-        ended.unwrap();
-        peer.read_to_end(&mut rest).now_or_never().unwrap().unwrap();
-        assert_eq!(rest, b"");
-    }
-
-    #[test]
-    fn an_error_is_described_with_all_its_causes() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("the request failed")]
-        struct Outer(#[source] io::Error);
-        assert_eq!(
-            describe(&Outer(io::Error::other("no route"))),
-            "the request failed: no route"
-        );
-    }
 }

@@ -28,6 +28,8 @@ pub mod presign;
 mod refusal;
 mod sink;
 mod stall;
+#[cfg(test)]
+mod stub;
 pub mod transfer;
 
 pub use buckets::{Buckets, Recorded, local_now};

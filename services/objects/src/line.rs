@@ -140,8 +140,9 @@ impl AsyncWrite for Counted {
         self.wrote(poll)
     }
 
+    /// TCP takes several slices at a time.
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -169,18 +170,26 @@ pub fn unacknowledged(socket: RawFd) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
     use super::*;
 
+    /// A connection, and its other end.
+    async fn connected() -> (Counted, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await;
+        (
+            Counted::new(stream.unwrap()),
+            listener.accept().await.unwrap().0,
+        )
+    }
+
     #[tokio::test]
     async fn what_lies_in_a_buffer_here_has_not_moved() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let stream = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let (mut counted, (mut peer, _)) = (Counted::new(stream), listener.accept().await.unwrap());
+        let (mut counted, mut peer) = connected().await;
         let line = counted.line().clone();
         // The peer does not read: the buffers of both machines fill up, and then nothing moves.
         let length = 16 << 20;
@@ -202,5 +211,47 @@ mod tests {
         assert_eq!(line.moved(), length as u64);
         drop(counted);
         assert_eq!(line.moved(), length as u64, "a closed one keeps its count");
+    }
+
+    #[tokio::test]
+    async fn bytes_of_both_directions_count_for_the_request_that_moved_them() {
+        let (mut counted, mut peer) = connected().await;
+        let line = counted.line().clone();
+        assert_eq!(counted.write(b"one").await.unwrap(), 3);
+        assert!(counted.is_write_vectored());
+        let slices = [b"four", b"five"].map(|slice| io::IoSlice::new(slice));
+        assert_eq!(counted.write_vectored(&slices).await.unwrap(), 8);
+        let mut read = [0; 11];
+        peer.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"onefourfive");
+        // An answer acknowledges all that came before it.
+        peer.write_all(b"seven").await.unwrap();
+        let mut room = [0; 16];
+        let mut buffer = ReadBuf::new(&mut room);
+        buffer.put_slice(b"two");
+        poll_fn(|cx| Pin::new(&mut counted).poll_read(cx, &mut buffer))
+            .await
+            .unwrap();
+        assert_eq!(buffer.filled(), b"twoseven");
+        let moved = || (line.moved(), line.moved_since_settled());
+        assert_eq!(moved(), (16, 16));
+        line.settle();
+        assert_eq!(moved(), (16, 0));
+        peer.write_all(b"more").await.unwrap();
+        counted.read_exact(&mut [0; 4]).await.unwrap();
+        assert_eq!(moved(), (20, 4));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_ended_is_told_to_the_peer_and_asked_no_more() {
+        let (mut counted, mut peer) = connected().await;
+        counted.shutdown().await.unwrap();
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(5), peer.read_u8()).await;
+        let end = ended.expect("the peer is told").unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+        let line = counted.line().clone();
+        drop(counted);
+        let socket = *line.0.socket.lock().unwrap();
+        assert_eq!(socket, None, "its number may belong to another by now");
     }
 }

@@ -30,6 +30,11 @@ impl Sink {
         self.buffer.len() as u64
     }
 
+    /// Bytes taken since there were `before` of them.
+    pub(crate) const fn since(&self, before: u64) -> u64 {
+        self.len() - before
+    }
+
     pub(crate) fn is_complete(&self) -> bool {
         self.total == Some(self.len())
     }
@@ -107,6 +112,7 @@ mod tests {
         sink.expect(10).unwrap();
         sink.take(&Bytes::from_static(&BYTES[..4])).unwrap();
         assert!(!sink.is_complete());
+        assert_eq!([0, 1, 4].map(|before| sink.since(before)), [4, 3, 0]);
         assert!(
             matches!(sink.expect(9), Err(ObjectError::Mismatch { .. })),
             "another length"

@@ -8,6 +8,8 @@
 
 mod download;
 mod ending;
+#[cfg(test)]
+mod tests;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -34,7 +36,7 @@ use crate::line::Line;
 use crate::pace::Pace;
 use crate::presign::StoreClock;
 use crate::stall::{Going, Progress};
-use ending::{Failure, Reason, Teller, ended};
+use ending::{Failure, Reason, SlowLog, ended};
 
 /// Time between two looks at a transfer under way. The first look is at once, since many transfers
 /// are complete by then.
@@ -290,7 +292,7 @@ impl Transfer {
         if self.moved.bytes() > moved {
             pace.waited(waited);
         }
-        (lane, waited >= URL_LIFE.as_duration() / 2)
+        (lane, is_old(waited))
     }
 
     /// Waits for the answer as long as the request's body moves.
@@ -307,7 +309,7 @@ impl Transfer {
         let (begun, sent) = (Instant::now(), local_now());
         let mut sending = pin!(sending);
         let mut progress = Progress::new(self.limits.idle, bytes);
-        let mut teller = Teller::new(digest, "upload");
+        let mut slow_log = SlowLog::new(digest, "upload");
         let (mut look, mut counted) = (LOOK_FIRST, 0);
         loop {
             let answered = timeout(look, sending.as_mut()).await;
@@ -323,7 +325,7 @@ impl Transfer {
                     return Ok(response);
                 }
                 Ok(Err(error)) => return Err(Reason::broken_by(&error)),
-                Err(_) => look = LOOK_EVERY.min(self.limits.idle / 4),
+                Err(_) => look = look_every(self.limits.idle),
             }
             self.moved
                 .up
@@ -331,7 +333,7 @@ impl Transfer {
             counted = counted.max(moved.min(bytes));
             match progress.judge(begun.elapsed(), moved) {
                 Going::Well => {}
-                Going::Slowly(slow) => teller.tell(slow),
+                Going::Slowly(slow) => slow_log.log(Instant::now(), slow),
                 Going::Silent(silence) => {
                     let text = format!(
                         "nothing moved for {} s after {counted} of {bytes} bytes",
@@ -361,7 +363,7 @@ impl Transfer {
             .get(DATE)
             .and_then(|value| value.to_str().ok());
         if let (Some(clock), Some(date)) = (&self.clock, date)
-            && begun.elapsed() < CLOCK_EXCHANGE_MAX
+            && shows_clock(begun.elapsed())
         {
             clock.observe(date, sent, local_now());
         }
@@ -405,6 +407,21 @@ impl Transfer {
             }),
         }
     }
+}
+
+/// True for a URL that was granted so long ago that it may expire on its way to the store.
+fn is_old(age: Duration) -> bool {
+    age >= URL_LIFE.as_duration() / 2
+}
+
+/// Time between two looks at a transfer that may be silent for `idle`: several looks fit into it.
+fn look_every(idle: Duration) -> Duration {
+    LOOK_EVERY.min(idle / 4)
+}
+
+/// True for an exchange so short that its answer tells the time of the store.
+fn shows_clock(took: Duration) -> bool {
+    took < CLOCK_EXCHANGE_MAX
 }
 
 /// An answer that is awaited, to a request with a body of this many bytes.

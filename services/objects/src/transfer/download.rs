@@ -9,7 +9,7 @@ use schemas::Digest;
 use schemas::blob::{Grant, HttpAction, Method};
 use tokio::time::{Instant, timeout};
 
-use super::ending::{Failure, Reason, Teller, ended};
+use super::ending::{Failure, Reason, SlowLog, ended};
 use super::{Expected, GRACE, REFUSED_FOR_GOOD_MAX, Regrant, Transfer, another};
 use crate::client;
 use crate::error::ObjectError;
@@ -59,12 +59,12 @@ impl Transfer {
             }
             let (before, begun) = (sink.len(), Instant::now());
             let outcome = self.get_once(digest, &action, sink, pace.deadline()).await;
-            let is_news = lane.leave(ended(&outcome, sink.len() - before, begun.elapsed()));
+            let is_news = lane.leave(ended(&outcome, sink.since(before), begun.elapsed()));
             let failure = match outcome {
                 Ok(()) => return Ok(()),
                 Err(failure) => failure,
             };
-            if sink.len() > before {
+            if sink.since(before) > 0 {
                 pace.restart();
             }
             let (ask, reason, wait) = match failure {
@@ -136,7 +136,7 @@ impl Transfer {
         };
         let (begun, start) = (Instant::now(), sink.len());
         let mut progress = Progress::new(self.limits.idle, client::length(&response).unwrap_or(0));
-        let mut teller = Teller::new(digest, "download");
+        let mut slow_log = SlowLog::new(digest, "download");
         while !sink.is_complete() {
             // After the deadline a short silence ends the transfer; before it, only the longest one
             // does.
@@ -165,8 +165,8 @@ impl Transfer {
             let fresh =
                 piece.slice(usize::try_from(known).expect("no more than the piece's length")..);
             sink.take(&fresh).map_err(Failure::Final)?;
-            match progress.judge(begun.elapsed(), sink.len() - start) {
-                Going::Slowly(slow) => teller.tell(slow),
+            match progress.judge(begun.elapsed(), sink.since(start)) {
+                Going::Slowly(slow) => slow_log.log(Instant::now(), slow),
                 Going::Crawling => return Err(Reason::crawling()),
                 Going::Well | Going::Silent(_) => {}
             }

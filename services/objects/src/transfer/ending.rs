@@ -12,7 +12,7 @@ use crate::lanes::Ended;
 use crate::stall::{BYTES_PER_SECOND_MIN, Slow};
 
 /// Time between two log lines that say one transfer is slow.
-const SLOW_TOLD_EVERY: Duration = Duration::from_secs(30);
+const SLOW_LOGGED_EVERY: Duration = Duration::from_secs(30);
 
 /// The end of one request that did not succeed.
 pub(super) enum Failure {
@@ -107,37 +107,38 @@ impl Reason {
     }
 }
 
-/// Logs now and then that a transfer is slow.
-pub(super) struct Teller {
+/// The log lines that say a transfer is slow.
+pub(super) struct SlowLog {
     digest: Digest,
     verb: &'static str,
-    told: Option<Instant>,
+    /// The time of the last line.
+    last: Option<Instant>,
 }
 
-impl Teller {
+impl SlowLog {
     pub(super) const fn new(digest: Digest, verb: &'static str) -> Self {
         Self {
             digest,
             verb,
-            told: None,
+            last: None,
         }
     }
 
-    pub(super) fn tell(
+    /// Logs the numbers, unless the last line is still young at `now`.
+    pub(super) fn log(
         &mut self,
+        now: Instant,
         Slow {
             bytes_per_second,
             bytes_left,
             expected,
         }: Slow,
     ) {
-        if self
-            .told
-            .is_some_and(|told| told.elapsed() < SLOW_TOLD_EVERY)
-        {
+        let is_young = |last| now.duration_since(last) < SLOW_LOGGED_EVERY;
+        if self.last.is_some_and(is_young) {
             return;
         }
-        self.told = Some(Instant::now());
+        self.last = Some(now);
         let (code, digest, expected_s) = (Code::LineSlow, self.digest, expected.as_secs());
         tracing::warn!(%code, cause = self.verb, %digest, bytes_per_second, bytes_left, expected_s, "an object moves slowly");
     }
@@ -149,5 +150,106 @@ pub(super) fn ended<T>(outcome: &Result<T, Failure>, bytes: u64, took: Duration)
         Ok(_) => Ended::Well { bytes, took },
         Err(Failure::Broken(reason)) if reason.stalled => Ended::Stalled,
         Err(_) => Ended::Otherwise,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Seek as _};
+
+    use super::*;
+
+    /// A failure of an upload: the store's answer, if there was one.
+    fn reason(status: Option<u16>) -> Reason {
+        Reason {
+            text: "why".to_owned(),
+            status: status.map(|status| (status, "Code".to_owned())),
+            stalled: false,
+            for_good: true,
+        }
+    }
+
+    #[test]
+    fn the_last_failure_decides_which_error_a_transfer_ends_with() {
+        let digest = Digest::of(b"x");
+        let error = |status, sent_blind| reason(status).gave_up(digest, "upload", sent_blind);
+        for status in [None, Some(503), Some(507)] {
+            let blind = error(status, true);
+            assert!(
+                matches!(&blind, ObjectError::Uncertain { reason, .. } if reason == "why"),
+                "{blind:?}"
+            );
+        }
+        let full = error(Some(507), false);
+        assert!(matches!(full, ObjectError::Full { .. }), "{full:?}");
+        let refused = error(Some(503), false).to_string();
+        let during = format!("upload of {digest}");
+        assert_eq!(
+            refused,
+            format!("{during}: the store refused with 503 Code, for good")
+        );
+        let silent = error(None, false).to_string();
+        assert_eq!(
+            silent,
+            format!("{during}: the store did not answer in time: why")
+        );
+    }
+
+    #[test]
+    fn a_success_and_a_line_that_stood_still_tell_something_about_the_line() {
+        let took = Duration::from_secs(2);
+        let ended = |outcome: Result<(), Failure>| ended(&outcome, 7, took);
+        assert_eq!(ended(Ok(())), Ended::Well { bytes: 7, took });
+        let still = Reason::stalled("why".to_owned());
+        assert_eq!(ended(Err(still)), Ended::Stalled);
+        for other in [
+            Reason::broken("why"),
+            Failure::Url(reason(Some(403))),
+            Failure::Busy(reason(Some(503)), None),
+        ] {
+            assert_eq!(ended(Err(other)), Ended::Otherwise);
+        }
+    }
+
+    #[test]
+    fn only_a_store_without_room_is_full() {
+        let full = [Some(507), Some(503), None].map(|status| reason(status).is_full());
+        assert_eq!(full, [true, false, false]);
+    }
+
+    #[test]
+    fn a_slow_transfer_is_logged_at_once_and_then_every_half_minute() {
+        let mut file = tempfile::tempfile().unwrap();
+        let log = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(file.try_clone().unwrap())
+            .finish();
+        let _log = tracing::subscriber::set_default(log);
+        let mut slow_log = SlowLog::new(Digest::of(b"x"), "download");
+        let begun = Instant::now();
+        let milli = Duration::from_millis(1);
+        let times = [0, 1, 2, 4].map(|half_minutes| begun + half_minutes * SLOW_LOGGED_EVERY);
+        for (bytes_left, now) in (1..).zip(times) {
+            for now in [now, now + SLOW_LOGGED_EVERY - milli] {
+                slow_log.log(
+                    now,
+                    Slow {
+                        bytes_per_second: 5000,
+                        bytes_left,
+                        expected: Duration::from_secs(20),
+                    },
+                );
+            }
+        }
+        let mut said = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut said).unwrap();
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines.len(), times.len(), "{said}");
+        for (bytes_left, line) in (1..).zip(lines) {
+            let numbers = format!("bytes_per_second=5000 bytes_left={bytes_left} expected_s=20");
+            assert!(line.contains(&numbers), "{line}");
+            assert!(line.contains(&Code::LineSlow.to_string()), "{line}");
+        }
     }
 }

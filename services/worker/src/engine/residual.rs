@@ -8,11 +8,11 @@
 //! | end | owed after it | why no part of a difference is merged twice |
 //! | --- | --- | --- |
 //! | counted | `l` | `s + l = d + e`: what was merged and what is owed are together what was to be merged |
-//! | refused | `e` | nothing of `s` was merged, and `d` is the work of the unit's next holder; `l` is forgotten |
+//! | refused | `e` | nothing of `s` was merged, and `d` is the work of the unit's next holder; `l` is not used |
 //! | refused for its numbers | 0, where it was sent | nothing was merged; `e` went into the numbers that were refused, and would again |
 //! | unknown | 0, where it was sent | if `s` was merged then `e` was too, and must not come again; if it was not, `e` is lost |
 //! | none, and the next contribution is made | 0, where it was sent | as unknown |
-//! | counted, and a value of `l` is no number | 0 in that piece | no encoder makes one from numbers, so no value of the piece is trusted |
+//! | counted, and a value of `l` is NaN or infinite | 0 in that piece | the screen accepts no such piece, so it was not merged as it was made |
 //!
 //! So a residual may be lost, and is never added twice. The same holds over the end of the process,
 //! however it ends:
@@ -50,6 +50,8 @@ pub(super) struct Residual {
 /// A contribution whose end is not known.
 struct Contribution {
     work: WorkId,
+    /// True once the saved residual has left the disk.
+    withdrawn: bool,
     /// The elements that were handed over: the end of each piece by its start.
     pieces: BTreeMap<usize, usize>,
 }
@@ -63,8 +65,8 @@ impl Residual {
         }
     }
 
-    /// Begins the contribution of a unit, unless it has begun. Returns true if it begins now: then
-    /// the residual must leave the disk before a chunk is encoded.
+    /// Begins the contribution of a unit, unless it has begun. Returns true until the residual has
+    /// left the disk ([`Residual::withdrawn`]), which it must before a chunk is encoded.
     ///
     /// # Errors
     /// The device failed at the end of the contribution before, which stays under way.
@@ -73,18 +75,24 @@ impl Residual {
         values: &mut dyn Feedback,
         work: WorkId,
     ) -> Result<bool, TrainerError> {
-        let before = self.on_its_way.as_ref().map(|before| before.work);
-        if before == Some(work) {
-            return Ok(false);
-        }
-        if let Some(before) = before {
-            self.ended(values, before, &ResultEnd::Unknown)?;
+        match &self.on_its_way {
+            Some(begun) if begun.work == work => return Ok(!begun.withdrawn),
+            Some(before) => self.ended(values, before.work, &ResultEnd::Unknown)?,
+            None => {}
         }
         self.on_its_way = Some(Contribution {
             work,
+            withdrawn: false,
             pieces: BTreeMap::new(),
         });
         Ok(true)
+    }
+
+    /// Notes that the saved residual has left the disk.
+    pub(super) fn withdrawn(&mut self) {
+        if let Some(contribution) = &mut self.on_its_way {
+            contribution.withdrawn = true;
+        }
     }
 
     /// Encodes pieces of the contribution under way, with the owed part added, and notes those that
@@ -99,6 +107,16 @@ impl Residual {
     ) -> Result<(), TrainerError> {
         let contribution = self.on_its_way.as_mut();
         let contribution = contribution.expect("a contribution is begun before it is encoded");
+        assert!(
+            contribution.withdrawn,
+            "what is sent must not be on disk too"
+        );
+        let again = |piece: &&Range<usize>| contribution.pieces.contains_key(&piece.start);
+        if let Some(piece) = pieces.iter().find(again) {
+            // What is left over of a piece is that of its last encoding.
+            let text = format!("elements from {} were encoded before", piece.start);
+            return Err(TrainerError::Input(text));
+        }
         let mut made = pieces.iter();
         values.encode(codec, rounding, pieces, &mut |bytes| {
             let piece = made.next().expect("one encoding for each piece");
@@ -111,7 +129,7 @@ impl Residual {
     ///
     /// # Errors
     /// The device failed. The contribution stays under way, so that the next one takes it for one
-    /// whose end is not known, and nothing is written to disk meanwhile.
+    /// whose end is not known, and no residual is written meanwhile.
     pub(super) fn ended(
         &mut self,
         values: &mut dyn Feedback,
@@ -149,15 +167,20 @@ impl Residual {
         Ok(())
     }
 
-    /// A copy to be written; none while a contribution is under way.
+    /// A copy to be written, in memory that was used before; none while a contribution is under
+    /// way.
     ///
     /// # Errors
     /// The device failed.
-    pub(super) fn saved(&self, values: &mut dyn Feedback) -> Result<Option<Saved>, TrainerError> {
+    pub(super) fn saved(
+        &self,
+        values: &mut dyn Feedback,
+        mut memory: Vec<f32>,
+    ) -> Result<Option<Saved>, TrainerError> {
         if self.on_its_way.is_some() {
             return Ok(None);
         }
-        let owed = values.owed()?;
-        Ok(Some(Saved::new(owed, self.marks.clone())))
+        values.copy_owed(&mut memory)?;
+        Ok(Some(Saved::new(memory, self.marks.clone())))
     }
 }

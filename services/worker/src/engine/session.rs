@@ -118,18 +118,35 @@ impl Session {
     pub(super) fn begin_contribution(&mut self, work: WorkId) -> Result<bool, Refusal> {
         match &mut self.residual {
             None => Ok(false),
-            Some(residual) => Ok(residual.begin(&mut *self.trainer.feedback()?, work)?),
+            Some(residual) => {
+                let values = &mut *self.trainer.feedback()?;
+                // Nothing speaks against the moments.
+                residual.begin(values, work).map_err(|error| {
+                    Refusal::new(Code::WorkerStateInvalid, format!("the residual: {error}"))
+                })
+            }
         }
     }
 
-    /// A copy of the residual that may be written; none if there is none, or if it is under way.
+    /// Notes that the saved residual has left the disk.
+    pub(super) fn residual_withdrawn(&mut self) {
+        if let Some(residual) = &mut self.residual {
+            residual.withdrawn();
+        }
+    }
+
+    /// A copy of the residual that may be written, in memory that was used before; none if there is
+    /// none, or if it is under way.
     ///
     /// # Errors
     /// The device failed.
-    pub(super) fn saved_residual(&mut self) -> Result<Option<residual::Saved>, TrainerError> {
+    pub(super) fn saved_residual(
+        &mut self,
+        memory: Vec<f32>,
+    ) -> Result<Option<residual::Saved>, TrainerError> {
         match &self.residual {
             None => Ok(None),
-            Some(residual) => residual.saved(&mut *self.trainer.feedback()?),
+            Some(residual) => residual.saved(&mut *self.trainer.feedback()?, memory),
         }
     }
 

@@ -76,10 +76,13 @@ fn vectors_longer_than_all_slots_cross_the_bus_both_ways() {
         vocabulary: (1 << 24) / tiny.hidden,
         ..tiny
     };
-    let Some(mut trainer) = model_on_a_card(&config) else {
+    let Some(trainer) = model_on_a_card(&config) else {
         return;
     };
     let elements = elements(&trainer);
+    let mut card = OnACard(trainer);
+    compare_feedback(&mut card, elements);
+    let OnACard(mut trainer) = card;
     let value = |at: usize| (at.wrapping_mul(2_654_435_761) as u32 >> 8) as f32 * 1e-9 - 0.005;
     let values: Vec<f32> = (0..elements).map(value).collect();
     trainer.set_parameters(0, &values).expect("fits");

@@ -1,5 +1,5 @@
-//! Error feedback in the place where a trainer keeps its weights, so that on a device too only
-//! encodings cross the bus. [`merge::encode_with_feedback`] states the rule.
+//! Error feedback in the place where a trainer keeps its weights, so that a contribution leaves a
+//! device as its encodings only. [`merge::encode_with_feedback`] states the rule.
 
 use std::ops::{ControlFlow, Range};
 
@@ -13,8 +13,6 @@ use crate::{TrainerError, check_range};
 /// A residual of two flat vectors in the order of the layout. One is owed: it goes into the next
 /// contribution. The other is left over from the encodings of a contribution whose end is not known.
 /// New vectors are zeros.
-///
-/// Ranges start at a multiple of the codec's block.
 pub trait Feedback {
     /// Overwrites the owed values from element `start` on.
     ///
@@ -23,7 +21,9 @@ pub trait Feedback {
     fn owe(&mut self, start: usize, values: &[f32]) -> Result<(), TrainerError>;
 
     /// Encodes global minus local weights plus the owed values, as [`crate::Weights::encode`] does
-    /// without them. What an encoding lacks is left over, and nothing owed changes.
+    /// without them. What an encoding lacks is left over, and nothing owed changes. Left over of a
+    /// piece is what its last encoding lacks, handed over or not: a device works ahead. Pieces start
+    /// at a multiple of the codec's block.
     ///
     /// # Errors
     /// A piece reaches past the end (those before it were handed over), or the device failed.
@@ -35,9 +35,9 @@ pub trait Feedback {
         take: &mut dyn FnMut(Bytes) -> ControlFlow<()>,
     ) -> Result<(), TrainerError>;
 
-    /// What was left over of a range is owed from now on. If one of its values is no number, nothing
-    /// of the range is owed, and the answer is false: no encoder makes one from numbers, so no value
-    /// of the range is trusted.
+    /// What was left over of a range is owed from now on. If one of its values is NaN or infinite,
+    /// nothing of the range is owed, and the answer is false: the screen accepts no such piece, so no
+    /// value of the range is trusted.
     ///
     /// # Errors
     /// The range reaches past the end, or the device failed.
@@ -49,11 +49,11 @@ pub trait Feedback {
     /// The range reaches past the end, or the device failed.
     fn forget(&mut self, range: Range<usize>) -> Result<(), TrainerError>;
 
-    /// A copy of all owed values.
+    /// Copies all owed values to `values`, whose memory is used again.
     ///
     /// # Errors
     /// The device failed.
-    fn owed(&mut self) -> Result<Vec<f32>, TrainerError>;
+    fn copy_owed(&mut self, values: &mut Vec<f32>) -> Result<(), TrainerError>;
 }
 
 /// A residual in this machine's memory. It takes none before it is first used.
@@ -151,8 +151,9 @@ impl Feedback for HostFeedback<'_> {
         Ok(())
     }
 
-    fn owed(&mut self) -> Result<Vec<f32>, TrainerError> {
-        Ok(self.residual.owed.clone())
+    fn copy_owed(&mut self, values: &mut Vec<f32>) -> Result<(), TrainerError> {
+        values.clone_from(&self.residual.owed);
+        Ok(())
     }
 }
 
@@ -177,30 +178,34 @@ mod tests {
         taken
     }
 
+    fn owed(feedback: &mut HostFeedback<'_>) -> Vec<f32> {
+        let mut values = Vec::new();
+        feedback
+            .copy_owed(&mut values)
+            .expect("memory does not fail");
+        values
+    }
+
     #[test]
     fn what_is_left_over_is_owed_once_it_is_kept_and_until_it_is_forgotten() {
         let (global, local) = ([1.0; 512], [0.9; 512]);
         let mut residual = HostResidual::default();
         let mut feedback = HostFeedback::new(&global, &local, &mut residual);
         feedback.owe(256, &[0.03; 256]).expect("within");
-        let owed = [[0.0; 256], [0.03; 256]].concat();
+        let before = [[0.0; 256], [0.03; 256]].concat();
         assert_eq!(encode(&mut feedback, &[0..256, 256..512], 9), 2);
-        assert_eq!(
-            feedback.owed().expect("here"),
-            owed,
-            "only left over so far"
-        );
+        assert_eq!(owed(&mut feedback), before, "only left over so far");
         feedback.owe(0, &[0.01; 1]).expect("within");
         assert_eq!(encode(&mut feedback, &[0..256, 256..512], 1), 1);
         assert!(feedback.keep(0..256).expect("within"));
-        let kept = feedback.owed().expect("here");
+        let kept = owed(&mut feedback);
         assert_ne!(kept[0], 0.01);
         assert_ne!(kept[1], 0.0);
-        assert_eq!(kept[256..], owed[256..], "of another range");
+        assert_eq!(kept[256..], before[256..], "of another range");
         feedback.forget(1..512).expect("within");
         let mut rest = vec![0.0; 512];
         rest[0] = kept[0];
-        assert_eq!(feedback.owed().expect("here"), rest);
+        assert_eq!(owed(&mut feedback), rest);
     }
 
     #[test]
@@ -213,9 +218,9 @@ mod tests {
         assert_eq!(encode(&mut feedback, &[0..256, 256..512], 9), 2);
         assert!(feedback.keep(0..256).expect("within"));
         assert!(!feedback.keep(256..512).expect("within"));
-        let owed = feedback.owed().expect("here");
-        assert!(owed[..256].iter().all(|value| *value != 0.5));
-        assert_eq!(owed[256..], [0.0; 256]);
+        let rest = owed(&mut feedback);
+        assert!(rest[..256].iter().all(|value| *value != 0.5));
+        assert_eq!(rest[256..], [0.0; 256]);
     }
 
     #[test]
@@ -231,6 +236,6 @@ mod tests {
             panic!("nothing was made")
         });
         assert!(encoded.is_err());
-        assert_eq!(feedback.owed().expect("here"), [0.0; 2]);
+        assert_eq!(owed(&mut feedback), [0.0; 2]);
     }
 }

@@ -75,7 +75,7 @@ pub trait Trainer: Send {
     /// The device has no room for the global weights.
     fn weights(&mut self) -> Result<Box<dyn Weights + '_>, TrainerError>;
 
-    /// Error feedback beside these weights.
+    /// Error feedback for [`Trainer::weights`].
     ///
     /// # Errors
     /// The device has no room for the residual.

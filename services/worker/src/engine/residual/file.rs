@@ -53,6 +53,11 @@ impl Saved {
         Self { values, marks }
     }
 
+    /// The memory of a residual that is written, for the next one.
+    pub(in crate::engine) fn into_memory(self) -> Vec<f32> {
+        self.values
+    }
+
     /// Writes a new file, which [`Saved::put_in_place`] then moves to the place where it is read.
     pub(in crate::engine) fn write(&self, inner: &Path, name: &str) -> Result<(), String> {
         let metadata = self.marks.metadata(name);
@@ -104,9 +109,13 @@ pub(in crate::engine) fn take_up(inner: &Path, elements: usize, marks: &Marks) -
 /// Removes the residual beside an inner state. After that no crash can bring it back.
 pub(in crate::engine) fn remove(inner: &Path) -> io::Result<()> {
     match fs::remove_file(path(inner)) {
-        Ok(()) => synchronise_folder(inner),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        // An earlier removal may not have reached the disk.
+        _ => {}
+    }
+    match synchronise_folder(inner) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+        synchronised => synchronised,
     }
 }
 

@@ -49,8 +49,9 @@ impl Scene {
     }
 
     fn begin(&mut self, work: u64) -> bool {
-        self.with(|residual, values| residual.begin(values, WorkId(work)))
-            .expect("memory does not fail")
+        let begun = self.with(|residual, values| residual.begin(values, WorkId(work)));
+        self.residual.withdrawn();
+        begun.expect("memory does not fail")
     }
 
     fn ended(&mut self, work: u64, end: &ResultEnd) {
@@ -59,8 +60,10 @@ impl Scene {
     }
 
     fn owed(&mut self) -> Vec<f32> {
-        self.with(|_, values| values.owed())
-            .expect("memory does not fail")
+        let mut owed = Vec::new();
+        self.with(|_, values| values.copy_owed(&mut owed))
+            .expect("memory does not fail");
+        owed
     }
 
     fn owes_nothing(&mut self) -> bool {
@@ -209,7 +212,7 @@ fn a_piece_with_a_value_that_is_no_number_is_cleared_though_the_result_counts() 
     local[600] = f32::INFINITY;
     let mut scene = Scene::new(local.len());
     scene
-        .with(|_, values| values.owe(0, &wave(1024)))
+        .with(|_, values| values.owe(0, &[0.3; 1024]))
         .expect("they fit");
     scene.send(1, &local);
     scene.ended(1, &ResultEnd::Counted);
@@ -217,6 +220,47 @@ fn a_piece_with_a_value_that_is_no_number_is_cleared_though_the_result_counts() 
     assert!(owed[..512].iter().all(|value| value.is_finite()));
     assert!(owed[..512].iter().any(|value| *value != 0.0));
     assert!(owed[512..].iter().all(|value| *value == 0.0));
+}
+
+#[test]
+fn a_contribution_that_fails_in_the_middle_clears_what_was_handed_over() {
+    let (mut scene, owed, _) = owing();
+    scene.ended(2, &refused(Code::LeaseLost));
+    scene.begin(3);
+    let (nearest, pieces) = (SeededRounding::NEAREST, [0..256, 256..2048, 512..1024]);
+    let mut take = |_| ControlFlow::Continue(());
+    scene
+        .with(|residual, values| residual.encode(values, CODEC, nearest, &pieces, &mut take))
+        .expect_err("the second piece reaches past the end");
+    scene.ended(3, &ResultEnd::Unknown);
+    let rest = scene.owed();
+    assert!(rest[..256].iter().all(|value| *value == 0.0));
+    assert_eq!(rest[256..], owed[256..]);
+}
+
+/// What is left over would be that of the second encoding, and the first may be the one that counts.
+#[test]
+fn a_piece_is_encoded_once_for_a_unit() {
+    let (mut scene, ..) = owing();
+    let piece = 512..1024;
+    let mut take = |_| ControlFlow::Continue(());
+    let again = scene.with(|residual, values| {
+        let pieces = std::slice::from_ref(&piece);
+        residual.encode(values, CODEC, SeededRounding::NEAREST, pieces, &mut take)
+    });
+    again.expect_err("unit 2 has sent it");
+}
+
+/// A removal that failed is tried again before anything is sent.
+#[test]
+fn a_contribution_waits_until_the_saved_residual_has_left_the_disk() {
+    let mut scene = Scene::new(256);
+    for _ in 0..2 {
+        let begun = scene.with(|residual, values| residual.begin(values, WorkId(1)));
+        assert!(begun.expect("memory does not fail"), "it is still on disk");
+    }
+    scene.residual.withdrawn();
+    assert!(!scene.begin(1));
 }
 
 /// A device that fails for a while.
@@ -263,8 +307,8 @@ impl Feedback for Failing<'_> {
         self.values.forget(range)
     }
 
-    fn owed(&mut self) -> Result<Vec<f32>, TrainerError> {
-        self.values.owed()
+    fn copy_owed(&mut self, values: &mut Vec<f32>) -> Result<(), TrainerError> {
+        self.values.copy_owed(values)
     }
 }
 
@@ -278,7 +322,7 @@ fn after_a_failure_of_the_device_nothing_that_was_sent_is_owed_or_saved() {
             residual.ended(values, WorkId(2), &ResultEnd::Counted)
         });
         failed.expect_err("the device failed");
-        let saved = scene.with(|residual, values| residual.saved(values));
+        let saved = scene.with(|residual, values| residual.saved(values, Vec::new()));
         assert!(
             saved.expect("it reads").is_none(),
             "a restart would send it again"

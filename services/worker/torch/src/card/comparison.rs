@@ -210,7 +210,8 @@ fn contributions(
             values.keep(fourth).expect("within"),
             "{codec:?} {rounding:?}"
         );
-        let now = values.owed().expect("the device is well");
+        let mut now = Vec::new();
+        values.copy_owed(&mut now).expect("the device is well");
         assert!(
             now.iter().any(|owed| *owed != 0.0),
             "feedback has an effect"

@@ -14,6 +14,10 @@ use crate::codec;
 use crate::error::TorchError;
 use crate::lane::Lane;
 
+/// With feedback, an encoding is decoded into a value for each element once its own temporaries are
+/// gone.
+const _: () = assert!(codec::DECODING_BYTES_MAX + size_of::<f32>() <= codec::ENCODING_BYTES_MAX);
+
 /// A residual on a device: two vectors, as long as the parameters.
 #[derive(Debug)]
 pub(crate) struct CardResidual {
@@ -51,7 +55,7 @@ impl CardResidual {
     }
 
     /// The encoding of one piece, computed on the device. The piece lies within the vectors.
-    fn encoded(
+    pub(super) fn encoded(
         &self,
         (global, local): (&CardGlobal, &Tensor),
         codec: CodecKind,
@@ -134,9 +138,8 @@ impl Feedback for CardFeedback<'_> {
         Ok(self.residual.forget(&range)?)
     }
 
-    fn owed(&mut self) -> Result<Vec<f32>, TrainerError> {
-        let mut values = vec![0.0; self.local.numel()];
-        self.lane.read(&self.residual.owed, &mut values)?;
-        Ok(values)
+    fn copy_owed(&mut self, values: &mut Vec<f32>) -> Result<(), TrainerError> {
+        values.resize(self.local.numel(), 0.0);
+        Ok(self.lane.read(&self.residual.owed, values)?)
     }
 }

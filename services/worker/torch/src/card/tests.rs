@@ -8,6 +8,7 @@ use tch::Device;
 use trainer::Feedback;
 
 use super::*;
+use crate::shim::most_memory;
 
 struct OnTheCpu {
     global: CardGlobal,
@@ -89,6 +90,22 @@ fn blocks_of_work_are_whole_for_every_codec() {
     for kind in CodecKind::ALL.iter().copied() {
         let block = merge::codec::block_elements(kind);
         assert!(codec::BLOCK_ELEMENTS.is_multiple_of(block), "{kind:?}");
+    }
+}
+
+#[test]
+fn the_temporaries_of_feedback_stay_within_the_bound() {
+    const ELEMENTS: usize = 1 << 20;
+    let cpu = OnTheCpu::new(ELEMENTS);
+    for kind in CodecKind::ALL.iter().copied() {
+        let (nearest, whole) = (SeededRounding::NEAREST, 0..ELEMENTS);
+        let most = most_memory(|| {
+            let weights = (&cpu.global, &cpu.local);
+            let encoded = cpu.residual.encoded(weights, kind, nearest, &whole);
+            drop(encoded.expect("within"));
+        });
+        let bound = codec::ENCODING_BYTES_MAX * ELEMENTS + encoded_bytes(kind, ELEMENTS);
+        assert!(most <= bound, "{kind:?} takes {most} bytes");
     }
 }
 
