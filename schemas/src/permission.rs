@@ -30,8 +30,9 @@ const fn plumbing(role: Role, subject: &'static str, purpose: &'static str) -> P
 /// Streams of events are read by single questions and never through consumers. A consumer delivers
 /// to any subject that its owner names, including an empty status message, and such a message under
 /// `$JS.API.STREAM.DELETE.…` deletes the stream. The answers to these questions are never empty,
-/// and cannot be read as an order. A direct get of many messages does end with an empty one; the
-/// auditor alone may ask for it, since its account has no stream.
+/// and cannot be read as an order. A direct get can be answered by an empty message: the end of a
+/// batch, or the word that a message is not there. The auditor alone may ask for one, since its
+/// account has no stream.
 pub const PLUMBING: &[Plumbing] = &[
     plumbing(
         Role::Coordinator,
@@ -326,7 +327,7 @@ mod tests {
         }
     }
 
-    /// The last answer to a direct get of many messages is empty, and goes where the asker says.
+    /// An answer to a direct get can be empty, and goes where the asker says.
     #[test]
     fn only_a_role_in_an_account_without_streams_may_ask_for_many_messages() {
         for role in Role::ALL {

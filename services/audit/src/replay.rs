@@ -206,8 +206,8 @@ impl Replay {
     }
 
     /// True if the stream was read message by message, as with the broker of an earlier release.
-    pub fn is_refused_many(&self) -> bool {
-        self.reader.is_refused_many()
+    pub fn batches_refused(&self) -> bool {
+        self.reader.batches_refused()
     }
 
     /// The checks so far.

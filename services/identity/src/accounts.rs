@@ -36,6 +36,9 @@ const JETSTREAM_INFO: &str = "$JS.API.INFO";
 /// Most connections of the accounts of ledger and events: a few services, one that is being
 /// replaced, and a provisioner.
 const SERVICES_CONNECTIONS_MAX: i64 = 32;
+/// Connections of all auditors together. Each of their questions may take broker memory for many
+/// events.
+const READERS_CONNECTIONS_MAX: i64 = 32;
 
 /// The only kind of connection: plain NATS, no WebSocket and no leaf nodes.
 const CONNECTION_TYPE: &str = "STANDARD";
@@ -119,6 +122,7 @@ pub fn service_account(
     };
     let conn = match account {
         Account::Ledger | Account::Events => SERVICES_CONNECTIONS_MAX,
+        Account::Readers => READERS_CONNECTIONS_MAX,
         _ => UNLIMITED,
     };
     let limits = match Role::provisioner(account) {
@@ -507,14 +511,15 @@ mod tests {
         }
     }
 
-    /// An account to which only services connect is limited; accounts of operators and auditors are
-    /// not.
+    /// An account to which only services connect is limited, and so is that of auditors; the account
+    /// of operators is not.
     #[test]
     fn accounts_of_services_have_few_connections_and_tenants_share_theirs() {
         let accounts = accounts();
         for (account, claims) in all(&accounts) {
             let expected = match account {
                 Account::Ledger | Account::Events => SERVICES_CONNECTIONS_MAX,
+                Account::Readers => READERS_CONNECTIONS_MAX,
                 Account::Tenant => TENANTS_CONNECTIONS / 2,
                 _ => UNLIMITED,
             };

@@ -9,7 +9,7 @@ use schemas::permission::Role;
 use schemas::{AccountId, UnixMillis};
 
 use crate::claims::UserClaims;
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, CredentialsError};
 use crate::domain::{Domain, DomainError, account_key_name};
 use crate::jwt::{Subject, mint};
 use crate::key::{KeyKind, SigningKey};
@@ -44,8 +44,11 @@ impl Domain {
         signer: &SigningKey,
         now: UnixMillis,
     ) -> Result<(), DomainError> {
-        let Ok(old) = Credentials::read(path) else {
-            return Ok(());
+        let old = match Credentials::read(path) {
+            // A file that cannot be read may be an auditor's, and would be refused by the broker.
+            Err(CredentialsError::File(error)) => return Err(error.into()),
+            Err(_) => return Ok(()),
+            Ok(old) => old,
         };
         let token = old.token();
         let moved = token.claims.issuer_account.as_ref() == Some(readers);

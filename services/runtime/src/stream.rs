@@ -5,7 +5,7 @@
 //! use consumers. The questions here have answers that are never empty, and that cannot be taken
 //! for an order. Many of them are asked at a time, and several batches are read ahead. A direct get
 //! of many messages is faster, and ends with an empty message: only a reader in an account without
-//! streams asks for it, see [`StreamReader::together`].
+//! streams asks for it, see [`StreamReader::with_batches`].
 
 mod ahead;
 mod together;
@@ -21,7 +21,7 @@ use schemas::Code;
 use serde::Deserialize;
 
 pub use ahead::{Ahead, Batch};
-use together::{Sent, Willing};
+use together::{BatchSupport, Fetched};
 
 use crate::bus::{Bus, BusError};
 
@@ -39,7 +39,7 @@ pub struct StreamReader {
     bus: Bus,
     stream: String,
     /// Set in a reader that may ask for many messages with one question.
-    willing: Option<Willing>,
+    batches: Option<BatchSupport>,
 }
 
 /// The first and the last position of a stream.
@@ -142,7 +142,7 @@ impl StreamReader {
         Self {
             bus,
             stream: stream.into(),
-            willing: None,
+            batches: None,
         }
     }
 
@@ -245,10 +245,10 @@ impl StreamReader {
     }
 
     /// The message that was sent for a position; none when it is not there.
-    fn message_of(&self, sent: Sent) -> Result<Option<StoredMessage>, StreamError> {
-        match sent {
-            Sent::Alone(answer) => self.message_in(&answer),
-            Sent::Together(message) => Ok(Some(message)),
+    fn message_of(&self, fetched: Fetched) -> Result<Option<StoredMessage>, StreamError> {
+        match fetched {
+            Fetched::Single(answer) => self.message_in(&answer),
+            Fetched::Batched(message) => Ok(Some(message)),
         }
     }
 

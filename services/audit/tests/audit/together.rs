@@ -27,7 +27,7 @@ async fn replayed(broker: &Broker, alone: bool) -> (Vec<String>, Vec<Finding>, u
     let mut keep = |checked: diloco_audit::Checked| lines.push(format!("{:?}", checked.row));
     let read = replay.run(PATIENCE, &mut keep).await;
     read.expect("it is read to its end");
-    assert_eq!(replay.is_refused_many(), alone);
+    assert_eq!(replay.batches_refused(), alone);
     let findings = replay.auditor().findings().iter();
     let findings = findings.map(|found| found.finding.clone()).collect();
     (lines, findings, replay.auditor().summary().foreign)
@@ -119,15 +119,15 @@ async fn a_reader_that_may_not_ask_for_many_messages_reads_them_one_by_one() {
         cast.remark().await;
     }
     let writer = broker.bus(Role::LedgerWriter.name()).await;
-    let reader = runtime::StreamReader::new(writer, LEDGER_STREAM).together();
-    assert!(!reader.is_refused_many(), "it has not asked yet");
+    let reader = runtime::StreamReader::new(writer, LEDGER_STREAM).with_batches();
+    assert!(!reader.batches_refused(), "it has not asked yet");
     for _ in 0..2 {
         let mut ahead = reader.ahead(1, 3, |messages| messages);
         let batch = timeout(PATIENCE, ahead.next()).await.expect("at once");
         let batch = batch.expect("there is one").expect("it may be read");
         let positions: Vec<u64> = batch.found.iter().map(|one| one.sequence).collect();
         assert_eq!(positions, [1, 2, 3]);
-        assert!(reader.is_refused_many());
+        assert!(reader.batches_refused());
     }
 }
 

@@ -170,7 +170,8 @@ async fn a_read_that_is_torn_off_goes_on_where_it_was() {
 
 /// The reason why a ledger is read by single questions, and its copy from an account without
 /// streams, though a direct get of many messages takes the broker a fifth of the time: it ends with
-/// an empty message, which goes where the asker says. A broker that no longer obeys that message
+/// an empty message, which goes where the asker says. A direct get of one message that is not there
+/// is answered by an empty one too. A broker that no longer obeys that message
 /// makes this test fail, and direct gets possible everywhere.
 #[tokio::test]
 async fn the_end_of_a_direct_get_of_many_can_delete_a_stream_and_no_single_answer_can() {

@@ -55,8 +55,9 @@ async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> R
             order.add(checked.row, &mut show);
         }
     };
-    replay.run(context.timeout, &mut take).await?;
+    let ran = replay.run(context.timeout, &mut take).await;
     say_if_slow(context, &replay);
+    ran?;
     let mut summary = replay.auditor().summary();
     summary
         .runs
@@ -76,7 +77,7 @@ async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> R
 
 /// Prints that the stream was read message by message, and the way out of that.
 fn say_if_slow(context: &Context, replay: &Replay) {
-    if replay.is_refused_many() {
+    if replay.batches_refused() {
         let code = Code::ReadersBehind;
         let text = format!("warning {code}: {}", code.what());
         context.printer.talk(&text);
@@ -89,7 +90,9 @@ fn say_if_slow(context: &Context, replay: &Replay) {
 /// Prints the coordinator's state after one position of the stream.
 async fn state(context: &Context, run: Option<&RunId>, at: StreamSequence) -> Result<(), Failure> {
     let mut replay = open(context).await?;
-    replay.catch_up(at, context.timeout, &mut |_| {}).await?;
+    let caught_up = replay.catch_up(at, context.timeout, &mut |_| {}).await;
+    say_if_slow(context, &replay);
+    caught_up?;
     let state = replay.auditor().state();
     let wanted = |name: &RunId| run.is_none_or(|run| name == run);
     let runs = state
@@ -121,7 +124,9 @@ async fn tail(context: &Context, run: Option<&RunId>) -> Result<(), Failure> {
                 rows.pop_front();
             }
         };
-        replay.catch_up(end, context.timeout, &mut keep).await?;
+        let caught_up = replay.catch_up(end, context.timeout, &mut keep).await;
+        say_if_slow(context, &replay);
+        caught_up?;
     }
     let mut table = StreamedTable::default();
     loop {

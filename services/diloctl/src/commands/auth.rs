@@ -70,7 +70,7 @@ pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
             }
             let folder = domain.layout().broker_folder();
             context.printer.talk(&format!(
-                "{} is written again; reload or restart the broker",
+                "{} is written again; restart the broker",
                 folder.display()
             ));
             Ok(())

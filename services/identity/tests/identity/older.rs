@@ -2,6 +2,7 @@
 //! over when the broker's configuration is written.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use identity::claims::UserClaims;
@@ -80,12 +81,32 @@ fn an_older_domain_gets_an_account_for_readers_and_its_auditors_tokens_for_it() 
     issued.expect("as in a new domain");
 }
 
+fn write_private(path: &Path, text: &str) {
+    fs::write(path, text).expect("it is ours");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+}
+
+/// It may be an auditor's, whose token the broker would refuse.
+#[test]
+fn credentials_that_cannot_be_read_stop_the_take_over() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = older(scratch.path());
+    let second = domain.layout().credentials("second");
+    fs::set_permissions(&second, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let written = domain.write_server_config(&scratch.path().join("generated"), NOW);
+    let error = written.expect_err("others can read it").to_string();
+    assert!(
+        error.contains("second") && error.contains("0644"),
+        "{error}"
+    );
+}
+
 #[test]
 fn a_domain_that_was_taken_over_stays_as_it_is() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let domain = older(scratch.path());
     let foreign = domain.layout().credentials("foreign");
-    fs::write(&foreign, "no credentials").expect("it is ours");
+    write_private(&foreign, "no credentials");
     let write = |now| {
         let written = domain.write_server_config(&scratch.path().join("generated"), now);
         written.expect("all keys are there");

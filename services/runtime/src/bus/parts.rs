@@ -52,12 +52,13 @@ impl Bus {
             reason: causes(error),
         };
         let inbox = self.client.new_inbox();
-        let heard = self.client.subscribe(inbox.clone()).await;
+        // Without a server both wait once the client's queue is full.
+        let heard = self.client.subscribe(inbox.clone());
+        let heard = timeout(silence, heard).await.map_err(timed_out)?;
         let mut heard = heard.map_err(|error| unsent(&error))?;
         let sent = self
             .client
             .publish_with_reply(subject.to_owned(), inbox, question);
-        // Without a server sending ends once the client's queue is full.
         let sent = timeout(silence, sent).await.map_err(timed_out)?;
         sent.map_err(|error| unsent(&error))?;
         loop {

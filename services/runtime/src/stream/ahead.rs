@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{ASKED_MAX, Sent, StoredMessage, StreamError, StreamReader};
+use super::{ASKED_MAX, Fetched, StoredMessage, StreamError, StreamReader};
 
 /// Most batches under way: one is being requested while others are examined and the first is
 /// handled. A message of our streams has some 600 bytes, and 64 KiB at most, so that this is 1 MB,
@@ -108,7 +108,7 @@ async fn read<T: Send + 'static>(
     let sent = reader.sent(from, to).await?;
     drop(on_the_line);
     let looked = tokio::task::spawn_blocking(move || {
-        let look_in = |sent: Vec<Sent>| {
+        let look_in = |sent: Vec<Fetched>| {
             let there = sent
                 .into_iter()
                 .filter_map(|one| reader.message_of(one).transpose());

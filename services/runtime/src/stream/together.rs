@@ -3,7 +3,7 @@
 //! with headers that can be read in two ways, is asked for by itself; so no message is missing
 //! because an answer was lost, was cut off, or came from a copy of the stream that lags behind.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::header::{NATS_SEQUENCE, NATS_STREAM, NATS_SUBJECT, NATS_TIME_STAMP};
@@ -21,18 +21,26 @@ const ANSWER_BYTES_MAX: u64 = 4 << 20;
 /// Pause after a broker did not answer such a question, before it is asked another.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// The readiness of the broker to send many messages together. Clones share it.
+/// What is known about the broker's answers to questions for many messages. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Willing {
-    refused: Arc<Mutex<Option<Instant>>>,
+pub(super) struct BatchSupport {
+    paused: Arc<Mutex<Option<Pause>>>,
+}
+
+/// A time in which single questions are asked.
+#[derive(Clone, Copy, Debug)]
+struct Pause {
+    since: Instant,
+    /// True if the broker refused; false if it did not answer.
+    refused: bool,
 }
 
 /// The broker's answer for one position, as it came.
-pub(super) enum Sent {
+pub(super) enum Fetched {
     /// The answer to a question of its own, in JSON.
-    Alone(Bytes),
+    Single(Bytes),
     /// A message that came together with others.
-    Together(StoredMessage),
+    Batched(StoredMessage),
 }
 
 /// The messages of a range that have come so far.
@@ -45,21 +53,30 @@ struct Gathered<'a> {
     next: u64,
 }
 
-impl Willing {
+impl BatchSupport {
+    fn paused(&self) -> MutexGuard<'_, Option<Pause>> {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_worth_asking(&self) -> bool {
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.is_none_or(|at| at.elapsed() >= AGAIN_AFTER)
+        self.paused()
+            .is_none_or(|pause| pause.since.elapsed() >= AGAIN_AFTER)
     }
 
     fn has_refused(&self) -> bool {
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.is_some()
+        self.paused().is_some_and(|pause| pause.refused)
     }
 
-    /// Notes a refusal, and returns true for the first.
-    fn refuse(&self) -> bool {
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.replace(Instant::now()).is_none()
+    /// Notes that a batch came.
+    fn accept(&self) {
+        *self.paused() = None;
+    }
+
+    /// Notes that no batch came, and returns true if the broker did so before for the same reason.
+    fn pause(&self, refused: bool) -> bool {
+        let since = Instant::now();
+        let before = self.paused().replace(Pause { since, refused });
+        before.is_some_and(|before| before.refused == refused)
     }
 }
 
@@ -68,28 +85,27 @@ impl StreamReader {
     /// them. The last of their answers is empty and goes where the asker says, so only an account
     /// without streams may ask them.
     #[must_use]
-    pub fn together(self) -> Self {
+    pub fn with_batches(self) -> Self {
         Self {
-            willing: Some(Willing::default()),
+            batches: Some(BatchSupport::default()),
             ..self
         }
     }
 
-    /// True if the broker did not answer a question for many messages when it was asked last.
-    pub fn is_refused_many(&self) -> bool {
-        self.willing.as_ref().is_some_and(Willing::has_refused)
+    /// True if the broker refused a question for many messages when it was asked last.
+    pub fn batches_refused(&self) -> bool {
+        self.batches.as_ref().is_some_and(BatchSupport::has_refused)
     }
 
     /// The broker's answers for each position of a range, in order.
-    pub(super) async fn sent(&self, from: u64, to: u64) -> Result<Vec<Sent>, StreamError> {
-        let Some(willing) = self.willing.as_ref().filter(|one| one.is_worth_asking()) else {
+    pub(super) async fn sent(&self, from: u64, to: u64) -> Result<Vec<Fetched>, StreamError> {
+        let Some(batches) = self.batches.as_ref().filter(|one| one.is_worth_asking()) else {
             let answers = self.answers(from..=to).await?;
-            return Ok(answers.into_iter().map(Sent::Alone).collect());
+            return Ok(answers.into_iter().map(Fetched::Single).collect());
         };
         let mut gathered = Gathered::new(&self.stream, from, to);
-        if let Err(error) = self.gather(&mut gathered).await {
-            self.ungathered(willing, &gathered, &error);
-        }
+        let asked = self.gather(&mut gathered).await;
+        self.note(batches, &gathered, asked);
         let missing = gathered.missing();
         let alone = if missing.is_empty() {
             Vec::new()
@@ -98,8 +114,8 @@ impl StreamReader {
         };
         let mut alone = alone.into_iter();
         let sent = gathered.places.into_iter().map(|place| match place {
-            Some(message) => Sent::Together(message),
-            None => Sent::Alone(alone.next().expect("each missing one was asked for")),
+            Some(message) => Fetched::Batched(message),
+            None => Fetched::Single(alone.next().expect("each missing one was asked for")),
         });
         Ok(sent.collect())
     }
@@ -123,18 +139,29 @@ impl StreamReader {
         Ok(())
     }
 
-    /// The questions for single messages tell whether the stream can be read at all. Here it only
-    /// counts whether the other question is worth asking.
-    fn ungathered(&self, willing: &Willing, gathered: &Gathered<'_>, error: &BusError) {
-        let silent = gathered.next == gathered.from;
-        let unanswered = match error {
-            BusError::Denied { .. } | BusError::NoResponders { .. } => true,
-            BusError::TimedOut { .. } => silent,
-            _ => false,
-        };
-        if unanswered && willing.refuse() {
-            let (code, stream) = (Code::ReadersBehind, &self.stream);
-            tracing::warn!(%code, stream, %error, "the stream is read message by message");
+    /// Notes if another batch is worth asking for. The questions for single messages tell if the
+    /// stream can be read at all.
+    fn note(&self, batches: &BatchSupport, gathered: &Gathered<'_>, asked: Result<(), BusError>) {
+        let stream = &self.stream;
+        match asked {
+            Err(error @ (BusError::Denied { .. } | BusError::NoResponders { .. })) => {
+                if !batches.pause(true) {
+                    let code = Code::ReadersBehind;
+                    tracing::warn!(%code, stream, %error, "the stream is read message by message");
+                }
+            }
+            _ if gathered.next > gathered.from => batches.accept(),
+            Ok(()) | Err(BusError::TimedOut { .. }) => {
+                if !batches.pause(false) {
+                    tracing::warn!(
+                        stream,
+                        from = gathered.from,
+                        "no message came with a batch; they are asked for one by one"
+                    );
+                }
+            }
+            // The next question meets it too.
+            Err(_) => {}
         }
     }
 }
@@ -333,13 +360,22 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_that_refuses_is_asked_again_after_a_pause_and_reported_once() {
-        let willing = Willing::default();
-        assert!(willing.is_worth_asking() && !willing.has_refused());
-        assert!(willing.refuse() && willing.has_refused(), "the first");
-        assert!(!willing.is_worth_asking() && !willing.refuse());
-        let before = Instant::now().checked_sub(AGAIN_AFTER);
-        *willing.refused.lock().expect("no thread has panicked") = before;
-        assert!(willing.is_worth_asking() && !willing.refuse());
+    fn a_broker_that_sends_no_batch_is_asked_again_after_a_pause_and_reported_once() {
+        let batches = BatchSupport::default();
+        assert!(batches.is_worth_asking() && !batches.has_refused());
+        assert!(!batches.pause(true) && batches.has_refused(), "the first");
+        assert!(!batches.is_worth_asking() && batches.pause(true));
+        let since = Instant::now().checked_sub(AGAIN_AFTER);
+        let since = since.expect("the machine runs for a minute");
+        *batches.paused() = Some(Pause {
+            since,
+            refused: true,
+        });
+        assert!(batches.is_worth_asking() && batches.has_refused());
+        assert!(!batches.pause(false), "another reason");
+        assert!(!batches.is_worth_asking() && !batches.has_refused());
+        batches.accept();
+        assert!(batches.is_worth_asking() && !batches.has_refused());
+        assert!(!batches.pause(false), "reported again");
     }
 }

@@ -70,7 +70,7 @@ async fn read(reader: &StreamReader, from: u64, to: u64) -> (Vec<u64>, Option<St
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_may_ask_for_many_messages_needs_no_other_question() {
     let (_server, bus, _stream) = filled().await;
-    let together = StreamReader::new(bus.clone(), "S").together();
+    let together = StreamReader::new(bus.clone(), "S").with_batches();
     let (positions, error) = read(&together, 1, MESSAGES).await;
     assert_eq!((positions.len() as u64, error), (MESSAGES, None));
     assert!(positions.is_sorted());
@@ -83,7 +83,7 @@ async fn a_reader_that_may_ask_for_many_messages_needs_no_other_question() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_does_not_come_together_with_the_others_is_asked_for_by_itself() {
     let (_server, bus, stream) = filled().await;
-    let together = StreamReader::new(bus, "S").together();
+    let together = StreamReader::new(bus, "S").with_batches();
     for (missing, from, to) in [(100, 90, 110), (300, 300, 310), (400, 390, 400)] {
         stream.delete_message(missing).await.expect("it may");
         let (positions, error) = read(&together, from, to).await;
