@@ -33,7 +33,8 @@ pub(crate) fn refusal<B>(request: &Request<B>, object_bytes_max: u64) -> Option<
 
 /// The undecoded value of a query parameter.
 pub(crate) fn query_value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
-    parameters(query).find_map(|(key, value)| (key == name).then_some(value))
+    let mut pairs = query.split('&').map(pair);
+    pairs.find_map(|(key, value)| (key == name).then_some(value))
 }
 
 /// Closes the connection after this answer.
@@ -49,7 +50,8 @@ fn signature(query: &str, headers: &HeaderMap) -> Result<(), Refusal> {
     let denied = |message| Err(Refusal(StatusCode::FORBIDDEN, "AccessDenied", message));
     // No client percent-encodes the names of S3, and `%53ignature` would be one name here and
     // another in the protocol layer.
-    if parameters(query).any(|(name, _)| name.contains(['%', '+'])) {
+    let mut pairs = query.split('&').map(pair);
+    if pairs.any(|(name, _)| name.contains(['%', '+'])) {
         return denied("a parameter's name is written plainly");
     }
     if query_value(query, "Signature").is_some() || query_value(query, "AWSAccessKeyId").is_some() {
@@ -170,10 +172,9 @@ fn is_xml(value: &HeaderValue) -> bool {
         .any(|xml| media.eq_ignore_ascii_case(xml))
 }
 
-fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
-    query
-        .split('&')
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+/// The name and the value of a query parameter.
+fn pair(text: &str) -> (&str, &str) {
+    text.split_once('=').unwrap_or((text, ""))
 }
 
 fn answer(Refusal(status, code, message): Refusal) -> Response<Body> {

@@ -85,6 +85,19 @@ fn names_are_given(links: bool) {
     assert!(root.fresh().is_empty(), "every folder above was synced");
 }
 
+/// The system then checks and gives a name at once, so no upload waits for another.
+#[test]
+fn uploads_get_their_names_beside_each_other_where_there_are_links() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = root(folder.path());
+    let another_is_named = root.naming.try_lock().unwrap();
+    let name = folder.path().join("blobs/a");
+    let file = root.temporary().unwrap();
+    root.publish(file, &name, Publish::Once).unwrap();
+    assert!(name.exists());
+    drop(another_is_named);
+}
+
 #[test]
 fn a_second_name_has_the_same_bytes_and_is_given_once() {
     for links in [true, false] {
