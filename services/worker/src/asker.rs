@@ -15,7 +15,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 use tokio::time::Instant;
 use worker_core::{Answer, AnswerWait, Request};
 
-use crate::at_hand::AtHand;
+use crate::lease_urls::LeaseUrls;
 
 /// Sends requests in the name of this worker. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub(crate) struct Asker {
     audit_key: Arc<AuditKey>,
     domain: Arc<str>,
     credentials: Arc<PathBuf>,
-    at_hand: AtHand,
+    lease_urls: LeaseUrls,
 }
 
 /// First and longest wait for the answer to one try; each wait in vain doubles it. A lost question
@@ -52,13 +52,13 @@ impl Asker {
             audit_key,
             domain: domain.into(),
             credentials: Arc::new(credentials),
-            at_hand: AtHand::default(),
+            lease_urls: LeaseUrls::default(),
         }
     }
 
     /// The URLs that came with the latest lease.
-    pub(crate) const fn at_hand(&self) -> &AtHand {
-        &self.at_hand
+    pub(crate) const fn lease_urls(&self) -> &LeaseUrls {
+        &self.lease_urls
     }
 
     /// Sends a request of the core and waits for its answer.
@@ -76,7 +76,7 @@ impl Asker {
             Request::Claim(claim) => {
                 let mut reply = self.call::<call::Claim>(&claim, patience).await?;
                 let base = std::mem::take(&mut reply.base);
-                self.at_hand.replace(base, std::time::Instant::now());
+                self.lease_urls.replace(base, std::time::Instant::now());
                 Answer::Claim(reply)
             }
             Request::Renew(renew) => {

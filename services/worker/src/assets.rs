@@ -12,7 +12,7 @@ use schemas::run::{CodecKind, RunSpec};
 use schemas::{Chunks, Code, Message as _, ObjectRef, Refusal};
 
 use crate::engine::Fragment;
-use crate::library::Library;
+use crate::object_client::ObjectClient;
 
 /// The run's fixed objects.
 #[derive(Clone, Debug)]
@@ -27,8 +27,11 @@ impl Assets {
     ///
     /// # Errors
     /// An object cannot be fetched or parsed, or the objects do not fit together.
-    pub(crate) async fn fetch(library: &Library, spec: &RunSpec) -> Result<Self, Refusal> {
-        let objects = library
+    pub(crate) async fn fetch(
+        object_client: &ObjectClient,
+        spec: &RunSpec,
+    ) -> Result<Self, Refusal> {
+        let objects = object_client
             .keep(&[spec.model.config, spec.model.layout, spec.data])
             .await?;
         let model = ModelConfig::parse(spec.model.trainer, &objects[0])

@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | [`service`] | the loop: inputs to the core, effects to the world |
 //! | `asker`, `commands` | requests to the coordinator, and commands from it |
-//! | `library`, `shard_cache`, `assets`, `unit` | objects, and a unit's way from fetch to upload |
+//! | `object_client`, `shard_cache`, `assets`, `unit` | objects, and a unit's way from fetch to upload |
 //! | `engine` | the training thread, the only place with a trainer and with tensors |
 //! | `verify` | the checks of a signed document, before anything that it names is used |
 //! | `time` | the coordinator's time, by which its documents are judged |
@@ -14,7 +14,6 @@
 
 mod asker;
 mod assets;
-mod at_hand;
 mod commands;
 pub mod config;
 pub mod devices;
@@ -22,8 +21,9 @@ mod ending;
 mod engine;
 mod events;
 pub mod launch;
-mod library;
+mod lease_urls;
 mod meter;
+mod object_client;
 pub mod program;
 mod sample;
 pub mod service;

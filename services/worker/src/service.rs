@@ -25,8 +25,8 @@ use crate::config::Checked;
 use crate::ending::EndingLimits;
 use crate::engine::{self, Engine, RunningThread};
 use crate::events::{Chain, Events};
-use crate::library::Library;
 use crate::meter::Meter;
+use crate::object_client::ObjectClient;
 use crate::shard_cache::ShardCache;
 use crate::state::StateFolder;
 use crate::time::CoordinatorTime;
@@ -55,7 +55,7 @@ struct EffectRunner {
     worker: WorkerId,
     bus: Bus,
     asker: Asker,
-    library: Library,
+    object_client: ObjectClient,
     engine: Engine,
     events: Events,
     state: StateFolder,
@@ -97,7 +97,7 @@ impl Service {
             config.bus.credentials.clone(),
         );
         let meter = Arc::new(Meter::of(transfer.moved()));
-        let library = Library::new(asker.clone(), transfer, Arc::new(cache));
+        let object_client = ObjectClient::new(asker.clone(), transfer, Arc::new(cache));
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let time = CoordinatorTime::default();
         let (run, trust) = (checked.run.clone(), Arc::clone(&checked.trust));
@@ -121,7 +121,7 @@ impl Service {
             worker,
             bus,
             asker,
-            library,
+            object_client,
             engine,
             events,
             state,
@@ -331,7 +331,7 @@ impl EffectRunner {
         }
         self.tools = Some(UnitTools {
             asker: self.asker.clone(),
-            library: self.library.clone(),
+            object_client: self.object_client.clone(),
             shard_cache: ShardCache::default(),
             engine: self.engine.clone(),
             meter: Arc::clone(&self.meter),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use data::{DataError, TokenShard};
 use schemas::{Code, Digest, ObjectRef, Refusal};
 
-use crate::library::Library;
+use crate::object_client::ObjectClient;
 
 /// Shards by their digest; clones share them. They are the shards of one unit, which needs them in
 /// memory anyway.
@@ -16,20 +16,20 @@ pub(crate) struct ShardCache(Arc<Mutex<BTreeMap<Digest, TokenShard>>>);
 
 impl ShardCache {
     /// The shards in the order given. Shards that are no longer wanted are dropped first, and
-    /// missing ones come from the library.
+    /// missing ones come from the cache on disk or from the store.
     ///
     /// # Errors
     /// One of them cannot be fetched.
     pub(crate) async fn get(
         &self,
-        library: &Library,
+        object_client: &ObjectClient,
         wanted: &[ObjectRef],
         vocabulary: u32,
     ) -> Result<Vec<TokenShard>, Refusal> {
         let mut shards = self.keep_only(wanted);
         let missing = missing(&shards, wanted);
         if !missing.is_empty() {
-            let bytes = library.keep(&missing).await?;
+            let bytes = object_client.keep(&missing).await?;
             let read = tokio::task::spawn_blocking(move || check(bytes, vocabulary));
             let read = read
                 .await

@@ -24,8 +24,8 @@ use worker_core::{Trained, WorkId};
 use crate::asker::Asker;
 use crate::assets::Assets;
 use crate::engine::{Capture, EncodedChunks, Engine, Evaluating, Fragment, Opening, Training};
-use crate::library::{Library, TRANSFERS_MAX};
 use crate::meter::{Lane, Meter};
+use crate::object_client::{ObjectClient, TRANSFERS_MAX};
 use crate::shard_cache::ShardCache;
 use crate::state::StateFolder;
 
@@ -36,7 +36,7 @@ const STAGE_PATIENCE: Millis = Millis::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct UnitTools {
     pub(crate) asker: Asker,
-    pub(crate) library: Library,
+    pub(crate) object_client: ObjectClient,
     pub(crate) shard_cache: ShardCache,
     pub(crate) engine: Engine,
     pub(crate) meter: Arc<Meter>,
@@ -72,7 +72,7 @@ impl Unit {
     pub(crate) async fn fetch(&self) -> Result<(), Refusal> {
         let _timed = self.tools.meter.timed(Lane::Fetch);
         let UnitTools {
-            library,
+            object_client,
             engine,
             state,
             domain,
@@ -83,7 +83,7 @@ impl Unit {
         let assets = self
             .tools
             .assets
-            .get_or_try_init(|| Assets::fetch(library, spec))
+            .get_or_try_init(|| Assets::fetch(object_client, spec))
             .await?;
         let shards = assets.shards(&self.manifest.work)?;
         let opening = Opening {
@@ -105,11 +105,11 @@ impl Unit {
         let objects: Vec<ObjectRef> = shards.iter().map(|shard| shard.object).collect();
         let UnitTools {
             shard_cache,
-            library,
+            object_client,
             ..
         } = &self.tools;
         let shards = shard_cache
-            .get(library, &objects, assets.data.vocabulary)
+            .get(object_client, &objects, assets.data.vocabulary)
             .await?;
         let length = self.tools.spec.schedule.sequence_tokens as usize;
         let text = match self.manifest.work {
@@ -127,7 +127,9 @@ impl Unit {
     /// are in memory.
     async fn fetch_base(&self, assets: &Assets) -> Result<(), Refusal> {
         let UnitTools {
-            library, engine, ..
+            object_client,
+            engine,
+            ..
         } = &self.tools;
         let base: &Weights = &self.manifest.base;
         // The digest over the chunks alone does not say how they are encoded.
@@ -146,7 +148,7 @@ impl Unit {
             }
         }
         if !missing.is_empty() {
-            let chunks = library.chunks(&base.chunks).await?;
+            let chunks = object_client.chunks(&base.chunks).await?;
             check_lengths(&assets.chunks, base.codec.kind, &chunks)?;
             let wanted: Vec<(&Chunk, ObjectRef)> = assets
                 .chunks
@@ -155,7 +157,7 @@ impl Unit {
                 .filter(|(chunk, _)| missing.contains(&Fragment(chunk.fragment)))
                 .collect();
             let objects: Vec<ObjectRef> = wanted.iter().map(|(_, object)| *object).collect();
-            let mut arriving = std::pin::pin!(library.stream(&objects));
+            let mut arriving = std::pin::pin!(object_client.stream(&objects));
             while let Some(item) = arriving.next().await {
                 let (position, bytes) = item?;
                 let (chunk, _) = wanted[position];
@@ -271,7 +273,10 @@ impl Unit {
         if let Some(list) = list {
             let object = ObjectRef::of(&list);
             let lease = self.manifest.lease;
-            self.tools.library.put(lease, object, list.into()).await?;
+            self.tools
+                .object_client
+                .put(lease, object, list.into())
+                .await?;
         }
         tracing::info!(lease = %self.manifest.lease, round = unit.round.get(), "contribution uploaded");
         Ok(chunks)
@@ -282,7 +287,7 @@ impl Unit {
         let object = tokio::task::spawn_blocking(move || ObjectRef::of(&hashed)).await;
         let object = object.map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
         let lease = self.manifest.lease;
-        self.tools.library.put(lease, object, bytes).await?;
+        self.tools.object_client.put(lease, object, bytes).await?;
         let index = u32::try_from(index).expect("a layout has few chunks");
         let (asker, stage) = (
             self.tools.asker.clone(),

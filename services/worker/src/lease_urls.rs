@@ -13,7 +13,7 @@ const AGE_MAX: Duration = Duration::from_millis(URL_LIFE.0 / 2);
 
 /// The URLs of the latest lease that are not used yet. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct AtHand(Arc<Mutex<Held>>);
+pub(crate) struct LeaseUrls(Arc<Mutex<Held>>);
 
 #[derive(Debug, Default)]
 struct Held {
@@ -22,7 +22,7 @@ struct Held {
     since: Option<Instant>,
 }
 
-impl AtHand {
+impl LeaseUrls {
     /// Keeps the URLs of a new lease, and forgets those of the one before: they expire.
     pub(crate) fn replace(&self, grants: Vec<Grant>, now: Instant) {
         let grants = grants.into_iter().take(BASE_GRANTS_MAX);
@@ -68,31 +68,31 @@ mod tests {
 
     #[test]
     fn the_first_objects_have_their_urls_once() {
-        let (at_hand, now) = (AtHand::default(), Instant::now());
+        let (lease_urls, now) = (LeaseUrls::default(), Instant::now());
         let wanted = [1, 2, 3, 4].map(object);
-        assert_eq!(at_hand.take(&wanted, now), [], "there was no lease");
-        at_hand.replace(vec![grant(1), grant(2), grant(4)], now);
-        assert_eq!(at_hand.take(&wanted, now), [grant(1), grant(2)]);
-        assert_eq!(at_hand.take(&wanted, now), []);
-        assert_eq!(at_hand.take(&wanted[3..], now + AGE_MAX), [grant(4)]);
+        assert_eq!(lease_urls.take(&wanted, now), [], "there was no lease");
+        lease_urls.replace(vec![grant(1), grant(2), grant(4)], now);
+        assert_eq!(lease_urls.take(&wanted, now), [grant(1), grant(2)]);
+        assert_eq!(lease_urls.take(&wanted, now), []);
+        assert_eq!(lease_urls.take(&wanted[3..], now + AGE_MAX), [grant(4)]);
     }
 
     #[test]
     fn urls_that_are_old_are_not_used() {
-        let (at_hand, now) = (AtHand::default(), Instant::now());
-        at_hand.replace(vec![grant(1)], now);
+        let (lease_urls, now) = (LeaseUrls::default(), Instant::now());
+        lease_urls.replace(vec![grant(1)], now);
         let later = now + AGE_MAX + Duration::from_millis(1);
-        assert_eq!(at_hand.take(&[object(1)], later), []);
+        assert_eq!(lease_urls.take(&[object(1)], later), []);
     }
 
     #[test]
     fn the_urls_of_a_lease_before_are_forgotten_and_too_many_are_not_kept() {
-        let (at_hand, now) = (AtHand::default(), Instant::now());
-        at_hand.replace(vec![grant(0)], now);
+        let (lease_urls, now) = (LeaseUrls::default(), Instant::now());
+        lease_urls.replace(vec![grant(0)], now);
         let many = 1..=2 * BASE_GRANTS_MAX as u8;
-        at_hand.replace(many.clone().map(grant).collect(), now);
-        assert_eq!(at_hand.take(&[object(0)], now), []);
+        lease_urls.replace(many.clone().map(grant).collect(), now);
+        assert_eq!(lease_urls.take(&[object(0)], now), []);
         let wanted: Vec<ObjectRef> = many.map(object).collect();
-        assert_eq!(at_hand.take(&wanted, now).len(), BASE_GRANTS_MAX);
+        assert_eq!(lease_urls.take(&wanted, now).len(), BASE_GRANTS_MAX);
     }
 }

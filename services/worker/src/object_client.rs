@@ -31,7 +31,7 @@ const TRANSFER_TIME_MAX: Duration = Duration::from_secs(900);
 
 /// The worker's access to objects: cache, downloads and uploads. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Library {
+pub(crate) struct ObjectClient {
     asker: Asker,
     transfer: Transfer,
     cache: Arc<Cache>,
@@ -43,7 +43,7 @@ struct ToRead<'a>(&'a Asker);
 /// Asks for a new URL to upload an object of a unit.
 struct ToWrite<'a>(&'a Asker, LeaseRef, ObjectRef);
 
-impl Library {
+impl ObjectClient {
     pub(crate) const fn new(asker: Asker, transfer: Transfer, cache: Arc<Cache>) -> Self {
         Self {
             asker,
@@ -60,11 +60,14 @@ impl Library {
         &self,
         wanted: &[ObjectRef],
     ) -> impl Stream<Item = Result<(usize, Bytes), Refusal>> + use<> {
-        let at_hand = self.asker.at_hand().take(wanted, std::time::Instant::now());
-        let (first, rest) = wanted.split_at(at_hand.len());
-        let first: Vec<_> = first.iter().copied().zip(at_hand).map(Ok).collect();
+        let lease_urls = self
+            .asker
+            .lease_urls()
+            .take(wanted, std::time::Instant::now());
+        let (first, rest) = wanted.split_at(lease_urls.len());
+        let first: Vec<_> = first.iter().copied().zip(lease_urls).map(Ok).collect();
         let batches: Vec<Vec<ObjectRef>> = rest.chunks(GRANTS_MAX).map(<[_]>::to_vec).collect();
-        let (library, asker) = (self.clone(), self.asker.clone());
+        let (object_client, asker) = (self.clone(), self.asker.clone());
         let granted = stream::iter(batches).then(move |batch| {
             let asker = asker.clone();
             async move {
@@ -80,9 +83,9 @@ impl Library {
                 // Each transfer is a task, so that several cores hash and decrypt. The task ends
                 // with the stream.
                 let task = granted.map(|(object, grant)| {
-                    let library = library.clone();
+                    let object_client = object_client.clone();
                     AbortOnDropHandle::new(tokio::spawn(async move {
-                        library.download(object, grant).await
+                        object_client.download(object, grant).await
                     }))
                 });
                 async move { Ok((index, task?.await.map_err(broken)??)) }
