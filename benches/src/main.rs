@@ -12,7 +12,7 @@
 //! | `leases` | claims to grants at a fixed rate |
 //! | `crowd` | the grants of a round of 1,000 units, from its start to the last manifest |
 //! | `appends` | events appended to the ledger, together and alone |
-//! | `ledger_stream` | a real stream for a ledger, with the keys of its writer |
+//! | `ledger_stream` | the ledger's stream and its readers' copy, in the accounts of a trust domain |
 //! | `history` | a ledger read and folded at a start, and its copy replayed by an auditor |
 //! | `starts` | a coordinator's start with a long ledger |
 //! | `row`, `table`, `machine` | results, how they are shown and kept, and where they were measured |

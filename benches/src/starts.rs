@@ -14,7 +14,7 @@ use schemas::permission::Role;
 use schemas::run::RunSpec;
 use schemas::sync::SealedInput;
 use schemas::{
-    Digest, Epoch, Fragment, ObjectRef, Round, RunId, Sequence, Tokens, UnitIndex, Weight,
+    ChainSequence, Digest, Epoch, Fragment, ObjectRef, Round, RunId, Tokens, UnitIndex, Weight,
 };
 use serde_bytes::ByteArray;
 
@@ -122,7 +122,7 @@ impl Scene {
         while since.elapsed() < PATIENCE {
             match ledger.newest_checkpoint().await? {
                 Named::Checkpoint(checkpoint) => {
-                    ensure!(checkpoint.covers > Sequence(0), "it covers nothing");
+                    ensure!(checkpoint.covers > ChainSequence(0), "it covers nothing");
                     return Ok(checkpoint.object.bytes.get());
                 }
                 Named::Unfit(reason) => bail!("the checkpoint is not used: {reason}"),

@@ -139,7 +139,7 @@ pub(crate) async fn measure(size: Size, workers: usize, effort: Effort) -> Resul
         let both = row("coordinator + store CPU", costs.coordinator + costs.store);
         rows.push(both.reach(Reach::AtMost(0.15)));
         rows.push(row(
-            "a core's share of all CPU",
+            "all processes' CPU / cores, without full snapshots",
             costs.all() / cores() as f64,
         ));
     }
@@ -251,7 +251,7 @@ async fn rounds(series: Series<'_>) -> Result<(Vec<Row>, Costs, Cluster)> {
     );
     let hashing = hashing(size, workers, label);
     let why = format!(
-        "{:.2} s of it is sha256 on all cores; it cannot be shorter than a core's share of all CPU",
+        "{:.2} s of it is sha256 on all cores; it cannot be shorter than all processes' CPU / cores",
         hashing.median()
     );
     let mut rows = stages(&syncs, label, size.sync_reach(workers), &why);
@@ -351,18 +351,15 @@ impl Costs {
 
     fn rows(&self, label: &str, note: &str) -> Vec<Row> {
         let row = |name: &str, value: f64| {
-            Row::new(format!("{label}: {name} CPU"), "s/round", vec![value]).note(note)
+            Row::new(format!("{label}: {name}"), "s/round", vec![value]).note(note)
         };
         vec![
-            row("coordinator", self.coordinator),
-            row("store", self.store),
-            row("broker", self.broker),
-            row("all workers'", self.workers),
-            // The work of all cores for a round; no schedule makes a sync much shorter than this.
-            row(
-                "a core's share of all processes'",
-                self.all() / cores() as f64,
-            ),
+            row("coordinator CPU", self.coordinator),
+            row("store CPU", self.store),
+            row("broker CPU", self.broker),
+            row("all workers' CPU", self.workers),
+            // No schedule makes a sync much shorter than this.
+            row("all processes' CPU / cores", self.all() / cores() as f64),
         ]
     }
 }

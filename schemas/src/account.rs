@@ -1,10 +1,11 @@
 //! The accounts of a domain: the streams in each, the messages that cross from one to the other,
-//! and the copies that the broker itself makes.
+//! the copies that the broker itself makes, and the questions that readers ask.
 //!
 //! The broker publishes an answer wherever the asker wants it, with the answerer's rights; if that
 //! subject is an import, the broker follows it into the exporter's account. So the ledger lies in
-//! an account where only its writers can ask anything. And no import leads to a stream directly: a
-//! process in between checks what it stores.
+//! an account where only its writers can ask anything. And no import leads to a stream that takes
+//! messages: a process in between checks what it stores. Readers ask from an account without
+//! streams, where an empty answer can name none.
 
 use crate::AccountId;
 pub use crate::role::Account;
@@ -143,6 +144,32 @@ impl Copied {
     }
 }
 
+/// A question about stream `AUDIT`. The audit account exports exactly this subject, and readers
+/// import it under the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The subject, in both accounts.
+    pub subject: &'static str,
+    /// True if several messages answer it, of which the last is empty.
+    pub many: bool,
+}
+
+/// Everything that readers may ask.
+pub const QUESTIONS: [Question; 3] = [
+    Question {
+        subject: "$JS.API.STREAM.INFO.AUDIT",
+        many: false,
+    },
+    Question {
+        subject: "$JS.API.STREAM.MSG.GET.AUDIT",
+        many: false,
+    },
+    Question {
+        subject: "$JS.API.DIRECT.GET.AUDIT",
+        many: true,
+    },
+];
+
 /// The streams that hold events: only a provisioner may alter them.
 pub fn event_streams(tenants: &[AccountId]) -> Vec<(Account, String)> {
     let copy = (Account::Audit, AUDIT_STREAM.to_owned());
@@ -178,5 +205,17 @@ mod tests {
             "no two copies share a subject of the audit account"
         );
         assert_eq!(event_streams(&[tenant]).len(), 3);
+    }
+
+    /// Each question is about the one stream, and has no open part.
+    #[test]
+    fn readers_ask_about_their_stream_only() {
+        for Question { subject, .. } in QUESTIONS {
+            let (_, stream) = subject.rsplit_once('.').expect("it has tokens");
+            assert_eq!(stream, AUDIT_STREAM);
+            assert!(!subject.contains(['*', '>']), "{subject}");
+        }
+        let many: Vec<_> = QUESTIONS.iter().filter(|one| one.many).collect();
+        assert_eq!(many.len(), 1);
     }
 }

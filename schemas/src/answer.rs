@@ -23,7 +23,7 @@ pub const ANSWER_MARK: u8 = 0xc1;
 /// An asker and its question: the digest of the subject, as the asker wrote it, and of the request's
 /// bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct Addressee {
     /// The asker's key.
     pub by: PublicKey,
     /// Digest of its question.
@@ -59,9 +59,9 @@ pub fn question(subject: &str, payload: &[u8]) -> Digest {
     hasher.finish()
 }
 
-impl Asked {
+impl Addressee {
     /// Reads a request as it arrives in the control account; none if its subject names no sender.
-    pub fn heard(subject: &str, payload: &[u8]) -> Option<Self> {
+    pub fn of(subject: &str, payload: &[u8]) -> Option<Self> {
         let by = sender_key(subject)?;
         let sent: Cow<'_, str> = as_sent(subject);
         Some(Self {
@@ -73,11 +73,11 @@ impl Asked {
 
 impl<T> Answer<T> {
     /// Addresses a reply to the asker.
-    pub fn new(asked: &Asked, reply: Reply<T>) -> Self {
+    pub fn new(addressee: &Addressee, reply: Reply<T>) -> Self {
         Self {
             v: V,
-            to: asked.by.clone(),
-            question: asked.question,
+            to: addressee.by.clone(),
+            question: addressee.question,
             reply,
         }
     }

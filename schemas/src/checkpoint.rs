@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, Digest, ObjectRef, Sequence};
+use crate::{Bytes, ChainSequence, Digest, ObjectRef};
 
 /// Largest checkpoint that is written or read. A start holds the object and the decoded state in
 /// memory, beside the restored weights. A run of 1,000 rounds and 100 workers takes some 200 KB, so
@@ -15,7 +15,7 @@ pub const CHECKPOINT_BYTES_MAX: Bytes = Bytes::mebi(128);
 #[serde(deny_unknown_fields)]
 pub struct Checkpoint {
     /// The `checkpoint-taken` event after which the ledger has this state.
-    pub covers: Sequence,
+    pub covers: ChainSequence,
     /// The digest of that event's body, which the next event names as the one before it.
     pub head: Digest,
     /// The position of that event in the ledger's stream. It only says where to look: a reader that

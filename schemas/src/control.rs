@@ -18,6 +18,8 @@ pub struct RunNew {
     pub spec: RunSpec,
 }
 
+message!(RunNew, "run.new", MESSAGE_BYTES_MAX);
+
 /// `view`: show a view.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,6 +29,8 @@ pub struct ViewRequest {
     /// The view that is wanted.
     pub query: Query,
 }
+
+message!(ViewRequest, "view", 4096);
 
 /// A view that an operator wants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +59,12 @@ pub struct ViewReply {
     /// The view that was asked for.
     pub view: View,
 }
+
+message!(
+    ViewReply,
+    "view reply",
+    MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX
+);
 
 /// A view as an operator sees it; one variant for each [`Query`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,6 +95,8 @@ pub struct OperatorObjects {
     pub objects: Vec<ObjectRef>,
 }
 
+message!(OperatorObjects, "operator objects", MESSAGE_BYTES_MAX);
+
 /// `shutdown`: drain all runs and stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,6 +106,8 @@ pub struct Shutdown {
     /// The time that holders of leases get to finish; after it the coordinator stops anyway.
     pub drain: Millis,
 }
+
+message!(Shutdown, "shutdown", 4096);
 
 /// The answer to a [`Shutdown`], sent when draining has begun and is in the ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +121,8 @@ pub struct ShutdownReply {
     pub workers: u32,
 }
 
+message!(ShutdownReply, "shutdown reply", 4096);
+
 /// The answer to a [`RunNew`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -119,14 +135,4 @@ pub struct RunNewReply {
     pub created: bool,
 }
 
-message!(RunNew, "run.new", MESSAGE_BYTES_MAX);
 message!(RunNewReply, "run.new reply", 4096);
-message!(ViewRequest, "view", 4096);
-message!(
-    ViewReply,
-    "view reply",
-    MESSAGE_BYTES_MAX - ENVELOPE_BYTES_MAX
-);
-message!(OperatorObjects, "operator objects", MESSAGE_BYTES_MAX);
-message!(Shutdown, "shutdown", 4096);
-message!(ShutdownReply, "shutdown reply", 4096);

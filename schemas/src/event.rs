@@ -14,8 +14,8 @@ use crate::message::{V, message};
 use crate::run::{RunSpec, TrainerKind};
 use crate::sync::SealedInput;
 use crate::{
-    AccountId, Digest, Fragment, ObjectRef, PublicKey, Round, RunId, Sequence, Tokens, UnixMillis,
-    WorkerId,
+    AccountId, ChainSequence, Digest, Fragment, ObjectRef, PublicKey, Round, RunId, Tokens,
+    UnixMillis, WorkerId,
 };
 
 /// An event as it is sent and stored. Key and signature are beside the body in one payload, and not
@@ -45,7 +45,7 @@ pub struct EventBody {
     /// The public audit key of the emitter.
     pub emitter: PublicKey,
     /// Its position in the emitter's chain.
-    pub sequence: Sequence,
+    pub sequence: ChainSequence,
     /// The digest of the emitter's previous body; none for the first.
     pub previous: Option<Digest>,
     /// The emitter's clock, which nobody has checked.

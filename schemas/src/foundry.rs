@@ -113,7 +113,7 @@ pub enum Order {
 }
 
 impl Order {
-    /// Its kind, as logs and numbers name it.
+    /// Its kind, as logs and metrics name it.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Restore { .. } => "restore",
@@ -189,7 +189,7 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// Its kind, as logs and numbers name it.
+    /// Its kind, as logs and metrics name it.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::DataLoaded { .. } => "data_loaded",

@@ -40,7 +40,7 @@ pub mod unit;
 pub mod view;
 pub mod weights;
 
-pub use answer::{Answer, Asked, is_answer};
+pub use answer::{Addressee, Answer, is_answer};
 pub use chunks::{Chunks, Listed};
 pub use code::{Class, Code, Coded, Refusal};
 pub use digest::{Digest, Hasher, ObjectRef};
@@ -48,5 +48,6 @@ pub use id::{AccountId, IdError, PublicKey, RunId, WorkerId};
 pub use message::{DecodeError, Message, Reply, V};
 pub use sync::SyncId;
 pub use unit::{
-    Bytes, Epoch, Fragment, Millis, Round, Sequence, Steps, Tokens, UnitIndex, UnixMillis, Weight,
+    Bytes, ChainSequence, Epoch, Fragment, Millis, Round, Steps, Tokens, UnitIndex, UnixMillis,
+    Weight,
 };

@@ -30,7 +30,8 @@ const fn plumbing(role: Role, subject: &'static str, purpose: &'static str) -> P
 /// Streams of events are read by single questions and never through consumers. A consumer delivers
 /// to any subject that its owner names, including an empty status message, and such a message under
 /// `$JS.API.STREAM.DELETE.…` deletes the stream. The answers to these questions are never empty,
-/// and cannot be read as an order.
+/// and cannot be read as an order. A direct get of many messages does end with an empty one; the
+/// auditor alone may ask for it, since its account has no stream.
 pub const PLUMBING: &[Plumbing] = &[
     plumbing(
         Role::Coordinator,
@@ -70,7 +71,16 @@ pub const PLUMBING: &[Plumbing] = &[
         "$JS.API.STREAM.INFO.AUDIT",
         "see where the stream ends",
     ),
-    plumbing(Role::Auditor, "$JS.API.STREAM.MSG.GET.AUDIT", "read events"),
+    plumbing(
+        Role::Auditor,
+        "$JS.API.STREAM.MSG.GET.AUDIT",
+        "read single events, and find out whether one is missing",
+    ),
+    plumbing(
+        Role::Auditor,
+        "$JS.API.DIRECT.GET.AUDIT",
+        "read many events together",
+    ),
     plumbing(Role::Recorder, "_R_.>", "answer workers"),
     plumbing(
         Role::Recorder,
@@ -257,6 +267,7 @@ pub fn reference() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::account::QUESTIONS;
 
     #[test]
     fn workers_speak_only_under_their_own_key_and_run() {
@@ -310,10 +321,30 @@ mod tests {
             Role::Worker,
         ] {
             let set = permissions(role);
-            let consumers =
-                |subject: &&String| subject.contains("CONSUMER") || subject.contains("DIRECT");
+            let consumers = |subject: &&String| subject.contains("CONSUMER");
             assert_eq!(set.publish_allow.iter().find(consumers), None, "{role:?}");
         }
+    }
+
+    /// The last answer to a direct get of many messages is empty, and goes where the asker says.
+    #[test]
+    fn only_a_role_in_an_account_without_streams_may_ask_for_many_messages() {
+        for role in Role::ALL {
+            let set = permissions(role);
+            let direct = |subject: &&String| subject.contains("DIRECT");
+            if set.publish_allow.iter().any(|subject| direct(&subject)) {
+                assert_eq!(role, Role::Auditor);
+                assert_eq!(Role::provisioner(role.account()), None, "it has no streams");
+            }
+        }
+    }
+
+    /// Readers may ask exactly what is answered in their account.
+    #[test]
+    fn the_auditor_may_publish_the_questions_of_readers_and_nothing_else() {
+        let mut expected: Vec<&str> = QUESTIONS.iter().map(|one| one.subject).collect();
+        expected.push(OWN_INBOX);
+        assert_eq!(permissions(Role::Auditor).publish_allow, expected);
     }
 
     #[test]

@@ -9,19 +9,23 @@ pub enum Account {
     Ledger,
     /// Events of workers about themselves, one stream for each tenant.
     Events,
-    /// Readers: a copy of the ledger and of every tenant's events, in one stream.
+    /// A copy of the ledger and of every tenant's events, in one stream. Nobody connects but its
+    /// provisioner.
     Audit,
+    /// Those who read the copy. It has no JetStream: what they may ask crosses to the audit account.
+    Readers,
     /// A tenant's workers. It has no JetStream.
     Tenant,
 }
 
 impl Account {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Control,
         Self::Ledger,
         Self::Events,
         Self::Audit,
+        Self::Readers,
         Self::Tenant,
     ];
 
@@ -32,6 +36,7 @@ impl Account {
             Self::Ledger => "ledger",
             Self::Events => "events",
             Self::Audit => "audit",
+            Self::Readers => "readers",
             Self::Tenant => "tenant",
         }
     }
@@ -102,18 +107,19 @@ impl Role {
             Self::Coordinator | Self::Operator | Self::Provisioner => Account::Control,
             Self::LedgerWriter | Self::LedgerProvisioner => Account::Ledger,
             Self::Recorder | Self::EventsProvisioner => Account::Events,
-            Self::Auditor | Self::AuditProvisioner => Account::Audit,
+            Self::AuditProvisioner => Account::Audit,
+            Self::Auditor => Account::Readers,
         }
     }
 
-    /// The role that creates the streams of an account; none for tenants, which have no streams.
+    /// The role that creates the streams of an account; none for accounts without streams.
     pub const fn provisioner(account: Account) -> Option<Self> {
         match account {
             Account::Control => Some(Self::Provisioner),
             Account::Ledger => Some(Self::LedgerProvisioner),
             Account::Events => Some(Self::EventsProvisioner),
             Account::Audit => Some(Self::AuditProvisioner),
-            Account::Tenant => None,
+            Account::Readers | Account::Tenant => None,
         }
     }
 

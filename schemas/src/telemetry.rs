@@ -14,7 +14,7 @@ use crate::{Bytes, Millis, Steps, Tokens};
 #[serde(deny_unknown_fields)]
 pub struct Heartbeat {
     /// Version.
-    pub v: V<3>,
+    pub v: V<4>,
     /// The session of the worker; its counts begin with its process.
     pub session: Session,
     /// The phase it is in.
@@ -33,15 +33,15 @@ pub struct Heartbeat {
     pub bytes_up: Bytes,
     /// Downloaded since the process started.
     pub bytes_down: Bytes,
-    /// Its other counts.
-    pub numbers: WorkerNumbers,
+    /// Its other metrics.
+    pub metrics: WorkerMetrics,
 }
 
-/// The counts of a worker's process besides tokens and bytes, for metrics. Every number except the
-/// memory only grows while the process lives.
+/// The metrics of a worker's process besides tokens and bytes. Each except the memory only grows
+/// while the process lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WorkerNumbers {
+pub struct WorkerMetrics {
     /// Time in which data and weights of units were fetched.
     pub fetch: Millis,
     /// Time of inner steps.
@@ -56,7 +56,7 @@ pub struct WorkerNumbers {
     pub device_memory: Option<Bytes>,
 }
 
-impl WorkerNumbers {
+impl WorkerMetrics {
     /// The time in each lane, by the lane's name.
     pub const fn lanes(&self) -> [(&'static str, Millis); 4] {
         [

@@ -91,7 +91,7 @@ quantity!(
 );
 quantity!(
     /// Position of an event in its emitter's chain, from 0.
-    Sequence(u64)
+    ChainSequence(u64)
 );
 quantity!(
     /// Milliseconds since 1970-01-01T00:00:00Z.

@@ -22,12 +22,12 @@ use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, OpenLayer, Po
 use schemas::public::Status;
 use schemas::run::{Codec, CodecKind, InnerOptimizer, Precision, Rounding, RunSpec, TrainerKind};
 use schemas::sync::SealedInput;
-use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
+use schemas::telemetry::{Heartbeat, Phase, WorkerMetrics};
 use schemas::view::{RunPhase, RunView};
 use schemas::{
-    Answer, Asked, Bytes, Chunks, Code, DecodeError, Digest, Epoch, Fragment, Listed, Message,
-    Millis, ObjectRef, PublicKey, Refusal, Reply, Round, RunId, Sequence, Steps, SyncId, Tokens,
-    UnitIndex, UnixMillis, V, Weight, WorkerId,
+    Addressee, Answer, Bytes, ChainSequence, Chunks, Code, DecodeError, Digest, Epoch, Fragment,
+    Listed, Message, Millis, ObjectRef, PublicKey, Refusal, Reply, Round, RunId, Steps, SyncId,
+    Tokens, UnitIndex, UnixMillis, V, Weight, WorkerId,
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -126,8 +126,8 @@ pub(crate) fn spec() -> RunSpec {
 }
 
 /// A worker's question.
-pub(crate) fn asked() -> Asked {
-    Asked {
+pub(crate) fn asked() -> Addressee {
+    Addressee {
         by: public(),
         question: Digest::of(b"question"),
     }
@@ -195,7 +195,7 @@ pub(crate) fn event(event: Event) -> EventBody {
     EventBody {
         v: V,
         emitter: public(),
-        sequence: Sequence(9),
+        sequence: ChainSequence(9),
         previous: Some(Digest::of(b"previous")),
         time: UnixMillis(1_700_000_000_000),
         run: Some(run()),
@@ -372,7 +372,7 @@ pub(crate) fn all() -> Vec<Example> {
             loss: Some(3.0),
             bytes_up: Bytes(1),
             bytes_down: Bytes(2),
-            numbers: WorkerNumbers {
+            metrics: WorkerMetrics {
                 fetch: Millis(3),
                 train: Millis(4),
                 encode: Millis(5),
@@ -523,7 +523,7 @@ pub(crate) fn all() -> Vec<Example> {
             name: "event of a checkpoint",
             ..example(&event(Event::Ledger(LedgerEvent::CheckpointSaved {
                 checkpoint: Checkpoint {
-                    covers: Sequence(u64::MAX),
+                    covers: ChainSequence(u64::MAX),
                     head: Digest::of(b"head"),
                     stream_sequence: u64::MAX,
                     format: u16::MAX,

@@ -9,7 +9,7 @@ use schemas::blob::PutRequest;
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::lease::{ClaimRequest, Done};
 use schemas::member::{Posture, Session};
-use schemas::{Answer, Asked, DecodeError, Message, Millis, Reply, V, is_answer};
+use schemas::{Addressee, Answer, DecodeError, Message, Millis, Reply, V, is_answer};
 use serde::Serialize;
 
 #[test]
@@ -109,7 +109,7 @@ fn an_answer_is_for_who_asked_and_for_what_was_asked() {
     let subject = "diloco.request.demo.x.join";
     let asked = examples::asked();
     let answer = Answer::new(
-        &Asked {
+        &Addressee {
             question: question(subject, b"a"),
             ..asked.clone()
         },

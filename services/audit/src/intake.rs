@@ -9,14 +9,14 @@ use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
-use audit_core::{Candidate, Heard, Linked, Notice, Tail};
+use audit_core::{Candidate, ChainCheck, MessageCheck, Notice, Tail};
 use bytes::Bytes;
 use metrics::{counter, histogram};
 use runtime::metrics::{AUDIT_EVENT_SECONDS, AUDIT_EVENTS, outcome};
 use runtime::{Bus, BusError, Delivery, Failure, Listener, StreamError, StreamReader, clock};
 use schemas::lease::Done;
 use schemas::subject::{EVENTS_FILTER, events_stream, record_filter, record_subject};
-use schemas::{Answer, Asked, Code, Message as _, Refusal, Reply, WorkerId};
+use schemas::{Addressee, Answer, Code, Message as _, Refusal, Reply, WorkerId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -120,23 +120,26 @@ impl Intake {
 
     async fn take(&mut self, delivery: &Delivery) {
         let since = Instant::now();
-        let answer = match self
-            .core
-            .hear(clock::now(), &delivery.subject, &delivery.payload)
-        {
-            Heard::Answer => return,
-            Heard::Nobody => {
-                self.tally.nobody += 1;
-                return;
-            }
-            Heard::Over(worker) => {
-                self.tally.over += 1;
-                self.tally.whose = Some(worker);
-                return;
-            }
-            Heard::Refused(refusal) => Reply::Refused(refusal),
-            Heard::Candidate(candidate) => self.record(&candidate, &delivery.payload).await,
-        };
+        let answer =
+            match self
+                .core
+                .check_message(clock::now(), &delivery.subject, &delivery.payload)
+            {
+                MessageCheck::Answer => return,
+                MessageCheck::Nobody => {
+                    self.tally.nobody += 1;
+                    return;
+                }
+                MessageCheck::Over(worker) => {
+                    self.tally.over += 1;
+                    self.tally.whose = Some(worker);
+                    return;
+                }
+                MessageCheck::Refused(refusal) => Reply::Refused(refusal),
+                MessageCheck::Candidate(candidate) => {
+                    self.record(&candidate, &delivery.payload).await
+                }
+            };
         let refused = match &answer {
             Reply::Ok(_) => None,
             Reply::Refused(refusal) => Some(refusal.code),
@@ -154,9 +157,9 @@ impl Intake {
             .reply
             .as_ref()
             .filter(|reply| reply.starts_with("_R_."));
-        let asked = Asked::heard(&delivery.subject, &delivery.payload);
-        if let (Some(reply), Some(asked)) = (reply, asked) {
-            let answer: Answer<Done> = Answer::new(&asked, answer);
+        let addressee = Addressee::of(&delivery.subject, &delivery.payload);
+        if let (Some(reply), Some(addressee)) = (reply, addressee) {
+            let answer: Answer<Done> = Answer::new(&addressee, answer);
             if let Err(error) = self.bus.publish(reply, answer.encode().into()).await {
                 tracing::debug!(%error, "an answer was not sent");
             }
@@ -183,10 +186,10 @@ impl Intake {
             return self.later(lost);
         }
         let expected = tail.map_or(0, |tail| tail.stream);
-        match candidate.link(tail) {
-            Linked::Known => return Reply::Ok(Done::default()),
-            Linked::Refused(refusal) => return Reply::Refused(refusal),
-            Linked::Follows => {}
+        match candidate.check_chain(tail) {
+            ChainCheck::Known => return Reply::Ok(Done::default()),
+            ChainCheck::Refused(refusal) => return Reply::Refused(refusal),
+            ChainCheck::Follows => {}
         }
         match self.append(candidate, expected, payload).await {
             Ok(stream) => {

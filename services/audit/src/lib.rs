@@ -7,7 +7,7 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `reader` | the stream, in order, across reconnects |
-//! | `keep`, `line` | the append-only files |
+//! | `files`, `line` | the append-only files |
 //! | `recorder` | auditor and files together: a batch in, findings out |
 //! | `intake` | workers' events: heard, checked, recorded, answered |
 //! | `service` | the loop of the program |
@@ -15,8 +15,8 @@
 //! | `config` | the program's configuration |
 
 pub mod config;
+pub mod files;
 mod intake;
-pub mod keep;
 mod line;
 pub mod program;
 pub mod reader;
@@ -25,11 +25,11 @@ pub mod replay;
 pub mod service;
 
 pub use audit_core::{
-    Auditor, Checked, EmitterSummary, FaultyWorker, Finding, ForeignMessage, Found, Payload,
-    Record, RunSummary, StreamSequence, Summary, TimelineRow, Verdict,
+    Auditor, Checked, EmitterSummary, FaultyWorker, Finding, ForeignMessage, Payload,
+    PlacedFinding, Record, RunSummary, StreamSequence, Summary, TimelineRow, Verdict,
 };
 pub use config::Config;
-pub use keep::{Keep, KeepError, Known, Standing};
+pub use files::{AuditFiles, AuditFilesError, Comparison, Known};
 pub use reader::{Reader, Span};
 pub use recorder::{Recorder, RecorderError};
 pub use replay::{Replay, ReplayError};

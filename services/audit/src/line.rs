@@ -1,6 +1,6 @@
 //! One line of the audit files: JSON, so that they can be read without this program.
 
-use audit_core::{Found, Payload, Record, StreamSequence, Verdict};
+use audit_core::{Payload, PlacedFinding, Record, StreamSequence, Verdict};
 use data_encoding::BASE64;
 use schemas::{Digest, UnixMillis, V};
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ pub(crate) enum Line {
         /// Its time, by this machine's clock.
         time: UnixMillis,
         /// The finding.
-        found: Found,
+        found: PlacedFinding,
     },
 }
 
@@ -142,7 +142,7 @@ mod tests {
         let finding = Finding::Malformed {
             reason: controls(1024),
         };
-        let found = Found {
+        let found = PlacedFinding {
             stream_sequence: StreamSequence(u64::MAX),
             ledger: true,
             finding,

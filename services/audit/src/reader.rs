@@ -61,7 +61,7 @@ impl<T: Send + 'static> Reader<T> {
         look: impl Fn(Vec<Record>) -> Vec<T> + Send + Sync + 'static,
     ) -> Self {
         Self {
-            stream: StreamReader::new(bus.clone(), AUDIT_STREAM),
+            stream: StreamReader::new(bus.clone(), AUDIT_STREAM).together(),
             look: Arc::new(look),
             next,
             end: StreamSequence(0),
@@ -172,6 +172,11 @@ impl<T: Send + 'static> Reader<T> {
             }
         }
         true
+    }
+
+    /// True if the broker is asked for one message at a time, since it does not send many together.
+    pub fn is_refused_many(&self) -> bool {
+        self.stream.is_refused_many()
     }
 
     /// Number of positions after the newest returned record, at the last look.

@@ -3,13 +3,13 @@
 
 use std::path::Path;
 
-use audit_core::{Auditor, Checked, Finding, Found, Notice, Record, StreamSequence};
+use audit_core::{Auditor, Checked, Finding, Notice, PlacedFinding, Record, StreamSequence};
 use identity::TrustBundle;
 use rayon::prelude::*;
 use schemas::subject::AUDIT_STREAM;
 use schemas::{Code, UnixMillis, V};
 
-use crate::keep::{Keep, KeepError, Past, Standing};
+use crate::files::{AuditFiles, AuditFilesError, Comparison, FileEntry};
 use crate::line::{Kept, Line};
 use crate::reader::Span;
 
@@ -20,7 +20,7 @@ const RECALLED_AT_ONCE: usize = 1024;
 #[derive(Debug)]
 pub struct Recorder {
     auditor: Auditor,
-    keep: Keep,
+    files: AuditFiles,
     /// The newest position that was read, in this reading from the stream's start.
     read: StreamSequence,
     /// Messages that the broker stored again unchanged, since the last report.
@@ -32,7 +32,7 @@ pub struct Recorder {
 pub enum RecorderError {
     /// The files cannot be used.
     #[error(transparent)]
-    Keep(#[from] KeepError),
+    Files(#[from] AuditFilesError),
     /// The stream is not the one that was kept. A second history behind the first would leave no
     /// evidence of either.
     #[error("stream {AUDIT_STREAM} contradicts the files in {folder} {found}")]
@@ -40,7 +40,7 @@ pub enum RecorderError {
         /// The folder of the files.
         folder: String,
         /// The difference.
-        found: Found,
+        found: PlacedFinding,
     },
 }
 
@@ -48,7 +48,7 @@ impl RecorderError {
     /// The code of the page that says what to do.
     pub const fn code(&self) -> Code {
         match self {
-            Self::Keep(error) => error.code(),
+            Self::Files(error) => error.code(),
             Self::Contradicted { .. } => Code::RecordContradicted,
         }
     }
@@ -60,11 +60,11 @@ impl Recorder {
     /// Opens the folder and checks again everything that was kept.
     ///
     /// # Errors
-    /// As for [`Keep`].
-    pub fn open(folder: &Path, trust: &TrustBundle) -> Result<Self, KeepError> {
+    /// As for [`AuditFiles`].
+    pub fn open(folder: &Path, trust: &TrustBundle) -> Result<Self, AuditFilesError> {
         let mut auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
         let mut waiting = Vec::with_capacity(RECALLED_AT_ONCE);
-        let keep = Keep::open(folder, &mut |past| {
+        let files = AuditFiles::open(folder, &mut |past| {
             waiting.push(past);
             if waiting.len() == RECALLED_AT_ONCE {
                 recall(&mut auditor, &mut waiting);
@@ -73,7 +73,7 @@ impl Recorder {
         recall(&mut auditor, &mut waiting);
         Ok(Self {
             auditor,
-            keep,
+            files,
             read: StreamSequence(0),
             again: 0,
         })
@@ -92,8 +92,8 @@ impl Recorder {
         newest: Option<&Record>,
         now: UnixMillis,
     ) -> Result<(), RecorderError> {
-        let (Span { first, last, .. }, kept) = (span, self.keep.last());
-        let Some(oldest) = self.keep.first() else {
+        let (Span { first, last, .. }, kept) = (span, self.files.last());
+        let Some(oldest) = self.files.first() else {
             return Ok(());
         };
         let finding = if last < kept {
@@ -104,17 +104,17 @@ impl Recorder {
                 to: StreamSequence(first.0.saturating_sub(1)).min(kept),
             }
         } else {
-            match newest.map(|record| self.keep.standing(record)) {
+            match newest.map(|record| self.files.compare(record)) {
                 None => Finding::Hole {
                     from: kept,
                     to: kept,
                 },
-                Some(Some(Standing::Altered)) => Finding::Altered { sequence: kept },
-                Some(Some(Standing::Same | Standing::Again) | None) => return Ok(()),
+                Some(Some(Comparison::Altered)) => Finding::Altered { sequence: kept },
+                Some(Some(Comparison::Same | Comparison::Again) | None) => return Ok(()),
             }
         };
         Err(self.contradicted(
-            Found {
+            PlacedFinding {
                 stream_sequence: last,
                 ledger: true,
                 finding,
@@ -133,7 +133,7 @@ impl Recorder {
         &mut self,
         records: &[Record],
         now: UnixMillis,
-    ) -> Result<Vec<Found>, RecorderError> {
+    ) -> Result<Vec<PlacedFinding>, RecorderError> {
         let read = self.read;
         let gone = read > StreamSequence(0)
             && records
@@ -145,7 +145,7 @@ impl Recorder {
                 to: read,
             };
             return Err(self.contradicted(
-                Found {
+                PlacedFinding {
                     stream_sequence: read,
                     ledger: true,
                     finding,
@@ -167,10 +167,10 @@ impl Recorder {
         &mut self,
         records: &[Record],
         now: UnixMillis,
-    ) -> Result<Vec<Found>, RecorderError> {
-        let (keep, examiner) = (&self.keep, self.auditor.examiner());
+    ) -> Result<Vec<PlacedFinding>, RecorderError> {
+        let (files, examiner) = (&self.files, self.auditor.examiner());
         let examine = |record: &Record| {
-            let new = keep.standing(record).is_none();
+            let new = files.compare(record).is_none();
             new.then(|| (record.digest(), examiner.examine(record)))
         };
         let examined: Vec<_> = records.par_iter().map(examine).collect();
@@ -178,19 +178,19 @@ impl Recorder {
         let mut findings = Vec::new();
         for (record, examined) in records.iter().zip(examined) {
             let at = record.stream_sequence;
-            let standing = self.keep.standing(record);
+            let standing = self.files.compare(record);
             let other = self.lost_before(at).or_else(|| match standing {
-                Some(Standing::Altered) => Some(Finding::Altered { sequence: at }),
-                Some(Standing::Again) => {
+                Some(Comparison::Altered) => Some(Finding::Altered { sequence: at }),
+                Some(Comparison::Again) => {
                     self.again += 1;
                     None
                 }
-                Some(Standing::Same) | None => None,
+                Some(Comparison::Same) | None => None,
             });
             if let Some(finding) = other {
                 lines.extend(found_lines(&findings, now));
                 return Err(self.contradicted(
-                    Found {
+                    PlacedFinding {
                         stream_sequence: at,
                         ledger: true,
                         finding,
@@ -203,7 +203,7 @@ impl Recorder {
                 continue;
             }
             let (digest, examined) = examined.expect("what is not kept now was not kept before");
-            self.keep.know(record, digest);
+            self.files.know(record, digest);
             let mut results = self.auditor.place(examined).into_iter();
             let own = results.next().expect("every record has a result");
             lines.push(Line::Record(Kept::new(record, digest, own.verdict)));
@@ -223,7 +223,7 @@ impl Recorder {
             }
         }
         lines.extend(found_lines(&findings, now));
-        self.keep.append(&lines, now)?;
+        self.files.append(&lines, now)?;
         Ok(findings)
     }
 
@@ -231,22 +231,22 @@ impl Recorder {
     /// holes of messages that were never kept.
     fn lost_before(&mut self, at: StreamSequence) -> Option<Finding> {
         let from = std::mem::replace(&mut self.read, at).next();
-        let to = StreamSequence(at.0.saturating_sub(1)).min(self.keep.last());
+        let to = StreamSequence(at.0.saturating_sub(1)).min(self.files.last());
         (from <= to).then_some(Finding::Hole { from, to })
     }
 
     /// Writes the finding after `lines`, and returns the error that ends the work.
     fn contradicted(
         &mut self,
-        found: Found,
+        found: PlacedFinding,
         mut lines: Vec<Line>,
         now: UnixMillis,
     ) -> RecorderError {
         self.auditor.note(&found);
         lines.extend(found_lines(std::slice::from_ref(&found), now));
-        match self.keep.append(&lines, now) {
+        match self.files.append(&lines, now) {
             Ok(()) => RecorderError::Contradicted {
-                folder: self.keep.folder().display().to_string(),
+                folder: self.files.folder().display().to_string(),
                 found,
             },
             Err(error) => error.into(),
@@ -274,26 +274,26 @@ impl Recorder {
     }
 
     /// The records kept so far.
-    pub fn keep(&self) -> &Keep {
-        &self.keep
+    pub fn files(&self) -> &AuditFiles {
+        &self.files
     }
 }
 
 /// Gives the kept entries to the auditor again. It repeats all findings by itself, except those
 /// that only a comparison has shown.
-fn recall(auditor: &mut Auditor, past: &mut Vec<Past>) {
+fn recall(auditor: &mut Auditor, past: &mut Vec<FileEntry>) {
     let examiner = auditor.examiner();
-    let examine = |past: &Past| match past {
-        Past::Record(record) => Some(examiner.examine(record)),
-        Past::Found(_) => None,
+    let examine = |past: &FileEntry| match past {
+        FileEntry::Record(record) => Some(examiner.examine(record)),
+        FileEntry::Finding(_) => None,
     };
     let examined: Vec<_> = past.par_iter().map(examine).collect();
     for (past, examined) in past.drain(..).zip(examined) {
         match past {
-            Past::Record(_) => {
+            FileEntry::Record(_) => {
                 auditor.place(examined.expect("each record was examined"));
             }
-            Past::Found(found) => match found.finding {
+            FileEntry::Finding(found) => match found.finding {
                 Finding::Truncated { .. } | Finding::Altered { .. } => auditor.note(&found),
                 _ => {}
             },
@@ -301,7 +301,7 @@ fn recall(auditor: &mut Auditor, past: &mut Vec<Past>) {
     }
 }
 
-fn found_lines(findings: &[Found], now: UnixMillis) -> impl Iterator<Item = Line> {
+fn found_lines(findings: &[PlacedFinding], now: UnixMillis) -> impl Iterator<Item = Line> {
     findings.iter().map(move |found| Line::Finding {
         v: V,
         time: now,

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use audit_core::{Auditor, Checked, Examined, Finding, Found, Record, StreamSequence};
+use audit_core::{Auditor, Checked, Examined, Finding, PlacedFinding, Record, StreamSequence};
 use identity::TrustBundle;
 use runtime::{Bus, Failure, StreamError};
 use schemas::Code;
 
-use crate::keep::{Known, Standing};
+use crate::files::{Comparison, Known};
 use crate::reader::{Reader, Span};
 
 /// Reasons why a replay has no verdict.
@@ -81,7 +81,7 @@ impl Replay {
         })
     }
 
-    /// Compares the stream with the records that [`crate::keep::kept`] read before the replay was
+    /// Compares the stream with the records that [`crate::files::kept`] read before the replay was
     /// opened. A stream that was replaced, or that has lost its end, is consistent in itself; only
     /// kept records can show that.
     #[must_use]
@@ -112,7 +112,7 @@ impl Replay {
         }
         if let Some(kept) = newest.filter(|kept| *kept > last) {
             let finding = Finding::Truncated { last, kept };
-            self.auditor.note(&Found {
+            self.auditor.note(&PlacedFinding {
                 stream_sequence: last,
                 ledger: true,
                 finding,
@@ -176,7 +176,7 @@ impl Replay {
                 from: *first,
                 to: StreamSequence(at.0.saturating_sub(1)),
             };
-            self.auditor.note(&Found {
+            self.auditor.note(&PlacedFinding {
                 stream_sequence: at,
                 ledger: true,
                 finding,
@@ -185,10 +185,10 @@ impl Replay {
         if self
             .kept
             .get(&at)
-            .is_some_and(|kept| kept.standing(record) == Standing::Altered)
+            .is_some_and(|kept| kept.compare(record) == Comparison::Altered)
         {
             let finding = Finding::Altered { sequence: at };
-            self.auditor.note(&Found {
+            self.auditor.note(&PlacedFinding {
                 stream_sequence: at,
                 ledger: true,
                 finding,
@@ -203,6 +203,11 @@ impl Replay {
             .into_iter()
             .flat_map(|(_, examined)| self.auditor.place(examined))
             .collect()
+    }
+
+    /// True if the stream was read message by message, as with the broker of an earlier release.
+    pub fn is_refused_many(&self) -> bool {
+        self.reader.is_refused_many()
     }
 
     /// The checks so far.

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use audit_core::{Found, Notice, Record, StreamSequence};
+use audit_core::{Notice, PlacedFinding, Record, StreamSequence};
 use identity::TrustBundle;
 use metrics::gauge;
 use runtime::metrics::{AUDIT_KEPT, AUDIT_PENDING};
@@ -54,7 +54,7 @@ impl Service {
         let recorder = compare(recorder, ends).await?;
         let (intake, notices) = Intake::connect(config, &domain).await?;
         tracing::info!(
-            kept = recorder.keep().len(),
+            kept = recorder.files().len(),
             stream = stream.messages,
             last = stream.last.0,
             "auditing"
@@ -93,8 +93,8 @@ impl Service {
                 records = reader.batch_behind(recorder.read()) => {
                     recorder = take(recorder, records).await?;
                     tell_all(&mut recorder, &notices).await;
-                    tracing::debug!(kept = recorder.keep().len(), last = recorder.keep().last().0, "a batch is kept");
-                    gauge!(AUDIT_KEPT).set(recorder.keep().len() as f64);
+                    tracing::debug!(kept = recorder.files().len(), last = recorder.files().last().0, "a batch is kept");
+                    gauge!(AUDIT_KEPT).set(recorder.files().len() as f64);
                     gauge!(AUDIT_PENDING).set(reader.pending() as f64);
                     let now_level = reader.pending() == 0;
                     if now_level && !level {
@@ -113,7 +113,7 @@ impl Service {
             }
         }
         tracing::info!(
-            kept = recorder.keep().len(),
+            kept = recorder.files().len(),
             last = recorder.auditor().last().0,
             "the audit has ended"
         );
@@ -130,7 +130,7 @@ struct Ends {
 
 impl Ends {
     async fn ask(reader: &Reader<Record>, recorder: &Recorder) -> Result<Self, StreamError> {
-        let kept = recorder.keep().last();
+        let kept = recorder.files().last();
         let span = match reader.span().await {
             // A stream that is gone has lost all messages.
             Err(StreamError::Missing(_)) if kept > StreamSequence(0) => Span::EMPTY,
@@ -194,7 +194,7 @@ async fn blocking<T: Send + 'static, E: Into<RecorderError> + Send + 'static>(
     })
 }
 
-fn log(findings: &[Found]) {
+fn log(findings: &[PlacedFinding]) {
     for found in findings.iter().take(FINDINGS_LOGGED_MAX) {
         let (code, finding) = (found.code(), found.finding.name());
         if code == Code::LedgerBroken {

@@ -7,19 +7,19 @@
     dead_code,
     reason = "only the coordinator's remarks are used here, the rest by audit/main.rs"
 )]
-#[path = "audit/scribe.rs"]
-mod scribe;
+#[path = "audit/chain_writer.rs"]
+mod chain_writer;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use audit_core::{Finding, Payload, Record, StreamSequence};
-use diloco_audit::{KeepError, Recorder, RecorderError, Span};
+use diloco_audit::{AuditFilesError, Recorder, RecorderError, Span};
 use identity::{AuditKey, ManifestKey, TrustBundle};
 use proptest::prelude::*;
 use schemas::{Code, Message as _, UnixMillis};
 
-use scribe::{Said, Scribe};
+use chain_writer::{ChainWriter, WrittenEvent};
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 const TOMORROW: UnixMillis = UnixMillis(1_700_086_400_000);
@@ -28,13 +28,15 @@ const TOMORROW: UnixMillis = UnixMillis(1_700_086_400_000);
 fn ledger(count: u64) -> (TrustBundle, Vec<Record>) {
     let key = AuditKey::generate();
     let trust = kit::trust(ManifestKey::generate().public(), key.public());
-    let mut scribe = Scribe::new(trust.domain.as_str(), key);
-    let records = (1..=count).map(|at| record(scribe.remark(), at)).collect();
+    let mut chain_writer = ChainWriter::new(trust.domain.as_str(), key);
+    let records = (1..=count)
+        .map(|at| record(chain_writer.remark(), at))
+        .collect();
     (trust, records)
 }
 
 /// An event as the stream returns it.
-fn record(said: Said, sequence: u64) -> Record {
+fn record(said: WrittenEvent, sequence: u64) -> Record {
     let (stream_sequence, stored_at) = (StreamSequence(sequence), runtime::clock::now());
     Record {
         stream_sequence,
@@ -67,13 +69,13 @@ fn what_was_kept_is_there_again_and_nothing_twice() {
     );
     assert!(matches!(
         Recorder::open(scratch.path(), &trust),
-        Err(KeepError::Busy(_))
+        Err(AuditFilesError::Busy(_))
     ));
     drop(recorder);
     let mut recorder = Recorder::open(scratch.path(), &trust).expect("the files are whole");
     assert_eq!(
         (
-            recorder.keep().last(),
+            recorder.files().last(),
             recorder.auditor().summary().verified
         ),
         (StreamSequence(3), 3)
@@ -97,7 +99,7 @@ fn what_was_kept_is_there_again_and_nothing_twice() {
     // A clock that goes back does not disturb the order of the files.
     let mut recorder = Recorder::open(scratch.path(), &trust).expect("the files are whole");
     recorder.take(&records, NOW).expect("the disk has room");
-    assert_eq!(recorder.keep().len(), 7);
+    assert_eq!(recorder.files().len(), 7);
     assert_eq!(lines(&scratch.path().join("20231115.log")), 4);
 }
 
@@ -127,7 +129,7 @@ fn contradiction(result: Result<impl std::fmt::Debug, RecorderError>) -> Finding
     assert_eq!(error.code(), Code::RecordContradicted, "{error}");
     match error {
         RecorderError::Contradicted { found, .. } => found.finding,
-        RecorderError::Keep(error) => panic!("{error}"),
+        RecorderError::Files(error) => panic!("{error}"),
     }
 }
 
@@ -347,7 +349,7 @@ fn what_is_longest_and_strangest_is_kept_and_read_again() {
         "it is what was kept"
     );
     assert_eq!(
-        (recorder.keep().len(), recorder.auditor().summary().foreign),
+        (recorder.files().len(), recorder.auditor().summary().foreign),
         (5, 3)
     );
     assert_eq!(recorder.auditor().evidence(), None);
@@ -385,7 +387,7 @@ fn damage_in_the_middle_is_no_crash() {
         let error =
             Recorder::open(scratch.path(), &trust).expect_err("line 4 is not what was written");
         assert!(
-            matches!(error, KeepError::Damaged { number: 4, .. }),
+            matches!(error, AuditFilesError::Damaged { number: 4, .. }),
             "{error}"
         );
         assert_eq!(error.code(), Code::AuditFolderInvalid);
@@ -420,7 +422,7 @@ fn only_the_end_of_the_newest_file_can_be_torn() {
             Ok(()) => left == whole.len() as u64,
             Err(error) => {
                 assert!(
-                    matches!(&error, KeepError::Damaged { number: 4, path: named } if named == path),
+                    matches!(&error, AuditFilesError::Damaged { number: 4, path: named } if named == path),
                     "{error}"
                 );
                 assert_eq!(
@@ -442,7 +444,7 @@ fn only_the_end_of_the_newest_file_can_be_torn() {
     for name in ["notes.log", "2023111.log", "2023111x.log", "20231114.txt"] {
         fs::write(scratch.path().join(name), b"garbage").expect("the folder is ours");
     }
-    Recorder::open(scratch.path(), &trust).expect("they are passed over");
+    Recorder::open(scratch.path(), &trust).expect("they are skipped");
 }
 
 proptest! {

@@ -3,13 +3,13 @@
 use std::fmt;
 
 use schemas::event::{Event, EventBody};
-use schemas::{Digest, Message as _, PublicKey, RunId, Sequence, UnixMillis, V};
+use schemas::{ChainSequence, Digest, Message as _, PublicKey, RunId, UnixMillis, V};
 
 /// The end of a chain; the default is a chain without events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct End {
     /// Position of the next event.
-    pub next: Sequence,
+    pub next: ChainSequence,
     /// Digest of the last event's body; none before the first.
     pub previous: Option<Digest>,
 }
@@ -18,7 +18,7 @@ pub struct End {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
     /// Its position.
-    pub sequence: Sequence,
+    pub sequence: ChainSequence,
     /// The encoded body, which is signed, hashed, sent and stored unchanged.
     pub body: Vec<u8>,
     /// Digest of the body.
@@ -27,7 +27,7 @@ pub struct Draft {
 
 /// The relation of an event to a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stand {
+pub enum Relation {
     /// It is the next event.
     Next,
     /// It is an event of the chain, byte for byte.
@@ -35,7 +35,7 @@ pub enum Stand {
     /// The events from `from` up to the one before it are missing.
     Gap {
         /// The first missing position.
-        from: Sequence,
+        from: ChainSequence,
     },
     /// It has the right position, but names another event before it.
     OtherPast {
@@ -51,7 +51,7 @@ pub enum Stand {
     /// The chain has passed its position, and nobody can tell if it is a copy.
     Passed {
         /// Position of the next event.
-        next: Sequence,
+        next: ChainSequence,
     },
 }
 
@@ -85,22 +85,27 @@ impl End {
     /// The relation of an event to the chain that ends here. The event is at `sequence`, names
     /// `previous` as the one before it, and its body has `digest`. Of the earlier events only the
     /// last is known here.
-    pub fn stand(&self, sequence: Sequence, previous: Option<Digest>, digest: Digest) -> Stand {
+    pub fn relation(
+        &self,
+        sequence: ChainSequence,
+        previous: Option<Digest>,
+        digest: Digest,
+    ) -> Relation {
         if sequence > self.next {
-            return Stand::Gap { from: self.next };
+            return Relation::Gap { from: self.next };
         }
         if sequence < self.next {
             let is_last = sequence.next() == self.next;
             return match self.previous {
-                Some(last) if is_last && last == digest => Stand::Repeated,
-                Some(_) if is_last => Stand::Taken,
-                _ => Stand::Passed { next: self.next },
+                Some(last) if is_last && last == digest => Relation::Repeated,
+                Some(_) if is_last => Relation::Taken,
+                _ => Relation::Passed { next: self.next },
             };
         }
         if previous == self.previous {
-            Stand::Next
+            Relation::Next
         } else {
-            Stand::OtherPast {
+            Relation::OtherPast {
                 named: previous,
                 expected: self.previous,
             }
@@ -108,7 +113,7 @@ impl End {
     }
 
     /// The end after an event at `sequence`.
-    pub fn after(sequence: Sequence, digest: Digest) -> Self {
+    pub fn after(sequence: ChainSequence, digest: Digest) -> Self {
         Self {
             next: sequence.next(),
             previous: Some(digest),
@@ -123,7 +128,7 @@ impl Draft {
     }
 }
 
-impl fmt::Display for Stand {
+impl fmt::Display for Relation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Next => write!(f, "it is the next event"),

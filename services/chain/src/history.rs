@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use schemas::event::EventBody;
-use schemas::{Digest, Sequence};
+use schemas::{ChainSequence, Digest};
 
-use crate::end::{End, Stand};
+use crate::end::{End, Relation};
 
 /// Number of newest events after a gap whose digests are kept. With these, an event that comes
 /// after its successors can be told from one whose position is taken.
@@ -24,7 +24,7 @@ pub struct History {
     /// event, a long run takes a few MB.
     marks: Vec<u64>,
     /// The digests of the newest events after a gap.
-    behind_gap: BTreeMap<Sequence, Digest>,
+    behind_gap: BTreeMap<ChainSequence, Digest>,
 }
 
 impl History {
@@ -43,19 +43,21 @@ impl History {
     }
 
     /// The relation of an event, whose body has `digest`, to the chain. Adds nothing.
-    /// [`Stand::Passed`] is an event from before the chain was followed.
-    pub fn stand(&self, body: &EventBody, digest: Digest) -> Stand {
-        match self.end.stand(body.sequence, body.previous, digest) {
-            Stand::Passed { next } if body.sequence.get() < self.base => Stand::Passed { next },
-            Stand::Taken | Stand::Passed { .. } => self.look_back(body.sequence, digest),
-            stand => stand,
+    /// [`Relation::Passed`] is an event from before the chain was followed.
+    pub fn relation(&self, body: &EventBody, digest: Digest) -> Relation {
+        match self.end.relation(body.sequence, body.previous, digest) {
+            Relation::Passed { next } if body.sequence.get() < self.base => {
+                Relation::Passed { next }
+            }
+            Relation::Taken | Relation::Passed { .. } => self.look_back(body.sequence, digest),
+            relation => relation,
         }
     }
 
     /// Adds an event. The chain continues from it, even if it does not fit the events before it, so
     /// that one fault of an emitter gives one finding. A strict reader adds only events that are
-    /// [`Stand::Next`].
-    pub fn add(&mut self, sequence: Sequence, digest: Digest) {
+    /// [`Relation::Next`].
+    pub fn add(&mut self, sequence: ChainSequence, digest: Digest) {
         if sequence >= self.end.next {
             self.end = End::after(sequence, digest);
         }
@@ -64,7 +66,7 @@ impl History {
             return;
         }
         self.behind_gap.insert(sequence, digest);
-        let oldest = Sequence(self.oldest());
+        let oldest = ChainSequence(self.oldest());
         while let Some(first) = self.behind_gap.first_entry()
             && *first.key() < oldest
         {
@@ -73,17 +75,17 @@ impl History {
     }
 
     /// The relation of an event at a position that the chain has passed.
-    fn look_back(&self, sequence: Sequence, digest: Digest) -> Stand {
+    fn look_back(&self, sequence: ChainSequence, digest: Digest) -> Relation {
         let place = sequence.get().checked_sub(self.base);
         let place = place.and_then(|place| usize::try_from(place).ok());
         let marked = place.and_then(|place| self.marks.get(place));
         let same = marked.map(|known| *known == mark(digest));
         let behind_gap = || Some(*self.behind_gap.get(&sequence)? == digest);
         match same.or_else(behind_gap) {
-            Some(true) => Stand::Repeated,
-            Some(false) => Stand::Taken,
-            None if sequence.get() >= self.oldest().max(self.base) => Stand::Late,
-            None => Stand::Taken,
+            Some(true) => Relation::Repeated,
+            Some(false) => Relation::Taken,
+            None if sequence.get() >= self.oldest().max(self.base) => Relation::Late,
+            None => Relation::Taken,
         }
     }
 

@@ -28,7 +28,7 @@ mod reader;
 mod signature;
 mod tabled;
 
-pub use end::{Draft, End, Stand};
+pub use end::{Draft, End, Relation};
 pub use entry::{Claimed, Entry, Fault, Misplaced};
 pub use history::{History, REMEMBERED};
 pub use proof::{Proof, Writers};

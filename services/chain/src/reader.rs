@@ -1,9 +1,9 @@
 //! One chain, followed strictly: the facts that a process needs to continue it.
 
 use schemas::event::EventBody;
-use schemas::{Digest, PublicKey, Sequence};
+use schemas::{ChainSequence, Digest, PublicKey};
 
-use crate::end::{End, Stand};
+use crate::end::{End, Relation};
 use crate::history::History;
 use crate::proof::{Proof, Writers};
 
@@ -30,7 +30,7 @@ pub enum Judgement {
     /// or another event in its place. To tell which, compare it with the event at that position.
     Before {
         /// Its position.
-        sequence: Sequence,
+        sequence: ChainSequence,
         /// The digest of its body.
         digest: Digest,
     },
@@ -80,17 +80,19 @@ impl Reader {
             Proof::Broken(reason) => return Judgement::Broken(reason),
         };
         let position = entry.body.sequence;
-        match self.history.stand(&entry.body, entry.digest) {
-            Stand::Next => Judgement::Next {
+        match self.history.relation(&entry.body, entry.digest) {
+            Relation::Next => Judgement::Next {
                 body: Box::new(entry.body),
                 digest: entry.digest,
             },
-            Stand::Repeated => Judgement::Repeated,
-            Stand::Passed { .. } => Judgement::Before {
+            Relation::Repeated => Judgement::Repeated,
+            Relation::Passed { .. } => Judgement::Before {
                 sequence: position,
                 digest: entry.digest,
             },
-            stand => Judgement::Broken(format!("at position {position} of the chain: {stand}")),
+            relation => {
+                Judgement::Broken(format!("at position {position} of the chain: {relation}"))
+            }
         }
     }
 

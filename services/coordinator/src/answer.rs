@@ -4,21 +4,21 @@ use async_nats::Subject;
 use bytes::Bytes;
 use coordinator_core::Answer;
 use runtime::{Bus, Delivery};
-use schemas::answer::{self, Asked};
+use schemas::answer::{self, Addressee};
 use schemas::lease::Done;
 use schemas::limits::MESSAGE_BYTES_MAX;
 use schemas::subject::Incoming;
 use schemas::{Code, Message, Refusal, Reply};
 use tokio::time::Instant;
 
-use crate::doors;
+use crate::telemetry;
 
 /// The address of an answer, and the request that it answers. The asker chooses the subject, so the
 /// answer names the asker.
 #[derive(Clone, Debug)]
 pub(crate) struct ReplyTo {
     subject: Subject,
-    asked: Asked,
+    addressee: Addressee,
     /// The name of the request, for the metrics.
     request: &'static str,
     since: Instant,
@@ -31,12 +31,12 @@ impl ReplyTo {
         let subject = Subject::from(message.reply.as_deref()?);
         let request = match message.subject.parse() {
             Ok(Incoming::Request { verb, .. }) => verb.token(),
-            Ok(Incoming::Control { verb, .. }) => doors::control_label(verb),
+            Ok(Incoming::Control { verb, .. }) => telemetry::control_label(verb),
             _ => "none of ours",
         };
         Some(Self {
             subject,
-            asked: Asked::heard(&message.subject, &message.payload)?,
+            addressee: Addressee::of(&message.subject, &message.payload)?,
             request,
             since: Instant::now(),
         })
@@ -44,9 +44,9 @@ impl ReplyTo {
 
     /// Sends the answer. If it does not arrive, the asker asks again.
     pub(crate) async fn send(&self, bus: &Bus, answer: Result<Answer, Refusal>) {
-        doors::answered(self.request, self.since.elapsed(), answer.as_ref().err());
+        telemetry::answered(self.request, self.since.elapsed(), answer.as_ref().err());
         if let Err(error) = bus
-            .publish(&self.subject, encode(&self.asked, answer))
+            .publish(&self.subject, encode(&self.addressee, answer))
             .await
         {
             tracing::warn!(code = %error.code(), %error, "answer not sent");
@@ -55,18 +55,18 @@ impl ReplyTo {
 }
 
 /// The bytes of an answer. An answer that is too long for the bus becomes a refusal that says so.
-fn encode(asked: &Asked, answer: Result<Answer, Refusal>) -> Bytes {
+fn encode(addressee: &Addressee, answer: Result<Answer, Refusal>) -> Bytes {
     let bytes = match answer {
-        Err(refusal) => refused(asked, refusal),
-        Ok(Answer::Join(reply)) => to(asked, *reply),
-        Ok(Answer::Claim(reply)) => to(asked, reply),
-        Ok(Answer::Renew(reply)) => to(asked, reply),
-        Ok(Answer::Done(reply)) => to(asked, reply),
-        Ok(Answer::Submit(reply)) => to(asked, reply),
-        Ok(Answer::Grants(reply)) => to(asked, reply),
-        Ok(Answer::RunNew(reply)) => to(asked, reply),
-        Ok(Answer::View(reply)) => to(asked, *reply),
-        Ok(Answer::Shutdown(reply)) => to(asked, reply),
+        Err(refusal) => refused(addressee, refusal),
+        Ok(Answer::Join(reply)) => to(addressee, *reply),
+        Ok(Answer::Claim(reply)) => to(addressee, reply),
+        Ok(Answer::Renew(reply)) => to(addressee, reply),
+        Ok(Answer::Done(reply)) => to(addressee, reply),
+        Ok(Answer::Submit(reply)) => to(addressee, reply),
+        Ok(Answer::Grants(reply)) => to(addressee, reply),
+        Ok(Answer::RunNew(reply)) => to(addressee, reply),
+        Ok(Answer::View(reply)) => to(addressee, *reply),
+        Ok(Answer::Shutdown(reply)) => to(addressee, reply),
     };
     if bytes.len() <= MESSAGE_BYTES_MAX {
         return bytes;
@@ -75,16 +75,18 @@ fn encode(asked: &Asked, answer: Result<Answer, Refusal>) -> Bytes {
         "the answer has {} bytes, a message holds {MESSAGE_BYTES_MAX}",
         bytes.len()
     );
-    refused(asked, Refusal::new(Code::MessageInvalid, detail))
+    refused(addressee, Refusal::new(Code::MessageInvalid, detail))
 }
 
-fn to<T: Message>(asked: &Asked, reply: T) -> Bytes {
-    answer::Answer::new(asked, Reply::Ok(reply)).encode().into()
+fn to<T: Message>(addressee: &Addressee, reply: T) -> Bytes {
+    answer::Answer::new(addressee, Reply::Ok(reply))
+        .encode()
+        .into()
 }
 
 /// A refusal has the same bytes whatever was asked for.
-fn refused(asked: &Asked, refusal: Refusal) -> Bytes {
-    answer::Answer::<Done>::new(asked, Reply::Refused(refusal))
+fn refused(addressee: &Addressee, refusal: Refusal) -> Bytes {
+    answer::Answer::<Done>::new(addressee, Reply::Refused(refusal))
         .encode()
         .into()
 }
@@ -96,9 +98,9 @@ mod tests {
 
     use super::*;
 
-    fn asked() -> Asked {
+    fn addressee() -> Addressee {
         let by = format!("U{}", "A".repeat(55)).parse().expect("a key");
-        Asked {
+        Addressee {
             by,
             question: Digest::of(b"question"),
         }
@@ -107,15 +109,15 @@ mod tests {
     #[test]
     fn a_refusal_reads_as_the_answer_to_anything() {
         let refusal = Refusal::new(Code::Draining, "x");
-        let bytes = encode(&asked(), Err(refusal.clone()));
+        let bytes = encode(&addressee(), Err(refusal.clone()));
         let read = answer::Answer::<RunNewReply>::decode(&bytes).expect("it reads");
-        assert!(read.is_for(Some(&asked().by), asked().question));
+        assert!(read.is_for(Some(&addressee().by), addressee().question));
         assert_eq!(read.reply.into_result(), Err(refusal));
     }
 
     #[test]
     fn an_answer_reads_back() {
-        let bytes = encode(&asked(), Ok(Answer::Done(Done { v: V })));
+        let bytes = encode(&addressee(), Ok(Answer::Done(Done { v: V })));
         let read = answer::Answer::<Done>::decode(&bytes).expect("it reads");
         assert_eq!(read.reply.into_result(), Ok(Done { v: V }));
     }
@@ -127,10 +129,10 @@ mod tests {
             reply: reply.map(str::to_owned),
             payload: Bytes::new(),
         };
-        let view = format!("diloco.control.{}.view", asked().by);
+        let view = format!("diloco.control.{}.view", addressee().by);
         assert_eq!(
-            ReplyTo::read(&message(&view, Some("_INBOX.x"))).map(|reply| reply.asked.by),
-            Some(asked().by)
+            ReplyTo::read(&message(&view, Some("_INBOX.x"))).map(|reply| reply.addressee.by),
+            Some(addressee().by)
         );
         assert!(ReplyTo::read(&message(&view, None)).is_none());
         assert!(ReplyTo::read(&message("diloco.control.x.view", Some("_INBOX.x"))).is_none());

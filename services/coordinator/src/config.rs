@@ -31,7 +31,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// Settings that every service has.
     pub service: ServiceConfig,
-    /// Numbers for a collector.
+    /// Metrics for a collector.
     pub metrics: MetricsConfig,
 }
 

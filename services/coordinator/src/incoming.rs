@@ -10,7 +10,7 @@ use schemas::{Code, DecodeError, Message, PublicKey, Refusal};
 
 /// A message that was read and may be decided on.
 #[derive(Debug)]
-pub(crate) enum Heard {
+pub(crate) enum ValidMessage {
     Worker {
         peer: Peer,
         request: WorkerRequest,
@@ -50,7 +50,7 @@ pub(crate) enum Identity {
 const REPLY_BYTES_MAX: usize = 512;
 
 /// Reads one message.
-pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<Heard, Box<Rejected>> {
+pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<ValidMessage, Box<Rejected>> {
     let rejected = |peer: Option<&Peer>, verb: &str, refusal| {
         Box::new(Rejected {
             peer: peer.cloned(),
@@ -83,7 +83,7 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<Heard, Box<
             let request = answerable(reply, "_R_.", identity)
                 .and_then(|()| WorkerRequest::decode(verb, &message.payload).map_err(invalid));
             match request {
-                Ok(request) => Ok(Heard::Worker { peer, request }),
+                Ok(request) => Ok(ValidMessage::Worker { peer, request }),
                 Err(refusal) => Err(rejected(Some(&peer), verb.token(), refusal)),
             }
         }
@@ -98,7 +98,7 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<Heard, Box<
                 worker,
             };
             match Heartbeat::decode(&message.payload).map_err(invalid) {
-                Ok(heartbeat) => Ok(Heard::Heartbeat { peer, heartbeat }),
+                Ok(heartbeat) => Ok(ValidMessage::Heartbeat { peer, heartbeat }),
                 Err(refusal) => Err(rejected(Some(&peer), "heartbeat", refusal)),
             }
         }
@@ -107,7 +107,7 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<Heard, Box<
             let request = answerable(reply, &inbox, identity)
                 .and_then(|()| ControlRequest::decode(verb, &message.payload).map_err(invalid));
             match request {
-                Ok(request) => Ok(Heard::Operator { operator, request }),
+                Ok(request) => Ok(ValidMessage::Operator { operator, request }),
                 Err(refusal) => Err(rejected(None, verb.token(), refusal)),
             }
         }
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn tl_01_ls_07_the_sender_is_the_one_in_the_subject() {
         match read(&claim(Some("_R_.x")), Identity::ByBroker) {
-            Ok(Heard::Worker {
+            Ok(ValidMessage::Worker {
                 peer,
                 request: WorkerRequest::Claim(_),
             }) => {

@@ -15,7 +15,7 @@ use identity::{AuditKey, TrustBundle};
 use runtime::{Bus, StreamError, StreamReader};
 use schemas::event::{EventBody, LedgerEvent};
 use schemas::subject::LEDGER_STREAM;
-use schemas::{Code, Digest, RunId, Sequence, UnixMillis};
+use schemas::{ChainSequence, Code, Digest, RunId, UnixMillis};
 
 pub(crate) use self::checkpoint::Place;
 pub use self::checkpoint::{Marked, Named};
@@ -87,7 +87,7 @@ pub enum LedgerError {
     #[error("event {sequence} ({kind}) was not appended: {reason}")]
     Unwritable {
         /// Its position in the chain.
-        sequence: Sequence,
+        sequence: ChainSequence,
         /// Its kind.
         kind: &'static str,
         /// The reason.

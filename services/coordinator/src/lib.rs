@@ -23,7 +23,6 @@ mod arrival;
 mod check;
 mod checkpoint;
 mod config;
-mod doors;
 mod foundry;
 mod grants;
 mod guard;
@@ -37,6 +36,7 @@ mod service;
 mod shell;
 mod store;
 mod sweep;
+mod telemetry;
 mod workers;
 
 pub use config::{Config, KeysConfig, LimitsConfig, StoreConfig};

@@ -13,7 +13,7 @@ use identity::{Mark, MarkFile};
 use objects::{BlobKey, BucketName, Buckets};
 use runtime::Failure;
 use schemas::event::EventBody;
-use schemas::{Code, Digest, PublicKey, Sequence, V};
+use schemas::{ChainSequence, Code, Digest, PublicKey, V};
 
 use crate::ledger::Ledger;
 
@@ -132,8 +132,8 @@ impl LedgerMark {
     }
 
     /// The position of the event at the mark; none before the first.
-    pub fn event(&self) -> Option<Sequence> {
-        self.known.events.checked_sub(1).map(Sequence)
+    pub fn event(&self) -> Option<ChainSequence> {
+        self.known.events.checked_sub(1).map(ChainSequence)
     }
 
     /// Tells the mark which event the ledger has in its place, for a ledger that is not read from

@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::allowance::{Allowances, MESSAGE_COST, Sender, control_cost, cost};
 use crate::answer::ReplyTo;
 use crate::arrival::Arrival;
-use crate::incoming::{self, Heard, Identity, Rejected};
+use crate::incoming::{self, Identity, Rejected, ValidMessage};
 
 /// Listens on every subject that the coordinator serves. Strangers send these messages, so they
 /// come over separate connections: no bytes of a sender can end the coordinator's own work on the
@@ -60,30 +60,30 @@ pub(crate) async fn forward(
         };
         // The request of a sender without credit is not even decoded.
         let broke = overdrawn(&message, &mut allowances).map(Err);
-        let heard = broke.unwrap_or_else(|| incoming::read(&message, identity));
-        if is_nobodys(&message, &heard) {
+        let read = broke.unwrap_or_else(|| incoming::read(&message, identity));
+        if is_nobodys(&message, &read) {
             // Nobody knows who sent this, not even if its subject carries a name, so nothing is
             // held against anybody.
             tracing::warn!(code = %Code::AnswerForeign, lane = listener.filter(), "neither a request nor a heartbeat: an answer that was sent here, or a message that wants no answer");
             continue;
         }
         let reply = ReplyTo::read(&message);
-        let heard = affordable(heard, &mut allowances);
-        let arrival = match (heard, reply) {
-            (Ok(Heard::Heartbeat { peer, heartbeat }), _) => {
+        let read = affordable(read, &mut allowances);
+        let arrival = match (read, reply) {
+            (Ok(ValidMessage::Heartbeat { peer, heartbeat }), _) => {
                 Arrival::Input(Input::Heartbeat { peer, heartbeat })
             }
-            (Ok(Heard::Worker { peer, request }), Some(reply)) => Arrival::Worker {
+            (Ok(ValidMessage::Worker { peer, request }), Some(reply)) => Arrival::Worker {
                 peer,
                 request,
                 reply,
             },
-            (Ok(Heard::Operator { operator, request }), Some(reply)) => Arrival::Operator {
+            (Ok(ValidMessage::Operator { operator, request }), Some(reply)) => Arrival::Operator {
                 operator,
                 request,
                 reply,
             },
-            (Ok(Heard::Worker { .. } | Heard::Operator { .. }), None) => continue,
+            (Ok(ValidMessage::Worker { .. } | ValidMessage::Operator { .. }), None) => continue,
             (Err(rejected), reply) => {
                 match refuse(&bus, &message, reply, *rejected, &mut refusals).await {
                     Some(arrival) => arrival,
@@ -101,11 +101,11 @@ pub(crate) async fn forward(
 /// whose sender chose this subject for the answer. It may be one if it has the form of an answer,
 /// if it wants no answer (every request wants one), or if it is no heartbeat on a subject for
 /// heartbeats.
-fn is_nobodys(message: &Delivery, heard: &Result<Heard, Box<Rejected>>) -> bool {
+fn is_nobodys(message: &Delivery, read: &Result<ValidMessage, Box<Rejected>>) -> bool {
     let beats = message.subject.starts_with(Lane::Telemetry.prefix());
     is_answer(&message.payload)
         || if beats {
-            heard.is_err()
+            read.is_err()
         } else {
             message.reply.is_none()
         }
@@ -169,24 +169,24 @@ fn too_much(sender: Sender, verb: &str) -> Box<Rejected> {
 /// Refuses a sender whose request costs more than its credit. This cost comes in addition to the
 /// basic cost of every message.
 fn affordable(
-    heard: Result<Heard, Box<Rejected>>,
+    read: Result<ValidMessage, Box<Rejected>>,
     allowances: &mut Allowances,
-) -> Result<Heard, Box<Rejected>> {
-    let (sender, verb, cost) = match &heard {
-        Ok(Heard::Worker { peer, request }) => (
+) -> Result<ValidMessage, Box<Rejected>> {
+    let (sender, verb, cost) = match &read {
+        Ok(ValidMessage::Worker { peer, request }) => (
             Sender::Worker(peer.clone()),
             request.verb().token(),
             cost(request) - MESSAGE_COST,
         ),
-        Ok(Heard::Operator { operator, request }) => (
+        Ok(ValidMessage::Operator { operator, request }) => (
             Sender::Operator(operator.clone()),
             request.verb().token(),
             control_cost(request) - MESSAGE_COST,
         ),
-        Ok(Heard::Heartbeat { .. }) | Err(_) => return heard,
+        Ok(ValidMessage::Heartbeat { .. }) | Err(_) => return read,
     };
     if allowances.admit(&sender, cost, Instant::now()) {
-        return heard;
+        return read;
     }
     Err(too_much(sender, verb))
 }
@@ -269,7 +269,7 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use schemas::lease::ClaimRequest;
-    use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
+    use schemas::telemetry::{Heartbeat, Phase, WorkerMetrics};
     use schemas::{Bytes, Message as _, Millis, Steps, Tokens, V};
 
     use schemas::member::Session;
@@ -307,7 +307,7 @@ mod tests {
             loss: None,
             bytes_up: Bytes(0),
             bytes_down: Bytes(0),
-            numbers: WorkerNumbers::default(),
+            metrics: WorkerMetrics::default(),
         };
         let (claim, heartbeat) = (
             ClaimRequest {

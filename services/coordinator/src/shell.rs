@@ -20,12 +20,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::arrival::{ARRIVALS_MAX, Arrival};
-use crate::doors;
 use crate::ledger::{Ledger, NewEvent};
 use crate::mark::LedgerMark;
 use crate::queue::Offers;
 use crate::store::Store;
 use crate::sweep::Sweeper;
+use crate::telemetry;
 use crate::workers::Workers;
 
 pub(crate) use self::tables::Tables;
@@ -186,7 +186,7 @@ impl Shell {
             let Ok(arrival) = queue.try_recv() else { break };
             self.bring(core, arrival, effects)?;
         }
-        doors::waiting(queue.len());
+        telemetry::waiting(queue.len());
         Ok(())
     }
 
@@ -229,7 +229,7 @@ impl Shell {
         if !events.is_empty() {
             let since = Instant::now();
             let appended = self.ledger.append(events).await;
-            doors::appended(since.elapsed());
+            telemetry::appended(since.elapsed());
             self.mark.note(&self.ledger);
             appended?;
         }
@@ -246,9 +246,9 @@ impl Shell {
     /// Carries out one effect, in a span and with its time in the metrics.
     async fn perform_timed(&mut self, effect: Effect) -> Result<(), Failure> {
         let (kind, since) = (effect.kind(), Instant::now());
-        let span = doors::effect_span(&effect);
+        let span = telemetry::effect_span(&effect);
         self.perform(effect).instrument(span).await?;
-        doors::carried_out(kind, since.elapsed());
+        telemetry::carried_out(kind, since.elapsed());
         Ok(())
     }
 }
@@ -256,8 +256,8 @@ impl Shell {
 /// Lets the core decide on one input.
 fn handle(core: &mut Coordinator, input: Input, effects: &mut Vec<Effect>) {
     let (kind, since) = (input.kind(), Instant::now());
-    doors::input_span(&input).in_scope(|| core.handle(clock::now(), input, effects));
-    doors::decided(kind, since.elapsed());
+    telemetry::input_span(&input).in_scope(|| core.handle(clock::now(), input, effects));
+    telemetry::decided(kind, since.elapsed());
 }
 
 /// Resolves when shutdown can no longer wait for the append in flight. The next reader sees if its

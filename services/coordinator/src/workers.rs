@@ -15,7 +15,7 @@ use schemas::telemetry::Heartbeat;
 use schemas::{RunId, WorkerId};
 use tokio::time::Instant;
 
-/// Most workers whose numbers are shown: each has a dozen.
+/// Most workers whose metrics are shown: each has a dozen.
 const SHOWN_MAX: usize = 512;
 /// Silence after which a worker is no longer shown; a worker sends something every few seconds.
 const SHOWN_FOR: Duration = Duration::from_secs(60);
@@ -85,7 +85,7 @@ fn tell(samples: &mut Samples, of: [(&str, &str); 2], heartbeat: &Heartbeat) {
         loss,
         bytes_up,
         bytes_down,
-        numbers,
+        metrics,
         ..
     } = heartbeat;
     samples.add(WORKER_TOKENS, &of, tokens.get() as f64);
@@ -98,14 +98,14 @@ fn tell(samples: &mut Samples, of: [(&str, &str); 2], heartbeat: &Heartbeat) {
         let labels = [of[0], of[1], ("way", way)];
         samples.add(WORKER_BYTES, &labels, bytes.get() as f64);
     }
-    for (lane, spent) in numbers.lanes() {
+    for (lane, spent) in metrics.lanes() {
         let labels = [of[0], of[1], ("lane", lane)];
         let seconds = spent.as_duration().as_secs_f64();
         samples.add(WORKER_LANE_SECONDS, &labels, seconds);
     }
-    let failures = numbers.transfer_failures as f64;
+    let failures = metrics.transfer_failures as f64;
     samples.add(WORKER_TRANSFER_FAILURES, &of, failures);
-    if let Some(memory) = numbers.device_memory {
+    if let Some(memory) = metrics.device_memory {
         samples.add(WORKER_DEVICE_MEMORY, &of, memory.get() as f64);
     }
 }
@@ -113,7 +113,7 @@ fn tell(samples: &mut Samples, of: [(&str, &str); 2], heartbeat: &Heartbeat) {
 #[cfg(test)]
 mod tests {
     use schemas::member::Session;
-    use schemas::telemetry::{Phase, WorkerNumbers};
+    use schemas::telemetry::{Phase, WorkerMetrics};
     use schemas::{Bytes, Millis, Steps, Tokens, V};
 
     use super::*;
@@ -130,9 +130,9 @@ mod tests {
             loss: Some(1.25),
             bytes_up: Bytes(1),
             bytes_down: Bytes(2),
-            numbers: WorkerNumbers {
+            metrics: WorkerMetrics {
                 train: Millis(1500),
-                ..WorkerNumbers::default()
+                ..WorkerMetrics::default()
             },
         }
     }

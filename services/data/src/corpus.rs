@@ -11,10 +11,10 @@ use schemas::data::token_bytes;
 use schemas::{Bytes, Digest};
 
 use crate::passages::passages;
-use crate::passed::{PassedOver, Reason, Tally, shown};
 use crate::shard::append_tokens;
+use crate::skipped::{Reason, SkippedFiles, Tally, shown};
 use crate::text::Specials;
-use crate::walk::{Found, Walk};
+use crate::walk::{Walk, WalkStep};
 use crate::{DataError, Pattern, TextTokenizer};
 
 /// Most text of one corpus: the import holds its tokens and one of its files in memory.
@@ -59,7 +59,7 @@ pub struct Account {
     /// Bytes of this text that do not repeat an earlier passage.
     pub distinct_bytes: Bytes,
     /// Files that were left out, by reason.
-    pub passed_over: Vec<PassedOver>,
+    pub skipped: Vec<SkippedFiles>,
     /// The file in which the budget was used up; later files were not read.
     pub limit_reached_in: Option<String>,
     /// Number of times that the text spells a special token, which is encoded as text.
@@ -116,13 +116,13 @@ impl Corpus {
                 break;
             }
             match found {
-                Found::PassedOver(path, reason, detail) => {
-                    reader.passed.add(reason, reader.relative(&path), detail)
+                WalkStep::Skipped(path, reason, detail) => {
+                    reader.skipped.add(reason, reader.relative(&path), detail)
                 }
-                Found::File(path) if reader.account.text_bytes >= budget => {
+                WalkStep::File(path) if reader.account.text_bytes >= budget => {
                     reader.stopped = Some(path)
                 }
-                Found::File(path) => reader.take(&path, budget)?,
+                WalkStep::File(path) => reader.take(&path, budget)?,
             }
         }
         reader.finish(source)
@@ -136,7 +136,7 @@ struct Reader<'a> {
     specials: Specials,
     /// Digests of whole texts.
     seen: BTreeSet<Digest>,
-    passed: Tally,
+    skipped: Tally,
     /// The file in which the budget ended.
     stopped: Option<PathBuf>,
     /// Passages of each text.
@@ -152,7 +152,7 @@ impl<'a> Reader<'a> {
             tokenizer,
             specials: tokenizer.specials(),
             seen: BTreeSet::new(),
-            passed: Tally::default(),
+            skipped: Tally::default(),
             stopped: None,
             texts: Vec::new(),
             tokens: Vec::new(),
@@ -173,12 +173,13 @@ impl<'a> Reader<'a> {
         let (text, is_cut) = match read(path, room) {
             Ok(read) => read,
             Err((reason, detail)) => {
-                self.passed.add(reason, self.relative(path), detail);
+                self.skipped.add(reason, self.relative(path), detail);
                 return Ok(());
             }
         };
         if !is_cut && !self.seen.insert(Digest::of(text.as_bytes())) {
-            self.passed.add(Reason::Repeated, self.relative(path), None);
+            self.skipped
+                .add(Reason::Repeated, self.relative(path), None);
             return Ok(());
         }
         if is_cut {
@@ -213,7 +214,7 @@ impl<'a> Reader<'a> {
             .stopped
             .as_deref()
             .map(|path| shown(self.relative(path)));
-        let passed_over = self.passed.finish();
+        let skipped = self.skipped.finish();
         // The text that a budget allows is enough, even if its last character did not fit.
         if self.account.text_bytes.get() < CORPUS_BYTES_MIN && stopped.is_none() {
             let (path, found) = (source.path().to_owned(), self.account.text_bytes.get());
@@ -221,7 +222,7 @@ impl<'a> Reader<'a> {
                 path,
                 found,
                 needed: CORPUS_BYTES_MIN,
-                passed_over,
+                skipped,
             });
         }
         let few = self.texts.len() < DOCUMENTS_FEW;
@@ -240,7 +241,7 @@ impl<'a> Reader<'a> {
         let documents = documents
             .filter(|document| seen.insert(document.digest))
             .collect();
-        self.account.passed_over = passed_over;
+        self.account.skipped = skipped;
         self.account.limit_reached_in = stopped;
         Ok(Corpus {
             documents,
@@ -388,9 +389,9 @@ mod tests {
         assert_eq!(texts(&Source::Text(root.join("notes.txt"))), notes);
         let account = corpus(&all, Bytes::mebi(1)).expect("enough").account;
         let told: Vec<String> = account
-            .passed_over
+            .skipped
             .iter()
-            .map(PassedOver::to_string)
+            .map(SkippedFiles::to_string)
             .collect();
         let expected = [
             "1 not text (a NUL byte): binary.rs (at byte 12)",
@@ -438,7 +439,7 @@ mod tests {
             Some("00.txt")
         );
         let all = corpus(&source, Bytes::mebi(1)).expect("enough").account;
-        assert_eq!((all.limit_reached_in, all.passed_over.len()), (None, 1));
+        assert_eq!((all.limit_reached_in, all.skipped.len()), (None, 1));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use schemas::Code;
 
-use crate::passed::{PassedOver, shown};
+use crate::skipped::{SkippedFiles, shown};
 
 /// The reason why text or a data set is refused.
 #[derive(Debug, thiserror::Error)]
@@ -13,7 +13,7 @@ pub enum DataError {
     #[error(
         "{} holds {found} bytes of usable text, at least {needed} are needed{}",
         shown(path),
-        why(passed_over)
+        why(skipped)
     )]
     Empty {
         /// The place that was searched.
@@ -23,7 +23,7 @@ pub enum DataError {
         /// Bytes that a training and a held-out part need.
         needed: u64,
         /// Files that were left out.
-        passed_over: Vec<PassedOver>,
+        skipped: Vec<SkippedFiles>,
     },
     /// All of the text is the same, so that it cannot be split.
     #[error(
@@ -71,11 +71,11 @@ impl DataError {
 schemas::coded!(DataError);
 
 /// The end of a message about missing text.
-fn why(passed_over: &[PassedOver]) -> String {
-    let lines: Vec<String> = passed_over.iter().map(PassedOver::to_string).collect();
+fn why(skipped: &[SkippedFiles]) -> String {
+    let lines: Vec<String> = skipped.iter().map(SkippedFiles::to_string).collect();
     if lines.is_empty() {
         String::new()
     } else {
-        format!("; passed over: {}", lines.join("; "))
+        format!("; skipped: {}", lines.join("; "))
     }
 }

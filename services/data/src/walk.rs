@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::vec;
 
-use crate::passed::Reason;
+use crate::skipped::Reason;
 use crate::{DataError, Pattern, Source};
 
 /// Deepest folder that is entered: far deeper than people make folders. Each level holds a list of
@@ -18,11 +18,11 @@ const DEPTH_MAX: usize = 64;
 
 /// The outcome of a step of a walk.
 #[derive(Debug)]
-pub(crate) enum Found {
+pub(crate) enum WalkStep {
     /// A file to read.
     File(PathBuf),
     /// An entry to leave out.
-    PassedOver(PathBuf, Reason, Option<String>),
+    Skipped(PathBuf, Reason, Option<String>),
 }
 
 /// A walk over a source.
@@ -66,22 +66,22 @@ impl<'a> Walk<'a> {
         })
     }
 
-    fn look(&mut self, path: PathBuf) -> Option<Found> {
+    fn look(&mut self, path: PathBuf) -> Option<WalkStep> {
         let is_root = path == self.source.path();
         if !is_root && let Some(reason) = self.unwanted(&path) {
-            return self.told(&path, reason, None);
+            return self.left_out(&path, reason, None);
         }
         let metadata = match self.resolve(&path, is_root) {
             Ok(metadata) => metadata,
-            Err((reason, detail)) => return self.told(&path, reason, detail),
+            Err((reason, detail)) => return self.left_out(&path, reason, detail),
         };
         if metadata.is_dir() {
             return self.enter(path, &metadata);
         }
         match (metadata.is_file(), self.is_kind(&path)) {
             (_, false) => None,
-            (true, true) => Some(Found::File(path)),
-            (false, true) => self.told(&path, Reason::NotAFile, None),
+            (true, true) => Some(WalkStep::File(path)),
+            (false, true) => self.left_out(&path, Reason::NotAFile, None),
         }
     }
 
@@ -119,19 +119,19 @@ impl<'a> Walk<'a> {
         fs::metadata(path).map_err(unreadable)
     }
 
-    fn enter(&mut self, path: PathBuf, metadata: &Metadata) -> Option<Found> {
+    fn enter(&mut self, path: PathBuf, metadata: &Metadata) -> Option<WalkStep> {
         if !self.entered.insert((metadata.dev(), metadata.ino())) {
             return None;
         }
         if self.open.len() >= DEPTH_MAX {
-            return self.told(&path, Reason::TooDeep, None);
+            return self.left_out(&path, Reason::TooDeep, None);
         }
         match names(&path) {
             Ok(names) => {
                 self.open.push(names.into_iter());
                 None
             }
-            Err(error) => self.told(&path, Reason::Unreadable, Some(error.to_string())),
+            Err(error) => self.left_out(&path, Reason::Unreadable, Some(error.to_string())),
         }
     }
 
@@ -144,19 +144,19 @@ impl<'a> Walk<'a> {
 
     /// Reports a file that is left out. Among Rust sources, files of other kinds are reported for a
     /// few reasons only, since nobody asked for them.
-    fn told(&self, path: &Path, reason: Reason, detail: Option<String>) -> Option<Found> {
+    fn left_out(&self, path: &Path, reason: Reason, detail: Option<String>) -> Option<WalkStep> {
         let relevant = match reason {
             Reason::Unreadable | Reason::TooDeep | Reason::Excluded => true,
             _ => self.is_kind(path),
         };
-        relevant.then(|| Found::PassedOver(path.to_owned(), reason, detail))
+        relevant.then(|| WalkStep::Skipped(path.to_owned(), reason, detail))
     }
 }
 
 impl Iterator for Walk<'_> {
-    type Item = Found;
+    type Item = WalkStep;
 
-    fn next(&mut self) -> Option<Found> {
+    fn next(&mut self) -> Option<WalkStep> {
         loop {
             let Some(path) = self.open.last_mut()?.next() else {
                 self.open.pop();
@@ -203,14 +203,14 @@ mod tests {
                 .display()
                 .to_string()
         };
-        let (mut files, mut passed) = (Vec::new(), Vec::new());
+        let (mut files, mut skipped) = (Vec::new(), Vec::new());
         for found in Walk::new(source, &exclude).expect("readable") {
             match found {
-                Found::File(path) => files.push(relative(&path)),
-                Found::PassedOver(path, reason, _) => passed.push((relative(&path), reason)),
+                WalkStep::File(path) => files.push(relative(&path)),
+                WalkStep::Skipped(path, reason, _) => skipped.push((relative(&path), reason)),
             }
         }
-        (files, passed)
+        (files, skipped)
     }
 
     #[test]
@@ -229,7 +229,7 @@ mod tests {
         symlink(outside.path().join("secret.txt"), root.join("out.txt")).expect("a link");
         symlink("nowhere", root.join("broken")).expect("a link");
         symlink("self", root.join("self")).expect("a link");
-        let (files, passed) = walk(&Source::Text(root.to_owned()), &[]);
+        let (files, skipped) = walk(&Source::Text(root.to_owned()), &[]);
         assert_eq!(
             files,
             ["again/one", "again/two", "snapshots/x/part-0.txt"],
@@ -242,7 +242,7 @@ mod tests {
             ("self", Reason::LinkBroken),
         ];
         assert_eq!(
-            passed,
+            skipped,
             expected.map(|(name, reason)| (name.to_owned(), reason))
         );
         let door = outside.path().join("door");
@@ -286,7 +286,7 @@ mod tests {
             write(root, name);
         }
         let _socket = UnixListener::bind(root.join("socket")).expect("a socket");
-        let (files, passed) = walk(&Source::Text(root.to_owned()), &["target", "d/*.log"]);
+        let (files, skipped) = walk(&Source::Text(root.to_owned()), &["target", "d/*.log"]);
         assert_eq!(files, ["a.rs", "b.txt", "d/f.rs"]);
         let expected = [
             (".git", Reason::Hidden),
@@ -296,13 +296,13 @@ mod tests {
             ("target", Reason::Excluded),
         ];
         assert_eq!(
-            passed,
+            skipped,
             expected.map(|(name, reason)| (name.to_owned(), reason))
         );
-        let (files, passed) = walk(&Source::RustSources(root.to_owned()), &[]);
+        let (files, skipped) = walk(&Source::RustSources(root.to_owned()), &[]);
         assert_eq!(files, ["a.rs", "d/f.rs", "target/c.rs"]);
         assert_eq!(
-            passed,
+            skipped,
             [(".hidden.rs".to_owned(), Reason::Hidden)],
             "only what would have been Rust"
         );
@@ -319,10 +319,13 @@ mod tests {
         let deep: PathBuf = std::iter::repeat_n("d", DEPTH_MAX + 3).collect();
         fs::create_dir_all(folder.path().join(&deep)).expect("folders");
         write(folder.path(), &deep.join("x.txt").display().to_string());
-        let (files, passed) = walk(&Source::Text(folder.path().to_owned()), &[]);
+        let (files, skipped) = walk(&Source::Text(folder.path().to_owned()), &[]);
         assert!(files.is_empty());
         assert_eq!(
-            passed.iter().map(|(_, reason)| *reason).collect::<Vec<_>>(),
+            skipped
+                .iter()
+                .map(|(_, reason)| *reason)
+                .collect::<Vec<_>>(),
             [Reason::TooDeep]
         );
     }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::Global;
 use crate::output::Printer;
-use crate::stack::health::Trouble;
+use crate::stack::health::BrokerFault;
 use crate::switches;
 
 /// The addresses of broker and store; `up` writes them, every command reads them.
@@ -198,7 +198,7 @@ impl Operator {
             .map_err(|error| {
                 // A coordinator that waits for the ledger does not answer.
                 let trouble = Some(&error).filter(|error| error.code() == Code::NoAnswer);
-                let trouble = trouble.and_then(|_| Trouble::of_broker(&self.folder));
+                let trouble = trouble.and_then(|_| BrokerFault::of_broker(&self.folder));
                 trouble.map_or_else(|| error.into(), |trouble| trouble.failure())
             })
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use diloco_audit::StreamSequence;
-use diloco_audit::keep::last_kept;
+use diloco_audit::files::last_kept;
 use identity::{Layout, Mark};
 use runtime::Failure;
 use schemas::subject::{

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use schemas::text::ShownJson;
 
 use crate::output::{Format, JSON_VERSION, Printer, Row, json, print, versioned};
-use crate::table::{self, Growing};
+use crate::table::{self, StreamedTable};
 
 /// Number of rows that decide the column widths of a table.
 const MEASURED_ROWS: usize = 1000;
@@ -21,7 +21,7 @@ pub(crate) struct Listing<T> {
     /// The first rows of a table, until there are enough to choose the column widths.
     measured: Vec<Vec<String>>,
     /// The table, once the column widths are chosen.
-    table: Option<Growing>,
+    table: Option<StreamedTable>,
     rows: usize,
     text: String,
     row: PhantomData<fn(&T)>,
@@ -77,7 +77,7 @@ impl<T: Row> Listing<T> {
         self.measured.push(cells);
         if self.measured.len() > MEASURED_ROWS {
             let rows = std::mem::take(&mut self.measured);
-            self.table = Some(Growing::measured(T::TITLES, &rows));
+            self.table = Some(StreamedTable::measured(T::TITLES, &rows));
             self.line(&table::render(T::TITLES, rows.into_iter()));
         }
     }

@@ -10,7 +10,7 @@ use schemas::text::{ShownJson, ShownLines, ShownText};
 use serde::Serialize;
 
 use crate::listing::Listing;
-use crate::table::Growing;
+use crate::table::StreamedTable;
 
 /// Format of printed data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -105,7 +105,7 @@ impl Printer {
     }
 
     /// Prints one more row of a growing list; the titles of a table come with the first row.
-    pub(crate) fn follow<T: Row>(self, table: &mut Growing, row: &T) {
+    pub(crate) fn follow<T: Row>(self, table: &mut StreamedTable, row: &T) {
         match self.format {
             Format::Table => line(&table.row(T::TITLES, T::WIDTHS, &row.cells())),
             Format::Json | Format::Jsonl => json_line(&versioned(row)),

@@ -30,9 +30,9 @@ pub(crate) fn lines(lines: &[(&str, String)]) -> String {
 /// A table whose rows come one by one. Its columns start with their usual widths, and grow when a
 /// wider cell comes.
 #[derive(Debug, Default)]
-pub(crate) struct Growing(Vec<usize>);
+pub(crate) struct StreamedTable(Vec<usize>);
 
-impl Growing {
+impl StreamedTable {
     /// The rest of a table whose first `rows` were printed by [`render`].
     pub(crate) fn measured(titles: &[&str], rows: &[Vec<String>]) -> Self {
         let width = |(at, title): (usize, &&str)| {
@@ -148,7 +148,7 @@ mod tests {
     fn no_form_of_a_table_lets_a_cell_out_of_its_place() {
         let cells = || vec!["UABC".to_owned(), HOSTILE.to_owned()];
         let titles = ["worker", "device"];
-        let mut growing = Growing::default();
+        let mut growing = StreamedTable::default();
         for text in [
             render(&titles, [cells()].into_iter()),
             lines(&[
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn columns_of_a_table_that_grows_line_up() {
-        let mut table = Growing::default();
+        let mut table = StreamedTable::default();
         let cell = |text: &str| text.to_owned();
         let first = table.row(
             &["a", "bb", "c"],

@@ -1,10 +1,12 @@
 //! The accounts of a domain as NATS tokens: the system account, the control account, the accounts
-//! of the ledger, of workers' events and of their readers, and tenants' accounts. Only the imports
-//! and exports that `schemas::account` declares connect them.
+//! of the ledger, of workers' events, of the copy of both and of its readers, and tenants' accounts.
+//! Only the imports and exports that `schemas::account` declares connect them.
 
 use std::time::Duration;
 
-use schemas::account::{ACCOUNT_TOKEN_POSITION, Account, CROSSINGS, Copied, CopyPath, Crossing};
+use schemas::account::{
+    ACCOUNT_TOKEN_POSITION, Account, CROSSINGS, Copied, CopyPath, Crossing, QUESTIONS, Question,
+};
 use schemas::limits::{REQUEST_TIMEOUT, WORKERS_MAX};
 use schemas::permission::{Role, permissions};
 use schemas::subject::Lane;
@@ -27,6 +29,10 @@ const HEARTBEAT_ANSWER_MAX: Duration = Duration::from_secs(1);
 const EVENT_ANSWER_MAX: Duration = Duration::from_secs(15);
 /// The same time for every other request: a little longer than its asker waits.
 const REQUEST_ANSWER_MAX: Duration = Duration::from_millis(REQUEST_TIMEOUT.get() + 1000);
+/// The same time for a question of readers: longer than they wait for its answer.
+const QUESTION_ANSWER_MAX: Duration = Duration::from_secs(10);
+/// The subject under which a client asks whether its account has JetStream.
+const JETSTREAM_INFO: &str = "$JS.API.INFO";
 /// Most connections of the accounts of ledger and events: a few services, one that is being
 /// replaced, and a provisioner.
 const SERVICES_CONNECTIONS_MAX: i64 = 32;
@@ -45,8 +51,10 @@ pub struct Accounts {
     pub ledger: AccountId,
     /// The account of workers' events.
     pub events: AccountId,
-    /// The account of those who read events.
+    /// The account of the copy of both.
     pub audit: AccountId,
+    /// The account of those who read the copy.
+    pub readers: AccountId,
     /// The tenants; each has a stream for its workers' events.
     pub tenants: Vec<AccountId>,
 }
@@ -59,6 +67,7 @@ impl Accounts {
             Account::Ledger => Some(&self.ledger),
             Account::Events => Some(&self.events),
             Account::Audit => Some(&self.audit),
+            Account::Readers => Some(&self.readers),
             Account::Tenant => None,
         }
     }
@@ -79,8 +88,9 @@ pub fn system_account() -> AccountClaims {
     }
 }
 
-/// An account with streams: the exports to tenants and to the copy in the audit account; in the
-/// audit account, the imports for that copy. `key` gives the signing key of a role.
+/// An account of the domain's own: the exports to tenants, to the copy in the audit account and to
+/// its readers; in the audit account the imports for that copy, in the readers' account their
+/// questions. It has JetStream if streams lie there. `key` gives the signing key of a role.
 pub fn service_account(
     account: Account,
     accounts: &Accounts,
@@ -95,24 +105,33 @@ pub fn service_account(
         .iter()
         .filter(|copied| copied.home == account)
         .flat_map(copy_exports);
+    let questions: &[Question] = match account {
+        Account::Audit => &QUESTIONS,
+        _ => &[],
+    };
     let imports = match account {
         Account::Audit => copies
             .iter()
             .flat_map(|copied| copy_imports(copied, accounts))
             .collect(),
+        Account::Readers => question_imports(accounts),
         _ => vec![],
     };
     let conn = match account {
         Account::Ledger | Account::Events => SERVICES_CONNECTIONS_MAX,
         _ => UNLIMITED,
     };
+    let limits = match Role::provisioner(account) {
+        Some(_) => AccountLimits::with_jetstream(),
+        None => AccountLimits::without_jetstream(),
+    };
     AccountClaims {
         imports,
-        exports: crossings.chain(copied).collect(),
-        limits: AccountLimits {
-            conn,
-            ..AccountLimits::with_jetstream()
-        },
+        exports: crossings
+            .chain(copied)
+            .chain(questions.iter().map(question_export))
+            .collect(),
+        limits: AccountLimits { conn, ..limits },
         signing_keys: scopes(account, key),
         revocations: Default::default(),
     }
@@ -236,6 +255,38 @@ fn copy_imports(copied: &Copied, accounts: &Accounts) -> Vec<Import> {
     copied.paths().into_iter().map(import).collect()
 }
 
+fn question_export(question: &Question) -> Export {
+    let answers = if question.many { "Stream" } else { "Singleton" };
+    Export {
+        name: question.subject.into(),
+        subject: question.subject.into(),
+        kind: SharedKind::Service,
+        account_token_position: 0,
+        response_type: Some(answers.into()),
+        response_threshold: Some(nanoseconds(QUESTION_ANSWER_MAX)),
+    }
+}
+
+/// The questions, and one import more that nobody may use. The broker gives an account without
+/// JetStream an import of all of `$JS.API`, which answers each question, also those below, with
+/// "not enabled". It leaves that import out where another one has the subject `$JS.API.INFO`; then
+/// nothing in the account leads to JetStream but the questions.
+fn question_imports(accounts: &Accounts) -> Vec<Import> {
+    let import = |subject: &str, local: &str| Import {
+        name: local.into(),
+        subject: subject.into(),
+        local_subject: local.into(),
+        account: accounts.audit.clone(),
+        kind: SharedKind::Service,
+        share: false,
+    };
+    let asked = QUESTIONS.iter().map(|one| import(one.subject, one.subject));
+    let [of_the_stream, ..] = QUESTIONS;
+    asked
+        .chain([import(of_the_stream.subject, JETSTREAM_INFO)])
+        .collect()
+}
+
 const fn kind(service: bool) -> SharedKind {
     if service {
         SharedKind::Service
@@ -265,6 +316,7 @@ mod tests {
             ledger: account(),
             events: account(),
             audit: account(),
+            readers: account(),
             tenants: vec![account(), account()],
         }
     }
@@ -296,7 +348,7 @@ mod tests {
             }
             assert!(claims.limits.disallow_bearer);
             let streams = claims.limits.streams != 0 && claims.limits.disk_storage != 0;
-            assert_eq!(streams, account != Account::Tenant, "{account:?}");
+            assert_eq!(streams, Role::provisioner(account).is_some(), "{account:?}");
         }
         let mut expected: Vec<_> = Role::ALL
             .iter()
@@ -389,10 +441,11 @@ mod tests {
         for (account, claims) in &claims {
             let own = copies.iter().filter(|copied| copied.home == *account);
             let own: Vec<Export> = own.flat_map(copy_exports).collect();
+            let question = |subject: &str| QUESTIONS.iter().any(|one| one.subject == subject);
             let of_copies = claims
                 .exports
                 .iter()
-                .filter(|export| export.account_token_position == 0);
+                .filter(|export| export.account_token_position == 0 && !question(&export.subject));
             assert_eq!(of_copies.cloned().collect::<Vec<_>>(), own, "{account:?}");
         }
         let offers = |home: &AccountId, subject: &str| {
@@ -411,6 +464,46 @@ mod tests {
         assert!(!auditor.imports.is_empty());
         for import in &auditor.imports {
             assert!(offers(&import.account, &import.subject), "{import:?}");
+        }
+    }
+
+    /// The way from readers to the copy: exactly their questions, of which one has several answers.
+    #[test]
+    fn readers_reach_three_questions_of_the_audit_account_and_nothing_else() {
+        let accounts = accounts();
+        let readers = service_account(Account::Readers, &accounts, key);
+        assert!(readers.exports.is_empty());
+        assert_eq!(readers.limits.streams, 0, "no JetStream");
+        let asked: Vec<&str> = QUESTIONS.iter().map(|one| one.subject).collect();
+        for import in &readers.imports {
+            assert_eq!(import.account, accounts.audit);
+            assert!(import.kind == SharedKind::Service && !import.share);
+            assert!(asked.contains(&import.subject.as_str()), "{import:?}");
+        }
+        let locals = readers.imports.iter().map(|one| one.local_subject.as_str());
+        let mut expected = asked.clone();
+        expected.push(JETSTREAM_INFO);
+        assert_eq!(locals.collect::<Vec<_>>(), expected);
+        let set = permissions(Role::Auditor).publish_allow;
+        assert!(!set.iter().any(|subject| subject == JETSTREAM_INFO));
+        for (account, claims) in all(&accounts) {
+            let offered = claims.exports.iter();
+            let offered: Vec<_> = offered
+                .filter(|export| asked.contains(&export.subject.as_str()))
+                .map(|export| (export.subject.as_str(), export.response_type.as_deref()))
+                .collect();
+            let expected = match account {
+                Account::Audit => vec![
+                    ("$JS.API.STREAM.INFO.AUDIT", Some("Singleton")),
+                    ("$JS.API.STREAM.MSG.GET.AUDIT", Some("Singleton")),
+                    ("$JS.API.DIRECT.GET.AUDIT", Some("Stream")),
+                ],
+                _ => vec![],
+            };
+            assert_eq!(offered, expected, "{account:?}");
+            let reaches = |import: &&Import| import.account == accounts.audit;
+            let reaches = claims.imports.iter().any(|import| reaches(&import));
+            assert_eq!(reaches, account == Account::Readers, "{account:?}");
         }
     }
 

@@ -82,6 +82,9 @@ pub enum DomainError {
     /// The name is in use for something else.
     #[error("{} was issued for another role or run; choose another name", .0.display())]
     Taken(PathBuf),
+    /// An earlier release made the domain, and this one has not taken it over yet.
+    #[error("{} does not exist: an earlier release made the domain; `diloctl up`, or `diloctl auth config`, takes it over", .0.display())]
+    Before(PathBuf),
     /// Workers are issued for one run, others for none.
     #[error("a credential of role {} {}", role.name(), if role.is_tenant() { "needs a run" } else { "takes no run" })]
     Run {
@@ -132,6 +135,7 @@ impl DomainError {
             Self::Exists(_) | Self::Unfinished(_) => Code::DomainExists,
             Self::Missing(_) => Code::DomainMissing,
             Self::Taken(_) => Code::NameTaken,
+            Self::Before(_) => Code::ReadersBehind,
             Self::Run { .. } | Self::Lifetime(_) | Self::Unquotable(_) | Self::Template { .. } => {
                 Code::ConfigInvalid
             }
@@ -294,11 +298,13 @@ impl Domain {
         })
     }
 
-    /// Writes `auth.conf` and `tls.conf` into `folder`, for the owner alone.
+    /// Writes `auth.conf` and `tls.conf` into `folder`, for the owner alone. A domain of an earlier
+    /// release gets what it lacks first.
     ///
     /// # Errors
     /// As [`Domain::server_config`]; or the folder cannot be written.
     pub fn write_server_config(&self, folder: &Path, now: UnixMillis) -> Result<(), DomainError> {
+        self.take_over(now)?;
         let config = self.server_config(now)?;
         write_private(&folder.join("auth.conf"), config.auth.as_bytes())?;
         Ok(write_private(
@@ -358,6 +364,7 @@ impl Domain {
             ledger: self.account(Account::Ledger)?,
             events: self.account(Account::Events)?,
             audit: self.account(Account::Audit)?,
+            readers: self.account(Account::Readers)?,
             tenants: self.trust.tenants.clone(),
         })
     }
@@ -367,7 +374,12 @@ impl Domain {
     /// # Errors
     /// Its key cannot be read.
     pub fn account(&self, account: Account) -> Result<AccountId, DomainError> {
-        self.account_id(account_key_name(account))
+        let name = account_key_name(account);
+        let key = self.layout.key(name);
+        if account == Account::Readers && !key.exists() {
+            return Err(DomainError::Before(key));
+        }
+        self.account_id(name)
     }
 
     fn account_key(&self, path: &Path) -> Result<SigningKey, DomainError> {
@@ -430,12 +442,13 @@ impl Domain {
 }
 
 /// The file, without its ending, of an account's key.
-const fn account_key_name(account: Account) -> &'static str {
+pub(crate) const fn account_key_name(account: Account) -> &'static str {
     match account {
         Account::Control => "account-control",
         Account::Ledger => "account-ledger",
         Account::Events => "account-events",
         Account::Audit => "account-audit",
+        Account::Readers => "account-readers",
         Account::Tenant => "account-default",
     }
 }

@@ -17,6 +17,7 @@ pub mod key;
 pub mod layout;
 pub mod lock;
 pub mod mark;
+mod older;
 pub mod purpose;
 pub mod secret;
 pub mod source;

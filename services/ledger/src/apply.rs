@@ -51,7 +51,7 @@ impl State {
                 });
             }
             LedgerEvent::CoordinatorStopped { .. } => self.leading = false,
-            LedgerEvent::ControlReceived { .. } => {}
+            LedgerEvent::ControlReceived { .. } if run.is_none() => {}
             LedgerEvent::RequestDenied { suppressed, .. } => {
                 self.denied = self.denied.saturating_add(1).saturating_add(*suppressed);
             }

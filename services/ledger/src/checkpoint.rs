@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use schemas::checkpoint::Checkpoint;
-use schemas::{Digest, Millis, Sequence, UnixMillis};
+use schemas::{ChainSequence, Digest, Millis, UnixMillis};
 
 use crate::error::{ApplyError, out_of_place};
 use crate::state::State;
@@ -79,7 +79,7 @@ impl State {
     /// Names a checkpoint that was saved. Its bytes are not read here: an auditor compares them
     /// with the kept state.
     pub(crate) fn save_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), ApplyError> {
-        let covered = |state: &Arc<Self>| Some(Sequence(state.events.checked_sub(1)?));
+        let covered = |state: &Arc<Self>| Some(ChainSequence(state.events.checked_sub(1)?));
         if self.taken.as_ref().and_then(covered) != Some(checkpoint.covers) {
             let what = format!("a checkpoint that covers event {}", checkpoint.covers);
             return Err(out_of_place("checkpoint-saved", what));

@@ -1,7 +1,7 @@
 //! The reasons why a ledger gives no state.
 
 use schemas::lease::LeaseRef;
-use schemas::{Refusal, RunId, Sequence, WorkerId};
+use schemas::{ChainSequence, Refusal, RunId, WorkerId};
 
 /// The reason why a ledger does not give a state.
 #[derive(Debug, thiserror::Error)]
@@ -10,13 +10,13 @@ pub enum ReplayError {
     #[error("event {sequence} of the ledger does not fit: {source}")]
     Apply {
         /// Its position.
-        sequence: Sequence,
+        sequence: ChainSequence,
         /// The fault.
         source: ApplyError,
     },
     /// The chain holds an event that is not the coordinator's.
     #[error("event {0} is no event of a ledger; replay the coordinator's chain only")]
-    Foreign(Sequence),
+    Foreign(ChainSequence),
 }
 
 /// The reason why an event cannot follow on the events before it. In a ledger that verifies this

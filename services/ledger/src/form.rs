@@ -1,7 +1,7 @@
 //! The bytes of a checkpoint. A state has a form of its own there, so that a change of the state's
-//! types cannot change the bytes unnoticed: each type of this crate is taken apart field by field,
-//! and a new field does not compile until it is written here. Types of messages keep their wire
-//! form, which golden files fix.
+//! types cannot change the bytes unnoticed: `forms!` takes each type of this crate apart field by
+//! field, and a new field does not compile until it has a line there. Types of messages keep their
+//! wire form, which golden files fix.
 //!
 //! The same state gives the same bytes on every machine: maps are ordered, numbers have one form,
 //! nothing is compressed (another release of a compressor would give other bytes). Whenever the
@@ -73,75 +73,123 @@ impl State {
             0 => {}
             extra => return Err(CheckpointError::Trailing(extra)),
         }
-        let mut state = form.state();
+        let mut state: State = form.back();
         state.check().map_err(CheckpointError::Contradiction)?;
         state.take_checkpoint();
         Ok(state)
     }
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StateForm<'a> {
-    v: V<FORMAT>,
-    events: u64,
-    time: UnixMillis,
-    leading: bool,
-    leader: Option<LeaderForm<'a>>,
-    denied: u64,
-    saved: Cow<'a, [Checkpoint]>,
-    runs: Vec<(Cow<'a, RunId>, RunForm<'a>)>,
+/// The form of a `T`.
+trait Form<'a, T>: Sized {
+    /// Makes the form of a value.
+    fn of(value: &'a T) -> Self;
+    /// Makes the value again.
+    fn back(self) -> T;
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LeaderForm<'a> {
-    release: Cow<'a, str>,
-    posture: Cow<'a, Posture>,
-    since: UnixMillis,
+/// Declares forms, a line for each field of the type, in the order of the bytes. After `adds` stand
+/// fields that only the form has; after `leaves`, fields that are not written, and their values in
+/// a state that comes from a checkpoint.
+macro_rules! forms {
+    ($(
+        $form:ident of $type:ident {
+            $($(#[$attribute:meta])* $field:ident: $shape:ty,)+
+        }
+        $(adds { $added:ident: $added_shape:ty = $added_value:expr })?
+        $(leaves { $($left:ident = $value:expr),+ })?
+    ;)+) => { $(
+        #[derive(Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct $form<'a> {
+            $($added: $added_shape,)?
+            $($(#[$attribute])* $field: $shape,)+
+        }
+
+        impl<'a> Form<'a, $type> for $form<'a> {
+            fn of(value: &'a $type) -> Self {
+                let $type { $($field,)+ $($($left: _,)+)? } = value;
+                Self { $($added: $added_value,)? $($field: Form::of($field),)+ }
+            }
+
+            fn back(self) -> $type {
+                let Self { $($field,)+ $($added: _,)? } = self;
+                $(let $field = $field.back();)+
+                $type { $($($left: $value,)+)? $($field,)+ }
+            }
+        }
+    )+ };
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RunForm<'a> {
-    spec: Cow<'a, RunSpec>,
-    operator: Cow<'a, PublicKey>,
-    created_at: UnixMillis,
-    completed_at: Option<UnixMillis>,
-    members: Vec<(Cow<'a, WorkerId>, MemberForm<'a>)>,
-    rounds: Vec<RoundForm>,
-    open: Vec<(SyncId, OpenForm<'a>)>,
-    sealed: Cow<'a, [SyncId]>,
-    seals: bool,
-    units: Vec<(UnitId, UnitForm<'a>)>,
-    accepted: Vec<(UnitId, AcceptedForm)>,
-    weights: Vec<((Fragment, Round), Cow<'a, Weights>)>,
-    merges: Cow<'a, [MergeRecord]>,
-    snapshots: Vec<SnapshotForm>,
-    evaluations: Vec<(Round, Cow<'a, Evaluation>)>,
-    fates: FatesForm,
-    uploaded: Bytes,
+forms! {
+    StateForm of State {
+        events: u64,
+        time: UnixMillis,
+        leading: bool,
+        leader: Option<LeaderForm<'a>>,
+        denied: u64,
+        saved: Cow<'a, [Checkpoint]>,
+        runs: Vec<(Cow<'a, RunId>, RunForm<'a>)>,
+    }
+    adds { v: V<FORMAT> = V }
+    leaves { taken = None, any_rule = false };
+
+    LeaderForm of Leader {
+        release: Cow<'a, str>,
+        posture: Cow<'a, Posture>,
+        since: UnixMillis,
+    };
+
+    RunForm of Run {
+        spec: Cow<'a, RunSpec>,
+        operator: Cow<'a, PublicKey>,
+        created_at: UnixMillis,
+        completed_at: Option<UnixMillis>,
+        members: Vec<(Cow<'a, WorkerId>, MemberForm<'a>)>,
+        rounds: Vec<RoundForm>,
+        open: Vec<(SyncId, OpenForm<'a>)>,
+        sealed: Cow<'a, [SyncId]>,
+        seals: bool,
+        units: Vec<(UnitId, UnitForm<'a>)>,
+        accepted: Vec<(UnitId, AcceptedForm)>,
+        weights: Vec<((Fragment, Round), Cow<'a, Weights>)>,
+        merges: Cow<'a, [MergeRecord]>,
+        snapshots: Vec<SnapshotForm>,
+        evaluations: Vec<(Round, Cow<'a, Evaluation>)>,
+        #[serde(rename = "fates")]
+        tokens: FatesForm,
+        uploaded: Bytes,
+    }
+    leaves { spec_digest = digest(&spec), any_rule = false };
+
+    MemberForm of Member {
+        account: Cow<'a, AccountId>,
+        audit_key: Cow<'a, PublicKey>,
+        trainers: Cow<'a, [TrainerKind]>,
+        device: Cow<'a, str>,
+        release: Cow<'a, str>,
+        posture: Cow<'a, Posture>,
+        session: Session,
+        fenced: Option<LeaseRef>,
+        present: bool,
+        removed: bool,
+        since: UnixMillis,
+        lease: Option<LeaseRef>,
+        accepted: u64,
+        rejected: u64,
+        refused: Option<RefusedForm<'a>>,
+    };
+
+    UnitForm of Unit {
+        epoch: Epoch,
+        base: Round,
+        standing: StandingForm<'a>,
+        failed_by: Option<Cow<'a, WorkerId>>,
+    };
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MemberForm<'a> {
-    account: Cow<'a, AccountId>,
-    audit_key: Cow<'a, PublicKey>,
-    trainers: Cow<'a, [TrainerKind]>,
-    device: Cow<'a, str>,
-    release: Cow<'a, str>,
-    posture: Cow<'a, Posture>,
-    session: Session,
-    fenced: Option<LeaseRef>,
-    present: bool,
-    removed: bool,
-    since: UnixMillis,
-    lease: Option<LeaseRef>,
-    accepted: u64,
-    rejected: u64,
-    /// Lease, code and detail of the last refused result.
-    refused: Option<(LeaseRef, Code, Cow<'a, str>)>,
+fn digest(spec: &RunSpec) -> Digest {
+    spec.to_object().1
 }
 
 #[derive(Serialize, Deserialize)]
@@ -159,15 +207,6 @@ enum OpenForm<'a> {
 type InputsForm<'a> = Vec<Cow<'a, MergeInput>>;
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct UnitForm<'a> {
-    epoch: Epoch,
-    base: Round,
-    standing: StandingForm<'a>,
-    failed_by: Option<Cow<'a, WorkerId>>,
-}
-
-#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum StandingForm<'a> {
     Open,
@@ -175,403 +214,229 @@ enum StandingForm<'a> {
     Done,
 }
 
-/// A run has thousands of these, so their fields have no names: epoch, statement, fate.
-type AcceptedForm = (Epoch, Digest, Fate);
-/// Opened at, closed at, tokens, sum of the loss, norm; without names for the same reason.
-type RoundForm = (UnixMillis, Option<UnixMillis>, Tokens, f64, Option<f64>);
-/// Round, manifest, saved at.
-type SnapshotForm = (Round, ObjectRef, UnixMillis);
-/// Issued, merged, late, rejected, abandoned.
-type FatesForm = (Tokens, Tokens, Tokens, Tokens, Tokens);
+/// Lease, code and detail.
+type RefusedForm<'a> = (LeaseRef, Code, Cow<'a, str>);
 
-impl<'a> StateForm<'a> {
-    fn of(state: &'a State) -> Self {
-        let State {
-            leading,
-            leader,
-            runs,
-            denied,
-            time,
-            events,
-            saved,
-            taken: _,
-            any_rule: _,
-        } = state;
-        let leader = leader.as_ref().map(|leader| {
-            let Leader {
-                release,
-                posture,
-                since,
-            } = leader;
-            LeaderForm {
-                release: Cow::Borrowed(release),
-                posture: Cow::Borrowed(posture),
-                since: *since,
+/// Declares types of which a run has thousands: the fields of their forms have no names.
+macro_rules! forms_without_names {
+    ($($form:ident of $type:ident { $($field:ident: $shape:ty,)+ })+) => { $(
+        type $form = ($($shape,)+);
+
+        impl Form<'_, $type> for $form {
+            fn of(value: &$type) -> Self {
+                let $type { $($field,)+ } = value;
+                ($(*$field,)+)
             }
-        });
-        let runs = runs.iter();
-        Self {
-            v: V,
-            events: *events,
-            time: *time,
-            leading: *leading,
-            leader,
-            denied: *denied,
-            saved: Cow::Borrowed(saved),
-            runs: runs
-                .map(|(name, run)| (Cow::Borrowed(name), RunForm::of(run)))
-                .collect(),
+
+            fn back(self) -> $type {
+                let ($($field,)+) = self;
+                $type { $($field,)+ }
+            }
         }
+    )+ };
+}
+
+forms_without_names! {
+    AcceptedForm of Accepted {
+        epoch: Epoch,
+        statement: Digest,
+        fate: Fate,
     }
 
-    fn state(self) -> State {
-        let leader = self.leader.map(|leader| Leader {
-            release: leader.release.into_owned(),
-            posture: leader.posture.into_owned(),
-            since: leader.since,
-        });
-        let runs = self.runs.into_iter();
-        State {
-            leading: self.leading,
-            leader,
-            runs: runs
-                .map(|(name, run)| (name.into_owned(), Arc::new(run.run())))
-                .collect(),
-            denied: self.denied,
-            time: self.time,
-            events: self.events,
-            saved: self.saved.into_owned(),
-            taken: None,
-            any_rule: false,
-        }
+    RoundForm of RoundRecord {
+        opened_at: UnixMillis,
+        closed_at: Option<UnixMillis>,
+        tokens: Tokens,
+        loss_sum: f64,
+        norm: Option<f64>,
+    }
+
+    SnapshotForm of SnapshotRecord {
+        round: Round,
+        manifest: ObjectRef,
+        saved_at: UnixMillis,
+    }
+
+    FatesForm of Fates {
+        issued: Tokens,
+        merged: Tokens,
+        late: Tokens,
+        rejected: Tokens,
+        abandoned: Tokens,
     }
 }
 
-impl<'a> RunForm<'a> {
-    fn of(run: &'a Run) -> Self {
-        let Run {
-            spec,
-            spec_digest: _,
-            operator,
-            created_at,
-            completed_at,
-            members,
-            rounds,
-            open,
-            sealed,
-            seals,
-            units,
-            accepted,
-            weights,
-            merges,
-            snapshots,
-            evaluations,
-            tokens,
-            uploaded,
-            any_rule: _,
-        } = run;
-        Self {
-            spec: Cow::Borrowed(spec),
-            operator: Cow::Borrowed(operator),
-            created_at: *created_at,
-            completed_at: *completed_at,
-            members: members
-                .iter()
-                .map(|(worker, member)| (Cow::Borrowed(worker), MemberForm::of(member)))
-                .collect(),
-            rounds: rounds.iter().map(round_form).collect(),
-            open: open
-                .iter()
-                .map(|(sync, open)| (*sync, OpenForm::of(open)))
-                .collect(),
-            sealed: Cow::Borrowed(sealed),
-            seals: *seals,
-            units: units
-                .iter()
-                .map(|(unit, state)| (*unit, UnitForm::of(state)))
-                .collect(),
-            accepted: accepted
-                .iter()
-                .map(|(unit, accepted)| (*unit, accepted_form(accepted)))
-                .collect(),
-            weights: weights
-                .iter()
-                .map(|(version, weights)| (*version, Cow::Borrowed(weights)))
-                .collect(),
-            merges: Cow::Borrowed(merges),
-            snapshots: snapshots.iter().map(snapshot_form).collect(),
-            evaluations: evaluations
-                .iter()
-                .map(|(round, evaluation)| (*round, Cow::Borrowed(evaluation)))
-                .collect(),
-            fates: fates_form(tokens),
-            uploaded: *uploaded,
-        }
+impl<'a> Form<'a, Arc<Run>> for RunForm<'a> {
+    fn of(run: &'a Arc<Run>) -> Self {
+        Self::of(&**run)
     }
 
-    fn run(self) -> Run {
-        let spec = self.spec.into_owned();
-        let members = self.members.into_iter();
-        let rounds = self.rounds.into_iter();
-        let snapshots = self.snapshots.into_iter();
-        let (issued, merged, late, rejected, abandoned) = self.fates;
-        Run {
-            spec_digest: spec.to_object().1,
-            spec,
-            operator: self.operator.into_owned(),
-            created_at: self.created_at,
-            completed_at: self.completed_at,
-            members: members
-                .map(|(worker, member)| (worker.into_owned(), member.member()))
-                .collect(),
-            rounds: rounds.map(round).collect(),
-            open: self
-                .open
-                .into_iter()
-                .map(|(sync, open)| (sync, open.open()))
-                .collect(),
-            sealed: self.sealed.into_owned(),
-            seals: self.seals,
-            units: self
-                .units
-                .into_iter()
-                .map(|(unit, state)| (unit, state.unit()))
-                .collect(),
-            accepted: self
-                .accepted
-                .into_iter()
-                .map(|(unit, form)| (unit, accepted(form)))
-                .collect(),
-            weights: owned(self.weights),
-            merges: self.merges.into_owned(),
-            snapshots: snapshots.map(snapshot).collect(),
-            evaluations: owned(self.evaluations),
-            tokens: Fates {
-                issued,
-                merged,
-                late,
-                rejected,
-                abandoned,
-            },
-            uploaded: self.uploaded,
-            any_rule: false,
-        }
+    fn back(self) -> Arc<Run> {
+        let run: Run = self.back();
+        Arc::new(run)
     }
 }
 
-fn owned<K: Ord, V: Clone>(pairs: Vec<(K, Cow<'_, V>)>) -> BTreeMap<K, V> {
-    let pairs = pairs.into_iter();
-    pairs
-        .map(|(key, value)| (key, value.into_owned()))
-        .collect()
-}
-
-impl<'a> MemberForm<'a> {
-    fn of(member: &'a Member) -> Self {
-        let Member {
-            account,
-            audit_key,
-            trainers,
-            device,
-            release,
-            posture,
-            session,
-            fenced,
-            present,
-            removed,
-            since,
-            lease,
-            accepted,
-            rejected,
-            refused,
-        } = member;
-        let refused = refused.as_ref();
-        Self {
-            account: Cow::Borrowed(account),
-            audit_key: Cow::Borrowed(audit_key),
-            trainers: Cow::Borrowed(trainers),
-            device: Cow::Borrowed(device),
-            release: Cow::Borrowed(release),
-            posture: Cow::Borrowed(posture),
-            session: *session,
-            fenced: *fenced,
-            present: *present,
-            removed: *removed,
-            since: *since,
-            lease: *lease,
-            accepted: *accepted,
-            rejected: *rejected,
-            refused: refused.map(
-                |RefusedResult {
-                     lease,
-                     code,
-                     detail,
-                 }| (*lease, *code, Cow::Borrowed(&**detail)),
-            ),
-        }
-    }
-
-    fn member(self) -> Member {
-        Member {
-            account: self.account.into_owned(),
-            audit_key: self.audit_key.into_owned(),
-            trainers: self.trainers.into_owned(),
-            device: self.device.into_owned(),
-            release: self.release.into_owned(),
-            posture: self.posture.into_owned(),
-            session: self.session,
-            fenced: self.fenced,
-            present: self.present,
-            removed: self.removed,
-            since: self.since,
-            lease: self.lease,
-            accepted: self.accepted,
-            rejected: self.rejected,
-            refused: self.refused.map(|(lease, code, detail)| RefusedResult {
-                lease,
-                code,
-                detail: detail.into_owned(),
-            }),
-        }
-    }
-}
-
-impl<'a> OpenForm<'a> {
+impl<'a> Form<'a, OpenSync> for OpenForm<'a> {
     fn of(open: &'a OpenSync) -> Self {
         match open {
-            OpenSync::Collecting(inputs) => Self::Collecting(inputs_form(inputs)),
+            OpenSync::Collecting(inputs) => Self::Collecting(Form::of(inputs)),
             OpenSync::Sealing { set, rest } => Self::Sealing {
-                set: Cow::Borrowed(set),
-                rest: inputs_form(rest),
+                set: Form::of(set),
+                rest: Form::of(rest),
             },
-            OpenSync::Sealed(set) => Self::Sealed(Cow::Borrowed(set)),
+            OpenSync::Sealed(set) => Self::Sealed(Form::of(set)),
         }
     }
 
-    fn open(self) -> OpenSync {
+    fn back(self) -> OpenSync {
         match self {
-            Self::Collecting(inputs) => OpenSync::Collecting(by_unit(inputs)),
+            Self::Collecting(inputs) => OpenSync::Collecting(inputs.back()),
             Self::Sealing { set, rest } => OpenSync::Sealing {
-                set: set.into_owned(),
-                rest: by_unit(rest),
+                set: set.back(),
+                rest: rest.back(),
             },
-            Self::Sealed(set) => OpenSync::Sealed(set.into_owned()),
+            Self::Sealed(set) => OpenSync::Sealed(set.back()),
         }
     }
 }
 
-fn inputs_form(inputs: &BTreeMap<UnitIndex, MergeInput>) -> InputsForm<'_> {
-    inputs.values().map(Cow::Borrowed).collect()
+impl<'a> Form<'a, BTreeMap<UnitIndex, MergeInput>> for InputsForm<'a> {
+    fn of(inputs: &'a BTreeMap<UnitIndex, MergeInput>) -> Self {
+        inputs.values().map(Cow::Borrowed).collect()
+    }
+
+    fn back(self) -> BTreeMap<UnitIndex, MergeInput> {
+        let inputs = self.into_iter().map(Cow::into_owned);
+        inputs
+            .map(|input| (input.lease.unit.index, input))
+            .collect()
+    }
 }
 
-fn by_unit(inputs: InputsForm<'_>) -> BTreeMap<UnitIndex, MergeInput> {
-    let inputs = inputs.into_iter().map(Cow::into_owned);
-    inputs
-        .map(|input| (input.lease.unit.index, input))
-        .collect()
-}
-
-impl<'a> UnitForm<'a> {
-    fn of(unit: &'a Unit) -> Self {
-        let Unit {
-            epoch,
-            base,
-            standing,
-            failed_by,
-        } = unit;
-        Self {
-            epoch: *epoch,
-            base: *base,
-            standing: match standing {
-                Standing::Open => StandingForm::Open,
-                Standing::Held { worker, since } => {
-                    StandingForm::Held(Cow::Borrowed(worker), *since)
-                }
-                Standing::Done => StandingForm::Done,
-            },
-            failed_by: failed_by.as_ref().map(Cow::Borrowed),
+impl<'a> Form<'a, Standing> for StandingForm<'a> {
+    fn of(standing: &'a Standing) -> Self {
+        match standing {
+            Standing::Open => Self::Open,
+            Standing::Held { worker, since } => Self::Held(Cow::Borrowed(worker), *since),
+            Standing::Done => Self::Done,
         }
     }
 
-    fn unit(self) -> Unit {
-        Unit {
-            epoch: self.epoch,
-            base: self.base,
-            standing: match self.standing {
-                StandingForm::Open => Standing::Open,
-                StandingForm::Held(worker, since) => Standing::Held {
-                    worker: worker.into_owned(),
-                    since,
-                },
-                StandingForm::Done => Standing::Done,
+    fn back(self) -> Standing {
+        match self {
+            Self::Open => Standing::Open,
+            Self::Held(worker, since) => Standing::Held {
+                worker: worker.into_owned(),
+                since,
             },
-            failed_by: self.failed_by.map(Cow::into_owned),
+            Self::Done => Standing::Done,
         }
     }
 }
 
-fn accepted_form(accepted: &Accepted) -> AcceptedForm {
-    let Accepted {
-        epoch,
-        statement,
-        fate,
-    } = accepted;
-    (*epoch, *statement, *fate)
-}
+impl<'a> Form<'a, RefusedResult> for RefusedForm<'a> {
+    fn of(refused: &'a RefusedResult) -> Self {
+        let RefusedResult {
+            lease,
+            code,
+            detail,
+        } = refused;
+        (*lease, *code, Cow::Borrowed(detail))
+    }
 
-fn accepted((epoch, statement, fate): AcceptedForm) -> Accepted {
-    Accepted {
-        epoch,
-        statement,
-        fate,
+    fn back(self) -> RefusedResult {
+        let (lease, code, detail) = self;
+        RefusedResult {
+            lease,
+            code,
+            detail: detail.into_owned(),
+        }
     }
 }
 
-fn round_form(record: &RoundRecord) -> RoundForm {
-    let RoundRecord {
-        opened_at,
-        closed_at,
-        tokens,
-        loss_sum,
-        norm,
-    } = record;
-    (*opened_at, *closed_at, *tokens, *loss_sum, *norm)
+/// Declares types that are their own form.
+macro_rules! own_forms {
+    ($($type:ty),+) => { $(
+        impl Form<'_, $type> for $type {
+            fn of(value: &$type) -> Self {
+                *value
+            }
+
+            fn back(self) -> $type {
+                self
+            }
+        }
+    )+ };
 }
 
-fn round((opened_at, closed_at, tokens, loss_sum, norm): RoundForm) -> RoundRecord {
-    RoundRecord {
-        opened_at,
-        closed_at,
-        tokens,
-        loss_sum,
-        norm,
+own_forms!(bool, u64, Bytes, Epoch, LeaseRef, Round, Session, SyncId);
+own_forms!(UnitId, UnixMillis, (Fragment, Round));
+
+impl<'a, T: Clone> Form<'a, T> for Cow<'a, T> {
+    fn of(value: &'a T) -> Self {
+        Cow::Borrowed(value)
+    }
+
+    fn back(self) -> T {
+        self.into_owned()
     }
 }
 
-fn snapshot_form(record: &SnapshotRecord) -> SnapshotForm {
-    let SnapshotRecord {
-        round,
-        manifest,
-        saved_at,
-    } = record;
-    (*round, *manifest, *saved_at)
-}
+impl<'a, T: Clone> Form<'a, Vec<T>> for Cow<'a, [T]> {
+    fn of(values: &'a Vec<T>) -> Self {
+        Cow::Borrowed(values)
+    }
 
-fn snapshot((round, manifest, saved_at): SnapshotForm) -> SnapshotRecord {
-    SnapshotRecord {
-        round,
-        manifest,
-        saved_at,
+    fn back(self) -> Vec<T> {
+        self.into_owned()
     }
 }
 
-fn fates_form(fates: &Fates) -> FatesForm {
-    let Fates {
-        issued,
-        merged,
-        late,
-        rejected,
-        abandoned,
-    } = fates;
-    (*issued, *merged, *late, *rejected, *abandoned)
+impl<'a> Form<'a, String> for Cow<'a, str> {
+    fn of(text: &'a String) -> Self {
+        Cow::Borrowed(text)
+    }
+
+    fn back(self) -> String {
+        self.into_owned()
+    }
+}
+
+impl<'a, T, F: Form<'a, T>> Form<'a, Option<T>> for Option<F> {
+    fn of(value: &'a Option<T>) -> Self {
+        value.as_ref().map(F::of)
+    }
+
+    fn back(self) -> Option<T> {
+        self.map(F::back)
+    }
+}
+
+impl<'a, T: 'a, F: Form<'a, T>> Form<'a, Vec<T>> for Vec<F> {
+    fn of(values: &'a Vec<T>) -> Self {
+        values.iter().map(F::of).collect()
+    }
+
+    fn back(self) -> Vec<T> {
+        self.into_iter().map(F::back).collect()
+    }
+}
+
+impl<'a, K: Ord + 'a, V: 'a, A: Form<'a, K>, B: Form<'a, V>> Form<'a, BTreeMap<K, V>>
+    for Vec<(A, B)>
+{
+    fn of(map: &'a BTreeMap<K, V>) -> Self {
+        let pairs = map.iter();
+        pairs
+            .map(|(key, value)| (A::of(key), B::of(value)))
+            .collect()
+    }
+
+    fn back(self) -> BTreeMap<K, V> {
+        let pairs = self.into_iter();
+        pairs
+            .map(|(key, value)| (key.back(), value.back()))
+            .collect()
+    }
 }

@@ -11,7 +11,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use merge::{
-    Broadcast, ContributionChunk, Difference, Momentum, Owed, SeededRounding, codec,
+    Broadcast, ContributionChunk, FeedbackChunk, Momentum, SeededRounding, codec,
     encode_with_feedback,
 };
 use schemas::run::{CodecKind, OuterOptimizer, Rounding};
@@ -141,11 +141,9 @@ impl Bench {
             row(&name, took, 2 * fp32 + encoded, beside);
         }
         let residual = vec![0.0; elements];
-        let owed = Owed {
-            difference: Difference::Between {
-                base: &self.params,
-                local: &self.momentum,
-            },
+        let owed = FeedbackChunk {
+            base: &self.params,
+            local: &self.momentum,
             residual: &residual,
         };
         let nearest = SeededRounding::NEAREST;

@@ -19,25 +19,13 @@ use crate::{BLOCK_ELEMENTS, SeededRounding, TILE_ELEMENTS};
 
 /// One chunk of a contribution with error feedback.
 #[derive(Clone, Copy, Debug)]
-pub struct Owed<'a> {
-    /// The work of the unit.
-    pub difference: Difference<'a>,
+pub struct FeedbackChunk<'a> {
+    /// The weights that the unit began with.
+    pub base: &'a [f32],
+    /// The weights that it ended with.
+    pub local: &'a [f32],
     /// The part of earlier contributions that the codec took and that is still owed.
     pub residual: &'a [f32],
-}
-
-/// The weights that a unit began with minus those that it ended with.
-#[derive(Clone, Copy, Debug)]
-pub enum Difference<'a> {
-    /// It is made on the way.
-    Between {
-        /// The weights that the unit began with.
-        base: &'a [f32],
-        /// The weights that it ended with.
-        local: &'a [f32],
-    },
-    /// It was made before, each element rounded to `f32`.
-    Made(&'a [f32]),
 }
 
 /// Writes the encoding of a chunk to `out`, and the part that the encoding lacks to `left`. In
@@ -50,16 +38,13 @@ pub enum Difference<'a> {
 /// [`CodecError`]; nothing was written.
 pub fn encode_with_feedback(
     codec: CodecKind,
-    owed: Owed<'_>,
+    owed: FeedbackChunk<'_>,
     rounding: SeededRounding,
     out: &mut [u8],
     left: &mut [f32],
 ) -> Result<(), CodecError> {
-    let (elements, local) = match owed.difference {
-        Difference::Between { base, local } => (base.len(), local.len()),
-        Difference::Made(difference) => (difference.len(), difference.len()),
-    };
-    for other in [local, owed.residual.len(), left.len()] {
+    let elements = owed.base.len();
+    for other in [owed.local.len(), owed.residual.len(), left.len()] {
         if other != elements {
             return Err(CodecError::Unequal {
                 base: elements,
@@ -85,7 +70,7 @@ pub fn encode_with_feedback(
 /// The tile from element `start` on, as long as `left`.
 fn encode_tile(
     codec: CodecKind,
-    owed: Owed<'_>,
+    owed: FeedbackChunk<'_>,
     start: usize,
     rounding: SeededRounding,
     out: &mut [u8],
@@ -95,20 +80,19 @@ fn encode_tile(
     let range = start..start + left.len();
     let mut decoded = [0.0; TILE_ELEMENTS];
     let decoded = &mut decoded[..left.len()];
-    let residual = &owed.residual[range.clone()];
-    match owed.difference {
-        Difference::Between { base, local } => {
-            add_up(vectors, &base[range.clone()], &local[range], residual, left);
-        }
-        Difference::Made(difference) => bring_in(vectors, &difference[range], residual, left),
-    }
+    let FeedbackChunk {
+        base,
+        local,
+        residual,
+    } = owed;
+    let (base, local) = (&base[range.clone()], &local[range.clone()]);
+    add_up(vectors, base, local, &residual[range], left);
     codec.encode(vectors, left, rounding, out);
     codec.decode(vectors, out, decoded);
     take_away(vectors, decoded, left);
 }
 
 vectorised!(fn add_up(base: &[f32], local: &[f32], residual: &[f32], sum: &mut [f32]) = add_up_body);
-vectorised!(fn bring_in(difference: &[f32], residual: &[f32], sum: &mut [f32]) = bring_in_body);
 vectorised!(fn take_away(sent: &[f32], left: &mut [f32]) = take_away_body);
 
 #[inline(always)]
@@ -116,13 +100,6 @@ fn add_up_body(base: &[f32], local: &[f32], residual: &[f32], sum: &mut [f32]) {
     let given = base.iter().zip(local).zip(residual);
     for (sum, ((base, local), residual)) in sum.iter_mut().zip(given) {
         *sum = (base - local) + residual;
-    }
-}
-
-#[inline(always)]
-fn bring_in_body(difference: &[f32], residual: &[f32], sum: &mut [f32]) {
-    for (sum, (difference, residual)) in sum.iter_mut().zip(difference.iter().zip(residual)) {
-        *sum = difference + residual;
     }
 }
 

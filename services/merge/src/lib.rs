@@ -53,7 +53,7 @@ mod vectors;
 
 pub use blend::blend;
 pub use codec::CodecError;
-pub use feedback::{Difference, Owed, encode_with_feedback};
+pub use feedback::{FeedbackChunk, encode_with_feedback};
 pub use mean::{ContributionChunk, MeanError};
 pub use outer::{Momentum, OuterError};
 pub use rounding::{SeededRounding, broadcast_seed, contribution_seed};

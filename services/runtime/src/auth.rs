@@ -75,7 +75,7 @@ impl LayerSwitches {
 }
 
 /// The state of a layer's authentication.
-enum Stand {
+enum LayerState {
     /// Required by this switch.
     Required(&'static str),
     /// Open for this reason; `excepted` is true when an exception says so.
@@ -96,11 +96,11 @@ pub fn validate(
     let mut refusals = contradictions(config, origins);
     let mut posture = Posture::default();
     for layer in Layer::ALL {
-        let stand = stand(config, layer, origins);
+        let state = state(config, layer, origins);
         for item in materials.items.iter().filter(|item| item.layer() == layer) {
-            refusals.extend(judge(item, &stand, materials, origins));
+            refusals.extend(judge(item, &state, materials, origins));
         }
-        if let Stand::Open { reason, .. } = stand {
+        if let LayerState::Open { reason, .. } = state {
             posture.open.push(OpenLayer { layer, reason });
         }
     }
@@ -118,25 +118,25 @@ pub fn validate(
 
 /// The state of `layer`. An exception opens it; otherwise its own switch or the umbrella requires
 /// it.
-fn stand(config: &AuthConfig, layer: Layer, origins: &Origins) -> Stand {
+fn state(config: &AuthConfig, layer: Layer, origins: &Origins) -> LayerState {
     if let Some(exception) = config
         .exceptions
         .iter()
         .find(|exception| exception.layer == layer)
     {
-        return Stand::Open {
+        return LayerState::Open {
             reason: exception.reason.clone(),
             excepted: true,
         };
     }
     let switch = switches::of(layer);
     if config.layers.of(layer) == Some(true) {
-        Stand::Required(switch.key)
+        LayerState::Required(switch.key)
     } else if config.require_auth {
-        Stand::Required(UMBRELLA.key)
+        LayerState::Required(UMBRELLA.key)
     } else {
         let reason = format!("{} is off ({})", UMBRELLA.key, origins.of(UMBRELLA.key));
-        Stand::Open {
+        LayerState::Open {
             reason,
             excepted: false,
         }
@@ -199,12 +199,12 @@ fn contradictions(config: &AuthConfig, origins: &Origins) -> Vec<Refusal> {
 /// Refusal of one material; none when it satisfies the switches.
 fn judge(
     item: &Material,
-    stand: &Stand,
+    state: &LayerState,
     materials: &Materials,
     origins: &Origins,
 ) -> Option<Refusal> {
     if let Some(why) = item.missing() {
-        let Stand::Required(switch) = stand else {
+        let LayerState::Required(switch) = state else {
             return None;
         };
         let (key, origin) = (item.key(), origins.of(switch));
@@ -216,25 +216,27 @@ fn judge(
     // Material that is there must be valid, even if no switch requires it.
     item.check(materials.now)
         .err()
-        .or_else(|| plaintext(item, stand, origins))
+        .or_else(|| plaintext(item, state, origins))
 }
 
-fn plaintext(item: &Material, stand: &Stand, origins: &Origins) -> Option<Refusal> {
+fn plaintext(item: &Material, state: &LayerState, origins: &Origins) -> Option<Refusal> {
     let open = item.addresses().into_iter().find(|address| {
-        parse(address).is_ok_and(|(url, reach)| match (item.is_encrypted(&url), stand) {
-            (true, _) | (_, Stand::Open { excepted: true, .. }) => false,
-            (false, Stand::Required(_)) => true,
+        parse(address).is_ok_and(|(url, reach)| match (item.is_encrypted(&url), state) {
+            (true, _) | (_, LayerState::Open { excepted: true, .. }) => false,
+            (false, LayerState::Required(_)) => true,
             (
                 false,
-                Stand::Open {
+                LayerState::Open {
                     excepted: false, ..
                 },
             ) => reach == Reach::Network,
         })
     })?;
-    let why = match stand {
-        Stand::Required(switch) => format!("{switch} ({}) demands TLS", origins.of(switch)),
-        Stand::Open { .. } => "plaintext off loopback needs an exception with a reason".to_owned(),
+    let why = match state {
+        LayerState::Required(switch) => format!("{switch} ({}) demands TLS", origins.of(switch)),
+        LayerState::Open { .. } => {
+            "plaintext off loopback needs an exception with a reason".to_owned()
+        }
     };
     Some(Refusal::new(
         Code::PlaintextRefused,

@@ -3,6 +3,7 @@
 
 mod error;
 mod many;
+mod parts;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,7 +26,7 @@ pub use error::BusError;
 
 pub use crate::denial::Direction;
 use crate::denial::{Denials, Denied};
-use crate::probe::{self, Vigil};
+use crate::probe::{self, OutageProbe};
 
 /// Longest wait for the server to show that a subscription stands.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(5);
@@ -145,9 +146,9 @@ impl Bus {
         };
         let denials = Denials::default();
         let lost = watch::Sender::new(0);
-        let (heard, losses, vigil) = (denials.clone(), lost.clone(), Vigil::over(config));
+        let (heard, losses, outage) = (denials.clone(), lost.clone(), OutageProbe::over(config));
         let options = options.name(name).event_callback(move |event| {
-            on_event(&event, &heard, &losses, &vigil);
+            on_event(&event, &heard, &losses, &outage);
             std::future::ready(())
         });
         let addresses: Vec<&str> = config.addresses().collect();
@@ -453,20 +454,20 @@ async fn why_not(config: &BusConfig, error: &ConnectError) -> BusError {
     }
 }
 
-fn on_event(event: &Event, denials: &Denials, lost: &watch::Sender<u64>, vigil: &Vigil) {
+fn on_event(event: &Event, denials: &Denials, lost: &watch::Sender<u64>, outage: &OutageProbe) {
     match event {
         Event::Connected => {
             tracing::info!(cause = "bus", "connected to the bus");
-            vigil.end();
+            outage.end();
         }
         Event::Disconnected => {
             tracing::warn!("connection to the bus lost; trying again");
             lost.send_modify(|count| *count += 1);
-            vigil.begin();
+            outage.begin();
         }
         Event::Closed => {
             tracing::info!("connection to the bus closed");
-            vigil.end();
+            outage.end();
         }
         Event::LameDuckMode | Event::Draining => tracing::info!("bus: {event}"),
         Event::SlowConsumer(_) => tracing::warn!("bus: {event}; messages were dropped"),

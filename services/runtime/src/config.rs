@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn other_services_variables_are_passed_over() {
+    fn other_services_variables_are_skipped() {
         assert!(
             load(
                 "",

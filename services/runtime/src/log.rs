@@ -16,10 +16,10 @@ use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::throttle::{Held, HeldBack};
+use crate::throttle::{SharedThrottle, ThrottleLayer};
 
 /// Lines that the throttle holds back. There is one throttle for the process, since it has one log.
-static HELD: OnceLock<Held> = OnceLock::new();
+static HELD: OnceLock<SharedThrottle> = OnceLock::new();
 
 /// The client of the bus logs each of its events once more, without explaining it.
 const FILTER: &str = "info,async_nats=warn";
@@ -123,12 +123,12 @@ fn start(args: &LogArgs, usual: &str, silent: &[&str]) -> Result<(), LogError> {
     let given = given.filter(|filter| !filter.trim().is_empty());
     let given = given.as_deref().unwrap_or(usual);
     let filter = filter(given)?;
-    let held = Held::new();
+    let held = SharedThrottle::new();
     let silent: Vec<String> = silent.iter().map(|target| (*target).to_owned()).collect();
     let log = tracing_subscriber::registry()
         .with(filter)
         .with(filter_fn(move |of| is_shown(of, &silent)))
-        .with(HeldBack(held.clone()));
+        .with(ThrottleLayer(held.clone()));
     // A line that cannot be written is lost, and that is all: the subscriber's own complaint would
     // panic on a closed terminal, in the middle of an orderly end.
     let lines = tracing_subscriber::fmt::layer()
@@ -215,9 +215,9 @@ mod tests {
 
     /// A log in memory.
     #[derive(Clone, Default)]
-    struct Paper(Arc<Mutex<Vec<u8>>>);
+    struct MemoryLog(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Paper {
+    impl Write for MemoryLog {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0
                 .lock()
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_text_of_others_stays_on_its_line() {
-        let paper = Paper::default();
+        let paper = MemoryLog::default();
         let to = paper.clone();
         let lines = tracing_subscriber::fmt::layer()
             .with_ansi(false)
@@ -281,7 +281,7 @@ mod tests {
     /// The log of one line at each of several targets, under a filter; each line's text names its
     /// target.
     fn shown(given: &str) -> String {
-        let paper = Paper::default();
+        let paper = MemoryLog::default();
         let to = paper.clone();
         let lines = tracing_subscriber::fmt::layer()
             .with_ansi(false)

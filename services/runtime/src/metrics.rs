@@ -1,4 +1,4 @@
-//! Numbers about a process: counted where things happen, off unless an address is configured, and
+//! Metrics of a process: counted where things happen, off unless an address is configured, and
 //! then served on loopback. `/metrics` gives them in the text form of Prometheus, `/ready` answers
 //! 200 while the service can be used and 503 before.
 //!
@@ -80,7 +80,7 @@ metrics_table! {
     DECISION_SECONDS = "diloco_decision_seconds", Histogram, &["input"], "coordinator", "Time that the core took to decide about one input, in seconds.";
     APPEND_SECONDS = "diloco_ledger_append_seconds", Histogram, &[], "coordinator", "Time until the broker acknowledged an append to the ledger, in seconds.";
     ARRIVALS_WAITING = "diloco_arrivals_waiting", Gauge, &[], "coordinator", "Messages and results that wait for the decision loop.";
-    WORKER_TOKENS = "diloco_worker_tokens_total", Counter, &["run", "worker"], "coordinator", "Tokens that a worker's process has trained on. Like all numbers of workers, this comes from the worker's last heartbeat.";
+    WORKER_TOKENS = "diloco_worker_tokens_total", Counter, &["run", "worker"], "coordinator", "Tokens that a worker's process has trained on. Like all metrics of workers, this comes from the worker's last heartbeat.";
     WORKER_SPEED = "diloco_worker_tokens_per_second", Gauge, &["run", "worker"], "coordinator", "A worker's recent speed.";
     WORKER_LOSS = "diloco_worker_loss", Gauge, &["run", "worker"], "coordinator", "The loss of a worker's last inner step, in nats a token.";
     WORKER_STEPS = "diloco_worker_steps", Gauge, &["run", "worker"], "coordinator", "Inner steps done on the lease that a worker holds.";
@@ -88,7 +88,7 @@ metrics_table! {
     WORKER_LANE_SECONDS = "diloco_worker_lane_seconds_total", Counter, &["run", "worker", "lane"], "coordinator", "Time that a worker's process has spent, in seconds, by lane: `fetch`, `train`, `encode`, `upload`. Lanes may run beside each other.";
     WORKER_TRANSFER_FAILURES = "diloco_worker_transfer_failures_total", Counter, &["run", "worker"], "coordinator", "Attempts at a transfer that failed in a worker's process; most transfers are then tried again.";
     WORKER_DEVICE_MEMORY = "diloco_worker_device_memory_bytes", Gauge, &["run", "worker"], "coordinator", "Memory of a worker's CUDA device that its trainer holds; absent where it computes on the processor.";
-    WORKERS_NOT_SHOWN = "diloco_workers_not_shown", Gauge, &[], "coordinator", "Workers whose numbers are not shown, since 512 others are shown already; at most 512 such workers are counted.";
+    WORKERS_NOT_SHOWN = "diloco_workers_not_shown", Gauge, &[], "coordinator", "Workers whose metrics are not shown, since 512 others are shown already; at most 512 such workers are counted.";
     STORE_REQUESTS = "diloco_store_requests_total", Counter, &["method", "status"], "store", "Requests that were answered, by HTTP method and status.";
     STORE_REQUEST_SECONDS = "diloco_store_request_seconds", Histogram, &["method"], "store", "Time from a request's head to the head of its answer, in seconds.";
     STORE_CONNECTIONS = "diloco_store_connections", Gauge, &[], "store", "Connections that are open.";
@@ -107,7 +107,7 @@ pub struct MetricsConfig {
 }
 
 impl MetricsConfig {
-    /// The address to listen on; none when no numbers are served.
+    /// The address to listen on; none when no metrics are served.
     ///
     /// # Errors
     /// The text is no address, or one that other machines can reach.
@@ -126,13 +126,13 @@ impl MetricsConfig {
         match address.ip().is_loopback() {
             true => Ok(Some(address)),
             false => Err(invalid(
-                "numbers are served on loopback only; let a collector on this machine pass them on",
+                "metrics are served on loopback only; let a collector on this machine pass them on",
             )),
         }
     }
 }
 
-/// The numbers of this process, while they are served.
+/// The metrics of this process, while they are served.
 #[derive(Clone, Debug)]
 pub struct Served {
     address: SocketAddr,
@@ -143,11 +143,11 @@ impl Served {
     /// Starts counting and serving. To be called once, inside the runtime.
     ///
     /// # Errors
-    /// [`Code::NumbersUnserved`]: the address is in use, or does not belong to this machine.
+    /// [`Code::MetricsUnserved`]: the address is in use, or does not belong to this machine.
     pub async fn start(address: SocketAddr) -> Result<Self, Failure> {
         let taken = |error: std::io::Error| {
             let detail = format!("metrics.listen {address}: {error}");
-            Failure::new(Code::NumbersUnserved, detail)
+            Failure::new(Code::MetricsUnserved, detail)
         };
         let listener = TcpListener::bind(address).await.map_err(taken)?;
         let address = listener.local_addr().map_err(taken)?;
@@ -200,14 +200,14 @@ pub fn outcome(refused: Option<Code>) -> &'static str {
     refused.map_or("done", |code| code.class().label())
 }
 
-/// The page about all numbers, as Markdown.
+/// The page about all metrics, as Markdown.
 pub fn reference() -> String {
     let mut page = String::from(
-        "# Numbers about running services\n\nGenerated from `services/runtime/src/metrics.rs` by `cargo xtask docs`.\n\n\
+        "# Metrics of running services\n\nGenerated from `services/runtime/src/metrics.rs` by `cargo xtask docs`.\n\n\
          Coordinator, store and audit service count when `metrics.listen` names a loopback address (`--set\n\
          metrics.listen=127.0.0.1:9464`, or `DILOCO_METRICS__LISTEN`); the systemd units of `deploy/` set one. There\n\
-         `/metrics` gives the numbers below in the text form of Prometheus, and `/ready` answers 200 while the service can\n\
-         be used, else 503. Workers listen nowhere: their numbers come with their heartbeats, and the coordinator gives those of\n\
+         `/metrics` gives the metrics below in the text form of Prometheus, and `/ready` answers 200 while the service can\n\
+         be used, else 503. Workers listen nowhere: their metrics come with their heartbeats, and the coordinator gives those of\n\
          the workers that it heard within a minute; `diloctl run watch` shows what they come to.\n\n\
          | name | kind | labels | service | what it says |\n| --- | --- | --- | --- | --- |\n",
     );

@@ -82,13 +82,13 @@ fn credential(path: &Path, now: UnixMillis) -> Option<identity::credentials::Cre
 
 /// Looks for the reason while a connection is away.
 #[derive(Clone, Debug)]
-pub(crate) struct Vigil {
+pub(crate) struct OutageProbe {
     config: Arc<BusConfig>,
     away: Arc<AtomicBool>,
     watching: Arc<AtomicBool>,
 }
 
-impl Vigil {
+impl OutageProbe {
     pub(crate) fn over(config: &BusConfig) -> Self {
         Self {
             config: Arc::new(config.clone()),
@@ -108,18 +108,18 @@ impl Vigil {
         if self.watching.swap(true, Ordering::Relaxed) {
             return;
         }
-        let vigil = self.clone();
+        let outage = self.clone();
         tokio::spawn(async move {
             let mut wait = LOOK_AFTER;
             loop {
                 tokio::time::sleep(wait).await;
-                if !vigil.away.load(Ordering::Relaxed) {
+                if !outage.away.load(Ordering::Relaxed) {
                     break;
                 }
-                vigil.tell().await;
+                outage.tell().await;
                 wait = LOOK_EVERY;
             }
-            vigil.watching.store(false, Ordering::Relaxed);
+            outage.watching.store(false, Ordering::Relaxed);
         });
     }
 

@@ -79,7 +79,7 @@ pub trait Service: Sized {
     /// The section `service` of its configuration.
     fn section(config: &Self::Config) -> &ServiceConfig;
 
-    /// The section `metrics` of its configuration; none for a service that serves no numbers.
+    /// The section `metrics` of its configuration; none for a service that serves no metrics.
     fn metrics(_config: &Self::Config) -> Option<&MetricsConfig> {
         None
     }
@@ -234,14 +234,14 @@ impl Shown {
         Some(self.ready_file.as_path()).filter(|path| !path.as_os_str().is_empty())
     }
 
-    /// Serves the numbers. They are a side door: a service whose port for them is taken works
+    /// Serves the metrics. They are a side door: a service whose port for them is taken works
     /// without it.
     async fn serve(&self) -> Option<Served> {
         match Served::start(self.metrics?).await {
             Ok(served) => Some(served),
             Err(failure) => {
                 let Refusal { code, detail, .. } = failure.refusal();
-                tracing::warn!(%code, next = code.next_step(), "no numbers are served: {detail}");
+                tracing::warn!(%code, next = code.next_step(), "no metrics are served: {detail}");
                 None
             }
         }

@@ -11,7 +11,7 @@ const EXIT_INTERRUPTED: i32 = 130;
 
 /// A signal that asks a process to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked {
+enum StopSignal {
     Interrupt,
     Terminate,
     Hangup,
@@ -19,7 +19,7 @@ enum Asked {
 
 /// The effect of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
+enum SignalEffect {
     /// Stop in order.
     Stop,
     /// Stopping goes on as before.
@@ -35,7 +35,7 @@ struct Stopping {
     interrupted: bool,
 }
 
-impl Asked {
+impl StopSignal {
     const fn name(self) -> &'static str {
         match self {
             Self::Interrupt => "SIGINT",
@@ -46,16 +46,16 @@ impl Asked {
 }
 
 impl Stopping {
-    fn next(&mut self, asked: Asked) -> Next {
+    fn next(&mut self, asked: StopSignal) -> SignalEffect {
         // SIGINT is counted by itself: a manager's SIGTERM may come together with the terminal's
         // single SIGINT.
         let second_interrupt =
-            asked == Asked::Interrupt && std::mem::replace(&mut self.interrupted, true);
+            asked == StopSignal::Interrupt && std::mem::replace(&mut self.interrupted, true);
         let begun = std::mem::replace(&mut self.begun, true);
         match (begun, second_interrupt) {
-            (_, true) => Next::EndNow,
-            (true, false) => Next::GoOn,
-            (false, false) => Next::Stop,
+            (_, true) => SignalEffect::EndNow,
+            (true, false) => SignalEffect::GoOn,
+            (false, false) => SignalEffect::Stop,
         }
     }
 }
@@ -74,21 +74,21 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
         let mut stopping = Stopping::default();
         loop {
             let asked = tokio::select! {
-                _ = interrupt.recv() => Asked::Interrupt,
-                _ = terminate.recv() => Asked::Terminate,
-                () = heard(&mut hangup) => Asked::Hangup,
+                _ = interrupt.recv() => StopSignal::Interrupt,
+                _ = terminate.recv() => StopSignal::Terminate,
+                () = heard(&mut hangup) => StopSignal::Hangup,
             };
             let signal = asked.name();
             match stopping.next(asked) {
-                Next::Stop => {
+                SignalEffect::Stop => {
                     tracing::info!(
                         signal,
                         "stopping in order; Ctrl-C twice ends the process at once"
                     );
                     cancelled.cancel();
                 }
-                Next::GoOn => tracing::info!(signal, "stopping already"),
-                Next::EndNow => {
+                SignalEffect::GoOn => tracing::info!(signal, "stopping already"),
+                SignalEffect::EndNow => {
                     tracing::warn!(signal, "second interrupt: ending at once");
                     crate::log::flush();
                     std::process::exit(EXIT_INTERRUPTED);
@@ -134,7 +134,7 @@ pub fn is_ignored(signal: libc::c_int) -> bool {
 mod tests {
     use super::*;
 
-    fn after(signals: &[Asked]) -> Next {
+    fn after(signals: &[StopSignal]) -> SignalEffect {
         let mut stopping = Stopping::default();
         signals
             .iter()
@@ -145,14 +145,18 @@ mod tests {
 
     #[test]
     fn any_signal_stops_in_order() {
-        for asked in [Asked::Interrupt, Asked::Terminate, Asked::Hangup] {
-            assert_eq!(after(&[asked]), Next::Stop, "{asked:?}");
+        for asked in [
+            StopSignal::Interrupt,
+            StopSignal::Terminate,
+            StopSignal::Hangup,
+        ] {
+            assert_eq!(after(&[asked]), SignalEffect::Stop, "{asked:?}");
         }
     }
 
     #[test]
     fn only_a_second_interrupt_ends_at_once() {
-        use Asked::{Hangup, Interrupt, Terminate};
+        use StopSignal::{Hangup, Interrupt, Terminate};
         for repeated in [
             &[Terminate, Terminate][..],
             &[Terminate, Hangup],
@@ -162,10 +166,16 @@ mod tests {
             // as SIGTERM.
             &[Terminate, Interrupt],
         ] {
-            assert_eq!(after(repeated), Next::GoOn, "{repeated:?}");
+            assert_eq!(after(repeated), SignalEffect::GoOn, "{repeated:?}");
         }
-        assert_eq!(after(&[Interrupt, Interrupt]), Next::EndNow);
-        assert_eq!(after(&[Interrupt, Terminate, Interrupt]), Next::EndNow);
-        assert_eq!(after(&[Terminate, Interrupt, Interrupt]), Next::EndNow);
+        assert_eq!(after(&[Interrupt, Interrupt]), SignalEffect::EndNow);
+        assert_eq!(
+            after(&[Interrupt, Terminate, Interrupt]),
+            SignalEffect::EndNow
+        );
+        assert_eq!(
+            after(&[Terminate, Interrupt, Interrupt]),
+            SignalEffect::EndNow
+        );
     }
 }

@@ -3,11 +3,12 @@
 //! The owner of a consumer chooses where its messages go. They may be empty, and an empty message
 //! under a subject of `$JS.API` deletes what the subject names; so a role that only reads may not
 //! use consumers. The questions here have answers that are never empty, and that cannot be taken
-//! for an order. A consumer would be faster, and so would a direct get of many messages; both end
-//! with an empty message, so neither is used. Instead many questions are asked at a time, and
-//! several batches are read ahead.
+//! for an order. Many of them are asked at a time, and several batches are read ahead. A direct get
+//! of many messages is faster, and ends with an empty message: only a reader in an account without
+//! streams asks for it, see [`StreamReader::together`].
 
 mod ahead;
+mod together;
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use schemas::Code;
 use serde::Deserialize;
 
 pub use ahead::{Ahead, Batch};
+use together::{Sent, Willing};
 
 use crate::bus::{Bus, BusError};
 
@@ -36,6 +38,8 @@ const NO_MESSAGE: u64 = 10037;
 pub struct StreamReader {
     bus: Bus,
     stream: String,
+    /// Set in a reader that may ask for many messages with one question.
+    willing: Option<Willing>,
 }
 
 /// The first and the last position of a stream.
@@ -138,6 +142,7 @@ impl StreamReader {
         Self {
             bus,
             stream: stream.into(),
+            willing: None,
         }
     }
 
@@ -207,7 +212,7 @@ impl StreamReader {
         let mut next = from;
         while next <= to {
             let last = to.min(next.saturating_add(ASKED_MAX - 1));
-            for answer in self.answers(next, last).await? {
+            for answer in self.answers(next..=last).await? {
                 messages.extend(self.message_in(&answer)?);
             }
             next = last + 1;
@@ -215,9 +220,13 @@ impl StreamReader {
         Ok(messages)
     }
 
-    /// The broker's answers to one question for each position of a range.
-    async fn answers(&self, from: u64, to: u64) -> Result<Vec<Bytes>, StreamError> {
-        let questions = (from..=to).map(|sequence| format!("{{\"seq\":{sequence}}}").into());
+    /// The broker's answers to one question for each of some positions.
+    async fn answers(
+        &self,
+        positions: impl IntoIterator<Item = u64>,
+    ) -> Result<Vec<Bytes>, StreamError> {
+        let question = |sequence| format!("{{\"seq\":{sequence}}}").into();
+        let questions = positions.into_iter().map(question);
         let subject = self.get_subject();
         let answers = self.bus.request_many(&subject, questions, ANSWER_MAX);
         answers.await.map_err(|error| self.unanswered(error))
@@ -233,6 +242,14 @@ impl StreamReader {
 
     fn get_subject(&self) -> String {
         format!("$JS.API.STREAM.MSG.GET.{}", self.stream)
+    }
+
+    /// The message that was sent for a position; none when it is not there.
+    fn message_of(&self, sent: Sent) -> Result<Option<StoredMessage>, StreamError> {
+        match sent {
+            Sent::Alone(answer) => self.message_in(&answer),
+            Sent::Together(message) => Ok(Some(message)),
+        }
     }
 
     /// The message that an answer holds; none when it is not there.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 mod layer;
 
-pub(crate) use layer::{Held, HeldBack};
+pub(crate) use layer::{SharedThrottle, ThrottleLayer};
 
 /// Lines of one cause that are logged in full: enough to see what it is about and that it repeats.
 pub const FULL_MAX: u32 = 3;
@@ -37,12 +37,12 @@ pub const CAUSE_FIELDS: &[&str] = &[
 /// Recent lines, logged and held back, by their line in the source and by cause.
 #[derive(Debug, Default)]
 pub struct Throttle {
-    sites: BTreeMap<&'static str, BTreeMap<String, Lately>>,
+    sites: BTreeMap<&'static str, BTreeMap<String, RecentLines>>,
 }
 
 /// Lines of one cause that were not logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Many {
+pub struct HeldBackLines {
     /// Their line in the source.
     pub site: &'static str,
     /// Their cause.
@@ -56,7 +56,7 @@ pub struct Many {
 }
 
 #[derive(Debug)]
-struct Lately {
+struct RecentLines {
     full: u32,
     count: u64,
     newest: String,
@@ -79,7 +79,7 @@ impl Throttle {
         let causes = self.sites.entry(site).or_default();
         let known = causes.contains_key(cause) || causes.len() < CAUSES_MAX;
         let cause = if known { cause } else { OTHERS };
-        let fresh = || Lately {
+        let fresh = || RecentLines {
             full: 0,
             count: 0,
             newest: String::new(),
@@ -105,7 +105,7 @@ impl Throttle {
     }
 
     /// The sums that are due now. Forgets causes that were quiet for long.
-    pub fn due(&mut self, now: Duration) -> Vec<Many> {
+    pub fn due(&mut self, now: Duration) -> Vec<HeldBackLines> {
         let mut told = Vec::new();
         for (site, causes) in &mut self.sites {
             causes.retain(|cause, lately| {
@@ -122,7 +122,7 @@ impl Throttle {
 
     /// The sums of everything held back and not reported yet, so that a process that ends leaves no
     /// count behind.
-    pub fn rest(&mut self, now: Duration) -> Vec<Many> {
+    pub fn rest(&mut self, now: Duration) -> Vec<HeldBackLines> {
         let held = self
             .sites
             .iter_mut()
@@ -133,9 +133,9 @@ impl Throttle {
     }
 }
 
-impl Lately {
-    fn tell(&mut self, site: &'static str, cause: &str, now: Duration) -> Many {
-        Many {
+impl RecentLines {
+    fn tell(&mut self, site: &'static str, cause: &str, now: Duration) -> HeldBackLines {
+        HeldBackLines {
             site,
             cause: cause.to_owned(),
             count: std::mem::take(&mut self.count),
@@ -171,7 +171,7 @@ mod tests {
         );
         assert!(throttle.due(START + INTERVAL_FIRST / 2).is_empty());
         let told = throttle.due(START + INTERVAL_FIRST);
-        let many = Many {
+        let many = HeldBackLines {
             site: "line",
             cause: "a".to_owned(),
             count: 1000 - u64::from(FULL_MAX),

@@ -154,6 +154,45 @@ mod tests {
         Ok(length)
     }
 
+    /// A body that knows its length.
+    struct Known(Option<Bytes>);
+
+    impl Body for Known {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.0.is_none()
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(self.0.as_ref().map_or(0, |bytes| bytes.len() as u64))
+        }
+    }
+
+    /// The protocol layer asks for both.
+    #[tokio::test]
+    async fn a_body_still_says_how_long_it_is_and_when_it_is_over() {
+        let mut body = Paced::new(Known(Some(Bytes::from_static(b"abc"))), IDLE);
+        assert_eq!(
+            (body.size_hint().exact(), body.is_end_stream()),
+            (Some(3), false)
+        );
+        let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+        assert!(frame.is_some_and(|frame| frame.is_ok()));
+        assert_eq!(
+            (body.size_hint().exact(), body.is_end_stream()),
+            (Some(0), true)
+        );
+    }
+
     #[test]
     fn a_body_that_breaks_off_did_not_come_too_slowly() {
         assert!(is_late(&io::Error::from(io::ErrorKind::TimedOut)));

@@ -23,6 +23,8 @@ pub(crate) struct Guarded {
     written: u64,
     /// Bytes that the peer's machine had received when the window began.
     taken: u64,
+    /// Counts the bytes that wait in the kernel's buffer; tests put their own count in its place.
+    waiting_bytes: fn(&TcpStream) -> u64,
 }
 
 impl Guarded {
@@ -33,6 +35,7 @@ impl Guarded {
             behind: None,
             written: 0,
             taken: 0,
+            waiting_bytes: |stream| objects::unacknowledged(stream.as_raw_fd()),
         }
     }
 
@@ -40,7 +43,7 @@ impl Guarded {
     /// kernel's buffer, which may take minutes to drain over a slow line.
     fn left_us(&self) -> u64 {
         self.written
-            .saturating_sub(objects::unacknowledged(self.stream.as_raw_fd()))
+            .saturating_sub((self.waiting_bytes)(&self.stream))
     }
 
     fn judge(
@@ -124,10 +127,100 @@ impl AsyncWrite for Guarded {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::future::poll_fn;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
+    use tokio::time::{sleep, timeout};
 
     use super::*;
+
+    /// Longer than any test here takes.
+    const LONG: Duration = Duration::from_secs(3600);
+
+    thread_local! {
+        /// Bytes that wait in the buffer that a test plays.
+        static WAITING: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// A stream whose peer was sent `written` bytes, none of which have left this machine.
+    async fn behind(window: Duration, written: usize) -> (Guarded, TcpStream) {
+        let (guarded, peer) = pair(window).await;
+        let mut guarded = Guarded {
+            waiting_bytes: |_| WAITING.get(),
+            ..guarded
+        };
+        WAITING.set(written as u64);
+        let _written = judged(&mut guarded, Poll::Ready(Ok(written))).await;
+        (guarded, peer)
+    }
+
+    /// The judgement of a write that ended like this.
+    async fn judged(guarded: &mut Guarded, poll: Poll<io::Result<usize>>) -> io::Result<usize> {
+        let mut poll = Some(poll);
+        poll_fn(|cx| guarded.judge(cx, poll.take().expect("it is judged once"))).await
+    }
+
+    /// Counts the windows until the peer is given up. In each of the first ones it takes `bytes`.
+    async fn windows(guarded: &mut Guarded, bytes: u64, taking: usize) -> usize {
+        let mut windows = 0;
+        let waiting = poll_fn(|cx| {
+            if (1..=taking).contains(&windows) {
+                WAITING.set(WAITING.get() - bytes);
+            }
+            windows += 1;
+            guarded.judge(cx, Poll::Pending)
+        });
+        let error = timeout(LONG / 60, waiting).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        windows - 1
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_something_in_each_window_is_waited_for() {
+        let (mut guarded, _peer) = behind(Duration::from_millis(20), 1000).await;
+        assert_eq!(windows(&mut guarded, 1, 5).await, 6);
+        let (mut guarded, _peer) = behind(Duration::from_millis(20), 1000).await;
+        assert_eq!(windows(&mut guarded, 1, 0).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_peer_has_to_take_as_much_as_a_window_is_long() {
+        let (window, least) = (Duration::from_secs(1), BYTES_PER_SECOND_MIN);
+        let (mut guarded, _peer) = behind(window, 10_000).await;
+        assert_eq!(windows(&mut guarded, least, 1).await, 2);
+        let (mut guarded, _peer) = behind(window, 10_000).await;
+        assert_eq!(windows(&mut guarded, least - 1, 1).await, 1);
+    }
+
+    /// Otherwise a peer that takes a byte now and then would begin a window each time.
+    #[tokio::test]
+    async fn a_write_that_succeeds_begins_no_window_before_the_end_of_the_last() {
+        let (mut guarded, _peer) = behind(LONG, 10).await;
+        for (span, kept) in [(LONG, true), (Duration::ZERO, false)] {
+            guarded.behind = Some(Box::pin(sleep(span)));
+            let written = judged(&mut guarded, Poll::Ready(Ok(1))).await;
+            assert_eq!(written.unwrap(), 1);
+            assert_eq!(guarded.behind.is_some(), kept, "{span:?}");
+        }
+        let broken = io::ErrorKind::BrokenPipe;
+        let ended = judged(&mut guarded, Poll::Ready(Err(broken.into()))).await;
+        assert_eq!(ended.unwrap_err().kind(), broken);
+    }
+
+    /// Answers have a head and a body, and one call writes both.
+    #[tokio::test]
+    async fn several_buffers_are_written_by_one_call() {
+        let (mut guarded, mut peer) = pair(LONG).await;
+        assert!(guarded.is_write_vectored());
+        let parts = [io::IoSlice::new(b"head"), io::IoSlice::new(b"body")];
+        let write = poll_fn(|cx| Pin::new(&mut guarded).poll_write_vectored(cx, &parts));
+        assert_eq!(write.await.unwrap(), 8);
+        let mut taken = [0; 8];
+        peer.read_exact(&mut taken).await.unwrap();
+        assert_eq!(&taken, b"headbody");
+    }
 
     async fn pair(window: Duration) -> (Guarded, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

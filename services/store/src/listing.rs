@@ -113,6 +113,42 @@ mod tests {
         }
     }
 
+    /// A path that is longer than the system opens: its folder is there, and cannot be read.
+    fn unreadable_below(folder: &Path) {
+        let segment = "x".repeat(200);
+        let deep = |top: &str| -> std::path::PathBuf {
+            let segments = std::iter::repeat_n(&*segment, 12);
+            [top].into_iter().chain(segments).collect()
+        };
+        fs::create_dir_all(folder.join(deep("upper"))).unwrap();
+        fs::create_dir_all(folder.join(deep("lower"))).unwrap();
+        let end = folder.join(deep("upper")).join("lower");
+        fs::rename(folder.join("lower"), end).unwrap();
+    }
+
+    #[test]
+    fn folders_before_the_page_and_beside_the_prefix_are_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        unreadable_below(folder.path());
+        fs::write(folder.path().join("z"), b"").unwrap();
+        let count = |prefix, after| {
+            let keys_max = 10;
+            let page = Page {
+                prefix,
+                after,
+                keys_max,
+            };
+            list(folder.path(), &page).map(|(found, _)| found.len())
+        };
+        assert!(count("", None).is_err(), "the folder cannot be read");
+        assert!(
+            count("up", Some("upper/")).is_err(),
+            "the page begins in it"
+        );
+        assert_eq!(count("", Some("v")).unwrap(), 1, "it lies before the page");
+        assert_eq!(count("z", None).unwrap(), 1, "it lies beside the prefix");
+    }
+
     #[test]
     fn prefixes_need_not_end_at_a_slash() {
         let folder = tempfile::tempdir().unwrap();

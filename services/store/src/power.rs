@@ -99,9 +99,17 @@ mod tests {
 
     const PUBLIC: &str = "UDKTV7HZVYJFJN64LLMYQBUR6MTNNYCDC3LAZH4VHURW3GZLL3FULBXV";
 
-    /// The bytes of a file that are in memory only, by `cachestat(2)`; none where the system
-    /// cannot tell.
-    fn unwritten(path: &Path) -> Option<u64> {
+    /// The pages of a file in memory, by `cachestat(2)`.
+    #[derive(Debug)]
+    struct Pages {
+        cached: u64,
+        /// The system has not begun to write these.
+        dirty: u64,
+        being_written: u64,
+    }
+
+    /// None where the system cannot tell.
+    fn pages(path: &Path) -> Option<Pages> {
         /// The same number on every architecture.
         const CACHESTAT: libc::c_long = 451;
         let file = File::open(path).unwrap();
@@ -116,53 +124,99 @@ mod tests {
                 0,
             )
         };
-        let [_cached, dirty, being_written, ..] = pages;
-        (status == 0).then_some(dirty + being_written)
+        let [cached, dirty, being_written, ..] = pages;
+        (status == 0).then_some(Pages {
+            cached,
+            dirty,
+            being_written,
+        })
+    }
+
+    /// The pages whose bytes are in memory only.
+    fn unwritten(path: &Path) -> Option<u64> {
+        pages(path).map(|pages| pages.dirty + pages.being_written)
+    }
+
+    /// A store on a disk, where the system's temporary folder may be memory.
+    fn on_a_disk(durability: Durability) -> (tempfile::TempDir, Root) {
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let root = Root::open(folder.path(), durability, 0).unwrap();
+        (folder, root)
+    }
+
+    fn publish(root: &Root, name: &Path) {
+        let mut file = root.temporary().unwrap();
+        file.write_all(&[7; 100_000]).unwrap();
+        root.publish(file, name, Publish::Once).unwrap();
+    }
+
+    #[expect(
+        clippy::print_stderr,
+        reason = "the output must show that a test did not run"
+    )]
+    fn skipped() {
+        eprintln!("skipped: this system does not say what is on the disk");
     }
 
     #[test]
-    #[expect(
-        clippy::print_stderr,
-        reason = "the output must show that this test did not run"
-    )]
     fn a_promotion_waits_for_the_disk_and_an_upload_does_not() {
-        // The folder of this build lies on a disk where the system's temporary one may be memory.
-        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-        let root = Root::open(folder.path(), Durability::Always, 0).unwrap();
+        let (folder, root) = on_a_disk(Durability::Always);
         let (upload, promoted) = (
             folder.path().join("incoming/run/upload"),
             folder.path().join("blobs/promoted"),
         );
-        let write = |name: &Path| {
-            let mut file = root.temporary().unwrap();
-            file.write_all(&[7; 100_000]).unwrap();
-            root.publish(file, name, Publish::Once).unwrap();
-        };
         let direct = folder.path().join("blobs/direct");
-        write(&direct);
-        write(&upload);
+        publish(&root, &direct);
+        publish(&root, &upload);
         fs::write(&upload, [8; 100_000]).unwrap();
         let Some(before) = unwritten(&upload) else {
-            eprintln!("skipped: this system does not say what is on the disk");
-            return;
+            return skipped();
         };
         assert!(before > 0, "the system writes a new file later");
         root.link(&upload, &promoted).unwrap();
         assert_eq!(unwritten(&promoted), Some(0));
         assert_eq!(unwritten(&direct), Some(0), "what lands in blobs waits");
+        let cached = pages(&promoted).map(|pages| pages.cached);
+        assert_eq!(cached, Some(0), "its memory is free for the next upload");
+    }
+
+    /// So that less is left to wait for when an upload is promoted. Where nothing is promised, the
+    /// system writes when it likes.
+    #[test]
+    fn an_upload_is_on_its_way_to_the_disk_when_it_is_answered() {
+        for (durability, begun) in [(Durability::Always, true), (Durability::Kernel, false)] {
+            let (folder, root) = on_a_disk(durability);
+            let upload = folder.path().join("incoming/run/upload");
+            publish(&root, &upload);
+            let Some(pages) = pages(&upload) else {
+                return skipped();
+            };
+            assert_eq!(pages.dirty == 0, begun, "{durability:?}: {pages:?}");
+        }
+    }
+
+    #[test]
+    fn a_store_that_starts_looks_for_torn_uploads() {
+        let folder = tempfile::tempdir().unwrap();
+        let torn = upload(folder.path(), b"torn", b"");
+        let root = Root::open(folder.path(), Durability::Kernel, 0);
+        assert!(root.is_ok() && !torn.exists());
+    }
+
+    /// An upload whose key names the digest of `promised`.
+    fn upload(root: &Path, promised: &[u8], bytes: &[u8]) -> std::path::PathBuf {
+        let operator = PUBLIC.parse().unwrap();
+        let key = IncomingKey::operator(&operator, Digest::of(promised));
+        let path = root.join("incoming").join(key.to_string());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        path
     }
 
     #[test]
     fn uploads_that_a_power_failure_tore_are_gone_and_whole_ones_stay() {
         let root = tempfile::tempdir().unwrap();
-        let operator = PUBLIC.parse().unwrap();
-        let upload = |name: &[u8], bytes: &[u8]| {
-            let key = IncomingKey::operator(&operator, Digest::of(name));
-            let path = root.path().join("incoming").join(key.to_string());
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, bytes).unwrap();
-            path
-        };
+        let upload = |promised: &[u8], bytes: &[u8]| upload(root.path(), promised, bytes);
         let (whole, torn) = (upload(b"whole", b"whole"), upload(b"torn", b""));
         let foreign = root.path().join("incoming/not a key");
         fs::write(&foreign, b"").unwrap();

@@ -15,7 +15,7 @@ use objects::BucketName;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::path::S3Path;
-use s3s::{S3Result, s3_error};
+use s3s::{S3Error, S3Result, s3_error};
 
 use crate::gate::query_value;
 
@@ -108,7 +108,7 @@ impl S3Auth for Rights {
 
 #[async_trait]
 impl S3Access for Rights {
-    async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
+    async fn check(&self, cx: &mut S3AccessContext<'_>) -> Result<(), S3Error> {
         let role = cx
             .credentials()
             .and_then(|credentials| self.role(&credentials.access_key));
@@ -150,7 +150,7 @@ impl S3Access for Rights {
 
 /// The header names that a presigned URL's signature covers; none for a request that is signed in
 /// its header. Headers that change the stored object must be among them.
-fn signed_headers(cx: &S3AccessContext<'_>) -> S3Result<Option<Vec<String>>> {
+fn signed_headers(cx: &S3AccessContext<'_>) -> Result<Option<Vec<String>>, S3Error> {
     let Some(query) = cx
         .uri()
         .query()

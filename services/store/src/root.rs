@@ -215,17 +215,13 @@ impl Root {
         } else if self.durability == Durability::Always {
             begin_writing(file.as_file());
         }
+        // Removes the temporary name at the end, if no rename has taken it away.
         let file = file.into_temp_path();
         self.in_folder_of(name, || match how {
             Publish::Once if self.links => fs::hard_link(&file, name),
             Publish::Once => self.rename_once(&file, name),
             Publish::Replace => fs::rename(&file, name),
-        })?;
-        if how == Publish::Replace || !self.links {
-            // The temporary name is gone, so nothing is left to remove.
-            let _renamed = file.keep();
-        }
-        Ok(())
+        })
     }
 
     /// True for a name that survives a power failure once it is answered.
@@ -238,10 +234,9 @@ impl Root {
     /// the check and the rename. A name that cannot be checked cannot be given either.
     fn rename_once(&self, file: &Path, name: &Path) -> io::Result<()> {
         let _alone = self.naming.lock().expect("no holder panics");
-        match fs::symlink_metadata(name) {
-            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(file, name),
-            Err(error) => Err(error),
+        match name.try_exists()? {
+            true => Err(io::ErrorKind::AlreadyExists.into()),
+            false => fs::rename(file, name),
         }
     }
 

@@ -183,10 +183,7 @@ impl Store {
         };
         let listener = TcpListener::bind(config.listen).await.map_err(no_port)?;
         let address = listener.local_addr().map_err(no_port)?;
-        let backend = Backend {
-            root: root.clone(),
-            object_bytes_max: limits.object_bytes_max.get(),
-        };
+        let backend = Backend { root: root.clone() };
         Ok(Self {
             listener,
             address,

@@ -169,7 +169,7 @@ fn write(
     Ok(digest)
 }
 
-fn check(upload: &Upload, length: u64, digest: Digest) -> S3Result<()> {
+fn check(upload: &Upload, length: u64, digest: Digest) -> Result<(), S3Error> {
     use base64::Engine as _;
     if length != upload.bytes {
         return Err(s3_error!(

@@ -13,7 +13,7 @@ use schemas::contribution::{SubmitReply, SubmitRequest};
 use schemas::{Code, Millis, Refusal, RunId, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 use tokio::time::Instant;
-use worker_core::{Answer, Patience, Request};
+use worker_core::{Answer, AnswerWait, Request};
 
 use crate::at_hand::AtHand;
 
@@ -123,7 +123,7 @@ impl Asker {
         question: &C::Request,
         deadline: Instant,
     ) -> Result<C::Reply, Refusal> {
-        until_answered(deadline, Patience::new(TRY_PATIENCE), |patience| {
+        until_answered(deadline, AnswerWait::new(TRY_PATIENCE), |patience| {
             self.call::<C>(question, patience)
         })
         .await
@@ -158,7 +158,7 @@ impl Asker {
 /// question like the first one, so a repeat has no effect of its own.
 async fn until_answered<A, F>(
     deadline: Instant,
-    mut patience: Patience,
+    mut patience: AnswerWait,
     ask: impl Fn(Millis) -> F,
 ) -> Result<A, Refusal>
 where
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     /// The waits of six tries; the first five fail after `silence` of their own wait.
-    async fn waits(patience: Patience, silence: impl AsyncFn(Duration)) -> Vec<u64> {
+    async fn waits(patience: AnswerWait, silence: impl AsyncFn(Duration)) -> Vec<u64> {
         let waits = RefCell::new(Vec::new());
         let answer = until_answered(
             Instant::now() + Duration::from_secs(900),
@@ -214,7 +214,7 @@ mod tests {
     /// and not only when a lease is over.
     #[tokio::test]
     async fn a_lost_answer_is_asked_for_again_ever_more_patiently() {
-        let patience = Patience::new((Millis(20), Millis(160)));
+        let patience = AnswerWait::new((Millis(20), Millis(160)));
         let waited = waits(patience, async |wait| {
             let lost = tokio::time::timeout(wait, std::future::pending::<()>()).await;
             assert!(lost.is_err(), "nobody answers");
@@ -225,7 +225,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_told_at_once_that_nobody_answers_waits_no_longer_for_the_next_answer() {
-        let waited = waits(Patience::new(TRY_PATIENCE), async |_| {}).await;
+        let waited = waits(AnswerWait::new(TRY_PATIENCE), async |_| {}).await;
         assert_eq!(waited, [TRY_PATIENCE.0.get(); 6]);
     }
 
@@ -234,7 +234,7 @@ mod tests {
         let tries = RefCell::new(0);
         let answer: Result<(), Refusal> = until_answered(
             Instant::now() + Duration::from_secs(900),
-            Patience::new(TRY_PATIENCE),
+            AnswerWait::new(TRY_PATIENCE),
             async |_| {
                 *tries.borrow_mut() += 1;
                 Err(Refusal::new(Code::ObjectForbidden, "x"))

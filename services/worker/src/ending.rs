@@ -14,12 +14,12 @@ const SAVE_SHOWN: Duration = Duration::from_secs(1);
 
 /// Time that work under way still gets.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct EndingLimits {
     events: Duration,
     save: Duration,
 }
 
-impl Default for Patience {
+impl Default for EndingLimits {
     fn default() -> Self {
         Self {
             events: EVENTS_MAX,
@@ -28,7 +28,7 @@ impl Default for Patience {
     }
 }
 
-impl Patience {
+impl EndingLimits {
     /// Waits for the training thread, which ends after the last inner state is written, and for the
     /// delivery of the last events. Neither shortens the other's time. Returns true if the training
     /// thread has ended.
@@ -84,7 +84,7 @@ mod tests {
             let _over = over;
             std::future::pending().await
         };
-        let limits = Patience {
+        let limits = EndingLimits {
             events: Duration::from_millis(1),
             save: Duration::from_secs(600),
         };
@@ -95,7 +95,7 @@ mod tests {
     async fn what_does_not_end_is_given_up() {
         let (release, waits) = mpsc::sync_channel::<()>(1);
         let training = std::thread::spawn(move || assert!(waits.recv().is_err()));
-        let limits = Patience {
+        let limits = EndingLimits {
             events: Duration::from_millis(1),
             save: Duration::from_millis(1),
         };
@@ -111,7 +111,7 @@ mod tests {
             .find_map(|line| line.strip_prefix("TimeoutStopSec="))
             .expect("a limit");
         let limit = Duration::from_secs(limit.parse().expect("seconds"));
-        let Patience { events, save } = Patience::default();
+        let EndingLimits { events, save } = EndingLimits::default();
         let longest = crate::service::STOP_PATIENCE.as_duration() + save.max(events);
         assert!(
             longest + Duration::from_secs(10) <= limit,

@@ -2,8 +2,8 @@
 //! steps.
 //!
 //! * **The training thread owns the trainer,** and the trainer owns all tensors that change: the
-//!   local parameters, the global weights that they started from, and the moments, in memory or on
-//!   a card. Only copies leave the thread: encoded chunks, and the inner state.
+//!   local parameters, the global weights that they started from, the moments and the residual, in
+//!   memory or on a card. Only copies leave the thread: encoded chunks, and what is saved.
 //! * **Jobs are done in the order in which they come.** While inner steps are done, the thread
 //!   takes between two of them what may happen there: weights that arrive ([`Engine::expect`],
 //!   [`Engine::load`]), [`Engine::capture`], [`Engine::blend`] and [`Engine::keep`]. The first job
@@ -15,7 +15,8 @@
 //! * **A capture encodes on this thread**, since only it may read parameters, and at once, since
 //!   the next step would change them. The encoded chunks are in memory until they are uploaded: 2
 //!   bytes a parameter of the fragment in bf16, and the thread never waits for an upload.
-//! * **A save copies** the moments on this thread (8 bytes a parameter, kept for the next copy; as
+//! * **A save copies** the moments on this thread (8 bytes a parameter, and 4 of the residual with
+//!   error feedback, kept for the next copy; as
 //!   much again while a write takes longer than a unit) and the lane in [`saver`] writes them
 //!   beside the next steps.
 //!
@@ -325,8 +326,15 @@ impl TrainingThread {
                 if let ResultEnd::Refused(refusal) = &end {
                     self.drop_if_doubtful(refusal);
                 }
-                if let Some(session) = &mut self.session {
-                    session.unit_ended(work, &end);
+                if let Some(session) = &mut self.session
+                    && let Err(refusal) = session.unit_ended(work, &end)
+                {
+                    let Refusal { code, detail, .. } = self.judged(refusal);
+                    if self.lost {
+                        // A state that waits for the disk is still written.
+                        return;
+                    }
+                    tracing::warn!(%code, detail, work = work.0, "the residual could not be updated; the next contribution begins without the part that was sent");
                 }
                 self.save();
             }
@@ -361,8 +369,9 @@ impl TrainingThread {
     /// Encodes a fragment, after the residual has left the disk: it must not be sent a second time.
     fn capture(&mut self, capture: &Capture, chunks: &capture::Sender) -> Result<(), Refusal> {
         let session = self.session.as_mut().ok_or_else(nothing_open)?;
-        if session.begin_contribution(capture.work) {
+        if session.begin_contribution(capture.work)? {
             self.saver.withdraw(session.inner_path())?;
+            session.residual_withdrawn();
         }
         let _timed = self.meter.timed(Lane::Encode);
         session.capture(capture, chunks)

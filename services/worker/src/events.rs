@@ -18,12 +18,14 @@ use runtime::{Bus, BusError, Failure};
 use schemas::event::{Event, WorkerEvent};
 use schemas::lease::Done;
 use schemas::subject::worker_event_subject;
-use schemas::{Class, Code, Digest, Millis, PublicKey, RunId, Sequence, UnixMillis, V, WorkerId};
+use schemas::{
+    ChainSequence, Class, Code, Digest, Millis, PublicKey, RunId, UnixMillis, V, WorkerId,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use worker_core::Patience;
+use worker_core::AnswerWait;
 
 /// Most events that wait to be recorded: a worker emits a few in a unit, so these cover hours
 /// without a bus.
@@ -41,7 +43,7 @@ struct ChainEnd {
     v: V<1>,
     emitter: PublicKey,
     /// The position of the next event.
-    sequence: Sequence,
+    sequence: ChainSequence,
     /// Digest of the last event's body.
     previous: Option<Digest>,
     /// The last event, while its record is not confirmed.
@@ -88,7 +90,7 @@ impl Chain {
         let fresh = ChainEnd {
             v: V,
             emitter: key.public().clone(),
-            sequence: Sequence(0),
+            sequence: ChainSequence(0),
             previous: None,
             unacknowledged: None,
         };
@@ -246,7 +248,7 @@ impl Publisher {
             return;
         };
         let event = self.chain.key.sign_event(&self.domain, body);
-        let (mut backoff, mut patience) = (Backoff::new(PAUSE), Patience::new(ANSWER_WAIT));
+        let (mut backoff, mut patience) = (Backoff::new(PAUSE), AnswerWait::new(ANSWER_WAIT));
         loop {
             let asked_at = Instant::now();
             let wait = patience.now().as_duration();
@@ -338,7 +340,7 @@ mod tests {
             let (bytes, body) = body(&pending);
             assert_eq!(
                 (body.sequence, body.previous),
-                (Sequence(sequence), previous)
+                (ChainSequence(sequence), previous)
             );
             previous = Some(Digest::of(&bytes));
             // After a crash before the acknowledgement, the very same bytes are sent again.
@@ -371,7 +373,7 @@ mod tests {
             .expect("written");
         assert_eq!(
             body(&pending).1.sequence,
-            Sequence(1),
+            ChainSequence(1),
             "what was not written is not part of the chain"
         );
     }
@@ -388,11 +390,11 @@ mod tests {
         assert_eq!(chain.unacknowledged(), None);
         let pending = chain.append(UnixMillis(2), event()).expect("written");
         let (_, body) = body(&pending);
-        assert_eq!((body.sequence, body.previous), (Sequence(0), None));
+        assert_eq!((body.sequence, body.previous), (ChainSequence(0), None));
     }
 
     #[test]
-    fn a_damaged_end_is_not_passed_over() {
+    fn a_damaged_end_is_not_skipped() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let path = scratch.path().join("events.json");
         std::fs::write(&path, b"{\"v\":1}").expect("written");

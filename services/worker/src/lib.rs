@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | [`service`] | the loop: inputs to the core, effects to the world |
 //! | `asker`, `commands` | requests to the coordinator, and commands from it |
-//! | `library`, `shelf`, `assets`, `unit` | objects, and a unit's way from fetch to upload |
+//! | `library`, `shard_cache`, `assets`, `unit` | objects, and a unit's way from fetch to upload |
 //! | `engine` | the training thread, the only place with a trainer and with tensors |
 //! | `verify` | the checks of a signed document, before anything that it names is used |
 //! | `time` | the coordinator's time, by which its documents are judged |
@@ -27,7 +27,7 @@ mod meter;
 pub mod program;
 mod sample;
 pub mod service;
-mod shelf;
+mod shard_cache;
 mod state;
 mod time;
 mod trainers;

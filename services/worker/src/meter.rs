@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use objects::Moved;
 use schemas::limits::{LOSS_MAX, SPEED_MAX};
-use schemas::telemetry::{Heartbeat, WorkerNumbers};
+use schemas::telemetry::{Heartbeat, WorkerMetrics};
 use schemas::{Bytes, Millis, Tokens, V};
 use worker_core::Pulse;
 
@@ -127,7 +127,7 @@ impl Meter {
             loss: (loss != 0.0 && (0.0..=LOSS_MAX).contains(&loss)).then_some(loss),
             bytes_up: Bytes(read(&self.bytes_up)),
             bytes_down: Bytes(read(&self.bytes_down)),
-            numbers: WorkerNumbers {
+            metrics: WorkerMetrics {
                 fetch: lane(Lane::Fetch),
                 train: lane(Lane::Train),
                 encode: lane(Lane::Encode),
@@ -157,7 +157,7 @@ mod tests {
             lease: None,
             steps_done: Steps(0),
         };
-        let told = || meter.heartbeat(pulse()).numbers.device_memory;
+        let told = || meter.heartbeat(pulse()).metrics.device_memory;
         assert_eq!((meter.heartbeat(pulse()).v, told()), (V, None));
         meter.holds(Some(Bytes(7 << 30)));
         assert_eq!(told(), Some(Bytes(7 << 30)));

@@ -22,12 +22,12 @@ use worker_core::{Effect, Exit, Input, Request, Settings, WorkId, Worker};
 use crate::asker::Asker;
 use crate::commands::CommandListener;
 use crate::config::Checked;
-use crate::ending::Patience;
+use crate::ending::EndingLimits;
 use crate::engine::{self, Engine, RunningThread};
 use crate::events::{Chain, Events};
 use crate::library::Library;
 use crate::meter::Meter;
-use crate::shelf::Shelf;
+use crate::shard_cache::ShardCache;
 use crate::state::StateFolder;
 use crate::time::CoordinatorTime;
 use crate::unit::{Unit, UnitTools};
@@ -203,7 +203,9 @@ impl Service {
         // The thread and the publisher end when all their senders are dropped.
         drop(runner);
         let delivered = async move { publishing.await.is_ok() && bus.round_trip().await.is_ok() };
-        let _ended = Patience::default().wait(training.thread, delivered).await;
+        let _ended = EndingLimits::default()
+            .wait(training.thread, delivered)
+            .await;
         tracing::info!(reason = exit.reason(), "worker ends");
         match exit {
             Exit::Complete | Exit::Drained | Exit::Stopped => Ok(()),
@@ -330,7 +332,7 @@ impl EffectRunner {
         self.tools = Some(UnitTools {
             asker: self.asker.clone(),
             library: self.library.clone(),
-            shelf: Shelf::default(),
+            shard_cache: ShardCache::default(),
             engine: self.engine.clone(),
             meter: Arc::clone(&self.meter),
             state: self.state.clone(),

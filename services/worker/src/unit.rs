@@ -26,7 +26,7 @@ use crate::assets::Assets;
 use crate::engine::{Capture, EncodedChunks, Engine, Evaluating, Fragment, Opening, Training};
 use crate::library::{Library, TRANSFERS_MAX};
 use crate::meter::{Lane, Meter};
-use crate::shelf::Shelf;
+use crate::shard_cache::ShardCache;
 use crate::state::StateFolder;
 
 /// Longest wait for the answer to a hint.
@@ -37,7 +37,7 @@ const STAGE_PATIENCE: Millis = Millis::from_secs(5);
 pub(crate) struct UnitTools {
     pub(crate) asker: Asker,
     pub(crate) library: Library,
-    pub(crate) shelf: Shelf,
+    pub(crate) shard_cache: ShardCache,
     pub(crate) engine: Engine,
     pub(crate) meter: Arc<Meter>,
     pub(crate) state: StateFolder,
@@ -103,8 +103,14 @@ impl Unit {
 
     async fn fetch_text(&self, assets: &Assets, shards: Vec<Shard>) -> Result<Text, Refusal> {
         let objects: Vec<ObjectRef> = shards.iter().map(|shard| shard.object).collect();
-        let UnitTools { shelf, library, .. } = &self.tools;
-        let shards = shelf.get(library, &objects, assets.data.vocabulary).await?;
+        let UnitTools {
+            shard_cache,
+            library,
+            ..
+        } = &self.tools;
+        let shards = shard_cache
+            .get(library, &objects, assets.data.vocabulary)
+            .await?;
         let length = self.tools.spec.schedule.sequence_tokens as usize;
         let text = match self.manifest.work {
             Work::Train { seed, .. } => {

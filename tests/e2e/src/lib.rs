@@ -1,10 +1,10 @@
 //! End-to-end tests: one module per promise under `tests/promises/`. The tests share this crate:
 //! the recipe of a small run, the search for secrets, and the search for sockets that listen.
 
-pub mod ears;
 pub mod machine;
 pub mod recipe;
 pub mod secrets;
+pub mod sockets;
 
 pub use harness::scripted::{self, Scripted};
 pub use machine::Machine;

@@ -19,7 +19,7 @@ pub struct Machine {
 
 /// The outcome of a command.
 #[derive(Debug)]
-pub struct Said {
+pub struct CommandOutcome {
     /// The command's exit status.
     pub status: ExitStatus,
     /// The command's stdout and stderr.
@@ -73,13 +73,13 @@ impl Machine {
     ///
     /// # Panics
     /// The command still runs after [`PATIENCE`].
-    pub async fn diloctl(&self, arguments: &[&str]) -> Said {
+    pub async fn diloctl(&self, arguments: &[&str]) -> CommandOutcome {
         let output = tokio::time::timeout(PATIENCE, self.command(arguments).output()).await;
         let output =
             output.unwrap_or_else(|_| panic!("diloctl {arguments:?} runs on after {PATIENCE:?}"));
         let output = output.unwrap_or_else(|error| panic!("diloctl {arguments:?}: {error}"));
         let text = [output.stdout, output.stderr].concat();
-        Said {
+        CommandOutcome {
             status: output.status,
             text: String::from_utf8_lossy(&text).into_owned(),
         }
@@ -90,13 +90,13 @@ impl Machine {
     /// # Panics
     /// The command fails.
     pub async fn ok(&self, arguments: &[&str]) -> String {
-        let Said { status, text } = self.diloctl(arguments).await;
+        let CommandOutcome { status, text } = self.diloctl(arguments).await;
         assert!(status.success(), "diloctl {arguments:?}: {status}\n{text}");
         text
     }
 
     /// `auth init` of a domain with this number of workers.
-    pub async fn init(&self, domain: &str, workers: &str) -> Said {
+    pub async fn init(&self, domain: &str, workers: &str) -> CommandOutcome {
         let config = nats_config();
         self.diloctl(&[
             "--domain",
@@ -112,7 +112,7 @@ impl Machine {
     }
 
     /// `up` at the ports of this machine.
-    pub async fn up(&self, domain: &str, workers: &str) -> Said {
+    pub async fn up(&self, domain: &str, workers: &str) -> CommandOutcome {
         let config = nats_config();
         let ports = [
             "--bus-port",
@@ -133,7 +133,7 @@ impl Machine {
     }
 
     /// `up` of a domain that was up before, as a person types it again: without ports.
-    pub async fn up_again(&self, domain: &str, workers: &str) -> Said {
+    pub async fn up_again(&self, domain: &str, workers: &str) -> CommandOutcome {
         self.diloctl(&[
             "--domain",
             domain,

@@ -23,7 +23,7 @@ pub use evidence::{Evidence, Recorded};
 pub use line::{Line, Quality};
 pub use operator::Operator;
 pub use process::{Output, Process, Signal};
-pub use raw::{Raw, publication};
+pub use raw::{RawConnection, publication};
 pub use scripted::Scripted;
 pub use server::NatsServer;
 pub use tenant::Tenant;

@@ -16,11 +16,11 @@ use crate::{Cluster, PATIENCE};
 
 /// A connection with real credentials, and nothing between the test and the wire.
 #[derive(Debug)]
-pub struct Raw {
+pub struct RawConnection {
     stream: BufReader<TlsStream<TcpStream>>,
 }
 
-impl Raw {
+impl RawConnection {
     /// Connects to the cluster's broker.
     ///
     /// # Panics
@@ -38,7 +38,7 @@ impl Raw {
     /// Connects to another broker of the cluster's domain, under any name.
     ///
     /// # Panics
-    /// As [`Raw::connect`].
+    /// As [`RawConnection::connect`].
     pub async fn connect_at(
         cluster: &Cluster,
         address: &str,
@@ -103,7 +103,7 @@ impl Raw {
     /// Publishes with headers: the block as it is, with nothing added.
     ///
     /// # Panics
-    /// As [`Raw::say`].
+    /// As [`RawConnection::say`].
     pub async fn publish(&mut self, subject: &[u8], reply: &[u8], headers: &[u8], payload: &[u8]) {
         self.say(publication(subject, reply, headers, payload))
             .await;
@@ -130,7 +130,7 @@ impl Raw {
     /// The next line that the broker says; payloads are lines as well.
     ///
     /// # Panics
-    /// As [`Raw::settled`].
+    /// As [`RawConnection::settled`].
     pub async fn line(&mut self) -> String {
         let mut line = Vec::new();
         let read = timeout(PATIENCE, self.stream.read_until(b'\n', &mut line))

@@ -14,14 +14,14 @@ use schemas::member::{Posture, Session};
 use schemas::public::CommandVerb;
 use schemas::telemetry::Heartbeat;
 use schemas::view::RunPhase;
-use schemas::{Millis, Refusal, RunId, Sequence, UnixMillis, V, WorkerId};
+use schemas::{ChainSequence, Millis, Refusal, RunId, UnixMillis, V, WorkerId};
 
 use crate::checkpoint::CHECKPOINT_EVERY;
 use crate::foundry::Job;
 use crate::plan::{account, operator, run_id, worker_id};
 use crate::queue::Try;
 use crate::store::Model;
-use crate::world::{Delivered, Happening, Route, World};
+use crate::world::{Delivered, Route, SimEvent, World};
 
 /// Factor by which a process dies more often before an append than between two other effects, since
 /// it waits longest for the disk.
@@ -29,7 +29,7 @@ const DISK_CRASHES: u64 = 10;
 
 /// The machine that the coordinator runs on.
 #[derive(Debug, Default)]
-pub(crate) struct Site {
+pub(crate) struct CoordinatorMachine {
     pub(crate) process: Option<Process>,
     /// Number of processes so far; an answer to an earlier process is void.
     generation: u64,
@@ -51,7 +51,7 @@ pub(crate) struct Process {
     pub(crate) weights: Option<Model>,
 }
 
-impl Site {
+impl CoordinatorMachine {
     pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
@@ -107,13 +107,13 @@ impl World {
 
     fn restart_coordinator(&mut self) {
         self.site.generation += 1;
-        let pause = self.chance.millis(50, 15_000);
-        self.after(pause, Happening::StartCoordinator);
+        let pause = self.random.millis(50, 15_000);
+        self.after(pause, SimEvent::StartCoordinator);
     }
 
     /// An operator ends the process in order, and a service manager starts the next one.
     pub(crate) fn shut_down(&mut self) {
-        let drain = self.chance.millis(0, 20_000);
+        let drain = self.random.millis(0, 20_000);
         self.ask_as_operator(ControlRequest::Shutdown(Shutdown { v: V, drain }));
     }
 
@@ -123,7 +123,7 @@ impl World {
         }
         let spec = self.plan.spec.clone();
         self.ask_as_operator(ControlRequest::RunNew(Box::new(RunNew { v: V, spec })));
-        self.after(Millis::from_secs(5), Happening::CreateRun);
+        self.after(Millis::from_secs(5), SimEvent::CreateRun);
     }
 
     fn ask_as_operator(&mut self, request: ControlRequest) {
@@ -160,13 +160,13 @@ impl World {
 
     pub(crate) fn deliver(&mut self, message: u64) {
         if self.site.process.is_none() {
-            return self.after(Millis::from_secs(1), Happening::Deliver { message });
+            return self.after(Millis::from_secs(1), SimEvent::Deliver { message });
         }
         match self.queue.deliver(self.now, message) {
             Try::Gone => {}
-            Try::Later(at) => self.after(self.now.until(at), Happening::Deliver { message }),
+            Try::Later(at) => self.after(self.now.until(at), SimEvent::Deliver { message }),
             Try::Delivered(unit, delivery) => {
-                self.after(crate::queue::ACK_WAIT, Happening::Deliver { message });
+                self.after(crate::queue::ACK_WAIT, SimEvent::Deliver { message });
                 self.tell_coordinator(Input::Offered {
                     run: run_id(),
                     unit,
@@ -184,12 +184,12 @@ impl World {
         }
         let ticks = matches!(input, Input::Tick);
         self.site.waiting.push(input);
-        if ticks || (self.site.waiting.len() == 1 && !self.chance.hits(self.plan.disk)) {
+        if ticks || (self.site.waiting.len() == 1 && !self.random.hits(self.plan.disk)) {
             self.decide();
         } else if self.site.waiting.len() == 1 {
             let generation = self.site.generation;
-            let span = self.chance.millis(1, 2_000);
-            self.after(span, Happening::Decide { generation });
+            let span = self.random.millis(1, 2_000);
+            self.after(span, SimEvent::Decide { generation });
         }
     }
 
@@ -227,7 +227,7 @@ impl World {
             effects.into_iter().partition(append);
         let mut begun = false;
         for merge in merges {
-            if self.chance.hits(self.faults.crash) {
+            if self.random.hits(self.faults.crash) {
                 return self.crash_coordinator();
             }
             begun = true;
@@ -235,12 +235,12 @@ impl World {
         }
         let decided = events.len();
         while !events.is_empty() {
-            if self.chance.hits(DISK_CRASHES * self.faults.crash) {
+            if self.random.hits(DISK_CRASHES * self.faults.crash) {
                 self.site.torn += u64::from(events.len() < decided);
                 self.site.unsealed += u64::from(begun && events.iter().any(is_seal));
                 return self.crash_coordinator();
             }
-            let batch = self.chance.between(1, events.len() as u64) as usize;
+            let batch = self.random.between(1, events.len() as u64) as usize;
             let mut part = false;
             for event in events.drain(..batch) {
                 part = is_part(&event);
@@ -255,7 +255,7 @@ impl World {
             }
         }
         for effect in others {
-            if self.chance.hits(self.faults.crash) {
+            if self.random.hits(self.faults.crash) {
                 return self.crash_coordinator();
             }
             self.carry_out(effect);
@@ -323,7 +323,7 @@ impl World {
                 // The operator follows the advice of the code and starts the coordinator again.
                 self.crash_coordinator();
             }
-            Effect::Sweep { .. } | Effect::Publish(_) | Effect::Heard { .. } => {}
+            Effect::Sweep { .. } | Effect::Publish(_) | Effect::ShowHeartbeat { .. } => {}
             Effect::WriteCheckpoint { state } => {
                 let bytes = state.to_checkpoint();
                 self.begin(Job::Checkpoint { bytes });
@@ -339,7 +339,7 @@ impl World {
         self.monitor.note(&event, &self.store);
         let folded = self.site.shadow.apply(time, run.as_ref(), &event);
         folded.expect("an event follows on those before it");
-        let sequence = Sequence(self.journal.len() as u64);
+        let sequence = ChainSequence(self.journal.len() as u64);
         let event = Event::Ledger(event);
         self.journal.push(EventBody {
             v: V,
@@ -360,7 +360,7 @@ impl World {
         for span in self.transits(route.worker) {
             self.after(
                 span,
-                Happening::Answer {
+                SimEvent::Answer {
                     route: route.clone(),
                     answer: answer.clone(),
                 },
@@ -372,15 +372,15 @@ impl World {
         if self.queue.holds(&unit) {
             return;
         }
-        let copies = if self.chance.hits(self.faults.copies) {
+        let copies = if self.random.hits(self.faults.copies) {
             2
         } else {
             1
         };
         for _ in 0..copies {
-            if !self.chance.hits(self.faults.queue) {
+            if !self.random.hits(self.faults.queue) {
                 let message = self.queue.publish(unit);
-                self.after(Millis(2), Happening::Deliver { message });
+                self.after(Millis(2), SimEvent::Deliver { message });
             }
         }
     }
@@ -388,12 +388,12 @@ impl World {
     fn command(&mut self, to: &WorkerId, verb: CommandVerb) {
         let worker = (0..self.plan.workers).find(|worker| worker_id(*worker) == *to);
         let worker = worker.expect("a command is for somebody who joined");
-        let incarnation = self.stations[worker].incarnation();
+        let incarnation = self.machines[worker].incarnation();
         for span in self.transits(worker) {
             let input = worker_core::Input::Command(verb);
             self.after(
                 span,
-                Happening::Worker {
+                SimEvent::Worker {
                     worker,
                     incarnation,
                     input,
@@ -406,7 +406,7 @@ impl World {
         let generation = self.site.generation;
         self.after(
             Millis(span_ms),
-            Happening::Coordinator {
+            SimEvent::Coordinator {
                 generation,
                 input: Box::new(input),
             },

@@ -12,7 +12,7 @@ use schemas::{
 
 use crate::plan::{audit_key, run_id, worker_id};
 use crate::store::Model;
-use crate::world::{Happening, World};
+use crate::world::{SimEvent, World};
 
 /// A job for the executor or the screen; each takes a while.
 #[derive(Debug)]
@@ -93,13 +93,13 @@ impl World {
 
     pub(crate) fn begin(&mut self, job: Job) {
         let generation = self.site.generation();
-        let span = self.chance.millis(5, 3_000);
-        self.after(span, Happening::Executor { generation, job });
+        let span = self.random.millis(5, 3_000);
+        self.after(span, SimEvent::Executor { generation, job });
     }
 
     pub(crate) fn finish_job(&mut self, job: Job) {
         let failed = self
-            .chance
+            .random
             .hits(self.faults.store)
             .then(|| Refusal::new(Code::StoreUnreachable, "simulated"));
         let answer = match job {

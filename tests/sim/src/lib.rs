@@ -4,7 +4,7 @@
 //!
 //! | file | stands for |
 //! | --- | --- |
-//! | `chance` | all randomness, from the seed |
+//! | `random` | all randomness, from the seed |
 //! | `plan` | the run, the number of workers and the faults of a seed |
 //! | `world` | time, the bus, and the order of what happens |
 //! | `coordinator`, `worker` | the shells around the two cores, with their processes' crashes |
@@ -17,13 +17,13 @@
 //! While faults last anything may fail; after that nothing does, and the run must end. [`simulate`]
 //! panics when something does not hold; print the seed before calling it.
 
-mod chance;
 mod checkpoint;
 mod coordinator;
 mod foundry;
 mod monitor;
 mod plan;
 mod queue;
+mod random;
 mod store;
 mod worker;
 mod world;

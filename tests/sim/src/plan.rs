@@ -7,7 +7,7 @@ use schemas::{AccountId, Millis, PublicKey, RunId, WorkerId};
 
 pub(crate) use kit::{object, operator};
 
-use crate::chance::Chance;
+use crate::random::SeededRandom;
 
 /// Rounds of every simulated run.
 pub(crate) const ROUNDS: u64 = 3;
@@ -49,31 +49,32 @@ pub(crate) struct Faults {
 }
 
 impl Plan {
-    pub(crate) fn new(chance: &mut Chance) -> Self {
-        let workers = chance.between(1, 5) as usize;
+    pub(crate) fn new(random: &mut SeededRandom) -> Self {
+        let workers = random.between(1, 5) as usize;
         let spec = spec()
-            .units(chance.between(1, 6) as u32)
-            .evaluation_every(chance.between(0, 2) as u32)
-            .snapshot_every(chance.between(1, 3) as u32)
-            .workers_min(chance.between(1, workers as u64) as u32)
-            .lease(chance.millis(6_000, 20_000))
-            .silence_max(chance.millis(10_000, 60_000))
-            .seed(chance.between(0, u64::MAX - 1))
+            .units(random.between(1, 6) as u32)
+            .evaluation_every(random.between(0, 2) as u32)
+            .snapshot_every(random.between(1, 3) as u32)
+            .workers_min(random.between(1, workers as u64) as u32)
+            .lease(random.millis(6_000, 20_000))
+            .silence_max(random.millis(10_000, 60_000))
+            .seed(random.between(0, u64::MAX - 1))
             .build();
         // One seed of eight has no faults.
-        let bad = !chance.hits(125);
-        let level = |chance: &mut Chance, most: u64| if bad { chance.between(0, most) } else { 0 };
+        let bad = !random.hits(125);
+        let level =
+            |random: &mut SeededRandom, most: u64| if bad { random.between(0, most) } else { 0 };
         let faults = Faults {
-            loss: level(chance, 120),
-            copies: level(chance, 150),
-            slow: level(chance, 100),
-            crash: level(chance, 6),
-            store: level(chance, 150),
-            queue: level(chance, 200),
-            poison: level(chance, 100),
-            training: level(chance, 60),
+            loss: level(random, 120),
+            copies: level(random, 150),
+            slow: level(random, 100),
+            crash: level(random, 6),
+            store: level(random, 150),
+            queue: level(random, 200),
+            poison: level(random, 100),
+            training: level(random, 60),
             calm: if bad {
-                chance.millis(5_000, 60_000)
+                random.millis(5_000, 60_000)
             } else {
                 Millis::from_secs(1_000_000)
             },
@@ -83,8 +84,8 @@ impl Plan {
             data: kit::data().named(7, 20).build(),
             workers,
             faults,
-            faults_last: chance.millis(20_000, 180_000),
-            disk: chance.between(0, 800),
+            faults_last: random.millis(20_000, 180_000),
+            disk: random.between(0, 800),
         }
     }
 }

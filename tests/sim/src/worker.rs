@@ -6,7 +6,7 @@ use schemas::contribution::{Evaluation, Statement};
 use schemas::lease::{Manifest, Work};
 use schemas::limits::GRANTS_MAX;
 use schemas::member::{JoinRequest, Session};
-use schemas::telemetry::{Heartbeat, WorkerNumbers};
+use schemas::telemetry::{Heartbeat, WorkerMetrics};
 use schemas::{
     Bytes, Code, Digest, Message as _, Millis, ObjectRef, Refusal, Tokens, UnixMillis, V,
 };
@@ -15,7 +15,7 @@ use worker_core::{
 };
 
 use crate::plan::{audit_key, object, run_id, worker_id};
-use crate::world::{Delivered, Happening, Purpose, Route, World};
+use crate::world::{Delivered, Purpose, Route, SimEvent, World};
 
 /// Time for which the shell waits for URLs.
 const GRANT_PATIENCE: Millis = Millis::from_secs(10);
@@ -25,7 +25,7 @@ const SKEW_MAX_MS: u64 = 600_000;
 
 /// The machine that a worker runs on.
 #[derive(Debug, Default)]
-pub(crate) struct Station {
+pub(crate) struct WorkerMachine {
     process: Option<Process>,
     /// Number of processes so far; an answer to an earlier process is void.
     incarnation: u64,
@@ -52,7 +52,7 @@ impl Process {
     }
 }
 
-impl Station {
+impl WorkerMachine {
     pub(crate) fn incarnation(&self) -> u64 {
         self.incarnation
     }
@@ -80,25 +80,25 @@ impl Station {
 
 impl World {
     pub(crate) fn start_worker(&mut self, worker: usize) {
-        if self.stations[worker].process.is_some() {
+        if self.machines[worker].process.is_some() {
             return;
         }
         let settings = Settings {
             run: run_id(),
             worker: worker_id(worker),
             join: JoinRequest {
-                session: Session(self.chance.between(0, u64::MAX - 1)),
+                session: Session(self.random.between(0, u64::MAX - 1)),
                 audit_key: audit_key(worker),
                 ..kit::join_request(0)
             },
             claim_wait: Millis::from_secs(15),
             stop_patience: Millis::from_secs(5),
-            seed: self.chance.between(0, u64::MAX - 1),
+            seed: self.random.between(0, u64::MAX - 1),
         };
-        let skew = self.chance.millis(0, 2 * SKEW_MAX_MS);
-        let station = &mut self.stations[worker];
-        station.incarnation += 1;
-        station.process = Some(Process {
+        let skew = self.random.millis(0, 2 * SKEW_MAX_MS);
+        let machine = &mut self.machines[worker];
+        machine.incarnation += 1;
+        machine.process = Some(Process {
             core: Worker::new(settings),
             present: None,
             skew,
@@ -108,20 +108,20 @@ impl World {
     }
 
     pub(crate) fn crash_worker(&mut self, worker: usize) {
-        if self.stations[worker].process.take().is_some() {
+        if self.machines[worker].process.take().is_some() {
             self.worker_crashes += 1;
             self.restart_worker(worker);
         }
     }
 
     fn restart_worker(&mut self, worker: usize) {
-        let pause = self.chance.millis(50, 20_000);
-        self.after(pause, Happening::StartWorker(worker));
+        let pause = self.random.millis(50, 20_000);
+        self.after(pause, SimEvent::StartWorker(worker));
     }
 
     pub(crate) fn tell_worker(&mut self, worker: usize, input: Input) {
         let now = self.now;
-        let Some(process) = &mut self.stations[worker].process else {
+        let Some(process) = &mut self.machines[worker].process else {
             return;
         };
         let mut effects = Vec::new();
@@ -142,7 +142,7 @@ impl World {
             Effect::Verify { work, document } => {
                 let outcome = self.verify(worker, &document);
                 if let (Ok(manifest), Some(process)) =
-                    (&outcome, &mut self.stations[worker].process)
+                    (&outcome, &mut self.machines[worker].process)
                 {
                     process.present = Some((work, (**manifest).clone()));
                 }
@@ -151,7 +151,7 @@ impl World {
             Effect::Fetch { work, manifest } => self.fetch(worker, work, &manifest),
             Effect::Train { work } => self.train(worker, work),
             Effect::Evaluate { work } => {
-                let span = self.chance.millis(100, 3_000);
+                let span = self.random.millis(100, 3_000);
                 let outcome = Ok(Evaluation {
                     loss_sum: 32.0,
                     tokens: Tokens(16),
@@ -171,12 +171,12 @@ impl World {
                     loss: None,
                     bytes_up: Bytes(0),
                     bytes_down: Bytes(0),
-                    numbers: WorkerNumbers::default(),
+                    metrics: WorkerMetrics::default(),
                 };
                 for span in self.transits(worker) {
                     self.after(
                         span,
-                        Happening::Heartbeat {
+                        SimEvent::Heartbeat {
                             worker,
                             heartbeat: heartbeat.clone(),
                         },
@@ -184,13 +184,13 @@ impl World {
                 }
             }
             Effect::Exit(exit) => {
-                self.stations[worker].process = None;
+                self.machines[worker].process = None;
                 if exit != Exit::Complete {
                     self.restart_worker(worker);
                 }
             }
             Effect::Clock { ahead_ms } => {
-                if let Some(process) = &mut self.stations[worker].process {
+                if let Some(process) = &mut self.machines[worker].process {
                     process.ahead_ms = ahead_ms;
                 }
             }
@@ -204,10 +204,10 @@ impl World {
     }
 
     fn inform_worker(&mut self, worker: usize, span: Millis, input: Input) {
-        let incarnation = self.stations[worker].incarnation;
+        let incarnation = self.machines[worker].incarnation;
         self.after(
             span,
-            Happening::Worker {
+            SimEvent::Worker {
                 worker,
                 incarnation,
                 input,
@@ -239,13 +239,13 @@ impl World {
     fn request(&mut self, worker: usize, purpose: Purpose, request: &WorkerRequest) {
         let route = Route {
             worker,
-            incarnation: self.stations[worker].incarnation,
+            incarnation: self.machines[worker].incarnation,
             purpose,
         };
         for span in self.transits(worker) {
             self.after(
                 span,
-                Happening::Request {
+                SimEvent::Request {
                     route: route.clone(),
                     request: Box::new(request.clone()),
                 },
@@ -268,7 +268,7 @@ impl World {
                 .get()
                 .saturating_add_signed(process.ahead_ms)
         };
-        let now = self.stations[worker]
+        let now = self.machines[worker]
             .process
             .as_ref()
             .map_or(self.now.get(), theirs);
@@ -302,13 +302,13 @@ impl World {
     }
 
     fn ask_for_urls(&mut self, worker: usize, purpose: Purpose, request: &WorkerRequest) {
-        let incarnation = self.stations[worker].incarnation;
+        let incarnation = self.machines[worker].incarnation;
         let route = Route {
             worker,
             incarnation,
             purpose: purpose.clone(),
         };
-        self.after(GRANT_PATIENCE, Happening::GiveUp { route });
+        self.after(GRANT_PATIENCE, SimEvent::GiveUp { route });
         self.request(worker, purpose, request);
     }
 
@@ -316,12 +316,12 @@ impl World {
         let schedule = &self.plan.spec.schedule;
         let (steps, tokens) = (schedule.inner_steps, self.plan.spec.unit_tokens());
         // Sometimes longer than any lease, so that the lease has to be renewed.
-        let span = if self.chance.hits(100) {
-            self.chance.millis(5_000, 40_000)
+        let span = if self.random.hits(100) {
+            self.random.millis(5_000, 40_000)
         } else {
-            self.chance.millis(200, 5_000)
+            self.random.millis(200, 5_000)
         };
-        let outcome = if self.chance.hits(self.faults.training) {
+        let outcome = if self.random.hits(self.faults.training) {
             Err(Refusal::new(Code::TrainingFailed, "simulated"))
         } else {
             Ok(Trained {
@@ -336,14 +336,14 @@ impl World {
 
     /// Two passes over the same unit give different bytes, as on real hardware.
     fn upload(&mut self, worker: usize, work: WorkId) {
-        let Some((_, manifest)) = self.stations[worker]
+        let Some((_, manifest)) = self.machines[worker]
             .process
             .as_ref()
             .and_then(|process| process.present.clone())
         else {
             return;
         };
-        let salt = self.chance.between(0, u64::MAX - 1);
+        let salt = self.random.between(0, u64::MAX - 1);
         let chunks = self.plan.spec.model.initial.count();
         // Eight elements in bf16.
         let named = |n: usize| ObjectRef {
@@ -351,7 +351,7 @@ impl World {
             ..object(&format!("{worker} {} {salt} {n}", manifest.lease))
         };
         let objects: Vec<ObjectRef> = (0..chunks).map(named).collect();
-        if self.chance.hits(self.faults.poison) {
+        if self.random.hits(self.faults.poison) {
             self.store.poisoned.insert(objects[0].digest);
         }
         self.store.note(objects.clone());
@@ -372,7 +372,7 @@ impl World {
             incarnation,
             purpose,
         } = route;
-        if self.stations[worker].incarnation != incarnation {
+        if self.machines[worker].incarnation != incarnation {
             return;
         }
         match (purpose, answer) {
@@ -395,7 +395,7 @@ impl World {
                 );
             }
             (Purpose::Fetch(work), Delivered::Granted) => {
-                let span = self.chance.millis(10, 2_000);
+                let span = self.random.millis(10, 2_000);
                 self.inform_worker(
                     worker,
                     span,
@@ -418,7 +418,7 @@ impl World {
                 let all = self.store.chunks(&chunks).iter().chain(chunks.objects());
                 let digests: Vec<Digest> = all.map(|object| object.digest).collect();
                 self.store.incoming.extend(digests);
-                let span = self.chance.millis(10, 2_000);
+                let span = self.random.millis(10, 2_000);
                 self.inform_worker(
                     worker,
                     span,
@@ -444,7 +444,7 @@ impl World {
     /// No URLs came in time. The core decides whether that still matters.
     pub(crate) fn give_up(&mut self, route: &Route) {
         let refusal = Refusal::new(Code::NoAnswer, "simulated");
-        if self.stations[route.worker].incarnation != route.incarnation {
+        if self.machines[route.worker].incarnation != route.incarnation {
             return;
         }
         match &route.purpose {

@@ -11,13 +11,13 @@ use schemas::{
     Chunks, Digest, Hasher, Listed, Message as _, Millis, ObjectRef, Refusal, UnixMillis,
 };
 
-use crate::chance::Chance;
-use crate::coordinator::Site;
+use crate::coordinator::CoordinatorMachine;
 use crate::monitor::{Counts, Monitor};
 use crate::plan::{Faults, Plan};
 use crate::queue::Queue;
+use crate::random::SeededRandom;
 use crate::store::Store;
-use crate::worker::Station;
+use crate::worker::WorkerMachine;
 
 /// Simulated time at the start.
 const START: UnixMillis = UnixMillis(1_700_000_000_000);
@@ -57,7 +57,7 @@ pub struct Report {
 
 /// Something that will happen.
 #[derive(Debug)]
-pub(crate) enum Happening {
+pub(crate) enum SimEvent {
     /// A worker's request reaches the coordinator.
     Request {
         route: Route,
@@ -141,14 +141,14 @@ pub(crate) enum Delivered {
 /// The whole simulated world.
 #[derive(Debug)]
 pub(crate) struct World {
-    pub(crate) chance: Chance,
+    pub(crate) random: SeededRandom,
     pub(crate) plan: Plan,
     pub(crate) faults: Faults,
     pub(crate) now: UnixMillis,
-    happenings: BTreeMap<(UnixMillis, u64), Happening>,
+    happenings: BTreeMap<(UnixMillis, u64), SimEvent>,
     serial: u64,
-    pub(crate) site: Site,
-    pub(crate) stations: Vec<Station>,
+    pub(crate) site: CoordinatorMachine,
+    pub(crate) machines: Vec<WorkerMachine>,
     pub(crate) queue: Queue,
     pub(crate) store: Store,
     pub(crate) monitor: Monitor,
@@ -173,11 +173,11 @@ pub(crate) struct World {
 /// # Panics
 /// As [`simulate`].
 pub fn simulate_lost_grants(seed: u64) -> Report {
-    let mut chance = Chance::new(seed);
-    let mut plan = Plan::new(&mut chance);
+    let mut random = SeededRandom::new(seed);
+    let mut plan = Plan::new(&mut random);
     plan.faults = Faults::default();
     plan.spec.policy.lease = LEASE_MIN;
-    let mut world = World::of(chance, plan);
+    let mut world = World::of(random, plan);
     world.swallowed = Some(BTreeSet::new());
     world.play();
     world.report()
@@ -189,15 +189,15 @@ pub fn simulate_lost_grants(seed: u64) -> Report {
 /// # Panics
 /// As [`simulate`].
 pub fn simulate_long_seal(seed: u64) -> Report {
-    let mut chance = Chance::new(seed);
-    let mut plan = Plan::new(&mut chance);
+    let mut random = SeededRandom::new(seed);
+    let mut plan = Plan::new(&mut random);
     plan.faults = Faults::default();
     plan.workers = MANY_WORKERS;
     plan.spec.policy.workers_min = 1;
     plan.spec.schedule.units = SEALED_MAX as u32 + 1;
     plan.spec.schedule.rounds = 1;
     plan.spec.schedule.evaluation_every = 0;
-    let mut world = World::of(chance, plan);
+    let mut world = World::of(random, plan);
     world.dies_in_seal = true;
     world.play();
     assert!(!world.dies_in_seal, "no coordinator died in a seal");
@@ -209,14 +209,14 @@ pub fn simulate_long_seal(seed: u64) -> Report {
 /// # Panics
 /// As [`simulate`].
 pub fn simulate_lists(seed: u64) -> Report {
-    let mut chance = Chance::new(seed);
-    let mut plan = Plan::new(&mut chance);
+    let mut random = SeededRandom::new(seed);
+    let mut plan = Plan::new(&mut random);
     // Eight elements in fp32.
     let chunk = |n: usize| kit::sized(&format!("initial {n}"), 32);
     let chunks: Vec<ObjectRef> = (0..=NAMED_CHUNKS_MAX).map(chunk).collect();
     let initial = Chunks::Listed(Listed::of(&chunks).0);
     plan.spec.model.initial = initial.clone();
-    let mut world = World::of(chance, plan);
+    let mut world = World::of(random, plan);
     world.store.note(chunks);
     world.store.publish(&initial);
     world.play();
@@ -235,19 +235,21 @@ pub fn simulate(seed: u64) -> Report {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let mut chance = Chance::new(seed);
-        let plan = Plan::new(&mut chance);
-        Self::of(chance, plan)
+        let mut random = SeededRandom::new(seed);
+        let plan = Plan::new(&mut random);
+        Self::of(random, plan)
     }
 
-    fn of(chance: Chance, plan: Plan) -> Self {
+    fn of(random: SeededRandom, plan: Plan) -> Self {
         let mut world = Self {
             faults: plan.faults,
             now: START,
             happenings: BTreeMap::new(),
             serial: 0,
-            site: Site::default(),
-            stations: (0..plan.workers).map(|_| Station::default()).collect(),
+            site: CoordinatorMachine::default(),
+            machines: (0..plan.workers)
+                .map(|_| WorkerMachine::default())
+                .collect(),
             queue: Queue::default(),
             store: Store::new(&plan.spec, &plan.data),
             monitor: Monitor::new(&plan.spec),
@@ -260,17 +262,17 @@ impl World {
             lost: 0,
             worker_crashes: 0,
             steps: 0,
-            chance,
+            random,
             plan,
         };
-        world.after(Millis(0), Happening::StartCoordinator);
-        world.after(Millis(10), Happening::CreateRun);
+        world.after(Millis(0), SimEvent::StartCoordinator);
+        world.after(Millis(10), SimEvent::CreateRun);
         for worker in 0..world.plan.workers {
-            let delay = world.chance.millis(0, 5_000);
-            world.after(delay, Happening::StartWorker(worker));
+            let delay = world.random.millis(0, 5_000);
+            world.after(delay, SimEvent::StartWorker(worker));
         }
         world.next_mishap();
-        world.after(world.plan.faults_last, Happening::EndOfFaults);
+        world.after(world.plan.faults_last, SimEvent::EndOfFaults);
         world
     }
 
@@ -299,9 +301,9 @@ impl World {
             .first_key_value()
             .map_or(UnixMillis(u64::MAX), |((at, _), _)| *at);
         let coordinator = self.site.deadline().filter(|at| *at < next);
-        let workers = self.stations.iter().enumerate();
+        let workers = self.machines.iter().enumerate();
         let worker = workers
-            .filter_map(|(n, station)| Some((station.deadline()?, n)))
+            .filter_map(|(n, machine)| Some((machine.deadline()?, n)))
             .min()
             .filter(|(at, _)| *at < next);
         match (coordinator, worker) {
@@ -324,49 +326,49 @@ impl World {
         }
     }
 
-    fn happen(&mut self, happening: Happening) {
+    fn happen(&mut self, happening: SimEvent) {
         match happening {
-            Happening::Request { route, request } => self.request_arrives(route, *request),
-            Happening::Heartbeat { worker, heartbeat } => self.heartbeat_arrives(worker, heartbeat),
-            Happening::Answer { route, answer } => self.answer_arrives(route, answer),
-            Happening::Coordinator { generation, input } => {
+            SimEvent::Request { route, request } => self.request_arrives(route, *request),
+            SimEvent::Heartbeat { worker, heartbeat } => self.heartbeat_arrives(worker, heartbeat),
+            SimEvent::Answer { route, answer } => self.answer_arrives(route, answer),
+            SimEvent::Coordinator { generation, input } => {
                 if generation == self.site.generation() {
                     self.tell_coordinator(*input);
                 }
             }
-            Happening::Decide { generation } => {
+            SimEvent::Decide { generation } => {
                 if generation == self.site.generation() {
                     self.decide();
                 }
             }
-            Happening::Worker {
+            SimEvent::Worker {
                 worker,
                 incarnation,
                 input,
             } => {
-                if self.stations[worker].incarnation() == incarnation {
+                if self.machines[worker].incarnation() == incarnation {
                     self.tell_worker(worker, input);
                 }
             }
-            Happening::Executor { generation, job } => {
+            SimEvent::Executor { generation, job } => {
                 if generation == self.site.generation() {
                     self.finish_job(job);
                 }
             }
-            Happening::GiveUp { route } => self.give_up(&route),
-            Happening::Deliver { message } => self.deliver(message),
-            Happening::StartCoordinator => self.start_coordinator(),
-            Happening::StartWorker(worker) => self.start_worker(worker),
-            Happening::CreateRun => self.create_run(),
-            Happening::Mishap => self.mishap(),
-            Happening::EndOfFaults => {
+            SimEvent::GiveUp { route } => self.give_up(&route),
+            SimEvent::Deliver { message } => self.deliver(message),
+            SimEvent::StartCoordinator => self.start_coordinator(),
+            SimEvent::StartWorker(worker) => self.start_worker(worker),
+            SimEvent::CreateRun => self.create_run(),
+            SimEvent::Mishap => self.mishap(),
+            SimEvent::EndOfFaults => {
                 self.faults = Faults::default();
-                self.stations.iter_mut().for_each(Station::reconnect);
+                self.machines.iter_mut().for_each(WorkerMachine::reconnect);
             }
         }
     }
 
-    pub(crate) fn after(&mut self, span: Millis, happening: Happening) {
+    pub(crate) fn after(&mut self, span: Millis, happening: SimEvent) {
         self.serial += 1;
         self.happenings
             .insert((self.now.after(span), self.serial), happening);
@@ -374,22 +376,22 @@ impl World {
 
     /// The time that a message takes.
     fn transit(&mut self) -> Millis {
-        if self.chance.hits(self.faults.slow) {
-            self.chance.millis(500, 30_000)
+        if self.random.hits(self.faults.slow) {
+            self.random.millis(500, 30_000)
         } else {
-            self.chance.millis(1, 40)
+            self.random.millis(1, 40)
         }
     }
 
     /// The times after which the copies of a message between `worker` and the coordinator arrive;
     /// empty if the message is lost.
     pub(crate) fn transits(&mut self, worker: usize) -> Vec<Millis> {
-        let cut_off = self.stations[worker].is_cut_off(self.now);
-        if cut_off || self.chance.hits(self.faults.loss) {
+        let cut_off = self.machines[worker].is_cut_off(self.now);
+        if cut_off || self.random.hits(self.faults.loss) {
             self.lost += 1;
             return Vec::new();
         }
-        let copies = if self.chance.hits(self.faults.copies) {
+        let copies = if self.random.hits(self.faults.copies) {
             2
         } else {
             1
@@ -399,23 +401,23 @@ impl World {
 
     fn next_mishap(&mut self) {
         let calm = self.faults.calm.get().max(1_001);
-        let span = self.chance.millis(1_000, calm);
-        self.after(span, Happening::Mishap);
+        let span = self.random.millis(1_000, calm);
+        self.after(span, SimEvent::Mishap);
     }
 
     fn mishap(&mut self) {
         if self.faults.calm == Millis(0) {
             return;
         }
-        let worker = self.chance.between(0, self.plan.workers as u64 - 1) as usize;
-        match self.chance.between(0, 9) {
+        let worker = self.random.between(0, self.plan.workers as u64 - 1) as usize;
+        match self.random.between(0, 9) {
             0..=2 => self.crash_coordinator(),
             3 => self.shut_down(),
             4..=6 => self.crash_worker(worker),
             _ => {
-                let span = self.chance.millis(1_000, 45_000);
+                let span = self.random.millis(1_000, 45_000);
                 let until = self.now.after(span);
-                self.stations[worker].cut_off(until);
+                self.machines[worker].cut_off(until);
             }
         }
         self.next_mishap();

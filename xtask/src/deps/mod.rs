@@ -17,7 +17,7 @@ use component::{LIBTORCH, NATS_SERVER};
 use install::State;
 
 /// The paths of the two dependencies, and how they came there.
-pub(crate) struct Found {
+pub(crate) struct Dependencies {
     /// The server's program.
     pub(crate) nats_server: PathBuf,
     /// The folder with `include/` and `lib/`.
@@ -26,7 +26,7 @@ pub(crate) struct Found {
     libtorch_state: State,
 }
 
-impl Found {
+impl Dependencies {
     /// Two lines for a person.
     pub(crate) fn report(&self) -> String {
         let line = |name, state: State, path: &Path| {
@@ -41,7 +41,7 @@ impl Found {
 }
 
 /// Makes sure that both dependencies are there; missing ones are fetched into `folder`.
-pub(crate) fn ensure(folder: &Path, overrides: &Overrides) -> Result<Found> {
+pub(crate) fn ensure(folder: &Path, overrides: &Overrides) -> Result<Dependencies> {
     let (nats_server, nats_server_state) = match &overrides.nats_server {
         Some(path) => (given::check_nats_server(path)?, State::Given),
         None => {
@@ -56,7 +56,7 @@ pub(crate) fn ensure(folder: &Path, overrides: &Overrides) -> Result<Found> {
     if libtorch_state == State::Given {
         console::say(format_args!("using LIBTORCH={}", libtorch.display()));
     }
-    Ok(Found {
+    Ok(Dependencies {
         nats_server,
         libtorch,
         nats_server_state,

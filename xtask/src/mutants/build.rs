@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use schemas::Digest;
 use serde_json::Value;
 
-use super::listed::{Genre, Mutant};
+use super::listed::{Mutant, MutantKind};
 use super::weave::{self, Woven};
 use crate::console;
 
@@ -32,7 +32,7 @@ const ROOTS: &[&str] = &["lib.rs", "main.rs"];
 
 /// The reason why a mutant is not part of the woven build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Out {
+pub(super) enum LeftOut {
     /// It does not compile, so nobody can ship it.
     Unbuildable,
     /// It cannot be switched, so it is built by itself.
@@ -50,11 +50,11 @@ pub(super) struct Program {
 /// The result of the build.
 pub(super) struct Built {
     pub(super) programs: Vec<Program>,
-    pub(super) out: BTreeMap<u32, Out>,
+    pub(super) out: BTreeMap<u32, LeftOut>,
 }
 
 /// The copy of the checkout, with mutants woven into it.
-pub(super) struct Loom<'a> {
+pub(super) struct WovenBuild<'a> {
     /// The checkout.
     pub(super) root: &'a Path,
     pub(super) tree: &'a Path,
@@ -65,7 +65,7 @@ pub(super) struct Loom<'a> {
     pub(super) memory: &'a Path,
 }
 
-impl Loom<'_> {
+impl WovenBuild<'_> {
     /// Files that differ from the checkout: those with mutants, and the roots of their crates.
     pub(super) fn files(&self) -> BTreeSet<PathBuf> {
         let mut files = BTreeSet::new();
@@ -84,8 +84,8 @@ impl Loom<'_> {
         let mut out = self.remembered()?;
         let mut kept_const = BTreeSet::new();
         for mutant in self.mutants {
-            if mutant.genre == Genre::Value && mutant.returns_opaque {
-                out.insert(mutant.number, Out::Apart);
+            if mutant.kind == MutantKind::Value && mutant.returns_opaque {
+                out.insert(mutant.number, LeftOut::Apart);
             }
         }
         for _ in 0..ROUNDS_MAX {
@@ -110,12 +110,12 @@ impl Loom<'_> {
     }
 
     /// The mutants that an earlier run over the same code left out of the build.
-    fn remembered(&self) -> Result<BTreeMap<u32, Out>> {
+    fn remembered(&self) -> Result<BTreeMap<u32, LeftOut>> {
         let kept = fs::read_to_string(self.memory).unwrap_or_default();
         let kept: BTreeSet<&str> = kept.lines().collect();
         let mut out = BTreeMap::new();
         for (mutant, line) in self.lines()? {
-            for why in [Out::Unbuildable, Out::Apart] {
+            for why in [LeftOut::Unbuildable, LeftOut::Apart] {
                 if kept.contains(&*format!("{why:?} {line}")) {
                     out.insert(mutant.number, why);
                 }
@@ -124,7 +124,7 @@ impl Loom<'_> {
         Ok(out)
     }
 
-    fn remember(&self, out: &BTreeMap<u32, Out>) -> Result<()> {
+    fn remember(&self, out: &BTreeMap<u32, LeftOut>) -> Result<()> {
         let kept = fs::read_to_string(self.memory).unwrap_or_default();
         let mut kept: BTreeSet<String> = kept.lines().map(str::to_owned).collect();
         for (mutant, line) in self.lines()? {
@@ -157,7 +157,7 @@ impl Loom<'_> {
 
     fn write(
         &self,
-        out: &mut BTreeMap<u32, Out>,
+        out: &mut BTreeMap<u32, LeftOut>,
         kept_const: &BTreeSet<String>,
     ) -> Result<BTreeMap<PathBuf, Woven>> {
         let mut written = BTreeMap::new();
@@ -169,7 +169,7 @@ impl Loom<'_> {
             let mut woven = weave::weave(&text, here, &gone, kept_const)
                 .with_context(|| format!("cannot weave {}", file.display()))?;
             for number in &woven.apart {
-                out.insert(*number, Out::Apart);
+                out.insert(*number, LeftOut::Apart);
             }
             if roots(self.root, &file).contains(&file) {
                 woven.text.push_str(weave::SWITCH);
@@ -226,14 +226,14 @@ fn roots(root: &Path, file: &Path) -> Vec<PathBuf> {
 fn blame(
     error: &Value,
     woven: &BTreeMap<PathBuf, Woven>,
-    out: &mut BTreeMap<u32, Out>,
+    out: &mut BTreeMap<u32, LeftOut>,
     kept_const: &mut BTreeSet<String>,
 ) -> Result<()> {
     let code = error["code"]["code"].as_str().unwrap_or_default();
     let why = if OF_THE_SWITCH.contains(&code) {
-        Out::Apart
+        LeftOut::Apart
     } else {
-        Out::Unbuildable
+        LeftOut::Unbuildable
     };
     let mut spans = Vec::new();
     collect_spans(error, &mut spans);
@@ -270,7 +270,7 @@ fn blame(
         };
         for (range, number) in &woven.code {
             if line.start <= range.start && range.start < line.end {
-                out.insert(*number, Out::Apart);
+                out.insert(*number, LeftOut::Apart);
                 is_attributed = true;
             }
         }

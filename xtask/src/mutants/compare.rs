@@ -79,7 +79,7 @@ fn compared(chosen: &[Mutant], woven: &Ends, plain: &Ends) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::listed::Genre;
+    use super::super::listed::MutantKind;
     use super::*;
 
     fn mutant(number: u32) -> Mutant {
@@ -87,7 +87,7 @@ mod tests {
             name: format!("a.rs:{number}:1: replace < with <= in f"),
             package: "a".to_owned(),
             file: "a.rs".into(),
-            genre: Genre::Operator,
+            kind: MutantKind::Operator,
             replacement: "<=".to_owned(),
             from: (1, 0),
             to: (1, 1),

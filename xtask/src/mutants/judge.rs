@@ -64,14 +64,14 @@ struct Test {
 }
 
 /// The facts about a test that a run without mutants shows.
-struct Learnt {
+struct TestFacts {
     name: String,
     millis: u64,
     reached: Vec<u32>,
 }
 
 /// The facts about tests, by the stamp of their program.
-type Memory = BTreeMap<String, Vec<Learnt>>;
+type Memory = BTreeMap<String, Vec<TestFacts>>;
 
 /// A value that tells a program from that of another build.
 fn stamp(program: &Path) -> Result<String> {
@@ -92,7 +92,7 @@ fn read_memory(path: &Path) -> Memory {
     let read: Value = serde_json::from_str(&text).unwrap_or_default();
     let test = |value: &Value| {
         let reached = value["reached"].as_array()?;
-        Some(Learnt {
+        Some(TestFacts {
             name: value["name"].as_str()?.to_owned(),
             millis: value["millis"].as_u64()?,
             reached: reached
@@ -111,8 +111,7 @@ fn read_memory(path: &Path) -> Memory {
 }
 
 fn write_memory(path: &Path, memory: &Memory) -> Result<()> {
-    let test =
-        |test: &Learnt| json!({"name": test.name, "millis": test.millis, "reached": test.reached});
+    let test = |test: &TestFacts| json!({"name": test.name, "millis": test.millis, "reached": test.reached});
     let programs = memory.iter().map(|(stamp, tests)| {
         let tests: Vec<Value> = tests.iter().map(test).collect();
         (stamp.clone(), Value::Array(tests))
@@ -183,7 +182,7 @@ impl Judge {
         Ok(names.map(str::to_owned).collect())
     }
 
-    fn try_test(&self, program: usize, name: String, reached: &Path) -> Result<Learnt> {
+    fn try_test(&self, program: usize, name: String, reached: &Path) -> Result<TestFacts> {
         let mut command = self.command(program, std::slice::from_ref(&name))?;
         command.env("MUTANTS_REACHED", reached);
         // A test that fails is run once more: a busy machine is no fault of the code.
@@ -199,7 +198,7 @@ impl Judge {
                     .collect();
                 numbers.sort_unstable();
                 numbers.dedup();
-                return Ok(Learnt {
+                return Ok(TestFacts {
                     name,
                     millis: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
                     reached: numbers,

@@ -13,7 +13,7 @@ use crate::process;
 
 /// The kind of a change to the code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Genre {
+pub(super) enum MutantKind {
     /// A function returns a value at once.
     Value,
     /// An operator becomes another one, or is left out.
@@ -33,7 +33,7 @@ pub(crate) struct Mutant {
     pub(super) name: String,
     pub(super) package: String,
     pub(super) file: PathBuf,
-    pub(super) genre: Genre,
+    pub(super) kind: MutantKind,
     pub(super) replacement: String,
     /// The place where the replaced code begins: a line from 1, a column in characters from 0.
     pub(super) from: (usize, usize),
@@ -110,12 +110,12 @@ fn one(number: u32, value: &Value) -> Result<Mutant> {
         name: text("name")?,
         package: text("package")?,
         file: text("file")?.into(),
-        genre: match &*text("genre")? {
-            "FnValue" => Genre::Value,
-            "BinaryOperator" | "UnaryOperator" => Genre::Operator,
-            "StructField" => Genre::Field,
-            "MatchArmGuard" => Genre::Guard,
-            "MatchArm" => Genre::Arm,
+        kind: match &*text("genre")? {
+            "FnValue" => MutantKind::Value,
+            "BinaryOperator" | "UnaryOperator" => MutantKind::Operator,
+            "StructField" => MutantKind::Field,
+            "MatchArmGuard" => MutantKind::Guard,
+            "MatchArm" => MutantKind::Arm,
             other => bail!("unknown genre {other}"),
         },
         replacement: text("replacement")?,

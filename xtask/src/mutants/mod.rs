@@ -30,7 +30,7 @@ use clap::Args;
 use crate::deps::{self, Overrides};
 use crate::process::Workspace;
 use crate::{console, tools};
-use build::{Loom, Out};
+use build::{LeftOut, WovenBuild};
 use judge::{End, Judge};
 use listed::Mutant;
 use survivors::Survivors;
@@ -42,7 +42,7 @@ const SURVIVED: &str = "survived.txt";
 /// takes a minute.
 const SAMPLE: usize = 40;
 /// A package whose every line is a decision, a guard or a check.
-struct Guarded {
+struct GuardedPackage {
     package: &'static str,
     /// The files of the package that hold guards.
     files: &'static str,
@@ -51,7 +51,7 @@ struct Guarded {
 }
 
 /// All guarded packages, in the order in which they are tried.
-const GUARDED: &[Guarded] = &[
+const GUARDED: &[GuardedPackage] = &[
     guarded("chain", "services/chain/src"),
     guarded("ledger", "services/ledger/src"),
     guarded("merge", "services/merge/src"),
@@ -59,7 +59,7 @@ const GUARDED: &[Guarded] = &[
     guarded("worker-core", "services/worker/core/src"),
     guarded("diloco-worker", "services/worker/src/verify.rs"),
     guarded("audit-core", "services/audit/core/src"),
-    Guarded {
+    GuardedPackage {
         // Clients of a store are tested with the store.
         also_tested_by: Some("diloco-store"),
         ..guarded("objects", "services/objects/src")
@@ -68,8 +68,8 @@ const GUARDED: &[Guarded] = &[
     guarded("diloco-store", "services/store/src"),
 ];
 
-const fn guarded(package: &'static str, files: &'static str) -> Guarded {
-    Guarded {
+const fn guarded(package: &'static str, files: &'static str) -> GuardedPackage {
+    GuardedPackage {
         package,
         files,
         also_tested_by: None,
@@ -228,7 +228,7 @@ impl<'a> MutationRun<'a> {
         let mut listed = listed::list(&mut self.cargo_mutants(root), packages)?;
         listed.retain(is_meant);
         listed.sort_by_key(|mutant| {
-            let is_its = |guarded: &Guarded| guarded.package == mutant.package;
+            let is_its = |guarded: &GuardedPackage| guarded.package == mutant.package;
             GUARDED.iter().position(is_its)
         });
         listed::without_constants(root, listed)
@@ -255,7 +255,7 @@ impl<'a> MutationRun<'a> {
             let unique: BTreeSet<&str> = testers.collect();
             unique.into_iter().collect()
         };
-        let loom = Loom {
+        let build = WovenBuild {
             root: self.workspace.root(),
             tree: &tree,
             mutants: listed,
@@ -263,8 +263,8 @@ impl<'a> MutationRun<'a> {
             memory: &self.folder.join("out"),
             packages: &tested(listed),
         };
-        tree::update(self.workspace, &tree, &loom.files())?;
-        let mut built = loom.build()?;
+        tree::update(self.workspace, &tree, &build.files())?;
+        let mut built = build.build()?;
         console::say(format_args!("  built after {}", since()));
         let asked = tested(chosen);
         built
@@ -276,7 +276,7 @@ impl<'a> MutationRun<'a> {
         for package in packages(listed) {
             let own = chosen.iter().filter(|mutant| mutant.package == package);
             let (apart, switched): (Vec<&Mutant>, Vec<&Mutant>) = own
-                .filter(|mutant| built.out.get(&mutant.number) != Some(&Out::Unbuildable))
+                .filter(|mutant| built.out.get(&mutant.number) != Some(&LeftOut::Unbuildable))
                 .partition(|mutant| built.out.contains_key(&mutant.number));
             for mutant in switched {
                 let end = judge.judge(mutant.number, &testers(package))?;
@@ -294,7 +294,7 @@ impl<'a> MutationRun<'a> {
         }
         self.remember(chosen, &ends)?;
         ends.extend(built.out.keys().filter_map(|number| {
-            (built.out[number] == Out::Unbuildable).then_some((*number, Ended::Unbuildable))
+            (built.out[number] == LeftOut::Unbuildable).then_some((*number, Ended::Unbuildable))
         }));
         Ok(ends)
     }

@@ -11,7 +11,7 @@ use std::ops::Range;
 use anyhow::{Context as _, Result};
 
 use super::find::{self, ConstFunction, Lines, Places};
-use super::listed::{Genre, Mutant};
+use super::listed::{Mutant, MutantKind};
 
 /// The module that is put at the end of the root of every woven crate.
 pub(super) const SWITCH: &str = include_str!("switch.in");
@@ -92,12 +92,12 @@ fn place(
         let (before, after) = (&text[whole.start..gone.start], &text[gone.end..whole.end]);
         (number, format!("{before}{}{after}", mutant.replacement))
     };
-    match mutant.genre {
-        Genre::Value => {
+    match mutant.kind {
+        MutantKind::Value => {
             let site = sites.entry(key(span)).or_default();
             site.returns.push((number, mutant.replacement.clone()));
         }
-        Genre::Operator => {
+        MutantKind::Operator => {
             if places.chained.contains(&span.start) {
                 return None;
             }
@@ -105,7 +105,7 @@ fn place(
             let site = sites.entry(key(whole)).or_default();
             site.instead.push(instead(whole, span.clone()));
         }
-        Genre::Field => {
+        MutantKind::Field => {
             let whole = places.fields.get(&span.start)?;
             let rest = &text[span.end..whole.end];
             let blank = rest.len() - rest.trim_start().len();
@@ -114,11 +114,11 @@ fn place(
             site.instead
                 .push(instead(whole, span.start..span.end + comma));
         }
-        Genre::Guard => {
+        MutantKind::Guard => {
             let site = sites.entry(key(span)).or_default();
             site.guards.push((number, mutant.replacement == "true"));
         }
-        Genre::Arm => {
+        MutantKind::Arm => {
             let arm = places.arms.get(&span.start)?;
             let range = match &arm.guard {
                 Some(guard) => guard.clone(),
@@ -254,7 +254,7 @@ mod tests {
     use super::*;
 
     /// A mutant of `text`: the first occurrence of `gone` after `mark` becomes `replacement`.
-    fn mutant(text: &str, number: u32, genre: Genre, gone: &str, replacement: &str) -> Mutant {
+    fn mutant(text: &str, number: u32, kind: MutantKind, gone: &str, replacement: &str) -> Mutant {
         let start = text.find(gone).expect("it is there");
         let place = |at: usize| {
             let line = text[..at].matches('\n').count() + 1;
@@ -268,7 +268,7 @@ mod tests {
             name: String::new(),
             package: String::new(),
             file: "a.rs".into(),
-            genre,
+            kind,
             replacement: replacement.to_owned(),
             from: place(start),
             to: place(start + gone.len()),
@@ -290,9 +290,9 @@ mod tests {
     fn operators_inside_each_other_keep_their_own_alternatives() {
         let text = "fn f(a: u8, b: u8, c: bool) -> bool {\n    /* ü */ a < b && c\n}\n";
         let mutants = [
-            mutant(text, 1, Genre::Operator, "&&", "||"),
-            mutant(text, 2, Genre::Operator, "<", "<="),
-            mutant(text, 3, Genre::Operator, "<", "=="),
+            mutant(text, 1, MutantKind::Operator, "&&", "||"),
+            mutant(text, 2, MutantKind::Operator, "<", "<="),
+            mutant(text, 3, MutantKind::Operator, "<", "=="),
         ];
         let (one, two, three) = (on(1), on(2), on(3));
         assert_eq!(
@@ -310,8 +310,8 @@ mod tests {
     fn a_value_is_returned_before_anything_else_is_done() {
         let text = "fn f(a: bool) -> bool { !a }";
         let mutants = [
-            mutant(text, 1, Genre::Value, "!a", "true"),
-            mutant(text, 2, Genre::Operator, "!", ""),
+            mutant(text, 1, MutantKind::Value, "!a", "true"),
+            mutant(text, 2, MutantKind::Operator, "!", ""),
         ];
         assert_eq!(
             woven(text, &mutants).text,
@@ -329,11 +329,11 @@ mod tests {
         let text = "fn f(a: u8) -> S { match a { 1 => S { x: 1, ..s() }, n if n > 3 => t(), \
             _ => s() } }";
         let mutants = [
-            mutant(text, 1, Genre::Arm, "1 => S { x: 1, ..s() }", ""),
-            mutant(text, 2, Genre::Field, "x: 1", ""),
-            mutant(text, 3, Genre::Guard, "n > 3", "true"),
-            mutant(text, 4, Genre::Guard, "n > 3", "false"),
-            mutant(text, 5, Genre::Arm, "n if n > 3 => t()", ""),
+            mutant(text, 1, MutantKind::Arm, "1 => S { x: 1, ..s() }", ""),
+            mutant(text, 2, MutantKind::Field, "x: 1", ""),
+            mutant(text, 3, MutantKind::Guard, "n > 3", "true"),
+            mutant(text, 4, MutantKind::Guard, "n > 3", "false"),
+            mutant(text, 5, MutantKind::Arm, "n if n > 3 => t()", ""),
         ];
         let numbers: Vec<String> = (0..6).map(on).collect();
         assert_eq!(
@@ -351,8 +351,8 @@ mod tests {
     fn what_the_compiler_runs_is_left_apart_and_a_const_function_becomes_an_ordinary_one() {
         let text = "const A: u8 = 1 + 2; const fn f(a: u8) -> u8 { a * 3 }";
         let mutants = [
-            mutant(text, 1, Genre::Operator, "+", "-"),
-            mutant(text, 2, Genre::Operator, "*", "/"),
+            mutant(text, 1, MutantKind::Operator, "+", "-"),
+            mutant(text, 2, MutantKind::Operator, "*", "/"),
         ];
         let free = woven(text, &mutants);
         assert_eq!(free.apart, BTreeSet::from([1]));
@@ -370,9 +370,9 @@ mod tests {
     fn the_code_of_a_mutant_is_found_again() {
         let text = "fn f(a: u8, b: u8) -> u8 { a + b * a }";
         let mutants = [
-            mutant(text, 1, Genre::Operator, "*", "/"),
-            mutant(text, 2, Genre::Operator, "+", "-"),
-            mutant(text, 3, Genre::Value, "a + b * a", "7"),
+            mutant(text, 1, MutantKind::Operator, "*", "/"),
+            mutant(text, 2, MutantKind::Operator, "+", "-"),
+            mutant(text, 3, MutantKind::Value, "a + b * a", "7"),
         ];
         let woven = woven(text, &mutants);
         let found: BTreeMap<u32, &str> = woven
@@ -390,7 +390,7 @@ mod tests {
     fn an_operator_beside_a_let_is_not_replaced() {
         let text =
             "fn f(a: Option<u8>) -> bool { if let Some(b) = a && b > 1 { true } else { false } }";
-        let mutants = [mutant(text, 1, Genre::Operator, "&&", "||")];
+        let mutants = [mutant(text, 1, MutantKind::Operator, "&&", "||")];
         assert_eq!(woven(text, &mutants).apart, BTreeSet::from([1]));
     }
 }

@@ -52,7 +52,7 @@ pub(crate) struct PictureOptions {
 
 /// The length of a picture's run, and the programs that do it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Pace {
+enum PictureRun {
     /// Some minutes, with the programs that the demo builds.
     Full,
     /// Seconds, with the programs that the tests build.
@@ -68,7 +68,7 @@ pub(crate) fn run_picture(
     let found = deps::ensure(&workspace.deps(), overrides)?;
     interrupt::listen();
     demo::build(workspace)?;
-    let picture = draw(workspace, &found.nats_server, Pace::Full)?;
+    let picture = draw(workspace, &found.nats_server, PictureRun::Full)?;
     let path = workspace.root().join(&options.into);
     write(&path, &picture)?;
     console::say(format_args!("drawn: {}", path.display()));
@@ -83,7 +83,7 @@ pub(crate) fn run_picture(
 pub(crate) fn rehearse(workspace: &Workspace, nats_server: &Path) -> Result<()> {
     // Ctrl-C stops the services of the run before this program ends.
     interrupt::listen();
-    let picture = draw(workspace, nats_server, Pace::Quick)?;
+    let picture = draw(workspace, nats_server, PictureRun::Quick)?;
     write(&workspace.root().join("target/picture/quick.svg"), &picture)
 }
 
@@ -91,10 +91,10 @@ fn write(path: &Path, picture: &str) -> Result<()> {
     std::fs::write(path, picture).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn draw(workspace: &Workspace, nats_server: &Path, pace: Pace) -> Result<String> {
+fn draw(workspace: &Workspace, nats_server: &Path, pace: PictureRun) -> Result<String> {
     let profile = match pace {
-        Pace::Full => "demo",
-        Pace::Quick => "debug",
+        PictureRun::Full => "demo",
+        PictureRun::Quick => "debug",
     };
     let diloctl = Diloctl::new(workspace, nats_server, profile, DOMAIN);
     diloctl.remove_domain()?;
@@ -105,14 +105,18 @@ fn draw(workspace: &Workspace, nats_server: &Path, pace: Pace) -> Result<String>
 }
 
 /// Does the whole run and returns its picture.
-fn story(diloctl: &Diloctl, pace: Pace) -> Result<String> {
+fn story(diloctl: &Diloctl, pace: PictureRun) -> Result<String> {
     diloctl.show(&["auth", "init", "--run", RUN])?;
     diloctl.show(&["up", "--run", RUN])?;
     match pace {
-        Pace::Full => diloctl.show(&["data", "import", "--limit", "32MiB"])?,
-        Pace::Quick => diloctl.show(&["data", "import", "--text", "schemas/src"])?,
+        PictureRun::Full => diloctl.show(&["data", "import", "--limit", "32MiB"])?,
+        PictureRun::Quick => diloctl.show(&["data", "import", "--text", "schemas/src"])?,
     }
-    let quick: &[&str] = if pace == Pace::Quick { &QUICK } else { &[] };
+    let quick: &[&str] = if pace == PictureRun::Quick {
+        &QUICK
+    } else {
+        &[]
+    };
     diloctl.show(&[&["run", "new", RUN], &SETTINGS[..], quick].concat())?;
     wait(diloctl, ROUNDS_TOGETHER)?;
     half_a_round(diloctl)?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{Bench, Outcome};
+use super::{Outcome, Tools};
 use crate::{console, process, tools};
 
 const VERSION: &str = "0.20.2";
@@ -19,10 +19,10 @@ const FETCH_MAX: Duration = Duration::from_secs(90);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Runs the step.
-pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
-    let program = tools::ensure(bench.workspace, "cargo-deny", VERSION)?;
-    process::run(deny(bench, &program).args(["check", "bans", "licenses", "sources"]))?;
-    if let Err(reason) = fetch(bench, &program) {
+pub(super) fn check(tools: &Tools<'_>) -> Result<Outcome> {
+    let program = tools::ensure(tools.workspace, "cargo-deny", VERSION)?;
+    process::run(deny(tools, &program).args(["check", "bans", "licenses", "sources"]))?;
+    if let Err(reason) = fetch(tools, &program) {
         console::say(format_args!(
             "SKIPPED advisories: their database cannot be fetched: {reason:#}"
         ));
@@ -30,23 +30,23 @@ pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
             "SKIPPED advisories: their database cannot be fetched".to_owned(),
         ));
     }
-    process::run(deny(bench, &program).args(["check", "--disable-fetch", "advisories"]))?;
+    process::run(deny(tools, &program).args(["check", "--disable-fetch", "advisories"]))?;
     Ok(Outcome::Passed)
 }
 
-fn deny(bench: &Bench<'_>, program: &Path) -> Command {
-    let cargo = bench.workspace.cargo(&[]);
+fn deny(tools: &Tools<'_>, program: &Path) -> Command {
+    let cargo = tools.workspace.cargo(&[]);
     let mut command = Command::new(program);
     command
-        .current_dir(bench.workspace.root())
+        .current_dir(tools.workspace.root())
         .stdin(Stdio::null())
         .env("CARGO", cargo.get_program());
     command
 }
 
 /// Fetches the advisory database; the error says why that failed.
-fn fetch(bench: &Bench<'_>, program: &Path) -> Result<()> {
-    let mut child = deny(bench, program)
+fn fetch(tools: &Tools<'_>, program: &Path) -> Result<()> {
+    let mut child = deny(tools, program)
         .args(["fetch", "db"])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Bench, Outcome};
+use super::{Outcome, Tools};
 
 /// A longer file must give the reason in its first lines, with the words "600 lines".
 const LINES_MAX: usize = 600;
@@ -34,15 +34,15 @@ const OPENING: &str = "Whether ";
 const ENDING: &str = "of it.";
 
 /// Runs the step.
-pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
+pub(super) fn check(tools: &Tools<'_>) -> Result<Outcome> {
     let mut paths = Vec::new();
-    collect(bench.workspace.root(), &mut paths)?;
+    collect(tools.workspace.root(), &mut paths)?;
     let mut faults = Vec::new();
     for path in &paths {
         let text =
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let name = path
-            .strip_prefix(bench.workspace.root())
+            .strip_prefix(tools.workspace.root())
             .unwrap_or(path)
             .display();
         let mut found = faults_in(&text);

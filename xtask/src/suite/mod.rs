@@ -31,7 +31,7 @@ pub(crate) struct Selection {
 }
 
 /// The tools that a step works with.
-struct Bench<'a> {
+struct Tools<'a> {
     workspace: &'a Workspace,
     overrides: &'a Overrides,
 }
@@ -48,7 +48,7 @@ enum Outcome {
 struct Step {
     name: &'static str,
     about: &'static str,
-    run: fn(&Bench<'_>) -> Result<Outcome>,
+    run: fn(&Tools<'_>) -> Result<Outcome>,
 }
 
 const STEPS: &[Step] = &[
@@ -133,7 +133,7 @@ pub(crate) fn run(
         chosen.for_each(|step| console::say(format_args!("{:<8} {}", step.name, step.about)));
         return Ok(());
     }
-    let bench = Bench {
+    let tools = Tools {
         workspace,
         overrides,
     };
@@ -142,7 +142,7 @@ pub(crate) fn run(
     for step in chosen {
         console::say(format_args!("\n== {}: {}", step.name, step.about));
         let begun = Instant::now();
-        let result = (step.run)(&bench);
+        let result = (step.run)(&tools);
         let (word, remark) = describe(&result);
         let line = summary_line(step.name, word, begun.elapsed(), &remark);
         console::say(&line);
@@ -183,34 +183,34 @@ fn summary_line(name: &str, word: &str, time: Duration, remark: &str) -> String 
         .to_owned()
 }
 
-fn deps_in_place(bench: &Bench<'_>) -> Result<Outcome> {
-    let found = deps::ensure(&bench.workspace.deps(), bench.overrides)?;
+fn deps_in_place(tools: &Tools<'_>) -> Result<Outcome> {
+    let found = deps::ensure(&tools.workspace.deps(), tools.overrides)?;
     console::say(found.report());
     Ok(Outcome::Passed)
 }
 
-fn picture(bench: &Bench<'_>) -> Result<Outcome> {
-    let found = deps::ensure(&bench.workspace.deps(), bench.overrides)?;
-    picture::rehearse(bench.workspace, &found.nats_server)?;
+fn picture(tools: &Tools<'_>) -> Result<Outcome> {
+    let found = deps::ensure(&tools.workspace.deps(), tools.overrides)?;
+    picture::rehearse(tools.workspace, &found.nats_server)?;
     Ok(Outcome::Passed)
 }
 
-fn mutants(bench: &Bench<'_>) -> Result<Outcome> {
-    let remark = mutants::try_sample(bench.workspace, bench.overrides)?;
+fn mutants(tools: &Tools<'_>) -> Result<Outcome> {
+    let remark = mutants::try_sample(tools.workspace, tools.overrides)?;
     Ok(Outcome::PassedWith(remark))
 }
 
-fn fmt(bench: &Bench<'_>) -> Result<Outcome> {
-    process::run(&mut bench.workspace.cargo(&["fmt", "--all", "--check"]))?;
+fn fmt(tools: &Tools<'_>) -> Result<Outcome> {
+    process::run(&mut tools.workspace.cargo(&["fmt", "--all", "--check"]))?;
     Ok(Outcome::Passed)
 }
 
-fn generated_pages(bench: &Bench<'_>) -> Result<Outcome> {
-    pages::check(bench.workspace)?;
+fn generated_pages(tools: &Tools<'_>) -> Result<Outcome> {
+    pages::check(tools.workspace)?;
     Ok(Outcome::Passed)
 }
 
-fn clippy(bench: &Bench<'_>) -> Result<Outcome> {
+fn clippy(tools: &Tools<'_>) -> Result<Outcome> {
     let arguments = [
         "clippy",
         "--workspace",
@@ -220,14 +220,14 @@ fn clippy(bench: &Bench<'_>) -> Result<Outcome> {
         "--deny",
         "warnings",
     ];
-    process::run(&mut bench.workspace.cargo(&arguments))?;
+    process::run(&mut tools.workspace.cargo(&arguments))?;
     Ok(Outcome::Passed)
 }
 
 /// Builds everything that `test` runs, programs included, since the end-to-end tests start them
 /// from target/debug. The selection is the same as in `test`, so nothing is compiled twice.
-fn build(bench: &Bench<'_>) -> Result<Outcome> {
-    process::run(&mut bench.workspace.cargo(&[
+fn build(tools: &Tools<'_>) -> Result<Outcome> {
+    process::run(&mut tools.workspace.cargo(&[
         "build",
         "--workspace",
         "--all-targets",
@@ -236,9 +236,9 @@ fn build(bench: &Bench<'_>) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-fn test(bench: &Bench<'_>) -> Result<Outcome> {
+fn test(tools: &Tools<'_>) -> Result<Outcome> {
     counted(
-        bench,
+        tools,
         &[
             "test",
             "--workspace",
@@ -249,21 +249,21 @@ fn test(bench: &Bench<'_>) -> Result<Outcome> {
     )
 }
 
-fn doctest(bench: &Bench<'_>) -> Result<Outcome> {
+fn doctest(tools: &Tools<'_>) -> Result<Outcome> {
     counted(
-        bench,
+        tools,
         &["test", "--workspace", "--doc", "--locked", "--no-fail-fast"],
     )
 }
 
 /// Runs tests and counts them for the summary.
-fn counted(bench: &Bench<'_>, arguments: &[&str]) -> Result<Outcome> {
-    let found = deps::ensure(&bench.workspace.deps(), bench.overrides)?;
-    let mut command = bench.workspace.cargo(arguments);
+fn counted(tools: &Tools<'_>, arguments: &[&str]) -> Result<Outcome> {
+    let found = deps::ensure(&tools.workspace.deps(), tools.overrides)?;
+    let mut command = tools.workspace.cargo(arguments);
     command.env("NATS_SERVER_BIN", &found.nats_server);
     // Programs find the pinned libtorch by themselves. Doc tests do not, and no test finds a
     // libtorch that the user named, so both get a search path.
-    if arguments.contains(&"--doc") || bench.workspace.is_libtorch_exported() {
+    if arguments.contains(&"--doc") || tools.workspace.is_libtorch_exported() {
         command.env("LD_LIBRARY_PATH", library_path(&found.libtorch.join("lib")));
     }
     let mut tally = Tally::default();
@@ -283,8 +283,8 @@ fn library_path(first: &std::path::Path) -> std::ffi::OsString {
     path
 }
 
-fn doc(bench: &Bench<'_>) -> Result<Outcome> {
-    let mut command = bench
+fn doc(tools: &Tools<'_>) -> Result<Outcome> {
+    let mut command = tools
         .workspace
         .cargo(&["doc", "--workspace", "--no-deps", "--locked"]);
     process::run(command.env(

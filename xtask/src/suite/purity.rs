@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Bench, Outcome};
+use super::{Outcome, Tools};
 use crate::process;
 
 /// Crates that reach outside the program. A core that needs one of them has its decision in the
@@ -54,10 +54,10 @@ const PURE: &[&str] = &["backoff", "chain", "ledger"];
 const TORCH: (&[&str], &str) = (&["tch", "torch-sys"], "torch");
 
 /// Runs the step.
-pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
+pub(super) fn check(tools: &Tools<'_>) -> Result<Outcome> {
     let arguments = ["metadata", "--no-deps", "--locked", "--format-version", "1"];
     let metadata: Value =
-        serde_json::from_str(&process::capture(&mut bench.workspace.cargo(&arguments))?)
+        serde_json::from_str(&process::capture(&mut tools.workspace.cargo(&arguments))?)
             .context("cannot read cargo's metadata")?;
     let packages = metadata["packages"]
         .as_array()
@@ -77,7 +77,7 @@ pub(super) fn check(bench: &Bench<'_>) -> Result<Outcome> {
             "--format",
             "{p}",
         ];
-        let tree = process::capture(&mut bench.workspace.cargo(&tree))?;
+        let tree = process::capture(&mut tools.workspace.cargo(&tree))?;
         faults.extend(
             impure_in(&tree)
                 .into_iter()

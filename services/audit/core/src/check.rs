@@ -7,12 +7,12 @@ use ledger::State;
 use schemas::checkpoint::Checkpoint;
 use schemas::event::{Departure, Event, EventBody, LedgerEvent};
 use schemas::{
-    AccountId, Digest, Millis, ObjectRef, PublicKey, RunId, Sequence, UnixMillis, WorkerId,
+    AccountId, ChainSequence, Digest, Millis, ObjectRef, PublicKey, RunId, UnixMillis, WorkerId,
 };
 
 use crate::emitter::{Chain, Link};
-use crate::examine::{Account, Examined, Examiner, Held, Says, Told};
-use crate::finding::{Finding, Found};
+use crate::examine::{Account, Content, Examined, Examiner, LedgerRecord, WorkerRecord};
+use crate::finding::{Finding, PlacedFinding};
 use crate::intake::{Enrolment, Notice};
 use crate::record::{Record, StreamSequence};
 use crate::summary::{EmitterSummary, FaultyWorker, Summary, Tally};
@@ -34,7 +34,7 @@ pub struct Checked {
     /// The verdict.
     pub verdict: Verdict,
     /// Everything that is wrong or unusual.
-    pub findings: Vec<Found>,
+    pub findings: Vec<PlacedFinding>,
     /// The record as a line for people.
     pub row: TimelineRow,
 }
@@ -48,11 +48,11 @@ pub struct Auditor {
     /// Notices that wait for [`Auditor::take_notices`].
     notices: Vec<Notice>,
     /// Chains of workers that have grown since the last call, each with its next number.
-    reached: BTreeMap<PublicKey, Sequence>,
-    held: VecDeque<Held>,
+    reached: BTreeMap<PublicKey, ChainSequence>,
+    held: VecDeque<WorkerRecord>,
     state: State,
     /// The event that took the last checkpoint, with the digest of its body.
-    taken: Option<(Sequence, Digest)>,
+    taken: Option<(ChainSequence, Digest)>,
     /// True until an event did not follow; from then on the state differs from the coordinator's.
     follows: bool,
     last: StreamSequence,
@@ -95,8 +95,8 @@ impl Auditor {
     pub fn place(&mut self, examined: Examined) -> Vec<Checked> {
         let mut findings = self.position(examined.at);
         let mut results = Vec::new();
-        match examined.says {
-            Says::Ledger(told) => {
+        match examined.content {
+            Content::Ledger(told) => {
                 let enrols = matches!(
                     told.body.event,
                     Event::Ledger(LedgerEvent::WorkerJoined { .. })
@@ -106,8 +106,8 @@ impl Auditor {
                     self.release(&mut results);
                 }
             }
-            Says::Worker(event) => self.worker(*event, findings, &mut results),
-            Says::Nothing {
+            Content::Worker(event) => self.worker(*event, findings, &mut results),
+            Content::Nothing {
                 finding,
                 account,
                 row,
@@ -131,7 +131,7 @@ impl Auditor {
             to: last,
         });
         for finding in missing.into_iter().chain(self.contradiction()) {
-            self.note(&Found {
+            self.note(&PlacedFinding {
                 stream_sequence: last,
                 ledger: true,
                 finding,
@@ -150,7 +150,7 @@ impl Auditor {
     }
 
     /// Adds a finding that was made elsewhere, for instance by comparing with kept files.
-    pub fn note(&mut self, found: &Found) {
+    pub fn note(&mut self, found: &PlacedFinding) {
         self.tally.find(found);
     }
 
@@ -165,14 +165,14 @@ impl Auditor {
     }
 
     /// Everything that was found so far.
-    pub fn findings(&self) -> &[Found] {
+    pub fn findings(&self) -> &[PlacedFinding] {
         self.tally.findings()
     }
 
     /// The first finding that is evidence against the ledger or the stream: then nothing that the
     /// record says about the runs is proven. [`Auditor::faulty_workers`] has the faults in the
     /// accounts of single workers.
-    pub fn evidence(&self) -> Option<&Found> {
+    pub fn evidence(&self) -> Option<&PlacedFinding> {
         self.tally.first_evidence()
     }
 
@@ -211,8 +211,8 @@ impl Auditor {
         }
     }
 
-    fn ledger(&mut self, told: Told, mut findings: Vec<Finding>) -> Checked {
-        let Told {
+    fn ledger(&mut self, told: LedgerRecord, mut findings: Vec<Finding>) -> Checked {
+        let LedgerRecord {
             stored_at,
             body,
             digest,
@@ -314,7 +314,7 @@ impl Auditor {
         }
     }
 
-    fn worker(&mut self, event: Held, findings: Vec<Finding>, results: &mut Vec<Checked>) {
+    fn worker(&mut self, event: WorkerRecord, findings: Vec<Finding>, results: &mut Vec<Checked>) {
         if self.is_enrolled(&event) {
             results.push(self.member(event, findings));
             return;
@@ -334,7 +334,7 @@ impl Auditor {
     }
 
     /// A worker's event whose key the ledger names.
-    fn member(&mut self, event: Held, mut findings: Vec<Finding>) -> Checked {
+    fn member(&mut self, event: WorkerRecord, mut findings: Vec<Finding>) -> Checked {
         let repeated = self.link(&event.body, event.digest, event.stored_at, &mut findings);
         let emitter = &event.body.emitter;
         if let Some(chain) = self.chains.get(emitter).filter(|_| !repeated) {
@@ -349,7 +349,7 @@ impl Auditor {
     }
 
     /// A worker's event whose key the ledger does not name.
-    fn stranger(&mut self, event: Held) -> Checked {
+    fn stranger(&mut self, event: WorkerRecord) -> Checked {
         let account = event.account();
         let finding = Finding::UnknownEmitter {
             key: event.body.emitter,
@@ -371,7 +371,7 @@ impl Auditor {
         }
     }
 
-    fn is_enrolled(&self, event: &Held) -> bool {
+    fn is_enrolled(&self, event: &WorkerRecord) -> bool {
         let member = self
             .enrolled
             .get(&(event.run.clone(), event.worker.clone()));
@@ -454,9 +454,9 @@ impl Auditor {
         account: &Account,
         findings: Vec<Finding>,
         stream_sequence: StreamSequence,
-    ) -> Vec<Found> {
+    ) -> Vec<PlacedFinding> {
         let ledger = matches!(account, Account::Ledger);
-        let found = findings.into_iter().map(|finding| Found {
+        let found = findings.into_iter().map(|finding| PlacedFinding {
             stream_sequence,
             ledger,
             finding,

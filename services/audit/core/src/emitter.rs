@@ -1,9 +1,9 @@
 //! One emitter's chain in the auditor's books: a fault is a finding, and the chain continues after
 //! it.
 
-use chain::{History, Stand};
+use chain::{History, Relation};
 use schemas::event::EventBody;
-use schemas::{Digest, Sequence, UnixMillis};
+use schemas::{ChainSequence, Digest, UnixMillis};
 
 use crate::finding::Finding;
 
@@ -32,31 +32,34 @@ pub(crate) enum Link {
 
 impl Chain {
     /// The position after the newest one that was read.
-    pub(crate) const fn next(&self) -> Sequence {
+    pub(crate) const fn next(&self) -> ChainSequence {
         self.history.end().next
     }
 
     /// Takes the next event of this emitter, whose body has this digest.
     pub(crate) fn link(&mut self, body: &EventBody, digest: Digest) -> Link {
         let sequence = body.sequence;
-        let stand = self.history.stand(body, digest);
-        let finding = match stand {
-            Stand::Repeated => return Link::Repeats,
-            Stand::Next => None,
-            Stand::Gap { from } => Some(Finding::Gap {
+        let relation = self.history.relation(body, digest);
+        let finding = match relation {
+            Relation::Repeated => return Link::Repeats,
+            Relation::Next => None,
+            Relation::Gap { from } => Some(Finding::Gap {
                 from,
-                to: Sequence(sequence.get() - 1),
+                to: ChainSequence(sequence.get() - 1),
             }),
-            Stand::OtherPast { .. } => Some(Finding::WrongHash { sequence }),
-            Stand::Late => Some(Finding::Displaced { sequence }),
-            Stand::Taken | Stand::Passed { .. } => Some(Finding::Reused { sequence }),
+            Relation::OtherPast { .. } => Some(Finding::WrongHash { sequence }),
+            Relation::Late => Some(Finding::Displaced { sequence }),
+            Relation::Taken | Relation::Passed { .. } => Some(Finding::Reused { sequence }),
         };
         // An event in another's place is not part of the chain.
-        if !matches!(stand, Stand::Taken | Stand::Passed { .. }) {
+        if !matches!(relation, Relation::Taken | Relation::Passed { .. }) {
             self.history.add(sequence, digest);
             self.events += 1;
         }
-        if !matches!(stand, Stand::Late | Stand::Taken | Stand::Passed { .. }) {
+        if !matches!(
+            relation,
+            Relation::Late | Relation::Taken | Relation::Passed { .. }
+        ) {
             self.time = body.time;
         }
         self.broken |= finding.is_some();
@@ -76,7 +79,7 @@ mod tests {
         EventBody {
             v: V,
             emitter: format!("U{}", "A".repeat(55)).parse().unwrap(),
-            sequence: Sequence(sequence),
+            sequence: ChainSequence(sequence),
             previous: previous.map(Digest::of),
             time: UnixMillis(sequence),
             run: None,
@@ -94,15 +97,15 @@ mod tests {
         assert_eq!(
             with_past,
             Link::Breaks(Finding::WrongHash {
-                sequence: Sequence(0)
+                sequence: ChainSequence(0)
             })
         );
         let late = Chain::default().link(&body(2, Some(b"x")), Digest::of(b"2"));
         assert_eq!(
             late,
             Link::Breaks(Finding::Gap {
-                from: Sequence(0),
-                to: Sequence(1)
+                from: ChainSequence(0),
+                to: ChainSequence(1)
             })
         );
     }
@@ -112,8 +115,8 @@ mod tests {
         let mut chain = Chain::default();
         assert_eq!(chain.link(&body(0, None), Digest::of(b"0")), Link::Follows);
         let gap = Link::Breaks(Finding::Gap {
-            from: Sequence(1),
-            to: Sequence(1),
+            from: ChainSequence(1),
+            to: ChainSequence(1),
         });
         assert_eq!(chain.link(&body(2, Some(b"1")), Digest::of(b"2")), gap);
         assert!(chain.broken);
@@ -122,7 +125,7 @@ mod tests {
             Link::Follows
         );
         let displaced = Link::Breaks(Finding::Displaced {
-            sequence: Sequence(1),
+            sequence: ChainSequence(1),
         });
         assert_eq!(
             chain.link(&body(1, Some(b"0")), Digest::of(b"1")),
@@ -133,7 +136,7 @@ mod tests {
             Link::Repeats
         );
         let reused = Link::Breaks(Finding::Reused {
-            sequence: Sequence(3),
+            sequence: ChainSequence(3),
         });
         assert_eq!(
             chain.link(&body(3, Some(b"2")), Digest::of(b"other")),
@@ -161,7 +164,7 @@ mod tests {
         assert_eq!(
             other,
             Link::Breaks(Finding::Reused {
-                sequence: Sequence(0)
+                sequence: ChainSequence(0)
             })
         );
     }
@@ -173,8 +176,8 @@ mod tests {
         assert_eq!(
             link,
             Link::Breaks(Finding::Gap {
-                from: Sequence(0),
-                to: Sequence(u64::MAX - 1)
+                from: ChainSequence(0),
+                to: ChainSequence(u64::MAX - 1)
             })
         );
     }

@@ -24,16 +24,16 @@ pub struct Examiner {
 #[derive(Debug)]
 pub struct Examined {
     pub(crate) at: StreamSequence,
-    pub(crate) says: Says,
+    pub(crate) content: Content,
 }
 
 /// The content of a record.
 #[derive(Debug)]
-pub(crate) enum Says {
+pub(crate) enum Content {
     /// An event of a coordinator, under a subject of the ledger.
-    Ledger(Box<Told>),
+    Ledger(Box<LedgerRecord>),
     /// An event of a worker, under its own subject.
-    Worker(Box<Held>),
+    Worker(Box<WorkerRecord>),
     /// Nothing that counts.
     Nothing {
         /// The reason, as a finding.
@@ -47,7 +47,7 @@ pub(crate) enum Says {
 
 /// A signed event of the ledger, in its parts.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct LedgerRecord {
     pub(crate) stored_at: UnixMillis,
     pub(crate) body: EventBody,
     pub(crate) digest: Digest,
@@ -56,7 +56,7 @@ pub(crate) struct Told {
 
 /// A signed event of a worker, in its parts.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct WorkerRecord {
     pub(crate) stored_at: UnixMillis,
     pub(crate) account: AccountId,
     pub(crate) run: RunId,
@@ -92,11 +92,11 @@ impl Examiner {
 
     /// Examines a record.
     pub fn examine(&self, record: &Record) -> Examined {
-        let says = self.claimed(record).and_then(|(place, claimed)| {
+        let content = self.claimed(record).and_then(|(place, claimed)| {
             let opened = claimed.open(&self.signatures);
-            says(record, place, opened)
+            content(record, place, opened)
         });
-        examined(record, says)
+        examined(record, content)
     }
 
     /// Examines many records, with the same results in their order, and in less time.
@@ -112,11 +112,11 @@ impl Examiner {
         }
         let mut opened = Claimed::open_all(claims, &self.signatures).into_iter();
         let all = records.iter().zip(places).map(|(record, place)| {
-            let says = place.and_then(|place| {
+            let content = place.and_then(|place| {
                 let opened = opened.next().expect("one for each claim");
-                says(record, place, opened)
+                content(record, place, opened)
             });
-            examined(record, says)
+            examined(record, content)
         });
         all.collect()
     }
@@ -147,7 +147,11 @@ impl Examiner {
 }
 
 /// Checks what a record says of itself, once its signature was checked.
-fn says(record: &Record, place: Place, opened: Result<Entry, Fault>) -> Result<Says, Finding> {
+fn content(
+    record: &Record,
+    place: Place,
+    opened: Result<Entry, Fault>,
+) -> Result<Content, Finding> {
     let Place {
         incoming,
         coordinator,
@@ -181,7 +185,7 @@ fn says(record: &Record, place: Place, opened: Result<Entry, Fault>) -> Result<S
             ..
         } => {
             let row = TimelineRow::of_worker(record, &worker, &body);
-            Ok(Says::Worker(Box::new(Held {
+            Ok(Content::Worker(Box::new(WorkerRecord {
                 stored_at,
                 account,
                 run,
@@ -193,7 +197,7 @@ fn says(record: &Record, place: Place, opened: Result<Entry, Fault>) -> Result<S
         }
         Incoming::Ledger { .. } => {
             let row = TimelineRow::of_ledger(record, &body);
-            Ok(Says::Ledger(Box::new(Told {
+            Ok(Content::Ledger(Box::new(LedgerRecord {
                 stored_at,
                 body,
                 digest,
@@ -204,17 +208,17 @@ fn says(record: &Record, place: Place, opened: Result<Entry, Fault>) -> Result<S
     }
 }
 
-fn examined(record: &Record, says: Result<Says, Finding>) -> Examined {
-    let says = says.unwrap_or_else(|finding| Says::Nothing {
+fn examined(record: &Record, content: Result<Content, Finding>) -> Examined {
+    let content = content.unwrap_or_else(|finding| Content::Nothing {
         account: blamed(record, &finding),
         finding,
         row: Box::new(TimelineRow::of_record(record)),
     });
     let at = record.stream_sequence;
-    Examined { at, says }
+    Examined { at, content }
 }
 
-impl Held {
+impl WorkerRecord {
     pub(crate) fn account(&self) -> Account {
         Account::Worker(self.run.clone(), self.worker.clone())
     }

@@ -1,6 +1,6 @@
 //! Findings: everything that can be wrong with a record.
 
-use schemas::{Code, PublicKey, Sequence, UnixMillis};
+use schemas::{ChainSequence, Code, PublicKey, UnixMillis};
 use serde::{Deserialize, Serialize};
 
 use crate::record::StreamSequence;
@@ -46,9 +46,9 @@ pub enum Finding {
     #[error("events {from} to {to} of this emitter are missing")]
     Gap {
         /// The first that is missing.
-        from: Sequence,
+        from: ChainSequence,
         /// The last that is missing.
-        to: Sequence,
+        to: ChainSequence,
     },
     /// The emitter's chain has another event at this position.
     #[error(
@@ -56,19 +56,19 @@ pub enum Finding {
     )]
     Reused {
         /// The position.
-        sequence: Sequence,
+        sequence: ChainSequence,
     },
     /// The event comes after later events of its emitter.
     #[error("the emitter's event {sequence} comes after later ones")]
     Displaced {
         /// Its position in the chain.
-        sequence: Sequence,
+        sequence: ChainSequence,
     },
     /// The event does not name the event before it.
     #[error("the emitter's event {sequence} does not name the one before it")]
     WrongHash {
         /// Its position in the chain.
-        sequence: Sequence,
+        sequence: ChainSequence,
     },
     /// The event is in the ledger, but cannot follow the events before it.
     #[error("does not follow the ledger: {reason}")]
@@ -118,7 +118,7 @@ pub enum Finding {
     )]
     FalseCheckpoint {
         /// The event that took it.
-        covers: Sequence,
+        covers: ChainSequence,
         /// The object that the ledger names, and the event that it covers.
         named: String,
         /// The object recomputed.
@@ -182,7 +182,7 @@ impl Finding {
 
 /// A finding with the place where it was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Found {
+pub struct PlacedFinding {
     /// The record.
     pub stream_sequence: StreamSequence,
     /// True if the finding concerns the ledger, and false if the subject is one that the broker
@@ -192,7 +192,7 @@ pub struct Found {
     pub finding: Finding,
 }
 
-impl Found {
+impl PlacedFinding {
     /// True if this is evidence against the ledger or the stream itself, on which a run's timeline
     /// rests and which no worker can shorten or alter. Other evidence is against one worker's own
     /// account.
@@ -226,7 +226,7 @@ impl Found {
     }
 }
 
-impl std::fmt::Display for Found {
+impl std::fmt::Display for PlacedFinding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,

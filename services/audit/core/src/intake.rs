@@ -4,10 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chain::{Claimed, End, Entry, Signatures, Stand};
+use chain::{Claimed, End, Entry, Relation, Signatures};
 use schemas::subject::{Incoming, events_stream};
 use schemas::{
-    AccountId, Code, Digest, PublicKey, Refusal, RunId, Sequence, UnixMillis, WorkerId, is_answer,
+    AccountId, ChainSequence, Code, Digest, PublicKey, Refusal, RunId, UnixMillis, WorkerId,
+    is_answer,
 };
 
 use crate::rate::Rate;
@@ -35,11 +36,11 @@ pub enum Notice {
     /// A worker was removed for good.
     Removed { run: RunId, worker: WorkerId },
     /// The readers' copy shows the chain of this key up to the position before `next`.
-    Reached { key: PublicKey, next: Sequence },
+    Reached { key: PublicKey, next: ChainSequence },
 }
 
 /// A sender: a tenant's account, a run, a worker.
-type Speaker = (AccountId, RunId, WorkerId);
+type Sender = (AccountId, RunId, WorkerId);
 
 /// The end of a worker's recorded chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +50,7 @@ pub struct Tail {
     /// The emitter of the chain.
     pub emitter: PublicKey,
     /// Its position in the chain.
-    pub sequence: Sequence,
+    pub sequence: ChainSequence,
     /// Digest of its body.
     pub digest: Digest,
 }
@@ -70,7 +71,7 @@ pub struct Candidate {
 
 /// The outcome of the checks of a message so far.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Heard {
+pub enum MessageCheck {
     /// An answer of ours that somebody had sent here. No known sender is to blame.
     Answer,
     /// The worker sends too fast. There is no answer, since an answer would cost the work that the
@@ -86,7 +87,7 @@ pub enum Heard {
 
 /// The relation of an event to its chain.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Linked {
+pub enum ChainCheck {
     /// It follows, and is to be recorded.
     Follows,
     /// It is the last event byte for byte, and is recorded already.
@@ -100,11 +101,11 @@ pub enum Linked {
 pub struct Intake {
     signatures: Signatures,
     /// The keys of each worker that joined; none for a worker that was removed.
-    enrolled: BTreeMap<Speaker, BTreeSet<PublicKey>>,
+    enrolled: BTreeMap<Sender, BTreeSet<PublicKey>>,
     rates: BTreeMap<WorkerId, Rate>,
-    tails: BTreeMap<Speaker, Option<Tail>>,
+    tails: BTreeMap<Sender, Option<Tail>>,
     /// The position up to which the copy shows each chain.
-    reached: BTreeMap<PublicKey, Sequence>,
+    reached: BTreeMap<PublicKey, ChainSequence>,
 }
 
 impl Intake {
@@ -154,9 +155,14 @@ impl Intake {
     }
 
     /// Checks a message under `subject`, into which the broker wrote the worker's name.
-    pub fn hear(&mut self, now: UnixMillis, subject: &str, payload: &[u8]) -> Heard {
+    pub fn check_message(
+        &mut self,
+        now: UnixMillis,
+        subject: &str,
+        payload: &[u8],
+    ) -> MessageCheck {
         let Ok(named) = subject.parse::<Incoming>() else {
-            return Heard::Nobody;
+            return MessageCheck::Nobody;
         };
         let Incoming::WorkerEvent {
             account,
@@ -165,22 +171,22 @@ impl Intake {
             kind,
         } = &named
         else {
-            return Heard::Nobody;
+            return MessageCheck::Nobody;
         };
         if is_answer(payload) {
-            return Heard::Answer;
+            return MessageCheck::Answer;
         }
         if !self.rate(now, worker).take(now, payload.len() as u64) {
-            return Heard::Over(worker.clone());
+            return MessageCheck::Over(worker.clone());
         }
-        let speaker = (account.clone(), run.clone(), worker.clone());
-        match self.authentic(&speaker, &named, payload) {
+        let sender = (account.clone(), run.clone(), worker.clone());
+        match self.authentic(&sender, &named, payload) {
             Ok(_) if !self.rate(now, worker).record(payload.len() as u64) => {
-                Heard::Over(worker.clone())
+                MessageCheck::Over(worker.clone())
             }
             Ok(event) => {
-                let (account, run, worker) = speaker;
-                Heard::Candidate(Box::new(Candidate {
+                let (account, run, worker) = sender;
+                MessageCheck::Candidate(Box::new(Candidate {
                     account,
                     run,
                     worker,
@@ -188,24 +194,28 @@ impl Intake {
                     event,
                 }))
             }
-            Err(refusal) => Heard::Refused(refusal),
+            Err(refusal) => MessageCheck::Refused(refusal),
         }
     }
 
-    /// The end of the speaker's chain, if it is known; the chain may be empty.
+    /// The end of the sender's chain, if it is known; the chain may be empty.
     pub fn tail(&self, candidate: &Candidate) -> Option<&Option<Tail>> {
-        self.tails.get(&candidate.speaker())
+        self.tails.get(&candidate.sender())
     }
 
-    /// The refusal if the tenant's stream ends before a position of the speaker's chain that the
+    /// The refusal if the tenant's stream ends before a position of the sender's chain that the
     /// copy has shown: the stream was lost, or put back from a backup. Recording more would leave a
     /// gap, or a second chain behind the first.
     pub fn lost(&self, candidate: &Candidate, tail: Option<&Tail>) -> Option<Refusal> {
         let emitter = &candidate.event.body.emitter;
         let next = tail
             .filter(|tail| tail.emitter == *emitter)
-            .map_or(Sequence(0), |tail| tail.sequence.next());
-        let reached = self.reached.get(emitter).copied().unwrap_or(Sequence(0));
+            .map_or(ChainSequence(0), |tail| tail.sequence.next());
+        let reached = self
+            .reached
+            .get(emitter)
+            .copied()
+            .unwrap_or(ChainSequence(0));
         (next < reached).then(|| {
             let (stream, worker) = (events_stream(&candidate.account), &candidate.worker);
             let text =
@@ -214,17 +224,17 @@ impl Intake {
         })
     }
 
-    /// Remembers the end of a speaker's chain, as the stream has it.
+    /// Remembers the end of a sender's chain, as the stream has it.
     pub fn remember(&mut self, candidate: &Candidate, tail: Option<Tail>) {
         if self.tails.len() >= REMEMBERED_MAX {
             self.tails.pop_first();
         }
-        self.tails.insert(candidate.speaker(), tail);
+        self.tails.insert(candidate.sender(), tail);
     }
 
-    /// Forgets the end of a speaker's chain: the stream may have another one.
+    /// Forgets the end of a sender's chain: the stream may have another one.
     pub fn forget(&mut self, candidate: &Candidate) {
-        self.tails.remove(&candidate.speaker());
+        self.tails.remove(&candidate.sender());
     }
 
     fn rate(&mut self, now: UnixMillis, worker: &WorkerId) -> &mut Rate {
@@ -244,16 +254,16 @@ impl Intake {
             .or_insert_with(|| Rate::full(now))
     }
 
-    /// Checks a message of `speaker` under the subject `named`, without its chain.
+    /// Checks a message of `sender` under the subject `named`, without its chain.
     fn authentic(
         &self,
-        speaker: &Speaker,
+        sender: &Sender,
         named: &Incoming,
         payload: &[u8],
     ) -> Result<Entry, Refusal> {
         let refused = |reason: String| Refusal::new(Code::EventRefused, reason);
         let claimed = Claimed::read(payload).map_err(|error| refused(error.to_string()))?;
-        self.allowed(speaker, claimed.key())?;
+        self.allowed(sender, claimed.key())?;
         let entry = claimed
             .open(&self.signatures)
             .map_err(|fault| refused(fault.to_string()))?;
@@ -263,13 +273,13 @@ impl Intake {
         Ok(entry)
     }
 
-    /// Checks that the ledger names `key` as the speaker's audit key.
-    fn allowed(&self, speaker: &Speaker, key: &PublicKey) -> Result<(), Refusal> {
-        let known = self.enrolled.get(speaker);
+    /// Checks that the ledger names `key` as the sender's audit key.
+    fn allowed(&self, sender: &Sender, key: &PublicKey) -> Result<(), Refusal> {
+        let known = self.enrolled.get(sender);
         if known.is_some_and(|keys| keys.contains(key)) {
             return Ok(());
         }
-        let (_, run, worker) = speaker;
+        let (_, run, worker) = sender;
         if known.is_some_and(BTreeSet::is_empty) {
             let text = format!("{worker} was removed from run {run}");
             return Err(Refusal::new(Code::EventRefused, text));
@@ -288,32 +298,32 @@ impl Intake {
 }
 
 impl Candidate {
-    fn speaker(&self) -> Speaker {
+    fn sender(&self) -> Sender {
         (self.account.clone(), self.run.clone(), self.worker.clone())
     }
 
     /// The relation of the event to the recorded end of its chain.
-    pub fn link(&self, tail: Option<&Tail>) -> Linked {
+    pub fn check_chain(&self, tail: Option<&Tail>) -> ChainCheck {
         // Another key begins another chain.
         let tail = tail.filter(|tail| tail.emitter == self.event.body.emitter);
         let end = tail.map_or(End::default(), |tail| {
             End::after(tail.sequence, tail.digest)
         });
         let (sequence, previous) = (self.event.body.sequence, self.event.body.previous);
-        let found = match end.stand(sequence, previous, self.event.digest) {
-            Stand::Next => return Linked::Follows,
-            Stand::Repeated => return Linked::Known,
-            Stand::OtherPast { .. } => "with another event before it".to_owned(),
-            Stand::Gap { .. } => {
+        let found = match end.relation(sequence, previous, self.event.digest) {
+            Relation::Next => return ChainCheck::Follows,
+            Relation::Repeated => return ChainCheck::Known,
+            Relation::OtherPast { .. } => "with another event before it".to_owned(),
+            Relation::Gap { .. } => {
                 format!("{sequence}, and what comes between was lost, or was never handed in")
             }
-            Stand::Taken | Stand::Late | Stand::Passed { .. } => sequence.to_string(),
+            Relation::Taken | Relation::Late | Relation::Passed { .. } => sequence.to_string(),
         };
         let text = format!(
             "event {} is the next in the recorded chain of {}, this is {found}",
             end.next, self.worker
         );
-        Linked::Refused(Refusal::new(Code::ChainForked, text))
+        ChainCheck::Refused(Refusal::new(Code::ChainForked, text))
     }
 
     /// The end of the chain once the event is recorded at position `stream`.
@@ -366,7 +376,7 @@ mod tests {
         let body = EventBody {
             v: V,
             emitter: key('U', number).parse().expect("a key"),
-            sequence: Sequence(0),
+            sequence: ChainSequence(0),
             previous: None,
             time: NOW,
             run: None,

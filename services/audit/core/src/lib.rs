@@ -38,8 +38,8 @@ mod verdict;
 
 pub use check::{Auditor, CLOCK_SKEW_MAX, Checked, HELD_MAX};
 pub use examine::{Examined, Examiner};
-pub use finding::{Finding, Found};
-pub use intake::{Candidate, Enrolment, Heard, Intake, Linked, Notice, Tail};
+pub use finding::{Finding, PlacedFinding};
+pub use intake::{Candidate, ChainCheck, Enrolment, Intake, MessageCheck, Notice, Tail};
 pub use rate::{
     BYTES_BURST, BYTES_PER_SECOND, EVENTS_BURST, EVENTS_PER_SECOND, RECORDED_BURST,
     RECORDED_PER_SECOND,

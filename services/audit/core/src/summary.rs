@@ -9,7 +9,7 @@ use schemas::{AccountId, ObjectRef, PublicKey, Round, RunId, Tokens, WorkerId};
 use serde::Serialize;
 
 use crate::emitter::Chain;
-use crate::finding::Found;
+use crate::finding::PlacedFinding;
 use crate::record::StreamSequence;
 use crate::timeline::{COORDINATOR, TimelineRow};
 use crate::verdict::Verdict;
@@ -125,9 +125,9 @@ pub struct RunSummary {
 pub(crate) struct Tally {
     verdicts: [u64; 5],
     kinds: BTreeMap<String, u64>,
-    findings: Vec<Found>,
+    findings: Vec<PlacedFinding>,
     names: BTreeMap<&'static str, u64>,
-    first_evidence: Option<Found>,
+    first_evidence: Option<PlacedFinding>,
     faulty_workers: Vec<FaultyWorker>,
     foreign: Vec<ForeignMessage>,
 }
@@ -141,7 +141,7 @@ impl Tally {
         }
     }
 
-    pub(crate) fn find(&mut self, found: &Found) {
+    pub(crate) fn find(&mut self, found: &PlacedFinding) {
         *self.names.entry(found.finding.name()).or_default() += 1;
         if self.first_evidence.is_none() && found.is_evidence() {
             self.first_evidence = Some(found.clone());
@@ -159,7 +159,7 @@ impl Tally {
     }
 
     /// Counts a finding against the worker whose events it concerns.
-    pub(crate) fn blame(&mut self, run: &RunId, worker: &WorkerId, found: &Found) {
+    pub(crate) fn blame(&mut self, run: &RunId, worker: &WorkerId, found: &PlacedFinding) {
         if found.is_evidence() || !found.finding.is_evidence() {
             return;
         }
@@ -188,11 +188,11 @@ impl Tally {
         &self.faulty_workers
     }
 
-    pub(crate) fn findings(&self) -> &[Found] {
+    pub(crate) fn findings(&self) -> &[PlacedFinding] {
         &self.findings
     }
 
-    pub(crate) fn first_evidence(&self) -> Option<&Found> {
+    pub(crate) fn first_evidence(&self) -> Option<&PlacedFinding> {
         self.first_evidence.as_ref()
     }
 
@@ -283,14 +283,14 @@ impl RunSummary {
 
 #[cfg(test)]
 mod tests {
-    use schemas::Sequence;
+    use schemas::ChainSequence;
 
     use super::*;
     use crate::finding::Finding;
 
-    fn found(ledger: bool, finding: Finding) -> Found {
+    fn found(ledger: bool, finding: Finding) -> PlacedFinding {
         let stream_sequence = StreamSequence(1);
-        Found {
+        PlacedFinding {
             stream_sequence,
             ledger,
             finding,
@@ -299,7 +299,7 @@ mod tests {
 
     fn reused() -> Finding {
         Finding::Reused {
-            sequence: Sequence(1),
+            sequence: ChainSequence(1),
         }
     }
 

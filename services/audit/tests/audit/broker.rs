@@ -13,7 +13,7 @@ use schemas::permission::Role;
 use schemas::subject::{AUDIT_STREAM, Lane};
 use schemas::{Message as _, WorkerId};
 
-use crate::scribe::{Said, Scribe, run};
+use crate::chain_writer::{ChainWriter, WrittenEvent, run};
 
 /// The pause between two checks for new messages in the copy.
 const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(20);
@@ -27,14 +27,14 @@ pub(crate) struct Broker {
 /// The connected writers of events.
 pub(crate) struct Cast {
     ledger_bus: Bus,
-    pub(crate) ledger: Scribe,
+    pub(crate) ledger: ChainWriter,
     recorder_bus: Bus,
     /// The readers' stream, and the position up to which it was read.
     copies: StreamReader,
     copied: u64,
     pub(crate) worker: WorkerId,
     pub(crate) worker_key: AuditKey,
-    pub(crate) account_chain: Scribe,
+    pub(crate) account_chain: ChainWriter,
 }
 
 impl Broker {
@@ -122,6 +122,7 @@ impl Broker {
         let config = stream::Config {
             name: AUDIT_STREAM.to_owned(),
             sources,
+            allow_direct: true,
             ..stream::Config::default()
         };
         context
@@ -160,10 +161,10 @@ impl Broker {
             ledger_bus: self.bus(Role::LedgerWriter.name()).await,
             copies: self.copies().await,
             copied: 0,
-            ledger: Scribe::new(domain, ledger_key),
+            ledger: ChainWriter::new(domain, ledger_key),
             recorder_bus: self.bus(Role::Recorder.name()).await,
             worker: issued.public.as_str().parse().expect("a name or key"),
-            account_chain: Scribe::new(domain, worker_key.clone()),
+            account_chain: ChainWriter::new(domain, worker_key.clone()),
             worker_key,
         }
     }
@@ -171,7 +172,7 @@ impl Broker {
 
 impl Cast {
     /// Publishes an event, and waits until readers have it.
-    pub(crate) async fn publish(&mut self, said: &Said) {
+    pub(crate) async fn publish(&mut self, said: &WrittenEvent) {
         let bus = if said.subject.starts_with(Lane::Ledger.prefix()) {
             &self.ledger_bus
         } else {

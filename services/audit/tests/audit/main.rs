@@ -1,6 +1,7 @@
 //! The audit service: its reading from a real broker, and the program.
 
 mod broker;
+mod chain_writer;
 mod program;
-mod scribe;
 mod stream;
+mod together;

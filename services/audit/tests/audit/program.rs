@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use diloco_audit::{Found, Recorder, StreamSequence};
+use diloco_audit::{PlacedFinding, Recorder, StreamSequence};
 use harness::PATIENCE;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
@@ -82,10 +82,10 @@ async fn kept_across_kills_of_the_service_and_of_the_broker() {
     )
     .expect("whole files");
     assert_eq!(
-        (recorder.keep().last(), recorder.keep().len()),
+        (recorder.files().last(), recorder.files().len()),
         (StreamSequence(11), 11)
     );
-    assert_eq!(recorder.auditor().findings(), &[] as &[Found]);
+    assert_eq!(recorder.auditor().findings(), &[] as &[PlacedFinding]);
     assert_eq!(recorder.auditor().summary().verified, 11);
 }
 

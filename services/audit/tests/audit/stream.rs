@@ -7,10 +7,10 @@ use harness::PATIENCE;
 use runtime::StreamError;
 use schemas::event::WorkerEvent;
 use schemas::permission::Role;
-use schemas::{Code, Digest, Sequence, UnixMillis};
+use schemas::{ChainSequence, Code, Digest, UnixMillis};
 
 use crate::broker::{Broker, Cast};
-use crate::scribe::run;
+use crate::chain_writer::run;
 
 /// Writes the ledger's beginning and the worker's first event: four messages.
 async fn beginning(broker: &Broker, cast: &mut Cast) {
@@ -207,15 +207,15 @@ async fn what_was_tampered_with_is_found() {
             to: StreamSequence(2),
         },
         Finding::Gap {
-            from: Sequence(1),
-            to: Sequence(1),
+            from: ChainSequence(1),
+            to: ChainSequence(1),
         },
         Finding::Reused {
-            sequence: Sequence(3),
+            sequence: ChainSequence(3),
         },
         Finding::Gap {
-            from: Sequence(4),
-            to: Sequence(4),
+            from: ChainSequence(4),
+            to: ChainSequence(4),
         },
     ];
     for finding in expected {

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use chain::{End, History, REMEMBERED, Stand};
+use chain::{End, History, REMEMBERED, Relation};
 use proptest::prelude::*;
 use schemas::event::{Event, EventBody, LedgerEvent};
-use schemas::{Digest, Sequence, UnixMillis, V};
+use schemas::{ChainSequence, Digest, UnixMillis, V};
 
 /// Everything that was added, with nothing left out.
 #[derive(Default)]
@@ -16,16 +16,16 @@ struct Slow {
 }
 
 impl Slow {
-    fn stand(&self, body: &EventBody, digest: Digest) -> Stand {
+    fn relation(&self, body: &EventBody, digest: Digest) -> Relation {
         let at = body.sequence.get();
-        let from = Sequence(self.next);
+        let from = ChainSequence(self.next);
         match self.known.get(&at) {
-            Some(known) if *known == digest => Stand::Repeated,
-            Some(_) => Stand::Taken,
-            None if at < self.next => Stand::Late,
-            None if at > self.next => Stand::Gap { from },
-            None if body.previous == self.head => Stand::Next,
-            None => Stand::OtherPast {
+            Some(known) if *known == digest => Relation::Repeated,
+            Some(_) => Relation::Taken,
+            None if at < self.next => Relation::Late,
+            None if at > self.next => Relation::Gap { from },
+            None if body.previous == self.head => Relation::Next,
+            None => Relation::OtherPast {
                 named: body.previous,
                 expected: self.head,
             },
@@ -44,7 +44,7 @@ fn body(at: u64, previous: Option<Digest>) -> EventBody {
     EventBody {
         v: V,
         emitter: format!("U{}", "A".repeat(55)).parse().expect("a key"),
-        sequence: Sequence(at),
+        sequence: ChainSequence(at),
         previous,
         time: UnixMillis(at),
         run: None,
@@ -64,9 +64,9 @@ proptest! {
             let previous = if honest { slow.head } else { Some(Digest::of(b"x")) };
             let body = body(at, previous);
             let digest = Digest::of(&[at as u8, variant]);
-            let stand = history.stand(&body, digest);
-            prop_assert_eq!(stand, slow.stand(&body, digest), "at {} of {}", at, slow.next);
-            if !matches!(stand, Stand::Repeated | Stand::Taken) {
+            let relation = history.relation(&body, digest);
+            prop_assert_eq!(relation, slow.relation(&body, digest), "at {} of {}", at, slow.next);
+            if !matches!(relation, Relation::Repeated | Relation::Taken) {
                 history.add(body.sequence, digest);
                 slow.add(at, digest);
             }
@@ -82,14 +82,14 @@ fn behind_a_gap_only_what_is_near_is_remembered() {
     let digest = |at: u64| Digest::of(&at.to_be_bytes());
     let newest = 3 * REMEMBERED;
     for at in 10..=newest {
-        history.add(Sequence(at), digest(at));
+        history.add(ChainSequence(at), digest(at));
     }
-    let stand = |at: u64| history.stand(&body(at, None), digest(at));
-    assert_eq!(stand(newest), Stand::Repeated);
-    assert_eq!(stand(newest + 1 - REMEMBERED), Stand::Repeated);
+    let relation = |at: u64| history.relation(&body(at, None), digest(at));
+    assert_eq!(relation(newest), Relation::Repeated);
+    assert_eq!(relation(newest + 1 - REMEMBERED), Relation::Repeated);
     // Too old to tell a copy from another event: the reader assumes the worse.
-    assert_eq!(stand(newest - REMEMBERED), Stand::Taken);
-    assert_eq!(stand(3), Stand::Taken);
+    assert_eq!(relation(newest - REMEMBERED), Relation::Taken);
+    assert_eq!(relation(3), Relation::Taken);
 }
 
 /// Events from before the chain was followed are unknown: a reader that has not read them cannot
@@ -97,32 +97,39 @@ fn behind_a_gap_only_what_is_near_is_remembered() {
 #[test]
 fn a_chain_that_is_followed_from_an_end_on_says_nothing_of_what_came_before() {
     let digest = |at: u64| Digest::of(&at.to_be_bytes());
-    let next = Sequence(5);
+    let next = ChainSequence(5);
     let end = End {
         next,
         previous: Some(digest(4)),
     };
     let mut history = History::behind(end);
     assert_eq!(history.end(), end);
-    let stand = |history: &History, at: u64, digest: Digest| {
+    let relation = |history: &History, at: u64, digest: Digest| {
         let previous = history.end().previous;
-        history.stand(&body(at, previous), digest)
+        history.relation(&body(at, previous), digest)
     };
-    assert_eq!(stand(&history, 4, digest(4)), Stand::Repeated);
-    assert_eq!(stand(&history, 4, digest(9)), Stand::Taken);
-    assert_eq!(stand(&history, 3, digest(3)), Stand::Passed { next });
-    assert_eq!(stand(&history, 5, digest(5)), Stand::Next);
+    assert_eq!(relation(&history, 4, digest(4)), Relation::Repeated);
+    assert_eq!(relation(&history, 4, digest(9)), Relation::Taken);
+    assert_eq!(relation(&history, 3, digest(3)), Relation::Passed { next });
+    assert_eq!(relation(&history, 5, digest(5)), Relation::Next);
     let newest = 5 + 2 * REMEMBERED;
     for at in 5..=newest {
-        history.add(Sequence(at), digest(at));
+        history.add(ChainSequence(at), digest(at));
     }
-    let next = Sequence(newest + 1);
+    let next = ChainSequence(newest + 1);
     for at in [3, 4] {
-        assert_eq!(stand(&history, at, digest(at)), Stand::Passed { next });
+        assert_eq!(
+            relation(&history, at, digest(at)),
+            Relation::Passed { next }
+        );
     }
     // From there on every event is known, however old.
     for at in [5, 6, newest] {
-        assert_eq!(stand(&history, at, digest(at)), Stand::Repeated, "{at}");
-        assert_eq!(stand(&history, at, digest(3)), Stand::Taken, "{at}");
+        assert_eq!(
+            relation(&history, at, digest(at)),
+            Relation::Repeated,
+            "{at}"
+        );
+        assert_eq!(relation(&history, at, digest(3)), Relation::Taken, "{at}");
     }
 }

@@ -1,11 +1,11 @@
 //! One chain, written and followed.
 
-use chain::{Claimed, End, Judgement, Misplaced, Proof, Reader, Signatures, Stand};
+use chain::{Claimed, End, Judgement, Misplaced, Proof, Reader, Relation, Signatures};
 use identity::AuditKey;
 use proptest::prelude::*;
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
 use schemas::subject::{Incoming, ledger_subject, record_subject};
-use schemas::{AccountId, Digest, Message as _, RunId, Sequence, UnixMillis, WorkerId};
+use schemas::{AccountId, ChainSequence, Digest, Message as _, RunId, UnixMillis, WorkerId};
 
 const DOMAIN: &str = "the domain";
 
@@ -81,14 +81,14 @@ fn a_strict_reader_tells_the_next_a_copy_a_stranger_and_a_fork_apart() {
     for (at, said) in [
         (
             End {
-                next: Sequence(9),
+                next: ChainSequence(9),
                 ..end
             },
             "event 3 is expected",
         ),
         (
             End {
-                next: Sequence(1),
+                next: ChainSequence(1),
                 ..end
             },
             "another event",
@@ -266,7 +266,7 @@ fn a_reader_that_begins_behind_an_event_takes_the_next_and_passes_those_before()
     assert_eq!(reader.end(), ends[2]);
     for (at, message) in stored[..2].iter().enumerate() {
         match judge(&reader, message) {
-            Judgement::Before { sequence, .. } => assert_eq!(sequence, Sequence(at as u64)),
+            Judgement::Before { sequence, .. } => assert_eq!(sequence, ChainSequence(at as u64)),
             other => panic!("{at}: {other:?}"),
         }
     }
@@ -288,17 +288,30 @@ fn an_end_alone_knows_its_last_event() {
     let first = write(End::default());
     let second = write(first.end());
     let end = second.end();
-    let stand = |sequence, previous, digest| end.stand(Sequence(sequence), previous, digest);
-    assert_eq!(stand(1, Some(first.digest), second.digest), Stand::Repeated);
-    assert_eq!(stand(1, Some(first.digest), Digest::of(b"x")), Stand::Taken);
-    let next = Sequence(2);
-    assert_eq!(stand(0, None, first.digest), Stand::Passed { next });
-    assert_eq!(stand(4, None, first.digest), Stand::Gap { from: next });
-    assert_eq!(stand(2, Some(second.digest), first.digest), Stand::Next);
+    let relation =
+        |sequence, previous, digest| end.relation(ChainSequence(sequence), previous, digest);
+    assert_eq!(
+        relation(1, Some(first.digest), second.digest),
+        Relation::Repeated
+    );
+    assert_eq!(
+        relation(1, Some(first.digest), Digest::of(b"x")),
+        Relation::Taken
+    );
+    let next = ChainSequence(2);
+    assert_eq!(relation(0, None, first.digest), Relation::Passed { next });
+    assert_eq!(
+        relation(4, None, first.digest),
+        Relation::Gap { from: next }
+    );
+    assert_eq!(
+        relation(2, Some(second.digest), first.digest),
+        Relation::Next
+    );
     let expected = Some(second.digest);
     assert_eq!(
-        stand(2, None, first.digest),
-        Stand::OtherPast {
+        relation(2, None, first.digest),
+        Relation::OtherPast {
             named: None,
             expected
         }

@@ -22,11 +22,11 @@ const CHECKS_MAX: usize = 16;
 const CHECKS_EACH_MAX: usize = 4;
 
 /// The outcome of an operator's request. A refusal is answered and not recorded.
-pub(crate) type Ordered = Result<Outcome, Refusal>;
+pub(crate) type ControlOutcome = Result<Outcome, Refusal>;
 
 /// A run that an operator wants to create.
 #[derive(Debug)]
-pub(crate) struct Check {
+pub(crate) struct NewRun {
     spec: Box<RunSpec>,
     operator: PublicKey,
 }
@@ -45,7 +45,7 @@ impl Coordinator {
         operator: PublicKey,
         spec: RunSpec,
         reply: ReplyId,
-    ) -> Ordered {
+    ) -> ControlOutcome {
         if self.drain.is_some() {
             return Err(draining());
         }
@@ -69,7 +69,7 @@ impl Coordinator {
         let spec = Box::new(spec);
         self.checks.insert(
             reply,
-            Check {
+            NewRun {
                 spec: spec.clone(),
                 operator,
             },
@@ -101,12 +101,12 @@ impl Coordinator {
     }
 
     /// Creates a run whose objects are all there, and takes it up.
-    fn create(&mut self, check: Check, verdict: Result<(), Refusal>) -> Result<Answer, Refusal> {
+    fn create(&mut self, check: NewRun, verdict: Result<(), Refusal>) -> Result<Answer, Refusal> {
         verdict?;
         if self.drain.is_some() {
             return Err(draining());
         }
-        let Check { spec, operator } = check;
+        let NewRun { spec, operator } = check;
         // Another request may have created it while this one was being checked.
         if let Some(answer) = self.existing(&spec)? {
             return Ok(answer);
@@ -121,7 +121,7 @@ impl Coordinator {
     /// Begins to drain, or moves an earlier drain's end forward. Nothing new is granted, and
     /// holders may finish what they hold. An order that changes nothing is answered like the first
     /// one, and neither written nor passed on.
-    pub(crate) fn shut_down(&mut self, operator: PublicKey, request: &Shutdown) -> Ordered {
+    pub(crate) fn shut_down(&mut self, operator: PublicKey, request: &Shutdown) -> ControlOutcome {
         let until = self.now.after(request.drain.min(LEASE_MAX));
         let begins = self.drain.is_none();
         let changes = self.drain.as_ref().is_none_or(|drain| until < drain.until);

@@ -13,12 +13,12 @@ use schemas::subject::Verb;
 use schemas::{Code, Millis, PublicKey, Refusal, RunId, UnixMillis};
 
 use crate::checkpoint::Checkpoints;
-use crate::control::{Check, Drain};
+use crate::control::{Drain, NewRun};
 use crate::deadline::{Timer, Timers};
 use crate::denial::Denials;
 use crate::effect::{Answer, Effect};
 use crate::input::{ControlRequest, Input, Peer, ReplyId, Screened, ScreeningId, WorkerRequest};
-use crate::run::live::{Fading, LiveRun, Traffic};
+use crate::run::live::{DecayingCount, LiveRun, Traffic};
 use crate::run::objects::RefusedRead;
 use crate::run::{RunRoom, closed};
 use crate::turn::{Denied, Handled, Outcome, Screenings, Turn};
@@ -62,11 +62,11 @@ pub struct Coordinator {
     pub(crate) now: UnixMillis,
     /// Effects of the call that is being handled.
     pub(crate) out: Vec<Effect>,
-    pub(crate) checks: BTreeMap<ReplyId, Check>,
+    pub(crate) checks: BTreeMap<ReplyId, NewRun>,
     /// Operators whose uploads are being checked and promoted.
     pub(crate) commits: BTreeMap<ReplyId, PublicKey>,
     /// The recent orders of each operator that led to events in the ledger.
-    pub(crate) orders: BTreeMap<PublicKey, Fading>,
+    pub(crate) orders: BTreeMap<PublicKey, DecayingCount>,
     screenings: Screenings,
     pub(crate) denials: Denials,
     pub(crate) drain: Option<Drain>,
@@ -270,7 +270,7 @@ impl Coordinator {
 
     /// Carries an operator's request out. Refusals of operators are not recorded.
     fn control(&mut self, operator: PublicKey, request: ControlRequest, reply: ReplyId) {
-        let ordered = match request {
+        let outcome = match request {
             ControlRequest::RunNew(request) => self.run_new(operator, request.spec, reply),
             ControlRequest::View(request) => self.view(&request.query),
             ControlRequest::BlobPut(request) => self.operator_put(operator, request, reply),
@@ -278,7 +278,7 @@ impl Coordinator {
             ControlRequest::BlobGet(request) => self.operator_get(request, reply),
             ControlRequest::Shutdown(request) => self.shut_down(operator, &request),
         };
-        match ordered {
+        match outcome {
             Ok(Outcome::Now(answer)) => self.reply(reply, Ok(answer)),
             Ok(Outcome::Later) => {}
             Ok(Outcome::NotNow(refusal)) | Err(refusal) => self.reply(reply, Err(refusal)),
@@ -298,7 +298,7 @@ impl Coordinator {
     fn fire_due(&mut self) {
         while let Some(timer) = self.timers.take_due(self.now) {
             match timer {
-                Timer::Room(run, alarm) => self.tell(&run, |room, turn| room.alarm(turn, alarm)),
+                Timer::Room(run, timer) => self.tell(&run, |room, turn| room.timer(turn, timer)),
                 // The end of a drain is looked for after every input.
                 Timer::Drain => {}
             }

@@ -12,14 +12,14 @@ use schemas::{RunId, UnixMillis, WorkerId};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
     /// A part of a run.
-    Room(RunId, Alarm),
+    Room(RunId, RunTimer),
     /// The drain may have lasted long enough.
     Drain,
 }
 
 /// A part of a run's room that has to be looked at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Alarm {
+pub(crate) enum RunTimer {
     /// A lease may have expired.
     Lease(UnitId),
     /// A worker may be silent for too long.
@@ -65,16 +65,16 @@ mod tests {
         let mut timers = Timers::default();
         let run: RunId = "a".parse().unwrap();
         timers.set(UnixMillis(30), Timer::Drain);
-        timers.set(UnixMillis(20), Timer::Room(run.clone(), Alarm::Status));
-        timers.set(UnixMillis(10), Timer::Room(run.clone(), Alarm::Weights));
+        timers.set(UnixMillis(20), Timer::Room(run.clone(), RunTimer::Status));
+        timers.set(UnixMillis(10), Timer::Room(run.clone(), RunTimer::Weights));
         assert_eq!(timers.next(), Some(UnixMillis(10)));
         assert_eq!(
             timers.take_due(UnixMillis(20)),
-            Some(Timer::Room(run.clone(), Alarm::Weights))
+            Some(Timer::Room(run.clone(), RunTimer::Weights))
         );
         assert_eq!(
             timers.take_due(UnixMillis(20)),
-            Some(Timer::Room(run, Alarm::Status))
+            Some(Timer::Room(run, RunTimer::Status))
         );
         assert_eq!(timers.take_due(UnixMillis(20)), None);
         assert_eq!(timers.next(), Some(UnixMillis(30)));

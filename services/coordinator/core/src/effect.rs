@@ -149,7 +149,7 @@ pub enum Effect {
         object: Digest,
     },
     /// Show a member's report about itself, which is plausible and the newest one.
-    Heard {
+    ShowHeartbeat {
         /// The run.
         run: RunId,
         /// The worker.
@@ -197,7 +197,7 @@ impl Effect {
             Self::Publish(_) => "publish",
             Self::WriteCheckpoint { .. } => "write_checkpoint",
             Self::DiscardCheckpoint { .. } => "discard_checkpoint",
-            Self::Heard { .. } => "heard",
+            Self::ShowHeartbeat { .. } => "show_heartbeat",
             Self::Stop { .. } => "stop",
         }
     }

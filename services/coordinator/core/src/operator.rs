@@ -6,7 +6,7 @@ use schemas::control::OperatorObjects;
 use schemas::lease::Done;
 use schemas::{Code, ObjectRef, PublicKey, Refusal, V};
 
-use crate::control::Ordered;
+use crate::control::ControlOutcome;
 use crate::coordinator::{Coordinator, draining};
 use crate::effect::{Answer, Effect, Quarantine};
 use crate::input::ReplyId;
@@ -23,7 +23,7 @@ impl Coordinator {
         operator: PublicKey,
         request: OperatorObjects,
         reply: ReplyId,
-    ) -> Ordered {
+    ) -> ControlOutcome {
         self.check_operator(&request)?;
         let place = Quarantine::Operator { operator };
         self.out.push(Effect::GrantPut {
@@ -39,7 +39,7 @@ impl Coordinator {
         operator: PublicKey,
         request: OperatorObjects,
         reply: ReplyId,
-    ) -> Ordered {
+    ) -> ControlOutcome {
         self.check_operator(&request)?;
         self.check_orders(&operator)?;
         if self
@@ -95,7 +95,7 @@ impl Coordinator {
     }
 
     /// Grants an operator URLs to read objects; operators may read every object.
-    pub(crate) fn operator_get(&mut self, request: GetRequest, reply: ReplyId) -> Ordered {
+    pub(crate) fn operator_get(&mut self, request: GetRequest, reply: ReplyId) -> ControlOutcome {
         check_count(request.objects.len())?;
         self.out.push(Effect::GrantGet {
             reply,

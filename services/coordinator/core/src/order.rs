@@ -7,7 +7,7 @@ use schemas::event::LedgerEvent;
 use schemas::{Code, Millis, PublicKey, Refusal};
 
 use crate::coordinator::Coordinator;
-use crate::run::live::Fading;
+use crate::run::live::DecayingCount;
 
 /// Orders of an operator that are written without delay: as many as the upload of the largest data
 /// set takes, at four shards an order. Each is an event below half a KiB, 7 MiB together. The order
@@ -52,7 +52,7 @@ impl Coordinator {
         if !self.orders.contains_key(operator) {
             // It replaces the operators whose count is back at zero.
             self.orders
-                .retain(|_, orders: &mut Fading| orders.at(now, 1, ORDER_EVERY) > 0);
+                .retain(|_, orders: &mut DecayingCount| orders.at(now, 1, ORDER_EVERY) > 0);
         }
         let orders = self.orders.entry(operator.clone()).or_default();
         orders.at(now, 1, ORDER_EVERY);

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use ledger::RunFold;
 use schemas::event::LedgerEvent;
-use schemas::{Refusal, RunId, UnixMillis};
+use schemas::lease::Done;
+use schemas::{Refusal, RunId, UnixMillis, V};
 
 use crate::coordinator::Settings;
 use crate::deadline::Timers;
@@ -37,6 +38,13 @@ pub(crate) enum Outcome {
     /// A refusal that is not recorded, since the asker is not at fault or the ledger holds it
     /// already.
     NotNow(Refusal),
+}
+
+impl Outcome {
+    /// The request was carried out, and there is nothing more to say.
+    pub(crate) fn done() -> Self {
+        Self::Now(Answer::Done(Done { v: V }))
+    }
 }
 
 /// The other end of a request: a refusal that is recorded. A check that fails under `?` gives it.

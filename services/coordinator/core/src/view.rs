@@ -5,14 +5,14 @@ use schemas::control::{Query, View, ViewReply};
 use schemas::view::{RunDetail, RunView};
 use schemas::{Message, RunId, V};
 
-use crate::control::Ordered;
+use crate::control::ControlOutcome;
 use crate::coordinator::{Coordinator, run_unknown};
 use crate::effect::Answer;
 use crate::run::view::{lease_views, open_view, worker_views};
 use crate::turn::Outcome;
 
 impl Coordinator {
-    pub(crate) fn view(&self, query: &Query) -> Ordered {
+    pub(crate) fn view(&self, query: &Query) -> ControlOutcome {
         let known = |name: &RunId| self.state.run(name).ok_or_else(|| run_unknown(name));
         let view = match query {
             Query::Runs => {

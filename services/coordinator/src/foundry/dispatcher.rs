@@ -11,7 +11,7 @@ use schemas::{Chunks, Code, Listed, Message as _, ObjectRef, PublicKey, Refusal,
 use tokio::sync::mpsc;
 
 use super::Answers;
-use super::executor::{self, Work};
+use super::executor::{self, WeightsOrder};
 use super::screen::{self, KeptChunks, Source, Staged};
 use crate::guard::answered;
 use crate::store::Store;
@@ -87,7 +87,7 @@ impl Dispatcher {
                 snapshot,
                 merges,
             } => {
-                let work = Work::Restore {
+                let work = WeightsOrder::Restore {
                     spec,
                     snapshot,
                     merges,
@@ -121,7 +121,7 @@ impl Dispatcher {
             }),
             Order::Merge { sync, base, inputs } => {
                 let kept = self.take_kept(sync.round, &inputs);
-                let work = Work::Merge {
+                let work = WeightsOrder::Merge {
                     sync,
                     base,
                     inputs,
@@ -137,7 +137,7 @@ impl Dispatcher {
                 parent,
                 merges,
             } => {
-                let work = Work::Save {
+                let work = WeightsOrder::Save {
                     round,
                     parent,
                     merges,
@@ -167,7 +167,7 @@ impl Dispatcher {
     }
 
     /// Passes work on the weights to the executor, or answers why that is not possible.
-    fn hand(&self, work: Work, refused: impl FnOnce(Refusal) -> Answer) {
+    fn hand(&self, work: WeightsOrder, refused: impl FnOnce(Refusal) -> Answer) {
         if let Err(refusal) = self.executor.hand(work) {
             self.answers.give_beside(refused(refusal));
         }

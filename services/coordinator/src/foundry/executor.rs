@@ -31,7 +31,7 @@ const WORK_MAX: usize = 8;
 
 /// An order on the weights.
 #[derive(Debug)]
-pub(super) enum Work {
+pub(super) enum WeightsOrder {
     Restore {
         spec: Box<RunSpec>,
         snapshot: Option<ObjectRef>,
@@ -53,7 +53,7 @@ pub(super) enum Work {
 /// A running executor, as the dispatcher sees it. Dropping it ends the executor.
 #[derive(Debug)]
 pub(crate) struct Handle {
-    work: mpsc::Sender<Work>,
+    work: mpsc::Sender<WeightsOrder>,
     context: watch::Receiver<Option<Arc<RunContext>>>,
     task: JoinHandle<()>,
 }
@@ -112,8 +112,8 @@ impl Handle {
     ///
     /// # Errors
     /// Too much work waits, or the executor has ended.
-    pub(super) fn hand(&self, work: Work) -> Result<(), Refusal> {
-        let failed = |error: mpsc::error::TrySendError<Work>| {
+    pub(super) fn hand(&self, work: WeightsOrder) -> Result<(), Refusal> {
+        let failed = |error: mpsc::error::TrySendError<WeightsOrder>| {
             Refusal::new(Code::Internal, format!("executor: {error}"))
         };
         self.work.try_send(work).map_err(failed)
@@ -132,15 +132,15 @@ impl Drop for Handle {
 }
 
 impl Executor {
-    async fn run(mut self, mut queue: mpsc::Receiver<Work>) {
+    async fn run(mut self, mut queue: mpsc::Receiver<WeightsOrder>) {
         while let Some(work) = queue.recv().await {
             match work {
-                Work::Restore {
+                WeightsOrder::Restore {
                     spec,
                     snapshot,
                     merges,
                 } => self.restore(*spec, snapshot, merges).await,
-                Work::Merge {
+                WeightsOrder::Merge {
                     sync,
                     base,
                     inputs,
@@ -152,7 +152,7 @@ impl Executor {
                     }
                     self.answers.give(Answer::Merged { sync, outcome }).await;
                 }
-                Work::Save {
+                WeightsOrder::Save {
                     round,
                     parent,
                     merges,

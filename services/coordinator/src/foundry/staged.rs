@@ -107,12 +107,12 @@ mod tests {
     use super::*;
 
     /// Checks that end when they are told to, and how many were begun.
-    struct Bench {
+    struct ManualChecks {
         begun: Arc<AtomicUsize>,
         gate: Arc<Semaphore>,
     }
 
-    impl Bench {
+    impl ManualChecks {
         fn closed() -> Self {
             Self {
                 begun: Arc::default(),
@@ -152,62 +152,62 @@ mod tests {
 
     #[tokio::test]
     async fn so_many_chunks_of_a_lease_are_read_at_a_time_announced_or_not() {
-        let bench = Bench::closed();
+        let manual = ManualChecks::closed();
         let mut checks = Checks::default();
         for number in 0..100 {
-            let _ = checks.begin(number, content(number.into(), 8), bench.work(false));
+            let _ = checks.begin(number, content(number.into(), 8), manual.work(false));
         }
         let named: Vec<_> = (100..200)
-            .map(|number| checks.begin(number, content(number.into(), 8), bench.work(false)))
+            .map(|number| checks.begin(number, content(number.into(), 8), manual.work(false)))
             .collect();
-        assert_eq!(bench.begun().await, CHECKS_MAX);
-        bench.gate.add_permits(3);
-        assert_eq!(bench.begun().await, CHECKS_MAX + 3, "each end is a turn");
+        assert_eq!(manual.begun().await, CHECKS_MAX);
+        manual.gate.add_permits(3);
+        assert_eq!(manual.begun().await, CHECKS_MAX + 3, "each end is a turn");
         // Another lease has turns of its own.
         let mut other = Checks::default();
-        let _ = other.begin(0, content(0, 8), bench.work(false));
-        assert_eq!(bench.begun().await, CHECKS_MAX + 4);
-        bench.gate.add_permits(500);
+        let _ = other.begin(0, content(0, 8), manual.work(false));
+        assert_eq!(manual.begun().await, CHECKS_MAX + 4);
+        manual.gate.add_permits(500);
         for check in named {
             assert!(check.outcome().await.is_ok());
         }
-        assert_eq!(bench.begun().await, 201);
+        assert_eq!(manual.begun().await, 201);
     }
 
     #[tokio::test]
     async fn what_is_named_often_is_read_once() {
-        let bench = Bench::closed();
-        bench.gate.add_permits(1000);
+        let manual = ManualChecks::closed();
+        manual.gate.add_permits(1000);
         let mut checks = Checks::default();
         for number in 0..1000 {
-            let check = checks.begin(number, content(1, 8), bench.work(false));
+            let check = checks.begin(number, content(1, 8), manual.work(false));
             // As in the check of a result, nobody holds one that has ended.
             assert_eq!(*check.outcome().await.expect("it is good"), 0);
         }
-        assert_eq!(bench.begun().await, 1);
+        assert_eq!(manual.begun().await, 1);
         // As many elements as another place has are checked for themselves: the same bytes may be
         // good there and bad here.
-        let longer = checks.begin(1000, content(1, 9), bench.work(true));
+        let longer = checks.begin(1000, content(1, 9), manual.work(true));
         assert_eq!(
             longer.outcome().await.expect_err("bad").code,
             Code::NotFinite
         );
-        assert_eq!(bench.begun().await, 2);
+        assert_eq!(manual.begun().await, 2);
     }
 
     #[tokio::test]
     async fn a_check_that_nobody_waits_for_ends_and_is_begun_anew() {
-        let bench = Bench::closed();
+        let manual = ManualChecks::closed();
         let mut checks = Checks::default();
-        let _ = checks.begin(0, content(0, 8), bench.work(false));
-        assert_eq!(bench.begun().await, 1);
+        let _ = checks.begin(0, content(0, 8), manual.work(false));
+        assert_eq!(manual.begun().await, 1);
         // Another object takes its place.
-        let _ = checks.begin(0, content(1, 8), bench.work(false));
-        assert_eq!(bench.begun().await, 2);
+        let _ = checks.begin(0, content(1, 8), manual.work(false));
+        assert_eq!(manual.begun().await, 2);
         assert_eq!(checks.turns.available_permits(), CHECKS_MAX - 1);
-        let again = checks.begin(1, content(0, 8), bench.work(false));
-        assert_eq!(bench.begun().await, 3);
-        bench.gate.add_permits(2);
+        let again = checks.begin(1, content(0, 8), manual.work(false));
+        assert_eq!(manual.begun().await, 3);
+        manual.gate.add_permits(2);
         assert!(again.outcome().await.is_ok());
     }
 

@@ -16,7 +16,7 @@ use futures::future::join_all;
 use runtime::{BusError, StreamError};
 use schemas::event::{Event, EventBody};
 use schemas::subject::{LEDGER_FILTER, LEDGER_STREAM, ledger_subject};
-use schemas::{Code, Digest, Message as _, Sequence};
+use schemas::{ChainSequence, Code, Digest, Message as _};
 use tokio::time::{Instant, sleep};
 
 use super::broker::{Published, published};
@@ -40,7 +40,7 @@ const BATCH_NAME_CHARS: usize = 48;
 /// An event to be stored.
 #[derive(Debug)]
 struct Pending {
-    sequence: Sequence,
+    sequence: ChainSequence,
     kind: &'static str,
     subject: String,
     digest: Digest,
@@ -48,7 +48,7 @@ struct Pending {
 }
 
 /// The time for which the broker is asked again and again.
-struct Patience {
+struct Retries {
     deadline: Instant,
     backoff: Backoff,
     told: Option<Instant>,
@@ -67,7 +67,7 @@ impl Ledger {
         events: impl IntoIterator<Item = NewEvent>,
     ) -> Result<(), LedgerError> {
         let mut pending = self.write(events)?;
-        let mut patience = Patience::new(self.patience);
+        let mut patience = Retries::new(self.patience);
         while !pending.is_empty() {
             let count = self.grouping.share(pending.len());
             let waiting = pending.len();
@@ -76,7 +76,7 @@ impl Ledger {
                 _ => self.publish_batch(&mut pending, count).await,
             };
             if pending.len() < waiting {
-                patience = Patience::new(self.patience);
+                patience = Retries::new(self.patience);
                 continue;
             }
             let first = &pending[0];
@@ -109,7 +109,7 @@ impl Ledger {
                 // Some of them are stored, so the broker accepts events and only its answers were
                 // lost.
                 Ok(()) if pending.len() < before.1 => {
-                    patience = Patience::new(self.patience);
+                    patience = Retries::new(self.patience);
                     continue;
                 }
                 // Another's message lay in between; now the end is known again.
@@ -308,7 +308,7 @@ impl Pending {
     }
 }
 
-impl Patience {
+impl Retries {
     fn new(patience: Duration) -> Self {
         Self {
             deadline: Instant::now() + patience,

@@ -6,21 +6,21 @@ use runtime::{StoredMessage, StreamSpan};
 use schemas::checkpoint::Checkpoint;
 use schemas::event::{Event, LedgerEvent};
 use schemas::subject::CHECKPOINT_FILTER;
-use schemas::{Digest, Sequence};
+use schemas::{ChainSequence, Digest};
 
 use super::{Ledger, LedgerError};
 
 /// Messages that are requested together: a few MB at most.
 const READ_AT_ONCE: u64 = 512;
 
-/// Messages that are passed over at the first look for an older checkpoint: it lies some 8,192
+/// Messages that are skipped at the first look for an older checkpoint: it lies some 8,192
 /// events before the newest.
 const LOOK_BACK: u64 = 16_384;
 
 /// An event of the chain, and where it lies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
-    pub(crate) sequence: Sequence,
+    pub(crate) sequence: ChainSequence,
     pub(crate) digest: Digest,
     pub(crate) stream_sequence: u64,
 }
@@ -178,8 +178,12 @@ impl Ledger {
     ///
     /// # Errors
     /// The stream cannot be read.
-    pub async fn find_marked(&mut self, marked: Option<Sequence>) -> Result<Marked, LedgerError> {
-        let covers = |marked: &Sequence| self.base.is_some_and(|base| *marked <= base.sequence);
+    pub async fn find_marked(
+        &mut self,
+        marked: Option<ChainSequence>,
+    ) -> Result<Marked, LedgerError> {
+        let covers =
+            |marked: &ChainSequence| self.base.is_some_and(|base| *marked <= base.sequence);
         let Some(marked) = marked.filter(covers) else {
             return Ok(Marked::Ahead);
         };
@@ -195,7 +199,10 @@ impl Ledger {
     ///
     /// # Errors
     /// The stream cannot be read.
-    pub async fn digest_before(&self, sequence: Sequence) -> Result<Option<Digest>, LedgerError> {
+    pub async fn digest_before(
+        &self,
+        sequence: ChainSequence,
+    ) -> Result<Option<Digest>, LedgerError> {
         let Some(base) = self.base.filter(|base| sequence <= base.sequence) else {
             return Ok(None);
         };
@@ -241,7 +248,7 @@ impl Ledger {
     /// True when the event at `sequence` is the one that lies there, byte for byte.
     pub(super) async fn is_copy(
         &self,
-        sequence: Sequence,
+        sequence: ChainSequence,
         digest: Digest,
     ) -> Result<bool, LedgerError> {
         Ok(self.digest_before(sequence).await? == Some(digest))

@@ -91,7 +91,7 @@ impl Shell {
                 let store = self.store.clone();
                 tokio::spawn(async move { checkpoint::discard(&store, object).await });
             }
-            Effect::Heard {
+            Effect::ShowHeartbeat {
                 run,
                 worker,
                 heartbeat,

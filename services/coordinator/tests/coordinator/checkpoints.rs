@@ -11,7 +11,7 @@ use schemas::checkpoint::Checkpoint;
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::permission::Role;
 use schemas::view::RunPhase;
-use schemas::{Digest, Message as _, ObjectRef, Sequence, UnixMillis, V};
+use schemas::{ChainSequence, Digest, Message as _, ObjectRef, UnixMillis, V};
 
 use crate::ledger::{Scene, append, at, read_on, reasons, stopped};
 use crate::scene;
@@ -25,7 +25,7 @@ async fn take(ledger: &mut Ledger) -> Checkpoint {
     let taken = append(ledger, 1, LedgerEvent::CheckpointTaken).await;
     taken.expect("appended");
     Checkpoint {
-        covers: Sequence(ledger.len() - 1),
+        covers: ChainSequence(ledger.len() - 1),
         head: ledger.previous().expect("an event was appended"),
         stream_sequence: ledger.stream_sequence(),
         format: 1,
@@ -133,11 +133,11 @@ async fn events_from_before_a_checkpoint_are_known_when_they_come_again() {
         scene.forge(&key, body, |_| {}).await;
     }
     let (mut ledger, events) = resumed(&scene).await;
-    assert_eq!(tail(events.expect("copies are passed over")), ["d", "e"]);
+    assert_eq!(tail(events.expect("copies are skipped")), ["d", "e"]);
     scene.forge(&key, &all[1], |_| {}).await;
     append(&mut ledger, 1, stopped("f"))
         .await
-        .expect("a copy is passed over");
+        .expect("a copy is skipped");
     let other = EventBody {
         event: Event::Ledger(stopped("another b")),
         ..all[1].clone()
@@ -157,8 +157,8 @@ async fn a_checkpoint_that_does_not_fit_the_stream_is_not_begun_with() {
     let changes: [fn(&mut Checkpoint); 5] = [
         |checkpoint| checkpoint.stream_sequence -= 1,
         |checkpoint| checkpoint.stream_sequence = 1 << 40,
-        |checkpoint| checkpoint.covers = Sequence(checkpoint.covers.get() - 1),
-        |checkpoint| checkpoint.covers = Sequence(u64::MAX),
+        |checkpoint| checkpoint.covers = ChainSequence(checkpoint.covers.get() - 1),
+        |checkpoint| checkpoint.covers = ChainSequence(u64::MAX),
         |checkpoint| checkpoint.head = Digest::of(b"another event"),
     ];
     for change in changes {
@@ -184,7 +184,7 @@ async fn name_as_stranger(scene: &Scene, ledger: &Ledger, checkpoint: Checkpoint
     let forged = EventBody {
         v: V,
         emitter: stranger.public().clone(),
-        sequence: Sequence(ledger.len()),
+        sequence: ChainSequence(ledger.len()),
         previous: ledger.previous(),
         time: UnixMillis(1),
         run: None,
@@ -224,7 +224,7 @@ async fn a_marked_event_that_lies_nowhere_has_all_events_read() {
     let (scene, checkpoint) = with_checkpoint().await;
     let (mut ledger, _) = resumed(&scene).await;
     let marked = async |ledger: &mut Ledger, at: u64| {
-        let found = ledger.find_marked(Some(Sequence(at))).await;
+        let found = ledger.find_marked(Some(ChainSequence(at))).await;
         found.expect("it can be read")
     };
     let covered = checkpoint.covers.get();
@@ -247,7 +247,7 @@ async fn a_marked_event_that_lies_nowhere_has_all_events_read() {
     let body = |sequence: u64, event: LedgerEvent| EventBody {
         v: V,
         emitter: scene.key.public().clone(),
-        sequence: Sequence(sequence),
+        sequence: ChainSequence(sequence),
         previous: Some(Digest::of(b"an event of the other ledger")),
         time: UnixMillis(1),
         run: None,
@@ -256,7 +256,7 @@ async fn a_marked_event_that_lies_nowhere_has_all_events_read() {
     let taken = body(9, LedgerEvent::CheckpointTaken);
     scene.put_signed(&taken).await;
     let checkpoint = Checkpoint {
-        covers: Sequence(9),
+        covers: ChainSequence(9),
         head: Digest::of(&taken.encode()),
         stream_sequence: 2,
         ..checkpoint
@@ -297,7 +297,7 @@ async fn unread(scene: &scene::Scene) -> Ledger {
 }
 
 /// Waits until a checkpoint that covers more than `than` is named.
-async fn newest(scene: &scene::Scene, than: Sequence) -> Checkpoint {
+async fn newest(scene: &scene::Scene, than: ChainSequence) -> Checkpoint {
     let ledger = unread(scene).await;
     let named = async {
         loop {
@@ -357,7 +357,7 @@ async fn a_coordinator_starts_from_its_checkpoint_and_without_it_from_all_events
     // A ledger of an earlier release: no checkpoint, and then its first.
     let log = restarted(&mut scene).await;
     assert!(!log.contains(USED) && !log.contains(UNUSED), "{log}");
-    let first = newest(&scene, Sequence(0)).await;
+    let first = newest(&scene, ChainSequence(0)).await;
     assert!(first.covers.get() >= EVERY as u64);
     let log = restarted(&mut scene).await;
     assert!(log.contains(USED), "{log}");

@@ -12,7 +12,7 @@ use runtime::{Bus, Failure};
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::member::Posture;
 use schemas::subject::{LEDGER_STREAM, ledger_subject};
-use schemas::{Code, Digest, Message as _, Sequence, UnixMillis, V};
+use schemas::{ChainSequence, Code, Digest, Message as _, UnixMillis, V};
 
 use crate::server::Server;
 
@@ -118,7 +118,7 @@ impl Scene {
         EventBody {
             v: V,
             emitter: key.public().clone(),
-            sequence: Sequence(events.len() as u64),
+            sequence: ChainSequence(events.len() as u64),
             previous: events.last().map(|last| Digest::of(&last.encode())),
             time: UnixMillis(2),
             run: None,
@@ -303,7 +303,7 @@ async fn what_was_appended_is_read_back_in_order_and_goes_on() {
     assert_eq!(reasons(&events), ["a", "b", "c"]);
     assert_eq!(
         events.iter().map(|body| body.sequence).collect::<Vec<_>>(),
-        [0, 1, 2].map(Sequence)
+        [0, 1, 2].map(ChainSequence)
     );
     again
         .append([of_demo(4, stopped("d"))])
@@ -426,7 +426,7 @@ async fn two_that_start_in_the_same_moment_do_not_both_lead() {
 /// Foreign messages at the start, in the middle and at the end, while this process writes and when
 /// it starts.
 #[tokio::test]
-async fn messages_that_nobody_signed_are_passed_over_wherever_they_lie() {
+async fn messages_that_nobody_signed_are_skipped_wherever_they_lie() {
     let scene = Scene::new().await;
     let mut foreign = scene.litter().await;
     let (mut ledger, events) = scene.open().await.expect("it starts on them");
@@ -452,7 +452,7 @@ async fn messages_that_nobody_signed_are_passed_over_wherever_they_lie() {
 
 /// A process that may write the stream but has no audit key can only repeat old events.
 #[tokio::test]
-async fn a_copied_event_is_passed_over_however_old_it_is() {
+async fn a_copied_event_is_skipped_however_old_it_is() {
     let scene = Scene::new().await;
     let (mut ledger, _) = scene.open().await.expect("an empty ledger");
     for reason in ["a", "b"] {
@@ -480,8 +480,10 @@ async fn a_copied_event_is_passed_over_however_old_it_is() {
 async fn a_chain_that_its_own_key_broke_is_not_followed() {
     type Change = fn(&mut EventBody);
     let changes: [(&str, Change); 3] = [
-        ("event 1 is expected", |body| body.sequence = Sequence(7)),
-        ("another event", |body| body.sequence = Sequence(0)),
+        ("event 1 is expected", |body| {
+            body.sequence = ChainSequence(7)
+        }),
+        ("another event", |body| body.sequence = ChainSequence(0)),
         ("follows", |body| {
             body.previous = Some(Digest::of(b"another past"))
         }),

@@ -9,7 +9,7 @@ use diloco_coordinator::{Ledger, LedgerError};
 use runtime::{StreamError, StreamReader};
 use schemas::event::EventBody;
 use schemas::subject::LEDGER_STREAM;
-use schemas::{Digest, Sequence, V};
+use schemas::{ChainSequence, Digest, V};
 
 use crate::ledger::{Scene, append, at, of_demo, reasons, stopped};
 
@@ -98,7 +98,7 @@ fn assert_same<T: Debug + PartialEq>(fast: &T, slow: &T) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_signed_in_the_middle_of_a_long_ledger_is_passed_over_there() {
+async fn what_nobody_signed_in_the_middle_of_a_long_ledger_is_skipped_there() {
     let scene = Scene::new().await;
     let (mut ledger, _) = scene.open().await.expect("an empty ledger");
     write(&mut ledger, "a", MIDDLE).await;
@@ -130,7 +130,7 @@ async fn a_signed_event_that_does_not_follow_ends_reading_at_its_place() {
         scene.put_signed(&body).await;
         body = EventBody {
             v: V,
-            sequence: Sequence(body.sequence.get() + 1),
+            sequence: ChainSequence(body.sequence.get() + 1),
             previous: Some(Digest::of(&schemas::Message::encode(&body))),
             ..body
         };
@@ -168,10 +168,10 @@ async fn a_read_that_is_torn_off_goes_on_where_it_was() {
         .expect("appended");
 }
 
-/// The reason why streams of events are read by single questions, though a direct get of many
-/// messages would take the broker a fifth of the time: it ends with an empty message, which goes
-/// where the asker says. A broker that no longer obeys that message makes this test fail, and
-/// direct gets possible.
+/// The reason why a ledger is read by single questions, and its copy from an account without
+/// streams, though a direct get of many messages takes the broker a fifth of the time: it ends with
+/// an empty message, which goes where the asker says. A broker that no longer obeys that message
+/// makes this test fail, and direct gets possible everywhere.
 #[tokio::test]
 async fn the_end_of_a_direct_get_of_many_can_delete_a_stream_and_no_single_answer_can() {
     let scene = Scene::new().await;

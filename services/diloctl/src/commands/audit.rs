@@ -4,7 +4,7 @@ mod in_order;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use diloco_audit::keep::kept;
+use diloco_audit::files::kept;
 use diloco_audit::{Checked, FaultyWorker, Replay, StreamSequence, Summary, TimelineRow, Verdict};
 use runtime::Failure;
 use schemas::permission::Role;
@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::cli::Audit;
 use crate::context::Context;
 use crate::output::{Record, Row};
-use crate::table::{Growing, or_dash, time};
+use crate::table::{StreamedTable, or_dash, time};
 use in_order::InOrder;
 
 /// Number of earlier events that `tail` prints first.
@@ -56,6 +56,7 @@ async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> R
         }
     };
     replay.run(context.timeout, &mut take).await?;
+    say_if_slow(context, &replay);
     let mut summary = replay.auditor().summary();
     summary
         .runs
@@ -71,6 +72,18 @@ async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> R
         context.printer.talk(&verdict(&summary));
     }
     judge(&replay, run)
+}
+
+/// Prints that the stream was read message by message, and the way out of that.
+fn say_if_slow(context: &Context, replay: &Replay) {
+    if replay.is_refused_many() {
+        let code = Code::ReadersBehind;
+        let text = format!("warning {code}: {}", code.what());
+        context.printer.talk(&text);
+        context
+            .printer
+            .talk(&format!("  next: {}", code.next_step()));
+    }
 }
 
 /// Prints the coordinator's state after one position of the stream.
@@ -110,7 +123,7 @@ async fn tail(context: &Context, run: Option<&RunId>) -> Result<(), Failure> {
         };
         replay.catch_up(end, context.timeout, &mut keep).await?;
     }
-    let mut table = Growing::default();
+    let mut table = StreamedTable::default();
     loop {
         for row in rows.drain(..) {
             context.printer.follow(&mut table, &row);

@@ -1,7 +1,7 @@
 //! `cluster`: the streams of the bus, as the files in nats-config declare them. A stream that is
 //! missing is created; one that differs is reported and left alone, since changing a stream can
-//! throw events away. The one exception throws nothing away: a stream of an earlier release is
-//! allowed to take batches.
+//! throw events away. Two exceptions throw nothing away: a stream of an earlier release is allowed
+//! to take batches, or to answer one question with many messages.
 
 mod declaration;
 
@@ -26,7 +26,7 @@ use crate::cli::{Cluster, Declarations};
 use crate::context::Context;
 use crate::history::{Copy, History, Live};
 use crate::output::Row;
-use crate::stack::health::Trouble;
+use crate::stack::health::BrokerFault;
 use declaration::{Consumer, read_all};
 
 /// Longest time for one change by the server; a stream with copies needs an election.
@@ -48,15 +48,15 @@ pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Fail
     let rows = compare(context, declarations, create).await?;
     context.printer.rows(&rows);
     say_what_ends(context)?;
-    if let Some(trouble) = Trouble::of_broker(&context.folder) {
+    if let Some(trouble) = BrokerFault::of_broker(&context.folder) {
         return Err(trouble.failure());
     }
     let worst = rows
         .iter()
-        .find(|row| matches!(row.stand, Stand::Missing | Stand::Differs));
+        .find(|row| matches!(row.state, StreamState::Missing | StreamState::Differs));
     match worst {
         None => Ok(()),
-        Some(row) if row.stand == Stand::Missing => {
+        Some(row) if row.state == StreamState::Missing => {
             Err(Failure::new(Code::StreamMissing, &row.name))
         }
         Some(row) => Err(Failure::new(
@@ -116,7 +116,7 @@ pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
 pub(crate) fn say_what_differs(context: &Context, rows: &[Compared]) {
     let differing: Vec<_> = rows
         .iter()
-        .filter(|row| row.stand == Stand::Differs)
+        .filter(|row| row.state == StreamState::Differs)
         .collect();
     for Compared {
         name, difference, ..
@@ -167,21 +167,21 @@ pub(crate) async fn compare(
         }
         let jetstream = &connected[&account];
         for wanted in declaration.streams(&tenants, declarations.replicas) {
-            let (stand, difference) = settle(jetstream, &wanted, create, &history).await?;
+            let (state, difference) = settle(jetstream, &wanted, create, &history).await?;
             rows.push(Compared {
                 name: wanted.name.clone(),
-                stand,
+                state,
                 difference,
             });
-            if stand == Stand::Missing {
+            if state == StreamState::Missing {
                 continue;
             }
             for consumer in declaration.consumers() {
-                let (stand, difference) =
+                let (state, difference) =
                     settle_consumer(jetstream, &wanted.name, consumer, create).await?;
                 rows.push(Compared {
                     name: format!("{}/{}", wanted.name, consumer.name),
-                    stand,
+                    state,
                     difference,
                 });
             }
@@ -203,7 +203,7 @@ async fn settle(
     wanted: &stream::Config,
     create: bool,
     history: &History,
-) -> Result<(Stand, String), Failure> {
+) -> Result<(StreamState, String), Failure> {
     match jetstream.get_stream(&wanted.name).await {
         Ok(stream) => {
             let state = &stream.cached_info().state;
@@ -221,36 +221,38 @@ async fn settle(
                 updated.map_err(|error| refused(&wanted.name, &error))?;
             }
             let difference = differences(wanted, widened.as_ref().unwrap_or(live));
-            let stand = match (difference.is_empty(), widened) {
-                (false, _) => Stand::Differs,
-                (true, None) => Stand::Right,
-                (true, Some(_)) => Stand::Widened,
+            let state = match (difference.is_empty(), widened) {
+                (false, _) => StreamState::Differs,
+                (true, None) => StreamState::Right,
+                (true, Some(_)) => StreamState::Widened,
             };
-            Ok((stand, difference))
+            Ok((state, difference))
         }
         Err(error) if is_missing(&error.kind()) => {
             history.check(&wanted.name, None)?;
             if !create {
-                return Ok((Stand::Missing, String::new()));
+                return Ok((StreamState::Missing, String::new()));
             }
             jetstream
                 .create_stream(wanted.clone())
                 .await
                 .map_err(|error| refused(&wanted.name, &error))?;
-            Ok((Stand::Created, String::new()))
+            Ok((StreamState::Created, String::new()))
         }
         Err(error) => Err(refused(&wanted.name, &error)),
     }
 }
 
-/// The live configuration with batches allowed, which streams of earlier releases do not have. This
-/// is the only difference that can be removed without altering what a stream holds or refuses. None
-/// when nothing is to be changed.
+/// The live configuration with batches and direct gets allowed as declared, which streams of
+/// earlier releases do not have. These are the only differences that can be removed without
+/// altering what a stream holds or refuses. None when nothing is to be changed.
 fn widened(wanted: &stream::Config, live: &stream::Config) -> Option<stream::Config> {
-    (wanted.allow_atomic_publish && !live.allow_atomic_publish).then(|| stream::Config {
-        allow_atomic_publish: true,
+    let widened = stream::Config {
+        allow_atomic_publish: live.allow_atomic_publish || wanted.allow_atomic_publish,
+        allow_direct: live.allow_direct || wanted.allow_direct,
         ..live.clone()
-    })
+    };
+    (widened != *live).then_some(widened)
 }
 
 fn is_missing(kind: &GetStreamErrorKind) -> bool {
@@ -262,7 +264,7 @@ async fn settle_consumer(
     stream: &str,
     wanted: &Consumer,
     create: bool,
-) -> Result<(Stand, String), Failure> {
+) -> Result<(StreamState, String), Failure> {
     let handle = jetstream
         .get_stream(stream)
         .await
@@ -296,9 +298,9 @@ async fn settle_consumer(
             let difference = list(pairs.into_iter());
             Ok((
                 if difference.is_empty() {
-                    Stand::Right
+                    StreamState::Right
                 } else {
-                    Stand::Differs
+                    StreamState::Differs
                 },
                 difference,
             ))
@@ -308,9 +310,9 @@ async fn settle_consumer(
                 .create_consumer(wanted.config())
                 .await
                 .map_err(|error| refused(&wanted.name, &error))?;
-            Ok((Stand::Created, String::new()))
+            Ok((StreamState::Created, String::new()))
         }
-        Err(_) => Ok((Stand::Missing, String::new())),
+        Err(_) => Ok((StreamState::Missing, String::new())),
     }
 }
 
@@ -413,10 +415,10 @@ fn list(fields: impl Iterator<Item = (&'static str, String, String)>) -> String 
 /// The result of comparing a live stream or bucket with its declaration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Stand {
+pub(crate) enum StreamState {
     Right,
     Created,
-    /// It existed, and is now allowed to take batches: see [`widened`].
+    /// It existed, and is now allowed more: see [`widened`].
     Widened,
     Missing,
     Differs,
@@ -425,17 +427,17 @@ pub(crate) enum Stand {
 #[derive(Debug, Serialize)]
 pub(crate) struct Compared {
     name: String,
-    stand: Stand,
+    state: StreamState,
     difference: String,
 }
 
 impl Row for Compared {
-    const TITLES: &'static [&'static str] = &["name", "stand", "difference"];
+    const TITLES: &'static [&'static str] = &["name", "state", "difference"];
 
     fn cells(&self) -> Vec<String> {
         vec![
             self.name.clone(),
-            format!("{:?}", self.stand).to_lowercase(),
+            format!("{:?}", self.state).to_lowercase(),
             self.difference.clone(),
         ]
     }
@@ -444,6 +446,31 @@ impl Row for Compared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A right that a stream has and its declaration does not is a difference, and stays.
+    #[test]
+    fn only_batches_and_direct_gets_are_allowed_to_a_live_stream() {
+        let live = stream::Config {
+            max_bytes: 5,
+            ..stream::Config::default()
+        };
+        let wanted = |batches, direct| stream::Config {
+            max_bytes: 7,
+            allow_atomic_publish: batches,
+            allow_direct: direct,
+            ..stream::Config::default()
+        };
+        for (batches, direct) in [(true, false), (false, true), (true, true)] {
+            let expected = stream::Config {
+                max_bytes: 5,
+                ..wanted(batches, direct)
+            };
+            assert_eq!(widened(&wanted(batches, direct), &live), Some(expected));
+        }
+        assert_eq!(widened(&wanted(false, false), &live), None);
+        let wide = wanted(true, true);
+        assert_eq!(widened(&wanted(false, false), &wide), None);
+    }
 
     #[test]
     fn a_difference_names_field_and_values() {

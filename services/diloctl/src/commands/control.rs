@@ -4,8 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use runtime::Failure;
 use schemas::call::control as call;
-use schemas::control::{Shutdown, ShutdownReply};
-use schemas::{Code, V};
+use schemas::{Code, Millis, V, control};
 use serde::Serialize;
 
 use crate::cli::Control;
@@ -13,7 +12,12 @@ use crate::context::Context;
 use crate::output::Record;
 
 pub(crate) async fn run(context: &Context, command: &Control) -> Result<(), Failure> {
-    let Control::Shutdown { drain, yes } = command;
+    match command {
+        Control::Shutdown { drain, yes } => shut_down(context, drain.millis(), *yes).await,
+    }
+}
+
+async fn shut_down(context: &Context, drain: Millis, yes: bool) -> Result<(), Failure> {
     if !yes && !confirmed("stop the coordinator and its workers?")? {
         return Err(Failure::new(
             Code::Interrupted,
@@ -21,12 +25,8 @@ pub(crate) async fn run(context: &Context, command: &Control) -> Result<(), Fail
         ));
     }
     let operator = context.operator().await?;
-    let reply = operator
-        .ask::<call::Shutdown>(&Shutdown {
-            v: V,
-            drain: drain.millis(),
-        })
-        .await?;
+    let order = control::Shutdown { v: V, drain };
+    let reply = operator.ask::<call::Shutdown>(&order).await?;
     context.printer.record(&DrainStarted::from(reply));
     Ok(())
 }
@@ -58,8 +58,8 @@ struct DrainStarted {
     workers: u32,
 }
 
-impl From<ShutdownReply> for DrainStarted {
-    fn from(reply: ShutdownReply) -> Self {
+impl From<control::ShutdownReply> for DrainStarted {
+    fn from(reply: control::ShutdownReply) -> Self {
         Self {
             leases: reply.leases,
             workers: reply.workers,

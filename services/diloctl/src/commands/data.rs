@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use data::{Account, ImportOptions, PassedOver, Source, shown};
+use data::{Account, ImportOptions, SkippedFiles, Source, shown};
 use model::ModelConfig;
 use runtime::{Failure, clock};
 use schemas::data::{DataManifest, Shard};
@@ -189,8 +189,8 @@ struct Imported {
     distinct_bytes: u64,
     #[serde(default)]
     specials_spelt: u64,
-    #[serde(default)]
-    passed_over: Vec<PassedOver>,
+    #[serde(default, alias = "passed_over")]
+    skipped: Vec<SkippedFiles>,
     /// The file in which the limit was reached.
     #[serde(default)]
     limit_reached_in: Option<String>,
@@ -227,7 +227,7 @@ impl Imported {
             text_bytes: account.text_bytes.get(),
             distinct_bytes: account.distinct_bytes.get(),
             specials_spelt: account.specials_spelt,
-            passed_over: account.passed_over,
+            skipped: account.skipped,
             limit_reached_in: account.limit_reached_in,
             warnings,
         }
@@ -331,9 +331,9 @@ impl Record for Imported {
                 .map(|file| ("limit", format!("reached in {file}"))),
         );
         lines.extend(
-            self.passed_over
+            self.skipped
                 .iter()
-                .map(|passed| ("passed over", passed.to_string())),
+                .map(|files| ("skipped", files.to_string())),
         );
         lines
     }
@@ -359,10 +359,20 @@ mod tests {
             text_bytes: number,
             distinct_bytes: number,
             specials_spelt: 0,
-            passed_over: Vec::new(),
+            skipped: Vec::new(),
             limit_reached_in: None,
             warnings: Vec::new(),
         }
+    }
+
+    #[test]
+    fn an_entry_of_an_earlier_release_keeps_its_skipped_files() {
+        let mut entry = serde_json::to_value(entry(1)).expect("JSON");
+        entry["skipped"] = serde_json::json!([{"reason": "hidden", "count": 2, "first": ".git"}]);
+        let text = entry.to_string().replace("\"skipped\"", "\"passed_over\"");
+        let read: Imported = serde_json::from_str(&text).expect("an entry");
+        let skipped: Vec<String> = read.skipped.iter().map(SkippedFiles::to_string).collect();
+        assert_eq!(skipped, ["2 hidden: .git and 1 more"]);
     }
 
     #[test]

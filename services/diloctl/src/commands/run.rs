@@ -16,7 +16,7 @@ use schemas::{Chunks, Code, Digest, ObjectRef, RunId, V};
 use serde::Serialize;
 
 use crate::cli::Run;
-use crate::commands::settings::{Asked, RunArgs, RunSettings};
+use crate::commands::settings::{RunArgs, RunSettings, SettingsUse};
 use crate::commands::{data, watch};
 use crate::context::{Context, unexpected};
 use crate::objects::OperatorObjectsClient;
@@ -77,7 +77,7 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
             within,
             nobody_for,
         } => {
-            let mut patience = Patience::new(nobody_for.0);
+            let mut patience = WorkerAbsence::new(nobody_for.0);
             let waited = watch::until(context, &run, |view| {
                 // A round that is closed stays closed.
                 if target.is_reached(view) {
@@ -102,7 +102,7 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
 }
 
 /// Time that a wait has gone on without workers, and the limit.
-struct Patience {
+struct WorkerAbsence {
     nobody_for: Duration,
     /// Since when the run has had no workers.
     nobody_since: Option<Instant>,
@@ -110,7 +110,7 @@ struct Patience {
     told: Option<Code>,
 }
 
-impl Patience {
+impl WorkerAbsence {
     const fn new(nobody_for: Duration) -> Self {
         Self {
             nobody_for,
@@ -143,14 +143,14 @@ impl Patience {
 
 async fn new(context: &Context, args: &RunArgs) -> Result<(), Failure> {
     let settings = match args.settings()? {
-        Asked::Run(settings) => settings,
-        Asked::Check(settings) => {
+        SettingsUse::Run(settings) => settings,
+        SettingsUse::Check(settings) => {
             let text =
                 data::check_known(context, args.data, &settings.model()?, &settings.schedule)?;
             context.printer.text(&text);
             return Ok(());
         }
-        Asked::Print(text) => {
+        SettingsUse::Print(text) => {
             context.printer.text(&text);
             return Ok(());
         }

@@ -184,7 +184,7 @@ impl Default for PolicySettings {
 }
 
 /// The use that the command line asks for, with the settings.
-pub(crate) enum Asked {
+pub(crate) enum SettingsUse {
     /// Create a run with them.
     Run(RunSettings),
     /// Compare them with the data sets and models that are known here.
@@ -195,7 +195,7 @@ pub(crate) enum Asked {
 
 impl RunArgs {
     /// Reads all layers and checks the settings as far as they can be checked by themselves.
-    pub(crate) fn settings(&self) -> Result<Asked, Failure> {
+    pub(crate) fn settings(&self) -> Result<SettingsUse, Failure> {
         let mut flags: Vec<(&str, &str, String)> = Vec::new();
         let mut flag =
             |key, name, value: Option<String>| flags.extend(value.map(|value| (key, name, value)));
@@ -219,13 +219,13 @@ impl RunArgs {
         let loaded =
             runtime::config::load_from::<RunSettings>(&self.config, &flags, std::iter::empty())?;
         if self.config.print_config {
-            return Ok(Asked::Print(loaded.print()));
+            return Ok(SettingsUse::Print(loaded.print()));
         }
         loaded.value.validate()?;
         Ok(if self.config.check_config {
-            Asked::Check(loaded.value)
+            SettingsUse::Check(loaded.value)
         } else {
-            Asked::Run(loaded.value)
+            SettingsUse::Run(loaded.value)
         })
     }
 }

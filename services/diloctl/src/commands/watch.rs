@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use crate::commands::run::{not_halted, phase};
 use crate::context::{Context, Operator};
 use crate::output::{Printer, Row};
-use crate::table::{Growing, bytes, count, or_dash};
+use crate::table::{StreamedTable, bytes, count, or_dash};
 
 /// Longest silence before the command asks for the status: a status message may be lost.
 const SILENCE_MAX: Duration = Duration::from_secs(7);
@@ -106,7 +106,7 @@ pub(crate) async fn watch(context: &Context, run: &RunId) -> Result<(), Failure>
     let mut statuses = Statuses::open(context, run).await?;
     let mut view = settled(statuses.next().await?, clock::now());
     let (bar, width) = rounds_bar(context.printer, &view);
-    let mut table = Growing::default();
+    let mut table = StreamedTable::default();
     let mut shown: Option<RunView> = None;
     loop {
         bar.set_position(units(&view));
@@ -347,7 +347,7 @@ mod tests {
 
     #[test]
     fn lines_of_a_run_that_is_followed_line_up() {
-        let mut table = Growing::default();
+        let mut table = StreamedTable::default();
         let lines: Vec<String> = [RunPhase::Waiting, RunPhase::Training, RunPhase::Finishing]
             .iter()
             .map(|phase| {

@@ -29,14 +29,14 @@ const SIGNS: [&str; 3] = [
 
 /// The reason why the broker stores nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Trouble {
+pub(crate) struct BrokerFault {
     /// The broker's own words.
     pub(crate) words: String,
     /// The file that it could not write.
     file: Option<PathBuf>,
 }
 
-impl Trouble {
+impl BrokerFault {
     /// The trouble of the broker that `up` started from this domain, if it is in trouble.
     pub(crate) fn of_broker(domain: &Path) -> Option<Self> {
         Running::find(domain, BROKER)
@@ -152,8 +152,8 @@ mod tests {
 
     #[test]
     fn a_broker_is_judged_by_what_it_wrote_itself() {
-        assert_eq!(Trouble::told(LOG, 8), None);
-        let trouble = Trouble::told(LOG, 9).expect("its disk was full");
+        assert_eq!(BrokerFault::told(LOG, 8), None);
+        let trouble = BrokerFault::told(LOG, 9).expect("its disk was full");
         assert!(
             trouble
                 .words
@@ -167,8 +167,8 @@ mod tests {
                 .to_string()
                 .contains("no space left on device")
         );
-        assert_eq!(Trouble::told("", 9), None);
-        let relative = Trouble::told(LOG, 10).expect("its disk was full");
+        assert_eq!(BrokerFault::told("", 9), None);
+        let relative = BrokerFault::told(LOG, 10).expect("its disk was full");
         assert_eq!(
             relative.file.as_deref(),
             Some(Path::new(".diloco/nats/3.blk"))
@@ -182,13 +182,14 @@ mod tests {
             let log = format!(
                 "[9] 2026/11/26 17:41:01.0 [ERR] 127.0.0.1:34870 - {kind}:59 - \"{named}\" - \"A/B\" - Publish Violation - Subject \"x\"\n"
             );
-            assert_eq!(Trouble::told(&log, 9), None, "{log}");
+            assert_eq!(BrokerFault::told(&log, 9), None, "{log}");
             let both = format!("{LOG}{log}");
-            let trouble = Trouble::told(&both, 9).expect("the broker's own words stand before it");
+            let trouble =
+                BrokerFault::told(&both, 9).expect("the broker's own words stand before it");
             assert_eq!(trouble.file.as_deref(), Some(Path::new("/d/nats/2.blk")));
         }
         let own = "[9] 2026/11/26 17:41:01.0 [ERR] JetStream resource limits - no: no space left on device\n";
-        assert!(Trouble::told(own, 9).is_some());
+        assert!(BrokerFault::told(own, 9).is_some());
     }
 
     #[test]

@@ -197,7 +197,7 @@ async fn ensure(context: &Context, spec: &Spec) -> Result<(Running, Option<Readi
     if let Some(running) = Running::find(&context.folder, &spec.name)? {
         let trouble = Some(&running)
             .filter(|_| spec.name == services::BROKER)
-            .and_then(health::Trouble::of);
+            .and_then(health::BrokerFault::of);
         if let Some(trouble) = trouble {
             trouble.check_room()?;
             let words = &trouble.words;

@@ -60,10 +60,10 @@ fn everything_is_the_owners_alone_and_nothing_temporary_stays() {
             files += usize::from(path.is_file());
         });
     }
-    // 10 keys and one for each role, 4 files of TLS, the store's keys, the bundle; credentials of
+    // 11 keys and one for each role, 4 files of TLS, the store's keys, the bundle; credentials of
     // each role and 2 audit keys; 2 files of configuration.
     let roles = Role::ALL.len();
-    assert_eq!(files, 10 + roles + 4 + 1 + 1 + roles + 2 + 2);
+    assert_eq!(files, 11 + roles + 4 + 1 + 1 + roles + 2 + 2);
     let layout = domain.layout();
     let trust = domain.trust();
     assert_eq!(
@@ -475,7 +475,7 @@ fn nothing_that_can_be_printed_holds_a_seed() {
             }
         });
     }
-    assert_eq!(seeds, 10 + Role::ALL.len() + 1);
+    assert_eq!(seeds, 11 + Role::ALL.len() + 1);
     assert!(!printed.contains(keys.admin.expose_secret()));
 }
 

@@ -5,4 +5,5 @@ mod bus;
 mod domain;
 mod jwt;
 mod jwt_bounds;
+mod older;
 mod tls;

@@ -5,7 +5,9 @@ use schemas::contribution::Fate;
 use schemas::event::{Departure, Event, EventBody, LedgerEvent, WorkerEvent};
 use schemas::lease::LeaseRef;
 use schemas::member::{Posture, Session};
-use schemas::{Bytes, Code, Fragment, Round, Sequence, Steps, Tokens, UnitIndex, UnixMillis, V};
+use schemas::{
+    Bytes, ChainSequence, Code, Fragment, Round, Steps, Tokens, UnitIndex, UnixMillis, V,
+};
 
 use crate::kit::{
     Book, TIME, accepted, closed, created, ended, evaluated, evaluating, evaluation, granted,
@@ -95,7 +97,7 @@ fn the_chain_is_followed_and_names_the_event_that_does_not_fit() {
     let body = |sequence, event| EventBody {
         v: V,
         emitter: format!("U{}", "A".repeat(55)).parse().expect("a key"),
-        sequence: Sequence(sequence),
+        sequence: ChainSequence(sequence),
         previous: None,
         time: UnixMillis(9),
         run: Some(run_id()),
@@ -110,13 +112,13 @@ fn the_chain_is_followed_and_names_the_event_that_does_not_fit() {
     );
     let again = state.follow(&body(1, Event::Ledger(created(spec()))));
     assert!(
-        matches!(again, Err(ReplayError::Apply { sequence, .. }) if sequence == Sequence(1)),
+        matches!(again, Err(ReplayError::Apply { sequence, .. }) if sequence == ChainSequence(1)),
         "{again:?}"
     );
     let lease = lease(0, 0, 1);
     let foreign = state.follow(&body(2, Event::Worker(WorkerEvent::Started { lease })));
     assert!(
-        matches!(foreign, Err(ReplayError::Foreign(sequence)) if sequence == Sequence(2)),
+        matches!(foreign, Err(ReplayError::Foreign(sequence)) if sequence == ChainSequence(2)),
         "{foreign:?}"
     );
 }

@@ -280,3 +280,16 @@ fn input(run: &mut Run) -> &mut MergeInput {
     let input = collected(run).values_mut().next();
     input.expect("one is in")
 }
+
+#[test]
+fn orders_of_operators_concern_no_run() {
+    let mut book = Book::of(spec());
+    let order = LedgerEvent::ControlReceived {
+        operator: kit::operator(),
+        verb: "shutdown".to_owned(),
+    };
+    book.refuse(&order);
+    let other = "other".parse().expect("a name");
+    let unknown = book.error(Some(&other), &order);
+    assert!(matches!(unknown, ApplyError::RunUnknown(_)), "{unknown}");
+}

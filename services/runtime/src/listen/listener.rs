@@ -10,8 +10,8 @@ use schemas::{Code, PublicKey, UnixMillis};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::link::{Address, Dialer, Link, Lost};
-use super::outlet::{Inlet, Outlet, pair};
 use super::protocol::{Delivery, PING, PONG, Word};
+use super::queue::{QueueReceiver, QueueSender, pair};
 use crate::bus::{BusConfig, BusError, Direction};
 use crate::denial;
 
@@ -26,14 +26,14 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Listener {
     filter: String,
-    inlet: Inlet,
+    receiver: QueueReceiver,
     denied: Arc<OnceLock<String>>,
 }
 
 /// The task behind a listener: it owns the connection until nobody listens.
-struct Keeper {
+struct ListenerTask {
     dialer: Dialer,
-    outlets: Vec<Outlet>,
+    senders: Vec<QueueSender>,
     denied: Arc<OnceLock<String>>,
     /// Messages that were skipped because they were too long or malformed.
     unheard: u64,
@@ -92,23 +92,23 @@ impl Listener {
             source,
             filters: filters.clone(),
         };
-        let (outlets, inlets): (Vec<_>, Vec<_>) = filters.iter().map(|_| pair()).unzip();
+        let (senders, receivers): (Vec<_>, Vec<_>) = filters.iter().map(|_| pair()).unzip();
         let denied = Arc::<OnceLock<String>>::default();
-        let mut keeper = Keeper {
+        let mut task = ListenerTask {
             dialer,
-            outlets,
+            senders,
             denied: Arc::clone(&denied),
             unheard: 0,
             reported: 0,
         };
-        let link = keeper.dial().await?;
-        tokio::spawn(keeper.keep(link));
-        let listener = |(filter, inlet)| Self {
+        let link = task.dial().await?;
+        tokio::spawn(task.keep(link));
+        let listener = |(filter, receiver)| Self {
             filter,
-            inlet,
+            receiver,
             denied: Arc::clone(&denied),
         };
-        Ok(filters.into_iter().zip(inlets).map(listener).collect())
+        Ok(filters.into_iter().zip(receivers).map(listener).collect())
     }
 
     /// The subject filter that it listens on.
@@ -121,7 +121,7 @@ impl Listener {
     /// # Errors
     /// [`BusError::Denied`]: the server took the right away.
     pub async fn next(&mut self) -> Result<Delivery, BusError> {
-        match self.inlet.take().await {
+        match self.receiver.take().await {
             Some(delivery) => Ok(delivery),
             None => {
                 let subject = self.denied.get().unwrap_or(&self.filter).clone();
@@ -135,11 +135,11 @@ impl Listener {
 
     /// Messages that arrived and were dropped for lack of room, since the beginning.
     pub fn dropped(&self) -> u64 {
-        self.inlet.dropped()
+        self.receiver.dropped()
     }
 }
 
-impl Keeper {
+impl ListenerTask {
     /// Reads until nobody listens any more, or until the server takes the right away.
     async fn keep(mut self, mut link: Link) {
         loop {
@@ -192,7 +192,7 @@ impl Keeper {
                     self.report();
                     None
                 }
-                () = unwanted(&self.outlets) => return End::Unwanted,
+                () = unwanted(&self.senders) => return End::Unwanted,
             };
             while let Some(this) = word {
                 match this {
@@ -225,7 +225,7 @@ impl Keeper {
         for attempt in 1.. {
             tokio::select! {
                 () = sleep(reconnect_delay(attempt)) => {}
-                () = unwanted(&self.outlets) => return Err(End::Unwanted),
+                () = unwanted(&self.senders) => return Err(End::Unwanted),
             }
             match self.dial().await {
                 Ok(link) => return Ok(link),
@@ -244,26 +244,29 @@ impl Keeper {
     }
 
     async fn dial(&mut self) -> Result<Link, BusError> {
-        let (outlets, unheard) = (&self.outlets, &mut self.unheard);
+        let (senders, unheard) = (&self.senders, &mut self.unheard);
         self.dialer
-            .dial(&mut |word| take(outlets, unheard, word))
+            .dial(&mut |word| take(senders, unheard, word))
             .await
     }
 
     fn take(&mut self, word: Word) {
-        take(&self.outlets, &mut self.unheard, word);
+        take(&self.senders, &mut self.unheard, word);
     }
 
     /// Logs how many messages were lost since the last line about them.
     fn report(&mut self) {
-        let all = self.unheard + self.outlets.iter().map(Outlet::dropped).sum::<u64>();
+        let all = self.unheard + self.senders.iter().map(QueueSender::dropped).sum::<u64>();
         let count = all - std::mem::replace(&mut self.reported, all);
         if count > 0 {
             let (connection, code) = (&self.dialer.name, Code::MessagesDropped);
             // Names a sender that exceeded its share, if there was one. All outlets are asked, so
             // that none is named later.
-            let flooders: Vec<PublicKey> =
-                self.outlets.iter().filter_map(Outlet::flooder).collect();
+            let flooders: Vec<PublicKey> = self
+                .senders
+                .iter()
+                .filter_map(QueueSender::flooder)
+                .collect();
             let flooder = flooders.first();
             let sender = flooder.map_or("many", PublicKey::as_str);
             tracing::warn!(connection, %code, sender, count, "messages dropped");
@@ -271,7 +274,7 @@ impl Keeper {
     }
 }
 
-fn take(outlets: &[Outlet], unheard: &mut u64, word: Word) {
+fn take(senders: &[QueueSender], unheard: &mut u64, word: Word) {
     match word {
         Word::Message {
             subscription,
@@ -279,9 +282,9 @@ fn take(outlets: &[Outlet], unheard: &mut u64, word: Word) {
         } => {
             match usize::try_from(subscription)
                 .ok()
-                .and_then(|place| outlets.get(place))
+                .and_then(|place| senders.get(place))
             {
-                Some(outlet) => outlet.put(delivery),
+                Some(sender) => sender.put(delivery),
                 None => *unheard += 1,
             }
         }
@@ -292,8 +295,8 @@ fn take(outlets: &[Outlet], unheard: &mut u64, word: Word) {
 }
 
 /// Resolves when the last listener has gone.
-async fn unwanted(outlets: &[Outlet]) {
-    for outlet in outlets {
-        outlet.closed().await;
+async fn unwanted(senders: &[QueueSender]) {
+    for sender in senders {
+        sender.closed().await;
     }
 }

@@ -7,12 +7,12 @@
 //! | `protocol` | the words: bytes in, what they say out; bounded, pure |
 //! | `link` | one connection: greeting, TLS, proof of the key, subscriptions |
 //! | `listener` | what others use: connected for as long as somebody listens |
-//! | `outlet` | messages that wait for their listener, and a count of those that could not |
+//! | `queue` | messages that wait for their listener, and a count of those that could not |
 
 mod link;
 mod listener;
-mod outlet;
 mod protocol;
+mod queue;
 
 pub use listener::Listener;
 pub use protocol::Delivery;

@@ -1,4 +1,4 @@
-//! Numbers that are not counted where they happen: a source gives their present values at each
+//! Metrics that are not counted where they happen: a source gives their present values at each
 //! scrape.
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use super::{Kind, TABLE};
 
-/// The sources of numbers on the page.
+/// The sources of metrics on the page.
 static SOURCES: Mutex<Vec<Source>> = Mutex::new(Vec::new());
 
 type Source = Box<dyn Fn(&mut Samples) + Send>;
@@ -16,13 +16,13 @@ type Source = Box<dyn Fn(&mut Samples) + Send>;
 #[derive(Debug, Default)]
 pub struct Samples(BTreeMap<&'static str, String>);
 
-/// Adds the numbers of `source` to every page from now on.
+/// Adds the metrics of `source` to every page from now on.
 pub fn also(source: impl Fn(&mut Samples) + Send + 'static) {
     let mut sources = SOURCES.lock().expect("no source panics");
     sources.push(Box::new(source));
 }
 
-/// The numbers of all sources now.
+/// The metrics of all sources now.
 pub(super) fn page() -> String {
     let mut samples = Samples::default();
     for source in SOURCES.lock().expect("no source panics").iter() {

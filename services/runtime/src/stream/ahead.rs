@@ -5,12 +5,11 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use rayon::prelude::*;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{ASKED_MAX, StoredMessage, StreamError, StreamReader};
+use super::{ASKED_MAX, Sent, StoredMessage, StreamError, StreamReader};
 
 /// Most batches under way: one is being requested while others are examined and the first is
 /// handled. A message of our streams has some 600 bytes, and 64 KiB at most, so that this is 1 MB,
@@ -106,18 +105,19 @@ async fn read<T: Send + 'static>(
 ) -> Result<Batch<T>, StreamError> {
     let (from, to) = positions.into_inner();
     let on_the_line = line.acquire().await;
-    let answers = reader.answers(from, to).await?;
+    let sent = reader.sent(from, to).await?;
     drop(on_the_line);
     let looked = tokio::task::spawn_blocking(move || {
-        let look_in = |answers: &[Bytes]| {
-            let there = answers
-                .iter()
-                .filter_map(|answer| reader.message_in(answer).transpose());
+        let look_in = |sent: Vec<Sent>| {
+            let there = sent
+                .into_iter()
+                .filter_map(|one| reader.message_of(one).transpose());
             Ok(look(
                 there.collect::<Result<Vec<StoredMessage>, StreamError>>()?,
             ))
         };
-        let looked = answers.par_chunks(LOOKED_AT_TOGETHER).map(look_in);
+        let parts = sent.into_par_iter().chunks(LOOKED_AT_TOGETHER);
+        let looked = parts.map(look_in);
         looked.collect::<Result<Vec<Vec<T>>, StreamError>>()
     });
     let looked = looked

@@ -10,7 +10,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use super::{CAUSE_FIELDS, INTERVAL_FIRST, Many, NEWEST_BYTES_MAX, Throttle};
+use super::{CAUSE_FIELDS, HeldBackLines, INTERVAL_FIRST, NEWEST_BYTES_MAX, Throttle};
 
 /// The target of the lines that sum up what was held back; they are not throttled themselves.
 const TARGET: &str = "runtime::throttle";
@@ -19,15 +19,15 @@ const LINES_MAX: usize = 16;
 
 /// The lines held back. Clones share them: the layer adds to them, and one clone sums them up.
 #[derive(Clone, Debug)]
-pub(crate) struct Held {
+pub(crate) struct SharedThrottle {
     throttle: Arc<Mutex<Throttle>>,
     started: Instant,
 }
 
 /// The layer that counts events and holds them back.
-pub(crate) struct HeldBack(pub(crate) Held);
+pub(crate) struct ThrottleLayer(pub(crate) SharedThrottle);
 
-impl Held {
+impl SharedThrottle {
     pub(crate) fn new() -> Self {
         Self {
             throttle: Arc::default(),
@@ -66,8 +66,8 @@ impl Held {
     }
 }
 
-fn log(many: &[Many]) {
-    for Many {
+fn log(many: &[HeldBackLines]) {
+    for HeldBackLines {
         site,
         cause,
         count,
@@ -87,7 +87,7 @@ fn log(many: &[Many]) {
     }
 }
 
-impl<S: Subscriber> Layer<S> for HeldBack {
+impl<S: Subscriber> Layer<S> for ThrottleLayer {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let metadata = event.metadata();
         if metadata.target() == TARGET || !is_throttled(metadata) {
@@ -175,12 +175,12 @@ mod tests {
 
     /// The log of the lines in `say`, with the sums at the end.
     fn logged(say: impl FnOnce()) -> String {
-        let (page, held) = (Page::default(), Held::new());
+        let (page, held) = (Page::default(), SharedThrottle::new());
         let layer = tracing_subscriber::fmt::layer()
             .with_writer(page.clone())
             .with_ansi(false);
         let subscriber = tracing_subscriber::registry()
-            .with(HeldBack(held.clone()))
+            .with(ThrottleLayer(held.clone()))
             .with(layer);
         tracing::subscriber::with_default(subscriber, || {
             say();

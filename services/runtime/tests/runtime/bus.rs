@@ -12,7 +12,9 @@ use schemas::lease::{Done, ReleaseRequest};
 use schemas::permission::Role;
 use schemas::subject::{ControlVerb, command_filter, control_subject};
 use schemas::text::Time;
-use schemas::{Answer, Asked, Code, Message as _, Millis, PublicKey, Reply, UnixMillis, WorkerId};
+use schemas::{
+    Addressee, Answer, Code, Message as _, Millis, PublicKey, Reply, UnixMillis, WorkerId,
+};
 
 /// Much longer than a refusal takes, much shorter than a request waits.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -156,13 +158,13 @@ async fn only_the_answer_to_what_was_asked_is_taken() {
         ControlVerb::Shutdown,
     );
     let other: PublicKey = cluster.issue(Role::Worker, "worker-0").public;
-    let done = |asked: &Asked| Answer::new(asked, Reply::Ok(Done::default())).encode();
-    type Made<'a> = Box<dyn Fn(&Asked) -> Vec<u8> + 'a>;
+    let done = |asked: &Addressee| Answer::new(asked, Reply::Ok(Done::default())).encode();
+    type Made<'a> = Box<dyn Fn(&Addressee) -> Vec<u8> + 'a>;
     let answers: [(Made<'_>, Option<Code>); 5] = [
         (Box::new(done), None),
         (
             Box::new(|asked| {
-                done(&Asked {
+                done(&Addressee {
                     by: other.clone(),
                     ..asked.clone()
                 })
@@ -171,7 +173,7 @@ async fn only_the_answer_to_what_was_asked_is_taken() {
         ),
         (
             Box::new(|asked| {
-                done(&Asked {
+                done(&Addressee {
                     question: question("x", b""),
                     ..asked.clone()
                 })
@@ -191,7 +193,7 @@ async fn only_the_answer_to_what_was_asked_is_taken() {
         let asking = question_of_a_worker();
         let answering = async {
             let heard = listener.next().await.expect("it may");
-            let asked = Asked::heard(&heard.subject, &heard.payload).expect("an operator asks");
+            let asked = Addressee::of(&heard.subject, &heard.payload).expect("an operator asks");
             let reply = heard.reply.expect("it wants an answer");
             coordinator
                 .publish(&reply, made(&asked).into())

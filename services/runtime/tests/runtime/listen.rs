@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use harness::{Cluster, Options, PATIENCE, Raw, publication};
+use harness::{Cluster, Options, PATIENCE, RawConnection, publication};
 use identity::{Domain, InitOptions};
 use runtime::{Bus, BusConfig, Delivery, Listener, clock};
 use schemas::permission::Role;
@@ -83,7 +83,7 @@ async fn headers_that_no_client_can_read_are_not_in_the_way() {
     let scene = Scene::start().await;
     let mut listeners = scene.listen().await;
     let (subject, inbox) = (scene.subject(), format!("_INBOX.{}.x", scene.worker));
-    let mut raw = Raw::connect(&scene.cluster, &scene.credentials).await;
+    let mut raw = RawConnection::connect(&scene.cluster, &scene.credentials).await;
     raw.say(format!("SUB _INBOX.{}.> 1\r\n", scene.worker))
         .await;
     let long = [
@@ -144,7 +144,7 @@ async fn subjects_that_are_no_text_are_heard_as_nobodys_and_answered_nowhere() {
     )
     .await;
     let mut own = listening.expect("its own inbox").remove(0);
-    let mut raw = Raw::connect(&scene.cluster, &credentials).await;
+    let mut raw = RawConnection::connect(&scene.cluster, &credentials).await;
     raw.publish(
         &[inbox.as_bytes(), b".\xff\xfe"].concat(),
         b"\xff.x",
@@ -161,7 +161,7 @@ async fn subjects_that_are_no_text_are_heard_as_nobodys_and_answered_nowhere() {
 async fn a_burst_is_heard_in_order_and_a_flood_takes_nobody_elses_place() {
     let scene = Scene::start().await;
     let mut listeners = scene.listen().await;
-    let mut raw = Raw::connect(&scene.cluster, &scene.credentials).await;
+    let mut raw = RawConnection::connect(&scene.cluster, &scene.credentials).await;
     let subject = scene.subject();
     let burst = |from: u32, to: u32| -> Vec<u8> {
         let one =
@@ -191,7 +191,7 @@ async fn a_burst_is_heard_in_order_and_a_flood_takes_nobody_elses_place() {
     assert_eq!(listeners[1].dropped(), 0);
     // Nobody has taken any of them, and another worker is heard nevertheless.
     let other = scene.cluster.issue(Role::Worker, "worker-1");
-    let mut quiet = Raw::connect(&scene.cluster, &other.credentials).await;
+    let mut quiet = RawConnection::connect(&scene.cluster, &other.credentials).await;
     let other = other.public.as_str().parse().expect("a user key");
     let request = request_subject(scene.cluster.run(), &other, Verb::Claim);
     quiet

@@ -4,3 +4,4 @@ mod auth;
 mod bus;
 mod listen;
 mod listen_faults;
+mod together;

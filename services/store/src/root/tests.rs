@@ -1,6 +1,8 @@
 //! Tests of the folder: names, rooms, claims.
 
 use std::cell::Cell;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::mpsc;
 
 use super::*;
 
@@ -104,6 +106,8 @@ fn a_second_name_has_the_same_bytes_and_is_given_once() {
             .unwrap();
         root.link(&source, &name).unwrap();
         assert_eq!(fs::read(&name).unwrap(), b"bytes");
+        let file = |path| fs::metadata(path).unwrap().ino();
+        assert_eq!(file(&source) == file(&name), links, "a link costs no room");
         assert!(
             fs::metadata(&name).unwrap().modified().unwrap() > SystemTime::UNIX_EPOCH,
             "it is young here"
@@ -194,6 +198,21 @@ fn what_has_landed_is_not_reserved_any_more() {
     assert_eq!(reserved(), 0);
     drop(room);
     assert_eq!(reserved(), 0);
+}
+
+/// A store that ends waits for the threads that still write.
+#[tokio::test]
+async fn a_writing_thread_is_known_until_it_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = root(folder.path());
+    let (go, wait) = mpsc::sync_channel::<()>(0);
+    let writer = root.writers().spawn_blocking(move || wait.recv());
+    assert_eq!(root.writers().len(), 1);
+    drop(go);
+    let _ended = writer.await.unwrap();
+    root.writers().close();
+    root.writers().wait().await;
+    assert_eq!(root.writers().len(), 0);
 }
 
 #[test]

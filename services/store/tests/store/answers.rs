@@ -120,3 +120,39 @@ async fn a_named_file_has_another_tag_once_it_is_another() {
         "{tags:?}"
     );
 }
+
+/// A key that only names a folder has no object, so there is nothing to delete and no fault.
+#[tokio::test]
+async fn the_answer_to_deletions_names_each_key_and_an_absent_one_is_no_fault() {
+    let store = TestStore::start().await;
+    let object = store.buckets().put_blob(noise(40, 1)).await.unwrap();
+    let key = BlobKey(object.digest).to_string();
+    for absent in ["sha256", "audit/tile", "audit"] {
+        let path = format!("/blobs/{absent}");
+        let status = Ask::new(&store.keys.admin, Method::Delete, path).status(&store);
+        assert_eq!(status.await, 204, "{absent}");
+    }
+    assert!(
+        store
+            .buckets()
+            .exists(object.digest)
+            .await
+            .unwrap()
+            .is_some()
+    );
+    let listed = [&*key, "audit/tile"].map(|key| format!("<Object><Key>{key}</Key></Object>"));
+    let body = format!("<Delete>{}</Delete>", listed.concat());
+    let mut ask = Ask::new(&store.keys.admin, Method::Post, "/blobs?delete".to_owned());
+    ask.unsigned.extend([
+        ("content-length", body.len().to_string()),
+        ("content-type", "application/xml".to_owned()),
+    ]);
+    ask.body = body.into_bytes();
+    let answer = ask.answer(&store).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    for key in [&*key, "audit/tile"] {
+        let deleted = format!("<Deleted><Key>{key}</Key></Deleted>");
+        assert!(answer.contains(&deleted), "{answer}");
+    }
+    assert_eq!(store.buckets().exists(object.digest).await.unwrap(), None);
+}

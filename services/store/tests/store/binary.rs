@@ -19,20 +19,20 @@ use crate::connections::tls;
 use crate::support::{certificates, key_of, nobody, noise, now, quick, soon};
 
 /// The output of a program until it listened.
-struct Log {
+pub(crate) struct Log {
     said: Vec<String>,
     /// Kept open, since a program without stderr cannot write its last line.
     _rest: Lines<BufReader<ChildStderr>>,
 }
 
-struct Setup {
+pub(crate) struct Setup {
     folder: TempDir,
-    keys: StoreKeys,
+    pub(crate) keys: StoreKeys,
     authority: Vec<u8>,
 }
 
 impl Setup {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (made, keys) = (certificates(), StoreKeys::generate());
         keys.write(&folder.path().join("keys.json")).unwrap();
@@ -48,7 +48,7 @@ impl Setup {
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -81,7 +81,7 @@ impl Setup {
         self.start_with(|command| command).await
     }
 
-    async fn start_with(
+    pub(crate) async fn start_with(
         &self,
         change: impl Fn(&mut Command) -> &mut Command,
     ) -> (Child, Endpoint, Log) {
@@ -195,10 +195,14 @@ const NO_LINKS: &str = "#include <errno.h>\n\
     int linkat(int a, const char *from, int b, const char *to, int flags)\n\
     { (void)a; (void)from; (void)b; (void)to; (void)flags; errno = EPERM; return -1; }\n";
 
-/// The library that answers so; none without a C compiler.
-async fn without_links(setup: &Setup) -> Option<PathBuf> {
-    let (source, library) = (setup.path("no_links.c"), setup.path("no_links.so"));
-    fs::write(&source, NO_LINKS).unwrap();
+/// A library that answers each call to sync a file as a disk that failed does.
+const NO_SYNC: &str = "#include <errno.h>\n\
+    int fsync(int file) { (void)file; errno = EIO; return -1; }\n";
+
+/// A library of these calls; none without a C compiler.
+async fn library(setup: &Setup, calls: &str) -> Option<PathBuf> {
+    let (source, library) = (setup.path("calls.c"), setup.path("calls.so"));
+    fs::write(&source, calls).unwrap();
     let compiled = Command::new("cc")
         .args(["-shared", "-fPIC", "-o"])
         .args([&library, &source])
@@ -214,7 +218,7 @@ async fn without_links(setup: &Setup) -> Option<PathBuf> {
 #[tokio::test]
 async fn a_file_system_without_hard_links_takes_uploads_and_promotions() {
     let setup = Setup::new();
-    let Some(library) = without_links(&setup).await else {
+    let Some(library) = library(&setup, NO_LINKS).await else {
         return;
     };
     let (_child, endpoint, log) = setup
@@ -259,11 +263,34 @@ async fn a_file_system_without_hard_links_takes_uploads_and_promotions() {
     assert_eq!(fs::read_dir(setup.path("root/tmp")).unwrap().count(), 0);
 }
 
+/// A store that promises to survive a power failure tries its disk before it promises anything.
+#[tokio::test]
+async fn a_store_that_cannot_sync_starts_only_where_it_promises_less() {
+    let setup = Setup::new();
+    let Some(library) = library(&setup, NO_SYNC).await else {
+        return;
+    };
+    let mut command = setup.command(&[]);
+    let output = command.env("LD_PRELOAD", &library).output();
+    let output = timeout(Duration::from_secs(20), output).await;
+    let output = output.unwrap().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !output.status.success() && text.contains("DL0313") && text.contains("sync a file"),
+        "{:?} {text}",
+        output.status
+    );
+    let kernel = ["--durability", "kernel"];
+    let (_child, _, _log) = setup
+        .start_with(|command| command.args(kernel).env("LD_PRELOAD", &library))
+        .await;
+}
+
 /// A promotion is then a copy. Want of room is no missing upload: the coordinator may try again.
 #[tokio::test]
 async fn a_promotion_that_finds_no_room_is_no_missing_upload() {
     let setup = Setup::new();
-    let Some(library) = without_links(&setup).await else {
+    let Some(library) = library(&setup, NO_LINKS).await else {
         return;
     };
     let bytes = noise(1000, 1);

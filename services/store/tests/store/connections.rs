@@ -155,6 +155,8 @@ async fn ls_01_ls_05_strangers_and_old_signatures_are_refused() {
     let path = format!("/blobs/{}", BlobKey(object.digest));
     assert_eq!(status(&store, "GET", "/", "").await, 403);
     assert_eq!(status(&store, "GET", &path, "").await, 403);
+    let bare = say(&store, &format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")).await;
+    assert!(bare.contains("a signature is required"), "{bare}");
     assert_eq!(
         status(
             &store,

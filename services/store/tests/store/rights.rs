@@ -452,6 +452,10 @@ async fn a_listing_is_given_in_pages_and_a_folder_is_no_object() {
     let page = list("list-type=2&max-keys=1").await;
     assert!(page.contains(first) && !page.contains(second), "{page}");
     assert!(page.contains("<IsTruncated>true</IsTruncated>"), "{page}");
+    let next = format!("<NextContinuationToken>{first}</NextContinuationToken>");
+    assert!(page.contains(&next), "{page}");
+    let page = list("list-type=2&max-keys=0").await;
+    assert!(page.contains("<IsTruncated>false</IsTruncated>"), "{page}");
     // The next page begins after a key, even if no object has that key.
     let page = list("continuation-token=o&list-type=2&max-keys=1").await;
     assert!(page.contains(&format!("<Key>{second}</Key>")), "{page}");

@@ -8,10 +8,10 @@ use schemas::limits::CLAIM_WAIT_MAX;
 use schemas::{Code, Millis, Refusal, UnixMillis};
 
 use crate::effect::{Effect, Exit, WorkId};
-use crate::held::Held;
+use crate::held::HeldLease;
 use crate::input::{Answer, NotVerified};
 use crate::settings::{CLAIM_INTERVAL_MIN, CLAIM_LEASE_PART, CLAIM_MARGIN};
-use crate::stage::{Next, Stage};
+use crate::stage::{AfterRelease, Stage};
 use crate::verdict::{Verdict, verdict};
 use crate::worker::Worker;
 
@@ -122,7 +122,7 @@ impl Worker {
         let ends_at = ends_at.max(now.after(Millis(lease.get() / 3)));
         let seed = self.settings.seed ^ work.0;
         let manifest: Arc<Manifest> = Arc::from(manifest);
-        let held = Held::new(work, Arc::clone(&manifest), (now, ends_at), lease, seed);
+        let held = HeldLease::new(work, Arc::clone(&manifest), (now, ends_at), lease, seed);
         effects.push(Effect::Emit(WorkerEvent::Started {
             lease: held.lease(),
         }));
@@ -154,7 +154,12 @@ impl Worker {
         }
         match lease {
             Some(lease) => {
-                self.release(now, lease, refusal.to_string(), Next::Claim { pause });
+                self.release(
+                    now,
+                    lease,
+                    refusal.to_string(),
+                    AfterRelease::Claim { pause },
+                );
             }
             None => self.claim(now, pause, effects),
         }
@@ -175,9 +180,11 @@ impl Worker {
         effects.push(Effect::Waiting { refusal, pause });
         match (self.told_to_end(), lease) {
             (Some(exit), None) => self.leave(now, exit, effects),
-            (Some(exit), Some(lease)) => self.release(now, lease, reason, Next::Leave(exit)),
+            (Some(exit), Some(lease)) => {
+                self.release(now, lease, reason, AfterRelease::Leave(exit))
+            }
             (None, None) => self.enter(now, Stage::Joining, pause),
-            (None, Some(lease)) => self.release(now, lease, reason, Next::Join { pause }),
+            (None, Some(lease)) => self.release(now, lease, reason, AfterRelease::Join { pause }),
         }
     }
 }

@@ -6,15 +6,15 @@ use schemas::lease::{LeaseRef, Manifest};
 use schemas::{Millis, Steps, UnixMillis};
 
 use crate::effect::{RequestId, WorkId};
-use crate::pace::Pace;
+use crate::pauses::RetryPauses;
 use crate::settings::{ABSENCE_PAUSE_MAX, RENEWAL_PATIENCE, RETRY_PAUSE};
 
 /// A lease under which this worker works.
 #[derive(Clone, Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldLease {
     pub(crate) work: WorkId,
     pub(crate) manifest: Arc<Manifest>,
-    pub(crate) step: Step,
+    pub(crate) step: WorkStep,
     pub(crate) steps_done: Steps,
     /// The end of the lease by this worker's clock, never later than by the coordinator's.
     pub(crate) ends_at: UnixMillis,
@@ -22,7 +22,7 @@ pub(crate) struct Held {
     life: Millis,
     pub(crate) renew_at: UnixMillis,
     pub(crate) renewal: Option<Renewal>,
-    pace: Pace,
+    pauses: RetryPauses,
 }
 
 /// A renewal that waits for its answer.
@@ -34,7 +34,7 @@ pub(crate) struct Renewal {
 
 /// The step of the work under a lease.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Step {
+pub(crate) enum WorkStep {
     Fetching,
     Training,
     Uploading(crate::input::Trained),
@@ -42,7 +42,7 @@ pub(crate) enum Step {
     Submitting(Vec<u8>),
 }
 
-impl Held {
+impl HeldLease {
     /// Work that starts `now` under a lease that ends at `ends_at` and that the run grants for
     /// `policy`. It is renewed a third of a lease after its grant.
     pub(crate) fn new(
@@ -57,13 +57,13 @@ impl Held {
         Self {
             work,
             manifest,
-            step: Step::Fetching,
+            step: WorkStep::Fetching,
             steps_done: Steps(0),
             ends_at,
             life,
             renew_at: now.after(Millis(policy.get() / 3) - spent),
             renewal: None,
-            pace: Pace::new(RETRY_PAUSE, seed),
+            pauses: RetryPauses::new(RETRY_PAUSE, seed),
         }
     }
 
@@ -81,7 +81,7 @@ impl Held {
     /// lease cannot end earlier than that.
     pub(crate) fn renewed(&mut self, sent_at: UnixMillis, remaining: Millis) {
         self.renewal = None;
-        self.pace.reset();
+        self.pauses.reset();
         self.life = remaining;
         self.ends_at = sent_at.after(remaining);
         self.renew_at = sent_at.after(Millis(remaining.get() / 3));
@@ -96,6 +96,6 @@ impl Held {
     /// Renews again soon, after no answer or one that says to wait.
     pub(crate) fn renew_again(&mut self, now: UnixMillis) {
         self.renewal = None;
-        self.renew_at = now.after(self.pace.pause_up_to(ABSENCE_PAUSE_MAX));
+        self.renew_at = now.after(self.pauses.pause_up_to(ABSENCE_PAUSE_MAX));
     }
 }

@@ -5,18 +5,18 @@ use schemas::lease::{LeaseRef, RenewRequest};
 use schemas::{Bytes, Code, Millis, Refusal, UnixMillis, V};
 
 use crate::effect::{Effect, Exit, Request, RequestId};
-use crate::held::{Held, Renewal};
+use crate::held::{HeldLease, Renewal};
 use crate::input::Answer;
 use crate::joining::ahead_ms;
 use crate::settings::FAULTS_MAX;
-use crate::stage::{Next, Stage};
+use crate::stage::{AfterRelease, Stage};
 use crate::verdict::{Verdict, verdict};
 use crate::worker::Worker;
 
 impl Worker {
     /// Renews the lease that is held, when it is time.
     pub(crate) fn renew(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
-        let due = |held: &Held| held.renewal.is_none() && held.renew_at <= now;
+        let due = |held: &HeldLease| held.renewal.is_none() && held.renew_at <= now;
         if !self.held().is_some_and(due) {
             return;
         }
@@ -99,14 +99,14 @@ impl Worker {
         let lease = self.drop_held(&refusal, effects);
         let (pause, hopeless) = self.fault(refusal.code);
         let next = match self.told_to_end() {
-            Some(exit) => Next::Leave(exit),
-            None if hopeless => Next::Leave(Exit::Failed(refusal.clone())),
+            Some(exit) => AfterRelease::Leave(exit),
+            None if hopeless => AfterRelease::Leave(Exit::Failed(refusal.clone())),
             None => {
                 effects.push(Effect::Waiting {
                     refusal: refusal.clone(),
                     pause,
                 });
-                Next::Claim { pause }
+                AfterRelease::Claim { pause }
             }
         };
         self.release(now, lease, refusal.to_string(), next);
@@ -124,7 +124,13 @@ impl Worker {
     }
 
     /// Gives a lease back at once, and then goes on with `next`.
-    pub(crate) fn release(&mut self, now: UnixMillis, lease: LeaseRef, reason: String, next: Next) {
+    pub(crate) fn release(
+        &mut self,
+        now: UnixMillis,
+        lease: LeaseRef,
+        reason: String,
+        next: AfterRelease,
+    ) {
         let stage = Stage::Releasing {
             lease,
             reason,
@@ -190,9 +196,9 @@ impl Worker {
             )
         };
         match next.clone() {
-            Next::Claim { pause } => self.claim(now, pause, effects),
-            Next::Join { pause } => self.enter(now, Stage::Joining, pause),
-            Next::Leave(exit) => self.leave(now, exit, effects),
+            AfterRelease::Claim { pause } => self.claim(now, pause, effects),
+            AfterRelease::Join { pause } => self.enter(now, Stage::Joining, pause),
+            AfterRelease::Leave(exit) => self.leave(now, exit, effects),
         }
     }
 }

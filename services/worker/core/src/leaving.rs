@@ -4,10 +4,10 @@ use schemas::event::WorkerEvent;
 use schemas::{Code, Millis, Refusal, UnixMillis};
 
 use crate::effect::{Effect, Exit};
-use crate::held::Step;
+use crate::held::WorkStep;
 use crate::input::Answer;
 use crate::settings::PARTING_TRIES;
-use crate::stage::{Ending, Next, Stage};
+use crate::stage::{AfterRelease, Ending, Stage};
 use crate::verdict::{Verdict, verdict};
 use crate::worker::Worker;
 
@@ -22,7 +22,7 @@ impl Worker {
         });
         match &mut self.stage {
             Stage::Joining | Stage::Claiming => self.leave(now, Exit::Drained, effects),
-            Stage::Releasing { next, .. } => *next = Next::Leave(Exit::Drained),
+            Stage::Releasing { next, .. } => *next = AfterRelease::Leave(Exit::Drained),
             Stage::Verifying(_) | Stage::Holding(_) | Stage::Leaving(_) | Stage::Ended => {}
         }
     }
@@ -43,11 +43,11 @@ impl Worker {
         });
         match &mut self.stage {
             // The result may be under way already: the worker finishes it, and the deadline stands.
-            Stage::Holding(held) if matches!(held.step, Step::Submitting(_)) => {}
+            Stage::Holding(held) if matches!(held.step, WorkStep::Submitting(_)) => {}
             Stage::Holding(_) => {
                 let refusal = Refusal::new(Code::Interrupted, exit.reason());
                 let lease = self.drop_held(&refusal, effects);
-                let next = Next::Leave(exit.clone());
+                let next = AfterRelease::Leave(exit.clone());
                 self.release(now, lease, exit.reason(), next);
             }
             Stage::Joining | Stage::Claiming => self.leave(now, exit, effects),
@@ -55,7 +55,7 @@ impl Worker {
                 effects.push(Effect::Stop { work: *work });
                 self.leave(now, exit, effects);
             }
-            Stage::Releasing { next, .. } => *next = Next::Leave(exit),
+            Stage::Releasing { next, .. } => *next = AfterRelease::Leave(exit),
             Stage::Leaving(_) | Stage::Ended => {}
         }
     }
@@ -64,7 +64,7 @@ impl Worker {
     pub(crate) fn give_up(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         let exit = Exit::Failed(refusal.clone());
         match self.drop_work(&refusal, effects) {
-            Some(lease) => self.release(now, lease, refusal.to_string(), Next::Leave(exit)),
+            Some(lease) => self.release(now, lease, refusal.to_string(), AfterRelease::Leave(exit)),
             None => self.leave(now, exit, effects),
         }
     }
@@ -159,6 +159,6 @@ impl Worker {
 
     /// True when a release or a goodbye was sent often enough.
     pub(crate) fn parted(&self) -> bool {
-        self.pace.tries() + 1 >= PARTING_TRIES
+        self.pauses.tries() + 1 >= PARTING_TRIES
     }
 }

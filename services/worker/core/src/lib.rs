@@ -11,6 +11,7 @@
 //!               └─────────────── any of them → releasing → claiming … or leaving → ended
 //! ```
 
+mod answer_wait;
 mod claiming;
 mod effect;
 mod held;
@@ -18,8 +19,7 @@ mod input;
 mod joining;
 mod lease;
 mod leaving;
-mod pace;
-mod patience;
+mod pauses;
 mod result;
 mod settings;
 mod stage;
@@ -27,9 +27,9 @@ mod unit;
 mod verdict;
 mod worker;
 
+pub use answer_wait::AnswerWait;
 pub use effect::{Effect, Exit, Pulse, Request, RequestId, WorkId};
 pub use input::{Answer, Input, NotVerified, Trained};
-pub use patience::Patience;
 pub use result::ResultEnd;
 pub use settings::Settings;
 pub use worker::Worker;

@@ -25,7 +25,7 @@
 use schemas::{Class, Code, Refusal};
 
 use crate::effect::Effect;
-use crate::held::Step;
+use crate::held::WorkStep;
 use crate::worker::Worker;
 
 /// The end of the contribution of a training unit, as far as its worker can know it.
@@ -82,6 +82,6 @@ impl Worker {
     /// True while a result waits for its answer.
     pub(crate) fn is_handed_in(&self) -> bool {
         self.held()
-            .is_some_and(|held| matches!(held.step, Step::Submitting(_)))
+            .is_some_and(|held| matches!(held.step, WorkStep::Submitting(_)))
     }
 }

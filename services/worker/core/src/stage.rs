@@ -4,7 +4,7 @@ use schemas::lease::LeaseRef;
 use schemas::{Millis, UnixMillis};
 
 use crate::effect::{Exit, RequestId, WorkId};
-use crate::held::Held;
+use crate::held::HeldLease;
 
 /// The stage that the worker is in.
 #[derive(Clone, Debug)]
@@ -12,12 +12,12 @@ pub(crate) enum Stage {
     Joining,
     Claiming,
     Verifying(WorkId),
-    Holding(Box<Held>),
+    Holding(Box<HeldLease>),
     /// Giving a lease back, and then going on with `next`.
     Releasing {
         lease: LeaseRef,
         reason: String,
-        next: Next,
+        next: AfterRelease,
     },
     Leaving(Exit),
     Ended,
@@ -25,7 +25,7 @@ pub(crate) enum Stage {
 
 /// The step that follows a release.
 #[derive(Clone, Debug)]
-pub(crate) enum Next {
+pub(crate) enum AfterRelease {
     Claim {
         pause: Millis,
     },
@@ -38,7 +38,7 @@ pub(crate) enum Next {
 
 /// A request that waits for its answer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asked {
+pub(crate) struct PendingRequest {
     pub(crate) id: RequestId,
     pub(crate) sent_at: UnixMillis,
 }

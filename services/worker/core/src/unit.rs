@@ -7,7 +7,7 @@ use schemas::limits::LOSS_MAX;
 use schemas::{Chunks, Code, Digest, Message as _, Millis, Refusal, Steps, UnixMillis, V};
 
 use crate::effect::{Effect, Exit, WorkId};
-use crate::held::Step;
+use crate::held::WorkStep;
 use crate::input::{Answer, Trained};
 use crate::result::ResultEnd;
 use crate::verdict::{Verdict, verdict};
@@ -25,7 +25,7 @@ impl Worker {
             return self.step_failed(now, refusal, effects);
         }
         let held = self.present();
-        held.step = Step::Training;
+        held.step = WorkStep::Training;
         match held.manifest.work {
             Work::Train { .. } => {
                 self.unsaved = Some(work);
@@ -58,7 +58,7 @@ impl Worker {
         };
         let held = self.present();
         held.steps_done = trained.steps;
-        held.step = Step::Uploading(trained);
+        held.step = WorkStep::Uploading(trained);
         effects.push(Effect::Upload { work });
     }
 
@@ -96,7 +96,7 @@ impl Worker {
             Ok(chunks) => chunks,
             Err(refusal) => return self.step_failed(now, refusal, effects),
         };
-        let Step::Uploading(trained) = self.present().step else {
+        let WorkStep::Uploading(trained) = self.present().step else {
             panic!("an upload was reported before the inner steps")
         };
         let Trained {
@@ -132,10 +132,10 @@ impl Worker {
             lease: held.lease(),
             outcome,
         };
-        held.step = Step::Submitting(statement.encode());
+        held.step = WorkStep::Submitting(statement.encode());
         self.asked = None;
         self.ask_at = now;
-        self.pace.reset();
+        self.pauses.reset();
         self.patience.reset();
     }
 
@@ -154,7 +154,7 @@ impl Worker {
 
     fn submit_accepted(&mut self, now: UnixMillis, reply: SubmitReply, effects: &mut Vec<Effect>) {
         let held = self.present();
-        let Step::Submitting(statement) = &held.step else {
+        let WorkStep::Submitting(statement) = &held.step else {
             panic!("the answer to a result came before the result")
         };
         let (lease, statement) = (held.lease(), Digest::of(statement));
@@ -182,7 +182,7 @@ impl Worker {
     fn submit_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         let verdict = verdict(refusal.code);
         if verdict != Verdict::Wait {
-            let submits = self.pace.tries() + 1;
+            let submits = self.pauses.tries() + 1;
             self.keep(ResultEnd::by_refusal(&refusal, submits), effects);
         }
         match verdict {

@@ -8,17 +8,17 @@ use schemas::public::CommandVerb;
 use schemas::telemetry::Phase;
 use schemas::{Code, Millis, Refusal, Steps, UnixMillis, V};
 
+use crate::answer_wait::AnswerWait;
 use crate::effect::{Effect, Exit, Pulse, Request, RequestId, WorkId};
-use crate::held::{Held, Step};
+use crate::held::{HeldLease, WorkStep};
 use crate::input::{Answer, Input};
 use crate::joining::Membership;
-use crate::pace::Pace;
-use crate::patience::Patience;
+use crate::pauses::RetryPauses;
 use crate::settings::{
     ABSENCE_PAUSE_MAX, FAULT_PAUSE, PARTING_PATIENCE, PATIENCE, REFUSED_INTERVAL_MIN, REJOIN_PAUSE,
     RETRY_PAUSE, Settings,
 };
-use crate::stage::{Asked, Ending, Stage};
+use crate::stage::{Ending, PendingRequest, Stage};
 use crate::verdict::is_absence;
 
 /// One worker of one run.
@@ -28,21 +28,21 @@ pub struct Worker {
     pub(crate) stage: Stage,
     pub(crate) membership: Option<Membership>,
     /// The stage's request that waits for its answer.
-    pub(crate) asked: Option<Asked>,
+    pub(crate) asked: Option<PendingRequest>,
     /// The time at which the stage's request is sent (again).
     pub(crate) ask_at: UnixMillis,
     /// Failed requests in a row.
-    pub(crate) pace: Pace,
+    pub(crate) pauses: RetryPauses,
     /// The time to wait for the answer to the stage's request.
-    pub(crate) patience: Patience,
+    pub(crate) patience: AnswerWait,
     /// Units in a row that this machine failed.
-    pub(crate) faults: Pace,
+    pub(crate) faults: RetryPauses,
     /// Units that failed for causes outside every worker, since one last counted.
-    pub(crate) elsewhere: Pace,
+    pub(crate) elsewhere: RetryPauses,
     /// Memberships in a row that were lost before a claim was answered.
-    pub(crate) rejoins: Pace,
+    pub(crate) rejoins: RetryPauses,
     /// Leases in a row that were not valid at the coordinator's time, as it was measured.
-    pub(crate) untimely: Pace,
+    pub(crate) untimely: RetryPauses,
     pub(crate) ending: Option<Ending>,
     /// The training unit whose inner state is still to be kept.
     pub(crate) unsaved: Option<WorkId>,
@@ -70,12 +70,12 @@ impl Worker {
             membership: None,
             asked: None,
             ask_at: UnixMillis(0),
-            pace: Pace::new(RETRY_PAUSE, seed),
-            patience: Patience::new(PATIENCE),
-            faults: Pace::new(FAULT_PAUSE, seed.rotate_left(32)),
-            elsewhere: Pace::new(FAULT_PAUSE, seed.rotate_left(24)),
-            rejoins: Pace::new(REJOIN_PAUSE, seed.rotate_left(16)),
-            untimely: Pace::new(REJOIN_PAUSE, seed.rotate_left(48)),
+            pauses: RetryPauses::new(RETRY_PAUSE, seed),
+            patience: AnswerWait::new(PATIENCE),
+            faults: RetryPauses::new(FAULT_PAUSE, seed.rotate_left(32)),
+            elsewhere: RetryPauses::new(FAULT_PAUSE, seed.rotate_left(24)),
+            rejoins: RetryPauses::new(REJOIN_PAUSE, seed.rotate_left(16)),
+            untimely: RetryPauses::new(REJOIN_PAUSE, seed.rotate_left(48)),
             ending: None,
             unsaved: None,
             heartbeat_at: UnixMillis(0),
@@ -111,15 +111,15 @@ impl Worker {
 
     /// True for a report on other work than the present, or on another step of this work.
     fn is_overtaken(&self, report: &Input) -> bool {
-        let (work, right): (_, fn(&Step) -> bool) = match report {
+        let (work, right): (_, fn(&WorkStep) -> bool) = match report {
             Input::Verified { work, .. } => {
                 return !matches!(self.stage, Stage::Verifying(present) if present == *work);
             }
-            Input::Fetched { work, .. } => (work, |step| *step == Step::Fetching),
+            Input::Fetched { work, .. } => (work, |step| *step == WorkStep::Fetching),
             Input::Progress { work, .. }
             | Input::Trained { work, .. }
-            | Input::Evaluated { work, .. } => (work, |step| *step == Step::Training),
-            Input::Uploaded { work, .. } => (work, |step| matches!(step, Step::Uploading(_))),
+            | Input::Evaluated { work, .. } => (work, |step| *step == WorkStep::Training),
+            Input::Uploaded { work, .. } => (work, |step| matches!(step, WorkStep::Uploading(_))),
             Input::Replied { .. }
             | Input::Command(_)
             | Input::CommandRefused(_)
@@ -159,10 +159,10 @@ impl Worker {
             Stage::Joining => Phase::Joining,
             Stage::Claiming | Stage::Verifying(_) | Stage::Releasing { .. } => Phase::Claiming,
             Stage::Holding(held) => match held.step {
-                Step::Fetching => Phase::Fetching,
-                Step::Training => Phase::Training,
-                Step::Uploading(_) => Phase::Uploading,
-                Step::Submitting(_) => Phase::Submitting,
+                WorkStep::Fetching => Phase::Fetching,
+                WorkStep::Training => Phase::Training,
+                WorkStep::Uploading(_) => Phase::Uploading,
+                WorkStep::Submitting(_) => Phase::Submitting,
             },
             Stage::Leaving(_) | Stage::Ended => Phase::Leaving,
         }
@@ -194,7 +194,7 @@ impl Worker {
         }
         if let Some((request, patience)) = self.request() {
             let id = RequestId(self.number());
-            self.asked = Some(Asked { id, sent_at: now });
+            self.asked = Some(PendingRequest { id, sent_at: now });
             effects.push(Effect::Send {
                 id,
                 request,
@@ -223,10 +223,10 @@ impl Worker {
                 ))
             }
             Stage::Holding(held) => match &held.step {
-                Step::Submitting(statement) => {
+                WorkStep::Submitting(statement) => {
                     Some((Request::Submit(statement.clone()), self.patience.now()))
                 }
-                Step::Fetching | Step::Training | Step::Uploading(_) => None,
+                WorkStep::Fetching | WorkStep::Training | WorkStep::Uploading(_) => None,
             },
             Stage::Releasing { lease, reason, .. } => {
                 let request = ReleaseRequest {
@@ -274,7 +274,7 @@ impl Worker {
     fn answered(
         &mut self,
         now: UnixMillis,
-        asked: Asked,
+        asked: PendingRequest,
         outcome: Result<Answer, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
@@ -301,7 +301,7 @@ impl Worker {
         self.stage = stage;
         self.asked = None;
         self.ask_at = now.after(pause);
-        self.pace.reset();
+        self.pauses.reset();
         self.patience.reset();
     }
 
@@ -313,9 +313,9 @@ impl Worker {
         effects: &mut Vec<Effect>,
     ) {
         let pause = if is_absence(refusal.code) {
-            self.pace.pause_up_to(ABSENCE_PAUSE_MAX)
+            self.pauses.pause_up_to(ABSENCE_PAUSE_MAX)
         } else {
-            self.pace.pause()
+            self.pauses.pause()
         };
         if let Some(asked) = self.asked.take() {
             self.patience
@@ -387,7 +387,7 @@ impl Worker {
     }
 
     /// The lease under which this worker works, if it does.
-    pub(crate) fn held(&self) -> Option<&Held> {
+    pub(crate) fn held(&self) -> Option<&HeldLease> {
         match &self.stage {
             Stage::Holding(held) => Some(held),
             _ => None,
@@ -396,7 +396,7 @@ impl Worker {
 
     /// The lease under which this worker works. The caller has a report or an answer that came only
     /// because a lease is held.
-    pub(crate) fn present(&mut self) -> &mut Held {
+    pub(crate) fn present(&mut self) -> &mut HeldLease {
         match &mut self.stage {
             Stage::Holding(held) => held,
             stage => panic!("a lease's work was reported while the worker was {stage:?}"),

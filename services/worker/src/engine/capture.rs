@@ -9,11 +9,9 @@ use schemas::run::CodecKind;
 use schemas::{Code, Refusal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use trainer::Trainer;
 use worker_core::WorkId;
 
 use super::Fragment;
-use super::residual::Residual;
 use super::session::Session;
 
 /// A fragment's difference to encode.
@@ -45,65 +43,48 @@ impl Session {
             .iter()
             .position(|(_, chunk)| chunk.fragment != capture.fragment.0);
         let whole = &capture.chunks[..outside.unwrap_or(capture.chunks.len())];
-        match &mut self.residual {
-            None => encode(self.trainer.as_mut(), capture, whole, chunks),
-            Some(residual) => {
-                encode_with_residual(self.trainer.as_mut(), residual, capture, whole, chunks)
-            }
-        }?;
+        self.encode(capture, whole, chunks)?;
         let Some((index, _)) = outside.map(|at| &capture.chunks[at]) else {
             return Ok(());
         };
         let detail = format!("chunk {index} is not of fragment {}", capture.fragment.0);
         Err(Refusal::new(Code::LayoutMismatch, detail))
     }
-}
 
-/// Encodes chunks where the weights are: in memory or on the card.
-fn encode(
-    trainer: &mut dyn Trainer,
-    capture: &Capture,
-    chunks: &[(usize, Chunk)],
-    sender: &Sender,
-) -> Result<(), Refusal> {
-    if capture.stop.is_cancelled() {
-        return Ok(());
-    }
-    let pieces: Vec<_> = chunks.iter().map(|(_, chunk)| chunk.range()).collect();
-    let mut indexes = chunks.iter().map(|(index, _)| *index);
-    let mut take = |bytes| {
-        let index = indexes.next().expect("one piece for each chunk");
-        let sent = sender.try_send(Ok((index, bytes)));
-        if sent.is_err() || capture.stop.is_cancelled() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    };
-    let mut weights = trainer.weights()?;
-    Ok(weights.encode(capture.codec, capture.rounding, &pieces, &mut take)?)
-}
-
-/// Encodes chunks on the processor, where the residual is.
-fn encode_with_residual(
-    trainer: &mut dyn Trainer,
-    residual: &mut Residual,
-    capture: &Capture,
-    chunks: &[(usize, Chunk)],
-    sender: &Sender,
-) -> Result<(), Refusal> {
-    let mut weights = trainer.weights()?;
-    for (index, chunk) in chunks {
+    /// Encodes chunks where the weights are: in memory or on the card.
+    fn encode(
+        &mut self,
+        capture: &Capture,
+        chunks: &[(usize, Chunk)],
+        sender: &Sender,
+    ) -> Result<(), Refusal> {
         if capture.stop.is_cancelled() {
             return Ok(());
         }
-        let range = chunk.range();
-        let difference = weights.difference(range.clone())?;
-        let rounding = capture.rounding.skip(range.start);
-        let bytes = residual.encode(capture.codec, rounding, range, difference)?;
-        if sender.try_send(Ok((*index, bytes))).is_err() {
-            return Ok(());
+        let pieces: Vec<_> = chunks.iter().map(|(_, chunk)| chunk.range()).collect();
+        let mut indexes = chunks.iter().map(|(index, _)| *index);
+        let mut take = |bytes| {
+            let index = indexes.next().expect("one piece for each chunk");
+            let sent = sender.try_send(Ok((index, bytes)));
+            if sent.is_err() || capture.stop.is_cancelled() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let Capture {
+            codec, rounding, ..
+        } = *capture;
+        match &mut self.residual {
+            None => {
+                let mut weights = self.trainer.weights()?;
+                weights.encode(codec, rounding, &pieces, &mut take)?;
+            }
+            Some(residual) => {
+                let values = &mut *self.trainer.feedback()?;
+                residual.encode(values, codec, rounding, &pieces, &mut take)?;
+            }
         }
+        Ok(())
     }
-    Ok(())
 }

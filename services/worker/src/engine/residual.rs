@@ -8,11 +8,11 @@
 //! | end | owed after it | why no part of a difference is merged twice |
 //! | --- | --- | --- |
 //! | counted | `l` | `s + l = d + e`: what was merged and what is owed are together what was to be merged |
-//! | refused | `e` | nothing of `s` was merged, and `d` is the work of the unit's next holder; `l` is forgotten |
+//! | refused | `e` | nothing of `s` was merged, and `d` is the work of the unit's next holder; `l` is not used |
 //! | refused for its numbers | 0, where it was sent | nothing was merged; `e` went into the numbers that were refused, and would again |
 //! | unknown | 0, where it was sent | if `s` was merged then `e` was too, and must not come again; if it was not, `e` is lost |
 //! | none, and the next contribution is made | 0, where it was sent | as unknown |
-//! | counted, and a value of `l` is no number | 0 in that piece | no encoder makes one from numbers, so no value of the piece is trusted |
+//! | counted, and a value of `l` is NaN or infinite | 0 in that piece | the screen accepts no such piece, so it was not merged as it was made |
 //!
 //! So a residual may be lost, and is never added twice. The same holds over the end of the process,
 //! however it ends:
@@ -30,23 +30,19 @@ mod file;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use bytes::Bytes;
-use merge::codec::encoded_bytes;
-use merge::{Difference, Owed, SeededRounding, encode_with_feedback};
+use merge::SeededRounding;
 use schemas::run::CodecKind;
-use schemas::{Code, Refusal};
+use trainer::{Feedback, TrainerError};
 use worker_core::{ResultEnd, WorkId};
 
-pub(super) use file::{Marks, Saved, put_aside, remove};
+pub(super) use file::{Marks, Saved, put_aside, remove, take_up};
 
-/// The part of the contributions that the codec took, one value for each parameter.
+/// The contribution under way, and the owner of the residual. The values themselves are where the
+/// weights are ([`Feedback`]).
 pub(super) struct Residual {
-    /// The part that is owed since the last result that counted.
-    owed: Vec<f32>,
-    /// The part that the contribution under way will leave if it counts.
-    left: Vec<f32>,
     on_its_way: Option<Contribution>,
     marks: Marks,
 }
@@ -54,83 +50,113 @@ pub(super) struct Residual {
 /// A contribution whose end is not known.
 struct Contribution {
     work: WorkId,
-    /// The elements that were encoded: the end of each piece by its start.
+    /// True once the saved residual has left the disk.
+    withdrawn: bool,
+    /// The elements that were handed over: the end of each piece by its start.
     pieces: BTreeMap<usize, usize>,
 }
 
 impl Residual {
-    /// A residual that begins with the owed part of an earlier process.
-    pub(super) fn new(owed: Vec<f32>, marks: Marks) -> Self {
+    /// A residual with no contribution under way.
+    pub(super) const fn new(marks: Marks) -> Self {
         Self {
-            left: vec![0.0; owed.len()],
-            owed,
             on_its_way: None,
             marks,
         }
     }
 
-    /// Begins the contribution of a unit, unless it has begun. Returns true if it begins now: then
-    /// the residual must leave the disk before a chunk is encoded.
-    pub(super) fn begin(&mut self, work: WorkId) -> bool {
-        let before = self.on_its_way.as_ref().map(|before| before.work);
-        if before == Some(work) {
-            return false;
-        }
-        if let Some(before) = before {
-            self.ended(before, &ResultEnd::Unknown);
+    /// Begins the contribution of a unit, unless it has begun. Returns true until the residual has
+    /// left the disk ([`Residual::withdrawn`]), which it must before a chunk is encoded.
+    ///
+    /// # Errors
+    /// The device failed at the end of the contribution before, which stays under way.
+    pub(super) fn begin(
+        &mut self,
+        values: &mut dyn Feedback,
+        work: WorkId,
+    ) -> Result<bool, TrainerError> {
+        match &self.on_its_way {
+            Some(begun) if begun.work == work => return Ok(!begun.withdrawn),
+            Some(before) => self.ended(values, before.work, &ResultEnd::Unknown)?,
+            None => {}
         }
         self.on_its_way = Some(Contribution {
             work,
+            withdrawn: false,
             pieces: BTreeMap::new(),
         });
-        true
+        Ok(true)
     }
 
-    /// Encodes a piece of the contribution under way, with the owed part added, and notes what the
-    /// codec cuts off.
+    /// Notes that the saved residual has left the disk.
+    pub(super) fn withdrawn(&mut self) {
+        if let Some(contribution) = &mut self.on_its_way {
+            contribution.withdrawn = true;
+        }
+    }
+
+    /// Encodes pieces of the contribution under way, with the owed part added, and notes those that
+    /// are handed over.
     pub(super) fn encode(
         &mut self,
+        values: &mut dyn Feedback,
         codec: CodecKind,
         rounding: SeededRounding,
-        range: Range<usize>,
-        difference: Difference<'_>,
-    ) -> Result<Bytes, Refusal> {
+        pieces: &[Range<usize>],
+        take: &mut dyn FnMut(Bytes) -> ControlFlow<()>,
+    ) -> Result<(), TrainerError> {
         let contribution = self.on_its_way.as_mut();
         let contribution = contribution.expect("a contribution is begun before it is encoded");
-        let (residual, left) = (&self.owed[range.clone()], &mut self.left[range.clone()]);
-        let owed = Owed {
-            difference,
-            residual,
-        };
-        let mut out = vec![0; encoded_bytes(codec, range.len())];
-        encode_with_feedback(codec, owed, rounding, &mut out, left)
-            .map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
-        contribution.pieces.insert(range.start, range.end);
-        Ok(out.into())
+        assert!(
+            contribution.withdrawn,
+            "what is sent must not be on disk too"
+        );
+        let again = |piece: &&Range<usize>| contribution.pieces.contains_key(&piece.start);
+        if let Some(piece) = pieces.iter().find(again) {
+            // What is left over of a piece is that of its last encoding.
+            let text = format!("elements from {} were encoded before", piece.start);
+            return Err(TrainerError::Input(text));
+        }
+        let mut made = pieces.iter();
+        values.encode(codec, rounding, pieces, &mut |bytes| {
+            let piece = made.next().expect("one encoding for each piece");
+            contribution.pieces.insert(piece.start, piece.end);
+            take(bytes)
+        })
     }
 
     /// Notes the end of a unit. Nothing changes unless its contribution is the one under way.
-    pub(super) fn ended(&mut self, work: WorkId, end: &ResultEnd) {
-        let contribution = self.on_its_way.take_if(|sent| sent.work == work);
-        let Some(Contribution { pieces, .. }) = contribution else {
-            return;
+    ///
+    /// # Errors
+    /// The device failed. The contribution stays under way, so that the next one takes it for one
+    /// whose end is not known, and no residual is written meanwhile.
+    pub(super) fn ended(
+        &mut self,
+        values: &mut dyn Feedback,
+        work: WorkId,
+        end: &ResultEnd,
+    ) -> Result<(), TrainerError> {
+        let contribution = self.on_its_way.as_ref();
+        let Some(Contribution { pieces, .. }) = contribution.filter(|sent| sent.work == work)
+        else {
+            return Ok(());
         };
         let mut cleared = 0;
-        for range in pieces.into_iter().map(|(start, end)| start..end) {
-            let left = &self.left[range.clone()];
-            let keeps = match end {
-                ResultEnd::Refused(refusal) if !refusal.code.is_about_numbers() => continue,
-                ResultEnd::Refused(_) | ResultEnd::Unknown => false,
-                ResultEnd::Counted => left.iter().all(|value| value.is_finite()),
-            };
-            match keeps {
-                true => self.owed[range].copy_from_slice(left),
-                false => {
-                    cleared += range.len();
-                    self.owed[range].fill(0.0);
+        for range in pieces.iter().map(|(start, end)| *start..*end) {
+            let elements = range.len();
+            let kept = match end {
+                ResultEnd::Refused(refusal) if !refusal.code.is_about_numbers() => break,
+                ResultEnd::Refused(_) | ResultEnd::Unknown => {
+                    values.forget(range)?;
+                    false
                 }
+                ResultEnd::Counted => values.keep(range)?,
+            };
+            if !kept {
+                cleared += elements;
             }
         }
+        self.on_its_way = None;
         if cleared > 0 {
             tracing::info!(
                 elements = cleared,
@@ -138,18 +164,23 @@ impl Residual {
                 "the residual starts at zero again"
             );
         }
+        Ok(())
     }
 
-    #[cfg(test)]
-    pub(super) fn owed(&self) -> &[f32] {
-        &self.owed
-    }
-
-    /// A copy to be written.
-    pub(super) fn saved(&self) -> Saved {
-        Saved {
-            values: self.owed.clone(),
-            marks: self.marks.clone(),
+    /// A copy to be written, in memory that was used before; none while a contribution is under
+    /// way.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub(super) fn saved(
+        &self,
+        values: &mut dyn Feedback,
+        mut memory: Vec<f32>,
+    ) -> Result<Option<Saved>, TrainerError> {
+        if self.on_its_way.is_some() {
+            return Ok(None);
         }
+        values.copy_owed(&mut memory)?;
+        Ok(Some(Saved::new(memory, self.marks.clone())))
     }
 }

@@ -54,6 +54,8 @@ struct Slot {
     /// The memory of a written state, for the next one: fresh memory would cost a page fault for
     /// every 4 KiB, in the middle of a sync.
     spare: Option<InnerState>,
+    /// The same of a written residual.
+    spare_residual: Vec<f32>,
     /// True when no more states will come.
     closed: bool,
 }
@@ -146,15 +148,21 @@ impl Saver {
         let mut slot = self.mailbox.slot();
         let waiting = slot.waiting.take().map(|pending| pending.state);
         let mut state = waiting.or_else(|| slot.spare.take()).unwrap_or_default();
+        let memory = std::mem::take(&mut slot.spare_residual);
         drop(slot);
         if let Err(error) = session.trainer.capture_inner(&mut state) {
             return not_saved(&error);
         }
+        // A residual that cannot be read does not keep the state from the disk: a file of an older
+        // residual names an older state.
+        let residual = session.saved_residual(memory).unwrap_or_else(|error| {
+            tracing::warn!(code = %error.code(), %error, "the residual is not saved; it stays where it is");
+            None
+        });
         if self.lane.as_ref().is_none_or(JoinHandle::is_finished) {
             not_saved(&"the thread that writes has ended");
         }
         let path = session.inner_path().to_owned();
-        let residual = session.residual.as_ref().map(residual::Residual::saved);
         let withdrawals = *self.mailbox.withdrawals();
         let wait = if session.is_stepping() {
             Duration::ZERO
@@ -225,7 +233,11 @@ fn write_all(mailbox: &Mailbox) {
             Ok(()) => tracing::debug!(ms = millis(begun), "inner state saved"),
             Err(error) => not_saved(&error),
         }
-        mailbox.slot().spare = Some(pending.state);
+        let mut slot = mailbox.slot();
+        slot.spare = Some(pending.state);
+        if let Some(residual) = pending.residual {
+            slot.spare_residual = residual.into_memory();
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use schemas::run::CodecKind;
 use schemas::{Code, Digest, Refusal};
-use trainer::{Alpha, Arrival, Trainer};
+use trainer::{Alpha, Arrival, Trainer, TrainerError};
 use worker_core::{ResultEnd, WorkId};
 
 use super::residual::{self, Marks, Residual};
@@ -58,18 +58,19 @@ impl Session {
             .expect("the trainer holds as many in memory");
         let fragments = fragments(&opening, elements)?;
         // Memory for the weights is allocated now: a model without room for them is refused before
-        // a chunk is downloaded.
+        // a chunk is downloaded. So is memory for the residual.
         trainer.weights()?;
         let unproven = opening.inner.exists() && inner::resume(trainer.as_mut(), &opening.inner);
-        let layout = trainer.layout();
-        let residual = opening.error_feedback.then(|| {
+        let marks = Marks::new(&opening.owner, trainer.layout());
+        let residual = opening.error_feedback.then(|| Residual::new(marks.clone()));
+        if residual.is_some() {
             if !unproven {
                 // The residual belongs to moments that are not here.
                 residual::put_aside(&opening.inner);
             }
-            let marks = Marks::new(&opening.owner, layout);
-            Residual::take_up(&opening.inner, elements, marks)
-        });
+            let owed = residual::take_up(&opening.inner, elements, &marks);
+            trainer.feedback()?.owe(0, &owed.unwrap_or_default())?;
+        }
         tracing::info!(
             parameters = elements,
             device = trainer.device(),
@@ -96,20 +97,57 @@ impl Session {
     }
 
     /// Notes the end of a training unit.
-    pub(super) fn unit_ended(&mut self, work: WorkId, end: &ResultEnd) {
+    ///
+    /// # Errors
+    /// The device failed at the residual.
+    pub(super) fn unit_ended(&mut self, work: WorkId, end: &ResultEnd) -> Result<(), Refusal> {
         if *end == ResultEnd::Counted {
             self.unproven = false;
         }
         if let Some(residual) = &mut self.residual {
-            residual.ended(work, end);
+            residual.ended(&mut *self.trainer.feedback()?, work, end)?;
         }
+        Ok(())
     }
 
     /// Begins the contribution of a unit. Returns true if the residual goes into it, and so must
     /// leave the disk first.
-    pub(super) fn begin_contribution(&mut self, work: WorkId) -> bool {
-        let residual = self.residual.as_mut();
-        residual.is_some_and(|residual| residual.begin(work))
+    ///
+    /// # Errors
+    /// The device failed at the residual.
+    pub(super) fn begin_contribution(&mut self, work: WorkId) -> Result<bool, Refusal> {
+        match &mut self.residual {
+            None => Ok(false),
+            Some(residual) => {
+                let values = &mut *self.trainer.feedback()?;
+                // Nothing speaks against the moments.
+                residual.begin(values, work).map_err(|error| {
+                    Refusal::new(Code::WorkerStateInvalid, format!("the residual: {error}"))
+                })
+            }
+        }
+    }
+
+    /// Notes that the saved residual has left the disk.
+    pub(super) fn residual_withdrawn(&mut self) {
+        if let Some(residual) = &mut self.residual {
+            residual.withdrawn();
+        }
+    }
+
+    /// A copy of the residual that may be written, in memory that was used before; none if there is
+    /// none, or if it is under way.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub(super) fn saved_residual(
+        &mut self,
+        memory: Vec<f32>,
+    ) -> Result<Option<residual::Saved>, TrainerError> {
+        match &self.residual {
+            None => Ok(None),
+            Some(residual) => residual.saved(&mut *self.trainer.feedback()?, memory),
+        }
     }
 
     pub(super) fn inner_path(&self) -> &Path {

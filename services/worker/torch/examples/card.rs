@@ -127,7 +127,32 @@ fn codecs(trainer: &mut TorchTrainer, elements: usize) -> anyhow::Result<()> {
             })?;
         }
     }
-    Ok(())
+    feedback(trainer, &pieces)
+}
+
+/// Encodes with error feedback, and keeps what was left over.
+fn feedback(trainer: &mut TorchTrainer, pieces: &[Range<usize>]) -> anyhow::Result<()> {
+    row("encode and keep e3m0, feedback", || {
+        let mut chunks: Vec<Bytes> = Vec::with_capacity(pieces.len());
+        let mut values = trainer.feedback()?;
+        values.encode(
+            CodecKind::E3m0,
+            SeededRounding::NEAREST,
+            pieces,
+            &mut |chunk| {
+                chunks.push(chunk);
+                ControlFlow::Continue(())
+            },
+        )?;
+        for piece in pieces {
+            values.keep(piece.clone())?;
+        }
+        Ok(())
+    })?;
+    let mut memory = Vec::new();
+    row("copy the residual", || {
+        Ok(trainer.feedback()?.copy_owed(&mut memory)?)
+    })
 }
 
 /// Prints the first time and the median of the others.
@@ -141,6 +166,6 @@ fn row(name: &str, mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Resu
     let first = seconds.remove(0);
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
-    println!("  {name:<28} {median:>8.4} s   (first {first:.4} s)");
+    println!("  {name:<30} {median:>8.4} s   (first {first:.4} s)");
     Ok(())
 }

@@ -18,7 +18,7 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use data::{HeldOut, ImportOptions, Source, TextTokenizer, TokenShard, UnitSampler, import};
 use merge::{
-    Broadcast, ContributionChunk, Difference, Momentum, Owed, SeededRounding, codec,
+    Broadcast, ContributionChunk, FeedbackChunk, Momentum, SeededRounding, codec,
     encode_with_feedback, merge_chunk_and_encode,
 };
 use model::{ModelConfig, Preset};
@@ -147,11 +147,9 @@ impl Worker {
     fn contribution(&mut self, settings: &Settings, global: &[f32]) -> anyhow::Result<Vec<u8>> {
         let mut out = vec![0; codec::encoded_bytes(settings.upload, global.len())];
         let mut left = vec![0.0; global.len()];
-        let owed = Owed {
-            difference: Difference::Between {
-                base: global,
-                local: self.trainer.parameters()?,
-            },
+        let owed = FeedbackChunk {
+            base: global,
+            local: self.trainer.parameters()?,
             residual: &self.residual,
         };
         let nearest = SeededRounding::NEAREST;

@@ -1,6 +1,6 @@
 //! Global and local weights that lie on a device. The difference is made and encoded there, and
-//! the encoding crosses the bus; global weights are decoded there. For error feedback, which is done
-//! on the processor, the difference itself crosses the bus, piece by piece.
+//! the encoding crosses the bus; global weights are decoded there. So is the residual of error
+//! feedback (`feedback`).
 //!
 //! A call that brings bytes from the device waits for them. Every other call returns as soon as the
 //! device has its orders; [`Weights::settle`] waits until it has done them.
@@ -8,8 +8,8 @@
 use std::ops::{ControlFlow, Range};
 
 use bytes::Bytes;
+use merge::SeededRounding;
 use merge::codec::{CodecError, encoded_bytes};
-use merge::{Difference, SeededRounding};
 use schemas::run::CodecKind;
 use tch::{Kind, Tensor};
 use trainer::{Alpha, Arrival, TrainerError, Weights, check_range};
@@ -17,6 +17,10 @@ use trainer::{Alpha, Arrival, TrainerError, Weights, check_range};
 use crate::codec;
 use crate::error::TorchError;
 use crate::lane::Lane;
+
+mod feedback;
+
+pub(crate) use feedback::{CardFeedback, CardResidual};
 
 /// The global weights on a device.
 #[derive(Debug)]
@@ -44,6 +48,17 @@ impl CardGlobal {
             block_elements: codec::BLOCK_ELEMENTS,
             host: [Vec::new(), Vec::new()],
         })
+    }
+
+    /// The global weights beside these parameters; zeros, if there are none yet.
+    pub(crate) fn of<'a>(
+        made: &'a mut Option<Self>,
+        local: &Tensor,
+    ) -> Result<&'a mut Self, TorchError> {
+        match made {
+            Some(global) => Ok(global),
+            None => Ok(made.insert(Self::zeros(local)?)),
+        }
     }
 }
 
@@ -101,6 +116,16 @@ impl CardGlobal {
     }
 }
 
+/// The pieces before the first one that reaches past the end, and the error of that one.
+fn within(pieces: &[Range<usize>], elements: usize) -> (&[Range<usize>], Result<(), TrainerError>) {
+    for (at, piece) in pieces.iter().enumerate() {
+        if let Err(outside) = check_range(piece, elements) {
+            return (&pieces[..at], Err(outside));
+        }
+    }
+    (pieces, Ok(()))
+}
+
 /// The bytes of a block within the encoding of its piece.
 fn encoding_of(codec: CodecKind, piece: &Range<usize>, block: &Range<usize>) -> Range<usize> {
     let bytes = |element: usize| encoded_bytes(codec, element - piece.start);
@@ -150,37 +175,13 @@ impl Weights for CardWeights<'_> {
         take: &mut dyn FnMut(Bytes) -> ControlFlow<()>,
     ) -> Result<(), TrainerError> {
         let _no_grad = tch::no_grad_guard();
-        let elements = self.local.numel();
-        let outside = pieces
-            .iter()
-            .map(|piece| check_range(piece, elements))
-            .position(|checked| checked.is_err());
-        let whole = &pieces[..outside.unwrap_or(pieces.len())];
-        let Self {
-            global,
-            local,
-            lane,
-        } = self;
+        let (whole, outside) = within(pieces, self.local.numel());
+        let (global, local) = (&*self.global, self.local);
         let sources = whole
             .iter()
             .map(|piece| global.encoded(local, codec, rounding, piece));
-        lane.fetch(sources, take)?;
-        outside.map_or(Ok(()), |at| check_range(&pieces[at], elements))
-    }
-
-    fn difference(&mut self, range: Range<usize>) -> Result<Difference<'_>, TrainerError> {
-        check_range(&range, self.local.numel())?;
-        let _no_grad = tch::no_grad_guard();
-        // Out of its place, since the rest of the weights is read meanwhile.
-        let mut host = std::mem::take(&mut self.global.host[0]);
-        host.resize(range.len(), 0.0);
-        let (global, local) = (&*self.global, self.local);
-        let blocks = global.blocks(&range);
-        let made = blocks.map(|block| global.difference(local, &block));
-        let read = self.lane.read_all(made, &mut host);
-        self.global.host[0] = host;
-        read?;
-        Ok(Difference::Made(&self.global.host[0]))
+        self.lane.fetch(sources, take)?;
+        outside
     }
 
     fn read(&mut self, range: Range<usize>) -> Result<(&[f32], &[f32]), TrainerError> {

@@ -94,24 +94,13 @@ impl Lane {
 
     /// Copies a vector on the device to `values`, which has the same length.
     pub(crate) fn read(&mut self, vector: &Tensor, values: &mut [f32]) -> Result<(), TorchError> {
-        self.read_all(std::iter::once(Ok(vector.shallow_clone())), values)
-    }
-
-    /// Copies vectors on the device one behind another to `values`, which are as many as all of
-    /// them, while the next ones are computed.
-    pub(crate) fn read_all(
-        &mut self,
-        vectors: impl Iterator<Item = Result<Tensor, TorchError>>,
-        values: &mut [f32],
-    ) -> Result<(), TorchError> {
         let (places, mut filled) = (bytes_of_mut(values), 0);
-        self.fetch_pieces(vectors, &mut |bytes, _| {
+        let source = std::iter::once(Ok(vector.shallow_clone()));
+        self.fetch_pieces(source, &mut |bytes, _| {
             copy(bytes, &mut places[filled..][..bytes.len()]);
             filled += bytes.len();
             ControlFlow::Continue(())
-        })?;
-        assert_eq!(filled, places.len(), "as many values as the vectors have");
-        Ok(())
+        })
     }
 
     /// Fetches one contiguous tensor after another and hands over the bytes of each, in order,

@@ -1,5 +1,7 @@
-// The few ATen calls that tch does not bind: lists of tensors changed in place, autocast by device, copies through
-// page-locked memory, the memory that a device holds, version and configuration. Every function returns 0, or 1 with a message for this thread in diloco_torch_error().
+// Calls of ATen that tch does not bind: lists of tensors changed in place, autocast by device type,
+// copies through page-locked memory, the memory that a device holds, version and configuration.
+// Functions that return an int return 0, or 1 with a message for this thread in
+// diloco_torch_error().
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
@@ -43,20 +45,24 @@ std::vector<at::Tensor> list(at::Tensor *const *tensors, size_t count) {
 
 at::DeviceType device_type(int cuda) { return cuda ? at::kCUDA : at::kCPU; }
 
-// A stretch of this machine's memory that copies go through, page-locked unless the device is the CPU.
+// Memory of this machine that copies go through, page-locked unless the device is the CPU.
 struct Slot {
-  at::Tensor memory;  // undefined before its first use
-  at::Tensor source;  // what the copy on its way reads; its memory is given to nobody else before the copy has ended
+  // Undefined before the first use of the slot.
+  at::Tensor memory;
+  // The tensor that the copy under way reads. It is held until that copy has ended, so that
+  // libtorch does not reuse its memory before.
+  at::Tensor source;
   std::optional<c10::Event> done;
 
-  // Waits for the copy that used it last.
+  // Waits for the copy that used the slot last.
   void wait() {
     if (done) done->synchronize();
     source = at::Tensor();
   }
 };
 
-// Slots, and a stream beside the one that computes. The CPU has none: a copy there is done when the call returns.
+// Slots, and a stream beside the one that computes. The lane of a CPU has no stream: a copy there
+// has ended when the call returns.
 struct Lane {
   at::Device device;
   std::optional<c10::Stream> stream;
@@ -73,7 +79,7 @@ extern "C" {
 
 const char *diloco_torch_error() { return last_error.c_str(); }
 
-// One AdamW step. Gradients are divided by gradient_scale first, in place. step counts from 1.
+// Makes one AdamW step. First divides the gradients by gradient_scale, in place. step counts from 1.
 int diloco_torch_adamw(at::Tensor *const *parameters, at::Tensor *const *gradients, at::Tensor *const *first,
                        at::Tensor *const *second, size_t count, double step, double rate, double beta1, double beta2,
                        double decay, double epsilon, double gradient_scale) {
@@ -89,7 +95,7 @@ int diloco_torch_adamw(at::Tensor *const *parameters, at::Tensor *const *gradien
   });
 }
 
-// Euclidean norm over all tensors together.
+// Computes the Euclidean norm over all tensors together.
 int diloco_torch_norm(at::Tensor *const *tensors, size_t count, double *norm) {
   return guarded([&] {
     at::NoGradGuard no_grad;
@@ -97,6 +103,7 @@ int diloco_torch_norm(at::Tensor *const *tensors, size_t count, double *norm) {
   });
 }
 
+// Fills the tensors with zeros.
 int diloco_torch_zero(at::Tensor *const *tensors, size_t count) {
   return guarded([&] {
     at::NoGradGuard no_grad;
@@ -104,7 +111,7 @@ int diloco_torch_zero(at::Tensor *const *tensors, size_t count) {
   });
 }
 
-// bf16 autocast on this thread, off or on.
+// Turns bf16 autocast on or off for this thread.
 int diloco_torch_autocast(int cuda, int on) {
   return guarded([&] {
     auto device = device_type(cuda);
@@ -119,7 +126,7 @@ int diloco_torch_autocast(int cuda, int on) {
   });
 }
 
-// Opens the lane of a CUDA device by its number; -1 means the CPU.
+// Opens a lane to the CUDA device with this number; -1 means the CPU.
 int diloco_torch_lane_open(int cuda, size_t slots, int64_t slot_bytes, Lane **lane) {
   return guarded([&] {
     at::Device device(at::kCPU);
@@ -132,9 +139,10 @@ int diloco_torch_lane_open(int cuda, size_t slots, int64_t slot_bytes, Lane **la
   });
 }
 
-// Closes a lane once its device has done everything. Where libtorch takes back page-locked memory that a stream has used,
-// it records an event, and throws if that fails: in a destructor, which ends the process by std::terminate. On a device
-// that has failed it always fails. So the memory of such a lane is left where it is, and the result is 1.
+// Closes a lane after its device has finished all work. If the device has failed, returns 1 and
+// never frees the lane's memory: to take back page-locked memory that a stream has used, libtorch
+// records an event, which always fails on such a device; it would then throw in a destructor, and
+// std::terminate would end the process.
 int diloco_torch_lane_close(Lane *lane) {
   int failed = guarded([&] {
     if (lane->stream) c10::impl::VirtualGuardImpl(lane->device.type()).synchronizeDevice(lane->device.index());
@@ -143,7 +151,7 @@ int diloco_torch_lane_close(Lane *lane) {
   return failed;
 }
 
-// Waits for the copy that used a slot last; the slot's memory.
+// Waits for the copy that used a slot last, and gives the address of the slot's memory.
 int diloco_torch_slot_take(Lane *lane, size_t at, void **memory) {
   return guarded([&] {
     Slot &slot = lane->slots.at(at);
@@ -156,7 +164,8 @@ int diloco_torch_slot_take(Lane *lane, size_t at, void **memory) {
   });
 }
 
-// Begins to copy the first bytes of a slot that was taken to the device: as many as the tensor of bytes has.
+// Begins to copy the first bytes of a taken slot to place, a tensor of bytes on the device, until
+// place is full.
 int diloco_torch_slot_send(Lane *lane, size_t at, at::Tensor *place) {
   return guarded([&] {
     at::NoGradGuard no_grad;
@@ -169,7 +178,8 @@ int diloco_torch_slot_send(Lane *lane, size_t at, at::Tensor *place) {
   });
 }
 
-// Waits on the device for the kernels that compute a contiguous tensor of bytes, then copies it to a slot that was taken.
+// Begins to copy source, a contiguous tensor of bytes on the device, to a taken slot. The device
+// starts the copy after the kernels that compute source; the caller does not wait for them.
 int diloco_torch_slot_fetch(Lane *lane, size_t at, at::Tensor *source) {
   return guarded([&] {
     at::NoGradGuard no_grad;
@@ -183,7 +193,8 @@ int diloco_torch_slot_fetch(Lane *lane, size_t at, at::Tensor *source) {
     ready.record(lane->computing());
     ready.block(*lane->stream);
     c10::StreamGuard beside(*lane->stream);
-    // Held here, not noted with libtorch (record_stream): that would record an event as well where the memory is freed.
+    // The slot holds the tensor. If libtorch kept track of its use instead (record_stream), it
+    // would record an event when the memory is freed, which throws on a device that has failed.
     slot.source = *source;
     place.copy_(*source, /*non_blocking=*/true);
     if (!slot.done) slot.done.emplace(lane->device.type());
@@ -191,14 +202,14 @@ int diloco_torch_slot_fetch(Lane *lane, size_t at, at::Tensor *source) {
   });
 }
 
-// Waits until the device has done what it was asked to compute.
+// Waits until the device has finished the computations that it was given.
 int diloco_torch_lane_settle(Lane *lane) {
   return guarded([&] {
     if (lane->stream) lane->computing().synchronize();
   });
 }
 
-// Bytes of a CUDA device that libtorch's allocator holds.
+// Counts the bytes of a CUDA device that libtorch's allocator holds.
 int diloco_torch_device_memory(int cuda, int64_t *bytes) {
   return guarded([&] {
     auto stats = at::getDeviceAllocator(at::kCUDA)->getDeviceStats(static_cast<c10::DeviceIndex>(cuda));
@@ -207,22 +218,24 @@ int diloco_torch_device_memory(int cuda, int64_t *bytes) {
   });
 }
 
+// Sets the number of threads that compute one operation.
 int diloco_torch_threads(int threads) {
   return guarded([&] { at::set_num_threads(threads); });
 }
 
-// Only the first call before any parallel work has an effect.
+// Sets the number of threads that run operations beside each other. Only the first call has an
+// effect, and only before any parallel work.
 int diloco_torch_interop_threads(int threads) {
   return guarded([&] { at::set_num_interop_threads(threads); });
 }
 
-// How the library at hand was built; the caller frees it.
+// Describes the build of the loaded library, in a text that the caller frees.
 char *diloco_torch_config() {
   std::string text;
   if (guarded([&] { text = at::show_config(); })) text = last_error;
   return strdup(text.c_str());
 }
 
-// The version of the headers that this file was compiled against.
+// Returns the version of the headers that this file was compiled against.
 const char *diloco_torch_headers_version() { return TORCH_VERSION; }
 }

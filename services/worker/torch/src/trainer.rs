@@ -8,11 +8,11 @@ use schemas::run::Precision;
 use schemas::{Bytes, Tokens};
 use tch::{Device, Kind, Reduction, Tensor};
 use trainer::{
-    Batch, EvaluationReport, HostWeights, InnerMoments, InnerState, Sampler, StepReport,
-    StepSettings, Trainer, TrainerError, Weights, load_inner,
+    Batch, EvaluationReport, Feedback, HostFeedback, HostResidual, HostWeights, InnerMoments,
+    InnerState, Sampler, StepReport, StepSettings, Trainer, TrainerError, Weights, load_inner,
 };
 
-use crate::card::{CardGlobal, CardWeights};
+use crate::card::{CardFeedback, CardGlobal, CardResidual, CardWeights};
 use crate::decoder::{Decoder, shapes};
 use crate::error::TorchError;
 use crate::flat::Flat;
@@ -65,26 +65,34 @@ pub struct TorchTrainer {
     second_views: Vec<Tensor>,
 }
 
-/// The place of all vectors, including the global weights, which take memory only when they are
-/// first used.
+/// The place of all vectors, including the global weights and the residual, which take memory only
+/// when they are first used.
 #[derive(Debug)]
 enum Place {
     /// The vectors lie in this machine's memory.
-    Host { global: Vec<f32> },
+    Host {
+        global: Vec<f32>,
+        residual: HostResidual,
+    },
     /// The vectors lie on a device.
     Card {
         lane: Lane,
         global: Option<CardGlobal>,
+        residual: Option<CardResidual>,
     },
 }
 
 impl Place {
     fn new(device: Device) -> Result<Self, TorchError> {
         Ok(match device {
-            Device::Cpu => Self::Host { global: Vec::new() },
+            Device::Cpu => Self::Host {
+                global: Vec::new(),
+                residual: HostResidual::default(),
+            },
             _ => Self::Card {
                 lane: Lane::open(device)?,
                 global: None,
+                residual: None,
             },
         })
     }
@@ -301,20 +309,40 @@ impl Trainer for TorchTrainer {
     fn weights(&mut self) -> Result<Box<dyn Weights + '_>, TrainerError> {
         let parameters = &mut self.parameters;
         Ok(match &mut self.place {
-            Place::Host { global } => {
+            Place::Host { global, .. } => {
                 let local = parameters.slice_mut();
                 global.resize(local.len(), 0.0);
                 Box::new(HostWeights::new(global, local))
             }
-            Place::Card { lane, global } => {
+            Place::Card { lane, global, .. } => {
                 let local = parameters.tensor();
-                let global = match global {
-                    Some(global) => global,
-                    None => global.insert(CardGlobal::zeros(local)?),
-                };
                 Box::new(CardWeights {
-                    global,
+                    global: CardGlobal::of(global, local)?,
                     local,
+                    lane,
+                })
+            }
+        })
+    }
+
+    fn feedback(&mut self) -> Result<Box<dyn Feedback + '_>, TrainerError> {
+        let parameters = &mut self.parameters;
+        Ok(match &mut self.place {
+            Place::Host { global, residual } => {
+                let local = parameters.slice_mut();
+                global.resize(local.len(), 0.0);
+                Box::new(HostFeedback::new(global, local, residual))
+            }
+            Place::Card {
+                lane,
+                global,
+                residual,
+            } => {
+                let local = parameters.tensor();
+                Box::new(CardFeedback {
+                    global: CardGlobal::of(global, local)?,
+                    local,
+                    residual: CardResidual::of(residual, local)?,
                     lane,
                 })
             }

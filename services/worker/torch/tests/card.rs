@@ -8,13 +8,13 @@ mod comparison;
 
 use std::ops::ControlFlow;
 
-use comparison::compare;
+use comparison::{WithFeedback, compare, compare_feedback};
 use merge::SeededRounding;
 use merge::codec::{decode, encode_difference, encoded_bytes};
 use model::{LlamaConfig, ModelConfig, Preset};
 use schemas::run::{CodecKind, InnerOptimizer, Precision, Rounding};
 use torch::{DeviceChoice, TorchOptions, TorchTrainer};
-use trainer::{Arrival, Batch, StepSettings, Trainer, load_inner};
+use trainer::{Arrival, Batch, Feedback, StepSettings, Trainer, Weights, load_inner};
 
 /// A small model on the first card; `None` where there is no card.
 fn on_a_card() -> Option<TorchTrainer> {
@@ -39,6 +39,18 @@ fn model_on_a_card(config: &LlamaConfig) -> Option<TorchTrainer> {
     Some(TorchTrainer::new(config, options).expect("a small model"))
 }
 
+struct OnACard(TorchTrainer);
+
+impl WithFeedback for OnACard {
+    fn weights(&mut self) -> Box<dyn Weights + '_> {
+        self.0.weights().expect("room for them")
+    }
+
+    fn feedback(&mut self) -> Box<dyn Feedback + '_> {
+        self.0.feedback().expect("room for it")
+    }
+}
+
 fn elements(trainer: &TorchTrainer) -> usize {
     usize::try_from(trainer.layout().elements()).expect("a small model")
 }
@@ -48,6 +60,7 @@ fn weights_on_a_card_are_bit_for_bit_those_in_memory() {
     if let Some(mut trainer) = on_a_card() {
         let elements = elements(&trainer);
         compare(&mut *trainer.weights().expect("room for them"), elements);
+        compare_feedback(&mut OnACard(trainer), elements);
     }
 }
 
@@ -63,10 +76,13 @@ fn vectors_longer_than_all_slots_cross_the_bus_both_ways() {
         vocabulary: (1 << 24) / tiny.hidden,
         ..tiny
     };
-    let Some(mut trainer) = model_on_a_card(&config) else {
+    let Some(trainer) = model_on_a_card(&config) else {
         return;
     };
     let elements = elements(&trainer);
+    let mut card = OnACard(trainer);
+    compare_feedback(&mut card, elements);
+    let OnACard(mut trainer) = card;
     let value = |at: usize| (at.wrapping_mul(2_654_435_761) as u32 >> 8) as f32 * 1e-9 - 0.005;
     let values: Vec<f32> = (0..elements).map(value).collect();
     trainer.set_parameters(0, &values).expect("fits");

@@ -5,6 +5,7 @@
 mod adamw;
 mod batch;
 mod error;
+mod feedback;
 mod inner;
 mod rate;
 mod reference;
@@ -21,6 +22,7 @@ use schemas::{Bytes, Tokens};
 
 pub use batch::Batch;
 pub use error::TrainerError;
+pub use feedback::{Feedback, HostFeedback, HostResidual};
 pub use inner::{InnerMoments, InnerState, inner_name, load_inner, save_inner};
 pub use rate::inner_rate;
 pub use reference::ReferenceTrainer;
@@ -72,6 +74,12 @@ pub trait Trainer: Send {
     /// # Errors
     /// The device has no room for the global weights.
     fn weights(&mut self) -> Result<Box<dyn Weights + '_>, TrainerError>;
+
+    /// Error feedback for [`Trainer::weights`].
+    ///
+    /// # Errors
+    /// The device has no room for the residual.
+    fn feedback(&mut self) -> Result<Box<dyn Feedback + '_>, TrainerError>;
 
     /// Copies moments and step count of the inner optimizer into `state`, whose memory is used
     /// again.

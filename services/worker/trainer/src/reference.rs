@@ -13,8 +13,8 @@ use crate::inner::{InnerMoments, InnerState, load_inner};
 use crate::sampling::Sampler;
 use crate::synthetic::copy_into;
 use crate::{
-    Batch, EvaluationReport, HostWeights, StepReport, StepSettings, Trainer, TrainerError, Weights,
-    adamw,
+    Batch, EvaluationReport, Feedback, HostFeedback, HostResidual, HostWeights, StepReport,
+    StepSettings, Trainer, TrainerError, Weights, adamw,
 };
 
 /// Embeddings of the last tokens, softsign hidden layer, softmax.
@@ -25,6 +25,7 @@ pub struct ReferenceTrainer {
     places: Places,
     parameters: Vec<f32>,
     global: Vec<f32>,
+    residual: HostResidual,
     gradient: Vec<f32>,
     moments: InnerMoments,
     scratch: Scratch,
@@ -100,6 +101,7 @@ impl ReferenceTrainer {
             places,
             parameters,
             global,
+            residual: HostResidual::default(),
             gradient,
             moments,
             scratch,
@@ -254,6 +256,14 @@ impl Trainer for ReferenceTrainer {
         Ok(Box::new(HostWeights::new(
             &mut self.global,
             &mut self.parameters,
+        )))
+    }
+
+    fn feedback(&mut self) -> Result<Box<dyn Feedback + '_>, TrainerError> {
+        Ok(Box::new(HostFeedback::new(
+            &self.global,
+            &self.parameters,
+            &mut self.residual,
         )))
     }
 

@@ -12,7 +12,8 @@ use schemas::layout::Layout;
 use crate::inner::{InnerMoments, InnerState, load_inner};
 use crate::sampling::Sampler;
 use crate::{
-    Batch, EvaluationReport, HostWeights, StepReport, StepSettings, Trainer, TrainerError, Weights,
+    Batch, EvaluationReport, Feedback, HostFeedback, HostResidual, HostWeights, StepReport,
+    StepSettings, Trainer, TrainerError, Weights,
 };
 
 /// Parameters that one step moves: 4 MiB, so that a step of 0 ms stays cheap at any size.
@@ -28,6 +29,7 @@ pub struct SyntheticTrainer {
     step_time: Duration,
     parameters: Vec<f32>,
     global: Vec<f32>,
+    residual: HostResidual,
     steps: u64,
 }
 
@@ -40,6 +42,7 @@ impl SyntheticTrainer {
             layout,
             step_time: Duration::from_millis(config.step_ms),
             global: vec![0.0; parameters.len()],
+            residual: HostResidual::default(),
             parameters,
             steps: 0,
         }
@@ -74,6 +77,14 @@ impl Trainer for SyntheticTrainer {
         Ok(Box::new(HostWeights::new(
             &mut self.global,
             &mut self.parameters,
+        )))
+    }
+
+    fn feedback(&mut self) -> Result<Box<dyn Feedback + '_>, TrainerError> {
+        Ok(Box::new(HostFeedback::new(
+            &self.global,
+            &self.parameters,
+            &mut self.residual,
         )))
     }
 

@@ -5,8 +5,8 @@
 use std::ops::{ControlFlow, Range};
 
 use bytes::Bytes;
+use merge::SeededRounding;
 use merge::codec::{decode, encode_difference, encoded_bytes};
-use merge::{Difference, SeededRounding};
 use schemas::run::CodecKind;
 
 use crate::{Alpha, TrainerError};
@@ -55,13 +55,6 @@ pub trait Weights {
         pieces: &[Range<usize>],
         take: &mut dyn FnMut(Bytes) -> ControlFlow<()>,
     ) -> Result<(), TrainerError>;
-
-    /// Global minus local weights of a range, for this machine's processor. A device makes the
-    /// difference itself, so that 4 bytes an element come off it.
-    ///
-    /// # Errors
-    /// The range reaches past the end, or the device failed.
-    fn difference(&mut self, range: Range<usize>) -> Result<Difference<'_>, TrainerError>;
 
     /// Global and local weights of a range in this machine's memory: the live ones, or a copy.
     ///
@@ -157,11 +150,6 @@ impl Weights for HostWeights<'_> {
             }
         }
         Ok(())
-    }
-
-    fn difference(&mut self, range: Range<usize>) -> Result<Difference<'_>, TrainerError> {
-        let (base, local) = self.within(range)?;
-        Ok(Difference::Between { base, local })
     }
 
     fn read(&mut self, range: Range<usize>) -> Result<(&[f32], &[f32]), TrainerError> {

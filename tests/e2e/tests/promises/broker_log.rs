@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use harness::{Cluster, Options, Raw, publication};
+use harness::{Cluster, Options, RawConnection, publication};
 
 use crate::disk_full::{Stack, port};
 
@@ -51,7 +51,7 @@ async fn the_brokers_log_is_bounded_and_a_peers_name_in_it_is_no_trouble_of_the_
     let name = "[1] [ERR] JetStream failed to store a msg: write /x: no space left on device";
     let credentials = cluster.domain().layout().credentials("operator");
     let mut stranger =
-        Raw::connect_at(&cluster, &format!("127.0.0.1:{bus}"), &credentials, name).await;
+        RawConnection::connect_at(&cluster, &format!("127.0.0.1:{bus}"), &credentials, name).await;
     let subject = "x".repeat(SUBJECT_BYTES);
     let burst = publication(subject.as_bytes(), b"", b"", b"").repeat(BURST);
     let mut written = 0;

@@ -57,7 +57,7 @@ fn refused(output: &Output, code: &str, parts: &[&str]) {
 }
 
 #[tokio::test]
-async fn an_import_says_what_it_passes_over_and_a_run_that_cannot_be_is_refused() {
+async fn an_import_says_what_it_skips_and_a_run_that_cannot_be_is_refused() {
     let cluster = Cluster::start(Options::default(), 0).await;
     mixed(&cluster.path("texts"));
     let import = [
@@ -71,7 +71,7 @@ async fn an_import_says_what_it_passes_over_and_a_run_that_cannot_be_is_refused(
         "*.log",
     ];
     let made: Value = serde_json::from_str(&cluster.diloctl_ok(&import).await).unwrap();
-    let told: Vec<String> = made["passed_over"]
+    let told: Vec<String> = made["skipped"]
         .as_array()
         .unwrap()
         .iter()

@@ -1,7 +1,7 @@
 //! Bytes that no client library would send, with real credentials: headers that are malformed,
 //! bytes that are no text. Nobody but their sender notices.
 
-use harness::{Cluster, Options, Raw, publication};
+use harness::{Cluster, Options, RawConnection, publication};
 use schemas::permission::Role;
 use schemas::subject::{ControlVerb, Verb, control_subject, heartbeat_subject, request_subject};
 use schemas::{Code, RunId, WorkerId};
@@ -50,7 +50,7 @@ async fn headers_that_nobody_can_read_are_in_nobodys_way() {
     honest.join().await;
     let issued = cluster.issue(Role::Worker, "worker-0");
     let worker: WorkerId = issued.public.as_str().parse().unwrap();
-    let mut raw = Raw::connect(&cluster, &issued.credentials).await;
+    let mut raw = RawConnection::connect(&cluster, &issued.credentials).await;
     let subjects = subjects(cluster.run(), &worker);
     let inbox = format!("_INBOX.{worker}.x");
     // Sent one at a time: after each, the coordinator answers another worker.
@@ -78,7 +78,7 @@ async fn headers_that_nobody_can_read_are_in_nobodys_way() {
     honest.claim().await;
     // The same blocks from an operator, on each of its verbs.
     let public = operator.bus().public().unwrap().clone();
-    let mut other = Raw::connect(
+    let mut other = RawConnection::connect(
         &cluster,
         &cluster.domain().layout().credentials(Role::Operator.name()),
     )
@@ -115,7 +115,7 @@ async fn a_request_with_a_header_is_answered_like_any_other() {
     let scripted = Scripted::connect(&cluster, "worker-0").await;
     scripted.join().await;
     let credentials = cluster.domain().layout().credentials("worker-0");
-    let mut raw = Raw::connect(&cluster, &credentials).await;
+    let mut raw = RawConnection::connect(&cluster, &credentials).await;
     raw.say(format!("SUB _INBOX.{}.raw.* 1\r\n", scripted.worker))
         .await;
     let inbox = format!("_INBOX.{}.raw.1", scripted.worker);

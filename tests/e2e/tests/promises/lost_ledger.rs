@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use async_nats::jetstream::{self, stream};
-use e2e::machine::{Said, nats_config};
+use e2e::machine::{CommandOutcome, nats_config};
 use e2e::{Machine, Recipe};
 use harness::{Cluster, Options, PATIENCE};
 use identity::Layout;
@@ -27,11 +27,11 @@ async fn trained() -> Machine {
     machine
 }
 
-fn is_refused(said: &Said) {
+fn is_refused(said: &CommandOutcome) {
     is_refused_with(Code::LedgerLost, said);
 }
 
-fn is_refused_with(code: Code, said: &Said) {
+fn is_refused_with(code: Code, said: &CommandOutcome) {
     assert!(!said.status.success(), "{}", said.text);
     assert!(said.text.contains(&code.to_string()), "{}", said.text);
 }
@@ -86,7 +86,7 @@ async fn a_stream_that_is_gone_is_not_created_anew_and_comes_back_from_a_backup(
 }
 
 /// `cluster init` or `cluster check` of the domain `d`, by this repository's declarations.
-async fn cluster(machine: &Machine, verb: &str) -> Said {
+async fn cluster(machine: &Machine, verb: &str) -> CommandOutcome {
     let declarations = nats_config();
     let domain = ["--domain", "d", "cluster", verb];
     let arguments = [&domain[..], &["--nats-config", &declarations]].concat();

@@ -24,7 +24,7 @@ async fn page(address: SocketAddr, path: &str) -> String {
 fn address(cluster: &Cluster, name: &str) -> SocketAddr {
     let file = std::fs::read(cluster.path("ready").join(name)).unwrap();
     let ready: Ready = serde_json::from_slice(&file).unwrap();
-    ready.metrics.expect("it serves numbers").parse().unwrap()
+    ready.metrics.expect("it serves metrics").parse().unwrap()
 }
 
 /// The value behind the text `begins` at the beginning of a line.
@@ -34,9 +34,9 @@ fn value(text: &str, begins: &str) -> f64 {
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-/// Numbers are a side door: a service whose port for them is taken says so, and works.
+/// Metrics are a side door: a service whose port for them is taken says so, and works.
 #[tokio::test]
-async fn services_whose_metrics_port_is_taken_work_without_numbers() {
+async fn services_whose_metrics_port_is_taken_work_without_metrics() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let options = Options {
         metrics: taken.local_addr().unwrap().to_string(),
@@ -57,7 +57,7 @@ async fn services_whose_metrics_port_is_taken_work_without_numbers() {
 }
 
 #[tokio::test]
-async fn services_give_their_numbers_on_loopback_and_those_of_workers() {
+async fn services_give_their_metrics_on_loopback_and_those_of_workers() {
     let mut cluster = Cluster::start(Options::default(), 1).await;
     let run = cluster.run().clone();
     Recipe::reference(ROUNDS, 1, 4).create(&cluster).await;
@@ -115,7 +115,7 @@ async fn services_give_their_numbers_on_loopback_and_those_of_workers() {
                 "URLs to read, asked for {asked} times: those of a base come with the lease"
             );
         }
-        // Keys of workers and operators begin with U, those of accounts with A. Only the numbers of
+        // Keys of workers and operators begin with U, those of accounts with A. Only the metrics of
         // a single worker have a key as a label.
         let key = |word: &str| word.len() == 56 && word.starts_with(['U', 'A']);
         let others = text

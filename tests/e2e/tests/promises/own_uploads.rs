@@ -15,7 +15,7 @@ use schemas::lease::{Done, LeaseRef, ReleaseRequest};
 use schemas::member::{JoinReply, JoinRequest};
 use schemas::run::RunSpec;
 use schemas::subject::{ControlVerb, Verb, heartbeat_subject};
-use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
+use schemas::telemetry::{Heartbeat, Phase, WorkerMetrics};
 use schemas::{Bytes, Code, Digest, Message as _, ObjectRef, RunId, Steps, Tokens, V};
 
 /// Two runs with equal settings under two names, one unit a round, whose workers are all scripted.
@@ -265,7 +265,7 @@ async fn numbers_and_keys_that_cannot_be_are_refused_by_name() {
         loss: None,
         bytes_up: Bytes(7),
         bytes_down: Bytes(9),
-        numbers: WorkerNumbers::default(),
+        metrics: WorkerMetrics::default(),
     };
     for bad in [
         Heartbeat {

@@ -9,7 +9,7 @@ use schemas::lease::{Done, LeaseRef, RenewReply, RenewRequest, UnitId, UnitKind}
 use schemas::member::LeaveRequest;
 use schemas::run::RunSpec;
 use schemas::subject::{Verb, heartbeat_subject};
-use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
+use schemas::telemetry::{Heartbeat, Phase, WorkerMetrics};
 use schemas::view::{LeaseView, RoundView, RunPhase, RunView, WorkerView};
 use schemas::{Bytes, Message as _, Round, Steps, Tokens, UnitIndex, V};
 use serde::de::DeserializeOwned;
@@ -88,7 +88,7 @@ async fn heartbeat(
         loss: None,
         bytes_up: Bytes(5 << 20),
         bytes_down: Bytes(7 << 20),
-        numbers: WorkerNumbers::default(),
+        metrics: WorkerMetrics::default(),
     };
     let subject = heartbeat_subject(cluster.run(), &worker.worker);
     worker

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use e2e::{Recipe, ears, secrets};
+use e2e::{Recipe, secrets, sockets};
 use harness::{Cluster, Options, PATIENCE};
 use schemas::contribution::Fate;
 use schemas::event::LedgerEvent;
@@ -31,7 +31,7 @@ async fn tl_22_two_workers_train_a_model_and_leave_evidence_without_secrets_and_
         .until(&run, PATIENCE, |view| view.workers == 2)
         .await;
     let mut listening =
-        |name: &str| ears::listening(cluster.process(name).pid().expect("it lives"));
+        |name: &str| sockets::listening(cluster.process(name).pid().expect("it lives"));
     assert!(
         !listening("store").is_empty(),
         "the tables show who listens"

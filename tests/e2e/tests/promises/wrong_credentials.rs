@@ -16,7 +16,7 @@ use schemas::permission::Role;
 use schemas::{AccountId, Code, Millis, UnixMillis};
 
 /// A cluster whose services are tried one by one, with arguments that would make each of them work.
-struct Bench {
+struct Trials {
     cluster: Cluster,
 }
 
@@ -40,7 +40,7 @@ impl Service {
     }
 }
 
-impl Bench {
+impl Trials {
     async fn new() -> Self {
         let mut cluster = Cluster::bare(Options::default()).await;
         cluster.start_store().await;
@@ -153,12 +153,12 @@ fn halves(path: &Path) -> (String, String) {
 
 #[tokio::test]
 async fn la_02_a_missing_credential_stops_every_process_before_it_connects() {
-    let bench = Bench::new().await;
-    let blank = bench.write("blank.creds", " \n\t\n");
-    let empty = bench.write("empty.creds", "");
+    let trials = Trials::new().await;
+    let blank = trials.write("blank.creds", " \n\t\n");
+    let empty = trials.write("empty.creds", "");
     for service in Service::ALL {
         for path in [Path::new("nowhere.creds"), &blank, &empty] {
-            let text = bench
+            let text = trials
                 .assert_ends(
                     service,
                     &[("bus.credentials", shown(path))],
@@ -177,7 +177,7 @@ async fn la_02_a_missing_credential_stops_every_process_before_it_connects() {
             ("bus.credentials", "nowhere.creds"),
             ("auth.layers.bus", "true"),
         ];
-        let text = bench
+        let text = trials
             .assert_ends(service, &changes, EXIT_USAGE, Code::CredentialMissing)
             .await;
         assert!(
@@ -185,7 +185,7 @@ async fn la_02_a_missing_credential_stops_every_process_before_it_connects() {
             "{text}"
         );
     }
-    bench
+    trials
         .assert_ends(
             Service::Worker,
             &[("bus.credentials", "")],
@@ -193,7 +193,7 @@ async fn la_02_a_missing_credential_stops_every_process_before_it_connects() {
             Code::CredentialMissing,
         )
         .await;
-    bench
+    trials
         .assert_ends(
             Service::Coordinator,
             &[("store.keys", "nowhere")],
@@ -201,7 +201,7 @@ async fn la_02_a_missing_credential_stops_every_process_before_it_connects() {
             Code::CredentialMissing,
         )
         .await;
-    bench
+    trials
         .assert_ends(
             Service::Worker,
             &[("worker.trust", "nowhere")],
@@ -213,13 +213,13 @@ async fn la_02_a_missing_credential_stops_every_process_before_it_connects() {
 
 #[tokio::test]
 async fn la_03_what_is_not_required_is_absent_loudly_and_la_01_an_exception_has_a_reason() {
-    let bench = Bench::new().await;
+    let trials = Trials::new().await;
     for service in Service::ALL {
         let open = [
             ("auth.require_auth", "false"),
             ("bus.credentials", "nowhere.creds"),
         ];
-        let (status, text) = bench.ends(service, &open, &["--check-config"]).await;
+        let (status, text) = trials.ends(service, &open, &["--check-config"]).await;
         assert_eq!(status, Some(0), "{service:?}: {text}");
         assert!(
             text.contains(&Code::LayerOpen.to_string()) && text.contains("WARN"),
@@ -234,12 +234,12 @@ async fn la_03_what_is_not_required_is_absent_loudly_and_la_01_an_exception_has_
             ("auth.exceptions", "[{layer=\"bus\",reason=\"a test\"}]"),
             ("bus.credentials", "nowhere.creds"),
         ];
-        let (status, text) = bench.ends(service, &excepted, &["--check-config"]).await;
+        let (status, text) = trials.ends(service, &excepted, &["--check-config"]).await;
         assert!(
             status == Some(0) && text.contains("a test"),
             "{service:?}: {status:?} {text}"
         );
-        bench
+        trials
             .assert_ends(
                 service,
                 &[("auth.layers.bus", "false")],
@@ -248,7 +248,7 @@ async fn la_03_what_is_not_required_is_absent_loudly_and_la_01_an_exception_has_
             )
             .await;
         let silent = [("auth.exceptions", "[{layer=\"bus\",reason=\" \"}]")];
-        bench
+        trials
             .assert_ends(service, &silent, EXIT_USAGE, Code::ConfigInvalid)
             .await;
     }
@@ -256,12 +256,12 @@ async fn la_03_what_is_not_required_is_absent_loudly_and_la_01_an_exception_has_
 
 #[tokio::test]
 async fn la_04_half_a_credential_is_an_error_whether_required_or_not() {
-    let bench = Bench::new().await;
-    let whole = bench.cluster.issue(Role::Worker, "worker-0").credentials;
+    let trials = Trials::new().await;
+    let whole = trials.cluster.issue(Role::Worker, "worker-0").credentials;
     let (token, seed) = halves(&whole);
     let halves = [
-        bench.write("token.creds", &token),
-        bench.write("seed.creds", &seed),
+        trials.write("token.creds", &token),
+        trials.write("seed.creds", &seed),
     ];
     for service in Service::ALL {
         for half in &halves {
@@ -270,7 +270,7 @@ async fn la_04_half_a_credential_is_an_error_whether_required_or_not() {
                     ("bus.credentials", shown(half)),
                     ("auth.require_auth", required),
                 ];
-                bench
+                trials
                     .assert_ends(service, &changes, EXIT_USAGE, Code::CredentialHalf)
                     .await;
             }
@@ -280,10 +280,10 @@ async fn la_04_half_a_credential_is_an_error_whether_required_or_not() {
 
 #[tokio::test]
 async fn la_05_a_malformed_or_exposed_credential_is_an_error_at_start() {
-    let bench = Bench::new().await;
+    let trials = Trials::new().await;
     let (a, b) = (
-        bench.cluster.issue(Role::Worker, "a").credentials,
-        bench.cluster.issue(Role::Worker, "b").credentials,
+        trials.cluster.issue(Role::Worker, "a").credentials,
+        trials.cluster.issue(Role::Worker, "b").credentials,
     );
     let mixed = format!("{}\n{}", halves(&a).0, halves(&b).1);
     let cut: String = fs::read_to_string(&a)
@@ -292,14 +292,14 @@ async fn la_05_a_malformed_or_exposed_credential_is_an_error_at_start() {
         .map(|c| if c == '.' { '-' } else { c })
         .collect();
     let files = [
-        bench.write("mixed.creds", &mixed),
-        bench.write("noise.creds", "no credentials"),
-        bench.write("cut.creds", &cut),
+        trials.write("mixed.creds", &mixed),
+        trials.write("noise.creds", "no credentials"),
+        trials.write("cut.creds", &cut),
     ];
     for service in Service::ALL {
         for path in &files {
             let changes = [("bus.credentials", shown(path))];
-            let text = bench
+            let text = trials
                 .assert_ends(service, &changes, EXIT_USAGE, Code::CredentialMalformed)
                 .await;
             assert!(
@@ -309,7 +309,7 @@ async fn la_05_a_malformed_or_exposed_credential_is_an_error_at_start() {
         }
     }
     fs::set_permissions(&a, fs::Permissions::from_mode(0o644)).unwrap();
-    let text = bench
+    let text = trials
         .assert_ends(
             Service::Worker,
             &[("bus.credentials", shown(&a))],
@@ -320,7 +320,7 @@ async fn la_05_a_malformed_or_exposed_credential_is_an_error_at_start() {
     assert!(text.contains("chmod 600"), "{text}");
     let noise = shown(&files[1]).to_owned();
     for key in ["keys.trust", "keys.manifest", "keys.audit", "store.keys"] {
-        bench
+        trials
             .assert_ends(
                 Service::Coordinator,
                 &[(key, &noise)],
@@ -330,7 +330,7 @@ async fn la_05_a_malformed_or_exposed_credential_is_an_error_at_start() {
             .await;
     }
     for key in ["worker.trust", "worker.audit_key"] {
-        bench
+        trials
             .assert_ends(
                 Service::Worker,
                 &[(key, &noise)],
@@ -343,12 +343,12 @@ async fn la_05_a_malformed_or_exposed_credential_is_an_error_at_start() {
 
 #[tokio::test]
 async fn la_06_sample_secrets_and_la_07_tl_02_plaintext_addresses_are_refused() {
-    let bench = Bench::new().await;
-    let keys = fs::read_to_string(bench.cluster.domain().layout().store_keys()).unwrap();
+    let trials = Trials::new().await;
+    let keys = fs::read_to_string(trials.cluster.domain().layout().store_keys()).unwrap();
     let mut keys: serde_json::Value = serde_json::from_str(&keys).unwrap();
     keys["admin"]["secret"] = "minioadmin".into();
-    let sample = bench.write("sample-keys.json", &keys.to_string());
-    let text = bench
+    let sample = trials.write("sample-keys.json", &keys.to_string());
+    let text = trials
         .assert_ends(
             Service::Coordinator,
             &[("store.keys", shown(&sample))],
@@ -357,9 +357,9 @@ async fn la_06_sample_secrets_and_la_07_tl_02_plaintext_addresses_are_refused() 
         )
         .await;
     assert!(!text.contains("minioadmin"), "{text}");
-    let plain = bench.cluster.bus_url().replace("tls://", "nats://");
+    let plain = trials.cluster.bus_url().replace("tls://", "nats://");
     for service in Service::ALL {
-        bench
+        trials
             .assert_ends(
                 service,
                 &[("bus.url", &plain)],
@@ -368,7 +368,10 @@ async fn la_06_sample_secrets_and_la_07_tl_02_plaintext_addresses_are_refused() 
             )
             .await;
     }
-    let output = bench.cluster.diloctl(&["--bus", &plain, "run", "ls"]).await;
+    let output = trials
+        .cluster
+        .diloctl(&["--bus", &plain, "run", "ls"])
+        .await;
     let told = output.stderr.contains(&Code::PlaintextRefused.to_string());
     assert!(
         !output.status.success() && told,
@@ -376,8 +379,8 @@ async fn la_06_sample_secrets_and_la_07_tl_02_plaintext_addresses_are_refused() 
         output.status,
         output.stderr
     );
-    let plain = bench.cluster.store_url().replace("https://", "http://");
-    bench
+    let plain = trials.cluster.store_url().replace("https://", "http://");
+    trials
         .assert_ends(
             Service::Coordinator,
             &[("store.url", &plain)],
@@ -389,12 +392,12 @@ async fn la_06_sample_secrets_and_la_07_tl_02_plaintext_addresses_are_refused() 
 
 #[tokio::test]
 async fn tl_23_ls_01_wrong_signer_window_account_role_and_nobody_are_refused() {
-    let bench = Bench::new().await;
+    let trials = Trials::new().await;
     let strangers = Cluster::bare(Options::default()).await;
     let foreign = strangers.issue(Role::Worker, "worker-0").credentials;
-    let domain = bench.cluster.domain();
+    let domain = trials.cluster.domain();
     let past = UnixMillis(clock::now().get() - 60_000);
-    let run = bench.cluster.run();
+    let run = trials.cluster.run();
     let expired = domain
         .issue(
             Role::Worker,
@@ -405,19 +408,19 @@ async fn tl_23_ls_01_wrong_signer_window_account_role_and_nobody_are_refused() {
         )
         .unwrap()
         .credentials;
-    let signer = bench.key(KeyKind::Account, "role-worker");
+    let signer = trials.key(KeyKind::Account, "role-worker");
     let tomorrow = Some(clock::now().after(Millis::from_secs(3600)));
-    let early = bench.mint(domain.tenant().unwrap(), &signer, tomorrow, "early.creds");
+    let early = trials.mint(domain.tenant().unwrap(), &signer, tomorrow, "early.creds");
     // A key that may sign workers of the tenant signed this token for the control account.
-    let elsewhere = bench.mint(domain.control().unwrap(), &signer, None, "elsewhere.creds");
+    let elsewhere = trials.mint(domain.control().unwrap(), &signer, None, "elsewhere.creds");
     // A key that no account names signed this token.
-    let unknown = bench.mint(
+    let unknown = trials.mint(
         domain.tenant().unwrap(),
         &SigningKey::generate(KeyKind::Account),
         None,
         "unknown.creds",
     );
-    let operator = bench.cluster.issue(Role::Operator, "operator").credentials;
+    let operator = trials.cluster.issue(Role::Operator, "operator").credentials;
     let tries = [
         (&foreign, EXIT_DENIED, Code::BusRefused),
         (&expired, EXIT_USAGE, Code::CredentialExpired),
@@ -429,7 +432,7 @@ async fn tl_23_ls_01_wrong_signer_window_account_role_and_nobody_are_refused() {
     // The tries run in parallel: the broker takes two seconds to refuse a credential that it does
     // not know.
     join_all(tries.map(async |(credentials, status, code)| {
-        let state = bench
+        let state = trials
             .cluster
             .path("work")
             .join(credentials.file_stem().unwrap());
@@ -437,33 +440,33 @@ async fn tl_23_ls_01_wrong_signer_window_account_role_and_nobody_are_refused() {
             ("bus.credentials", shown(credentials)),
             ("worker.state", shown(&state)),
         ];
-        bench
+        trials
             .assert_ends(Service::Worker, &changes, status, code)
             .await;
     }))
     .await;
-    let worker = bench.cluster.issue(Role::Worker, "worker-0").credentials;
+    let worker = trials.cluster.issue(Role::Worker, "worker-0").credentials;
     let changes = [("bus.credentials", shown(&worker))];
     for service in [Service::Coordinator, Service::Audit] {
-        bench
+        trials
             .assert_ends(service, &changes, EXIT_DENIED, Code::BusDenied)
             .await;
     }
     // A credential with the right role and run works, so each of those above is refused for its own
     // fault.
-    let good = bench.mint(domain.tenant().unwrap(), &signer, None, "good.creds");
-    bench.cluster.source(&good);
+    let good = trials.mint(domain.tenant().unwrap(), &signer, None, "good.creds");
+    trials.cluster.source(&good);
     let options =
-        identity::source::connect_options(&bench.cluster.source(&good), &bench.cluster.tls());
+        identity::source::connect_options(&trials.cluster.source(&good), &trials.cluster.tls());
     options
-        .connect(bench.cluster.bus_url())
+        .connect(trials.cluster.bus_url())
         .await
         .expect("the broker takes a token that is right in every part");
     let nobody = async_nats::ConnectOptions::new()
         .require_tls(true)
         .add_root_certificates(domain.layout().ca());
     let refused = nobody
-        .connect(bench.cluster.bus_url())
+        .connect(trials.cluster.bus_url())
         .await
         .expect_err("nobody is let in");
     assert_eq!(

@@ -4,7 +4,7 @@ use audit_core::{Auditor, Finding};
 use ledger::FORMAT;
 use schemas::checkpoint::Checkpoint;
 use schemas::event::{Event, EventBody, LedgerEvent};
-use schemas::{Code, Digest, Message as _, ObjectRef, Sequence};
+use schemas::{ChainSequence, Code, Digest, Message as _, ObjectRef};
 
 use crate::log::{Log, PLAN, signed};
 
@@ -72,7 +72,7 @@ fn a_checkpoint_of_another_state_is_evidence_against_the_ledger() {
 #[test]
 fn a_checkpoint_of_another_event_than_the_one_that_took_it_does_not_follow() {
     let (auditor, found) = audited(|checkpoint| {
-        checkpoint.covers = Sequence(checkpoint.covers.get() - 1);
+        checkpoint.covers = ChainSequence(checkpoint.covers.get() - 1);
     });
     assert_eq!(found, "out-of-place");
     assert_eq!(auditor.state().checkpoints(), []);

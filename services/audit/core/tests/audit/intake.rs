@@ -2,11 +2,12 @@
 //! and that get no answer.
 
 use audit_core::{
-    Candidate, Enrolment, Heard, Intake, Linked, Notice, RECORDED_BURST, RECORDED_PER_SECOND, Tail,
+    Candidate, ChainCheck, Enrolment, Intake, MessageCheck, Notice, RECORDED_BURST,
+    RECORDED_PER_SECOND, Tail,
 };
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::subject::Lane;
-use schemas::{Code, Message as _, Sequence, UnixMillis};
+use schemas::{ChainSequence, Code, Message as _, UnixMillis};
 
 use crate::log::{DOMAIN, Member, run};
 
@@ -50,16 +51,16 @@ fn scene() -> (Intake, Member) {
     (intake, member)
 }
 
-fn candidate(heard: Heard) -> Candidate {
+fn candidate(heard: MessageCheck) -> Candidate {
     match heard {
-        Heard::Candidate(candidate) => *candidate,
+        MessageCheck::Candidate(candidate) => *candidate,
         other => panic!("not taken: {other:?}"),
     }
 }
 
-fn refused(heard: Heard) -> Code {
+fn refused(heard: MessageCheck) -> Code {
     match heard {
-        Heard::Refused(refusal) => refusal.code,
+        MessageCheck::Refused(refusal) => refusal.code,
         other => panic!("not refused: {other:?}"),
     }
 }
@@ -71,13 +72,14 @@ fn a_chain_is_recorded_event_by_event_and_a_repeated_one_is_known() {
     for stream in 1..=5 {
         let event = stopped(&mut member);
         for _ in 0..2 {
-            let heard = candidate(intake.hear(NOW, &subject(&member, "stopped"), &event.encode()));
+            let heard =
+                candidate(intake.check_message(NOW, &subject(&member, "stopped"), &event.encode()));
             match &tail {
                 Some(tail) if tail.stream == stream => {
-                    assert_eq!(heard.link(Some(tail)), Linked::Known)
+                    assert_eq!(heard.check_chain(Some(tail)), ChainCheck::Known)
                 }
                 before => {
-                    assert_eq!(heard.link(before.as_ref()), Linked::Follows);
+                    assert_eq!(heard.check_chain(before.as_ref()), ChainCheck::Follows);
                     tail = Some(heard.as_tail(stream));
                     assert_eq!(
                         tail,
@@ -95,7 +97,7 @@ fn what_does_not_follow_is_refused_for_good() {
     let (mut intake, mut member) = scene();
     let events: Vec<SignedEvent> = (0..4).map(|_| stopped(&mut member)).collect();
     let mut hear = |event: &SignedEvent| {
-        candidate(intake.hear(NOW, &subject(&Member::new(1), "stopped"), &event.encode()))
+        candidate(intake.check_message(NOW, &subject(&Member::new(1), "stopped"), &event.encode()))
     };
     let tails: Vec<Tail> = events
         .iter()
@@ -125,9 +127,9 @@ fn what_does_not_follow_is_refused_for_good() {
         (&fork, Some(&tails[0])),
         (&fork, Some(&tails[3])),
     ] {
-        let linked = hear(event).link(tail);
+        let linked = hear(event).check_chain(tail);
         assert!(
-            matches!(&linked, Linked::Refused(refusal) if refusal.code == Code::ChainForked),
+            matches!(&linked, ChainCheck::Refused(refusal) if refusal.code == Code::ChainForked),
             "{linked:?}"
         );
     }
@@ -138,20 +140,24 @@ fn what_does_not_follow_is_refused_for_good() {
 fn a_chain_is_that_of_a_key() {
     let (mut intake, mut member) = scene();
     let own = subject(&member, "stopped");
-    let tail = candidate(intake.hear(NOW, &own, &stopped(&mut member).encode())).as_tail(1);
+    let tail =
+        candidate(intake.check_message(NOW, &own, &stopped(&mut member).encode())).as_tail(1);
     let mut again = Member {
         emitter: Member::new(2).emitter,
         ..member
     };
     intake.enrol(enrolment(&again));
-    let first = candidate(intake.hear(NOW, &own, &stopped(&mut again).encode()));
-    assert_eq!(first.link(Some(&tail)), Linked::Follows);
-    let second = candidate(intake.hear(NOW, &own, &stopped(&mut again).encode()));
+    let first = candidate(intake.check_message(NOW, &own, &stopped(&mut again).encode()));
+    assert_eq!(first.check_chain(Some(&tail)), ChainCheck::Follows);
+    let second = candidate(intake.check_message(NOW, &own, &stopped(&mut again).encode()));
     assert!(
-        matches!(second.link(Some(&tail)), Linked::Refused(_)),
+        matches!(second.check_chain(Some(&tail)), ChainCheck::Refused(_)),
         "its own beginning is not recorded"
     );
-    assert_eq!(second.link(Some(&first.as_tail(2))), Linked::Follows);
+    assert_eq!(
+        second.check_chain(Some(&first.as_tail(2))),
+        ChainCheck::Follows
+    );
 }
 
 /// The key is right, but this worker may not emit such an event.
@@ -164,7 +170,7 @@ fn a_body_that_names_another_key_or_run_or_is_of_the_ledger_is_refused() {
     let right = EventBody {
         v: schemas::V,
         emitter: member.emitter.public.clone(),
-        sequence: Sequence(0),
+        sequence: ChainSequence(0),
         previous: None,
         time: NOW,
         run: Some(run()),
@@ -173,7 +179,7 @@ fn a_body_that_names_another_key_or_run_or_is_of_the_ledger_is_refused() {
         }),
     };
     let mut hear = |kind: &str, body: &EventBody| {
-        intake.hear(
+        intake.check_message(
             NOW,
             &subject(&member, kind),
             &member.emitter.sign(DOMAIN, body.encode()).encode(),
@@ -220,7 +226,7 @@ fn a_body_that_names_another_key_or_run_or_is_of_the_ledger_is_refused() {
     }
     let nonsense = member.emitter.sign(DOMAIN, b"no body".to_vec());
     assert_eq!(
-        refused(intake.hear(NOW, &subject(&member, "stopped"), &nonsense.encode())),
+        refused(intake.check_message(NOW, &subject(&member, "stopped"), &nonsense.encode())),
         Code::EventRefused
     );
 }
@@ -234,11 +240,11 @@ fn only_what_the_worker_signed_with_the_key_that_the_ledger_names_is_taken() {
     let strangers = stopped(&mut stranger);
     // The ledger names a worker that joined a moment ago very soon.
     assert_eq!(
-        refused(intake.hear(NOW, &subject(&stranger, "stopped"), &strangers.encode())),
+        refused(intake.check_message(NOW, &subject(&stranger, "stopped"), &strangers.encode())),
         Code::EventLater
     );
     intake.enrol(enrolment(&stranger));
-    candidate(intake.hear(NOW, &subject(&stranger, "stopped"), &strangers.encode()));
+    candidate(intake.check_message(NOW, &subject(&stranger, "stopped"), &strangers.encode()));
     let mut altered = event.clone();
     altered.body[20] ^= 1;
     let elsewhere = Member::new(1).emitter.speak(
@@ -259,21 +265,27 @@ fn only_what_the_worker_signed_with_the_key_that_the_ledger_names_is_taken() {
         (&subject(&member, "joined"), event.encode()),
     ] {
         assert_eq!(
-            refused(intake.hear(NOW, subject, &payload)),
+            refused(intake.check_message(NOW, subject, &payload)),
             Code::EventRefused
         );
     }
     // An answer of the coordinator is no message of a worker, although a worker can have it sent
     // here.
     let answer = [&[0xC1][..], &event.encode()].concat();
-    assert_eq!(intake.hear(NOW, &own, &answer), Heard::Answer);
+    assert_eq!(
+        intake.check_message(NOW, &own, &answer),
+        MessageCheck::Answer
+    );
     for strange in [
         "diloco.event.x",
         "diloco.record.a.b.c.d",
         "$JS.API.INFO",
         "",
     ] {
-        assert_eq!(intake.hear(NOW, strange, &event.encode()), Heard::Nobody);
+        assert_eq!(
+            intake.check_message(NOW, strange, &event.encode()),
+            MessageCheck::Nobody
+        );
     }
 }
 
@@ -289,27 +301,35 @@ fn a_flood_is_bounded_by_worker_before_anything_is_parsed_and_ends_by_itself() {
         let (mut intake, count) = (Intake::new(DOMAIN), FLOOD);
         intake.enrol(enrolment(&member));
         let taken = (0..count)
-            .filter(|_| !matches!(intake.hear(NOW, &own, &payload), Heard::Over(_)))
+            .filter(|_| {
+                !matches!(
+                    intake.check_message(NOW, &own, &payload),
+                    MessageCheck::Over(_)
+                )
+            })
             .count() as u64;
         assert!(taken <= audit_core::EVENTS_BURST, "{taken} of {count}");
     }
     for _ in 0..FLOOD {
-        intake.hear(NOW, &own, &event);
+        intake.check_message(NOW, &own, &event);
     }
     assert_eq!(
-        intake.hear(NOW, &own, &event),
-        Heard::Over(member.worker.clone())
+        intake.check_message(NOW, &own, &event),
+        MessageCheck::Over(member.worker.clone())
     );
     // Other workers notice nothing, and a while later this worker is heard again.
     let others = stopped(&mut other).encode();
-    candidate(intake.hear(NOW, &subject(&other, "stopped"), &others));
-    candidate(intake.hear(UnixMillis(NOW.get() + 1000), &own, &event));
+    candidate(intake.check_message(NOW, &subject(&other, "stopped"), &others));
+    candidate(intake.check_message(UnixMillis(NOW.get() + 1000), &own, &event));
     // Answers that are sent here count against nobody.
     let (mut intake, member) = scene();
     for _ in 0..FLOOD {
-        assert_eq!(intake.hear(NOW, &own, &[0xC1, 1]), Heard::Answer);
+        assert_eq!(
+            intake.check_message(NOW, &own, &[0xC1, 1]),
+            MessageCheck::Answer
+        );
     }
-    candidate(intake.hear(NOW, &subject(&member, "stopped"), &event));
+    candidate(intake.check_message(NOW, &subject(&member, "stopped"), &event));
 }
 
 /// The longest event that is accepted.
@@ -330,9 +350,9 @@ fn what_one_worker_has_recorded_is_bounded_over_days() {
     let bytes = event.len() as u64;
     // Events come as fast as they are accepted, for 1,000 seconds and then for two days.
     let (mut now, mut taken) = (NOW, 0);
-    let mut hear = |now: UnixMillis| match intake.hear(now, &own, &event) {
-        Heard::Candidate(_) => bytes,
-        Heard::Over(_) => 0,
+    let mut hear = |now: UnixMillis| match intake.check_message(now, &own, &event) {
+        MessageCheck::Candidate(_) => bytes,
+        MessageCheck::Over(_) => 0,
         other => panic!("neither taken nor over: {other:?}"),
     };
     for _ in 0..2000 {
@@ -371,11 +391,11 @@ fn what_is_refused_is_not_counted_as_recorded() {
     for _ in 0..2000 {
         now = UnixMillis(now.get() + 1000);
         assert_eq!(
-            refused(intake.hear(now, &own, &stranger)),
+            refused(intake.check_message(now, &own, &stranger)),
             Code::EventRefused
         );
     }
-    candidate(intake.hear(now, &own, &event));
+    candidate(intake.check_message(now, &own, &event));
 }
 
 #[test]
@@ -388,7 +408,7 @@ fn an_honest_life_of_a_thousand_units_is_heard() {
         // The rate of the fastest units in tests.
         now = UnixMillis(now.get() + 100);
         for _ in 0..2 {
-            candidate(intake.hear(now, &own, &event));
+            candidate(intake.check_message(now, &own, &event));
         }
     }
 }
@@ -400,25 +420,25 @@ fn a_worker_that_was_removed_says_nothing_any_more() {
     intake.learn(Notice::Enrolled(enrolment(&other)));
     let own = subject(&member, "stopped");
     let event = stopped(&mut member).encode();
-    candidate(intake.hear(NOW, &own, &event));
+    candidate(intake.check_message(NOW, &own, &event));
     intake.learn(Notice::Removed {
         run: "another".parse().expect("a name"),
         worker: member.worker.clone(),
     });
-    candidate(intake.hear(NOW, &own, &event));
+    candidate(intake.check_message(NOW, &own, &event));
     intake.learn(Notice::Removed {
         run: run(),
         worker: member.worker.clone(),
     });
     // The refusal is final, so the worker need not ask again.
-    let heard = intake.hear(NOW, &own, &event);
+    let heard = intake.check_message(NOW, &own, &event);
     assert!(
-        matches!(&heard, Heard::Refused(refusal) if refusal.detail.contains("was removed from run")),
+        matches!(&heard, MessageCheck::Refused(refusal) if refusal.detail.contains("was removed from run")),
         "{heard:?}"
     );
     assert_eq!(refused(heard), Code::EventRefused);
     let others = stopped(&mut other).encode();
-    candidate(intake.hear(NOW, &subject(&other, "stopped"), &others));
+    candidate(intake.check_message(NOW, &subject(&other, "stopped"), &others));
 }
 
 /// A chain is recorded only in the stream of its tenant; the readers' copy is made from that
@@ -428,7 +448,7 @@ fn a_chain_of_which_the_copy_shows_more_than_its_stream_has_was_lost() {
     let (mut intake, mut member) = scene();
     let events: Vec<SignedEvent> = (0..4).map(|_| stopped(&mut member)).collect();
     let hear = |intake: &mut Intake, at: usize| {
-        candidate(intake.hear(NOW, &subject(&member, "stopped"), &events[at].encode()))
+        candidate(intake.check_message(NOW, &subject(&member, "stopped"), &events[at].encode()))
     };
     let tail = |at: usize| Tail::read(1 + at as u64, &events[at].encode()).expect("an event");
     let third = hear(&mut intake, 3);
@@ -440,7 +460,7 @@ fn a_chain_of_which_the_copy_shows_more_than_its_stream_has_was_lost() {
     let key = member.emitter.public.clone();
     intake.learn(Notice::Reached {
         key: key.clone(),
-        next: schemas::Sequence(3),
+        next: schemas::ChainSequence(3),
     });
     for before in [None, Some(tail(0)), Some(tail(1))] {
         let lost = intake
@@ -465,7 +485,7 @@ fn a_chain_of_which_the_copy_shows_more_than_its_stream_has_was_lost() {
     assert!(intake.lost(&third, Some(&other)).is_some());
     intake.learn(Notice::Reached {
         key,
-        next: schemas::Sequence(0),
+        next: schemas::ChainSequence(0),
     });
     assert_eq!(intake.lost(&third, None), None);
 }

@@ -10,8 +10,8 @@ use schemas::run::RunSpec;
 use schemas::subject::{ledger_subject, record_subject};
 use schemas::sync::SealedInput;
 use schemas::{
-    AccountId, Digest, Fragment, Message as _, ObjectRef, PublicKey, Round, RunId, Sequence, Steps,
-    Tokens, UnitIndex, UnixMillis, V, Weight, WorkerId,
+    AccountId, ChainSequence, Digest, Fragment, Message as _, ObjectRef, PublicKey, Round, RunId,
+    Steps, Tokens, UnitIndex, UnixMillis, V, Weight, WorkerId,
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -117,7 +117,7 @@ impl Emitter {
         let body = EventBody {
             v: V,
             emitter: self.public.clone(),
-            sequence: Sequence(self.next),
+            sequence: ChainSequence(self.next),
             previous: self.head,
             time: UnixMillis(time),
             run,

@@ -1,7 +1,7 @@
 //! Tests of the auditor's output: rows of the timeline, findings in words, the ends of chains.
 
 use audit_core::{Finding, Notice, StreamSequence, Verdict};
-use schemas::Sequence;
+use schemas::ChainSequence;
 use schemas::event::WorkerEvent;
 
 use crate::foreign::SPOILS;
@@ -76,7 +76,7 @@ fn a_notice_says_how_far_each_chain_has_come() {
             _ => None,
         })
     };
-    assert_eq!(reached(auditor.take_notices()), Some(Sequence(events)));
+    assert_eq!(reached(auditor.take_notices()), Some(ChainSequence(events)));
     // A chain with an event out of turn counts as far as that event's position.
     let mut ahead = member.clone();
     for _ in 0..events + 3 {
@@ -89,7 +89,10 @@ fn a_notice_says_how_far_each_chain_has_come() {
         },
     );
     drop(auditor.observe(log.records.last().expect("it was just written")));
-    assert_eq!(reached(auditor.take_notices()), Some(Sequence(events + 4)));
+    assert_eq!(
+        reached(auditor.take_notices()),
+        Some(ChainSequence(events + 4))
+    );
 }
 
 fn stopped() -> schemas::event::Event {

@@ -3,7 +3,7 @@
 use audit_core::{CLOCK_SKEW_MAX, Finding, HELD_MAX, Notice, StreamSequence, Verdict};
 use schemas::event::{Departure, Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::view::RunPhase;
-use schemas::{Code, Message as _, Round, Sequence, UnixMillis};
+use schemas::{ChainSequence, Code, Message as _, Round, UnixMillis};
 
 use crate::foreign::SPOILS;
 use crate::log::{DOMAIN, Emitter, Log, Member, PLAN, Plan, audit, renumber, run, signed};
@@ -438,8 +438,8 @@ fn the_stream_itself_has_no_holes() {
         matches!(
             found[1],
             Finding::Gap {
-                from: Sequence(0),
-                to: Sequence(1)
+                from: ChainSequence(0),
+                to: ChainSequence(1)
             }
         ),
         "{found:?}"

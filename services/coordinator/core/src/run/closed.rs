@@ -2,9 +2,9 @@
 //! of the end.
 
 use ledger::RunFold;
+use schemas::Digest;
 use schemas::event::Departure;
-use schemas::lease::{ClaimOutcome, ClaimReply, Done};
-use schemas::{Digest, V};
+use schemas::lease::{ClaimOutcome, ClaimReply};
 
 use crate::coordinator::run_closed;
 use crate::effect::Answer;
@@ -31,7 +31,7 @@ pub(crate) fn request(
                 let event = left(&peer.worker, Departure::Left, &request.reason);
                 turn.append(run, event);
             }
-            Ok(Outcome::Now(Answer::Done(Done { v: V })))
+            Ok(Outcome::done())
         }
         WorkerRequest::Submit(submission) => {
             check_member(run, peer)?;

@@ -6,7 +6,7 @@ use schemas::limits::{
     DEVICE_MEMORY_MAX, SPEED_MAX, TRAFFIC_MAX, TRANSFER_FAILURES_PER_SECOND_MAX,
 };
 use schemas::public::CommandVerb;
-use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
+use schemas::telemetry::{Heartbeat, Phase, WorkerMetrics};
 use schemas::{Bytes, Code, Millis, Refusal, UnixMillis};
 
 use crate::effect::Effect;
@@ -23,7 +23,7 @@ const COUNTING_MARGIN: Millis = Millis::from_secs(60);
 
 /// The outcome of a heartbeat.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Heard {
+pub(crate) enum HeartbeatOutcome {
     /// It is the worker's newest heartbeat.
     Taken,
     /// Its sender is no member, and learns that from its next request.
@@ -40,25 +40,25 @@ impl RunRoom<'_> {
         turn: &mut Turn<'_>,
         peer: &Peer,
         heartbeat: Heartbeat,
-    ) -> Result<Heard, Denied> {
+    ) -> Result<HeartbeatOutcome, Denied> {
         let Ok(member) = check_member(&self.run, peer) else {
-            return Ok(Heard::Stranger);
+            return Ok(HeartbeatOutcome::Stranger);
         };
         if member.session != heartbeat.session {
-            return Ok(Heard::Replaced);
+            return Ok(HeartbeatOutcome::Replaced);
         }
         let presence = self.live.presence.get_mut(&peer.worker);
         let presence = presence.expect("every member is watched");
         presence.heard_at = turn.now;
         let before = presence.heartbeat.as_ref();
         if before.is_some_and(|before| is_older(&heartbeat, before)) {
-            return Ok(Heard::Overtaken);
+            return Ok(HeartbeatOutcome::Overtaken);
         }
         let step = Traffic::between(before, &heartbeat);
         let moved = self.live.moved.get(&peer.worker).copied();
         let moved = moved.unwrap_or_default().plus(step);
         check_heartbeat(&self.run, &heartbeat, moved, turn.now)?;
-        turn.out.push(Effect::Heard {
+        turn.out.push(Effect::ShowHeartbeat {
             run: self.run.name().clone(),
             worker: peer.worker.clone(),
             heartbeat: Box::new(heartbeat.clone()),
@@ -77,7 +77,7 @@ impl RunRoom<'_> {
         self.live.moved.insert(peer.worker.clone(), moved);
         self.live.traffic = self.live.traffic.plus(step);
         self.mark_changed(turn);
-        Ok(Heard::Taken)
+        Ok(HeartbeatOutcome::Taken)
     }
 }
 
@@ -86,12 +86,12 @@ fn is_older(heartbeat: &Heartbeat, before: &Heartbeat) -> bool {
     heartbeat.bytes_up < before.bytes_up
         || heartbeat.bytes_down < before.bytes_down
         || heartbeat.tokens < before.tokens
-        || heartbeat.numbers.transfer_failures < before.numbers.transfer_failures
+        || heartbeat.metrics.transfer_failures < before.metrics.transfer_failures
         || heartbeat
-            .numbers
+            .metrics
             .lanes()
             .iter()
-            .zip(before.numbers.lanes())
+            .zip(before.metrics.lanes())
             .any(|(now, before)| now.1 < before.1)
 }
 
@@ -123,7 +123,7 @@ fn check_heartbeat(
             ));
         }
     }
-    check_numbers(&heartbeat.numbers, seconds)?;
+    check_metrics(&heartbeat.metrics, seconds)?;
     if heartbeat.tokens.get() as f64 > SPEED_MAX * seconds as f64 {
         return impossible(format!(
             "{} tokens in at most {seconds} s",
@@ -134,20 +134,20 @@ fn check_heartbeat(
 }
 
 /// Refuses times, failures and memory that a process cannot have reached in `seconds`.
-fn check_numbers(numbers: &WorkerNumbers, seconds: u64) -> Result<(), Refusal> {
+fn check_metrics(metrics: &WorkerMetrics, seconds: u64) -> Result<(), Refusal> {
     let impossible = |detail: String| Err(Refusal::new(Code::NumberImpossible, detail));
-    for (lane, spent) in numbers.lanes() {
+    for (lane, spent) in metrics.lanes() {
         if spent > Millis::from_secs(seconds) {
             return impossible(format!("{spent} ms to {lane} in at most {seconds} s"));
         }
     }
-    let failures = numbers.transfer_failures;
+    let failures = metrics.transfer_failures;
     if failures > TRANSFER_FAILURES_PER_SECOND_MAX.saturating_mul(seconds) {
         return impossible(format!(
             "{failures} failed transfers in at most {seconds} s"
         ));
     }
-    match numbers.device_memory {
+    match metrics.device_memory {
         Some(memory) if memory > DEVICE_MEMORY_MAX => impossible(format!(
             "{memory} bytes of a device are in use, at most {DEVICE_MEMORY_MAX} are believed"
         )),

@@ -6,14 +6,14 @@ use ledger::{Run, Standing, Unit};
 use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::foundry::Order;
 use schemas::lease::{
-    ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Manifest, ReleaseRequest, RenewReply,
+    ClaimOutcome, ClaimReply, ClaimRequest, LeaseRef, Manifest, ReleaseRequest, RenewReply,
     RenewRequest, UnitId, UnitKind,
 };
 use schemas::limits::CLAIM_WAIT_MAX;
 use schemas::{Code, Digest, Millis, Refusal, Round, RunId, UnixMillis, V, WorkerId};
 
 use crate::coordinator::draining;
-use crate::deadline::Alarm;
+use crate::deadline::RunTimer;
 use crate::effect::{Answer, Effect, Quarantine};
 use crate::input::{Peer, ReplyId};
 use crate::run::RunRoom;
@@ -28,7 +28,7 @@ use crate::turn::{Handled, Outcome, Turn};
 const CLOCK_SKEW_SECONDS: u64 = 5;
 
 /// The result of looking at a lease.
-enum Look {
+enum LeaseState {
     /// Nobody holds the unit any more: the timer has outlived its lease.
     Over,
     /// Its result is being checked; the lease does not end meanwhile.
@@ -64,7 +64,7 @@ impl RunRoom<'_> {
         }
         let until = turn.now.after(request.wait.min(CLAIM_WAIT_MAX));
         let older = self.live.claims.hold(peer.worker.clone(), reply, until);
-        self.wake(turn, until, Alarm::Claim(peer.worker.clone()));
+        self.wake(turn, until, RunTimer::Claim(peer.worker.clone()));
         if let Some(older) = older {
             turn.answer_claim(older.reply, ClaimOutcome::Nothing);
         }
@@ -130,7 +130,7 @@ impl RunRoom<'_> {
         let expires_at = turn.now.after(self.run.spec.policy.lease);
         let lease = LiveLease::new(turn.now, expires_at);
         self.live.leases.insert(unit, lease);
-        self.wake(turn, expires_at, Alarm::Lease(unit));
+        self.wake(turn, expires_at, RunTimer::Lease(unit));
     }
 
     /// Answers the worker's held claim with its lease. Without the data set there is no work to
@@ -203,14 +203,14 @@ impl RunRoom<'_> {
             }
             self.end_lease(turn, request.lease, LeaseEnd::Released);
         }
-        Ok(Outcome::Now(Answer::Done(Done { v: V })))
+        Ok(Outcome::done())
     }
 
     pub(crate) fn lease_due(&mut self, turn: &mut Turn<'_>, unit: UnitId) {
         match self.look(turn.now, unit) {
-            Look::Over | Look::Checked => {}
-            Look::Runs(until) => self.wake(turn, until, Alarm::Lease(unit)),
-            Look::Ends(lease, worker, cause) => {
+            LeaseState::Over | LeaseState::Checked => {}
+            LeaseState::Runs(until) => self.wake(turn, until, RunTimer::Lease(unit)),
+            LeaseState::Ends(lease, worker, cause) => {
                 if cause == LeaseEnd::Stalled {
                     self.live.stalled.insert(worker.clone(), lease);
                     let refusal = stood_still(&lease, self.run.spec.policy.lease);
@@ -221,17 +221,17 @@ impl RunRoom<'_> {
         }
     }
 
-    fn look(&self, now: UnixMillis, unit: UnitId) -> Look {
+    fn look(&self, now: UnixMillis, unit: UnitId) -> LeaseState {
         let Some((worker, epoch)) = self.run.holder(&unit) else {
-            return Look::Over;
+            return LeaseState::Over;
         };
         let held = self.live.lease(&unit);
         if held.is_checked() {
-            return Look::Checked;
+            return LeaseState::Checked;
         }
         match held.due(self.run.spec.policy.lease) {
-            (due_at, _) if due_at > now => Look::Runs(due_at),
-            (_, cause) => Look::Ends(LeaseRef { unit, epoch }, worker.clone(), cause),
+            (due_at, _) if due_at > now => LeaseState::Runs(due_at),
+            (_, cause) => LeaseState::Ends(LeaseRef { unit, epoch }, worker.clone(), cause),
         }
     }
 

@@ -18,7 +18,7 @@ use crate::run::draw::Data;
 use crate::run::failures::Failures;
 use crate::run::lists::Lists;
 use crate::run::results::Screening;
-use crate::run::spare::Spans;
+use crate::run::spare::UnitTimes;
 
 /// One open run.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub(crate) struct LiveRun {
     /// The last lease of each worker that ended because it made no progress; the worker is told so
     /// when it asks.
     pub(crate) stalled: BTreeMap<WorkerId, LeaseRef>,
-    pub(crate) spans: Spans,
+    pub(crate) spans: UnitTimes,
     /// True while evaluations come before training, since too many wait.
     pub(crate) catching_up: bool,
     pub(crate) presence: BTreeMap<WorkerId, Presence>,
@@ -52,13 +52,13 @@ pub(crate) struct LiveRun {
     /// The bytes that all of them report as moved.
     pub(crate) traffic: Traffic,
     /// Uploads of each worker that are part of no result that counts.
-    pub(crate) unused: BTreeMap<WorkerId, Fading>,
+    pub(crate) unused: BTreeMap<WorkerId, DecayingCount>,
     /// Joins and leases of each worker that led to events since its last result that counts. An
     /// entry outlives the membership, since leaving would clear it otherwise; the size of the
     /// roster bounds the number of entries.
-    pub(crate) fruitless: BTreeMap<WorkerId, Fading>,
+    pub(crate) fruitless: BTreeMap<WorkerId, DecayingCount>,
     /// Requests for objects that wait for the data manifest, or for a list of chunks.
-    pub(crate) reads: BTreeMap<WorkerId, Read>,
+    pub(crate) reads: BTreeMap<WorkerId, HeldRead>,
     /// The time at which the status was published last.
     pub(crate) published_at: UnixMillis,
     /// True if the run changed since then.
@@ -72,7 +72,7 @@ pub(crate) struct Foundry {
     /// True when it holds the weights of the newest round.
     pub(crate) restored: bool,
     /// Its unfinished order on the weights.
-    pub(crate) task: Option<Task>,
+    pub(crate) task: Option<WeightsOrder>,
     /// The round of its unfinished save.
     pub(crate) saving: Option<Round>,
     /// Failures in a row; they decide the wait before the next try.
@@ -91,7 +91,7 @@ pub(crate) struct Foundry {
 
 /// An order to the foundry on a run's weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Task {
+pub(crate) enum WeightsOrder {
     Restore,
     Merge(SyncId),
 }
@@ -182,13 +182,13 @@ impl Traffic {
 /// A count that fades with time: work of a worker that is in no result that counts, or events that
 /// an operator caused.
 #[derive(Debug, Default)]
-pub(crate) struct Fading {
+pub(crate) struct DecayingCount {
     count: usize,
     /// The time up to which fading was applied.
     since: UnixMillis,
 }
 
-impl Fading {
+impl DecayingCount {
     /// The count at `now`. `each` of it fade in every `span`.
     pub(crate) fn at(&mut self, now: UnixMillis, each: usize, span: Millis) -> usize {
         let spans = self.since.until(now).get() / span.get().max(1);
@@ -217,7 +217,7 @@ impl Fading {
 
 /// A held request for objects.
 #[derive(Debug)]
-pub(crate) struct Read {
+pub(crate) struct HeldRead {
     pub(crate) reply: ReplyId,
     pub(crate) objects: Vec<Digest>,
 }
@@ -243,7 +243,7 @@ impl LiveRun {
             last_failures: BTreeMap::new(),
             failed_in_a_row: 0,
             stalled: BTreeMap::new(),
-            spans: Spans::default(),
+            spans: UnitTimes::default(),
             catching_up: false,
             presence: BTreeMap::new(),
             moved: BTreeMap::new(),
@@ -281,7 +281,7 @@ impl Foundry {
     }
 
     /// True when the answer is for the order under way; any other answer changes nothing.
-    pub(crate) fn finishes(&mut self, task: Task) -> bool {
+    pub(crate) fn finishes(&mut self, task: WeightsOrder) -> bool {
         let asked = self.task == Some(task);
         if asked {
             self.task = None;
@@ -449,7 +449,7 @@ mod tests {
     #[test]
     fn unused_uploads_are_forgotten_little_by_little() {
         let (span, start) = (Millis(10), UnixMillis(1000));
-        let mut unused = Fading::default();
+        let mut unused = DecayingCount::default();
         assert_eq!(unused.at(start, 2, span), 0);
         unused.add(8);
         assert_eq!(unused.at(UnixMillis(1009), 2, span), 8);

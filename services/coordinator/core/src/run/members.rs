@@ -2,12 +2,12 @@
 
 use ledger::{Member, Run};
 use schemas::event::{Departure, LeaseEnd, LedgerEvent};
-use schemas::lease::{Done, LeaseRef, UnitKind};
+use schemas::lease::{LeaseRef, UnitKind};
 use schemas::limits::WORKERS_MAX;
 use schemas::member::{JoinReply, JoinRequest, LeaveRequest, Session};
 use schemas::{Code, Refusal, Steps, UnixMillis, V, WorkerId};
 
-use crate::deadline::Alarm;
+use crate::deadline::RunTimer;
 use crate::denial::cut_text;
 use crate::effect::Answer;
 use crate::input::Peer;
@@ -70,7 +70,7 @@ impl RunRoom<'_> {
             check_session(check_member(&self.run, peer)?, request.session)?;
             self.depart(turn, &peer.worker, Departure::Left, &request.reason);
         }
-        Ok(Outcome::Now(Answer::Done(Done { v: V })))
+        Ok(Outcome::done())
     }
 
     /// Ends a membership; the worker's lease goes back unless its result is being checked.
@@ -120,7 +120,7 @@ impl RunRoom<'_> {
         let presence = self.live.presence.entry(worker.clone());
         presence.or_insert(silent).heard_at = turn.now;
         let silent_at = turn.now.after(self.run.spec.policy.silence_max);
-        self.wake(turn, silent_at, Alarm::Silence(worker.clone()));
+        self.wake(turn, silent_at, RunTimer::Silence(worker.clone()));
     }
 
     pub(crate) fn silence_due(&mut self, turn: &mut Turn<'_>, worker: &WorkerId) {
@@ -134,7 +134,7 @@ impl RunRoom<'_> {
             }
             let silent_at = presence.heard_at.after(silence_max);
             if silent_at > turn.now {
-                self.wake(turn, silent_at, Alarm::Silence(worker.clone()));
+                self.wake(turn, silent_at, RunTimer::Silence(worker.clone()));
             } else {
                 let detail = format!("not heard for {silence_max} ms");
                 self.depart(turn, worker, Departure::Silent, &detail);

@@ -38,7 +38,7 @@ use schemas::UnixMillis;
 use schemas::event::LedgerEvent;
 use schemas::foundry::Order;
 
-use crate::deadline::{Alarm, Timer};
+use crate::deadline::{RunTimer, Timer};
 use crate::effect::Effect;
 use crate::input::{Peer, ReplyId, WorkerRequest};
 use crate::run::live::LiveRun;
@@ -83,14 +83,14 @@ impl RunRoom<'_> {
     }
 
     /// Looks at the part of the run that a timer names, which may turn out not to be due.
-    pub(crate) fn alarm(&mut self, turn: &mut Turn<'_>, alarm: Alarm) {
-        match alarm {
-            Alarm::Lease(unit) => self.lease_due(turn, unit),
-            Alarm::Silence(worker) => self.silence_due(turn, &worker),
-            Alarm::Claim(worker) => self.claim_due(turn, &worker),
-            Alarm::Offer(unit) => self.offer_due(turn, unit),
-            Alarm::Weights => self.advance(turn),
-            Alarm::Status => self.status_due(turn),
+    pub(crate) fn timer(&mut self, turn: &mut Turn<'_>, timer: RunTimer) {
+        match timer {
+            RunTimer::Lease(unit) => self.lease_due(turn, unit),
+            RunTimer::Silence(worker) => self.silence_due(turn, &worker),
+            RunTimer::Claim(worker) => self.claim_due(turn, &worker),
+            RunTimer::Offer(unit) => self.offer_due(turn, unit),
+            RunTimer::Weights => self.advance(turn),
+            RunTimer::Status => self.status_due(turn),
         }
     }
 
@@ -100,8 +100,8 @@ impl RunRoom<'_> {
         self.mark_changed(turn);
     }
 
-    pub(crate) fn wake(&self, turn: &mut Turn<'_>, at: UnixMillis, alarm: Alarm) {
+    pub(crate) fn wake(&self, turn: &mut Turn<'_>, at: UnixMillis, timer: RunTimer) {
         let run = self.run.name().clone();
-        turn.timers.set(at, Timer::Room(run, alarm));
+        turn.timers.set(at, Timer::Room(run, timer));
     }
 }

@@ -6,15 +6,15 @@ use ledger::Run;
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
 use schemas::foundry::Order;
-use schemas::lease::{Done, UnitKind, Weights};
+use schemas::lease::{UnitKind, Weights};
 use schemas::limits::{GRANTS_MAX, NAMED_CHUNKS_MAX, OBJECT_BYTES_MAX};
-use schemas::{Bytes, Code, Digest, ObjectRef, Refusal, V};
+use schemas::{Bytes, Code, Digest, ObjectRef, Refusal};
 
-use crate::effect::{Answer, Effect, Quarantine};
+use crate::effect::{Effect, Quarantine};
 use crate::input::{Peer, ReplyId};
 use crate::run::RunRoom;
 use crate::run::leases::check_holder;
-use crate::run::live::{LiveRun, Read};
+use crate::run::live::{HeldRead, LiveRun};
 use crate::run::members::check_member;
 use crate::turn::{Handled, Outcome, Turn};
 
@@ -128,7 +128,7 @@ impl RunRoom<'_> {
             };
             self.order(turn, order);
         }
-        Ok(Outcome::Now(Answer::Done(Done { v: V })))
+        Ok(Outcome::done())
     }
 
     pub(crate) fn get(
@@ -147,7 +147,7 @@ impl RunRoom<'_> {
         match forbidden(&self.run, self.live, &objects) {
             None => turn.out.push(Effect::GrantGet { reply, objects }),
             Some(_) if self.may_learn() => {
-                let read = Read { reply, objects };
+                let read = HeldRead { reply, objects };
                 if let Some(older) = self.live.reads.insert(peer.worker.clone(), read) {
                     let refusal = Refusal::new(Code::NoAnswer, "a newer request took its place");
                     turn.reply(older.reply, Err(refusal));
@@ -170,11 +170,11 @@ impl RunRoom<'_> {
     /// now. Returns those that are to be refused.
     pub(crate) fn answer_reads(&mut self, turn: &mut Turn<'_>) -> Vec<RefusedRead> {
         let mut refused = Vec::new();
-        for (worker, Read { reply, objects }) in std::mem::take(&mut self.live.reads) {
+        for (worker, HeldRead { reply, objects }) in std::mem::take(&mut self.live.reads) {
             match forbidden(&self.run, self.live, &objects) {
                 None => turn.out.push(Effect::GrantGet { reply, objects }),
                 Some(_) if self.may_learn() => {
-                    let read = Read { reply, objects };
+                    let read = HeldRead { reply, objects };
                     self.live.reads.insert(worker, read);
                 }
                 Some(digest) => {

@@ -9,7 +9,7 @@ use ledger::Run;
 use schemas::lease::{UnitId, UnitKind};
 use schemas::{Millis, Round, UnitIndex};
 
-use crate::deadline::Alarm;
+use crate::deadline::RunTimer;
 use crate::effect::Effect;
 use crate::input::DeliveryId;
 use crate::run::RunRoom;
@@ -52,7 +52,7 @@ impl RunRoom<'_> {
                 offered.delivery = Some(delivery);
                 offered.hold_at = turn.now.after(HOLD_EVERY);
                 let hold_at = offered.hold_at;
-                self.wake(turn, hold_at, Alarm::Offer(unit));
+                self.wake(turn, hold_at, RunTimer::Offer(unit));
             }
             // The unit is complete or unknown, so its offer must not come again.
             None => turn.out.push(Effect::Settle { delivery }),
@@ -67,7 +67,7 @@ impl RunRoom<'_> {
         {
             offered.hold_at = turn.now.after(HOLD_EVERY);
             let hold_at = offered.hold_at;
-            self.wake(turn, hold_at, Alarm::Offer(unit));
+            self.wake(turn, hold_at, RunTimer::Offer(unit));
             turn.out.push(Effect::Hold { delivery });
         }
     }

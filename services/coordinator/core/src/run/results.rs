@@ -13,7 +13,7 @@ use schemas::limits::{LOSS_MAX, TRAIN_MAX};
 use schemas::{Code, Digest, Millis, Refusal, RunId, Tokens, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 
-use crate::deadline::Alarm;
+use crate::deadline::RunTimer;
 use crate::denial::cut_text;
 use crate::effect::Answer;
 use crate::input::{Peer, ReplyId, Screened, ScreeningId, Submission};
@@ -230,7 +230,7 @@ impl RunRoom<'_> {
             None => turn.now,
         };
         self.live.lease_mut(&unit).expires_at = expires_at;
-        self.wake(turn, expires_at, Alarm::Lease(unit));
+        self.wake(turn, expires_at, RunTimer::Lease(unit));
         turn.answer_all(done, refusal);
         self.repeat_grants(turn);
     }

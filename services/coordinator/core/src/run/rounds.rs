@@ -12,12 +12,12 @@ use schemas::snapshot::MergeInput;
 use schemas::sync::SealedInput;
 use schemas::{Class, Code, ObjectRef, Refusal, Round, SyncId, Tokens, UnixMillis, WorkerId};
 
-use crate::deadline::Alarm;
+use crate::deadline::RunTimer;
 use crate::input::{Merged, ReplyId};
 use crate::run::RunRoom;
 use crate::run::closing::due;
 use crate::run::draw::Data;
-use crate::run::live::{LiveRun, Task, backoff};
+use crate::run::live::{LiveRun, WeightsOrder, backoff};
 use crate::run::objects::RefusedRead;
 use crate::turn::Turn;
 
@@ -25,7 +25,7 @@ const ASKED: &str = "the set that the foundry was asked to merge is the next";
 
 /// The next step that a run needs, besides its workers' results.
 #[derive(Debug, PartialEq)]
-enum Step {
+enum NextStep {
     Restore,
     Seal(SyncId, Vec<SealedInput>),
     Open(Round),
@@ -39,12 +39,12 @@ impl RunRoom<'_> {
     pub(crate) fn advance(&mut self, turn: &mut Turn<'_>) {
         while let Some(step) = next_step(&self.run, self.live, turn.now) {
             match step {
-                Step::Restore => self.restore(turn),
-                Step::Seal(sync, inputs) => self.seal(turn, sync, &inputs),
-                Step::Open(round) => self.open_round(turn, round),
-                Step::Save(round) => self.save(turn, round),
-                Step::Merge(sync, inputs) => self.merge(turn, sync, inputs),
-                Step::Complete => return self.complete(turn),
+                NextStep::Restore => self.restore(turn),
+                NextStep::Seal(sync, inputs) => self.seal(turn, sync, &inputs),
+                NextStep::Open(round) => self.open_round(turn, round),
+                NextStep::Save(round) => self.save(turn, round),
+                NextStep::Merge(sync, inputs) => self.merge(turn, sync, inputs),
+                NextStep::Complete => return self.complete(turn),
             }
         }
     }
@@ -69,7 +69,7 @@ impl RunRoom<'_> {
     }
 
     fn restore(&mut self, turn: &mut Turn<'_>) {
-        self.live.foundry.task = Some(Task::Restore);
+        self.live.foundry.task = Some(WeightsOrder::Restore);
         let snapshot = self.run.last_snapshot();
         let order = Order::Restore {
             spec: Box::new(self.run.spec.clone()),
@@ -99,7 +99,7 @@ impl RunRoom<'_> {
     }
 
     pub(crate) fn restored(&mut self, turn: &mut Turn<'_>, outcome: Result<(), Refusal>) {
-        if self.live.foundry.finishes(Task::Restore) {
+        if self.live.foundry.finishes(WeightsOrder::Restore) {
             match outcome {
                 Ok(()) => {
                     self.live.foundry.restored = true;
@@ -167,7 +167,7 @@ impl RunRoom<'_> {
     }
 
     fn merge(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: Vec<MergeInput>) {
-        self.live.foundry.task = Some(Task::Merge(sync));
+        self.live.foundry.task = Some(WeightsOrder::Merge(sync));
         let base = self.run.version(sync.fragment);
         self.order(turn, Order::Merge { sync, base, inputs });
         self.offer_ahead(turn);
@@ -179,7 +179,7 @@ impl RunRoom<'_> {
         sync: SyncId,
         outcome: Result<Merged, Refusal>,
     ) {
-        if self.live.foundry.finishes(Task::Merge(sync)) {
+        if self.live.foundry.finishes(WeightsOrder::Merge(sync)) {
             let outcome = outcome.and_then(|merged| {
                 check_weights(&self.run, sync, &merged.broadcast).map(|()| merged)
             });
@@ -218,7 +218,7 @@ impl RunRoom<'_> {
         foundry.retry_at = turn.now.after(backoff(foundry.failures));
         foundry.trouble = Some(refusal);
         let retry_at = foundry.retry_at;
-        self.wake(turn, retry_at, Alarm::Weights);
+        self.wake(turn, retry_at, RunTimer::Weights);
     }
 
     fn save(&mut self, turn: &mut Turn<'_>, round: Round) {
@@ -259,7 +259,7 @@ impl RunRoom<'_> {
         foundry.save_at = turn.now.after(backoff(foundry.save_failures));
         foundry.save_trouble = Some(refusal);
         let save_at = foundry.save_at;
-        self.wake(turn, save_at, Alarm::Weights);
+        self.wake(turn, save_at, RunTimer::Weights);
     }
 
     /// Completes the run. This is the last call in its room, which the coordinator then removes.
@@ -275,7 +275,7 @@ impl RunRoom<'_> {
 
 /// The next step of the run. The order matters: a save must be asked for before the next merge
 /// changes the weights that it saves.
-fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Step> {
+fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
     let foundry = &live.foundry;
     if foundry.halted.is_some() {
         return None;
@@ -287,35 +287,35 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Step> {
         return None;
     }
     if !foundry.restored {
-        return (foundry.retry_at <= now).then_some(Step::Restore);
+        return (foundry.retry_at <= now).then_some(NextStep::Restore);
     }
     let closed = run.rounds_closed();
     let started = !run.rounds.is_empty() || run.present() >= run.spec.policy.workers_min;
     if run.open.is_empty() && !run.all_rounds_closed() && started {
-        return Some(Step::Open(closed));
+        return Some(NextStep::Open(closed));
     }
     let due = run.unsaved().any(|version| run.spec.saves(version));
     if due && foundry.saving.is_none() && foundry.save_at <= now {
-        return Some(Step::Save(closed));
+        return Some(NextStep::Save(closed));
     }
     let mut sealed = run
         .spec
         .fragments()
         .filter_map(|fragment| run.next_merge(fragment));
     if let Some((sync, inputs)) = sealed.next().filter(|_| foundry.retry_at <= now) {
-        return Some(Step::Merge(sync, inputs.to_vec()));
+        return Some(NextStep::Merge(sync, inputs.to_vec()));
     }
     let saved = run
         .last_snapshot()
         .is_some_and(|snapshot| snapshot.round == closed);
-    (run.all_rounds_closed() && run.units.is_empty() && saved).then_some(Step::Complete)
+    (run.all_rounds_closed() && run.units.is_empty() && saved).then_some(NextStep::Complete)
 }
 
 /// The seal of the first open round, fragment by fragment, whose closing rule is met.
-fn next_seal(run: &Run) -> Option<Step> {
+fn next_seal(run: &Run) -> Option<NextStep> {
     let (closing, units) = (run.spec.policy.closing, run.spec.schedule.units);
     let mut open = run.open.iter();
-    open.find_map(|(sync, open)| Some(Step::Seal(*sync, due(closing, units, open)?)))
+    open.find_map(|(sync, open)| Some(NextStep::Seal(*sync, due(closing, units, open)?)))
 }
 
 /// Units without a result.

@@ -16,14 +16,14 @@ const EVALUATIONS_WAITING_MAX: usize = 8;
 /// The times that units took during the life of this process. Without a measurement no worker
 /// counts as idle.
 #[derive(Debug, Default)]
-pub(crate) struct Spans {
+pub(crate) struct UnitTimes {
     /// The time of each worker's last training unit.
     training: BTreeMap<WorkerId, Millis>,
     /// The time of each worker's last evaluation.
     evaluation: BTreeMap<WorkerId, Millis>,
 }
 
-impl Spans {
+impl UnitTimes {
     /// Notes the time of a result that counts, whose lease was granted at `since`.
     pub(crate) fn note(
         &mut self,
@@ -133,7 +133,7 @@ mod tests {
         state
             .apply(START, Some(&run_id()), &created)
             .expect("it is the first");
-        let mut spans = Spans::default();
+        let mut spans = UnitTimes::default();
         let end = START.after(Millis(3200));
         spans.note(&train(0, 0), &worker(1), START, end);
         let run = state.run(&run_id()).expect("it was created");

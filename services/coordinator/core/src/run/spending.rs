@@ -3,7 +3,7 @@
 
 use schemas::{Code, Millis, Refusal, UnixMillis, WorkerId};
 
-use crate::run::live::{Fading, LiveRun};
+use crate::run::live::{DecayingCount, LiveRun};
 
 /// Joins and leases of a worker without a result that counts, in quick succession. They last a
 /// worker for minutes if its supervisor restarts it every few seconds, and a worker whose units
@@ -38,7 +38,7 @@ impl LiveRun {
 
     /// Counts a join or a lease of a worker.
     pub(crate) fn spend(&mut self, now: UnixMillis, worker: &WorkerId) {
-        let fruitless: &mut Fading = self.fruitless.entry(worker.clone()).or_default();
+        let fruitless: &mut DecayingCount = self.fruitless.entry(worker.clone()).or_default();
         fruitless.at(now, 1, FRUITLESS_EVERY);
         fruitless.add(1);
     }

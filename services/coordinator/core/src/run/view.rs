@@ -6,7 +6,7 @@ use schemas::public::Status;
 use schemas::view::{LeaseView, RunPhase, RunView, WorkerView};
 use schemas::{Code, Millis, Refusal, RunId, Steps, UnixMillis, V, WorkerId};
 
-use crate::deadline::Alarm;
+use crate::deadline::RunTimer;
 use crate::effect::Effect;
 use crate::run::RunRoom;
 use crate::run::failures::{named, nobody_gets_through};
@@ -27,7 +27,7 @@ impl RunRoom<'_> {
     pub(crate) fn mark_changed(&mut self, turn: &mut Turn<'_>) {
         self.live.changed = true;
         let due_at = self.live.published_at.after(STATUS_EVERY_MIN).max(turn.now);
-        self.wake(turn, due_at, Alarm::Status);
+        self.wake(turn, due_at, RunTimer::Status);
     }
 
     pub(crate) fn status_due(&mut self, turn: &mut Turn<'_>) {
@@ -45,7 +45,7 @@ impl RunRoom<'_> {
         let view = open_view(self.run.name(), &self.run, self.live, turn.now);
         self.live.changed = false;
         self.live.published_at = turn.now;
-        self.wake(turn, turn.now.after(STATUS_EVERY_MAX), Alarm::Status);
+        self.wake(turn, turn.now.after(STATUS_EVERY_MAX), RunTimer::Status);
         let now = turn.now;
         turn.out
             .push(Effect::Publish(Box::new(Status { v: V, now, view })));

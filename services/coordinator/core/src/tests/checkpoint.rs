@@ -2,7 +2,7 @@
 
 use ledger::{CHECKPOINTS_KEPT, FORMAT, State};
 use schemas::checkpoint::Checkpoint;
-use schemas::{Code, Digest, ObjectRef, Refusal, Sequence};
+use schemas::{ChainSequence, Code, Digest, ObjectRef, Refusal};
 
 use crate::fixture::*;
 use crate::{Coordinator, Effect, Input, Settings, WorkerRequest};
@@ -108,7 +108,7 @@ fn one_is_taken_after_so_many_events_and_named_when_it_is_written() {
     world = self::world();
     assert_eq!(taken(&world), 1, "a ledger without one gets one at a start");
     let covered = world.core.state().taken().expect("it is being written");
-    let covered = Sequence(covered.events() - 1);
+    let covered = ChainSequence(covered.events() - 1);
     let bytes = written(&mut world);
     pass(&mut world, 3 * EVERY);
     assert_eq!((taken(&world), writes(&world)), (1, 0), "one at a time");

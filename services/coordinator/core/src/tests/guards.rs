@@ -472,7 +472,7 @@ fn weights_that_do_not_fit_close_no_round() {
 /// An answer for the save of another round is no snapshot of the run, and the save that was asked
 /// for is still due.
 #[test]
-fn a_save_of_another_round_is_passed_over() {
+fn a_save_of_another_round_is_skipped() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let saves = |world: &mut World, round: u64| {
@@ -509,7 +509,7 @@ fn a_save_of_another_round_is_passed_over() {
 
 /// Only the foundry of a run ends a check of the run.
 #[test]
-fn a_verdict_on_a_check_of_another_run_is_passed_over() {
+fn a_verdict_on_a_check_of_another_run_is_skipped() {
     let mut world = World::with_run(spec("demo"));
     let mut other = spec("other");
     other.seed = 9;

@@ -6,7 +6,7 @@ use schemas::limits::{
 };
 use schemas::member::Session;
 use schemas::public::CommandVerb;
-use schemas::telemetry::{Heartbeat, Phase, WorkerNumbers};
+use schemas::telemetry::{Heartbeat, Phase, WorkerMetrics};
 use schemas::{Bytes, Code, Millis, Steps, Tokens, V};
 
 use crate::fixture::*;
@@ -24,7 +24,7 @@ pub(super) fn heartbeat() -> Heartbeat {
         loss: None,
         bytes_up: Bytes(1),
         bytes_down: Bytes(2),
-        numbers: WorkerNumbers::default(),
+        metrics: WorkerMetrics::default(),
     }
 }
 
@@ -50,7 +50,7 @@ fn what_a_worker_says_of_itself_is_within_what_can_be() {
         ..heartbeat()
     };
     assert!(!say(&mut world, good.clone()));
-    let heard = |effect: &Effect| matches!(effect, Effect::Heard { worker, heartbeat, .. } if *worker == peer(1).worker && **heartbeat == good);
+    let heard = |effect: &Effect| matches!(effect, Effect::ShowHeartbeat { worker, heartbeat, .. } if *worker == peer(1).worker && **heartbeat == good);
     assert!(world.seen.iter().any(heard), "it is shown");
     let shown = world.view();
     // Uploads are counted by the ledger, which has accepted none.
@@ -82,13 +82,13 @@ fn what_a_worker_says_of_itself_is_within_what_can_be() {
         ("a loss that is no number", |one| one.loss = Some(f64::NAN)),
         ("a loss beyond all", |one| one.loss = Some(1e5)),
         ("an hour of steps in ten seconds", |one| {
-            one.numbers.train = Millis::from_secs(3600)
+            one.metrics.train = Millis::from_secs(3600)
         }),
         ("more failures than attempts", |one| {
-            one.numbers.transfer_failures = u64::MAX
+            one.metrics.transfer_failures = u64::MAX
         }),
         ("more memory than there is", |one| {
-            one.numbers.device_memory = Some(Bytes(u64::MAX))
+            one.metrics.device_memory = Some(Bytes(u64::MAX))
         }),
     ];
     for (what, change) in changes {
@@ -96,7 +96,7 @@ fn what_a_worker_says_of_itself_is_within_what_can_be() {
         change(&mut one);
         world.seen.clear();
         assert!(say(&mut world, one), "{what}");
-        let heard = |effect: &Effect| matches!(effect, Effect::Heard { .. });
+        let heard = |effect: &Effect| matches!(effect, Effect::ShowHeartbeat { .. });
         assert!(!world.seen.iter().any(heard), "{what}: it is not shown");
     }
     // A heartbeat that was overtaken, or that comes from a replaced process, is neither news nor a
@@ -185,7 +185,7 @@ fn bytes_of_a_worker_are_bounded_over_all_its_processes() {
 }
 
 fn shown(world: &World) -> usize {
-    let heard = |effect: &&Effect| matches!(effect, Effect::Heard { .. });
+    let heard = |effect: &&Effect| matches!(effect, Effect::ShowHeartbeat { .. });
     world.seen.iter().filter(heard).count()
 }
 
@@ -196,7 +196,7 @@ fn say(world: &mut World, heartbeat: Heartbeat) {
 
 #[test]
 fn a_heartbeat_that_was_overtaken_is_not_shown() {
-    let numbers = WorkerNumbers {
+    let metrics = WorkerMetrics {
         fetch: Millis(5),
         train: Millis(5),
         encode: Millis(5),
@@ -208,7 +208,7 @@ fn a_heartbeat_that_was_overtaken_is_not_shown() {
         tokens: Tokens(5),
         bytes_up: Bytes(5),
         bytes_down: Bytes(5),
-        numbers,
+        metrics,
         ..heartbeat()
     };
     type Change = fn(&mut Heartbeat);
@@ -216,11 +216,11 @@ fn a_heartbeat_that_was_overtaken_is_not_shown() {
         ("bytes up", |one| one.bytes_up = Bytes(4)),
         ("bytes down", |one| one.bytes_down = Bytes(4)),
         ("tokens", |one| one.tokens = Tokens(4)),
-        ("failures", |one| one.numbers.transfer_failures = 4),
-        ("fetch", |one| one.numbers.fetch = Millis(4)),
-        ("train", |one| one.numbers.train = Millis(4)),
-        ("encode", |one| one.numbers.encode = Millis(4)),
-        ("upload", |one| one.numbers.upload = Millis(4)),
+        ("failures", |one| one.metrics.transfer_failures = 4),
+        ("fetch", |one| one.metrics.fetch = Millis(4)),
+        ("train", |one| one.metrics.train = Millis(4)),
+        ("encode", |one| one.metrics.encode = Millis(4)),
+        ("upload", |one| one.metrics.upload = Millis(4)),
     ];
     let mut world = World::with_run(spec("demo"));
     world.join(1);
@@ -234,7 +234,7 @@ fn a_heartbeat_that_was_overtaken_is_not_shown() {
     // Memory is no count, so it may fall. A process that did nothing since then sends the same
     // numbers.
     let mut one = newest.clone();
-    one.numbers.device_memory = Some(Bytes(4));
+    one.metrics.device_memory = Some(Bytes(4));
     say(&mut world, one);
     say(&mut world, newest);
     assert_eq!(shown(&world), 3);
@@ -253,7 +253,7 @@ fn the_most_that_a_worker_can_have_done_is_believed() {
         tokens_per_second: SPEED_MAX,
         bytes_up: Bytes(TRAFFIC_MAX.get() * seconds),
         bytes_down: Bytes(TRAFFIC_MAX.get() * seconds),
-        numbers: WorkerNumbers {
+        metrics: WorkerMetrics {
             fetch: span,
             train: span,
             encode: span,

@@ -40,6 +40,8 @@ pub(super) struct Declaration {
     allow_rollup: bool,
     /// True when messages may be stored together, all of them or none.
     allow_atomic: bool,
+    /// True when one question may be answered with many messages.
+    allow_direct: bool,
     max_consumers: i32,
     /// Longest time that a consumer is kept while nobody uses it.
     consumer_inactive_ms_max: u64,
@@ -162,6 +164,7 @@ impl Declaration {
             deny_purge: self.deny_purge,
             allow_rollup: self.allow_rollup,
             allow_atomic_publish: self.allow_atomic,
+            allow_direct: self.allow_direct,
             max_consumers: self.max_consumers,
             consumer_limits: limits,
             sources: (!sources.is_empty()).then_some(sources),
@@ -257,5 +260,12 @@ mod tests {
             "nothing can be published into it"
         );
         assert_eq!(audit.sources.iter().flatten().count(), 3);
+        let direct = streams.iter().filter(|stream| stream.allow_direct);
+        let direct: Vec<&str> = direct.map(|stream| stream.name.as_str()).collect();
+        assert_eq!(
+            direct,
+            ["AUDIT"],
+            "the one stream whose account no reader enters"
+        );
     }
 }

@@ -80,7 +80,7 @@ fn what_strangers_choose_ends_nothing() {
 }
 
 #[test]
-fn a_payload_that_is_too_long_is_passed_over_and_never_kept() {
+fn a_payload_that_is_too_long_is_skipped_and_never_kept() {
     let whole = PAYLOAD_BYTES_MAX + 1;
     let mut parser = Parser::default();
     parser

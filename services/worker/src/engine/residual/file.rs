@@ -10,8 +10,6 @@ use schemas::Code;
 use schemas::layout::Layout;
 use trainer::inner_name;
 
-use super::Residual;
-
 const FORMAT: &str = "diloco residual 2";
 const TENSOR: &str = "residual";
 /// The key under which a residual names the inner state that it belongs to.
@@ -46,11 +44,20 @@ impl Marks {
 
 /// A residual of one moment, to be written.
 pub(in crate::engine) struct Saved {
-    pub(super) values: Vec<f32>,
-    pub(super) marks: Marks,
+    values: Vec<f32>,
+    marks: Marks,
 }
 
 impl Saved {
+    pub(in crate::engine) const fn new(values: Vec<f32>, marks: Marks) -> Self {
+        Self { values, marks }
+    }
+
+    /// The memory of a residual that is written, for the next one.
+    pub(in crate::engine) fn into_memory(self) -> Vec<f32> {
+        self.values
+    }
+
     /// Writes a new file, which [`Saved::put_in_place`] then moves to the place where it is read.
     pub(in crate::engine) fn write(&self, inner: &Path, name: &str) -> Result<(), String> {
         let metadata = self.marks.metadata(name);
@@ -72,40 +79,43 @@ impl Saved {
     }
 }
 
-impl Residual {
-    /// Loads the residual beside the inner state that was loaded; empty if there is none. A
-    /// residual of another state is removed: its worker was killed before it could write the right
-    /// one. A residual that does not fit, or holds a NaN or an infinity, is put aside.
-    pub(in crate::engine) fn take_up(inner: &Path, elements: usize, marks: Marks) -> Self {
-        let path = path(inner);
-        let owed = match path.exists().then(|| read(inner, elements, &marks)) {
-            None => vec![0.0; elements],
-            Some(Ok(Some(owed))) => {
-                tracing::info!(path = %path.display(), "residual taken up again");
-                owed
-            }
-            Some(Ok(None)) => {
-                let removed = remove(inner);
-                tracing::info!(path = %path.display(), ?removed, "the saved residual is of another inner state; it starts at zero");
-                vec![0.0; elements]
-            }
-            Some(Err(error)) => {
-                let moved = put_aside(inner);
-                let (code, path) = (Code::InnerStateInvalid, path.display());
-                tracing::warn!(%code, %path, error, moved, "the saved residual is not used; it starts at zero");
-                vec![0.0; elements]
-            }
-        };
-        Self::new(owed, marks)
+/// Loads the residual beside the inner state that was loaded; `None` if there is none. A residual of
+/// another state is removed: its worker was killed before it could write the right one. A residual
+/// that does not fit, or holds a NaN or an infinity, is put aside.
+pub(in crate::engine) fn take_up(inner: &Path, elements: usize, marks: &Marks) -> Option<Vec<f32>> {
+    let path = path(inner);
+    if !path.exists() {
+        return None;
+    }
+    match read(inner, elements, marks) {
+        Ok(Some(owed)) => {
+            tracing::info!(path = %path.display(), "residual taken up again");
+            Some(owed)
+        }
+        Ok(None) => {
+            let removed = remove(inner);
+            tracing::info!(path = %path.display(), ?removed, "the saved residual is of another inner state; it starts at zero");
+            None
+        }
+        Err(error) => {
+            let moved = put_aside(inner);
+            let (code, path) = (Code::InnerStateInvalid, path.display());
+            tracing::warn!(%code, %path, error, moved, "the saved residual is not used; it starts at zero");
+            None
+        }
     }
 }
 
 /// Removes the residual beside an inner state. After that no crash can bring it back.
 pub(in crate::engine) fn remove(inner: &Path) -> io::Result<()> {
     match fs::remove_file(path(inner)) {
-        Ok(()) => synchronise_folder(inner),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        // An earlier removal may not have reached the disk.
+        _ => {}
+    }
+    match synchronise_folder(inner) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+        synchronised => synchronised,
     }
 }
 

@@ -4,13 +4,12 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use merge::Difference;
 use model::SyntheticConfig;
 use schemas::layout::{Chunk, Layout};
 use schemas::run::InnerOptimizer;
 use trainer::{
-    Arrival, Batch, EvaluationReport, HostWeights, InnerState, StepReport, StepSettings, Trainer,
-    TrainerError, Weights,
+    Arrival, Batch, EvaluationReport, Feedback, HostFeedback, HostResidual, HostWeights,
+    InnerState, StepReport, StepSettings, Trainer, TrainerError, Weights,
 };
 
 use super::*;
@@ -20,6 +19,7 @@ struct Falling {
     layout: Layout,
     parameters: Vec<f32>,
     global: Vec<f32>,
+    residual: HostResidual,
     device: Arc<Device>,
 }
 
@@ -72,10 +72,6 @@ impl Weights for OnADevice<'_> {
         self.weights.encode(codec, rounding, pieces, take)
     }
 
-    fn difference(&mut self, range: Range<usize>) -> Result<Difference<'_>, TrainerError> {
-        self.weights.difference(range)
-    }
-
     fn read(&mut self, range: Range<usize>) -> Result<(&[f32], &[f32]), TrainerError> {
         self.weights.read(range)
     }
@@ -105,6 +101,14 @@ impl Trainer for Falling {
             weights: HostWeights::new(&mut self.global, &mut self.parameters),
             device: &self.device,
         }))
+    }
+
+    fn feedback(&mut self) -> Result<Box<dyn Feedback + '_>, TrainerError> {
+        Ok(Box::new(HostFeedback::new(
+            &self.global,
+            &self.parameters,
+            &mut self.residual,
+        )))
     }
 
     fn step(&mut self, _: &Batch<'_>, _: &StepSettings<'_>) -> Result<StepReport, TrainerError> {
@@ -184,6 +188,7 @@ impl Streaming {
             layout: model.layout(),
             parameters: vec![0.0; 2],
             global: vec![0.0; 2],
+            residual: HostResidual::default(),
             device: Arc::clone(&device),
         };
         let opening = Opening {
@@ -453,6 +458,7 @@ fn fragments_cover_the_parameters_one_after_another() {
             layout: model.layout(),
             parameters: vec![0.0; 2],
             global: vec![0.0; 2],
+            residual: HostResidual::default(),
             device: Arc::default(),
         };
         let refused = Session::new(opening, Box::new(falling)).err();

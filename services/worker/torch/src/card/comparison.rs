@@ -4,10 +4,9 @@
 use std::ops::{ControlFlow, Range};
 
 use bytes::Bytes;
-use merge::codec::encoded_bytes;
-use merge::{Owed, SeededRounding, encode_with_feedback};
+use merge::SeededRounding;
 use schemas::run::{CodecKind, Rounding};
-use trainer::{Alpha, Arrival, HostWeights, Weights};
+use trainer::{Alpha, Arrival, Feedback, HostFeedback, HostResidual, HostWeights, Weights};
 
 /// Fewest weights that can be compared.
 pub(crate) const ELEMENTS_MIN: usize = 256 * 40;
@@ -34,13 +33,6 @@ pub(crate) fn compare(card: &mut dyn Weights, elements: usize) {
                 assert_eq!(differs, None, "{codec:?} {rounding:?} piece {piece}");
             }
             assert_eq!(encoded, expected, "{codec:?} {rounding:?}");
-            let (encoded, left) = with_feedback(card, elements, codec, rounding);
-            let (expected_bytes, expected_left) = with_feedback(host, elements, codec, rounding);
-            assert!(
-                encoded == expected_bytes,
-                "{codec:?} {rounding:?} with feedback"
-            );
-            assert_eq!(left, expected_left, "{codec:?} {rounding:?} is owed");
             for (at, (piece, bytes)) in pieces(elements).iter().zip(&expected).enumerate() {
                 let arrival = match at {
                     1 => Arrival::TakesOver,
@@ -63,6 +55,51 @@ pub(crate) fn compare(card: &mut dyn Weights, elements: usize) {
         card.settle().expect("the device is well");
         host.blend(range, alpha).expect("within");
         same(card, host, elements, "blended");
+    }
+}
+
+/// Weights with a residual beside them.
+pub(crate) trait WithFeedback {
+    fn weights(&mut self) -> Box<dyn Weights + '_>;
+    fn feedback(&mut self) -> Box<dyn Feedback + '_>;
+}
+
+/// The weights and the residual in this machine's memory.
+struct Host {
+    global: Vec<f32>,
+    local: Vec<f32>,
+    residual: HostResidual,
+}
+
+impl WithFeedback for Host {
+    fn weights(&mut self) -> Box<dyn Weights + '_> {
+        Box::new(HostWeights::new(&mut self.global, &mut self.local))
+    }
+
+    fn feedback(&mut self) -> Box<dyn Feedback + '_> {
+        Box::new(HostFeedback::new(
+            &self.global,
+            &self.local,
+            &mut self.residual,
+        ))
+    }
+}
+
+/// Plays contributions with error feedback.
+pub(crate) fn compare_feedback(card: &mut dyn WithFeedback, elements: usize) {
+    assert!(elements >= ELEMENTS_MIN, "several blocks of every codec");
+    let mut host = Host {
+        global: vec![0.0; elements],
+        local: vec![0.0; elements],
+        residual: HostResidual::default(),
+    };
+    for codec in CodecKind::ALL.iter().copied() {
+        for rounding in [SeededRounding::NEAREST, stochastic(3, (1 << 33) + 5)] {
+            let found = contributions(card, elements, codec, rounding);
+            let expected = contributions(&mut host, elements, codec, rounding);
+            assert!(found.0 == expected.0, "{codec:?} {rounding:?} encoded");
+            assert!(found.1 == expected.1, "{codec:?} {rounding:?} owed");
+        }
     }
 }
 
@@ -138,35 +175,50 @@ fn encode(
     encoded
 }
 
-/// Each piece encoded with error feedback, and the bits of what the encodings lack.
-fn with_feedback(
-    weights: &mut dyn Weights,
+/// Everything that comes out of contributions with error feedback, as bits.
+fn contributions(
+    weights: &mut dyn WithFeedback,
     elements: usize,
     codec: CodecKind,
     rounding: SeededRounding,
-) -> (Vec<Vec<u8>>, Vec<Vec<u32>>) {
-    let encoded = pieces(elements).into_iter().map(|piece| {
-        let residual: Vec<f32> = piece.clone().map(|at| number(at as u64 + 77)).collect();
-        let mut out = vec![0; encoded_bytes(codec, piece.len())];
-        let mut left = vec![f32::NAN; piece.len()];
-        let rounding = rounding.skip(piece.start);
-        let owed = Owed {
-            difference: weights.difference(piece).expect("within"),
-            residual: &residual,
+) -> (Vec<Bytes>, Vec<Vec<u32>>) {
+    start(&mut *weights.weights(), elements);
+    let values = &mut *weights.feedback();
+    let residual: Vec<f32> = (0..elements as u64).map(|at| number(at + 77)).collect();
+    values.owe(0, &residual[..500]).expect("within");
+    values.owe(500, &residual[500..]).expect("within");
+    let (mut encoded, mut owed) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let mut take = |bytes| {
+            encoded.push(bytes);
+            ControlFlow::Continue(())
         };
-        encode_with_feedback(codec, owed, rounding, &mut out, &mut left).expect("they fit");
-        (out, left.iter().map(|left| bits(*left)).collect())
-    });
-    encoded.unzip()
-}
-
-/// The bits of a number; those that are none are one.
-fn bits(value: f32) -> u32 {
-    if value.is_nan() {
-        u32::MAX
-    } else {
-        value.to_bits()
+        let made = values.encode(codec, rounding, &pieces(elements), &mut take);
+        made.expect("within");
+        let [first, second, third, fourth] = pieces(elements);
+        // The first piece holds a difference that is too large for a number.
+        assert!(
+            !values.keep(first).expect("within"),
+            "{codec:?} {rounding:?}"
+        );
+        assert!(
+            values.keep(second).expect("within"),
+            "{codec:?} {rounding:?}"
+        );
+        values.forget(third).expect("within");
+        assert!(
+            values.keep(fourth).expect("within"),
+            "{codec:?} {rounding:?}"
+        );
+        let mut now = Vec::new();
+        values.copy_owed(&mut now).expect("the device is well");
+        assert!(
+            now.iter().any(|owed| *owed != 0.0),
+            "feedback has an effect"
+        );
+        owed.push(now.iter().map(|owed| owed.to_bits()).collect());
     }
+    (encoded, owed)
 }
 
 fn same(card: &mut dyn Weights, host: &mut dyn Weights, elements: usize, when: &str) {

@@ -3,15 +3,33 @@
 #[path = "comparison.rs"]
 mod comparison;
 
-use comparison::{ELEMENTS_MIN, compare};
+use comparison::{ELEMENTS_MIN, WithFeedback, compare, compare_feedback};
 use tch::Device;
+use trainer::Feedback;
 
 use super::*;
+use crate::shim::most_memory;
 
 struct OnTheCpu {
     global: CardGlobal,
     local: Tensor,
     lane: Lane,
+    residual: CardResidual,
+}
+
+impl WithFeedback for OnTheCpu {
+    fn weights(&mut self) -> Box<dyn Weights + '_> {
+        Box::new(self.weights())
+    }
+
+    fn feedback(&mut self) -> Box<dyn Feedback + '_> {
+        Box::new(CardFeedback {
+            global: &self.global,
+            local: &self.local,
+            residual: &self.residual,
+            lane: &mut self.lane,
+        })
+    }
 }
 
 impl OnTheCpu {
@@ -32,6 +50,7 @@ impl OnTheCpu {
                 ..global
             },
             lane,
+            residual: CardResidual::zeros(&local).expect("room for it"),
             local,
         }
     }
@@ -48,7 +67,9 @@ impl OnTheCpu {
 #[test]
 fn weights_as_tensors_are_bit_for_bit_those_in_memory() {
     for elements in [ELEMENTS_MIN, ELEMENTS_MIN + 77] {
-        compare(&mut OnTheCpu::new(elements).weights(), elements);
+        let mut cpu = OnTheCpu::new(elements);
+        compare(&mut cpu.weights(), elements);
+        compare_feedback(&mut cpu, elements);
     }
 }
 
@@ -60,6 +81,7 @@ fn weights_that_cross_in_many_pieces_and_are_worked_on_in_many_blocks_are_the_sa
         let lane = Lane::with_slots(Device::Cpu, slot_bytes).expect("a processor");
         let mut cpu = OnTheCpu::with(elements, lane, block_elements);
         compare(&mut cpu.weights(), elements);
+        compare_feedback(&mut cpu, elements);
     }
 }
 
@@ -68,6 +90,22 @@ fn blocks_of_work_are_whole_for_every_codec() {
     for kind in CodecKind::ALL.iter().copied() {
         let block = merge::codec::block_elements(kind);
         assert!(codec::BLOCK_ELEMENTS.is_multiple_of(block), "{kind:?}");
+    }
+}
+
+#[test]
+fn the_temporaries_of_feedback_stay_within_the_bound() {
+    const ELEMENTS: usize = 1 << 20;
+    let cpu = OnTheCpu::new(ELEMENTS);
+    for kind in CodecKind::ALL.iter().copied() {
+        let (nearest, whole) = (SeededRounding::NEAREST, 0..ELEMENTS);
+        let most = most_memory(|| {
+            let weights = (&cpu.global, &cpu.local);
+            let encoded = cpu.residual.encoded(weights, kind, nearest, &whole);
+            drop(encoded.expect("within"));
+        });
+        let bound = codec::ENCODING_BYTES_MAX * ELEMENTS + encoded_bytes(kind, ELEMENTS);
+        assert!(most <= bound, "{kind:?} takes {most} bytes");
     }
 }
 
@@ -122,6 +160,15 @@ fn what_does_not_fit_is_refused() {
     let wrong = weights.load(CodecKind::Bf16, 0..10, &[0; 19], Arrival::TakesOver);
     let error = wrong.expect_err("one byte is missing");
     assert_eq!(error.code(), schemas::Code::SizeMismatch);
-    assert!(weights.read(5..11).is_err() && weights.difference(5..11).is_err());
+    assert!(weights.read(5..11).is_err());
     assert!(weights.blend(5..11, Alpha::TAKE_OVER).is_err());
+    let mut feedback = WithFeedback::feedback(&mut cpu);
+    assert!(feedback.owe(5, &[0.0; 6]).is_err() && feedback.keep(5..11).is_err());
+    assert!(feedback.forget(5..11).is_err());
+    let pieces = [5..11, 0..5];
+    let fp32 = CodecKind::Fp32;
+    let encoded = feedback.encode(fp32, SeededRounding::NEAREST, &pieces, &mut |_| {
+        panic!("nothing was made")
+    });
+    assert!(matches!(encoded, Err(TrainerError::Input(_))));
 }

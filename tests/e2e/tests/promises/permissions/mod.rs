@@ -14,19 +14,19 @@ use std::path::{Path, PathBuf};
 use candidates::{Names, fill, of_the_broker, streams, to_publish, to_subscribe};
 use harness::{Cluster, Options};
 use probe::Probe;
-use rights::Somebody;
+use rights::Client;
 use schemas::permission::Role;
 use schemas::subject::{Kind, Lane, TABLE};
 use schemas::{AccountId, PublicKey};
 
 /// Every kind of client that may connect: one for each role, and two more workers, one in the same
 /// run and one in another.
-pub(crate) struct Crowd {
+pub(crate) struct Clients {
     pub(crate) cluster: Cluster,
-    pub(crate) people: Vec<(Somebody, PathBuf)>,
+    pub(crate) people: Vec<(Client, PathBuf)>,
 }
 
-impl Crowd {
+impl Clients {
     pub(crate) async fn gather() -> Self {
         let cluster = Cluster::bare(Options {
             second_tenant: true,
@@ -56,7 +56,7 @@ impl Crowd {
                 ),
             };
             people.push((
-                Somebody {
+                Client {
                     role,
                     key: issued.public,
                     run: run.to_owned(),
@@ -85,6 +85,7 @@ impl Crowd {
             accounts.ledger,
             accounts.events,
             accounts.audit,
+            accounts.readers,
         ]
         .into_iter()
         .chain(accounts.tenants)
@@ -106,20 +107,20 @@ fn difference(expected: &BTreeSet<String>, refused: &BTreeSet<String>) -> String
 
 #[tokio::test]
 async fn tl_08_each_role_may_publish_its_rows_and_nothing_else() {
-    let crowd = Crowd::gather().await;
-    let (keys, accounts) = (crowd.keys(), crowd.accounts());
+    let clients = Clients::gather().await;
+    let (keys, accounts) = (clients.keys(), clients.accounts());
     let tried = to_publish(&Names {
         keys: &keys,
         runs: &["demo", "other"],
         accounts: &accounts,
     });
-    for (somebody, credentials) in &crowd.people {
+    for (somebody, credentials) in &clients.people {
         let expected: BTreeSet<String> = tried
             .iter()
             .filter(|subject| !somebody.may_publish(subject))
             .cloned()
             .collect();
-        let refused = crowd
+        let refused = clients
             .probe(credentials)
             .await
             .refused_publishes(&tried)
@@ -141,20 +142,20 @@ async fn tl_08_each_role_may_publish_its_rows_and_nothing_else() {
 
 #[tokio::test]
 async fn tl_08_each_role_may_hear_its_rows_and_nothing_else() {
-    let crowd = Crowd::gather().await;
-    let (keys, accounts) = (crowd.keys(), crowd.accounts());
+    let clients = Clients::gather().await;
+    let (keys, accounts) = (clients.keys(), clients.accounts());
     let tried = to_subscribe(&Names {
         keys: &keys,
         runs: &["demo", "other"],
         accounts: &accounts,
     });
-    for (somebody, credentials) in &crowd.people {
+    for (somebody, credentials) in &clients.people {
         let expected: BTreeSet<String> = tried
             .iter()
             .filter(|subject| !somebody.may_subscribe(subject))
             .cloned()
             .collect();
-        let refused = crowd
+        let refused = clients
             .probe(credentials)
             .await
             .refused_subscriptions(&tried)
@@ -179,15 +180,15 @@ async fn tl_08_each_role_may_hear_its_rows_and_nothing_else() {
 
 #[tokio::test]
 async fn fg_01_every_row_can_be_used_by_those_it_names() {
-    let crowd = Crowd::gather().await;
-    let tenant = crowd.cluster.domain().tenant().unwrap();
-    for (somebody, credentials) in &crowd.people {
+    let clients = Clients::gather().await;
+    let tenant = clients.cluster.domain().tenant().unwrap();
+    for (somebody, credentials) in &clients.people {
         let run = if somebody.run.is_empty() {
             "demo"
         } else {
             somebody.run.as_str()
         };
-        let mut probe = crowd.probe(credentials).await;
+        let mut probe = clients.probe(credentials).await;
         let subject = |row: &schemas::subject::Row, crossed: bool| match crossed {
             true => format!(
                 "{}.{tenant}.{}",
@@ -228,8 +229,8 @@ async fn fg_01_every_row_can_be_used_by_those_it_names() {
 
 #[tokio::test]
 async fn fg_05_a_worker_is_refused_every_order_and_every_stream() {
-    let crowd = Crowd::gather().await;
-    let keys = crowd.keys();
+    let clients = Clients::gather().await;
+    let keys = clients.keys();
     let orders: Vec<_> = TABLE
         .iter()
         .filter(|row| !row.publishers.contains(&Role::Worker))
@@ -237,14 +238,14 @@ async fn fg_05_a_worker_is_refused_every_order_and_every_stream() {
             keys.iter()
                 .map(move |key| format!("{}.{}", row.lane.prefix(), fill(row, key, "demo")))
         })
-        .chain(of_the_broker(&crowd.accounts()))
+        .chain(of_the_broker(&clients.accounts()))
         .collect();
-    for (somebody, credentials) in crowd
+    for (somebody, credentials) in clients
         .people
         .iter()
         .filter(|(somebody, _)| somebody.role == Role::Worker)
     {
-        let refused = crowd
+        let refused = clients
             .probe(credentials)
             .await
             .refused_publishes(&orders)
@@ -259,13 +260,13 @@ async fn fg_05_a_worker_is_refused_every_order_and_every_stream() {
 
 #[tokio::test]
 async fn ls_07_no_worker_speaks_under_anothers_key() {
-    let crowd = Crowd::gather().await;
-    for (somebody, credentials) in crowd
+    let clients = Clients::gather().await;
+    for (somebody, credentials) in clients
         .people
         .iter()
         .filter(|(somebody, _)| somebody.role == Role::Worker)
     {
-        let others: Vec<PublicKey> = crowd
+        let others: Vec<PublicKey> = clients
             .keys()
             .into_iter()
             .filter(|key| *key != somebody.key)
@@ -273,10 +274,10 @@ async fn ls_07_no_worker_speaks_under_anothers_key() {
         let names = Names {
             keys: &others,
             runs: &["demo", "other"],
-            accounts: &crowd.accounts(),
+            accounts: &clients.accounts(),
         };
         let forged: Vec<String> = candidates::rows(&names, TABLE).into_iter().collect();
-        let refused = crowd
+        let refused = clients
             .probe(credentials)
             .await
             .refused_publishes(&forged)
@@ -292,7 +293,7 @@ async fn ls_07_no_worker_speaks_under_anothers_key() {
 
 #[tokio::test]
 async fn only_provisioners_can_alter_a_stream() {
-    let crowd = Crowd::gather().await;
+    let clients = Clients::gather().await;
     let alters = |subject: &String| {
         [
             "CREATE",
@@ -306,13 +307,13 @@ async fn only_provisioners_can_alter_a_stream() {
         .iter()
         .any(|verb| subject.starts_with(&format!("$JS.API.STREAM.{verb}.")))
     };
-    let altering: Vec<String> = of_the_broker(&crowd.accounts())
+    let altering: Vec<String> = of_the_broker(&clients.accounts())
         .into_iter()
         .filter(alters)
         .collect();
-    assert_eq!(altering.len(), streams(&crowd.accounts()).len() * 7);
-    for (somebody, credentials) in &crowd.people {
-        let refused = crowd
+    assert_eq!(altering.len(), streams(&clients.accounts()).len() * 7);
+    for (somebody, credentials) in &clients.people {
+        let refused = clients
             .probe(credentials)
             .await
             .refused_publishes(&altering)

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use async_nats::jetstream;
 use e2e::{Recipe, Scripted};
 use futures::TryStreamExt as _;
-use harness::{Cluster, Options, PATIENCE, Raw, publication};
+use harness::{Cluster, Options, PATIENCE, RawConnection, publication};
 use schemas::event::LedgerEvent;
 use schemas::permission::{Role, permissions};
 use schemas::subject::{TABLE, Verb};
@@ -126,6 +126,7 @@ fn places(
         ] {
             places.insert(format!("$JS.API.STREAM.{verb}.{stream}"));
         }
+        places.insert(format!("$JS.API.DIRECT.GET.{stream}"));
         for verb in ["CREATE", "DURABLE.CREATE", "DELETE", "MSG.NEXT"] {
             places.insert(format!("$JS.API.CONSUMER.{verb}.{stream}.lease"));
         }
@@ -136,35 +137,44 @@ fn places(
     places
 }
 
-/// The payload of a request: usually empty, which is answered as well. A request to create a
-/// consumer asks for deliveries to `place` itself.
-fn payload(subject: &str, place: &str) -> Vec<u8> {
+/// The payloads of a request: usually none, which is answered as well. A request to create a
+/// consumer asks for deliveries to `place` itself. The answers to a direct get end with an empty
+/// message when several messages are wanted, and are empty when there is none.
+fn payloads(subject: &str, place: &str) -> Vec<Vec<u8>> {
+    if subject.starts_with("$JS.API.DIRECT.GET.") {
+        let wanted = [
+            "",
+            r#"{"seq":1}"#,
+            r#"{"seq":1,"batch":1}"#,
+            r#"{"seq":1000000}"#,
+            r#"{"seq":1000000,"batch":1}"#,
+        ];
+        return wanted.map(|text| text.as_bytes().to_vec()).to_vec();
+    }
     let named = subject
         .strip_prefix("$JS.API.CONSUMER.CREATE.")
         .and_then(|rest| rest.split_once('.'));
     let Some((stream, _)) = named else {
-        return Vec::new();
+        return vec![Vec::new()];
     };
     let config = serde_json::json!({
         "stream_name": stream,
         "config": { "deliver_subject": place, "deliver_policy": "all", "ack_policy": "none", "name": PROBE },
     });
-    config.to_string().into_bytes()
+    vec![config.to_string().into_bytes()]
 }
 
 /// Makes every request of this client with every place.
 async fn ask_all(cluster: &Cluster, asker: &Asker, places: &BTreeSet<String>) {
-    let mut raw = Raw::connect(cluster, &asker.credentials).await;
+    let mut raw = RawConnection::connect(cluster, &asker.credentials).await;
     for subject in asker.asks(cluster.run().as_str()) {
-        let all = places.iter().flat_map(|place| {
-            publication(
-                subject.as_bytes(),
-                place.as_bytes(),
-                b"",
-                &payload(&subject, place),
-            )
-        });
-        raw.say(all.collect::<Vec<u8>>()).await;
+        let asked = |place: &String| {
+            let all = payloads(&subject, place).into_iter();
+            all.flat_map(|payload| publication(subject.as_bytes(), place.as_bytes(), b"", &payload))
+                .collect::<Vec<u8>>()
+        };
+        raw.say(places.iter().flat_map(asked).collect::<Vec<u8>>())
+            .await;
         for line in raw.settled().await {
             assert!(
                 line.starts_with("-ERR 'Permissions Violation for Publish with Reply"),

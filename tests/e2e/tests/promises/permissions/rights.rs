@@ -7,13 +7,13 @@ use schemas::subject::{Row, TABLE};
 
 /// A client that connects.
 #[derive(Clone, Debug)]
-pub(crate) struct Somebody {
+pub(crate) struct Client {
     pub(crate) role: Role,
     pub(crate) key: PublicKey,
     pub(crate) run: String,
 }
 
-impl Somebody {
+impl Client {
     pub(crate) fn may_publish(&self, subject: &str) -> bool {
         let rows = TABLE
             .iter()

@@ -14,7 +14,7 @@ use schemas::subject::{
 use schemas::{AccountId, PublicKey, RunId, WorkerId};
 
 use super::probe::Probe;
-use super::{Crowd, candidates};
+use super::{Clients, candidates};
 
 fn run() -> RunId {
     "demo".parse().unwrap()
@@ -34,13 +34,13 @@ async fn seen(requests: &mut async_nats::Subscriber) -> Incoming {
     message.subject.as_str().parse().unwrap()
 }
 
-async fn coordinator(crowd: &Crowd) -> async_nats::Client {
-    let (_, credentials) = crowd
+async fn coordinator(clients: &Clients) -> async_nats::Client {
+    let (_, credentials) = clients
         .people
         .iter()
         .find(|(somebody, _)| somebody.role == Role::Coordinator)
         .unwrap();
-    crowd.probe(credentials).await.client
+    clients.probe(credentials).await.client
 }
 
 /// Subscribes, and waits until the broker has the subscription.
@@ -55,12 +55,12 @@ async fn hear(client: &async_nats::Client, subject: &str) -> async_nats::Subscri
 
 #[tokio::test]
 async fn fg_02_ls_02_every_request_carries_the_senders_name() {
-    let crowd = Crowd::gather().await;
-    let coordinator = coordinator(&crowd).await;
+    let clients = Clients::gather().await;
+    let coordinator = coordinator(&clients).await;
     let mut requests = hear(&coordinator, "diloco.request.>").await;
-    let (somebody, credentials) = &crowd.people[0];
-    let probe = crowd.probe(credentials).await;
-    let account = crowd.cluster.domain().tenant().unwrap();
+    let (somebody, credentials) = &clients.people[0];
+    let probe = clients.probe(credentials).await;
+    let account = clients.cluster.domain().tenant().unwrap();
     for verb in Verb::ALL {
         let subject = request_subject(&run(), &worker(&somebody.key), *verb);
         probe
@@ -80,14 +80,14 @@ async fn fg_02_ls_02_every_request_carries_the_senders_name() {
 
 #[tokio::test]
 async fn tl_25_a_worker_of_another_run_reaches_nothing_of_this_one() {
-    let crowd = Crowd::gather().await;
-    let (stranger, credentials) = crowd
+    let clients = Clients::gather().await;
+    let (stranger, credentials) = clients
         .people
         .iter()
         .find(|(somebody, _)| somebody.run == "other")
         .unwrap();
-    let keys = crowd.keys();
-    let accounts = crowd.accounts();
+    let keys = clients.keys();
+    let accounts = clients.accounts();
     let names = candidates::Names {
         keys: &keys,
         runs: &["demo"],
@@ -97,7 +97,7 @@ async fn tl_25_a_worker_of_another_run_reaches_nothing_of_this_one() {
         .into_iter()
         .filter(|subject| subject.split('.').any(|token| token == "demo"))
         .collect();
-    let mut probe = crowd.probe(credentials).await;
+    let mut probe = clients.probe(credentials).await;
     let all: BTreeSet<String> = of_the_run.iter().cloned().collect();
     assert_eq!(
         probe.refused_publishes(&of_the_run).await,
@@ -115,16 +115,16 @@ async fn tl_25_a_worker_of_another_run_reaches_nothing_of_this_one() {
 
 #[tokio::test]
 async fn tl_25_tenants_with_runs_of_the_same_name_neither_hear_nor_impersonate_each_other() {
-    let crowd = Crowd::gather().await;
-    let coordinator = coordinator(&crowd).await;
+    let clients = Clients::gather().await;
+    let coordinator = coordinator(&clients).await;
     let mut requests = hear(&coordinator, "diloco.request.>").await;
-    let second = crowd.cluster.second_tenant();
-    let path = crowd.cluster.path("second.creds");
+    let second = clients.cluster.second_tenant();
+    let path = clients.cluster.path("second.creds");
     let theirs = second.issue("worker-0", &run(), &path);
-    let (ours, credentials) = &crowd.people[0];
+    let (ours, credentials) = &clients.people[0];
     let (their_probe, our_probe) = (
-        Probe::connect(&crowd.cluster, &path).await,
-        crowd.probe(credentials).await,
+        Probe::connect(&clients.cluster, &path).await,
+        clients.probe(credentials).await,
     );
 
     // Their messages arrive under their own account, whatever they try.
@@ -148,7 +148,7 @@ async fn tl_25_tenants_with_runs_of_the_same_name_neither_hear_nor_impersonate_e
         worker_event_subject(&run(), &worker(&ours.key), "joined"),
         format!(
             "diloco.request.{}.demo.{}.join",
-            crowd.cluster.domain().tenant().unwrap(),
+            clients.cluster.domain().tenant().unwrap(),
             ours.key
         ),
     ];
@@ -158,7 +158,7 @@ async fn tl_25_tenants_with_runs_of_the_same_name_neither_hear_nor_impersonate_e
     );
 
     // Commands reach the tenant that they name and no other.
-    let ours_account: AccountId = crowd.cluster.domain().tenant().unwrap();
+    let ours_account: AccountId = clients.cluster.domain().tenant().unwrap();
     let (us, them) = (worker(&ours.key), worker(&theirs));
     let mut our_commands = our_probe
         .client

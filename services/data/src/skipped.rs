@@ -40,7 +40,7 @@ pub enum Reason {
 /// The files that were left out for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PassedOver {
+pub struct SkippedFiles {
     /// The reason.
     pub reason: Reason,
     /// Number of files; a folder that was left out as a whole counts as one.
@@ -54,14 +54,14 @@ pub struct PassedOver {
 
 /// Collects the files that are left out.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Tally(BTreeMap<Reason, PassedOver>);
+pub(crate) struct Tally(BTreeMap<Reason, SkippedFiles>);
 
 impl Tally {
     /// Adds one.
     pub(crate) fn add(&mut self, reason: Reason, path: &Path, detail: Option<String>) {
         let entry = self.0.entry(reason);
         entry
-            .or_insert_with(|| PassedOver {
+            .or_insert_with(|| SkippedFiles {
                 reason,
                 count: 0,
                 first: shown(path),
@@ -71,7 +71,7 @@ impl Tally {
     }
 
     /// All of them, in the order of their reasons.
-    pub(crate) fn finish(self) -> Vec<PassedOver> {
+    pub(crate) fn finish(self) -> Vec<SkippedFiles> {
         self.0.into_values().collect()
     }
 }
@@ -96,7 +96,7 @@ impl Reason {
     }
 }
 
-impl fmt::Display for PassedOver {
+impl fmt::Display for SkippedFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}: {}", self.count, self.reason.words(), self.first)?;
         if let Some(detail) = &self.detail {
@@ -152,7 +152,7 @@ mod tests {
             Path::new("c/latin.txt"),
             Some("byte 0xfc at 9".to_owned()),
         );
-        let lines: Vec<String> = tally.finish().iter().map(PassedOver::to_string).collect();
+        let lines: Vec<String> = tally.finish().iter().map(SkippedFiles::to_string).collect();
         assert_eq!(
             lines,
             [

@@ -10,9 +10,9 @@ const ROUNDING: Duration = Duration::from_millis(1);
 
 /// The patience with one question.
 #[derive(Clone, Debug)]
-pub struct Patience(Backoff);
+pub struct AnswerWait(Backoff);
 
-impl Patience {
+impl AnswerWait {
     /// The first and the longest wait.
     pub fn new((first, max): (Millis, Millis)) -> Self {
         Self(Backoff::new((first.as_duration(), max.as_duration())))
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn only_a_try_that_was_waited_out_makes_the_next_wait_longer() {
-        let mut patience = Patience::new((Millis(2_000), Millis(16_000)));
+        let mut patience = AnswerWait::new((Millis(2_000), Millis(16_000)));
         for took in [0, 1, 1_000, 1_998] {
             patience.failed_after(Duration::from_millis(took));
             assert_eq!(patience.now(), Millis(2_000), "{took}");

@@ -6,9 +6,9 @@ use schemas::Millis;
 
 /// A stream of chances. The same seed gives the same stream on every machine and in every version.
 #[derive(Debug)]
-pub(crate) struct Chance(ChaCha8Rng);
+pub(crate) struct SeededRandom(ChaCha8Rng);
 
-impl Chance {
+impl SeededRandom {
     pub(crate) fn new(seed: u64) -> Self {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }

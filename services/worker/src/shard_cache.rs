@@ -12,9 +12,9 @@ use crate::library::Library;
 /// Shards by their digest; clones share them. They are the shards of one unit, which needs them in
 /// memory anyway.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Shelf(Arc<Mutex<BTreeMap<Digest, TokenShard>>>);
+pub(crate) struct ShardCache(Arc<Mutex<BTreeMap<Digest, TokenShard>>>);
 
-impl Shelf {
+impl ShardCache {
     /// The shards in the order given. Shards that are no longer wanted are dropped first, and
     /// missing ones come from the library.
     ///
@@ -93,24 +93,24 @@ mod tests {
 
     #[test]
     fn it_holds_what_the_last_unit_wanted_and_nothing_else() {
-        let shelf = Shelf::default();
+        let shard_cache = ShardCache::default();
         let (first, second, third) = (object(b"1"), object(b"2"), object(b"3"));
-        let mut shards = shelf.keep_only(&[first, second, first]);
+        let mut shards = shard_cache.keep_only(&[first, second, first]);
         assert_eq!(
             missing(&shards, &[first, second, first]).len(),
             2,
             "each once"
         );
         shards.extend([(first.digest, shard(&[1])), (second.digest, shard(&[2, 2]))]);
-        shelf.put(shards);
-        let shards = shelf.keep_only(&[second, first, second]);
+        shard_cache.put(shards);
+        let shards = shard_cache.keep_only(&[second, first, second]);
         assert_eq!(missing(&shards, &[second, first]), []);
         let found = in_order(&shards, &[second, first, second]);
         let lengths: Vec<usize> = found.iter().map(TokenShard::tokens).collect();
         assert_eq!(lengths, [2, 1, 2]);
-        let shards = shelf.keep_only(&[second, third]);
+        let shards = shard_cache.keep_only(&[second, third]);
         assert_eq!(missing(&shards, &[second, third]), [third]);
-        let shards = shelf.keep_only(&[first, second]);
+        let shards = shard_cache.keep_only(&[first, second]);
         let wanted = missing(&shards, &[first, second]);
         assert_eq!(wanted, [first], "it was not wanted in between");
     }

@@ -7,14 +7,14 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
-use audit_core::{Found, Record, StreamSequence};
+use audit_core::{PlacedFinding, Record, StreamSequence};
 use schemas::{Code, Digest, UnixMillis};
 
 use crate::line::{LINE_BYTES_MAX, Line, is_older};
 
 /// Reasons why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum KeepError {
+pub enum AuditFilesError {
     /// Another process uses the folder.
     #[error("{} is in use by another process", .0.display())]
     Busy(PathBuf),
@@ -40,7 +40,7 @@ pub enum KeepError {
     },
 }
 
-impl KeepError {
+impl AuditFilesError {
     /// The code of the page that says what to do.
     pub const fn code(&self) -> Code {
         match self {
@@ -51,11 +51,11 @@ impl KeepError {
     }
 }
 
-schemas::coded!(KeepError);
+schemas::coded!(AuditFilesError);
 
 /// The files, open for appending.
 #[derive(Debug)]
-pub struct Keep {
+pub struct AuditFiles {
     folder: PathBuf,
     /// The newest file; none before the first line.
     newest: Option<(String, File)>,
@@ -65,14 +65,14 @@ pub struct Keep {
 }
 
 /// An entry of the files; entries come in the order in which they were written.
-pub(crate) enum Past {
+pub(crate) enum FileEntry {
     Record(Record),
-    Found(Found),
+    Finding(PlacedFinding),
 }
 
 /// The result of comparing a record with the one that was kept at its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Comparison {
     /// It is the same.
     Same,
     /// It is the same, except that the broker stored it at another time, as it does when it repairs
@@ -93,18 +93,18 @@ pub struct Known {
 
 impl Known {
     /// Compares a record with the one that was kept at its position.
-    pub fn standing(&self, record: &Record) -> Standing {
+    pub fn compare(&self, record: &Record) -> Comparison {
         if self.digest == record.digest() {
-            return Standing::Same;
+            return Comparison::Same;
         }
         let then = Record {
             stored_at: self.stored_at,
             ..record.clone()
         };
         if self.digest == then.digest() {
-            Standing::Again
+            Comparison::Again
         } else {
-            Standing::Altered
+            Comparison::Altered
         }
     }
 }
@@ -114,7 +114,7 @@ impl Known {
 ///
 /// # Errors
 /// A file cannot be read, or a line was damaged.
-pub fn kept(folder: &Path) -> Result<BTreeMap<StreamSequence, Known>, KeepError> {
+pub fn kept(folder: &Path) -> Result<BTreeMap<StreamSequence, Known>, AuditFilesError> {
     let mut known = BTreeMap::new();
     if !folder.is_dir() {
         return Ok(known);
@@ -139,7 +139,7 @@ pub fn kept(folder: &Path) -> Result<BTreeMap<StreamSequence, Known>, KeepError>
 ///
 /// # Errors
 /// As [`kept`].
-pub fn last_kept(folder: &Path) -> Result<StreamSequence, KeepError> {
+pub fn last_kept(folder: &Path) -> Result<StreamSequence, AuditFilesError> {
     if !folder.is_dir() {
         return Ok(StreamSequence(0));
     }
@@ -162,13 +162,16 @@ pub fn last_kept(folder: &Path) -> Result<StreamSequence, KeepError> {
     Ok(StreamSequence(0))
 }
 
-impl Keep {
+impl AuditFiles {
     /// Opens the folder, makes it if it is missing, repairs an unfinished last line, and passes
     /// every entry to `each`.
     ///
     /// # Errors
     /// Another process uses the folder, it cannot be read or written, or a line was damaged.
-    pub(crate) fn open(folder: &Path, each: &mut dyn FnMut(Past)) -> Result<Self, KeepError> {
+    pub(crate) fn open(
+        folder: &Path,
+        each: &mut dyn FnMut(FileEntry),
+    ) -> Result<Self, AuditFilesError> {
         fs::create_dir_all(folder).map_err(|source| io_error(folder, source))?;
         let lock = lock(folder)?;
         let mut keep = Self {
@@ -229,10 +232,10 @@ impl Keep {
     }
 
     /// Compares a record with the kept one; none if nothing was kept at its position.
-    pub(crate) fn standing(&self, record: &Record) -> Option<Standing> {
+    pub(crate) fn compare(&self, record: &Record) -> Option<Comparison> {
         self.known
             .get(&record.stream_sequence)
-            .map(|known| known.standing(record))
+            .map(|known| known.compare(record))
     }
 
     pub(crate) fn know(&mut self, record: &Record, digest: Digest) {
@@ -246,7 +249,11 @@ impl Keep {
     }
 
     /// Writes lines, and returns when they are on disk.
-    pub(crate) fn append(&mut self, lines: &[Line], now: UnixMillis) -> Result<(), KeepError> {
+    pub(crate) fn append(
+        &mut self,
+        lines: &[Line],
+        now: UnixMillis,
+    ) -> Result<(), AuditFilesError> {
         if lines.is_empty() {
             return Ok(());
         }
@@ -260,7 +267,7 @@ impl Keep {
     }
 
     /// The file of the day. Names never go back, so that their order is the order of writing.
-    fn file_of(&mut self, now: UnixMillis) -> Result<(String, File), KeepError> {
+    fn file_of(&mut self, now: UnixMillis) -> Result<(String, File), AuditFilesError> {
         let today = format!("{}.log", day(now));
         if let Some((name, file)) = self.newest.take_if(|(name, _)| *name >= today) {
             return Ok((name, file));
@@ -281,8 +288,8 @@ fn scan(
     file: &File,
     is_last: bool,
     known: &mut BTreeMap<StreamSequence, Known>,
-    each: &mut dyn FnMut(Past),
-) -> Result<u64, KeepError> {
+    each: &mut dyn FnMut(FileEntry),
+) -> Result<u64, AuditFilesError> {
     let mut reader = BufReader::new(file);
     let (mut whole, mut number) = (0, 0);
     loop {
@@ -295,7 +302,7 @@ fn scan(
             return Ok(whole);
         }
         number += 1;
-        let damaged = || KeepError::Damaged {
+        let damaged = || AuditFilesError::Damaged {
             path: path.to_owned(),
             number,
         };
@@ -304,7 +311,7 @@ fn scan(
             return if torn { Ok(whole) } else { Err(damaged()) };
         }
         let line = serde_json::from_slice(&text).map_err(|_| match is_older(&text) {
-            true => KeepError::Older(path.to_owned()),
+            true => AuditFilesError::Older(path.to_owned()),
             false => damaged(),
         })?;
         match line {
@@ -317,9 +324,9 @@ fn scan(
                         stored_at: record.stored_at,
                     },
                 );
-                each(Past::Record(record));
+                each(FileEntry::Record(record));
             }
-            Line::Finding { found, .. } => each(Past::Found(found)),
+            Line::Finding { found, .. } => each(FileEntry::Finding(found)),
             Line::Verdict { .. } => {}
         }
         whole += length as u64;
@@ -327,7 +334,7 @@ fn scan(
 }
 
 /// Locks the folder until the file is closed.
-fn lock(folder: &Path) -> Result<File, KeepError> {
+fn lock(folder: &Path) -> Result<File, AuditFilesError> {
     let path = folder.join("lock");
     let opened = OpenOptions::new()
         .create(true)
@@ -337,13 +344,13 @@ fn lock(folder: &Path) -> Result<File, KeepError> {
     let file = opened.map_err(|source| io_error(&path, source))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(KeepError::Busy(folder.to_owned())),
+        Err(TryLockError::WouldBlock) => Err(AuditFilesError::Busy(folder.to_owned())),
         Err(TryLockError::Error(source)) => Err(io_error(&path, source)),
     }
 }
 
 /// The names of the files in the order in which they were written.
-fn log_names(folder: &Path) -> Result<Vec<String>, KeepError> {
+fn log_names(folder: &Path) -> Result<Vec<String>, AuditFilesError> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(|source| io_error(folder, source))? {
         let name = entry
@@ -359,7 +366,7 @@ fn log_names(folder: &Path) -> Result<Vec<String>, KeepError> {
     Ok(names)
 }
 
-fn open_for_append(path: &Path) -> Result<File, KeepError> {
+fn open_for_append(path: &Path) -> Result<File, AuditFilesError> {
     let opened = OpenOptions::new()
         .create(true)
         .read(true)
@@ -368,8 +375,8 @@ fn open_for_append(path: &Path) -> Result<File, KeepError> {
     opened.map_err(|source| io_error(path, source))
 }
 
-fn io_error(path: &Path, source: io::Error) -> KeepError {
-    KeepError::Io {
+fn io_error(path: &Path, source: io::Error) -> AuditFilesError {
+    AuditFilesError::Io {
         path: path.to_owned(),
         source,
     }

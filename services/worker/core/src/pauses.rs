@@ -8,12 +8,12 @@ use schemas::Millis;
 
 /// The pauses after one kind of failure.
 #[derive(Clone, Debug)]
-pub(crate) struct Pace {
+pub(crate) struct RetryPauses {
     backoff: Backoff,
     noise: u64,
 }
 
-impl Pace {
+impl RetryPauses {
     pub(crate) fn new((first, max): (Millis, Millis), seed: u64) -> Self {
         Self {
             backoff: Backoff::new((first.as_duration(), max.as_duration())),
@@ -37,7 +37,7 @@ impl Pace {
         self.spread(span)
     }
 
-    /// Does the same as [`Pace::pause`], with a ceiling of its own.
+    /// Does the same as [`RetryPauses::pause`], with a ceiling of its own.
     pub(crate) fn pause_up_to(&mut self, max: Millis) -> Millis {
         let span = self.backoff.fail_up_to(max.as_duration());
         self.spread(span)
@@ -66,23 +66,23 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_ceiling_and_start_again() {
-        let mut pace = Pace::new((Millis(100), Millis(1000)), 7);
-        let pauses: Vec<u64> = (0..40).map(|_| pace.pause().get()).collect();
+        let mut retries = RetryPauses::new((Millis(100), Millis(1000)), 7);
+        let pauses: Vec<u64> = (0..40).map(|_| retries.pause().get()).collect();
         for (n, pause) in pauses.iter().enumerate() {
             let span = (100 << n.min(20)).min(1000);
             assert!((span / 2..=span).contains(pause), "{n}: {pause}");
         }
-        assert_eq!(pace.tries(), 40);
-        pace.reset();
-        assert!(pace.pause().get() <= 100);
+        assert_eq!(retries.tries(), 40);
+        retries.reset();
+        assert!(retries.pause().get() <= 100);
     }
 
     /// All of a span is used, with both its ends: in a part that is left out no worker would come
     /// back.
     #[test]
     fn pauses_reach_both_ends_of_their_span() {
-        let mut pace = Pace::new((Millis(6), Millis(6)), 1);
-        let pauses: BTreeSet<u64> = (0..64).map(|_| pace.pause().get()).collect();
+        let mut retries = RetryPauses::new((Millis(6), Millis(6)), 1);
+        let pauses: BTreeSet<u64> = (0..64).map(|_| retries.pause().get()).collect();
         assert_eq!(pauses, BTreeSet::from([3, 4, 5, 6]));
     }
 
@@ -90,22 +90,22 @@ mod tests {
     /// them.
     #[test]
     fn the_noise_is_that_of_split_mix_64() {
-        let mut pace = Pace::new((Millis(2), Millis(2)), 1_234_567);
+        let mut retries = RetryPauses::new((Millis(2), Millis(2)), 1_234_567);
         for number in [
             6_457_827_717_110_365_317,
             3_203_168_211_198_807_973,
             9_817_491_932_198_370_423,
         ] {
-            pace.pause();
-            assert_eq!(mix(pace.noise), number);
+            retries.pause();
+            assert_eq!(mix(retries.noise), number);
         }
     }
 
     #[test]
     fn the_seed_decides() {
         let pauses = |seed| {
-            let mut pace = Pace::new((Millis(100), Millis(100_000)), seed);
-            (0..8).map(|_| pace.pause()).collect::<Vec<_>>()
+            let mut retries = RetryPauses::new((Millis(100), Millis(100_000)), seed);
+            (0..8).map(|_| retries.pause()).collect::<Vec<_>>()
         };
         assert_eq!(pauses(1), pauses(1));
         assert_ne!(pauses(1), pauses(2));

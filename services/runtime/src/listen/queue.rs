@@ -25,14 +25,14 @@ const OVERHEAD_BYTES: usize = 128;
 
 /// The end where messages come in.
 #[derive(Debug)]
-pub(crate) struct Outlet {
+pub(crate) struct QueueSender {
     sender: mpsc::Sender<(Option<PublicKey>, Delivery)>,
     waiting: Arc<Mutex<Waiting>>,
 }
 
 /// The end where a listener takes them.
 #[derive(Debug)]
-pub(crate) struct Inlet {
+pub(crate) struct QueueReceiver {
     receiver: mpsc::Receiver<(Option<PublicKey>, Delivery)>,
     waiting: Arc<Mutex<Waiting>>,
 }
@@ -105,19 +105,19 @@ impl Waiting {
 }
 
 /// Makes both ends.
-pub(crate) fn pair() -> (Outlet, Inlet) {
+pub(crate) fn pair() -> (QueueSender, QueueReceiver) {
     let (sender, receiver) = mpsc::channel(MESSAGES_MAX);
     let waiting = Arc::<Mutex<Waiting>>::default();
     (
-        Outlet {
+        QueueSender {
             sender,
             waiting: Arc::clone(&waiting),
         },
-        Inlet { receiver, waiting },
+        QueueReceiver { receiver, waiting },
     )
 }
 
-impl Outlet {
+impl QueueSender {
     /// Passes a message on. Drops and counts it if too many messages wait, in all or of its sender.
     pub(crate) fn put(&self, delivery: Delivery) {
         let (from, bytes) = (sender_key(&delivery.subject), cost(&delivery));
@@ -149,7 +149,7 @@ impl Outlet {
     }
 }
 
-impl Inlet {
+impl QueueReceiver {
     /// The next message; none when the connection has ended for good.
     pub(crate) async fn take(&mut self) -> Option<Delivery> {
         let (from, delivery) = self.receiver.recv().await?;
@@ -206,59 +206,59 @@ mod tests {
 
     #[tokio::test]
     async fn who_floods_fills_its_own_share_and_the_others_are_heard() {
-        let (outlet, mut inlet) = pair();
+        let (sender, mut receiver) = pair();
         for _ in 0..100_000 {
-            outlet.put(of(1, 1));
+            sender.put(of(1, 1));
         }
-        assert_eq!(outlet.dropped(), 100_000 - 4096);
-        assert_eq!(outlet.flooder(), sender_key(&of(1, 1).subject));
-        outlet.put(of(2, 1));
-        outlet.put(delivery(1));
+        assert_eq!(sender.dropped(), 100_000 - 4096);
+        assert_eq!(sender.flooder(), sender_key(&of(1, 1).subject));
+        sender.put(of(2, 1));
+        sender.put(delivery(1));
         assert_eq!(
-            (outlet.dropped(), outlet.flooder()),
+            (sender.dropped(), sender.flooder()),
             (100_000 - 4096, None),
             "both found a place"
         );
         for _ in 0..4096 {
-            assert_eq!(inlet.take().await, Some(of(1, 1)));
+            assert_eq!(receiver.take().await, Some(of(1, 1)));
         }
         assert_eq!(
-            (inlet.take().await, inlet.take().await),
+            (receiver.take().await, receiver.take().await),
             (Some(of(2, 1)), Some(delivery(1)))
         );
         assert!(
-            lock(&outlet.waiting).senders.is_empty(),
+            lock(&sender.waiting).senders.is_empty(),
             "a sender of which nothing waits is forgotten"
         );
         // Few long messages are a flood as well.
         for _ in 0..1000 {
-            outlet.put(of(1, 200 << 10));
+            sender.put(of(1, 200 << 10));
         }
-        assert_eq!(outlet.dropped(), 100_000 - 4096 + 1000 - 10);
-        outlet.put(of(2, 200 << 10));
-        assert_eq!(outlet.dropped(), 100_000 - 4096 + 1000 - 10);
+        assert_eq!(sender.dropped(), 100_000 - 4096 + 1000 - 10);
+        sender.put(of(2, 200 << 10));
+        assert_eq!(sender.dropped(), 100_000 - 4096 + 1000 - 10);
     }
 
     #[tokio::test]
     async fn many_short_and_few_long_messages_wait_and_the_rest_is_counted() {
-        let (outlet, mut inlet) = pair();
+        let (sender, mut receiver) = pair();
         for number in 0..MESSAGES_MAX + 10 {
-            outlet.put(of(number / 100, 1));
+            sender.put(of(number / 100, 1));
         }
-        assert_eq!((outlet.dropped(), inlet.dropped()), (10, 10));
+        assert_eq!((sender.dropped(), receiver.dropped()), (10, 10));
         for _ in 0..MESSAGES_MAX {
-            inlet.take().await.expect("it waits");
+            receiver.take().await.expect("it waits");
         }
         for number in 0..100 {
-            outlet.put(of(number, 1 << 20));
+            sender.put(of(number, 1 << 20));
         }
-        assert_eq!(outlet.dropped(), 10 + 100 - 31);
+        assert_eq!(sender.dropped(), 10 + 100 - 31);
         for _ in 0..31 {
-            inlet.take().await.expect("it waits");
+            receiver.take().await.expect("it waits");
         }
-        outlet.put(delivery(1));
+        sender.put(delivery(1));
         assert_eq!(
-            (inlet.take().await, outlet.dropped()),
+            (receiver.take().await, sender.dropped()),
             (Some(delivery(1)), 79),
             "there is room again"
         );
@@ -266,15 +266,15 @@ mod tests {
 
     #[tokio::test]
     async fn both_ends_learn_that_the_other_has_gone() {
-        let (outlet, inlet) = pair();
-        drop(inlet);
-        outlet.closed().await;
-        outlet.put(delivery(1));
-        assert_eq!(outlet.dropped(), 1);
-        let (outlet, mut inlet) = pair();
-        outlet.put(delivery(1));
-        drop(outlet);
-        assert_eq!(inlet.take().await, Some(delivery(1)));
-        assert_eq!(inlet.take().await, None);
+        let (sender, receiver) = pair();
+        drop(receiver);
+        sender.closed().await;
+        sender.put(delivery(1));
+        assert_eq!(sender.dropped(), 1);
+        let (sender, mut receiver) = pair();
+        sender.put(delivery(1));
+        drop(sender);
+        assert_eq!(receiver.take().await, Some(delivery(1)));
+        assert_eq!(receiver.take().await, None);
     }
 }

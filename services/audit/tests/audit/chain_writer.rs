@@ -9,7 +9,7 @@ use schemas::{AccountId, RunId, WorkerId};
 
 /// One emitter's chain, as it is written.
 #[derive(Clone)]
-pub(crate) struct Scribe {
+pub(crate) struct ChainWriter {
     domain: String,
     key: AuditKey,
     end: End,
@@ -17,7 +17,7 @@ pub(crate) struct Scribe {
 
 /// An event, ready to be sent.
 #[derive(Clone)]
-pub(crate) struct Said {
+pub(crate) struct WrittenEvent {
     pub(crate) subject: String,
     pub(crate) event: SignedEvent,
 }
@@ -26,7 +26,7 @@ pub(crate) fn run() -> RunId {
     "demo".parse().expect("a name or key")
 }
 
-impl Scribe {
+impl ChainWriter {
     pub(crate) fn new(domain: &str, key: AuditKey) -> Self {
         Self {
             domain: domain.to_owned(),
@@ -35,7 +35,7 @@ impl Scribe {
         }
     }
 
-    pub(crate) fn ledger(&mut self, run: Option<RunId>, event: LedgerEvent) -> Said {
+    pub(crate) fn ledger(&mut self, run: Option<RunId>, event: LedgerEvent) -> WrittenEvent {
         let subject = ledger_subject(run.as_ref(), self.key.public(), event.kind());
         self.say(subject, run, Event::Ledger(event))
     }
@@ -45,13 +45,13 @@ impl Scribe {
         account: &AccountId,
         worker: &WorkerId,
         event: WorkerEvent,
-    ) -> Said {
+    ) -> WrittenEvent {
         let subject = record_subject(account, &run(), worker, event.kind());
         self.say(subject, Some(run()), Event::Worker(event))
     }
 
     /// An event that the coordinator may emit at any time.
-    pub(crate) fn remark(&mut self) -> Said {
+    pub(crate) fn remark(&mut self) -> WrittenEvent {
         let operator = self.key.public().clone();
         self.ledger(
             None,
@@ -68,7 +68,7 @@ impl Scribe {
         worker: &WorkerId,
         account: &AccountId,
         audit: &AuditKey,
-    ) -> Vec<Said> {
+    ) -> Vec<WrittenEvent> {
         let operator = self.key.public().clone();
         let (release, posture) = ("0.1.0".to_owned(), Posture::default());
         let request = JoinRequest {
@@ -96,7 +96,7 @@ impl Scribe {
         ]
     }
 
-    fn say(&mut self, subject: String, run: Option<RunId>, event: Event) -> Said {
+    fn say(&mut self, subject: String, run: Option<RunId>, event: Event) -> WrittenEvent {
         let draft = self.end.write(
             self.key.public(),
             runtime::clock::now(),
@@ -105,6 +105,6 @@ impl Scribe {
         );
         self.end = draft.end();
         let event = self.key.sign_event(&self.domain, draft.body);
-        Said { subject, event }
+        WrittenEvent { subject, event }
     }
 }

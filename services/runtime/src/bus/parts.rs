@@ -1,0 +1,88 @@
+//! One question that several messages answer, on a subscription of its own.
+
+use std::time::Duration;
+
+use async_nats::header::NATS_SEQUENCE;
+use async_nats::{HeaderMap, Message, StatusCode};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use tokio::time::timeout;
+
+use super::{Bus, BusError, causes};
+use crate::denial::Direction;
+
+impl Bus {
+    /// Sends a question and passes each message of its answer to `take`, until `take` returns false:
+    /// the answer is complete.
+    ///
+    /// # Errors
+    /// As [`Bus::request_raw`]; the time-out is `silence` without any message.
+    pub async fn request_parts(
+        &self,
+        subject: &str,
+        question: Bytes,
+        silence: Duration,
+        take: impl FnMut(Message) -> bool,
+    ) -> Result<(), BusError> {
+        let mut denied = self.denials.watch(Direction::Publish, subject);
+        let mut lost = self.lost.subscribe();
+        tokio::select! {
+            answered = self.ask_for_parts(subject, question, silence, take) => answered,
+            () = denied.heard() => Err(BusError::Denied {
+                direction: Direction::Publish,
+                subject: subject.to_owned(),
+            }),
+            _ = lost.changed() => Err(BusError::Lost { subject: subject.to_owned() }),
+        }
+    }
+
+    async fn ask_for_parts(
+        &self,
+        subject: &str,
+        question: Bytes,
+        silence: Duration,
+        mut take: impl FnMut(Message) -> bool,
+    ) -> Result<(), BusError> {
+        let timed_out = |_| BusError::TimedOut {
+            subject: subject.to_owned(),
+            after: silence,
+        };
+        let unsent = |error: &dyn std::error::Error| BusError::Send {
+            subject: subject.to_owned(),
+            reason: causes(error),
+        };
+        let inbox = self.client.new_inbox();
+        let heard = self.client.subscribe(inbox.clone()).await;
+        let mut heard = heard.map_err(|error| unsent(&error))?;
+        let sent = self
+            .client
+            .publish_with_reply(subject.to_owned(), inbox, question);
+        // Without a server sending ends once the client's queue is full.
+        let sent = timeout(silence, sent).await.map_err(timed_out)?;
+        sent.map_err(|error| unsent(&error))?;
+        loop {
+            let message = timeout(silence, heard.next()).await.map_err(timed_out)?;
+            let Some(message) = message else {
+                return Err(BusError::Lost {
+                    subject: subject.to_owned(),
+                });
+            };
+            if is_unheard(&message) {
+                return Err(BusError::NoResponders {
+                    subject: subject.to_owned(),
+                });
+            }
+            if !take(message) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// True for the server's word that nobody listens. A message of a stream, which comes with the
+/// headers that its sender gave it, can have the same status, but also has a position.
+fn is_unheard(message: &Message) -> bool {
+    let positioned = |all: &HeaderMap| all.get(NATS_SEQUENCE).is_some();
+    message.status == Some(StatusCode::NO_RESPONDERS)
+        && !message.headers.as_ref().is_some_and(positioned)
+}
