@@ -325,11 +325,12 @@ mod tests {
     fn logs_name_a_signer_by_its_buckets_and_hold_no_secret() {
         let signer = signer();
         let said = format!("{signer:?}");
-        assert!(
-            said.contains("incoming") && said.contains("blobs"),
-            "{said}"
-        );
-        assert!(!said.contains(signer.blobs.key.expose_secret()), "{said}");
+        for place in [&signer.incoming, &signer.blobs] {
+            let bucket = format!("bucket: {:?}", place.bucket.name());
+            assert!(said.contains(&bucket), "{said}");
+            assert!(said.contains(place.key.id()), "{said}");
+            assert!(!said.contains(place.key.expose_secret()), "{said}");
+        }
     }
 
     #[test]

@@ -133,3 +133,63 @@ impl Report {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rules that a store may break.
+    const OPTIONAL: [Rule; 5] = [
+        Rule::OverwriteRefused,
+        Rule::OneCreatorWins,
+        Rule::ChecksumRecorded,
+        Rule::ExtraHeaderRefused,
+        Rule::ClocksAgree,
+    ];
+    const REQUIRED: [Rule; 14] = [
+        Rule::RightBytesStored,
+        Rule::WrongBytesRefused,
+        Rule::GoodObjectKept,
+        Rule::SignedHeadersBind,
+        Rule::LengthBinds,
+        Rule::KeyBinds,
+        Rule::AnonymousRefused,
+        Rule::ExpiredRefused,
+        Rule::ReadUrlCannotWrite,
+        Rule::PutKeyCannotWriteBlobs,
+        Rule::GetKeyCannotWrite,
+        Rule::RangeServed,
+        Rule::CopyBetweenBuckets,
+        Rule::ListedAndDeleted,
+    ];
+
+    /// A store that breaks this rule and no other.
+    fn breaking(broken: Rule) -> Report {
+        let mut report = Report { rows: Vec::new() };
+        for rule in OPTIONAL.into_iter().chain(REQUIRED) {
+            report.note(rule, rule != broken, "200");
+        }
+        report
+    }
+
+    #[test]
+    fn a_store_is_fit_that_breaks_no_required_rule() {
+        for (rules, is_fit) in [(&OPTIONAL[..], true), (&REQUIRED[..], false)] {
+            for rule in rules {
+                let report = breaking(*rule);
+                assert_eq!(report.is_fit(), is_fit, "{rule}");
+                assert!(!report.holds(*rule), "{rule}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_rule_has_a_name_of_its_own() {
+        let rules = OPTIONAL.into_iter().chain(REQUIRED);
+        let mut names: Vec<String> = rules.map(|rule| rule.to_string()).collect();
+        assert!(names.contains(&"the clocks agree".to_owned()));
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), OPTIONAL.len() + REQUIRED.len());
+    }
+}
