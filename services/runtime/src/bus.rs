@@ -292,6 +292,28 @@ impl Bus {
         ))
     }
 
+    /// Asks under `subject`, and gives up once no answer can come.
+    ///
+    /// # Errors
+    /// The server denies the subject, or the connection is lost.
+    async fn until_hopeless<T>(
+        &self,
+        subject: &str,
+        asked: impl Future<Output = T>,
+    ) -> Result<T, BusError> {
+        // Before the question is sent, so that no denial is missed.
+        let mut denied = self.denials.watch(Direction::Publish, subject);
+        let mut lost = self.lost.subscribe();
+        tokio::select! {
+            answered = asked => Ok(answered),
+            () = denied.heard() => Err(BusError::Denied {
+                direction: Direction::Publish,
+                subject: subject.to_owned(),
+            }),
+            _ = lost.changed() => Err(BusError::Lost { subject: subject.to_owned() }),
+        }
+    }
+
     /// Sends a request and waits for its answer, a denial, the loss of the connection, or the end
     /// of `wait`.
     async fn send(
@@ -300,14 +322,9 @@ impl Bus {
         request: async_nats::Request,
         wait: Duration,
     ) -> Result<Bytes, BusError> {
-        let mut denied = self.denials.watch(Direction::Publish, subject);
-        let mut lost = self.lost.subscribe();
         let subject = subject.to_owned();
-        let answer = tokio::select! {
-            answer = self.client.send_request(subject.clone(), request) => answer,
-            () = denied.heard() => return Err(BusError::Denied { direction: Direction::Publish, subject }),
-            _ = lost.changed() => return Err(BusError::Lost { subject }),
-        };
+        let asked = self.client.send_request(subject.clone(), request);
+        let answer = self.until_hopeless(&subject, asked).await?;
         answer
             .map(|message| message.payload)
             .map_err(|error| match error.kind() {

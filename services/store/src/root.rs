@@ -234,9 +234,10 @@ impl Root {
     /// the check and the rename. A name that cannot be checked cannot be given either.
     fn rename_once(&self, file: &Path, name: &Path) -> io::Result<()> {
         let _alone = self.naming.lock().expect("no holder panics");
-        match name.try_exists()? {
-            true => Err(io::ErrorKind::AlreadyExists.into()),
-            false => fs::rename(file, name),
+        match fs::symlink_metadata(name) {
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(file, name),
+            Err(error) => Err(error),
         }
     }
 

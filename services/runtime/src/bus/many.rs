@@ -9,7 +9,6 @@ use futures::StreamExt as _;
 use tokio::time::timeout;
 
 use super::{Bus, BusError, causes};
-use crate::denial::Direction;
 
 impl Bus {
     /// Sends all questions at once and returns the answers in the order of the questions. The
@@ -24,16 +23,8 @@ impl Bus {
         questions: impl IntoIterator<Item = Bytes>,
         silence: Duration,
     ) -> Result<Vec<Bytes>, BusError> {
-        let mut denied = self.denials.watch(Direction::Publish, subject);
-        let mut lost = self.lost.subscribe();
-        tokio::select! {
-            answers = self.ask_all(subject, questions, silence) => answers,
-            () = denied.heard() => Err(BusError::Denied {
-                direction: Direction::Publish,
-                subject: subject.to_owned(),
-            }),
-            _ = lost.changed() => Err(BusError::Lost { subject: subject.to_owned() }),
-        }
+        let asked = self.ask_all(subject, questions, silence);
+        self.until_hopeless(subject, asked).await?
     }
 
     async fn ask_all(

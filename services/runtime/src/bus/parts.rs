@@ -9,7 +9,6 @@ use futures::StreamExt as _;
 use tokio::time::timeout;
 
 use super::{Bus, BusError, causes};
-use crate::denial::Direction;
 
 impl Bus {
     /// Sends a question and passes each message of its answer to `take`, until `take` returns false:
@@ -24,16 +23,8 @@ impl Bus {
         silence: Duration,
         take: impl FnMut(Message) -> bool,
     ) -> Result<(), BusError> {
-        let mut denied = self.denials.watch(Direction::Publish, subject);
-        let mut lost = self.lost.subscribe();
-        tokio::select! {
-            answered = self.ask_for_parts(subject, question, silence, take) => answered,
-            () = denied.heard() => Err(BusError::Denied {
-                direction: Direction::Publish,
-                subject: subject.to_owned(),
-            }),
-            _ = lost.changed() => Err(BusError::Lost { subject: subject.to_owned() }),
-        }
+        let asked = self.ask_for_parts(subject, question, silence, take);
+        self.until_hopeless(subject, asked).await?
     }
 
     async fn ask_for_parts(
