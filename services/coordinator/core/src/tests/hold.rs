@@ -10,23 +10,23 @@ use crate::fixture::*;
 use crate::input::{ControlRequest, ReplyId};
 use crate::{Answer, Effect, Input};
 
-fn request(run: &RunId, held: bool) -> ControlRequest {
+fn request(hold: Hold, run: &RunId, held: bool) -> ControlRequest {
     ControlRequest::RunHold(HoldRequest {
         v: V,
         run: run.clone(),
-        hold: Hold::Merges,
+        hold,
         held,
         reason: "odd norms".parse().expect("a reason"),
     })
 }
 
 fn freeze(world: &mut World) -> HoldReply {
-    let asked = world.control(request(&run_id(), true));
+    let asked = world.control(request(Hold::Merges, &run_id(), true));
     replied(world, asked)
 }
 
 fn unfreeze(world: &mut World) -> HoldReply {
-    let asked = world.control(request(&run_id(), false));
+    let asked = world.control(request(Hold::Merges, &run_id(), false));
     replied(world, asked)
 }
 
@@ -147,9 +147,13 @@ fn a_frozen_run_does_not_complete() {
     unfreeze(&mut world);
     assert_eq!(world.run().phase(), RunPhase::Complete);
     // An order to a run that is over, or to none, is refused.
-    let asked = world.control(request(&run_id(), true));
+    let asked = world.control(request(Hold::Merges, &run_id(), true));
     assert_eq!(world.refusal(asked), Code::RunClosed);
-    let asked = world.control(request(&"other".parse().expect("a name"), true));
+    let asked = world.control(request(
+        Hold::Merges,
+        &"other".parse().expect("a name"),
+        true,
+    ));
     assert_eq!(world.refusal(asked), Code::RunUnknown);
 }
 
