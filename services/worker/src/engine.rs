@@ -16,8 +16,9 @@
 //!   the next step would change them. The encoded chunks are in memory until they are uploaded: 2
 //!   bytes a parameter of the fragment in bf16, and the thread never waits for an upload.
 //! * **A save copies** the moments on this thread (8 bytes a parameter, and 4 of the residual with
-//!   error feedback, kept for the next copy; as much again while a write takes longer than a unit)
-//!   and the lane in [`saver`] writes them beside the next steps.
+//!   error feedback, kept for the next copy; as much again while a write takes longer than a unit,
+//!   and a third time while it takes longer than two) and the lane in [`saver`] writes them beside
+//!   the next steps.
 //!
 //! | file | what |
 //! | --- | --- |
