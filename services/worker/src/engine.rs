@@ -52,7 +52,7 @@ use trainer::Alpha;
 use worker_core::{ResultEnd, Trained, WorkId};
 
 use crate::config::TrainingSection;
-use crate::meter::{Lane, Meter};
+use crate::meter::{Meter, WorkLane};
 use crate::trainers;
 
 pub(crate) use capture::{Capture, EncodedChunks};
@@ -373,7 +373,7 @@ impl TrainingThread {
             self.saver.withdraw(session.inner_path())?;
             session.residual_withdrawn();
         }
-        let _timed = self.meter.timed(Lane::Encode);
+        let _timed = self.meter.timed(WorkLane::Encode);
         session.capture(capture, chunks)
     }
 
