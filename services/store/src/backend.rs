@@ -284,7 +284,7 @@ impl S3 for Backend {
                 after: after.as_deref(),
                 keys_max,
             };
-            listing::list(&folder, &page).map_err(storage_error)
+            listing::list(bucket, &folder, &page).map_err(storage_error)
         })
         .await?;
         let next = found.last().filter(|_| more).map(|last| last.key.clone());

@@ -124,6 +124,7 @@ impl Root {
             _lock: lock,
         };
         root.empty_tmp().map_err(RootError::Io)?;
+        crate::nested::take_over(path).map_err(RootError::Io)?;
         crate::power::remove_torn_uploads(path).map_err(RootError::Io)?;
         root.links = root.try_ground()?;
         Ok(root)
