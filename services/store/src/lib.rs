@@ -20,8 +20,10 @@
 mod backend;
 mod body;
 pub mod config;
+mod disk;
 mod gate;
 mod guard;
+mod landing;
 mod listing;
 mod nested;
 mod peers;
