@@ -323,7 +323,7 @@ impl Root {
         landed
     }
 
-    /// Removes a file, and everything that is known of it.
+    /// Removes a file, and everything that is known of that file.
     pub(crate) fn remove(&self, name: &Path) -> io::Result<()> {
         self.landings.forget(name);
         fs::remove_file(name)
