@@ -19,6 +19,8 @@ const NAMES_BYTES_MAX: usize = 16 << 20;
 pub(crate) struct Input {
     pub(crate) lease: LeaseRef,
     pub(crate) weight: u64,
+    /// Its norm, in a run whose rule of combination needs it.
+    pub(crate) norm: Option<f32>,
     /// The first chunk that is named here.
     start: usize,
     chunks: Vec<ObjectRef>,
@@ -56,6 +58,7 @@ pub(crate) async fn read(
         read.push(Input {
             lease: input.lease,
             weight: input.weight.get(),
+            norm: input.norm,
             start: window.start,
             chunks,
         });
@@ -109,6 +112,7 @@ mod tests {
             worker: kit::worker(1),
             tokens: Tokens(7),
             weight: Weight(7),
+            norm: None,
             chunks: chunks.clone().into(),
         };
         let (store, _permits) = away_and_full_of_checks().await;

@@ -199,9 +199,9 @@ async fn chunk(
         let parts = parts(store, &merge.inputs, index).await?;
         let step = Step::new(&context.spec, merge.round, first);
         first = false;
-        let start = context.chunks[index].start;
+        let place = context.place(index);
         let work = tokio::task::spawn_blocking(move || {
-            let stepped = step.run(&mut piece, &parts, start)?;
+            let stepped = step.run(&mut piece, &parts, &place)?;
             Ok::<_, merge::MergeError>((piece, ObjectRef::of(&stepped.broadcast)))
         });
         let done = work
@@ -229,10 +229,11 @@ async fn parts(store: &Store, inputs: &[Input], index: usize) -> Result<Vec<Part
                 format!("{} has no chunk {index}", input.lease),
             )
         };
-        parts.push((
-            input.weight,
-            store.fetch(object.ok_or_else(missing)?).await?,
-        ));
+        parts.push(Part {
+            weight: input.weight,
+            norm: input.norm,
+            bytes: store.fetch(object.ok_or_else(missing)?).await?,
+        });
     }
     Ok(parts)
 }
