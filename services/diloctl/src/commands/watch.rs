@@ -296,6 +296,7 @@ mod tests {
                 Code::TooFewWorkers,
                 "1 of at least 2 workers are members",
             )),
+            holds: Vec::new(),
             round: Round(123),
             rounds: 4_000,
             units_done: 11,

@@ -282,19 +282,19 @@ impl RunRoom<'_> {
 /// changes the weights that it saves.
 fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
     let foundry = &live.foundry;
+    let held = run.is_held(Hold::Merges);
+    // The foundry holds the next round's weights, so it gets no order before the round is closed.
+    if let Some((sync, _)) = foundry.merged {
+        return (!held).then_some(NextStep::Close(sync));
+    }
     if foundry.halted.is_some() {
         return None;
     }
-    let held = run.is_held(Hold::Merges);
     if let Some(seal) = next_seal(run).filter(|_| !held) {
         return Some(seal);
     }
     if foundry.task.is_some() {
         return None;
-    }
-    // The foundry holds the merged weights already, so nothing else is asked of it before this.
-    if let Some((sync, _)) = foundry.merged {
-        return (!held).then_some(NextStep::Close(sync));
     }
     if !foundry.restored {
         return (foundry.retry_at <= now).then_some(NextStep::Restore);
