@@ -239,6 +239,42 @@ pub enum Closing {
     All,
 }
 
+/// The comparison that a contribution must stand beside its own checks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Comparison {
+    /// None: only [`Policy::norm_max`] bounds its norm.
+    #[default]
+    None,
+    /// Its norm is compared with what the inner steps can reach, and with the norms of other
+    /// contributions, and its chunks with theirs.
+    Others {
+        /// A contribution is left out of the merge if its norm is more than this many times that of
+        /// the others.
+        norm_ratio_max: f64,
+    },
+}
+
+impl Comparison {
+    /// True for the oldest rule, which settings without a rule follow.
+    pub const fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    /// Checks that every number is within its bounds.
+    ///
+    /// # Errors
+    /// As [`RunSpec::validate`].
+    pub fn validate(&self) -> Result<(), Refusal> {
+        match *self {
+            Self::None => Ok(()),
+            Self::Others { norm_ratio_max } => {
+                real("policy.norm_ratio_max", norm_ratio_max, 1.0, 1e6)
+            }
+        }
+    }
+}
+
 impl Closing {
     /// True for the oldest rule, which settings without a rule follow.
     pub const fn is_all(&self) -> bool {
@@ -264,6 +300,10 @@ pub struct Policy {
     /// that settings from before there was a choice keep their digest.
     #[serde(default, skip_serializing_if = "Closing::is_all")]
     pub closing: Closing,
+    /// The comparison with other contributions. Left out of the message if there is none, so that
+    /// settings from before there was one keep their digest.
+    #[serde(default, skip_serializing_if = "Comparison::is_none")]
+    pub comparison: Comparison,
 }
 
 impl RunSpec {
@@ -614,6 +654,7 @@ impl Policy {
             LEASE_MAX.get(),
         )?;
         real("policy.norm_max", self.norm_max, 0.0, f64::MAX)?;
+        self.comparison.validate()?;
         whole("policy.strikes_max", self.strikes_max.into(), 1, 1_000_000)
     }
 }
