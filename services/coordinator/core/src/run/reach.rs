@@ -89,15 +89,15 @@ mod tests {
             (0.5, 0.5),
         ] {
             let bound = step_max(&inner(beta1, beta2));
-            let found = (1..400)
-                .map(|steps| worst(beta1, beta2, steps))
-                .fold(0.0, f64::max);
+            let steps = [1, 2, 3, 5, 10, 30, 100, 300, 1000];
+            let found = steps.map(|steps| worst(beta1, beta2, steps));
+            let found = found.into_iter().fold(0.0, f64::max);
             assert!(
                 found <= bound * (1.0 + 1e-9),
                 "{beta1} {beta2}: {found} above {bound}"
             );
             assert!(
-                found > 0.9 * bound,
+                found > 0.75 * bound,
                 "{beta1} {beta2}: {found} far below {bound}"
             );
         }

@@ -160,7 +160,7 @@ impl RunRoom<'_> {
         let unit = done.lease().unit;
         let found = verdict.and_then(|found| {
             let norm = check_norm(found.norm, &self.run.spec, unit.round)?;
-            self.check_copied(&done)?;
+            self.check_copied(&done, norm)?;
             Ok((norm, found.listed))
         });
         match found {
@@ -178,19 +178,20 @@ impl RunRoom<'_> {
         }
     }
 
-    /// Refuses a contribution that consists of the chunks of another, in a run that compares.
-    fn check_copied(&self, done: &Screening) -> Result<(), Refusal> {
+    /// Refuses a contribution that consists of the chunks of another, in a run that compares. All
+    /// that consist of zeros are equal, so they are no copies.
+    fn check_copied(&self, done: &Screening, norm: f64) -> Result<(), Refusal> {
         let stated = &done.submission.statement;
         let Stated::Contribution(contribution) = &stated.outcome else {
             return Ok(());
         };
         let chunks = contribution.chunks.digest();
         match self.run.copied_from(&stated.lease.unit, chunks) {
-            Some(other) => {
+            Some(other) if norm > 0.0 => {
                 let detail = format!("its chunks are those of unit {other}");
                 Err(Refusal::new(Code::ContributionCopied, detail))
             }
-            None => Ok(()),
+            Some(_) | None => Ok(()),
         }
     }
 

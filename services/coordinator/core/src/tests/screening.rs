@@ -158,7 +158,11 @@ fn a_copied_contribution_is_refused() {
     let lazy = copy(&world, first, 2, second);
     let lazy = hand_in(&mut world, 2, lazy, 1.0);
     assert_eq!(world.refusal(lazy), Code::ContributionCopied);
-    work(&mut world, 2, 1.0);
+    // Zeros are equal without being copied.
+    let held = world.lease(2);
+    let zeros = copy(&world, first, 2, held);
+    let zeros = hand_in(&mut world, 2, zeros, 0.0);
+    assert!(world.answers[&zeros].is_ok());
     world.answer_pending();
     // The same of the round before, by its own maker too.
     let held = world.lease(1);
