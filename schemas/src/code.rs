@@ -129,13 +129,14 @@ codes! {
     LayoutMismatch = 501 Final, "other layout", "A contribution's layout (names, shapes, order or types) is not the run's.", "Run the same release and the same model configuration as the run.";
     SizeMismatch = 502 Final, "wrong size", "A chunk does not have the length that layout and codec give.", "Run the same release; suspect the worker if it repeats.";
     NotFinite = 503 Final, "not finite", "A contribution, the initial weights of a new run, or the weights after an outer step hold NaN or infinity.", "A contribution is refused alone and its unit issued again: inspect the worker. Initial weights have to be made again. Weights after an outer step halt the run; its last full snapshot stands: start another run with a lower learning rate.";
-    NormOutlier = 504 Final, "norm out of bounds", "A contribution's norm is too large compared with the run's bound.", "Inspect the worker; the bound is `norm_max` of the run.";
+    NormOutlier = 504 Final, "norm out of bounds", "A contribution's norm is too large: above the run's bound, above what the run's inner steps can reach, or many times that of other contributions.", "Inspect the worker. The bounds are `norm_max`, the learning rate and steps of `inner`, and `norm_ratio_max` of the run.";
     AlreadyCounted = 505 LostLease, "already counted", "The unit has an accepted contribution already.", "Nothing: a unit's contribution counts once.";
     StatementInvalid = 506 Final, "statement refused", "A result's signed statement does not verify or does not fit its lease.", "Point `worker.audit_key` at the key with which the worker joined, and run the same release; suspect the worker if it repeats.";
     TokensMismatch = 507 Final, "wrong token count", "A result claims another number of tokens or steps than its unit has.", "Run the same release; suspect the worker if it repeats.";
 
     NumberImpossible = 508 Final, "number that is not possible", "A worker states a loss, a speed or a count that its unit, its data and the time since it joined do not allow.", "The number was refused and counts nowhere. Run the same release; suspect the worker if it repeats.";
     UploadMissing = 509 Final, "not uploaded under its lease", "A contribution names an object that its worker did not upload under this lease. Objects that came from other workers, or under another lease, do not count.", "If the store has lost an upload, its worker trains the unit again by itself. If one worker causes this again and again, it hands in objects that are not its own.";
+    ContributionCopied = 510 Final, "copied contribution", "A contribution consists of the chunks of another contribution to this round or the one before, and not of zeros. Other data never give the same bytes.", "Inspect the worker: it hands in work that was done before. The other contribution counts.";
 
     // 06: runs and data.
     RunUnknown = 601 NotNow, "no such run", "The coordinator knows no run of this name.", "`diloctl run ls` lists the runs.";

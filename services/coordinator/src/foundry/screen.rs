@@ -132,7 +132,7 @@ pub(crate) async fn check(
         uploads.insert(chunk.object, chunk.key.clone());
     }
     drop(checks);
-    let norm = check_norm(whole.norm(), context.spec.policy.norm_max)?;
+    let norm = check_norm(whole.norm(), &context.spec, source.lease.unit.round)?;
     let mut listed = Vec::new();
     if let Some(Listed { list, .. }) = contribution.chunks.listed() {
         uploads.insert(list, source.key(list.digest));
