@@ -10,9 +10,9 @@ use schemas::run::{CodecKind, RunSpec};
 use schemas::snapshot::{MergeRecord, Slot, SnapshotManifest};
 use schemas::{Chunks, Code, Digest, ObjectRef, Refusal, V};
 
-use super::context::RunContext;
-use super::weights::Weights;
 use crate::store::Store;
+use recompute::RunContext;
+use recompute::Weights;
 
 /// A snapshot that is being saved.
 pub(crate) struct Snapshot {

@@ -4,25 +4,28 @@ use schemas::layout::{Chunk, Layout};
 use schemas::run::RunSpec;
 use schemas::{Code, Digest, Message as _, ObjectRef, Refusal};
 
-use crate::store::Store;
+use crate::objects::Objects;
 
 /// A run's settings and layout.
 #[derive(Debug)]
-pub(crate) struct RunContext {
-    pub(crate) spec: RunSpec,
-    pub(crate) spec_digest: Digest,
-    pub(crate) chunks: Vec<Chunk>,
+pub struct RunContext {
+    /// Its settings.
+    pub spec: RunSpec,
+    /// The digest of its settings.
+    pub spec_digest: Digest,
+    /// The chunks of the layout, in order.
+    pub chunks: Vec<Chunk>,
 }
 
 impl RunContext {
     /// Fetches the layout, and cuts it into chunks as the settings say.
-    pub(crate) async fn load(store: &Store, spec: RunSpec) -> Result<Self, Refusal> {
-        let layout = layout(store, spec.model.layout).await?;
+    pub async fn load(objects: &dyn Objects, spec: RunSpec) -> Result<Self, Refusal> {
+        let layout = layout(objects, spec.model.layout).await?;
         Self::new(&layout, spec)
     }
 
     /// Cuts a valid layout into chunks as the settings say.
-    pub(crate) fn new(layout: &Layout, spec: RunSpec) -> Result<Self, Refusal> {
+    pub fn new(layout: &Layout, spec: RunSpec) -> Result<Self, Refusal> {
         let chunks = layout.chunks(spec.model.chunk_elements);
         let chunks = chunks.map_err(|error| Refusal::new(Code::SpecInvalid, error.to_string()))?;
         let (expected, got) = (chunks.len(), spec.model.initial.count());
@@ -41,14 +44,14 @@ impl RunContext {
     }
 
     /// Elements of chunk `index`.
-    pub(crate) fn elements(&self, index: usize) -> usize {
+    pub fn elements(&self, index: usize) -> usize {
         self.chunks[index].range().len()
     }
 }
 
 /// Fetches and checks a layout.
-pub(crate) async fn layout(store: &Store, object: ObjectRef) -> Result<Layout, Refusal> {
-    let bytes = store.fetch(object).await?;
+pub async fn layout(objects: &dyn Objects, object: ObjectRef) -> Result<Layout, Refusal> {
+    let bytes = objects.fetch(object).await?;
     let invalid = |reason: String| {
         Refusal::new(
             Code::SpecInvalid,

@@ -18,27 +18,28 @@ use schemas::snapshot::Slot;
 /// The state between two rounds. A chunk may be shared with a save that has not written it yet; the
 /// next step then works on a copy.
 #[derive(Clone, Debug)]
-pub(crate) struct Weights {
+pub struct Weights {
     /// The round that starts from them.
-    pub(crate) round: Round,
+    pub round: Round,
     /// One piece for each chunk.
-    pub(crate) pieces: Vec<Piece>,
+    pub pieces: Vec<Piece>,
     /// The copy that workers have.
-    pub(crate) broadcast: Published,
+    pub broadcast: Published,
 }
 
 /// One chunk: its parameters, and the outer state beside them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Piece {
-    pub(crate) params: Arc<Vec<f32>>,
+pub struct Piece {
+    /// Its parameters.
+    pub params: Arc<Vec<f32>>,
     /// Values of each slot, as many as parameters. The optimizer's state exists after the first
     /// step.
-    pub(crate) slots: BTreeMap<Slot, Arc<Vec<f32>>>,
+    pub slots: BTreeMap<Slot, Arc<Vec<f32>>>,
 }
 
 /// The arithmetic that a step applies to every chunk.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Step {
+pub struct Step {
     optimizer: OuterOptimizer,
     upload: CodecKind,
     download: Codec,
@@ -49,17 +50,17 @@ pub(crate) struct Step {
 }
 
 /// One chunk of one contribution: its weight in the mean, and its encoding.
-pub(crate) type Part = (u64, Bytes);
+pub type Part = (u64, Bytes);
 
 /// The outcome of a step on one chunk.
 #[derive(Debug)]
-pub(crate) struct Stepped {
+pub struct Stepped {
     /// The new parameters as they are published.
-    pub(crate) broadcast: Vec<u8>,
+    pub broadcast: Vec<u8>,
     /// The sum of squares of the mean contribution.
-    pub(crate) sum_of_squares: f64,
+    pub sum_of_squares: f64,
     /// True when every new parameter is a number.
-    pub(crate) finite: bool,
+    pub finite: bool,
 }
 
 /// Running sums of a block, so that the processor can add several at a time.
@@ -68,14 +69,14 @@ const LANES: usize = 8;
 impl Weights {
     /// True before the first step if the optimizer keeps momentum. For an optimizer without
     /// momentum it is always true.
-    pub(crate) fn is_first(&self) -> bool {
+    pub fn is_first(&self) -> bool {
         self.pieces.iter().all(Piece::is_first)
     }
 }
 
 impl Piece {
     /// The same for one chunk: see [`Weights::is_first`].
-    pub(crate) fn is_first(&self) -> bool {
+    pub fn is_first(&self) -> bool {
         !self.slots.contains_key(&Slot::Momentum)
     }
 
@@ -91,7 +92,7 @@ impl Piece {
 
 impl Step {
     /// The step that closes `round`; `first` is true if no momentum was kept before.
-    pub(crate) fn new(spec: &RunSpec, round: Round, first: bool) -> Self {
+    pub fn new(spec: &RunSpec, round: Round, first: bool) -> Self {
         Self {
             optimizer: spec.outer,
             upload: spec.upload.kind,
@@ -104,12 +105,7 @@ impl Step {
     /// Merges one chunk whose first element is element `start` of the whole vector. The blocks run
     /// in parallel, and each element gets the same bits as from [`merge::merge_chunk_and_encode`]
     /// on the whole chunk.
-    pub(crate) fn run(
-        self,
-        piece: &mut Piece,
-        parts: &[Part],
-        start: u64,
-    ) -> Result<Stepped, MergeError> {
+    pub fn run(self, piece: &mut Piece, parts: &[Part], start: u64) -> Result<Stepped, MergeError> {
         piece.complete(self);
         let params = Arc::make_mut(&mut piece.params).as_mut_slice();
         let block_bytes = encoded_bytes(self.download.kind, BLOCK_ELEMENTS);

@@ -11,10 +11,10 @@ use schemas::run::CodecKind;
 use schemas::snapshot::{MergeRecord, Slot, SnapshotManifest};
 use schemas::{Code, ObjectRef, Refusal, Round};
 
-use super::context::RunContext;
-use super::inputs::{self, Input};
-use super::weights::{Part, Piece, Step, Weights};
-use crate::store::Store;
+use crate::context::RunContext;
+use crate::inputs::{self, Input};
+use crate::objects::Objects;
+use crate::weights::{Part, Piece, Step, Weights};
 
 /// Chunks that are recomputed at the same time.
 const CHUNKS_AT_A_TIME: usize = 2;
@@ -43,19 +43,19 @@ struct Restored {
 /// # Errors
 /// [`Code::ReplayDiverged`] when a merge gives another broadcast than the ledger records; otherwise
 /// the reason why an object cannot be read.
-pub(crate) async fn weights(
-    store: &Store,
+pub async fn weights(
+    objects: &dyn Objects,
     context: &Arc<RunContext>,
     snapshot: Option<ObjectRef>,
     merges: &[MergeRecord],
 ) -> Result<Weights, Refusal> {
-    let base = base(store, context, snapshot).await?;
+    let base = base(objects, context, snapshot).await?;
     check_order(&base, merges)?;
     let inputs = merges.iter().map(|merge| merge.inputs.len()).sum();
     let mut chunks: Vec<Restored> = Vec::with_capacity(context.chunks.len());
     for window in inputs::windows(inputs, context.chunks.len()) {
-        let steps = steps(store, merges, &window).await?;
-        let part = window.map(|index| chunk(store, context, &base, &steps, index));
+        let steps = steps(objects, merges, &window).await?;
+        let part = window.map(|index| chunk(objects, context, &base, &steps, index));
         let part: Vec<Restored> = stream::iter(part)
             .buffered(CHUNKS_AT_A_TIME)
             .try_collect()
@@ -88,14 +88,14 @@ pub(crate) async fn weights(
 }
 
 async fn base(
-    store: &Store,
+    objects: &dyn Objects,
     context: &RunContext,
     snapshot: Option<ObjectRef>,
 ) -> Result<Base, Refusal> {
     let spec = &context.spec;
     let Some(object) = snapshot else {
         let broadcast = spec.initial_weights();
-        let params = store.chunks(&broadcast.chunks).await?;
+        let params = objects.chunks(&broadcast.chunks).await?;
         return Ok(Base {
             round: Round(0),
             params,
@@ -115,7 +115,7 @@ async fn base(
             object.bytes
         )));
     }
-    let bytes = store.fetch(object).await?;
+    let bytes = objects.fetch(object).await?;
     let manifest: SnapshotManifest =
         serde_json::from_slice(&bytes).map_err(|error| invalid(&error))?;
     let count = context.chunks.len();
@@ -132,11 +132,11 @@ async fn base(
     } = manifest;
     let mut outer = BTreeMap::new();
     for (slot, chunks) in &slots {
-        outer.insert(*slot, store.chunks(chunks).await?);
+        outer.insert(*slot, objects.chunks(chunks).await?);
     }
     Ok(Base {
         round,
-        params: store.chunks(&weights).await?,
+        params: objects.chunks(&weights).await?,
         slots: outer,
         broadcast,
     })
@@ -149,7 +149,7 @@ struct Again {
 }
 
 async fn steps(
-    store: &Store,
+    objects: &dyn Objects,
     merges: &[MergeRecord],
     window: &Range<usize>,
 ) -> Result<Vec<Again>, Refusal> {
@@ -157,7 +157,7 @@ async fn steps(
     for MergeRecord { round, inputs, .. } in merges {
         steps.push(Again {
             round: *round,
-            inputs: inputs::read(store, inputs, window).await?,
+            inputs: inputs::read(objects, inputs, window).await?,
         });
     }
     Ok(steps)
@@ -180,23 +180,23 @@ fn check_order(base: &Base, merges: &[MergeRecord]) -> Result<(), Refusal> {
 
 /// Takes one chunk through every merge.
 async fn chunk(
-    store: &Store,
+    objects: &dyn Objects,
     context: &Arc<RunContext>,
     base: &Base,
     merges: &[Again],
     index: usize,
 ) -> Result<Restored, Refusal> {
     let elements = context.elements(index);
-    let params = exact(store, base.params[index], elements).await?;
+    let params = exact(objects, base.params[index], elements).await?;
     let mut slots = BTreeMap::new();
-    for (slot, objects) in &base.slots {
-        slots.insert(*slot, exact(store, objects[index], elements).await?);
+    for (slot, chunks) in &base.slots {
+        slots.insert(*slot, exact(objects, chunks[index], elements).await?);
     }
     let mut piece = Piece { params, slots };
     let mut first = piece.is_first();
     let mut broadcasts = Vec::with_capacity(merges.len());
     for merge in merges {
-        let parts = parts(store, &merge.inputs, index).await?;
+        let parts = parts(objects, &merge.inputs, index).await?;
         let step = Step::new(&context.spec, merge.round, first);
         first = false;
         let start = context.chunks[index].start;
@@ -219,7 +219,11 @@ async fn chunk(
     Ok(Restored { piece, broadcasts })
 }
 
-async fn parts(store: &Store, inputs: &[Input], index: usize) -> Result<Vec<Part>, Refusal> {
+async fn parts(
+    objects: &dyn Objects,
+    inputs: &[Input],
+    index: usize,
+) -> Result<Vec<Part>, Refusal> {
     let mut parts = Vec::with_capacity(inputs.len());
     for input in inputs {
         let object = input.chunk(index);
@@ -231,7 +235,7 @@ async fn parts(store: &Store, inputs: &[Input], index: usize) -> Result<Vec<Part
         };
         parts.push((
             input.weight,
-            store.fetch(object.ok_or_else(missing)?).await?,
+            objects.fetch(object.ok_or_else(missing)?).await?,
         ));
     }
     Ok(parts)
@@ -239,11 +243,11 @@ async fn parts(store: &Store, inputs: &[Input], index: usize) -> Result<Vec<Part
 
 /// Reads fp32 numbers from an object.
 async fn exact(
-    store: &Store,
+    objects: &dyn Objects,
     object: ObjectRef,
     elements: usize,
 ) -> Result<Arc<Vec<f32>>, Refusal> {
-    let bytes = store.fetch(object).await?;
+    let bytes = objects.fetch(object).await?;
     let mut values = vec![0.0; elements];
     merge::codec::decode(CodecKind::Fp32, &bytes, &mut values)
         .map_err(|error| Refusal::new(Code::SizeMismatch, format!("{}: {error}", object.digest)))?;
