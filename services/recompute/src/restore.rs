@@ -1,35 +1,23 @@
 //! Weights from objects: a full snapshot or the initial weights, and every merge since then. Each
 //! merge must give the broadcast that the ledger names.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use schemas::lease::Weights as Published;
-use schemas::run::CodecKind;
-use schemas::snapshot::{MergeRecord, Slot, SnapshotManifest};
-use schemas::{Code, ObjectRef, Refusal, Round};
+use schemas::snapshot::MergeRecord;
+use schemas::{Code, ObjectRef, Refusal};
 
+use crate::again::Again;
+use crate::base::Base;
 use crate::context::RunContext;
-use crate::inputs::{self, Input};
+use crate::inputs;
 use crate::objects::Objects;
-use crate::weights::{Part, Piece, Step, Weights};
+use crate::weights::{Piece, Weights};
 
 /// Chunks that are recomputed at the same time.
-const CHUNKS_AT_A_TIME: usize = 2;
-/// Largest manifest of a snapshot: it names at most 256 chunks a few times, or lists of chunks, and
-/// the merges since the snapshot before.
-const MANIFEST_BYTES_MAX: u64 = 64 << 20;
-
-/// The snapshot that a restore starts from.
-struct Base {
-    round: Round,
-    params: Vec<ObjectRef>,
-    /// Outer state by slot, one object a chunk.
-    slots: BTreeMap<Slot, Vec<ObjectRef>>,
-    broadcast: Published,
-}
+pub const CHUNKS_AT_A_TIME: usize = 2;
 
 /// One chunk after all merges.
 struct Restored {
@@ -49,7 +37,7 @@ pub async fn weights(
     snapshot: Option<ObjectRef>,
     merges: &[MergeRecord],
 ) -> Result<Weights, Refusal> {
-    let base = base(objects, context, snapshot).await?;
+    let base = Base::read(objects, context, snapshot).await?;
     check_order(&base, merges)?;
     let inputs = merges.iter().map(|merge| merge.inputs.len()).sum();
     let mut chunks: Vec<Restored> = Vec::with_capacity(context.chunks.len());
@@ -87,78 +75,14 @@ pub async fn weights(
     })
 }
 
-async fn base(
-    objects: &dyn Objects,
-    context: &RunContext,
-    snapshot: Option<ObjectRef>,
-) -> Result<Base, Refusal> {
-    let spec = &context.spec;
-    let Some(object) = snapshot else {
-        let broadcast = spec.initial_weights();
-        let params = objects.chunks(&broadcast.chunks).await?;
-        return Ok(Base {
-            round: Round(0),
-            params,
-            slots: BTreeMap::new(),
-            broadcast,
-        });
-    };
-    let invalid = |reason: &dyn std::fmt::Display| {
-        Refusal::new(
-            Code::ReplayDiverged,
-            format!("snapshot {} of run {}: {reason}", object.digest, spec.run),
-        )
-    };
-    if object.bytes.get() > MANIFEST_BYTES_MAX {
-        return Err(invalid(&format_args!(
-            "a manifest of {} bytes",
-            object.bytes
-        )));
-    }
-    let bytes = objects.fetch(object).await?;
-    let manifest: SnapshotManifest =
-        serde_json::from_slice(&bytes).map_err(|error| invalid(&error))?;
-    let count = context.chunks.len();
-    let vectors = || manifest.slots.values().chain([&manifest.weights]);
-    if manifest.spec != context.spec_digest || vectors().any(|chunks| chunks.count() != count) {
-        return Err(invalid(&"it is of other settings than the run's"));
-    }
-    let SnapshotManifest {
-        round,
-        weights,
-        slots,
-        broadcast,
-        ..
-    } = manifest;
-    let mut outer = BTreeMap::new();
-    for (slot, chunks) in &slots {
-        outer.insert(*slot, objects.chunks(chunks).await?);
-    }
-    Ok(Base {
-        round,
-        params: objects.chunks(&weights).await?,
-        slots: outer,
-        broadcast,
-    })
-}
-
-/// A merge to do again: its round, and its inputs one by one, of which a window of chunks is named.
-struct Again {
-    round: Round,
-    inputs: Vec<Input>,
-}
-
 async fn steps(
     objects: &dyn Objects,
     merges: &[MergeRecord],
     window: &Range<usize>,
 ) -> Result<Vec<Again>, Refusal> {
     let mut steps = Vec::with_capacity(merges.len());
-    for MergeRecord { round, inputs, .. } in merges {
-        steps.push(Again {
-            round: *round,
-            inputs: inputs::read(objects, inputs, window).await?,
-        });
+    for merge in merges {
+        steps.push(Again::read(objects, merge, window).await?);
     }
     Ok(steps)
 }
@@ -181,75 +105,19 @@ fn check_order(base: &Base, merges: &[MergeRecord]) -> Result<(), Refusal> {
 /// Takes one chunk through every merge.
 async fn chunk(
     objects: &dyn Objects,
-    context: &Arc<RunContext>,
+    context: &RunContext,
     base: &Base,
     merges: &[Again],
     index: usize,
 ) -> Result<Restored, Refusal> {
-    let elements = context.elements(index);
-    let params = exact(objects, base.params[index], elements).await?;
-    let mut slots = BTreeMap::new();
-    for (slot, chunks) in &base.slots {
-        slots.insert(*slot, exact(objects, chunks[index], elements).await?);
-    }
-    let mut piece = Piece { params, slots };
+    let mut piece = base.piece(objects, context, index).await?;
     let mut first = piece.is_first();
     let mut broadcasts = Vec::with_capacity(merges.len());
     for merge in merges {
-        let parts = parts(objects, &merge.inputs, index).await?;
-        let step = Step::new(&context.spec, merge.round, first);
+        let merged = merge.chunk(objects, context, index, piece, first).await?;
         first = false;
-        let start = context.chunks[index].start;
-        let work = tokio::task::spawn_blocking(move || {
-            let stepped = step.run(&mut piece, &parts, start)?;
-            Ok::<_, merge::MergeError>((piece, ObjectRef::of(&stepped.broadcast)))
-        });
-        let done = work
-            .await
-            .map_err(|error| Refusal::new(Code::Internal, format!("restore: {error}")))?;
-        let (after, broadcast) = done.map_err(|error| {
-            Refusal::new(
-                Code::ReplayDiverged,
-                format!("round {} chunk {index}: {error}", merge.round),
-            )
-        })?;
-        piece = after;
-        broadcasts.push(broadcast);
+        piece = merged.piece;
+        broadcasts.push(merged.broadcast);
     }
     Ok(Restored { piece, broadcasts })
-}
-
-async fn parts(
-    objects: &dyn Objects,
-    inputs: &[Input],
-    index: usize,
-) -> Result<Vec<Part>, Refusal> {
-    let mut parts = Vec::with_capacity(inputs.len());
-    for input in inputs {
-        let object = input.chunk(index);
-        let missing = || {
-            Refusal::new(
-                Code::ReplayDiverged,
-                format!("{} has no chunk {index}", input.lease),
-            )
-        };
-        parts.push((
-            input.weight,
-            objects.fetch(object.ok_or_else(missing)?).await?,
-        ));
-    }
-    Ok(parts)
-}
-
-/// Reads fp32 numbers from an object.
-async fn exact(
-    objects: &dyn Objects,
-    object: ObjectRef,
-    elements: usize,
-) -> Result<Arc<Vec<f32>>, Refusal> {
-    let bytes = objects.fetch(object).await?;
-    let mut values = vec![0.0; elements];
-    merge::codec::decode(CodecKind::Fp32, &bytes, &mut values)
-        .map_err(|error| Refusal::new(Code::SizeMismatch, format!("{}: {error}", object.digest)))?;
-    Ok(Arc::new(values))
 }

@@ -271,6 +271,21 @@ impl Cluster {
         self.evidence().await.copied().await;
     }
 
+    /// Waits until the files of the audit service keep everything that was stored up to now.
+    ///
+    /// # Panics
+    /// They do not get there in time.
+    pub async fn kept(&self) {
+        let evidence = self.evidence().await;
+        evidence.copied().await;
+        let newest = format!("\"stream_sequence\":{},", evidence.length().await);
+        let folder = self.domain.layout().audit_files();
+        let holds = |file: PathBuf| fs::read_to_string(file).is_ok_and(|t| t.contains(&newest));
+        let there = || files(&folder).into_iter().any(holds).then_some(());
+        let kept = crate::look(PATIENCE, there).await;
+        kept.unwrap_or_else(|| panic!("{newest} is in no file of {}", folder.display()));
+    }
+
     /// The streams of which `AUDIT` is a copy.
     async fn sources(&self) -> Vec<StreamReader> {
         let mut sources = Vec::new();

@@ -4,6 +4,7 @@ mod checkpoints;
 mod foreign;
 mod intake;
 mod log;
+mod merges;
 mod properties;
 mod told;
 mod verdicts;
