@@ -333,8 +333,8 @@ pub(crate) struct Recompute {
     /// Make every round again, from the initial weights, and compare every full snapshot.
     #[arg(long)]
     pub(crate) all: bool,
-    /// Folder with the files of an audit service, or a copy of it. Without it stream AUDIT is
-    /// read, with the auditor's credentials.
+    /// Folder with the files of an audit service, or with a copy of these. Without it stream AUDIT
+    /// is read, with the auditor's credentials.
     #[arg(long, value_name = "DIR")]
     pub(crate) ledger: Option<PathBuf>,
     #[command(flatten)]
@@ -343,8 +343,8 @@ pub(crate) struct Recompute {
 
 #[derive(Debug, Args)]
 pub(crate) struct ObjectSource {
-    /// Folder of an embedded store, or a copy of it. Without it objects are read through URLs of
-    /// the coordinator, with the operator's credentials.
+    /// Folder of an embedded store, or a copy. Without it objects are read through URLs of the
+    /// coordinator, with the operator's credentials.
     #[arg(long, value_name = "DIR")]
     pub(crate) store_folder: Option<PathBuf>,
 }

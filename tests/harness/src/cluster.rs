@@ -1,5 +1,6 @@
 //! The cluster: its processes, and the operations on them.
 
+mod kept;
 mod recipe;
 
 use std::collections::BTreeMap;
@@ -269,21 +270,6 @@ impl Cluster {
     /// It does not get there in time.
     pub async fn copied(&self) {
         self.evidence().await.copied().await;
-    }
-
-    /// Waits until the files of the audit service keep everything that was stored up to now.
-    ///
-    /// # Panics
-    /// They do not get there in time.
-    pub async fn kept(&self) {
-        let evidence = self.evidence().await;
-        evidence.copied().await;
-        let newest = format!("\"stream_sequence\":{},", evidence.length().await);
-        let folder = self.domain.layout().audit_files();
-        let holds = |file: PathBuf| fs::read_to_string(file).is_ok_and(|t| t.contains(&newest));
-        let there = || files(&folder).into_iter().any(holds).then_some(());
-        let kept = crate::look(PATIENCE, there).await;
-        kept.unwrap_or_else(|| panic!("{newest} is in no file of {}", folder.display()));
     }
 
     /// The streams of which `AUDIT` is a copy.

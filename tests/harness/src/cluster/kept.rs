@@ -1,0 +1,24 @@
+//! The files of a cluster's audit service.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::{Cluster, files};
+use crate::PATIENCE;
+
+impl Cluster {
+    /// Waits until the files of the audit service keep everything that was stored up to now.
+    ///
+    /// # Panics
+    /// They do not get there in time.
+    pub async fn kept(&self) {
+        let evidence = self.evidence().await;
+        evidence.copied().await;
+        let newest = format!("\"stream_sequence\":{},", evidence.length().await);
+        let folder = self.domain.layout().audit_files();
+        let holds = |file: PathBuf| fs::read_to_string(file).is_ok_and(|t| t.contains(&newest));
+        let there = || files(&folder).into_iter().any(holds).then_some(());
+        let kept = crate::look(PATIENCE, there).await;
+        kept.unwrap_or_else(|| panic!("{newest} is in no file of {}", folder.display()));
+    }
+}
