@@ -10,6 +10,7 @@ use crate::contribution::{StageRequest, Submission, SubmitReply, SubmitRequest};
 use crate::control::{
     OperatorObjects, RunNew, RunNewReply, Shutdown, ShutdownReply, ViewReply, ViewRequest,
 };
+use crate::hold::{HoldReply, HoldRequest};
 use crate::lease::{ClaimReply, ClaimRequest, Done, ReleaseRequest, RenewReply, RenewRequest};
 use crate::member::{JoinReply, JoinRequest, LeaveRequest};
 use crate::message::DecodeError;
@@ -154,6 +155,7 @@ calls! {
     calls control;
     lane Control, "{operator}.", said by Operator;
     RunNew = "run.new": RunNew as Box<RunNew> => RunNewReply, "create a run";
+    RunHold = "run.hold": HoldRequest => HoldReply, "keep a run from merging, or let it go on";
     View = "view": ViewRequest => ViewReply, "look at runs, workers, leases, rounds, snapshots";
     BlobPut = "blob.put": OperatorObjects => Grants, "URLs to upload objects";
     BlobCommit = "blob.commit": OperatorObjects => Done, "check and publish uploaded objects";

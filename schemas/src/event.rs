@@ -7,6 +7,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 use crate::checkpoint::Checkpoint;
 use crate::code::Code;
 use crate::contribution::{Contribution, Evaluation};
+use crate::hold::{Hold, Reason};
 use crate::lease::{LeaseRef, Weights};
 use crate::limits::{EVENT_BYTES_MAX, SIGNED_EVENT_BYTES_MAX};
 use crate::member::{Posture, Session};
@@ -175,6 +176,18 @@ pub enum LedgerEvent {
     /// An operator gave an order that changes state, and was allowed to. Refused and repeated
     /// orders are not recorded.
     ControlReceived { operator: PublicKey, verb: String },
+    /// An operator keeps the run from doing something.
+    HoldPlaced {
+        hold: Hold,
+        operator: PublicKey,
+        reason: Reason,
+    },
+    /// An operator lets the run do it again.
+    HoldLifted {
+        hold: Hold,
+        operator: PublicKey,
+        reason: Reason,
+    },
     /// A request was refused. A few refusals of each sender are recorded at once, then one now and
     /// again; `suppressed` counts the others, of all senders, since the last recorded one.
     RequestDenied {
@@ -275,6 +288,8 @@ impl LedgerEvent {
             Self::RoundClosed { .. } => "round-closed",
             Self::SnapshotSaved { .. } => "snapshot-saved",
             Self::ControlReceived { .. } => "control-received",
+            Self::HoldPlaced { .. } => "hold-placed",
+            Self::HoldLifted { .. } => "hold-lifted",
             Self::RequestDenied { .. } => "request-denied",
             Self::CheckpointTaken => "checkpoint-taken",
             Self::CheckpointSaved { .. } => "checkpoint-saved",

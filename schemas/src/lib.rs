@@ -21,6 +21,7 @@ pub mod data;
 pub mod digest;
 pub mod event;
 pub mod foundry;
+pub mod hold;
 pub mod id;
 pub mod layout;
 pub mod lease;

@@ -13,6 +13,7 @@ use schemas::control::{
 };
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::foundry::{self, FoundryAnswer, FoundryOrder, Merged, ScreeningId};
+use schemas::hold::{Hold, HoldReply, HoldRequest};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Offer, ReleaseRequest, RenewReply,
@@ -387,6 +388,20 @@ pub(crate) fn all() -> Vec<Example> {
             spec_digest: object().digest,
             created: true,
         }),
+        example(&HoldRequest {
+            v: V,
+            run: run(),
+            hold: Hold::Merges,
+            held: true,
+            reason: "a contribution looks wrong".parse().expect("a reason"),
+        }),
+        example(&HoldReply {
+            v: V,
+            changed: true,
+            weights: Round(3),
+            contributions: 1,
+            leases: 2,
+        }),
         example(&ViewRequest {
             v: V,
             query: Query::Run(run()),
@@ -518,6 +533,14 @@ pub(crate) fn all() -> Vec<Example> {
         Example {
             name: "event of a seal",
             ..example(&event(Event::Ledger(sealed(3))))
+        },
+        Example {
+            name: "event of a hold",
+            ..example(&event(Event::Ledger(LedgerEvent::HoldPlaced {
+                hold: Hold::Merges,
+                operator: public(),
+                reason: "a contribution looks wrong".parse().expect("a reason"),
+            })))
         },
         Example {
             name: "event of a checkpoint",

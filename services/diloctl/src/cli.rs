@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use schemas::hold::Reason;
 use schemas::{Digest, RunId};
 
 use crate::commands::settings::RunArgs;
@@ -206,6 +207,12 @@ pub(crate) enum Run {
         /// Name of the run.
         run: RunId,
     },
+    /// Keep a run's weights as they are, for an incident: no round is merged and the run does not
+    /// complete until `run unfreeze`. Workers go on with the round that is open, and a restart of
+    /// the coordinator changes nothing. The audit keeps the reason.
+    Freeze(HoldArgs),
+    /// Let a frozen run merge again. What waited is merged at once.
+    Unfreeze(HoldArgs),
     /// Follow a run until it is complete: bars on a terminal, lines elsewhere.
     Watch {
         /// Name of the run.
@@ -226,6 +233,15 @@ pub(crate) enum Run {
         #[arg(long, value_name = "TIME", default_value = "5m")]
         nobody_for: runtime::ConfigDuration,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HoldArgs {
+    /// Name of the run.
+    pub(crate) run: RunId,
+    /// Reason for the order, one line.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Reason,
 }
 
 #[derive(Debug, Subcommand)]

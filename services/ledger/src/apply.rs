@@ -10,7 +10,7 @@ use schemas::run::RunSpec;
 use schemas::{Bytes, Fragment, PublicKey, Round, RunId, SyncId, UnixMillis};
 
 use crate::error::{ApplyError, ReplayError, out_of_place};
-use crate::state::{Fates, Leader, RefusedResult, Run, State};
+use crate::state::{Fates, HoldRecord, Leader, RefusedResult, Run, State};
 
 impl State {
     /// Folds the next event of the coordinator's chain in.
@@ -125,6 +125,7 @@ impl State {
             evaluations: BTreeMap::new(),
             tokens: Fates::default(),
             uploaded: Bytes(0),
+            holds: BTreeMap::new(),
             any_rule: self.any_rule,
             spec: spec.clone(),
         };
@@ -179,6 +180,7 @@ impl Run {
         name: &RunId,
         event: &LedgerEvent,
     ) -> Result<(), ApplyError> {
+        self.check_holds(event)?;
         match event {
             LedgerEvent::RunCompleted => self.complete(time),
             LedgerEvent::WorkerJoined { worker, .. } => self.join(time, worker, event),
@@ -233,6 +235,19 @@ impl Run {
                 ..
             } => self.close(time, sync(*round, *fragment), broadcast, *norm),
             LedgerEvent::SnapshotSaved { round, manifest } => self.saved(time, *round, *manifest),
+            LedgerEvent::HoldPlaced {
+                hold,
+                operator,
+                reason,
+            } => {
+                let record = HoldRecord {
+                    operator: operator.clone(),
+                    reason: reason.clone(),
+                    since: time,
+                };
+                self.place_hold(*hold, record)
+            }
+            LedgerEvent::HoldLifted { hold, .. } => self.lift_hold(*hold),
             LedgerEvent::CoordinatorStarted { .. }
             | LedgerEvent::CoordinatorStopped { .. }
             | LedgerEvent::RunCreated { .. }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use schemas::checkpoint::{CHECKPOINT_BYTES_MAX, Checkpoint};
 use schemas::contribution::{Evaluation, Fate};
+use schemas::hold::{Hold, Reason};
 use schemas::lease::{LeaseRef, UnitId, Weights};
 use schemas::member::{Posture, Session};
 use schemas::run::{RunSpec, TrainerKind};
@@ -25,8 +26,8 @@ use schemas::{
 use serde::{Deserialize, Serialize};
 
 use crate::state::{
-    Accepted, Fates, Leader, Member, OpenSync, RefusedResult, RoundRecord, Run, SnapshotRecord,
-    Standing, State, Unit,
+    Accepted, Fates, HoldRecord, Leader, Member, OpenSync, RefusedResult, RoundRecord, Run,
+    SnapshotRecord, Standing, State, Unit,
 };
 
 /// The number of this form.
@@ -159,8 +160,18 @@ forms! {
         #[serde(rename = "fates")]
         tokens: FatesForm,
         uploaded: Bytes,
+        // Left out while there are none, so that states from before there were holds keep their
+        // bytes.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        holds: Vec<(Hold, HoldForm<'a>)>,
     }
     leaves { spec_digest = digest(&spec), any_rule = false };
+
+    HoldForm of HoldRecord {
+        operator: Cow<'a, PublicKey>,
+        reason: Cow<'a, Reason>,
+        since: UnixMillis,
+    };
 
     MemberForm of Member {
         account: Cow<'a, AccountId>,
@@ -370,7 +381,9 @@ macro_rules! own_forms {
     )+ };
 }
 
-own_forms!(bool, u64, Bytes, Epoch, LeaseRef, Round, Session, SyncId);
+own_forms!(
+    bool, u64, Bytes, Epoch, Hold, LeaseRef, Round, Session, SyncId
+);
 own_forms!(UnitId, UnixMillis, (Fragment, Round));
 
 impl<'a, T: Clone> Form<'a, T> for Cow<'a, T> {

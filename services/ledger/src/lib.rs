@@ -10,6 +10,7 @@
 //! | `state` | the state, and the questions that it answers by itself |
 //! | `apply` | the effect of each event on the state, and refusals of events that cannot follow |
 //! | `members`, `leases`, `rounds` | the same by topic |
+//! | `holds` | what operators keep a run from doing |
 //! | `rule` | the limits of each closing rule, which a run's ledger must keep |
 //! | `checkpoint` | states that are kept as objects, and a state's knowledge of them |
 //! | `form` | the bytes of such an object |
@@ -22,6 +23,7 @@ mod check;
 mod checkpoint;
 mod error;
 mod form;
+mod holds;
 mod leases;
 mod members;
 mod rounds;
@@ -34,6 +36,6 @@ pub use checkpoint::CHECKPOINTS_KEPT;
 pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
 pub use state::{
-    Accepted, Fates, Member, OpenSync, RefusedResult, RoundRecord, Run, SnapshotRecord, Standing,
-    State, Unit,
+    Accepted, Fates, HoldRecord, Member, OpenSync, RefusedResult, RoundRecord, Run, SnapshotRecord,
+    Standing, State, Unit,
 };

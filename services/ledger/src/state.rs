@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use schemas::checkpoint::Checkpoint;
 use schemas::contribution::{Evaluation, Fate};
+use schemas::hold::{Hold, Reason};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::member::{Posture, Session};
 use schemas::run::{RunSpec, TrainerKind};
@@ -101,9 +102,22 @@ pub struct Run {
     pub tokens: Fates,
     /// Bytes of accepted contributions.
     pub uploaded: Bytes,
+    /// Everything that an operator keeps the run from doing.
+    pub holds: BTreeMap<Hold, HoldRecord>,
     /// True if the run need not keep the limits of its closing rule.
     #[serde(skip)]
     pub(crate) any_rule: bool,
+}
+
+/// A hold that stands.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct HoldRecord {
+    /// The operator who placed it.
+    pub operator: PublicKey,
+    /// The operator's reason.
+    pub reason: Reason,
+    /// The time at which it was placed.
+    pub since: UnixMillis,
 }
 
 /// One worker of a run, present or past.

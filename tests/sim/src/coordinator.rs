@@ -9,6 +9,7 @@ use coordinator_core::{
 use ledger::State;
 use schemas::control::{RunNew, Shutdown};
 use schemas::event::{Event, EventBody, LedgerEvent};
+use schemas::hold::{Hold, HoldRequest};
 use schemas::lease::{ClaimOutcome, ClaimReply, UnitId};
 use schemas::member::{Posture, Session};
 use schemas::public::CommandVerb;
@@ -124,6 +125,32 @@ impl World {
         let spec = self.plan.spec.clone();
         self.ask_as_operator(ControlRequest::RunNew(Box::new(RunNew { v: V, spec })));
         self.after(Millis::from_secs(5), SimEvent::CreateRun);
+    }
+
+    /// An operator keeps the run's weights as they are for a while.
+    pub(crate) fn freeze(&mut self) {
+        self.ask_for_hold(true);
+        let pause = self.random.millis(500, 60_000);
+        self.after(pause, SimEvent::Unfreeze);
+    }
+
+    /// The order may be lost, or be refused by a coordinator that stops, so it is repeated.
+    pub(crate) fn unfreeze(&mut self) {
+        let run = self.site.shadow.run(&run_id());
+        if run.is_some_and(|run| run.is_held(Hold::Merges)) {
+            self.ask_for_hold(false);
+            self.after(Millis::from_secs(5), SimEvent::Unfreeze);
+        }
+    }
+
+    fn ask_for_hold(&mut self, held: bool) {
+        self.ask_as_operator(ControlRequest::RunHold(HoldRequest {
+            v: V,
+            run: run_id(),
+            hold: Hold::Merges,
+            held,
+            reason: "a mishap".parse().expect("a reason"),
+        }));
     }
 
     fn ask_as_operator(&mut self, request: ControlRequest) {
@@ -440,9 +467,13 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
         Ok(Answer::Done(done)) => worker_core::Answer::Done(done),
         Ok(Answer::Submit(reply)) => worker_core::Answer::Submit(reply),
         // Grants are effects of their own. The other answers are for operators, who ignore them.
-        Ok(Answer::Grants(_) | Answer::RunNew(_) | Answer::View(_) | Answer::Shutdown(_)) => {
-            return Delivered::Granted;
-        }
+        Ok(
+            Answer::Grants(_)
+            | Answer::RunNew(_)
+            | Answer::Hold(_)
+            | Answer::View(_)
+            | Answer::Shutdown(_),
+        ) => return Delivered::Granted,
         Err(refusal) => return Delivered::Refused(refusal),
     };
     Delivered::Answer(answer)

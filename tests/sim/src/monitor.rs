@@ -41,6 +41,8 @@ pub struct Counts {
     pub denied: u64,
     /// Parts of seals, without the last part of each.
     pub parts: u64,
+    /// Times that the run was frozen.
+    pub frozen: u64,
 }
 
 /// The monitor's records.
@@ -63,6 +65,7 @@ pub(crate) struct Monitor {
     models: Vec<Model>,
     issued: u64,
     ended: u64,
+    frozen: bool,
     complete: bool,
     pub(crate) counts: Counts,
 }
@@ -83,6 +86,7 @@ impl Monitor {
             models: vec![Model::initial(spec)],
             issued: 0,
             ended: 0,
+            frozen: false,
             complete: false,
             counts: Counts::default(),
         }
@@ -95,6 +99,10 @@ impl Monitor {
     /// Records one event, and checks that it may follow those before it.
     pub(crate) fn note(&mut self, event: &LedgerEvent, store: &Store) {
         assert!(!self.complete || !is_work(event), "{event:?} after the end");
+        assert!(
+            !self.frozen || !is_merge(event),
+            "{event:?} in a frozen run"
+        );
         self.counts.events += 1;
         match event {
             LedgerEvent::CoordinatorStarted { .. } => self.counts.starts += 1,
@@ -199,6 +207,11 @@ impl Monitor {
                 self.complete = true;
             }
             LedgerEvent::RequestDenied { .. } => self.counts.denied += 1,
+            LedgerEvent::HoldPlaced { .. } => {
+                self.counts.frozen += 1;
+                self.frozen = true;
+            }
+            LedgerEvent::HoldLifted { .. } => self.frozen = false,
             LedgerEvent::CoordinatorStopped { .. }
             | LedgerEvent::RunCreated { .. }
             | LedgerEvent::ControlReceived { .. }
@@ -327,6 +340,16 @@ impl Monitor {
             "round {round} gave other weights than its inputs"
         );
     }
+}
+
+/// True for an event that a frozen run must not have.
+fn is_merge(event: &LedgerEvent) -> bool {
+    matches!(
+        event,
+        LedgerEvent::RunCompleted
+            | LedgerEvent::RoundSealed { .. }
+            | LedgerEvent::RoundClosed { .. }
+    )
 }
 
 /// True for an event that a complete run must not have.

@@ -105,6 +105,8 @@ pub(crate) enum SimEvent {
     StartWorker(usize),
     /// The operator asks for the run until it is there.
     CreateRun,
+    /// The operator asks for the end of a freeze until it has ended.
+    Unfreeze,
     /// A process dies or is cut off.
     Mishap,
     EndOfFaults,
@@ -360,6 +362,7 @@ impl World {
             SimEvent::StartCoordinator => self.start_coordinator(),
             SimEvent::StartWorker(worker) => self.start_worker(worker),
             SimEvent::CreateRun => self.create_run(),
+            SimEvent::Unfreeze => self.unfreeze(),
             SimEvent::Mishap => self.mishap(),
             SimEvent::EndOfFaults => {
                 self.faults = Faults::default();
@@ -410,10 +413,11 @@ impl World {
             return;
         }
         let worker = self.random.between(0, self.plan.workers as u64 - 1) as usize;
-        match self.random.between(0, 9) {
+        match self.random.between(0, 10) {
             0..=2 => self.crash_coordinator(),
             3 => self.shut_down(),
-            4..=6 => self.crash_worker(worker),
+            4 => self.freeze(),
+            5..=7 => self.crash_worker(worker),
             _ => {
                 let span = self.random.millis(1_000, 45_000);
                 let until = self.now.after(span);

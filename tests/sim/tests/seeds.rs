@@ -62,6 +62,7 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.evaluated += counts.evaluated;
         sum.saved += counts.saved;
         sum.denied += counts.denied;
+        sum.frozen += counts.frozen;
     }
     // If one of these never happens, the seeds prove nothing.
     let seen = [
@@ -72,6 +73,7 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.evaluated,
         sum.saved,
         sum.denied,
+        sum.frozen,
     ];
     assert!(seen.iter().all(|count| *count >= 20), "{sum:?}");
     assert!(

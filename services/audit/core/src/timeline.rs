@@ -215,6 +215,19 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
         LedgerEvent::ControlReceived { operator, verb } => {
             (none(), format!("{verb} by {}", short(operator.as_str())))
         }
+        LedgerEvent::HoldPlaced {
+            hold,
+            operator,
+            reason,
+        }
+        | LedgerEvent::HoldLifted {
+            hold,
+            operator,
+            reason,
+        } => (
+            format!("hold on {hold}"),
+            format!("by {}: {reason}", short(operator.as_str())),
+        ),
         LedgerEvent::RequestDenied {
             worker,
             verb,

@@ -1,18 +1,20 @@
-//! Changes that operators make: new runs, and the end of this coordinator.
+//! Changes that operators make: new runs, holds on runs, and the end of this coordinator.
 
 use ledger::Run;
 use schemas::call::ControlVerb;
 use schemas::control::{RunNewReply, Shutdown, ShutdownReply};
 use schemas::event::LedgerEvent;
+use schemas::hold::HoldRequest;
 use schemas::limits::{LEASE_MAX, RUNS_MAX};
 use schemas::public::CommandVerb;
 use schemas::run::RunSpec;
 use schemas::{Code, Digest, PublicKey, Refusal, RunId, UnixMillis, V};
 
-use crate::coordinator::{Coordinator, draining};
+use crate::coordinator::{Coordinator, draining, run_closed, run_unknown};
 use crate::deadline::Timer;
 use crate::effect::{Answer, Effect};
 use crate::input::ReplyId;
+use crate::run::holds;
 use crate::run::results::Screening;
 use crate::turn::Outcome;
 
@@ -116,6 +118,23 @@ impl Coordinator {
         self.append(Some(&name), LedgerEvent::RunCreated { spec, operator });
         self.take_up(&name);
         Ok(run_new(digest, true))
+    }
+
+    /// Places a hold on a run, or lifts it. A request that changes nothing is answered and not
+    /// written.
+    pub(crate) fn hold(&mut self, operator: PublicKey, request: HoldRequest) -> ControlOutcome {
+        let name = request.run.clone();
+        let run = self.state.run(&name).ok_or_else(|| run_unknown(&name))?;
+        if run.is_complete() {
+            return Err(run_closed(&name));
+        }
+        if holds::changes(run, &request) {
+            self.check_orders(&operator)?;
+            self.spend_order(&operator);
+        }
+        let reply = self.enter(&name, |room, turn| room.hold(turn, operator, request));
+        let reply = reply.expect("a run that is not complete has a room");
+        Ok(Outcome::Now(Answer::Hold(reply)))
     }
 
     /// Begins to drain, or moves an earlier drain's end forward. Nothing new is granted, and

@@ -272,6 +272,7 @@ impl Coordinator {
     fn control(&mut self, operator: PublicKey, request: ControlRequest, reply: ReplyId) {
         let outcome = match request {
             ControlRequest::RunNew(request) => self.run_new(operator, request.spec, reply),
+            ControlRequest::RunHold(request) => self.hold(operator, request),
             ControlRequest::View(request) => self.view(&request.query),
             ControlRequest::BlobPut(request) => self.operator_put(operator, request, reply),
             ControlRequest::BlobCommit(request) => self.operator_commit(operator, request, reply),

@@ -10,6 +10,7 @@ use schemas::contribution::SubmitReply;
 use schemas::control::{RunNewReply, ShutdownReply, ViewReply};
 use schemas::event::LedgerEvent;
 use schemas::foundry::Order;
+use schemas::hold::HoldReply;
 use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply, UnitId};
 use schemas::member::JoinReply;
 use schemas::public::{CommandVerb, Status};
@@ -217,6 +218,7 @@ pub enum Answer {
     Submit(SubmitReply),
     Grants(Grants),
     RunNew(RunNewReply),
+    Hold(HoldReply),
     View(Box<ViewReply>),
     Shutdown(ShutdownReply),
 }

@@ -7,6 +7,7 @@ mod control;
 mod denial;
 mod guards;
 mod heartbeat;
+mod hold;
 mod lease;
 mod lists;
 mod membership;

@@ -6,6 +6,7 @@ mod auth;
 pub(crate) mod cluster;
 mod control;
 mod data;
+mod holds;
 mod lists;
 pub(crate) mod run;
 pub(crate) mod settings;

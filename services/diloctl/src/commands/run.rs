@@ -1,4 +1,4 @@
-//! `run`: create training jobs, look at them, wait for them.
+//! `run`: create training jobs, look at them, wait for them, freeze them.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -9,6 +9,7 @@ use merge::{SeededRounding, codec};
 use runtime::{Failure, clock};
 use schemas::call::control as call;
 use schemas::control::{Query, RunNew, View};
+use schemas::hold::Hold;
 use schemas::layout::Chunk;
 use schemas::run::{CodecKind, ModelSpec, RunSpec};
 use schemas::view::{RunDetail, RunPhase, RunView};
@@ -17,7 +18,7 @@ use serde::Serialize;
 
 use crate::cli::Run;
 use crate::commands::settings::{RunArgs, RunSettings, SettingsUse};
-use crate::commands::{data, watch};
+use crate::commands::{data, holds, watch};
 use crate::context::{Context, unexpected};
 use crate::objects::OperatorObjectsClient;
 use crate::output::{Record, Row};
@@ -70,6 +71,8 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
             context.printer.record(&detail);
             Ok(())
         }
+        Run::Freeze(args) => holds::set(context, args, Hold::Merges, true).await,
+        Run::Unfreeze(args) => holds::set(context, args, Hold::Merges, false).await,
         Run::Watch { run } => watch::watch(context, &run).await,
         Run::Wait {
             run,

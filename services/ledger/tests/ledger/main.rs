@@ -3,6 +3,7 @@
 mod checkpoints;
 mod contradictions;
 mod figures;
+mod holds;
 mod kit;
 mod naming;
 mod places;

@@ -19,6 +19,7 @@ mod foreign_bytes;
 mod foreign_messages;
 mod foreign_text;
 mod four_bits;
+mod frozen;
 mod hostile_messages;
 mod log_flood;
 mod lost_ledger;

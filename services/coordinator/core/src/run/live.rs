@@ -13,7 +13,7 @@ use schemas::{
     Bytes, Digest, Millis, ObjectRef, Refusal, Round, Steps, SyncId, UnixMillis, WorkerId,
 };
 
-use crate::input::{DeliveryId, ReplyId, ScreeningId};
+use crate::input::{DeliveryId, Merged, ReplyId, ScreeningId};
 use crate::run::draw::Data;
 use crate::run::failures::Failures;
 use crate::run::lists::Lists;
@@ -73,6 +73,9 @@ pub(crate) struct Foundry {
     pub(crate) restored: bool,
     /// Its unfinished order on the weights.
     pub(crate) task: Option<WeightsOrder>,
+    /// The outcome of its last merge, until the round is closed with it. A hold keeps it here; if
+    /// this process ends first, the next one merges the same set again, to the same weights.
+    pub(crate) merged: Option<(SyncId, Merged)>,
     /// The round of its unfinished save.
     pub(crate) saving: Option<Round>,
     /// Failures in a row; they decide the wait before the next try.

@@ -9,6 +9,7 @@
 //! | `rounds`, `closing` | when weights are restored, merged and saved; when a round can be sealed |
 //! | `objects`, `lists` | who may read and write which objects; the chunks that lists hold |
 //! | `offers` | which units are on the queue |
+//! | `holds` | what an operator keeps the run from doing |
 //! | `failures` | when units that fail halt the run |
 //! | `spare`, `spending` | who may evaluate; how many events a worker may cause |
 //! | `draw` | which data a unit reads |
@@ -21,6 +22,7 @@ mod closing;
 mod draw;
 mod failures;
 mod heartbeat;
+pub(crate) mod holds;
 mod leases;
 mod lists;
 pub(crate) mod live;

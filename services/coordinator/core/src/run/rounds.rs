@@ -6,6 +6,7 @@ use ledger::{Run, Standing};
 use schemas::data::{DataManifest, Tokenizer};
 use schemas::event::LedgerEvent;
 use schemas::foundry::Order;
+use schemas::hold::Hold;
 use schemas::lease::{ClaimOutcome, UnitId, Weights};
 use schemas::limits::SEALED_MAX;
 use schemas::snapshot::MergeInput;
@@ -31,6 +32,7 @@ enum NextStep {
     Open(Round),
     Save(Round),
     Merge(SyncId, Vec<MergeInput>),
+    Close(SyncId),
     Complete,
 }
 
@@ -44,6 +46,7 @@ impl RunRoom<'_> {
                 NextStep::Open(round) => self.open_round(turn, round),
                 NextStep::Save(round) => self.save(turn, round),
                 NextStep::Merge(sync, inputs) => self.merge(turn, sync, inputs),
+                NextStep::Close(sync) => self.close(turn, sync),
                 NextStep::Complete => return self.complete(turn),
             }
         }
@@ -184,7 +187,7 @@ impl RunRoom<'_> {
                 check_weights(&self.run, sync, &merged.broadcast).map(|()| merged)
             });
             match outcome {
-                Ok(merged) => self.close(turn, sync, merged),
+                Ok(merged) => self.live.foundry.merged = Some((sync, merged)),
                 // Another merge of the same contributions would give the same weights.
                 Err(refusal) if refusal.code == Code::NotFinite => self.halt(turn, &refusal),
                 Err(refusal) => self.try_later(turn, refusal),
@@ -193,7 +196,9 @@ impl RunRoom<'_> {
         }
     }
 
-    fn close(&mut self, turn: &mut Turn<'_>, sync: SyncId, merged: Merged) {
+    fn close(&mut self, turn: &mut Turn<'_>, sync: SyncId) {
+        let merged = self.live.foundry.merged.take();
+        let (_, merged) = merged.expect("a round is closed when its merge has ended");
         self.live.foundry.succeeded();
         let (_, inputs) = self.run.next_merge(sync.fragment).expect(ASKED);
         let tokens = inputs.iter().map(|input| input.tokens);
@@ -280,11 +285,16 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
     if foundry.halted.is_some() {
         return None;
     }
-    if let Some(seal) = next_seal(run) {
+    let held = run.is_held(Hold::Merges);
+    if let Some(seal) = next_seal(run).filter(|_| !held) {
         return Some(seal);
     }
     if foundry.task.is_some() {
         return None;
+    }
+    // The foundry holds the merged weights already, so nothing else is asked of it before this.
+    if let Some((sync, _)) = foundry.merged {
+        return (!held).then_some(NextStep::Close(sync));
     }
     if !foundry.restored {
         return (foundry.retry_at <= now).then_some(NextStep::Restore);
@@ -302,6 +312,9 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
         .spec
         .fragments()
         .filter_map(|fragment| run.next_merge(fragment));
+    if held {
+        return None;
+    }
     if let Some((sync, inputs)) = sealed.next().filter(|_| foundry.retry_at <= now) {
         return Some(NextStep::Merge(sync, inputs.to_vec()));
     }

@@ -416,7 +416,9 @@ fn the_state_can_be_written_as_json_and_a_foreign_ledger_is_refused() {
 fn cause(event: &LedgerEvent) -> Option<String> {
     match event {
         LedgerEvent::RunCreated { operator, .. }
-        | LedgerEvent::ControlReceived { operator, .. } => Some(operator.to_string()),
+        | LedgerEvent::ControlReceived { operator, .. }
+        | LedgerEvent::HoldPlaced { operator, .. }
+        | LedgerEvent::HoldLifted { operator, .. } => Some(operator.to_string()),
         LedgerEvent::WorkerJoined { worker, .. }
         | LedgerEvent::WorkerLeft { worker, .. }
         | LedgerEvent::LeaseGranted { worker, .. }

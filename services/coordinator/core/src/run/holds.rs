@@ -1,0 +1,67 @@
+//! Holds: an operator keeps the run from doing something, for as long as the ledger says so.
+
+use ledger::Run;
+use schemas::event::LedgerEvent;
+use schemas::hold::{HoldReply, HoldRequest};
+use schemas::text::Time;
+use schemas::{Code, PublicKey, Refusal, V};
+
+use crate::run::RunRoom;
+use crate::turn::Turn;
+
+/// True if the request would change the run.
+pub(crate) fn changes(run: &Run, request: &HoldRequest) -> bool {
+    run.is_held(request.hold) != request.held
+}
+
+impl RunRoom<'_> {
+    /// Places a hold or lifts it, where that changes the run. What the run was kept from it does at
+    /// once.
+    pub(crate) fn hold(
+        &mut self,
+        turn: &mut Turn<'_>,
+        operator: PublicKey,
+        request: HoldRequest,
+    ) -> HoldReply {
+        let changed = changes(&self.run, &request);
+        if changed {
+            let HoldRequest { hold, reason, .. } = request;
+            let event = if request.held {
+                LedgerEvent::HoldPlaced {
+                    hold,
+                    operator,
+                    reason,
+                }
+            } else {
+                LedgerEvent::HoldLifted {
+                    hold,
+                    operator,
+                    reason,
+                }
+            };
+            self.append(turn, event);
+        }
+        let contributions = self.run.open.values().map(|open| open.inputs().count());
+        let reply = HoldReply {
+            v: V,
+            changed,
+            weights: self.run.rounds_closed(),
+            contributions: contributions.sum::<usize>() as u32,
+            leases: self.run.leases().count() as u32,
+        };
+        self.advance(turn);
+        self.serve(turn);
+        reply
+    }
+}
+
+/// The hold that keeps the run up, for its watchers.
+pub(crate) fn held(run: &Run) -> Option<Refusal> {
+    let (hold, record) = run.holds.first_key_value()?;
+    let (since, operator) = (Time(record.since), &record.operator);
+    let detail = format!(
+        "{hold} are held since {since} by {operator}: {}",
+        record.reason
+    );
+    Some(Refusal::new(Code::RunHeld, detail))
+}

@@ -1,0 +1,49 @@
+//! Holds of operators: the fold of their events, and the events that a hold forbids.
+
+use schemas::event::LedgerEvent;
+use schemas::hold::Hold;
+
+use crate::error::{ApplyError, out_of_place};
+use crate::state::{HoldRecord, Run};
+
+/// The hold that keeps a run from this event, if one can.
+const fn kept_by(event: &LedgerEvent) -> Option<Hold> {
+    match event {
+        LedgerEvent::RoundSealed { .. }
+        | LedgerEvent::RoundClosed { .. }
+        | LedgerEvent::RunCompleted => Some(Hold::Merges),
+        _ => None,
+    }
+}
+
+impl Run {
+    /// True while an operator keeps the run from this.
+    pub fn is_held(&self, hold: Hold) -> bool {
+        self.holds.contains_key(&hold)
+    }
+
+    /// Refuses an event that a hold forbids.
+    pub(crate) fn check_holds(&self, event: &LedgerEvent) -> Result<(), ApplyError> {
+        match kept_by(event) {
+            Some(hold) if self.is_held(hold) => {
+                let what = format!("an event while {hold} are held");
+                Err(out_of_place(event.kind(), what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn place_hold(&mut self, hold: Hold, record: HoldRecord) -> Result<(), ApplyError> {
+        if self.is_complete() || self.is_held(hold) {
+            return Err(out_of_place("hold-placed", format!("a hold on {hold}")));
+        }
+        self.holds.insert(hold, record);
+        Ok(())
+    }
+
+    pub(crate) fn lift_hold(&mut self, hold: Hold) -> Result<(), ApplyError> {
+        let lifted = self.holds.remove(&hold);
+        let missing = || out_of_place("hold-lifted", format!("the end of a hold on {hold}"));
+        lifted.map(|_| ()).ok_or_else(missing)
+    }
+}

@@ -1,0 +1,102 @@
+//! Holds of operators: what they forbid, and where they stand in a checkpoint.
+
+use ledger::{FORMAT, State};
+use schemas::Digest;
+use schemas::event::LedgerEvent;
+use schemas::hold::Hold;
+
+use crate::kit::{Book, TIME, closed, created, evaluating, opened, run_id, sealed, spec};
+
+fn placed() -> LedgerEvent {
+    LedgerEvent::HoldPlaced {
+        hold: Hold::Merges,
+        operator: kit::operator(),
+        reason: "odd norms".parse().expect("a reason"),
+    }
+}
+
+fn lifted() -> LedgerEvent {
+    LedgerEvent::HoldLifted {
+        hold: Hold::Merges,
+        operator: kit::operator(),
+        reason: "it was the network".parse().expect("a reason"),
+    }
+}
+
+#[test]
+fn no_round_is_sealed_or_merged_while_merges_are_held() {
+    let mut book = Book::new();
+    book.note(&opened(0));
+    book.contribute(0, 0, 0);
+    book.contribute(0, 1, 1);
+    let (seal, close) = (sealed(0, &[(0, 1, 32), (1, 1, 32)], 0), closed(0, 1));
+    book.fits(&seal);
+    book.note(&placed());
+    book.refuse(&seal);
+    book.note(&lifted());
+    book.note(&seal);
+    book.fits(&close);
+    book.note(&placed());
+    book.refuse(&close);
+    book.note(&lifted());
+    book.note(&close);
+}
+
+#[test]
+fn a_run_does_not_complete_while_merges_are_held() {
+    let mut book = Book::of(evaluating());
+    for round in 0..3 {
+        book.round(round);
+        book.evaluate(round, 0);
+    }
+    book.evaluate(3, 0);
+    let complete = LedgerEvent::RunCompleted;
+    book.fits(&complete);
+    book.note(&placed());
+    book.refuse(&complete);
+    book.note(&lifted());
+    book.note(&complete);
+    book.refuse(&placed());
+}
+
+#[test]
+fn a_hold_is_placed_once_and_lifted_once() {
+    let mut book = Book::new();
+    book.refuse(&lifted());
+    book.note(&placed());
+    book.refuse(&placed());
+    let record = &book.run().holds[&Hold::Merges];
+    assert_eq!(
+        (
+            record.operator.clone(),
+            record.reason.as_str(),
+            record.since
+        ),
+        (kit::operator(), "odd norms", TIME)
+    );
+    book.note(&lifted());
+    assert!(book.run().holds.is_empty());
+    book.refuse(&lifted());
+}
+
+/// If these bytes change, [`FORMAT`] must become the next number.
+#[test]
+fn a_hold_stands_in_a_checkpoint() {
+    let mut state = State::default();
+    for event in [created(spec()), placed()] {
+        let applied = state.apply(TIME, Some(&run_id()), &event);
+        applied.expect("it follows");
+    }
+    let bytes = state.to_checkpoint();
+    let mut back = State::from_checkpoint(&bytes).expect("these are its bytes");
+    assert_eq!(back.run(&run_id()), state.run(&run_id()));
+    let refused = back.apply(TIME, Some(&run_id()), &placed());
+    assert!(refused.is_err(), "the hold stands");
+    assert_eq!(
+        (FORMAT, Digest::of(&bytes).hex().as_str()),
+        (
+            1,
+            "6cf631a6069832e7ec1fb6c0ea8de3732d3d9965a12ce032ce149024e95d60dd"
+        )
+    );
+}
