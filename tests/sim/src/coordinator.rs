@@ -134,10 +134,12 @@ impl World {
         self.after(pause, SimEvent::Unfreeze);
     }
 
-    /// The order may be lost, or be refused by a coordinator that stops, so it is repeated.
+    /// Either order may be lost, may wait for the disk, or be refused by a coordinator that stops, so
+    /// this one is repeated until no hold stands and none is on its way.
     pub(crate) fn unfreeze(&mut self) {
         let run = self.site.shadow.run(&run_id());
-        if run.is_some_and(|run| run.is_held(Hold::Merges)) {
+        let held = run.is_some_and(|run| run.is_held(Hold::Merges));
+        if held || !self.site.waiting.is_empty() {
             self.ask_for_hold(false);
             self.after(Millis::from_secs(5), SimEvent::Unfreeze);
         }

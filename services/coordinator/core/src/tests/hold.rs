@@ -140,7 +140,7 @@ fn a_frozen_run_does_not_complete() {
     assert_eq!(closed(&world), 1);
     freeze(&mut world);
     world.answer_pending();
-    while world.run().units.len() > 0 {
+    while !world.run().units.is_empty() {
         work(&mut world);
     }
     assert_eq!(world.run().phase(), RunPhase::Finishing);
