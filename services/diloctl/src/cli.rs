@@ -359,8 +359,24 @@ pub(crate) struct Recompute {
 
 #[derive(Debug, Args)]
 pub(crate) struct ObjectSource {
-    /// Folder of an embedded store, or a copy. Without it objects are read through URLs of the
-    /// coordinator, with the operator's credentials.
+    /// File with an auditor's key to the store, `store/auditor.json` of the trust domain: objects
+    /// are read from the store itself, and no coordinator is asked.
+    #[arg(long, value_name = "FILE", conflicts_with = "store_folder")]
+    pub(crate) store_keys: Option<PathBuf>,
+    /// Address of the store; by default that of the store that `up` started, or
+    /// https://127.0.0.1:9000. Its certificate must be signed by the domain's authority.
+    #[arg(long, value_name = "URL", requires = "store_keys")]
+    pub(crate) store: Option<String>,
+    /// Region that signatures name; embedded stores accept any.
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "store_keys",
+        default_value = "us-east-1"
+    )]
+    pub(crate) store_region: String,
+    /// Folder of an embedded store, or a copy. Without it and without `--store-keys` objects are
+    /// read through URLs of the coordinator, with the operator's credentials.
     #[arg(long, value_name = "DIR")]
     pub(crate) store_folder: Option<PathBuf>,
 }

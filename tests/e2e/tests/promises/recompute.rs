@@ -16,6 +16,8 @@ use serde_json::Value;
 
 const ROUNDS: u64 = 3;
 const UNITS: u32 = 2;
+/// The objects, in a copy of the store's folder.
+const FOLDER: [&str; 2] = ["--store-folder", "auditor/store"];
 
 /// A cluster whose run is complete, with full snapshots of versions 2 and 3.
 async fn trained() -> Cluster {
@@ -29,12 +31,14 @@ async fn trained() -> Cluster {
     cluster
 }
 
-/// What an auditor has: public facts of the domain, and copies of the ledger and of the store.
+/// What an auditor has: public facts of the domain, its own key to the store, and copies of the
+/// ledger and of the store's folder.
 fn auditor(cluster: &Cluster) -> PathBuf {
     let (folder, layout) = (cluster.path("auditor"), cluster.domain().layout());
     fs::create_dir_all(folder.join("tls")).unwrap();
     fs::copy(layout.trust(), folder.join("trust.json")).unwrap();
     fs::copy(layout.ca(), folder.join("tls/ca.pem")).unwrap();
+    fs::copy(layout.store_auditor_key(), folder.join("key.json")).unwrap();
     copy(&layout.audit_files(), &folder.join("ledger"));
     copy(&cluster.path("store"), &folder.join("store"));
     folder
@@ -63,8 +67,6 @@ async fn recompute(cluster: &Cluster, which: &[&str]) -> (Option<i32>, Vec<Value
         "recompute",
         "--ledger",
         "auditor/ledger",
-        "--store-folder",
-        "auditor/store",
     ];
     let output = cluster.diloctl(&[&own, which].concat()).await;
     let rows: Option<Value> = serde_json::from_str(&output.stdout).ok();
@@ -127,34 +129,48 @@ async fn tl_04_an_auditor_recomputes_every_round_and_finds_what_was_altered_or_r
         objects(&cluster, Round(1)).await,
         objects(&cluster, Round(2)).await,
     );
-    let names = cluster.names();
-    for name in names.iter().filter(|name| !name.starts_with("worker")) {
-        cluster.kill9(name);
-    }
 
-    // Nothing runs any more: the ledger's copy and the objects are all that there is.
+    // From another folder, with a copy of the ledger and the auditor's own key to the store.
     let folder = auditor(&cluster);
-    let (status, rows, text) = recompute(&cluster, &["--all"]).await;
+    for gone in ["coordinator", "audit", "broker"] {
+        cluster.kill9(gone);
+    }
+    let store = cluster.store_url();
+    let keys = ["--store", &store, "--store-keys", "auditor/key.json"];
+    let keys = [&keys[..], &["--timeout", "3s", "--all"]].concat();
+    let (status, rows, text) = recompute(&cluster, &keys).await;
     assert_eq!(status, Some(0), "{text}");
     assert_eq!(verdicts(&rows), ["verified"; 3]);
     let snapshots = rows.iter().map(|row| row["snapshot"].as_u64());
     assert!(snapshots.eq([None, Some(2), Some(3)]), "{rows:?}");
     assert!(text.contains("3 of 3 rounds verified"), "{text}");
+    cluster.kill9("store");
+    let (status, rows, text) = recompute(&cluster, &keys).await;
+    assert_eq!(status, Some(i32::from(EXIT_NO_VERDICT)), "{text}");
+    assert_eq!(verdicts(&rows), ["unproven"; 3]);
 
-    let (status, rows, _) = recompute(&cluster, &["--round", "2"]).await;
+    // Nothing runs any more: copies of the ledger and of the objects are all that there is.
+    let all = [&FOLDER[..], &["--all"]].concat();
+    let (status, rows, text) = recompute(&cluster, &all).await;
+    assert_eq!(status, Some(0), "{text}");
+    assert_eq!(verdicts(&rows), ["verified"; 3]);
+
+    let two = [&FOLDER[..], &["--round", "2"]].concat();
+    let (status, rows, _) = recompute(&cluster, &two).await;
     assert_eq!((status, rows.len()), (Some(0), 1));
     assert_eq!(
         (&rows[0]["round"], &rows[0]["from"]),
         (&2.into(), &2.into())
     );
-    let (status, _, text) = recompute(&cluster, &["--round", "9"]).await;
+    let nine = [&FOLDER[..], &["--round", "9"]].concat();
+    let (status, _, text) = recompute(&cluster, &nine).await;
     assert_eq!(status, Some(i32::from(EXIT_NOT_FOUND)));
     assert!(text.contains(&Code::RoundNotMerged.to_string()), "{text}");
 
     // A contribution that is gone leaves its round without a verdict, and names it.
     let gone = file_of(&folder, contributed[0]);
     fs::remove_file(gone).unwrap();
-    let (status, rows, text) = recompute(&cluster, &["--all"]).await;
+    let (status, rows, text) = recompute(&cluster, &all).await;
     assert_eq!(status, Some(i32::from(EXIT_NO_VERDICT)), "{text}");
     assert_eq!(verdicts(&rows), ["verified", "verified", "unproven"]);
     assert!(text.contains(&Code::RoundUnproven.to_string()), "{text}");
@@ -165,7 +181,7 @@ async fn tl_04_an_auditor_recomputes_every_round_and_finds_what_was_altered_or_r
     let mut bytes = fs::read(&altered).unwrap();
     bytes[5] ^= 1;
     fs::write(&altered, bytes).unwrap();
-    let (status, rows, text) = recompute(&cluster, &["--all"]).await;
+    let (status, rows, text) = recompute(&cluster, &all).await;
     assert_eq!(status, Some(i32::from(EXIT_TAMPERED)), "{text}");
     assert_eq!(verdicts(&rows), ["verified", "altered", "unproven"]);
     assert!(text.contains(&Code::ObjectAltered.to_string()), "{text}");
@@ -194,11 +210,12 @@ async fn tl_04_a_coordinator_that_records_other_weights_than_it_merged_is_found(
         }
     };
 
+    let all = [&FOLDER[..], &["--all"]].concat();
     // Without the coordinator's key the change is nobody's word, and nothing is recomputed.
     let mut forged = whole.clone();
     rewrite(&mut forged, &mut change, &Signer::Forger);
     write(&ledger, &forged);
-    let (status, rows, text) = recompute(&cluster, &["--all"]).await;
+    let (status, rows, text) = recompute(&cluster, &all).await;
     assert_eq!((status, rows.len()), (Some(i32::from(EXIT_NO_VERDICT)), 0));
     assert!(text.contains(&Code::RecordUnproven.to_string()), "{text}");
 
@@ -206,7 +223,7 @@ async fn tl_04_a_coordinator_that_records_other_weights_than_it_merged_is_found(
     let mut lied = whole;
     rewrite(&mut lied, &mut change, &Signer::Coordinator(&key, domain));
     write(&ledger, &lied);
-    let (status, rows, text) = recompute(&cluster, &["--all"]).await;
+    let (status, rows, text) = recompute(&cluster, &all).await;
     assert_eq!(status, Some(i32::from(EXIT_TAMPERED)), "{text}");
     let honest = honest.expect("it was changed");
     assert_eq!(verdicts(&rows)[..2], ["verified", "differs"], "{rows:?}");

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use objects::{BlobKey, BucketName};
+use identity::AccessKey;
+use objects::{BlobKey, BlobReader, BucketName, Endpoint, ObjectError, TransferLimits};
 use recompute::Objects;
 use runtime::Failure;
 use schemas::{Code, ObjectRef, Refusal};
@@ -26,6 +27,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) enum Source {
     /// Through URLs that the coordinator grants to operators.
     Operator(Box<OperatorObjectsClient>),
+    /// In the store, with an auditor's own key.
+    Store(BlobReader),
     /// In the folder of an embedded store.
     Folder(PathBuf),
 }
@@ -39,6 +42,9 @@ impl Source {
                 return Err(Failure::new(Code::RoundUnproven, text));
             }
             return Ok(Self::Folder(blobs));
+        }
+        if let Some(keys) = &from.store_keys {
+            return reader(context, from, keys).map(Self::Store);
         }
         // The credentials that the command line names are those that read the ledger.
         let own = Context {
@@ -56,6 +62,10 @@ impl Objects for Source {
     async fn fetch(&self, object: ObjectRef) -> Result<Bytes, Refusal> {
         let bytes = match self {
             Self::Operator(client) => of_operator(client, object).await?,
+            Self::Store(reader) => {
+                let read = reader.get(object).await;
+                read.map_err(|error| Refusal::new(error.code(), error.to_string()))?
+            }
             Self::Folder(blobs) => {
                 let path = blobs.join(BlobKey(object.digest).to_string());
                 let read = tokio::task::spawn_blocking(move || read(&path, object));
@@ -69,6 +79,20 @@ impl Objects for Source {
         let detail = format!("{digest} has {got} bytes, {expected} are recorded");
         Err(Refusal::new(Code::ListMismatch, detail))
     }
+}
+
+/// A reader with the auditor's key.
+fn reader(context: &Context, from: &ObjectSource, keys: &Path) -> Result<BlobReader, Failure> {
+    let mut context = context.clone();
+    if let Some(store) = &from.store {
+        context.endpoints.store.clone_from(store);
+    }
+    let key = AccessKey::read_auditors(keys)?;
+    let trust = context.store_trust(std::env::vars_os())?;
+    let endpoint = Endpoint::new(&context.endpoints.store, &from.store_region, trust);
+    let endpoint = endpoint.map_err(ObjectError::from)?;
+    let limits = TransferLimits::default();
+    Ok(BlobReader::new(&endpoint, &key, limits, context.timeout)?)
 }
 
 async fn of_operator(client: &OperatorObjectsClient, object: ObjectRef) -> Result<Bytes, Refusal> {
