@@ -34,6 +34,10 @@ pub struct RunSpec {
     pub inner: InnerOptimizer,
     /// The optimizer between rounds.
     pub outer: OuterOptimizer,
+    /// The rule by which the contributions of a round become one. Left out of the message if it is
+    /// the weighted mean, so that settings from before there was a choice keep their digest.
+    #[serde(default, skip_serializing_if = "Combination::is_mean")]
+    pub combination: Combination,
     /// The encoding of contributions.
     pub upload: Codec,
     /// The encoding of global weights.
@@ -164,6 +168,66 @@ pub enum OuterOptimizer {
         #[serde(serialize_with = "shortest_decimal")]
         momentum: f32,
     },
+}
+
+/// The rule by which the contributions of a round become one, before the outer optimizer applies
+/// the result. Only contributions with a weight take part. The crate `merge` has the formulas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Combination {
+    /// The weighted mean.
+    #[default]
+    Mean,
+    /// The weighted mean of contributions, each of which is first scaled down to at most
+    /// `norm_ratio` times the lower median of their norms.
+    Clipped {
+        /// Largest norm, as a multiple of the lower median.
+        #[serde(serialize_with = "shortest_decimal")]
+        norm_ratio: f32,
+    },
+    /// For each parameter, the mean of the values that are left when the `each_end` lowest and as
+    /// many of the highest are left out: that many hostile contributions cannot choose the result.
+    /// Weights do not matter.
+    Trimmed {
+        /// Values left out at each end.
+        each_end: u32,
+    },
+    /// The median for each parameter. Weights do not matter.
+    Median,
+    /// Radial-directional averaging: for each tensor the weighted mean of the norms, in the
+    /// direction of the weighted mean of the unit vectors. Embeddings get the weighted mean.
+    Radial,
+}
+
+impl Combination {
+    /// True for the oldest rule, which settings without a rule follow.
+    pub const fn is_mean(&self) -> bool {
+        matches!(self, Self::Mean)
+    }
+
+    /// True for a rule that depends on the norms of whole contributions.
+    pub const fn needs_norms(self) -> bool {
+        match self {
+            Self::Clipped { .. } => true,
+            Self::Mean | Self::Trimmed { .. } | Self::Median | Self::Radial => false,
+        }
+    }
+
+    /// Checks that every number is within its bounds.
+    ///
+    /// # Errors
+    /// As [`RunSpec::validate`].
+    pub fn validate(&self) -> Result<(), Refusal> {
+        match *self {
+            Self::Mean | Self::Median | Self::Radial => Ok(()),
+            Self::Clipped { norm_ratio } => {
+                real("combination.norm_ratio", norm_ratio.into(), 1.0, 1e6)
+            }
+            Self::Trimmed { each_end } => {
+                whole("combination.each_end", each_end.into(), 1, UNITS_MAX.into())
+            }
+        }
+    }
 }
 
 /// The condition under which a round is sealed.
@@ -339,6 +403,7 @@ impl RunSpec {
         self.model.validate_initial()?;
         self.inner.validate()?;
         self.outer.validate()?;
+        self.combination.validate()?;
         check_transfer(self.upload, self.download, self.error_feedback)?;
         self.policy.validate()
     }

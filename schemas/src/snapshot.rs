@@ -143,12 +143,15 @@ pub struct MergeInput {
     pub tokens: Tokens,
     /// Its weight in the mean.
     pub weight: Weight,
+    /// Its Euclidean norm, in a run whose rule of combination needs it. As `f32`, it reads back
+    /// from JSON as it was.
+    pub norm: Option<f32>,
     /// Its chunks.
     pub chunks: Chunks,
 }
 
-/// A merge input as it is stored. Its weight is written only if it differs from the tokens, so that
-/// older snapshots read back and keep their digests.
+/// A merge input as it is stored. Its weight is written only if it differs from the tokens, and its
+/// norm only if there is one, so that older snapshots read back and keep their digests.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StoredInput {
@@ -157,6 +160,8 @@ struct StoredInput {
     tokens: Tokens,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     weight: Option<Weight>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    norm: Option<f32>,
     chunks: Chunks,
 }
 
@@ -167,6 +172,7 @@ impl From<StoredInput> for MergeInput {
             worker,
             tokens,
             weight,
+            norm,
             chunks,
         } = stored;
         Self {
@@ -174,6 +180,7 @@ impl From<StoredInput> for MergeInput {
             worker,
             tokens,
             weight: weight.unwrap_or(Weight::of_tokens(tokens)),
+            norm,
             chunks,
         }
     }
@@ -186,6 +193,7 @@ impl From<MergeInput> for StoredInput {
             worker,
             tokens,
             weight,
+            norm,
             chunks,
         } = input;
         Self {
@@ -193,6 +201,7 @@ impl From<MergeInput> for StoredInput {
             worker,
             tokens,
             weight: (weight != Weight::of_tokens(tokens)).then_some(weight),
+            norm,
             chunks,
         }
     }
@@ -272,6 +281,7 @@ mod tests {
             worker: format!("U{}", "A".repeat(55)).parse().unwrap(),
             tokens: Tokens(32),
             weight: Weight(weight),
+            norm: None,
             chunks: Chunks::Named(Vec::new()),
         };
         for (weight, stored) in [(32, false), (8, true), (0, true)] {
@@ -280,6 +290,35 @@ mod tests {
             assert_eq!(bytes.windows(name.len()).any(|part| part == name), stored);
             let again: MergeInput = rmp_serde::from_slice(&bytes).unwrap();
             assert_eq!(again, input(weight));
+        }
+    }
+
+    #[test]
+    fn a_norm_reads_back_from_both_forms_as_it_was() {
+        let unit = UnitId {
+            round: Round(1),
+            kind: UnitKind::Train,
+            index: UnitIndex(0),
+        };
+        let mut input = MergeInput {
+            lease: LeaseRef {
+                unit,
+                epoch: Epoch(1),
+            },
+            worker: format!("U{}", "A".repeat(55)).parse().unwrap(),
+            tokens: Tokens(32),
+            weight: Weight(32),
+            norm: None,
+            chunks: Chunks::Named(Vec::new()),
+        };
+        for bits in (0..0x7f80_0000_u32).step_by(7_919_113) {
+            input.norm = Some(f32::from_bits(bits));
+            let json = serde_json::to_vec(&input).unwrap();
+            let read: MergeInput = serde_json::from_slice(&json).unwrap();
+            assert_eq!(read.norm.map(f32::to_bits), Some(bits));
+            let packed = rmp_serde::to_vec_named(&input).unwrap();
+            let read: MergeInput = rmp_serde::from_slice(&packed).unwrap();
+            assert_eq!(read, input);
         }
     }
 }

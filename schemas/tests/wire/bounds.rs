@@ -8,7 +8,7 @@ use schemas::limits::{
     DIMENSIONS_MAX, LEASE_MAX, LEASE_MIN, OBJECT_BYTES_MAX, SEQUENCE_TOKENS_MAX, SHARDS_MAX,
     TENSORS_MAX, TEXT_BYTES_MAX, UNITS_MAX, WORKERS_MAX,
 };
-use schemas::run::{CodecKind, OuterOptimizer, RunSpec};
+use schemas::run::{CodecKind, Combination, OuterOptimizer, RunSpec};
 use schemas::subject::Incoming;
 use schemas::{
     Answer, Bytes, Code, Digest, Message, Millis, ObjectRef, Refusal, Reply, Round, Steps, Tokens,
@@ -226,6 +226,15 @@ fn whole_numbers() -> Vec<(&'static str, u64, u64, Set<u64>)> {
                 spec.policy.silence_max = Millis(value);
             },
         ),
+        (
+            "combination.each_end",
+            1,
+            UNITS_MAX.into(),
+            |spec, value| {
+                let each_end = value as u32;
+                spec.combination = Combination::Trimmed { each_end };
+            },
+        ),
         ("policy.strikes_max", 1, 1_000_000, |spec, value| {
             spec.policy.strikes_max = value as u32
         }),
@@ -273,6 +282,11 @@ fn reals() -> Vec<(&'static str, f64, f64, Set<f64>)> {
             };
         }),
         ("outer.momentum", 0.0, 0.998, momentum),
+        ("combination.norm_ratio", 1.0, 1e6, |spec, value| {
+            spec.combination = Combination::Clipped {
+                norm_ratio: value as f32,
+            };
+        }),
         ("policy.norm_max", 0.0, f64::MAX, |spec, value| {
             spec.policy.norm_max = value
         }),

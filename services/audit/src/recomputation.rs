@@ -44,11 +44,20 @@ struct Named {
 /// One chunk after its way through a segment.
 struct Way {
     /// Each merge that was made again.
-    made: Vec<(Remade, Option<Fault>)>,
+    made: Vec<Made>,
     /// The merge that could not be made again.
     broken: Option<Fault>,
     /// The fault of this chunk in the snapshot after the last merge.
     end: Option<Fault>,
+}
+
+/// One chunk of a merge that was made again.
+struct Made {
+    remade: Remade,
+    /// The sums of squares of the inputs, if the rule of combination goes by norms.
+    squares: Vec<f64>,
+    /// The fault of the published chunk in the store.
+    at_rest: Option<Fault>,
 }
 
 impl<'a> Recomputation<'a> {
@@ -229,7 +238,7 @@ impl<'a> Recomputation<'a> {
             piece = merged.piece;
             let expected = window.expected(place, index);
             let differs = expected.is_some_and(|chunk| chunk != merged.broadcast);
-            let beside = match expected.filter(|_| !differs) {
+            let at_rest = match expected.filter(|_| !differs) {
                 Some(object) => self.at_rest(object).await,
                 None => None,
             };
@@ -241,7 +250,11 @@ impl<'a> Recomputation<'a> {
                 sum_of_squares: merged.sum_of_squares,
                 finite: merged.finite,
             };
-            way.made.push((remade, beside));
+            way.made.push(Made {
+                remade,
+                squares: merged.squares,
+                at_rest,
+            });
             (self.progress)();
         }
         if let Some(end) = end {
@@ -300,9 +313,10 @@ impl Window {
 /// Gives the way of chunk `index` to the comparison.
 fn take(comparison: &mut Comparison<'_>, window: &Window, way: Way, index: usize) {
     let broken = way.made.len();
-    for (place, (remade, beside)) in way.made.into_iter().enumerate() {
-        comparison.chunk(place, index, window.expected(place, index), remade);
-        if let Some(fault) = beside {
+    for (place, made) in way.made.into_iter().enumerate() {
+        comparison.chunk(place, index, window.expected(place, index), made.remade);
+        comparison.inputs(place, &made.squares);
+        if let Some(fault) = made.at_rest {
             comparison.beside(place, fault);
         }
     }

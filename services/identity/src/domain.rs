@@ -13,7 +13,7 @@ use crate::accounts::{Accounts, service_account, system_account, tenant_account}
 use crate::claims::{OperatorClaims, UserClaims};
 use crate::credentials::{Credentials, CredentialsError};
 use crate::init::quotable;
-use crate::jwt::{JwtError, Subject, check_label, mint};
+use crate::jwt::{JwtError, Subject, check_label, mint, mint_or_keep};
 use crate::key::{KeyError, KeyKind, SigningKey};
 use crate::layout::Layout;
 use crate::purpose::{AuditKey, ConnectionKey, ManifestKey};
@@ -249,12 +249,18 @@ impl Domain {
         Ok(is_new)
     }
 
-    /// The texts that the broker's configuration includes. Their tokens are made anew, from the
-    /// keys and from the permission table of this build.
+    /// The texts that the broker's configuration includes. Their tokens follow from the keys and
+    /// from the permission table of this build. A token in `earlier`, the text of `auth.conf` that
+    /// these replace, stays as it is if it says the same, so that a broker that reads its
+    /// configuration again changes nothing but what has changed.
     ///
     /// # Errors
     /// A key cannot be read, or the folder's path cannot be quoted.
-    pub fn server_config(&self, now: UnixMillis) -> Result<ServerConfig, DomainError> {
+    pub fn server_config(
+        &self,
+        earlier: &str,
+        now: UnixMillis,
+    ) -> Result<ServerConfig, DomainError> {
         let read = |name: &str, kind| SigningKey::read(kind, &self.layout.key(name));
         let operator = read("operator", KeyKind::Operator)?;
         let signer = read("operator-signing", KeyKind::Operator)?;
@@ -285,7 +291,8 @@ impl Domain {
             strict_signing_key_usage: true,
             system_account: accounts.system.clone(),
         };
-        let operator = mint(
+        let operator = mint_or_keep(
+            token(earlier, "operator"),
             &subject("diloco", operator.public()),
             claims,
             &operator,
@@ -306,7 +313,8 @@ impl Domain {
                 .as_str()
                 .parse()
                 .expect("an account's id is a public key");
-            let jwt = mint(&subject(name, &public), claims, &signer, now)?;
+            let old = token(earlier, id.as_str());
+            let jwt = mint_or_keep(old, &subject(name, &public), claims, &signer, now)?;
             preload.push_str(&format!("  {id}: \"{jwt}\"\n"));
         }
         let auth = format!(
@@ -319,15 +327,19 @@ impl Domain {
         })
     }
 
-    /// Writes `auth.conf` and `tls.conf` into `folder`, for the owner alone. A domain of an earlier
-    /// release gets what it lacks first.
+    /// Writes `auth.conf` and `tls.conf` into `folder`, for the owner alone. Tokens in `auth.conf`
+    /// that say what they should stay as they are. A domain of an earlier release gets what it lacks
+    /// first.
     ///
     /// # Errors
     /// As [`Domain::server_config`]; or the folder cannot be written.
     pub fn write_server_config(&self, folder: &Path, now: UnixMillis) -> Result<(), DomainError> {
         self.take_over(now)?;
-        let config = self.server_config(now)?;
-        write_private(&folder.join("auth.conf"), config.auth.as_bytes())?;
+        let path = folder.join("auth.conf");
+        // Without an earlier file, or with one that cannot be read, all tokens are new.
+        let earlier = fs::read_to_string(&path).unwrap_or_default();
+        let config = self.server_config(&earlier, now)?;
+        write_private(&path, config.auth.as_bytes())?;
         Ok(write_private(
             &folder.join("tls.conf"),
             config.tls.as_bytes(),
@@ -475,6 +487,15 @@ pub(crate) const fn account_key_name(account: Account) -> &'static str {
 }
 
 pub(crate) const HEADER: &str = "# Written by `diloctl auth`; changes are lost.\n";
+
+/// The token of this name in the text of an `auth.conf`.
+fn token<'a>(config: &'a str, name: &str) -> Option<&'a str> {
+    let value = |line: &'a str| {
+        let value = line.trim_start().strip_prefix(name)?.strip_prefix(": \"")?;
+        value.strip_suffix('"')
+    };
+    config.lines().find_map(value)
+}
 
 /// Writes a whole domain into a folder that nobody reads yet.
 pub(crate) fn make(

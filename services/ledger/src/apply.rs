@@ -211,9 +211,10 @@ impl Run {
                 lease,
                 worker,
                 contribution,
+                norm,
                 statement,
                 ..
-            } => self.accept(lease, worker, contribution, *statement),
+            } => self.accept(lease, worker, contribution, *norm, *statement),
             LedgerEvent::EvaluationAccepted {
                 lease,
                 worker,

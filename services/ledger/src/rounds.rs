@@ -73,6 +73,7 @@ impl Run {
         lease: &LeaseRef,
         worker: &WorkerId,
         contribution: &Contribution,
+        norm: f64,
         statement: Digest,
     ) -> Result<(), ApplyError> {
         let unit = lease.unit;
@@ -83,7 +84,7 @@ impl Run {
         let counts = self.collects(unit.round);
         self.held("contribution-accepted", lease, worker)?.standing = Standing::Done;
         let fate = if counts {
-            self.add_input(lease, worker, contribution);
+            self.add_input(lease, worker, contribution, norm);
             Fate::Merged
         } else {
             self.units.remove(&unit);
@@ -104,7 +105,13 @@ impl Run {
         Ok(())
     }
 
-    fn add_input(&mut self, lease: &LeaseRef, worker: &WorkerId, contribution: &Contribution) {
+    fn add_input(
+        &mut self,
+        lease: &LeaseRef,
+        worker: &WorkerId,
+        contribution: &Contribution,
+        norm: f64,
+    ) {
         let unit = lease.unit;
         let tokens = self.unit_tokens(&unit);
         let input = MergeInput {
@@ -112,6 +119,7 @@ impl Run {
             worker: worker.clone(),
             tokens: contribution.tokens,
             weight: Weight::of_tokens(contribution.tokens),
+            norm: self.spec.combination.needs_norms().then_some(norm as f32),
             chunks: contribution.chunks.clone(),
         };
         for (sync, open) in &mut self.open {

@@ -11,10 +11,10 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use merge::{
-    Broadcast, ContributionChunk, FeedbackChunk, Momentum, SeededRounding, codec,
-    encode_with_feedback,
+    Broadcast, ContributionChunk, FeedbackChunk, Momentum, Rule, SeededRounding, TensorPiece,
+    codec, encode_with_feedback,
 };
-use schemas::run::{CodecKind, OuterOptimizer, Rounding};
+use schemas::run::{CodecKind, Combination, OuterOptimizer, Rounding};
 use sha2::{Digest, Sha256};
 
 const STOCK: OuterOptimizer = OuterOptimizer::Nesterov {
@@ -110,6 +110,17 @@ impl Bench {
                 beside,
             );
         }
+        for rule in [
+            Combination::Mean,
+            Combination::Clipped { norm_ratio: 1.5 },
+            Combination::Trimmed { each_end: 1 },
+            Combination::Median,
+            Combination::Radial,
+        ] {
+            let took = median(self.repetitions, || self.combine(rule));
+            let name = format!("merge + Nesterov by {rule:?}");
+            row(&name, took, inputs + 4 * fp32, beside);
+        }
         for codec in CodecKind::ALL.iter().copied() {
             self.codec(codec, &mut copy, beside);
         }
@@ -178,17 +189,26 @@ impl Bench {
         row(&format!("accumulate 4 {name}"), took, touched, beside);
     }
 
+    /// A merge by a rule of combination, as one tensor.
+    fn combine(&mut self, combination: Combination) -> merge::Merged {
+        let chunks = chunks(&self.contributions);
+        let tensor = TensorPiece {
+            range: 0..self.params.len(),
+            embedding: false,
+        };
+        let rule = Rule {
+            combination,
+            norms: &vec![1.0; chunks.len()],
+            tensors: &[tensor],
+        };
+        let (params, momentum) = (&mut self.params, Momentum::Running(&mut self.momentum));
+        let merged = merge::merge_chunk_by(&rule, &chunks, STOCK, params, momentum, None);
+        merged.expect("all buffers were made for this chunk")
+    }
+
     fn merge(&mut self, rule: Option<Rounding>) -> merge::Merged {
         let codec = CodecKind::Bf16;
-        let chunks: Vec<_> = self
-            .contributions
-            .iter()
-            .map(|bytes| ContributionChunk {
-                weight: 1000,
-                codec,
-                bytes,
-            })
-            .collect();
+        let chunks = chunks(&self.contributions);
         let momentum = Momentum::Running(&mut self.momentum);
         let merged = match rule {
             None => merge::merge_chunk(&chunks, STOCK, &mut self.params, momentum),
@@ -208,6 +228,18 @@ impl Bench {
         };
         merged.expect("all buffers were made for this chunk")
     }
+}
+
+fn chunks(contributions: &[Vec<u8>]) -> Vec<ContributionChunk<'_>> {
+    let chunk = |bytes| ContributionChunk {
+        weight: 1000,
+        codec: CodecKind::Bf16,
+        bytes,
+    };
+    contributions
+        .iter()
+        .map(|bytes| chunk(bytes.as_slice()))
+        .collect()
 }
 
 fn copy_in_parallel(from: &[f32], to: &mut [f32]) {

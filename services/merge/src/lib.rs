@@ -12,13 +12,14 @@
 //! | make a contribution: base minus local, rounded | [`codec::encode_difference`] |
 //! | the same, and keep what the codec took | [`encode_with_feedback`] |
 //! | check one before it counts | [`screen()`] |
-//! | merge a chunk and take the outer step | [`merge_chunk`], [`merge_chunk_and_encode`] |
+//! | merge a chunk by the mean and take the outer step | [`merge_chunk`], [`merge_chunk_and_encode`] |
+//! | the same by any rule of combination | [`merge_chunk_by`] |
 //! | read the broadcast weights | [`codec::decode`] |
 //! | mix a fragment's local and global weights | [`blend()`] |
 //!
-//! Sign and order conventions are fixed in [`step`] (what is computed), [`mean`] (weights) and
-//! [`outer`] (the optimizers), each as a rule that can be followed by hand;
-//! `tests/merge/reference.rs` follows them with scalar loops and expects equal bits.
+//! Sign and order conventions are fixed in [`step`] (what is computed), [`mean`] (weights),
+//! [`combine`] (the other rules of combination) and [`outer`] (the optimizers), each as a rule that
+//! can be followed by hand; `tests/merge` follows them with scalar loops and expects equal bits.
 //!
 //! ```
 //! use merge::{Broadcast, ContributionChunk, Momentum, SeededRounding, codec, merge_chunk_and_encode, screen};
@@ -43,6 +44,7 @@
 
 pub mod blend;
 pub mod codec;
+pub mod combine;
 pub mod feedback;
 pub mod mean;
 pub mod outer;
@@ -53,12 +55,15 @@ mod vectors;
 
 pub use blend::blend;
 pub use codec::CodecError;
+pub use combine::{Rule, RuleError, TensorPiece, tensor_pieces};
 pub use feedback::{FeedbackChunk, encode_with_feedback};
 pub use mean::{ContributionChunk, MeanError};
 pub use outer::{Momentum, OuterError};
 pub use rounding::{SeededRounding, broadcast_seed, contribution_seed};
 pub use screen::{ChunkStatistics, ScreenError, screen};
-pub use step::{Broadcast, MergeError, Merged, merge_chunk, merge_chunk_and_encode};
+pub use step::{
+    Broadcast, MergeError, Merged, merge_chunk, merge_chunk_and_encode, merge_chunk_by,
+};
 
 /// Elements that one task works on: the unit of parallelism, 256 KiB of `f32`. Results do not
 /// depend on it, except that the sum of squares of [`screen()`] is taken block by block.

@@ -1,9 +1,9 @@
-//! The merge of one chunk: decode, weighted mean, outer step and, if wanted, the broadcast
-//! encoding, in one pass over memory.
+//! The merge of one chunk: decode, combine, outer step and, if wanted, the broadcast encoding, in
+//! one pass over memory.
 //!
-//! Per element this is the rule of [`crate::mean`], then the rule of [`crate::outer`], then
-//! [`crate::codec::encode`] of the new parameter; an element never depends on another. That is the
-//! whole specification: any loop that follows it gets the same bits. Chunks, blocks, tiles
+//! Per element this is the rule of [`crate::mean`] or another of [`crate::combine`], then the rule of
+//! [`crate::outer`], then [`crate::codec::encode`] of the new parameter. An element never depends on
+//! another, except for the factors of radial averaging. That is the whole specification: any loop that follows it gets the same bits. Chunks, blocks, tiles
 //! and threads only decide which element is computed when.
 
 use rayon::prelude::*;
@@ -11,10 +11,14 @@ use rayon::prelude::*;
 use schemas::run::{CodecKind, OuterOptimizer};
 
 use crate::codec::{self, CodecError};
-use crate::mean::{ContributionChunk, Mean, MeanError};
+use crate::combine::{Combined, Rule, RuleError, Scratch};
+use crate::mean::{ContributionChunk, MeanError};
 use crate::outer::{self, Momentum, OuterError};
 use crate::vectors::{Vectors, vectorised};
 use crate::{BLOCK_ELEMENTS, SeededRounding, TILE_ELEMENTS};
+
+/// Running sums of squares of a block.
+const LANES: usize = 8;
 
 /// The buffer and the encoding of the new parameters for the workers.
 #[derive(Debug)]
@@ -33,6 +37,10 @@ pub struct Broadcast<'a> {
 pub struct Merged {
     /// Largest magnitude of a new parameter. Infinite or NaN if any parameter is.
     pub params_abs_max: f32,
+    /// Sum of the squares of the combined contribution, in `f64`: in each block of
+    /// [`BLOCK_ELEMENTS`], element `i` is added to running sum `i % 8`; the sums of a block are added
+    /// in order, and so are the blocks.
+    pub sum_of_squares: f64,
 }
 
 /// The reason why a chunk was not merged. Nothing was changed.
@@ -41,6 +49,9 @@ pub enum MergeError {
     /// The contributions have no mean.
     #[error(transparent)]
     Mean(#[from] MeanError),
+    /// A fact is missing that the rule of combination needs.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
     /// The outer state does not fit the optimizer or the parameters.
     #[error(transparent)]
     Outer(#[from] OuterError),
@@ -70,7 +81,14 @@ pub fn merge_chunk(
     params: &mut [f32],
     momentum: Momentum<'_>,
 ) -> Result<Merged, MergeError> {
-    merge(contributions, optimizer, params, momentum, None)
+    merge_chunk_by(
+        &Rule::MEAN,
+        contributions,
+        optimizer,
+        params,
+        momentum,
+        None,
+    )
 }
 
 /// [`merge_chunk`] that also encodes the new parameters for the workers, while they are in the
@@ -85,19 +103,34 @@ pub fn merge_chunk_and_encode(
     momentum: Momentum<'_>,
     broadcast: Broadcast<'_>,
 ) -> Result<Merged, MergeError> {
-    codec::check(broadcast.codec, params.len(), broadcast.out.len())?;
-    merge(contributions, optimizer, params, momentum, Some(broadcast))
+    let broadcast = Some(broadcast);
+    merge_chunk_by(
+        &Rule::MEAN,
+        contributions,
+        optimizer,
+        params,
+        momentum,
+        broadcast,
+    )
 }
 
-fn merge<'a>(
+/// Merges by any rule of combination. The chunk must be whole: a rule may look at all of it first.
+///
+/// # Errors
+/// [`MergeError`].
+pub fn merge_chunk_by<'a>(
+    rule: &Rule<'_>,
     contributions: &[ContributionChunk<'_>],
     optimizer: OuterOptimizer,
     params: &'a mut [f32],
     momentum: Momentum<'a>,
     broadcast: Option<Broadcast<'a>>,
 ) -> Result<Merged, MergeError> {
-    let mean = Mean::new(contributions, params.len())?;
+    if let Some(broadcast) = &broadcast {
+        codec::check(broadcast.codec, params.len(), broadcast.out.len())?;
+    }
     outer::check(optimizer, params.len(), &momentum)?;
+    let combined = Combined::new(rule, contributions, params.len())?;
     let whole = Part {
         start: 0,
         params,
@@ -105,13 +138,17 @@ fn merge<'a>(
         broadcast,
     };
     let vectors = Vectors::widest();
-    let abs_max_bits = whole
+    let blocks: Vec<(u32, f64)> = whole
         .cut(BLOCK_ELEMENTS)
         .into_par_iter()
-        .map(|block| block.merge(vectors, &mean, optimizer))
-        .max();
+        .map_init(Scratch::default, |scratch, block| {
+            block.merge(vectors, &combined, optimizer, scratch)
+        })
+        .collect();
+    let largest = blocks.iter().map(|(abs_max_bits, _)| *abs_max_bits).max();
     Ok(Merged {
-        params_abs_max: f32::from_bits(abs_max_bits.unwrap_or(0)),
+        params_abs_max: f32::from_bits(largest.unwrap_or(0)),
+        sum_of_squares: blocks.iter().map(|(_, squares)| squares).sum(),
     })
 }
 
@@ -153,13 +190,22 @@ impl Part<'_> {
         parts
     }
 
-    /// Merges it tile by tile and returns the largest magnitude, as bits.
-    fn merge(self, vectors: Vectors, mean: &Mean<'_>, optimizer: OuterOptimizer) -> u32 {
+    /// Merges it tile by tile. Returns the largest magnitude, as bits, and the squares of the
+    /// combined contribution.
+    fn merge(
+        self,
+        vectors: Vectors,
+        combined: &Combined<'_>,
+        optimizer: OuterOptimizer,
+        scratch: &mut Scratch,
+    ) -> (u32, f64) {
         let mut gradient = [0.0; TILE_ELEMENTS];
         let mut abs_max_bits = 0;
+        let mut lanes = [0.0; LANES];
         for tile in self.cut(TILE_ELEMENTS) {
             let gradient = &mut gradient[..tile.params.len()];
-            mean.gradient(vectors, tile.start, gradient);
+            combined.gradient(vectors, tile.start, gradient, scratch);
+            add_squares(vectors, gradient, &mut lanes);
             outer::apply(vectors, optimizer, gradient, tile.params, tile.momentum);
             abs_max_bits = abs_max(vectors, tile.params).max(abs_max_bits);
             if let Some(Broadcast {
@@ -171,7 +217,7 @@ impl Part<'_> {
                 codec::of(codec).encode(vectors, tile.params, rounding, out);
             }
         }
-        abs_max_bits
+        (abs_max_bits, lanes.iter().sum())
     }
 }
 
@@ -200,6 +246,21 @@ impl Broadcast<'_> {
 
 vectorised!(fn abs_max(values: &[f32]) -> u32 = abs_max_body);
 
+vectorised!(fn add_squares(values: &[f32], lanes: &mut [f64; LANES]) = add_squares_body);
+
+#[inline(always)]
+fn add_squares_body(values: &[f32], lanes: &mut [f64; LANES]) {
+    let (groups, rest) = values.as_chunks::<LANES>();
+    for group in groups {
+        for (lane, value) in lanes.iter_mut().zip(group) {
+            *lane += f64::from(*value) * f64::from(*value);
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane += f64::from(*value) * f64::from(*value);
+    }
+}
+
 /// Largest magnitude as bits: of numbers in their own order, above them infinity, above it NaN.
 #[inline(always)]
 fn abs_max_body(values: &[f32]) -> u32 {
@@ -210,7 +271,10 @@ fn abs_max_body(values: &[f32]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use schemas::run::Combination;
+
     use super::*;
+    use crate::TensorPiece;
     use crate::rounding::noise_word;
 
     const FIVE: [CodecKind; 5] = [
@@ -238,9 +302,10 @@ mod tests {
     fn merged(
         vectors: Vectors,
         codecs: &[CodecKind],
+        rule: Combination,
         outer: OuterOptimizer,
         elements: usize,
-    ) -> (Vec<u32>, Vec<u8>, u32) {
+    ) -> (Vec<u32>, Vec<u8>, u32, u64) {
         let encode = |(seed, codec): (usize, &CodecKind)| {
             let mut bytes = vec![0; codec::encoded_bytes(*codec, elements)];
             codec::encode(
@@ -282,7 +347,20 @@ mod tests {
             momentum,
             broadcast: Some(broadcast),
         };
-        let abs_max_bits = part.merge(vectors, &Mean::new(&chunks, elements).unwrap(), outer);
+        let norms: Vec<f32> = (1..=chunks.len()).map(|norm| norm as f32).collect();
+        let cut = elements / 3;
+        let tensors = [0..cut, cut..elements].map(|range| TensorPiece {
+            embedding: false,
+            range,
+        });
+        let rule = Rule {
+            combination: rule,
+            norms: &norms,
+            tensors: &tensors[usize::from(cut == 0)..],
+        };
+        let combined = Combined::new(&rule, &chunks, elements).unwrap();
+        let (abs_max_bits, squares) =
+            part.merge(vectors, &combined, outer, &mut Scratch::default());
         (
             params
                 .iter()
@@ -291,6 +369,7 @@ mod tests {
                 .collect(),
             out,
             abs_max_bits,
+            squares.to_bits(),
         )
     }
 
@@ -307,14 +386,37 @@ mod tests {
         ] {
             for codecs in [&FIVE[..], &MIXED, &NINE] {
                 for elements in [1, 17, TILE_ELEMENTS + 33] {
-                    let expected = merged(Vectors::BASELINE, codecs, outer, elements);
-                    for vectors in Vectors::available() {
-                        assert_eq!(
-                            merged(vectors, codecs, outer, elements),
-                            expected,
-                            "{vectors:?} {outer:?} {codecs:?}"
-                        );
-                    }
+                    all_widths_agree(codecs, Combination::Mean, outer, elements);
+                }
+            }
+        }
+    }
+
+    fn all_widths_agree(
+        codecs: &[CodecKind],
+        rule: Combination,
+        outer: OuterOptimizer,
+        elements: usize,
+    ) {
+        let expected = merged(Vectors::BASELINE, codecs, rule, outer, elements);
+        for vectors in Vectors::available() {
+            let found = merged(vectors, codecs, rule, outer, elements);
+            assert_eq!(found, expected, "{vectors:?} {rule:?} {outer:?} {codecs:?}");
+        }
+    }
+
+    #[test]
+    fn all_vector_widths_combine_to_the_same_bits() {
+        let rules = [
+            Combination::Clipped { norm_ratio: 1.5 },
+            Combination::Trimmed { each_end: 1 },
+            Combination::Median,
+            Combination::Radial,
+        ];
+        for rule in rules {
+            for codecs in [&FIVE[..1], &FIVE, &MIXED, &NINE] {
+                for elements in [1, 17, TILE_ELEMENTS + 33] {
+                    all_widths_agree(codecs, rule, OuterOptimizer::Average, elements);
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use schemas::run::CodecKind;
 use schemas::snapshot::MergeRecord;
 use schemas::{Code, ObjectRef, Refusal, Round};
 
@@ -28,6 +29,9 @@ pub struct Merged {
     pub broadcast: ObjectRef,
     /// The sum of squares of the mean contribution.
     pub sum_of_squares: f64,
+    /// The sum of squares of each input, in their order; empty unless the run's rule of combination
+    /// goes by the norms of its inputs.
+    pub squares: Vec<f64>,
     /// True if every new parameter is a number.
     pub finite: bool,
 }
@@ -62,13 +66,16 @@ impl Again {
     ) -> Result<Merged, Refusal> {
         let parts = self.parts(objects, index).await?;
         let step = Step::new(&context.spec, self.round, first);
-        let start = context.chunks[index].start;
+        let place = context.place(index);
+        let (codec, elements) = (context.spec.upload.kind, context.elements(index));
         let work = tokio::task::spawn_blocking(move || {
-            let stepped = step.run(&mut piece, &parts, start)?;
-            Ok::<_, merge::MergeError>(Merged {
+            let stepped = step.run(&mut piece, &parts, &place);
+            let stepped = stepped.map_err(|error| error.to_string())?;
+            Ok::<_, String>(Merged {
                 piece,
                 broadcast: ObjectRef::of(&stepped.broadcast),
                 sum_of_squares: stepped.sum_of_squares,
+                squares: squares(&parts, codec, elements)?,
                 finite: stepped.finite,
             })
         });
@@ -93,11 +100,22 @@ impl Again {
                     format!("{} has no chunk {index}", input.lease),
                 )
             };
-            parts.push((
-                input.weight,
-                objects.fetch(object.ok_or_else(missing)?).await?,
-            ));
+            parts.push(Part {
+                weight: input.weight,
+                norm: input.norm,
+                bytes: objects.fetch(object.ok_or_else(missing)?).await?,
+            });
         }
         Ok(parts)
     }
+}
+
+/// The sum of squares of each part with a norm.
+fn squares(parts: &[Part], codec: CodecKind, elements: usize) -> Result<Vec<f64>, String> {
+    let normed = parts.iter().filter(|part| part.norm.is_some());
+    let screened = normed.map(|part| merge::screen(codec, &part.bytes, elements));
+    let squares = screened.map(|found| found.map(|found| found.sum_of_squares));
+    squares
+        .collect::<Result<_, _>>()
+        .map_err(|error| error.to_string())
 }

@@ -1,7 +1,8 @@
 //! Facts that hold for a whole run: its settings, and how its parameters are cut into chunks.
 
+use merge::{TensorPiece, tensor_pieces};
 use schemas::layout::{Chunk, Layout};
-use schemas::run::RunSpec;
+use schemas::run::{Combination, RunSpec};
 use schemas::{Code, Digest, Message as _, ObjectRef, Refusal};
 
 use crate::objects::Objects;
@@ -15,6 +16,17 @@ pub struct RunContext {
     pub spec_digest: Digest,
     /// The chunks of the layout, in order.
     pub chunks: Vec<Chunk>,
+    /// The tensors of each chunk, if the run's rule of combination goes by tensors.
+    tensors: Vec<Vec<TensorPiece>>,
+}
+
+/// The place of a chunk in the model.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// Its first element in the flat vector.
+    pub start: u64,
+    /// Its tensors, if the run's rule of combination goes by tensors.
+    pub tensors: Vec<TensorPiece>,
 }
 
 impl RunContext {
@@ -35,12 +47,27 @@ impl RunContext {
             );
             return Err(Refusal::new(Code::SpecInvalid, detail));
         }
+        let of_chunk =
+            |chunk: &Chunk| tensor_pieces(layout, chunk.start..chunk.start + chunk.elements);
+        let tensors = match spec.combination {
+            Combination::Radial => chunks.iter().map(of_chunk).collect(),
+            _ => Vec::new(),
+        };
         let spec_digest = spec.to_object().1;
         Ok(Self {
             spec,
             spec_digest,
             chunks,
+            tensors,
         })
+    }
+
+    /// The place of chunk `index`.
+    pub fn place(&self, index: usize) -> Place {
+        Place {
+            start: self.chunks[index].start,
+            tensors: self.tensors.get(index).cloned().unwrap_or_default(),
+        }
     }
 
     /// Elements of chunk `index`.

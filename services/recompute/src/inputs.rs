@@ -21,6 +21,8 @@ pub struct Input {
     pub lease: LeaseRef,
     /// Its weight in the mean.
     pub weight: u64,
+    /// Its norm, in a run whose rule of combination needs it.
+    pub norm: Option<f32>,
     /// The first chunk that is named here.
     start: usize,
     chunks: Vec<ObjectRef>,
@@ -58,6 +60,7 @@ pub async fn read(
         read.push(Input {
             lease: input.lease,
             weight: input.weight.get(),
+            norm: input.norm,
             start: window.start,
             chunks,
         });
@@ -122,6 +125,7 @@ mod tests {
             worker: kit::worker(1),
             tokens: Tokens(7),
             weight: Weight(7),
+            norm: None,
             chunks: chunks.clone().into(),
         };
         for window in [0..2, 2..4, 4..5, 1..5, 3..9, 5..9, 7..9] {

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use merge::codec::encoded_bytes;
 use merge::{
-    BLOCK_ELEMENTS, Broadcast, ContributionChunk, MergeError, Momentum, SeededRounding,
-    broadcast_seed, merge_chunk, merge_chunk_and_encode,
+    Broadcast, ContributionChunk, MergeError, Momentum, Rule, SeededRounding, broadcast_seed,
+    merge_chunk_by,
 };
-use rayon::prelude::*;
 use schemas::Round;
 use schemas::lease::Weights as Published;
-use schemas::run::{Codec, CodecKind, OuterOptimizer, RunSpec};
+use schemas::run::{Codec, CodecKind, Combination, OuterOptimizer, RunSpec};
 use schemas::snapshot::Slot;
+
+use crate::context::Place;
 
 /// The state between two rounds. A chunk may be shared with a save that has not written it yet; the
 /// next step then works on a copy.
@@ -40,6 +41,7 @@ pub struct Piece {
 /// The arithmetic that a step applies to every chunk.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
+    combination: Combination,
     optimizer: OuterOptimizer,
     upload: CodecKind,
     download: Codec,
@@ -49,22 +51,27 @@ pub struct Step {
     first: bool,
 }
 
-/// One chunk of one contribution: its weight in the mean, and its encoding.
-pub type Part = (u64, Bytes);
+/// One chunk of one contribution.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// The contribution's weight in the mean.
+    pub weight: u64,
+    /// The contribution's norm, in a run whose rule of combination needs it.
+    pub norm: Option<f32>,
+    /// The encoding of the chunk.
+    pub bytes: Bytes,
+}
 
 /// The outcome of a step on one chunk.
 #[derive(Debug)]
 pub struct Stepped {
     /// The new parameters as they are published.
     pub broadcast: Vec<u8>,
-    /// The sum of squares of the mean contribution.
+    /// The sum of squares of the combined contribution.
     pub sum_of_squares: f64,
     /// True when every new parameter is a number.
     pub finite: bool,
 }
-
-/// Running sums of a block, so that the processor can add several at a time.
-const LANES: usize = 8;
 
 impl Weights {
     /// True before the first step if the optimizer keeps momentum. For an optimizer without
@@ -94,6 +101,7 @@ impl Step {
     /// The step that closes `round`; `first` is true if no momentum was kept before.
     pub fn new(spec: &RunSpec, round: Round, first: bool) -> Self {
         Self {
+            combination: spec.combination,
             optimizer: spec.outer,
             upload: spec.upload.kind,
             download: spec.download,
@@ -102,103 +110,66 @@ impl Step {
         }
     }
 
-    /// Merges one chunk whose first element is element `start` of the whole vector. The blocks run
-    /// in parallel, and each element gets the same bits as from [`merge::merge_chunk_and_encode`]
-    /// on the whole chunk.
-    pub fn run(self, piece: &mut Piece, parts: &[Part], start: u64) -> Result<Stepped, MergeError> {
+    /// Merges one chunk, which must be whole.
+    pub fn run(
+        self,
+        piece: &mut Piece,
+        parts: &[Part],
+        place: &Place,
+    ) -> Result<Stepped, MergeError> {
         piece.complete(self);
         let params = Arc::make_mut(&mut piece.params).as_mut_slice();
-        let block_bytes = encoded_bytes(self.download.kind, BLOCK_ELEMENTS);
-        let mut broadcast = vec![0; encoded_bytes(self.download.kind, params.len())];
-        let count = params.len().div_ceil(BLOCK_ELEMENTS);
-        let momenta: Vec<Option<&mut [f32]>> = match piece.slots.get_mut(&Slot::Momentum) {
-            Some(momentum) => Arc::make_mut(momentum)
-                .chunks_mut(BLOCK_ELEMENTS)
-                .map(Some)
-                .collect(),
-            None => (0..count).map(|_| None).collect(),
+        let mut out = vec![0; encoded_bytes(self.download.kind, params.len())];
+        let momentum = match piece.slots.get_mut(&Slot::Momentum) {
+            None => Momentum::Absent,
+            Some(buffer) if self.first => Momentum::First(Arc::make_mut(buffer).as_mut_slice()),
+            Some(buffer) => Momentum::Running(Arc::make_mut(buffer).as_mut_slice()),
         };
-        let blocks = params
-            .par_chunks_mut(BLOCK_ELEMENTS)
-            .zip(broadcast.par_chunks_mut(block_bytes))
-            .zip(momenta);
-        let stepped = blocks.enumerate().map_init(
-            || vec![0.0; BLOCK_ELEMENTS],
-            |scratch, (block, ((params, out), momentum))| {
-                let offset = block * BLOCK_ELEMENTS;
-                let parts = self.slices(parts, offset, params.len());
-                let sum_of_squares = sum_of_squares(&parts, &mut scratch[..params.len()])?;
-                let momentum = match momentum {
-                    None => Momentum::Absent,
-                    Some(buffer) if self.first => Momentum::First(buffer),
-                    Some(buffer) => Momentum::Running(buffer),
-                };
-                let first_element = start + offset as u64;
-                let rounding = SeededRounding {
-                    rule: self.download.rounding,
-                    seed: self.seed,
-                    first_element,
-                };
-                let broadcast = Broadcast {
-                    codec: self.download.kind,
-                    rounding,
-                    out,
-                };
-                let merged =
-                    merge_chunk_and_encode(&parts, self.optimizer, params, momentum, broadcast)?;
-                Ok((sum_of_squares, merged.is_finite()))
+        let contributions: Vec<_> = parts.iter().map(|part| self.contribution(part)).collect();
+        let norms: Vec<f32> = parts.iter().filter_map(|part| part.norm).collect();
+        let rule = Rule {
+            combination: self.combination,
+            norms: &norms,
+            tensors: &place.tensors,
+        };
+        let broadcast = Broadcast {
+            codec: self.download.kind,
+            rounding: SeededRounding {
+                rule: self.download.rounding,
+                seed: self.seed,
+                first_element: place.start,
             },
-        );
-        let stepped: Vec<(f64, bool)> = stepped.collect::<Result<_, MergeError>>()?;
-        let sum_of_squares = stepped.iter().map(|(sum, _)| sum).sum();
-        let finite = stepped.iter().all(|(_, finite)| *finite);
-        Ok(Stepped {
+            out: &mut out,
+        };
+        let optimizer = self.optimizer;
+        let broadcast = Some(broadcast);
+        let merged = merge_chunk_by(
+            &rule,
+            &contributions,
+            optimizer,
+            params,
+            momentum,
             broadcast,
-            sum_of_squares,
-            finite,
+        )?;
+        Ok(Stepped {
+            broadcast: out,
+            sum_of_squares: merged.sum_of_squares,
+            finite: merged.is_finite(),
         })
     }
 
-    fn slices<'a>(
-        self,
-        parts: &'a [Part],
-        offset: usize,
-        elements: usize,
-    ) -> Vec<ContributionChunk<'a>> {
-        let codec = self.upload;
-        let range = encoded_bytes(codec, offset)..encoded_bytes(codec, offset + elements);
-        // The merge refuses a part that is too short, and names it.
-        let slice = |(weight, bytes): &'a Part| ContributionChunk {
-            weight: *weight,
-            codec,
-            bytes: bytes.get(range.clone()).unwrap_or_default(),
-        };
-        parts.iter().map(slice).collect()
-    }
-}
-
-/// The sum of squares of the mean of `parts`: plain averaging from zero leaves the negative mean.
-/// The block is still in the cache when the step itself reads it.
-fn sum_of_squares(parts: &[ContributionChunk<'_>], scratch: &mut [f32]) -> Result<f64, MergeError> {
-    scratch.fill(0.0);
-    // Finiteness is checked on the parameters, not here; the caller handles a sum that is not a
-    // number.
-    let _ = merge_chunk(parts, OuterOptimizer::Average, scratch, Momentum::Absent)?;
-    let mut lanes = [0.0_f64; LANES];
-    let (groups, rest) = scratch.as_chunks::<LANES>();
-    for group in groups {
-        for (lane, value) in lanes.iter_mut().zip(group) {
-            *lane += f64::from(*value) * f64::from(*value);
+    fn contribution(self, part: &Part) -> ContributionChunk<'_> {
+        ContributionChunk {
+            weight: part.weight,
+            codec: self.upload,
+            bytes: &part.bytes,
         }
     }
-    for (lane, value) in lanes.iter_mut().zip(rest) {
-        *lane += f64::from(*value) * f64::from(*value);
-    }
-    Ok(lanes.iter().sum())
 }
 
 #[cfg(test)]
 mod tests {
+    use merge::{BLOCK_ELEMENTS, TensorPiece, merge_chunk, merge_chunk_and_encode};
     use schemas::run::Rounding;
 
     use super::*;
@@ -210,7 +181,21 @@ mod tests {
             let value = |i: usize| (((i * 7 + seed) % 101) as f32 - 50.0) * 1e-3;
             (0..ELEMENTS).flat_map(|i| value(i).to_le_bytes()).collect()
         };
-        vec![(3, encode(1)), (5, encode(2)), (1, encode(3))]
+        let part = |weight, seed| Part {
+            weight,
+            norm: Some(weight as f32),
+            bytes: encode(seed),
+        };
+        vec![part(3, 1), part(5, 2), part(1, 3)]
+    }
+
+    /// A chunk from element 1000 of the flat vector on, with two tensors.
+    fn place() -> Place {
+        let piece = |range, embedding| TensorPiece { range, embedding };
+        Place {
+            start: 1000,
+            tensors: vec![piece(0..5000, true), piece(5000..ELEMENTS, false)],
+        }
     }
 
     fn step(first: bool) -> Step {
@@ -223,6 +208,7 @@ mod tests {
             momentum: 0.9,
         };
         Step {
+            combination: Combination::Mean,
             optimizer,
             upload: CodecKind::Fp32,
             download,
@@ -231,9 +217,8 @@ mod tests {
         }
     }
 
-    /// Blocks change nothing: `merge_chunk_and_encode` on the whole chunk gives the same bits.
     #[test]
-    fn a_step_is_the_merge_of_the_whole_chunk() {
+    fn a_step_is_the_merge_of_its_chunk() {
         let parts = parts();
         let start = vec![0.25; ELEMENTS];
         let mut piece = Piece {
@@ -242,8 +227,13 @@ mod tests {
         };
         let (mut params, mut momentum) = (start, vec![0.0; ELEMENTS]);
         for first in [true, false] {
-            let stepped = step(first).run(&mut piece, &parts, 1000).expect("it fits");
-            let whole: Vec<_> = step(first).slices(&parts, 0, ELEMENTS);
+            let stepped = step(first)
+                .run(&mut piece, &parts, &place())
+                .expect("it fits");
+            let whole: Vec<_> = parts
+                .iter()
+                .map(|part| step(first).contribution(part))
+                .collect();
             let mut out = vec![0; encoded_bytes(CodecKind::Bf16, ELEMENTS)];
             let rounding = SeededRounding {
                 rule: Rounding::Stochastic,
@@ -285,11 +275,51 @@ mod tests {
             params: Arc::new(vec![0.0; ELEMENTS]),
             slots: BTreeMap::new(),
         };
-        let short = vec![(1, parts()[0].1.slice(..400))];
+        let mut short = parts();
+        short[1].bytes = short[1].bytes.slice(..400);
         assert!(matches!(
-            step(true).run(&mut piece, &short, 0),
+            step(true).run(&mut piece, &short, &place()),
             Err(MergeError::Mean(_))
         ));
+    }
+
+    /// The facts that a rule needs come from the parts and from their place.
+    #[test]
+    fn each_rule_of_combination_gives_weights_of_its_own() {
+        let rules = [
+            Combination::Mean,
+            Combination::Clipped { norm_ratio: 1.0 },
+            Combination::Trimmed { each_end: 1 },
+            Combination::Radial,
+        ];
+        let stepped = rules.map(|combination| {
+            let mut piece = Piece {
+                params: Arc::new(vec![0.0; ELEMENTS]),
+                slots: BTreeMap::new(),
+            };
+            let step = Step {
+                combination,
+                ..step(true)
+            };
+            step.run(&mut piece, &parts(), &place())
+                .expect("it fits")
+                .broadcast
+        });
+        for (index, one) in stepped.iter().enumerate() {
+            assert!(!stepped[..index].contains(one), "{:?}", rules[index]);
+        }
+        let mut unknown = parts();
+        unknown[0].norm = None;
+        let clipped = Step {
+            combination: rules[1],
+            ..step(true)
+        };
+        let mut piece = Piece {
+            params: Arc::new(vec![0.0; ELEMENTS]),
+            slots: BTreeMap::new(),
+        };
+        let refused = clipped.run(&mut piece, &unknown, &place());
+        assert!(matches!(refused, Err(MergeError::Rule(_))));
     }
 
     /// A save holds the old chunk while the next step works on a copy.
@@ -300,7 +330,9 @@ mod tests {
             params: Arc::clone(&saved),
             slots: BTreeMap::new(),
         };
-        step(true).run(&mut piece, &parts(), 0).expect("it fits");
+        step(true)
+            .run(&mut piece, &parts(), &place())
+            .expect("it fits");
         assert!(saved.iter().all(|value| *value == 1.0));
         assert_ne!(*piece.params, *saved);
     }

@@ -218,8 +218,9 @@ impl S3 for Backend {
         &self,
         request: S3Request<DeleteObjectInput>,
     ) -> S3Result<S3Response<DeleteObjectOutput>> {
-        let path = Place::parse(&request.input.bucket, &request.input.key)?.path(self.root.path());
-        blocking(move || remove(&path)).await?;
+        let place = Place::parse(&request.input.bucket, &request.input.key)?;
+        let root = self.root.clone();
+        blocking(move || remove(&root, &place.path(root.path()))).await?;
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
@@ -243,7 +244,7 @@ impl S3 for Backend {
         let root = self.root.clone();
         let deleted = blocking(move || {
             let delete = |place: Place| {
-                remove(&place.path(root.path()))?;
+                remove(&root, &place.path(root.path()))?;
                 Ok(DeletedObject {
                     key: Some(place.key),
                     ..Default::default()
@@ -284,7 +285,7 @@ impl S3 for Backend {
                 after: after.as_deref(),
                 keys_max,
             };
-            listing::list(&folder, &page).map_err(storage_error)
+            listing::list(bucket, &folder, &page).map_err(storage_error)
         })
         .await?;
         let next = found.last().filter(|_| more).map(|last| last.key.clone());
@@ -406,8 +407,8 @@ fn stream(opened: Opened) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync
 }
 
 /// Removes an object. A key without an object is no error, as in S3.
-fn remove(path: &std::path::Path) -> Result<(), S3Error> {
-    match fs::remove_file(path) {
+fn remove(root: &Root, path: &std::path::Path) -> Result<(), S3Error> {
+    match root.remove(path) {
         Err(error) if is_no_object(&error) => Ok(()),
         result => result.map_err(storage_error),
     }

@@ -9,7 +9,8 @@
 //! <root>/lock        held while a process serves the root; two would delete each other's temporary files
 //! <root>/checked     the boot of the machine in which `incoming` was last checked for torn uploads
 //! <root>/tmp/        uploads in progress; emptied at start
-//! <root>/incoming/   bucket `incoming`: created once by holders of PUT URLs, swept after some days
+//! <root>/incoming/   bucket `incoming`: created once by holders of PUT URLs, swept after some days;
+//!                    a file each, named by its key with commas for slashes
 //! <root>/blobs/      bucket `blobs`: verified objects, and small named files that the admin key writes
 //! ```
 //! Architecture invariants: there is no multipart upload, no form, no body without a length or a
@@ -19,9 +20,12 @@
 mod backend;
 mod body;
 pub mod config;
+mod disk;
 mod gate;
 mod guard;
+mod landing;
 mod listing;
+mod nested;
 mod peers;
 mod place;
 mod power;

@@ -1,10 +1,14 @@
-//! Lists a bucket's folder in the order of keys, a page at a time, without reading the folders
-//! before the page.
+//! Lists a bucket's folder in the order of keys, a page at a time. Folders of `blobs` before the page
+//! are not read; the names of all uploads are, since they lie in one folder.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::SystemTime;
+
+use objects::BucketName;
+
+use crate::place::Place;
 
 /// One object.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,34 +26,60 @@ pub(crate) struct Page<'a> {
     pub(crate) keys_max: usize,
 }
 
-/// The page's objects, and true if others follow.
-pub(crate) fn list(folder: &Path, page: &Page<'_>) -> io::Result<(Vec<Found>, bool)> {
+/// The page's objects in the folder of a bucket, and true if others follow.
+pub(crate) fn list(
+    bucket: BucketName,
+    folder: &Path,
+    page: &Page<'_>,
+) -> io::Result<(Vec<Found>, bool)> {
     let mut found = Vec::new();
-    walk(folder, "", page, &mut found)?;
+    match bucket {
+        BucketName::Incoming => look_through(folder, page, &mut found)?,
+        BucketName::Blobs => walk(folder, "", page, &mut found)?,
+    }
     let more = found.len() > page.keys_max;
     found.truncate(page.keys_max);
     Ok((found, more))
 }
 
-/// Collects until there is one object more than asked for.
+/// Collects uploads until there is one more than asked for. The name of a file is not its key, and
+/// sorts otherwise.
+fn look_through(folder: &Path, page: &Page<'_>, found: &mut Vec<Found>) -> io::Result<()> {
+    let mut uploads = Vec::new();
+    for entry in entries(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(place) = name.to_str().and_then(Place::of_upload) else {
+            continue;
+        };
+        if page.has(&place.key) {
+            uploads.push((place.key, entry.path()));
+        }
+    }
+    uploads.sort();
+    for (key, path) in uploads {
+        if found.len() > page.keys_max {
+            break;
+        }
+        found.extend(look(key, &path)?);
+    }
+    Ok(())
+}
+
+/// Collects objects of a tree until there is one more than asked for.
 fn walk(folder: &Path, above: &str, page: &Page<'_>, found: &mut Vec<Found>) -> io::Result<()> {
-    let mut entries = Vec::new();
-    let files = match fs::read_dir(folder) {
-        // The sweeper removes empty folders.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        files => files?,
-    };
-    for entry in files {
+    let mut inside = Vec::new();
+    for entry in entries(folder)? {
         let entry = entry?;
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
         // With a slash after its name, a folder sorts where its keys do.
         let slash = if entry.file_type()?.is_dir() { "/" } else { "" };
-        entries.push((format!("{above}{name}{slash}"), entry.path()));
+        inside.push((format!("{above}{name}{slash}"), entry.path()));
     }
-    entries.sort();
-    for (key, path) in entries {
+    inside.sort();
+    for (key, path) in inside {
         if found.len() > page.keys_max {
             break;
         }
@@ -61,21 +91,40 @@ fn walk(folder: &Path, above: &str, page: &Page<'_>, found: &mut Vec<Found>) -> 
             if wanted && !passed {
                 walk(&path, &key, page, found)?;
             }
-        } else if key.starts_with(page.prefix)
-            && page.after.is_none_or(|after| key.as_str() > after)
-        {
-            match fs::metadata(&path) {
-                Ok(metadata) => found.push(Found {
-                    key,
-                    bytes: metadata.len(),
-                    modified: metadata.modified()?,
-                }),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+        } else if page.has(&key) {
+            found.extend(look(key, &path)?);
         }
     }
     Ok(())
+}
+
+impl Page<'_> {
+    /// True for a key that was asked for, on this page or a later one.
+    fn has(&self, key: &str) -> bool {
+        key.starts_with(self.prefix) && self.after.is_none_or(|after| key > after)
+    }
+}
+
+/// The entries of a folder; none if it is gone, since folders of named files may be removed by hand.
+fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        entries => Some(entries?),
+    };
+    Ok(entries.into_iter().flatten())
+}
+
+/// The object at `path`; none if it is gone meanwhile.
+fn look(key: String, path: &Path) -> io::Result<Option<Found>> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(Some(Found {
+            key,
+            bytes: metadata.len(),
+            modified: metadata.modified()?,
+        })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -103,7 +152,7 @@ mod tests {
                     after: after.as_deref(),
                     keys_max,
                 };
-                let (found, more) = list(folder.path(), &page).unwrap();
+                let (found, more) = list(BucketName::Blobs, folder.path(), &page).unwrap();
                 seen.extend(found.into_iter().map(|found| found.key));
                 if !more {
                     break;
@@ -138,7 +187,7 @@ mod tests {
                 after,
                 keys_max,
             };
-            list(folder.path(), &page).map(|(found, _)| found.len())
+            list(BucketName::Blobs, folder.path(), &page).map(|(found, _)| found.len())
         };
         assert!(count("", None).is_err(), "the folder cannot be read");
         assert!(
@@ -159,6 +208,7 @@ mod tests {
         }
         let keys = |prefix| {
             let (found, _) = list(
+                BucketName::Blobs,
                 folder.path(),
                 &Page {
                     prefix,
@@ -183,7 +233,8 @@ mod tests {
             after: None,
             keys_max: 10,
         };
-        let listed = |path: &Path| list(path, &page).map(|(found, _)| found.len());
+        let listed =
+            |path: &Path| list(BucketName::Blobs, path, &page).map(|(found, _)| found.len());
         assert_eq!(listed(&folder.path().join("gone")).unwrap(), 0);
         fs::write(folder.path().join("file"), b"").unwrap();
         assert!(listed(&folder.path().join("file")).is_err(), "no folder");
@@ -191,5 +242,40 @@ mod tests {
         assert_eq!(listed(folder.path()).unwrap(), 1, "the file");
         symlink(folder.path().join("loop"), folder.path().join("loop")).unwrap();
         assert!(listed(folder.path()).is_err(), "it leads nowhere");
+    }
+
+    #[test]
+    fn uploads_are_listed_by_their_keys_and_not_by_the_names_of_their_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = format!("U{}", "A".repeat(55));
+        let hex = schemas::Digest::of(b"x").hex();
+        // A joint sorts before a hyphen, and a slash behind it.
+        let mut keys = ["a", "a-b"].map(|run| format!("{run}/7/{worker}/train-0-1/{hex}"));
+        for key in &keys {
+            let place = Place::parse("incoming", key).unwrap();
+            let path = folder
+                .path()
+                .join(place.path(Path::new("")).file_name().unwrap());
+            fs::write(path, b"1234").unwrap();
+        }
+        fs::write(folder.path().join("by hand"), b"").unwrap();
+        fs::create_dir(folder.path().join("a")).unwrap();
+        keys.sort();
+        let listed = |prefix, after, keys_max| {
+            let page = Page {
+                prefix,
+                after,
+                keys_max,
+            };
+            let (found, more) = list(BucketName::Incoming, folder.path(), &page).unwrap();
+            assert!(found.iter().all(|found| found.bytes == 4));
+            let found = found.into_iter().map(|found| found.key);
+            (found.collect::<Vec<_>>(), more)
+        };
+        assert_eq!(listed("", None, 10), (keys.to_vec(), false));
+        assert_eq!(listed("", None, 1), (keys[..1].to_vec(), true));
+        assert_eq!(listed("", Some(&keys[0]), 1), (keys[1..].to_vec(), false));
+        assert_eq!(listed("a/7/", None, 10), (keys[1..].to_vec(), false));
+        assert_eq!(listed("b", None, 10), (vec![], false));
     }
 }

@@ -1,5 +1,9 @@
 //! The file of a key. A key is parsed into segments that are safe as file names before it becomes a
 //! path.
+//!
+//! An object of `blobs` lies in folders that its key names. All uploads lie in one folder: an upload
+//! lives for minutes, and folders of its own would be made and removed in each round, for each
+//! worker.
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +14,8 @@ use schemas::Digest;
 
 /// Longest segment of a named file's key.
 const SEGMENT_BYTES_MAX: usize = 128;
+/// Joins the segments of a key in the name of an upload's file. No segment has this character.
+const JOINT: &str = ",";
 
 /// A key that this store accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,9 +48,21 @@ impl Place {
         })
     }
 
+    /// The upload whose file has this name; none for a file that somebody put there by hand.
+    pub(crate) fn of_upload(name: &str) -> Option<Self> {
+        if name.contains('/') {
+            return None;
+        }
+        Self::parse(BucketName::Incoming.as_str(), &name.replace(JOINT, "/")).ok()
+    }
+
     /// The file under `root`.
     pub(crate) fn path(&self, root: &Path) -> PathBuf {
-        root.join(self.bucket.as_str()).join(&self.key)
+        let folder = root.join(self.bucket.as_str());
+        match self.bucket {
+            BucketName::Incoming => folder.join(self.key.replace('/', JOINT)),
+            BucketName::Blobs => folder.join(&self.key),
+        }
     }
 }
 
@@ -97,6 +115,33 @@ mod tests {
         }
         assert!(Place::parse("other", "a").is_err());
         assert!(Place::parse("..", "a").is_err());
+    }
+
+    #[test]
+    fn an_upload_is_found_by_the_name_of_its_file() {
+        let (longest, hex) = ("r".repeat(32), Digest::of(b"x").hex());
+        let worker = format!("U{}", "A".repeat(55));
+        let (number, unit) = (u64::MAX, u32::MAX);
+        for key in [
+            format!("operator/UDKTV7HZVYJFJN64LLMYQBUR6MTNNYCDC3LAZH4VHURW3GZLL3FULBXV/{hex}"),
+            format!("{longest}/{number}/{worker}/evaluate-{unit}-{number}/{hex}"),
+        ] {
+            let place = Place::parse("incoming", &key).unwrap();
+            let path = place.path(Path::new("/r"));
+            assert_eq!(path.parent(), Some(Path::new("/r/incoming")));
+            let name = path.file_name().unwrap().to_str().unwrap();
+            assert!(name.len() <= 255, "the longest name of a file in Linux");
+            assert_eq!(Place::of_upload(name), Some(place));
+        }
+        for name in [
+            "",
+            "lock",
+            &*hex,
+            "demo,1",
+            &*format!("demo/1/{worker}/train-0-1/{hex}"),
+        ] {
+            assert_eq!(Place::of_upload(name), None, "{name}");
+        }
     }
 
     #[test]

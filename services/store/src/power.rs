@@ -33,7 +33,7 @@ fn remove_unless_checked_in(root: &Path, boot: Option<&[u8]>) -> io::Result<u64>
     }
     tracing::info!("the machine was booted since the last start: all uploads are read and checked");
     let incoming = root.join(BucketName::Incoming.as_str());
-    let removed = remove_torn(&incoming, &incoming)?;
+    let removed = remove_torn(&incoming)?;
     // Not synced: if the file is lost, or cannot be written, the next start checks once more.
     if let Some(boot) = boot
         && let Err(error) = fs::write(root.join(CHECKED), boot)
@@ -43,17 +43,16 @@ fn remove_unless_checked_in(root: &Path, boot: Option<&[u8]>) -> io::Result<u64>
     Ok(removed)
 }
 
-fn remove_torn(folder: &Path, incoming: &Path) -> io::Result<u64> {
+fn remove_torn(incoming: &Path) -> io::Result<u64> {
     let mut removed = 0;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let path = entry.path();
-        if entry.file_type()?.is_dir() {
-            removed += remove_torn(&path, incoming)?;
+    for entry in fs::read_dir(incoming)? {
+        let name = entry?.file_name();
+        let Some(place) = name.to_str().and_then(Place::of_upload) else {
             continue;
-        }
+        };
+        let path = incoming.join(&name);
         // An upload that cannot be read is lost as well, and must not keep the others away.
-        let torn = is_torn(&path, incoming);
+        let torn = is_torn(&path, &place);
         if !matches!(torn, Ok(false)) {
             tracing::warn!(
                 path = %path.display(),
@@ -67,13 +66,11 @@ fn remove_torn(folder: &Path, incoming: &Path) -> io::Result<u64> {
     Ok(removed)
 }
 
-/// True for a file whose bytes are not those that its key names.
-fn is_torn(path: &Path, incoming: &Path) -> io::Result<bool> {
-    let key = path.strip_prefix(incoming).ok().and_then(Path::to_str);
-    let place = key.and_then(|key| Place::parse(BucketName::Incoming.as_str(), key).ok());
-    let Some(promised) = place.and_then(|place| place.digest) else {
-        return Ok(false);
-    };
+/// True for the file of an upload whose bytes are not those that its key names.
+fn is_torn(path: &Path, upload: &Place) -> io::Result<bool> {
+    let promised = upload
+        .digest
+        .expect("the key of an upload ends with a digest");
     let mut file = File::open(path)?;
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; READ_BYTES];
@@ -207,7 +204,8 @@ mod tests {
     fn upload(root: &Path, promised: &[u8], bytes: &[u8]) -> std::path::PathBuf {
         let operator = PUBLIC.parse().unwrap();
         let key = IncomingKey::operator(&operator, Digest::of(promised));
-        let path = root.join("incoming").join(key.to_string());
+        let place = Place::parse("incoming", &key.to_string()).unwrap();
+        let path = place.path(root);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, bytes).unwrap();
         path

@@ -12,14 +12,22 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use objects::BucketName;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, PathPersistError, TempPath};
 use tokio_util::task::TaskTracker;
 
 use crate::config::Durability;
+use crate::disk::Disk;
+use crate::landing::{Ahead, Landings};
 
-/// Most tries to name a file. The sweeper removes empty folders, so a folder may vanish between its
-/// making and the link into it, and is then made again.
+/// Most tries to name a file. The first may find no folder for it; a folder that is made then may
+/// vanish at once, since somebody may remove empty folders by hand, and is made again.
 const PUBLISH_TRIES_MAX: usize = 3;
+/// The folders of verified objects that there may be: one for each first byte of a digest.
+const SHARDS: usize = 256;
+/// Folders of verified objects at which all others are made too, with one sync for all: a store with
+/// so many gets more, and each would delay an object by a sync of its own. A smaller store is spared
+/// a mebibyte of empty folders.
+const SHARDS_ALONE_MAX: usize = 24;
 
 /// A locked root.
 #[derive(Debug)]
@@ -40,8 +48,9 @@ pub(crate) struct Root {
     naming: Mutex<()>,
     /// The writing threads; the root stays locked while one runs.
     writers: TaskTracker,
-    /// Waits until the disk has the bytes of an upload; tests put a disk that fails in its place.
-    sync: fn(&File) -> io::Result<()>,
+    /// Uploads that the disk has, or is about to have.
+    landings: Landings,
+    disk: Disk,
     /// The lock lives as long as this handle.
     _lock: File,
 }
@@ -91,6 +100,15 @@ impl Root {
         durability: Durability,
         free_bytes_min: u64,
     ) -> Result<Self, RootError> {
+        Self::open_on(Disk::system(), path, durability, free_bytes_min)
+    }
+
+    fn open_on(
+        disk: Disk,
+        path: &Path,
+        durability: Durability,
+        free_bytes_min: u64,
+    ) -> Result<Self, RootError> {
         for folder in [
             "",
             "tmp",
@@ -120,13 +138,40 @@ impl Root {
             links: true,
             naming: Mutex::default(),
             writers: TaskTracker::new(),
-            sync: File::sync_data,
+            landings: Landings::default(),
+            disk,
             _lock: lock,
         };
         root.empty_tmp().map_err(RootError::Io)?;
+        crate::nested::take_over(path).map_err(RootError::Io)?;
         crate::power::remove_torn_uploads(path).map_err(RootError::Io)?;
         root.links = root.try_ground()?;
+        root.sync_buckets().map_err(RootError::Io)?;
         Ok(root)
+    }
+
+    /// Makes the folders of the buckets durable, with the folder above the root, which has its entry.
+    /// An earlier process may have ended between the making of a folder and its sync.
+    fn sync_buckets(&self) -> io::Result<()> {
+        if self.durability == Durability::Kernel {
+            return Ok(());
+        }
+        let (root, shards) = (fs::canonicalize(&self.path)?, self.shards());
+        if shards.is_dir() {
+            self.disk.sync_names(&shards)?;
+        }
+        self.disk.sync_names(&self.bucket(BucketName::Blobs))?;
+        self.disk.sync_names(&self.path)?;
+        match self.disk.sync_names(root.parent().unwrap_or(&root)) {
+            // It belongs to another user, who also made the root in it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            synced => synced,
+        }
+    }
+
+    /// The folder of verified objects, with a folder for each first byte of a digest.
+    fn shards(&self) -> PathBuf {
+        self.bucket(BucketName::Blobs).join("sha256")
     }
 
     /// Tests the file system. Returns true if it has hard links, which save a copy of every
@@ -145,8 +190,10 @@ impl Root {
             folder.map_err(tried("sync a folder"))?;
         }
         let (moved, second) = (self.path.join("tmp/moved"), self.path.join("tmp/second"));
-        fs::rename(file.into_temp_path(), &moved).map_err(tried("rename a file"))?;
-        let links = fs::hard_link(&moved, &second).is_ok();
+        let (file, temporary) = file.into_parts();
+        let renamed = temporary.persist(&moved).map_err(|refused| refused.error);
+        renamed.map_err(tried("rename a file"))?;
+        let links = link_open(&file, &second).is_ok();
         self.empty_tmp().map_err(tried("remove a file"))?;
         Ok(links)
     }
@@ -162,6 +209,10 @@ impl Root {
 
     pub(crate) fn bucket(&self, bucket: BucketName) -> PathBuf {
         self.path.join(bucket.as_str())
+    }
+
+    pub(crate) const fn landings(&self) -> &Landings {
+        &self.landings
     }
 
     pub(crate) const fn writers(&self) -> &TaskTracker {
@@ -207,21 +258,80 @@ impl Root {
     }
 
     /// Gives a complete file its name. Fails with `AlreadyExists` if the name is taken and `how` is
-    /// once. In `incoming` the system only begins to write the file to the disk, see
-    /// [`crate::power`].
-    pub(crate) fn publish(&self, file: NamedTempFile, name: &Path, how: Publish) -> io::Result<()> {
+    /// once. In `incoming` the system only begins to write the file to the disk; the answer is then a
+    /// turn to wait for that, if one is free. See [`crate::landing`] and [`crate::power`].
+    pub(crate) fn publish(
+        &self,
+        file: NamedTempFile,
+        name: &Path,
+        how: Publish,
+    ) -> io::Result<Option<Ahead>> {
+        let lands = self.lands(name);
         if self.lasts(name) {
-            file.as_file().sync_data()?;
-        } else if self.durability == Durability::Always {
+            self.disk.sync_bytes(file.as_file())?;
+        } else if lands {
             begin_writing(file.as_file());
+            self.landings.forget(name);
         }
-        // Removes the temporary name at the end, if no rename has taken it away.
-        let file = file.into_temp_path();
-        self.in_folder_of(name, || match how {
-            Publish::Once if self.links => fs::hard_link(&file, name),
-            Publish::Once => self.rename_once(&file, name),
-            Publish::Replace => fs::rename(&file, name),
+        let (file, temporary) = file.into_parts();
+        self.give(temporary, name, how)?;
+        Ok(lands.then(|| self.landings.ahead(name, file)).flatten())
+    }
+
+    /// Moves a file from its temporary name to its own. A temporary name that is left at the end is
+    /// removed.
+    fn give(&self, temporary: TempPath, name: &Path, how: Publish) -> io::Result<()> {
+        let mut left = Some(temporary);
+        self.in_folder_of(name, || {
+            let temporary = left.take().expect("each try but the last gives it back");
+            let given = match how {
+                Publish::Once if self.links => temporary.persist_noclobber(name),
+                Publish::Once => self.rename_once(temporary, name),
+                Publish::Replace => temporary.persist(name),
+            };
+            given.map_err(|refused| {
+                left = Some(refused.path);
+                refused.error
+            })
         })
+    }
+
+    /// Waits until the disk has the bytes of an upload, of which `file` is open. Everybody who waits
+    /// for the same upload shares one sync.
+    ///
+    /// If the disk fails, its error is reported once: a second sync would find none, and the bytes
+    /// would be lost. So the upload is removed, and must be sent again. It is forgotten only once it
+    /// is gone: a request that comes before that shares the error, and one that comes after it finds
+    /// no upload, nor a name to promote by, even if it has opened the file before.
+    pub(crate) fn land(&self, name: &Path, file: &File) -> io::Result<()> {
+        let landing = self.landings.of(name, file)?;
+        let landed = landing.wait(|| {
+            let Err(error) = self.disk.sync_bytes(file) else {
+                return Ok(());
+            };
+            match fs::remove_file(name) {
+                Err(kept) if kept.kind() != io::ErrorKind::NotFound => {
+                    tracing::error!(%kept, name = %name.display(), "an upload that the disk has lost cannot be removed");
+                }
+                _ => self.landings.forget(name),
+            }
+            Err(error)
+        });
+        if landed.is_ok() {
+            self.landings.forget_if_full(name);
+        }
+        landed
+    }
+
+    /// Removes a file, and everything that is known of that file.
+    pub(crate) fn remove(&self, name: &Path) -> io::Result<()> {
+        self.landings.forget(name);
+        fs::remove_file(name)
+    }
+
+    /// True for the name of an upload that a promotion waits for.
+    fn lands(&self, name: &Path) -> bool {
+        self.durability == Durability::Always && name.starts_with(self.bucket(BucketName::Incoming))
     }
 
     /// True for a name that survives a power failure once it is answered.
@@ -232,62 +342,62 @@ impl Root {
 
     /// Renames unless the name is taken. Only this process writes here, so nothing happens between
     /// the check and the rename. A name that cannot be checked cannot be given either.
-    fn rename_once(&self, file: &Path, name: &Path) -> io::Result<()> {
+    fn rename_once(&self, file: TempPath, name: &Path) -> Result<(), PathPersistError> {
         let _alone = self.naming.lock().expect("no holder panics");
-        match fs::symlink_metadata(name) {
-            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(file, name),
-            Err(error) => Err(error),
-        }
+        let error = match fs::symlink_metadata(name) {
+            Ok(_) => io::ErrorKind::AlreadyExists.into(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return file.persist(name),
+            Err(error) => error,
+        };
+        Err(PathPersistError { error, path: file })
     }
 
-    /// Gives the bytes of `source` a second name: by a link if the file system has them, otherwise
-    /// by a copy. Fails with `AlreadyExists` if the name is taken. The file's time is set to now,
-    /// since an object's age in a bucket counts from its arrival there.
+    /// Gives the bytes of the upload `source` a second name: by a link if the file system has them,
+    /// otherwise by a copy. Fails with `AlreadyExists` if the name is taken. The file's time is set to
+    /// now, since an object's age in a bucket counts from its arrival there.
     ///
-    /// No call has asked about the bytes of an upload since they were sent to the disk, so an error
-    /// of the disk since then is reported here, and once: a second sync would find no error, and
-    /// the bytes would be lost. So the upload is removed, and must be sent again.
+    /// The name is given to the file that was synced, and not to the one that has the name of the
+    /// upload by then: that one may have been deleted and sent again.
     pub(crate) fn link(&self, source: &Path, name: &Path) -> io::Result<()> {
-        if self.lasts(name)
-            && let Err(error) = (self.sync)(&File::open(source)?)
-        {
-            fs::remove_file(source)?;
-            return Err(error);
+        let file = File::open(source)?;
+        if self.lasts(name) {
+            self.land(source, &file)?;
         }
         if !self.links {
-            return self.copy(source, name);
+            return self.copy(file, name);
         }
-        self.in_folder_of(name, || fs::hard_link(source, name))?;
-        let file = File::options().append(true).open(name)?;
+        // Before the link, so that one write of the file's entry covers both.
         file.set_modified(SystemTime::now())?;
+        self.in_folder_of(name, || link_open(&file, name))?;
         forget_pages(&file);
         Ok(())
     }
 
     /// A copy is made like an upload: it is complete and durable before it gets its name.
-    fn copy(&self, source: &Path, name: &Path) -> io::Result<()> {
+    fn copy(&self, mut from: File, name: &Path) -> io::Result<()> {
         if name.exists() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let mut from = File::open(source)?;
         let room = self.reserve(from.metadata()?.len())?;
         let _room = room.ok_or(io::ErrorKind::StorageFull)?;
         let mut file = self.temporary()?;
         io::copy(&mut from, file.as_file_mut())?;
         forget_pages(&from);
-        self.publish(file, name, Publish::Once)
+        self.publish(file, name, Publish::Once).map(drop)
     }
 
-    fn in_folder_of(&self, name: &Path, put: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    /// Gives a name by `put`, and makes the folder of the name if there is none.
+    fn in_folder_of(&self, name: &Path, mut put: impl FnMut() -> io::Result<()>) -> io::Result<()> {
         let folder = name.parent().expect("a key lies in a bucket's folder");
         let mut tries = 0;
         let put = loop {
             tries += 1;
-            self.make_folder(folder)?;
             match put() {
                 Err(error)
-                    if error.kind() == io::ErrorKind::NotFound && tries < PUBLISH_TRIES_MAX => {}
+                    if error.kind() == io::ErrorKind::NotFound && tries < PUBLISH_TRIES_MAX =>
+                {
+                    self.make_folder(folder)?;
+                }
                 put => break put,
             }
         };
@@ -311,6 +421,20 @@ impl Root {
         }
         let parent = folder.parent().expect("the root lies above");
         self.make_folder(parent)?;
+        self.make_in(folder)?;
+        if parent == self.shards() && fs::read_dir(parent)?.count() == SHARDS_ALONE_MAX {
+            for shard in 0..SHARDS {
+                self.make_in(&parent.join(format!("{shard:02x}")))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a folder unless it is there. The folder above it is there.
+    fn make_in(&self, folder: &Path) -> io::Result<()> {
+        if folder.is_dir() {
+            return Ok(());
+        }
         if self.lasts(folder) {
             // Noted before other threads can see the folder, so that they sync it too.
             self.fresh().insert(folder.to_owned());
@@ -323,14 +447,19 @@ impl Root {
     /// be. The deepest comes first: a journal then writes all of them at once, and the others find
     /// nothing to do.
     fn sync_folders(&self, folder: &Path) -> io::Result<()> {
-        File::open(folder)?.sync_all()?;
+        self.disk.sync_names(folder)?;
         for folder in folder.ancestors().take_while(|folder| *folder != self.path) {
             if !self.fresh().contains(folder) {
                 continue;
             }
             let parent = folder.parent().expect("the root lies above");
-            File::open(parent)?.sync_all()?;
-            self.fresh().remove(folder);
+            // A folder that is made now is noted first, so that it may have missed this sync only if
+            // it is not among these.
+            let beside = |made: &&PathBuf| made.parent() == Some(parent) && made.is_dir();
+            let made: BTreeSet<_> = self.fresh().iter().filter(beside).cloned().collect();
+            self.disk.sync_names(parent)?;
+            let mut fresh = self.fresh();
+            fresh.retain(|folder| !made.contains(folder));
         }
         Ok(())
     }
@@ -371,6 +500,27 @@ impl Drop for Reservation {
     }
 }
 
+/// Gives an open file one more name, unless the name is taken. A file without any name gets none:
+/// the error is then `NotFound`.
+#[cfg(target_os = "linux")]
+fn link_open(file: &File, name: &Path) -> io::Result<()> {
+    let open = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let name = CString::new(name.as_os_str().as_bytes())?;
+    let (here, flags) = (libc::AT_FDCWD, libc::AT_SYMLINK_FOLLOW);
+    // SAFETY: both paths are C strings that outlive the call, and the descriptor is open.
+    let status = unsafe { libc::linkat(here, open.as_ptr(), here, name.as_ptr(), flags) };
+    match status {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Other systems have no way to it, so that promotions are copies there.
+#[cfg(not(target_os = "linux"))]
+fn link_open(_: &File, _: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Drops a file from the system's cache. The coordinator reads an upload before it promotes it, and
 /// rarely again, so the memory is free for the next upload.
 fn forget_pages(file: &File) {
@@ -405,5 +555,7 @@ fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+#[cfg(test)]
+mod survival;
 #[cfg(test)]
 mod tests;

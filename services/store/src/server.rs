@@ -31,6 +31,7 @@ use crate::body::Paced;
 use crate::config::{StoreConfig, StoreLimits, Tls};
 use crate::gate;
 use crate::guard::Guarded;
+use crate::landing::AHEAD_MAX;
 use crate::peers::Peers;
 use crate::rights::{Admission, Rights};
 use crate::root::{Root, RootError};
@@ -42,8 +43,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// does not pass at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Files and sockets that are open in any case: the port, the lock, logs, folders that are listed
-/// or synced.
-const HANDLES_OWN: u64 = 24;
+/// or synced, uploads that are synced ahead of their promotion.
+const HANDLES_OWN: u64 = 24 + AHEAD_MAX as u64;
 /// Files and sockets of one connection at its peak: its socket, the file of its object, a folder
 /// that is synced.
 const HANDLES_A_CONNECTION: u64 = 3;
@@ -422,9 +423,13 @@ async fn sweeper(root: Arc<Root>, limits: StoreLimits, shutdown: CancellationTok
             _ = ticks.tick() => {}
         }
         let (folder, life) = (root.bucket(BucketName::Incoming), limits.incoming_life);
-        let swept =
-            tokio::task::spawn_blocking(move || sweep::sweep(&folder, life, SystemTime::now()))
-                .await;
+        let root = root.clone();
+        let swept = tokio::task::spawn_blocking(move || {
+            let swept = sweep::sweep(&folder, life, SystemTime::now());
+            root.landings().forget_gone();
+            swept
+        });
+        let swept = swept.await;
         match swept {
             Ok(Ok(0)) => {}
             Ok(Ok(removed)) => {

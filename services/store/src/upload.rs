@@ -12,6 +12,7 @@ use schemas::{Digest, Hasher};
 use tokio::sync::mpsc;
 
 use crate::body::is_late;
+use crate::landing::Ahead;
 use crate::place::Place;
 use crate::root::{Claim, Publish, Reservation, Root};
 
@@ -40,6 +41,13 @@ enum Piece {
     End,
 }
 
+/// A body that has its name.
+struct Stored {
+    digest: Digest,
+    /// The turn to wait for the disk, if it is an upload.
+    ahead: Option<Ahead>,
+}
+
 /// Reasons why a complete body was not stored.
 enum Failure {
     Io(io::Error),
@@ -56,7 +64,8 @@ pub(crate) async fn receive(
 ) -> S3Result<Digest> {
     let (sender, pieces) = mpsc::channel(BATCHES_MAX);
     let writers = root.writers().clone();
-    let writer = writers.spawn_blocking(move || write(&root, upload, pieces));
+    let written = root.clone();
+    let writer = writers.spawn_blocking(move || write(&written, upload, pieces));
     let mut batch = Vec::new();
     let mut gathered = 0;
     while let Some(frame) = body.next().await {
@@ -92,7 +101,12 @@ pub(crate) async fn receive(
     }
     drop(sender);
     match writer.await {
-        Ok(Ok(digest)) => Ok(digest),
+        Ok(Ok(stored)) => {
+            if let Some(upload) = stored.ahead {
+                wait_ahead(&root, upload);
+            }
+            Ok(stored.digest)
+        }
         Ok(Err(Failure::Refused(error))) => Err(error),
         Ok(Err(Failure::Io(error))) => Err(storage_error(error)),
         Ok(Err(Failure::Abandoned)) => Err(s3_error!(IncompleteBody)),
@@ -101,6 +115,18 @@ pub(crate) async fn receive(
             Box::new(error),
         )),
     }
+}
+
+/// Waits for the disk beside the answer to an upload. A failure removes the upload, and its promotion
+/// then finds none.
+fn wait_ahead(root: &Arc<Root>, upload: Ahead) {
+    let waiting = root.clone();
+    root.writers().spawn_blocking(move || {
+        if let Err(error) = waiting.land(&upload.name, &upload.file) {
+            let name = upload.name.display();
+            tracing::error!(%error, %name, "the disk has lost an upload");
+        }
+    });
 }
 
 /// The S3 error for a disk error: 507 if the disk is full.
@@ -128,7 +154,7 @@ fn write(
     root: &Root,
     mut upload: Upload,
     mut pieces: mpsc::Receiver<Piece>,
-) -> Result<Digest, Failure> {
+) -> Result<Stored, Failure> {
     let mut file = root.temporary().map_err(Failure::Io)?;
     let mut hasher = Hasher::default();
     let mut length = 0_u64;
@@ -154,8 +180,8 @@ fn write(
     let digest = hasher.finish();
     check(&upload, length, digest).map_err(Failure::Refused)?;
     let name = upload.place.path(root.path());
-    match root.publish(file, &name, upload.how) {
-        Ok(()) => {}
+    let ahead = match root.publish(file, &name, upload.how) {
+        Ok(ahead) => ahead,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             return Err(Failure::Refused(s3_error!(
                 PreconditionFailed,
@@ -163,10 +189,10 @@ fn write(
             )));
         }
         Err(error) => return Err(Failure::Io(error)),
-    }
+    };
     // From now on a request for the name finds the object.
     drop(upload.claim);
-    Ok(digest)
+    Ok(Stored { digest, ahead })
 }
 
 fn check(upload: &Upload, length: u64, digest: Digest) -> Result<(), S3Error> {

@@ -16,8 +16,9 @@
 //!   the next step would change them. The encoded chunks are in memory until they are uploaded: 2
 //!   bytes a parameter of the fragment in bf16, and the thread never waits for an upload.
 //! * **A save copies** the moments on this thread (8 bytes a parameter, and 4 of the residual with
-//!   error feedback, kept for the next copy; as much again while a write takes longer than a unit)
-//!   and the lane in [`saver`] writes them beside the next steps.
+//!   error feedback, kept for the next copy; as much again while a write takes longer than a unit,
+//!   and a third time while it takes longer than two) and the lane in [`saver`] writes them beside
+//!   the next steps.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -51,7 +52,7 @@ use trainer::Alpha;
 use worker_core::{ResultEnd, Trained, WorkId};
 
 use crate::config::TrainingSection;
-use crate::meter::{Lane, Meter};
+use crate::meter::{Meter, WorkLane};
 use crate::trainers;
 
 pub(crate) use capture::{Capture, EncodedChunks};
@@ -372,7 +373,7 @@ impl TrainingThread {
             self.saver.withdraw(session.inner_path())?;
             session.residual_withdrawn();
         }
-        let _timed = self.meter.timed(Lane::Encode);
+        let _timed = self.meter.timed(WorkLane::Encode);
         session.capture(capture, chunks)
     }
 

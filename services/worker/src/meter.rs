@@ -29,9 +29,9 @@ pub(crate) struct Meter {
     device_memory: AtomicU64,
 }
 
-/// A use of a worker's time.
+/// A use of a worker's time, as heartbeats count it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lane {
+pub(crate) enum WorkLane {
     Fetch,
     Train,
     Encode,
@@ -41,7 +41,7 @@ pub(crate) enum Lane {
 /// Counts the time until it is dropped, even if the measured work is broken off.
 pub(crate) struct Timed<'a> {
     meter: &'a Meter,
-    lane: Lane,
+    lane: WorkLane,
     begun: Instant,
 }
 
@@ -75,7 +75,7 @@ impl Meter {
     }
 
     /// Counts time in a lane from now on.
-    pub(crate) fn timed(&self, lane: Lane) -> Timed<'_> {
+    pub(crate) fn timed(&self, lane: WorkLane) -> Timed<'_> {
         Timed {
             meter: self,
             lane,
@@ -83,7 +83,7 @@ impl Meter {
         }
     }
 
-    fn spent(&self, lane: Lane, took: Duration) {
+    fn spent(&self, lane: WorkLane, took: Duration) {
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.lanes[lane as usize].fetch_add(took, Ordering::Relaxed);
     }
@@ -91,7 +91,7 @@ impl Meter {
     /// Counts an inner step. Only the training thread calls this.
     pub(crate) fn stepped(&self, tokens: Tokens, loss: f64, took: Duration) {
         self.tokens.fetch_add(tokens.get(), Ordering::Relaxed);
-        self.spent(Lane::Train, took);
+        self.spent(WorkLane::Train, took);
         self.loss.store(loss.to_bits(), Ordering::Relaxed);
         let speed = tokens.get() as f64 / took.as_secs_f64().max(1e-6);
         let before = f64::from_bits(self.tokens_per_second.load(Ordering::Relaxed));
@@ -113,7 +113,7 @@ impl Meter {
     /// A heartbeat from the core's part and the counts of this meter.
     pub(crate) fn heartbeat(&self, pulse: Pulse) -> Heartbeat {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let lane = |lane: Lane| Millis(read(&self.lanes[lane as usize]) / 1000);
+        let lane = |lane: WorkLane| Millis(read(&self.lanes[lane as usize]) / 1000);
         let loss = f64::from_bits(read(&self.loss));
         Heartbeat {
             v: V,
@@ -128,10 +128,10 @@ impl Meter {
             bytes_up: Bytes(read(&self.bytes_up)),
             bytes_down: Bytes(read(&self.bytes_down)),
             metrics: WorkerMetrics {
-                fetch: lane(Lane::Fetch),
-                train: lane(Lane::Train),
-                encode: lane(Lane::Encode),
-                upload: lane(Lane::Upload),
+                fetch: lane(WorkLane::Fetch),
+                train: lane(WorkLane::Train),
+                encode: lane(WorkLane::Encode),
+                upload: lane(WorkLane::Upload),
                 transfer_failures: read(&self.transfer_failures),
                 device_memory: Some(Bytes(read(&self.device_memory)))
                     .filter(|bytes| *bytes != Bytes(0)),

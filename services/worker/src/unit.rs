@@ -24,7 +24,7 @@ use worker_core::{Trained, WorkId};
 use crate::asker::Asker;
 use crate::assets::Assets;
 use crate::engine::{Capture, EncodedChunks, Engine, Evaluating, Fragment, Opening, Training};
-use crate::meter::{Lane, Meter};
+use crate::meter::{Meter, WorkLane};
 use crate::object_client::{ObjectClient, TRANSFERS_MAX};
 use crate::shard_cache::ShardCache;
 use crate::state::StateFolder;
@@ -70,7 +70,7 @@ pub(crate) enum Text {
 impl Unit {
     /// Fetches data into memory and base weights into the trainer, at the same time.
     pub(crate) async fn fetch(&self) -> Result<(), Refusal> {
-        let _timed = self.tools.meter.timed(Lane::Fetch);
+        let _timed = self.tools.meter.timed(WorkLane::Fetch);
         let UnitTools {
             object_client,
             engine,
@@ -261,7 +261,7 @@ impl Unit {
             encoded.push(engine.capture(capture).await?);
         }
         let count = assets.chunks.len();
-        let _timed = self.tools.meter.timed(Lane::Upload);
+        let _timed = self.tools.meter.timed(WorkLane::Upload);
         let objects = upload_all(encoded, |index, bytes| self.upload_chunk(index, bytes)).await?;
         if objects.len() != count {
             return Err(Refusal::new(

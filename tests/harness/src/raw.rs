@@ -132,14 +132,29 @@ impl RawConnection {
     /// # Panics
     /// As [`RawConnection::settled`].
     pub async fn line(&mut self) -> String {
+        let line = self.next().await;
+        line.expect("the broker has closed the connection")
+    }
+
+    /// Waits until the broker closes the connection, and returns the lines that came before.
+    ///
+    /// # Panics
+    /// It says nothing more and does not close the connection.
+    pub async fn closed(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        while let Some(line) = self.next().await {
+            lines.push(line);
+        }
+        lines
+    }
+
+    /// The next line; none once the broker has closed the connection.
+    async fn next(&mut self) -> Option<String> {
         let mut line = Vec::new();
-        let read = timeout(PATIENCE, self.stream.read_until(b'\n', &mut line))
-            .await
-            .expect("the broker answers");
-        let bytes =
-            read.unwrap_or_else(|error| panic!("the broker has closed the connection: {error}"));
-        assert!(bytes > 0, "the broker has closed the connection");
-        String::from_utf8_lossy(&line).trim_end().to_owned()
+        let read = timeout(PATIENCE, self.stream.read_until(b'\n', &mut line));
+        // TLS reports a connection that ends without a farewell as an error.
+        let bytes = read.await.expect("the broker answers").unwrap_or(0);
+        (bytes > 0).then(|| String::from_utf8_lossy(&line).trim_end().to_owned())
     }
 }
 

@@ -1,8 +1,8 @@
 //! A run's settings.
 
 use schemas::run::{
-    Closing, Codec, CodecKind, InnerOptimizer, ModelSpec, OuterOptimizer, Policy, Precision,
-    Rounding, RunSpec, Schedule, TrainerKind,
+    Closing, Codec, CodecKind, Combination, InnerOptimizer, ModelSpec, OuterOptimizer, Policy,
+    Precision, Rounding, RunSpec, Schedule, TrainerKind,
 };
 use schemas::{Chunks, Millis, ObjectRef, RunId, Steps, V};
 
@@ -60,6 +60,7 @@ pub fn run_spec() -> RunSpecBuilder {
             learning_rate: 0.7,
             momentum: 0.9,
         },
+        combination: Combination::Mean,
         upload: BF16,
         download: BF16,
         error_feedback: false,
@@ -116,6 +117,7 @@ setters! {
     snapshot_every: u32 => schedule.snapshot_every;
     inner: InnerOptimizer => inner;
     outer: OuterOptimizer => outer;
+    combination: Combination => combination;
     upload: Codec => upload;
     download: Codec => download;
     error_feedback: bool => error_feedback;

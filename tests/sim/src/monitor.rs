@@ -163,6 +163,7 @@ impl Monitor {
                     worker: worker.clone(),
                     tokens,
                     weight: Weight(tokens.get()),
+                    norm: None,
                     chunks,
                 };
                 assert_eq!(self.sealed, None, "{lease} counts after the seal");

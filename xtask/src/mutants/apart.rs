@@ -1,6 +1,7 @@
 //! Tries the mutants that cannot be switched, one by one: cargo-mutants changes the code, compiles
 //! it and runs the tests of the package.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -43,6 +44,14 @@ impl MutationRun<'_> {
             .arg(&output);
         for mutant in mutants {
             command.args(["--re", &format!("^{}$", escaped(&mutant.name))]);
+        }
+        // cargo-mutants tries left out fields whatever the expressions say, but in these files only.
+        for file in mutants
+            .iter()
+            .map(|mutant| &mutant.file)
+            .collect::<BTreeSet<_>>()
+        {
+            command.arg("--file").arg(file);
         }
         // Doc tests are left out: examples in comments do not test guards.
         command.args(["--", "--lib", "--bins", "--tests"]);

@@ -20,7 +20,7 @@ pub(super) struct Record {
     /// The time at which each round opened.
     pub(super) rounds: Vec<f64>,
     /// One lane for each worker; the one that lost a lease comes last.
-    pub(super) lanes: Vec<Lane>,
+    pub(super) lanes: Vec<WorkerHistory>,
     /// The time at which the run ended.
     pub(super) end: f64,
     /// Entropy of the training text when each byte is guessed from the one before it.
@@ -29,7 +29,7 @@ pub(super) struct Record {
 
 /// One worker.
 #[derive(Debug, Default)]
-pub(super) struct Lane {
+pub(super) struct WorkerHistory {
     /// The times at which the worker joined: two or more if it came back.
     pub(super) joined: Vec<f64>,
     /// The leases that the worker held, in order.
@@ -82,7 +82,7 @@ impl Record {
             Ok(time.saturating_sub(begin) as f64 / 1000.0)
         };
         let mut record = Self::default();
-        let mut lanes: BTreeMap<String, Lane> = BTreeMap::new();
+        let mut lanes: BTreeMap<String, WorkerHistory> = BTreeMap::new();
         let mut training = Vec::new();
         for row in items(timeline) {
             if row["emitter"] != "coordinator" {
@@ -128,7 +128,7 @@ impl Record {
                 _ => {}
             }
         }
-        let mut named: Vec<(String, Lane)> = lanes.into_iter().collect();
+        let mut named: Vec<(String, WorkerHistory)> = lanes.into_iter().collect();
         named.sort_by_key(|(_, lane)| lane.leases.iter().any(|lease| lease.end == End::Lost));
         for (at, loss, worker) in training {
             let lane = named.iter().position(|(name, _)| *name == worker);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::record::{End, Lane, Record};
+use super::record::{End, Record, WorkerHistory};
 
 /// Size and margins in pixels.
 const WIDTH: f64 = 880.0;
@@ -136,7 +136,7 @@ fn losses(svg: &mut String, scale: &Scale, record: &Record) {
 fn draw_lane(
     svg: &mut String,
     scale: &Scale,
-    (index, lane): (usize, &Lane),
+    (index, lane): (usize, &WorkerHistory),
     top: f64,
     again: &[&str],
 ) {

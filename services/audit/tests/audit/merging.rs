@@ -10,7 +10,9 @@ use diloco_audit::recompute::{
     Difference, Fault, NORM_TOLERANCE, Recorded, RoundOutcome, Saved, Segment,
 };
 use diloco_audit::{Recomputation, StreamSequence};
-use merge::{Broadcast, ContributionChunk, Momentum, SeededRounding, broadcast_seed};
+use merge::{
+    Broadcast, ContributionChunk, Momentum, Rule, SeededRounding, broadcast_seed, merge_chunk_by,
+};
 use recompute::Objects;
 use recompute::base::encode;
 use schemas::layout::{Layout, TensorSpec};
@@ -94,6 +96,10 @@ fn name(objects: &Kept, listed: bool, chunks: Vec<ObjectRef>) -> Chunks {
 
 impl Scene {
     fn new(listed: bool) -> Self {
+        Self::of(listed, kit::run_spec())
+    }
+
+    fn of(listed: bool, settings: kit::RunSpecBuilder) -> Self {
         let objects = Kept::default();
         let layout = Layout {
             v: V,
@@ -106,7 +112,7 @@ impl Scene {
         let initial = CHUNKS.map(|elements| numbers(elements, elements));
         let chunks = initial.iter().map(|values| objects.put(encode(values)));
         let initial_chunks = name(&objects, listed, chunks.collect());
-        let spec = kit::run_spec()
+        let spec = settings
             .layout(objects.put(layout.encode()))
             .chunk_elements(CHUNKS[0] as u64)
             .initial(initial_chunks)
@@ -191,18 +197,22 @@ struct Honest<'a> {
 
 impl Honest<'_> {
     fn merge(&mut self, round: Round) -> Recorded {
-        let mut inputs = Vec::new();
+        let (mut inputs, mut norms) = (Vec::new(), Vec::new());
         let mut bodies: Vec<Vec<Vec<u8>>> = Vec::new();
+        let combination = self.spec.combination;
         for unit in 0..2_u32 {
             let seed = 10 + round.get() as usize * 2 + unit as usize;
             let encoded: Vec<Vec<u8>> = CHUNKS.iter().map(|e| bf16(&numbers(seed, *e))).collect();
             let chunks = encoded.iter().map(|body| self.objects.put(body.clone()));
             let chunks = name(self.objects, self.listed, chunks.collect());
+            let norm = combination.needs_norms().then(|| norm(&encoded));
+            norms.extend(norm);
             inputs.push(MergeInput {
                 lease: kit::lease(kit::train(round.get(), unit), 1),
                 worker: kit::worker(unit),
                 tokens: Tokens(32),
                 weight: Weight(32),
+                norm,
                 chunks,
             });
             bodies.push(encoded);
@@ -217,13 +227,6 @@ impl Honest<'_> {
                     bytes: &body[index],
                 })
                 .collect();
-            let mut mean = vec![0.0; elements];
-            let average = schemas::run::OuterOptimizer::Average;
-            let _finite = merge::merge_chunk(&parts, average, &mut mean, Momentum::Absent).unwrap();
-            sum += mean
-                .iter()
-                .map(|value| f64::from(*value).powi(2))
-                .sum::<f64>();
             let mut out = vec![0; 2 * elements];
             let broadcast = Broadcast {
                 codec: CodecKind::Bf16,
@@ -238,10 +241,16 @@ impl Honest<'_> {
                 Round(0) => Momentum::First(&mut self.momenta[index]),
                 _ => Momentum::Running(&mut self.momenta[index]),
             };
+            let rule = Rule {
+                combination,
+                norms: &norms,
+                tensors: &[],
+            };
             let params = &mut self.params[index];
-            let merged =
-                merge::merge_chunk_and_encode(&parts, self.spec.outer, params, momentum, broadcast);
-            assert!(merged.unwrap().is_finite());
+            let (outer, broadcast) = (self.spec.outer, Some(broadcast));
+            let merged = merge_chunk_by(&rule, &parts, outer, params, momentum, broadcast).unwrap();
+            assert!(merged.is_finite());
+            sum += merged.sum_of_squares;
             published.push(self.objects.put(out));
             start += elements as u64;
         }
@@ -287,6 +296,15 @@ impl Honest<'_> {
         };
         self.objects.put(serde_json::to_vec(&manifest).unwrap())
     }
+}
+
+/// The norm of a contribution, chunk by chunk in bf16.
+fn norm(encoded: &[Vec<u8>]) -> f32 {
+    let squares = encoded.iter().map(|body| {
+        let found = merge::screen(CodecKind::Bf16, body, body.len() / 2);
+        found.unwrap().sum_of_squares
+    });
+    squares.sum::<f64>().sqrt() as f32
 }
 
 fn bf16(values: &[f32]) -> Vec<u8> {
@@ -396,6 +414,29 @@ async fn tl_04_figures_that_do_not_agree_are_found_and_spoil_no_later_round() {
     };
     assert_eq!(faults[1], Some(Fault::Differs(tokens)));
     assert_eq!(faults[2], None, "another order of the sum");
+}
+
+#[tokio::test]
+async fn tl_04_a_rule_of_combination_is_followed_and_the_norms_that_it_uses_are_checked() {
+    let combination = schemas::run::Combination::Clipped { norm_ratio: 1.0 };
+    let mut scene = Scene::of(false, kit::run_spec().combination(combination));
+    assert_eq!(scene.faults().await, [None, None, None]);
+    // With another norm the merge comes out otherwise, so the record must lie twice.
+    let input = &mut scene.merge(2).record.inputs[1];
+    input.norm = input.norm.map(|norm| norm * 1e6);
+    let found = scene.faults().await;
+    assert!(matches!(found[2], Some(Fault::Differs(_))), "{found:?}");
+    // A rule that clips nothing gives the same weights with a norm that is a little too small.
+    let generous = schemas::run::Combination::Clipped { norm_ratio: 1e6 };
+    let mut scene = Scene::of(false, kit::run_spec().combination(generous));
+    let input = &mut scene.merge(2).record.inputs[1];
+    input.norm = input.norm.map(|norm| norm * 0.999);
+    let found = scene.faults().await;
+    let named = matches!(
+        found[2],
+        Some(Fault::Differs(Difference::InputNorm { lease, .. })) if lease.unit.index.get() == 1
+    );
+    assert!(named, "{found:?}");
 }
 
 #[tokio::test]

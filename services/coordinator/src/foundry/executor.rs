@@ -316,9 +316,9 @@ async fn step_all(
         // The permit limits the encoded chunks that wait to be stored.
         let permit = store.transfer().await;
         let mut piece = std::mem::take(&mut weights.pieces[index]);
-        let start = context.chunks[index].start;
+        let place = context.place(index);
         let work = tokio::task::spawn_blocking(move || {
-            let stepped = step.run(&mut piece, &parts, start);
+            let stepped = step.run(&mut piece, &parts, &place);
             (piece, stepped)
         });
         let (piece, stepped) = work
@@ -432,19 +432,24 @@ fn gather(
             .get_mut(&input.lease)
             .and_then(|chunks| chunks.get_mut(index))
             .and_then(Option::take);
-        sources.push((input.weight, object, held));
+        sources.push((input.weight, input.norm, object, held));
     }
     let store = store.clone();
     Ok(AbortOnDrop(tokio::spawn(async move {
-        let parts = sources.into_iter().map(|(weight, object, held)| {
+        let parts = sources.into_iter().map(|(weight, norm, object, held)| {
             let store = &store;
             async move {
-                match held {
+                let bytes = match held {
                     // The room in the bound is given back with the last place of these bytes, a
                     // moment before the bytes themselves.
-                    Some(kept) => Ok((weight, kept.bytes.clone())),
-                    None => Ok::<Part, Refusal>((weight, store.fetch(object).await?)),
-                }
+                    Some(kept) => kept.bytes.clone(),
+                    None => store.fetch(object).await?,
+                };
+                Ok::<Part, Refusal>(Part {
+                    weight,
+                    norm,
+                    bytes,
+                })
             }
         });
         try_join_all(parts).await

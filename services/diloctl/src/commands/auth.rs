@@ -73,7 +73,8 @@ pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
             }
             let folder = domain.layout().broker_folder();
             context.printer.talk(&format!(
-                "{} is written again; restart the broker",
+                "{} is written again; a single broker takes it over with `nats-server --signal \
+                 reload`, a node of a cluster when it is restarted",
                 folder.display()
             ));
             Ok(())

@@ -236,6 +236,7 @@ async fn build(
         schedule: settings.schedule.clone(),
         inner: settings.inner.clone(),
         outer: settings.outer(),
+        combination: settings.combination(),
         upload: settings.upload(),
         download: settings.download(),
         error_feedback: settings.transfer.error_feedback,

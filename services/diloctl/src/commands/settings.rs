@@ -6,8 +6,8 @@ use clap::Args;
 use model::{ModelConfig, Preset};
 use runtime::{ConfigArgs, ConfigDuration, Failure};
 use schemas::run::{
-    Closing, Codec, CodecKind, InnerOptimizer, OuterOptimizer, Policy, Precision, Rounding,
-    Schedule, TrainerKind,
+    Closing, Codec, CodecKind, Combination, InnerOptimizer, OuterOptimizer, Policy, Precision,
+    Rounding, Schedule, TrainerKind,
 };
 use schemas::{Code, Digest, RunId, Steps};
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,7 @@ pub(crate) struct RunSettings {
     pub(crate) model: ModelSettings,
     pub(crate) schedule: Schedule,
     pub(crate) inner: InnerOptimizer,
+    pub(crate) combination: CombinationSettings,
     pub(crate) outer: OuterSettings,
     pub(crate) transfer: TransferSettings,
     pub(crate) policy: PolicySettings,
@@ -62,6 +63,29 @@ pub(crate) struct ModelSettings {
     pub(crate) trainer: TrainerKind,
     pub(crate) precision: Precision,
     pub(crate) chunk_elements: u64,
+}
+
+/// The rule by which the contributions of a round become one. The weighted mean is the default: it
+/// learns most where workers are honest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CombinationSettings {
+    pub(crate) rule: CombinationRule,
+    /// Of `clipped`: the largest norm, as a multiple of the lower median of the round's norms.
+    #[serde(serialize_with = "schemas::run::shortest_decimal")]
+    pub(crate) norm_ratio: f32,
+    /// Of `trimmed`: the values of each parameter that are left out at each end.
+    pub(crate) each_end: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum CombinationRule {
+    Mean,
+    Clipped,
+    Trimmed,
+    Median,
+    Radial,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,6 +152,7 @@ impl Default for RunSettings {
                 final_ratio: 0.1,
                 ..InnerOptimizer::adamw(4e-3)
             },
+            combination: CombinationSettings::default(),
             outer: OuterSettings::default(),
             transfer: TransferSettings::default(),
             policy: PolicySettings::default(),
@@ -142,6 +167,16 @@ impl Default for ModelSettings {
             trainer: TrainerKind::Torch,
             precision: Precision::Auto,
             chunk_elements: 1 << 20,
+        }
+    }
+}
+
+impl Default for CombinationSettings {
+    fn default() -> Self {
+        Self {
+            rule: CombinationRule::Mean,
+            norm_ratio: 1.5,
+            each_end: 1,
         }
     }
 }
@@ -242,6 +277,7 @@ impl RunSettings {
         self.schedule.validate()?;
         model.check_sequence(&self.schedule)?;
         self.inner.validate()?;
+        self.combination().validate()?;
         self.outer().validate()?;
         let feedback = self.transfer.error_feedback;
         schemas::run::check_transfer(self.upload(), self.download(), feedback)?;
@@ -263,6 +299,21 @@ impl RunSettings {
             )
         })?;
         ModelConfig::parse(self.model.trainer, &json).map_err(Failure::from)
+    }
+
+    pub(crate) fn combination(&self) -> Combination {
+        let CombinationSettings {
+            rule,
+            norm_ratio,
+            each_end,
+        } = self.combination;
+        match rule {
+            CombinationRule::Mean => Combination::Mean,
+            CombinationRule::Clipped => Combination::Clipped { norm_ratio },
+            CombinationRule::Trimmed => Combination::Trimmed { each_end },
+            CombinationRule::Median => Combination::Median,
+            CombinationRule::Radial => Combination::Radial,
+        }
     }
 
     pub(crate) fn outer(&self) -> OuterOptimizer {

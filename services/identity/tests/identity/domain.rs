@@ -9,7 +9,10 @@ use identity::domain::{DomainError, LIFETIME_DEFAULT, LIFETIME_MAX};
 use identity::jwt::{verify, verify_chain};
 use identity::secret::FileError;
 use identity::tls::server_config;
-use identity::{AuditKey, BrokerFiles, Credentials, Domain, InitOptions, ManifestKey, StoreKeys};
+use identity::{
+    AuditKey, BrokerFiles, Credentials, Domain, InitOptions, KeyKind, ManifestKey, SigningKey,
+    StoreKeys,
+};
 use schemas::permission::Role;
 use schemas::{Code, Millis, RunId, UnixMillis};
 
@@ -294,11 +297,61 @@ fn other_files_in_the_folder_do_not_matter() {
     );
 }
 
+/// A broker that reads its configuration again compares bytes: a token that says the same as before
+/// stays as it is, and no other does.
+#[test]
+fn a_token_changes_only_if_its_account_does() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = new_domain(scratch.path());
+    let config = |earlier: &str, now| {
+        let config = domain.server_config(earlier, now);
+        config.expect("all keys are there").auth
+    };
+    let later = NOW.after(Millis::from_secs(100));
+    let first = config("", NOW);
+    assert_eq!(config(&first, later), first);
+    assert_ne!(config("", later), first, "the time of issue is in it");
+
+    let changed = |earlier: &str| -> Vec<String> {
+        let written = config(earlier, later);
+        let pairs = earlier.lines().zip(written.lines());
+        let changed = pairs.filter(|(old, new)| old != new);
+        changed.map(|(_, new)| new.to_owned()).collect()
+    };
+    let line = |part: &str| -> &str {
+        let found = first.lines().find(|line| line.contains(part));
+        found.expect("it is in the text")
+    };
+    // One that is damaged, and one of another account.
+    let damaged = first.replacen("operator: \"ey", "operator: \"ex", 1);
+    assert_eq!(changed(&damaged).len(), 1);
+    let tenant = domain.tenant().expect("a key");
+    let system = domain.accounts().expect("all keys are there").system;
+    let (_, of_the_system) = line(&format!("{system}: "))
+        .split_once(": ")
+        .expect("an account and its token");
+    let swapped = first.replace(
+        line(tenant.as_str()),
+        &format!("  {tenant}: {of_the_system}"),
+    );
+    assert_eq!(changed(&swapped).len(), 1);
+
+    let key = domain.layout().folder().join("keys/role-worker.nk");
+    let replaced = SigningKey::generate(KeyKind::Account).seed().write(&key);
+    replaced.expect("the folder takes files");
+    let changed = changed(&first);
+    assert_eq!(changed.len(), 1);
+    assert!(changed[0].contains(tenant.as_str()), "{changed:?}");
+}
+
 #[test]
 fn issued_tokens_stand_in_the_chain_that_the_broker_gets() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let domain = new_domain(scratch.path());
-    let auth = domain.server_config(NOW).expect("all keys are there").auth;
+    let auth = domain
+        .server_config("", NOW)
+        .expect("all keys are there")
+        .auth;
     let tokens: Vec<&str> = auth
         .split('"')
         .filter(|part| part.starts_with("eyJ"))
@@ -385,7 +438,10 @@ fn a_renewed_server_certificate_is_of_the_same_authority() {
     let layout = domain.layout();
     let read = |path: &Path| fs::read_to_string(path).expect("it is ours");
     let (ca, old) = (read(&layout.ca()), read(&layout.server_certificate()));
-    let config = domain.server_config(NOW).expect("all keys are there").tls;
+    let config = domain
+        .server_config("", NOW)
+        .expect("all keys are there")
+        .tls;
     domain
         .renew_server_certificate(&["nats.example".into()], NOW)
         .expect("its own authority");
@@ -396,7 +452,10 @@ fn a_renewed_server_certificate_is_of_the_same_authority() {
         "certificate and key fit"
     );
     assert_eq!(
-        domain.server_config(NOW).expect("all keys are there").tls,
+        domain
+            .server_config("", NOW)
+            .expect("all keys are there")
+            .tls,
         config,
         "under the same paths"
     );
@@ -461,7 +520,7 @@ fn nothing_that_can_be_printed_holds_a_seed() {
     let issued = domain
         .issue(Role::Worker, "w1", Some(&run()), LIFETIME_DEFAULT, NOW)
         .expect("a fresh name");
-    let config = domain.server_config(NOW).expect("all keys are there");
+    let config = domain.server_config("", NOW).expect("all keys are there");
     let keys = StoreKeys::read(&domain.layout().store_keys()).expect("it is ours");
     let trust = fs::read_to_string(domain.layout().trust()).expect("it is ours");
     let printed = format!("{domain:?} {issued:?} {config:?} {keys:?} {trust}");

@@ -5,6 +5,7 @@
     reason = "clippy does not take helpers of tests for tests"
 )]
 
+mod combine;
 mod e3m0;
 mod encodings;
 mod feedback;

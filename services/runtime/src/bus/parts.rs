@@ -78,3 +78,43 @@ fn is_unheard(message: &Message) -> bool {
     message.status == Some(StatusCode::NO_RESPONDERS)
         && !message.headers.as_ref().is_some_and(positioned)
 }
+
+#[cfg(test)]
+mod tests {
+    use async_nats::header::NATS_SUBJECT;
+
+    use super::*;
+
+    fn status(code: u16, headers: Option<HeaderMap>) -> Message {
+        Message {
+            subject: "inbox".into(),
+            reply: None,
+            payload: Bytes::new(),
+            headers,
+            status: StatusCode::from_u16(code).ok(),
+            description: None,
+            length: 0,
+        }
+    }
+
+    fn headers(name: async_nats::HeaderName, value: &str) -> Option<HeaderMap> {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, value);
+        Some(headers)
+    }
+
+    /// The server's word names the subject that was asked when the question crossed an import.
+    #[test]
+    fn only_a_message_without_a_position_is_the_servers_word_that_nobody_listens() {
+        let asked = "$JS.API.DIRECT.GET.AUDIT";
+        assert!(is_unheard(&status(503, None)));
+        assert!(is_unheard(&status(503, Some(HeaderMap::new()))));
+        assert!(is_unheard(&status(503, headers(NATS_SUBJECT, asked))));
+        assert!(!is_unheard(&status(503, headers(NATS_SEQUENCE, "7"))));
+        assert!(!is_unheard(&status(204, None)));
+        assert!(!is_unheard(&Message {
+            status: None,
+            ..status(503, None)
+        }));
+    }
+}

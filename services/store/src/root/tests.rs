@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 
 use super::*;
@@ -32,7 +33,7 @@ fn an_upload_that_the_disk_lost_is_gone_when_its_promotion_is_repeated() {
         let folder = tempfile::tempdir().unwrap();
         let failing = Root {
             links,
-            sync: |_| Err(io::Error::other("played by the test")),
+            disk: failing_once(),
             ..root(folder.path())
         };
         let (source, name) = (
@@ -40,17 +41,113 @@ fn an_upload_that_the_disk_lost_is_gone_when_its_promotion_is_repeated() {
             folder.path().join("blobs/a"),
         );
         fs::write(&source, b"lost on the way to the disk").unwrap();
+        // Another promotion has opened the upload by then, and looks for its name afterwards.
+        let opened = File::open(&source).unwrap();
         assert!(failing.link(&source, &name).is_err());
-        let repeated = Root {
-            sync: File::sync_data,
-            ..failing
-        };
-        assert_eq!(
-            repeated.link(&source, &name).unwrap_err().kind(),
-            io::ErrorKind::NotFound
-        );
+        let repeated = failing.link(&source, &name).unwrap_err();
+        assert_eq!(repeated.kind(), io::ErrorKind::NotFound);
+        assert!(failing.land(&source, &opened).is_ok(), "no error is left");
+        let named = link_open(&opened, &name).unwrap_err();
+        assert_eq!(named.kind(), io::ErrorKind::NotFound);
         assert!(!name.exists());
     }
+}
+
+/// A disk that fails the first time that it is waited for, and reports nothing later: as the system
+/// does.
+fn failing_once() -> Disk {
+    let failed = AtomicBool::new(false);
+    Disk {
+        bytes: Box::new(move |_| match failed.swap(true, Ordering::SeqCst) {
+            false => Err(io::Error::other("played by the test")),
+            true => Ok(()),
+        }),
+        ..Disk::system()
+    }
+}
+
+/// The second promotion comes while the first waits for the disk, and must not find the error spent.
+#[test]
+fn two_promotions_of_an_upload_that_the_disk_lost_share_the_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, name) = (
+        folder.path().join("incoming/a"),
+        folder.path().join("blobs/a"),
+    );
+    let (told, comes) = mpsc::sync_channel(1);
+    let (opened, go) = mpsc::sync_channel::<()>(1);
+    let (go, failing) = (Mutex::new(go), failing_once());
+    let bytes = move |file: &File| {
+        let _first = told.try_send(());
+        let _second = go.lock().unwrap().recv();
+        failing.sync_bytes(file)
+    };
+    let root = Root {
+        disk: Disk {
+            bytes: Box::new(bytes),
+            ..Disk::system()
+        },
+        ..root(folder.path())
+    };
+    fs::write(&source, b"lost on the way to the disk").unwrap();
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| root.link(&source, &name));
+        comes.recv().unwrap();
+        let second = scope.spawn(|| {
+            let file = File::open(&source).unwrap();
+            drop(opened);
+            root.land(&source, &file)
+                .and_then(|()| link_open(&file, &name))
+        });
+        assert!(first.join().unwrap().is_err());
+        assert!(second.join().unwrap().is_err());
+    });
+    assert!(!name.exists() && !source.exists());
+}
+
+/// An upload is deleted and sent again while its promotion waits for the disk. The new one is not on
+/// the disk, although it has the same name.
+#[test]
+fn the_file_that_was_synced_gets_the_name_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, name) = (
+        folder.path().join("incoming/a"),
+        folder.path().join("blobs/a"),
+    );
+    let sent_again = source.clone();
+    let root = Root {
+        disk: Disk {
+            bytes: Box::new(move |_| {
+                fs::remove_file(&sent_again)?;
+                fs::write(&sent_again, b"bytes")
+            }),
+            ..Disk::system()
+        },
+        ..root(folder.path())
+    };
+    fs::write(&source, b"bytes").unwrap();
+    let promoted = root.link(&source, &name).unwrap_err();
+    assert_eq!(promoted.kind(), io::ErrorKind::NotFound);
+    assert!(!name.exists() && source.exists());
+}
+
+/// A store that is used gets all folders of verified objects at once, and one sync for all.
+#[test]
+fn the_folders_of_verified_objects_are_made_together_once_there_are_some() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = root(folder.path());
+    let shards = folder.path().join("blobs/sha256");
+    let count = || fs::read_dir(&shards).unwrap().count();
+    let publish = |shard: usize| {
+        let file = root.temporary().unwrap();
+        let name = shards.join(format!("{shard:02x}")).join("object");
+        root.publish(file, &name, Publish::Once).unwrap();
+        assert!(root.fresh().is_empty(), "every folder was synced");
+    };
+    (1..SHARDS_ALONE_MAX).for_each(publish);
+    assert_eq!(count(), SHARDS_ALONE_MAX - 1);
+    publish(0);
+    assert_eq!(count(), SHARDS);
 }
 
 /// On a file system with hard links and on one without.
@@ -71,7 +168,7 @@ fn names_are_given(links: bool) {
     let write = |text: &[u8], how| {
         let mut file = root.temporary().unwrap();
         file.write_all(text).unwrap();
-        root.publish(file, &name, how)
+        root.publish(file, &name, how).map(drop)
     };
     write(b"first", Publish::Once).unwrap();
     assert_eq!(
@@ -254,12 +351,12 @@ fn a_folder_that_vanishes_is_made_again_and_not_for_ever() {
         (ended.map_err(|error| error.kind()), tries.get())
     };
     let swept = |nth| {
-        if nth == 1 {
+        if nth == 2 {
             fs::remove_dir(name.parent().unwrap())?;
         }
         fs::write(&name, b"x")
     };
-    assert_eq!(tried(&swept), (Ok(()), 2));
+    assert_eq!(tried(&swept), (Ok(()), 3));
     let gone = io::ErrorKind::NotFound;
     assert_eq!(tried(&|_| Err(gone.into())), (Err(gone), PUBLISH_TRIES_MAX));
     let full = io::ErrorKind::StorageFull;

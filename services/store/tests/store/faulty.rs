@@ -13,12 +13,12 @@ use crate::altered::message;
 use crate::support::{TestStore, answer};
 
 /// A request to a store.
-struct Asked {
+struct Request {
     head: String,
     body: Vec<u8>,
 }
 
-impl Asked {
+impl Request {
     fn is(&self, method: &str) -> bool {
         self.head.starts_with(method)
     }
@@ -49,7 +49,7 @@ enum Fault {
     After(Vec<u8>),
 }
 
-type Faults = fn(&Asked) -> Option<Fault>;
+type Faults = fn(&Request) -> Option<Fault>;
 
 /// Stands before a store and has its faults.
 async fn stand_before(store: SocketAddr, faults: Faults) -> SocketAddr {
@@ -67,7 +67,7 @@ async fn serve(mut client: TcpStream, store: SocketAddr, faults: Faults) -> Opti
     let mut store = TcpStream::connect(store).await.ok()?;
     while let Some(request) = message(&mut client, true).await {
         let end = request.windows(4).position(|end| end == b"\r\n\r\n")? + 4;
-        let asked = Asked {
+        let asked = Request {
             head: String::from_utf8_lossy(&request[..end]).into_owned(),
             body: request[end..].to_vec(),
         };

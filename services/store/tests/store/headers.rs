@@ -25,7 +25,7 @@ fn hmac(key: &[u8], message: &[u8]) -> Vec<u8> {
 }
 
 /// A request whose header holds the signature of all its other headers.
-struct Asked<'a> {
+struct SignedRequest<'a> {
     key: &'a AccessKey,
     method: &'static str,
     path: String,
@@ -33,7 +33,7 @@ struct Asked<'a> {
     body: Vec<u8>,
 }
 
-impl Asked<'_> {
+impl SignedRequest<'_> {
     /// The text of the header `authorization`.
     fn authorization(&self, stamp: &str) -> String {
         let (day, _) = stamp.split_once('T').unwrap();
@@ -100,26 +100,26 @@ async fn the_keys_of_urls_have_no_rights_but_through_urls() {
     let store = TestStore::start().await;
     let object = store.buckets().put_blob(noise(40, 1)).await.unwrap();
     let read = async |key, method| {
-        let asked = Asked {
+        let request = SignedRequest {
             key,
             method,
             path: format!("/blobs/{}", BlobKey(object.digest)),
             headers: Vec::new(),
             body: Vec::new(),
         };
-        asked.status(&store).await
+        request.status(&store).await
     };
     let body = noise(50, 2);
     let upload = async |key| {
         let values = [body.len().to_string(), "*".to_owned(), checksum(&body)];
-        let asked = Asked {
+        let request = SignedRequest {
             key,
             method: "PUT",
             path: format!("/incoming/{}", key_of(ObjectRef::of(&body))),
             headers: ALL.into_iter().zip(values).collect(),
             body: body.to_vec(),
         };
-        asked.status(&store).await
+        request.status(&store).await
     };
     let keys = &store.keys;
     for method in ["GET", "HEAD"] {

@@ -247,9 +247,9 @@ async fn the_store_waits_for_slow_peers_in_both_directions() {
 
 /// A log in memory.
 #[derive(Clone, Default)]
-struct Said(Arc<Mutex<Vec<u8>>>);
+struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
-impl Said {
+impl LogBuffer {
     /// The lines that name `code`.
     fn lines(&self, code: Code) -> Vec<String> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
@@ -260,7 +260,7 @@ impl Said {
     }
 }
 
-impl io::Write for Said {
+impl io::Write for LogBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -298,8 +298,8 @@ const TOGETHER: usize = 4;
 /// On one thread, so that the log of this test is its own.
 #[tokio::test]
 async fn uploads_that_stand_still_together_are_given_up_told_once_and_made_again() {
-    let said = Said::default();
-    let writer = said.clone();
+    let logged = LogBuffer::default();
+    let writer = logged.clone();
     let log = tracing_subscriber::fmt()
         .with_ansi(false)
         .with_writer(move || writer.clone())
@@ -345,7 +345,7 @@ async fn uploads_that_stand_still_together_are_given_up_told_once_and_made_again
         stored.iter().all(|one| matches!(one, Ok(Stored::Now))),
         "{stored:?}"
     );
-    let told = said.lines(Code::LineStalled);
+    let told = logged.lines(Code::LineStalled);
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].contains("nothing moved for"), "{told:?}");
     assert_eq!(store.uploads().len(), TOGETHER);

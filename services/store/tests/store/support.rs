@@ -1,7 +1,7 @@
 //! A store in this process, a proxy that cuts connections, and a stub that answers what it is told.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -169,6 +169,12 @@ impl TestStore {
 
     pub(crate) fn uploads(&self) -> Vec<String> {
         files(&self.root.path().join("incoming"))
+    }
+
+    /// The file of an upload.
+    pub(crate) fn upload(&self, key: &IncomingKey) -> PathBuf {
+        let name = key.to_string().replace('/', ",");
+        self.root.path().join("incoming").join(name)
     }
 
     pub(crate) fn unfinished(&self) -> Vec<String> {

@@ -403,11 +403,7 @@ async fn tl_26_a_damaged_upload_is_not_read() {
     let store = TestStore::start().await;
     let object = upload(&store, &noise(1000, 8)).await;
     let key = key_of(object);
-    std::fs::write(
-        store.root.path().join("incoming").join(key.to_string()),
-        noise(1000, 9),
-    )
-    .unwrap();
+    std::fs::write(store.upload(&key), noise(1000, 9)).unwrap();
     let read = store.buckets().get_incoming(&key, object).await;
     assert!(
         matches!(read, Err(ObjectError::Mismatch { .. })),

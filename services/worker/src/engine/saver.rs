@@ -4,8 +4,9 @@
 //! disk while the next inner steps run, and not during the sync before them, which needs the same
 //! disk and processor. One state is written at a time, and at most one a second: a new state saves
 //! only the steps since the last one, and each write delays all processes that share the disk. A
-//! newer state replaces one that still waits, so that a slow disk costs two copies of the state,
-//! and never a pause of training.
+//! newer state replaces one that still waits once its copy is whole: if the device fails at the
+//! copy, the older one is written. So a slow disk costs three copies of the state, and never a pause
+//! of training.
 //!
 //! A residual of error feedback is written after the state of its moment, and not at all if a
 //! contribution with it was sent meanwhile ([`Saver::withdraw`]).
@@ -88,6 +89,16 @@ impl PendingSave {
     }
 }
 
+impl Slot {
+    /// Keeps the memory of a state that is written, or is not needed any more.
+    fn take_memory_of(&mut self, pending: PendingSave) {
+        self.spare = Some(pending.state);
+        if let Some(residual) = pending.residual {
+            self.spare_residual = residual.into_memory();
+        }
+    }
+}
+
 impl Mailbox {
     fn slot(&self) -> MutexGuard<'_, Slot> {
         self.slot.lock().expect("neither thread panics at it")
@@ -144,13 +155,14 @@ impl Saver {
     /// Copies the present inner state of a session, to be written beside its steps.
     pub(super) fn keep(&self, session: &mut Session) {
         let begun = Instant::now();
-        // A state that still waits is older than this one, and gives up its memory.
+        // A state that still waits keeps its memory until this one is whole.
         let mut slot = self.mailbox.slot();
-        let waiting = slot.waiting.take().map(|pending| pending.state);
-        let mut state = waiting.or_else(|| slot.spare.take()).unwrap_or_default();
+        let mut state = slot.spare.take().unwrap_or_default();
         let memory = std::mem::take(&mut slot.spare_residual);
         drop(slot);
         if let Err(error) = session.trainer.capture_inner(&mut state) {
+            let mut slot = self.mailbox.slot();
+            (slot.spare, slot.spare_residual) = (Some(state), memory);
             return not_saved(&error);
         }
         // A residual that cannot be read does not keep the state from the disk: a file of an older
@@ -169,9 +181,15 @@ impl Saver {
         } else {
             STEPS_WAIT_MAX
         };
-        let pending = PendingSave::new(state, residual, withdrawals, path);
-        let due = begun + wait;
-        self.mailbox.slot().waiting = Some(PendingSave { due, ..pending });
+        let pending = PendingSave {
+            due: begun + wait,
+            ..PendingSave::new(state, residual, withdrawals, path)
+        };
+        let mut slot = self.mailbox.slot();
+        if let Some(older) = slot.waiting.replace(pending) {
+            slot.take_memory_of(older);
+        }
+        drop(slot);
         self.mailbox.changed.notify_one();
         tracing::debug!(ms = millis(begun), "inner state copied");
     }
@@ -233,11 +251,7 @@ fn write_all(mailbox: &Mailbox) {
             Ok(()) => tracing::debug!(ms = millis(begun), "inner state saved"),
             Err(error) => not_saved(&error),
         }
-        let mut slot = mailbox.slot();
-        slot.spare = Some(pending.state);
-        if let Some(residual) = pending.residual {
-            slot.spare_residual = residual.into_memory();
-        }
+        mailbox.slot().take_memory_of(pending);
     }
 }
 

@@ -120,10 +120,8 @@ impl Session {
             None => Ok(false),
             Some(residual) => {
                 let values = &mut *self.trainer.feedback()?;
-                // Nothing speaks against the moments.
-                residual.begin(values, work).map_err(|error| {
-                    Refusal::new(Code::WorkerStateInvalid, format!("the residual: {error}"))
-                })
+                let begun = residual.begin(values, work);
+                begun.map_err(|error| Refusal::new(error.code(), format!("the residual: {error}")))
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::error::TorchError;
 
 /// A lane in the shim's own form.
 #[repr(C)]
-struct Lane {
+struct RawLane {
     _private: [u8; 0],
 }
 
@@ -43,13 +43,13 @@ unsafe extern "C" {
         cuda: c_int,
         slots: usize,
         slot_bytes: i64,
-        lane: *mut *mut Lane,
+        lane: *mut *mut RawLane,
     ) -> c_int;
-    fn diloco_torch_lane_close(lane: *mut Lane) -> c_int;
-    fn diloco_torch_slot_take(lane: *mut Lane, at: usize, memory: *mut *mut c_void) -> c_int;
-    fn diloco_torch_slot_send(lane: *mut Lane, at: usize, place: *const C_tensor) -> c_int;
-    fn diloco_torch_slot_fetch(lane: *mut Lane, at: usize, source: *const C_tensor) -> c_int;
-    fn diloco_torch_lane_settle(lane: *mut Lane) -> c_int;
+    fn diloco_torch_lane_close(lane: *mut RawLane) -> c_int;
+    fn diloco_torch_slot_take(lane: *mut RawLane, at: usize, memory: *mut *mut c_void) -> c_int;
+    fn diloco_torch_slot_send(lane: *mut RawLane, at: usize, place: *const C_tensor) -> c_int;
+    fn diloco_torch_slot_fetch(lane: *mut RawLane, at: usize, source: *const C_tensor) -> c_int;
+    fn diloco_torch_lane_settle(lane: *mut RawLane) -> c_int;
     fn diloco_torch_device_memory(cuda: c_int, bytes: *mut i64) -> c_int;
     fn diloco_torch_threads(threads: c_int) -> c_int;
     fn diloco_torch_interop_threads(threads: c_int) -> c_int;
@@ -154,7 +154,7 @@ impl Drop for Autocast {
 /// the slot was taken.
 #[derive(Debug)]
 pub(crate) struct LaneHandle {
-    lane: NonNull<Lane>,
+    lane: NonNull<RawLane>,
     slots: usize,
     slot_bytes: usize,
 }

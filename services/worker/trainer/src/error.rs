@@ -23,7 +23,10 @@ pub enum TrainerError {
         /// The optimizer's step count.
         step: u64,
     },
-    /// The library under the trainer refused an operation.
+    /// A logit of the model is not finite.
+    #[error("the model's output holds {0}")]
+    Output(f32),
+    /// The library under the trainer refused an operation, or the device failed at it.
     #[error("{0}")]
     Device(String),
     /// The device fails at everything from now on, until the process ends.
@@ -47,7 +50,8 @@ impl TrainerError {
     /// The code that an operator sees.
     pub const fn code(&self) -> Code {
         match self {
-            Self::Input(_) | Self::NotFinite { .. } | Self::Device(_) => Code::TrainingFailed,
+            Self::Input(_) | Self::NotFinite { .. } | Self::Output(_) => Code::TrainingFailed,
+            Self::Device(_) => Code::DeviceFailed,
             Self::Codec(_) => Code::SizeMismatch,
             Self::DeviceLost(_) => Code::TrainingThreadLost,
             Self::DeviceMissing(_) => Code::DeviceMissing,

@@ -57,9 +57,7 @@ impl Sampler {
     /// A logit is not finite.
     pub fn draw(&mut self, logits: &[f32]) -> Result<u32, TrainerError> {
         if let Some(value) = logits.iter().find(|value| !value.is_finite()) {
-            return Err(TrainerError::Device(format!(
-                "the model's output holds {value}"
-            )));
+            return Err(TrainerError::Output(*value));
         }
         let likeliest = (0..)
             .zip(logits)

@@ -9,6 +9,7 @@
 mod audit_tamper;
 mod beginning;
 mod broker_log;
+mod broker_reload;
 mod clocks;
 mod cluster_check;
 mod coordinator_restart;

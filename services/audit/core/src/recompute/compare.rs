@@ -11,6 +11,9 @@ use super::plan::Segment;
 /// order, which changes the last bits; the weights themselves are compared bit by bit.
 pub const NORM_TOLERANCE: f64 = 1e-9;
 
+/// The same for the norm of an input, which is recorded as `f32`.
+pub const INPUT_NORM_TOLERANCE: f64 = 1e-6;
+
 /// One chunk of the weights that a merge gives.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Remade {
@@ -50,6 +53,8 @@ struct Place {
     /// The first fault beside it.
     beside: Option<Fault>,
     sum_of_squares: f64,
+    /// The sum of squares of each input with a norm.
+    squares: Vec<f64>,
     /// The chunks, if the ledger's list of them is gone.
     chunks: Option<Vec<ObjectRef>>,
 }
@@ -99,6 +104,16 @@ impl<'a> Comparison<'a> {
         }
     }
 
+    /// Takes the sums of squares of one chunk of the inputs of merge `place`, for a run whose rule of
+    /// combination goes by norms.
+    pub fn inputs(&mut self, place: usize, squares: &[f64]) {
+        let sums = &mut self.places[place].squares;
+        sums.resize(squares.len(), 0.0);
+        for (sum, squares) in sums.iter_mut().zip(squares) {
+            *sum += squares;
+        }
+    }
+
     /// Takes a fault of merge `place` that keeps the following merges from being compared.
     pub fn broken(&mut self, place: usize, fault: Fault) {
         self.places[place].breaks(fault);
@@ -142,7 +157,10 @@ impl<'a> Comparison<'a> {
                         .broken
                         .or_else(|| whole(self.spec, recorded, &place.chunks));
                     broken = fault.as_ref().map(|_| round);
-                    let figures = || figures(recorded, place.sum_of_squares);
+                    let figures = || {
+                        let of_inputs = || input_norms(recorded, &place.squares);
+                        figures(recorded, place.sum_of_squares).or_else(of_inputs)
+                    };
                     let end = if at == last { self.end.take() } else { None };
                     fault.or_else(figures).or(place.beside).or(end)
                 }
@@ -195,12 +213,35 @@ fn whole(spec: &RunSpec, recorded: &Recorded, chunks: &Option<Vec<ObjectRef>>) -
 fn figures(recorded: &Recorded, sum_of_squares: f64) -> Option<Fault> {
     // The coordinator writes the largest number in place of one that is none.
     let (expected, got) = (recorded.norm, sum_of_squares.sqrt().min(f64::MAX));
-    let close = (expected - got).abs() <= NORM_TOLERANCE * expected.abs().max(got.abs());
-    if !close {
+    if !close(expected, got, NORM_TOLERANCE) {
         return Some(Fault::Differs(Difference::Norm { expected, got }));
     }
     let sum = |sum: Tokens, tokens: Tokens| sum + tokens;
     let tokens = recorded.record.inputs.iter().map(|input| input.tokens);
     let (expected, got) = (recorded.tokens, tokens.fold(Tokens(0), sum));
     (expected != got).then_some(Fault::Differs(Difference::Tokens { expected, got }))
+}
+
+/// Compares the norms by which the rule of combination went with those of the inputs.
+fn input_norms(recorded: &Recorded, squares: &[f64]) -> Option<Fault> {
+    let normed = recorded.record.inputs.iter().filter_map(|input| {
+        let norm = input.norm?;
+        Some((input.lease, f64::from(norm)))
+    });
+    let mut compared = normed.zip(squares);
+    let (lease, expected, got) = compared.find_map(|((lease, expected), squares)| {
+        let got = squares.sqrt();
+        let far = !close(expected, got, INPUT_NORM_TOLERANCE);
+        far.then_some((lease, expected, got))
+    })?;
+    Some(Fault::Differs(Difference::InputNorm {
+        lease,
+        expected,
+        got,
+    }))
+}
+
+/// True if two figures are the same but for their last bits.
+fn close(one: f64, other: f64, tolerance: f64) -> bool {
+    (one - other).abs() <= tolerance * one.abs().max(other.abs())
 }

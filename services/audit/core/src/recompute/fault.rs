@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use schemas::lease::LeaseRef;
 use schemas::{Code, Digest, ObjectRef, Refusal, Round, Tokens};
 
 /// A difference between the record and the merge that was made again, from objects that were all
@@ -46,6 +47,15 @@ pub enum Difference {
         /// The norm in the ledger.
         expected: f64,
         /// The norm that the merge gives.
+        got: f64,
+    },
+    /// The norm of an input, by which the run's rule of combination goes.
+    InputNorm {
+        /// The lease of the input.
+        lease: LeaseRef,
+        /// The norm in the ledger.
+        expected: f64,
+        /// The norm of the contribution.
         got: f64,
     },
     /// The tokens of the inputs.
@@ -149,6 +159,14 @@ impl fmt::Display for Difference {
             Self::Norm { expected, got } => {
                 write!(f, "norm: the ledger has {expected}, the merge gives {got}")
             }
+            Self::InputNorm {
+                lease,
+                expected,
+                got,
+            } => write!(
+                f,
+                "norm of {lease}: the ledger has {expected}, the contribution has {got}"
+            ),
             Self::Tokens { expected, got } => {
                 write!(
                     f,

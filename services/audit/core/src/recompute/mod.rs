@@ -7,7 +7,9 @@ mod fault;
 mod merges;
 mod plan;
 
-pub use compare::{Comparison, NORM_TOLERANCE, Remade, Round as RoundOutcome};
+pub use compare::{
+    Comparison, INPUT_NORM_TOLERANCE, NORM_TOLERANCE, Remade, Round as RoundOutcome,
+};
 pub use fault::{Difference, Fault};
 pub use merges::{Merges, Recorded, Wanted};
 pub use plan::{Saved, Segment};

@@ -22,6 +22,7 @@ fn segment() -> Segment {
             worker: kit::worker(unit),
             tokens: Tokens(32),
             weight: Weight(32),
+            norm: None,
             chunks: Chunks::Named(Vec::new()),
         };
         let chunks = published(round).to_vec();
@@ -199,6 +200,33 @@ fn tl_04_figures_are_compared_and_the_last_bits_of_a_norm_are_not() {
         comparison.chunk(0, 0, Some(published(0)[0]), endless);
     });
     assert_eq!(found, [None, None]);
+}
+
+#[test]
+fn tl_04_a_norm_that_an_input_does_not_have_is_found() {
+    let spec = kit::run_spec().build();
+    for (norm, good) in [
+        (2.0, true),
+        (2.000_000_2, true),
+        (2.00001, false),
+        (0.0, false),
+    ] {
+        let mut segment = segment();
+        let inputs = &mut segment.merges[1].record.inputs;
+        (inputs[0].norm, inputs[1].norm) = (Some(3.0), Some(norm));
+        let lease = inputs[1].lease;
+        let found = faults_of(&spec, &segment, |comparison| {
+            comparison.inputs(1, &[4.0, 1.0]);
+            comparison.inputs(1, &[5.0, 3.0]);
+        });
+        let difference = Difference::InputNorm {
+            lease,
+            expected: f64::from(norm),
+            got: 2.0,
+        };
+        let expected = (!good).then_some(Fault::Differs(difference));
+        assert_eq!(found, [None, expected], "{norm}");
+    }
 }
 
 #[test]

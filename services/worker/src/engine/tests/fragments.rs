@@ -1,152 +1,13 @@
 //! Fragments that sync at their own steps while the others train on.
 
-use std::ops::ControlFlow;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
-use model::SyntheticConfig;
-use schemas::layout::{Chunk, Layout};
+use schemas::layout::Chunk;
 use schemas::run::InnerOptimizer;
-use trainer::{
-    Arrival, Batch, EvaluationReport, Feedback, HostFeedback, HostResidual, HostWeights,
-    InnerState, StepReport, StepSettings, Trainer, TrainerError, Weights,
-};
+use trainer::{Batch, StepSettings};
 
+use super::falling::{Device, Falling};
 use super::*;
-
-/// A model of two parameters; every step subtracts 2 from each.
-struct Falling {
-    layout: Layout,
-    parameters: Vec<f32>,
-    global: Vec<f32>,
-    residual: HostResidual,
-    device: Arc<Device>,
-}
-
-/// A device on which an operation may fail after its call has returned, as on a card.
-#[derive(Default)]
-struct Device {
-    fails: AtomicBool,
-    /// It fails at everything.
-    lost: AtomicBool,
-}
-
-impl Device {
-    fn check(&self) -> Result<(), TrainerError> {
-        match self.fails.load(Ordering::Relaxed) {
-            true => Err(TrainerError::Device("played by the test".to_owned())),
-            false => Ok(()),
-        }
-    }
-}
-
-/// Weights whose device may fail.
-struct OnADevice<'a> {
-    weights: HostWeights<'a>,
-    device: &'a Device,
-}
-
-impl Weights for OnADevice<'_> {
-    fn load(
-        &mut self,
-        codec: CodecKind,
-        range: Range<usize>,
-        bytes: &[u8],
-        arrival: Arrival,
-    ) -> Result<(), TrainerError> {
-        self.weights.load(codec, range, bytes, arrival)
-    }
-
-    fn blend(&mut self, range: Range<usize>, alpha: Alpha) -> Result<(), TrainerError> {
-        self.weights.blend(range, alpha)
-    }
-
-    fn encode(
-        &mut self,
-        codec: CodecKind,
-        rounding: SeededRounding,
-        pieces: &[Range<usize>],
-        take: &mut dyn FnMut(Bytes) -> ControlFlow<()>,
-    ) -> Result<(), TrainerError> {
-        self.device.check()?;
-        self.weights.encode(codec, rounding, pieces, take)
-    }
-
-    fn read(&mut self, range: Range<usize>) -> Result<(&[f32], &[f32]), TrainerError> {
-        self.weights.read(range)
-    }
-
-    fn settle(&mut self) -> Result<(), TrainerError> {
-        self.device.check()?;
-        self.weights.settle()
-    }
-}
-
-impl Trainer for Falling {
-    fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    fn set_parameters(&mut self, start: usize, values: &[f32]) -> Result<(), TrainerError> {
-        self.parameters[start..start + values.len()].copy_from_slice(values);
-        Ok(())
-    }
-
-    fn parameters(&mut self) -> Result<&[f32], TrainerError> {
-        Ok(&self.parameters)
-    }
-
-    fn weights(&mut self) -> Result<Box<dyn Weights + '_>, TrainerError> {
-        Ok(Box::new(OnADevice {
-            weights: HostWeights::new(&mut self.global, &mut self.parameters),
-            device: &self.device,
-        }))
-    }
-
-    fn feedback(&mut self) -> Result<Box<dyn Feedback + '_>, TrainerError> {
-        Ok(Box::new(HostFeedback::new(
-            &self.global,
-            &self.parameters,
-            &mut self.residual,
-        )))
-    }
-
-    fn step(&mut self, _: &Batch<'_>, _: &StepSettings<'_>) -> Result<StepReport, TrainerError> {
-        self.parameters.iter_mut().for_each(|value| *value -= 2.0);
-        Ok(StepReport {
-            loss: 1.0,
-            gradient_norm: 1.0,
-            tokens: Tokens(1),
-        })
-    }
-
-    fn evaluate(&mut self, _: &Batch<'_>) -> Result<EvaluationReport, TrainerError> {
-        unreachable!("nothing is evaluated here")
-    }
-
-    fn capture_inner(&mut self, _: &mut InnerState) -> Result<(), TrainerError> {
-        unreachable!("nothing is saved here")
-    }
-
-    fn load_inner(&mut self, _: &Path) -> Result<(), TrainerError> {
-        unreachable!("nothing was saved")
-    }
-
-    fn generate(&mut self, _: &[u32], _: usize, _: f64, _: u64) -> Result<Vec<u32>, TrainerError> {
-        unreachable!("it speaks no language")
-    }
-
-    fn check_device(&mut self) -> Result<(), TrainerError> {
-        match self.device.lost.load(Ordering::Relaxed) {
-            true => Err(TrainerError::DeviceLost("played by the test".to_owned())),
-            false => Ok(()),
-        }
-    }
-
-    fn device(&self) -> String {
-        "a test".to_owned()
-    }
-}
 
 /// A session with two fragments of one parameter each, all starting at 1, and the global value of
 /// each fragment as outer steps make it.
@@ -158,7 +19,7 @@ struct Streaming {
 }
 
 /// The difference of a fragment, to be encoded.
-fn capture(fragment: u32) -> Capture {
+pub(super) fn capture(fragment: u32) -> Capture {
     let chunk = Chunk {
         fragment,
         start: u64::from(fragment),
@@ -180,27 +41,9 @@ impl Streaming {
     }
 
     fn on(device: Arc<Device>) -> Self {
-        let model = ModelConfig::Synthetic(SyntheticConfig {
-            parameters: 2,
-            step_ms: 0,
-        });
-        let falling = Falling {
-            layout: model.layout(),
-            parameters: vec![0.0; 2],
-            global: vec![0.0; 2],
-            residual: HostResidual::default(),
-            device: Arc::clone(&device),
-        };
-        let opening = Opening {
-            model,
-            precision: Precision::Fp32,
-            fragments: vec![0..1, 1..2],
-            inner: PathBuf::from("nothing is saved here"),
-            owner: String::new(),
-            error_feedback: false,
-        };
+        let opening = falling::opening(PathBuf::from("nothing is saved here"), false);
         let mut streaming = Self {
-            session: Session::new(opening, Box::new(falling)).expect("it fits"),
+            session: Falling::session(Arc::clone(&device), opening),
             device,
             global: [1.0; 2],
             versions: 0,
@@ -384,83 +227,16 @@ fn a_device_that_fails_at_new_weights_fails_their_blend_and_no_step() {
     }
 }
 
-/// A failure of one call is one unit's. Once the device fails at everything, each further unit
-/// would fail too: the thread ends, whatever it was asked to do.
-#[tokio::test]
-async fn a_lost_device_ends_the_training_thread_and_a_failure_alone_does_not() {
-    for capturing in [false, true] {
-        let (told, _progress) = watch::channel((WorkId(0), Steps(0)));
-        let started = Engine::start(TrainingSection::default(), Arc::default(), told);
-        let (engine, running) = started.expect("a thread");
-        let device = Arc::new(Device::default());
-        let adopted = Arc::clone(&device);
-        let adopt = Job::Adopt(Box::new(move || Streaming::on(adopted).session));
-        engine.send(adopt).await.expect("the thread lives");
-        // Once it answers, the model is at hand.
-        let asked = engine
-            .expect(Fragment(0), Digest::of(b"x"), Alpha::TAKE_OVER)
-            .await;
-        asked.expect("there is such a fragment");
-        let failed = async || {
-            if capturing {
-                let chunks = engine.capture(capture(1)).await;
-                let mut chunks = chunks.expect("the thread lives");
-                let answer = chunks.recv().await.expect("one answer");
-                return answer.expect_err("the device fails").code;
-            }
-            let weights = Digest::of(b"the next");
-            let (fragment, alpha) = (Fragment(1), Alpha::TAKE_OVER);
-            let here = engine.expect(fragment, weights, alpha).await;
-            assert!(!here.expect("there is such a fragment"));
-            let (codec, bytes) = (CodecKind::Fp32, vec![0; 4].into());
-            let loaded = engine.load(fragment, codec, 1..2, bytes).await;
-            loaded.expect("the thread lives");
-            let blended = engine.blend(fragment, weights, alpha).await;
-            blended.expect_err("the device fails").code
-        };
-        device.fails.store(true, Ordering::Relaxed);
-        for _ in 0..2 {
-            assert_eq!(failed().await, Code::TrainingFailed);
-        }
-        assert!(!running.ended.is_cancelled());
-        device.lost.store(true, Ordering::Relaxed);
-        assert_eq!(failed().await, Code::TrainingThreadLost);
-        running.ended.cancelled().await;
-        let joined = tokio::task::spawn_blocking(move || running.thread.join()).await;
-        joined.expect("it joins").expect("it ended in order");
-        let asked = engine
-            .expect(Fragment(0), Digest::of(b"x"), Alpha::TAKE_OVER)
-            .await;
-        assert_eq!(
-            asked.expect_err("nobody is there").code,
-            Code::TrainingThreadLost
-        );
-    }
-}
-
 #[test]
 fn fragments_cover_the_parameters_one_after_another() {
-    let model = ModelConfig::Synthetic(SyntheticConfig {
-        parameters: 2,
-        step_ms: 0,
-    });
     let cuts: [&[std::ops::Range<usize>]; 4] = [&[], &[1..2, 2..2], &[1..2, 0..1], &[0..2, 2..3]];
     for fragments in cuts {
+        let inner = PathBuf::from("nothing is saved here");
         let opening = Opening {
-            model: model.clone(),
-            precision: Precision::Fp32,
             fragments: fragments.to_vec(),
-            inner: PathBuf::from("nothing is saved here"),
-            owner: String::new(),
-            error_feedback: false,
+            ..falling::opening(inner, false)
         };
-        let falling = Falling {
-            layout: model.layout(),
-            parameters: vec![0.0; 2],
-            global: vec![0.0; 2],
-            residual: HostResidual::default(),
-            device: Arc::default(),
-        };
+        let falling = Falling::new(Arc::default());
         let refused = Session::new(opening, Box::new(falling)).err();
         let code = refused.map(|refusal| refusal.code);
         assert_eq!(code, Some(Code::LayoutMismatch), "{fragments:?}");

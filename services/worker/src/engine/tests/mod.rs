@@ -1,4 +1,6 @@
 mod base;
+mod failures;
+mod falling;
 mod fragments;
 mod inner_state;
 mod residual;

@@ -1,0 +1,63 @@
+//! `auth config` changes an account, and the broker takes the change over while it runs.
+
+use std::fs;
+
+use harness::{Cluster, Options, PATIENCE, RawConnection, Signal};
+use identity::{KeyKind, SigningKey};
+use runtime::{Bus, clock};
+use schemas::control::Query;
+use schemas::permission::Role;
+
+/// The keys that sign the users of a role tell the roles of an account apart: with another key the
+/// account of operators and coordinators has changed, and the operators' old credentials are void.
+#[tokio::test]
+async fn a_reload_takes_a_changed_account_over_and_cuts_nobody_else() {
+    let mut cluster = Cluster::start(Options::default(), 0).await;
+    // These connections do not come back when they are cut.
+    let mut connected = Vec::new();
+    for role in Role::ALL {
+        let issued = cluster.issue(role, &format!("raw-{}", role.name()));
+        let raw = RawConnection::connect(&cluster, &issued.credentials).await;
+        connected.push((role, raw, issued.credentials));
+    }
+    let folder = cluster.domain().layout().folder().to_owned();
+    let auth = folder.join("broker/generated/auth.conf");
+    let read = || fs::read_to_string(&auth).expect("the broker reads it too");
+    let before = read();
+
+    // The same domain: nothing changes.
+    cluster.diloctl_ok(&["auth", "config"]).await;
+    assert_eq!(read(), before);
+
+    let key = SigningKey::generate(KeyKind::Account);
+    let replaced = key.seed().write(&folder.join("keys/role-operator.nk"));
+    replaced.expect("the folder takes files");
+    cluster.diloctl_ok(&["auth", "config"]).await;
+    let (old, new) = (before.lines(), read());
+    let changed = old.zip(new.lines()).filter(|(old, new)| old != new);
+    assert_eq!(changed.count(), 1, "the account of operators");
+
+    let broker = cluster.process("broker");
+    broker.signal(Signal::Hangup);
+    let ended = |log: &str| log.contains("Reloaded server") || log.contains("Failed to reload");
+    let log = broker.until_logged(PATIENCE, ended).await;
+    assert!(log.contains("Reloaded server"), "{log}");
+
+    for (role, raw, credentials) in &mut connected {
+        if *role == Role::Operator {
+            raw.closed().await;
+            let config = cluster.bus_config(credentials);
+            let refused = Bus::connect("old", &config, clock::now()).await;
+            assert!(refused.is_err(), "the key that signed them is gone");
+        } else {
+            let said = raw.settled().await;
+            let fault = said.iter().find(|line| line.starts_with("-ERR"));
+            assert_eq!(fault, None, "{role:?}");
+        }
+    }
+    let credentials = cluster.domain().layout().credentials("operator");
+    fs::remove_file(credentials).expect("it was issued");
+    let operator = cluster.operator().await;
+    let view = operator.view(Query::Runs).await;
+    view.expect("the coordinator answers an operator with new credentials");
+}
