@@ -28,7 +28,7 @@ pub(super) enum Source {
     /// Through URLs that the coordinator grants to operators.
     Operator(Box<OperatorObjectsClient>),
     /// In the store, with an auditor's own key.
-    Store(BlobReader),
+    Store(Box<BlobReader>),
     /// In the folder of an embedded store.
     Folder(PathBuf),
 }
@@ -44,7 +44,8 @@ impl Source {
             return Ok(Self::Folder(blobs));
         }
         if let Some(keys) = &from.store_keys {
-            return reader(context, from, keys).map(Self::Store);
+            let reader = reader(context, from, keys)?;
+            return Ok(Self::Store(Box::new(reader)));
         }
         // The credentials that the command line names are those that read the ledger.
         let own = Context {
@@ -75,6 +76,7 @@ impl Objects for Source {
         if bytes.len() as u64 == object.bytes.get() {
             return Ok(bytes);
         }
+        // The digest is right, so the record is wrong about the length.
         let (digest, got, expected) = (object.digest, bytes.len(), object.bytes);
         let detail = format!("{digest} has {got} bytes, {expected} are recorded");
         Err(Refusal::new(Code::ListMismatch, detail))
