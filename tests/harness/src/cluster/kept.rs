@@ -1,9 +1,9 @@
 //! The files of a cluster's audit service.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::{Cluster, files};
+use super::Cluster;
 use crate::PATIENCE;
 
 impl Cluster {
@@ -21,4 +21,22 @@ impl Cluster {
         let kept = crate::look(PATIENCE, there).await;
         kept.unwrap_or_else(|| panic!("{newest} is in no file of {}", folder.display()));
     }
+}
+
+/// All files below a folder; files that vanish meanwhile are left out.
+pub(super) fn files(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let of = |path: PathBuf| {
+        if path.is_dir() {
+            files(&path)
+        } else {
+            vec![path]
+        }
+    };
+    entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .flat_map(of)
+        .collect()
 }
