@@ -135,3 +135,47 @@ impl FileId {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remembered(landings: &Landings) -> Vec<PathBuf> {
+        landings.by_name().keys().cloned().collect()
+    }
+
+    #[test]
+    fn files_without_a_name_are_forgotten_and_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let landings = Landings::default();
+        let names = ["gone", "stays"].map(|name| folder.path().join(name));
+        for name in &names {
+            landings.of(name, &File::create(name).unwrap()).unwrap();
+        }
+        let [gone, stays] = names;
+        std::fs::remove_file(gone).unwrap();
+        landings.forget_gone();
+        assert_eq!(remembered(&landings), [stays]);
+    }
+
+    #[test]
+    fn as_many_uploads_are_remembered_as_should_be() {
+        let file = tempfile::tempfile().unwrap();
+        let landings = Landings::default();
+        let name = |number: usize| PathBuf::from(format!("{number:05}"));
+        for number in 0..REMEMBERED_MAX {
+            let turn = landings.ahead(&name(number), file.try_clone().unwrap());
+            assert!(turn.is_some(), "{number} are remembered");
+            landings.of(&name(number), &file).unwrap();
+        }
+        // One more would be too many, and is not begun ahead of its promotion.
+        let last = name(REMEMBERED_MAX);
+        assert!(landings.ahead(&last, file.try_clone().unwrap()).is_none());
+        landings.forget_if_full(&name(0));
+        assert_eq!(remembered(&landings).len(), REMEMBERED_MAX, "not full");
+        landings.of(&last, &file).unwrap();
+        landings.forget_if_full(&last);
+        let all: Vec<PathBuf> = (0..REMEMBERED_MAX).map(name).collect();
+        assert_eq!(remembered(&landings), all);
+    }
+}
