@@ -126,6 +126,13 @@ pub struct OpenLayer {
     pub reason: String,
 }
 
+impl Posture {
+    /// True for a layer that was relaxed.
+    pub fn is_open(&self, layer: Layer) -> bool {
+        self.open.iter().any(|open| open.layer == layer)
+    }
+}
+
 message!(JoinRequest, "join", WORKER_MESSAGE_BYTES_MAX);
 message!(JoinReply, "join reply", MESSAGE_BYTES_MAX);
 message!(LeaveRequest, "leave", WORKER_MESSAGE_BYTES_MAX);

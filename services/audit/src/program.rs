@@ -7,6 +7,7 @@ use runtime::metrics::MetricsConfig;
 use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
 use runtime::{Failure, Loaded, Materials, validate};
 use schemas::UnixMillis;
+use schemas::member::Posture;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Config, Service};
@@ -46,6 +47,7 @@ impl service::CommandLine for CommandLine {
 /// An audit service whose configuration was checked.
 pub struct Program {
     config: Config,
+    posture: Posture,
     materials: Materials,
 }
 
@@ -72,15 +74,21 @@ impl service::Service for Program {
 
     fn check(loaded: Loaded<Config>, now: UnixMillis) -> Result<Self, Failure> {
         let materials = loaded.value.materials(now);
-        validate(&loaded.value.auth, &materials, &loaded.origins).map_err(Failure::all)?;
+        let config = loaded.value;
+        let posture = validate(&config.auth, &materials, &loaded.origins).map_err(Failure::all)?;
         Ok(Self {
-            config: loaded.value,
+            config,
+            posture,
             materials,
         })
     }
 
     fn materials(&self) -> Materials {
         self.materials.clone()
+    }
+
+    fn posture(&self) -> Posture {
+        self.posture.clone()
     }
 
     async fn start(self) -> Result<Service, Failure> {

@@ -57,6 +57,11 @@ impl StoreMark {
         })
     }
 
+    /// The digest of a domain's mark.
+    pub(crate) fn digest(domain: &PublicKey) -> Digest {
+        Digest::of(&mark_bytes(domain))
+    }
+
     /// Refuses to begin an empty ledger if the store has the mark. A store with objects and no mark
     /// was used by another domain, or by a release that left no mark. Nobody can tell which, so
     /// this is logged and does not stop the start.

@@ -82,6 +82,10 @@ impl service::Service for Program {
         self.materials.clone()
     }
 
+    fn posture(&self) -> Posture {
+        self.posture.clone()
+    }
+
     async fn start(self) -> Result<Service, Failure> {
         Box::pin(Service::build(&self.config, self.posture)).await
     }

@@ -39,7 +39,7 @@ impl Service {
     /// # Errors
     /// The coded reason why it cannot lead.
     pub async fn build(config: &Config, posture: Posture) -> Result<Self, Failure> {
-        let identity = match posture.open.iter().any(|open| open.layer == Layer::Bus) {
+        let identity = match posture.is_open(Layer::Bus) {
             true => Identity::BySubject,
             false => Identity::ByBroker,
         };
@@ -50,6 +50,10 @@ impl Service {
         let mark = LedgerMark::open(&config.keys.mark, &trust.domain)?;
         let store = Store::new(config)?;
         store.buckets.ping().await?;
+        if !posture.is_open(Layer::Bulk) {
+            let known = StoreMark::digest(&trust.domain);
+            store.buckets.refuse_strangers(known).await?;
+        }
         let store_mark = StoreMark::look(&store.buckets, &config.store.url, &trust.domain).await?;
         let bus = Bus::connect("diloco-coordinator", &config.bus, clock::now()).await?;
         // A credential of another role fails here, at once; later requests would only time out.

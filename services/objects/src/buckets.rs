@@ -3,6 +3,7 @@
 //! Requests are signed here, by the store's clock, and sent over one pooled HTTP/1.1 client. Only
 //! listing goes through `object_store`, over the same client.
 
+mod stranger;
 #[cfg(test)]
 mod tests;
 
@@ -421,10 +422,12 @@ impl Buckets {
             if matches!(request.method, rusty_s3::Method::Put) {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
             }
-            let sending =
-                self.transfer
-                    .http()
-                    .send(method(request.method), uri, headers, Bytes::new());
+            let sending = self.transfer.http().send(
+                client::method(request.method),
+                uri,
+                headers,
+                Bytes::new(),
+            );
             let until = deadline.min(Instant::now() + self.limits.idle);
             let (status, reason, wait) = match timeout_at(until, sending).await {
                 Ok(Ok(response)) => {
@@ -577,16 +580,6 @@ pub(crate) fn parts(url: &str, headers: &[(&str, &str)]) -> (Uri, HeaderMap) {
         )
     };
     (uri, headers.iter().map(header).collect())
-}
-
-pub(crate) const fn method(method: rusty_s3::Method) -> http::Method {
-    match method {
-        rusty_s3::Method::Head => http::Method::HEAD,
-        rusty_s3::Method::Get => http::Method::GET,
-        rusty_s3::Method::Post => http::Method::POST,
-        rusty_s3::Method::Put => http::Method::PUT,
-        rusty_s3::Method::Delete => http::Method::DELETE,
-    }
 }
 
 /// This machine's clock, to which the correction for the store's clock is added. It is read once

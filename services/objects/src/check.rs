@@ -465,7 +465,7 @@ impl Probe {
         }
         match timeout(
             PATIENCE,
-            self.http.send(buckets::method(method), uri, headers, body),
+            self.http.send(client::method(method), uri, headers, body),
         )
         .await
         {

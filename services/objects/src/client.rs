@@ -137,6 +137,17 @@ impl Client {
     }
 }
 
+/// The method of a signed request.
+pub(crate) const fn method(method: rusty_s3::Method) -> Method {
+    match method {
+        rusty_s3::Method::Head => Method::HEAD,
+        rusty_s3::Method::Get => Method::GET,
+        rusty_s3::Method::Post => Method::POST,
+        rusty_s3::Method::Put => Method::PUT,
+        rusty_s3::Method::Delete => Method::DELETE,
+    }
+}
+
 impl Watch {
     /// The connection, once the request has one.
     pub(crate) fn line(&self) -> Option<Line> {

@@ -63,6 +63,14 @@ pub enum ObjectError {
         /// True if the next URL will be refused too.
         for_good: bool,
     },
+    /// The store served a request that nobody signed.
+    #[error("the store answers a stranger: {request} without a signature gave {status}")]
+    Stranger {
+        /// Method and address.
+        request: String,
+        /// HTTP status.
+        status: u16,
+    },
     /// The store has no room.
     #[error("{during}: the store has no room")]
     Full {
@@ -124,6 +132,7 @@ impl ObjectError {
                 for_good: false, ..
             } => Code::UrlRefused,
             Self::Refused { for_good: true, .. } | Self::GrantInvalid { .. } => Code::UrlInvalid,
+            Self::Stranger { .. } => Code::StrangerServed,
             Self::Full { .. } => Code::StoreFull,
             Self::TooLarge { .. } => Code::ObjectTooLarge,
             Self::Denied(refusal) => refusal.code,

@@ -217,15 +217,20 @@ impl Place {
         }
     }
 
+    /// The address of `key`, or that of the bucket for an empty key, without a signature.
+    pub(crate) fn unsigned(&self, key: &str) -> Url {
+        if key.is_empty() {
+            self.bucket.base_url().clone()
+        } else {
+            self.bucket.object_url(key)
+        }
+    }
+
     /// The signed URL of `request`, valid for `life` from `store_now`.
     pub(crate) fn sign(&self, request: &Request<'_>, store_now: UnixMillis, life: Millis) -> Url {
         let seconds = i64::try_from(store_now.get() / 1000).unwrap_or(i64::MAX);
         let date = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
-        let url = if request.key.is_empty() {
-            self.bucket.base_url().clone()
-        } else {
-            self.bucket.object_url(request.key)
-        };
+        let url = self.unsigned(request.key);
         rusty_s3::signing::sign(
             &date,
             request.method,

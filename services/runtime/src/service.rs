@@ -4,7 +4,8 @@
 //! 1. Command line, log, configuration. `--print-config` ends here.
 //! 2. [`Service::check`] reads and checks everything that the configuration names, and connects and
 //!    binds nothing. `--check-config` ends here.
-//! 3. Signals are heard from here on. [`Service::start`] connects or binds; a signal breaks it off.
+//! 3. Signals are heard from here on. The broker must refuse a stranger. [`Service::start`] connects or
+//!    binds. A signal breaks either off.
 //! 4. The ready file appears, and the service runs until it ends or a signal comes.
 //! 5. It drains as long as its own settings say; what still runs then is dropped.
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 use identity::DomainLayout;
+use schemas::member::Posture;
 use schemas::{Code, Refusal, UnixMillis};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -25,7 +27,7 @@ use crate::metrics::{MetricsConfig, Served};
 use crate::ready::ReadyFile;
 use crate::{
     ConfigArgs, Failure, Loaded, LogArgs, Materials, clock, config, exit, expiry, handles, log,
-    memory, shutdown,
+    memory, shutdown, stranger,
 };
 
 /// Time that blocking work may take after the service has ended: enough for a file whose writing
@@ -97,6 +99,9 @@ pub trait Service: Sized {
 
     /// Its materials. The frame announces those that expire soon while the service runs.
     fn materials(&self) -> Materials;
+
+    /// The layers that it relaxed. Of all others the frame tries the lock before the start.
+    fn posture(&self) -> Posture;
 
     /// Connects or binds. The frame drops this future when a signal comes.
     ///
@@ -253,12 +258,17 @@ fn unready(error: std::io::Error) -> Failure {
     Failure::new(Code::ConfigInvalid, format!("service.ready_file: {error}"))
 }
 
+async fn start<S: Service>(service: S) -> Result<S::Running, Failure> {
+    stranger::is_refused(&service.materials(), &service.posture()).await?;
+    service.start().await
+}
+
 async fn serve<S: Service>(service: S, shown: Shown) -> Result<(), Failure> {
     expiry::watch(service.materials());
     let stop = shutdown::on_signals().map_err(|error| Failure::new(Code::Internal, error))?;
     let served = shown.serve().await;
     let running = tokio::select! {
-        running = Box::pin(service.start()) => running?,
+        running = Box::pin(start(service)) => running?,
         () = stop.cancelled() => return Ok(()),
     };
     let addresses = running.addresses();

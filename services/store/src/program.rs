@@ -8,6 +8,7 @@ use runtime::metrics::MetricsConfig;
 use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
 use runtime::{Failure, Loaded, Materials};
 use schemas::UnixMillis;
+use schemas::member::Posture;
 use tokio_util::sync::CancellationToken;
 
 use crate::settings::Settings;
@@ -99,6 +100,11 @@ impl service::Service for Program {
 
     fn materials(&self) -> Materials {
         self.materials.clone()
+    }
+
+    /// It connects to nothing, and serves nobody without a key.
+    fn posture(&self) -> Posture {
+        Posture::default()
     }
 
     async fn start(self) -> Result<Store, Failure> {

@@ -175,7 +175,7 @@ impl Checked {
         }
         let (trainers, device) = trainers::offered(&config.training)?;
         let (trust, audit_key) = keys(&config.worker)?;
-        let open = posture.open.iter().any(|open| open.layer == Layer::Bulk);
+        let open = posture.is_open(Layer::Bulk);
         let store_trust = store_trust(&config.store.ca, open)?;
         Ok(Self {
             posture,

@@ -4,6 +4,7 @@
 use clap::{Parser, Subcommand};
 use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
 use runtime::{Failure, Loaded, Materials, log};
+use schemas::member::Posture;
 use schemas::{Code, UnixMillis};
 use tokio_util::sync::CancellationToken;
 
@@ -82,6 +83,10 @@ impl service::Service for Checked {
 
     fn materials(&self) -> Materials {
         self.materials.clone()
+    }
+
+    fn posture(&self) -> Posture {
+        self.posture.clone()
     }
 
     async fn start(self) -> Result<Service, Failure> {

@@ -4,9 +4,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures::future::join_all;
-use harness::{Cluster, Options, PATIENCE};
+use harness::{Cluster, NatsServer, Options, PATIENCE};
 use identity::claims::UserClaims;
 use identity::jwt::{Subject, mint};
 use identity::{ConnectionKey, Credentials, KeyKind, SigningKey};
@@ -14,6 +15,9 @@ use runtime::clock;
 use runtime::exit::{EXIT_DENIED, EXIT_USAGE};
 use schemas::permission::Role;
 use schemas::{AccountId, Code, Millis, UnixMillis};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 /// A cluster whose services are tried one by one, with arguments that would make each of them work.
 struct Trials {
@@ -339,6 +343,72 @@ async fn la_05_a_malformed_or_exposed_credential_is_an_error_at_start() {
             )
             .await;
     }
+}
+
+/// With good credentials nothing else would show that these doors stand open.
+#[tokio::test]
+async fn la_08_a_broker_or_a_store_that_serves_strangers_stops_every_process_that_needs_it() {
+    let trials = Trials::new().await;
+    let layout = trials.cluster.domain().layout();
+    let (certificate, key) = (layout.server_certificate(), layout.server_key());
+    let config = format!(
+        "tls {{ cert_file: {certificate:?}, key_file: {key:?} }}\njetstream {{ store_dir: js }}\n"
+    );
+    let open = NatsServer::start(tempfile::tempdir().unwrap(), &config).await;
+    let url = format!("tls://{}", open.address());
+    for service in Service::ALL {
+        let text = trials
+            .assert_ends(
+                service,
+                &[("bus.url", &url)],
+                EXIT_USAGE,
+                Code::StrangerServed,
+            )
+            .await;
+        assert!(text.contains(&url), "{text}");
+    }
+    // A layer that is open on purpose is not tried.
+    let changes = [
+        ("bus.url", url.as_str()),
+        ("auth.exceptions", "[{layer=\"bus\",reason=\"a trial\"}]"),
+    ];
+    let (_, text) = trials.ends(Service::Audit, &changes, &[]).await;
+    assert!(!text.contains("DL0121"), "{text}");
+
+    let store = public_store(&certificate, &key).await;
+    trials
+        .assert_ends(
+            Service::Coordinator,
+            &[("store.url", &store)],
+            EXIT_USAGE,
+            Code::StrangerServed,
+        )
+        .await;
+}
+
+/// A store that answers every request with success, whoever asks. Returns its address.
+async fn public_store(certificate: &Path, key: &Path) -> String {
+    let config = identity::tls::server_config(certificate, key).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(acceptor.accept(stream).await.unwrap());
+                let mut line = String::new();
+                while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) {
+                    if line == "\r\n" {
+                        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                        stream.write_all(answer).await.unwrap();
+                    }
+                    line.clear();
+                }
+            });
+        }
+    });
+    format!("https://127.0.0.1:{port}")
 }
 
 #[tokio::test]
