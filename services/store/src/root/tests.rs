@@ -409,3 +409,30 @@ fn a_file_in_the_place_of_a_folder_is_an_error() {
     assert!(root.make_folder(&blocked).is_err());
     assert!(root.make_folder(&blocked.join("b")).is_err());
 }
+
+/// The user of the store may have no right to the folder above the root; it has made the entry there
+/// only if it has the right.
+#[test]
+fn a_folder_above_that_the_store_may_not_open_is_no_fault_of_the_disk() {
+    for (kind, opens) in [
+        (io::ErrorKind::PermissionDenied, true),
+        (io::ErrorKind::StorageFull, false),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let above = fs::canonicalize(folder.path()).unwrap();
+        let path = folder.path().join("root");
+        fs::create_dir(&path).unwrap();
+        let disk = Disk {
+            names: Box::new(move |at| {
+                if at == above {
+                    Err(kind.into())
+                } else {
+                    Ok(())
+                }
+            }),
+            ..Disk::system()
+        };
+        let opened = Root::open_on(disk, &path, Durability::Always, 0);
+        assert_eq!(opened.is_ok(), opens, "{kind:?}");
+    }
+}
