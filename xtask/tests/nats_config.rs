@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
 use identity::domain::LIFETIME_DEFAULT;
-use identity::{BrokerFiles, Domain, InitOptions, Layout};
+use identity::{BrokerFiles, Domain, DomainLayout, InitOptions};
 use runtime::{Bus, BusConfig, clock};
 use schemas::Code;
 use schemas::limits::{MESSAGE_BYTES_MAX, WORKERS_MAX};
@@ -114,7 +114,7 @@ impl Copy {
     }
 
     fn production(&self) -> BTreeMap<&'static str, String> {
-        let layout = Layout::new(&self.folder.path().join(".diloco"));
+        let layout = DomainLayout::new(&self.folder.path().join(".diloco"));
         let text = |path: PathBuf| path.to_str().unwrap().to_owned();
         BTreeMap::from([
             ("NATS_NODE", "n1".to_owned()),

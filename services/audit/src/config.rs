@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use identity::Layout;
+use identity::DomainLayout;
 use runtime::metrics::MetricsConfig;
 use runtime::service::ServiceConfig;
 use runtime::{AuthConfig, BusConfig, Material, Materials};
@@ -67,7 +67,7 @@ impl Config {
     /// The configuration with every path that was not set taken from the trust domain's folder.
     #[must_use]
     pub fn completed(mut self) -> Self {
-        let layout = Layout::new(&self.domain);
+        let layout = DomainLayout::new(&self.domain);
         fill(
             &mut self.bus.credentials,
             layout.credentials(Role::Auditor.name()),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use diloco_audit::StreamSequence;
 use diloco_audit::files::last_kept;
-use identity::{Layout, Mark};
+use identity::{DomainLayout, Mark};
 use runtime::Failure;
 use schemas::subject::{
     AUDIT_STREAM, EVENTS_STREAM_PREFIX, LEDGER_FILTER, LEDGER_STREAM, Lane, events_stream,
@@ -81,7 +81,7 @@ pub(crate) struct History {
     mark: Option<Mark>,
     kept: StreamSequence,
     copy: Copy,
-    layout: Layout,
+    layout: DomainLayout,
 }
 
 impl History {
@@ -203,7 +203,7 @@ mod tests {
             stream_sequence: marked,
             last,
         };
-        let layout = Layout::new(std::path::Path::new(".diloco"));
+        let layout = DomainLayout::new(std::path::Path::new(".diloco"));
         let copy = Copy {
             last: copied,
             of: BTreeMap::new(),

@@ -15,7 +15,7 @@ use crate::credentials::{Credentials, CredentialsError};
 use crate::init::quotable;
 use crate::jwt::{JwtError, Subject, check_label, mint, mint_or_keep};
 use crate::key::{KeyError, KeyKind, SigningKey};
-use crate::layout::Layout;
+use crate::layout::DomainLayout;
 use crate::purpose::{AuditKey, ConnectionKey, ManifestKey};
 use crate::secret::{FileError, create_private_folder, read_secret, write_private};
 use crate::store_keys::{AccessKey, StoreKeys, StoreKeysError};
@@ -31,7 +31,7 @@ pub const LIFETIME_MAX: Millis = Millis::from_secs(366 * 24 * 3600);
 /// A complete trust domain.
 #[derive(Clone, Debug)]
 pub struct Domain {
-    pub(crate) layout: Layout,
+    pub(crate) layout: DomainLayout,
     pub(crate) trust: TrustBundle,
     /// The folder in which the domain will lie when it is complete. Paths in the domain's own files
     /// are paths in this folder.
@@ -158,7 +158,7 @@ impl Domain {
     /// # Errors
     /// There is none, or its trust bundle cannot be used.
     pub fn open(folder: &Path) -> Result<Self, DomainError> {
-        let layout = Layout::new(folder);
+        let layout = DomainLayout::new(folder);
         if !layout.trust().exists() {
             return Err(DomainError::Missing(folder.to_owned()));
         }
@@ -366,7 +366,7 @@ impl Domain {
     }
 
     /// The paths of its files.
-    pub fn layout(&self) -> &Layout {
+    pub fn layout(&self) -> &DomainLayout {
         &self.layout
     }
 
@@ -452,12 +452,14 @@ impl Domain {
 
     /// The domain's paths as its configuration names them. They are absolute, since the broker
     /// reads relative paths from whatever folder it is started in.
-    pub(crate) fn absolute(&self) -> Result<Layout, DomainError> {
+    pub(crate) fn absolute(&self) -> Result<DomainLayout, DomainError> {
         let failed = |source| FileError::Read {
             path: self.home.clone(),
             source,
         };
-        Ok(Layout::new(&fs::canonicalize(&self.home).map_err(failed)?))
+        Ok(DomainLayout::new(
+            &fs::canonicalize(&self.home).map_err(failed)?,
+        ))
     }
 
     fn tls_config(&self) -> Result<String, DomainError> {
@@ -499,7 +501,7 @@ fn token<'a>(config: &'a str, name: &str) -> Option<&'a str> {
 
 /// Writes a whole domain into a folder that nobody reads yet.
 pub(crate) fn make(
-    layout: &Layout,
+    layout: &DomainLayout,
     options: &InitOptions,
     now: UnixMillis,
 ) -> Result<(), DomainError> {
@@ -559,7 +561,7 @@ pub(crate) fn make(
 }
 
 fn write_server_certificate(
-    layout: &Layout,
+    layout: &DomainLayout,
     authority: &Authority,
     names: &[String],
     now: UnixMillis,

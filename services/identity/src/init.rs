@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use schemas::UnixMillis;
 
 use crate::domain::{Domain, DomainError, InitOptions, make};
-use crate::layout::Layout;
+use crate::layout::DomainLayout;
 use crate::secret::{FileError, create_private_folder};
 use crate::tls::check_server_name;
 use crate::trust::TrustBundle;
@@ -40,7 +40,7 @@ impl Domain {
         now: UnixMillis,
         fill: impl FnOnce(&Self) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let layout = Layout::new(folder);
+        let layout = DomainLayout::new(folder);
         let staging = layout.staging();
         Self::clear_finished(folder);
         Self::check_init(folder, options)?;
@@ -52,7 +52,7 @@ impl Domain {
                 source,
             })
         })?;
-        let staged = Layout::new(&staging);
+        let staged = DomainLayout::new(&staging);
         let made = make(&staged, options, now)
             .and_then(|()| Ok(TrustBundle::read(&staged.trust())?))
             .map_err(E::from)
@@ -76,7 +76,7 @@ impl Domain {
     /// That folder has no use beside a whole domain. If there is no domain, nothing is removed. The
     /// caller holds the [`crate::DomainLock`] if other commands may run at the same time.
     pub fn clear_finished(folder: &Path) {
-        let layout = Layout::new(folder);
+        let layout = DomainLayout::new(folder);
         if layout.trust().exists() {
             let _absent = fs::remove_dir_all(layout.staging());
         }
@@ -92,7 +92,7 @@ impl Domain {
             .iter()
             .try_for_each(|name| check_server_name(name))?;
         quotable(&resolved(folder)?)?;
-        let layout = Layout::new(folder);
+        let layout = DomainLayout::new(folder);
         if layout.trust().exists() {
             return Err(DomainError::Exists(folder.to_owned()));
         }
@@ -141,7 +141,7 @@ fn resolved(folder: &Path) -> Result<PathBuf, DomainError> {
 
 /// Removes the files that an unfinished `init` left. The folder in which it made them goes last,
 /// since it identifies the other files.
-fn clear(layout: &Layout) -> Result<(), DomainError> {
+fn clear(layout: &DomainLayout) -> Result<(), DomainError> {
     let staging = layout.staging();
     if staging.symlink_metadata().is_err() {
         return Ok(());
@@ -163,7 +163,7 @@ fn clear(layout: &Layout) -> Result<(), DomainError> {
 }
 
 /// Moves a whole domain to its place, the trust bundle last.
-fn move_in(staged: &Layout, layout: &Layout) -> Result<(), DomainError> {
+fn move_in(staged: &DomainLayout, layout: &DomainLayout) -> Result<(), DomainError> {
     let sync = || fs::File::open(layout.folder()).and_then(|folder| folder.sync_all());
     for (from, to) in staged.entries().iter().zip(layout.entries()) {
         let last = to == layout.trust();

@@ -6,11 +6,11 @@ use schemas::permission::Role;
 
 /// The paths under a domain's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct DomainLayout {
     folder: PathBuf,
 }
 
-impl Layout {
+impl DomainLayout {
     /// The layout under `folder`; nothing is touched.
     pub fn new(folder: &Path) -> Self {
         Self {
@@ -78,7 +78,7 @@ impl Layout {
         self.folder.join("store/auditor.json")
     }
 
-    /// The broker's configuration: [`Layout::broker_config`] and what it includes.
+    /// The broker's configuration: [`DomainLayout::broker_config`] and what it includes.
     pub fn broker_folder(&self) -> PathBuf {
         self.folder.join("broker")
     }
@@ -165,7 +165,7 @@ mod tests {
     /// be renamed unnoticed.
     #[test]
     fn every_part_of_a_domain_has_its_place() {
-        let layout = Layout::new(Path::new("d"));
+        let layout = DomainLayout::new(Path::new("d"));
         for (path, place) in [
             (layout.server_certificate(), "d/tls/server.pem"),
             (layout.server_key(), "d/tls/server.key"),

@@ -30,7 +30,7 @@ pub use certificate::CertificateRefused;
 pub use credentials::Credentials;
 pub use domain::{Domain, InitOptions, Issued};
 pub use key::{KeyKind, SigningKey};
-pub use layout::Layout;
+pub use layout::DomainLayout;
 pub use lock::DomainLock;
 pub use mark::{Mark, MarkFile};
 pub use purpose::{AuditKey, ConnectionKey, ManifestKey};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use schemas::Code;
 
-use crate::layout::Layout;
+use crate::layout::DomainLayout;
 use crate::secret::{FileError, create_private_folder};
 
 /// Longest note of a holder that is read back.
@@ -60,7 +60,7 @@ impl DomainLock {
     /// Another process holds the lock, or the file cannot be used.
     pub fn take(folder: &Path, command: &str) -> Result<Self, LockError> {
         create_private_folder(folder)?;
-        let path = Layout::new(folder).lock();
+        let path = DomainLayout::new(folder).lock();
         let failed = |source| FileError::Write {
             path: path.clone(),
             source,
@@ -130,7 +130,7 @@ mod tests {
             "{text}"
         );
         drop(first);
-        let left = std::fs::read(Layout::new(&folder).lock()).expect("the file stays");
+        let left = std::fs::read(DomainLayout::new(&folder).lock()).expect("the file stays");
         assert!(left.is_empty(), "a note goes with its holder");
         DomainLock::take(&folder, "diloctl down").expect("it was given back");
     }

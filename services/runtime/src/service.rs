@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser};
-use identity::Layout;
+use identity::DomainLayout;
 use schemas::member::Posture;
 use schemas::{Code, Refusal, UnixMillis};
 use serde::de::DeserializeOwned;
@@ -158,7 +158,8 @@ pub fn run<S: Service, C: CommandLine>(line: &C) -> Result<(), Failure> {
         return exit::print(&loaded.print());
     }
     let now = clock::now();
-    let domain = S::domain(&loaded.value).map(|folder| Layout::new(folder).server_certificate());
+    let domain =
+        S::domain(&loaded.value).map(|folder| DomainLayout::new(folder).server_certificate());
     let shown = Shown {
         ready_file: S::section(&loaded.value).ready_file.clone(),
         metrics: S::metrics(&loaded.value).map_or(Ok(None), MetricsConfig::address)?,

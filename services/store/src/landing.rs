@@ -196,3 +196,90 @@ impl From<fs::Metadata> for FileId {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remembered(landings: &Landings) -> Vec<PathBuf> {
+        landings.by_name().keys().cloned().collect()
+    }
+
+    #[test]
+    fn files_without_a_name_are_forgotten_and_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let landings = Landings::default();
+        let names = ["gone", "stays"].map(|name| folder.path().join(name));
+        for name in &names {
+            landings.of(name, &File::create(name).unwrap()).unwrap();
+        }
+        let [gone, stays] = names;
+        std::fs::remove_file(gone).unwrap();
+        landings.forget_gone();
+        assert_eq!(remembered(&landings), [stays]);
+    }
+
+    /// Between the disk's error and the end of the file, a name is deleted or given to another file.
+    #[test]
+    fn an_error_of_the_disk_is_known_until_the_file_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = folder.path().join("upload");
+        let file = File::create(&name).unwrap();
+        let landings = Landings::default();
+        let landing = landings.of(&name, &file).unwrap();
+        landing
+            .synced
+            .done(|| Err(io::Error::other("disk")))
+            .unwrap_err();
+        let again = |file: &File| landings.of(&name, file).unwrap().synced.done(|| Ok(()));
+
+        let refused: io::Result<()> = landings.rename(&name, || Err(io::Error::other("no")));
+        refused.unwrap_err();
+        again(&file).unwrap_err();
+        // Another file has the name by the time at which the lost one is removed.
+        std::fs::remove_file(&name).unwrap();
+        let other = File::create_new(&name).unwrap();
+        landings.lose(&name, &landing).unwrap();
+        assert!(name.exists());
+        again(&other).unwrap();
+        // The lost file itself is removed, and then forgotten.
+        let lost = landings.of(&name, &other).unwrap();
+        landings.lose(&name, &lost).unwrap();
+        assert!(!name.exists());
+        assert_eq!(remembered(&landings), [] as [PathBuf; 0]);
+    }
+
+    #[test]
+    fn a_promoted_file_is_forgotten_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = folder.path().join("upload");
+        let (file, other) = (File::create(&name).unwrap(), tempfile::tempfile().unwrap());
+        let landings = Landings::default();
+        landings.of(&name, &file).unwrap();
+        landings.forget_promoted(&name, &other).unwrap();
+        assert_eq!(remembered(&landings), [name.clone()]);
+        landings.forget_promoted(&name, &file).unwrap();
+        assert_eq!(remembered(&landings), [] as [PathBuf; 0]);
+    }
+
+    #[test]
+    fn as_many_uploads_are_remembered_as_should_be() {
+        let file = tempfile::tempfile().unwrap();
+        let landings = Landings::default();
+        let name = |number: usize| PathBuf::from(format!("{number:05}"));
+        for number in 0..REMEMBERED_MAX {
+            let turn = landings.ahead(&name(number), file.try_clone().unwrap());
+            assert!(turn.is_some(), "{number} are remembered");
+            landings.of(&name(number), &file).unwrap();
+        }
+        // One more would be too many, and is not begun ahead of its promotion.
+        let last = name(REMEMBERED_MAX);
+        assert!(landings.ahead(&last, file.try_clone().unwrap()).is_none());
+        let known = |name: &Path| landings.of(name, &file).unwrap();
+        landings.forget_if_full(&name(0), &known(&name(0)));
+        assert_eq!(remembered(&landings).len(), REMEMBERED_MAX, "not full");
+        landings.forget_if_full(&last, &known(&last));
+        let all: Vec<PathBuf> = (0..REMEMBERED_MAX).map(name).collect();
+        assert_eq!(remembered(&landings), all);
+    }
+}

@@ -65,11 +65,14 @@ mod tests {
             format!("demo/7/{worker}/train-0-1/{hex}"),
             format!("operator/UDKTV7HZVYJFJN64LLMYQBUR6MTNNYCDC3LAZH4VHURW3GZLL3FULBXV/{hex}"),
         ];
-        for key in &keys {
-            let path = root.join("incoming").join(key);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, b"bytes").unwrap();
-        }
+        let nest = || {
+            for key in &keys {
+                let path = root.join("incoming").join(key);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, b"bytes").unwrap();
+            }
+        };
+        nest();
         let by_hand = root.join("incoming/by/hand");
         fs::create_dir_all(by_hand.parent().unwrap()).unwrap();
         fs::write(&by_hand, b"").unwrap();
@@ -82,5 +85,7 @@ mod tests {
         let left = fs::read_dir(root.join("incoming")).unwrap().count();
         assert_eq!(left, keys.len() + 1, "no folder of an upload is left");
         assert_eq!(take_over(root).unwrap(), 0);
+        nest();
+        assert_eq!(take_over(root).unwrap(), keys.len() as u64);
     }
 }

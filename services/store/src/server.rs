@@ -248,9 +248,10 @@ impl Store {
                 limits: self.limits.clone(),
                 known: known.clone(),
             };
+            // Counted first, since the task may answer before this one runs on.
+            gauge!(STORE_CONNECTIONS).set((connections.len() + 1) as f64);
             let task = connections.spawn(serve(stream, self.tls.clone(), front, shutdown.clone()));
             peers.opened(task, peer, known);
-            gauge!(STORE_CONNECTIONS).set(connections.len() as f64);
         }
         drop(self.listener);
         let drained = timeout(self.limits.drain, async {

@@ -38,8 +38,8 @@ use survivors::Survivors;
 const VERSION: &str = "27.1.0";
 /// A file below `target/mutants`: the names of the mutants that survived the last run.
 const SURVIVED: &str = "survived.txt";
-/// The number of mutants that `cargo xtask test` tries: their tests take a few seconds, the build
-/// takes a minute.
+/// The number of mutants that `cargo xtask test` tries: their tests take about a minute. The build,
+/// and the first run of all tests, take a few, most of them if the store is among the packages.
 const SAMPLE: usize = 40;
 /// A package whose every line is a decision, a guard or a check.
 struct GuardedPackage {

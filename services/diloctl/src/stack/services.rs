@@ -131,7 +131,7 @@ fn broker(folder: &Path, options: &Up, endpoints: &Endpoints) -> Result<Spec, Fa
         );
         Failure::new(Code::ToolMissing, text)
     })?;
-    let config = identity::Layout::new(folder).broker_config();
+    let config = identity::DomainLayout::new(folder).broker_config();
     let ports = folder.join("up");
     let port = super::port(&endpoints.bus).expect("these endpoints were made of ports");
     // The broker opens its log itself, since it can rotate only a file that it opened.
@@ -212,7 +212,7 @@ fn table<const N: usize>(entries: [(&str, Value); N]) -> Value {
 }
 
 fn store(folder: &Path, choices: &Choices) -> Table {
-    let layout = identity::Layout::new(folder);
+    let layout = identity::DomainLayout::new(folder);
     let listen = choices.endpoints.store.trim_start_matches("https://");
     Table::from_iter([(
         "store_server".to_owned(),
@@ -251,7 +251,7 @@ fn audit(folder: &Path, choices: &Choices) -> Table {
 }
 
 fn worker(folder: &Path, choices: &Choices, name: &str) -> Table {
-    let layout = identity::Layout::new(folder);
+    let layout = identity::DomainLayout::new(folder);
     Table::from_iter([
         (
             "bus".to_owned(),

@@ -236,6 +236,27 @@ fn a_second_name_has_the_same_bytes_and_is_given_once() {
 }
 
 /// Checks a file system on which a promotion is a copy: it takes as much room as an upload.
+/// A promotion has opened the upload before the disk has lost it.
+#[test]
+fn a_file_that_was_lost_is_not_copied() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Root {
+        links: false,
+        ..root(folder.path())
+    };
+    let source = root.path().join("incoming/upload");
+    fs::write(&source, "bytes").unwrap();
+    let file = File::open(&source).unwrap();
+    let name = root.path().join("blobs/sha256/00/object");
+    root.copy(&file, &name).unwrap();
+    assert!(name.exists());
+    fs::remove_file(&source).unwrap();
+    let name = root.path().join("blobs/sha256/00/another");
+    let refused = root.copy(&file, &name).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::NotFound);
+    assert!(!name.exists());
+}
+
 #[test]
 fn a_copy_is_refused_where_there_is_no_room_for_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -408,4 +429,31 @@ fn a_file_in_the_place_of_a_folder_is_an_error() {
     fs::write(&blocked, b"x").unwrap();
     assert!(root.make_folder(&blocked).is_err());
     assert!(root.make_folder(&blocked.join("b")).is_err());
+}
+
+/// The user of the store may have no right to the folder above the root; it has made the entry there
+/// only if it has the right.
+#[test]
+fn a_folder_above_that_the_store_may_not_open_is_no_fault_of_the_disk() {
+    for (kind, opens) in [
+        (io::ErrorKind::PermissionDenied, true),
+        (io::ErrorKind::StorageFull, false),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let above = fs::canonicalize(folder.path()).unwrap();
+        let path = folder.path().join("root");
+        fs::create_dir(&path).unwrap();
+        let disk = Disk {
+            names: Box::new(move |at| {
+                if at == above {
+                    Err(kind.into())
+                } else {
+                    Ok(())
+                }
+            }),
+            ..Disk::system()
+        };
+        let opened = Root::open_on(disk, &path, Durability::Always, 0);
+        assert_eq!(opened.is_ok(), opens, "{kind:?}");
+    }
 }

@@ -9,7 +9,7 @@ use async_nats::jetstream::{self, stream};
 use e2e::machine::{CommandOutcome, nats_config};
 use e2e::{Machine, Recipe};
 use harness::{Cluster, Options, PATIENCE};
-use identity::Layout;
+use identity::DomainLayout;
 use runtime::exit::EXIT_TAMPERED;
 use schemas::Code;
 use schemas::event::Event;
@@ -132,7 +132,7 @@ async fn a_copy_that_is_gone_is_made_anew_when_the_audit_files_are_put_aside() {
     is_refused_with(Code::CopyLost, &machine.up_again("d", "1").await);
     is_refused_with(Code::CopyLost, &cluster(&machine, "check").await);
     machine.down("d").await;
-    let files = Layout::new(&domain).audit_files();
+    let files = DomainLayout::new(&domain).audit_files();
     fs::rename(&files, machine.path("audit files")).unwrap();
     let up = machine.up_again("d", "1").await;
     assert!(up.status.success(), "{}", up.text);

@@ -16,7 +16,7 @@ async fn provisioner(machine: &Machine) -> jetstream::Context {
         .unwrap()
         .trim_matches('"')
         .to_owned();
-    let layout = identity::Layout::new(&machine.path("d"));
+    let layout = identity::DomainLayout::new(&machine.path("d"));
     let config = BusConfig {
         url,
         credentials: layout.credentials("provisioner"),
