@@ -386,7 +386,7 @@ async fn la_08_a_broker_or_a_store_that_serves_strangers_stops_every_process_tha
         .await;
 }
 
-/// A store that answers every request with success, whoever asks. Returns its address.
+/// A store that answers every request with success, signed or not. Returns its address.
 async fn public_store(certificate: &Path, key: &Path) -> String {
     let config = identity::tls::server_config(certificate, key).unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
