@@ -373,6 +373,11 @@ fn declarations_name_what_schemas_names() {
         serde_json::json!([format!("{}.>", Lane::Work.prefix())])
     );
     assert_eq!(work["retention"], "work_queue");
+    // No other stream may acknowledge what its disk does not have.
+    for file in ["AUDIT", "EVENTS", "LEDGER"] {
+        let stream = declaration(&format!("streams/{file}.json"));
+        assert_eq!(stream.get("acknowledges"), None, "{file}");
+    }
     assert_eq!(work["consumers"][0]["name"], WORK_CONSUMER);
     assert_eq!(work["consumers"][0]["filter"], work["subjects"][0]);
 }

@@ -1,6 +1,7 @@
 //! Builds the coordinator from its configuration. The order is keys, store, bus, ledger, the lead,
 //! and then the listeners, so that nothing is heard before it can be answered.
 
+use std::collections::VecDeque;
 use std::path::Path;
 
 use coordinator_core::{CHECKPOINT_EVERY, Coordinator, Settings};
@@ -93,6 +94,7 @@ impl Service {
             offers,
             tables,
             workers: Workers::shown(),
+            signed: VecDeque::new(),
         };
         let core = shell.lead(&settings, &store_mark, patience).await?;
         store_mark.put().await;

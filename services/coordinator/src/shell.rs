@@ -8,12 +8,13 @@ mod input;
 mod lead;
 mod tables;
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use coordinator_core::{Coordinator, Effect, Input};
+use coordinator_core::{Answer, Coordinator, Effect, Input};
 use identity::ManifestKey;
 use runtime::{Bus, Failure, clock};
-use schemas::{Code, RunId};
+use schemas::{Code, Refusal, RunId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -55,6 +56,8 @@ pub(crate) struct Shell {
     pub(crate) offers: Offers,
     pub(crate) tables: Tables,
     pub(crate) workers: Workers,
+    /// The answers to claims that are granted in this step, in the order of their effects.
+    pub(crate) signed: VecDeque<Result<Answer, Refusal>>,
 }
 
 /// The continuation of the loop after a step.
@@ -226,10 +229,18 @@ impl Shell {
                 other => others.push(other),
             }
         }
-        if !events.is_empty() {
+        // The leases are signed while the broker stores their grants. They leave after that, like
+        // everything else; if the events are not stored, nobody sees them.
+        let (key, store) = (&self.manifest_key, &self.store);
+        let signing = async { effects::sign_leases(key, store, &mut others) };
+        if events.is_empty() {
+            self.signed = signing.await;
+        } else {
             let since = Instant::now();
-            let appended = self.ledger.append(events).await;
+            // The events are sent first.
+            let (appended, signed) = tokio::join!(biased; self.ledger.append(events), signing);
             telemetry::appended(since.elapsed());
+            self.signed = signed;
             self.mark.note(&self.ledger);
             appended?;
         }

@@ -76,6 +76,7 @@ impl S3 for Backend {
                 "if-match is not for uploads here"
             ));
         }
+        self.check_suspect(&place).await?;
         let claim = self.claim(&place, how)?;
         let room = self
             .root
@@ -107,6 +108,7 @@ impl S3 for Backend {
     ) -> S3Result<S3Response<GetObjectOutput>> {
         let input = request.input;
         let place = Place::parse(&input.bucket, &input.key)?;
+        self.check_suspect(&place).await?;
         let path = place.path(self.root.path());
         let ranged = input.range.is_some();
         let opened = blocking(move || open(&path, input.range.as_ref())).await?;
@@ -141,6 +143,7 @@ impl S3 for Backend {
     ) -> S3Result<S3Response<HeadObjectOutput>> {
         let input = request.input;
         let place = Place::parse(&input.bucket, &input.key)?;
+        self.check_suspect(&place).await?;
         let path = place.path(self.root.path());
         let (bytes, modified) = blocking(move || {
             let metadata = fs::metadata(&path).map_err(no_key)?;
@@ -309,6 +312,16 @@ impl S3 for Backend {
 }
 
 impl Backend {
+    /// Has an upload checked that a power failure may have torn: nobody is answered for one that is
+    /// not whole, and it is not in the way of another try.
+    async fn check_suspect(&self, place: &Place) -> S3Result<()> {
+        if !self.root.suspects().are_left() {
+            return Ok(());
+        }
+        let (root, path) = (self.root.clone(), place.path(self.root.path()));
+        blocking(move || root.suspects().check(&path).map_err(storage_error)).await
+    }
+
     /// Claims the name for one upload, if it may be given only once. Fails with 412 if the name is
     /// taken, and with 409 while another upload of it is in progress; clients repeat after a 409,
     /// since the other may break off.

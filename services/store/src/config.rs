@@ -45,7 +45,7 @@ pub enum Tls {
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// A power failure: file and folder are synced before the answer. An upload into `incoming` is
-    /// synced when it is promoted.
+    /// synced before it is promoted.
     #[default]
     Always,
     /// The end of the process, but not that of the machine: the kernel decides when it writes.

@@ -33,8 +33,13 @@ pub(crate) struct Landings {
 #[derive(Debug)]
 pub(crate) struct Landing {
     file: FileId,
-    synced: OnceLock<Result<(), Arc<io::Error>>>,
+    pub(crate) synced: Shared,
 }
+
+/// Work that is done once for everybody who needs it. The first does it, the others wait meanwhile,
+/// and all share its outcome.
+#[derive(Debug, Default)]
+pub(crate) struct Shared(OnceLock<Result<(), Arc<io::Error>>>);
 
 /// The number of a file, which no other file has while this one is open or has a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +91,7 @@ impl Landings {
         }
         let landing = Arc::new(Landing {
             file,
-            synced: OnceLock::new(),
+            synced: Shared::default(),
         });
         by_name.insert(name.to_owned(), landing.clone());
         Ok(landing)
@@ -116,11 +121,10 @@ impl Landings {
     }
 }
 
-impl Landing {
-    /// The outcome of `sync`, which the first caller runs while all others wait. It tells the disk's
-    /// error to each of them.
-    pub(crate) fn wait(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        let outcome = self.synced.get_or_init(|| sync().map_err(Arc::new));
+impl Shared {
+    /// The outcome of `work`, which only the first caller runs.
+    pub(crate) fn done(&self, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let outcome = self.0.get_or_init(|| work().map_err(Arc::new));
         let shared = |error: &Arc<io::Error>| io::Error::new(error.kind(), error.clone());
         outcome.as_ref().copied().map_err(shared)
     }

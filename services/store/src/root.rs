@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Durability;
 use crate::disk::Disk;
 use crate::landing::{Ahead, Landings};
+use crate::power::Suspects;
 
 /// Most tries to name a file. The first may find no folder for it; a folder that is made then may
 /// vanish at once, since somebody may remove empty folders by hand, and is made again.
@@ -50,6 +51,8 @@ pub(crate) struct Root {
     writers: TaskTracker,
     /// Uploads that the disk has, or is about to have.
     landings: Landings,
+    /// Uploads that a power failure may have torn.
+    suspects: Suspects,
     disk: Disk,
     /// The lock lives as long as this handle.
     _lock: File,
@@ -139,12 +142,13 @@ impl Root {
             naming: Mutex::default(),
             writers: TaskTracker::new(),
             landings: Landings::default(),
+            suspects: Suspects::default(),
             disk,
             _lock: lock,
         };
         root.empty_tmp().map_err(RootError::Io)?;
         crate::nested::take_over(path).map_err(RootError::Io)?;
-        crate::power::remove_torn_uploads(path).map_err(RootError::Io)?;
+        root.suspects = Suspects::of(path).map_err(RootError::Io)?;
         root.links = root.try_ground()?;
         root.sync_buckets().map_err(RootError::Io)?;
         Ok(root)
@@ -213,6 +217,15 @@ impl Root {
 
     pub(crate) const fn landings(&self) -> &Landings {
         &self.landings
+    }
+
+    pub(crate) const fn suspects(&self) -> &Suspects {
+        &self.suspects
+    }
+
+    /// Checks all uploads that a power failure may have torn, unless the store ends before.
+    pub(crate) fn check_suspects(&self) {
+        self.suspects.check_all(|| self.writers.is_closed());
     }
 
     pub(crate) const fn writers(&self) -> &TaskTracker {
@@ -305,7 +318,7 @@ impl Root {
     /// no upload, nor a name to promote by, even if it has opened the file before.
     pub(crate) fn land(&self, name: &Path, file: &File) -> io::Result<()> {
         let landing = self.landings.of(name, file)?;
-        let landed = landing.wait(|| {
+        let landed = landing.synced.done(|| {
             let Err(error) = self.disk.sync_bytes(file) else {
                 return Ok(());
             };
@@ -359,6 +372,7 @@ impl Root {
     /// The name is given to the file that was synced, and not to the one that has the name of the
     /// upload by then: that one may have been deleted and sent again.
     pub(crate) fn link(&self, source: &Path, name: &Path) -> io::Result<()> {
+        self.suspects.check(source)?;
         let file = File::open(source)?;
         if self.lasts(name) {
             self.land(source, &file)?;

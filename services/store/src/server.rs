@@ -203,6 +203,10 @@ impl Store {
     /// Serves until `shutdown` is cancelled, and then waits for requests in progress, for as long
     /// as the limits allow.
     pub async fn run(self, shutdown: CancellationToken) {
+        let root = self.root.clone();
+        self.root
+            .writers()
+            .spawn_blocking(move || root.check_suspects());
         let sweeper = tokio::spawn(sweeper(
             self.root.clone(),
             self.limits.clone(),

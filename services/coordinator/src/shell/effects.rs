@@ -1,8 +1,10 @@
 //! Carries out effects in their order. Effects that take time run beside the loop.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use coordinator_core::{Answer, Effect, Input, Quarantine, ReplyId};
+use identity::ManifestKey;
 use ledger::State;
 use runtime::{Failure, clock};
 use schemas::lease::{ClaimOutcome, ClaimReply, MANIFEST_TYPE, Manifest};
@@ -18,11 +20,39 @@ use crate::checkpoint;
 use crate::grants;
 use crate::guard::answered;
 use crate::queue;
-use crate::store::incoming_key;
+use crate::store::{Store, incoming_key};
 
 /// Time after its signature in which a command is valid: enough for clocks that differ, and no
 /// more.
 const COMMAND_LIFE_SECONDS: u64 = 120;
+
+/// Signs the leases among `effects`, in their order. Returns the answers to their claims.
+pub(super) fn sign_leases(
+    key: &ManifestKey,
+    store: &Store,
+    effects: &mut [Effect],
+) -> VecDeque<Result<Answer, Refusal>> {
+    let mut signed = VecDeque::new();
+    for effect in effects {
+        if let Effect::Lease { manifest, .. } = effect {
+            manifest.iss = key.public().to_string();
+            signed.push_back(sign_lease(key, store, manifest));
+        }
+    }
+    signed
+}
+
+fn sign_lease(key: &ManifestKey, store: &Store, manifest: &Manifest) -> Result<Answer, Refusal> {
+    let compact = key
+        .sign_document(MANIFEST_TYPE, manifest)
+        .map_err(|error| {
+            Refusal::new(Code::Internal, format!("lease {}: {error}", manifest.lease))
+        })?;
+    Ok(Answer::Claim(ClaimReply {
+        base: grants::of_base(store, &manifest.base.chunks),
+        ..ClaimReply::of(ClaimOutcome::Lease(compact))
+    }))
+}
 
 impl Shell {
     /// Carries out an effect that is neither an append nor the end.
@@ -32,7 +62,11 @@ impl Shell {
                 unreachable!("carry_out does these itself")
             }
             Effect::Reply { reply, answer } => self.reply(reply, answer).await,
-            Effect::Lease { reply, manifest } => self.lease(reply, *manifest).await,
+            Effect::Lease { reply, .. } => {
+                let answer = self.signed.pop_front();
+                let answer = answer.expect("each lease was signed before its effect");
+                self.reply(reply, answer).await;
+            }
             Effect::GrantGet { reply, objects } => {
                 let answer = grants::get(&self.store, &objects);
                 self.reply(reply, Ok(answer)).await;
@@ -104,22 +138,6 @@ impl Shell {
         if let Some((_, to)) = self.tables.replies.remove(&reply) {
             to.send(&self.bus, answer).await;
         }
-    }
-
-    async fn lease(&mut self, reply: ReplyId, mut manifest: Manifest) {
-        manifest.iss = self.manifest_key.public().to_string();
-        let signed = self.manifest_key.sign_document(MANIFEST_TYPE, &manifest);
-        let answer = signed
-            .map(|compact| {
-                Answer::Claim(ClaimReply {
-                    base: grants::of_base(&self.store, &manifest.base.chunks),
-                    ..ClaimReply::of(ClaimOutcome::Lease(compact))
-                })
-            })
-            .map_err(|error| {
-                Refusal::new(Code::Internal, format!("lease {}: {error}", manifest.lease))
-            });
-        self.reply(reply, answer).await;
     }
 
     async fn grant_put(&mut self, reply: ReplyId, place: Quarantine, objects: &[ObjectRef]) {

@@ -27,7 +27,7 @@ use crate::context::Context;
 use crate::history::{Copy, History, Live};
 use crate::output::Row;
 use crate::stack::health::BrokerFault;
-use declaration::{Consumer, read_all};
+use declaration::{Consumer, is_late, read_all};
 
 /// Longest time for one change by the server; a stream with copies needs an election.
 const CHANGE_MAX: Duration = Duration::from_secs(20);
@@ -381,11 +381,16 @@ fn differences(wanted: &stream::Config, live: &stream::Config) -> String {
             ("copies", copies(config)),
         ]
     };
+    // A stream that was made before its file asked for less keeps its mode, which the broker does not
+    // change: it promises more than is declared.
+    let late = is_late(live) && !is_late(wanted);
+    let (stored, received) = ("when_stored".to_owned(), "when_received".to_owned());
+    let late = late.then_some(("acknowledges", stored, received));
+    let fields = fields(wanted).into_iter().zip(fields(live));
     list(
-        fields(wanted)
-            .into_iter()
-            .zip(fields(live))
-            .map(|((name, wanted), (_, live))| (name, wanted, live)),
+        fields
+            .map(|((name, wanted), (_, live))| (name, wanted, live))
+            .chain(late),
     )
 }
 
@@ -484,5 +489,23 @@ mod tests {
         };
         assert_eq!(differences(&wanted, &live), "max_bytes is 5, declared 7");
         assert!(differences(&wanted, &wanted).is_empty());
+    }
+
+    /// The ledger must not acknowledge what the disk does not have.
+    #[test]
+    fn only_a_stream_that_promises_less_than_is_declared_differs_in_its_mode() {
+        let mode = |persist_mode| stream::Config {
+            persist_mode,
+            ..stream::Config::default()
+        };
+        let late = mode(Some(stream::PersistenceMode::Async));
+        for durable in [None, Some(stream::PersistenceMode::Default)] {
+            assert_eq!(
+                differences(&mode(durable), &late),
+                "acknowledges is when_received, declared when_stored"
+            );
+            assert_eq!(differences(&late, &mode(durable)), "");
+        }
+        assert_eq!(differences(&late, &late), "");
     }
 }

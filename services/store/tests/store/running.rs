@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use diloco_store::StoreLimits;
 use identity::StoreKeys;
-use objects::{Signer, StoreClock};
+use objects::{Signer, StoreClock, Stored};
 use runtime::ready::Ready;
 use schemas::{Digest, ObjectRef};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::binary::Setup;
 use crate::support::{TestStore, key_of, nobody, noise, now, quick, soon};
+use crate::uploads::upload;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -74,6 +75,34 @@ async fn uploads_that_were_never_promoted_are_removed_while_the_store_runs() {
     assert!(line.contains("removed=1"), "{line}");
     assert!(!old.exists() && young.exists());
     let _root = store.stop().await;
+}
+
+/// A machine that was booted has all uploads read, which takes long where there are many. This one is
+/// a pipe: its reader waits for a writer.
+#[tokio::test]
+async fn a_store_serves_while_it_checks_the_uploads_from_before_a_boot() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = key_of(ObjectRef::of(b"endless")).to_string();
+    let pipe = folder.path().join("incoming").join(key.replace('/', ","));
+    std::fs::create_dir(folder.path().join("incoming")).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let limits = StoreLimits::default();
+    let started = TestStore::on(folder, StoreKeys::generate(), limits);
+    let store = timeout(PATIENCE, started).await.expect("it starts");
+    let object = upload(&store, &noise(1000, 1)).await;
+    let promoted = store.buckets().promote(&key_of(object), object).await;
+    assert_eq!(promoted.unwrap(), Stored::Now);
+    let end = pipe.clone();
+    let write = move || std::fs::File::options().write(true).open(end).map(drop);
+    let opened = tokio::task::spawn_blocking(write);
+    timeout(PATIENCE, opened)
+        .await
+        .expect("it is read")
+        .unwrap()
+        .unwrap();
+    let _root = store.stop().await;
+    assert!(!pipe.exists(), "it has not the bytes that its key names");
 }
 
 /// The value behind the text `begins` at the beginning of a line.

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::support::{Grants, TestStore, key_of, nobody, noise, now, once, soon};
 
-async fn upload(store: &TestStore, bytes: &Bytes) -> ObjectRef {
+pub(crate) async fn upload(store: &TestStore, bytes: &Bytes) -> ObjectRef {
     let object = ObjectRef::of(bytes);
     let grant = store
         .signer_at(store.address)

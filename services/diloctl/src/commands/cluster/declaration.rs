@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{
     consumer::{AckPolicy, pull},
-    stream::{self, Compression, DiscardPolicy, RetentionPolicy, StorageType},
+    stream::{self, Compression, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType},
 };
 use runtime::Failure;
 use schemas::account::{Account, Copied};
@@ -26,6 +26,8 @@ pub(super) struct Declaration {
     /// The accounts whose streams of events the broker copies into this one.
     copies: Vec<Place>,
     storage: StorageType,
+    #[serde(default)]
+    acknowledges: Acknowledges,
     retention: Retention,
     discard: DiscardPolicy,
     max_bytes: i64,
@@ -74,6 +76,17 @@ impl From<Place> for Account {
 pub(super) enum Retention {
     Limits,
     WorkQueue,
+}
+
+/// The moment at which the broker acknowledges a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Acknowledges {
+    /// The disk has it, if the broker syncs always.
+    #[default]
+    WhenStored,
+    /// The broker has it, and writes it later: a broker that is killed may lose it.
+    WhenReceived,
 }
 
 #[derive(Debug, Deserialize)]
@@ -147,6 +160,9 @@ impl Declaration {
             description: Some(self.about.clone()),
             subjects: self.subjects.clone(),
             storage: self.storage,
+            // The broker has this mode only for a stream that no other broker copies.
+            persist_mode: (self.acknowledges == Acknowledges::WhenReceived && replicas == 1)
+                .then_some(PersistenceMode::Async),
             retention: match self.retention {
                 Retention::Limits => RetentionPolicy::Limits,
                 Retention::WorkQueue => RetentionPolicy::WorkQueue,
@@ -172,6 +188,11 @@ impl Declaration {
             ..stream::Config::default()
         }
     }
+}
+
+/// True for a stream that acknowledges a message before the disk has it.
+pub(super) fn is_late(stream: &stream::Config) -> bool {
+    stream.persist_mode == Some(PersistenceMode::Async)
 }
 
 pub(super) fn source(copied: &Copied) -> stream::Source {
@@ -260,6 +281,11 @@ mod tests {
             "nothing can be published into it"
         );
         assert_eq!(audit.sources.iter().flatten().count(), 3);
+        let late = streams.iter().filter(|stream| is_late(stream));
+        let late: Vec<&str> = late.map(|stream| stream.name.as_str()).collect();
+        assert_eq!(late, ["WORK"], "nothing relies on what it acknowledges");
+        let copied = all.iter().flat_map(|one| one.streams(&tenants, 3));
+        assert_eq!(copied.filter(is_late).count(), 0);
         let direct = streams.iter().filter(|stream| stream.allow_direct);
         let direct: Vec<&str> = direct.map(|stream| stream.name.as_str()).collect();
         assert_eq!(
