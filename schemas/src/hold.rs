@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::TEXT_BYTES_MAX;
+use crate::limits::REASON_BYTES_MAX;
 use crate::message::{V, message};
 use crate::text::is_plain;
 use crate::{Round, RunId};
@@ -28,7 +28,7 @@ impl fmt::Display for Hold {
     }
 }
 
-/// The reason that a person gives for an order: not blank, at most [`TEXT_BYTES_MAX`] bytes, and
+/// The reason that a person gives for an order: not blank, at most [`REASON_BYTES_MAX`] bytes, and
 /// without characters that a terminal would obey.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -41,7 +41,7 @@ pub enum ReasonError {
     #[error("a reason has at least one letter")]
     Blank,
     /// Too long.
-    #[error("a reason has at most {TEXT_BYTES_MAX} bytes, not {0}")]
+    #[error("a reason has at most {REASON_BYTES_MAX} bytes, not {0}")]
     TooLong(usize),
     /// It holds control characters, or invisible ones.
     #[error("a reason is one line of visible characters")]
@@ -61,7 +61,7 @@ impl TryFrom<String> for Reason {
     fn try_from(text: String) -> Result<Self, ReasonError> {
         if text.trim().is_empty() {
             Err(ReasonError::Blank)
-        } else if text.len() > TEXT_BYTES_MAX {
+        } else if text.len() > REASON_BYTES_MAX {
             Err(ReasonError::TooLong(text.len()))
         } else if !is_plain(&text) {
             Err(ReasonError::NotPlain)
@@ -115,7 +115,7 @@ message!(HoldRequest, "run.hold", 4096);
 pub struct HoldReply {
     /// Version.
     pub v: V<1>,
-    /// True if this request changed the run; false if it was as the request wants it before.
+    /// True if this request changed the run; false if the run already was so.
     pub changed: bool,
     /// The version of the run's weights.
     pub weights: Round,
@@ -135,12 +135,15 @@ mod tests {
     fn a_reason_is_one_line_that_says_something() {
         let fault = |text: &str| text.parse::<Reason>().err();
         assert_eq!(fault("worker 3 sends odd norms ✓"), None);
-        assert_eq!(fault(&"a".repeat(TEXT_BYTES_MAX)), None);
+        assert_eq!(fault(&"a".repeat(REASON_BYTES_MAX)), None);
         assert_eq!(fault(" \t"), Some(ReasonError::Blank));
         assert_eq!(fault(""), Some(ReasonError::Blank));
         assert_eq!(fault("two\nlines"), Some(ReasonError::NotPlain));
         assert_eq!(fault("\u{1b}[2Jx"), Some(ReasonError::NotPlain));
-        let long = "a".repeat(TEXT_BYTES_MAX + 1);
-        assert_eq!(fault(&long), Some(ReasonError::TooLong(TEXT_BYTES_MAX + 1)));
+        let long = "a".repeat(REASON_BYTES_MAX + 1);
+        assert_eq!(
+            fault(&long),
+            Some(ReasonError::TooLong(REASON_BYTES_MAX + 1))
+        );
     }
 }

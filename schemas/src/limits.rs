@@ -25,6 +25,8 @@ pub const FOUNDRY_BYTES_MAX: usize = 64 << 20;
 pub const SEALED_MAX: usize = 512;
 /// A run's name is a subject token, an object-key segment and a table column.
 pub const RUN_ID_BYTES_MAX: usize = 32;
+/// Longest reason of an operator's order.
+pub const REASON_BYTES_MAX: usize = 256;
 /// Longest free text in a refusal or an event.
 pub const TEXT_BYTES_MAX: usize = 1024;
 /// Largest object, and so the largest single PUT (`object-store`: S3 has no whole-object sha256 for

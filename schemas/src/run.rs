@@ -1,7 +1,10 @@
 //! A run: one training job, whose settings are fixed at its creation and named by their digest.
 
+mod rules;
+
 use serde::{Deserialize, Serialize};
 
+pub use self::rules::{Closing, Combination, Comparison};
 use crate::code::{Code, Refusal};
 pub use crate::codec::{Carries, Codec, CodecKind, Rounding};
 use crate::limits::{
@@ -170,82 +173,6 @@ pub enum OuterOptimizer {
     },
 }
 
-/// The rule by which the contributions of a round become one, before the outer optimizer applies
-/// the result. Only contributions with a weight take part. The crate `merge` has the formulas.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Combination {
-    /// The weighted mean.
-    #[default]
-    Mean,
-    /// The weighted mean of contributions, each of which is first scaled down to at most
-    /// `norm_ratio` times the lower median of their norms.
-    Clipped {
-        /// Largest norm, as a multiple of the lower median.
-        #[serde(serialize_with = "shortest_decimal")]
-        norm_ratio: f32,
-    },
-    /// For each parameter, the mean of the values that are left when the `each_end` lowest and as
-    /// many of the highest are left out: that many hostile contributions cannot choose the result.
-    /// Weights do not matter.
-    Trimmed {
-        /// Values left out at each end.
-        each_end: u32,
-    },
-    /// The median for each parameter. Weights do not matter.
-    Median,
-    /// Radial-directional averaging: for each tensor the weighted mean of the norms, in the
-    /// direction of the weighted mean of the unit vectors. Embeddings get the weighted mean.
-    Radial,
-}
-
-impl Combination {
-    /// True for the oldest rule, which settings without a rule follow.
-    pub const fn is_mean(&self) -> bool {
-        matches!(self, Self::Mean)
-    }
-
-    /// True for a rule that depends on the norms of whole contributions.
-    pub const fn needs_norms(self) -> bool {
-        match self {
-            Self::Clipped { .. } => true,
-            Self::Mean | Self::Trimmed { .. } | Self::Median | Self::Radial => false,
-        }
-    }
-
-    /// Checks that every number is within its bounds.
-    ///
-    /// # Errors
-    /// As [`RunSpec::validate`].
-    pub fn validate(&self) -> Result<(), Refusal> {
-        match *self {
-            Self::Mean | Self::Median | Self::Radial => Ok(()),
-            Self::Clipped { norm_ratio } => {
-                real("combination.norm_ratio", norm_ratio.into(), 1.0, 1e6)
-            }
-            Self::Trimmed { each_end } => {
-                whole("combination.each_end", each_end.into(), 1, UNITS_MAX.into())
-            }
-        }
-    }
-}
-
-/// The condition under which a round is sealed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Closing {
-    /// All its training units have a contribution, which counts by its tokens.
-    #[default]
-    All,
-}
-
-impl Closing {
-    /// True for the oldest rule, which settings without a rule follow.
-    pub const fn is_all(&self) -> bool {
-        matches!(self, Self::All)
-    }
-}
-
 /// Rules for workers and leases.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -264,6 +191,10 @@ pub struct Policy {
     /// that settings from before there was a choice keep their digest.
     #[serde(default, skip_serializing_if = "Closing::is_all")]
     pub closing: Closing,
+    /// The comparison with other contributions. Left out of the message if there is none, so that
+    /// settings from before there was one keep their digest.
+    #[serde(default, skip_serializing_if = "Comparison::is_none")]
+    pub comparison: Comparison,
 }
 
 impl RunSpec {
@@ -614,6 +545,7 @@ impl Policy {
             LEASE_MAX.get(),
         )?;
         real("policy.norm_max", self.norm_max, 0.0, f64::MAX)?;
+        self.comparison.validate()?;
         whole("policy.strikes_max", self.strikes_max.into(), 1, 1_000_000)
     }
 }

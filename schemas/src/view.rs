@@ -3,12 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use crate::contribution::Fate;
+use crate::hold::{Hold, Reason};
 use crate::lease::{LeaseRef, UnitId};
 use crate::member::Posture;
 use crate::run::RunSpec;
 use crate::telemetry::Phase;
 use crate::{
-    AccountId, Bytes, Digest, ObjectRef, Refusal, Round, RunId, Tokens, UnixMillis, WorkerId,
+    AccountId, Bytes, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, Tokens, UnixMillis,
+    WorkerId,
 };
 
 /// The phase that a run is in.
@@ -45,6 +47,9 @@ pub struct RunView {
     /// workers, a merge or save that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Refusal>,
+    /// What operators keep the run from. Left out of the message while there is nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holds: Vec<HoldView>,
     /// The open round; equal to `rounds` when all are closed.
     pub round: Round,
     /// Rounds of the run.
@@ -77,6 +82,20 @@ pub struct RunView {
     pub created_at: UnixMillis,
     /// Completed at.
     pub completed_at: Option<UnixMillis>,
+}
+
+/// A hold that stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HoldView {
+    /// The hold.
+    pub hold: Hold,
+    /// The operator who placed it.
+    pub operator: PublicKey,
+    /// The operator's reason.
+    pub reason: Reason,
+    /// The time at which it was placed.
+    pub since: UnixMillis,
 }
 
 /// A run in full.

@@ -8,7 +8,7 @@ use schemas::limits::{
     DIMENSIONS_MAX, LEASE_MAX, LEASE_MIN, OBJECT_BYTES_MAX, SEQUENCE_TOKENS_MAX, SHARDS_MAX,
     TENSORS_MAX, TEXT_BYTES_MAX, UNITS_MAX, WORKERS_MAX,
 };
-use schemas::run::{CodecKind, Combination, OuterOptimizer, RunSpec};
+use schemas::run::{CodecKind, Combination, Comparison, OuterOptimizer, RunSpec};
 use schemas::subject::Incoming;
 use schemas::{
     Answer, Bytes, Code, Digest, Message, Millis, ObjectRef, Refusal, Reply, Round, Steps, Tokens,
@@ -286,6 +286,10 @@ fn reals() -> Vec<(&'static str, f64, f64, Set<f64>)> {
             spec.combination = Combination::Clipped {
                 norm_ratio: value as f32,
             };
+        }),
+        ("policy.norm_ratio_max", 1.0, 1e6, |spec, value| {
+            let norm_ratio_max = value;
+            spec.policy.comparison = Comparison::Others { norm_ratio_max };
         }),
         ("policy.norm_max", 0.0, f64::MAX, |spec, value| {
             spec.policy.norm_max = value

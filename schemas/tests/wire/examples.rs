@@ -161,6 +161,7 @@ fn view() -> RunView {
         phase: RunPhase::Training,
         halted: None,
         trouble: None,
+        holds: Vec::new(),
         round: Round(3),
         rounds: 10,
         units_done: 1,

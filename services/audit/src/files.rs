@@ -115,21 +115,25 @@ impl Known {
 /// # Errors
 /// A file cannot be read, or a line was damaged.
 pub fn kept(folder: &Path) -> Result<BTreeMap<StreamSequence, Known>, AuditFilesError> {
-    let mut known = BTreeMap::new();
     if !folder.is_dir() {
-        return Ok(known);
+        return Ok(BTreeMap::new());
     }
+    read(folder, &mut |_| {})
+}
+
+/// Passes every entry in the files of `folder` to `each`. Takes no lock and changes nothing, since
+/// the service may be writing.
+pub(crate) fn read(
+    folder: &Path,
+    each: &mut dyn FnMut(FileEntry),
+) -> Result<BTreeMap<StreamSequence, Known>, AuditFilesError> {
+    let mut known = BTreeMap::new();
     let names = log_names(folder)?;
     for name in &names {
         let path = folder.join(name);
         let file = File::open(&path).map_err(|source| io_error(&path, source))?;
-        scan(
-            &path,
-            &file,
-            names.last() == Some(name),
-            &mut known,
-            &mut |_| {},
-        )?;
+        let is_last = names.last() == Some(name);
+        scan(&path, &file, is_last, &mut known, each)?;
     }
     Ok(known)
 }

@@ -12,6 +12,7 @@
 //! | `intake` | workers' events: heard, checked, recorded, answered |
 //! | `service` | the loop of the program |
 //! | `replay` | a whole replay, and following on |
+//! | `recomputation` | merges made again from objects, and compared with the ledger |
 //! | `config` | the program's configuration |
 
 pub mod config;
@@ -20,10 +21,12 @@ mod intake;
 mod line;
 pub mod program;
 pub mod reader;
+pub mod recomputation;
 pub mod recorder;
 pub mod replay;
 pub mod service;
 
+pub use audit_core::recompute;
 pub use audit_core::{
     Auditor, Checked, EmitterSummary, FaultyWorker, Finding, ForeignMessage, Payload,
     PlacedFinding, Record, RunSummary, StreamSequence, Summary, TimelineRow, Verdict,
@@ -31,6 +34,7 @@ pub use audit_core::{
 pub use config::Config;
 pub use files::{AuditFiles, AuditFilesError, Comparison, Known};
 pub use reader::{Reader, Span};
-pub use recorder::{Recorder, RecorderError};
+pub use recomputation::Recomputation;
+pub use recorder::{Recorder, RecorderError, recall_files};
 pub use replay::{Replay, ReplayError};
 pub use service::Service;

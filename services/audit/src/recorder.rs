@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use schemas::subject::AUDIT_STREAM;
 use schemas::{Code, UnixMillis, V};
 
-use crate::files::{AuditFiles, AuditFilesError, Comparison, FileEntry};
+use crate::files::{self, AuditFiles, AuditFilesError, Comparison, FileEntry};
 use crate::line::{Kept, Line};
 use crate::reader::Span;
 
@@ -277,6 +277,27 @@ impl Recorder {
     pub fn files(&self) -> &AuditFiles {
         &self.files
     }
+}
+
+/// Gives everything that the files of `folder` keep to an auditor, and returns the last position.
+/// Takes no lock and changes nothing.
+///
+/// # Errors
+/// The folder or a file cannot be read, or a line was damaged.
+pub fn recall_files(
+    folder: &Path,
+    auditor: &mut Auditor,
+) -> Result<StreamSequence, AuditFilesError> {
+    let mut waiting = Vec::with_capacity(RECALLED_AT_ONCE);
+    let known = files::read(folder, &mut |past| {
+        waiting.push(past);
+        if waiting.len() == RECALLED_AT_ONCE {
+            recall(auditor, &mut waiting);
+        }
+    })?;
+    recall(auditor, &mut waiting);
+    let last = known.last_key_value();
+    Ok(last.map_or(StreamSequence(0), |(last, _)| *last))
 }
 
 /// Gives the kept entries to the auditor again. It repeats all findings by itself, except those

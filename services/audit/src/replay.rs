@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use audit_core::recompute::Merges;
 use audit_core::{Auditor, Checked, Examined, Finding, PlacedFinding, Record, StreamSequence};
 use identity::TrustBundle;
 use runtime::{Bus, Failure, StreamError};
@@ -87,6 +88,13 @@ impl Replay {
     #[must_use]
     pub fn against(self, kept: BTreeMap<StreamSequence, Known>) -> Self {
         Self { kept, ..self }
+    }
+
+    /// Collects the merges of a run as well.
+    #[must_use]
+    pub fn collecting(self, merges: Merges) -> Self {
+        let auditor = self.auditor.collecting(merges);
+        Self { auditor, ..self }
     }
 
     /// The first and the last position of the stream when it was opened.
@@ -213,5 +221,10 @@ impl Replay {
     /// The checks so far.
     pub fn auditor(&self) -> &Auditor {
         &self.auditor
+    }
+
+    /// The auditor with all checks so far, when nothing more is to be read.
+    pub fn into_auditor(self) -> Auditor {
+        self.auditor
     }
 }

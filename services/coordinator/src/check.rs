@@ -4,13 +4,14 @@
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use merge::codec::encoded_bytes;
 use model::ModelConfig;
+use recompute::{Objects as _, RunContext, layout};
 use schemas::data::{DataManifest, Tokenizer};
 use schemas::layout::Layout;
 use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::run::{CodecKind, RunSpec, TrainerKind};
 use schemas::{Bytes, Code, ObjectRef, Refusal};
 
-use crate::foundry::{MAGNITUDE_MAX, RunContext, layout};
+use crate::foundry::MAGNITUDE_MAX;
 use crate::store::{Store, refusal};
 
 /// Objects whose presence is checked at the same time.

@@ -7,25 +7,19 @@
 //! | `dispatcher` | takes orders, keeps what was checked until it is merged |
 //! | `screen`, `staged` | the check of a result, chunk by chunk; checks that are shared and take turns |
 //! | `executor` | one thing at a time to the weights: restore, merge; saves beside |
-//! | `inputs` | the chunks of a merge's contributions, as many at a time as memory is set aside for |
-//! | `context`, `weights`, `restore`, `save` | layout; the outer step on a chunk; weights from and into objects |
+//! | `save` | weights into objects; crate `recompute` steps them, and restores them from objects |
 
-mod context;
 mod dispatcher;
 mod executor;
-mod inputs;
-mod restore;
 mod save;
 mod screen;
 mod staged;
-mod weights;
 
 use schemas::foundry::{Answer, Order};
 use schemas::{Code, Refusal, RunId};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-pub(crate) use self::context::{RunContext, layout};
 use self::dispatcher::{Dispatcher, Message};
 pub(crate) use self::screen::MAGNITUDE_MAX;
 use crate::arrival::Arrival;

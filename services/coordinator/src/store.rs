@@ -4,11 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use coordinator_core::Quarantine;
 use objects::{
     Buckets, Endpoint, IncomingKey, ObjectError, Signer, StoreClock, TransferLimits, Trust,
 };
+use recompute::Objects;
 use runtime::Failure;
 use schemas::run::RunSpec;
 use schemas::{Chunks, Code, Digest, ObjectRef, Refusal};
@@ -151,15 +153,6 @@ impl Store {
         Err(Refusal::new(Code::ObjectMismatch, detail))
     }
 
-    /// The chunks: those that are named, or those in the list that is named, which is read from
-    /// `blobs`.
-    pub(crate) async fn chunks(&self, chunks: &Chunks) -> Result<Vec<ObjectRef>, Refusal> {
-        match chunks {
-            Chunks::Named(chunks) => Ok(chunks.clone()),
-            Chunks::Listed(listed) => listed.read(&self.fetch(listed.list).await?),
-        }
-    }
-
     /// Names chunks as the run does, and stores their list if there is one.
     pub(crate) async fn name_chunks(
         &self,
@@ -179,6 +172,13 @@ impl Store {
             .put_blob(bytes)
             .await
             .map_err(|error| refusal(&error))
+    }
+}
+
+#[async_trait]
+impl Objects for Store {
+    async fn fetch(&self, object: ObjectRef) -> Result<Bytes, Refusal> {
+        Self::fetch(self, object).await
     }
 }
 

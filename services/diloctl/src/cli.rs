@@ -208,8 +208,8 @@ pub(crate) enum Run {
         run: RunId,
     },
     /// Keep a run's weights as they are, for an incident: no round is merged and the run does not
-    /// complete until `run unfreeze`. Workers go on with the round that is open, and a restart of
-    /// the coordinator changes nothing. The audit keeps the reason.
+    /// complete until `run unfreeze`. Workers go on with the round that is open. The freeze outlives
+    /// a restart of the coordinator, and the audit keeps the reason.
     Freeze(HoldArgs),
     /// Let a frozen run merge again. What waited is merged at once.
     Unfreeze(HoldArgs),
@@ -325,12 +325,60 @@ pub(crate) enum Audit {
         #[arg(long, conflicts_with = "at")]
         summary: bool,
     },
+    /// Make the merges of a run again, from the objects that the ledger names, and compare the
+    /// outcome with the ledger bit for bit. The rows say what is verified; a round that differs is
+    /// evidence against the coordinator, and a round without its objects has no verdict.
+    Recompute(Recompute),
     /// Print events as they come.
     Tail {
         /// Show only events of this run, and events that concern no run.
         #[arg(long)]
         run: Option<RunId>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Recompute {
+    /// Name of the run.
+    #[arg(long, default_value = "demo")]
+    pub(crate) run: RunId,
+    /// The round to make again. This begins at the last full snapshot before it, whose weights are
+    /// taken as they are.
+    #[arg(long, required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) round: Option<u64>,
+    /// Make every round again, from the initial weights, and compare every full snapshot.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Folder with the files of an audit service, or with a copy of these. Without it stream AUDIT
+    /// is read, with the auditor's credentials.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) ledger: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) objects: ObjectSource,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ObjectSource {
+    /// File with an auditor's key to the store, `store/auditor.json` of the trust domain: objects
+    /// are read from the store itself, and no coordinator is asked.
+    #[arg(long, value_name = "FILE", conflicts_with = "store_folder")]
+    pub(crate) store_keys: Option<PathBuf>,
+    /// Address of the store; by default that of the store that `up` started, or
+    /// https://127.0.0.1:9000. Its certificate must be signed by the domain's authority.
+    #[arg(long, value_name = "URL", requires = "store_keys")]
+    pub(crate) store: Option<String>,
+    /// Region that signatures name; embedded stores accept any.
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "store_keys",
+        default_value = "us-east-1"
+    )]
+    pub(crate) store_region: String,
+    /// Folder of an embedded store, or a copy. Without it and without `--store-keys` objects are
+    /// read through URLs of the coordinator, with the operator's credentials.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store_folder: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -18,7 +18,7 @@ use crate::key::{KeyError, KeyKind, SigningKey};
 use crate::layout::DomainLayout;
 use crate::purpose::{AuditKey, ConnectionKey, ManifestKey};
 use crate::secret::{FileError, create_private_folder, read_secret, write_private};
-use crate::store_keys::{StoreKeys, StoreKeysError};
+use crate::store_keys::{AccessKey, StoreKeys, StoreKeysError};
 use crate::tls::{Authority, TlsError};
 use crate::trust::{TrustBundle, TrustError};
 
@@ -226,6 +226,27 @@ impl Domain {
             public: credentials.public().clone(),
             expires,
         })
+    }
+
+    /// Makes sure that auditors have a key to the store, in a file of its own: a domain of an
+    /// earlier release has none. Returns true if the store must be started again to know the key.
+    /// The caller holds the [`crate::DomainLock`].
+    ///
+    /// # Errors
+    /// The store's keys cannot be read or written.
+    pub fn give_auditors_store_key(&self) -> Result<bool, DomainError> {
+        let (all, own) = (self.layout.store_keys(), self.layout.store_auditor_key());
+        let mut keys = StoreKeys::read(&all)?;
+        let is_new = keys.audit.is_none();
+        let audit = keys.audit.get_or_insert_with(AccessKey::generate).clone();
+        if is_new {
+            keys.write(&all)?;
+        }
+        // If an earlier call broke off between the two files, the second is still missing.
+        if is_new || !own.exists() {
+            audit.write_auditors(&own)?;
+        }
+        Ok(is_new)
     }
 
     /// The texts that the broker's configuration includes. Their tokens follow from the keys and
@@ -516,7 +537,10 @@ pub(crate) fn make(
     write_private(&layout.ca(), certified.certificate.as_bytes())?;
     write_private(&layout.ca_key(), certified.key.as_bytes())?;
     write_server_certificate(layout, &authority, &options.server_names, now)?;
-    StoreKeys::generate().write(&layout.store_keys())?;
+    let keys = StoreKeys::generate();
+    keys.write(&layout.store_keys())?;
+    let auditors = keys.audit.expect("all pairs are generated");
+    auditors.write_auditors(&layout.store_auditor_key())?;
     create_private_folder(&layout.credentials_folder())?;
     create_private_folder(&layout.audit_keys_folder())?;
     let trust = TrustBundle {

@@ -73,6 +73,11 @@ impl DomainLayout {
         self.folder.join("store/keys.json")
     }
 
+    /// The auditor's access key to the store.
+    pub fn store_auditor_key(&self) -> PathBuf {
+        self.folder.join("store/auditor.json")
+    }
+
     /// The broker's configuration: [`DomainLayout::broker_config`] and what it includes.
     pub fn broker_folder(&self) -> PathBuf {
         self.folder.join("broker")
@@ -165,6 +170,7 @@ mod tests {
             (layout.server_certificate(), "d/tls/server.pem"),
             (layout.server_key(), "d/tls/server.key"),
             (layout.store_keys(), "d/store/keys.json"),
+            (layout.store_auditor_key(), "d/store/auditor.json"),
             (layout.broker_folder(), "d/broker"),
             (layout.broker_config(), "d/broker/nats.conf"),
             (layout.broker_generated(), "d/broker/generated"),

@@ -1,12 +1,13 @@
 //! The store's access keys, one pair for each purpose. The key that may write incoming objects
 //! cannot read or change published ones, and only the admin key can do both. Workers hold none of
-//! them.
+//! them. An auditor holds the one that reads published objects, in a file of its own.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
 use schemas::{Code, V};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -21,6 +22,9 @@ pub struct StoreKeys {
     pub put: AccessKey,
     /// Signs URLs that read from the published bucket.
     pub get: AccessKey,
+    /// Reads from the published bucket, in the hands of an auditor. None in a file of an earlier
+    /// release.
+    pub audit: Option<AccessKey>,
 }
 
 /// An S3 access key.
@@ -62,6 +66,20 @@ struct Wire<Text> {
     admin: Pair<Text>,
     put: Pair<Text>,
     get: Pair<Text>,
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    audit: Option<Pair<Text>>,
+}
+
+/// The file `auditor.json`: what an auditor gets of a store's keys.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AuditorWire<Text> {
+    v: V<1>,
+    audit: Pair<Text>,
+}
+
+fn none<Text>() -> Option<Pair<Text>> {
+    None
 }
 
 #[derive(Serialize, Deserialize)]
@@ -85,12 +103,13 @@ impl StoreKeysError {
 schemas::coded!(StoreKeysError);
 
 impl StoreKeys {
-    /// Three new pairs.
+    /// New pairs.
     pub fn generate() -> Self {
         Self {
             admin: AccessKey::generate(),
             put: AccessKey::generate(),
             get: AccessKey::generate(),
+            audit: Some(AccessKey::generate()),
         }
     }
 
@@ -99,21 +118,12 @@ impl StoreKeys {
     /// # Errors
     /// It cannot be used, others may read it, a pair is incomplete, or two are the same.
     pub fn read(path: &Path) -> Result<Self, StoreKeysError> {
-        let text = read_secret(path)?;
-        let wire: Wire<String> =
-            serde_json::from_str(&text).map_err(|error| StoreKeysError::Malformed {
-                path: path.to_owned(),
-                line: error.line(),
-                column: error.column(),
-            })?;
-        let key = |pair: Pair<String>| AccessKey {
-            id: pair.id,
-            secret: Secret::new(pair.secret),
-        };
+        let wire: Wire<String> = read(path)?;
         let keys = Self {
-            admin: key(wire.admin),
-            put: key(wire.put),
-            get: key(wire.get),
+            admin: wire.admin.into(),
+            put: wire.put.into(),
+            get: wire.get.into(),
+            audit: wire.audit.map(AccessKey::from),
         };
         keys.check()?;
         Ok(keys)
@@ -124,39 +134,31 @@ impl StoreKeys {
     /// # Errors
     /// It cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), StoreKeysError> {
-        fn pair(key: &AccessKey) -> Pair<&str> {
-            Pair {
-                id: &key.id,
-                secret: key.secret.expose(),
-            }
-        }
         let wire = Wire {
             v: V,
-            admin: pair(&self.admin),
-            put: pair(&self.put),
-            get: pair(&self.get),
+            admin: self.admin.pair(),
+            put: self.put.pair(),
+            get: self.get.pair(),
+            audit: self.audit.as_ref().map(AccessKey::pair),
         };
-        let text = Zeroizing::new(serde_json::to_string_pretty(&wire).expect("text is JSON"));
-        Ok(write_private(path, text.as_bytes())?)
+        write(path, &wire)
     }
 
     fn check(&self) -> Result<(), StoreKeysError> {
-        for (name, key) in [
+        let three = [
             ("admin", &self.admin),
             ("put", &self.put),
             ("get", &self.get),
-        ] {
-            if key.id.trim().is_empty() || key.secret.expose().trim().is_empty() {
-                return Err(StoreKeysError::Half(name));
-            }
-        }
-        for (a, b) in [
-            (&self.admin, &self.put),
-            (&self.admin, &self.get),
-            (&self.put, &self.get),
-        ] {
-            if a.id == b.id || a.secret.same(&b.secret) {
-                return Err(StoreKeysError::Shared(a.id.clone()));
+        ];
+        let audit = self.audit.iter().map(|key| ("audit", key));
+        let keys: Vec<_> = three.into_iter().chain(audit).collect();
+        for (at, (name, key)) in keys.iter().enumerate() {
+            key.check(name)?;
+            let before = keys[..at].iter().map(|(_, other)| other);
+            let mut shared =
+                before.filter(|other| other.id == key.id || other.secret.same(&key.secret));
+            if shared.next().is_some() {
+                return Err(StoreKeysError::Shared(key.id.clone()));
             }
         }
         Ok(())
@@ -173,6 +175,40 @@ impl AccessKey {
         }
     }
 
+    /// Reads the file of an auditor.
+    ///
+    /// # Errors
+    /// It cannot be used, others may read it, or the pair is incomplete.
+    pub fn read_auditors(path: &Path) -> Result<Self, StoreKeysError> {
+        let wire: AuditorWire<String> = read(path)?;
+        let key = Self::from(wire.audit);
+        key.check("audit")?;
+        Ok(key)
+    }
+
+    /// Writes the file of an auditor, for its owner alone.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_auditors(&self, path: &Path) -> Result<(), StoreKeysError> {
+        let audit = self.pair();
+        write(path, &AuditorWire { v: V, audit })
+    }
+
+    fn check(&self, name: &'static str) -> Result<(), StoreKeysError> {
+        match self.id.trim().is_empty() || self.secret.expose().trim().is_empty() {
+            true => Err(StoreKeysError::Half(name)),
+            false => Ok(()),
+        }
+    }
+
+    fn pair(&self) -> Pair<&str> {
+        Pair {
+            id: &self.id,
+            secret: self.secret.expose(),
+        }
+    }
+
     /// The id: not secret.
     pub fn id(&self) -> &str {
         &self.id
@@ -182,6 +218,29 @@ impl AccessKey {
     pub fn expose_secret(&self) -> &str {
         self.secret.expose()
     }
+}
+
+impl From<Pair<String>> for AccessKey {
+    fn from(pair: Pair<String>) -> Self {
+        Self {
+            id: pair.id,
+            secret: Secret::new(pair.secret),
+        }
+    }
+}
+
+fn read<Wire: DeserializeOwned>(path: &Path) -> Result<Wire, StoreKeysError> {
+    let text = read_secret(path)?;
+    serde_json::from_str(&text).map_err(|error| StoreKeysError::Malformed {
+        path: path.to_owned(),
+        line: error.line(),
+        column: error.column(),
+    })
+}
+
+fn write(path: &Path, wire: &impl Serialize) -> Result<(), StoreKeysError> {
+    let text = Zeroizing::new(serde_json::to_string_pretty(wire).expect("text is JSON"));
+    Ok(write_private(path, text.as_bytes())?)
 }
 
 impl fmt::Debug for AccessKey {
@@ -211,6 +270,40 @@ mod tests {
             assert_eq!((a.id().len(), a.expose_secret().len()), (20, 40));
             assert!(printed.contains(a.id()) && !printed.contains(a.expose_secret()));
         }
+    }
+
+    #[test]
+    fn tl_04_an_auditor_gets_one_pair_in_a_file_of_its_own() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let [all, own] = ["keys.json", "auditor.json"].map(|name| scratch.path().join(name));
+        let mut keys = StoreKeys::generate();
+        keys.write(&all).expect("the folder takes files");
+        let audit = keys.audit.clone().expect("it was generated");
+        audit.write_auditors(&own).expect("the folder takes files");
+        let text = std::fs::read_to_string(&own).expect("it was written");
+        for key in [&keys.admin, &keys.put, &keys.get] {
+            assert!(!text.contains(key.id()) && !text.contains(key.expose_secret()));
+        }
+        let again = AccessKey::read_auditors(&own).expect("just written");
+        let kept = StoreKeys::read(&all).expect("just written").audit;
+        let kept = kept.expect("it was written");
+        for read in [again, kept] {
+            assert_eq!(read.id(), audit.id());
+            assert_eq!(read.expose_secret(), audit.expose_secret());
+        }
+        // Neither file passes for the other: an auditor does not get all keys by mistake.
+        assert!(AccessKey::read_auditors(&all).is_err());
+        assert!(StoreKeys::read(&own).is_err());
+        // A file of an earlier release has no such pair.
+        keys.audit = None;
+        keys.write(&all).expect("the folder takes files");
+        assert!(StoreKeys::read(&all).expect("just written").audit.is_none());
+        keys.audit = Some(keys.get.clone());
+        keys.write(&all).expect("the folder takes files");
+        assert!(matches!(
+            StoreKeys::read(&all),
+            Err(StoreKeysError::Shared(_))
+        ));
     }
 
     #[test]

@@ -125,6 +125,7 @@ impl State {
             evaluations: BTreeMap::new(),
             tokens: Fates::default(),
             uploaded: Bytes(0),
+            measured: BTreeMap::new(),
             holds: BTreeMap::new(),
             any_rule: self.any_rule,
             spec: spec.clone(),

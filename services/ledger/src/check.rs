@@ -3,7 +3,7 @@
 use schemas::contribution::Fate;
 use schemas::lease::{UnitId, UnitKind};
 use schemas::snapshot::MergeInput;
-use schemas::{Fragment, Round, SyncId};
+use schemas::{Fragment, Round, SyncId, Weight};
 
 use crate::rounds::{is_training, weigh_nothing};
 use crate::state::{OpenSync, Run, Standing, State, Unit};
@@ -117,7 +117,8 @@ impl Run {
             });
             let accepted = self.accepted.get(&unit);
             let agrees = accepted.is_none_or(|accepted| {
-                accepted.fate == Fate::Merged && accepted.epoch == input.lease.epoch
+                let left_out = accepted.fate == Fate::Rejected && input.weight == Weight(0);
+                (accepted.fate == Fate::Merged || left_out) && accepted.epoch == input.lease.epoch
             });
             is_training(&unit, sync.round)
                 && done

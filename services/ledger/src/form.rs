@@ -26,8 +26,8 @@ use schemas::{
 use serde::{Deserialize, Serialize};
 
 use crate::state::{
-    Accepted, Fates, HoldRecord, Leader, Member, OpenSync, RefusedResult, RoundRecord, Run,
-    SnapshotRecord, Standing, State, Unit,
+    Accepted, Fates, HoldRecord, Leader, Measured, Member, OpenSync, RefusedResult, RoundRecord,
+    Run, SnapshotRecord, Standing, State, Unit,
 };
 
 /// The number of this form.
@@ -160,6 +160,9 @@ forms! {
         #[serde(rename = "fates")]
         tokens: FatesForm,
         uploaded: Bytes,
+        // Left out while there are none, like the holds.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        measured: Vec<(UnitId, MeasuredForm)>,
         // Left out while there are none, so that states from before there were holds keep their
         // bytes.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -252,6 +255,13 @@ forms_without_names! {
         epoch: Epoch,
         statement: Digest,
         fate: Fate,
+    }
+
+    MeasuredForm of Measured {
+        norm: f64,
+        loss: f64,
+        chunks: Digest,
+        counts: bool,
     }
 
     RoundForm of RoundRecord {

@@ -2,12 +2,13 @@
 
 use schemas::event::LedgerEvent;
 use schemas::hold::Hold;
+use schemas::text::Time;
 
 use crate::error::{ApplyError, out_of_place};
 use crate::state::{HoldRecord, Run};
 
-/// The hold that keeps a run from this event, if one can.
-const fn kept_by(event: &LedgerEvent) -> Option<Hold> {
+/// The hold that forbids this event; none for events that no hold forbids.
+const fn forbidden_by(event: &LedgerEvent) -> Option<Hold> {
     match event {
         LedgerEvent::RoundSealed { .. }
         | LedgerEvent::RoundClosed { .. }
@@ -24,13 +25,16 @@ impl Run {
 
     /// Refuses an event that a hold forbids.
     pub(crate) fn check_holds(&self, event: &LedgerEvent) -> Result<(), ApplyError> {
-        match kept_by(event) {
-            Some(hold) if self.is_held(hold) => {
-                let what = format!("an event while {hold} are held");
-                Err(out_of_place(event.kind(), what))
-            }
-            _ => Ok(()),
-        }
+        let Some(hold) = forbidden_by(event) else {
+            return Ok(());
+        };
+        let Some(record) = self.holds.get(&hold) else {
+            return Ok(());
+        };
+        let (operator, since) = (&record.operator, Time(record.since));
+        let what =
+            format!("an event that the hold on {hold} of {operator}, since {since}, forbids");
+        Err(out_of_place(event.kind(), what))
     }
 
     pub(crate) fn place_hold(&mut self, hold: Hold, record: HoldRecord) -> Result<(), ApplyError> {

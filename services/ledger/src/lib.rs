@@ -12,6 +12,7 @@
 //! | `members`, `leases`, `rounds` | the same by topic |
 //! | `holds` | what operators keep a run from doing |
 //! | `rule` | the limits of each closing rule, which a run's ledger must keep |
+//! | `screening` | the contributions that a merge has to leave out |
 //! | `checkpoint` | states that are kept as objects, and a state's knowledge of them |
 //! | `form` | the bytes of such an object |
 //! | `error` | the reasons why an event cannot follow |
@@ -28,6 +29,7 @@ mod leases;
 mod members;
 mod rounds;
 mod rule;
+mod screening;
 mod state;
 mod view;
 
@@ -35,7 +37,8 @@ pub use apply::RunFold;
 pub use checkpoint::CHECKPOINTS_KEPT;
 pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
+pub use screening::outliers;
 pub use state::{
-    Accepted, Fates, HoldRecord, Member, OpenSync, RefusedResult, RoundRecord, Run, SnapshotRecord,
-    Standing, State, Unit,
+    Accepted, Fates, HoldRecord, Measured, Member, OpenSync, RefusedResult, RoundRecord, Run,
+    SnapshotRecord, Standing, State, Unit,
 };

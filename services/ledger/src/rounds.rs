@@ -10,7 +10,8 @@ use schemas::{Digest, Epoch, ObjectRef, Round, SyncId, UnitIndex, UnixMillis, We
 
 use crate::error::{ApplyError, out_of_place};
 use crate::state::{
-    Accepted, OpenSync, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing, Unit,
+    Accepted, Measured, OpenSync, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing,
+    Unit,
 };
 
 impl Run {
@@ -122,6 +123,15 @@ impl Run {
             norm: self.spec.combination.needs_norms().then_some(norm as f32),
             chunks: contribution.chunks.clone(),
         };
+        if !self.spec.policy.comparison.is_none() {
+            let measured = Measured {
+                norm,
+                loss: contribution.loss,
+                chunks: contribution.chunks.digest(),
+                counts: true,
+            };
+            self.measured.insert(unit, measured);
+        }
         for (sync, open) in &mut self.open {
             if let OpenSync::Collecting(inputs) = open
                 && sync.round == unit.round
@@ -157,12 +167,19 @@ impl Run {
         if ((set.len() + unnamed.len()) as u64) < u64::from(rule.inputs_min) {
             return Err(wrong("its run waits for more units than are in"));
         }
+        let outliers = self.outliers(sync.round);
         for named in inputs {
             let found = unnamed.remove(&named.unit);
             let input = found.filter(|input| input.lease.epoch == named.epoch);
             let input = input.ok_or_else(|| wrong("an input was not accepted"))?;
-            if rule.by_tokens && named.weight != input.weight {
-                return Err(wrong("an input does not weigh its tokens"));
+            let expected = match outliers.contains(&named.unit) {
+                true => Weight(0),
+                false => input.weight,
+            };
+            if rule.by_tokens && named.weight != expected {
+                return Err(wrong(
+                    "an input does not weigh its tokens, or an outlier weighs",
+                ));
             }
             let ascends = |last: &MergeInput| last.lease.unit < input.lease.unit;
             if !set.last().is_none_or(ascends) {
@@ -184,8 +201,13 @@ impl Run {
             self.sealed.push(sync);
             OpenSync::Sealed(set)
         };
+        let told = self.is_told(sync.round);
         self.open.insert(sync, sealed);
         self.seals = true;
+        let left_out = inputs.iter().filter(|named| named.weight == Weight(0));
+        for named in left_out.filter(|named| outliers.contains(&named.unit)) {
+            self.leave_out(sync.round, named.unit, told);
+        }
         if !self.collects(sync.round) {
             // Nobody may begin a unit that cannot count; holders may finish theirs.
             self.units.retain(|unit, state| {
@@ -193,6 +215,39 @@ impl Run {
             });
         }
         Ok(())
+    }
+
+    /// Takes back that a contribution counts, which was accepted. If it is told, its worker gets a
+    /// strike.
+    fn leave_out(&mut self, round: Round, index: UnitIndex, told: bool) {
+        let kind = UnitKind::Train;
+        let unit = UnitId { round, kind, index };
+        let measured = self.measured.get_mut(&unit);
+        let measured = measured.expect("an outlier was measured");
+        // A round of several fragments names its contributions once for each.
+        if !std::mem::replace(&mut measured.counts, false) {
+            return;
+        }
+        let loss = measured.loss;
+        let tokens = self.unit_tokens(&unit);
+        self.tokens.merged = self.tokens.merged - tokens;
+        self.tokens.rejected += tokens;
+        let record = self.rounds.get_mut(round.get() as usize);
+        let record = record.expect("a round that is sealed has a record");
+        record.tokens = record.tokens - tokens;
+        record.loss_sum -= loss * tokens.get() as f64;
+        let accepted = self.accepted.get_mut(&unit);
+        let accepted = accepted.expect("results of an open round are kept");
+        accepted.fate = Fate::Rejected;
+        let worker = self.input(&unit).worker.clone();
+        self.count(&worker, |member| member.rejected += u64::from(told));
+    }
+
+    /// The contribution of a unit to an open round.
+    fn input(&self, unit: &UnitId) -> &MergeInput {
+        let mut inputs = self.open.values().flat_map(OpenSync::inputs);
+        let input = inputs.find(|input| input.lease.unit == *unit);
+        input.expect("a contribution that was measured is an input of its round")
     }
 
     /// Takes the weights that result from a sealed set.
@@ -248,6 +303,7 @@ impl Run {
         self.units.retain(|unit, state| {
             !is_training(unit, round) || matches!(state.standing, Standing::Held { .. })
         });
+        self.forget_measured(round);
         self.accepted
             .retain(|unit, _| unit.round.get() + ROUNDS_REMEMBERED > round.get());
         if self.all_rounds_closed() {

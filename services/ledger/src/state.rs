@@ -102,11 +102,28 @@ pub struct Run {
     pub tokens: Fates,
     /// Bytes of accepted contributions.
     pub uploaded: Bytes,
+    /// Contributions that later ones are compared with, in a run that compares: those to open rounds
+    /// and to the last one that was closed, and some older ones.
+    #[serde(serialize_with = "pairs")]
+    pub measured: BTreeMap<UnitId, Measured>,
     /// Everything that an operator keeps the run from doing.
     pub holds: BTreeMap<Hold, HoldRecord>,
     /// True if the run need not keep the limits of its closing rule.
     #[serde(skip)]
     pub(crate) any_rule: bool,
+}
+
+/// A contribution that later ones are compared with.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measured {
+    /// Its norm.
+    pub norm: f64,
+    /// The loss that it states.
+    pub loss: f64,
+    /// The digest of its chunks.
+    pub chunks: Digest,
+    /// False once it is left out of its merge.
+    pub counts: bool,
 }
 
 /// A hold that stands.

@@ -1,11 +1,12 @@
 //! Views of a run for readers, from the ledger alone.
 
 use schemas::contribution::Fate;
+use schemas::hold::Hold;
 use schemas::lease::UnitId;
-use schemas::view::{RoundView, RunPhase, RunView, SnapshotView};
+use schemas::view::{HoldView, RoundView, RunPhase, RunView, SnapshotView};
 use schemas::{Bytes, Round, RunId};
 
-use crate::state::{RoundRecord, Run, SnapshotRecord, Standing};
+use crate::state::{HoldRecord, RoundRecord, Run, SnapshotRecord, Standing};
 
 impl Run {
     /// A summary of the run from the ledger alone; speed and downloaded bytes are zero.
@@ -21,6 +22,7 @@ impl Run {
             phase: self.phase(),
             halted: None,
             trouble: None,
+            holds: self.hold_views(),
             round: self.rounds_closed(),
             rounds: self.spec.schedule.rounds,
             units_done: self
@@ -53,6 +55,16 @@ impl Run {
             created_at: self.created_at,
             completed_at: self.completed_at,
         }
+    }
+
+    fn hold_views(&self) -> Vec<HoldView> {
+        let view = |(hold, record): (&Hold, &HoldRecord)| HoldView {
+            hold: *hold,
+            operator: record.operator.clone(),
+            reason: record.reason.clone(),
+            since: record.since,
+        };
+        self.holds.iter().map(view).collect()
     }
 
     /// The phase of the run by the ledger. Only the run's coordinator knows if it is halted.

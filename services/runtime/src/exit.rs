@@ -88,7 +88,8 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::SnapshotMissing
         | Code::ObjectMissing
         | Code::DomainMissing
-        | Code::StreamMissing => EXIT_NOT_FOUND,
+        | Code::StreamMissing
+        | Code::RoundNotMerged => EXIT_NOT_FOUND,
         Code::RunExists
         | Code::DomainExists
         | Code::DomainBusy
@@ -104,7 +105,7 @@ pub const fn exit_status(code: Code) -> u8 {
         // When this process is started again, the server may have another certificate.
         Code::ServerCertificateExpired | Code::CertificateUntrusted => EXIT_DENIED,
         Code::NoAnswer => EXIT_NO_ANSWER,
-        Code::NoVerdict => EXIT_NO_VERDICT,
+        Code::NoVerdict | Code::RoundUnproven | Code::RecordUnproven => EXIT_NO_VERDICT,
         Code::AuditRejected => EXIT_WORKERS_EVENTS,
         // The name cannot be used any more: a service manager must not start this process again.
         Code::WorkerRemoved => EXIT_USAGE,
@@ -251,6 +252,17 @@ mod tests {
         assert_eq!(exit_status(Code::NoAnswer), 7);
         assert_eq!(exit_status(Code::SignatureInvalid), 10);
         assert_eq!(exit_status(Code::AuditRejected), 12);
+        for code in [Code::RoundUnproven, Code::RecordUnproven, Code::NoVerdict] {
+            assert_eq!(exit_status(code), EXIT_NO_VERDICT, "{code}");
+        }
+        for code in [
+            Code::RoundDiverged,
+            Code::SnapshotDiverged,
+            Code::ObjectAltered,
+        ] {
+            assert_eq!(exit_status(code), EXIT_TAMPERED, "{code}");
+        }
+        assert_eq!(exit_status(Code::RoundNotMerged), EXIT_NOT_FOUND);
         assert_eq!(exit_status(Code::Internal), 1);
     }
 

@@ -74,6 +74,7 @@ const CRATES: &[&str] = &[
     "merge",
     "model",
     "objects",
+    "recompute",
     "runtime",
     "schemas",
     "torch",

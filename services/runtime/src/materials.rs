@@ -248,6 +248,7 @@ impl Material {
         let pairs = [keys.admin, keys.put, keys.get];
         pairs
             .iter()
+            .chain(&keys.audit)
             .find(|pair| sample(pair.expose_secret()) || sample(pair.id()))
             .map(|pair| pair.id().to_owned())
     }

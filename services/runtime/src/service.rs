@@ -100,7 +100,8 @@ pub trait Service: Sized {
     /// Its materials. The frame announces those that expire soon while the service runs.
     fn materials(&self) -> Materials;
 
-    /// The layers that it relaxed. Of all others the frame tries the lock before the start.
+    /// The layers that it relaxed. Unless the bus is one of them, each broker must refuse a client
+    /// without credentials before the start.
     fn posture(&self) -> Posture;
 
     /// Connects or binds. The frame drops this future when a signal comes.

@@ -1,22 +1,31 @@
-//! The broker's own lock, tried as a stranger tries it: a broker that lets anybody in serves a
-//! process with credentials just as well, so nothing else would show it.
+//! Before it starts, a service connects to each broker without credentials, and must be refused.
+//! With credentials, an open broker looks like a closed one.
 
 use std::path::Path;
-use std::time::Duration;
 
-use async_nats::ConnectOptions;
+use async_nats::{ConnectErrorKind, ConnectOptions};
+use futures::future::join_all;
 use schemas::Code;
 use schemas::member::{Layer, Posture};
+use tracing::instrument::WithSubscriber as _;
+use tracing::subscriber::NoSubscriber;
 
 use crate::{Failure, Material, Materials};
 
-/// Longest try at one broker.
-const TRY_MAX: Duration = Duration::from_secs(3);
 /// The name under which the broker's log shows the try.
 const NAME: &str = "diloco-stranger";
 
-/// Connects to each broker without credentials, which must be refused. A broker that cannot be
-/// reached has let nobody in; the service's own connection says why.
+/// What a broker did with a client without credentials.
+enum Outcome {
+    Refused,
+    LetIn,
+    /// The broker could not be asked, for this reason.
+    Unknown(String),
+}
+
+/// Connects to each configured broker without credentials, which must be refused. A broker that
+/// cannot be reached has let nobody in; the service's own connection fails for the same reason, or
+/// takes another broker.
 ///
 /// # Errors
 /// [`Code::StrangerServed`]: a broker lets strangers in, and the layer is not open on purpose.
@@ -33,10 +42,25 @@ pub(crate) async fn is_refused(materials: &Materials, posture: &Posture) -> Resu
         _ => None,
     });
     let buses = materials.items.iter();
-    for bus in buses.filter(|item| matches!(item, Material::BusAddress { .. })) {
-        for address in bus.addresses() {
-            if is_let_in(address, authority).await {
-                let detail = format!("the broker {address} lets in who shows no credentials");
+    let buses = buses.filter(|item| matches!(item, Material::BusAddress { .. }));
+    let addresses: Vec<&str> = buses.flat_map(Material::addresses).collect();
+    // The client reports a refusal as an error; here it is the aim.
+    let tries = addresses.iter().map(|address| {
+        let tried = connect(address, authority);
+        tried.with_subscriber(NoSubscriber::default())
+    });
+    for (address, outcome) in addresses.iter().zip(join_all(tries).await) {
+        match outcome {
+            Outcome::Refused => {
+                tracing::info!(address, "the broker refuses clients without credentials")
+            }
+            Outcome::Unknown(reason) => tracing::warn!(
+                address,
+                reason,
+                "nobody knows if this broker refuses clients without credentials: it could not be asked"
+            ),
+            Outcome::LetIn => {
+                let detail = format!("the broker {address} lets in clients without credentials");
                 return Err(Failure::new(Code::StrangerServed, detail));
             }
         }
@@ -44,16 +68,17 @@ pub(crate) async fn is_refused(materials: &Materials, posture: &Posture) -> Resu
     Ok(())
 }
 
-async fn is_let_in(address: &str, authority: Option<&Path>) -> bool {
-    let options = ConnectOptions::new().name(NAME).connection_timeout(TRY_MAX);
+async fn connect(address: &str, authority: Option<&Path>) -> Outcome {
+    let options = ConnectOptions::new().name(NAME);
     let options = match authority.filter(|_| !address.starts_with("nats://")) {
         Some(authority) => options
             .require_tls(true)
             .add_root_certificates(authority.to_owned()),
         None => options,
     };
-    matches!(
-        tokio::time::timeout(TRY_MAX, options.connect(address)).await,
-        Ok(Ok(_))
-    )
+    match options.connect(address).await {
+        Ok(_) => Outcome::LetIn,
+        Err(error) if error.kind() == ConnectErrorKind::AuthorizationViolation => Outcome::Refused,
+        Err(error) => Outcome::Unknown(error.to_string()),
+    }
 }

@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures::Stream;
+use objects::BucketName;
 use s3s::dto::{
     ChecksumMode, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource,
     DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject,
@@ -182,6 +183,12 @@ impl S3 for Backend {
         };
         let source = Place::parse(bucket, key)?;
         let target = Place::parse(&input.bucket, &input.key)?;
+        if (source.bucket, target.bucket) != (BucketName::Incoming, BucketName::Blobs) {
+            return Err(s3_error!(
+                NotImplemented,
+                "copies are from incoming to blobs"
+            ));
+        }
         let digest = source
             .digest
             .filter(|digest| target.digest == Some(*digest));

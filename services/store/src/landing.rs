@@ -7,7 +7,7 @@
 //! shares the outcome. See [`Root::land`](crate::root::Root::land).
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -97,27 +97,74 @@ impl Landings {
         Ok(landing)
     }
 
-    /// Forgets the file with this name: it is gone, or about to go. To be called before another file
-    /// can get the name, since that may get the number of this one too.
-    pub(crate) fn forget(&self, name: &Path) {
-        self.by_name().remove(name);
+    /// Gives a name to another file, or to none, and forgets the file that had it. If `change` fails,
+    /// that file still has the name, and stays known: with the disk's error, if there was one.
+    pub(crate) fn rename<T>(
+        &self,
+        name: &Path,
+        change: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut by_name = self.by_name();
+        let changed = change()?;
+        by_name.remove(name);
+        Ok(changed)
     }
 
-    /// Forgets the file with this name if more are remembered than should be.
-    pub(crate) fn forget_if_full(&self, name: &Path) {
+    /// Removes a file that the disk has lost, and then forgets it. If another file has its name by
+    /// now, that one stays.
+    pub(crate) fn lose(&self, name: &Path, lost: &Landing) -> io::Result<()> {
+        let mut by_name = self.by_name();
+        match FileId::at(name) {
+            Ok(found) if found == lost.file => fs::remove_file(name)?,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        forget(&mut by_name, name, lost);
+        Ok(())
+    }
+
+    /// Forgets a file that the disk has, and that nobody will ask for again.
+    pub(crate) fn forget_promoted(&self, name: &Path, file: &File) -> io::Result<()> {
+        let file = FileId::of(file)?;
+        let mut by_name = self.by_name();
+        if by_name.get(name).is_some_and(|known| known.file == file) {
+            by_name.remove(name);
+        }
+        Ok(())
+    }
+
+    /// Forgets a file that the disk has if more are remembered than should be.
+    pub(crate) fn forget_if_full(&self, name: &Path, landed: &Landing) {
         let mut by_name = self.by_name();
         if by_name.len() > REMEMBERED_MAX {
-            by_name.remove(name);
+            forget(&mut by_name, name, landed);
         }
     }
 
-    /// Forgets files without a name.
+    /// Forgets files without a name. A name that cannot be looked at is kept.
     pub(crate) fn forget_gone(&self) {
-        self.by_name().retain(|name, _| name.exists());
+        let names: Vec<PathBuf> = self.by_name().keys().cloned().collect();
+        for name in names {
+            // Locked for each name by itself, so that uploads do not wait for all of them.
+            let mut by_name = self.by_name();
+            if FileId::at(&name).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                by_name.remove(&name);
+            }
+        }
     }
 
     fn by_name(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<Landing>>> {
         self.by_name.lock().expect("no holder panics")
+    }
+}
+
+fn forget(by_name: &mut BTreeMap<PathBuf, Arc<Landing>>, name: &Path, landing: &Landing) {
+    if by_name
+        .get(name)
+        .is_some_and(|known| known.file == landing.file)
+    {
+        by_name.remove(name);
     }
 }
 
@@ -132,11 +179,21 @@ impl Shared {
 
 impl FileId {
     fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        Ok(Self {
+        Ok(Self::from(file.metadata()?))
+    }
+
+    /// The number of the file with this name.
+    fn at(name: &Path) -> io::Result<Self> {
+        Ok(Self::from(fs::symlink_metadata(name)?))
+    }
+}
+
+impl From<fs::Metadata> for FileId {
+    fn from(metadata: fs::Metadata) -> Self {
+        Self {
             device: metadata.dev(),
             inode: metadata.ino(),
-        })
+        }
     }
 }
 
@@ -175,10 +232,11 @@ mod tests {
         // One more would be too many, and is not begun ahead of its promotion.
         let last = name(REMEMBERED_MAX);
         assert!(landings.ahead(&last, file.try_clone().unwrap()).is_none());
-        landings.forget_if_full(&name(0));
+        let first = landings.of(&name(0), &file).unwrap();
+        landings.forget_if_full(&name(0), &first);
         assert_eq!(remembered(&landings).len(), REMEMBERED_MAX, "not full");
-        landings.of(&last, &file).unwrap();
-        landings.forget_if_full(&last);
+        let too_many = landings.of(&last, &file).unwrap();
+        landings.forget_if_full(&last, &too_many);
         let all: Vec<PathBuf> = (0..REMEMBERED_MAX).map(name).collect();
         assert_eq!(remembered(&landings), all);
     }

@@ -1,16 +1,17 @@
-//! The rights of the three access keys; no other key has any.
+//! The rights of the access keys; no other key has any.
 //!
 //! | key | may |
 //! | --- | --- |
 //! | admin | everything this store does |
 //! | put | create objects in `incoming`, through presigned URLs whose signature covers length, sha256 and `if-none-match` |
 //! | get | read verified objects in `blobs`, through presigned URLs |
+//! | audit | read verified objects in `blobs`, and list none |
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use identity::StoreKeys;
+use identity::{AccessKey, StoreKeys};
 use objects::BucketName;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
@@ -53,6 +54,7 @@ enum Role {
     Admin,
     Put,
     Get,
+    Audit,
 }
 
 impl Admission {
@@ -88,7 +90,17 @@ impl Rights {
             _ if access == self.keys.admin.id() => Some(Role::Admin),
             _ if access == self.keys.put.id() => Some(Role::Put),
             _ if access == self.keys.get.id() => Some(Role::Get),
+            _ if Some(access) == self.keys.audit.as_ref().map(AccessKey::id) => Some(Role::Audit),
             _ => None,
+        }
+    }
+
+    fn key(&self, role: Role) -> Option<&AccessKey> {
+        match role {
+            Role::Admin => Some(&self.keys.admin),
+            Role::Put => Some(&self.keys.put),
+            Role::Get => Some(&self.keys.get),
+            Role::Audit => self.keys.audit.as_ref(),
         }
     }
 }
@@ -96,12 +108,8 @@ impl Rights {
 #[async_trait]
 impl S3Auth for Rights {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
-        let key = match self.role(access_key) {
-            Some(Role::Admin) => &self.keys.admin,
-            Some(Role::Put) => &self.keys.put,
-            Some(Role::Get) => &self.keys.get,
-            None => return Err(s3_error!(InvalidAccessKeyId)),
-        };
+        let key = self.role(access_key).and_then(|role| self.key(role));
+        let key = key.ok_or_else(|| s3_error!(InvalidAccessKeyId))?;
         Ok(SecretKey::from(key.expose_secret()))
     }
 }
@@ -132,11 +140,8 @@ impl S3Access for Rights {
                             .all(|name| signed.iter().any(|have| have == name))
                     })
             }
-            Role::Get => {
-                matches!(cx.s3_op().name(), "GetObject" | "HeadObject")
-                    && in_bucket(cx.s3_path(), BucketName::Blobs, "sha256/")
-                    && signed.is_some()
-            }
+            Role::Get => reads_verified(cx) && signed.is_some(),
+            Role::Audit => reads_verified(cx),
         };
         if !allowed {
             return Err(s3_error!(AccessDenied, "not a right of this key"));
@@ -179,6 +184,12 @@ fn signed_headers(cx: &S3AccessContext<'_>) -> Result<Option<Vec<String>>, S3Err
         Some(name) => Err(s3_error!(AccessDenied, "the header {name} is not signed")),
         None => Ok(Some(names)),
     }
+}
+
+/// True if a request reads one verified object.
+fn reads_verified(cx: &S3AccessContext<'_>) -> bool {
+    matches!(cx.s3_op().name(), "GetObject" | "HeadObject")
+        && in_bucket(cx.s3_path(), BucketName::Blobs, "sha256/")
 }
 
 fn in_bucket(path: &S3Path, wanted: BucketName, prefix: &str) -> bool {

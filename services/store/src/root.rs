@@ -6,6 +6,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -284,11 +285,15 @@ impl Root {
             self.disk.sync_bytes(file.as_file())?;
         } else if lands {
             begin_writing(file.as_file());
-            self.landings.forget(name);
         }
         let (file, temporary) = file.into_parts();
-        self.give(temporary, name, how)?;
-        Ok(lands.then(|| self.landings.ahead(name, file)).flatten())
+        if !lands {
+            self.give(temporary, name, how)?;
+            return Ok(None);
+        }
+        self.landings
+            .rename(name, || self.give(temporary, name, how))?;
+        Ok(self.landings.ahead(name, file))
     }
 
     /// Moves a file from its temporary name to its own. A temporary name that is left at the end is
@@ -300,7 +305,8 @@ impl Root {
             let given = match how {
                 Publish::Once if self.links => temporary.persist_noclobber(name),
                 Publish::Once => self.rename_once(temporary, name),
-                Publish::Replace => temporary.persist(name),
+                Publish::Replace if self.links => temporary.persist(name),
+                Publish::Replace => self.replace_alone(temporary, name),
             };
             given.map_err(|refused| {
                 left = Some(refused.path);
@@ -322,24 +328,20 @@ impl Root {
             let Err(error) = self.disk.sync_bytes(file) else {
                 return Ok(());
             };
-            match fs::remove_file(name) {
-                Err(kept) if kept.kind() != io::ErrorKind::NotFound => {
-                    tracing::error!(%kept, name = %name.display(), "an upload that the disk has lost cannot be removed");
-                }
-                _ => self.landings.forget(name),
+            if let Err(kept) = self.landings.lose(name, &landing) {
+                tracing::error!(%kept, name = %name.display(), "an upload that the disk has lost cannot be removed");
             }
             Err(error)
         });
         if landed.is_ok() {
-            self.landings.forget_if_full(name);
+            self.landings.forget_if_full(name, &landing);
         }
         landed
     }
 
     /// Removes a file, and everything that is known of that file.
     pub(crate) fn remove(&self, name: &Path) -> io::Result<()> {
-        self.landings.forget(name);
-        fs::remove_file(name)
+        self.landings.rename(name, || fs::remove_file(name))
     }
 
     /// True for the name of an upload that a promotion waits for.
@@ -365,6 +367,12 @@ impl Root {
         Err(PathPersistError { error, path: file })
     }
 
+    /// Replaces the file with this name, while nobody checks if there is one.
+    fn replace_alone(&self, file: TempPath, name: &Path) -> Result<(), PathPersistError> {
+        let _alone = self.naming.lock().expect("no holder panics");
+        file.persist(name)
+    }
+
     /// Gives the bytes of the upload `source` a second name: by a link if the file system has them,
     /// otherwise by a copy. Fails with `AlreadyExists` if the name is taken. The file's time is set to
     /// now, since an object's age in a bucket counts from its arrival there.
@@ -378,25 +386,32 @@ impl Root {
             self.land(source, &file)?;
         }
         if !self.links {
-            return self.copy(file, name);
+            self.copy(&file, name)?;
+            return self.landings.forget_promoted(source, &file);
         }
         // Before the link, so that one write of the file's entry covers both.
         file.set_modified(SystemTime::now())?;
         self.in_folder_of(name, || link_open(&file, name))?;
         forget_pages(&file);
-        Ok(())
+        self.landings.forget_promoted(source, &file)
     }
 
     /// A copy is made like an upload: it is complete and durable before it gets its name.
-    fn copy(&self, mut from: File, name: &Path) -> io::Result<()> {
+    fn copy(&self, mut from: &File, name: &Path) -> io::Result<()> {
         if name.exists() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let room = self.reserve(from.metadata()?.len())?;
+        let source = from.metadata()?;
+        // Without a name it was lost by the disk while this promotion waited, and a read may give
+        // other bytes.
+        if source.nlink() == 0 {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let room = self.reserve(source.len())?;
         let _room = room.ok_or(io::ErrorKind::StorageFull)?;
         let mut file = self.temporary()?;
         io::copy(&mut from, file.as_file_mut())?;
-        forget_pages(&from);
+        forget_pages(from);
         self.publish(file, name, Publish::Once).map(drop)
     }
 
@@ -436,7 +451,9 @@ impl Root {
         let parent = folder.parent().expect("the root lies above");
         self.make_folder(parent)?;
         self.make_in(folder)?;
-        if parent == self.shards() && fs::read_dir(parent)?.count() == SHARDS_ALONE_MAX {
+        if parent == self.shards()
+            && (SHARDS_ALONE_MAX..SHARDS).contains(&fs::read_dir(parent)?.count())
+        {
             for shard in 0..SHARDS {
                 self.make_in(&parent.join(format!("{shard:02x}")))?;
             }

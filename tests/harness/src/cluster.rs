@@ -1,5 +1,6 @@
 //! The cluster: its processes, and the operations on them.
 
+mod kept;
 mod recipe;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use schemas::permission::Role;
 use schemas::{Millis, RunId, WorkerId};
 use tempfile::TempDir;
 
+use self::kept::files;
 use crate::binary::program;
 use crate::broker::{self, BROKER};
 use crate::process::{self, Output, Process, Recipe};
@@ -579,22 +581,4 @@ fn shown(path: &Path) -> String {
     path.to_str()
         .unwrap_or_else(|| panic!("{} is not text", path.display()))
         .to_owned()
-}
-
-/// All files below a folder; files that vanish meanwhile are left out.
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return Vec::new();
-    };
-    let of = |path: PathBuf| {
-        if path.is_dir() {
-            files(&path)
-        } else {
-            vec![path]
-        }
-    };
-    entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .flat_map(of)
-        .collect()
 }

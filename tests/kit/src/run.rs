@@ -1,8 +1,8 @@
 //! A run's settings.
 
 use schemas::run::{
-    Closing, Codec, CodecKind, Combination, InnerOptimizer, ModelSpec, OuterOptimizer, Policy,
-    Precision, Rounding, RunSpec, Schedule, TrainerKind,
+    Closing, Codec, CodecKind, Combination, Comparison, InnerOptimizer, ModelSpec, OuterOptimizer,
+    Policy, Precision, Rounding, RunSpec, Schedule, TrainerKind,
 };
 use schemas::{Chunks, Millis, ObjectRef, RunId, Steps, V};
 
@@ -71,6 +71,7 @@ pub fn run_spec() -> RunSpecBuilder {
             norm_max: 10.0,
             strikes_max: 3,
             closing: Closing::All,
+            comparison: Comparison::None,
         },
         seed: 7,
     })
@@ -127,6 +128,7 @@ setters! {
     norm_max: f64 => policy.norm_max;
     strikes_max: u32 => policy.strikes_max;
     closing: Closing => policy.closing;
+    comparison: Comparison => policy.comparison;
     seed: u64 => seed;
 }
 

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::event::{LeaseEnd, LedgerEvent};
+use schemas::hold::Hold;
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
 use schemas::run::RunSpec;
 use schemas::snapshot::MergeInput;
@@ -208,11 +209,15 @@ impl Monitor {
                 self.complete = true;
             }
             LedgerEvent::RequestDenied { .. } => self.counts.denied += 1,
-            LedgerEvent::HoldPlaced { .. } => {
+            LedgerEvent::HoldPlaced {
+                hold: Hold::Merges, ..
+            } => {
                 self.counts.frozen += 1;
                 self.frozen = true;
             }
-            LedgerEvent::HoldLifted { .. } => self.frozen = false,
+            LedgerEvent::HoldLifted {
+                hold: Hold::Merges, ..
+            } => self.frozen = false,
             LedgerEvent::CoordinatorStopped { .. }
             | LedgerEvent::RunCreated { .. }
             | LedgerEvent::ControlReceived { .. }

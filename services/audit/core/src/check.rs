@@ -14,6 +14,7 @@ use crate::emitter::{Chain, Link};
 use crate::examine::{Account, Content, Examined, Examiner, LedgerRecord, WorkerRecord};
 use crate::finding::{Finding, PlacedFinding};
 use crate::intake::{Enrolment, Notice};
+use crate::recompute::Merges;
 use crate::record::{Record, StreamSequence};
 use crate::summary::{EmitterSummary, FaultyWorker, Summary, Tally};
 use crate::timeline::TimelineRow;
@@ -57,6 +58,8 @@ pub struct Auditor {
     follows: bool,
     last: StreamSequence,
     tally: Tally,
+    /// The merges of a run, if they are wanted.
+    merges: Option<Merges>,
 }
 
 impl Auditor {
@@ -75,7 +78,20 @@ impl Auditor {
             follows: true,
             last: StreamSequence(0),
             tally: Tally::default(),
+            merges: None,
         }
+    }
+
+    /// The same auditor, which also collects the merges of a run from now on.
+    #[must_use]
+    pub fn collecting(self, merges: Merges) -> Self {
+        let merges = Some(merges);
+        Self { merges, ..self }
+    }
+
+    /// The merges that were collected.
+    pub fn take_merges(&mut self) -> Option<Merges> {
+        self.merges.take()
     }
 
     /// The part that examines records, which may run on other threads and ahead of the order.
@@ -233,6 +249,9 @@ impl Auditor {
                     self.taken = Some((body.sequence, digest));
                 }
                 self.notice(body.run.as_ref(), event);
+                if let Some(merges) = &mut self.merges {
+                    merges.note(row.stream_sequence, body.run.as_ref(), event, &self.state);
+                }
                 if matches!(event, LedgerEvent::RoundClosed { .. }) {
                     findings.extend(self.contradiction());
                 }

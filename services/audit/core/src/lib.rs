@@ -18,6 +18,7 @@
 //! | `intake` | checks of workers' events before they are recorded |
 //! | `rate` | the messages that one worker may send, and have recorded |
 //! | `verdict` | verdicts on single records |
+//! | `recompute` | merges that are made again, and their comparison with the record |
 //! | `timeline` | an event as a line for people |
 //! | `summary` | the outcome of a whole replay |
 //!
@@ -31,6 +32,7 @@ mod examine;
 mod finding;
 mod intake;
 mod rate;
+pub mod recompute;
 mod record;
 mod summary;
 mod timeline;

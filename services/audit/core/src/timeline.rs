@@ -2,7 +2,7 @@
 
 use schemas::checkpoint::Checkpoint;
 use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
-use schemas::{RunId, UnixMillis, WorkerId};
+use schemas::{RunId, UnixMillis, Weight, WorkerId};
 use serde::Serialize;
 
 use crate::record::{Record, StreamSequence};
@@ -189,13 +189,20 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
             inputs,
             rest,
             ..
-        } => (
-            format!("round {round}"),
-            match rest {
-                0 => format!("{} contributions are merged", inputs.len()),
-                rest => format!("{} contributions are merged, and {rest} more", inputs.len()),
-            },
-        ),
+        } => (format!("round {round}"), {
+            let out = inputs
+                .iter()
+                .filter(|input| input.weight == Weight(0))
+                .count();
+            let mut text = format!("{} contributions are merged", inputs.len() - out);
+            if *rest > 0 {
+                text.push_str(&format!(", and {rest} more"));
+            }
+            if out > 0 {
+                text.push_str(&format!("; left out: {out}, too large beside the others"));
+            }
+            text
+        }),
         LedgerEvent::RoundClosed {
             round,
             broadcast,

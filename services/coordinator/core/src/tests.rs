@@ -17,6 +17,7 @@ mod over;
 mod property;
 mod repeat;
 mod round;
+mod screening;
 mod spare;
 mod spending;
 mod submit;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use recompute::Objects as _;
 use schemas::contribution::Statement;
 use schemas::foundry::{Answer, Order, ScreeningId};
 use schemas::lease::LeaseRef;

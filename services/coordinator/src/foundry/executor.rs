@@ -17,14 +17,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::Answers;
-use super::context::RunContext;
-use super::inputs::{self, Input};
-use super::restore;
 use super::save::{self, Snapshot};
 use super::screen::KeptChunks;
-use super::weights::{Part, Step, Stepped, Weights};
 use crate::guard::answered;
 use crate::store::Store;
+use recompute::RunContext;
+use recompute::inputs::{self, Input};
+use recompute::restore;
+use recompute::{Part, Step, Stepped, Weights};
 
 /// Orders that wait for an executor: the core gives one order at a time, and a save beside it.
 const WORK_MAX: usize = 8;

@@ -4,15 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use merge::SeededRounding;
-use schemas::run::{CodecKind, RunSpec};
+use schemas::run::RunSpec;
 use schemas::snapshot::{MergeRecord, Slot, SnapshotManifest};
 use schemas::{Chunks, Code, Digest, ObjectRef, Refusal, V};
 
-use super::context::RunContext;
-use super::weights::Weights;
 use crate::store::Store;
+use recompute::RunContext;
+use recompute::Weights;
+use recompute::base::encode;
 
 /// A snapshot that is being saved.
 pub(crate) struct Snapshot {
@@ -87,12 +86,4 @@ async fn chunks(
         objects.push(store.publish(encoded).await?);
     }
     store.name_chunks(spec, objects).await
-}
-
-fn encode(values: &[f32]) -> Bytes {
-    let mut bytes = vec![0; merge::codec::encoded_bytes(CodecKind::Fp32, values.len())];
-    let encoded =
-        merge::codec::encode(CodecKind::Fp32, values, SeededRounding::NEAREST, &mut bytes);
-    encoded.expect("the buffer has the size of the encoding");
-    bytes.into()
 }

@@ -16,9 +16,9 @@ use schemas::foundry::Screened;
 use schemas::lease::LeaseRef;
 use schemas::{Chunks, Code, Digest, Listed, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
 
-use super::context::RunContext;
 use super::staged::{CHECKS_MAX, Check, Checks, Content};
 use crate::store::{Kept, Store, incoming_key, refusal};
+use recompute::RunContext;
 
 /// Largest magnitude of a value in a contribution, or in the weights that a run begins with. Real
 /// values are below 1e3. If finite values far above that were merged, every worker's loss would
@@ -132,7 +132,7 @@ pub(crate) async fn check(
         uploads.insert(chunk.object, chunk.key.clone());
     }
     drop(checks);
-    let norm = check_norm(whole.norm(), context.spec.policy.norm_max)?;
+    let norm = check_norm(whole.norm(), &context.spec, source.lease.unit.round)?;
     let mut listed = Vec::new();
     if let Some(Listed { list, .. }) = contribution.chunks.listed() {
         uploads.insert(list, source.key(list.digest));

@@ -1,6 +1,8 @@
 //! `audit`: the record of what happened, checked from the stream alone.
 
 mod in_order;
+mod recompute;
+mod sources;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -32,6 +34,7 @@ pub(crate) async fn run(context: &Context, command: &Audit) -> Result<(), Failur
             at: None,
             summary,
         } => replay(context, run.as_ref(), *summary).await,
+        Audit::Recompute(command) => recompute::run(context, command).await,
         Audit::Tail { run } => tail(context, run.as_ref()).await,
     }
 }

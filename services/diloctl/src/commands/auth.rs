@@ -36,6 +36,9 @@ pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
             context
                 .printer
                 .record(&Credential::issued(*role, name, &issued));
+            if *role == Role::Auditor {
+                auditors_store_key(context, &domain)?;
+            }
             Ok(())
         }
         Auth::Certificate { server_name } => {
@@ -78,6 +81,26 @@ pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
         }
         Auth::Show => show(context),
     }
+}
+
+/// Gives auditors a key to the store, if this domain has the store's keys.
+fn auditors_store_key(context: &Context, domain: &Domain) -> Result<(), Failure> {
+    let layout = domain.layout();
+    if !layout.store_keys().exists() {
+        return Ok(());
+    }
+    let is_new = domain.give_auditors_store_key()?;
+    let file = layout.store_auditor_key();
+    let restart = match is_new {
+        true => "; it is new, so restart the store",
+        false => "",
+    };
+    let text = format!(
+        "{} is an auditor's key to the store, for reading alone{restart}",
+        file.display()
+    );
+    context.printer.talk(&text);
+    Ok(())
 }
 
 fn init(

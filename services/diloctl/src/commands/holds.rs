@@ -60,14 +60,14 @@ impl From<(RunId, Hold, bool, HoldReply)> for Set {
 impl Record for Set {
     fn lines(&self) -> Vec<(&'static str, String)> {
         let state = match (self.held, self.changed) {
-            (true, true) => "are held; this is in the ledger",
-            (true, false) => "were held already",
-            (false, true) => "go on; this is in the ledger",
-            (false, false) => "were not held",
+            (true, true) => "placed; this is in the ledger",
+            (true, false) => "stands already",
+            (false, true) => "lifted; this is in the ledger",
+            (false, false) => "there was none",
         };
         vec![
             ("run", self.run.to_string()),
-            ("hold", format!("{} {state}", self.hold)),
+            ("hold", format!("on {}: {state}", self.hold)),
             ("weights", format!("of round {}", self.weights)),
             ("contributions not merged", self.contributions.to_string()),
             ("leases held", self.leases.to_string()),

@@ -314,7 +314,10 @@ impl Row for RunView {
 
 /// The phase in one word, with the reason where the phase is an undesired one.
 pub(crate) fn phase(view: &RunView) -> String {
-    let phase = format!("{:?}", view.phase).to_lowercase();
+    let mut phase = format!("{:?}", view.phase).to_lowercase();
+    for held in &view.holds {
+        phase.push_str(&format!(", {} on hold", held.hold));
+    }
     match view.halted.as_ref().or(view.trouble.as_ref()) {
         Some(why) => format!("{phase}: {} {}", why.code, why.code.title()),
         None => phase,

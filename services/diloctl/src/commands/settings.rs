@@ -6,8 +6,8 @@ use clap::Args;
 use model::{ModelConfig, Preset};
 use runtime::{ConfigArgs, ConfigDuration, Failure};
 use schemas::run::{
-    Closing, Codec, CodecKind, Combination, InnerOptimizer, OuterOptimizer, Policy, Precision,
-    Rounding, Schedule, TrainerKind,
+    Closing, Codec, CodecKind, Combination, Comparison, InnerOptimizer, OuterOptimizer, Policy,
+    Precision, Rounding, Schedule, TrainerKind,
 };
 use schemas::{Code, Digest, RunId, Steps};
 use serde::{Deserialize, Serialize};
@@ -126,6 +126,10 @@ pub(crate) struct PolicySettings {
     pub(crate) lease: ConfigDuration,
     pub(crate) silence_max: ConfigDuration,
     pub(crate) norm_max: f64,
+    /// A contribution whose norm is more than this many times that of the others is left out; 0
+    /// compares nothing. Honest workers differ by far less: in a small run on two halves of a
+    /// corpus by a tenth.
+    pub(crate) norm_ratio_max: f64,
     pub(crate) strikes_max: u32,
     pub(crate) closing: Closing,
 }
@@ -212,6 +216,7 @@ impl Default for PolicySettings {
             lease: ConfigDuration::from_secs(30),
             silence_max: ConfigDuration::from_secs(60),
             norm_max: 0.0,
+            norm_ratio_max: 4.0,
             strikes_max: 3,
             closing: Closing::default(),
         }
@@ -360,6 +365,10 @@ impl RunSettings {
             norm_max: policy.norm_max,
             strikes_max: policy.strikes_max,
             closing: policy.closing,
+            comparison: match policy.norm_ratio_max {
+                0.0 => Comparison::None,
+                norm_ratio_max => Comparison::Others { norm_ratio_max },
+            },
         }
     }
 }

@@ -267,6 +267,15 @@ pub(crate) fn bytes_bar(printer: Printer, what: &str, total: u64) -> ProgressBar
     bar
 }
 
+/// A bar that counts steps.
+pub(crate) fn steps_bar(printer: Printer, what: &str, total: u64) -> ProgressBar {
+    let bar = ProgressBar::new(total);
+    bar.set_style(style("{msg} {bar:30} {pos}/{len} {eta}"));
+    bar.set_draw_target(target(printer));
+    bar.set_message(Shown(what).to_string());
+    bar
+}
+
 fn target(printer: Printer) -> ProgressDrawTarget {
     if printer.is_live() {
         ProgressDrawTarget::stderr()
@@ -296,6 +305,7 @@ mod tests {
                 Code::TooFewWorkers,
                 "1 of at least 2 workers are members",
             )),
+            holds: Vec::new(),
             round: Round(123),
             rounds: 4_000,
             units_done: 11,

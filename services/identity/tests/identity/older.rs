@@ -8,7 +8,9 @@ use std::path::Path;
 use identity::claims::UserClaims;
 use identity::domain::LIFETIME_DEFAULT;
 use identity::jwt::{Subject, mint};
-use identity::{ConnectionKey, Credentials, Domain, InitOptions, KeyKind, SigningKey};
+use identity::{
+    AccessKey, ConnectionKey, Credentials, Domain, InitOptions, KeyKind, SigningKey, StoreKeys,
+};
 use schemas::account::Account;
 use schemas::permission::Role;
 use schemas::{AccountId, Code, PublicKey, UnixMillis};
@@ -121,4 +123,36 @@ fn a_domain_that_was_taken_over_stays_as_it_is() {
     assert_eq!(bytes(), taken);
     let again = domain.account(Account::Readers);
     assert_eq!(again.expect("a key"), account.expect("a key"));
+}
+
+#[test]
+fn tl_04_an_older_domain_gets_an_auditors_key_to_its_store_once() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = older(scratch.path());
+    let layout = domain.layout();
+    let (all, own) = (layout.store_keys(), layout.store_auditor_key());
+    let mut keys = StoreKeys::read(&all).expect("it was made");
+    keys.audit = None;
+    keys.write(&all).expect("the folder takes files");
+    fs::remove_file(&own).expect("it was made");
+    let id = || AccessKey::read_auditors(&own).map(|key| key.id().to_owned());
+    assert!(
+        domain
+            .give_auditors_store_key()
+            .expect("the files are ours")
+    );
+    let first = id().expect("it was written");
+    let kept = StoreKeys::read(&all).expect("it was written");
+    assert_eq!(kept.admin.id(), keys.admin.id());
+    assert_eq!(kept.audit.expect("it was added").id(), first);
+    // A second call changes nothing, and makes up for a first one that broke off.
+    for _ in 0..2 {
+        assert!(
+            !domain
+                .give_auditors_store_key()
+                .expect("the files are ours")
+        );
+        assert_eq!(id().expect("it is there"), first);
+        fs::remove_file(&own).expect("it was there");
+    }
 }

@@ -219,6 +219,10 @@ impl Book {
         self.0.apply(TIME, run, event)
     }
 
+    pub(crate) fn state(&self) -> &State {
+        &self.0
+    }
+
     pub(crate) fn run(&self) -> &Run {
         self.0.run(&run_id()).expect("it was created")
     }

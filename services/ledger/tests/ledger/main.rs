@@ -8,3 +8,4 @@ mod kit;
 mod naming;
 mod places;
 mod rounds;
+mod screening;

@@ -1,56 +1,92 @@
-//! The store's own locks, tried as a stranger tries them: without a signature.
+//! Requests that nobody signed, which a store must refuse.
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Uri};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use schemas::Digest;
 use tokio::time::timeout;
 
 use super::Buckets;
 use crate::error::ObjectError;
 use crate::key::BlobKey;
-use crate::presign::Place;
+use crate::presign::{Place, Request};
 
-/// The key of a deletion that must be refused. No upload has such a key, so that a store that lets
-/// strangers delete loses nothing.
+/// The key of an object that strangers may neither write nor delete. No object of ours has such a
+/// key, so a store that lets them loses nothing.
 const NOBODYS: &str = "stranger";
+/// Requests for one answer that says yes or no.
+const TRIES: usize = 2;
 
 impl Buckets {
-    /// Asks for what only a holder of a key may do: to list either bucket, to read the object
-    /// `known`, and to delete. A store that does not answer has let nobody in.
+    /// Asks, without a signature, to list, read, write and delete in both buckets. `known` is an
+    /// object that is read; where it does not exist yet, as at the first start of a domain, a store
+    /// that lets strangers read and not list is not noticed. Objects in `incoming` are not read,
+    /// since none is known.
     ///
     /// # Errors
     /// [`ObjectError::Stranger`]: the store did one of these.
     pub async fn refuse_strangers(&self, known: Digest) -> Result<(), ObjectError> {
-        let (incoming, blobs) = (&self.incoming, &self.blobs);
-        let known = BlobKey(known).to_string();
-        self.try_stranger(Method::GET, blobs, "").await?;
-        self.try_stranger(Method::GET, incoming, "").await?;
-        self.try_stranger(Method::GET, blobs, &known).await?;
-        self.try_stranger(Method::DELETE, blobs, NOBODYS).await?;
-        self.try_stranger(Method::DELETE, incoming, NOBODYS).await
+        match timeout(self.limits.idle, self.try_all(known)).await {
+            Ok(tried) => tried,
+            Err(_) => {
+                tracing::warn!(
+                    "nobody knows if the store refuses unsigned requests: it does not answer them"
+                );
+                Ok(())
+            }
+        }
     }
 
-    async fn try_stranger(
-        &self,
-        method: Method,
-        place: &Place,
-        key: &str,
-    ) -> Result<(), ObjectError> {
+    async fn try_all(&self, known: Digest) -> Result<(), ObjectError> {
+        let known = BlobKey(known).to_string();
+        self.try_one(Method::GET, &self.blobs, &known).await?;
+        for place in [&self.blobs, &self.incoming] {
+            self.try_one(Method::GET, place, "").await?;
+            if let Err(served) = self.try_one(Method::PUT, place, NOBODYS).await {
+                let request = Request {
+                    method: rusty_s3::Method::Delete,
+                    key: NOBODYS,
+                    headers: &[],
+                };
+                // If this fails, the object is left. It has no bytes, and no key of ours.
+                let _removed = self
+                    .send("removal of a stranger's object", place, &request)
+                    .await;
+                return Err(served);
+            }
+            self.try_one(Method::DELETE, place, NOBODYS).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends one request. A store that finds no such object has looked for it, and so served it.
+    async fn try_one(&self, method: Method, place: &Place, key: &str) -> Result<(), ObjectError> {
         let url = place.unsigned(key);
         let uri: Uri = url.as_str().parse().expect("an unsigned url is a uri");
         let request = format!("{method} {url}");
-        let headers = HeaderMap::new();
-        let sent = self
-            .transfer
-            .http()
-            .send(method, uri, headers, Bytes::new());
-        match timeout(self.limits.idle, sent).await {
-            Ok(Ok(response)) if response.status().is_success() => {
-                let status = response.status().as_u16();
-                Err(ObjectError::Stranger { request, status })
-            }
-            Ok(_) | Err(_) => Ok(()),
+        let mut headers = HeaderMap::new();
+        if method == Method::PUT {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
         }
+        for _ in 0..TRIES {
+            let http = self.transfer.http();
+            let sent = http.send(method.clone(), uri.clone(), headers.clone(), Bytes::new());
+            match sent.await.map(|response| response.status()) {
+                Ok(status) if status.is_success() || status == StatusCode::NOT_FOUND => {
+                    let status = status.as_u16();
+                    return Err(ObjectError::Stranger { request, status });
+                }
+                Ok(StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                    return Ok(());
+                }
+                Ok(_) | Err(_) => {}
+            }
+        }
+        tracing::warn!(
+            request,
+            "nobody knows if the store refuses this unsigned request: it says neither yes nor no"
+        );
+        Ok(())
     }
 }
 
@@ -82,29 +118,40 @@ mod tests {
         buckets.unwrap().refuse_strangers(known).await
     }
 
+    const REFUSED: &str = "403 Forbidden";
+
     #[tokio::test]
     async fn la_08_a_store_that_serves_a_stranger_is_found_out() {
-        tried(&["403 Forbidden"; 5]).await.unwrap();
-        // Each of the five questions counts.
-        let asked = ["GET", "GET", "GET", "DELETE", "DELETE"];
+        tried(&[REFUSED; 7]).await.unwrap();
+        // Each question counts.
+        let asked = ["GET", "GET", "PUT", "DELETE", "GET", "PUT", "DELETE"];
         for (place, verb) in asked.into_iter().enumerate() {
-            let mut statuses = ["403 Forbidden"; 5];
-            statuses[place] = "200 OK";
-            match tried(&statuses).await {
-                Err(ObjectError::Stranger {
-                    request,
-                    status: 200,
-                }) => {
-                    assert!(request.starts_with(verb), "{request}");
-                    assert!(!request.contains('?'), "nothing is signed: {request}");
+            for served in ["200 OK", "404 Not Found"] {
+                let mut statuses = [REFUSED; 8];
+                statuses[place] = served;
+                match tried(&statuses).await {
+                    Err(ObjectError::Stranger { request, .. }) => {
+                        assert!(request.starts_with(verb), "{request}");
+                        assert!(!request.contains('?'), "nothing is signed: {request}");
+                    }
+                    other => panic!("question {place}: {other:?}"),
                 }
-                other => panic!("question {place}: {other:?}"),
             }
         }
     }
 
     #[tokio::test]
-    async fn la_08_a_store_that_does_not_answer_has_let_nobody_in() {
+    async fn la_08_an_answer_that_says_neither_yes_nor_no_is_asked_for_again() {
         tried(&[]).await.unwrap();
+        let busy = "503 Service Unavailable";
+        let open = tried(&[busy, "200 OK"]).await;
+        assert!(matches!(open, Err(ObjectError::Stranger { .. })));
+        let open = tried(&[busy, busy, "200 OK"]).await;
+        assert!(matches!(open, Err(ObjectError::Stranger { .. })));
+        tried(&[
+            busy, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED, REFUSED,
+        ])
+        .await
+        .unwrap();
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use identity::{AccessKey, StoreKeys};
 use objects::BlobKey;
 use rusty_s3::Method;
-use schemas::ObjectRef;
+use schemas::{Code, ObjectRef};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
@@ -159,16 +159,49 @@ async fn things(store: &TestStore) -> Things {
 pub(crate) const ALL: [&str; 3] = ["content-length", "if-none-match", "x-amz-checksum-sha256"];
 
 #[tokio::test]
-async fn the_get_key_reads_verified_objects_and_nothing_else() {
+async fn the_get_key_and_tl_04_the_auditors_key_read_verified_objects_and_nothing_else() {
+    let keys: [fn(&StoreKeys) -> AccessKey; 2] = [
+        |keys| keys.get.clone(),
+        |keys| keys.audit.clone().expect("it was generated"),
+    ];
+    for key in keys {
+        let store = TestStore::start().await;
+        reads_verified_objects_alone(&store, &key(&store.keys)).await;
+    }
+}
+
+/// An auditor holds its key, so no URL of anybody else is needed: the reader signs its own.
+#[tokio::test]
+async fn tl_04_an_auditor_reads_objects_with_its_own_key() {
     let store = TestStore::start().await;
+    let bytes = noise(40, 1);
+    let object = store.buckets().put_blob(bytes.clone()).await.unwrap();
+    let auditors = store.keys.audit.clone().expect("it was generated");
+    let reader = |key: &AccessKey| {
+        let patience = Duration::from_millis(300);
+        objects::BlobReader::new(&store.endpoint(), key, Default::default(), patience).unwrap()
+    };
+    assert_eq!(reader(&auditors).get(object).await.unwrap(), bytes);
+    let longer = ObjectRef {
+        bytes: schemas::Bytes(41),
+        ..object
+    };
+    let code = |read: Result<_, objects::ObjectError>| read.map(drop).map_err(|e| e.code());
+    let (mismatch, missing) = (Code::ObjectMismatch, Code::ObjectMissing);
+    assert_eq!(code(reader(&auditors).get(longer).await), Err(mismatch));
+    let absent = ObjectRef::of(b"absent");
+    assert_eq!(code(reader(&auditors).get(absent).await), Err(missing));
+    let stranger = AccessKey::generate();
+    assert!(reader(&stranger).get(object).await.is_err());
+}
+
+async fn reads_verified_objects_alone(store: &TestStore, get: &AccessKey) {
     let Things {
         upload,
         blob,
         named,
-    } = things(&store).await;
-    let get = &store.keys.get;
-    let ask =
-        async |method, path: &str| Ask::new(get, method, path.to_owned()).status(&store).await;
+    } = things(store).await;
+    let ask = async |method, path: &str| Ask::new(get, method, path.to_owned()).status(store).await;
     assert_eq!(
         (
             ask(Method::Get, &blob).await,
@@ -187,7 +220,7 @@ async fn the_get_key_reads_verified_objects_and_nothing_else() {
         assert_eq!(ask(Method::Delete, path).await, 403, "{path}");
         assert_eq!(
             Ask::upload(get, path.clone(), b"x", &ALL)
-                .status(&store)
+                .status(store)
                 .await,
             403,
             "{path}"
@@ -197,7 +230,7 @@ async fn the_get_key_reads_verified_objects_and_nothing_else() {
         assert_eq!(ask(Method::Get, path).await, 403, "{path}");
     }
     let stranger = Ask::new(&AccessKey::generate(), Method::Get, blob)
-        .answer(&store)
+        .answer(store)
         .await;
     assert!(
         stranger.contains("InvalidAccessKeyId"),

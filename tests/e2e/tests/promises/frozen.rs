@@ -3,8 +3,8 @@
 
 use e2e::Recipe;
 use harness::{Cluster, Evidence, Options, PATIENCE, Recorded};
+use schemas::RunId;
 use schemas::event::LedgerEvent;
-use schemas::{Code, RunId};
 
 const UNITS: u32 = 3;
 
@@ -20,12 +20,12 @@ async fn a_frozen_run_keeps_its_weights_until_it_is_let_go_on() {
     assert!(!refused.status.success(), "an order without a reason");
     let freeze = ["run", "freeze", "demo", "--reason", "a strange loss"];
     let shown = cluster.diloctl_ok(&freeze).await;
-    assert!(shown.contains("are held; this is in the ledger"), "{shown}");
+    assert!(shown.contains("placed; this is in the ledger"), "{shown}");
     let again = cluster.diloctl_ok(&freeze).await;
-    assert!(again.contains("were held already"), "{again}");
+    assert!(again.contains("stands already"), "{again}");
     until_nothing_is_left_but_the_merge(&cluster, &run).await;
     let listed = cluster.diloctl_ok(&["run", "ls"]).await;
-    assert!(listed.contains("DL0630"), "{listed}");
+    assert!(listed.contains("merges on hold"), "{listed}");
 
     cluster.kill9("coordinator");
     cluster.restart("coordinator").await;
@@ -33,7 +33,7 @@ async fn a_frozen_run_keeps_its_weights_until_it_is_let_go_on() {
 
     let unfreeze = ["run", "unfreeze", "demo", "--reason", "it was the data"];
     let shown = cluster.diloctl_ok(&unfreeze).await;
-    assert!(shown.contains("go on; this is in the ledger"), "{shown}");
+    assert!(shown.contains("lifted; this is in the ledger"), "{shown}");
     cluster.operator().await.until_complete(&run).await;
     cluster.stop_well(&["audit"]).await;
     cluster.record_verifies().await;
@@ -45,8 +45,7 @@ async fn until_nothing_is_left_but_the_merge(cluster: &Cluster, run: &RunId) {
     let operator = cluster.operator().await;
     let view = operator
         .until(run, PATIENCE, |view| {
-            let why = view.trouble.as_ref().map(|trouble| trouble.code);
-            view.units_done == UNITS && why == Some(Code::RunHeld)
+            view.units_done == UNITS && view.holds.len() == 1
         })
         .await;
     assert_eq!(view.leases, 0);

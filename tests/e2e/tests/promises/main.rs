@@ -32,6 +32,7 @@ mod one_identity;
 mod own_uploads;
 mod permissions;
 mod poisoned_state;
+mod recompute;
 mod run_halted;
 mod service_restart;
 mod shutdown;

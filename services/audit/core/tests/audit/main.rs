@@ -1,9 +1,11 @@
 //! The auditor on whole logs, with and without faults; and the checks before events are recorded.
 
 mod checkpoints;
+mod compare;
 mod foreign;
 mod intake;
 mod log;
+mod merges;
 mod properties;
 mod told;
 mod verdicts;

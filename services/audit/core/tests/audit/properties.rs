@@ -8,7 +8,7 @@ use crate::log::{Log, Plan, audit, put, renumber, signed};
 
 prop_compose! {
     fn plans()(workers in 1u8..4, rounds in 1u64..3, units in 1u32..4, early: bool, expiries: bool) -> Plan {
-        Plan { workers, rounds, units, early, expiries, made_up: 0, seed: 10 }
+        Plan { workers, rounds, units, early, expiries, made_up: 0, seed: 10, saved_every: 1 }
     }
 }
 

@@ -1,18 +1,28 @@
 //! The condition under which a round is complete.
 
-use ledger::OpenSync;
+use ledger::{OpenSync, Run};
 use schemas::run::Closing;
 use schemas::snapshot::MergeInput;
 use schemas::sync::SealedInput;
+use schemas::{SyncId, Weight};
 
-/// The inputs of a set that is sealed now, ascending by unit; none while its round still waits.
-/// `units` is the number of training units of the round. If a coordinator died while it wrote a
-/// seal, the rule gives the inputs that are left to complete it.
-pub(super) fn due(closing: Closing, units: u32, open: &OpenSync) -> Option<Vec<SealedInput>> {
+/// The inputs of a set that is sealed now, ascending by unit; none while its round still waits. If a
+/// coordinator died while it wrote a seal, the rule gives the inputs that are left to complete it.
+pub(super) fn due(run: &Run, sync: SyncId, open: &OpenSync) -> Option<Vec<SealedInput>> {
     let unnamed = open.unnamed()?;
-    match closing {
-        Closing::All => (open.inputs().count() as u64 == u64::from(units))
-            .then(|| unnamed.map(by_tokens).collect()),
+    let units = u64::from(run.spec.schedule.units);
+    match run.spec.policy.closing {
+        Closing::All => (open.inputs().count() as u64 == units).then(|| {
+            let outliers = run.outliers(sync.round);
+            let weighed = unnamed.map(by_tokens).map(|input| SealedInput {
+                weight: match outliers.contains(&input.unit) {
+                    true => Weight(0),
+                    false => input.weight,
+                },
+                ..input
+            });
+            weighed.collect()
+        }),
     }
 }
 

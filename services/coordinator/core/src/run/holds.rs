@@ -3,8 +3,7 @@
 use ledger::Run;
 use schemas::event::LedgerEvent;
 use schemas::hold::{HoldReply, HoldRequest};
-use schemas::text::Time;
-use schemas::{Code, PublicKey, Refusal, V};
+use schemas::{PublicKey, V};
 
 use crate::run::RunRoom;
 use crate::turn::Turn;
@@ -15,8 +14,8 @@ pub(crate) fn changes(run: &Run, request: &HoldRequest) -> bool {
 }
 
 impl RunRoom<'_> {
-    /// Places a hold or lifts it, where that changes the run. What the run was kept from it does at
-    /// once.
+    /// Places a hold or lifts it, where that changes the run. After a lift, the run at once does what
+    /// the hold forbade. The reply describes the run after that.
     pub(crate) fn hold(
         &mut self,
         turn: &mut Turn<'_>,
@@ -41,27 +40,15 @@ impl RunRoom<'_> {
             };
             self.append(turn, event);
         }
+        self.advance(turn);
+        self.serve(turn);
         let contributions = self.run.open.values().map(|open| open.inputs().count());
-        let reply = HoldReply {
+        HoldReply {
             v: V,
             changed,
             weights: self.run.rounds_closed(),
             contributions: contributions.sum::<usize>() as u32,
             leases: self.run.leases().count() as u32,
-        };
-        self.advance(turn);
-        self.serve(turn);
-        reply
+        }
     }
-}
-
-/// The hold that keeps the run up, for its watchers.
-pub(crate) fn held(run: &Run) -> Option<Refusal> {
-    let (hold, record) = run.holds.first_key_value()?;
-    let (since, operator) = (Time(record.since), &record.operator);
-    let detail = format!(
-        "{hold} are held since {since} by {operator}: {}",
-        record.reason
-    );
-    Some(Refusal::new(Code::RunHeld, detail))
 }

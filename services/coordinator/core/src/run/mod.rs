@@ -6,6 +6,7 @@
 //! | `members`, `heartbeat` | the workers of the run, and their reports about themselves |
 //! | `leases` | who gets which unit, and until when |
 //! | `results` | which results count |
+//! | `reach` | how far the inner steps of a unit can lead |
 //! | `rounds`, `closing` | when weights are restored, merged and saved; when a round can be sealed |
 //! | `objects`, `lists` | who may read and write which objects; the chunks that lists hold |
 //! | `offers` | which units are on the queue |
@@ -29,6 +30,7 @@ pub(crate) mod live;
 pub(crate) mod members;
 pub(crate) mod objects;
 mod offers;
+mod reach;
 pub(crate) mod results;
 mod rounds;
 mod spare;

@@ -10,7 +10,8 @@ use schemas::event::{Departure, LedgerEvent};
 use schemas::foundry::Order;
 use schemas::lease::{LeaseRef, UnitKind};
 use schemas::limits::{LOSS_MAX, TRAIN_MAX};
-use schemas::{Code, Digest, Millis, Refusal, RunId, Tokens, V, WorkerId};
+use schemas::run::{Comparison, RunSpec};
+use schemas::{Code, Digest, Millis, Refusal, Round, RunId, Tokens, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 
 use crate::deadline::RunTimer;
@@ -20,6 +21,7 @@ use crate::input::{Peer, ReplyId, Screened, ScreeningId, Submission};
 use crate::run::RunRoom;
 use crate::run::leases::check_holder;
 use crate::run::members::check_member;
+use crate::run::reach::reach;
 use crate::turn::{Handled, Outcome, Turn};
 
 /// Most askers that wait for one check. A worker that asks again no longer listens for the answer
@@ -155,8 +157,12 @@ impl RunRoom<'_> {
         let done = self.live.screenings.remove(&screening);
         let done = done.expect("a check that runs is in the room of its run");
         self.live.lease_mut(&done.lease().unit).screening = None;
-        let norm_max = self.run.spec.policy.norm_max;
-        let found = verdict.and_then(|found| Ok((check_norm(found.norm, norm_max)?, found.listed)));
+        let unit = done.lease().unit;
+        let found = verdict.and_then(|found| {
+            let norm = check_norm(found.norm, &self.run.spec, unit.round)?;
+            self.check_copied(&done, norm)?;
+            Ok((norm, found.listed))
+        });
         match found {
             Ok((norm, listed)) => self.accept(turn, done, norm, listed),
             Err(refusal)
@@ -169,6 +175,23 @@ impl RunRoom<'_> {
                 self.reject(turn, done.lease(), &done.worker, &refusal);
                 turn.answer_all(&done, &refusal);
             }
+        }
+    }
+
+    /// Refuses a contribution that consists of the chunks of another, in a run that compares. All
+    /// that consist of zeros are equal, so they are no copies.
+    fn check_copied(&self, done: &Screening, norm: f64) -> Result<(), Refusal> {
+        let stated = &done.submission.statement;
+        let Stated::Contribution(contribution) = &stated.outcome else {
+            return Ok(());
+        };
+        let chunks = contribution.chunks.digest();
+        match self.run.copied_from(&stated.lease.unit, chunks) {
+            Some(other) if norm > 0.0 => {
+                let detail = format!("its chunks are those of unit {other}");
+                Err(Refusal::new(Code::ContributionCopied, detail))
+            }
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -252,14 +275,19 @@ impl RunRoom<'_> {
             tokens: self.run.unit_tokens(&lease.unit),
         };
         self.append(turn, rejected);
+        self.judge_strikes(turn, worker);
+        self.result_refused(turn, lease.unit, worker, refusal);
+        self.free_unit(turn, lease, worker.clone());
+    }
+
+    /// Removes a worker that has too many strikes.
+    pub(crate) fn judge_strikes(&mut self, turn: &mut Turn<'_>, worker: &WorkerId) {
         let strikes_max = u64::from(self.run.spec.policy.strikes_max);
         let struck = self.run.members.get(worker);
         if struck.is_some_and(|member| member.rejected >= strikes_max && !member.removed) {
             let detail = format!("{strikes_max} refused results");
             self.depart(turn, worker, Departure::Removed, &detail);
         }
-        self.result_refused(turn, lease.unit, worker, refusal);
-        self.free_unit(turn, lease, worker.clone());
     }
 }
 
@@ -343,22 +371,33 @@ fn already_counted(lease: &LeaseRef) -> Refusal {
     )
 }
 
-/// Refuses a contribution whose norm is above the run's bound; 0 stands for no bound.
+/// Refuses a contribution to `round` whose norm is above the run's bound (0 stands for none), or, in
+/// a run that compares, above what the inner steps can reach.
 ///
 /// # Errors
 /// [`Code::NotFinite`] or [`Code::NormOutlier`].
-pub fn check_norm(norm: f64, norm_max: f64) -> Result<f64, Refusal> {
+pub fn check_norm(norm: f64, spec: &RunSpec, round: Round) -> Result<f64, Refusal> {
     if !norm.is_finite() {
         return Err(Refusal::new(
             Code::NotFinite,
             format!("the contribution's norm is {norm}"),
         ));
     }
+    let norm_max = spec.policy.norm_max;
     if norm_max > 0.0 && norm > norm_max {
         return Err(Refusal::new(
             Code::NormOutlier,
             format!("norm {norm} exceeds {norm_max}"),
         ));
+    }
+    let farthest = match spec.policy.comparison {
+        Comparison::None => f64::INFINITY,
+        Comparison::Others { .. } => reach(spec, round),
+    };
+    if norm > farthest {
+        let detail =
+            format!("norm {norm} exceeds {farthest}, the farthest that the inner steps can lead");
+        return Err(Refusal::new(Code::NormOutlier, detail));
     }
     Ok(norm)
 }
@@ -462,7 +501,11 @@ mod tests {
 
     #[test]
     fn a_norm_counts_up_to_the_bound_of_its_run_and_any_counts_where_there_is_none() {
-        let code = |norm, norm_max| check_norm(norm, norm_max).err().map(|found| found.code);
+        let code = |norm, norm_max| {
+            let spec = kit::run_spec().norm_max(norm_max).build();
+            let refused = check_norm(norm, &spec, Round(0)).err();
+            refused.map(|found| found.code)
+        };
         assert_eq!(code(10.0, 10.0), None);
         assert_eq!(code(10.001, 10.0), Some(Code::NormOutlier));
         assert_eq!(code(1e300, 0.0), None);

@@ -1,5 +1,6 @@
 //! Rounds: opening, merging and closing them; and the weights: restoring and saving them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ledger::{Run, Standing};
@@ -11,7 +12,9 @@ use schemas::lease::{ClaimOutcome, UnitId, Weights};
 use schemas::limits::SEALED_MAX;
 use schemas::snapshot::MergeInput;
 use schemas::sync::SealedInput;
-use schemas::{Class, Code, ObjectRef, Refusal, Round, SyncId, Tokens, UnixMillis, WorkerId};
+use schemas::{
+    Class, Code, ObjectRef, Refusal, Round, SyncId, Tokens, UnitIndex, UnixMillis, Weight, WorkerId,
+};
 
 use crate::deadline::RunTimer;
 use crate::input::{Merged, ReplyId};
@@ -167,6 +170,25 @@ impl RunRoom<'_> {
         for unit in gone {
             self.settle(turn, &unit);
         }
+        self.remove_struck(turn, sync, inputs);
+    }
+
+    /// Removes the workers whose contributions the seal leaves out, if these were strikes enough.
+    fn remove_struck(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: &[SealedInput]) {
+        let left_out = |unit: UnitIndex| {
+            let named = inputs.binary_search_by_key(&unit, |input| input.unit);
+            named.is_ok_and(|place| inputs[place].weight == Weight(0))
+        };
+        let sealed = self.run.open.get(&sync).expect("it was sealed just now");
+        let struck = sealed
+            .inputs()
+            .filter(|input| left_out(input.lease.unit.index));
+        let struck: BTreeSet<WorkerId> = struck.map(|input| input.worker.clone()).collect();
+        for worker in struck {
+            if self.run.member(&worker).is_some() {
+                self.judge_strikes(turn, &worker);
+            }
+        }
     }
 
     fn merge(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: Vec<MergeInput>) {
@@ -201,7 +223,8 @@ impl RunRoom<'_> {
         let (_, merged) = merged.expect("a round is closed when its merge has ended");
         self.live.foundry.succeeded();
         let (_, inputs) = self.run.next_merge(sync.fragment).expect(ASKED);
-        let tokens = inputs.iter().map(|input| input.tokens);
+        let counting = inputs.iter().filter(|input| input.weight > Weight(0));
+        let tokens = counting.map(|input| input.tokens);
         let closed = LedgerEvent::RoundClosed {
             round: sync.round,
             fragment: sync.fragment,
@@ -282,19 +305,19 @@ impl RunRoom<'_> {
 /// changes the weights that it saves.
 fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
     let foundry = &live.foundry;
+    let held = run.is_held(Hold::Merges);
+    // The foundry holds the next round's weights, so it gets no order before the round is closed.
+    if let Some((sync, _)) = foundry.merged {
+        return (!held).then_some(NextStep::Close(sync));
+    }
     if foundry.halted.is_some() {
         return None;
     }
-    let held = run.is_held(Hold::Merges);
     if let Some(seal) = next_seal(run).filter(|_| !held) {
         return Some(seal);
     }
     if foundry.task.is_some() {
         return None;
-    }
-    // The foundry holds the merged weights already, so nothing else is asked of it before this.
-    if let Some((sync, _)) = foundry.merged {
-        return (!held).then_some(NextStep::Close(sync));
     }
     if !foundry.restored {
         return (foundry.retry_at <= now).then_some(NextStep::Restore);
@@ -326,9 +349,8 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
 
 /// The seal of the first open round, fragment by fragment, whose closing rule is met.
 fn next_seal(run: &Run) -> Option<NextStep> {
-    let (closing, units) = (run.spec.policy.closing, run.spec.schedule.units);
     let mut open = run.open.iter();
-    open.find_map(|(sync, open)| Some(NextStep::Seal(*sync, due(closing, units, open)?)))
+    open.find_map(|(sync, open)| Some(NextStep::Seal(*sync, due(run, *sync, open)?)))
 }
 
 /// Units without a result.

@@ -10,7 +10,6 @@ use crate::deadline::RunTimer;
 use crate::effect::Effect;
 use crate::run::RunRoom;
 use crate::run::failures::{named, nobody_gets_through};
-use crate::run::holds::held;
 use crate::run::live::LiveRun;
 use crate::turn::Turn;
 
@@ -72,7 +71,7 @@ pub(crate) fn open_view(name: &RunId, run: &Run, live: &LiveRun, now: UnixMillis
 }
 
 /// The problem that holds a run up, if it passes by itself or when another worker starts: too few
-/// or no workers, a hold, an order that the foundry tries again, a unit that fails.
+/// or no workers, an order that the foundry tries again, a unit that fails.
 fn trouble(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
     let (present, least) = (run.present(), run.spec.policy.workers_min);
     if let Some(deserted) = deserted(run, live, now) {
@@ -81,9 +80,6 @@ fn trouble(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
     if run.rounds.is_empty() && present < least {
         let detail = format!("{present} of at least {least} workers are members");
         return Some(Refusal::new(Code::TooFewWorkers, detail));
-    }
-    if let Some(held) = held(run) {
-        return Some(held);
     }
     let foundry = live
         .foundry

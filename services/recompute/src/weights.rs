@@ -14,32 +14,33 @@ use schemas::lease::Weights as Published;
 use schemas::run::{Codec, CodecKind, Combination, OuterOptimizer, RunSpec};
 use schemas::snapshot::Slot;
 
-use super::context::Place;
+use crate::context::Place;
 
 /// The state between two rounds. A chunk may be shared with a save that has not written it yet; the
 /// next step then works on a copy.
 #[derive(Clone, Debug)]
-pub(crate) struct Weights {
+pub struct Weights {
     /// The round that starts from them.
-    pub(crate) round: Round,
+    pub round: Round,
     /// One piece for each chunk.
-    pub(crate) pieces: Vec<Piece>,
+    pub pieces: Vec<Piece>,
     /// The copy that workers have.
-    pub(crate) broadcast: Published,
+    pub broadcast: Published,
 }
 
 /// One chunk: its parameters, and the outer state beside them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Piece {
-    pub(crate) params: Arc<Vec<f32>>,
+pub struct Piece {
+    /// Its parameters.
+    pub params: Arc<Vec<f32>>,
     /// Values of each slot, as many as parameters. The optimizer's state exists after the first
     /// step.
-    pub(crate) slots: BTreeMap<Slot, Arc<Vec<f32>>>,
+    pub slots: BTreeMap<Slot, Arc<Vec<f32>>>,
 }
 
 /// The arithmetic that a step applies to every chunk.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Step {
+pub struct Step {
     combination: Combination,
     optimizer: OuterOptimizer,
     upload: CodecKind,
@@ -52,37 +53,37 @@ pub(crate) struct Step {
 
 /// One chunk of one contribution.
 #[derive(Clone, Debug)]
-pub(crate) struct Part {
+pub struct Part {
     /// The contribution's weight in the mean.
-    pub(crate) weight: u64,
+    pub weight: u64,
     /// The contribution's norm, in a run whose rule of combination needs it.
-    pub(crate) norm: Option<f32>,
+    pub norm: Option<f32>,
     /// The encoding of the chunk.
-    pub(crate) bytes: Bytes,
+    pub bytes: Bytes,
 }
 
 /// The outcome of a step on one chunk.
 #[derive(Debug)]
-pub(crate) struct Stepped {
+pub struct Stepped {
     /// The new parameters as they are published.
-    pub(crate) broadcast: Vec<u8>,
+    pub broadcast: Vec<u8>,
     /// The sum of squares of the combined contribution.
-    pub(crate) sum_of_squares: f64,
+    pub sum_of_squares: f64,
     /// True when every new parameter is a number.
-    pub(crate) finite: bool,
+    pub finite: bool,
 }
 
 impl Weights {
     /// True before the first step if the optimizer keeps momentum. For an optimizer without
     /// momentum it is always true.
-    pub(crate) fn is_first(&self) -> bool {
+    pub fn is_first(&self) -> bool {
         self.pieces.iter().all(Piece::is_first)
     }
 }
 
 impl Piece {
     /// The same for one chunk: see [`Weights::is_first`].
-    pub(crate) fn is_first(&self) -> bool {
+    pub fn is_first(&self) -> bool {
         !self.slots.contains_key(&Slot::Momentum)
     }
 
@@ -98,7 +99,7 @@ impl Piece {
 
 impl Step {
     /// The step that closes `round`; `first` is true if no momentum was kept before.
-    pub(crate) fn new(spec: &RunSpec, round: Round, first: bool) -> Self {
+    pub fn new(spec: &RunSpec, round: Round, first: bool) -> Self {
         Self {
             combination: spec.combination,
             optimizer: spec.outer,
@@ -110,7 +111,7 @@ impl Step {
     }
 
     /// Merges one chunk, which must be whole.
-    pub(crate) fn run(
+    pub fn run(
         self,
         piece: &mut Piece,
         parts: &[Part],

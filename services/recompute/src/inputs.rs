@@ -8,7 +8,7 @@ use schemas::lease::LeaseRef;
 use schemas::snapshot::MergeInput;
 use schemas::{Chunks, ObjectRef, Refusal};
 
-use crate::store::Store;
+use crate::objects::Objects;
 
 /// Most memory for names of chunks in a merge or in a restore: of a round of 256 contributions, each
 /// of a thousand chunks, all fit.
@@ -16,11 +16,13 @@ const NAMES_BYTES_MAX: usize = 16 << 20;
 
 /// The part of a contribution's chunks that is in memory, and how much the contribution counts.
 #[derive(Debug)]
-pub(crate) struct Input {
-    pub(crate) lease: LeaseRef,
-    pub(crate) weight: u64,
+pub struct Input {
+    /// The lease under which it was made.
+    pub lease: LeaseRef,
+    /// Its weight in the mean.
+    pub weight: u64,
     /// Its norm, in a run whose rule of combination needs it.
-    pub(crate) norm: Option<f32>,
+    pub norm: Option<f32>,
     /// The first chunk that is named here.
     start: usize,
     chunks: Vec<ObjectRef>,
@@ -28,14 +30,14 @@ pub(crate) struct Input {
 
 impl Input {
     /// The name of chunk `index` of the whole contribution, if it is in the window that was read.
-    pub(crate) fn chunk(&self, index: usize) -> Option<ObjectRef> {
+    pub fn chunk(&self, index: usize) -> Option<ObjectRef> {
         self.chunks.get(index.checked_sub(self.start)?).copied()
     }
 }
 
 /// The chunks of which the names of `inputs` contributions are in memory at a time, for `count`
 /// chunks: one window after another, and together all.
-pub(crate) fn windows(inputs: usize, count: usize) -> impl Iterator<Item = Range<usize>> {
+pub fn windows(inputs: usize, count: usize) -> impl Iterator<Item = Range<usize>> {
     let names = NAMES_BYTES_MAX / size_of::<ObjectRef>();
     let length = (names / inputs.max(1)).max(1);
     let starts = (0..count).step_by(length);
@@ -44,8 +46,8 @@ pub(crate) fn windows(inputs: usize, count: usize) -> impl Iterator<Item = Range
 
 /// The names of the chunks of `window` of each contribution, in their order. A list is read whole,
 /// as it has one digest, and the rest of it is dropped.
-pub(crate) async fn read(
-    store: &Store,
+pub async fn read(
+    objects: &dyn Objects,
     inputs: &[MergeInput],
     window: &Range<usize>,
 ) -> Result<Vec<Input>, Refusal> {
@@ -53,7 +55,7 @@ pub(crate) async fn read(
     for input in inputs {
         let chunks = match &input.chunks {
             Chunks::Named(chunks) => part(chunks, window),
-            listed @ Chunks::Listed(_) => part(&store.chunks(listed).await?, window),
+            listed @ Chunks::Listed(_) => part(&objects.chunks(listed).await?, window),
         };
         read.push(Input {
             lease: input.lease,
@@ -78,7 +80,18 @@ mod tests {
     use schemas::{Tokens, Weight};
 
     use super::*;
-    use crate::store::tests::away_and_full_of_checks;
+    use async_trait::async_trait;
+    use bytes::Bytes;
+
+    /// Objects that nobody can read.
+    struct Away;
+
+    #[async_trait]
+    impl Objects for Away {
+        async fn fetch(&self, object: ObjectRef) -> Result<Bytes, Refusal> {
+            panic!("{} is asked for", object.digest)
+        }
+    }
 
     #[test]
     fn windows_are_all_chunks_in_order_and_their_names_fit() {
@@ -115,12 +128,9 @@ mod tests {
             norm: None,
             chunks: chunks.clone().into(),
         };
-        let (store, _permits) = away_and_full_of_checks().await;
         for window in [0..2, 2..4, 4..5, 1..5, 3..9, 5..9, 7..9] {
             let inputs = [input.clone(), input.clone()];
-            let read = read(&store, &inputs, &window)
-                .await
-                .expect("they are named");
+            let read = read(&Away, &inputs, &window).await.expect("they are named");
             assert_eq!(read.len(), 2);
             for input in read {
                 assert_eq!((input.lease, input.weight), (lease, 7));

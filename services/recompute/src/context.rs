@@ -5,36 +5,39 @@ use schemas::layout::{Chunk, Layout};
 use schemas::run::{Combination, RunSpec};
 use schemas::{Code, Digest, Message as _, ObjectRef, Refusal};
 
-use crate::store::Store;
+use crate::objects::Objects;
 
 /// A run's settings and layout.
 #[derive(Debug)]
-pub(crate) struct RunContext {
-    pub(crate) spec: RunSpec,
-    pub(crate) spec_digest: Digest,
-    pub(crate) chunks: Vec<Chunk>,
+pub struct RunContext {
+    /// Its settings.
+    pub spec: RunSpec,
+    /// The digest of its settings.
+    pub spec_digest: Digest,
+    /// The chunks of the layout, in order.
+    pub chunks: Vec<Chunk>,
     /// The tensors of each chunk, if the run's rule of combination goes by tensors.
     tensors: Vec<Vec<TensorPiece>>,
 }
 
 /// The place of a chunk in the model.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Place {
+pub struct Place {
     /// Its first element in the flat vector.
-    pub(crate) start: u64,
+    pub start: u64,
     /// Its tensors, if the run's rule of combination goes by tensors.
-    pub(crate) tensors: Vec<TensorPiece>,
+    pub tensors: Vec<TensorPiece>,
 }
 
 impl RunContext {
     /// Fetches the layout, and cuts it into chunks as the settings say.
-    pub(crate) async fn load(store: &Store, spec: RunSpec) -> Result<Self, Refusal> {
-        let layout = layout(store, spec.model.layout).await?;
+    pub async fn load(objects: &dyn Objects, spec: RunSpec) -> Result<Self, Refusal> {
+        let layout = layout(objects, spec.model.layout).await?;
         Self::new(&layout, spec)
     }
 
     /// Cuts a valid layout into chunks as the settings say.
-    pub(crate) fn new(layout: &Layout, spec: RunSpec) -> Result<Self, Refusal> {
+    pub fn new(layout: &Layout, spec: RunSpec) -> Result<Self, Refusal> {
         let chunks = layout.chunks(spec.model.chunk_elements);
         let chunks = chunks.map_err(|error| Refusal::new(Code::SpecInvalid, error.to_string()))?;
         let (expected, got) = (chunks.len(), spec.model.initial.count());
@@ -60,7 +63,7 @@ impl RunContext {
     }
 
     /// The place of chunk `index`.
-    pub(crate) fn place(&self, index: usize) -> Place {
+    pub fn place(&self, index: usize) -> Place {
         Place {
             start: self.chunks[index].start,
             tensors: self.tensors.get(index).cloned().unwrap_or_default(),
@@ -68,14 +71,14 @@ impl RunContext {
     }
 
     /// Elements of chunk `index`.
-    pub(crate) fn elements(&self, index: usize) -> usize {
+    pub fn elements(&self, index: usize) -> usize {
         self.chunks[index].range().len()
     }
 }
 
 /// Fetches and checks a layout.
-pub(crate) async fn layout(store: &Store, object: ObjectRef) -> Result<Layout, Refusal> {
-    let bytes = store.fetch(object).await?;
+pub async fn layout(objects: &dyn Objects, object: ObjectRef) -> Result<Layout, Refusal> {
+    let bytes = objects.fetch(object).await?;
     let invalid = |reason: String| {
         Refusal::new(
             Code::SpecInvalid,

@@ -1,0 +1,174 @@
+use schemas::contribution::Outcome;
+use schemas::event::{Departure, LedgerEvent};
+use schemas::foundry::{self, Order};
+use schemas::lease::LeaseRef;
+use schemas::run::{Comparison, RunSpec};
+use schemas::{Code, Tokens, Weight};
+
+use crate::fixture::*;
+use crate::{Effect, ReplyId, Submission, WorkerRequest};
+
+/// Settings that compare. Its 4 steps at a rate of 1 reach 67.6 with 13 parameters.
+fn compared(units: u32) -> RunSpec {
+    let mut spec = spec("demo");
+    (spec.schedule.units, spec.schedule.rounds) = (units, 4);
+    spec.inner.learning_rate = 1.0;
+    spec.policy.norm_max = 0.0;
+    spec.policy.comparison = Comparison::Others {
+        norm_ratio_max: 4.0,
+    };
+    spec
+}
+
+/// A world with workers 1 to `workers`.
+fn world(spec: RunSpec, workers: u32) -> World {
+    let mut world = World::with_run(spec);
+    for number in 1..=workers {
+        world.join(number);
+    }
+    world
+}
+
+/// Hands a result in, whose check finds this norm.
+fn hand_in(world: &mut World, number: u32, result: Submission, norm: f64) -> ReplyId {
+    let reply = world.ask(peer(number), WorkerRequest::Submit(result));
+    let Effect::Foundry {
+        order: Order::Screen { screening, .. },
+        ..
+    } = world.take_pending(|effect| matches!(effect, order!(Screen)))
+    else {
+        unreachable!("it was picked as one")
+    };
+    let verdict = Ok(screened(norm));
+    world.foundry(foundry::Answer::Screened { screening, verdict });
+    reply
+}
+
+/// A unit from its claim to its result.
+fn work(world: &mut World, number: u32, norm: f64) -> ReplyId {
+    let held = world.lease(number);
+    let result = submission(&world.run().spec, number, held, 0);
+    hand_in(world, number, result, norm)
+}
+
+/// The result of worker 1 under `original`, as worker `number` hands it in under `held`.
+fn copy(world: &World, original: LeaseRef, number: u32, held: LeaseRef) -> Submission {
+    let spec = &world.run().spec;
+    let outcome = submission(spec, 1, original, 0).statement.outcome;
+    assert!(matches!(outcome, Outcome::Contribution(_)));
+    stated(kit::statement(spec, worker(number), held, outcome))
+}
+
+/// The weights of the merge that was ordered.
+fn weights(world: &World) -> Vec<u64> {
+    let merge = world.pending.iter().find_map(|effect| match effect {
+        Effect::Foundry {
+            order: Order::Merge { inputs, .. },
+            ..
+        } => Some(inputs.iter().map(|input| input.weight.get()).collect()),
+        _ => None,
+    });
+    merge.expect("the round is merged")
+}
+
+#[test]
+fn an_outlier_is_left_out_of_each_merge_until_its_worker_is_removed() {
+    let mut world = world(compared(3), 3);
+    for round in 0..3 {
+        work(&mut world, 1, 1.0);
+        work(&mut world, 3, 50.0);
+        assert_eq!(world.run().tokens.rejected, Tokens(32 * round));
+        work(&mut world, 2, 1.5);
+        let weights = weights(&world);
+        assert_eq!(weights.iter().filter(|weight| **weight == 32).count(), 2);
+        assert_eq!(weights.iter().filter(|weight| **weight == 0).count(), 1);
+        assert_eq!(world.run().tokens.rejected, Tokens(32 * (round + 1)));
+        let gone = world.run().member(&worker(3)).is_none();
+        assert_eq!(gone, round == 2, "three strikes");
+        world.answer_pending();
+    }
+    let removed = |event: &LedgerEvent| matches!(event, LedgerEvent::WorkerLeft { worker: found, cause: Departure::Removed, .. } if *found == worker(3));
+    assert_eq!(world.count(removed), 1);
+    let closed = |event: &LedgerEvent| {
+        matches!(
+            event,
+            LedgerEvent::RoundClosed {
+                tokens: Tokens(64),
+                ..
+            }
+        )
+    };
+    assert_eq!(world.count(closed), 3, "what is left out is not counted");
+}
+
+/// Of two, the larger one is left out, and nobody is removed for it.
+#[test]
+fn of_two_the_outlier_is_left_out_in_the_first_round_too() {
+    let mut world = world(compared(2), 2);
+    for round in 0..4 {
+        work(&mut world, 1, 60.0);
+        work(&mut world, 2, 1.0);
+        let sealed = weights(&world);
+        let inputs = world.run().next_merge(sync(round).fragment);
+        let (_, inputs) = inputs.expect("it is sealed");
+        for (input, weight) in inputs.iter().zip(sealed) {
+            let expected = if input.worker == worker(1) { 0 } else { 32 };
+            assert_eq!((input.weight, weight), (Weight(expected), expected));
+        }
+        world.answer_pending();
+    }
+    assert!(world.run().is_complete());
+    assert!(world.run().members[&worker(1)].rejected == 0);
+}
+
+#[test]
+fn a_coordinator_that_begins_anew_leaves_out_the_same() {
+    let mut world = world(compared(3), 3);
+    work(&mut world, 1, 1.0);
+    work(&mut world, 2, 1.0);
+    work(&mut world, 3, 9.0);
+    let before = weights(&world);
+    world.restart();
+    world.answer_pending_but(|effect| matches!(effect, order!(Merge)));
+    assert_eq!(weights(&world), before);
+}
+
+#[test]
+fn a_norm_beyond_the_reach_of_the_inner_steps_is_refused_in_the_first_round() {
+    let mut world = world(compared(2), 2);
+    let far = work(&mut world, 1, 68.0);
+    assert_eq!(world.refusal(far), Code::NormOutlier);
+    assert_eq!(world.run().members[&worker(1)].rejected, 1);
+    let near = work(&mut world, 2, 67.0);
+    assert!(world.answers[&near].is_ok());
+    // Settings that compare nothing know no reach.
+    let mut spec = compared(2);
+    spec.policy.comparison = Comparison::None;
+    let mut world = self::world(spec, 1);
+    let far = work(&mut world, 1, 1e9);
+    assert!(world.answers[&far].is_ok());
+}
+
+#[test]
+fn a_copied_contribution_is_refused() {
+    let mut world = world(compared(2), 2);
+    let (first, second) = (world.lease(1), world.lease(2));
+    let result = submission(&world.run().spec, 1, first, 0);
+    hand_in(&mut world, 1, result, 1.0);
+    let lazy = copy(&world, first, 2, second);
+    let lazy = hand_in(&mut world, 2, lazy, 1.0);
+    assert_eq!(world.refusal(lazy), Code::ContributionCopied);
+    // Zeros are equal without being copied.
+    let held = world.lease(2);
+    let zeros = copy(&world, first, 2, held);
+    let zeros = hand_in(&mut world, 2, zeros, 0.0);
+    assert!(world.answers[&zeros].is_ok());
+    world.answer_pending();
+    // The same of the round before, by its own maker too.
+    let held = world.lease(1);
+    let again = copy(&world, first, 1, held);
+    let again = hand_in(&mut world, 1, again, 1.0);
+    assert_eq!(world.refusal(again), Code::ContributionCopied);
+    let rejected = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionRejected { .. });
+    assert_eq!(world.count(rejected), 2);
+}

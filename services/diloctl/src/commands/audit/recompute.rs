@@ -1,0 +1,233 @@
+//! `audit recompute`: merges made again from objects, and compared with the ledger.
+//!
+//! The ledger comes from stream `AUDIT` or from the files of an audit service, the objects from the
+//! coordinator's URLs, from the store itself, or from a folder. So all that an auditor needs is a
+//! copy of the ledger and read access to the bucket `blobs`.
+
+use diloco_audit::files::kept;
+use diloco_audit::recompute::{Fault, Merges, RoundOutcome, Segment, Wanted};
+use diloco_audit::{Auditor, Recomputation, Replay, ReplayError, StreamSequence, recall_files};
+use recompute::Objects;
+use runtime::Failure;
+use schemas::permission::Role;
+use schemas::{Code, Digest, Refusal, Round, RunId, Tokens};
+use serde::Serialize;
+
+use super::sources::Source;
+use crate::cli::Recompute;
+use crate::commands::watch;
+use crate::context::Context;
+use crate::listing::Listing;
+use crate::output::Row;
+use crate::table::{count, or_dash};
+
+/// Makes the wanted merges again, and prints a row for each round.
+pub(crate) async fn run(context: &Context, command: &Recompute) -> Result<(), Failure> {
+    let wanted = match command.round {
+        Some(round) => Wanted::One(Round(round)),
+        None => Wanted::All,
+    };
+    let merges = Merges::new(command.run.clone(), wanted);
+    let merges = match &command.ledger {
+        Some(folder) => of_files(context, folder, merges)?,
+        None => of_stream(context, merges).await?,
+    };
+    let spec = merges
+        .spec()
+        .cloned()
+        .ok_or_else(|| unknown(&command.run))?;
+    let segments = merges.plan()?;
+    let source = Source::open(context, &command.objects).await?;
+    let chunks = spec.model.initial.count() as u64;
+    let merges: usize = segments.iter().map(|segment| segment.merges.len()).sum();
+    let bar = watch::steps_bar(context.printer, "chunks merged", chunks * merges as u64);
+    let step = || bar.inc(1);
+    let mut report = Report::default();
+    let mut listing = context.printer.listing();
+    let objects: &dyn Objects = &source;
+    let recomputation = Recomputation::new(objects, spec, &step).await;
+    for segment in &segments {
+        let outcomes = recomputation.segment(segment).await;
+        bar.suspend(|| report.take(segment, outcomes, &mut listing));
+    }
+    bar.finish_and_clear();
+    listing.end();
+    context.printer.talk(&report.summary());
+    report.judge()
+}
+
+/// Checks the audit service's files, without a bus.
+fn of_files(
+    context: &Context,
+    folder: &std::path::Path,
+    merges: Merges,
+) -> Result<Merges, Failure> {
+    let trust = context.domain()?.trust().clone();
+    let auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
+    let mut auditor = auditor.collecting(merges);
+    let last = recall_files(folder, &mut auditor)?;
+    if last == StreamSequence(0) {
+        let text = format!("{} holds no event; nothing was checked", folder.display());
+        return Err(Failure::new(Code::NoVerdict, text));
+    }
+    let _results = auditor.conclude(last);
+    proven(auditor)
+}
+
+/// Checks stream `AUDIT`.
+async fn of_stream(context: &Context, merges: Merges) -> Result<Merges, Failure> {
+    let domain = context.domain()?;
+    let bus = context.bus(Role::Auditor).await?;
+    let kept = kept(&domain.layout().audit_files())?;
+    let replay = Replay::open(&bus, domain.trust()).await?;
+    let mut replay = replay.against(kept).collecting(merges);
+    let ran: Result<(), ReplayError> = replay.run(context.timeout, &mut |_| {}).await;
+    ran?;
+    proven(replay.into_auditor())
+}
+
+/// The merges of a ledger that verifies. A broken ledger proves nothing about merges.
+fn proven(mut auditor: Auditor) -> Result<Merges, Failure> {
+    if let Some(found) = auditor.evidence() {
+        return Err(Failure::new(Code::RecordUnproven, found));
+    }
+    Ok(auditor.take_merges().expect("they were collected"))
+}
+
+fn unknown(run: &RunId) -> Failure {
+    Failure::new(Code::RunUnknown, format!("no event created {run}"))
+}
+
+/// The outcomes so far.
+#[derive(Default)]
+struct Report {
+    rounds: u64,
+    verified: u64,
+    /// The first evidence, or the first round without a verdict.
+    evidence: Option<Refusal>,
+    unproven: Option<Refusal>,
+}
+
+/// One round, as it came out.
+#[derive(Serialize)]
+pub(super) struct RoundRow {
+    round: Round,
+    verdict: Verdict,
+    /// The snapshot that its recomputation began from; none for the initial weights.
+    from: Option<Round>,
+    inputs: usize,
+    tokens: Tokens,
+    norm: f64,
+    /// The digest of the weights that the ledger names.
+    weights: Digest,
+    /// The snapshot that was compared with the weights after it.
+    snapshot: Option<Round>,
+    code: Option<Code>,
+    detail: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Verdict {
+    Verified,
+    Differs,
+    Altered,
+    Unproven,
+}
+
+impl Verdict {
+    const fn of(fault: Option<&Fault>) -> Self {
+        match fault {
+            None => Self::Verified,
+            Some(Fault::Differs(_)) => Self::Differs,
+            Some(Fault::Altered(_)) => Self::Altered,
+            Some(Fault::Unproven(_)) => Self::Unproven,
+        }
+    }
+
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Verified => "verified",
+            Self::Differs => "DIFFERS",
+            Self::Altered => "ALTERED",
+            Self::Unproven => "unproven",
+        }
+    }
+}
+
+impl Report {
+    fn take(
+        &mut self,
+        segment: &Segment,
+        outcomes: Vec<RoundOutcome>,
+        listing: &mut Listing<RoundRow>,
+    ) {
+        for (outcome, recorded) in outcomes.into_iter().zip(&segment.merges) {
+            let RoundOutcome { round, fault } = outcome;
+            self.rounds += 1;
+            self.verified += u64::from(fault.is_none());
+            if let Some(fault) = &fault {
+                let refusal = Refusal::new(fault.code(), format!("round {round}: {fault}"));
+                let first = match fault.is_evidence() {
+                    true => &mut self.evidence,
+                    false => &mut self.unproven,
+                };
+                first.get_or_insert(refusal);
+            }
+            let after = segment.end.filter(|end| end.round == round.next());
+            listing.row(&RoundRow {
+                round,
+                verdict: Verdict::of(fault.as_ref()),
+                from: segment.base.map(|base| base.round),
+                inputs: recorded.record.inputs.len(),
+                tokens: recorded.tokens,
+                norm: recorded.norm,
+                weights: recorded.broadcast.digest(),
+                snapshot: after.map(|end| end.round),
+                code: fault.as_ref().map(Fault::code),
+                detail: fault.map(|fault| fault.to_string()).unwrap_or_default(),
+            });
+        }
+    }
+
+    fn summary(&self) -> String {
+        let Self {
+            rounds, verified, ..
+        } = self;
+        format!("{verified} of {rounds} rounds verified")
+    }
+
+    /// Evidence comes before a missing verdict.
+    fn judge(self) -> Result<(), Failure> {
+        match self.evidence.or(self.unproven) {
+            Some(refusal) => Err(refusal.into()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Row for RoundRow {
+    const TITLES: &'static [&'static str] = &[
+        "round", "verdict", "from", "inputs", "tokens", "norm", "weights", "detail",
+    ];
+    const WIDTHS: &'static [usize] = &[6, 10, 12, 6, 8, 8, 8];
+
+    fn cells(&self) -> Vec<String> {
+        let from = self.from.map(|round| format!("snapshot {round}"));
+        let snapshot = || or_dash(self.snapshot, |round| format!("snapshot {round} agrees"));
+        let detail = match self.verdict {
+            Verdict::Verified => snapshot(),
+            _ => self.detail.clone(),
+        };
+        vec![
+            self.round.to_string(),
+            self.verdict.text().to_owned(),
+            from.unwrap_or_else(|| "beginning".to_owned()),
+            self.inputs.to_string(),
+            count(self.tokens.get() as f64),
+            format!("{:.3}", self.norm),
+            self.weights.hex()[..8].to_owned(),
+            detail,
+        ]
+    }
+}

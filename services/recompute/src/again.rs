@@ -1,0 +1,121 @@
+//! A merge that is made again, chunk by chunk.
+
+use std::ops::Range;
+
+use schemas::run::CodecKind;
+use schemas::snapshot::MergeRecord;
+use schemas::{Code, ObjectRef, Refusal, Round};
+
+use crate::context::RunContext;
+use crate::inputs::{self, Input};
+use crate::objects::Objects;
+use crate::weights::{Part, Piece, Step};
+
+/// A merge to make again: its round, and its inputs one by one, of which a window of chunks is
+/// named.
+#[derive(Debug)]
+pub struct Again {
+    /// The round that it closed.
+    pub round: Round,
+    inputs: Vec<Input>,
+}
+
+/// One chunk after a merge.
+#[derive(Debug)]
+pub struct Merged {
+    /// The chunk of the weights and of the outer state.
+    pub piece: Piece,
+    /// The chunk as it would be published.
+    pub broadcast: ObjectRef,
+    /// The sum of squares of the mean contribution.
+    pub sum_of_squares: f64,
+    /// The sum of squares of each input, in their order; empty unless the run's rule of combination
+    /// goes by the norms of its inputs.
+    pub squares: Vec<f64>,
+    /// True if every new parameter is a number.
+    pub finite: bool,
+}
+
+impl Again {
+    /// Reads the names of the chunks of a window.
+    ///
+    /// # Errors
+    /// A list of chunks cannot be read, or is none.
+    pub async fn read(
+        objects: &dyn Objects,
+        merge: &MergeRecord,
+        window: &Range<usize>,
+    ) -> Result<Self, Refusal> {
+        Ok(Self {
+            round: merge.round,
+            inputs: inputs::read(objects, &merge.inputs, window).await?,
+        })
+    }
+
+    /// Fetches chunk `index` of each input, and makes the outer step on this chunk of the weights.
+    ///
+    /// # Errors
+    /// An object cannot be read; or [`Code::ReplayDiverged`]: the inputs cannot be merged.
+    pub async fn chunk(
+        &self,
+        objects: &dyn Objects,
+        context: &RunContext,
+        index: usize,
+        mut piece: Piece,
+        first: bool,
+    ) -> Result<Merged, Refusal> {
+        let parts = self.parts(objects, index).await?;
+        let step = Step::new(&context.spec, self.round, first);
+        let place = context.place(index);
+        let (codec, elements) = (context.spec.upload.kind, context.elements(index));
+        let work = tokio::task::spawn_blocking(move || {
+            let stepped = step.run(&mut piece, &parts, &place);
+            let stepped = stepped.map_err(|error| error.to_string())?;
+            Ok::<_, String>(Merged {
+                piece,
+                broadcast: ObjectRef::of(&stepped.broadcast),
+                sum_of_squares: stepped.sum_of_squares,
+                squares: squares(&parts, codec, elements)?,
+                finite: stepped.finite,
+            })
+        });
+        let done = work
+            .await
+            .map_err(|error| Refusal::new(Code::Internal, format!("merge again: {error}")))?;
+        done.map_err(|error| {
+            Refusal::new(
+                Code::ReplayDiverged,
+                format!("round {} chunk {index}: {error}", self.round),
+            )
+        })
+    }
+
+    async fn parts(&self, objects: &dyn Objects, index: usize) -> Result<Vec<Part>, Refusal> {
+        let mut parts = Vec::with_capacity(self.inputs.len());
+        for input in &self.inputs {
+            let object = input.chunk(index);
+            let missing = || {
+                Refusal::new(
+                    Code::ReplayDiverged,
+                    format!("{} has no chunk {index}", input.lease),
+                )
+            };
+            parts.push(Part {
+                weight: input.weight,
+                norm: input.norm,
+                bytes: objects.fetch(object.ok_or_else(missing)?).await?,
+            });
+        }
+        Ok(parts)
+    }
+}
+
+/// The sum of squares of each part with a norm.
+fn squares(parts: &[Part], codec: CodecKind, elements: usize) -> Result<Vec<f64>, String> {
+    let normed = parts.iter().filter(|part| part.norm.is_some());
+    let screened = normed.map(|part| merge::screen(codec, &part.bytes, elements));
+    let squares = screened.map(|found| found.map(|found| found.sum_of_squares));
+    squares
+        .collect::<Result<_, _>>()
+        .map_err(|error| error.to_string())
+}
