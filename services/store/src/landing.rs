@@ -257,7 +257,7 @@ mod tests {
         let landings = Landings::default();
         landings.of(&name, &file).unwrap();
         landings.forget_promoted(&name, &other).unwrap();
-        assert_eq!(remembered(&landings), [name.clone()]);
+        assert_eq!(remembered(&landings), std::slice::from_ref(&name));
         landings.forget_promoted(&name, &file).unwrap();
         assert_eq!(remembered(&landings), [] as [PathBuf; 0]);
     }
