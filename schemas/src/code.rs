@@ -136,7 +136,7 @@ codes! {
 
     NumberImpossible = 508 Final, "number that is not possible", "A worker states a loss, a speed or a count that its unit, its data and the time since it joined do not allow.", "The number was refused and counts nowhere. Run the same release; suspect the worker if it repeats.";
     UploadMissing = 509 Final, "not uploaded under its lease", "A contribution names an object that its worker did not upload under this lease. Objects that came from other workers, or under another lease, do not count.", "If the store has lost an upload, its worker trains the unit again by itself. If one worker causes this again and again, it hands in objects that are not its own.";
-    ContributionCopied = 510 Final, "copied contribution", "A contribution consists of the chunks of another contribution to this round or the one before, and not of zeros. Other data never give the same bytes.", "Inspect the worker: it hands in work that was done before. The other contribution counts.";
+    ContributionCopied = 510 Final, "copied contribution", "A contribution consists of the chunks of a contribution to the round before, and not of zeros. Training from other weights never gives the same bytes.", "Inspect the worker: it hands in work that was done before. The other contribution counts.";
 
     // 06: runs and data.
     RunUnknown = 601 NotNow, "no such run", "The coordinator knows no run of this name.", "`diloctl run ls` lists the runs.";

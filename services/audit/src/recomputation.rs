@@ -145,6 +145,7 @@ impl<'a> Recomputation<'a> {
     ) -> Option<Base> {
         match Base::read(self.objects, context, Some(saved.manifest)).await {
             Ok(base) => {
+                comparison.end_read();
                 let last = segment.merges.last().expect("a segment has merges");
                 if base.round != saved.round || base.broadcast != last.broadcast {
                     let what = "its manifest names another round or other weights for workers";

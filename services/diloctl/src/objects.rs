@@ -29,13 +29,28 @@ const TOO_MUCH_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct OperatorObjectsClient {
     operator: Operator,
     transfer: Transfer,
+    /// True if the coordinator itself is audited.
+    audits: bool,
 }
 
 impl OperatorObjectsClient {
     pub(crate) fn new(context: &Context, operator: Operator) -> Result<Self, Failure> {
         let trust = context.store_trust(std::env::vars_os())?;
         let transfer = Transfer::new(&trust, TransferLimits::default())?;
-        Ok(Self { operator, transfer })
+        Ok(Self {
+            operator,
+            transfer,
+            audits: false,
+        })
+    }
+
+    /// Reads for an audit of the coordinator. Its refusals then have one code: only bytes that were
+    /// hashed here are evidence, and what the coordinator says about bytes is none.
+    pub(crate) fn of_an_audit(self) -> Self {
+        Self {
+            audits: true,
+            ..self
+        }
     }
 
     /// Uploads objects that are not in the store yet, and publishes them.
@@ -104,6 +119,7 @@ impl OperatorObjectsClient {
     pub(crate) async fn get(&self, object: ObjectRef) -> Result<Bytes, Failure> {
         let regrant = GetAgain {
             operator: &self.operator,
+            audits: self.audits,
         };
         let grant = regrant.regrant(object.digest).await?;
         let deadline = Instant::now() + TRANSFER_MAX;
@@ -158,18 +174,25 @@ impl Regrant for PutAgain<'_> {
 
 struct GetAgain<'a> {
     operator: &'a Operator,
+    audits: bool,
 }
 
 #[async_trait]
 impl Regrant for GetAgain<'_> {
     async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal> {
-        one(self
-            .operator
-            .ask::<call::BlobGet>(&GetRequest {
-                v: V,
-                objects: vec![digest],
-            })
-            .await)
+        let request = GetRequest {
+            v: V,
+            objects: vec![digest],
+        };
+        let granted = one(self.operator.ask::<call::BlobGet>(&request).await);
+        granted.map_err(|refusal| match refusal.code {
+            Code::ObjectMissing | Code::AskedTooMuch => refusal,
+            code if self.audits => {
+                let detail = format!("{code} {}: {}", code.title(), refusal.detail);
+                Refusal::new(Code::StoreUnreachable, detail)
+            }
+            _ => refusal,
+        })
     }
 }
 

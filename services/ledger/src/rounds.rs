@@ -115,12 +115,14 @@ impl Run {
     ) {
         let unit = lease.unit;
         let tokens = self.unit_tokens(&unit);
+        // Where norms decide, the record of a merge has them, so that an auditor compares them.
+        let decides = self.spec.combination.needs_norms() || !self.spec.policy.comparison.is_none();
         let input = MergeInput {
             lease: *lease,
             worker: worker.clone(),
             tokens: contribution.tokens,
             weight: Weight::of_tokens(contribution.tokens),
-            norm: self.spec.combination.needs_norms().then_some(norm as f32),
+            norm: decides.then_some(norm as f32),
             chunks: contribution.chunks.clone(),
         };
         if !self.spec.policy.comparison.is_none() {
@@ -201,12 +203,11 @@ impl Run {
             self.sealed.push(sync);
             OpenSync::Sealed(set)
         };
-        let told = self.is_told(sync.round);
         self.open.insert(sync, sealed);
         self.seals = true;
         let left_out = inputs.iter().filter(|named| named.weight == Weight(0));
         for named in left_out.filter(|named| outliers.contains(&named.unit)) {
-            self.leave_out(sync.round, named.unit, told);
+            self.leave_out(sync.round, named.unit);
         }
         if !self.collects(sync.round) {
             // Nobody may begin a unit that cannot count; holders may finish theirs.
@@ -217,9 +218,10 @@ impl Run {
         Ok(())
     }
 
-    /// Takes back that a contribution counts, which was accepted. If it is told, its worker gets a
-    /// strike.
-    fn leave_out(&mut self, round: Round, index: UnitIndex, told: bool) {
+    /// Takes back that a contribution counts, which was accepted. Its worker gets no strike: workers
+    /// with more units than all others decide what is usual, and an honest one whose moments are new
+    /// takes longer steps for a while.
+    fn leave_out(&mut self, round: Round, index: UnitIndex) {
         let kind = UnitKind::Train;
         let unit = UnitId { round, kind, index };
         let measured = self.measured.get_mut(&unit);
@@ -239,15 +241,6 @@ impl Run {
         let accepted = self.accepted.get_mut(&unit);
         let accepted = accepted.expect("results of an open round are kept");
         accepted.fate = Fate::Rejected;
-        let worker = self.input(&unit).worker.clone();
-        self.count(&worker, |member| member.rejected += u64::from(told));
-    }
-
-    /// The contribution of a unit to an open round.
-    fn input(&self, unit: &UnitId) -> &MergeInput {
-        let mut inputs = self.open.values().flat_map(OpenSync::inputs);
-        let input = inputs.find(|input| input.lease.unit == *unit);
-        input.expect("a contribution that was measured is an input of its round")
     }
 
     /// Takes the weights that result from a sealed set.
@@ -327,7 +320,8 @@ impl Run {
     ) -> Result<(), ApplyError> {
         let newer = self.last_snapshot().is_none_or(|last| last.round < round);
         let newest = self.rounds_closed();
-        if !newer || round > newest {
+        // The initial weights are named by the settings, so nobody saves them.
+        if round == Round(0) || !newer || round > newest {
             return Err(out_of_place("snapshot-saved", format!("snapshot {round}")));
         }
         for fragment in self.spec.fragments() {

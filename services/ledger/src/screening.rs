@@ -13,9 +13,6 @@ use crate::state::{Measured, Run};
 /// Older contributions whose norms are compared with those of a round: several rounds of a small
 /// team, and less than one of a large team, which has enough norms of its own.
 const OLDER_MAX: usize = 16;
-/// Workers of a round, at least, before a norm is held against one of them: of two nobody can tell
-/// who is wrong.
-const WORKERS_MIN: usize = 3;
 
 impl Run {
     /// The contributions to an open round that have to be left out of its merge, since their norms
@@ -41,20 +38,14 @@ impl Run {
         outliers.map(|((unit, _), _)| unit.index).collect()
     }
 
-    /// Another unit of the same round or the one before whose contribution has these chunks.
+    /// A unit of the round before whose contribution has these chunks. Within a round nobody can tell
+    /// the copy from the original: a worker that knows the data of another unit can train it too, and
+    /// hand it in first.
     pub fn copied_from(&self, unit: &UnitId, chunks: Digest) -> Option<UnitId> {
-        let recent = self.measured.iter().filter(|(other, found)| {
-            other.round.next() >= unit.round && *other != unit && found.chunks == chunks
+        let before = self.measured.iter().filter(|(other, found)| {
+            other.round.next() == unit.round && found.chunks == chunks
         });
-        recent.map(|(other, _)| *other).next()
-    }
-
-    /// True if an outlier of the round is held against its worker.
-    pub(crate) fn is_told(&self, round: Round) -> bool {
-        let open = self.open.iter().filter(|(sync, _)| sync.round == round);
-        let inputs = open.flat_map(|(_, open)| open.inputs());
-        let workers: BTreeSet<_> = inputs.map(|input| &input.worker).collect();
-        workers.len() >= WORKERS_MIN
+        before.map(|(other, _)| *other).next()
     }
 
     /// Forgets contributions to rounds before `round`, except for some that later ones are compared

@@ -257,8 +257,7 @@ impl Judge {
         let chunks: Vec<Digest> = given.iter().map(|bytes| Digest::of(bytes)).collect();
         let outliers = ledger::outliers(NORM_RATIO_MAX, norms, &self.older);
         let stays = |index: usize| {
-            let earlier = self.last.iter().chain(&chunks[..index]);
-            !outliers[index] && !earlier.into_iter().any(|other| *other == chunks[index])
+            !outliers[index] && !self.last.contains(&chunks[index])
         };
         let weights: Vec<u64> = (0..given.len())
             .map(|index| u64::from(stays(index)))

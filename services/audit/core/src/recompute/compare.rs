@@ -1,7 +1,7 @@
 //! The comparison of a segment with its record, chunk by chunk.
 
 use schemas::run::RunSpec;
-use schemas::{Chunks, ObjectRef, Round as RoundNumber, Tokens};
+use schemas::{Chunks, ObjectRef, Round as RoundNumber, Tokens, Weight};
 
 use super::fault::{Difference, Fault};
 use super::merges::Recorded;
@@ -32,6 +32,8 @@ pub struct Round {
     pub round: RoundNumber,
     /// The reason why it is not verified; none if it is.
     pub fault: Option<Fault>,
+    /// True if the full snapshot after it was read and compared.
+    pub snapshot_compared: bool,
 }
 
 /// The comparison of a segment's merges with what the ledger records of them. Chunks are given in
@@ -43,6 +45,8 @@ pub struct Comparison<'a> {
     places: Vec<Place>,
     /// The first fault of the snapshot after the last merge.
     end: Option<Fault>,
+    /// True if that snapshot could be read.
+    end_read: bool,
 }
 
 /// One merge so far.
@@ -71,6 +75,7 @@ impl<'a> Comparison<'a> {
             segment,
             places: places.collect(),
             end: None,
+            end_read: false,
         }
     }
 
@@ -131,6 +136,11 @@ impl<'a> Comparison<'a> {
         }
     }
 
+    /// The snapshot after the last merge was read, and is compared with what the merges give.
+    pub fn end_read(&mut self) {
+        self.end_read = true;
+    }
+
     /// The first merge that is known to be broken, which is the last that has to be made again.
     pub fn broken_at(&self) -> Option<usize> {
         self.places.iter().position(|place| place.broken.is_some())
@@ -165,7 +175,11 @@ impl<'a> Comparison<'a> {
                     fault.or_else(figures).or(place.beside).or(end)
                 }
             };
-            outcomes.push(Round { round, fault });
+            outcomes.push(Round {
+                round,
+                snapshot_compared: at == last && self.end_read && broken.is_none(),
+                fault,
+            });
         }
         outcomes
     }
@@ -217,7 +231,10 @@ fn figures(recorded: &Recorded, sum_of_squares: f64) -> Option<Fault> {
         return Some(Fault::Differs(Difference::Norm { expected, got }));
     }
     let sum = |sum: Tokens, tokens: Tokens| sum + tokens;
-    let tokens = recorded.record.inputs.iter().map(|input| input.tokens);
+    // Inputs that were left out of the merge have no weight.
+    let merged = recorded.record.inputs.iter();
+    let merged = merged.filter(|input| input.weight > Weight(0));
+    let tokens = merged.map(|input| input.tokens);
     let (expected, got) = (recorded.tokens, tokens.fold(Tokens(0), sum));
     (expected != got).then_some(Fault::Differs(Difference::Tokens { expected, got }))
 }

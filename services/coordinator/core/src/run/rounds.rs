@@ -170,25 +170,6 @@ impl RunRoom<'_> {
         for unit in gone {
             self.settle(turn, &unit);
         }
-        self.remove_struck(turn, sync, inputs);
-    }
-
-    /// Removes the workers whose contributions the seal leaves out, if these were strikes enough.
-    fn remove_struck(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: &[SealedInput]) {
-        let left_out = |unit: UnitIndex| {
-            let named = inputs.binary_search_by_key(&unit, |input| input.unit);
-            named.is_ok_and(|place| inputs[place].weight == Weight(0))
-        };
-        let sealed = self.run.open.get(&sync).expect("it was sealed just now");
-        let struck = sealed
-            .inputs()
-            .filter(|input| left_out(input.lease.unit.index));
-        let struck: BTreeSet<WorkerId> = struck.map(|input| input.worker.clone()).collect();
-        for worker in struck {
-            if self.run.member(&worker).is_some() {
-                self.judge_strikes(turn, &worker);
-            }
-        }
     }
 
     fn merge(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: Vec<MergeInput>) {

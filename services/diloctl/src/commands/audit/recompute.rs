@@ -163,7 +163,11 @@ impl Report {
         listing: &mut Listing<RoundRow>,
     ) {
         for (outcome, recorded) in outcomes.into_iter().zip(&segment.merges) {
-            let RoundOutcome { round, fault } = outcome;
+            let RoundOutcome {
+                round,
+                fault,
+                snapshot_compared,
+            } = outcome;
             self.rounds += 1;
             self.verified += u64::from(fault.is_none());
             if let Some(fault) = &fault {
@@ -175,6 +179,13 @@ impl Report {
                 first.get_or_insert(refusal);
             }
             let after = segment.end.filter(|end| end.round == round.next());
+            let unread = after.filter(|_| fault.is_none() && !snapshot_compared);
+            let unread = unread.map(|end| format!("snapshot {} is gone", end.round));
+            if let Some(unread) = &unread {
+                let detail = format!("round {round}: {unread}, so it was compared with nothing");
+                let unproven = Refusal::new(Code::RoundUnproven, detail);
+                self.unproven.get_or_insert(unproven);
+            }
             listing.row(&RoundRow {
                 round,
                 verdict: Verdict::of(fault.as_ref()),
@@ -183,9 +194,12 @@ impl Report {
                 tokens: recorded.tokens,
                 norm: recorded.norm,
                 weights: recorded.broadcast.digest(),
-                snapshot: after.map(|end| end.round),
+                snapshot: after.filter(|_| snapshot_compared).map(|end| end.round),
                 code: fault.as_ref().map(Fault::code),
-                detail: fault.map(|fault| fault.to_string()).unwrap_or_default(),
+                detail: fault
+                    .map(|fault| fault.to_string())
+                    .or(unread)
+                    .unwrap_or_default(),
             });
         }
     }
@@ -216,7 +230,7 @@ impl Row for RoundRow {
         let from = self.from.map(|round| format!("snapshot {round}"));
         let snapshot = || or_dash(self.snapshot, |round| format!("snapshot {round} agrees"));
         let detail = match self.verdict {
-            Verdict::Verified => snapshot(),
+            Verdict::Verified if self.detail.is_empty() => snapshot(),
             _ => self.detail.clone(),
         };
         vec![

@@ -10,6 +10,7 @@ use identity::AccessKey;
 use objects::{BlobKey, BlobReader, BucketName, Endpoint, ObjectError, TransferLimits};
 use recompute::Objects;
 use runtime::Failure;
+use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::{Code, ObjectRef, Refusal};
 use tokio::time::{Instant, sleep};
 
@@ -53,7 +54,7 @@ impl Source {
             ..context.clone()
         };
         let operator = own.operator().await?;
-        let client = OperatorObjectsClient::new(context, operator)?;
+        let client = OperatorObjectsClient::new(context, operator)?.of_an_audit();
         Ok(Self::Operator(Box::new(client)))
     }
 }
@@ -61,6 +62,12 @@ impl Source {
 #[async_trait]
 impl Objects for Source {
     async fn fetch(&self, object: ObjectRef) -> Result<Bytes, Refusal> {
+        // Before anything is read: a record decides how much memory is taken.
+        if object.bytes > OBJECT_BYTES_MAX {
+            let ObjectRef { digest, bytes } = object;
+            let detail = format!("{digest} has {bytes} bytes by the record, more than any object");
+            return Err(Refusal::new(Code::ListMismatch, detail));
+        }
         let bytes = match self {
             Self::Operator(client) => of_operator(client, object).await?,
             Self::Store(reader) => {
@@ -120,8 +127,9 @@ fn read(path: &Path, object: ObjectRef) -> Result<Bytes, Refusal> {
     };
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
-    // One byte more shows that the file is longer.
-    let mut bounded = file.take(object.bytes.get().saturating_add(1));
+    // As much as an object may have: if the record is wrong about the length, the digest shows that
+    // the object is right.
+    let mut bounded = file.take(OBJECT_BYTES_MAX.get().saturating_add(1));
     bounded.read_to_end(&mut bytes).map_err(failed)?;
     let got = ObjectRef::of(&bytes);
     if got.digest == object.digest {
