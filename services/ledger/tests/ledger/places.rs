@@ -48,6 +48,8 @@ fn snapshots_follow_on_each_other_and_are_of_closed_rounds() {
     book.refuse(&saved(1));
     book.round(0);
     book.refuse(&saved(2));
+    // The initial weights are those of the settings, and no snapshot stands for them.
+    book.refuse(&saved(0));
     book.round(1);
     book.fits(&saved(2));
     book.note(&saved(1));

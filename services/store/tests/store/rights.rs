@@ -431,13 +431,15 @@ async fn even_the_admin_key_has_only_what_this_store_does() {
         ask.signed.push((name, value.to_owned()));
         assert_eq!(ask.status(&store).await, status, "{name}: {value}");
     }
-    // A copy keeps the digest that both keys name.
+    // A copy goes from `incoming` to `blobs`, and keeps the digest that both keys name.
     let stranger = format!("/blobs/{}", BlobKey(ObjectRef::of(b"another").digest));
     for (source, target, status) in [
         (&upload, &stranger, 400),
-        (&named, &stranger, 400),
+        (&named, &stranger, 501),
+        (&upload, &upload, 501),
         (&upload, &named, 400),
         (&upload, &blob, 200),
+        (&blob, &blob, 501),
     ] {
         let mut ask = Ask::new(admin, Method::Put, target.clone());
         ask.signed.push(("x-amz-copy-source", source.clone()));

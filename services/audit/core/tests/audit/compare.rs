@@ -189,6 +189,11 @@ fn tl_04_figures_are_compared_and_the_last_bits_of_a_norm_are_not() {
         got: Tokens(64),
     };
     assert_eq!(with(4.0, 63), [Some(Fault::Differs(difference)), None]);
+    // Inputs that are left out of the merge have no weight, and their tokens are not counted.
+    let mut outlier = segment();
+    outlier.merges[0].record.inputs[1].weight = Weight(0);
+    outlier.merges[0].tokens = Tokens(32);
+    assert_eq!(faults_of(&spec, &outlier, |_| ()), [None, None]);
     // A norm that is no number is written as the largest number.
     let mut segment = segment();
     segment.merges[0].norm = f64::MAX;
@@ -200,6 +205,25 @@ fn tl_04_figures_are_compared_and_the_last_bits_of_a_norm_are_not() {
         comparison.chunk(0, 0, Some(published(0)[0]), endless);
     });
     assert_eq!(found, [None, None]);
+}
+
+#[test]
+fn tl_04_a_snapshot_that_was_not_read_is_not_said_to_be_compared() {
+    let (spec, segment) = (kit::run_spec().build(), segment());
+    let compared = |read: bool, broken: bool| -> Vec<bool> {
+        let mut comparison = Comparison::new(&spec, &segment, 2);
+        if read {
+            comparison.end_read();
+        }
+        if broken {
+            comparison.broken(1, gone("a list"));
+        }
+        let outcomes = comparison.outcomes().into_iter();
+        outcomes.map(|outcome| outcome.snapshot_compared).collect()
+    };
+    assert_eq!(compared(true, false), [false, true]);
+    assert_eq!(compared(false, false), [false, false]);
+    assert_eq!(compared(true, true), [false, false]);
 }
 
 #[test]

@@ -7,6 +7,8 @@ use schemas::run::{CodecKind, InnerOptimizer, RunSpec, TrainerKind};
 /// enough while parameters are below `1 / weight_decay` in the quadratic mean, 10 by default; those
 /// of real models are below 1.
 const ROOM: f64 = 2.0;
+/// Weight decay above which parameters of real models could leave this room, so that no bound holds.
+const DECAY_MAX: f64 = 1.0;
 
 /// The largest norm that a contribution of an honest worker has; infinite if the settings allow any.
 ///
@@ -18,6 +20,9 @@ pub(crate) fn reach(spec: &RunSpec, round: Round) -> f64 {
     match spec.model.trainer {
         TrainerKind::Torch | TrainerKind::Reference => {}
         TrainerKind::Synthetic => return f64::INFINITY,
+    }
+    if spec.inner.weight_decay > DECAY_MAX {
+        return f64::INFINITY;
     }
     let elements = CodecKind::Fp32.elements_in(spec.model.initial.total().get());
     ROOM * rates(spec, round) * step_max(&spec.inner) * (elements as f64).sqrt()
@@ -138,5 +143,7 @@ mod tests {
         assert!((found - 4.0 * 13_f64.sqrt()).abs() < 1e-12, "{found}");
         spec.model.trainer = TrainerKind::Synthetic;
         assert_eq!(reach(&spec, Round(0)), f64::INFINITY);
+        spec.inner.weight_decay = 1.5;
+        assert_eq!(reach(&spec, Round(0)), f64::INFINITY, "no room for the decay");
     }
 }
