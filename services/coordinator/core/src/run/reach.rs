@@ -141,9 +141,13 @@ mod tests {
         // 13 parameters, 4 steps of a quarter, each doubled by the optimizer, and the room.
         let found = reach(&spec, Round(0));
         assert!((found - 4.0 * 13_f64.sqrt()).abs() < 1e-12, "{found}");
-        spec.model.trainer = TrainerKind::Synthetic;
-        assert_eq!(reach(&spec, Round(0)), f64::INFINITY);
-        spec.inner.weight_decay = 1.5;
-        assert_eq!(reach(&spec, Round(0)), f64::INFINITY, "no room for the decay");
+        for (trainer, weight_decay) in [
+            (TrainerKind::Synthetic, 0.1),
+            (TrainerKind::Reference, DECAY_MAX + 0.5),
+        ] {
+            spec.model.trainer = trainer;
+            spec.inner.weight_decay = weight_decay;
+            assert_eq!(reach(&spec, Round(0)), f64::INFINITY);
+        }
     }
 }
