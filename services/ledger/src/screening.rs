@@ -42,9 +42,10 @@ impl Run {
     /// the copy from the original: a worker that knows the data of another unit can train it too, and
     /// hand it in first.
     pub fn copied_from(&self, unit: &UnitId, chunks: Digest) -> Option<UnitId> {
-        let before = self.measured.iter().filter(|(other, found)| {
-            other.round.next() == unit.round && found.chunks == chunks
-        });
+        let before = self
+            .measured
+            .iter()
+            .filter(|(other, found)| other.round.next() == unit.round && found.chunks == chunks);
         before.map(|(other, _)| *other).next()
     }
 

@@ -1,6 +1,5 @@
 //! Rounds: opening, merging and closing them; and the weights: restoring and saving them.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ledger::{Run, Standing};
@@ -13,7 +12,7 @@ use schemas::limits::SEALED_MAX;
 use schemas::snapshot::MergeInput;
 use schemas::sync::SealedInput;
 use schemas::{
-    Class, Code, ObjectRef, Refusal, Round, SyncId, Tokens, UnitIndex, UnixMillis, Weight, WorkerId,
+    Class, Code, ObjectRef, Refusal, Round, SyncId, Tokens, UnixMillis, Weight, WorkerId,
 };
 
 use crate::deadline::RunTimer;
