@@ -1,6 +1,7 @@
 //! Makes merges again from objects, segment by segment, and compares them with the ledger. A chunk
 //! goes through all merges of its segment before the next but one is read, so memory does not grow
-//! with the model or with the number of rounds.
+//! with the model. The records of the merges are all in memory, so it grows with the number of
+//! rounds.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};

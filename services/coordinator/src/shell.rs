@@ -208,10 +208,10 @@ impl Shell {
 
     /// Starts the merges among the effects, appends the events, all together, and then carries out
     /// the others in their order: none leaves before the ledger holds what it rests on. A merge may
-    /// run while the disk writes the seal: it makes an object that means nothing until a later event
-    /// names it. When the seal is never stored, since the process dies, has lost the lead, or meets a
-    /// foundry that has ended, the merge is forgotten with the step: the next process seals what its
-    /// ledger has, and merges that.
+    /// run while the disk writes the seal: it makes an object that means nothing until a later
+    /// event names it. When the seal is never stored, since the process dies, has lost the lead, or
+    /// meets a foundry that has ended, the merge is forgotten with the step: the next process seals
+    /// what its ledger has, and merges that.
     async fn carry_out(&mut self, effects: &mut Vec<Effect>) -> Result<Flow, Failure> {
         let (mut events, mut others) = (Vec::new(), Vec::with_capacity(effects.len()));
         for effect in effects.drain(..) {

@@ -208,8 +208,8 @@ pub(crate) enum Run {
         run: RunId,
     },
     /// Keep a run's weights as they are, for an incident: no round is merged and the run does not
-    /// complete until `run unfreeze`. Workers go on with the round that is open. The freeze outlives
-    /// a restart of the coordinator, and the audit keeps the reason.
+    /// complete until `run unfreeze`. Workers go on with the round that is open. The freeze
+    /// outlives a restart of the coordinator, and the audit keeps the reason.
     Freeze(HoldArgs),
     /// Let a frozen run merge again. What waited is merged at once.
     Unfreeze(HoldArgs),

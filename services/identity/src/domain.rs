@@ -328,8 +328,8 @@ impl Domain {
     }
 
     /// Writes `auth.conf` and `tls.conf` into `folder`, for the owner alone. Tokens in `auth.conf`
-    /// that say what they should stay as they are. A domain of an earlier release gets what it lacks
-    /// first.
+    /// that say what they should stay as they are. A domain of an earlier release gets what it
+    /// lacks first.
     ///
     /// # Errors
     /// As [`Domain::server_config`]; or the folder cannot be written.

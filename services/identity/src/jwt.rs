@@ -238,8 +238,8 @@ pub fn mint<C: Claims>(
 }
 
 /// Mints a token, unless `earlier` says exactly the same: then this is `earlier`, with the time of
-/// its issue. A broker that reads its configuration again takes a token of other bytes for a change,
-/// and a change of the operator's token for one that it cannot make while it runs.
+/// its issue. A broker that reads its configuration again takes a token of other bytes for a
+/// change, and a change of the operator's token for one that it cannot make while it runs.
 ///
 /// # Errors
 /// As [`mint`].

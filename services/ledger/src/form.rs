@@ -32,7 +32,8 @@ use crate::state::{
 
 /// The number of this form.
 pub const FORMAT: u8 = 1;
-/// Deepest nesting: state, runs, run, open syncs, open sync, inputs, input, chunks, chunk, and room.
+/// Deepest nesting: state, runs, run, open syncs, open sync, inputs, input, chunks, chunk, and
+/// room.
 const DEPTH_MAX: usize = 32;
 
 /// The reason why bytes are not a checkpoint.

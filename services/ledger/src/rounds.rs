@@ -218,9 +218,9 @@ impl Run {
         Ok(())
     }
 
-    /// Takes back that a contribution counts, which was accepted. Its worker gets no strike: workers
-    /// with more units than all others decide what is usual, and an honest one whose moments are new
-    /// takes longer steps for a while.
+    /// Takes back that a contribution counts, which was accepted. Its worker gets no strike:
+    /// workers with more units than all others decide what is usual, and an honest one whose
+    /// moments are new takes longer steps for a while.
     fn leave_out(&mut self, round: Round, index: UnitIndex) {
         let kind = UnitKind::Train;
         let unit = UnitId { round, kind, index };

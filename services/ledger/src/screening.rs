@@ -1,6 +1,6 @@
 //! The comparison of contributions: of their norms before a merge, and of their chunks. It depends
-//! on the ledger alone, so that every reader knows what had to be left out, and a ledger that leaves
-//! out another contribution is refused.
+//! on the ledger alone, so that every reader knows what had to be left out, and a ledger that
+//! leaves out another contribution is refused.
 
 use std::collections::BTreeSet;
 
@@ -38,9 +38,9 @@ impl Run {
         outliers.map(|((unit, _), _)| unit.index).collect()
     }
 
-    /// A unit of the round before whose contribution has these chunks. Within a round nobody can tell
-    /// the copy from the original: a worker that knows the data of another unit can train it too, and
-    /// hand it in first.
+    /// A unit of the round before whose contribution has these chunks. Within a round nobody can
+    /// tell the copy from the original: a worker that knows the data of another unit can train it
+    /// too, and hand it in first.
     pub fn copied_from(&self, unit: &UnitId, chunks: Digest) -> Option<UnitId> {
         let before = self
             .measured

@@ -102,8 +102,8 @@ pub struct Run {
     pub tokens: Fates,
     /// Bytes of accepted contributions.
     pub uploaded: Bytes,
-    /// Contributions that later ones are compared with, in a run that compares: those to open rounds
-    /// and to the last one that was closed, and some older ones.
+    /// Contributions that later ones are compared with, in a run that compares: those to open
+    /// rounds and to the last one that was closed, and some older ones.
     #[serde(serialize_with = "pairs")]
     pub measured: BTreeMap<UnitId, Measured>,
     /// Everything that an operator keeps the run from doing.

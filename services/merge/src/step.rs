@@ -1,10 +1,11 @@
 //! The merge of one chunk: decode, combine, outer step and, if wanted, the broadcast encoding, in
 //! one pass over memory.
 //!
-//! Per element this is the rule of [`crate::mean`] or another of [`crate::combine`], then the rule of
-//! [`crate::outer`], then [`crate::codec::encode`] of the new parameter. An element never depends on
-//! another, except for the factors of radial averaging. That is the whole specification: any loop that follows it gets the same bits. Chunks, blocks, tiles
-//! and threads only decide which element is computed when.
+//! Per element this is the rule of [`crate::mean`] or another of [`crate::combine`], then the rule
+//! of [`crate::outer`], then [`crate::codec::encode`] of the new parameter. An element never
+//! depends on another, except for the factors of radial averaging. That is the whole specification:
+//! any loop that follows it gets the same bits. Chunks, blocks, tiles and threads only decide which
+//! element is computed when.
 
 use rayon::prelude::*;
 
@@ -38,8 +39,8 @@ pub struct Merged {
     /// Largest magnitude of a new parameter. Infinite or NaN if any parameter is.
     pub params_abs_max: f32,
     /// Sum of the squares of the combined contribution, in `f64`: in each block of
-    /// [`BLOCK_ELEMENTS`], element `i` is added to running sum `i % 8`; the sums of a block are added
-    /// in order, and so are the blocks.
+    /// [`BLOCK_ELEMENTS`], element `i` is added to running sum `i % 8`; the sums of a block are
+    /// added in order, and so are the blocks.
     pub sum_of_squares: f64,
 }
 

@@ -10,8 +10,8 @@ use schemas::{Chunks, ObjectRef, Refusal};
 
 use crate::objects::Objects;
 
-/// Most memory for names of chunks in a merge or in a restore: of a round of 256 contributions, each
-/// of a thousand chunks, all fit.
+/// Most memory for names of chunks in a merge or in a restore: of a round of 256 contributions,
+/// each of a thousand chunks, all fit.
 const NAMES_BYTES_MAX: usize = 16 << 20;
 
 /// The part of a contribution's chunks that is in memory, and how much the contribution counts.

@@ -1,4 +1,5 @@
-//! The waits for the disk, in one place: tests put a disk there that fails, or one that takes notes.
+//! The waits for the disk, in one place: tests put a disk there that fails, or one that takes
+//! notes.
 
 use std::fmt;
 use std::fs::File;

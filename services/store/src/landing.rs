@@ -3,8 +3,8 @@
 //! that most promotions find it over.
 //!
 //! The system reports an error of the disk once, to the first sync after it, and a second sync
-//! succeeds although the bytes are lost. So each upload is synced once, and everybody who relies on it
-//! shares the outcome. See [`Root::land`](crate::root::Root::land).
+//! succeeds although the bytes are lost. So each upload is synced once, and everybody who relies on
+//! it shares the outcome. See [`Root::land`](crate::root::Root::land).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,8 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Most uploads that are remembered, as on their way or as on the disk: those of some hundred
 /// workers. Each takes half a kilobyte. One that is not remembered is synced when it is promoted.
 const REMEMBERED_MAX: usize = 8192;
-/// Most syncs that are begun ahead of their promotion at a time. Each holds a file and a thread, and a
-/// disk that is slower than the uploads would gather them without end.
+/// Most syncs that are begun ahead of their promotion at a time. Each holds a file and a thread,
+/// and a disk that is slower than the uploads would gather them without end.
 pub(crate) const AHEAD_MAX: usize = 16;
 
 /// The uploads of this process that the disk has, or is about to have.
@@ -66,7 +66,8 @@ impl Default for Landings {
 }
 
 impl Landings {
-    /// A turn to sync an upload ahead of its promotion; none while too many are synced or remembered.
+    /// A turn to sync an upload ahead of its promotion; none while too many are synced or
+    /// remembered.
     pub(crate) fn ahead(&self, name: &Path, file: File) -> Option<Ahead> {
         if self.by_name().len() >= REMEMBERED_MAX {
             return None;
@@ -79,8 +80,8 @@ impl Landings {
         })
     }
 
-    /// The landing of the open file `file` with this name. Everybody who asks for the same file gets
-    /// the same one until it is forgotten.
+    /// The landing of the open file `file` with this name. Everybody who asks for the same file
+    /// gets the same one until it is forgotten.
     pub(crate) fn of(&self, name: &Path, file: &File) -> io::Result<Arc<Landing>> {
         let file = FileId::of(file)?;
         let mut by_name = self.by_name();
@@ -97,8 +98,9 @@ impl Landings {
         Ok(landing)
     }
 
-    /// Gives a name to another file, or to none, and forgets the file that had it. If `change` fails,
-    /// that file still has the name, and stays known: with the disk's error, if there was one.
+    /// Gives a name to another file, or to none, and forgets the file that had it. If `change`
+    /// fails, that file still has the name, and stays known: with the disk's error, if there was
+    /// one.
     pub(crate) fn rename<T>(
         &self,
         name: &Path,
@@ -219,7 +221,8 @@ mod tests {
         assert_eq!(remembered(&landings), [stays]);
     }
 
-    /// Between the disk's error and the end of the file, a name is deleted or given to another file.
+    /// Between the disk's error and the end of the file, a name is deleted or given to another
+    /// file.
     #[test]
     fn an_error_of_the_disk_is_known_until_the_file_is_gone() {
         let folder = tempfile::tempdir().unwrap();

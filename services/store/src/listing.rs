@@ -1,5 +1,5 @@
-//! Lists a bucket's folder in the order of keys, a page at a time. Folders of `blobs` before the page
-//! are not read; the names of all uploads are, since they lie in one folder.
+//! Lists a bucket's folder in the order of keys, a page at a time. Folders of `blobs` before the
+//! page are not read; the names of all uploads are, since they lie in one folder.
 
 use std::fs;
 use std::io;
@@ -105,7 +105,8 @@ impl Page<'_> {
     }
 }
 
-/// The entries of a folder; none if it is gone, since folders of named files may be removed by hand.
+/// The entries of a folder; none if it is gone, since folders of named files may be removed by
+/// hand.
 fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,

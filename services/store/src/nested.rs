@@ -1,6 +1,6 @@
-//! Uploads in folders of their own. Earlier builds kept an upload under its key, in a folder for each
-//! round, worker and unit. An upload may wait for its promotion while a store is replaced, so a store
-//! that starts moves such uploads to where it looks for them.
+//! Uploads in folders of their own. Earlier builds kept an upload under its key, in a folder for
+//! each round, worker and unit. An upload may wait for its promotion while a store is replaced, so
+//! a store that starts moves such uploads to where it looks for them.
 
 use std::fs;
 use std::io;
@@ -10,8 +10,8 @@ use objects::BucketName;
 
 use crate::place::Place;
 
-/// Moves the uploads in folders of `incoming` into `incoming` itself, and removes folders that become
-/// empty. Other files stay where they are. Returns the number of moved uploads.
+/// Moves the uploads in folders of `incoming` into `incoming` itself, and removes folders that
+/// become empty. Other files stay where they are. Returns the number of moved uploads.
 ///
 /// Nothing waits for the disk: if a power failure undoes a move, the next start repeats it.
 pub(crate) fn take_over(root: &Path) -> io::Result<u64> {

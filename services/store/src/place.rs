@@ -1,9 +1,9 @@
 //! The file of a key. A key is parsed into segments that are safe as file names before it becomes a
 //! path.
 //!
-//! An object of `blobs` lies in folders that its key names. All uploads lie in one folder: an upload
-//! lives for minutes, and folders of its own would be made and removed in each round, for each
-//! worker.
+//! An object of `blobs` lies in folders that its key names. All uploads lie in one folder: an
+//! upload lives for minutes, and folders of its own would be made and removed in each round, for
+//! each worker.
 
 use std::path::{Path, PathBuf};
 

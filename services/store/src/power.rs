@@ -22,9 +22,9 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const CHECKED: &str = "checked";
 const READ_BYTES: usize = 1 << 20;
 
-/// The uploads in `incoming` that a power failure may have torn: those that were there at the start,
-/// if the machine was booted since the last check. They are checked while the store serves, since
-/// there may be many, and an upload that somebody asks for meanwhile is checked at once.
+/// The uploads in `incoming` that a power failure may have torn: those that were there at the
+/// start, if the machine was booted since the last check. They are checked while the store serves,
+/// since there may be many, and an upload that somebody asks for meanwhile is checked at once.
 ///
 /// A system that does not name its boots is checked at each start.
 #[derive(Debug, Default)]
@@ -59,9 +59,9 @@ impl Suspects {
         })
     }
 
-    /// Checks the file with this name if it is a suspect, and removes it if it is torn. To be called
-    /// before anything is done with an upload. Who asks while another one checks waits for the end, so
-    /// that no file is removed that was sent again meanwhile.
+    /// Checks the file with this name if it is a suspect, and removes it if it is torn. To be
+    /// called before anything is done with an upload. Who asks while another one checks waits for
+    /// the end, so that no file is removed that was sent again meanwhile.
     ///
     /// # Errors
     /// It is torn and cannot be removed; it stays a suspect.
@@ -258,8 +258,8 @@ mod tests {
         }
     }
 
-    /// A damaged upload is never promoted, nor in the way of a good one, whatever the check has come
-    /// to.
+    /// A damaged upload is never promoted, nor in the way of a good one, whatever the check has
+    /// come to.
     #[test]
     fn an_upload_is_checked_before_it_is_promoted_and_the_start_waits_for_no_check() {
         let folder = tempfile::tempdir().unwrap();

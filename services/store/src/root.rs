@@ -26,9 +26,9 @@ use crate::power::Suspects;
 const PUBLISH_TRIES_MAX: usize = 3;
 /// The folders of verified objects that there may be: one for each first byte of a digest.
 const SHARDS: usize = 256;
-/// Folders of verified objects at which all others are made too, with one sync for all: a store with
-/// so many gets more, and each would delay an object by a sync of its own. A smaller store is spared
-/// a mebibyte of empty folders.
+/// Folders of verified objects at which all others are made too, with one sync for all: a store
+/// with so many gets more, and each would delay an object by a sync of its own. A smaller store is
+/// spared a mebibyte of empty folders.
 const SHARDS_ALONE_MAX: usize = 24;
 
 /// A locked root.
@@ -155,8 +155,8 @@ impl Root {
         Ok(root)
     }
 
-    /// Makes the folders of the buckets durable, with the folder above the root, which has its entry.
-    /// An earlier process may have ended between the making of a folder and its sync.
+    /// Makes the folders of the buckets durable, with the folder above the root, which has its
+    /// entry. An earlier process may have ended between the making of a folder and its sync.
     fn sync_buckets(&self) -> io::Result<()> {
         if self.durability == Durability::Kernel {
             return Ok(());
@@ -272,8 +272,8 @@ impl Root {
     }
 
     /// Gives a complete file its name. Fails with `AlreadyExists` if the name is taken and `how` is
-    /// once. In `incoming` the system only begins to write the file to the disk; the answer is then a
-    /// turn to wait for that, if one is free. See [`crate::landing`] and [`crate::power`].
+    /// once. In `incoming` the system only begins to write the file to the disk; the answer is then
+    /// a turn to wait for that, if one is free. See [`crate::landing`] and [`crate::power`].
     pub(crate) fn publish(
         &self,
         file: NamedTempFile,
@@ -315,13 +315,13 @@ impl Root {
         })
     }
 
-    /// Waits until the disk has the bytes of an upload, of which `file` is open. Everybody who waits
-    /// for the same upload shares one sync.
+    /// Waits until the disk has the bytes of an upload, of which `file` is open. Everybody who
+    /// waits for the same upload shares one sync.
     ///
     /// If the disk fails, its error is reported once: a second sync would find none, and the bytes
-    /// would be lost. So the upload is removed, and must be sent again. It is forgotten only once it
-    /// is gone: a request that comes before that shares the error, and one that comes after it finds
-    /// no upload, nor a name to promote by, even if it has opened the file before.
+    /// would be lost. So the upload is removed, and must be sent again. It is forgotten only once
+    /// it is gone: a request that comes before that shares the error, and one that comes after it
+    /// finds no upload, nor a name to promote by, even if it has opened the file before.
     pub(crate) fn land(&self, name: &Path, file: &File) -> io::Result<()> {
         let landing = self.landings.of(name, file)?;
         let landed = landing.synced.done(|| {
@@ -374,8 +374,8 @@ impl Root {
     }
 
     /// Gives the bytes of the upload `source` a second name: by a link if the file system has them,
-    /// otherwise by a copy. Fails with `AlreadyExists` if the name is taken. The file's time is set to
-    /// now, since an object's age in a bucket counts from its arrival there.
+    /// otherwise by a copy. Fails with `AlreadyExists` if the name is taken. The file's time is set
+    /// to now, since an object's age in a bucket counts from its arrival there.
     ///
     /// The name is given to the file that was synced, and not to the one that has the name of the
     /// upload by then: that one may have been deleted and sent again.
@@ -484,8 +484,8 @@ impl Root {
                 continue;
             }
             let parent = folder.parent().expect("the root lies above");
-            // A folder that is made now is noted first, so that it may have missed this sync only if
-            // it is not among these.
+            // A folder that is made now is noted first, so that it may have missed this sync only
+            // if it is not among these.
             let beside = |made: &&PathBuf| made.parent() == Some(parent) && made.is_dir();
             let made: BTreeSet<_> = self.fresh().iter().filter(beside).cloned().collect();
             self.disk.sync_names(parent)?;

@@ -117,8 +117,8 @@ pub(crate) async fn receive(
     }
 }
 
-/// Waits for the disk beside the answer to an upload. A failure removes the upload, and its promotion
-/// then finds none.
+/// Waits for the disk beside the answer to an upload. A failure removes the upload, and its
+/// promotion then finds none.
 fn wait_ahead(root: &Arc<Root>, upload: Ahead) {
     let waiting = root.clone();
     root.writers().spawn_blocking(move || {

@@ -134,8 +134,8 @@ impl World {
         self.after(pause, SimEvent::Unfreeze);
     }
 
-    /// Either order may be lost, may wait for the disk, or be refused by a coordinator that stops, so
-    /// this one is repeated until no hold stands and none is on its way.
+    /// Either order may be lost, may wait for the disk, or be refused by a coordinator that stops,
+    /// so this one is repeated until no hold stands and none is on its way.
     pub(crate) fn unfreeze(&mut self) {
         let run = self.site.shadow.run(&run_id());
         let held = run.is_some_and(|run| run.is_held(Hold::Merges));

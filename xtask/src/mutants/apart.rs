@@ -45,7 +45,8 @@ impl MutationRun<'_> {
         for mutant in mutants {
             command.args(["--re", &format!("^{}$", escaped(&mutant.name))]);
         }
-        // cargo-mutants tries left out fields whatever the expressions say, but in these files only.
+        // cargo-mutants tries left out fields whatever the expressions say, but in these files
+        // only.
         for file in mutants
             .iter()
             .map(|mutant| &mutant.file)

@@ -10,8 +10,8 @@ use crate::coordinator::Coordinator;
 use crate::run::live::DecayingCount;
 
 /// Orders of an operator that are written without delay: as many as the upload of the largest data
-/// set takes, at four shards an order. Each is an event below three quarters of a KiB, 12 MiB together.
-/// The order for a new run is longer, but there are few runs.
+/// set takes, at four shards an order. Each is an event below three quarters of a KiB, 12 MiB
+/// together. The order for a new run is longer, but there are few runs.
 pub(crate) const ORDERS_MAX: usize = 16_384;
 /// Time after which one of these orders is forgotten: some 70 MB a day at worst, so that one
 /// operator needs weeks to fill a ledger of 2 GiB.

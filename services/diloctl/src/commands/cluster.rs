@@ -381,8 +381,8 @@ fn differences(wanted: &stream::Config, live: &stream::Config) -> String {
             ("copies", copies(config)),
         ]
     };
-    // A stream that was made before its file asked for less keeps its mode, which the broker does not
-    // change: it promises more than is declared.
+    // A stream that was made before its file asked for less keeps its mode, which the broker does
+    // not change: it promises more than is declared.
     let late = is_late(live) && !is_late(wanted);
     let (stored, received) = ("when_stored".to_owned(), "when_received".to_owned());
     let late = late.then_some(("acknowledges", stored, received));

@@ -63,8 +63,8 @@ fn everything_is_the_owners_alone_and_nothing_temporary_stays() {
             files += usize::from(path.is_file());
         });
     }
-    // 11 keys and one for each role, 4 files of TLS, 2 of the store's keys, the bundle; credentials of
-    // each role and 2 audit keys; 2 files of configuration.
+    // 11 keys and one for each role, 4 files of TLS, 2 of the store's keys, the bundle; credentials
+    // of each role and 2 audit keys; 2 files of configuration.
     let roles = Role::ALL.len();
     assert_eq!(files, 11 + roles + 4 + 2 + 1 + roles + 2 + 2);
     let layout = domain.layout();

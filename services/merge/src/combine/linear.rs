@@ -150,8 +150,8 @@ impl<'a> Linear<'a> {
             .collect()
     }
 
-    /// Adds up what `work` finds in each block, one block after another. `work` returns the place of
-    /// its first number in the result, and numbers for that place and those after it.
+    /// Adds up what `work` finds in each block, one block after another. `work` returns the place
+    /// of its first number in the result, and numbers for that place and those after it.
     fn each_block<W>(&self, work: W) -> Vec<f64>
     where
         W: Fn(&Self, Range<usize>, &mut Scratch) -> (usize, Vec<f64>) + Sync,

@@ -1,8 +1,8 @@
 //! The rules by which contributions of a chunk become one gradient ([`Combination`]).
 //!
-//! Contributions of weight 0 do not take part in any of them. `n` are left, in the order given, with
-//! the values `x[i]` of an element and the shares `w[i]` = `k[i] / (k[0] + … + k[n-1])`, the sum
-//! exact, both sides converted to `f64`, divided in `f64`.
+//! Contributions of weight 0 do not take part in any of them. `n` are left, in the order given,
+//! with the values `x[i]` of an element and the shares `w[i]` = `k[i] / (k[0] + … + k[n-1])`, the
+//! sum exact, both sides converted to `f64`, divided in `f64`.
 //!
 //! | rule | gradient of an element |
 //! | --- | --- |
@@ -15,9 +15,9 @@
 //! The sums are in `f64`, from the first product on, in the order given; the result is limited to
 //! the range of `f32` and rounded once. So values of any finite size give a number.
 //!
-//! Clipped: `s[i]` = `min(1, (c * median) / norm[i])` in `f64`, 1 for a norm of 0. The median is the
-//! lower one, element `(n - 1) / 2` (whole number) of the sorted norms: half of the contributions
-//! cannot raise it.
+//! Clipped: `s[i]` = `min(1, (c * median) / norm[i])` in `f64`, 1 for a norm of 0. The median is
+//! the lower one, element `(n - 1) / 2` (whole number) of the sorted norms: half of the
+//! contributions cannot raise it.
 //!
 //! Trimmed: `m` is the setting, at most `(n - 1) / 2`. Values are sorted by their bits in the total
 //! order of IEEE 754, so that -0 comes before 0, and added from the lowest on. The order of the
@@ -26,10 +26,10 @@
 //! Radial: for each tensor in the chunk ([`TensorPiece`]; a tensor in two chunks is two) `l[i]` is
 //! the norm of contribution `i` there, `d` the sum of `(w[i] / l[i]) * x[i]` (0 where `l[i]` is 0),
 //! and `r[i]` = `(w[i] / l[i]) * (sum of w[i] * l[i] / norm of d)`. Where the norm of `d` is below
-//! [`DIRECTION_MIN`], and in embeddings, `r[i]` = `w[i]`. Squares are added in `f64` tile by tile of
-//! 2048 elements of the chunk: of the part of the tensor in a tile, value `j` goes to sum `j % 16`,
-//! and the sums are added by halves. The tiles of each [`BLOCK_ELEMENTS`](crate::BLOCK_ELEMENTS) are
-//! added to 0 in order, and so are those sums.
+//! [`DIRECTION_MIN`], and in embeddings, `r[i]` = `w[i]`. Squares are added in `f64` tile by tile
+//! of 2048 elements of the chunk: of the part of the tensor in a tile, value `j` goes to the sum
+//! `j % 16`, and the sums are added by halves. The tiles of each
+//! [`BLOCK_ELEMENTS`](crate::BLOCK_ELEMENTS) are added to 0 in order, and so are those sums.
 
 mod linear;
 mod ordered;
@@ -54,9 +54,11 @@ pub const DIRECTION_MIN: f64 = 1e-3;
 pub struct Rule<'a> {
     /// The rule of the run.
     pub combination: Combination,
-    /// The norms of the whole contributions, one for each; only [`Combination::Clipped`] reads them.
+    /// The norms of the whole contributions, one for each; only [`Combination::Clipped`] reads
+    /// them.
     pub norms: &'a [f32],
-    /// The tensors of the chunk, in order and without gaps; only [`Combination::Radial`] reads them.
+    /// The tensors of the chunk, in order and without gaps; only [`Combination::Radial`] reads
+    /// them.
     pub tensors: &'a [TensorPiece],
 }
 

@@ -11,8 +11,8 @@ use tokio::time::timeout;
 use super::{Bus, BusError, causes};
 
 impl Bus {
-    /// Sends a question and passes each message of its answer to `take`, until `take` returns false:
-    /// the answer is complete.
+    /// Sends a question and passes each message of its answer to `take`, until `take` returns
+    /// false: the answer is complete.
     ///
     /// # Errors
     /// As [`Bus::request_raw`]; the time-out is `silence` without any message.

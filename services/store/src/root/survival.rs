@@ -1,5 +1,5 @@
-//! Power failures, played: a disk that notes what it was waited for. Everything else may be lost, or
-//! may not: the system writes when it likes.
+//! Power failures, played: a disk that notes what it was waited for. Everything else may be lost,
+//! or may not: the system writes when it likes.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -105,8 +105,8 @@ impl Scene {
 }
 
 impl Notes {
-    /// The system may write a name at any time, so nothing may have one in `blobs` before the disk has
-    /// its bytes.
+    /// The system may write a name at any time, so nothing may have one in `blobs` before the disk
+    /// has its bytes.
     fn assert_whole(&self, folder: &Path) {
         let entries = fs::read_dir(folder).into_iter().flatten();
         for entry in entries.map(Result::unwrap) {

@@ -66,7 +66,8 @@ fn failing_once() -> Disk {
     }
 }
 
-/// The second promotion comes while the first waits for the disk, and must not find the error spent.
+/// The second promotion comes while the first waits for the disk, and must not find the error
+/// spent.
 #[test]
 fn two_promotions_of_an_upload_that_the_disk_lost_share_the_error() {
     let folder = tempfile::tempdir().unwrap();
@@ -105,8 +106,8 @@ fn two_promotions_of_an_upload_that_the_disk_lost_share_the_error() {
     assert!(!name.exists() && !source.exists());
 }
 
-/// An upload is deleted and sent again while its promotion waits for the disk. The new one is not on
-/// the disk, although it has the same name.
+/// An upload is deleted and sent again while its promotion waits for the disk. The new one is not
+/// on the disk, although it has the same name.
 #[test]
 fn the_file_that_was_synced_gets_the_name_and_no_other() {
     let folder = tempfile::tempdir().unwrap();
@@ -431,8 +432,8 @@ fn a_file_in_the_place_of_a_folder_is_an_error() {
     assert!(root.make_folder(&blocked.join("b")).is_err());
 }
 
-/// The user of the store may have no right to the folder above the root; it has made the entry there
-/// only if it has the right.
+/// The user of the store may have no right to the folder above the root; it has made the entry
+/// there only if it has the right.
 #[test]
 fn a_folder_above_that_the_store_may_not_open_is_no_fault_of_the_disk() {
     for (kind, opens) in [

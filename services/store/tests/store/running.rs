@@ -77,8 +77,8 @@ async fn uploads_that_were_never_promoted_are_removed_while_the_store_runs() {
     let _root = store.stop().await;
 }
 
-/// A machine that was booted has all uploads read, which takes long where there are many. This one is
-/// a pipe: its reader waits for a writer.
+/// A machine that was booted has all uploads read, which takes long where there are many. This one
+/// is a pipe: its reader waits for a writer.
 #[tokio::test]
 async fn a_store_serves_while_it_checks_the_uploads_from_before_a_boot() {
     let folder = tempfile::tempdir().unwrap();

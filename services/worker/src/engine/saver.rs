@@ -5,8 +5,8 @@
 //! disk and processor. One state is written at a time, and at most one a second: a new state saves
 //! only the steps since the last one, and each write delays all processes that share the disk. A
 //! newer state replaces one that still waits once its copy is whole: if the device fails at the
-//! copy, the older one is written. So a slow disk costs three copies of the state, and never a pause
-//! of training.
+//! copy, the older one is written. So a slow disk costs three copies of the state, and never a
+//! pause of training.
 //!
 //! A residual of error feedback is written after the state of its moment, and not at all if a
 //! contribution with it was sent meanwhile ([`Saver::withdraw`]).

@@ -1,6 +1,6 @@
 //! One hostile worker of four, on real text: the held-out loss that is left under the default
-//! screening and under each rule of combination. All in one process: contributions are made, judged,
-//! merged and broadcast as a run does it, without bus or store.
+//! screening and under each rule of combination. All in one process: contributions are made,
+//! judged, merged and broadcast as a run does it, without bus or store.
 //!
 //! `SECURITY.md` has a table of all attacks and rules, which was measured with this code.
 

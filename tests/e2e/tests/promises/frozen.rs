@@ -1,5 +1,6 @@
-//! `diloctl run freeze` keeps the weights of a run as they are while its workers and its coordinator
-//! go on, also through the death of the coordinator; `run unfreeze` lets it go on where it was.
+//! `diloctl run freeze` keeps the weights of a run as they are while its workers and its
+//! coordinator go on, also through the death of the coordinator; `run unfreeze` lets it go on where
+//! it was.
 
 use e2e::Recipe;
 use harness::{Cluster, Evidence, Options, PATIENCE, Recorded};

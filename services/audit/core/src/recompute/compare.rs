@@ -109,8 +109,8 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// Takes the sums of squares of one chunk of the inputs of merge `place`, for a run whose rule of
-    /// combination goes by norms.
+    /// Takes the sums of squares of one chunk of the inputs of merge `place`, for a run whose rule
+    /// of combination goes by norms.
     pub fn inputs(&mut self, place: usize, squares: &[f64]) {
         let sums = &mut self.places[place].squares;
         sums.resize(squares.len(), 0.0);

@@ -6,8 +6,9 @@ use schemas::snapshot::MergeInput;
 use schemas::sync::SealedInput;
 use schemas::{SyncId, Weight};
 
-/// The inputs of a set that is sealed now, ascending by unit; none while its round still waits. If a
-/// coordinator died while it wrote a seal, the rule gives the inputs that are left to complete it.
+/// The inputs of a set that is sealed now, ascending by unit; none while its round still waits. If
+/// a coordinator died while it wrote a seal, the rule gives the inputs that are left to complete
+/// it.
 pub(super) fn due(run: &Run, sync: SyncId, open: &OpenSync) -> Option<Vec<SealedInput>> {
     let unnamed = open.unnamed()?;
     let units = u64::from(run.spec.schedule.units);

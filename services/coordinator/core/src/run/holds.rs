@@ -14,8 +14,8 @@ pub(crate) fn changes(run: &Run, request: &HoldRequest) -> bool {
 }
 
 impl RunRoom<'_> {
-    /// Places a hold or lifts it, where that changes the run. After a lift, the run at once does what
-    /// the hold forbade. The reply describes the run after that.
+    /// Places a hold or lifts it, where that changes the run. After a lift, the run at once does
+    /// what the hold forbade. The reply describes the run after that.
     pub(crate) fn hold(
         &mut self,
         turn: &mut Turn<'_>,

@@ -7,15 +7,18 @@ use schemas::run::{CodecKind, InnerOptimizer, RunSpec, TrainerKind};
 /// enough while parameters are below `1 / weight_decay` in the quadratic mean, 10 by default; those
 /// of real models are below 1.
 const ROOM: f64 = 2.0;
-/// Weight decay above which parameters of real models could leave this room, so that no bound holds.
+/// Weight decay above which parameters of real models could leave this room, so that no bound
+/// holds.
 const DECAY_MAX: f64 = 1.0;
 
-/// The largest norm that a contribution of an honest worker has; infinite if the settings allow any.
+/// The largest norm that a contribution of an honest worker has; infinite if the settings allow
+/// any.
 ///
-/// AdamW moves a parameter by the learning rate times `m / sqrt(v)`. Both are weighted means, of the
-/// gradients `g` and of their squares, with weights `a` and `b` that fall by the decays `beta1` and
-/// `beta2`. By the inequality of Cauchy and Schwarz, `m^2 / v` is at most the sum of `a^2 / b`. So
-/// the bound depends on the settings alone, and holds in the first round and for a single worker.
+/// AdamW moves a parameter by the learning rate times `m / sqrt(v)`. Both are weighted means, of
+/// the gradients `g` and of their squares, with weights `a` and `b` that fall by the decays `beta1`
+/// and `beta2`. By the inequality of Cauchy and Schwarz, `m^2 / v` is at most the sum of `a^2 / b`.
+/// So the bound depends on the settings alone, and holds in the first round and for a single
+/// worker.
 pub(crate) fn reach(spec: &RunSpec, round: Round) -> f64 {
     match spec.model.trainer {
         TrainerKind::Torch | TrainerKind::Reference => {}

@@ -371,8 +371,8 @@ fn already_counted(lease: &LeaseRef) -> Refusal {
     )
 }
 
-/// Refuses a contribution to `round` whose norm is above the run's bound (0 stands for none), or, in
-/// a run that compares, above what the inner steps can reach.
+/// Refuses a contribution to `round` whose norm is above the run's bound (0 stands for none), or,
+/// in a run that compares, above what the inner steps can reach.
 ///
 /// # Errors
 /// [`Code::NotFinite`] or [`Code::NormOutlier`].
