@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX};
 use crate::message::{V, message};
 use crate::run::RunSpec;
-use crate::view::{LeaseView, RoundView, RunDetail, RunView, SnapshotView, WorkerView};
+use crate::view::{
+    CoordinatorView, LeaseView, RoundView, RunDetail, RunView, SnapshotView, WorkerView,
+};
 use crate::{Millis, ObjectRef, RunId};
 
 /// `run.new`: create a run. Every object that the settings name must be in the store.
@@ -36,6 +38,8 @@ message!(ViewRequest, "view", 4096);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Query {
+    /// The coordinator itself.
+    Coordinator,
     /// All runs.
     Runs,
     /// One run in full.
@@ -70,6 +74,8 @@ message!(
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum View {
+    /// The coordinator itself.
+    Coordinator(CoordinatorView),
     /// All runs.
     Runs(Vec<RunView>),
     /// One run in full.

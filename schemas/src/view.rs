@@ -32,6 +32,18 @@ pub enum RunPhase {
     Complete,
 }
 
+/// The coordinator that leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CoordinatorView {
+    /// Its release.
+    pub release: String,
+    /// The layers of protection that it relaxed.
+    pub posture: Posture,
+    /// Its clock.
+    pub now: UnixMillis,
+}
+
 /// A summary of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -86,6 +86,15 @@ pub(crate) enum Command {
     /// The signed record of what happened.
     #[command(subcommand)]
     Audit(Audit),
+    /// Look for what is wrong, and say what to do next: files and processes of this machine,
+    /// broker, streams, coordinator, store, runs and workers. A second table shows which layers
+    /// of authentication each process has open. The command fails with the code of the first
+    /// check that fails.
+    Doctor {
+        /// Folder whose subfolder `streams` declares the streams.
+        #[arg(long, value_name = "DIR", default_value = "nats-config")]
+        nats_config: PathBuf,
+    },
     /// Start broker, store, coordinator, audit service and workers on this machine. Processes that
     /// run already are left alone, and missing streams are created. The command succeeds when the
     /// coordinator has answered.

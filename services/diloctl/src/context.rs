@@ -222,6 +222,7 @@ impl Operator {
 /// coordinator.
 pub(crate) fn unexpected(view: &View) -> Failure {
     let kind = match view {
+        View::Coordinator(_) => "the coordinator",
         View::Runs(_) => "runs",
         View::Run(_) => "a run",
         View::Workers(_) => "workers",

@@ -112,6 +112,11 @@ impl Printer {
         }
     }
 
+    /// Prints one JSON document that has a form of its own.
+    pub(crate) fn document<T: Serialize>(self, value: &T) {
+        json_line(&versioned(value));
+    }
+
     /// Prints text that is itself the data, such as a completion script or a model's writing; JSON
     /// wraps it.
     pub(crate) fn text(self, text: &str) {

@@ -101,7 +101,8 @@ impl BusConfig {
         })
     }
 
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = &str> {
+    /// The addresses of the servers, without blanks.
+    pub fn addresses(&self) -> impl Iterator<Item = &str> {
         self.url
             .split(',')
             .map(str::trim)

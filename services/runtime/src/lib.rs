@@ -21,7 +21,7 @@ pub mod quantity;
 pub mod ready;
 pub mod service;
 pub mod shutdown;
-mod stranger;
+pub mod stranger;
 mod stream;
 mod switches;
 pub mod throttle;

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use schemas::member::Posture;
 use serde::{Deserialize, Serialize};
 
 /// The content of a ready file (JSON).
@@ -22,6 +23,9 @@ pub struct Ready {
     /// The address of its metrics; none when it serves none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
+    /// The layers of protection that it relaxed.
+    #[serde(default)]
+    pub posture: Posture,
 }
 
 /// A ready file; dropping it removes the file.
@@ -50,22 +54,11 @@ impl ReadyFile {
     ///
     /// # Errors
     /// The folder cannot be written to.
-    pub fn announce(
-        path: Option<&Path>,
-        service: &str,
-        addresses: Vec<String>,
-        metrics: Option<String>,
-    ) -> io::Result<Self> {
+    pub fn announce(path: Option<&Path>, ready: &Ready) -> io::Result<Self> {
         let Some(path) = path else {
             return Ok(Self(None));
         };
-        let ready = Ready {
-            service: service.to_owned(),
-            pid: std::process::id(),
-            addresses,
-            metrics,
-        };
-        let text = serde_json::to_vec(&ready).map_err(io::Error::other)?;
+        let text = serde_json::to_vec(ready).map_err(io::Error::other)?;
         let aside = aside(path);
         let mut file = fs::File::create(&aside)?;
         file.write_all(&text)?;
@@ -92,20 +85,27 @@ impl Drop for ReadyFile {
 mod tests {
     use super::*;
 
+    fn ready() -> Ready {
+        Ready {
+            service: "store".to_owned(),
+            pid: std::process::id(),
+            addresses: vec!["127.0.0.1:9000".to_owned()],
+            metrics: None,
+            posture: Posture::default(),
+        }
+    }
+
     #[test]
     fn the_file_lives_as_long_as_its_service() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let path = scratch.path().join("store.ready");
-        let ready = ReadyFile::announce(Some(&path), "store", vec!["127.0.0.1:9000".into()], None)
-            .expect("a fresh folder");
+        let announced = ready();
+        let file = ReadyFile::announce(Some(&path), &announced).expect("a fresh folder");
         let read: Ready =
             serde_json::from_slice(&fs::read(&path).expect("it is there")).expect("it is JSON");
-        assert_eq!(
-            (read.service.as_str(), read.pid),
-            ("store", std::process::id())
-        );
+        assert_eq!(read, announced);
         ReadyFile::check(Some(&path)).expect("it may be there from before");
-        drop(ready);
+        drop(file);
         assert_eq!(fs::read_dir(scratch.path()).expect("it exists").count(), 0);
     }
 
@@ -116,7 +116,7 @@ mod tests {
         let absent = scratch.path().join("absent/store.ready");
         for path in [absent.as_path(), scratch.path()] {
             let error = ReadyFile::check(Some(path)).expect_err("it is refused");
-            let announced = ReadyFile::announce(Some(path), "store", Vec::new(), None);
+            let announced = ReadyFile::announce(Some(path), &ready());
             assert!(announced.is_err(), "{}: {error}", path.display());
         }
     }

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{MetricsConfig, Served};
-use crate::ready::ReadyFile;
+use crate::ready::{Ready, ReadyFile};
 use crate::{
     ConfigArgs, Failure, Loaded, LogArgs, Materials, clock, config, exit, expiry, handles, log,
     memory, shutdown, stranger,
@@ -268,6 +268,7 @@ async fn serve<S: Service>(service: S, shown: Shown) -> Result<(), Failure> {
     expiry::watch(service.materials());
     let stop = shutdown::on_signals().map_err(|error| Failure::new(Code::Internal, error))?;
     let served = shown.serve().await;
+    let posture = service.posture();
     let running = tokio::select! {
         running = Box::pin(start(service)) => running?,
         () = stop.cancelled() => return Ok(()),
@@ -278,8 +279,14 @@ async fn serve<S: Service>(service: S, shown: Shown) -> Result<(), Failure> {
         served.set_ready(true);
     }
     let path = shown.ready_file();
-    let ready = ReadyFile::announce(path, S::NAME, addresses.clone(), metrics.clone());
-    let ready = ready.map_err(unready)?;
+    let announced = Ready {
+        service: S::NAME.to_owned(),
+        pid: std::process::id(),
+        addresses: addresses.clone(),
+        metrics: metrics.clone(),
+        posture,
+    };
+    let ready = ReadyFile::announce(path, &announced).map_err(unready)?;
     tracing::info!(
         service = S::NAME,
         ?addresses,

@@ -16,10 +16,13 @@ use crate::{Failure, Material, Materials};
 const NAME: &str = "diloco-stranger";
 
 /// What a broker did with a client without credentials.
-enum Outcome {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It refused the client.
     Refused,
+    /// It let the client in.
     LetIn,
-    /// The broker could not be asked, for this reason.
+    /// It could not be asked, for this reason.
     Unknown(String),
 }
 
@@ -44,12 +47,7 @@ pub(crate) async fn is_refused(materials: &Materials, posture: &Posture) -> Resu
     let buses = materials.items.iter();
     let buses = buses.filter(|item| matches!(item, Material::BusAddress { .. }));
     let addresses: Vec<&str> = buses.flat_map(Material::addresses).collect();
-    // The client reports a refusal as an error; here it is the aim.
-    let tries = addresses.iter().map(|address| {
-        let tried = connect(address, authority);
-        tried.with_subscriber(NoSubscriber::default())
-    });
-    for (address, outcome) in addresses.iter().zip(join_all(tries).await) {
+    for (address, outcome) in tried(&addresses, authority).await {
         match outcome {
             Outcome::Refused => {
                 tracing::info!(address, "the broker refuses clients without credentials")
@@ -59,13 +57,30 @@ pub(crate) async fn is_refused(materials: &Materials, posture: &Posture) -> Resu
                 reason,
                 "nobody knows if this broker refuses clients without credentials: it could not be asked"
             ),
-            Outcome::LetIn => {
-                let detail = format!("the broker {address} lets in clients without credentials");
-                return Err(Failure::new(Code::StrangerServed, detail));
-            }
+            Outcome::LetIn => return Err(served(address)),
         }
     }
     Ok(())
+}
+
+/// Connects to each of these brokers without credentials. `authority` is the file of the
+/// certificate authority that signed their certificates.
+pub async fn tried<'a>(addresses: &[&'a str], authority: Option<&Path>) -> Vec<(&'a str, Outcome)> {
+    // The client reports a refusal as an error; here it is the aim.
+    let tries = addresses.iter().map(|address| async move {
+        let outcome = connect(address, authority);
+        (
+            *address,
+            outcome.with_subscriber(NoSubscriber::default()).await,
+        )
+    });
+    join_all(tries).await
+}
+
+/// The failure that a broker lets strangers in.
+pub fn served(address: &str) -> Failure {
+    let detail = format!("the broker {address} lets in clients without credentials");
+    Failure::new(Code::StrangerServed, detail)
 }
 
 async fn connect(address: &str, authority: Option<&Path>) -> Outcome {

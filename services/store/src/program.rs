@@ -72,6 +72,7 @@ impl service::CommandLine for CommandLine {
 /// A store whose configuration was checked.
 pub struct Program {
     config: StoreConfig,
+    posture: Posture,
     materials: Materials,
 }
 
@@ -92,8 +93,10 @@ impl service::Service for Program {
     }
 
     fn check(loaded: Loaded<Settings>, now: UnixMillis) -> Result<Self, Failure> {
+        let (config, posture) = loaded.value.resolve(&loaded.origins, now)?;
         Ok(Self {
-            config: loaded.value.resolve(&loaded.origins, now)?,
+            config,
+            posture,
             materials: loaded.value.materials(now),
         })
     }
@@ -102,9 +105,8 @@ impl service::Service for Program {
         self.materials.clone()
     }
 
-    /// It connects to nothing, and serves nobody without a key.
     fn posture(&self) -> Posture {
-        Posture::default()
+        self.posture.clone()
     }
 
     async fn start(self) -> Result<Store, Failure> {

@@ -8,7 +8,7 @@ use identity::StoreKeys;
 use runtime::metrics::MetricsConfig;
 use runtime::service::ServiceConfig;
 use runtime::{AuthConfig, ConfigBytes, ConfigDuration, Failure, Material, Materials, Origins};
-use schemas::member::Layer;
+use schemas::member::{Layer, Posture};
 use schemas::{Code, UnixMillis};
 use serde::{Deserialize, Serialize};
 
@@ -90,13 +90,18 @@ impl Default for ServerSettings {
 
 impl Settings {
     /// Checks the materials that the settings name against the demands of `auth`, and reads them.
+    /// The posture names the layers that `auth` leaves open.
     ///
     /// # Errors
     /// Everything that is wrong, each with its code. Nothing was bound.
-    pub fn resolve(&self, origins: &Origins, now: UnixMillis) -> Result<StoreConfig, Failure> {
+    pub fn resolve(
+        &self,
+        origins: &Origins,
+        now: UnixMillis,
+    ) -> Result<(StoreConfig, Posture), Failure> {
         let server = &self.store_server;
         let materials = self.materials(now);
-        runtime::validate(&self.auth, &materials, origins).map_err(Failure::all)?;
+        let posture = runtime::validate(&self.auth, &materials, origins).map_err(Failure::all)?;
         if server.keys.as_os_str().is_empty() {
             return Err(Failure::new(
                 Code::CredentialMissing,
@@ -104,14 +109,15 @@ impl Settings {
             ));
         }
         let keys = StoreKeys::read(&server.keys)?;
-        Ok(StoreConfig {
+        let config = StoreConfig {
             listen: server.listen,
             root: server.root.clone(),
             keys,
             tls: server.tls(),
             durability: server.durability,
             limits: server.limits()?,
-        })
+        };
+        Ok((config, posture))
     }
 
     /// The store's materials.

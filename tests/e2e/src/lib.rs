@@ -7,7 +7,7 @@ pub mod secrets;
 pub mod sockets;
 
 pub use harness::scripted::{self, Scripted};
-pub use machine::Machine;
+pub use machine::{Machine, nats_config};
 pub use recipe::Recipe;
 
 /// Prints that a test did not run, and why.

@@ -146,6 +146,24 @@ impl Machine {
         .await
     }
 
+    /// Sends a signal, such as `-STOP`, to a service that `up` started.
+    ///
+    /// # Panics
+    /// There is no note of such a service, or the process is gone.
+    pub fn signal(&self, domain: &str, service: &str, signal: &str) {
+        let path = self.path(&format!("{domain}/up/{service}.json"));
+        let note =
+            std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let note: serde_json::Value = serde_json::from_slice(&note)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let pid = note["pid"].to_string();
+        let sent = std::process::Command::new("kill")
+            .args([signal, &pid])
+            .status();
+        let sent = sent.unwrap_or_else(|error| panic!("kill: {error}"));
+        assert!(sent.success(), "kill {signal} {pid} ({service}): {sent}");
+    }
+
     /// Creates a small run and waits until it is complete.
     ///
     /// # Panics

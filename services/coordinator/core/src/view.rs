@@ -2,7 +2,7 @@
 
 use ledger::Run;
 use schemas::control::{Query, View, ViewReply};
-use schemas::view::{RunDetail, RunView};
+use schemas::view::{CoordinatorView, RunDetail, RunView};
 use schemas::{Message, RunId, V};
 
 use crate::control::ControlOutcome;
@@ -15,6 +15,11 @@ impl Coordinator {
     pub(crate) fn view(&self, query: &Query) -> ControlOutcome {
         let known = |name: &RunId| self.state.run(name).ok_or_else(|| run_unknown(name));
         let view = match query {
+            Query::Coordinator => View::Coordinator(CoordinatorView {
+                release: self.settings.release.clone(),
+                posture: self.settings.posture.clone(),
+                now: self.now,
+            }),
             Query::Runs => {
                 let runs = self.state.runs();
                 View::Runs(runs.map(|(name, run)| self.run_view(name, run)).collect())
@@ -63,7 +68,7 @@ fn fit(mut reply: ViewReply, bytes_max: usize) -> ViewReply {
             View::Leases(list) => list.truncate(list.len() / 2),
             View::Rounds(list) => drop(list.drain(..list.len().div_ceil(2))),
             View::Snapshots(list) => drop(list.drain(..list.len().div_ceil(2))),
-            View::Run(_) => return reply,
+            View::Coordinator(_) | View::Run(_) => return reply,
         }
     }
     reply

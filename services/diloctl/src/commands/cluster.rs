@@ -14,12 +14,13 @@ use async_nats::jetstream::{
     context::GetStreamErrorKind,
     stream::{self, Compression},
 };
+use runtime::expiry::Ending;
 use runtime::{Failure, Material, Materials, clock};
-use schemas::Code;
 use schemas::account::Account;
 use schemas::member::Layer;
 use schemas::permission::Role;
 use schemas::subject::AUDIT_STREAM;
+use schemas::{Code, UnixMillis};
 use serde::Serialize;
 
 use crate::cli::{Cluster, Declarations};
@@ -68,8 +69,29 @@ pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Fail
 
 /// Prints which certificates and issued credentials in the domain's folder expire soon.
 pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
+    let now = clock::now();
+    let endings = endings(context, now)?;
+    let notices: Vec<_> = endings
+        .iter()
+        .filter_map(|ending| ending.notice(now))
+        .collect();
+    for notice in &notices {
+        context
+            .printer
+            .talk(&format!("warning {}: {}", notice.code, notice.detail));
+    }
+    if let Some(notice) = notices.first() {
+        context
+            .printer
+            .talk(&format!("  next: {}", notice.code.next_step()));
+    }
+    Ok(())
+}
+
+/// The ends of the certificates and issued credentials in the domain's folder, earliest first.
+pub(crate) fn endings(context: &Context, now: UnixMillis) -> Result<Vec<Ending>, Failure> {
     let domain = context.domain()?;
-    let (layout, now) = (domain.layout(), clock::now());
+    let layout = domain.layout();
     let mut items = vec![
         Material::Authority {
             key: "authority",
@@ -93,22 +115,7 @@ pub(crate) fn say_what_ends(context: &Context) -> Result<(), Failure> {
         key: "credentials",
         path: file.path(),
     }));
-    let endings = Materials { items, now }.endings();
-    let notices: Vec<_> = endings
-        .iter()
-        .filter_map(|ending| ending.notice(now))
-        .collect();
-    for notice in &notices {
-        context
-            .printer
-            .talk(&format!("warning {}: {}", notice.code, notice.detail));
-    }
-    if let Some(notice) = notices.first() {
-        context
-            .printer
-            .talk(&format!("  next: {}", notice.code.next_step()));
-    }
-    Ok(())
+    Ok(Materials { items, now }.endings())
 }
 
 /// Prints which streams differ from their declaration. They are left alone: somebody may have
@@ -431,9 +438,9 @@ pub(crate) enum StreamState {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Compared {
-    name: String,
-    state: StreamState,
-    difference: String,
+    pub(crate) name: String,
+    pub(crate) state: StreamState,
+    pub(crate) difference: String,
 }
 
 impl Row for Compared {

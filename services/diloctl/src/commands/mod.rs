@@ -6,6 +6,7 @@ mod auth;
 pub(crate) mod cluster;
 mod control;
 mod data;
+mod doctor;
 mod holds;
 mod lists;
 pub(crate) mod run;
@@ -76,6 +77,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Snapshot(command) => snapshot::run(context, &command).await,
         Command::Control(command) => control::run(context, &command).await,
         Command::Audit(command) => audit::run(context, &command).await,
+        Command::Doctor { nats_config } => doctor::run(context, &nats_config).await,
         Command::Up(options) => stack::up(context, &options).await,
         Command::Down(options) => stack::down(context, &options).await,
         Command::Completions { shell } => {

@@ -19,7 +19,7 @@ use crate::table::bytes;
 const TAIL_BYTES: u64 = 1 << 20;
 /// Free space below which a restart of the broker does not help: two of the blocks that it writes
 /// its streams in.
-const ROOM_BYTES_MIN: u64 = 16 << 20;
+pub(crate) const ROOM_BYTES_MIN: u64 = 16 << 20;
 /// Texts in the broker's log that say its store has failed for good.
 const SIGNS: [&str; 3] = [
     "critical write error",
@@ -124,7 +124,7 @@ fn is_of_a_connection(words: &str) -> bool {
 }
 
 /// The nearest existing folder above a file, and the free space on its disk.
-fn room(file: &Path) -> Option<(&Path, u64)> {
+pub(crate) fn room(file: &Path) -> Option<(&Path, u64)> {
     let folder = file.ancestors().skip(1).find(|folder| folder.is_dir())?;
     let path = CString::new(folder.as_os_str().as_bytes()).ok()?;
     let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();

@@ -8,7 +8,7 @@ mod process;
 pub(crate) mod services;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use identity::{BrokerFiles, Domain};
@@ -52,6 +52,28 @@ pub(crate) fn program(name: &str) -> Result<PathBuf, Failure> {
                 format!("{name} is neither beside {} nor on the path", own.display()),
             )
         })
+}
+
+/// The services that every machine runs on which `up` is used; workers come beside them.
+pub(crate) const SERVICES: [&str; 4] = services::ORDER;
+
+/// Names of the processes that `up` started from this folder and that live, in their order.
+pub(crate) fn running(folder: &Path) -> Result<Vec<String>, Failure> {
+    let mut names: Vec<String> = Running::all(folder)?
+        .into_iter()
+        .map(|process| process.name)
+        .collect();
+    names.sort_by_key(|name| (services::rank(name), name.clone()));
+    Ok(names)
+}
+
+/// The ready files of those processes; the broker has none.
+pub(crate) fn ready_files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let names = running(folder)?.into_iter();
+    let own = names.filter(|name| name != services::BROKER);
+    Ok(own
+        .map(|name| services::ready_file(folder, &name))
+        .collect())
 }
 
 pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {

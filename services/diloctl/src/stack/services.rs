@@ -29,13 +29,13 @@ const STOP_MAX: Duration = Duration::from_secs(10);
 /// state.
 const WORKER_STOP_MAX: Duration = Duration::from_secs(75);
 
+/// The services of a machine, in the order of starting.
+pub(super) const ORDER: [&str; 4] = [BROKER, STORE, AUDIT, COORDINATOR];
+
 /// The position in the order of starting.
 pub(super) fn rank(name: &str) -> usize {
-    let order = [BROKER, STORE, AUDIT, COORDINATOR];
-    order
-        .iter()
-        .position(|known| *known == name)
-        .unwrap_or(order.len())
+    let known = ORDER.iter().position(|known| *known == name);
+    known.unwrap_or(ORDER.len())
 }
 
 /// True when the service ends by itself once the coordinator drains.
@@ -157,7 +157,7 @@ fn broker(folder: &Path, options: &Up, endpoints: &Endpoints) -> Result<Spec, Fa
     })
 }
 
-fn ready_file(folder: &Path, name: &str) -> PathBuf {
+pub(super) fn ready_file(folder: &Path, name: &str) -> PathBuf {
     folder.join("up").join(format!("{name}.ready"))
 }
 

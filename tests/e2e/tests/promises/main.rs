@@ -15,6 +15,7 @@ mod cluster_check;
 mod coordinator_restart;
 mod data_set;
 mod disk_full;
+mod doctor;
 mod endings;
 mod foreign_bytes;
 mod foreign_messages;

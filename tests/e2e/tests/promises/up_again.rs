@@ -31,16 +31,6 @@ async fn provisioner(machine: &Machine) -> jetstream::Context {
     )
 }
 
-fn signal(machine: &Machine, service: &str, signal: &str) {
-    let note = std::fs::read(machine.path(&format!("d/up/{service}.json"))).unwrap();
-    let note: serde_json::Value = serde_json::from_slice(&note).unwrap();
-    let sent = std::process::Command::new("kill")
-        .arg(signal)
-        .arg(note["pid"].to_string())
-        .status();
-    assert!(sent.unwrap().success());
-}
-
 #[tokio::test]
 async fn up_makes_what_is_missing_tells_what_differs_and_asks_the_coordinator() {
     let machine = Machine::new();
@@ -77,9 +67,9 @@ async fn up_makes_what_is_missing_tells_what_differs_and_asks_the_coordinator() 
     stream.consumer_info("lease").await.unwrap();
 
     // The process lives, was ready once, and answers nobody.
-    signal(&machine, "coordinator", "-STOP");
+    machine.signal("d", "coordinator", "-STOP");
     let up = machine.up_again("d", "0").await;
-    signal(&machine, "coordinator", "-CONT");
+    machine.signal("d", "coordinator", "-CONT");
     let told = up.text.contains(&Code::NoAnswer.to_string())
         && up.text.contains("the coordinator cannot be used");
     assert!(!up.status.success() && told, "{}", up.text);

@@ -306,6 +306,13 @@ fn views_show_what_is_there() {
     let mut world = World::with_run(spec("demo"));
     world.join(1);
     let held = world.lease(1);
+    let View::Coordinator(own) = view(&mut world, Query::Coordinator) else {
+        panic!("asked for the coordinator")
+    };
+    assert_eq!(
+        (own.release, own.posture, own.now),
+        (settings().release, settings().posture, world.now)
+    );
     let View::Workers(workers) = view(&mut world, Query::Workers(run_id())) else {
         panic!("asked for workers")
     };

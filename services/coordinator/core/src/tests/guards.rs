@@ -244,7 +244,7 @@ fn joins_are_of_a_bounded_form() {
 }
 
 #[test]
-fn a_worker_opens_the_layers_that_its_coordinator_opens_and_no_other() {
+fn la_10_a_worker_opens_the_layers_that_its_coordinator_opens_and_no_other() {
     let open = |layer: Layer| Posture {
         open: vec![OpenLayer {
             layer,
