@@ -188,6 +188,22 @@ pub enum LedgerEvent {
         operator: PublicKey,
         reason: Reason,
     },
+    /// An operator shut a worker out of the run. Its membership ends with this event, and so does
+    /// `lease`, whose tokens are abandoned. Its contributions to rounds of which no seal has begun
+    /// count no more: `withdrawn` of them, whose tokens are rejected and whose units are open again.
+    WorkerQuarantined {
+        worker: WorkerId,
+        operator: PublicKey,
+        reason: Reason,
+        lease: Option<LeaseRef>,
+        withdrawn: u32,
+    },
+    /// An operator lets a worker join again.
+    WorkerReadmitted {
+        worker: WorkerId,
+        operator: PublicKey,
+        reason: Reason,
+    },
     /// A request was refused. A few refusals of each sender are recorded at once, then one now and
     /// again; `suppressed` counts the others, of all senders, since the last recorded one.
     RequestDenied {
@@ -290,6 +306,8 @@ impl LedgerEvent {
             Self::ControlReceived { .. } => "control-received",
             Self::HoldPlaced { .. } => "hold-placed",
             Self::HoldLifted { .. } => "hold-lifted",
+            Self::WorkerQuarantined { .. } => "worker-quarantined",
+            Self::WorkerReadmitted { .. } => "worker-readmitted",
             Self::RequestDenied { .. } => "request-denied",
             Self::CheckpointTaken => "checkpoint-taken",
             Self::CheckpointSaved { .. } => "checkpoint-saved",

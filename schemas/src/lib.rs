@@ -30,6 +30,7 @@ pub mod member;
 pub mod message;
 pub mod permission;
 pub mod public;
+pub mod quarantine;
 pub mod role;
 pub mod run;
 pub mod snapshot;

@@ -55,6 +55,8 @@ pub enum CommandVerb {
     Drain,
     /// Save the state and exit at once.
     Stop,
+    /// Exit at once, and stay away: an operator has put the worker in quarantine.
+    Quarantine,
 }
 
 impl CommandVerb {
@@ -63,6 +65,7 @@ impl CommandVerb {
         match self {
             Self::Drain => "drain",
             Self::Stop => "stop",
+            Self::Quarantine => "quarantine",
         }
     }
 }

@@ -134,6 +134,9 @@ pub struct WorkerView {
     pub run: RunId,
     /// True when it is a member now.
     pub member: bool,
+    /// True while an operator shuts it out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quarantined: bool,
     /// The device that it computes on.
     pub device: String,
     /// Its release.

@@ -32,6 +32,8 @@ use schemas::{
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
+mod quarantine;
+
 /// An encoded example and a decoder of its type.
 pub(crate) struct Example {
     pub(crate) name: &'static str,
@@ -282,7 +284,7 @@ pub(crate) fn all() -> Vec<Example> {
             fragment: 0,
         }],
     };
-    vec![
+    let mut all = vec![
         example(&JoinRequest {
             v: V,
             session: Session(7),
@@ -566,5 +568,7 @@ pub(crate) fn all() -> Vec<Example> {
                 ..statement()
             })
         },
-    ]
+    ];
+    all.extend(quarantine::all());
+    all
 }

@@ -26,11 +26,11 @@ pub mod recorder;
 pub mod replay;
 pub mod service;
 
-pub use audit_core::recompute;
 pub use audit_core::{
     Auditor, Checked, EmitterSummary, FaultyWorker, Finding, ForeignMessage, Payload,
     PlacedFinding, Record, RunSummary, StreamSequence, Summary, TimelineRow, Verdict,
 };
+pub use audit_core::{lineage, recompute};
 pub use config::Config;
 pub use files::{AuditFiles, AuditFilesError, Comparison, Known};
 pub use reader::{Reader, Span};

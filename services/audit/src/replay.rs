@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use audit_core::recompute::Merges;
 use audit_core::{Auditor, Checked, Examined, Finding, PlacedFinding, Record, StreamSequence};
 use identity::TrustBundle;
 use runtime::{Bus, Failure, StreamError};
@@ -90,10 +89,10 @@ impl Replay {
         Self { kept, ..self }
     }
 
-    /// Collects the merges of a run as well.
+    /// Has the auditor collect something as well: merges, or a lineage.
     #[must_use]
-    pub fn collecting(self, merges: Merges) -> Self {
-        let auditor = self.auditor.collecting(merges);
+    pub fn collecting(self, prepare: impl FnOnce(Auditor) -> Auditor) -> Self {
+        let auditor = prepare(self.auditor);
         Self { auditor, ..self }
     }
 

@@ -70,7 +70,7 @@ pub(crate) enum Command {
     Run(Run),
     /// The machines of a run.
     #[command(subcommand)]
-    Worker(OfRun),
+    Worker(Worker),
     /// Leases: the units that workers hold now.
     #[command(subcommand)]
     Lease(OfRun),
@@ -95,6 +95,9 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR", default_value = "nats-config")]
         nats_config: PathBuf,
     },
+    /// What descends from what.
+    #[command(subcommand)]
+    Lineage(Lineage),
     /// Start broker, store, coordinator, audit service and workers on this machine. Processes that
     /// run already are left alone, and missing streams are created. The command succeeds when the
     /// coordinator has answered.
@@ -254,6 +257,39 @@ pub(crate) struct HoldArgs {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum Worker {
+    /// List all workers of one run, present and past.
+    Ls {
+        /// Name of the run.
+        #[arg(default_value = "demo")]
+        run: RunId,
+    },
+    /// Shut a worker out of a run at once, for an incident. Its lease ends, and its contributions to
+    /// the round that is open count no more: other workers get these units. Its uploads are deleted.
+    /// It gets no lease and no URL and cannot join, its events are not recorded, and its process
+    /// ends with DL0412; all this goes by its key and outlives a restart of the coordinator. What was
+    /// merged before stays merged: the printed lines name these rounds. URLs that it got before end
+    /// within a minute; repeat the command then to delete what they brought. Its credential still
+    /// connects to the bus.
+    Quarantine(QuarantineArgs),
+    /// Let a worker join again that was shut out. Then start its process: nothing else does.
+    Readmit(QuarantineArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuarantineArgs {
+    /// The worker: its key, the first 8 letters of it as `worker ls` shows them, or the name of its
+    /// credentials in the domain's folder, such as worker-0. It need not have joined, or be there.
+    pub(crate) worker: String,
+    /// Name of the run.
+    #[arg(long)]
+    pub(crate) run: RunId,
+    /// Reason for the order, one line, which the audit keeps. The worker is not told.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Reason,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum OfRun {
     /// List all entries of one run.
     Ls {
@@ -344,6 +380,27 @@ pub(crate) enum Audit {
         #[arg(long)]
         run: Option<RunId>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Lineage {
+    /// Show the merged rounds and full snapshots that descend from an object, from the ledger alone.
+    /// The first rows say what the object is to each run. Weights descend from everything that was
+    /// merged into them or into weights before them.
+    Descendants(Descendants),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Descendants {
+    /// Digest of the object, `sha256:` and 64 digits: a contribution's statement, list or chunk;
+    /// published weights, their list or a chunk; a snapshot's manifest; the manifest of a data set;
+    /// a model's configuration or layout. Where a list names chunks, the ledger names the list.
+    #[arg(value_name = "DIGEST", value_parser = parse_digest)]
+    pub(crate) digest: Digest,
+    /// Folder with the files of an audit service, or with a copy of these. Without it stream AUDIT
+    /// is read, with the auditor's credentials.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) ledger: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

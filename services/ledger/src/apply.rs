@@ -10,7 +10,7 @@ use schemas::run::RunSpec;
 use schemas::{Bytes, Fragment, PublicKey, Round, RunId, SyncId, UnixMillis};
 
 use crate::error::{ApplyError, ReplayError, out_of_place};
-use crate::state::{Fates, HoldRecord, Leader, RefusedResult, Run, State};
+use crate::state::{Fates, HoldRecord, Leader, QuarantineRecord, RefusedResult, Run, State};
 
 impl State {
     /// Folds the next event of the coordinator's chain in.
@@ -127,6 +127,7 @@ impl State {
             uploaded: Bytes(0),
             measured: BTreeMap::new(),
             holds: BTreeMap::new(),
+            quarantined: BTreeMap::new(),
             any_rule: self.any_rule,
             spec: spec.clone(),
         };
@@ -250,6 +251,21 @@ impl Run {
                 self.place_hold(*hold, record)
             }
             LedgerEvent::HoldLifted { hold, .. } => self.lift_hold(*hold),
+            LedgerEvent::WorkerQuarantined {
+                worker,
+                operator,
+                reason,
+                lease,
+                withdrawn,
+            } => {
+                let record = QuarantineRecord {
+                    operator: operator.clone(),
+                    reason: reason.clone(),
+                    since: time,
+                };
+                self.quarantine(worker, record, *lease, *withdrawn)
+            }
+            LedgerEvent::WorkerReadmitted { worker, .. } => self.readmit(worker),
             LedgerEvent::CoordinatorStarted { .. }
             | LedgerEvent::CoordinatorStopped { .. }
             | LedgerEvent::RunCreated { .. }

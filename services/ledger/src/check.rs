@@ -56,6 +56,7 @@ impl Run {
                 self.leases().count()
             ));
         }
+        self.check_quarantined()?;
         self.check_rounds()?;
         for (sync, open) in &self.open {
             self.check_inputs(*sync, open)?;
@@ -79,6 +80,23 @@ impl Run {
                 self.open.len(),
                 self.units.len()
             ));
+        }
+        Ok(())
+    }
+
+    /// Checks that nobody in quarantine is a member, holds a lease, or has a contribution that counts
+    /// in a round of which no seal has begun.
+    fn check_quarantined(&self) -> Result<(), String> {
+        for worker in self.quarantined.keys() {
+            let member = self.members.get(worker);
+            let takes_part = member.is_some_and(|member| member.present || member.lease.is_some());
+            let withdrawable = self.withdrawable(worker);
+            if takes_part || !withdrawable.is_empty() {
+                return Err(format!(
+                    "{worker} is in quarantine: takes part {takes_part}, {} contributions count",
+                    withdrawable.len()
+                ));
+            }
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use schemas::contribution::{Evaluation, Fate};
 use schemas::hold::{Hold, Reason};
 use schemas::lease::{LeaseRef, UnitId, Weights};
 use schemas::member::{Posture, Session};
+use schemas::quarantine::MergedRounds;
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
@@ -26,12 +27,12 @@ use schemas::{
 use serde::{Deserialize, Serialize};
 
 use crate::state::{
-    Accepted, Fates, HoldRecord, Leader, Measured, Member, OpenSync, RefusedResult, RoundRecord,
-    Run, SnapshotRecord, Standing, State, Unit,
+    Accepted, Fates, HoldRecord, Leader, Measured, Member, OpenSync, QuarantineRecord,
+    RefusedResult, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
 };
 
 /// The number of this form.
-pub const FORMAT: u8 = 1;
+pub const FORMAT: u8 = 2;
 /// Deepest nesting: state, runs, run, open syncs, open sync, inputs, input, chunks, chunk, and
 /// room.
 const DEPTH_MAX: usize = 32;
@@ -168,10 +169,17 @@ forms! {
         // bytes.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         holds: Vec<(Hold, HoldForm<'a>)>,
+        quarantined: Vec<(Cow<'a, WorkerId>, QuarantineForm<'a>)>,
     }
     leaves { spec_digest = digest(&spec), any_rule = false };
 
     HoldForm of HoldRecord {
+        operator: Cow<'a, PublicKey>,
+        reason: Cow<'a, Reason>,
+        since: UnixMillis,
+    };
+
+    QuarantineForm of QuarantineRecord {
         operator: Cow<'a, PublicKey>,
         reason: Cow<'a, Reason>,
         since: UnixMillis,
@@ -193,6 +201,7 @@ forms! {
         accepted: u64,
         rejected: u64,
         refused: Option<RefusedForm<'a>>,
+        merged: Option<MergedRounds>,
     };
 
     UnitForm of Unit {
@@ -393,7 +402,16 @@ macro_rules! own_forms {
 }
 
 own_forms!(
-    bool, u64, Bytes, Epoch, Hold, LeaseRef, Round, Session, SyncId
+    bool,
+    u64,
+    Bytes,
+    Epoch,
+    Hold,
+    LeaseRef,
+    MergedRounds,
+    Round,
+    Session,
+    SyncId
 );
 own_forms!(UnitId, UnixMillis, (Fragment, Round));
 

@@ -72,7 +72,7 @@ impl Run {
     }
 
     /// Takes a held lease from its holder. Its unit is open again, unless its round is sealed.
-    fn release(
+    pub(crate) fn release(
         &mut self,
         event: &'static str,
         lease: &LeaseRef,

@@ -11,6 +11,7 @@
 //! | `apply` | the effect of each event on the state, and refusals of events that cannot follow |
 //! | `members`, `leases`, `rounds` | the same by topic |
 //! | `holds` | what operators keep a run from doing |
+//! | `quarantine` | the workers that operators shut out, and where their contributions are |
 //! | `rule` | the limits of each closing rule, which a run's ledger must keep |
 //! | `screening` | the contributions that a merge has to leave out |
 //! | `checkpoint` | states that are kept as objects, and a state's knowledge of them |
@@ -27,6 +28,7 @@ mod form;
 mod holds;
 mod leases;
 mod members;
+mod quarantine;
 mod rounds;
 mod rule;
 mod screening;
@@ -39,6 +41,6 @@ pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
 pub use screening::outliers;
 pub use state::{
-    Accepted, Fates, HoldRecord, Measured, Member, OpenSync, RefusedResult, RoundRecord, Run,
-    SnapshotRecord, Standing, State, Unit,
+    Accepted, Fates, HoldRecord, Measured, Member, OpenSync, QuarantineRecord, RefusedResult,
+    RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
 };

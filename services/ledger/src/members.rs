@@ -20,6 +20,10 @@ impl Run {
                 format!("{worker} was removed before"),
             ));
         }
+        if self.is_quarantined(worker) {
+            let what = format!("{worker} is in quarantine");
+            return Err(out_of_place("worker-joined", what));
+        }
         let member = joined(time, before, event);
         self.members.insert(worker.clone(), member);
         Ok(())
@@ -78,5 +82,6 @@ fn joined(time: UnixMillis, before: Option<&Member>, event: &LedgerEvent) -> Mem
         accepted: before.map_or(0, |member| member.accepted),
         rejected: before.map_or(0, |member| member.rejected),
         refused: before.and_then(|member| member.refused.clone()),
+        merged: before.and_then(|member| member.merged),
     }
 }

@@ -62,7 +62,7 @@ impl Run {
         self.syncs(round).any(|(_, open)| open.collects())
     }
 
-    fn syncs(&self, round: Round) -> impl Iterator<Item = (&SyncId, &OpenSync)> {
+    pub(crate) fn syncs(&self, round: Round) -> impl Iterator<Item = (&SyncId, &OpenSync)> {
         self.open
             .iter()
             .filter(move |(sync, _)| sync.round == round)
@@ -264,6 +264,7 @@ impl Run {
         }
         self.open.remove(&sync);
         self.sealed.retain(|sealed| *sealed != sync);
+        self.note_merged(sync.round, &inputs);
         self.merges.push(MergeRecord {
             round: sync.round,
             fragment: sync.fragment,

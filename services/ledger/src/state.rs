@@ -8,6 +8,7 @@ use schemas::contribution::{Evaluation, Fate};
 use schemas::hold::{Hold, Reason};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::member::{Posture, Session};
+use schemas::quarantine::MergedRounds;
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
@@ -108,6 +109,8 @@ pub struct Run {
     pub measured: BTreeMap<UnitId, Measured>,
     /// Everything that an operator keeps the run from doing.
     pub holds: BTreeMap<Hold, HoldRecord>,
+    /// Workers that operators shut out. They need not have joined.
+    pub quarantined: BTreeMap<WorkerId, QuarantineRecord>,
     /// True if the run need not keep the limits of its closing rule.
     #[serde(skip)]
     pub(crate) any_rule: bool,
@@ -134,6 +137,17 @@ pub struct HoldRecord {
     /// The operator's reason.
     pub reason: Reason,
     /// The time at which it was placed.
+    pub since: UnixMillis,
+}
+
+/// A quarantine that stands.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QuarantineRecord {
+    /// The operator who ordered it.
+    pub operator: PublicKey,
+    /// The operator's reason.
+    pub reason: Reason,
+    /// The time of the order.
     pub since: UnixMillis,
 }
 
@@ -170,6 +184,8 @@ pub struct Member {
     pub rejected: u64,
     /// Its last refused result, which is refused again if it is handed in again.
     pub refused: Option<RefusedResult>,
+    /// The merged rounds that its contributions are part of.
+    pub merged: Option<MergedRounds>,
 }
 
 /// A result that was refused.

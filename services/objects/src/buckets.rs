@@ -3,6 +3,7 @@
 //! Requests are signed here, by the store's clock, and sent over one pooled HTTP/1.1 client. Only
 //! listing goes through `object_store`, over the same client.
 
+mod listing;
 mod stranger;
 #[cfg(test)]
 mod tests;
@@ -12,19 +13,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use http::header::{CONTENT_LENGTH, DATE, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 use identity::AccessKey;
-use object_store::aws::{AmazonS3, AmazonS3Builder};
-use object_store::client::{HttpClient, HttpConnector};
-use object_store::{ClientOptions, ObjectStore as _};
+use object_store::aws::AmazonS3;
 use schemas::blob::Grant;
 use schemas::limits::{OBJECT_BYTES_MAX, URL_LIFE};
 use schemas::{Digest, ObjectRef, Refusal, UnixMillis};
 use tokio::time::{Instant, timeout_at};
 
-use crate::client::{self, Client, Response};
+use crate::client::{self, Response};
 use crate::endpoint::Endpoint;
 use crate::error::ObjectError;
 use crate::key::{BlobKey, BucketName, IncomingKey};
@@ -63,6 +61,7 @@ pub struct Buckets {
     incoming: Place,
     blobs: Place,
     blobs_listing: Arc<AmazonS3>,
+    incoming_listing: Arc<AmazonS3>,
     clock: StoreClock,
     patience: Duration,
 }
@@ -89,10 +88,16 @@ impl Buckets {
         Ok(Self {
             incoming: Place::new(endpoint, BucketName::Incoming, admin.clone())?,
             blobs: Place::new(endpoint, BucketName::Blobs, admin.clone())?,
-            blobs_listing: Arc::new(listing(
+            blobs_listing: Arc::new(listing::client(
                 endpoint,
                 admin,
                 BucketName::Blobs,
+                transfer.http(),
+            )?),
+            incoming_listing: Arc::new(listing::client(
+                endpoint,
+                admin,
+                BucketName::Incoming,
                 transfer.http(),
             )?),
             transfer,
@@ -314,28 +319,6 @@ impl Buckets {
         }
     }
 
-    /// All verified objects, in order of digest. Other keys in the bucket are skipped.
-    pub fn list(&self) -> BoxStream<'static, Result<Listed, ObjectError>> {
-        let entries = self
-            .blobs_listing
-            .list(Some(&object_store::path::Path::from("sha256")));
-        let listed = entries
-            .map_err(|error| from_object_store("listing of blobs", error))
-            .try_filter_map(|entry| async move {
-                let key = entry.location.as_ref().parse::<BlobKey>().ok();
-                Ok(key.map(|key| Listed {
-                    object: ObjectRef {
-                        digest: key.0,
-                        bytes: schemas::Bytes(entry.size),
-                    },
-                    stored_at: UnixMillis(
-                        u64::try_from(entry.last_modified.timestamp_millis()).unwrap_or(0),
-                    ),
-                }))
-            });
-        listed.boxed()
-    }
-
     async fn read(
         &self,
         place: &Place,
@@ -519,53 +502,6 @@ impl OwnGrants<'_> {
 impl Regrant for OwnGrants<'_> {
     async fn regrant(&self, digest: Digest) -> Result<Grant, Refusal> {
         Ok(self.grant(digest))
-    }
-}
-
-/// Gives `object_store` the client that this crate uses: same trust, same pool, no proxies.
-#[derive(Debug)]
-struct SharedClient(Client);
-
-impl HttpConnector for SharedClient {
-    fn connect(&self, _options: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(self.0.clone()))
-    }
-}
-
-fn listing(
-    endpoint: &Endpoint,
-    admin: &AccessKey,
-    name: BucketName,
-    http: &Client,
-) -> Result<AmazonS3, ObjectError> {
-    AmazonS3Builder::new()
-        .with_endpoint(endpoint.url().origin().ascii_serialization())
-        .with_region(endpoint.region())
-        .with_bucket_name(name.as_str())
-        .with_access_key_id(admin.id())
-        .with_secret_access_key(admin.expose_secret())
-        .with_virtual_hosted_style_request(false)
-        // The client below refuses plaintext where TLS is meant.
-        .with_allow_http(true)
-        .with_http_connector(SharedClient(http.clone()))
-        .build()
-        .map_err(|error| from_object_store("set-up of the store's client", error))
-}
-
-fn from_object_store(during: &str, error: object_store::Error) -> ObjectError {
-    let text = error.to_string();
-    // This crate signs listing requests in a header, but nothing behind a question mark is shown in
-    // any case.
-    let reason = text
-        .split('?')
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .take(200)
-        .collect();
-    ObjectError::Unreachable {
-        during: during.to_owned(),
-        reason,
     }
 }
 

@@ -138,6 +138,14 @@ impl IncomingKey {
         }
     }
 
+    /// The worker that uploads there; none for an operator's import.
+    pub const fn uploader(&self) -> Option<&WorkerId> {
+        match &self.owner {
+            Owner::Worker { worker, .. } => Some(worker),
+            Owner::Operator(_) => None,
+        }
+    }
+
     /// The digest that its bytes must hash to.
     pub const fn digest(&self) -> Digest {
         self.digest

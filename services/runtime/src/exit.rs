@@ -89,6 +89,8 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::ObjectMissing
         | Code::DomainMissing
         | Code::StreamMissing
+        | Code::WorkerUnknown
+        | Code::DigestUnknown
         | Code::RoundNotMerged => EXIT_NOT_FOUND,
         Code::RunExists
         | Code::DomainExists
@@ -108,7 +110,7 @@ pub const fn exit_status(code: Code) -> u8 {
         Code::NoVerdict | Code::RoundUnproven | Code::RecordUnproven => EXIT_NO_VERDICT,
         Code::AuditRejected => EXIT_WORKERS_EVENTS,
         // The name cannot be used any more: a service manager must not start this process again.
-        Code::WorkerRemoved => EXIT_USAGE,
+        Code::WorkerRemoved | Code::WorkerQuarantined => EXIT_USAGE,
         code if matches!(code.class(), Class::Evidence) => EXIT_TAMPERED,
         code if code.number() < 200 => EXIT_USAGE,
         _ => EXIT_FAILED,

@@ -13,6 +13,7 @@ use schemas::hold::{Hold, HoldRequest};
 use schemas::lease::{ClaimOutcome, ClaimReply, UnitId};
 use schemas::member::{Posture, Session};
 use schemas::public::CommandVerb;
+use schemas::quarantine::QuarantineRequest;
 use schemas::telemetry::Heartbeat;
 use schemas::view::RunPhase;
 use schemas::{ChainSequence, Millis, Refusal, RunId, UnixMillis, V, WorkerId};
@@ -143,6 +144,36 @@ impl World {
             self.ask_for_hold(false);
             self.after(Millis::from_secs(5), SimEvent::Unfreeze);
         }
+    }
+
+    /// An operator shuts a worker out for a while.
+    pub(crate) fn quarantine(&mut self, worker: usize) {
+        self.ask_for_quarantine(worker, true);
+        let pause = self.random.millis(500, 60_000);
+        self.after(pause, SimEvent::Readmit(worker));
+    }
+
+    /// Repeated until the worker may join again, like [`World::unfreeze`]. Then somebody starts it:
+    /// no service manager does so after a quarantine.
+    pub(crate) fn readmit(&mut self, worker: usize) {
+        let run = self.site.shadow.run(&run_id());
+        let shut = run.is_some_and(|run| run.is_quarantined(&worker_id(worker)));
+        if shut || !self.site.waiting.is_empty() {
+            self.ask_for_quarantine(worker, false);
+            self.after(Millis::from_secs(5), SimEvent::Readmit(worker));
+        } else {
+            self.start_worker(worker);
+        }
+    }
+
+    fn ask_for_quarantine(&mut self, worker: usize, quarantined: bool) {
+        self.ask_as_operator(ControlRequest::WorkerQuarantine(QuarantineRequest {
+            v: V,
+            run: run_id(),
+            worker: worker_id(worker),
+            quarantined,
+            reason: "odd norms".parse().expect("a reason"),
+        }));
     }
 
     fn ask_for_hold(&mut self, held: bool) {
@@ -352,7 +383,11 @@ impl World {
                 // The operator follows the advice of the code and starts the coordinator again.
                 self.crash_coordinator();
             }
-            Effect::Sweep { .. } | Effect::Publish(_) | Effect::ShowHeartbeat { .. } => {}
+            // The operator ignores its answers, and the store counts no uploads.
+            Effect::Sweep { .. }
+            | Effect::Purge { .. }
+            | Effect::Publish(_)
+            | Effect::ShowHeartbeat { .. } => {}
             Effect::WriteCheckpoint { state } => {
                 let bytes = state.to_checkpoint();
                 self.begin(Job::Checkpoint { bytes });
@@ -473,6 +508,7 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
             Answer::Grants(_)
             | Answer::RunNew(_)
             | Answer::Hold(_)
+            | Answer::Quarantine(_)
             | Answer::View(_)
             | Answer::Shutdown(_),
         ) => return Delivered::Granted,

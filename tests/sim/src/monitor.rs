@@ -44,6 +44,12 @@ pub struct Counts {
     pub parts: u64,
     /// Times that the run was frozen.
     pub frozen: u64,
+    /// Workers that came into quarantine.
+    pub quarantined: u64,
+    /// Leases that ended with that.
+    pub shut: u64,
+    /// Contributions that were withdrawn with that.
+    pub withdrawn: u64,
 }
 
 /// The monitor's records.
@@ -60,6 +66,7 @@ pub(crate) struct Monitor {
     /// The inputs that are merged, in the order of the ledger; none before the seal.
     sealed: Option<Vec<MergeInput>>,
     members: BTreeSet<WorkerId>,
+    quarantined: BTreeSet<WorkerId>,
     open: Option<Round>,
     /// The newest weights by the ledger alone; `models` holds all versions.
     model: Model,
@@ -82,6 +89,7 @@ impl Monitor {
             named: Vec::new(),
             sealed: None,
             members: BTreeSet::new(),
+            quarantined: BTreeSet::new(),
             open: None,
             model: Model::initial(spec),
             models: vec![Model::initial(spec)],
@@ -104,6 +112,8 @@ impl Monitor {
             !self.frozen || !is_merge(event),
             "{event:?} in a frozen run"
         );
+        let by_quarantined = author(event).filter(|worker| self.quarantined.contains(*worker));
+        assert_eq!(by_quarantined, None, "{event:?} of a worker in quarantine");
         self.counts.events += 1;
         match event {
             LedgerEvent::CoordinatorStarted { .. } => self.counts.starts += 1,
@@ -218,6 +228,15 @@ impl Monitor {
             LedgerEvent::HoldLifted {
                 hold: Hold::Merges, ..
             } => self.frozen = false,
+            LedgerEvent::WorkerQuarantined {
+                worker,
+                lease,
+                withdrawn,
+                ..
+            } => self.quarantine(worker, *lease, *withdrawn),
+            LedgerEvent::WorkerReadmitted { worker, .. } => {
+                assert!(self.quarantined.remove(worker), "{worker} was not shut out");
+            }
             LedgerEvent::CoordinatorStopped { .. }
             | LedgerEvent::RunCreated { .. }
             | LedgerEvent::ControlReceived { .. }
@@ -277,6 +296,37 @@ impl Monitor {
             "{worker} does not hold {lease}"
         );
         self.ended += tokens;
+    }
+
+    /// Everything of the worker ends: its membership, its lease, and its contributions that no seal
+    /// names. What a seal has begun to name stays.
+    fn quarantine(&mut self, worker: &WorkerId, lease: Option<LeaseRef>, withdrawn: u32) {
+        self.counts.quarantined += 1;
+        assert!(
+            self.quarantined.insert(worker.clone()),
+            "{worker} was shut out before"
+        );
+        self.members.remove(worker);
+        let held = self.held.values().find(|(_, holder)| holder == worker);
+        let held = held.map(|(held, _)| *held);
+        assert_eq!(lease, held, "the lease that {worker} loses");
+        if let Some(lease) = lease {
+            self.counts.shut += 1;
+            self.end(lease, worker, self.tokens(&lease.unit));
+        }
+        let before = self.inputs.len();
+        if self.named.is_empty() {
+            self.inputs.retain(|unit, input| {
+                let stays = input.worker != *worker;
+                if !stays {
+                    self.counted.remove(unit);
+                }
+                stays
+            });
+        }
+        let gone = (before - self.inputs.len()) as u64;
+        assert_eq!(gone, u64::from(withdrawn), "contributions of {worker} go");
+        self.counts.withdrawn += gone;
     }
 
     fn count(&mut self, lease: LeaseRef) {
@@ -345,6 +395,20 @@ impl Monitor {
             self.model.broadcast(&self.spec),
             "round {round} gave other weights than its inputs"
         );
+    }
+}
+
+/// The worker that an event gives something to, or takes something from.
+fn author(event: &LedgerEvent) -> Option<&WorkerId> {
+    match event {
+        LedgerEvent::WorkerJoined { worker, .. }
+        | LedgerEvent::WorkerLeft { worker, .. }
+        | LedgerEvent::LeaseGranted { worker, .. }
+        | LedgerEvent::LeaseEnded { worker, .. }
+        | LedgerEvent::ContributionAccepted { worker, .. }
+        | LedgerEvent::ContributionRejected { worker, .. }
+        | LedgerEvent::EvaluationAccepted { worker, .. } => Some(worker),
+        _ => None,
     }
 }
 

@@ -185,7 +185,9 @@ impl World {
             }
             Effect::Exit(exit) => {
                 self.machines[worker].process = None;
-                if exit != Exit::Complete {
+                // After a quarantine it stays away, until the operator has let it in again.
+                let out = matches!(&exit, Exit::Failed(why) if why.code == Code::WorkerQuarantined);
+                if exit != Exit::Complete && !out {
                     self.restart_worker(worker);
                 }
             }

@@ -107,6 +107,8 @@ pub(crate) enum SimEvent {
     CreateRun,
     /// The operator asks for the end of a freeze until it has ended.
     Unfreeze,
+    /// The operator asks for the end of a quarantine until it has ended.
+    Readmit(usize),
     /// A process dies or is cut off.
     Mishap,
     EndOfFaults,
@@ -363,6 +365,7 @@ impl World {
             SimEvent::StartWorker(worker) => self.start_worker(worker),
             SimEvent::CreateRun => self.create_run(),
             SimEvent::Unfreeze => self.unfreeze(),
+            SimEvent::Readmit(worker) => self.readmit(worker),
             SimEvent::Mishap => self.mishap(),
             SimEvent::EndOfFaults => {
                 self.faults = Faults::default();
@@ -413,11 +416,12 @@ impl World {
             return;
         }
         let worker = self.random.between(0, self.plan.workers as u64 - 1) as usize;
-        match self.random.between(0, 10) {
+        match self.random.between(0, 12) {
             0..=2 => self.crash_coordinator(),
             3 => self.shut_down(),
             4 => self.freeze(),
             5..=7 => self.crash_worker(worker),
+            8 | 9 => self.quarantine(worker),
             _ => {
                 let span = self.random.millis(1_000, 45_000);
                 let until = self.now.after(span);

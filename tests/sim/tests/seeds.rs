@@ -63,6 +63,9 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.saved += counts.saved;
         sum.denied += counts.denied;
         sum.frozen += counts.frozen;
+        sum.quarantined += counts.quarantined;
+        sum.shut += counts.shut;
+        sum.withdrawn += counts.withdrawn;
     }
     // If one of these never happens, the seeds prove nothing.
     let seen = [
@@ -74,6 +77,9 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.saved,
         sum.denied,
         sum.frozen,
+        sum.quarantined,
+        sum.shut,
+        sum.withdrawn,
     ];
     assert!(seen.iter().all(|count| *count >= 20), "{sum:?}");
     assert!(

@@ -14,6 +14,7 @@ use crate::emitter::{Chain, Link};
 use crate::examine::{Account, Content, Examined, Examiner, LedgerRecord, WorkerRecord};
 use crate::finding::{Finding, PlacedFinding};
 use crate::intake::{Enrolment, Notice};
+use crate::lineage::Lineage;
 use crate::recompute::Merges;
 use crate::record::{Record, StreamSequence};
 use crate::summary::{EmitterSummary, FaultyWorker, Summary, Tally};
@@ -60,6 +61,8 @@ pub struct Auditor {
     tally: Tally,
     /// The merges of a run, if they are wanted.
     merges: Option<Merges>,
+    /// The lineage of an object, if it is wanted.
+    lineage: Option<Lineage>,
 }
 
 impl Auditor {
@@ -79,6 +82,7 @@ impl Auditor {
             last: StreamSequence(0),
             tally: Tally::default(),
             merges: None,
+            lineage: None,
         }
     }
 
@@ -92,6 +96,18 @@ impl Auditor {
     /// The merges that were collected.
     pub fn take_merges(&mut self) -> Option<Merges> {
         self.merges.take()
+    }
+
+    /// The same auditor, which also traces an object from now on.
+    #[must_use]
+    pub fn tracing(self, lineage: Lineage) -> Self {
+        let lineage = Some(lineage);
+        Self { lineage, ..self }
+    }
+
+    /// The lineage that was traced.
+    pub fn take_lineage(&mut self) -> Option<Lineage> {
+        self.lineage.take()
     }
 
     /// The part that examines records, which may run on other threads and ahead of the order.
@@ -252,6 +268,9 @@ impl Auditor {
                 if let Some(merges) = &mut self.merges {
                     merges.note(row.stream_sequence, body.run.as_ref(), event, &self.state);
                 }
+                if let Some(lineage) = &mut self.lineage {
+                    lineage.note(row.stream_sequence, body.run.as_ref(), event, &self.state);
+                }
                 if matches!(event, LedgerEvent::RoundClosed { .. }) {
                     findings.extend(self.contradiction());
                 }
@@ -321,7 +340,8 @@ impl Auditor {
                     worker,
                     cause: Departure::Removed,
                     ..
-                },
+                }
+                | LedgerEvent::WorkerQuarantined { worker, .. },
                 Some(run),
             ) => {
                 self.notices.push(Notice::Removed {
@@ -329,7 +349,29 @@ impl Auditor {
                     worker: worker.clone(),
                 });
             }
+            (LedgerEvent::WorkerReadmitted { worker, .. }, Some(run)) => {
+                self.enrol_again(run, worker);
+            }
             _ => {}
+        }
+    }
+
+    /// Names the keys of a worker anew that may speak again. One that was removed before its
+    /// quarantine stays removed.
+    fn enrol_again(&mut self, run: RunId, worker: &WorkerId) {
+        let member = self.state.run(&run).and_then(|run| run.members.get(worker));
+        if member.is_none_or(|member| member.removed) {
+            return;
+        }
+        let (run, worker) = (run, worker.clone());
+        let keys = self.enrolled.get(&(run.clone(), worker.clone()));
+        for (account, key) in keys.into_iter().flatten() {
+            self.notices.push(Notice::Enrolled(Enrolment {
+                account: account.clone(),
+                run: run.clone(),
+                worker: worker.clone(),
+                key: key.clone(),
+            }));
         }
     }
 

@@ -33,7 +33,7 @@ pub struct Enrolment {
 pub enum Notice {
     /// A worker joined with this key.
     Enrolled(Enrolment),
-    /// A worker was removed for good.
+    /// A worker was removed for good, or an operator shut it out.
     Removed { run: RunId, worker: WorkerId },
     /// The readers' copy shows the chain of this key up to the position before `next`.
     Reached { key: PublicKey, next: ChainSequence },
@@ -100,7 +100,7 @@ pub enum ChainCheck {
 #[derive(Debug)]
 pub struct Intake {
     signatures: Signatures,
-    /// The keys of each worker that joined; none for a worker that was removed.
+    /// The keys of each worker that joined; none for a worker that was removed or shut out.
     enrolled: BTreeMap<Sender, BTreeSet<PublicKey>>,
     rates: BTreeMap<WorkerId, Rate>,
     tails: BTreeMap<Sender, Option<Tail>>,
@@ -281,7 +281,7 @@ impl Intake {
         }
         let (_, run, worker) = sender;
         if known.is_some_and(BTreeSet::is_empty) {
-            let text = format!("{worker} was removed from run {run}");
+            let text = format!("{worker} was removed from run {run}, or is in quarantine");
             return Err(Refusal::new(Code::EventRefused, text));
         }
         let text =

@@ -19,6 +19,7 @@
 //! | `rate` | the messages that one worker may send, and have recorded |
 //! | `verdict` | verdicts on single records |
 //! | `recompute` | merges that are made again, and their comparison with the record |
+//! | `lineage` | the rounds and snapshots that descend from an object |
 //! | `timeline` | an event as a line for people |
 //! | `summary` | the outcome of a whole replay |
 //!
@@ -31,6 +32,7 @@ mod emitter;
 mod examine;
 mod finding;
 mod intake;
+pub mod lineage;
 mod rate;
 pub mod recompute;
 mod record;

@@ -235,6 +235,26 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
             format!("hold on {hold}"),
             format!("by {}: {reason}", short(operator.as_str())),
         ),
+        LedgerEvent::WorkerQuarantined {
+            worker,
+            operator,
+            reason,
+            lease,
+            withdrawn,
+        } => {
+            let by = short(operator.as_str());
+            let lease = lease.map_or_else(String::new, |lease| format!(", lease {lease} ended"));
+            let text = format!("by {by}{lease}, {withdrawn} contributions withdrawn: {reason}");
+            (worker.short().to_owned(), text)
+        }
+        LedgerEvent::WorkerReadmitted {
+            worker,
+            operator,
+            reason,
+        } => (
+            worker.short().to_owned(),
+            format!("by {}: {reason}", short(operator.as_str())),
+        ),
         LedgerEvent::RequestDenied {
             worker,
             verb,

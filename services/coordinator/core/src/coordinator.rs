@@ -192,6 +192,10 @@ impl Coordinator {
                 let heard = |room: &mut RunRoom<'_>, turn: &mut Turn<'_>| {
                     room.heartbeat(turn, &peer, heartbeat)
                 };
+                if self.shut_out(&peer).is_some() {
+                    // The command may have been lost, or the process has begun since.
+                    return self.send_away(&peer);
+                }
                 // A worker of a run that is over learns that from its next request.
                 if let Some(Err(Denied(refusal))) = self.enter(&peer.run, heard) {
                     self.record_denial(&peer, "heartbeat", &refusal);
@@ -231,7 +235,10 @@ impl Coordinator {
 
     fn request(&mut self, peer: &Peer, request: WorkerRequest, reply: ReplyId) {
         let verb = request.verb();
-        let handled = self.handled(peer, request, reply);
+        let handled = match self.shut_out(peer) {
+            Some(refusal) => Err(refusal.into()),
+            None => self.handled(peer, request, reply),
+        };
         self.conclude(peer, verb, reply, handled);
     }
 
@@ -273,6 +280,7 @@ impl Coordinator {
         let outcome = match request {
             ControlRequest::RunNew(request) => self.run_new(operator, request.spec, reply),
             ControlRequest::RunHold(request) => self.hold(operator, request),
+            ControlRequest::WorkerQuarantine(request) => self.quarantine(operator, request, reply),
             ControlRequest::View(request) => self.view(&request.query),
             ControlRequest::BlobPut(request) => self.operator_put(operator, request, reply),
             ControlRequest::BlobCommit(request) => self.operator_commit(operator, request, reply),

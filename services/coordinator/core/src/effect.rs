@@ -14,6 +14,7 @@ use schemas::hold::HoldReply;
 use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply, UnitId};
 use schemas::member::JoinReply;
 use schemas::public::{CommandVerb, Status};
+use schemas::quarantine::QuarantineReply;
 use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
 use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, RunId, UnixMillis, WorkerId};
@@ -116,6 +117,19 @@ pub enum Effect {
         /// The objects that may lie there.
         objects: Vec<Digest>,
     },
+    /// Delete all uploads of a worker to a run that are in quarantine, whatever their leases, and
+    /// then answer the request with their number. An answer without a number says that the store
+    /// was too slow; it deletes what is left some days later.
+    Purge {
+        /// The request.
+        reply: ReplyId,
+        /// The run.
+        run: RunId,
+        /// The worker.
+        worker: WorkerId,
+        /// The answer, to which the number is added.
+        told: Box<QuarantineReply>,
+    },
     /// Give an order to a run's foundry, which holds its weights; the answer comes as
     /// `Input::Foundry`. The first order to each is to restore the weights, the last to forget
     /// them.
@@ -193,6 +207,7 @@ impl Effect {
             Self::Settle { .. } => "settle",
             Self::Hold { .. } => "hold",
             Self::Sweep { .. } => "sweep",
+            Self::Purge { .. } => "purge",
             Self::Foundry { order, .. } => order.kind(),
             Self::Command { .. } => "command",
             Self::Publish(_) => "publish",
@@ -219,6 +234,7 @@ pub enum Answer {
     Grants(Grants),
     RunNew(RunNewReply),
     Hold(HoldReply),
+    Quarantine(Box<QuarantineReply>),
     View(Box<ViewReply>),
     Shutdown(ShutdownReply),
 }

@@ -15,6 +15,7 @@ mod object;
 mod order;
 mod over;
 mod property;
+mod quarantine;
 mod repeat;
 mod round;
 mod screening;

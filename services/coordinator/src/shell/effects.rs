@@ -9,6 +9,7 @@ use ledger::State;
 use runtime::{Failure, clock};
 use schemas::lease::{ClaimOutcome, ClaimReply, MANIFEST_TYPE, Manifest};
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
+use schemas::quarantine::QuarantineReply;
 use schemas::subject::{command_subject, status_subject};
 use schemas::{AccountId, Code, Message as _, ObjectRef, Refusal, RunId, V, WorkerId};
 use tracing::Instrument as _;
@@ -21,6 +22,7 @@ use crate::grants;
 use crate::guard::answered;
 use crate::queue;
 use crate::store::{Store, incoming_key};
+use crate::sweep;
 
 /// Time after its signature in which a command is valid: enough for clocks that differ, and no
 /// more.
@@ -112,6 +114,12 @@ impl Shell {
                         .collect(),
                 );
             }
+            Effect::Purge {
+                reply,
+                run,
+                worker,
+                told,
+            } => self.purge(reply, run, worker, *told),
             Effect::Foundry { run, order } => self.order(run, order).await?,
             Effect::Command {
                 account,
@@ -149,6 +157,19 @@ impl Shell {
         tokio::spawn(async move {
             let answer = grants::put(&store, &place, uploads).await;
             to.send(&bus, answer).await;
+        });
+    }
+
+    /// Answers an operator once a worker's uploads are deleted, or when that takes too long.
+    fn purge(&mut self, reply: ReplyId, run: RunId, worker: WorkerId, told: QuarantineReply) {
+        let Some((_, to)) = self.tables.replies.remove(&reply) else {
+            return;
+        };
+        let (store, bus) = (self.store.clone(), self.bus.clone());
+        tokio::spawn(async move {
+            let uploads = sweep::purge(&store, &run, &worker).await;
+            let told = QuarantineReply { uploads, ..told };
+            to.send(&bus, Ok(Answer::Quarantine(Box::new(told)))).await;
         });
     }
 

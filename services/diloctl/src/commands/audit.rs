@@ -1,7 +1,9 @@
 //! `audit`: the record of what happened, checked from the stream alone.
 
 mod in_order;
+pub(crate) mod lineage;
 mod recompute;
+mod record;
 mod sources;
 
 use std::collections::{BTreeMap, VecDeque};

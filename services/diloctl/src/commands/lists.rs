@@ -10,8 +10,8 @@ use crate::context::{Context, unexpected};
 use crate::output::Row;
 use crate::table::{count, or_dash, span, time};
 
-pub(crate) async fn workers(context: &Context, command: &OfRun) -> Result<(), Failure> {
-    match ask(context, command, Query::Workers).await? {
+pub(crate) async fn workers(context: &Context, run: RunId) -> Result<(), Failure> {
+    match context.operator().await?.view(Query::Workers(run)).await? {
         View::Workers(rows) => context.printer.rows(&rows),
         other => return Err(unexpected(&other)),
     }
@@ -51,7 +51,12 @@ impl Row for WorkerView {
     fn cells(&self) -> Vec<String> {
         vec![
             self.worker.short().to_owned(),
-            if self.member { "yes" } else { "no" }.to_owned(),
+            match (self.member, self.quarantined) {
+                (_, true) => "quarantine",
+                (true, false) => "yes",
+                (false, false) => "no",
+            }
+            .to_owned(),
             or_dash(self.phase, |phase| format!("{phase:?}").to_lowercase()),
             or_dash(self.lease, |lease| lease.to_string()),
             count(self.tokens_per_second),

@@ -14,6 +14,7 @@ pub(crate) mod settings;
 mod snapshot;
 mod stack;
 mod watch;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -21,7 +22,7 @@ use clap::CommandFactory as _;
 use runtime::{Failure, service, shutdown};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Lineage};
 use crate::context::Context;
 use crate::exit;
 use crate::output;
@@ -71,13 +72,16 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Cluster(command) => cluster::run(context, &command).await,
         Command::Data(command) => data::run(context, &command).await,
         Command::Run(command) => run::run(context, command).await,
-        Command::Worker(command) => lists::workers(context, &command).await,
+        Command::Worker(command) => worker::run(context, command).await,
         Command::Lease(command) => lists::leases(context, &command).await,
         Command::Round(command) => lists::rounds(context, &command).await,
         Command::Snapshot(command) => snapshot::run(context, &command).await,
         Command::Control(command) => control::run(context, &command).await,
         Command::Audit(command) => audit::run(context, &command).await,
         Command::Doctor { nats_config } => doctor::run(context, &nats_config).await,
+        Command::Lineage(Lineage::Descendants(command)) => {
+            audit::lineage::descendants(context, &command).await
+        }
         Command::Up(options) => stack::up(context, &options).await,
         Command::Down(options) => stack::down(context, &options).await,
         Command::Completions { shell } => {

@@ -112,8 +112,8 @@ fn the_bytes_of_a_state_are_those_of_its_form() {
     assert_eq!(
         (FORMAT, Digest::of(&bytes).hex().as_str()),
         (
-            1,
-            "9b32f9fb6c3f81b59db74709581a538e30326805e94553659b86bb7755f6a914"
+            2,
+            "525441376eb61f42e016ddaea656bd39195bcd3bd004f290c3fcbf3fe758eee2"
         ),
         "{} bytes",
         bytes.len()

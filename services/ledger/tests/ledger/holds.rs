@@ -95,8 +95,8 @@ fn a_hold_stands_in_a_checkpoint() {
     assert_eq!(
         (FORMAT, Digest::of(&bytes).hex().as_str()),
         (
-            1,
-            "6cf631a6069832e7ec1fb6c0ea8de3732d3d9965a12ce032ce149024e95d60dd"
+            2,
+            "8d3d6867055df6e46ccc193d6d03dc79740667df8c31d8e96473005eb5b4b1ca"
         )
     );
 }

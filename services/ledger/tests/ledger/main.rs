@@ -7,5 +7,6 @@ mod holds;
 mod kit;
 mod naming;
 mod places;
+mod quarantine;
 mod rounds;
 mod screening;

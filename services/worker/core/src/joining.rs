@@ -112,7 +112,7 @@ impl Worker {
 
     fn join_refused(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         match verdict(refusal.code) {
-            Verdict::Replaced => self.replaced(refusal, effects),
+            Verdict::Out => self.go(refusal, effects),
             Verdict::Fatal => self.give_up(now, refusal, effects),
             Verdict::RunOver => self.leave(now, Exit::Complete, effects),
             Verdict::Wait | Verdict::LeaseLost | Verdict::Rejoin | Verdict::Failed => {

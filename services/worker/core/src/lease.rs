@@ -61,7 +61,7 @@ impl Worker {
             }
             Ok(_) => self.present().renew_again(now),
             Err(refusal) => match verdict(refusal.code) {
-                Verdict::Replaced => self.replaced(refusal, effects),
+                Verdict::Out => self.go(refusal, effects),
                 // The answer to the submit decides about the result and the membership. It is under
                 // way, or asked for again, until the lease runs out.
                 Verdict::LeaseLost | Verdict::Rejoin | Verdict::RunOver if self.is_handed_in() => {
@@ -175,7 +175,7 @@ impl Worker {
             Ok(_) => self.answered_otherwise(now, effects),
             Err(refusal) => match verdict(refusal.code) {
                 Verdict::Wait if !self.parted() => self.ask_again(now, refusal, effects),
-                Verdict::Replaced => self.replaced(refusal, effects),
+                Verdict::Out => self.go(refusal, effects),
                 // A lease that cannot be given back ends by itself.
                 Verdict::Wait
                 | Verdict::LeaseLost

@@ -94,10 +94,10 @@ impl Worker {
         self.leave(now, Exit::Complete, effects);
     }
 
-    /// Ends at once, and sends nothing more in the worker's name, since another process is the
-    /// worker now. The lease is that process's, a goodbye would end its membership, and another
-    /// event would fork its chain.
-    pub(crate) fn replaced(&mut self, refusal: Refusal, effects: &mut Vec<Effect>) {
+    /// Ends at once, and sends nothing more in the worker's name. If another process is the worker
+    /// now, then the lease is that process's, a goodbye would end its membership, and another event
+    /// would fork its chain. If the worker is in quarantine, nobody would take any of these.
+    pub(crate) fn go(&mut self, refusal: Refusal, effects: &mut Vec<Effect>) {
         self.end(Exit::Failed(refusal), effects);
     }
 

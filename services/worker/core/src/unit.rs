@@ -187,7 +187,7 @@ impl Worker {
         }
         match verdict {
             Verdict::Wait => self.ask_again(now, refusal, effects),
-            Verdict::Replaced => self.replaced(refusal, effects),
+            Verdict::Out => self.go(refusal, effects),
             Verdict::LeaseLost => self.lose(now, refusal, effects),
             Verdict::Rejoin => self.rejoin(now, refusal, effects),
             Verdict::RunOver => self.run_over(now, refusal, effects),
@@ -224,7 +224,7 @@ impl Worker {
     fn step_failed(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
         match verdict(refusal.code) {
             Verdict::LeaseLost => self.lose(now, refusal, effects),
-            Verdict::Replaced => self.replaced(refusal, effects),
+            Verdict::Out => self.go(refusal, effects),
             Verdict::Fatal => self.give_up(now, refusal, effects),
             // For the causes behind the other verdicts, the coordinator answers a renewal or a
             // claim itself.

@@ -11,8 +11,9 @@ pub(crate) enum Verdict {
     LeaseLost,
     /// Join again, then go on.
     Rejoin,
-    /// Another process took this worker's place: end at once, and send nothing in its name.
-    Replaced,
+    /// Another process took this worker's place, or an operator shut the worker out: end at once,
+    /// and send nothing in its name.
+    Out,
     /// The run gives out no more work.
     RunOver,
     /// This process cannot work as it is; an operator must change something.
@@ -31,7 +32,7 @@ pub(crate) fn is_absence(code: Code) -> bool {
 /// decides.
 pub(crate) fn verdict(code: Code) -> Verdict {
     match code {
-        Code::Replaced => return Verdict::Replaced,
+        Code::Replaced | Code::WorkerQuarantined => return Verdict::Out,
         Code::RunClosed => return Verdict::RunOver,
         // The coordinator met a bug of its own; the request may be repeated.
         Code::Internal => return Verdict::Wait,

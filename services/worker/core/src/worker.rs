@@ -102,6 +102,10 @@ impl Worker {
             Input::Uploaded { outcome, .. } => self.uploaded(now, outcome, effects),
             Input::Command(CommandVerb::Drain) => self.drain(now, effects),
             Input::Command(CommandVerb::Stop) => self.stop(now, effects),
+            Input::Command(CommandVerb::Quarantine) => {
+                let detail = "the coordinator said so in a signed command";
+                self.go(Refusal::new(Code::WorkerQuarantined, detail), effects);
+            }
             Input::CommandRefused(refusal) => self.command_refused(now, refusal, effects),
             Input::Broken(refusal) => self.broken(now, refusal, effects),
             Input::Tick => {}

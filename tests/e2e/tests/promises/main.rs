@@ -33,6 +33,7 @@ mod one_identity;
 mod own_uploads;
 mod permissions;
 mod poisoned_state;
+mod quarantine;
 mod recompute;
 mod run_halted;
 mod service_restart;

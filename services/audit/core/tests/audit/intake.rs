@@ -439,6 +439,9 @@ fn a_worker_that_was_removed_says_nothing_any_more() {
     assert_eq!(refused(heard), Code::EventRefused);
     let others = stopped(&mut other).encode();
     candidate(intake.check_message(NOW, &subject(&other, "stopped"), &others));
+    // A quarantine that is lifted names its key anew.
+    intake.learn(Notice::Enrolled(enrolment(&member)));
+    candidate(intake.check_message(NOW, &own, &event));
 }
 
 /// A chain is recorded only in the stream of its tenant; the readers' copy is made from that

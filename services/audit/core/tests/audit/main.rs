@@ -4,6 +4,7 @@ mod checkpoints;
 mod compare;
 mod foreign;
 mod intake;
+mod lineage;
 mod log;
 mod merges;
 mod properties;

@@ -3,7 +3,7 @@
 use audit_core::{CLOCK_SKEW_MAX, Finding, HELD_MAX, Notice, StreamSequence, Verdict};
 use schemas::event::{Departure, Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::view::RunPhase;
-use schemas::{ChainSequence, Code, Message as _, Round, UnixMillis};
+use schemas::{ChainSequence, Code, Message as _, Round, UnixMillis, WorkerId};
 
 use crate::foreign::SPOILS;
 use crate::log::{DOMAIN, Emitter, Log, Member, PLAN, Plan, audit, renumber, run, signed};
@@ -498,4 +498,78 @@ fn the_ledger_says_who_may_speak_and_who_was_removed() {
         [Notice::Removed { run: run(), worker }]
     );
     assert_eq!(auditor.take_notices(), []);
+}
+
+fn shut_out(worker: &WorkerId) -> LedgerEvent {
+    LedgerEvent::WorkerQuarantined {
+        worker: worker.clone(),
+        operator: kit::operator(),
+        reason: "odd norms".parse().expect("a reason"),
+        lease: None,
+        withdrawn: 0,
+    }
+}
+
+fn let_in(worker: &WorkerId) -> LedgerEvent {
+    LedgerEvent::WorkerReadmitted {
+        worker: worker.clone(),
+        operator: kit::operator(),
+        reason: "it was the card".parse().expect("a reason"),
+    }
+}
+
+/// The notices of a log to which these events are added.
+fn notices_of(events: &[LedgerEvent]) -> Vec<Notice> {
+    let mut log = Log::write(&PLAN);
+    let before = log.records.len();
+    for event in events {
+        log.ledger(Some(run()), event.clone());
+    }
+    let mut auditor = log.auditor();
+    let (earlier, later) = log.records.split_at(before);
+    earlier
+        .iter()
+        .for_each(|record| drop(auditor.observe(record)));
+    drop(auditor.take_notices());
+    later
+        .iter()
+        .for_each(|record| drop(auditor.observe(record)));
+    auditor.take_notices()
+}
+
+#[test]
+fn tl_31_who_is_in_quarantine_may_not_speak_until_it_is_let_in_again() {
+    let member = Member::new(PLAN.seed + 1);
+    let worker = member.worker.clone();
+    let removed = Notice::Removed {
+        run: run(),
+        worker: worker.clone(),
+    };
+    let once = notices_of(&[shut_out(&worker)]);
+    assert_eq!(once, std::slice::from_ref(&removed));
+    let again = notices_of(&[shut_out(&worker), let_in(&worker)]);
+    let [first, Notice::Enrolled(enrolment)] = &again[..] else {
+        panic!("{again:?}")
+    };
+    assert_eq!(*first, removed);
+    assert_eq!(
+        (&enrolment.worker, &enrolment.key, &enrolment.account),
+        (&worker, &member.emitter.public, &member.account)
+    );
+    // One that was removed for its results stays removed.
+    let left = LedgerEvent::WorkerLeft {
+        worker: worker.clone(),
+        cause: Departure::Removed,
+        detail: String::new(),
+    };
+    let notices = notices_of(&[left, shut_out(&worker), let_in(&worker)]);
+    assert_eq!(notices, [removed.clone(), removed]);
+    // A stranger has no key that could speak.
+    let stranger = Member::new(PLAN.seed + 7).worker;
+    let notices = notices_of(&[shut_out(&stranger), let_in(&stranger)]);
+    assert!(
+        !notices
+            .iter()
+            .any(|notice| matches!(notice, Notice::Enrolled(_)))
+    );
 }

@@ -73,6 +73,17 @@ impl RunRoom<'_> {
         Ok(Outcome::done())
     }
 
+    /// Forgets what was kept for a worker that is no member any more, and answers its waiting
+    /// requests at once.
+    pub(crate) fn forget(&mut self, turn: &mut Turn<'_>, worker: &WorkerId, refusal: &Refusal) {
+        self.live.presence.remove(worker);
+        let claim = self.live.claims.take(worker).map(|claim| claim.reply);
+        let read = self.live.reads.remove(worker).map(|read| read.reply);
+        for reply in claim.into_iter().chain(read) {
+            turn.reply(reply, Err(refusal.clone()));
+        }
+    }
+
     /// Ends a membership; the worker's lease goes back unless its result is being checked.
     pub(crate) fn depart(
         &mut self,
@@ -84,19 +95,13 @@ impl RunRoom<'_> {
         self.append(turn, left(worker, cause, detail));
         let member = self.run.members.get(worker);
         let lease = member.expect("only a member leaves").lease;
-        self.live.presence.remove(worker);
-        let claim = self.live.claims.take(worker).map(|claim| claim.reply);
-        let read = self.live.reads.remove(worker).map(|read| read.reply);
         let refusal = match cause {
             Departure::Replaced => {
                 Refusal::new(Code::Replaced, format!("{worker} was replaced {detail}"))
             }
             Departure::Left | Departure::Silent | Departure::Removed => not_joined(worker),
         };
-        // The worker's waiting requests are answered at once.
-        for reply in claim.into_iter().chain(read) {
-            turn.reply(reply, Err(refusal.clone()));
-        }
+        self.forget(turn, worker, &refusal);
         // This worker may have been the last one that had not failed a unit.
         self.judge_failures(turn);
         if let Some(lease) = lease.filter(|lease| !self.live.lease(&lease.unit).is_checked()) {

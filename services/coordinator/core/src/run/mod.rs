@@ -11,6 +11,7 @@
 //! | `objects`, `lists` | who may read and write which objects; the chunks that lists hold |
 //! | `offers` | which units are on the queue |
 //! | `holds` | what an operator keeps the run from doing |
+//! | `quarantine` | the end of everything that a worker has, when an operator shuts it out |
 //! | `failures` | when units that fail halt the run |
 //! | `spare`, `spending` | who may evaluate; how many events a worker may cause |
 //! | `draw` | which data a unit reads |
@@ -30,6 +31,7 @@ pub(crate) mod live;
 pub(crate) mod members;
 pub(crate) mod objects;
 mod offers;
+mod quarantine;
 mod reach;
 pub(crate) mod results;
 mod rounds;

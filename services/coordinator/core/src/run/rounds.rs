@@ -138,7 +138,7 @@ impl RunRoom<'_> {
     }
 
     /// Grants the units that are open now, and offers those that are not on the queue.
-    fn offer_open(&mut self, turn: &mut Turn<'_>) {
+    pub(crate) fn offer_open(&mut self, turn: &mut Turn<'_>) {
         let units: Vec<UnitId> = incomplete(&self.run).collect();
         self.serve(turn);
         for unit in units {

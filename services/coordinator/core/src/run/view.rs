@@ -124,11 +124,19 @@ fn deserted(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
     let since = last.until(now).get() / 1000;
     let silent = present.count();
     let removed = run.members.values().filter(|member| member.removed).count();
-    let left = run.members.len() - silent - removed;
+    let shut_out = run.quarantined.keys();
+    let shut_out = shut_out.filter(|worker| run.members.contains_key(*worker));
+    // Nobody counts twice: a worker may be removed before it comes into quarantine.
+    let shut_out = shut_out.filter(|worker| !run.members[*worker].removed);
+    let shut_out = shut_out.count();
+    let left = run.members.len() - silent - removed - shut_out;
     let mut detail = format!(
         "no worker was heard for {since} s: of {} that joined, {left} left, {removed} were removed, {silent} are silent",
         run.members.len()
     );
+    if shut_out > 0 {
+        detail.push_str(&format!(", {shut_out} are in quarantine"));
+    }
     if !live.last_failures.is_empty() {
         detail.push_str(&format!(
             "; what they failed with: {}",
@@ -148,6 +156,7 @@ pub(crate) fn worker_views(name: &RunId, run: &Run, live: Option<&LiveRun>) -> V
             account: member.account.clone(),
             run: name.clone(),
             member: member.present,
+            quarantined: run.is_quarantined(worker),
             device: member.device.clone(),
             release: member.release.clone(),
             posture: member.posture.clone(),

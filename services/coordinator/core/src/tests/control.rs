@@ -425,7 +425,9 @@ fn cause(event: &LedgerEvent) -> Option<String> {
         LedgerEvent::RunCreated { operator, .. }
         | LedgerEvent::ControlReceived { operator, .. }
         | LedgerEvent::HoldPlaced { operator, .. }
-        | LedgerEvent::HoldLifted { operator, .. } => Some(operator.to_string()),
+        | LedgerEvent::HoldLifted { operator, .. }
+        | LedgerEvent::WorkerQuarantined { operator, .. }
+        | LedgerEvent::WorkerReadmitted { operator, .. } => Some(operator.to_string()),
         LedgerEvent::WorkerJoined { worker, .. }
         | LedgerEvent::WorkerLeft { worker, .. }
         | LedgerEvent::LeaseGranted { worker, .. }

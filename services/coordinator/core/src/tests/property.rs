@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use schemas::event::{Event, LedgerEvent};
 use schemas::foundry::{self, Order};
-use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest, UnitId};
+use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest, UnitId, UnitKind};
+use schemas::quarantine::QuarantineRequest;
 use schemas::{Bytes, Code, Millis, Refusal, Steps, V};
 
 use crate::fixture::*;
-use crate::{DeliveryId, Effect, Input, WorkerRequest};
+use crate::{ControlRequest, DeliveryId, Effect, Input, WorkerRequest};
 
 /// One possible event. Its numbers choose among the candidates.
 #[derive(Clone, Debug)]
@@ -26,6 +27,7 @@ enum Step {
     Fail(usize),
     Drop(usize),
     Wait(u64),
+    Quarantine(u32, bool),
     Restart,
 }
 
@@ -43,6 +45,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..4_usize).prop_map(Step::Fail),
         1 => (0..4_usize).prop_map(Step::Drop),
         3 => (0..50_000_u64).prop_map(Step::Wait),
+        1 => (1..4_u32, any::<bool>()).prop_map(|(who, shut)| Step::Quarantine(who, shut)),
         1 => Just(Step::Restart),
     ]
 }
@@ -165,6 +168,16 @@ fn play(world: &mut World, step: Step) {
             Some(Effect::Offer { .. }) | None => {}
             Some(effect) => world.pending.push(effect),
         },
+        Step::Quarantine(who, quarantined) => {
+            let reason = "odd norms".parse().expect("a reason");
+            world.control(ControlRequest::WorkerQuarantine(QuarantineRequest {
+                v: V,
+                run: run_id(),
+                worker: worker(who),
+                quarantined,
+                reason,
+            }));
+        }
         Step::Wait(span) => world.wait(Millis(span)),
         Step::Restart => world.restart(),
     }
@@ -173,20 +186,46 @@ fn play(world: &mut World, step: Step) {
 /// Checks the ledger with a few lines of its own, without the fold.
 fn check_ledger(world: &World) {
     let (mut held, mut epochs) = (BTreeMap::new(), BTreeMap::<UnitId, u64>::new());
-    let (mut counted, mut closed) = (BTreeSet::new(), BTreeSet::new());
+    let (mut counted, mut closed) = (BTreeMap::new(), BTreeSet::new());
+    let (mut sealed, mut out) = (BTreeSet::new(), BTreeSet::new());
     for body in &world.journal {
         let Event::Ledger(event) = &body.event else {
             panic!("a ledger holds nothing else")
         };
         match event {
+            LedgerEvent::WorkerJoined { worker, .. } => {
+                assert!(!out.contains(worker), "{worker} is in quarantine");
+            }
+            LedgerEvent::WorkerQuarantined {
+                worker,
+                lease,
+                withdrawn,
+                ..
+            } => {
+                assert!(out.insert(worker.clone()), "{worker} twice");
+                let last = lease.and_then(|lease| held.remove(&lease.unit));
+                assert_eq!(last.as_ref(), lease.map(|_| worker));
+                assert!(held.values().all(|holder| holder != worker));
+                let before = counted.len();
+                counted.retain(|unit: &UnitId, by| {
+                    let open = unit.kind == UnitKind::Train && !sealed.contains(&unit.round);
+                    !open || by != worker
+                });
+                assert_eq!(before - counted.len(), *withdrawn as usize, "{worker}");
+            }
+            LedgerEvent::WorkerReadmitted { worker, .. } => {
+                assert!(out.remove(worker), "{worker} was not shut out");
+            }
+            LedgerEvent::RoundSealed { round, .. } => drop(sealed.insert(*round)),
             LedgerEvent::LeaseGranted { lease, worker } => {
+                assert!(!out.contains(worker), "{worker} is in quarantine");
                 assert!(
                     held.insert(lease.unit, worker.clone()).is_none(),
                     "{lease} has two holders"
                 );
                 let last = epochs.insert(lease.unit, lease.epoch.get()).unwrap_or(0);
                 assert!(lease.epoch.get() > last, "{lease} follows epoch {last}");
-                assert!(!counted.contains(&lease.unit), "{lease} was complete");
+                assert!(!counted.contains_key(&lease.unit), "{lease} was complete");
             }
             LedgerEvent::LeaseEnded { lease, worker, .. }
             | LedgerEvent::ContributionRejected { lease, worker, .. } => {
@@ -196,7 +235,8 @@ fn check_ledger(world: &World) {
             | LedgerEvent::EvaluationAccepted { lease, worker, .. } => {
                 assert_eq!(held.remove(&lease.unit).as_ref(), Some(worker), "{lease}");
                 assert_eq!(epochs.get(&lease.unit), Some(&lease.epoch.get()));
-                assert!(counted.insert(lease.unit), "{lease} counts twice");
+                let earlier = counted.insert(lease.unit, worker.clone());
+                assert!(earlier.is_none(), "{lease} counts twice");
             }
             LedgerEvent::RoundClosed { round, .. } => {
                 assert!(closed.insert(*round), "round {round} closed twice")
@@ -230,6 +270,7 @@ proptest! {
             play(&mut world, step);
         }
         world.restart();
+        play(&mut world, Step::Quarantine(1, false));
         world.join(1);
         for _ in 0..200 {
             if world.run().is_complete() {

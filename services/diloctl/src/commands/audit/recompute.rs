@@ -4,15 +4,14 @@
 //! coordinator's URLs, from the store itself, or from a folder. So all that an auditor needs is a
 //! copy of the ledger and read access to the bucket `blobs`.
 
-use diloco_audit::files::kept;
 use diloco_audit::recompute::{Fault, Merges, RoundOutcome, Segment, Wanted};
-use diloco_audit::{Auditor, Recomputation, Replay, ReplayError, StreamSequence, recall_files};
+use diloco_audit::{Auditor, Recomputation};
 use recompute::Objects;
 use runtime::Failure;
-use schemas::permission::Role;
 use schemas::{Code, Digest, Refusal, Round, RunId, Tokens};
 use serde::Serialize;
 
+use super::record;
 use super::sources::Source;
 use crate::cli::Recompute;
 use crate::commands::watch;
@@ -28,10 +27,9 @@ pub(crate) async fn run(context: &Context, command: &Recompute) -> Result<(), Fa
         None => Wanted::All,
     };
     let merges = Merges::new(command.run.clone(), wanted);
-    let merges = match &command.ledger {
-        Some(folder) => of_files(context, folder, merges)?,
-        None => of_stream(context, merges).await?,
-    };
+    let collecting = |auditor: Auditor| auditor.collecting(merges);
+    let mut auditor = record::read(context, command.ledger.as_deref(), collecting).await?;
+    let merges = auditor.take_merges().expect("they were collected");
     let spec = merges
         .spec()
         .cloned()
@@ -54,44 +52,6 @@ pub(crate) async fn run(context: &Context, command: &Recompute) -> Result<(), Fa
     listing.end();
     context.printer.talk(&report.summary());
     report.judge()
-}
-
-/// Checks the audit service's files, without a bus.
-fn of_files(
-    context: &Context,
-    folder: &std::path::Path,
-    merges: Merges,
-) -> Result<Merges, Failure> {
-    let trust = context.domain()?.trust().clone();
-    let auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
-    let mut auditor = auditor.collecting(merges);
-    let last = recall_files(folder, &mut auditor)?;
-    if last == StreamSequence(0) {
-        let text = format!("{} holds no event; nothing was checked", folder.display());
-        return Err(Failure::new(Code::NoVerdict, text));
-    }
-    let _results = auditor.conclude(last);
-    proven(auditor)
-}
-
-/// Checks stream `AUDIT`.
-async fn of_stream(context: &Context, merges: Merges) -> Result<Merges, Failure> {
-    let domain = context.domain()?;
-    let bus = context.bus(Role::Auditor).await?;
-    let kept = kept(&domain.layout().audit_files())?;
-    let replay = Replay::open(&bus, domain.trust()).await?;
-    let mut replay = replay.against(kept).collecting(merges);
-    let ran: Result<(), ReplayError> = replay.run(context.timeout, &mut |_| {}).await;
-    ran?;
-    proven(replay.into_auditor())
-}
-
-/// The merges of a ledger that verifies. A broken ledger proves nothing about merges.
-fn proven(mut auditor: Auditor) -> Result<Merges, Failure> {
-    if let Some(found) = auditor.evidence() {
-        return Err(Failure::new(Code::RecordUnproven, found));
-    }
-    Ok(auditor.take_merges().expect("they were collected"))
 }
 
 fn unknown(run: &RunId) -> Failure {

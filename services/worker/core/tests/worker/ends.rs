@@ -35,7 +35,17 @@ fn ls_11_refusals_that_only_a_person_can_mend_end_the_process_with_their_code() 
 }
 
 #[test]
-fn who_was_replaced_ends_at_once_and_without_a_word() {
+fn tl_31_who_is_out_ends_at_once_and_without_a_word() {
+    let told = |code: Code| move |scene: &mut Scene| scene.answer(refused(code));
+    end_at_once(Code::Replaced, told(Code::Replaced));
+    end_at_once(Code::WorkerQuarantined, told(Code::WorkerQuarantined));
+    end_at_once(Code::WorkerQuarantined, |scene: &mut Scene| {
+        scene.give(Input::Command(CommandVerb::Quarantine));
+    });
+}
+
+/// A worker that is told so ends with the code, in every stage.
+fn end_at_once(code: Code, told: impl Fn(&mut Scene)) {
     let renewing = {
         let (mut scene, _, _) = Scene::training();
         scene.until(|effect| {
@@ -55,8 +65,8 @@ fn who_was_replaced_ends_at_once_and_without_a_word() {
         ("renewing", renewing),
         ("submitting", Scene::submitting().0),
     ] {
-        scene.answer(refused(Code::Replaced));
-        let exit = |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(found)) if found.code == Code::Replaced);
+        told(&mut scene);
+        let exit = |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(found)) if found.code == code);
         assert!(scene.has(exit), "{what}: {:?}", scene.effects);
         let word = |effect: &Effect| {
             matches!(

@@ -1,0 +1,174 @@
+//! Quarantine: an operator shuts a worker out of one run, or lets it in again.
+
+use ledger::Run;
+use schemas::event::LedgerEvent;
+use schemas::lease::LeaseRef;
+use schemas::public::CommandVerb;
+use schemas::quarantine::{
+    QUARANTINED_MAX, QuarantineReply, QuarantineRequest, WITHDRAWN_NAMED_MAX,
+};
+use schemas::text::Time;
+use schemas::view::SnapshotView;
+use schemas::{Code, PublicKey, Refusal, V, WorkerId};
+
+use crate::control::ControlOutcome;
+use crate::coordinator::{Coordinator, run_unknown};
+use crate::effect::{Answer, Effect};
+use crate::input::{Peer, ReplyId};
+use crate::turn::Outcome;
+
+/// The parts of a worker's membership that an order ends.
+#[derive(Debug, Default)]
+pub(crate) struct Ended {
+    pub(crate) lease: Option<LeaseRef>,
+    pub(crate) withdrawn: Vec<LeaseRef>,
+}
+
+impl Ended {
+    /// Everything that ends when this worker is shut out now.
+    pub(crate) fn of(run: &Run, worker: &WorkerId) -> Self {
+        Self {
+            lease: run.members.get(worker).and_then(|member| member.lease),
+            withdrawn: run.withdrawable(worker),
+        }
+    }
+
+    /// The event that ends it.
+    pub(crate) fn event(&self, operator: PublicKey, request: &QuarantineRequest) -> LedgerEvent {
+        LedgerEvent::WorkerQuarantined {
+            worker: request.worker.clone(),
+            operator,
+            reason: request.reason.clone(),
+            lease: self.lease,
+            withdrawn: self.withdrawn.len() as u32,
+        }
+    }
+}
+
+impl Coordinator {
+    /// The refusal of everything that a worker in quarantine asks for. The reason is not in it: it
+    /// is for operators, and this may be the attacker.
+    pub(crate) fn shut_out(&self, peer: &Peer) -> Option<Refusal> {
+        let run = self.state.run(&peer.run)?;
+        let record = run.quarantined.get(&peer.worker)?;
+        Some(refusal(&peer.worker, Time(record.since)))
+    }
+
+    /// Tells a worker in quarantine to end.
+    pub(crate) fn send_away(&mut self, peer: &Peer) {
+        self.out.push(Effect::Command {
+            account: peer.account.clone(),
+            run: peer.run.clone(),
+            worker: peer.worker.clone(),
+            verb: CommandVerb::Quarantine,
+        });
+    }
+
+    /// Shuts a worker out of a run, or lets it in again. An order that changes nothing is answered
+    /// and not written; one to shut out deletes what is left of the worker's uploads each time,
+    /// since a URL that it got before may have been used after.
+    pub(crate) fn quarantine(
+        &mut self,
+        operator: PublicKey,
+        request: QuarantineRequest,
+        reply: ReplyId,
+    ) -> ControlOutcome {
+        let name = request.run.clone();
+        let run = self.state.run(&name).ok_or_else(|| run_unknown(&name))?;
+        let changed = run.is_quarantined(&request.worker) != request.quarantined;
+        if changed && request.quarantined && run.quarantined.len() >= QUARANTINED_MAX {
+            let detail = format!("run {name} has {QUARANTINED_MAX} workers in quarantine");
+            return Err(Refusal::new(Code::QuarantineFull, detail));
+        }
+        let mut ended = Ended::default();
+        if changed {
+            self.check_orders(&operator)?;
+            self.spend_order(&operator);
+            if request.quarantined {
+                ended = self.shut(operator, &request);
+            } else {
+                let readmitted = LedgerEvent::WorkerReadmitted {
+                    worker: request.worker.clone(),
+                    operator,
+                    reason: request.reason.clone(),
+                };
+                self.append(Some(&name), readmitted);
+            }
+        }
+        let run = self.state.run(&name).expect("runs are kept");
+        let told = Box::new(told(run, &request.worker, changed, ended));
+        if request.quarantined {
+            let (run, worker) = (name, request.worker);
+            self.out.push(Effect::Purge {
+                reply,
+                run,
+                worker,
+                told,
+            });
+            return Ok(Outcome::Later);
+        }
+        Ok(Outcome::Now(Answer::Quarantine(told)))
+    }
+
+    /// Ends everything that the worker has in the run. A run that is over has no room, and there is
+    /// nothing to end.
+    fn shut(&mut self, operator: PublicKey, request: &QuarantineRequest) -> Ended {
+        let (name, worker) = (&request.run, &request.worker);
+        let run = self.state.run(name).expect("it was looked up");
+        let account = run.members.get(worker).map(|member| member.account.clone());
+        let since = Time(self.now);
+        let refusal = refusal(worker, since);
+        let in_room = self.enter(name, |room, turn| {
+            room.quarantine(turn, operator.clone(), request, &refusal)
+        });
+        let ended = in_room.unwrap_or_else(|| {
+            let ended = Ended::default();
+            self.append(Some(name), ended.event(operator, request));
+            ended
+        });
+        // Its process may run though it is no member at this moment.
+        if let Some(account) = account {
+            self.send_away(&Peer {
+                account,
+                run: name.clone(),
+                worker: worker.clone(),
+            });
+        }
+        ended
+    }
+}
+
+fn refusal(worker: &WorkerId, since: Time) -> Refusal {
+    let detail = format!("{worker} was shut out by an operator at {since}");
+    Refusal::new(Code::WorkerQuarantined, detail)
+}
+
+fn told(run: &Run, worker: &WorkerId, changed: bool, ended: Ended) -> QuarantineReply {
+    let Ended {
+        lease,
+        mut withdrawn,
+    } = ended;
+    let withdrawn_more = withdrawn.len().saturating_sub(WITHDRAWN_NAMED_MAX) as u32;
+    withdrawn.truncate(WITHDRAWN_NAMED_MAX);
+    let record = run.quarantined.get(worker);
+    let member = run.members.get(worker);
+    let merged = member.and_then(|member| member.merged);
+    let clean = merged.and_then(|_| run.last_snapshot_without(worker));
+    QuarantineReply {
+        v: V,
+        changed,
+        since: record.map(|record| record.since),
+        joined: member.is_some(),
+        lease,
+        withdrawn,
+        withdrawn_more,
+        uploads: None,
+        sealed: run.sealed_with(worker).into_iter().collect(),
+        merged,
+        clean: clean.map(|snapshot| SnapshotView {
+            round: snapshot.round,
+            manifest: snapshot.manifest,
+            saved_at: snapshot.saved_at,
+        }),
+    }
+}

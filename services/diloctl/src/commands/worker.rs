@@ -1,0 +1,386 @@
+//! `worker`: the machines of a run, and the quarantine of a worker.
+
+use identity::Credentials;
+use runtime::Failure;
+use schemas::call::control as call;
+use schemas::control::{Query, View};
+use schemas::lease::LeaseRef;
+use schemas::quarantine::{MergedRounds, QuarantineReply, QuarantineRequest};
+use schemas::view::SnapshotView;
+use schemas::{Code, Round, RunId, UnixMillis, V, WorkerId};
+use serde::Serialize;
+
+use super::lists;
+use crate::cli::{QuarantineArgs, Worker};
+use crate::context::{Context, Operator, unexpected};
+use crate::output::Record;
+use crate::table::{or_dash, time};
+
+/// Fewest letters of a key that name a worker: as many as tables show.
+const SHORT_MIN: usize = 8;
+
+pub(crate) async fn run(context: &Context, command: Worker) -> Result<(), Failure> {
+    match command {
+        Worker::Ls { run } => lists::workers(context, run).await,
+        Worker::Quarantine(args) => set(context, args, true).await,
+        Worker::Readmit(args) => set(context, args, false).await,
+    }
+}
+
+/// Shuts a worker out or lets it in again, and shows what that ended.
+async fn set(context: &Context, args: QuarantineArgs, quarantined: bool) -> Result<(), Failure> {
+    let operator = context.operator().await?;
+    let QuarantineArgs {
+        worker,
+        run,
+        reason,
+    } = args;
+    let worker = named(context, &operator, &run, &worker).await?;
+    let request = QuarantineRequest {
+        v: V,
+        run: run.clone(),
+        worker: worker.clone(),
+        quarantined,
+        reason,
+    };
+    let reply = operator.ask::<call::WorkerQuarantine>(&request).await?;
+    let set = Set::from((run, worker, quarantined, reply));
+    context.printer.record(&set);
+    Ok(())
+}
+
+/// The worker that a person means: by its key, by the name of its credentials in the domain's
+/// folder, or by the first letters of its key, as tables show them.
+async fn named(
+    context: &Context,
+    operator: &Operator,
+    run: &RunId,
+    text: &str,
+) -> Result<WorkerId, Failure> {
+    if let Ok(worker) = text.parse() {
+        return Ok(worker);
+    }
+    let unknown = |detail: String| Failure::new(Code::WorkerUnknown, detail);
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if !text.bytes().all(is_name) {
+        return Err(unknown(format!("{text:?} is neither a key nor a name")));
+    }
+    let file = context.domain()?.layout().credentials(text);
+    if file.exists() {
+        let key = Credentials::read(&file)?.public().to_string();
+        return key
+            .parse()
+            .map_err(|_| unknown(format!("{} holds no worker's key", file.display())));
+    }
+    let workers = match operator.view(Query::Workers(run.clone())).await? {
+        View::Workers(workers) => workers.into_iter().map(|view| view.worker),
+        other => return Err(unexpected(&other)),
+    };
+    abbreviated(run, text, workers)
+}
+
+/// The only worker whose key begins with these letters.
+fn abbreviated(
+    run: &RunId,
+    text: &str,
+    workers: impl Iterator<Item = WorkerId>,
+) -> Result<WorkerId, Failure> {
+    let unknown = |detail: String| Failure::new(Code::WorkerUnknown, detail);
+    let begins = |worker: &WorkerId| text.len() >= SHORT_MIN && worker.as_str().starts_with(text);
+    let mut found = workers.filter(begins);
+    match (found.next(), found.next()) {
+        (Some(one), None) => Ok(one),
+        (None, _) => Err(unknown(format!("{text} of run {run}"))),
+        (Some(one), Some(two)) => Err(unknown(format!(
+            "{text} begins the keys {one} and {two} of run {run}"
+        ))),
+    }
+}
+
+/// What becomes of the credential of a worker that was shut out, and the next step. This is the one
+/// place that says so.
+const fn about_its_credential() -> &'static str {
+    "still connects to the bus, where nobody answers it but with DL0412; it ends by itself"
+}
+
+/// A quarantine as it is now.
+#[derive(Serialize)]
+struct Set {
+    run: RunId,
+    worker: WorkerId,
+    quarantined: bool,
+    changed: bool,
+    since: Option<UnixMillis>,
+    joined: bool,
+    lease_ended: Option<LeaseRef>,
+    withdrawn: Vec<LeaseRef>,
+    withdrawn_more: u32,
+    uploads_deleted: Option<u32>,
+    sealed: Vec<Round>,
+    merged: Option<MergedRounds>,
+    clean: Option<SnapshotView>,
+}
+
+impl From<(RunId, WorkerId, bool, QuarantineReply)> for Set {
+    fn from((run, worker, quarantined, reply): (RunId, WorkerId, bool, QuarantineReply)) -> Self {
+        Self {
+            run,
+            worker,
+            quarantined,
+            changed: reply.changed,
+            since: reply.since,
+            joined: reply.joined,
+            lease_ended: reply.lease,
+            withdrawn: reply.withdrawn,
+            withdrawn_more: reply.withdrawn_more,
+            uploads_deleted: reply.uploads,
+            sealed: reply.sealed,
+            merged: reply.merged,
+            clean: reply.clean,
+        }
+    }
+}
+
+impl Set {
+    fn state(&self) -> String {
+        let since = or_dash(self.since, time);
+        match (self.quarantined, self.changed) {
+            (true, true) => format!("{}: shut out; this is in the ledger", self.worker),
+            (true, false) => format!("{}: is shut out already, since {since}", self.worker),
+            (false, true) => format!("{}: may join again; this is in the ledger", self.worker),
+            (false, false) => format!("{}: was not shut out", self.worker),
+        }
+    }
+
+    fn withdrawn(&self) -> String {
+        let leases = &self.withdrawn;
+        if leases.is_empty() {
+            return "none".to_owned();
+        }
+        let named: Vec<String> = leases.iter().map(ToString::to_string).collect();
+        let more = match self.withdrawn_more {
+            0 => String::new(),
+            more => format!(", and {more} more"),
+        };
+        format!("{}{more}", named.join(", "))
+    }
+
+    /// Units that others can take now.
+    fn opened(&self) -> u32 {
+        let lease = u32::from(self.lease_ended.is_some());
+        self.withdrawn.len() as u32 + self.withdrawn_more + lease
+    }
+
+    fn sealed(&self) -> String {
+        let rounds: Vec<String> = self.sealed.iter().map(ToString::to_string).collect();
+        match rounds.is_empty() {
+            true => "none".to_owned(),
+            false => format!("round {}: it will be merged with them", rounds.join(", ")),
+        }
+    }
+
+    fn merged(&self) -> String {
+        match self.merged {
+            None => "none".to_owned(),
+            Some(MergedRounds {
+                first,
+                last,
+                rounds,
+            }) => format!(
+                "{rounds}, from round {first} to round {last}: the weights descend from them"
+            ),
+        }
+    }
+
+    fn clean(&self) -> String {
+        match (&self.clean, self.merged) {
+            (Some(clean), _) => format!("of round {}, {}", clean.round, clean.manifest.digest),
+            (None, Some(_)) => "none; only the initial weights are without it".to_owned(),
+            (None, None) => "every one".to_owned(),
+        }
+    }
+}
+
+impl Record for Set {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let mut lines = vec![("run", self.run.to_string()), ("worker", self.state())];
+        if !self.joined {
+            lines.push((
+                "joined",
+                "never; look if this is the key you mean".to_owned(),
+            ));
+        }
+        if !self.quarantined {
+            return lines;
+        }
+        let lease = or_dash(self.lease_ended, |lease| lease.to_string());
+        let uploads = match self.uploads_deleted {
+            Some(count) => format!("{count} deleted"),
+            None => "not deleted: the store did not do it in time; repeat the command".to_owned(),
+        };
+        lines.extend([
+            ("lease ended", lease),
+            ("contributions withdrawn", self.withdrawn()),
+            ("units open again", self.opened().to_string()),
+            ("uploads", uploads),
+            ("sealed with it", self.sealed()),
+            ("merged rounds with it", self.merged()),
+            ("last snapshot without it", self.clean()),
+            ("credential", about_its_credential().to_owned()),
+        ]);
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::lease::{UnitId, UnitKind};
+    use schemas::{Epoch, ObjectRef, UnitIndex};
+
+    use super::*;
+
+    fn lease(index: u32) -> LeaseRef {
+        LeaseRef {
+            unit: UnitId {
+                round: Round(7),
+                kind: UnitKind::Train,
+                index: UnitIndex(index),
+            },
+            epoch: Epoch(1),
+        }
+    }
+
+    fn worker(end: &str) -> WorkerId {
+        let key = format!("U{}{end}", "A".repeat(55 - end.len()));
+        key.parse().expect("a key")
+    }
+
+    /// An order that changed something and touched nothing.
+    fn set(quarantined: bool) -> Set {
+        let reply = QuarantineReply {
+            v: V,
+            changed: true,
+            since: quarantined.then_some(UnixMillis(1_700_000_000_000)),
+            joined: true,
+            lease: None,
+            withdrawn: Vec::new(),
+            withdrawn_more: 0,
+            uploads: Some(0),
+            sealed: Vec::new(),
+            merged: None,
+            clean: None,
+        };
+        Set::from((
+            "demo".parse().expect("a name"),
+            worker(""),
+            quarantined,
+            reply,
+        ))
+    }
+
+    #[test]
+    fn a_worker_is_named_by_letters_that_begin_one_key() {
+        let run = "demo".parse().expect("a name");
+        let (one, two) = (worker("BB"), worker("CC"));
+        let found = |text: &str, workers: &[WorkerId]| {
+            let found = abbreviated(&run, text, workers.iter().cloned());
+            found.map_err(|failure| failure.refusal().to_string())
+        };
+        let both = [one.clone(), two.clone()];
+        assert_eq!(found(one.short(), &both[..1]), Ok(one.clone()));
+        assert_eq!(found(&one.as_str()[..55], &both), Ok(one.clone()));
+        let several = found(one.short(), &both).expect_err("it begins both");
+        for named in ["DL0414", one.as_str(), two.as_str()] {
+            assert!(several.contains(named), "{several}");
+        }
+        for text in ["UBBBBBBB", &one.as_str()[..7]] {
+            let unknown = found(text, &both[..1]).expect_err("nobody has it");
+            assert!(unknown.contains("DL0414"), "{unknown}");
+        }
+    }
+
+    /// The version of the message is not that of the printed document.
+    #[test]
+    fn a_document_names_each_value_once() {
+        let text = serde_json::to_string(&set(true)).expect("it serialises");
+        assert_eq!(text.matches("\"v\"").count(), 0, "{text}");
+        assert!(text.contains("\"uploads_deleted\":0"), "{text}");
+    }
+
+    fn line(set: &Set, name: &str) -> String {
+        let lines = set.lines();
+        let found = lines.into_iter().find(|(title, _)| *title == name);
+        found.unwrap_or_else(|| panic!("no line {name}")).1
+    }
+
+    #[test]
+    fn each_line_is_explained_on_the_page_of_runbooks() {
+        let page = include_str!("../../../../docs/incidents.md");
+        for (name, _) in set(true).lines() {
+            let explained = name == "run" || page.contains(&format!("| `{name}` |"));
+            assert!(explained, "{name}");
+        }
+    }
+
+    #[test]
+    fn tl_31_the_lines_say_what_an_order_touched() {
+        let nothing = set(true);
+        for (name, text) in [
+            ("lease ended", "-"),
+            ("contributions withdrawn", "none"),
+            ("units open again", "0"),
+            ("uploads", "0 deleted"),
+            ("sealed with it", "none"),
+            ("merged rounds with it", "none"),
+            ("last snapshot without it", "every one"),
+        ] {
+            assert_eq!(line(&nothing, name), text, "{name}");
+        }
+        let mut much = set(true);
+        (much.lease_ended, much.withdrawn) = (Some(lease(0)), vec![lease(1), lease(2)]);
+        (much.withdrawn_more, much.uploads_deleted) = (3, None);
+        much.sealed = vec![Round(6)];
+        much.merged = Some(MergedRounds {
+            first: Round(2),
+            last: Round(5),
+            rounds: 3,
+        });
+        assert_eq!(line(&much, "lease ended"), lease(0).to_string());
+        let withdrawn = format!("{}, {}, and 3 more", lease(1), lease(2));
+        assert_eq!(line(&much, "contributions withdrawn"), withdrawn);
+        assert_eq!(line(&much, "units open again"), "6");
+        assert!(line(&much, "uploads").starts_with("not deleted"));
+        assert!(line(&much, "sealed with it").starts_with("round 6: "));
+        let merged = line(&much, "merged rounds with it");
+        assert!(merged.starts_with("3, from round 2 to round 5"), "{merged}");
+        let clean = line(&much, "last snapshot without it");
+        assert!(clean.starts_with("none; "), "{clean}");
+        let manifest = ObjectRef::of(b"manifest");
+        much.clean = Some(SnapshotView {
+            round: Round(2),
+            manifest,
+            saved_at: UnixMillis(0),
+        });
+        let clean = line(&much, "last snapshot without it");
+        assert_eq!(clean, format!("of round 2, {}", manifest.digest));
+    }
+
+    #[test]
+    fn the_first_line_says_what_the_order_did() {
+        for (quarantined, changed, text) in [
+            (true, true, "shut out; this is in the ledger"),
+            (true, false, "is shut out already, since 2023-11-14"),
+            (false, true, "may join again; this is in the ledger"),
+            (false, false, "was not shut out"),
+        ] {
+            let mut order = set(quarantined);
+            order.changed = changed;
+            let said = line(&order, "worker");
+            assert!(said.contains(text), "{said}");
+            assert_eq!(order.lines().len(), if quarantined { 10 } else { 2 });
+        }
+        let mut stranger = set(true);
+        stranger.joined = false;
+        assert!(line(&stranger, "joined").starts_with("never"));
+    }
+}

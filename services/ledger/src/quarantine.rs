@@ -1,0 +1,137 @@
+//! Quarantine of workers: the fold of its events, and where the contributions of a worker are.
+
+use std::collections::BTreeSet;
+
+use schemas::lease::{LeaseRef, UnitId};
+use schemas::quarantine::{MergedRounds, QUARANTINED_MAX};
+use schemas::snapshot::MergeInput;
+use schemas::{Round, Weight, WorkerId};
+
+use crate::error::{ApplyError, out_of_place};
+use crate::state::{OpenSync, QuarantineRecord, RoundRecord, Run, SnapshotRecord, Standing};
+
+impl Run {
+    /// True while operators shut this worker out.
+    pub fn is_quarantined(&self, worker: &WorkerId) -> bool {
+        self.quarantined.contains_key(worker)
+    }
+
+    /// The contributions of a worker that a quarantine withdraws: those to open rounds of which no
+    /// seal has begun, in any fragment. What a seal names is merged.
+    pub fn withdrawable(&self, worker: &WorkerId) -> Vec<LeaseRef> {
+        let unsealed = |round: Round| self.syncs(round).all(|(_, open)| open.collects());
+        let rounds = self.open_rounds().filter(|round| unsealed(*round));
+        let inputs = rounds.filter_map(|round| self.syncs(round).next());
+        let inputs = inputs.flat_map(|(_, open)| open.inputs());
+        let own = inputs.filter(|input| input.worker == *worker);
+        own.map(|input| input.lease).collect()
+    }
+
+    /// Open rounds whose sealed set, or the part of it that is named, has a contribution of a
+    /// worker that weighs something.
+    pub fn sealed_with(&self, worker: &WorkerId) -> BTreeSet<Round> {
+        let own = |input: &MergeInput| input.worker == *worker && input.weight > Weight(0);
+        let open = self.open.iter();
+        open.filter(|(_, open)| !open.collects() && open.inputs().any(own))
+            .map(|(sync, _)| sync.round)
+            .collect()
+    }
+
+    /// The newest full snapshot that no contribution of a worker is part of.
+    pub fn last_snapshot_without(&self, worker: &WorkerId) -> Option<&SnapshotRecord> {
+        let merged = self.members.get(worker).and_then(|member| member.merged);
+        let without =
+            |snapshot: &&SnapshotRecord| merged.is_none_or(|merged| snapshot.round <= merged.first);
+        self.snapshots.iter().rfind(without)
+    }
+
+    /// Shuts a worker out, with everything that this ends. `lease` and `withdrawn` are what the
+    /// event says that it ends; an event that says otherwise than the state does not follow.
+    pub(crate) fn quarantine(
+        &mut self,
+        worker: &WorkerId,
+        record: QuarantineRecord,
+        lease: Option<LeaseRef>,
+        withdrawn: u32,
+    ) -> Result<(), ApplyError> {
+        let event = "worker-quarantined";
+        let held = self.members.get(worker).and_then(|member| member.lease);
+        let contributions = self.withdrawable(worker);
+        let agrees = held == lease && contributions.len() as u64 == u64::from(withdrawn);
+        let full = self.quarantined.len() >= QUARANTINED_MAX;
+        if self.is_quarantined(worker) || full || !agrees {
+            let what = format!(
+                "quarantine of {worker} that ends lease {lease:?} and {withdrawn} contributions"
+            );
+            return Err(out_of_place(event, what));
+        }
+        if let Some(lease) = lease {
+            self.release(event, &lease, worker)?;
+            self.tokens.abandoned += self.unit_tokens(&lease.unit);
+        }
+        for contribution in contributions {
+            self.withdraw(&contribution.unit, worker);
+        }
+        if let Some(member) = self.members.get_mut(worker).filter(|member| member.present) {
+            member.present = false;
+            member.since = record.since;
+        }
+        self.quarantined.insert(worker.clone(), record);
+        Ok(())
+    }
+
+    pub(crate) fn readmit(&mut self, worker: &WorkerId) -> Result<(), ApplyError> {
+        let lifted = self.quarantined.remove(worker);
+        let missing = || {
+            let what = format!("the end of a quarantine of {worker}");
+            out_of_place("worker-readmitted", what)
+        };
+        lifted.map(|_| ()).ok_or_else(missing)
+    }
+
+    /// Takes back that a contribution counts, and opens its unit again: the next grant has the next
+    /// epoch.
+    fn withdraw(&mut self, unit: &UnitId, worker: &WorkerId) {
+        let of_round = self.open.iter_mut();
+        for (_, open) in of_round.filter(|(sync, _)| sync.round == unit.round) {
+            if let OpenSync::Collecting(inputs) = open {
+                inputs.remove(&unit.index);
+            }
+        }
+        let found = self.units.get_mut(unit);
+        let found = found.expect("a unit whose contribution counts is in the state");
+        found.standing = Standing::Open;
+        found.failed_by = Some(worker.clone());
+        self.accepted.remove(unit);
+        let tokens = self.unit_tokens(unit);
+        self.tokens.merged = self.tokens.merged - tokens;
+        self.tokens.rejected += tokens;
+        let loss = self.measured.remove(unit).map(|found| found.loss);
+        let record = self.rounds.get_mut(unit.round.get() as usize);
+        let record = record.expect("a round that is open has a record");
+        let before = record.tokens.get() as f64;
+        record.tokens = record.tokens - tokens;
+        record.loss_sum = match loss {
+            _ if record.tokens.get() == 0 => RoundRecord::default().loss_sum,
+            Some(loss) => record.loss_sum - loss * tokens.get() as f64,
+            // A run that does not compare keeps no losses one by one: the mean stays.
+            None => record.loss_sum * (record.tokens.get() as f64 / before),
+        };
+    }
+
+    /// Notes whose contributions a merged round has. Those that weigh nothing are left out.
+    pub(crate) fn note_merged(&mut self, round: Round, inputs: &[MergeInput]) {
+        for input in inputs.iter().filter(|input| input.weight > Weight(0)) {
+            self.count(&input.worker, |member| {
+                let merged = member.merged.get_or_insert(MergedRounds {
+                    first: round,
+                    last: round,
+                    rounds: 0,
+                });
+                // A round of several fragments, or with several of its units, is one round.
+                merged.rounds += u64::from(merged.rounds == 0 || merged.last < round);
+                merged.last = merged.last.max(round);
+            });
+        }
+    }
+}

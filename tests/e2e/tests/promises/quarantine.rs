@@ -1,0 +1,287 @@
+//! `diloctl worker quarantine` shuts a worker out of a run while it trains: its process ends, its
+//! work goes to the others, and it cannot come back, whatever dies meanwhile.
+
+use std::time::Instant;
+
+use e2e::{Recipe, Scripted};
+use harness::{Cluster, Options, PATIENCE, Recorded};
+use runtime::BusError;
+use runtime::exit::{EXIT_NOT_FOUND, EXIT_USAGE};
+use schemas::event::{Event, LedgerEvent, WorkerEvent};
+use schemas::lease::UnitKind;
+use schemas::{Code, Digest, ObjectRef, RunId, WorkerId};
+
+const UNITS: u32 = 3;
+
+/// `diloctl worker quarantine` or `readmit` of this worker.
+fn order<'a>(verb: &'a str, worker: &'a str) -> [&'a str; 7] {
+    let reason = "a strange loss";
+    ["worker", verb, worker, "--run", "demo", "--reason", reason]
+}
+
+/// Starts a worker again, whose process must end by itself with the code.
+async fn stays_out(cluster: &Cluster, worker: &str) {
+    let arguments = cluster.worker_arguments(worker);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let ended = cluster
+        .run_program("diloco-worker", &arguments, PATIENCE)
+        .await;
+    let log = ended.stderr + &ended.stdout;
+    assert_eq!(ended.status.code(), Some(EXIT_USAGE.into()), "{log}");
+    assert!(log.contains(&Code::WorkerQuarantined.to_string()), "{log}");
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "how long it takes is told, and depends on the machine"
+)]
+#[tokio::test]
+async fn tl_31_fg_04_a_worker_is_shut_out_while_it_trains_and_stays_out() {
+    let mut cluster = Cluster::start(Options::default(), 2).await;
+    let mut evidence = cluster.evidence().await;
+    // A lease of 20 s: a unit that waited for its end would be noticed.
+    Recipe::reference(4, UNITS, 250)
+        .set("policy.lease=20s")
+        .set("schedule.evaluation_every=0")
+        .create(&cluster)
+        .await;
+    let run = cluster.run().clone();
+    let trains = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { lease, .. } if lease.unit.kind == UnitKind::Train && lease.unit.round.get() == 1);
+    let granted = evidence
+        .until_ledger("lease of round 1", &run, trains)
+        .await;
+    let Some(LedgerEvent::LeaseGranted { worker, .. }) = granted.ledger().cloned() else {
+        unreachable!("it was picked as one")
+    };
+    let name = cluster.worker_named(&worker);
+
+    let begun = Instant::now();
+    let shown = cluster.diloctl_ok(&order("quarantine", &name)).await;
+    let answered = begun.elapsed();
+    let status = cluster.process(&name).exit(PATIENCE).await;
+    eprintln!(
+        "answered after {answered:?}, the worker had ended after {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(status.code(), Some(EXIT_USAGE.into()), "{status}");
+    let log = cluster.process(&name).log();
+    assert!(log.contains(&Code::WorkerQuarantined.to_string()), "{log}");
+    for line in [
+        "shut out; this is in the ledger",
+        "merged rounds with it",
+        "deleted",
+        "still connects",
+    ] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    stays_out(&cluster, &name).await;
+
+    cluster.kill9("coordinator");
+    cluster.restart("coordinator").await;
+    stays_out(&cluster, &name).await;
+    let again = cluster
+        .diloctl_ok(&order("quarantine", worker.as_str()))
+        .await;
+    assert!(again.contains("is shut out already"), "{again}");
+    let listed = cluster.diloctl_ok(&["worker", "ls", "demo"]).await;
+    assert!(listed.contains("quarantine"), "{listed}");
+
+    cluster.operator().await.until_complete(&run).await;
+    cluster.stop_well(&["audit"]).await;
+    cluster.record_verifies().await;
+    cluster
+        .diloctl_ok(&["audit", "recompute", "--run", "demo", "--all"])
+        .await;
+    let all = cluster.evidence().await.everything().await;
+    nothing_came_of_it_after(&all, &run, &worker);
+}
+
+/// After the quarantine the ledger gives the worker nothing, and the record has no event of the worker.
+fn nothing_came_of_it_after(all: &[Recorded], run: &RunId, worker: &WorkerId) {
+    let is_shut =
+        |one: &Recorded| matches!(one.ledger(), Some(LedgerEvent::WorkerQuarantined { .. }));
+    let place = all.iter().position(is_shut).expect("it is in the ledger");
+    let shut: Vec<&Recorded> = all.iter().filter(|one| is_shut(one)).collect();
+    assert_eq!(
+        shut.len(),
+        1,
+        "an order that changes nothing is not written"
+    );
+    assert_eq!(shut[0].body.run.as_ref(), Some(run));
+    for one in &all[place..] {
+        let by = match &one.body.event {
+            Event::Ledger(
+                LedgerEvent::WorkerJoined { worker, .. }
+                | LedgerEvent::LeaseGranted { worker, .. }
+                | LedgerEvent::ContributionAccepted { worker, .. },
+            ) => Some(worker),
+            Event::Ledger(_) | Event::Worker(_) => None,
+        };
+        assert_ne!(by, Some(worker), "{one:?}");
+    }
+    let refused = |event: &LedgerEvent| matches!(event, LedgerEvent::RequestDenied { worker: of, code: Code::WorkerQuarantined, .. } if of == worker);
+    let mut ledger = all.iter().filter_map(Recorded::ledger);
+    assert!(ledger.any(refused), "its joins are refused in the record");
+}
+
+/// The round is held open by a freeze, so that what the worker did is in no seal yet.
+#[tokio::test]
+async fn tl_31_what_is_in_no_seal_is_withdrawn_and_done_by_the_others() {
+    let mut cluster = Cluster::start(Options::default(), 2).await;
+    let mut evidence = cluster.evidence().await;
+    Recipe::reference(3, UNITS, 20)
+        .set("schedule.evaluation_every=0")
+        .create(&cluster)
+        .await;
+    let run = cluster.run().clone();
+    evidence.until_contribution(&run, 0).await;
+    let freeze = ["run", "freeze", "demo", "--reason", "a strange loss"];
+    cluster.diloctl_ok(&freeze).await;
+    let operator = cluster.operator().await;
+    let all_in = operator.until(&run, PATIENCE, |view| view.units_done == UNITS);
+    all_in.await;
+    let workers = operator.workers(&run).await;
+    let done = workers.iter().max_by_key(|view| view.accepted);
+    let worker = done.expect("two workers joined").worker.clone();
+    let name = cluster.worker_named(&worker);
+
+    let shown = cluster
+        .diloctl_ok(&order("quarantine", worker.short()))
+        .await;
+    let withdrawn = |event: &LedgerEvent| {
+        matches!(event, LedgerEvent::WorkerQuarantined { withdrawn: 1.., .. })
+    };
+    evidence.until_ledger("withdrawal", &run, withdrawn).await;
+    assert!(!shown.contains("contributions withdrawn  none"), "{shown}");
+    // The other worker does these units again, while the run is frozen.
+    let view = operator
+        .until(&run, PATIENCE, |view| view.units_done == UNITS)
+        .await;
+    assert_eq!(view.leases, 0);
+    let unfreeze = ["run", "unfreeze", "demo", "--reason", "it is shut out"];
+    cluster.diloctl_ok(&unfreeze).await;
+    cluster.operator().await.until_complete(&run).await;
+
+    // The run is over, so the worker is let in and told so.
+    cluster.process(&name).exit(PATIENCE).await;
+    let shown = cluster.diloctl_ok(&order("readmit", &name)).await;
+    assert!(shown.contains("may join again"), "{shown}");
+    let unknown = cluster.diloctl(&order("readmit", "nobody")).await;
+    assert!(
+        unknown.stderr.contains(&Code::WorkerUnknown.to_string()),
+        "{}",
+        unknown.stderr
+    );
+    cluster.stop_well(&["audit"]).await;
+    cluster.record_verifies().await;
+    cluster
+        .diloctl_ok(&["audit", "recompute", "--run", "demo", "--all"])
+        .await;
+    lineage_is_known(&cluster, &worker).await;
+}
+
+/// The record says what became of the worker's contributions, and what descends from the others.
+async fn lineage_is_known(cluster: &Cluster, worker: &WorkerId) {
+    let all = cluster.evidence().await.everything().await;
+    let statement = |own: bool| {
+        let mut ledger = all.iter().filter_map(Recorded::ledger);
+        let found = ledger.find_map(|event| match event {
+            LedgerEvent::ContributionAccepted {
+                worker: by,
+                statement,
+                ..
+            } if (by == worker) == own => Some(statement.to_string()),
+            _ => None,
+        });
+        found.expect("both workers contributed")
+    };
+    let files = cluster.domain().layout().audit_files();
+    let files = files.to_str().unwrap();
+    let of = |digest: String| async move {
+        let shown = ["lineage", "descendants", &digest, "--ledger", files];
+        cluster.diloctl_ok(&shown).await
+    };
+    let withdrawn = of(statement(true)).await;
+    assert!(
+        withdrawn.contains("withdrawn by a quarantine"),
+        "{withdrawn}"
+    );
+    assert!(!withdrawn.contains("has it"), "{withdrawn}");
+    let merged = of(statement(false)).await;
+    for said in [": merged", "has it", "descends from it", "snapshot"] {
+        assert!(merged.contains(said), "{said}: {merged}");
+    }
+    let live = ["lineage", "descendants", &statement(false)];
+    assert_eq!(cluster.diloctl_ok(&live).await, merged, "from the stream");
+    let unknown = Digest::of(b"nothing of ours").to_string();
+    let ended = cluster.diloctl(&["lineage", "descendants", &unknown]).await;
+    assert_eq!(ended.status.code(), Some(EXIT_NOT_FOUND.into()));
+    assert!(
+        ended.stderr.contains(&Code::DigestUnknown.to_string()),
+        "{}",
+        ended.stderr
+    );
+}
+
+/// A worker that does not obey keeps its connection. Nothing that it says is taken, and what it
+/// uploaded is deleted, also what comes by a URL that it got before.
+#[tokio::test]
+async fn tl_31_fg_04_a_worker_that_does_not_obey_is_heard_by_nobody() {
+    let cluster = Cluster::start(Options::default(), 0).await;
+    Recipe::reference(3, 1, 5)
+        .set("schedule.evaluation_every=0")
+        .set("transfer.upload=fp32")
+        .set("policy.lease=60s")
+        .create(&cluster)
+        .await;
+    let worker = Scripted::connect(&cluster, "worker-0").await;
+    let spec = worker.join().await;
+    // From then on the audit service knows the worker's key.
+    cluster.kept().await;
+    let said = || WorkerEvent::Stopped {
+        reason: "a test".to_owned(),
+    };
+    worker.emit(said()).await;
+    let lease = worker.claim().await.lease;
+    let chunk = |value: f32| {
+        let values = spec.model.initial.objects()[0].bytes.get() / 4;
+        value.to_le_bytes().repeat(values as usize)
+    };
+    worker.upload(lease, chunk(0.001)).await;
+    let kept = worker.grant(lease, ObjectRef::of(&chunk(0.002))).await;
+
+    let shown = cluster.diloctl_ok(&order("quarantine", "worker-0")).await;
+    assert!(shown.contains("1 deleted"), "{shown}");
+    assert!(shown.contains(&lease.to_string()), "{shown}");
+    worker.send(&kept.unwrap(), chunk(0.002)).await;
+    let again = cluster.diloctl_ok(&order("quarantine", "worker-0")).await;
+    assert!(again.contains("1 deleted"), "{again}");
+    let left = cluster.path("store").join("incoming");
+    cluster.until_empty(&left).await;
+
+    let object = ObjectRef::of(&chunk(0.003));
+    let refused = worker.grant(lease, object).await;
+    assert!(
+        matches!(&refused, Err(BusError::Refused(why)) if why.code == Code::WorkerQuarantined),
+        "{refused:?}"
+    );
+    // The audit service has read the order, and its other half knows a moment later.
+    cluster.kept().await;
+    let refused = async {
+        loop {
+            if let Err(refusal) = worker.try_emit(said()).await {
+                return refusal;
+            }
+            // Slowly enough for the rate of events.
+            cluster.diloctl_ok(&["worker", "ls", "demo"]).await;
+        }
+    };
+    let refused = tokio::time::timeout(PATIENCE, refused).await;
+    let refused = refused.expect("its events are refused");
+    assert_eq!(refused.code, Code::EventRefused, "{refused}");
+
+    let shown = cluster.diloctl_ok(&order("readmit", "worker-0")).await;
+    assert!(shown.contains("may join again"), "{shown}");
+    worker.join().await;
+    assert_eq!(worker.claim().await.lease.unit, lease.unit);
+}
