@@ -243,5 +243,9 @@ mod tests {
         }
         let gap = [piece(0..2, false), piece(3..4, false)];
         assert!(check_tensors(&gap, 4).is_err());
+        // A tensor that only touches the chunk has no part in it, and a part is never empty.
+        assert_eq!(tensor_pieces(&layout, 10..17), [piece(0..7, false)]);
+        let empty = [piece(0..2, false), piece(2..2, false)];
+        assert!(check_tensors(&empty, 2).is_err());
     }
 }
