@@ -123,9 +123,12 @@ fn follow(
             params.into_iter().map(|param| 0.0 - param).collect()
         }
         Combination::Clipped { norm_ratio } => {
-            let mut sorted = norms.clone();
+            let mut sorted: Vec<f64> = norms.iter().copied().filter(|norm| *norm > 0.0).collect();
             sorted.sort_by(f64::total_cmp);
-            let limit = f64::from(norm_ratio) * sorted[(norms.len() - 1) / 2];
+            let limit = match sorted.len() {
+                0 => 0.0,
+                count => f64::from(norm_ratio) * sorted[(count - 1) / 2],
+            };
             let scale = |norm: &f64| {
                 if *norm > 0.0 {
                     (limit / norm).min(1.0)
@@ -261,6 +264,10 @@ fn rules_by_hand() {
     // Norms 1, 2, 4 and 8: of the two in the middle the lower one is the limit.
     let lengths = given(&[[1.0, 0.0], [2.0, 0.0], [4.0, 0.0], [8.0, 0.0]]);
     assert_eq!(of(clipped, &lengths), [1.75, 0.0]);
+    // A contribution of zeros says nothing about the length of the others.
+    let zeros = given(&[[0.0, 0.0], [4.0, 0.0], [0.0, 0.0], [0.0, 4.0]]);
+    assert_eq!(of(clipped, &zeros), [1.0, 1.0]);
+    assert_eq!(of(clipped, &given(&[[0.0, 0.0]; 2])), [0.0, 0.0]);
     let trimmed = Combination::Trimmed { each_end: 1 };
     assert_eq!(of(trimmed, &four), [1.5, 4.5]);
     assert_eq!(of(Combination::Median, &four), [1.5, 4.5]);
