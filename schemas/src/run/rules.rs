@@ -16,7 +16,7 @@ pub enum Combination {
     #[default]
     Mean,
     /// The weighted mean of contributions, each of which is first scaled down to at most
-    /// `norm_ratio` times the lower median of their norms.
+    /// `norm_ratio` times the lower median of their norms above 0.
     Clipped {
         /// Largest norm, as a multiple of the lower median.
         #[serde(serialize_with = "shortest_decimal")]
@@ -47,6 +47,30 @@ impl Combination {
         match self {
             Self::Clipped { .. } => true,
             Self::Mean | Self::Trimmed { .. } | Self::Median | Self::Radial => false,
+        }
+    }
+
+    /// What is left of the rule's protection where a round has so few units that it cannot do what
+    /// it says; none where it can.
+    pub fn weakened(self, units: u32) -> Option<String> {
+        let most = units.saturating_sub(1) / 2;
+        match self {
+            Self::Trimmed { each_end } if most < each_end => Some(match most {
+                0 => format!(
+                    "with {units} units a round `trimmed` is the mean, which any worker can move"
+                ),
+                most => format!(
+                    "with {units} units a round `trimmed` leaves out {most} at each end, not {each_end}"
+                ),
+            }),
+            Self::Median if most == 0 => Some(format!(
+                "with {units} units a round `median` is the mean, which any worker can move"
+            )),
+            Self::Mean
+            | Self::Clipped { .. }
+            | Self::Trimmed { .. }
+            | Self::Median
+            | Self::Radial => None,
         }
     }
 
@@ -116,5 +140,34 @@ impl Closing {
     /// True for the oldest rule, which settings without a rule follow.
     pub const fn is_all(&self) -> bool {
         matches!(self, Self::All)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_that_has_too_few_contributions_to_choose_from_says_so() {
+        let trimmed = |each_end| Combination::Trimmed { each_end };
+        for (rule, units) in [
+            (Combination::Mean, 1),
+            (Combination::Radial, 2),
+            (Combination::Clipped { norm_ratio: 1.0 }, 2),
+            (trimmed(1), 3),
+            (trimmed(3), 7),
+            (Combination::Median, 3),
+        ] {
+            assert_eq!(rule.weakened(units), None, "{rule:?} {units}");
+        }
+        for (rule, units, words) in [
+            (trimmed(1), 2, "is the mean"),
+            (trimmed(1), 0, "is the mean"),
+            (trimmed(3), 6, "2 at each end, not 3"),
+            (Combination::Median, 2, "is the mean"),
+        ] {
+            let found = rule.weakened(units).expect("it is too few");
+            assert!(found.contains(words), "{found}");
+        }
     }
 }

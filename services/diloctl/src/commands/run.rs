@@ -158,6 +158,9 @@ async fn new(context: &Context, args: &RunArgs) -> Result<(), Failure> {
             return Ok(());
         }
     };
+    if let Some(words) = settings.combination().weakened(settings.schedule.units) {
+        context.printer.talk(&format!("warning: {words}"));
+    }
     let operator = context.operator().await?;
     let objects = OperatorObjectsClient::new(context, operator.clone())?;
     let data = data::resolve(context, args.data)?;

@@ -71,7 +71,8 @@ pub(crate) struct ModelSettings {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CombinationSettings {
     pub(crate) rule: CombinationRule,
-    /// Of `clipped`: the largest norm, as a multiple of the lower median of the round's norms.
+    /// Of `clipped`: the largest norm, as a multiple of the lower median of the round's norms that
+    /// are above 0.
     #[serde(serialize_with = "schemas::run::shortest_decimal")]
     pub(crate) norm_ratio: f32,
     /// Of `trimmed`: the values of each parameter that are left out at each end.

@@ -38,9 +38,10 @@ impl<'a> Linear<'a> {
         norms: &[f64],
         norm_ratio: f32,
     ) -> Self {
-        let mut sorted = norms.to_vec();
+        let mut sorted: Vec<f64> = norms.iter().copied().filter(|norm| *norm > 0.0).collect();
         sorted.sort_unstable_by(f64::total_cmp);
-        let limit = f64::from(norm_ratio) * sorted[(sorted.len() - 1) / 2];
+        let median = sorted.get(sorted.len().saturating_sub(1) / 2);
+        let limit = f64::from(norm_ratio) * median.copied().unwrap_or_default();
         let scales = norms.iter().map(|norm| match *norm > 0.0 {
             true => (limit / norm).min(1.0),
             false => 1.0,

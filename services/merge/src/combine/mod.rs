@@ -16,8 +16,8 @@
 //! the range of `f32` and rounded once. So values of any finite size give a number.
 //!
 //! Clipped: `s[i]` = `min(1, (c * median) / norm[i])` in `f64`, 1 for a norm of 0. The median is
-//! the lower one, element `(n - 1) / 2` (whole number) of the sorted norms: half of the
-//! contributions cannot raise it.
+//! the lower one of the norms above 0: element `(k - 1) / 2` (whole number) of the `k` sorted ones.
+//! Half of them cannot raise it, and contributions of zeros cannot lower it to nothing.
 //!
 //! Trimmed: `m` is the setting, at most `(n - 1) / 2`. Values are sorted by their bits in the total
 //! order of IEEE 754, so that -0 comes before 0, and added from the lowest on. The order of the
@@ -243,5 +243,9 @@ mod tests {
         }
         let gap = [piece(0..2, false), piece(3..4, false)];
         assert!(check_tensors(&gap, 4).is_err());
+        // A tensor that only touches the chunk has no part in it, and a part is never empty.
+        assert_eq!(tensor_pieces(&layout, 10..17), [piece(0..7, false)]);
+        let empty = [piece(0..2, false), piece(2..2, false)];
+        assert!(check_tensors(&empty, 2).is_err());
     }
 }

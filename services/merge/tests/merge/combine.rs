@@ -123,9 +123,12 @@ fn follow(
             params.into_iter().map(|param| 0.0 - param).collect()
         }
         Combination::Clipped { norm_ratio } => {
-            let mut sorted = norms.clone();
+            let mut sorted: Vec<f64> = norms.iter().copied().filter(|norm| *norm > 0.0).collect();
             sorted.sort_by(f64::total_cmp);
-            let limit = f64::from(norm_ratio) * sorted[(norms.len() - 1) / 2];
+            let limit = match sorted.len() {
+                0 => 0.0,
+                count => f64::from(norm_ratio) * sorted[(count - 1) / 2],
+            };
             let scale = |norm: &f64| {
                 if *norm > 0.0 {
                     (limit / norm).min(1.0)
@@ -254,6 +257,17 @@ fn rules_by_hand() {
     assert_eq!(of(clipped, &four), [1.25, 3.25]);
     let clipped = Combination::Clipped { norm_ratio: 2.0 };
     assert_eq!(of(clipped, &four), [0.5, 4.25]);
+    // Norms 1, 2 and 8: the middle one is the limit.
+    let clipped = Combination::Clipped { norm_ratio: 1.0 };
+    let lengths = given(&[[1.0, 0.0], [2.0, 0.0], [8.0, 0.0]]);
+    assert_eq!(of(clipped, &lengths), [5.0 / 3.0, 0.0]);
+    // Norms 1, 2, 4 and 8: of the two in the middle the lower one is the limit.
+    let lengths = given(&[[1.0, 0.0], [2.0, 0.0], [4.0, 0.0], [8.0, 0.0]]);
+    assert_eq!(of(clipped, &lengths), [1.75, 0.0]);
+    // A contribution of zeros says nothing about the length of the others.
+    let zeros = given(&[[0.0, 0.0], [4.0, 0.0], [0.0, 0.0], [0.0, 4.0]]);
+    assert_eq!(of(clipped, &zeros), [1.0, 1.0]);
+    assert_eq!(of(clipped, &given(&[[0.0, 0.0]; 2])), [0.0, 0.0]);
     let trimmed = Combination::Trimmed { each_end: 1 };
     assert_eq!(of(trimmed, &four), [1.5, 4.5]);
     assert_eq!(of(Combination::Median, &four), [1.5, 4.5]);
@@ -296,6 +310,29 @@ fn one_contribution_alone_is_the_result_under_each_rule() {
         let others = (0, vec![1e29; values.len()]);
         let found = combined(rule, &[(3, values.clone()), others], &tensors);
         assert!(bits(&found) == bits(&values), "{rule:?}");
+    }
+}
+
+/// So many that their values are sorted in smaller parts.
+#[test]
+fn many_contributions_are_sorted_as_few_are() {
+    const ELEMENTS: usize = 700;
+    let tensors = tensors(&[ELEMENTS]);
+    let encoded = |seed| {
+        let values = naive::numbers(seed, ELEMENTS);
+        let rounding = merge::SeededRounding::NEAREST;
+        (
+            1,
+            CodecKind::Bf16,
+            naive::encode(CodecKind::Bf16, &values, rounding),
+        )
+    };
+    let given: Vec<Given> = (0..130).map(encoded).collect();
+    let norms = norms(&given, ELEMENTS);
+    for rule in [Combination::Trimmed { each_end: 3 }, Combination::Median] {
+        let expected = bits(&follow(rule, &given, &norms, &tensors));
+        let found = bits(&merged(rule, &given, &norms, &tensors));
+        assert!(found == expected, "{rule:?}");
     }
 }
 

@@ -33,6 +33,23 @@ fn roundings() -> impl Strategy<Value = SeededRounding> {
     ]
 }
 
+/// The noise of an element depends on its place in the whole vector, in whichever block it lies.
+#[test]
+fn a_difference_of_several_blocks_has_the_noise_of_each_place() {
+    let elements = 2 * BLOCK_ELEMENTS + 5000;
+    let (base, local) = (naive::numbers(1, elements), naive::numbers(2, elements));
+    let difference: Vec<f32> = base.iter().zip(&local).map(|(a, b)| a - b).collect();
+    let rounding = SeededRounding {
+        rule: Rounding::Stochastic,
+        seed: 3,
+        first_element: 1 << 30,
+    };
+    let expected = naive::encode(CodecKind::Bf16, &difference, rounding);
+    let mut found = vec![0; expected.len()];
+    codec::encode_difference(CodecKind::Bf16, &base, &local, rounding, &mut found).unwrap();
+    assert!(found == expected);
+}
+
 fn optimizers() -> impl Strategy<Value = OuterOptimizer> {
     prop_oneof![
         Just(OuterOptimizer::Average),
