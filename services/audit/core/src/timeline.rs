@@ -309,7 +309,8 @@ fn plain(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use schemas::{Code, Digest};
+    use schemas::sync::SealedInput;
+    use schemas::{Code, Digest, Epoch, Fragment, Round, UnitIndex};
     use serde_bytes::ByteArray;
 
     use super::*;
@@ -375,6 +376,40 @@ mod tests {
         });
         assert_eq!(about, kit::lease(kit::evaluate(3), 1).to_string());
         assert!(detail.ends_with(", held-out loss 2.0000"), "{detail}");
+    }
+
+    #[test]
+    fn a_seal_says_how_many_are_merged_and_how_many_are_left_out() {
+        let said = |weights: &[u64], rest| {
+            let input = |(unit, weight): (u32, &u64)| SealedInput {
+                unit: UnitIndex(unit),
+                epoch: Epoch(1),
+                weight: Weight(*weight),
+            };
+            of_ledger(&LedgerEvent::RoundSealed {
+                round: Round(3),
+                fragment: Fragment::FIRST,
+                inputs: (0..).zip(weights).map(input).collect(),
+                rest,
+            })
+        };
+        for (weights, rest, detail) in [
+            (&[32, 32, 32][..], 0, "3 contributions are merged"),
+            (&[32, 32], 1, "2 contributions are merged, and 1 more"),
+            (
+                &[32, 0, 32],
+                0,
+                "2 contributions are merged; left out: 1, too large beside the others",
+            ),
+            (
+                &[0, 0],
+                2,
+                "0 contributions are merged, and 2 more; left out: 2, too large beside the others",
+            ),
+        ] {
+            let expected = ("round 3".to_owned(), detail.to_owned());
+            assert_eq!(said(weights, rest), expected);
+        }
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! The comparison of norms and chunks, and ledgers that leave out another contribution.
 
 use kit::sized;
-use ledger::State;
+use ledger::{OpenSync, State};
 use schemas::contribution::Fate;
 use schemas::event::LedgerEvent;
 use schemas::lease::LeaseRef;
 use schemas::run::{Comparison, RunSpec};
-use schemas::{Chunks, Tokens, UnitIndex};
+use schemas::{Chunks, Fragment, Round, SyncId, Tokens, UnitIndex, Weight};
 
 use crate::kit::{Book, accepted, closed, granted, lease, opened, sealed, spec};
 
@@ -107,6 +107,26 @@ fn an_outlier_weighs_nothing_and_is_no_strike() {
     // An auditor compares the norms that decided.
     let norms = book.run().merges[0].inputs.iter().map(|input| input.norm);
     assert!(norms.eq([Some(1.0), Some(1.0), Some(4.5)]));
+}
+
+/// A forged checkpoint could merge what the ledger has left out.
+#[test]
+fn a_state_in_which_a_rejected_result_has_a_weight_is_no_ledgers() {
+    let mut book = Book::of(compared(3));
+    assert_eq!(round(&mut book, 0, &[1.0, 1.0, 4.5]), [2]);
+    book.note(&sealed(0, &[(0, 1, 32), (1, 1, 32), (2, 1, 0)], 0));
+    let mut run = book.run().clone();
+    run.check().expect("nothing is wrong with it");
+    let first = SyncId {
+        round: Round(0),
+        fragment: Fragment::FIRST,
+    };
+    match run.open.get_mut(&first) {
+        Some(OpenSync::Sealed(set)) => set[2].weight = Weight(32),
+        other => panic!("{other:?}"),
+    }
+    let fault = run.check().expect_err("no ledger comes to this");
+    assert!(fault.contains("does not count"), "{fault}");
 }
 
 #[test]
