@@ -74,8 +74,21 @@ fn a_hold_is_placed_once_and_lifted_once() {
         ),
         (kit::operator(), "odd norms", TIME)
     );
+    let shown = book.run().view(&run_id()).holds;
+    let [shown] = &shown[..] else {
+        panic!("one hold stands: {shown:?}");
+    };
+    assert_eq!(
+        (
+            shown.hold,
+            &shown.operator,
+            shown.reason.as_str(),
+            shown.since
+        ),
+        (Hold::Merges, &record.operator, "odd norms", TIME)
+    );
     book.note(&lifted());
-    assert!(book.run().holds.is_empty());
+    assert!(book.run().holds.is_empty() && book.run().view(&run_id()).holds.is_empty());
     book.refuse(&lifted());
 }
 

@@ -70,6 +70,7 @@ fn a_norm_is_compared_with_half_of_the_others() {
     assert_eq!(judged(&[0.0, 1.0, 0.0], &[]), none);
     assert_eq!(judged(&[0.0, 0.0], &[]), none);
     assert_eq!(judged(&[0.0, 1.0, 100.0], &[]), [2]);
+    assert_eq!(judged(&[0.0, 0.0, 1.0, 100.0], &[]), [3]);
     // Half of the contributions cannot raise the bound.
     assert_eq!(
         judged(&[1.0, 1.0, 99.0, 99.0], &[1.0, 1.0, 4.0, 4.0]),
@@ -149,6 +150,17 @@ fn what_was_left_out_is_no_measure_for_the_next_round() {
     assert_eq!(round(&mut book, 1, &[1.0, 100.0]), [1]);
     finish(&mut book, 1, 2, &[1]);
     assert_eq!(round(&mut book, 2, &[0.01, 1.0]), [0_u32; 0]);
+}
+
+/// The norms of a round count once beside those before it.
+#[test]
+fn a_round_that_takes_short_steps_is_compared_with_the_longer_ones_before() {
+    let mut book = Book::of(compared(4));
+    assert_eq!(round(&mut book, 0, &[10.0; 4]), [0_u32; 0]);
+    finish(&mut book, 0, 4, &[]);
+    assert_eq!(round(&mut book, 1, &[1.0, 1.0, 1.0, 35.0]), [0_u32; 0]);
+    finish(&mut book, 1, 4, &[]);
+    assert_eq!(round(&mut book, 2, &[1.0, 1.0, 1.0, 41.0]), [3]);
 }
 
 #[test]
