@@ -49,7 +49,7 @@ fn read(folder: &Path, trust: &TrustBundle) -> Log {
 }
 
 fn refused(opened: Result<Recorder, RecorderError>) -> (Code, String) {
-    let error = opened.err().expect("it may not sign");
+    let error = opened.expect_err("it may not sign");
     (error.code(), error.to_string())
 }
 

@@ -106,7 +106,7 @@ fn tl_03_no_altered_head_is_taken() {
     };
     let note = sign(&head);
     let open = |note: &[u8]| Head::open(note, ORIGIN, &[[1; 32], public()]);
-    assert_eq!(open(note.as_bytes()), Ok(head.clone()));
+    assert_eq!(open(note.as_bytes()), Ok(head));
     for at in 0..note.len() {
         for bit in 0..8 {
             let mut other = note.clone().into_bytes();

@@ -76,7 +76,7 @@ fn size(log: &Path) -> u64 {
 
 #[tokio::test]
 async fn fg_07_a_head_proves_the_record_and_shows_what_was_cut_altered_or_put_back() {
-    let mut cluster = trained().await;
+    let cluster = trained().await;
     let log = cluster.domain().layout().audit_log();
     let events = size(&log);
     assert!((10..256).contains(&events), "{events} events");

@@ -29,6 +29,6 @@ mod rebuild;
 pub use differ::{Differ, Difference, Differences, Place};
 pub use events::{Events, check_events};
 pub use fault::LogFault;
-pub use open::{Log, Read, Trusted, newest_head, origin};
+pub use open::{Each, Log, Read, Trusted, newest_head, origin};
 pub use proof::Proof;
 pub use rebuild::{Rebuilt, is_included};

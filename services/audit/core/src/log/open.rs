@@ -14,6 +14,9 @@ use super::rebuild::Rebuilt;
 /// Reads a file of a log by its name; none if it is not there. The error is in words.
 pub type Read<'a> = dyn Fn(&str) -> Result<Option<Vec<u8>>, String> + 'a;
 
+/// Takes an entry with its index, and says if reading goes on.
+pub type Each<'a> = dyn FnMut(u64, &[u8]) -> Result<(), LogFault> + 'a;
+
 /// The public facts against which a log is checked.
 #[derive(Clone, Debug)]
 pub struct Trusted {
@@ -165,11 +168,7 @@ impl Log {
     ///
     /// # Errors
     /// A bundle is gone, or is not what it was; or `each` fails.
-    pub fn again(
-        &self,
-        read: &Read<'_>,
-        each: &mut dyn FnMut(u64, &[u8]) -> Result<(), LogFault>,
-    ) -> Result<(), LogFault> {
+    pub fn again(&self, read: &Read<'_>, each: &mut Each<'_>) -> Result<(), LogFault> {
         let mut index = 0;
         for (bundle, digest) in Bundle::all(self.head.size).zip(&self.bundles) {
             let bytes = bundle_bytes(read, bundle)?;

@@ -19,7 +19,7 @@ fn places(of: &[(u64, &str)]) -> Vec<Place> {
             run: Some(run()),
             event: Event::Ledger(LedgerEvent::RunCompleted),
         };
-        Place::of(&emitter.sign(DOMAIN, body.encode())).unwrap()
+        Place::of(&emitter.sign(DOMAIN, body.encode())).expect("an event")
     };
     of.iter().map(place).collect()
 }

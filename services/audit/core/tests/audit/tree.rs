@@ -4,8 +4,7 @@
 use std::collections::BTreeMap;
 
 use audit_core::log::{
-    Differ, Difference, Events, Log, LogFault, Place, Proof, Rebuilt, Trusted, check_events,
-    is_included, origin,
+    Events, Log, LogFault, Proof, Rebuilt, Trusted, check_events, is_included, origin,
 };
 use audit_core::{Payload, Record};
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -39,7 +38,7 @@ const SERVICE: u8 = 77;
 fn trusted(written: &Written) -> Trusted {
     Trusted {
         domain: DOMAIN.to_owned(),
-        tenants: vec![nkey(0, &[9; 32]).parse().unwrap()],
+        tenants: vec![nkey(0, &[9; 32]).parse().expect("a key")],
         coordinators: vec![written.coordinator.public.clone()],
         heads: vec![key(SERVICE).verifying_key().to_bytes()],
     }
@@ -50,7 +49,7 @@ fn event(record: &Record) -> SignedEvent {
     let Payload::Whole(payload) = &record.payload else {
         panic!("no event is that long");
     };
-    SignedEvent::decode(payload).unwrap()
+    SignedEvent::decode(payload).expect("it was written as one")
 }
 
 /// The entries of the log, as the audit service takes them from what it keeps.
@@ -60,21 +59,21 @@ fn entries(written: &Written) -> Vec<Vec<u8>> {
     let is_event = |record: &&Record| examiner.is_entry(record, &examiner.examine(record));
     let events = written.records.iter().filter(is_event);
     events
-        .map(|record| chain::leaf(&event(record)).unwrap())
+        .map(|record| chain::leaf(&event(record)).expect("it has a key"))
         .collect()
 }
 
 /// Publishes a head after each of `sizes`.
 fn published(entries: &[Vec<u8>], sizes: &[usize], seed: u8) -> Files {
     let mut files = Files::new();
-    let mut writer = Writer::new(origin(DOMAIN), None).unwrap();
+    let mut writer = Writer::new(origin(DOMAIN), None).expect("a new log");
     let mut at = 0;
     for size in sizes {
         for entry in &entries[at..*size] {
-            writer.push(entry, 0).unwrap();
+            writer.push(entry, 0).expect("it is short");
         }
         at = *size;
-        let batch = writer.batch(sign(seed)).unwrap();
+        let batch = writer.batch(sign(seed)).expect("something is new");
         for Write { path, bytes } in batch.writes {
             files.insert(path, bytes);
         }
