@@ -195,6 +195,22 @@ async fn fg_07_a_head_proves_the_record_and_shows_what_was_cut_altered_or_put_ba
         ends(&cluster, &run, EXIT_TAMPERED, &[&back]).await;
     }
 
+    // A machine that has pinned nothing takes the older log, and not beside a proof that is newer.
+    let third = cluster.path("third");
+    fs::create_dir_all(&third).unwrap();
+    fs::copy(layout.trust(), third.join("trust.json")).unwrap();
+    let log_folder = [
+        "--domain",
+        "third",
+        "audit",
+        "verify",
+        "--log-folder",
+        "elsewhere/log",
+    ];
+    let beside = [&log_folder[..], &["--proof", "again.tlog-proof"]].concat();
+    ends(&cluster, &beside, EXIT_TAMPERED, &[&back]).await;
+    ends(&cluster, &log_folder, 0, &["verified", "the first head"]).await;
+
     // The broker's copy loses its beginning, and then everything.
     let provisioner = cluster
         .connect(Role::AuditProvisioner, "audit-provisioner")
