@@ -2,9 +2,9 @@
 //! message in which it came.
 //!
 //! An entry is `0x01`, the emitter's public key (32 bytes), its signature (64 bytes), and the body
-//! as it was signed. All that an emitter vouches for is in it, and nothing else: subject, position in a stream and
-//! time of storing are the broker's words. They follow from the body, and from the join in the
-//! ledger that names a worker's key.
+//! as it was signed. All that an emitter vouches for is in it, and nothing else. Position in a
+//! stream and time of storing are the broker's words; a subject follows from the body, and from
+//! the join in the ledger that names a worker's key.
 
 use schemas::PublicKey;
 use schemas::event::SignedEvent;

@@ -113,7 +113,7 @@ mod tests {
 
     use super::*;
 
-    /// The known answers of RFC 6962 implementations (`certificate-transparency`, `merkle_tree_test`).
+    /// The known answers that implementations of RFC 6962 are tested with.
     #[test]
     fn roots_are_those_of_rfc_6962() {
         let leaves: [&[u8]; 8] = [

@@ -210,6 +210,30 @@ fn partial_tiles_of_older_heads_are_removed() {
             .count(),
         4
     );
+    writer.push(&entry(6), 0).unwrap();
+    let removals = writer.batch(sign).unwrap().removals;
+    let expected = ["tile/0/000.p/5", "tile/entries/000.p/5"];
+    assert_eq!(removals, expected, "each once");
+}
+
+/// A tile that three heads share stays as long as the newest but one needs it.
+#[test]
+fn a_partial_tile_that_a_reader_may_need_stays() {
+    let mut files = Files::new();
+    let mut writer = begin(&mut files, 0..300);
+    publish(&mut writer, &mut files);
+    for (from, to) in [(300, 511), (511, 512)] {
+        (from..to).for_each(|at| writer.push(&entry(at), 0).unwrap());
+        publish(&mut writer, &mut files);
+    }
+    assert!(
+        files.contains_key("tile/1/000.p/1"),
+        "the head of size 511 needs it"
+    );
+    assert!(
+        !files.contains_key("tile/0/001.p/44"),
+        "only the oldest needed it"
+    );
 }
 
 #[test]
