@@ -518,6 +518,55 @@ fn tl_03_a_proof_of_what_is_no_event_does_not_hold() {
     }
 }
 
+/// A text has one form, and is bounded before it is used.
+#[test]
+fn other_texts_of_a_proof_are_refused() {
+    let (_, entries, files, trusted) = whole();
+    let log = open(&files, &trusted, None).unwrap();
+    let proof = log.prove(7, &entries[7]).unwrap();
+    let text = proof.text();
+    let second = text.replace("index 7\n", "index 07\n");
+    assert!(second != text && Proof::read(second.as_bytes()).is_err());
+    let with = |count| {
+        let hashes = vec![[0; 32]; count];
+        Proof::read(
+            Proof {
+                hashes,
+                ..proof.clone()
+            }
+            .text()
+            .as_bytes(),
+        )
+    };
+    assert!(with(64).is_ok() && with(65).is_err());
+}
+
+/// A stranger can have its own "ledger" recorded, in which other workers join with somebody's key.
+#[test]
+fn fg_07_a_join_that_no_coordinator_signed_makes_nobody_a_member() {
+    let honest = Written::write(&PLAN);
+    let mut stranger = Written::new(DOMAIN, 200);
+    for seed in PLAN.seed + 1..=PLAN.seed + PLAN.workers {
+        let member = Member {
+            worker: Member::new(150).worker,
+            ..Member::new(seed)
+        };
+        stranger.ledger(Some(run()), member.joined());
+    }
+    let mut all = entries(&stranger);
+    all.extend(entries(&honest));
+    let files = published(&all, &[all.len()], SERVICE);
+    let events = verify(&files, &trusted(&honest), None).map_err(|fault| fault.to_string());
+    let events = events.expect("nothing is wrong");
+    assert_eq!(
+        events.strangers,
+        u64::from(PLAN.workers),
+        "the joins themselves"
+    );
+    let verified = events.auditor.summary().verified;
+    assert_eq!(verified, honest.records.len() as u64);
+}
+
 #[test]
 fn a_log_that_changes_while_it_is_read_gives_no_verdict() {
     let (_, entries, files, trusted) = whole();
