@@ -47,6 +47,9 @@ pub struct AuditSection {
     pub trust: PathBuf,
     /// Folder of the append-only files; each service needs its own.
     pub folder: PathBuf,
+    /// Seed file of the key that signs heads of the log of all events. Not used in a domain of an
+    /// earlier release, whose trust bundle names no such key.
+    pub head_key: PathBuf,
 }
 
 impl Default for Config {
@@ -78,7 +81,8 @@ impl Config {
         );
         fill(&mut self.bus.ca, layout.ca());
         fill(&mut self.audit.trust, layout.trust());
-        fill(&mut self.audit.folder, layout.folder().join("audit"));
+        fill(&mut self.audit.folder, layout.audit_files());
+        fill(&mut self.audit.head_key, layout.head_key());
         self
     }
 

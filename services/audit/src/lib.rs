@@ -8,7 +8,8 @@
 //! | --- | --- |
 //! | `reader` | the stream, in order, across reconnects |
 //! | `files`, `line` | the append-only files |
-//! | `recorder` | auditor and files together: a batch in, findings out |
+//! | `log` | the log of all events: a Merkle tree with signed heads, beside the files |
+//! | `recorder` | auditor, files and log together: a batch in, findings out |
 //! | `intake` | workers' events: heard, checked, recorded, answered |
 //! | `service` | the loop of the program |
 //! | `replay` | a whole replay, and following on |
@@ -19,6 +20,7 @@ pub mod config;
 pub mod files;
 mod intake;
 mod line;
+pub mod log;
 pub mod program;
 pub mod reader;
 pub mod recomputation;

@@ -3,16 +3,22 @@
 
 use std::path::Path;
 
-use audit_core::{Auditor, Checked, Finding, Notice, PlacedFinding, Record, StreamSequence};
-use identity::TrustBundle;
+use audit_core::{
+    Auditor, Checked, Examined, Finding, Notice, PlacedFinding, Record, StreamSequence,
+};
+use identity::{HeadKey, TrustBundle};
 use rayon::prelude::*;
 use schemas::subject::AUDIT_STREAM;
 use schemas::{Code, UnixMillis, V};
+use tlog::Head;
 
 use crate::files::{self, AuditFiles, AuditFilesError, Comparison, FileEntry};
 use crate::line::{Kept, Line};
+use crate::log::{Log, LogError, Publication, entry};
 use crate::reader::Span;
 
+/// The folder of the log, in that of the files.
+pub const LOG_FOLDER: &str = "log";
 /// Lines of the files that are examined together at the start: enough for all cores, and a few MB.
 const RECALLED_AT_ONCE: usize = 1024;
 
@@ -21,6 +27,8 @@ const RECALLED_AT_ONCE: usize = 1024;
 pub struct Recorder {
     auditor: Auditor,
     files: AuditFiles,
+    /// The log of all events, if this service signs heads.
+    log: Option<Log>,
     /// The newest position that was read, in this reading from the stream's start.
     read: StreamSequence,
     /// Messages that the broker stored again unchanged, since the last report.
@@ -33,6 +41,9 @@ pub enum RecorderError {
     /// The files cannot be used.
     #[error(transparent)]
     Files(#[from] AuditFilesError),
+    /// The log cannot be continued.
+    #[error(transparent)]
+    Log(#[from] LogError),
     /// The stream is not the one that was kept. A second history behind the first would leave no
     /// evidence of either.
     #[error("stream {AUDIT_STREAM} contradicts the files in {folder} {found}")]
@@ -49,6 +60,7 @@ impl RecorderError {
     pub const fn code(&self) -> Code {
         match self {
             Self::Files(error) => error.code(),
+            Self::Log(error) => error.code(),
             Self::Contradicted { .. } => Code::RecordContradicted,
         }
     }
@@ -67,16 +79,89 @@ impl Recorder {
         let files = AuditFiles::open(folder, &mut |past| {
             waiting.push(past);
             if waiting.len() == RECALLED_AT_ONCE {
-                recall(&mut auditor, &mut waiting);
+                recall(&mut auditor, &mut waiting, &mut |_, _| {});
             }
         })?;
-        recall(&mut auditor, &mut waiting);
-        Ok(Self {
+        recall(&mut auditor, &mut waiting, &mut |_, _| {});
+        Ok(Self::of(auditor, files, None))
+    }
+
+    /// Opens the folder in the same way, and continues the log of all events in its subfolder
+    /// `log`, whose heads `key` signs.
+    ///
+    /// # Errors
+    /// As [`Recorder::open`]; or the trust bundle does not name the key; or the files lead to
+    /// another log than the one whose head was signed.
+    pub fn open_signing(
+        folder: &Path,
+        trust: &TrustBundle,
+        key: HeadKey,
+        now: UnixMillis,
+    ) -> Result<Self, RecorderError> {
+        let mut auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
+        let mut waiting = Vec::with_capacity(RECALLED_AT_ONCE);
+        // Opened when the files are locked: until then another service may publish heads there.
+        let open = || Log::open(&folder.join(LOG_FOLDER), trust, key.clone());
+        let mut log = None;
+        let examiner = auditor.examiner().clone();
+        let mut append = |record: &Record, examined: &Examined| {
+            if let Ok(open) = log.get_or_insert_with(open)
+                && let Err(error) = open.take(entry(&examiner, record, examined), now)
+            {
+                log = Some(Err(error));
+            }
+        };
+        let files = AuditFiles::open(folder, &mut |past| {
+            waiting.push(past);
+            if waiting.len() == RECALLED_AT_ONCE {
+                recall(&mut auditor, &mut waiting, &mut append);
+            }
+        })?;
+        recall(&mut auditor, &mut waiting, &mut append);
+        let mut log = log.unwrap_or_else(open)?;
+        log.begun()?;
+        Ok(Self::of(auditor, files, Some(log)))
+    }
+
+    const fn of(auditor: Auditor, files: AuditFiles, log: Option<Log>) -> Self {
+        Self {
             auditor,
             files,
+            log,
             read: StreamSequence(0),
             again: 0,
-        })
+        }
+    }
+
+    /// True if it is time for a head of the log.
+    pub fn is_head_due(&self, now: UnixMillis) -> bool {
+        self.log.as_ref().is_some_and(|log| log.is_due(now))
+    }
+
+    /// Publishes a head over everything that is kept, if there is anything new.
+    ///
+    /// # Errors
+    /// A file of the log cannot be written, or has other bytes than it should.
+    pub fn publish_head(&mut self) -> Result<Option<Head>, RecorderError> {
+        let Some(publication) = self.publication() else {
+            return Ok(None);
+        };
+        let head = publication.write()?;
+        self.head_published(&head);
+        Ok(Some(head))
+    }
+
+    /// The next head with its files, to be written beside other work; none if nothing is new. No
+    /// other may be begun before [`Recorder::head_published`].
+    pub fn publication(&mut self) -> Option<Publication> {
+        self.log.as_mut()?.publication()
+    }
+
+    /// Says that a publication was written.
+    pub fn head_published(&mut self, head: &Head) {
+        if let Some(log) = &mut self.log {
+            log.published(head);
+        }
     }
 
     /// Compares the stream's first and last position with the kept records, and the newest kept
@@ -171,11 +256,19 @@ impl Recorder {
         let (files, examiner) = (&self.files, self.auditor.examiner());
         let examine = |record: &Record| {
             let new = files.compare(record).is_none();
-            new.then(|| (record.digest(), examiner.examine(record)))
+            new.then(|| {
+                let examined = examiner.examine(record);
+                (
+                    record.digest(),
+                    entry(examiner, record, &examined),
+                    examined,
+                )
+            })
         };
         let examined: Vec<_> = records.par_iter().map(examine).collect();
         let mut lines = Vec::new();
         let mut findings = Vec::new();
+        let mut entries = Vec::new();
         for (record, examined) in records.iter().zip(examined) {
             let at = record.stream_sequence;
             let standing = self.files.compare(record);
@@ -202,7 +295,9 @@ impl Recorder {
             if standing.is_some() {
                 continue;
             }
-            let (digest, examined) = examined.expect("what is not kept now was not kept before");
+            let (digest, entry, examined) =
+                examined.expect("what is not kept now was not kept before");
+            entries.push(entry);
             self.files.know(record, digest);
             let mut results = self.auditor.place(examined).into_iter();
             let own = results.next().expect("every record has a result");
@@ -224,6 +319,12 @@ impl Recorder {
         }
         lines.extend(found_lines(&findings, now));
         self.files.append(&lines, now)?;
+        // Only now: a head must never cover what a crash can take away.
+        if let Some(log) = &mut self.log {
+            entries
+                .into_iter()
+                .try_for_each(|entry| log.take(entry, now))?;
+        }
         Ok(findings)
     }
 
@@ -292,17 +393,21 @@ pub fn recall_files(
     let known = files::read(folder, &mut |past| {
         waiting.push(past);
         if waiting.len() == RECALLED_AT_ONCE {
-            recall(auditor, &mut waiting);
+            recall(auditor, &mut waiting, &mut |_, _| {});
         }
     })?;
-    recall(auditor, &mut waiting);
+    recall(auditor, &mut waiting, &mut |_, _| {});
     let last = known.last_key_value();
     Ok(last.map_or(StreamSequence(0), |(last, _)| *last))
 }
 
-/// Gives the kept entries to the auditor again. It repeats all findings by itself, except those
-/// that only a comparison has shown.
-fn recall(auditor: &mut Auditor, past: &mut Vec<FileEntry>) {
+/// Gives the kept entries to the auditor again, and each record to `append`. The auditor repeats all
+/// findings by itself, except those that only a comparison has shown.
+fn recall(
+    auditor: &mut Auditor,
+    past: &mut Vec<FileEntry>,
+    append: &mut dyn FnMut(&Record, &Examined),
+) {
     let examiner = auditor.examiner();
     let examine = |past: &FileEntry| match past {
         FileEntry::Record(record) => Some(examiner.examine(record)),
@@ -311,8 +416,10 @@ fn recall(auditor: &mut Auditor, past: &mut Vec<FileEntry>) {
     let examined: Vec<_> = past.par_iter().map(examine).collect();
     for (past, examined) in past.drain(..).zip(examined) {
         match past {
-            FileEntry::Record(_) => {
-                auditor.place(examined.expect("each record was examined"));
+            FileEntry::Record(record) => {
+                let examined = examined.expect("each record was examined");
+                append(&record, &examined);
+                auditor.place(examined);
             }
             FileEntry::Finding(found) => match found.finding {
                 Finding::Truncated { .. } | Finding::Altered { .. } => auditor.note(&found),

@@ -5,21 +5,26 @@
 use std::time::Duration;
 
 use audit_core::{Notice, PlacedFinding, Record, StreamSequence};
-use identity::TrustBundle;
+use identity::{HeadKey, TrustBundle};
 use metrics::gauge;
 use runtime::metrics::{AUDIT_KEPT, AUDIT_PENDING};
 use runtime::{Bus, Failure, StreamError, clock};
 use schemas::Code;
+use tlog::Head;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::intake::Intake;
+use crate::log::LogError;
 use crate::reader::{Reader, Span};
 use crate::recorder::{Recorder, RecorderError};
 
 /// Time between two comparisons of the stream's end with the kept records.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
+/// Time between two looks whether a head of the log is due. It is short beside the wait of a head.
+const HEAD_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Most findings of one batch that are logged one by one; the files have all of them.
 const FINDINGS_LOGGED_MAX: usize = 20;
 
@@ -43,7 +48,13 @@ impl Service {
         let trust = TrustBundle::read(&config.audit.trust)
             .map_err(|error| Failure::new(error.code(), format!("audit.trust: {error}")))?;
         let (folder, domain) = (config.audit.folder.clone(), trust.domain.to_string());
-        let recorder = blocking(move || Recorder::open(&folder, &trust)).await?;
+        let recorder = match head_key(config, &trust)? {
+            Some(key) => {
+                let now = clock::now();
+                blocking(move || Recorder::open_signing(&folder, &trust, key, now)).await?
+            }
+            None => blocking(move || Recorder::open(&folder, &trust)).await?,
+        };
         let connected = Bus::connect("diloco-audit", &config.bus, clock::now()).await;
         let bus = connected?;
         // Reads from the first message on, so that the whole stream is compared with the kept
@@ -86,6 +97,9 @@ impl Service {
         tell_all(&mut recorder, &notices).await;
         let mut look = tokio::time::interval(COMPARE_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut heads = tokio::time::interval(HEAD_LOOK_EVERY);
+        heads.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut publishing = Publishing::default();
         let mut level = false;
         loop {
             tokio::select! {
@@ -93,6 +107,7 @@ impl Service {
                 records = reader.batch_behind(recorder.read()) => {
                     recorder = take(recorder, records).await?;
                     tell_all(&mut recorder, &notices).await;
+                    publishing.begin_if_due(&mut recorder);
                     tracing::debug!(kept = recorder.files().len(), last = recorder.files().last().0, "a batch is kept");
                     gauge!(AUDIT_KEPT).set(recorder.files().len() as f64);
                     gauge!(AUDIT_PENDING).set(reader.pending() as f64);
@@ -106,11 +121,21 @@ impl Service {
                     ended.map_err(|error| Failure::new(Code::Internal, error))??;
                     break;
                 }
+                _ = heads.tick() => publishing.begin_if_due(&mut recorder),
+                head = publishing.ended() => recorder.head_published(&head?),
                 _ = look.tick() => match Ends::ask(&reader, &recorder).await {
                     Ok(ends) => recorder = compare(recorder, ends).await?,
                     Err(error) => tracing::warn!(code = %error.code(), %error, "the end of the stream is not known"),
                 }
             }
+        }
+        // What was kept last is covered too.
+        if publishing.0.is_some() {
+            recorder.head_published(&publishing.ended().await?);
+        }
+        publishing.begin(&mut recorder);
+        if publishing.0.is_some() {
+            publishing.ended().await?;
         }
         tracing::info!(
             kept = recorder.files().len(),
@@ -118,6 +143,58 @@ impl Service {
             "the audit has ended"
         );
         Ok(())
+    }
+}
+
+/// The key that signs heads of the log; none in a domain of an earlier release.
+fn head_key(config: &Config, trust: &TrustBundle) -> Result<Option<HeadKey>, Failure> {
+    if trust.head_keys.is_empty() {
+        let code = Code::LogUnproven;
+        tracing::warn!(%code, "the trust bundle names no key for tree heads, so no log is written; `diloctl up` or \
+                       `diloctl auth config` makes one");
+        return Ok(None);
+    }
+    let path = &config.audit.head_key;
+    if !path.exists() {
+        let text = format!(
+            "audit.head_key: {} is not there, but the trust bundle names a key for tree heads; copy it from `keys` of the \
+             domain's folder",
+            path.display()
+        );
+        return Err(Failure::new(Code::CredentialMissing, text));
+    }
+    HeadKey::read(path)
+        .map(Some)
+        .map_err(|error| Failure::new(error.code(), format!("audit.head_key: {error}")))
+}
+
+/// The head that is being written, beside the loop: its files take a disk's time, and workers'
+/// events are waiting meanwhile.
+#[derive(Default)]
+struct Publishing(Option<JoinHandle<Result<Head, LogError>>>);
+
+impl Publishing {
+    fn begin_if_due(&mut self, recorder: &mut Recorder) {
+        if self.0.is_none() && recorder.is_head_due(clock::now()) {
+            self.begin(recorder);
+        }
+    }
+
+    fn begin(&mut self, recorder: &mut Recorder) {
+        let publication = recorder.publication();
+        self.0 = publication.map(|one| tokio::task::spawn_blocking(|| one.write()));
+    }
+
+    /// Waits until a head that was begun is published. If none was, it waits for ever.
+    async fn ended(&mut self) -> Result<Head, Failure> {
+        let Some(writing) = &mut self.0 else {
+            return std::future::pending().await;
+        };
+        let written = writing.await;
+        self.0 = None;
+        let head = written.map_err(|error| Failure::new(Code::Internal, error))??;
+        tracing::debug!(size = head.size, "a head of the log is published");
+        Ok(head)
     }
 }
 

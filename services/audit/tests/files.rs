@@ -9,6 +9,8 @@
 )]
 #[path = "audit/chain_writer.rs"]
 mod chain_writer;
+#[path = "files/log.rs"]
+mod log;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -130,6 +132,7 @@ fn contradiction(result: Result<impl std::fmt::Debug, RecorderError>) -> Finding
     match error {
         RecorderError::Contradicted { found, .. } => found.finding,
         RecorderError::Files(error) => panic!("{error}"),
+        RecorderError::Log(error) => panic!("{error}"),
     }
 }
 

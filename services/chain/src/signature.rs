@@ -97,11 +97,19 @@ pub fn signed_bytes(domain: &str, body: &[u8]) -> Vec<u8> {
 
 /// The raw key in the text form: base32 of a prefix byte, 32 bytes, and their CRC-16, low byte
 /// first.
-fn user_key(text: &str) -> Option<[u8; KEY_BYTES]> {
+pub(crate) fn user_key(text: &str) -> Option<[u8; KEY_BYTES]> {
     let raw = BASE32_NOPAD.decode(text.as_bytes()).ok()?;
     let (content, checksum) = raw.split_at_checked(1 + KEY_BYTES)?;
     let right = content[0] == USER_PREFIX && checksum == crc16(content).to_le_bytes();
     right.then(|| content[1..].try_into().expect("split after 33 bytes"))
+}
+
+/// The text form of a raw key.
+pub(crate) fn public_key(raw: &[u8; KEY_BYTES]) -> PublicKey {
+    let content = [&[USER_PREFIX][..], raw].concat();
+    let checksum = crc16(&content).to_le_bytes();
+    let text = BASE32_NOPAD.encode(&[&content[..], &checksum].concat());
+    text.parse().expect("the text form of a user's key")
 }
 
 /// CRC-16/XMODEM: polynomial 0x1021, start 0, most significant bit first.

@@ -374,6 +374,33 @@ pub(crate) enum Audit {
     /// outcome with the ledger bit for bit. The rows say what is verified; a round that differs is
     /// evidence against the coordinator, and a round without its objects has no verdict.
     Recompute(Recompute),
+    /// Verify the newest signed head of the log of all events, that it continues the head that this
+    /// machine verified last, and pin it here. A head that goes back, or of another history, is
+    /// evidence (exit status 10).
+    Head(Log),
+    /// Write the proof that one event is in the log, with the signed head: a C2SP tlog-proof, which
+    /// holds the event and needs nothing else to be verified than the trust bundle.
+    Prove {
+        /// The event: the sha256 of its body (`sha256:…`), its emitter and number (`KEY:NUMBER`), or
+        /// its index in the log.
+        event: LoggedEvent,
+        /// File to write; by default `event-INDEX.tlog-proof` in the current folder.
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+        #[command(flatten)]
+        log: Log,
+    },
+    /// Verify the log, without a bus: its head, the tree over its events, its tiles, the signature
+    /// and chain of every event, and that it continues the head that this machine verified last.
+    Verify {
+        /// Verify this proof. Without `--log-folder` the proof alone, which needs no log.
+        #[arg(long, value_name = "FILE")]
+        proof: Option<PathBuf>,
+        #[command(flatten)]
+        log: Log,
+    },
+    /// Compare stream AUDIT with the log, and say what the stream lost or what was changed in it.
+    Diff(Log),
     /// Print events as they come.
     Tail {
         /// Show only events of this run, and events that concern no run.
@@ -401,6 +428,53 @@ pub(crate) struct Descendants {
     /// is read, with the auditor's credentials.
     #[arg(long, value_name = "DIR")]
     pub(crate) ledger: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Log {
+    /// Folder of the log, or of a copy; by default that of the audit service in the domain's folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) log_folder: Option<PathBuf>,
+}
+
+/// An event, as `audit prove` names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LoggedEvent {
+    /// By the digest of its body.
+    Digest(Digest),
+    /// By its emitter and its number.
+    Number(schemas::PublicKey, schemas::ChainSequence),
+    /// By its index in the log.
+    Index(u64),
+}
+
+impl std::str::FromStr for LoggedEvent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with("sha256:") {
+            return parse_digest(text).map(Self::Digest);
+        }
+        let refused = || "a digest `sha256:…`, `KEY:NUMBER`, or an index in the log".to_owned();
+        match text.split_once(':') {
+            Some((key, number)) => {
+                let key = key.parse().map_err(|_| refused())?;
+                let number = number.parse().map_err(|_| refused())?;
+                Ok(Self::Number(key, schemas::ChainSequence(number)))
+            }
+            None => text.parse().map(Self::Index).map_err(|_| refused()),
+        }
+    }
+}
+
+impl std::fmt::Display for LoggedEvent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Digest(digest) => write!(f, "the event with the body {digest}"),
+            Self::Number(key, number) => write!(f, "event {number} of {key}"),
+            Self::Index(index) => write!(f, "index {index}"),
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -16,7 +16,7 @@ use crate::init::quotable;
 use crate::jwt::{JwtError, Subject, check_label, mint, mint_or_keep};
 use crate::key::{KeyError, KeyKind, SigningKey};
 use crate::layout::DomainLayout;
-use crate::purpose::{AuditKey, ConnectionKey, ManifestKey};
+use crate::purpose::{AuditKey, ConnectionKey, HeadKey, ManifestKey};
 use crate::secret::{FileError, create_private_folder, read_secret, write_private};
 use crate::store_keys::{AccessKey, StoreKeys, StoreKeysError};
 use crate::tls::{Authority, TlsError};
@@ -533,6 +533,8 @@ pub(crate) fn make(
     let (manifest, audit) = (ManifestKey::generate(), AuditKey::generate());
     manifest.seed().write(&layout.manifest_key())?;
     audit.seed().write(&layout.coordinator_audit_key())?;
+    let head = HeadKey::generate();
+    head.seed().write(&layout.head_key())?;
     let (authority, certified) = Authority::generate(now)?;
     write_private(&layout.ca(), certified.certificate.as_bytes())?;
     write_private(&layout.ca_key(), certified.key.as_bytes())?;
@@ -555,6 +557,7 @@ pub(crate) fn make(
         ],
         manifest_keys: vec![manifest.public().clone()],
         audit_keys: vec![audit.public().clone()],
+        head_keys: vec![head.public().clone()],
         ca: layout.ca_relative(),
     };
     Ok(trust.write(&layout.trust())?)

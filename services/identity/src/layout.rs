@@ -48,6 +48,11 @@ impl DomainLayout {
         self.key("manifest")
     }
 
+    /// The seed file of the key that signs heads of the log.
+    pub fn head_key(&self) -> PathBuf {
+        self.key("audit-head")
+    }
+
     /// The certificate of the private authority.
     pub fn ca(&self) -> PathBuf {
         self.folder.join(self.ca_relative())
@@ -106,6 +111,16 @@ impl DomainLayout {
     /// The append-only files of the audit service.
     pub fn audit_files(&self) -> PathBuf {
         self.folder.join("audit")
+    }
+
+    /// The log that the audit service writes.
+    pub fn audit_log(&self) -> PathBuf {
+        self.audit_files().join("log")
+    }
+
+    /// The newest head of the log that was verified on this machine.
+    pub fn pinned_head(&self) -> PathBuf {
+        self.folder.join("audit-head.pin")
     }
 
     /// The lock file; the command that changes the domain holds it.
@@ -177,6 +192,9 @@ mod tests {
             (layout.broker_data(), "d/nats"),
             (layout.ledger_mark(), "d/ledger.mark"),
             (layout.audit_files(), "d/audit"),
+            (layout.audit_log(), "d/audit/log"),
+            (layout.head_key(), "d/keys/audit-head.nk"),
+            (layout.pinned_head(), "d/audit-head.pin"),
             (layout.lock(), "d/lock"),
         ] {
             assert_eq!(path, Path::new(place));

@@ -33,7 +33,7 @@ pub use key::{KeyKind, SigningKey};
 pub use layout::DomainLayout;
 pub use lock::DomainLock;
 pub use mark::{Mark, MarkFile};
-pub use purpose::{AuditKey, ConnectionKey, ManifestKey};
+pub use purpose::{AuditKey, ConnectionKey, HeadKey, ManifestKey};
 pub use secret::Seed;
 pub use source::{BusTls, CredentialSource};
 pub use store_keys::{AccessKey, StoreKeys};

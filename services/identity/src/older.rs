@@ -1,5 +1,6 @@
-//! A domain of an earlier release, in which auditors connected to the account of the copy itself,
-//! is taken over: it gets an account for readers, and its auditors get tokens for that account.
+//! A domain of an earlier release is taken over. If auditors connected to the account of the copy
+//! itself, it gets an account for readers, and its auditors get tokens for that account. If its
+//! events had no tree, it gets a key that signs tree heads, which its trust bundle names.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,15 +14,17 @@ use crate::credentials::{Credentials, CredentialsError};
 use crate::domain::{Domain, DomainError, account_key_name};
 use crate::jwt::{Subject, mint};
 use crate::key::{KeyKind, SigningKey};
+use crate::purpose::HeadKey;
 use crate::secret::FileError;
+use crate::trust::TrustBundle;
 
 impl Domain {
     /// Makes what a domain of an earlier release lacks: the key of the readers' account, and in the
-    /// domain's folder auditors' tokens for it, with the same keys and the same end of validity. It
-    /// changes nothing in a domain that has both.
+    /// domain's folder auditors' tokens for it, with the same keys and the same end of validity; and
+    /// the key that signs tree heads. It changes nothing in a domain that has all.
     ///
     /// # Errors
-    /// A key or a credentials file cannot be read or written.
+    /// A key, a credentials file or the trust bundle cannot be read or written.
     pub(crate) fn take_over(&self, now: UnixMillis) -> Result<(), DomainError> {
         let key = self.layout().key(account_key_name(Account::Readers));
         if !key.exists() {
@@ -32,7 +35,24 @@ impl Domain {
         for path in self.credentials_files()? {
             self.move_auditor(&path, &readers, &signer, now)?;
         }
-        Ok(())
+        self.give_head_key()
+    }
+
+    /// Makes the key that signs tree heads. The bundle that is on the disk names it last, so that a
+    /// bundle never names a key that is not there.
+    fn give_head_key(&self) -> Result<(), DomainError> {
+        let path = self.layout().trust();
+        let mut trust = TrustBundle::read(&path)?;
+        if !trust.head_keys.is_empty() {
+            return Ok(());
+        }
+        let file = self.layout().head_key();
+        if !file.exists() {
+            HeadKey::generate().seed().write(&file)?;
+        }
+        trust.head_keys.push(HeadKey::read(&file)?.public().clone());
+        trust.ca = self.layout().ca_relative();
+        Ok(trust.write(&path)?)
     }
 
     /// Gives an auditor with a token for another account one for the readers' account. Files of

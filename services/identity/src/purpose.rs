@@ -6,8 +6,9 @@ use std::fmt;
 use std::path::Path;
 
 use schemas::PublicKey;
+use tlog::Head;
 
-use crate::key::{KeyError, KeyKind, SIGNATURE_BYTES, SigningKey};
+use crate::key::{KeyError, KeyKind, SIGNATURE_BYTES, SigningKey, public_bytes};
 use crate::secret::Seed;
 
 /// Longest nonce that is signed; the broker's have 15 characters.
@@ -24,6 +25,11 @@ pub struct AuditKey(SigningKey);
 /// The key with which the coordinator signs lease manifests. Never used on a connection.
 #[derive(Clone)]
 pub struct ManifestKey(SigningKey);
+
+/// The key with which the audit service signs heads of the log. A head is text without a prefix, so
+/// a nonce could be one: never used on a connection.
+#[derive(Clone)]
+pub struct HeadKey(SigningKey);
 
 macro_rules! purpose {
     ($name:ident, $kind:expr) => {
@@ -72,6 +78,8 @@ purpose!(ConnectionKey, KeyKind::User);
 purpose!(AuditKey, KeyKind::User);
 // It has another letter than the other two, so that their files cannot be confused with its file.
 purpose!(ManifestKey, KeyKind::Account);
+// For the same reason. Both sign text: a manifest has no line break, and a head has three.
+purpose!(HeadKey, KeyKind::Account);
 
 impl ConnectionKey {
     /// Signs a server's nonce.
@@ -93,6 +101,15 @@ impl AuditKey {
     /// Signs bytes that carry their own domain prefix.
     pub(crate) fn sign(&self, prefixed: &[u8]) -> [u8; SIGNATURE_BYTES] {
         self.0.sign(prefixed)
+    }
+}
+
+impl HeadKey {
+    /// Signs a head: the result is the signed text.
+    pub fn sign_head(&self, head: &Head) -> String {
+        let signature = self.0.sign(head.text().as_bytes());
+        let key = public_bytes(self.public()).expect("a key's own public half");
+        head.signed(&key, &signature)
     }
 }
 
@@ -132,18 +149,37 @@ mod tests {
     }
 
     #[test]
+    fn tl_03_a_signed_head_is_signed_by_its_key_alone_and_is_no_nonce() {
+        let (key, other) = (HeadKey::generate(), HeadKey::generate());
+        let head = Head {
+            origin: "diloco/test".to_owned(),
+            size: 3,
+            root: [5; 32],
+        };
+        let raw = |key: &HeadKey| public_bytes(key.public()).expect("its own");
+        let note = key.sign_head(&head);
+        let open = |keys: &[[u8; 32]]| Head::open(note.as_bytes(), &head.origin, keys);
+        assert_eq!(open(&[raw(&other), raw(&key)]), Ok(head.clone()));
+        assert!(open(&[raw(&other)]).is_err());
+        let connection = ConnectionKey::generate();
+        assert!(connection.sign_nonce(head.text().as_bytes()).is_err());
+    }
+
+    #[test]
     fn keys_print_their_public_half_only() {
-        let (connection, audit, manifest) = (
+        let (connection, audit, manifest, head) = (
             ConnectionKey::generate(),
             AuditKey::generate(),
             ManifestKey::generate(),
+            HeadKey::generate(),
         );
         let signing = SigningKey::generate(KeyKind::Operator);
-        let printed = format!("{connection:?} {audit:?} {manifest:?} {signing:?}");
+        let printed = format!("{connection:?} {audit:?} {manifest:?} {head:?} {signing:?}");
         for seed in [
             connection.seed(),
             audit.seed(),
             manifest.seed(),
+            head.seed(),
             signing.seed(),
         ] {
             assert!(!printed.contains(seed.expose()));
@@ -153,6 +189,7 @@ mod tests {
             connection.public(),
             audit.public(),
             manifest.public(),
+            head.public(),
             signing.public(),
         ] {
             assert!(printed.contains(public.as_str()), "{public} in {printed}");

@@ -443,7 +443,8 @@ mod tests {
     #[test]
     fn ls_08_secrets_have_no_equality_but_one_in_constant_time() {
         use crate::{
-            AccessKey, AuditKey, ConnectionKey, Credentials, ManifestKey, SigningKey, StoreKeys,
+            AccessKey, AuditKey, ConnectionKey, Credentials, HeadKey, ManifestKey, SigningKey,
+            StoreKeys,
         };
         for (name, has_equality, expected) in [
             ("String", Probe::<String>::HAS_EQUALITY, true),
@@ -456,6 +457,7 @@ mod tests {
             ("ConnectionKey", Probe::<ConnectionKey>::HAS_EQUALITY, false),
             ("AuditKey", Probe::<AuditKey>::HAS_EQUALITY, false),
             ("ManifestKey", Probe::<ManifestKey>::HAS_EQUALITY, false),
+            ("HeadKey", Probe::<HeadKey>::HAS_EQUALITY, false),
             ("Credentials", Probe::<Credentials>::HAS_EQUALITY, false),
         ] {
             assert_eq!(has_equality, expected, "{name}");

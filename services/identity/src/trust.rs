@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use schemas::{AccountId, Code, PublicKey, V};
 use serde::{Deserialize, Serialize};
 
-use crate::key::{KeyError, KeyKind, parse_public};
+use crate::key::{KeyError, KeyKind, parse_public, public_bytes};
 use crate::secret::{FileError, read_anchor, write_private};
 
 /// Most tenants of one domain. Each has a stream, for which the broker reserves space.
@@ -21,7 +21,7 @@ pub const KEYS_MAX: usize = 16;
 #[serde(deny_unknown_fields)]
 pub struct TrustBundle {
     /// Version.
-    pub v: V<2>,
+    pub v: V<3>,
     /// The domain: its operator's public key.
     pub domain: PublicKey,
     /// The accounts of tenants: each has a stream for its workers' events.
@@ -31,6 +31,9 @@ pub struct TrustBundle {
     pub manifest_keys: Vec<PublicKey>,
     /// The keys that the coordinator's events may be signed with, oldest first.
     pub audit_keys: Vec<PublicKey>,
+    /// The keys that heads of the log may be signed with. None in a bundle of an earlier release,
+    /// with which no head can be checked.
+    pub head_keys: Vec<PublicKey>,
     /// The certificate authority of bus and store; relative paths start at the bundle's folder.
     pub ca: PathBuf,
 }
@@ -98,9 +101,11 @@ impl TrustBundle {
             path: path.to_owned(),
             source,
         };
-        let value: serde_json::Value = serde_json::from_str(&text).map_err(malformed)?;
-        if value.get("v") == Some(&serde_json::Value::from(1)) {
-            return Err(TrustError::Older(path.to_owned()));
+        let mut value: serde_json::Value = serde_json::from_str(&text).map_err(malformed)?;
+        match value.get("v").and_then(serde_json::Value::as_u64) {
+            Some(1) => return Err(TrustError::Older(path.to_owned())),
+            Some(2) => add_third_version(&mut value),
+            _ => {}
         }
         let mut bundle: Self = serde_json::from_value(value).map_err(malformed)?;
         bundle.check()?;
@@ -122,6 +127,12 @@ impl TrustBundle {
         Ok(write_private(path, text.as_bytes())?)
     }
 
+    /// The keys that heads of the log may be signed with, as raw keys.
+    pub fn raw_head_keys(&self) -> Vec<[u8; 32]> {
+        let raw = |key| public_bytes(key).expect("the bundle was checked");
+        self.head_keys.iter().map(raw).collect()
+    }
+
     /// The manifest key of this text, if it is trusted.
     pub(crate) fn manifest_key(&self, key_id: &str) -> Option<&PublicKey> {
         self.manifest_keys.iter().find(|key| key.as_str() == key_id)
@@ -136,11 +147,12 @@ impl TrustBundle {
             parse_public(tenant.as_str(), KeyKind::Account)?;
         }
         let lists = [
-            ("manifest keys", KeyKind::Account, &self.manifest_keys),
-            ("audit keys", KeyKind::User, &self.audit_keys),
+            ("manifest keys", KeyKind::Account, &self.manifest_keys, 1),
+            ("audit keys", KeyKind::User, &self.audit_keys, 1),
+            ("head keys", KeyKind::Account, &self.head_keys, 0),
         ];
-        for (list, kind, keys) in lists {
-            if keys.is_empty() || keys.len() > KEYS_MAX {
+        for (list, kind, keys, least) in lists {
+            if keys.len() < least || keys.len() > KEYS_MAX {
                 return Err(TrustError::Count {
                     list,
                     count: keys.len(),
@@ -154,11 +166,22 @@ impl TrustBundle {
     }
 }
 
+/// Bundles of the second version name no key for heads.
+fn add_third_version(value: &mut serde_json::Value) {
+    if let Some(fields) = value
+        .as_object_mut()
+        .filter(|fields| !fields.contains_key("head_keys"))
+    {
+        fields.insert("v".to_owned(), 3.into());
+        fields.insert("head_keys".to_owned(), serde_json::json!([]));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::key::SigningKey;
-    use crate::purpose::{AuditKey, ManifestKey};
+    use crate::purpose::{AuditKey, HeadKey, ManifestKey};
 
     fn bundle() -> TrustBundle {
         TrustBundle {
@@ -176,6 +199,7 @@ mod tests {
                 ManifestKey::generate().public().clone(),
             ],
             audit_keys: vec![AuditKey::generate().public().clone()],
+            head_keys: vec![HeadKey::generate().public().clone()],
             ca: "tls/ca.pem".into(),
         }
     }
@@ -188,6 +212,42 @@ mod tests {
         written.write(&path).expect("the folder takes files");
         written.ca = scratch.path().join("tls/ca.pem");
         assert_eq!(TrustBundle::read(&path).expect("just written"), written);
+    }
+
+    /// Bundles are copied to machines by hand, so those of the release before stay in use.
+    #[test]
+    fn tl_03_a_bundle_of_the_version_before_is_read_and_trusts_no_head() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("trust.json");
+        let new = bundle();
+        let mut value = serde_json::to_value(&new).expect("it is JSON");
+        let write = |value: &serde_json::Value| {
+            write_private(&path, value.to_string().as_bytes()).expect("the folder takes files");
+        };
+        value["v"] = 2.into();
+        write(&value);
+        assert!(
+            TrustBundle::read(&path).is_err(),
+            "that version had no such list"
+        );
+        let fields = value.as_object_mut().expect("an object");
+        fields.remove("head_keys");
+        write(&value);
+        let old = TrustBundle::read(&path).expect("the version before");
+        assert!(old.head_keys.is_empty() && old.raw_head_keys().is_empty());
+        assert_eq!(old.audit_keys, new.audit_keys);
+        old.write(&path).expect("the folder takes files");
+        assert_eq!(
+            TrustBundle::read(&path).expect("just written").head_keys,
+            []
+        );
+        value["v"] = 3.into();
+        write(&value);
+        assert!(
+            TrustBundle::read(&path).is_err(),
+            "this version has the list"
+        );
+        assert_eq!(new.raw_head_keys().len(), 1);
     }
 
     #[test]

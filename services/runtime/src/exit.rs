@@ -91,7 +91,8 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::StreamMissing
         | Code::WorkerUnknown
         | Code::DigestUnknown
-        | Code::RoundNotMerged => EXIT_NOT_FOUND,
+        | Code::RoundNotMerged
+        | Code::EventUnlogged => EXIT_NOT_FOUND,
         Code::RunExists
         | Code::DomainExists
         | Code::DomainBusy
@@ -107,7 +108,9 @@ pub const fn exit_status(code: Code) -> u8 {
         // When this process is started again, the server may have another certificate.
         Code::ServerCertificateExpired | Code::CertificateUntrusted => EXIT_DENIED,
         Code::NoAnswer => EXIT_NO_ANSWER,
-        Code::NoVerdict | Code::RoundUnproven | Code::RecordUnproven => EXIT_NO_VERDICT,
+        Code::NoVerdict | Code::RoundUnproven | Code::RecordUnproven | Code::LogUnproven => {
+            EXIT_NO_VERDICT
+        }
         Code::AuditRejected => EXIT_WORKERS_EVENTS,
         // The name cannot be used any more: a service manager must not start this process again.
         Code::WorkerRemoved | Code::WorkerQuarantined => EXIT_USAGE,

@@ -77,6 +77,7 @@ const CRATES: &[&str] = &[
     "recompute",
     "runtime",
     "schemas",
+    "tlog",
     "torch",
     "trainer",
     "worker_core",

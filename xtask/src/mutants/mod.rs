@@ -53,6 +53,7 @@ struct GuardedPackage {
 /// All guarded packages, in the order in which they are tried.
 const GUARDED: &[GuardedPackage] = &[
     guarded("chain", "services/chain/src"),
+    guarded("tlog", "services/tlog/src"),
     guarded("ledger", "services/ledger/src"),
     guarded("merge", "services/merge/src"),
     guarded("identity", "services/identity/src"),

@@ -121,6 +121,28 @@ impl Examiner {
         all.collect()
     }
 
+    /// True if a record, examined to `examined`, is an entry of the log: it proves its own author.
+    /// The key that it names has signed it, as an event of this domain, and it stands under a
+    /// subject that fits what it says. That does not depend on the keys that are trusted, which
+    /// may become more: the log of the same records is the same for ever.
+    pub fn is_entry(&self, record: &Record, examined: &Examined) -> bool {
+        matches!(examined.content, Content::Ledger(_) | Content::Worker(_))
+            || self.proves_itself(record)
+    }
+
+    fn proves_itself(&self, record: &Record) -> bool {
+        let (Ok(incoming), Payload::Whole(payload)) = (record.subject.parse(), &record.payload)
+        else {
+            return false;
+        };
+        let is_kept = matches!(
+            incoming,
+            Incoming::Ledger { .. } | Incoming::Recorded { .. }
+        );
+        let opened = || Claimed::read(payload).ok()?.open(&self.signatures).ok();
+        is_kept && opened().is_some_and(|entry| entry.stands_under(&incoming).is_ok())
+    }
+
     /// The form of an event, under a subject where the key that it claims may be in a chain.
     fn claimed(&self, record: &Record) -> Result<(Place, Claimed), Finding> {
         let malformed = |reason: String| Finding::Malformed { reason };

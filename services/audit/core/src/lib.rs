@@ -18,14 +18,15 @@
 //! | `intake` | checks of workers' events before they are recorded |
 //! | `rate` | the messages that one worker may send, and have recorded |
 //! | `verdict` | verdicts on single records |
+//! | `log` | the tree over all events: its heads, proofs, and the comparison with a stream |
 //! | `recompute` | merges that are made again, and their comparison with the record |
 //! | `lineage` | the rounds and snapshots that descend from an object |
 //! | `timeline` | an event as a line for people |
 //! | `summary` | the outcome of a whole replay |
 //!
 //! Chains show what is missing between two events of one emitter. They cannot show that the newest
-//! events of an emitter were cut off. A tree over all events, with heads that others keep, will
-//! show that; it does not exist yet.
+//! events of an emitter were cut off: [`log`] does, with a tree over all events whose heads others
+//! keep.
 
 mod check;
 mod emitter;
@@ -33,6 +34,7 @@ mod examine;
 mod finding;
 mod intake;
 pub mod lineage;
+pub mod log;
 mod rate;
 pub mod recompute;
 mod record;

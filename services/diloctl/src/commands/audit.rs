@@ -2,6 +2,7 @@
 
 mod in_order;
 pub(crate) mod lineage;
+mod log;
 mod recompute;
 mod record;
 mod sources;
@@ -37,6 +38,10 @@ pub(crate) async fn run(context: &Context, command: &Audit) -> Result<(), Failur
             summary,
         } => replay(context, run.as_ref(), *summary).await,
         Audit::Recompute(command) => recompute::run(context, command).await,
+        Audit::Head(from) => log::head(context, from),
+        Audit::Prove { event, to, log } => log::prove(context, event, to.as_deref(), log),
+        Audit::Verify { proof, log } => log::verify(context, proof.as_deref(), log),
+        Audit::Diff(from) => log::diff(context, from).await,
         Audit::Tail { run } => tail(context, run.as_ref()).await,
     }
 }

@@ -265,6 +265,12 @@ fn show(context: &Context) -> Result<(), Failure> {
             .iter()
             .map(ToString::to_string)
             .collect(),
+        head_keys: domain
+            .trust()
+            .head_keys
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         credentials: rows,
     });
     Ok(())
@@ -342,6 +348,7 @@ struct Shown {
     domain: String,
     manifest_keys: Vec<String>,
     coordinator_audit_keys: Vec<String>,
+    head_keys: Vec<String>,
     credentials: Vec<Credential>,
 }
 
@@ -354,6 +361,7 @@ impl Record for Shown {
                 "coordinator's audit keys",
                 self.coordinator_audit_keys.join(" "),
             ),
+            ("keys of tree heads", self.head_keys.join(" ")),
         ];
         let line = |one: &Credential| {
             let until = crate::table::or_dash(one.expires, time);

@@ -63,10 +63,10 @@ fn everything_is_the_owners_alone_and_nothing_temporary_stays() {
             files += usize::from(path.is_file());
         });
     }
-    // 11 keys and one for each role, 4 files of TLS, 2 of the store's keys, the bundle; credentials
+    // 12 keys and one for each role, 4 files of TLS, 2 of the store's keys, the bundle; credentials
     // of each role and 2 audit keys; 2 files of configuration.
     let roles = Role::ALL.len();
-    assert_eq!(files, 11 + roles + 4 + 2 + 1 + roles + 2 + 2);
+    assert_eq!(files, 12 + roles + 4 + 2 + 1 + roles + 2 + 2);
     let layout = domain.layout();
     let trust = domain.trust();
     assert_eq!(
@@ -534,7 +534,7 @@ fn nothing_that_can_be_printed_holds_a_seed() {
             }
         });
     }
-    assert_eq!(seeds, 11 + Role::ALL.len() + 1);
+    assert_eq!(seeds, 12 + Role::ALL.len() + 1);
     assert!(!printed.contains(keys.admin.expose_secret()));
 }
 

@@ -9,7 +9,8 @@ use identity::claims::UserClaims;
 use identity::domain::LIFETIME_DEFAULT;
 use identity::jwt::{Subject, mint};
 use identity::{
-    AccessKey, ConnectionKey, Credentials, Domain, InitOptions, KeyKind, SigningKey, StoreKeys,
+    AccessKey, ConnectionKey, Credentials, Domain, HeadKey, InitOptions, KeyKind, SigningKey,
+    StoreKeys,
 };
 use schemas::account::Account;
 use schemas::permission::Role;
@@ -155,4 +156,51 @@ fn tl_04_an_older_domain_gets_an_auditors_key_to_its_store_once() {
         assert_eq!(id().expect("it is there"), first);
         fs::remove_file(&own).expect("it was there");
     }
+}
+
+/// The bundle as the release before this one wrote it.
+fn without_head_key(domain: &Domain) {
+    let (trust, key) = (domain.layout().trust(), domain.layout().head_key());
+    let text = fs::read_to_string(&trust).expect("it was made");
+    let mut value: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+    value["v"] = 2.into();
+    value
+        .as_object_mut()
+        .expect("an object")
+        .remove("head_keys");
+    write_private(&trust, &value.to_string());
+    fs::remove_file(key).expect("it was made");
+}
+
+#[test]
+fn tl_03_an_older_domain_gets_a_key_for_tree_heads_once() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let made = older(scratch.path());
+    without_head_key(&made);
+    let folder = made.layout().folder().to_owned();
+    let open = || Domain::open(&folder).expect("the bundle is one");
+    let before = open();
+    assert!(before.trust().head_keys.is_empty());
+    let mut keys = Vec::new();
+    for now in [NOW, LATER] {
+        let written = before.write_server_config(&scratch.path().join("generated"), now);
+        written.expect("all other keys are there");
+        keys.push(open().trust().head_keys.clone());
+    }
+    assert_eq!(keys[0], keys[1], "a second time changes nothing");
+    let key = HeadKey::read(&made.layout().head_key()).expect("it was made");
+    assert_eq!(keys[0], [key.public().clone()]);
+    let (was, is) = (before.trust(), open());
+    assert_eq!(
+        (&was.ca, &was.audit_keys),
+        (&is.trust().ca, &is.trust().audit_keys)
+    );
+    // A take-over that broke off before the bundle was written goes on with the key that it made.
+    without_head_key(&made);
+    key.seed()
+        .write(&made.layout().head_key())
+        .expect("the folder takes files");
+    let written = before.write_server_config(&scratch.path().join("generated"), LATER);
+    written.expect("all keys are there");
+    assert_eq!(open().trust().head_keys, keys[0]);
 }

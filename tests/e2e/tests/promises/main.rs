@@ -43,6 +43,7 @@ mod slow_line;
 mod status;
 mod stop_alone;
 mod team;
+mod tree_heads;
 mod two_coordinators;
 mod two_workers_reference;
 mod two_workers_torch;

@@ -15,7 +15,7 @@ use schemas::{
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
-pub(crate) const DOMAIN: &str = "a domain";
+pub(crate) const DOMAIN: &str = "a-domain";
 const START: u64 = 1_700_000_000_000;
 
 /// An emitter that signs events.

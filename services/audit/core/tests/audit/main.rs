@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod compare;
+mod differ;
 mod foreign;
 mod intake;
 mod lineage;
@@ -9,4 +10,5 @@ mod log;
 mod merges;
 mod properties;
 mod told;
+mod tree;
 mod verdicts;

@@ -4,7 +4,7 @@ use audit_core::{Checked, Examined, Payload, Record, StreamSequence, Verdict};
 use proptest::prelude::*;
 use schemas::UnixMillis;
 
-use crate::log::{Log, Plan, audit, put, renumber, signed};
+use crate::log::{DOMAIN, Log, Plan, audit, put, renumber, signed};
 
 prop_compose! {
     fn plans()(workers in 1u8..4, rounds in 1u64..3, units in 1u32..4, early: bool, expiries: bool) -> Plan {
@@ -187,7 +187,7 @@ proptest! {
         body in prop::collection::vec(any::<u8>(), 0..300),
         time: u64,
     ) {
-        let log = Log::new("a domain", 10);
+        let log = Log::new(DOMAIN, 10);
         let mut auditor = log.auditor();
         for number in &numbers {
             let stream_sequence = StreamSequence(*number);

@@ -1,0 +1,281 @@
+//! A log: its head, its entries, its tiles, and the head that was pinned.
+
+use std::collections::BTreeMap;
+
+use schemas::event::{Event, EventBody, LedgerEvent};
+use schemas::{AccountId, Digest, Message as _, PublicKey, RunId, WorkerId};
+use tlog::layout::{Bundle, CHECKPOINT, TILE_WIDTH, Tile, entries_of, first_entries};
+use tlog::{Hash, Head};
+
+use super::fault::LogFault;
+use super::proof::Proof;
+use super::rebuild::Rebuilt;
+
+/// Reads a file of a log by its name; none if it is not there. The error is in words.
+pub type Read<'a> = dyn Fn(&str) -> Result<Option<Vec<u8>>, String> + 'a;
+
+/// Takes an entry with its index, and says if reading goes on.
+pub type Each<'a> = dyn FnMut(u64, &[u8]) -> Result<(), LogFault> + 'a;
+
+/// The public facts against which a log is checked.
+#[derive(Clone, Debug)]
+pub struct Trusted {
+    /// The domain: its id as text.
+    pub domain: String,
+    /// The tenants' accounts; there is one at least.
+    pub tenants: Vec<AccountId>,
+    /// The keys that may write the ledger.
+    pub coordinators: Vec<PublicKey>,
+    /// The keys that may sign heads, as raw keys.
+    pub heads: Vec<[u8; 32]>,
+}
+
+/// Where the workers joined whose keys the ledger names.
+pub(super) type Members = BTreeMap<(RunId, PublicKey), (AccountId, WorkerId)>;
+
+/// A log whose head is signed, whose entries lead to the signed root, and whose tiles belong to
+/// them. Nothing was said about the events in it.
+pub struct Log {
+    head: Head,
+    note: String,
+    tree: Rebuilt,
+    /// The digest of each bundle, so that a second reading gets the same bytes.
+    bundles: Vec<Digest>,
+    members: Members,
+}
+
+/// The name of the log of a domain (its id as text), in its heads.
+pub fn origin(domain: &str) -> String {
+    format!("diloco/{domain}")
+}
+
+/// The newest head, with its signed text.
+///
+/// # Errors
+/// There is none, or no trusted key has signed it.
+pub fn newest_head(read: &Read<'_>, trusted: &Trusted) -> Result<(Head, String), LogFault> {
+    let note = fetch(read, CHECKPOINT)?.ok_or_else(|| LogFault::Missing(CHECKPOINT.to_owned()))?;
+    let head = trusted.open(CHECKPOINT, &note)?;
+    let note = String::from_utf8(note).expect("a head is text");
+    Ok((head, note))
+}
+
+impl Trusted {
+    /// Reads a signed head.
+    ///
+    /// # Errors
+    /// No trusted key has signed it; or no key is trusted.
+    pub fn open(&self, path: &str, note: &[u8]) -> Result<Head, LogFault> {
+        if self.heads.is_empty() {
+            return Err(LogFault::NoKey);
+        }
+        let origin = origin(&self.domain);
+        Head::open(note, &origin, &self.heads).map_err(|error| LogFault::Head {
+            path: path.to_owned(),
+            error,
+        })
+    }
+}
+
+impl Log {
+    /// Reads the newest head and everything under it, passes each entry to `each`, and compares all
+    /// of it with the head and with the `pinned` one. Entries count only when this has succeeded.
+    ///
+    /// # Errors
+    /// The first contradiction; or something is not there.
+    pub fn open(
+        read: &Read<'_>,
+        trusted: &Trusted,
+        pinned: Option<&Head>,
+        each: &mut dyn FnMut(u64, &[u8]),
+    ) -> Result<Self, LogFault> {
+        let (head, note) = newest_head(read, trusted)?;
+        if let Some(pinned) = pinned.filter(|pinned| pinned.size > head.size) {
+            let (found, pinned) = (head.size, pinned.size);
+            return Err(LogFault::RolledBack { found, pinned });
+        }
+        if head.size == 0 {
+            return Err(LogFault::Empty);
+        }
+        let mut log = Self {
+            tree: Rebuilt::of_size(head.size),
+            head,
+            note,
+            bundles: Vec::new(),
+            members: Members::new(),
+        };
+        let mut pinned_root = None;
+        let mut other_tile = None;
+        let mut missing = None;
+        let mut look = |tile: Tile, bytes: &[u8]| match tile_bytes(read, tile) {
+            Ok(found) if found == bytes => {}
+            Ok(_) => drop(other_tile.get_or_insert_with(|| tile.path())),
+            Err(fault) => drop(missing.get_or_insert(fault)),
+        };
+        for bundle in Bundle::all(log.head.size) {
+            let bytes = bundle_bytes(read, bundle)?;
+            log.bundles.push(Digest::of(&bytes));
+            let entries = entries_of(&bytes, bundle.width).ok_or_else(|| malformed(bundle))?;
+            for entry in entries {
+                each(log.tree.size(), entry);
+                note_member(&mut log.members, trusted, entry);
+                for (tile, bytes) in log.tree.push(entry) {
+                    look(tile, &bytes);
+                }
+                if pinned.is_some_and(|pinned| pinned.size == log.tree.size()) {
+                    pinned_root = Some(log.tree.root());
+                }
+            }
+        }
+        for (tile, bytes) in log.tree.partial() {
+            look(tile, &bytes);
+        }
+        log.judge(pinned, pinned_root, other_tile)?;
+        missing.map_or(Ok(log), Err)
+    }
+
+    fn judge(
+        &self,
+        pinned: Option<&Head>,
+        pinned_root: Option<Hash>,
+        other_tile: Option<String>,
+    ) -> Result<(), LogFault> {
+        let size = self.head.size;
+        if self.tree.root() != self.head.root {
+            let tile = other_tile;
+            return Err(LogFault::Root { size, tile });
+        }
+        let pinned = pinned.filter(|pinned| pinned.size > 0);
+        if let Some(Head { size, root, .. }) = pinned
+            && pinned_root != Some(*root)
+        {
+            return Err(LogFault::Forked { size: *size });
+        }
+        other_tile.map_or(Ok(()), |tile| Err(LogFault::Tile(tile)))
+    }
+
+    /// The head.
+    pub const fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// The head as signed text.
+    pub fn note(&self) -> &str {
+        &self.note
+    }
+
+    /// Reads the entries once more, and passes each to `each`.
+    ///
+    /// # Errors
+    /// A bundle is gone, or is not what it was; or `each` fails.
+    pub fn again(&self, read: &Read<'_>, each: &mut Each<'_>) -> Result<(), LogFault> {
+        let mut index = 0;
+        for (bundle, digest) in Bundle::all(self.head.size).zip(&self.bundles) {
+            let bytes = bundle_bytes(read, bundle)?;
+            if Digest::of(&bytes) != *digest {
+                return Err(LogFault::Changed(bundle.path()));
+            }
+            for entry in entries_of(&bytes, bundle.width).ok_or_else(|| malformed(bundle))? {
+                each(index, entry)?;
+                index += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// The proof that `entry` is at `index`, checked; none if it is not.
+    pub fn prove(&self, index: u64, entry: &[u8]) -> Option<Proof> {
+        let proof = Proof {
+            entry: entry.to_vec(),
+            index,
+            hashes: self.tree.prove(index)?,
+            note: self.note.clone(),
+        };
+        proof.leads_to(&self.head).then_some(proof)
+    }
+
+    /// Finds the root that the log had at an earlier size.
+    ///
+    /// # Errors
+    /// As [`Log::again`].
+    pub fn root_at(&self, read: &Read<'_>, size: u64) -> Result<Hash, LogFault> {
+        let mut tree = Rebuilt::default();
+        self.again(read, &mut |index, entry| {
+            if index < size {
+                tree.push(entry);
+            }
+            Ok(())
+        })?;
+        Ok(tree.root())
+    }
+
+    pub(super) const fn members(&self) -> &Members {
+        &self.members
+    }
+}
+
+/// Notes a worker that joins, since a worker's own events do not name its account.
+fn note_member(members: &mut Members, trusted: &Trusted, entry: &[u8]) {
+    let Some(event) = chain::of_leaf(entry) else {
+        return;
+    };
+    if !trusted.coordinators.contains(&event.key) {
+        return;
+    }
+    let Ok(body) = EventBody::decode(&event.body) else {
+        return;
+    };
+    if let (
+        Some(run),
+        Event::Ledger(LedgerEvent::WorkerJoined {
+            worker,
+            account,
+            audit_key,
+            ..
+        }),
+    ) = (body.run, body.event)
+    {
+        members.entry((run, audit_key)).or_insert((account, worker));
+    }
+}
+
+fn fetch(read: &Read<'_>, path: &str) -> Result<Option<Vec<u8>>, LogFault> {
+    read(path).map_err(|reason| LogFault::Unreadable {
+        path: path.to_owned(),
+        reason,
+    })
+}
+
+/// The bytes of a bundle. A log that has grown may have the full one only.
+fn bundle_bytes(read: &Read<'_>, bundle: Bundle) -> Result<Vec<u8>, LogFault> {
+    if let Some(bytes) = fetch(read, &bundle.path())? {
+        return Ok(bytes);
+    }
+    let missing = || LogFault::Missing(bundle.path());
+    if bundle.width == TILE_WIDTH {
+        return Err(missing());
+    }
+    let bytes = fetch(read, &bundle.full().path())?.ok_or_else(missing)?;
+    let (_, rest) = first_entries(&bytes, bundle.width).ok_or_else(|| malformed(bundle.full()))?;
+    Ok(bytes[..bytes.len() - rest.len()].to_vec())
+}
+
+fn tile_bytes(read: &Read<'_>, tile: Tile) -> Result<Vec<u8>, LogFault> {
+    if let Some(bytes) = fetch(read, &tile.path())? {
+        return Ok(bytes);
+    }
+    let missing = || LogFault::Missing(tile.path());
+    if tile.width == TILE_WIDTH {
+        return Err(missing());
+    }
+    let mut bytes = fetch(read, &tile.full().path())?.ok_or_else(missing)?;
+    bytes.truncate(32 * tile.width);
+    Ok(bytes)
+}
+
+fn malformed(bundle: Bundle) -> LogFault {
+    LogFault::Bundle {
+        path: bundle.path(),
+        width: bundle.width,
+    }
+}

@@ -1,0 +1,112 @@
+//! The proof that one event is under a head, as a text of its own (C2SP tlog-proof). The event
+//! itself stands in the text's place for data of the application, so that the text needs no log.
+
+use data_encoding::BASE64;
+use schemas::Message as _;
+use schemas::event::{EventBody, SignedEvent};
+use tlog::{Hash, Head};
+
+use super::fault::LogFault;
+use super::open::Trusted;
+use super::rebuild::is_included;
+
+const FIRST_LINE: &str = "c2sp.org/tlog-proof@v1";
+/// Longest text that is read: an entry in base64, 64 hashes, and a head.
+const PROOF_BYTES_MAX: usize = 128 << 10;
+/// More hashes than any tree needs.
+const HASHES_MAX: usize = 64;
+
+/// A proof.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// The event, as an entry of the log.
+    pub entry: Vec<u8>,
+    /// Its index.
+    pub index: u64,
+    /// The hashes that lead from it to the root.
+    pub hashes: Vec<Hash>,
+    /// The signed head.
+    pub note: String,
+}
+
+impl Proof {
+    /// Its text.
+    pub fn text(&self) -> String {
+        let mut text = format!(
+            "{FIRST_LINE}\nextra {}\nindex {}\n",
+            BASE64.encode(&self.entry),
+            self.index
+        );
+        for hash in &self.hashes {
+            text.push_str(&BASE64.encode(hash));
+            text.push('\n');
+        }
+        text.push('\n');
+        text.push_str(&self.note);
+        text
+    }
+
+    /// Reads the text of a proof that [`Proof::text`] wrote; nothing in it is checked.
+    ///
+    /// # Errors
+    /// It has another form.
+    pub fn read(text: &[u8]) -> Result<Self, LogFault> {
+        Self::parse(text).ok_or_else(|| LogFault::Proof("it is no text of a proof".to_owned()))
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        if text.len() > PROOF_BYTES_MAX {
+            return None;
+        }
+        let text = std::str::from_utf8(text).ok()?;
+        let (lines, note) = text.split_once("\n\n")?;
+        let mut lines = lines.split('\n');
+        if lines.next()? != FIRST_LINE {
+            return None;
+        }
+        let entry = lines.next()?.strip_prefix("extra ")?;
+        let index = lines.next()?.strip_prefix("index ")?;
+        let number: u64 = index.parse().ok()?;
+        let hash = |line: &str| BASE64.decode(line.as_bytes()).ok()?.try_into().ok();
+        let hashes: Vec<Hash> = lines.map(hash).collect::<Option<_>>()?;
+        let is_plain = number.to_string() == index && hashes.len() <= HASHES_MAX;
+        is_plain.then_some(Self {
+            entry: BASE64.decode(entry.as_bytes()).ok()?,
+            index: number,
+            hashes,
+            note: note.to_owned(),
+        })
+    }
+
+    /// True if the hashes lead from the event to the root of `head`.
+    pub fn leads_to(&self, head: &Head) -> bool {
+        is_included(head, self.index, &self.entry, &self.hashes)
+    }
+
+    /// Checks the proof: the head's signature, the way to its root, and the event's own signature.
+    ///
+    /// # Errors
+    /// The first that does not hold.
+    pub fn verify(&self, trusted: &Trusted) -> Result<(Head, SignedEvent, EventBody), LogFault> {
+        let fault = |reason: &str| LogFault::Proof(reason.to_owned());
+        let head = trusted.open("the proof's head", self.note.as_bytes())?;
+        if !self.leads_to(&head) {
+            return Err(fault(
+                "its hashes do not lead from the event to the signed root",
+            ));
+        }
+        let event = chain::of_leaf(&self.entry).ok_or_else(|| fault("it holds no event"))?;
+        let domain = &trusted.domain;
+        let SignedEvent {
+            key,
+            signature,
+            body,
+            ..
+        } = &event;
+        if !chain::is_signed_event(domain, key.as_str(), &**signature, body) {
+            return Err(fault("the event's signature does not verify"));
+        }
+        let body = EventBody::decode(body).map_err(|error| LogFault::Proof(error.to_string()))?;
+        Ok((head, event, body))
+    }
+}

@@ -1,0 +1,248 @@
+//! The log beside the files: continued by each process, and never two histories.
+
+use std::fs;
+use std::path::Path;
+
+use audit_core::Record;
+use audit_core::log::{Log, Trusted};
+use diloco_audit::log::read_file;
+use diloco_audit::recorder::LOG_FOLDER;
+use diloco_audit::{AuditFilesError, Recorder, RecorderError};
+use identity::{HeadKey, TrustBundle};
+use schemas::{Code, UnixMillis};
+use tlog::HEAD_EVERY_MILLIS;
+
+use crate::{NOW, TOMORROW, ledger, newest};
+
+/// A ledger, and the key that signs heads in its domain.
+fn signing(count: u64) -> (TrustBundle, Vec<Record>, HeadKey) {
+    let (trust, records) = ledger(count);
+    let key = HeadKey::generate();
+    let head_keys = vec![key.public().clone()];
+    (TrustBundle { head_keys, ..trust }, records, key)
+}
+
+fn open(folder: &Path, trust: &TrustBundle, key: &HeadKey) -> Result<Recorder, RecorderError> {
+    Recorder::open_signing(folder, trust, key.clone(), NOW)
+}
+
+/// Keeps records, and publishes a head.
+fn keep(folder: &Path, trust: &TrustBundle, key: &HeadKey, records: &[Record]) -> u64 {
+    let mut recorder = open(folder, trust, key).expect("the files are whole");
+    recorder.take(records, NOW).expect("the disk has room");
+    let head = recorder.publish_head().expect("the disk has room");
+    head.expect("something is new").size
+}
+
+/// The log in the folder, as a reader sees it.
+fn read(folder: &Path, trust: &TrustBundle) -> Log {
+    let trusted = Trusted {
+        domain: trust.domain.to_string(),
+        tenants: trust.tenants.clone(),
+        coordinators: trust.audit_keys.clone(),
+        heads: trust.raw_head_keys(),
+    };
+    let log = folder.join(LOG_FOLDER);
+    let file = |path: &str| read_file(&log.join(path)).map_err(|error| error.to_string());
+    let opened = Log::open(&file, &trusted, None, &mut |_, _| {});
+    opened.unwrap_or_else(|fault| panic!("{fault}"))
+}
+
+fn refused(opened: Result<Recorder, RecorderError>) -> (Code, String) {
+    let error = opened.expect_err("it may not sign");
+    (error.code(), error.to_string())
+}
+
+#[test]
+fn fg_07_each_process_continues_the_log_of_the_one_before() {
+    let (trust, records, key) = signing(600);
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let mut before = None;
+    for end in [3, 255, 256, 300, 600] {
+        assert_eq!(
+            keep(scratch.path(), &trust, &key, &records[..end]),
+            end as u64
+        );
+        let log = read(scratch.path(), &trust);
+        assert_eq!(log.head().size, end as u64);
+        let root = |size| log.root_at(&|path| Ok(file(scratch.path(), path)), size);
+        if let Some((size, was)) = before.replace((end as u64, log.head().root)) {
+            assert_eq!(root(size), Ok(was), "the head at {size} is continued");
+        }
+    }
+    let mut recorder = open(scratch.path(), &trust, &key).expect("the files are whole");
+    assert_eq!(recorder.publish_head().expect("nothing is written"), None);
+    let heads = fs::read_dir(scratch.path().join(LOG_FOLDER).join("heads"));
+    assert_eq!(heads.expect("it was made").count(), 5);
+}
+
+#[test]
+fn what_is_no_file_is_not_read() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    assert!(matches!(read_file(&scratch.path().join("none")), Ok(None)));
+    assert!(read_file(scratch.path()).is_err(), "a folder");
+    let path = scratch.path().join("long");
+    let file = fs::File::create(&path).expect("the folder is ours");
+    file.set_len(32 << 20).expect("the disk has room");
+    let read = read_file(&path).expect("it may be so long");
+    assert_eq!(read.map(|bytes| bytes.len()), Some(32 << 20));
+    file.set_len((32 << 20) + 1).expect("the disk has room");
+    assert!(read_file(&path).is_err(), "longer than any file of a log");
+}
+
+fn file(folder: &Path, path: &str) -> Option<Vec<u8>> {
+    read_file(&folder.join(LOG_FOLDER).join(path)).expect("it is ours")
+}
+
+#[test]
+fn a_head_is_due_after_a_while_and_covers_what_is_kept() {
+    let (trust, records, key) = signing(300);
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let mut recorder = open(scratch.path(), &trust, &key).expect("an empty folder");
+    assert!(!recorder.is_head_due(TOMORROW), "nothing is kept");
+    recorder
+        .take(&records[..5], NOW)
+        .expect("the disk has room");
+    let later = |millis| UnixMillis(NOW.get() + millis);
+    assert!(!recorder.is_head_due(later(HEAD_EVERY_MILLIS - 1)));
+    assert!(recorder.is_head_due(later(HEAD_EVERY_MILLIS)));
+    recorder.take(&records, NOW).expect("the disk has room");
+    assert!(recorder.is_head_due(NOW), "many wait");
+    recorder.publish_head().expect("the disk has room");
+    assert!(!recorder.is_head_due(TOMORROW));
+    // A service without a key signs nothing.
+    let other = tempfile::tempdir().expect("a scratch folder");
+    let mut recorder = Recorder::open(other.path(), &trust).expect("an empty folder");
+    recorder.take(&records, NOW).expect("the disk has room");
+    assert!(!recorder.is_head_due(TOMORROW));
+    assert_eq!(recorder.publish_head().expect("nothing is written"), None);
+    assert!(!other.path().join(LOG_FOLDER).exists());
+}
+
+/// An older copy of the files, with the newer log beside it.
+#[test]
+fn fg_07_files_that_lost_their_end_or_were_altered_are_not_signed_again() {
+    let (trust, records, key) = signing(9);
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    keep(scratch.path(), &trust, &key, &records[..4]);
+    let path = newest(scratch.path());
+    let older = fs::read(&path).expect("the folder is ours");
+    keep(scratch.path(), &trust, &key, &records);
+    let checkpoint = file(scratch.path(), "checkpoint");
+    fs::write(&path, older).expect("the folder is ours");
+    let (code, text) = refused(open(scratch.path(), &trust, &key));
+    assert_eq!(code, Code::LogContradicted);
+    assert!(
+        text.contains("covers 9 events, and only 4 are kept"),
+        "{text}"
+    );
+    // Other events of the same coordinator in their place.
+    fs::remove_file(&path).expect("the folder is ours");
+    let moved: Vec<Record> = records.iter().rev().cloned().collect();
+    let mut recorder = Recorder::open(scratch.path(), &trust).expect("an empty folder");
+    recorder.take(&moved, NOW).expect("the disk has room");
+    drop(recorder);
+    let (code, text) = refused(open(scratch.path(), &trust, &key));
+    assert_eq!(code, Code::LogContradicted);
+    assert!(
+        text.contains("the first 9 events lead to another root"),
+        "{text}"
+    );
+    assert_eq!(
+        file(scratch.path(), "checkpoint"),
+        checkpoint,
+        "nothing was signed"
+    );
+}
+
+/// Somebody puts an older head in the place of the newest, and older files beside it; or a process
+/// died between keeping a head and publishing it.
+#[test]
+fn fg_07_a_kept_head_binds_a_service_whose_checkpoint_is_older_or_gone() {
+    let (trust, records, key) = signing(9);
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let log = scratch.path().join(LOG_FOLDER);
+    keep(scratch.path(), &trust, &key, &records[..4]);
+    let (path, older) = (newest(scratch.path()), file(scratch.path(), "checkpoint"));
+    let files = fs::read(&path).expect("the folder is ours");
+    keep(scratch.path(), &trust, &key, &records);
+    let (all, newer) = (fs::read(&path), file(scratch.path(), "checkpoint"));
+    for checkpoint in [older, None] {
+        match &checkpoint {
+            Some(note) => fs::write(log.join("checkpoint"), note).expect("the folder is ours"),
+            None => fs::remove_file(log.join("checkpoint")).expect("the folder is ours"),
+        }
+        fs::write(&path, &files).expect("the folder is ours");
+        let (code, text) = refused(open(scratch.path(), &trust, &key));
+        assert_eq!(code, Code::LogContradicted, "{text}");
+        assert_eq!(
+            file(scratch.path(), "checkpoint"),
+            checkpoint,
+            "nothing was signed"
+        );
+        fs::write(&path, all.as_ref().expect("it was read")).expect("the folder is ours");
+        open(scratch.path(), &trust, &key).expect("the files are those of the head");
+        assert_eq!(file(scratch.path(), "checkpoint"), newer, "it is published");
+    }
+}
+
+#[test]
+fn fg_07_a_file_of_the_log_with_other_bytes_ends_the_service() {
+    let (trust, records, key) = signing(6);
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    keep(scratch.path(), &trust, &key, &records[..5]);
+    let log = scratch.path().join(LOG_FOLDER);
+    let tile = log.join("tile/0/000.p/6");
+    fs::write(&tile, "another tile").expect("the folder is ours");
+    let mut recorder = open(scratch.path(), &trust, &key).expect("the files are whole");
+    recorder.take(&records, NOW).expect("the disk has room");
+    let error = recorder.publish_head().expect_err("two logs of one size");
+    assert_eq!(error.code(), Code::LogContradicted);
+    let left = fs::read(&tile).expect("the folder is ours");
+    assert_eq!(left, b"another tile", "the evidence stays");
+    drop(recorder);
+    fs::write(log.join("heads/6"), "no head").expect("the folder is ours");
+    let (code, text) = refused(open(scratch.path(), &trust, &key));
+    assert_eq!(code, Code::LogContradicted);
+    assert!(
+        text.contains("heads/6: it is no signed tree head"),
+        "{text}"
+    );
+}
+
+#[test]
+fn heads_of_others_keys_of_others_and_folders_in_use_are_refused() {
+    let (trust, records, key) = signing(6);
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    keep(scratch.path(), &trust, &key, &records[..5]);
+    let stranger = HeadKey::generate();
+    let (code, _) = refused(open(scratch.path(), &trust, &stranger));
+    assert_eq!(code, Code::RoleMismatch);
+    let running = open(scratch.path(), &trust, &key).expect("the files are whole");
+    let busy = open(scratch.path(), &trust, &key);
+    assert!(matches!(
+        busy,
+        Err(RecorderError::Files(AuditFilesError::Busy(_)))
+    ));
+    drop(running);
+    let other = TrustBundle {
+        head_keys: vec![stranger.public().clone()],
+        ..trust
+    };
+    let (code, _) = refused(open(scratch.path(), &other, &stranger));
+    assert_eq!(code, Code::LogContradicted, "a head that it has not signed");
+}
+
+/// The folder of a running service is moved away: nothing appears in its old place.
+#[test]
+fn a_log_whose_folder_is_gone_is_not_begun_anew() {
+    let (trust, records, key) = signing(6);
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let folder = scratch.path().join("audit");
+    let mut recorder = open(&folder, &trust, &key).expect("an empty folder");
+    recorder.take(&records, NOW).expect("the disk has room");
+    fs::rename(&folder, scratch.path().join("moved")).expect("the folder is ours");
+    let error = recorder.publish_head().expect_err("it is gone");
+    assert_eq!(error.code(), Code::AuditFolderInvalid);
+    assert!(!folder.exists());
+}

@@ -1,0 +1,476 @@
+//! `audit head`, `prove`, `verify` and `diff`: the log of all events, checked from its files with
+//! the trust bundle, and beside stream `AUDIT`.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use audit_core::log::{
+    Differ, Difference, Differences, Events, Log, LogFault, Place, Proof, Trusted, check_events,
+};
+use diloco_audit::log::{event_of, read_file};
+use diloco_audit::{Auditor, Reader, StreamSequence};
+use identity::secret::write_private;
+use runtime::Failure;
+use schemas::event::EventBody;
+use schemas::permission::Role;
+use schemas::{Code, Digest, Message as _};
+use serde::Serialize;
+use tlog::Head;
+
+use crate::cli::{self, LoggedEvent};
+use crate::context::Context;
+use crate::output::Record;
+
+/// A log in a folder, and what it is checked against.
+struct Source {
+    folder: PathBuf,
+    trusted: Trusted,
+    /// The file of the pinned head.
+    pin: PathBuf,
+    pinned: Option<Head>,
+}
+
+/// `audit head`.
+pub(super) fn head(context: &Context, from: &cli::Log) -> Result<(), Failure> {
+    let source = Source::open(context, from)?;
+    let log = source.log(&mut |_, _| {})?;
+    let shown = HeadShown::of(&source, &log);
+    source.pin(&log)?;
+    context.printer.record(&shown);
+    Ok(())
+}
+
+/// `audit prove`.
+pub(super) fn prove(
+    context: &Context,
+    event: &LoggedEvent,
+    to: Option<&Path>,
+    from: &cli::Log,
+) -> Result<(), Failure> {
+    let source = Source::open(context, from)?;
+    let mut found: Option<(u64, Vec<u8>)> = None;
+    let log = source.log(&mut |index, entry| {
+        if found.is_none() && is_named(event, index, entry) {
+            found = Some((index, entry.to_vec()));
+        }
+    })?;
+    let size = log.head().size;
+    let (index, entry) = found.ok_or_else(|| LogFault::Unlogged {
+        wanted: event.to_string(),
+        size,
+    })?;
+    let unproven = || LogFault::Proof("the log does not lead to its own root".to_owned());
+    let proof = log.prove(index, &entry).ok_or_else(unproven)?;
+    let text = proof.text();
+    // Read again from its own text: a file that is written has been verified.
+    let shown = ProofShown::of(&Proof::read(text.as_bytes())?, &source.trusted)?;
+    source.pin(&log)?;
+    let file = to.map_or_else(
+        || PathBuf::from(format!("event-{index}.tlog-proof")),
+        Path::to_owned,
+    );
+    std::fs::write(&file, text).map_err(|error| {
+        Failure::new(
+            Code::OutputUnwritten,
+            format!("{}: {error}", file.display()),
+        )
+    })?;
+    context.printer.record(&ProofShown {
+        file: Some(file.display().to_string()),
+        ..shown
+    });
+    Ok(())
+}
+
+/// `audit verify`.
+pub(super) fn verify(
+    context: &Context,
+    proof: Option<&Path>,
+    from: &cli::Log,
+) -> Result<(), Failure> {
+    let source = Source::open(context, from)?;
+    let proof = proof.map(read_proof).transpose()?;
+    if let (Some(proof), None) = (&proof, &from.log_folder) {
+        let shown = ProofShown::of(proof, &source.trusted)?;
+        context.printer.record(&shown);
+        return Ok(());
+    }
+    let proven = proof
+        .map(|proof| Ok::<_, LogFault>((proof.verify(&source.trusted)?.0, proof)))
+        .transpose()?;
+    let log = source.log(&mut |_, _| {})?;
+    if let Some((head, proof)) = &proven {
+        source.holds(&log, head, proof)?;
+    }
+    let Events { auditor, strangers } =
+        check_events(&log, &|path| source.read(path), &source.trusted)?;
+    judge(&auditor)?;
+    let summary = auditor.summary();
+    let shown = LogShown {
+        head: HeadShown::of(&source, &log),
+        checked: format!("events 0 to {}", log.head().size - 1),
+        verified: summary.verified,
+        repeated: summary.repeated,
+        strangers,
+        chains: summary.emitters.len(),
+        proof: proven.map(|(head, proof)| {
+            format!(
+                "event {} under the head over {} events, which this log continues",
+                proof.index, head.size
+            )
+        }),
+    };
+    source.pin(&log)?;
+    context.printer.record(&shown);
+    match auditor.faulty_workers().first() {
+        None => Ok(()),
+        Some(first) => {
+            let all = super::ledger_whole(auditor.faulty_workers().len());
+            let detail = format!("{all}; first {}", super::faults(first));
+            Err(Failure::new(Code::AuditRejected, detail))
+        }
+    }
+}
+
+/// `audit diff`.
+pub(super) async fn diff(context: &Context, from: &cli::Log) -> Result<(), Failure> {
+    let source = Source::open(context, from)?;
+    let bus = context.bus(Role::Auditor).await?;
+    // Before the stream is read, so that an event that comes meanwhile is in the stream only.
+    let mut differ = Differ::default();
+    let log = source.log(&mut |_, entry| {
+        let place = chain::of_leaf(entry).and_then(|event| Place::of(&event));
+        place.into_iter().for_each(|place| differ.log(place));
+    })?;
+    let trusted = &source.trusted;
+    let coordinators = trusted.coordinators.iter().cloned();
+    let examiner = Auditor::new(&trusted.domain, coordinators)
+        .examiner()
+        .clone();
+    let mut reader = Reader::new(&bus, StreamSequence(1), move |records| {
+        let examined = examiner.examine_all(&records);
+        let both = records.into_iter().zip(examined);
+        let places = both.map(|(record, examined)| {
+            let event = event_of(&examiner, &record, &examined);
+            let place = event.and_then(|event| Place::of(&event));
+            (record.stream_sequence, place)
+        });
+        places.collect::<Vec<_>>()
+    });
+    let end = reader.span().await?.last;
+    loop {
+        let batch = tokio::time::timeout(context.timeout, reader.batch_to(end)).await;
+        let stalled = |_| {
+            let text = format!("reading the stream stopped before sequence {end}");
+            Failure::new(Code::NoVerdict, text)
+        };
+        let Some(batch) = batch.map_err(stalled)? else {
+            break;
+        };
+        for (at, place) in batch {
+            place
+                .into_iter()
+                .for_each(|place| differ.stream(at.0, place));
+        }
+    }
+    let differences = differ.differences();
+    context.printer.record(&DiffShown {
+        size: log.head().size,
+        last: end.0,
+        differences: differences.clone(),
+    });
+    let Differences { count, first, .. } = differences;
+    let more = if count > 1 {
+        format!(", and {} differences more", count - 1)
+    } else {
+        String::new()
+    };
+    match first.first() {
+        None => source.pin(&log),
+        Some(first) => Err(Failure::new(Code::StreamDiffers, format!("{first}{more}"))),
+    }
+}
+
+impl Source {
+    fn open(context: &Context, from: &cli::Log) -> Result<Self, Failure> {
+        let domain = context.domain()?;
+        let (layout, trust) = (domain.layout(), domain.trust());
+        let trusted = Trusted {
+            domain: trust.domain.to_string(),
+            tenants: trust.tenants.clone(),
+            coordinators: trust.audit_keys.clone(),
+            heads: trust.raw_head_keys(),
+        };
+        let pin = layout.pinned_head();
+        let pinned = match std::fs::read(&pin) {
+            Ok(note) => Some(trusted.open("", &note).map_err(|fault| {
+                let text = format!(
+                    "{} is no pinned head of this domain: {fault}",
+                    pin.display()
+                );
+                Failure::new(Code::LogUnproven, text)
+            })?),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => {
+                let text = format!("{}: {error}", pin.display());
+                return Err(Failure::new(Code::LogUnproven, text));
+            }
+        };
+        Ok(Self {
+            folder: from
+                .log_folder
+                .clone()
+                .unwrap_or_else(|| layout.audit_log()),
+            trusted,
+            pin,
+            pinned,
+        })
+    }
+
+    fn read(&self, path: &str) -> Result<Option<Vec<u8>>, String> {
+        read_file(&self.folder.join(path)).map_err(|error| error.to_string())
+    }
+
+    fn log(&self, each: &mut dyn FnMut(u64, &[u8])) -> Result<Log, Failure> {
+        let opened = Log::open(
+            &|path| self.read(path),
+            &self.trusted,
+            self.pinned.as_ref(),
+            each,
+        );
+        opened.map_err(|fault| {
+            let text = format!("{}: {fault}", self.folder.display());
+            Failure::new(fault.code(), text)
+        })
+    }
+
+    /// Checks that a proof's head is one of this log, and that the log has the event there.
+    fn holds(&self, log: &Log, head: &Head, proof: &Proof) -> Result<(), LogFault> {
+        let size = log.head().size;
+        if head.size > size {
+            let (found, pinned) = (size, head.size);
+            return Err(LogFault::RolledBack { found, pinned });
+        }
+        if log.root_at(&|path| self.read(path), head.size)? != head.root {
+            return Err(LogFault::Forked { size: head.size });
+        }
+        match log.prove(proof.index, &proof.entry) {
+            Some(_) => Ok(()),
+            None => Err(LogFault::Proof(
+                "the log has another event there".to_owned(),
+            )),
+        }
+    }
+
+    /// Pins the head. A head never goes back: the log was compared with the pinned one.
+    fn pin(&self, log: &Log) -> Result<(), Failure> {
+        write_private(&self.pin, log.note().as_bytes()).map_err(Failure::from)
+    }
+}
+
+fn read_proof(file: &Path) -> Result<Proof, Failure> {
+    let read = read_file(file).map_err(|error| error.to_string());
+    let text = read.and_then(|text| text.ok_or_else(|| "it is not there".to_owned()));
+    let text = text
+        .map_err(|error| Failure::new(Code::LogUnproven, format!("{}: {error}", file.display())))?;
+    Ok(Proof::read(&text)?)
+}
+
+fn is_named(event: &LoggedEvent, index: u64, entry: &[u8]) -> bool {
+    let body = || chain::of_leaf(entry).map(|event| event.body);
+    match event {
+        LoggedEvent::Index(wanted) => *wanted == index,
+        LoggedEvent::Digest(digest) => body().is_some_and(|body| Digest::of(&body) == *digest),
+        LoggedEvent::Number(key, number) => body()
+            .and_then(|body| EventBody::decode(&body).ok())
+            .is_some_and(|body| body.emitter == *key && body.sequence == *number),
+    }
+}
+
+/// Findings name positions from 1, as a stream has them; the log counts from 0.
+fn judge(auditor: &Auditor) -> Result<(), Failure> {
+    match auditor.evidence() {
+        None => Ok(()),
+        Some(found) => {
+            let index = found.stream_sequence.0.saturating_sub(1);
+            let text = format!("event {index} of the log: {}", found.finding);
+            Err(Failure::new(found.code(), text))
+        }
+    }
+}
+
+/// A verified head.
+#[derive(Serialize)]
+struct HeadShown {
+    log: String,
+    origin: String,
+    events: u64,
+    root: String,
+    /// The size of the head that was pinned before.
+    continues: Option<u64>,
+}
+
+impl HeadShown {
+    fn of(source: &Source, log: &Log) -> Self {
+        let Head { origin, size, root } = log.head();
+        Self {
+            log: source.folder.display().to_string(),
+            origin: origin.clone(),
+            events: *size,
+            root: data_encoding::BASE64.encode(root),
+            continues: source.pinned.as_ref().map(|pinned| pinned.size),
+        }
+    }
+}
+
+impl Record for HeadShown {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let continues = match self.continues {
+            Some(size) => format!("the head over {size} events, pinned here before"),
+            None => "nothing: it is the first head that this machine has seen".to_owned(),
+        };
+        vec![
+            ("verdict", "verified".to_owned()),
+            ("log", self.log.clone()),
+            ("origin", self.origin.clone()),
+            ("events", self.events.to_string()),
+            ("root", self.root.clone()),
+            ("continues", continues),
+        ]
+    }
+}
+
+/// A verified proof.
+#[derive(Serialize)]
+struct ProofShown {
+    file: Option<String>,
+    index: u64,
+    /// The size of the log under whose head it is.
+    events: u64,
+    emitter: String,
+    sequence: u64,
+    kind: &'static str,
+    run: Option<String>,
+    body: Digest,
+}
+
+impl ProofShown {
+    fn of(proof: &Proof, trusted: &Trusted) -> Result<Self, LogFault> {
+        let (head, event, body) = proof.verify(trusted)?;
+        Ok(Self {
+            file: None,
+            index: proof.index,
+            events: head.size,
+            emitter: body.emitter.to_string(),
+            sequence: body.sequence.get(),
+            kind: body.event.kind(),
+            run: body.run.map(|run| run.to_string()),
+            body: Digest::of(&event.body),
+        })
+    }
+}
+
+impl Record for ProofShown {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let mut lines = vec![
+            ("verdict", "verified".to_owned()),
+            (
+                "event",
+                format!(
+                    "{} of the log, under the head over {} events",
+                    self.index, self.events
+                ),
+            ),
+            ("kind", self.kind.to_owned()),
+            (
+                "emitter",
+                format!("{}, its event {}", self.emitter, self.sequence),
+            ),
+            ("body", self.body.to_string()),
+        ];
+        lines.extend(self.run.iter().map(|run| ("run", run.clone())));
+        lines.extend(self.file.iter().map(|file| ("proof", file.clone())));
+        lines
+    }
+}
+
+/// A verified log.
+#[derive(Serialize)]
+struct LogShown {
+    #[serde(flatten)]
+    head: HeadShown,
+    /// The range of the events that were checked.
+    checked: String,
+    verified: u64,
+    repeated: u64,
+    /// Events of workers that never joined, and of others whose keys nobody named.
+    strangers: u64,
+    chains: usize,
+    proof: Option<String>,
+}
+
+impl Record for LogShown {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let mut lines = self.head.lines();
+        let Self {
+            checked,
+            verified,
+            repeated,
+            strangers,
+            chains,
+            ..
+        } = self;
+        lines.push((
+            "checked",
+            format!(
+                "{checked}: head, root, tiles, signatures, {chains} chains; {verified} verified, {repeated} repeated, {strangers} \
+                 of strangers"
+            ),
+        ));
+        lines.extend(self.proof.iter().map(|proof| ("proof", proof.clone())));
+        lines
+    }
+}
+
+/// The stream beside the log.
+#[derive(Serialize)]
+struct DiffShown {
+    /// Events of the log.
+    size: u64,
+    /// The last position of the stream.
+    last: u64,
+    #[serde(flatten)]
+    differences: Differences,
+}
+
+impl Record for DiffShown {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let Differences {
+            same,
+            newer,
+            count,
+            first,
+        } = &self.differences;
+        let verdict = match count {
+            0 => "verified".to_owned(),
+            _ => "STREAM DIFFERS".to_owned(),
+        };
+        let mut lines = vec![
+            ("verdict", verdict),
+            (
+                "compared",
+                format!(
+                    "events 0 to {} of the log, stream up to sequence {}",
+                    self.size - 1,
+                    self.last
+                ),
+            ),
+            ("in both", same.to_string()),
+            ("under no head yet", newer.to_string()),
+            ("differences", count.to_string()),
+        ];
+        let difference = |one: &Difference| ("difference", one.to_string());
+        lines.extend(first.iter().map(difference));
+        lines
+    }
+}

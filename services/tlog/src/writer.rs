@@ -1,0 +1,250 @@
+//! The writer of a log: entries come in, files go out, in an order in which the process may die
+//! anywhere.
+//!
+//! The entries are durable elsewhere before they come here, in the order in which they come. So a
+//! writer begins with nothing but the published head, is given all entries again, and must arrive
+//! at the same root. What it writes follows from the entries alone: a file that was written before
+//! the process died is written again with the same bytes, and a head of a size has one root.
+
+use crate::edge::{Edge, Filled};
+use crate::layout::{self, Bundle, CHECKPOINT, ENTRY_BYTES_MAX, TILE_WIDTH, Tile};
+use crate::{Hash, Head};
+
+/// Most entries that wait for a head: as many as a full tile has.
+pub const EVENTS_MAX: u64 = 256;
+/// Longest wait of an entry for a head, in milliseconds. It bounds what can be lost unnoticed.
+pub const HEAD_EVERY_MILLIS: u64 = 10_000;
+
+/// A file to be written so that it survives a power failure, in one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// Its place in the log's folder.
+    pub path: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl Write {
+    /// True if another file may be replaced by this one. All others are written once: if one is
+    /// there already it must have the same bytes.
+    pub fn replaces(&self) -> bool {
+        self.path == CHECKPOINT
+    }
+}
+
+/// Everything that publishes a head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// The head.
+    pub head: Head,
+    /// The files, to be written in this order, each before the next.
+    pub writes: Vec<Write>,
+    /// Files that nobody needs once all were written. It does no harm if some are left.
+    pub removals: Vec<String>,
+}
+
+/// The reason why the entries are not those of the published head.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriterError {
+    /// The first entries lead to another root.
+    #[error("the first {size} events lead to another root than the published head of this size")]
+    Contradicted {
+        /// The size of the published head.
+        size: u64,
+    },
+    /// Entries are missing.
+    #[error("the published head covers {size} events, and only {found} are kept")]
+    Behind {
+        /// The size of the published head.
+        size: u64,
+        /// The entries.
+        found: u64,
+    },
+    /// The published head names another log.
+    #[error("the published head is of another log, or cannot be read")]
+    Foreign,
+    /// An entry is longer than a bundle can hold.
+    #[error("an event of {0} bytes does not fit into a bundle")]
+    TooLong(usize),
+}
+
+/// A log that grows.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    origin: String,
+    edge: Edge,
+    /// The bytes of the bundle that is not full.
+    bundle: Vec<u8>,
+    /// Full tiles and bundles that were not given out yet.
+    full: Vec<Write>,
+    published: Option<(u64, Hash)>,
+    /// Sizes of published heads whose partial tiles are still there, the newest last.
+    partial: Vec<u64>,
+    /// The time at which the oldest entry came that no head covers, published or about to be.
+    waiting_since: Option<u64>,
+}
+
+impl Writer {
+    /// A writer of the log `origin`, whose newest published head is this one. It has to be given
+    /// all entries, from the first on.
+    ///
+    /// # Errors
+    /// The head is one of another log.
+    pub fn new(origin: String, published: Option<Head>) -> Result<Self, WriterError> {
+        if published.as_ref().is_some_and(|head| head.origin != origin) {
+            return Err(WriterError::Foreign);
+        }
+        Ok(Self {
+            origin,
+            edge: Edge::default(),
+            bundle: Vec::new(),
+            full: Vec::new(),
+            partial: published.iter().map(|head| head.size).collect(),
+            published: published.map(|head| (head.size, head.root)),
+            waiting_since: None,
+        })
+    }
+
+    /// Appends an entry.
+    ///
+    /// # Errors
+    /// The published head says that there are other entries up to here; or it is too long.
+    pub fn push(&mut self, entry: &[u8], now_millis: u64) -> Result<(), WriterError> {
+        if entry.len() > ENTRY_BYTES_MAX {
+            return Err(WriterError::TooLong(entry.len()));
+        }
+        layout::add_entry(&mut self.bundle, entry);
+        let filled = self.edge.push(entry);
+        let size = self.edge.size();
+        let mut full: Vec<Write> = filled.into_iter().map(Write::from).collect();
+        if size.is_multiple_of(TILE_WIDTH as u64) {
+            let bundle = Bundle {
+                index: size / TILE_WIDTH as u64 - 1,
+                width: TILE_WIDTH,
+            };
+            let bytes = std::mem::take(&mut self.bundle);
+            let path = bundle.path();
+            full.insert(0, Write { path, bytes });
+        }
+        match self.published {
+            // They were on the disk before the head was signed.
+            Some((published, _)) if size < published => return Ok(()),
+            Some((published, root)) if size == published => {
+                return match self.edge.root() == root {
+                    true => Ok(()),
+                    false => Err(WriterError::Contradicted { size }),
+                };
+            }
+            _ => {}
+        }
+        self.full.append(&mut full);
+        self.waiting_since.get_or_insert(now_millis);
+        Ok(())
+    }
+
+    /// Says that all entries have come that were kept before this process began.
+    ///
+    /// # Errors
+    /// The published head covers more.
+    pub fn begun(&self) -> Result<(), WriterError> {
+        let found = self.edge.size();
+        match self.published {
+            Some((size, _)) if size > found => Err(WriterError::Behind { size, found }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The entries so far.
+    pub const fn size(&self) -> u64 {
+        self.edge.size()
+    }
+
+    /// The entries that no published head covers.
+    pub fn waiting(&self) -> u64 {
+        let covered = self.published.map_or(0, |(size, _)| size);
+        self.size().saturating_sub(covered)
+    }
+
+    /// True if it is time for a head.
+    pub fn is_due(&self, now_millis: u64) -> bool {
+        let waited = |since| now_millis.saturating_sub(since) >= HEAD_EVERY_MILLIS;
+        self.waiting() >= EVENTS_MAX || self.waiting_since.is_some_and(waited)
+    }
+
+    /// Full tiles and bundles, which never change again. They may be written long before the next
+    /// head, so that they need no memory.
+    pub fn take_full(&mut self) -> Vec<Write> {
+        std::mem::take(&mut self.full)
+    }
+
+    /// Everything that publishes a head over all entries; none if no entry waits. `sign` makes the
+    /// signed text of a head. When all files were written, call [`Writer::published`]; entries may
+    /// come before that.
+    pub fn batch(&mut self, sign: impl FnOnce(&Head) -> String) -> Option<Batch> {
+        if self.waiting() == 0 {
+            return None;
+        }
+        let size = self.size();
+        let head = Head {
+            origin: self.origin.clone(),
+            size,
+            root: self.edge.root(),
+        };
+        let mut writes = self.take_full();
+        writes.extend(Bundle::partial(size).map(|bundle| Write {
+            path: bundle.path(),
+            bytes: self.bundle.clone(),
+        }));
+        writes.extend(self.edge.partial().into_iter().map(Write::from));
+        let note = sign(&head).into_bytes();
+        writes.push(Write {
+            path: layout::head(size),
+            bytes: note.clone(),
+        });
+        writes.push(Write {
+            path: CHECKPOINT.to_owned(),
+            bytes: note,
+        });
+        let removals = self.unneeded(size);
+        self.waiting_since = None;
+        Some(Batch {
+            head,
+            writes,
+            removals,
+        })
+    }
+
+    /// Says that all files of the head were written.
+    pub fn published(&mut self, head: &Head) {
+        self.published = Some((head.size, head.root));
+        self.partial.push(head.size);
+        let kept = self.partial.len().saturating_sub(2);
+        self.partial.drain(..kept);
+    }
+
+    /// Partial tiles and bundles that neither the head of `size` needs nor the one before it: a
+    /// reader may still be reading that one.
+    fn unneeded(&self, size: u64) -> Vec<String> {
+        let Some((newest, older)) = self.partial.split_last() else {
+            return Vec::new();
+        };
+        let needed = [partial_paths(*newest), partial_paths(size)].concat();
+        let mut paths: Vec<String> = older.iter().copied().flat_map(partial_paths).collect();
+        paths.retain(|path| !needed.contains(path));
+        paths
+    }
+}
+
+impl From<Filled> for Write {
+    fn from(Filled { tile, bytes }: Filled) -> Self {
+        let path = tile.path();
+        Self { path, bytes }
+    }
+}
+
+fn partial_paths(size: u64) -> Vec<String> {
+    let tiles = Tile::partial(size).into_iter().map(Tile::path);
+    tiles
+        .chain(Bundle::partial(size).map(Bundle::path))
+        .collect()
+}

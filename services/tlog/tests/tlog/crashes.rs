@@ -1,0 +1,248 @@
+//! The process ends between any two writes, and another one goes on.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use tlog::layout::{Bundle, CHECKPOINT, Tile};
+use tlog::{EVENTS_MAX, HEAD_EVERY_MILLIS, Hash, Head, Writer, WriterError};
+
+use crate::support::Files;
+use crate::support::{ORIGIN, begin, entry, public, publish, published, sign, write};
+
+/// Notes every head that stands in a file, and fails if there are two of one size.
+fn note_heads(files: &Files, seen: &mut BTreeMap<u64, Hash>) {
+    for (path, bytes) in files {
+        if path != CHECKPOINT && !path.starts_with("heads/") {
+            continue;
+        }
+        let head = Head::open(bytes, ORIGIN, &[public()]).expect("the writer signed it");
+        let root = *seen.entry(head.size).or_insert(head.root);
+        assert_eq!(root, head.root, "two heads of size {}", head.size);
+        assert!(is_whole(files, head.size), "a head before its files");
+    }
+}
+
+/// True if every bundle and tile of a log of `size` entries is there, as it is or as it has become.
+fn is_whole(files: &Files, size: u64) -> bool {
+    let there = |path: String, full: String| files.contains_key(&path) || files.contains_key(&full);
+    let bundles = Bundle::all(size).all(|one| there(one.path(), one.full().path()));
+    // The partial files of older heads are removed: these heads have files that cover them.
+    let newest = published(files).is_none_or(|head| head.size <= size);
+    let tiles = Tile::partial(size);
+    let tiles = tiles.into_iter();
+    (bundles
+        && tiles
+            .map(|one| (one.path(), one.full().path()))
+            .all(|(a, b)| there(a, b)))
+        || !newest
+}
+
+/// In each round some entries come and a head is begun; the process dies before its `cut`th write.
+#[derive(Clone, Debug)]
+struct Life {
+    entries: u64,
+    cut: usize,
+}
+
+#[test]
+fn fg_07_a_process_that_dies_between_any_two_writes_never_leads_to_two_heads_of_one_size() {
+    for first in [1, 5, 255, 256, 257, 300] {
+        for second in [1, 3, 255, 256, 600] {
+            let mut files = Files::new();
+            let mut writer = begin(&mut files, 0..first);
+            publish(&mut writer, &mut files);
+            (first..first + second).for_each(|at| writer.push(&entry(at), 0).unwrap());
+            let batch = writer.batch(sign).unwrap();
+            let steps = batch.writes.len() + batch.removals.len();
+            for cut in 0..=steps {
+                let (mut left, mut seen) = (files.clone(), BTreeMap::new());
+                batch
+                    .writes
+                    .iter()
+                    .take(cut)
+                    .for_each(|one| write(&mut left, one));
+                let removed = cut.saturating_sub(batch.writes.len());
+                for path in batch.removals.iter().take(removed) {
+                    left.remove(path);
+                }
+                note_heads(&left, &mut seen);
+                // The next process has one more entry, or none.
+                for more in [0, 1] {
+                    let (mut left, mut seen) = (left.clone(), seen.clone());
+                    let mut next = begin(&mut left, 0..first + second + more);
+                    publish(&mut next, &mut left);
+                    note_heads(&left, &mut seen);
+                    let head = published(&left).expect("it was published");
+                    assert_eq!(head.size, first + second + more, "cut {cut}");
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn fg_07_many_deaths_lead_to_the_log_of_one_life(
+        lives in prop::collection::vec((0u64..400, 0usize..16), 1..8)
+    ) {
+        let lives = lives.into_iter().map(|(entries, cut)| Life { entries, cut });
+        let (mut files, mut seen, mut kept) = (Files::new(), BTreeMap::new(), 0);
+        for Life { entries, cut } in lives {
+            let mut writer = begin(&mut files, 0..kept);
+            (kept..kept + entries).for_each(|at| writer.push(&entry(at), 0).unwrap());
+            kept += entries;
+            if let Some(batch) = writer.batch(sign) {
+                batch.writes.iter().take(cut).for_each(|one| write(&mut files, one));
+            }
+            note_heads(&files, &mut seen);
+        }
+        let mut writer = begin(&mut files, 0..kept);
+        publish(&mut writer, &mut files);
+        note_heads(&files, &mut seen);
+        let mut one_life = Files::new();
+        publish(&mut begin(&mut Files::new(), 0..kept), &mut one_life);
+        prop_assert_eq!(published(&files), published(&one_life));
+        for (path, bytes) in &one_life {
+            prop_assert_eq!(files.get(path), Some(bytes), "{}", path);
+        }
+    }
+}
+
+#[test]
+fn fg_07_a_writer_whose_entries_are_not_those_of_its_head_signs_nothing() {
+    let mut files = Files::new();
+    publish(&mut begin(&mut Files::new(), 0..300), &mut files);
+    let begun = |order: Vec<u64>| {
+        let mut writer = Writer::new(ORIGIN.to_owned(), published(&files))?;
+        order
+            .into_iter()
+            .try_for_each(|at| writer.push(&entry(at), 0))?;
+        writer.begun()
+    };
+    assert_eq!(begun((0..300).collect()), Ok(()));
+    assert_eq!(begun((0..301).collect()), Ok(()));
+    let (size, found) = (300, 299);
+    assert_eq!(
+        begun((0..299).collect()),
+        Err(WriterError::Behind { size, found })
+    );
+    let contradicted = Err(WriterError::Contradicted { size });
+    assert_eq!(begun((1..301).collect()), contradicted);
+    let mut swapped: Vec<u64> = (0..300).collect();
+    swapped.swap(7, 8);
+    assert_eq!(begun(swapped), contradicted);
+    let other = Writer::new("diloco/other".to_owned(), published(&files));
+    assert_eq!(other.err(), Some(WriterError::Foreign));
+}
+
+#[test]
+fn a_head_comes_after_ten_seconds_or_256_events_and_never_without_events() {
+    let mut files = Files::new();
+    let mut writer = begin(&mut files, []);
+    assert!(!writer.is_due(u64::MAX));
+    assert_eq!(writer.batch(sign), None);
+    writer.push(&entry(0), 1_000).unwrap();
+    writer.push(&entry(1), 9_000).unwrap();
+    assert!(!writer.is_due(1_000 + HEAD_EVERY_MILLIS - 1));
+    assert!(
+        writer.is_due(1_000 + HEAD_EVERY_MILLIS),
+        "the oldest counts"
+    );
+    publish(&mut writer, &mut files).unwrap();
+    assert!(!writer.is_due(u64::MAX));
+    assert_eq!(writer.batch(sign), None, "nothing is new");
+    for index in 2..2 + EVENTS_MAX {
+        assert!(!writer.is_due(0), "{index}");
+        writer.push(&entry(index), 0).unwrap();
+    }
+    assert!(writer.is_due(0));
+    assert_eq!(writer.waiting(), EVENTS_MAX);
+}
+
+/// Files are written while entries come.
+#[test]
+fn entries_that_come_before_a_head_is_published_wait_for_the_next() {
+    let mut files = Files::new();
+    let mut writer = begin(&mut files, 0..3);
+    let batch = writer.batch(sign).unwrap();
+    writer.push(&entry(3), 5_000).unwrap();
+    batch.writes.iter().for_each(|one| write(&mut files, one));
+    writer.published(&batch.head);
+    assert_eq!((batch.head.size, writer.waiting()), (3, 1));
+    assert!(!writer.is_due(5_000 + HEAD_EVERY_MILLIS - 1));
+    assert!(writer.is_due(5_000 + HEAD_EVERY_MILLIS));
+    assert_eq!(publish(&mut writer, &mut files).unwrap().size, 4);
+    let mut one_life = Files::new();
+    let mut other = begin(&mut one_life, 0..4);
+    assert_eq!(
+        publish(&mut other, &mut one_life).map(|head| head.root),
+        published(&files).map(|head| head.root)
+    );
+}
+
+/// The files of the head before the newest stay for those who are reading them.
+#[test]
+fn partial_tiles_of_older_heads_are_removed() {
+    let mut files = Files::new();
+    let mut writer = begin(&mut files, 0..3);
+    let partial = |files: &Files| {
+        let paths = files.keys().filter(|path| path.contains(".p/"));
+        paths.cloned().collect::<Vec<_>>()
+    };
+    publish(&mut writer, &mut files);
+    for index in 3..6 {
+        writer.push(&entry(index), 0).unwrap();
+        publish(&mut writer, &mut files);
+    }
+    let expected = [
+        "tile/0/000.p/5",
+        "tile/0/000.p/6",
+        "tile/entries/000.p/5",
+        "tile/entries/000.p/6",
+    ];
+    assert_eq!(partial(&files), expected);
+    assert_eq!(
+        files
+            .keys()
+            .filter(|path| path.starts_with("heads/"))
+            .count(),
+        4
+    );
+    writer.push(&entry(6), 0).unwrap();
+    let removals = writer.batch(sign).unwrap().removals;
+    let expected = ["tile/0/000.p/5", "tile/entries/000.p/5"];
+    assert_eq!(removals, expected, "each once");
+}
+
+/// A tile that three heads share stays as long as the newest but one needs it.
+#[test]
+fn a_partial_tile_that_a_reader_may_need_stays() {
+    let mut files = Files::new();
+    let mut writer = begin(&mut files, 0..300);
+    publish(&mut writer, &mut files);
+    for (from, to) in [(300, 511), (511, 512)] {
+        (from..to).for_each(|at| writer.push(&entry(at), 0).unwrap());
+        publish(&mut writer, &mut files);
+    }
+    assert!(
+        files.contains_key("tile/1/000.p/1"),
+        "the head of size 511 needs it"
+    );
+    assert!(
+        !files.contains_key("tile/0/001.p/44"),
+        "only the oldest needed it"
+    );
+}
+
+#[test]
+fn an_entry_that_no_bundle_can_hold_is_refused() {
+    let mut writer = begin(&mut Files::new(), []);
+    assert_eq!(
+        writer.push(&vec![0; 65_536], 0),
+        Err(WriterError::TooLong(65_536))
+    );
+    assert_eq!(writer.push(&vec![0; 65_535], 0), Ok(()));
+    assert_eq!(writer.size(), 1);
+}
