@@ -84,6 +84,11 @@ pub const PLUMBING: &[Plumbing] = &[
     ),
     plumbing(Role::Recorder, "_R_.>", "answer workers"),
     plumbing(
+        Role::Registrar,
+        "_R_.>",
+        "answer those who ask for a new token",
+    ),
+    plumbing(
         Role::Recorder,
         "$JS.API.STREAM.MSG.GET.*",
         "find the end of a worker's chain",
@@ -193,7 +198,7 @@ fn template(role: Role, lane: Lane, pattern: &str) -> String {
         .map(|token| match token {
             "{run}" if role.is_tenant() => "{{tag(run)}}",
             "{worker}" if role.is_tenant() => "{{subject()}}",
-            "{operator}" => "{{subject()}}",
+            "{operator}" | "{holder}" => "{{subject()}}",
             token if token.starts_with('{') => "*",
             token => token,
         })
@@ -205,8 +210,8 @@ fn template(role: Role, lane: Lane, pattern: &str) -> String {
 pub fn reference() -> String {
     let mut page = String::from(
         "# The bus\n\nGenerated from `schemas/src/subject.rs` and `schemas/src/permission.rs` by `cargo xtask docs`.\n\n\
-         Subjects are in the form in which the sender writes them. When a worker's message crosses to another account, the broker\n\
-         writes the tenant's account into it as third token. `{worker}` and `{operator}` are public nkeys.\n\n\
+         Subjects are in the form in which the sender writes them. When a message crosses to another account, the broker writes\n\
+         the sender's account into it as third token. `{worker}`, `{operator}` and `{holder}` are public nkeys.\n\n\
          | subject | kind | message | answer | said by | heard by | for |\n| --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for row in TABLE {

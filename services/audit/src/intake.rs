@@ -93,6 +93,11 @@ impl Intake {
         ))
     }
 
+    /// The connection on which it records.
+    pub(crate) const fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
     /// Runs until `stop`.
     ///
     /// # Errors

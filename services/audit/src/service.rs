@@ -25,6 +25,8 @@ const FINDINGS_LOGGED_MAX: usize = 20;
 
 /// The service, connected.
 pub struct Service {
+    /// The connection on which the stream is read.
+    bus: Bus,
     reader: Reader<Record>,
     recorder: Recorder,
     intake: Intake,
@@ -63,11 +65,17 @@ impl Service {
             tracing::warn!(code = %found.code(), "the audit files show evidence of tampering: {found}");
         }
         Ok(Self {
+            bus,
             reader,
             recorder,
             intake,
             notices,
         })
+    }
+
+    /// Its connections to the two accounts that it uses.
+    pub fn connections(&self) -> Vec<Bus> {
+        vec![self.bus.clone(), self.intake.bus().clone()]
     }
 
     /// Runs until `stop`.
@@ -77,6 +85,7 @@ impl Service {
     /// right away.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
         let Self {
+            bus: _bus,
             mut reader,
             mut recorder,
             intake,

@@ -124,6 +124,11 @@ impl Service {
         })
     }
 
+    /// Its connections to the two accounts that it uses.
+    pub fn connections(&self) -> Vec<Bus> {
+        vec![self.shell.bus.clone(), self.shell.ledger.bus().clone()]
+    }
+
     /// Leads until an operator stops it, `shutdown` is cancelled, or it must stand down.
     ///
     /// # Errors

@@ -461,6 +461,10 @@ pub(crate) struct Up {
     /// Device of each worker: `cpu`, `cuda:0`, or `auto`.
     #[arg(long, default_value = "auto")]
     pub(crate) device: String,
+    /// Life of the tokens of services and workers. The registrar renews them when half of it has
+    /// passed; without it they end.
+    #[arg(long, default_value = "1h")]
+    pub(crate) token_lifetime: runtime::ConfigDuration,
     /// Port of the broker; by default the port of the last start, or 4222.
     #[arg(long)]
     pub(crate) bus_port: Option<u16>,

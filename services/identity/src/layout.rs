@@ -4,6 +4,10 @@ use std::path::{Path, PathBuf};
 
 use schemas::permission::Role;
 
+use crate::issued::IssuedList;
+use crate::issuer::Issuer;
+use crate::vault::{Vault, role_key_name};
+
 /// The paths under a domain's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DomainLayout {
@@ -53,9 +57,19 @@ impl DomainLayout {
         self.folder.join(self.ca_relative())
     }
 
-    /// The authority's private key.
-    pub fn ca_key(&self) -> PathBuf {
-        self.folder.join("tls/ca.key")
+    /// The keys that everything else comes from; this folder may lie offline.
+    pub fn vault(&self) -> Vault {
+        Vault::at(&self.folder.join("vault"))
+    }
+
+    /// The folder of the signing keys that the registrar needs, see [`Issuer`].
+    pub fn issuer(&self) -> PathBuf {
+        self.folder.join("issuer")
+    }
+
+    /// The public list of issued credentials.
+    pub fn issued(&self) -> IssuedList {
+        IssuedList::at(&self.folder.join("issued"))
     }
 
     /// The certificate of broker and store.
@@ -125,7 +139,11 @@ impl DomainLayout {
     }
 
     pub(crate) fn role_key(&self, role: Role) -> PathBuf {
-        self.key(&format!("role-{}", role.name()))
+        if role.is_renewable() {
+            Issuer::key(&self.issuer(), role)
+        } else {
+            self.vault().key(&role_key_name(role))
+        }
     }
 
     pub(crate) fn credentials_folder(&self) -> PathBuf {
@@ -141,9 +159,17 @@ impl DomainLayout {
         PathBuf::from("tls/ca.pem")
     }
 
+    /// The private key of the authority as an earlier release placed it.
+    pub(crate) fn older_ca_key(&self) -> PathBuf {
+        self.folder.join("tls/ca.key")
+    }
+
     /// The parts of a domain, in the order in which they may appear: the trust bundle last.
     pub(crate) fn entries(&self) -> Vec<PathBuf> {
         let names = [
+            "vault",
+            "issuer",
+            "issued",
             "keys",
             "tls",
             "store",
@@ -178,6 +204,13 @@ mod tests {
             (layout.ledger_mark(), "d/ledger.mark"),
             (layout.audit_files(), "d/audit"),
             (layout.lock(), "d/lock"),
+            (layout.vault().authority_key(), "d/vault/ca.key"),
+            (
+                layout.role_key(Role::AuditProvisioner),
+                "d/vault/role-audit-provisioner.nk",
+            ),
+            (layout.role_key(Role::Worker), "d/issuer/role-worker.nk"),
+            (layout.issued().folder().to_owned(), "d/issued"),
         ] {
             assert_eq!(path, Path::new(place));
         }

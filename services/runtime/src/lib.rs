@@ -19,6 +19,7 @@ mod origin;
 mod probe;
 pub mod quantity;
 pub mod ready;
+mod renewal;
 pub mod service;
 pub mod shutdown;
 pub mod stranger;

@@ -142,6 +142,11 @@ impl Service {
         })
     }
 
+    /// Its connection.
+    pub const fn bus(&self) -> &Bus {
+        &self.runner.bus
+    }
+
     /// Works until the run is complete, the worker is told to end, or cannot go on.
     ///
     /// # Errors

@@ -39,6 +39,9 @@ pub struct Options {
     pub log: String,
     /// The address on which each service serves its metrics.
     pub metrics: String,
+    /// Life of the tokens of services and workers, which a registrar renews. Without one there is no
+    /// registrar, and tokens live longer than any test.
+    pub token_lifetime: Option<Millis>,
 }
 
 /// A domain, a broker, and the processes that were started. Dropping it stops them all.
@@ -63,6 +66,7 @@ impl Default for Options {
             second_tenant: false,
             log: "info".to_owned(),
             metrics: "127.0.0.1:0".to_owned(),
+            token_lifetime: None,
         }
     }
 }
@@ -85,6 +89,9 @@ impl Cluster {
     /// A step fails.
     pub async fn start(options: Options, workers: usize) -> Self {
         let mut cluster = Self::broker(options).await;
+        if cluster.options.token_lifetime.is_some() {
+            cluster.start_registrar().await;
+        }
         cluster.start_store().await;
         cluster.start_coordinator("coordinator").await;
         cluster.start_audit().await;
@@ -184,7 +191,15 @@ impl Cluster {
     /// # Panics
     /// The name is taken for something else.
     pub fn issue(&self, role: Role, name: &str) -> Issued {
-        self.issue_for(role, name, role.is_tenant().then_some(self.run()), LIFETIME)
+        let lifetime = match role {
+            Role::Worker
+            | Role::Coordinator
+            | Role::LedgerWriter
+            | Role::Auditor
+            | Role::Recorder => self.options.token_lifetime.unwrap_or(LIFETIME),
+            _ => LIFETIME,
+        };
+        self.issue_for(role, name, role.is_tenant().then_some(self.run()), lifetime)
     }
 
     /// Issues credentials for any run and any time.
@@ -334,6 +349,7 @@ impl Cluster {
     /// # Panics
     /// It does not become ready.
     pub async fn start_coordinator(&mut self, name: &str) {
+        self.issue_anew(&[Role::Coordinator, Role::LedgerWriter]);
         self.launch(self.coordinator_recipe(name)).await;
     }
 
@@ -344,11 +360,29 @@ impl Cluster {
             .insert(name.to_owned(), Process::spawn(recipe));
     }
 
+    /// Starts the registrar.
+    ///
+    /// # Panics
+    /// It does not become ready.
+    pub async fn start_registrar(&mut self) {
+        self.launch(self.registrar_recipe()).await;
+    }
+
+    /// Issues short-lived tokens again, just before they are used for the first time.
+    fn issue_anew(&self, roles: &[Role]) {
+        if self.options.token_lifetime.is_some() {
+            for role in roles {
+                self.issue(*role, role.name());
+            }
+        }
+    }
+
     /// Starts the audit service.
     ///
     /// # Panics
     /// It does not become ready.
     pub async fn start_audit(&mut self) {
+        self.issue_anew(&[Role::Auditor, Role::Recorder]);
         self.launch(self.audit_recipe()).await;
     }
 

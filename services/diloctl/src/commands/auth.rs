@@ -130,6 +130,7 @@ fn init(
         workers,
         threads: 1,
         device: "auto".to_owned(),
+        token_lifetime: runtime::ConfigDuration(identity::domain::LIFETIME_RENEWED.as_duration()),
     };
     let mut made = Vec::new();
     let domain = Domain::init_with(&context.folder, &options, clock::now(), |staged| {

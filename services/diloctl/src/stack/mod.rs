@@ -99,8 +99,11 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     let mut rows = Vec::new();
     for spec in &specs {
         if spec.name == services::BROKER && Running::find(&context.folder, &spec.name)?.is_none() {
-            prepare_broker(&domain, options, ports.bus)?;
+            prepare_broker(context, &domain, options, ports.bus)?;
             endpoints.write(&context.folder)?;
+        }
+        if Running::find(&context.folder, &spec.name)?.is_none() {
+            services::renew_tokens(&domain, options, &spec.name)?;
         }
         let (running, begun) = ensure(context, spec).await?;
         let state = match begun {
@@ -144,9 +147,21 @@ async fn coordinator_answers(context: &Context) -> Result<(), Failure> {
     })
 }
 
-/// Writes the broker's configuration for this build and for the folder's present place.
-fn prepare_broker(domain: &Domain, options: &Up, port: u16) -> Result<(), Failure> {
+/// Writes the broker's configuration for this build and for the folder's present place. Without the
+/// vault the configuration stays as it was written where the vault is.
+fn prepare_broker(
+    context: &Context,
+    domain: &Domain,
+    options: &Up,
+    port: u16,
+) -> Result<(), Failure> {
     let written = || {
+        let auth = domain.layout().broker_generated().join("auth.conf");
+        if !domain.has_vault() && auth.exists() {
+            let text = "the vault is not here, so the broker's accounts stay as they are";
+            context.printer.talk(text);
+            return domain.write_listen(&listen_address(port));
+        }
         let committed = BrokerFiles::read(&options.nats_config)?;
         domain.write_broker(&committed, clock::now())?;
         domain.write_listen(&listen_address(port))

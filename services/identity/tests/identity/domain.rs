@@ -336,7 +336,7 @@ fn a_token_changes_only_if_its_account_does() {
     );
     assert_eq!(changed(&swapped).len(), 1);
 
-    let key = domain.layout().folder().join("keys/role-worker.nk");
+    let key = domain.layout().folder().join("issuer/role-worker.nk");
     let replaced = SigningKey::generate(KeyKind::Account).seed().write(&key);
     replaced.expect("the folder takes files");
     let changed = changed(&first);

@@ -30,7 +30,7 @@ async fn a_reload_takes_a_changed_account_over_and_cuts_nobody_else() {
     assert_eq!(read(), before);
 
     let key = SigningKey::generate(KeyKind::Account);
-    let replaced = key.seed().write(&folder.join("keys/role-operator.nk"));
+    let replaced = key.seed().write(&folder.join("issuer/role-operator.nk"));
     replaced.expect("the folder takes files");
     cluster.diloctl_ok(&["auth", "config"]).await;
     let (old, new) = (before.lines(), read());
