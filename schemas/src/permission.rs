@@ -353,10 +353,11 @@ mod tests {
         );
     }
 
-    /// Readers may ask exactly what is answered in their account.
+    /// Readers may ask exactly what is answered in their account, and for a new token.
     #[test]
     fn the_auditor_may_publish_the_questions_of_readers_and_nothing_else() {
-        let mut expected: Vec<&str> = QUESTIONS.iter().map(|one| one.subject).collect();
+        let mut expected = vec!["diloco.renewal.cluster.{{subject()}}.token"];
+        expected.extend(QUESTIONS.iter().map(|one| one.subject));
         expected.push(OWN_INBOX);
         assert_eq!(permissions(Role::Auditor).publish_allow, expected);
     }

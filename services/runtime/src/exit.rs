@@ -281,6 +281,7 @@ mod tests {
         for unit in [
             include_str!("../../../deploy/systemd/diloco-audit.service"),
             include_str!("../../../deploy/systemd/diloco-coordinator.service"),
+            include_str!("../../../deploy/systemd/diloco-registrar.service"),
             include_str!("../../../deploy/systemd/diloco-store.service"),
             include_str!("../../../deploy/systemd/diloco-worker@.service"),
         ] {

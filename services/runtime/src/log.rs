@@ -338,7 +338,9 @@ mod tests {
             .filter(|folder| folder.starts_with("services/") || *folder == "schemas")
             .map(|folder| folder.trim_start_matches("services/").replace('/', "_"));
         let name = |folder: String| match folder.as_str() {
-            "audit" | "coordinator" | "store" | "worker" => format!("diloco_{folder}"),
+            "audit" | "coordinator" | "registrar" | "store" | "worker" => {
+                format!("diloco_{folder}")
+            }
             "worker_torch" | "worker_trainer" => folder.trim_start_matches("worker_").to_owned(),
             _ => folder,
         };

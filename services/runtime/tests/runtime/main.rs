@@ -4,4 +4,5 @@ mod auth;
 mod bus;
 mod listen;
 mod listen_faults;
+mod renewal;
 mod together;

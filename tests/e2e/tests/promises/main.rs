@@ -37,6 +37,7 @@ mod quarantine;
 mod recompute;
 mod run_halted;
 mod service_restart;
+mod short_credentials;
 mod shutdown;
 mod signals;
 mod slow_line;
