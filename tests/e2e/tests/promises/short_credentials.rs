@@ -160,7 +160,8 @@ async fn tl_06_nobody_gets_a_token_but_its_own() {
     assert!(renewed.token().expires.unwrap() > days, "{renewed:?}");
     assert_eq!(*renewed.public(), own_token.public);
     let (run, other): (RunId, RunId) = (cluster.run().clone(), "other".parse().unwrap());
-    let mine = cluster.issue(Role::Worker, "worker-0");
+    let life = Millis::from_secs(120);
+    let mine = cluster.issue_for(Role::Worker, "worker-0", Some(&run), life);
     let victim = cluster.issue(Role::Worker, "worker-1").public;
     let operator = cluster.issue(Role::Operator, "operator").public;
     let bus = cluster.connect(Role::Worker, "worker-0").await;
