@@ -1,5 +1,6 @@
 //! The cluster: its processes, and the operations on them.
 
+mod issue;
 mod kept;
 mod recipe;
 
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use identity::{BusTls, CredentialSource, Domain, InitOptions, Issued};
+use identity::{BusTls, CredentialSource, Domain, InitOptions};
 use runtime::{Bus, BusConfig, StreamReader, clock};
 use schemas::account::Copied;
 use schemas::permission::Role;
@@ -23,8 +24,6 @@ use crate::broker::{self, BROKER};
 use crate::process::{self, Output, Process, Recipe};
 use crate::{Evidence, Line, Operator, PATIENCE, Quality, Tenant};
 
-/// Lifetime of credentials; longer than any test.
-const LIFETIME: Millis = Millis::from_secs(24 * 3600);
 /// The store's name among a cluster's processes.
 const STORE: &str = "store";
 
@@ -186,37 +185,6 @@ impl Cluster {
         self.scratch.path().join(name)
     }
 
-    /// Issues credentials, or renews them.
-    ///
-    /// # Panics
-    /// The name is taken for something else.
-    pub fn issue(&self, role: Role, name: &str) -> Issued {
-        let lifetime = match role {
-            Role::Worker
-            | Role::Coordinator
-            | Role::LedgerWriter
-            | Role::Auditor
-            | Role::Recorder => self.options.token_lifetime.unwrap_or(LIFETIME),
-            _ => LIFETIME,
-        };
-        self.issue_for(role, name, role.is_tenant().then_some(self.run()), lifetime)
-    }
-
-    /// Issues credentials for any run and any time.
-    ///
-    /// # Panics
-    /// The name is taken for something else.
-    pub fn issue_for(
-        &self,
-        role: Role,
-        name: &str,
-        run: Option<&RunId>,
-        lifetime: Millis,
-    ) -> Issued {
-        let issued = self.domain.issue(role, name, run, lifetime, clock::now());
-        issued.unwrap_or_else(|error| panic!("credentials of {} {name}: {error}", role.name()))
-    }
-
     /// Connects with the credentials that were issued under `name`, issuing them where they are
     /// missing.
     ///
@@ -366,15 +334,6 @@ impl Cluster {
     /// It does not become ready.
     pub async fn start_registrar(&mut self) {
         self.launch(self.registrar_recipe()).await;
-    }
-
-    /// Issues short-lived tokens again, just before they are used for the first time.
-    fn issue_anew(&self, roles: &[Role]) {
-        if self.options.token_lifetime.is_some() {
-            for role in roles {
-                self.issue(*role, role.name());
-            }
-        }
     }
 
     /// Starts the audit service.

@@ -7,3 +7,4 @@ mod jwt;
 mod jwt_bounds;
 mod older;
 mod tls;
+mod vault;

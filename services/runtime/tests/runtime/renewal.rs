@@ -14,11 +14,11 @@ use schemas::{Addressee, Answer, Code, Message as _, Millis, Reply, UnixMillis};
 
 use super::bus::question_of_a_worker;
 
-/// Life of the tokens: renewed after half of it.
+/// Life of the tokens, of which half passes before they are renewed.
 const LIFE: Millis = Millis::from_secs(4);
 /// Renewals that each side lives through.
 const RENEWALS: u64 = 4;
-/// Time that a question may take. One that is lost takes all of it.
+/// Time that a question may take. One that is lost takes the whole time.
 const WAIT: Duration = Duration::from_secs(20);
 
 async fn cluster(life: Millis) -> Cluster {
