@@ -109,6 +109,21 @@ pub const PLUMBING: &[Plumbing] = &[
         "$JS.API.>",
         "create and compare the readers' stream",
     ),
+    plumbing(
+        Role::AccountWriter,
+        "$SYS.REQ.CLAIMS.UPDATE",
+        "replace the token of an account",
+    ),
+    plumbing(
+        Role::AccountWriter,
+        "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP",
+        "see which token of an account the broker has",
+    ),
+    plumbing(
+        Role::AccountWriter,
+        "$SYS.REQ.ACCOUNT.*.CONNZ",
+        "see whether a revoked key is still connected",
+    ),
 ];
 
 /// Requests that would change or delete the log. They are denied to the coordinator, which writes
@@ -351,6 +366,18 @@ mod tests {
             None,
             "it has no streams"
         );
+    }
+
+    /// Who replaces an account's token may give any rights to anybody: with an older token a revoked
+    /// key works again.
+    #[test]
+    fn tl_07_only_the_account_writer_may_ask_the_broker_about_accounts() {
+        for role in Role::ALL {
+            let all = permissions(role).publish_allow;
+            let asks = all.iter().any(|subject| subject.starts_with("$SYS."));
+            assert_eq!(asks, role == Role::AccountWriter, "{role:?}");
+            assert_eq!(role.is_momentary(), asks, "{role:?}");
+        }
     }
 
     /// Readers may ask exactly what is answered in their account, and for a new token.

@@ -20,11 +20,14 @@ pub enum Account {
     Registrar,
     /// A tenant's workers. It has no JetStream.
     Tenant,
+    /// The broker's own account. Nobody connects but `diloctl auth`, for a moment, to replace the
+    /// tokens of accounts.
+    System,
 }
 
 impl Account {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Control,
         Self::Ledger,
         Self::Events,
@@ -32,6 +35,7 @@ impl Account {
         Self::Readers,
         Self::Registrar,
         Self::Tenant,
+        Self::System,
     ];
 
     /// Its name in files and declarations.
@@ -44,6 +48,7 @@ impl Account {
             Self::Readers => "readers",
             Self::Registrar => "registrar",
             Self::Tenant => "tenant",
+            Self::System => "system",
         }
     }
 }
@@ -76,11 +81,14 @@ pub enum Role {
     EventsProvisioner,
     /// Creates the stream that readers see.
     AuditProvisioner,
+    /// Replaces the tokens of accounts at the broker, and so may give any rights to anybody. Its
+    /// credentials are made when they are needed, and last for minutes.
+    AccountWriter,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Worker,
         Self::Coordinator,
         Self::LedgerWriter,
@@ -92,6 +100,7 @@ impl Role {
         Self::LedgerProvisioner,
         Self::EventsProvisioner,
         Self::AuditProvisioner,
+        Self::AccountWriter,
     ];
 
     /// Its name in credentials, files and documents.
@@ -108,6 +117,7 @@ impl Role {
             Self::LedgerProvisioner => "ledger-provisioner",
             Self::EventsProvisioner => "events-provisioner",
             Self::AuditProvisioner => "audit-provisioner",
+            Self::AccountWriter => "account-writer",
         }
     }
 
@@ -121,6 +131,7 @@ impl Role {
             Self::AuditProvisioner => Account::Audit,
             Self::Auditor => Account::Readers,
             Self::Registrar => Account::Registrar,
+            Self::AccountWriter => Account::System,
         }
     }
 
@@ -131,7 +142,7 @@ impl Role {
             Account::Ledger => Some(Self::LedgerProvisioner),
             Account::Events => Some(Self::EventsProvisioner),
             Account::Audit => Some(Self::AuditProvisioner),
-            Account::Readers | Account::Registrar | Account::Tenant => None,
+            Account::Readers | Account::Registrar | Account::Tenant | Account::System => None,
         }
     }
 
@@ -149,8 +160,14 @@ impl Role {
             Self::Provisioner
             | Self::LedgerProvisioner
             | Self::EventsProvisioner
-            | Self::AuditProvisioner => false,
+            | Self::AuditProvisioner
+            | Self::AccountWriter => false,
         }
+    }
+
+    /// True if its credentials are made by the command that needs them, and are kept nowhere.
+    pub const fn is_momentary(self) -> bool {
+        matches!(self, Self::AccountWriter)
     }
 
     /// True if it belongs to a tenant's account.
@@ -173,10 +190,11 @@ mod tests {
     }
 
     #[test]
-    fn the_registrar_renews_every_role_that_creates_no_streams() {
+    fn the_registrar_renews_every_role_whose_credentials_lie_online() {
         for role in Role::ALL {
             let provisions = Role::provisioner(role.account()) == Some(role);
-            assert_eq!(role.is_renewable(), !provisions, "{role:?}");
+            let offline = provisions || role.is_momentary();
+            assert_eq!(role.is_renewable(), !offline, "{role:?}");
         }
     }
 }

@@ -85,7 +85,7 @@ impl Service {
     /// right away.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
         let Self {
-            bus: _bus,
+            bus,
             mut reader,
             mut recorder,
             intake,
@@ -111,6 +111,7 @@ impl Service {
                     }
                     level = now_level;
                 }
+                refusal = bus.refused() => return Err(refusal.into()),
                 ended = &mut intake => {
                     ended.map_err(|error| Failure::new(Code::Internal, error))??;
                     break;

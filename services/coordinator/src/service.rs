@@ -134,10 +134,14 @@ impl Service {
     /// # Errors
     /// The coded reason to stand down.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Failure> {
-        let ended = self
-            .shell
-            .run(&mut self.core, self.arrivals, shutdown)
-            .await;
+        let (bus, ledger_bus) = (self.shell.bus.clone(), self.shell.ledger.bus().clone());
+        // Without its credentials a coordinator can neither write nor answer. What was not written
+        // has not happened.
+        let ended = tokio::select! {
+            ended = self.shell.run(&mut self.core, self.arrivals, shutdown) => ended,
+            refusal = bus.refused() => Err(refusal.into()),
+            refusal = ledger_bus.refused() => Err(refusal.into()),
+        };
         self.feeders.abort_all();
         ended
     }

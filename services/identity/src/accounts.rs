@@ -41,6 +41,10 @@ const SERVICES_CONNECTIONS_MAX: i64 = 32;
 /// events.
 const READERS_CONNECTIONS_MAX: i64 = 32;
 
+/// Connections that replace accounts' tokens, beside those of the brokers themselves: one command
+/// at a time, and some that were broken off.
+const WRITERS_CONNECTIONS_MAX: i64 = 32;
+
 /// The only kind of connection: plain NATS, no WebSocket and no leaf nodes.
 const CONNECTION_TYPE: &str = "STANDARD";
 
@@ -75,6 +79,7 @@ impl Accounts {
             Account::Audit => Some(&self.audit),
             Account::Readers => Some(&self.readers),
             Account::Registrar => Some(&self.registrar),
+            Account::System => Some(&self.system),
             Account::Tenant => None,
         }
     }
@@ -84,20 +89,9 @@ impl Accounts {
     }
 }
 
-/// The system account: no JetStream, no users so far.
-pub fn system_account() -> AccountClaims {
-    AccountClaims {
-        imports: vec![],
-        exports: vec![],
-        limits: AccountLimits::without_jetstream(),
-        signing_keys: vec![],
-        revocations: Default::default(),
-    }
-}
-
 /// An account of the domain's own: the exports to tenants, to the copy in the audit account and to
 /// its readers; in the audit account the imports for that copy, in the readers' account their
-/// questions. It has JetStream if streams lie there. `key` gives the signing key of a role.
+/// questions. It has JetStream if streams lie there. The system account has neither. `key` gives the signing key of a role.
 pub fn service_account(
     account: Account,
     accounts: &Accounts,
@@ -127,6 +121,7 @@ pub fn service_account(
     let conn = match account {
         Account::Ledger | Account::Events | Account::Registrar => SERVICES_CONNECTIONS_MAX,
         Account::Readers => READERS_CONNECTIONS_MAX,
+        Account::System => WRITERS_CONNECTIONS_MAX,
         _ => UNLIMITED,
     };
     let imports = match accounts.one(account) {

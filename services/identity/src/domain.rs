@@ -9,13 +9,11 @@ use schemas::account::Account;
 use schemas::permission::Role;
 use schemas::{AccountId, Code, Millis, PublicKey, RunId, UnixMillis, V};
 
-use crate::accounts::{Accounts, service_account, system_account, tenant_account};
-use crate::claims::OperatorClaims;
+use crate::accounts::Accounts;
 use crate::credentials::{Credentials, CredentialsError};
-use crate::init::quotable;
 use crate::issued::{Registration, RegistrationError};
 use crate::issuer::{AccountNames, IssuerError, sign};
-use crate::jwt::{JwtError, Subject, check_label, mint_or_keep};
+use crate::jwt::{JwtError, check_label};
 use crate::key::{KeyError, KeyKind, SigningKey};
 use crate::layout::DomainLayout;
 use crate::purpose::{AuditKey, ConnectionKey};
@@ -61,15 +59,6 @@ pub struct Issued {
     pub expires: UnixMillis,
 }
 
-/// The texts that the broker's configuration includes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerConfig {
-    /// `auth.conf`: the operator, the accounts and their permissions.
-    pub auth: String,
-    /// `tls.conf`: a `tls` block.
-    pub tls: String,
-}
-
 /// Reasons why a domain cannot be made, opened or issued from.
 #[derive(Debug, thiserror::Error)]
 pub enum DomainError {
@@ -88,12 +77,25 @@ pub enum DomainError {
     /// An earlier release made the domain, and this one has not taken it over yet.
     #[error("{} does not exist: an earlier release made the domain; `diloctl up`, or `diloctl auth config`, takes it over", .0.display())]
     Before(PathBuf),
-    /// The key of this name may not come back.
-    #[error("{0} was blocked; issue credentials under another name")]
+    /// The key of this name may not come back, unless somebody says so.
+    #[error(
+        "{0} was revoked or blocked; `diloctl auth issue` lets a holder in again that was revoked, a blocked one needs another name"
+    )]
     Blocked(String),
     /// The vault lies elsewhere.
     #[error("{} is not here", .0.display())]
     NoVault(PathBuf),
+    /// A record of what was issued or revoked.
+    #[error("{} is no record of this release: {reason}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// The fault.
+        reason: String,
+    },
+    /// The token of an account has no room for another revocation.
+    #[error("account {0} has {max} revocations, and no room for more; rotate the keys of its roles instead", max = crate::revocation::REVOKED_MAX)]
+    Revocations(AccountId),
     /// Workers are issued for one run, others for none.
     #[error("a credential of role {} {}", role.name(), if role.is_tenant() { "needs a run" } else { "takes no run" })]
     Run {
@@ -153,6 +155,8 @@ impl DomainError {
             Self::Blocked(_) => Code::HolderBlocked,
             Self::NoVault(_) => Code::VaultMissing,
             Self::Before(_) => Code::ReadersBehind,
+            Self::Record { .. } => Code::CredentialMalformed,
+            Self::Revocations(_) => Code::RevocationsFull,
             Self::Run { .. } | Self::Lifetime(_) | Self::Unquotable(_) | Self::Template { .. } => {
                 Code::ConfigInvalid
             }
@@ -226,6 +230,7 @@ impl Domain {
                 old.key().clone()
             }
         };
+        let issued = self.issue_time(&account, key.public(), now)?;
         // Tokens count whole seconds.
         let expires = UnixMillis((now.after(lifetime).get() / 1000) * 1000);
         let list = self.layout.issued();
@@ -241,12 +246,13 @@ impl Domain {
             run: run.cloned(),
             account,
             public: key.public().clone(),
-            issued: now,
+            issued,
             ends: expires,
             blocked: None,
         };
-        let credentials = Credentials::new(sign(&signer, &holder, expires, now)?, key)?;
-        // The record is made first: credentials without one would not be renewed.
+        let credentials = Credentials::new(sign(&signer, &holder, expires, issued)?, key)?;
+        // The record is made first: credentials without one would not be renewed, and could not be
+        // revoked by name.
         list.record(&holder)?;
         // The audit key is made first: credentials without it would look complete.
         let audit_key = self.audit_key(role, name)?;
@@ -278,97 +284,6 @@ impl Domain {
             audit.write_auditors(&own)?;
         }
         Ok(is_new)
-    }
-
-    /// The texts that the broker's configuration includes. Their tokens follow from the keys and
-    /// from the permission table of this build. A token in `earlier`, the text of `auth.conf` that
-    /// these replace, stays as it is if it says the same, so that a broker that reads its
-    /// configuration again changes nothing but what has changed.
-    ///
-    /// # Errors
-    /// A key cannot be read, or the folder's path cannot be quoted.
-    pub fn server_config(
-        &self,
-        earlier: &str,
-        now: UnixMillis,
-    ) -> Result<ServerConfig, DomainError> {
-        let vault = self.layout.vault();
-        let (operator, signer) = (vault.operator()?, vault.operator_signing()?);
-        let (accounts, tenant) = (self.accounts()?, self.tenant()?);
-        let mut roles = Vec::new();
-        for role in Role::ALL {
-            roles.push((role, self.role_key(role)?.public().clone()));
-        }
-        let key = |role: Role| {
-            let found = roles.iter().find(|(known, _)| *known == role);
-            found.expect("the list above has every role").1.clone()
-        };
-        fn subject<'a>(name: &'a str, key: &'a PublicKey) -> Subject<'a> {
-            Subject {
-                name,
-                key,
-                not_before: None,
-                expires: None,
-            }
-        }
-        let claims = OperatorClaims {
-            signing_keys: vec![signer.public().clone()],
-            strict_signing_key_usage: true,
-            system_account: accounts.system.clone(),
-        };
-        let operator = mint_or_keep(
-            token(earlier, "operator"),
-            &subject("diloco", operator.public()),
-            claims,
-            &operator,
-            now,
-        )?;
-        let mut preload = String::new();
-        let mut all = vec![
-            ("system", &accounts.system, system_account()),
-            ("default", &tenant, tenant_account(&tenant, &accounts, key)),
-        ];
-        for account in Account::ALL {
-            if let Some(id) = accounts.one(account) {
-                all.push((account.name(), id, service_account(account, &accounts, key)));
-            }
-        }
-        for (name, id, claims) in all {
-            let public: PublicKey = id
-                .as_str()
-                .parse()
-                .expect("an account's id is a public key");
-            let old = token(earlier, id.as_str());
-            let jwt = mint_or_keep(old, &subject(name, &public), claims, &signer, now)?;
-            preload.push_str(&format!("  {id}: \"{jwt}\"\n"));
-        }
-        let auth = format!(
-            "{HEADER}operator: \"{operator}\"\nsystem_account: {}\nresolver: MEMORY\nresolver_preload {{\n{preload}}}\n",
-            accounts.system
-        );
-        Ok(ServerConfig {
-            auth,
-            tls: self.tls_config()?,
-        })
-    }
-
-    /// Writes `auth.conf` and `tls.conf` into `folder`, for the owner alone. Tokens in `auth.conf`
-    /// that say what they should stay as they are. A domain of an earlier release gets what it
-    /// lacks first.
-    ///
-    /// # Errors
-    /// As [`Domain::server_config`]; or the folder cannot be written.
-    pub fn write_server_config(&self, folder: &Path, now: UnixMillis) -> Result<(), DomainError> {
-        self.take_over(now)?;
-        let path = folder.join("auth.conf");
-        // Without an earlier file, or with one that cannot be read, all tokens are new.
-        let earlier = fs::read_to_string(&path).unwrap_or_default();
-        let config = self.server_config(&earlier, now)?;
-        write_private(&path, config.auth.as_bytes())?;
-        Ok(write_private(
-            &folder.join("tls.conf"),
-            config.tls.as_bytes(),
-        )?)
     }
 
     /// Makes a new certificate for broker and store; the old one ends after
@@ -452,7 +367,7 @@ impl Domain {
 
     /// The signing key of a role: in the issuer's folder if the registrar renews the role, otherwise
     /// in the vault.
-    fn role_key(&self, role: Role) -> Result<SigningKey, DomainError> {
+    pub(crate) fn role_key(&self, role: Role) -> Result<SigningKey, DomainError> {
         let path = self.layout.role_key(role);
         self.check_place(&path)?;
         if !role.is_renewable() {
@@ -489,7 +404,8 @@ impl Domain {
             | Role::Provisioner
             | Role::LedgerProvisioner
             | Role::EventsProvisioner
-            | Role::AuditProvisioner => return Ok(None),
+            | Role::AuditProvisioner
+            | Role::AccountWriter => return Ok(None),
             Role::Worker | Role::Auditor => {}
         }
         let path = self.layout.audit_key(name);
@@ -512,19 +428,6 @@ impl Domain {
             &fs::canonicalize(&self.home).map_err(failed)?,
         ))
     }
-
-    fn tls_config(&self) -> Result<String, DomainError> {
-        let layout = self.absolute()?;
-        let quoted = |path: PathBuf| quotable(&path).map(|text| format!("\"{text}\""));
-        let (certificate, key) = (
-            quoted(layout.server_certificate())?,
-            quoted(layout.server_key())?,
-        );
-        let ca = quoted(layout.ca())?;
-        Ok(format!(
-            "{HEADER}tls {{\n  cert_file: {certificate}\n  key_file: {key}\n  ca_file: {ca}\n  min_version: \"1.3\"\n  timeout: 3\n}}\n"
-        ))
-    }
 }
 
 /// The file, without its ending, of an account's key.
@@ -537,19 +440,11 @@ pub(crate) const fn account_key_name(account: Account) -> &'static str {
         Account::Readers => "account-readers",
         Account::Registrar => "account-registrar",
         Account::Tenant => "account-default",
+        Account::System => "account-system",
     }
 }
 
 pub(crate) const HEADER: &str = "# Written by `diloctl auth`; changes are lost.\n";
-
-/// The token of this name in the text of an `auth.conf`.
-fn token<'a>(config: &'a str, name: &str) -> Option<&'a str> {
-    let value = |line: &'a str| {
-        let value = line.trim_start().strip_prefix(name)?.strip_prefix(": \"")?;
-        value.strip_suffix('"')
-    };
-    config.lines().find_map(value)
-}
 
 /// The account that a key is the identity of.
 pub(crate) fn account_id(key: &SigningKey) -> AccountId {

@@ -20,7 +20,6 @@ use crate::secret::{FileError, create_private_folder, write_private};
 use crate::store_keys::StoreKeys;
 use crate::tls::{Authority, check_server_name};
 use crate::trust::TrustBundle;
-use crate::vault::SYSTEM_ACCOUNT;
 
 impl Domain {
     /// Makes a new domain in `folder`, with no credentials and no configuration yet.
@@ -216,11 +215,14 @@ fn make(layout: &DomainLayout, options: &InitOptions, now: UnixMillis) -> Result
     let mut names = AccountNames {
         v: V,
         domain: operator.public().clone(),
-        system: account(SYSTEM_ACCOUNT)?,
+        system: account(account_key_name(Account::System))?,
         accounts: BTreeMap::new(),
     };
     for one in Account::ALL {
-        let id = account(account_key_name(one))?;
+        let id = match one {
+            Account::System => names.system.clone(),
+            one => account(account_key_name(one))?,
+        };
         names.accounts.insert(one.name().to_owned(), id);
     }
     names.write(&layout.issuer())?;

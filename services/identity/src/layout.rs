@@ -112,6 +112,23 @@ impl DomainLayout {
         self.folder.join("nats")
     }
 
+    /// The folder in which a single broker keeps the tokens of accounts.
+    pub fn broker_accounts(&self) -> PathBuf {
+        self.folder.join("accounts")
+    }
+
+    /// The revocations, one file for each key.
+    pub fn revoked_folder(&self) -> PathBuf {
+        self.folder.join("revoked")
+    }
+
+    /// The public halves of a role's earlier signing keys that are still valid.
+    pub(crate) fn retiring(&self, role: Role) -> PathBuf {
+        self.folder
+            .join("retiring")
+            .join(format!("{}.json", role.name()))
+    }
+
     /// The file of the mark, which holds the last known position of the ledger.
     pub fn ledger_mark(&self) -> PathBuf {
         self.folder.join("ledger.mark")
@@ -201,6 +218,8 @@ mod tests {
             (layout.broker_config(), "d/broker/nats.conf"),
             (layout.broker_generated(), "d/broker/generated"),
             (layout.broker_data(), "d/nats"),
+            (layout.broker_accounts(), "d/accounts"),
+            (layout.revoked_folder(), "d/revoked"),
             (layout.ledger_mark(), "d/ledger.mark"),
             (layout.audit_files(), "d/audit"),
             (layout.lock(), "d/lock"),

@@ -19,7 +19,7 @@ use crate::issuer::AccountNames;
 use crate::jwt::{Subject, mint};
 use crate::key::{KeyKind, SigningKey};
 use crate::secret::{FileError, create_private_folder};
-use crate::vault::{SYSTEM_ACCOUNT, role_key_name};
+use crate::vault::role_key_name;
 
 impl Domain {
     /// Makes what a domain of an earlier release lacks, with the same keys and the same ends of
@@ -27,7 +27,7 @@ impl Domain {
     ///
     /// # Errors
     /// A key or a credentials file cannot be read or written.
-    pub(crate) fn take_over(&self, now: UnixMillis) -> Result<(), DomainError> {
+    pub fn take_over(&self, now: UnixMillis) -> Result<(), DomainError> {
         if !self.layout().vault().is_here() && !self.is_older() {
             return Ok(());
         }
@@ -59,10 +59,7 @@ impl Domain {
             moves.push((layout.key(&role_key_name(role)), layout.role_key(role)));
         }
         let accounts = Account::ALL.map(account_key_name);
-        for name in accounts
-            .into_iter()
-            .chain([SYSTEM_ACCOUNT, "operator-signing", "operator"])
-        {
+        for name in accounts.into_iter().chain(["operator-signing", "operator"]) {
             moves.push((layout.key(name), vault.key(name)));
         }
         for (from, to) in moves {
@@ -80,6 +77,7 @@ impl Domain {
             vault.key(account_key_name(Account::Readers)),
             vault.key(account_key_name(Account::Registrar)),
             self.layout().role_key(Role::Registrar),
+            self.layout().role_key(Role::AccountWriter),
         ];
         for key in keys.iter().filter(|key| !key.exists()) {
             SigningKey::generate(KeyKind::Account).seed().write(key)?;
@@ -98,7 +96,7 @@ impl Domain {
         let names = AccountNames {
             v: V,
             domain: vault.operator()?.public().clone(),
-            system: account_id(&vault.system_account()?),
+            system: account_id(&vault.account(Account::System)?),
             accounts,
         };
         if AccountNames::read(&folder).is_ok_and(|written| written == names) {

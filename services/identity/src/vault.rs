@@ -53,14 +53,6 @@ impl Vault {
         self.read(account_key_name(account), KeyKind::Account)
     }
 
-    /// The key of the system account.
-    ///
-    /// # Errors
-    /// As [`Vault::operator`].
-    pub fn system_account(&self) -> Result<SigningKey, DomainError> {
-        self.read(SYSTEM_ACCOUNT, KeyKind::Account)
-    }
-
     /// The signing key of a role that the registrar does not renew.
     ///
     /// # Errors
@@ -93,9 +85,6 @@ impl Vault {
         Ok(SigningKey::read(kind, &self.key(name))?)
     }
 }
-
-/// The file, without its ending, of the system account's key.
-pub(crate) const SYSTEM_ACCOUNT: &str = "account-system";
 
 /// The file, without its ending, of a role's signing key.
 pub(crate) fn role_key_name(role: Role) -> String {

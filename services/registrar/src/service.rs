@@ -1,5 +1,6 @@
 //! The registrar: a question in, a look into the list, a signature, an answer out.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use identity::{CredentialSource, IssuedList, Issuer};
@@ -27,7 +28,8 @@ pub struct Service {
     bus: Bus,
     listener: Listener,
     core: Registrar,
-    issuer: Issuer,
+    /// The folder of the signing keys. They are read each time, since they may be replaced.
+    issuer: PathBuf,
     issued: IssuedList,
     own: CredentialSource,
     tally: Tally,
@@ -66,7 +68,7 @@ impl Service {
             bus,
             listener,
             core,
-            issuer,
+            issuer: config.registrar.issuer.clone(),
             issued,
             own,
             tally: Tally::default(),
@@ -90,7 +92,10 @@ impl Service {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                _ = looks.tick() => keep_own(&self.own, &self.issuer, &self.issued),
+                _ = looks.tick() => match Issuer::open(&self.issuer) {
+                    Ok(issuer) => keep_own(&self.own, &issuer, &self.issued),
+                    Err(error) => tracing::warn!(code = %error.code(), "the registrar's own token is not renewed: {error}"),
+                },
                 _ = reports.tick() => self.tally.report(),
                 heard = self.listener.next() => {
                     let delivery = heard?;
@@ -160,7 +165,9 @@ impl Service {
                 format!("{} has no record", asked.holder),
             )
         })?;
-        let token = self.issuer.sign(&holder, ends, now);
+        let issuer = Issuer::open(&self.issuer);
+        let issuer = issuer.map_err(|error| Refusal::new(error.code(), error.detail()))?;
+        let token = issuer.sign(&holder, ends, now);
         let token = token.map_err(|error| Refusal::new(error.code(), error.detail()))?;
         let (name, role) = (&holder.name, holder.role.name());
         tracing::info!(name, role, holder = %holder.public, until = %Time(ends), "a token is renewed");

@@ -5,6 +5,7 @@ mod error;
 mod keeper;
 mod many;
 mod parts;
+mod void;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use futures::StreamExt as _;
 use identity::source::connect_options;
 use identity::{BusTls, CredentialSource};
 use schemas::answer::{self, Answer};
-use schemas::{Code, Message, PublicKey, UnixMillis};
+use schemas::{Code, Message, PublicKey, Refusal, UnixMillis};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, watch};
 
@@ -32,6 +33,7 @@ use crate::denial::{Denials, Denied};
 use crate::exit::Failure;
 use crate::probe::{self, OutageProbe};
 use crate::renewal::Freshness;
+use void::Void;
 
 /// Longest wait for the server to show that a subscription stands.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(5);
@@ -67,6 +69,7 @@ pub struct Bus {
     requests: Arc<RwLock<()>>,
     /// The same for messages that nobody answers.
     publishes: Arc<RwLock<()>>,
+    void: Void,
     public: Option<PublicKey>,
     url: String,
     /// None without credentials, and in the keeper itself.
@@ -161,15 +164,19 @@ impl Bus {
         let denials = Denials::default();
         let lost = watch::Sender::new(0);
         let (connected, planned) = (watch::Sender::new(0), Arc::<AtomicBool>::default());
+        let public = source.as_ref().map(|source| source.public().clone());
+        let void = Void::of(config.credentials.clone(), public.clone());
         let listener = EventListener {
             denials: denials.clone(),
             lost: lost.clone(),
             connected: connected.clone(),
             planned: Arc::clone(&planned),
+            void: void.clone(),
             outage: OutageProbe::over(config),
         };
         let options = options.name(name).event_callback(move |event| {
             listener.hear(&event);
+            listener.void.follow(&event);
             std::future::ready(())
         });
         let addresses: Vec<&str> = config.addresses().collect();
@@ -185,7 +192,8 @@ impl Bus {
             planned,
             requests: Arc::default(),
             publishes: Arc::default(),
-            public: source.as_ref().map(|source| source.public().clone()),
+            void,
+            public,
             url,
             kept: None,
         };
@@ -193,9 +201,16 @@ impl Bus {
         Ok(bus)
     }
 
-    /// Waits until the token has ended and could not be renewed. Without a token, or with one that
-    /// does not end, this never resolves.
+    /// Waits until the token has ended and could not be renewed, or the broker refuses it for good.
+    /// Without a token this never resolves.
     pub async fn lapsed(&self) -> Failure {
+        tokio::select! {
+            failure = self.unrenewed() => failure,
+            refusal = self.refused() => refusal.into(),
+        }
+    }
+
+    async fn unrenewed(&self) -> Failure {
         if let Some(kept) = &self.kept {
             let mut lapsed = kept.lapsed.clone();
             if let Ok(reason) = lapsed.wait_for(Option::is_some).await
@@ -457,6 +472,12 @@ impl Bus {
         })
     }
 
+    /// Waits until the broker refuses this connection's credentials for good: they were revoked, or
+    /// the file holds those of another key. The process that uses them has to end.
+    pub async fn refused(&self) -> Refusal {
+        self.void.verdict().await
+    }
+
     /// True when there is a connection at this moment. Without one, what is published waits in the
     /// client.
     pub fn is_connected(&self) -> bool {
@@ -522,6 +543,7 @@ struct EventListener {
     lost: watch::Sender<u64>,
     connected: watch::Sender<u64>,
     planned: Arc<AtomicBool>,
+    void: Void,
     outage: OutageProbe,
 }
 

@@ -11,7 +11,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use identity::{BrokerFiles, Domain};
+use identity::{BrokerFiles, Domain, DomainLock};
+use runtime::accounts;
 use runtime::{Failure, clock};
 use schemas::call::control as call;
 use schemas::control::{Query, Shutdown, ShutdownReply};
@@ -78,7 +79,7 @@ pub(crate) fn ready_files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 
 pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     let domain = context.domain()?;
-    let _lock = context.lock("diloctl up")?;
+    let lock = context.lock("diloctl up")?;
     for process in Running::all(&context.folder)? {
         if process.moved(&context.folder)? {
             let text = format!(
@@ -113,6 +114,8 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
         };
         rows.push(Outcome::new(&running, state));
         if spec.name == services::BROKER {
+            // A broker that ran already may lack what was revoked while it could not be reached.
+            bring_into_effect(&here, &domain, &lock).await?;
             // The streams are compared even if the broker ran already: somebody may have deleted or
             // altered one.
             let declarations = Declarations {
@@ -127,6 +130,29 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     context.printer.rows(&rows);
     cluster::say_what_ends(context)?;
     answer
+}
+
+/// Gives the broker the accounts' tokens that it lacks. A broker of an earlier release takes none;
+/// that is an error only if somebody was revoked. Without the vault no token can be made.
+async fn bring_into_effect(
+    context: &Context,
+    domain: &Domain,
+    lock: &DomainLock,
+) -> Result<(), Failure> {
+    if !domain.has_vault() {
+        return Ok(());
+    }
+    let url = context.accounts_url()?;
+    let pushed = accounts::push(domain, lock, &url, clock::now()).await;
+    match pushed {
+        Err(failure)
+            if failure.code() == Code::AccountsBehind && domain.revocations()?.is_empty() =>
+        {
+            context.printer.talk(&format!("warning {failure}"));
+            Ok(())
+        }
+        pushed => pushed.map(drop),
+    }
 }
 
 /// Asks the coordinator, with the operator's credentials, something that only a leading coordinator

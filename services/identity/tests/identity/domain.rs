@@ -64,10 +64,10 @@ fn everything_is_the_owners_alone_and_nothing_temporary_stays() {
         });
     }
     // 12 keys and one for each role, the names of accounts, 4 files of TLS, 2 of the store's keys,
-    // the bundle; credentials of each role with its record, and 2 audit keys; 2 files of
+    // the bundle; credentials of each role with its record, and 2 audit keys; 3 files of
     // configuration.
     let roles = Role::ALL.len();
-    assert_eq!(files, 12 + roles + 1 + 4 + 2 + 1 + 2 * roles + 2 + 2);
+    assert_eq!(files, 12 + roles + 1 + 4 + 2 + 1 + 2 * roles + 2 + 3);
     let layout = domain.layout();
     let trust = domain.trust();
     assert_eq!(

@@ -69,6 +69,7 @@ fn one_folder_of_keys(folder: &Path) {
         "account-readers.nk",
         "account-registrar.nk",
         "role-registrar.nk",
+        "role-account-writer.nk",
         "accounts.json",
     ] {
         fs::remove_file(keys.join(new)).expect("it was made");

@@ -1,5 +1,6 @@
 //! The start of every service: demands for credentials, and the bus.
 
+mod accounts;
 mod auth;
 mod bus;
 mod listen;

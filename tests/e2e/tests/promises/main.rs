@@ -35,6 +35,8 @@ mod permissions;
 mod poisoned_state;
 mod quarantine;
 mod recompute;
+mod revoked;
+mod rotated;
 mod run_halted;
 mod service_restart;
 mod short_credentials;
