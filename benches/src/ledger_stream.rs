@@ -34,7 +34,7 @@ impl LedgerStream {
         let (folder, now) = (scratch.path().join(".diloco"), clock::now());
         let domain = Domain::init(&folder, &InitOptions::default(), now)?;
         domain.write_server_config(&scratch.path().join("generated"), now)?;
-        let config = "include \"generated/auth.conf\"\n\
+        let config = "include \"generated/auth.conf\"\ninclude \"generated/resolver.conf\"\n\
                       jetstream { store_dir: \"data\", sync_interval: always }\n";
         let server = NatsServer::start(scratch, config).await;
         let key = AuditKey::read(&domain.layout().coordinator_audit_key())?;

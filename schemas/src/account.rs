@@ -11,13 +11,15 @@ use crate::AccountId;
 pub use crate::role::Account;
 use crate::subject::{AUDIT_STREAM, LEDGER_STREAM, Lane, events_stream};
 
-/// A lane that crosses accounts, as its home exports it and tenants import it.
+/// A lane that crosses accounts, as its home exports it and other accounts import it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crossing {
     /// The lane.
     pub lane: Lane,
     /// The account that exports it.
     pub home: Account,
+    /// The accounts that import it.
+    pub importers: &'static [Account],
     /// True for a service (from the tenant, answered), false for a stream (to the tenant).
     pub service: bool,
 }
@@ -26,26 +28,43 @@ pub struct Crossing {
 pub const ACCOUNT_TOKEN_POSITION: u8 = 3;
 
 /// Every lane that crosses accounts.
-pub const CROSSINGS: [Crossing; 4] = [
+pub const CROSSINGS: [Crossing; 5] = [
     Crossing {
         lane: Lane::Request,
         home: Account::Control,
+        importers: &[Account::Tenant],
         service: true,
     },
     Crossing {
         lane: Lane::Event,
         home: Account::Events,
+        importers: &[Account::Tenant],
         service: true,
     },
     Crossing {
         lane: Lane::Telemetry,
         home: Account::Control,
+        importers: &[Account::Tenant],
         service: true,
     },
     Crossing {
         lane: Lane::Command,
         home: Account::Control,
+        importers: &[Account::Tenant],
         service: false,
+    },
+    // Every account in which a role connects that may be renewed.
+    Crossing {
+        lane: Lane::Renewal,
+        home: Account::Registrar,
+        importers: &[
+            Account::Control,
+            Account::Ledger,
+            Account::Events,
+            Account::Readers,
+            Account::Tenant,
+        ],
+        service: true,
     },
 ];
 
@@ -55,12 +74,12 @@ impl Crossing {
         format!("{}.*.>", self.lane.prefix())
     }
 
-    /// The subject that the tenant imports: `diloco.request.<account>.>`.
+    /// The subject that an account imports: `diloco.request.<account>.>`.
     pub fn imported(&self, account: &str) -> String {
         format!("{}.{account}.>", self.lane.prefix())
     }
 
-    /// The subject under which the tenant sees it: `diloco.request.>`.
+    /// The subject under which that account sees it: `diloco.request.>`.
     pub fn local(&self) -> String {
         format!("{}.>", self.lane.prefix())
     }
@@ -183,6 +202,7 @@ pub fn event_streams(tenants: &[AccountId]) -> Vec<(Account, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::role::Role;
 
     #[test]
     fn copies_keep_apart_what_they_ask_and_what_they_get() {
@@ -205,6 +225,19 @@ mod tests {
             "no two copies share a subject of the audit account"
         );
         assert_eq!(event_streams(&[tenant]).len(), 3);
+    }
+
+    /// The registrar itself asks nobody: it has its own key.
+    #[test]
+    fn every_account_from_which_renewals_are_asked_imports_their_lane() {
+        let crossing = CROSSINGS.iter().find(|one| one.lane == Lane::Renewal);
+        let crossing = crossing.expect("it crosses");
+        for account in Account::ALL {
+            let asks = Role::ALL.iter().any(|role| {
+                role.account() == account && role.is_renewable() && *role != Role::Registrar
+            });
+            assert_eq!(crossing.importers.contains(&account), asks, "{account:?}");
+        }
     }
 
     /// Each question is about the one stream, and has no open part.

@@ -31,6 +31,7 @@ pub mod message;
 pub mod permission;
 pub mod public;
 pub mod quarantine;
+pub mod renewal;
 pub mod role;
 pub mod run;
 pub mod snapshot;

@@ -84,6 +84,11 @@ pub const PLUMBING: &[Plumbing] = &[
     ),
     plumbing(Role::Recorder, "_R_.>", "answer workers"),
     plumbing(
+        Role::Registrar,
+        "_R_.>",
+        "answer those who ask for a new token",
+    ),
+    plumbing(
         Role::Recorder,
         "$JS.API.STREAM.MSG.GET.*",
         "find the end of a worker's chain",
@@ -103,6 +108,21 @@ pub const PLUMBING: &[Plumbing] = &[
         Role::AuditProvisioner,
         "$JS.API.>",
         "create and compare the readers' stream",
+    ),
+    plumbing(
+        Role::AccountWriter,
+        "$SYS.REQ.CLAIMS.UPDATE",
+        "replace the token of an account",
+    ),
+    plumbing(
+        Role::AccountWriter,
+        "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP",
+        "see which token of an account the broker has",
+    ),
+    plumbing(
+        Role::AccountWriter,
+        "$SYS.REQ.ACCOUNT.*.CONNZ",
+        "see whether a revoked key is still connected",
     ),
 ];
 
@@ -193,7 +213,7 @@ fn template(role: Role, lane: Lane, pattern: &str) -> String {
         .map(|token| match token {
             "{run}" if role.is_tenant() => "{{tag(run)}}",
             "{worker}" if role.is_tenant() => "{{subject()}}",
-            "{operator}" => "{{subject()}}",
+            "{operator}" | "{holder}" => "{{subject()}}",
             token if token.starts_with('{') => "*",
             token => token,
         })
@@ -205,8 +225,8 @@ fn template(role: Role, lane: Lane, pattern: &str) -> String {
 pub fn reference() -> String {
     let mut page = String::from(
         "# The bus\n\nGenerated from `schemas/src/subject.rs` and `schemas/src/permission.rs` by `cargo xtask docs`.\n\n\
-         Subjects are in the form in which the sender writes them. When a worker's message crosses to another account, the broker\n\
-         writes the tenant's account into it as third token. `{worker}` and `{operator}` are public nkeys.\n\n\
+         Subjects are in the form in which the sender writes them. When a message crosses to another account, the broker writes\n\
+         the sender's account into it as third token. `{worker}`, `{operator}` and `{holder}` are public nkeys.\n\n\
          | subject | kind | message | answer | said by | heard by | for |\n| --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for row in TABLE {
@@ -348,10 +368,23 @@ mod tests {
         );
     }
 
-    /// Readers may ask exactly what is answered in their account.
+    /// Who replaces an account's token may give any rights to anybody: with an older token a revoked
+    /// key works again.
+    #[test]
+    fn tl_07_only_the_account_writer_may_ask_the_broker_about_accounts() {
+        for role in Role::ALL {
+            let all = permissions(role).publish_allow;
+            let asks = all.iter().any(|subject| subject.starts_with("$SYS."));
+            assert_eq!(asks, role == Role::AccountWriter, "{role:?}");
+            assert_eq!(role.is_momentary(), asks, "{role:?}");
+        }
+    }
+
+    /// Readers may ask exactly what is answered in their account, and for a new token.
     #[test]
     fn the_auditor_may_publish_the_questions_of_readers_and_nothing_else() {
-        let mut expected: Vec<&str> = QUESTIONS.iter().map(|one| one.subject).collect();
+        let mut expected = vec!["diloco.renewal.cluster.{{subject()}}.token"];
+        expected.extend(QUESTIONS.iter().map(|one| one.subject));
         expected.push(OWN_INBOX);
         assert_eq!(permissions(Role::Auditor).publish_allow, expected);
     }

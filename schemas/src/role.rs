@@ -1,5 +1,7 @@
 //! The accounts of a domain and the roles in them: each credential is issued for one role.
 
+use serde::{Deserialize, Serialize};
+
 /// An account, by its purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Account {
@@ -14,19 +16,26 @@ pub enum Account {
     Audit,
     /// Those who read the copy. It has no JetStream: what they may ask crosses to the audit account.
     Readers,
+    /// The registrar, which renews credentials. It has no JetStream.
+    Registrar,
     /// A tenant's workers. It has no JetStream.
     Tenant,
+    /// The broker's own account. Nobody connects but `diloctl auth`, for a moment, to replace the
+    /// tokens of accounts.
+    System,
 }
 
 impl Account {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Control,
         Self::Ledger,
         Self::Events,
         Self::Audit,
         Self::Readers,
+        Self::Registrar,
         Self::Tenant,
+        Self::System,
     ];
 
     /// Its name in files and declarations.
@@ -37,13 +46,16 @@ impl Account {
             Self::Events => "events",
             Self::Audit => "audit",
             Self::Readers => "readers",
+            Self::Registrar => "registrar",
             Self::Tenant => "tenant",
+            Self::System => "system",
         }
     }
 }
 
 /// The purpose of a credential.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Trains; its account is a tenant's.
     Worker,
@@ -58,6 +70,8 @@ pub enum Role {
     /// The audit service's second connection, on which it receives workers' events and records
     /// those that pass its checks.
     Recorder,
+    /// Renews credentials, its own too.
+    Registrar,
     /// Creates streams of the control account. Like the other provisioners it is used by `diloctl
     /// cluster` only.
     Provisioner,
@@ -67,21 +81,26 @@ pub enum Role {
     EventsProvisioner,
     /// Creates the stream that readers see.
     AuditProvisioner,
+    /// Replaces the tokens of accounts at the broker, and so may give any rights to anybody. Its
+    /// credentials are made when they are needed, and last for minutes.
+    AccountWriter,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Worker,
         Self::Coordinator,
         Self::LedgerWriter,
         Self::Operator,
         Self::Auditor,
         Self::Recorder,
+        Self::Registrar,
         Self::Provisioner,
         Self::LedgerProvisioner,
         Self::EventsProvisioner,
         Self::AuditProvisioner,
+        Self::AccountWriter,
     ];
 
     /// Its name in credentials, files and documents.
@@ -93,10 +112,12 @@ impl Role {
             Self::Operator => "operator",
             Self::Auditor => "auditor",
             Self::Recorder => "recorder",
+            Self::Registrar => "registrar",
             Self::Provisioner => "provisioner",
             Self::LedgerProvisioner => "ledger-provisioner",
             Self::EventsProvisioner => "events-provisioner",
             Self::AuditProvisioner => "audit-provisioner",
+            Self::AccountWriter => "account-writer",
         }
     }
 
@@ -109,6 +130,8 @@ impl Role {
             Self::Recorder | Self::EventsProvisioner => Account::Events,
             Self::AuditProvisioner => Account::Audit,
             Self::Auditor => Account::Readers,
+            Self::Registrar => Account::Registrar,
+            Self::AccountWriter => Account::System,
         }
     }
 
@@ -119,12 +142,59 @@ impl Role {
             Account::Ledger => Some(Self::LedgerProvisioner),
             Account::Events => Some(Self::EventsProvisioner),
             Account::Audit => Some(Self::AuditProvisioner),
-            Account::Readers | Account::Tenant => None,
+            Account::Readers | Account::Registrar | Account::Tenant | Account::System => None,
         }
+    }
+
+    /// True if the registrar renews its credentials. Provisioners are used by hand and kept offline
+    /// otherwise, so nothing that is online can make credentials for them.
+    pub const fn is_renewable(self) -> bool {
+        match self {
+            Self::Worker
+            | Self::Coordinator
+            | Self::LedgerWriter
+            | Self::Operator
+            | Self::Auditor
+            | Self::Recorder
+            | Self::Registrar => true,
+            Self::Provisioner
+            | Self::LedgerProvisioner
+            | Self::EventsProvisioner
+            | Self::AuditProvisioner
+            | Self::AccountWriter => false,
+        }
+    }
+
+    /// True if its credentials are made by the command that needs them, and are kept nowhere.
+    pub const fn is_momentary(self) -> bool {
+        matches!(self, Self::AccountWriter)
     }
 
     /// True if it belongs to a tenant's account.
     pub const fn is_tenant(self) -> bool {
         matches!(self.account(), Account::Tenant)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Files name a role as people do.
+    #[test]
+    fn a_role_is_written_as_its_name() {
+        for role in Role::ALL {
+            let written = serde_json::to_value(role).expect("it is a name");
+            assert_eq!(written, role.name());
+        }
+    }
+
+    #[test]
+    fn the_registrar_renews_every_role_whose_credentials_lie_online() {
+        for role in Role::ALL {
+            let provisions = Role::provisioner(role.account()) == Some(role);
+            let offline = provisions || role.is_momentary();
+            assert_eq!(role.is_renewable(), !offline, "{role:?}");
+        }
     }
 }

@@ -12,6 +12,7 @@ use crate::event::SignedEvent;
 use crate::id::CLUSTER;
 use crate::lease::{Done, Offer, UnitId};
 use crate::public::{Command, CommandVerb, Status};
+use crate::renewal::{RenewalReply, RenewalRequest};
 use crate::role::Role;
 use crate::telemetry::Heartbeat;
 use crate::{AccountId, PublicKey, RunId, WorkerId};
@@ -67,11 +68,13 @@ pub enum Lane {
     Work,
     /// The read-only view.
     Public,
+    /// Questions for a new token.
+    Renewal,
 }
 
 impl Lane {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Request,
         Self::Event,
         Self::Record,
@@ -81,6 +84,7 @@ impl Lane {
         Self::Control,
         Self::Work,
         Self::Public,
+        Self::Renewal,
     ];
 
     /// Its first two tokens.
@@ -95,14 +99,15 @@ impl Lane {
             Self::Control => "diloco.control",
             Self::Work => "diloco.work",
             Self::Public => "diloco.public",
+            Self::Renewal => "diloco.renewal",
         }
     }
 
-    /// True if the lane's messages cross from a tenant's account to another account, or back.
+    /// True if the lane's messages cross from one account to another.
     pub const fn crosses_accounts(self) -> bool {
         matches!(
             self,
-            Self::Request | Self::Event | Self::Telemetry | Self::Command
+            Self::Request | Self::Event | Self::Telemetry | Self::Command | Self::Renewal
         )
     }
 }
@@ -228,6 +233,32 @@ const OTHERS_AFTER: &[Row] = &[
         subscribers: &[Role::Operator],
         purpose: "the read-only view of a run",
     },
+    Row {
+        lane: Lane::Renewal,
+        pattern: "{run}.{worker}.token",
+        kind: Kind::Request,
+        message: message_name!(RenewalRequest),
+        reply: Some(message_name!(RenewalReply)),
+        publishers: &[Role::Worker],
+        subscribers: &[Role::Registrar],
+        purpose: "a worker's question for a new token",
+    },
+    Row {
+        lane: Lane::Renewal,
+        pattern: "cluster.{holder}.token",
+        kind: Kind::Request,
+        message: message_name!(RenewalRequest),
+        reply: Some(message_name!(RenewalReply)),
+        publishers: &[
+            Role::Coordinator,
+            Role::LedgerWriter,
+            Role::Operator,
+            Role::Auditor,
+            Role::Recorder,
+        ],
+        subscribers: &[Role::Registrar],
+        purpose: "the same of a role that belongs to no run",
+    },
 ];
 
 /// `diloco.event.<run>.<worker>.<kind>`, as the worker publishes it.
@@ -245,6 +276,21 @@ pub fn record_subject(account: &AccountId, run: &RunId, worker: &WorkerId, kind:
 pub fn record_filter(account: &AccountId, run: &RunId, worker: &WorkerId) -> String {
     format!("{}.{account}.{run}.{worker}.>", Lane::Record.prefix())
 }
+
+/// `diloco.renewal.<run or cluster>.<holder>.token`, as the holder of a credential publishes it.
+pub fn renewal_subject(run: Option<&RunId>, holder: &PublicKey) -> String {
+    format!(
+        "{}.{}.{holder}.{NEW_TOKEN}",
+        Lane::Renewal.prefix(),
+        run.map_or(CLUSTER, RunId::as_str)
+    )
+}
+
+/// The last token of a question for a new token.
+pub(crate) const NEW_TOKEN: &str = "token";
+
+/// The filter under which the registrar receives questions for new tokens.
+pub const RENEWALS_FILTER: &str = "diloco.renewal.>";
 
 /// The filter under which the audit service receives workers' events, before its checks.
 pub const EVENTS_FILTER: &str = "diloco.event.>";

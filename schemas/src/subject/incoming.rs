@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::str::FromStr;
 
-use super::{ControlVerb, Lane, Verb};
+use super::{ControlVerb, Lane, NEW_TOKEN, Verb};
 use crate::account::ACCOUNT_TOKEN_POSITION;
 use crate::id::CLUSTER;
 use crate::{AccountId, PublicKey, Round, RunId, WorkerId};
@@ -43,6 +43,11 @@ pub enum Incoming {
         run: Option<RunId>,
         emitter: PublicKey,
         kind: String,
+    },
+    Renewal {
+        account: AccountId,
+        run: Option<RunId>,
+        holder: PublicKey,
     },
     Offer {
         run: RunId,
@@ -92,6 +97,11 @@ pub fn sender_key(subject: &str) -> Option<PublicKey> {
     let mut tokens = subject.splitn(3, '.');
     let (first, lane, rest) = (tokens.next()?, tokens.next()?, tokens.next()?);
     match (first, lane) {
+        ("diloco", "renewal") => {
+            let mut tokens = rest.splitn(4, '.');
+            let (_account, _run) = (tokens.next()?, tokens.next()?);
+            tokens.next()?.parse().ok()
+        }
         ("diloco", "control") => rest.split('.').next()?.parse().ok(),
         ("diloco", "request" | "event" | "telemetry") => {
             let (_, _, worker, _) = sender(rest)?;
@@ -145,6 +155,14 @@ fn parse(subject: &str) -> Option<Incoming> {
                 verb: ControlVerb::from_token(verb)?,
             })
         }
+        "renewal" => {
+            let (account, run, holder) = renewal(rest)?;
+            Some(Incoming::Renewal {
+                account,
+                run,
+                holder,
+            })
+        }
         "ledger" => ledger(rest),
         "event" => {
             let (account, run, worker, kind) = sender(rest)?;
@@ -185,6 +203,17 @@ fn sender(rest: &str) -> Option<(AccountId, RunId, WorkerId, &str)> {
     let run = tokens.next()?.parse().ok()?;
     let worker = tokens.next()?.parse().ok()?;
     Some((account, run, worker, tokens.next()?))
+}
+
+fn renewal(rest: &str) -> Option<(AccountId, Option<RunId>, PublicKey)> {
+    let mut tokens = rest.splitn(4, '.');
+    let account = tokens.next()?.parse().ok()?;
+    let run = match tokens.next()? {
+        CLUSTER => None,
+        run => Some(run.parse().ok()?),
+    };
+    let holder = tokens.next()?.parse().ok()?;
+    (tokens.next()? == NEW_TOKEN).then_some((account, run, holder))
 }
 
 fn ledger(rest: &str) -> Option<Incoming> {

@@ -96,6 +96,17 @@ fn other_lanes_parse_back() {
         };
         assert_eq!(control_subject(&key, *verb).parse(), Ok(expected));
     }
+    for run in [None, Some(run())] {
+        let expected = Incoming::Renewal {
+            account: account(),
+            run: run.clone(),
+            holder: key.clone(),
+        };
+        let subject = mapped(&renewal_subject(run.as_ref(), &key));
+        assert_eq!(subject.parse(), Ok(expected));
+        assert_eq!(sender_key(&subject), Some(key.clone()));
+        assert_eq!(as_sent(&subject), renewal_subject(run.as_ref(), &key));
+    }
     let unit = UnitId {
         round: Round(3),
         kind: UnitKind::Train,

@@ -28,6 +28,7 @@ Drop every answer with another `to` or `question`. `SubmitRequest.statement` hol
 const PARAMETERS: &[(&str, &str)] = &[
     ("account", "public nkey of a tenant's account"),
     ("emitter", "public nkey that signed the event"),
+    ("holder", "public nkey of the holder, as in its JWT"),
     ("kind", "kind of the event"),
     ("operator", "public nkey of the operator, as in its JWT"),
     ("round", "number of the round"),

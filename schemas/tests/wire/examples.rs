@@ -21,6 +21,7 @@ use schemas::lease::{
 };
 use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, OpenLayer, Posture, Session};
 use schemas::public::Status;
+use schemas::renewal::{RenewalReply, RenewalRequest};
 use schemas::run::{Codec, CodecKind, InnerOptimizer, Precision, Rounding, RunSpec, TrainerKind};
 use schemas::sync::SealedInput;
 use schemas::telemetry::{Heartbeat, Phase, WorkerMetrics};
@@ -384,6 +385,15 @@ pub(crate) fn all() -> Vec<Example> {
                 transfer_failures: 7,
                 device_memory: Some(Bytes(8)),
             },
+        }),
+        example(&RenewalRequest {
+            v: V,
+            ends: UnixMillis(1_700_000_000_000),
+        }),
+        example(&RenewalReply {
+            v: V,
+            token: "eyJ0eXAi.eyJuYXRz.c2lnbmF0".to_owned(),
+            ends: UnixMillis(1_700_003_600_000),
         }),
         example(&RunNew { v: V, spec: spec() }),
         example(&RunNewReply {

@@ -93,6 +93,11 @@ impl Intake {
         ))
     }
 
+    /// The connection on which it records.
+    pub(crate) const fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
     /// Runs until `stop`.
     ///
     /// # Errors
@@ -109,6 +114,7 @@ impl Intake {
                     // The reader of the ledger has ended, and so the intake ends.
                     None => return Ok(()),
                 },
+                refusal = self.bus.refused() => return Err(refusal.into()),
                 _ = reports.tick() => self.tally.report(),
                 heard = self.listener.next() => {
                     let delivery = heard?;

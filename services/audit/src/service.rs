@@ -30,6 +30,8 @@ const FINDINGS_LOGGED_MAX: usize = 20;
 
 /// The service, connected.
 pub struct Service {
+    /// The connection on which the stream is read.
+    bus: Bus,
     reader: Reader<Record>,
     recorder: Recorder,
     intake: Intake,
@@ -74,11 +76,17 @@ impl Service {
             tracing::warn!(code = %found.code(), "the audit files show evidence of tampering: {found}");
         }
         Ok(Self {
+            bus,
             reader,
             recorder,
             intake,
             notices,
         })
+    }
+
+    /// Its connections to the two accounts that it uses.
+    pub fn connections(&self) -> Vec<Bus> {
+        vec![self.bus.clone(), self.intake.bus().clone()]
     }
 
     /// Runs until `stop`.
@@ -88,6 +96,7 @@ impl Service {
     /// right away.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
         let Self {
+            bus,
             mut reader,
             mut recorder,
             intake,
@@ -117,6 +126,7 @@ impl Service {
                     }
                     level = now_level;
                 }
+                refusal = bus.refused() => return Err(refusal.into()),
                 ended = &mut intake => {
                     ended.map_err(|error| Failure::new(Code::Internal, error))??;
                     break;

@@ -180,6 +180,11 @@ impl Ledger {
         Ok(())
     }
 
+    /// The connection to the ledger's account.
+    pub const fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
     /// Number of events in the chain.
     pub fn len(&self) -> u64 {
         self.chain.end().next.get()

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use runtime::metrics::MetricsConfig;
 use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
-use runtime::{Failure, Loaded, Materials, validate};
+use runtime::{Bus, Failure, Loaded, Materials, validate};
 use schemas::UnixMillis;
 use schemas::member::Posture;
 use tokio_util::sync::CancellationToken;
@@ -92,6 +92,10 @@ impl service::Service for Program {
 }
 
 impl service::Running for Service {
+    fn connections(&self) -> Vec<Bus> {
+        Self::connections(self)
+    }
+
     async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
         Box::pin(Self::run(self, stop)).await
     }

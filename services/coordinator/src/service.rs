@@ -124,15 +124,24 @@ impl Service {
         })
     }
 
+    /// Its connections to the two accounts that it uses.
+    pub fn connections(&self) -> Vec<Bus> {
+        vec![self.shell.bus.clone(), self.shell.ledger.bus().clone()]
+    }
+
     /// Leads until an operator stops it, `shutdown` is cancelled, or it must stand down.
     ///
     /// # Errors
     /// The coded reason to stand down.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Failure> {
-        let ended = self
-            .shell
-            .run(&mut self.core, self.arrivals, shutdown)
-            .await;
+        let (bus, ledger_bus) = (self.shell.bus.clone(), self.shell.ledger.bus().clone());
+        // Without its credentials a coordinator can neither write nor answer. What was not written
+        // has not happened.
+        let ended = tokio::select! {
+            ended = self.shell.run(&mut self.core, self.arrivals, shutdown) => ended,
+            refusal = bus.refused() => Err(refusal.into()),
+            refusal = ledger_bus.refused() => Err(refusal.into()),
+        };
         self.feeders.abort_all();
         ended
     }

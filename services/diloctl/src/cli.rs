@@ -160,9 +160,61 @@ pub(crate) enum Auth {
         #[arg(long, value_name = "DIR", default_value = "nats-config")]
         nats_config: PathBuf,
     },
+    /// Void all tokens that were issued to holders up to now, and cut their connections. The broker
+    /// confirms it before the command succeeds; if the broker is away, the revocations are kept,
+    /// the exit status is 8, and `auth push` or `up` brings them into effect. Naming the domain's
+    /// own coordinator or auditor revokes both connections of the service. A revoked holder can get
+    /// new credentials with `auth issue`.
+    Revoke {
+        /// Names of holders, or keys (U...), as `auth ls` shows them.
+        #[arg(required = true, value_name = "NAME|KEY")]
+        holders: Vec<String>,
+        /// Reason for the revocation, one line.
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<Reason>,
+    },
+    /// Replace keys while runs go on.
+    #[command(subcommand)]
+    Rotate(Rotate),
+    /// End the overlap that `auth rotate role` has begun: tokens of the role's earlier signing keys
+    /// are void, and their connections are cut.
+    Retire {
+        /// The role.
+        #[arg(value_parser = parse_role)]
+        role: schemas::permission::Role,
+    },
+    /// Give the running broker the tokens of all accounts, with permissions and revocations as the
+    /// trust domain has them now. Clients whose rights change reconnect; others stay connected.
+    Push,
+    /// List all keys that credentials were issued for, with their end, and their revocation.
+    Ls,
     /// Show the public keys of the trust domain and the credentials that were issued; no secret is
     /// printed.
     Show,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Rotate {
+    /// Make a new signing key for a role, and new tokens for all holders of the role. Those whose
+    /// credentials lie in the trust domain's folder get them there: copy the files to their
+    /// machines. The old key stays valid until `auth retire`, so that nobody is cut off meanwhile.
+    Role {
+        /// The role.
+        #[arg(value_parser = parse_role)]
+        role: schemas::permission::Role,
+        /// End the old key at once, for a key that was stolen: every token of it is void, wherever
+        /// it was made, and its connections are cut. Processes that read their credentials from the
+        /// trust domain's folder connect again with the new ones.
+        #[arg(long)]
+        now: bool,
+    },
+    /// Make a new certificate for broker and store, as `auth certificate` does.
+    Certificate {
+        /// Host names or addresses of broker and store besides localhost. Name all of them: those
+        /// of the old certificate are not kept.
+        #[arg(long, value_name = "NAME")]
+        server_name: Vec<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -535,6 +587,10 @@ pub(crate) struct Up {
     /// Device of each worker: `cpu`, `cuda:0`, or `auto`.
     #[arg(long, default_value = "auto")]
     pub(crate) device: String,
+    /// Life of the tokens of services and workers. The registrar renews them when half of it has
+    /// passed; without it they end.
+    #[arg(long, default_value = "1h")]
+    pub(crate) token_lifetime: runtime::ConfigDuration,
     /// Port of the broker; by default the port of the last start, or 4222.
     #[arg(long)]
     pub(crate) bus_port: Option<u16>,
@@ -564,9 +620,14 @@ pub(crate) struct Down {
 
 fn parse_role(text: &str) -> Result<schemas::permission::Role, String> {
     use schemas::permission::Role;
-    let names = || Role::ALL.map(Role::name).join(", ");
+    let names = || {
+        let issued = Role::ALL.into_iter().filter(|role| !role.is_momentary());
+        issued.map(Role::name).collect::<Vec<_>>().join(", ")
+    };
+    let issued = |role: &Role| !role.is_momentary();
     Role::ALL
         .into_iter()
+        .filter(issued)
         .find(|role| role.name() == text)
         .ok_or_else(|| format!("one of {}", names()))
 }

@@ -132,16 +132,31 @@ impl Context {
             credentials,
             ca: layout.ca(),
         };
-        // Without TLS nothing proves who the server is: a false one could pass our proof of
-        // identity on, and act as the operator.
-        if let Some(warning) = switches::check_bus(&config, std::env::vars_os())?
+        self.check_bus(&config)?;
+        Bus::connect("diloctl", &config, clock::now())
+            .await
+            .map_err(Failure::from)
+    }
+
+    /// The address of the broker whose accounts' tokens are replaced.
+    pub(crate) fn accounts_url(&self) -> Result<String, Failure> {
+        let config = BusConfig {
+            url: self.endpoints.bus.clone(),
+            ..BusConfig::default()
+        };
+        self.check_bus(&config)?;
+        Ok(config.url)
+    }
+
+    /// Checks the address of the bus, and warns once of one without TLS. Without TLS nothing proves
+    /// who the server is: a false one could pass our proof of identity on, and act in our name.
+    fn check_bus(&self, config: &BusConfig) -> Result<(), Failure> {
+        if let Some(warning) = switches::check_bus(config, std::env::vars_os())?
             && !self.warned.swap(true, Ordering::Relaxed)
         {
             self.printer.talk(&warning);
         }
-        Bus::connect("diloctl", &config, clock::now())
-            .await
-            .map_err(Failure::from)
+        Ok(())
     }
 
     /// The protection that transfers need: TLS under the domain's authority, or none where the

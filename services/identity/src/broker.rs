@@ -88,7 +88,7 @@ impl Domain {
             "{HEADER}# For the folder as it lies now: after it was moved, `diloctl auth config` or `diloctl up` writes it again.\nstore_dir: \"{data}\"\n"
         );
         write_private(&generated.join("jetstream.conf"), store.as_bytes())?;
-        self.write_server_config(&generated, now)
+        self.write_server_config(&generated, now).map(drop)
     }
 
     /// Writes where the broker listens.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use schemas::{AccountId, PublicKey};
+use schemas::{AccountId, PublicKey, RunId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -325,6 +325,12 @@ impl UserClaims {
             tags,
             ..Self::default()
         }
+    }
+
+    /// The run that the user works for; none if it works for none.
+    pub fn run(&self) -> Option<RunId> {
+        let run = self.tags.iter().find_map(|tag| tag.strip_prefix("run:"));
+        run.and_then(|run| run.parse().ok())
     }
 
     /// True if the user has rights or limits of its own, which a user of a role must not have.

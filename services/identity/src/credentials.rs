@@ -12,7 +12,7 @@ use crate::claims::UserClaims;
 use crate::jwt::{Jwt, JwtError, verify_signature, window};
 use crate::key::KeyError;
 use crate::purpose::ConnectionKey;
-use crate::secret::{FileError, Seed, read_secret, write_private};
+use crate::secret::{FileError, Seed, read_secret, replace_private, write_private};
 
 const JWT: Block = Block {
     begin: "-----BEGIN NATS USER JWT-----",
@@ -66,6 +66,14 @@ pub enum CredentialsError {
         /// The clock.
         now: UnixMillis,
     },
+    /// A new token gives something else than the old one.
+    #[error("the new token of {name} {reason}")]
+    Otherwise {
+        /// The name that the old token gives.
+        name: String,
+        /// The difference.
+        reason: &'static str,
+    },
     /// The key.
     #[error("key in credentials: {0}")]
     Key(#[from] KeyError),
@@ -84,7 +92,9 @@ impl CredentialsError {
     pub fn code(&self) -> Code {
         match self {
             Self::File(error) => error.code(),
-            Self::Malformed(_) | Self::Mismatch { .. } => Code::CredentialMalformed,
+            Self::Malformed(_) | Self::Mismatch { .. } | Self::Otherwise { .. } => {
+                Code::CredentialMalformed
+            }
             Self::Half { .. } => Code::CredentialHalf,
             Self::Outside { .. } => Code::CredentialExpired,
             Self::Token(error) => error.code(),
@@ -195,13 +205,46 @@ impl Credentials {
         })
     }
 
+    /// The same credentials with a new token.
+    ///
+    /// # Errors
+    /// The token does not verify, is for another key, name, account, run or kind of rights, or does
+    /// not end later.
+    pub fn renewed(&self, jwt: String) -> Result<Self, CredentialsError> {
+        let new = Self::new(jwt, self.key.clone())?;
+        let (old, token) = (&self.token, &new.token);
+        let reason = if token.name != old.name {
+            "has another name"
+        } else if token.claims != old.claims {
+            "is for another account, run or rights"
+        } else if token.expires.is_none() || token.expires <= old.expires {
+            "does not end later"
+        } else {
+            let file = self.file.clone();
+            return Ok(Self { file, ..new });
+        };
+        Err(CredentialsError::Otherwise {
+            name: old.name.clone(),
+            reason,
+        })
+    }
+
     /// Writes a credentials file for its owner alone.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), CredentialsError> {
+        Ok(write_private(path, self.text().as_bytes())?)
+    }
+
+    /// Writes like [`Credentials::write`], but only into a folder that is there.
+    pub(crate) fn replace(&self, path: &Path) -> Result<(), CredentialsError> {
+        Ok(replace_private(path, self.text().as_bytes())?)
+    }
+
+    fn text(&self) -> Zeroizing<String> {
         let seed = self.key.seed();
-        let text = Zeroizing::new(format!(
+        Zeroizing::new(format!(
             "{}\n{}\n{}\n\n{}\n{}\n{}\n",
             JWT.begin,
             self.jwt,
@@ -209,8 +252,7 @@ impl Credentials {
             SEED.begin,
             seed.expose(),
             SEED.end
-        ));
-        Ok(write_private(path, text.as_bytes())?)
+        ))
     }
 
     /// The token.
@@ -392,6 +434,45 @@ mod tests {
             Credentials::new(token(&a), b),
             Err(CredentialsError::Mismatch { .. })
         ));
+    }
+
+    #[test]
+    fn tl_06_a_new_token_must_be_the_old_one_with_a_later_end() {
+        let signer = SigningKey::generate(KeyKind::Account);
+        let (key, other) = (ConnectionKey::generate(), ConnectionKey::generate());
+        let account = |kind| -> AccountId {
+            let key = SigningKey::generate(kind);
+            key.public().as_str().parse().expect("an account")
+        };
+        let (own, elsewhere) = (account(KeyKind::Account), account(KeyKind::Account));
+        let made = |key: &ConnectionKey, name, account: &AccountId, run: &str, seconds: u64| {
+            let subject = Subject {
+                name,
+                key: key.public(),
+                not_before: None,
+                expires: Some(UnixMillis(NOW.get() + seconds * 1000)),
+            };
+            let claims = UserClaims::of_role(account.clone(), vec![format!("run:{run}")]);
+            mint(&subject, claims, &signer, NOW).expect("good claims")
+        };
+        let old = Credentials::new(made(&key, "w1", &own, "demo", 60), key.clone());
+        let old = old.expect("they belong together");
+        let new = old
+            .renewed(made(&key, "w1", &own, "demo", 61))
+            .expect("it ends later");
+        assert_eq!(new.token().expires, Some(UnixMillis(NOW.get() + 61_000)));
+        assert_eq!(new.public(), key.public());
+        for token in [
+            made(&key, "w1", &own, "demo", 60),
+            made(&key, "w1", &own, "demo", 59),
+            made(&key, "w2", &own, "demo", 61),
+            made(&key, "w1", &elsewhere, "demo", 61),
+            made(&key, "w1", &own, "other", 61),
+            made(&other, "w1", &own, "demo", 61),
+            "a.b.c".to_owned(),
+        ] {
+            assert!(old.renewed(token).is_err());
+        }
     }
 
     #[test]

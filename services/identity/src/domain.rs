@@ -9,22 +9,23 @@ use schemas::account::Account;
 use schemas::permission::Role;
 use schemas::{AccountId, Code, Millis, PublicKey, RunId, UnixMillis, V};
 
-use crate::accounts::{Accounts, service_account, system_account, tenant_account};
-use crate::claims::{OperatorClaims, UserClaims};
+use crate::accounts::Accounts;
 use crate::credentials::{Credentials, CredentialsError};
-use crate::init::quotable;
-use crate::jwt::{JwtError, Subject, check_label, mint, mint_or_keep};
+use crate::issued::{Registration, RegistrationError};
+use crate::issuer::{AccountNames, IssuerError, sign};
+use crate::jwt::{JwtError, check_label};
 use crate::key::{KeyError, KeyKind, SigningKey};
 use crate::layout::DomainLayout;
-use crate::purpose::{AuditKey, ConnectionKey, HeadKey, ManifestKey};
-use crate::secret::{FileError, create_private_folder, read_secret, write_private};
+use crate::purpose::{AuditKey, ConnectionKey};
+use crate::secret::{FileError, read_secret, write_private};
 use crate::store_keys::{AccessKey, StoreKeys, StoreKeysError};
 use crate::tls::{Authority, TlsError};
 use crate::trust::{TrustBundle, TrustError};
 
-/// Life of a user token by default. A shorter life would need renewal over the bus, which does not
-/// exist yet.
+/// Life of a user token by default, for processes that no registrar serves.
 pub const LIFETIME_DEFAULT: Millis = Millis::from_secs(30 * 24 * 3600);
+/// Life of the tokens that `diloctl up` issues: the registrar renews them.
+pub const LIFETIME_RENEWED: Millis = Millis::from_secs(3600);
 /// Longest life of a user token: a longer one would outlive every rotation of keys.
 pub const LIFETIME_MAX: Millis = Millis::from_secs(366 * 24 * 3600);
 
@@ -58,15 +59,6 @@ pub struct Issued {
     pub expires: UnixMillis,
 }
 
-/// The texts that the broker's configuration includes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerConfig {
-    /// `auth.conf`: the operator, the accounts and their permissions.
-    pub auth: String,
-    /// `tls.conf`: a `tls` block.
-    pub tls: String,
-}
-
 /// Reasons why a domain cannot be made, opened or issued from.
 #[derive(Debug, thiserror::Error)]
 pub enum DomainError {
@@ -85,6 +77,25 @@ pub enum DomainError {
     /// An earlier release made the domain, and this one has not taken it over yet.
     #[error("{} does not exist: an earlier release made the domain; `diloctl up`, or `diloctl auth config`, takes it over", .0.display())]
     Before(PathBuf),
+    /// The key of this name may not come back, unless somebody says so.
+    #[error(
+        "{0} was revoked or blocked; `diloctl auth issue` lets a holder in again that was revoked, a blocked one needs another name"
+    )]
+    Blocked(String),
+    /// The vault lies elsewhere.
+    #[error("{} is not here", .0.display())]
+    NoVault(PathBuf),
+    /// A record of what was issued or revoked.
+    #[error("{} is no record of this release: {reason}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// The fault.
+        reason: String,
+    },
+    /// The token of an account has no room for another revocation.
+    #[error("account {0} has {max} revocations, and no room for more; rotate the keys of its roles instead", max = crate::revocation::REVOKED_MAX)]
+    Revocations(AccountId),
     /// Workers are issued for one run, others for none.
     #[error("a credential of role {} {}", role.name(), if role.is_tenant() { "needs a run" } else { "takes no run" })]
     Run {
@@ -123,6 +134,12 @@ pub enum DomainError {
     /// The trust bundle.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The issuer's keys.
+    #[error(transparent)]
+    Issuer(#[from] IssuerError),
+    /// The list of issued credentials.
+    #[error(transparent)]
+    Registration(#[from] RegistrationError),
     /// The store's keys.
     #[error(transparent)]
     StoreKeys(#[from] StoreKeysError),
@@ -135,7 +152,11 @@ impl DomainError {
             Self::Exists(_) | Self::Unfinished(_) => Code::DomainExists,
             Self::Missing(_) => Code::DomainMissing,
             Self::Taken(_) => Code::NameTaken,
+            Self::Blocked(_) => Code::HolderBlocked,
+            Self::NoVault(_) => Code::VaultMissing,
             Self::Before(_) => Code::ReadersBehind,
+            Self::Record { .. } => Code::CredentialMalformed,
+            Self::Revocations(_) => Code::RevocationsFull,
             Self::Run { .. } | Self::Lifetime(_) | Self::Unquotable(_) | Self::Template { .. } => {
                 Code::ConfigInvalid
             }
@@ -145,6 +166,8 @@ impl DomainError {
             Self::Credentials(error) => error.code(),
             Self::Tls(error) => error.code(),
             Self::Trust(error) => error.code(),
+            Self::Issuer(error) => error.code(),
+            Self::Registration(error) => error.code(),
             Self::StoreKeys(error) => error.code(),
         }
     }
@@ -191,8 +214,8 @@ impl Domain {
         if lifetime < Millis::from_secs(1) || lifetime > LIFETIME_MAX {
             return Err(DomainError::Lifetime(lifetime));
         }
-        let signer = self.account_key(&self.layout.role_key(role))?;
         let account = self.account(role.account())?;
+        let signer = self.role_key(role)?;
         let tags: Vec<String> = run.map(|run| format!("run:{run}")).into_iter().collect();
         let path = self.layout.credentials(name);
         let key = match path.exists() {
@@ -207,16 +230,30 @@ impl Domain {
                 old.key().clone()
             }
         };
+        let issued = self.issue_time(&account, key.public(), now)?;
         // Tokens count whole seconds.
         let expires = UnixMillis((now.after(lifetime).get() / 1000) * 1000);
-        let subject = Subject {
-            name,
-            key: key.public(),
-            not_before: None,
-            expires: Some(expires),
+        let list = self.layout.issued();
+        if let Some(known) = list.find(key.public())?
+            && known.blocked.is_some()
+        {
+            return Err(DomainError::Blocked(known.name));
+        }
+        let holder = Registration {
+            v: V,
+            name: name.to_owned(),
+            role,
+            run: run.cloned(),
+            account,
+            public: key.public().clone(),
+            issued,
+            ends: expires,
+            blocked: None,
         };
-        let jwt = mint(&subject, UserClaims::of_role(account, tags), &signer, now)?;
-        let credentials = Credentials::new(jwt, key)?;
+        let credentials = Credentials::new(sign(&signer, &holder, expires, issued)?, key)?;
+        // The record is made first: credentials without one would not be renewed, and could not be
+        // revoked by name.
+        list.record(&holder)?;
         // The audit key is made first: credentials without it would look complete.
         let audit_key = self.audit_key(role, name)?;
         credentials.write(&path)?;
@@ -249,103 +286,6 @@ impl Domain {
         Ok(is_new)
     }
 
-    /// The texts that the broker's configuration includes. Their tokens follow from the keys and
-    /// from the permission table of this build. A token in `earlier`, the text of `auth.conf` that
-    /// these replace, stays as it is if it says the same, so that a broker that reads its
-    /// configuration again changes nothing but what has changed.
-    ///
-    /// # Errors
-    /// A key cannot be read, or the folder's path cannot be quoted.
-    pub fn server_config(
-        &self,
-        earlier: &str,
-        now: UnixMillis,
-    ) -> Result<ServerConfig, DomainError> {
-        let read = |name: &str, kind| SigningKey::read(kind, &self.layout.key(name));
-        let operator = read("operator", KeyKind::Operator)?;
-        let signer = read("operator-signing", KeyKind::Operator)?;
-        let (accounts, tenant) = (self.accounts()?, self.tenant()?);
-        let mut roles = Vec::new();
-        for role in Role::ALL {
-            roles.push((
-                role,
-                self.account_key(&self.layout.role_key(role))?
-                    .public()
-                    .clone(),
-            ));
-        }
-        let key = |role: Role| {
-            let found = roles.iter().find(|(known, _)| *known == role);
-            found.expect("the list above has every role").1.clone()
-        };
-        fn subject<'a>(name: &'a str, key: &'a PublicKey) -> Subject<'a> {
-            Subject {
-                name,
-                key,
-                not_before: None,
-                expires: None,
-            }
-        }
-        let claims = OperatorClaims {
-            signing_keys: vec![signer.public().clone()],
-            strict_signing_key_usage: true,
-            system_account: accounts.system.clone(),
-        };
-        let operator = mint_or_keep(
-            token(earlier, "operator"),
-            &subject("diloco", operator.public()),
-            claims,
-            &operator,
-            now,
-        )?;
-        let mut preload = String::new();
-        let mut all = vec![
-            ("system", &accounts.system, system_account()),
-            ("default", &tenant, tenant_account(&tenant, &accounts, key)),
-        ];
-        for account in Account::ALL {
-            if let Some(id) = accounts.one(account) {
-                all.push((account.name(), id, service_account(account, &accounts, key)));
-            }
-        }
-        for (name, id, claims) in all {
-            let public: PublicKey = id
-                .as_str()
-                .parse()
-                .expect("an account's id is a public key");
-            let old = token(earlier, id.as_str());
-            let jwt = mint_or_keep(old, &subject(name, &public), claims, &signer, now)?;
-            preload.push_str(&format!("  {id}: \"{jwt}\"\n"));
-        }
-        let auth = format!(
-            "{HEADER}operator: \"{operator}\"\nsystem_account: {}\nresolver: MEMORY\nresolver_preload {{\n{preload}}}\n",
-            accounts.system
-        );
-        Ok(ServerConfig {
-            auth,
-            tls: self.tls_config()?,
-        })
-    }
-
-    /// Writes `auth.conf` and `tls.conf` into `folder`, for the owner alone. Tokens in `auth.conf`
-    /// that say what they should stay as they are. A domain of an earlier release gets what it
-    /// lacks first.
-    ///
-    /// # Errors
-    /// As [`Domain::server_config`]; or the folder cannot be written.
-    pub fn write_server_config(&self, folder: &Path, now: UnixMillis) -> Result<(), DomainError> {
-        self.take_over(now)?;
-        let path = folder.join("auth.conf");
-        // Without an earlier file, or with one that cannot be read, all tokens are new.
-        let earlier = fs::read_to_string(&path).unwrap_or_default();
-        let config = self.server_config(&earlier, now)?;
-        write_private(&path, config.auth.as_bytes())?;
-        Ok(write_private(
-            &folder.join("tls.conf"),
-            config.tls.as_bytes(),
-        )?)
-    }
-
     /// Makes a new certificate for broker and store; the old one ends after
     /// [`crate::tls::LEAF_DAYS`].
     ///
@@ -356,8 +296,13 @@ impl Domain {
         names: &[String],
         now: UnixMillis,
     ) -> Result<(), DomainError> {
-        let authority = Authority::from_key(&read_secret(&self.layout.ca_key())?, now)?;
+        let authority = Authority::from_key(&read_secret(&self.authority_key()?)?, now)?;
         write_server_certificate(&self.layout, &authority, names, now)
+    }
+
+    /// True if the keys are on this machine with which the broker's configuration is written.
+    pub fn has_vault(&self) -> bool {
+        self.layout.vault().is_here() || self.is_older()
     }
 
     /// The public keys against which everything is checked.
@@ -373,7 +318,7 @@ impl Domain {
     /// The control account.
     ///
     /// # Errors
-    /// Its key cannot be read.
+    /// The names of the accounts cannot be read.
     pub fn control(&self) -> Result<AccountId, DomainError> {
         self.account(Account::Control)
     }
@@ -381,7 +326,7 @@ impl Domain {
     /// The tenant's account.
     ///
     /// # Errors
-    /// Its key cannot be read.
+    /// As [`Domain::control`].
     pub fn tenant(&self) -> Result<AccountId, DomainError> {
         self.account(Account::Tenant)
     }
@@ -389,43 +334,63 @@ impl Domain {
     /// Every account; the tenants are those that the trust bundle names.
     ///
     /// # Errors
-    /// A key cannot be read.
+    /// As [`Domain::control`].
     pub fn accounts(&self) -> Result<Accounts, DomainError> {
+        let names = self.names()?;
+        let account = |account| names.account(account).clone();
         Ok(Accounts {
-            system: self.account_id("account-system")?,
-            control: self.account(Account::Control)?,
-            ledger: self.account(Account::Ledger)?,
-            events: self.account(Account::Events)?,
-            audit: self.account(Account::Audit)?,
-            readers: self.account(Account::Readers)?,
+            control: account(Account::Control),
+            ledger: account(Account::Ledger),
+            events: account(Account::Events),
+            audit: account(Account::Audit),
+            readers: account(Account::Readers),
+            registrar: account(Account::Registrar),
             tenants: self.trust.tenants.clone(),
+            system: names.system,
         })
     }
 
     /// An account of this kind; for tenants the domain's own.
     ///
     /// # Errors
-    /// Its key cannot be read.
+    /// As [`Domain::control`].
     pub fn account(&self, account: Account) -> Result<AccountId, DomainError> {
-        let name = account_key_name(account);
-        let key = self.layout.key(name);
-        if account == Account::Readers && !key.exists() {
-            return Err(DomainError::Before(key));
+        Ok(self.names()?.account(account).clone())
+    }
+
+    /// The names of the accounts.
+    fn names(&self) -> Result<AccountNames, DomainError> {
+        let folder = self.layout.issuer();
+        self.check_place(&AccountNames::file(&folder))?;
+        Ok(AccountNames::read(&folder)?)
+    }
+
+    /// The signing key of a role: in the issuer's folder if the registrar renews the role, otherwise
+    /// in the vault.
+    pub(crate) fn role_key(&self, role: Role) -> Result<SigningKey, DomainError> {
+        let path = self.layout.role_key(role);
+        self.check_place(&path)?;
+        if !role.is_renewable() {
+            return self.layout.vault().role(role);
         }
-        self.account_id(name)
+        SigningKey::read(KeyKind::Account, &path)
+            .map_err(|source| IssuerError::Key { role, source }.into())
     }
 
-    fn account_key(&self, path: &Path) -> Result<SigningKey, DomainError> {
-        Ok(SigningKey::read(KeyKind::Account, path)?)
+    /// The file of the authority's private key.
+    fn authority_key(&self) -> Result<PathBuf, DomainError> {
+        let vault = self.layout.vault();
+        self.check_place(&vault.authority_key())?;
+        vault.check()?;
+        Ok(vault.authority_key())
     }
 
-    fn account_id(&self, name: &str) -> Result<AccountId, DomainError> {
-        let key = self.account_key(&self.layout.key(name))?;
-        Ok(key
-            .public()
-            .as_str()
-            .parse()
-            .expect("a key of kind account is an account's id"))
+    /// Tells the domain of an earlier release, whose keys lie elsewhere, from one that lacks a file.
+    fn check_place(&self, path: &Path) -> Result<(), DomainError> {
+        match !path.exists() && self.is_older() {
+            true => Err(DomainError::Before(path.to_owned())),
+            false => Ok(()),
+        }
     }
 
     /// The audit key of a process: coordinators share the one that the trust bundle names.
@@ -435,10 +400,12 @@ impl Domain {
             Role::LedgerWriter
             | Role::Operator
             | Role::Recorder
+            | Role::Registrar
             | Role::Provisioner
             | Role::LedgerProvisioner
             | Role::EventsProvisioner
-            | Role::AuditProvisioner => return Ok(None),
+            | Role::AuditProvisioner
+            | Role::AccountWriter => return Ok(None),
             Role::Worker | Role::Auditor => {}
         }
         let path = self.layout.audit_key(name);
@@ -461,19 +428,6 @@ impl Domain {
             &fs::canonicalize(&self.home).map_err(failed)?,
         ))
     }
-
-    fn tls_config(&self) -> Result<String, DomainError> {
-        let layout = self.absolute()?;
-        let quoted = |path: PathBuf| quotable(&path).map(|text| format!("\"{text}\""));
-        let (certificate, key) = (
-            quoted(layout.server_certificate())?,
-            quoted(layout.server_key())?,
-        );
-        let ca = quoted(layout.ca())?;
-        Ok(format!(
-            "{HEADER}tls {{\n  cert_file: {certificate}\n  key_file: {key}\n  ca_file: {ca}\n  min_version: \"1.3\"\n  timeout: 3\n}}\n"
-        ))
-    }
 }
 
 /// The file, without its ending, of an account's key.
@@ -484,86 +438,24 @@ pub(crate) const fn account_key_name(account: Account) -> &'static str {
         Account::Events => "account-events",
         Account::Audit => "account-audit",
         Account::Readers => "account-readers",
+        Account::Registrar => "account-registrar",
         Account::Tenant => "account-default",
+        Account::System => "account-system",
     }
 }
 
 pub(crate) const HEADER: &str = "# Written by `diloctl auth`; changes are lost.\n";
 
-/// The token of this name in the text of an `auth.conf`.
-fn token<'a>(config: &'a str, name: &str) -> Option<&'a str> {
-    let value = |line: &'a str| {
-        let value = line.trim_start().strip_prefix(name)?.strip_prefix(": \"")?;
-        value.strip_suffix('"')
-    };
-    config.lines().find_map(value)
+/// The account that a key is the identity of.
+pub(crate) fn account_id(key: &SigningKey) -> AccountId {
+    key.public()
+        .as_str()
+        .parse()
+        .expect("a key of kind account is an account's id")
 }
 
-/// Writes a whole domain into a folder that nobody reads yet.
-pub(crate) fn make(
-    layout: &DomainLayout,
-    options: &InitOptions,
-    now: UnixMillis,
-) -> Result<(), DomainError> {
-    let operator = SigningKey::generate(KeyKind::Operator);
-    operator.seed().write(&layout.key("operator"))?;
-    SigningKey::generate(KeyKind::Operator)
-        .seed()
-        .write(&layout.key("operator-signing"))?;
-    SigningKey::generate(KeyKind::Account)
-        .seed()
-        .write(&layout.key("account-system"))?;
-    for account in Account::ALL
-        .into_iter()
-        .filter(|account| *account != Account::Tenant)
-    {
-        SigningKey::generate(KeyKind::Account)
-            .seed()
-            .write(&layout.key(account_key_name(account)))?;
-    }
-    let tenant = SigningKey::generate(KeyKind::Account);
-    tenant
-        .seed()
-        .write(&layout.key(account_key_name(Account::Tenant)))?;
-    for role in Role::ALL {
-        SigningKey::generate(KeyKind::Account)
-            .seed()
-            .write(&layout.role_key(role))?;
-    }
-    let (manifest, audit) = (ManifestKey::generate(), AuditKey::generate());
-    manifest.seed().write(&layout.manifest_key())?;
-    audit.seed().write(&layout.coordinator_audit_key())?;
-    let head = HeadKey::generate();
-    head.seed().write(&layout.head_key())?;
-    let (authority, certified) = Authority::generate(now)?;
-    write_private(&layout.ca(), certified.certificate.as_bytes())?;
-    write_private(&layout.ca_key(), certified.key.as_bytes())?;
-    write_server_certificate(layout, &authority, &options.server_names, now)?;
-    let keys = StoreKeys::generate();
-    keys.write(&layout.store_keys())?;
-    let auditors = keys.audit.expect("all pairs are generated");
-    auditors.write_auditors(&layout.store_auditor_key())?;
-    create_private_folder(&layout.credentials_folder())?;
-    create_private_folder(&layout.audit_keys_folder())?;
-    let trust = TrustBundle {
-        v: V,
-        domain: operator.public().clone(),
-        tenants: vec![
-            tenant
-                .public()
-                .as_str()
-                .parse()
-                .expect("a key of kind account is an account's id"),
-        ],
-        manifest_keys: vec![manifest.public().clone()],
-        audit_keys: vec![audit.public().clone()],
-        head_keys: vec![head.public().clone()],
-        ca: layout.ca_relative(),
-    };
-    Ok(trust.write(&layout.trust())?)
-}
-
-fn write_server_certificate(
+/// Makes the certificate of broker and store, and its key.
+pub(crate) fn write_server_certificate(
     layout: &DomainLayout,
     authority: &Authority,
     names: &[String],

@@ -1,15 +1,24 @@
 //! Makes a trust domain: as a whole or not at all, even if `init` breaks off.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use schemas::UnixMillis;
+use schemas::account::Account;
+use schemas::permission::Role;
+use schemas::{AccountId, UnixMillis, V};
 
-use crate::domain::{Domain, DomainError, InitOptions, make};
+use crate::domain::{
+    Domain, DomainError, InitOptions, account_id, account_key_name, write_server_certificate,
+};
+use crate::issuer::AccountNames;
+use crate::key::{KeyKind, SigningKey};
 use crate::layout::DomainLayout;
-use crate::secret::{FileError, create_private_folder};
-use crate::tls::check_server_name;
+use crate::purpose::{AuditKey, HeadKey, ManifestKey};
+use crate::secret::{FileError, create_private_folder, write_private};
+use crate::store_keys::StoreKeys;
+use crate::tls::{Authority, check_server_name};
 use crate::trust::TrustBundle;
 
 impl Domain {
@@ -188,4 +197,64 @@ fn move_in(staged: &DomainLayout, layout: &DomainLayout) -> Result<(), DomainErr
         .and_then(|()| sync())
         .map_err(failed)?;
     Ok(())
+}
+
+/// Writes a whole domain into a folder that nobody reads yet.
+fn make(layout: &DomainLayout, options: &InitOptions, now: UnixMillis) -> Result<(), DomainError> {
+    let vault = layout.vault();
+    let operator = SigningKey::generate(KeyKind::Operator);
+    operator.seed().write(&vault.key("operator"))?;
+    let account = |name: &str| -> Result<AccountId, DomainError> {
+        let key = SigningKey::generate(KeyKind::Account);
+        key.seed().write(&vault.key(name))?;
+        Ok(account_id(&key))
+    };
+    SigningKey::generate(KeyKind::Operator)
+        .seed()
+        .write(&vault.key("operator-signing"))?;
+    let mut names = AccountNames {
+        v: V,
+        domain: operator.public().clone(),
+        system: account(account_key_name(Account::System))?,
+        accounts: BTreeMap::new(),
+    };
+    for one in Account::ALL {
+        let id = match one {
+            Account::System => names.system.clone(),
+            one => account(account_key_name(one))?,
+        };
+        names.accounts.insert(one.name().to_owned(), id);
+    }
+    names.write(&layout.issuer())?;
+    for role in Role::ALL {
+        SigningKey::generate(KeyKind::Account)
+            .seed()
+            .write(&layout.role_key(role))?;
+    }
+    let (manifest, audit) = (ManifestKey::generate(), AuditKey::generate());
+    let head = HeadKey::generate();
+    head.seed().write(&layout.head_key())?;
+    manifest.seed().write(&layout.manifest_key())?;
+    audit.seed().write(&layout.coordinator_audit_key())?;
+    let (authority, certified) = Authority::generate(now)?;
+    write_private(&layout.ca(), certified.certificate.as_bytes())?;
+    write_private(&vault.authority_key(), certified.key.as_bytes())?;
+    write_server_certificate(layout, &authority, &options.server_names, now)?;
+    let keys = StoreKeys::generate();
+    keys.write(&layout.store_keys())?;
+    let auditors = keys.audit.expect("all pairs are generated");
+    auditors.write_auditors(&layout.store_auditor_key())?;
+    create_private_folder(layout.issued().folder())?;
+    create_private_folder(&layout.credentials_folder())?;
+    create_private_folder(&layout.audit_keys_folder())?;
+    let trust = TrustBundle {
+        v: V,
+        domain: operator.public().clone(),
+        tenants: vec![names.account(Account::Tenant).clone()],
+        manifest_keys: vec![manifest.public().clone()],
+        audit_keys: vec![audit.public().clone()],
+        head_keys: vec![head.public().clone()],
+        ca: layout.ca_relative(),
+    };
+    Ok(trust.write(&layout.trust())?)
 }

@@ -241,6 +241,10 @@ pub fn mint<C: Claims>(
 /// its issue. A broker that reads its configuration again takes a token of other bytes for a
 /// change, and a change of the operator's token for one that it cannot make while it runs.
 ///
+/// A token that replaces another was issued later than that one, by at least a second and whatever
+/// the clock says: a broker keeps the newer of two tokens when it starts. It was also issued later
+/// than `above`.
+///
 /// # Errors
 /// As [`mint`].
 pub(crate) fn mint_or_keep<C: Claims + Clone>(
@@ -248,19 +252,32 @@ pub(crate) fn mint_or_keep<C: Claims + Clone>(
     subject: &Subject<'_>,
     claims: C,
     signer: &SigningKey,
+    above: Option<UnixMillis>,
     now: UnixMillis,
 ) -> Result<String, JwtError> {
+    let mut issued = above.map_or(now, |above| now.max(next_second(above)));
     if let Some(earlier) = earlier
         && let Ok(old) = verify_signature::<C>(earlier)
     {
         // A signature depends on nothing but the key and the text. Every byte is compared, so that
         // a token with more in it than this release reads is not kept.
         let again = mint(subject, claims.clone(), signer, old.issued)?;
-        if again == earlier {
+        if again == earlier && above.is_none_or(|above| old.issued > above) {
             return Ok(again);
         }
+        issued = issued.max(next_second(old.issued));
     }
-    mint(subject, claims, signer, now)
+    mint(subject, claims, signer, issued)
+}
+
+/// The first moment that counts as later than `at`: tokens count whole seconds.
+pub(crate) const fn next_second(at: UnixMillis) -> UnixMillis {
+    UnixMillis(
+        at.get()
+            .saturating_div(1000)
+            .saturating_add(1)
+            .saturating_mul(1000),
+    )
 }
 
 /// Checks a token's form, its signature by the key it names, and that `now` lies in its window.

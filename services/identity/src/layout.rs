@@ -4,6 +4,10 @@ use std::path::{Path, PathBuf};
 
 use schemas::permission::Role;
 
+use crate::issued::IssuedList;
+use crate::issuer::Issuer;
+use crate::vault::{Vault, role_key_name};
+
 /// The paths under a domain's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DomainLayout {
@@ -58,9 +62,19 @@ impl DomainLayout {
         self.folder.join(self.ca_relative())
     }
 
-    /// The authority's private key.
-    pub fn ca_key(&self) -> PathBuf {
-        self.folder.join("tls/ca.key")
+    /// The keys that everything else comes from; this folder may lie offline.
+    pub fn vault(&self) -> Vault {
+        Vault::at(&self.folder.join("vault"))
+    }
+
+    /// The folder of the signing keys that the registrar needs, see [`Issuer`].
+    pub fn issuer(&self) -> PathBuf {
+        self.folder.join("issuer")
+    }
+
+    /// The public list of issued credentials.
+    pub fn issued(&self) -> IssuedList {
+        IssuedList::at(&self.folder.join("issued"))
     }
 
     /// The certificate of broker and store.
@@ -103,6 +117,23 @@ impl DomainLayout {
         self.folder.join("nats")
     }
 
+    /// The folder in which a single broker keeps the tokens of accounts.
+    pub fn broker_accounts(&self) -> PathBuf {
+        self.folder.join("accounts")
+    }
+
+    /// The revocations, one file for each key.
+    pub fn revoked_folder(&self) -> PathBuf {
+        self.folder.join("revoked")
+    }
+
+    /// The public halves of a role's earlier signing keys that are still valid.
+    pub(crate) fn retiring(&self, role: Role) -> PathBuf {
+        self.folder
+            .join("retiring")
+            .join(format!("{}.json", role.name()))
+    }
+
     /// The file of the mark, which holds the last known position of the ledger.
     pub fn ledger_mark(&self) -> PathBuf {
         self.folder.join("ledger.mark")
@@ -140,7 +171,11 @@ impl DomainLayout {
     }
 
     pub(crate) fn role_key(&self, role: Role) -> PathBuf {
-        self.key(&format!("role-{}", role.name()))
+        if role.is_renewable() {
+            Issuer::key(&self.issuer(), role)
+        } else {
+            self.vault().key(&role_key_name(role))
+        }
     }
 
     pub(crate) fn credentials_folder(&self) -> PathBuf {
@@ -156,9 +191,17 @@ impl DomainLayout {
         PathBuf::from("tls/ca.pem")
     }
 
+    /// The private key of the authority as an earlier release placed it.
+    pub(crate) fn older_ca_key(&self) -> PathBuf {
+        self.folder.join("tls/ca.key")
+    }
+
     /// The parts of a domain, in the order in which they may appear: the trust bundle last.
     pub(crate) fn entries(&self) -> Vec<PathBuf> {
         let names = [
+            "vault",
+            "issuer",
+            "issued",
             "keys",
             "tls",
             "store",
@@ -190,12 +233,21 @@ mod tests {
             (layout.broker_config(), "d/broker/nats.conf"),
             (layout.broker_generated(), "d/broker/generated"),
             (layout.broker_data(), "d/nats"),
+            (layout.broker_accounts(), "d/accounts"),
+            (layout.revoked_folder(), "d/revoked"),
             (layout.ledger_mark(), "d/ledger.mark"),
             (layout.audit_files(), "d/audit"),
             (layout.audit_log(), "d/audit/log"),
             (layout.head_key(), "d/keys/audit-head.nk"),
             (layout.pinned_head(), "d/audit-head.pin"),
             (layout.lock(), "d/lock"),
+            (layout.vault().authority_key(), "d/vault/ca.key"),
+            (
+                layout.role_key(Role::AuditProvisioner),
+                "d/vault/role-audit-provisioner.nk",
+            ),
+            (layout.role_key(Role::Worker), "d/issuer/role-worker.nk"),
+            (layout.issued().folder().to_owned(), "d/issued"),
         ] {
             assert_eq!(path, Path::new(place));
         }

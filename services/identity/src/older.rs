@@ -1,41 +1,144 @@
-//! A domain of an earlier release is taken over. If auditors connected to the account of the copy
-//! itself, it gets an account for readers, and its auditors get tokens for that account. If its
-//! events had no tree, it gets a key that signs tree heads, which its trust bundle names.
+//! A domain of an earlier release is taken over. It had every key in one folder; they go to the
+//! vault and to the issuer. It had no registrar, and so no list of issued credentials; and no key
+//! that signs tree heads, which its trust bundle names. In one that is older still, auditors
+//! connected to the account of the copy itself; they get tokens for an account of their own.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use schemas::account::Account;
 use schemas::permission::Role;
-use schemas::{AccountId, UnixMillis};
+use schemas::renewal::Registration;
+use schemas::{AccountId, UnixMillis, V};
 
 use crate::claims::UserClaims;
 use crate::credentials::{Credentials, CredentialsError};
-use crate::domain::{Domain, DomainError, account_key_name};
+use crate::domain::{Domain, DomainError, account_id, account_key_name};
+use crate::issuer::AccountNames;
 use crate::jwt::{Subject, mint};
 use crate::key::{KeyKind, SigningKey};
 use crate::purpose::HeadKey;
-use crate::secret::FileError;
+use crate::secret::{FileError, create_private_folder};
 use crate::trust::TrustBundle;
+use crate::vault::role_key_name;
 
 impl Domain {
-    /// Makes what a domain of an earlier release lacks: the key of the readers' account, and in the
-    /// domain's folder auditors' tokens for it, with the same keys and the same end of validity; and
-    /// the key that signs tree heads. It changes nothing in a domain that has all.
+    /// Makes what a domain of an earlier release lacks, with the same keys and the same ends of
+    /// validity. It changes nothing in a domain that has everything, or whose vault is elsewhere.
     ///
     /// # Errors
-    /// A key, a credentials file or the trust bundle cannot be read or written.
-    pub(crate) fn take_over(&self, now: UnixMillis) -> Result<(), DomainError> {
-        let key = self.layout().key(account_key_name(Account::Readers));
-        if !key.exists() {
-            SigningKey::generate(KeyKind::Account).seed().write(&key)?;
+    /// A key or a credentials file cannot be read or written.
+    pub fn take_over(&self, now: UnixMillis) -> Result<(), DomainError> {
+        if !self.layout().vault().is_here() && !self.is_older() {
+            return Ok(());
         }
+        self.move_keys()?;
+        self.add_keys()?;
+        self.write_names()?;
         let readers = self.account(Account::Readers)?;
         let signer = SigningKey::read(KeyKind::Account, &self.layout().role_key(Role::Auditor))?;
         for path in self.credentials_files()? {
             self.move_auditor(&path, &readers, &signer, now)?;
+            self.register(&path)?;
         }
         self.give_head_key()
+    }
+
+    /// True if the keys of the operator still lie beside those of the coordinator.
+    pub(crate) fn is_older(&self) -> bool {
+        self.layout().key("operator").exists()
+    }
+
+    /// Moves each key to its new place. The operator's is the last, so that a move that broke off is
+    /// taken up again.
+    fn move_keys(&self) -> Result<(), DomainError> {
+        let (layout, vault) = (self.layout(), self.layout().vault());
+        create_private_folder(vault.key("any").parent().expect("it lies in a folder"))?;
+        create_private_folder(&layout.issuer())?;
+        let mut moves = vec![(layout.older_ca_key(), vault.authority_key())];
+        for role in Role::ALL {
+            moves.push((layout.key(&role_key_name(role)), layout.role_key(role)));
+        }
+        let accounts = Account::ALL.map(account_key_name);
+        for name in accounts.into_iter().chain(["operator-signing", "operator"]) {
+            moves.push((layout.key(name), vault.key(name)));
+        }
+        for (from, to) in moves {
+            if from.exists() && !to.exists() {
+                fs::rename(&from, &to).map_err(|source| FileError::Write { path: to, source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the keys of accounts and roles that the earlier release did not have.
+    fn add_keys(&self) -> Result<(), DomainError> {
+        let vault = self.layout().vault();
+        let keys = [
+            vault.key(account_key_name(Account::Readers)),
+            vault.key(account_key_name(Account::Registrar)),
+            self.layout().role_key(Role::Registrar),
+            self.layout().role_key(Role::AccountWriter),
+        ];
+        for key in keys.iter().filter(|key| !key.exists()) {
+            SigningKey::generate(KeyKind::Account).seed().write(key)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the public names of the accounts, unless they are there as they should be.
+    fn write_names(&self) -> Result<(), DomainError> {
+        let (vault, folder) = (self.layout().vault(), self.layout().issuer());
+        let mut accounts = BTreeMap::new();
+        for account in Account::ALL {
+            let id = account_id(&vault.account(account)?);
+            accounts.insert(account.name().to_owned(), id);
+        }
+        let names = AccountNames {
+            v: V,
+            domain: vault.operator()?.public().clone(),
+            system: account_id(&vault.account(Account::System)?),
+            accounts,
+        };
+        if AccountNames::read(&folder).is_ok_and(|written| written == names) {
+            return Ok(());
+        }
+        Ok(names.write(&folder)?)
+    }
+
+    /// Enters credentials into the list of issued ones, unless they are there or the domain has not
+    /// issued them.
+    fn register(&self, path: &Path) -> Result<(), DomainError> {
+        let Some(found) = readable(path)? else {
+            return Ok(());
+        };
+        let (token, list) = (found.token(), self.layout().issued());
+        if list.find(&token.subject)?.is_some() {
+            return Ok(());
+        }
+        for role in Role::ALL {
+            let key = SigningKey::read(KeyKind::Account, &self.layout().role_key(role))?;
+            let run = token.claims.run();
+            let (Some(account), Some(ends)) = (&token.claims.issuer_account, token.expires) else {
+                continue;
+            };
+            if token.issuer != *key.public() || role.is_tenant() != run.is_some() {
+                continue;
+            }
+            list.record(&Registration {
+                v: V,
+                name: token.name.clone(),
+                role,
+                run,
+                account: account.clone(),
+                public: token.subject.clone(),
+                issued: token.issued,
+                ends,
+                blocked: None,
+            })?;
+        }
+        Ok(())
     }
 
     /// Makes the key that signs tree heads. The bundle that is on the disk names it last, so that a
@@ -64,11 +167,8 @@ impl Domain {
         signer: &SigningKey,
         now: UnixMillis,
     ) -> Result<(), DomainError> {
-        let old = match Credentials::read(path) {
-            // A file that cannot be read may be an auditor's, and would be refused by the broker.
-            Err(CredentialsError::File(error)) => return Err(error.into()),
-            Err(_) => return Ok(()),
-            Ok(old) => old,
+        let Some(old) = readable(path)? else {
+            return Ok(());
         };
         let token = old.token();
         let moved = token.claims.issuer_account.as_ref() == Some(readers);
@@ -105,5 +205,14 @@ impl Domain {
         }
         files.sort();
         Ok(files)
+    }
+}
+
+/// The credentials in a file; none if it holds something else. A file that cannot be read may be an
+/// auditor's, and would be refused by the broker.
+fn readable(path: &Path) -> Result<Option<Credentials>, DomainError> {
+    match Credentials::read(path) {
+        Err(CredentialsError::File(error)) => Err(error.into()),
+        read => Ok(read.ok()),
     }
 }

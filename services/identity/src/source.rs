@@ -124,6 +124,33 @@ impl CredentialSource {
         Credentials::read(&self.path)
     }
 
+    /// Puts renewed credentials into the file, in one step, and reads them back: a process that is
+    /// started later has them too.
+    ///
+    /// # Errors
+    /// The file cannot be written, or then holds something else.
+    pub fn replace(&self, renewed: &Credentials) -> Result<(), ProofError> {
+        renewed.replace(&self.path)?;
+        let found = self.read()?;
+        self.check_key(&found)?;
+        if found.jwt() == renewed.jwt() {
+            return Ok(());
+        }
+        Err(CredentialsError::Malformed("another process wrote the file meanwhile").into())
+    }
+
+    /// Inboxes, subjects and leases of this process belong to the key that it started with.
+    fn check_key(&self, found: &Credentials) -> Result<(), ProofError> {
+        if *found.public() == self.public {
+            return Ok(());
+        }
+        Err(ProofError::OtherKey {
+            path: self.path.clone(),
+            found: found.public().clone(),
+            expected: self.public.clone(),
+        })
+    }
+
     /// The inbox prefix that the role templates admit: `_INBOX.<key>`.
     pub fn inbox_prefix(&self) -> String {
         format!("_INBOX.{}", self.public)
@@ -137,15 +164,7 @@ impl CredentialSource {
     /// nonce.
     pub fn prove(&self, nonce: &[u8]) -> Result<Proof, ProofError> {
         let credentials = self.read()?;
-        // Inboxes, subjects and leases of this process belong to the key that it started with.
-        if *credentials.public() != self.public {
-            let (path, found) = (self.path.clone(), credentials.public().clone());
-            return Err(ProofError::OtherKey {
-                path,
-                found,
-                expected: self.public.clone(),
-            });
-        }
+        self.check_key(&credentials)?;
         let signature = credentials.key().sign_nonce(nonce)?.to_vec();
         Ok(Proof {
             jwt: credentials.jwt().to_owned(),

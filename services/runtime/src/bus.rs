@@ -2,10 +2,14 @@
 //! subscription is known to stand, and changes of the connection are logged.
 
 mod error;
+mod keeper;
 mod many;
 mod parts;
+mod void;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -18,15 +22,18 @@ use futures::StreamExt as _;
 use identity::source::connect_options;
 use identity::{BusTls, CredentialSource};
 use schemas::answer::{self, Answer};
-use schemas::{Code, Message, PublicKey, UnixMillis};
+use schemas::{Code, Message, PublicKey, Refusal, UnixMillis};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 
 pub use error::BusError;
 
 pub use crate::denial::Direction;
 use crate::denial::{Denials, Denied};
+use crate::exit::Failure;
 use crate::probe::{self, OutageProbe};
+use crate::renewal::Freshness;
+use void::Void;
 
 /// Longest wait for the server to show that a subscription stands.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(5);
@@ -54,8 +61,19 @@ pub struct Bus {
     /// Counts how often the connection was lost: an answer that was waited for at that moment does
     /// not come any more.
     lost: watch::Sender<u64>,
+    /// Counts how often the connection was made.
+    connected: watch::Sender<u64>,
+    /// True from a reconnect on purpose until it is noticed.
+    planned: Arc<AtomicBool>,
+    /// Held by requests that wait for their answer, and by a reconnect on purpose.
+    requests: Arc<RwLock<()>>,
+    /// The same for messages that nobody answers.
+    publishes: Arc<RwLock<()>>,
+    void: Void,
     public: Option<PublicKey>,
     url: String,
+    /// None without credentials, and in the keeper itself.
+    kept: Option<Arc<keeper::Kept>>,
 }
 
 /// A subscription. It ends with an error when the server takes the right to the subject away.
@@ -113,7 +131,8 @@ impl BusConfig {
 impl Bus {
     /// Connects as `name`, with the credentials that `config` names, or without credentials when it
     /// names none (a layer that was opened on purpose; see [`crate::validate`]). One attempt; once
-    /// connected, the client reconnects by itself.
+    /// connected, the client reconnects by itself, and its token is renewed for as long as the
+    /// connection is used.
     ///
     /// # Errors
     /// The credentials cannot be used, no server answers, or it refuses them.
@@ -124,7 +143,7 @@ impl Bus {
     ) -> Result<Self, BusError> {
         let url = config.url.clone();
         let tls = config.tls()?;
-        let (options, public) = if config.credentials.as_os_str().is_empty() {
+        let (options, source) = if config.credentials.as_os_str().is_empty() {
             let options =
                 ConnectOptions::new().reconnect_delay_callback(identity::source::reconnect_delay);
             let options = match tls {
@@ -140,16 +159,24 @@ impl Bus {
                     code: error.code(),
                 }
             })?;
-            (
-                connect_options(&source, &tls),
-                Some(source.public().clone()),
-            )
+            (connect_options(&source, &tls), Some(source))
         };
         let denials = Denials::default();
         let lost = watch::Sender::new(0);
-        let (heard, losses, outage) = (denials.clone(), lost.clone(), OutageProbe::over(config));
+        let (connected, planned) = (watch::Sender::new(0), Arc::<AtomicBool>::default());
+        let public = source.as_ref().map(|source| source.public().clone());
+        let void = Void::of(config.credentials.clone(), public.clone());
+        let listener = EventListener {
+            denials: denials.clone(),
+            lost: lost.clone(),
+            connected: connected.clone(),
+            planned: Arc::clone(&planned),
+            void: void.clone(),
+            outage: OutageProbe::over(config),
+        };
         let options = options.name(name).event_callback(move |event| {
-            on_event(&event, &heard, &losses, &outage);
+            listener.hear(&event);
+            listener.void.follow(&event);
             std::future::ready(())
         });
         let addresses: Vec<&str> = config.addresses().collect();
@@ -157,13 +184,42 @@ impl Bus {
             Ok(client) => client,
             Err(error) => return Err(why_not(config, &error).await),
         };
-        Ok(Self {
+        let mut bus = Self {
             client,
             denials,
             lost,
+            connected,
+            planned,
+            requests: Arc::default(),
+            publishes: Arc::default(),
+            void,
             public,
             url,
-        })
+            kept: None,
+        };
+        bus.kept = source.map(|source| keeper::keep(bus.clone(), Freshness::new(source)));
+        Ok(bus)
+    }
+
+    /// Waits until the token has ended and could not be renewed, or the broker refuses it for good.
+    /// Without a token this never resolves.
+    pub async fn lapsed(&self) -> Failure {
+        tokio::select! {
+            failure = self.unrenewed() => failure,
+            refusal = self.refused() => refusal.into(),
+        }
+    }
+
+    async fn unrenewed(&self) -> Failure {
+        if let Some(kept) = &self.kept {
+            let mut lapsed = kept.lapsed.clone();
+            if let Ok(reason) = lapsed.wait_for(Option::is_some).await
+                && let Some(refusal) = reason.clone()
+            {
+                return refusal.into();
+            }
+        }
+        std::future::pending().await
     }
 
     /// The client underneath, for JetStream.
@@ -216,6 +272,7 @@ impl Bus {
     /// # Errors
     /// The client is closing, or the message is too long.
     pub async fn publish(&self, subject: &str, payload: Bytes) -> Result<(), BusError> {
+        let _open = self.publishes.read().await;
         let sent = self.client.publish(subject.to_owned(), payload).await;
         sent.map_err(|error| BusError::Send {
             subject: subject.to_owned(),
@@ -233,6 +290,7 @@ impl Bus {
         headers: HeaderMap,
         payload: Bytes,
     ) -> Result<(), BusError> {
+        let _open = self.publishes.read().await;
         let sent = self
             .client
             .publish_with_headers(subject.to_owned(), headers, payload)
@@ -302,6 +360,7 @@ impl Bus {
         subject: &str,
         asked: impl Future<Output = T>,
     ) -> Result<T, BusError> {
+        let _open = self.requests.read().await;
         // Before the question is sent, so that no denial is missed.
         let mut denied = self.denials.watch(Direction::Publish, subject);
         let mut lost = self.lost.subscribe();
@@ -413,6 +472,12 @@ impl Bus {
         })
     }
 
+    /// Waits until the broker refuses this connection's credentials for good: they were revoked, or
+    /// the file holds those of another key. The process that uses them has to end.
+    pub async fn refused(&self) -> Refusal {
+        self.void.verdict().await
+    }
+
     /// True when there is a connection at this moment. Without one, what is published waits in the
     /// client.
     pub fn is_connected(&self) -> bool {
@@ -472,29 +537,46 @@ async fn why_not(config: &BusConfig, error: &ConnectError) -> BusError {
     }
 }
 
-fn on_event(event: &Event, denials: &Denials, lost: &watch::Sender<u64>, outage: &OutageProbe) {
-    match event {
-        Event::Connected => {
-            tracing::info!(cause = "bus", "connected to the bus");
-            outage.end();
-        }
-        Event::Disconnected => {
-            tracing::warn!("connection to the bus lost; trying again");
-            lost.send_modify(|count| *count += 1);
-            outage.begin();
-        }
-        Event::Closed => {
-            tracing::info!("connection to the bus closed");
-            outage.end();
-        }
-        Event::LameDuckMode | Event::Draining => tracing::info!("bus: {event}"),
-        Event::SlowConsumer(_) => tracing::warn!("bus: {event}; messages were dropped"),
-        Event::ServerError(ServerError::Other(text)) => {
-            if !denials.hear(text) {
-                tracing::warn!("bus: {text}");
+/// Follows what happens to a connection.
+struct EventListener {
+    denials: Denials,
+    lost: watch::Sender<u64>,
+    connected: watch::Sender<u64>,
+    planned: Arc<AtomicBool>,
+    void: Void,
+    outage: OutageProbe,
+}
+
+impl EventListener {
+    fn hear(&self, event: &Event) {
+        match event {
+            Event::Connected => {
+                tracing::info!(cause = "bus", "connected to the bus");
+                self.connected.send_modify(|count| *count += 1);
+                self.outage.end();
             }
+            Event::Disconnected => {
+                if self.planned.swap(false, Ordering::Relaxed) {
+                    tracing::debug!("connecting anew with another token");
+                } else {
+                    tracing::warn!("connection to the bus lost; trying again");
+                }
+                self.lost.send_modify(|count| *count += 1);
+                self.outage.begin();
+            }
+            Event::Closed => {
+                tracing::info!("connection to the bus closed");
+                self.outage.end();
+            }
+            Event::LameDuckMode | Event::Draining => tracing::info!("bus: {event}"),
+            Event::SlowConsumer(_) => tracing::warn!("bus: {event}; messages were dropped"),
+            Event::ServerError(ServerError::Other(text)) => {
+                if !self.denials.hear(text) {
+                    tracing::warn!("bus: {text}");
+                }
+            }
+            Event::ServerError(_) | Event::ClientError(_) => tracing::warn!("bus: {event}"),
         }
-        Event::ServerError(_) | Event::ClientError(_) => tracing::warn!("bus: {event}"),
     }
 }
 

@@ -23,6 +23,8 @@ pub const EXIT_UNREACHABLE: u8 = 5;
 pub const EXIT_DENIED: u8 = 6;
 /// Exit status when a request was not answered in time.
 pub const EXIT_NO_ANSWER: u8 = 7;
+/// Exit status when something is kept, but not in effect yet.
+pub const EXIT_KEPT: u8 = 8;
 /// Exit status when a record or a signature says something else than it should.
 pub const EXIT_TAMPERED: u8 = 10;
 /// Exit status when a record could not be read to its end, so that nothing is said about it.
@@ -33,7 +35,7 @@ pub const EXIT_WORKERS_EVENTS: u8 = 12;
 /// The text of `diloctl --help` about exit statuses.
 pub const EXIT_HELP: &str = "\
 Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 conflict; 5 bus or store unreachable; 6 not allowed; \
-7 timed out; 10 evidence of tampering; 11 no verdict; 12 the ledger is whole, events of workers are not; \
+7 timed out; 8 kept, but not in effect yet; 10 evidence of tampering; 11 no verdict; 12 the ledger is whole, events of workers are not; \
 64 configuration or credentials not usable.
 Documentation of error codes: docs/errors/.";
 
@@ -91,6 +93,7 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::StreamMissing
         | Code::WorkerUnknown
         | Code::DigestUnknown
+        | Code::HolderMissing
         | Code::RoundNotMerged
         | Code::EventUnlogged => EXIT_NOT_FOUND,
         Code::RunExists
@@ -111,6 +114,10 @@ pub const fn exit_status(code: Code) -> u8 {
         Code::NoVerdict | Code::RoundUnproven | Code::RecordUnproven | Code::LogUnproven => {
             EXIT_NO_VERDICT
         }
+        Code::RevocationKept | Code::RotationKept => EXIT_KEPT,
+        Code::AccountsBehind => EXIT_DENIED,
+        // When it is started again, the process has the credentials that the file holds by then.
+        Code::CredentialReplaced | Code::AccountNotTaken => EXIT_FAILED,
         Code::AuditRejected => EXIT_WORKERS_EVENTS,
         // The name cannot be used any more: a service manager must not start this process again.
         Code::WorkerRemoved | Code::WorkerQuarantined => EXIT_USAGE,
@@ -284,6 +291,7 @@ mod tests {
         for unit in [
             include_str!("../../../deploy/systemd/diloco-audit.service"),
             include_str!("../../../deploy/systemd/diloco-coordinator.service"),
+            include_str!("../../../deploy/systemd/diloco-registrar.service"),
             include_str!("../../../deploy/systemd/diloco-store.service"),
             include_str!("../../../deploy/systemd/diloco-worker@.service"),
         ] {

@@ -172,6 +172,30 @@ mod tests {
         }
     }
 
+    /// A token of an hour would be told of at every start, and is renewed instead.
+    #[test]
+    fn a_credential_that_never_had_a_week_is_not_told_of() {
+        let now = UnixMillis(1_798_675_199_000);
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let domain = Domain::init(&scratch.path().join("d"), &InitOptions::default(), now)
+            .expect("a fresh name");
+        let second = Millis::from_secs(1);
+        for (lifetime, told) in [
+            (Millis::from_secs(3600), 0),
+            (NOTICE, 0),
+            (Millis(NOTICE.get() + second.get()), 1),
+        ] {
+            let issued = domain.issue(Role::Coordinator, "c", None, lifetime, now);
+            let items = vec![Material::Credentials {
+                key: "bus.credentials",
+                path: issued.expect("the folder takes files").credentials,
+            }];
+            let materials = Materials { items, now };
+            let soon = UnixMillis(now.get() + 2000);
+            assert_eq!(notices(&materials, soon).len(), told, "{lifetime}");
+        }
+    }
+
     #[test]
     fn what_ends_is_told_a_week_before() {
         let at = UnixMillis(1_798_675_199_000);

@@ -1,7 +1,8 @@
 //! The parts that every process shares: configuration in layers, the one check of `require_auth`,
-//! logging, shutdown, the clock, the connections to the bus, the allocator's settings, and the end
+//! logging, shutdown, the clock, the connections to the bus, the accounts at the brokers, the allocator's settings, and the end
 //! of a process.
 
+pub mod accounts;
 pub mod auth;
 pub mod bus;
 pub mod clock;
@@ -19,6 +20,7 @@ mod origin;
 mod probe;
 pub mod quantity;
 pub mod ready;
+mod renewal;
 pub mod service;
 pub mod shutdown;
 pub mod stranger;

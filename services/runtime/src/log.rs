@@ -66,6 +66,7 @@ const CRATES: &[&str] = &[
     "data",
     "diloco_audit",
     "diloco_coordinator",
+    "diloco_registrar",
     "diloco_store",
     "diloco_worker",
     "diloctl",
@@ -75,6 +76,7 @@ const CRATES: &[&str] = &[
     "model",
     "objects",
     "recompute",
+    "registrar_core",
     "runtime",
     "schemas",
     "tlog",
@@ -337,7 +339,9 @@ mod tests {
             .filter(|folder| folder.starts_with("services/") || *folder == "schemas")
             .map(|folder| folder.trim_start_matches("services/").replace('/', "_"));
         let name = |folder: String| match folder.as_str() {
-            "audit" | "coordinator" | "store" | "worker" => format!("diloco_{folder}"),
+            "audit" | "coordinator" | "registrar" | "store" | "worker" => {
+                format!("diloco_{folder}")
+            }
             "worker_torch" | "worker_trainer" => folder.trim_start_matches("worker_").to_owned(),
             _ => folder,
         };

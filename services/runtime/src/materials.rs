@@ -4,6 +4,8 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use identity::claims::UserClaims;
+use identity::jwt::Jwt;
 use identity::{AuditKey, Credentials, ManifestKey, TrustBundle, store_keys, tls};
 use schemas::member::Layer;
 use schemas::{Code, Refusal, UnixMillis};
@@ -225,7 +227,12 @@ impl Material {
                 let token = Credentials::read(path)
                     .ok()
                     .map(|credentials| credentials.token().clone());
-                let ending = token.and_then(|token| {
+                // A shorter life is one that is renewed: a failure to do so is logged by itself.
+                let long = |token: &Jwt<UserClaims>| {
+                    let ends = token.expires.unwrap_or(UnixMillis(u64::MAX));
+                    token.issued.until(ends) > expiry::NOTICE
+                };
+                let ending = token.filter(long).and_then(|token| {
                     let what = format!("the credential of {} in {}", token.name, path.display());
                     Some(Ending {
                         what,

@@ -93,6 +93,8 @@ metrics_table! {
     STORE_REQUEST_SECONDS = "diloco_store_request_seconds", Histogram, &["method"], "store", "Time from a request's head to the head of its answer, in seconds.";
     STORE_CONNECTIONS = "diloco_store_connections", Gauge, &[], "store", "Connections that are open.";
     AUDIT_EVENTS = "diloco_audit_events_total", Counter, &["outcome"], "audit", "Events that workers handed in, by outcome: `done`, or the class of the refusal's code.";
+    REGISTRAR_QUESTIONS = "diloco_registrar_questions_total", Counter, &["outcome"], "registrar", "Questions for a new token, by outcome: `done`, or the class of the refusal's code.";
+    REGISTRAR_QUESTION_SECONDS = "diloco_registrar_question_seconds", Histogram, &[], "registrar", "Time from a question's arrival to its answer, in seconds.";
     AUDIT_EVENT_SECONDS = "diloco_audit_event_seconds", Histogram, &[], "audit", "Time from an event's arrival to its answer, in seconds.";
     AUDIT_KEPT = "diloco_audit_kept_messages", Gauge, &[], "audit", "Messages of stream AUDIT that were checked and are in the audit files.";
     AUDIT_PENDING = "diloco_audit_pending_messages", Gauge, &[], "audit", "Messages of stream AUDIT that wait to be checked.";

@@ -16,6 +16,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use identity::DomainLayout;
 use schemas::member::Posture;
 use schemas::{Code, Refusal, UnixMillis};
@@ -26,13 +28,17 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::{MetricsConfig, Served};
 use crate::ready::{Ready, ReadyFile};
 use crate::{
-    ConfigArgs, Failure, Loaded, LogArgs, Materials, clock, config, exit, expiry, handles, log,
-    memory, shutdown, stranger,
+    Bus, ConfigArgs, Failure, Loaded, LogArgs, Materials, clock, config, exit, expiry, handles,
+    log, memory, shutdown, stranger,
 };
 
 /// Time that blocking work may take after the service has ended: enough for a file whose writing
 /// has begun.
 const LAST_WORK: Duration = Duration::from_secs(2);
+
+/// Time that a service may take to end after its token has ended: a worker takes 8 seconds for its
+/// goodbye and up to a minute to save its inner state.
+const DRAIN_MAX: Duration = Duration::from_secs(75);
 
 /// One flag that sets a configuration key: key, flag, value.
 pub type Flag = (&'static str, &'static str, String);
@@ -115,6 +121,11 @@ pub trait Service: Sized {
 pub trait Running {
     /// Addresses that it listens on.
     fn addresses(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Its connections to the bus. The service ends if one of them has a token that has ended.
+    fn connections(&self) -> Vec<Bus> {
         Vec::new()
     }
 
@@ -264,6 +275,34 @@ async fn start<S: Service>(service: S) -> Result<S::Running, Failure> {
     service.start().await
 }
 
+/// Waits until one of these connections has a token that has ended.
+async fn lapsed(connections: Vec<Bus>) -> Failure {
+    let mut waiting: FuturesUnordered<_> = connections.iter().map(Bus::lapsed).collect();
+    match waiting.next().await {
+        Some(failure) => failure,
+        None => std::future::pending().await,
+    }
+}
+
+/// Runs to the end. If the broker does not serve this process any more, it drains and then ends
+/// with that failure, whatever came of the drain.
+async fn until_lapsed(
+    mut running: impl Future<Output = Result<(), Failure>> + Unpin,
+    lapsed: impl Future<Output = Failure>,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let failure = tokio::select! {
+        ended = &mut running => return ended,
+        failure = lapsed => failure,
+    };
+    tracing::error!(code = %failure.code(), next = failure.code().next_step(), "{failure}; ending");
+    stop.cancel();
+    if tokio::time::timeout(DRAIN_MAX, running).await.is_err() {
+        tracing::warn!("the service did not end in time");
+    }
+    Err(failure)
+}
+
 async fn serve<S: Service>(service: S, shown: Shown) -> Result<(), Failure> {
     expiry::watch(service.materials());
     let stop = shutdown::on_signals().map_err(|error| Failure::new(Code::Internal, error))?;
@@ -300,7 +339,8 @@ async fn serve<S: Service>(service: S, shown: Shown) -> Result<(), Failure> {
             served.set_ready(false);
         });
     }
-    let ended = Box::pin(running.run(stop)).await;
+    let lapsed = lapsed(running.connections());
+    let ended = until_lapsed(Box::pin(running.run(stop.clone())), lapsed, &stop).await;
     if let Some(served) = &served {
         served.set_ready(false);
     }

@@ -3,7 +3,7 @@
 
 use clap::{Parser, Subcommand};
 use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
-use runtime::{Failure, Loaded, Materials, log};
+use runtime::{Bus, Failure, Loaded, Materials, log};
 use schemas::member::Posture;
 use schemas::{Code, UnixMillis};
 use tokio_util::sync::CancellationToken;
@@ -95,6 +95,10 @@ impl service::Service for Checked {
 }
 
 impl service::Running for Service {
+    fn connections(&self) -> Vec<Bus> {
+        vec![self.bus().clone()]
+    }
+
     async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
         Box::pin(Self::run(self, stop)).await
     }

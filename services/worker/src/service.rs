@@ -142,6 +142,11 @@ impl Service {
         })
     }
 
+    /// Its connection.
+    pub const fn bus(&self) -> &Bus {
+        &self.runner.bus
+    }
+
     /// Works until the run is complete, the worker is told to end, or cannot go on.
     ///
     /// # Errors
@@ -151,6 +156,7 @@ impl Service {
         let (mut told, mut broken) = (false, false);
         let mut input = Input::Tick;
         let mut steps = clock::StepDetector::new();
+        let bus = self.runner.bus.clone();
         let exit = loop {
             if let Some(step) = steps.look() {
                 tracing::warn!(code = %Code::ClockOff, "{step}; this worker goes on by the time from before it, until a restart");
@@ -175,6 +181,10 @@ impl Service {
                 () = self.threads.0.ended.cancelled(), if !broken => {
                     broken = true;
                     Input::Broken(engine::ended())
+                }
+                refusal = bus.refused(), if !broken => {
+                    broken = true;
+                    Input::Broken(refusal)
                 }
                 Some(input) = self.inputs.recv() => input,
                 Ok(()) = self.progress.changed() => {

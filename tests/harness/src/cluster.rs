@@ -1,5 +1,6 @@
 //! The cluster: its processes, and the operations on them.
 
+mod issue;
 mod kept;
 mod recipe;
 
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use identity::{BusTls, CredentialSource, Domain, InitOptions, Issued};
+use identity::{BusTls, CredentialSource, Domain, InitOptions};
 use runtime::{Bus, BusConfig, StreamReader, clock};
 use schemas::account::Copied;
 use schemas::permission::Role;
@@ -23,8 +24,6 @@ use crate::broker::{self, BROKER};
 use crate::process::{self, Output, Process, Recipe};
 use crate::{Evidence, Line, Operator, PATIENCE, Quality, Tenant};
 
-/// Lifetime of credentials; longer than any test.
-const LIFETIME: Millis = Millis::from_secs(24 * 3600);
 /// The store's name among a cluster's processes.
 const STORE: &str = "store";
 
@@ -39,6 +38,9 @@ pub struct Options {
     pub log: String,
     /// The address on which each service serves its metrics.
     pub metrics: String,
+    /// Life of the tokens of services and workers, which a registrar renews. Without one there is no
+    /// registrar, and tokens live longer than any test.
+    pub token_lifetime: Option<Millis>,
 }
 
 /// A domain, a broker, and the processes that were started. Dropping it stops them all.
@@ -63,6 +65,7 @@ impl Default for Options {
             second_tenant: false,
             log: "info".to_owned(),
             metrics: "127.0.0.1:0".to_owned(),
+            token_lifetime: None,
         }
     }
 }
@@ -85,6 +88,9 @@ impl Cluster {
     /// A step fails.
     pub async fn start(options: Options, workers: usize) -> Self {
         let mut cluster = Self::broker(options).await;
+        if cluster.options.token_lifetime.is_some() {
+            cluster.start_registrar().await;
+        }
         cluster.start_store().await;
         cluster.start_coordinator("coordinator").await;
         cluster.start_audit().await;
@@ -177,29 +183,6 @@ impl Cluster {
     /// A path in the cluster's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
-    }
-
-    /// Issues credentials, or renews them.
-    ///
-    /// # Panics
-    /// The name is taken for something else.
-    pub fn issue(&self, role: Role, name: &str) -> Issued {
-        self.issue_for(role, name, role.is_tenant().then_some(self.run()), LIFETIME)
-    }
-
-    /// Issues credentials for any run and any time.
-    ///
-    /// # Panics
-    /// The name is taken for something else.
-    pub fn issue_for(
-        &self,
-        role: Role,
-        name: &str,
-        run: Option<&RunId>,
-        lifetime: Millis,
-    ) -> Issued {
-        let issued = self.domain.issue(role, name, run, lifetime, clock::now());
-        issued.unwrap_or_else(|error| panic!("credentials of {} {name}: {error}", role.name()))
     }
 
     /// Connects with the credentials that were issued under `name`, issuing them where they are
@@ -334,6 +317,7 @@ impl Cluster {
     /// # Panics
     /// It does not become ready.
     pub async fn start_coordinator(&mut self, name: &str) {
+        self.issue_anew(&[Role::Coordinator, Role::LedgerWriter]);
         self.launch(self.coordinator_recipe(name)).await;
     }
 
@@ -344,11 +328,20 @@ impl Cluster {
             .insert(name.to_owned(), Process::spawn(recipe));
     }
 
+    /// Starts the registrar.
+    ///
+    /// # Panics
+    /// It does not become ready.
+    pub async fn start_registrar(&mut self) {
+        self.launch(self.registrar_recipe()).await;
+    }
+
     /// Starts the audit service.
     ///
     /// # Panics
     /// It does not become ready.
     pub async fn start_audit(&mut self) {
+        self.issue_anew(&[Role::Auditor, Role::Recorder]);
         self.launch(self.audit_recipe()).await;
     }
 

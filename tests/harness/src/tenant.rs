@@ -37,7 +37,7 @@ impl Tenant {
         let accounts = domain
             .accounts()
             .unwrap_or_else(|error| panic!("the domain's accounts: {error}"));
-        let path = domain.layout().folder().join("keys/operator-signing.nk");
+        let path = domain.layout().folder().join("vault/operator-signing.nk");
         let signer =
             SigningKey::read(KeyKind::Operator, &path).unwrap_or_else(|error| panic!("{error}"));
         let claims = tenant_account(&account, &accounts, |_| workers.public().clone());

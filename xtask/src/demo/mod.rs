@@ -19,6 +19,7 @@ const PROGRAMS: &[&str] = &[
     "diloco-coordinator",
     "diloco-worker",
     "diloco-audit",
+    "diloco-registrar",
     "diloco-store",
     "diloctl",
 ];

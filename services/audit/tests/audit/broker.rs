@@ -55,7 +55,7 @@ impl Broker {
                 .issue(role, role.name(), None, LIFETIME_DEFAULT, now)
                 .expect("a fresh name");
         }
-        let config = "include \"generated/auth.conf\"\ninclude \"generated/tls.conf\"\n\
+        let config = "include \"generated/auth.conf\"\ninclude \"generated/resolver.conf\"\ninclude \"generated/tls.conf\"\n\
                       jetstream { store_dir: \"js\", sync_interval: always }\n";
         let server = NatsServer::start(scratch, config).await;
         Self {

@@ -1,4 +1,8 @@
-//! `auth`: the trust domain. Works on files alone, and connects to nothing.
+//! `auth`: the trust domain. Works on files alone, and connects to nothing; the exception is what
+//! concerns revocations.
+
+mod revoke;
+mod rotate;
 
 use std::path::Path;
 
@@ -10,13 +14,13 @@ use schemas::permission::Role;
 use schemas::{Code, Millis, RunId, UnixMillis};
 use serde::Serialize;
 
-use crate::cli::Auth;
+use crate::cli::{Auth, Rotate};
 use crate::context::{BUS_PORT, Context};
 use crate::output::{Record, Row};
 use crate::stack::services::{self, Choices};
 use crate::table::time;
 
-pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
+pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
     match command {
         Auth::Init {
             run,
@@ -32,6 +36,8 @@ pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
         } => {
             let domain = context.domain()?;
             let _lock = context.lock("diloctl auth issue")?;
+            // Who says this name knows that the holder was revoked, if it was.
+            domain.readmit(name)?;
             let issued = issue(&domain, *role, name, run.as_ref(), lifetime.millis())?;
             context
                 .printer
@@ -41,19 +47,10 @@ pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
             }
             Ok(())
         }
-        Auth::Certificate { server_name } => {
-            let domain = context.domain()?;
-            let _lock = context.lock("diloctl auth certificate")?;
-            domain
-                .renew_server_certificate(server_name, clock::now())
-                .map_err(Failure::from)?;
-            let file = domain.layout().server_certificate();
-            context.printer.talk(&format!(
-                "{} is new; restart broker and store",
-                file.display()
-            ));
-            Ok(())
-        }
+        Auth::Certificate { server_name } => certificate(context, server_name),
+        Auth::Rotate(Rotate::Certificate { server_name }) => certificate(context, server_name),
+        Auth::Rotate(Rotate::Role { role, now }) => rotate::role(context, *role, *now).await,
+        Auth::Retire { role } => rotate::retire(context, *role).await,
         Auth::Config { nats_config } => {
             let domain = context.domain()?;
             let committed = BrokerFiles::read(nats_config).map_err(Failure::from)?;
@@ -73,14 +70,32 @@ pub(crate) fn run(context: &Context, command: &Auth) -> Result<(), Failure> {
             }
             let folder = domain.layout().broker_folder();
             context.printer.talk(&format!(
-                "{} is written again; a single broker takes it over with `nats-server --signal \
-                 reload`, a node of a cluster when it is restarted",
+                "{} is written again; `diloctl auth push` brings the accounts into effect at a broker \
+                 that runs, and a broker that is started reads all of it",
                 folder.display()
             ));
             Ok(())
         }
+        Auth::Revoke { holders, reason } => revoke::revoke(context, holders, reason.as_ref()).await,
+        Auth::Push => revoke::push(context).await,
+        Auth::Ls => revoke::list(context),
         Auth::Show => show(context),
     }
+}
+
+/// Makes a new certificate for broker and store.
+fn certificate(context: &Context, server_name: &[String]) -> Result<(), Failure> {
+    let domain = context.domain()?;
+    let _lock = context.lock("diloctl auth certificate")?;
+    domain
+        .renew_server_certificate(server_name, clock::now())
+        .map_err(Failure::from)?;
+    let file = domain.layout().server_certificate();
+    context.printer.talk(&format!(
+        "{} is new; restart broker and store",
+        file.display()
+    ));
+    Ok(())
 }
 
 /// Gives auditors a key to the store, if this domain has the store's keys.
@@ -130,6 +145,7 @@ fn init(
         workers,
         threads: 1,
         device: "auto".to_owned(),
+        token_lifetime: runtime::ConfigDuration(identity::domain::LIFETIME_RENEWED.as_duration()),
     };
     let mut made = Vec::new();
     let domain = Domain::init_with(&context.folder, &options, clock::now(), |staged| {
@@ -153,7 +169,8 @@ fn fill(
     choices: &Choices,
 ) -> Result<Vec<Credential>, Failure> {
     let lifetime = identity::domain::LIFETIME_DEFAULT;
-    let services = Role::ALL.into_iter().filter(|role| !role.is_tenant());
+    let kept = |role: &Role| !role.is_tenant() && !role.is_momentary();
+    let services = Role::ALL.into_iter().filter(kept);
     let services = services.map(|role| (role, role.name().to_owned(), None));
     let workers = (0..choices.workers).map(|index| {
         (

@@ -68,7 +68,7 @@ async fn stopped() -> &'static str {
 
 async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
     match command {
-        Command::Auth(command) => auth::run(context, &command),
+        Command::Auth(command) => auth::run(context, &command).await,
         Command::Cluster(command) => cluster::run(context, &command).await,
         Command::Data(command) => data::run(context, &command).await,
         Command::Run(command) => run::run(context, command).await,

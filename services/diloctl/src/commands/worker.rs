@@ -100,7 +100,7 @@ fn abbreviated(
 /// What becomes of the credential of a worker that was shut out, and the next step. This is the one
 /// place that says so.
 const fn about_its_credential() -> &'static str {
-    "still connects to the bus, where nobody answers it but with DL0412; it ends by itself"
+    "still connects to the bus, where nobody answers it but with DL0412, until `diloctl auth revoke`"
 }
 
 /// A quarantine as it is now.

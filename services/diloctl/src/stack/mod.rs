@@ -11,7 +11,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use identity::{BrokerFiles, Domain};
+use identity::{BrokerFiles, Domain, DomainLock};
+use runtime::accounts;
 use runtime::{Failure, clock};
 use schemas::call::control as call;
 use schemas::control::{Query, Shutdown, ShutdownReply};
@@ -55,7 +56,7 @@ pub(crate) fn program(name: &str) -> Result<PathBuf, Failure> {
 }
 
 /// The services that every machine runs on which `up` is used; workers come beside them.
-pub(crate) const SERVICES: [&str; 4] = services::ORDER;
+pub(crate) const SERVICES: [&str; 5] = services::ORDER;
 
 /// Names of the processes that `up` started from this folder and that live, in their order.
 pub(crate) fn running(folder: &Path) -> Result<Vec<String>, Failure> {
@@ -78,7 +79,7 @@ pub(crate) fn ready_files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 
 pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     let domain = context.domain()?;
-    let _lock = context.lock("diloctl up")?;
+    let lock = context.lock("diloctl up")?;
     for process in Running::all(&context.folder)? {
         if process.moved(&context.folder)? {
             let text = format!(
@@ -99,8 +100,11 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     let mut rows = Vec::new();
     for spec in &specs {
         if spec.name == services::BROKER && Running::find(&context.folder, &spec.name)?.is_none() {
-            prepare_broker(&domain, options, ports.bus)?;
+            prepare_broker(context, &domain, options, ports.bus)?;
             endpoints.write(&context.folder)?;
+        }
+        if Running::find(&context.folder, &spec.name)?.is_none() {
+            services::renew_tokens(&domain, options, &spec.name)?;
         }
         let (running, begun) = ensure(context, spec).await?;
         let state = match begun {
@@ -110,6 +114,8 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
         };
         rows.push(Outcome::new(&running, state));
         if spec.name == services::BROKER {
+            // A broker that ran already may lack what was revoked while it could not be reached.
+            bring_into_effect(&here, &domain, &lock).await?;
             // The streams are compared even if the broker ran already: somebody may have deleted or
             // altered one.
             let declarations = Declarations {
@@ -124,6 +130,29 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     context.printer.rows(&rows);
     cluster::say_what_ends(context)?;
     answer
+}
+
+/// Gives the broker the accounts' tokens that it lacks. A broker of an earlier release takes none;
+/// that is an error only if somebody was revoked. Without the vault no token can be made.
+async fn bring_into_effect(
+    context: &Context,
+    domain: &Domain,
+    lock: &DomainLock,
+) -> Result<(), Failure> {
+    if !domain.has_vault() {
+        return Ok(());
+    }
+    let url = context.accounts_url()?;
+    let pushed = accounts::push(domain, lock, &url, clock::now()).await;
+    match pushed {
+        Err(failure)
+            if failure.code() == Code::AccountsBehind && domain.revocations()?.is_empty() =>
+        {
+            context.printer.talk(&format!("warning {failure}"));
+            Ok(())
+        }
+        pushed => pushed.map(drop),
+    }
 }
 
 /// Asks the coordinator, with the operator's credentials, something that only a leading coordinator
@@ -144,9 +173,21 @@ async fn coordinator_answers(context: &Context) -> Result<(), Failure> {
     })
 }
 
-/// Writes the broker's configuration for this build and for the folder's present place.
-fn prepare_broker(domain: &Domain, options: &Up, port: u16) -> Result<(), Failure> {
+/// Writes the broker's configuration for this build and for the folder's present place. Without the
+/// vault the configuration stays as it was written where the vault is.
+fn prepare_broker(
+    context: &Context,
+    domain: &Domain,
+    options: &Up,
+    port: u16,
+) -> Result<(), Failure> {
     let written = || {
+        let auth = domain.layout().broker_generated().join("auth.conf");
+        if !domain.has_vault() && auth.exists() {
+            let text = "the vault is not here, so the broker's accounts stay as they are";
+            context.printer.talk(text);
+            return domain.write_listen(&listen_address(port));
+        }
         let committed = BrokerFiles::read(&options.nats_config)?;
         domain.write_broker(&committed, clock::now())?;
         domain.write_listen(&listen_address(port))

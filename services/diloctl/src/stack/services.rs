@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use identity::Domain;
+use identity::domain::{DomainError, LIFETIME_DEFAULT};
 use identity::secret::write_private;
-use runtime::Failure;
+use runtime::{ConfigDuration, Failure, clock};
+use schemas::permission::Role;
 use schemas::{Code, RunId};
 use toml::{Table, Value};
 
@@ -21,7 +23,8 @@ use crate::context::{Context, Endpoints};
 pub(super) const BROKER: &str = "nats-server";
 pub(super) const STORE: &str = "store";
 pub(super) const COORDINATOR: &str = "coordinator";
-const AUDIT: &str = "audit";
+pub(super) const REGISTRAR: &str = "registrar";
+pub(super) const AUDIT: &str = "audit";
 const WORKER: &str = "worker-";
 /// Time that a process may take to end after it was told, beyond the drain time.
 const STOP_MAX: Duration = Duration::from_secs(10);
@@ -30,7 +33,7 @@ const STOP_MAX: Duration = Duration::from_secs(10);
 const WORKER_STOP_MAX: Duration = Duration::from_secs(75);
 
 /// The services of a machine, in the order of starting.
-pub(super) const ORDER: [&str; 4] = [BROKER, STORE, AUDIT, COORDINATOR];
+pub(super) const ORDER: [&str; 5] = [BROKER, STORE, REGISTRAR, AUDIT, COORDINATOR];
 
 /// The position in the order of starting.
 pub(super) fn rank(name: &str) -> usize {
@@ -65,6 +68,8 @@ pub(crate) struct Choices {
     pub(crate) workers: u32,
     pub(crate) threads: u32,
     pub(crate) device: String,
+    /// Life of the tokens that the registrar gives.
+    pub(crate) token_lifetime: ConfigDuration,
 }
 
 /// Everything that `up` starts, in order. Writes the configuration files of the services.
@@ -80,6 +85,7 @@ pub(super) fn all(
         workers: options.workers,
         threads: options.threads,
         device: options.device.clone(),
+        token_lifetime: options.token_lifetime,
     };
     for index in 0..options.workers {
         let credentials = domain.layout().credentials(&worker_name(index));
@@ -121,6 +127,35 @@ pub(super) fn all(
     }
     specs.sort_by_key(|spec| rank(&spec.name));
     Ok(specs)
+}
+
+/// Gives a service that is about to start tokens that live as long as those of the registrar. They
+/// are for the same keys as before; the registrar renews them from then on. Its own token lives
+/// longer: it renews that itself.
+pub(super) fn renew_tokens(domain: &Domain, options: &Up, name: &str) -> Result<(), Failure> {
+    let roles: &[Role] = match name {
+        REGISTRAR => &[Role::Registrar],
+        AUDIT => &[Role::Auditor, Role::Recorder],
+        COORDINATOR => &[Role::Coordinator, Role::LedgerWriter],
+        worker if worker.starts_with(WORKER) => &[Role::Worker],
+        _ => &[],
+    };
+    for role in roles {
+        let (label, run) = match role.is_tenant() {
+            true => (name, Some(&options.run)),
+            false => (role.name(), None),
+        };
+        let lifetime = match role {
+            Role::Registrar => LIFETIME_DEFAULT,
+            _ => options.token_lifetime.millis(),
+        };
+        match domain.issue(*role, label, run, lifetime, clock::now()) {
+            // The service says what is wrong with credentials of another role or run.
+            Ok(_) | Err(DomainError::Taken(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 fn broker(folder: &Path, options: &Up, endpoints: &Endpoints) -> Result<Spec, Failure> {
@@ -176,6 +211,7 @@ pub(crate) fn write_configs(
     let mut configs = vec![
         (STORE.to_owned(), store(folder, choices)),
         (COORDINATOR.to_owned(), coordinator(folder, choices)),
+        (REGISTRAR.to_owned(), registrar(folder, choices)),
         (AUDIT.to_owned(), audit(folder, choices)),
     ];
     configs.extend((0..choices.workers).map(|index| {
@@ -236,6 +272,21 @@ fn coordinator(folder: &Path, choices: &Choices) -> Table {
         (
             "store".to_owned(),
             table([("url", text(&choices.endpoints.store))]),
+        ),
+    ])
+}
+
+fn registrar(folder: &Path, choices: &Choices) -> Table {
+    let lifetime = choices.token_lifetime.to_string();
+    Table::from_iter([
+        ("domain".to_owned(), path(folder)),
+        (
+            "bus".to_owned(),
+            table([("url", text(&choices.endpoints.bus))]),
+        ),
+        (
+            "registrar".to_owned(),
+            table([("lifetime", text(lifetime))]),
         ),
     ])
 }

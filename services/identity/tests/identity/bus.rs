@@ -68,7 +68,7 @@ impl Bus {
             .write_server_config(&scratch.path().join("generated"), now())
             .expect("the folder takes files");
         let config = format!(
-            "listen: \"127.0.0.1:-1\"\ninclude \"generated/auth.conf\"\ninclude \"generated/tls.conf\"\n\
+            "listen: \"127.0.0.1:-1\"\ninclude \"generated/auth.conf\"\ninclude \"generated/resolver.conf\"\ninclude \"generated/tls.conf\"\n\
              jetstream {{ store_dir: \"{}/js\" }}\n",
             scratch.path().display()
         );

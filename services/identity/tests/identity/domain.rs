@@ -63,10 +63,11 @@ fn everything_is_the_owners_alone_and_nothing_temporary_stays() {
             files += usize::from(path.is_file());
         });
     }
-    // 12 keys and one for each role, 4 files of TLS, 2 of the store's keys, the bundle; credentials
-    // of each role and 2 audit keys; 2 files of configuration.
+    // 13 keys and one for each role, the names of accounts, 4 files of TLS, 2 of the store's keys,
+    // the bundle; credentials of each role with its record, and 2 audit keys; 3 files of
+    // configuration.
     let roles = Role::ALL.len();
-    assert_eq!(files, 12 + roles + 4 + 2 + 1 + roles + 2 + 2);
+    assert_eq!(files, 13 + roles + 1 + 4 + 2 + 1 + 2 * roles + 2 + 3);
     let layout = domain.layout();
     let trust = domain.trust();
     assert_eq!(
@@ -336,7 +337,7 @@ fn a_token_changes_only_if_its_account_does() {
     );
     assert_eq!(changed(&swapped).len(), 1);
 
-    let key = domain.layout().folder().join("keys/role-worker.nk");
+    let key = domain.layout().folder().join("issuer/role-worker.nk");
     let replaced = SigningKey::generate(KeyKind::Account).seed().write(&key);
     replaced.expect("the folder takes files");
     let changed = changed(&first);
@@ -525,9 +526,9 @@ fn nothing_that_can_be_printed_holds_a_seed() {
     let trust = fs::read_to_string(domain.layout().trust()).expect("it is ours");
     let printed = format!("{domain:?} {issued:?} {config:?} {keys:?} {trust}");
     let mut seeds = 0;
-    for folder in ["keys", "audit-keys"] {
+    for folder in ["keys", "vault", "issuer", "audit-keys"] {
         walk(&domain.layout().folder().join(folder), &mut |path| {
-            if path.is_file() {
+            if path.extension().is_some_and(|ending| ending == "nk") {
                 let seed = fs::read_to_string(path).expect("it is ours");
                 assert!(!printed.contains(seed.trim_end()), "{}", path.display());
                 seeds += 1;

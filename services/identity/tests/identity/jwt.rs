@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use data_encoding::BASE64URL_NOPAD;
-use identity::accounts::system_account;
 use identity::claims::{
     AccountClaims, AccountKey, AccountLimits, OperatorClaims, Scope, ScopeKind, Subjects,
     UserClaims, UserRights,
@@ -69,7 +68,9 @@ impl House {
                 AccountKey::Scoped(Box::new(scope)),
             ],
             revocations: self.revocations.clone(),
-            ..system_account()
+            imports: vec![],
+            exports: vec![],
+            limits: AccountLimits::without_jetstream(),
         };
         mint(&subject("acct", self.account.public()), claims, signer, NOW).expect("good claims")
     }

@@ -6,4 +6,7 @@ mod domain;
 mod jwt;
 mod jwt_bounds;
 mod older;
+mod revocation;
+mod rotation;
 mod tls;
+mod vault;

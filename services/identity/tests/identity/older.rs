@@ -9,8 +9,8 @@ use identity::claims::UserClaims;
 use identity::domain::LIFETIME_DEFAULT;
 use identity::jwt::{Subject, mint};
 use identity::{
-    AccessKey, ConnectionKey, Credentials, Domain, HeadKey, InitOptions, KeyKind, SigningKey,
-    StoreKeys,
+    AccessKey, ConnectionKey, Credentials, Domain, HeadKey, InitOptions, Issuer, KeyKind,
+    SigningKey, StoreKeys,
 };
 use schemas::account::Account;
 use schemas::permission::Role;
@@ -24,9 +24,7 @@ fn older(scratch: &Path) -> Domain {
     let domain = Domain::init(&scratch.join(".diloco"), &InitOptions::default(), NOW);
     let domain = domain.expect("an empty folder");
     let layout = domain.layout();
-    let keys = layout.folder().join("keys");
-    fs::remove_file(keys.join("account-readers.nk")).expect("it was made");
-    let signer = SigningKey::read(KeyKind::Account, &keys.join("role-auditor.nk"));
+    let signer = SigningKey::read(KeyKind::Account, &layout.issuer().join("role-auditor.nk"));
     let signer = signer.expect("it was made");
     let copy = domain.account(Account::Audit).expect("a key");
     for name in ["auditor", "second"] {
@@ -45,7 +43,37 @@ fn older(scratch: &Path) -> Domain {
     }
     let issued = domain.issue(Role::Operator, "operator", None, LIFETIME_DEFAULT, NOW);
     issued.expect("a fresh name");
+    one_folder_of_keys(layout.folder());
     domain
+}
+
+/// Puts all keys into the one folder in which earlier releases kept them, without those that they
+/// did not have.
+fn one_folder_of_keys(folder: &Path) {
+    let keys = folder.join("keys");
+    for part in ["vault", "issuer"] {
+        for entry in fs::read_dir(folder.join(part)).expect("it is there") {
+            let path = entry.expect("it is ours").path();
+            let name = path.file_name().expect("a file");
+            let to = match name.to_str() {
+                Some("ca.key") => folder.join("tls/ca.key"),
+                _ => keys.join(name),
+            };
+            fs::rename(&path, to).expect("it is ours");
+        }
+    }
+    for part in ["vault", "issuer", "issued"] {
+        fs::remove_dir_all(folder.join(part)).expect("it is ours");
+    }
+    for new in [
+        "account-readers.nk",
+        "account-registrar.nk",
+        "role-registrar.nk",
+        "role-account-writer.nk",
+        "accounts.json",
+    ] {
+        fs::remove_file(keys.join(new)).expect("it was made");
+    }
 }
 
 /// The key, the account and the end of an auditor's credentials.
@@ -82,6 +110,61 @@ fn an_older_domain_gets_an_account_for_readers_and_its_auditors_tokens_for_it() 
     assert_eq!(operator(), untouched);
     let issued = domain.issue(Role::Auditor, "third", None, LIFETIME_DEFAULT, LATER);
     issued.expect("as in a new domain");
+}
+
+/// Every key goes to its new place, also if the first attempt broke off, and the registrar can renew
+/// what was issued before there was one.
+#[test]
+fn an_older_domain_gets_a_vault_an_issuer_and_a_list_of_what_was_issued() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = older(scratch.path());
+    let folder = domain.layout().folder().to_owned();
+    let error = domain
+        .tenant()
+        .expect_err("the names of accounts are not there");
+    assert_eq!(error.code(), Code::ReadersBehind);
+    let error = domain
+        .renew_server_certificate(&[], NOW)
+        .expect_err("the key is elsewhere");
+    assert_eq!(error.code(), Code::ReadersBehind);
+    // As a first attempt leaves it.
+    fs::create_dir(folder.join("vault")).expect("it is ours");
+    let key = "account-control.nk";
+    fs::rename(
+        folder.join("keys").join(key),
+        folder.join("vault").join(key),
+    )
+    .expect("it is ours");
+    assert!(domain.has_vault());
+    let written = domain.write_server_config(&scratch.path().join("generated"), LATER);
+    written.expect("all other keys are there");
+    let left = fs::read_dir(folder.join("keys")).expect("it is there");
+    let mut left: Vec<_> = left
+        .map(|entry| entry.expect("it is ours").file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["coordinator-audit.nk", "manifest.nk"]);
+    assert!(!folder.join("tls/ca.key").exists());
+    domain
+        .renew_server_certificate(&[], LATER)
+        .expect("as in a new domain");
+    let issuer = Issuer::open(&domain.layout().issuer()).expect("it is whole");
+    let records = domain.layout().issued().all().expect("they were written");
+    let names: Vec<&str> = records.iter().map(|record| record.name.as_str()).collect();
+    assert_eq!(names, ["auditor", "operator", "second"]);
+    for record in &records {
+        let expected = match record.name.as_str() {
+            "operator" => Role::Operator,
+            _ => Role::Auditor,
+        };
+        assert_eq!(record.role, expected, "{record:?}");
+        let later = LATER.after(LIFETIME_DEFAULT);
+        let token = issuer.sign(record, later, LATER).expect("a renewed token");
+        let old = Credentials::read(&domain.layout().credentials(&record.name));
+        assert!(old.expect("they are there").renewed(token).is_ok());
+    }
+    let issued = domain.issue(Role::Registrar, "registrar", None, LIFETIME_DEFAULT, LATER);
+    issued.expect("its key was made");
 }
 
 fn write_private(path: &Path, text: &str) {

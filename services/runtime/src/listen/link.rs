@@ -37,6 +37,9 @@ pub(crate) struct Dialer {
     pub(crate) ca: Option<PathBuf>,
     pub(crate) source: Option<CredentialSource>,
     pub(crate) filters: Vec<String>,
+    /// A name that no other process has: if a connection replaces another, both are there for a
+    /// moment, and each message goes to one of them.
+    pub(crate) group: String,
 }
 
 /// One server.
@@ -278,7 +281,7 @@ impl Dialer {
         };
         let mut words = protocol::connect(&own);
         for (filter, subscription) in self.filters.iter().zip(0..) {
-            words.push_str(&protocol::subscribe(filter, subscription));
+            words.push_str(&protocol::subscribe(filter, &self.group, subscription));
         }
         let lost = |lost: Lost| unreachable(&address.text, lost.to_string());
         link.say(&[words.as_bytes(), protocol::PING].concat())
@@ -313,6 +316,32 @@ impl Link {
     /// The next word, if it has arrived completely.
     pub(crate) fn buffered(&mut self) -> Result<Option<Word>, Lost> {
         Ok(self.parser.next()?)
+    }
+
+    /// Ends the subscriptions, and passes what still comes in for them to `heard`.
+    ///
+    /// # Errors
+    /// The server does not confirm it.
+    pub(crate) async fn leave(
+        &mut self,
+        subscriptions: u64,
+        heard: &mut (dyn FnMut(Word) + Send),
+    ) -> Result<(), Lost> {
+        let words: String = (0..subscriptions).map(protocol::unsubscribe).collect();
+        let left = async {
+            self.say(&[words.as_bytes(), protocol::PING].concat())
+                .await?;
+            loop {
+                match self.word().await? {
+                    Word::Pong => return Ok(()),
+                    Word::Ping => self.say(protocol::PONG).await?,
+                    other => heard(other),
+                }
+            }
+        };
+        timeout(GREETING_MAX, left)
+            .await
+            .unwrap_or(Err(Lost::Silent))
     }
 
     pub(crate) async fn say(&mut self, words: &[u8]) -> Result<(), Lost> {

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use identity::CredentialSource;
+use identity::join::new_session;
 use identity::source::{PING_INTERVAL, reconnect_delay};
 use schemas::{Code, PublicKey, UnixMillis};
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -14,6 +15,7 @@ use super::protocol::{Delivery, PING, PONG, Word};
 use super::queue::{QueueReceiver, QueueSender, pair};
 use crate::bus::{BusConfig, BusError, Direction};
 use crate::denial;
+use crate::renewal::Freshness;
 
 /// Most pings without an answer; after one more the server counts as gone.
 const PINGS_MAX: u32 = 2;
@@ -34,6 +36,8 @@ pub struct Listener {
 struct ListenerTask {
     dialer: Dialer,
     senders: Vec<QueueSender>,
+    /// None without credentials.
+    fresh: Option<Freshness>,
     denied: Arc<OnceLock<String>>,
     /// Messages that were skipped because they were too long or malformed.
     unheard: u64,
@@ -46,6 +50,8 @@ enum End {
     Lost(Lost),
     /// The server took the right to this subject away.
     Denied(String),
+    /// The credentials file holds a newer token.
+    Outdated,
     /// Nobody listens any more.
     Unwanted,
 }
@@ -91,12 +97,15 @@ impl Listener {
             ca,
             source,
             filters: filters.clone(),
+            group: format!("{name}-{}", new_session()),
         };
         let (senders, receivers): (Vec<_>, Vec<_>) = filters.iter().map(|_| pair()).unzip();
         let denied = Arc::<OnceLock<String>>::default();
+        let fresh = dialer.source.clone().map(Freshness::new);
         let mut task = ListenerTask {
             dialer,
             senders,
+            fresh,
             denied: Arc::clone(&denied),
             unheard: 0,
             reported: 0,
@@ -147,16 +156,51 @@ impl ListenerTask {
                 End::Lost(lost) => lost,
                 End::Denied(subject) => return self.give_up(subject),
                 End::Unwanted => return,
+                End::Outdated => match self.replace(&mut link).await {
+                    Some(denied) => return self.give_up(denied),
+                    None => continue,
+                },
             };
             self.report();
             tracing::warn!(connection = self.dialer.name, reason = %lost, "connection to the bus lost; trying again");
             match self.again().await {
                 Ok(next) => link = next,
                 Err(End::Denied(subject)) => return self.give_up(subject),
-                Err(End::Lost(_) | End::Unwanted) => return,
+                Err(End::Lost(_) | End::Outdated | End::Unwanted) => return,
             }
             tracing::info!(connection = self.dialer.name, "connected to the bus");
         }
+    }
+
+    /// Replaces the connection by one with the newer token, without a moment in which nobody
+    /// listens: the old one is left once the new one stands. Returns a subject that the server
+    /// denies. If the new one does not come about, the old one stays, and another look finds the
+    /// token again.
+    async fn replace(&mut self, link: &mut Link) -> Option<String> {
+        let mut next = match self.dial().await {
+            Ok(next) => next,
+            Err(BusError::Denied { subject, .. }) => return Some(subject),
+            Err(error) => {
+                let (connection, code) = (&self.dialer.name, error.code());
+                tracing::warn!(connection, %code, reason = %error, "no connection with the newer token; the old one stays");
+                return None;
+            }
+        };
+        std::mem::swap(link, &mut next);
+        let mut old = next;
+        let (senders, unheard) = (&self.senders, &mut self.unheard);
+        let subscriptions = self.dialer.filters.len() as u64;
+        let left = old
+            .leave(subscriptions, &mut |word| take(senders, unheard, word))
+            .await;
+        if let Err(lost) = left {
+            tracing::debug!(connection = self.dialer.name, reason = %lost, "the old connection was lost first");
+        }
+        tracing::debug!(
+            connection = self.dialer.name,
+            "listens with the newer token"
+        );
+        None
     }
 
     fn give_up(&self, subject: String) {
@@ -193,6 +237,7 @@ impl ListenerTask {
                     None
                 }
                 () = unwanted(&self.senders) => return End::Unwanted,
+                () = outdated(&mut self.fresh) => return End::Outdated,
             };
             while let Some(this) = word {
                 match this {
@@ -245,9 +290,14 @@ impl ListenerTask {
 
     async fn dial(&mut self) -> Result<Link, BusError> {
         let (senders, unheard) = (&self.senders, &mut self.unheard);
-        self.dialer
+        let link = self
+            .dialer
             .dial(&mut |word| take(senders, unheard, word))
-            .await
+            .await?;
+        if let Some(fresh) = &mut self.fresh {
+            fresh.connected();
+        }
+        Ok(link)
     }
 
     fn take(&mut self, word: Word) {
@@ -291,6 +341,14 @@ fn take(senders: &[QueueSender], unheard: &mut u64, word: Word) {
         Word::Unheard { .. } => *unheard += 1,
         Word::Info(info) if info.ending => tracing::info!("bus: the server is about to end"),
         Word::Info(_) | Word::Ok | Word::Ping | Word::Pong | Word::Error(_) => {}
+    }
+}
+
+/// Resolves when the credentials file holds a newer token than the connection uses.
+async fn outdated(fresh: &mut Option<Freshness>) {
+    match fresh {
+        Some(fresh) => fresh.outdated().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -337,9 +337,15 @@ pub(crate) fn connect(own: &Connect<'_>) -> String {
     format!("CONNECT {json}\r\n")
 }
 
-/// The line that subscribes. Filters come from the table of subjects and hold no white space.
-pub(crate) fn subscribe(filter: &str, subscription: u64) -> String {
-    format!("SUB {filter} {subscription}\r\n")
+/// The line that subscribes as one of a group, of which the server chooses one for each message.
+/// Filters come from the table of subjects, and they and groups hold no white space.
+pub(crate) fn subscribe(filter: &str, group: &str, subscription: u64) -> String {
+    format!("SUB {filter} {group} {subscription}\r\n")
+}
+
+/// The line that ends a subscription.
+pub(crate) fn unsubscribe(subscription: u64) -> String {
+    format!("UNSUB {subscription}\r\n")
 }
 
 /// Asks the other end for a [`PONG`].

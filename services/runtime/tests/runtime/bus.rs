@@ -20,7 +20,7 @@ use schemas::{
 const AT_ONCE: Duration = Duration::from_secs(5);
 const WAIT: Duration = Duration::from_secs(30);
 
-fn question_of_a_worker() -> ReleaseRequest {
+pub(crate) fn question_of_a_worker() -> ReleaseRequest {
     let unit = schemas::lease::UnitId {
         round: schemas::Round(0),
         kind: schemas::lease::UnitKind::Train,

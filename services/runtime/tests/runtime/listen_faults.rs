@@ -169,7 +169,7 @@ async fn a_refusal_is_told_by_its_kind() {
             let mut peer = server.greet(GREETING).await;
             let said = peer.presented().await;
             assert!(
-                said[0].starts_with("CONNECT ") && said[1] == "SUB a.> 0",
+                said[0].starts_with("CONNECT ") && said[1].starts_with("SUB a.> "),
                 "{said:?}"
             );
             peer.say(&format!("{words}\r\n")).await;

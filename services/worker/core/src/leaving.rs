@@ -69,8 +69,15 @@ impl Worker {
         }
     }
 
-    /// Does the same as [`Worker::give_up`], in any stage, within the time of a stop.
+    /// Does the same as [`Worker::give_up`], in any stage, within the time of a stop. If the broker
+    /// does not take the worker's credentials any more, nothing could be sent, so it ends at once.
     pub(crate) fn broken(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
+        if matches!(
+            refusal.code,
+            Code::CredentialRevoked | Code::CredentialReplaced | Code::BusRefused
+        ) {
+            return self.end(Exit::Failed(refusal), effects);
+        }
         let exit = Exit::Failed(refusal.clone());
         let deadline = self.ending.as_ref().and_then(|ending| ending.deadline);
         let deadline = deadline.or(Some(now.after(self.settings.stop_patience)));

@@ -64,7 +64,7 @@ async fn down_tells_each_service_once_and_all_end_in_order() {
     assert!(up.status.success(), "{}", up.text);
     let down = machine.down("d").await;
     assert!(!down.contains("killed"), "{down}");
-    for name in ["worker-0", "coordinator", "audit", "store"] {
+    for name in ["worker-0", "coordinator", "audit", "registrar", "store"] {
         let log =
             std::fs::read_to_string(machine.path("d/logs").join(format!("{name}.log"))).unwrap();
         assert!(

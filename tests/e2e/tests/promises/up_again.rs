@@ -3,6 +3,7 @@
 
 use async_nats::jetstream;
 use e2e::Machine;
+use identity::Credentials;
 use runtime::{Bus, BusConfig, clock};
 use schemas::Code;
 use schemas::subject::WORK_STREAM;
@@ -75,4 +76,46 @@ async fn up_makes_what_is_missing_tells_what_differs_and_asks_the_coordinator() 
     assert!(!up.status.success() && told, "{}", up.text);
     let up = machine.up_again("d", "0").await;
     assert!(up.status.success(), "{}", up.text);
+}
+
+#[tokio::test]
+async fn tl_06_up_gives_short_tokens_for_the_same_keys_and_needs_no_vault() {
+    let machine = Machine::new();
+    assert!(machine.init("d", "1").await.status.success());
+    let layout = identity::DomainLayout::new(&machine.path("d"));
+    let read = |name: &str| Credentials::read(&layout.credentials(name)).unwrap();
+    let names = [
+        "coordinator",
+        "ledger-writer",
+        "auditor",
+        "recorder",
+        "worker-0",
+    ];
+    let keys = names.map(|name| read(name).public().clone());
+    let up = machine.up("d", "1").await;
+    assert!(up.status.success(), "{}", up.text);
+    let hour = clock::now().after(schemas::Millis::from_secs(3600));
+    for (name, key) in names.iter().zip(keys) {
+        let now = read(name);
+        assert!(now.token().expires.unwrap() <= hour, "{name}: {now:?}");
+        assert_eq!(*now.public(), key, "{name}");
+        let record = layout.issued().find(&key).unwrap().unwrap();
+        assert_eq!(record.name, *name);
+    }
+    machine.down("d").await;
+    std::fs::rename(machine.path("d/vault"), machine.path("offline")).unwrap();
+    let up = machine.up_again("d", "1").await;
+    assert!(up.status.success(), "{}", up.text);
+    assert!(up.text.contains("the vault is not here"), "{}", up.text);
+    let issue = ["--domain", "d", "auth", "issue", "worker", "late", "--run"];
+    machine.ok(&[&issue[..], &["demo"]].concat()).await;
+    let config = e2e::machine::nats_config();
+    let config = ["--domain", "d", "auth", "config", "--nats-config", &config];
+    let refused = machine.diloctl(&config).await;
+    let code = Code::VaultMissing.to_string();
+    assert!(
+        !refused.status.success() && refused.text.contains(&code),
+        "{}",
+        refused.text
+    );
 }

@@ -110,7 +110,7 @@ impl Trials {
             .domain()
             .layout()
             .folder()
-            .join(format!("keys/{name}.nk"));
+            .join(format!("issuer/{name}.nk"));
         SigningKey::read(kind, &path).unwrap()
     }
 

@@ -74,6 +74,18 @@ impl Cluster {
         self.recipe("audit", "diloco-audit", &settings, self.ready_flag("audit"))
     }
 
+    pub(super) fn registrar_recipe(&self) -> Recipe {
+        let mut settings = vec![
+            ("domain", shown(self.domain.layout().folder())),
+            ("bus.url", self.bus_url.clone()),
+            ("metrics.listen", self.options.metrics.clone()),
+        ];
+        let lifetime = self.options.token_lifetime;
+        settings.extend(lifetime.map(|life| ("registrar.lifetime", format!("{}ms", life.get()))));
+        let ready = self.ready_flag("registrar");
+        self.recipe("registrar", "diloco-registrar", &settings, ready)
+    }
+
     pub(super) fn worker_recipe(&self, name: &str, more: &[&str]) -> Recipe {
         let issued = self.issue(Role::Worker, name);
         let layout = self.domain.layout();

@@ -31,7 +31,13 @@ pub(super) fn look(context: &Context, report: &mut Report) -> Result<(), Failure
 /// The folders of a domain in which every file is a secret.
 fn private_folders(domain: &identity::Domain) -> Vec<PathBuf> {
     let layout = domain.layout();
-    let files = [layout.credentials("any"), layout.audit_key("any")];
+    let files = [
+        layout.credentials("any"),
+        layout.audit_key("any"),
+        layout.manifest_key(),
+        layout.vault().authority_key(),
+        layout.issuer().join("any"),
+    ];
     let folders = files.iter().filter_map(|file| file.parent());
     folders.map(Path::to_owned).collect()
 }

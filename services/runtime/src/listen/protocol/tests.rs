@@ -184,8 +184,8 @@ fn a_listener_asks_for_messages_without_headers() {
         "{nobody}"
     );
     assert_eq!(
-        subscribe("diloco.request.>", 3),
-        "SUB diloco.request.> 3\r\n"
+        subscribe("diloco.request.>", "own", 3),
+        "SUB diloco.request.> own 3\r\n"
     );
 }
 

@@ -118,6 +118,35 @@ fn a_broken_process_ends_with_the_code_from_wherever_it_stands() {
     assert!(scene.has(fails), "{:?}", scene.effects);
 }
 
+/// The broker serves it no more, so nothing that it says arrives: it does not wait for answers.
+#[test]
+fn tl_07_a_worker_whose_credentials_are_void_ends_at_once_and_without_a_word() {
+    for code in [
+        Code::CredentialRevoked,
+        Code::CredentialReplaced,
+        Code::BusRefused,
+    ] {
+        for (what, mut scene) in [
+            ("joining", Scene::new()),
+            ("claiming", Scene::joined()),
+            ("training", Scene::training().0),
+            ("submitting", Scene::submitting().0),
+        ] {
+            scene.effects.clear();
+            scene.give(Input::Broken(Refusal::new(code, "played by the test")));
+            let exit = |effect: &Effect| matches!(effect, Effect::Exit(Exit::Failed(found)) if found.code == code);
+            assert!(scene.has(exit), "{what}: {:?}", scene.effects);
+            let word = |effect: &Effect| {
+                matches!(
+                    effect,
+                    Effect::Send { .. } | Effect::Emit(_) | Effect::Heartbeat(_)
+                )
+            };
+            assert!(!scene.has(word), "{what}: {:?}", scene.effects);
+        }
+    }
+}
+
 /// A lost command is sent again; it may arrive twice, or after one that demands more.
 #[test]
 fn a_drain_that_is_said_again_changes_nothing() {

@@ -119,7 +119,7 @@ pub(crate) fn rows(names: &Names<'_>, rows: &[Row]) -> BTreeSet<String> {
 pub(crate) fn fill(row: &Row, key: &PublicKey, run: &str) -> String {
     let tokens = row.pattern.split('.').map(|token| match token {
         "{run}" => run,
-        "{worker}" | "{operator}" | "{emitter}" => key.as_str(),
+        "{worker}" | "{operator}" | "{emitter}" | "{holder}" => key.as_str(),
         "{kind}" => "joined",
         // A role that may name one tenant's account may name any account.
         "{account}" => "account",

@@ -86,6 +86,7 @@ impl Clients {
             accounts.events,
             accounts.audit,
             accounts.readers,
+            accounts.registrar,
         ]
         .into_iter()
         .chain(accounts.tenants)

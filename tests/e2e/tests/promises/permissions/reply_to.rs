@@ -187,6 +187,7 @@ async fn ask_all(cluster: &Cluster, asker: &Asker, places: &BTreeSet<String>) {
 #[tokio::test]
 async fn no_answer_does_anything_where_its_asker_sends_it() {
     let mut cluster = Cluster::start(Options::default(), 1).await;
+    cluster.start_registrar().await;
     // The only worker waits for another, so that nothing is stored meanwhile but by this test.
     Recipe::reference(2, 1, 5)
         .set("policy.workers_min=2")
@@ -264,7 +265,14 @@ async fn innocent(cluster: &mut Cluster, victim: &WorkerId, attacker: &WorkerId)
         .collect();
     assert_eq!(denied, BTreeSet::from([attacker]), "not {victim}");
     cluster.record_verifies().await;
-    for name in ["coordinator", "audit", "store", "worker-0", "broker"] {
+    for name in [
+        "coordinator",
+        "audit",
+        "registrar",
+        "store",
+        "worker-0",
+        "broker",
+    ] {
         assert!(cluster.process(name).ended().is_none(), "{name} ended");
     }
     for name in ["coordinator", "worker-0"] {

@@ -48,7 +48,7 @@ impl Client {
     /// The row's subjects in the form that this client may use.
     fn own(&self, row: &Row) -> String {
         let tokens = row.pattern.split('.').map(|token| match token {
-            "{operator}" => self.key.as_str(),
+            "{operator}" | "{holder}" => self.key.as_str(),
             "{worker}" if self.role.is_tenant() => self.key.as_str(),
             "{run}" if self.role.is_tenant() => self.run.as_str(),
             token if token.starts_with('{') => "*",

@@ -1,0 +1,273 @@
+//! Revocations: `auth revoke`, `auth push` and `auth ls`.
+
+use std::collections::BTreeSet;
+
+use identity::{Domain, Registration, Revocation};
+use runtime::accounts::{self, Revoked};
+use runtime::{Failure, clock};
+use schemas::hold::Reason;
+use schemas::{AccountId, Code, PublicKey, UnixMillis};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::output::Row;
+use crate::table::{or_dash, time};
+
+/// Revokes the named holders, and prints each key that it touched.
+pub(super) async fn revoke(
+    context: &Context,
+    named: &[String],
+    reason: Option<&Reason>,
+) -> Result<(), Failure> {
+    let domain = context.domain()?;
+    let lock = context.lock("diloctl auth revoke")?;
+    let url = context.accounts_url()?;
+    domain.take_over(clock::now())?;
+    let mut targets = BTreeSet::new();
+    for text in named {
+        targets.extend(found(&domain, text)?);
+    }
+    let keys: Vec<_> = targets
+        .iter()
+        .map(|target| (target.account.clone(), target.key.clone()))
+        .collect();
+    let revoked = accounts::revoke(&domain, &lock, &url, &keys, reason, clock::now()).await;
+    let rows: Vec<Touched> = match &revoked {
+        Ok(revoked) => revoked
+            .iter()
+            .zip(&targets)
+            .map(|(one, target)| Touched::in_effect(target, one))
+            .collect(),
+        Err(failure) if failure.code() == Code::RevocationKept => targets
+            .iter()
+            .map(|target| target.kept(&domain))
+            .collect::<Result<_, _>>()?,
+        Err(_) => Vec::new(),
+    };
+    if !rows.is_empty() {
+        context.printer.rows(&rows);
+    }
+    revoked.map(drop)
+}
+
+/// Gives the broker the tokens of all accounts.
+pub(super) async fn push(context: &Context) -> Result<(), Failure> {
+    let domain = context.domain()?;
+    let lock = context.lock("diloctl auth push")?;
+    let url = context.accounts_url()?;
+    let pushed = accounts::push(&domain, &lock, &url, clock::now()).await?;
+    let brokers: Vec<String> = pushed.brokers.into_iter().collect();
+    context.printer.talk(&format!(
+        "the accounts' tokens are in effect at {}; {} of them are new to it",
+        brokers.join(", "),
+        pushed.changed.len()
+    ));
+    Ok(())
+}
+
+/// Lists every key that a token was issued for, and every revoked key.
+pub(super) fn list(context: &Context) -> Result<(), Failure> {
+    let (domain, now) = (context.domain()?, clock::now());
+    // A domain of an earlier release has no records yet. Nobody changes it meanwhile.
+    if let Ok(_lock) = context.lock("diloctl auth ls") {
+        domain.take_over(now)?;
+    }
+    let mut revocations = domain.revocations()?;
+    let mut rows = Vec::new();
+    for holder in domain.layout().issued().all()? {
+        let own = |one: &Revocation| (&one.account, &one.key) == (&holder.account, &holder.public);
+        let place = revocations.iter().position(own);
+        let revocation = place.map(|place| revocations.remove(place));
+        rows.push(Listed::holder(&holder, revocation.as_ref(), now));
+    }
+    let strangers = revocations.iter().filter(|one| now < one.ends);
+    rows.extend(strangers.map(Listed::stranger));
+    context.printer.rows(&rows);
+    Ok(())
+}
+
+/// A key to revoke.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Target {
+    name: String,
+    role: String,
+    account: AccountId,
+    key: PublicKey,
+}
+
+/// The keys of a holder; or a key that nobody recorded, in every account where somebody may connect
+/// with it.
+fn found(domain: &Domain, text: &str) -> Result<Vec<Target>, Failure> {
+    let holders = domain.holders_of(text)?;
+    let recorded = holders.into_iter().map(|holder| Target {
+        name: holder.name,
+        role: holder.role.name().to_owned(),
+        account: holder.account,
+        key: holder.public,
+    });
+    let recorded: Vec<Target> = recorded.collect();
+    if !recorded.is_empty() {
+        return Ok(recorded);
+    }
+    let key = text.parse::<PublicKey>().ok();
+    let Some(key) = key.filter(|key| key.as_str().starts_with('U')) else {
+        return Err(Failure::new(Code::HolderMissing, format!("{text:?}")));
+    };
+    let all = domain.accounts()?;
+    let services = [all.control, all.ledger, all.events, all.audit, all.readers];
+    let everywhere = services.into_iter().chain(all.tenants);
+    Ok(everywhere
+        .map(|account| Target {
+            name: "-".to_owned(),
+            role: "-".to_owned(),
+            account,
+            key: key.clone(),
+        })
+        .collect())
+}
+
+impl Target {
+    fn kept(&self, domain: &Domain) -> Result<Touched, Failure> {
+        let revocation = domain.revocation(&self.account, &self.key)?;
+        Ok(self.touched(revocation.map(|kept| kept.until), None, "kept"))
+    }
+
+    fn touched(
+        &self,
+        until: Option<UnixMillis>,
+        connections: Option<usize>,
+        state: &'static str,
+    ) -> Touched {
+        Touched {
+            name: self.name.clone(),
+            role: self.role.clone(),
+            key: self.key.to_string(),
+            account: self.account.to_string(),
+            until,
+            connections,
+            state,
+        }
+    }
+}
+
+/// A revoked key, as a row.
+#[derive(Debug, Serialize)]
+struct Touched {
+    name: String,
+    role: String,
+    state: &'static str,
+    /// Connections that were cut; none if no broker was asked.
+    connections: Option<usize>,
+    /// Tokens issued up to this time are void.
+    until: Option<UnixMillis>,
+    key: String,
+    account: String,
+}
+
+impl Touched {
+    fn in_effect(target: &Target, revoked: &Revoked) -> Self {
+        let until = Some(revoked.revocation.until);
+        target.touched(until, Some(revoked.connections), "revoked")
+    }
+}
+
+impl Row for Touched {
+    const TITLES: &'static [&'static str] =
+        &["name", "role", "state", "cut", "until", "key", "account"];
+
+    fn cells(&self) -> Vec<String> {
+        let cut = |count: usize| match count >= Revoked::counted_to() {
+            true => format!("{count}+"),
+            false => count.to_string(),
+        };
+        vec![
+            self.name.clone(),
+            self.role.clone(),
+            self.state.to_owned(),
+            or_dash(self.connections, cut),
+            or_dash(self.until, time),
+            self.key.clone(),
+            self.account.clone(),
+        ]
+    }
+}
+
+/// A key and what is known of it, as a row.
+#[derive(Debug, Serialize)]
+struct Listed {
+    name: String,
+    role: String,
+    run: Option<String>,
+    state: &'static str,
+    issued: Option<UnixMillis>,
+    ends: Option<UnixMillis>,
+    /// Tokens issued up to this time are void.
+    revoked: Option<UnixMillis>,
+    reason: Option<String>,
+    key: String,
+    account: String,
+}
+
+impl Listed {
+    fn holder(holder: &Registration, revocation: Option<&Revocation>, now: UnixMillis) -> Self {
+        let void = |one: &&Revocation| one.covers(holder.issued);
+        let state = match revocation.filter(void) {
+            Some(_) => "revoked",
+            None if holder.ends <= now => "ended",
+            None => "valid",
+        };
+        Self {
+            name: holder.name.clone(),
+            role: holder.role.name().to_owned(),
+            run: holder.run.as_ref().map(ToString::to_string),
+            state,
+            issued: Some(holder.issued),
+            ends: Some(holder.ends),
+            revoked: revocation.map(|one| one.until),
+            reason: reason(revocation),
+            key: holder.public.to_string(),
+            account: holder.account.to_string(),
+        }
+    }
+
+    fn stranger(revocation: &Revocation) -> Self {
+        Self {
+            name: "-".to_owned(),
+            role: "-".to_owned(),
+            run: None,
+            state: "revoked",
+            issued: None,
+            ends: None,
+            revoked: Some(revocation.until),
+            reason: reason(Some(revocation)),
+            key: revocation.key.to_string(),
+            account: revocation.account.to_string(),
+        }
+    }
+}
+
+fn reason(revocation: Option<&Revocation>) -> Option<String> {
+    let reason = revocation?.reason.as_ref()?;
+    Some(reason.as_str().to_owned())
+}
+
+impl Row for Listed {
+    const TITLES: &'static [&'static str] = &[
+        "name", "role", "run", "state", "issued", "ends", "revoked", "key", "reason",
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        let text = |text: Option<&String>| or_dash(text, |text| text.clone());
+        vec![
+            self.name.clone(),
+            self.role.clone(),
+            text(self.run.as_ref()),
+            self.state.to_owned(),
+            or_dash(self.issued, time),
+            or_dash(self.ends, time),
+            or_dash(self.revoked, time),
+            self.key.clone(),
+            text(self.reason.as_ref()),
+        ]
+    }
+}

@@ -1,0 +1,118 @@
+//! `auth rotate role` and `auth retire`.
+
+use identity::Registration;
+use runtime::accounts;
+use runtime::{Failure, clock};
+use schemas::permission::Role;
+use schemas::{Code, PublicKey, UnixMillis};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::output::Row;
+use crate::table::{or_dash, time};
+
+/// Gives a role a new signing key, and prints every key and holder that it touched.
+pub(super) async fn role(context: &Context, role: Role, at_once: bool) -> Result<(), Failure> {
+    let domain = context.domain()?;
+    let lock = context.lock("diloctl auth rotate")?;
+    let url = context.accounts_url()?;
+    domain.take_over(clock::now())?;
+    let keys = domain.rotate_role(role)?;
+    // The broker knows the new key before anybody connects with one of its tokens.
+    let known = accounts::push(&domain, &lock, &url, clock::now()).await;
+    let resigned = domain.resign_holders(role, clock::now())?;
+    let gone = match at_once {
+        true => domain.retire(role)?,
+        false => Vec::new(),
+    };
+    let in_effect = match (known, at_once) {
+        (Ok(_), true) => accounts::push(&domain, &lock, &url, clock::now()).await,
+        (known, _) => known,
+    };
+    let mut rows = vec![Touched::key(role, &keys.new, "new")];
+    match at_once {
+        true => rows.extend(gone.iter().map(|key| Touched::key(role, key, "void"))),
+        false => rows.push(Touched::key(role, &keys.old, "until retired")),
+    }
+    rows.extend(
+        resigned
+            .renewed
+            .iter()
+            .map(|one| Touched::holder(one, "new token")),
+    );
+    rows.extend(
+        resigned
+            .elsewhere
+            .iter()
+            .map(|one| Touched::holder(one, "issue again")),
+    );
+    context.printer.rows(&rows);
+    in_effect.map(drop).map_err(|error| kept(&error))
+}
+
+/// Ends the earlier signing keys of a role.
+pub(super) async fn retire(context: &Context, role: Role) -> Result<(), Failure> {
+    let domain = context.domain()?;
+    let lock = context.lock("diloctl auth retire")?;
+    let url = context.accounts_url()?;
+    let gone = domain.retire(role)?;
+    let pushed = accounts::push(&domain, &lock, &url, clock::now()).await;
+    let rows: Vec<Touched> = gone
+        .iter()
+        .map(|key| Touched::key(role, key, "void"))
+        .collect();
+    context.printer.rows(&rows);
+    pushed.map(drop).map_err(|error| kept(&error))
+}
+
+fn kept(error: &Failure) -> Failure {
+    Failure::new(Code::RotationKept, error)
+}
+
+/// A key or a holder, as a row.
+#[derive(Debug, Serialize)]
+struct Touched {
+    role: &'static str,
+    /// The holder; none for a signing key of the role.
+    name: Option<String>,
+    state: &'static str,
+    /// The end of the holder's token.
+    ends: Option<UnixMillis>,
+    key: String,
+}
+
+impl Touched {
+    fn key(role: Role, key: &PublicKey, state: &'static str) -> Self {
+        Self {
+            role: role.name(),
+            name: None,
+            state,
+            ends: None,
+            key: key.to_string(),
+        }
+    }
+
+    fn holder(holder: &Registration, state: &'static str) -> Self {
+        Self {
+            role: holder.role.name(),
+            name: Some(holder.name.clone()),
+            state,
+            ends: Some(holder.ends),
+            key: holder.public.to_string(),
+        }
+    }
+}
+
+impl Row for Touched {
+    const TITLES: &'static [&'static str] = &["role", "name", "state", "ends", "key"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.role.to_owned(),
+            or_dash(self.name.clone(), |name| name),
+            self.state.to_owned(),
+            or_dash(self.ends, time),
+            self.key.clone(),
+        ]
+    }
+}

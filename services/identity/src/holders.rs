@@ -1,0 +1,55 @@
+//! Holders of credentials, as operators name them: by a name, or by a key.
+
+use schemas::permission::Role;
+
+use crate::domain::{Domain, DomainError};
+use crate::issued::Registration;
+
+impl Domain {
+    /// The records with this name or key, with all keys and roles of the name. The domain's own
+    /// coordinator and audit service each connect twice, so the credentials of their second
+    /// connection are theirs as well.
+    ///
+    /// # Errors
+    /// A record cannot be read.
+    pub fn holders_of(&self, name_or_key: &str) -> Result<Vec<Registration>, DomainError> {
+        let second = second_connection(name_or_key);
+        let mut all = self.layout().issued().all()?;
+        all.retain(|holder| {
+            holder.public.as_str() == name_or_key
+                || holder.name == name_or_key
+                || second.is_some_and(|role| holder.name == role.name())
+        });
+        Ok(all)
+    }
+
+    /// Lets the revoked keys of a name in again: tokens may be issued to them from now on, and
+    /// renewed. Tokens from before the revocation stay void. A key that was blocked without being
+    /// revoked stays so.
+    ///
+    /// # Errors
+    /// A record cannot be read or written.
+    pub fn readmit(&self, name: &str) -> Result<(), DomainError> {
+        let list = self.layout().issued();
+        let all = list.all()?.into_iter();
+        for holder in all.filter(|holder| holder.name == name && holder.blocked.is_some()) {
+            if self.revocation(&holder.account, &holder.public)?.is_some() {
+                let blocked = None;
+                list.record(&Registration { blocked, ..holder })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The role of the second connection of a service, by the name that `auth init` gives the
+/// credentials of the first.
+fn second_connection(name: &str) -> Option<Role> {
+    if name == Role::Coordinator.name() {
+        Some(Role::LedgerWriter)
+    } else if name == Role::Auditor.name() {
+        Some(Role::Recorder)
+    } else {
+        None
+    }
+}

@@ -1,0 +1,226 @@
+//! The public list of issued credentials: one file for each key, so that a look-up reads one small
+//! file, and writing one record can damage no other. `diloctl auth issue` writes it; the registrar
+//! renews nothing else.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use schemas::renewal::Registration;
+use schemas::{Code, PublicKey, UnixMillis};
+
+use crate::secret::{FileError, read_anchor, write_private};
+
+/// The ending of the files.
+const ENDING: &str = "json";
+
+/// The list, in its folder.
+#[derive(Clone, Debug)]
+pub struct IssuedList {
+    folder: PathBuf,
+}
+
+/// Reasons why a record cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistrationError {
+    /// A file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The file holds no record, or that of another key.
+    #[error("{} is not the record of an issued credential: {reason}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The fault.
+        reason: String,
+    },
+}
+
+impl RegistrationError {
+    /// The code of the page that says what to do.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::File(error) => error.code(),
+            Self::Invalid { .. } => Code::RegistrationInvalid,
+        }
+    }
+}
+
+schemas::coded!(RegistrationError);
+
+impl IssuedList {
+    /// The list in `folder`; nothing is touched.
+    pub fn at(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+        }
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The record of a key; none if nothing was issued for it.
+    ///
+    /// # Errors
+    /// There is a file, but it cannot be used.
+    pub fn find(&self, public: &PublicKey) -> Result<Option<Registration>, RegistrationError> {
+        let path = self.path(public);
+        let text = match read_anchor(&path) {
+            Err(FileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            text => text?,
+        };
+        let invalid = |reason: String| RegistrationError::Invalid {
+            path: path.clone(),
+            reason,
+        };
+        let record: Registration =
+            serde_json::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        if record.public != *public {
+            return Err(invalid(format!("it names the key {}", record.public)));
+        }
+        Ok(Some(record))
+    }
+
+    /// All records, in the order of their names.
+    ///
+    /// # Errors
+    /// One of them cannot be used.
+    pub fn all(&self) -> Result<Vec<Registration>, RegistrationError> {
+        let failed = |source| FileError::Read {
+            path: self.folder.clone(),
+            source,
+        };
+        let mut records = Vec::new();
+        if !self.folder.exists() {
+            return Ok(records);
+        }
+        for entry in fs::read_dir(&self.folder).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let named = path.extension().is_some_and(|ending| ending == ENDING);
+            let key = path.file_stem().and_then(|stem| stem.to_str());
+            let key = key.filter(|_| named).and_then(|stem| stem.parse().ok());
+            // Temporary files, and others that nobody wrote for the list.
+            let Some(key) = key else { continue };
+            // One that was removed meanwhile has no record.
+            records.extend(self.find(&key)?);
+        }
+        records.sort_by(|a: &Registration, b| (&a.name, &a.public).cmp(&(&b.name, &b.public)));
+        Ok(records)
+    }
+
+    /// Writes the record of a key; an earlier one of the same key is replaced.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn record(&self, record: &Registration) -> Result<(), RegistrationError> {
+        let text = serde_json::to_string_pretty(record).expect("a record is names and numbers");
+        let path = self.path(&record.public);
+        Ok(write_private(&path, format!("{text}\n").as_bytes())?)
+    }
+
+    /// Blocks a key: it is not renewed any more, and its token ends by itself. Returns its record;
+    /// none if nothing was issued for it. A key that is blocked stays blocked since it was.
+    ///
+    /// # Errors
+    /// The record cannot be read or written.
+    pub fn block(
+        &self,
+        public: &PublicKey,
+        now: UnixMillis,
+    ) -> Result<Option<Registration>, RegistrationError> {
+        let Some(mut record) = self.find(public)? else {
+            return Ok(None);
+        };
+        if record.blocked.is_none() {
+            record.blocked = Some(now);
+            self.record(&record)?;
+        }
+        Ok(Some(record))
+    }
+
+    fn path(&self, public: &PublicKey) -> PathBuf {
+        self.folder.join(format!("{public}.{ENDING}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::V;
+    use schemas::permission::Role;
+
+    use super::*;
+    use crate::key::{KeyKind, SigningKey};
+
+    const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+
+    fn record(name: &str) -> Registration {
+        let key = |kind| SigningKey::generate(kind).public().clone();
+        let account = key(KeyKind::Account);
+        Registration {
+            v: V,
+            name: name.to_owned(),
+            role: Role::Worker,
+            run: Some("demo".parse().expect("a name")),
+            account: account.as_str().parse().expect("an account's key"),
+            public: key(KeyKind::User),
+            issued: NOW,
+            ends: UnixMillis(NOW.get() + 1000),
+            blocked: None,
+        }
+    }
+
+    fn list(scratch: &tempfile::TempDir) -> IssuedList {
+        IssuedList::at(&scratch.path().join("issued"))
+    }
+
+    #[test]
+    fn a_record_is_found_by_its_key_and_by_no_other() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let list = list(&scratch);
+        assert_eq!(list.all().expect("no folder yet"), []);
+        let (a, b) = (record("a"), record("b"));
+        for record in [&b, &a] {
+            list.record(record).expect("a fresh folder takes files");
+        }
+        fs::write(list.folder().join("notes.txt"), "x").expect("it is ours");
+        assert_eq!(list.find(&a.public).expect("it is there"), Some(a.clone()));
+        let stranger = record("c").public;
+        assert_eq!(list.find(&stranger).expect("none is no error"), None);
+        assert_eq!(list.all().expect("both"), [a, b]);
+    }
+
+    #[test]
+    fn a_key_that_is_blocked_stays_blocked_since_it_was() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let list = list(&scratch);
+        let mut expected = record("a");
+        assert_eq!(list.block(&expected.public, NOW).expect("no file"), None);
+        list.record(&expected).expect("a fresh folder takes files");
+        expected.blocked = Some(NOW);
+        for now in [NOW, UnixMillis(NOW.get() + 5000)] {
+            let blocked = list.block(&expected.public, now).expect("it is ours");
+            assert_eq!(blocked, Some(expected.clone()));
+            let kept = list.find(&expected.public).expect("it is ours");
+            assert_eq!(kept, Some(expected.clone()));
+        }
+    }
+
+    #[test]
+    fn a_record_of_another_key_or_of_none_is_refused() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let list = list(&scratch);
+        let (a, b) = (record("a"), record("b"));
+        list.record(&a).expect("a fresh folder takes files");
+        fs::copy(list.path(&a.public), list.path(&b.public)).expect("it is ours");
+        let error = list.find(&b.public).expect_err("it is a's");
+        assert_eq!(error.code(), Code::RegistrationInvalid);
+        write_private(&list.path(&b.public), b"{}").expect("it is ours");
+        let error = list.find(&b.public).expect_err("it is nobody's");
+        assert_eq!(error.code(), Code::RegistrationInvalid);
+        assert!(list.all().is_err(), "a list with a hole is no list");
+    }
+}

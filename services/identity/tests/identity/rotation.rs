@@ -1,0 +1,159 @@
+//! New signing keys for roles: which tokens are valid before, during and after the overlap.
+
+use std::fs;
+use std::path::Path;
+
+use identity::claims::UserClaims;
+use identity::domain::LIFETIME_DEFAULT;
+use identity::jwt::{Subject, mint, verify_chain};
+use identity::server_config::ServerConfig;
+use identity::{ConnectionKey, Domain, InitOptions, Issued, KeyKind, SigningKey};
+use schemas::permission::Role;
+use schemas::{Millis, UnixMillis};
+
+const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+const LATER: UnixMillis = UnixMillis(1_700_000_060_000);
+
+fn domain(scratch: &Path) -> Domain {
+    Domain::init(&scratch.join(".diloco"), &InitOptions::default(), NOW).expect("an empty folder")
+}
+
+fn worker(domain: &Domain, name: &str, lifetime: Millis) -> Issued {
+    let run = "demo".parse().expect("a name");
+    let issued = domain.issue(Role::Worker, name, Some(&run), lifetime, NOW);
+    issued.expect("a fresh name")
+}
+
+fn config(domain: &Domain) -> ServerConfig {
+    let config = domain.server_config("", LATER);
+    config.expect("all keys are there")
+}
+
+fn token_in(file: &Path) -> String {
+    let text = fs::read_to_string(file).expect("it is ours");
+    let line = text.lines().find(|line| line.starts_with("eyJ"));
+    line.expect("a token").to_owned()
+}
+
+/// Checks a user's token as the broker does.
+fn accepts(domain: &Domain, token: &str, config: &ServerConfig) -> bool {
+    let operator = config
+        .auth
+        .lines()
+        .find(|line| line.starts_with("operator"));
+    let operator = operator.and_then(|line| line.split('"').nth(1));
+    let tenant = domain.tenant().expect("a name");
+    let account = config.accounts.iter().find(|(id, _)| *id == tenant);
+    let (account, operator) = (&account.expect("its own").1, operator.expect("a token"));
+    let chain = verify_chain(token, account, operator, &domain.trust().domain, LATER);
+    chain.is_ok_and(|chain| chain.role.as_deref() == Some("worker"))
+}
+
+#[test]
+fn tl_30_a_token_of_the_old_key_is_void_after_the_overlap_and_of_the_new_one_valid_before() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = domain(scratch.path());
+    let issued = worker(&domain, "w1", LIFETIME_DEFAULT);
+    let file = &issued.credentials;
+    let old = token_in(file);
+    let folder = domain.layout().issuer();
+    let stolen = SigningKey::read(KeyKind::Account, &folder.join("role-worker.nk"));
+    let stolen = stolen.expect("it was made");
+    let before = config(&domain);
+
+    let keys = domain
+        .rotate_role(Role::Worker)
+        .expect("the folder takes files");
+    assert_eq!(keys.old, *stolen.public());
+    let resigned = domain.resign_holders(Role::Worker, LATER);
+    let resigned = resigned.expect("the folder takes files");
+    let [holder] = &resigned.renewed[..] else {
+        panic!("{resigned:?}");
+    };
+    assert_eq!(
+        (&holder.public, holder.ends),
+        (&issued.public, issued.expires)
+    );
+    let new = token_in(file);
+    assert!(accepts(&domain, &old, &before) && !accepts(&domain, &new, &before));
+    let during = config(&domain);
+    assert!(accepts(&domain, &old, &during) && accepts(&domain, &new, &during));
+
+    let gone = domain.retire(Role::Worker).expect("the folder is ours");
+    assert_eq!(gone, [keys.old]);
+    let after = config(&domain);
+    assert!(!accepts(&domain, &old, &after) && accepts(&domain, &new, &after));
+    // What the thief makes is void as well, also if it is dated ahead.
+    let key = ConnectionKey::generate();
+    let subject = Subject {
+        name: "thief",
+        key: key.public(),
+        not_before: None,
+        expires: None,
+    };
+    let claims = UserClaims::of_role(domain.tenant().expect("a name"), vec!["run:demo".into()]);
+    let ahead = LATER.after(LIFETIME_DEFAULT);
+    let forged = mint(&subject, claims, &stolen, ahead).expect("good claims");
+    assert!(accepts(&domain, &forged, &during) && !accepts(&domain, &forged, &after));
+    assert_eq!(domain.retire(Role::Worker).expect("nothing is left"), []);
+}
+
+#[test]
+fn tl_30_who_is_revoked_or_ended_gets_no_token_of_the_new_key() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = domain(scratch.path());
+    let revoked = worker(&domain, "revoked", LIFETIME_DEFAULT);
+    let ended = worker(&domain, "ended", Millis::from_secs(10));
+    let moved = worker(&domain, "moved", LIFETIME_DEFAULT);
+    let other = domain.issue(Role::Operator, "operator", None, LIFETIME_DEFAULT, NOW);
+    let other = other.expect("a fresh name");
+    let tenant = domain.tenant().expect("a name");
+    let revocation = domain.revoke(&tenant, &revoked.public, None, NOW);
+    revocation.expect("the folder takes files");
+    fs::remove_file(&moved.credentials).expect("it was issued");
+    let read = || [&revoked, &ended, &other].map(|issued| token_in(&issued.credentials));
+    let before = read();
+    domain
+        .rotate_role(Role::Worker)
+        .expect("the folder takes files");
+    let resigned = domain.resign_holders(Role::Worker, LATER);
+    let resigned = resigned.expect("the folder takes files");
+    assert_eq!(resigned.renewed, []);
+    let names: Vec<&str> = resigned.elsewhere.iter().map(|one| &*one.name).collect();
+    assert_eq!(names, ["moved"]);
+    assert_eq!(read(), before);
+}
+
+/// A rotation that broke off is begun anew: no key that somebody has a token of is forgotten.
+#[test]
+fn tl_28_every_earlier_key_stays_valid_until_all_are_retired() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = domain(scratch.path());
+    let issued = worker(&domain, "w1", LIFETIME_DEFAULT);
+    let mut tokens = vec![token_in(&issued.credentials)];
+    let mut old = Vec::new();
+    for _ in 0..2 {
+        old.push(
+            domain
+                .rotate_role(Role::Worker)
+                .expect("the folder takes files")
+                .old,
+        );
+        domain
+            .resign_holders(Role::Worker, LATER)
+            .expect("the folder takes files");
+        tokens.push(token_in(&issued.credentials));
+    }
+    let during = config(&domain);
+    assert!(tokens.iter().all(|token| accepts(&domain, token, &during)));
+    assert_eq!(
+        domain.retire(Role::Worker).expect("the folder is ours"),
+        old
+    );
+    let after = config(&domain);
+    let valid: Vec<bool> = tokens
+        .iter()
+        .map(|token| accepts(&domain, token, &after))
+        .collect();
+    assert_eq!(valid, [false, false, true]);
+}

@@ -1,0 +1,145 @@
+//! The registrar's decisions: which question for a new token is heard, and what its asker gets. The
+//! shell looks the asker's record up and signs; nothing here reads a file, a clock or a key.
+
+mod rate;
+
+use std::collections::BTreeMap;
+
+use schemas::renewal::{Registration, RenewalRequest};
+use schemas::subject::Incoming;
+use schemas::{
+    AccountId, Code, Message as _, Millis, PublicKey, Refusal, RunId, UnixMillis, is_answer,
+};
+
+use rate::Rate;
+pub use rate::{QUESTION_EVERY, QUESTIONS_BURST};
+
+/// Holders whose rate is remembered. Above that, those that asked for nothing lately are forgotten,
+/// which changes nothing for them; more of them than this cannot ask in so short a time.
+const HOLDERS_MAX: usize = 65_536;
+
+/// The registrar's state: the rates of those who asked lately.
+#[derive(Debug)]
+pub struct Registrar {
+    lifetime: Millis,
+    rates: BTreeMap<PublicKey, Rate>,
+}
+
+/// A question for a new token, under the subject to which the broker holds its asker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The asker's account.
+    pub account: AccountId,
+    /// The run that its token is for; none for roles that belong to no run.
+    pub run: Option<RunId>,
+    /// The key with which it is connected.
+    pub holder: PublicKey,
+}
+
+/// The outcome of a message's first check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// An answer that its asker has sent here. It is nobody's question, and counts as nobody's.
+    Answer,
+    /// A message under a subject that no holder can use.
+    Nobody,
+    /// The holder asks too often; the message is dropped.
+    TooOften(PublicKey),
+    /// Not a question for a token.
+    Malformed(Refusal),
+    /// A question whose asker is to be looked up.
+    Asked(Asked),
+}
+
+impl Registrar {
+    /// A registrar whose tokens live for `lifetime`.
+    pub const fn new(lifetime: Millis) -> Self {
+        Self {
+            lifetime,
+            rates: BTreeMap::new(),
+        }
+    }
+
+    /// Checks a message before anything is read for it.
+    pub fn hear(&mut self, now: UnixMillis, subject: &str, payload: &[u8]) -> Heard {
+        if is_answer(payload) {
+            return Heard::Answer;
+        }
+        let Ok(Incoming::Renewal {
+            account,
+            run,
+            holder,
+        }) = subject.parse()
+        else {
+            return Heard::Nobody;
+        };
+        if !self.admit(&holder, now) {
+            return Heard::TooOften(holder);
+        }
+        match RenewalRequest::decode(payload) {
+            Ok(RenewalRequest { .. }) => Heard::Asked(Asked {
+                account,
+                run,
+                holder,
+            }),
+            Err(error) => Heard::Malformed(Refusal::new(Code::MessageInvalid, error.to_string())),
+        }
+    }
+
+    /// Decides on a question, given the record of its asker's key. Returns the end of the new token.
+    ///
+    /// # Errors
+    /// The key has no record, is blocked, or asks for something else than was issued for it.
+    pub fn decide(
+        &self,
+        now: UnixMillis,
+        asked: &Asked,
+        record: Option<&Registration>,
+    ) -> Result<UnixMillis, Refusal> {
+        let refused =
+            |code, why: String| Err(Refusal::new(code, format!("{} {why}", asked.holder)));
+        let Some(record) = record.filter(|record| record.public == asked.holder) else {
+            let why = "is in no record of issued credentials".to_owned();
+            return refused(Code::HolderUnknown, why);
+        };
+        let name = &record.name;
+        if record.blocked.is_some() {
+            return refused(Code::HolderBlocked, format!("({name}) is blocked"));
+        }
+        if record.account != asked.account {
+            let why = format!("({name}) asks in account {}", asked.account);
+            return refused(Code::HolderMismatch, why);
+        }
+        if record.run != asked.run {
+            let run = asked.run.as_ref().map_or("no run", RunId::as_str);
+            return refused(Code::HolderMismatch, format!("({name}) asks for {run}"));
+        }
+        if !record.role.is_renewable() || record.role.is_tenant() != record.run.is_some() {
+            let why = format!(
+                "({name}) has role {}, which is not renewed",
+                record.role.name()
+            );
+            return refused(Code::HolderMismatch, why);
+        }
+        Ok(self.ends(now))
+    }
+
+    /// The end of a token that is issued now. Tokens count whole seconds.
+    pub const fn ends(&self, now: UnixMillis) -> UnixMillis {
+        UnixMillis((now.after(self.lifetime).get() / 1000) * 1000)
+    }
+
+    fn admit(&mut self, holder: &PublicKey, now: UnixMillis) -> bool {
+        if self.rates.len() >= HOLDERS_MAX && !self.rates.contains_key(holder) {
+            self.rates.retain(|_, rate| !rate.is_full(now));
+            if self.rates.len() >= HOLDERS_MAX {
+                return false;
+            }
+        }
+        let rate = self.rates.entry(holder.clone());
+        rate.or_insert_with(|| Rate::full(now)).take(now)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,217 @@
+//! Tests of the decisions.
+
+use schemas::permission::Role;
+use schemas::{Addressee, Answer, Reply, V};
+
+use super::*;
+
+const NOW: UnixMillis = UnixMillis(1_700_000_000_500);
+const LIFETIME: Millis = Millis::from_secs(3600);
+
+fn key(kind: char, letter: char) -> String {
+    format!("{kind}{}", letter.to_string().repeat(55))
+}
+
+fn holder(letter: char) -> PublicKey {
+    key('U', letter).parse().expect("the form of a user's key")
+}
+
+fn account(letter: char) -> AccountId {
+    key('A', letter)
+        .parse()
+        .expect("the form of an account's key")
+}
+
+fn run(name: &str) -> RunId {
+    name.parse().expect("a name")
+}
+
+fn record() -> Registration {
+    Registration {
+        v: V,
+        name: "worker-0".to_owned(),
+        role: Role::Worker,
+        run: Some(run("demo")),
+        account: account('B'),
+        public: holder('A'),
+        issued: UnixMillis(1),
+        ends: UnixMillis(2),
+        blocked: None,
+    }
+}
+
+fn asked() -> Asked {
+    Asked {
+        account: account('B'),
+        run: Some(run("demo")),
+        holder: holder('A'),
+    }
+}
+
+fn subject(asked: &Asked) -> String {
+    let run = asked.run.as_ref().map_or("cluster", RunId::as_str);
+    format!(
+        "diloco.renewal.{}.{run}.{}.token",
+        asked.account, asked.holder
+    )
+}
+
+fn question() -> Vec<u8> {
+    RenewalRequest {
+        v: V,
+        ends: UnixMillis(2),
+    }
+    .encode()
+}
+
+#[test]
+fn tl_06_a_holder_gets_a_token_of_whole_seconds_and_of_the_registrars_life() {
+    let mut registrar = Registrar::new(LIFETIME);
+    let heard = registrar.hear(NOW, &subject(&asked()), &question());
+    assert_eq!(heard, Heard::Asked(asked()));
+    let ends = registrar.decide(NOW, &asked(), Some(&record()));
+    assert_eq!(ends, Ok(UnixMillis(1_700_003_600_000)));
+    // A record from long ago, whose token was never used, is as good as a new one: it is the broker
+    // that asks for a token that has not ended.
+    let mut of_no_run = record();
+    (of_no_run.role, of_no_run.run) = (Role::Auditor, None);
+    let without = Asked {
+        run: None,
+        ..asked()
+    };
+    let heard = registrar.hear(NOW, &subject(&without), &question());
+    assert_eq!(heard, Heard::Asked(without.clone()));
+    assert!(registrar.decide(NOW, &without, Some(&of_no_run)).is_ok());
+}
+
+#[test]
+fn a_holder_gets_nothing_but_what_was_issued_for_its_key() {
+    let registrar = Registrar::new(LIFETIME);
+    let code = |asked: &Asked, record: Option<&Registration>| {
+        let decided = registrar.decide(NOW, asked, record);
+        decided.expect_err("it is not to be renewed").code
+    };
+    assert_eq!(code(&asked(), None), Code::HolderUnknown);
+    let mut other = record();
+    other.public = holder('C');
+    assert_eq!(code(&asked(), Some(&other)), Code::HolderUnknown);
+    let mut blocked = record();
+    blocked.blocked = Some(NOW);
+    assert_eq!(code(&asked(), Some(&blocked)), Code::HolderBlocked);
+    for wrong in [
+        Asked {
+            account: account('C'),
+            ..asked()
+        },
+        Asked {
+            run: Some(run("other")),
+            ..asked()
+        },
+        Asked {
+            run: None,
+            ..asked()
+        },
+    ] {
+        assert_eq!(
+            code(&wrong, Some(&record())),
+            Code::HolderMismatch,
+            "{wrong:?}"
+        );
+    }
+    // Records that nobody writes: a role that is not renewed, and roles with and without a run.
+    for (role, run) in [
+        (Role::Provisioner, None),
+        (Role::Operator, Some(run("demo"))),
+        (Role::Worker, None),
+    ] {
+        let mut odd = record();
+        (odd.role, odd.run) = (role, run.clone());
+        let asked = Asked { run, ..asked() };
+        assert_eq!(code(&asked, Some(&odd)), Code::HolderMismatch, "{role:?}");
+    }
+}
+
+#[test]
+fn garbage_and_answers_are_told_apart() {
+    let mut registrar = Registrar::new(LIFETIME);
+    let own = subject(&asked());
+    for garbage in [&b""[..], b"\xc0", b"{}", &[0x80; 4096]] {
+        let heard = registrar.hear(NOW, &own, garbage);
+        assert!(
+            matches!(&heard, Heard::Malformed(refusal) if refusal.code == Code::MessageInvalid),
+            "{heard:?}"
+        );
+    }
+    let addressee = Addressee::of(&own, &question()).expect("it names a key");
+    assert_eq!(addressee.by, holder('A'));
+    let refused: Reply<schemas::renewal::RenewalReply> =
+        Reply::Refused(Refusal::new(Code::HolderUnknown, "x"));
+    let answer = Answer::new(&addressee, refused).encode();
+    // Somebody has the answers to its own questions sent to a subject of somebody else, who is not
+    // to pay for that.
+    for _ in 0..10 * QUESTIONS_BURST {
+        assert_eq!(registrar.hear(NOW, &own, &answer), Heard::Answer);
+    }
+    assert_eq!(
+        registrar.hear(NOW, &own, &question()),
+        Heard::Asked(asked())
+    );
+    for odd in [
+        "diloco.renewal",
+        "diloco.renewal.>",
+        "diloco.request.a.b.c",
+        &own.replace(".token", ".other"),
+        &own.replace(".token", ""),
+        &format!("{own}.more"),
+        &own.replace("demo", "operator"),
+    ] {
+        assert_eq!(
+            registrar.hear(NOW, odd, &question()),
+            Heard::Nobody,
+            "{odd}"
+        );
+    }
+}
+
+#[test]
+fn a_flood_of_one_holder_is_dropped_and_hides_nobody_else() {
+    let mut registrar = Registrar::new(LIFETIME);
+    let flooder = subject(&asked());
+    let mut heard = 0;
+    for _ in 0..1000 {
+        match registrar.hear(NOW, &flooder, b"\xc0") {
+            Heard::Malformed(_) => heard += 1,
+            Heard::TooOften(holder) => assert_eq!(holder, asked().holder),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(heard, QUESTIONS_BURST);
+    let other = Asked {
+        holder: holder('C'),
+        ..asked()
+    };
+    let heard = registrar.hear(NOW, &subject(&other), &question());
+    assert_eq!(heard, Heard::Asked(other));
+    let later = NOW.after(QUESTION_EVERY);
+    let again = registrar.hear(later, &flooder, &question());
+    assert_eq!(again, Heard::Asked(asked()), "one more after a while");
+    let again = registrar.hear(later, &flooder, &question());
+    assert_eq!(again, Heard::TooOften(asked().holder));
+}
+
+#[test]
+fn rates_are_forgotten_when_they_mean_nothing_any_more() {
+    let mut registrar = Registrar::new(LIFETIME);
+    let letters = ['A', 'B', 'C', 'D', 'E', 'F', 'G', 'H'];
+    for (first, second) in letters
+        .iter()
+        .flat_map(|a| letters.iter().map(move |b| (a, b)))
+    {
+        let key = format!("U{first}{second}{}", "A".repeat(53));
+        assert!(registrar.admit(&key.parse().expect("a key"), NOW));
+    }
+    assert_eq!(registrar.rates.len(), 64);
+    let rested = NOW.after(QUESTION_EVERY);
+    assert!(registrar.rates.values().all(|rate| rate.is_full(rested)));
+    assert!(registrar.rates.values().all(|rate| !rate.is_full(NOW)));
+}

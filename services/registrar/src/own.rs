@@ -1,0 +1,41 @@
+//! The registrar's own token. It signs that itself, with the key that it has for this role, so it
+//! needs nobody to be online. Who has this process's files has the key, so a short life would
+//! protect nothing: a long one lets the registrar come back after days.
+
+use identity::domain::LIFETIME_DEFAULT;
+use identity::{CredentialSource, IssuedList, Issuer};
+use schemas::{Millis, Refusal, UnixMillis};
+
+/// A token with less than this left is replaced: most of its life, so that a registrar that was away
+/// for long has a token that is still good.
+const LEFT_MIN: Millis = Millis(LIFETIME_DEFAULT.get() / 10 * 9);
+
+/// Replaces the registrar's own token, if it is due. Returns the end of the new one.
+///
+/// # Errors
+/// The credentials file or the record of the registrar's key cannot be used.
+pub(crate) fn renew(
+    source: &CredentialSource,
+    issuer: &Issuer,
+    issued: &IssuedList,
+    now: UnixMillis,
+) -> Result<Option<UnixMillis>, Refusal> {
+    let old = source.read().map_err(refusal)?;
+    let due = old
+        .token()
+        .expires
+        .is_some_and(|ends| now.until(ends) < LEFT_MIN);
+    let record = issued.find(source.public()).map_err(refusal)?;
+    let Some(record) = record.filter(|record| due && record.blocked.is_none()) else {
+        return Ok(None);
+    };
+    let ends = UnixMillis((now.after(LIFETIME_DEFAULT).get() / 1000) * 1000);
+    let token = issuer.sign(&record, ends, now).map_err(refusal)?;
+    let new = old.renewed(token).map_err(refusal)?;
+    source.replace(&new).map_err(refusal)?;
+    Ok(Some(ends))
+}
+
+fn refusal(error: impl schemas::Coded) -> Refusal {
+    Refusal::new(error.code(), error.detail())
+}

@@ -1,0 +1,207 @@
+//! The registrar: a question in, a look into the list, a signature, an answer out.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use identity::{CredentialSource, IssuedList, Issuer};
+use metrics::{counter, histogram};
+use registrar_core::{Asked, Heard, Registrar};
+use runtime::metrics::{REGISTRAR_QUESTION_SECONDS, REGISTRAR_QUESTIONS, outcome};
+use runtime::{Bus, Delivery, Failure, Listener, clock};
+use schemas::renewal::RenewalReply;
+use schemas::subject::RENEWALS_FILTER;
+use schemas::text::Time;
+use schemas::{Addressee, Answer, Code, Coded as _, Message as _, PublicKey, Refusal, Reply, V};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::own;
+
+/// Time between two log lines about dropped messages: one for a flood, not one for each message.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// Time between two looks at the registrar's own token, which lives for weeks.
+const OWN_EVERY: Duration = Duration::from_secs(3600);
+
+/// The registrar, connected.
+pub struct Service {
+    bus: Bus,
+    listener: Listener,
+    core: Registrar,
+    /// The folder of the signing keys. They are read each time, since they may be replaced.
+    issuer: PathBuf,
+    issued: IssuedList,
+    own: CredentialSource,
+    tally: Tally,
+}
+
+/// Messages that were dropped since the last report.
+#[derive(Debug, Default)]
+struct Tally {
+    over: u64,
+    /// The holder whose message came last.
+    whose: Option<PublicKey>,
+    nobody: u64,
+}
+
+impl Service {
+    /// Connects, and listens from then on.
+    ///
+    /// # Errors
+    /// The broker is away, or does not accept the credentials for this.
+    pub async fn build(config: &Config, issuer: Issuer, core: Registrar) -> Result<Self, Failure> {
+        let own = CredentialSource::open(&config.bus.credentials, clock::now())?;
+        let issued = IssuedList::at(&config.registrar.issued);
+        keep_own(&own, &issuer, &issued);
+        let bus = Bus::connect("diloco-registrar", &config.bus, clock::now()).await?;
+        let heard = Listener::connect(
+            "diloco-registrar-questions",
+            &config.bus,
+            &[RENEWALS_FILTER],
+            clock::now(),
+        )
+        .await?;
+        let listener = heard.into_iter().next().ok_or_else(|| {
+            Failure::new(Code::Internal, "a listener was asked for and not given")
+        })?;
+        Ok(Self {
+            bus,
+            listener,
+            core,
+            issuer: config.registrar.issuer.clone(),
+            issued,
+            own,
+            tally: Tally::default(),
+        })
+    }
+
+    /// Its connection.
+    pub const fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// Runs until `stop`.
+    ///
+    /// # Errors
+    /// The broker took the right to listen away.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), Failure> {
+        let (mut reports, mut looks) = (interval(REPORT_EVERY), interval(OWN_EVERY));
+        reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                _ = looks.tick() => match Issuer::open(&self.issuer) {
+                    Ok(issuer) => keep_own(&self.own, &issuer, &self.issued),
+                    Err(error) => tracing::warn!(code = %error.code(), "the registrar's own token is not renewed: {error}"),
+                },
+                _ = reports.tick() => self.tally.report(),
+                heard = self.listener.next() => {
+                    let delivery = heard?;
+                    self.take(&delivery).await;
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, delivery: &Delivery) {
+        let since = Instant::now();
+        let reply = match self
+            .core
+            .hear(clock::now(), &delivery.subject, &delivery.payload)
+        {
+            Heard::Answer => return,
+            Heard::Nobody => {
+                self.tally.nobody += 1;
+                return;
+            }
+            Heard::TooOften(holder) => {
+                self.tally.over += 1;
+                self.tally.whose = Some(holder);
+                return;
+            }
+            Heard::Malformed(refusal) => Err(refusal),
+            Heard::Asked(asked) => self.renew(&asked),
+        };
+        if let Err(refusal) = &reply {
+            let (code, cause) = (refusal.code, delivery.subject.as_str());
+            tracing::warn!(%code, cause, next = code.next_step(), "no new token: {refusal}");
+        }
+        let reply = match reply {
+            Ok(reply) => Reply::Ok(reply),
+            Err(refusal) => Reply::Refused(refusal),
+        };
+        let refused = match &reply {
+            Reply::Ok(_) => None,
+            Reply::Refused(refusal) => Some(refusal.code),
+        };
+        counter!(REGISTRAR_QUESTIONS, "outcome" => outcome(refused)).increment(1);
+        histogram!(REGISTRAR_QUESTION_SECONDS).record(since.elapsed());
+        // Every asker is in another account, so the broker has replaced its reply subject.
+        let place = delivery
+            .reply
+            .as_ref()
+            .filter(|reply| reply.starts_with("_R_."));
+        let addressee = Addressee::of(&delivery.subject, &delivery.payload);
+        if let (Some(place), Some(addressee)) = (place, addressee) {
+            let answer = Answer::new(&addressee, reply).encode();
+            if let Err(error) = self.bus.publish(place, answer.into()).await {
+                tracing::debug!(%error, "an answer was not sent");
+            }
+        }
+    }
+
+    /// A new token for the asker. The record is read each time, so that a key that was just blocked
+    /// gets none.
+    fn renew(&self, asked: &Asked) -> Result<RenewalReply, Refusal> {
+        let now = clock::now();
+        let record = self.issued.find(&asked.holder);
+        let record = record.map_err(|error| Refusal::new(error.code(), error.detail()))?;
+        let ends = self.core.decide(now, asked, record.as_ref())?;
+        let holder = record.ok_or_else(|| {
+            Refusal::new(
+                Code::HolderUnknown,
+                format!("{} has no record", asked.holder),
+            )
+        })?;
+        let issuer = Issuer::open(&self.issuer);
+        let issuer = issuer.map_err(|error| Refusal::new(error.code(), error.detail()))?;
+        let token = issuer.sign(&holder, ends, now);
+        let token = token.map_err(|error| Refusal::new(error.code(), error.detail()))?;
+        let (name, role) = (&holder.name, holder.role.name());
+        tracing::info!(name, role, holder = %holder.public, until = %Time(ends), "a token is renewed");
+        Ok(RenewalReply { v: V, token, ends })
+    }
+}
+
+/// Renews the registrar's own token where that is due; until its end a failure is only logged.
+fn keep_own(own: &CredentialSource, issuer: &Issuer, issued: &IssuedList) {
+    match own::renew(own, issuer, issued, clock::now()) {
+        Ok(None) => {}
+        Ok(Some(ends)) => {
+            tracing::info!(until = %Time(ends), "the registrar's own token is renewed")
+        }
+        Err(refusal) => {
+            let code = refusal.code;
+            tracing::warn!(%code, next = code.next_step(), "the registrar's own token is not renewed: {refusal}");
+        }
+    }
+}
+
+impl Tally {
+    fn report(&mut self) {
+        let Self {
+            over,
+            whose,
+            nobody,
+        } = std::mem::take(self);
+        if let Some(holder) = whose {
+            let code = Code::RenewalTooOften;
+            tracing::warn!(%code, count = over, last = %holder, "questions of holders that ask too often were dropped");
+        }
+        if nobody > 0 {
+            tracing::warn!(code = %Code::MessageInvalid, count = nobody, "messages under no holder's subject were dropped");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Keeps the token of a connection fresh. Before the token ends, the keeper asks the registrar for
+//! another one, puts it into the credentials file, and connects again with it. The session at the
+//! coordinator, leases and subscriptions stay: only the connection is a new one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use identity::Credentials;
+use schemas::renewal::{RenewalReply, RenewalRequest};
+use schemas::subject::renewal_subject;
+use schemas::text::Time;
+use schemas::{Code, Millis, Refusal, UnixMillis, V};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+
+use super::{Bus, ROUND_TRIP_MAX};
+use crate::clock;
+use crate::renewal::{Freshness, Life};
+
+/// Longest wait for requests that are in flight, before the connection is made anew. Those that
+/// take longer are asked again by their callers, as after any loss of the connection.
+const QUIET_MAX: Duration = Duration::from_millis(500);
+/// Bounds of the wait for the registrar's answer; between them it is the pause between two tries.
+const ANSWER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+
+/// The keeper's task, as the connection holds it: it ends with the last clone of the connection.
+#[derive(Debug)]
+pub(super) struct Kept {
+    task: AbortHandle,
+    /// The reason why the token ended without another.
+    pub(super) lapsed: watch::Receiver<Option<Refusal>>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The task itself.
+struct Keeper {
+    bus: Bus,
+    fresh: Freshness,
+    /// The time that was left when a failure was logged last.
+    told: Option<Millis>,
+}
+
+/// Keeps the token of `bus` fresh for as long as the returned value lives. `bus` has no keeper yet.
+pub(super) fn keep(bus: Bus, fresh: Freshness) -> Arc<Kept> {
+    let (sender, lapsed) = watch::channel(None);
+    let keeper = Keeper {
+        bus,
+        fresh,
+        told: None,
+    };
+    let task = tokio::spawn(async move {
+        if let Some(refusal) = keeper.keep().await {
+            sender.send_replace(Some(refusal));
+            // Nobody may miss the reason for want of a sender.
+            sender.closed().await;
+        }
+    });
+    Arc::new(Kept {
+        task: task.abort_handle(),
+        lapsed,
+    })
+}
+
+impl Keeper {
+    /// Renews until the token has ended without another; the reason. None for a token that does not
+    /// end.
+    async fn keep(mut self) -> Option<Refusal> {
+        while let Some(life) = self.fresh.used() {
+            sleep(clock::now().until(life.renew_at()).as_duration()).await;
+            if let Some(refusal) = self.renew(life).await {
+                return Some(refusal);
+            }
+            self.told = None;
+            self.reconnect(life).await;
+            self.fresh.connected();
+        }
+        None
+    }
+
+    /// Tries until the file holds a newer token; or gives the reason for which the token ended
+    /// without.
+    async fn renew(&mut self, life: Life) -> Option<Refusal> {
+        let mut reason = None;
+        loop {
+            if self.fresh.is_outdated() {
+                return None;
+            }
+            let now = clock::now();
+            if now >= life.ends {
+                return Some(self.lapsed(life, reason));
+            }
+            match self.ask(life).await {
+                Ok(()) => return None,
+                Err(refusal) => {
+                    self.warn(life, &refusal);
+                    reason = Some(refusal);
+                }
+            }
+            let left = clock::now().until(life.ends).as_duration();
+            sleep(life.pause().min(left)).await;
+        }
+    }
+
+    /// Asks the registrar once, and puts the new token into the file.
+    async fn ask(&self, life: Life) -> Result<(), Refusal> {
+        let source = self.fresh.source();
+        let coded = |error: &dyn std::fmt::Display, code| Refusal::new(code, error.to_string());
+        let old = source.read().map_err(|error| coded(&error, error.code()))?;
+        let subject = renewal_subject(old.token().claims.run().as_ref(), source.public());
+        let question = RenewalRequest {
+            v: V,
+            ends: life.ends,
+        };
+        let wait = life.pause().clamp(ANSWER.0, ANSWER.1);
+        let answer = self.bus.request(&subject, &question, wait).await;
+        let RenewalReply { token, .. } = answer.map_err(super::BusError::into_refusal)?;
+        let new = old.renewed(token);
+        let new: Credentials = new.map_err(|error| coded(&error, error.code()))?;
+        let replaced = source.replace(&new);
+        replaced.map_err(|error| coded(&error, error.code()))?;
+        let name = &new.token().name;
+        let ends = new.token().expires.map(|at| Time(at).to_string());
+        tracing::info!(name, ends, "the token is renewed");
+        Ok(())
+    }
+
+    /// Connects anew with what the file holds now. Messages that were published before are sent
+    /// before, and those that are published meanwhile are sent afterwards.
+    async fn reconnect(&self, life: Life) {
+        let bus = &self.bus;
+        let _requests = timeout(QUIET_MAX, bus.requests.write()).await;
+        let _publishes = timeout(QUIET_MAX, bus.publishes.write()).await;
+        let mut connected = bus.connected.subscribe();
+        let _before = *connected.borrow_and_update();
+        bus.planned
+            .store(true, std::sync::atomic::Ordering::Relaxed);
+        let again = async {
+            // Without a connection there is nothing to flush, and the client connects by itself.
+            let _sent = timeout(QUIET_MAX, bus.client.flush()).await;
+            if bus.client.force_reconnect().await.is_ok() {
+                let _connected = connected.changed().await;
+            }
+        };
+        let patience = ROUND_TRIP_MAX.min(clock::now().until(life.ends).as_duration());
+        if timeout(patience, again).await.is_err() {
+            tracing::debug!("the connection with the new token takes its time");
+        }
+    }
+
+    /// Logs a failure: the first, and then one whenever half of the time has passed.
+    fn warn(&mut self, life: Life, refusal: &Refusal) {
+        let left = clock::now().until(life.ends);
+        if self.told.is_some_and(|told| left.get() * 2 > told.get()) {
+            return;
+        }
+        self.told = Some(left);
+        let file = self.fresh.source().path().display();
+        let left = humantime::format_duration(Duration::from_secs(left.get() / 1000));
+        let code = Code::RenewalDelayed;
+        tracing::warn!(%code, %left, reason = %refusal, "the token in {file} could not be renewed, and ends at {}; asked again", Time(life.ends));
+    }
+
+    fn lapsed(&self, life: Life, reason: Option<Refusal>) -> Refusal {
+        let file = self.fresh.source().path().display();
+        let why = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+        let ends: UnixMillis = life.ends;
+        Refusal::new(
+            Code::CredentialLapsed,
+            format!("the token in {file} ended at {}{why}", Time(ends)),
+        )
+    }
+}

@@ -1,0 +1,151 @@
+//! Holders whose credentials are revoked while a run goes on: their processes end with a code, and
+//! the run goes on without them.
+
+use e2e::Recipe;
+use harness::{Cluster, Options, PATIENCE};
+use runtime::exit::{EXIT_KEPT, EXIT_NOT_FOUND, EXIT_USAGE};
+use schemas::Code;
+use schemas::event::{Event, WorkerEvent};
+use schemas::permission::Role;
+use serde_json::Value;
+
+/// The rows that `diloctl` prints as JSON.
+async fn rows(cluster: &Cluster, arguments: &[&str]) -> Vec<Value> {
+    let arguments = [arguments, &["--output", "jsonl"]].concat();
+    let text = cluster.diloctl_ok(&arguments).await;
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// Waits until a process has ended because its credentials were revoked.
+async fn until_revoked(cluster: &mut Cluster, process: &str) {
+    let status = cluster.process(process).exit(PATIENCE).await;
+    let log = cluster.process(process).log();
+    assert_eq!(status.code(), Some(i32::from(EXIT_USAGE)), "{log}");
+    let last = log.lines().rev().find(|line| line.starts_with("error "));
+    let code = Code::CredentialRevoked.to_string();
+    assert!(last.is_some_and(|line| line.contains(&code)), "{log}");
+}
+
+#[tokio::test]
+async fn tl_07_tl_23_a_revoked_worker_ends_with_a_code_and_the_run_completes_without_it() {
+    let mut cluster = Cluster::start(Options::default(), 2).await;
+    let mut evidence = cluster.evidence().await;
+    Recipe::reference(3, 2, 300).create(&cluster).await;
+    let run = cluster.run().clone();
+    let started = |wanted: &str| {
+        let key = cluster.issue(Role::Worker, wanted).public.to_string();
+        move |recorded: &harness::Recorded| {
+            matches!(
+                &recorded.body.event,
+                Event::Worker(WorkerEvent::Started { .. })
+            ) && recorded.subject.contains(&key)
+        }
+    };
+    let works = started("worker-1");
+    evidence.until("start of a unit of worker-1", works).await;
+
+    let touched = rows(
+        &cluster,
+        &[
+            "auth",
+            "revoke",
+            "worker-1",
+            "--reason",
+            "its laptop was stolen",
+        ],
+    )
+    .await;
+    assert_eq!(touched.len(), 1);
+    let row = &touched[0];
+    assert_eq!(row["name"], "worker-1");
+    assert_eq!(
+        (&row["state"], &row["role"]),
+        (&"revoked".into(), &"worker".into())
+    );
+    assert!(row["connections"].as_u64().unwrap() > 0, "{row}");
+    until_revoked(&mut cluster, "worker-1").await;
+    let listed = rows(&cluster, &["auth", "ls"]).await;
+    let state = |name: &str| {
+        let found = listed.iter().find(|row| row["name"] == name).unwrap();
+        (found["state"].as_str().unwrap(), found["reason"].as_str())
+    };
+    assert_eq!(
+        state("worker-1"),
+        ("revoked", Some("its laptop was stolen"))
+    );
+    assert_eq!(state("worker-0"), ("valid", None));
+
+    let operator = cluster.operator().await;
+    operator.until_complete(&run).await;
+    cluster.end_well(&["worker-0"]).await;
+    cluster.record_verifies().await;
+    for name in ["coordinator", "audit"] {
+        let log = cluster.process(name).log();
+        assert!(
+            !log.contains("connection to the bus lost"),
+            "{name} was cut"
+        );
+    }
+}
+
+#[tokio::test]
+async fn tl_07_a_service_is_revoked_with_both_of_its_connections() {
+    let mut cluster = Cluster::start(Options::default(), 0).await;
+    for (name, process, second) in [
+        ("coordinator", "coordinator", "ledger-writer"),
+        ("auditor", "audit", "recorder"),
+    ] {
+        let touched = rows(&cluster, &["auth", "revoke", name]).await;
+        let mut names: Vec<&str> = touched
+            .iter()
+            .map(|row| row["name"].as_str().unwrap())
+            .collect();
+        names.sort_unstable();
+        let mut expected = [name, second];
+        expected.sort_unstable();
+        assert_eq!(names, expected);
+        for row in &touched {
+            assert!(row["connections"].as_u64().unwrap() > 0, "{row}");
+        }
+        until_revoked(&mut cluster, process).await;
+        // New tokens for the same keys are valid again.
+        for name in expected {
+            cluster.diloctl_ok(&["auth", "issue", name, name]).await;
+        }
+        cluster.restart(process).await;
+    }
+}
+
+#[tokio::test]
+async fn tl_07_a_revocation_that_no_broker_confirms_is_kept_and_says_so() {
+    let mut cluster = Cluster::bare(Options::default()).await;
+    let issued = cluster.issue(Role::Worker, "worker-0");
+    let unknown = cluster.diloctl(&["auth", "revoke", "worker-7"]).await;
+    assert_eq!(unknown.status.code(), Some(i32::from(EXIT_NOT_FOUND)));
+    assert!(unknown.stderr.contains("worker-7"), "{}", unknown.stderr);
+
+    cluster.kill9("broker");
+    let key = issued.public.to_string();
+    let kept = cluster.diloctl(&["auth", "revoke", &key]).await;
+    let told = kept.stderr.contains(&Code::RevocationKept.to_string())
+        && kept.stderr.contains(&Code::BusUnreachable.to_string())
+        && kept.stderr.contains("diloctl auth push");
+    assert!(told, "{}", kept.stderr);
+    assert_eq!(kept.status.code(), Some(i32::from(EXIT_KEPT)));
+    assert!(kept.stdout.contains("kept") && kept.stdout.contains(&key));
+
+    cluster.restart("broker").await;
+    cluster.diloctl_ok(&["auth", "push"]).await;
+    let arguments = cluster.worker_arguments("worker-1");
+    assert!(!arguments.is_empty());
+    let config = cluster.bus_config(&issued.credentials);
+    let refused = runtime::Bus::connect("revoked", &config, runtime::clock::now()).await;
+    assert_eq!(refused.unwrap_err().code(), Code::BusRefused);
+    let kept = std::fs::read_dir(cluster.domain().layout().folder()).unwrap();
+    let left = kept
+        .map(|one| one.unwrap().file_name().into_string().unwrap())
+        .find(|name| name.starts_with(".moment"));
+    assert_eq!(left, None, "no command leaves its credentials");
+}

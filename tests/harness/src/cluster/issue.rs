@@ -1,0 +1,53 @@
+//! Credentials of a cluster's processes.
+
+use identity::Issued;
+use runtime::clock;
+use schemas::permission::Role;
+use schemas::{Millis, RunId};
+
+use super::Cluster;
+
+/// Lifetime of credentials; longer than any test.
+const LIFETIME: Millis = Millis::from_secs(24 * 3600);
+
+impl Cluster {
+    /// Issues credentials, or renews them.
+    ///
+    /// # Panics
+    /// The name is taken for something else.
+    pub fn issue(&self, role: Role, name: &str) -> Issued {
+        let lifetime = match role {
+            Role::Worker
+            | Role::Coordinator
+            | Role::LedgerWriter
+            | Role::Auditor
+            | Role::Recorder => self.options.token_lifetime.unwrap_or(LIFETIME),
+            _ => LIFETIME,
+        };
+        self.issue_for(role, name, role.is_tenant().then_some(self.run()), lifetime)
+    }
+
+    /// Issues credentials for any run and any time.
+    ///
+    /// # Panics
+    /// The name is taken for something else.
+    pub fn issue_for(
+        &self,
+        role: Role,
+        name: &str,
+        run: Option<&RunId>,
+        lifetime: Millis,
+    ) -> Issued {
+        let issued = self.domain.issue(role, name, run, lifetime, clock::now());
+        issued.unwrap_or_else(|error| panic!("credentials of {} {name}: {error}", role.name()))
+    }
+
+    /// Issues short-lived tokens again, just before they are used for the first time.
+    pub(super) fn issue_anew(&self, roles: &[Role]) {
+        if self.options.token_lifetime.is_some() {
+            for role in roles {
+                self.issue(*role, role.name());
+            }
+        }
+    }
+}
