@@ -66,6 +66,7 @@ fn words(command: &str) -> Vec<String> {
     let value = |word: &str| match word {
         "RUN" => "demo".to_owned(),
         "N" => "1".to_owned(),
+        "ROLE" => "worker".to_owned(),
         _ => word.replace("DIGEST", &"0".repeat(64)),
     };
     let quoted = command.split('"').enumerate();
