@@ -175,7 +175,10 @@ impl Set {
         let rounds: Vec<String> = self.sealed.iter().map(ToString::to_string).collect();
         match rounds.is_empty() {
             true => "none".to_owned(),
-            false => format!("round {}: it will be merged with them", rounds.join(", ")),
+            false => format!(
+                "round {}: it is merged with them when the run is not frozen",
+                rounds.join(", ")
+            ),
         }
     }
 
@@ -350,7 +353,10 @@ mod tests {
         assert_eq!(line(&much, "contributions withdrawn"), withdrawn);
         assert_eq!(line(&much, "units open again"), "6");
         assert!(line(&much, "uploads").starts_with("not deleted"));
-        assert!(line(&much, "sealed with it").starts_with("round 6: "));
+        assert_eq!(
+            line(&much, "sealed with it"),
+            "round 6: it is merged with them when the run is not frozen"
+        );
         let merged = line(&much, "merged rounds with it");
         assert!(merged.starts_with("3, from round 2 to round 5"), "{merged}");
         let clean = line(&much, "last snapshot without it");
