@@ -197,6 +197,51 @@ fn fg_04_tl_31_a_worker_in_quarantine_is_refused_everything_also_after_a_restart
     assert!(denied > 0, "refusals are in the record");
 }
 
+/// A command is signed in the loop that decides for everybody.
+#[test]
+fn tl_31_a_worker_that_does_not_obey_gets_one_command_in_each_time_between_heartbeats() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    world.join(2);
+    shut(&mut world, 1);
+    shut(&mut world, 2);
+    assert_eq!(sent_away(&world), [1, 2]);
+    let beat = |world: &mut World, number: u32| {
+        world.input(Input::Heartbeat {
+            peer: peer(number),
+            heartbeat: heartbeat(),
+        });
+    };
+    let denied = |world: &World| {
+        world.count(|event| matches!(event, LedgerEvent::RequestDenied { worker: of, verb, code, .. } if *of == worker(1) && verb == "heartbeat" && *code == Code::WorkerQuarantined))
+    };
+    let period = settings().heartbeat;
+    // The order itself has told it at this moment.
+    beat(&mut world, 1);
+    assert_eq!((sent_away(&world).len(), denied(&world)), (2, 1));
+    world.wait(Millis(period.get() - 1));
+    beat(&mut world, 1);
+    assert_eq!((sent_away(&world).len(), denied(&world)), (2, 2));
+    world.wait(Millis(1));
+    for more in [0, 1, 2] {
+        beat(&mut world, 1);
+        assert_eq!(sent_away(&world), [1, 2, 1]);
+        assert_eq!(denied(&world), 2 + more);
+    }
+    // Each worker has its own.
+    beat(&mut world, 2);
+    assert_eq!(sent_away(&world), [1, 2, 1, 2]);
+    // The next quarantine is another one.
+    readmit(&mut world, 1);
+    assert_eq!(world.core.sent_away.len(), 1);
+    // However often it sends, little of that is in the record.
+    for _ in 0..1000 {
+        beat(&mut world, 2);
+    }
+    assert_eq!(sent_away(&world).len(), 4);
+    assert!(world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. })) < 40);
+}
+
 #[test]
 fn who_is_absent_or_never_came_is_shut_out_as_well() {
     let mut world = World::with_run(spec("demo"));
