@@ -3,6 +3,7 @@
 use ledger::State;
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
+use schemas::control::{Query, View, ViewRequest};
 use schemas::event::LedgerEvent;
 use schemas::foundry::{self, Order};
 use schemas::hold::{Hold, HoldRequest};
@@ -253,6 +254,33 @@ fn who_is_absent_or_never_came_is_shut_out_as_well() {
         let join = world.ask(peer(number), WorkerRequest::Join(join_request(number)));
         assert_eq!(world.refusal(join), Code::WorkerQuarantined);
     }
+    // Operators see both.
+    let asked = world.control(ControlRequest::View(ViewRequest {
+        v: V,
+        query: Query::Workers(run_id()),
+    }));
+    let Ok(Answer::View(found)) = &world.answers[&asked] else {
+        panic!("{:?}", world.answers[&asked])
+    };
+    let View::Workers(listed) = &found.view else {
+        panic!("{found:?}")
+    };
+    let listed: Vec<_> = listed
+        .iter()
+        .map(|view| {
+            (
+                view.worker.clone(),
+                view.member,
+                view.quarantined,
+                view.account.clone(),
+            )
+        })
+        .collect();
+    let expected = [
+        (worker(1), false, true, Some(account(1))),
+        (worker(2), false, true, None),
+    ];
+    assert_eq!(listed, expected);
     // A process of a worker that joined once may run; where a stranger is, nobody knows.
     assert_eq!(sent_away(&world), [1]);
 }
