@@ -156,6 +156,7 @@ pub(crate) async fn purge(
 #[cfg(test)]
 mod tests {
     use futures::FutureExt as _;
+    use futures::future::BoxFuture;
     use tokio::sync::oneshot;
 
     use super::*;
@@ -175,13 +176,12 @@ mod tests {
         count: u32,
     ) -> (
         oneshot::Sender<bool>,
-        impl FnOnce(Arc<AtomicU32>) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send>>,
+        impl FnOnce(Arc<AtomicU32>) -> BoxFuture<'static, bool>,
     ) {
         let (end, ended) = oneshot::channel();
         let work = move |deleted: Arc<AtomicU32>| {
             deleted.fetch_add(count, Ordering::Relaxed);
-            Box::pin(async move { ended.await.expect("it is told") })
-                as std::pin::Pin<Box<dyn Future<Output = bool> + Send>>
+            async move { ended.await.expect("it is told") }.boxed()
         };
         (end, work)
     }
