@@ -54,7 +54,8 @@ pub struct QuarantineReply {
     pub withdrawn_more: u32,
     /// Uploads that were deleted; none if the store did not do so in time.
     pub uploads: Option<u32>,
-    /// Rounds that are sealed with its contributions, and will be merged with them.
+    /// Rounds that are sealed with its contributions, and are merged with them when no hold forbids
+    /// merges.
     pub sealed: Vec<Round>,
     /// The merged rounds that its contributions are part of.
     pub merged: Option<MergedRounds>,

@@ -128,8 +128,8 @@ pub struct RunDetail {
 pub struct WorkerView {
     /// Its key.
     pub worker: WorkerId,
-    /// The tenant it belongs to.
-    pub account: AccountId,
+    /// The tenant it belongs to; none for one in quarantine that never joined.
+    pub account: Option<AccountId>,
     /// The run it joined.
     pub run: RunId,
     /// True when it is a member now.
@@ -153,7 +153,7 @@ pub struct WorkerView {
     pub accepted: u64,
     /// Results refused.
     pub rejected: u64,
-    /// Time of its last sign of life.
+    /// Time of its last sign of life; for one that never joined, of its quarantine.
     pub heard_at: UnixMillis,
 }
 

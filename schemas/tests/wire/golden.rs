@@ -83,7 +83,8 @@ fn each_choice_of_a_run_keeps_its_bytes() {
     };
     let none = plain.encode();
     assert!(!has(&none, "combination") && !has(&none, "comparison"));
-    let choices: [(fn(&mut RunSpec), &str); 5] = [
+    type Choice = (fn(&mut RunSpec), &'static str);
+    let choices: [Choice; 5] = [
         (
             |spec| spec.combination = Combination::Clipped { norm_ratio: 1.5 },
             "ab636f6d62696e6174696f6e81a7636c697070656481aa6e6f726d5f726174696fca3fc00000",

@@ -30,6 +30,7 @@ mod incoming;
 mod ledger;
 mod mark;
 pub mod program;
+mod purge;
 mod queue;
 mod serve;
 mod service;

@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::incoming::Identity;
 use crate::ledger::Ledger;
 use crate::mark::{LedgerMark, StoreMark};
+use crate::purge::Purges;
 use crate::queue;
 use crate::serve;
 use crate::shell::{Shell, Tables};
@@ -94,6 +95,7 @@ impl Service {
             offers,
             tables,
             workers: Workers::shown(),
+            purges: Purges::default(),
             signed: VecDeque::new(),
         };
         let core = shell.lead(&settings, &store_mark, patience).await?;

@@ -14,15 +14,18 @@ use std::time::Duration;
 use coordinator_core::{Answer, Coordinator, Effect, Input};
 use identity::ManifestKey;
 use runtime::{Bus, Failure, clock};
+use schemas::quarantine::QuarantineReply;
 use schemas::{Code, Refusal, RunId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use crate::answer::ReplyTo;
 use crate::arrival::{ARRIVALS_MAX, Arrival};
 use crate::ledger::{Ledger, NewEvent};
 use crate::mark::LedgerMark;
+use crate::purge::Purges;
 use crate::queue::Offers;
 use crate::store::Store;
 use crate::sweep::Sweeper;
@@ -56,6 +59,7 @@ pub(crate) struct Shell {
     pub(crate) offers: Offers,
     pub(crate) tables: Tables,
     pub(crate) workers: Workers,
+    pub(crate) purges: Purges<(ReplyTo, QuarantineReply)>,
     /// The answers to claims that are granted in this step, in the order of their effects.
     pub(crate) signed: VecDeque<Result<Answer, Refusal>>,
 }
@@ -146,8 +150,8 @@ impl Shell {
         Ok(())
     }
 
-    /// Brings arrivals to the core, and a tick when a deadline is due: at least one input, and no
-    /// more than may share an append. Returns false when nothing arrives any more.
+    /// Brings arrivals to the core, and a tick when a deadline is due: no more inputs than may share
+    /// an append, and none when a deletion of uploads ends, which only its orders wait for. Returns false when nothing arrives any more.
     ///
     /// When a deadline is due, the core first handles what was already queued, then the deadline,
     /// and then what arrived meanwhile.
@@ -172,6 +176,7 @@ impl Shell {
                 self.bring(core, arrival, effects)?;
                 self.take(core, queue, INPUTS_MAX - 1, effects)?;
             }
+            (orders, uploads) = self.purges.next() => self.answer_orders(orders, uploads).await,
             () = tokio::time::sleep(wait) => handle(core, Input::Tick, effects),
         }
         Ok(true)

@@ -2,11 +2,8 @@
 //! depends on it: if the store is away or this process ends, uploads are left, and the store
 //! deletes them some days later.
 
-use std::time::Duration;
-
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use objects::{IncomingKey, ObjectError};
-use schemas::{RunId, WorkerId};
+use objects::IncomingKey;
 use tokio::sync::mpsc;
 
 use crate::store::Store;
@@ -14,10 +11,7 @@ use crate::store::Store;
 /// Leases and orders whose uploads wait to be deleted; above that they are left to the store.
 const SWEEPS_MAX: usize = 64;
 /// Deletions at a time: few, since other requests wait for the store.
-const DELETIONS_MAX: usize = 4;
-
-/// Longest time to delete the uploads of one worker: an operator waits for the answer.
-const PURGE_WAIT: Duration = Duration::from_secs(15);
+pub(crate) const DELETIONS_MAX: usize = 4;
 
 /// Takes objects that are to be deleted. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -66,37 +60,6 @@ impl Sweeps {
                 }
                 Err(_) => {}
             }
-        }
-    }
-}
-
-/// Deletes all uploads of a worker to a run, and counts them. None if the store refuses, is away, or
-/// takes too long.
-pub(crate) async fn purge(store: &Store, run: &RunId, worker: &WorkerId) -> Option<u32> {
-    let deleted = async {
-        let uploads = store.buckets.list_incoming(run);
-        let own = uploads.try_filter(|key| futures::future::ready(key.uploader() == Some(worker)));
-        let deletions = own.map_ok(|key| async move {
-            let _permit = store.look().await;
-            store.buckets.delete_incoming(&key).await
-        });
-        let deleted = deletions.try_buffer_unordered(DELETIONS_MAX);
-        deleted
-            .try_fold(0_u32, async |count, ()| {
-                Ok::<_, ObjectError>(count.saturating_add(1))
-            })
-            .await
-    };
-    match tokio::time::timeout(PURGE_WAIT, deleted).await {
-        Ok(Ok(count)) => Some(count),
-        Ok(Err(error)) => {
-            tracing::warn!(%run, %worker, code = %error.code(), %error, "uploads of a worker in quarantine are left to the store");
-            None
-        }
-        Err(_) => {
-            let seconds = PURGE_WAIT.as_secs();
-            tracing::warn!(%run, %worker, seconds, "uploads of a worker in quarantine are not deleted in time");
-            None
         }
     }
 }

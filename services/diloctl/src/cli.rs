@@ -320,9 +320,10 @@ pub(crate) enum Worker {
     /// the round that is open count no more: other workers get these units. Its uploads are deleted.
     /// It gets no lease and no URL and cannot join, its events are not recorded, and its process
     /// ends with DL0412; all this goes by its key and outlives a restart of the coordinator. What was
-    /// merged before stays merged: the printed lines name these rounds. URLs that it got before end
-    /// within a minute; repeat the command then to delete what they brought. Its credential still
-    /// connects to the bus.
+    /// merged before stays merged: the printed lines name these rounds. With URLs that it got before
+    /// it can begin transfers for a minute, and one that has begun goes on as long as bytes come.
+    /// What an upload brings counts nowhere; repeat the command later to delete it. Its credential
+    /// still connects to the bus.
     Quarantine(QuarantineArgs),
     /// Let a worker join again that was shut out. Then start its process: nothing else does.
     Readmit(QuarantineArgs),

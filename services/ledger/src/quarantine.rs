@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use schemas::lease::{LeaseRef, UnitId};
 use schemas::quarantine::{MergedRounds, QUARANTINED_MAX};
 use schemas::snapshot::MergeInput;
-use schemas::{Round, Weight, WorkerId};
+use schemas::{Fragment, Round, SyncId, Weight, WorkerId};
 
 use crate::error::{ApplyError, out_of_place};
 use crate::state::{OpenSync, QuarantineRecord, RoundRecord, Run, SnapshotRecord, Standing};
@@ -19,7 +19,15 @@ impl Run {
     /// The contributions of a worker that a quarantine withdraws: those to open rounds of which no
     /// seal has begun, in any fragment. What a seal names is merged.
     pub fn withdrawable(&self, worker: &WorkerId) -> Vec<LeaseRef> {
-        let unsealed = |round: Round| self.syncs(round).all(|(_, open)| open.collects());
+        // A fragment that is merged is open no more.
+        let collects = |round: Round, fragment: Fragment| {
+            let open = self.open.get(&SyncId { round, fragment });
+            open.is_some_and(OpenSync::collects)
+        };
+        let unsealed = |round: Round| {
+            let mut fragments = self.spec.fragments();
+            fragments.all(|fragment| collects(round, fragment))
+        };
         let rounds = self.open_rounds().filter(|round| unsealed(*round));
         let inputs = rounds.filter_map(|round| self.syncs(round).next());
         let inputs = inputs.flat_map(|(_, open)| open.inputs());

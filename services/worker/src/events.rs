@@ -1,5 +1,5 @@
 //! A worker's own account of its life: signed, chained, and sent until it is recorded, or refused
-//! for good.
+//! for good. An event that is refused since the worker is in quarantine is kept for later.
 //!
 //! The end of the chain is on disk before an event is sent, together with the event itself until
 //! its record is confirmed. After a crash the event is sent again, byte for byte, so the chain has
@@ -197,6 +197,7 @@ impl Events {
             bus,
             domain: domain.to_owned(),
             refused: false,
+            shut_out: false,
         };
         (Self(sender), tokio::spawn(publisher.run(queue)))
     }
@@ -218,9 +219,11 @@ struct Publisher {
     chain: Chain,
     bus: Bus,
     domain: String,
-    /// True if the last event was refused for good. A forked chain stays forked, and is reported
-    /// once.
+    /// True if the last event was refused. A forked chain stays forked, and is reported once; so is
+    /// a quarantine.
     refused: bool,
+    /// True if the last event is kept, since the worker is in quarantine.
+    shut_out: bool,
 }
 
 impl Publisher {
@@ -233,6 +236,11 @@ impl Publisher {
                 self.deliver(&pending).await;
             }
             let kind = event.kind();
+            if self.shut_out {
+                // Behind an event that is kept nothing may follow.
+                tracing::debug!(kind, "an event is left out, since the worker is shut out");
+                continue;
+            }
             match self.chain.append(runtime::clock::now(), event) {
                 Ok(pending) => self.deliver(&pending).await,
                 Err(failure) => {
@@ -248,6 +256,7 @@ impl Publisher {
             return;
         };
         let event = self.chain.key.sign_event(&self.domain, body);
+        self.shut_out = false;
         let (mut backoff, mut patience) = (Backoff::new(PAUSE), AnswerWait::new(ANSWER_WAIT));
         loop {
             let asked_at = Instant::now();
@@ -258,6 +267,16 @@ impl Publisher {
                 Ok(_) => {
                     self.refused = false;
                     break;
+                }
+                Err(BusError::Refused(refusal)) if is_shut_out(refusal.code) => {
+                    // An operator may let the worker in again: then the chain goes on with this
+                    // event, so it stays the last one. Now nobody records it.
+                    if !std::mem::replace(&mut self.refused, true) {
+                        let next = refusal.code.next_step();
+                        tracing::warn!(code = %refusal.code, next, "an event is kept until the worker is let in again: {refusal}");
+                    }
+                    self.shut_out = true;
+                    return;
                 }
                 Err(BusError::Refused(refusal)) if is_final(refusal.code) => {
                     if !std::mem::replace(&mut self.refused, true) {
@@ -284,6 +303,11 @@ impl Publisher {
             tracing::warn!(code = %failure.code(), %failure, "a recorded event would be sent again");
         }
     }
+}
+
+/// True while nobody records events of this worker, and this may end.
+const fn is_shut_out(code: Code) -> bool {
+    matches!(code, Code::WorkerQuarantined)
 }
 
 /// True if another try cannot help: the event does not fit the record.
@@ -422,8 +446,11 @@ mod tests {
             Code::BusDenied,
             Code::MessageInvalid,
         ] {
-            assert!(!is_final(again), "{again}");
+            assert!(!is_final(again) && !is_shut_out(again), "{again}");
         }
+        let kept = Code::WorkerQuarantined;
+        assert!(is_shut_out(kept) && !is_final(kept));
+        assert!(!is_shut_out(Code::EventRefused) && !is_shut_out(Code::ChainForked));
     }
 
     #[test]

@@ -340,38 +340,21 @@ impl Auditor {
                     worker,
                     cause: Departure::Removed,
                     ..
-                }
-                | LedgerEvent::WorkerQuarantined { worker, .. },
+                },
                 Some(run),
             ) => {
-                self.notices.push(Notice::Removed {
-                    run,
-                    worker: worker.clone(),
-                });
+                let worker = worker.clone();
+                self.notices.push(Notice::Removed { run, worker });
+            }
+            (LedgerEvent::WorkerQuarantined { worker, .. }, Some(run)) => {
+                let worker = worker.clone();
+                self.notices.push(Notice::ShutOut { run, worker });
             }
             (LedgerEvent::WorkerReadmitted { worker, .. }, Some(run)) => {
-                self.enrol_again(run, worker);
+                let worker = worker.clone();
+                self.notices.push(Notice::Readmitted { run, worker });
             }
             _ => {}
-        }
-    }
-
-    /// Names the keys of a worker anew that may speak again. One that was removed before its
-    /// quarantine stays removed.
-    fn enrol_again(&mut self, run: RunId, worker: &WorkerId) {
-        let member = self.state.run(&run).and_then(|run| run.members.get(worker));
-        if member.is_none_or(|member| member.removed) {
-            return;
-        }
-        let (run, worker) = (run, worker.clone());
-        let keys = self.enrolled.get(&(run.clone(), worker.clone()));
-        for (account, key) in keys.into_iter().flatten() {
-            self.notices.push(Notice::Enrolled(Enrolment {
-                account: account.clone(),
-                run: run.clone(),
-                worker: worker.clone(),
-                key: key.clone(),
-            }));
         }
     }
 

@@ -33,8 +33,12 @@ pub struct Enrolment {
 pub enum Notice {
     /// A worker joined with this key.
     Enrolled(Enrolment),
-    /// A worker was removed for good, or an operator shut it out.
+    /// A worker was removed for good.
     Removed { run: RunId, worker: WorkerId },
+    /// An operator shut a worker out, which need not have joined.
+    ShutOut { run: RunId, worker: WorkerId },
+    /// An operator let a worker in again.
+    Readmitted { run: RunId, worker: WorkerId },
     /// The readers' copy shows the chain of this key up to the position before `next`.
     Reached { key: PublicKey, next: ChainSequence },
 }
@@ -100,8 +104,10 @@ pub enum ChainCheck {
 #[derive(Debug)]
 pub struct Intake {
     signatures: Signatures,
-    /// The keys of each worker that joined; none for a worker that was removed or shut out.
+    /// The keys of each worker that joined; none for a worker that was removed.
     enrolled: BTreeMap<Sender, BTreeSet<PublicKey>>,
+    /// The workers in quarantine: no more than the ledger has.
+    shut_out: BTreeSet<(RunId, WorkerId)>,
     rates: BTreeMap<WorkerId, Rate>,
     tails: BTreeMap<Sender, Option<Tail>>,
     /// The position up to which the copy shows each chain.
@@ -115,6 +121,7 @@ impl Intake {
         Self {
             signatures: Signatures::new(domain, []),
             enrolled,
+            shut_out: BTreeSet::new(),
             rates,
             tails,
             reached: BTreeMap::new(),
@@ -126,6 +133,8 @@ impl Intake {
         match notice {
             Notice::Enrolled(enrolment) => self.enrol(enrolment),
             Notice::Removed { run, worker } => self.remove(&run, &worker),
+            Notice::ShutOut { run, worker } => drop(self.shut_out.insert((run, worker))),
+            Notice::Readmitted { run, worker } => drop(self.shut_out.remove(&(run, worker))),
             Notice::Reached { key, next } => drop(self.reached.insert(key, next)),
         }
     }
@@ -276,13 +285,18 @@ impl Intake {
     /// Checks that the ledger names `key` as the sender's audit key.
     fn allowed(&self, sender: &Sender, key: &PublicKey) -> Result<(), Refusal> {
         let known = self.enrolled.get(sender);
-        if known.is_some_and(|keys| keys.contains(key)) {
-            return Ok(());
-        }
         let (_, run, worker) = sender;
         if known.is_some_and(BTreeSet::is_empty) {
-            let text = format!("{worker} was removed from run {run}, or is in quarantine");
+            let text = format!("{worker} was removed from run {run}");
             return Err(Refusal::new(Code::EventRefused, text));
+        }
+        if self.shut_out.contains(&(run.clone(), worker.clone())) {
+            // This may end, and then the chain goes on where it stopped.
+            let text = format!("{worker} is shut out of run {run}");
+            return Err(Refusal::new(Code::WorkerQuarantined, text));
+        }
+        if known.is_some_and(|keys| keys.contains(key)) {
+            return Ok(());
         }
         let text =
             format!("the ledger does not name {key} as the audit key of {worker} in run {run}");

@@ -10,7 +10,7 @@ use schemas::event::{EventBody, LedgerEvent};
 use schemas::foundry;
 use schemas::member::{Posture, Session};
 use schemas::subject::Verb;
-use schemas::{Code, Millis, PublicKey, Refusal, RunId, UnixMillis};
+use schemas::{Code, Millis, PublicKey, Refusal, RunId, UnixMillis, WorkerId};
 
 use crate::checkpoint::Checkpoints;
 use crate::control::{Drain, NewRun};
@@ -69,6 +69,8 @@ pub struct Coordinator {
     pub(crate) orders: BTreeMap<PublicKey, DecayingCount>,
     screenings: Screenings,
     pub(crate) denials: Denials,
+    /// The time at which each worker in quarantine was told to end.
+    pub(crate) sent_away: BTreeMap<(RunId, WorkerId), UnixMillis>,
     pub(crate) drain: Option<Drain>,
     pub(crate) stopped: bool,
     pub(crate) checkpoints: Checkpoints,
@@ -91,6 +93,7 @@ impl Coordinator {
             orders: BTreeMap::new(),
             screenings: Screenings::default(),
             denials: Denials::default(),
+            sent_away: BTreeMap::new(),
             drain: None,
             stopped: false,
             checkpoints: Checkpoints::default(),
@@ -192,9 +195,12 @@ impl Coordinator {
                 let heard = |room: &mut RunRoom<'_>, turn: &mut Turn<'_>| {
                     room.heartbeat(turn, &peer, heartbeat)
                 };
-                if self.shut_out(&peer).is_some() {
+                if let Some(refusal) = self.shut_out(&peer) {
                     // The command may have been lost, or the process has begun since.
-                    return self.send_away(&peer);
+                    if !self.send_away_again(&peer) {
+                        self.record_denial(&peer, "heartbeat", &refusal);
+                    }
+                    return;
                 }
                 // A worker of a run that is over learns that from its next request.
                 if let Some(Err(Denied(refusal))) = self.enter(&peer.run, heard) {

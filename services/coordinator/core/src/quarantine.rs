@@ -54,8 +54,23 @@ impl Coordinator {
         Some(refusal(&peer.worker, Time(record.since)))
     }
 
+    /// Tells a worker in quarantine to end, unless it was told within the time between two
+    /// heartbeats: each command is signed, and a worker that does not obey may send without end.
+    /// Returns false if it was not told.
+    pub(crate) fn send_away_again(&mut self, peer: &Peer) -> bool {
+        let of = (peer.run.clone(), peer.worker.clone());
+        let told = self.sent_away.get(&of);
+        let due = told.is_none_or(|told| told.after(self.settings.heartbeat) <= self.now);
+        if due {
+            self.send_away(peer);
+        }
+        due
+    }
+
     /// Tells a worker in quarantine to end.
-    pub(crate) fn send_away(&mut self, peer: &Peer) {
+    fn send_away(&mut self, peer: &Peer) {
+        let of = (peer.run.clone(), peer.worker.clone());
+        self.sent_away.insert(of, self.now);
         self.out.push(Effect::Command {
             account: peer.account.clone(),
             run: peer.run.clone(),
@@ -93,6 +108,8 @@ impl Coordinator {
                     reason: request.reason.clone(),
                 };
                 self.append(Some(&name), readmitted);
+                self.sent_away
+                    .remove(&(name.clone(), request.worker.clone()));
             }
         }
         let run = self.state.run(&name).expect("runs are kept");

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use coordinator_core::{Answer, Effect, Input, Quarantine, ReplyId};
 use identity::ManifestKey;
@@ -15,14 +16,15 @@ use schemas::{AccountId, Code, Message as _, ObjectRef, Refusal, RunId, V, Worke
 use tracing::Instrument as _;
 
 use super::Shell;
+use crate::answer::ReplyTo;
 use crate::arrival::Arrival;
 use crate::check;
 use crate::checkpoint;
 use crate::grants;
 use crate::guard::answered;
+use crate::purge;
 use crate::queue;
 use crate::store::{Store, incoming_key};
-use crate::sweep;
 
 /// Time after its signature in which a command is valid: enough for clocks that differ, and no
 /// more.
@@ -119,7 +121,7 @@ impl Shell {
                 run,
                 worker,
                 told,
-            } => self.purge(reply, run, worker, *told),
+            } => self.purge(reply, run, worker, *told).await,
             Effect::Foundry { run, order } => self.order(run, order).await?,
             Effect::Command {
                 account,
@@ -161,16 +163,30 @@ impl Shell {
     }
 
     /// Answers an operator once a worker's uploads are deleted, or when that takes too long.
-    fn purge(&mut self, reply: ReplyId, run: RunId, worker: WorkerId, told: QuarantineReply) {
+    async fn purge(&mut self, reply: ReplyId, run: RunId, worker: WorkerId, told: QuarantineReply) {
         let Some((_, to)) = self.tables.replies.remove(&reply) else {
             return;
         };
-        let (store, bus) = (self.store.clone(), self.bus.clone());
-        tokio::spawn(async move {
-            let uploads = sweep::purge(&store, &run, &worker).await;
+        let (store, of) = (self.store.clone(), (run.clone(), worker.clone()));
+        let work = |deleted: Arc<AtomicU32>| async move {
+            purge::purge(&store, &run, &worker, &deleted).await
+        };
+        if let Err(order) = self.purges.begin(of, (to, told), work) {
+            self.answer_orders(vec![order], None).await;
+        }
+    }
+
+    /// Answers orders with the number of uploads that were deleted; none if that is not known.
+    pub(super) async fn answer_orders(
+        &self,
+        orders: Vec<(ReplyTo, QuarantineReply)>,
+        uploads: Option<u32>,
+    ) {
+        for (to, told) in orders {
             let told = QuarantineReply { uploads, ..told };
-            to.send(&bus, Ok(Answer::Quarantine(Box::new(told)))).await;
-        });
+            let answer = Answer::Quarantine(Box::new(told));
+            to.send(&self.bus, Ok(answer)).await;
+        }
     }
 
     fn check_uploads(&self, reply: ReplyId, place: Quarantine, objects: Vec<ObjectRef>) {

@@ -89,7 +89,11 @@ impl Shell {
     /// If another coordinator has taken the lead (`fenced`), operators are told nothing: the other
     /// one may answer the same order, and `diloctl` takes the first answer as final. A worker asks
     /// again in any case, and two answers have one effect.
+    ///
+    /// An order whose event is in the ledger is answered with what is known, in any case.
     pub(super) async fn decline(&mut self, queue: &mut mpsc::Receiver<Arrival>, fenced: bool) {
+        let orders = self.purges.give_up();
+        self.answer_orders(orders, None).await;
         while let Ok(arrival) = queue.try_recv() {
             match arrival {
                 Arrival::Worker { reply, .. } => {

@@ -64,7 +64,8 @@ impl Row for WorkerView {
             self.rejected.to_string(),
             self.device.clone(),
             self.release.clone(),
-            time(self.heard_at),
+            // One without a tenant never joined, and was never heard.
+            or_dash(self.account.as_ref(), |_| time(self.heard_at)),
         ]
     }
 }

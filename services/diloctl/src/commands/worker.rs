@@ -175,7 +175,10 @@ impl Set {
         let rounds: Vec<String> = self.sealed.iter().map(ToString::to_string).collect();
         match rounds.is_empty() {
             true => "none".to_owned(),
-            false => format!("round {}: it will be merged with them", rounds.join(", ")),
+            false => format!(
+                "round {}: it is merged with them when the run is not frozen",
+                rounds.join(", ")
+            ),
         }
     }
 
@@ -218,10 +221,20 @@ impl Record for Set {
             Some(count) => format!("{count} deleted"),
             None => "not deleted: the store did not do it in time; repeat the command".to_owned(),
         };
+        if self.changed {
+            lines.extend([
+                ("lease ended", lease),
+                ("contributions withdrawn", self.withdrawn()),
+                ("units open again", self.opened().to_string()),
+            ]);
+        } else {
+            // The answer to that order may have been lost, and "none" would be taken as a fact.
+            let run = &self.run;
+            let earlier =
+                format!("by an earlier order; `diloctl audit replay --run {run}` shows it");
+            lines.push(("ended", earlier));
+        }
         lines.extend([
-            ("lease ended", lease),
-            ("contributions withdrawn", self.withdrawn()),
-            ("units open again", self.opened().to_string()),
             ("uploads", uploads),
             ("sealed with it", self.sealed()),
             ("merged rounds with it", self.merged()),
@@ -316,7 +329,9 @@ mod tests {
     #[test]
     fn each_line_is_explained_on_the_page_of_runbooks() {
         let page = include_str!("../../../../docs/incidents.md");
-        for (name, _) in set(true).lines() {
+        let mut repeated = set(true);
+        (repeated.changed, repeated.joined) = (false, false);
+        for (name, _) in set(true).lines().into_iter().chain(repeated.lines()) {
             let explained = name == "run" || page.contains(&format!("| `{name}` |"));
             assert!(explained, "{name}");
         }
@@ -350,7 +365,10 @@ mod tests {
         assert_eq!(line(&much, "contributions withdrawn"), withdrawn);
         assert_eq!(line(&much, "units open again"), "6");
         assert!(line(&much, "uploads").starts_with("not deleted"));
-        assert!(line(&much, "sealed with it").starts_with("round 6: "));
+        assert_eq!(
+            line(&much, "sealed with it"),
+            "round 6: it is merged with them when the run is not frozen"
+        );
         let merged = line(&much, "merged rounds with it");
         assert!(merged.starts_with("3, from round 2 to round 5"), "{merged}");
         let clean = line(&much, "last snapshot without it");
@@ -377,7 +395,25 @@ mod tests {
             order.changed = changed;
             let said = line(&order, "worker");
             assert!(said.contains(text), "{said}");
-            assert_eq!(order.lines().len(), if quarantined { 10 } else { 2 });
+            let lines = match (quarantined, changed) {
+                (true, true) => 10,
+                (true, false) => 8,
+                (false, _) => 2,
+            };
+            assert_eq!(order.lines().len(), lines);
+        }
+        let mut repeated = set(true);
+        repeated.changed = false;
+        let ended = "by an earlier order; `diloctl audit replay --run demo` shows it";
+        assert_eq!(line(&repeated, "ended"), ended);
+        let now = ["worker", "run", "ended", "uploads", "sealed with it"];
+        let now = [
+            &now[..],
+            &["merged rounds with it", "last snapshot without it"],
+        ]
+        .concat();
+        for (name, _) in repeated.lines() {
+            assert!(now.contains(&name) || name == "credential", "{name}");
         }
         let mut stranger = set(true);
         stranger.joined = false;

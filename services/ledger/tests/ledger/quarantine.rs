@@ -6,7 +6,7 @@ use schemas::event::{Departure, LedgerEvent};
 use schemas::lease::LeaseRef;
 use schemas::quarantine::{MergedRounds, QUARANTINED_MAX};
 use schemas::run::{Comparison, RunSpec};
-use schemas::{Digest, Round, Tokens, UnixMillis};
+use schemas::{Digest, Fragment, Round, SyncId, Tokens, UnixMillis};
 
 use crate::kit::{
     Book, TIME, accepted, closed, created, ended, evaluated, evaluating, evaluation, granted,
@@ -91,6 +91,20 @@ fn tl_31_a_quarantine_ends_the_lease_and_takes_back_what_no_seal_names() {
     let merged = |number| book.run().members[&worker(number)].merged;
     assert_eq!(merged(0), None);
     assert_eq!(merged(2).map(|merged| merged.rounds), Some(1));
+}
+
+/// A contribution is named in each fragment of its round: where one is merged, or sealed, nothing is
+/// withdrawn from the others.
+#[test]
+fn a_round_of_which_a_fragment_is_open_no_more_is_withdrawn_in_none() {
+    let book = at_work(of_units(3));
+    let mut run = book.run().clone();
+    assert_eq!(run.withdrawable(&worker(0)), [lease(0, 0, 1)]);
+    let (round, fragment) = (Round(0), Fragment::FIRST);
+    let open = run.open.remove(&SyncId { round, fragment });
+    let (fragment, open) = (Fragment(1), open.expect("the round is open"));
+    run.open.insert(SyncId { round, fragment }, open);
+    assert!(run.withdrawable(&worker(0)).is_empty());
 }
 
 #[test]

@@ -439,9 +439,60 @@ fn a_worker_that_was_removed_says_nothing_any_more() {
     assert_eq!(refused(heard), Code::EventRefused);
     let others = stopped(&mut other).encode();
     candidate(intake.check_message(NOW, &subject(&other, "stopped"), &others));
-    // A quarantine that is lifted names its key anew.
-    intake.learn(Notice::Enrolled(enrolment(&member)));
-    candidate(intake.check_message(NOW, &own, &event));
+    // It stays removed, whatever operators say of it then.
+    let (out, again) = quarantine(&member);
+    intake.learn(out);
+    let heard = intake.check_message(NOW, &own, &event);
+    assert_eq!(refused(heard), Code::EventRefused);
+    intake.learn(again);
+    let heard = intake.check_message(NOW, &own, &event);
+    assert_eq!(refused(heard), Code::EventRefused);
+}
+
+/// The notices of a worker's quarantine and of its end.
+fn quarantine(member: &Member) -> (Notice, Notice) {
+    let (run, worker) = (run(), member.worker.clone());
+    let out = Notice::ShutOut {
+        run: run.clone(),
+        worker: worker.clone(),
+    };
+    (out, Notice::Readmitted { run, worker })
+}
+
+/// The code is not one that makes a worker give an event up: when the quarantine was a mistake, the
+/// chain goes on with the event that was refused.
+#[test]
+fn tl_31_a_chain_goes_on_after_a_quarantine_with_the_event_that_was_refused() {
+    let (mut intake, mut member) = scene();
+    let mut other = Member::new(2);
+    let (own, others) = (subject(&member, "stopped"), subject(&other, "stopped"));
+    let events: Vec<SignedEvent> = (0..3).map(|_| stopped(&mut member)).collect();
+    let first = candidate(intake.check_message(NOW, &own, &events[0].encode()));
+    let (out, again) = quarantine(&member);
+    intake.learn(out);
+    for _ in 0..2 {
+        let heard = intake.check_message(NOW, &own, &events[1].encode());
+        assert_eq!(refused(heard), Code::WorkerQuarantined);
+    }
+    assert!(!matches!(
+        Code::WorkerQuarantined.class(),
+        schemas::Class::Evidence
+    ));
+    // Of one that never joined too; another worker is not meant.
+    let (stranger, _) = quarantine(&other);
+    intake.learn(stranger);
+    let theirs = stopped(&mut other).encode();
+    let heard = intake.check_message(NOW, &others, &theirs);
+    assert_eq!(refused(heard), Code::WorkerQuarantined);
+    intake.learn(again);
+    let mut tail = first.as_tail(1);
+    for (stream, event) in (2..).zip(&events[1..]) {
+        let next = candidate(intake.check_message(NOW, &own, &event.encode()));
+        assert_eq!(next.check_chain(Some(&tail)), ChainCheck::Follows);
+        tail = next.as_tail(stream);
+    }
+    let heard = intake.check_message(NOW, &others, &theirs);
+    assert_eq!(refused(heard), Code::WorkerQuarantined);
 }
 
 /// A chain is recorded only in the stream of its tenant; the readers' copy is made from that

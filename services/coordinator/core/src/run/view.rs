@@ -2,6 +2,7 @@
 //! reports about themselves.
 
 use ledger::Run;
+use schemas::member::Posture;
 use schemas::public::Status;
 use schemas::view::{LeaseView, RunPhase, RunView, WorkerView};
 use schemas::{Code, Millis, Refusal, RunId, Steps, UnixMillis, V, WorkerId};
@@ -153,7 +154,7 @@ pub(crate) fn worker_views(name: &RunId, run: &Run, live: Option<&LiveRun>) -> V
         let heartbeat = presence.and_then(|presence| presence.heartbeat.as_ref());
         views.push(WorkerView {
             worker: worker.clone(),
-            account: member.account.clone(),
+            account: Some(member.account.clone()),
             run: name.clone(),
             member: member.present,
             quarantined: run.is_quarantined(worker),
@@ -168,6 +169,24 @@ pub(crate) fn worker_views(name: &RunId, run: &Run, live: Option<&LiveRun>) -> V
             heard_at: presence.map_or(member.since, |presence| presence.heard_at),
         });
     }
+    let strangers = run.quarantined.iter();
+    let strangers = strangers.filter(|(worker, _)| !run.members.contains_key(*worker));
+    views.extend(strangers.map(|(worker, record)| WorkerView {
+        worker: worker.clone(),
+        account: None,
+        run: name.clone(),
+        member: false,
+        quarantined: true,
+        device: String::new(),
+        release: String::new(),
+        posture: Posture::default(),
+        phase: None,
+        lease: None,
+        tokens_per_second: 0.0,
+        accepted: 0,
+        rejected: 0,
+        heard_at: record.since,
+    }));
     // Members first, since a list that is too long for one message is cut at its end.
     views.sort_by_key(|view| !view.member);
     views

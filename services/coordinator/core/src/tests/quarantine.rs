@@ -3,6 +3,7 @@
 use ledger::State;
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
+use schemas::control::{Query, View, ViewRequest};
 use schemas::event::LedgerEvent;
 use schemas::foundry::{self, Order};
 use schemas::hold::{Hold, HoldRequest};
@@ -197,6 +198,51 @@ fn fg_04_tl_31_a_worker_in_quarantine_is_refused_everything_also_after_a_restart
     assert!(denied > 0, "refusals are in the record");
 }
 
+/// A command is signed in the loop that decides for everybody.
+#[test]
+fn tl_31_a_worker_that_does_not_obey_gets_one_command_in_each_time_between_heartbeats() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    world.join(2);
+    shut(&mut world, 1);
+    shut(&mut world, 2);
+    assert_eq!(sent_away(&world), [1, 2]);
+    let beat = |world: &mut World, number: u32| {
+        world.input(Input::Heartbeat {
+            peer: peer(number),
+            heartbeat: heartbeat(),
+        });
+    };
+    let denied = |world: &World| {
+        world.count(|event| matches!(event, LedgerEvent::RequestDenied { worker: of, verb, code, .. } if *of == worker(1) && verb == "heartbeat" && *code == Code::WorkerQuarantined))
+    };
+    let period = settings().heartbeat;
+    // The order itself has told it at this moment.
+    beat(&mut world, 1);
+    assert_eq!((sent_away(&world).len(), denied(&world)), (2, 1));
+    world.wait(Millis(period.get() - 1));
+    beat(&mut world, 1);
+    assert_eq!((sent_away(&world).len(), denied(&world)), (2, 2));
+    world.wait(Millis(1));
+    for more in [0, 1, 2] {
+        beat(&mut world, 1);
+        assert_eq!(sent_away(&world), [1, 2, 1]);
+        assert_eq!(denied(&world), 2 + more);
+    }
+    // Each worker has its own.
+    beat(&mut world, 2);
+    assert_eq!(sent_away(&world), [1, 2, 1, 2]);
+    // The next quarantine is another one.
+    readmit(&mut world, 1);
+    assert_eq!(world.core.sent_away.len(), 1);
+    // However often it sends, little of that is in the record.
+    for _ in 0..1000 {
+        beat(&mut world, 2);
+    }
+    assert_eq!(sent_away(&world).len(), 4);
+    assert!(world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. })) < 40);
+}
+
 #[test]
 fn who_is_absent_or_never_came_is_shut_out_as_well() {
     let mut world = World::with_run(spec("demo"));
@@ -208,6 +254,33 @@ fn who_is_absent_or_never_came_is_shut_out_as_well() {
         let join = world.ask(peer(number), WorkerRequest::Join(join_request(number)));
         assert_eq!(world.refusal(join), Code::WorkerQuarantined);
     }
+    // Operators see both.
+    let asked = world.control(ControlRequest::View(ViewRequest {
+        v: V,
+        query: Query::Workers(run_id()),
+    }));
+    let Ok(Answer::View(found)) = &world.answers[&asked] else {
+        panic!("{:?}", world.answers[&asked])
+    };
+    let View::Workers(listed) = &found.view else {
+        panic!("{found:?}")
+    };
+    let listed: Vec<_> = listed
+        .iter()
+        .map(|view| {
+            (
+                view.worker.clone(),
+                view.member,
+                view.quarantined,
+                view.account.clone(),
+            )
+        })
+        .collect();
+    let expected = [
+        (worker(1), false, true, Some(account(1))),
+        (worker(2), false, true, None),
+    ];
+    assert_eq!(listed, expected);
     // A process of a worker that joined once may run; where a stranger is, nobody knows.
     assert_eq!(sent_away(&world), [1]);
 }
@@ -301,8 +374,8 @@ fn hold(world: &mut World, held: bool) {
     }));
 }
 
-/// A sealed set is the recipe of weights that may be published already: it is merged, and the reply
-/// says so.
+/// A sealed set is final: it is merged, though weights are handed out only once the round is closed,
+/// and the reply says so.
 #[test]
 fn a_merge_under_way_ends_and_the_reply_names_it() {
     let mut world = World::with_run(units(1));

@@ -49,7 +49,7 @@ fn summary(run: &RunId, found: &OfRun) -> String {
         None => "no full snapshot is without it".to_owned(),
     };
     format!(
-        "run {run}: {rounds} merged rounds and {snapshots} full snapshots descend from it; {clean}"
+        "run {run}: {rounds} merged rounds and {snapshots} full snapshots descend from this digest; {clean}"
     )
 }
 

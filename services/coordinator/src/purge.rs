@@ -1,0 +1,263 @@
+//! Deletes the uploads of workers in quarantine, beside all other work, and tells the operators that
+//! wait for it how many there were. If the store is away or this process ends, uploads are left,
+//! and they hear that.
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures::stream::TryStreamExt as _;
+use schemas::{RunId, WorkerId};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::store::Store;
+use crate::sweep::DELETIONS_MAX;
+
+/// Most workers whose uploads are deleted at a time: for each, all uploads to its run are listed.
+const PURGES_MAX: usize = 4;
+/// Most orders that wait for the deletion of one worker's uploads.
+const ORDERS_MAX: usize = 16;
+/// Longest time to delete the uploads of one worker: an operator waits for the answer.
+const PURGE_WAIT: Duration = Duration::from_secs(15);
+
+/// A worker in quarantine, with its run.
+type ShutOut = (RunId, WorkerId);
+
+/// The deletions under way, with the orders of kind `O` that wait for them.
+#[derive(Debug)]
+pub(crate) struct Purges<O> {
+    open: BTreeMap<ShutOut, Purge<O>>,
+    /// Each says if it deleted everything.
+    tasks: JoinSet<bool>,
+}
+
+#[derive(Debug)]
+struct Purge<O> {
+    orders: Vec<O>,
+    deleted: Arc<AtomicU32>,
+    task: AbortHandle,
+}
+
+impl<O> Default for Purges<O> {
+    fn default() -> Self {
+        Self {
+            open: BTreeMap::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+}
+
+impl<O> Purges<O> {
+    /// Has the uploads of a worker deleted by `work`, which counts them. If that is under way, it
+    /// begins anew, since uploads may have come behind it, and all its orders are answered together.
+    ///
+    /// # Errors
+    /// Too many are under way, or wait for this one: the order comes back.
+    pub(crate) fn begin<W>(
+        &mut self,
+        of: ShutOut,
+        order: O,
+        work: impl FnOnce(Arc<AtomicU32>) -> W,
+    ) -> Result<(), O>
+    where
+        W: Future<Output = bool> + Send + 'static,
+    {
+        if let Some(purge) = self.open.get_mut(&of) {
+            if purge.orders.len() >= ORDERS_MAX {
+                return Err(order);
+            }
+            purge.task.abort();
+            purge.task = self.tasks.spawn(work(Arc::clone(&purge.deleted)));
+            purge.orders.push(order);
+            return Ok(());
+        }
+        if self.open.len() >= PURGES_MAX {
+            return Err(order);
+        }
+        let deleted = Arc::default();
+        let task = self.tasks.spawn(work(Arc::clone(&deleted)));
+        let orders = vec![order];
+        let purge = Purge {
+            orders,
+            deleted,
+            task,
+        };
+        self.open.insert(of, purge);
+        Ok(())
+    }
+
+    /// The next deletion that ends: the orders that wait for it, and how many uploads it deleted;
+    /// none if some are left. Without one under way it waits. Loses nothing when it is dropped.
+    pub(crate) async fn next(&mut self) -> (Vec<O>, Option<u32>) {
+        loop {
+            let Some(ended) = self.tasks.join_next_with_id().await else {
+                return pending().await;
+            };
+            let (id, whole) = match ended {
+                Ok(ended) => ended,
+                // It was begun anew, or it panicked.
+                Err(error) => (error.id(), false),
+            };
+            let mut open = self.open.iter();
+            let of = open.find(|(_, purge)| purge.task.id() == id);
+            let of = of.map(|(of, _)| of.clone());
+            if let Some(purge) = of.and_then(|of| self.open.remove(&of)) {
+                let deleted = purge.deleted.load(Ordering::Relaxed);
+                return (purge.orders, whole.then_some(deleted));
+            }
+        }
+    }
+
+    /// Ends all deletions, and returns the orders that wait for them.
+    pub(crate) fn give_up(&mut self) -> Vec<O> {
+        self.tasks.abort_all();
+        let open = std::mem::take(&mut self.open).into_values();
+        open.flat_map(|purge| purge.orders).collect()
+    }
+}
+
+/// Deletes all uploads of a worker to a run, and counts them. False if the store refuses, is away,
+/// or takes too long.
+pub(crate) async fn purge(
+    store: &Store,
+    run: &RunId,
+    worker: &WorkerId,
+    deleted: &AtomicU32,
+) -> bool {
+    let purged = async {
+        let _listing = store.look().await;
+        let uploads = store.buckets.list_incoming(run);
+        let own = uploads.try_filter(|key| futures::future::ready(key.uploader() == Some(worker)));
+        let deletions = own.map_ok(|key| async move {
+            let _permit = store.look().await;
+            store.buckets.delete_incoming(&key).await?;
+            deleted.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        });
+        let deletions = deletions.try_buffer_unordered(DELETIONS_MAX);
+        deletions.try_collect::<Vec<()>>().await
+    };
+    match tokio::time::timeout(PURGE_WAIT, purged).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => {
+            tracing::warn!(%run, %worker, code = %error.code(), %error, "uploads of a worker in quarantine are left to the store");
+            false
+        }
+        Err(_) => {
+            let seconds = PURGE_WAIT.as_secs();
+            tracing::warn!(%run, %worker, seconds, "uploads of a worker in quarantine are not deleted in time");
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use futures::future::BoxFuture;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    const LETTERS: [&str; PURGES_MAX + 1] = ["A", "B", "C", "D", "E"];
+
+    fn of(number: usize) -> ShutOut {
+        let key = format!("U{}{}", "A".repeat(54), LETTERS[number]);
+        (
+            "demo".parse().expect("a name"),
+            key.parse().expect("the form of a key"),
+        )
+    }
+
+    /// A deletion of some uploads that ends when it is told to.
+    fn deletion(
+        count: u32,
+    ) -> (
+        oneshot::Sender<bool>,
+        impl FnOnce(Arc<AtomicU32>) -> BoxFuture<'static, bool>,
+    ) {
+        let (end, ended) = oneshot::channel();
+        let work = move |deleted: Arc<AtomicU32>| {
+            deleted.fetch_add(count, Ordering::Relaxed);
+            async move { ended.await.expect("it is told") }.boxed()
+        };
+        (end, work)
+    }
+
+    #[tokio::test]
+    async fn an_order_is_answered_when_its_deletion_ends() {
+        let mut purges = Purges::default();
+        let ((first, work), (second, other)) = (deletion(3), deletion(5));
+        purges.begin(of(1), 'a', work).expect("there is room");
+        purges.begin(of(2), 'b', other).expect("there is room");
+        second.send(true).expect("it waits");
+        assert_eq!(purges.next().await, (vec!['b'], Some(5)));
+        first.send(false).expect("it waits");
+        assert_eq!(purges.next().await, (vec!['a'], None), "some are left");
+        let panics = |_| async { panic!("in a test") };
+        purges.begin(of(1), 'c', panics).expect("there is room");
+        assert_eq!(purges.next().await, (vec!['c'], None));
+    }
+
+    /// What came behind the first is deleted by the second, and none is counted twice or forgotten.
+    #[tokio::test]
+    async fn a_repeat_begins_anew_and_both_orders_hear_how_it_ends() {
+        let mut purges = Purges::default();
+        let ((first, work), (second, again)) = (deletion(3), deletion(1));
+        purges.begin(of(1), 'a', work).expect("there is room");
+        // The first has ended, and nobody has looked yet.
+        first.send(true).expect("it waits");
+        tokio::task::yield_now().await;
+        purges.begin(of(1), 'b', again).expect("there is room");
+        let early = purges.next().now_or_never();
+        assert!(early.is_none(), "{early:?}");
+        second.send(true).expect("it waits");
+        assert_eq!(purges.next().await, (vec!['a', 'b'], Some(4)));
+        assert!(purges.open.is_empty() && purges.tasks.is_empty());
+    }
+
+    #[tokio::test]
+    async fn deletions_and_those_who_wait_for_one_are_bounded() {
+        let mut purges = Purges::default();
+        let mut ends = Vec::new();
+        for number in 0..PURGES_MAX {
+            let (end, work) = deletion(1);
+            purges
+                .begin(of(number), number, work)
+                .expect("there is room");
+            ends.push(end);
+        }
+        assert_eq!(purges.begin(of(PURGES_MAX), 99, deletion(1).1), Err(99));
+        for order in 1..ORDERS_MAX {
+            let (end, work) = deletion(1);
+            purges.begin(of(0), order, work).expect("there is room");
+            ends[0] = end;
+        }
+        assert_eq!(purges.begin(of(0), 99, deletion(1).1), Err(99));
+        ends.remove(0).send(true).expect("the last one runs on");
+        let (orders, deleted) = purges.next().await;
+        assert_eq!(
+            (orders.len(), deleted),
+            (ORDERS_MAX, Some(ORDERS_MAX as u32))
+        );
+        let (_end, work) = deletion(1);
+        purges
+            .begin(of(PURGES_MAX), 99, work)
+            .expect("there is room");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_has_an_answer_for_each_order() {
+        let mut purges = Purges::default();
+        let (mut first, work) = deletion(3);
+        purges.begin(of(1), 'a', work).expect("there is room");
+        let (_second, work) = deletion(3);
+        purges.begin(of(2), 'b', work).expect("there is room");
+        assert_eq!(purges.give_up(), ['a', 'b']);
+        // What it did is ended.
+        first.closed().await;
+        assert!(purges.give_up().is_empty());
+    }
+}
