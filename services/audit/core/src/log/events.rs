@@ -24,8 +24,8 @@ pub struct Events {
 /// Checks the signature and the chain of every event in the log, and folds the ledger.
 ///
 /// # Errors
-/// An entry is no event of this domain; or the log changed since it was opened. Faults of events
-/// are the auditor's findings.
+/// An entry is no event of this domain; or no event is one of a known emitter; or the log changed
+/// since it was opened. Faults of events are the auditor's findings.
 pub fn check_events(log: &Log, read: &Read<'_>, trusted: &Trusted) -> Result<Events, LogFault> {
     let domain = &trusted.domain;
     let mut events = Events {
@@ -45,14 +45,24 @@ pub fn check_events(log: &Log, read: &Read<'_>, trusted: &Trusted) -> Result<Eve
     for checked in events.auditor.conclude(last) {
         events.count(checked.findings.iter().map(|found| &found.finding), 0)?;
     }
+    let auditor = &events.auditor;
+    if auditor.summary().verified == 0 && auditor.evidence().is_none() {
+        return Err(LogFault::Unverified(log.head().size));
+    }
     Ok(events)
 }
 
 impl Events {
     fn take(&mut self, records: &mut Vec<Record>) -> Result<(), LogFault> {
-        let examined = self.auditor.examiner().examine_all(records);
+        let examiner = self.auditor.examiner().clone();
+        let examined = examiner.examine_all(records);
         for (record, examined) in records.drain(..).zip(examined) {
             let index = record.stream_sequence.0 - 1;
+            // A stranger's event is one only if the stranger signed it.
+            if !examiner.is_entry(&record, &examined) {
+                let reason = "its emitter has not signed it".to_owned();
+                return Err(LogFault::Entry { index, reason });
+            }
             for checked in self.auditor.place(examined) {
                 self.count(checked.findings.iter().map(|found| &found.finding), index)?;
             }

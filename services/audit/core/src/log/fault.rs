@@ -1,6 +1,6 @@
 //! Everything that can be wrong with a log.
 
-use schemas::Code;
+use schemas::{Code, PublicKey};
 use tlog::HeadError;
 
 /// The reason why a log, a head or a proof does not verify, or why nothing can be said.
@@ -78,6 +78,17 @@ pub enum LogFault {
     /// A proof does not hold.
     #[error("the proof does not hold: {0}")]
     Proof(String),
+    /// An event of the ledger under a key that is no coordinator's. A log may have such events: a
+    /// stranger can send them.
+    #[error(
+        "{0}, which signed this event of the ledger, is no coordinator's key in the trust bundle"
+    )]
+    Stranger(PublicKey),
+    /// No event of a known emitter is in the log.
+    #[error(
+        "none of the {0} events was signed by a key that is known; the trust bundle may name no coordinator's key of this log"
+    )]
+    Unverified(u64),
     /// The event is not in the log.
     #[error("{wanted} is not among the {size} events under the newest head")]
     Unlogged {
@@ -96,6 +107,8 @@ impl LogFault {
             | Self::Missing(_)
             | Self::Unreadable { .. }
             | Self::Empty
+            | Self::Stranger(_)
+            | Self::Unverified(_)
             | Self::Changed(_) => Code::LogUnproven,
             Self::Head { .. } => Code::HeadInvalid,
             Self::RolledBack { .. } => Code::HeadRolledBack,

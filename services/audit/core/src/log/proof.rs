@@ -3,7 +3,7 @@
 
 use data_encoding::BASE64;
 use schemas::Message as _;
-use schemas::event::{EventBody, SignedEvent};
+use schemas::event::{Event, EventBody, SignedEvent};
 use tlog::{Hash, Head};
 
 use super::fault::LogFault;
@@ -83,7 +83,9 @@ impl Proof {
         is_included(head, self.index, &self.entry, &self.hashes)
     }
 
-    /// Checks the proof: the head's signature, the way to its root, and the event's own signature.
+    /// Checks the proof: the head's signature, the way to its root, the event's own signature, and
+    /// that its signer may say what it says. A worker's key is not checked: only a join in the
+    /// ledger, which the proof does not have, says whose key it is.
     ///
     /// # Errors
     /// The first that does not hold.
@@ -107,6 +109,12 @@ impl Proof {
             return Err(fault("the event's signature does not verify"));
         }
         let body = EventBody::decode(body).map_err(|error| LogFault::Proof(error.to_string()))?;
+        if body.emitter != *key {
+            return Err(fault("the event's emitter is not its signer"));
+        }
+        if matches!(body.event, Event::Ledger(_)) && !trusted.coordinators.contains(key) {
+            return Err(LogFault::Stranger(key.clone()));
+        }
         Ok((head, event, body))
     }
 }

@@ -582,3 +582,68 @@ fn a_log_that_changes_while_it_is_read_gives_no_verdict() {
     found.iter().for_each(|entry| add_entry(&mut again, entry));
     assert_eq!(again, changed[&bundle]);
 }
+
+/// The holder of the key for heads can log anything, and sign it with a key of its own.
+#[test]
+fn tl_03_a_proof_shows_who_spoke_and_not_who_is_named() {
+    let written = Written::write(&PLAN);
+    let trusted = trusted(&written);
+    let attacker = Written::new(DOMAIN, 200).coordinator;
+    let body = event(&written.records[0]).body;
+    let theirs = attacker.sign(DOMAIN, body.to_vec());
+    let mut stranger = Written::new(DOMAIN, 200);
+    stranger.ledger(None, LedgerEvent::CheckpointTaken);
+    let mut entries = entries(&written);
+    entries[0] = chain::leaf(&theirs).unwrap();
+    entries[1] = chain::leaf(&event(&stranger.records[0])).unwrap();
+    let files = published(&entries, &[entries.len()], SERVICE);
+    let log = open(&files, &trusted, None).unwrap();
+    let fault = |index: u64| {
+        let proof = log.prove(index, &entries[index as usize]).unwrap();
+        proof.verify(&trusted).err()
+    };
+    assert_eq!(fault(0).map(|fault| fault.code()), Some(Code::ProofInvalid));
+    let key = stranger.coordinator.public;
+    assert_eq!(fault(1), Some(LogFault::Stranger(key)));
+    assert_eq!(fault(2), None);
+}
+
+/// A key of nobody, and a signature that it never made.
+#[test]
+fn tl_03_what_a_stranger_did_not_sign_is_no_strangers_event() {
+    let written = Written::write(&PLAN);
+    let trusted = trusted(&written);
+    let mut stranger = Written::new(DOMAIN, 200);
+    stranger.ledger(None, LedgerEvent::CheckpointTaken);
+    let mut entries = entries(&written);
+    entries.push(chain::leaf(&event(&stranger.records[0])).unwrap());
+    let files = published(&entries, &[entries.len()], SERVICE);
+    assert_eq!(verify(&files, &trusted, None).unwrap().strangers, 1);
+    // Bytes of the signature: behind the form and the key.
+    entries.last_mut().unwrap()[40] ^= 1;
+    let files = published(&entries, &[entries.len()], SERVICE);
+    let fault = verify(&files, &trusted, None).err().unwrap();
+    let index = entries.len() as u64 - 1;
+    assert!(
+        matches!(&fault, LogFault::Entry { index: at, .. } if *at == index),
+        "{fault}"
+    );
+}
+
+/// Where the trust bundle names none of the keys, nothing was checked.
+#[test]
+fn tl_03_a_log_of_strangers_alone_gives_no_verdict() {
+    let mut written = Written::new(DOMAIN, 200);
+    written.ledger(None, LedgerEvent::CheckpointTaken);
+    let entries = entries(&written);
+    let files = published(&entries, &[1], SERVICE);
+    let known = trusted(&written);
+    assert!(verify(&files, &known, None).is_ok());
+    let unknown = Trusted {
+        coordinators: vec![],
+        ..known
+    };
+    let fault = verify(&files, &unknown, None).err().unwrap();
+    assert_eq!(fault, LogFault::Unverified(1));
+    assert_eq!(fault.code(), Code::LogUnproven);
+}

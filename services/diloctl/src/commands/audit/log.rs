@@ -11,7 +11,7 @@ use diloco_audit::log::{event_of, read_file};
 use diloco_audit::{Auditor, Reader, StreamSequence};
 use identity::secret::write_private;
 use runtime::Failure;
-use schemas::event::EventBody;
+use schemas::event::{Event, EventBody};
 use schemas::permission::Role;
 use schemas::{Code, Digest, Message as _};
 use serde::Serialize;
@@ -352,6 +352,8 @@ struct ProofShown {
     kind: &'static str,
     run: Option<String>,
     body: Digest,
+    /// What is known of the key that signed it.
+    signer: &'static str,
 }
 
 impl ProofShown {
@@ -366,6 +368,10 @@ impl ProofShown {
             kind: body.event.kind(),
             run: body.run.map(|run| run.to_string()),
             body: Digest::of(&event.body),
+            signer: match body.event {
+                Event::Ledger(_) => "a coordinator that the trust bundle names",
+                Event::Worker(_) => "its emitter; the key was not checked against a worker's join",
+            },
         })
     }
 }
@@ -386,6 +392,7 @@ impl Record for ProofShown {
                 "emitter",
                 format!("{}, its event {}", self.emitter, self.sequence),
             ),
+            ("signer", self.signer.to_owned()),
             ("body", self.body.to_string()),
         ];
         lines.extend(self.run.iter().map(|run| ("run", run.clone())));
