@@ -89,6 +89,9 @@ pub enum LogFault {
         "none of the {0} events was signed by a key that is known; the trust bundle may name no coordinator's key of this log"
     )]
     Unverified(u64),
+    /// A file is no proof, or only a part of one.
+    #[error("it is no text of a proof, or not all of one")]
+    NoProof,
     /// The event is not in the log.
     #[error("{wanted} is not among the {size} events under the newest head")]
     Unlogged {
@@ -109,7 +112,13 @@ impl LogFault {
             | Self::Empty
             | Self::Stranger(_)
             | Self::Unverified(_)
+            | Self::NoProof
             | Self::Changed(_) => Code::LogUnproven,
+            // Nobody signed it: it may be empty, or a part of a copy.
+            Self::Head {
+                error: HeadError::Malformed(_),
+                ..
+            } => Code::LogUnproven,
             Self::Head { .. } => Code::HeadInvalid,
             Self::RolledBack { .. } => Code::HeadRolledBack,
             Self::Forked { .. } => Code::HistoryForked,

@@ -51,7 +51,7 @@ impl Proof {
     /// # Errors
     /// It has another form.
     pub fn read(text: &[u8]) -> Result<Self, LogFault> {
-        Self::parse(text).ok_or_else(|| LogFault::Proof("it is no text of a proof".to_owned()))
+        Self::parse(text).ok_or(LogFault::NoProof)
     }
 
     fn parse(text: &[u8]) -> Option<Self> {
@@ -76,6 +76,22 @@ impl Proof {
             hashes,
             note: note.to_owned(),
         })
+    }
+
+    /// Compares the proof's head, once it was checked, with the pinned one. True if they are the
+    /// same; without a log nothing can be said about heads of different sizes.
+    ///
+    /// # Errors
+    /// They have one size and two roots: two histories.
+    pub fn is_pinned(head: &Head, pinned: Option<&Head>) -> Result<bool, LogFault> {
+        let size = head.size;
+        let Some(pinned) = pinned.filter(|pinned| pinned.size == size) else {
+            return Ok(false);
+        };
+        match pinned.root == head.root {
+            true => Ok(true),
+            false => Err(LogFault::Forked { size }),
+        }
     }
 
     /// True if the hashes lead from the event to the root of `head`.
