@@ -79,6 +79,8 @@ pub struct Writer {
     bundle: Vec<u8>,
     /// Full tiles and bundles that were not given out yet.
     full: Vec<Write>,
+    /// Files under the published head that entries have led to again, and that were not given out.
+    recalled: Vec<Write>,
     published: Option<(u64, Hash)>,
     /// Partial tiles and bundles that may still be there, and the size at which each is full.
     partial: BTreeMap<String, u64>,
@@ -101,6 +103,7 @@ impl Writer {
             edge: Edge::default(),
             bundle: Vec::new(),
             full: Vec::new(),
+            recalled: Vec::new(),
             // A process before this one may have left one of each width.
             partial: published
                 .iter()
@@ -134,12 +137,17 @@ impl Writer {
         }
         match self.published {
             // They were on the disk before the head was signed.
-            Some((published, _)) if size < published => return Ok(()),
+            Some((published, _)) if size < published => {
+                self.recalled.append(&mut full);
+                return Ok(());
+            }
             Some((published, root)) if size == published => {
-                return match self.edge.root() == root {
-                    true => Ok(()),
-                    false => Err(WriterError::Contradicted { size }),
-                };
+                if self.edge.root() != root {
+                    return Err(WriterError::Contradicted { size });
+                }
+                full.extend(self.partial_files());
+                self.recalled.append(&mut full);
+                return Ok(());
             }
             _ => {}
         }
@@ -183,6 +191,23 @@ impl Writer {
         std::mem::take(&mut self.full)
     }
 
+    /// Tiles and bundles under the published head, as the entries lead to them. If one is not there
+    /// any more it can be written again, but only after [`Writer::begun`]: until then nothing says
+    /// that the entries are those of the head.
+    pub fn take_recalled(&mut self) -> Vec<Write> {
+        std::mem::take(&mut self.recalled)
+    }
+
+    /// The tiles and the bundle that are not full.
+    fn partial_files(&self) -> Vec<Write> {
+        let bundle = Bundle::partial(self.size()).map(|bundle| Write {
+            path: bundle.path(),
+            bytes: self.bundle.clone(),
+        });
+        let tiles = self.edge.partial().into_iter().map(Write::from);
+        bundle.into_iter().chain(tiles).collect()
+    }
+
     /// Everything that publishes a head over all entries; none if no entry waits. `sign` makes the
     /// signed text of a head. When all files were written, call [`Writer::published`]; entries may
     /// come before that.
@@ -197,11 +222,7 @@ impl Writer {
             root: self.edge.root(),
         };
         let mut writes = self.take_full();
-        writes.extend(Bundle::partial(size).map(|bundle| Write {
-            path: bundle.path(),
-            bytes: self.bundle.clone(),
-        }));
-        writes.extend(self.edge.partial().into_iter().map(Write::from));
+        writes.extend(self.partial_files());
         let note = sign(&head).into_bytes();
         writes.push(Write {
             path: layout::head(size),
