@@ -31,7 +31,7 @@ pub enum AuditFilesError {
     Older(PathBuf),
     /// A line was changed after it was written. An unfinished line at the end of the newest file
     /// comes from a crash, and does not count.
-    #[error("{} line {number} is damaged; keep the folder as it is, and start with a new one", path.display())]
+    #[error("{} line {number} is damaged; keep the folder as it is, start with a new one, and tell those who have pinned heads of the log in it", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -84,8 +84,8 @@ pub struct Differences {
 #[derive(Debug, Default)]
 pub struct Differ {
     log: Vec<Place>,
-    /// The first entry without a place, by its index.
-    placeless: Option<u64>,
+    /// What is wrong with the first entry without a place.
+    placeless: Option<LogFault>,
     stream: Vec<(u64, Place)>,
 }
 
@@ -104,10 +104,15 @@ impl Place {
 impl Differ {
     /// Takes the next entry of the log, which is at `index`.
     pub fn entry(&mut self, index: u64, entry: &[u8]) {
-        match chain::of_leaf(entry).and_then(|event| Place::of(&event)) {
-            Some(place) => self.log(place),
-            None => drop(self.placeless.get_or_insert(index)),
-        }
+        let reason = "it cannot be compared with an event".to_owned();
+        let fault = match chain::of_leaf(entry) {
+            None => LogFault::Entry { index, reason },
+            Some(event) => match Place::of(&event) {
+                Some(place) => return self.log(place),
+                None => LogFault::Undecodable { index, reason },
+            },
+        };
+        self.placeless.get_or_insert(fault);
     }
 
     fn log(&mut self, place: Place) {
@@ -124,9 +129,8 @@ impl Differ {
     /// # Errors
     /// An entry of the log is no event, so it cannot be compared; or there is none.
     pub fn differences(&self) -> Result<Differences, LogFault> {
-        if let Some(index) = self.placeless {
-            let reason = "it cannot be compared with an event".to_owned();
-            return Err(LogFault::Entry { index, reason });
+        if let Some(fault) = &self.placeless {
+            return Err(fault.clone());
         }
         if self.log.is_empty() {
             return Err(LogFault::Empty);

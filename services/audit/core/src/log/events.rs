@@ -24,7 +24,7 @@ pub struct Events {
 /// Checks the signature and the chain of every event in the log, and folds the ledger.
 ///
 /// # Errors
-/// An entry is no event of this domain; or no event is one of a known emitter; or the log changed
+/// An entry is no event of this domain, or one that this build cannot read; or no event is one of a known emitter; or the log changed
 /// since it was opened. Faults of events are the auditor's findings.
 pub fn check_events(log: &Log, read: &Read<'_>, trusted: &Trusted) -> Result<Events, LogFault> {
     let domain = &trusted.domain;
@@ -96,7 +96,14 @@ fn record(log: &Log, trusted: &Trusted, index: u64, entry: &[u8]) -> Result<Reco
     let fault = |reason: String| LogFault::Entry { index, reason };
     let event: SignedEvent =
         chain::of_leaf(entry).ok_or_else(|| fault("it has another form".to_owned()))?;
-    let body = EventBody::decode(&event.body).map_err(|error| fault(error.to_string()))?;
+    let body = EventBody::decode(&event.body).map_err(|error| {
+        let (key, signature) = (event.key.as_str(), &*event.signature);
+        let reason = error.to_string();
+        match chain::is_signed_event(&trusted.domain, key, signature, &event.body) {
+            true => LogFault::Undecodable { index, reason },
+            false => fault(reason),
+        }
+    })?;
     let subject = match (&body.event, &body.run) {
         (Event::Ledger(told), run) => ledger_subject(run.as_ref(), &body.emitter, told.kind()),
         (Event::Worker(told), Some(run)) => {

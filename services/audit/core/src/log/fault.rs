@@ -75,6 +75,16 @@ pub enum LogFault {
         /// The reason.
         reason: String,
     },
+    /// Somebody signed an entry that this build cannot read. A newer one may.
+    #[error(
+        "event {index} of the log cannot be read by this build; use the release of the audit service: {reason}"
+    )]
+    Undecodable {
+        /// Its index.
+        index: u64,
+        /// The reason.
+        reason: String,
+    },
     /// A proof does not hold.
     #[error("the proof does not hold: {0}")]
     Proof(String),
@@ -113,6 +123,7 @@ impl LogFault {
             | Self::Stranger(_)
             | Self::Unverified(_)
             | Self::NoProof
+            | Self::Undecodable { .. }
             | Self::Changed(_) => Code::LogUnproven,
             // Nobody signed it: it may be empty, or a part of a copy.
             Self::Head {

@@ -124,7 +124,10 @@ impl Proof {
         if !chain::is_signed_event(domain, key.as_str(), &**signature, body) {
             return Err(fault("the event's signature does not verify"));
         }
-        let body = EventBody::decode(body).map_err(|error| LogFault::Proof(error.to_string()))?;
+        let body = EventBody::decode(body).map_err(|error| LogFault::Undecodable {
+            index: self.index,
+            reason: error.to_string(),
+        })?;
         if body.emitter != *key {
             return Err(fault("the event's emitter is not its signer"));
         }

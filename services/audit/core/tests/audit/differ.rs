@@ -100,7 +100,11 @@ fn fg_07_a_log_with_an_entry_that_is_no_event_is_not_compared() {
     differ.entry(2, b"text");
     let fault = differ.differences().unwrap_err();
     assert!(
-        matches!(fault, LogFault::Entry { index: 1, .. }),
+        matches!(fault, LogFault::Undecodable { index: 1, .. }),
         "the first: {fault}"
     );
+    let mut differ = Differ::default();
+    differ.entry(0, b"text");
+    let fault = differ.differences().unwrap_err();
+    assert!(matches!(fault, LogFault::Entry { index: 0, .. }), "{fault}");
 }

@@ -742,3 +742,26 @@ fn tl_03_a_log_of_several_bundles_verifies_and_no_full_tile_can_be_gone_or_alter
     let proof = log.prove(400, &entries[400]).expect("it is there");
     assert!(proof.verify(&trusted).is_ok());
 }
+
+/// Of a newer release, perhaps: it is no evidence, and no success.
+#[test]
+fn tl_03_a_signed_event_that_this_build_cannot_read_gives_no_verdict() {
+    let written = Written::write(&PLAN);
+    let trusted = trusted(&written);
+    let newer = written.coordinator.sign(DOMAIN, b"newer".to_vec());
+    let mut entries = entries(&written);
+    entries.push(chain::leaf(&newer).unwrap());
+    let index = entries.len() as u64 - 1;
+    let verdict = |entries: &[Vec<u8>]| {
+        let files = published(entries, &[entries.len()], SERVICE);
+        let log = open(&files, &trusted, None).unwrap();
+        let proof = log.prove(index, &entries[index as usize]).unwrap();
+        let codes = (proof.verify(&trusted), verify(&files, &trusted, None));
+        (codes.0.unwrap_err().code(), codes.1.err().unwrap().code())
+    };
+    let unproven = Code::LogUnproven;
+    assert_eq!(verdict(&entries), (unproven, unproven));
+    // Nobody signed it.
+    *entries.last_mut().unwrap().last_mut().unwrap() ^= 1;
+    assert_eq!(verdict(&entries), (Code::ProofInvalid, Code::LogAltered));
+}
