@@ -112,7 +112,7 @@ fn fg_07_a_pinned_head_never_goes_back_and_never_onto_another_history() {
     assert_eq!(may(&log, &files, Some(log.head())), Ok(true));
     let before = published(&entries, &[20], SERVICE);
     assert_eq!(may(&older, &before, Some(log.head())), Ok(false));
-    let mut other = entries.clone();
+    let mut other = entries;
     other.swap(5, 6);
     for size in [20, all] {
         let fork = published(&other, &[size], SERVICE);
