@@ -31,7 +31,7 @@ pub enum AuditFilesError {
     Older(PathBuf),
     /// A line was changed after it was written. An unfinished line at the end of the newest file
     /// comes from a crash, and does not count.
-    #[error("{} line {number} is damaged; keep the folder as it is, and start with a new one", path.display())]
+    #[error("{} line {number} is damaged; keep the folder as it is, start with a new one, and tell those who have pinned heads of the log in it", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -190,6 +190,13 @@ impl AuditFiles {
             let is_last = last.as_ref() == Some(&name);
             let path = folder.join(&name);
             let mut file = open_for_append(&path)?;
+            if is_last {
+                // A process before this one may have died before its last lines were on the disk.
+                // Nothing may be signed that a power failure can still take away.
+                file.sync_all()
+                    .map_err(|source| io_error(&path, source))
+                    .and_then(|()| sync_folder(folder))?;
+            }
             let whole = scan(&path, &file, is_last, &mut keep.known, each)?;
             if is_last {
                 let length = file
@@ -279,9 +286,7 @@ impl AuditFiles {
         let path = self.folder.join(&today);
         let file = open_for_append(&path)?;
         // The file's name must be on disk before its lines count.
-        File::open(&self.folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(|e| io_error(&self.folder, e))?;
+        sync_folder(&self.folder)?;
         Ok((today, file))
     }
 }
@@ -377,6 +382,12 @@ fn open_for_append(path: &Path) -> Result<File, AuditFilesError> {
         .append(true)
         .open(path);
     opened.map_err(|source| io_error(path, source))
+}
+
+fn sync_folder(folder: &Path) -> Result<(), AuditFilesError> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|source| io_error(folder, source))
 }
 
 fn io_error(path: &Path, source: io::Error) -> AuditFilesError {

@@ -22,6 +22,8 @@ pub(crate) struct Log {
     files: LogFiles,
     key: HeadKey,
     writer: Writer,
+    /// Files under the newest head that are gone.
+    missing: Vec<Write>,
     /// A signed head that a process before this one has kept, and not published.
     unpublished: Option<Vec<u8>>,
 }
@@ -149,6 +151,7 @@ impl Log {
             },
             key,
             writer,
+            missing: Vec::new(),
             unpublished: newer.map(|(_, note)| note),
         })
     }
@@ -160,16 +163,24 @@ impl Log {
         };
         let pushed = self.writer.push(&entry, now.get());
         pushed.map_err(|error| self.contradicted(error))?;
+        let mut recalled = self.writer.take_recalled();
+        recalled.retain(|write| !self.files.folder.join(&write.path).exists());
+        self.missing.append(&mut recalled);
         // Full tiles and bundles are written at once, so that they need no memory.
         let full = self.writer.take_full();
         full.iter().try_for_each(|write| self.files.write(write))
     }
 
-    /// Says that all events have been given that were kept before.
+    /// Says that all events have been given that were kept before. Files under the newest head that
+    /// are gone are written again: the events lead to them.
     pub(crate) fn begun(&mut self) -> Result<(), LogError> {
         self.writer
             .begun()
             .map_err(|error| self.contradicted(error))?;
+        for write in std::mem::take(&mut self.missing) {
+            tracing::warn!(file = %write.path, "a file of the log was gone; written again");
+            self.files.write(&write)?;
+        }
         match self.unpublished.take() {
             Some(bytes) => self.files.write(&Write {
                 path: CHECKPOINT.to_owned(),

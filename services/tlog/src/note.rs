@@ -9,6 +9,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::Hash;
 
+/// Most entries of a log that is read: code that checks trees counts their nodes in 64 bits.
+const SIZE_MAX: u64 = u64::MAX / 2;
 /// Longest text that is read: a head has some 300 bytes, and each further signature some 200.
 pub const NOTE_BYTES_MAX: usize = 16 << 10;
 /// The kind of a signature in the identifier of its key: Ed25519 over the text.
@@ -119,6 +121,9 @@ impl Head {
             .map_err(|_| malformed("its size is no number"))?;
         if number.to_string() != size {
             return Err(malformed("its size is no plain number"));
+        }
+        if number > SIZE_MAX {
+            return Err(malformed("no log has so many entries"));
         }
         let root = BASE64
             .decode(root.as_bytes())

@@ -6,6 +6,8 @@
 //! at the same root. What it writes follows from the entries alone: a file that was written before
 //! the process died is written again with the same bytes, and a head of a size has one root.
 
+use std::collections::BTreeMap;
+
 use crate::edge::{Edge, Filled};
 use crate::layout::{self, Bundle, CHECKPOINT, ENTRY_BYTES_MAX, TILE_WIDTH, Tile};
 use crate::{Hash, Head};
@@ -77,9 +79,11 @@ pub struct Writer {
     bundle: Vec<u8>,
     /// Full tiles and bundles that were not given out yet.
     full: Vec<Write>,
+    /// Files under the published head that entries have led to again, and that were not given out.
+    recalled: Vec<Write>,
     published: Option<(u64, Hash)>,
-    /// Sizes of published heads whose partial tiles are still there, the newest last.
-    partial: Vec<u64>,
+    /// Partial tiles and bundles that may still be there, and the size at which each is full.
+    partial: BTreeMap<String, u64>,
     /// The time at which the oldest entry came that no head covers, published or about to be.
     waiting_since: Option<u64>,
 }
@@ -99,7 +103,12 @@ impl Writer {
             edge: Edge::default(),
             bundle: Vec::new(),
             full: Vec::new(),
-            partial: published.iter().map(|head| head.size).collect(),
+            recalled: Vec::new(),
+            // A process before this one may have left one of each width.
+            partial: published
+                .iter()
+                .flat_map(|head| (1..TILE_WIDTH).flat_map(|width| partial(head.size, Some(width))))
+                .collect(),
             published: published.map(|head| (head.size, head.root)),
             waiting_since: None,
         })
@@ -128,12 +137,17 @@ impl Writer {
         }
         match self.published {
             // They were on the disk before the head was signed.
-            Some((published, _)) if size < published => return Ok(()),
+            Some((published, _)) if size < published => {
+                self.recalled.append(&mut full);
+                return Ok(());
+            }
             Some((published, root)) if size == published => {
-                return match self.edge.root() == root {
-                    true => Ok(()),
-                    false => Err(WriterError::Contradicted { size }),
-                };
+                if self.edge.root() != root {
+                    return Err(WriterError::Contradicted { size });
+                }
+                full.extend(self.partial_files());
+                self.recalled.append(&mut full);
+                return Ok(());
             }
             _ => {}
         }
@@ -177,6 +191,23 @@ impl Writer {
         std::mem::take(&mut self.full)
     }
 
+    /// Tiles and bundles under the published head, as the entries lead to them. If one is not there
+    /// any more it can be written again, but only after [`Writer::begun`]: until then nothing says
+    /// that the entries are those of the head.
+    pub fn take_recalled(&mut self) -> Vec<Write> {
+        std::mem::take(&mut self.recalled)
+    }
+
+    /// The tiles and the bundle that are not full.
+    fn partial_files(&self) -> Vec<Write> {
+        let bundle = Bundle::partial(self.size()).map(|bundle| Write {
+            path: bundle.path(),
+            bytes: self.bundle.clone(),
+        });
+        let tiles = self.edge.partial().into_iter().map(Write::from);
+        bundle.into_iter().chain(tiles).collect()
+    }
+
     /// Everything that publishes a head over all entries; none if no entry waits. `sign` makes the
     /// signed text of a head. When all files were written, call [`Writer::published`]; entries may
     /// come before that.
@@ -191,11 +222,7 @@ impl Writer {
             root: self.edge.root(),
         };
         let mut writes = self.take_full();
-        writes.extend(Bundle::partial(size).map(|bundle| Write {
-            path: bundle.path(),
-            bytes: self.bundle.clone(),
-        }));
-        writes.extend(self.edge.partial().into_iter().map(Write::from));
+        writes.extend(self.partial_files());
         let note = sign(&head).into_bytes();
         writes.push(Write {
             path: layout::head(size),
@@ -217,21 +244,16 @@ impl Writer {
     /// Says that all files of the head were written.
     pub fn published(&mut self, head: &Head) {
         self.published = Some((head.size, head.root));
-        self.partial.push(head.size);
-        let kept = self.partial.len().saturating_sub(2);
-        self.partial.drain(..kept);
+        self.partial.retain(|_, full_at| *full_at > head.size);
+        self.partial.extend(partial(head.size, None));
     }
 
-    /// Partial tiles and bundles that neither the head of `size` needs nor the one before it: a
-    /// reader may still be reading that one.
+    /// Partial tiles and bundles that are full under the head of `size`. Until then they stay: a
+    /// reader of an older head finds them or the full ones.
     fn unneeded(&self, size: u64) -> Vec<String> {
-        let Some((newest, older)) = self.partial.split_last() else {
-            return Vec::new();
-        };
-        let needed = [partial_paths(*newest), partial_paths(size)].concat();
-        let mut paths: Vec<String> = older.iter().copied().flat_map(partial_paths).collect();
-        paths.retain(|path| !needed.contains(path));
-        paths
+        let partial = self.partial.iter();
+        let unneeded = partial.filter(|(_, full_at)| **full_at <= size);
+        unneeded.map(|(path, _)| path.clone()).collect()
     }
 }
 
@@ -242,9 +264,26 @@ impl From<Filled> for Write {
     }
 }
 
-fn partial_paths(size: u64) -> Vec<String> {
-    let tiles = Tile::partial(size).into_iter().map(Tile::path);
-    tiles
-        .chain(Bundle::partial(size).map(Bundle::path))
-        .collect()
+/// The files of the partial tiles and of the bundle of a log of `size` entries, as they are or as
+/// they would be with another width, with the size at which each is full.
+fn partial(size: u64, width: Option<usize>) -> Vec<(String, u64)> {
+    let tiles = Tile::partial(size).into_iter().map(|tile| {
+        let width = width.unwrap_or(tile.width);
+        let full_at = (tile.index + 1).saturating_mul(entries_under(tile.level));
+        (Tile { width, ..tile }.path(), full_at)
+    });
+    let bundle = Bundle::partial(size).map(|bundle| {
+        let width = width.unwrap_or(bundle.width);
+        let full_at = (bundle.index + 1).saturating_mul(entries_under(0));
+        (Bundle { width, ..bundle }.path(), full_at)
+    });
+    tiles.chain(bundle).collect()
+}
+
+/// The entries under a full tile of a level.
+fn entries_under(level: usize) -> u64 {
+    u32::try_from(8 * (level + 1))
+        .ok()
+        .and_then(|bits| 1u64.checked_shl(bits))
+        .unwrap_or(u64::MAX)
 }

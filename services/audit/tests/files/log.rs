@@ -246,3 +246,27 @@ fn a_log_whose_folder_is_gone_is_not_begun_anew() {
     assert_eq!(error.code(), Code::AuditFolderInvalid);
     assert!(!folder.exists());
 }
+
+/// What DL0728 advises: the heads stay, so the next process cannot sign a second history.
+#[test]
+fn fg_07_tiles_that_were_moved_away_are_written_again_under_the_same_head() {
+    let (trust, records, key) = signing(600);
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    keep(scratch.path(), &trust, &key, &records);
+    let head = read(scratch.path(), &trust).head().clone();
+    let tiles = scratch.path().join(LOG_FOLDER).join("tile");
+    fs::rename(&tiles, scratch.path().join("moved")).expect("it is ours");
+    drop(open(scratch.path(), &trust, &key).expect("the files are whole"));
+    assert_eq!(read(scratch.path(), &trust).head(), &head);
+    // Other events write nothing there.
+    fs::remove_dir_all(&tiles).expect("it was made again");
+    for entry in fs::read_dir(scratch.path()).expect("it is ours") {
+        let path = entry.expect("it is ours").path();
+        if path.extension().is_some_and(|end| end == "log") {
+            fs::remove_file(path).expect("it is ours");
+        }
+    }
+    let (code, text) = refused(open(scratch.path(), &trust, &key));
+    assert_eq!(code, Code::LogContradicted, "{text}");
+    assert!(!tiles.exists());
+}

@@ -26,15 +26,11 @@ fn note_heads(files: &Files, seen: &mut BTreeMap<u64, Hash>) {
 fn is_whole(files: &Files, size: u64) -> bool {
     let there = |path: String, full: String| files.contains_key(&path) || files.contains_key(&full);
     let bundles = Bundle::all(size).all(|one| there(one.path(), one.full().path()));
-    // The partial files of older heads are removed: these heads have files that cover them.
-    let newest = published(files).is_none_or(|head| head.size <= size);
-    let tiles = Tile::partial(size);
-    let tiles = tiles.into_iter();
-    (bundles
+    let tiles = Tile::partial(size).into_iter();
+    bundles
         && tiles
             .map(|one| (one.path(), one.full().path()))
-            .all(|(a, b)| there(a, b)))
-        || !newest
+            .all(|(a, b)| there(a, b))
 }
 
 /// In each round some entries come and a head is begun; the process dies before its `cut`th write.
@@ -182,9 +178,9 @@ fn entries_that_come_before_a_head_is_published_wait_for_the_next() {
     );
 }
 
-/// The files of the head before the newest stay for those who are reading them.
+/// A reader of any older head finds its files, or full ones that cover them.
 #[test]
-fn partial_tiles_of_older_heads_are_removed() {
+fn fg_07_partial_tiles_stay_until_their_full_ones_are_under_a_head() {
     let mut files = Files::new();
     let mut writer = begin(&mut files, 0..3);
     let partial = |files: &Files| {
@@ -196,44 +192,23 @@ fn partial_tiles_of_older_heads_are_removed() {
         writer.push(&entry(index), 0).unwrap();
         publish(&mut writer, &mut files);
     }
-    let expected = [
-        "tile/0/000.p/5",
-        "tile/0/000.p/6",
-        "tile/entries/000.p/5",
-        "tile/entries/000.p/6",
-    ];
-    assert_eq!(partial(&files), expected);
-    assert_eq!(
-        files
-            .keys()
-            .filter(|path| path.starts_with("heads/"))
-            .count(),
-        4
-    );
-    writer.push(&entry(6), 0).unwrap();
-    let removals = writer.batch(sign).unwrap().removals;
-    let expected = ["tile/0/000.p/5", "tile/entries/000.p/5"];
-    assert_eq!(removals, expected, "each once");
-}
-
-/// A tile that three heads share stays as long as the newest but one needs it.
-#[test]
-fn a_partial_tile_that_a_reader_may_need_stays() {
-    let mut files = Files::new();
-    let mut writer = begin(&mut files, 0..300);
+    assert_eq!(partial(&files).len(), 8, "{:?}", partial(&files));
+    // A process that begins later removes what those before it have left.
+    let mut writer = begin(&mut files, 0..6);
+    (6..255).for_each(|at| writer.push(&entry(at), 0).unwrap());
+    assert_eq!(writer.batch(sign).unwrap().removals, [""; 0]);
     publish(&mut writer, &mut files);
-    for (from, to) in [(300, 511), (511, 512)] {
-        (from..to).for_each(|at| writer.push(&entry(at), 0).unwrap());
-        publish(&mut writer, &mut files);
+    assert_eq!(partial(&files).len(), 10);
+    writer.push(&entry(255), 0).unwrap();
+    publish(&mut writer, &mut files);
+    assert_eq!(partial(&files), ["tile/1/000.p/1"]);
+    (256..300).for_each(|at| writer.push(&entry(at), 0).unwrap());
+    assert_eq!(writer.batch(sign).unwrap().removals, [""; 0], "once");
+    publish(&mut writer, &mut files);
+    for size in [3, 4, 5, 6, 255, 256, 300] {
+        assert!(files.contains_key(&format!("heads/{size}")));
+        assert!(is_whole(&files, size), "{size}");
     }
-    assert!(
-        files.contains_key("tile/1/000.p/1"),
-        "the head of size 511 needs it"
-    );
-    assert!(
-        !files.contains_key("tile/0/001.p/44"),
-        "only the oldest needed it"
-    );
 }
 
 #[test]

@@ -172,3 +172,20 @@ fn texts_that_are_no_heads_are_refused_with_a_reason() {
         );
     }
 }
+
+/// Code that checks trees panics on greater ones.
+#[test]
+fn a_signed_head_of_a_size_that_no_log_has_is_refused() {
+    let open = |size| {
+        let head = Head {
+            origin: ORIGIN.to_owned(),
+            size,
+            root: [1; 32],
+        };
+        Head::open(sign(&head).as_bytes(), ORIGIN, &[public()])
+    };
+    assert!(open(u64::MAX / 2).is_ok());
+    for size in [u64::MAX / 2 + 1, u64::MAX] {
+        assert!(matches!(open(size), Err(tlog::HeadError::Malformed(_))));
+    }
+}

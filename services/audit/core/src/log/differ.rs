@@ -11,6 +11,8 @@ use schemas::event::{EventBody, SignedEvent};
 use schemas::{ChainSequence, Digest, Message as _, PublicKey};
 use serde::Serialize;
 
+use super::fault::LogFault;
+
 /// Most differences that are listed. All are counted.
 const LISTED_MAX: usize = 100;
 
@@ -82,6 +84,8 @@ pub struct Differences {
 #[derive(Debug, Default)]
 pub struct Differ {
     log: Vec<Place>,
+    /// What is wrong with the first entry without a place.
+    placeless: Option<LogFault>,
     stream: Vec<(u64, Place)>,
 }
 
@@ -98,8 +102,20 @@ impl Place {
 }
 
 impl Differ {
-    /// Takes the next entry of the log.
-    pub fn log(&mut self, place: Place) {
+    /// Takes the next entry of the log, which is at `index`.
+    pub fn entry(&mut self, index: u64, entry: &[u8]) {
+        let reason = "it cannot be compared with an event".to_owned();
+        let fault = match chain::of_leaf(entry) {
+            None => LogFault::Entry { index, reason },
+            Some(event) => match Place::of(&event) {
+                Some(place) => return self.log(place),
+                None => LogFault::Undecodable { index, reason },
+            },
+        };
+        self.placeless.get_or_insert(fault);
+    }
+
+    fn log(&mut self, place: Place) {
         self.log.push(place);
     }
 
@@ -109,7 +125,16 @@ impl Differ {
     }
 
     /// Compares. A repetition of an event counts with its first occurrence.
-    pub fn differences(&self) -> Differences {
+    ///
+    /// # Errors
+    /// An entry of the log is no event, so it cannot be compared; or there is none.
+    pub fn differences(&self) -> Result<Differences, LogFault> {
+        if let Some(fault) = &self.placeless {
+            return Err(fault.clone());
+        }
+        if self.log.is_empty() {
+            return Err(LogFault::Empty);
+        }
         let mut at = BTreeMap::new();
         let mut numbers = BTreeMap::new();
         for (order, (_, place)) in self.stream.iter().enumerate() {
@@ -170,7 +195,7 @@ impl Differ {
                 false => found.newer += 1,
             }
         }
-        found
+        Ok(found)
     }
 }
 

@@ -24,8 +24,8 @@ pub struct Events {
 /// Checks the signature and the chain of every event in the log, and folds the ledger.
 ///
 /// # Errors
-/// An entry is no event of this domain; or the log changed since it was opened. Faults of events
-/// are the auditor's findings.
+/// An entry is no event of this domain, or one that this build cannot read; or no event is one of a known emitter; or the log changed
+/// since it was opened. Faults of events are the auditor's findings.
 pub fn check_events(log: &Log, read: &Read<'_>, trusted: &Trusted) -> Result<Events, LogFault> {
     let domain = &trusted.domain;
     let mut events = Events {
@@ -45,14 +45,24 @@ pub fn check_events(log: &Log, read: &Read<'_>, trusted: &Trusted) -> Result<Eve
     for checked in events.auditor.conclude(last) {
         events.count(checked.findings.iter().map(|found| &found.finding), 0)?;
     }
+    let auditor = &events.auditor;
+    if auditor.summary().verified == 0 && auditor.evidence().is_none() {
+        return Err(LogFault::Unverified(log.head().size));
+    }
     Ok(events)
 }
 
 impl Events {
     fn take(&mut self, records: &mut Vec<Record>) -> Result<(), LogFault> {
-        let examined = self.auditor.examiner().examine_all(records);
+        let examiner = self.auditor.examiner().clone();
+        let examined = examiner.examine_all(records);
         for (record, examined) in records.drain(..).zip(examined) {
             let index = record.stream_sequence.0 - 1;
+            // A stranger's event is one only if the stranger signed it.
+            if !examiner.is_entry(&record, &examined) {
+                let reason = "its emitter has not signed it".to_owned();
+                return Err(LogFault::Entry { index, reason });
+            }
             for checked in self.auditor.place(examined) {
                 self.count(checked.findings.iter().map(|found| &found.finding), index)?;
             }
@@ -86,7 +96,14 @@ fn record(log: &Log, trusted: &Trusted, index: u64, entry: &[u8]) -> Result<Reco
     let fault = |reason: String| LogFault::Entry { index, reason };
     let event: SignedEvent =
         chain::of_leaf(entry).ok_or_else(|| fault("it has another form".to_owned()))?;
-    let body = EventBody::decode(&event.body).map_err(|error| fault(error.to_string()))?;
+    let body = EventBody::decode(&event.body).map_err(|error| {
+        let (key, signature) = (event.key.as_str(), &*event.signature);
+        let reason = error.to_string();
+        match chain::is_signed_event(&trusted.domain, key, signature, &event.body) {
+            true => LogFault::Undecodable { index, reason },
+            false => fault(reason),
+        }
+    })?;
     let subject = match (&body.event, &body.run) {
         (Event::Ledger(told), run) => ledger_subject(run.as_ref(), &body.emitter, told.kind()),
         (Event::Worker(told), Some(run)) => {

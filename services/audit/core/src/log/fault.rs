@@ -1,6 +1,6 @@
 //! Everything that can be wrong with a log.
 
-use schemas::Code;
+use schemas::{Code, PublicKey};
 use tlog::HeadError;
 
 /// The reason why a log, a head or a proof does not verify, or why nothing can be said.
@@ -75,9 +75,33 @@ pub enum LogFault {
         /// The reason.
         reason: String,
     },
+    /// Somebody signed an entry that this build cannot read. A newer one may.
+    #[error(
+        "event {index} of the log cannot be read by this build; use the release of the audit service: {reason}"
+    )]
+    Undecodable {
+        /// Its index.
+        index: u64,
+        /// The reason.
+        reason: String,
+    },
     /// A proof does not hold.
     #[error("the proof does not hold: {0}")]
     Proof(String),
+    /// An event of the ledger under a key that is no coordinator's. A log may have such events: a
+    /// stranger can send them.
+    #[error(
+        "{0}, which signed this event of the ledger, is no coordinator's key in the trust bundle"
+    )]
+    Stranger(PublicKey),
+    /// No event of a known emitter is in the log.
+    #[error(
+        "none of the {0} events was signed by a key that is known; the trust bundle may name no coordinator's key of this log"
+    )]
+    Unverified(u64),
+    /// A file is no proof, or only a part of one.
+    #[error("it is no text of a proof, or not all of one")]
+    NoProof,
     /// The event is not in the log.
     #[error("{wanted} is not among the {size} events under the newest head")]
     Unlogged {
@@ -96,7 +120,16 @@ impl LogFault {
             | Self::Missing(_)
             | Self::Unreadable { .. }
             | Self::Empty
+            | Self::Stranger(_)
+            | Self::Unverified(_)
+            | Self::NoProof
+            | Self::Undecodable { .. }
             | Self::Changed(_) => Code::LogUnproven,
+            // Nobody signed it: it may be empty, or a part of a copy.
+            Self::Head {
+                error: HeadError::Malformed(_),
+                ..
+            } => Code::LogUnproven,
             Self::Head { .. } => Code::HeadInvalid,
             Self::RolledBack { .. } => Code::HeadRolledBack,
             Self::Forked { .. } => Code::HistoryForked,

@@ -209,6 +209,24 @@ impl Log {
         Ok(tree.root())
     }
 
+    /// Says if the log's head may be pinned where `pinned` is the pinned head now: never a smaller
+    /// one in the place of a greater one.
+    ///
+    /// # Errors
+    /// The pinned head is of another history; or as [`Log::again`].
+    pub fn may_replace(&self, read: &Read<'_>, pinned: Option<&Head>) -> Result<bool, LogFault> {
+        let Some(pinned) = pinned.filter(|pinned| pinned.size > 0) else {
+            return Ok(true);
+        };
+        if pinned.size > self.head.size {
+            return Ok(false);
+        }
+        match self.root_at(read, pinned.size)? == pinned.root {
+            true => Ok(true),
+            false => Err(LogFault::Forked { size: pinned.size }),
+        }
+    }
+
     pub(super) const fn members(&self) -> &Members {
         &self.members
     }

@@ -3,7 +3,7 @@
 
 use data_encoding::BASE64;
 use schemas::Message as _;
-use schemas::event::{EventBody, SignedEvent};
+use schemas::event::{Event, EventBody, SignedEvent};
 use tlog::{Hash, Head};
 
 use super::fault::LogFault;
@@ -51,7 +51,7 @@ impl Proof {
     /// # Errors
     /// It has another form.
     pub fn read(text: &[u8]) -> Result<Self, LogFault> {
-        Self::parse(text).ok_or_else(|| LogFault::Proof("it is no text of a proof".to_owned()))
+        Self::parse(text).ok_or(LogFault::NoProof)
     }
 
     fn parse(text: &[u8]) -> Option<Self> {
@@ -78,12 +78,30 @@ impl Proof {
         })
     }
 
+    /// Compares the proof's head, once it was checked, with the pinned one. True if they are the
+    /// same; without a log nothing can be said about heads of different sizes.
+    ///
+    /// # Errors
+    /// They have one size and two roots: two histories.
+    pub fn is_pinned(head: &Head, pinned: Option<&Head>) -> Result<bool, LogFault> {
+        let size = head.size;
+        let Some(pinned) = pinned.filter(|pinned| pinned.size == size) else {
+            return Ok(false);
+        };
+        match pinned.root == head.root {
+            true => Ok(true),
+            false => Err(LogFault::Forked { size }),
+        }
+    }
+
     /// True if the hashes lead from the event to the root of `head`.
     pub fn leads_to(&self, head: &Head) -> bool {
         is_included(head, self.index, &self.entry, &self.hashes)
     }
 
-    /// Checks the proof: the head's signature, the way to its root, and the event's own signature.
+    /// Checks the proof: the head's signature, the way to its root, the event's own signature, and
+    /// that its signer may say what it says. A worker's key is not checked: only a join in the
+    /// ledger, which the proof does not have, says whose key it is.
     ///
     /// # Errors
     /// The first that does not hold.
@@ -106,7 +124,16 @@ impl Proof {
         if !chain::is_signed_event(domain, key.as_str(), &**signature, body) {
             return Err(fault("the event's signature does not verify"));
         }
-        let body = EventBody::decode(body).map_err(|error| LogFault::Proof(error.to_string()))?;
+        let body = EventBody::decode(body).map_err(|error| LogFault::Undecodable {
+            index: self.index,
+            reason: error.to_string(),
+        })?;
+        if body.emitter != *key {
+            return Err(fault("the event's emitter is not its signer"));
+        }
+        if matches!(body.event, Event::Ledger(_)) && !trusted.coordinators.contains(key) {
+            return Err(LogFault::Stranger(key.clone()));
+        }
         Ok((head, event, body))
     }
 }

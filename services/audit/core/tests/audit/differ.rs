@@ -1,15 +1,15 @@
 //! A stream beside the log.
 
-use audit_core::log::{Differ, Difference, Place};
-use schemas::event::{Event, EventBody, LedgerEvent};
+use audit_core::log::{Differ, Difference, LogFault, Place};
+use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent};
 use schemas::{ChainSequence, Digest, Message as _, UnixMillis, V};
 
 use crate::log::{DOMAIN, Emitter, run};
 
-/// The places of events of one emitter, by number and content.
-fn places(of: &[(u64, &str)]) -> Vec<Place> {
+/// Events of one emitter, by number and content.
+fn events(of: &[(u64, &str)]) -> Vec<SignedEvent> {
     let emitter = Emitter::new(3);
-    let place = |(number, text): &(u64, &str)| {
+    let event = |(number, text): &(u64, &str)| {
         let body = EventBody {
             v: V,
             emitter: emitter.public.clone(),
@@ -19,18 +19,20 @@ fn places(of: &[(u64, &str)]) -> Vec<Place> {
             run: Some(run()),
             event: Event::Ledger(LedgerEvent::RunCompleted),
         };
-        Place::of(&emitter.sign(DOMAIN, body.encode())).expect("an event")
+        emitter.sign(DOMAIN, body.encode())
     };
-    of.iter().map(place).collect()
+    of.iter().map(event).collect()
 }
 
 fn differences(log: &[(u64, &str)], stream: &[(u64, &str)]) -> (u64, u64, Vec<Difference>) {
     let mut differ = Differ::default();
-    places(log).into_iter().for_each(|place| differ.log(place));
-    for (at, place) in (1..).zip(places(stream)) {
-        differ.stream(at, place);
+    for (index, event) in (0..).zip(events(log)) {
+        differ.entry(index, &chain::leaf(&event).expect("an entry"));
     }
-    let found = differ.differences();
+    for (at, event) in (1..).zip(events(stream)) {
+        differ.stream(at, Place::of(&event).expect("an event"));
+    }
+    let found = differ.differences().expect("all are events");
     assert_eq!(found.count, found.first.len() as u64);
     (found.same, found.newer, found.first)
 }
@@ -83,4 +85,26 @@ fn fg_07_a_lost_end_reused_numbers_and_an_altered_past_are_told_apart() {
     let copies = [log[0], log[0], log[1], log[2], log[3], log[1]];
     assert_eq!(differences(&log, &copies), (4, 0, vec![]));
     assert_eq!(differences(&copies, &log), (4, 0, vec![]));
+}
+
+/// What cannot be compared is not left out in silence.
+#[test]
+fn fg_07_a_log_with_an_entry_that_is_no_event_is_not_compared() {
+    let mut differ = Differ::default();
+    assert_eq!(differ.differences(), Err(LogFault::Empty), "nothing");
+    let entry = chain::leaf(&events(&[(1, "a")])[0]).expect("an entry");
+    differ.entry(0, &entry);
+    assert_eq!(differ.differences().map(|found| found.count), Ok(1));
+    let unreadable = Emitter::new(3).sign(DOMAIN, b"no event".to_vec());
+    differ.entry(1, &chain::leaf(&unreadable).expect("an entry"));
+    differ.entry(2, b"text");
+    let fault = differ.differences().unwrap_err();
+    assert!(
+        matches!(fault, LogFault::Undecodable { index: 1, .. }),
+        "the first: {fault}"
+    );
+    let mut differ = Differ::default();
+    differ.entry(0, b"text");
+    let fault = differ.differences().unwrap_err();
+    assert!(matches!(fault, LogFault::Entry { index: 0, .. }), "{fault}");
 }

@@ -9,6 +9,7 @@ mod lineage;
 mod log;
 mod merges;
 mod properties;
+mod readers;
 mod told;
 mod tree;
 mod verdicts;

@@ -1,8 +1,10 @@
 //! `audit head`, `prove`, `verify` and `diff`: the log of all events, checked from its files with
 //! the trust bundle, and beside stream `AUDIT`.
 
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use audit_core::log::{
     Differ, Difference, Differences, Events, Log, LogFault, Place, Proof, Trusted, check_events,
@@ -11,7 +13,7 @@ use diloco_audit::log::{event_of, read_file};
 use diloco_audit::{Auditor, Reader, StreamSequence};
 use identity::secret::write_private;
 use runtime::Failure;
-use schemas::event::EventBody;
+use schemas::event::{Event, EventBody};
 use schemas::permission::Role;
 use schemas::{Code, Digest, Message as _};
 use serde::Serialize;
@@ -20,6 +22,10 @@ use tlog::Head;
 use crate::cli::{self, LoggedEvent};
 use crate::context::Context;
 use crate::output::Record;
+
+/// Tries to get the lock of the pinned head, and the wait between two.
+const LOCK_TRIES: u32 = 100;
+const LOCK_WAIT: Duration = Duration::from_millis(100);
 
 /// A log in a folder, and what it is checked against.
 struct Source {
@@ -91,7 +97,14 @@ pub(super) fn verify(
     let source = Source::open(context, from)?;
     let proof = proof.map(read_proof).transpose()?;
     if let (Some(proof), None) = (&proof, &from.log_folder) {
-        let shown = ProofShown::of(proof, &source.trusted)?;
+        let mut shown = ProofShown::of(proof, &source.trusted)?;
+        let (head, ..) = proof.verify(&source.trusted)?;
+        shown.compared = Some(match Proof::is_pinned(&head, source.pinned.as_ref())? {
+            true => "the head is the one that is pinned here",
+            false => {
+                "the head was not compared with one that is pinned here: name a log with --log-folder for that"
+            }
+        });
         context.printer.record(&shown);
         return Ok(());
     }
@@ -138,10 +151,7 @@ pub(super) async fn diff(context: &Context, from: &cli::Log) -> Result<(), Failu
     let bus = context.bus(Role::Auditor).await?;
     // Before the stream is read, so that an event that comes meanwhile is in the stream only.
     let mut differ = Differ::default();
-    let log = source.log(&mut |_, entry| {
-        let place = chain::of_leaf(entry).and_then(|event| Place::of(&event));
-        place.into_iter().for_each(|place| differ.log(place));
-    })?;
+    let log = source.log(&mut |index, entry| differ.entry(index, entry))?;
     let trusted = &source.trusted;
     let coordinators = trusted.coordinators.iter().cloned();
     let examiner = Auditor::new(&trusted.domain, coordinators)
@@ -173,7 +183,7 @@ pub(super) async fn diff(context: &Context, from: &cli::Log) -> Result<(), Failu
                 .for_each(|place| differ.stream(at.0, place));
         }
     }
-    let differences = differ.differences();
+    let differences = differ.differences()?;
     context.printer.record(&DiffShown {
         size: log.head().size,
         last: end.0,
@@ -202,20 +212,7 @@ impl Source {
             heads: trust.raw_head_keys(),
         };
         let pin = layout.pinned_head();
-        let pinned = match std::fs::read(&pin) {
-            Ok(note) => Some(trusted.open("", &note).map_err(|fault| {
-                let text = format!(
-                    "{} is no pinned head of this domain: {fault}",
-                    pin.display()
-                );
-                Failure::new(Code::LogUnproven, text)
-            })?),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => {
-                let text = format!("{}: {error}", pin.display());
-                return Err(Failure::new(Code::LogUnproven, text));
-            }
-        };
+        let pinned = read_pin(&pin, &trusted)?;
         Ok(Self {
             folder: from
                 .log_folder
@@ -262,10 +259,53 @@ impl Source {
         }
     }
 
-    /// Pins the head. A head never goes back: the log was compared with the pinned one.
+    /// Pins the head, unless another command has pinned a greater one meanwhile. A pin never goes
+    /// back: what is pinned now is compared with the log once more, and nobody else may pin until
+    /// that is done.
     fn pin(&self, log: &Log) -> Result<(), Failure> {
-        write_private(&self.pin, log.note().as_bytes()).map_err(Failure::from)
+        let _lock = lock(&self.pin.with_extension("lock"))?;
+        let now = read_pin(&self.pin, &self.trusted)?;
+        // The log was compared with this one when it was opened.
+        let is_known = now.is_some() && now == self.pinned;
+        if is_known || log.may_replace(&|path| self.read(path), now.as_ref())? {
+            write_private(&self.pin, log.note().as_bytes())?;
+        }
+        Ok(())
     }
+}
+
+/// The pinned head; none if there is none.
+fn read_pin(pin: &Path, trusted: &Trusted) -> Result<Option<Head>, Failure> {
+    let unproven = |text: String| Failure::new(Code::LogUnproven, text);
+    let note = match std::fs::read(pin) {
+        Ok(note) => note,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unproven(format!("{}: {error}", pin.display()))),
+    };
+    let opened = trusted.open("its text", &note);
+    opened.map(Some).map_err(|fault| {
+        let pin = pin.display();
+        unproven(format!("{pin} is no pinned head of this domain: {fault}"))
+    })
+}
+
+/// Locks a file until it is closed. Another command holds the lock while it reads a log at most.
+fn lock(path: &Path) -> Result<File, Failure> {
+    let failed = |reason: String| {
+        let text = format!("{}: {reason}", path.display());
+        Failure::new(Code::LogUnproven, text)
+    };
+    let mut options = OpenOptions::new();
+    let opened = options.create(true).truncate(false).write(true).open(path);
+    let file = opened.map_err(|error| failed(error.to_string()))?;
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_WAIT),
+            Err(TryLockError::Error(error)) => return Err(failed(error.to_string())),
+        }
+    }
+    Err(failed("another command is pinning a head".to_owned()))
 }
 
 fn read_proof(file: &Path) -> Result<Proof, Failure> {
@@ -352,6 +392,10 @@ struct ProofShown {
     kind: &'static str,
     run: Option<String>,
     body: Digest,
+    /// What is known of the key that signed it.
+    signer: &'static str,
+    /// What is known of the head.
+    compared: Option<&'static str>,
 }
 
 impl ProofShown {
@@ -366,6 +410,11 @@ impl ProofShown {
             kind: body.event.kind(),
             run: body.run.map(|run| run.to_string()),
             body: Digest::of(&event.body),
+            signer: match body.event {
+                Event::Ledger(_) => "a coordinator that the trust bundle names",
+                Event::Worker(_) => "its emitter; the key was not checked against a worker's join",
+            },
+            compared: None,
         })
     }
 }
@@ -386,8 +435,11 @@ impl Record for ProofShown {
                 "emitter",
                 format!("{}, its event {}", self.emitter, self.sequence),
             ),
+            ("signer", self.signer.to_owned()),
             ("body", self.body.to_string()),
         ];
+        let compared = self.compared.iter();
+        lines.extend(compared.map(|words| ("compared", (*words).to_owned())));
         lines.extend(self.run.iter().map(|run| ("run", run.clone())));
         lines.extend(self.file.iter().map(|file| ("proof", file.clone())));
         lines
@@ -452,6 +504,9 @@ impl Record for DiffShown {
             first,
         } = &self.differences;
         let verdict = match count {
+            0 if *newer > 0 => {
+                format!("verified, except {newer} newer events, which are under no head yet")
+            }
             0 => "verified".to_owned(),
             _ => "STREAM DIFFERS".to_owned(),
         };
