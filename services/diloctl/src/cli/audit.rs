@@ -1,0 +1,173 @@
+//! The commands that read the record: `audit` and `lineage`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use schemas::{Digest, RunId};
+
+use super::parse_digest;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Audit {
+    /// Check every event in the stream and show what happened.
+    Replay {
+        /// Show only events of this run, and events that concern no run.
+        #[arg(long)]
+        run: Option<RunId>,
+        /// Show the coordinator's state as it was after this stream sequence.
+        #[arg(long, value_name = "SEQUENCE")]
+        at: Option<u64>,
+        /// Print only the summary.
+        #[arg(long, conflicts_with = "at")]
+        summary: bool,
+    },
+    /// Make the merges of a run again, from the objects that the ledger names, and compare the
+    /// outcome with the ledger bit for bit. The rows say what is verified; a round that differs is
+    /// evidence against the coordinator, and a round without its objects has no verdict.
+    Recompute(Recompute),
+    /// Verify the newest signed head of the log of all events, that it continues the head that this
+    /// machine verified last, and pin it here. A head that goes back, or of another history, is
+    /// evidence (exit status 10).
+    Head(Log),
+    /// Write the proof that one event is in the log, with the signed head: a C2SP tlog-proof, which
+    /// holds the event and needs nothing else to be verified than the trust bundle.
+    Prove {
+        /// The event: the sha256 of its body (`sha256:…`), its emitter and number (`KEY:NUMBER`), or
+        /// its index in the log.
+        event: LoggedEvent,
+        /// File to write; by default `event-INDEX.tlog-proof` in the current folder.
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+        #[command(flatten)]
+        log: Log,
+    },
+    /// Verify the log, without a bus: its head, the tree over its events, its tiles, the signature
+    /// and chain of every event, and that it continues the head that this machine verified last.
+    Verify {
+        /// Verify this proof. Without `--log-folder` the proof alone, which needs no log.
+        #[arg(long, value_name = "FILE")]
+        proof: Option<PathBuf>,
+        #[command(flatten)]
+        log: Log,
+    },
+    /// Compare stream AUDIT with the log, and say what the stream lost or what was changed in it.
+    Diff(Log),
+    /// Print events as they come.
+    Tail {
+        /// Show only events of this run, and events that concern no run.
+        #[arg(long)]
+        run: Option<RunId>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Lineage {
+    /// Show the merged rounds and full snapshots that descend from an object, from the ledger alone.
+    /// The first rows say what the object is to each run. Weights descend from everything that was
+    /// merged into them or into weights before them.
+    Descendants(Descendants),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Descendants {
+    /// Digest of the object, `sha256:` and 64 digits: a contribution's statement, list or chunk;
+    /// published weights, their list or a chunk; a snapshot's manifest; the manifest of a data set;
+    /// a model's configuration or layout. Where a list names chunks, the ledger names the list.
+    #[arg(value_name = "DIGEST", value_parser = parse_digest)]
+    pub(crate) digest: Digest,
+    /// Folder with the files of an audit service, or with a copy of these. Without it stream AUDIT
+    /// is read, with the auditor's credentials.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) ledger: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Log {
+    /// Folder of the log, or of a copy; by default that of the audit service in the domain's folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) log_folder: Option<PathBuf>,
+}
+
+/// An event, as `audit prove` names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LoggedEvent {
+    /// By the digest of its body.
+    Digest(Digest),
+    /// By its emitter and its number.
+    Number(schemas::PublicKey, schemas::ChainSequence),
+    /// By its index in the log.
+    Index(u64),
+}
+
+impl std::str::FromStr for LoggedEvent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with("sha256:") {
+            return parse_digest(text).map(Self::Digest);
+        }
+        let refused = || "a digest `sha256:…`, `KEY:NUMBER`, or an index in the log".to_owned();
+        match text.split_once(':') {
+            Some((key, number)) => {
+                let key = key.parse().map_err(|_| refused())?;
+                let number = number.parse().map_err(|_| refused())?;
+                Ok(Self::Number(key, schemas::ChainSequence(number)))
+            }
+            None => text.parse().map(Self::Index).map_err(|_| refused()),
+        }
+    }
+}
+
+impl std::fmt::Display for LoggedEvent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Digest(digest) => write!(f, "the event with the body {digest}"),
+            Self::Number(key, number) => write!(f, "event {number} of {key}"),
+            Self::Index(index) => write!(f, "index {index}"),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Recompute {
+    /// Name of the run.
+    #[arg(long, default_value = "demo")]
+    pub(crate) run: RunId,
+    /// The round to make again. This begins at the last full snapshot before it, whose weights are
+    /// taken as they are.
+    #[arg(long, required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) round: Option<u64>,
+    /// Make every round again, from the initial weights, and compare every full snapshot.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Folder with the files of an audit service, or with a copy of these. Without it stream AUDIT
+    /// is read, with the auditor's credentials.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) ledger: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) objects: ObjectSource,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ObjectSource {
+    /// File with an auditor's key to the store, `store/auditor.json` of the trust domain: objects
+    /// are read from the store itself, and no coordinator is asked.
+    #[arg(long, value_name = "FILE", conflicts_with = "store_folder")]
+    pub(crate) store_keys: Option<PathBuf>,
+    /// Address of the store; by default that of the store that `up` started, or
+    /// https://127.0.0.1:9000. Its certificate must be signed by the domain's authority.
+    #[arg(long, value_name = "URL", requires = "store_keys")]
+    pub(crate) store: Option<String>,
+    /// Region that signatures name; embedded stores accept any.
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "store_keys",
+        default_value = "us-east-1"
+    )]
+    pub(crate) store_region: String,
+    /// Folder of an embedded store, or a copy. Without it and without `--store-keys` objects are
+    /// read through URLs of the coordinator, with the operator's credentials.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store_folder: Option<PathBuf>,
+}
