@@ -231,8 +231,8 @@ impl Domain {
             }
         };
         let issued = self.issue_time(&account, key.public(), now)?;
-        // Tokens count whole seconds.
-        let expires = UnixMillis((now.after(lifetime).get() / 1000) * 1000);
+        // Tokens count whole seconds. One that is dated ahead of the clock lives as long as another.
+        let expires = UnixMillis((issued.after(lifetime).get() / 1000) * 1000);
         let list = self.layout.issued();
         if let Some(known) = list.find(key.public())?
             && known.blocked.is_some()

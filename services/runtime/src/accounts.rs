@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
 use futures::future::try_join_all;
+use futures::{StreamExt as _, TryStreamExt as _};
 use identity::claims::AccountClaims;
 use identity::{Domain, DomainLock, Momentary, Revocation, jwt};
 use schemas::hold::Reason;
@@ -29,6 +29,8 @@ const QUIET: Duration = Duration::from_millis(250);
 const CUT_MAX: Duration = Duration::from_secs(5);
 /// Pause between two looks at the connections of a revoked key.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Keys whose connections are looked for at the same time.
+const LOOKS_MAX: usize = 64;
 /// Connections that a broker lists of one key; each entry holds its token.
 const CONNECTIONS_LISTED: usize = 256;
 /// Subject under which brokers take a new token.
@@ -62,6 +64,7 @@ impl Revoked {
 
 /// Brings the tokens of all accounts that follow from the domain's keys, permissions and
 /// revocations into effect at the broker at `url`, and writes them into the broker's configuration.
+/// Waits until no connection of a revoked key is left, except of keys that were issued anew.
 ///
 /// # Errors
 /// [`Code::AccountsBehind`], [`Code::AccountNotTaken`]; the broker is away, or the domain's folder
@@ -74,7 +77,18 @@ pub async fn push(
 ) -> Result<Pushed, Failure> {
     domain.write_server_config(&domain.layout().broker_generated(), now)?;
     let writer = AccountWriter::connect(domain, url, now).await?;
-    writer.push(domain, lock, now).await
+    let pushed = writer.push(domain, lock, now).await?;
+    let mut void = Vec::new();
+    for one in domain.revocations()? {
+        let record = domain.layout().issued().find(&one.key);
+        let record = record.map_err(identity::domain::DomainError::from)?;
+        if now < one.ends && record.is_none_or(|record| record.blocked.is_some()) {
+            void.push(one);
+        }
+    }
+    let cut = futures::stream::iter(&void).map(|one| writer.until_cut(one));
+    cut.buffer_unordered(LOOKS_MAX).try_collect::<()>().await?;
+    Ok(pushed)
 }
 
 /// Revokes keys: keeps the revocations, brings them into effect at the broker at `url`, and waits

@@ -36,6 +36,15 @@ pub struct Asked {
     pub holder: PublicKey,
 }
 
+/// The validity of a new token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// Its time of issue.
+    pub issued: UnixMillis,
+    /// Its end, exclusive.
+    pub ends: UnixMillis,
+}
+
 /// The outcome of a message's first check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
@@ -86,7 +95,8 @@ impl Registrar {
         }
     }
 
-    /// Decides on a question, given the record of its asker's key. Returns the end of the new token.
+    /// Decides on a question, given the record of its asker's key. Returns the validity of the new
+    /// token.
     ///
     /// # Errors
     /// The key has no record, is blocked, or asks for something else than was issued for it.
@@ -95,7 +105,7 @@ impl Registrar {
         now: UnixMillis,
         asked: &Asked,
         record: Option<&Registration>,
-    ) -> Result<UnixMillis, Refusal> {
+    ) -> Result<Validity, Refusal> {
         let refused =
             |code, why: String| Err(Refusal::new(code, format!("{} {why}", asked.holder)));
         let Some(record) = record.filter(|record| record.public == asked.holder) else {
@@ -121,12 +131,12 @@ impl Registrar {
             );
             return refused(Code::HolderMismatch, why);
         }
-        Ok(self.ends(now))
-    }
-
-    /// The end of a token that is issued now. Tokens count whole seconds.
-    pub const fn ends(&self, now: UnixMillis) -> UnixMillis {
-        UnixMillis((now.after(self.lifetime).get() / 1000) * 1000)
+        // A key that was revoked and issued anew has a token from after the revocation, which may
+        // be ahead of the clock. An earlier one would be void.
+        let issued = now.max(record.issued);
+        // Tokens count whole seconds.
+        let ends = UnixMillis((issued.after(self.lifetime).get() / 1000) * 1000);
+        Ok(Validity { issued, ends })
     }
 
     fn admit(&mut self, holder: &PublicKey, now: UnixMillis) -> bool {

@@ -85,7 +85,7 @@ async fn tl_07_tl_23_a_revoked_key_is_cut_and_refused_and_others_stay() {
     let again = revoke(&cluster, &victim)
         .await
         .expect("the broker is there");
-    assert_eq!(again.revocation, revoked.revocation);
+    assert!(again.revocation.until >= revoked.revocation.until);
     assert_eq!(again.connections, 0);
     for raw in &mut stay {
         let said = raw.settled().await;
@@ -205,6 +205,34 @@ async fn tl_07_a_push_is_in_effect_also_after_a_reload_that_was_not() {
     let pushed = accounts::push(domain, &lock(domain), cluster.bus_url(), clock::now()).await;
     assert_eq!(pushed.expect("the broker is there").changed, []);
     raw.closed().await;
+    assert!(!is_served(&cluster, &victim).await);
+}
+
+/// A token that was signed with a clock far ahead outlives the revocation, and a push says so.
+#[tokio::test]
+async fn tl_07_a_push_confirms_nothing_while_a_revoked_key_is_served() {
+    let cluster = Cluster::bare(Options::default()).await;
+    let domain = cluster.domain();
+    let run = "demo".parse().expect("a name");
+    let ahead = clock::now().after(Millis::from_secs(3600));
+    let life = Millis::from_secs(3600);
+    let victim = domain.issue(Role::Worker, "ahead", Some(&run), life, ahead);
+    let victim = victim.expect("a fresh name");
+    let _raw = RawConnection::connect(&cluster, &victim.credentials).await;
+    let list = domain.layout().issued();
+    let record = list.folder().join(format!("{}.json", victim.public));
+    fs::remove_file(record).expect("it was made");
+    let tenant = domain.tenant().expect("a key");
+    let kept = domain.revoke(&tenant, &victim.public, None, clock::now());
+    kept.expect("the folder takes files");
+    let pushed = accounts::push(domain, &lock(domain), cluster.bus_url(), clock::now()).await;
+    let refused = pushed.expect_err("it is still served");
+    assert_eq!(refused.code(), Code::AccountNotTaken);
+    // A time of revocation after it cuts it.
+    let kept = domain.revoke(&tenant, &victim.public, None, ahead);
+    kept.expect("the folder takes files");
+    let pushed = accounts::push(domain, &lock(domain), cluster.bus_url(), clock::now()).await;
+    pushed.expect("it is cut");
     assert!(!is_served(&cluster, &victim).await);
 }
 
