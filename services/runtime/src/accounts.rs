@@ -188,8 +188,14 @@ impl AccountWriter {
         now: UnixMillis,
     ) -> Result<Vec<Revoked>, Failure> {
         let before = try_join_all(kept.iter().map(|one| self.connections(one))).await?;
-        self.push(domain, lock, now).await?;
-        try_join_all(kept.iter().map(|one| self.until_cut(one))).await?;
+        let pushed = self.push(domain, lock, now).await?;
+        // A new token of this connection's own account may have cut it.
+        let again = match pushed.changed.contains(&domain.accounts()?.system) {
+            true => Some(Self::connect(domain, &self.url, now).await?),
+            false => None,
+        };
+        let looks = again.as_ref().unwrap_or(self);
+        try_join_all(kept.iter().map(|one| looks.until_cut(one))).await?;
         let revoked = kept.into_iter().zip(before);
         let revoked = revoked.map(|(revocation, connections)| Revoked {
             revocation,

@@ -208,6 +208,26 @@ async fn tl_07_a_push_is_in_effect_also_after_a_reload_that_was_not() {
     assert!(!is_served(&cluster, &victim).await);
 }
 
+#[tokio::test]
+async fn tl_07_a_key_is_revoked_in_all_accounts_also_in_the_brokers_own() {
+    let cluster = Cluster::bare(Options::default()).await;
+    let domain = cluster.domain();
+    let victim = cluster.issue(Role::Registrar, "leaked");
+    let mut raw = RawConnection::connect(&cluster, &victim.credentials).await;
+    let everywhere = domain.accounts().expect("names").all();
+    let keys: Vec<_> = everywhere
+        .into_iter()
+        .map(|account| (account, victim.public.clone()))
+        .collect();
+    let (url, now) = (cluster.bus_url(), clock::now());
+    let revoked = accounts::revoke(domain, &lock(domain), url, &keys, None, now).await;
+    let revoked = revoked.expect("the broker is there");
+    let cut: usize = revoked.iter().map(|one| one.connections).sum();
+    assert_eq!(cut, 1);
+    raw.closed().await;
+    assert!(!is_served(&cluster, &victim).await);
+}
+
 /// A token that was signed with a clock far ahead outlives the revocation, and a push says so.
 #[tokio::test]
 async fn tl_07_a_push_confirms_nothing_while_a_revoked_key_is_served() {

@@ -113,10 +113,9 @@ fn found(domain: &Domain, text: &str) -> Result<Vec<Target>, Failure> {
     let Some(key) = key.filter(|key| key.as_str().starts_with('U')) else {
         return Err(Failure::new(Code::HolderMissing, format!("{text:?}")));
     };
-    let all = domain.accounts()?;
-    let services = [all.control, all.ledger, all.events, all.audit, all.readers];
-    let everywhere = services.into_iter().chain(all.tenants);
+    let everywhere = domain.accounts()?.all();
     Ok(everywhere
+        .into_iter()
         .map(|account| Target {
             name: "-".to_owned(),
             role: "-".to_owned(),
@@ -269,5 +268,29 @@ impl Row for Listed {
             self.key.clone(),
             text(self.reason.as_ref()),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use identity::InitOptions;
+    use schemas::account::Account;
+
+    use super::*;
+
+    #[test]
+    fn tl_07_a_key_without_a_record_is_revoked_in_every_account() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let folder = scratch.path().join(".diloco");
+        let domain = Domain::init(&folder, &InitOptions::default(), clock::now());
+        let domain = domain.expect("an empty folder");
+        let key = format!("U{}", "A".repeat(55));
+        let accounts: BTreeSet<AccountId> = found(&domain, &key)
+            .expect("it is a user's key")
+            .into_iter()
+            .map(|target| target.account)
+            .collect();
+        let expected = Account::ALL.map(|account| domain.account(account).expect("a name"));
+        assert_eq!(accounts, expected.into_iter().collect());
     }
 }
