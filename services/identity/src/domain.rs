@@ -207,6 +207,35 @@ impl Domain {
         lifetime: Millis,
         now: UnixMillis,
     ) -> Result<Issued, DomainError> {
+        self.issue_if(role, name, run, lifetime, now, false)
+    }
+
+    /// Issues like [`Domain::issue`], also if the key in the credentials file was revoked: it may
+    /// come back, and is renewed again. Tokens from before the revocation stay void. A key that was
+    /// blocked without being revoked stays so, and so does any other key of the name.
+    ///
+    /// # Errors
+    /// As [`Domain::issue`]; then the key stays revoked.
+    pub fn readmit(
+        &self,
+        role: Role,
+        name: &str,
+        run: Option<&RunId>,
+        lifetime: Millis,
+        now: UnixMillis,
+    ) -> Result<Issued, DomainError> {
+        self.issue_if(role, name, run, lifetime, now, true)
+    }
+
+    fn issue_if(
+        &self,
+        role: Role,
+        name: &str,
+        run: Option<&RunId>,
+        lifetime: Millis,
+        now: UnixMillis,
+        revoked_too: bool,
+    ) -> Result<Issued, DomainError> {
         check_label(name)?;
         if role.is_tenant() != run.is_some() {
             return Err(DomainError::Run { role });
@@ -237,7 +266,10 @@ impl Domain {
         if let Some(known) = list.find(key.public())?
             && known.blocked.is_some()
         {
-            return Err(DomainError::Blocked(known.name));
+            let revoked = self.revocation(&known.account, &known.public)?;
+            if !revoked_too || revoked.is_none() {
+                return Err(DomainError::Blocked(known.name));
+            }
         }
         let holder = Registration {
             v: V,
@@ -251,11 +283,11 @@ impl Domain {
             blocked: None,
         };
         let credentials = Credentials::new(sign(&signer, &holder, expires, issued)?, key)?;
-        // The record is made first: credentials without one would not be renewed, and could not be
-        // revoked by name.
-        list.record(&holder)?;
         // The audit key is made first: credentials without it would look complete.
         let audit_key = self.audit_key(role, name)?;
+        // Then the record: credentials without one would not be renewed, and could not be revoked by
+        // name. With it a revoked key may come back, so nothing is checked after it.
+        list.record(&holder)?;
         credentials.write(&path)?;
         Ok(Issued {
             credentials: path,

@@ -95,9 +95,12 @@ async fn tl_07_tl_23_a_revoked_key_is_cut_and_refused_and_others_stay() {
     assert!(is_served(&cluster, &other).await);
 
     // The same key with a token that was issued after the revocation.
-    let readmitted = cluster.domain().readmit("worker-0");
-    readmitted.expect("the list is ours");
-    let renewed = cluster.issue(Role::Worker, "worker-0");
+    let domain = cluster.domain();
+    let known = domain.holders_of("worker-0").expect("they can be read");
+    let run = known[0].run.as_ref();
+    let hour = Millis::from_secs(3600);
+    let renewed = domain.readmit(Role::Worker, "worker-0", run, hour, clock::now());
+    let renewed = renewed.expect("it was revoked");
     assert_eq!(renewed.public, victim.public);
     assert!(is_served(&cluster, &renewed).await);
     revoke(&cluster, &renewed)
