@@ -246,13 +246,19 @@ impl Domain {
         let account = self.account(role.account())?;
         let signer = self.role_key(role)?;
         let tags: Vec<String> = run.map(|run| format!("run:{run}")).into_iter().collect();
+        let list = self.layout.issued();
         let path = self.layout.credentials(name);
         let key = match path.exists() {
             false => ConnectionKey::generate(),
             true => {
                 let old = Credentials::read(&path)?;
-                let same =
-                    old.token().issuer == *signer.public() && old.token().claims.tags == tags;
+                // The role's key may have been replaced since.
+                let same = match list.find(old.public())? {
+                    Some(known) => known.role == role && known.run.as_ref() == run,
+                    None => {
+                        old.token().issuer == *signer.public() && old.token().claims.tags == tags
+                    }
+                };
                 if !same {
                     return Err(DomainError::Taken(path));
                 }
@@ -262,7 +268,6 @@ impl Domain {
         let issued = self.issue_time(&account, key.public(), now)?;
         // Tokens count whole seconds. One that is dated ahead of the clock lives as long as another.
         let expires = UnixMillis((issued.after(lifetime).get() / 1000) * 1000);
-        let list = self.layout.issued();
         if let Some(known) = list.find(key.public())?
             && known.blocked.is_some()
         {

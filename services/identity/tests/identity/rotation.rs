@@ -9,7 +9,7 @@ use identity::jwt::{Subject, mint, verify_chain};
 use identity::server_config::ServerConfig;
 use identity::{ConnectionKey, Domain, InitOptions, Issued, KeyKind, SigningKey};
 use schemas::permission::Role;
-use schemas::{Millis, UnixMillis};
+use schemas::{Code, Millis, UnixMillis};
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 const LATER: UnixMillis = UnixMillis(1_700_000_060_000);
@@ -122,6 +122,22 @@ fn tl_30_who_is_revoked_or_ended_gets_no_token_of_the_new_key() {
     let names: Vec<&str> = resigned.elsewhere.iter().map(|one| &*one.name).collect();
     assert_eq!(names, ["moved"]);
     assert_eq!(read(), before);
+    // Both come back with the keys that they have, and as nothing else.
+    let run = "demo".parse().expect("a name");
+    for old in [&revoked, &ended] {
+        let name = old.credentials.file_stem().and_then(|name| name.to_str());
+        let name = name.expect("a name");
+        let back = domain.readmit(Role::Worker, name, Some(&run), LIFETIME_DEFAULT, LATER);
+        assert_eq!(back.expect("it was a worker before").public, old.public);
+        assert!(accepts(
+            &domain,
+            &token_in(&old.credentials),
+            &config(&domain)
+        ));
+        let role = Role::Auditor;
+        let other = domain.readmit(role, name, None, LIFETIME_DEFAULT, LATER);
+        assert_eq!(other.expect_err("it is a worker").code(), Code::NameTaken);
+    }
 }
 
 /// A rotation that broke off is begun anew: no key that somebody has a token of is forgotten.
