@@ -13,8 +13,10 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use futures::{StreamExt as _, TryStreamExt as _};
 use identity::claims::AccountClaims;
+use identity::rotation::{NewKey, Resigned};
 use identity::{Domain, DomainLock, Momentary, Revocation, jwt};
 use schemas::hold::Reason;
+use schemas::permission::Role;
 use schemas::{AccountId, Code, PublicKey, UnixMillis};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep, timeout};
@@ -120,6 +122,51 @@ pub async fn revoke(
         let folder = domain.layout().revoked_folder();
         let text = format!("kept in {}: {failure}", folder.display());
         Failure::new(Code::RevocationKept, text)
+    })
+}
+
+/// A rotated role. The broker knew its new key before anything was signed with it.
+#[derive(Debug)]
+pub struct Rotated {
+    /// The keys.
+    pub keys: NewKey,
+    /// Earlier keys that end; none if the overlap stays.
+    pub gone: Vec<PublicKey>,
+    /// Its holders.
+    pub resigned: Resigned,
+    /// An error if no broker has confirmed that the earlier keys end.
+    pub in_effect: Result<Pushed, Failure>,
+}
+
+/// Gives a role a new signing key: brings the key into effect at the broker at `url`, then signs
+/// with it, and ends the earlier keys if that is to be `at_once`.
+///
+/// # Errors
+/// The vault or the broker is away, or the broker does not take tokens: then nothing is signed with
+/// the new key, and no key ends. Or the domain's folder cannot be used.
+pub async fn rotate(
+    domain: &Domain,
+    lock: &DomainLock,
+    url: &str,
+    role: Role,
+    at_once: bool,
+    now: UnixMillis,
+) -> Result<Rotated, Failure> {
+    domain.make_role_key(role)?;
+    push(domain, lock, url, now).await?;
+    let keys = domain.adopt_role_key(role)?;
+    let resigned = domain.resign_holders(role, now)?;
+    let gone = match at_once {
+        true => domain.retire(role)?,
+        false => Vec::new(),
+    };
+    // This writes the broker's configuration also where no broker answers any more.
+    let in_effect = push(domain, lock, url, now).await;
+    Ok(Rotated {
+        keys,
+        gone,
+        resigned,
+        in_effect,
     })
 }
 

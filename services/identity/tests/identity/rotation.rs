@@ -6,6 +6,7 @@ use std::path::Path;
 use identity::claims::UserClaims;
 use identity::domain::LIFETIME_DEFAULT;
 use identity::jwt::{Subject, mint, verify_chain};
+use identity::rotation::NewKey;
 use identity::server_config::ServerConfig;
 use identity::{ConnectionKey, Domain, InitOptions, Issued, KeyKind, SigningKey};
 use schemas::permission::Role;
@@ -22,6 +23,13 @@ fn worker(domain: &Domain, name: &str, lifetime: Millis) -> Issued {
     let run = "demo".parse().expect("a name");
     let issued = domain.issue(Role::Worker, name, Some(&run), lifetime, NOW);
     issued.expect("a fresh name")
+}
+
+fn rotate(domain: &Domain) -> NewKey {
+    let made = domain.make_role_key(Role::Worker);
+    made.expect("the folder takes files");
+    let adopted = domain.adopt_role_key(Role::Worker);
+    adopted.expect("the folder takes files")
 }
 
 fn config(domain: &Domain) -> ServerConfig {
@@ -61,9 +69,7 @@ fn tl_30_a_token_of_the_old_key_is_void_after_the_overlap_and_of_the_new_one_val
     let stolen = stolen.expect("it was made");
     let before = config(&domain);
 
-    let keys = domain
-        .rotate_role(Role::Worker)
-        .expect("the folder takes files");
+    let keys = rotate(&domain);
     assert_eq!(keys.old, *stolen.public());
     let resigned = domain.resign_holders(Role::Worker, LATER);
     let resigned = resigned.expect("the folder takes files");
@@ -113,9 +119,7 @@ fn tl_30_who_is_revoked_or_ended_gets_no_token_of_the_new_key() {
     fs::remove_file(&moved.credentials).expect("it was issued");
     let read = || [&revoked, &ended, &other].map(|issued| token_in(&issued.credentials));
     let before = read();
-    domain
-        .rotate_role(Role::Worker)
-        .expect("the folder takes files");
+    rotate(&domain);
     let resigned = domain.resign_holders(Role::Worker, LATER);
     let resigned = resigned.expect("the folder takes files");
     assert_eq!(resigned.renewed, []);
@@ -149,12 +153,7 @@ fn tl_28_every_earlier_key_stays_valid_until_all_are_retired() {
     let mut tokens = vec![token_in(&issued.credentials)];
     let mut old = Vec::new();
     for _ in 0..2 {
-        old.push(
-            domain
-                .rotate_role(Role::Worker)
-                .expect("the folder takes files")
-                .old,
-        );
+        old.push(rotate(&domain).old);
         domain
             .resign_holders(Role::Worker, LATER)
             .expect("the folder takes files");
@@ -172,4 +171,39 @@ fn tl_28_every_earlier_key_stays_valid_until_all_are_retired() {
         .map(|token| accepts(&domain, token, &after))
         .collect();
     assert_eq!(valid, [false, false, true]);
+}
+
+#[test]
+fn tl_30_the_account_knows_the_next_key_before_anything_is_signed_with_it() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = domain(scratch.path());
+    let adopted = domain.adopt_role_key(Role::Worker);
+    assert!(adopted.is_err(), "none was made");
+    let made = domain.make_role_key(Role::Worker);
+    made.expect("the folder takes files");
+    let known = config(&domain);
+    // Whatever ends the rotation here: issued is with the key that every broker knows.
+    let issued = worker(&domain, "w1", LIFETIME_DEFAULT);
+    let old = token_in(&issued.credentials);
+    let adopted = domain.adopt_role_key(Role::Worker);
+    adopted.expect("the folder takes files");
+    let resigned = domain.resign_holders(Role::Worker, LATER);
+    resigned.expect("the folder takes files");
+    let new = token_in(&issued.credentials);
+    assert_ne!(old, new);
+    assert!(accepts(&domain, &old, &known) && accepts(&domain, &new, &known));
+    let again = domain.adopt_role_key(Role::Worker);
+    assert!(again.is_err(), "it is in its place");
+}
+
+/// Without the vault no account learns a key, so nothing is replaced.
+#[test]
+fn tl_28_a_key_is_not_replaced_where_the_vault_is_not() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = domain(scratch.path());
+    let folder = domain.layout().folder();
+    fs::rename(folder.join("vault"), scratch.path().join("away")).expect("it is ours");
+    let made = domain.make_role_key(Role::Worker);
+    assert_eq!(made.expect_err("no vault").code(), Code::VaultMissing);
+    worker(&domain, "w1", LIFETIME_DEFAULT);
 }

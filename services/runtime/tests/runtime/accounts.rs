@@ -231,6 +231,47 @@ async fn tl_07_a_key_is_revoked_in_all_accounts_also_in_the_brokers_own() {
     assert!(!is_served(&cluster, &victim).await);
 }
 
+/// The registrar signs with what lies in the issuer's folder, so a key that no broker knows may not
+/// lie there.
+#[tokio::test]
+async fn tl_28_a_key_is_replaced_only_once_the_broker_knows_the_next_one() {
+    let mut cluster = Cluster::bare(Options::default()).await;
+    let issued = cluster.issue(Role::Worker, "worker-0");
+    let layout = cluster.domain().layout().clone();
+    let path = layout.issuer().join("role-worker.nk");
+    let read = || [&path, &issued.credentials].map(|path| fs::read(path).expect("it is ours"));
+    let before = read();
+    let rotate = async |cluster: &Cluster| {
+        let (domain, url) = (cluster.domain(), cluster.bus_url());
+        let lock = lock(domain);
+        accounts::rotate(domain, &lock, url, Role::Worker, true, clock::now()).await
+    };
+    cluster.kill9("broker");
+    let refused = rotate(&cluster).await.expect_err("nobody confirms it");
+    assert_eq!(refused.code(), Code::BusUnreachable);
+    assert_eq!(read(), before);
+    cluster.restart("broker").await;
+    assert!(is_served(&cluster, &issued).await);
+    let rotated = rotate(&cluster).await.expect("the broker is back");
+    rotated.in_effect.expect("it confirms");
+    assert_eq!(rotated.gone, [rotated.keys.old]);
+    assert!(
+        read()
+            .iter()
+            .zip(&before)
+            .all(|(now, before)| now != before)
+    );
+    assert!(is_served(&cluster, &issued).await);
+
+    // Another that takes no tokens.
+    let before = read();
+    let writer = layout.folder().join("vault/role-account-writer.nk");
+    fs::remove_file(writer).expect("it was made");
+    let refused = rotate(&cluster).await.expect_err("it takes none");
+    assert_eq!(refused.code(), Code::AccountsBehind);
+    assert_eq!(read(), before);
+}
+
 /// A token that was signed with a clock far ahead outlives the revocation, and a push says so.
 #[tokio::test]
 async fn tl_07_a_push_confirms_nothing_while_a_revoked_key_is_served() {
