@@ -71,8 +71,18 @@ impl Keeper {
     /// Renews until the token has ended without another; the reason. None for a token that does not
     /// end.
     async fn keep(mut self) -> Option<Refusal> {
+        let mut connected = self.bus.connected.subscribe();
         while let Some(life) = self.fresh.used() {
-            sleep(clock::now().until(life.renew_at()).as_duration()).await;
+            let due = sleep(clock::now().until(life.renew_at()).as_duration());
+            tokio::select! {
+                () = due => {}
+                // The client connects by itself after a loss, with what the file holds then. That
+                // may be a token that ends earlier than the one before.
+                Ok(()) = connected.changed() => {
+                    self.fresh.connected();
+                    continue;
+                }
+            }
             if let Some(refusal) = self.renew(life).await {
                 return Some(refusal);
             }
