@@ -121,7 +121,6 @@ impl Service {
                 self.tally.whose = Some(holder);
                 return;
             }
-            Heard::Malformed(refusal) => Err(refusal),
             Heard::Asked(asked) => self.renew(&asked),
         };
         if let Err(refusal) = &reply {
@@ -201,7 +200,7 @@ impl Tally {
             tracing::warn!(%code, count = over, last = %holder, "questions of holders that ask too often were dropped");
         }
         if nobody > 0 {
-            tracing::warn!(code = %Code::MessageInvalid, count = nobody, "messages under no holder's subject were dropped");
+            tracing::warn!(code = %Code::MessageInvalid, count = nobody, "messages that are no holder's question were dropped");
         }
     }
 }

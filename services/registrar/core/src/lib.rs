@@ -50,12 +50,11 @@ pub struct Validity {
 pub enum Heard {
     /// An answer that its asker has sent here. It is nobody's question, and counts as nobody's.
     Answer,
-    /// A message under a subject that no holder can use.
+    /// A message under a subject that no holder can use, or something else than a question. It
+    /// counts as nobody's as well.
     Nobody,
     /// The holder asks too often; the message is dropped.
     TooOften(PublicKey),
-    /// Not a question for a token.
-    Malformed(Refusal),
     /// A question whose asker is to be looked up.
     Asked(Asked),
 }
@@ -82,17 +81,19 @@ impl Registrar {
         else {
             return Heard::Nobody;
         };
+        // An auditor can have answers to its own questions sent here, under the subject of another.
+        // So a holder pays only for what is a question.
+        let Ok(RenewalRequest { .. }) = RenewalRequest::decode(payload) else {
+            return Heard::Nobody;
+        };
         if !self.admit(&holder, now) {
             return Heard::TooOften(holder);
         }
-        match RenewalRequest::decode(payload) {
-            Ok(RenewalRequest { .. }) => Heard::Asked(Asked {
-                account,
-                run,
-                holder,
-            }),
-            Err(error) => Heard::Malformed(Refusal::new(Code::MessageInvalid, error.to_string())),
-        }
+        Heard::Asked(Asked {
+            account,
+            run,
+            holder,
+        })
     }
 
     /// Decides on a question, given the record of its asker's key. Returns the validity of the new
