@@ -106,13 +106,16 @@ impl Domain {
             let own = held.filter(|held| *held.public() == holder.public);
             let ends = own.as_ref().and_then(|held| held.token().expires);
             let ends = ends.unwrap_or(holder.ends).max(holder.ends);
+            let Some(held) = own else {
+                // The record of one that is renewed knows nothing of its newest token.
+                if ends > now || role.is_renewable() {
+                    resigned.elsewhere.push(holder);
+                }
+                continue;
+            };
             if ends <= now {
                 continue;
             }
-            let Some(held) = own else {
-                resigned.elsewhere.push(holder);
-                continue;
-            };
             let issued = self.issue_time(&holder.account, &holder.public, now)?;
             let holder = Registration {
                 issued,

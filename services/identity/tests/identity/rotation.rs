@@ -111,12 +111,16 @@ fn tl_30_who_is_revoked_or_ended_gets_no_token_of_the_new_key() {
     let revoked = worker(&domain, "revoked", LIFETIME_DEFAULT);
     let ended = worker(&domain, "ended", Millis::from_secs(10));
     let moved = worker(&domain, "moved", LIFETIME_DEFAULT);
+    // The registrar renews it where it is.
+    let renewed = worker(&domain, "renewed", Millis::from_secs(10));
     let other = domain.issue(Role::Operator, "operator", None, LIFETIME_DEFAULT, NOW);
     let other = other.expect("a fresh name");
     let tenant = domain.tenant().expect("a name");
     let revocation = domain.revoke(&tenant, &revoked.public, None, NOW);
     revocation.expect("the folder takes files");
-    fs::remove_file(&moved.credentials).expect("it was issued");
+    for elsewhere in [&moved, &renewed] {
+        fs::remove_file(&elsewhere.credentials).expect("it was issued");
+    }
     let read = || [&revoked, &ended, &other].map(|issued| token_in(&issued.credentials));
     let before = read();
     rotate(&domain);
@@ -124,7 +128,7 @@ fn tl_30_who_is_revoked_or_ended_gets_no_token_of_the_new_key() {
     let resigned = resigned.expect("the folder takes files");
     assert_eq!(resigned.renewed, []);
     let names: Vec<&str> = resigned.elsewhere.iter().map(|one| &*one.name).collect();
-    assert_eq!(names, ["moved"]);
+    assert_eq!(names, ["moved", "renewed"]);
     assert_eq!(read(), before);
     // Both come back with the keys that they have, and as nothing else.
     let run = "demo".parse().expect("a name");

@@ -212,6 +212,9 @@ impl Listed {
         let void = |one: &&Revocation| one.covers(holder.issued);
         let state = match revocation.filter(void) {
             Some(_) => "revoked",
+            None if holder.blocked.is_some() => "blocked",
+            // Its newest token is the registrar's, of which the record knows nothing.
+            None if holder.ends <= now && holder.role.is_renewable() => "renewable",
             None if holder.ends <= now => "ended",
             None => "valid",
         };
@@ -275,6 +278,7 @@ impl Row for Listed {
 mod tests {
     use identity::InitOptions;
     use schemas::account::Account;
+    use schemas::permission::Role;
 
     use super::*;
 
@@ -292,5 +296,31 @@ mod tests {
             .collect();
         let expected = Account::ALL.map(|account| domain.account(account).expect("a name"));
         assert_eq!(accounts, expected.into_iter().collect());
+    }
+
+    #[test]
+    fn tl_06_a_holder_that_the_registrar_renews_has_not_ended() {
+        let now = clock::now();
+        let key = format!("U{}", "A".repeat(55));
+        let account = format!("A{}", "A".repeat(55));
+        let mut holder = Registration {
+            v: schemas::V,
+            name: "w1".to_owned(),
+            role: Role::Worker,
+            run: Some("demo".parse().expect("a name")),
+            account: account.parse().expect("the form of an account's key"),
+            public: key.parse().expect("the form of a user's key"),
+            issued: UnixMillis(0),
+            ends: UnixMillis(now.get() + 1),
+            blocked: None,
+        };
+        let state = |holder: &Registration| Listed::holder(holder, None, now).state;
+        assert_eq!(state(&holder), "valid");
+        holder.ends = now;
+        assert_eq!(state(&holder), "renewable");
+        holder.blocked = Some(now);
+        assert_eq!(state(&holder), "blocked");
+        (holder.role, holder.blocked) = (Role::Provisioner, None);
+        assert_eq!(state(&holder), "ended");
     }
 }
