@@ -88,7 +88,7 @@ pub async fn push(
             void.push(one);
         }
     }
-    let cut = futures::stream::iter(&void).map(|one| writer.until_cut(one));
+    let cut = futures::stream::iter(&void).map(|one| writer.until_cut(one, &pushed.brokers));
     cut.buffer_unordered(LOOKS_MAX).try_collect::<()>().await?;
     Ok(pushed)
 }
@@ -242,7 +242,7 @@ impl AccountWriter {
             false => None,
         };
         let looks = again.as_ref().unwrap_or(self);
-        try_join_all(kept.iter().map(|one| looks.until_cut(one))).await?;
+        try_join_all(kept.iter().map(|one| looks.until_cut(one, &pushed.brokers))).await?;
         let revoked = kept.into_iter().zip(before);
         let revoked = revoked.map(|(revocation, connections)| Revoked {
             revocation,
@@ -347,33 +347,47 @@ impl AccountWriter {
         Ok(Some(token).filter(|token| !token.is_empty()))
     }
 
-    /// Waits until no broker has a connection of the key.
-    async fn until_cut(&self, revoked: &Revocation) -> Result<(), Failure> {
+    /// Waits until none of these brokers, and no other that answers, has a connection of the key.
+    async fn until_cut(
+        &self,
+        revoked: &Revocation,
+        brokers: &BTreeSet<String>,
+    ) -> Result<(), Failure> {
         let deadline = Instant::now() + CUT_MAX;
         loop {
-            let left = self.connections(revoked).await?;
-            if left == 0 {
+            let answers = self.look(revoked).await?;
+            let (left, silent) = (counted(&answers), silent(&answers, brokers));
+            if left == 0 && silent.is_empty() {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                let text = format!("{left} connections of {} are still served", revoked.key);
+                let silent = match silent.is_empty() {
+                    true => String::new(),
+                    false => format!(", and {} did not answer", silent.join(", ")),
+                };
+                let text = format!(
+                    "{left} connections of {} are still served{silent}",
+                    revoked.key
+                );
                 return Err(Failure::new(Code::AccountNotTaken, text));
             }
             sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Connections of a revoked key at all brokers.
+    /// Connections of a revoked key at all brokers that answer.
     async fn connections(&self, revoked: &Revocation) -> Result<usize, Failure> {
+        Ok(counted(&self.look(revoked).await?))
+    }
+
+    async fn look(&self, revoked: &Revocation) -> Result<Vec<Said>, Failure> {
         let subject = format!("$SYS.REQ.ACCOUNT.{}.CONNZ", revoked.account);
         let question = serde_json::json!({
             "auth": true,
             "user": revoked.key,
             "limit": CONNECTIONS_LISTED,
         });
-        let answers = self.ask_all(&subject, question.to_string().into()).await?;
-        let connections = answers.iter().filter_map(|said| said.data.as_ref());
-        Ok(connections.map(|data| data.num_connections).sum())
+        self.ask_all(&subject, question.to_string().into()).await
     }
 
     /// Asks all brokers, and returns the answers of those that answer.
@@ -412,9 +426,47 @@ impl AccountWriter {
     }
 }
 
+/// The connections in these answers.
+fn counted(answers: &[Said]) -> usize {
+    let connections = answers.iter().filter_map(|said| said.data.as_ref());
+    connections.map(|data| data.num_connections).sum()
+}
+
+/// The brokers that have confirmed a push and are missing in these answers: one may be slower than
+/// the others, and is waited for no longer than [`QUIET`].
+fn silent(answers: &[Said], brokers: &BTreeSet<String>) -> Vec<String> {
+    let is_there = |name: &String| answers.iter().any(|said| said.server.name == *name);
+    let missing = brokers.iter().filter(|name| !is_there(name));
+    missing.cloned().collect()
+}
+
 /// The time of issue of an account's token.
 fn issued(token: &str, now: UnixMillis) -> Option<UnixMillis> {
     jwt::verify::<AccountClaims>(token, now)
         .ok()
         .map(|token| token.issued)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tl_07_a_broker_that_is_slower_than_the_others_is_waited_for() {
+        let said = |name: &str, connections: usize| {
+            let text = serde_json::json!({
+                "server": { "name": name },
+                "data": { "num_connections": connections },
+            });
+            serde_json::from_value::<Said>(text).expect("as brokers say it")
+        };
+        let brokers = BTreeSet::from(["n0".to_owned(), "n1".to_owned()]);
+        let one = [said("n0", 0)];
+        assert_eq!(
+            (counted(&one), silent(&one, &brokers).join(" ")),
+            (0, "n1".to_owned())
+        );
+        let all = [said("n1", 3), said("n0", 1), said("n2", 0)];
+        assert_eq!((counted(&all), silent(&all, &brokers)), (4, vec![]));
+    }
 }
