@@ -84,6 +84,14 @@ impl Accounts {
         }
     }
 
+    /// All of them: everywhere that somebody can connect.
+    pub fn all(&self) -> Vec<AccountId> {
+        let own = Account::ALL
+            .into_iter()
+            .filter_map(|account| self.one(account));
+        own.chain(&self.tenants).cloned().collect()
+    }
+
     fn exporter(&self, account: Account) -> AccountId {
         self.one(account).expect("tenants export nothing").clone()
     }

@@ -207,6 +207,35 @@ impl Domain {
         lifetime: Millis,
         now: UnixMillis,
     ) -> Result<Issued, DomainError> {
+        self.issue_if(role, name, run, lifetime, now, false)
+    }
+
+    /// Issues like [`Domain::issue`], also if the key in the credentials file was revoked: it may
+    /// come back, and is renewed again. Tokens from before the revocation stay void. A key that was
+    /// blocked without being revoked stays so, and so does any other key of the name.
+    ///
+    /// # Errors
+    /// As [`Domain::issue`]; then the key stays revoked.
+    pub fn readmit(
+        &self,
+        role: Role,
+        name: &str,
+        run: Option<&RunId>,
+        lifetime: Millis,
+        now: UnixMillis,
+    ) -> Result<Issued, DomainError> {
+        self.issue_if(role, name, run, lifetime, now, true)
+    }
+
+    fn issue_if(
+        &self,
+        role: Role,
+        name: &str,
+        run: Option<&RunId>,
+        lifetime: Millis,
+        now: UnixMillis,
+        revoked_too: bool,
+    ) -> Result<Issued, DomainError> {
         check_label(name)?;
         if role.is_tenant() != run.is_some() {
             return Err(DomainError::Run { role });
@@ -217,13 +246,19 @@ impl Domain {
         let account = self.account(role.account())?;
         let signer = self.role_key(role)?;
         let tags: Vec<String> = run.map(|run| format!("run:{run}")).into_iter().collect();
+        let list = self.layout.issued();
         let path = self.layout.credentials(name);
         let key = match path.exists() {
             false => ConnectionKey::generate(),
             true => {
                 let old = Credentials::read(&path)?;
-                let same =
-                    old.token().issuer == *signer.public() && old.token().claims.tags == tags;
+                // The role's key may have been replaced since.
+                let same = match list.find(old.public())? {
+                    Some(known) => known.role == role && known.run.as_ref() == run,
+                    None => {
+                        old.token().issuer == *signer.public() && old.token().claims.tags == tags
+                    }
+                };
                 if !same {
                     return Err(DomainError::Taken(path));
                 }
@@ -231,13 +266,15 @@ impl Domain {
             }
         };
         let issued = self.issue_time(&account, key.public(), now)?;
-        // Tokens count whole seconds.
-        let expires = UnixMillis((now.after(lifetime).get() / 1000) * 1000);
-        let list = self.layout.issued();
+        // Tokens count whole seconds. One that is dated ahead of the clock lives as long as another.
+        let expires = UnixMillis((issued.after(lifetime).get() / 1000) * 1000);
         if let Some(known) = list.find(key.public())?
             && known.blocked.is_some()
         {
-            return Err(DomainError::Blocked(known.name));
+            let revoked = self.revocation(&known.account, &known.public)?;
+            if !revoked_too || revoked.is_none() {
+                return Err(DomainError::Blocked(known.name));
+            }
         }
         let holder = Registration {
             v: V,
@@ -251,11 +288,11 @@ impl Domain {
             blocked: None,
         };
         let credentials = Credentials::new(sign(&signer, &holder, expires, issued)?, key)?;
-        // The record is made first: credentials without one would not be renewed, and could not be
-        // revoked by name.
-        list.record(&holder)?;
         // The audit key is made first: credentials without it would look complete.
         let audit_key = self.audit_key(role, name)?;
+        // Then the record: credentials without one would not be renewed, and could not be revoked by
+        // name. With it a revoked key may come back, so nothing is checked after it.
+        list.record(&holder)?;
         credentials.write(&path)?;
         Ok(Issued {
             credentials: path,

@@ -22,24 +22,6 @@ impl Domain {
         });
         Ok(all)
     }
-
-    /// Lets the revoked keys of a name in again: tokens may be issued to them from now on, and
-    /// renewed. Tokens from before the revocation stay void. A key that was blocked without being
-    /// revoked stays so.
-    ///
-    /// # Errors
-    /// A record cannot be read or written.
-    pub fn readmit(&self, name: &str) -> Result<(), DomainError> {
-        let list = self.layout().issued();
-        let all = list.all()?.into_iter();
-        for holder in all.filter(|holder| holder.name == name && holder.blocked.is_some()) {
-            if self.revocation(&holder.account, &holder.public)?.is_some() {
-                let blocked = None;
-                list.record(&Registration { blocked, ..holder })?;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The role of the second connection of a service, by the name that `auth init` gives the

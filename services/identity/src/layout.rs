@@ -178,6 +178,11 @@ impl DomainLayout {
         }
     }
 
+    /// The seed file of a role's next key, which nothing is signed with yet.
+    pub(crate) fn next_role_key(&self, role: Role) -> PathBuf {
+        self.role_key(role).with_extension("next")
+    }
+
     pub(crate) fn credentials_folder(&self) -> PathBuf {
         self.folder.join("credentials")
     }

@@ -27,8 +27,10 @@ pub const REVOKED_MAX: usize = 8192;
 /// Life of credentials that are made for one command: enough for clocks that differ by minutes.
 const MOMENT: Millis = Millis::from_secs(300);
 
-/// Time for which the registrar may still sign a token for a key whose record it has just read.
-const IN_FLIGHT: Millis = Millis::from_secs(2);
+/// Time after a revocation up to which tokens of its key are void. The registrar may have read the
+/// key's record just before, and may have signed with a clock that is ahead by minutes. A token that
+/// is issued anew is dated after it.
+pub const MARGIN: Millis = Millis::from_secs(300);
 
 /// A revoked key of an account.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,9 +65,10 @@ pub struct Momentary {
 }
 
 impl Domain {
-    /// Keeps a revocation of all tokens of a key that were issued so far. If nothing was issued
-    /// since an earlier revocation of the key, that one stays as it is. The broker learns it when
-    /// the accounts' tokens are pushed. The caller holds the [`crate::DomainLock`].
+    /// Keeps a revocation of all tokens of a key that were issued so far, and of those of the next
+    /// [`MARGIN`]. A revocation that is repeated covers what was issued since, and keeps its reason
+    /// unless another is given or the key was issued anew. The broker learns it when the accounts'
+    /// tokens are pushed. The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
     /// The key is no user's, the account has too many revocations, or the folder cannot be used.
@@ -82,26 +85,25 @@ impl Domain {
         // From here on the registrar renews it no more.
         let record = self.layout().issued().block(key, now)?;
         let issued = record.map(|record| record.issued);
-        if let Some(stands) = read_entry::<Revocation>(&path)?
-            && now < stands.ends
-            && issued.is_none_or(|issued| stands.covers(issued))
-        {
-            return Ok(stands);
-        }
         self.forget_ended(&folder, now)?;
-        let others = self.revocations()?;
-        if others.iter().filter(|one| one.account == *account).count() >= REVOKED_MAX {
+        let stands: Option<Revocation> = read_entry(&path)?;
+        let others = self.revocations()?.into_iter();
+        let others = others.filter(|one| one.account == *account && one.key != *key);
+        if others.count() >= REVOKED_MAX {
             return Err(DomainError::Revocations(account.clone()));
         }
         // A token that was issued right after an earlier revocation is dated ahead of the clock.
         let until = issued.map_or(now, |issued| issued.max(now));
-        let until = until.after(IN_FLIGHT);
-        let until = UnixMillis(until.get() / 1000 * 1000);
+        let until = UnixMillis(until.after(MARGIN).get() / 1000 * 1000);
+        // A clock that was put back makes no void token valid.
+        let until = stands.as_ref().map_or(until, |one| one.until.max(until));
+        let same = stands.filter(|one| issued.is_none_or(|issued| one.covers(issued)));
+        let reason = reason.cloned().or_else(|| same.and_then(|one| one.reason));
         let revocation = Revocation {
             v: V,
             account: account.clone(),
             key: key.clone(),
-            reason: reason.cloned(),
+            reason,
             until,
             ends: until.after(LIFETIME_MAX).after(Millis::from_secs(1)),
         };

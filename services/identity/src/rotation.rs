@@ -45,13 +45,29 @@ pub struct Resigned {
 }
 
 impl Domain {
-    /// Makes a new signing key for a role. The account knows the old one as well, until
-    /// [`Domain::retire`]. The caller holds the [`crate::DomainLock`].
+    /// Makes the next signing key of a role, beside the present one: the account knows both, and
+    /// nothing is signed with the next one before [`Domain::adopt_role_key`]. One that was made
+    /// before and not adopted is replaced. The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
-    /// The present key cannot be read, or a file cannot be written.
-    pub fn rotate_role(&self, role: Role) -> Result<NewKey, DomainError> {
+    /// The vault is not here, without which no account can learn the key; or the file cannot be
+    /// written.
+    pub fn make_role_key(&self, role: Role) -> Result<(), DomainError> {
+        self.layout().vault().check()?;
+        let key = SigningKey::generate(KeyKind::Account);
+        Ok(key.seed().write(&self.layout().next_role_key(role))?)
+    }
+
+    /// Puts a role's next signing key in the place of the present one. The account knows the old
+    /// one as well, until [`Domain::retire`]. The broker must know the next one already, since the
+    /// registrar signs with it from here on. The caller holds the [`crate::DomainLock`].
+    ///
+    /// # Errors
+    /// There is no next key, a key cannot be read, or a file cannot be written.
+    pub fn adopt_role_key(&self, role: Role) -> Result<NewKey, DomainError> {
         let old = self.role_key(role)?.public().clone();
+        let next = self.layout().next_role_key(role);
+        let key = SigningKey::read(KeyKind::Account, &next)?;
         let mut retiring = self.retiring(role)?;
         if !retiring.contains(&old) {
             retiring.push(old.clone());
@@ -63,8 +79,8 @@ impl Domain {
             keys: retiring,
         };
         write_entry(&path, &entry)?;
-        let key = SigningKey::generate(KeyKind::Account);
-        key.seed().write(&self.layout().role_key(role))?;
+        let path = self.layout().role_key(role);
+        fs::rename(&next, &path).map_err(|source| FileError::Write { path, source })?;
         Ok(NewKey {
             old,
             new: key.public().clone(),
@@ -90,13 +106,16 @@ impl Domain {
             let own = held.filter(|held| *held.public() == holder.public);
             let ends = own.as_ref().and_then(|held| held.token().expires);
             let ends = ends.unwrap_or(holder.ends).max(holder.ends);
+            let Some(held) = own else {
+                // The record of one that is renewed knows nothing of its newest token.
+                if ends > now || role.is_renewable() {
+                    resigned.elsewhere.push(holder);
+                }
+                continue;
+            };
             if ends <= now {
                 continue;
             }
-            let Some(held) = own else {
-                resigned.elsewhere.push(holder);
-                continue;
-            };
             let issued = self.issue_time(&holder.account, &holder.public, now)?;
             let holder = Registration {
                 issued,
@@ -135,8 +154,18 @@ impl Domain {
         Ok(entry.map(|entry| entry.keys).unwrap_or_default())
     }
 
-    /// Adds the earlier keys of an account's roles to its claims, with the rights of the present
-    /// ones.
+    /// The role's next key; none if none was made.
+    fn next_key(&self, role: Role) -> Result<Option<PublicKey>, DomainError> {
+        let path = self.layout().next_role_key(role);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let key = SigningKey::read(KeyKind::Account, &path)?;
+        Ok(Some(key.public().clone()))
+    }
+
+    /// Adds the earlier keys of an account's roles and the next ones to its claims, with the rights
+    /// of the present ones.
     pub(crate) fn add_retiring(
         &self,
         account: Account,
@@ -147,7 +176,8 @@ impl Domain {
             .into_iter()
             .filter(|role| role.account() == account)
         {
-            for key in self.retiring(role)? {
+            let next = self.next_key(role)?;
+            for key in self.retiring(role)?.into_iter().chain(next) {
                 let scopes = claims.signing_keys.iter().filter_map(|known| match known {
                     AccountKey::Scoped(scope) if scope.role == role.name() => Some(scope),
                     _ => None,

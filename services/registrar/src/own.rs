@@ -17,7 +17,7 @@ const LEFT_MIN: Millis = Millis(LIFETIME_DEFAULT.get() / 10 * 9);
 pub(crate) fn renew(
     source: &CredentialSource,
     issuer: &Issuer,
-    issued: &IssuedList,
+    list: &IssuedList,
     now: UnixMillis,
 ) -> Result<Option<UnixMillis>, Refusal> {
     let old = source.read().map_err(refusal)?;
@@ -25,12 +25,14 @@ pub(crate) fn renew(
         .token()
         .expires
         .is_some_and(|ends| now.until(ends) < LEFT_MIN);
-    let record = issued.find(source.public()).map_err(refusal)?;
+    let record = list.find(source.public()).map_err(refusal)?;
     let Some(record) = record.filter(|record| due && record.blocked.is_none()) else {
         return Ok(None);
     };
-    let ends = UnixMillis((now.after(LIFETIME_DEFAULT).get() / 1000) * 1000);
-    let token = issuer.sign(&record, ends, now).map_err(refusal)?;
+    // After a revocation the token on record is dated ahead, and the broker takes none from before.
+    let issued = now.max(record.issued);
+    let ends = UnixMillis((issued.after(LIFETIME_DEFAULT).get() / 1000) * 1000);
+    let token = issuer.sign(&record, ends, issued).map_err(refusal)?;
     let new = old.renewed(token).map_err(refusal)?;
     source.replace(&new).map_err(refusal)?;
     Ok(Some(ends))

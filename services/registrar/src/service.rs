@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use identity::{CredentialSource, IssuedList, Issuer};
 use metrics::{counter, histogram};
-use registrar_core::{Asked, Heard, Registrar};
+use registrar_core::{Asked, Heard, Registrar, Validity};
 use runtime::metrics::{REGISTRAR_QUESTION_SECONDS, REGISTRAR_QUESTIONS, outcome};
 use runtime::{Bus, Delivery, Failure, Listener, clock};
 use schemas::renewal::RenewalReply;
@@ -121,7 +121,6 @@ impl Service {
                 self.tally.whose = Some(holder);
                 return;
             }
-            Heard::Malformed(refusal) => Err(refusal),
             Heard::Asked(asked) => self.renew(&asked),
         };
         if let Err(refusal) = &reply {
@@ -158,7 +157,7 @@ impl Service {
         let now = clock::now();
         let record = self.issued.find(&asked.holder);
         let record = record.map_err(|error| Refusal::new(error.code(), error.detail()))?;
-        let ends = self.core.decide(now, asked, record.as_ref())?;
+        let Validity { issued, ends } = self.core.decide(now, asked, record.as_ref())?;
         let holder = record.ok_or_else(|| {
             Refusal::new(
                 Code::HolderUnknown,
@@ -167,7 +166,7 @@ impl Service {
         })?;
         let issuer = Issuer::open(&self.issuer);
         let issuer = issuer.map_err(|error| Refusal::new(error.code(), error.detail()))?;
-        let token = issuer.sign(&holder, ends, now);
+        let token = issuer.sign(&holder, ends, issued);
         let token = token.map_err(|error| Refusal::new(error.code(), error.detail()))?;
         let (name, role) = (&holder.name, holder.role.name());
         tracing::info!(name, role, holder = %holder.public, until = %Time(ends), "a token is renewed");
@@ -201,7 +200,7 @@ impl Tally {
             tracing::warn!(%code, count = over, last = %holder, "questions of holders that ask too often were dropped");
         }
         if nobody > 0 {
-            tracing::warn!(code = %Code::MessageInvalid, count = nobody, "messages under no holder's subject were dropped");
+            tracing::warn!(code = %Code::MessageInvalid, count = nobody, "messages that are no holder's question were dropped");
         }
     }
 }

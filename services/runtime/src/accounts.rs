@@ -10,11 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
 use futures::future::try_join_all;
+use futures::{StreamExt as _, TryStreamExt as _};
 use identity::claims::AccountClaims;
+use identity::rotation::{NewKey, Resigned};
 use identity::{Domain, DomainLock, Momentary, Revocation, jwt};
 use schemas::hold::Reason;
+use schemas::permission::Role;
 use schemas::{AccountId, Code, PublicKey, UnixMillis};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep, timeout};
@@ -29,6 +31,8 @@ const QUIET: Duration = Duration::from_millis(250);
 const CUT_MAX: Duration = Duration::from_secs(5);
 /// Pause between two looks at the connections of a revoked key.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Keys whose connections are looked for at the same time.
+const LOOKS_MAX: usize = 64;
 /// Connections that a broker lists of one key; each entry holds its token.
 const CONNECTIONS_LISTED: usize = 256;
 /// Subject under which brokers take a new token.
@@ -62,6 +66,7 @@ impl Revoked {
 
 /// Brings the tokens of all accounts that follow from the domain's keys, permissions and
 /// revocations into effect at the broker at `url`, and writes them into the broker's configuration.
+/// Waits until no connection of a revoked key is left, except of keys that were issued anew.
 ///
 /// # Errors
 /// [`Code::AccountsBehind`], [`Code::AccountNotTaken`]; the broker is away, or the domain's folder
@@ -74,7 +79,18 @@ pub async fn push(
 ) -> Result<Pushed, Failure> {
     domain.write_server_config(&domain.layout().broker_generated(), now)?;
     let writer = AccountWriter::connect(domain, url, now).await?;
-    writer.push(domain, lock, now).await
+    let pushed = writer.push(domain, lock, now).await?;
+    let mut void = Vec::new();
+    for one in domain.revocations()? {
+        let record = domain.layout().issued().find(&one.key);
+        let record = record.map_err(identity::domain::DomainError::from)?;
+        if now < one.ends && record.is_none_or(|record| record.blocked.is_some()) {
+            void.push(one);
+        }
+    }
+    let cut = futures::stream::iter(&void).map(|one| writer.until_cut(one, &pushed.brokers));
+    cut.buffer_unordered(LOOKS_MAX).try_collect::<()>().await?;
+    Ok(pushed)
 }
 
 /// Revokes keys: keeps the revocations, brings them into effect at the broker at `url`, and waits
@@ -106,6 +122,51 @@ pub async fn revoke(
         let folder = domain.layout().revoked_folder();
         let text = format!("kept in {}: {failure}", folder.display());
         Failure::new(Code::RevocationKept, text)
+    })
+}
+
+/// A rotated role. The broker knew its new key before anything was signed with it.
+#[derive(Debug)]
+pub struct Rotated {
+    /// The keys.
+    pub keys: NewKey,
+    /// Earlier keys that end; none if the overlap stays.
+    pub gone: Vec<PublicKey>,
+    /// Its holders.
+    pub resigned: Resigned,
+    /// An error if no broker has confirmed that the earlier keys end.
+    pub in_effect: Result<Pushed, Failure>,
+}
+
+/// Gives a role a new signing key: brings the key into effect at the broker at `url`, then signs
+/// with it, and ends the earlier keys if that is to be `at_once`.
+///
+/// # Errors
+/// The vault or the broker is away, or the broker does not take tokens: then nothing is signed with
+/// the new key, and no key ends. Or the domain's folder cannot be used.
+pub async fn rotate(
+    domain: &Domain,
+    lock: &DomainLock,
+    url: &str,
+    role: Role,
+    at_once: bool,
+    now: UnixMillis,
+) -> Result<Rotated, Failure> {
+    domain.make_role_key(role)?;
+    push(domain, lock, url, now).await?;
+    let keys = domain.adopt_role_key(role)?;
+    let resigned = domain.resign_holders(role, now)?;
+    let gone = match at_once {
+        true => domain.retire(role)?,
+        false => Vec::new(),
+    };
+    // This writes the broker's configuration also where no broker answers any more.
+    let in_effect = push(domain, lock, url, now).await;
+    Ok(Rotated {
+        keys,
+        gone,
+        resigned,
+        in_effect,
     })
 }
 
@@ -174,8 +235,14 @@ impl AccountWriter {
         now: UnixMillis,
     ) -> Result<Vec<Revoked>, Failure> {
         let before = try_join_all(kept.iter().map(|one| self.connections(one))).await?;
-        self.push(domain, lock, now).await?;
-        try_join_all(kept.iter().map(|one| self.until_cut(one))).await?;
+        let pushed = self.push(domain, lock, now).await?;
+        // A new token of this connection's own account may have cut it.
+        let again = match pushed.changed.contains(&domain.accounts()?.system) {
+            true => Some(Self::connect(domain, &self.url, now).await?),
+            false => None,
+        };
+        let looks = again.as_ref().unwrap_or(self);
+        try_join_all(kept.iter().map(|one| looks.until_cut(one, &pushed.brokers))).await?;
         let revoked = kept.into_iter().zip(before);
         let revoked = revoked.map(|(revocation, connections)| Revoked {
             revocation,
@@ -280,33 +347,47 @@ impl AccountWriter {
         Ok(Some(token).filter(|token| !token.is_empty()))
     }
 
-    /// Waits until no broker has a connection of the key.
-    async fn until_cut(&self, revoked: &Revocation) -> Result<(), Failure> {
+    /// Waits until none of these brokers, and no other that answers, has a connection of the key.
+    async fn until_cut(
+        &self,
+        revoked: &Revocation,
+        brokers: &BTreeSet<String>,
+    ) -> Result<(), Failure> {
         let deadline = Instant::now() + CUT_MAX;
         loop {
-            let left = self.connections(revoked).await?;
-            if left == 0 {
+            let answers = self.look(revoked).await?;
+            let (left, silent) = (counted(&answers), silent(&answers, brokers));
+            if left == 0 && silent.is_empty() {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                let text = format!("{left} connections of {} are still served", revoked.key);
+                let silent = match silent.is_empty() {
+                    true => String::new(),
+                    false => format!(", and {} did not answer", silent.join(", ")),
+                };
+                let text = format!(
+                    "{left} connections of {} are still served{silent}",
+                    revoked.key
+                );
                 return Err(Failure::new(Code::AccountNotTaken, text));
             }
             sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Connections of a revoked key at all brokers.
+    /// Connections of a revoked key at all brokers that answer.
     async fn connections(&self, revoked: &Revocation) -> Result<usize, Failure> {
+        Ok(counted(&self.look(revoked).await?))
+    }
+
+    async fn look(&self, revoked: &Revocation) -> Result<Vec<Said>, Failure> {
         let subject = format!("$SYS.REQ.ACCOUNT.{}.CONNZ", revoked.account);
         let question = serde_json::json!({
             "auth": true,
             "user": revoked.key,
             "limit": CONNECTIONS_LISTED,
         });
-        let answers = self.ask_all(&subject, question.to_string().into()).await?;
-        let connections = answers.iter().filter_map(|said| said.data.as_ref());
-        Ok(connections.map(|data| data.num_connections).sum())
+        self.ask_all(&subject, question.to_string().into()).await
     }
 
     /// Asks all brokers, and returns the answers of those that answer.
@@ -345,9 +426,47 @@ impl AccountWriter {
     }
 }
 
+/// The connections in these answers.
+fn counted(answers: &[Said]) -> usize {
+    let connections = answers.iter().filter_map(|said| said.data.as_ref());
+    connections.map(|data| data.num_connections).sum()
+}
+
+/// The brokers that have confirmed a push and are missing in these answers: one may be slower than
+/// the others, and is waited for no longer than [`QUIET`].
+fn silent(answers: &[Said], brokers: &BTreeSet<String>) -> Vec<String> {
+    let is_there = |name: &String| answers.iter().any(|said| said.server.name == *name);
+    let missing = brokers.iter().filter(|name| !is_there(name));
+    missing.cloned().collect()
+}
+
 /// The time of issue of an account's token.
 fn issued(token: &str, now: UnixMillis) -> Option<UnixMillis> {
     jwt::verify::<AccountClaims>(token, now)
         .ok()
         .map(|token| token.issued)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tl_07_a_broker_that_is_slower_than_the_others_is_waited_for() {
+        let said = |name: &str, connections: usize| {
+            let text = serde_json::json!({
+                "server": { "name": name },
+                "data": { "num_connections": connections },
+            });
+            serde_json::from_value::<Said>(text).expect("as brokers say it")
+        };
+        let brokers = BTreeSet::from(["n0".to_owned(), "n1".to_owned()]);
+        let one = [said("n0", 0)];
+        assert_eq!(
+            (counted(&one), silent(&one, &brokers).join(" ")),
+            (0, "n1".to_owned())
+        );
+        let all = [said("n1", 3), said("n0", 1), said("n2", 0)];
+        assert_eq!((counted(&all), silent(&all, &brokers)), (4, vec![]));
+    }
 }

@@ -61,6 +61,15 @@ impl Life {
         UnixMillis((self.ends.get() - self.lead().get()) + self.later)
     }
 
+    /// The time at which to ask again for a token, if the one that is offered now ends no later
+    /// than this one: when half of the offered life is left. None if it ends later, and for one
+    /// that has ended already, which is a fault.
+    pub(crate) fn not_yet(self, now: UnixMillis, offered: UnixMillis) -> Option<UnixMillis> {
+        let half = Millis(now.until(offered).get() / 2);
+        let is_longer = offered <= self.ends && now < offered;
+        is_longer.then(|| UnixMillis(self.ends.get() - half.get()))
+    }
+
     /// The pause between two tries.
     pub(crate) fn pause(self) -> Duration {
         Millis(self.span().get() / 20)
@@ -171,6 +180,25 @@ mod tests {
             assert!(tries >= 10, "{tries} tries before the end");
             assert!(life.look_every() < life.pause() || life.pause() <= Duration::from_secs(600));
         }
+    }
+
+    /// A token that was issued for weeks beside a registrar that gives one hour.
+    #[test]
+    fn tl_06_a_token_that_ends_later_than_those_of_the_registrar_is_kept_for_now() {
+        let day = life(Millis::from_secs(24 * 3600));
+        let now = day.renew_at();
+        let hour = Millis::from_secs(3600);
+        let again = day.not_yet(now, now.after(hour));
+        let again = again.expect("it ends in half a day");
+        assert_eq!(again.until(day.ends), Millis(hour.get() / 2));
+        assert_eq!(day.not_yet(again, again.after(hour)), None);
+        let same = day.not_yet(now, day.ends);
+        assert_eq!(same, Some(now.after(Millis(now.until(day.ends).get() / 2))));
+        assert_eq!(
+            day.not_yet(now, now),
+            None,
+            "one that has ended is no offer"
+        );
     }
 
     /// All workers of a run are issued at once, and a registrar answers one after another.

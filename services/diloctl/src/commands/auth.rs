@@ -37,8 +37,8 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
             let domain = context.domain()?;
             let _lock = context.lock("diloctl auth issue")?;
             // Who says this name knows that the holder was revoked, if it was.
-            domain.readmit(name)?;
-            let issued = issue(&domain, *role, name, run.as_ref(), lifetime.millis())?;
+            let issued =
+                domain.readmit(*role, name, run.as_ref(), lifetime.millis(), clock::now())?;
             context
                 .printer
                 .record(&Credential::issued(*role, name, &issued));

@@ -104,7 +104,13 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
             endpoints.write(&context.folder)?;
         }
         if Running::find(&context.folder, &spec.name)?.is_none() {
-            services::renew_tokens(&domain, options, &spec.name)?;
+            let life = options.token_lifetime.millis();
+            let stays = services::renew_tokens(&domain, &options.run, life, &spec.name)?;
+            if let Some(reason) = stays {
+                let text = format!("warning {} is not started: {reason}", spec.name);
+                context.printer.talk(&text);
+                continue;
+            }
         }
         let (running, begun) = ensure(context, spec).await?;
         let state = match begun {

@@ -12,7 +12,7 @@ use identity::domain::{DomainError, LIFETIME_DEFAULT};
 use identity::secret::write_private;
 use runtime::{ConfigDuration, Failure, clock};
 use schemas::permission::Role;
-use schemas::{Code, RunId};
+use schemas::{Code, Millis, RunId};
 use toml::{Table, Value};
 
 use super::process::{Ready, Spec};
@@ -131,8 +131,14 @@ pub(super) fn all(
 
 /// Gives a service that is about to start tokens that live as long as those of the registrar. They
 /// are for the same keys as before; the registrar renews them from then on. Its own token lives
-/// longer: it renews that itself.
-pub(super) fn renew_tokens(domain: &Domain, options: &Up, name: &str) -> Result<(), Failure> {
+/// longer: it renews that itself. Returns the reason why a worker is not to be started: it was
+/// revoked, and that ends nothing for the others.
+pub(super) fn renew_tokens(
+    domain: &Domain,
+    run: &RunId,
+    lifetime: Millis,
+    name: &str,
+) -> Result<Option<DomainError>, Failure> {
     let roles: &[Role] = match name {
         REGISTRAR => &[Role::Registrar],
         AUDIT => &[Role::Auditor, Role::Recorder],
@@ -142,20 +148,23 @@ pub(super) fn renew_tokens(domain: &Domain, options: &Up, name: &str) -> Result<
     };
     for role in roles {
         let (label, run) = match role.is_tenant() {
-            true => (name, Some(&options.run)),
+            true => (name, Some(run)),
             false => (role.name(), None),
         };
         let lifetime = match role {
             Role::Registrar => LIFETIME_DEFAULT,
-            _ => options.token_lifetime.millis(),
+            _ => lifetime,
         };
         match domain.issue(*role, label, run, lifetime, clock::now()) {
             // The service says what is wrong with credentials of another role or run.
             Ok(_) | Err(DomainError::Taken(_)) => {}
+            Err(error @ DomainError::Blocked(_)) if *role == Role::Worker => {
+                return Ok(Some(error));
+            }
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 fn broker(folder: &Path, options: &Up, endpoints: &Endpoints) -> Result<Spec, Failure> {
@@ -334,4 +343,37 @@ fn worker(folder: &Path, choices: &Choices, name: &str) -> Table {
             ]),
         ),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tl_07_a_revoked_worker_is_named_and_ends_nothing_for_the_others() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let made = Domain::init(
+            &scratch.path().join(".diloco"),
+            &identity::InitOptions::default(),
+            clock::now(),
+        );
+        let domain = made.expect("an empty folder");
+        let run = "demo".parse().expect("a name");
+        let hour = Millis::from_secs(3600);
+        let renew = |name: &str| renew_tokens(&domain, &run, hour, name);
+        for name in ["worker-0", "worker-1", AUDIT] {
+            assert!(renew(name).expect("a fresh name").is_none());
+        }
+        for name in ["worker-0", "auditor"] {
+            for holder in domain.holders_of(name).expect("they can be read") {
+                let revoked = domain.revoke(&holder.account, &holder.public, None, clock::now());
+                revoked.expect("the folder takes files");
+            }
+        }
+        let reason = renew("worker-0").expect("no failure").expect("a reason");
+        assert!(reason.to_string().contains("worker-0"), "{reason}");
+        assert!(renew("worker-1").expect("it is another").is_none());
+        let failure = renew(AUDIT).expect_err("nothing runs without it");
+        assert_eq!(failure.code(), Code::HolderBlocked);
+    }
 }

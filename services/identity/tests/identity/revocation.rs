@@ -28,8 +28,9 @@ fn worker(domain: &Domain, name: &str, now: UnixMillis) -> Issued {
 
 /// Issues credentials to a holder that was revoked.
 fn issue_again(domain: &Domain, name: &str, now: UnixMillis) -> Issued {
-    domain.readmit(name).expect("the list is ours");
-    worker(domain, name, now)
+    let run = "demo".parse().expect("a name");
+    let issued = domain.readmit(Role::Worker, name, Some(&run), LIFETIME_DEFAULT, now);
+    issued.expect("it was revoked")
 }
 
 fn reason() -> Reason {
@@ -86,7 +87,9 @@ fn tl_07_a_revoked_key_is_void_until_it_gets_a_newer_token() {
 
     let revoked = domain.revoke(&tenant, &first.public, Some(&reason()), LATER);
     let revoked = revoked.expect("the folder takes files");
-    assert_eq!(revoked.until, UnixMillis(LATER.get() / 1000 * 1000 + 2000));
+    // The registrar's clock may be ahead by minutes.
+    let until = UnixMillis(LATER.get() / 1000 * 1000 + 300_000);
+    assert_eq!(revoked.until, until);
     let after = config(&domain, &before.auth, LATER);
     assert!(!accepts(&domain, &first, &after, LATER));
     assert!(accepts(&domain, &second, &after, LATER));
@@ -94,14 +97,23 @@ fn tl_07_a_revoked_key_is_void_until_it_gets_a_newer_token() {
         let changed = token(&after, account) != own;
         assert_eq!(changed, *account == tenant, "{account}");
     }
+    // Repeated, it covers what was signed meanwhile, and a clock that was put back undoes nothing.
     let again = domain.revoke(&tenant, &first.public, None, LATER.after(Millis(5000)));
-    assert_eq!(again.expect("it stands"), revoked, "it is done already");
+    let again = again.expect("the folder takes files");
+    assert_eq!(again.until, until.after(Millis(5000)));
+    assert_eq!(again.reason, revoked.reason, "nobody gave another");
+    let revoked = domain.revoke(&tenant, &first.public, None, LATER);
+    let revoked = revoked.expect("the folder takes files");
+    assert_eq!(revoked, again);
+    let after = config(&domain, &after.auth, LATER);
     let in_its_second = |millis| UnixMillis(revoked.until.get() + millis);
     assert!(revoked.covers(in_its_second(999)) && !revoked.covers(in_its_second(1000)));
 
-    // In the second of the revocation a new token is dated ahead, since the broker would refuse it
-    // otherwise; and it can be revoked in that second as well.
+    // A new token is dated ahead, since the broker would refuse it otherwise, and lives no shorter
+    // for that; it can be revoked in that second as well.
     let first = issue_again(&domain, "w1", LATER);
+    let dated = UnixMillis(revoked.until.get() + 1000);
+    assert_eq!(first.expires, dated.after(LIFETIME_DEFAULT));
     let renewed = config(&domain, &after.auth, LATER);
     assert_eq!(token(&renewed, &tenant), token(&after, &tenant));
     assert!(accepts(&domain, &first, &renewed, LATER));
@@ -308,14 +320,34 @@ fn tl_07_a_revoked_key_is_renewed_no_more_until_it_is_issued_again() {
         refused.expect_err("it is revoked").code(),
         Code::HolderBlocked
     );
+    // A command that fails lets nobody in, for whatever reason it does.
+    let other = "other".parse().expect("a name");
+    let readmit = |run, lifetime| domain.readmit(Role::Worker, "w1", run, lifetime, LATER);
+    assert!(readmit(Some(&other), LIFETIME_DEFAULT).is_err());
+    assert!(readmit(None, LIFETIME_DEFAULT).is_err());
+    assert!(readmit(Some(&run), Millis(1)).is_err());
+    let audit_key = issued.audit_key.expect("workers have one");
+    let seed = fs::read(&audit_key).expect("it is ours");
+    fs::write(&audit_key, "no seed").expect("it is ours");
+    assert!(readmit(Some(&run), LIFETIME_DEFAULT).is_err());
+    fs::write(&audit_key, seed).expect("it is ours");
+    assert!(blocked());
     issue_again(&domain, "w1", LATER);
     assert!(!blocked());
+    // Nor does it let in another key of the name, as one that lies on a lost machine.
+    let revoked = domain.revoke(&tenant, &issued.public, None, LATER);
+    revoked.expect("the folder takes files");
+    fs::remove_file(&issued.credentials).expect("it was made");
+    let new = issue_again(&domain, "w1", LATER);
+    assert_ne!(new.public, issued.public);
+    let lost = domain.layout().issued().find(&issued.public);
+    let lost = lost.expect("it can be read").expect("it has a record");
+    assert!(lost.blocked.is_some());
     // Blocked without a revocation is another matter: the key may not come back.
     let list = domain.layout().issued();
     let second = worker(&domain, "w2", NOW);
     list.block(&second.public, LATER).expect("it is ours");
-    domain.readmit("w2").expect("the list is ours");
-    let refused = domain.issue(Role::Worker, "w2", Some(&run), LIFETIME_DEFAULT, LATER);
+    let refused = domain.readmit(Role::Worker, "w2", Some(&run), LIFETIME_DEFAULT, LATER);
     assert_eq!(
         refused.expect_err("it is blocked").code(),
         Code::HolderBlocked

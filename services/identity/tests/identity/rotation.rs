@@ -6,10 +6,11 @@ use std::path::Path;
 use identity::claims::UserClaims;
 use identity::domain::LIFETIME_DEFAULT;
 use identity::jwt::{Subject, mint, verify_chain};
+use identity::rotation::NewKey;
 use identity::server_config::ServerConfig;
 use identity::{ConnectionKey, Domain, InitOptions, Issued, KeyKind, SigningKey};
 use schemas::permission::Role;
-use schemas::{Millis, UnixMillis};
+use schemas::{Code, Millis, UnixMillis};
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 const LATER: UnixMillis = UnixMillis(1_700_000_060_000);
@@ -22,6 +23,13 @@ fn worker(domain: &Domain, name: &str, lifetime: Millis) -> Issued {
     let run = "demo".parse().expect("a name");
     let issued = domain.issue(Role::Worker, name, Some(&run), lifetime, NOW);
     issued.expect("a fresh name")
+}
+
+fn rotate(domain: &Domain) -> NewKey {
+    let made = domain.make_role_key(Role::Worker);
+    made.expect("the folder takes files");
+    let adopted = domain.adopt_role_key(Role::Worker);
+    adopted.expect("the folder takes files")
 }
 
 fn config(domain: &Domain) -> ServerConfig {
@@ -61,9 +69,7 @@ fn tl_30_a_token_of_the_old_key_is_void_after_the_overlap_and_of_the_new_one_val
     let stolen = stolen.expect("it was made");
     let before = config(&domain);
 
-    let keys = domain
-        .rotate_role(Role::Worker)
-        .expect("the folder takes files");
+    let keys = rotate(&domain);
     assert_eq!(keys.old, *stolen.public());
     let resigned = domain.resign_holders(Role::Worker, LATER);
     let resigned = resigned.expect("the folder takes files");
@@ -105,23 +111,41 @@ fn tl_30_who_is_revoked_or_ended_gets_no_token_of_the_new_key() {
     let revoked = worker(&domain, "revoked", LIFETIME_DEFAULT);
     let ended = worker(&domain, "ended", Millis::from_secs(10));
     let moved = worker(&domain, "moved", LIFETIME_DEFAULT);
+    // The registrar renews it where it is.
+    let renewed = worker(&domain, "renewed", Millis::from_secs(10));
     let other = domain.issue(Role::Operator, "operator", None, LIFETIME_DEFAULT, NOW);
     let other = other.expect("a fresh name");
     let tenant = domain.tenant().expect("a name");
     let revocation = domain.revoke(&tenant, &revoked.public, None, NOW);
     revocation.expect("the folder takes files");
-    fs::remove_file(&moved.credentials).expect("it was issued");
+    for elsewhere in [&moved, &renewed] {
+        fs::remove_file(&elsewhere.credentials).expect("it was issued");
+    }
     let read = || [&revoked, &ended, &other].map(|issued| token_in(&issued.credentials));
     let before = read();
-    domain
-        .rotate_role(Role::Worker)
-        .expect("the folder takes files");
+    rotate(&domain);
     let resigned = domain.resign_holders(Role::Worker, LATER);
     let resigned = resigned.expect("the folder takes files");
     assert_eq!(resigned.renewed, []);
     let names: Vec<&str> = resigned.elsewhere.iter().map(|one| &*one.name).collect();
-    assert_eq!(names, ["moved"]);
+    assert_eq!(names, ["moved", "renewed"]);
     assert_eq!(read(), before);
+    // Both come back with the keys that they have, and as nothing else.
+    let run = "demo".parse().expect("a name");
+    for old in [&revoked, &ended] {
+        let name = old.credentials.file_stem().and_then(|name| name.to_str());
+        let name = name.expect("a name");
+        let back = domain.readmit(Role::Worker, name, Some(&run), LIFETIME_DEFAULT, LATER);
+        assert_eq!(back.expect("it was a worker before").public, old.public);
+        assert!(accepts(
+            &domain,
+            &token_in(&old.credentials),
+            &config(&domain)
+        ));
+        let role = Role::Auditor;
+        let other = domain.readmit(role, name, None, LIFETIME_DEFAULT, LATER);
+        assert_eq!(other.expect_err("it is a worker").code(), Code::NameTaken);
+    }
 }
 
 /// A rotation that broke off is begun anew: no key that somebody has a token of is forgotten.
@@ -133,12 +157,7 @@ fn tl_28_every_earlier_key_stays_valid_until_all_are_retired() {
     let mut tokens = vec![token_in(&issued.credentials)];
     let mut old = Vec::new();
     for _ in 0..2 {
-        old.push(
-            domain
-                .rotate_role(Role::Worker)
-                .expect("the folder takes files")
-                .old,
-        );
+        old.push(rotate(&domain).old);
         domain
             .resign_holders(Role::Worker, LATER)
             .expect("the folder takes files");
@@ -156,4 +175,39 @@ fn tl_28_every_earlier_key_stays_valid_until_all_are_retired() {
         .map(|token| accepts(&domain, token, &after))
         .collect();
     assert_eq!(valid, [false, false, true]);
+}
+
+#[test]
+fn tl_30_the_account_knows_the_next_key_before_anything_is_signed_with_it() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = domain(scratch.path());
+    let adopted = domain.adopt_role_key(Role::Worker);
+    assert!(adopted.is_err(), "none was made");
+    let made = domain.make_role_key(Role::Worker);
+    made.expect("the folder takes files");
+    let known = config(&domain);
+    // Whatever ends the rotation here: issued is with the key that every broker knows.
+    let issued = worker(&domain, "w1", LIFETIME_DEFAULT);
+    let old = token_in(&issued.credentials);
+    let adopted = domain.adopt_role_key(Role::Worker);
+    adopted.expect("the folder takes files");
+    let resigned = domain.resign_holders(Role::Worker, LATER);
+    resigned.expect("the folder takes files");
+    let new = token_in(&issued.credentials);
+    assert_ne!(old, new);
+    assert!(accepts(&domain, &old, &known) && accepts(&domain, &new, &known));
+    let again = domain.adopt_role_key(Role::Worker);
+    assert!(again.is_err(), "it is in its place");
+}
+
+/// Without the vault no account learns a key, so nothing is replaced.
+#[test]
+fn tl_28_a_key_is_not_replaced_where_the_vault_is_not() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = domain(scratch.path());
+    let folder = domain.layout().folder();
+    fs::rename(folder.join("vault"), scratch.path().join("away")).expect("it is ours");
+    let made = domain.make_role_key(Role::Worker);
+    assert_eq!(made.expect_err("no vault").code(), Code::VaultMissing);
+    worker(&domain, "w1", LIFETIME_DEFAULT);
 }

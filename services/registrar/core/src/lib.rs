@@ -36,17 +36,25 @@ pub struct Asked {
     pub holder: PublicKey,
 }
 
+/// The validity of a new token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// Its time of issue.
+    pub issued: UnixMillis,
+    /// Its end, exclusive.
+    pub ends: UnixMillis,
+}
+
 /// The outcome of a message's first check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// An answer that its asker has sent here. It is nobody's question, and counts as nobody's.
     Answer,
-    /// A message under a subject that no holder can use.
+    /// A message under a subject that no holder can use, or something else than a question. It
+    /// counts as nobody's as well.
     Nobody,
     /// The holder asks too often; the message is dropped.
     TooOften(PublicKey),
-    /// Not a question for a token.
-    Malformed(Refusal),
     /// A question whose asker is to be looked up.
     Asked(Asked),
 }
@@ -73,20 +81,23 @@ impl Registrar {
         else {
             return Heard::Nobody;
         };
+        // An auditor can have answers to its own questions sent here, under the subject of another.
+        // So a holder pays only for what is a question.
+        let Ok(RenewalRequest { .. }) = RenewalRequest::decode(payload) else {
+            return Heard::Nobody;
+        };
         if !self.admit(&holder, now) {
             return Heard::TooOften(holder);
         }
-        match RenewalRequest::decode(payload) {
-            Ok(RenewalRequest { .. }) => Heard::Asked(Asked {
-                account,
-                run,
-                holder,
-            }),
-            Err(error) => Heard::Malformed(Refusal::new(Code::MessageInvalid, error.to_string())),
-        }
+        Heard::Asked(Asked {
+            account,
+            run,
+            holder,
+        })
     }
 
-    /// Decides on a question, given the record of its asker's key. Returns the end of the new token.
+    /// Decides on a question, given the record of its asker's key. Returns the validity of the new
+    /// token.
     ///
     /// # Errors
     /// The key has no record, is blocked, or asks for something else than was issued for it.
@@ -95,7 +106,7 @@ impl Registrar {
         now: UnixMillis,
         asked: &Asked,
         record: Option<&Registration>,
-    ) -> Result<UnixMillis, Refusal> {
+    ) -> Result<Validity, Refusal> {
         let refused =
             |code, why: String| Err(Refusal::new(code, format!("{} {why}", asked.holder)));
         let Some(record) = record.filter(|record| record.public == asked.holder) else {
@@ -121,12 +132,12 @@ impl Registrar {
             );
             return refused(Code::HolderMismatch, why);
         }
-        Ok(self.ends(now))
-    }
-
-    /// The end of a token that is issued now. Tokens count whole seconds.
-    pub const fn ends(&self, now: UnixMillis) -> UnixMillis {
-        UnixMillis((now.after(self.lifetime).get() / 1000) * 1000)
+        // A key that was revoked and issued anew has a token from after the revocation, which may
+        // be ahead of the clock. An earlier one would be void.
+        let issued = now.max(record.issued);
+        // Tokens count whole seconds.
+        let ends = UnixMillis((issued.after(self.lifetime).get() / 1000) * 1000);
+        Ok(Validity { issued, ends })
     }
 
     fn admit(&mut self, holder: &PublicKey, now: UnixMillis) -> bool {

@@ -38,6 +38,16 @@ impl Drop for Kept {
     }
 }
 
+/// The outcome of a renewal.
+enum Outcome {
+    /// The file holds a newer token.
+    Newer,
+    /// The registrar's tokens end no later than the one in use: ask again at this time.
+    NotYet(UnixMillis),
+    /// The token ended without another.
+    Lapsed(Refusal),
+}
+
 /// The task itself.
 struct Keeper {
     bus: Bus,
@@ -71,10 +81,27 @@ impl Keeper {
     /// Renews until the token has ended without another; the reason. None for a token that does not
     /// end.
     async fn keep(mut self) -> Option<Refusal> {
+        let mut connected = self.bus.connected.subscribe();
+        let mut later = None;
         while let Some(life) = self.fresh.used() {
-            sleep(clock::now().until(life.renew_at()).as_duration()).await;
-            if let Some(refusal) = self.renew(life).await {
-                return Some(refusal);
+            let due = later.take().unwrap_or_else(|| life.renew_at());
+            let due = sleep(clock::now().until(due).as_duration());
+            tokio::select! {
+                () = due => {}
+                // The client connects by itself after a loss, with what the file holds then. That
+                // may be a token that ends earlier than the one before.
+                Ok(()) = connected.changed() => {
+                    self.fresh.connected();
+                    continue;
+                }
+            }
+            match self.renew(life).await {
+                Outcome::Newer => {}
+                Outcome::NotYet(at) => {
+                    later = Some(at);
+                    continue;
+                }
+                Outcome::Lapsed(refusal) => return Some(refusal),
             }
             self.told = None;
             self.reconnect(life).await;
@@ -83,20 +110,21 @@ impl Keeper {
         None
     }
 
-    /// Tries until the file holds a newer token; or gives the reason for which the token ended
-    /// without.
-    async fn renew(&mut self, life: Life) -> Option<Refusal> {
+    /// Tries until the file holds a newer token, or the registrar has none yet, or the token has
+    /// ended.
+    async fn renew(&mut self, life: Life) -> Outcome {
         let mut reason = None;
         loop {
             if self.fresh.is_outdated() {
-                return None;
+                return Outcome::Newer;
             }
             let now = clock::now();
             if now >= life.ends {
-                return Some(self.lapsed(life, reason));
+                return Outcome::Lapsed(self.lapsed(life, reason));
             }
             match self.ask(life).await {
-                Ok(()) => return None,
+                Ok(None) => return Outcome::Newer,
+                Ok(Some(later)) => return Outcome::NotYet(later),
                 Err(refusal) => {
                     self.warn(life, &refusal);
                     reason = Some(refusal);
@@ -107,8 +135,9 @@ impl Keeper {
         }
     }
 
-    /// Asks the registrar once, and puts the new token into the file.
-    async fn ask(&self, life: Life) -> Result<(), Refusal> {
+    /// Asks the registrar once, and puts the new token into the file. Gives the time at which to ask
+    /// again if the token in use ends later than the new one.
+    async fn ask(&self, life: Life) -> Result<Option<UnixMillis>, Refusal> {
         let source = self.fresh.source();
         let coded = |error: &dyn std::fmt::Display, code| Refusal::new(code, error.to_string());
         let old = source.read().map_err(|error| coded(&error, error.code()))?;
@@ -119,7 +148,10 @@ impl Keeper {
         };
         let wait = life.pause().clamp(ANSWER.0, ANSWER.1);
         let answer = self.bus.request(&subject, &question, wait).await;
-        let RenewalReply { token, .. } = answer.map_err(super::BusError::into_refusal)?;
+        let RenewalReply { token, ends, .. } = answer.map_err(super::BusError::into_refusal)?;
+        if let Some(later) = life.not_yet(clock::now(), ends) {
+            return Ok(Some(later));
+        }
         let new = old.renewed(token);
         let new: Credentials = new.map_err(|error| coded(&error, error.code()))?;
         let replaced = source.replace(&new);
@@ -127,7 +159,7 @@ impl Keeper {
         let name = &new.token().name;
         let ends = new.token().expires.map(|at| Time(at).to_string());
         tracing::info!(name, ends, "the token is renewed");
-        Ok(())
+        Ok(None)
     }
 
     /// Connects anew with what the file holds now. Messages that were published before are sent

@@ -85,7 +85,7 @@ async fn tl_07_tl_23_a_revoked_key_is_cut_and_refused_and_others_stay() {
     let again = revoke(&cluster, &victim)
         .await
         .expect("the broker is there");
-    assert_eq!(again.revocation, revoked.revocation);
+    assert!(again.revocation.until >= revoked.revocation.until);
     assert_eq!(again.connections, 0);
     for raw in &mut stay {
         let said = raw.settled().await;
@@ -95,9 +95,12 @@ async fn tl_07_tl_23_a_revoked_key_is_cut_and_refused_and_others_stay() {
     assert!(is_served(&cluster, &other).await);
 
     // The same key with a token that was issued after the revocation.
-    let readmitted = cluster.domain().readmit("worker-0");
-    readmitted.expect("the list is ours");
-    let renewed = cluster.issue(Role::Worker, "worker-0");
+    let domain = cluster.domain();
+    let known = domain.holders_of("worker-0").expect("they can be read");
+    let run = known[0].run.as_ref();
+    let hour = Millis::from_secs(3600);
+    let renewed = domain.readmit(Role::Worker, "worker-0", run, hour, clock::now());
+    let renewed = renewed.expect("it was revoked");
     assert_eq!(renewed.public, victim.public);
     assert!(is_served(&cluster, &renewed).await);
     revoke(&cluster, &renewed)
@@ -206,6 +209,99 @@ async fn tl_07_a_push_is_in_effect_also_after_a_reload_that_was_not() {
     assert_eq!(pushed.expect("the broker is there").changed, []);
     raw.closed().await;
     assert!(!is_served(&cluster, &victim).await);
+}
+
+#[tokio::test]
+async fn tl_07_a_key_is_revoked_in_all_accounts_also_in_the_brokers_own() {
+    let cluster = Cluster::bare(Options::default()).await;
+    let domain = cluster.domain();
+    let victim = cluster.issue(Role::Registrar, "leaked");
+    let mut raw = RawConnection::connect(&cluster, &victim.credentials).await;
+    let everywhere = domain.accounts().expect("names").all();
+    let keys: Vec<_> = everywhere
+        .into_iter()
+        .map(|account| (account, victim.public.clone()))
+        .collect();
+    let (url, now) = (cluster.bus_url(), clock::now());
+    let revoked = accounts::revoke(domain, &lock(domain), url, &keys, None, now).await;
+    let revoked = revoked.expect("the broker is there");
+    let cut: usize = revoked.iter().map(|one| one.connections).sum();
+    assert_eq!(cut, 1);
+    raw.closed().await;
+    assert!(!is_served(&cluster, &victim).await);
+}
+
+/// The registrar signs with what lies in the issuer's folder, so a key that no broker knows may not
+/// lie there.
+#[tokio::test]
+async fn tl_28_a_key_is_replaced_only_once_the_broker_knows_the_next_one() {
+    let mut cluster = Cluster::bare(Options::default()).await;
+    let issued = cluster.issue(Role::Worker, "worker-0");
+    let layout = cluster.domain().layout().clone();
+    let path = layout.issuer().join("role-worker.nk");
+    let read = || [&path, &issued.credentials].map(|path| fs::read(path).expect("it is ours"));
+    let before = read();
+    let rotate = async |cluster: &Cluster| {
+        let (domain, url) = (cluster.domain(), cluster.bus_url());
+        let lock = lock(domain);
+        accounts::rotate(domain, &lock, url, Role::Worker, true, clock::now()).await
+    };
+    cluster.kill9("broker");
+    let refused = rotate(&cluster).await.expect_err("nobody confirms it");
+    assert_eq!(refused.code(), Code::BusUnreachable);
+    assert_eq!(read(), before);
+    cluster.restart("broker").await;
+    assert!(is_served(&cluster, &issued).await);
+    let rotated = rotate(&cluster).await.expect("the broker is back");
+    rotated.in_effect.expect("it confirms");
+    assert_eq!(rotated.gone, [rotated.keys.old]);
+    assert!(
+        read()
+            .iter()
+            .zip(&before)
+            .all(|(now, before)| now != before)
+    );
+    assert!(is_served(&cluster, &issued).await);
+
+    // Another that takes no tokens.
+    let before = read();
+    let writer = layout.folder().join("vault/role-account-writer.nk");
+    fs::remove_file(writer).expect("it was made");
+    let refused = rotate(&cluster).await.expect_err("it takes none");
+    assert_eq!(refused.code(), Code::AccountsBehind);
+    assert_eq!(read(), before);
+}
+
+/// A token that was signed with a clock far ahead outlives the revocation, and a push says so.
+#[tokio::test]
+async fn tl_07_a_push_confirms_nothing_while_a_revoked_key_is_served() {
+    let cluster = Cluster::bare(Options::default()).await;
+    let domain = cluster.domain();
+    let run = "demo".parse().expect("a name");
+    let ahead = clock::now().after(Millis::from_secs(3600));
+    let life = Millis::from_secs(3600);
+    let victim = domain.issue(Role::Worker, "ahead", Some(&run), life, ahead);
+    let victim = victim.expect("a fresh name");
+    let _raw = RawConnection::connect(&cluster, &victim.credentials).await;
+    // Nothing here knows when it was issued.
+    let elsewhere = cluster.path("ahead.creds");
+    fs::rename(&victim.credentials, &elsewhere).expect("it is ours");
+    let list = domain.layout().issued();
+    let record = list.folder().join(format!("{}.json", victim.public));
+    fs::remove_file(record).expect("it was made");
+    let tenant = domain.tenant().expect("a key");
+    let kept = domain.revoke(&tenant, &victim.public, None, clock::now());
+    kept.expect("the folder takes files");
+    let pushed = accounts::push(domain, &lock(domain), cluster.bus_url(), clock::now()).await;
+    let refused = pushed.expect_err("it is still served");
+    assert_eq!(refused.code(), Code::AccountNotTaken);
+    // A time of revocation after it cuts it.
+    let kept = domain.revoke(&tenant, &victim.public, None, ahead);
+    kept.expect("the folder takes files");
+    let pushed = accounts::push(domain, &lock(domain), cluster.bus_url(), clock::now()).await;
+    pushed.expect("it is cut");
+    let refused = connects(&cluster.bus_config(&elsewhere)).await;
+    assert_eq!(refused, Err(Code::BusRefused));
 }
 
 #[tokio::test]

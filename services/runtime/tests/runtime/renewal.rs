@@ -190,6 +190,48 @@ async fn tl_06_a_token_that_cannot_be_renewed_ends_with_a_code() {
     assert!(text.contains("DL0204"), "{text} says why");
 }
 
+/// A longer token than those of the registrar is kept until half of one of them is left.
+#[tokio::test]
+async fn tl_06_a_longer_token_is_used_until_the_registrar_has_a_later_one() {
+    let offered = Millis::from_secs(8);
+    let cluster = cluster(offered).await;
+    let life = Millis(3 * offered.get());
+    let issued = cluster.issue_for(Role::Operator, "longer", None, life);
+    let config = cluster.bus_config(&issued.credentials);
+    let connected = Bus::connect("test", &config, clock::now()).await;
+    let bus = connected.expect("it is good");
+    // A stranger's connection tells when the first token has ended.
+    let first = cluster.path("first.creds");
+    std::fs::copy(&issued.credentials, &first).expect("the folder takes files");
+    RawConnection::connect(&cluster, &first)
+        .await
+        .closed()
+        .await;
+    bus.round_trip().await.expect("it is renewed");
+    let token = Credentials::read(&issued.credentials).expect("it is whole");
+    let left = token.token().issued.until(issued.expires);
+    assert!(left < Millis(offered.get() * 3 / 4), "{left} were left");
+}
+
+/// The client connects by itself after a loss, and may find a token in the file that ends earlier.
+#[tokio::test]
+async fn tl_06_a_shorter_token_that_a_reconnect_finds_ends_in_its_time() {
+    let mut cluster = Cluster::bare(Options::default()).await;
+    let long = Millis::from_secs(3600);
+    let issued = cluster.issue_for(Role::Coordinator, "replaced", None, long);
+    let config = cluster.bus_config(&issued.credentials);
+    let connected = Bus::connect("test", &config, clock::now()).await;
+    let bus = connected.expect("it is good");
+    let short = Millis::from_secs(10);
+    let again = cluster.issue_for(Role::Coordinator, "replaced", None, short);
+    assert!(again.expires < issued.expires);
+    cluster.kill9("broker");
+    cluster.restart("broker").await;
+    let lapsed = tokio::time::timeout(PATIENCE, bus.lapsed()).await;
+    let failure = lapsed.expect("it does not wait for the end of the first token");
+    assert_eq!(failure.code(), Code::CredentialLapsed);
+}
+
 /// A file that an operator replaces is taken up before the old token ends, also where nobody
 /// renews.
 #[tokio::test]

@@ -113,10 +113,9 @@ fn found(domain: &Domain, text: &str) -> Result<Vec<Target>, Failure> {
     let Some(key) = key.filter(|key| key.as_str().starts_with('U')) else {
         return Err(Failure::new(Code::HolderMissing, format!("{text:?}")));
     };
-    let all = domain.accounts()?;
-    let services = [all.control, all.ledger, all.events, all.audit, all.readers];
-    let everywhere = services.into_iter().chain(all.tenants);
+    let everywhere = domain.accounts()?.all();
     Ok(everywhere
+        .into_iter()
         .map(|account| Target {
             name: "-".to_owned(),
             role: "-".to_owned(),
@@ -213,6 +212,9 @@ impl Listed {
         let void = |one: &&Revocation| one.covers(holder.issued);
         let state = match revocation.filter(void) {
             Some(_) => "revoked",
+            None if holder.blocked.is_some() => "blocked",
+            // Its newest token is the registrar's, of which the record knows nothing.
+            None if holder.ends <= now && holder.role.is_renewable() => "renewable",
             None if holder.ends <= now => "ended",
             None => "valid",
         };
@@ -269,5 +271,56 @@ impl Row for Listed {
             self.key.clone(),
             text(self.reason.as_ref()),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use identity::InitOptions;
+    use schemas::account::Account;
+    use schemas::permission::Role;
+
+    use super::*;
+
+    #[test]
+    fn tl_07_a_key_without_a_record_is_revoked_in_every_account() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let folder = scratch.path().join(".diloco");
+        let domain = Domain::init(&folder, &InitOptions::default(), clock::now());
+        let domain = domain.expect("an empty folder");
+        let key = format!("U{}", "A".repeat(55));
+        let accounts: BTreeSet<AccountId> = found(&domain, &key)
+            .expect("it is a user's key")
+            .into_iter()
+            .map(|target| target.account)
+            .collect();
+        let expected = Account::ALL.map(|account| domain.account(account).expect("a name"));
+        assert_eq!(accounts, expected.into_iter().collect());
+    }
+
+    #[test]
+    fn tl_06_a_holder_that_the_registrar_renews_has_not_ended() {
+        let now = clock::now();
+        let key = format!("U{}", "A".repeat(55));
+        let account = format!("A{}", "A".repeat(55));
+        let mut holder = Registration {
+            v: schemas::V,
+            name: "w1".to_owned(),
+            role: Role::Worker,
+            run: Some("demo".parse().expect("a name")),
+            account: account.parse().expect("the form of an account's key"),
+            public: key.parse().expect("the form of a user's key"),
+            issued: UnixMillis(0),
+            ends: UnixMillis(now.get() + 1),
+            blocked: None,
+        };
+        let state = |holder: &Registration| Listed::holder(holder, None, now).state;
+        assert_eq!(state(&holder), "valid");
+        holder.ends = now;
+        assert_eq!(state(&holder), "renewable");
+        holder.blocked = Some(now);
+        assert_eq!(state(&holder), "blocked");
+        (holder.role, holder.blocked) = (Role::Provisioner, None);
+        assert_eq!(state(&holder), "ended");
     }
 }

@@ -17,21 +17,16 @@ pub(super) async fn role(context: &Context, role: Role, at_once: bool) -> Result
     let lock = context.lock("diloctl auth rotate")?;
     let url = context.accounts_url()?;
     domain.take_over(clock::now())?;
-    let keys = domain.rotate_role(role)?;
-    // The broker knows the new key before anybody connects with one of its tokens.
-    let known = accounts::push(&domain, &lock, &url, clock::now()).await;
-    let resigned = domain.resign_holders(role, clock::now())?;
-    let gone = match at_once {
-        true => domain.retire(role)?,
-        false => Vec::new(),
-    };
-    let in_effect = match (known, at_once) {
-        (Ok(_), true) => accounts::push(&domain, &lock, &url, clock::now()).await,
-        (known, _) => known,
-    };
+    let rotated = accounts::rotate(&domain, &lock, &url, role, at_once, clock::now()).await?;
+    let accounts::Rotated {
+        keys,
+        gone,
+        resigned,
+        in_effect,
+    } = rotated;
     let mut rows = vec![Touched::key(role, &keys.new, "new")];
     match at_once {
-        true => rows.extend(gone.iter().map(|key| Touched::key(role, key, "void"))),
+        true => rows.extend(ended(role, &gone, in_effect.is_ok())),
         false => rows.push(Touched::key(role, &keys.old, "until retired")),
     }
     rows.extend(
@@ -57,12 +52,18 @@ pub(super) async fn retire(context: &Context, role: Role) -> Result<(), Failure>
     let url = context.accounts_url()?;
     let gone = domain.retire(role)?;
     let pushed = accounts::push(&domain, &lock, &url, clock::now()).await;
-    let rows: Vec<Touched> = gone
-        .iter()
-        .map(|key| Touched::key(role, key, "void"))
-        .collect();
+    let rows: Vec<Touched> = ended(role, &gone, pushed.is_ok()).collect();
     context.printer.rows(&rows);
     pushed.map(drop).map_err(|error| kept(&error))
+}
+
+/// Keys that end: they are void only once the broker has said so.
+fn ended(role: Role, gone: &[PublicKey], confirmed: bool) -> impl Iterator<Item = Touched> {
+    let state = match confirmed {
+        true => "void",
+        false => "kept",
+    };
+    gone.iter().map(move |key| Touched::key(role, key, state))
 }
 
 fn kept(error: &Failure) -> Failure {
