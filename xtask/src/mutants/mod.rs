@@ -54,6 +54,7 @@ struct GuardedPackage {
 const GUARDED: &[GuardedPackage] = &[
     guarded("chain", "services/chain/src"),
     guarded("tlog", "services/tlog/src"),
+    guarded("registrar-core", "services/registrar/core/src"),
     guarded("ledger", "services/ledger/src"),
     guarded("merge", "services/merge/src"),
     guarded("identity", "services/identity/src"),
