@@ -266,7 +266,7 @@ impl Domain {
             }
         };
         let issued = self.issue_time(&account, key.public(), now)?;
-        // Tokens count whole seconds. One that is dated ahead of the clock lives as long as another.
+        // Tokens count whole seconds. One that is dated ahead lives as long as another.
         let expires = UnixMillis((issued.after(lifetime).get() / 1000) * 1000);
         if let Some(known) = list.find(key.public())?
             && known.blocked.is_some()
@@ -290,8 +290,8 @@ impl Domain {
         let credentials = Credentials::new(sign(&signer, &holder, expires, issued)?, key)?;
         // The audit key is made first: credentials without it would look complete.
         let audit_key = self.audit_key(role, name)?;
-        // Then the record: credentials without one would not be renewed, and could not be revoked by
-        // name. With it a revoked key may come back, so nothing is checked after it.
+        // Then the record: credentials without one would not be renewed, and could not be revoked
+        // by name. With it a revoked key may come back, so nothing is checked after it.
         list.record(&holder)?;
         credentials.write(&path)?;
         Ok(Issued {

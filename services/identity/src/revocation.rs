@@ -28,8 +28,8 @@ pub const REVOKED_MAX: usize = 8192;
 const MOMENT: Millis = Millis::from_secs(300);
 
 /// Time after a revocation up to which tokens of its key are void. The registrar may have read the
-/// key's record just before, and may have signed with a clock that is ahead by minutes. A token that
-/// is issued anew is dated after it.
+/// key's record just before, and may have signed with a clock that is ahead by minutes. A token
+/// that is issued anew is dated after it.
 pub const MARGIN: Millis = Millis::from_secs(300);
 
 /// A revoked key of an account.

@@ -535,7 +535,7 @@ fn nothing_that_can_be_printed_holds_a_seed() {
             }
         });
     }
-    assert_eq!(seeds, 12 + Role::ALL.len() + 1);
+    assert_eq!(seeds, 13 + Role::ALL.len() + 1);
     assert!(!printed.contains(keys.admin.expose_secret()));
 }
 

@@ -143,7 +143,10 @@ fn an_older_domain_gets_a_vault_an_issuer_and_a_list_of_what_was_issued() {
         .map(|entry| entry.expect("it is ours").file_name())
         .collect();
     left.sort();
-    assert_eq!(left, ["coordinator-audit.nk", "manifest.nk"]);
+    assert_eq!(
+        left,
+        ["audit-head.nk", "coordinator-audit.nk", "manifest.nk"]
+    );
     assert!(!folder.join("tls/ca.key").exists());
     domain
         .renew_server_certificate(&[], LATER)

@@ -135,8 +135,8 @@ impl Keeper {
         }
     }
 
-    /// Asks the registrar once, and puts the new token into the file. Gives the time at which to ask
-    /// again if the token in use ends later than the new one.
+    /// Asks the registrar once, and puts the new token into the file. Gives the time at which to
+    /// ask again if the token in use ends later than the new one.
     async fn ask(&self, life: Life) -> Result<Option<UnixMillis>, Refusal> {
         let source = self.fresh.source();
         let coded = |error: &dyn std::fmt::Display, code| Refusal::new(code, error.to_string());
