@@ -126,6 +126,9 @@ impl Domain {
             if token.issuer != *key.public() || role.is_tenant() != run.is_some() {
                 continue;
             }
+            // A key that nobody had recorded may have been revoked all the same.
+            let revoked = self.revocation(account, &token.subject)?;
+            let revoked = revoked.filter(|one| one.covers(token.issued));
             list.record(&Registration {
                 v: V,
                 name: token.name.clone(),
@@ -135,7 +138,7 @@ impl Domain {
                 public: token.subject.clone(),
                 issued: token.issued,
                 ends,
-                blocked: None,
+                blocked: revoked.map(|one| one.until),
             })?;
         }
         Ok(())

@@ -381,3 +381,20 @@ fn tl_07_the_account_writers_credentials_go_with_the_command() {
     assert!(!path.exists());
     assert_eq!(names(), before);
 }
+
+#[test]
+fn tl_07_a_key_that_was_revoked_without_a_record_is_blocked_in_the_record_that_its_file_gets() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = domain(scratch.path());
+    let issued = worker(&domain, "w1", NOW);
+    let list = domain.layout().issued();
+    fs::remove_dir_all(list.folder()).expect("it was made");
+    let tenant = domain.tenant().expect("a key");
+    let revoked = domain.revoke(&tenant, &issued.public, None, LATER);
+    let revoked = revoked.expect("the folder takes files");
+    let written = domain.write_server_config(&scratch.path().join("generated"), LATER);
+    written.expect("the domain is taken over");
+    let record = list.find(&issued.public).expect("it can be read");
+    let record = record.expect("the file is in the domain's folder");
+    assert_eq!(record.blocked, Some(revoked.until));
+}
