@@ -185,7 +185,8 @@ impl Record {
             "unit {} was lost and nobody did it",
             lost.unit
         );
-        let back = victim.joined.last().filter(|back| **back > lost.to);
+        // Where rounds are shorter than a lease, its return itself ends the lease.
+        let back = victim.joined.last().filter(|back| **back >= lost.to);
         let back = back.context("the killed worker did not come back")?;
         ensure!(
             victim

@@ -231,6 +231,7 @@ fn accounts_of_services_have_few_connections_and_tenants_share_theirs() {
         let expected = match account {
             Account::Ledger | Account::Events | Account::Registrar => SERVICES_CONNECTIONS_MAX,
             Account::Readers => READERS_CONNECTIONS_MAX,
+            Account::System => WRITERS_CONNECTIONS_MAX,
             Account::Tenant => TENANTS_CONNECTIONS / 2,
             _ => UNLIMITED,
         };

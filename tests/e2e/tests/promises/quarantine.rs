@@ -192,7 +192,8 @@ fn nothing_came_of_it_after(all: &[Recorded], run: &RunId, worker: &WorkerId) {
 async fn tl_31_what_is_in_no_seal_is_withdrawn_and_done_by_the_others() {
     let mut cluster = Cluster::start(Options::default(), 2).await;
     let mut evidence = cluster.evidence().await;
-    Recipe::reference(3, UNITS, 20)
+    // Some rounds may be over before the freeze arrives.
+    Recipe::reference(12, UNITS, 20)
         .set("schedule.evaluation_every=0")
         .create(&cluster)
         .await;
@@ -203,9 +204,9 @@ async fn tl_31_what_is_in_no_seal_is_withdrawn_and_done_by_the_others() {
     let operator = cluster.operator().await;
     let all_in = operator.until(&run, PATIENCE, |view| view.units_done == UNITS);
     all_in.await;
-    let workers = operator.workers(&run).await;
-    let done = workers.iter().max_by_key(|view| view.accepted);
-    let worker = done.expect("two workers joined").worker.clone();
+    // What was accepted last is in the frozen round.
+    let all = cluster.evidence().await.everything().await;
+    let worker = by_whom(&all).last().expect("all units are in").0.clone();
     let name = cluster.worker_named(&worker);
 
     let shown = cluster
@@ -261,38 +262,45 @@ fn its_chain_goes_on(all: &[Recorded], worker: &WorkerId) {
     assert!(all[place..].iter().any(|one| own(&one)));
 }
 
+/// The accepted contributions, oldest first: the worker and the digest of its statement.
+fn by_whom(all: &[Recorded]) -> impl Iterator<Item = (&WorkerId, &Digest)> {
+    let ledger = all.iter().filter_map(Recorded::ledger);
+    ledger.filter_map(|event| match event {
+        LedgerEvent::ContributionAccepted {
+            worker, statement, ..
+        } => Some((worker, statement)),
+        _ => None,
+    })
+}
+
 /// The record says what became of the worker's contributions, and what descends from the others.
 async fn lineage_is_known(cluster: &Cluster, worker: &WorkerId) {
     let all = cluster.evidence().await.everything().await;
-    let statement = |own: bool| {
-        let mut ledger = all.iter().filter_map(Recorded::ledger);
-        let found = ledger.find_map(|event| match event {
-            LedgerEvent::ContributionAccepted {
-                worker: by,
-                statement,
-                ..
-            } if (by == worker) == own => Some(statement.to_string()),
-            _ => None,
-        });
-        found.expect("both workers contributed")
-    };
+    let out = |one: &Recorded| matches!(one.ledger(), Some(LedgerEvent::WorkerQuarantined { worker: by, .. }) if by == worker);
+    let quarantined = all.iter().position(out).expect("it was recorded");
+    // Of the worker the contribution before its quarantine, which no seal names; of the other one
+    // its first, which is merged.
+    let own = by_whom(&all[..quarantined]).filter(|(by, _)| *by == worker);
+    let own = own.last().expect("it was withdrawn").1.to_string();
+    let other = by_whom(&all).find(|(by, _)| *by != worker);
+    let other = other.expect("both workers contributed").1.to_string();
     let files = cluster.domain().layout().audit_files();
     let files = files.to_str().unwrap();
     let of = |digest: String| async move {
         let shown = ["lineage", "descendants", &digest, "--ledger", files];
         cluster.diloctl_ok(&shown).await
     };
-    let withdrawn = of(statement(true)).await;
+    let withdrawn = of(own).await;
     assert!(
         withdrawn.contains("withdrawn by a quarantine"),
         "{withdrawn}"
     );
     assert!(!withdrawn.contains("has it"), "{withdrawn}");
-    let merged = of(statement(false)).await;
+    let merged = of(other.clone()).await;
     for said in [": merged", "has it", "descends from it", "snapshot"] {
         assert!(merged.contains(said), "{said}: {merged}");
     }
-    let live = ["lineage", "descendants", &statement(false)];
+    let live = ["lineage", "descendants", &other];
     let live = cluster.diloctl(&live).await;
     assert_eq!(live.stdout, merged, "from the stream");
     let summary = "descend from this digest;";
