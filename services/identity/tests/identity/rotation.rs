@@ -148,6 +148,23 @@ fn tl_30_who_is_revoked_or_ended_gets_no_token_of_the_new_key() {
     }
 }
 
+/// Nobody renews a provisioner, so one whose token has ended needs nothing from the rotation.
+#[test]
+fn tl_30_a_provisioner_elsewhere_is_named_until_its_token_ends() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = domain(scratch.path());
+    let role = Role::Provisioner;
+    let issued = domain.issue(role, "provisioner", None, Millis::from_secs(10), NOW);
+    let issued = issued.expect("a fresh name");
+    fs::remove_file(&issued.credentials).expect("it was issued");
+    let named = |now| {
+        let resigned = domain.resign_holders(role, now);
+        resigned.expect("the folder takes files").elsewhere.len()
+    };
+    assert_eq!(named(UnixMillis(issued.expires.get() - 1)), 1);
+    assert_eq!(named(issued.expires), 0);
+}
+
 /// A rotation that broke off is begun anew: no key that somebody has a token of is forgotten.
 #[test]
 fn tl_28_every_earlier_key_stays_valid_until_all_are_retired() {
