@@ -140,7 +140,7 @@ impl Report {
             Format::Table => {
                 printer.rows(&self.findings);
                 if !self.postures.is_empty() {
-                    printer.talk("\nlayers of authentication, by process:");
+                    printer.talk("layers of authentication, by process:");
                     printer.rows(&self.postures);
                 }
                 // The failure's own next step is printed with it, below everything.
