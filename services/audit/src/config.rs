@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use identity::DomainLayout;
+use runtime::config::fill;
 use runtime::metrics::MetricsConfig;
 use runtime::service::ServiceConfig;
 use runtime::{AuthConfig, BusConfig, Material, Materials};
@@ -120,11 +121,5 @@ impl Config {
             },
         ];
         Materials { items, now }
-    }
-}
-
-fn fill(path: &mut PathBuf, default: PathBuf) {
-    if path.as_os_str().is_empty() {
-        *path = default;
     }
 }

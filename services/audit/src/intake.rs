@@ -16,7 +16,7 @@ use runtime::metrics::{AUDIT_EVENT_SECONDS, AUDIT_EVENTS, outcome};
 use runtime::{Bus, BusError, Delivery, Failure, Listener, StreamError, StreamReader, clock};
 use schemas::lease::Done;
 use schemas::subject::{EVENTS_FILTER, events_stream, record_filter, record_subject};
-use schemas::{Addressee, Answer, Code, Message as _, Refusal, Reply, WorkerId};
+use schemas::{Code, Refusal, Reply, WorkerId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -114,7 +114,6 @@ impl Intake {
                     // The reader of the ledger has ended, and so the intake ends.
                     None => return Ok(()),
                 },
-                refusal = self.bus.refused() => return Err(refusal.into()),
                 _ = reports.tick() => self.tally.report(),
                 heard = self.listener.next() => {
                     let delivery = heard?;
@@ -158,18 +157,7 @@ impl Intake {
             self.tally.refused += 1;
             self.tally.reason = Some(refusal.clone());
         }
-        // The broker replaces the asker's reply subject by its own, so the answer names the asker.
-        let reply = delivery
-            .reply
-            .as_ref()
-            .filter(|reply| reply.starts_with("_R_."));
-        let addressee = Addressee::of(&delivery.subject, &delivery.payload);
-        if let (Some(reply), Some(addressee)) = (reply, addressee) {
-            let answer: Answer<Done> = Answer::new(&addressee, answer);
-            if let Err(error) = self.bus.publish(reply, answer.encode().into()).await {
-                tracing::debug!(%error, "an answer was not sent");
-            }
-        }
+        delivery.answer(&self.bus, answer).await;
     }
 
     /// Records an event that follows the end of its chain.

@@ -96,7 +96,7 @@ impl Service {
     /// right away.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
         let Self {
-            bus,
+            bus: _,
             mut reader,
             mut recorder,
             intake,
@@ -126,7 +126,6 @@ impl Service {
                     }
                     level = now_level;
                 }
-                refusal = bus.refused() => return Err(refusal.into()),
                 ended = &mut intake => {
                     ended.map_err(|error| Failure::new(Code::Internal, error))??;
                     break;

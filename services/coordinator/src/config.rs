@@ -1,8 +1,9 @@
 //! The coordinator's configuration.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use identity::DomainLayout;
+use runtime::config::fill;
 use runtime::metrics::MetricsConfig;
 use runtime::service::ServiceConfig;
 use runtime::{AuthConfig, BusConfig, ConfigBytes, ConfigDuration, Material, Materials};
@@ -210,11 +211,5 @@ impl Config {
             },
         ];
         Materials { items, now }
-    }
-}
-
-fn fill(path: &mut PathBuf, default: PathBuf) {
-    if path == Path::new("") {
-        *path = default;
     }
 }

@@ -59,6 +59,15 @@ pub struct Issued {
     pub expires: UnixMillis,
 }
 
+/// The holders that credentials are issued to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holders {
+    /// Those whose key was not revoked.
+    NotRevoked,
+    /// Those whose key was revoked as well: it may come back.
+    All,
+}
+
 /// Reasons why a domain cannot be made, opened or issued from.
 #[derive(Debug, thiserror::Error)]
 pub enum DomainError {
@@ -207,7 +216,7 @@ impl Domain {
         lifetime: Millis,
         now: UnixMillis,
     ) -> Result<Issued, DomainError> {
-        self.issue_if(role, name, run, lifetime, now, false)
+        self.issue_to(Holders::NotRevoked, role, name, run, lifetime, now)
     }
 
     /// Issues like [`Domain::issue`], also if the key in the credentials file was revoked: it may
@@ -224,17 +233,17 @@ impl Domain {
         lifetime: Millis,
         now: UnixMillis,
     ) -> Result<Issued, DomainError> {
-        self.issue_if(role, name, run, lifetime, now, true)
+        self.issue_to(Holders::All, role, name, run, lifetime, now)
     }
 
-    fn issue_if(
+    fn issue_to(
         &self,
+        holders: Holders,
         role: Role,
         name: &str,
         run: Option<&RunId>,
         lifetime: Millis,
         now: UnixMillis,
-        revoked_too: bool,
     ) -> Result<Issued, DomainError> {
         check_label(name)?;
         if role.is_tenant() != run.is_some() {
@@ -272,7 +281,7 @@ impl Domain {
             && known.blocked.is_some()
         {
             let revoked = self.revocation(&known.account, &known.public)?;
-            if !revoked_too || revoked.is_none() {
+            if holders == Holders::NotRevoked || revoked.is_none() {
                 return Err(DomainError::Blocked(known.name));
             }
         }
@@ -383,7 +392,7 @@ impl Domain {
             readers: account(Account::Readers),
             registrar: account(Account::Registrar),
             tenants: self.trust.tenants.clone(),
-            system: names.system,
+            system: account(Account::System),
         })
     }
 

@@ -215,14 +215,10 @@ fn make(layout: &DomainLayout, options: &InitOptions, now: UnixMillis) -> Result
     let mut names = AccountNames {
         v: V,
         domain: operator.public().clone(),
-        system: account(account_key_name(Account::System))?,
         accounts: BTreeMap::new(),
     };
     for one in Account::ALL {
-        let id = match one {
-            Account::System => names.system.clone(),
-            one => account(account_key_name(one))?,
-        };
+        let id = account(account_key_name(one))?;
         names.accounts.insert(one.name().to_owned(), id);
     }
     names.write(&layout.issuer())?;

@@ -32,9 +32,7 @@ pub struct AccountNames {
     pub v: V<1>,
     /// The trust domain.
     pub domain: PublicKey,
-    /// The account of the server itself.
-    pub system: AccountId,
-    /// The other accounts, by [`Account::name`]; the tenant is the domain's own.
+    /// The accounts, by [`Account::name`]; the tenant is the domain's own.
     pub accounts: BTreeMap<String, AccountId>,
 }
 

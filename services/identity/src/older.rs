@@ -98,7 +98,6 @@ impl Domain {
         let names = AccountNames {
             v: V,
             domain: vault.operator()?.public().clone(),
-            system: account_id(&vault.account(Account::System)?),
             accounts,
         };
         if AccountNames::read(&folder).is_ok_and(|written| written == names) {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use identity::DomainLayout;
 use identity::domain::{LIFETIME_MAX, LIFETIME_RENEWED};
+use runtime::config::fill;
 use runtime::metrics::MetricsConfig;
 use runtime::service::ServiceConfig;
 use runtime::{AuthConfig, BusConfig, ConfigDuration, Failure, Material, Materials};
@@ -127,11 +128,5 @@ impl Config {
             },
         ];
         Materials { items, now }
-    }
-}
-
-fn fill(path: &mut PathBuf, default: PathBuf) {
-    if path.as_os_str().is_empty() {
-        *path = default;
     }
 }

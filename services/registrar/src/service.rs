@@ -11,7 +11,7 @@ use runtime::{Bus, Delivery, Failure, Listener, clock};
 use schemas::renewal::RenewalReply;
 use schemas::subject::RENEWALS_FILTER;
 use schemas::text::Time;
-use schemas::{Addressee, Answer, Code, Coded as _, Message as _, PublicKey, Refusal, Reply, V};
+use schemas::{Code, Coded as _, PublicKey, Refusal, Reply, V};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -137,18 +137,7 @@ impl Service {
         };
         counter!(REGISTRAR_QUESTIONS, "outcome" => outcome(refused)).increment(1);
         histogram!(REGISTRAR_QUESTION_SECONDS).record(since.elapsed());
-        // Every asker is in another account, so the broker has replaced its reply subject.
-        let place = delivery
-            .reply
-            .as_ref()
-            .filter(|reply| reply.starts_with("_R_."));
-        let addressee = Addressee::of(&delivery.subject, &delivery.payload);
-        if let (Some(place), Some(addressee)) = (place, addressee) {
-            let answer = Answer::new(&addressee, reply).encode();
-            if let Err(error) = self.bus.publish(place, answer.into()).await {
-                tracing::debug!(%error, "an answer was not sent");
-            }
-        }
+        delivery.answer(&self.bus, reply).await;
     }
 
     /// A new token for the asker. The record is read each time, so that a key that was just blocked

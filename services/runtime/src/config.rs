@@ -51,6 +51,13 @@ pub struct Loaded<T> {
     pub origins: Origins,
 }
 
+/// Sets a path that nobody set.
+pub fn fill(path: &mut PathBuf, default: PathBuf) {
+    if path.as_os_str().is_empty() {
+        *path = default;
+    }
+}
+
 /// Reads all layers. `flags` are the service's own flags as `(key, flag, value)`, such as
 /// `("bus.url", "--bus", "tls://…")`; they win over `--set`.
 ///

@@ -96,7 +96,7 @@ fn train(diloctl: &Diloctl, options: &DemoOptions) -> Result<()> {
     } else {
         diloctl.show(&["auth", "init", "--run", RUN])?;
     }
-    console::say("4/7 broker, store, audit, coordinator, two workers");
+    console::say("4/7 broker, store, registrar, audit, coordinator, two workers");
     diloctl.show(&["up", "--run", RUN])?;
     console::say("5/7 text and run");
     import(diloctl, options)?;

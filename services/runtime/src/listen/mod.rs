@@ -7,8 +7,10 @@
 //! | `protocol` | the words: bytes in, what they say out; bounded, pure |
 //! | `link` | one connection: greeting, TLS, proof of the key, subscriptions |
 //! | `listener` | what others use: connected for as long as somebody listens |
+//! | `answer` | the way back to senders in other accounts |
 //! | `queue` | messages that wait for their listener, and a count of those that could not |
 
+mod answer;
 mod link;
 mod listener;
 mod protocol;
