@@ -37,6 +37,7 @@ struct Tools<'a> {
 }
 
 /// The end of a step that did not fail.
+#[derive(Debug)]
 enum Outcome {
     Passed,
     /// The same, with a remark for the summary.
