@@ -1,8 +1,9 @@
-//! Further cargo commands, compiled from pinned versions under `.deps/tools`, without optimisation.
+//! Further tools under `.deps`: cargo commands, compiled from pinned versions without optimisation,
+//! and Python packages.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 use schemas::{Code, Refusal};
@@ -52,4 +53,47 @@ pub(crate) fn ensure(workspace: &Workspace, name: &str, version: &str) -> Result
     fs::remove_dir_all(tools.join("target"))
         .with_context(|| format!("cannot remove what compiling {name} left"))?;
     Ok(own)
+}
+
+/// Installs Python packages into `.deps/NAME` unless they are there, and returns the folder. The
+/// file pins versions and hashes.
+///
+/// # Errors
+/// [`Code::DownloadFailed`]: pip could not install them.
+pub(crate) fn ensure_packages(
+    workspace: &Workspace,
+    name: &str,
+    requirements: &Path,
+) -> Result<PathBuf> {
+    let wanted = fs::read(requirements)
+        .with_context(|| format!("cannot read {}", requirements.display()))?;
+    let folder = workspace.deps().join(name);
+    // Written last, so it says that all packages are there.
+    let mark = "installed";
+    if fs::read(folder.join(mark)).is_ok_and(|installed| installed == wanted) {
+        return Ok(folder);
+    }
+    let fresh = workspace.deps().join(format!("{name}.new"));
+    for folder in [&folder, &fresh] {
+        if folder.exists() {
+            fs::remove_dir_all(folder)
+                .with_context(|| format!("cannot remove {}", folder.display()))?;
+        }
+    }
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--no-input", "--no-deps"])
+        .args(["--disable-pip-version-check", "--require-hashes"])
+        .arg("--requirement")
+        .arg(requirements)
+        .arg("--target")
+        .arg(&fresh)
+        .stdin(Stdio::null())
+        .env("PIP_ROOT_USER_ACTION", "ignore")
+        .env_remove("PIP_REQUIRE_VIRTUALENV");
+    process::capture(&mut pip)
+        .map_err(|error| Refusal::new(Code::DownloadFailed, format!("{name}: {error:#}")))?;
+    fs::write(fresh.join(mark), &wanted)
+        .and_then(|()| fs::rename(&fresh, &folder))
+        .with_context(|| format!("cannot move packages to {}", folder.display()))?;
+    Ok(folder)
 }

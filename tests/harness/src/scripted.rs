@@ -11,7 +11,7 @@ use objects::{Regrant, Transfer, TransferLimits, Trust};
 use runtime::{Bus, BusError};
 use schemas::blob::{GetRequest, Grant, Grants, PutRequest};
 use schemas::contribution::{Contribution, Outcome, Statement, SubmitReply, SubmitRequest};
-use schemas::event::{Event, WorkerEvent};
+use schemas::event::{Event, SignedEvent, WorkerEvent};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, MANIFEST_TYPE, Manifest,
 };
@@ -160,17 +160,8 @@ impl Scripted {
     /// # Panics
     /// There is no answer in time.
     pub async fn try_emit(&self, event: WorkerEvent) -> Result<(), Refusal> {
-        let end = *self.chain();
         let subject = worker_event_subject(&self.run, &self.worker, event.kind());
-        let draft = end.write(
-            self.audit_key.public(),
-            runtime::clock::now(),
-            Some(&self.run),
-            Event::Worker(event),
-        );
-        let longer = draft.end();
-        let domain = self.trust.domain.as_str();
-        let signed = self.audit_key.sign_event(domain, draft.body);
+        let (signed, longer) = self.next_event(event);
         let recorded = async {
             loop {
                 match self
@@ -190,6 +181,25 @@ impl Scripted {
         recorded.unwrap_or_else(|_| panic!("{subject} is not recorded"))?;
         *self.chain() = longer;
         Ok(())
+    }
+
+    /// The next event of its chain, signed and not sent.
+    pub fn signed_event(&self, event: WorkerEvent) -> SignedEvent {
+        self.next_event(event).0
+    }
+
+    /// The next event, and the end of the chain with it.
+    fn next_event(&self, event: WorkerEvent) -> (SignedEvent, End) {
+        let end = *self.chain();
+        let draft = end.write(
+            self.audit_key.public(),
+            runtime::clock::now(),
+            Some(&self.run),
+            Event::Worker(event),
+        );
+        let longer = draft.end();
+        let domain = self.trust.domain.as_str();
+        (self.audit_key.sign_event(domain, draft.body), longer)
     }
 
     fn chain(&self) -> MutexGuard<'_, End> {
@@ -423,9 +433,20 @@ impl Scripted {
         lease: LeaseRef,
         contribution: Contribution,
     ) -> Result<SubmitReply, BusError> {
+        let result = self.result(spec, lease, contribution);
+        self.ask(Verb::Submit, &result).await
+    }
+
+    /// A signed result that is not handed in yet.
+    pub fn result(
+        &self,
+        spec: &RunSpec,
+        lease: LeaseRef,
+        contribution: Contribution,
+    ) -> SubmitRequest {
         let outcome = Outcome::Contribution(contribution);
         let statement = kit::statement(spec, self.worker.clone(), lease, outcome);
-        self.ask(Verb::Submit, &self.signed(&statement)).await
+        self.signed(&statement)
     }
 
     /// A statement with its signature.

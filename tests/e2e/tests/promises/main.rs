@@ -6,6 +6,7 @@
     reason = "a test program: a failed step is a failed test"
 )]
 
+mod attackers;
 mod audit_tamper;
 mod beginning;
 mod broker_log;

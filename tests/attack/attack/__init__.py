@@ -1,0 +1,1 @@
+"""Attacks on a deployment, with clients that share no code with it."""

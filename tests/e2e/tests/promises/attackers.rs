@@ -1,0 +1,417 @@
+//! Attacks with clients that share no code with this project: `tests/attack`, in Python. They get
+//! credentials of a worker, a stranger, an operator and an auditor, and messages and URLs of another
+//! worker. While they try, that worker keeps its lease; afterwards its result counts, and nothing
+//! else was stored, joined or altered.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use e2e::{Recipe, Scripted};
+use harness::{Cluster, Options};
+use identity::claims::UserClaims;
+use identity::jwt::{Subject, mint};
+use identity::{ConnectionKey, Credentials, Domain, InitOptions, Issued, KeyKind, SigningKey};
+use runtime::clock;
+use schemas::blob::{GetRequest, Grant, Grants, PutRequest};
+use schemas::contribution::{Fate, StageRequest, SubmitReply, SubmitRequest};
+use schemas::event::{LedgerEvent, WorkerEvent};
+use schemas::lease::{LeaseRef, ReleaseRequest, RenewReply, RenewRequest};
+use schemas::member::LeaveRequest;
+use schemas::permission::Role;
+use schemas::run::RunSpec;
+use schemas::subject::{AUDIT_STREAM, LEDGER_STREAM, Verb, events_stream};
+use schemas::view::RunPhase;
+use schemas::{Bytes, Digest, Message as _, Millis, ObjectRef, RunId, Steps, UnixMillis, V};
+use serde_json::{Value, json};
+
+/// Time between two renewals of the honest worker.
+const RENEW_EVERY: Duration = Duration::from_millis(500);
+/// All attacks take less than half a minute.
+const ATTACKS_MAX: Duration = Duration::from_secs(300);
+
+/// A cluster with a run, an honest worker with a lease, and a member that is a thief.
+struct Stage {
+    cluster: Cluster,
+    spec: RunSpec,
+    victim: Scripted,
+    thief: Scripted,
+    lease: LeaseRef,
+    /// Uploaded, and not handed in.
+    chunk: ObjectRef,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let cluster = Cluster::start(Options::default(), 0).await;
+        Recipe::reference(2, 1, 5)
+            .set("schedule.evaluation_every=0")
+            .set("transfer.upload=fp32")
+            .set("policy.strikes_max=1000")
+            .set("policy.lease=60s")
+            .create(&cluster)
+            .await;
+        let victim = Scripted::connect(&cluster, "worker-0").await;
+        let thief = Scripted::connect(&cluster, "worker-1").await;
+        let spec = victim.join().await;
+        thief.join().await;
+        let lease = victim.claim().await.lease;
+        let chunk = victim.upload(lease, chunk(&spec, 0.001)).await;
+        Self {
+            cluster,
+            spec,
+            victim,
+            thief,
+            lease,
+            chunk,
+        }
+    }
+
+    /// Credentials that the broker must not take, by what is wrong with them.
+    async fn bad_credentials(&self) -> Value {
+        let now = clock::now();
+        let hour = Millis::from_secs(3600);
+        let real = self.signer(Role::Worker);
+        let past = UnixMillis(now.get() - hour.0);
+        let revoked = self.issued(Role::Worker, "revoked", self.cluster.run());
+        self.cluster
+            .diloctl_ok(&["auth", "revoke", "revoked"])
+            .await;
+        let elsewhere = Domain::init(
+            &self.cluster.path("elsewhere"),
+            &InitOptions::default(),
+            now,
+        );
+        let foreign = elsewhere.unwrap().issue(
+            Role::Worker,
+            "worker-1",
+            Some(self.cluster.run()),
+            hour,
+            now,
+        );
+        json!({
+            "ended": self.mint("ended", &real, None, past),
+            "early": self.mint("early", &real, Some(now.after(hour)), now.after(Millis(hour.0 * 2))),
+            "wrong-role": self.mint("wrong-role", &self.signer(Role::Coordinator), None, now.after(hour)),
+            "wrong-signer": self.mint("wrong-signer", &SigningKey::generate(KeyKind::Account), None, now.after(hour)),
+            "foreign": foreign.unwrap().credentials,
+            "revoked": revoked.credentials,
+        })
+    }
+
+    /// The signing key of a role.
+    fn signer(&self, role: Role) -> SigningKey {
+        let folder = self.cluster.domain().layout().folder().join("issuer");
+        let path = folder.join(format!("role-{}.nk", role.name()));
+        SigningKey::read(KeyKind::Account, &path).unwrap()
+    }
+
+    /// A worker's credentials that are made by hand, and end at `expires`.
+    fn mint(
+        &self,
+        name: &str,
+        signer: &SigningKey,
+        not_before: Option<UnixMillis>,
+        expires: UnixMillis,
+    ) -> PathBuf {
+        let key = ConnectionKey::generate();
+        let subject = Subject {
+            name: "worker-1",
+            key: key.public(),
+            not_before,
+            expires: Some(expires),
+        };
+        let claims = UserClaims::of_role(
+            self.cluster.domain().tenant().unwrap(),
+            vec![format!("run:{}", self.cluster.run())],
+        );
+        let token = mint(&subject, claims, signer, clock::now()).unwrap();
+        let path = self.cluster.path(&format!("{name}.creds"));
+        Credentials::new(token, key).unwrap().write(&path).unwrap();
+        path
+    }
+
+    fn issued(&self, role: Role, name: &str, run: &RunId) -> Issued {
+        let run = role.is_tenant().then_some(run);
+        self.cluster
+            .issue_for(role, name, run, Millis::from_secs(3600))
+    }
+
+    /// What the attackers know.
+    async fn facts(&self) -> Value {
+        let other: RunId = "other".parse().unwrap();
+        let domain = self.cluster.domain();
+        let run = self.cluster.run();
+        let holders = [
+            ("victim", self.issued(Role::Worker, "worker-0", run)),
+            ("thief", self.issued(Role::Worker, "worker-1", run)),
+            ("stranger", self.issued(Role::Worker, "stranger", &other)),
+            ("operator", self.issued(Role::Operator, "operator", run)),
+            ("auditor", self.issued(Role::Auditor, "auditor", run)),
+        ]
+        .map(|(who, issued)| {
+            let holder = json!({"key": issued.public, "credentials": issued.credentials});
+            (who.to_owned(), holder)
+        });
+        let tenant = domain.tenant().unwrap();
+        json!({
+            "bus": self.cluster.bus_url(),
+            "store": self.cluster.store_url(),
+            "ca": domain.layout().ca(),
+            "asyncapi": workspace().join("docs/asyncapi.json"),
+            "run": run,
+            "other_run": other,
+            "account": tenant,
+            "coordinator_key": domain.trust().audit_keys[0],
+            "streams": [AUDIT_STREAM, LEDGER_STREAM, "WORK", "KV_state", &events_stream(&tenant)],
+            "holders": serde_json::Map::from_iter(holders),
+            "bad_credentials": self.bad_credentials().await,
+            "overheard": self.overheard(),
+            "object": {
+                "key": format!("sha256/{}/{}", &self.spec.data.digest.hex()[..2], self.spec.data.digest.hex()),
+                "hex": self.spec.data.digest.hex(),
+            },
+            "get": self.url_to_read().await,
+            "put": self.url_to_upload(0.002).await,
+            "used": self.used_url().await,
+        })
+    }
+
+    /// Messages of the victim, by their verbs.
+    fn overheard(&self) -> Value {
+        let (lease, object) = (self.lease, self.chunk);
+        let renew = RenewRequest {
+            v: V,
+            lease,
+            steps_done: Steps(1),
+            bytes_moved: Bytes(0),
+        };
+        let release = ReleaseRequest {
+            v: V,
+            lease,
+            reason: "enough".to_owned(),
+        };
+        let put = PutRequest {
+            v: V,
+            lease,
+            objects: vec![object],
+        };
+        let stage = StageRequest {
+            v: V,
+            lease,
+            index: 0,
+            object,
+        };
+        let leave = LeaveRequest {
+            v: V,
+            session: self.victim.session(),
+            reason: "enough".to_owned(),
+        };
+        let event = self.victim.signed_event(WorkerEvent::Joined {
+            release: "0".to_owned(),
+            device: "a script".to_owned(),
+        });
+        let messages = [
+            (Verb::Join.to_string(), self.victim.join_request().encode()),
+            (
+                Verb::Claim.to_string(),
+                self.victim.claim_request(Millis(1)).encode(),
+            ),
+            (Verb::Renew.to_string(), renew.encode()),
+            (Verb::Release.to_string(), release.encode()),
+            (Verb::Put.to_string(), put.encode()),
+            (Verb::Stage.to_string(), stage.encode()),
+            (Verb::Submit.to_string(), self.result().encode()),
+            (Verb::Leave.to_string(), leave.encode()),
+            ("event".to_owned(), event.encode()),
+        ];
+        Value::Object(
+            messages
+                .into_iter()
+                .map(|(verb, bytes)| (verb, Value::String(hex(&bytes))))
+                .collect(),
+        )
+    }
+
+    /// The victim's signed result, not handed in yet.
+    fn result(&self) -> SubmitRequest {
+        let contribution = Scripted::contribution(&self.spec, vec![self.chunk]);
+        self.victim.result(&self.spec, self.lease, contribution)
+    }
+
+    async fn url_to_read(&self) -> Value {
+        let request = GetRequest {
+            v: V,
+            objects: vec![self.spec.data.digest],
+        };
+        let granted: Grants = self.victim.ask(Verb::Get, &request).await.unwrap();
+        request_of(&granted.grants[0])
+    }
+
+    async fn url_to_upload(&self, value: f32) -> Value {
+        let bytes = chunk(&self.spec, value);
+        let granted = self
+            .victim
+            .grant(self.lease, ObjectRef::of(&bytes))
+            .await
+            .unwrap();
+        let mut request = request_of(&granted);
+        request["bytes"] = hex(&bytes).into();
+        request
+    }
+
+    async fn used_url(&self) -> Value {
+        let bytes = chunk(&self.spec, 0.003);
+        let grant = self
+            .victim
+            .grant(self.lease, ObjectRef::of(&bytes))
+            .await
+            .unwrap();
+        let mut request = request_of(&grant);
+        request["bytes"] = hex(&bytes).into();
+        self.victim.send(&grant, bytes).await;
+        request
+    }
+
+    /// The victim keeps its lease until it is told that the attacks are over.
+    async fn keep_lease(&self) {
+        let mut every = tokio::time::interval(RENEW_EVERY);
+        loop {
+            every.tick().await;
+            let renew = RenewRequest {
+                v: V,
+                lease: self.lease,
+                steps_done: Steps(1),
+                bytes_moved: Bytes(0),
+            };
+            let renewed: Result<RenewReply, _> = self.victim.ask(Verb::Renew, &renew).await;
+            renewed.unwrap_or_else(|error| panic!("the honest worker's lease: {error}"));
+        }
+    }
+
+    /// Runs the attacks; returns what they print.
+    async fn attack(&self, clients: &Path) -> String {
+        let facts = self.cluster.path("facts.json");
+        fs::write(&facts, self.facts().await.to_string()).unwrap();
+        let mut python = tokio::process::Command::new("python3");
+        python
+            .args(["-s", "-B", "-m", "attack"])
+            .arg(&facts)
+            .current_dir(workspace().join("tests/attack"))
+            .env("PYTHONPATH", clients)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let attacks = async {
+            let output = tokio::time::timeout(ATTACKS_MAX, python.output())
+                .await
+                .expect("the attacks end")
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            let complaints = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{said}\n{complaints}");
+            said
+        };
+        tokio::select! {
+            said = attacks => said,
+            () = self.keep_lease() => unreachable!("it renews until it panics"),
+        }
+    }
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A chunk of a contribution in which all numbers are `value`.
+fn chunk(spec: &RunSpec, value: f32) -> Vec<u8> {
+    value
+        .to_le_bytes()
+        .repeat((spec.model.initial.objects()[0].bytes.get() / 4) as usize)
+}
+
+/// The request that a grant allows.
+fn request_of(grant: &Grant) -> Value {
+    let action = grant
+        .action
+        .as_ref()
+        .expect("the store does not have it yet");
+    json!({"method": action.method, "href": action.href, "headers": action.headers})
+}
+
+/// The names of all files below a folder.
+fn names(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(names(&path));
+        } else {
+            found.push(path.file_name().unwrap().to_string_lossy().into_owned());
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test]
+#[expect(clippy::print_stderr, reason = "says why it proves nothing here")]
+async fn tl_02_tl_11_tl_25_foreign_clients_get_nothing_that_is_not_theirs() {
+    let clients = workspace().join(".deps/attack");
+    if !clients.join("nats").is_dir() {
+        eprintln!(
+            "skipped: the attacks' clients are not in .deps/attack; `cargo xtask test` installs them"
+        );
+        return;
+    }
+    let mut stage = Stage::set().await;
+    let run = stage.cluster.run().clone();
+    let objects = names(&stage.cluster.path("store/blobs"));
+    let said = stage.attack(&clients).await;
+    assert!(said.lines().count() > 20, "{said}");
+
+    // Nothing was joined, merged or published meanwhile.
+    let operator = stage.cluster.operator().await;
+    let view = operator.run(&run).await.unwrap().view;
+    assert_eq!((view.round.get(), view.phase), (0, RunPhase::Training));
+    let members: Vec<_> = operator.workers(&run).await;
+    let keys: Vec<_> = members.iter().map(|member| &member.worker).collect();
+    assert_eq!(keys.len(), 2);
+    assert!(keys.contains(&&stage.victim.worker) && keys.contains(&&stage.thief.worker));
+    assert_eq!(names(&stage.cluster.path("store/blobs")), objects);
+    let uploads = names(&stage.cluster.path("store/incoming"));
+    let victims = [0.001, 0.003].map(|value| Digest::of(&chunk(&stage.spec, value)).hex());
+    for upload in &uploads {
+        assert!(
+            victims.iter().any(|victim| upload.ends_with(victim)),
+            "{upload} was uploaded"
+        );
+    }
+
+    // The victim's result counts, and counts once.
+    let handed_in: SubmitReply = stage
+        .victim
+        .ask(Verb::Submit, &stage.result())
+        .await
+        .unwrap();
+    assert_eq!(handed_in.fate, Fate::Merged);
+    for name in ["coordinator", "audit", "store"] {
+        assert!(stage.cluster.process(name).ended().is_none(), "{name}");
+    }
+    // Each refusal of the coordinator has left its reason, in the thief's name.
+    let recorded = stage.cluster.evidence().await.everything().await;
+    let denied = recorded.iter().filter_map(|one| one.ledger()).filter(
+        |event| matches!(event, LedgerEvent::RequestDenied { worker, .. } if *worker == stage.thief.worker),
+    );
+    assert!(denied.count() > 0, "denials are recorded");
+    stage.cluster.stop_well(&["audit"]).await;
+    let replay = ["--output", "json", "audit", "replay", "--summary"];
+    let summary = stage.cluster.diloctl_ok(&replay).await;
+    let summary: Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!(summary["foreign"], 0, "{summary}");
+    assert_eq!(summary["evidence"], false, "{summary}");
+}
