@@ -78,12 +78,12 @@ impl Bundle {
 
     /// The bundles of a log with `size` entries, in order.
     pub fn all(size: u64) -> impl Iterator<Item = Self> {
-        let (full, rest) = split(size);
+        let (full, _) = split(size);
         let all = (0..full).map(|index| Self {
             index,
             width: TILE_WIDTH,
         });
-        all.chain(Self::partial(size).filter(|_| rest > 0))
+        all.chain(Self::partial(size))
     }
 
     /// The last bundle, if it is not full.

@@ -157,6 +157,29 @@ fn a_head_comes_after_ten_seconds_or_256_events_and_never_without_events() {
     assert_eq!(writer.waiting(), EVENTS_MAX);
 }
 
+/// Only the newest head has a file that is written more than once.
+#[test]
+fn fg_07_a_process_that_begins_again_gives_out_what_it_wrote_only_to_fill_gaps() {
+    let mut files = Files::new();
+    let kept = 0..2 * EVENTS_MAX + 3;
+    publish(&mut begin(&mut Files::new(), kept.clone()), &mut files);
+    let mut writer = begin(&mut files, kept);
+    assert_eq!(writer.take_full(), [], "a head covers all of them");
+    let recalled = writer.take_recalled();
+    let published: Files = files
+        .iter()
+        .filter(|(path, _)| path.starts_with("tile/"))
+        .map(|(path, bytes)| (path.clone(), bytes.clone()))
+        .collect();
+    assert!(recalled.iter().all(|write| !write.replaces()));
+    let recalled: Files = recalled
+        .into_iter()
+        .map(|one| (one.path, one.bytes))
+        .collect();
+    assert_eq!(recalled, published);
+    assert_eq!(writer.take_recalled(), [], "they are given out once");
+}
+
 /// Files are written while entries come.
 #[test]
 fn entries_that_come_before_a_head_is_published_wait_for_the_next() {

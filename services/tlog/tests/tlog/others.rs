@@ -3,6 +3,7 @@
 use ed25519_dalek::VerifyingKey;
 use signed_note::{Note, StandardVerifier, VerifierList, new_ed25519_verifier_key};
 use tlog::layout::{CHECKPOINT, entries_of};
+use tlog::note::NOTE_BYTES_MAX;
 use tlog::{Head, HeadError};
 use tlog_tiles::{
     Checkpoint, Error, HashReader, Tile, TileHashReader, TileReader, check_record, prove_record,
@@ -147,6 +148,51 @@ fn signatures_of_strangers_are_ignored() {
     let long = format!("{both}{}", witness.repeat(1000));
     let opened = Head::open(long.as_bytes(), ORIGIN, &[key().verifying_key().to_bytes()]);
     assert!(matches!(opened, Err(HeadError::Malformed(_))));
+}
+
+#[test]
+fn a_line_that_is_no_signature_spoils_a_note() {
+    let head = Head {
+        origin: ORIGIN.to_owned(),
+        size: 1,
+        root: [9; 32],
+    };
+    let with = |line: &str| {
+        let note = format!("{}\u{2014} {line}\n", sign(&head));
+        Head::open(note.as_bytes(), ORIGIN, &[public()])
+    };
+    assert!(with("witness AAAAAAA=").is_ok(), "one byte behind the key");
+    for line in [
+        "witness AAAAAA==",
+        "witness AAAA",
+        " AAAAAAAA",
+        "witness",
+        "witness !",
+    ] {
+        assert!(matches!(with(line), Err(HeadError::Malformed(_))), "{line}");
+    }
+}
+
+#[test]
+fn a_note_may_be_as_long_as_its_limit_and_no_longer() {
+    let head = Head {
+        origin: ORIGIN.to_owned(),
+        size: 1,
+        root: [9; 32],
+    };
+    let of_length = |bytes: usize| {
+        let note = sign(&head);
+        let (before, after) = ("\u{2014} ", " AAAAAAAA\n");
+        let name = "w".repeat(bytes - note.len() - before.len() - after.len());
+        let note = format!("{note}{before}{name}{after}");
+        assert_eq!(note.len(), bytes);
+        Head::open(note.as_bytes(), ORIGIN, &[public()])
+    };
+    assert_eq!(of_length(NOTE_BYTES_MAX), Ok(head.clone()));
+    assert!(matches!(
+        of_length(NOTE_BYTES_MAX + 1),
+        Err(HeadError::Malformed(_))
+    ));
 }
 
 #[test]
