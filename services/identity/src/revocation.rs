@@ -87,9 +87,7 @@ impl Domain {
         let issued = record.map(|record| record.issued);
         self.forget_ended(&folder, now)?;
         let stands: Option<Revocation> = read_entry(&path)?;
-        let others = self.revocations()?.into_iter();
-        let others = others.filter(|one| one.account == *account && one.key != *key);
-        if others.count() >= REVOKED_MAX {
+        if others(&self.revocations()?, account, key) >= REVOKED_MAX {
             return Err(DomainError::Revocations(account.clone()));
         }
         // A token that was issued right after an earlier revocation is dated ahead of the clock.
@@ -209,6 +207,14 @@ fn file_in(folder: &TempDir) -> PathBuf {
 }
 
 /// The file in `folder` for a key of an account.
+/// The number of other keys of the account that are revoked.
+fn others(all: &[Revocation], account: &AccountId, key: &PublicKey) -> usize {
+    let others = all
+        .iter()
+        .filter(|one| one.account == *account && one.key != *key);
+    others.count()
+}
+
 fn entry(folder: &Path, account: &AccountId, key: &PublicKey) -> PathBuf {
     folder.join(format!("{account}.{key}.json"))
 }
@@ -249,4 +255,37 @@ fn read_entries<T: DeserializeOwned>(folder: &Path) -> Result<Vec<T>, DomainErro
         }
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ConnectionKey, SigningKey};
+
+    #[test]
+    fn tl_07_only_other_keys_of_the_same_account_take_up_its_room() {
+        let account = || {
+            let key = SigningKey::generate(KeyKind::Account).public().to_string();
+            key.parse::<AccountId>().expect("an account's key")
+        };
+        let key = || ConnectionKey::generate().public().clone();
+        let revocation = |account: &AccountId, key: &PublicKey| Revocation {
+            v: V,
+            account: account.clone(),
+            key: key.clone(),
+            reason: None,
+            until: UnixMillis(0),
+            ends: UnixMillis(1),
+        };
+        let (tenant, control, first) = (account(), account(), key());
+        let all = [
+            revocation(&tenant, &first),
+            revocation(&tenant, &key()),
+            revocation(&tenant, &key()),
+            revocation(&control, &key()),
+        ];
+        assert_eq!(others(&all, &tenant, &first), 2, "it has its place already");
+        assert_eq!(others(&all, &tenant, &key()), 3);
+        assert_eq!(others(&all, &control, &first), 1);
+    }
 }

@@ -5,6 +5,7 @@ mod bus;
 mod domain;
 mod jwt;
 mod jwt_bounds;
+mod kept;
 mod older;
 mod revocation;
 mod rotation;
