@@ -54,11 +54,15 @@ fn rates(spec: &RunSpec, round: Round) -> f64 {
 /// The largest quotient `m / sqrt(v)`.
 fn step_max(inner: &InnerOptimizer) -> f64 {
     let (beta1, beta2) = (inner.beta1, inner.beta2);
-    let ratio = beta1 * beta1 / beta2;
-    if beta1 > 0.0 && ratio >= 1.0 {
+    // Without the first mean nothing is remembered, whatever the second remembers.
+    let ratio = if beta1 > 0.0 {
+        beta1 * beta1 / beta2
+    } else {
+        0.0
+    };
+    if ratio >= 1.0 {
         return f64::INFINITY;
     }
-    let ratio = if beta1 > 0.0 { ratio } else { 0.0 };
     (1.0 - beta1) / ((1.0 - beta2) * (1.0 - ratio)).sqrt()
 }
 
@@ -111,6 +115,7 @@ mod tests {
         }
         assert_eq!(step_max(&inner(0.99, 0.9)), f64::INFINITY);
         assert_eq!(step_max(&inner(0.5, 0.0)), f64::INFINITY);
+        assert_eq!(step_max(&inner(0.0, 0.0)), 1.0);
     }
 
     #[test]
@@ -144,6 +149,8 @@ mod tests {
         // 13 parameters, 4 steps of a quarter, each doubled by the optimizer, and the room.
         let found = reach(&spec, Round(0));
         assert!((found - 4.0 * 13_f64.sqrt()).abs() < 1e-12, "{found}");
+        spec.inner.weight_decay = DECAY_MAX;
+        assert_eq!(reach(&spec, Round(0)), found);
         for (trainer, weight_decay) in [
             (TrainerKind::Synthetic, 0.1),
             (TrainerKind::Reference, DECAY_MAX + 0.5),

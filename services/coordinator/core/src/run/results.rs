@@ -497,6 +497,8 @@ pub(crate) fn check_loss(which: &str, loss: f64) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use schemas::run::TrainerKind;
+
     use super::*;
 
     #[test]
@@ -512,5 +514,20 @@ mod tests {
         for norm in [f64::NAN, f64::INFINITY] {
             assert_eq!(code(norm, 0.0), Some(Code::NotFinite));
         }
+    }
+
+    #[test]
+    fn a_norm_counts_up_to_the_reach_of_the_inner_steps_in_a_run_that_compares() {
+        let mut spec = kit::run_spec().norm_max(0.0).build();
+        spec.model.trainer = TrainerKind::Reference;
+        let farthest = reach(&spec, Round(0));
+        assert!(farthest.is_finite());
+        let accepted = |spec: &RunSpec, norm: f64| check_norm(norm, spec, Round(0)).is_ok();
+        spec.policy.comparison = Comparison::Others {
+            norm_ratio_max: 10.0,
+        };
+        assert!(accepted(&spec, farthest) && !accepted(&spec, farthest.next_up()));
+        spec.policy.comparison = Comparison::None;
+        assert!(accepted(&spec, farthest.next_up()));
     }
 }

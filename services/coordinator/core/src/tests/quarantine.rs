@@ -64,6 +64,12 @@ fn purged(world: &World) -> usize {
     world.seen.iter().filter(purges).count()
 }
 
+/// The offers that were taken off the queue.
+fn settled(world: &World) -> usize {
+    let settles = |effect: &&Effect| matches!(effect, Effect::Settle { .. });
+    world.seen.iter().filter(settles).count()
+}
+
 /// The workers that were told to stay away.
 fn sent_away(world: &World) -> Vec<u32> {
     let mut told = Vec::new();
@@ -93,11 +99,13 @@ fn tl_31_a_worker_is_shut_out_in_one_turn_and_others_get_its_units_at_once() {
     let held = world.lease(1);
     let waiting = [world.claim(3), world.claim(4)];
     let before = world.journal.len();
+    let offers = settled(&world);
     let reply = shut(&mut world, 1);
     assert_eq!(
         world.kinds(before),
         ["worker-quarantined", "lease-granted", "lease-granted"]
     );
+    assert_eq!(settled(&world), offers, "its units are still to be done");
     assert!(reply.changed && reply.joined && reply.since == Some(world.now));
     assert_eq!((reply.lease, reply.withdrawn), (Some(held), vec![counted]));
     assert_eq!(

@@ -218,6 +218,11 @@ fn a_run_that_nobody_is_left_for_says_so_and_why() {
     for said in [counts, worker(1).short(), "DL0506"] {
         assert!(why.detail.contains(said), "{said}: {}", why.detail);
     }
+    assert!(
+        !why.detail.contains("quarantine"),
+        "nobody is in it: {}",
+        why.detail
+    );
     world.join(2);
     let why = world.view().trouble.map(|why| why.code);
     assert_eq!(
