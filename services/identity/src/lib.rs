@@ -8,6 +8,7 @@ pub mod certificate;
 pub mod claims;
 pub mod credentials;
 pub mod domain;
+pub mod dsse;
 pub mod event;
 mod holders;
 mod init;
