@@ -395,6 +395,33 @@ pub(crate) enum Snapshot {
     /// is read back and hashed. To go back, promote an older snapshot. The ledger keeps who
     /// promoted what, and why. A frozen run promotes nothing.
     Promote(PromoteArgs),
+    /// Make a key that signs releases (ECDSA on P-256): a private file, and beside it a public one
+    /// with `.pub` at the end of its name, for those who verify.
+    ReleaseKey {
+        /// File for the private key; it must not exist.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Sign a folder that `snapshot pull` has written, as OpenSSF Model Signing v1.0 says: the file
+    /// `model.sig` names every other file by its sha256. Its tools verify it (PyPI `model-signing`:
+    /// `model_signing verify key DIR --signature DIR/model.sig --public_key FILE.pub`).
+    Release {
+        /// The folder.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+        /// The private key.
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Verify a folder that `snapshot release` has signed: the signature, and every file.
+    Verify {
+        /// The folder.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+        /// The public key.
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
     /// Let the model of a snapshot write text.
     Sample {
         /// Name of the run.

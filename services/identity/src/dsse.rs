@@ -66,7 +66,7 @@ impl EnvelopeError {
 schemas::coded!(EnvelopeError);
 
 /// The bytes that are signed: by DSSE the pre-authentication encoding of type and document.
-fn signed_bytes(payload_type: &str, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn signed_bytes(payload_type: &str, payload: &[u8]) -> Vec<u8> {
     let (kind, length) = (payload_type.len(), payload.len());
     let mut bytes = format!("DSSEv1 {kind} {payload_type} {length} ").into_bytes();
     bytes.extend_from_slice(payload);

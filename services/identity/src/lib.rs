@@ -23,6 +23,7 @@ pub mod lock;
 pub mod mark;
 mod older;
 pub mod purpose;
+pub mod release;
 pub mod revocation;
 pub mod rotation;
 pub mod secret;

@@ -1,6 +1,7 @@
 //! `snapshot`: saved models, as folders that other tools can read; and promotions.
 
 mod promote;
+mod release;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -53,6 +54,9 @@ pub(crate) async fn run(context: &Context, command: &Snapshot) -> Result<(), Fai
             Ok(())
         }
         Snapshot::Promote(command) => promote::run(context, command).await,
+        Snapshot::ReleaseKey { file } => release::make_key(context, file),
+        Snapshot::Release { folder, key } => release::sign(context, folder, key),
+        Snapshot::Verify { folder, key } => release::verify(context, folder, key),
         Snapshot::Sample {
             run,
             round,

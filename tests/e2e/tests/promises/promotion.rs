@@ -98,6 +98,7 @@ async fn tl_19_a_snapshot_that_verifies_is_promoted_and_pulled_and_an_altered_on
     let said = payload(&json(&folder.join("snapshot.intoto.json")));
     let subject = &said["subject"][0]["digest"]["sha256"];
     assert_eq!(subject, &first.manifest.digest.hex());
+    a_release_is_verified_by_us_and_by_the_reference_tool(&cluster).await;
     let output = cluster.diloctl(&[&pull[..], &["nightly"]].concat()).await;
     let (status, text) = ended(&output);
     assert_eq!(status, Some(EXIT_NOT_FOUND), "{text}");
@@ -266,4 +267,83 @@ async fn lie(cluster: &Cluster, whole: &[Value], key: &AuditKey, envelope: &[u8]
     let (status, text) = show(cluster, snapshot.unwrap(), &[]).await;
     assert_eq!(status, Some(EXIT_TAMPERED), "{text}");
     assert!(text.contains(&code.to_string()), "{text}");
+}
+
+/// Signs the folder `model`, and verifies it with our command and, where Python has it, with the
+/// reference tool of OpenSSF Model Signing.
+#[expect(clippy::print_stderr, reason = "says what is not proven here")]
+async fn a_release_is_verified_by_us_and_by_the_reference_tool(cluster: &Cluster) {
+    cluster
+        .diloctl_ok(&["snapshot", "release-key", "release.pem"])
+        .await;
+    let again = cluster
+        .diloctl(&["snapshot", "release-key", "release.pem"])
+        .await;
+    assert!(!again.status.success(), "a key was replaced");
+    let sign = ["snapshot", "release", "model", "--key", "release.pem"];
+    cluster.diloctl_ok(&sign).await;
+    let verify = ["snapshot", "verify", "model", "--key", "release.pem.pub"];
+    let text = cluster.diloctl_ok(&verify).await;
+    assert!(text.contains("each as it was signed"), "{text}");
+    let python = reference_tool();
+    match &python {
+        Some(python) => assert_eq!(by_reference(cluster, python), (true, true), "{python:?}"),
+        None => {
+            eprintln!("skipped: Python has no package model-signing to verify the release with")
+        }
+    }
+    let (model, extra) = (
+        cluster.path("model/model.safetensors"),
+        cluster.path("model/extra"),
+    );
+    for (change, undo) in [
+        (
+            &(|| flip(&model)) as &dyn Fn(),
+            &(|| flip(&model)) as &dyn Fn(),
+        ),
+        (&|| fs::write(&extra, "x").unwrap(), &|| {
+            fs::remove_file(&extra).unwrap()
+        }),
+        (
+            &|| fs::rename(cluster.path("model/config.json"), cluster.path("aside")).unwrap(),
+            &|| fs::rename(cluster.path("aside"), cluster.path("model/config.json")).unwrap(),
+        ),
+    ] {
+        change();
+        let (status, text) = ended(&cluster.diloctl(&verify).await);
+        assert_eq!(status, Some(EXIT_TAMPERED), "{text}");
+        assert!(text.contains(&Code::ReleaseAltered.to_string()), "{text}");
+        if let Some(python) = &python {
+            assert_eq!(by_reference(cluster, python), (false, true), "{python:?}");
+        }
+        undo();
+    }
+    cluster.diloctl_ok(&verify).await;
+}
+
+/// A Python that has the package `model-signing`: `DILOCO_MODEL_SIGNING_PYTHON`, or the one in the
+/// path.
+fn reference_tool() -> Option<std::ffi::OsString> {
+    let named = std::env::var_os("DILOCO_MODEL_SIGNING_PYTHON");
+    let python = named.unwrap_or_else(|| "python3".into());
+    let mut asked = std::process::Command::new(&python);
+    let found = asked.args(["-c", "import model_signing"]).output();
+    found
+        .is_ok_and(|output| output.status.success())
+        .then_some(python)
+}
+
+/// What the reference tool says about the release, under its own key and under another one: true if
+/// it verifies, and true if it does not.
+fn by_reference(cluster: &Cluster, python: &std::ffi::OsStr) -> (bool, bool) {
+    let other = identity::release::ReleaseKey::generate().unwrap();
+    fs::write(cluster.path("other.pub"), other.public().pem()).unwrap();
+    let verifies = |key: &str| {
+        let mut tool = std::process::Command::new(python);
+        tool.args(["-m", "model_signing", "verify", "key", "model"])
+            .args(["--signature", "model/model.sig", "--public_key", key])
+            .current_dir(cluster.path("."));
+        tool.output().unwrap().status.success()
+    };
+    (verifies("release.pem.pub"), !verifies("other.pub"))
 }
