@@ -201,6 +201,7 @@ fn round_events(spec: &RunSpec, round: u64) -> Vec<LedgerEvent> {
     events.push(LedgerEvent::SnapshotSaved {
         round: Round(round + 1),
         manifest: kit::object(&format!("snapshot {run} {round}")),
+        statement: Some(kit::object(&format!("statement {run} {round}"))),
     });
     events
 }

@@ -14,6 +14,7 @@ use crate::hold::{HoldReply, HoldRequest};
 use crate::lease::{ClaimReply, ClaimRequest, Done, ReleaseRequest, RenewReply, RenewRequest};
 use crate::member::{JoinReply, JoinRequest, LeaveRequest};
 use crate::message::DecodeError;
+use crate::promotion::{PromoteReply, PromoteRequest};
 use crate::quarantine::{QuarantineReply, QuarantineRequest};
 use crate::role::Role;
 use crate::subject::{Kind, Lane, Row};
@@ -158,6 +159,7 @@ calls! {
     RunNew = "run.new": RunNew as Box<RunNew> => RunNewReply, "create a run";
     RunHold = "run.hold": HoldRequest => HoldReply, "keep a run from merging, or let it go on";
     WorkerQuarantine = "worker.quarantine": QuarantineRequest => QuarantineReply, "shut a worker out of a run, or let it in again";
+    SnapshotPromote = "snapshot.promote": PromoteRequest => PromoteReply, "move a pointer to a saved snapshot";
     View = "view": ViewRequest => ViewReply, "look at runs, workers, leases, rounds, snapshots";
     BlobPut = "blob.put": OperatorObjects => Grants, "URLs to upload objects";
     BlobCommit = "blob.commit": OperatorObjects => Done, "check and publish uploaded objects";

@@ -12,6 +12,7 @@ use crate::lease::{LeaseRef, Weights};
 use crate::limits::{EVENT_BYTES_MAX, SIGNED_EVENT_BYTES_MAX};
 use crate::member::{Posture, Session};
 use crate::message::{V, message};
+use crate::promotion::PointerName;
 use crate::run::{RunSpec, TrainerKind};
 use crate::sync::SealedInput;
 use crate::{
@@ -171,8 +172,22 @@ pub enum LedgerEvent {
         norm: f64,
         tokens: Tokens,
     },
-    /// A full snapshot of the weights that round `round` starts from was saved.
-    SnapshotSaved { round: Round, manifest: ObjectRef },
+    /// A full snapshot of the weights that round `round` starts from was saved, and the signed
+    /// statement of its provenance. A ledger of an earlier release names no statement.
+    SnapshotSaved {
+        round: Round,
+        manifest: ObjectRef,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        statement: Option<ObjectRef>,
+    },
+    /// An operator moved a pointer of the run to a full snapshot that was saved.
+    SnapshotPromoted {
+        pointer: PointerName,
+        round: Round,
+        manifest: Digest,
+        operator: PublicKey,
+        reason: Reason,
+    },
     /// An operator gave an order that changes state, and was allowed to. Refused and repeated
     /// orders are not recorded.
     ControlReceived { operator: PublicKey, verb: String },
@@ -303,6 +318,7 @@ impl LedgerEvent {
             Self::RoundSealed { .. } => "round-sealed",
             Self::RoundClosed { .. } => "round-closed",
             Self::SnapshotSaved { .. } => "snapshot-saved",
+            Self::SnapshotPromoted { .. } => "snapshot-promoted",
             Self::ControlReceived { .. } => "control-received",
             Self::HoldPlaced { .. } => "hold-placed",
             Self::HoldLifted { .. } => "hold-lifted",

@@ -93,8 +93,8 @@ pub enum Order {
         /// The sealed set, ascending by unit: the order of the sum.
         inputs: Vec<MergeInput>,
     },
-    /// Save the weights that `round` starts from, with the outer state, off the critical path;
-    /// answer with [`Answer::Saved`].
+    /// Save the weights that `round` starts from, with the outer state, off the critical path, and
+    /// then the signed statement of their provenance; answer with [`Answer::Saved`].
     Save {
         /// The round.
         round: Round,
@@ -133,7 +133,7 @@ impl Order {
 #[serde(deny_unknown_fields)]
 pub struct FoundryAnswer {
     /// Version.
-    pub v: V<3>,
+    pub v: V<4>,
     /// The run of the foundry.
     pub run: RunId,
     /// The session of the coordinator that asked; another session drops the answer.
@@ -172,12 +172,12 @@ pub enum Answer {
         /// The weights of the next round.
         outcome: Result<Merged, Refusal>,
     },
-    /// A full snapshot was saved.
+    /// A full snapshot was saved, and the statement about it.
     Saved {
         /// The round that starts from it.
         round: Round,
-        /// Its manifest.
-        outcome: Result<ObjectRef, Refusal>,
+        /// Its objects.
+        outcome: Result<Saved, Refusal>,
     },
     /// A list of chunks was read.
     ListRead {
@@ -210,6 +210,16 @@ pub struct Screened {
     pub norm: f64,
     /// The chunks in its list; empty if it names its chunks itself.
     pub listed: Vec<Digest>,
+}
+
+/// A full snapshot in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Saved {
+    /// Its manifest.
+    pub manifest: ObjectRef,
+    /// The signed statement of its provenance, in its envelope.
+    pub statement: ObjectRef,
 }
 
 /// The outcome of an outer step.

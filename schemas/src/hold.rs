@@ -15,8 +15,8 @@ use crate::{Round, RunId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hold {
-    /// The run's weights stay as they are: no round is sealed, no merge counts, and the run does
-    /// not complete. Leases are granted and results accepted as before.
+    /// The run's weights stay as they are: no round is sealed, no merge counts, no snapshot is
+    /// promoted, and the run does not complete. Leases are granted and results accepted as before.
     Merges,
 }
 

@@ -29,6 +29,8 @@ pub mod limits;
 pub mod member;
 pub mod message;
 pub mod permission;
+pub mod promotion;
+pub mod provenance;
 pub mod public;
 pub mod quarantine;
 pub mod renewal;

@@ -6,6 +6,7 @@ use crate::contribution::Fate;
 use crate::hold::{Hold, Reason};
 use crate::lease::{LeaseRef, UnitId};
 use crate::member::Posture;
+use crate::promotion::PointerName;
 use crate::run::RunSpec;
 use crate::telemetry::Phase;
 use crate::{
@@ -205,4 +206,10 @@ pub struct SnapshotView {
     pub manifest: ObjectRef,
     /// Saved at.
     pub saved_at: UnixMillis,
+    /// The signed statement of its provenance; none for a snapshot of an earlier release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statement: Option<ObjectRef>,
+    /// The pointers that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pointers: Vec<PointerName>,
 }

@@ -33,6 +33,7 @@ use schemas::{
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
+mod promotion;
 mod quarantine;
 
 /// An encoded example and a decoder of its type.
@@ -580,5 +581,6 @@ pub(crate) fn all() -> Vec<Example> {
         },
     ];
     all.extend(quarantine::all());
+    all.extend(promotion::all());
     all
 }

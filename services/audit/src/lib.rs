@@ -13,6 +13,7 @@
 //! | `intake` | workers' events: heard, checked, recorded, answered |
 //! | `service` | the loop of the program |
 //! | `replay` | a whole replay, and following on |
+//! | `provenance` | manifests, statements and signatures of an object's ancestry |
 //! | `recomputation` | merges made again from objects, and compared with the ledger |
 //! | `config` | the program's configuration |
 
@@ -22,6 +23,7 @@ mod intake;
 mod line;
 pub mod log;
 pub mod program;
+pub mod provenance;
 pub mod reader;
 pub mod recomputation;
 pub mod recorder;
@@ -32,7 +34,7 @@ pub use audit_core::{
     Auditor, Checked, EmitterSummary, FaultyWorker, Finding, ForeignMessage, Payload,
     PlacedFinding, Record, RunSummary, StreamSequence, Summary, TimelineRow, Verdict,
 };
-pub use audit_core::{lineage, recompute};
+pub use audit_core::{ancestry, lineage, recompute};
 pub use config::Config;
 pub use files::{AuditFiles, AuditFilesError, Comparison, Known};
 pub use reader::{Reader, Span};

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use self::dispatcher::{Dispatcher, Message};
+pub(crate) use self::save::Maker;
 pub(crate) use self::screen::MAGNITUDE_MAX;
 use crate::arrival::Arrival;
 use crate::store::Store;
@@ -45,11 +46,11 @@ pub(crate) struct Foundry {
 }
 
 impl Foundry {
-    /// Starts the foundry of `run` in the trust domain `domain` (its id as text).
-    pub(crate) fn start(run: RunId, domain: &str, store: Store, answers: Answers) -> Self {
+    /// Starts the foundry of `run`. `maker` signs the statements about its snapshots.
+    pub(crate) fn start(run: RunId, maker: Maker, store: Store, answers: Answers) -> Self {
         let number = answers.foundry;
         let (orders, told) = mpsc::channel(ORDERS_MAX);
-        let dispatcher = Dispatcher::new(domain.to_owned(), store, answers, orders.clone());
+        let dispatcher = Dispatcher::new(maker, store, answers, orders.clone());
         Self {
             run,
             number,

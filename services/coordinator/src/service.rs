@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Arc;
 
 use coordinator_core::{CHECKPOINT_EVERY, Coordinator, Settings};
 use identity::join::new_session;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::arrival::{ARRIVALS_MAX, Arrival};
 use crate::config::Config;
+use crate::foundry::Maker;
 use crate::incoming::Identity;
 use crate::ledger::Ledger;
 use crate::mark::{LedgerMark, StoreMark};
@@ -70,6 +72,11 @@ impl Service {
         )
         .await?;
         let own_key = audit_key.public().clone();
+        let maker = Maker {
+            domain: domain.clone(),
+            key: Arc::new(audit_key.clone()),
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+        };
         let ledger = Ledger::new(ledger_bus, audit_key, trust, patience);
         let settings = Settings {
             release: env!("CARGO_PKG_VERSION").to_owned(),
@@ -90,6 +97,7 @@ impl Service {
             mark,
             manifest_key,
             domain,
+            maker,
             arrivals: sender,
             sweeper,
             offers,

@@ -23,6 +23,7 @@ use tracing::Instrument as _;
 
 use crate::answer::ReplyTo;
 use crate::arrival::{ARRIVALS_MAX, Arrival};
+use crate::foundry::Maker;
 use crate::ledger::{Ledger, NewEvent};
 use crate::mark::LedgerMark;
 use crate::purge::Purges;
@@ -54,6 +55,7 @@ pub(crate) struct Shell {
     pub(crate) mark: LedgerMark,
     pub(crate) manifest_key: ManifestKey,
     pub(crate) domain: String,
+    pub(crate) maker: Maker,
     pub(crate) arrivals: mpsc::Sender<Arrival>,
     pub(crate) sweeper: Sweeper,
     pub(crate) offers: Offers,

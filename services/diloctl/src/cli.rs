@@ -7,10 +7,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use schemas::hold::Reason;
+use schemas::promotion::PointerName;
 use schemas::{Digest, RunId};
 
 pub(crate) use self::audit::{
-    Audit, Descendants, Lineage, Log, LoggedEvent, ObjectSource, Recompute,
+    AncestrySource, Audit, Descendants, Lineage, Log, LoggedEvent, ObjectSource, Recompute,
+    ShowLineage,
 };
 use crate::commands::settings::RunArgs;
 use crate::output::Format;
@@ -276,9 +278,10 @@ pub(crate) enum Run {
         /// Name of the run.
         run: RunId,
     },
-    /// Keep a run's weights as they are, for an incident: no round is merged and the run does not
-    /// complete until `run unfreeze`. Workers go on with the round that is open. The freeze
-    /// outlives a restart of the coordinator, and the audit keeps the reason.
+    /// Keep a run's weights as they are, for an incident: no round is merged, no snapshot is
+    /// promoted, and the run does not complete until `run unfreeze`. Workers go on with the round
+    /// that is open. The freeze outlives a restart of the coordinator, and the audit keeps the
+    /// reason.
     Freeze(HoldArgs),
     /// Let a frozen run merge again. What waited is merged at once.
     Unfreeze(HoldArgs),
@@ -374,9 +377,50 @@ pub(crate) enum Snapshot {
         /// The round that starts from the snapshot; by default the newest snapshot is taken.
         #[arg(long)]
         round: Option<u64>,
+        /// The snapshot to which this pointer leads, `latest-good` without a name.
+        #[arg(
+            long,
+            value_name = "NAME",
+            num_args = 0..=1,
+            default_missing_value = LATEST_GOOD,
+            conflicts_with = "round"
+        )]
+        promoted: Option<PointerName>,
         /// Folder to write.
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
+    },
+    /// Move a pointer of a run to a full snapshot, once it is verified: the ledger up to it, its
+    /// signed statement and those of the snapshots that it rests on, and every object of it, which
+    /// is read back and hashed. To go back, promote an older snapshot. The ledger keeps who
+    /// promoted what, and why. A frozen run promotes nothing.
+    Promote(PromoteArgs),
+    /// Make a key that signs releases (ECDSA on P-256): a private file, and beside it a public one
+    /// with `.pub` at the end of its name, for those who verify.
+    ReleaseKey {
+        /// File for the private key; it must not exist.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Sign a folder that `snapshot pull` has written, as OpenSSF Model Signing v1.0 says: the file
+    /// `model.sig` names every other file by its sha256. Its tools verify it (PyPI `model-signing`:
+    /// `model_signing verify key DIR --signature DIR/model.sig --public_key FILE.pub`).
+    Release {
+        /// The folder.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+        /// The private key.
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Verify a folder that `snapshot release` has signed: the signature, and every file.
+    Verify {
+        /// The folder.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+        /// The public key.
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
     },
     /// Let the model of a snapshot write text.
     Sample {
@@ -399,6 +443,24 @@ pub(crate) enum Snapshot {
         seed: u64,
     },
 }
+
+#[derive(Debug, Args)]
+pub(crate) struct PromoteArgs {
+    /// Digest of the snapshot's manifest, as `snapshot ls` shows it.
+    #[arg(value_name = "DIGEST", value_parser = parse_digest)]
+    pub(crate) digest: Digest,
+    /// Name of the pointer: 1 to 32 of a-z, 0-9 and -.
+    #[arg(long = "as", value_name = "NAME", default_value = LATEST_GOOD)]
+    pub(crate) pointer: PointerName,
+    /// Reason for the order, one line.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Reason,
+    #[command(flatten)]
+    pub(crate) from: AncestrySource,
+}
+
+/// The name of a pointer, where the command line gives none.
+const LATEST_GOOD: &str = "latest-good";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Control {

@@ -62,8 +62,9 @@ pub(crate) struct Staged {
 
 /// The subfolder in which new files wait. It lies in the target folder itself, since a rename
 /// cannot cross file systems.
-const STAGE: &str = ".pull";
-const LOCK: &str = ".pull.lock";
+pub(crate) const STAGE: &str = ".pull";
+/// The file on which commands that write into the folder hold a lock.
+pub(crate) const LOCK: &str = ".pull.lock";
 
 impl Staged {
     /// Makes the folder if it is absent, and locks it against other commands.

@@ -10,7 +10,9 @@ use schemas::run::RunSpec;
 use schemas::{Bytes, Fragment, PublicKey, Round, RunId, SyncId, UnixMillis};
 
 use crate::error::{ApplyError, ReplayError, out_of_place};
-use crate::state::{Fates, HoldRecord, Leader, QuarantineRecord, RefusedResult, Run, State};
+use crate::state::{
+    Fates, HoldRecord, Leader, PointerRecord, QuarantineRecord, RefusedResult, Run, State,
+};
 
 impl State {
     /// Folds the next event of the coordinator's chain in.
@@ -122,6 +124,8 @@ impl State {
                 .collect(),
             merges: Vec::new(),
             snapshots: Vec::new(),
+            statements: BTreeMap::new(),
+            pointers: BTreeMap::new(),
             evaluations: BTreeMap::new(),
             tokens: Fates::default(),
             uploaded: Bytes(0),
@@ -237,7 +241,27 @@ impl Run {
                 norm,
                 ..
             } => self.close(time, sync(*round, *fragment), broadcast, *norm),
-            LedgerEvent::SnapshotSaved { round, manifest } => self.saved(time, *round, *manifest),
+            LedgerEvent::SnapshotSaved {
+                round,
+                manifest,
+                statement,
+            } => self.saved(time, *round, *manifest, *statement),
+            LedgerEvent::SnapshotPromoted {
+                pointer,
+                round,
+                manifest,
+                operator,
+                reason,
+            } => {
+                let record = PointerRecord {
+                    round: *round,
+                    manifest: *manifest,
+                    operator: operator.clone(),
+                    reason: reason.clone(),
+                    since: time,
+                };
+                self.promote(pointer, record)
+            }
             LedgerEvent::HoldPlaced {
                 hold,
                 operator,

@@ -17,6 +17,7 @@ use schemas::contribution::{Evaluation, Fate};
 use schemas::hold::{Hold, Reason};
 use schemas::lease::{LeaseRef, UnitId, Weights};
 use schemas::member::{Posture, Session};
+use schemas::promotion::PointerName;
 use schemas::quarantine::MergedRounds;
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
@@ -27,8 +28,8 @@ use schemas::{
 use serde::{Deserialize, Serialize};
 
 use crate::state::{
-    Accepted, Fates, HoldRecord, Leader, Measured, Member, OpenSync, QuarantineRecord,
-    RefusedResult, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
+    Accepted, Fates, HoldRecord, Leader, Measured, Member, OpenSync, PointerRecord,
+    QuarantineRecord, RefusedResult, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
 };
 
 /// The number of this form.
@@ -170,10 +171,23 @@ forms! {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         holds: Vec<(Hold, HoldForm<'a>)>,
         quarantined: Vec<(Cow<'a, WorkerId>, QuarantineForm<'a>)>,
+        // Left out while there are none, like the holds.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        statements: Vec<(Round, Cow<'a, ObjectRef>)>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pointers: Vec<(Cow<'a, PointerName>, PointerForm<'a>)>,
     }
     leaves { spec_digest = digest(&spec), any_rule = false };
 
     HoldForm of HoldRecord {
+        operator: Cow<'a, PublicKey>,
+        reason: Cow<'a, Reason>,
+        since: UnixMillis,
+    };
+
+    PointerForm of PointerRecord {
+        round: Round,
+        manifest: Cow<'a, Digest>,
         operator: Cow<'a, PublicKey>,
         reason: Cow<'a, Reason>,
         since: UnixMillis,

@@ -12,6 +12,7 @@ const fn forbidden_by(event: &LedgerEvent) -> Option<Hold> {
     match event {
         LedgerEvent::RoundSealed { .. }
         | LedgerEvent::RoundClosed { .. }
+        | LedgerEvent::SnapshotPromoted { .. }
         | LedgerEvent::RunCompleted => Some(Hold::Merges),
         _ => None,
     }

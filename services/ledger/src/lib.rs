@@ -12,6 +12,7 @@
 //! | `members`, `leases`, `rounds` | the same by topic |
 //! | `holds` | what operators keep a run from doing |
 //! | `quarantine` | the workers that operators shut out, and where their contributions are |
+//! | `pointers` | pointers to full snapshots, which operators move |
 //! | `rule` | the limits of each closing rule, which a run's ledger must keep |
 //! | `screening` | the contributions that a merge has to leave out |
 //! | `checkpoint` | states that are kept as objects, and a state's knowledge of them |
@@ -28,6 +29,7 @@ mod form;
 mod holds;
 mod leases;
 mod members;
+mod pointers;
 mod quarantine;
 mod rounds;
 mod rule;
@@ -39,8 +41,9 @@ pub use apply::RunFold;
 pub use checkpoint::CHECKPOINTS_KEPT;
 pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
+pub use pointers::Unpromotable;
 pub use screening::outliers;
 pub use state::{
-    Accepted, Fates, HoldRecord, Measured, Member, OpenSync, QuarantineRecord, RefusedResult,
-    RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
+    Accepted, Fates, HoldRecord, Measured, Member, OpenSync, PointerRecord, QuarantineRecord,
+    RefusedResult, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
 };

@@ -318,6 +318,7 @@ impl Run {
         time: UnixMillis,
         round: Round,
         manifest: ObjectRef,
+        statement: Option<ObjectRef>,
     ) -> Result<(), ApplyError> {
         let newer = self.last_snapshot().is_none_or(|last| last.round < round);
         let newest = self.rounds_closed();
@@ -339,6 +340,8 @@ impl Run {
             manifest,
             saved_at: time,
         });
+        self.statements
+            .extend(statement.map(|statement| (round, statement)));
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use schemas::contribution::{Evaluation, Fate};
 use schemas::hold::{Hold, Reason};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::member::{Posture, Session};
+use schemas::promotion::PointerName;
 use schemas::quarantine::MergedRounds;
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
@@ -97,6 +98,12 @@ pub struct Run {
     pub merges: Vec<MergeRecord>,
     /// Full snapshots, oldest first.
     pub snapshots: Vec<SnapshotRecord>,
+    /// The signed statements about full snapshots, by round. Snapshots of an earlier release have
+    /// none.
+    #[serde(serialize_with = "pairs")]
+    pub statements: BTreeMap<Round, ObjectRef>,
+    /// The pointers that operators moved, each with the snapshot to which it leads now.
+    pub pointers: BTreeMap<PointerName, PointerRecord>,
     /// Held-out losses by the snapshot's round.
     pub evaluations: BTreeMap<Round, Evaluation>,
     /// The fates of issued tokens.
@@ -137,6 +144,21 @@ pub struct HoldRecord {
     /// The operator's reason.
     pub reason: Reason,
     /// The time at which it was placed.
+    pub since: UnixMillis,
+}
+
+/// A pointer to a full snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PointerRecord {
+    /// The round that starts from the snapshot.
+    pub round: Round,
+    /// The digest of the snapshot's manifest.
+    pub manifest: Digest,
+    /// The operator who moved the pointer there.
+    pub operator: PublicKey,
+    /// The operator's reason.
+    pub reason: Reason,
+    /// The time at which it was moved.
     pub since: UnixMillis,
 }
 

@@ -114,11 +114,23 @@ impl Run {
 
     /// Its full snapshots, oldest first.
     pub fn snapshot_views(&self) -> Vec<SnapshotView> {
-        let view = |snapshot: &SnapshotRecord| SnapshotView {
+        let view = |snapshot: &SnapshotRecord| self.snapshot_view(snapshot);
+        self.snapshots.iter().map(view).collect()
+    }
+
+    /// One of its full snapshots.
+    pub fn snapshot_view(&self, snapshot: &SnapshotRecord) -> SnapshotView {
+        let digest = snapshot.manifest.digest;
+        let pointers = self.pointers.iter();
+        SnapshotView {
             round: snapshot.round,
             manifest: snapshot.manifest,
             saved_at: snapshot.saved_at,
-        };
-        self.snapshots.iter().map(view).collect()
+            statement: self.statements.get(&snapshot.round).copied(),
+            pointers: pointers
+                .filter(|(_, record)| record.manifest == digest)
+                .map(|(name, _)| name.clone())
+                .collect(),
+        }
     }
 }

@@ -95,6 +95,7 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::DigestUnknown
         | Code::HolderMissing
         | Code::RoundNotMerged
+        | Code::PointerUnknown
         | Code::EventUnlogged => EXIT_NOT_FOUND,
         Code::RunExists
         | Code::DomainExists
@@ -111,9 +112,11 @@ pub const fn exit_status(code: Code) -> u8 {
         // When this process is started again, the server may have another certificate.
         Code::ServerCertificateExpired | Code::CertificateUntrusted => EXIT_DENIED,
         Code::NoAnswer => EXIT_NO_ANSWER,
-        Code::NoVerdict | Code::RoundUnproven | Code::RecordUnproven | Code::LogUnproven => {
-            EXIT_NO_VERDICT
-        }
+        Code::NoVerdict
+        | Code::RoundUnproven
+        | Code::RecordUnproven
+        | Code::LogUnproven
+        | Code::LineageUnproven => EXIT_NO_VERDICT,
         Code::RevocationKept | Code::RotationKept => EXIT_KEPT,
         Code::AccountsBehind => EXIT_DENIED,
         // When it is started again, the process has the credentials that the file holds by then.
@@ -264,13 +267,20 @@ mod tests {
         assert_eq!(exit_status(Code::NoAnswer), 7);
         assert_eq!(exit_status(Code::SignatureInvalid), 10);
         assert_eq!(exit_status(Code::AuditRejected), 12);
-        for code in [Code::RoundUnproven, Code::RecordUnproven, Code::NoVerdict] {
+        for code in [
+            Code::RoundUnproven,
+            Code::RecordUnproven,
+            Code::NoVerdict,
+            Code::LineageUnproven,
+        ] {
             assert_eq!(exit_status(code), EXIT_NO_VERDICT, "{code}");
         }
         for code in [
             Code::RoundDiverged,
             Code::SnapshotDiverged,
             Code::ObjectAltered,
+            Code::StatementForged,
+            Code::LineageDiffers,
         ] {
             assert_eq!(exit_status(code), EXIT_TAMPERED, "{code}");
         }

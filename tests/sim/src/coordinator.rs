@@ -12,6 +12,7 @@ use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::hold::{Hold, HoldRequest};
 use schemas::lease::{ClaimOutcome, ClaimReply, UnitId};
 use schemas::member::{Posture, Session};
+use schemas::promotion::PromoteRequest;
 use schemas::public::CommandVerb;
 use schemas::quarantine::QuarantineRequest;
 use schemas::telemetry::Heartbeat;
@@ -164,6 +165,26 @@ impl World {
         } else {
             self.start_worker(worker);
         }
+    }
+
+    /// An operator promotes any full snapshot that the ledger has by now: the newest one, or one to
+    /// go back to.
+    pub(crate) fn promote(&mut self) {
+        let run = self.site.shadow.run(&run_id());
+        let saved = run.map_or(&[][..], |run| &run.snapshots);
+        let Some(last) = saved.len().checked_sub(1) else {
+            return;
+        };
+        let snapshot = saved[self.random.between(0, last as u64) as usize]
+            .manifest
+            .digest;
+        self.ask_as_operator(ControlRequest::SnapshotPromote(PromoteRequest {
+            v: V,
+            run: run_id(),
+            snapshot,
+            pointer: "release".parse().expect("a name"),
+            reason: "it reads well".parse().expect("a reason"),
+        }));
     }
 
     fn ask_for_quarantine(&mut self, worker: usize, quarantined: bool) {
@@ -509,6 +530,7 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
             | Answer::RunNew(_)
             | Answer::Hold(_)
             | Answer::Quarantine(_)
+            | Answer::Promote(_)
             | Answer::View(_)
             | Answer::Shutdown(_),
         ) => return Delivered::Granted,

@@ -3,7 +3,7 @@
 
 use coordinator_core::{Input, Merged, Screened, ScreeningId};
 use schemas::contribution::Statement;
-use schemas::foundry::{self, Order};
+use schemas::foundry::{self, Order, Saved};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
     Chunks, Code, Digest, Listed, Message as _, ObjectRef, PublicKey, Refusal, Round, SyncId,
@@ -129,7 +129,15 @@ impl World {
                 weights,
                 parent,
             } => {
-                let outcome = failed.map_or_else(|| Ok(self.store.save(weights, parent)), Err);
+                let mut save = || {
+                    let manifest = self.store.save(weights, parent);
+                    let statement = ObjectRef::of(manifest.digest.as_bytes());
+                    Saved {
+                        manifest,
+                        statement,
+                    }
+                };
+                let outcome = failed.map_or_else(|| Ok(save()), Err);
                 foundry::Answer::Saved { round, outcome }
             }
             Job::Screen {

@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::hold::Hold;
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
+use schemas::promotion::PointerName;
 use schemas::run::RunSpec;
 use schemas::snapshot::MergeInput;
 use schemas::sync::SealedInput;
-use schemas::{Round, Weight, WorkerId};
+use schemas::{Digest, Round, Weight, WorkerId};
 
 use crate::store::{Model, Store};
 
@@ -38,6 +39,8 @@ pub struct Counts {
     pub evaluated: u64,
     /// Full snapshots.
     pub saved: u64,
+    /// Pointers that were moved to a full snapshot.
+    pub promoted: u64,
     /// Refused requests that were recorded.
     pub denied: u64,
     /// Parts of seals, without the last part of each.
@@ -75,6 +78,9 @@ pub(crate) struct Monitor {
     ended: u64,
     frozen: bool,
     complete: bool,
+    /// Full snapshots, by manifest.
+    saved: BTreeMap<Digest, Round>,
+    pointers: BTreeMap<PointerName, Digest>,
     pub(crate) counts: Counts,
 }
 
@@ -97,6 +103,8 @@ impl Monitor {
             ended: 0,
             frozen: false,
             complete: false,
+            saved: BTreeMap::new(),
+            pointers: BTreeMap::new(),
             counts: Counts::default(),
         }
     }
@@ -195,8 +203,14 @@ impl Monitor {
             LedgerEvent::RoundClosed {
                 round, broadcast, ..
             } => self.close(*round, broadcast),
-            LedgerEvent::SnapshotSaved { round, manifest } => {
+            LedgerEvent::SnapshotSaved {
+                round,
+                manifest,
+                statement,
+            } => {
                 self.counts.saved += 1;
+                assert!(statement.is_some(), "snapshot {round} has no statement");
+                self.saved.insert(manifest.digest, *round);
                 let right = self.models.get(round.get() as usize).copied();
                 assert!(right.is_some(), "snapshot {round} comes before its round");
                 assert_eq!(
@@ -204,6 +218,17 @@ impl Monitor {
                     right,
                     "snapshot {round} holds other weights"
                 );
+            }
+            LedgerEvent::SnapshotPromoted {
+                pointer,
+                round,
+                manifest,
+                ..
+            } => {
+                self.counts.promoted += 1;
+                assert_eq!(self.saved.get(manifest), Some(round), "no snapshot");
+                let before = self.pointers.insert(pointer.clone(), *manifest);
+                assert_ne!(before, Some(*manifest), "{pointer} is there already");
             }
             LedgerEvent::RunCompleted => {
                 assert_eq!(
@@ -419,6 +444,7 @@ fn is_merge(event: &LedgerEvent) -> bool {
         LedgerEvent::RunCompleted
             | LedgerEvent::RoundSealed { .. }
             | LedgerEvent::RoundClosed { .. }
+            | LedgerEvent::SnapshotPromoted { .. }
     )
 }
 

@@ -416,6 +416,8 @@ impl World {
             return;
         }
         let worker = self.random.between(0, self.plan.workers as u64 - 1) as usize;
+        // Operators promote at any time, so also just before something goes wrong.
+        self.promote();
         match self.random.between(0, 12) {
             0..=2 => self.crash_coordinator(),
             3 => self.shut_down(),

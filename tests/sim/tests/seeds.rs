@@ -63,6 +63,7 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.saved += counts.saved;
         sum.denied += counts.denied;
         sum.frozen += counts.frozen;
+        sum.promoted += counts.promoted;
         sum.quarantined += counts.quarantined;
         sum.shut += counts.shut;
         sum.withdrawn += counts.withdrawn;
@@ -77,6 +78,7 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.saved,
         sum.denied,
         sum.frozen,
+        sum.promoted,
         sum.quarantined,
         sum.shut,
         sum.withdrawn,

@@ -10,6 +10,7 @@ use schemas::{
     AccountId, ChainSequence, Digest, Millis, ObjectRef, PublicKey, RunId, UnixMillis, WorkerId,
 };
 
+use crate::ancestry::Ancestry;
 use crate::emitter::{Chain, Link};
 use crate::examine::{Account, Content, Examined, Examiner, LedgerRecord, WorkerRecord};
 use crate::finding::{Finding, PlacedFinding};
@@ -63,6 +64,8 @@ pub struct Auditor {
     merges: Option<Merges>,
     /// The lineage of an object, if it is wanted.
     lineage: Option<Lineage>,
+    /// The ancestry of an object, if it is wanted.
+    ancestry: Option<Ancestry>,
 }
 
 impl Auditor {
@@ -83,6 +86,7 @@ impl Auditor {
             tally: Tally::default(),
             merges: None,
             lineage: None,
+            ancestry: None,
         }
     }
 
@@ -103,6 +107,18 @@ impl Auditor {
     pub fn tracing(self, lineage: Lineage) -> Self {
         let lineage = Some(lineage);
         Self { lineage, ..self }
+    }
+
+    /// The same auditor, which also collects the ancestry of an object from now on.
+    #[must_use]
+    pub fn tracing_back(self, ancestry: Ancestry) -> Self {
+        let ancestry = Some(ancestry);
+        Self { ancestry, ..self }
+    }
+
+    /// The ancestry that was collected.
+    pub fn take_ancestry(&mut self) -> Option<Ancestry> {
+        self.ancestry.take()
     }
 
     /// The lineage that was traced.
@@ -270,6 +286,10 @@ impl Auditor {
                 }
                 if let Some(lineage) = &mut self.lineage {
                     lineage.note(row.stream_sequence, body.run.as_ref(), event, &self.state);
+                }
+                if let Some(ancestry) = &mut self.ancestry {
+                    let (at, run) = (row.stream_sequence, body.run.as_ref());
+                    ancestry.note(at, body.time, run, event, &self.state);
                 }
                 if matches!(event, LedgerEvent::RoundClosed { .. }) {
                     findings.extend(self.contradiction());

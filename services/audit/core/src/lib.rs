@@ -21,6 +21,7 @@
 //! | `log` | the tree over all events: its heads, proofs, and the comparison with a stream |
 //! | `recompute` | merges that are made again, and their comparison with the record |
 //! | `lineage` | the rounds and snapshots that descend from an object |
+//! | `ancestry` | what a snapshot or a contribution was made from |
 //! | `timeline` | an event as a line for people |
 //! | `summary` | the outcome of a whole replay |
 //!
@@ -28,6 +29,7 @@
 //! events of an emitter were cut off: [`log`] does, with a tree over all events whose heads others
 //! keep.
 
+pub mod ancestry;
 mod check;
 mod emitter;
 mod examine;

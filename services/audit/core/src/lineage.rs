@@ -157,7 +157,9 @@ impl Lineage {
             LedgerEvent::RoundClosed {
                 round, broadcast, ..
             } => found.close(wanted, at, *round, broadcast),
-            LedgerEvent::SnapshotSaved { round, manifest } => {
+            LedgerEvent::SnapshotSaved {
+                round, manifest, ..
+            } => {
                 found.saved(wanted, at, *round, *manifest);
             }
             _ => {}

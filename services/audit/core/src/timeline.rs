@@ -216,8 +216,18 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
                 format!("{tokens} tokens, norm {norm:.3}, weights {weights}"),
             )
         }
-        LedgerEvent::SnapshotSaved { round, manifest } => {
-            (format!("round {round}"), manifest.digest.to_string())
+        LedgerEvent::SnapshotSaved {
+            round, manifest, ..
+        } => (format!("round {round}"), manifest.digest.to_string()),
+        LedgerEvent::SnapshotPromoted {
+            pointer,
+            round,
+            operator,
+            reason,
+            ..
+        } => {
+            let what = format!("{pointer}, by {}: {reason}", short(operator.as_str()));
+            (format!("round {round}"), what)
         }
         LedgerEvent::ControlReceived { operator, verb } => {
             (none(), format!("{verb} by {}", short(operator.as_str())))

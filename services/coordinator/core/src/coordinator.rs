@@ -287,6 +287,7 @@ impl Coordinator {
             ControlRequest::RunNew(request) => self.run_new(operator, request.spec, reply),
             ControlRequest::RunHold(request) => self.hold(operator, request),
             ControlRequest::WorkerQuarantine(request) => self.quarantine(operator, request, reply),
+            ControlRequest::SnapshotPromote(request) => self.promote(operator, request),
             ControlRequest::View(request) => self.view(&request.query),
             ControlRequest::BlobPut(request) => self.operator_put(operator, request, reply),
             ControlRequest::BlobCommit(request) => self.operator_commit(operator, request, reply),

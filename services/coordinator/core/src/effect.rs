@@ -13,6 +13,7 @@ use schemas::foundry::Order;
 use schemas::hold::HoldReply;
 use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply, UnitId};
 use schemas::member::JoinReply;
+use schemas::promotion::PromoteReply;
 use schemas::public::{CommandVerb, Status};
 use schemas::quarantine::QuarantineReply;
 use schemas::run::RunSpec;
@@ -235,6 +236,7 @@ pub enum Answer {
     RunNew(RunNewReply),
     Hold(HoldReply),
     Quarantine(Box<QuarantineReply>),
+    Promote(Box<PromoteReply>),
     View(Box<ViewReply>),
     Shutdown(ShutdownReply),
 }

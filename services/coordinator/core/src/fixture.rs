@@ -5,6 +5,7 @@ mod world;
 use schemas::contribution::{Outcome, Statement};
 use schemas::data::DataManifest;
 use schemas::event::LedgerEvent;
+use schemas::foundry::Saved;
 use schemas::lease::{ClaimRequest, LeaseRef, UnitKind};
 use schemas::member::{LeaveRequest, Posture, Session};
 use schemas::run::RunSpec;
@@ -168,6 +169,14 @@ pub(crate) fn weights_chunks(version: u64) -> Vec<ObjectRef> {
 }
 
 /// The outcome of a check that passed, for a result that names its chunks itself.
+/// The outcome of the save that `round` starts from.
+pub(crate) fn saved(round: Round) -> Saved {
+    Saved {
+        manifest: object(&format!("snapshot {round}")),
+        statement: object(&format!("statement {round}")),
+    }
+}
+
 pub(crate) fn screened(norm: f64) -> Screened {
     Screened {
         norm,

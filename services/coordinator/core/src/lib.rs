@@ -13,6 +13,7 @@
 //! | `run` | a run's room: every decision about one run, one conversation a file |
 //! | `turn` | the things that a room may use besides itself, and the ends of a request |
 //! | `control`, `operator`, `order` | operators' changes, uploads and limits |
+//! | `promotion` | pointers to full snapshots |
 //! | `quarantine` | the workers that operators shut out of a run |
 //! | `join` | requirements for a join to any run |
 //! | `checkpoint` | the moments at which the ledger's state is saved as an object |
@@ -32,6 +33,7 @@ mod input;
 mod join;
 mod operator;
 mod order;
+mod promotion;
 mod quarantine;
 mod run;
 mod turn;

@@ -8,7 +8,6 @@ use schemas::quarantine::{
     QUARANTINED_MAX, QuarantineReply, QuarantineRequest, WITHDRAWN_NAMED_MAX,
 };
 use schemas::text::Time;
-use schemas::view::SnapshotView;
 use schemas::{Code, PublicKey, Refusal, V, WorkerId};
 
 use crate::control::ControlOutcome;
@@ -182,10 +181,6 @@ fn told(run: &Run, worker: &WorkerId, changed: bool, ended: Ended) -> Quarantine
         uploads: None,
         sealed: run.sealed_with(worker).into_iter().collect(),
         merged,
-        clean: clean.map(|snapshot| SnapshotView {
-            round: snapshot.round,
-            manifest: snapshot.manifest,
-            saved_at: snapshot.saved_at,
-        }),
+        clean: clean.map(|snapshot| run.snapshot_view(snapshot)),
     }
 }

@@ -130,6 +130,8 @@ mod tests {
             ..rounds[0].clone()
         };
         let snapshot = |n: u64| SnapshotView {
+            statement: None,
+            pointers: Vec::new(),
             round: Round(n),
             manifest: object("snapshot"),
             saved_at: START,

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::Answers;
 use super::executor::{self, WeightsOrder};
+use super::save::Maker;
 use super::screen::{self, KeptChunks, Source, Staged};
 use crate::guard::answered;
 use crate::store::Store;
@@ -54,14 +55,14 @@ struct Submitted {
 
 impl Dispatcher {
     pub(super) fn new(
-        domain: String,
+        maker: Maker,
         store: Store,
         answers: Answers,
         messages: mpsc::Sender<Message>,
     ) -> Self {
         Self {
-            domain,
-            executor: executor::Handle::start(store.for_rounds(), answers.clone()),
+            domain: maker.domain.clone(),
+            executor: executor::Handle::start(store.for_rounds(), maker, answers.clone()),
             store,
             answers,
             messages,
@@ -248,6 +249,9 @@ impl Dispatcher {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use identity::AuditKey;
     use schemas::RunId;
 
     use super::*;
@@ -264,7 +268,12 @@ mod tests {
         let run: RunId = "demo".parse().expect("a name");
         let answers = Answers::new(run, FoundryNumber(1), arrivals);
         let (messages, _told) = mpsc::channel(4);
-        let mut dispatcher = Dispatcher::new("domain".to_owned(), store, answers, messages);
+        let maker = Maker {
+            domain: "domain".to_owned(),
+            key: Arc::new(AuditKey::generate()),
+            release: "0.0.0".to_owned(),
+        };
+        let mut dispatcher = Dispatcher::new(maker, store, answers, messages);
         let spec = Box::new(kit::run_spec().build());
         let restore = Order::Restore {
             spec,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::try_join_all;
-use schemas::foundry::{Answer, Merged};
+use schemas::foundry::{Answer, Merged, Saved};
 use schemas::lease::{LeaseRef, Weights as Published};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeInput, MergeRecord};
@@ -84,12 +84,14 @@ struct Executor {
     context: Option<Arc<RunContext>>,
     history: History,
     weights: Option<Weights>,
+    /// The maker of the statements about snapshots.
+    maker: save::Maker,
     /// The newest full snapshot, from the task that saved it.
     saved: watch::Sender<Option<(Round, ObjectRef)>>,
 }
 
 impl Handle {
-    pub(super) fn start(store: Store, answers: Answers) -> Self {
+    pub(super) fn start(store: Store, maker: save::Maker, answers: Answers) -> Self {
         let (work, queue) = mpsc::channel(WORK_MAX);
         let (publish_context, context) = watch::channel(None);
         let executor = Executor {
@@ -99,6 +101,7 @@ impl Handle {
             context: None,
             history: History::default(),
             weights: None,
+            maker,
             saved: watch::Sender::new(None),
         };
         Self {
@@ -263,15 +266,17 @@ impl Executor {
             });
         let (store, answers, saved) =
             (self.store.clone(), self.answers.clone(), self.saved.clone());
+        let maker = self.maker.clone();
         tokio::spawn(async move {
             let work = async {
                 let missing = || {
                     let text = format!("the weights of round {round} are not held");
                     Refusal::new(Code::SnapshotMissing, text)
                 };
-                let manifest = save::save(&store, snapshot.ok_or_else(missing)?).await?;
-                saved.send_replace(Some((round, manifest)));
-                Ok(manifest)
+                let snapshot = snapshot.ok_or_else(missing)?;
+                let objects = save::save(&store, &maker, snapshot).await?;
+                saved.send_replace(Some((round, objects.manifest)));
+                Ok(objects)
             };
             tell_saved(&answers, round, work).await;
         });
@@ -282,7 +287,7 @@ impl Executor {
 async fn tell_saved(
     answers: &Answers,
     round: Round,
-    save: impl Future<Output = Result<ObjectRef, Refusal>>,
+    save: impl Future<Output = Result<Saved, Refusal>>,
 ) {
     let outcome = answered("save", save).await;
     if let Err(refusal) = &outcome {
@@ -472,7 +477,11 @@ mod tests {
         let broken = "an empty list is not saved";
         let save = async move {
             if broken.is_empty() {
-                Ok(ObjectRef::of(b"x"))
+                let manifest = ObjectRef::of(b"x");
+                Ok(Saved {
+                    manifest,
+                    statement: manifest,
+                })
             } else {
                 panic!("{broken}")
             }

@@ -18,7 +18,8 @@ impl Shell {
         if matches!(order, Order::Restore { .. }) && !self.tables.foundries.contains_key(&run) {
             let number = self.tables.next_foundry();
             let answers = Answers::new(run.clone(), number, self.arrivals.clone());
-            let foundry = Foundry::start(run.clone(), &self.domain, self.store.clone(), answers);
+            let foundry =
+                Foundry::start(run.clone(), self.maker.clone(), self.store.clone(), answers);
             self.tables.foundries.insert(run.clone(), foundry);
         }
         let foundry = self.tables.foundries.get(&run);

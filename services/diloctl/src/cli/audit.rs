@@ -66,6 +66,32 @@ pub(crate) enum Lineage {
     /// The first rows say what the object is to each run. Weights descend from everything that was
     /// merged into them or into weights before them.
     Descendants(Descendants),
+    /// Show what a full snapshot or a contribution was made from, back to the run's beginning, and
+    /// verify each step: the ledger, manifests and signed statements of provenance against it, the
+    /// signatures of coordinators and workers. Weights are not read; `snapshot promote` reads them.
+    /// The exit status is 0 when all is verified, 10 with evidence, 11 without a verdict.
+    Show(ShowLineage),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowLineage {
+    /// Digest of the object, `sha256:` and 64 digits: a snapshot's manifest or its statement; a
+    /// contribution's statement, list or chunk.
+    #[arg(value_name = "DIGEST", value_parser = parse_digest)]
+    pub(crate) digest: Digest,
+    #[command(flatten)]
+    pub(crate) from: AncestrySource,
+}
+
+/// Where the ledger and the objects are read.
+#[derive(Debug, Args)]
+pub(crate) struct AncestrySource {
+    /// Folder with the files of an audit service, or with a copy of these. Without it stream AUDIT
+    /// is read, with the auditor's credentials.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) ledger: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) objects: ObjectSource,
 }
 
 #[derive(Debug, Args)]

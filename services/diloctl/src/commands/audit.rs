@@ -1,5 +1,6 @@
 //! `audit`: the record of what happened, checked from the stream alone.
 
+pub(crate) mod ancestry;
 mod in_order;
 pub(crate) mod lineage;
 mod log;

@@ -1,4 +1,7 @@
-//! `snapshot`: saved models, as folders that other tools can read.
+//! `snapshot`: saved models, as folders that other tools can read; and promotions.
+
+mod promote;
+mod release;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,16 +9,18 @@ use std::process::Stdio;
 
 use bytes::Bytes;
 use data::ExportFile;
+use diloco_audit::provenance::open_statement;
 use merge::codec;
 use model::ModelConfig;
 use runtime::Failure;
 use schemas::control::{Query, View};
 use schemas::data::{DataManifest, Tokenizer};
 use schemas::layout::Layout;
+use schemas::promotion::PointerName;
 use schemas::run::CodecKind;
 use schemas::snapshot::SnapshotManifest;
 use schemas::view::SnapshotView;
-use schemas::{Code, Digest, Message as _, ObjectRef, RunId};
+use schemas::{Code, Digest, Message as _, ObjectRef, PublicKey, RunId};
 use serde::Serialize;
 
 use crate::cli::Snapshot;
@@ -24,7 +29,7 @@ use crate::context::{Context, Operator, unexpected};
 use crate::files::{Staged, unwritable};
 use crate::objects::OperatorObjectsClient;
 use crate::output::{Record, Row};
-use crate::table::{bytes, time};
+use crate::table::{bytes, or_dash, time};
 
 pub(crate) async fn run(context: &Context, command: &Snapshot) -> Result<(), Failure> {
     match command {
@@ -34,11 +39,24 @@ pub(crate) async fn run(context: &Context, command: &Snapshot) -> Result<(), Fai
                 .rows(&list(&context.operator().await?, run).await?);
             Ok(())
         }
-        Snapshot::Pull { run, round, to } => {
-            let pulled = pull(context, run, *round, to).await?;
+        Snapshot::Pull {
+            run,
+            round,
+            promoted,
+            to,
+        } => {
+            let wanted = match promoted {
+                Some(pointer) => Wanted::Pointer(pointer),
+                None => Wanted::Round(*round),
+            };
+            let pulled = pull(context, run, wanted, to).await?;
             context.printer.record(&pulled);
             Ok(())
         }
+        Snapshot::Promote(command) => promote::run(context, command).await,
+        Snapshot::ReleaseKey { file } => release::make_key(context, file),
+        Snapshot::Release { folder, key } => release::sign(context, folder, key),
+        Snapshot::Verify { folder, key } => release::verify(context, folder, key),
         Snapshot::Sample {
             run,
             round,
@@ -48,7 +66,7 @@ pub(crate) async fn run(context: &Context, command: &Snapshot) -> Result<(), Fai
             seed,
         } => {
             let folder = context.folder.join("models").join(run.as_str());
-            pull(context, run, *round, &folder).await?;
+            pull(context, run, Wanted::Round(*round), &folder).await?;
             let arguments = [
                 ("--prompt", prompt.clone()),
                 ("--tokens", tokens.to_string()),
@@ -68,33 +86,37 @@ async fn list(operator: &Operator, run: &RunId) -> Result<Vec<SnapshotView>, Fai
 }
 
 /// Writes a snapshot as a model folder, which other tools load as the model that was trained:
-/// `config.json`, `generation_config.json`, `model.safetensors`, the tokenizer's files, and
-/// `snapshot.json`. Every byte is hashed before it is written. A folder that holds this snapshot
+/// `config.json`, `generation_config.json`, `model.safetensors`, the tokenizer's files,
+/// `snapshot.json`, and the signed statement about it. Every byte is hashed before it is written. A folder that holds this snapshot
 /// already is left alone; any other is replaced as a whole once all files are complete.
 async fn pull(
     context: &Context,
     run: &RunId,
-    round: Option<u64>,
+    wanted: Wanted<'_>,
     to: &Path,
 ) -> Result<Pulled, Failure> {
     let operator = context.operator().await?;
     let snapshots = list(&operator, run).await?;
-    let wanted = |snapshot: &&SnapshotView| round.is_none_or(|round| snapshot.round.get() == round);
-    let Some(snapshot) = snapshots.iter().rfind(wanted) else {
-        let which = round.map_or_else(|| "any round".to_owned(), |round| format!("round {round}"));
-        return Err(Failure::new(
-            Code::SnapshotMissing,
-            format!("run {run} has no full snapshot of {which}"),
-        ));
+    let found = snapshots.iter().rfind(|snapshot| wanted.is(snapshot));
+    let snapshot = found.ok_or_else(|| wanted.missing(run))?;
+    let objects = OperatorObjectsClient::new(context, operator)?;
+    let bytes = objects.get(snapshot.manifest).await?;
+    let statement = match snapshot.statement {
+        Some(statement) => Some(attested(context, &objects, snapshot.manifest, statement).await?),
+        // Nothing without a statement is promoted, so somebody has left it out.
+        None if matches!(wanted, Wanted::Pointer(_)) => {
+            let detail = format!("snapshot {}", snapshot.manifest.digest);
+            return Err(Failure::new(Code::SnapshotUnattested, detail));
+        }
+        None => None,
     };
     let pulled = Pulled {
         run: run.clone(),
         round: snapshot.round.get(),
         manifest: snapshot.manifest.digest,
+        signed_by: statement.as_ref().map(|(_, key)| key.clone()),
         folder: data::shown(to),
     };
-    let objects = OperatorObjectsClient::new(context, operator)?;
-    let bytes = objects.get(snapshot.manifest).await?;
     if holds(to, &bytes) {
         return Ok(pulled);
     }
@@ -118,6 +140,9 @@ async fn pull(
     let metadata = BTreeMap::from([("snapshot".to_owned(), pulled.manifest.to_string())]);
     model::export_safetensors(&layout, &values, &path, &metadata)
         .map_err(|error| unwritable(&path, &error))?;
+    if let Some((envelope, _)) = &statement {
+        staged.write(STATEMENT_FILE, envelope)?;
+    }
     staged.write(STAMP_FILE, &bytes)?;
     staged.publish(&[MODEL_FILE, STAMP_FILE])?;
     Ok(pulled)
@@ -130,6 +155,55 @@ fn holds(folder: &Path, stamp: &[u8]) -> bool {
         && folder.join(MODEL_FILE).exists()
 }
 
+/// The signed statement about a snapshot, in its envelope, with the key that has signed it. Before
+/// anything else is read, it must be a coordinator's, about this snapshot.
+async fn attested(
+    context: &Context,
+    objects: &OperatorObjectsClient,
+    manifest: ObjectRef,
+    statement: ObjectRef,
+) -> Result<(Bytes, PublicKey), Failure> {
+    let envelope = objects.get(statement).await?;
+    let domain = context.domain()?;
+    let (_, key) = open_statement(domain.trust(), &envelope, manifest)?;
+    Ok((envelope, key))
+}
+
+/// The snapshot that is wanted.
+#[derive(Clone, Copy)]
+enum Wanted<'a> {
+    /// That of a round, or the newest.
+    Round(Option<u64>),
+    /// That to which a pointer leads.
+    Pointer(&'a PointerName),
+}
+
+impl Wanted<'_> {
+    fn is(&self, snapshot: &SnapshotView) -> bool {
+        match self {
+            Self::Round(round) => round.is_none_or(|round| snapshot.round.get() == round),
+            Self::Pointer(name) => snapshot.pointers.contains(name),
+        }
+    }
+
+    fn missing(&self, run: &RunId) -> Failure {
+        match self {
+            Self::Round(round) => {
+                let any = || "any round".to_owned();
+                let which = round.map_or_else(any, |round| format!("round {round}"));
+                let detail = format!("run {run} has no full snapshot of {which}");
+                Failure::new(Code::SnapshotMissing, detail)
+            }
+            Self::Pointer(name) => {
+                let detail = format!("run {run} has no pointer {name}");
+                Failure::new(Code::PointerUnknown, detail)
+            }
+        }
+    }
+}
+
+/// The file with the signed statement, in its envelope.
+const STATEMENT_FILE: &str = "snapshot.intoto.json";
 /// The stamp: a file that says which snapshot a folder holds.
 const STAMP_FILE: &str = "snapshot.json";
 /// The file that holds the weights, by the convention of Hugging Face.
@@ -238,6 +312,8 @@ struct Pulled {
     run: RunId,
     round: u64,
     manifest: Digest,
+    /// The key that signed the statement about it; none for a snapshot of an earlier release.
+    signed_by: Option<PublicKey>,
     folder: String,
 }
 
@@ -247,13 +323,17 @@ impl Record for Pulled {
             ("run", self.run.to_string()),
             ("round", self.round.to_string()),
             ("snapshot", self.manifest.to_string()),
+            (
+                "signed by",
+                or_dash(self.signed_by.as_ref(), PublicKey::to_string),
+            ),
             ("folder", self.folder.clone()),
         ]
     }
 }
 
 impl Row for SnapshotView {
-    const TITLES: &'static [&'static str] = &["round", "manifest", "size", "saved"];
+    const TITLES: &'static [&'static str] = &["round", "manifest", "size", "saved", "promoted"];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -261,6 +341,11 @@ impl Row for SnapshotView {
             self.manifest.digest.to_string(),
             bytes(self.manifest.bytes.get()),
             time(self.saved_at),
+            self.pointers
+                .iter()
+                .map(PointerName::as_str)
+                .collect::<Vec<_>>()
+                .join(", "),
         ]
     }
 }

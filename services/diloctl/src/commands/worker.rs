@@ -378,6 +378,8 @@ mod tests {
             round: Round(2),
             manifest,
             saved_at: UnixMillis(0),
+            statement: None,
+            pointers: Vec::new(),
         });
         let clean = line(&much, "last snapshot without it");
         assert_eq!(clean, format!("of round 2, {}", manifest.digest));

@@ -73,6 +73,7 @@ pub(crate) fn saved(version: u64) -> LedgerEvent {
     LedgerEvent::SnapshotSaved {
         round: Round(version),
         manifest: object("snapshot"),
+        statement: None,
     }
 }
 

@@ -20,7 +20,7 @@ const UNITS: u32 = 2;
 const FOLDER: [&str; 2] = ["--store-folder", "auditor/store"];
 
 /// A cluster whose run is complete, with full snapshots of versions 2 and 3.
-async fn trained() -> Cluster {
+pub(crate) async fn trained() -> Cluster {
     let cluster = Cluster::start(Options::default(), 2).await;
     Recipe::reference(ROUNDS, UNITS, 10)
         .set("schedule.snapshot_every=2")
@@ -33,7 +33,7 @@ async fn trained() -> Cluster {
 
 /// What an auditor has: public facts of the domain, its own key to the store, and copies of the
 /// ledger and of the store's folder.
-fn auditor(cluster: &Cluster) -> PathBuf {
+pub(crate) fn auditor(cluster: &Cluster) -> PathBuf {
     let (folder, layout) = (cluster.path("auditor"), cluster.domain().layout());
     fs::create_dir_all(folder.join("tls")).unwrap();
     fs::copy(layout.trust(), folder.join("trust.json")).unwrap();
@@ -112,7 +112,7 @@ async fn objects(cluster: &Cluster, of: Round) -> (Vec<ObjectRef>, Vec<ObjectRef
     (published, contributed)
 }
 
-fn file_of(folder: &Path, object: ObjectRef) -> PathBuf {
+pub(crate) fn file_of(folder: &Path, object: ObjectRef) -> PathBuf {
     let hex = object.digest.hex();
     let path = folder.join("store/blobs/sha256").join(&hex[..2]).join(hex);
     assert!(path.exists(), "{}", path.display());
@@ -238,7 +238,7 @@ async fn tl_04_a_coordinator_that_records_other_weights_than_it_merged_is_found(
 }
 
 /// The lines of the audit files.
-fn lines(folder: &Path) -> Vec<Value> {
+pub(crate) fn lines(folder: &Path) -> Vec<Value> {
     let mut names: Vec<PathBuf> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -253,7 +253,7 @@ fn lines(folder: &Path) -> Vec<Value> {
 }
 
 /// Writes the lines in place of the audit files.
-fn write(folder: &Path, lines: &[Value]) {
+pub(crate) fn write(folder: &Path, lines: &[Value]) {
     fs::remove_dir_all(folder).unwrap();
     fs::create_dir(folder).unwrap();
     let lines = lines.iter().map(|line| format!("{line}\n"));
@@ -261,7 +261,7 @@ fn write(folder: &Path, lines: &[Value]) {
 }
 
 /// The maker of a changed ledger.
-enum Signer<'a> {
+pub(crate) enum Signer<'a> {
     /// Somebody without the coordinator's key, who changes an event and leaves the rest.
     Forger,
     /// The coordinator, in the domain of this name.
@@ -269,7 +269,11 @@ enum Signer<'a> {
 }
 
 /// Changes the events of the ledger, in lines that are whole.
-fn rewrite(lines: &mut [Value], change: &mut dyn FnMut(&mut LedgerEvent), signer: &Signer<'_>) {
+pub(crate) fn rewrite(
+    lines: &mut [Value],
+    change: &mut dyn FnMut(&mut LedgerEvent),
+    signer: &Signer<'_>,
+) {
     let mut head: Option<Digest> = None;
     for line in lines {
         let subject = line["subject"].as_str().unwrap_or_default().to_owned();

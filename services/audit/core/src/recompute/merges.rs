@@ -109,7 +109,9 @@ impl Merges {
                     self.merges.insert(*round, recorded);
                 }
             }
-            LedgerEvent::SnapshotSaved { round, manifest } => self.saved(*round, *manifest),
+            LedgerEvent::SnapshotSaved {
+                round, manifest, ..
+            } => self.saved(*round, *manifest),
             _ => {}
         }
     }

@@ -10,7 +10,7 @@ use serde_bytes::ByteArray;
 
 use crate::log::{DOMAIN, Log, Member, run};
 
-fn spec() -> RunSpec {
+pub(crate) fn spec() -> RunSpec {
     kit::run_spec()
         .rounds(9)
         .initial(vec![kit::object("initial")])
@@ -21,20 +21,20 @@ fn spec() -> RunSpec {
 }
 
 /// The only chunk of a contribution, of published weights, or the manifest of a snapshot.
-fn chunk(lease: LeaseRef) -> ObjectRef {
+pub(crate) fn chunk(lease: LeaseRef) -> ObjectRef {
     kit::sized(&lease.to_string(), 16)
 }
 
-fn published(version: u64) -> Weights {
+pub(crate) fn published(version: u64) -> Weights {
     let chunk = kit::object(&format!("weights {version}"));
     kit::weights(version, spec().download, vec![chunk])
 }
 
-fn manifest(version: u64) -> ObjectRef {
+pub(crate) fn manifest(version: u64) -> ObjectRef {
     kit::object(&format!("snapshot {version}"))
 }
 
-fn lease(round: u64, unit: u32, epoch: u64) -> LeaseRef {
+pub(crate) fn lease(round: u64, unit: u32, epoch: u64) -> LeaseRef {
     kit::lease(kit::train(round, unit), epoch)
 }
 
@@ -110,17 +110,18 @@ impl Book {
         self.note(LedgerEvent::SnapshotSaved {
             round: round.next(),
             manifest: manifest(round.get() + 1),
+            statement: None,
         });
     }
 }
 
-fn statement(lease: LeaseRef) -> Digest {
+pub(crate) fn statement(lease: LeaseRef) -> Digest {
     Digest::of(lease.to_string().as_bytes())
 }
 
 /// Three rounds of two units, with a snapshot of each version. In round 1 the contribution to unit 0
 /// is withdrawn and made again, in round 2 that to unit 1 is left out, and round 3 is open.
-fn written() -> Log {
+pub(crate) fn written() -> Log {
     let mut book = Book {
         log: Log::new(DOMAIN, 3),
         members: [Member::new(4), Member::new(5)],

@@ -351,7 +351,14 @@ impl Log {
         if round.next().get().is_multiple_of(plan.saved_every) {
             let manifest = object();
             let round = round.next();
-            self.ledger(Some(run()), LedgerEvent::SnapshotSaved { round, manifest });
+            self.ledger(
+                Some(run()),
+                LedgerEvent::SnapshotSaved {
+                    round,
+                    manifest,
+                    statement: None,
+                },
+            );
         }
     }
 }
@@ -403,4 +410,13 @@ fn spec(plan: &Plan) -> RunSpec {
         .chunk_elements(1 << 10)
         .initial(vec![object()])
         .build()
+}
+
+/// The event of the ledger that a record holds.
+pub(crate) fn event(record: &Record) -> LedgerEvent {
+    let body = EventBody::decode(&signed(record).body).expect("an event's body");
+    match body.event {
+        Event::Ledger(event) => event,
+        Event::Worker(event) => panic!("{event:?}"),
+    }
 }

@@ -1,5 +1,6 @@
 //! The auditor on whole logs, with and without faults; and the checks before events are recorded.
 
+mod ancestry;
 mod checkpoints;
 mod compare;
 mod differ;

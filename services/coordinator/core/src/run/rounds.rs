@@ -5,15 +5,13 @@ use std::sync::Arc;
 use ledger::{Run, Standing};
 use schemas::data::{DataManifest, Tokenizer};
 use schemas::event::LedgerEvent;
-use schemas::foundry::Order;
+use schemas::foundry::{Order, Saved};
 use schemas::hold::Hold;
 use schemas::lease::{ClaimOutcome, UnitId, Weights};
 use schemas::limits::SEALED_MAX;
 use schemas::snapshot::MergeInput;
 use schemas::sync::SealedInput;
-use schemas::{
-    Class, Code, ObjectRef, Refusal, Round, SyncId, Tokens, UnixMillis, Weight, WorkerId,
-};
+use schemas::{Class, Code, Refusal, Round, SyncId, Tokens, UnixMillis, Weight, WorkerId};
 
 use crate::deadline::RunTimer;
 use crate::input::{Merged, ReplyId};
@@ -244,16 +242,21 @@ impl RunRoom<'_> {
         &mut self,
         turn: &mut Turn<'_>,
         round: Round,
-        outcome: Result<ObjectRef, Refusal>,
+        outcome: Result<Saved, Refusal>,
     ) {
         // An answer that was not asked for changes nothing.
         if self.live.foundry.saving == Some(round) {
             self.live.foundry.saving = None;
             match outcome {
-                Ok(manifest) => {
+                Ok(saved) => {
                     self.live.foundry.save_failures = 0;
                     self.live.foundry.save_trouble = None;
-                    self.append(turn, LedgerEvent::SnapshotSaved { round, manifest });
+                    let event = LedgerEvent::SnapshotSaved {
+                        round,
+                        manifest: saved.manifest,
+                        statement: Some(saved.statement),
+                    };
+                    self.append(turn, event);
                 }
                 Err(refusal) => self.save_later(turn, refusal),
             }

@@ -427,7 +427,8 @@ fn cause(event: &LedgerEvent) -> Option<String> {
         | LedgerEvent::HoldPlaced { operator, .. }
         | LedgerEvent::HoldLifted { operator, .. }
         | LedgerEvent::WorkerQuarantined { operator, .. }
-        | LedgerEvent::WorkerReadmitted { operator, .. } => Some(operator.to_string()),
+        | LedgerEvent::WorkerReadmitted { operator, .. }
+        | LedgerEvent::SnapshotPromoted { operator, .. } => Some(operator.to_string()),
         LedgerEvent::WorkerJoined { worker, .. }
         | LedgerEvent::WorkerLeft { worker, .. }
         | LedgerEvent::LeaseGranted { worker, .. }

@@ -479,7 +479,7 @@ fn a_save_of_another_round_is_skipped() {
         let before = world.journal.len();
         world.foundry(foundry::Answer::Saved {
             round: Round(round),
-            outcome: Ok(object("snapshot")),
+            outcome: Ok(saved(Round(round))),
         });
         world.kinds(before).contains(&"snapshot-saved")
     };

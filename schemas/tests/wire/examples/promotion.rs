@@ -1,0 +1,81 @@
+//! Examples about snapshots that are saved and promoted.
+
+use schemas::control::{View, ViewReply};
+use schemas::event::{Event, LedgerEvent};
+use schemas::foundry::{Answer, FoundryAnswer, Saved};
+use schemas::member::Session;
+use schemas::promotion::{PointerName, PromoteReply, PromoteRequest};
+use schemas::view::SnapshotView;
+use schemas::{Digest, Round, UnixMillis, V};
+
+use super::{Example, event, example, object, public, run};
+
+fn pointer() -> PointerName {
+    "latest-good".parse().expect("a name")
+}
+
+pub(super) fn all() -> Vec<Example> {
+    vec![
+        example(&PromoteRequest {
+            v: V,
+            run: run(),
+            snapshot: Digest::of(b"manifest"),
+            pointer: pointer(),
+            reason: "it reads well".parse().expect("a reason"),
+        }),
+        example(&PromoteReply {
+            v: V,
+            changed: true,
+            pointer: pointer(),
+            round: Round(4),
+            manifest: object(),
+            before: Some(Round(2)),
+        }),
+        Example {
+            name: "view of a promoted snapshot",
+            ..example(&ViewReply {
+                v: V,
+                view: View::Snapshots(vec![SnapshotView {
+                    round: Round(4),
+                    manifest: object(),
+                    saved_at: UnixMillis(1_700_000_000_000),
+                    statement: Some(object()),
+                    pointers: vec![pointer()],
+                }]),
+            })
+        },
+        Example {
+            name: "event of a saved snapshot",
+            ..example(&event(Event::Ledger(LedgerEvent::SnapshotSaved {
+                round: Round(4),
+                manifest: object(),
+                statement: Some(object()),
+            })))
+        },
+        Example {
+            name: "event of a promotion",
+            ..example(&event(Event::Ledger(LedgerEvent::SnapshotPromoted {
+                pointer: pointer(),
+                round: Round(4),
+                manifest: Digest::of(b"manifest"),
+                operator: public(),
+                reason: "it reads well".parse().expect("a reason"),
+            })))
+        },
+        Example {
+            name: "foundry answer of a save",
+            ..example(&FoundryAnswer {
+                v: V,
+                run: run(),
+                session: Session::default(),
+                answer: Answer::Saved {
+                    round: Round(4),
+                    outcome: Ok(Saved {
+                        manifest: object(),
+                        statement: object(),
+                    }),
+                },
+            })
+        },
+    ]
+}

@@ -1,0 +1,154 @@
+//! `snapshot promote`: a snapshot is verified from the ledger to its last byte, and then a pointer is
+//! moved to it.
+
+use runtime::Failure;
+use schemas::call::control as call;
+use schemas::promotion::{PromoteReply, PromoteRequest};
+use schemas::{Code, Digest, PublicKey, RunId, V};
+use serde::Serialize;
+
+use crate::cli::PromoteArgs;
+use crate::commands::audit::ancestry::{self, Signed, VerifiedSnapshot};
+use crate::context::Context;
+use crate::output::Record;
+
+/// Moves a pointer to a snapshot that was verified here. The credentials that the command line names
+/// read the ledger; the order is the operator's.
+pub(super) async fn run(context: &Context, command: &PromoteArgs) -> Result<(), Failure> {
+    let verified = ancestry::verified(context, command.digest, &command.from).await?;
+    let own = Context {
+        credentials: None,
+        ..context.clone()
+    };
+    let request = PromoteRequest {
+        v: V,
+        run: verified.run.clone(),
+        snapshot: verified.manifest.digest,
+        pointer: command.pointer.clone(),
+        reason: command.reason.clone(),
+    };
+    let operator = own.operator().await?;
+    let reply = operator.ask::<call::SnapshotPromote>(&request).await?;
+    confirms(&request, &reply)?;
+    context.printer.record(&Promoted::of(verified, reply));
+    Ok(())
+}
+
+/// The answer must be about this pointer and this snapshot.
+fn confirms(request: &PromoteRequest, reply: &PromoteReply) -> Result<(), Failure> {
+    let (asked, told) = (
+        (&request.pointer, request.snapshot),
+        (&reply.pointer, reply.manifest.digest),
+    );
+    if asked == told {
+        return Ok(());
+    }
+    let detail = format!(
+        "asked to move {} to {}, the coordinator answered about {} and {}",
+        asked.0, asked.1, told.0, told.1
+    );
+    Err(Failure::new(Code::MessageInvalid, detail))
+}
+
+/// A pointer as it is now.
+#[derive(Serialize)]
+struct Promoted {
+    run: RunId,
+    pointer: String,
+    changed: bool,
+    round: u64,
+    manifest: Digest,
+    /// The round to whose snapshot the pointer led before.
+    before: Option<u64>,
+    /// The key that signed the statement about the snapshot.
+    signed_by: PublicKey,
+    /// Objects of the snapshot that were read back and hashed.
+    objects: u64,
+    /// Full snapshots that it rests on, verified as well.
+    rests_on: u64,
+    /// The contributions to all of these.
+    contributions: Signed,
+}
+
+impl Promoted {
+    fn of(verified: VerifiedSnapshot, reply: PromoteReply) -> Self {
+        Self {
+            run: verified.run,
+            pointer: reply.pointer.to_string(),
+            changed: reply.changed,
+            round: verified.round.get(),
+            manifest: reply.manifest.digest,
+            before: reply.before.map(schemas::Round::get),
+            signed_by: verified.key,
+            objects: verified.objects,
+            rests_on: verified.before,
+            contributions: verified.signed,
+        }
+    }
+}
+
+impl Record for Promoted {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let state = match (self.changed, self.before) {
+            (false, _) => "leads there already".to_owned(),
+            (true, None) => "is new; this is in the ledger".to_owned(),
+            (true, Some(round)) => format!("moved from round {round}; this is in the ledger"),
+        };
+        let (objects, before, by) = (self.objects, self.rests_on, self.contributions);
+        let unproven = match by.unproven {
+            0 => String::new(),
+            more => format!("; {more} more cannot be checked again"),
+        };
+        let signatures = format!("{} signatures of workers{unproven}", by.verified);
+        vec![
+            ("run", self.run.to_string()),
+            ("pointer", format!("{}: {state}", self.pointer)),
+            ("round", self.round.to_string()),
+            ("snapshot", self.manifest.to_string()),
+            ("signed by", self.signed_by.to_string()),
+            ("read back", format!("{objects} objects")),
+            (
+                "verified",
+                format!("{before} snapshots before it, {signatures}"),
+            ),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::{ObjectRef, Round};
+
+    use super::*;
+
+    #[test]
+    fn tl_19_an_answer_about_something_else_is_no_success() {
+        let manifest = ObjectRef::of(b"manifest");
+        let request = PromoteRequest {
+            v: V,
+            run: "demo".parse().expect("a name"),
+            snapshot: manifest.digest,
+            pointer: "release".parse().expect("a name"),
+            reason: "a reason".parse().expect("a reason"),
+        };
+        let reply = PromoteReply {
+            v: V,
+            changed: true,
+            pointer: request.pointer.clone(),
+            round: Round(2),
+            manifest,
+            before: None,
+        };
+        assert!(confirms(&request, &reply).is_ok());
+        let other = PromoteReply {
+            manifest: ObjectRef::of(b"another"),
+            ..reply.clone()
+        };
+        assert!(confirms(&request, &other).is_err());
+        let other = PromoteReply {
+            pointer: "latest-good".parse().expect("a name"),
+            ..reply
+        };
+        assert!(confirms(&request, &other).is_err());
+    }
+}
