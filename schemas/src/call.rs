@@ -15,6 +15,7 @@ use crate::lease::{ClaimReply, ClaimRequest, Done, ReleaseRequest, RenewReply, R
 use crate::member::{JoinReply, JoinRequest, LeaveRequest};
 use crate::message::DecodeError;
 use crate::quarantine::{QuarantineReply, QuarantineRequest};
+use crate::restore::{RestoreReply, RestoreRequest};
 use crate::role::Role;
 use crate::subject::{Kind, Lane, Row};
 use crate::{Message, PublicKey, RunId, WorkerId};
@@ -158,6 +159,7 @@ calls! {
     RunNew = "run.new": RunNew as Box<RunNew> => RunNewReply, "create a run";
     RunHold = "run.hold": HoldRequest => HoldReply, "keep a run from merging, or let it go on";
     WorkerQuarantine = "worker.quarantine": QuarantineRequest => QuarantineReply, "shut a worker out of a run, or let it in again";
+    SnapshotRestore = "snapshot.restore": RestoreRequest => RestoreReply, "lead a run back to a full snapshot";
     View = "view": ViewRequest => ViewReply, "look at runs, workers, leases, rounds, snapshots";
     BlobPut = "blob.put": OperatorObjects => Grants, "URLs to upload objects";
     BlobCommit = "blob.commit": OperatorObjects => Done, "check and publish uploaded objects";

@@ -32,6 +32,7 @@ pub mod permission;
 pub mod public;
 pub mod quarantine;
 pub mod renewal;
+pub mod restore;
 pub mod role;
 pub mod run;
 pub mod snapshot;

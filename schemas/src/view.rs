@@ -193,6 +193,9 @@ pub struct RoundView {
     pub held_out_loss: Option<f64>,
     /// Euclidean norm of the merged contribution.
     pub norm: Option<f64>,
+    /// True if a restore has undone it: the present weights do not descend from it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undone: bool,
 }
 
 /// A full snapshot.
@@ -203,6 +206,9 @@ pub struct SnapshotView {
     pub round: Round,
     /// Its manifest.
     pub manifest: ObjectRef,
-    /// Saved at.
+    /// Saved at, or restored at.
     pub saved_at: UnixMillis,
+    /// True if a restore has undone it: the present weights do not descend from it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undone: bool,
 }

@@ -34,6 +34,7 @@ use schemas::{
 use serde_bytes::{ByteArray, ByteBuf};
 
 mod quarantine;
+mod restore;
 
 /// An encoded example and a decoder of its type.
 pub(crate) struct Example {
@@ -580,5 +581,6 @@ pub(crate) fn all() -> Vec<Example> {
         },
     ];
     all.extend(quarantine::all());
+    all.extend(restore::all());
     all
 }

@@ -67,6 +67,7 @@ fn encode(addressee: &Addressee, answer: Result<Answer, Refusal>) -> Bytes {
         Ok(Answer::RunNew(reply)) => to(addressee, reply),
         Ok(Answer::Hold(reply)) => to(addressee, reply),
         Ok(Answer::Quarantine(reply)) => to(addressee, *reply),
+        Ok(Answer::Restore(reply)) => to(addressee, reply),
         Ok(Answer::View(reply)) => to(addressee, *reply),
         Ok(Answer::Shutdown(reply)) => to(addressee, reply),
     };

@@ -378,6 +378,14 @@ pub(crate) enum Snapshot {
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
     },
+    /// Lead a run back to a full snapshot, for an incident: it trains on from the snapshot's weights
+    /// and outer state. Every object of the snapshot is read back and hashed first; if one is gone or
+    /// has other bytes, nothing happens. A run that trains is frozen in the same moment, and it stays
+    /// frozen: look, then `run unfreeze`. All leases end, contributions to the round that is open are
+    /// dropped, and uploads of before are deleted. Nothing of the history is deleted or renumbered:
+    /// the snapshot's weights become the next version, and what was merged since is marked as undone.
+    /// Until the run is unfrozen, a repeated command changes nothing and says so.
+    Restore(RestoreArgs),
     /// Let the model of a snapshot write text.
     Sample {
         /// Name of the run.
@@ -398,6 +406,23 @@ pub(crate) enum Snapshot {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// Digest of the snapshot's manifest, as `snapshot ls` lists it.
+    pub(crate) digest: schemas::Digest,
+    /// Name of the run; the command fails if the snapshot is of another one. By default the digest
+    /// decides.
+    #[arg(long)]
+    pub(crate) run: Option<RunId>,
+    /// Reason for the order, one line, which the audit keeps.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Reason,
+    /// Take the snapshot although it has contributions of a worker in quarantine. Without this such
+    /// a snapshot is refused, and the refusal names one that has none.
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Subcommand)]

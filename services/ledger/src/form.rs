@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::{
     Accepted, Fates, HoldRecord, Leader, Measured, Member, OpenSync, QuarantineRecord,
-    RefusedResult, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
+    RefusedResult, RestoreRecord, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
 };
 
 /// The number of this form.
@@ -170,6 +170,9 @@ forms! {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         holds: Vec<(Hold, HoldForm<'a>)>,
         quarantined: Vec<(Cow<'a, WorkerId>, QuarantineForm<'a>)>,
+        // Left out while there are none, like the holds.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        restores: Vec<RestoreForm<'a>>,
     }
     leaves { spec_digest = digest(&spec), any_rule = false };
 
@@ -183,6 +186,16 @@ forms! {
         operator: Cow<'a, PublicKey>,
         reason: Cow<'a, Reason>,
         since: UnixMillis,
+    };
+
+    RestoreForm of RestoreRecord {
+        snapshot: Round,
+        manifest: ObjectRef,
+        version: Round,
+        operator: Cow<'a, PublicKey>,
+        reason: Cow<'a, Reason>,
+        since: UnixMillis,
+        merged: Vec<(Cow<'a, WorkerId>, MergedRounds)>,
     };
 
     MemberForm of Member {
@@ -409,6 +422,7 @@ own_forms!(
     Hold,
     LeaseRef,
     MergedRounds,
+    ObjectRef,
     Round,
     Session,
     SyncId

@@ -12,6 +12,7 @@
 //! | `members`, `leases`, `rounds` | the same by topic |
 //! | `holds` | what operators keep a run from doing |
 //! | `quarantine` | the workers that operators shut out, and where their contributions are |
+//! | `restore` | the way of the weights through restores, and the rounds that these undid |
 //! | `rule` | the limits of each closing rule, which a run's ledger must keep |
 //! | `screening` | the contributions that a merge has to leave out |
 //! | `checkpoint` | states that are kept as objects, and a state's knowledge of them |
@@ -29,6 +30,7 @@ mod holds;
 mod leases;
 mod members;
 mod quarantine;
+mod restore;
 mod rounds;
 mod rule;
 mod screening;
@@ -42,5 +44,5 @@ pub use form::{CheckpointError, FORMAT};
 pub use screening::outliers;
 pub use state::{
     Accepted, Fates, HoldRecord, Measured, Member, OpenSync, QuarantineRecord, RefusedResult,
-    RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
+    RestoreRecord, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
 };

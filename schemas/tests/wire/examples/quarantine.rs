@@ -35,6 +35,7 @@ pub(super) fn all() -> Vec<Example> {
                 round: Round(1),
                 manifest: object(),
                 saved_at: UnixMillis(1_700_000_000_000),
+                undone: false,
             }),
         }),
         Example {

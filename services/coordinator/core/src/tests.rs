@@ -17,6 +17,7 @@ mod over;
 mod property;
 mod quarantine;
 mod repeat;
+mod restore;
 mod round;
 mod screening;
 mod spare;

@@ -1,5 +1,7 @@
 //! `snapshot`: saved models, as folders that other tools can read.
 
+mod restore;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
@@ -39,6 +41,7 @@ pub(crate) async fn run(context: &Context, command: &Snapshot) -> Result<(), Fai
             context.printer.record(&pulled);
             Ok(())
         }
+        Snapshot::Restore(args) => restore::run(context, args).await,
         Snapshot::Sample {
             run,
             round,
@@ -253,11 +256,12 @@ impl Record for Pulled {
 }
 
 impl Row for SnapshotView {
-    const TITLES: &'static [&'static str] = &["round", "manifest", "size", "saved"];
+    const TITLES: &'static [&'static str] = &["round", "state", "manifest", "size", "saved"];
 
     fn cells(&self) -> Vec<String> {
         vec![
             self.round.to_string(),
+            if self.undone { "undone" } else { "-" }.to_owned(),
             self.manifest.digest.to_string(),
             bytes(self.manifest.bytes.get()),
             time(self.saved_at),

@@ -378,6 +378,7 @@ mod tests {
             round: Round(2),
             manifest,
             saved_at: UnixMillis(0),
+            undone: false,
         });
         let clean = line(&much, "last snapshot without it");
         assert_eq!(clean, format!("of round 2, {}", manifest.digest));

@@ -8,5 +8,6 @@ mod kit;
 mod naming;
 mod places;
 mod quarantine;
+mod restore;
 mod rounds;
 mod screening;

@@ -36,6 +36,7 @@ mod permissions;
 mod poisoned_state;
 mod quarantine;
 mod recompute;
+mod restore;
 mod revoked;
 mod rotated;
 mod run_halted;
