@@ -327,10 +327,21 @@ pub(crate) enum Worker {
     /// ends with DL0412; all this goes by its key and outlives a restart of the coordinator. What was
     /// merged before stays merged: the printed lines name these rounds. With URLs that it got before
     /// it can begin transfers for a minute, and one that has begun goes on as long as bytes come.
-    /// What an upload brings counts nowhere; repeat the command later to delete it. Its credential
-    /// still connects to the bus.
-    Quarantine(QuarantineArgs),
-    /// Let a worker join again that was shut out. Then start its process: nothing else does.
+    /// What an upload brings counts nowhere; repeat the command later to delete it.
+    ///
+    /// Where the vault of the trust domain is on this machine, its credential is revoked in the same
+    /// command, after the quarantine is in the ledger: its connections are cut, and nobody connects
+    /// with its key. Elsewhere the quarantine takes effect all the same, and the line `credential` says
+    /// which command to run where.
+    Quarantine {
+        #[command(flatten)]
+        order: QuarantineArgs,
+        /// Leave its credential valid: it connects, and hears nothing but refusals.
+        #[arg(long)]
+        keep_credential: bool,
+    },
+    /// Let a worker join again that was shut out. A credential that was revoked stays so: the line
+    /// `credential` says how it gets a new one. Then start its process: nothing else does.
     Readmit(QuarantineArgs),
 }
 
