@@ -170,7 +170,7 @@ fn saved_last(events: &[LedgerEvent]) -> Digest {
 fn nothing_of_before_counts_after(all: &[Recorded], clean: &str) {
     let ledger: Vec<&LedgerEvent> = all.iter().filter_map(Recorded::ledger).collect();
     let restores = |event: &&LedgerEvent| matches!(event, LedgerEvent::SnapshotRestored { .. });
-    let place = ledger.iter().position(|event| restores(event));
+    let place = ledger.iter().position(restores);
     let (before, after) = ledger.split_at(place.expect("it is in the ledger"));
     assert_eq!(
         ledger.iter().filter(|event| restores(event)).count(),

@@ -294,7 +294,7 @@ fn tl_32_what_is_no_snapshot_of_the_run_is_refused_before_anything_is_written() 
     other.run = "other".parse().expect("a name");
     world.control(ControlRequest::RunNew(Box::new(schemas::control::RunNew {
         v: V,
-        spec: other.clone(),
+        spec: other,
     })));
     world.answer_pending();
     let contribution = upload("demo 1 train-0").digest;
