@@ -16,6 +16,7 @@ use crate::member::{JoinReply, JoinRequest, LeaveRequest};
 use crate::message::DecodeError;
 use crate::promotion::{PromoteReply, PromoteRequest};
 use crate::quarantine::{QuarantineReply, QuarantineRequest};
+use crate::restore::{RestoreReply, RestoreRequest};
 use crate::role::Role;
 use crate::subject::{Kind, Lane, Row};
 use crate::{Message, PublicKey, RunId, WorkerId};
@@ -160,6 +161,7 @@ calls! {
     RunHold = "run.hold": HoldRequest => HoldReply, "keep a run from merging, or let it go on";
     WorkerQuarantine = "worker.quarantine": QuarantineRequest => QuarantineReply, "shut a worker out of a run, or let it in again";
     SnapshotPromote = "snapshot.promote": PromoteRequest => PromoteReply, "move a pointer to a saved snapshot";
+    SnapshotRestore = "snapshot.restore": RestoreRequest => RestoreReply, "lead a run back to a full snapshot";
     View = "view": ViewRequest => ViewReply, "look at runs, workers, leases, rounds, snapshots";
     BlobPut = "blob.put": OperatorObjects => Grants, "URLs to upload objects";
     BlobCommit = "blob.commit": OperatorObjects => Done, "check and publish uploaded objects";

@@ -219,6 +219,21 @@ pub enum LedgerEvent {
         operator: PublicKey,
         reason: Reason,
     },
+    /// An operator led the run back to a full snapshot: its weights and its outer state are version
+    /// `weights.round` from here on, and the merges since the snapshot are undone. All leases end
+    /// with this event, `leases` of them, and so do the open rounds, whose contributions count no
+    /// more, `contributions` of them; the tokens of both are abandoned. The run is frozen at that
+    /// time. `from` is the version before.
+    SnapshotRestored {
+        snapshot: Round,
+        manifest: ObjectRef,
+        from: Round,
+        weights: Weights,
+        operator: PublicKey,
+        reason: Reason,
+        leases: u32,
+        contributions: u32,
+    },
     /// A request was refused. A few refusals of each sender are recorded at once, then one now and
     /// again; `suppressed` counts the others, of all senders, since the last recorded one.
     RequestDenied {
@@ -324,6 +339,7 @@ impl LedgerEvent {
             Self::HoldLifted { .. } => "hold-lifted",
             Self::WorkerQuarantined { .. } => "worker-quarantined",
             Self::WorkerReadmitted { .. } => "worker-readmitted",
+            Self::SnapshotRestored { .. } => "snapshot-restored",
             Self::RequestDenied { .. } => "request-denied",
             Self::CheckpointTaken => "checkpoint-taken",
             Self::CheckpointSaved { .. } => "checkpoint-saved",

@@ -26,7 +26,7 @@ pub struct ScreeningId(pub u64);
 #[serde(deny_unknown_fields)]
 pub struct FoundryOrder {
     /// Version.
-    pub v: V<3>,
+    pub v: V<4>,
     /// The run of the foundry.
     pub run: RunId,
     /// The session of the coordinator that asks. Its numbers of checks begin anew in each session.
@@ -49,6 +49,9 @@ pub enum Order {
         spec: Box<RunSpec>,
         /// The newest full snapshot's manifest.
         snapshot: Option<ObjectRef>,
+        /// The version that the snapshot's weights have: the snapshot's own round, or a later one
+        /// if an operator restored it. 0 for the initial weights.
+        version: Round,
         /// The merges since, oldest first.
         merges: Vec<MergeRecord>,
     },

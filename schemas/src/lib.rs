@@ -34,6 +34,7 @@ pub mod provenance;
 pub mod public;
 pub mod quarantine;
 pub mod renewal;
+pub mod restore;
 pub mod role;
 pub mod run;
 pub mod snapshot;

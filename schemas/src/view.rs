@@ -194,6 +194,9 @@ pub struct RoundView {
     pub held_out_loss: Option<f64>,
     /// Euclidean norm of the merged contribution.
     pub norm: Option<f64>,
+    /// True if a restore has undone it: the present weights do not descend from it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undone: bool,
 }
 
 /// A full snapshot.
@@ -204,7 +207,7 @@ pub struct SnapshotView {
     pub round: Round,
     /// Its manifest.
     pub manifest: ObjectRef,
-    /// Saved at.
+    /// Saved at, or restored at.
     pub saved_at: UnixMillis,
     /// The signed statement of its provenance; none for a snapshot of an earlier release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -212,4 +215,7 @@ pub struct SnapshotView {
     /// The pointers that lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pointers: Vec<PointerName>,
+    /// True if a restore has undone it: the present weights do not descend from it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undone: bool,
 }

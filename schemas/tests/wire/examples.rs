@@ -35,6 +35,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 
 mod promotion;
 mod quarantine;
+mod restore;
 
 /// An encoded example and a decoder of its type.
 pub(crate) struct Example {
@@ -582,5 +583,6 @@ pub(crate) fn all() -> Vec<Example> {
     ];
     all.extend(quarantine::all());
     all.extend(promotion::all());
+    all.extend(restore::all());
     all
 }

@@ -129,11 +129,21 @@ impl<'a> Recomputation<'a> {
         let manifest = segment.base.map(|saved| saved.manifest);
         let read = Base::read(self.objects, context, manifest).await;
         let base = read.map_err(|refusal| of_snapshot(segment.start(), &refusal))?;
-        if base.round == segment.start() {
-            return Ok(base);
+        let start = segment.start();
+        let own = segment.restored.as_ref().map_or(start, |one| one.of);
+        if base.round != own {
+            let what = format!("its manifest is of round {}", base.round);
+            return Err(snapshot(start, what));
         }
-        let what = format!("its manifest is of round {}", base.round);
-        Err(snapshot(segment.start(), what))
+        let base = base.as_version(start);
+        let base = base.map_err(|refusal| of_snapshot(start, &refusal))?;
+        match &segment.restored {
+            Some(restored) if restored.weights != base.broadcast => {
+                let what = "the restore of it names other weights for workers than its manifest";
+                Err(snapshot(start, what.to_owned()))
+            }
+            _ => Ok(base),
+        }
     }
 
     /// The snapshot after a segment, if it is there to be compared.

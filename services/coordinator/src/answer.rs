@@ -68,6 +68,7 @@ fn encode(addressee: &Addressee, answer: Result<Answer, Refusal>) -> Bytes {
         Ok(Answer::Hold(reply)) => to(addressee, reply),
         Ok(Answer::Quarantine(reply)) => to(addressee, *reply),
         Ok(Answer::Promote(reply)) => to(addressee, *reply),
+        Ok(Answer::Restore(reply)) => to(addressee, reply),
         Ok(Answer::View(reply)) => to(addressee, *reply),
         Ok(Answer::Shutdown(reply)) => to(addressee, reply),
     };

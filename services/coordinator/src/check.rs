@@ -4,12 +4,13 @@
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use merge::codec::encoded_bytes;
 use model::ModelConfig;
-use recompute::{Objects as _, RunContext, layout};
+use recompute::{Base, Objects as _, RunContext, layout};
 use schemas::data::{DataManifest, Tokenizer};
 use schemas::layout::Layout;
+use schemas::lease::Weights;
 use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::run::{CodecKind, RunSpec, TrainerKind};
-use schemas::{Bytes, Code, ObjectRef, Refusal};
+use schemas::{Bytes, Class, Code, ObjectRef, Refusal, Round};
 
 use crate::foundry::MAGNITUDE_MAX;
 use crate::store::{Store, refusal};
@@ -123,6 +124,83 @@ fn model(trainer: TrainerKind, config: &[u8], layout: &Layout) -> Result<ModelCo
         .map_err(|error| Refusal::new(Code::ModelInvalid, format!("model.config: {error}")))?;
     model.check_layout(layout)?;
     Ok(model)
+}
+
+/// Reads every object of a full snapshot back: each is there, has the bytes that its digest names,
+/// and fits the run. Returns the copy of its weights that workers get.
+pub(crate) async fn snapshot(
+    store: &Store,
+    spec: RunSpec,
+    round: Round,
+    manifest: ObjectRef,
+) -> Result<Weights, Refusal> {
+    let read = read_back(store, spec, round, manifest).await;
+    read.map_err(|refusal| {
+        let code = match refusal.code {
+            Code::ObjectMissing => Code::SnapshotGone,
+            code if code.passes() || code.class() == Class::Operator => code,
+            code @ (Code::Internal | Code::ObjectForbidden) => code,
+            _ => Code::SnapshotUnsound,
+        };
+        let detail = format!("snapshot {}: {}", manifest.digest, refusal.detail);
+        Refusal::new(code, detail)
+    })
+}
+
+async fn read_back(
+    store: &Store,
+    spec: RunSpec,
+    round: Round,
+    manifest: ObjectRef,
+) -> Result<Weights, Refusal> {
+    let context = RunContext::load(store, spec).await?;
+    let base = Base::read(store, &context, Some(manifest)).await?;
+    if (base.round, base.broadcast.round) != (round, round) {
+        let detail = format!(
+            "it is of round {}, and the ledger has it as that of round {round}",
+            base.round
+        );
+        return Err(Refusal::new(Code::SnapshotUnsound, detail));
+    }
+    let pieces = (0..context.chunks.len()).map(|index| piece(store, &context, &base, index));
+    let pieces: Vec<_> = pieces.collect();
+    stream::iter(pieces)
+        .buffer_unordered(CHUNKS_AT_A_TIME)
+        .try_collect::<()>()
+        .await?;
+    let published = store.chunks(&base.broadcast.chunks).await?;
+    let published = published.into_iter().map(|object| async move {
+        store.fetch(object).await?;
+        Ok::<_, Refusal>(())
+    });
+    let published: Vec<_> = published.collect();
+    stream::iter(published)
+        .buffer_unordered(CHUNKS_AT_A_TIME)
+        .try_collect::<()>()
+        .await?;
+    Ok(base.broadcast)
+}
+
+/// Reads one chunk of a snapshot: its parameters, which have to be numbers, and its outer state.
+async fn piece(
+    store: &Store,
+    context: &RunContext,
+    base: &Base,
+    index: usize,
+) -> Result<(), Refusal> {
+    let piece = base.piece(store, context, index).await?;
+    let finite = tokio::task::spawn_blocking(move || {
+        let mut values = piece.slots.values().chain([&piece.params]);
+        values.all(|values| values.iter().all(|value| value.is_finite()))
+    });
+    match finite.await {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let detail = format!("chunk {index} holds a value that is no number");
+            Err(Refusal::new(Code::SnapshotUnsound, detail))
+        }
+        Err(error) => Err(Refusal::new(Code::Internal, error.to_string())),
+    }
 }
 
 /// Fetches and parses a data manifest.

@@ -1,5 +1,5 @@
-//! Deletes the uploads of workers in quarantine, beside all other work, and tells the operators that
-//! wait for it how many there were. If the store is away or this process ends, uploads are left,
+//! Deletes the uploads of workers in quarantine, and those of before a restore, beside all other
+//! work, and tells the operators that wait for it how many there were. If the store is away or this process ends, uploads are left,
 //! and they hear that.
 
 use std::collections::BTreeMap;
@@ -8,27 +8,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use coordinator_core::Uploads;
 use futures::stream::TryStreamExt as _;
-use schemas::{RunId, WorkerId};
+use objects::IncomingKey;
+use schemas::RunId;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::store::Store;
 use crate::sweep::DELETIONS_MAX;
 
-/// Most workers whose uploads are deleted at a time: for each, all uploads to its run are listed.
+/// Most deletions at a time: for each, all uploads to its run are listed.
 const PURGES_MAX: usize = 4;
-/// Most orders that wait for the deletion of one worker's uploads.
+/// Most orders that wait for one deletion.
 const ORDERS_MAX: usize = 16;
-/// Longest time to delete the uploads of one worker: an operator waits for the answer.
+/// Longest time of a deletion: an operator waits for the answer.
 const PURGE_WAIT: Duration = Duration::from_secs(15);
 
-/// A worker in quarantine, with its run.
-type ShutOut = (RunId, WorkerId);
+/// The uploads to delete, with their run.
+type Doomed = (RunId, Uploads);
 
 /// The deletions under way, with the orders of kind `O` that wait for them.
 #[derive(Debug)]
 pub(crate) struct Purges<O> {
-    open: BTreeMap<ShutOut, Purge<O>>,
+    open: BTreeMap<Doomed, Purge<O>>,
     /// Each says if it deleted everything.
     tasks: JoinSet<bool>,
 }
@@ -50,14 +52,14 @@ impl<O> Default for Purges<O> {
 }
 
 impl<O> Purges<O> {
-    /// Has the uploads of a worker deleted by `work`, which counts them. If that is under way, it
+    /// Has uploads deleted by `work`, which counts them. If that is under way, it
     /// begins anew, since uploads may have come behind it, and all its orders are answered together.
     ///
     /// # Errors
     /// Too many are under way, or wait for this one: the order comes back.
     pub(crate) fn begin<W>(
         &mut self,
-        of: ShutOut,
+        of: Doomed,
         order: O,
         work: impl FnOnce(Arc<AtomicU32>) -> W,
     ) -> Result<(), O>
@@ -118,19 +120,23 @@ impl<O> Purges<O> {
     }
 }
 
-/// Deletes all uploads of a worker to a run, and counts them. False if the store refuses, is away,
-/// or takes too long.
+/// Deletes uploads to a run, and counts them. False if the store refuses, is away, or takes too
+/// long.
 pub(crate) async fn purge(
     store: &Store,
     run: &RunId,
-    worker: &WorkerId,
+    doomed: &Uploads,
     deleted: &AtomicU32,
 ) -> bool {
     let purged = async {
         let _listing = store.look().await;
         let uploads = store.buckets.list_incoming(run);
-        let own = uploads.try_filter(|key| futures::future::ready(key.uploader() == Some(worker)));
-        let deletions = own.map_ok(|key| async move {
+        let goes = |key: &IncomingKey| match doomed {
+            Uploads::Of(worker) => key.uploader() == Some(worker),
+            Uploads::Before(round) => key.lease().is_some_and(|lease| lease.unit.round < *round),
+        };
+        let gone = uploads.try_filter(|key| futures::future::ready(goes(key)));
+        let deletions = gone.map_ok(|key| async move {
             let _permit = store.look().await;
             store.buckets.delete_incoming(&key).await?;
             deleted.fetch_add(1, Ordering::Relaxed);
@@ -142,12 +148,12 @@ pub(crate) async fn purge(
     match tokio::time::timeout(PURGE_WAIT, purged).await {
         Ok(Ok(_)) => true,
         Ok(Err(error)) => {
-            tracing::warn!(%run, %worker, code = %error.code(), %error, "uploads of a worker in quarantine are left to the store");
+            tracing::warn!(%run, uploads = ?doomed, code = %error.code(), %error, "uploads that count no more are left to the store");
             false
         }
         Err(_) => {
             let seconds = PURGE_WAIT.as_secs();
-            tracing::warn!(%run, %worker, seconds, "uploads of a worker in quarantine are not deleted in time");
+            tracing::warn!(%run, uploads = ?doomed, seconds, "uploads that count no more are not deleted in time");
             false
         }
     }
@@ -163,11 +169,11 @@ mod tests {
 
     const LETTERS: [&str; PURGES_MAX + 1] = ["A", "B", "C", "D", "E"];
 
-    fn of(number: usize) -> ShutOut {
+    fn of(number: usize) -> Doomed {
         let key = format!("U{}{}", "A".repeat(54), LETTERS[number]);
         (
             "demo".parse().expect("a name"),
-            key.parse().expect("the form of a key"),
+            Uploads::Of(key.parse().expect("the form of a key")),
         )
     }
 

@@ -11,10 +11,10 @@ mod tables;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use coordinator_core::Told;
 use coordinator_core::{Answer, Coordinator, Effect, Input};
 use identity::ManifestKey;
 use runtime::{Bus, Failure, clock};
-use schemas::quarantine::QuarantineReply;
 use schemas::{Code, Refusal, RunId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -61,7 +61,7 @@ pub(crate) struct Shell {
     pub(crate) offers: Offers,
     pub(crate) tables: Tables,
     pub(crate) workers: Workers,
-    pub(crate) purges: Purges<(ReplyTo, QuarantineReply)>,
+    pub(crate) purges: Purges<(ReplyTo, Told)>,
     /// The answers to claims that are granted in this step, in the order of their effects.
     pub(crate) signed: VecDeque<Result<Answer, Refusal>>,
 }

@@ -330,10 +330,21 @@ pub(crate) enum Worker {
     /// ends with DL0412; all this goes by its key and outlives a restart of the coordinator. What was
     /// merged before stays merged: the printed lines name these rounds. With URLs that it got before
     /// it can begin transfers for a minute, and one that has begun goes on as long as bytes come.
-    /// What an upload brings counts nowhere; repeat the command later to delete it. Its credential
-    /// still connects to the bus.
-    Quarantine(QuarantineArgs),
-    /// Let a worker join again that was shut out. Then start its process: nothing else does.
+    /// What an upload brings counts nowhere; repeat the command later to delete it.
+    ///
+    /// Where the vault of the trust domain is on this machine, its credential is revoked in the same
+    /// command, after the quarantine is in the ledger: its connections are cut, and nobody connects
+    /// with its key. Elsewhere the quarantine takes effect all the same, and the line `credential` says
+    /// which command to run where.
+    Quarantine {
+        #[command(flatten)]
+        order: QuarantineArgs,
+        /// Leave its credential valid: it connects, and hears nothing but refusals.
+        #[arg(long)]
+        keep_credential: bool,
+    },
+    /// Let a worker join again that was shut out. A credential that was revoked stays so: the line
+    /// `credential` says how it gets a new one. Then start its process: nothing else does.
     Readmit(QuarantineArgs),
 }
 
@@ -422,6 +433,14 @@ pub(crate) enum Snapshot {
         #[arg(long, value_name = "FILE")]
         key: PathBuf,
     },
+    /// Lead a run back to a full snapshot, for an incident: it trains on from the snapshot's weights
+    /// and outer state. Every object of the snapshot is read back and hashed first; if one is gone or
+    /// has other bytes, nothing happens. A run that trains is frozen in the same moment, and it stays
+    /// frozen: look, then `run unfreeze`. All leases end, contributions to the round that is open are
+    /// dropped, and uploads of before are deleted. Nothing of the history is deleted or renumbered:
+    /// the snapshot's weights become the next version, and what was merged since is marked as undone.
+    /// Until the run is unfrozen, a repeated command changes nothing and says so.
+    Restore(RestoreArgs),
     /// Let the model of a snapshot write text.
     Sample {
         /// Name of the run.
@@ -461,6 +480,23 @@ pub(crate) struct PromoteArgs {
 
 /// The name of a pointer, where the command line gives none.
 const LATEST_GOOD: &str = "latest-good";
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// Digest of the snapshot's manifest, as `snapshot ls` lists it.
+    pub(crate) digest: schemas::Digest,
+    /// Name of the run; the command fails if the snapshot is of another one. By default the digest
+    /// decides.
+    #[arg(long)]
+    pub(crate) run: Option<RunId>,
+    /// Reason for the order, one line, which the audit keeps.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Reason,
+    /// Take the snapshot although it has contributions of a worker in quarantine. Without this such
+    /// a snapshot is refused, and the refusal names one that has none.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Control {

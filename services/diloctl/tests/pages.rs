@@ -81,6 +81,7 @@ fn words(command: &str) -> Vec<String> {
 fn tl_31_the_commands_of_the_runbooks_exist() {
     let commands = commands(INCIDENTS);
     for needed in [
+        "snapshot restore",
         "quarantine",
         "readmit",
         "freeze",

@@ -11,7 +11,8 @@ use schemas::{Bytes, Fragment, PublicKey, Round, RunId, SyncId, UnixMillis};
 
 use crate::error::{ApplyError, ReplayError, out_of_place};
 use crate::state::{
-    Fates, HoldRecord, Leader, PointerRecord, QuarantineRecord, RefusedResult, Run, State,
+    Fates, HoldRecord, Leader, PointerRecord, QuarantineRecord, RefusedResult, RestoreRecord, Run,
+    State,
 };
 
 impl State {
@@ -132,6 +133,7 @@ impl State {
             measured: BTreeMap::new(),
             holds: BTreeMap::new(),
             quarantined: BTreeMap::new(),
+            restores: Vec::new(),
             any_rule: self.any_rule,
             spec: spec.clone(),
         };
@@ -290,6 +292,27 @@ impl Run {
                 self.quarantine(worker, record, *lease, *withdrawn)
             }
             LedgerEvent::WorkerReadmitted { worker, .. } => self.readmit(worker),
+            LedgerEvent::SnapshotRestored {
+                snapshot,
+                manifest,
+                from,
+                weights,
+                operator,
+                reason,
+                leases,
+                contributions,
+            } => {
+                let record = RestoreRecord {
+                    snapshot: *snapshot,
+                    manifest: *manifest,
+                    version: weights.round,
+                    operator: operator.clone(),
+                    reason: reason.clone(),
+                    since: time,
+                    merged: BTreeMap::new(),
+                };
+                self.restore(record, *from, weights, (*leases, *contributions))
+            }
             LedgerEvent::CoordinatorStarted { .. }
             | LedgerEvent::CoordinatorStopped { .. }
             | LedgerEvent::RunCreated { .. }

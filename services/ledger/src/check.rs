@@ -108,13 +108,17 @@ impl Run {
         let records = self.rounds.iter().zip(0..);
         let endless = records.filter(|(record, _)| record.closed_at.is_none());
         let endless = endless.map(|(_, number)| Round(number));
-        if !endless.eq(self.open_rounds()) || self.rounds.len() as u64 > self.spec.schedule.rounds {
+        let (open, opened) = (self.open_rounds().count(), self.rounds.len());
+        if !endless.eq(self.open_rounds()) {
             return Err(format!(
-                "{} rounds are open, of {} that were opened and {} planned",
-                self.open_rounds().count(),
-                self.rounds.len(),
-                self.spec.schedule.rounds
+                "{open} rounds are open, of {opened} that were opened"
             ));
+        }
+        // What is planned depends on the restores.
+        self.check_restores()?;
+        let planned = self.rounds_planned();
+        if opened as u64 > planned {
+            return Err(format!("{opened} rounds were opened, of {planned} planned"));
         }
         let is_sealed = |open: &OpenSync| matches!(open, OpenSync::Sealed(_));
         let sealed = self.open.iter().filter(|(_, open)| is_sealed(open));

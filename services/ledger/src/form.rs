@@ -29,7 +29,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::{
     Accepted, Fates, HoldRecord, Leader, Measured, Member, OpenSync, PointerRecord,
-    QuarantineRecord, RefusedResult, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
+    QuarantineRecord, RefusedResult, RestoreRecord, RoundRecord, Run, SnapshotRecord, Standing,
+    State, Unit,
 };
 
 /// The number of this form.
@@ -176,6 +177,7 @@ forms! {
         statements: Vec<(Round, Cow<'a, ObjectRef>)>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pointers: Vec<(Cow<'a, PointerName>, PointerForm<'a>)>,
+        restores: Vec<RestoreForm<'a>>,
     }
     leaves { spec_digest = digest(&spec), any_rule = false };
 
@@ -197,6 +199,16 @@ forms! {
         operator: Cow<'a, PublicKey>,
         reason: Cow<'a, Reason>,
         since: UnixMillis,
+    };
+
+    RestoreForm of RestoreRecord {
+        snapshot: Round,
+        manifest: ObjectRef,
+        version: Round,
+        operator: Cow<'a, PublicKey>,
+        reason: Cow<'a, Reason>,
+        since: UnixMillis,
+        merged: Vec<(Cow<'a, WorkerId>, MergedRounds)>,
     };
 
     MemberForm of Member {
@@ -423,6 +435,7 @@ own_forms!(
     Hold,
     LeaseRef,
     MergedRounds,
+    ObjectRef,
     Round,
     Session,
     SyncId

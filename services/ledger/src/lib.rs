@@ -13,6 +13,7 @@
 //! | `holds` | what operators keep a run from doing |
 //! | `quarantine` | the workers that operators shut out, and where their contributions are |
 //! | `pointers` | pointers to full snapshots, which operators move |
+//! | `restore` | the way of the weights through restores, and the rounds that these undid |
 //! | `rule` | the limits of each closing rule, which a run's ledger must keep |
 //! | `screening` | the contributions that a merge has to leave out |
 //! | `checkpoint` | states that are kept as objects, and a state's knowledge of them |
@@ -31,6 +32,7 @@ mod leases;
 mod members;
 mod pointers;
 mod quarantine;
+mod restore;
 mod rounds;
 mod rule;
 mod screening;
@@ -45,5 +47,5 @@ pub use pointers::Unpromotable;
 pub use screening::outliers;
 pub use state::{
     Accepted, Fates, HoldRecord, Measured, Member, OpenSync, PointerRecord, QuarantineRecord,
-    RefusedResult, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
+    RefusedResult, RestoreRecord, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
 };

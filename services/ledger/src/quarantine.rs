@@ -45,11 +45,15 @@ impl Run {
             .collect()
     }
 
-    /// The newest full snapshot that no contribution of a worker is part of.
-    pub fn last_snapshot_without(&self, worker: &WorkerId) -> Option<&SnapshotRecord> {
-        let merged = self.members.get(worker).and_then(|member| member.merged);
-        let without =
-            |snapshot: &&SnapshotRecord| merged.is_none_or(|merged| snapshot.round <= merged.first);
+    /// The newest full snapshot that no contribution of these workers is part of.
+    pub fn last_snapshot_without<'a>(
+        &self,
+        workers: impl Iterator<Item = &'a WorkerId> + Clone,
+    ) -> Option<&SnapshotRecord> {
+        let without = |snapshot: &&SnapshotRecord| {
+            let mut workers = workers.clone();
+            workers.all(|worker| self.merged_into(worker, snapshot.round).is_none())
+        };
         self.snapshots.iter().rfind(without)
     }
 

@@ -17,7 +17,7 @@ use crate::state::{
 impl Run {
     pub(crate) fn open(&mut self, time: UnixMillis, round: Round) -> Result<(), ApplyError> {
         let next = round.get() == self.rounds.len() as u64;
-        let planned = round.get() < self.spec.schedule.rounds;
+        let planned = self.plans(round);
         if !next || !planned || self.open_rounds().count() >= self.rule().open_max {
             return Err(out_of_place("round-opened", format!("round {round}")));
         }
@@ -49,10 +49,10 @@ impl Run {
     }
 
     /// Offers the evaluation of a version, once, if the settings ask for it.
-    fn offer_evaluation(&mut self, version: Round) {
+    pub(crate) fn offer_evaluation(&mut self, version: Round) {
         let unit = evaluation_unit(version);
         let offered = self.evaluations.contains_key(&version) || self.units.contains_key(&unit);
-        if self.spec.evaluates(version) && !offered {
+        if self.evaluates(version) && !offered {
             self.offer(unit, version);
         }
     }

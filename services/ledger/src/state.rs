@@ -96,7 +96,8 @@ pub struct Run {
     pub weights: BTreeMap<(Fragment, Round), Weights>,
     /// Merges since the newest full snapshot, oldest first.
     pub merges: Vec<MergeRecord>,
-    /// Full snapshots, oldest first.
+    /// Full snapshots, oldest first. A restore adds the restored one again, under the version that
+    /// its weights have from then on.
     pub snapshots: Vec<SnapshotRecord>,
     /// The signed statements about full snapshots, by round. Snapshots of an earlier release have
     /// none.
@@ -118,6 +119,8 @@ pub struct Run {
     pub holds: BTreeMap<Hold, HoldRecord>,
     /// Workers that operators shut out. They need not have joined.
     pub quarantined: BTreeMap<WorkerId, QuarantineRecord>,
+    /// Restores, oldest first.
+    pub restores: Vec<RestoreRecord>,
     /// True if the run need not keep the limits of its closing rule.
     #[serde(skip)]
     pub(crate) any_rule: bool,
@@ -173,6 +176,27 @@ pub struct QuarantineRecord {
     pub since: UnixMillis,
 }
 
+/// A restore of a full snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RestoreRecord {
+    /// The round that first started from the snapshot.
+    pub snapshot: Round,
+    /// Its manifest.
+    pub manifest: ObjectRef,
+    /// The version that its weights have since the restore. Rounds from `snapshot` on that came
+    /// before this version are undone, where no later restore leads back to one of them.
+    pub version: Round,
+    /// The operator who ordered it.
+    pub operator: PublicKey,
+    /// The operator's reason.
+    pub reason: Reason,
+    /// The time of the order.
+    pub since: UnixMillis,
+    /// Workers with contributions in rounds that were merged between the restore before and this
+    /// one.
+    pub merged: BTreeMap<WorkerId, MergedRounds>,
+}
+
 /// One worker of a run, present or past.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Member {
@@ -206,7 +230,7 @@ pub struct Member {
     pub rejected: u64,
     /// Its last refused result, which is refused again if it is handed in again.
     pub refused: Option<RefusedResult>,
-    /// The merged rounds that its contributions are part of.
+    /// The merged rounds since the last restore that its contributions are part of.
     pub merged: Option<MergedRounds>,
 }
 
@@ -359,7 +383,8 @@ pub struct Fates {
     pub late: Tokens,
     /// Tokens in a result that was refused.
     pub rejected: Tokens,
-    /// Tokens of leases that ended without a result.
+    /// Tokens of leases that ended without a result, and of contributions to a round that a restore
+    /// ended before its merge.
     pub abandoned: Tokens,
 }
 
@@ -492,7 +517,7 @@ impl Run {
 
     /// True when no round is left to close.
     pub fn all_rounds_closed(&self) -> bool {
-        self.rounds_closed().get() >= self.spec.schedule.rounds
+        self.progress(self.rounds_closed()) >= Round(self.spec.schedule.rounds)
     }
 
     /// The versions of the weights, complete in all fragments, that no full snapshot holds.
@@ -523,10 +548,11 @@ impl Run {
             .map(|found| found.loss_sum / found.tokens.get().max(1) as f64)
     }
 
-    /// The steps before the units of `round`, for the learning-rate schedule.
+    /// The steps before the units of `round`, for the learning-rate schedule. Undone rounds do not
+    /// count.
     pub fn steps_before(&self, round: Round) -> Steps {
         Steps(
-            round
+            self.progress(round)
                 .get()
                 .saturating_mul(self.spec.schedule.inner_steps.get()),
         )

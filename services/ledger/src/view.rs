@@ -15,8 +15,11 @@ impl Run {
         let closed = self
             .rounds
             .iter()
-            .rev()
-            .find(|round| round.closed_at.is_some());
+            .enumerate()
+            .rfind(|(number, round)| {
+                round.closed_at.is_some() && !self.is_undone(Round(*number as u64))
+            })
+            .map(|(_, round)| round);
         RunView {
             run: name.clone(),
             phase: self.phase(),
@@ -24,7 +27,7 @@ impl Run {
             trouble: None,
             holds: self.hold_views(),
             round: self.rounds_closed(),
-            rounds: self.spec.schedule.rounds,
+            rounds: self.rounds_planned(),
             units_done: self
                 .open
                 .values()
@@ -45,7 +48,7 @@ impl Run {
             held_out_loss: self
                 .evaluations
                 .keys()
-                .next_back()
+                .rfind(|version| self.leads_from(**version))
                 .and_then(|r| self.held_out_loss(*r).map(|l| (*r, l))),
             bytes_up: self.uploaded,
             bytes_down: Bytes(0),
@@ -107,6 +110,7 @@ impl Run {
                 train_loss: Self::train_loss(record),
                 held_out_loss: self.held_out_loss(round),
                 norm: record.norm,
+                undone: self.is_undone(round),
             }
         };
         self.rounds.iter().enumerate().map(view).collect()
@@ -131,6 +135,7 @@ impl Run {
                 .filter(|(_, record)| record.manifest == digest)
                 .map(|(name, _)| name.clone())
                 .collect(),
+            undone: !self.leads_from(snapshot.round),
         }
     }
 }

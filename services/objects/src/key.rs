@@ -146,6 +146,14 @@ impl IncomingKey {
         }
     }
 
+    /// The lease under which it is uploaded; none for an operator's import.
+    pub const fn lease(&self) -> Option<LeaseRef> {
+        match &self.owner {
+            Owner::Worker { lease, .. } => Some(*lease),
+            Owner::Operator(_) => None,
+        }
+    }
+
     /// The digest that its bytes must hash to.
     pub const fn digest(&self) -> Digest {
         self.digest

@@ -71,6 +71,21 @@ impl Base {
         })
     }
 
+    /// The same weights under the version that they have since an operator restored them. Without a
+    /// restore that is their own round.
+    ///
+    /// # Errors
+    /// [`Code::ReplayDiverged`]: the version is before the snapshot's own round.
+    pub fn as_version(mut self, version: Round) -> Result<Self, Refusal> {
+        if version < self.round {
+            let detail = format!("a snapshot of round {} as version {version}", self.round);
+            return Err(Refusal::new(Code::ReplayDiverged, detail));
+        }
+        self.round = version;
+        self.broadcast.round = version;
+        Ok(self)
+    }
+
     /// Reads one chunk.
     ///
     /// # Errors

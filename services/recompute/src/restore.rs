@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use schemas::lease::Weights as Published;
 use schemas::snapshot::MergeRecord;
-use schemas::{Code, ObjectRef, Refusal};
+use schemas::{Code, ObjectRef, Refusal, Round};
 
 use crate::again::Again;
 use crate::base::Base;
@@ -26,6 +26,10 @@ struct Restored {
     broadcasts: Vec<ObjectRef>,
 }
 
+/// The weights to start from: a full snapshot, and the version that its weights have. Without a
+/// restore by an operator that is the snapshot's own round.
+pub type Origin = (Round, ObjectRef);
+
 /// Loads the weights and recomputes the merges.
 ///
 /// # Errors
@@ -34,10 +38,13 @@ struct Restored {
 pub async fn weights(
     objects: &dyn Objects,
     context: &Arc<RunContext>,
-    snapshot: Option<ObjectRef>,
+    snapshot: Option<Origin>,
     merges: &[MergeRecord],
 ) -> Result<Weights, Refusal> {
-    let base = Base::read(objects, context, snapshot).await?;
+    let manifest = snapshot.map(|(_, manifest)| manifest);
+    let version = snapshot.map_or(Round(0), |(version, _)| version);
+    let base = Base::read(objects, context, manifest).await?;
+    let base = base.as_version(version)?;
     check_order(&base, merges)?;
     let inputs = merges.iter().map(|merge| merge.inputs.len()).sum();
     let mut chunks: Vec<Restored> = Vec::with_capacity(context.chunks.len());

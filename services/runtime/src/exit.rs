@@ -88,6 +88,8 @@ pub const fn exit_status(code: Code) -> u8 {
     match code {
         Code::RunUnknown
         | Code::SnapshotMissing
+        | Code::SnapshotUnknown
+        | Code::SnapshotGone
         | Code::ObjectMissing
         | Code::DomainMissing
         | Code::StreamMissing

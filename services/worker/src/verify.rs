@@ -155,7 +155,7 @@ fn check_binding(manifest: &Manifest, spec_digest: Digest) -> Result<(), Refusal
 /// settings, and not those that were done.
 fn check_work(manifest: &Manifest, spec: &RunSpec) -> Result<(), Refusal> {
     let unit = manifest.lease.unit;
-    let (rounds, units) = (spec.schedule.rounds, spec.schedule.units);
+    let units = spec.schedule.units;
     let (shards, known) = match (&manifest.work, unit.kind) {
         (
             Work::Train {
@@ -178,9 +178,12 @@ fn check_work(manifest: &Manifest, spec: &RunSpec) -> Result<(), Refusal> {
                     spec.inner_steps_total()
                 )));
             }
+            // Rounds that a restore has undone keep their numbers and count no steps, so the number
+            // may be above those of the schedule. The steps never run ahead of that number.
+            let most = unit.round.get().saturating_mul(steps.get());
             (
                 shards,
-                unit.round.get() < rounds && unit.index.get() < units,
+                steps_before.get() <= most && unit.index.get() < units,
             )
         }
         (Work::Evaluate { shards, sequences }, UnitKind::Evaluate) => {
@@ -190,7 +193,7 @@ fn check_work(manifest: &Manifest, spec: &RunSpec) -> Result<(), Refusal> {
                     "{sequences} held-out sequences, the settings say {wanted}"
                 )));
             }
-            (shards, unit.round.get() <= rounds)
+            (shards, true)
         }
         _ => return Err(invalid(format!("the work does not fit unit {unit}"))),
     };

@@ -15,6 +15,7 @@ use schemas::member::{Posture, Session};
 use schemas::promotion::PromoteRequest;
 use schemas::public::CommandVerb;
 use schemas::quarantine::QuarantineRequest;
+use schemas::restore::RestoreRequest;
 use schemas::telemetry::Heartbeat;
 use schemas::view::RunPhase;
 use schemas::{ChainSequence, Millis, Refusal, RunId, UnixMillis, V, WorkerId};
@@ -30,6 +31,9 @@ use crate::world::{Delivered, Route, SimEvent, World};
 /// it waits longest for the disk.
 const DISK_CRASHES: u64 = 10;
 
+/// More time than it takes from the order to restore a snapshot to its event.
+const RESTORE_MAX: Millis = Millis::from_secs(60);
+
 /// The machine that the coordinator runs on.
 #[derive(Debug, Default)]
 pub(crate) struct CoordinatorMachine {
@@ -39,6 +43,8 @@ pub(crate) struct CoordinatorMachine {
     /// The state that the events alone lead to.
     shadow: State,
     replies: u64,
+    /// The time at which an operator last asked for a restore.
+    restored_at: UnixMillis,
     /// Inputs that arrived while the disk was busy.
     waiting: Vec<Input>,
     pub(crate) crashes: u64,
@@ -52,6 +58,9 @@ pub(crate) struct Process {
     core: Coordinator,
     /// The weights that its merge executor holds.
     pub(crate) weights: Option<Model>,
+    /// Orders to restore weights so far; a merge that was ordered before one of them is of other
+    /// weights.
+    pub(crate) restores: u64,
 }
 
 impl CoordinatorMachine {
@@ -90,6 +99,7 @@ impl World {
         self.site.process = Some(Process {
             core,
             weights: None,
+            restores: 0,
         });
         let mut effects = Vec::new();
         let now = self.now;
@@ -141,10 +151,35 @@ impl World {
     pub(crate) fn unfreeze(&mut self) {
         let run = self.site.shadow.run(&run_id());
         let held = run.is_some_and(|run| run.is_held(Hold::Merges));
-        if held || !self.site.waiting.is_empty() {
+        let restoring = self.now < self.site.restored_at.after(RESTORE_MAX);
+        if held || restoring || !self.site.waiting.is_empty() {
             self.ask_for_hold(false);
             self.after(Millis::from_secs(5), SimEvent::Unfreeze);
         }
+    }
+
+    /// An operator leads the run back to one of its snapshots, which freezes it for a while. The order
+    /// may be repeated.
+    pub(crate) fn restore_snapshot(&mut self) {
+        let run = self.site.shadow.run(&run_id());
+        let snapshots = run.map_or(&[][..], |run| &run.snapshots);
+        let Some(last) = snapshots.len().checked_sub(1) else {
+            return;
+        };
+        let place = self.random.between(0, last as u64) as usize;
+        let manifest = snapshots[place].manifest.digest;
+        for _ in 0..self.random.between(1, 2) {
+            self.ask_as_operator(ControlRequest::SnapshotRestore(RestoreRequest {
+                v: V,
+                snapshot: manifest,
+                run: Some(run_id()),
+                force: true,
+                reason: "a mishap".parse().expect("a reason"),
+            }));
+        }
+        self.site.restored_at = self.now;
+        let pause = self.random.millis(500, 60_000);
+        self.after(pause, SimEvent::Unfreeze);
     }
 
     /// An operator shuts a worker out for a while.
@@ -409,6 +444,7 @@ impl World {
             | Effect::Purge { .. }
             | Effect::Publish(_)
             | Effect::ShowHeartbeat { .. } => {}
+            Effect::CheckSnapshot { manifest, .. } => self.begin(Job::CheckSnapshot { manifest }),
             Effect::WriteCheckpoint { state } => {
                 let bytes = state.to_checkpoint();
                 self.begin(Job::Checkpoint { bytes });
@@ -531,6 +567,7 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
             | Answer::Hold(_)
             | Answer::Quarantine(_)
             | Answer::Promote(_)
+            | Answer::Restore(_)
             | Answer::View(_)
             | Answer::Shutdown(_),
         ) => return Delivered::Granted,

@@ -19,11 +19,17 @@ use crate::world::{SimEvent, World};
 pub(crate) enum Job {
     Restore {
         snapshot: Option<ObjectRef>,
+        version: Round,
         merges: Vec<MergeRecord>,
     },
     Merge {
         sync: SyncId,
         inputs: Vec<MergeInput>,
+        /// Orders to restore weights before it.
+        restores: u64,
+    },
+    CheckSnapshot {
+        manifest: ObjectRef,
     },
     /// A save holds the weights of the moment at which it was ordered.
     Save {
@@ -66,7 +72,13 @@ impl World {
             }
             Order::Merge { sync, base, inputs } => {
                 assert_eq!(base, sync.round, "rounds are merged in their order");
-                self.begin(Job::Merge { sync, inputs });
+                let process = self.site.process.as_ref();
+                let restores = process.map_or(0, |process| process.restores);
+                self.begin(Job::Merge {
+                    sync,
+                    inputs,
+                    restores,
+                });
             }
             Order::Save { round, parent, .. } => {
                 let process = self.site.process.as_ref();
@@ -83,8 +95,20 @@ impl World {
                 });
             }
             Order::Restore {
-                snapshot, merges, ..
-            } => self.begin(Job::Restore { snapshot, merges }),
+                snapshot,
+                version,
+                merges,
+                ..
+            } => {
+                if let Some(process) = &mut self.site.process {
+                    process.restores += 1;
+                }
+                self.begin(Job::Restore {
+                    snapshot,
+                    version,
+                    merges,
+                });
+            }
             Order::ReadList { listed } => self.begin(Job::ReadList { listed }),
             // These are hints, or free memory, and have no effect here.
             Order::Stage { .. } | Order::Unstage { .. } | Order::Forget => {}
@@ -112,16 +136,34 @@ impl World {
                 let outcome = failed.map_or_else(|| Ok(chunks.collect()), Err);
                 foundry::Answer::ListRead { list, outcome }
             }
-            Job::Restore { snapshot, merges } => {
-                let outcome = failed.map_or_else(|| self.restore(snapshot, &merges), Err);
+            Job::CheckSnapshot { manifest } => {
+                let found = self.store.snapshot(&manifest);
+                let found = found.expect("a snapshot that the ledger names stands");
+                let weights = found.broadcast(&self.plan.spec);
+                return self.tell_coordinator(Input::SnapshotChecked {
+                    run: run_id(),
+                    verdict: failed.map_or(Ok(weights), Err),
+                });
+            }
+            Job::Restore {
+                snapshot,
+                version,
+                merges,
+            } => {
+                let outcome = failed.map_or_else(|| self.restore(snapshot, version, &merges), Err);
                 if outcome.is_ok() {
                     let data = Box::new(self.plan.data.clone());
                     self.tell_of_foundry(foundry::Answer::DataLoaded { data });
                 }
                 foundry::Answer::Restored { outcome }
             }
-            Job::Merge { sync, inputs } => {
-                let outcome = failed.map_or_else(|| Ok(self.merge(sync.round, &inputs)), Err);
+            Job::Merge {
+                sync,
+                inputs,
+                restores,
+            } => {
+                let outcome =
+                    failed.map_or_else(|| Ok(self.merge(sync.round, &inputs, restores)), Err);
                 foundry::Answer::Merged { sync, outcome }
             }
             Job::Save {
@@ -164,6 +206,7 @@ impl World {
     fn restore(
         &mut self,
         snapshot: Option<ObjectRef>,
+        version: Round,
         merges: &[MergeRecord],
     ) -> Result<(), Refusal> {
         let mut model = match snapshot {
@@ -173,6 +216,7 @@ impl World {
                 .expect("a snapshot that the ledger names stands"),
             None => Model::initial(&self.plan.spec),
         };
+        model.round = version;
         for merge in merges {
             assert_eq!(merge.round, model.round, "merges follow on the snapshot");
             model = model.step(&merge.inputs);
@@ -189,7 +233,16 @@ impl World {
         Ok(())
     }
 
-    fn merge(&mut self, round: Round, inputs: &[MergeInput]) -> Merged {
+    fn merge(&mut self, round: Round, inputs: &[MergeInput], restores: u64) -> Merged {
+        let process = self.site.process.as_ref();
+        if process.is_some_and(|process| process.restores != restores) {
+            // The core must not hear it: these are no weights of the run.
+            let other = Model::initial(&self.plan.spec).under(round).step(&[]);
+            return Merged {
+                broadcast: other.broadcast(&self.plan.spec),
+                norm: 1.0,
+            };
+        }
         self.monitor.merge(round, inputs);
         assert!(
             inputs

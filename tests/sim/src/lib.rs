@@ -29,4 +29,6 @@ mod worker;
 mod world;
 
 pub use monitor::Counts;
-pub use world::{Report, simulate, simulate_lists, simulate_long_seal, simulate_lost_grants};
+pub use world::{
+    Report, simulate, simulate_lists, simulate_long_seal, simulate_lost_grants, simulate_restores,
+};

@@ -53,6 +53,14 @@ pub struct Counts {
     pub shut: u64,
     /// Contributions that were withdrawn with that.
     pub withdrawn: u64,
+    /// Snapshots that were restored.
+    pub restored: u64,
+    /// Leases that ended with that.
+    pub fenced: u64,
+    /// Contributions that were dropped with that.
+    pub dropped: u64,
+    /// Merged rounds by which the run went back.
+    pub undone: u64,
 }
 
 /// The monitor's records.
@@ -74,6 +82,10 @@ pub(crate) struct Monitor {
     /// The newest weights by the ledger alone; `models` holds all versions.
     model: Model,
     models: Vec<Model>,
+    /// The merges that led to each version.
+    merges: Vec<u64>,
+    /// The version since the last restore; everything under an older number is over.
+    since: Round,
     issued: u64,
     ended: u64,
     frozen: bool,
@@ -99,6 +111,8 @@ impl Monitor {
             open: None,
             model: Model::initial(spec),
             models: vec![Model::initial(spec)],
+            merges: vec![0],
+            since: Round(0),
             issued: 0,
             ended: 0,
             frozen: false,
@@ -211,6 +225,10 @@ impl Monitor {
                 self.counts.saved += 1;
                 assert!(statement.is_some(), "snapshot {round} has no statement");
                 self.saved.insert(manifest.digest, *round);
+                assert!(
+                    *round > self.since,
+                    "snapshot {round} is of weights before the restore"
+                );
                 let right = self.models.get(round.get() as usize).copied();
                 assert!(right.is_some(), "snapshot {round} comes before its round");
                 assert_eq!(
@@ -232,8 +250,8 @@ impl Monitor {
             }
             LedgerEvent::RunCompleted => {
                 assert_eq!(
-                    self.model.round.get(),
-                    self.spec.schedule.rounds,
+                    self.merges.last(),
+                    Some(&self.spec.schedule.rounds),
                     "the end comes after the last round"
                 );
                 assert!(
@@ -259,6 +277,20 @@ impl Monitor {
                 withdrawn,
                 ..
             } => self.quarantine(worker, *lease, *withdrawn),
+            LedgerEvent::SnapshotRestored {
+                snapshot,
+                manifest,
+                from,
+                weights,
+                leases,
+                contributions,
+                ..
+            } => {
+                assert!(self.frozen, "only a frozen run is restored");
+                assert_eq!(*from, self.model.round, "it leads from the present weights");
+                let kept = store.snapshot(manifest);
+                self.restore(*snapshot, kept, weights, (*leases, *contributions));
+            }
             LedgerEvent::WorkerReadmitted { worker, .. } => {
                 assert!(self.quarantined.remove(worker), "{worker} was not shut out");
             }
@@ -298,6 +330,10 @@ impl Monitor {
 
     fn grant(&mut self, lease: LeaseRef, worker: &WorkerId) {
         self.counts.granted += 1;
+        assert!(
+            lease.unit.round >= self.since,
+            "{lease} is of a round before the restore"
+        );
         assert!(self.members.contains(worker), "{worker} is no member");
         assert!(!self.counted.contains(&lease.unit), "{lease} is complete");
         assert!(
@@ -352,6 +388,44 @@ impl Monitor {
         let gone = (before - self.inputs.len()) as u64;
         assert_eq!(gone, u64::from(withdrawn), "contributions of {worker} go");
         self.counts.withdrawn += gone;
+    }
+
+    /// The run goes back to a snapshot under a new number: nothing of before is held, counts, or is
+    /// sealed, and the weights are those that were saved.
+    fn restore(
+        &mut self,
+        snapshot: Round,
+        kept: Option<Model>,
+        weights: &schemas::lease::Weights,
+        (leases, contributions): (u32, u32),
+    ) {
+        let place = snapshot.get() as usize;
+        let saved = self.models[place];
+        assert_eq!(kept, Some(saved), "snapshot {snapshot} holds these weights");
+        let held = std::mem::take(&mut self.held);
+        assert_eq!(held.len() as u64, u64::from(leases), "every lease ends");
+        self.ended += held.keys().map(|unit| self.tokens(unit)).sum::<u64>();
+        let sealed = self.sealed.take().map_or(0, |sealed| sealed.len());
+        let open = std::mem::take(&mut self.inputs).len();
+        self.named.clear();
+        self.open = None;
+        let gone = (sealed + open) as u64;
+        assert_eq!(gone, u64::from(contributions), "contributions that go");
+        let version = self.model.round.next();
+        let before = *self.merges.last().expect("there is a version");
+        self.counts.restored += 1;
+        self.counts.fenced += u64::from(leases);
+        self.counts.dropped += gone;
+        self.counts.undone += before.saturating_sub(self.merges[place]);
+        let expected = schemas::lease::Weights {
+            round: version,
+            ..saved.broadcast(&self.spec)
+        };
+        assert_eq!(*weights, expected, "the weights of snapshot {snapshot}");
+        self.model = saved.under(version);
+        self.models.push(self.model);
+        self.merges.push(self.merges[place]);
+        self.since = version;
     }
 
     fn count(&mut self, lease: LeaseRef) {
@@ -415,6 +489,8 @@ impl Monitor {
             .expect("a round is sealed before it closes");
         self.model = self.model.step(&inputs);
         self.models.push(self.model);
+        let merges = self.merges.last().map_or(1, |merges| merges + 1);
+        self.merges.push(merges);
         assert_eq!(
             *broadcast,
             self.model.broadcast(&self.spec),

@@ -96,6 +96,11 @@ impl Model {
         }
     }
 
+    /// The same weights under another number.
+    pub(crate) fn under(self, round: Round) -> Self {
+        Self { round, ..self }
+    }
+
     /// One outer step.
     pub(crate) fn step(&self, inputs: &[MergeInput]) -> Self {
         let chunks = inputs.iter().map(|input| input.chunks.digest());

@@ -105,6 +105,8 @@ pub(crate) enum SimEvent {
     StartWorker(usize),
     /// The operator asks for the run until it is there.
     CreateRun,
+    /// An operator leads the run back, now and again.
+    Restore,
     /// The operator asks for the end of a freeze until it has ended.
     Unfreeze,
     /// The operator asks for the end of a quarantine until it has ended.
@@ -205,6 +207,22 @@ pub fn simulate_long_seal(seed: u64) -> Report {
     world.dies_in_seal = true;
     world.play();
     assert!(!world.dies_in_seal, "no coordinator died in a seal");
+    world.report()
+}
+
+/// Plays one seed in which operators lead the run back to its snapshots again and again, for as long
+/// as there are faults.
+///
+/// # Panics
+/// As [`simulate`].
+pub fn simulate_restores(seed: u64) -> Report {
+    let mut random = SeededRandom::new(seed);
+    let mut plan = Plan::new(&mut random);
+    plan.spec.schedule.rounds = 6;
+    plan.spec.schedule.snapshot_every = 1;
+    let mut world = World::of(random, plan);
+    world.restore_now_and_again();
+    world.play();
     world.report()
 }
 
@@ -364,6 +382,7 @@ impl World {
             SimEvent::StartCoordinator => self.start_coordinator(),
             SimEvent::StartWorker(worker) => self.start_worker(worker),
             SimEvent::CreateRun => self.create_run(),
+            SimEvent::Restore => self.restore_now_and_again(),
             SimEvent::Unfreeze => self.unfreeze(),
             SimEvent::Readmit(worker) => self.readmit(worker),
             SimEvent::Mishap => self.mishap(),
@@ -403,6 +422,15 @@ impl World {
             1
         };
         (0..copies).map(|_| self.transit()).collect()
+    }
+
+    /// Restores a snapshot, and later another one, while there are faults.
+    fn restore_now_and_again(&mut self) {
+        if self.now < START.after(self.plan.faults_last) {
+            self.restore_snapshot();
+            let pause = self.random.millis(2_000, 40_000);
+            self.after(pause, SimEvent::Restore);
+        }
     }
 
     fn next_mishap(&mut self) {

@@ -1,7 +1,10 @@
 //! Plays seeds. `SIM_SEED=7 cargo test -p sim` plays one; `SIM_SEEDS=5000` plays that many from 0
 //! on.
 
-use sim::{Counts, Report, simulate, simulate_lists, simulate_long_seal, simulate_lost_grants};
+use sim::{
+    Counts, Report, simulate, simulate_lists, simulate_long_seal, simulate_lost_grants,
+    simulate_restores,
+};
 
 /// Number of seeds in a usual test run.
 const SEEDS: u64 = 200;
@@ -92,6 +95,22 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         coordinators >= 100 && resumptions >= 100 && workers >= 100 && lost >= 1000,
         "{coordinators}, {workers} crashes, {resumptions} starts with a checkpoint, {lost} lost"
     );
+}
+
+/// Operators lead a run back again and again, while everything breaks that may break: it goes on from
+/// the snapshot each time, and ends.
+#[test]
+fn tl_32_a_run_that_is_led_back_again_and_again_ends_and_nothing_breaks_on_the_way() {
+    let mut sum = Counts::default();
+    for seed in 0..variable("SIM_SEEDS").unwrap_or(100) {
+        let Report { counts, .. } = simulate_restores(seed);
+        sum.restored += counts.restored;
+        sum.fenced += counts.fenced;
+        sum.dropped += counts.dropped;
+        sum.undone += counts.undone;
+    }
+    let seen = [sum.restored, sum.fenced, sum.dropped, sum.undone];
+    assert!(seen.iter().all(|count| *count >= 50), "{sum:?}");
 }
 
 /// A round with more units than one event names is sealed in parts. A coordinator that dies between

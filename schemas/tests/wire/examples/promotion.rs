@@ -40,6 +40,7 @@ pub(super) fn all() -> Vec<Example> {
                     manifest: object(),
                     saved_at: UnixMillis(1_700_000_000_000),
                     statement: Some(object()),
+                    undone: false,
                     pointers: vec![pointer()],
                 }]),
             })

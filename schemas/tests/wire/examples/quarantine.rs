@@ -37,6 +37,7 @@ pub(super) fn all() -> Vec<Example> {
                 saved_at: UnixMillis(1_700_000_000_000),
                 statement: None,
                 pointers: Vec::new(),
+                undone: false,
             }),
         }),
         Example {

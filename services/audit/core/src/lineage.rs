@@ -1,9 +1,10 @@
 //! Lineage: the rounds and full snapshots that descend from an object, collected while the ledger is
 //! folded. Weights descend from everything that was merged into them, and rounds are merged one
 //! after another, so one number decides: the first version of the weights that the object is part
-//! of. All later versions of that run descend from it.
+//! of. All later versions descend from it, until a restore leads the run back to a snapshot: from
+//! there on it depends on that snapshot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ledger::{Run, Standing, State};
 use schemas::event::LedgerEvent;
@@ -55,6 +56,8 @@ pub enum ContributionFate {
     Late,
     /// A quarantine withdrew it.
     Withdrawn,
+    /// A restore ended its round before the merge.
+    Dropped,
     /// It weighs nothing in its merge.
     LeftOut,
     /// It is sealed, and not merged yet.
@@ -89,6 +92,10 @@ pub struct OfRun {
     pub descendants: Vec<Descendant>,
     /// The newest full snapshot that does not descend from it.
     pub clean: Option<(Round, ObjectRef)>,
+    /// The first version since the last restore that it is part of; none if it is part of none.
+    since: Option<Round>,
+    /// The versions of full snapshots that descend from it.
+    snapshots: BTreeSet<Round>,
 }
 
 /// The lineage of one object, over all runs.
@@ -144,7 +151,9 @@ impl Lineage {
                     },
                 });
             }
-            LedgerEvent::WorkerQuarantined { .. } => found.withdraw(run),
+            LedgerEvent::WorkerQuarantined { .. } => {
+                found.withdraw(run, ContributionFate::Withdrawn);
+            }
             LedgerEvent::RoundSealed { round, inputs, .. } => {
                 for input in inputs {
                     found.seal(
@@ -161,6 +170,15 @@ impl Lineage {
                 round, manifest, ..
             } => {
                 found.saved(wanted, at, *round, *manifest);
+            }
+            LedgerEvent::SnapshotRestored {
+                snapshot,
+                manifest,
+                weights,
+                ..
+            } => {
+                found.withdraw(run, ContributionFate::Dropped);
+                found.restored(wanted, at, *snapshot, (weights.round, *manifest));
             }
             _ => {}
         }
@@ -183,7 +201,8 @@ impl OfRun {
 
     /// The object is part of this version of the weights.
     fn part_of(&mut self, version: Round) {
-        self.version = Some(self.version.map_or(version, |first| first.min(version)));
+        let least = |first: Option<Round>| Some(first.map_or(version, |first| first.min(version)));
+        (self.version, self.since) = (least(self.version), least(self.since));
     }
 
     /// The fates of its contributions to a round, each with its lease.
@@ -194,10 +213,12 @@ impl OfRun {
         })
     }
 
-    fn withdraw(&mut self, run: &Run) {
+    /// Contributions whose unit is open again, or gone, are in no merge.
+    fn withdraw(&mut self, run: &Run, becomes: ContributionFate) {
         for (lease, fate) in self.contributions() {
-            if *fate == ContributionFate::Accepted && !stands(run, lease) {
-                *fate = ContributionFate::Withdrawn;
+            let waits = matches!(*fate, ContributionFate::Accepted | ContributionFate::Sealed);
+            if waits && !stands(run, lease) {
+                *fate = becomes;
             }
         }
     }
@@ -231,7 +252,7 @@ impl OfRun {
         if merged {
             self.part_of(version);
         }
-        if self.version.is_some_and(|first| first <= version) {
+        if self.since.is_some_and(|first| first <= version) {
             self.descendants.push(Descendant {
                 round,
                 snapshot: false,
@@ -248,7 +269,8 @@ impl OfRun {
             self.origins.push(Origin::Snapshot { round });
             self.part_of(round);
         }
-        if self.version.is_some_and(|first| first <= round) {
+        if self.since.is_some_and(|first| first <= round) {
+            self.snapshots.insert(round);
             self.descendants.push(Descendant {
                 round,
                 snapshot: true,
@@ -258,6 +280,30 @@ impl OfRun {
             });
         } else {
             self.clean = Some((round, manifest));
+        }
+    }
+
+    /// A restored snapshot is saved again, in a way: under another version.
+    fn restored(
+        &mut self,
+        wanted: Digest,
+        at: StreamSequence,
+        snapshot: Round,
+        (version, manifest): (Round, ObjectRef),
+    ) {
+        let descends = self.snapshots.contains(&snapshot);
+        self.since = descends.then_some(version);
+        if descends {
+            self.snapshots.insert(version);
+            self.descendants.push(Descendant {
+                round: version,
+                snapshot: true,
+                digest: manifest.digest,
+                at,
+                direct: manifest.digest == wanted,
+            });
+        } else {
+            self.clean = Some((version, manifest));
         }
     }
 }

@@ -245,6 +245,24 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
             format!("hold on {hold}"),
             format!("by {}: {reason}", short(operator.as_str())),
         ),
+        LedgerEvent::SnapshotRestored {
+            snapshot,
+            manifest,
+            from,
+            weights,
+            operator,
+            reason,
+            leases,
+            contributions,
+        } => {
+            let by = short(operator.as_str());
+            let manifest = manifest.digest;
+            let text = format!(
+                "snapshot {snapshot}, {manifest}, instead of version {from}; by {by}, {leases} leases \
+                 ended, {contributions} contributions dropped: {reason}"
+            );
+            (format!("round {}", weights.round), text)
+        }
         LedgerEvent::WorkerQuarantined {
             worker,
             operator,

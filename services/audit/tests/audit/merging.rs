@@ -128,6 +128,7 @@ impl Scene {
         let mut segments = Vec::new();
         let mut segment = Segment {
             base: None,
+            restored: None,
             merges: Vec::new(),
             end: None,
         };
@@ -143,6 +144,7 @@ impl Scene {
                 segment.end = Some(saved);
                 let next = Segment {
                     base: Some(saved),
+                    restored: None,
                     merges: Vec::new(),
                     end: None,
                 };

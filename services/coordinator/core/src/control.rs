@@ -184,6 +184,7 @@ impl Coordinator {
         let mut rooms = self.live.values();
         let mut runs = self.state.runs();
         !self.commits.is_empty()
+            || !self.restores.is_empty()
             || rooms.any(|live| live.foundry.task.is_some() || live.foundry.saving.is_some())
             || runs.any(|(_, run)| run.leases().next().is_some())
     }
@@ -196,10 +197,12 @@ impl Coordinator {
         self.command_all(CommandVerb::Stop);
         let checks = std::mem::take(&mut self.checks).into_keys();
         let commits = std::mem::take(&mut self.commits).into_keys();
+        let restores = std::mem::take(&mut self.restores).into_values();
         let reads = self.live.values().flat_map(|live| live.reads.values());
         let results = self.live.values().flat_map(|live| live.screenings.values());
         let waiting: Vec<ReplyId> = checks
             .chain(commits)
+            .chain(restores.flat_map(|restore| restore.replies))
             .chain(reads.map(|read| read.reply))
             .chain(results.flat_map(Screening::replies))
             .collect();

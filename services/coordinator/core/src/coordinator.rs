@@ -18,6 +18,7 @@ use crate::deadline::{Timer, Timers};
 use crate::denial::Denials;
 use crate::effect::{Answer, Effect};
 use crate::input::{ControlRequest, Input, Peer, ReplyId, Screened, ScreeningId, WorkerRequest};
+use crate::restore::Restores;
 use crate::run::live::{DecayingCount, LiveRun, Traffic};
 use crate::run::objects::RefusedRead;
 use crate::run::{RunRoom, closed};
@@ -63,6 +64,8 @@ pub struct Coordinator {
     /// Effects of the call that is being handled.
     pub(crate) out: Vec<Effect>,
     pub(crate) checks: BTreeMap<ReplyId, NewRun>,
+    /// Snapshots that are to be restored and are being read back.
+    pub(crate) restores: Restores,
     /// Operators whose uploads are being checked and promoted.
     pub(crate) commits: BTreeMap<ReplyId, PublicKey>,
     /// The recent orders of each operator that led to events in the ledger.
@@ -89,6 +92,7 @@ impl Coordinator {
             now: UnixMillis(0),
             out: Vec::new(),
             checks: BTreeMap::new(),
+            restores: Restores::new(),
             commits: BTreeMap::new(),
             orders: BTreeMap::new(),
             screenings: Screenings::default(),
@@ -219,6 +223,7 @@ impl Coordinator {
                 reply,
             } => self.conclude(&peer, verb, reply, Err(refusal.into())),
             Input::RunChecked { reply, verdict } => self.run_checked(reply, verdict),
+            Input::SnapshotChecked { run, verdict } => self.snapshot_checked(&run, verdict),
             Input::UploadsChecked { reply, verdict } => self.uploads_checked(reply, verdict),
             Input::Promoted { reply, outcome } => self.promoted(reply, outcome),
             Input::Offered {
@@ -288,6 +293,7 @@ impl Coordinator {
             ControlRequest::RunHold(request) => self.hold(operator, request),
             ControlRequest::WorkerQuarantine(request) => self.quarantine(operator, request, reply),
             ControlRequest::SnapshotPromote(request) => self.promote(operator, request),
+            ControlRequest::SnapshotRestore(request) => self.restore(operator, request, reply),
             ControlRequest::View(request) => self.view(&request.query),
             ControlRequest::BlobPut(request) => self.operator_put(operator, request, reply),
             ControlRequest::BlobCommit(request) => self.operator_commit(operator, request, reply),

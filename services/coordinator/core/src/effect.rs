@@ -16,9 +16,12 @@ use schemas::member::JoinReply;
 use schemas::promotion::PromoteReply;
 use schemas::public::{CommandVerb, Status};
 use schemas::quarantine::QuarantineReply;
+use schemas::restore::RestoreReply;
 use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
-use schemas::{AccountId, Digest, ObjectRef, PublicKey, Refusal, RunId, UnixMillis, WorkerId};
+use schemas::{
+    AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, UnixMillis, WorkerId,
+};
 
 use crate::input::{DeliveryId, ReplyId};
 
@@ -118,18 +121,28 @@ pub enum Effect {
         /// The objects that may lie there.
         objects: Vec<Digest>,
     },
-    /// Delete all uploads of a worker to a run that are in quarantine, whatever their leases, and
-    /// then answer the request with their number. An answer without a number says that the store
-    /// was too slow; it deletes what is left some days later.
+    /// Delete uploads to a run that are in quarantine, and then answer the request with their
+    /// number. An answer without a number says that the store was too slow; it deletes what is left
+    /// some days later.
     Purge {
         /// The request.
         reply: ReplyId,
         /// The run.
         run: RunId,
-        /// The worker.
-        worker: WorkerId,
+        /// The uploads.
+        uploads: Uploads,
         /// The answer, to which the number is added.
-        told: Box<QuarantineReply>,
+        told: Box<Told>,
+    },
+    /// Read every object of a full snapshot back, and check that it is as it was saved; answer with
+    /// `Input::SnapshotChecked`.
+    CheckSnapshot {
+        /// The settings of its run.
+        spec: Box<RunSpec>,
+        /// The round that first started from it.
+        round: Round,
+        /// Its manifest.
+        manifest: ObjectRef,
     },
     /// Give an order to a run's foundry, which holds its weights; the answer comes as
     /// `Input::Foundry`. The first order to each is to restore the weights, the last to forget
@@ -209,6 +222,7 @@ impl Effect {
             Self::Hold { .. } => "hold",
             Self::Sweep { .. } => "sweep",
             Self::Purge { .. } => "purge",
+            Self::CheckSnapshot { .. } => "check_snapshot",
             Self::Foundry { order, .. } => order.kind(),
             Self::Command { .. } => "command",
             Self::Publish(_) => "publish",
@@ -237,8 +251,39 @@ pub enum Answer {
     Hold(HoldReply),
     Quarantine(Box<QuarantineReply>),
     Promote(Box<PromoteReply>),
+    Restore(RestoreReply),
     View(Box<ViewReply>),
     Shutdown(ShutdownReply),
+}
+
+/// Uploads of workers to a run, by the order that has them deleted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Uploads {
+    /// All of a worker, whatever their leases.
+    Of(WorkerId),
+    /// Those to rounds before this one, of all workers.
+    Before(Round),
+}
+
+/// An answer that waits for the number of uploads that were deleted.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// That to an order of quarantine.
+    Quarantine(QuarantineReply),
+    /// That to an order to restore.
+    Restore(RestoreReply),
+}
+
+impl Told {
+    /// The whole answer; without a number if the store was too slow.
+    pub fn with(self, uploads: Option<u32>) -> Answer {
+        match self {
+            Self::Quarantine(told) => {
+                Answer::Quarantine(Box::new(QuarantineReply { uploads, ..told }))
+            }
+            Self::Restore(told) => Answer::Restore(RestoreReply { uploads, ..told }),
+        }
+    }
 }
 
 /// The prefix of the bucket `incoming` under which objects are uploaded.

@@ -6,7 +6,7 @@ use schemas::contribution::{Outcome, Statement};
 use schemas::data::DataManifest;
 use schemas::event::LedgerEvent;
 use schemas::foundry::Saved;
-use schemas::lease::{ClaimRequest, LeaseRef, UnitKind};
+use schemas::lease::{ClaimRequest, LeaseRef, UnitKind, Weights};
 use schemas::member::{LeaveRequest, Posture, Session};
 use schemas::run::RunSpec;
 use schemas::{Chunks, Fragment, Listed, Message, Millis, ObjectRef, Round, SyncId, UnixMillis, V};
@@ -138,6 +138,12 @@ pub(crate) fn merged(spec: &RunSpec, round: Round) -> Merged {
         broadcast: kit::weights(next.get(), spec.download, spec.name_chunks(chunks).0),
         norm: 1.0,
     }
+}
+
+/// The weights in the manifest of the snapshot of a round.
+pub(crate) fn snapshot_weights(spec: &RunSpec, round: Round) -> Weights {
+    let before = Round(round.get() - 1);
+    merged(spec, before).broadcast
 }
 
 /// A chunk of a run. The totals of a list must be those of its chunks.

@@ -3,7 +3,7 @@
 
 use schemas::checkpoint::Checkpoint;
 use schemas::foundry::Answer;
-use schemas::lease::UnitId;
+use schemas::lease::{UnitId, Weights};
 use schemas::subject::Verb;
 use schemas::telemetry::Heartbeat;
 use schemas::{AccountId, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
@@ -97,6 +97,13 @@ pub enum Input {
         /// Ok when all are there and fit together; otherwise the reason for the refusal.
         verdict: Result<(), Refusal>,
     },
+    /// A full snapshot was read back ([`crate::Effect::CheckSnapshot`]).
+    SnapshotChecked {
+        /// Its run.
+        run: RunId,
+        /// The copy of its weights that workers get; otherwise the reason for the refusal.
+        verdict: Result<Weights, Refusal>,
+    },
     /// An operator's uploads were checked ([`crate::Effect::CheckUploads`]).
     UploadsChecked {
         /// The request.
@@ -139,6 +146,7 @@ impl Input {
             Self::Refused { .. } => "refused",
             Self::Offered { .. } => "offered",
             Self::RunChecked { .. } => "run_checked",
+            Self::SnapshotChecked { .. } => "snapshot_checked",
             Self::UploadsChecked { .. } => "uploads_checked",
             Self::Promoted { .. } => "promoted",
             Self::Foundry { answer, .. } => answer.kind(),

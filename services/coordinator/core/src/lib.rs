@@ -35,6 +35,7 @@ mod operator;
 mod order;
 mod promotion;
 mod quarantine;
+mod restore;
 mod run;
 mod turn;
 mod view;
@@ -44,7 +45,7 @@ mod tests;
 
 pub use checkpoint::CHECKPOINT_EVERY;
 pub use coordinator::{Coordinator, Settings};
-pub use effect::{Answer, Effect, Quarantine};
+pub use effect::{Answer, Effect, Quarantine, Told, Uploads};
 pub use input::{
     ControlRequest, DeliveryId, Input, Merged, Peer, ReplyId, Screened, ScreeningId, Submission,
     WorkerRequest,

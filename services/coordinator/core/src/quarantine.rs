@@ -12,7 +12,7 @@ use schemas::{Code, PublicKey, Refusal, V, WorkerId};
 
 use crate::control::ControlOutcome;
 use crate::coordinator::{Coordinator, run_unknown};
-use crate::effect::{Answer, Effect};
+use crate::effect::{Answer, Effect, Told, Uploads};
 use crate::input::{Peer, ReplyId};
 use crate::turn::Outcome;
 
@@ -112,18 +112,17 @@ impl Coordinator {
             }
         }
         let run = self.state.run(&name).expect("runs are kept");
-        let told = Box::new(told(run, &request.worker, changed, ended));
+        let told = told(run, &request.worker, changed, ended);
         if request.quarantined {
-            let (run, worker) = (name, request.worker);
             self.out.push(Effect::Purge {
                 reply,
-                run,
-                worker,
-                told,
+                run: name,
+                uploads: Uploads::Of(request.worker),
+                told: Box::new(Told::Quarantine(told)),
             });
             return Ok(Outcome::Later);
         }
-        Ok(Outcome::Now(Answer::Quarantine(told)))
+        Ok(Outcome::Now(Answer::Quarantine(Box::new(told))))
     }
 
     /// Ends everything that the worker has in the run. A run that is over has no room, and there is
@@ -168,8 +167,9 @@ fn told(run: &Run, worker: &WorkerId, changed: bool, ended: Ended) -> Quarantine
     withdrawn.truncate(WITHDRAWN_NAMED_MAX);
     let record = run.quarantined.get(worker);
     let member = run.members.get(worker);
-    let merged = member.and_then(|member| member.merged);
-    let clean = merged.and_then(|_| run.last_snapshot_without(worker));
+    let merged = run.merged_into(worker, run.rounds_closed());
+    let own = std::iter::once(worker);
+    let clean = merged.and_then(|_| run.last_snapshot_without(own));
     QuarantineReply {
         v: V,
         changed,

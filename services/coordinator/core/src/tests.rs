@@ -18,6 +18,7 @@ mod promotion;
 mod property;
 mod quarantine;
 mod repeat;
+mod restore;
 mod round;
 mod screening;
 mod spare;

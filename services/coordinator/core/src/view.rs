@@ -135,6 +135,7 @@ mod tests {
             round: Round(n),
             manifest: object("snapshot"),
             saved_at: START,
+            undone: false,
         };
         type List<'a> = &'a dyn Fn(Range<u64>) -> View;
         let lists: [(List<'_>, Range<u64>); 5] = [

@@ -87,11 +87,12 @@ impl Dispatcher {
             Order::Restore {
                 spec,
                 snapshot,
+                version,
                 merges,
             } => {
                 let work = WeightsOrder::Restore {
                     spec,
-                    snapshot,
+                    snapshot: snapshot.map(|manifest| (version, manifest)),
                     merges,
                 };
                 self.hand(work, |refusal| Answer::Restored {
@@ -278,6 +279,7 @@ mod tests {
         let restore = Order::Restore {
             spec,
             snapshot: None,
+            version: Round(0),
             merges: Vec::new(),
         };
         dispatcher.take(restore);

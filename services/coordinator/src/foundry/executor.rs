@@ -12,7 +12,7 @@ use schemas::foundry::{Answer, Merged, Saved};
 use schemas::lease::{LeaseRef, Weights as Published};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeInput, MergeRecord};
-use schemas::{Code, Digest, ObjectRef, Refusal, Round, SyncId};
+use schemas::{Code, Digest, Refusal, Round, SyncId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -23,7 +23,7 @@ use crate::guard::answered;
 use crate::store::Store;
 use recompute::RunContext;
 use recompute::inputs::{self, Input};
-use recompute::restore;
+use recompute::restore::{self, Origin};
 use recompute::{Part, Step, Stepped, Weights};
 
 /// Orders that wait for an executor: the core gives one order at a time, and a save beside it.
@@ -34,7 +34,7 @@ const WORK_MAX: usize = 8;
 pub(super) enum WeightsOrder {
     Restore {
         spec: Box<RunSpec>,
-        snapshot: Option<ObjectRef>,
+        snapshot: Option<Origin>,
         merges: Vec<MergeRecord>,
     },
     Merge {
@@ -61,18 +61,18 @@ pub(crate) struct Handle {
 /// The snapshot that the weights came from, and the merges since.
 #[derive(Debug, Default)]
 struct History {
-    snapshot: Option<ObjectRef>,
+    snapshot: Option<Origin>,
     merges: Vec<MergeRecord>,
 }
 
 impl History {
     /// Begins the history at a newer full snapshot, of the weights that `round` starts from. The
     /// snapshot includes the merges before it.
-    fn shorten(&mut self, saved: Option<(Round, ObjectRef)>) {
+    fn shorten(&mut self, saved: Option<Origin>) {
         let Some((round, manifest)) = saved else {
             return;
         };
-        self.snapshot = Some(manifest);
+        self.snapshot = Some((round, manifest));
         self.merges.retain(|merge| merge.round >= round);
     }
 }
@@ -87,7 +87,7 @@ struct Executor {
     /// The maker of the statements about snapshots.
     maker: save::Maker,
     /// The newest full snapshot, from the task that saved it.
-    saved: watch::Sender<Option<(Round, ObjectRef)>>,
+    saved: watch::Sender<Option<Origin>>,
 }
 
 impl Handle {
@@ -164,14 +164,10 @@ impl Executor {
         }
     }
 
-    async fn restore(
-        &mut self,
-        spec: RunSpec,
-        snapshot: Option<ObjectRef>,
-        merges: Vec<MergeRecord>,
-    ) {
+    async fn restore(&mut self, spec: RunSpec, snapshot: Option<Origin>, merges: Vec<MergeRecord>) {
         self.history = History { snapshot, merges };
-        self.saved.send_replace(None);
+        // A save that is under way is of weights that may not be the run's any more.
+        self.saved = watch::Sender::new(None);
         self.weights = None;
         let outcome = answered("restore", self.load(spec)).await;
         if let Err(refusal) = &outcome {
@@ -464,6 +460,8 @@ fn gather(
 #[cfg(test)]
 mod tests {
     use schemas::RunId;
+
+    use schemas::ObjectRef;
 
     use super::*;
     use crate::arrival::Arrival;

@@ -4,13 +4,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use coordinator_core::{Answer, Effect, Input, Quarantine, ReplyId};
+use coordinator_core::{Answer, Effect, Input, Quarantine, ReplyId, Told, Uploads};
 use identity::ManifestKey;
 use ledger::State;
 use runtime::{Failure, clock};
 use schemas::lease::{ClaimOutcome, ClaimReply, MANIFEST_TYPE, Manifest};
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
-use schemas::quarantine::QuarantineReply;
 use schemas::subject::{command_subject, status_subject};
 use schemas::{AccountId, Code, Message as _, ObjectRef, Refusal, RunId, V, WorkerId};
 use tracing::Instrument as _;
@@ -119,9 +118,21 @@ impl Shell {
             Effect::Purge {
                 reply,
                 run,
-                worker,
+                uploads,
                 told,
-            } => self.purge(reply, run, worker, *told).await,
+            } => self.purge(reply, run, uploads, *told).await,
+            Effect::CheckSnapshot {
+                spec,
+                round,
+                manifest,
+            } => {
+                let (store, run) = (self.store.clone(), spec.run.clone());
+                self.beside(async move {
+                    let read = check::snapshot(&store, *spec, round, manifest);
+                    let verdict = answered("check of a snapshot", read).await;
+                    Arrival::Input(Input::SnapshotChecked { run, verdict })
+                });
+            }
             Effect::Foundry { run, order } => self.order(run, order).await?,
             Effect::Command {
                 account,
@@ -162,14 +173,14 @@ impl Shell {
         });
     }
 
-    /// Answers an operator once a worker's uploads are deleted, or when that takes too long.
-    async fn purge(&mut self, reply: ReplyId, run: RunId, worker: WorkerId, told: QuarantineReply) {
+    /// Answers an operator once uploads are deleted, or when that takes too long.
+    async fn purge(&mut self, reply: ReplyId, run: RunId, uploads: Uploads, told: Told) {
         let Some((_, to)) = self.tables.replies.remove(&reply) else {
             return;
         };
-        let (store, of) = (self.store.clone(), (run.clone(), worker.clone()));
+        let (store, of) = (self.store.clone(), (run.clone(), uploads.clone()));
         let work = |deleted: Arc<AtomicU32>| async move {
-            purge::purge(&store, &run, &worker, &deleted).await
+            purge::purge(&store, &run, &uploads, &deleted).await
         };
         if let Err(order) = self.purges.begin(of, (to, told), work) {
             self.answer_orders(vec![order], None).await;
@@ -177,15 +188,9 @@ impl Shell {
     }
 
     /// Answers orders with the number of uploads that were deleted; none if that is not known.
-    pub(super) async fn answer_orders(
-        &self,
-        orders: Vec<(ReplyTo, QuarantineReply)>,
-        uploads: Option<u32>,
-    ) {
+    pub(super) async fn answer_orders(&self, orders: Vec<(ReplyTo, Told)>, uploads: Option<u32>) {
         for (to, told) in orders {
-            let told = QuarantineReply { uploads, ..told };
-            let answer = Answer::Quarantine(Box::new(told));
-            to.send(&self.bus, Ok(answer)).await;
+            to.send(&self.bus, Ok(told.with(uploads))).await;
         }
     }
 

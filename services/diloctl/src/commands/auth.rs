@@ -1,7 +1,7 @@
 //! `auth`: the trust domain. Works on files alone, and connects to nothing; the exception is what
 //! concerns revocations.
 
-mod revoke;
+pub(crate) mod revoke;
 mod rotate;
 
 use std::path::Path;

@@ -103,7 +103,9 @@ impl Row for RoundView {
                 span(self.opened_at.until(closed).get())
             }),
             // A closed round has all its units in; they are not listed again.
-            if self.closed_at.is_some() {
+            if self.undone {
+                "undone".to_owned()
+            } else if self.closed_at.is_some() {
                 "all".to_owned()
             } else {
                 self.done.len().to_string()

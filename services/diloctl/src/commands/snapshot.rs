@@ -3,6 +3,8 @@
 mod promote;
 mod release;
 
+mod restore;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
@@ -57,6 +59,7 @@ pub(crate) async fn run(context: &Context, command: &Snapshot) -> Result<(), Fai
         Snapshot::ReleaseKey { file } => release::make_key(context, file),
         Snapshot::Release { folder, key } => release::sign(context, folder, key),
         Snapshot::Verify { folder, key } => release::verify(context, folder, key),
+        Snapshot::Restore(args) => restore::run(context, args).await,
         Snapshot::Sample {
             run,
             round,
@@ -333,11 +336,13 @@ impl Record for Pulled {
 }
 
 impl Row for SnapshotView {
-    const TITLES: &'static [&'static str] = &["round", "manifest", "size", "saved", "promoted"];
+    const TITLES: &'static [&'static str] =
+        &["round", "state", "manifest", "size", "saved", "promoted"];
 
     fn cells(&self) -> Vec<String> {
         vec![
             self.round.to_string(),
+            if self.undone { "undone" } else { "-" }.to_owned(),
             self.manifest.digest.to_string(),
             bytes(self.manifest.bytes.get()),
             time(self.saved_at),

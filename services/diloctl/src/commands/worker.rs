@@ -1,5 +1,7 @@
 //! `worker`: the machines of a run, and the quarantine of a worker.
 
+mod credential;
+
 use identity::Credentials;
 use runtime::Failure;
 use schemas::call::control as call;
@@ -10,6 +12,7 @@ use schemas::view::SnapshotView;
 use schemas::{Code, Round, RunId, UnixMillis, V, WorkerId};
 use serde::Serialize;
 
+use self::credential::Credential;
 use super::lists;
 use crate::cli::{QuarantineArgs, Worker};
 use crate::context::{Context, Operator, unexpected};
@@ -22,13 +25,27 @@ const SHORT_MIN: usize = 8;
 pub(crate) async fn run(context: &Context, command: Worker) -> Result<(), Failure> {
     match command {
         Worker::Ls { run } => lists::workers(context, run).await,
-        Worker::Quarantine(args) => set(context, args, true).await,
-        Worker::Readmit(args) => set(context, args, false).await,
+        Worker::Quarantine {
+            order,
+            keep_credential,
+        } => {
+            let revokes = !keep_credential;
+            set(context, order, Order::Quarantine { revokes }).await
+        }
+        Worker::Readmit(args) => set(context, args, Order::Readmit).await,
     }
 }
 
-/// Shuts a worker out or lets it in again, and shows what that ended.
-async fn set(context: &Context, args: QuarantineArgs, quarantined: bool) -> Result<(), Failure> {
+/// An order about a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Quarantine { revokes: bool },
+    Readmit,
+}
+
+/// Shuts a worker out or lets it in again, and shows what that ended. What the coordinator did is
+/// shown also if the revocation fails.
+async fn set(context: &Context, args: QuarantineArgs, order: Order) -> Result<(), Failure> {
     let operator = context.operator().await?;
     let QuarantineArgs {
         worker,
@@ -40,13 +57,18 @@ async fn set(context: &Context, args: QuarantineArgs, quarantined: bool) -> Resu
         v: V,
         run: run.clone(),
         worker: worker.clone(),
-        quarantined,
-        reason,
+        quarantined: order != Order::Readmit,
+        reason: reason.clone(),
     };
     let reply = operator.ask::<call::WorkerQuarantine>(&request).await?;
-    let set = Set::from((run, worker, quarantined, reply));
+    let (credential, done) = match order {
+        Order::Quarantine { revokes: true } => Credential::revoke(context, &worker, &reason).await,
+        Order::Quarantine { revokes: false } => (Credential::Kept, Ok(())),
+        Order::Readmit => (Credential::of(context, &worker)?, Ok(())),
+    };
+    let set = Set::from((request, reply, credential));
     context.printer.record(&set);
-    Ok(())
+    done
 }
 
 /// The worker that a person means: by its key, by the name of its credentials in the domain's
@@ -97,12 +119,6 @@ fn abbreviated(
     }
 }
 
-/// What becomes of the credential of a worker that was shut out, and the next step. This is the one
-/// place that says so.
-const fn about_its_credential() -> &'static str {
-    "still connects to the bus, where nobody answers it but with DL0412, until `diloctl auth revoke`"
-}
-
 /// A quarantine as it is now.
 #[derive(Serialize)]
 struct Set {
@@ -119,14 +135,18 @@ struct Set {
     sealed: Vec<Round>,
     merged: Option<MergedRounds>,
     clean: Option<SnapshotView>,
+    credential: Credential,
 }
 
-impl From<(RunId, WorkerId, bool, QuarantineReply)> for Set {
-    fn from((run, worker, quarantined, reply): (RunId, WorkerId, bool, QuarantineReply)) -> Self {
+impl From<(QuarantineRequest, QuarantineReply, Credential)> for Set {
+    fn from(
+        (request, reply, credential): (QuarantineRequest, QuarantineReply, Credential),
+    ) -> Self {
         Self {
-            run,
-            worker,
-            quarantined,
+            run: request.run,
+            worker: request.worker,
+            quarantined: request.quarantined,
+            credential,
             changed: reply.changed,
             since: reply.since,
             joined: reply.joined,
@@ -213,7 +233,9 @@ impl Record for Set {
                 "never; look if this is the key you mean".to_owned(),
             ));
         }
+        let credential = self.credential.text(&self.worker, &self.run);
         if !self.quarantined {
+            lines.push(("credential", credential));
             return lines;
         }
         let lease = or_dash(self.lease_ended, |lease| lease.to_string());
@@ -239,7 +261,7 @@ impl Record for Set {
             ("sealed with it", self.sealed()),
             ("merged rounds with it", self.merged()),
             ("last snapshot without it", self.clean()),
-            ("credential", about_its_credential().to_owned()),
+            ("credential", credential),
         ]);
         lines
     }
@@ -283,12 +305,14 @@ mod tests {
             merged: None,
             clean: None,
         };
-        Set::from((
-            "demo".parse().expect("a name"),
-            worker(""),
+        let request = QuarantineRequest {
+            v: V,
+            run: "demo".parse().expect("a name"),
+            worker: worker(""),
             quarantined,
-            reply,
-        ))
+            reason: "odd norms".parse().expect("a reason"),
+        };
+        Set::from((request, reply, Credential::Kept))
     }
 
     #[test]
@@ -380,6 +404,7 @@ mod tests {
             saved_at: UnixMillis(0),
             statement: None,
             pointers: Vec::new(),
+            undone: false,
         });
         let clean = line(&much, "last snapshot without it");
         assert_eq!(clean, format!("of round 2, {}", manifest.digest));
@@ -400,7 +425,7 @@ mod tests {
             let lines = match (quarantined, changed) {
                 (true, true) => 10,
                 (true, false) => 8,
-                (false, _) => 2,
+                (false, _) => 3,
             };
             assert_eq!(order.lines().len(), lines);
         }

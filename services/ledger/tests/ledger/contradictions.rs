@@ -39,15 +39,9 @@ fn a_run_has_no_more_rounds_than_are_planned_and_those_without_end_are_open() {
     let mut book = Book::of(evaluating());
     book.round(0);
     let more = fault(&book, |run| run.spec.schedule.rounds = 0);
-    assert_eq!(
-        more,
-        "0 rounds are open, of 1 that were opened and 0 planned"
-    );
+    assert_eq!(more, "1 rounds were opened, of 0 planned");
     let endless = fault(&book, |run| run.rounds[0].closed_at = None);
-    assert_eq!(
-        endless,
-        "0 rounds are open, of 1 that were opened and 3 planned"
-    );
+    assert_eq!(endless, "0 rounds are open, of 1 that were opened");
 }
 
 #[test]

@@ -9,5 +9,6 @@ mod naming;
 mod places;
 mod pointers;
 mod quarantine;
+mod restore;
 mod rounds;
 mod screening;

@@ -249,7 +249,7 @@ fn the_ledger_knows_which_merged_rounds_a_worker_is_part_of() {
     spec.schedule.rounds = 6;
     let mut book = Book::of(spec);
     let clean = |book: &Book, number| {
-        let snapshot = book.run().last_snapshot_without(&worker(number));
+        let snapshot = book.run().last_snapshot_without([worker(number)].iter());
         snapshot.map(|snapshot| snapshot.round.get())
     };
     for (round, number) in [(0, 1), (1, 0), (2, 1), (3, 0), (4, 1)] {

@@ -311,7 +311,8 @@ fn work_is_within_the_run() {
     };
     assert!(!refused(&|_| {}));
     assert!(refused(&|claims| claims.lease.unit.index = UnitIndex(2)));
-    assert!(refused(&|claims| {
+    // A run that was restored has more rounds than its schedule, and no more steps.
+    assert!(!refused(&|claims| {
         claims.lease.unit.round = Round(4);
         claims.base.round = Round(4);
     }));
@@ -345,7 +346,8 @@ fn work_is_within_the_run() {
             .check_claims(&serde_json::to_value(&claims).expect("JSON"))
             .is_err()
     };
-    assert!(!with(1, 10, 10) && !with(UNIT_SHARDS_MAX, 10, 30));
+    assert!(!with(1, 10, 10) && !with(UNIT_SHARDS_MAX, 10, 0));
+    assert!(with(1, 10, 11), "the second round begins after one");
     assert!(with(0, 10, 10) && with(UNIT_SHARDS_MAX + 1, 10, 10));
     assert!(with(1, 11, 10) && with(1, 10, 31) && with(1, 10, u64::MAX));
 }

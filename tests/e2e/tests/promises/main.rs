@@ -37,6 +37,7 @@ mod poisoned_state;
 mod promotion;
 mod quarantine;
 mod recompute;
+mod restore;
 mod revoked;
 mod rotated;
 mod run_halted;

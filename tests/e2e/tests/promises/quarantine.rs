@@ -5,18 +5,29 @@ use std::time::Instant;
 
 use e2e::{Recipe, Scripted};
 use harness::{Cluster, Options, PATIENCE, Recorded};
-use runtime::BusError;
 use runtime::exit::{EXIT_NOT_FOUND, EXIT_USAGE};
+use runtime::{Bus, BusError, clock};
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
 use schemas::lease::UnitKind;
+use schemas::permission::Role;
 use schemas::{Code, Digest, ObjectRef, RunId, WorkerId};
 
 const UNITS: u32 = 3;
 
-/// `diloctl worker quarantine` or `readmit` of this worker.
-fn order<'a>(verb: &'a str, worker: &'a str) -> [&'a str; 7] {
+/// `diloctl worker quarantine` or `readmit` of this worker. Its credential stays valid, so that it is
+/// the coordinator that keeps it out.
+fn order<'a>(verb: &'a str, worker: &'a str) -> Vec<&'a str> {
+    let mut order = with_credential(verb, worker);
+    if verb == "quarantine" {
+        order.push("--keep-credential");
+    }
+    order
+}
+
+/// The same as an operator says it.
+fn with_credential<'a>(verb: &'a str, worker: &'a str) -> Vec<&'a str> {
     let reason = "a strange loss";
-    ["worker", verb, worker, "--run", "demo", "--reason", reason]
+    vec!["worker", verb, worker, "--run", "demo", "--reason", reason]
 }
 
 /// Starts a worker again, whose process must end by itself with the code.
@@ -376,4 +387,71 @@ async fn tl_31_fg_04_a_worker_that_does_not_obey_is_heard_by_nobody() {
     assert_eq!(worker.claim().await.lease.unit, lease.unit);
     cluster.kept().await;
     worker.emit(said()).await;
+}
+
+/// One command shuts a worker out and cuts its connection, and nobody connects with its key until it
+/// has a new token. Where the vault is elsewhere, the quarantine takes effect all the same.
+#[tokio::test]
+async fn tl_31_tl_07_a_quarantine_revokes_the_credential_in_the_same_command() {
+    let cluster = Cluster::start(Options::default(), 0).await;
+    Recipe::reference(3, 1, 5).create(&cluster).await;
+    for name in ["worker-0", "worker-1"] {
+        cluster.issue(Role::Worker, name);
+    }
+    let worker = Scripted::connect(&cluster, "worker-0").await;
+    worker.join().await;
+    let lease = worker.claim().await.lease;
+
+    let shown = cluster
+        .diloctl_ok(&with_credential("quarantine", "worker-0"))
+        .await;
+    let ended = Some(lease.to_string());
+    assert_eq!(value(&shown, "lease ended"), ended, "{shown}");
+    let credential = value(&shown, "credential").expect("it is printed");
+    let cut = credential.strip_prefix("revoked; ");
+    let cut = cut.and_then(|rest| rest.split(' ').next()?.parse::<u32>().ok());
+    assert!(cut.is_some_and(|cut| cut > 0), "{credential}");
+    let credentials = cluster.domain().layout().credentials("worker-0");
+    let config = cluster.bus_config(&credentials);
+    let connect = || Bus::connect("a worker", &config, clock::now());
+    let refused = connect().await.expect_err("its key is revoked");
+    assert_eq!(refused.code(), Code::BusRefused, "{refused}");
+    let again = cluster
+        .diloctl_ok(&with_credential("quarantine", "worker-0"))
+        .await;
+    assert!(again.contains("is shut out already"), "{again}");
+    let credential = value(&again, "credential").expect("it is printed");
+    assert!(
+        credential.starts_with("was revoked already; 0 connections"),
+        "{credential}"
+    );
+
+    // It was a mistake: with a new token for the same key it is a worker again.
+    let shown = cluster
+        .diloctl_ok(&with_credential("readmit", "worker-0"))
+        .await;
+    let next = "diloctl auth issue worker worker-0 --run demo";
+    let credential = value(&shown, "credential").expect("it is printed");
+    assert!(credential.contains(next), "{credential}");
+    let refused = connect().await.expect_err("it has no new token yet");
+    assert_eq!(refused.code(), Code::BusRefused, "{refused}");
+    let issue = ["auth", "issue", "worker", "worker-0", "--run", "demo"];
+    cluster.diloctl_ok(&issue).await;
+    let worker = Scripted::connect(&cluster, "worker-0").await;
+    worker.join().await;
+    assert_eq!(worker.claim().await.lease.unit, lease.unit);
+
+    let vault = cluster.domain().layout().folder().join("vault");
+    let elsewhere = cluster.path("elsewhere");
+    std::fs::rename(&vault, &elsewhere).expect("the folder is ours");
+    let shown = cluster
+        .diloctl_ok(&with_credential("quarantine", "worker-1"))
+        .await;
+    assert!(shown.contains("shut out; this is in the ledger"), "{shown}");
+    let credential = value(&shown, "credential").expect("it is printed");
+    let next = "Where it is, run `diloctl auth revoke U";
+    assert!(credential.contains(next), "{credential}");
+    std::fs::rename(&elsewhere, &vault).expect("the folder is ours");
+    let name = ["auth", "revoke", "worker-1"];
+    cluster.diloctl_ok(&name).await;
 }

@@ -10,6 +10,7 @@ use schemas::run::RunSpec;
 use schemas::snapshot::MergeRecord;
 use schemas::{ObjectRef, Round, RunId, Tokens};
 
+use super::plan::Restored;
 use crate::record::StreamSequence;
 
 /// The rounds that are wanted.
@@ -44,6 +45,8 @@ pub struct Merges {
     spec: Option<Box<RunSpec>>,
     pub(crate) merges: BTreeMap<Round, Recorded>,
     pub(crate) snapshots: BTreeMap<Round, ObjectRef>,
+    /// Those that an operator restored, by the version that their weights have since.
+    pub(crate) restored: BTreeMap<Round, Restored>,
     /// Rounds that were merged, wanted or not.
     pub(crate) closed: u64,
 }
@@ -57,6 +60,7 @@ impl Merges {
             spec: None,
             merges: BTreeMap::new(),
             snapshots: BTreeMap::new(),
+            restored: BTreeMap::new(),
             closed: 0,
         }
     }
@@ -112,6 +116,19 @@ impl Merges {
             LedgerEvent::SnapshotSaved {
                 round, manifest, ..
             } => self.saved(*round, *manifest),
+            LedgerEvent::SnapshotRestored {
+                snapshot,
+                manifest,
+                weights,
+                ..
+            } => {
+                let restored = Restored {
+                    of: *snapshot,
+                    weights: weights.clone(),
+                };
+                self.restored.insert(weights.round, restored);
+                self.saved(weights.round, *manifest);
+            }
             _ => {}
         }
     }

@@ -12,4 +12,4 @@ pub use compare::{
 };
 pub use fault::{Difference, Fault};
 pub use merges::{Merges, Recorded, Wanted};
-pub use plan::{Saved, Segment};
+pub use plan::{Restored, Saved, Segment};

@@ -1,5 +1,6 @@
 //! The order in which merges are made again: from one full snapshot to the next.
 
+use schemas::lease::Weights;
 use schemas::{Code, ObjectRef, Refusal, Round};
 
 use super::merges::{Merges, Recorded, Wanted};
@@ -13,11 +14,22 @@ pub struct Saved {
     pub manifest: ObjectRef,
 }
 
+/// A full snapshot whose weights an operator made a later version of the run's weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Restored {
+    /// The snapshot's own round.
+    pub of: Round,
+    /// The weights that the ledger names for workers since the restore.
+    pub weights: Weights,
+}
+
 /// Merges that follow on each other, with the weights before the first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Segment {
     /// The snapshot that they start from; none for the initial weights.
     pub base: Option<Saved>,
+    /// The restore that made this snapshot the base, if one did.
+    pub restored: Option<Restored>,
     /// The merges, oldest first; at least one.
     pub merges: Vec<Recorded>,
     /// The snapshot that was saved of their outcome, if there is one.
@@ -36,6 +48,7 @@ impl Merges {
             wanted,
             merges,
             snapshots,
+            mut restored,
             closed,
             ..
         } = self;
@@ -62,6 +75,7 @@ impl Merges {
                 Some(segment) => segment.merges.push(merge),
                 None => segments.push(Segment {
                     base,
+                    restored: restored.remove(&round),
                     merges: vec![merge],
                     end: None,
                 }),

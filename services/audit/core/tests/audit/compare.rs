@@ -42,6 +42,7 @@ fn segment() -> Segment {
     };
     Segment {
         base: None,
+        restored: None,
         merges: vec![merge(0), merge(1)],
         end: None,
     }

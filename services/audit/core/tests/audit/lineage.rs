@@ -1,7 +1,9 @@
 //! The lineage of objects, from the ledger of a run.
 
 use audit_core::lineage::{ContributionFate, Lineage, OfRun, Origin};
+use audit_core::recompute::{Merges, Wanted};
 use schemas::event::LedgerEvent;
+use schemas::hold::Hold;
 use schemas::lease::{LeaseRef, Weights};
 use schemas::run::{Comparison, RunSpec};
 use schemas::sync::SealedInput;
@@ -304,4 +306,118 @@ fn tl_31_the_timeline_says_who_was_shut_out_by_whom_and_why() {
         let row = row(kind);
         assert_eq!((row.about.as_str(), &row.detail), (worker.short(), &said));
     }
+}
+
+/// The ledger of [`written`], led back to snapshot 1 while round 3 is open, and one more round.
+fn led_back(to: u64) -> Log {
+    let mut book = Book {
+        log: written(),
+        members: [Member::new(4), Member::new(5)],
+    };
+    book.note(LedgerEvent::HoldPlaced {
+        hold: Hold::Merges,
+        operator: kit::operator(),
+        reason: "odd loss".parse().expect("a reason"),
+    });
+    book.note(LedgerEvent::SnapshotRestored {
+        snapshot: Round(to),
+        manifest: manifest(to),
+        from: Round(3),
+        weights: Weights {
+            round: Round(4),
+            ..published(to)
+        },
+        operator: kit::operator(),
+        reason: "odd loss".parse().expect("a reason"),
+        leases: 0,
+        contributions: 1,
+    });
+    book.note(LedgerEvent::HoldLifted {
+        hold: Hold::Merges,
+        operator: kit::operator(),
+        reason: "it is right now".parse().expect("a reason"),
+    });
+    book.note(LedgerEvent::RoundOpened { round: Round(4) });
+    for unit in 0..2 {
+        book.contribute(lease(4, unit, 1), 1.0);
+    }
+    let tokens = spec().unit_tokens().get();
+    book.close(4, [(1, tokens), (1, tokens)]);
+    book.log
+}
+
+fn of_led_back(to: u64, wanted: Digest) -> OfRun {
+    let log = led_back(to);
+    let mut auditor = log.auditor().tracing(Lineage::new(wanted));
+    for record in &log.records {
+        auditor.observe(record);
+    }
+    assert!(auditor.evidence().is_none(), "{:?}", auditor.evidence());
+    let lineage = auditor.take_lineage().expect("it was collected");
+    let (_, found) = lineage.runs().next().expect("the run names it");
+    found.clone()
+}
+
+#[test]
+fn tl_32_what_follows_on_a_restore_descends_from_the_snapshot_alone() {
+    // A contribution to round 1 is in what was undone, and not in what followed.
+    let wanted = statement(lease(1, 0, 2));
+    let found = of_led_back(1, wanted);
+    assert_eq!(shape(&found), ["r1!", "s2", "r2", "s3"]);
+    assert_eq!(clean(&found), Some(5), "the newest one is without it");
+    // It is in what follows on a snapshot that has it.
+    let found = of_led_back(2, wanted);
+    assert_eq!(shape(&found), ["r1!", "s2", "r2", "s3", "s4", "r4", "s5"]);
+    assert_eq!(clean(&found), Some(1));
+    let found = of_led_back(1, manifest(1).digest);
+    assert_eq!(
+        shape(&found),
+        ["s1!", "r1", "s2", "r2", "s3", "s4!", "r4", "s5"]
+    );
+    // Round 3 ended without a merge.
+    let found = of_led_back(1, statement(lease(3, 0, 1)));
+    assert_eq!(fate(&found), ContributionFate::Dropped);
+    assert!(found.descendants.is_empty());
+    // What came after the restore counts as ever.
+    let found = of_led_back(1, statement(lease(4, 1, 1)));
+    assert_eq!(
+        (fate(&found), shape(&found)),
+        (
+            ContributionFate::Merged,
+            vec!["r4!".to_owned(), "s5".to_owned()]
+        )
+    );
+}
+
+/// Merges before and after a restore are made again, each from the snapshot that it started from.
+#[test]
+fn tl_32_the_merges_after_a_restore_start_from_the_restored_snapshot() {
+    let log = led_back(1);
+    let plan = |wanted| {
+        let mut auditor = log.auditor().collecting(Merges::new(run(), wanted));
+        for record in &log.records {
+            auditor.observe(record);
+        }
+        let merges = auditor.take_merges().expect("they were collected");
+        merges.plan().expect("there are merges")
+    };
+    let all = plan(Wanted::All);
+    let rounds: Vec<u64> = all
+        .iter()
+        .map(|of| of.merges[0].record.round.get())
+        .collect();
+    assert_eq!(rounds, [0, 1, 2, 4]);
+    let restored = all.iter().filter(|of| of.restored.is_some()).count();
+    assert_eq!(restored, 1);
+    let alone = plan(Wanted::One(Round(4)));
+    for last in [&all[3], &alone[0]] {
+        assert_eq!(last.start(), Round(4));
+        let base = last.base.expect("it starts from a snapshot");
+        assert_eq!(base.manifest, manifest(1));
+        let restored = last.restored.as_ref().expect("it was restored");
+        assert_eq!((restored.of, restored.weights.round), (Round(1), Round(4)));
+        assert_eq!(restored.weights.chunks, published(1).chunks);
+        assert_eq!(last.end.map(|end| end.manifest), Some(manifest(5)));
+    }
+    assert_eq!(alone.len(), 1);
 }

@@ -71,6 +71,8 @@ pub(crate) struct LiveRun {
 pub(crate) struct Foundry {
     /// True when it holds the weights of the newest round.
     pub(crate) restored: bool,
+    /// True while it restores weights that are not the run's any more.
+    pub(crate) outdated: bool,
     /// Its unfinished order on the weights.
     pub(crate) task: Option<WeightsOrder>,
     /// The outcome of its last merge, until the round is closed with it. A hold keeps it here; if

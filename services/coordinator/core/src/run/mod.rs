@@ -11,6 +11,7 @@
 //! | `objects`, `lists` | who may read and write which objects; the chunks that lists hold |
 //! | `offers` | which units are on the queue |
 //! | `holds` | what an operator keeps the run from doing |
+//! | `restore` | the end of everything that is under way, when an operator leads the run back |
 //! | `quarantine` | the end of everything that a worker has, when an operator shuts it out |
 //! | `failures` | when units that fail halt the run |
 //! | `spare`, `spending` | who may evaluate; how many events a worker may cause |
@@ -33,6 +34,7 @@ pub(crate) mod objects;
 mod offers;
 mod quarantine;
 mod reach;
+mod restore;
 pub(crate) mod results;
 mod rounds;
 mod spare;

@@ -90,7 +90,7 @@ fn is_ahead(run: &Run, unit: &UnitId) -> bool {
 /// evaluation of the new weights.
 fn units_ahead(run: &Run) -> Vec<UnitId> {
     let next = Round(run.rounds.len() as u64);
-    let units = if next.get() < run.spec.schedule.rounds {
+    let units = if run.plans(next) {
         run.spec.schedule.units
     } else {
         0
@@ -101,7 +101,7 @@ fn units_ahead(run: &Run) -> Vec<UnitId> {
         index: UnitIndex(index),
     });
     let version = run.rounds_closed().next();
-    let evaluate = run.spec.evaluates(version).then_some(UnitId {
+    let evaluate = run.evaluates(version).then_some(UnitId {
         round: version,
         kind: UnitKind::Evaluate,
         index: UnitIndex(0),

@@ -159,7 +159,7 @@ impl RunRoom<'_> {
         self.live.lease_mut(&done.lease().unit).screening = None;
         let unit = done.lease().unit;
         let found = verdict.and_then(|found| {
-            let norm = check_norm(found.norm, &self.run.spec, unit.round)?;
+            let norm = check_norm(found.norm, &self.run.spec, self.run.progress(unit.round))?;
             self.check_copied(&done, norm)?;
             Ok((norm, found.listed))
         });

@@ -77,6 +77,7 @@ impl RunRoom<'_> {
         let order = Order::Restore {
             spec: Box::new(self.run.spec.clone()),
             snapshot: snapshot.map(|snapshot| snapshot.manifest),
+            version: snapshot.map_or(Round(0), |snapshot| snapshot.round),
             merges: self.run.merges.clone(),
         };
         self.order(turn, order);
@@ -104,6 +105,8 @@ impl RunRoom<'_> {
     pub(crate) fn restored(&mut self, turn: &mut Turn<'_>, outcome: Result<(), Refusal>) {
         if self.live.foundry.finishes(WeightsOrder::Restore) {
             match outcome {
+                // An operator has led the run to other weights meanwhile.
+                _ if std::mem::take(&mut self.live.foundry.outdated) => {}
                 Ok(()) => {
                     self.live.foundry.restored = true;
                     self.live.foundry.succeeded();
@@ -310,7 +313,7 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
     if run.open.is_empty() && !run.all_rounds_closed() && started {
         return Some(NextStep::Open(closed));
     }
-    let due = run.unsaved().any(|version| run.spec.saves(version));
+    let due = run.unsaved().any(|version| run.saves(version));
     if due && foundry.saving.is_none() && foundry.save_at <= now {
         return Some(NextStep::Save(closed));
     }

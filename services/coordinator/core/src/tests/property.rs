@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use schemas::event::{Event, LedgerEvent};
 use schemas::foundry::{self, Order};
+use schemas::hold::{Hold, HoldRequest};
 use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest, UnitId, UnitKind};
 use schemas::quarantine::QuarantineRequest;
+use schemas::restore::RestoreRequest;
 use schemas::{Bytes, Code, Millis, Refusal, Steps, V};
 
 use crate::fixture::*;
@@ -28,6 +30,8 @@ enum Step {
     Drop(usize),
     Wait(u64),
     Quarantine(u32, bool),
+    Restore(usize),
+    Unfreeze,
     Restart,
 }
 
@@ -46,6 +50,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..4_usize).prop_map(Step::Drop),
         3 => (0..50_000_u64).prop_map(Step::Wait),
         1 => (1..4_u32, any::<bool>()).prop_map(|(who, shut)| Step::Quarantine(who, shut)),
+        1 => (0..4_usize).prop_map(Step::Restore),
+        2 => Just(Step::Unfreeze),
         1 => Just(Step::Restart),
     ]
 }
@@ -178,6 +184,27 @@ fn play(world: &mut World, step: Step) {
                 reason,
             }));
         }
+        Step::Restore(back) => {
+            let snapshots = world.run().snapshots.iter().rev();
+            if let Some(snapshot) = snapshots.map(|one| one.manifest.digest).nth(back) {
+                world.control(ControlRequest::SnapshotRestore(RestoreRequest {
+                    v: V,
+                    snapshot,
+                    run: None,
+                    force: true,
+                    reason: "odd loss".parse().expect("a reason"),
+                }));
+            }
+        }
+        Step::Unfreeze => {
+            world.control(ControlRequest::RunHold(HoldRequest {
+                v: V,
+                run: run_id(),
+                hold: Hold::Merges,
+                held: false,
+                reason: "it is right now".parse().expect("a reason"),
+            }));
+        }
         Step::Wait(span) => world.wait(Millis(span)),
         Step::Restart => world.restart(),
     }
@@ -212,6 +239,17 @@ fn check_ledger(world: &World) {
                     !open || by != worker
                 });
                 assert_eq!(before - counted.len(), *withdrawn as usize, "{worker}");
+            }
+            LedgerEvent::SnapshotRestored {
+                weights, leases, ..
+            } => {
+                assert_eq!(held.len(), *leases as usize, "every lease ends");
+                held.clear();
+                counted.retain(|unit: &UnitId, _| {
+                    unit.kind == UnitKind::Evaluate || closed.contains(&unit.round)
+                });
+                let newest = closed.last().copied();
+                assert!(newest.is_none_or(|newest| newest < weights.round));
             }
             LedgerEvent::WorkerReadmitted { worker, .. } => {
                 assert!(out.remove(worker), "{worker} was not shut out");
@@ -270,6 +308,8 @@ proptest! {
             play(&mut world, step);
         }
         world.restart();
+        world.answer_pending();
+        play(&mut world, Step::Unfreeze);
         play(&mut world, Step::Quarantine(1, false));
         world.join(1);
         for _ in 0..200 {

@@ -507,7 +507,10 @@ fn a_run_that_has_no_room_for_another_says_so() {
         core.handle(START, input, &mut effects);
         effects.into_iter().find_map(|effect| match effect {
             Effect::Reply { answer, .. } => Some(answer.map(|_| false)),
-            Effect::Purge { told, .. } => Some(Ok(told.changed)),
+            Effect::Purge { told, .. } => match told.with(None) {
+                Answer::Quarantine(told) => Some(Ok(told.changed)),
+                other => panic!("{other:?}"),
+            },
             _ => None,
         })
     };

@@ -123,6 +123,7 @@ const fn text(fate: ContributionFate) -> &'static str {
         ContributionFate::Accepted => "accepted, in no seal yet",
         ContributionFate::Late => "late, counts nowhere",
         ContributionFate::Withdrawn => "withdrawn by a quarantine",
+        ContributionFate::Dropped => "dropped by a restore",
         ContributionFate::LeftOut => "left out of its merge",
         ContributionFate::Sealed => "sealed, not merged yet",
         ContributionFate::Merged => "merged",

@@ -88,7 +88,7 @@ pub(super) fn list(context: &Context) -> Result<(), Failure> {
 
 /// A key to revoke.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Target {
+pub(crate) struct Target {
     name: String,
     role: String,
     account: AccountId,
@@ -97,7 +97,7 @@ struct Target {
 
 /// The keys of a holder; or a key that nobody recorded, in every account where somebody may connect
 /// with it.
-fn found(domain: &Domain, text: &str) -> Result<Vec<Target>, Failure> {
+pub(crate) fn found(domain: &Domain, text: &str) -> Result<Vec<Target>, Failure> {
     let holders = domain.holders_of(text)?;
     let recorded = holders.into_iter().map(|holder| Target {
         name: holder.name,
@@ -126,6 +126,11 @@ fn found(domain: &Domain, text: &str) -> Result<Vec<Target>, Failure> {
 }
 
 impl Target {
+    /// The key, with the account in which it connects.
+    pub(crate) fn account_and_key(self) -> (AccountId, PublicKey) {
+        (self.account, self.key)
+    }
+
     fn kept(&self, domain: &Domain) -> Result<Touched, Failure> {
         let revocation = domain.revocation(&self.account, &self.key)?;
         Ok(self.touched(revocation.map(|kept| kept.until), None, "kept"))

@@ -1,0 +1,267 @@
+//! The credential of a worker: `worker quarantine` revokes it in the same command, once the
+//! quarantine is in the ledger, which is the sooner of the two.
+
+use identity::{Domain, Registration, Revocation};
+use runtime::accounts::{self, Revoked};
+use runtime::{Failure, clock};
+use schemas::hold::Reason;
+use schemas::permission::Role;
+use schemas::{RunId, WorkerId};
+use serde::Serialize;
+
+use crate::commands::auth::revoke::found;
+use crate::context::Context;
+
+/// What became of a worker's credential, or what it is.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub(super) enum Credential {
+    /// The broker refuses it, and has cut these connections.
+    Revoked {
+        /// False if it was revoked before this command.
+        changed: bool,
+        connections: usize,
+    },
+    /// The caller wants it to stay valid.
+    Kept,
+    /// The vault is on another machine.
+    Elsewhere,
+    /// The key is not a worker's.
+    OfAnother { role: String, name: String },
+    /// The revocation failed, or is not in effect yet.
+    Failed { reason: String },
+    /// It was revoked, and no token was issued since.
+    Void { name: Option<String> },
+    /// Nothing says that it is revoked.
+    Unrevoked,
+}
+
+impl Credential {
+    /// Revokes the key of a worker. An error comes with what is to be printed all the same: the
+    /// quarantine stands in any case.
+    pub(super) async fn revoke(
+        context: &Context,
+        worker: &WorkerId,
+        reason: &Reason,
+    ) -> (Self, Result<(), Failure>) {
+        match Self::try_revoke(context, worker, reason).await {
+            Ok(credential) => (credential, Ok(())),
+            Err(failure) => {
+                let reason = failure.refusal().to_string();
+                (Self::Failed { reason }, Err(failure))
+            }
+        }
+    }
+
+    async fn try_revoke(
+        context: &Context,
+        worker: &WorkerId,
+        reason: &Reason,
+    ) -> Result<Self, Failure> {
+        let domain = context.domain()?;
+        if !domain.has_vault() {
+            return Ok(Self::Elsewhere);
+        }
+        let holders = domain.holders_of(worker.as_str())?;
+        if let Some(other) = holders.iter().find(|holder| holder.role != Role::Worker) {
+            return Ok(Self::OfAnother {
+                role: other.role.name().to_owned(),
+                name: other.name.clone(),
+            });
+        }
+        let lock = context.lock("diloctl worker quarantine")?;
+        let url = context.accounts_url()?;
+        domain.take_over(clock::now())?;
+        let changed = !is_void(&domain, worker, &holders)?;
+        let targets = found(&domain, worker.as_str())?;
+        let keys: Vec<_> = targets
+            .into_iter()
+            .map(|one| one.account_and_key())
+            .collect();
+        let now = clock::now();
+        let revoked = accounts::revoke(&domain, &lock, &url, &keys, Some(reason), now).await?;
+        let connections = revoked.iter().map(|one: &Revoked| one.connections).sum();
+        Ok(Self::Revoked {
+            changed,
+            connections,
+        })
+    }
+
+    /// What this machine knows of the credential of a worker that may join again.
+    pub(super) fn of(context: &Context, worker: &WorkerId) -> Result<Self, Failure> {
+        let domain = context.domain()?;
+        let holders = domain.holders_of(worker.as_str())?;
+        let name = holders.first().map(|holder| holder.name.clone());
+        Ok(match is_void(&domain, worker, &holders)? {
+            true => Self::Void { name },
+            false => Self::Unrevoked,
+        })
+    }
+
+    /// The line of it, with the next step.
+    pub(super) fn text(&self, worker: &WorkerId, run: &RunId) -> String {
+        let issue = |name: Option<&String>| {
+            let name = name.map_or("NAME", String::as_str);
+            format!("`diloctl auth issue worker {name} --run {run}`")
+        };
+        match self {
+            Self::Revoked {
+                changed,
+                connections,
+            } => {
+                let done = if *changed {
+                    "revoked"
+                } else {
+                    "was revoked already"
+                };
+                format!(
+                    "{done}; {connections} connections were cut, and nobody connects with this key"
+                )
+            }
+            Self::Kept => {
+                "kept: still connects to the bus, where nobody answers it but with DL0412, until \
+                 `diloctl auth revoke`"
+                    .to_owned()
+            }
+            Self::Elsewhere => format!(
+                "not revoked: the vault is not on this machine. Where it is, run `diloctl auth revoke \
+                 {worker}`; until then it connects, and nobody answers it but with DL0412"
+            ),
+            Self::OfAnother { role, name } => format!(
+                "not revoked: this is the key of {name}, role {role}. If you mean it, run `diloctl \
+                 auth revoke {name}`"
+            ),
+            Self::Failed { reason } => format!(
+                "not in effect: {reason}. Repeat the command, or run `diloctl auth revoke {worker}`"
+            ),
+            Self::Void { name } => format!(
+                "revoked: {} makes a new token for the same key; copy the file to its machine before \
+                 you start its process",
+                issue(name.as_ref())
+            ),
+            Self::Unrevoked => format!(
+                "not revoked, as far as this machine knows; if the broker refuses it, {} where the \
+                 vault is makes a new token",
+                issue(None)
+            ),
+        }
+    }
+}
+
+/// True if no token of the worker is valid: its key was revoked, and nothing was issued since.
+fn is_void(domain: &Domain, worker: &WorkerId, holders: &[Registration]) -> Result<bool, Failure> {
+    let revocations = domain.revocations()?;
+    if holders.is_empty() {
+        let mut keys = revocations.iter().map(|one| one.key.as_str());
+        return Ok(keys.any(|key| key == worker.as_str()));
+    }
+    let void = |holder: &Registration| {
+        let of = |one: &&Revocation| (&one.account, &one.key) == (&holder.account, &holder.public);
+        let revocation = revocations.iter().find(of);
+        revocation.is_some_and(|one| one.covers(holder.issued))
+    };
+    Ok(holders.iter().all(void))
+}
+
+#[cfg(test)]
+mod tests {
+    use identity::InitOptions;
+    use schemas::UnixMillis;
+
+    use super::*;
+
+    fn worker() -> WorkerId {
+        format!("U{}", "A".repeat(55)).parse().expect("a key")
+    }
+
+    #[test]
+    fn tl_31_the_line_of_a_credential_names_the_next_step() {
+        let run: RunId = "demo".parse().expect("a name");
+        let text = |credential: &Credential| credential.text(&worker(), &run);
+        let revoke = format!("`diloctl auth revoke {}`", worker());
+        for (credential, begin, next) in [
+            (
+                Credential::Kept,
+                "kept: still connects",
+                "`diloctl auth revoke`",
+            ),
+            (
+                Credential::Elsewhere,
+                "not revoked: the vault is not",
+                revoke.as_str(),
+            ),
+            (
+                Credential::Failed {
+                    reason: "DL0119".to_owned(),
+                },
+                "not in effect: DL0119",
+                revoke.as_str(),
+            ),
+            (
+                Credential::OfAnother {
+                    role: "operator".to_owned(),
+                    name: "op".to_owned(),
+                },
+                "not revoked: this is the key of op, role operator",
+                "`diloctl auth revoke op`",
+            ),
+            (
+                Credential::Void {
+                    name: Some("w1".to_owned()),
+                },
+                "revoked: ",
+                "`diloctl auth issue worker w1 --run demo`",
+            ),
+            (
+                Credential::Unrevoked,
+                "not revoked, as far as",
+                "`diloctl auth issue worker NAME --run demo`",
+            ),
+        ] {
+            let said = text(&credential);
+            assert!(said.starts_with(begin) && said.contains(next), "{said}");
+        }
+        let cut = |changed| {
+            text(&Credential::Revoked {
+                changed,
+                connections: 2,
+            })
+        };
+        assert!(cut(true).starts_with("revoked; 2 connections were cut"));
+        assert!(cut(false).starts_with("was revoked already; 2 connections"));
+    }
+
+    #[test]
+    fn tl_31_a_credential_is_void_until_a_token_is_issued_after_its_revocation() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let folder = scratch.path().join(".diloco");
+        let begin = clock::now();
+        let domain = Domain::init(&folder, &InitOptions::default(), begin);
+        let domain = domain.expect("an empty folder");
+        let tenant = domain.account(schemas::account::Account::Tenant);
+        let account = tenant.expect("a name");
+        let holder = |issued: u64| Registration {
+            v: schemas::V,
+            name: "w1".to_owned(),
+            role: Role::Worker,
+            run: Some("demo".parse().expect("a name")),
+            account: account.clone(),
+            public: worker().as_str().parse().expect("a key"),
+            issued: UnixMillis(issued),
+            ends: UnixMillis(u64::MAX),
+            blocked: None,
+        };
+        let void =
+            |holders: &[Registration]| is_void(&domain, &worker(), holders).expect("it reads");
+        let before = [holder(begin.get())];
+        assert!(!void(&before) && !void(&[]), "nothing is revoked");
+        let key = before[0].public.clone();
+        let kept = domain
+            .revoke(&account, &key, None, begin)
+            .expect("there is room");
+        assert!(void(&before) && void(&[]));
+        let after = holder(kept.until.get() + 1000);
+        assert!(!void(std::slice::from_ref(&after)), "it was issued anew");
+        assert!(!void(&[before[0].clone(), after]));
+    }
+}
