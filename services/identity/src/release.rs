@@ -116,7 +116,7 @@ impl ReleaseKey {
         }
     }
 
-    /// Signs the files of a model. Files and folders in `ignored` are not part of it.
+    /// Signs the files of a model. Files and folders in `ignored` do not belong to the model.
     ///
     /// # Errors
     /// The system has no random numbers.
