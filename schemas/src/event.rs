@@ -171,6 +171,10 @@ pub enum LedgerEvent {
         norm: f64,
         tokens: Tokens,
     },
+    /// The rounds of a private run are over: another contribution could pass its budget.
+    /// `disclosures` of one protected part have cost `epsilon`. A round that is open is dropped:
+    /// its contributions are late.
+    PrivacySpent { disclosures: u64, epsilon: f64 },
     /// A full snapshot of the weights that round `round` starts from was saved.
     SnapshotSaved { round: Round, manifest: ObjectRef },
     /// An operator gave an order that changes state, and was allowed to. Refused and repeated
@@ -190,7 +194,8 @@ pub enum LedgerEvent {
     },
     /// An operator shut a worker out of the run. Its membership ends with this event, and so does
     /// `lease`, whose tokens are abandoned. Its contributions to rounds of which no seal has begun
-    /// count no more: `withdrawn` of them, whose tokens are rejected and whose units are open again.
+    /// count no more: `withdrawn` of them, whose tokens are rejected and whose units are open
+    /// again.
     WorkerQuarantined {
         worker: WorkerId,
         operator: PublicKey,
@@ -302,6 +307,7 @@ impl LedgerEvent {
             Self::EvaluationAccepted { .. } => "evaluation-accepted",
             Self::RoundSealed { .. } => "round-sealed",
             Self::RoundClosed { .. } => "round-closed",
+            Self::PrivacySpent { .. } => "privacy-spent",
             Self::SnapshotSaved { .. } => "snapshot-saved",
             Self::ControlReceived { .. } => "control-received",
             Self::HoldPlaced { .. } => "hold-placed",

@@ -10,6 +10,7 @@ use schemas::run::RunSpec;
 use schemas::{Bytes, Fragment, PublicKey, Round, RunId, SyncId, UnixMillis};
 
 use crate::error::{ApplyError, ReplayError, out_of_place};
+use crate::spending::Spending;
 use crate::state::{Fates, HoldRecord, Leader, QuarantineRecord, RefusedResult, Run, State};
 
 impl State {
@@ -100,7 +101,11 @@ impl State {
         if self.runs.contains_key(name) {
             return Err(ApplyError::RunExists(name.clone()));
         }
-        spec.validate().map_err(|refusal| ApplyError::SpecInvalid {
+        let valid = spec.validate().and_then(|()| match &spec.privacy {
+            Some(privacy) => privacy::check_budget(privacy),
+            None => Ok(0),
+        });
+        let disclosures_max = valid.map_err(|refusal| ApplyError::SpecInvalid {
             run: name.clone(),
             refusal,
         })?;
@@ -126,6 +131,8 @@ impl State {
             tokens: Fates::default(),
             uploaded: Bytes(0),
             measured: BTreeMap::new(),
+            spending: spec.privacy.is_some().then(Spending::default),
+            disclosures_max,
             holds: BTreeMap::new(),
             quarantined: BTreeMap::new(),
             any_rule: self.any_rule,
@@ -237,6 +244,10 @@ impl Run {
                 norm,
                 ..
             } => self.close(time, sync(*round, *fragment), broadcast, *norm),
+            LedgerEvent::PrivacySpent {
+                disclosures,
+                epsilon,
+            } => self.spend_out(*disclosures, *epsilon),
             LedgerEvent::SnapshotSaved { round, manifest } => self.saved(time, *round, *manifest),
             LedgerEvent::HoldPlaced {
                 hold,

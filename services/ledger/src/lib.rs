@@ -14,6 +14,7 @@
 //! | `quarantine` | the workers that operators shut out, and where their contributions are |
 //! | `rule` | the limits of each closing rule, which a run's ledger must keep |
 //! | `screening` | the contributions that a merge has to leave out |
+//! | `spending` | what a private run has spent, and what ends its rounds |
 //! | `checkpoint` | states that are kept as objects, and a state's knowledge of them |
 //! | `form` | the bytes of such an object |
 //! | `error` | the reasons why an event cannot follow |
@@ -32,6 +33,7 @@ mod quarantine;
 mod rounds;
 mod rule;
 mod screening;
+mod spending;
 mod state;
 mod view;
 
@@ -40,6 +42,7 @@ pub use checkpoint::CHECKPOINTS_KEPT;
 pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
 pub use screening::outliers;
+pub use spending::{BudgetEnd, Spending};
 pub use state::{
     Accepted, Fates, HoldRecord, Measured, Member, OpenSync, QuarantineRecord, RefusedResult,
     RoundRecord, Run, SnapshotRecord, Standing, State, Unit,

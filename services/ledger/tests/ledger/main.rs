@@ -7,6 +7,7 @@ mod holds;
 mod kit;
 mod naming;
 mod places;
+mod privacy;
 mod quarantine;
 mod rounds;
 mod screening;
