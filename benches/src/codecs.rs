@@ -1,11 +1,14 @@
 //! Every codec of uploads: encode, decode and accumulate. A rate counts the bytes that the work
-//! must read or write once, and stands beside that of a copy by all threads in the same turn.
+//! must read or write once, and stands beside that of a copy by all threads in the same turn. So
+//! does the clipping and noise of a private run, which comes before the encoding.
 
 use std::hint::black_box;
 
 use anyhow::Result;
 use merge::{ContributionChunk, Momentum, SeededRounding, codec};
-use schemas::run::{CodecKind, OuterOptimizer};
+use privacy::{BLOCK_ELEMENTS, Noising, SquaredNorm};
+use rayon::prelude::*;
+use schemas::run::{CodecKind, OuterOptimizer, Privacy};
 
 use crate::Effort;
 use crate::merging::{copy, rate};
@@ -14,6 +17,8 @@ use crate::row::Row;
 /// Number of contributions that are accumulated.
 const CONTRIBUTIONS: usize = 4;
 const FP32_BYTES: usize = 4;
+/// Noise is measured on one element of so many.
+const NOISED_PART: usize = 20;
 
 struct Buffers {
     base: Vec<f32>,
@@ -46,7 +51,7 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
         out: vec![0.0; elements],
         encoded: Vec::new(),
     };
-    let mut memcpy = Vec::new();
+    let (mut memcpy, mut noised) = (Vec::new(), Vec::new());
     let mut rates: Vec<(CodecKind, Rates)> = CodecKind::ALL
         .iter()
         .map(|codec| (*codec, Rates::default()))
@@ -57,6 +62,10 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
         // The first turn touches fresh pages.
         if turn > 0 {
             memcpy.push(copied);
+        }
+        let noise = buffers.noise()?;
+        if turn > 0 {
+            noised.push(noise);
         }
         for (codec, rates) in &mut rates {
             let [encode, decode, accumulate] = buffers.turn(*codec)?;
@@ -72,6 +81,7 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
         rayon::current_num_threads()
     );
     let mut rows = vec![Row::new("codecs: memcpy, all threads", "GB/s", memcpy).note(&note)];
+    rows.push(Row::new("privacy: clip and noise", "GB/s", noised).note(&note));
     for (codec, rates) in rates {
         let row = |what: &str, samples| {
             Row::new(format!("{}: {what}", codec.name()), "GB/s", samples).note(&note)
@@ -84,6 +94,40 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
 }
 
 impl Buffers {
+    /// The rate of clipping and noise on a part of the elements: a draw costs as much as the
+    /// encoding of some hundred values.
+    fn noise(&mut self) -> Result<f64> {
+        let privacy = Privacy {
+            clip: 1.0,
+            noise_multiplier: 1.0,
+            delta: 1e-6,
+            epsilon: 8.0,
+        };
+        let part = self.base.len() / NOISED_PART;
+        let (base, local) = (&self.base[..part], &self.local[..part]);
+        let mut failed = None;
+        let moved = part * 3 * FP32_BYTES;
+        let rate = rate(moved, || {
+            let mut norm = SquaredNorm::default();
+            norm.add(black_box(base), local);
+            match Noising::new(&privacy, norm, [1; 32].into()) {
+                Ok(noising) => {
+                    let given = base.par_chunks(BLOCK_ELEMENTS);
+                    let given = given.zip(local.par_chunks(BLOCK_ELEMENTS));
+                    let blocks = self.out[..part].par_chunks_mut(BLOCK_ELEMENTS);
+                    blocks
+                        .zip(given)
+                        .enumerate()
+                        .for_each(|(block, (out, (base, local)))| {
+                            noising.apply(block * BLOCK_ELEMENTS, base, local, out);
+                        });
+                }
+                Err(error) => failed = Some(error),
+            }
+        });
+        failed.map_or(Ok(rate), |error| Err(error.into()))
+    }
+
     /// Measures encode, decode and accumulate, in GB/s.
     fn turn(&mut self, codec: CodecKind) -> Result<[f64; 3]> {
         let elements = self.base.len();

@@ -83,9 +83,24 @@ pub struct Contribution {
     /// Inner steps done.
     pub steps: Steps,
     /// Mean training loss over the unit, in nats a token.
+    ///
+    /// 0 in a private run, since noise does not cover it.
     pub loss: f64,
     /// Wall time of the inner steps, milliseconds.
     pub train_ms: u64,
+    /// The clipping and the noise that the worker applied before it encoded, in a private run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<Applied>,
+}
+
+/// The clipping and the noise of a contribution, as its worker states them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Applied {
+    /// The largest norm before the noise.
+    pub clip: f64,
+    /// The deviation of the noise of each parameter, as a multiple of `clip`.
+    pub noise_multiplier: f64,
 }
 
 /// Held-out loss of a global snapshot.

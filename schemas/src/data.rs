@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::code::{Code, Refusal};
-use crate::limits::{OBJECT_BYTES_MAX, SHARDS_MAX};
+use crate::limits::{OBJECT_BYTES_MAX, SHARDS_MAX, UNIT_SHARDS_MAX};
 use crate::message::V;
 use crate::{ObjectRef, Tokens};
 
@@ -73,6 +73,19 @@ pub const fn token_bytes(vocabulary: u32) -> u8 {
 }
 
 impl DataManifest {
+    /// Training shards that a unit of so many tokens reads: as many of mean size as hold them; at
+    /// least 1, at most as many as there are and [`UNIT_SHARDS_MAX`].
+    pub fn shards_of_unit(&self, unit_tokens: Tokens) -> u64 {
+        let count = self.train.len() as u64;
+        let tokens = self.train.iter().map(|shard| shard.tokens.get());
+        let tokens = tokens.fold(0_u64, u64::saturating_add);
+        let mean = (tokens / count.max(1)).max(1);
+        unit_tokens
+            .get()
+            .div_ceil(mean)
+            .clamp(1, count.min(UNIT_SHARDS_MAX as u64).max(1))
+    }
+
     /// Checks that the manifest is consistent and within the limits. Readers of a manifest depend
     /// on each of these checks.
     ///

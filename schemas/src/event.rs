@@ -172,6 +172,10 @@ pub enum LedgerEvent {
         norm: f64,
         tokens: Tokens,
     },
+    /// The rounds of a private run are over: another contribution could pass its budget.
+    /// `disclosures` of one protected part have cost `epsilon`. A round that is open is dropped:
+    /// its contributions are late.
+    PrivacySpent { disclosures: u64, epsilon: f64 },
     /// A full snapshot of the weights that round `round` starts from was saved, and the signed
     /// statement of its provenance. A ledger of an earlier release names no statement.
     SnapshotSaved {
@@ -205,7 +209,8 @@ pub enum LedgerEvent {
     },
     /// An operator shut a worker out of the run. Its membership ends with this event, and so does
     /// `lease`, whose tokens are abandoned. Its contributions to rounds of which no seal has begun
-    /// count no more: `withdrawn` of them, whose tokens are rejected and whose units are open again.
+    /// count no more: `withdrawn` of them, whose tokens are rejected and whose units are open
+    /// again.
     WorkerQuarantined {
         worker: WorkerId,
         operator: PublicKey,
@@ -332,6 +337,7 @@ impl LedgerEvent {
             Self::EvaluationAccepted { .. } => "evaluation-accepted",
             Self::RoundSealed { .. } => "round-sealed",
             Self::RoundClosed { .. } => "round-closed",
+            Self::PrivacySpent { .. } => "privacy-spent",
             Self::SnapshotSaved { .. } => "snapshot-saved",
             Self::SnapshotPromoted { .. } => "snapshot-promoted",
             Self::ControlReceived { .. } => "control-received",

@@ -1,9 +1,11 @@
 //! A run: one training job, whose settings are fixed at its creation and named by their digest.
 
+mod privacy;
 mod rules;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::privacy::Privacy;
 pub use self::rules::{Closing, Combination, Comparison};
 use crate::code::{Code, Refusal};
 pub use crate::codec::{Carries, Codec, CodecKind, Rounding};
@@ -50,6 +52,10 @@ pub struct RunSpec {
     /// settings keep their digest.
     #[serde(default, skip_serializing_if = "is_false")]
     pub error_feedback: bool,
+    /// Differential privacy of contributions. Left out of the message if there is none, so that
+    /// settings from before there was a choice keep their digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<Privacy>,
     /// Rules for workers and leases.
     pub policy: Policy,
     /// Seed of initial weights, data order and stochastic rounding.
@@ -222,9 +228,7 @@ impl RunSpec {
 
     /// Tokens of one training unit.
     pub fn unit_tokens(&self) -> Tokens {
-        let step =
-            u64::from(self.schedule.batch_sequences) * u64::from(self.schedule.sequence_tokens);
-        Tokens(self.schedule.inner_steps.get().saturating_mul(step))
+        self.schedule.unit_tokens()
     }
 
     /// The initial weights as the broadcast of round 0.
@@ -305,8 +309,7 @@ impl RunSpec {
 
     /// Most elements of a chunk, limited by the model's.
     fn chunk_elements(&self) -> u64 {
-        let all = CodecKind::Fp32.elements_in(self.model.initial.total().get());
-        self.model.chunk_elements.min(all)
+        self.model.chunk_elements.min(self.parameters())
     }
 
     /// True if snapshot `round` is evaluated on held-out text.
@@ -336,7 +339,16 @@ impl RunSpec {
         self.outer.validate()?;
         self.combination.validate()?;
         check_transfer(self.upload, self.download, self.error_feedback)?;
-        self.policy.validate()
+        self.policy.validate()?;
+        match &self.privacy {
+            None => Ok(()),
+            Some(privacy) => privacy.check(self.parameters(), self.error_feedback, &self.policy),
+        }
+    }
+
+    /// Parameters of the model, by the length of its initial weights.
+    pub fn parameters(&self) -> u64 {
+        CodecKind::Fp32.elements_in(self.model.initial.total().get())
     }
 }
 
@@ -419,6 +431,12 @@ fn every(n: u32, round: Round) -> bool {
 }
 
 impl Schedule {
+    /// Tokens of one training unit.
+    pub fn unit_tokens(&self) -> Tokens {
+        let step = u64::from(self.batch_sequences) * u64::from(self.sequence_tokens);
+        Tokens(self.inner_steps.get().saturating_mul(step))
+    }
+
     /// Checks that every number is within its bounds.
     ///
     /// # Errors

@@ -63,6 +63,9 @@ pub struct RunView {
     /// What operators keep the run from. Left out of the message while there is nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub holds: Vec<HoldView>,
+    /// The privacy that a private run has spent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<PrivacyView>,
     /// The open round; equal to `rounds` when all are closed.
     pub round: Round,
     /// Rounds of the run.
@@ -95,6 +98,24 @@ pub struct RunView {
     pub created_at: UnixMillis,
     /// Completed at.
     pub completed_at: Option<UnixMillis>,
+}
+
+/// The privacy that a private run has spent.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrivacyView {
+    /// The budget.
+    pub epsilon: f64,
+    /// The part of the budget that is spent, at the run's `delta`.
+    pub epsilon_spent: f64,
+    /// The run's `delta`.
+    pub delta: f64,
+    /// Contributions of one protected part that the budget lasts for.
+    pub disclosures_max: u64,
+    /// Contributions that are spent.
+    pub disclosures: u64,
+    /// True once the budget has ended the run's rounds.
+    pub over: bool,
 }
 
 /// A hold that stands.

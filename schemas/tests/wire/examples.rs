@@ -157,11 +157,13 @@ fn contribution() -> Contribution {
         steps: Steps(50),
         loss: 2.5,
         train_ms: 1234,
+        privacy: None,
     }
 }
 
 fn view() -> RunView {
     RunView {
+        privacy: None,
         run: run(),
         phase: RunPhase::Training,
         halted: None,

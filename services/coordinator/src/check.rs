@@ -3,7 +3,7 @@
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use merge::codec::encoded_bytes;
-use model::ModelConfig;
+use model::{ModelConfig, check_private_data};
 use recompute::{Base, Objects as _, RunContext, layout};
 use schemas::data::{DataManifest, Tokenizer};
 use schemas::layout::Layout;
@@ -59,6 +59,9 @@ pub(crate) async fn run(store: &Store, spec: RunSpec) -> Result<(), Refusal> {
         )
     };
     model.check_data(&data, &spec.schedule).map_err(named)?;
+    if spec.privacy.is_some() {
+        check_private_data(&data, &spec.schedule).map_err(named)?;
+    }
     objects.extend(
         data.train
             .iter()

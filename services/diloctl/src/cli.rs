@@ -258,6 +258,10 @@ pub(crate) enum Data {
         /// Most text to import.
         #[arg(long, value_name = "SIZE", default_value = "32MiB")]
         limit: runtime::ConfigBytes,
+        /// Approximate tokens of a shard; a mebi token by default. The units of a private run's
+        /// round read different shards.
+        #[arg(long, value_name = "TOKENS")]
+        shard_tokens: Option<u64>,
         /// A Hugging Face tokenizer.json; without one every byte is a token. Text that spells a
         /// special token is encoded as ordinary text.
         #[arg(long, value_name = "FILE")]
@@ -291,7 +295,7 @@ pub(crate) enum Run {
         run: RunId,
     },
     /// Wait until a run is complete or has closed a number of rounds. The command fails with the
-    /// reason when the run is halted or has no workers left.
+    /// reason when the run is halted, has no workers left, or was ended by its privacy budget.
     Wait {
         /// Name of the run.
         run: RunId,

@@ -185,7 +185,7 @@ pub fn create_private_subfolder(path: &Path) -> Result<(), FileError> {
 }
 
 /// `N` bytes from the operating system's generator.
-pub(crate) fn random<const N: usize>() -> Zeroizing<[u8; N]> {
+pub fn random<const N: usize>() -> Zeroizing<[u8; N]> {
     let mut bytes = Zeroizing::new([0; N]);
     let generator = rustls::crypto::ring::default_provider().secure_random;
     generator

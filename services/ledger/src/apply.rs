@@ -10,6 +10,7 @@ use schemas::run::RunSpec;
 use schemas::{Bytes, Fragment, PublicKey, Round, RunId, SyncId, UnixMillis};
 
 use crate::error::{ApplyError, ReplayError, out_of_place};
+use crate::spending::Spending;
 use crate::state::{
     Fates, HoldRecord, Leader, PointerRecord, QuarantineRecord, RefusedResult, RestoreRecord, Run,
     State,
@@ -103,7 +104,11 @@ impl State {
         if self.runs.contains_key(name) {
             return Err(ApplyError::RunExists(name.clone()));
         }
-        spec.validate().map_err(|refusal| ApplyError::SpecInvalid {
+        let valid = spec.validate().and_then(|()| match &spec.privacy {
+            Some(privacy) => privacy::check_budget(privacy),
+            None => Ok(0),
+        });
+        let disclosures_max = valid.map_err(|refusal| ApplyError::SpecInvalid {
             run: name.clone(),
             refusal,
         })?;
@@ -131,6 +136,8 @@ impl State {
             tokens: Fates::default(),
             uploaded: Bytes(0),
             measured: BTreeMap::new(),
+            spending: spec.privacy.is_some().then(Spending::default),
+            disclosures_max,
             holds: BTreeMap::new(),
             quarantined: BTreeMap::new(),
             restores: Vec::new(),
@@ -243,6 +250,10 @@ impl Run {
                 norm,
                 ..
             } => self.close(time, sync(*round, *fragment), broadcast, *norm),
+            LedgerEvent::PrivacySpent {
+                disclosures,
+                epsilon,
+            } => self.spend_out(*disclosures, *epsilon),
             LedgerEvent::SnapshotSaved {
                 round,
                 manifest,

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use privacy::RoundDisclosures;
 use schemas::checkpoint::{CHECKPOINT_BYTES_MAX, Checkpoint};
 use schemas::contribution::{Evaluation, Fate};
 use schemas::hold::{Hold, Reason};
@@ -27,6 +28,7 @@ use schemas::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::spending::Spending;
 use crate::state::{
     Accepted, Fates, HoldRecord, Leader, Measured, Member, OpenSync, PointerRecord,
     QuarantineRecord, RefusedResult, RestoreRecord, RoundRecord, Run, SnapshotRecord, Standing,
@@ -167,6 +169,10 @@ forms! {
         // Left out while there are none, like the holds.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         measured: Vec<(UnitId, MeasuredForm)>,
+        // Left out of a run that is not private, so that states from before there was privacy keep
+        // their bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        spending: Option<SpendingForm<'a>>,
         // Left out while there are none, so that states from before there were holds keep their
         // bytes.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -179,7 +185,13 @@ forms! {
         pointers: Vec<(Cow<'a, PointerName>, PointerForm<'a>)>,
         restores: Vec<RestoreForm<'a>>,
     }
-    leaves { spec_digest = digest(&spec), any_rule = false };
+    leaves { spec_digest = digest(&spec), disclosures_max = disclosures(&spec), any_rule = false };
+
+    SpendingForm of Spending {
+        closed: u64,
+        open: Vec<(Round, DisclosuresForm<'a>)>,
+        over: bool,
+    };
 
     HoldForm of HoldRecord {
         operator: Cow<'a, PublicKey>,
@@ -238,6 +250,10 @@ forms! {
     };
 }
 
+fn disclosures(spec: &RunSpec) -> u64 {
+    spec.privacy.as_ref().map_or(0, privacy::disclosures_within)
+}
+
 fn digest(spec: &RunSpec) -> Digest {
     spec.to_object().1
 }
@@ -263,6 +279,9 @@ enum StandingForm<'a> {
     Held(Cow<'a, WorkerId>, UnixMillis),
     Done,
 }
+
+/// Grants of each worker, then of each unit.
+type DisclosuresForm<'a> = (Vec<(Cow<'a, WorkerId>, u64)>, Vec<(UnitIndex, u64)>);
 
 /// Lease, code and detail.
 type RefusedForm<'a> = (LeaseRef, Code, Cow<'a, str>);
@@ -392,6 +411,20 @@ impl<'a> Form<'a, Standing> for StandingForm<'a> {
     }
 }
 
+impl<'a> Form<'a, RoundDisclosures> for DisclosuresForm<'a> {
+    fn of(disclosures: &'a RoundDisclosures) -> Self {
+        (
+            Form::of(disclosures.by_worker()),
+            Form::of(disclosures.by_unit()),
+        )
+    }
+
+    fn back(self) -> RoundDisclosures {
+        let (by_worker, by_unit) = self;
+        RoundDisclosures::of(by_worker.back(), by_unit.back())
+    }
+}
+
 impl<'a> Form<'a, RefusedResult> for RefusedForm<'a> {
     fn of(refused: &'a RefusedResult) -> Self {
         let RefusedResult {
@@ -440,7 +473,7 @@ own_forms!(
     Session,
     SyncId
 );
-own_forms!(UnitId, UnixMillis, (Fragment, Round));
+own_forms!(UnitId, UnitIndex, UnixMillis, (Fragment, Round));
 
 impl<'a, T: Clone> Form<'a, T> for Cow<'a, T> {
     fn of(value: &'a T) -> Self {

@@ -19,12 +19,17 @@ impl Run {
             run: name.clone(),
             worker: worker.clone(),
         };
+        let affords = self.affords(&lease.unit, worker);
         let member = self
             .members
             .get_mut(worker)
             .filter(|member| member.present)
             .ok_or_else(unknown)?;
         let wrong = || out_of_place("lease-granted", format!("lease {lease} of {worker}"));
+        if !affords {
+            let what = format!("lease {lease} of {worker} passes the privacy budget");
+            return Err(out_of_place("lease-granted", what));
+        }
         let unit = self.units.get_mut(&lease.unit).ok_or_else(wrong)?;
         if unit.standing != Standing::Open
             || lease.epoch != unit.epoch.next()
@@ -40,6 +45,7 @@ impl Run {
         member.lease = Some(*lease);
         let tokens = self.unit_tokens(&lease.unit);
         self.tokens.issued += tokens;
+        self.count_disclosure(lease, worker);
         Ok(())
     }
 

@@ -16,6 +16,7 @@
 //! | `restore` | the way of the weights through restores, and the rounds that these undid |
 //! | `rule` | the limits of each closing rule, which a run's ledger must keep |
 //! | `screening` | the contributions that a merge has to leave out |
+//! | `spending` | what a private run has spent, and what ends its rounds |
 //! | `checkpoint` | states that are kept as objects, and a state's knowledge of them |
 //! | `form` | the bytes of such an object |
 //! | `error` | the reasons why an event cannot follow |
@@ -36,6 +37,7 @@ mod restore;
 mod rounds;
 mod rule;
 mod screening;
+mod spending;
 mod state;
 mod view;
 
@@ -45,6 +47,7 @@ pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
 pub use pointers::Unpromotable;
 pub use screening::outliers;
+pub use spending::{BudgetEnd, Spending};
 pub use state::{
     Accepted, Fates, HoldRecord, Measured, Member, OpenSync, PointerRecord, QuarantineRecord,
     RefusedResult, RestoreRecord, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,

@@ -17,8 +17,12 @@ use crate::state::{
 impl Run {
     pub(crate) fn open(&mut self, time: UnixMillis, round: Round) -> Result<(), ApplyError> {
         let next = round.get() == self.rounds.len() as u64;
-        let planned = self.plans(round);
-        if !next || !planned || self.open_rounds().count() >= self.rule().open_max {
+        let planned = self.plans(round) && !self.ended_early();
+        if !next
+            || !planned
+            || !self.affords_round()
+            || self.open_rounds().count() >= self.rule().open_max
+        {
             return Err(out_of_place("round-opened", format!("round {round}")));
         }
         let base = self.rounds_closed();
@@ -52,7 +56,7 @@ impl Run {
     pub(crate) fn offer_evaluation(&mut self, version: Round) {
         let unit = evaluation_unit(version);
         let offered = self.evaluations.contains_key(&version) || self.units.contains_key(&unit);
-        if self.evaluates(version) && !offered {
+        if (self.evaluates(version) || self.ended_early()) && !offered {
             self.offer(unit, version);
         }
     }
@@ -297,6 +301,7 @@ impl Run {
         self.units.retain(|unit, state| {
             !is_training(unit, round) || matches!(state.standing, Standing::Held { .. })
         });
+        self.book_round(round);
         self.forget_measured(round);
         self.accepted
             .retain(|unit, _| unit.round.get() + ROUNDS_REMEMBERED > round.get());

@@ -18,6 +18,8 @@ use schemas::{
 };
 use serde::{Serialize, Serializer};
 
+use crate::spending::Spending;
+
 /// Closed rounds for which the digests of accepted statements are kept, so that a repeated submit
 /// gets the same answer. A worker repeats a request for minutes at most; a round lasts seconds at
 /// least.
@@ -115,6 +117,12 @@ pub struct Run {
     /// rounds and to the last one that was closed, and some older ones.
     #[serde(serialize_with = "pairs")]
     pub measured: BTreeMap<UnitId, Measured>,
+    /// The privacy that a private run has spent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spending: Option<Spending>,
+    /// Disclosures that the run's budget lasts for; 0 in a run that is not private.
+    #[serde(skip)]
+    pub disclosures_max: u64,
     /// Everything that an operator keeps the run from doing.
     pub holds: BTreeMap<Hold, HoldRecord>,
     /// Workers that operators shut out. They need not have joined.
@@ -515,9 +523,16 @@ impl Run {
         self.members.get(worker).filter(|member| member.present)
     }
 
-    /// True when no round is left to close.
+    /// True when no round is left to close: all that were planned are closed, or the privacy budget
+    /// has ended them.
     pub fn all_rounds_closed(&self) -> bool {
-        self.progress(self.rounds_closed()) >= Round(self.spec.schedule.rounds)
+        self.ended_early()
+            || self.progress(self.rounds_closed()) >= Round(self.spec.schedule.rounds)
+    }
+
+    /// True once the privacy budget has ended the run's rounds.
+    pub fn ended_early(&self) -> bool {
+        self.spending.as_ref().is_some_and(|spending| spending.over)
     }
 
     /// The versions of the weights, complete in all fragments, that no full snapshot holds.
@@ -536,8 +551,12 @@ impl Run {
         self.snapshots.last()
     }
 
-    /// Mean training loss over a round's contributions so far, nats a token.
-    pub(crate) fn train_loss(record: &RoundRecord) -> Option<f64> {
+    /// Mean training loss over a round's contributions so far, nats a token; none in a private run,
+    /// whose workers state no loss.
+    pub(crate) fn train_loss(&self, record: &RoundRecord) -> Option<f64> {
+        if self.spec.privacy.is_some() {
+            return None;
+        }
         (record.tokens.get() > 0).then(|| record.loss_sum / record.tokens.get() as f64)
     }
 

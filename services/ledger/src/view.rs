@@ -26,6 +26,7 @@ impl Run {
             halted: None,
             trouble: None,
             holds: self.hold_views(),
+            privacy: self.privacy_view(),
             round: self.rounds_closed(),
             rounds: self.rounds_planned(),
             units_done: self
@@ -44,7 +45,7 @@ impl Run {
                 (Fate::Abandoned, fates.abandoned),
             ],
             tokens_per_second: 0.0,
-            train_loss: closed.and_then(Self::train_loss),
+            train_loss: closed.and_then(|record| self.train_loss(record)),
             held_out_loss: self
                 .evaluations
                 .keys()
@@ -107,7 +108,7 @@ impl Run {
                     .copied()
                     .collect(),
                 tokens: record.tokens,
-                train_loss: Self::train_loss(record),
+                train_loss: self.train_loss(record),
                 held_out_loss: self.held_out_loss(round),
                 norm: record.norm,
                 undone: self.is_undone(round),

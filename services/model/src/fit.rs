@@ -87,6 +87,27 @@ impl ModelConfig {
     }
 }
 
+/// Checks what a private run requires of its data beyond that: the units of a round read different
+/// shards, so that a shard is in one contribution of a round.
+///
+/// # Errors
+/// [`Code::PrivacyUnfit`]
+pub fn check_private_data(data: &DataManifest, schedule: &Schedule) -> Result<(), Refusal> {
+    let (of_unit, all) = (
+        data.shards_of_unit(schedule.unit_tokens()),
+        data.train.len(),
+    );
+    let needed = of_unit.saturating_mul(schedule.units.into());
+    if needed <= all as u64 {
+        return Ok(());
+    }
+    let detail = format!(
+        "the {} units of a round read {of_unit} shards each, and the data has {all} training shards: some would be in two contributions",
+        schedule.units
+    );
+    Err(Refusal::new(Code::PrivacyUnfit, detail))
+}
+
 /// Checks that a text is long enough for a sequence, since a shorter one cannot be used. `what`
 /// names the text.
 ///

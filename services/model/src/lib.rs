@@ -17,7 +17,7 @@ pub use file::{
     FileError, NamedTensor, TensorFile, export_safetensors, import_safetensors, remove_parts,
     write_tensors,
 };
-pub use fit::check_length;
+pub use fit::{check_length, check_private_data};
 pub use initial::{Initial, InitialWeights};
 pub use llama::LlamaConfig;
 pub use preset::{PRESETS, Preset};

@@ -75,6 +75,7 @@ const CRATES: &[&str] = &[
     "merge",
     "model",
     "objects",
+    "privacy",
     "recompute",
     "registrar_core",
     "runtime",

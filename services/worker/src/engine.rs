@@ -44,7 +44,7 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use model::ModelConfig;
 use schemas::contribution::Evaluation;
-use schemas::run::{CodecKind, Precision};
+use schemas::run::{CodecKind, Precision, Privacy};
 use schemas::{Code, Digest, Refusal, Steps};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -120,6 +120,8 @@ pub(crate) struct Opening {
     pub(crate) owner: String,
     /// True if contributions bring back the part that the codec took from earlier ones.
     pub(crate) error_feedback: bool,
+    /// The clipping and noise of contributions, in a private run.
+    pub(crate) privacy: Option<Privacy>,
 }
 
 /// Sends jobs to the training thread. Cheap to clone; the thread ends when the last clone is gone,
@@ -440,7 +442,11 @@ impl TrainingThread {
     /// file, and has led to no result that counts yet, is not written: the file stays as it is
     /// until the state is proved good.
     fn save(&mut self) {
-        if let Some(session) = self.session.as_mut().filter(|session| !session.unproven) {
+        if let Some(session) = self
+            .session
+            .as_mut()
+            .filter(|session| session.keeps_state())
+        {
             self.saver.keep(session);
         }
     }

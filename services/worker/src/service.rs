@@ -350,6 +350,7 @@ impl EffectRunner {
             spec: Arc::new(spec),
             spec_digest,
             assets: Arc::new(OnceCell::new()),
+            disclosed: Arc::default(),
             hints: self.tasks.clone(),
         });
     }

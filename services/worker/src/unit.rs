@@ -11,7 +11,7 @@ use schemas::call::worker as call;
 use schemas::contribution::{Evaluation, StageRequest};
 use schemas::data::Shard;
 use schemas::layout::Chunk;
-use schemas::lease::{Manifest, Weights, Work};
+use schemas::lease::{LeaseRef, Manifest, Weights, Work};
 use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::run::{CodecKind, RunSpec};
 use schemas::{Chunks, Code, Digest, Millis, ObjectRef, Refusal, V};
@@ -46,6 +46,8 @@ pub(crate) struct UnitTools {
     pub(crate) spec: Arc<RunSpec>,
     pub(crate) spec_digest: Digest,
     pub(crate) assets: Arc<OnceCell<Assets>>,
+    /// The last lease under which a contribution has left this process.
+    pub(crate) disclosed: Arc<Mutex<Option<LeaseRef>>>,
     /// Hints that are sent beside the work.
     pub(crate) hints: TaskTracker,
 }
@@ -70,6 +72,7 @@ pub(crate) enum Text {
 impl Unit {
     /// Fetches data into memory and base weights into the trainer, at the same time.
     pub(crate) async fn fetch(&self) -> Result<(), Refusal> {
+        self.check_not_disclosed()?;
         let _timed = self.tools.meter.timed(WorkLane::Fetch);
         let UnitTools {
             object_client,
@@ -93,12 +96,26 @@ impl Unit {
             inner: state.inner(&spec.run, *spec_digest),
             owner: format!("{domain}/{}/{spec_digest}", spec.run),
             error_feedback: spec.error_feedback,
+            privacy: spec.privacy,
         };
         engine.open(opening).await?;
         let (text, ()) =
             tokio::try_join!(self.fetch_text(assets, shards), self.fetch_base(assets))?;
         *self.text.lock().expect("no holder panics") = Some(text);
         Ok(())
+    }
+
+    /// Refuses a lease of a private run under which a contribution has left this process: the
+    /// coordinator counts one for each grant. That happens when a worker gives a lease up that the
+    /// coordinator knows nothing of, and gets it again.
+    fn check_not_disclosed(&self) -> Result<(), Refusal> {
+        let lease = self.manifest.lease;
+        let disclosed = *self.tools.disclosed.lock().expect("no holder panics");
+        if self.tools.spec.privacy.is_none() || disclosed != Some(lease) {
+            return Ok(());
+        }
+        let detail = format!("a contribution under lease {lease} has left this worker");
+        Err(Refusal::new(Code::DisclosedBefore, detail))
     }
 
     async fn fetch_text(&self, assets: &Assets, shards: Vec<Shard>) -> Result<Text, Refusal> {
@@ -240,6 +257,7 @@ impl Unit {
             ..
         } = &self.tools;
         let unit = self.manifest.lease.unit;
+        *self.tools.disclosed.lock().expect("no holder panics") = Some(self.manifest.lease);
         let assets = assets.get().expect("the fetch of this unit got them");
         let rounding = SeededRounding {
             rule: spec.upload.rounding,

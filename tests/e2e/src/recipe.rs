@@ -24,6 +24,7 @@ pub struct Recipe {
     rounds: u64,
     units: u32,
     steps: u64,
+    shard_tokens: Option<u64>,
     settings: Vec<String>,
 }
 
@@ -36,6 +37,7 @@ impl Recipe {
             rounds,
             units,
             steps,
+            shard_tokens: None,
             settings: settings.map(str::to_owned).to_vec(),
         }
     }
@@ -56,6 +58,7 @@ impl Recipe {
             rounds,
             units,
             steps,
+            shard_tokens: None,
             settings: settings.map(str::to_owned).to_vec(),
         }
     }
@@ -74,24 +77,33 @@ impl Recipe {
         self
     }
 
-    /// Imports the text and creates the cluster's run.
+    /// The same run on text that is cut into shards of this length.
+    #[must_use]
+    pub fn shards_of(mut self, tokens: u64) -> Self {
+        self.shard_tokens = Some(tokens);
+        self
+    }
+
+    /// Imports the text and creates the cluster's run. Returns what `run new` says beside its
+    /// result.
     ///
     /// # Panics
     /// `diloctl` fails.
-    pub async fn create(&self, cluster: &Cluster) {
+    pub async fn create(&self, cluster: &Cluster) -> String {
         let path = cluster.path("corpus.txt");
         std::fs::write(&path, corpus())
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        cluster
-            .diloctl_ok(&[
-                "data",
-                "import",
-                "--text",
-                "corpus.txt",
-                "--limit",
-                "512KiB",
-            ])
-            .await;
+        let shards = self.shard_tokens.map(|tokens| tokens.to_string());
+        let mut import = vec![
+            "data",
+            "import",
+            "--text",
+            "corpus.txt",
+            "--limit",
+            "512KiB",
+        ];
+        import.extend(shards.iter().flat_map(|tokens| ["--shard-tokens", tokens]));
+        cluster.diloctl_ok(&import).await;
         let run = cluster.run().to_string();
         let (rounds, units, steps) = (
             self.rounds.to_string(),
@@ -111,7 +123,14 @@ impl Recipe {
         for setting in &self.settings {
             arguments.extend(["--set", setting]);
         }
-        cluster.diloctl_ok(&arguments).await;
+        let output = cluster.diloctl(&arguments).await;
+        assert!(
+            output.status.success(),
+            "{}{}",
+            output.stdout,
+            output.stderr
+        );
+        output.stderr
     }
 }
 

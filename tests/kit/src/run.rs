@@ -2,7 +2,7 @@
 
 use schemas::run::{
     Closing, Codec, CodecKind, Combination, Comparison, InnerOptimizer, ModelSpec, OuterOptimizer,
-    Policy, Precision, Rounding, RunSpec, Schedule, TrainerKind,
+    Policy, Precision, Privacy, Rounding, RunSpec, Schedule, TrainerKind,
 };
 use schemas::{Chunks, Millis, ObjectRef, RunId, Steps, V};
 
@@ -64,6 +64,7 @@ pub fn run_spec() -> RunSpecBuilder {
         upload: BF16,
         download: BF16,
         error_feedback: false,
+        privacy: None,
         policy: Policy {
             workers_min: 1,
             lease: Millis::from_secs(30),
@@ -122,6 +123,7 @@ setters! {
     upload: Codec => upload;
     download: Codec => download;
     error_feedback: bool => error_feedback;
+    privacy: Option<Privacy> => privacy;
     workers_min: u32 => policy.workers_min;
     lease: Millis => policy.lease;
     silence_max: Millis => policy.silence_max;

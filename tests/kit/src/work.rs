@@ -2,7 +2,7 @@
 
 use schemas::contribution::{Contribution, Evaluation, Outcome, Statement};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
-use schemas::run::{Codec, RunSpec};
+use schemas::run::{Codec, Privacy, RunSpec};
 use schemas::{Chunks, Epoch, Round, Tokens, UnitIndex, V, WorkerId};
 
 /// A training unit.
@@ -39,8 +39,9 @@ pub fn contribution(spec: &RunSpec, chunks: impl Into<Chunks>) -> Contribution {
         chunks: chunks.into(),
         tokens: spec.unit_tokens(),
         steps: spec.schedule.inner_steps,
-        loss: 2.5,
+        loss: if spec.privacy.is_some() { 0.0 } else { 2.5 },
         train_ms: 10,
+        privacy: spec.privacy.as_ref().map(Privacy::applied),
     }
 }
 

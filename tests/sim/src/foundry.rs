@@ -308,6 +308,9 @@ impl World {
             Chunks::Listed(_) => chunks.iter().map(|chunk| chunk.digest).collect(),
         };
         self.store.publish(&result.chunks);
-        Ok(Screened { norm: 1.0, listed })
+        let spec = &self.plan.spec;
+        let noised = spec.privacy.map(|privacy| privacy.norms(spec.parameters()));
+        let norm = noised.map_or(1.0, |(least, most)| f64::midpoint(least, most));
+        Ok(Screened { norm, listed })
     }
 }

@@ -22,6 +22,7 @@ mod coordinator;
 mod foundry;
 mod monitor;
 mod plan;
+mod privacy;
 mod queue;
 mod random;
 mod store;

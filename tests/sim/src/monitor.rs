@@ -61,6 +61,10 @@ pub struct Counts {
     pub dropped: u64,
     /// Merged rounds by which the run went back.
     pub undone: u64,
+    /// Runs whose privacy budget ended between two rounds.
+    pub spent: u64,
+    /// Runs whose privacy budget ended in a round.
+    pub spent_within: u64,
 }
 
 /// The monitor's records.
@@ -89,6 +93,9 @@ pub(crate) struct Monitor {
     issued: u64,
     ended: u64,
     frozen: bool,
+    /// Every training lease of a private run: round, worker, and the unit's index.
+    disclosures: Vec<(u64, WorkerId, u32)>,
+    spent: bool,
     complete: bool,
     /// Full snapshots, by manifest.
     saved: BTreeMap<Digest, Round>,
@@ -116,6 +123,8 @@ impl Monitor {
             issued: 0,
             ended: 0,
             frozen: false,
+            disclosures: Vec::new(),
+            spent: false,
             complete: false,
             saved: BTreeMap::new(),
             pointers: BTreeMap::new(),
@@ -249,9 +258,8 @@ impl Monitor {
                 assert_ne!(before, Some(*manifest), "{pointer} is there already");
             }
             LedgerEvent::RunCompleted => {
-                assert_eq!(
-                    self.merges.last(),
-                    Some(&self.spec.schedule.rounds),
+                assert!(
+                    self.spent || self.merges.last() == Some(&self.spec.schedule.rounds),
                     "the end comes after the last round"
                 );
                 assert!(
@@ -261,6 +269,10 @@ impl Monitor {
                 );
                 self.complete = true;
             }
+            LedgerEvent::PrivacySpent {
+                disclosures,
+                epsilon,
+            } => self.spend(*disclosures, *epsilon),
             LedgerEvent::RequestDenied { .. } => self.counts.denied += 1,
             LedgerEvent::HoldPlaced {
                 hold: Hold::Merges, ..
@@ -318,6 +330,7 @@ impl Monitor {
 
     fn open_round(&mut self, round: Round) {
         assert_eq!(self.open, None, "two rounds are open");
+        assert!(!self.spent, "a round is opened on a budget that is spent");
         assert_eq!(round, self.model.round, "rounds follow each other");
         let least = self.spec.policy.workers_min as usize;
         assert!(
@@ -348,6 +361,52 @@ impl Monitor {
         let earlier = self.held.insert(lease.unit, (lease, worker.clone()));
         assert_eq!(earlier, None, "{lease} has two holders");
         self.issued += self.tokens(&lease.unit);
+        if lease.unit.kind == UnitKind::Train {
+            let (round, index) = (lease.unit.round.get(), lease.unit.index.get());
+            self.disclosures.push((round, worker.clone(), index));
+            self.check_privacy();
+        }
+    }
+
+    /// Checks that the disclosures so far are within the budget.
+    fn check_privacy(&self) {
+        if let Some(privacy) = &self.spec.privacy {
+            let disclosures = crate::privacy::disclosures(&self.disclosures);
+            let epsilon = crate::privacy::epsilon(privacy, disclosures);
+            assert!(
+                epsilon <= privacy.epsilon,
+                "{disclosures} disclosures cost {epsilon}, the budget is {}",
+                privacy.epsilon
+            );
+        }
+    }
+
+    /// The budget ends the rounds: the ledger's numbers are right, one more contribution to the
+    /// next round could pass the budget, or the open round cannot be completed.
+    fn spend(&mut self, disclosures: u64, epsilon: f64) {
+        let privacy = self.spec.privacy.expect("only a private run has a budget");
+        assert!(!self.spent, "a budget ends once");
+        self.spent = true;
+        assert_eq!(disclosures, crate::privacy::disclosures(&self.disclosures));
+        let own = crate::privacy::epsilon(&privacy, disclosures);
+        assert!(own <= epsilon && epsilon <= own * 1.01, "{epsilon} {own}");
+        let trains = |unit: &&UnitId| unit.kind == UnitKind::Train;
+        assert_eq!(self.held.keys().find(trains), None, "a unit is held");
+        assert_eq!(
+            (&self.sealed, &self.named[..]),
+            (&None, &[][..]),
+            "a set waits"
+        );
+        let Some(round) = self.open.take() else {
+            self.counts.spent += 1;
+            let next = crate::privacy::epsilon(&privacy, disclosures + 1);
+            assert!(next * 1.01 > privacy.epsilon, "another round costs {next}");
+            return;
+        };
+        self.counts.spent_within += 1;
+        let units = self.spec.schedule.units as usize;
+        assert!(self.inputs.len() < units, "round {round} is complete");
+        self.inputs.clear();
     }
 
     fn end(&mut self, lease: LeaseRef, worker: &WorkerId, tokens: u64) {

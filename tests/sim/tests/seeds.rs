@@ -58,6 +58,8 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         workers += worker_crashes;
         lost += messages;
         resumptions += resumed;
+        sum.spent += counts.spent;
+        sum.spent_within += counts.spent_within;
         sum.expired += counts.expired;
         sum.released += counts.released;
         sum.orphaned += counts.orphaned;
@@ -87,6 +89,12 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.withdrawn,
     ];
     assert!(seen.iter().all(|count| *count >= 20), "{sum:?}");
+    assert!(
+        sum.spent >= 5 && sum.spent_within >= 5,
+        "budgets ended between rounds {}, within a round {}",
+        sum.spent,
+        sum.spent_within
+    );
     assert!(
         shared >= 300 && torn >= 10 && unsealed >= 3,
         "{shared} appends were shared, {torn} were torn, {unsealed} lacked the seal of a merge"

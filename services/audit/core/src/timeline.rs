@@ -1,7 +1,9 @@
 //! An event as a line for people: time, run, emitter, kind, and the thing that it is about.
 
 use schemas::checkpoint::Checkpoint;
+use schemas::contribution::Applied;
 use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
+use schemas::run::Privacy;
 use schemas::{RunId, UnixMillis, Weight, WorkerId};
 use serde::Serialize;
 
@@ -108,12 +110,20 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
         LedgerEvent::RunCreated { spec, operator } => {
             let schedule = &spec.schedule;
             let plan = format!(
-                "{} rounds of {} units, by {}",
+                "{} rounds of {} units{}, by {}",
                 schedule.rounds,
                 schedule.units,
+                spec.privacy.as_ref().map(budget).unwrap_or_default(),
                 short(operator.as_str())
             );
             (none(), plan)
+        }
+        LedgerEvent::PrivacySpent {
+            disclosures,
+            epsilon,
+        } => {
+            let text = format!("no round is left: {disclosures} contributions cost {epsilon:.3}");
+            (none(), text)
         }
         LedgerEvent::RunCompleted => (none(), none()),
         LedgerEvent::WorkerJoined {
@@ -154,10 +164,17 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
             ..
         } => {
             let (tokens, loss) = (contribution.tokens, contribution.loss);
+            let stated = match contribution.privacy {
+                None => format!("loss {loss:.4}"),
+                Some(Applied {
+                    clip,
+                    noise_multiplier,
+                }) => format!("clip {clip}, noise {noise_multiplier}"),
+            };
             (
                 lease.to_string(),
                 format!(
-                    "of {}, {tokens} tokens, loss {loss:.4}, norm {norm:.3}",
+                    "of {}, {tokens} tokens, {stated}, norm {norm:.3}",
                     worker.short()
                 ),
             )
@@ -299,6 +316,12 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
             (none(), format!("of event {covers}, {}", object.digest))
         }
     }
+}
+
+/// A private run's budget.
+fn budget(privacy: &Privacy) -> String {
+    let Privacy { epsilon, delta, .. } = privacy;
+    format!(", privacy budget {epsilon} at delta {delta:e}")
 }
 
 /// The `about` and `detail` of a worker's event.

@@ -52,6 +52,9 @@ impl Coordinator {
             return Err(draining());
         }
         spec.validate()?;
+        if let Some(privacy) = &spec.privacy {
+            privacy::check_budget(privacy)?;
+        }
         if let Some(answer) = self.existing(&spec)? {
             return Ok(Outcome::Now(answer));
         }

@@ -14,6 +14,7 @@ mod membership;
 mod object;
 mod order;
 mod over;
+mod privacy;
 mod promotion;
 mod property;
 mod quarantine;

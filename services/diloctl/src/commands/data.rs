@@ -25,6 +25,7 @@ pub(crate) async fn run(context: &Context, command: &Data) -> Result<(), Failure
             text,
             exclude,
             limit,
+            shard_tokens,
             tokenizer,
         } => {
             let source = match text {
@@ -32,10 +33,12 @@ pub(crate) async fn run(context: &Context, command: &Data) -> Result<(), Failure
                 None => Source::RustSources(registry()?),
             };
             let (exclude, budget) = (exclude.clone(), limit.bytes());
+            let defaults = ImportOptions::new(source);
             let options = ImportOptions {
                 exclude,
                 budget,
-                ..ImportOptions::new(source)
+                shard_tokens: shard_tokens.map_or(defaults.shard_tokens, Tokens),
+                ..defaults
             };
             import(context, options, tokenizer.as_deref()).await
         }

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use merge::{SeededRounding, codec};
+use model::check_private_data;
 use runtime::{Failure, clock};
 use schemas::call::control as call;
 use schemas::control::{Query, RunNew, View};
 use schemas::hold::Hold;
 use schemas::layout::Chunk;
 use schemas::run::{CodecKind, ModelSpec, RunSpec};
-use schemas::view::{RunDetail, RunPhase, RunView};
+use schemas::view::{PrivacyView, RunDetail, RunPhase, RunView};
 use schemas::{Chunks, Code, Digest, ObjectRef, RunId, V};
 use serde::Serialize;
 
@@ -48,6 +49,26 @@ impl FromStr for Target {
 }
 
 impl Target {
+    /// Fails for a run that its privacy budget ended before the event that was waited for.
+    fn ended_before(self, view: &RunView) -> Result<(), Failure> {
+        let Some(privacy) = view.privacy.filter(|privacy| privacy.over) else {
+            return Ok(());
+        };
+        if matches!(self, Self::Round(round) if view.round.get() >= round) {
+            return Ok(());
+        }
+        let detail = format!(
+            "run {} ended after {} of {} rounds: {} contributions cost an epsilon of {:.3}, the budget is {}",
+            view.run,
+            view.round,
+            view.rounds,
+            privacy.disclosures,
+            privacy.epsilon_spent,
+            privacy.epsilon
+        );
+        Err(Failure::new(Code::PrivacySpent, detail))
+    }
+
     fn is_reached(self, view: &RunView) -> bool {
         match self {
             Self::Complete => view.phase == RunPhase::Complete,
@@ -98,8 +119,9 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
                     format!("run {run} did not get there within {within}"),
                 )
             })??;
+            let early = target.ended_before(&view);
             context.printer.rows(&[view]);
-            Ok(())
+            early
         }
     }
 }
@@ -161,6 +183,9 @@ async fn new(context: &Context, args: &RunArgs) -> Result<(), Failure> {
     if let Some(words) = settings.combination().weakened(settings.schedule.units) {
         context.printer.talk(&format!("warning: {words}"));
     }
+    if let Some(words) = settings.privacy_words() {
+        context.printer.talk(&words);
+    }
     let operator = context.operator().await?;
     let objects = OperatorObjectsClient::new(context, operator.clone())?;
     let data = data::resolve(context, args.data)?;
@@ -187,7 +212,12 @@ async fn check_data(
         |code, found: &dyn Display| Failure::new(code, format!("data {}: {found}", object.digest));
     let manifest = ::data::parse_manifest(&objects.get(object).await?)
         .map_err(|error| named(error.code(), &error))?;
-    let fits = settings.model()?.check_data(&manifest, &settings.schedule);
+    let schedule = &settings.schedule;
+    let fits = settings.model()?.check_data(&manifest, schedule);
+    let fits = fits.and_then(|()| match settings.privacy() {
+        Some(_) => check_private_data(&manifest, schedule),
+        None => Ok(()),
+    });
     fits.map_err(|refusal| named(refusal.code, &refusal.detail))
 }
 
@@ -243,6 +273,7 @@ async fn build(
         upload: settings.upload(),
         download: settings.download(),
         error_feedback: settings.transfer.error_feedback,
+        privacy: settings.privacy(),
         policy: settings.policy(),
         seed: settings.seed,
     })
@@ -321,6 +352,10 @@ pub(crate) fn phase(view: &RunView) -> String {
     for held in &view.holds {
         phase.push_str(&format!(", {} on hold", held.hold));
     }
+    if view.privacy.is_some_and(|privacy| privacy.over) {
+        let code = Code::PrivacySpent;
+        phase.push_str(&format!(": {code} {}", code.title()));
+    }
     match view.halted.as_ref().or(view.trouble.as_ref()) {
         Some(why) => format!("{phase}: {} {}", why.code, why.code.title()),
         None => phase,
@@ -357,6 +392,20 @@ impl Record for RunDetail {
                 .iter()
                 .map(|why| ("held up by", why.to_string())),
         );
+        lines.extend(view.privacy.iter().map(|privacy| {
+            let PrivacyView {
+                epsilon,
+                epsilon_spent,
+                delta,
+                disclosures,
+                disclosures_max,
+                ..
+            } = privacy;
+            let text = format!(
+                "epsilon {epsilon_spent:.3} of {epsilon} at delta {delta:e}, {disclosures} of {disclosures_max} contributions"
+            );
+            ("privacy spent", text)
+        }));
         lines.extend([
             ("tokens", tokens.collect::<Vec<_>>().join(", ")),
             ("created", time(view.created_at)),

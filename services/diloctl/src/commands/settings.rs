@@ -7,10 +7,14 @@ use model::{ModelConfig, Preset};
 use runtime::{ConfigArgs, ConfigDuration, Failure};
 use schemas::run::{
     Closing, Codec, CodecKind, Combination, Comparison, InnerOptimizer, OuterOptimizer, Policy,
-    Precision, Rounding, Schedule, TrainerKind,
+    Precision, Privacy, Rounding, Schedule, TrainerKind,
 };
 use schemas::{Code, Digest, RunId, Steps};
 use serde::{Deserialize, Serialize};
+
+/// An outcome that is `e` to this power times as likely with somebody's data tells whose data it
+/// was.
+const EPSILON_WEAK: f64 = 10.0;
 
 /// Flags of `run new`. All other settings come from the settings file or from `--set`.
 #[derive(Debug, Args)]
@@ -36,6 +40,11 @@ pub(crate) struct RunArgs {
     /// Seed of the initial weights and of the data order.
     #[arg(long)]
     seed: Option<u64>,
+    /// Workers clip their contributions and add noise to them before they send anything, and the
+    /// run ends before its privacy budget is passed. `privacy.clip`, `.noise_multiplier`, `.delta`
+    /// and `.epsilon` say how much; SECURITY.md says what is protected.
+    #[arg(long)]
+    privacy: bool,
     #[command(flatten)]
     config: ConfigArgs,
 }
@@ -52,6 +61,7 @@ pub(crate) struct RunSettings {
     pub(crate) outer: OuterSettings,
     pub(crate) transfer: TransferSettings,
     pub(crate) policy: PolicySettings,
+    pub(crate) privacy: PrivacySettings,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -135,6 +145,21 @@ pub(crate) struct PolicySettings {
     pub(crate) closing: Closing,
 }
 
+/// Differential privacy of contributions; off by default. The budget that one number of rounds
+/// costs is printed when the run is created.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PrivacySettings {
+    pub(crate) enabled: bool,
+    /// The largest norm of a contribution; longer ones are scaled down to it.
+    pub(crate) clip: f64,
+    /// The deviation of the noise of each parameter, as a multiple of `clip`.
+    pub(crate) noise_multiplier: f64,
+    pub(crate) delta: f64,
+    /// The budget: no round is opened that could pass it.
+    pub(crate) epsilon: f64,
+}
+
 impl Default for RunSettings {
     /// Settings of the demonstration: a small decoder over bytes on two CPU workers, minutes long.
     fn default() -> Self {
@@ -161,6 +186,7 @@ impl Default for RunSettings {
             outer: OuterSettings::default(),
             transfer: TransferSettings::default(),
             policy: PolicySettings::default(),
+            privacy: PrivacySettings::default(),
         }
     }
 }
@@ -224,6 +250,19 @@ impl Default for PolicySettings {
     }
 }
 
+impl Default for PrivacySettings {
+    /// A budget that is common in the literature, and noise that lets it last for eight rounds.
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            clip: 1.0,
+            noise_multiplier: 4.0,
+            delta: 1e-6,
+            epsilon: 8.0,
+        }
+    }
+}
+
 /// The use that the command line asks for, with the settings.
 pub(crate) enum SettingsUse {
     /// Create a run with them.
@@ -256,6 +295,8 @@ impl RunArgs {
             "--steps",
             self.steps.map(|value| value.to_string()),
         );
+        let private = self.privacy.then(|| true.to_string());
+        flag("privacy.enabled", "--privacy", private);
         flag("seed", "--seed", self.seed.map(|value| value.to_string()));
         let loaded =
             runtime::config::load_from::<RunSettings>(&self.config, &flags, std::iter::empty())?;
@@ -287,7 +328,64 @@ impl RunSettings {
         self.outer().validate()?;
         let feedback = self.transfer.error_feedback;
         schemas::run::check_transfer(self.upload(), self.download(), feedback)?;
-        Ok(self.policy().validate()?)
+        self.policy().validate()?;
+        let Some(privacy) = self.privacy() else {
+            return Ok(());
+        };
+        privacy.check(model.parameters(), feedback, &self.policy())?;
+        privacy::check_budget(&privacy)?;
+        Ok(())
+    }
+
+    /// Differential privacy, if it is on.
+    pub(crate) fn privacy(&self) -> Option<Privacy> {
+        let PrivacySettings {
+            enabled,
+            clip,
+            noise_multiplier,
+            delta,
+            epsilon,
+        } = self.privacy;
+        enabled.then_some(Privacy {
+            clip,
+            noise_multiplier,
+            delta,
+            epsilon,
+        })
+    }
+
+    /// What the privacy budget lasts for, in words, and what its number is worth.
+    pub(crate) fn privacy_words(&self) -> Option<String> {
+        let privacy = self.privacy()?;
+        let units = u64::from(self.schedule.units);
+        let each = units.div_ceil(u64::from(self.policy().workers_min).max(1));
+        let lasts = privacy::disclosures_within(&privacy) / each;
+        let (rounds, planned) = (lasts.min(self.schedule.rounds), self.schedule.rounds);
+        let mut text = format!(
+            "the privacy budget (epsilon {} at delta {:e}) lasts for {lasts} rounds",
+            privacy.epsilon, privacy.delta
+        );
+        if lasts < planned {
+            text.push_str(&format!(
+                " of the {planned} that are planned; the run ends after them"
+            ));
+        } else {
+            let cost = privacy::epsilon(&privacy, rounds * each);
+            text.push_str(&format!(
+                ", and {planned} are planned, which cost {cost:.3}"
+            ));
+        }
+        if each > 1 {
+            text.push_str(&format!(
+                "; each costs {each} contributions, since there are more units than workers"
+            ));
+        }
+        if privacy.epsilon > EPSILON_WEAK {
+            text.push_str(&format!(
+                "; warning: an epsilon above {EPSILON_WEAK} promises next to nothing"
+            ));
+        }
+        Some(text)
     }
 
     /// The model that the settings name: a preset or a file.
@@ -395,6 +493,31 @@ mod tests {
             (transfer.upload, transfer.error_feedback) = (CodecKind::Fp32, true);
         };
         assert_eq!(refused(&exact), unfit);
+    }
+
+    #[test]
+    fn tl_16_a_budget_says_how_many_rounds_it_lasts_for() {
+        let mut settings = RunSettings::default();
+        assert_eq!((settings.privacy(), settings.privacy_words()), (None, None));
+        settings.privacy.enabled = true;
+        settings.validate().expect("the defaults are sound");
+        let words = |settings: &RunSettings| settings.privacy_words().expect("it is private");
+        assert!(words(&settings).contains("lasts for 8 rounds, and 8 are planned"));
+        settings.schedule.rounds = 9;
+        assert!(words(&settings).contains("8 rounds of the 9 that are planned"));
+        // Half as many workers as units take two units a round.
+        settings.policy.workers_min = 1;
+        let text = words(&settings);
+        assert!(
+            text.contains("4 rounds of the 9") && text.contains("costs 2"),
+            "{text}"
+        );
+        assert!(!text.contains("warning"), "{text}");
+        settings.privacy.epsilon = 11.0;
+        assert!(words(&settings).contains("warning"));
+        settings.privacy.epsilon = 2.0;
+        let refused = settings.validate().err().map(|failure| failure.code());
+        assert_eq!(refused, Some(Code::PrivacyUnfit));
     }
 
     #[test]

@@ -305,6 +305,7 @@ mod tests {
                 Code::TooFewWorkers,
                 "1 of at least 2 workers are members",
             )),
+            privacy: None,
             holds: Vec::new(),
             round: Round(123),
             rounds: 4_000,

@@ -8,6 +8,7 @@ mod kit;
 mod naming;
 mod places;
 mod pointers;
+mod privacy;
 mod quarantine;
 mod restore;
 mod rounds;

@@ -4,6 +4,7 @@ use schemas::contribution::{Contribution, Evaluation, Fate, Outcome, Statement, 
 use schemas::event::WorkerEvent;
 use schemas::lease::Work;
 use schemas::limits::LOSS_MAX;
+use schemas::run::Privacy;
 use schemas::{Chunks, Code, Digest, Message as _, Millis, Refusal, Steps, UnixMillis, V};
 
 use crate::effect::{Effect, Exit, WorkId};
@@ -107,6 +108,9 @@ impl Worker {
         } = trained;
         let spec = &self.member().spec;
         let (layout, codec) = (spec.model.layout.digest, spec.upload);
+        let privacy = spec.privacy.as_ref().map(Privacy::applied);
+        // No noise covers a loss.
+        let loss = if privacy.is_some() { 0.0 } else { loss };
         let contribution = Contribution {
             layout,
             codec,
@@ -115,6 +119,7 @@ impl Worker {
             steps,
             loss,
             train_ms,
+            privacy,
         };
         self.submit(now, Outcome::Contribution(contribution));
     }

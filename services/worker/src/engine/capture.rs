@@ -1,14 +1,18 @@
 //! The contribution of a fragment: global weights minus parameters, encoded chunk by chunk.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use bytes::Bytes;
 use merge::SeededRounding;
+use merge::codec::{encode, encoded_bytes};
+use privacy::{BLOCK_ELEMENTS, Noising};
+use rayon::prelude::*;
 use schemas::layout::Chunk;
 use schemas::run::CodecKind;
 use schemas::{Code, Refusal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use trainer::{TrainerError, Weights};
 use worker_core::WorkId;
 
 use super::Fragment;
@@ -75,16 +79,55 @@ impl Session {
         let Capture {
             codec, rounding, ..
         } = *capture;
-        match &mut self.residual {
-            None => {
+        let noising = self.noising(capture.work)?;
+        match (&mut self.residual, noising) {
+            (_, Some(noising)) => {
+                let mut weights = self.trainer.weights()?;
+                let weights = weights.as_mut();
+                encode_noised(weights, &noising, codec, rounding, &pieces, &mut take)?;
+            }
+            (None, None) => {
                 let mut weights = self.trainer.weights()?;
                 weights.encode(codec, rounding, &pieces, &mut take)?;
             }
-            Some(residual) => {
+            (Some(residual), None) => {
                 let values = &mut *self.trainer.feedback()?;
                 residual.encode(values, codec, rounding, &pieces, &mut take)?;
             }
         }
         Ok(())
     }
+}
+
+/// Encodes clipped and noised pieces, in this machine's memory wherever the weights are, so that
+/// there is one computation that has to be right.
+fn encode_noised(
+    weights: &mut dyn Weights,
+    noising: &Noising,
+    codec: CodecKind,
+    rounding: SeededRounding,
+    pieces: &[Range<usize>],
+    take: &mut dyn FnMut(Bytes) -> ControlFlow<()>,
+) -> Result<(), Refusal> {
+    let mut noised = Vec::new();
+    for piece in pieces {
+        let (global, local) = weights.read(piece.clone())?;
+        noised.resize(piece.len(), 0.0);
+        let given = global.par_chunks(BLOCK_ELEMENTS);
+        let given = given.zip(local.par_chunks(BLOCK_ELEMENTS));
+        let blocks = noised.par_chunks_mut(BLOCK_ELEMENTS).zip(given);
+        blocks
+            .enumerate()
+            .for_each(|(block, (noised, (global, local)))| {
+                let start = piece.start + block * BLOCK_ELEMENTS;
+                noising.apply(start, global, local, noised);
+            });
+        let mut out = vec![0; encoded_bytes(codec, noised.len())];
+        let rounding = rounding.skip(piece.start);
+        encode(codec, &noised, rounding, &mut out).map_err(TrainerError::from)?;
+        if take(out.into()).is_break() {
+            break;
+        }
+    }
+    Ok(())
 }

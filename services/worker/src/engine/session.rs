@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use privacy::{Noising, SquaredNorm};
 use schemas::run::CodecKind;
 use schemas::{Code, Digest, Refusal};
 use trainer::{Alpha, Arrival, Trainer, TrainerError};
@@ -10,6 +11,9 @@ use worker_core::{ResultEnd, WorkId};
 
 use super::residual::{self, Marks, Residual};
 use super::{Opening, inner};
+
+/// Elements that are read at a time for the norm of a contribution.
+const READ_ELEMENTS: usize = 1 << 20;
 
 /// A part of the parameters that syncs by itself, by its number in the run's layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +25,10 @@ pub(super) struct Session {
     pub(super) trainer: Box<dyn Trainer>,
     /// The residual; present if the run has error feedback.
     pub(super) residual: Option<Residual>,
+    /// The noising of the contribution that is made, in a private run.
+    noising: Option<(WorkId, Noising)>,
+    /// True once inner steps were begun.
+    stepped: bool,
     fragments: Vec<FragmentState>,
     /// True while inner steps are done: parameters then change only between two steps.
     stepping: bool,
@@ -60,7 +68,9 @@ impl Session {
         // Memory for the weights is allocated now: a model without room for them is refused before
         // a chunk is downloaded. So is memory for the residual.
         trainer.weights()?;
-        let unproven = opening.inner.exists() && inner::resume(trainer.as_mut(), &opening.inner);
+        // In a private run nothing but its own data goes into a contribution.
+        let fresh = opening.privacy.is_some() || !opening.inner.exists();
+        let unproven = !fresh && inner::resume(trainer.as_mut(), &opening.inner);
         let marks = Marks::new(&opening.owner, trainer.layout());
         let residual = opening.error_feedback.then(|| Residual::new(marks.clone()));
         if residual.is_some() {
@@ -80,6 +90,8 @@ impl Session {
             opening,
             trainer,
             residual,
+            noising: None,
+            stepped: false,
             fragments,
             stepping: false,
             unproven,
@@ -94,6 +106,50 @@ impl Session {
             && self.opening.error_feedback == opening.error_feedback
             // A residual belongs to one run.
             && (self.opening.owner == opening.owner || !opening.error_feedback)
+            && self.opening.privacy == opening.privacy
+            // The moments of a private run do not outlive a unit.
+            && !(opening.privacy.is_some() && self.stepped)
+    }
+
+    /// True if the moments may be kept for a later process.
+    pub(super) const fn keeps_state(&self) -> bool {
+        !self.unproven && self.opening.privacy.is_none()
+    }
+
+    /// The loss of a step in the form in which others may see it: 0 in a private run.
+    pub(super) const fn shown(&self, loss: f64) -> f64 {
+        if self.opening.privacy.is_some() {
+            0.0
+        } else {
+            loss
+        }
+    }
+
+    /// The clipping and noise of a unit's contribution in a private run. A contribution that is
+    /// encoded again has the same noise again, so it is no second disclosure.
+    ///
+    /// # Errors
+    /// The device failed, or the contribution has no norm.
+    pub(super) fn noising(&mut self, work: WorkId) -> Result<Option<Noising>, Refusal> {
+        let Some(privacy) = self.opening.privacy else {
+            return Ok(None);
+        };
+        if let Some((_, noising)) = self.noising.as_ref().filter(|(of, _)| *of == work) {
+            return Ok(Some(noising.clone()));
+        }
+        let mut norm = SquaredNorm::default();
+        let mut weights = self.trainer.weights()?;
+        for range in self.fragments.iter().map(|state| state.range.clone()) {
+            for start in range.clone().step_by(READ_ELEMENTS) {
+                let end = range.end.min(start + READ_ELEMENTS);
+                let (global, local) = weights.read(start..end)?;
+                norm.add(global, local);
+            }
+        }
+        drop(weights);
+        let noising = Noising::new(&privacy, norm, identity::secret::random())?;
+        self.noising = Some((work, noising.clone()));
+        Ok(Some(noising))
     }
 
     /// Notes the end of a training unit.
@@ -260,6 +316,7 @@ impl Session {
         match missing {
             None => {
                 self.stepping = true;
+                self.stepped = true;
                 Ok(())
             }
             Some(fragment) => Err(Refusal::new(

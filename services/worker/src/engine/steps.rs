@@ -92,7 +92,7 @@ impl Stepping {
         self.loss_sum += report.loss * report.tokens.get() as f64;
         self.tokens += report.tokens.get();
         self.done += 1;
-        meter.stepped(report.tokens, report.loss, started.elapsed());
+        meter.stepped(report.tokens, session.shown(report.loss), started.elapsed());
         meter.holds(session.trainer.device_memory());
         progress.send_replace((training.work, Steps(self.done)));
         Ok(None)

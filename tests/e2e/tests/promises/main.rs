@@ -34,6 +34,7 @@ mod one_identity;
 mod own_uploads;
 mod permissions;
 mod poisoned_state;
+mod privacy;
 mod promotion;
 mod quarantine;
 mod recompute;

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use schemas::data::{DataManifest, Shard};
+use schemas::data::DataManifest;
 use schemas::lease::{UnitId, UnitKind, Work};
 use schemas::limits::UNIT_SHARDS_MAX;
 use schemas::run::RunSpec;
@@ -74,7 +74,7 @@ impl Data {
         if count == 0 {
             return Vec::new();
         }
-        let taken = shards_of_unit(spec, &self.manifest.train);
+        let taken = self.manifest.shards_of_unit(spec.unit_tokens());
         let number = unit
             .round
             .get()
@@ -86,19 +86,6 @@ impl Data {
             .map(|offset| self.manifest.train[at(offset)].object)
             .collect()
     }
-}
-
-/// The number of shards that a unit reads.
-fn shards_of_unit(spec: &RunSpec, shards: &[Shard]) -> u64 {
-    let count = shards.len() as u64;
-    let tokens: u64 = shards
-        .iter()
-        .fold(0, |sum, shard| shard.tokens.get().saturating_add(sum));
-    let mean = (tokens / count.max(1)).max(1);
-    spec.unit_tokens()
-        .get()
-        .div_ceil(mean)
-        .clamp(1, count.min(UNIT_SHARDS_MAX as u64).max(1))
 }
 
 fn unit_seed(seed: u64, unit: &UnitId) -> u64 {
@@ -119,6 +106,7 @@ fn mix(value: u64) -> u64 {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use schemas::data::Shard;
     use schemas::{Round, UnitIndex};
 
     use super::*;
@@ -214,7 +202,7 @@ mod tests {
             spec.schedule.inner_steps = Steps(inner_steps);
             let manifest = data(7, shard_tokens);
             assert_eq!(
-                shards_of_unit(&spec, &manifest.train),
+                manifest.shards_of_unit(spec.unit_tokens()),
                 expected,
                 "{inner_steps} steps"
             );

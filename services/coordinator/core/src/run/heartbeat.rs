@@ -111,6 +111,10 @@ fn check_heartbeat(
         ));
     }
     if let Some(loss) = heartbeat.loss {
+        if run.spec.privacy.is_some() {
+            let detail = "a heartbeat states a training loss, which no noise covers";
+            return Err(Refusal::new(Code::NotPrivate, detail));
+        }
         check_loss("last", loss)?;
     }
     check_steps(run, heartbeat.lease.as_ref(), heartbeat.steps_done)?;

@@ -259,6 +259,7 @@ impl RunRoom<'_> {
         self.order(turn, Order::Unstage { lease });
         if self.run.units.contains_key(&lease.unit) {
             self.serve(turn);
+            self.look_at_budget(turn);
         } else {
             self.settle(turn, &lease.unit);
             // The run may have waited only for this.
@@ -377,8 +378,9 @@ fn pair(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<(WorkerId, UnitId)
             .get(unit)
             .is_some_and(|failures| failures.is_by(worker))
     };
-    let fits = |unit: &UnitId, worker: &WorkerId| {
-        unit.kind == UnitKind::Train || may_evaluate(run, live, worker, now)
+    let fits = |unit: &UnitId, worker: &WorkerId| match unit.kind {
+        UnitKind::Train => run.affords(unit, worker),
+        UnitKind::Evaluate => may_evaluate(run, live, worker, now),
     };
     let mut second = None;
     for worker in live.claims.in_order().filter(|worker| free(worker)) {

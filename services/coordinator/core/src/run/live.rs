@@ -28,6 +28,8 @@ pub(crate) struct LiveRun {
     pub(crate) data: Option<Data>,
     pub(crate) lists: Lists,
     pub(crate) foundry: Foundry,
+    /// The time at which a privacy budget that keeps all members from an open unit ends the run.
+    pub(crate) budget_ends_at: Option<UnixMillis>,
     pub(crate) claims: Claims,
     pub(crate) offers: BTreeMap<UnitId, Offered>,
     /// One for each lease that the ledger holds.
@@ -239,6 +241,7 @@ impl LiveRun {
                 .collect(),
             data: None,
             lists: Lists::default(),
+            budget_ends_at: None,
             foundry: Foundry::default(),
             claims: Claims::default(),
             offers: BTreeMap::new(),

@@ -107,6 +107,7 @@ impl RunRoom<'_> {
         if let Some(lease) = lease.filter(|lease| !self.live.lease(&lease.unit).is_checked()) {
             self.end_lease(turn, lease, LeaseEnd::Orphaned);
         }
+        self.look_at_budget(turn);
     }
 
     /// Takes note of a sign of life of a member.

@@ -90,7 +90,7 @@ fn is_ahead(run: &Run, unit: &UnitId) -> bool {
 /// evaluation of the new weights.
 fn units_ahead(run: &Run) -> Vec<UnitId> {
     let next = Round(run.rounds.len() as u64);
-    let units = if run.plans(next) {
+    let units = if run.plans(next) && run.affords_round() {
         run.spec.schedule.units
     } else {
         0

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use ledger::Run;
 use schemas::contribution::{
-    Contribution, Evaluation, Fate, Outcome as Stated, Statement, SubmitReply,
+    Applied, Contribution, Evaluation, Fate, Outcome as Stated, Statement, SubmitReply,
 };
 use schemas::event::{Departure, LedgerEvent};
 use schemas::foundry::Order;
 use schemas::lease::{LeaseRef, UnitKind};
 use schemas::limits::{LOSS_MAX, TRAIN_MAX};
-use schemas::run::{Comparison, RunSpec};
+use schemas::run::{Comparison, Privacy, RunSpec};
 use schemas::{Code, Digest, Millis, Refusal, Round, RunId, Tokens, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -160,6 +160,7 @@ impl RunRoom<'_> {
         let unit = done.lease().unit;
         let found = verdict.and_then(|found| {
             let norm = check_norm(found.norm, &self.run.spec, self.run.progress(unit.round))?;
+            check_noised(&done.submission.statement.outcome, norm, &self.run.spec)?;
             self.check_copied(&done, norm)?;
             Ok((norm, found.listed))
         });
@@ -371,8 +372,42 @@ fn already_counted(lease: &LeaseRef) -> Refusal {
     )
 }
 
+/// The reason why a contribution does not have the run's privacy, by its statement.
+fn not_private(privacy: Option<&Privacy>, contribution: &Contribution) -> Option<Refusal> {
+    let (stated, expected) = (contribution.privacy, privacy.map(Privacy::applied));
+    let say = |applied: Option<Applied>| match applied {
+        None => "no clipping and no noise".to_owned(),
+        Some(applied) => format!(
+            "clip {} and noise {}",
+            applied.clip, applied.noise_multiplier
+        ),
+    };
+    let detail = if stated != expected {
+        format!("it states {}, the run has {}", say(stated), say(expected))
+    } else if privacy.is_some() && contribution.loss != 0.0 {
+        "it states a training loss, which no noise covers".to_owned()
+    } else {
+        return None;
+    };
+    Some(Refusal::new(Code::NotPrivate, detail))
+}
+
+/// Refuses a contribution to a private run whose norm clipping and noise do not give.
+fn check_noised(outcome: &Stated, norm: f64, spec: &RunSpec) -> Result<(), Refusal> {
+    let (Some(privacy), Stated::Contribution(_)) = (&spec.privacy, outcome) else {
+        return Ok(());
+    };
+    let (least, most) = privacy.norms(spec.parameters());
+    if (least..=most).contains(&norm) {
+        return Ok(());
+    }
+    let detail = format!("its norm is {norm}, clipping and noise give {least} to {most}");
+    Err(Refusal::new(Code::NotPrivate, detail))
+}
+
 /// Refuses a contribution to `round` whose norm is above the run's bound (0 stands for none), or,
-/// in a run that compares, above what the inner steps can reach.
+/// in a run that compares, above what the inner steps can reach. In a private run the noise decides
+/// what is within reach.
 ///
 /// # Errors
 /// [`Code::NotFinite`] or [`Code::NormOutlier`].
@@ -391,8 +426,9 @@ pub fn check_norm(norm: f64, spec: &RunSpec, round: Round) -> Result<f64, Refusa
         ));
     }
     let farthest = match spec.policy.comparison {
-        Comparison::None => f64::INFINITY,
-        Comparison::Others { .. } => reach(spec, round),
+        // The noise may lead farther than the inner steps.
+        Comparison::Others { .. } if spec.privacy.is_none() => reach(spec, round),
+        Comparison::None | Comparison::Others { .. } => f64::INFINITY,
     };
     if norm > farthest {
         let detail =
@@ -449,6 +485,9 @@ fn check_contribution(run: &Run, contribution: &Contribution) -> Result<(), Refu
         let detail =
             format!("{got_steps} steps and {got_tokens} tokens, the unit has {steps} and {tokens}");
         return Err(Refusal::new(Code::TokensMismatch, detail));
+    }
+    if let Some(refusal) = not_private(spec.privacy.as_ref(), contribution) {
+        return Err(refusal);
     }
     if contribution.codec != spec.upload {
         let detail = format!(

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ledger::{Run, Standing};
+use ledger::{BudgetEnd, Run, Standing};
 use schemas::data::{DataManifest, Tokenizer};
 use schemas::event::LedgerEvent;
 use schemas::foundry::{Order, Saved};
@@ -11,6 +11,7 @@ use schemas::lease::{ClaimOutcome, UnitId, Weights};
 use schemas::limits::SEALED_MAX;
 use schemas::snapshot::MergeInput;
 use schemas::sync::SealedInput;
+use schemas::view::PrivacyView;
 use schemas::{Class, Code, Refusal, Round, SyncId, Tokens, UnixMillis, Weight, WorkerId};
 
 use crate::deadline::RunTimer;
@@ -30,6 +31,7 @@ enum NextStep {
     Restore,
     Seal(SyncId, Vec<SealedInput>),
     Open(Round),
+    Spend(PrivacyView),
     Save(Round),
     Merge(SyncId, Vec<MergeInput>),
     Close(SyncId),
@@ -39,11 +41,13 @@ enum NextStep {
 impl RunRoom<'_> {
     /// Takes the run's next steps, until it waits for something outside. May be called at any time.
     pub(crate) fn advance(&mut self, turn: &mut Turn<'_>) {
+        self.watch_budget(turn);
         while let Some(step) = next_step(&self.run, self.live, turn.now) {
             match step {
                 NextStep::Restore => self.restore(turn),
                 NextStep::Seal(sync, inputs) => self.seal(turn, sync, &inputs),
                 NextStep::Open(round) => self.open_round(turn, round),
+                NextStep::Spend(spent) => self.spend_out(turn, spent),
                 NextStep::Save(round) => self.save(turn, round),
                 NextStep::Merge(sync, inputs) => self.merge(turn, sync, inputs),
                 NextStep::Close(sync) => self.close(turn, sync),
@@ -135,6 +139,46 @@ impl RunRoom<'_> {
 
     fn open_round(&mut self, turn: &mut Turn<'_>, round: Round) {
         self.append(turn, LedgerEvent::RoundOpened { round });
+        self.offer_open(turn);
+    }
+
+    /// Takes the run's next steps after a lease or a membership ended, which the budget of a
+    /// private run may not survive.
+    pub(crate) fn look_at_budget(&mut self, turn: &mut Turn<'_>) {
+        if self.run.budget_end().is_some() {
+            self.advance(turn);
+        }
+    }
+
+    /// Waits for other workers for as long as a silent one may take to come back, when those that
+    /// are here have spent their part of the budget.
+    fn watch_budget(&mut self, turn: &mut Turn<'_>) {
+        let waits = self.run.budget_end() == Some(BudgetEnd::WithTheseMembers);
+        match self.live.budget_ends_at {
+            None if waits => {
+                let ends_at = turn.now.after(self.run.spec.policy.silence_max);
+                self.live.budget_ends_at = Some(ends_at);
+                self.wake(turn, ends_at, RunTimer::Weights);
+            }
+            Some(_) if !waits => self.live.budget_ends_at = None,
+            Some(_) | None => {}
+        }
+    }
+
+    /// Ends the rounds of a run whose privacy budget does not last for another contribution.
+    fn spend_out(&mut self, turn: &mut Turn<'_>, spent: PrivacyView) {
+        let event = LedgerEvent::PrivacySpent {
+            disclosures: spent.disclosures,
+            epsilon: spent.epsilon_spent,
+        };
+        self.append(turn, event);
+        let offers = self.live.offers.keys();
+        let gone = offers.filter(|unit| !self.run.units.contains_key(unit));
+        let gone: Vec<UnitId> = gone.copied().collect();
+        for unit in gone {
+            self.settle(turn, &unit);
+        }
+        // Only the evaluation of the final weights is left.
         self.offer_open(turn);
     }
 
@@ -310,10 +354,20 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
     }
     let closed = run.rounds_closed();
     let started = !run.rounds.is_empty() || run.present() >= run.spec.policy.workers_min;
+    let ends = match run.budget_end() {
+        None => false,
+        Some(BudgetEnd::Certain) => true,
+        Some(BudgetEnd::WithTheseMembers) => live.budget_ends_at.is_some_and(|at| at <= now),
+    };
+    if let Some(spent) = run.privacy_view().filter(|_| ends) {
+        return Some(NextStep::Spend(spent));
+    }
     if run.open.is_empty() && !run.all_rounds_closed() && started {
         return Some(NextStep::Open(closed));
     }
-    let due = run.unsaved().any(|version| run.saves(version));
+    let due = run
+        .unsaved()
+        .any(|version| run.saves(version) || run.ended_early());
     if due && foundry.saving.is_none() && foundry.save_at <= now {
         return Some(NextStep::Save(closed));
     }
@@ -327,9 +381,11 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
     if let Some((sync, inputs)) = sealed.next().filter(|_| foundry.retry_at <= now) {
         return Some(NextStep::Merge(sync, inputs.to_vec()));
     }
-    let saved = run
-        .last_snapshot()
-        .is_some_and(|snapshot| snapshot.round == closed);
+    // The initial weights are named by the settings.
+    let saved = closed == Round(0)
+        || run
+            .last_snapshot()
+            .is_some_and(|snapshot| snapshot.round == closed);
     (run.all_rounds_closed() && run.units.is_empty() && saved).then_some(NextStep::Complete)
 }
 

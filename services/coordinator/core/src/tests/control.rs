@@ -444,6 +444,7 @@ fn cause(event: &LedgerEvent) -> Option<String> {
         | LedgerEvent::RoundOpened { .. }
         | LedgerEvent::RoundSealed { .. }
         | LedgerEvent::RoundClosed { .. }
+        | LedgerEvent::PrivacySpent { .. }
         | LedgerEvent::SnapshotSaved { .. }
         | LedgerEvent::CheckpointTaken
         | LedgerEvent::CheckpointSaved { .. } => None,

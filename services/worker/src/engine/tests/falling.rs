@@ -145,6 +145,7 @@ pub(super) fn opening(inner: PathBuf, error_feedback: bool) -> Opening {
         inner,
         owner: String::new(),
         error_feedback,
+        privacy: None,
     }
 }
 

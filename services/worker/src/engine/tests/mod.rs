@@ -3,6 +3,7 @@ mod failures;
 mod falling;
 mod fragments;
 mod inner_state;
+mod private;
 mod residual;
 mod saving;
 mod steps;
@@ -40,6 +41,7 @@ fn opening(preset: &str, folder: &std::path::Path) -> Opening {
         inner: folder.join("run").join("inner.safetensors"),
         owner: "domain/run/settings".to_owned(),
         error_feedback: false,
+        privacy: None,
         model,
     }
 }

@@ -1,0 +1,123 @@
+//! Private runs: ledgers that pass a budget or end it early do not follow, and what is spent is in
+//! a checkpoint.
+
+use ledger::State;
+use schemas::event::LedgerEvent;
+use schemas::run::{Privacy, RunSpec};
+
+use crate::kit::{Book, TIME, closed, ended, granted, lease, opened, run_id, sealed, spec};
+
+/// Settings whose budget lasts for exactly so many disclosures.
+fn private(disclosures: u64) -> RunSpec {
+    let mut privacy = Privacy {
+        clip: 1.0,
+        noise_multiplier: 4.0,
+        delta: 1e-6,
+        epsilon: 1.0,
+    };
+    privacy.epsilon = ::privacy::epsilon(&privacy, disclosures);
+    let mut spec = spec();
+    spec.policy.norm_max = 0.0;
+    spec.privacy = Some(privacy);
+    spec
+}
+
+/// A round of which workers 0 and 1 take a unit each.
+fn round(book: &mut Book, round: u64) {
+    book.note(&opened(round));
+    book.contribute(round, 0, 0);
+    book.contribute(round, 1, 1);
+    merge(book, round);
+}
+
+fn merge(book: &mut Book, round: u64) {
+    book.note(&sealed(round, &[(0, 1, 32), (1, 1, 32)], 0));
+    book.note(&closed(round, round + 1));
+}
+
+fn spent(book: &Book, disclosures: u64) -> LedgerEvent {
+    let privacy = book.run().spec.privacy.expect("it is private");
+    LedgerEvent::PrivacySpent {
+        disclosures,
+        epsilon: ::privacy::epsilon(&privacy, disclosures),
+    }
+}
+
+#[test]
+fn tl_16_a_grant_or_a_round_that_passes_the_budget_does_not_follow() {
+    let mut book = Book::of(private(1));
+    book.note(&opened(0));
+    // A second lease of a worker, and a second lease of a unit.
+    book.contribute(0, 0, 0);
+    book.refuse(&granted(lease(0, 1, 1), 0));
+    book.fits(&granted(lease(0, 1, 1), 1));
+    book.contribute(0, 1, 1);
+    merge(&mut book, 0);
+    book.refuse(&opened(1));
+    let mut book = Book::of(private(2));
+    round(&mut book, 0);
+    book.fits(&opened(1));
+}
+
+#[test]
+fn tl_16_a_budget_ends_when_it_is_spent_and_says_what_it_has_cost() {
+    let mut book = Book::of(private(2));
+    book.refuse(&spent(&book, 0));
+    round(&mut book, 0);
+    book.refuse(&spent(&book, 1));
+    book.note(&opened(1));
+    book.refuse(&spent(&book, 1));
+    book.contribute(1, 0, 0);
+    book.contribute(1, 1, 1);
+    // The set is merged first.
+    book.refuse(&spent(&book, 2));
+    merge(&mut book, 1);
+    let mut wrong = spent(&book, 2);
+    if let LedgerEvent::PrivacySpent { epsilon, .. } = &mut wrong {
+        *epsilon /= 2.0;
+    }
+    book.refuse(&wrong);
+    book.refuse(&spent(&book, 1));
+    book.note(&spent(&book, 2));
+    assert!(book.run().all_rounds_closed());
+    book.refuse(&spent(&book, 2));
+    book.refuse(&opened(2));
+    // A run without a budget has none to spend.
+    let mut book = Book::new();
+    let disclosures = 0;
+    let epsilon = 0.0;
+    book.refuse(&LedgerEvent::PrivacySpent {
+        disclosures,
+        epsilon,
+    });
+}
+
+#[test]
+fn tl_16_what_is_spent_in_an_open_round_is_in_a_checkpoint() {
+    let mut book = Book::of(private(3));
+    round(&mut book, 0);
+    book.note(&opened(1));
+    book.note(&granted(lease(1, 0, 1), 0));
+    let state = book.state();
+    let again = State::from_checkpoint(&state.to_checkpoint()).expect("it reads back");
+    let run = again.run(&run_id()).expect("it is there");
+    assert_eq!(run, book.run());
+    assert_eq!(run.privacy_view().map(|view| view.disclosures), Some(2));
+    assert_eq!(run.disclosures_max, 3);
+    // The counts of the open round are there too: worker 0 has two disclosures left, and spends
+    // one.
+    let spend = |state: &mut State, event| state.apply(TIME, Some(&run_id()), &event).is_ok();
+    let mut again = again;
+    assert!(spend(&mut again, ended(lease(1, 0, 1), 0)));
+    assert!(spend(&mut again, granted(lease(1, 0, 2), 0)));
+    assert!(spend(&mut again, ended(lease(1, 0, 2), 0)));
+    assert!(
+        !spend(&mut again, granted(lease(1, 0, 3), 1)),
+        "of the unit"
+    );
+    assert!(
+        !spend(&mut again, granted(lease(1, 1, 1), 0)),
+        "of the worker"
+    );
+    assert!(spend(&mut again, granted(lease(1, 1, 1), 1)));
+}
