@@ -29,6 +29,9 @@ pub struct RenewalReply {
     pub token: String,
     /// Its end.
     pub ends: UnixMillis,
+    /// In a domain with mutual TLS, a certificate for the same key, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
 }
 
 message!(RenewalRequest, "renewal-request", WORKER_MESSAGE_BYTES_MAX);

@@ -398,6 +398,7 @@ pub(crate) fn all() -> Vec<Example> {
             v: V,
             token: "eyJ0eXAi.eyJuYXRz.c2lnbmF0".to_owned(),
             ends: UnixMillis(1_700_003_600_000),
+            certificate: None,
         }),
         example(&RunNew { v: V, spec: spec() }),
         example(&RunNewReply {

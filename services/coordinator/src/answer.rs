@@ -8,7 +8,7 @@ use schemas::answer::{self, Addressee};
 use schemas::lease::Done;
 use schemas::limits::MESSAGE_BYTES_MAX;
 use schemas::subject::Incoming;
-use schemas::{Code, Message, Refusal, Reply};
+use schemas::{Code, Message, PublicKey, Refusal, Reply};
 use tokio::time::Instant;
 
 use crate::telemetry;
@@ -40,6 +40,11 @@ impl ReplyTo {
             request,
             since: Instant::now(),
         })
+    }
+
+    /// The key of the asker, which the broker holds it to.
+    pub(crate) const fn asker(&self) -> &PublicKey {
+        &self.addressee.by
     }
 
     /// Sends the answer. If it does not arrive, the asker asks again.

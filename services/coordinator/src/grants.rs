@@ -7,7 +7,7 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use objects::{IncomingKey, ObjectError, Recorded, local_now};
 use schemas::blob::{Grant, Grants};
 use schemas::limits::BASE_GRANTS_MAX;
-use schemas::{Chunks, Digest, ObjectRef, Refusal, V};
+use schemas::{Chunks, Digest, ObjectRef, PublicKey, Refusal, V};
 
 use crate::store::{Store, incoming_key, refusal};
 
@@ -50,19 +50,20 @@ pub(crate) struct Upload {
     fresh: bool,
 }
 
-/// Makes URLs to read objects.
-pub(crate) fn get(store: &Store, objects: &[Digest]) -> Answer {
-    let now = local_now();
+/// Makes URLs for this holder to read objects.
+pub(crate) fn get(store: &Store, objects: &[Digest], holder: &PublicKey) -> Answer {
+    let (now, signer) = (local_now(), store.signer.given_to(holder));
     let grants = objects
         .iter()
-        .map(|digest| store.signer.get(*digest, now))
+        .map(|digest| signer.get(*digest, now))
         .collect();
     Answer::Grants(Grants { v: V, grants })
 }
 
-/// Makes URLs to read what a lease begins with: the chunks of its base, or their list.
-pub(crate) fn of_base(store: &Store, chunks: &Chunks) -> Vec<Grant> {
-    let now = local_now();
+/// Makes URLs for this holder to read what a lease begins with: the chunks of its base, or their
+/// list.
+pub(crate) fn of_base(store: &Store, chunks: &Chunks, holder: &PublicKey) -> Vec<Grant> {
+    let (now, signer) = (local_now(), store.signer.given_to(holder));
     let first = match chunks {
         Chunks::Named(chunks) => chunks,
         Chunks::Listed(listed) => std::slice::from_ref(&listed.list),
@@ -70,16 +71,18 @@ pub(crate) fn of_base(store: &Store, chunks: &Chunks) -> Vec<Grant> {
     first
         .iter()
         .take(BASE_GRANTS_MAX)
-        .map(|object| store.signer.get(object.digest, now))
+        .map(|object| signer.get(object.digest, now))
         .collect()
 }
 
-/// Makes URLs to upload objects. An object that the store has needs none.
+/// Makes URLs for this holder to upload objects. An object that the store has needs none.
 pub(crate) async fn put(
     store: &Store,
     place: &Quarantine,
     uploads: Vec<Upload>,
+    holder: &PublicKey,
 ) -> Result<Answer, Refusal> {
+    let signer = &store.signer.given_to(holder);
     let operator = matches!(place, Quarantine::Operator { .. });
     let grants = uploads.into_iter().map(|upload| async move {
         let there = match (operator, upload.fresh) {
@@ -94,9 +97,7 @@ pub(crate) async fn put(
                 action: None,
             }
         } else {
-            store
-                .signer
-                .put(&upload.key, upload.object.bytes, local_now())
+            signer.put(&upload.key, upload.object.bytes, local_now())
         };
         Ok::<Grant, Refusal>(grant)
     });

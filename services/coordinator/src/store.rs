@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use coordinator_core::Quarantine;
+use identity::ClientFile;
 use objects::{
     Buckets, Endpoint, IncomingKey, ObjectError, Signer, StoreClock, TransferLimits, Trust,
 };
@@ -57,11 +58,9 @@ impl Store {
             true => {
                 let pem = std::fs::read(&config.store.ca);
                 let unreadable = |error| format!("store.ca {}: {error}", config.store.ca.display());
-                Trust::Authority(
-                    pem.map_err(|error| {
-                        Failure::new(Code::CredentialUnreadable, unreadable(error))
-                    })?,
-                )
+                let pem = pem
+                    .map_err(|error| Failure::new(Code::CredentialUnreadable, unreadable(error)))?;
+                Trust::Shown(pem, ClientFile::beside(&config.bus.credentials))
             }
             false => Trust::PlainLoopback,
         };
@@ -74,6 +73,7 @@ impl Store {
         let patience = config.limits.store_patience.0;
         let buckets = Buckets::new(&endpoint, &keys.admin, clock.clone(), limits, patience)?;
         let signer = Signer::new(&endpoint, &keys, clock).map_err(|error| invalid(&error))?;
+        let signer = signer.naming_holders(config.auth.mutual_tls);
         let pages = usize::try_from(config.limits.contributions_memory.0 / PAGE_BYTES)
             .unwrap_or(usize::MAX);
         let transfers = || Arc::new(Semaphore::new(config.limits.transfers.max(1) as usize));

@@ -131,6 +131,10 @@ pub(crate) enum Auth {
         /// Host names or addresses of broker and store besides localhost, for their certificate.
         #[arg(long, value_name = "NAME")]
         server_name: Vec<String>,
+        /// Mutual TLS: broker and store take only clients that show a certificate, which comes with
+        /// the credentials, names their holder, and lives for a day at most.
+        #[arg(long)]
+        mutual_tls: bool,
         /// Folder with the committed part of the broker's configuration; the trust domain gets a
         /// copy.
         #[arg(long, value_name = "DIR", default_value = "nats-config")]
@@ -162,6 +166,10 @@ pub(crate) enum Auth {
     /// permissions, and after the trust domain's folder was moved. The broker keeps the address
     /// that it listens on.
     Config {
+        /// Give the domain mutual TLS, see `auth init --mutual-tls`. The credentials in its folder
+        /// get certificates; restart broker, store and services afterwards.
+        #[arg(long)]
+        mutual_tls: bool,
         /// Folder with the committed part of the broker's configuration; the trust domain gets a
         /// copy.
         #[arg(long, value_name = "DIR", default_value = "nats-config")]

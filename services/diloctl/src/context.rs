@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use identity::secret::write_private;
-use identity::{Domain, DomainLock};
+use identity::{ClientFile, Domain, DomainLock};
 use objects::Trust;
 use runtime::{Bus, BusConfig, Failure, clock};
 use schemas::call::{Call, ControlVerb, control as call, control_subject};
 use schemas::control::{Query, View, ViewRequest};
 use schemas::permission::Role;
-use schemas::{Code, PublicKey, RunId, V};
+use schemas::{Code, Millis, PublicKey, RunId, V};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Global;
@@ -31,6 +31,9 @@ pub(crate) struct Endpoints {
     /// Address of the store.
     pub(crate) store: String,
 }
+
+/// A certificate with less than this left is made anew before a command uses it, if it can be.
+const CERTIFICATE_LEFT_MIN: Millis = Millis::from_secs(3600);
 
 /// The usual port of the broker.
 pub(crate) const BUS_PORT: u16 = 4222;
@@ -133,6 +136,7 @@ impl Context {
             ca: layout.ca(),
         };
         self.check_bus(&config)?;
+        self.certify(&config.credentials)?;
         Bus::connect("diloctl", &config, clock::now())
             .await
             .map_err(Failure::from)
@@ -161,20 +165,38 @@ impl Context {
 
     /// The protection that transfers need: TLS under the domain's authority, or none where the
     /// store's address and an open layer both say so.
+    ///
+    /// The client shows the certificate of the chosen credentials, or of `role`'s own.
     pub(crate) fn store_trust(
         &self,
+        role: Role,
         environment: impl Iterator<Item = (OsString, OsString)>,
     ) -> Result<Trust, Failure> {
         if let Some(warning) = switches::check_store(&self.endpoints.store, environment)? {
             self.printer.talk(&warning);
             return Ok(Trust::PlainLoopback);
         }
-        let ca = self.domain()?.layout().ca();
+        let layout = self.domain()?.layout().clone();
+        let own = || layout.credentials(role.name());
+        let credentials = self.credentials.clone().unwrap_or_else(own);
+        self.certify(&credentials)?;
+        let ca = layout.ca();
         let pem = std::fs::read(&ca).map_err(|error| {
             let text = format!("{}: {error}", ca.display());
             Failure::new(Code::CredentialMissing, text)
         })?;
-        Ok(Trust::Authority(pem))
+        Ok(Trust::Shown(pem, ClientFile::beside(&credentials)))
+    }
+
+    /// Makes a new certificate for credentials whose own has ended or soon will, where the domain's
+    /// keys are on this machine: no process of an operator runs long enough to have it renewed.
+    fn certify(&self, credentials: &Path) -> Result<(), Failure> {
+        if !credentials.exists() {
+            return Ok(());
+        }
+        let made = self.domain()?;
+        made.refresh_certificate(credentials, CERTIFICATE_LEFT_MIN, clock::now())?;
+        Ok(())
     }
 
     /// Connects as the operator, ready to ask the coordinator.
@@ -233,6 +255,24 @@ impl Operator {
     }
 }
 
+/// True for the path of a credentials file; certificates lie beside them.
+pub(crate) fn is_credentials(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "creds")
+}
+
+/// The credentials files in the domain's folder.
+pub(crate) fn credentials_files(domain: &Domain) -> Vec<PathBuf> {
+    let any = domain.layout().credentials("any");
+    let folder = any
+        .parent()
+        .and_then(|folder| std::fs::read_dir(folder).ok());
+    let files = folder.into_iter().flatten().flatten();
+    files
+        .map(|file| file.path())
+        .filter(|path| is_credentials(path))
+        .collect()
+}
+
 /// The failure for an answer of another kind than the question, which is a defect of the
 /// coordinator.
 pub(crate) fn unexpected(view: &View) -> Failure {
@@ -276,12 +316,16 @@ mod tests {
             r#"[{ layer = "bulk", reason = "a test" }]"#.into(),
         );
         let (plain, own) = ("http://127.0.0.1:9000", "https://127.0.0.1:9000");
-        let trust = context(plain).store_trust([opened.clone()].into_iter());
+        let trust = context(plain).store_trust(Role::Operator, [opened.clone()].into_iter());
         assert!(matches!(trust, Ok(Trust::PlainLoopback)), "{trust:?}");
-        let closed = context(plain).store_trust(std::iter::empty());
+        let closed = context(plain).store_trust(Role::Operator, std::iter::empty());
         let code = closed.map_err(|refused| refused.code()).err();
         assert_eq!(code, Some(Code::PlaintextRefused));
         // Under TLS the authority of the domain is needed, and here is no domain.
-        assert!(context(own).store_trust([opened].into_iter()).is_err());
+        assert!(
+            context(own)
+                .store_trust(Role::Operator, [opened].into_iter())
+                .is_err()
+        );
     }
 }

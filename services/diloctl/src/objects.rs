@@ -11,6 +11,7 @@ use runtime::Failure;
 use schemas::blob::{GetRequest, Grant, Grants};
 use schemas::call::control as call;
 use schemas::control::OperatorObjects;
+use schemas::permission::Role;
 use schemas::{Chunks, Code, Digest, ObjectRef, Refusal, V};
 use tokio::time::Instant;
 
@@ -35,7 +36,7 @@ pub(crate) struct OperatorObjectsClient {
 
 impl OperatorObjectsClient {
     pub(crate) fn new(context: &Context, operator: Operator) -> Result<Self, Failure> {
-        let trust = context.store_trust(std::env::vars_os())?;
+        let trust = context.store_trust(Role::Operator, std::env::vars_os())?;
         let transfer = Transfer::new(&trust, TransferLimits::default())?;
         Ok(Self {
             operator,

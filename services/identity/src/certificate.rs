@@ -1,5 +1,6 @@
-//! The facts in a certificate: the names that it is for, and its period of validity. They are for
-//! people and for checks before a connection; rustls decides if a certificate is trusted.
+//! The facts in a certificate: the names and purposes that it is for, its key, and its period of
+//! validity. They are for people and for checks before a connection; rustls decides if a certificate
+//! is trusted.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -14,6 +15,7 @@ const NAMES_MAX: usize = 8;
 const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 const OBJECT_ID: u8 = 0x06;
+const BITS: u8 = 0x03;
 const OCTETS: u8 = 0x04;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
@@ -24,7 +26,12 @@ const EXTENSIONS: u8 = 0xa3;
 const DNS_NAME: u8 = 0x82;
 const ADDRESS: u8 = 0x87;
 const SUBJECT_ALT_NAME: [u8; 3] = [0x55, 0x1d, 0x11];
+const EXTENDED_KEY_USAGE: [u8; 3] = [0x55, 0x1d, 0x25];
 const COMMON_NAME: [u8; 3] = [0x55, 0x04, 0x03];
+const UNIT: [u8; 3] = [0x55, 0x04, 0x0b];
+const SERVER_AUTH: [u8; 8] = [0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
+const CLIENT_AUTH: [u8; 8] = [0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x02];
+const ED25519: [u8; 3] = [0x2b, 0x65, 0x70];
 
 /// The names that a certificate is for, and its period of validity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +42,23 @@ pub struct Facts {
     pub begins: UnixMillis,
     /// End of its validity, exclusive.
     pub ends: UnixMillis,
+    /// The subject's common name: of a client, its key in nkey form.
+    pub(crate) common_name: Option<String>,
+    /// The subject's organizational unit: of a client, its role.
+    pub(crate) unit: Option<String>,
+    /// The certificate's public key, if it is an Ed25519 key.
+    pub(crate) key: Option<[u8; 32]>,
+    /// The sides of a connection that may show it.
+    pub(crate) purposes: Purposes,
+}
+
+/// The sides of a connection that may show a certificate. One that names no purpose is for both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purposes {
+    /// Servers may.
+    pub server: bool,
+    /// Clients may.
+    pub client: bool,
 }
 
 /// Reasons why a certificate cannot be used at a time.
@@ -60,6 +84,7 @@ pub(crate) enum Why {
     Outside(Outside, UnixMillis),
     Stranger,
     OtherName(String),
+    Purpose,
     Other(String),
 }
 
@@ -78,19 +103,28 @@ impl Facts {
         let mut validity = Der(body.take(SEQUENCE)?);
         let (begins, ends) = (instant(validity.next()?)?, instant(validity.next()?)?);
         let subject = body.take(SEQUENCE)?;
-        let mut names = Vec::new();
+        let key = ed25519(body.take(SEQUENCE)?);
+        let (mut names, mut purposes) = (Vec::new(), Purposes::ANY);
         while let Some((tag, content)) = body.next() {
             if tag == EXTENSIONS {
-                names = alternative_names(content).unwrap_or_default();
+                let found = extension(content, SUBJECT_ALT_NAME);
+                names = found.and_then(alternative_names).unwrap_or_default();
+                let found = extension(content, EXTENDED_KEY_USAGE);
+                purposes = found.map_or(Purposes::ANY, Purposes::of);
             }
         }
+        let common_name = part_of_name(subject, COMMON_NAME);
         if names.is_empty() {
-            names.extend(common_name(subject));
+            names.extend(common_name.clone());
         }
         Some(Self {
             names,
             begins,
             ends,
+            common_name,
+            unit: part_of_name(subject, UNIT),
+            key,
+            purposes,
         })
     }
 
@@ -113,6 +147,36 @@ impl Facts {
             self.names.join(", ")
         }
     }
+
+    /// The subject as one text: the common name, and the organizational unit behind it.
+    pub fn shown_subject(&self) -> String {
+        match (&self.common_name, &self.unit) {
+            (Some(name), Some(unit)) => format!("{name} ({unit})"),
+            (Some(name), None) => name.clone(),
+            (None, _) => self.shown_names(),
+        }
+    }
+}
+
+impl Purposes {
+    const ANY: Self = Self {
+        server: true,
+        client: true,
+    };
+
+    /// The purposes in the content of the extension that names them.
+    fn of(content: &[u8]) -> Self {
+        let mut found = Self {
+            server: false,
+            client: false,
+        };
+        let mut list = Der(Der(content).take(SEQUENCE).unwrap_or_default());
+        while let Some(purpose) = list.take(OBJECT_ID) {
+            found.server |= purpose == SERVER_AUTH;
+            found.client |= purpose == CLIENT_AUTH;
+        }
+        found
+    }
 }
 
 impl fmt::Display for Outside {
@@ -132,6 +196,7 @@ impl fmt::Display for Why {
             }
             Self::Stranger => f.write_str("is signed by no authority that is trusted here"),
             Self::OtherName(wanted) => write!(f, "is not for {wanted}"),
+            Self::Purpose => f.write_str("is not for servers (its purpose is another one)"),
             Self::Other(reason) => write!(f, "is not taken: {}", Shown(reason)),
         }
     }
@@ -150,38 +215,48 @@ impl CertificateRefused {
     pub const fn code(&self) -> Code {
         match self.why {
             Why::Outside(..) => Code::ServerCertificateExpired,
-            Why::Stranger | Why::OtherName(_) | Why::Other(_) => Code::CertificateUntrusted,
+            Why::Stranger | Why::OtherName(_) | Why::Purpose | Why::Other(_) => {
+                Code::CertificateUntrusted
+            }
         }
     }
 
     /// The refusal that caused `error`, if one did.
     pub fn of<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
-        use rustls::{CertificateError, Error};
-        /// More than any chain of causes.
-        const DEPTH_MAX: usize = 16;
-        let mut next = Some(error);
-        for _ in 0..DEPTH_MAX {
-            let error = next?;
-            if let Some(found) = error.downcast_ref::<Self>() {
-                return Some(found);
-            }
-            next = match (
-                error.downcast_ref::<std::io::Error>(),
-                error.downcast_ref::<Error>(),
-            ) {
-                // The `source` of an `io::Error` is that of the error inside it, and skips that
-                // error itself.
-                (Some(wrapper), _) => wrapper
-                    .get_ref()
-                    .map(|inner| inner as &(dyn std::error::Error + 'static)),
-                (_, Some(Error::InvalidCertificate(CertificateError::Other(other)))) => {
-                    Some(other.0.as_ref() as &(dyn std::error::Error + 'static))
-                }
-                _ => error.source(),
-            };
-        }
-        None
+        cause(error, |error| error.downcast_ref::<Self>())
     }
+}
+
+/// The first error in the chain of causes in which `wanted` finds something.
+pub(crate) fn cause<'a, T>(
+    error: &'a (dyn std::error::Error + 'static),
+    wanted: impl Fn(&'a (dyn std::error::Error + 'static)) -> Option<T>,
+) -> Option<T> {
+    use rustls::{CertificateError, Error};
+    /// More than any chain of causes.
+    const DEPTH_MAX: usize = 16;
+    let mut next = Some(error);
+    for _ in 0..DEPTH_MAX {
+        let error = next?;
+        if let Some(found) = wanted(error) {
+            return Some(found);
+        }
+        next = match (
+            error.downcast_ref::<std::io::Error>(),
+            error.downcast_ref::<Error>(),
+        ) {
+            // The `source` of an `io::Error` is that of the error inside it, and skips that error
+            // itself.
+            (Some(wrapper), _) => wrapper
+                .get_ref()
+                .map(|inner| inner as &(dyn std::error::Error + 'static)),
+            (_, Some(Error::InvalidCertificate(CertificateError::Other(other)))) => {
+                Some(other.0.as_ref() as &(dyn std::error::Error + 'static))
+            }
+            _ => error.source(),
+        };
+    }
+    None
 }
 
 schemas::coded!(CertificateRefused);
@@ -224,11 +299,12 @@ impl<'a> Der<'a> {
     }
 }
 
-fn alternative_names(extensions: &[u8]) -> Option<Vec<String>> {
+/// The content of the extension with this name.
+fn extension(extensions: &[u8], wanted: [u8; 3]) -> Option<&[u8]> {
     let mut list = Der(Der(extensions).take(SEQUENCE)?);
     while let Some((SEQUENCE, extension)) = list.next() {
         let mut extension = Der(extension);
-        if extension.take(OBJECT_ID)? != SUBJECT_ALT_NAME {
+        if extension.take(OBJECT_ID)? != wanted {
             continue;
         }
         let mut value = extension.next()?;
@@ -236,17 +312,36 @@ fn alternative_names(extensions: &[u8]) -> Option<Vec<String>> {
             // The flag `critical` stands in between.
             value = extension.next()?;
         }
-        let mut found = Der(Der(value.1).take(SEQUENCE)?);
-        let mut names = Vec::new();
-        while let Some((tag, name)) = found.next() {
-            names.extend(alternative_name(tag, name));
-            if names.len() == NAMES_MAX {
-                break;
-            }
-        }
-        return Some(names);
+        return Some(value.1);
     }
     None
+}
+
+fn alternative_names(content: &[u8]) -> Option<Vec<String>> {
+    let mut found = Der(Der(content).take(SEQUENCE)?);
+    let mut names = Vec::new();
+    while let Some((tag, name)) = found.next() {
+        names.extend(alternative_name(tag, name));
+        if names.len() == NAMES_MAX {
+            break;
+        }
+    }
+    Some(names)
+}
+
+/// The key of a `SubjectPublicKeyInfo`, if it is an Ed25519 key.
+fn ed25519(info: &[u8]) -> Option<[u8; 32]> {
+    let mut info = Der(info);
+    let algorithm = Der(info.take(SEQUENCE)?).take(OBJECT_ID)?;
+    // The first byte counts bits that are not used.
+    let (0, key) = info
+        .take(BITS)?
+        .split_first()
+        .map(|(unused, key)| (*unused, key))?
+    else {
+        return None;
+    };
+    (algorithm == ED25519).then(|| key.try_into().ok())?
 }
 
 fn alternative_name(tag: u8, name: &[u8]) -> Option<String> {
@@ -262,11 +357,12 @@ fn alternative_name(tag: u8, name: &[u8]) -> Option<String> {
     }
 }
 
-fn common_name(subject: &[u8]) -> Option<String> {
+/// The first part of a distinguished name that has this type.
+fn part_of_name(subject: &[u8], wanted: [u8; 3]) -> Option<String> {
     let mut parts = Der(subject);
     while let Some(part) = parts.take(SET) {
         let mut pair = Der(Der(part).take(SEQUENCE)?);
-        if pair.take(OBJECT_ID)? == COMMON_NAME {
+        if pair.take(OBJECT_ID)? == wanted {
             return Some(Shown(&String::from_utf8_lossy(pair.next()?.1)).to_string());
         }
     }

@@ -44,6 +44,8 @@ pub struct Domain {
 pub struct InitOptions {
     /// Host names and addresses of broker and store, besides this machine's own.
     pub server_names: Vec<String>,
+    /// True if broker and store are to take only clients that show a certificate.
+    pub mutual_tls: bool,
 }
 
 /// Issued credentials and their files.
@@ -274,6 +276,7 @@ impl Domain {
                 old.key().clone()
             }
         };
+        let lifetime = self.life_of(role, lifetime);
         let issued = self.issue_time(&account, key.public(), now)?;
         // Tokens count whole seconds. One that is dated ahead lives as long as another.
         let expires = UnixMillis((issued.after(lifetime).get() / 1000) * 1000);
@@ -302,6 +305,7 @@ impl Domain {
         // Then the record: credentials without one would not be renewed, and could not be revoked
         // by name. With it a revoked key may come back, so nothing is checked after it.
         list.record(&holder)?;
+        self.certify(&credentials, &path, role, expires, now)?;
         credentials.write(&path)?;
         Ok(Issued {
             credentials: path,

@@ -15,6 +15,7 @@ use crate::domain::{
 use crate::issuer::AccountNames;
 use crate::key::{KeyKind, SigningKey};
 use crate::layout::DomainLayout;
+use crate::mutual::write_client_authority;
 use crate::purpose::{AuditKey, HeadKey, ManifestKey};
 use crate::secret::{FileError, create_private_folder, write_private};
 use crate::store_keys::StoreKeys;
@@ -236,6 +237,9 @@ fn make(layout: &DomainLayout, options: &InitOptions, now: UnixMillis) -> Result
     write_private(&layout.ca(), certified.certificate.as_bytes())?;
     write_private(&vault.authority_key(), certified.key.as_bytes())?;
     write_server_certificate(layout, &authority, &options.server_names, now)?;
+    if options.mutual_tls {
+        write_client_authority(layout, now)?;
+    }
     let keys = StoreKeys::generate();
     keys.write(&layout.store_keys())?;
     let auditors = keys.audit.expect("all pairs are generated");

@@ -12,15 +12,19 @@ use schemas::{AccountId, Code, PublicKey, UnixMillis, V};
 use serde::{Deserialize, Serialize};
 
 use crate::claims::UserClaims;
+use crate::clients::ClientAuthority;
 use crate::jwt::{JwtError, Subject, mint};
 use crate::key::{KeyError, KeyKind, SigningKey};
 use crate::secret::{FileError, read_anchor, write_private};
+use crate::tls::TlsError;
 use crate::vault::role_key_name;
 
 /// The signing keys of roles, read from their folder.
 pub struct Issuer {
     names: AccountNames,
     keys: BTreeMap<Role, SigningKey>,
+    /// None in a domain without mutual TLS.
+    clients: Option<ClientAuthority>,
 }
 
 /// The public names of a domain's accounts: they are public keys, whose private halves lie in the
@@ -74,13 +78,18 @@ pub enum IssuerError {
     /// The token.
     #[error(transparent)]
     Jwt(#[from] JwtError),
+    /// The authority of clients.
+    #[error("the authority of clients: {0}")]
+    Clients(#[from] TlsError),
 }
 
 impl IssuerError {
     /// The code of the page that says what to do.
     pub fn code(&self) -> Code {
         match self {
-            Self::Invalid { .. } | Self::File(_) | Self::Key { .. } => Code::IssuerInvalid,
+            Self::Invalid { .. } | Self::File(_) | Self::Key { .. } | Self::Clients(_) => {
+                Code::IssuerInvalid
+            }
             Self::Role(_) | Self::Account { .. } => Code::HolderMismatch,
             Self::Jwt(error) => error.code(),
         }
@@ -146,7 +155,18 @@ impl Issuer {
                 .map_err(|source| IssuerError::Key { role, source })?;
             keys.insert(role, key);
         }
-        Ok(Self { names, keys })
+        let key = Self::clients_key(folder);
+        let clients = key.exists().then(|| ClientAuthority::read(&key));
+        Ok(Self {
+            names,
+            keys,
+            clients: clients.transpose()?,
+        })
+    }
+
+    /// The file of the private key of the authority of clients.
+    pub fn clients_key(folder: &Path) -> PathBuf {
+        folder.join("clients.key")
     }
 
     /// The seed file of a role's key.
@@ -194,6 +214,27 @@ impl Issuer {
             });
         }
         sign(signer, holder, ends, now).map_err(IssuerError::from)
+    }
+
+    /// True in a domain with mutual TLS: [`Issuer::certify`] gives certificates.
+    pub const fn certifies(&self) -> bool {
+        self.clients.is_some()
+    }
+
+    /// A certificate to show to servers, for the holder of a registered credential; none in a domain
+    /// without mutual TLS. It ends with the token that it comes with, or after a day.
+    ///
+    /// # Errors
+    /// The generator failed.
+    pub fn certify(
+        &self,
+        holder: &Registration,
+        ends: UnixMillis,
+        now: UnixMillis,
+    ) -> Result<Option<String>, IssuerError> {
+        let certify =
+            |clients: &ClientAuthority| clients.certify(&holder.public, holder.role, ends, now);
+        Ok(self.clients.as_ref().map(certify).transpose()?)
     }
 }
 

@@ -214,6 +214,10 @@ impl SigningKey {
         ed25519_dalek::Signer::sign(&self.key, message).to_bytes()
     }
 
+    pub(crate) fn raw(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(self.key.to_bytes())
+    }
+
     fn from_raw(kind: KeyKind, raw: &Zeroizing<[u8; 32]>) -> Self {
         let key = ed25519_dalek::SigningKey::from_bytes(raw);
         let text = KeyPair::new_from_raw(kind.nkey(), **raw)

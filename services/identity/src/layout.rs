@@ -72,6 +72,17 @@ impl DomainLayout {
         self.folder.join("issuer")
     }
 
+    /// The certificate of the authority of clients: servers take clients that it has certified. The
+    /// domain has mutual TLS if, and only if, this file exists.
+    pub fn clients(&self) -> PathBuf {
+        self.folder.join("tls/clients.pem")
+    }
+
+    /// The private key of the authority of clients.
+    pub fn clients_key(&self) -> PathBuf {
+        Issuer::clients_key(&self.issuer())
+    }
+
     /// The public list of issued credentials.
     pub fn issued(&self) -> IssuedList {
         IssuedList::at(&self.folder.join("issued"))
@@ -253,6 +264,8 @@ mod tests {
             ),
             (layout.role_key(Role::Worker), "d/issuer/role-worker.nk"),
             (layout.issued().folder().to_owned(), "d/issued"),
+            (layout.clients(), "d/tls/clients.pem"),
+            (layout.clients_key(), "d/issuer/clients.key"),
         ] {
             assert_eq!(path, Path::new(place));
         }

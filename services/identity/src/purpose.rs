@@ -7,6 +7,7 @@ use std::path::Path;
 
 use schemas::PublicKey;
 use tlog::Head;
+use zeroize::Zeroizing;
 
 use crate::key::{KeyError, KeyKind, SIGNATURE_BYTES, SigningKey, public_bytes};
 use crate::secret::Seed;
@@ -14,7 +15,9 @@ use crate::secret::Seed;
 /// Longest nonce that is signed; the broker's have 15 characters.
 pub const NONCE_BYTES_MAX: usize = 64;
 
-/// The key with which a process proves its identity to the broker. It signs only nonces.
+/// The key with which a process proves its identity to servers. It signs only nonces of the broker,
+/// and TLS handshakes (see [`crate::clients`]): what is signed there begins with 64 blanks, and a
+/// nonce has none.
 #[derive(Clone)]
 pub struct ConnectionKey(SigningKey);
 
@@ -94,6 +97,11 @@ impl ConnectionKey {
             return Err(KeyError::Nonce(nonce.len()));
         }
         Ok(self.0.sign(nonce))
+    }
+
+    /// The private key itself, for the TLS library, which signs handshakes and nothing else.
+    pub(crate) fn raw(&self) -> Zeroizing<[u8; 32]> {
+        self.0.raw()
     }
 }
 

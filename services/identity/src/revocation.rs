@@ -180,7 +180,9 @@ impl Domain {
                 path: place.to_owned(),
                 source,
             })?;
-        credentials.write(&file_in(&folder))?;
+        let file = file_in(&folder);
+        self.certify(&credentials, &file, role, now.after(MOMENT), now)?;
+        credentials.write(&file)?;
         Ok(Momentary { folder })
     }
 

@@ -23,6 +23,8 @@ pub struct ServerConfig {
     pub auth: String,
     /// `tls.conf`: a `tls` block.
     pub tls: String,
+    /// `clients.conf`: what a `tls` block asks of clients; empty without mutual TLS.
+    pub clients: String,
     /// `resolver.conf`: where a single broker keeps the tokens of accounts.
     pub resolver: String,
     /// The accounts, each with its token.
@@ -115,12 +117,13 @@ impl Domain {
         Ok(ServerConfig {
             auth,
             tls: self.tls_config()?,
+            clients: self.clients_config(),
             resolver: self.resolver_config()?,
             accounts: tokens,
         })
     }
 
-    /// Writes `auth.conf`, `tls.conf` and `resolver.conf` into `folder`, for the owner alone. Tokens
+    /// Writes `auth.conf`, `tls.conf`, `clients.conf` and `resolver.conf` into `folder`, for the owner alone. Tokens
     /// in `auth.conf` that say what they should stay as they are. A domain of an earlier release
     /// gets what it lacks first.
     ///
@@ -152,6 +155,7 @@ impl Domain {
         let config = self.server_config_above(&earlier, above, now)?;
         write_private(&path, config.auth.as_bytes())?;
         write_private(&folder.join("tls.conf"), config.tls.as_bytes())?;
+        write_private(&folder.join("clients.conf"), config.clients.as_bytes())?;
         write_private(&folder.join("resolver.conf"), config.resolver.as_bytes())?;
         Ok(config)
     }
@@ -163,10 +167,22 @@ impl Domain {
             quoted(layout.server_certificate())?,
             quoted(layout.server_key())?,
         );
-        let ca = quoted(layout.ca())?;
+        let clients = match self.is_mutual() {
+            true => verify_clients(&quoted(layout.clients())?),
+            false => format!("  ca_file: {}\n", quoted(layout.ca())?),
+        };
         Ok(format!(
-            "{HEADER}tls {{\n  cert_file: {certificate}\n  key_file: {key}\n  ca_file: {ca}\n  min_version: \"1.3\"\n  timeout: 3\n}}\n"
+            "{HEADER}tls {{\n  cert_file: {certificate}\n  key_file: {key}\n{clients}  min_version: \"1.3\"\n  timeout: 3\n}}\n"
         ))
+    }
+
+    /// The same for the nodes of a cluster, which lie on other machines.
+    fn clients_config(&self) -> String {
+        let settings = match self.is_mutual() {
+            true => verify_clients("$NATS_CLIENTS_CA"),
+            false => "# Clients show no certificate in this domain.\n".to_owned(),
+        };
+        format!("{HEADER}{settings}")
     }
 
     /// A node that was down takes the tokens of the others over once in an interval, and its own
@@ -177,6 +193,11 @@ impl Domain {
             "{HEADER}resolver {{\n  type: full\n  dir: \"{folder}\"\n  allow_delete: false\n  interval: \"5s\"\n  timeout: \"2s\"\n}}\n"
         ))
     }
+}
+
+/// The settings with which a broker takes only clients that the domain has certified.
+fn verify_clients(file: &str) -> String {
+    format!("  ca_file: {file}\n  verify: true\n")
 }
 
 /// The token of this name in the text of an `auth.conf`.

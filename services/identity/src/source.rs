@@ -9,8 +9,10 @@ use async_nats::{Auth, AuthError, ConnectOptions};
 use schemas::limits::REQUEST_TIMEOUT;
 use schemas::{Code, PublicKey, UnixMillis};
 
+use crate::clients::ClientFile;
 use crate::credentials::{Credentials, CredentialsError};
 use crate::key::KeyError;
+use crate::tls::TlsError;
 
 /// Least pause before a reconnect. A server that accepts and cuts at once (because a token has
 /// expired) resets the client's own back-off; without a least pause it would be asked hundreds of
@@ -71,6 +73,9 @@ pub enum ProofError {
     /// The server sent something else than a nonce.
     #[error(transparent)]
     Nonce(#[from] KeyError),
+    /// The certificate beside the file.
+    #[error(transparent)]
+    Certificate(#[from] TlsError),
 }
 
 impl ProofError {
@@ -80,6 +85,7 @@ impl ProofError {
             Self::Credentials(error) => error.code(),
             Self::OtherKey { .. } => Code::RoleMismatch,
             Self::Nonce(error) => error.code(),
+            Self::Certificate(error) => error.code(),
         }
     }
 }
@@ -114,6 +120,21 @@ impl CredentialSource {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file with the certificate that belongs to them; it exists in domains with mutual TLS.
+    pub fn certificate(&self) -> ClientFile {
+        ClientFile::beside(&self.path)
+    }
+
+    /// Puts a new certificate beside the file.
+    ///
+    /// # Errors
+    /// It is not for the key of these credentials, or the file cannot be written.
+    pub fn certify(&self, certificate: &str) -> Result<(), ProofError> {
+        let credentials = self.read()?;
+        self.check_key(&credentials)?;
+        Ok(self.certificate().replace(&credentials, certificate)?)
     }
 
     /// Reads the present content of the file.
@@ -184,6 +205,7 @@ impl CredentialSource {
 /// Options for a connection with these credentials; the caller adds its name and callbacks.
 pub fn connect_options(source: &CredentialSource, tls: &BusTls) -> ConnectOptions {
     let inbox = source.inbox_prefix();
+    let certificate = source.certificate();
     let source = Arc::new(source.clone());
     let options = ConnectOptions::with_auth_callback(move |nonce| {
         let source = Arc::clone(&source);
@@ -198,7 +220,17 @@ pub fn connect_options(source: &CredentialSource, tls: &BusTls) -> ConnectOption
         .ping_interval(PING_INTERVAL)
         .request_timeout(Some(REQUEST_TIMEOUT.as_duration()));
     match tls {
-        BusTls::Required { ca } => options.require_tls(true).add_root_certificates(ca.clone()),
+        BusTls::Required { ca } => {
+            let options = options.require_tls(true).add_root_certificates(ca.clone());
+            // The client reads the files at every connection.
+            match certificate.exists() {
+                true => {
+                    let file = certificate.path().to_owned();
+                    options.add_client_certificate(file.clone(), file)
+                }
+                false => options,
+            }
+        }
         BusTls::Off => options,
     }
 }

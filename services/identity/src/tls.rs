@@ -11,18 +11,22 @@ use rcgen::{
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, ServerConfig,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError,
+    RootCertStore, ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use schemas::text::Time;
-use schemas::{Code, UnixMillis};
+use schemas::{Code, PublicKey, UnixMillis};
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use crate::certificate::{CertificateRefused, Facts, Outside, Why};
+use crate::clients::{ClientFile, NoHolder};
+use crate::fault::TlsFault;
 use crate::secret::{FileError, read_anchor, read_secret};
 
 /// Life of the authority.
@@ -86,6 +90,24 @@ pub enum TlsError {
         /// The clock.
         now: UnixMillis,
     },
+    /// A client's certificate that names no holder.
+    #[error("{}: {error}", path.display())]
+    Holder {
+        /// The file.
+        path: PathBuf,
+        /// The fault.
+        error: NoHolder,
+    },
+    /// A client's certificate of another holder.
+    #[error("{}: the certificate is of {found}, and the credentials beside it are of {expected}", path.display())]
+    OtherHolder {
+        /// The file.
+        path: PathBuf,
+        /// The key that the certificate names.
+        found: PublicKey,
+        /// The key of the credentials.
+        expected: PublicKey,
+    },
     /// A name that the generator refuses, or a broken key of the authority.
     #[error("cannot make a certificate: {0}")]
     Making(#[from] rcgen::Error),
@@ -112,6 +134,7 @@ impl TlsError {
             Self::File(error) => error.code(),
             Self::Name(_) => Code::ConfigInvalid,
             Self::Outside { .. } => Code::CertificateExpired,
+            Self::Holder { .. } | Self::OtherHolder { .. } => Code::ClientCertificateOther,
             Self::Missing { .. } | Self::Unusable { .. } | Self::Making(_) => {
                 Code::CertificateInvalid
             }
@@ -167,6 +190,20 @@ pub fn client_config(authorities: &[u8]) -> Result<ClientConfig, AuthorityError>
         .with_custom_certificate_verifier(Arc::new(Explaining(verifier)));
     let mut config = builder.with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+/// As [`client_config`], for a client that shows the certificate in `shown` to a server that asks
+/// for one.
+///
+/// # Errors
+/// As [`client_config`].
+pub fn client_config_showing(
+    authorities: &[u8],
+    shown: &ClientFile,
+) -> Result<ClientConfig, AuthorityError> {
+    let mut config = client_config(authorities)?;
+    config.client_auth_cert_resolver = Arc::new(shown.clone());
     Ok(config)
 }
 
@@ -306,6 +343,9 @@ fn explain(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             _,
         ) => Why::OtherName(server_name.to_str().into_owned()),
+        (CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. }, _) => {
+            Why::Purpose
+        }
         (error, _) => Why::Other(error.to_string()),
     };
     CertificateRefused { names, why }
@@ -316,6 +356,44 @@ fn explain(
 /// # Errors
 /// A file cannot be used, others may read the key, or the two do not fit.
 pub fn server_config(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
+    server(certificate, key, None)
+}
+
+/// As [`server_config`], for a server that takes only clients with a certificate of this authority.
+/// Each refusal of a certificate is told to `tell`.
+///
+/// # Errors
+/// As [`server_config`]; or the file of the authority cannot be used.
+pub fn mutual_config(
+    certificate: &Path,
+    key: &Path,
+    clients: &Path,
+    tell: fn(&TlsFault),
+) -> Result<ServerConfig, TlsError> {
+    let unusable = |source| TlsError::Unusable {
+        path: clients.to_owned(),
+        source,
+    };
+    let found = certificates(read_anchor(clients)?.as_bytes());
+    let found = found.ok_or_else(|| TlsError::Missing {
+        path: clients.to_owned(),
+        what: "certificate",
+    })?;
+    let mut roots = RootCertStore::empty();
+    for certificate in found {
+        roots.add(certificate).map_err(unusable)?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+    let verifier = verifier.map_err(|error| unusable(rustls::Error::General(error.to_string())))?;
+    let telling = Telling { verifier, tell };
+    server(certificate, key, Some(Arc::new(telling)))
+}
+
+fn server(
+    certificate: &Path,
+    key: &Path,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+) -> Result<ServerConfig, TlsError> {
     let unusable = |source| TlsError::Unusable {
         path: certificate.to_owned(),
         source,
@@ -334,12 +412,66 @@ pub fn server_config(certificate: &Path, key: &Path) -> Result<ServerConfig, Tls
     let builder = builder
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(unusable)?;
-    let mut config = builder
-        .with_no_client_auth()
-        .with_single_cert(chain, secret)
-        .map_err(unusable)?;
+    let builder = match clients {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(chain, secret).map_err(unusable)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
+}
+
+/// The usual verifier of clients. It also tells the server which certificate it refused, and why;
+/// the client learns the kind of the fault only.
+#[derive(Debug)]
+struct Telling {
+    verifier: Arc<dyn ClientCertVerifier>,
+    tell: fn(&TlsFault),
+}
+
+impl ClientCertVerifier for Telling {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.verifier.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self
+            .verifier
+            .verify_client_cert(end_entity, intermediates, now);
+        verified.inspect_err(|error| {
+            let now = UnixMillis(now.as_secs().saturating_mul(1000));
+            (self.tell)(&TlsFault::of_client(error, end_entity, now));
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
 }
 
 impl Authority {
@@ -349,7 +481,7 @@ impl Authority {
     /// The generator failed.
     pub fn generate(now: UnixMillis) -> Result<(Self, Certified), TlsError> {
         let key = KeyPair::generate()?;
-        let params = authority_params(now);
+        let params = authority_params(AUTHORITY_NAME, now);
         let certificate = params.self_signed(&key)?.pem();
         let certified = Certified {
             certificate,
@@ -364,7 +496,7 @@ impl Authority {
     /// The text is no private key.
     pub fn from_key(pem: &str, now: UnixMillis) -> Result<Self, TlsError> {
         Ok(Self(Issuer::new(
-            authority_params(now),
+            authority_params(AUTHORITY_NAME, now),
             KeyPair::from_pem(pem)?,
         )))
     }
@@ -415,13 +547,13 @@ impl std::fmt::Debug for Certified {
     }
 }
 
-fn authority_params(now: UnixMillis) -> CertificateParams {
+/// The parameters of an authority: the same for the same name, so that it can be made again from its
+/// key alone.
+pub(crate) fn authority_params(name: &str, now: UnixMillis) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, AUTHORITY_NAME);
-    // It signs certificates of servers, and never another authority.
+    params.distinguished_name.push(DnType::CommonName, name);
+    // It signs certificates of servers or of clients, and never another authority.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     (params.not_before, params.not_after) = life(now, AUTHORITY_DAYS);
@@ -429,9 +561,18 @@ fn authority_params(now: UnixMillis) -> CertificateParams {
 }
 
 fn life(now: UnixMillis, days: i64) -> (OffsetDateTime, OffsetDateTime) {
-    let seconds = i64::try_from(now.get() / 1000).unwrap_or(i64::MAX);
-    let now = OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let now = date(now);
     (now - CLOCK_SKEW, now + Duration::days(days))
+}
+
+/// The validity of a certificate that is made now, and ends at `ends`.
+pub(crate) fn window(now: UnixMillis, ends: UnixMillis) -> (OffsetDateTime, OffsetDateTime) {
+    (date(now) - CLOCK_SKEW, date(ends))
+}
+
+fn date(at: UnixMillis) -> OffsetDateTime {
+    let seconds = i64::try_from(at.get() / 1000).unwrap_or(i64::MAX);
+    OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 /// The certificates of a PEM text; none when one is broken or there is none.

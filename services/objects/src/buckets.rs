@@ -119,6 +119,7 @@ impl Buckets {
                 method: rusty_s3::Method::Head,
                 key: "",
                 headers: &[],
+                holder: None,
             };
             let response = self.send("ping of the store", place, &request).await?;
             match response.status() {
@@ -173,6 +174,7 @@ impl Buckets {
             method: rusty_s3::Method::Put,
             key: &blob,
             headers: &headers,
+            holder: None,
         };
         let during = format!("promotion of {}", object.digest);
         let response = self.send(&during, &self.blobs, &request).await?;
@@ -310,6 +312,7 @@ impl Buckets {
             method: rusty_s3::Method::Delete,
             key,
             headers: &[],
+            holder: None,
         };
         let during = format!("deletion of {key}");
         let response = self.send(&during, place, &request).await?;
@@ -369,6 +372,7 @@ impl Buckets {
             method: rusty_s3::Method::Head,
             key,
             headers: &headers,
+            holder: None,
         };
         let response = self.send(&during, place, &request).await?;
         match response.status() {
@@ -488,8 +492,10 @@ impl OwnGrants<'_> {
         let action = match self.put {
             // Not limited to one use: bytes under a digest's key are always the same, and after a
             // lost answer the request may be repeated.
-            Some(object) => self.place.put(&self.key, digest, object.bytes, false, now),
-            None => self.place.get(&self.key, now),
+            Some(object) => self
+                .place
+                .put(&self.key, digest, object.bytes, false, None, now),
+            None => self.place.get(&self.key, None, now),
         };
         Grant {
             digest,

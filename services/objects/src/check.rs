@@ -56,6 +56,8 @@ pub async fn check(endpoint: &Endpoint, keys: &StoreKeys) -> Result<Report, Obje
 }
 
 struct Probe {
+    /// The holder of the certificate that is shown to the store.
+    holder: Option<PublicKey>,
     http: Client,
     buckets: Buckets,
     clock: StoreClock,
@@ -106,7 +108,10 @@ impl Probe {
             .collect();
         let name = format!("U{}", &BASE32_NOPAD.encode(&random)[..55]);
         let place = |bucket, key: &AccessKey| Place::new(endpoint, bucket, key.clone());
+        // A store with mutual TLS takes URLs from the holder that they name.
+        let holder = endpoint.trust().shown().and_then(|file| file.holder().ok());
         Ok(Self {
+            holder: holder.map(|holder| holder.key),
             http: Client::new(endpoint.trust(), &limits)?,
             buckets: Buckets::new(endpoint, &keys.admin, clock.clone(), limits, PATIENCE)?,
             clock,
@@ -435,6 +440,7 @@ impl Probe {
                     method,
                     key,
                     headers: &headers,
+                    holder: self.holder.as_ref(),
                 },
                 at,
                 Millis::from_secs(60),

@@ -22,6 +22,7 @@ use hyper_util::client::legacy::connect::{
 };
 use hyper_util::client::legacy::{self, Error};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use identity::{ClientFile, Own, TlsFault};
 use object_store::client::{
     HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
 };
@@ -32,6 +33,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
+use crate::buckets::local_now;
 use crate::endpoint::{EndpointError, Trust};
 use crate::limits::TransferLimits;
 use crate::line::{Counted, Line};
@@ -72,11 +74,17 @@ struct Connector {
     tcp: HttpConnector,
     /// None if plaintext is intended; with TLS, plaintext is refused, whatever a URL says.
     tls: Option<Arc<ClientConfig>>,
+    /// The file with the certificate that is shown to the store.
+    shown: Option<ClientFile>,
     patience: Duration,
 }
 
 /// A connection, with or without TLS, and the count of bytes that have moved over it.
-struct Stream(TokioIo<Pin<Box<dyn Socket>>>, Line);
+struct Stream {
+    io: TokioIo<Pin<Box<dyn Socket>>>,
+    line: Line,
+    shown: Option<ClientFile>,
+}
 
 /// Shows the connection that a request uses.
 pub(crate) struct Watch(CaptureConnection);
@@ -104,6 +112,7 @@ impl Client {
             .build(Connector {
                 tcp,
                 tls,
+                shown: trust.shown().cloned(),
                 patience: limits.connect,
             });
         Ok(Self(client))
@@ -200,12 +209,17 @@ impl Service<Uri> for Connector {
         }
         let connecting = self.tcp.call(uri.clone());
         let (tls, patience) = (self.tls.clone().map(TlsConnector::from), self.patience);
+        let shown = self.shown.clone();
         Box::pin(async move {
             let counted = Counted::new(connecting.await?.into_inner());
             let line = counted.line().clone();
             let socket = BufReader::with_capacity(SOCKET_READ_BYTES, counted);
             let Some(tls) = tls else {
-                return Ok(Stream(TokioIo::new(Box::pin(socket)), line));
+                return Ok(Stream {
+                    io: TokioIo::new(Box::pin(socket)),
+                    line,
+                    shown,
+                });
             };
             let host = uri
                 .host()
@@ -213,15 +227,32 @@ impl Service<Uri> for Connector {
                 .trim_start_matches('[')
                 .trim_end_matches(']');
             let name = ServerName::try_from(host.to_owned())?;
-            let secured = timeout(patience, tls.connect(name, socket)).await??;
-            Ok(Stream(TokioIo::new(Box::pin(secured)), line))
+            let secured = timeout(patience, tls.connect(name, socket)).await?;
+            let secured = secured.map_err(|error| in_words(error, shown.as_ref()))?;
+            Ok(Stream {
+                io: TokioIo::new(Box::pin(secured)),
+                line,
+                shown,
+            })
         })
+    }
+}
+
+/// An error of a connection, with a fault of TLS in words: which certificate, and what is wrong.
+fn in_words(error: std::io::Error, shown: Option<&ClientFile>) -> std::io::Error {
+    // Looking at the file is for faults alone.
+    if error.get_ref().is_none() {
+        return error;
+    }
+    match TlsFault::of(&error, &Own::look(shown), local_now()) {
+        Some(fault) => std::io::Error::new(error.kind(), fault),
+        None => error,
     }
 }
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        Connected::new().extra(self.1.clone())
+        Connected::new().extra(self.line.clone())
     }
 }
 
@@ -231,7 +262,10 @@ impl hyper::rt::Read for Stream {
         context: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
+        let this = &mut *self;
+        let read = Pin::new(&mut this.io).poll_read(context, buffer);
+        // A store that does not take the client's certificate says so after the handshake.
+        read.map_err(|error| in_words(error, this.shown.as_ref()))
     }
 }
 
@@ -241,7 +275,7 @@ impl hyper::rt::Write for Stream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
+        Pin::new(&mut self.io).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -249,7 +283,7 @@ impl hyper::rt::Write for Stream {
         context: &mut Context<'_>,
         slices: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(context, slices)
+        Pin::new(&mut self.io).poll_write_vectored(context, slices)
     }
 
     /// TCP and TLS both take several slices at a time.
@@ -261,14 +295,14 @@ impl hyper::rt::Write for Stream {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+        Pin::new(&mut self.io).poll_flush(context)
     }
 
     fn poll_shutdown(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+        Pin::new(&mut self.io).poll_shutdown(context)
     }
 }
 

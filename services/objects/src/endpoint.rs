@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use identity::tls::{AuthorityError, client_config};
+use identity::ClientFile;
+use identity::tls::{AuthorityError, client_config, client_config_showing};
 use rustls::ClientConfig;
 use url::{Host, Url};
 
@@ -13,6 +14,8 @@ pub enum Trust {
     /// TLS, with the PEM certificates of the authorities that may have signed the store's
     /// certificate.
     Authority(Vec<u8>),
+    /// The same, and a client that shows the certificate in this file to a store that asks for one.
+    Shown(Vec<u8>, ClientFile),
     /// No TLS; accepted for loopback addresses only.
     PlainLoopback,
 }
@@ -96,13 +99,21 @@ impl Trust {
     /// Plaintext where TLS is required or beyond loopback, or TLS without an authority.
     pub(crate) fn permits(&self, url: &Url) -> Result<(), EndpointError> {
         let right = match self {
-            Self::Authority(_) => url.scheme() == "https",
+            Self::Authority(_) | Self::Shown(..) => url.scheme() == "https",
             Self::PlainLoopback => url.scheme() == "http" && is_loopback(url),
         };
         if right {
             Ok(())
         } else {
             Err(EndpointError::Plaintext(url.origin().ascii_serialization()))
+        }
+    }
+
+    /// The file with the certificate that is shown to the store.
+    pub(crate) fn shown(&self) -> Option<&ClientFile> {
+        match self {
+            Self::Shown(_, file) => Some(file),
+            Self::Authority(_) | Self::PlainLoopback => None,
         }
     }
 
@@ -113,6 +124,7 @@ impl Trust {
     pub(crate) fn tls(&self) -> Result<Option<ClientConfig>, EndpointError> {
         match self {
             Self::Authority(pem) => Ok(Some(client_config(pem)?)),
+            Self::Shown(pem, file) => Ok(Some(client_config_showing(pem, file)?)),
             Self::PlainLoopback => Ok(None),
         }
     }
@@ -122,6 +134,7 @@ impl std::fmt::Debug for Trust {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Authority(_) => "Authority",
+            Self::Shown(..) => "Shown",
             Self::PlainLoopback => "PlainLoopback",
         })
     }

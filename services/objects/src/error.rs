@@ -1,9 +1,10 @@
 //! Errors between this process and a store. No message holds a URL's query, so none holds a
 //! signature.
 
-use identity::CertificateRefused;
+use identity::{Own, TlsFault};
 use schemas::{Code, Digest, Refusal};
 
+use crate::buckets::local_now;
 use crate::endpoint::EndpointError;
 use crate::key::KeyError;
 
@@ -18,7 +19,7 @@ pub enum ObjectError {
         /// The last fault that was seen.
         reason: String,
     },
-    /// The store showed a certificate that is refused. Asking again changes nothing.
+    /// TLS failed, most often over a certificate. Asking again changes nothing.
     #[error("{during}: {reason}")]
     Certificate {
         /// The operation.
@@ -108,16 +109,17 @@ pub enum ObjectError {
 }
 
 impl ObjectError {
-    /// The error for a refused certificate, if that is why a request failed.
+    /// The error for a fault of TLS, if that is why a request failed. The connection has already
+    /// put it into words.
     pub(crate) fn certificate(
         during: &str,
         error: &(dyn std::error::Error + 'static),
     ) -> Option<Self> {
-        let refused = CertificateRefused::of(error)?;
+        let fault = TlsFault::of(error, &Own::Never, local_now())?;
         Some(Self::Certificate {
             during: during.to_owned(),
-            reason: refused.to_string(),
-            code: refused.code(),
+            reason: fault.to_string(),
+            code: fault.code(),
         })
     }
 

@@ -13,7 +13,7 @@ use jiff::fmt::rfc2822;
 use rusty_s3::UrlStyle;
 use schemas::blob::{Grant, HttpAction, Method};
 use schemas::limits::URL_LIFE;
-use schemas::{Digest, Millis, UnixMillis};
+use schemas::{Digest, Millis, PublicKey, UnixMillis};
 use url::Url;
 
 use crate::endpoint::{Endpoint, EndpointError};
@@ -24,6 +24,9 @@ pub const CLOCK_ALARM: Millis = Millis::from_secs(5);
 
 /// The header that carries an object's sha256, in base64.
 pub(crate) const CHECKSUM: &str = "x-amz-checksum-sha256";
+/// The query parameter that names the holder a URL was given to; a store with mutual TLS takes the
+/// URL from that holder alone. It is under the signature like the rest of the query.
+pub const HOLDER: &str = "x-w";
 /// The only content type: nothing reads the content.
 pub(crate) const CONTENT_TYPE: &str = "application/octet-stream";
 
@@ -38,6 +41,9 @@ pub struct Signer {
     incoming: Place,
     blobs: Place,
     clock: StoreClock,
+    names_holders: bool,
+    /// The holder that URLs are given to, where they name one.
+    holder: Option<PublicKey>,
 }
 
 /// A bucket of an endpoint with the access key that signs for it.
@@ -53,6 +59,8 @@ pub(crate) struct Request<'a> {
     pub(crate) key: &'a str,
     /// Sorted by name, lower case.
     pub(crate) headers: &'a [(&'a str, &'a str)],
+    /// The holder that the URL is given to, where URLs name one.
+    pub(crate) holder: Option<&'a PublicKey>,
 }
 
 impl StoreClock {
@@ -114,28 +122,51 @@ impl Signer {
             incoming: Place::new(endpoint, BucketName::Incoming, keys.put.clone())?,
             blobs: Place::new(endpoint, BucketName::Blobs, keys.get.clone())?,
             clock,
+            names_holders: false,
+            holder: None,
         })
+    }
+
+    /// The same signer for a store with mutual TLS: [`Signer::given_to`] has an effect.
+    #[must_use]
+    pub fn naming_holders(self, names_holders: bool) -> Self {
+        Self {
+            names_holders,
+            ..self
+        }
+    }
+
+    /// The same signer for URLs that this holder gets. A store with mutual TLS takes them from
+    /// nobody else.
+    #[must_use]
+    pub fn given_to(&self, holder: &PublicKey) -> Self {
+        Self {
+            holder: self.names_holders.then(|| holder.clone()),
+            ..self.clone()
+        }
     }
 
     /// A URL to create `key` with exactly `bytes` bytes of its digest, once. `now` is this
     /// machine's clock.
     pub fn put(&self, key: &IncomingKey, bytes: schemas::Bytes, now: UnixMillis) -> Grant {
         let now = self.clock.at(now);
+        let (name, holder) = (key.to_string(), self.holder.as_ref());
+        let put = self
+            .incoming
+            .put(&name, key.digest(), bytes, true, holder, now);
         Grant {
             digest: key.digest(),
-            action: Some(
-                self.incoming
-                    .put(&key.to_string(), key.digest(), bytes, true, now),
-            ),
+            action: Some(put),
         }
     }
 
     /// A URL to read one verified object. `now` is this machine's clock.
     pub fn get(&self, digest: Digest, now: UnixMillis) -> Grant {
         let now = self.clock.at(now);
+        let (name, holder) = (BlobKey(digest).to_string(), self.holder.as_ref());
         Grant {
             digest,
-            action: Some(self.blobs.get(&BlobKey(digest).to_string(), now)),
+            action: Some(self.blobs.get(&name, holder, now)),
         }
     }
 
@@ -168,6 +199,7 @@ impl Place {
         digest: Digest,
         bytes: schemas::Bytes,
         once: bool,
+        holder: Option<&PublicKey>,
         store_now: UnixMillis,
     ) -> HttpAction {
         let (length, checksum) = (bytes.to_string(), checksum(digest));
@@ -179,11 +211,16 @@ impl Place {
             headers.push(("if-none-match", "*"));
         }
         headers.push((CHECKSUM, &checksum));
-        self.action(Method::Put, key, &headers, store_now)
+        self.action(Method::Put, key, &headers, holder, store_now)
     }
 
-    pub(crate) fn get(&self, key: &str, store_now: UnixMillis) -> HttpAction {
-        self.action(Method::Get, key, &[], store_now)
+    pub(crate) fn get(
+        &self,
+        key: &str,
+        holder: Option<&PublicKey>,
+        store_now: UnixMillis,
+    ) -> HttpAction {
+        self.action(Method::Get, key, &[], holder, store_now)
     }
 
     fn action(
@@ -191,6 +228,7 @@ impl Place {
         method: Method,
         key: &str,
         headers: &[(&str, &str)],
+        holder: Option<&PublicKey>,
         store_now: UnixMillis,
     ) -> HttpAction {
         let signed = match method {
@@ -202,6 +240,7 @@ impl Place {
                 method: signed,
                 key,
                 headers,
+                holder,
             },
             store_now,
             URL_LIFE,
@@ -240,7 +279,10 @@ impl Place {
             None,
             self.bucket.region(),
             life.get() / 1000,
-            std::iter::empty(),
+            request
+                .holder
+                .into_iter()
+                .map(|holder| (HOLDER, holder.as_str())),
             request.headers.iter().copied(),
         )
     }
@@ -305,6 +347,21 @@ mod tests {
             "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0="
         );
         assert_eq!(action.expires_at, UnixMillis(1_700_000_060_000));
+    }
+
+    #[test]
+    fn fg_08_a_url_names_its_holder_where_the_store_compares() {
+        let holder = format!("U{}", "B".repeat(55)).parse().unwrap();
+        let url = |signer: Signer| {
+            let grant = signer.get(Digest::of(b""), UnixMillis(1_700_000_000_000));
+            grant.action.unwrap().href
+        };
+        let naming = signer().naming_holders(true);
+        let named = url(naming.given_to(&holder));
+        assert!(named.contains(&format!("{HOLDER}={holder}&")), "{named}");
+        assert!(!url(naming).contains(HOLDER), "it is given to nobody");
+        let plain = url(signer().given_to(&holder));
+        assert!(!plain.contains(HOLDER), "{plain}");
     }
 
     #[test]

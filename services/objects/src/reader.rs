@@ -64,7 +64,7 @@ impl BlobReader {
 
     fn grant(&self, digest: Digest) -> Grant {
         let now = self.clock.at(local_now());
-        let action = self.blobs.get(&BlobKey(digest).to_string(), now);
+        let action = self.blobs.get(&BlobKey(digest).to_string(), None, now);
         Grant {
             digest,
             action: Some(action),

@@ -2,6 +2,7 @@
 //! needs nobody to be online. Who has this process's files has the key, so a short life would
 //! protect nothing: a long one lets the registrar come back after days.
 
+use identity::clients::CERTIFICATE_LIFE_MAX;
 use identity::domain::LIFETIME_DEFAULT;
 use identity::{CredentialSource, IssuedList, Issuer};
 use schemas::{Millis, Refusal, UnixMillis};
@@ -9,6 +10,38 @@ use schemas::{Millis, Refusal, UnixMillis};
 /// A token with less than this left is replaced: most of its life, so that a registrar that was away
 /// for long has a token that is still good.
 const LEFT_MIN: Millis = Millis(LIFETIME_DEFAULT.get() / 10 * 9);
+
+/// A certificate with less than this left is replaced: one that lives for a day has more for half
+/// of it, and the registrar looks every hour.
+const CERTIFICATE_LEFT_MIN: Millis = Millis(CERTIFICATE_LIFE_MAX.get() / 2);
+
+/// Replaces the registrar's own certificate, in a domain with mutual TLS, if it is due. Returns true
+/// if it was.
+///
+/// # Errors
+/// A file cannot be used.
+pub(crate) fn certify(
+    source: &CredentialSource,
+    issuer: &Issuer,
+    list: &IssuedList,
+    now: UnixMillis,
+) -> Result<bool, Refusal> {
+    let fresh = source.certificate().holder();
+    if fresh.is_ok_and(|holder| now.until(holder.ends) >= CERTIFICATE_LEFT_MIN) {
+        return Ok(false);
+    }
+    let record = list.find(source.public()).map_err(refusal)?;
+    let Some(record) = record.filter(|record| record.blocked.is_none()) else {
+        return Ok(false);
+    };
+    let ends = source.read().map_err(refusal)?.token().expires;
+    let ends = ends.unwrap_or(record.ends);
+    let Some(certificate) = issuer.certify(&record, ends, now).map_err(refusal)? else {
+        return Ok(false);
+    };
+    source.certify(&certificate).map_err(refusal)?;
+    Ok(true)
+}
 
 /// Replaces the registrar's own token, if it is due. Returns the end of the new one.
 ///

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use identity::clients::CERTIFICATE_LIFE_MAX;
 use identity::{Issuer, TrustBundle};
 use registrar_core::Registrar;
 use runtime::metrics::MetricsConfig;
@@ -72,7 +73,6 @@ impl service::Service for Program {
         let materials = loaded.value.materials(now);
         let config = loaded.value;
         let posture = validate(&config.auth, &materials, &loaded.origins).map_err(Failure::all)?;
-        let core = Registrar::new(config.lifetime()?);
         let trust = TrustBundle::read(&config.registrar.trust)?;
         let issuer = Issuer::open(&config.registrar.issuer)?;
         if *issuer.domain() != trust.domain {
@@ -84,6 +84,12 @@ impl service::Service for Program {
             );
             return Err(Failure::new(Code::IssuerInvalid, text));
         }
+        // A token and its certificate end together.
+        let lifetime = match issuer.certifies() {
+            true => config.lifetime()?.min(CERTIFICATE_LIFE_MAX),
+            false => config.lifetime()?,
+        };
+        let core = Registrar::new(lifetime);
         Ok(Self {
             config,
             issuer,

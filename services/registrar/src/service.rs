@@ -157,15 +157,33 @@ impl Service {
         let issuer = issuer.map_err(|error| Refusal::new(error.code(), error.detail()))?;
         let token = issuer.sign(&holder, ends, issued);
         let token = token.map_err(|error| Refusal::new(error.code(), error.detail()))?;
+        let certificate = issuer.certify(&holder, ends, now);
+        let certificate =
+            certificate.map_err(|error| Refusal::new(error.code(), error.detail()))?;
         let (name, role) = (&holder.name, holder.role.name());
         tracing::info!(name, role, holder = %holder.public, until = %Time(ends), "a token is renewed");
-        Ok(RenewalReply { v: V, token, ends })
+        Ok(RenewalReply {
+            v: V,
+            token,
+            ends,
+            certificate,
+        })
     }
 }
 
-/// Renews the registrar's own token where that is due; until its end a failure is only logged.
+/// Renews the registrar's own token and certificate where that is due; until their end a failure is
+/// only logged.
 fn keep_own(own: &CredentialSource, issuer: &Issuer, issued: &IssuedList) {
-    match own::renew(own, issuer, issued, clock::now()) {
+    let now = clock::now();
+    match own::certify(own, issuer, issued, now) {
+        Ok(false) => {}
+        Ok(true) => tracing::info!("the registrar's own certificate is renewed"),
+        Err(refusal) => {
+            let code = refusal.code;
+            tracing::warn!(%code, next = code.next_step(), "the registrar's own certificate is not renewed: {refusal}");
+        }
+    }
+    match own::renew(own, issuer, issued, now) {
         Ok(None) => {}
         Ok(Some(ends)) => {
             tracing::info!(until = %Time(ends), "the registrar's own token is renewed")

@@ -6,6 +6,8 @@
 //! give it one belongs to credentials that a command makes for itself and that end within minutes,
 //! and a token that replaces another is always issued later.
 
+mod certificates;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -20,6 +22,8 @@ use schemas::permission::Role;
 use schemas::{AccountId, Code, PublicKey, UnixMillis};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep, timeout};
+
+pub use certificates::{Seen, certificates};
 
 use crate::{Bus, BusConfig, BusError, Failure};
 
@@ -197,6 +201,10 @@ struct Server {
 struct Data {
     #[serde(default)]
     num_connections: usize,
+    #[serde(default)]
+    total: usize,
+    #[serde(default)]
+    connections: Vec<certificates::Connection>,
 }
 
 #[derive(Deserialize)]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Origins;
 use crate::expiry;
 use crate::materials::{Material, Materials, Reach, parse};
-use crate::switches::{self, EXCEPTIONS, UMBRELLA};
+use crate::switches::{self, EXCEPTIONS, MUTUAL, UMBRELLA};
 
 /// The section `auth` of every configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,8 @@ pub struct AuthConfig {
     pub layers: LayerSwitches,
     /// Layers that are open on purpose.
     pub exceptions: Vec<Exception>,
+    /// True in a domain with mutual TLS: clients show a certificate.
+    pub mutual_tls: bool,
     /// True when this is a demonstration on one machine.
     pub demo: bool,
 }
@@ -58,6 +60,7 @@ impl Default for AuthConfig {
             require_auth: true,
             layers: LayerSwitches::default(),
             exceptions: Vec::new(),
+            mutual_tls: false,
             demo: false,
         }
     }
@@ -99,6 +102,9 @@ pub fn validate(
         let state = state(config, layer, origins);
         for item in materials.items.iter().filter(|item| item.layer() == layer) {
             refusals.extend(judge(item, &state, materials, origins));
+            if config.mutual_tls && matches!(state, LayerState::Required(_)) {
+                refusals.extend(item.uncertified(materials.now));
+            }
         }
         if let LayerState::Open { reason, .. } = state {
             posture.open.push(OpenLayer { layer, reason });
@@ -146,6 +152,15 @@ fn state(config: &AuthConfig, layer: Layer, origins: &Origins) -> LayerState {
 /// Refusals of switches that contradict each other.
 fn contradictions(config: &AuthConfig, origins: &Origins) -> Vec<Refusal> {
     let mut found = Vec::new();
+    if config.mutual_tls && !config.require_auth {
+        found.push(format!(
+            "{} ({}) demands certificates of clients while {} ({}) demands nothing",
+            MUTUAL.key,
+            origins.of(MUTUAL.key),
+            UMBRELLA.key,
+            origins.of(UMBRELLA.key)
+        ));
+    }
     for (place, exception) in config.exceptions.iter().enumerate() {
         let (name, origin) = (exception.layer.name(), origins.of(EXCEPTIONS.key));
         if exception.reason.trim().is_empty() {

@@ -6,6 +6,7 @@ mod keeper;
 mod many;
 mod parts;
 mod void;
+mod why;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,13 +15,12 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::{
-    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, HeaderMap, RequestErrorKind,
-    ServerError, Subscriber,
+    Client, ConnectOptions, Event, HeaderMap, RequestErrorKind, ServerError, Subscriber,
 };
 use bytes::Bytes;
 use futures::StreamExt as _;
 use identity::source::connect_options;
-use identity::{BusTls, CredentialSource};
+use identity::{BusTls, ClientFile, CredentialSource, Own};
 use schemas::answer::{self, Answer};
 use schemas::{Code, Message, PublicKey, Refusal, UnixMillis};
 use serde::{Deserialize, Serialize};
@@ -31,9 +31,11 @@ pub use error::BusError;
 pub use crate::denial::Direction;
 use crate::denial::{Denials, Denied};
 use crate::exit::Failure;
-use crate::probe::{self, OutageProbe};
+use crate::probe::OutageProbe;
 use crate::renewal::Freshness;
 use void::Void;
+pub(crate) use why::causes;
+use why::why_not;
 
 /// Longest wait for the server to show that a subscription stands.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(5);
@@ -117,6 +119,18 @@ impl BusConfig {
         Ok(BusTls::Required {
             ca: self.ca.clone(),
         })
+    }
+
+    /// The file with the certificate that belongs to the credentials; it exists in domains with
+    /// mutual TLS.
+    pub(crate) fn certificate(&self) -> Option<ClientFile> {
+        let named = !self.credentials.as_os_str().is_empty();
+        named.then(|| ClientFile::beside(&self.credentials))
+    }
+
+    /// That certificate as it is now.
+    pub(crate) fn own(&self) -> Own {
+        Own::look(self.certificate().as_ref())
     }
 
     /// The addresses of the servers, without blanks.
@@ -518,25 +532,6 @@ struct JetStreamError {
     description: String,
 }
 
-/// The reason why a connection failed, as an error.
-async fn why_not(config: &BusConfig, error: &ConnectError) -> BusError {
-    let (url, reason) = (config.url.clone(), causes(error));
-    match error.kind() {
-        ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-            BusError::Credential {
-                url,
-                reason,
-                code: Code::BusRefused,
-            }
-        }
-        ConnectErrorKind::Tls | ConnectErrorKind::Io => match probe::certificate(config).await {
-            Some((url, refused)) => BusError::Certificate { url, refused },
-            None => BusError::Unreachable { url, reason },
-        },
-        _ => BusError::Unreachable { url, reason },
-    }
-}
-
 /// Follows what happens to a connection.
 struct EventListener {
     denials: Denials,
@@ -578,19 +573,4 @@ impl EventListener {
             Event::ServerError(_) | Event::ClientError(_) => tracing::warn!("bus: {event}"),
         }
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    text
 }

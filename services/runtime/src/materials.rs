@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use identity::claims::UserClaims;
 use identity::jwt::Jwt;
-use identity::{AuditKey, Credentials, ManifestKey, TrustBundle, store_keys, tls};
+use identity::{AuditKey, ClientFile, Credentials, ManifestKey, TrustBundle, store_keys, tls};
 use schemas::member::Layer;
+use schemas::text::Time;
 use schemas::{Code, Refusal, UnixMillis};
 use url::Url;
 
@@ -66,6 +67,9 @@ pub enum Material {
     AuditKey { key: &'static str, path: PathBuf },
     /// The store's access keys.
     StoreKeys { key: &'static str, path: PathBuf },
+    /// Certificate of the authority that this process takes clients of, where it asks for
+    /// certificates.
+    Clients { key: &'static str, path: PathBuf },
     /// Certificate and private key with which this process serves a layer.
     Certificate {
         keys: [&'static str; 2],
@@ -98,7 +102,9 @@ impl Material {
     pub(crate) fn layer(&self) -> Layer {
         match self {
             Self::BusAddress { .. } | Self::Credentials { .. } => Layer::Bus,
-            Self::StoreAddress { .. } | Self::StoreKeys { .. } => Layer::Bulk,
+            Self::StoreAddress { .. } | Self::StoreKeys { .. } | Self::Clients { .. } => {
+                Layer::Bulk
+            }
             Self::Trust { .. } | Self::ManifestKey { .. } | Self::AuditKey { .. } => {
                 Layer::Manifests
             }
@@ -116,7 +122,8 @@ impl Material {
             | Self::Trust { key, .. }
             | Self::ManifestKey { key, .. }
             | Self::AuditKey { key, .. }
-            | Self::StoreKeys { key, .. } => key,
+            | Self::StoreKeys { key, .. }
+            | Self::Clients { key, .. } => key,
             Self::Certificate { keys: [key, _], .. } => key,
         }
     }
@@ -157,6 +164,8 @@ impl Material {
                 let (certificate, private_key) = (absent(certificate), absent(private_key));
                 private_key.and(certificate)
             }
+            // Needed only where certificates of clients are: see `uncertified`.
+            Self::Clients { .. } => None,
             Self::Credentials { path, .. }
             | Self::Authority { path, .. }
             | Self::Trust { path, .. }
@@ -183,6 +192,10 @@ impl Material {
                 .and_then(|credentials| credentials.check(now))
                 .map_err(|error| refused(error.code(), &error)),
             Self::Authority { path, .. } => tls::check_authority(path)
+                .and_then(|()| tls::check_lifetime(path, now))
+                .map_err(|error| refused(error.code(), &error)),
+            Self::Clients { path, .. } if path.as_os_str().is_empty() => Ok(()),
+            Self::Clients { path, .. } => tls::check_authority(path)
                 .and_then(|()| tls::check_lifetime(path, now))
                 .map_err(|error| refused(error.code(), &error)),
             Self::Trust { path, .. } => TrustBundle::read(path)
@@ -214,6 +227,45 @@ impl Material {
                     .map_err(|error| refused(error.code(), &error))
             }
         }
+    }
+
+    /// Under `auth.mutual_tls`, what is wrong with the certificate that this process shows; nothing
+    /// for materials that need none.
+    pub(crate) fn uncertified(&self, now: UnixMillis) -> Option<Refusal> {
+        let (key, path) = match self {
+            Self::Credentials { key, path } => (key, path),
+            Self::Clients { key, path } => {
+                let why = absent(path)?;
+                let text = format!("{key} {why}; auth.mutual_tls demands it");
+                return Some(Refusal::new(Code::CredentialMissing, text));
+            }
+            _ => return None,
+        };
+        let credentials = Credentials::read(path).ok()?;
+        let file = ClientFile::beside(path);
+        let shown = file.path().display().to_string();
+        let refused =
+            |code, text: String| Some(Refusal::new(code, format!("beside {key}: {text}")));
+        if let Some(why) = absent(file.path()) {
+            let text = format!("the certificate {why}; auth.mutual_tls demands it");
+            return refused(Code::ClientCertificateMissing, text);
+        }
+        let (facts, holder) = match (file.facts(), file.holder()) {
+            (Ok(facts), Ok(holder)) => (facts, holder),
+            (Err(error), _) | (_, Err(error)) => return refused(error.code(), error.to_string()),
+        };
+        let subject = facts.shown_subject();
+        if let Some(outside) = facts.outside(now) {
+            let now = Time(now);
+            let text = format!("{shown}, issued to {subject}, {outside}; it is {now} now");
+            return refused(Code::ClientCertificateExpired, text);
+        }
+        if holder.key != *credentials.public() {
+            let own = credentials.public();
+            let text = format!("{shown} is of {subject}, and the credentials are of {own}");
+            return refused(Code::ClientCertificateOther, text);
+        }
+        None
     }
 
     /// Ends of its certificates or credentials.

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use async_nats::{ConnectErrorKind, ConnectOptions};
 use futures::future::join_all;
+use identity::{Own, TlsFault};
 use schemas::Code;
 use schemas::member::{Layer, Posture};
 use tracing::instrument::WithSubscriber as _;
 use tracing::subscriber::NoSubscriber;
 
-use crate::{Failure, Material, Materials};
+use crate::{BusConfig, Failure, Material, Materials, clock, probe};
 
 /// The name under which the broker's log shows the try.
 const NAME: &str = "diloco-stranger";
@@ -94,6 +95,28 @@ async fn connect(address: &str, authority: Option<&Path>) -> Outcome {
     match options.connect(address).await {
         Ok(_) => Outcome::LetIn,
         Err(error) if error.kind() == ConnectErrorKind::AuthorizationViolation => Outcome::Refused,
-        Err(error) => Outcome::Unknown(error.to_string()),
+        // A broker that asks for certificates does not get as far as credentials.
+        Err(error) if wants_certificate(&error) => Outcome::Refused,
+        Err(error) => match authority {
+            Some(authority) if hears_alert(address, authority).await => Outcome::Refused,
+            _ => Outcome::Unknown(error.to_string()),
+        },
     }
+}
+
+fn wants_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    let fault = TlsFault::of(error, &Own::Never, clock::now());
+    fault.is_some_and(|fault| fault.code() == Code::ClientCertificateMissing)
+}
+
+/// True if the broker refuses a client that shows no certificate. The client of the bus may see
+/// only that the connection ended.
+async fn hears_alert(address: &str, authority: &Path) -> bool {
+    let config = BusConfig {
+        url: address.to_owned(),
+        ca: authority.to_owned(),
+        ..BusConfig::default()
+    };
+    let fault = probe::fault(&config).await;
+    fault.is_some_and(|(_, fault)| fault.code() == Code::ClientCertificateMissing)
 }

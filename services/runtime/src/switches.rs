@@ -25,6 +25,14 @@ pub(crate) const EXCEPTIONS: Switch = Switch {
              start and shown to peers",
 };
 
+/// Certificates of clients.
+pub(crate) const MUTUAL: Switch = Switch {
+    key: "auth.mutual_tls",
+    default: "false",
+    effect: "under the umbrella, in a domain with mutual TLS: each connection to NATS and the store needs a certificate of the \
+             domain's authority of clients, the store takes no client without one, and a presigned URL is for its holder alone",
+};
+
 /// The mark of a demonstration.
 pub(crate) const DEMO: Switch = Switch {
     key: "auth.demo",
@@ -87,7 +95,7 @@ pub fn switches_reference() -> String {
     } in [&UMBRELLA]
         .into_iter()
         .chain(&layers)
-        .chain([&EXCEPTIONS, &DEMO])
+        .chain([&EXCEPTIONS, &MUTUAL, &DEMO])
     {
         let variable = format!("DILOCO_{}", key.to_uppercase().replace('.', "__"));
         page.push_str(&format!(
@@ -136,7 +144,7 @@ mod tests {
                 _ => keys.push(format!("auth.{name}")),
             }
         }
-        assert_eq!(keys.len(), 7);
+        assert_eq!(keys.len(), 8);
         for key in keys {
             assert!(page.contains(&format!("| `{key}` |")), "{key}");
         }

@@ -35,6 +35,9 @@ pub enum Tls {
         certificate: PathBuf,
         /// The private key, for nobody else to read.
         key: PathBuf,
+        /// The certificate of the authority of clients. With it the store takes only clients that
+        /// show a certificate of that authority, and a URL only from the holder that it names.
+        clients: Option<PathBuf>,
     },
     /// No TLS; the store then listens on loopback only.
     PlainLoopback,

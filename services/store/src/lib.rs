@@ -26,6 +26,7 @@ mod guard;
 mod landing;
 mod listing;
 mod nested;
+mod peer;
 mod peers;
 mod place;
 mod power;

@@ -36,6 +36,10 @@ pub struct CommandLine {
     /// Private key of the certificate (PEM).
     #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
+    /// Certificate of the authority of clients (PEM): only clients with a certificate of it are
+    /// taken.
+    #[arg(long, value_name = "FILE")]
+    tls_clients: Option<PathBuf>,
     /// The crash that an answered upload survives: `always` (a power failure) or `kernel` (the end
     /// of the process).
     #[arg(long, value_name = "WHEN")]
@@ -56,6 +60,11 @@ impl service::CommandLine for CommandLine {
             ("store_server.keys", "--keys", path(&self.keys)),
             ("store_server.tls_cert", "--tls-cert", path(&self.tls_cert)),
             ("store_server.tls_key", "--tls-key", path(&self.tls_key)),
+            (
+                "store_server.tls_clients",
+                "--tls-clients",
+                path(&self.tls_clients),
+            ),
             (
                 "store_server.durability",
                 "--durability",

@@ -19,6 +19,7 @@ use s3s::path::S3Path;
 use s3s::{S3Error, S3Result, s3_error};
 
 use crate::gate::query_value;
+use crate::peer::{Key, Peer};
 
 /// Longest life of a presigned URL, as in S3.
 const EXPIRES_SECONDS_MAX: u32 = 7 * 24 * 3600;
@@ -129,6 +130,14 @@ impl S3Access for Rights {
                 cx.s3_op().name()
             ));
         }
+        let peer = cx.extensions_mut().get::<Peer>().cloned();
+        let peer = peer.ok_or_else(|| s3_error!(AccessDenied, "the connection is not known"))?;
+        let key = match role {
+            Role::Admin => Key::Admin,
+            Role::Audit => Key::Audit,
+            Role::Put | Role::Get => Key::Url,
+        };
+        peer.check(key, cx.uri().query().unwrap_or_default())?;
         let allowed = match role {
             Role::Admin => true,
             Role::Put => {

@@ -12,7 +12,8 @@ use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use identity::tls::{TlsError, server_config};
+use identity::TlsFault;
+use identity::tls::{TlsError, mutual_config, server_config};
 use metrics::{counter, gauge, histogram};
 use objects::BucketName;
 use runtime::metrics::{STORE_CONNECTIONS, STORE_REQUEST_SECONDS, STORE_REQUESTS};
@@ -32,6 +33,7 @@ use crate::config::{StoreConfig, StoreLimits, Tls};
 use crate::gate;
 use crate::guard::Guarded;
 use crate::landing::AHEAD_MAX;
+use crate::peer::{self, Peer};
 use crate::peers::Peers;
 use crate::rights::{Admission, Rights};
 use crate::root::{Root, RootError};
@@ -58,11 +60,19 @@ const LINGER: Duration = Duration::from_secs(2);
 /// record of an upload.
 const SOCKET_READ_BYTES: usize = 128 << 10;
 
+/// TLS of a store.
+#[derive(Clone)]
+struct Secure {
+    acceptor: TlsAcceptor,
+    /// True if it asks for certificates of clients.
+    asks: bool,
+}
+
 /// A store that holds its root and its port; [`Store::run`] serves.
 pub struct Store {
     listener: TcpListener,
     address: SocketAddr,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Secure>,
     service: S3Service,
     root: Arc<Root>,
     limits: StoreLimits,
@@ -146,10 +156,20 @@ impl Store {
     /// The reason why the store cannot start. Only the empty folders of the root are left behind.
     pub async fn bind(config: StoreConfig) -> Result<Self, StoreError> {
         let tls = match &config.tls {
-            Tls::Files { certificate, key } => Some(TlsAcceptor::from(Arc::new(server_config(
+            Tls::Files {
                 certificate,
                 key,
-            )?))),
+                clients,
+            } => {
+                let config = match clients {
+                    Some(clients) => mutual_config(certificate, key, clients, peer::tell)?,
+                    None => server_config(certificate, key)?,
+                };
+                Some(Secure {
+                    acceptor: TlsAcceptor::from(Arc::new(config)),
+                    asks: clients.is_some(),
+                })
+            }
             Tls::PlainLoopback if config.listen.ip().is_loopback() => None,
             Tls::PlainLoopback => return Err(StoreError::Plaintext(config.listen)),
         };
@@ -247,6 +267,7 @@ impl Store {
                 service: self.service.clone(),
                 limits: self.limits.clone(),
                 known: known.clone(),
+                peer: Peer::Unasked,
             };
             // Counted first, since the task may answer before this one runs on.
             gauge!(STORE_CONNECTIONS).set((connections.len() + 1) as f64);
@@ -278,14 +299,11 @@ struct Front {
     limits: StoreLimits,
     /// Set once one of them was signed and allowed.
     known: Admission,
+    /// The holder of the connection.
+    peer: Peer,
 }
 
-async fn serve(
-    stream: TcpStream,
-    tls: Option<TlsAcceptor>,
-    front: Front,
-    shutdown: CancellationToken,
-) {
+async fn serve(stream: TcpStream, tls: Option<Secure>, front: Front, shutdown: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set a socket's options");
     }
@@ -293,11 +311,24 @@ async fn serve(
         BufReader::with_capacity(SOCKET_READ_BYTES, Guarded::new(stream, front.limits.idle));
     match tls {
         None => speak(stream, front, shutdown).await,
-        Some(acceptor) => match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => speak(stream, front, shutdown).await,
-            Ok(Err(error)) => tracing::debug!(%error, "a tls handshake failed"),
-            Err(_) => tracing::debug!("a tls handshake took too long"),
-        },
+        Some(Secure { acceptor, asks }) => {
+            let accepting = acceptor.accept(stream).into_fallible();
+            match timeout(HANDSHAKE, accepting).await {
+                Ok(Ok(stream)) => match Peer::of(stream.get_ref().1, asks) {
+                    Ok(peer) => speak(stream, Front { peer, ..front }, shutdown).await,
+                    Err(fault) => peer::tell(&fault),
+                },
+                Ok(Err((error, stream))) => {
+                    match TlsFault::at_server(&error) {
+                        Some(fault) => peer::tell(&fault),
+                        None => tracing::debug!(%error, "a tls handshake failed"),
+                    }
+                    // The client has to hear the alert, which a reset of the connection discards.
+                    let _gone = timeout(LINGER, part(stream, &shutdown)).await;
+                }
+                Err(_) => tracing::debug!("a tls handshake took too long"),
+            }
+        }
     }
 }
 
@@ -306,7 +337,7 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     front: Front,
     shutdown: CancellationToken,
 ) {
-    let idle = front.limits.idle;
+    let (idle, ends) = (front.limits.idle, certified_until(front.peer.clone()));
     let answer = service_fn(move |request| Box::pin(answer(front.clone(), request)));
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -315,6 +346,12 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let ended = tokio::select! {
         ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => ended,
         () = shutdown.cancelled() => {
+            Pin::new(&mut connection).graceful_shutdown();
+            poll_fn(|cx| connection.poll_without_shutdown(cx)).await
+        }
+        // The request in progress is answered; the next one needs a connection with a certificate
+        // that has not ended.
+        () = ends => {
             Pin::new(&mut connection).graceful_shutdown();
             poll_fn(|cx| connection.poll_without_shutdown(cx)).await
         }
@@ -327,6 +364,15 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         part(connection.into_parts().io.into_inner(), &shutdown),
     )
     .await;
+}
+
+/// Resolves when the certificate of a connection ends.
+async fn certified_until(peer: Peer) {
+    let Peer::Holder(holder) = peer else {
+        return std::future::pending().await;
+    };
+    let left = runtime::clock::now().until(holder.ends);
+    tokio::time::sleep(left.as_duration()).await;
 }
 
 /// Tells the peer that nothing more follows, and discards its bytes until it is done too. A store
@@ -388,6 +434,7 @@ async fn admitted(
     });
     let admission = Admission::for_request_of(&front.known);
     request.extensions_mut().insert(admission.clone());
+    request.extensions_mut().insert(front.peer.clone());
     let mut response = front.service.call(request).await?;
     if !admission.is_given() {
         gate::close(&mut response);

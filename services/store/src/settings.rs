@@ -17,6 +17,8 @@ use crate::config::{Durability, StoreConfig, StoreLimits, Tls};
 const KEYS: &str = "store_server.keys";
 const CERTIFICATE: [&str; 2] = ["store_server.tls_cert", "store_server.tls_key"];
 
+const CLIENTS: &str = "store_server.tls_clients";
+
 /// All settings of the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -46,6 +48,8 @@ pub struct ServerSettings {
     pub tls_cert: PathBuf,
     /// Its private key, PEM.
     pub tls_key: PathBuf,
+    /// The certificate of the authority of clients, PEM: `auth.mutual_tls` demands it.
+    pub tls_clients: PathBuf,
     /// `always` or `kernel`.
     pub durability: Durability,
     /// Largest object.
@@ -75,6 +79,7 @@ impl Default for ServerSettings {
             keys: PathBuf::new(),
             tls_cert: PathBuf::new(),
             tls_key: PathBuf::new(),
+            tls_clients: PathBuf::new(),
             durability: Durability::default(),
             object_bytes_max: ConfigBytes(limits.object_bytes_max.get()),
             free_bytes_min: ConfigBytes(limits.free_bytes_min.get()),
@@ -108,6 +113,10 @@ impl Settings {
                 format!("{KEYS} is not set; a store without keys serves nobody"),
             ));
         }
+        if !server.tls_clients.as_os_str().is_empty() && server.tls_cert.as_os_str().is_empty() {
+            let text = format!("{CLIENTS} is set, and {} is not", CERTIFICATE[0]);
+            return Err(Failure::new(Code::CredentialHalf, text));
+        }
         let keys = StoreKeys::read(&server.keys)?;
         let config = StoreConfig {
             listen: server.listen,
@@ -134,6 +143,10 @@ impl Settings {
                 private_key: server.tls_key.clone(),
                 layer: Layer::Bulk,
             },
+            Material::Clients {
+                key: CLIENTS,
+                path: server.tls_clients.clone(),
+            },
         ];
         Materials { items, now }
     }
@@ -147,6 +160,8 @@ impl ServerSettings {
             false => Tls::Files {
                 certificate: self.tls_cert.clone(),
                 key: self.tls_key.clone(),
+                clients: Some(self.tls_clients.clone())
+                    .filter(|clients| !clients.as_os_str().is_empty()),
             },
         }
     }
@@ -181,5 +196,54 @@ impl ServerSettings {
             sweep_every: self.sweep_every.0,
             drain: self.drain.0,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use identity::{Domain, InitOptions};
+    use runtime::auth::Exception;
+    use runtime::clock;
+
+    use super::*;
+
+    #[test]
+    fn fg_08_an_authority_of_clients_needs_a_certificate_of_the_store() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let options = InitOptions {
+            mutual_tls: true,
+            ..InitOptions::default()
+        };
+        let domain = Domain::init(&scratch.path().join("d"), &options, clock::now());
+        let domain = domain.expect("a new domain");
+        let layout = domain.layout();
+        let settings = |tls_cert: PathBuf, tls_key: PathBuf| Settings {
+            store_server: ServerSettings {
+                keys: layout.store_keys(),
+                tls_cert,
+                tls_key,
+                tls_clients: layout.clients(),
+                ..ServerSettings::default()
+            },
+            auth: AuthConfig {
+                exceptions: vec![Exception {
+                    layer: Layer::Bulk,
+                    reason: "a test".to_owned(),
+                }],
+                ..AuthConfig::default()
+            },
+            ..Settings::default()
+        };
+        let resolved = |settings: Settings| settings.resolve(&Origins::default(), clock::now());
+        let plain = resolved(settings(PathBuf::new(), PathBuf::new()));
+        let code = plain
+            .map(|(config, _)| config.tls)
+            .map_err(|failure| failure.code());
+        assert!(matches!(code, Err(Code::CredentialHalf)), "{code:?}");
+        let secure = resolved(settings(layout.server_certificate(), layout.server_key()));
+        let (config, _) = secure.expect("its own files");
+        assert!(
+            matches!(&config.tls, Tls::Files { clients: Some(file), .. } if *file == layout.clients())
+        );
     }
 }

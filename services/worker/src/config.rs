@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use identity::{AuditKey, TrustBundle};
+use identity::{AuditKey, ClientFile, TrustBundle};
 use objects::Trust;
 use runtime::auth::AuthConfig;
 use runtime::service::ServiceConfig;
@@ -176,7 +176,7 @@ impl Checked {
         let (trainers, device) = trainers::offered(&config.training)?;
         let (trust, audit_key) = keys(&config.worker)?;
         let open = posture.is_open(Layer::Bulk);
-        let store_trust = store_trust(&config.store.ca, open)?;
+        let store_trust = store_trust(&config.store.ca, &config.bus.credentials, open)?;
         Ok(Self {
             posture,
             run,
@@ -246,7 +246,7 @@ fn keys(section: &WorkerSection) -> Result<(Arc<TrustBundle>, Arc<AuditKey>), Fa
     Ok((Arc::new(trust), Arc::new(audit_key)))
 }
 
-fn store_trust(ca: &Path, open: bool) -> Result<Trust, Failure> {
+fn store_trust(ca: &Path, credentials: &Path, open: bool) -> Result<Trust, Failure> {
     if ca.as_os_str().is_empty() && open {
         return Ok(Trust::PlainLoopback);
     }
@@ -256,5 +256,6 @@ fn store_trust(ca: &Path, open: bool) -> Result<Trust, Failure> {
             format!("store.ca {}: {error}", ca.display()),
         )
     };
-    Ok(Trust::Authority(std::fs::read(ca).map_err(unreadable)?))
+    let pem = std::fs::read(ca).map_err(unreadable)?;
+    Ok(Trust::Shown(pem, ClientFile::beside(credentials)))
 }

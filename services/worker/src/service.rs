@@ -270,7 +270,7 @@ impl EffectRunner {
                 self.step(work, |unit| async move {
                     Input::Fetched {
                         work,
-                        outcome: unit.fetch().await,
+                        outcome: Box::pin(unit.fetch()).await,
                     }
                 });
             }

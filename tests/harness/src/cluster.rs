@@ -41,6 +41,8 @@ pub struct Options {
     /// Life of the tokens of services and workers, which a registrar renews. Without one there is no
     /// registrar, and tokens live longer than any test.
     pub token_lifetime: Option<Millis>,
+    /// True for a domain with mutual TLS.
+    pub mutual_tls: bool,
 }
 
 /// A domain, a broker, and the processes that were started. Dropping it stops them all.
@@ -66,6 +68,7 @@ impl Default for Options {
             log: "info".to_owned(),
             metrics: "127.0.0.1:0".to_owned(),
             token_lifetime: None,
+            mutual_tls: false,
         }
     }
 }
@@ -113,7 +116,10 @@ impl Cluster {
         }
         let domain = Domain::init(
             &scratch.path().join(".diloco"),
-            &InitOptions::default(),
+            &InitOptions {
+                mutual_tls: options.mutual_tls,
+                ..InitOptions::default()
+            },
             clock::now(),
         );
         let domain = domain.unwrap_or_else(|error| panic!("a trust domain: {error}"));

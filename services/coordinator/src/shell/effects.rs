@@ -51,8 +51,13 @@ fn sign_lease(key: &ManifestKey, store: &Store, manifest: &Manifest) -> Result<A
         .map_err(|error| {
             Refusal::new(Code::Internal, format!("lease {}: {error}", manifest.lease))
         })?;
+    let holder = manifest.aud.as_str().parse();
+    let holder = holder.map_err(|_| {
+        let text = format!("lease {}: its worker has no key", manifest.lease);
+        Refusal::new(Code::Internal, text)
+    })?;
     Ok(Answer::Claim(ClaimReply {
-        base: grants::of_base(store, &manifest.base.chunks),
+        base: grants::of_base(store, &manifest.base.chunks, &holder),
         ..ClaimReply::of(ClaimOutcome::Lease(compact))
     }))
 }
@@ -71,8 +76,10 @@ impl Shell {
                 self.reply(reply, answer).await;
             }
             Effect::GrantGet { reply, objects } => {
-                let answer = grants::get(&self.store, &objects);
-                self.reply(reply, Ok(answer)).await;
+                if let Some((_, to)) = self.tables.replies.remove(&reply) {
+                    let answer = grants::get(&self.store, &objects, to.asker());
+                    to.send(&self.bus, Ok(answer)).await;
+                }
             }
             Effect::GrantPut {
                 reply,
@@ -168,7 +175,7 @@ impl Shell {
         };
         let (store, bus) = (self.store.clone(), self.bus.clone());
         tokio::spawn(async move {
-            let answer = grants::put(&store, &place, uploads).await;
+            let answer = grants::put(&store, &place, uploads, to.asker()).await;
             to.send(&bus, answer).await;
         });
     }

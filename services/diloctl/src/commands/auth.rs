@@ -1,6 +1,7 @@
 //! `auth`: the trust domain. Works on files alone, and connects to nothing; the exception is what
 //! concerns revocations.
 
+mod mutual;
 pub(crate) mod revoke;
 mod rotate;
 
@@ -15,7 +16,7 @@ use schemas::{Code, Millis, RunId, UnixMillis};
 use serde::Serialize;
 
 use crate::cli::{Auth, Rotate};
-use crate::context::{BUS_PORT, Context};
+use crate::context::{BUS_PORT, Context, is_credentials};
 use crate::output::{Record, Row};
 use crate::stack::services::{self, Choices};
 use crate::table::time;
@@ -26,8 +27,15 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
             run,
             workers,
             server_name,
+            mutual_tls,
             nats_config,
-        } => init(context, run, *workers, server_name, nats_config),
+        } => {
+            let options = InitOptions {
+                server_names: server_name.clone(),
+                mutual_tls: *mutual_tls,
+            };
+            init(context, run, *workers, &options, nats_config)
+        }
         Auth::Issue {
             role,
             name,
@@ -51,10 +59,16 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
         Auth::Rotate(Rotate::Certificate { server_name }) => certificate(context, server_name),
         Auth::Rotate(Rotate::Role { role, now }) => rotate::role(context, *role, *now).await,
         Auth::Retire { role } => rotate::retire(context, *role).await,
-        Auth::Config { nats_config } => {
+        Auth::Config {
+            mutual_tls,
+            nats_config,
+        } => {
             let domain = context.domain()?;
             let committed = BrokerFiles::read(nats_config).map_err(Failure::from)?;
             let _lock = context.lock("diloctl auth config")?;
+            if *mutual_tls {
+                mutual::begin(context, &domain)?;
+            }
             domain
                 .write_broker(&committed, clock::now())
                 .map_err(Failure::from)?;
@@ -122,15 +136,12 @@ fn init(
     context: &Context,
     run: &RunId,
     workers: u32,
-    server_names: &[String],
+    options: &InitOptions,
     nats_config: &Path,
 ) -> Result<(), Failure> {
-    let options = InitOptions {
-        server_names: server_names.to_vec(),
-    };
     // Finds every error that can be found before a file is written.
     let committed = BrokerFiles::read(nats_config).map_err(Failure::from)?;
-    let checked = Domain::check_init(&context.folder, &options);
+    let checked = Domain::check_init(&context.folder, options);
     if matches!(checked, Err(DomainError::Exists(_))) {
         // Another command that holds the lock may be the `init` that is about to remove it itself.
         if let Ok(_lock) = context.lock("diloctl auth init") {
@@ -148,7 +159,7 @@ fn init(
         token_lifetime: runtime::ConfigDuration(identity::domain::LIFETIME_RENEWED.as_duration()),
     };
     let mut made = Vec::new();
-    let domain = Domain::init_with(&context.folder, &options, clock::now(), |staged| {
+    let domain = Domain::init_with(&context.folder, options, clock::now(), |staged| {
         made = fill(context, staged, &committed, &choices)?;
         Ok::<(), Unfilled>(())
     })?;
@@ -247,6 +258,9 @@ fn show(context: &Context) -> Result<(), Failure> {
     let mut rows = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
+        if !is_credentials(&path) {
+            continue;
+        }
         let Some(name) = path.file_stem().and_then(|name| name.to_str()) else {
             continue;
         };

@@ -24,7 +24,7 @@ use schemas::{Code, UnixMillis};
 use serde::Serialize;
 
 use crate::cli::{Cluster, Declarations};
-use crate::context::Context;
+use crate::context::{Context, credentials_files};
 use crate::history::{Copy, History, Live};
 use crate::output::Row;
 use crate::stack::health::BrokerFault;
@@ -104,16 +104,10 @@ pub(crate) fn endings(context: &Context, now: UnixMillis) -> Result<Vec<Ending>,
             layer: Layer::Bus,
         },
     ];
-    let issued = layout.credentials("any");
-    let files = issued
-        .parent()
-        .and_then(|folder| std::fs::read_dir(folder).ok())
-        .into_iter()
-        .flatten()
-        .flatten();
-    items.extend(files.map(|file| Material::Credentials {
+    let files = credentials_files(&domain).into_iter();
+    items.extend(files.map(|path| Material::Credentials {
         key: "credentials",
-        path: file.path(),
+        path,
     }));
     Ok(Materials { items, now }.endings())
 }

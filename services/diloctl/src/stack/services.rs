@@ -217,8 +217,9 @@ pub(crate) fn write_configs(
     folder: &Path,
     choices: &Choices,
 ) -> Result<Vec<(String, PathBuf)>, Failure> {
+    let mutual = identity::DomainLayout::new(place).clients().exists();
     let mut configs = vec![
-        (STORE.to_owned(), store(folder, choices)),
+        (STORE.to_owned(), store(folder, choices, mutual)),
         (COORDINATOR.to_owned(), coordinator(folder, choices)),
         (REGISTRAR.to_owned(), registrar(folder, choices)),
         (AUDIT.to_owned(), audit(folder, choices)),
@@ -229,7 +230,11 @@ pub(crate) fn write_configs(
         (name, config)
     }));
     let mut written = Vec::new();
-    for (name, config) in configs {
+    for (name, mut config) in configs {
+        if mutual {
+            let auth = table([("mutual_tls", Value::Boolean(true))]);
+            config.insert("auth".to_owned(), auth);
+        }
         let path = place.join("config").join(format!("{name}.toml"));
         let text = format!("# Written by diloctl; `up` writes it again.\n\n{config}");
         write_private(&path, text.as_bytes())?;
@@ -256,19 +261,23 @@ fn table<const N: usize>(entries: [(&str, Value); N]) -> Value {
     )
 }
 
-fn store(folder: &Path, choices: &Choices) -> Table {
+fn store(folder: &Path, choices: &Choices, mutual: bool) -> Table {
     let layout = identity::DomainLayout::new(folder);
     let listen = choices.endpoints.store.trim_start_matches("https://");
-    Table::from_iter([(
-        "store_server".to_owned(),
-        table([
+    let mut server = Table::from_iter(
+        [
             ("listen", text(listen)),
             ("root", path(&folder.join("objects"))),
             ("keys", path(&layout.store_keys())),
             ("tls_cert", path(&layout.server_certificate())),
             ("tls_key", path(&layout.server_key())),
-        ]),
-    )])
+        ]
+        .map(|(key, value)| (key.to_owned(), value)),
+    );
+    if mutual {
+        server.insert("tls_clients".to_owned(), path(&layout.clients()));
+    }
+    Table::from_iter([("store_server".to_owned(), Value::Table(server))])
 }
 
 fn coordinator(folder: &Path, choices: &Choices) -> Table {

@@ -64,10 +64,10 @@ fn everything_is_the_owners_alone_and_nothing_temporary_stays() {
         });
     }
     // 13 keys and one for each role, the names of accounts, 4 files of TLS, 2 of the store's keys,
-    // the bundle; credentials of each role with its record, and 2 audit keys; 3 files of
+    // the bundle; credentials of each role with its record, and 2 audit keys; 4 files of
     // configuration.
     let roles = Role::ALL.len();
-    assert_eq!(files, 13 + roles + 1 + 4 + 2 + 1 + 2 * roles + 2 + 3);
+    assert_eq!(files, 13 + roles + 1 + 4 + 2 + 1 + 2 * roles + 2 + 4);
     let layout = domain.layout();
     let trust = domain.trust();
     assert_eq!(
@@ -133,6 +133,7 @@ fn what_can_be_known_is_checked_before_anything_is_written() {
     ] {
         let options = InitOptions {
             server_names: vec!["nats.example".into(), name.into()],
+            ..InitOptions::default()
         };
         let error =
             Domain::init(&folder, &options, NOW).expect_err("no client would look for that");
@@ -162,6 +163,7 @@ fn what_can_be_known_is_checked_before_anything_is_written() {
         &folder,
         &InitOptions {
             server_names: names.to_vec(),
+            ..InitOptions::default()
         },
         NOW,
     )

@@ -6,6 +6,7 @@ mod domain;
 mod jwt;
 mod jwt_bounds;
 mod kept;
+mod mutual;
 mod older;
 mod revocation;
 mod rotation;

@@ -47,6 +47,7 @@ impl Buckets {
                     method: rusty_s3::Method::Delete,
                     key: NOBODYS,
                     headers: &[],
+                    holder: None,
                 };
                 // If this fails, the object is left. It has no bytes, and no key of ours.
                 let _removed = self

@@ -13,7 +13,11 @@ async fn a_connection_is_read_written_flushed_and_ended_as_it_is_told() {
     let tcp = TcpStream::connect(listener.local_addr().unwrap());
     let line = Counted::new(tcp.await.unwrap()).line().clone();
     let (ours, mut peer) = tokio::io::duplex(64);
-    let stream = Stream(TokioIo::new(Box::pin(BufWriter::new(ours))), line);
+    let stream = Stream {
+        io: TokioIo::new(Box::pin(BufWriter::new(ours))),
+        line,
+        shown: None,
+    };
     // The stream is for hyper; tokio reads and writes it through another such wrapper.
     let mut stream = TokioIo::new(stream);
     assert_eq!(stream.write(b"abc").await.unwrap(), 3);

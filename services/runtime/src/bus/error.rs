@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use identity::CertificateRefused;
+use identity::TlsFault;
 use schemas::{Code, Coded, DecodeError, Refusal};
 
 use super::Direction;
@@ -18,13 +18,13 @@ pub enum BusError {
         /// The observed fault.
         reason: String,
     },
-    /// The certificate that the server shows is not taken.
-    #[error("{url}: {refused}")]
-    Certificate {
+    /// TLS failed: a certificate is not taken, or one side speaks plaintext.
+    #[error("{url}: {fault}")]
+    Tls {
         /// The address.
         url: String,
-        /// The fault of the certificate.
-        refused: CertificateRefused,
+        /// The fault.
+        fault: TlsFault,
     },
     /// The server does not take the credential.
     #[error("{url}: {reason}")]
@@ -100,7 +100,7 @@ impl BusError {
     pub fn code(&self) -> Code {
         match self {
             Self::Unreachable { .. } => Code::BusUnreachable,
-            Self::Certificate { refused, .. } => refused.code(),
+            Self::Tls { fault, .. } => fault.code(),
             Self::NotStored(_) => Code::StreamNotStored,
             Self::Credential { code, .. } => *code,
             Self::Denied { .. } => Code::BusDenied,

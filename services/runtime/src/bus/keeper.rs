@@ -148,17 +148,28 @@ impl Keeper {
         };
         let wait = life.pause().clamp(ANSWER.0, ANSWER.1);
         let answer = self.bus.request(&subject, &question, wait).await;
-        let RenewalReply { token, ends, .. } = answer.map_err(super::BusError::into_refusal)?;
+        let RenewalReply {
+            token,
+            ends,
+            certificate,
+            ..
+        } = answer.map_err(super::BusError::into_refusal)?;
         if let Some(later) = life.not_yet(clock::now(), ends) {
             return Ok(Some(later));
         }
         let new = old.renewed(token);
         let new: Credentials = new.map_err(|error| coded(&error, error.code()))?;
+        // First, so that the new token never lies beside a certificate that ends before it.
+        if let Some(certificate) = &certificate {
+            let certified = source.certify(certificate);
+            certified.map_err(|error| coded(&error, error.code()))?;
+        }
         let replaced = source.replace(&new);
         replaced.map_err(|error| coded(&error, error.code()))?;
         let name = &new.token().name;
         let ends = new.token().expires.map(|at| Time(at).to_string());
-        tracing::info!(name, ends, "the token is renewed");
+        let certified = certificate.is_some();
+        tracing::info!(name, ends, certified, "the token is renewed");
         Ok(None)
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
 use identity::source::{Proof, ProofError};
-use identity::{BusTls, CertificateRefused, CredentialSource};
+use identity::{BusTls, ClientFile, CredentialSource, Own, TlsFault};
 use rustls_pki_types::ServerName;
 use schemas::Code;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -18,7 +18,7 @@ use url::Url;
 
 use super::protocol::{self, Connect, Info, Parser, ProtocolError, Word};
 use crate::bus::{BusError, Direction, causes};
-use crate::denial;
+use crate::{clock, denial};
 
 /// Longest wait until a server accepts, greets and ends its handshake, and again until it accepts
 /// the credentials: it may take two seconds to look an account up.
@@ -35,6 +35,8 @@ pub(crate) struct Dialer {
     pub(crate) name: String,
     pub(crate) addresses: Vec<Address>,
     pub(crate) ca: Option<PathBuf>,
+    /// The file with the certificate that is shown to a server that asks for one.
+    pub(crate) certificate: Option<ClientFile>,
     pub(crate) source: Option<CredentialSource>,
     pub(crate) filters: Vec<String>,
     /// A name that no other process has: if a connection replaces another, both are there for a
@@ -187,10 +189,10 @@ impl Dialer {
         };
         if !address.encrypted {
             if info.tls_required {
-                return Err(unreachable(
-                    &address.text,
-                    "the server demands TLS: use tls://".to_owned(),
-                ));
+                return Err(BusError::Tls {
+                    url: address.text.clone(),
+                    fault: TlsFault::of_greeting(false),
+                });
             }
             return Ok((
                 Link {
@@ -199,6 +201,12 @@ impl Dialer {
                 },
                 info,
             ));
+        }
+        if !info.tls_required && !info.tls_available {
+            return Err(BusError::Tls {
+                url: address.text.clone(),
+                fault: TlsFault::of_greeting(true),
+            });
         }
         // Bytes from before TLS could be anybody's, and must not count as the server's words.
         if !parser.is_empty() {
@@ -213,16 +221,7 @@ impl Dialer {
             .connector(address)?
             .connect(name, stream)
             .await
-            .map_err(|error| {
-                let refused = CertificateRefused::of(&error).cloned();
-                refused.map_or_else(
-                    || failed(error),
-                    |refused| BusError::Certificate {
-                        url: address.text.clone(),
-                        refused,
-                    },
-                )
-            })?;
+            .map_err(|error| self.broken(address, Lost::Socket(error)))?;
         Ok((
             Link {
                 socket: Box::new(connected),
@@ -230,6 +229,26 @@ impl Dialer {
             },
             info,
         ))
+    }
+
+    /// The error for a connection that was lost before it stood. A server that does not take the
+    /// client's certificate says so after the handshake, in answer to the first words.
+    fn broken(&self, address: &Address, lost: Lost) -> BusError {
+        let fault = match &lost {
+            Lost::Socket(error) => {
+                let own = Own::look(self.certificate.as_ref());
+                TlsFault::of(error, &own, clock::now())
+            }
+            Lost::Closed | Lost::Silent | Lost::Protocol(_) => None,
+        };
+        match (fault, lost) {
+            (Some(fault), _) => BusError::Tls {
+                url: address.text.clone(),
+                fault,
+            },
+            (None, Lost::Socket(error)) => unreachable(&address.text, causes(&error)),
+            (None, lost) => unreachable(&address.text, lost.to_string()),
+        }
     }
 
     /// The authority is read again each time: it may have been renewed.
@@ -246,7 +265,11 @@ impl Dialer {
         })?;
         let pem = identity::secret::read_anchor(ca)
             .map_err(|error| invalid(error.to_string(), error.code()))?;
-        let mut config = identity::tls::client_config(pem.as_bytes()).map_err(|error| {
+        let config = match &self.certificate {
+            Some(shown) => identity::tls::client_config_showing(pem.as_bytes(), shown),
+            None => identity::tls::client_config(pem.as_bytes()),
+        };
+        let mut config = config.map_err(|error| {
             invalid(
                 format!("{}: {error}", ca.display()),
                 Code::CertificateInvalid,
@@ -283,7 +306,7 @@ impl Dialer {
         for (filter, subscription) in self.filters.iter().zip(0..) {
             words.push_str(&protocol::subscribe(filter, &self.group, subscription));
         }
-        let lost = |lost: Lost| unreachable(&address.text, lost.to_string());
+        let lost = |lost: Lost| self.broken(address, lost);
         link.say(&[words.as_bytes(), protocol::PING].concat())
             .await
             .map_err(lost)?;

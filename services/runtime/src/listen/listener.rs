@@ -95,6 +95,7 @@ impl Listener {
             name: name.to_owned(),
             addresses,
             ca,
+            certificate: config.certificate(),
             source,
             filters: filters.clone(),
             group: format!("{name}-{}", new_session()),

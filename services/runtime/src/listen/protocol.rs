@@ -55,6 +55,7 @@ pub(crate) struct Info {
     /// The client signs this.
     pub(crate) nonce: Option<String>,
     pub(crate) tls_required: bool,
+    pub(crate) tls_available: bool,
     /// The server is about to end.
     #[serde(rename = "ldm")]
     pub(crate) ending: bool,

@@ -103,7 +103,6 @@ async fn refused(scheme: &str, greeting: &str) -> BusError {
 #[tokio::test]
 async fn what_greets_in_another_way_is_no_server() {
     for (scheme, greeting, reason) in [
-        ("nats", "INFO {\"tls_required\":true}\r\n", "use tls://"),
         ("nats", "PING\r\n", "not a NATS server"),
         (
             "nats",
@@ -129,6 +128,18 @@ async fn what_greets_in_another_way_is_no_server() {
             "{scheme} {greeting:?}: {error}"
         );
         assert_eq!(error.code(), Code::BusUnreachable, "{scheme} {greeting:?}");
+    }
+}
+
+#[tokio::test]
+async fn fg_08_a_greeting_says_whether_tls_is_spoken() {
+    for (scheme, greeting, reason) in [
+        ("nats", "INFO {\"tls_required\":true}\r\n", "use tls://"),
+        ("tls", "INFO {\"nonce\":\"abc\"}\r\n", "offers none"),
+    ] {
+        let error = refused(scheme, greeting).await;
+        assert_eq!(error.code(), Code::TlsMismatch, "{scheme}: {error}");
+        assert!(error.to_string().contains(reason), "{scheme}: {error}");
     }
 }
 

@@ -5,5 +5,6 @@ mod auth;
 mod bus;
 mod listen;
 mod listen_faults;
+mod mutual;
 mod renewal;
 mod together;

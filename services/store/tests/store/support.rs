@@ -79,7 +79,11 @@ impl TestStore {
         );
         write_private(&certificate, &made.certificate).unwrap();
         write_private(&key, &made.key).unwrap();
-        let tls = Tls::Files { certificate, key };
+        let tls = Tls::Files {
+            certificate,
+            key,
+            clients: None,
+        };
         Self::serve(root, keys, limits, tls, made.authority).await
     }
 

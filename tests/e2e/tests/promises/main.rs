@@ -29,6 +29,7 @@ mod lost_ledger;
 mod loud_log;
 mod many_chunks;
 mod metrics;
+mod mutual_tls;
 mod no_worker;
 mod one_identity;
 mod own_uploads;

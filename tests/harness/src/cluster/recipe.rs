@@ -21,6 +21,9 @@ impl Cluster {
         fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         let mut arguments = more;
         arguments.extend(["--log".to_owned(), self.options.log.clone()]);
+        if self.options.mutual_tls {
+            arguments.extend(["--set".to_owned(), "auth.mutual_tls=true".to_owned()]);
+        }
         for (key, value) in settings {
             arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
         }
@@ -41,7 +44,7 @@ impl Cluster {
 
     pub(super) fn store_recipe(&self, listen: &str) -> Recipe {
         let layout = self.domain.layout();
-        let settings = [
+        let mut settings = vec![
             ("store_server.listen", listen.to_owned()),
             ("store_server.root", shown(&self.path("store"))),
             ("store_server.keys", shown(&layout.store_keys())),
@@ -51,6 +54,9 @@ impl Cluster {
             ("metrics.listen", self.options.metrics.clone()),
             ("service.ready_file", shown(&self.ready_file(STORE))),
         ];
+        if self.options.mutual_tls {
+            settings.push(("store_server.tls_clients", shown(&layout.clients())));
+        }
         self.recipe(STORE, "diloco-store", &settings, Vec::new())
     }
 

@@ -11,6 +11,7 @@ use objects::{BlobKey, BlobReader, BucketName, Endpoint, ObjectError, TransferLi
 use recompute::Objects;
 use runtime::Failure;
 use schemas::limits::OBJECT_BYTES_MAX;
+use schemas::permission::Role;
 use schemas::{Code, ObjectRef, Refusal};
 use tokio::time::{Instant, sleep};
 
@@ -97,7 +98,7 @@ fn reader(context: &Context, from: &ObjectSource, keys: &Path) -> Result<BlobRea
         context.endpoints.store.clone_from(store);
     }
     let key = AccessKey::read_auditors(keys)?;
-    let trust = context.store_trust(std::env::vars_os())?;
+    let trust = context.store_trust(Role::Auditor, std::env::vars_os())?;
     let endpoint = Endpoint::new(&context.endpoints.store, &from.store_region, trust);
     let endpoint = endpoint.map_err(ObjectError::from)?;
     let limits = TransferLimits::default();

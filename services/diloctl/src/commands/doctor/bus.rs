@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use identity::Domain;
 use runtime::stranger::{self, Outcome};
-use runtime::{Bus, BusConfig, Failure, clock};
+use runtime::{Bus, BusConfig, Failure, accounts, clock};
 use schemas::control::{Query, View};
 use schemas::permission::Role;
 use schemas::view::CoordinatorView;
@@ -28,6 +29,9 @@ pub(super) async fn look(
     report: &mut Report,
 ) -> Option<Operator> {
     report.add(lock(context).await);
+    if let Some(finding) = certificates(context).await {
+        report.add(finding);
+    }
     let operator = match context.operator().await {
         Ok(operator) => operator,
         Err(failure) => {
@@ -79,6 +83,34 @@ async fn lock(context: &Context) -> Finding {
         Some(reason) => Finding::skipped(CHECK, reason),
         None => Finding::ok(CHECK, "clients without credentials are refused"),
     }
+}
+
+/// Compares the certificates of the broker's clients with their tokens: the broker does not. None in
+/// a domain without mutual TLS.
+async fn certificates(context: &Context) -> Option<Finding> {
+    const CHECK: &str = "certificates";
+    let domain = context.domain().ok().filter(Domain::is_mutual)?;
+    if !domain.has_vault() {
+        let text = "the vault is not here, and the broker is asked with its keys";
+        return Some(Finding::skipped(CHECK, text));
+    }
+    let seen = match context.accounts_url() {
+        Ok(url) => accounts::certificates(&domain, &url, clock::now()).await,
+        Err(failure) => Err(failure),
+    };
+    Some(match seen {
+        Err(failure) => Finding::fail(CHECK, &failure),
+        Ok(seen) => match seen.strays.first() {
+            None => Finding::ok(CHECK, format!("{} clients show their own", seen.bound)),
+            Some(first) => {
+                let text = match seen.strays.len() {
+                    1 => first.to_string(),
+                    count => format!("{first} (and {} more)", count - 1),
+                };
+                Finding::fail(CHECK, &Failure::new(first.code(), text))
+            }
+        },
+    })
 }
 
 async fn broker(context: &Context, bus: &Bus) -> Finding {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use identity::StoreKeys;
 use objects::{Buckets, Endpoint, StoreClock, TransferLimits};
 use runtime::Failure;
+use schemas::permission::Role;
 use schemas::{Code, Digest};
 
 use super::{Finding, Report};
@@ -62,7 +63,7 @@ fn open(context: &Context) -> Result<Option<Buckets>, Failure> {
         return Ok(None);
     }
     let keys = StoreKeys::read(&path)?;
-    let trust = context.store_trust(std::env::vars_os())?;
+    let trust = context.store_trust(Role::Coordinator, std::env::vars_os())?;
     let endpoint = Endpoint::new(&context.endpoints.store, REGION, trust)
         .map_err(|error| Failure::new(Code::ConfigInvalid, error))?;
     let limits = TransferLimits {

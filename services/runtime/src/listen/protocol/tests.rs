@@ -34,6 +34,7 @@ fn every_word_is_read() {
     let info = Info {
         nonce: Some("abc".to_owned()),
         tls_required: true,
+        tls_available: false,
         ending: false,
     };
     let expected = vec![

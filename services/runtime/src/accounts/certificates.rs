@@ -1,0 +1,156 @@
+//! The certificates that clients of the brokers show. A broker takes any certificate of the domain
+//! beside any token, so it is compared here whether both belong to the same holder.
+
+use std::collections::BTreeSet;
+
+use identity::clients::key_fingerprint;
+use identity::domain::DomainError;
+use identity::{Domain, TlsFault};
+use schemas::account::Account;
+use schemas::text::Shown;
+use schemas::{PublicKey, UnixMillis};
+use serde::Deserialize;
+
+use super::{AccountWriter, CONNECTIONS_LISTED};
+use crate::Failure;
+
+/// Most pages of connections of one account that are asked for: more than a broker takes clients.
+const PAGES_MAX: usize = 64;
+
+/// A connection as a broker lists it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Connection {
+    cid: u64,
+    /// The key of its token.
+    #[serde(default)]
+    authorized_user: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    tls_peer_certs: Vec<Shows>,
+}
+
+/// A certificate as a broker lists it.
+#[derive(Debug, Deserialize)]
+struct Shows {
+    #[serde(default)]
+    subject: String,
+    /// The sha256 of its public key.
+    #[serde(default)]
+    spki_sha256: String,
+}
+
+/// The certificates of the clients that are connected now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Clients whose certificate and token are of one holder.
+    pub bound: usize,
+    /// The others, each with its fault.
+    pub strays: Vec<TlsFault>,
+}
+
+/// Looks at the certificates of all clients of the brokers at `url`: each has to be for the key and
+/// the role of the token with which its client connected.
+///
+/// # Errors
+/// The broker is away, or the domain's folder cannot be used.
+pub async fn certificates(domain: &Domain, url: &str, now: UnixMillis) -> Result<Seen, Failure> {
+    let writer = AccountWriter::connect(domain, url, now).await?;
+    let mut seen = Seen::default();
+    let mut accounts: BTreeSet<_> = domain.trust().tenants.iter().cloned().collect();
+    for account in Account::ALL {
+        accounts.insert(domain.account(account)?);
+    }
+    for account in accounts {
+        let subject = format!("$SYS.REQ.ACCOUNT.{account}.CONNZ");
+        for page in 0..PAGES_MAX {
+            let offset = page * CONNECTIONS_LISTED;
+            let question = serde_json::json!({
+                "auth": true,
+                "limit": CONNECTIONS_LISTED,
+                "offset": offset,
+            });
+            let answers = writer
+                .ask_all(&subject, question.to_string().into())
+                .await?;
+            let data: Vec<_> = answers.into_iter().filter_map(|said| said.data).collect();
+            for one in data.iter().flat_map(|data| &data.connections) {
+                match one.stray(domain)? {
+                    None => seen.bound += 1,
+                    Some(fault) => seen.strays.push(fault),
+                }
+            }
+            let more = |total: usize| total > offset + CONNECTIONS_LISTED;
+            if !data.iter().any(|data| more(data.total)) {
+                break;
+            }
+        }
+    }
+    Ok(seen)
+}
+
+impl Connection {
+    /// The fault of its certificate; none if it is of the holder of the token.
+    fn stray(&self, domain: &Domain) -> Result<Option<TlsFault>, Failure> {
+        let user: Option<PublicKey> = self.authorized_user.parse().ok();
+        let record = match &user {
+            Some(user) => domain
+                .layout()
+                .issued()
+                .find(user)
+                .map_err(DomainError::from)?,
+            None => None,
+        };
+        let role = record.map(|record| record.role.name());
+        let shown = self.tls_peer_certs.first();
+        if let (Some(user), Some(shown)) = (&user, shown)
+            && shown.is_of(user, role)
+        {
+            return Ok(None);
+        }
+        let subject = shown.map_or("nobody: it shows none", |shown| shown.subject.as_str());
+        Ok(Some(TlsFault::other(format!(
+            "connection {} ({}) of {} at the broker shows the certificate of {}",
+            self.cid,
+            Shown(&self.name),
+            Shown(&self.authorized_user),
+            Shown(subject)
+        ))))
+    }
+}
+
+impl Shows {
+    /// True if it is for this key and role. Credentials that are made for a moment have no record of
+    /// a role.
+    fn is_of(&self, user: &PublicKey, role: Option<&str>) -> bool {
+        let key = key_fingerprint(user);
+        let same = key.is_some_and(|key| key.eq_ignore_ascii_case(&self.spki_sha256));
+        let named = |role: &str| {
+            let unit = format!("OU={role}");
+            self.subject.split([',', '+']).any(|part| part == unit)
+        };
+        same && role.is_none_or(named)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fg_08_a_certificate_is_of_one_key_and_one_role() {
+        let (own, other) = (
+            identity::ConnectionKey::generate(),
+            identity::ConnectionKey::generate(),
+        );
+        let shown = Shows {
+            subject: format!("OU=worker,CN={}", own.public()),
+            spki_sha256: key_fingerprint(own.public()).expect("a key"),
+        };
+        assert!(shown.is_of(own.public(), Some("worker")));
+        assert!(shown.is_of(own.public(), None));
+        assert!(!shown.is_of(other.public(), Some("worker")));
+        assert!(!shown.is_of(own.public(), Some("coordinator")));
+        assert!(!shown.is_of(own.public(), Some("work")));
+    }
+}
