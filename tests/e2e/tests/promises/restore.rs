@@ -4,11 +4,13 @@
 use std::fs;
 use std::path::PathBuf;
 
-use e2e::Recipe;
+use e2e::{Recipe, Scripted};
 use harness::{Cluster, Options, PATIENCE, Recorded};
+use runtime::BusError;
 use runtime::exit::{EXIT_NOT_FOUND, EXIT_TAMPERED};
 use schemas::event::LedgerEvent;
 use schemas::lease::UnitKind;
+use schemas::permission::Role;
 use schemas::snapshot::{Slot, SnapshotManifest};
 use schemas::{Chunks, Code, Digest, ObjectRef, Round};
 
@@ -298,4 +300,80 @@ async fn tl_32_a_snapshot_that_is_not_as_it_was_saved_is_refused() {
         _ => None,
     });
     assert_eq!(last, Some(Round(2)));
+}
+
+/// Uploads of before the restore are deleted, also those that a URL brings later; uploads for the
+/// rounds since then are not.
+#[tokio::test]
+async fn tl_32_uploads_of_before_are_deleted_and_those_of_after_stay() {
+    let mut cluster = Cluster::start(Options::default(), 1).await;
+    Recipe::reference(40, 1, 40)
+        .set("schedule.evaluation_every=0")
+        .set("schedule.snapshot_every=1")
+        .set("transfer.upload=fp32")
+        .set("policy.lease=60s")
+        .create(&cluster)
+        .await;
+    let freeze = ["run", "freeze", "demo", "--reason", "a loss that jumps"];
+    let digest = saved(&cluster, 1).await.digest.to_string();
+    saved(&cluster, 2).await;
+    cluster.diloctl_ok(&freeze).await;
+    let operator = cluster.operator().await;
+    let run = cluster.run().clone();
+    let all_in = operator.until(&run, PATIENCE, |view| view.units_done == 1);
+    all_in.await;
+    // The unit that the other worker did is dropped, and its worker is gone.
+    cluster.stop_well(&["worker-0"]).await;
+    cluster.diloctl_ok(&restore(&digest)).await;
+    cluster.issue(Role::Worker, "worker-1");
+    let worker = Scripted::connect(&cluster, "worker-1").await;
+    let spec = worker.join().await;
+    let chunk = |value: f32| {
+        let values = spec.model.initial.objects()[0].bytes.get() / 4;
+        value.to_le_bytes().repeat(values as usize)
+    };
+    let lease = worker.claim().await.lease;
+    worker.upload(lease, chunk(0.001)).await;
+    let late = worker.grant(lease, ObjectRef::of(&chunk(0.002))).await;
+    let late = late.expect("it holds the lease");
+    // These are of the round since the restore: a repeated order leaves them alone.
+    let again = cluster.diloctl_ok(&restore(&digest)).await;
+    assert_eq!(value(&again, "uploads").as_deref(), Some("0 deleted"));
+    let other = listed(&cluster)
+        .await
+        .into_iter()
+        .find(|one| *one != digest);
+    let other = other.expect("that of round 2 is there");
+    let shown = cluster.diloctl_ok(&restore(&other)).await;
+    assert_eq!(
+        value(&shown, "uploads").as_deref(),
+        Some("1 deleted"),
+        "{shown}"
+    );
+    assert_eq!(
+        value(&shown, "leases ended").as_deref(),
+        Some("1"),
+        "{shown}"
+    );
+    worker.send(&late, chunk(0.002)).await;
+    let again = cluster.diloctl_ok(&restore(&other)).await;
+    assert_eq!(
+        value(&again, "uploads").as_deref(),
+        Some("1 deleted"),
+        "{again}"
+    );
+    let lost = worker.grant(lease, ObjectRef::of(&chunk(0.003))).await;
+    assert!(
+        matches!(&lost, Err(BusError::Refused(why)) if why.code == Code::LeaseLost),
+        "{lost:?}"
+    );
+}
+
+/// The manifests of the run's full snapshots, as the command prints them.
+async fn listed(cluster: &Cluster) -> Vec<String> {
+    let text = cluster.diloctl_ok(&["snapshot", "ls", "demo"]).await;
+    let digests = text
+        .split_whitespace()
+        .filter(|word| word.starts_with("sha256:"));
+    digests.map(str::to_owned).collect()
 }

@@ -165,7 +165,7 @@ fn is_void(domain: &Domain, worker: &WorkerId, holders: &[Registration]) -> Resu
 
 #[cfg(test)]
 mod tests {
-    use identity::InitOptions;
+    use identity::{InitOptions, KeyKind, SigningKey};
     use schemas::UnixMillis;
 
     use super::*;
@@ -233,6 +233,8 @@ mod tests {
 
     #[test]
     fn tl_31_a_credential_is_void_until_a_token_is_issued_after_its_revocation() {
+        let key = SigningKey::generate(KeyKind::User).public().clone();
+        let worker: WorkerId = key.as_str().parse().expect("a key");
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let folder = scratch.path().join(".diloco");
         let begin = clock::now();
@@ -246,16 +248,14 @@ mod tests {
             role: Role::Worker,
             run: Some("demo".parse().expect("a name")),
             account: account.clone(),
-            public: worker().as_str().parse().expect("a key"),
+            public: key.clone(),
             issued: UnixMillis(issued),
             ends: UnixMillis(u64::MAX),
             blocked: None,
         };
-        let void =
-            |holders: &[Registration]| is_void(&domain, &worker(), holders).expect("it reads");
+        let void = |holders: &[Registration]| is_void(&domain, &worker, holders).expect("it reads");
         let before = [holder(begin.get())];
         assert!(!void(&before) && !void(&[]), "nothing is revoked");
-        let key = before[0].public.clone();
         let kept = domain
             .revoke(&account, &key, None, begin)
             .expect("there is room");
