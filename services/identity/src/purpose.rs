@@ -14,7 +14,8 @@ use crate::secret::Seed;
 /// Longest nonce that is signed; the broker's have 15 characters.
 pub const NONCE_BYTES_MAX: usize = 64;
 
-/// The key with which a process proves its identity to the broker. It signs only nonces.
+/// The key with which a process proves its identity to the broker. It signs only nonces, and once,
+/// before it has any rights, the question to be enrolled.
 #[derive(Clone)]
 pub struct ConnectionKey(SigningKey);
 
@@ -94,6 +95,12 @@ impl ConnectionKey {
             return Err(KeyError::Nonce(nonce.len()));
         }
         Ok(self.0.sign(nonce))
+    }
+
+    /// Signs a question to be enrolled, which carries its own domain prefix. The prefix begins with
+    /// a byte that no nonce has, so no server can have such bytes signed as a nonce.
+    pub(crate) fn sign(&self, prefixed: &[u8]) -> [u8; SIGNATURE_BYTES] {
+        self.0.sign(prefixed)
     }
 }
 

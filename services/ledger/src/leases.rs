@@ -19,11 +19,12 @@ impl Run {
             run: name.clone(),
             worker: worker.clone(),
         };
-        let member = self
-            .members
-            .get_mut(worker)
-            .filter(|member| member.present)
-            .ok_or_else(unknown)?;
+        let member = self.member(worker).ok_or_else(unknown)?;
+        if !self.may_lease(member) {
+            let what = format!("{worker} does not speak for a sealed group");
+            return Err(out_of_place("lease-granted", what));
+        }
+        let member = self.members.get_mut(worker).ok_or_else(unknown)?;
         let wrong = || out_of_place("lease-granted", format!("lease {lease} of {worker}"));
         let unit = self.units.get_mut(&lease.unit).ok_or_else(wrong)?;
         if unit.standing != Standing::Open

@@ -72,7 +72,7 @@ impl service::Service for Program {
         let materials = loaded.value.materials(now);
         let config = loaded.value;
         let posture = validate(&config.auth, &materials, &loaded.origins).map_err(Failure::all)?;
-        let core = Registrar::new(config.lifetime()?);
+        let core = Registrar::new(config.lifetime()?, posture.clone());
         let trust = TrustBundle::read(&config.registrar.trust)?;
         let issuer = Issuer::open(&config.registrar.issuer)?;
         if *issuer.domain() != trust.domain {

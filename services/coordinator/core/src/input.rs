@@ -6,7 +6,7 @@ use schemas::foundry::Answer;
 use schemas::lease::UnitId;
 use schemas::subject::Verb;
 use schemas::telemetry::Heartbeat;
-use schemas::{AccountId, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
+use schemas::{AccountId, ObjectRef, PublicKey, Refusal, RunId, Seat, WorkerId};
 
 pub use schemas::call::{ControlRequest, WorkerRequest};
 pub use schemas::contribution::Submission;
@@ -38,6 +38,9 @@ pub enum Input {
     Request {
         /// The worker that asks.
         peer: Peer,
+        /// For a join: the seat that the record of issued credentials gives the worker. It comes
+        /// from no message of the worker.
+        seat: Option<Box<Seat>>,
         /// The request.
         request: WorkerRequest,
         /// The place for the answer.

@@ -1,4 +1,5 @@
-//! `worker`: the machines of a run, and the quarantine of a worker.
+//! `worker`: the machines of a run, and the quarantine of a worker. Invitations are in
+//! `invitations`, and the invited machine's side in `enrol`.
 
 use identity::Credentials;
 use runtime::Failure;
@@ -10,7 +11,7 @@ use schemas::view::SnapshotView;
 use schemas::{Code, Round, RunId, UnixMillis, V, WorkerId};
 use serde::Serialize;
 
-use super::lists;
+use super::{enrol, invitations, lists};
 use crate::cli::{QuarantineArgs, Worker};
 use crate::context::{Context, Operator, unexpected};
 use crate::output::Record;
@@ -24,6 +25,16 @@ pub(crate) async fn run(context: &Context, command: Worker) -> Result<(), Failur
         Worker::Ls { run } => lists::workers(context, run).await,
         Worker::Quarantine(args) => set(context, args, true).await,
         Worker::Readmit(args) => set(context, args, false).await,
+        Worker::Invite(args) => invitations::invite(context, args),
+        Worker::Pending => invitations::pending(context),
+        Worker::Approve { key } => invitations::approve(context, &key),
+        Worker::Deny { what } => invitations::deny(context, &what),
+        Worker::Keys => enrol::keys(context),
+        Worker::Enrol {
+            invitation,
+            device,
+            threads,
+        } => enrol::run(context, &invitation, device, threads).await,
     }
 }
 
