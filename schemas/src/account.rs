@@ -28,7 +28,7 @@ pub struct Crossing {
 pub const ACCOUNT_TOKEN_POSITION: u8 = 3;
 
 /// Every lane that crosses accounts.
-pub const CROSSINGS: [Crossing; 5] = [
+pub const CROSSINGS: [Crossing; 6] = [
     Crossing {
         lane: Lane::Request,
         home: Account::Control,
@@ -64,6 +64,12 @@ pub const CROSSINGS: [Crossing; 5] = [
             Account::Readers,
             Account::Tenant,
         ],
+        service: true,
+    },
+    Crossing {
+        lane: Lane::Enrolment,
+        home: Account::Registrar,
+        importers: &[Account::Enrolment],
         service: true,
     },
 ];
@@ -238,6 +244,17 @@ mod tests {
             });
             assert_eq!(crossing.importers.contains(&account), asks, "{account:?}");
         }
+    }
+
+    /// An answer that a newcomer sends to a subject of its account can get no further than to the
+    /// registrar.
+    #[test]
+    fn a_newcomers_account_imports_its_question_alone() {
+        let imports = |one: &&Crossing| one.importers.contains(&Account::Enrolment);
+        let lanes = CROSSINGS.iter().filter(imports).map(|one| one.lane);
+        assert_eq!(lanes.collect::<Vec<_>>(), [Lane::Enrolment]);
+        let exports = |one: &&Crossing| one.home == Account::Enrolment;
+        assert_eq!(CROSSINGS.iter().find(exports), None);
     }
 
     /// Each question is about the one stream, and has no open part.

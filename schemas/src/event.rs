@@ -16,7 +16,7 @@ use crate::promotion::PointerName;
 use crate::run::{RunSpec, TrainerKind};
 use crate::sync::SealedInput;
 use crate::{
-    AccountId, ChainSequence, Digest, Fragment, ObjectRef, PublicKey, Round, RunId, Tokens,
+    AccountId, ChainSequence, Digest, Fragment, ObjectRef, PublicKey, Round, RunId, Seat, Tokens,
     UnixMillis, WorkerId,
 };
 
@@ -109,6 +109,9 @@ pub enum LedgerEvent {
         /// The session that joined; a ledger of an earlier release names none.
         #[serde(default)]
         session: Session,
+        /// The worker's seat, from the record of issued credentials; none if it works alone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seat: Option<Seat>,
     },
     /// A worker is no longer a member.
     WorkerLeft {
@@ -267,6 +270,8 @@ pub enum Departure {
     Removed,
     /// Another process joined with its credentials, and is now the worker.
     Replaced,
+    /// A worker of its group left, and a group ends as a whole.
+    GroupEnded,
 }
 
 /// The reason why a lease ended without a result.

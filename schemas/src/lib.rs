@@ -19,6 +19,7 @@ pub mod contribution;
 pub mod control;
 pub mod data;
 pub mod digest;
+pub mod enrolment;
 pub mod event;
 pub mod foundry;
 pub mod hold;
@@ -37,6 +38,7 @@ pub mod renewal;
 pub mod restore;
 pub mod role;
 pub mod run;
+pub mod seat;
 pub mod snapshot;
 pub mod subject;
 pub mod sync;
@@ -52,6 +54,7 @@ pub use code::{Class, Code, Coded, Refusal};
 pub use digest::{Digest, Hasher, ObjectRef};
 pub use id::{AccountId, IdError, PublicKey, RunId, WorkerId};
 pub use message::{DecodeError, Message, Reply, V};
+pub use seat::{GroupId, Rank, Seat};
 pub use sync::SyncId;
 pub use unit::{
     Bytes, ChainSequence, Epoch, Fragment, Millis, Round, Steps, Tokens, UnitIndex, UnixMillis,

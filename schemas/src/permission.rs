@@ -192,12 +192,12 @@ pub fn permissions(role: Role) -> Permissions {
         publish_allow,
         publish_deny: denied.iter().map(|subject| (*subject).to_owned()).collect(),
         subscribe_allow,
-        payload_bytes_max: if role.is_tenant() {
+        payload_bytes_max: if role.is_foreign() {
             WORKER_MESSAGE_BYTES_MAX
         } else {
             MESSAGE_BYTES_MAX
         },
-        subscriptions_max: if role.is_tenant() { 64 } else { -1 },
+        subscriptions_max: if role.is_foreign() { 64 } else { -1 },
     }
 }
 
@@ -376,7 +376,25 @@ mod tests {
             let all = permissions(role).publish_allow;
             let asks = all.iter().any(|subject| subject.starts_with("$SYS."));
             assert_eq!(asks, role == Role::AccountWriter, "{role:?}");
-            assert_eq!(role.is_momentary(), asks, "{role:?}");
+        }
+    }
+
+    /// A stolen invitation is worth one question.
+    #[test]
+    fn fg_03_a_newcomer_may_ask_one_question_under_its_own_key_and_hear_the_answer() {
+        let set = permissions(Role::Newcomer);
+        let question = "diloco.enrolment.{{subject()}}.ask";
+        assert_eq!(set.publish_allow, [question, OWN_INBOX]);
+        assert_eq!(set.subscribe_allow, [OWN_INBOX]);
+        assert_eq!(set.payload_bytes_max, WORKER_MESSAGE_BYTES_MAX);
+        assert!(set.subscriptions_max > 0, "an unlimited number is -1");
+        let others = Role::ALL.iter().filter(|role| **role != Role::Newcomer);
+        for role in others {
+            let asks = |subject: &String| subject.starts_with("diloco.enrolment");
+            assert!(
+                !permissions(*role).publish_allow.iter().any(asks),
+                "{role:?}"
+            );
         }
     }
 

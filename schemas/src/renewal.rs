@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::WORKER_MESSAGE_BYTES_MAX;
 use crate::message::{V, message};
 use crate::role::Role;
-use crate::{AccountId, PublicKey, RunId, UnixMillis};
+use crate::{AccountId, PublicKey, RunId, Seat, UnixMillis};
 
 /// A question for a new token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,4 +59,82 @@ pub struct Registration {
     pub ends: UnixMillis,
     /// The time since which it is not renewed any more, if it was blocked.
     pub blocked: Option<UnixMillis>,
+    /// The key that signs its holder's events; none for roles that sign none, and in records of
+    /// earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_key: Option<PublicKey>,
+    /// Its holder's seat in a group of workers; none if it works alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seat: Option<Seat>,
+}
+
+/// The worker of the run that stands in the way of a seat, with its own seat: it has the same one,
+/// or counts the group's seats otherwise. Blocked workers stand in nobody's way, and neither does
+/// `own`.
+pub fn in_the_way(
+    issued: &[Registration],
+    run: &RunId,
+    seat: &Seat,
+    own: Option<&PublicKey>,
+) -> Option<(String, Seat)> {
+    let others = issued.iter().filter(|holder| {
+        holder.run.as_ref() == Some(run) && holder.blocked.is_none() && own != Some(&holder.public)
+    });
+    let held = others.filter_map(|holder| Some((&holder.name, holder.seat.as_ref()?)));
+    let mut of_the_group = held.filter(|(_, held)| held.group() == seat.group());
+    let clash = of_the_group.find(|(_, held)| held.rank() == seat.rank() || held.of() != seat.of());
+    clash.map(|(name, held)| (name.clone(), held.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Rank;
+
+    fn key(letter: char) -> String {
+        format!("U{}", letter.to_string().repeat(55))
+    }
+
+    fn seat(group: &str, rank: u32, of: u32) -> Seat {
+        let group = group.parse().expect("a name");
+        Seat::new(group, Rank(rank), of).expect("a seat")
+    }
+
+    fn held(letter: char, run: &str, seat: Option<Seat>) -> Registration {
+        Registration {
+            v: V,
+            name: format!("worker-{letter}"),
+            role: Role::Worker,
+            run: Some(run.parse().expect("a name")),
+            account: key('A').replacen('U', "A", 1).parse().expect("an account"),
+            public: key(letter).parse().expect("a key"),
+            issued: UnixMillis(1),
+            ends: UnixMillis(2),
+            blocked: None,
+            audit_key: None,
+            seat,
+        }
+    }
+
+    #[test]
+    fn fg_03_a_seat_has_one_holder_and_a_group_one_size() {
+        let run: RunId = "demo".parse().expect("a name");
+        let mut issued = vec![
+            held('A', "demo", None),
+            held('B', "other", Some(seat("left", 0, 2))),
+            held('C', "demo", Some(seat("right", 0, 3))),
+            held('D', "demo", Some(seat("left", 1, 2))),
+        ];
+        let way = |issued: &[Registration], seat: &Seat, own: Option<&PublicKey>| {
+            in_the_way(issued, &run, seat, own).map(|(name, _)| name)
+        };
+        assert_eq!(way(&issued, &seat("left", 0, 2), None), None);
+        let taken = Some("worker-D".to_owned());
+        assert_eq!(way(&issued, &seat("left", 1, 2), None), taken);
+        assert_eq!(way(&issued, &seat("left", 0, 3), None), taken, "its size");
+        let own = issued[3].public.clone();
+        assert_eq!(way(&issued, &seat("left", 1, 2), Some(&own)), None);
+        issued[3].blocked = Some(UnixMillis(5));
+        assert_eq!(way(&issued, &seat("left", 1, 2), None), None);
+    }
 }

@@ -18,6 +18,8 @@ pub enum Account {
     Readers,
     /// The registrar, which renews credentials. It has no JetStream.
     Registrar,
+    /// Machines that ask to be enrolled. It has no JetStream, and a single import.
+    Enrolment,
     /// A tenant's workers. It has no JetStream.
     Tenant,
     /// The broker's own account. Nobody connects but `diloctl auth`, for a moment, to replace the
@@ -27,13 +29,14 @@ pub enum Account {
 
 impl Account {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Control,
         Self::Ledger,
         Self::Events,
         Self::Audit,
         Self::Readers,
         Self::Registrar,
+        Self::Enrolment,
         Self::Tenant,
         Self::System,
     ];
@@ -47,6 +50,7 @@ impl Account {
             Self::Audit => "audit",
             Self::Readers => "readers",
             Self::Registrar => "registrar",
+            Self::Enrolment => "enrolment",
             Self::Tenant => "tenant",
             Self::System => "system",
         }
@@ -84,11 +88,14 @@ pub enum Role {
     /// Replaces the tokens of accounts at the broker, and so may give any rights to anybody. Its
     /// credentials are made when they are needed, and last for minutes.
     AccountWriter,
+    /// Asks to be enrolled, and can do nothing else. Its credentials are part of an invitation, and
+    /// last for minutes.
+    Newcomer,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Worker,
         Self::Coordinator,
         Self::LedgerWriter,
@@ -101,6 +108,7 @@ impl Role {
         Self::EventsProvisioner,
         Self::AuditProvisioner,
         Self::AccountWriter,
+        Self::Newcomer,
     ];
 
     /// Its name in credentials, files and documents.
@@ -118,6 +126,7 @@ impl Role {
             Self::EventsProvisioner => "events-provisioner",
             Self::AuditProvisioner => "audit-provisioner",
             Self::AccountWriter => "account-writer",
+            Self::Newcomer => "newcomer",
         }
     }
 
@@ -132,6 +141,7 @@ impl Role {
             Self::Auditor => Account::Readers,
             Self::Registrar => Account::Registrar,
             Self::AccountWriter => Account::System,
+            Self::Newcomer => Account::Enrolment,
         }
     }
 
@@ -142,7 +152,11 @@ impl Role {
             Account::Ledger => Some(Self::LedgerProvisioner),
             Account::Events => Some(Self::EventsProvisioner),
             Account::Audit => Some(Self::AuditProvisioner),
-            Account::Readers | Account::Registrar | Account::Tenant | Account::System => None,
+            Account::Readers
+            | Account::Registrar
+            | Account::Enrolment
+            | Account::Tenant
+            | Account::System => None,
         }
     }
 
@@ -161,13 +175,27 @@ impl Role {
             | Self::LedgerProvisioner
             | Self::EventsProvisioner
             | Self::AuditProvisioner
-            | Self::AccountWriter => false,
+            | Self::AccountWriter
+            | Self::Newcomer => false,
         }
     }
 
-    /// True if its credentials are made by the command that needs them, and are kept nowhere.
+    /// True if its credentials are made by the command that needs them, and the domain keeps none.
     pub const fn is_momentary(self) -> bool {
-        matches!(self, Self::AccountWriter)
+        matches!(self, Self::AccountWriter | Self::Newcomer)
+    }
+
+    /// True if its signing key lies in the issuer's folder. A newcomer's does too, though nothing
+    /// renews its credentials: without the vault a machine can be invited all the same, and who has
+    /// the issuer's keys can make workers' credentials without asking.
+    pub const fn is_signed_online(self) -> bool {
+        self.is_renewable() || matches!(self, Self::Newcomer)
+    }
+
+    /// True if machines hold its credentials that nobody here answers for: their messages are short,
+    /// and their subscriptions few.
+    pub const fn is_foreign(self) -> bool {
+        self.is_tenant() || matches!(self, Self::Newcomer)
     }
 
     /// True if it belongs to a tenant's account.

@@ -8,6 +8,7 @@
 mod incoming;
 
 use crate::call::message_name;
+use crate::enrolment::{EnrolmentReply, EnrolmentRequest};
 use crate::event::SignedEvent;
 use crate::id::CLUSTER;
 use crate::lease::{Done, Offer, UnitId};
@@ -70,11 +71,13 @@ pub enum Lane {
     Public,
     /// Questions for a new token.
     Renewal,
+    /// Questions to be enrolled.
+    Enrolment,
 }
 
 impl Lane {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Request,
         Self::Event,
         Self::Record,
@@ -85,6 +88,7 @@ impl Lane {
         Self::Work,
         Self::Public,
         Self::Renewal,
+        Self::Enrolment,
     ];
 
     /// Its first two tokens.
@@ -100,6 +104,7 @@ impl Lane {
             Self::Work => "diloco.work",
             Self::Public => "diloco.public",
             Self::Renewal => "diloco.renewal",
+            Self::Enrolment => "diloco.enrolment",
         }
     }
 
@@ -107,7 +112,12 @@ impl Lane {
     pub const fn crosses_accounts(self) -> bool {
         matches!(
             self,
-            Self::Request | Self::Event | Self::Telemetry | Self::Command | Self::Renewal
+            Self::Request
+                | Self::Event
+                | Self::Telemetry
+                | Self::Command
+                | Self::Renewal
+                | Self::Enrolment
         )
     }
 }
@@ -259,6 +269,16 @@ const OTHERS_AFTER: &[Row] = &[
         subscribers: &[Role::Registrar],
         purpose: "the same of a role that belongs to no run",
     },
+    Row {
+        lane: Lane::Enrolment,
+        pattern: "{holder}.ask",
+        kind: Kind::Request,
+        message: message_name!(EnrolmentRequest),
+        reply: Some(message_name!(EnrolmentReply)),
+        publishers: &[Role::Newcomer],
+        subscribers: &[Role::Registrar],
+        purpose: "an invited machine's question to become a worker",
+    },
 ];
 
 /// `diloco.event.<run>.<worker>.<kind>`, as the worker publishes it.
@@ -285,6 +305,18 @@ pub fn renewal_subject(run: Option<&RunId>, holder: &PublicKey) -> String {
         run.map_or(CLUSTER, RunId::as_str)
     )
 }
+
+/// `diloco.enrolment.<invitation>.ask`, as a newcomer publishes it. An invitation is known by the
+/// key of the credential in it.
+pub fn enrolment_subject(invitation: &PublicKey) -> String {
+    format!("{}.{invitation}.{ASK}", Lane::Enrolment.prefix())
+}
+
+/// The last token of a question to be enrolled.
+pub(crate) const ASK: &str = "ask";
+
+/// The filter under which the registrar receives questions to be enrolled.
+pub const ENROLMENTS_FILTER: &str = "diloco.enrolment.>";
 
 /// The last token of a question for a new token.
 pub(crate) const NEW_TOKEN: &str = "token";

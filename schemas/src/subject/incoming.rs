@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::str::FromStr;
 
-use super::{ControlVerb, Lane, NEW_TOKEN, Verb};
+use super::{ASK, ControlVerb, Lane, NEW_TOKEN, Verb};
 use crate::account::ACCOUNT_TOKEN_POSITION;
 use crate::id::CLUSTER;
 use crate::{AccountId, PublicKey, Round, RunId, WorkerId};
@@ -48,6 +48,10 @@ pub enum Incoming {
         account: AccountId,
         run: Option<RunId>,
         holder: PublicKey,
+    },
+    Enrolment {
+        account: AccountId,
+        invitation: PublicKey,
     },
     Offer {
         run: RunId,
@@ -100,6 +104,11 @@ pub fn sender_key(subject: &str) -> Option<PublicKey> {
         ("diloco", "renewal") => {
             let mut tokens = rest.splitn(4, '.');
             let (_account, _run) = (tokens.next()?, tokens.next()?);
+            tokens.next()?.parse().ok()
+        }
+        ("diloco", "enrolment") => {
+            let mut tokens = rest.splitn(3, '.');
+            let _account = tokens.next()?;
             tokens.next()?.parse().ok()
         }
         ("diloco", "control") => rest.split('.').next()?.parse().ok(),
@@ -161,6 +170,14 @@ fn parse(subject: &str) -> Option<Incoming> {
                 account,
                 run,
                 holder,
+            })
+        }
+        "enrolment" => {
+            let (account, rest) = rest.split_once('.')?;
+            let (invitation, verb) = rest.split_once('.')?;
+            (verb == ASK).then_some(Incoming::Enrolment {
+                account: account.parse().ok()?,
+                invitation: invitation.parse().ok()?,
             })
         }
         "ledger" => ledger(rest),

@@ -33,6 +33,7 @@ use schemas::{
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
+mod enrolment;
 mod promotion;
 mod quarantine;
 mod restore;
@@ -584,6 +585,7 @@ pub(crate) fn all() -> Vec<Example> {
             })
         },
     ];
+    all.extend(enrolment::all());
     all.extend(quarantine::all());
     all.extend(promotion::all());
     all.extend(restore::all());

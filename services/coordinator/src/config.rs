@@ -71,6 +71,9 @@ pub struct KeysConfig {
     /// The file that notes how far the ledger has come, so that a lost ledger is not begun anew.
     /// Move it together with the key.
     pub mark: PathBuf,
+    /// Folder of the list of issued credentials: it binds a worker's audit key and its seat in a
+    /// group. Without it any proven key is taken at a worker's first join, and nobody has a seat.
+    pub issued: PathBuf,
 }
 
 /// Bounds.
@@ -153,6 +156,7 @@ impl Config {
         fill(&mut self.keys.manifest, layout.manifest_key());
         fill(&mut self.keys.audit, layout.coordinator_audit_key());
         fill(&mut self.keys.mark, layout.ledger_mark());
+        fill(&mut self.keys.issued, layout.issued().folder().to_owned());
         self
     }
 

@@ -115,6 +115,7 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<ValidMessag
         | Incoming::Recorded { .. }
         | Incoming::Ledger { .. }
         | Incoming::Renewal { .. }
+        | Incoming::Enrolment { .. }
         | Incoming::Offer { .. } => Err(rejected(
             None,
             subject,

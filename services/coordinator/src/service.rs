@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use coordinator_core::{CHECKPOINT_EVERY, Coordinator, Settings};
 use identity::join::new_session;
-use identity::{AuditKey, ManifestKey, TrustBundle};
+use identity::{AuditKey, IssuedList, ManifestKey, TrustBundle};
 use runtime::{Bus, Failure, clock};
 use schemas::member::{Layer, Posture};
 use tokio::sync::mpsc;
@@ -98,6 +98,7 @@ impl Service {
             manifest_key,
             domain,
             maker,
+            issued: IssuedList::at(&config.keys.issued),
             arrivals: sender,
             sweeper,
             offers,

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use coordinator_core::Told;
 use coordinator_core::{Answer, Coordinator, Effect, Input};
-use identity::ManifestKey;
+use identity::{IssuedList, ManifestKey};
 use runtime::{Bus, Failure, clock};
 use schemas::{Code, Refusal, RunId};
 use tokio::sync::mpsc;
@@ -56,6 +56,8 @@ pub(crate) struct Shell {
     pub(crate) manifest_key: ManifestKey,
     pub(crate) domain: String,
     pub(crate) maker: Maker,
+    /// The records of issued credentials.
+    pub(crate) issued: IssuedList,
     pub(crate) arrivals: mpsc::Sender<Arrival>,
     pub(crate) sweeper: Sweeper,
     pub(crate) offers: Offers,

@@ -1,12 +1,14 @@
 //! The tree of commands.
 
 mod audit;
+mod invite;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use schemas::hold::Reason;
+use schemas::permission::Role;
 use schemas::promotion::PointerName;
 use schemas::{Digest, RunId};
 
@@ -14,6 +16,7 @@ pub(crate) use self::audit::{
     AncestrySource, Audit, Descendants, Lineage, Log, LoggedEvent, ObjectSource, Recompute,
     ShowLineage,
 };
+pub(crate) use self::invite::InviteArgs;
 use crate::commands::settings::RunArgs;
 use crate::output::Format;
 
@@ -144,7 +147,7 @@ pub(crate) enum Auth {
     Issue {
         /// Role of the credentials.
         #[arg(value_parser = parse_role)]
-        role: schemas::permission::Role,
+        role: Role,
         /// Name of the credentials: letters, digits, `-` and `_`. diloctl uses the credentials
         /// whose name is that of the role, unless `--credentials` names a file.
         name: String,
@@ -195,8 +198,8 @@ pub(crate) enum Auth {
     /// are void, and their connections are cut.
     Retire {
         /// The role.
-        #[arg(value_parser = parse_role)]
-        role: schemas::permission::Role,
+        #[arg(value_parser = parse_signing_role)]
+        role: Role,
     },
     /// Give the running broker the tokens of all accounts, with permissions and revocations as the
     /// trust domain has them now. Clients whose rights change reconnect; others stay connected.
@@ -215,8 +218,8 @@ pub(crate) enum Rotate {
     /// machines. The old key stays valid until `auth retire`, so that nobody is cut off meanwhile.
     Role {
         /// The role.
-        #[arg(value_parser = parse_role)]
-        role: schemas::permission::Role,
+        #[arg(value_parser = parse_signing_role)]
+        role: Role,
         /// End the old key at once, for a key that was stolen: every token of it is void, wherever
         /// it was made, and its connections are cut. Processes that read their credentials from the
         /// trust domain's folder connect again with the new ones.
@@ -358,6 +361,42 @@ pub(crate) enum Worker {
     /// Let a worker join again that was shut out. A credential that was revoked stays so: the line
     /// `credential` says how it gets a new one. Then start its process: nothing else does.
     Readmit(QuarantineArgs),
+    /// Invite a machine to become a worker: write a file that it asks with, once, for minutes. Carry
+    /// the file to the machine over a channel that nobody else reads, and run `worker enrol` there.
+    /// The registrar must run. The command works on the trust domain's folder on the registrar's
+    /// machine.
+    Invite(InviteArgs),
+    /// List the machines that asked with an invitation and wait for approval.
+    Pending,
+    /// Admit a machine that waits. Compare the key with the one that its own `worker enrol` shows.
+    Approve {
+        /// The key that the machine shows, or its first 8 letters.
+        key: String,
+    },
+    /// Refuse a machine that waits, or withdraw an invitation that nobody has used. A worker that is
+    /// enrolled already is shut out with `auth revoke`.
+    Deny {
+        /// The key of the machine, or the name that the invitation promises.
+        what: String,
+    },
+    /// On a machine that will be invited: make its keys, unless they are there, and show their public
+    /// halves. An operator can list them in an invitation.
+    Keys,
+    /// On an invited machine: make its keys, ask the registrar, and write credentials and a
+    /// configuration into the folder that `--domain` names. The keys never leave the machine. If a
+    /// person has to approve it, the command shows the key and waits until the invitation ends. After
+    /// a failure it can be repeated.
+    Enrol {
+        /// The file that `worker invite` has written.
+        #[arg(value_name = "FILE")]
+        invitation: PathBuf,
+        /// Device of the worker: auto, cpu, cuda or cuda:N.
+        #[arg(long, default_value = "auto")]
+        device: String,
+        /// CPU threads of the worker.
+        #[arg(long, default_value_t = 1)]
+        threads: u32,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -569,18 +608,22 @@ pub(crate) struct Down {
     pub(crate) drain: runtime::ConfigDuration,
 }
 
-fn parse_role(text: &str) -> Result<schemas::permission::Role, String> {
-    use schemas::permission::Role;
-    let names = || {
-        let issued = Role::ALL.into_iter().filter(|role| !role.is_momentary());
-        issued.map(Role::name).collect::<Vec<_>>().join(", ")
-    };
-    let issued = |role: &Role| !role.is_momentary();
-    Role::ALL
-        .into_iter()
-        .filter(issued)
+fn parse_role(text: &str) -> Result<Role, String> {
+    one_of(text, |role| !role.is_momentary())
+}
+
+/// A role whose signing key can be replaced: that of newcomers lies with the registrar's, and can be
+/// stolen with them.
+fn parse_signing_role(text: &str) -> Result<Role, String> {
+    one_of(text, |role| !role.is_momentary() || role.is_signed_online())
+}
+
+fn one_of(text: &str, allowed: impl Fn(&Role) -> bool) -> Result<Role, String> {
+    let mut roles = Role::ALL.into_iter().filter(|role| allowed(role));
+    let names: Vec<&str> = roles.clone().map(Role::name).collect();
+    roles
         .find(|role| role.name() == text)
-        .ok_or_else(|| format!("one of {}", names()))
+        .ok_or_else(|| format!("one of {}", names.join(", ")))
 }
 
 /// Parses a digest from the command line: `sha256:…`.

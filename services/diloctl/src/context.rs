@@ -154,7 +154,7 @@ impl Context {
 
     /// Checks the address of the bus, and warns once of one without TLS. Without TLS nothing proves
     /// who the server is: a false one could pass our proof of identity on, and act in our name.
-    fn check_bus(&self, config: &BusConfig) -> Result<(), Failure> {
+    pub(crate) fn check_bus(&self, config: &BusConfig) -> Result<(), Failure> {
         if let Some(warning) = switches::check_bus(config, std::env::vars_os())?
             && !self.warned.swap(true, Ordering::Relaxed)
         {

@@ -8,7 +8,7 @@ use runtime::config::load_from;
 use runtime::{
     AuthConfig, BusConfig, ConfigArgs, Failure, Loaded, Material, Materials, clock, validate,
 };
-use schemas::member::Layer;
+use schemas::member::{Layer, Posture};
 use schemas::{Code, Refusal};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,29 @@ pub(crate) fn check_bus(
     };
     let warning = check(address, &bus.url, Layer::Bus, environment)?;
     Ok(warning.filter(|_| !bus.is_encrypted()))
+}
+
+/// The layers of protection that the switches relax for a machine that reaches the bus there.
+///
+/// # Errors
+/// As [`check_bus`].
+pub(crate) fn posture(
+    bus: &BusConfig,
+    environment: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<Posture, Failure> {
+    let Loaded {
+        value: Switches { auth },
+        origins,
+    } = load_from(&ConfigArgs::default(), &[], environment)?;
+    let address = Material::BusAddress {
+        key: "bus.url",
+        url: bus.url.clone(),
+    };
+    let materials = Materials {
+        items: vec![address],
+        now: clock::now(),
+    };
+    validate(&auth, &materials, &origins).map_err(Failure::all)
 }
 
 /// The same for the address of the store.

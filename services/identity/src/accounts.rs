@@ -1,6 +1,6 @@
 //! The accounts of a domain as NATS tokens: the system account, the control account, the accounts
-//! of the ledger, of workers' events, of the copy of both and of its readers, the registrar's, and
-//! tenants' accounts.
+//! of the ledger, of workers' events, of the copy of both and of its readers, the registrar's, that
+//! of machines that ask to be enrolled, and tenants' accounts.
 //! Only the imports and exports that `schemas::account` declares connect them.
 
 use std::time::Duration;
@@ -40,6 +40,9 @@ const SERVICES_CONNECTIONS_MAX: i64 = 32;
 /// Connections of all auditors together. Each of their questions may take broker memory for many
 /// events.
 const READERS_CONNECTIONS_MAX: i64 = 32;
+/// Connections of all machines that ask to be enrolled. With a copy of an invitation somebody can
+/// take them until it ends, and nothing else.
+const ENROLMENT_CONNECTIONS_MAX: i64 = 64;
 
 /// Connections that replace accounts' tokens, beside those of the brokers themselves: one command
 /// at a time, and some that were broken off.
@@ -65,6 +68,8 @@ pub struct Accounts {
     pub readers: AccountId,
     /// The account of the registrar.
     pub registrar: AccountId,
+    /// The account of machines that ask to be enrolled.
+    pub enrolment: AccountId,
     /// The tenants; each has a stream for its workers' events.
     pub tenants: Vec<AccountId>,
 }
@@ -79,6 +84,7 @@ impl Accounts {
             Account::Audit => Some(&self.audit),
             Account::Readers => Some(&self.readers),
             Account::Registrar => Some(&self.registrar),
+            Account::Enrolment => Some(&self.enrolment),
             Account::System => Some(&self.system),
             Account::Tenant => None,
         }
@@ -129,6 +135,7 @@ pub fn service_account(
     let conn = match account {
         Account::Ledger | Account::Events | Account::Registrar => SERVICES_CONNECTIONS_MAX,
         Account::Readers => READERS_CONNECTIONS_MAX,
+        Account::Enrolment => ENROLMENT_CONNECTIONS_MAX,
         Account::System => WRITERS_CONNECTIONS_MAX,
         _ => UNLIMITED,
     };

@@ -242,7 +242,8 @@ impl Credentials {
         Ok(replace_private(path, self.text().as_bytes())?)
     }
 
-    fn text(&self) -> Zeroizing<String> {
+    /// The text of its file.
+    pub(crate) fn text(&self) -> Zeroizing<String> {
         let seed = self.key.seed();
         Zeroizing::new(format!(
             "{}\n{}\n{}\n\n{}\n{}\n{}\n",

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use schemas::account::Account;
 use schemas::permission::Role;
-use schemas::{AccountId, Code, Millis, PublicKey, RunId, UnixMillis, V};
+use schemas::{AccountId, Code, Millis, PublicKey, RunId, Seat, UnixMillis, V};
 
 use crate::accounts::Accounts;
 use crate::credentials::{Credentials, CredentialsError};
+use crate::invitation::{INVITATION_MAX, INVITATION_MIN};
+use crate::invitations::InvitationError;
 use crate::issued::{Registration, RegistrationError};
 use crate::issuer::{AccountNames, IssuerError, sign};
 use crate::jwt::{JwtError, check_label};
@@ -113,6 +115,37 @@ pub enum DomainError {
         /// The role.
         role: Role,
     },
+    /// Another worker of the run has the seat, or counts the group's seats otherwise.
+    #[error("{seat} of run {run} cannot be given: {name} has {held}")]
+    Seat {
+        /// The seat that was asked for.
+        seat: Seat,
+        /// The run.
+        run: RunId,
+        /// The name of the worker that is in the way.
+        name: String,
+        /// The seat of that worker.
+        held: Seat,
+    },
+    /// Too short or too long.
+    #[error(
+        "an invitation that lives for {0} ms, expected from {INVITATION_MIN} to {INVITATION_MAX}"
+    )]
+    Life(Millis),
+    /// An invitation that has not ended promises the name.
+    #[error(
+        "the name {0} is promised by an invitation that has not ended; withdraw it with `diloctl worker deny`, or choose another name"
+    )]
+    Promised(String),
+    /// The registrar's answer to a question to be enrolled is about something else.
+    #[error("the registrar's answer {0}")]
+    Answer(&'static str),
+    /// The list of keys of an invitation is empty, too long, or names a key or name twice.
+    #[error("the list of keys {0}")]
+    List(&'static str),
+    /// The invitation, or a record about one.
+    #[error(transparent)]
+    Invitation(#[from] InvitationError),
     /// Too short or too long.
     #[error("lifetime of {0} ms, expected from 1000 to {LIFETIME_MAX}")]
     Lifetime(Millis),
@@ -162,15 +195,21 @@ impl DomainError {
         match self {
             Self::Exists(_) | Self::Unfinished(_) => Code::DomainExists,
             Self::Missing(_) => Code::DomainMissing,
-            Self::Taken(_) => Code::NameTaken,
+            Self::Taken(_) | Self::Promised(_) => Code::NameTaken,
             Self::Blocked(_) => Code::HolderBlocked,
             Self::NoVault(_) => Code::VaultMissing,
             Self::Before(_) => Code::ReadersBehind,
             Self::Record { .. } => Code::CredentialMalformed,
             Self::Revocations(_) => Code::RevocationsFull,
-            Self::Run { .. } | Self::Lifetime(_) | Self::Unquotable(_) | Self::Template { .. } => {
-                Code::ConfigInvalid
-            }
+            Self::Seat { .. } => Code::SeatTaken,
+            Self::Answer(_) => Code::AnswerForeign,
+            Self::Invitation(error) => error.code(),
+            Self::Run { .. }
+            | Self::List(_)
+            | Self::Life(_)
+            | Self::Lifetime(_)
+            | Self::Unquotable(_)
+            | Self::Template { .. } => Code::ConfigInvalid,
             Self::File(error) => error.code(),
             Self::Key(error) => error.code(),
             Self::Jwt(error) => error.code(),
@@ -280,14 +319,17 @@ impl Domain {
         let issued = self.issue_time(&account, key.public(), now)?;
         // Tokens count whole seconds. One that is dated ahead lives as long as another.
         let expires = UnixMillis((issued.after(lifetime).get() / 1000) * 1000);
-        if let Some(known) = list.find(key.public())?
-            && known.blocked.is_some()
-        {
+        let known = list.find(key.public())?;
+        let seat = known.as_ref().and_then(|known| known.seat.clone());
+        if let Some(known) = known.filter(|known| known.blocked.is_some()) {
             let revoked = self.revocation(&known.account, &known.public)?;
             if holders == Holders::NotRevoked || revoked.is_none() {
                 return Err(DomainError::Blocked(known.name));
             }
         }
+        // The audit key is made first: credentials without it would look complete.
+        let audit_file = self.audit_key(role, name)?;
+        let audit_key = self.known_audit_key(role, name)?;
         let holder = Registration {
             v: V,
             name: name.to_owned(),
@@ -298,10 +340,10 @@ impl Domain {
             issued,
             ends: expires,
             blocked: None,
+            audit_key,
+            seat,
         };
         let credentials = Credentials::new(sign(&signer, &holder, expires, issued)?, key)?;
-        // The audit key is made first: credentials without it would look complete.
-        let audit_key = self.audit_key(role, name)?;
         // Then the record: credentials without one would not be renewed, and could not be revoked
         // by name. With it a revoked key may come back, so nothing is checked after it.
         list.record(&holder)?;
@@ -309,7 +351,7 @@ impl Domain {
         credentials.write(&path)?;
         Ok(Issued {
             credentials: path,
-            audit_key,
+            audit_key: audit_file,
             public: credentials.public().clone(),
             expires,
         })
@@ -395,6 +437,7 @@ impl Domain {
             audit: account(Account::Audit),
             readers: account(Account::Readers),
             registrar: account(Account::Registrar),
+            enrolment: account(Account::Enrolment),
             tenants: self.trust.tenants.clone(),
             system: account(Account::System),
         })
@@ -415,12 +458,12 @@ impl Domain {
         Ok(AccountNames::read(&folder)?)
     }
 
-    /// The signing key of a role: in the issuer's folder if the registrar renews the role, otherwise
-    /// in the vault.
+    /// The signing key of a role: in the issuer's folder if [`Role::is_signed_online`], otherwise in the
+    /// vault.
     pub(crate) fn role_key(&self, role: Role) -> Result<SigningKey, DomainError> {
         let path = self.layout.role_key(role);
         self.check_place(&path)?;
-        if !role.is_renewable() {
+        if !role.is_signed_online() {
             return self.layout.vault().role(role);
         }
         SigningKey::read(KeyKind::Account, &path)
@@ -455,7 +498,8 @@ impl Domain {
             | Role::LedgerProvisioner
             | Role::EventsProvisioner
             | Role::AuditProvisioner
-            | Role::AccountWriter => return Ok(None),
+            | Role::AccountWriter
+            | Role::Newcomer => return Ok(None),
             Role::Worker | Role::Auditor => {}
         }
         let path = self.layout.audit_key(name);
@@ -465,6 +509,22 @@ impl Domain {
             AuditKey::generate().seed().write(&path)?;
         }
         Ok(Some(path))
+    }
+
+    /// The public half of a process's own audit key, if it has one and it lies here. The coordinator's
+    /// stands in the trust bundle.
+    pub(crate) fn known_audit_key(
+        &self,
+        role: Role,
+        name: &str,
+    ) -> Result<Option<PublicKey>, DomainError> {
+        let path = self.layout.audit_key(name);
+        match role {
+            Role::Worker | Role::Auditor if path.exists() => {
+                Ok(Some(AuditKey::read(&path)?.public().clone()))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// The domain's paths as its configuration names them. They are absolute, since the broker
@@ -489,6 +549,7 @@ pub(crate) const fn account_key_name(account: Account) -> &'static str {
         Account::Audit => "account-audit",
         Account::Readers => "account-readers",
         Account::Registrar => "account-registrar",
+        Account::Enrolment => "account-enrolment",
         Account::Tenant => "account-default",
         Account::System => "account-system",
     }

@@ -170,6 +170,8 @@ mod tests {
             issued: NOW,
             ends: UnixMillis(NOW.get() + 1000),
             blocked: None,
+            audit_key: None,
+            seat: None,
         }
     }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use schemas::permission::Role;
 
+use crate::invitations::InvitationList;
 use crate::issued::IssuedList;
 use crate::issuer::Issuer;
 use crate::vault::{Vault, role_key_name};
@@ -86,6 +87,16 @@ impl DomainLayout {
     /// The public list of issued credentials.
     pub fn issued(&self) -> IssuedList {
         IssuedList::at(&self.folder.join("issued"))
+    }
+
+    /// The invitations, and what became of them.
+    pub fn invitations(&self) -> InvitationList {
+        InvitationList::at(&self.folder.join("invitations"))
+    }
+
+    /// The folder of the keys of a machine that is not enrolled yet.
+    pub fn newcomer(&self) -> PathBuf {
+        self.folder.join("newcomer")
     }
 
     /// The certificate of broker and store.
@@ -182,7 +193,7 @@ impl DomainLayout {
     }
 
     pub(crate) fn role_key(&self, role: Role) -> PathBuf {
-        if role.is_renewable() {
+        if role.is_signed_online() {
             Issuer::key(&self.issuer(), role)
         } else {
             self.vault().key(&role_key_name(role))

@@ -78,8 +78,10 @@ impl Domain {
         let keys = [
             vault.key(account_key_name(Account::Readers)),
             vault.key(account_key_name(Account::Registrar)),
+            vault.key(account_key_name(Account::Enrolment)),
             self.layout().role_key(Role::Registrar),
             self.layout().role_key(Role::AccountWriter),
+            self.layout().role_key(Role::Newcomer),
         ];
         for key in keys.iter().filter(|key| !key.exists()) {
             SigningKey::generate(KeyKind::Account).seed().write(key)?;
@@ -138,6 +140,8 @@ impl Domain {
                 issued: token.issued,
                 ends,
                 blocked: revoked.map(|one| one.until),
+                audit_key: self.known_audit_key(role, &token.name)?,
+                seat: None,
             })?;
         }
         Ok(())

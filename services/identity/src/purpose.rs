@@ -15,9 +15,10 @@ use crate::secret::Seed;
 /// Longest nonce that is signed; the broker's have 15 characters.
 pub const NONCE_BYTES_MAX: usize = 64;
 
-/// The key with which a process proves its identity to servers. It signs only nonces of the broker,
-/// and TLS handshakes (see [`crate::clients`]): what is signed there begins with 64 blanks, and a
-/// nonce has none.
+/// The key with which a process proves its identity to servers. It signs nonces of the broker, TLS
+/// handshakes (see [`crate::clients`]), and once, before it has any rights, the question to be
+/// enrolled. None can be taken for another: what is signed in a handshake begins with 64 blanks and
+/// the question with its own prefix, and a nonce has neither.
 #[derive(Clone)]
 pub struct ConnectionKey(SigningKey);
 
@@ -102,6 +103,12 @@ impl ConnectionKey {
     /// The private key itself, for the TLS library, which signs handshakes and nothing else.
     pub(crate) fn raw(&self) -> Zeroizing<[u8; 32]> {
         self.0.raw()
+    }
+
+    /// Signs a question to be enrolled, which carries its own domain prefix. The prefix begins with
+    /// a byte that no nonce has, so no server can have such bytes signed as a nonce.
+    pub(crate) fn sign(&self, prefixed: &[u8]) -> [u8; SIGNATURE_BYTES] {
+        self.0.sign(prefixed)
     }
 }
 

@@ -138,7 +138,7 @@ impl TrustBundle {
         self.manifest_keys.iter().find(|key| key.as_str() == key_id)
     }
 
-    fn check(&self) -> Result<(), TrustError> {
+    pub(crate) fn check(&self) -> Result<(), TrustError> {
         parse_public(self.domain.as_str(), KeyKind::Operator)?;
         if self.tenants.is_empty() || self.tenants.len() > TENANTS_MAX {
             return Err(TrustError::Tenants(self.tenants.len()));

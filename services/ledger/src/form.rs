@@ -23,8 +23,8 @@ use schemas::quarantine::MergedRounds;
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
-    AccountId, Bytes, Code, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, SyncId,
-    Tokens, UnitIndex, UnixMillis, V, WorkerId,
+    AccountId, Bytes, Code, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, Seat,
+    SyncId, Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -230,6 +230,9 @@ forms! {
         device: Cow<'a, str>,
         release: Cow<'a, str>,
         posture: Cow<'a, Posture>,
+        // Left out where there is none, so that states from before there were seats keep their bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seat: Option<Cow<'a, Seat>>,
         session: Session,
         fenced: Option<LeaseRef>,
         present: bool,

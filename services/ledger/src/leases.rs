@@ -20,11 +20,12 @@ impl Run {
             worker: worker.clone(),
         };
         let affords = self.affords(&lease.unit, worker);
-        let member = self
-            .members
-            .get_mut(worker)
-            .filter(|member| member.present)
-            .ok_or_else(unknown)?;
+        let member = self.member(worker).ok_or_else(unknown)?;
+        if !self.may_lease(member) {
+            let what = format!("{worker} does not speak for a sealed group");
+            return Err(out_of_place("lease-granted", what));
+        }
+        let member = self.members.get_mut(worker).ok_or_else(unknown)?;
         let wrong = || out_of_place("lease-granted", format!("lease {lease} of {worker}"));
         if !affords {
             let what = format!("lease {lease} of {worker} passes the privacy budget");

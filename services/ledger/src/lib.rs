@@ -28,6 +28,7 @@ mod check;
 mod checkpoint;
 mod error;
 mod form;
+mod groups;
 mod holds;
 mod leases;
 mod members;

@@ -25,6 +25,15 @@ impl Run {
             return Err(out_of_place("worker-joined", what));
         }
         let member = joined(time, before, event);
+        if before.is_some_and(|before| before.seat != member.seat) {
+            let what = format!("{worker} joined before with another seat");
+            return Err(out_of_place("worker-joined", what));
+        }
+        let seat = member.seat.as_ref();
+        if let Some((other, held)) = seat.and_then(|seat| self.in_the_way(worker, seat)) {
+            let what = format!("{worker} takes a seat, and {other} has {held}");
+            return Err(out_of_place("worker-joined", what));
+        }
         self.members.insert(worker.clone(), member);
         Ok(())
     }
@@ -61,6 +70,7 @@ fn joined(time: UnixMillis, before: Option<&Member>, event: &LedgerEvent) -> Mem
         release,
         posture,
         session,
+        seat,
         ..
     } = event
     else {
@@ -73,6 +83,7 @@ fn joined(time: UnixMillis, before: Option<&Member>, event: &LedgerEvent) -> Mem
         device: device.clone(),
         release: release.clone(),
         posture: posture.clone(),
+        seat: seat.clone(),
         session: *session,
         fenced: before.and_then(|member| member.fenced),
         present: true,

@@ -13,8 +13,8 @@ use schemas::quarantine::MergedRounds;
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
-    AccountId, Bytes, Code, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, Steps,
-    SyncId, Tokens, UnitIndex, UnixMillis, WorkerId,
+    AccountId, Bytes, Code, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, Seat,
+    Steps, SyncId, Tokens, UnitIndex, UnixMillis, WorkerId,
 };
 use serde::{Serialize, Serializer};
 
@@ -220,6 +220,9 @@ pub struct Member {
     pub release: String,
     /// The layers of protection that it relaxed.
     pub posture: Posture,
+    /// Its seat in a group; none if it works alone. It never changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seat: Option<Seat>,
     /// The process that joined last: it is the worker.
     pub session: Session,
     /// The lease that an older process held when it was replaced.

@@ -44,6 +44,8 @@ pub struct RegistrarSection {
     pub issuer: PathBuf,
     /// Folder of the list of issued credentials.
     pub issued: PathBuf,
+    /// Folder of the invitations.
+    pub invitations: PathBuf,
     /// Life of the tokens that it gives.
     pub lifetime: ConfigDuration,
 }
@@ -54,6 +56,7 @@ impl Default for RegistrarSection {
             trust: PathBuf::new(),
             issuer: PathBuf::new(),
             issued: PathBuf::new(),
+            invitations: PathBuf::new(),
             lifetime: ConfigDuration(LIFETIME_RENEWED.as_duration()),
         }
     }
@@ -87,6 +90,10 @@ impl Config {
         fill(
             &mut self.registrar.issued,
             layout.issued().folder().to_owned(),
+        );
+        fill(
+            &mut self.registrar.invitations,
+            layout.invitations().folder().to_owned(),
         );
         self
     }

@@ -89,7 +89,7 @@ impl service::Service for Program {
             true => config.lifetime()?.min(CERTIFICATE_LIFE_MAX),
             false => config.lifetime()?,
         };
-        let core = Registrar::new(lifetime);
+        let core = Registrar::new(lifetime, posture.clone());
         Ok(Self {
             config,
             issuer,

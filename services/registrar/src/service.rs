@@ -1,4 +1,4 @@
-//! The registrar: a question in, a look into the list, a signature, an answer out.
+//! The registrar: a question in, a look into the lists, a signature, an answer out.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,13 +9,14 @@ use registrar_core::{Asked, Heard, Registrar, Validity};
 use runtime::metrics::{REGISTRAR_QUESTION_SECONDS, REGISTRAR_QUESTIONS, outcome};
 use runtime::{Bus, Delivery, Failure, Listener, clock};
 use schemas::renewal::RenewalReply;
-use schemas::subject::RENEWALS_FILTER;
+use schemas::subject::{ENROLMENTS_FILTER, RENEWALS_FILTER};
 use schemas::text::Time;
-use schemas::{Code, Coded as _, PublicKey, Refusal, Reply, V};
+use schemas::{Code, Coded as _, Message, PublicKey, Refusal, Reply, V};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::enrolment::Desk;
 use crate::own;
 
 /// Time between two log lines about dropped messages: one for a flood, not one for each message.
@@ -26,11 +27,13 @@ const OWN_EVERY: Duration = Duration::from_secs(3600);
 /// The registrar, connected.
 pub struct Service {
     bus: Bus,
-    listener: Listener,
+    renewals: Listener,
+    enrolments: Listener,
     core: Registrar,
     /// The folder of the signing keys. They are read each time, since they may be replaced.
     issuer: PathBuf,
     issued: IssuedList,
+    desk: Desk,
     own: CredentialSource,
     tally: Tally,
 }
@@ -57,18 +60,20 @@ impl Service {
         let heard = Listener::connect(
             "diloco-registrar-questions",
             &config.bus,
-            &[RENEWALS_FILTER],
+            &[RENEWALS_FILTER, ENROLMENTS_FILTER],
             clock::now(),
         )
         .await?;
-        let listener = heard.into_iter().next().ok_or_else(|| {
-            Failure::new(Code::Internal, "a listener was asked for and not given")
+        let [renewals, enrolments] = heard.try_into().map_err(|_| {
+            Failure::new(Code::Internal, "two listeners were asked for and not given")
         })?;
         Ok(Self {
             bus,
-            listener,
+            renewals,
+            enrolments,
             core,
             issuer: config.registrar.issuer.clone(),
+            desk: Desk::new(&config.registrar, issued.clone()),
             issued,
             own,
             tally: Tally::default(),
@@ -97,7 +102,11 @@ impl Service {
                     Err(error) => tracing::warn!(code = %error.code(), "the registrar's own token is not renewed: {error}"),
                 },
                 _ = reports.tick() => self.tally.report(),
-                heard = self.listener.next() => {
+                heard = self.renewals.next() => {
+                    let delivery = heard?;
+                    self.take(&delivery).await;
+                }
+                heard = self.enrolments.next() => {
                     let delivery = heard?;
                     self.take(&delivery).await;
                 }
@@ -107,36 +116,48 @@ impl Service {
 
     async fn take(&mut self, delivery: &Delivery) {
         let since = Instant::now();
-        let reply = match self
+        let heard = self
             .core
-            .hear(clock::now(), &delivery.subject, &delivery.payload)
-        {
-            Heard::Answer => return,
-            Heard::Nobody => {
-                self.tally.nobody += 1;
-                return;
-            }
+            .hear(clock::now(), &delivery.subject, &delivery.payload);
+        match heard {
+            Heard::Answer => {}
+            Heard::Nobody => self.tally.nobody += 1,
             Heard::TooOften(holder) => {
                 self.tally.over += 1;
                 self.tally.whose = Some(holder);
-                return;
             }
-            Heard::Asked(asked) => self.renew(&asked),
-        };
-        if let Err(refusal) = &reply {
-            let (code, cause) = (refusal.code, delivery.subject.as_str());
-            tracing::warn!(%code, cause, next = code.next_step(), "no new token: {refusal}");
+            Heard::Asked(asked) => {
+                let reply = self.renew(&asked);
+                self.answer(delivery, since, reply, "no new token").await;
+            }
+            Heard::Newcomer(asked) => {
+                let reply = self.desk.enrol(&self.core, &self.issuer, &asked);
+                self.answer(delivery, since, reply, "a machine is not enrolled")
+                    .await;
+            }
         }
+    }
+
+    async fn answer<M: Message>(
+        &self,
+        delivery: &Delivery,
+        since: Instant,
+        reply: Result<M, Refusal>,
+        refused: &str,
+    ) {
+        if let Err(refusal) = &reply
+            && refusal.code != Code::EnrolmentPending
+        {
+            let (code, cause) = (refusal.code, delivery.subject.as_str());
+            tracing::warn!(%code, cause, next = code.next_step(), "{refused}: {refusal}");
+        }
+        let code = reply.as_ref().err().map(|refusal| refusal.code);
+        counter!(REGISTRAR_QUESTIONS, "outcome" => outcome(code)).increment(1);
+        histogram!(REGISTRAR_QUESTION_SECONDS).record(since.elapsed());
         let reply = match reply {
             Ok(reply) => Reply::Ok(reply),
             Err(refusal) => Reply::Refused(refusal),
         };
-        let refused = match &reply {
-            Reply::Ok(_) => None,
-            Reply::Refused(refusal) => Some(refusal.code),
-        };
-        counter!(REGISTRAR_QUESTIONS, "outcome" => outcome(refused)).increment(1);
-        histogram!(REGISTRAR_QUESTION_SECONDS).record(since.elapsed());
         delivery.answer(&self.bus, reply).await;
     }
 

@@ -39,5 +39,6 @@ pub fn joined(worker: WorkerId, account: AccountId, request: JoinRequest) -> Led
         release: request.release,
         posture: request.posture,
         session: request.session,
+        seat: None,
     }
 }

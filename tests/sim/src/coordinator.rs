@@ -257,11 +257,12 @@ impl World {
     }
 
     pub(crate) fn request_arrives(&mut self, route: Route, request: WorkerRequest) {
-        let peer = peer(route.worker);
+        let (peer, seat) = (peer(route.worker), self.plan.seat(route.worker));
         let reply = self.reply_id();
         self.routes.insert(reply, route);
         self.tell_coordinator(Input::Request {
             peer,
+            seat: seat.map(Box::new),
             request,
             reply,
         });

@@ -10,7 +10,7 @@ use schemas::promotion::PointerName;
 use schemas::run::RunSpec;
 use schemas::snapshot::MergeInput;
 use schemas::sync::SealedInput;
-use schemas::{Digest, Round, Weight, WorkerId};
+use schemas::{Digest, Round, Seat, Weight, WorkerId};
 
 use crate::store::{Model, Store};
 
@@ -29,6 +29,8 @@ pub struct Counts {
     pub released: u64,
     /// Leases of workers that were no longer members.
     pub orphaned: u64,
+    /// Leases that were granted to a group.
+    pub grouped: u64,
     /// Leases that were renewed without progress.
     pub stalled: u64,
     /// Results refused.
@@ -81,6 +83,8 @@ pub(crate) struct Monitor {
     /// The inputs that are merged, in the order of the ledger; none before the seal.
     sealed: Option<Vec<MergeInput>>,
     members: BTreeSet<WorkerId>,
+    /// The seats of those members that have one.
+    seats: BTreeMap<WorkerId, Seat>,
     quarantined: BTreeSet<WorkerId>,
     open: Option<Round>,
     /// The newest weights by the ledger alone; `models` holds all versions.
@@ -114,6 +118,7 @@ impl Monitor {
             named: Vec::new(),
             sealed: None,
             members: BTreeSet::new(),
+            seats: BTreeMap::new(),
             quarantined: BTreeSet::new(),
             open: None,
             model: Model::initial(spec),
@@ -148,11 +153,16 @@ impl Monitor {
         self.counts.events += 1;
         match event {
             LedgerEvent::CoordinatorStarted { .. } => self.counts.starts += 1,
-            LedgerEvent::WorkerJoined { worker, .. } => {
+            LedgerEvent::WorkerJoined { worker, seat, .. } => {
                 self.members.insert(worker.clone());
+                if let Some(seat) = seat {
+                    self.seats.insert(worker.clone(), seat.clone());
+                }
             }
             LedgerEvent::WorkerLeft { worker, .. } => {
                 self.members.remove(worker);
+                self.seats.remove(worker);
+                self.seats.remove(worker);
             }
             LedgerEvent::RoundOpened { round } => self.open_round(*round),
             LedgerEvent::LeaseGranted { lease, worker } => self.grant(*lease, worker),
@@ -348,6 +358,18 @@ impl Monitor {
             "{lease} is of a round before the restore"
         );
         assert!(self.members.contains(worker), "{worker} is no member");
+        if let Some(seat) = self.seats.get(worker) {
+            self.counts.grouped += 1;
+            assert_eq!(seat.rank().0, 0, "{lease}: {worker} speaks for nobody");
+            let of_group = self
+                .seats
+                .values()
+                .filter(|one| one.group() == seat.group());
+            let mut ranks: Vec<u32> = of_group.map(|one| one.rank().0).collect();
+            ranks.sort_unstable();
+            let all: Vec<u32> = (0..seat.of()).collect();
+            assert_eq!(ranks, all, "{lease}: the group of {worker} is not sealed");
+        }
         assert!(!self.counted.contains(&lease.unit), "{lease} is complete");
         assert!(
             self.held.values().all(|(_, holder)| holder != worker),

@@ -3,7 +3,7 @@
 use kit::RunSpecBuilder;
 use schemas::data::DataManifest;
 use schemas::run::{Privacy, RunSpec};
-use schemas::{AccountId, Millis, PublicKey, RunId, WorkerId};
+use schemas::{AccountId, Millis, PublicKey, Rank, RunId, Seat, WorkerId};
 
 pub(crate) use kit::{object, operator};
 
@@ -104,6 +104,17 @@ fn private(mut spec: RunSpec) -> RunSpec {
         });
     }
     spec
+}
+
+impl Plan {
+    /// The seat that a worker's record gives it: in some simulations the first two of several
+    /// workers are a group.
+    pub(crate) fn seat(&self, worker: usize) -> Option<Seat> {
+        let grouped = self.workers > 2 && self.spec.seed.is_multiple_of(3);
+        let rank = Rank(number(worker));
+        let seat = || Seat::new("pair".parse().ok()?, rank, 2).ok();
+        if grouped { seat() } else { None }
+    }
 }
 
 pub(crate) fn run_id() -> RunId {

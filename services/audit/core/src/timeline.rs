@@ -130,11 +130,17 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
             worker,
             device,
             release,
+            seat,
             ..
-        } => (
-            worker.short().to_owned(),
-            format!("{device}, release {release}"),
-        ),
+        } => {
+            let seat = seat
+                .as_ref()
+                .map_or(String::new(), |seat| format!(", {seat}"));
+            (
+                worker.short().to_owned(),
+                format!("{device}, release {release}{seat}"),
+            )
+        }
         LedgerEvent::WorkerLeft {
             worker,
             cause,

@@ -10,7 +10,7 @@ use schemas::event::{EventBody, LedgerEvent};
 use schemas::foundry;
 use schemas::member::{Posture, Session};
 use schemas::subject::Verb;
-use schemas::{Code, Millis, PublicKey, Refusal, RunId, UnixMillis, WorkerId};
+use schemas::{Code, Millis, PublicKey, Refusal, RunId, Seat, UnixMillis, WorkerId};
 
 use crate::checkpoint::Checkpoints;
 use crate::control::{Drain, NewRun};
@@ -187,9 +187,10 @@ impl Coordinator {
         match input {
             Input::Request {
                 peer,
+                seat,
                 request,
                 reply,
-            } => self.request(&peer, request, reply),
+            } => self.request(&peer, seat.map(|seat| *seat), request, reply),
             Input::Control {
                 operator,
                 request,
@@ -244,18 +245,24 @@ impl Coordinator {
         }
     }
 
-    fn request(&mut self, peer: &Peer, request: WorkerRequest, reply: ReplyId) {
+    fn request(&mut self, peer: &Peer, seat: Option<Seat>, request: WorkerRequest, reply: ReplyId) {
         let verb = request.verb();
         let handled = match self.shut_out(peer) {
             Some(refusal) => Err(refusal.into()),
-            None => self.handled(peer, request, reply),
+            None => self.handled(peer, seat, request, reply),
         };
         self.conclude(peer, verb, reply, handled);
     }
 
-    fn handled(&mut self, peer: &Peer, request: WorkerRequest, reply: ReplyId) -> Handled {
+    fn handled(
+        &mut self,
+        peer: &Peer,
+        seat: Option<Seat>,
+        request: WorkerRequest,
+        reply: ReplyId,
+    ) -> Handled {
         if let WorkerRequest::Join(request) = &request {
-            self.check_join(peer, request)?;
+            self.check_join(peer, seat.as_ref(), request)?;
         }
         match self.state.run(&peer.run) {
             None => Err(run_unknown(&peer.run).into()),
@@ -267,7 +274,7 @@ impl Coordinator {
             }
             Some(_) => self
                 .enter(&peer.run, |room, turn| {
-                    room.request(turn, peer, request, reply)
+                    room.request(turn, peer, seat, request, reply)
                 })
                 .expect("a run that is not complete has a room"),
         }

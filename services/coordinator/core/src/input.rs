@@ -6,7 +6,7 @@ use schemas::foundry::Answer;
 use schemas::lease::{UnitId, Weights};
 use schemas::subject::Verb;
 use schemas::telemetry::Heartbeat;
-use schemas::{AccountId, ObjectRef, PublicKey, Refusal, RunId, WorkerId};
+use schemas::{AccountId, ObjectRef, PublicKey, Refusal, RunId, Seat, WorkerId};
 
 pub use schemas::call::{ControlRequest, WorkerRequest};
 pub use schemas::contribution::Submission;
@@ -42,6 +42,9 @@ pub enum Input {
     Request {
         /// The worker that asks.
         peer: Peer,
+        /// For a join: the seat that the record of issued credentials gives the worker. It comes
+        /// from no message of the worker.
+        seat: Option<Box<Seat>>,
         /// The request.
         request: WorkerRequest,
         /// The place for the answer.

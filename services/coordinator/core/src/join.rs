@@ -4,10 +4,11 @@ use ledger::Run;
 use schemas::limits::TEXT_BYTES_MAX;
 use schemas::member::{JoinRequest, Layer, Posture};
 use schemas::text::is_plain;
-use schemas::{Code, Refusal};
+use schemas::{Code, Refusal, Seat};
 
 use crate::coordinator::{Coordinator, draining};
 use crate::input::Peer;
+use crate::run::groups::check_seat;
 use crate::run::members::check_entry;
 
 /// Longest description of a device or release; both are shown in tables and repeated in every view.
@@ -16,7 +17,12 @@ const LABEL_BYTES_MAX: usize = 128;
 const TRAINERS_MAX: usize = 6;
 
 impl Coordinator {
-    pub(crate) fn check_join(&self, peer: &Peer, request: &JoinRequest) -> Result<(), Refusal> {
+    pub(crate) fn check_join(
+        &self,
+        peer: &Peer,
+        seat: Option<&Seat>,
+        request: &JoinRequest,
+    ) -> Result<(), Refusal> {
         if self.drain.is_some() {
             return Err(draining());
         }
@@ -29,6 +35,7 @@ impl Coordinator {
         match self.state.run(&peer.run) {
             Some(run) if !run.is_complete() => {
                 check_entry(run, peer, request)?;
+                check_seat(run, peer, seat)?;
                 self.check_key_is_free(run, peer, request)
             }
             // The answer is the same for any key that the worker names.

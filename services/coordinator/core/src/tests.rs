@@ -5,6 +5,7 @@
 mod checkpoint;
 mod control;
 mod denial;
+mod group;
 mod guards;
 mod heartbeat;
 mod hold;

@@ -2,8 +2,9 @@
 
 use coordinator_core::{Input, Peer, WorkerRequest};
 use identity::join::verify_join;
+use identity::{IssuedList, Registration};
 use runtime::Failure;
-use schemas::{Code, Refusal};
+use schemas::{Code, Coded as _, Refusal, Seat};
 
 use super::Shell;
 use super::tables::Asker;
@@ -19,9 +20,11 @@ impl Shell {
                 reply,
             } => {
                 let reply = self.tables.expect_reply(Asker::Worker, reply);
-                match proven(&self.domain, &peer, &request) {
-                    Ok(()) => Input::Request {
+                let proven = proven(&self.domain, &peer, &request);
+                match proven.and_then(|()| bound(&self.issued, &peer, &request)) {
+                    Ok(seat) => Input::Request {
                         peer,
+                        seat: seat.map(Box::new),
                         request,
                         reply,
                     },
@@ -89,4 +92,38 @@ fn proven(domain: &str, peer: &Peer, request: &WorkerRequest) -> Result<(), Refu
         );
         Refusal::new(Code::AuditKeyRefused, detail)
     })
+}
+
+/// The seat of a joining worker, by the record of its credentials. The record also names the key that
+/// signs the worker's events: a thief of credentials that were never used cannot join with another.
+/// Where the folder of records is not on this machine, any proven key is taken at the first join, and
+/// nobody has a seat.
+fn bound(
+    issued: &IssuedList,
+    peer: &Peer,
+    request: &WorkerRequest,
+) -> Result<Option<Seat>, Refusal> {
+    let WorkerRequest::Join(join) = request else {
+        return Ok(None);
+    };
+    let Ok(holder) = peer.worker.as_str().parse() else {
+        return Ok(None);
+    };
+    let record = issued
+        .find(&holder)
+        .map_err(|error| Refusal::new(error.code(), error.detail()))?;
+    let of_run = |record: &Registration| record.run.as_ref() == Some(&peer.run);
+    let Some(record) = record.filter(of_run) else {
+        return Ok(None);
+    };
+    match record.audit_key {
+        Some(key) if key != join.audit_key => {
+            let detail = format!(
+                "{} ({}) was issued with audit key {key}, not {}",
+                peer.worker, record.name, join.audit_key
+            );
+            Err(Refusal::new(Code::AuditKeyRefused, detail))
+        }
+        _ => Ok(record.seat),
+    }
 }

@@ -1,4 +1,5 @@
-//! `worker`: the machines of a run, and the quarantine of a worker.
+//! `worker`: the machines of a run, and the quarantine of a worker. Invitations are in
+//! `invitations`, and the invited machine's side in `enrol`.
 
 mod credential;
 
@@ -13,7 +14,7 @@ use schemas::{Code, Round, RunId, UnixMillis, V, WorkerId};
 use serde::Serialize;
 
 use self::credential::Credential;
-use super::lists;
+use super::{enrol, invitations, lists};
 use crate::cli::{QuarantineArgs, Worker};
 use crate::context::{Context, Operator, unexpected};
 use crate::output::Record;
@@ -33,6 +34,16 @@ pub(crate) async fn run(context: &Context, command: Worker) -> Result<(), Failur
             set(context, order, Order::Quarantine { revokes }).await
         }
         Worker::Readmit(args) => set(context, args, Order::Readmit).await,
+        Worker::Invite(args) => invitations::invite(context, args),
+        Worker::Pending => invitations::pending(context),
+        Worker::Approve { key } => invitations::approve(context, &key),
+        Worker::Deny { what } => invitations::deny(context, &what),
+        Worker::Keys => enrol::keys(context),
+        Worker::Enrol {
+            invitation,
+            device,
+            threads,
+        } => enrol::run(context, &invitation, device, threads).await,
     }
 }
 

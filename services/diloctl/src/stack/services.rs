@@ -243,6 +243,19 @@ pub(crate) fn write_configs(
     Ok(written)
 }
 
+/// Writes the configuration of one worker of a domain in `folder`; returns its path.
+pub(crate) fn write_worker(
+    folder: &Path,
+    choices: &Choices,
+    name: &str,
+) -> Result<PathBuf, Failure> {
+    let path = folder.join("config").join(format!("{name}.toml"));
+    let config = worker(folder, choices, name);
+    let text = format!("# Written by `diloctl worker enrol`.\n\n{config}");
+    write_private(&path, text.as_bytes())?;
+    Ok(path)
+}
+
 /// A text value for a TOML table.
 fn text(value: impl ToString) -> Value {
     Value::String(value.to_string())

@@ -70,6 +70,8 @@ fn one_folder_of_keys(folder: &Path) {
         "account-registrar.nk",
         "role-registrar.nk",
         "role-account-writer.nk",
+        "account-enrolment.nk",
+        "role-newcomer.nk",
         "accounts.json",
     ] {
         fs::remove_file(keys.join(new)).expect("it was made");

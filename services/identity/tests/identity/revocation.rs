@@ -8,7 +8,7 @@ use identity::claims::{AccountClaims, UserClaims};
 use identity::domain::{LIFETIME_DEFAULT, LIFETIME_MAX};
 use identity::jwt::{JwtError, verify, verify_chain};
 use identity::server_config::ServerConfig;
-use identity::{Credentials, Domain, InitOptions, Issued, Registration};
+use identity::{AuditKey, Credentials, Domain, InitOptions, Issued, Registration};
 use schemas::hold::Reason;
 use schemas::permission::Role;
 use schemas::{AccountId, Code, Millis, PublicKey, UnixMillis};
@@ -260,8 +260,13 @@ fn the_record_knows_who_holds_which_key() {
         issued: NOW,
         ends: issued.expires,
         blocked: None,
+        audit_key: holder.audit_key.clone(),
+        seat: None,
     };
     assert_eq!(*holder, expected);
+    let audit_key = issued.audit_key.expect("workers sign events");
+    let audit_key = AuditKey::read(&audit_key).expect("it was made");
+    assert_eq!(holder.audit_key.as_ref(), Some(audit_key.public()));
     let renewed = worker(&domain, "w1", LATER);
     let [holder] = &domain.holders_of("w1").expect("it can be read")[..] else {
         panic!("still one key");

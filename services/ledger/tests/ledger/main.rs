@@ -3,6 +3,7 @@
 mod checkpoints;
 mod contradictions;
 mod figures;
+mod groups;
 mod holds;
 mod kit;
 mod naming;

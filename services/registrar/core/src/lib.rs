@@ -1,16 +1,21 @@
-//! The registrar's decisions: which question for a new token is heard, and what its asker gets. The
-//! shell looks the asker's record up and signs; nothing here reads a file, a clock or a key.
+//! The registrar's decisions: which question for a new token or to be enrolled is heard, and what its
+//! asker gets. The shell looks records up, checks proofs and signs; nothing here reads a file, a clock
+//! or a key.
 
+mod enrol;
 mod rate;
 
 use std::collections::BTreeMap;
 
+use schemas::enrolment::EnrolmentRequest;
+use schemas::member::Posture;
 use schemas::renewal::{Registration, RenewalRequest};
 use schemas::subject::Incoming;
 use schemas::{
     AccountId, Code, Message as _, Millis, PublicKey, Refusal, RunId, UnixMillis, is_answer,
 };
 
+pub use enrol::{AskedToEnrol, Enrolled, GUESTS_MAX, Known, PROOF_AGE_MAX};
 use rate::Rate;
 pub use rate::{QUESTION_EVERY, QUESTIONS_BURST};
 
@@ -22,6 +27,8 @@ const HOLDERS_MAX: usize = 65_536;
 #[derive(Debug)]
 pub struct Registrar {
     lifetime: Millis,
+    /// The layers that this registrar relaxed. A machine that relaxed others is not enrolled.
+    posture: Posture,
     rates: BTreeMap<PublicKey, Rate>,
 }
 
@@ -57,13 +64,16 @@ pub enum Heard {
     TooOften(PublicKey),
     /// A question whose asker is to be looked up.
     Asked(Asked),
+    /// A question to be enrolled, whose invitation is to be looked up.
+    Newcomer(Box<AskedToEnrol>),
 }
 
 impl Registrar {
-    /// A registrar whose tokens live for `lifetime`.
-    pub const fn new(lifetime: Millis) -> Self {
+    /// A registrar whose tokens live for `lifetime`, and which relaxed the layers of `posture`.
+    pub const fn new(lifetime: Millis, posture: Posture) -> Self {
         Self {
             lifetime,
+            posture,
             rates: BTreeMap::new(),
         }
     }
@@ -73,13 +83,16 @@ impl Registrar {
         if is_answer(payload) {
             return Heard::Answer;
         }
-        let Ok(Incoming::Renewal {
-            account,
-            run,
-            holder,
-        }) = subject.parse()
-        else {
-            return Heard::Nobody;
+        let (account, run, holder) = match subject.parse() {
+            Ok(Incoming::Renewal {
+                account,
+                run,
+                holder,
+            }) => (account, run, holder),
+            Ok(Incoming::Enrolment { invitation, .. }) => {
+                return self.hear_newcomer(now, invitation, payload);
+            }
+            _ => return Heard::Nobody,
         };
         // An auditor can have answers to its own questions sent here, under the subject of another.
         // So a holder pays only for what is a question.
@@ -132,12 +145,30 @@ impl Registrar {
             );
             return refused(Code::HolderMismatch, why);
         }
-        // A key that was revoked and issued anew has a token from after the revocation, which may
-        // be ahead of the clock. An earlier one would be void.
-        let issued = now.max(record.issued);
+        Ok(self.validity(now, record.issued))
+    }
+
+    /// The validity of a new token for a key whose token on record was issued at `recorded`. A key
+    /// that was revoked and issued anew has a token from after the revocation, which may be ahead of
+    /// the clock. An earlier one would be void.
+    fn validity(&self, now: UnixMillis, recorded: UnixMillis) -> Validity {
+        let issued = now.max(recorded);
         // Tokens count whole seconds.
         let ends = UnixMillis((issued.after(self.lifetime).get() / 1000) * 1000);
-        Ok(Validity { issued, ends })
+        Validity { issued, ends }
+    }
+
+    fn hear_newcomer(&mut self, now: UnixMillis, invitation: PublicKey, payload: &[u8]) -> Heard {
+        let Ok(request) = EnrolmentRequest::decode(payload) else {
+            return Heard::Nobody;
+        };
+        if !self.admit(&invitation, now) {
+            return Heard::TooOften(invitation);
+        }
+        Heard::Newcomer(Box::new(AskedToEnrol {
+            invitation,
+            request,
+        }))
     }
 
     fn admit(&mut self, holder: &PublicKey, now: UnixMillis) -> bool {

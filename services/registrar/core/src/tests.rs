@@ -37,6 +37,8 @@ fn record() -> Registration {
         issued: UnixMillis(1),
         ends: UnixMillis(2),
         blocked: None,
+        audit_key: None,
+        seat: None,
     }
 }
 
@@ -66,7 +68,7 @@ fn question() -> Vec<u8> {
 
 #[test]
 fn tl_06_a_holder_gets_a_token_of_whole_seconds_and_of_the_registrars_life() {
-    let mut registrar = Registrar::new(LIFETIME);
+    let mut registrar = Registrar::new(LIFETIME, Posture::default());
     let heard = registrar.hear(NOW, &subject(&asked()), &question());
     assert_eq!(heard, Heard::Asked(asked()));
     let decided = registrar.decide(NOW, &asked(), Some(&record()));
@@ -91,7 +93,7 @@ fn tl_06_a_holder_gets_a_token_of_whole_seconds_and_of_the_registrars_life() {
 /// After a revocation a key's newest token is dated ahead, and the broker takes none from before.
 #[test]
 fn tl_07_a_token_is_never_dated_before_the_one_on_record() {
-    let registrar = Registrar::new(LIFETIME);
+    let registrar = Registrar::new(LIFETIME, Posture::default());
     let mut ahead = record();
     ahead.issued = NOW.after(Millis::from_secs(300));
     let expected = Validity {
@@ -104,7 +106,7 @@ fn tl_07_a_token_is_never_dated_before_the_one_on_record() {
 
 #[test]
 fn a_holder_gets_nothing_but_what_was_issued_for_its_key() {
-    let registrar = Registrar::new(LIFETIME);
+    let registrar = Registrar::new(LIFETIME, Posture::default());
     let code = |asked: &Asked, record: Option<&Registration>| {
         let decided = registrar.decide(NOW, asked, record);
         decided.expect_err("it is not to be renewed").code
@@ -151,7 +153,7 @@ fn a_holder_gets_nothing_but_what_was_issued_for_its_key() {
 
 #[test]
 fn garbage_and_answers_are_told_apart() {
-    let mut registrar = Registrar::new(LIFETIME);
+    let mut registrar = Registrar::new(LIFETIME, Posture::default());
     let own = subject(&asked());
     // Somebody has other answers than ours sent here.
     for _ in 0..10 * QUESTIONS_BURST {
@@ -192,7 +194,7 @@ fn garbage_and_answers_are_told_apart() {
 
 #[test]
 fn a_flood_of_one_holder_is_dropped_and_hides_nobody_else() {
-    let mut registrar = Registrar::new(LIFETIME);
+    let mut registrar = Registrar::new(LIFETIME, Posture::default());
     let flooder = subject(&asked());
     let mut heard = 0;
     for _ in 0..1000 {
@@ -218,7 +220,7 @@ fn a_flood_of_one_holder_is_dropped_and_hides_nobody_else() {
 
 #[test]
 fn rates_are_forgotten_when_they_mean_nothing_any_more() {
-    let mut registrar = Registrar::new(LIFETIME);
+    let mut registrar = Registrar::new(LIFETIME, Posture::default());
     let letters = ['A', 'B', 'C', 'D', 'E', 'F', 'G', 'H'];
     for (first, second) in letters
         .iter()

@@ -18,6 +18,7 @@ mod data_set;
 mod disk_full;
 mod doctor;
 mod endings;
+mod enrolment;
 mod foreign_bytes;
 mod foreign_messages;
 mod foreign_text;

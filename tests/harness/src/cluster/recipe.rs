@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use identity::DomainLayout;
 use schemas::permission::Role;
 
 use super::{Cluster, STORE, shown};
@@ -93,16 +94,24 @@ impl Cluster {
     }
 
     pub(super) fn worker_recipe(&self, name: &str, more: &[&str]) -> Recipe {
-        let issued = self.issue(Role::Worker, name);
-        let layout = self.domain.layout();
-        let audit_key = issued.audit_key.expect("workers sign events");
+        self.issue(Role::Worker, name);
+        self.worker_recipe_in(self.domain.layout(), name, more)
+    }
+
+    /// A worker whose credentials lie in the folder of `layout`.
+    pub(super) fn worker_recipe_in(
+        &self,
+        layout: &DomainLayout,
+        name: &str,
+        more: &[&str],
+    ) -> Recipe {
         let settings = [
             ("bus.url", self.bus_url.clone()),
-            ("bus.credentials", shown(&issued.credentials)),
+            ("bus.credentials", shown(&layout.credentials(name))),
             ("bus.ca", shown(&layout.ca())),
             ("store.ca", shown(&layout.ca())),
             ("worker.run", self.run().to_string()),
-            ("worker.audit_key", shown(&audit_key)),
+            ("worker.audit_key", shown(&layout.audit_key(name))),
             ("worker.trust", shown(&layout.trust())),
             (
                 "worker.state",

@@ -54,7 +54,7 @@ impl Failures {
         let mut present = run
             .members
             .iter()
-            .filter(|(_, member)| member.present)
+            .filter(|(_, member)| member.present && run.may_lease(member))
             .map(|(worker, _)| worker)
             .peekable();
         let by_all = present.peek().is_some() && present.all(|worker| self.is_by(worker));
@@ -144,7 +144,7 @@ pub(crate) fn nobody_gets_through(run: &Run, live: &LiveRun) -> Option<Refusal> 
     let present = run
         .members
         .iter()
-        .filter(|(_, member)| member.present)
+        .filter(|(_, member)| member.present && run.may_lease(member))
         .map(|(worker, _)| worker);
     let failed: Option<BTreeMap<_, _>> = present
         .map(|worker| live.last_failures.get_key_value(worker))

@@ -19,6 +19,7 @@ use crate::input::{Peer, ReplyId};
 use crate::run::RunRoom;
 use crate::run::draw::Data;
 use crate::run::failures::stated_failure;
+use crate::run::groups::check_group;
 use crate::run::live::{LiveLease, LiveRun, progress_wait};
 use crate::run::members::{check_member, check_session, check_steps, replaced};
 use crate::run::spare::{catches_up, may_evaluate};
@@ -56,6 +57,9 @@ impl RunRoom<'_> {
         if let Some(halted) = &self.live.foundry.halted {
             // The asker is not at fault: it asks again every few seconds while the run is halted.
             return Ok(Outcome::NotNow(halted.clone()));
+        }
+        if let Err(waits) = check_group(&self.run, member) {
+            return Ok(Outcome::NotNow(waits));
         }
         if held.is_none() {
             // Checked here and spent when a lease is granted: a claim that waits in vain writes no

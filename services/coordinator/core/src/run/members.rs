@@ -5,13 +5,14 @@ use schemas::event::{Departure, LeaseEnd, LedgerEvent};
 use schemas::lease::{LeaseRef, UnitKind};
 use schemas::limits::WORKERS_MAX;
 use schemas::member::{JoinReply, JoinRequest, LeaveRequest, Session};
-use schemas::{Code, Refusal, Steps, UnixMillis, V, WorkerId};
+use schemas::{Code, Refusal, Seat, Steps, UnixMillis, V, WorkerId};
 
 use crate::deadline::RunTimer;
 use crate::denial::cut_text;
 use crate::effect::Answer;
 use crate::input::Peer;
 use crate::run::RunRoom;
+use crate::run::groups::sealed_seat;
 use crate::run::live::Presence;
 use crate::turn::{Handled, Outcome, Turn};
 
@@ -25,6 +26,7 @@ impl RunRoom<'_> {
         &mut self,
         turn: &mut Turn<'_>,
         peer: &Peer,
+        seat: Option<Seat>,
         request: JoinRequest,
     ) -> Handled {
         let run = &self.run;
@@ -49,7 +51,7 @@ impl RunRoom<'_> {
             self.depart(turn, &peer.worker, Departure::Replaced, &detail);
         }
         if !renewed {
-            self.append(turn, joined(peer, request));
+            self.append(turn, joined(peer, seat, request));
             // A join also pays for its end: the worker or the coordinator may end a membership
             // once.
             self.live.spend(turn.now, &peer.worker);
@@ -84,8 +86,23 @@ impl RunRoom<'_> {
         }
     }
 
-    /// Ends a membership; the worker's lease goes back unless its result is being checked.
+    /// Ends a membership, and with it that of the worker's group, if that was sealed.
     pub(crate) fn depart(
+        &mut self,
+        turn: &mut Turn<'_>,
+        worker: &WorkerId,
+        cause: Departure,
+        detail: &str,
+    ) {
+        let group = sealed_seat(&self.run, worker);
+        self.depart_alone(turn, worker, cause, detail);
+        if let Some(seat) = group {
+            self.evict_group(turn, &seat, worker);
+        }
+    }
+
+    /// Ends one membership; the worker's lease goes back unless its result is being checked.
+    pub(crate) fn depart_alone(
         &mut self,
         turn: &mut Turn<'_>,
         worker: &WorkerId,
@@ -99,7 +116,9 @@ impl RunRoom<'_> {
             Departure::Replaced => {
                 Refusal::new(Code::Replaced, format!("{worker} was replaced {detail}"))
             }
-            Departure::Left | Departure::Silent | Departure::Removed => not_joined(worker),
+            Departure::Left | Departure::Silent | Departure::Removed | Departure::GroupEnded => {
+                not_joined(worker)
+            }
         };
         self.forget(turn, worker, &refusal);
         // This worker may have been the last one that had not failed a unit.
@@ -200,7 +219,7 @@ pub(crate) fn left(worker: &WorkerId, cause: Departure, detail: &str) -> LedgerE
 }
 
 /// The event for a join.
-fn joined(peer: &Peer, request: JoinRequest) -> LedgerEvent {
+fn joined(peer: &Peer, seat: Option<Seat>, request: JoinRequest) -> LedgerEvent {
     let mut trainers = request.trainers;
     trainers.sort_unstable();
     trainers.dedup();
@@ -213,6 +232,7 @@ fn joined(peer: &Peer, request: JoinRequest) -> LedgerEvent {
         release: request.release,
         posture: request.posture,
         session: request.session,
+        seat,
     }
 }
 

@@ -24,6 +24,7 @@ pub(crate) mod closed;
 mod closing;
 mod draw;
 mod failures;
+pub(crate) mod groups;
 mod heartbeat;
 pub(crate) mod holds;
 mod leases;
@@ -42,9 +43,9 @@ pub(crate) mod spending;
 pub(crate) mod view;
 
 use ledger::RunFold;
-use schemas::UnixMillis;
 use schemas::event::LedgerEvent;
 use schemas::foundry::Order;
+use schemas::{Seat, UnixMillis};
 
 use crate::deadline::{RunTimer, Timer};
 use crate::effect::Effect;
@@ -73,12 +74,13 @@ impl RunRoom<'_> {
         &mut self,
         turn: &mut Turn<'_>,
         peer: &Peer,
+        seat: Option<Seat>,
         request: WorkerRequest,
         reply: ReplyId,
     ) -> Handled {
         self.heard(turn.now, &peer.worker);
         match request {
-            WorkerRequest::Join(request) => self.join(turn, peer, request),
+            WorkerRequest::Join(request) => self.join(turn, peer, seat, request),
             WorkerRequest::Leave(request) => self.leave(turn, peer, &request),
             WorkerRequest::Claim(request) => self.claim(turn, peer, &request, reply),
             WorkerRequest::Renew(request) => self.renew(turn, peer, &request),

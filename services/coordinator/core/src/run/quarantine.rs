@@ -6,6 +6,7 @@ use schemas::{PublicKey, Refusal};
 
 use crate::quarantine::Ended;
 use crate::run::RunRoom;
+use crate::run::groups::sealed_seat;
 use crate::turn::Turn;
 
 impl RunRoom<'_> {
@@ -21,6 +22,7 @@ impl RunRoom<'_> {
     ) -> Ended {
         let worker = &request.worker;
         let ended = Ended::of(&self.run, worker);
+        let group = sealed_seat(&self.run, worker);
         self.append(turn, ended.event(operator, request));
         self.forget(turn, worker, refusal);
         if let Some(lease) = ended.lease {
@@ -39,6 +41,9 @@ impl RunRoom<'_> {
         }
         for lease in ended.lease.iter().chain(&ended.withdrawn).copied() {
             self.order(turn, Order::Unstage { lease });
+        }
+        if let Some(seat) = group {
+            self.evict_group(turn, &seat, worker);
         }
         // This worker may have been the last one that had not failed a unit.
         self.judge_failures(turn);

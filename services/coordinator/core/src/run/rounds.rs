@@ -71,6 +71,7 @@ impl RunRoom<'_> {
         for unit in units {
             self.offer(turn, unit);
         }
+        self.evict_broken(turn);
         self.mark_changed(turn);
         self.advance(turn);
     }

@@ -82,7 +82,7 @@ pub(crate) fn may_evaluate(run: &Run, live: &LiveRun, worker: &WorkerId, now: Un
     let others = run
         .members
         .iter()
-        .filter(|(other, member)| member.present && *other != worker);
+        .filter(|(other, member)| member.present && *other != worker && run.may_lease(member));
     let to_train = others
         .filter(|(_, member)| !member.lease.as_ref().is_some_and(evaluates))
         .count();

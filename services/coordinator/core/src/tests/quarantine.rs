@@ -35,7 +35,7 @@ fn replied(world: &World, asked: ReplyId) -> QuarantineReply {
     }
 }
 
-fn shut(world: &mut World, number: u32) -> QuarantineReply {
+pub(super) fn shut(world: &mut World, number: u32) -> QuarantineReply {
     let asked = world.control(request(number, &run_id(), true));
     replied(world, asked)
 }

@@ -8,13 +8,13 @@ use crate::WorkerRequest;
 use crate::fixture::*;
 
 /// One unit a round, so that every worker meets the same one.
-fn one_unit() -> RunSpec {
+pub(super) fn one_unit() -> RunSpec {
     let mut spec = spec("demo");
     spec.schedule.units = 1;
     spec
 }
 
-fn give_back(world: &mut World, number: u32, lease: LeaseRef, reason: &str) {
+pub(super) fn give_back(world: &mut World, number: u32, lease: LeaseRef, reason: &str) {
     world.ask(
         peer(number),
         WorkerRequest::Release(ReleaseRequest {
@@ -25,7 +25,7 @@ fn give_back(world: &mut World, number: u32, lease: LeaseRef, reason: &str) {
     );
 }
 
-fn failure() -> String {
+pub(super) fn failure() -> String {
     Refusal::new(Code::TrainingFailed, "the loss is NaN").to_string()
 }
 

@@ -202,6 +202,8 @@ struct Listed {
     name: String,
     role: String,
     run: Option<String>,
+    /// Its seat in a group of workers.
+    seat: Option<String>,
     state: &'static str,
     issued: Option<UnixMillis>,
     ends: Option<UnixMillis>,
@@ -227,6 +229,7 @@ impl Listed {
             name: holder.name.clone(),
             role: holder.role.name().to_owned(),
             run: holder.run.as_ref().map(ToString::to_string),
+            seat: holder.seat.as_ref().map(ToString::to_string),
             state,
             issued: Some(holder.issued),
             ends: Some(holder.ends),
@@ -242,6 +245,7 @@ impl Listed {
             name: "-".to_owned(),
             role: "-".to_owned(),
             run: None,
+            seat: None,
             state: "revoked",
             issued: None,
             ends: None,
@@ -268,7 +272,10 @@ impl Row for Listed {
         vec![
             self.name.clone(),
             self.role.clone(),
-            text(self.run.as_ref()),
+            match &self.seat {
+                None => text(self.run.as_ref()),
+                Some(seat) => format!("{}, {seat}", text(self.run.as_ref())),
+            },
             self.state.to_owned(),
             or_dash(self.issued, time),
             or_dash(self.ends, time),
@@ -318,6 +325,8 @@ mod tests {
             issued: UnixMillis(0),
             ends: UnixMillis(now.get() + 1),
             blocked: None,
+            audit_key: None,
+            seat: None,
         };
         let state = |holder: &Registration| Listed::holder(holder, None, now).state;
         assert_eq!(state(&holder), "valid");

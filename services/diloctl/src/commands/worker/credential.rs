@@ -243,6 +243,8 @@ mod tests {
         let tenant = domain.account(schemas::account::Account::Tenant);
         let account = tenant.expect("a name");
         let holder = |issued: u64| Registration {
+            audit_key: None,
+            seat: None,
             v: schemas::V,
             name: "w1".to_owned(),
             role: Role::Worker,

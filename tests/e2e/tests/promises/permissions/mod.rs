@@ -87,6 +87,7 @@ impl Clients {
             accounts.audit,
             accounts.readers,
             accounts.registrar,
+            accounts.enrolment,
         ]
         .into_iter()
         .chain(accounts.tenants)

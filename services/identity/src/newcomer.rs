@@ -1,0 +1,343 @@
+//! An invited machine, before it is a worker: it makes its two keys, which never leave it, and takes
+//! what the registrar answers only if that is bound to them.
+
+use std::fs;
+use std::path::PathBuf;
+
+use schemas::enrolment::{EnrolmentReply, EnrolmentRequest};
+use schemas::member::Posture;
+use schemas::{PublicKey, UnixMillis};
+
+use crate::credentials::Credentials;
+use crate::domain::{DomainError, Issued};
+use crate::enrolment;
+use crate::invitation::InvitationFile;
+use crate::jwt::check_label;
+use crate::layout::DomainLayout;
+use crate::purpose::{AuditKey, ConnectionKey};
+use crate::secret::{FileError, write_private};
+use crate::trust::TrustBundle;
+
+/// The keys of a machine that is not enrolled yet, in the folder `newcomer` of the domain's folder.
+#[derive(Debug)]
+pub struct Newcomer {
+    layout: DomainLayout,
+    worker: ConnectionKey,
+    audit: AuditKey,
+}
+
+/// The files with which an invited machine connects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Approach {
+    /// The credentials of the invitation.
+    pub credentials: PathBuf,
+    /// The authority of the bus.
+    pub ca: PathBuf,
+}
+
+impl Newcomer {
+    /// The keys that lie in the domain's folder from an earlier try, or new ones.
+    ///
+    /// # Errors
+    /// A key cannot be read or written.
+    pub fn prepare(layout: &DomainLayout) -> Result<Self, DomainError> {
+        let (worker, audit) = (
+            layout.newcomer().join("worker.nk"),
+            layout.newcomer().join("audit.nk"),
+        );
+        if !worker.exists() {
+            ConnectionKey::generate().seed().write(&worker)?;
+        }
+        if !audit.exists() {
+            AuditKey::generate().seed().write(&audit)?;
+        }
+        Ok(Self {
+            layout: layout.clone(),
+            worker: ConnectionKey::read(&worker)?,
+            audit: AuditKey::read(&audit)?,
+        })
+    }
+
+    /// The public half of the key with which it will connect.
+    pub fn worker(&self) -> &PublicKey {
+        self.worker.public()
+    }
+
+    /// The public half of the key that will sign its events.
+    pub fn audit_key(&self) -> &PublicKey {
+        self.audit.public()
+    }
+
+    /// Puts the credentials of the invitation where a connection reads them.
+    ///
+    /// # Errors
+    /// The folder is that of another trust domain, or a file cannot be written.
+    pub fn approach(&self, invitation: &InvitationFile) -> Result<Approach, DomainError> {
+        let trust = self.layout.trust();
+        if trust.exists() && TrustBundle::read(&trust)?.domain != invitation.trust.domain {
+            return Err(DomainError::Exists(self.layout.folder().to_owned()));
+        }
+        let folder = self.layout.newcomer();
+        let approach = Approach {
+            credentials: folder.join("invitation.creds"),
+            ca: folder.join("ca.pem"),
+        };
+        invitation.credentials.write(&approach.credentials)?;
+        write_private(&approach.ca, invitation.ca.as_bytes())?;
+        Ok(approach)
+    }
+
+    /// The question to be enrolled, signed by both keys.
+    pub fn question(
+        &self,
+        invitation: &InvitationFile,
+        posture: Posture,
+        at: UnixMillis,
+    ) -> EnrolmentRequest {
+        enrolment::question(
+            invitation.trust.domain.as_str(),
+            invitation.id(),
+            &invitation.token,
+            &invitation.run,
+            posture,
+            &self.worker,
+            &self.audit,
+            at,
+        )
+    }
+
+    /// Checks the registrar's answer, and writes what a worker of this name needs, the credentials
+    /// last. The keys of the newcomer are then the worker's, and their folder is removed.
+    ///
+    /// # Errors
+    /// The answer is bound to other keys, another run or another domain, another worker of this name
+    /// lies here, or a file cannot be written.
+    pub fn accept(
+        &self,
+        invitation: &InvitationFile,
+        reply: &EnrolmentReply,
+    ) -> Result<Issued, DomainError> {
+        let credentials = self.check(invitation, reply)?;
+        let path = self.layout.credentials(&reply.name);
+        if path.exists() && Credentials::read(&path)?.public() != self.worker() {
+            return Err(DomainError::Taken(path));
+        }
+        let audit_key = self.layout.audit_key(&reply.name);
+        self.audit.seed().write(&audit_key)?;
+        if !self.layout.trust().exists() {
+            write_private(&self.layout.ca(), invitation.ca.as_bytes())?;
+            invitation.trust.write(&self.layout.trust())?;
+        }
+        credentials.write(&path)?;
+        let folder = self.layout.newcomer();
+        fs::remove_dir_all(&folder).map_err(|source| FileError::Write {
+            path: folder,
+            source,
+        })?;
+        Ok(Issued {
+            credentials: path,
+            audit_key: Some(audit_key),
+            public: self.worker().clone(),
+            expires: reply.ends,
+        })
+    }
+
+    fn check(
+        &self,
+        invitation: &InvitationFile,
+        reply: &EnrolmentReply,
+    ) -> Result<Credentials, DomainError> {
+        let refused = |reason| Err(DomainError::Answer(reason));
+        // The name becomes a part of paths.
+        check_label(&reply.name)?;
+        if reply.worker != *self.worker() || reply.audit_key != *self.audit_key() {
+            return refused("names other keys than this machine's");
+        }
+        if reply.run != invitation.run {
+            return refused("is for another run than the invitation");
+        }
+        let credentials = Credentials::new(reply.token.clone(), self.worker.clone())?;
+        let token = credentials.token();
+        let tenants = &invitation.trust.tenants;
+        let account = token.claims.issuer_account.as_ref();
+        if !account.is_some_and(|account| tenants.contains(account)) {
+            return refused("is a token for no tenant of the domain");
+        }
+        if token.claims.run().as_ref() != Some(&reply.run) || token.name != reply.name {
+            return refused("says another name or run than its token");
+        }
+        if token.claims.has_rights() {
+            return refused("is a token with rights of its own");
+        }
+        Ok(credentials)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use schemas::enrolment::Admission;
+    use schemas::permission::Role;
+    use schemas::renewal::Registration;
+    use schemas::{Code, Millis, RunId, V};
+
+    use super::*;
+    use crate::domain::{Domain, InitOptions};
+    use crate::invitation::{INVITATION_DEFAULT, Invite};
+    use crate::issuer::Issuer;
+
+    const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+
+    fn run() -> RunId {
+        "demo".parse().expect("a name")
+    }
+
+    fn domain(scratch: &Path) -> Domain {
+        let made = Domain::init(&scratch.join("domain"), &InitOptions::default(), NOW);
+        made.expect("an empty folder")
+    }
+
+    fn invite(domain: &Domain) -> InvitationFile {
+        let invite = Invite {
+            name: "worker-7".to_owned(),
+            run: run(),
+            seat: None,
+            admission: Admission::Token,
+            life: INVITATION_DEFAULT,
+            bus: "tls://127.0.0.1:4222".to_owned(),
+        };
+        domain.invite(invite, NOW).expect("a fresh name")
+    }
+
+    fn newcomer(scratch: &Path) -> Newcomer {
+        let layout = DomainLayout::new(&scratch.join("machine"));
+        Newcomer::prepare(&layout).expect("an empty folder")
+    }
+
+    /// The answer that the registrar gives, for a record that `alter` may have changed.
+    fn answer(
+        domain: &Domain,
+        newcomer: &Newcomer,
+        alter: impl FnOnce(&mut Registration),
+    ) -> EnrolmentReply {
+        let mut record = Registration {
+            v: V,
+            name: "worker-7".to_owned(),
+            role: Role::Worker,
+            run: Some(run()),
+            account: domain.tenant().expect("an account"),
+            public: newcomer.worker().clone(),
+            issued: NOW,
+            ends: NOW.after(Millis::from_secs(60)),
+            blocked: None,
+            audit_key: Some(newcomer.audit_key().clone()),
+            seat: None,
+        };
+        alter(&mut record);
+        let issuer = Issuer::open(&domain.layout().issuer()).expect("its keys");
+        let token = issuer.sign(&record, record.ends, NOW).expect("a token");
+        EnrolmentReply {
+            v: V,
+            name: record.name,
+            run: run(),
+            worker: newcomer.worker().clone(),
+            audit_key: newcomer.audit_key().clone(),
+            seat: None,
+            token,
+            ends: record.ends,
+        }
+    }
+
+    #[test]
+    fn fg_03_a_machine_keeps_its_keys_and_gets_what_a_worker_needs() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let (domain, first) = (domain(scratch.path()), newcomer(scratch.path()));
+        let again = newcomer(scratch.path());
+        assert_eq!(again.worker(), first.worker(), "a second try has its keys");
+        assert_eq!(again.audit_key(), first.audit_key());
+        let invitation = invite(&domain);
+        let approach = again.approach(&invitation).expect("no other domain");
+        let held = Credentials::read(&approach.credentials).expect("they were written");
+        assert_eq!(held.public(), invitation.id());
+        let reply = answer(&domain, &again, |_| ());
+        let issued = again
+            .accept(&invitation, &reply)
+            .expect("it is bound to it");
+        let layout = DomainLayout::new(&scratch.path().join("machine"));
+        assert_eq!(issued.credentials, layout.credentials("worker-7"));
+        let credentials = Credentials::read(&issued.credentials).expect("they were written");
+        assert_eq!(credentials.public(), first.worker());
+        let audit = AuditKey::read(&layout.audit_key("worker-7")).expect("it was written");
+        assert_eq!(audit.public(), first.audit_key());
+        let trust = TrustBundle::read(&layout.trust()).expect("it was written");
+        assert_eq!(trust.domain, domain.trust().domain);
+        assert!(trust.ca.exists());
+        assert!(!layout.newcomer().exists(), "the invitation is gone");
+    }
+
+    #[test]
+    fn fg_03_an_answer_that_is_bound_to_something_else_is_not_taken() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let (domain, machine) = (domain(scratch.path()), newcomer(scratch.path()));
+        let invitation = invite(&domain);
+        let other = ConnectionKey::generate().public().clone();
+        let right = || answer(&domain, &machine, |_| ());
+        let code = |reply: &EnrolmentReply| {
+            let taken = machine.accept(&invitation, reply);
+            taken.expect_err("it is bound to something else").code()
+        };
+        let theirs = |reply: &mut EnrolmentReply| reply.worker = other.clone();
+        let audit = |reply: &mut EnrolmentReply| reply.audit_key = other.clone();
+        let run = |reply: &mut EnrolmentReply| reply.run = "other".parse().expect("a name");
+        let name = |reply: &mut EnrolmentReply| reply.name = "worker-8".to_owned();
+        for alter in [&theirs as &dyn Fn(&mut EnrolmentReply), &audit, &run, &name] {
+            let mut reply = right();
+            alter(&mut reply);
+            assert_eq!(code(&reply), Code::AnswerForeign, "{reply:?}");
+        }
+        let mut outside = right();
+        outside.name = "../worker-7".to_owned();
+        assert_eq!(code(&outside), Code::ConfigInvalid);
+        let of_another = answer(&domain, &machine, |record| record.public = other.clone());
+        assert_eq!(code(&of_another), Code::CredentialMalformed);
+        let of_a_run = answer(&domain, &machine, |record| {
+            record.run = Some("other".parse().expect("a name"));
+        });
+        assert_eq!(code(&of_a_run), Code::AnswerForeign);
+        let operator = answer(&domain, &machine, |record| {
+            record.role = Role::Operator;
+            record.account = domain.control().expect("an account");
+        });
+        assert_eq!(code(&operator), Code::AnswerForeign);
+        let layout = DomainLayout::new(&scratch.path().join("machine"));
+        assert!(!layout.trust().exists() && layout.newcomer().exists());
+    }
+
+    #[test]
+    fn a_folder_of_another_domain_and_a_name_of_another_worker_are_left_alone() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let own = domain(scratch.path());
+        let invitation = invite(&own);
+        let elsewhere = tempfile::tempdir().expect("a scratch folder");
+        let foreign = domain(elsewhere.path());
+        let machine = Newcomer::prepare(foreign.layout()).expect("it takes files");
+        let refused = machine.approach(&invitation).expect_err("another domain");
+        assert_eq!(refused.code(), Code::DomainExists);
+        let machine = newcomer(scratch.path());
+        let layout = DomainLayout::new(&scratch.path().join("machine"));
+        let others = own.issue(Role::Worker, "other", Some(&run()), INVITATION_DEFAULT, NOW);
+        let others = others.expect("a fresh name").credentials;
+        let text = fs::read(&others).expect("it was written");
+        write_private(&layout.credentials("worker-7"), &text).expect("it takes files");
+        let reply = answer(&own, &machine, |_| ());
+        let refused = machine
+            .accept(&invitation, &reply)
+            .expect_err("it is taken");
+        assert_eq!(refused.code(), Code::NameTaken);
+        assert_eq!(
+            fs::read(layout.credentials("worker-7")).expect("it is there"),
+            text
+        );
+    }
+}
