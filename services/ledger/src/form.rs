@@ -183,6 +183,7 @@ forms! {
         statements: Vec<(Round, Cow<'a, ObjectRef>)>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pointers: Vec<(Cow<'a, PointerName>, PointerForm<'a>)>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         restores: Vec<RestoreForm<'a>>,
     }
     leaves { spec_digest = digest(&spec), disclosures_max = disclosures(&spec), any_rule = false };

@@ -19,6 +19,7 @@
 
 mod checkpoint;
 mod coordinator;
+mod counts;
 mod foundry;
 mod monitor;
 mod plan;
@@ -29,7 +30,7 @@ mod store;
 mod worker;
 mod world;
 
-pub use monitor::Counts;
+pub use counts::Counts;
 pub use world::{
     Report, simulate, simulate_lists, simulate_long_seal, simulate_lost_grants, simulate_restores,
 };

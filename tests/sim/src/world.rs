@@ -12,7 +12,8 @@ use schemas::{
 };
 
 use crate::coordinator::CoordinatorMachine;
-use crate::monitor::{Counts, Monitor};
+use crate::counts::Counts;
+use crate::monitor::Monitor;
 use crate::plan::{Faults, Plan};
 use crate::queue::Queue;
 use crate::random::SeededRandom;

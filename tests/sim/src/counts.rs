@@ -1,0 +1,56 @@
+//! What happened in a simulation.
+
+/// Counts of the things that happened: a simulation in which nothing went wrong proves little.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Events in the ledger.
+    pub events: u64,
+    /// Coordinators that took the lead.
+    pub starts: u64,
+    /// Leases granted.
+    pub granted: u64,
+    /// Leases that expired.
+    pub expired: u64,
+    /// Leases given back.
+    pub released: u64,
+    /// Leases of workers that were no longer members.
+    pub orphaned: u64,
+    /// Leases that were granted to a group.
+    pub grouped: u64,
+    /// Leases that were renewed without progress.
+    pub stalled: u64,
+    /// Results refused.
+    pub rejected: u64,
+    /// Contributions that count.
+    pub accepted: u64,
+    /// Held-out losses.
+    pub evaluated: u64,
+    /// Full snapshots.
+    pub saved: u64,
+    /// Pointers that were moved to a full snapshot.
+    pub promoted: u64,
+    /// Refused requests that were recorded.
+    pub denied: u64,
+    /// Parts of seals, without the last part of each.
+    pub parts: u64,
+    /// Times that the run was frozen.
+    pub frozen: u64,
+    /// Workers that came into quarantine.
+    pub quarantined: u64,
+    /// Leases that ended with that.
+    pub shut: u64,
+    /// Contributions that were withdrawn with that.
+    pub withdrawn: u64,
+    /// Snapshots that were restored.
+    pub restored: u64,
+    /// Leases that ended with that.
+    pub fenced: u64,
+    /// Contributions that were dropped with that.
+    pub dropped: u64,
+    /// Merged rounds by which the run went back.
+    pub undone: u64,
+    /// Runs whose privacy budget ended between two rounds.
+    pub spent: u64,
+    /// Runs whose privacy budget ended in a round.
+    pub spent_within: u64,
+}
