@@ -14,7 +14,8 @@ use schemas::permission::Role;
 use schemas::snapshot::{Slot, SnapshotManifest};
 use schemas::{Chunks, Code, Digest, ObjectRef, Round};
 
-const ROUNDS: u64 = 8;
+/// Enough that the run still trains when the snapshot to go back to is found.
+const ROUNDS: u64 = 24;
 const UNITS: u32 = 2;
 
 fn restore(digest: &str) -> [&str; 7] {
