@@ -100,6 +100,8 @@ pub struct PromoteReply {
     pub manifest: ObjectRef,
     /// The round of the snapshot to which the pointer led before; none if it is new.
     pub before: Option<Round>,
+    /// True if a restore has undone the snapshot: the present weights do not descend from it.
+    pub undone: bool,
 }
 
 message!(PromoteReply, "snapshot.promote reply", 4096);

@@ -38,6 +38,8 @@ pub struct RestoreReply {
     pub v: V<1>,
     /// The run.
     pub run: RunId,
+    /// Digest of the snapshot's manifest.
+    pub manifest: Digest,
     /// True if this request changed the run; false if nothing was merged since an earlier restore
     /// of the same snapshot.
     pub changed: bool,

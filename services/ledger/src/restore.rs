@@ -212,6 +212,7 @@ impl Run {
         let open: Vec<Round> = self.open_rounds().collect();
         self.accepted.retain(|unit, _| !open.contains(&unit.round));
         for round in &open {
+            self.book_round(*round);
             let record = &mut self.rounds[round.get() as usize];
             let tokens = std::mem::take(&mut record.tokens);
             record.loss_sum = RoundRecord::default().loss_sum;

@@ -52,11 +52,13 @@ impl Run {
         self.units.insert(unit, open);
     }
 
-    /// Offers the evaluation of a version, once, if the settings ask for it.
+    /// Offers the evaluation of a version, once, if the settings ask for it. The weights at
+    /// which a budget ends a run are evaluated as the last ones are.
     pub(crate) fn offer_evaluation(&mut self, version: Round) {
         let unit = evaluation_unit(version);
         let offered = self.evaluations.contains_key(&version) || self.units.contains_key(&unit);
-        if (self.evaluates(version) || self.ended_early()) && !offered {
+        let last = self.ended_early() && self.spec.schedule.evaluation_every > 0;
+        if (self.evaluates(version) || last) && !offered {
             self.offer(unit, version);
         }
     }

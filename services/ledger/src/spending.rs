@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 
 use crate::error::{ApplyError, out_of_place};
 use crate::rounds::is_training;
-use crate::state::{OpenSync, RoundRecord, Run, Standing};
+use crate::state::{Member, OpenSync, RoundRecord, Run, Standing};
 
 /// The disclosures of a private run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -98,8 +98,15 @@ impl Run {
         if !self.affords_to_a_stranger(unit) {
             return Some(BudgetEnd::Certain);
         }
-        let mut members = self.members.iter().filter(|(_, member)| member.present);
-        let somebody = self.present() == 0 || members.any(|(worker, _)| self.affords(unit, worker));
+        // A worker whose group has other ranks to take units for it takes none.
+        let takes = |member: &Member| member.present && self.may_lease(member);
+        let mut takers = self
+            .members
+            .iter()
+            .filter(|(_, member)| takes(member))
+            .peekable();
+        let somebody =
+            takers.peek().is_none() || takers.any(|(worker, _)| self.affords(unit, worker));
         (!somebody).then_some(BudgetEnd::WithTheseMembers)
     }
 
@@ -149,9 +156,7 @@ impl Run {
         }
         let spending = self.spending.as_mut();
         spending.expect("only a private run is spent").over = true;
-        if self.spec.schedule.evaluation_every > 0 {
-            self.offer_evaluation(self.rounds_closed());
-        }
+        self.offer_evaluation(self.rounds_closed());
         Ok(())
     }
 

@@ -131,7 +131,10 @@ impl Run {
             round: snapshot.round,
             manifest: snapshot.manifest,
             saved_at: snapshot.saved_at,
-            statement: self.statements.get(&snapshot.round).copied(),
+            // A restore lists the same snapshot once more; its statement is that of the first.
+            statement: self
+                .snapshot(&digest)
+                .and_then(|first| self.statements.get(&first.round).copied()),
             pointers: pointers
                 .filter(|(_, record)| record.manifest == digest)
                 .map(|(name, _)| name.clone())

@@ -3,12 +3,13 @@
 //! creates the run, and a worker before it allocates memory. They share this code, so that none
 //! accepts settings which another refuses.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 
 use schemas::data::{DataManifest, Shard};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::run::Schedule;
-use schemas::{Code, Refusal, Tokens};
+use schemas::{Code, Digest, Refusal, Tokens};
 
 use crate::ModelConfig;
 
@@ -88,7 +89,8 @@ impl ModelConfig {
 }
 
 /// Checks what a private run requires of its data beyond that: the units of a round read different
-/// shards, so that a shard is in one contribution of a round.
+/// shards, so that a shard is in one contribution of a round, and none is held out, where its loss
+/// would be told.
 ///
 /// # Errors
 /// [`Code::PrivacyUnfit`]
@@ -97,6 +99,12 @@ pub fn check_private_data(data: &DataManifest, schedule: &Schedule) -> Result<()
         data.shards_of_unit(schedule.unit_tokens()),
         data.train.len(),
     );
+    let mut seen: BTreeSet<Digest> = data.held_out.iter().map(digest_of).collect();
+    let mut train = data.train.iter().map(digest_of);
+    if let Some(twice) = train.find(|shard| !seen.insert(*shard)) {
+        let detail = format!("the data has the shard {twice} twice");
+        return Err(Refusal::new(Code::PrivacyUnfit, detail));
+    }
     let needed = of_unit.saturating_mul(schedule.units.into());
     if needed <= all as u64 {
         return Ok(());
@@ -106,6 +114,10 @@ pub fn check_private_data(data: &DataManifest, schedule: &Schedule) -> Result<()
         schedule.units
     );
     Err(Refusal::new(Code::PrivacyUnfit, detail))
+}
+
+const fn digest_of(shard: &Shard) -> Digest {
+    shard.object.digest
 }
 
 /// Checks that a text is long enough for a sequence, since a shorter one cannot be used. `what`
@@ -180,6 +192,24 @@ mod tests {
             .train(shards(train))
             .held_out(shards(held_out))
             .build()
+    }
+
+    #[test]
+    fn tl_16_a_shard_is_in_one_place_of_a_private_runs_data() {
+        let schedule = schedule(256);
+        let mut data = data(&[300, 301], &[302]);
+        assert_eq!(check_private_data(&data, &schedule), Ok(()));
+        let shard = data.train[0];
+        let refused = |data: &DataManifest| {
+            let refused = check_private_data(data, &schedule).expect_err("it is there twice");
+            assert_eq!(refused.code, Code::PrivacyUnfit);
+            assert!(refused.detail.contains(&shard.object.digest.to_string()));
+        };
+        data.train.push(shard);
+        refused(&data);
+        data.train.pop();
+        data.held_out.push(shard);
+        refused(&data);
     }
 
     #[test]

@@ -69,15 +69,25 @@ fn sum_of_block(base: &[f32], local: &[f32]) -> f64 {
 }
 
 /// The clipping and the noise of one contribution. With the seed the noise can be taken off again,
-/// so it is wiped. The same noising gives the same values again, so
-/// a contribution that is encoded a second time is no second disclosure.
-#[derive(Clone, Debug)]
+/// so it is wiped with this value,
+/// and not shown. The same noising gives the same values again, so a contribution that is encoded a
+/// second time is no second disclosure.
+#[derive(Clone)]
 pub struct Noising {
     /// Steps of the grid in a unit of the contribution's values, after clipping.
     steps: f64,
     /// The length of a step.
     grid: f64,
     seed: Zeroizing<[u8; 32]>,
+}
+
+impl std::fmt::Debug for Noising {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Noising")
+            .field("steps", &self.steps)
+            .field("grid", &self.grid)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Noising {

@@ -29,6 +29,7 @@ pub(super) fn all() -> Vec<Example> {
             pointer: pointer(),
             round: Round(4),
             manifest: object(),
+            undone: true,
             before: Some(Round(2)),
         }),
         Example {

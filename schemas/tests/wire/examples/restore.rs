@@ -20,6 +20,7 @@ pub(super) fn all() -> Vec<Example> {
         }),
         example(&RestoreReply {
             v: V,
+            manifest: object().digest,
             run: run(),
             changed: true,
             since: UnixMillis(1_700_000_000_000),

@@ -12,6 +12,7 @@ use schemas::{Code, PublicKey, Refusal, V};
 use crate::control::ControlOutcome;
 use crate::coordinator::{Coordinator, run_unknown};
 use crate::effect::Answer;
+use crate::restore::check_descent;
 use crate::turn::Outcome;
 
 impl Coordinator {
@@ -36,9 +37,11 @@ impl Coordinator {
             round,
             manifest,
             before: before.map(|before| before.round),
+            undone: !run.leads_from(round),
         };
         if changed {
             frozen(run, &request)?;
+            check_descent(&name, run, snapshot)?;
             self.check_orders(&operator)?;
             self.spend_order(&operator);
             let event = LedgerEvent::SnapshotPromoted {

@@ -185,6 +185,7 @@ fn restored_before(name: &RunId, run: &Run, snapshot: &SnapshotRecord) -> Option
     same.then(|| RestoreReply {
         v: V,
         run: name.clone(),
+        manifest: last.manifest.digest,
         changed: false,
         since: last.since,
         snapshot: last.snapshot,
@@ -209,9 +210,21 @@ fn check_history(
         let detail = format!("run {name} was restored {RESTORES_MAX} times");
         return Err(Refusal::new(Code::RestoresFull, detail));
     }
+    match request.force {
+        true => Ok(()),
+        false => check_descent(name, run, snapshot),
+    }
+}
+
+/// Refuses a snapshot that has contributions of a worker in quarantine.
+pub(crate) fn check_descent(
+    name: &RunId,
+    run: &Run,
+    snapshot: &SnapshotRecord,
+) -> Result<(), Refusal> {
     let has = |worker: &&WorkerId| run.merged_into(worker, snapshot.round).is_some();
     let quarantined = || run.quarantined.keys();
-    match quarantined().find(has).filter(|_| !request.force) {
+    match quarantined().find(has) {
         None => Ok(()),
         Some(worker) => {
             let clean = match run.last_snapshot_without(quarantined()) {

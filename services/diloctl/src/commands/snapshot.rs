@@ -90,8 +90,9 @@ async fn list(operator: &Operator, run: &RunId) -> Result<Vec<SnapshotView>, Fai
 
 /// Writes a snapshot as a model folder, which other tools load as the model that was trained:
 /// `config.json`, `generation_config.json`, `model.safetensors`, the tokenizer's files,
-/// `snapshot.json`, and the signed statement about it. Every byte is hashed before it is written. A folder that holds this snapshot
-/// already is left alone; any other is replaced as a whole once all files are complete.
+/// `snapshot.json`, and the signed statement about it. Every byte is hashed before it is written. A
+/// folder that holds this snapshot already is left alone; any other is replaced as a whole once all
+/// files are complete.
 async fn pull(
     context: &Context,
     run: &RunId,
@@ -100,7 +101,11 @@ async fn pull(
 ) -> Result<Pulled, Failure> {
     let operator = context.operator().await?;
     let snapshots = list(&operator, run).await?;
-    let found = snapshots.iter().rfind(|snapshot| wanted.is(snapshot));
+    // A pointer names the snapshot as it was saved; a restore lists the same one once more.
+    let found = match wanted {
+        Wanted::Pointer(_) => snapshots.iter().find(|snapshot| wanted.is(snapshot)),
+        _ => snapshots.iter().rfind(|snapshot| wanted.is(snapshot)),
+    };
     let snapshot = found.ok_or_else(|| wanted.missing(run))?;
     let objects = OperatorObjectsClient::new(context, operator)?;
     let bytes = objects.get(snapshot.manifest).await?;
@@ -117,6 +122,7 @@ async fn pull(
         run: run.clone(),
         round: snapshot.round.get(),
         manifest: snapshot.manifest.digest,
+        undone: snapshot.undone,
         signed_by: statement.as_ref().map(|(_, key)| key.clone()),
         folder: data::shown(to),
     };
@@ -315,9 +321,19 @@ struct Pulled {
     run: RunId,
     round: u64,
     manifest: Digest,
+    /// True if a restore has undone it.
+    undone: bool,
     /// The key that signed the statement about it; none for a snapshot of an earlier release.
     signed_by: Option<PublicKey>,
     folder: String,
+}
+
+/// A snapshot's digest, and that the run was led back to before it.
+pub(super) fn of_what(manifest: Digest, undone: bool) -> String {
+    match undone {
+        true => format!("{manifest} (undone: a restore has led the run back to before it)"),
+        false => manifest.to_string(),
+    }
 }
 
 impl Record for Pulled {
@@ -325,7 +341,7 @@ impl Record for Pulled {
         vec![
             ("run", self.run.to_string()),
             ("round", self.round.to_string()),
-            ("snapshot", self.manifest.to_string()),
+            ("snapshot", of_what(self.manifest, self.undone)),
             (
                 "signed by",
                 or_dash(self.signed_by.as_ref(), PublicKey::to_string),

@@ -75,7 +75,7 @@ async fn set(context: &Context, args: QuarantineArgs, order: Order) -> Result<()
     let (credential, done) = match order {
         Order::Quarantine { revokes: true } => Credential::revoke(context, &worker, &reason).await,
         Order::Quarantine { revokes: false } => (Credential::Kept, Ok(())),
-        Order::Readmit => (Credential::of(context, &worker)?, Ok(())),
+        Order::Readmit => Credential::of(context, &worker),
     };
     let set = Set::from((request, reply, credential));
     context.printer.record(&set);

@@ -5,12 +5,12 @@ use schemas::{Rank, Seat};
 
 use crate::kit::{Book, accepted, ended, granted, joined, lease, left, opened};
 
-fn seat(rank: u32, of: u32) -> Seat {
+pub(crate) fn seat(rank: u32, of: u32) -> Seat {
     Seat::new("left".parse().expect("a name"), Rank(rank), of).expect("a seat")
 }
 
 /// The join of worker `number`, which has no place in the book yet.
-fn seated(number: u32, wanted: Option<Seat>) -> LedgerEvent {
+pub(crate) fn seated(number: u32, wanted: Option<Seat>) -> LedgerEvent {
     let LedgerEvent::WorkerJoined {
         worker,
         account,

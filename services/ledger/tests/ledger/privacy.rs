@@ -1,11 +1,14 @@
 //! Private runs: ledgers that pass a budget or end it early do not follow, and what is spent is in
 //! a checkpoint.
 
-use ledger::State;
-use schemas::event::LedgerEvent;
+use ledger::{BudgetEnd, State};
+use schemas::event::{Departure, LedgerEvent};
 use schemas::run::{Privacy, RunSpec};
 
-use crate::kit::{Book, TIME, closed, ended, granted, lease, opened, run_id, sealed, spec};
+use crate::groups::{seat, seated};
+use crate::kit::{
+    Book, TIME, closed, ended, granted, joined, lease, left, opened, run_id, sealed, spec,
+};
 
 /// Settings whose budget lasts for exactly so many disclosures.
 fn private(disclosures: u64) -> RunSpec {
@@ -120,4 +123,28 @@ fn tl_16_what_is_spent_in_an_open_round_is_in_a_checkpoint() {
         "of the worker"
     );
     assert!(spend(&mut again, granted(lease(1, 1, 1), 1)));
+}
+
+/// The ranks of a group that take no units of their own do not keep a budget open.
+#[test]
+fn tl_16_a_budget_that_nobody_may_spend_any_more_ends() {
+    let mut book = Book::of(private(1));
+    book.note(&opened(0));
+    for number in 0..3 {
+        book.note(&left(number, Departure::Left));
+    }
+    book.note(&seated(5, Some(seat(0, 2))));
+    book.note(&seated(6, Some(seat(1, 2))));
+    book.contribute(0, 0, 5);
+    assert_eq!(
+        book.run().budget_end(),
+        Some(BudgetEnd::WithTheseMembers),
+        "rank 1 has spent nothing, and gets no unit"
+    );
+    book.note(&joined(7));
+    assert_eq!(
+        book.run().budget_end(),
+        None,
+        "somebody may do the other unit"
+    );
 }

@@ -347,3 +347,42 @@ fn tl_32_restores_that_contradict_the_history_are_found_out() {
     run.restores.push(run.restores[0].clone());
     run.check().expect_err("one version is led to once");
 }
+
+/// The same snapshot is in the list twice then, with its statement and its pointers.
+#[test]
+fn tl_19_tl_32_a_restored_snapshot_keeps_its_statement_and_its_pointers() {
+    let mut book = Book::of(settings(1));
+    book.note(&opened(0));
+    book.contribute(0, 0, 0);
+    book.note(&sealed(0, &[(0, 1, 32)], 0));
+    book.note(&closed(0, 1));
+    let statement = object("statement");
+    book.note(&LedgerEvent::SnapshotSaved {
+        round: Round(1),
+        manifest: manifest(1),
+        statement: Some(statement),
+    });
+    book.note(&LedgerEvent::SnapshotPromoted {
+        pointer: "release".parse().expect("a name"),
+        round: Round(1),
+        manifest: manifest(1).digest,
+        operator: kit::operator(),
+        reason: "it reads well".parse().expect("a reason"),
+    });
+    round(&mut book, 1, 0);
+    book.note(&hold(true));
+    book.note(&restored(1, (2, 3), (0, 0)));
+    let views = book.run().snapshot_views();
+    let same: Vec<_> = views
+        .iter()
+        .filter(|view| view.manifest == manifest(1))
+        .map(|view| (view.round, view.statement, view.pointers.len()))
+        .collect();
+    assert_eq!(
+        same,
+        [
+            (Round(1), Some(statement), 1),
+            (Round(3), Some(statement), 1)
+        ]
+    );
+}

@@ -53,9 +53,9 @@ impl Worker {
             Ok(Trained { loss, .. }) => {
                 let refusal =
                     Refusal::new(Code::TrainingFailed, format!("the mean loss is {loss}"));
-                return self.step_failed(now, refusal, effects);
+                return self.training_failed(now, refusal, effects);
             }
-            Err(refusal) => return self.step_failed(now, refusal, effects),
+            Err(refusal) => return self.training_failed(now, refusal, effects),
         };
         let held = self.present();
         held.steps_done = trained.steps;
@@ -95,7 +95,7 @@ impl Worker {
     ) {
         let chunks = match outcome {
             Ok(chunks) => chunks,
-            Err(refusal) => return self.step_failed(now, refusal, effects),
+            Err(refusal) => return self.training_failed(now, refusal, effects),
         };
         let WorkStep::Uploading(trained) = self.present().step else {
             panic!("an upload was reported before the inner steps")
@@ -224,6 +224,16 @@ impl Worker {
             effects.push(Effect::KeepInner { work, end });
         }
         self.beat_now(now);
+    }
+
+    /// The failure of what was computed from the data. A private run tells the code alone, since no
+    /// noise covers the numbers that a text may name.
+    fn training_failed(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
+        let told = match self.member().spec.privacy.is_some() && !refusal.code.passes() {
+            true => Refusal::new(refusal.code, "in a private run, which tells no more of it"),
+            false => refusal,
+        };
+        self.step_failed(now, told, effects);
     }
 
     fn step_failed(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {

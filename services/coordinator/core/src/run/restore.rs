@@ -71,6 +71,7 @@ impl RunRoom<'_> {
         RestoreReply {
             v: V,
             run: self.run.name().clone(),
+            manifest: snapshot.manifest.digest,
             changed: true,
             since: turn.now,
             snapshot: snapshot.round,

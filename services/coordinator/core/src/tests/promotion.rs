@@ -4,6 +4,7 @@ use schemas::control::{Query, View, ViewRequest};
 use schemas::event::LedgerEvent;
 use schemas::hold::{Hold, HoldRequest};
 use schemas::promotion::{POINTERS_MAX, PromoteReply, PromoteRequest};
+use schemas::quarantine::QuarantineRequest;
 use schemas::view::SnapshotView;
 use schemas::{Code, Digest, Round, RunId, V};
 
@@ -151,5 +152,25 @@ fn tl_19_a_run_that_is_over_still_promotes() {
     assert!(world.run().is_complete());
     let asked = promote(&mut world, "release", 1);
     assert!(replied(&world, asked).changed);
+    assert_eq!(written(&world), 1);
+}
+
+#[test]
+fn tl_19_tl_31_no_snapshot_with_a_contribution_of_a_worker_in_quarantine_is_promoted() {
+    let mut world = with_snapshots();
+    let asked = promote(&mut world, "before", 1);
+    assert!(replied(&world, asked).changed);
+    world.control(ControlRequest::WorkerQuarantine(QuarantineRequest {
+        v: V,
+        run: run_id(),
+        worker: worker(1),
+        quarantined: true,
+        reason: "odd norms".parse().expect("a reason"),
+    }));
+    let asked = promote(&mut world, "release", 2);
+    assert_eq!(world.refusal(asked), Code::SnapshotDescends);
+    // A repeated order changes nothing, and its answer may have been lost.
+    let asked = promote(&mut world, "before", 1);
+    assert!(!replied(&world, asked).changed);
     assert_eq!(written(&world), 1);
 }

@@ -4,7 +4,7 @@
 use runtime::Failure;
 use schemas::call::control as call;
 use schemas::promotion::{PromoteReply, PromoteRequest};
-use schemas::{Code, Digest, PublicKey, RunId, V};
+use schemas::{Code, Digest, PublicKey, Round, RunId, V};
 use serde::Serialize;
 
 use crate::cli::PromoteArgs;
@@ -60,6 +60,8 @@ struct Promoted {
     manifest: Digest,
     /// The round to whose snapshot the pointer led before.
     before: Option<u64>,
+    /// True if a restore has undone the snapshot.
+    undone: bool,
     /// The key that signed the statement about the snapshot.
     signed_by: PublicKey,
     /// Objects of the snapshot that were read back and hashed.
@@ -78,7 +80,8 @@ impl Promoted {
             changed: reply.changed,
             round: verified.round.get(),
             manifest: reply.manifest.digest,
-            before: reply.before.map(schemas::Round::get),
+            before: reply.before.map(Round::get),
+            undone: reply.undone,
             signed_by: verified.key,
             objects: verified.objects,
             rests_on: verified.before,
@@ -104,7 +107,7 @@ impl Record for Promoted {
             ("run", self.run.to_string()),
             ("pointer", format!("{}: {state}", self.pointer)),
             ("round", self.round.to_string()),
-            ("snapshot", self.manifest.to_string()),
+            ("snapshot", super::of_what(self.manifest, self.undone)),
             ("signed by", self.signed_by.to_string()),
             ("read back", format!("{objects} objects")),
             (
@@ -117,7 +120,7 @@ impl Record for Promoted {
 
 #[cfg(test)]
 mod tests {
-    use schemas::{ObjectRef, Round};
+    use schemas::ObjectRef;
 
     use super::*;
 
@@ -138,6 +141,7 @@ mod tests {
             round: Round(2),
             manifest,
             before: None,
+            undone: false,
         };
         assert!(confirms(&request, &reply).is_ok());
         let other = PromoteReply {

@@ -3,7 +3,7 @@
 use runtime::Failure;
 use schemas::call::control as call;
 use schemas::restore::{RestoreReply, RestoreRequest};
-use schemas::{Digest, Round, RunId, UnixMillis, V};
+use schemas::{Code, Digest, Round, RunId, UnixMillis, V};
 use serde::Serialize;
 
 use crate::cli::RestoreArgs;
@@ -21,9 +21,22 @@ pub(super) async fn run(context: &Context, args: &RestoreArgs) -> Result<(), Fai
         reason: args.reason.clone(),
     };
     let reply = operator.ask::<call::SnapshotRestore>(&request).await?;
-    let restored = Restored::from((args.digest, reply));
-    context.printer.record(&restored);
+    confirms(&request, &reply)?;
+    context.printer.record(&Restored::from(reply));
     Ok(())
+}
+
+/// The answer must be about this snapshot, and about this run if one was named.
+fn confirms(request: &RestoreRequest, reply: &RestoreReply) -> Result<(), Failure> {
+    let same_run = request.run.as_ref().is_none_or(|run| *run == reply.run);
+    if same_run && request.snapshot == reply.manifest {
+        return Ok(());
+    }
+    let detail = format!(
+        "asked to restore {}, the coordinator answered about {} of run {}",
+        request.snapshot, reply.manifest, reply.run
+    );
+    Err(Failure::new(Code::MessageInvalid, detail))
 }
 
 /// A restore as it is now.
@@ -43,12 +56,12 @@ struct Restored {
     frozen: bool,
 }
 
-impl From<(Digest, RestoreReply)> for Restored {
-    fn from((digest, reply): (Digest, RestoreReply)) -> Self {
+impl From<RestoreReply> for Restored {
+    fn from(reply: RestoreReply) -> Self {
         Self {
             run: reply.run,
             changed: reply.changed,
-            digest,
+            digest: reply.manifest,
             snapshot: reply.snapshot,
             since: reply.since,
             from: reply.from,
@@ -123,6 +136,7 @@ mod tests {
         let reply = RestoreReply {
             v: V,
             run: "demo".parse().expect("a name"),
+            manifest: Digest::of(b"manifest"),
             changed,
             since: UnixMillis(1_700_000_000_000),
             snapshot: Round(3),
@@ -134,7 +148,38 @@ mod tests {
             frozen: changed,
             uploads: changed.then_some(5),
         };
-        Restored::from((Digest::of(b"manifest"), reply))
+        Restored::from(reply)
+    }
+
+    #[test]
+    fn tl_32_an_answer_about_something_else_is_no_success() {
+        let asked = |snapshot: &[u8], run: Option<&str>| RestoreRequest {
+            v: V,
+            snapshot: Digest::of(snapshot),
+            run: run.map(|run| run.parse().expect("a name")),
+            force: false,
+            reason: "a reason".parse().expect("a reason"),
+        };
+        let reply = RestoreReply {
+            v: V,
+            run: "demo".parse().expect("a name"),
+            manifest: Digest::of(b"manifest"),
+            changed: true,
+            since: UnixMillis(0),
+            snapshot: Round(1),
+            from: Round(2),
+            version: Round(3),
+            undone: 1,
+            leases: 0,
+            contributions: 0,
+            frozen: true,
+            uploads: None,
+        };
+        for run in [None, Some("demo")] {
+            assert!(confirms(&asked(b"manifest", run), &reply).is_ok());
+            assert!(confirms(&asked(b"another", run), &reply).is_err());
+        }
+        assert!(confirms(&asked(b"manifest", Some("other")), &reply).is_err());
     }
 
     fn line(restored: &Restored, name: &str) -> Option<String> {

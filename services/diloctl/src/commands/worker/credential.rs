@@ -34,6 +34,8 @@ pub(super) enum Credential {
     Void { name: Option<String> },
     /// Nothing says that it is revoked.
     Unrevoked,
+    /// This machine cannot say if it is revoked.
+    Unknown { reason: String },
 }
 
 impl Credential {
@@ -87,8 +89,19 @@ impl Credential {
         })
     }
 
-    /// What this machine knows of the credential of a worker that may join again.
-    pub(super) fn of(context: &Context, worker: &WorkerId) -> Result<Self, Failure> {
+    /// What this machine knows of the credential of a worker that may join again. An error comes
+    /// with what is to be printed all the same: the worker may join.
+    pub(super) fn of(context: &Context, worker: &WorkerId) -> (Self, Result<(), Failure>) {
+        match Self::try_of(context, worker) {
+            Ok(credential) => (credential, Ok(())),
+            Err(failure) => {
+                let reason = failure.refusal().to_string();
+                (Self::Unknown { reason }, Err(failure))
+            }
+        }
+    }
+
+    fn try_of(context: &Context, worker: &WorkerId) -> Result<Self, Failure> {
         let domain = context.domain()?;
         let holders = domain.holders_of(worker.as_str())?;
         let name = holders.first().map(|holder| holder.name.clone());
@@ -138,6 +151,9 @@ impl Credential {
                 "revoked: {} makes a new token for the same key; copy the file to its machine before \
                  you start its process",
                 issue(name.as_ref())
+            ),
+            Self::Unknown { reason } => format!(
+                "not known: {reason}. `diloctl auth ls` says if it is revoked, once that is mended"
             ),
             Self::Unrevoked => format!(
                 "not revoked, as far as this machine knows; if the broker refuses it, {} where the \

@@ -143,9 +143,14 @@ impl Scene {
 
     /// The same in a run with another lease time.
     pub(crate) fn joined_under(lease: Millis) -> Self {
-        let mut scene = Self::new();
         let mut spec = spec();
         spec.policy.lease = lease;
+        Self::joined_to(spec)
+    }
+
+    /// The same in a run with any settings.
+    pub(crate) fn joined_to(spec: RunSpec) -> Self {
+        let mut scene = Self::new();
         let reply = join_reply_under(scene.now, spec);
         scene.answer(Ok(Answer::Join(Box::new(reply))));
         scene

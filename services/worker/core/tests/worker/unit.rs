@@ -3,10 +3,11 @@
 use schemas::contribution::{Evaluation, Fate, Outcome, Statement};
 use schemas::event::WorkerEvent;
 use schemas::lease::UnitKind;
-use schemas::{Chunks, Code, Message as _, ObjectRef, Tokens};
-use worker_core::{Effect, Input, Request, ResultEnd};
+use schemas::run::Privacy;
+use schemas::{Chunks, Code, Message as _, ObjectRef, Refusal, Tokens};
+use worker_core::{Effect, Input, Request, ResultEnd, Trained};
 
-use crate::scene::{Scene, claims, ends, fate, keeps, lease, refused, submits, trained};
+use crate::scene::{Scene, claims, ends, fate, keeps, lease, refused, spec, submits, trained};
 
 #[test]
 fn a_unit_goes_from_claim_to_an_accepted_result_to_the_next_claim() {
@@ -90,4 +91,52 @@ fn ls_03_ls_04_success_is_told_only_after_the_reply() {
     }
     scene.answer(fate(Fate::Merged));
     assert!(scene.has(|effect| matches!(effect, Effect::Emit(WorkerEvent::Submitted { .. }))));
+}
+
+/// The text of a failure goes into the record, and a loss in it would be a number without noise.
+#[test]
+fn tl_16_a_private_run_tells_no_number_of_a_unit_that_failed() {
+    let failures = [
+        Ok(Trained {
+            loss: 10_001.5,
+            ..trained()
+        }),
+        Err(Refusal::new(Code::TrainingFailed, "the loss is 10001.5")),
+    ];
+    for failure in failures {
+        for private in [false, true] {
+            let mut spec = spec();
+            spec.privacy = private.then_some(Privacy {
+                clip: 1.0,
+                noise_multiplier: 4.0,
+                delta: 1e-6,
+                epsilon: 8.0,
+            });
+            let mut scene = Scene::joined_to(spec);
+            let work = scene.grant(lease(0, UnitKind::Train, 1));
+            for input in [
+                Input::Fetched {
+                    work,
+                    outcome: Ok(()),
+                },
+                Input::Trained {
+                    work,
+                    outcome: failure.clone(),
+                },
+            ] {
+                scene.give(input);
+            }
+            let told = scene.effects.iter().find_map(|effect| match effect {
+                Effect::Emit(WorkerEvent::Dropped { code, detail, .. }) => Some((*code, detail)),
+                _ => None,
+            });
+            let (code, detail) = told.expect("the unit is given back");
+            assert_eq!(code, Code::TrainingFailed);
+            assert_eq!(detail.contains("10001.5"), !private, "{detail}");
+            let (_, Request::Release(request)) = scene.request() else {
+                panic!("the lease is given back")
+            };
+            assert_eq!(request.reason.contains("10001.5"), !private);
+        }
+    }
 }
