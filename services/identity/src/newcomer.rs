@@ -314,6 +314,69 @@ mod tests {
         assert!(!layout.trust().exists() && layout.newcomer().exists());
     }
 
+    /// The broker takes no machine without a certificate, and an invitation has none.
+    #[test]
+    fn a_domain_with_mutual_tls_invites_nobody() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let own = domain(scratch.path());
+        own.make_mutual(NOW).expect("its folder takes files");
+        let invite = Invite {
+            name: "worker-7".to_owned(),
+            run: run(),
+            seat: None,
+            admission: Admission::Token,
+            life: INVITATION_DEFAULT,
+            bus: "tls://127.0.0.1:4222".to_owned(),
+        };
+        let refused = own.invite(invite, NOW).expect_err("it could not connect");
+        assert_eq!(refused.code(), Code::ClientCertificateMissing);
+        assert!(refused.to_string().contains("auth issue"), "{refused}");
+        let kept = own.layout().invitations().all().expect("it can be read");
+        assert_eq!(kept, [], "nothing was promised");
+    }
+
+    #[test]
+    fn fg_03_the_name_of_an_enrolled_machine_is_issued_to_nobody_else() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let (own, machine) = (domain(scratch.path()), newcomer(scratch.path()));
+        let mut record = Registration {
+            v: V,
+            name: "worker-7".to_owned(),
+            role: Role::Worker,
+            run: Some(run()),
+            account: own.tenant().expect("an account"),
+            public: machine.worker().clone(),
+            issued: NOW,
+            ends: NOW.after(Millis::from_secs(60)),
+            blocked: None,
+            audit_key: Some(machine.audit_key().clone()),
+            seat: None,
+        };
+        let list = own.layout().issued();
+        list.record(&record).expect("it takes files");
+        let issue = || {
+            own.issue(
+                Role::Worker,
+                "worker-7",
+                Some(&run()),
+                INVITATION_DEFAULT,
+                NOW,
+            )
+        };
+        let refused = issue().expect_err("a machine has the name");
+        assert_eq!(refused.code(), Code::NameTaken);
+        let text = refused.to_string();
+        assert!(text.contains(machine.worker().as_str()), "{text}");
+        assert!(!own.layout().audit_key("worker-7").exists());
+        record.blocked = Some(NOW);
+        list.record(&record).expect("it takes files");
+        let issued = issue().expect("nobody has the name now");
+        assert_ne!(issued.public, *machine.worker());
+        // An issue that broke off before it wrote the credentials can be repeated.
+        fs::remove_file(&issued.credentials).expect("it was made");
+        issue().expect("its audit key is here");
+    }
+
     #[test]
     fn a_folder_of_another_domain_and_a_name_of_another_worker_are_left_alone() {
         let scratch = tempfile::tempdir().expect("a scratch folder");

@@ -272,6 +272,35 @@ async fn fg_03_invitations_that_are_listed_ended_withdrawn_or_altered() {
         "by-list"
     );
 
+    // What it is now is not taken from it with the invitation.
+    let denied = cluster.diloctl(&["worker", "deny", "by-list"]).await;
+    assert!(!denied.status.success());
+    let text = &denied.stderr;
+    assert!(text.contains(&Code::InvitationUsed.to_string()), "{text}");
+    assert!(text.contains(key) && text.contains("auth revoke"), "{text}");
+    let late = enrol(&cluster, "unlisted", &file).await;
+    assert_eq!(
+        late,
+        Err(Code::EnrolmentDenied),
+        "it is withdrawn all the same"
+    );
+
+    // No file is written over, and nothing is promised then.
+    let (into, all) = (
+        file.display().to_string(),
+        cluster.domain().layout().invitations(),
+    );
+    let (text, before) = (fs::read(&file).unwrap(), all.all().unwrap());
+    let over = cluster
+        .diloctl(&["worker", "invite", "--into", &into])
+        .await;
+    let refused = over.stderr.contains(&Code::ConfigInvalid.to_string());
+    assert!(refused, "{}", over.stderr);
+    assert_eq!(
+        (fs::read(&file).unwrap(), all.all().unwrap()),
+        (text, before)
+    );
+
     // Names are promised once.
     let twice = cluster
         .diloctl(&["worker", "invite", "--name", "by-list"])
