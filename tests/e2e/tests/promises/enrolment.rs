@@ -90,8 +90,19 @@ async fn fg_03_an_invited_machine_trains_and_the_thief_of_its_invitation_gets_no
     fs::copy(&file, &stolen).unwrap();
     enrol(&cluster, "machine", &file).await.unwrap();
 
-    // The machine has what a worker needs, and its keys are nowhere else.
+    // The command can be repeated: it asks nobody, and writes what is missing.
     let own = layout(&cluster, "machine");
+    let config = own.folder().join("config/invited.toml");
+    let written = fs::read(&config).unwrap();
+    for _ in 0..2 {
+        enrol(&cluster, "machine", &file).await.unwrap();
+        assert!(!own.newcomer().exists());
+        assert_eq!(fs::read(&config).unwrap(), written);
+        fs::remove_file(&config).unwrap();
+    }
+    enrol(&cluster, "machine", &file).await.unwrap();
+
+    // The machine has what a worker needs, and its keys are nowhere else.
     let credentials = Credentials::read(&own.credentials("invited")).unwrap();
     let audit = AuditKey::read(&own.audit_key("invited")).unwrap();
     let entered = record(&cluster, credentials.public()).unwrap();
