@@ -70,6 +70,21 @@ impl Endpoints {
         write_private(&Self::path(folder), text.as_bytes()).map_err(Failure::from)
     }
 
+    /// True if the address of the bus leads to the machine itself, whichever machine uses it.
+    pub(crate) fn is_loopback(&self) -> bool {
+        let rest = self
+            .bus
+            .split_once("://")
+            .map_or(&*self.bus, |(_, rest)| rest);
+        let host = match rest.strip_prefix('[') {
+            Some(v6) => v6.split(']').next(),
+            None => rest.split([':', '/']).next(),
+        };
+        let host = host.unwrap_or_default();
+        let address = host.parse::<std::net::IpAddr>();
+        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    }
+
     fn path(folder: &Path) -> PathBuf {
         folder.join("endpoints.toml")
     }
@@ -295,6 +310,32 @@ pub(crate) fn unexpected(view: &View) -> Failure {
 mod tests {
     use super::*;
     use crate::output::Format;
+
+    #[test]
+    fn an_address_of_the_machine_itself_is_known_in_each_form() {
+        let loops = |bus: &str| {
+            let endpoints = Endpoints {
+                bus: bus.to_owned(),
+                ..Endpoints::default()
+            };
+            endpoints.is_loopback()
+        };
+        for own in [
+            "tls://127.0.0.1:4222",
+            "tls://localhost:4222",
+            "tls://[::1]:4222",
+            "localhost",
+        ] {
+            assert!(loops(own), "{own}");
+        }
+        for other in [
+            "tls://10.0.0.1:4222",
+            "tls://broker:4222",
+            "tls://[fd00::1]:4222",
+        ] {
+            assert!(!loops(other), "{other}");
+        }
+    }
 
     /// Only what the address and the switches both say opens the way to the store.
     #[test]

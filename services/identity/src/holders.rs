@@ -6,6 +6,22 @@ use crate::domain::{Domain, DomainError};
 use crate::issued::Registration;
 
 impl Domain {
+    /// Refuses a second holder of a name: a machine that was enrolled, or to which credentials and audit
+    /// key were moved. Where the audit key is here, an earlier issue may have broken off before it
+    /// wrote the credentials.
+    pub(crate) fn check_free(&self, name: &str) -> Result<(), DomainError> {
+        for record in self.layout().issued().all()? {
+            if record.name != name || record.blocked.is_some() || record.audit_key.is_none() {
+                continue;
+            }
+            if record.audit_key != self.known_audit_key(record.role, name)? {
+                let (name, key) = (record.name, record.public);
+                return Err(DomainError::Elsewhere { name, key });
+            }
+        }
+        Ok(())
+    }
+
     /// The records with this name or key, with all keys and roles of the name. The domain's own
     /// coordinator and audit service each connect twice, so the credentials of their second
     /// connection are theirs as well.

@@ -207,11 +207,14 @@ impl Domain {
     /// Makes an invitation and keeps its terms. The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
-    /// A name or the life cannot be used, a name or the seat is taken, the list is no list of keys,
+    /// The domain has mutual TLS, a name or the life cannot be used, a name or the seat is taken, the list is no list of keys,
     /// or a file cannot be read or written.
     pub fn invite(&self, invite: Invite, now: UnixMillis) -> Result<InvitationFile, DomainError> {
         if !(INVITATION_MIN..=INVITATION_MAX).contains(&invite.life) {
             return Err(DomainError::Life(invite.life));
+        }
+        if self.is_mutual() {
+            return Err(DomainError::InviteMutual);
         }
         self.check_names(&invite, now)?;
         if let Some(seat) = &invite.seat {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use schemas::PublicKey;
 use schemas::permission::Role;
 
 use crate::invitations::InvitationList;
@@ -97,6 +98,13 @@ impl DomainLayout {
     /// The folder of the keys of a machine that is not enrolled yet.
     pub fn newcomer(&self) -> PathBuf {
         self.folder.join("newcomer")
+    }
+
+    /// The note on what this machine has become with an invitation.
+    pub(crate) fn enrolled(&self, invitation: &PublicKey) -> PathBuf {
+        self.folder
+            .join("enrolled")
+            .join(format!("{invitation}.json"))
     }
 
     /// The certificate of broker and store.

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use schemas::enrolment::{EnrolmentReply, EnrolmentRequest};
 use schemas::member::Posture;
-use schemas::{PublicKey, UnixMillis};
+use schemas::{PublicKey, Seat, UnixMillis, V};
+use serde::{Deserialize, Serialize};
 
 use crate::credentials::Credentials;
 use crate::domain::{DomainError, Issued};
@@ -15,6 +16,7 @@ use crate::invitation::InvitationFile;
 use crate::jwt::check_label;
 use crate::layout::DomainLayout;
 use crate::purpose::{AuditKey, ConnectionKey};
+use crate::revocation::{read_entry, write_entry};
 use crate::secret::{FileError, write_private};
 use crate::trust::TrustBundle;
 
@@ -33,6 +35,79 @@ pub struct Approach {
     pub credentials: PathBuf,
     /// The authority of the bus.
     pub ca: PathBuf,
+}
+
+/// What a machine has become with an invitation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Became {
+    /// The name of the worker.
+    pub name: String,
+    /// Its seat.
+    pub seat: Option<Seat>,
+    /// Its files.
+    pub issued: Issued,
+}
+
+/// [`Became`] as it is kept beside the credentials.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Note {
+    v: V<1>,
+    name: String,
+    seat: Option<Seat>,
+    worker: PublicKey,
+}
+
+/// What the machine of this folder has become with this invitation, if the credentials are here: then
+/// it need not ask, and an answer may not be had any more.
+///
+/// # Errors
+/// A file cannot be used.
+pub fn became(
+    layout: &DomainLayout,
+    invitation: &InvitationFile,
+) -> Result<Option<Became>, DomainError> {
+    let Some(note) = read_entry::<Note>(&layout.enrolled(invitation.id()))? else {
+        return Ok(None);
+    };
+    // The name becomes a part of paths.
+    check_label(&note.name)?;
+    let path = layout.credentials(&note.name);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let credentials = Credentials::read(&path)?;
+    if *credentials.public() != note.worker {
+        return Ok(None);
+    }
+    Ok(Some(Became {
+        issued: Issued {
+            credentials: path,
+            audit_key: Some(layout.audit_key(&note.name)),
+            public: note.worker,
+            expires: credentials.token().expires.unwrap_or(invitation.ends),
+        },
+        name: note.name,
+        seat: note.seat,
+    }))
+}
+
+/// Removes the folder of the newcomer, if its keys have become those of this worker. It goes last:
+/// everything that the worker needs is written by then.
+///
+/// # Errors
+/// A key cannot be read, or the folder cannot be removed.
+pub fn finish(layout: &DomainLayout, worker: &PublicKey) -> Result<(), DomainError> {
+    let folder = layout.newcomer();
+    let key = folder.join("worker.nk");
+    if !key.exists() || ConnectionKey::read(&key)?.public() != worker {
+        return Ok(());
+    }
+    fs::remove_dir_all(&folder).map_err(|source| FileError::Write {
+        path: folder,
+        source,
+    })?;
+    Ok(())
 }
 
 impl Newcomer {
@@ -107,7 +182,7 @@ impl Newcomer {
     }
 
     /// Checks the registrar's answer, and writes what a worker of this name needs, the credentials
-    /// last. The keys of the newcomer are then the worker's, and their folder is removed.
+    /// last. The keys of the newcomer are then the worker's; [`finish`] removes their folder.
     ///
     /// # Errors
     /// The answer is bound to other keys, another run or another domain, another worker of this name
@@ -128,12 +203,14 @@ impl Newcomer {
             write_private(&self.layout.ca(), invitation.ca.as_bytes())?;
             invitation.trust.write(&self.layout.trust())?;
         }
+        let note = Note {
+            v: V,
+            name: reply.name.clone(),
+            seat: reply.seat.clone(),
+            worker: self.worker().clone(),
+        };
+        write_entry(&self.layout.enrolled(invitation.id()), &note)?;
         credentials.write(&path)?;
-        let folder = self.layout.newcomer();
-        fs::remove_dir_all(&folder).map_err(|source| FileError::Write {
-            path: folder,
-            source,
-        })?;
         Ok(Issued {
             credentials: path,
             audit_key: Some(audit_key),
@@ -261,10 +338,24 @@ mod tests {
         let held = Credentials::read(&approach.credentials).expect("they were written");
         assert_eq!(held.public(), invitation.id());
         let reply = answer(&domain, &again, |_| ());
+        let layout = DomainLayout::new(&scratch.path().join("machine"));
+        let known = |invitation| became(&layout, invitation).expect("its notes can be read");
+        assert_eq!(known(&invitation), None);
         let issued = again
             .accept(&invitation, &reply)
             .expect("it is bound to it");
-        let layout = DomainLayout::new(&scratch.path().join("machine"));
+        let expected = Became {
+            name: "worker-7".to_owned(),
+            seat: None,
+            issued: issued.clone(),
+        };
+        assert_eq!(known(&invitation), Some(expected), "it need not ask again");
+        assert!(layout.newcomer().exists(), "something may still fail");
+        finish(&layout, invitation.id()).expect("nothing to do");
+        assert!(layout.newcomer().exists(), "the keys are another's");
+        for _ in 0..2 {
+            finish(&layout, again.worker()).expect("it is ours");
+        }
         assert_eq!(issued.credentials, layout.credentials("worker-7"));
         let credentials = Credentials::read(&issued.credentials).expect("they were written");
         assert_eq!(credentials.public(), first.worker());
@@ -274,6 +365,26 @@ mod tests {
         assert_eq!(trust.domain, domain.trust().domain);
         assert!(trust.ca.exists());
         assert!(!layout.newcomer().exists(), "the invitation is gone");
+        let kept = fs::read(&issued.credentials).expect("they were written");
+        fs::remove_file(&issued.credentials).expect("it is ours");
+        assert_eq!(known(&invitation), None, "without credentials it is nobody");
+        let name = invitation.id().to_string();
+        let run = run();
+        let others = domain.issue(
+            Role::Worker,
+            &name[..8],
+            Some(&run),
+            INVITATION_DEFAULT,
+            NOW,
+        );
+        fs::copy(
+            others.expect("a fresh name").credentials,
+            &issued.credentials,
+        )
+        .expect("it is ours");
+        assert_eq!(known(&invitation), None, "they are another's");
+        write_private(&issued.credentials, &kept).expect("it is ours");
+        assert!(known(&invitation).is_some());
     }
 
     #[test]
@@ -312,6 +423,69 @@ mod tests {
         assert_eq!(code(&operator), Code::AnswerForeign);
         let layout = DomainLayout::new(&scratch.path().join("machine"));
         assert!(!layout.trust().exists() && layout.newcomer().exists());
+    }
+
+    /// The broker takes no machine without a certificate, and an invitation has none.
+    #[test]
+    fn a_domain_with_mutual_tls_invites_nobody() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let own = domain(scratch.path());
+        own.make_mutual(NOW).expect("its folder takes files");
+        let invite = Invite {
+            name: "worker-7".to_owned(),
+            run: run(),
+            seat: None,
+            admission: Admission::Token,
+            life: INVITATION_DEFAULT,
+            bus: "tls://127.0.0.1:4222".to_owned(),
+        };
+        let refused = own.invite(invite, NOW).expect_err("it could not connect");
+        assert_eq!(refused.code(), Code::ClientCertificateMissing);
+        assert!(refused.to_string().contains("auth issue"), "{refused}");
+        let kept = own.layout().invitations().all().expect("it can be read");
+        assert_eq!(kept, [], "nothing was promised");
+    }
+
+    #[test]
+    fn fg_03_the_name_of_an_enrolled_machine_is_issued_to_nobody_else() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let (own, machine) = (domain(scratch.path()), newcomer(scratch.path()));
+        let mut record = Registration {
+            v: V,
+            name: "worker-7".to_owned(),
+            role: Role::Worker,
+            run: Some(run()),
+            account: own.tenant().expect("an account"),
+            public: machine.worker().clone(),
+            issued: NOW,
+            ends: NOW.after(Millis::from_secs(60)),
+            blocked: None,
+            audit_key: Some(machine.audit_key().clone()),
+            seat: None,
+        };
+        let list = own.layout().issued();
+        list.record(&record).expect("it takes files");
+        let issue = || {
+            own.issue(
+                Role::Worker,
+                "worker-7",
+                Some(&run()),
+                INVITATION_DEFAULT,
+                NOW,
+            )
+        };
+        let refused = issue().expect_err("a machine has the name");
+        assert_eq!(refused.code(), Code::NameTaken);
+        let text = refused.to_string();
+        assert!(text.contains(machine.worker().as_str()), "{text}");
+        assert!(!own.layout().audit_key("worker-7").exists());
+        record.blocked = Some(NOW);
+        list.record(&record).expect("it takes files");
+        let issued = issue().expect("nobody has the name now");
+        assert_ne!(issued.public, *machine.worker());
+        // An issue that broke off before it wrote the credentials can be repeated.
+        fs::remove_file(&issued.credentials).expect("it was made");
+        issue().expect("its audit key is here");
     }
 
     #[test]

@@ -4,15 +4,24 @@
 use std::path::Path;
 
 use identity::enrolment::verify_question;
+use identity::revocation::MARGIN;
 use identity::{InvitationList, IssuedList, Issuer};
-use registrar_core::{AskedToEnrol, Enrolled, Known, Registrar};
+use registrar_core::{AskedToEnrol, Enrolled, Known, REPEATED_MAX, Registrar};
 use runtime::clock;
 use schemas::enrolment::EnrolmentReply;
 use schemas::renewal::in_the_way;
 use schemas::text::Time;
-use schemas::{Coded, Refusal, V};
+use schemas::{Coded, Millis, Refusal, V};
 
 use crate::config::RegistrarSection;
+
+/// Most that the registrar's clock may be ahead of the vault's: then too a revocation covers every
+/// token that an enrolment has given its key.
+const AHEAD_MAX: Millis = Millis::from_secs(150);
+const _: () = assert!(
+    REPEATED_MAX.get() + AHEAD_MAX.get() < MARGIN.get(),
+    "a machine that was revoked right after its enrolment could enrol itself again"
+);
 
 /// The lists that an enrolment reads and writes.
 pub(crate) struct Desk {

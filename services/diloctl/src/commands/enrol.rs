@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use identity::newcomer::{self, Became};
 use identity::{DomainLayout, InvitationFile, Newcomer};
 use runtime::{Bus, BusConfig, Failure, clock};
 use schemas::enrolment::EnrolmentReply;
@@ -40,18 +41,15 @@ pub(super) async fn run(
 ) -> Result<(), Failure> {
     let _lock = context.lock("diloctl worker enrol")?;
     let invitation = InvitationFile::read(file)?;
-    check_end(&invitation)?;
-    let newcomer = Newcomer::prepare(&DomainLayout::new(&context.folder))?;
-    let approach = newcomer.approach(&invitation)?;
-    let config = BusConfig {
-        url: invitation.bus.clone(),
-        credentials: approach.credentials,
-        ca: approach.ca,
+    let layout = DomainLayout::new(&context.folder);
+    let Became { name, seat, issued } = match newcomer::became(&layout, &invitation)? {
+        Some(became) => {
+            let text = format!("this machine is enrolled already, as {}", became.name);
+            context.printer.talk(&text);
+            became
+        }
+        None => become_worker(context, &layout, &invitation).await?,
     };
-    context.check_bus(&config)?;
-    let bus = Bus::connect("diloctl-enrol", &config, clock::now()).await?;
-    let reply = ask(context, &bus, &config, &invitation, &newcomer).await?;
-    let issued = newcomer.accept(&invitation, &reply)?;
     let choices = Choices {
         endpoints: Endpoints {
             bus: invitation.bus.clone(),
@@ -64,17 +62,43 @@ pub(super) async fn run(
         token_lifetime: runtime::ConfigDuration(identity::domain::LIFETIME_RENEWED.as_duration()),
     };
     let folder = services::absolute(&context.folder)?;
-    let config = services::write_worker(&folder, &choices, &reply.name)?;
+    let config = services::write_worker(&folder, &choices, &name)?;
+    newcomer::finish(&layout, &issued.public)?;
     context.printer.record(&Enrolled {
-        name: reply.name,
-        run: reply.run,
-        seat: reply.seat,
+        name,
+        run: invitation.run,
+        seat,
         worker: issued.public.to_string(),
         expires: issued.expires,
         credentials: issued.credentials.display().to_string(),
         start: format!("diloco-worker --config {}", config.display()),
     });
     Ok(())
+}
+
+/// Asks the registrar, and keeps its answer.
+async fn become_worker(
+    context: &Context,
+    layout: &DomainLayout,
+    invitation: &InvitationFile,
+) -> Result<Became, Failure> {
+    check_end(invitation)?;
+    let newcomer = Newcomer::prepare(layout)?;
+    let approach = newcomer.approach(invitation)?;
+    let config = BusConfig {
+        url: invitation.bus.clone(),
+        credentials: approach.credentials,
+        ca: approach.ca,
+    };
+    context.check_bus(&config)?;
+    let bus = Bus::connect("diloctl-enrol", &config, clock::now()).await?;
+    let reply = ask(context, &bus, &config, invitation, &newcomer).await?;
+    let issued = newcomer.accept(invitation, &reply)?;
+    Ok(Became {
+        name: reply.name,
+        seat: reply.seat,
+        issued,
+    })
 }
 
 /// Asks until there is an answer other than that a person has to approve.

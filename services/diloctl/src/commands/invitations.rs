@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use identity::InvitationList;
 use identity::invitation::Invite;
 use identity::join::new_session;
+use identity::{InvitationList, IssuedList};
 use runtime::{Failure, clock};
 use schemas::enrolment::{Admission, Invitation, Word};
 use schemas::{Code, PublicKey, Rank, RunId, Seat, UnixMillis};
@@ -23,6 +23,13 @@ const SHORT_MIN: usize = 8;
 pub(super) fn invite(context: &Context, args: InviteArgs) -> Result<(), Failure> {
     let domain = context.domain()?;
     let _lock = context.lock("diloctl worker invite")?;
+    if args.into.symlink_metadata().is_ok() {
+        let text = format!(
+            "{} exists; choose another file with --into, or remove it",
+            args.into.display()
+        );
+        return Err(Failure::new(Code::ConfigInvalid, text));
+    }
     let seat = seat(&args)?;
     let admission = match (&args.keys, args.by_hand) {
         (Some(file), _) => Admission::Listed(listed(file)?),
@@ -62,6 +69,14 @@ pub(super) fn invite(context: &Context, args: InviteArgs) -> Result<(), Failure>
         "carry the file to the machine over a channel that nobody else reads, and run \
          `diloctl worker enrol FILE` there",
     );
+    if context.endpoints.is_loopback() {
+        let text = format!(
+            "{} reaches a broker on the same machine only; for another machine give the broker's \
+             address with --bus",
+            made.bus
+        );
+        context.printer.talk(&text);
+    }
     Ok(())
 }
 
@@ -139,7 +154,8 @@ pub(super) fn approve(context: &Context, key: &str) -> Result<(), Failure> {
 }
 
 pub(super) fn deny(context: &Context, what: &str) -> Result<(), Failure> {
-    let list = context.domain()?.layout().invitations();
+    let layout = context.domain()?.layout().clone();
+    let list = layout.invitations();
     let _lock = context.lock("diloctl worker deny")?;
     let promised = |one: &Invitation| match &one.terms.admission {
         Admission::Listed(listed) => listed.values().any(|name| name == what),
@@ -152,6 +168,7 @@ pub(super) fn deny(context: &Context, what: &str) -> Result<(), Failure> {
     match found {
         Some(invitation) => {
             list.withdraw(&invitation.terms.invitation)?;
+            check_shut_out(&layout.issued(), &invitation)?;
             context.printer.record(&Said {
                 name: invitation.terms.name,
                 run: invitation.terms.run,
@@ -163,6 +180,33 @@ pub(super) fn deny(context: &Context, what: &str) -> Result<(), Failure> {
         None => {
             let (invitation, worker) = waiting(&list, what)?;
             say(context, &list, &invitation, worker, Word::Denied)
+        }
+    }
+}
+
+/// Fails if a machine that was enrolled with an invitation may still connect: that the invitation is
+/// withdrawn takes nothing from it.
+fn check_shut_out(issued: &IssuedList, invitation: &Invitation) -> Result<(), Failure> {
+    let mut enrolled = Vec::new();
+    for guest in invitation
+        .guests
+        .values()
+        .filter(|one| one.enrolled.is_some())
+    {
+        let record = issued.find(&guest.worker)?;
+        if record.is_none_or(|record| record.blocked.is_none()) {
+            enrolled.push(guest.worker.as_str());
+        }
+    }
+    match enrolled.is_empty() {
+        true => Ok(()),
+        false => {
+            let text = format!(
+                "the invitation is withdrawn, but enrolled with it is {}; `diloctl auth revoke KEY` \
+                 shuts it out",
+                enrolled.join(", ")
+            );
+            Err(Failure::new(Code::InvitationUsed, text))
         }
     }
 }

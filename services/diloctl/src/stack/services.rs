@@ -243,13 +243,17 @@ pub(crate) fn write_configs(
     Ok(written)
 }
 
-/// Writes the configuration of one worker of a domain in `folder`; returns its path.
+/// Writes the configuration of one worker of a domain in `folder`, unless there is one; returns its
+/// path.
 pub(crate) fn write_worker(
     folder: &Path,
     choices: &Choices,
     name: &str,
 ) -> Result<PathBuf, Failure> {
     let path = folder.join("config").join(format!("{name}.toml"));
+    if path.exists() {
+        return Ok(path);
+    }
     let config = worker(folder, choices, name);
     let text = format!("# Written by `diloctl worker enrol`.\n\n{config}");
     write_private(&path, text.as_bytes())?;

@@ -17,6 +17,13 @@ pub const GUESTS_MAX: usize = 16;
 /// one invitation and one pair of keys, so repeating it gains nothing; the bound catches wrong clocks,
 /// with which the new token would not be accepted either.
 pub const PROOF_AGE_MAX: Millis = Millis::from_secs(300);
+/// Time after an enrolment in which its answer is repeated, for a machine that has not got it. It must
+/// be shorter than the time for which a revocation covers tokens to come (5 minutes), less what the
+/// clocks of vault and registrar may differ. A key is revoked after it was enrolled, so every token
+/// that is given here is then dated before the end of its revocation. The record that says so may lie
+/// at the vault alone: without this bound the thief of an enrolled machine would ask again, and get a
+/// token that is newer than its revocation.
+pub const REPEATED_MAX: Millis = Millis::from_secs(120);
 
 /// A question to be enrolled, under the subject to which the broker holds its asker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,8 +62,9 @@ pub struct Enrolled {
 }
 
 impl Registrar {
-    /// Decides on a question to be enrolled. The same question has the same answer, however often it
-    /// is asked, also if the registrar died in between: a token for the same key, name, run and seat.
+    /// Decides on a question to be enrolled. For [`REPEATED_MAX`] the same question has the same answer,
+    /// however often it is asked, also if the registrar died in between: a token for the same key, name,
+    /// run and seat. Afterwards the invitation is used.
     ///
     /// # Errors
     /// The machine is not enrolled. With [`Code::EnrolmentPending`] it has to be kept as a guest
@@ -79,6 +87,11 @@ impl Registrar {
             return Err((Refusal::new(Code::EnrolmentPending, detail), waits));
         }
         let enrolled = guest.and_then(|guest| guest.enrolled);
+        if let Some(at) = enrolled.filter(|at| at.until(now) > REPEATED_MAX) {
+            let ago = at.until(now);
+            let why = format!("{} has used it itself, {ago} ms ago", asked.request.worker);
+            return Err((Refusal::new(Code::InvitationUsed, why), None));
+        }
         let noted = enrolled.is_none().then(|| Guest {
             enrolled: Some(now),
             ..guest.cloned().unwrap_or_else(|| new_guest(now, asked))
@@ -249,7 +262,10 @@ fn check_admission(invitation: &Invitation, request: &EnrolmentRequest) -> Resul
             if let Some(other) = taken {
                 return used(format!("{} has used it", other.worker));
             }
-            if own.is_none() && invitation.guests.len() >= GUESTS_MAX {
+            // An operator has answered those that were denied; they keep nobody else out.
+            let denied = |key: &PublicKey| invitation.denied.contains(key);
+            let waiting = others().filter(|one| !denied(&one.worker)).count();
+            if own.is_none() && waiting >= GUESTS_MAX {
                 return used(format!("{GUESTS_MAX} machines wait for an answer to it"));
             }
             Ok(terms.name.clone())

@@ -15,7 +15,7 @@ use schemas::{
     AccountId, Code, Message as _, Millis, PublicKey, Refusal, RunId, UnixMillis, is_answer,
 };
 
-pub use enrol::{AskedToEnrol, Enrolled, GUESTS_MAX, Known, PROOF_AGE_MAX};
+pub use enrol::{AskedToEnrol, Enrolled, GUESTS_MAX, Known, PROOF_AGE_MAX, REPEATED_MAX};
 use rate::Rate;
 pub use rate::{QUESTION_EVERY, QUESTIONS_BURST};
 

@@ -90,8 +90,19 @@ async fn fg_03_an_invited_machine_trains_and_the_thief_of_its_invitation_gets_no
     fs::copy(&file, &stolen).unwrap();
     enrol(&cluster, "machine", &file).await.unwrap();
 
-    // The machine has what a worker needs, and its keys are nowhere else.
+    // The command can be repeated: it asks nobody, and writes what is missing.
     let own = layout(&cluster, "machine");
+    let config = own.folder().join("config/invited.toml");
+    let written = fs::read(&config).unwrap();
+    for _ in 0..2 {
+        enrol(&cluster, "machine", &file).await.unwrap();
+        assert!(!own.newcomer().exists());
+        assert_eq!(fs::read(&config).unwrap(), written);
+        fs::remove_file(&config).unwrap();
+    }
+    enrol(&cluster, "machine", &file).await.unwrap();
+
+    // The machine has what a worker needs, and its keys are nowhere else.
     let credentials = Credentials::read(&own.credentials("invited")).unwrap();
     let audit = AuditKey::read(&own.audit_key("invited")).unwrap();
     let entered = record(&cluster, credentials.public()).unwrap();
@@ -270,6 +281,35 @@ async fn fg_03_invitations_that_are_listed_ended_withdrawn_or_altered() {
     assert_eq!(
         record(&cluster, &key.parse().unwrap()).unwrap().name,
         "by-list"
+    );
+
+    // What it is now is not taken from it with the invitation.
+    let denied = cluster.diloctl(&["worker", "deny", "by-list"]).await;
+    assert!(!denied.status.success());
+    let text = &denied.stderr;
+    assert!(text.contains(&Code::InvitationUsed.to_string()), "{text}");
+    assert!(text.contains(key) && text.contains("auth revoke"), "{text}");
+    let late = enrol(&cluster, "unlisted", &file).await;
+    assert_eq!(
+        late,
+        Err(Code::EnrolmentDenied),
+        "it is withdrawn all the same"
+    );
+
+    // No file is written over, and nothing is promised then.
+    let (into, all) = (
+        file.display().to_string(),
+        cluster.domain().layout().invitations(),
+    );
+    let (text, before) = (fs::read(&file).unwrap(), all.all().unwrap());
+    let over = cluster
+        .diloctl(&["worker", "invite", "--into", &into])
+        .await;
+    let refused = over.stderr.contains(&Code::ConfigInvalid.to_string());
+    assert!(refused, "{}", over.stderr);
+    assert_eq!(
+        (fs::read(&file).unwrap(), all.all().unwrap()),
+        (text, before)
     );
 
     // Names are promised once.

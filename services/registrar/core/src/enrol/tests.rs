@@ -199,6 +199,28 @@ fn fg_03_the_same_keys_get_the_same_answer_after_a_crash_at_any_point() {
     }
 }
 
+/// Its revocation may be known only where the vault lies. It covers the tokens of its next minutes.
+#[test]
+fn fg_03_an_enrolled_machine_that_asks_again_later_is_refused() {
+    let listed = BTreeMap::from([(key('C'), "worker-7".to_owned())]);
+    for admission in [Admission::Token, Admission::Hand, Admission::Listed(listed)] {
+        let mut disk = Disk::with(admission);
+        disk.invitation.terms.ends = NOW.after(Millis::from_secs(3600));
+        disk.invitation.approved.insert(key('C'));
+        disk.ask(&asks('C')).expect("it was invited");
+        let at = |after: Millis| {
+            let mut asked = asks('C');
+            asked.request.at = NOW.after(after);
+            let decided = disk.decide(asked.request.at, &asked);
+            decided.map_err(|(refusal, guest)| (refusal.code, guest))
+        };
+        let last = at(REPEATED_MAX).expect("its answer may have been lost");
+        assert_eq!(last.validity.issued, NOW.after(REPEATED_MAX));
+        let later = at(REPEATED_MAX + Millis(1));
+        assert_eq!(later, Err((Code::InvitationUsed, None)));
+    }
+}
+
 #[test]
 fn fg_03_a_used_invitation_is_worth_nothing_to_its_thief() {
     let mut disk = Disk::with(Admission::Token);
@@ -348,6 +370,11 @@ fn those_who_wait_for_approval_are_few() {
         assert_eq!(disk.ask(&asked), Err(Code::EnrolmentPending), "it waits");
     }
     assert_eq!(disk.refuses(&asks('E')), Code::InvitationUsed);
+    // A denial makes room for one.
+    let denied = disk.invitation.guests.keys().next().cloned();
+    disk.invitation.denied.extend(denied);
+    assert_eq!(disk.ask(&asks('E')), Err(Code::EnrolmentPending));
+    assert_eq!(disk.refuses(&asks('G')), Code::InvitationUsed);
 }
 
 #[test]
