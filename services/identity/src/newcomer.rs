@@ -292,13 +292,9 @@ mod tests {
         Newcomer::prepare(&layout).expect("an empty folder")
     }
 
-    /// The answer that the registrar gives, for a record that `alter` may have changed.
-    fn answer(
-        domain: &Domain,
-        newcomer: &Newcomer,
-        alter: impl FnOnce(&mut Registration),
-    ) -> EnrolmentReply {
-        let mut record = Registration {
+    /// The record that the registrar keeps of the machine.
+    fn record_of(domain: &Domain, newcomer: &Newcomer) -> Registration {
+        Registration {
             v: V,
             name: "worker-7".to_owned(),
             role: Role::Worker,
@@ -310,7 +306,16 @@ mod tests {
             blocked: None,
             audit_key: Some(newcomer.audit_key().clone()),
             seat: None,
-        };
+        }
+    }
+
+    /// The answer that the registrar gives, for a record that `alter` may have changed.
+    fn answer(
+        domain: &Domain,
+        newcomer: &Newcomer,
+        alter: impl FnOnce(&mut Registration),
+    ) -> EnrolmentReply {
+        let mut record = record_of(domain, newcomer);
         alter(&mut record);
         let issuer = Issuer::open(&domain.layout().issuer()).expect("its keys");
         let token = issuer.sign(&record, record.ends, NOW).expect("a token");
@@ -450,19 +455,7 @@ mod tests {
     fn fg_03_the_name_of_an_enrolled_machine_is_issued_to_nobody_else() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let (own, machine) = (domain(scratch.path()), newcomer(scratch.path()));
-        let mut record = Registration {
-            v: V,
-            name: "worker-7".to_owned(),
-            role: Role::Worker,
-            run: Some(run()),
-            account: own.tenant().expect("an account"),
-            public: machine.worker().clone(),
-            issued: NOW,
-            ends: NOW.after(Millis::from_secs(60)),
-            blocked: None,
-            audit_key: Some(machine.audit_key().clone()),
-            seat: None,
-        };
+        let mut record = record_of(&own, &machine);
         let list = own.layout().issued();
         list.record(&record).expect("it takes files");
         let issue = || {

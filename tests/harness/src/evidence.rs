@@ -110,6 +110,16 @@ impl Evidence {
         self.seen
     }
 
+    /// The events of the ledger that were recorded up to now, in their order.
+    ///
+    /// # Panics
+    /// As [`Evidence::everything`].
+    pub async fn ledger(self) -> Vec<LedgerEvent> {
+        let recorded = self.everything().await;
+        let ledger = recorded.iter().filter_map(|one| one.ledger().cloned());
+        ledger.collect()
+    }
+
     /// The number of messages in the stream.
     ///
     /// # Panics

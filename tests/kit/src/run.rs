@@ -146,6 +146,16 @@ impl RunSpecBuilder {
     }
 }
 
+/// Noise that a test can compute with. How long its budget lasts is the test's choice.
+pub const fn privacy() -> Privacy {
+    Privacy {
+        clip: 1.0,
+        noise_multiplier: 4.0,
+        delta: 1e-6,
+        epsilon: 8.0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::run_spec;

@@ -97,10 +97,8 @@ fn private(mut spec: RunSpec) -> RunSpec {
     if spec.seed.is_multiple_of(4) {
         spec.policy.norm_max = 0.0;
         spec.privacy = Some(Privacy {
-            clip: 1.0,
-            noise_multiplier: 4.0,
-            delta: 1e-6,
             epsilon: 3.0 + (spec.seed / 4 % 6) as f64,
+            ..kit::privacy()
         });
     }
     spec

@@ -11,31 +11,11 @@ pub(crate) fn seat(rank: u32, of: u32) -> Seat {
 
 /// The join of worker `number`, which has no place in the book yet.
 pub(crate) fn seated(number: u32, wanted: Option<Seat>) -> LedgerEvent {
-    let LedgerEvent::WorkerJoined {
-        worker,
-        account,
-        audit_key,
-        trainers,
-        device,
-        release,
-        posture,
-        session,
-        ..
-    } = joined(number)
-    else {
-        unreachable!("it is a join")
-    };
-    LedgerEvent::WorkerJoined {
-        worker,
-        account,
-        audit_key,
-        trainers,
-        device,
-        release,
-        posture,
-        session,
-        seat: wanted,
+    let mut event = joined(number);
+    if let LedgerEvent::WorkerJoined { seat, .. } = &mut event {
+        *seat = wanted;
     }
+    event
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use ledger::{BudgetEnd, State};
 use schemas::event::{Departure, LedgerEvent};
-use schemas::run::{Privacy, RunSpec};
+use schemas::run::RunSpec;
 
 use crate::groups::{seat, seated};
 use crate::kit::{
@@ -12,12 +12,7 @@ use crate::kit::{
 
 /// Settings whose budget lasts for exactly so many disclosures.
 fn private(disclosures: u64) -> RunSpec {
-    let mut privacy = Privacy {
-        clip: 1.0,
-        noise_multiplier: 4.0,
-        delta: 1e-6,
-        epsilon: 1.0,
-    };
+    let mut privacy = kit::privacy();
     privacy.epsilon = ::privacy::epsilon(&privacy, disclosures);
     let mut spec = spec();
     spec.policy.norm_max = 0.0;

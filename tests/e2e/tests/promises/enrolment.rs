@@ -479,15 +479,6 @@ async fn fg_03_no_message_of_a_newcomer_changes_what_it_becomes() {
     );
 }
 
-/// The events of the ledger, in their order.
-async fn ledger(cluster: &Cluster) -> Vec<LedgerEvent> {
-    let recorded = cluster.evidence().await.everything().await;
-    recorded
-        .iter()
-        .filter_map(|one| one.ledger().cloned())
-        .collect()
-}
-
 #[tokio::test]
 async fn fg_03_a_group_gets_work_when_each_seat_is_taken_and_ends_as_a_whole() {
     let mut cluster = Cluster::start(options(), 0).await;
@@ -520,7 +511,7 @@ async fn fg_03_a_group_gets_work_when_each_seat_is_taken_and_ends_as_a_whole() {
         let join = |event: &&LedgerEvent| matches!(event, LedgerEvent::WorkerJoined { .. });
         events.iter().filter(join).count()
     };
-    let events = ledger(&cluster).await;
+    let events = cluster.evidence().await.ledger().await;
     let granted = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseGranted { .. });
     let before = events.iter().position(granted).unwrap();
     assert_eq!(
@@ -546,7 +537,10 @@ async fn fg_03_a_group_gets_work_when_each_seat_is_taken_and_ends_as_a_whole() {
             }
         )
     };
-    let count = ledger(&cluster)
+    let count = cluster
+        .evidence()
+        .await
+        .ledger()
         .await
         .iter()
         .filter(|event| evicted(event))

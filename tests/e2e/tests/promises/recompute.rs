@@ -84,17 +84,10 @@ fn verdicts(rows: &[Value]) -> Vec<&str> {
         .collect()
 }
 
-/// The events of the ledger.
-async fn ledger(cluster: &Cluster) -> Vec<LedgerEvent> {
-    let recorded = cluster.evidence().await.everything().await;
-    let events = recorded.iter().filter_map(|one| one.ledger().cloned());
-    events.collect()
-}
-
 /// The objects of the weights that a round published, and of the contributions to it.
 async fn objects(cluster: &Cluster, of: Round) -> (Vec<ObjectRef>, Vec<ObjectRef>) {
     let (mut published, mut contributed) = (Vec::new(), Vec::new());
-    for event in ledger(cluster).await {
+    for event in cluster.evidence().await.ledger().await {
         match event {
             LedgerEvent::RoundClosed {
                 round, broadcast, ..

@@ -35,15 +35,6 @@ fn value(shown: &str, title: &str) -> Option<String> {
     lines.find_map(value)
 }
 
-/// The events of the ledger so far.
-async fn ledger(cluster: &Cluster) -> Vec<LedgerEvent> {
-    let recorded = cluster.evidence().await.everything().await;
-    recorded
-        .iter()
-        .filter_map(|one| one.ledger().cloned())
-        .collect()
-}
-
 /// The manifest of the full snapshot of a round, once it is saved.
 async fn saved(cluster: &Cluster, of: u64) -> ObjectRef {
     let mut evidence = cluster.evidence().await;
@@ -84,7 +75,7 @@ async fn tl_32_a_run_is_led_back_by_digest_while_it_trains_and_trains_on() {
     saved(&cluster, 4).await;
     cluster.kept().await;
     // A contribution to round 2 is the cause: the newest snapshot without it is that of round 2.
-    let cause = statement(&ledger(&cluster).await, 2).expect("round 2 is merged");
+    let cause = statement(&cluster.evidence().await.ledger().await, 2).expect("round 2 is merged");
     let traced = cluster
         .diloctl_ok(&["lineage", "descendants", &cause.to_string()])
         .await;
@@ -129,7 +120,7 @@ async fn tl_32_a_run_is_led_back_by_digest_while_it_trains_and_trains_on() {
     let recomputed = cluster
         .diloctl_ok(&["audit", "recompute", "--run", "demo", "--all"])
         .await;
-    let events = ledger(&cluster).await;
+    let events = cluster.evidence().await.ledger().await;
     let merged = events
         .iter()
         .filter(|event| matches!(event, LedgerEvent::RoundClosed { .. }));
@@ -284,7 +275,7 @@ async fn tl_32_a_snapshot_that_is_not_as_it_was_saved_is_refused() {
         "{}",
         ended.stderr
     );
-    let written = ledger(&cluster).await;
+    let written = cluster.evidence().await.ledger().await;
     let touched = |event: &&LedgerEvent| {
         matches!(
             event,
@@ -295,7 +286,7 @@ async fn tl_32_a_snapshot_that_is_not_as_it_was_saved_is_refused() {
 
     let shown = cluster.diloctl_ok(&restore(&digest)).await;
     assert!(shown.contains("restored; this is in the ledger"), "{shown}");
-    let restored = ledger(&cluster).await;
+    let restored = cluster.evidence().await.ledger().await;
     let last = restored.iter().rev().find_map(|event| match event {
         LedgerEvent::SnapshotRestored { snapshot, .. } => Some(*snapshot),
         _ => None,

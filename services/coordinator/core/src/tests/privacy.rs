@@ -3,9 +3,8 @@
 use schemas::contribution::{Contribution, Fate, Outcome};
 use schemas::control::RunNew;
 use schemas::event::LedgerEvent;
-use schemas::foundry::{self, Order};
 use schemas::lease::{ClaimOutcome, LeaseRef};
-use schemas::run::{Privacy, RunSpec};
+use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
 use schemas::view::{PrivacyView, RunPhase};
 use schemas::{Code, Millis, V};
@@ -13,19 +12,14 @@ use schemas::{Code, Millis, V};
 use crate::effect::Answer;
 use crate::fixture::*;
 use crate::tests::heartbeat::heartbeat;
-use crate::{ControlRequest, Effect, Input, ReplyId, WorkerRequest};
+use crate::{ControlRequest, Input, ReplyId, WorkerRequest};
 
 /// Settings whose budget lasts for exactly so many disclosures: four rounds of two units.
 fn private(disclosures: u64) -> RunSpec {
     let mut spec = spec("demo");
     spec.schedule.rounds = 4;
     spec.policy.norm_max = 0.0;
-    let mut privacy = Privacy {
-        clip: 1.0,
-        noise_multiplier: 4.0,
-        delta: 1e-6,
-        epsilon: 1.0,
-    };
+    let mut privacy = kit::privacy();
     privacy.epsilon = ::privacy::epsilon(&privacy, disclosures);
     spec.privacy = Some(privacy);
     spec
@@ -70,17 +64,7 @@ fn stated_as(change: impl Fn(&mut Contribution)) -> Code {
 /// Hands a result in whose check finds this norm.
 fn with_norm(world: &mut World, number: u32, held: LeaseRef, norm: f64) -> ReplyId {
     let result = submission(&world.run().spec, number, held, 0);
-    let reply = world.ask(peer(number), WorkerRequest::Submit(result));
-    let Effect::Foundry {
-        order: Order::Screen { screening, .. },
-        ..
-    } = world.take_pending(|effect| matches!(effect, order!(Screen)))
-    else {
-        unreachable!("it was picked as one")
-    };
-    let verdict = Ok(screened(norm));
-    world.foundry(foundry::Answer::Screened { screening, verdict });
-    reply
+    world.hand_in(number, result, norm)
 }
 
 /// The code with which a new run is refused.

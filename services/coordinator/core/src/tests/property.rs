@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use schemas::event::{Event, LedgerEvent};
 use schemas::foundry::{self, Order};
-use schemas::hold::{Hold, HoldRequest};
 use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest, UnitId, UnitKind};
 use schemas::quarantine::QuarantineRequest;
 use schemas::restore::RestoreRequest;
@@ -197,13 +196,7 @@ fn play(world: &mut World, step: Step) {
             }
         }
         Step::Unfreeze => {
-            world.control(ControlRequest::RunHold(HoldRequest {
-                v: V,
-                run: run_id(),
-                hold: Hold::Merges,
-                held: false,
-                reason: "it is right now".parse().expect("a reason"),
-            }));
+            world.unfreeze();
         }
         Step::Wait(span) => world.wait(Millis(span)),
         Step::Restart => world.restart(),

@@ -2,7 +2,7 @@
 
 use schemas::event::LedgerEvent;
 use schemas::foundry::{self, Order};
-use schemas::hold::{Hold, HoldRequest};
+use schemas::hold::Hold;
 use schemas::lease::{LeaseRef, RenewRequest, Work};
 use schemas::quarantine::QuarantineRequest;
 use schemas::restore::{RESTORES_MAX, RestoreReply, RestoreRequest};
@@ -46,13 +46,7 @@ fn restore(world: &mut World, round: u64) -> RestoreReply {
 }
 
 fn unfreeze(world: &mut World) {
-    world.control(ControlRequest::RunHold(HoldRequest {
-        v: V,
-        run: run_id(),
-        hold: Hold::Merges,
-        held: false,
-        reason: "it is right now".parse().expect("a reason"),
-    }));
+    world.unfreeze();
     world.answer_pending();
 }
 

@@ -1,12 +1,12 @@
 use schemas::contribution::Outcome;
 use schemas::event::LedgerEvent;
-use schemas::foundry::{self, Order};
+use schemas::foundry::Order;
 use schemas::lease::LeaseRef;
 use schemas::run::{Comparison, RunSpec};
 use schemas::{Code, Tokens, Weight};
 
 use crate::fixture::*;
-use crate::{Effect, ReplyId, Submission, WorkerRequest};
+use crate::{Effect, ReplyId, Submission};
 
 /// Settings that compare. Its 4 steps at a rate of 1 reach 67.6 with 13 parameters.
 fn compared(units: u32) -> RunSpec {
@@ -29,26 +29,11 @@ fn world(spec: RunSpec, workers: u32) -> World {
     world
 }
 
-/// Hands a result in, whose check finds this norm.
-fn hand_in(world: &mut World, number: u32, result: Submission, norm: f64) -> ReplyId {
-    let reply = world.ask(peer(number), WorkerRequest::Submit(result));
-    let Effect::Foundry {
-        order: Order::Screen { screening, .. },
-        ..
-    } = world.take_pending(|effect| matches!(effect, order!(Screen)))
-    else {
-        unreachable!("it was picked as one")
-    };
-    let verdict = Ok(screened(norm));
-    world.foundry(foundry::Answer::Screened { screening, verdict });
-    reply
-}
-
 /// A unit from its claim to its result.
 fn work(world: &mut World, number: u32, norm: f64) -> ReplyId {
     let held = world.lease(number);
     let result = submission(&world.run().spec, number, held, 0);
-    hand_in(world, number, result, norm)
+    world.hand_in(number, result, norm)
 }
 
 /// The result of worker 1 under `original`, as worker `number` hands it in under `held`.
@@ -151,23 +136,23 @@ fn a_contribution_that_is_copied_from_the_round_before_is_refused() {
     let mut world = world(compared(2), 2);
     let (first, second) = (world.lease(1), world.lease(2));
     let result = submission(&world.run().spec, 1, first, 0);
-    hand_in(&mut world, 1, result, 1.0);
+    world.hand_in(1, result, 1.0);
     // Within a round nobody can tell the copy from the original.
     let same = copy(&world, first, 2, second);
-    let same = hand_in(&mut world, 2, same, 1.0);
+    let same = world.hand_in(2, same, 1.0);
     assert!(world.answers[&same].is_ok());
     world.answer_pending();
     // Of the round before, by its own maker too.
     for number in [1, 2] {
         let held = world.lease(number);
         let again = copy(&world, first, number, held);
-        let again = hand_in(&mut world, number, again, 1.0);
+        let again = world.hand_in(number, again, 1.0);
         assert_eq!(world.refusal(again), Code::ContributionCopied);
     }
     // Zeros are equal without being copied.
     let held = world.lease(2);
     let zeros = copy(&world, first, 2, held);
-    let zeros = hand_in(&mut world, 2, zeros, 0.0);
+    let zeros = world.hand_in(2, zeros, 0.0);
     assert!(world.answers[&zeros].is_ok());
     let rejected = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionRejected { .. });
     assert_eq!(world.count(rejected), 2);

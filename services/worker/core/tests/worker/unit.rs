@@ -3,7 +3,6 @@
 use schemas::contribution::{Evaluation, Fate, Outcome, Statement};
 use schemas::event::WorkerEvent;
 use schemas::lease::UnitKind;
-use schemas::run::Privacy;
 use schemas::{Chunks, Code, Message as _, ObjectRef, Refusal, Tokens};
 use worker_core::{Effect, Input, Request, ResultEnd, Trained};
 
@@ -107,12 +106,7 @@ fn tl_16_a_private_run_tells_no_number_of_a_unit_that_failed() {
         for private in [false, true] {
             let mut spec = spec();
             spec.policy.norm_max = 0.0;
-            spec.privacy = private.then_some(Privacy {
-                clip: 1.0,
-                noise_multiplier: 4.0,
-                delta: 1e-6,
-                epsilon: 8.0,
-            });
+            spec.privacy = private.then(kit::privacy);
             let mut scene = Scene::joined_to(spec);
             let work = scene.grant(lease(0, UnitKind::Train, 1));
             for input in [
