@@ -96,8 +96,8 @@ fn proven(domain: &str, peer: &Peer, request: &WorkerRequest) -> Result<(), Refu
 
 /// The seat of a joining worker, by the record of its credentials. The record also names the key that
 /// signs the worker's events: a thief of credentials that were never used cannot join with another.
-/// Where the folder of records is not on this machine, any proven key is taken at the first join, and
-/// nobody has a seat.
+/// Where the folder of records, or the worker's record, is not on this machine, any proven key is
+/// taken at the first join, and the worker has no seat.
 fn bound(
     issued: &IssuedList,
     peer: &Peer,
