@@ -3,6 +3,7 @@
 
 use e2e::Recipe;
 use harness::{Cluster, Options};
+use schemas::WorkerId;
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
 use schemas::lease::UnitKind;
 
@@ -10,8 +11,8 @@ use schemas::lease::UnitKind;
 async fn fg_06_the_unit_of_a_killed_worker_is_issued_again_and_the_run_completes() {
     let mut cluster = Cluster::start(Options::default(), 2).await;
     let mut evidence = cluster.evidence().await;
-    // Units take some seconds, so that "in the middle" is certain.
-    Recipe::reference(2, 2, 300).create(&cluster).await;
+    // A unit takes seconds, and nothing but the event that says its start is waited for.
+    Recipe::reference(2, 2, 1000).create(&cluster).await;
     let run = cluster.run().clone();
     let started = evidence
         .until("start of a unit of training", |recorded| {
@@ -21,15 +22,9 @@ async fn fg_06_the_unit_of_a_killed_worker_is_issued_again_and_the_run_completes
     let Event::Worker(WorkerEvent::Started { lease }) = started.body.event else {
         unreachable!("it was waited for")
     };
-    let holder = cluster
-        .operator()
-        .await
-        .leases(&run)
-        .await
-        .into_iter()
-        .find(|held| held.lease == lease)
-        .expect("a unit that was just started is held");
-    let name = cluster.worker_named(&holder.worker);
+    // The broker holds a worker to its own key in the subject.
+    let holder: WorkerId = started.subject.split('.').nth(4).unwrap().parse().unwrap();
+    let name = cluster.worker_named(&holder);
     cluster.kill9(&name);
 
     let ended = |event: &LedgerEvent| matches!(event, LedgerEvent::LeaseEnded { lease: ended, .. } if *ended == lease);
@@ -40,7 +35,7 @@ async fn fg_06_the_unit_of_a_killed_worker_is_issued_again_and_the_run_completes
         LedgerEvent::LeaseGranted {
             lease: granted,
             worker,
-        } => granted.unit == lease.unit && granted.epoch > lease.epoch && *worker != holder.worker,
+        } => granted.unit == lease.unit && granted.epoch > lease.epoch && *worker != holder,
         _ => false,
     };
     evidence
@@ -51,10 +46,7 @@ async fn fg_06_the_unit_of_a_killed_worker_is_issued_again_and_the_run_completes
     cluster.record_verifies().await;
     for recorded in cluster.evidence().await.everything().await {
         if let Some(LedgerEvent::ContributionAccepted { worker, .. }) = recorded.ledger() {
-            assert_ne!(
-                *worker, holder.worker,
-                "the killed worker handed nothing in"
-            );
+            assert_ne!(*worker, holder, "the killed worker handed nothing in");
         }
     }
 }
