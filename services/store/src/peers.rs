@@ -52,11 +52,19 @@ impl Peers {
 
     /// True if `peer` may have another connection. At 50 percent the first peer may hold half of
     /// all places, a second one half of the rest, and so on. The share shrinks with the free
-    /// places, and some are always free for the next peer.
+    /// places, and some are always free for the next peer. To a peer that is known by a valid
+    /// request, the places of strangers count as free, or a crowd of strangers would keep it to the
+    /// connections that it has.
     pub(crate) fn has_room(&mut self, peer: IpAddr) -> bool {
         let site = site(peer);
-        let held = self.open.values().filter(|open| open.site == site).count();
-        let free = self.places.saturating_sub(self.open.len());
+        let given = |held: &&Held| held.admission.is_given();
+        let own = || self.open.values().filter(|open| open.site == site);
+        let held = own().count();
+        let taken = match own().any(|held| given(&held)) {
+            true => self.open.values().filter(given).count(),
+            false => self.open.len(),
+        };
+        let free = self.places.saturating_sub(taken);
         let (own, others) = (self.percent, 100_usize.saturating_sub(self.percent));
         if held == 0 || held.saturating_mul(others) < free.saturating_mul(own) {
             return true;
@@ -163,6 +171,30 @@ mod tests {
             "where most come from one address"
         );
         assert_eq!(fill(&mut Peers::new(64, 100), address(1)), 64);
+    }
+
+    #[tokio::test]
+    async fn a_crowd_of_strangers_does_not_keep_a_known_peer_from_more() {
+        let mut peers = Peers::new(64, 50);
+        let admitted = Admission::default();
+        admitted.give();
+        for _ in 0..4 {
+            peers.opened(task(), address(1), admitted.clone());
+        }
+        for last in 2..=200 {
+            fill(&mut peers, address(last));
+        }
+        // Only a stranger that has none finds a place, in that of an older one.
+        assert!(peers.open.len() >= 63 && !peers.has_room(address(2)));
+        assert!(peers.has_room(address(1)));
+        peers.make_room();
+        // What it then holds has a bound as well: half of what known peers leave.
+        while peers.has_room(address(1)) {
+            peers.make_room();
+            peers.opened(task(), address(1), admitted.clone());
+        }
+        let held = |open: &&Held| open.site == address(1);
+        assert_eq!(peers.open.values().filter(held).count(), 32);
     }
 
     #[tokio::test]

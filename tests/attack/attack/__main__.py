@@ -5,7 +5,7 @@ import json
 import sys
 
 # Each registers its cases, in this order: URLs end after a minute.
-from . import store, tokens, messages, bus  # noqa: F401
+from . import store, tokens, messages, bus, ports  # noqa: F401
 from .case import run
 
 
