@@ -6,6 +6,7 @@ mod console;
 mod demo;
 mod deps;
 mod diloctl;
+mod fuzz;
 mod interrupt;
 mod mutants;
 mod pages;
@@ -51,6 +52,8 @@ enum Job {
     Demo(demo::DemoOptions),
     /// Take guards out of the code one at a time and see whether a test fails
     Mutants(mutants::MutantOptions),
+    /// Search for inputs that break what reads bytes of others
+    Fuzz(fuzz::FuzzOptions),
     /// Draw the README's picture from a run in which a worker is killed and comes back
     Picture(picture::PictureOptions),
     /// Write the pages that are generated from the code
@@ -83,6 +86,7 @@ fn run(job: Job) -> Result<()> {
         Job::Bench { arguments } => bench::run(&workspace, &overrides, &arguments),
         Job::Demo(options) => demo::run_demo(&workspace, &overrides, &options),
         Job::Mutants(options) => mutants::run_mutants(&workspace, &overrides, &options),
+        Job::Fuzz(options) => fuzz::run_fuzz(&workspace, &options),
         Job::Picture(options) => picture::run_picture(&workspace, &overrides, &options),
         Job::Docs { check: true } => pages::check(&workspace),
         Job::Docs { check: false } => pages::write(&workspace),

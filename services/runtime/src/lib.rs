@@ -10,6 +10,8 @@ pub mod config;
 mod denial;
 pub mod exit;
 pub mod expiry;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod handles;
 mod listen;
 pub mod log;

@@ -13,7 +13,7 @@
 mod answer;
 mod link;
 mod listener;
-mod protocol;
+pub(crate) mod protocol;
 mod queue;
 
 pub use listener::Listener;
