@@ -5,6 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result};
 use harness::Cluster;
 use model::{ModelConfig, SyntheticConfig};
+use schemas::Millis;
 
 /// Bytes of the text that workers read: enough for training shards and held-out shards.
 const CORPUS_BYTES: usize = 512 << 10;
@@ -32,15 +33,38 @@ pub(crate) struct Shape {
     pub(crate) snapshot_every: u64,
 }
 
+/// What stands between the processes, and what watches them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Security {
+    /// TLS; no audit service, and no registrar.
+    Usual,
+    /// Mutual TLS, an audit service that records and logs, and tokens that a registrar renews.
+    Whole,
+    /// No TLS, no audit service, no registrar. Identities and signatures stay: nothing runs without.
+    Plaintext,
+}
+
 /// Starts everything but workers: broker, store and coordinator, with a run that waits for its
 /// workers.
 ///
 /// # Errors
 /// A file cannot be written. A failure of a process panics with its log.
-pub(crate) async fn start(shape: &Shape) -> Result<Cluster> {
-    let mut cluster = Cluster::broker(harness::Options::default()).await;
+pub(crate) async fn start(shape: &Shape, security: Security) -> Result<Cluster> {
+    let options = harness::Options {
+        mutual_tls: security == Security::Whole,
+        plaintext: security == Security::Plaintext,
+        token_lifetime: (security == Security::Whole).then_some(Millis::from_secs(3600)),
+        ..harness::Options::default()
+    };
+    let mut cluster = Cluster::broker(options).await;
+    if security == Security::Whole {
+        cluster.start_registrar().await;
+    }
     cluster.start_store().await;
     cluster.start_coordinator("coordinator").await;
+    if security == Security::Whole {
+        cluster.start_audit().await;
+    }
     let (model, trainer) = match shape.model {
         Model::Preset(name) => (name, None),
         Model::Synthetic {

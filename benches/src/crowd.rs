@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::Effort;
-use crate::cluster_run::{self, Model, Shape};
+use crate::cluster_run::{self, Model, Security, Shape};
 use crate::row::{Reach, Row};
 
 /// Connections that are opened at the same time. Each takes a TLS handshake on both sides, and a
@@ -56,7 +56,7 @@ async fn open(workers: usize) -> Result<f64> {
         workers_min: workers,
         snapshot_every: 1,
     };
-    let cluster = cluster_run::start(&shape).await?;
+    let cluster = cluster_run::start(&shape, Security::Usual).await?;
     let mut crowd = Vec::with_capacity(workers);
     while crowd.len() < workers {
         let more = CONNECTING_MAX.min(workers - crowd.len());

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::Effort;
-use crate::cluster_run::{self, Model, Shape};
+use crate::cluster_run::{self, Model, Security, Shape};
 use crate::row::{Reach, Row};
 
 const CLAIMS_PER_SECOND: u64 = 100;
@@ -40,7 +40,7 @@ pub(crate) async fn measure(effort: Effort) -> Result<Vec<Row>> {
         workers_min: 1,
         snapshot_every: 1,
     };
-    let cluster = cluster_run::start(&shape).await?;
+    let cluster = cluster_run::start(&shape, Security::Usual).await?;
     let (idle, mut waiting) = mpsc::channel(CLAIMERS);
     for index in 0..CLAIMERS {
         let claimer = Scripted::connect(&cluster, &format!("claimer-{index}")).await;

@@ -82,6 +82,7 @@ enum Bench {
     Codecs,
     Sync(sync::Size, usize),
     SyncTrained,
+    SyncSecured,
     Round(usize),
     Tokens,
     Leases,
@@ -92,7 +93,7 @@ enum Bench {
 }
 
 /// The benches, in the order in which they run.
-const BENCHES: [(&str, Bench); 15] = [
+const BENCHES: [(&str, Bench); 16] = [
     ("merge", Bench::Merge),
     ("codecs", Bench::Codecs),
     ("sync-10m-2", Bench::Sync(sync::Size::M10, 2)),
@@ -100,6 +101,7 @@ const BENCHES: [(&str, Bench); 15] = [
     ("sync-100m-2", Bench::Sync(sync::Size::M100, 2)),
     ("sync-100m-4", Bench::Sync(sync::Size::M100, 4)),
     ("sync-25m-2-trained", Bench::SyncTrained),
+    ("sync-10m-2-secured", Bench::SyncSecured),
     ("round-2", Bench::Round(2)),
     ("round-4", Bench::Round(4)),
     ("tokens", Bench::Tokens),
@@ -179,6 +181,7 @@ fn measure(bench: Bench, effort: Effort, runtime: &tokio::runtime::Runtime) -> R
             runtime.block_on(Box::pin(sync::measure(size, workers, effort)))
         }
         Bench::SyncTrained => runtime.block_on(Box::pin(sync::measure_trained(effort))),
+        Bench::SyncSecured => runtime.block_on(Box::pin(sync::measure_secured(effort))),
         Bench::Round(workers) => runtime.block_on(Box::pin(rounds::measure(workers, effort))),
         Bench::Tokens => tokens::measure(effort),
         Bench::Leases => runtime.block_on(Box::pin(leases::measure(effort))),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::Effort;
-use crate::cluster_run::{self, Model, Shape};
+use crate::cluster_run::{self, Model, Security, Shape};
 use crate::row::{Reach, Row};
 use crate::timeline::Timeline;
 
@@ -29,7 +29,7 @@ pub(crate) async fn measure(workers: usize, effort: Effort) -> Result<Vec<Row>> 
         workers_min: workers,
         snapshot_every: 1_000_000,
     };
-    let mut cluster = cluster_run::start(&shape).await?;
+    let mut cluster = cluster_run::start(&shape, Security::Usual).await?;
     let names: Vec<String> = (0..workers)
         .map(|index| format!("worker-{index}"))
         .collect();

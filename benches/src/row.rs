@@ -73,6 +73,11 @@ impl Row {
         self.samples[self.samples.len() / 2]
     }
 
+    /// All samples, sorted.
+    pub(crate) fn samples(&self) -> &[f64] {
+        &self.samples
+    }
+
     /// Smallest and largest sample.
     pub(crate) fn spread(&self) -> (f64, f64) {
         (self.samples[0], self.samples[self.samples.len() - 1])

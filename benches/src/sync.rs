@@ -14,7 +14,7 @@ use harness::Cluster;
 use schemas::Digest;
 
 use crate::Effort;
-use crate::cluster_run::{self, Model, Shape, peak_bytes, processor_seconds};
+use crate::cluster_run::{self, Model, Security, Shape, peak_bytes, processor_seconds};
 use crate::row::{Reach, Row};
 use crate::timeline::{Sync, Timeline};
 
@@ -52,6 +52,7 @@ struct Series<'a> {
     workers: usize,
     effort: Effort,
     snapshot_every: u64,
+    security: Security,
     label: &'a str,
 }
 
@@ -121,6 +122,7 @@ pub(crate) async fn measure(size: Size, workers: usize, effort: Effort) -> Resul
         workers,
         effort,
         snapshot_every: 1,
+        security: Security::Usual,
         label: &label,
     };
     let (mut rows, costs, ended) = rounds(series).await?;
@@ -157,6 +159,7 @@ pub(crate) async fn measure_trained(effort: Effort) -> Result<Vec<Row>> {
         workers: 2,
         effort,
         snapshot_every: 1_000_000,
+        security: Security::Usual,
         label: "25M x2 synthetic",
     };
     let done = Series {
@@ -176,6 +179,56 @@ pub(crate) async fn measure_trained(effort: Effort) -> Result<Vec<Row>> {
     );
     drop((slept, done));
     Ok(rows)
+}
+
+/// Times that each of the two is measured, in turn.
+const TURNS: usize = 3;
+
+/// Measures what security costs: rounds with all of it, and rounds without TLS, audit service and
+/// registrar, in turn.
+pub(crate) async fn measure_secured(effort: Effort) -> Result<Vec<Row>> {
+    let size = Size::M10;
+    let with = Series {
+        size,
+        trained: Trained::Synthetic,
+        workers: 2,
+        effort,
+        snapshot_every: 1_000_000,
+        security: Security::Whole,
+        label: "10M x2 secured",
+    };
+    let without = Series {
+        security: Security::Plaintext,
+        label: "10M x2 plaintext",
+        ..with
+    };
+    let (mut secured, mut plain) = (Vec::new(), Vec::new());
+    // Folders are removed at the end: afterwards ext4 makes new files slowly for a minute.
+    let mut ended = Vec::new();
+    for _ in 0..TURNS {
+        for (series, samples) in [(with, &mut secured), (without, &mut plain)] {
+            let (rows, _, cluster) = rounds(series).await?;
+            samples.extend(rows[0].samples());
+            ended.push(cluster);
+        }
+    }
+    let trained = size.training_ms() as f64 / 1000.0;
+    let secured = Row::new("10M x2: sync, all security on", "s", secured)
+        .note("mutual TLS, audit service, registrar");
+    let plain = Row::new("10M x2: sync, plaintext", "s", plain)
+        .note("no TLS, no audit service, no registrar; identities and signatures stay");
+    let beside = (secured.median() + trained) / (plain.median() + trained);
+    let round = Row::new(
+        "10M x2: round with all security beside plaintext",
+        "x",
+        vec![beside],
+    )
+    .reach(Reach::AtMost(1.10))
+    .note(format!(
+        "a round of {trained} s of inner steps; in longer ones it is less"
+    ));
+    drop(ended);
+    Ok(vec![secured, plain, round])
 }
 
 impl Series<'_> {
@@ -219,7 +272,7 @@ async fn rounds(series: Series<'_>) -> Result<(Vec<Row>, Costs, Cluster)> {
     let last = WARMUP_ROUNDS + counted;
     // One round more, which ends the last counted sync.
     let shape = series.shape(last + 1)?;
-    let mut cluster = cluster_run::start(&shape).await?;
+    let mut cluster = cluster_run::start(&shape, series.security).await?;
     for index in 0..workers {
         cluster.start_worker(&worker(index), &[]).await;
     }

@@ -16,7 +16,12 @@ pub(crate) const BROKER: &str = "broker";
 
 /// Starts the broker in `folder`, where the domain lies, and returns its address. After a crash the
 /// broker listens on the same port.
-pub(crate) async fn start(folder: &Path, domain: &Domain, tenants: &[Tenant]) -> (Process, String) {
+pub(crate) async fn start(
+    folder: &Path,
+    domain: &Domain,
+    tenants: &[Tenant],
+    plaintext: bool,
+) -> (Process, String) {
     // `diloctl` reads the declarations of streams from there.
     copy_config(&folder.join("nats-config"));
     let committed = BrokerFiles::read(&workspace().join("nats-config"));
@@ -26,12 +31,19 @@ pub(crate) async fn start(folder: &Path, domain: &Domain, tenants: &[Tenant]) ->
     for tenant in tenants {
         tenant.preload(&generated.join("auth.conf"));
     }
+    if plaintext {
+        write(&generated.join("tls.conf"), "# No TLS.\n");
+    }
     let config = domain.layout().broker_config();
     let config = config
         .to_str()
         .unwrap_or_else(|| panic!("{} is not text", config.display()));
     let (process, port) = launch(folder, config, &generated).await;
-    (process, format!("tls://127.0.0.1:{port}"))
+    let scheme = match plaintext {
+        true => "nats",
+        false => "tls",
+    };
+    (process, format!("{scheme}://127.0.0.1:{port}"))
 }
 
 /// Starts a nats-server in `folder` and returns its port. The next start uses the same port:

@@ -43,6 +43,9 @@ pub struct Options {
     pub token_lifetime: Option<Millis>,
     /// True for a domain with mutual TLS.
     pub mutual_tls: bool,
+    /// True for a broker and a store without TLS, which every process takes by an exception: this
+    /// measures what TLS costs.
+    pub plaintext: bool,
 }
 
 /// A domain, a broker, and the processes that were started. Dropping it stops them all.
@@ -69,6 +72,7 @@ impl Default for Options {
             metrics: "127.0.0.1:0".to_owned(),
             token_lifetime: None,
             mutual_tls: false,
+            plaintext: false,
         }
     }
 }
@@ -131,7 +135,8 @@ impl Cluster {
         let domain = tenants
             .iter()
             .fold(domain, |domain, tenant| tenant.enter(&domain));
-        let (process, bus_url) = broker::start(scratch.path(), &domain, &tenants).await;
+        let (process, bus_url) =
+            broker::start(scratch.path(), &domain, &tenants, options.plaintext).await;
         let processes = BTreeMap::from([(BROKER.to_owned(), process)]);
         let cluster = Self {
             options,
@@ -285,7 +290,7 @@ impl Cluster {
         let address = self.process(STORE).addresses()[0].clone();
         let arguments = self.store_recipe(&address).arguments;
         self.process(STORE).set_arguments(arguments);
-        self.write_endpoints(&format!("https://{address}"));
+        self.write_endpoints(&format!("{}://{address}", self.store_scheme()));
     }
 
     /// The store's address.
@@ -297,9 +302,17 @@ impl Cluster {
             .processes
             .get(STORE)
             .expect("the store is started before what uses it");
+        let scheme = self.store_scheme();
         match self.store_address {
-            Some(address) => format!("https://{address}"),
-            None => format!("https://{}", store.addresses()[0]),
+            Some(address) => format!("{scheme}://{address}"),
+            None => format!("{scheme}://{}", store.addresses()[0]),
+        }
+    }
+
+    const fn store_scheme(&self) -> &'static str {
+        match self.options.plaintext {
+            true => "http",
+            false => "https",
         }
     }
 
@@ -496,13 +509,7 @@ impl Cluster {
     /// # Panics
     /// It does not end within [`PATIENCE`].
     pub async fn diloctl(&self, arguments: &[&str]) -> Output {
-        process::run(
-            &program("diloctl"),
-            self.scratch.path(),
-            arguments,
-            PATIENCE,
-        )
-        .await
+        self.run_program("diloctl", arguments, PATIENCE).await
     }
 
     /// As [`Cluster::diloctl`], for commands that must succeed. Returns the output.
@@ -527,7 +534,20 @@ impl Cluster {
     /// # Panics
     /// The program still runs after `within`.
     pub async fn run_program(&self, name: &str, arguments: &[&str], within: Duration) -> Output {
-        process::run(&program(name), self.scratch.path(), arguments, within).await
+        let program = program(name);
+        let plaintext = [("DILOCO_AUTH__EXCEPTIONS", recipe::PLAINTEXT)];
+        let environment = match self.options.plaintext {
+            true => &plaintext[..],
+            false => &[],
+        };
+        process::run(
+            &program,
+            self.scratch.path(),
+            arguments,
+            environment,
+            within,
+        )
+        .await
     }
 
     /// The arguments with which this cluster starts a worker, for tests that alter them.

@@ -308,11 +308,13 @@ pub(crate) async fn run(
     program: &Path,
     folder: &Path,
     arguments: &[&str],
+    environment: &[(&str, &str)],
     within: Duration,
 ) -> Output {
     let mut command = quiet(program, folder);
     command
         .args(arguments)
+        .envs(environment.iter().copied())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);

@@ -33,6 +33,7 @@ mod metrics;
 mod mutual_tls;
 mod no_worker;
 mod one_identity;
+mod open_layers;
 mod own_uploads;
 mod permissions;
 mod poisoned_state;

@@ -10,6 +10,10 @@ use super::{Cluster, STORE, shown};
 use crate::binary::program;
 use crate::process::{Ready, Recipe};
 
+/// Opens the layers that TLS protects.
+pub(super) const PLAINTEXT: &str =
+    r#"[{layer="bus",reason="a measurement"},{layer="bulk",reason="a measurement"}]"#;
+
 impl Cluster {
     pub(super) fn recipe(
         &self,
@@ -24,6 +28,9 @@ impl Cluster {
         arguments.extend(["--log".to_owned(), self.options.log.clone()]);
         if self.options.mutual_tls {
             arguments.extend(["--set".to_owned(), "auth.mutual_tls=true".to_owned()]);
+        }
+        if self.options.plaintext {
+            arguments.extend(["--set".to_owned(), format!("auth.exceptions={PLAINTEXT}")]);
         }
         for (key, value) in settings {
             arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
@@ -49,12 +56,16 @@ impl Cluster {
             ("store_server.listen", listen.to_owned()),
             ("store_server.root", shown(&self.path("store"))),
             ("store_server.keys", shown(&layout.store_keys())),
-            ("store_server.tls_cert", shown(&layout.server_certificate())),
-            ("store_server.tls_key", shown(&layout.server_key())),
             ("store_server.free_bytes_min", "0".to_owned()),
             ("metrics.listen", self.options.metrics.clone()),
             ("service.ready_file", shown(&self.ready_file(STORE))),
         ];
+        if !self.options.plaintext {
+            settings.extend([
+                ("store_server.tls_cert", shown(&layout.server_certificate())),
+                ("store_server.tls_key", shown(&layout.server_key())),
+            ]);
+        }
         if self.options.mutual_tls {
             settings.push(("store_server.tls_clients", shown(&layout.clients())));
         }
@@ -105,11 +116,10 @@ impl Cluster {
         name: &str,
         more: &[&str],
     ) -> Recipe {
-        let settings = [
+        let mut settings = vec![
             ("bus.url", self.bus_url.clone()),
             ("bus.credentials", shown(&layout.credentials(name))),
             ("bus.ca", shown(&layout.ca())),
-            ("store.ca", shown(&layout.ca())),
             ("worker.run", self.run().to_string()),
             ("worker.audit_key", shown(&layout.audit_key(name))),
             ("worker.trust", shown(&layout.trust())),
@@ -124,6 +134,10 @@ impl Cluster {
             ),
             ("training.device", "cpu".to_owned()),
         ];
+        // A worker with a CA for the store takes no plaintext from it.
+        if !self.options.plaintext {
+            settings.push(("store.ca", shown(&layout.ca())));
+        }
         let further: Vec<(&str, String)> = more
             .iter()
             .map(|setting| {
@@ -136,7 +150,7 @@ impl Cluster {
         self.recipe(
             name,
             "diloco-worker",
-            &[settings.to_vec(), further].concat(),
+            &[settings, further].concat(),
             Vec::new(),
         )
     }
