@@ -376,8 +376,9 @@ impl Domain {
         })
     }
 
-    /// Makes sure that auditors have a key to the store, in a file of its own: a domain of an
-    /// earlier release has none. Returns true if the store must be started again to know the key.
+    /// Makes sure that auditors and the audit service have keys to the store, each in a file of its
+    /// own: a domain of an earlier release has none. Returns true if the store must be started again
+    /// to know a key.
     /// The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
@@ -385,14 +386,20 @@ impl Domain {
     pub fn give_auditors_store_key(&self) -> Result<bool, DomainError> {
         let (all, own) = (self.layout.store_keys(), self.layout.store_auditor_key());
         let mut keys = StoreKeys::read(&all)?;
-        let is_new = keys.audit.is_none();
+        let new = [keys.audit.is_none(), keys.log.is_none()];
         let audit = keys.audit.get_or_insert_with(AccessKey::generate).clone();
+        let log = keys.log.get_or_insert_with(AccessKey::generate).clone();
+        let is_new = new.contains(&true);
         if is_new {
             keys.write(&all)?;
         }
-        // If an earlier call broke off between the two files, the second is still missing.
-        if is_new || !own.exists() {
+        // If an earlier call broke off between the files, a later one is still missing.
+        if new[0] || !own.exists() {
             audit.write_auditors(&own)?;
+        }
+        let log_file = self.layout.store_log_key();
+        if new[1] || !log_file.exists() {
+            log.write_log(&log_file)?;
         }
         Ok(is_new)
     }

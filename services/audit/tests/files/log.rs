@@ -23,7 +23,7 @@ fn signing(count: u64) -> (TrustBundle, Vec<Record>, HeadKey) {
 }
 
 fn open(folder: &Path, trust: &TrustBundle, key: &HeadKey) -> Result<Recorder, RecorderError> {
-    Recorder::open_signing(folder, trust, key.clone(), NOW)
+    Recorder::open_signing(folder, trust, key.clone(), None, NOW)
 }
 
 /// Keeps records, and publishes a head.

@@ -333,6 +333,10 @@ fn audit(folder: &Path, choices: &Choices) -> Table {
             "bus".to_owned(),
             table([("url", text(&choices.endpoints.bus))]),
         ),
+        (
+            "store".to_owned(),
+            table([("url", text(&choices.endpoints.store))]),
+        ),
     ])
 }
 

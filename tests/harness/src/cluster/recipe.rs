@@ -73,11 +73,14 @@ impl Cluster {
     }
 
     pub(super) fn audit_recipe(&self) -> Recipe {
-        let settings = [
+        let mut settings = vec![
             ("domain", shown(self.domain.layout().folder())),
             ("bus.url", self.bus_url.clone()),
             ("metrics.listen", self.options.metrics.clone()),
         ];
+        // Some tests start no store.
+        let store = self.processes.contains_key("store");
+        settings.extend(store.then(|| ("store.url", self.store_url())));
         self.recipe("audit", "diloco-audit", &settings, self.ready_flag("audit"))
     }
 
