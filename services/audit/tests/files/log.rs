@@ -15,7 +15,7 @@ use tlog::HEAD_EVERY_MILLIS;
 use crate::{NOW, TOMORROW, ledger, newest};
 
 /// A ledger, and the key that signs heads in its domain.
-fn signing(count: u64) -> (TrustBundle, Vec<Record>, HeadKey) {
+pub(crate) fn signing(count: u64) -> (TrustBundle, Vec<Record>, HeadKey) {
     let (trust, records) = ledger(count);
     let key = HeadKey::generate();
     let head_keys = vec![key.public().clone()];

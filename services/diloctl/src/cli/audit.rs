@@ -9,7 +9,8 @@ use super::parse_digest;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Audit {
-    /// Check every event in the stream and show what happened.
+    /// Check every event in the stream and show what happened. With `--log-folder` or `--store-keys`
+    /// the events come from the log instead, without a bus; sequences then count its events from 1.
     Replay {
         /// Show only events of this run, and events that concern no run.
         #[arg(long)]
@@ -20,6 +21,8 @@ pub(crate) enum Audit {
         /// Print only the summary.
         #[arg(long, conflicts_with = "at")]
         summary: bool,
+        #[command(flatten)]
+        log: Log,
     },
     /// Make the merges of a run again, from the objects that the ledger names, and compare the
     /// outcome with the ledger bit for bit. The rows say what is verified; a round that differs is
@@ -44,7 +47,8 @@ pub(crate) enum Audit {
     /// Verify the log, without a bus: its head, the tree over its events, its tiles, the signature
     /// and chain of every event, and that it continues the head that this machine verified last.
     Verify {
-        /// Verify this proof. Without `--log-folder` the proof alone, which needs no log.
+        /// Verify this proof. Without `--log-folder` and `--store-keys` the proof alone, which needs
+        /// no log.
         #[arg(long, value_name = "FILE")]
         proof: Option<PathBuf>,
         #[command(flatten)]
@@ -112,6 +116,29 @@ pub(crate) struct Log {
     /// Folder of the log, or of a copy; by default that of the audit service in the domain's folder.
     #[arg(long, value_name = "DIR")]
     pub(crate) log_folder: Option<PathBuf>,
+    /// File with an auditor's key to the store, `store/auditor.json` of the trust domain: the log is
+    /// read from the store, and nothing else is asked.
+    #[arg(long, value_name = "FILE", conflicts_with = "log_folder")]
+    pub(crate) store_keys: Option<PathBuf>,
+    /// Address of the store; by default that of the store that `up` started, or
+    /// https://127.0.0.1:9000. Its certificate must be signed by the domain's authority.
+    #[arg(long, value_name = "URL", requires = "store_keys")]
+    pub(crate) store: Option<String>,
+    /// Region that signatures name; embedded stores accept any.
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "store_keys",
+        default_value = "us-east-1"
+    )]
+    pub(crate) store_region: String,
+}
+
+impl Log {
+    /// True if the command line says where the log is.
+    pub(crate) const fn is_named(&self) -> bool {
+        self.log_folder.is_some() || self.store_keys.is_some()
+    }
 }
 
 /// An event, as `audit prove` names it.
@@ -170,6 +197,10 @@ pub(crate) struct Recompute {
     /// is read, with the auditor's credentials.
     #[arg(long, value_name = "DIR")]
     pub(crate) ledger: Option<PathBuf>,
+    /// Read the ledger from the log in the store, with `--store-keys`: then read access to the
+    /// store is all that is needed.
+    #[arg(long, requires = "store_keys", conflicts_with = "ledger")]
+    pub(crate) ledger_in_store: bool,
     #[command(flatten)]
     pub(crate) objects: ObjectSource,
 }

@@ -84,6 +84,30 @@ impl Cluster {
         self.recipe("audit", "diloco-audit", &settings, self.ready_flag("audit"))
     }
 
+    /// A further audit service, with files of its own.
+    pub(super) fn audit_recipe_in(&self, name: &str, folder: &std::path::Path) -> Recipe {
+        let mut recipe = self.audit_recipe();
+        let more = self.recipe(
+            name,
+            "diloco-audit",
+            &[("audit.folder", shown(folder))],
+            Vec::new(),
+        );
+        recipe.arguments.extend([
+            "--set".to_owned(),
+            format!("audit.folder={}", shown(folder)),
+        ]);
+        let ready = shown(&self.ready_file("audit"));
+        let own = shown(&self.ready_file(name));
+        for argument in &mut recipe.arguments {
+            *argument = argument.replace(&ready, &own);
+        }
+        Recipe {
+            arguments: recipe.arguments,
+            ..more
+        }
+    }
+
     pub(super) fn registrar_recipe(&self) -> Recipe {
         let mut settings = vec![
             ("domain", shown(self.domain.layout().folder())),

@@ -1,5 +1,5 @@
-//! `audit head`, `prove`, `verify` and `diff`: the log of all events, checked from its files with
-//! the trust bundle, and beside stream `AUDIT`.
+//! `audit head`, `prove`, `verify` and `diff`: the log of all events, checked from its files, in a
+//! folder or in the store, with the trust bundle, and beside stream `AUDIT`.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
@@ -7,18 +7,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use audit_core::log::{
-    Differ, Difference, Differences, Events, Log, LogFault, Place, Proof, Trusted, check_events,
+    Differ, Difference, Differences, Events, Log, LogFault, Place as EventPlace, Proof, Trusted,
+    check_events, replay_events,
 };
 use diloco_audit::log::{event_of, read_file};
-use diloco_audit::{Auditor, Reader, StreamSequence};
+use diloco_audit::{Auditor, Checked, Reader, StreamSequence};
 use identity::secret::write_private;
+use objects::{LogBucket, TransferLimits};
 use runtime::Failure;
 use schemas::event::{Event, EventBody};
 use schemas::permission::Role;
 use schemas::{Code, Digest, Message as _};
 use serde::Serialize;
 use tlog::Head;
+use tokio::runtime::Handle;
 
+use super::sources;
 use crate::cli::{self, LoggedEvent};
 use crate::context::Context;
 use crate::output::Record;
@@ -27,13 +31,57 @@ use crate::output::Record;
 const LOCK_TRIES: u32 = 100;
 const LOCK_WAIT: Duration = Duration::from_millis(100);
 
-/// A log in a folder, and what it is checked against.
-struct Source {
-    folder: PathBuf,
+/// A log, and what it is checked against.
+pub(super) struct Source {
+    place: Place,
     trusted: Trusted,
     /// The file of the pinned head.
     pin: PathBuf,
     pinned: Option<Head>,
+}
+
+/// Where a log is read.
+enum Place {
+    Folder(PathBuf),
+    /// The bucket `log` of the store at this address.
+    Store(LogBucket, String),
+}
+
+impl Place {
+    fn open(context: &Context, from: &cli::Log) -> Result<Self, Failure> {
+        let Some(keys) = &from.store_keys else {
+            let own = || Ok(context.domain()?.layout().audit_log());
+            let folder = from.log_folder.clone().map_or_else(own, Ok::<_, Failure>)?;
+            return Ok(Self::Folder(folder));
+        };
+        let (endpoint, key) =
+            sources::endpoint(context, from.store.as_deref(), &from.store_region, keys)?;
+        let limits = TransferLimits::default();
+        let bucket = LogBucket::new(&endpoint, &key, limits, context.timeout)?;
+        Ok(Self::Store(bucket, endpoint.url().to_string()))
+    }
+
+    fn read(&self, path: &str) -> Result<Option<Vec<u8>>, String> {
+        match self {
+            Self::Folder(folder) => {
+                read_file(&folder.join(path)).map_err(|error| error.to_string())
+            }
+            Self::Store(bucket, _) => tokio::task::block_in_place(|| {
+                let read = Handle::current().block_on(bucket.get(path));
+                let read = read.map_err(|error| error.to_string())?;
+                Ok(read.map(|file| file.bytes.to_vec()))
+            }),
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Folder(folder) => write!(f, "{}", folder.display()),
+            Self::Store(_, url) => write!(f, "bucket log of {url}"),
+        }
+    }
 }
 
 /// `audit head`.
@@ -96,13 +144,13 @@ pub(super) fn verify(
 ) -> Result<(), Failure> {
     let source = Source::open(context, from)?;
     let proof = proof.map(read_proof).transpose()?;
-    if let (Some(proof), None) = (&proof, &from.log_folder) {
+    if let (Some(proof), false) = (&proof, from.is_named()) {
         let mut shown = ProofShown::of(proof, &source.trusted)?;
         let (head, ..) = proof.verify(&source.trusted)?;
         shown.compared = Some(match Proof::is_pinned(&head, source.pinned.as_ref())? {
             true => "the head is the one that is pinned here",
             false => {
-                "the head was not compared with one that is pinned here: name a log with --log-folder for that"
+                "the head was not compared with one that is pinned here: name a log with --log-folder or --store-keys for that"
             }
         });
         context.printer.record(&shown);
@@ -162,7 +210,7 @@ pub(super) async fn diff(context: &Context, from: &cli::Log) -> Result<(), Failu
         let both = records.into_iter().zip(examined);
         let places = both.map(|(record, examined)| {
             let event = event_of(&examiner, &record, &examined);
-            let place = event.and_then(|event| Place::of(&event));
+            let place = event.and_then(|event| EventPlace::of(&event));
             (record.stream_sequence, place)
         });
         places.collect::<Vec<_>>()
@@ -202,7 +250,7 @@ pub(super) async fn diff(context: &Context, from: &cli::Log) -> Result<(), Failu
 }
 
 impl Source {
-    fn open(context: &Context, from: &cli::Log) -> Result<Self, Failure> {
+    pub(super) fn open(context: &Context, from: &cli::Log) -> Result<Self, Failure> {
         let domain = context.domain()?;
         let (layout, trust) = (domain.layout(), domain.trust());
         let trusted = Trusted {
@@ -214,10 +262,7 @@ impl Source {
         let pin = layout.pinned_head();
         let pinned = read_pin(&pin, &trusted)?;
         Ok(Self {
-            folder: from
-                .log_folder
-                .clone()
-                .unwrap_or_else(|| layout.audit_log()),
+            place: Place::open(context, from)?,
             trusted,
             pin,
             pinned,
@@ -225,7 +270,29 @@ impl Source {
     }
 
     fn read(&self, path: &str) -> Result<Option<Vec<u8>>, String> {
-        read_file(&self.folder.join(path)).map_err(|error| error.to_string())
+        self.place.read(path)
+    }
+
+    /// Checks the first `until` events of the log, or all, with the auditor that `prepare` makes.
+    pub(super) fn events(
+        &self,
+        until: Option<u64>,
+        prepare: impl FnOnce(Auditor) -> Auditor,
+        each: &mut dyn FnMut(Checked),
+    ) -> Result<Auditor, Failure> {
+        let log = self.log(&mut |_, _| {})?;
+        let size = log.head().size;
+        if let Some(wanted) = until.filter(|wanted| *wanted > size || *wanted == 0) {
+            let text =
+                format!("the log covers events 1 to {size}; there is no state after {wanted}");
+            return Err(Failure::new(Code::NoVerdict, text));
+        }
+        let trusted = &self.trusted;
+        let auditor = Auditor::new(&trusted.domain, trusted.coordinators.iter().cloned());
+        let until = until.unwrap_or(size);
+        let read = |path: &str| self.read(path);
+        let events = replay_events(&log, &read, trusted, prepare(auditor), until, each)?;
+        Ok(events.auditor)
     }
 
     fn log(&self, each: &mut dyn FnMut(u64, &[u8])) -> Result<Log, Failure> {
@@ -236,7 +303,7 @@ impl Source {
             each,
         );
         opened.map_err(|fault| {
-            let text = format!("{}: {fault}", self.folder.display());
+            let text = format!("{}: {fault}", self.place);
             Failure::new(fault.code(), text)
         })
     }
@@ -354,7 +421,7 @@ impl HeadShown {
     fn of(source: &Source, log: &Log) -> Self {
         let Head { origin, size, root } = log.head();
         Self {
-            log: source.folder.display().to_string(),
+            log: source.place.to_string(),
             origin: origin.clone(),
             events: *size,
             root: data_encoding::BASE64.encode(root),

@@ -1,0 +1,206 @@
+//! The log in the store: the same as in the audit service's folder, verified with read access to the
+//! store alone, and never written by two services.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use e2e::Recipe;
+use harness::{Cluster, Options, PATIENCE};
+use runtime::exit::{EXIT_NO_VERDICT, EXIT_TAMPERED};
+use schemas::Code;
+
+/// All files below a folder, by name.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => {
+                    let name = path.strip_prefix(folder).unwrap().display().to_string();
+                    found.insert(name, fs::read(&path).unwrap());
+                }
+            }
+        }
+    }
+    found
+}
+
+/// What an auditor has: public facts of the domain, and its own key to the store.
+fn auditor(cluster: &Cluster) -> PathBuf {
+    let (folder, layout) = (cluster.path("auditor"), cluster.domain().layout());
+    fs::create_dir_all(folder.join("tls")).unwrap();
+    fs::copy(layout.trust(), folder.join("trust.json")).unwrap();
+    fs::copy(layout.ca(), folder.join("tls/ca.pem")).unwrap();
+    fs::copy(layout.store_auditor_key(), folder.join("key.json")).unwrap();
+    folder
+}
+
+/// A command of the auditor, who reads the store alone: the exit status, and all that it said.
+async fn audit(cluster: &Cluster, command: &[&str]) -> (i32, String) {
+    let own = ["--domain", "auditor", "audit"];
+    let url = cluster.store_url();
+    let from = ["--store-keys", "auditor/key.json", "--store", &url];
+    let output = cluster.diloctl(&[&own[..], command, &from].concat()).await;
+    let text = format!("{}{}", output.stdout, output.stderr);
+    (output.status.code().unwrap(), text)
+}
+
+async fn trained(cluster: &Cluster) {
+    Recipe::reference(2, 1, 10)
+        .set("schedule.snapshot_every=1")
+        .create(cluster)
+        .await;
+    cluster.operator().await.until_complete(cluster.run()).await;
+    cluster.kept().await;
+}
+
+#[tokio::test]
+async fn fg_07_the_store_alone_proves_the_record_and_shows_what_was_altered_in_it() {
+    let mut cluster = Cluster::start(Options::default(), 1).await;
+    trained(&cluster).await;
+    // It signs a head over everything, and copies it, before it ends.
+    cluster.stop_well(&["audit"]).await;
+    cluster.kill9("broker");
+    let (log, stored) = (
+        cluster.domain().layout().audit_log(),
+        cluster.path("store/log"),
+    );
+    let whole = files(&stored);
+    assert_eq!(files(&log), whole, "the store has what the folder has");
+
+    auditor(&cluster);
+    for command in [
+        &["head"][..],
+        &["verify"],
+        &["prove", "3", "--to", "three.tlog-proof"],
+        &["replay"],
+        &["replay", "--summary"],
+        &["replay", "--at", "5"],
+        &["recompute", "--all", "--ledger-in-store"],
+    ] {
+        let (status, text) = audit(&cluster, command).await;
+        assert_eq!(status, 0, "{command:?}: {text}");
+    }
+    let (status, text) = audit(&cluster, &["replay", "--at", "100000"]).await;
+    assert_eq!(status, i32::from(EXIT_NO_VERDICT), "{text}");
+
+    // Each kind of file that stands under the head, altered and gone.
+    let size = whole["checkpoint"].clone();
+    let size = String::from_utf8(size).unwrap();
+    let size: u64 = size.lines().nth(1).unwrap().parse().unwrap();
+    let newest = [
+        "checkpoint".to_owned(),
+        format!("tile/0/000.p/{size}"),
+        format!("tile/entries/000.p/{size}"),
+    ];
+    for name in newest {
+        let path = stored.join(&name);
+        let mut altered = whole[&name].clone();
+        altered[40] ^= 1;
+        fs::write(&path, &altered).unwrap();
+        let (status, text) = audit(&cluster, &["verify"]).await;
+        assert_eq!(status, i32::from(EXIT_TAMPERED), "{name}: {text}");
+        fs::remove_file(&path).unwrap();
+        let (status, text) = audit(&cluster, &["verify"]).await;
+        assert_eq!(status, i32::from(EXIT_NO_VERDICT), "{name}: {text}");
+        fs::write(&path, &whole[&name]).unwrap();
+    }
+    // An older head, under which the log is whole.
+    let heads = whole.keys().filter_map(|name| name.strip_prefix("heads/"));
+    let oldest = heads.min_by_key(|size| size.parse::<u64>().unwrap());
+    let oldest = format!("heads/{}", oldest.unwrap());
+    assert_ne!(
+        whole[&oldest], whole["checkpoint"],
+        "there is an older head"
+    );
+    fs::write(stored.join("checkpoint"), &whole[&oldest]).unwrap();
+    let (status, text) = audit(&cluster, &["head"]).await;
+    assert_eq!(status, i32::from(EXIT_TAMPERED), "{text}");
+    assert!(text.contains(&Code::HeadRolledBack.to_string()), "{text}");
+    fs::write(stored.join("checkpoint"), &whole["checkpoint"]).unwrap();
+    let (status, text) = audit(&cluster, &["verify"]).await;
+    assert_eq!(status, 0, "{text}");
+    // Without the store there is no verdict.
+    cluster.stop_well(&["store"]).await;
+    let (status, text) = audit(&cluster, &["--timeout", "3s", "verify"]).await;
+    assert_eq!(status, i32::from(EXIT_NO_VERDICT), "{text}");
+}
+
+#[tokio::test]
+async fn fg_07_a_store_that_is_away_delays_the_copy_alone_and_is_caught_up_with() {
+    let mut cluster = Cluster::start(Options::default(), 1).await;
+    let (log, stored) = (
+        cluster.domain().layout().audit_log(),
+        cluster.path("store/log"),
+    );
+    cluster.kept().await;
+    // A service that begins while the store is away keeps events, and signs no head.
+    cluster.stop_well(&["audit"]).await;
+    cluster.stop_well(&["store"]).await;
+    let before = files(&log);
+    cluster.restart("audit").await;
+    let behind = Code::LogStoreBehind.to_string();
+    let said = |text: &str| text.contains(&behind);
+    cluster.process("audit").until_logged(PATIENCE, said).await;
+    assert_eq!(files(&log), before);
+    cluster.restart("store").await;
+    trained(&cluster).await;
+    // From here on it knows what the store has, and signs without it.
+    let (head, copied) = (log.join("checkpoint"), stored.join("checkpoint"));
+    let newer = |path: &Path| fs::read(path).ok() != before.get("checkpoint").cloned();
+    harness::look(PATIENCE, || newer(&copied).then_some(()))
+        .await
+        .expect("the store has a new head");
+    cluster.stop_well(&["store"]).await;
+    let old = fs::read(&head).unwrap();
+    cluster.stop_well(&["worker-0"]).await;
+    let signed = || fs::read(&head).ok().filter(|now| *now != old);
+    let signed = harness::look(PATIENCE, signed).await;
+    assert!(signed.is_some(), "a head is signed without the store");
+    cluster.restart("store").await;
+    let level = || (fs::read(&copied).ok() == fs::read(&head).ok()).then_some(());
+    let level = harness::look(PATIENCE, level).await;
+    level.expect("the store has caught up");
+    cluster.stop_well(&["audit"]).await;
+    assert_eq!(files(&log), files(&stored));
+    let doctor = cluster.diloctl(&["doctor"]).await.stdout;
+    assert!(doctor.contains("log in the store"), "{doctor}");
+}
+
+#[tokio::test]
+async fn fg_07_of_two_audit_services_on_one_log_one_ends() {
+    let mut cluster = Cluster::start(Options::default(), 0).await;
+    let layout = cluster.domain().layout().clone();
+    let stored = cluster.path("store/log/checkpoint");
+    harness::look(PATIENCE, || stored.exists().then_some(()))
+        .await
+        .expect("the store has a head");
+    // A second one with the same keys, and a folder of its own: it takes the log up from the store.
+    let own = cluster.path("second-audit");
+    cluster.start_audit_in("second", &own).await;
+    Recipe::reference(2, 1, 10).create(&cluster).await;
+    let taken = Code::LogTaken.to_string();
+    let ended = harness::look(PATIENCE, || {
+        let both = ["audit", "second"].into_iter();
+        let mut ended = both.filter(|name| cluster.process(name).log().contains(&taken));
+        ended.next()
+    });
+    let loser = ended.await.expect("one of the two ends");
+    let status = cluster.process(loser).exit(PATIENCE).await;
+    assert!(!status.success(), "{loser}: {status}");
+    let winner = if loser == "audit" { "second" } else { "audit" };
+    cluster.stop_well(&[winner]).await;
+    let folder = match winner {
+        "audit" => layout.audit_log(),
+        _ => cluster.path("second-audit/log"),
+    };
+    let head = fs::read(folder.join("checkpoint")).unwrap();
+    assert_eq!(fs::read(&stored).unwrap(), head, "the other goes on");
+    auditor(&cluster);
+    let (status, text) = audit(&cluster, &["verify"]).await;
+    assert_eq!(status, 0, "{text}");
+}
