@@ -52,7 +52,7 @@ pub struct Mirror {
 pub struct Stored {
     /// The head.
     pub head: Head,
-    /// Its signed text, with the tag of this version of it.
+    /// Its signed text, with the tag of this version.
     checkpoint: Tagged,
 }
 
@@ -115,6 +115,12 @@ impl Mirror {
         let store = &config.store;
         if store.url.is_empty() {
             tracing::info!("store.url is not set, so the log is in the service's folder only");
+            return Ok(None);
+        }
+        if !store.keys.exists() {
+            let (code, keys) = (Code::LogStoreBehind, store.keys.display());
+            tracing::warn!(%code, %keys, "the audit service's key to the store is not there, so the log is in the service's folder \
+                           only; `diloctl up` or `diloctl auth issue auditor NAME` makes it");
             return Ok(None);
         }
         let failed =

@@ -34,7 +34,7 @@ pub struct LogBucket {
     patience: Duration,
 }
 
-/// A file with the tag that names this version of it.
+/// A file with the tag that names this version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tagged {
     /// Its bytes.

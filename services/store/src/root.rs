@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 use objects::BucketName;
 use schemas::Digest;
-use tempfile::{NamedTempFile, PathPersistError, TempPath};
+use tempfile::{NamedTempFile, TempPath};
 use tokio_util::task::TaskTracker;
 
 use crate::config::Durability;
@@ -362,44 +362,6 @@ impl Root {
             && !name.starts_with(self.bucket(BucketName::Incoming))
     }
 
-    /// Renames unless the name is taken. Only this process writes here, so nothing happens between
-    /// the check and the rename. A name that cannot be checked cannot be given either.
-    fn rename_once(&self, file: TempPath, name: &Path) -> Result<(), PathPersistError> {
-        let _alone = self.naming.lock().expect("no holder panics");
-        let error = match fs::symlink_metadata(name) {
-            Ok(_) => io::ErrorKind::AlreadyExists.into(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return file.persist(name),
-            Err(error) => error,
-        };
-        Err(PathPersistError { error, path: file })
-    }
-
-    /// Replaces the file with this name, while nobody checks if there is one.
-    fn replace_alone(&self, file: TempPath, name: &Path) -> Result<(), PathPersistError> {
-        let _alone = self.naming.lock().expect("no holder panics");
-        file.persist(name)
-    }
-
-    /// Replaces the file with this name if it has these bytes. Of two that replace the same bytes
-    /// one comes first, and the other then finds others.
-    fn replace_known(
-        &self,
-        file: TempPath,
-        name: &Path,
-        before: Digest,
-    ) -> Result<(), PathPersistError> {
-        let _alone = self.naming.lock().expect("no holder panics");
-        let error = match fs::read(name) {
-            Ok(bytes) if Digest::of(&bytes) == before => return file.persist(name),
-            Ok(_) => io::ErrorKind::AlreadyExists.into(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                io::ErrorKind::AlreadyExists.into()
-            }
-            Err(error) => error,
-        };
-        Err(PathPersistError { error, path: file })
-    }
-
     /// Gives the bytes of the upload `source` a second name: by a link if the file system has them,
     /// otherwise by a copy. Fails with `AlreadyExists` if the name is taken. The file's time is set
     /// to now, since an object's age in a bucket counts from its arrival there.
@@ -613,6 +575,7 @@ fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+mod naming;
 #[cfg(test)]
 mod survival;
 #[cfg(test)]

@@ -351,14 +351,6 @@ impl Cluster {
         self.launch(self.audit_recipe()).await;
     }
 
-    /// Starts a further audit service of this name, whose files lie in `folder`.
-    ///
-    /// # Panics
-    /// It does not become ready.
-    pub async fn start_audit_in(&mut self, name: &str, folder: &Path) {
-        self.launch(self.audit_recipe_in(name, folder)).await;
-    }
-
     /// Starts a worker; `settings` are further `key=value`.
     ///
     /// # Panics

@@ -44,7 +44,7 @@ pub(super) struct Source {
 enum Place {
     Folder(PathBuf),
     /// The bucket `log` of the store at this address.
-    Store(LogBucket, String),
+    Store(Box<LogBucket>, String),
 }
 
 impl Place {
@@ -58,7 +58,7 @@ impl Place {
             sources::endpoint(context, from.store.as_deref(), &from.store_region, keys)?;
         let limits = TransferLimits::default();
         let bucket = LogBucket::new(&endpoint, &key, limits, context.timeout)?;
-        Ok(Self::Store(bucket, endpoint.url().to_string()))
+        Ok(Self::Store(Box::new(bucket), endpoint.url().to_string()))
     }
 
     fn read(&self, path: &str) -> Result<Option<Vec<u8>>, String> {
