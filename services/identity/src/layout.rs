@@ -127,6 +127,11 @@ impl DomainLayout {
         self.folder.join("store/auditor.json")
     }
 
+    /// The key with which this machine cosigns heads of the log, as a witness.
+    pub fn witness_key(&self) -> PathBuf {
+        self.folder.join("keys/witness.nk")
+    }
+
     /// The audit service's access key to the log in the store.
     pub fn store_log_key(&self) -> PathBuf {
         self.folder.join("store/log.json")

@@ -52,6 +52,33 @@ pub(crate) enum Audit {
         #[arg(long, value_name = "FILE")]
         proof: Option<PathBuf>,
         #[command(flatten)]
+        witnessing: Witnessing,
+        #[command(flatten)]
+        log: Log,
+    },
+    /// Make a key with which this machine cosigns heads of the log, as a witness, and print its public
+    /// half in the form that a policy names it.
+    WitnessKey {
+        /// Name of the witness: printable characters without blank and `+`, such as a host's name.
+        name: String,
+        /// File to write; by default `keys/witness.nk` of the domain's folder. One that is there stays.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
+    /// Cosign the newest head of the log, as a witness: only if the whole log leads to it, and it
+    /// continues the head that this machine verified last. It is pinned here first. Give the file to
+    /// those who verify the log.
+    Cosign {
+        /// Name of the witness.
+        name: String,
+        /// File of its key; by default `keys/witness.nk` of the domain's folder.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// File to write; by default `head-SIZE.cosigned` in the current folder. If it has the same head
+        /// already, with cosignatures of other witnesses, this one is added.
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+        #[command(flatten)]
         log: Log,
     },
     /// Compare stream AUDIT with the log, and say what the stream lost or what was changed in it.
@@ -132,6 +159,20 @@ pub(crate) struct Log {
         default_value = "us-east-1"
     )]
     pub(crate) store_region: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Witnessing {
+    /// File with a policy (C2SP tlog-policy): the witnesses, and which of them are enough. With it the
+    /// log must lead to each head that they have cosigned, and enough of them must have cosigned one.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
+    /// File with a cosigned head; give the switch once for each file.
+    #[arg(long, value_name = "FILE", requires = "policy")]
+    pub(crate) cosigned: Vec<PathBuf>,
+    /// Ask for any so many of the policy's witnesses, instead of its quorum.
+    #[arg(long, value_name = "COUNT", requires = "policy")]
+    pub(crate) witnesses: Option<usize>,
 }
 
 impl Log {

@@ -4,9 +4,11 @@ pub(crate) mod ancestry;
 mod in_order;
 pub(crate) mod lineage;
 mod log;
+mod place;
 mod recompute;
 mod record;
 mod sources;
+mod witness;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -47,7 +49,15 @@ pub(crate) async fn run(context: &Context, command: &Audit) -> Result<(), Failur
         Audit::Recompute(command) => recompute::run(context, command).await,
         Audit::Head(from) => log::head(context, from),
         Audit::Prove { event, to, log } => log::prove(context, event, to.as_deref(), log),
-        Audit::Verify { proof, log } => log::verify(context, proof.as_deref(), log),
+        Audit::Verify {
+            proof,
+            witnessing,
+            log,
+        } => log::verify(context, proof.as_deref(), witnessing, log),
+        Audit::WitnessKey { name, key } => witness::key(context, name, key.as_deref()),
+        Audit::Cosign { name, key, to, log } => {
+            witness::cosign(context, name, key.as_deref(), to.as_deref(), log)
+        }
         Audit::Diff(from) => log::diff(context, from).await,
         Audit::Tail { run } => tail(context, run.as_ref()).await,
     }

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 
 use e2e::Recipe;
 use harness::{Cluster, Options, PATIENCE, Signal};
+use identity::{HeadKey, WitnessKey};
 use runtime::exit::{EXIT_NO_VERDICT, EXIT_TAMPERED};
 use schemas::Code;
+use tlog::Head;
 
 /// All files below a folder, by name.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -47,6 +49,81 @@ async fn audit(cluster: &Cluster, command: &[&str]) -> (i32, String) {
     let output = cluster.diloctl(&[&own[..], command, &from].concat()).await;
     let text = format!("{}{}", output.stdout, output.stderr);
     (output.status.code().unwrap(), text)
+}
+
+/// A cosigned head is one that a machine has verified: the log must lead to each, and without enough
+/// of them there is no verdict.
+async fn witnesses(cluster: &Cluster) {
+    let own = |command: &[&str]| {
+        let all = [&["--domain", "auditor", "audit"][..], command].concat();
+        all.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut policy = String::new();
+    for name in ["one", "two", "three"] {
+        let file = format!("{name}.nk");
+        let key = own(&["witness-key", name, "--key", &file]);
+        let key: Vec<&str> = key.iter().map(String::as_str).collect();
+        let text = cluster.diloctl_ok(&key).await;
+        let mut words = text.split_whitespace();
+        let stated = words.find(|word| word.starts_with(&format!("{name}+")));
+        policy += &format!("witness {name} {}\n", stated.unwrap());
+    }
+    policy += "group all-sites 2 one two three\nquorum all-sites\n";
+    fs::write(cluster.path("policy"), policy).unwrap();
+    let cosign = async |name: &str, to: &str| {
+        let key = format!("{name}.nk");
+        audit(cluster, &["cosign", name, "--key", &key, "--to", to]).await
+    };
+    let (status, text) = cosign("one", "cosigned").await;
+    assert_eq!(status, 0, "{text}");
+    let verify = ["verify", "--policy", "policy", "--cosigned", "cosigned"];
+    let (status, text) = audit(cluster, &verify).await;
+    assert_eq!(status, i32::from(EXIT_NO_VERDICT), "one is too few: {text}");
+    assert!(text.contains(&Code::LogUnwitnessed.to_string()), "{text}");
+    let (status, text) = audit(cluster, &[&verify[..], &["--witnesses", "1"]].concat()).await;
+    assert_eq!(status, 0, "{text}");
+    let (status, text) = cosign("two", "cosigned").await;
+    assert_eq!(status, 0, "{text}");
+    let (status, text) = audit(cluster, &verify).await;
+    assert_eq!(status, 0, "{text}");
+    assert!(text.contains("by one two"), "{text}");
+
+    // Another history under the service's own key: a witness that trusts the key alone would take it.
+    let note = fs::read(cluster.path("cosigned")).unwrap();
+    let trust = cluster.domain().trust();
+    let origin = format!("diloco/{}", trust.domain);
+    let head = Head::open(&note, &origin, &trust.raw_head_keys()).unwrap();
+    let root = [1; 32];
+    let forked = Head { root, ..head };
+    let signer = HeadKey::read(&cluster.domain().layout().head_key()).unwrap();
+    let stored = cluster.path("store/log/checkpoint");
+    let whole = fs::read(&stored).unwrap();
+    fs::write(&stored, signer.sign_head(&forked)).unwrap();
+    let (status, text) = cosign("three", "forked").await;
+    assert_eq!(
+        status,
+        i32::from(EXIT_TAMPERED),
+        "a fork is not cosigned: {text}"
+    );
+    assert!(!cluster.path("forked").exists());
+    fs::write(&stored, whole).unwrap();
+    // A witness that was shown that other history shows it to those who verify this one.
+    let three = WitnessKey::read(&cluster.path("three.nk")).unwrap();
+    let witness = three.witness("three").unwrap();
+    let shown = signer.sign_head(&forked) + &three.cosign(&witness, &forked, 1);
+    fs::write(cluster.path("forked"), shown).unwrap();
+    let beside = [&verify[..], &["--cosigned", "forked"]].concat();
+    let (status, text) = audit(cluster, &beside).await;
+    assert_eq!(status, i32::from(EXIT_TAMPERED), "{text}");
+    assert!(text.contains(&Code::HistoryForked.to_string()), "{text}");
+    // Nor can a log be cut below a head that was cosigned.
+    let size = forked.size + 1;
+    let newer = Head { size, ..forked };
+    let shown = signer.sign_head(&newer) + &three.cosign(&witness, &newer, 1);
+    fs::write(cluster.path("forked"), shown).unwrap();
+    let (status, text) = audit(cluster, &beside).await;
+    assert_eq!(status, i32::from(EXIT_TAMPERED), "{text}");
+    assert!(text.contains(&Code::HeadRolledBack.to_string()), "{text}");
 }
 
 async fn trained(cluster: &Cluster) {
@@ -90,6 +167,8 @@ async fn fg_07_the_store_alone_proves_the_record_and_shows_what_was_altered_in_i
     }
     let (status, text) = audit(&cluster, &["replay", "--at", "100000"]).await;
     assert_eq!(status, i32::from(EXIT_NO_VERDICT), "{text}");
+
+    witnesses(&cluster).await;
 
     // Each kind of file that stands under the head, altered and gone.
     let size = whole["checkpoint"].clone();

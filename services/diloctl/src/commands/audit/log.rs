@@ -13,16 +13,15 @@ use audit_core::log::{
 use diloco_audit::log::{event_of, read_file};
 use diloco_audit::{Auditor, Checked, Reader, StreamSequence};
 use identity::secret::write_private;
-use objects::{LogBucket, TransferLimits};
 use runtime::Failure;
 use schemas::event::{Event, EventBody};
 use schemas::permission::Role;
 use schemas::{Code, Digest, Message as _};
 use serde::Serialize;
 use tlog::Head;
-use tokio::runtime::Handle;
 
-use super::sources;
+use super::place::Place;
+use super::witness;
 use crate::cli::{self, LoggedEvent};
 use crate::context::Context;
 use crate::output::Record;
@@ -34,54 +33,10 @@ const LOCK_WAIT: Duration = Duration::from_millis(100);
 /// A log, and what it is checked against.
 pub(super) struct Source {
     place: Place,
-    trusted: Trusted,
+    pub(super) trusted: Trusted,
     /// The file of the pinned head.
     pin: PathBuf,
     pinned: Option<Head>,
-}
-
-/// Where a log is read.
-enum Place {
-    Folder(PathBuf),
-    /// The bucket `log` of the store at this address.
-    Store(Box<LogBucket>, String),
-}
-
-impl Place {
-    fn open(context: &Context, from: &cli::Log) -> Result<Self, Failure> {
-        let Some(keys) = &from.store_keys else {
-            let own = || Ok(context.domain()?.layout().audit_log());
-            let folder = from.log_folder.clone().map_or_else(own, Ok::<_, Failure>)?;
-            return Ok(Self::Folder(folder));
-        };
-        let (endpoint, key) =
-            sources::endpoint(context, from.store.as_deref(), &from.store_region, keys)?;
-        let limits = TransferLimits::default();
-        let bucket = LogBucket::new(&endpoint, &key, limits, context.timeout)?;
-        Ok(Self::Store(Box::new(bucket), endpoint.url().to_string()))
-    }
-
-    fn read(&self, path: &str) -> Result<Option<Vec<u8>>, String> {
-        match self {
-            Self::Folder(folder) => {
-                read_file(&folder.join(path)).map_err(|error| error.to_string())
-            }
-            Self::Store(bucket, _) => tokio::task::block_in_place(|| {
-                let read = Handle::current().block_on(bucket.get(path));
-                let read = read.map_err(|error| error.to_string())?;
-                Ok(read.map(|file| file.bytes.to_vec()))
-            }),
-        }
-    }
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Folder(folder) => write!(f, "{}", folder.display()),
-            Self::Store(_, url) => write!(f, "bucket log of {url}"),
-        }
-    }
 }
 
 /// `audit head`.
@@ -140,11 +95,12 @@ pub(super) fn prove(
 pub(super) fn verify(
     context: &Context,
     proof: Option<&Path>,
+    witnessing: &cli::Witnessing,
     from: &cli::Log,
 ) -> Result<(), Failure> {
     let source = Source::open(context, from)?;
     let proof = proof.map(read_proof).transpose()?;
-    if let (Some(proof), false) = (&proof, from.is_named()) {
+    if let (Some(proof), false) = (&proof, from.is_named() || witnessing.policy.is_some()) {
         let mut shown = ProofShown::of(proof, &source.trusted)?;
         let (head, ..) = proof.verify(&source.trusted)?;
         shown.compared = Some(match Proof::is_pinned(&head, source.pinned.as_ref())? {
@@ -166,6 +122,7 @@ pub(super) fn verify(
     let Events { auditor, strangers } =
         check_events(&log, &|path| source.read(path), &source.trusted)?;
     judge(&auditor)?;
+    let witnessed = witness::witnessed(&source, &log, witnessing)?;
     let summary = auditor.summary();
     let shown = LogShown {
         head: HeadShown::of(&source, &log),
@@ -174,6 +131,7 @@ pub(super) fn verify(
         repeated: summary.repeated,
         strangers,
         chains: summary.emitters.len(),
+        witnessed,
         proof: proven.map(|(head, proof)| {
             format!(
                 "event {} under the head over {} events, which this log continues",
@@ -244,7 +202,7 @@ pub(super) async fn diff(context: &Context, from: &cli::Log) -> Result<(), Failu
         String::new()
     };
     match first.first() {
-        None => source.pin(&log),
+        None => source.pin(&log).map(drop),
         Some(first) => Err(Failure::new(Code::StreamDiffers, format!("{first}{more}"))),
     }
 }
@@ -269,7 +227,7 @@ impl Source {
         })
     }
 
-    fn read(&self, path: &str) -> Result<Option<Vec<u8>>, String> {
+    pub(super) fn read(&self, path: &str) -> Result<Option<Vec<u8>>, String> {
         self.place.read(path)
     }
 
@@ -295,7 +253,7 @@ impl Source {
         Ok(events.auditor)
     }
 
-    fn log(&self, each: &mut dyn FnMut(u64, &[u8])) -> Result<Log, Failure> {
+    pub(super) fn log(&self, each: &mut dyn FnMut(u64, &[u8])) -> Result<Log, Failure> {
         let opened = Log::open(
             &|path| self.read(path),
             &self.trusted,
@@ -329,15 +287,18 @@ impl Source {
     /// Pins the head, unless another command has pinned a greater one meanwhile. A pin never goes
     /// back: what is pinned now is compared with the log once more, and nobody else may pin until
     /// that is done.
-    fn pin(&self, log: &Log) -> Result<(), Failure> {
+    ///
+    /// Returns true if this head is pinned now.
+    pub(super) fn pin(&self, log: &Log) -> Result<bool, Failure> {
         let _lock = lock(&self.pin.with_extension("lock"))?;
         let now = read_pin(&self.pin, &self.trusted)?;
         // The log was compared with this one when it was opened.
         let is_known = now.is_some() && now == self.pinned;
         if is_known || log.may_replace(&|path| self.read(path), now.as_ref())? {
             write_private(&self.pin, log.note().as_bytes())?;
+            return Ok(true);
         }
-        Ok(())
+        Ok(false)
     }
 }
 
@@ -525,6 +486,7 @@ struct LogShown {
     /// Events of workers that never joined, and of others whose keys nobody named.
     strangers: u64,
     chains: usize,
+    witnessed: Option<String>,
     proof: Option<String>,
 }
 
@@ -546,6 +508,8 @@ impl Record for LogShown {
                  of strangers"
             ),
         ));
+        let witnessed = self.witnessed.iter();
+        lines.extend(witnessed.map(|by| ("witnessed", by.clone())));
         lines.extend(self.proof.iter().map(|proof| ("proof", proof.clone())));
         lines
     }
