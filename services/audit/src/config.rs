@@ -24,6 +24,8 @@ pub struct Config {
     pub recorder: RecorderSection,
     /// This service.
     pub audit: AuditSection,
+    /// The store, which has a copy of the log of all events.
+    pub store: StoreSection,
     /// The authentication that peers must show.
     pub auth: AuthConfig,
     /// The settings that every service has.
@@ -53,6 +55,31 @@ pub struct AuditSection {
     pub head_key: PathBuf,
 }
 
+/// The section `store`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreSection {
+    /// Address: `https://host:port`. Empty keeps the log in this service's folder only.
+    pub url: String,
+    /// Region that signatures name.
+    pub region: String,
+    /// The file with the audit service's own access key.
+    pub keys: PathBuf,
+    /// Certificate authority of the store, PEM.
+    pub ca: PathBuf,
+}
+
+impl Default for StoreSection {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            region: "us-east-1".to_owned(),
+            keys: PathBuf::new(),
+            ca: PathBuf::new(),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -60,6 +87,7 @@ impl Default for Config {
             bus: BusConfig::default(),
             recorder: RecorderSection::default(),
             audit: AuditSection::default(),
+            store: StoreSection::default(),
             auth: AuthConfig::default(),
             service: ServiceConfig::default(),
             metrics: MetricsConfig::default(),
@@ -84,6 +112,8 @@ impl Config {
         fill(&mut self.audit.trust, layout.trust());
         fill(&mut self.audit.folder, layout.audit_files());
         fill(&mut self.audit.head_key, layout.head_key());
+        fill(&mut self.store.keys, layout.store_log_key());
+        fill(&mut self.store.ca, layout.ca());
         self
     }
 
@@ -97,7 +127,7 @@ impl Config {
 
     /// The service's materials.
     pub fn materials(&self, now: UnixMillis) -> Materials {
-        let items = vec![
+        let mut items = vec![
             Material::BusAddress {
                 key: "bus.url",
                 url: self.bus.url.clone(),
@@ -120,6 +150,17 @@ impl Config {
                 path: self.audit.trust.clone(),
             },
         ];
+        if !self.store.url.is_empty() {
+            items.push(Material::StoreAddress {
+                key: "store.url",
+                url: self.store.url.clone(),
+            });
+            items.push(Material::Authority {
+                key: "store.ca",
+                path: self.store.ca.clone(),
+                layer: Layer::Bulk,
+            });
+        }
         Materials { items, now }
     }
 }

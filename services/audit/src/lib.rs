@@ -22,6 +22,7 @@ pub mod files;
 mod intake;
 mod line;
 pub mod log;
+pub mod mirror;
 pub mod program;
 pub mod provenance;
 pub mod reader;

@@ -118,7 +118,15 @@ impl Log {
     /// The newest head is the checkpoint, or one that was signed and kept after it by a process that
     /// died then. So an older checkpoint in its place does not let this process sign anew what was
     /// signed before.
-    pub(crate) fn open(folder: &Path, trust: &TrustBundle, key: HeadKey) -> Result<Self, LogError> {
+    ///
+    /// `stored` is the head that the store has, if it has one: entries must lead to that too, and
+    /// until they do no head is signed.
+    pub(crate) fn open(
+        folder: &Path,
+        trust: &TrustBundle,
+        key: HeadKey,
+        stored: Option<&Head>,
+    ) -> Result<Self, LogError> {
         if !trust.head_keys.contains(key.public()) {
             return Err(LogError::Key(key.public().clone()));
         }
@@ -141,10 +149,14 @@ impl Log {
         let newer = kept.filter(|(head, _)| head.size > covered);
         let published = newer.as_ref().or(checkpoint.as_ref());
         let published = published.map(|(head, _)| head.clone());
-        let writer = Writer::new(origin, published).map_err(|error| LogError::Contradicted {
+        let contradicted = |error| LogError::Contradicted {
             folder: folder.to_owned(),
             error,
-        })?;
+        };
+        let mut writer = Writer::new(origin, published).map_err(contradicted)?;
+        if let Some(stored) = stored {
+            writer.bind(stored).map_err(contradicted)?;
+        }
         Ok(Self {
             files: LogFiles {
                 folder: folder.to_owned(),
@@ -188,6 +200,11 @@ impl Log {
             }),
             None => Ok(()),
         }
+    }
+
+    /// The size of the head in the store, while events up to it are missing here.
+    pub(crate) fn missing_up_to(&self) -> Option<u64> {
+        self.writer.missing_up_to()
     }
 
     /// True if it is time for a head.
@@ -278,22 +295,28 @@ impl LogFiles {
 
 /// The file of the newest head that is kept for good.
 fn newest_kept(folder: &Path) -> Result<Option<PathBuf>, LogError> {
+    let newest = heads_of(folder)?.into_iter().max();
+    Ok(newest.map(|size| folder.join(layout::head(size))))
+}
+
+/// The sizes of the heads that are kept for good, in no order.
+pub(crate) fn heads_of(folder: &Path) -> Result<Vec<u64>, LogError> {
     let heads = folder.join(HEADS);
     let failed = |source| LogError::Read {
         path: heads.clone(),
         source,
     };
     let entries = match fs::read_dir(&heads) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(failed)?,
     };
-    let mut newest = None;
+    let mut sizes = Vec::new();
     for entry in entries {
         let name = entry.map_err(failed)?.file_name();
         let size = name.to_str().and_then(|name| name.parse::<u64>().ok());
-        newest = newest.max(size);
+        sizes.extend(size);
     }
-    Ok(newest.map(|size| folder.join(layout::head(size))))
+    Ok(sizes)
 }
 
 /// Makes sure that a file or folder, and its name, are on the disk.

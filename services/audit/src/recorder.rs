@@ -87,7 +87,8 @@ impl Recorder {
     }
 
     /// Opens the folder in the same way, and continues the log of all events in its subfolder
-    /// `log`, whose heads `key` signs.
+    /// `log`, whose heads `key` signs. If the log is in the store as well, `stored` is its head
+    /// there.
     ///
     /// # Errors
     /// As [`Recorder::open`]; or the trust bundle does not name the key; or the files lead to
@@ -96,12 +97,13 @@ impl Recorder {
         folder: &Path,
         trust: &TrustBundle,
         key: HeadKey,
+        stored: Option<&Head>,
         now: UnixMillis,
     ) -> Result<Self, RecorderError> {
         let mut auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
         let mut waiting = Vec::with_capacity(RECALLED_AT_ONCE);
         // Opened when the files are locked: until then another service may publish heads there.
-        let open = || Log::open(&folder.join(LOG_FOLDER), trust, key.clone());
+        let open = || Log::open(&folder.join(LOG_FOLDER), trust, key.clone(), stored);
         let mut log = None;
         let examiner = auditor.examiner().clone();
         let mut append = |record: &Record, examined: &Examined| {
@@ -121,6 +123,35 @@ impl Recorder {
         let mut log = log.unwrap_or_else(open)?;
         log.begun()?;
         Ok(Self::of(auditor, files, Some(log)))
+    }
+
+    /// The same recorder, which from now on signs heads of the log.
+    ///
+    /// # Errors
+    /// As [`Recorder::open_signing`].
+    pub fn begin_signing(
+        self,
+        trust: &TrustBundle,
+        key: HeadKey,
+        stored: Option<&Head>,
+        now: UnixMillis,
+    ) -> Result<Self, RecorderError> {
+        let Self {
+            files, read, again, ..
+        } = self;
+        let folder = files.folder().to_owned();
+        // Its lock is free again from here on.
+        drop(files);
+        let mut recorder = Self::open_signing(&folder, trust, key, stored, now)?;
+        // The caller has taken these from the recorder that ends here.
+        drop(recorder.take_notices());
+        (recorder.read, recorder.again) = (read, again);
+        Ok(recorder)
+    }
+
+    /// The size of the log's head in the store, while events up to it are missing here.
+    pub fn missing_up_to(&self) -> Option<u64> {
+        self.log.as_ref()?.missing_up_to()
     }
 
     const fn of(auditor: Auditor, files: AuditFiles, log: Option<Log>) -> Self {

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::intake::Intake;
 use crate::log::LogError;
+use crate::mirror::{Copying, Mirror, MirrorError, Stored};
 use crate::reader::{Reader, Span};
 use crate::recorder::{Recorder, RecorderError};
 
@@ -37,6 +38,17 @@ pub struct Service {
     intake: Intake,
     /// The channel on which the intake learns which workers may speak.
     notices: mpsc::Sender<Notice>,
+    /// The copy of the log in the store, if there is to be one.
+    mirror: Option<(Mirror, Option<Option<Stored>>)>,
+    signing: Signing,
+}
+
+/// The key for heads.
+enum Signing {
+    /// In use, or this domain has none.
+    Settled,
+    /// It is used when the store has said which head it has.
+    Waits(Box<(TrustBundle, HeadKey)>),
 }
 
 impl Service {
@@ -50,10 +62,35 @@ impl Service {
         let trust = TrustBundle::read(&config.audit.trust)
             .map_err(|error| Failure::new(error.code(), format!("audit.trust: {error}")))?;
         let (folder, domain) = (config.audit.folder.clone(), trust.domain.to_string());
+        let mut mirror = None;
+        let mut signing = Signing::Settled;
         let recorder = match head_key(config, &trust)? {
             Some(key) => {
+                mirror = match Mirror::open(config, &trust)? {
+                    None => None,
+                    Some(mirror) => {
+                        let stored = ask(&mirror).await?;
+                        Some((mirror, stored))
+                    }
+                };
                 let now = clock::now();
-                blocking(move || Recorder::open_signing(&folder, &trust, key, now)).await?
+                match &mirror {
+                    Some((_, None)) => {
+                        signing = Signing::Waits(Box::new((trust.clone(), key)));
+                        blocking(move || Recorder::open(&folder, &trust)).await?
+                    }
+                    Some((_, Some(stored))) => {
+                        let head = stored.as_ref().map(|stored| stored.head.clone());
+                        blocking(move || {
+                            Recorder::open_signing(&folder, &trust, key, head.as_ref(), now)
+                        })
+                        .await?
+                    }
+                    None => {
+                        blocking(move || Recorder::open_signing(&folder, &trust, key, None, now))
+                            .await?
+                    }
+                }
             }
             None => blocking(move || Recorder::open(&folder, &trust)).await?,
         };
@@ -81,6 +118,8 @@ impl Service {
             recorder,
             intake,
             notices,
+            mirror,
+            signing,
         })
     }
 
@@ -101,7 +140,10 @@ impl Service {
             mut recorder,
             intake,
             notices,
+            mirror,
+            mut signing,
         } = self;
+        let mut copying = mirror.map(|(mirror, stored)| Copying::begin(mirror, stored));
         let mut intake = tokio::spawn(intake.run(stop.clone()));
         tell_all(&mut recorder, &notices).await;
         let mut look = tokio::time::interval(COMPARE_EVERY);
@@ -123,6 +165,7 @@ impl Service {
                     let now_level = reader.pending() == 0;
                     if now_level && !level {
                         tracing::info!(last = recorder.auditor().last().0, "all that the stream holds is checked and kept");
+                        say_if_missing(&recorder);
                     }
                     level = now_level;
                 }
@@ -131,7 +174,24 @@ impl Service {
                     break;
                 }
                 _ = heads.tick() => publishing.begin_if_due(&mut recorder),
-                head = publishing.ended() => recorder.head_published(&head?),
+                head = publishing.ended() => {
+                    let head = head?;
+                    recorder.head_published(&head);
+                    if let Some(copying) = &copying {
+                        copying.wake(&head);
+                    }
+                }
+                news = news_of(&mut copying, &signing) => match news {
+                    News::First(stored) => {
+                        tell_all(&mut recorder, &notices).await;
+                        recorder = begin_signing(recorder, &mut signing, stored).await?;
+                        say_if_missing(&recorder);
+                    }
+                    News::Ended(ended) => {
+                        ended?;
+                        copying = None;
+                    }
+                },
                 _ = look.tick() => match Ends::ask(&reader, &recorder).await {
                     Ok(ends) => recorder = compare(recorder, ends).await?,
                     Err(error) => tracing::warn!(code = %error.code(), %error, "the end of the stream is not known"),
@@ -146,12 +206,72 @@ impl Service {
         if publishing.0.is_some() {
             publishing.ended().await?;
         }
+        if let Some(copying) = copying {
+            copying.end().await?;
+        }
         tracing::info!(
             kept = recorder.files().len(),
             last = recorder.auditor().last().0,
             "the audit has ended"
         );
         Ok(())
+    }
+}
+
+/// Asks the store for its head; none if it does not answer.
+async fn ask(mirror: &Mirror) -> Result<Option<Option<Stored>>, Failure> {
+    match mirror.stored().await {
+        Ok(stored) => Ok(Some(stored)),
+        Err(error @ MirrorError::Store(_)) => {
+            let code = error.code();
+            tracing::warn!(%code, next = code.next_step(), "no head is signed before the store has said which head it has: \
+                           {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What the copying of the log tells.
+enum News {
+    /// The first answer of a store that did not answer at the start: its head.
+    First(Option<Head>),
+    /// It has ended.
+    Ended(Result<(), Failure>),
+}
+
+/// Waits for news; for ever if the log is not copied.
+async fn news_of(copying: &mut Option<Copying>, signing: &Signing) -> News {
+    let Some(copying) = copying else {
+        return std::future::pending().await;
+    };
+    if matches!(signing, Signing::Waits(_))
+        && let Some(stored) = copying.first().await
+    {
+        return News::First(stored);
+    }
+    News::Ended(copying.ended().await)
+}
+
+async fn begin_signing(
+    recorder: Recorder,
+    signing: &mut Signing,
+    stored: Option<Head>,
+) -> Result<Recorder, Failure> {
+    let Signing::Waits(waiting) = std::mem::replace(signing, Signing::Settled) else {
+        return Ok(recorder);
+    };
+    let (trust, key) = *waiting;
+    let now = clock::now();
+    blocking(move || recorder.begin_signing(&trust, key, stored.as_ref(), now)).await
+}
+
+/// Says that the store has a head over events that neither the files nor the stream have.
+fn say_if_missing(recorder: &Recorder) {
+    if let Some(size) = recorder.missing_up_to() {
+        let code = Code::LogContradicted;
+        tracing::warn!(%code, size, "the head of the log in the store covers events that are not here; no head is signed \
+                       before they come from the stream");
     }
 }
 

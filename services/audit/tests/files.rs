@@ -11,6 +11,8 @@
 mod chain_writer;
 #[path = "files/log.rs"]
 mod log;
+#[path = "files/mirror.rs"]
+mod mirror;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -20,7 +20,7 @@ use crate::key::{KeyError, KeyKind, SigningKey};
 use crate::layout::DomainLayout;
 use crate::purpose::{AuditKey, ConnectionKey};
 use crate::secret::{FileError, read_secret, write_private};
-use crate::store_keys::{AccessKey, StoreKeys, StoreKeysError};
+use crate::store_keys::StoreKeysError;
 use crate::tls::{Authority, TlsError};
 use crate::trust::{TrustBundle, TrustError};
 
@@ -374,27 +374,6 @@ impl Domain {
             public: credentials.public().clone(),
             expires,
         })
-    }
-
-    /// Makes sure that auditors have a key to the store, in a file of its own: a domain of an
-    /// earlier release has none. Returns true if the store must be started again to know the key.
-    /// The caller holds the [`crate::DomainLock`].
-    ///
-    /// # Errors
-    /// The store's keys cannot be read or written.
-    pub fn give_auditors_store_key(&self) -> Result<bool, DomainError> {
-        let (all, own) = (self.layout.store_keys(), self.layout.store_auditor_key());
-        let mut keys = StoreKeys::read(&all)?;
-        let is_new = keys.audit.is_none();
-        let audit = keys.audit.get_or_insert_with(AccessKey::generate).clone();
-        if is_new {
-            keys.write(&all)?;
-        }
-        // If an earlier call broke off between the two files, the second is still missing.
-        if is_new || !own.exists() {
-            audit.write_auditors(&own)?;
-        }
-        Ok(is_new)
     }
 
     /// Makes a new certificate for broker and store; the old one ends after

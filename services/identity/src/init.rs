@@ -244,6 +244,8 @@ fn make(layout: &DomainLayout, options: &InitOptions, now: UnixMillis) -> Result
     keys.write(&layout.store_keys())?;
     let auditors = keys.audit.expect("all pairs are generated");
     auditors.write_auditors(&layout.store_auditor_key())?;
+    let log = keys.log.expect("all pairs are generated");
+    log.write_log(&layout.store_log_key())?;
     create_private_folder(layout.issued().folder())?;
     create_private_folder(&layout.credentials_folder())?;
     create_private_folder(&layout.audit_keys_folder())?;

@@ -127,6 +127,16 @@ impl DomainLayout {
         self.folder.join("store/auditor.json")
     }
 
+    /// The key with which this machine cosigns heads of the log, as a witness.
+    pub fn witness_key(&self) -> PathBuf {
+        self.folder.join("keys/witness.nk")
+    }
+
+    /// The audit service's access key to the log in the store.
+    pub fn store_log_key(&self) -> PathBuf {
+        self.folder.join("store/log.json")
+    }
+
     /// The broker's configuration: [`DomainLayout::broker_config`] and what it includes.
     pub fn broker_folder(&self) -> PathBuf {
         self.folder.join("broker")
@@ -264,6 +274,7 @@ mod tests {
             (layout.server_key(), "d/tls/server.key"),
             (layout.store_keys(), "d/store/keys.json"),
             (layout.store_auditor_key(), "d/store/auditor.json"),
+            (layout.store_log_key(), "d/store/log.json"),
             (layout.broker_folder(), "d/broker"),
             (layout.broker_config(), "d/broker/nats.conf"),
             (layout.broker_generated(), "d/broker/generated"),

@@ -56,7 +56,7 @@ pub use layout::DomainLayout;
 pub use lock::DomainLock;
 pub use mark::{Mark, MarkFile};
 pub use newcomer::Newcomer;
-pub use purpose::{AuditKey, ConnectionKey, HeadKey, ManifestKey};
+pub use purpose::{AuditKey, ConnectionKey, HeadKey, ManifestKey, WitnessKey};
 pub use revocation::{Momentary, Revocation};
 pub use secret::Seed;
 pub use source::{BusTls, CredentialSource};

@@ -20,6 +20,7 @@ use crate::jwt::{Subject, mint};
 use crate::key::{KeyKind, SigningKey};
 use crate::purpose::HeadKey;
 use crate::secret::{FileError, create_private_folder};
+use crate::store_keys::{AccessKey, StoreKeys};
 use crate::trust::TrustBundle;
 use crate::vault::role_key_name;
 
@@ -43,6 +44,34 @@ impl Domain {
             self.register(&path)?;
         }
         self.give_head_key()
+    }
+
+    /// Makes sure that auditors and the audit service have keys to the store, each in a file of its
+    /// own: a domain of an earlier release has none. Returns true if the store must be started again
+    /// to know a key.
+    /// The caller holds the [`crate::DomainLock`].
+    ///
+    /// # Errors
+    /// The store's keys cannot be read or written.
+    pub fn give_auditors_store_key(&self) -> Result<bool, DomainError> {
+        let (all, own) = (self.layout.store_keys(), self.layout.store_auditor_key());
+        let mut keys = StoreKeys::read(&all)?;
+        let new = [keys.audit.is_none(), keys.log.is_none()];
+        let audit = keys.audit.get_or_insert_with(AccessKey::generate).clone();
+        let log = keys.log.get_or_insert_with(AccessKey::generate).clone();
+        let is_new = new.contains(&true);
+        if is_new {
+            keys.write(&all)?;
+        }
+        // If an earlier call broke off between the files, a later one is still missing.
+        if new[0] || !own.exists() {
+            audit.write_auditors(&own)?;
+        }
+        let log_file = self.layout.store_log_key();
+        if new[1] || !log_file.exists() {
+            log.write_log(&log_file)?;
+        }
+        Ok(is_new)
     }
 
     /// True if the keys of the operator still lie beside those of the coordinator.

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use schemas::PublicKey;
 use tlog::Head;
+use tlog::cosign::{PolicyError, Witness, cosigned};
 use zeroize::Zeroizing;
 
 use crate::key::{KeyError, KeyKind, SIGNATURE_BYTES, SigningKey, public_bytes};
@@ -34,6 +35,11 @@ pub struct ManifestKey(SigningKey);
 /// a nonce could be one: never used on a connection.
 #[derive(Clone)]
 pub struct HeadKey(SigningKey);
+
+/// The key with which a witness cosigns heads of the log. What it signs is text without a prefix too:
+/// never used on a connection.
+#[derive(Clone)]
+pub struct WitnessKey(SigningKey);
 
 macro_rules! purpose {
     ($name:ident, $kind:expr) => {
@@ -84,6 +90,8 @@ purpose!(AuditKey, KeyKind::User);
 purpose!(ManifestKey, KeyKind::Account);
 // For the same reason. Both sign text: a manifest has no line break, and a head has three.
 purpose!(HeadKey, KeyKind::Account);
+// As that for heads, and what it signs begins with another line.
+purpose!(WitnessKey, KeyKind::Account);
 
 impl ConnectionKey {
     /// Signs a server's nonce.
@@ -125,6 +133,25 @@ impl HeadKey {
         let signature = self.0.sign(head.text().as_bytes());
         let key = public_bytes(self.public()).expect("a key's own public half");
         head.signed(&key, &signature)
+    }
+}
+
+impl WitnessKey {
+    /// The witness of this name that has this key.
+    ///
+    /// # Errors
+    /// The name cannot be used.
+    pub fn witness(&self, name: &str) -> Result<Witness, PolicyError> {
+        Witness::new(
+            name,
+            public_bytes(self.public()).expect("a key's own public half"),
+        )
+    }
+
+    /// Cosigns a head, which the caller has verified: the result is a line for its signed text.
+    pub fn cosign(&self, witness: &Witness, head: &Head, time: u64) -> String {
+        let signature = self.0.sign(cosigned(head, time).as_bytes());
+        witness.line(time, &signature)
     }
 }
 

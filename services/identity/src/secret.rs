@@ -444,7 +444,7 @@ mod tests {
     fn ls_08_secrets_have_no_equality_but_one_in_constant_time() {
         use crate::{
             AccessKey, AuditKey, ConnectionKey, Credentials, HeadKey, ManifestKey, SigningKey,
-            StoreKeys,
+            StoreKeys, WitnessKey,
         };
         for (name, has_equality, expected) in [
             ("String", Probe::<String>::HAS_EQUALITY, true),
@@ -458,6 +458,7 @@ mod tests {
             ("AuditKey", Probe::<AuditKey>::HAS_EQUALITY, false),
             ("ManifestKey", Probe::<ManifestKey>::HAS_EQUALITY, false),
             ("HeadKey", Probe::<HeadKey>::HAS_EQUALITY, false),
+            ("WitnessKey", Probe::<WitnessKey>::HAS_EQUALITY, false),
             ("Credentials", Probe::<Credentials>::HAS_EQUALITY, false),
         ] {
             assert_eq!(has_equality, expected, "{name}");

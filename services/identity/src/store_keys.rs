@@ -25,6 +25,9 @@ pub struct StoreKeys {
     /// Reads from the published bucket, in the hands of an auditor. None in a file of an earlier
     /// release.
     pub audit: Option<AccessKey>,
+    /// Writes the log of all events, in the hands of the audit service. None in a file of an
+    /// earlier release.
+    pub log: Option<AccessKey>,
 }
 
 /// An S3 access key.
@@ -68,6 +71,8 @@ struct Wire<Text> {
     get: Pair<Text>,
     #[serde(default = "none", skip_serializing_if = "Option::is_none")]
     audit: Option<Pair<Text>>,
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    log: Option<Pair<Text>>,
 }
 
 /// The file `auditor.json`: what an auditor gets of a store's keys.
@@ -76,6 +81,14 @@ struct Wire<Text> {
 struct AuditorWire<Text> {
     v: V<1>,
     audit: Pair<Text>,
+}
+
+/// The file `log.json`: what the audit service gets of a store's keys.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogWire<Text> {
+    v: V<1>,
+    log: Pair<Text>,
 }
 
 fn none<Text>() -> Option<Pair<Text>> {
@@ -110,6 +123,7 @@ impl StoreKeys {
             put: AccessKey::generate(),
             get: AccessKey::generate(),
             audit: Some(AccessKey::generate()),
+            log: Some(AccessKey::generate()),
         }
     }
 
@@ -124,6 +138,7 @@ impl StoreKeys {
             put: wire.put.into(),
             get: wire.get.into(),
             audit: wire.audit.map(AccessKey::from),
+            log: wire.log.map(AccessKey::from),
         };
         keys.check()?;
         Ok(keys)
@@ -140,6 +155,7 @@ impl StoreKeys {
             put: self.put.pair(),
             get: self.get.pair(),
             audit: self.audit.as_ref().map(AccessKey::pair),
+            log: self.log.as_ref().map(AccessKey::pair),
         };
         write(path, &wire)
     }
@@ -151,7 +167,8 @@ impl StoreKeys {
             ("get", &self.get),
         ];
         let audit = self.audit.iter().map(|key| ("audit", key));
-        let keys: Vec<_> = three.into_iter().chain(audit).collect();
+        let log = self.log.iter().map(|key| ("log", key));
+        let keys: Vec<_> = three.into_iter().chain(audit).chain(log).collect();
         for (at, (name, key)) in keys.iter().enumerate() {
             key.check(name)?;
             let before = keys[..at].iter().map(|(_, other)| other);
@@ -193,6 +210,26 @@ impl AccessKey {
     pub fn write_auditors(&self, path: &Path) -> Result<(), StoreKeysError> {
         let audit = self.pair();
         write(path, &AuditorWire { v: V, audit })
+    }
+
+    /// Reads the audit service's file.
+    ///
+    /// # Errors
+    /// It cannot be used, others may read it, or the pair is incomplete.
+    pub fn read_log(path: &Path) -> Result<Self, StoreKeysError> {
+        let wire: LogWire<String> = read(path)?;
+        let key = Self::from(wire.log);
+        key.check("log")?;
+        Ok(key)
+    }
+
+    /// Writes the audit service's file, for its owner alone.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_log(&self, path: &Path) -> Result<(), StoreKeysError> {
+        let log = self.pair();
+        write(path, &LogWire { v: V, log })
     }
 
     fn check(&self, name: &'static str) -> Result<(), StoreKeysError> {

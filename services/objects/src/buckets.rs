@@ -113,8 +113,11 @@ impl Buckets {
     /// # Errors
     /// The store does not answer, or refuses.
     pub async fn ping(&self) -> Result<(), ObjectError> {
-        let places = [&self.incoming, &self.blobs];
-        for (name, place) in BucketName::ALL.into_iter().zip(places) {
+        let places = [
+            (BucketName::Incoming, &self.incoming),
+            (BucketName::Blobs, &self.blobs),
+        ];
+        for (name, place) in places {
             let request = Request {
                 method: rusty_s3::Method::Head,
                 key: "",

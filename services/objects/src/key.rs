@@ -1,9 +1,11 @@
-//! Object keys. Two buckets: `incoming` takes what workers upload, `blobs` holds what was verified.
+//! Object keys. Three buckets: `incoming` takes what workers upload, `blobs` holds what was verified,
+//! and `log` holds the log of all events.
 //!
 //! ```text
 //! incoming/<run>/<round>/<worker>/<unit>-<epoch>/<64 hex>   quarantine of a lease
 //! incoming/operator/<user nkey>/<64 hex>                    quarantine of an operator's import
 //! blobs/sha256/<ab>/<64 hex>                                verified objects
+//! log/checkpoint, log/heads/<size>, log/tile/...            the log, as crate `tlog` names its files
 //! ```
 //! `operator` is therefore not usable as the name of a run that uploads; [`IncomingKey::worker`]
 //! refuses it.
@@ -20,13 +22,15 @@ pub const KEY_BYTES_MAX: usize = 256;
 
 const ALGORITHM: &str = "sha256";
 
-/// One of the two buckets.
+/// One of the buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BucketName {
     /// Quarantine: write-once for holders of a PUT URL, read by the coordinator.
     Incoming,
     /// Verified objects: written by the coordinator, read through GET URLs.
     Blobs,
+    /// The log of all events: written by the audit service, read by auditors.
+    Log,
 }
 
 /// The key of a verified object in `blobs`.
@@ -61,20 +65,21 @@ pub enum KeyError {
         /// The given text, shortened.
         text: String,
     },
-    /// Not one of the two buckets.
-    #[error("no bucket {0:?}; there are incoming and blobs")]
+    /// Not one of the buckets.
+    #[error("no bucket {0:?}; there are incoming, blobs and log")]
     Bucket(String),
 }
 
 impl BucketName {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Incoming, Self::Blobs];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Incoming, Self::Blobs, Self::Log];
 
     /// The name in URLs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Incoming => "incoming",
             Self::Blobs => "blobs",
+            Self::Log => "log",
         }
     }
 }

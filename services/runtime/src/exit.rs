@@ -108,6 +108,7 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::FolderBusy
         | Code::AuditFolderBusy
         | Code::LedgerFenced
+        | Code::LogTaken
         | Code::Replaced => EXIT_CONFLICT,
         Code::BusUnreachable | Code::StoreUnreachable => EXIT_UNREACHABLE,
         Code::BusRefused | Code::BusDenied | Code::ObjectForbidden => EXIT_DENIED,
@@ -118,6 +119,7 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::RoundUnproven
         | Code::RecordUnproven
         | Code::LogUnproven
+        | Code::LogUnwitnessed
         | Code::LineageUnproven => EXIT_NO_VERDICT,
         Code::RevocationKept | Code::RotationKept => EXIT_KEPT,
         Code::AccountsBehind => EXIT_DENIED,

@@ -97,6 +97,8 @@ metrics_table! {
     REGISTRAR_QUESTION_SECONDS = "diloco_registrar_question_seconds", Histogram, &[], "registrar", "Time from a question's arrival to its answer, in seconds.";
     AUDIT_EVENT_SECONDS = "diloco_audit_event_seconds", Histogram, &[], "audit", "Time from an event's arrival to its answer, in seconds.";
     AUDIT_KEPT = "diloco_audit_kept_messages", Gauge, &[], "audit", "Messages of stream AUDIT that were checked and are in the audit files.";
+    AUDIT_LOG_EVENTS = "diloco_audit_log_events", Gauge, &[], "audit", "Events under the newest head of the log in the service's folder.";
+    AUDIT_LOG_BEHIND = "diloco_audit_log_behind_events", Gauge, &[], "audit", "Events under that head which the log in the store does not have yet.";
     AUDIT_PENDING = "diloco_audit_pending_messages", Gauge, &[], "audit", "Messages of stream AUDIT that wait to be checked.";
 }
 

@@ -20,9 +20,11 @@ use s3s::dto::{
 };
 use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use schemas::Digest;
+use tlog::layout::Lasting;
 use tokio::task::JoinHandle;
 
 use crate::listing;
+use crate::log_rules;
 use crate::place::{Place, parse_bucket};
 use crate::root::{Claim, Publish, Root};
 use crate::upload::{self, Upload, storage_error};
@@ -66,16 +68,14 @@ impl S3 for Backend {
             .content_length
             .and_then(|length| u64::try_from(length).ok());
         let bytes = bytes.ok_or_else(|| s3_error!(MissingContentLength))?;
-        let how = match &input.if_none_match {
-            None => Publish::Replace,
-            Some(condition) if condition.is_any() => Publish::Once,
+        let once = match &input.if_none_match {
+            None => false,
+            Some(condition) if condition.is_any() => true,
             Some(_) => return Err(s3_error!(NotImplemented, "if-none-match takes * only")),
         };
-        if input.if_match.is_some() {
-            return Err(s3_error!(
-                NotImplemented,
-                "if-match is not for uploads here"
-            ));
+        let how = log_rules::publish(&place, once, input.if_match.as_ref())?;
+        if place.lasting() == Some(Lasting::Newest) && bytes > log_rules::CHECKPOINT_BYTES_MAX {
+            return Err(s3_error!(EntityTooLarge, "no checkpoint is that long"));
         }
         self.check_suspect(&place).await?;
         let claim = self.claim(&place, how)?;
@@ -122,7 +122,9 @@ impl S3 for Backend {
                 opened.bytes
             )
         });
-        let tag = e_tag(&place, opened.bytes, opened.modified);
+        let tag = log_rules::e_tag(&place, self.root.path())
+            .await?
+            .unwrap_or_else(|| e_tag(&place, opened.bytes, opened.modified));
         let checksum = recorded(&place, input.checksum_mode.as_ref()).filter(|_| !ranged);
         let modified = opened.modified;
         Ok(S3Response::new(GetObjectOutput {
@@ -154,11 +156,12 @@ impl S3 for Backend {
             Ok((metadata.len(), metadata.modified().map_err(storage_error)?))
         })
         .await?;
+        let tag = log_rules::e_tag(&place, self.root.path()).await?;
         Ok(S3Response::new(HeadObjectOutput {
             content_length: Some(as_length(bytes)),
             accept_ranges: Some("bytes".to_owned()),
             content_type: Some("application/octet-stream".to_owned()),
-            e_tag: Some(e_tag(&place, bytes, modified)),
+            e_tag: Some(tag.unwrap_or_else(|| e_tag(&place, bytes, modified))),
             checksum_sha256: recorded(&place, input.checksum_mode.as_ref()),
             last_modified: Some(modified.into()),
             ..Default::default()
@@ -229,6 +232,7 @@ impl S3 for Backend {
         request: S3Request<DeleteObjectInput>,
     ) -> S3Result<S3Response<DeleteObjectOutput>> {
         let place = Place::parse(&request.input.bucket, &request.input.key)?;
+        log_rules::delete(&place, self.root.path())?;
         let root = self.root.clone();
         blocking(move || remove(&root, &place.path(root.path()))).await?;
         Ok(S3Response::new(DeleteObjectOutput::default()))
@@ -252,6 +256,8 @@ impl S3 for Backend {
             .map(|object| Place::parse(&input.bucket, &object.key));
         let places = places.collect::<S3Result<Vec<_>>>()?;
         let root = self.root.clone();
+        let may = |place| log_rules::delete(place, root.path());
+        places.iter().try_for_each(may)?;
         let deleted = blocking(move || {
             let delete = |place: Place| {
                 remove(&root, &place.path(root.path()))?;
@@ -333,7 +339,7 @@ impl Backend {
     /// taken, and with 409 while another upload of it is in progress; clients repeat after a 409,
     /// since the other may break off.
     fn claim(&self, place: &Place, how: Publish) -> Result<Option<Claim>, S3Error> {
-        if how == Publish::Replace {
+        if how != Publish::Once {
             return Ok(None);
         }
         let name = place.path(self.root.path());

@@ -12,6 +12,7 @@
 //! <root>/incoming/   bucket `incoming`: created once by holders of PUT URLs, swept after some days;
 //!                    a file each, named by its key with commas for slashes
 //! <root>/blobs/      bucket `blobs`: verified objects, and small named files that the admin key writes
+//! <root>/log/        bucket `log`: the log of all events, each file of which is written once
 //! ```
 //! Architecture invariants: there is no multipart upload, no form, no body without a length or a
 //! bound in time, no other bucket, no anonymous request, no plaintext beyond loopback; the put key
@@ -25,6 +26,7 @@ mod gate;
 mod guard;
 mod landing;
 mod listing;
+mod log_rules;
 mod nested;
 mod peer;
 mod peers;

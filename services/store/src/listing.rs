@@ -35,7 +35,7 @@ pub(crate) fn list(
     let mut found = Vec::new();
     match bucket {
         BucketName::Incoming => look_through(folder, page, &mut found)?,
-        BucketName::Blobs => walk(folder, "", page, &mut found)?,
+        BucketName::Blobs | BucketName::Log => walk(folder, "", page, &mut found)?,
     }
     let more = found.len() > page.keys_max;
     found.truncate(page.keys_max);

@@ -28,6 +28,8 @@ pub(crate) enum Key {
     Admin,
     /// The auditors'.
     Audit,
+    /// The audit service's.
+    Log,
     /// One of those that sign URLs.
     Url,
 }
@@ -63,6 +65,7 @@ impl Peer {
         let role = match key {
             Key::Admin => Role::Coordinator,
             Key::Audit => Role::Auditor,
+            Key::Log => Role::Recorder,
             Key::Url => return of_url(holder, query),
         };
         if holder.role == role {

@@ -11,6 +11,7 @@ use objects::key::KEY_BYTES_MAX;
 use objects::{BlobKey, BucketName, IncomingKey};
 use s3s::{S3Result, s3_error};
 use schemas::Digest;
+use tlog::layout::Lasting;
 
 /// Longest segment of a named file's key.
 const SEGMENT_BYTES_MAX: usize = 128;
@@ -32,6 +33,10 @@ impl Place {
         let bucket = parse_bucket(bucket)?;
         let refused = || s3_error!(InvalidArgument, "not a key of bucket {bucket}");
         let digest = match bucket {
+            BucketName::Log => {
+                Lasting::of(key).ok_or_else(refused)?;
+                None
+            }
             BucketName::Incoming => {
                 Some(key.parse::<IncomingKey>().map_err(|_| refused())?.digest())
             }
@@ -56,19 +61,27 @@ impl Place {
         Self::parse(BucketName::Incoming.as_str(), &name.replace(JOINT, "/")).ok()
     }
 
+    /// What may happen to the object once it is there, if it is a file of the log.
+    pub(crate) fn lasting(&self) -> Option<Lasting> {
+        match self.bucket {
+            BucketName::Log => Lasting::of(&self.key),
+            BucketName::Incoming | BucketName::Blobs => None,
+        }
+    }
+
     /// The file under `root`.
     pub(crate) fn path(&self, root: &Path) -> PathBuf {
         let folder = root.join(self.bucket.as_str());
         match self.bucket {
             BucketName::Incoming => folder.join(self.key.replace('/', JOINT)),
-            BucketName::Blobs => folder.join(&self.key),
+            BucketName::Blobs | BucketName::Log => folder.join(&self.key),
         }
     }
 }
 
 pub(crate) fn parse_bucket(name: &str) -> S3Result<BucketName> {
     name.parse()
-        .map_err(|_| s3_error!(NoSuchBucket, "there are incoming and blobs"))
+        .map_err(|_| s3_error!(NoSuchBucket, "there are incoming, blobs and log"))
 }
 
 fn is_named(key: &str) -> bool {
@@ -112,9 +125,27 @@ mod tests {
         ] {
             assert!(Place::parse("blobs", key).is_err(), "{key}");
             assert!(Place::parse("incoming", key).is_err(), "{key}");
+            assert!(Place::parse("log", key).is_err(), "{key}");
         }
         assert!(Place::parse("other", "a").is_err());
         assert!(Place::parse("..", "a").is_err());
+    }
+
+    #[test]
+    fn files_of_the_log_lie_where_their_names_say_and_nothing_else_does() {
+        for (key, lasting) in [
+            ("checkpoint", Lasting::Newest),
+            ("heads/7", Lasting::Final),
+            ("tile/0/x001/067", Lasting::Final),
+            ("tile/entries/000.p/3", Lasting::Partial),
+        ] {
+            let place = Place::parse("log", key).unwrap();
+            assert_eq!(place.lasting(), Some(lasting), "{key}");
+            assert_eq!(place.path(Path::new("/r")), Path::new("/r/log").join(key));
+        }
+        assert!(Place::parse("log", "named").is_err());
+        assert!(Place::parse("log", &BlobKey(Digest::of(b"x")).to_string()).is_err());
+        assert_eq!(Place::parse("blobs", "checkpoint").unwrap().lasting(), None);
     }
 
     #[test]

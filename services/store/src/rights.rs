@@ -2,10 +2,14 @@
 //!
 //! | key | may |
 //! | --- | --- |
-//! | admin | everything this store does |
+//! | admin | everything this store does, except write or delete in `log` |
 //! | put | create objects in `incoming`, through presigned URLs whose signature covers length, sha256 and `if-none-match` |
 //! | get | read verified objects in `blobs`, through presigned URLs |
-//! | audit | read verified objects in `blobs`, and list none |
+//! | audit | read verified objects in `blobs` and the log in `log`, and list none |
+//! | log | read and write the log in `log`, and delete its partial tiles and bundles |
+//!
+//! A head, a full tile and a full bundle of the log are written once and never deleted, with any key;
+//! its checkpoint is replaced only by a request that names the one before. See `log_rules`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,6 +60,7 @@ enum Role {
     Put,
     Get,
     Audit,
+    Log,
 }
 
 impl Admission {
@@ -92,6 +97,7 @@ impl Rights {
             _ if access == self.keys.put.id() => Some(Role::Put),
             _ if access == self.keys.get.id() => Some(Role::Get),
             _ if Some(access) == self.keys.audit.as_ref().map(AccessKey::id) => Some(Role::Audit),
+            _ if Some(access) == self.keys.log.as_ref().map(AccessKey::id) => Some(Role::Log),
             _ => None,
         }
     }
@@ -102,6 +108,7 @@ impl Rights {
             Role::Put => Some(&self.keys.put),
             Role::Get => Some(&self.keys.get),
             Role::Audit => self.keys.audit.as_ref(),
+            Role::Log => self.keys.log.as_ref(),
         }
     }
 }
@@ -135,11 +142,12 @@ impl S3Access for Rights {
         let key = match role {
             Role::Admin => Key::Admin,
             Role::Audit => Key::Audit,
+            Role::Log => Key::Log,
             Role::Put | Role::Get => Key::Url,
         };
         peer.check(key, cx.uri().query().unwrap_or_default())?;
         let allowed = match role {
-            Role::Admin => true,
+            Role::Admin => !changes_log(cx),
             Role::Put => {
                 cx.s3_op().name() == "PutObject"
                     && in_bucket(cx.s3_path(), BucketName::Incoming, "")
@@ -150,7 +158,8 @@ impl S3Access for Rights {
                     })
             }
             Role::Get => reads_verified(cx) && signed.is_some(),
-            Role::Audit => reads_verified(cx),
+            Role::Audit => reads_verified(cx) || reads_log(cx),
+            Role::Log => reads_log(cx) || writes_log(cx),
         };
         if !allowed {
             return Err(s3_error!(AccessDenied, "not a right of this key"));
@@ -199,6 +208,29 @@ fn signed_headers(cx: &S3AccessContext<'_>) -> Result<Option<Vec<String>>, S3Err
 fn reads_verified(cx: &S3AccessContext<'_>) -> bool {
     matches!(cx.s3_op().name(), "GetObject" | "HeadObject")
         && in_bucket(cx.s3_path(), BucketName::Blobs, "sha256/")
+}
+
+/// True if a request reads one file of the log.
+fn reads_log(cx: &S3AccessContext<'_>) -> bool {
+    matches!(cx.s3_op().name(), "GetObject" | "HeadObject")
+        && in_bucket(cx.s3_path(), BucketName::Log, "")
+}
+
+/// True if a request writes or deletes one file of the log.
+fn writes_log(cx: &S3AccessContext<'_>) -> bool {
+    matches!(cx.s3_op().name(), "PutObject" | "DeleteObject")
+        && in_bucket(cx.s3_path(), BucketName::Log, "")
+}
+
+/// True if a request changes anything in the bucket of the log.
+fn changes_log(cx: &S3AccessContext<'_>) -> bool {
+    let log = BucketName::Log.as_str();
+    let is_of_log = match cx.s3_path() {
+        S3Path::Object { bucket, .. } | S3Path::Bucket { bucket } => **bucket == *log,
+        S3Path::Root => false,
+    };
+    let reads = ["GetObject", "HeadBucket", "HeadObject", "ListObjectsV2"];
+    is_of_log && !reads.contains(&cx.s3_op().name())
 }
 
 fn in_bucket(path: &S3Path, wanted: BucketName, prefix: &str) -> bool {

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use objects::BucketName;
-use tempfile::{NamedTempFile, PathPersistError, TempPath};
+use schemas::Digest;
+use tempfile::{NamedTempFile, TempPath};
 use tokio_util::task::TaskTracker;
 
 use crate::config::Durability;
@@ -94,6 +95,9 @@ pub(crate) enum Publish {
     Once,
     /// Replaces the file with the name.
     Replace,
+    /// Replaces the file with the name if its bytes have this digest, and fails with `AlreadyExists`
+    /// otherwise.
+    Over(Digest),
 }
 
 impl Root {
@@ -118,6 +122,7 @@ impl Root {
             "tmp",
             BucketName::Incoming.as_str(),
             BucketName::Blobs.as_str(),
+            BucketName::Log.as_str(),
         ] {
             fs::create_dir_all(path.join(folder)).map_err(RootError::Io)?;
         }
@@ -166,6 +171,7 @@ impl Root {
             self.disk.sync_names(&shards)?;
         }
         self.disk.sync_names(&self.bucket(BucketName::Blobs))?;
+        self.disk.sync_names(&self.bucket(BucketName::Log))?;
         self.disk.sync_names(&self.path)?;
         match self.disk.sync_names(root.parent().unwrap_or(&root)) {
             // It belongs to another user, who also made the root in it.
@@ -307,6 +313,7 @@ impl Root {
                 Publish::Once => self.rename_once(temporary, name),
                 Publish::Replace if self.links => temporary.persist(name),
                 Publish::Replace => self.replace_alone(temporary, name),
+                Publish::Over(before) => self.replace_known(temporary, name, before),
             };
             given.map_err(|refused| {
                 left = Some(refused.path);
@@ -353,24 +360,6 @@ impl Root {
     fn lasts(&self, name: &Path) -> bool {
         self.durability == Durability::Always
             && !name.starts_with(self.bucket(BucketName::Incoming))
-    }
-
-    /// Renames unless the name is taken. Only this process writes here, so nothing happens between
-    /// the check and the rename. A name that cannot be checked cannot be given either.
-    fn rename_once(&self, file: TempPath, name: &Path) -> Result<(), PathPersistError> {
-        let _alone = self.naming.lock().expect("no holder panics");
-        let error = match fs::symlink_metadata(name) {
-            Ok(_) => io::ErrorKind::AlreadyExists.into(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return file.persist(name),
-            Err(error) => error,
-        };
-        Err(PathPersistError { error, path: file })
-    }
-
-    /// Replaces the file with this name, while nobody checks if there is one.
-    fn replace_alone(&self, file: TempPath, name: &Path) -> Result<(), PathPersistError> {
-        let _alone = self.naming.lock().expect("no holder panics");
-        file.persist(name)
     }
 
     /// Gives the bytes of the upload `source` a second name: by a link if the file system has them,
@@ -586,6 +575,7 @@ fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+mod naming;
 #[cfg(test)]
 mod survival;
 #[cfg(test)]

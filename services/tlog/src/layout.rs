@@ -8,6 +8,8 @@ pub const ENTRY_BYTES_MAX: usize = u16::MAX as usize;
 pub const CHECKPOINT: &str = "checkpoint";
 /// The folder with a head of each size, for good.
 pub const HEADS: &str = "heads";
+/// Levels of tiles: 256^8 entries are more than 64 bits count.
+const LEVELS: u8 = 8;
 /// Digits in a part of an index.
 const DIGITS: u64 = 1000;
 
@@ -48,7 +50,7 @@ impl Tile {
 
     /// The last tile of each level of a log with `size` entries, where it is not full.
     pub fn partial(size: u64) -> Vec<Self> {
-        let levels = (0..8).map(|level| (level, size >> (8 * level)));
+        let levels = (0..usize::from(LEVELS)).map(|level| (level, size >> (8 * level)));
         let partial = levels.filter_map(|(level, hashes)| {
             let (index, width) = split(hashes);
             (width > 0).then_some(Self {
@@ -91,6 +93,101 @@ impl Bundle {
         let (index, width) = split(size);
         (width > 0).then_some(Self { index, width })
     }
+}
+
+/// What may happen to a file of a log once it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lasting {
+    /// It never changes and stays: a head, a full tile, a full bundle.
+    Final,
+    /// It never changes, and is of no use once the full one is there.
+    Partial,
+    /// It is replaced with each head: the checkpoint.
+    Newest,
+}
+
+impl Lasting {
+    /// What may happen to the file with this name; none if a log has no such file.
+    pub fn of(name: &str) -> Option<Self> {
+        if name == CHECKPOINT {
+            return Some(Self::Newest);
+        }
+        if let Some(size) = name.strip_prefix(HEADS).and_then(|it| it.strip_prefix('/')) {
+            return plain::<u64>(size).map(|_| Self::Final);
+        }
+        let (level, rest) = name.strip_prefix("tile/")?.split_once('/')?;
+        if level != "entries" {
+            plain::<u8>(level).filter(|level| *level < LEVELS)?;
+        }
+        let (number, width) = match rest.split_once(".p/") {
+            Some((number, width)) => (number, Some(plain::<usize>(width)?)),
+            None => (rest, None),
+        };
+        let width = match width {
+            None => TILE_WIDTH,
+            Some(width) if (1..TILE_WIDTH).contains(&width) => width,
+            Some(_) => return None,
+        };
+        let mut index = 0_u64;
+        for part in number.split('/') {
+            let digits = part.strip_prefix('x').unwrap_or(part);
+            let value: u64 = digits.parse().ok()?;
+            index = index.checked_mul(DIGITS)?.checked_add(value)?;
+        }
+        // A name has one spelling.
+        let is_plain = path(&format!("tile/{level}"), index, width) == name;
+        is_plain.then_some(match width {
+            TILE_WIDTH => Self::Final,
+            _ => Self::Partial,
+        })
+    }
+}
+
+/// The files that a log with `to` entries has beside those of the log with `from` entries that it
+/// continues: bundles, and tiles from the lowest level up. Heads are not among them.
+pub fn between(from: u64, to: u64) -> Vec<String> {
+    let mut names = Vec::new();
+    let first = |level: u32| from.checked_shr(8 * (level + 1)).unwrap_or(0);
+    let bundles = |index| Bundle {
+        index,
+        width: TILE_WIDTH,
+    };
+    let full = to / TILE_WIDTH as u64;
+    names.extend((first(0)..full).map(|index| bundles(index).path()));
+    names.extend(Bundle::partial(to).map(Bundle::path));
+    for level in 0..u32::from(LEVELS) {
+        let full = to.checked_shr(8 * (level + 1)).unwrap_or(0);
+        let tiles = (first(level)..full).map(|index| Tile {
+            level: level as usize,
+            index,
+            width: TILE_WIDTH,
+        });
+        names.extend(tiles.map(Tile::path));
+    }
+    names.extend(Tile::partial(to).into_iter().map(Tile::path));
+    names
+}
+
+/// The partial files of the log with `size` entries, each with the size at which it is full.
+pub fn partial_files(size: u64) -> Vec<(String, u64)> {
+    let full_at = |index: u64, level: usize| {
+        let under = u32::try_from(8 * (level + 1))
+            .ok()
+            .and_then(|bits| 1u64.checked_shl(bits));
+        (index + 1).saturating_mul(under.unwrap_or(u64::MAX))
+    };
+    let bundle = Bundle::partial(size).map(|one| (one.path(), full_at(one.index, 0)));
+    let tiles = Tile::partial(size);
+    let tiles = tiles
+        .into_iter()
+        .map(|one| (one.path(), full_at(one.index, one.level)));
+    bundle.into_iter().chain(tiles).collect()
+}
+
+/// A number in its only spelling.
+fn plain<T: std::str::FromStr + std::fmt::Display>(text: &str) -> Option<T> {
+    let number: T = text.parse().ok()?;
+    (number.to_string() == text).then_some(number)
 }
 
 /// The file that keeps the head of a size for good.
@@ -186,6 +283,81 @@ mod tests {
             ["tile/0/257.p/1", "tile/1/001.p/1", "tile/2/000.p/1"]
         );
         assert_eq!(Tile::partial(65_536).len(), 1);
+    }
+
+    #[test]
+    fn each_file_of_a_log_has_one_name_and_no_other_name_is_a_file() {
+        for (name, lasting) in [
+            ("checkpoint", Lasting::Newest),
+            ("heads/0", Lasting::Final),
+            ("heads/18446744073709551615", Lasting::Final),
+            ("tile/0/000", Lasting::Final),
+            ("tile/7/999", Lasting::Final),
+            ("tile/entries/x001/x234/067", Lasting::Final),
+            ("tile/entries/x001/x234/067.p/1", Lasting::Partial),
+            ("tile/2/000.p/255", Lasting::Partial),
+        ] {
+            assert_eq!(Lasting::of(name), Some(lasting), "{name}");
+        }
+        for name in [
+            "",
+            "checkpoint/",
+            "heads",
+            "heads/",
+            "heads/01",
+            "heads/+1",
+            "heads/x",
+            "heads/18446744073709551616",
+            "heads/1/2",
+            "tile/8/000",
+            "tile/00/000",
+            "tile/entries",
+            "tile/entries/",
+            "tile/entries/0",
+            "tile/entries/0000",
+            "tile/entries/x000/001",
+            "tile/entries/001/001",
+            "tile/entries/x001/x001",
+            "tile/entries/000.p/0",
+            "tile/entries/000.p/256",
+            "tile/entries/000.p/017",
+            "tile/entries/000.p",
+            "tile/other/000",
+            "tile/0/../000",
+            "../checkpoint",
+            "tile/0/x999/x999/x999/x999/x999/x999/999",
+        ] {
+            assert_eq!(Lasting::of(name), None, "{name}");
+        }
+    }
+
+    /// A log that grows step by step has the files of one that is written at once.
+    #[test]
+    fn what_is_between_two_sizes_makes_the_one_log_the_other() {
+        let whole = |size: u64| -> std::collections::BTreeSet<String> {
+            between(0, size).into_iter().collect()
+        };
+        for (from, to) in [
+            (0, 1),
+            (0, 300),
+            (1, 255),
+            (255, 256),
+            (256, 257),
+            (700, 65_536 + 300),
+        ] {
+            let obsolete: Vec<String> = partial_files(from)
+                .into_iter()
+                .filter(|(_, full_at)| *full_at <= to)
+                .map(|(name, _)| name)
+                .collect();
+            let mut both = whole(from);
+            both.extend(between(from, to));
+            both.retain(|name| !obsolete.contains(name));
+            // A partial file of the older log stays for its readers until the full one is there.
+            both.retain(|name| whole(to).contains(name) || !whole(from).contains(name));
+            assert_eq!(both, whole(to), "{from} to {to}");
+            assert!(both.iter().all(|name| Lasting::of(name).is_some()));
+        }
     }
 
     #[test]

@@ -8,9 +8,11 @@
 //! | --- | --- |
 //! | `layout` | the names of tiles, bundles and heads, and the bytes of a bundle |
 //! | `note` | a tree head as signed text (C2SP signed-note, tlog-checkpoint) |
+//! | `cosign` | cosignatures of witnesses, and which of them are enough (C2SP tlog-cosignature, tlog-policy) |
 //! | `edge` | the right edge of the tree: all that is needed to append |
 //! | `writer` | which files are written in which order, and when a head is due |
 
+pub mod cosign;
 mod edge;
 pub mod layout;
 pub mod note;

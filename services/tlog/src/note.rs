@@ -14,9 +14,9 @@ const SIZE_MAX: u64 = u64::MAX / 2;
 /// Longest text that is read: a head has some 300 bytes, and each further signature some 200.
 pub const NOTE_BYTES_MAX: usize = 16 << 10;
 /// The kind of a signature in the identifier of its key: Ed25519 over the text.
-const ED25519: u8 = 1;
-const SIGNATURE_BYTES: usize = 64;
-const SIGNATURE_LINE: &str = "\u{2014} ";
+pub(crate) const ED25519: u8 = 1;
+pub(crate) const SIGNATURE_BYTES: usize = 64;
+pub(crate) const SIGNATURE_LINE: &str = "\u{2014} ";
 
 /// The state of a log: everything in it follows from these.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,13 +142,13 @@ impl Head {
 }
 
 /// The name, and the identifier of the key with the signature, of a line.
-fn signature(line: &str) -> Option<(&str, Vec<u8>)> {
+pub(crate) fn signature(line: &str) -> Option<(&str, Vec<u8>)> {
     let (name, stated) = line.strip_prefix(SIGNATURE_LINE)?.split_once(' ')?;
     let stated = BASE64.decode(stated.as_bytes()).ok()?;
     (!name.is_empty() && stated.len() > 4).then_some((name, stated))
 }
 
-fn verifies(key: &[u8; 32], text: &str, signature: &[u8]) -> bool {
+pub(crate) fn verifies(key: &[u8; 32], text: &str, signature: &[u8]) -> bool {
     let Ok(signature) = Signature::from_slice(signature) else {
         return false;
     };
@@ -156,11 +156,15 @@ fn verifies(key: &[u8; 32], text: &str, signature: &[u8]) -> bool {
         .is_ok_and(|key| key.verify_strict(text.as_bytes(), &signature).is_ok())
 }
 
-/// The first four bytes of sha256 over name, line end, kind of signature and key.
 fn key_id(name: &str, key: &[u8; 32]) -> [u8; 4] {
+    key_id_of(name, ED25519, key)
+}
+
+/// The first four bytes of sha256 over name, line end, kind of signature and key.
+pub(crate) fn key_id_of(name: &str, kind: u8, key: &[u8; 32]) -> [u8; 4] {
     let hash: Hash = Sha256::new()
         .chain_update(name)
-        .chain_update([b'\n', ED25519])
+        .chain_update([b'\n', kind])
         .chain_update(key)
         .finalize()
         .into();

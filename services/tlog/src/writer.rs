@@ -82,6 +82,9 @@ pub struct Writer {
     /// Files under the published head that entries have led to again, and that were not given out.
     recalled: Vec<Write>,
     published: Option<(u64, Hash)>,
+    /// Heads that were signed for this log and are kept elsewhere: entries must lead to each, and no
+    /// smaller head is signed.
+    bound: BTreeMap<u64, Hash>,
     /// Partial tiles and bundles that may still be there, and the size at which each is full.
     partial: BTreeMap<String, u64>,
     /// The time at which the oldest entry came that no head covers, published or about to be.
@@ -110,8 +113,35 @@ impl Writer {
                 .flat_map(|head| (1..TILE_WIDTH).flat_map(|width| partial(head.size, Some(width))))
                 .collect(),
             published: published.map(|head| (head.size, head.root)),
+            bound: BTreeMap::new(),
             waiting_since: None,
         })
+    }
+
+    /// Binds this log to a signed head that is kept elsewhere, before entries are given. It may be
+    /// older or newer than the published one.
+    ///
+    /// # Errors
+    /// It is a head of another log, or another one of the published size.
+    pub fn bind(&mut self, head: &Head) -> Result<(), WriterError> {
+        if head.origin != self.origin {
+            return Err(WriterError::Foreign);
+        }
+        let Head { size, root, .. } = *head;
+        let other = |(at, published)| at == size && published != root;
+        if self.published.is_some_and(other) {
+            return Err(WriterError::Contradicted { size });
+        }
+        if size > 0 {
+            self.bound.insert(size, root);
+        }
+        Ok(())
+    }
+
+    /// The size of the newest head that this log is bound to, while entries up to it are missing.
+    pub fn missing_up_to(&self) -> Option<u64> {
+        let newest = self.bound.last_key_value().map(|(size, _)| *size);
+        newest.filter(|size| *size > self.size())
     }
 
     /// Appends an entry.
@@ -134,6 +164,11 @@ impl Writer {
             let bytes = std::mem::take(&mut self.bundle);
             let path = bundle.path();
             full.insert(0, Write { path, bytes });
+        }
+        if let Some(root) = self.bound.get(&size)
+            && self.edge.root() != *root
+        {
+            return Err(WriterError::Contradicted { size });
         }
         match self.published {
             // They were on the disk before the head was signed.
@@ -173,8 +208,11 @@ impl Writer {
         self.edge.size()
     }
 
-    /// The entries that no published head covers.
+    /// The entries that no published head covers; none before all came that some signed head covers.
     pub fn waiting(&self) -> u64 {
+        if self.missing_up_to().is_some() {
+            return 0;
+        }
         let covered = self.published.map_or(0, |(size, _)| size);
         self.size().saturating_sub(covered)
     }
@@ -182,7 +220,8 @@ impl Writer {
     /// True if it is time for a head.
     pub fn is_due(&self, now_millis: u64) -> bool {
         let waited = |since| now_millis.saturating_sub(since) >= HEAD_EVERY_MILLIS;
-        self.waiting() >= EVENTS_MAX || self.waiting_since.is_some_and(waited)
+        let waiting = self.waiting();
+        waiting >= EVENTS_MAX || (waiting > 0 && self.waiting_since.is_some_and(waited))
     }
 
     /// Full tiles and bundles, which never change again. They may be written long before the next
@@ -243,6 +282,7 @@ impl Writer {
 
     /// Says that all files of the head were written.
     pub fn published(&mut self, head: &Head) {
+        self.bound.retain(|size, _| *size > head.size);
         self.published = Some((head.size, head.root));
         self.partial.retain(|_, full_at| *full_at > head.size);
         self.partial.extend(partial(head.size, None));

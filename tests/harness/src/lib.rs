@@ -37,7 +37,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Calls `seen` until it returns a value; none if `within` is over first.
-async fn look<T>(within: Duration, mut seen: impl FnMut() -> Option<T>) -> Option<T> {
+pub async fn look<T>(within: Duration, mut seen: impl FnMut() -> Option<T>) -> Option<T> {
     let looking = async {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         loop {

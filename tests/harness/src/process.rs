@@ -44,7 +44,7 @@ pub struct Process {
     addresses: Vec<String>,
 }
 
-/// A signal that asks a process to end.
+/// A signal to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Signal {
@@ -54,6 +54,10 @@ pub enum Signal {
     Terminate = libc::SIGTERM,
     /// The terminal has gone.
     Hangup = libc::SIGHUP,
+    /// It stands still until [`Signal::Continue`].
+    Stop = libc::SIGSTOP,
+    /// It goes on.
+    Continue = libc::SIGCONT,
 }
 
 /// The output of a finished program.

@@ -15,7 +15,7 @@ use tlog::HEAD_EVERY_MILLIS;
 use crate::{NOW, TOMORROW, ledger, newest};
 
 /// A ledger, and the key that signs heads in its domain.
-fn signing(count: u64) -> (TrustBundle, Vec<Record>, HeadKey) {
+pub(crate) fn signing(count: u64) -> (TrustBundle, Vec<Record>, HeadKey) {
     let (trust, records) = ledger(count);
     let key = HeadKey::generate();
     let head_keys = vec![key.public().clone()];
@@ -23,7 +23,7 @@ fn signing(count: u64) -> (TrustBundle, Vec<Record>, HeadKey) {
 }
 
 fn open(folder: &Path, trust: &TrustBundle, key: &HeadKey) -> Result<Recorder, RecorderError> {
-    Recorder::open_signing(folder, trust, key.clone(), NOW)
+    Recorder::open_signing(folder, trust, key.clone(), None, NOW)
 }
 
 /// Keeps records, and publishes a head.

@@ -9,7 +9,8 @@ use super::parse_digest;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Audit {
-    /// Check every event in the stream and show what happened.
+    /// Check every event in the stream and show what happened. With `--log-folder` or `--store-keys`
+    /// the events come from the log instead, without a bus; sequences then count its events from 1.
     Replay {
         /// Show only events of this run, and events that concern no run.
         #[arg(long)]
@@ -20,6 +21,8 @@ pub(crate) enum Audit {
         /// Print only the summary.
         #[arg(long, conflicts_with = "at")]
         summary: bool,
+        #[command(flatten)]
+        log: Log,
     },
     /// Make the merges of a run again, from the objects that the ledger names, and compare the
     /// outcome with the ledger bit for bit. The rows say what is verified; a round that differs is
@@ -44,9 +47,37 @@ pub(crate) enum Audit {
     /// Verify the log, without a bus: its head, the tree over its events, its tiles, the signature
     /// and chain of every event, and that it continues the head that this machine verified last.
     Verify {
-        /// Verify this proof. Without `--log-folder` the proof alone, which needs no log.
+        /// Verify this proof. Without `--log-folder` and `--store-keys` the proof alone, which needs
+        /// no log.
         #[arg(long, value_name = "FILE")]
         proof: Option<PathBuf>,
+        #[command(flatten)]
+        witnessing: Witnessing,
+        #[command(flatten)]
+        log: Log,
+    },
+    /// Make a key with which this machine cosigns heads of the log, as a witness, and print its public
+    /// half in the form that a policy names it.
+    WitnessKey {
+        /// Name of the witness: printable characters without blank and `+`, such as a host's name.
+        name: String,
+        /// File to write; by default `keys/witness.nk` of the domain's folder. One that is there stays.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
+    /// Cosign the newest head of the log, as a witness: only if the whole log leads to it, and it
+    /// continues the head that this machine verified last. It is pinned here first. Give the file to
+    /// those who verify the log.
+    Cosign {
+        /// Name of the witness.
+        name: String,
+        /// File of its key; by default `keys/witness.nk` of the domain's folder.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// File to write; by default `head-SIZE.cosigned` in the current folder. If it has the same head
+        /// already, with cosignatures of other witnesses, this one is added.
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
         #[command(flatten)]
         log: Log,
     },
@@ -112,6 +143,43 @@ pub(crate) struct Log {
     /// Folder of the log, or of a copy; by default that of the audit service in the domain's folder.
     #[arg(long, value_name = "DIR")]
     pub(crate) log_folder: Option<PathBuf>,
+    /// File with an auditor's key to the store, `store/auditor.json` of the trust domain: the log is
+    /// read from the store, and nothing else is asked.
+    #[arg(long, value_name = "FILE", conflicts_with = "log_folder")]
+    pub(crate) store_keys: Option<PathBuf>,
+    /// Address of the store; by default that of the store that `up` started, or
+    /// https://127.0.0.1:9000. Its certificate must be signed by the domain's authority.
+    #[arg(long, value_name = "URL", requires = "store_keys")]
+    pub(crate) store: Option<String>,
+    /// Region that signatures name; embedded stores accept any.
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "store_keys",
+        default_value = "us-east-1"
+    )]
+    pub(crate) store_region: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Witnessing {
+    /// File with a policy (C2SP tlog-policy): the witnesses, and which of them are enough. With it the
+    /// log must lead to each head that they have cosigned, and enough of them must have cosigned one.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
+    /// File with a cosigned head; give the switch once for each file.
+    #[arg(long, value_name = "FILE", requires = "policy")]
+    pub(crate) cosigned: Vec<PathBuf>,
+    /// Ask for any so many of the policy's witnesses, instead of its quorum.
+    #[arg(long, value_name = "COUNT", requires = "policy")]
+    pub(crate) witnesses: Option<usize>,
+}
+
+impl Log {
+    /// True if the command line says where the log is.
+    pub(crate) const fn is_named(&self) -> bool {
+        self.log_folder.is_some() || self.store_keys.is_some()
+    }
 }
 
 /// An event, as `audit prove` names it.
@@ -170,6 +238,10 @@ pub(crate) struct Recompute {
     /// is read, with the auditor's credentials.
     #[arg(long, value_name = "DIR")]
     pub(crate) ledger: Option<PathBuf>,
+    /// Read the ledger from the log in the store, with `--store-keys`: then read access to the
+    /// store is all that is needed.
+    #[arg(long, requires = "store_keys", conflicts_with = "ledger")]
+    pub(crate) ledger_in_store: bool,
     #[command(flatten)]
     pub(crate) objects: ObjectSource,
 }

@@ -4,14 +4,18 @@ pub(crate) mod ancestry;
 mod in_order;
 pub(crate) mod lineage;
 mod log;
+mod place;
 mod recompute;
 mod record;
 mod sources;
+mod witness;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use diloco_audit::files::kept;
-use diloco_audit::{Checked, FaultyWorker, Replay, StreamSequence, Summary, TimelineRow, Verdict};
+use diloco_audit::{
+    Auditor, Checked, FaultyWorker, Replay, StreamSequence, Summary, TimelineRow, Verdict,
+};
 use runtime::Failure;
 use schemas::permission::Role;
 use schemas::view::RunView;
@@ -19,7 +23,7 @@ use schemas::{Code, RunId};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::cli::Audit;
+use crate::cli::{self, Audit};
 use crate::context::Context;
 use crate::output::{Record, Row};
 use crate::table::{StreamedTable, or_dash, time};
@@ -31,17 +35,29 @@ const TAIL_ROWS: usize = 10;
 pub(crate) async fn run(context: &Context, command: &Audit) -> Result<(), Failure> {
     match command {
         Audit::Replay {
-            run, at: Some(at), ..
-        } => state(context, run.as_ref(), StreamSequence(*at)).await,
+            run,
+            at: Some(at),
+            log,
+            ..
+        } => state(context, run.as_ref(), StreamSequence(*at), log).await,
         Audit::Replay {
             run,
             at: None,
             summary,
-        } => replay(context, run.as_ref(), *summary).await,
+            log,
+        } => replay(context, run.as_ref(), *summary, log).await,
         Audit::Recompute(command) => recompute::run(context, command).await,
         Audit::Head(from) => log::head(context, from),
         Audit::Prove { event, to, log } => log::prove(context, event, to.as_deref(), log),
-        Audit::Verify { proof, log } => log::verify(context, proof.as_deref(), log),
+        Audit::Verify {
+            proof,
+            witnessing,
+            log,
+        } => log::verify(context, proof.as_deref(), witnessing, log),
+        Audit::WitnessKey { name, key } => witness::key(context, name, key.as_deref()),
+        Audit::Cosign { name, key, to, log } => {
+            witness::cosign(context, name, key.as_deref(), to.as_deref(), log)
+        }
         Audit::Diff(from) => log::diff(context, from).await,
         Audit::Tail { run } => tail(context, run.as_ref()).await,
     }
@@ -57,8 +73,12 @@ async fn open(context: &Context) -> Result<Replay, Failure> {
 }
 
 /// Prints the timeline, or only its summary.
-async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> Result<(), Failure> {
-    let mut replay = open(context).await?;
+async fn replay(
+    context: &Context,
+    run: Option<&RunId>,
+    summary_only: bool,
+    log: &cli::Log,
+) -> Result<(), Failure> {
     let (mut order, mut listing) = (InOrder::new(), context.printer.listing());
     let mut show = |row: &TimelineRow| listing.row(row);
     let mut take = |checked: Checked| {
@@ -66,10 +86,16 @@ async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> R
             order.add(checked.row, &mut show);
         }
     };
-    let ran = replay.run(context.timeout, &mut take).await;
-    say_if_slow(context, &replay);
-    ran?;
-    let mut summary = replay.auditor().summary();
+    let auditor = if log.is_named() {
+        log::Source::open(context, log)?.events(None, |auditor| auditor, &mut take)?
+    } else {
+        let mut replay = open(context).await?;
+        let ran = replay.run(context.timeout, &mut take).await;
+        say_if_slow(context, &replay);
+        ran?;
+        replay.into_auditor()
+    };
+    let mut summary = auditor.summary();
     summary
         .runs
         .retain(|of_run| run.is_none_or(|run| of_run.run == *run));
@@ -83,7 +109,7 @@ async fn replay(context: &Context, run: Option<&RunId>, summary_only: bool) -> R
         listing.end();
         context.printer.talk(&verdict(&summary));
     }
-    judge(&replay, run)
+    judge(&auditor, run)
 }
 
 /// Prints that the stream was read message by message, and the way out of that.
@@ -99,12 +125,22 @@ fn say_if_slow(context: &Context, replay: &Replay) {
 }
 
 /// Prints the coordinator's state after one position of the stream.
-async fn state(context: &Context, run: Option<&RunId>, at: StreamSequence) -> Result<(), Failure> {
-    let mut replay = open(context).await?;
-    let caught_up = replay.catch_up(at, context.timeout, &mut |_| {}).await;
-    say_if_slow(context, &replay);
-    caught_up?;
-    let state = replay.auditor().state();
+async fn state(
+    context: &Context,
+    run: Option<&RunId>,
+    at: StreamSequence,
+    log: &cli::Log,
+) -> Result<(), Failure> {
+    let auditor = if log.is_named() {
+        log::Source::open(context, log)?.events(Some(at.0), |auditor| auditor, &mut |_| {})?
+    } else {
+        let mut replay = open(context).await?;
+        let caught_up = replay.catch_up(at, context.timeout, &mut |_| {}).await;
+        say_if_slow(context, &replay);
+        caught_up?;
+        replay.into_auditor()
+    };
+    let state = auditor.state();
     let wanted = |name: &RunId| run.is_none_or(|run| name == run);
     let runs = state
         .runs()
@@ -117,7 +153,7 @@ async fn state(context: &Context, run: Option<&RunId>, at: StreamSequence) -> Re
         runs,
         state,
     });
-    judge(&replay, run)
+    judge(&auditor, run)
 }
 
 /// Follows the events. A reader that closes the pipe ends the command with success.
@@ -156,8 +192,7 @@ async fn tail(context: &Context, run: Option<&RunId>) -> Result<(), Failure> {
 /// Turns the findings of a replay into a failure. Findings against the ledger count for every run,
 /// since one chain holds all of them. Findings against a worker's own events count for its run
 /// only, and do not put the ledger in doubt.
-fn judge(replay: &Replay, run: Option<&RunId>) -> Result<(), Failure> {
-    let auditor = replay.auditor();
+fn judge(auditor: &Auditor, run: Option<&RunId>) -> Result<(), Failure> {
     if let Some(found) = auditor.evidence() {
         let evidence = auditor
             .findings()

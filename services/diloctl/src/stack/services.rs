@@ -99,6 +99,11 @@ pub(super) fn all(
             return Err(Failure::new(Code::CredentialMissing, text));
         }
     }
+    // A domain of an earlier release has none for the audit service.
+    if domain.layout().store_keys().exists() && domain.give_auditors_store_key()? {
+        let text = "the store has a new access key: if it runs already, start it again";
+        context.printer.talk(text);
+    }
     let folder = absolute(&context.folder)?;
     let mut specs = vec![broker(&folder, options, endpoints)?];
     for (name, path) in write_configs(&folder, &folder, &choices)? {
@@ -332,6 +337,10 @@ fn audit(folder: &Path, choices: &Choices) -> Table {
         (
             "bus".to_owned(),
             table([("url", text(&choices.endpoints.bus))]),
+        ),
+        (
+            "store".to_owned(),
+            table([("url", text(&choices.endpoints.store))]),
         ),
     ])
 }

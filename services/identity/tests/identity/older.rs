@@ -220,11 +220,14 @@ fn tl_04_an_older_domain_gets_an_auditors_key_to_its_store_once() {
     let domain = older(scratch.path());
     let layout = domain.layout();
     let (all, own) = (layout.store_keys(), layout.store_auditor_key());
+    let log = layout.store_log_key();
     let mut keys = StoreKeys::read(&all).expect("it was made");
-    keys.audit = None;
+    (keys.audit, keys.log) = (None, None);
     keys.write(&all).expect("the folder takes files");
     fs::remove_file(&own).expect("it was made");
+    fs::remove_file(&log).expect("it was made");
     let id = || AccessKey::read_auditors(&own).map(|key| key.id().to_owned());
+    let log_id = || AccessKey::read_log(&log).map(|key| key.id().to_owned());
     assert!(
         domain
             .give_auditors_store_key()
@@ -234,6 +237,8 @@ fn tl_04_an_older_domain_gets_an_auditors_key_to_its_store_once() {
     let kept = StoreKeys::read(&all).expect("it was written");
     assert_eq!(kept.admin.id(), keys.admin.id());
     assert_eq!(kept.audit.expect("it was added").id(), first);
+    let first_log = log_id().expect("it was written");
+    assert_eq!(kept.log.expect("it was added").id(), first_log);
     // A second call changes nothing, and makes up for a first one that broke off.
     for _ in 0..2 {
         assert!(
@@ -242,7 +247,9 @@ fn tl_04_an_older_domain_gets_an_auditors_key_to_its_store_once() {
                 .expect("the files are ours")
         );
         assert_eq!(id().expect("it is there"), first);
+        assert_eq!(log_id().expect("it is there"), first_log);
         fs::remove_file(&own).expect("it was there");
+        fs::remove_file(&log).expect("it was there");
     }
 }
 

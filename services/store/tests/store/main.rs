@@ -11,6 +11,7 @@ mod connections;
 mod faulty;
 mod headers;
 mod hostile;
+mod log;
 mod misbehaving;
 mod refusals;
 mod rights;

@@ -244,3 +244,51 @@ fn an_entry_that_no_bundle_can_hold_is_refused() {
     assert_eq!(writer.push(&vec![0; 65_535], 0), Ok(()));
     assert_eq!(writer.size(), 1);
 }
+
+/// A head that was signed binds, wherever it is kept.
+#[test]
+fn fg_07_no_head_is_signed_before_the_entries_lead_to_one_that_is_kept_elsewhere() {
+    let mut files = Files::new();
+    let elsewhere = publish(&mut begin(&mut Files::new(), 0..20), &mut files).unwrap();
+    let newer = || Writer::new(ORIGIN.to_owned(), None).unwrap();
+    let mut writer = newer();
+    writer.bind(&elsewhere).unwrap();
+    for index in 0..19 {
+        writer.push(&entry(index), 0).unwrap();
+        assert_eq!((writer.missing_up_to(), writer.waiting()), (Some(20), 0));
+        assert!(!writer.is_due(u64::MAX));
+        assert!(writer.batch(sign).is_none(), "{index}");
+    }
+    writer.push(&entry(19), 0).unwrap();
+    assert_eq!((writer.missing_up_to(), writer.waiting()), (None, 20));
+    assert!(writer.is_due(u64::MAX));
+    assert_eq!(writer.batch(sign).unwrap().head, elsewhere);
+    writer.published(&elsewhere);
+    assert_eq!(writer.waiting(), 0);
+    // Other entries are found at the size of that head, be it newer or older than the own one.
+    let mut other = newer();
+    other.bind(&elsewhere).unwrap();
+    let pushed: Result<Vec<()>, _> = (0..20).map(|at| other.push(&entry(at + 1), 0)).collect();
+    assert_eq!(pushed, Err(WriterError::Contradicted { size: 20 }));
+    let mut ahead = newer();
+    let root = [1; 32];
+    let size = 20;
+    let forked = Head {
+        root,
+        ..elsewhere.clone()
+    };
+    ahead.bind(&forked).unwrap();
+    let pushed: Result<Vec<()>, _> = (0..30).map(|at| ahead.push(&entry(at), 0)).collect();
+    assert_eq!(pushed, Err(WriterError::Contradicted { size }));
+    let mut own = Writer::new(ORIGIN.to_owned(), Some(elsewhere.clone())).unwrap();
+    assert_eq!(own.bind(&forked), Err(WriterError::Contradicted { size }));
+    assert_eq!(own.bind(&elsewhere), Ok(()));
+    let origin = "diloco/other".to_owned();
+    assert_eq!(
+        own.bind(&Head {
+            origin,
+            ..elsewhere
+        }),
+        Err(WriterError::Foreign)
+    );
+}

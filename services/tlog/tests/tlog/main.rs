@@ -5,6 +5,7 @@
     reason = "a test program: a failed step is a failed test"
 )]
 
+mod cosign;
 mod crashes;
 mod others;
 mod support;

@@ -26,6 +26,7 @@ mod four_bits;
 mod frozen;
 mod hostile_messages;
 mod log_flood;
+mod log_in_store;
 mod lost_ledger;
 mod loud_log;
 mod many_chunks;

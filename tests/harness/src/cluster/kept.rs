@@ -7,6 +7,14 @@ use super::Cluster;
 use crate::PATIENCE;
 
 impl Cluster {
+    /// Starts a further audit service of this name, whose files lie in `folder`.
+    ///
+    /// # Panics
+    /// It does not become ready.
+    pub async fn start_audit_in(&mut self, name: &str, folder: &Path) {
+        self.launch(self.audit_recipe_in(name, folder)).await;
+    }
+
     /// Waits until the files of the audit service keep everything that was stored up to now.
     ///
     /// # Panics

@@ -84,12 +84,39 @@ impl Cluster {
     }
 
     pub(super) fn audit_recipe(&self) -> Recipe {
-        let settings = [
+        let mut settings = vec![
             ("domain", shown(self.domain.layout().folder())),
             ("bus.url", self.bus_url.clone()),
             ("metrics.listen", self.options.metrics.clone()),
         ];
+        // Some tests start no store.
+        let store = self.processes.contains_key("store");
+        settings.extend(store.then(|| ("store.url", self.store_url())));
         self.recipe("audit", "diloco-audit", &settings, self.ready_flag("audit"))
+    }
+
+    /// A further audit service, with files of its own.
+    pub(super) fn audit_recipe_in(&self, name: &str, folder: &std::path::Path) -> Recipe {
+        let mut recipe = self.audit_recipe();
+        let more = self.recipe(
+            name,
+            "diloco-audit",
+            &[("audit.folder", shown(folder))],
+            Vec::new(),
+        );
+        recipe.arguments.extend([
+            "--set".to_owned(),
+            format!("audit.folder={}", shown(folder)),
+        ]);
+        let ready = shown(&self.ready_file("audit"));
+        let own = shown(&self.ready_file(name));
+        for argument in &mut recipe.arguments {
+            *argument = argument.replace(&ready, &own);
+        }
+        Recipe {
+            arguments: recipe.arguments,
+            ..more
+        }
     }
 
     pub(super) fn registrar_recipe(&self) -> Recipe {

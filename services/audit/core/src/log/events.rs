@@ -6,7 +6,7 @@ use schemas::{Message as _, WorkerId};
 
 use super::fault::LogFault;
 use super::open::{Log, Read, Trusted};
-use crate::check::Auditor;
+use crate::check::{Auditor, Checked};
 use crate::finding::Finding;
 use crate::record::{Payload, Record, StreamSequence};
 
@@ -27,23 +27,43 @@ pub struct Events {
 /// An entry is no event of this domain, or one that this build cannot read; or no event is one of a known emitter; or the log changed
 /// since it was opened. Faults of events are the auditor's findings.
 pub fn check_events(log: &Log, read: &Read<'_>, trusted: &Trusted) -> Result<Events, LogFault> {
-    let domain = &trusted.domain;
+    let auditor = Auditor::new(&trusted.domain, trusted.coordinators.iter().cloned());
+    replay_events(log, read, trusted, auditor, log.head().size, &mut |_| {})
+}
+
+/// Checks the first `until` events in the same way with this auditor, which may collect something as
+/// well, and passes each with its verdict to `each`.
+///
+/// # Errors
+/// As [`check_events`].
+pub fn replay_events(
+    log: &Log,
+    read: &Read<'_>,
+    trusted: &Trusted,
+    auditor: Auditor,
+    until: u64,
+    each: &mut dyn FnMut(Checked),
+) -> Result<Events, LogFault> {
     let mut events = Events {
-        auditor: Auditor::new(domain, trusted.coordinators.iter().cloned()),
+        auditor,
         strangers: 0,
     };
     let mut waiting = Vec::with_capacity(AT_ONCE);
     log.again(read, &mut |index, entry| {
+        if index >= until {
+            return Ok(());
+        }
         waiting.push(record(log, trusted, index, entry)?);
         match waiting.len() {
-            AT_ONCE => events.take(&mut waiting),
+            AT_ONCE => events.take(&mut waiting, each),
             _ => Ok(()),
         }
     })?;
-    events.take(&mut waiting)?;
-    let last = StreamSequence(log.head().size);
+    events.take(&mut waiting, each)?;
+    let last = StreamSequence(log.head().size.min(until));
     for checked in events.auditor.conclude(last) {
         events.count(checked.findings.iter().map(|found| &found.finding), 0)?;
+        each(checked);
     }
     let auditor = &events.auditor;
     if auditor.summary().verified == 0 && auditor.evidence().is_none() {
@@ -53,7 +73,11 @@ pub fn check_events(log: &Log, read: &Read<'_>, trusted: &Trusted) -> Result<Eve
 }
 
 impl Events {
-    fn take(&mut self, records: &mut Vec<Record>) -> Result<(), LogFault> {
+    fn take(
+        &mut self,
+        records: &mut Vec<Record>,
+        each: &mut dyn FnMut(Checked),
+    ) -> Result<(), LogFault> {
         let examiner = self.auditor.examiner().clone();
         let examined = examiner.examine_all(records);
         for (record, examined) in records.drain(..).zip(examined) {
@@ -65,6 +89,7 @@ impl Events {
             }
             for checked in self.auditor.place(examined) {
                 self.count(checked.findings.iter().map(|found| &found.finding), index)?;
+                each(checked);
             }
         }
         Ok(())

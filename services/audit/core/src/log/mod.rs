@@ -27,7 +27,7 @@ mod proof;
 mod rebuild;
 
 pub use differ::{Differ, Difference, Differences, Place};
-pub use events::{Events, check_events};
+pub use events::{Events, check_events, replay_events};
 pub use fault::LogFault;
 pub use open::{Each, Log, Read, Trusted, newest_head, origin};
 pub use proof::Proof;

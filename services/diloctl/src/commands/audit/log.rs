@@ -1,5 +1,5 @@
-//! `audit head`, `prove`, `verify` and `diff`: the log of all events, checked from its files with
-//! the trust bundle, and beside stream `AUDIT`.
+//! `audit head`, `prove`, `verify` and `diff`: the log of all events, checked from its files, in a
+//! folder or in the store, with the trust bundle, and beside stream `AUDIT`.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use audit_core::log::{
-    Differ, Difference, Differences, Events, Log, LogFault, Place, Proof, Trusted, check_events,
+    Differ, Difference, Differences, Events, Log, LogFault, Place as EventPlace, Proof, Trusted,
+    check_events, replay_events,
 };
 use diloco_audit::log::{event_of, read_file};
-use diloco_audit::{Auditor, Reader, StreamSequence};
+use diloco_audit::{Auditor, Checked, Reader, StreamSequence};
 use identity::secret::write_private;
 use runtime::Failure;
 use schemas::event::{Event, EventBody};
@@ -19,6 +20,8 @@ use schemas::{Code, Digest, Message as _};
 use serde::Serialize;
 use tlog::Head;
 
+use super::place::Place;
+use super::witness;
 use crate::cli::{self, LoggedEvent};
 use crate::context::Context;
 use crate::output::Record;
@@ -27,10 +30,10 @@ use crate::output::Record;
 const LOCK_TRIES: u32 = 100;
 const LOCK_WAIT: Duration = Duration::from_millis(100);
 
-/// A log in a folder, and what it is checked against.
-struct Source {
-    folder: PathBuf,
-    trusted: Trusted,
+/// A log, and what it is checked against.
+pub(super) struct Source {
+    place: Place,
+    pub(super) trusted: Trusted,
     /// The file of the pinned head.
     pin: PathBuf,
     pinned: Option<Head>,
@@ -92,17 +95,18 @@ pub(super) fn prove(
 pub(super) fn verify(
     context: &Context,
     proof: Option<&Path>,
+    witnessing: &cli::Witnessing,
     from: &cli::Log,
 ) -> Result<(), Failure> {
     let source = Source::open(context, from)?;
     let proof = proof.map(read_proof).transpose()?;
-    if let (Some(proof), None) = (&proof, &from.log_folder) {
+    if let (Some(proof), false) = (&proof, from.is_named() || witnessing.policy.is_some()) {
         let mut shown = ProofShown::of(proof, &source.trusted)?;
         let (head, ..) = proof.verify(&source.trusted)?;
         shown.compared = Some(match Proof::is_pinned(&head, source.pinned.as_ref())? {
             true => "the head is the one that is pinned here",
             false => {
-                "the head was not compared with one that is pinned here: name a log with --log-folder for that"
+                "the head was not compared with one that is pinned here: name a log with --log-folder or --store-keys for that"
             }
         });
         context.printer.record(&shown);
@@ -118,6 +122,7 @@ pub(super) fn verify(
     let Events { auditor, strangers } =
         check_events(&log, &|path| source.read(path), &source.trusted)?;
     judge(&auditor)?;
+    let witnessed = witness::witnessed(&source, &log, witnessing)?;
     let summary = auditor.summary();
     let shown = LogShown {
         head: HeadShown::of(&source, &log),
@@ -126,6 +131,7 @@ pub(super) fn verify(
         repeated: summary.repeated,
         strangers,
         chains: summary.emitters.len(),
+        witnessed,
         proof: proven.map(|(head, proof)| {
             format!(
                 "event {} under the head over {} events, which this log continues",
@@ -162,7 +168,7 @@ pub(super) async fn diff(context: &Context, from: &cli::Log) -> Result<(), Failu
         let both = records.into_iter().zip(examined);
         let places = both.map(|(record, examined)| {
             let event = event_of(&examiner, &record, &examined);
-            let place = event.and_then(|event| Place::of(&event));
+            let place = event.and_then(|event| EventPlace::of(&event));
             (record.stream_sequence, place)
         });
         places.collect::<Vec<_>>()
@@ -196,13 +202,13 @@ pub(super) async fn diff(context: &Context, from: &cli::Log) -> Result<(), Failu
         String::new()
     };
     match first.first() {
-        None => source.pin(&log),
+        None => source.pin(&log).map(drop),
         Some(first) => Err(Failure::new(Code::StreamDiffers, format!("{first}{more}"))),
     }
 }
 
 impl Source {
-    fn open(context: &Context, from: &cli::Log) -> Result<Self, Failure> {
+    pub(super) fn open(context: &Context, from: &cli::Log) -> Result<Self, Failure> {
         let domain = context.domain()?;
         let (layout, trust) = (domain.layout(), domain.trust());
         let trusted = Trusted {
@@ -214,21 +220,40 @@ impl Source {
         let pin = layout.pinned_head();
         let pinned = read_pin(&pin, &trusted)?;
         Ok(Self {
-            folder: from
-                .log_folder
-                .clone()
-                .unwrap_or_else(|| layout.audit_log()),
+            place: Place::open(context, from)?,
             trusted,
             pin,
             pinned,
         })
     }
 
-    fn read(&self, path: &str) -> Result<Option<Vec<u8>>, String> {
-        read_file(&self.folder.join(path)).map_err(|error| error.to_string())
+    pub(super) fn read(&self, path: &str) -> Result<Option<Vec<u8>>, String> {
+        self.place.read(path)
     }
 
-    fn log(&self, each: &mut dyn FnMut(u64, &[u8])) -> Result<Log, Failure> {
+    /// Checks the first `until` events of the log, or all, with the auditor that `prepare` makes.
+    pub(super) fn events(
+        &self,
+        until: Option<u64>,
+        prepare: impl FnOnce(Auditor) -> Auditor,
+        each: &mut dyn FnMut(Checked),
+    ) -> Result<Auditor, Failure> {
+        let log = self.log(&mut |_, _| {})?;
+        let size = log.head().size;
+        if let Some(wanted) = until.filter(|wanted| *wanted > size || *wanted == 0) {
+            let text =
+                format!("the log covers events 1 to {size}; there is no state after {wanted}");
+            return Err(Failure::new(Code::NoVerdict, text));
+        }
+        let trusted = &self.trusted;
+        let auditor = Auditor::new(&trusted.domain, trusted.coordinators.iter().cloned());
+        let until = until.unwrap_or(size);
+        let read = |path: &str| self.read(path);
+        let events = replay_events(&log, &read, trusted, prepare(auditor), until, each)?;
+        Ok(events.auditor)
+    }
+
+    pub(super) fn log(&self, each: &mut dyn FnMut(u64, &[u8])) -> Result<Log, Failure> {
         let opened = Log::open(
             &|path| self.read(path),
             &self.trusted,
@@ -236,7 +261,7 @@ impl Source {
             each,
         );
         opened.map_err(|fault| {
-            let text = format!("{}: {fault}", self.folder.display());
+            let text = format!("{}: {fault}", self.place);
             Failure::new(fault.code(), text)
         })
     }
@@ -262,15 +287,18 @@ impl Source {
     /// Pins the head, unless another command has pinned a greater one meanwhile. A pin never goes
     /// back: what is pinned now is compared with the log once more, and nobody else may pin until
     /// that is done.
-    fn pin(&self, log: &Log) -> Result<(), Failure> {
+    ///
+    /// Returns true if this head is pinned now.
+    pub(super) fn pin(&self, log: &Log) -> Result<bool, Failure> {
         let _lock = lock(&self.pin.with_extension("lock"))?;
         let now = read_pin(&self.pin, &self.trusted)?;
         // The log was compared with this one when it was opened.
         let is_known = now.is_some() && now == self.pinned;
         if is_known || log.may_replace(&|path| self.read(path), now.as_ref())? {
             write_private(&self.pin, log.note().as_bytes())?;
+            return Ok(true);
         }
-        Ok(())
+        Ok(false)
     }
 }
 
@@ -354,7 +382,7 @@ impl HeadShown {
     fn of(source: &Source, log: &Log) -> Self {
         let Head { origin, size, root } = log.head();
         Self {
-            log: source.folder.display().to_string(),
+            log: source.place.to_string(),
             origin: origin.clone(),
             events: *size,
             root: data_encoding::BASE64.encode(root),
@@ -458,6 +486,7 @@ struct LogShown {
     /// Events of workers that never joined, and of others whose keys nobody named.
     strangers: u64,
     chains: usize,
+    witnessed: Option<String>,
     proof: Option<String>,
 }
 
@@ -479,6 +508,8 @@ impl Record for LogShown {
                  of strangers"
             ),
         ));
+        let witnessed = self.witnessed.iter();
+        lines.extend(witnessed.map(|by| ("witnessed", by.clone())));
         lines.extend(self.proof.iter().map(|proof| ("proof", proof.clone())));
         lines
     }

@@ -1,8 +1,8 @@
 //! `audit recompute`: merges made again from objects, and compared with the ledger.
 //!
-//! The ledger comes from stream `AUDIT` or from the files of an audit service, the objects from the
-//! coordinator's URLs, from the store itself, or from a folder. So all that an auditor needs is a
-//! copy of the ledger and read access to the bucket `blobs`.
+//! The ledger comes from stream `AUDIT`, from the files of an audit service or from the log in the
+//! store, the objects from the coordinator's URLs, from the store itself, or from a folder. So all
+//! that an auditor needs is read access to the store.
 
 use diloco_audit::recompute::{Fault, Merges, RoundOutcome, Segment, Wanted};
 use diloco_audit::{Auditor, Recomputation};
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::record;
 use super::sources::Source;
-use crate::cli::Recompute;
+use crate::cli::{Log, ObjectSource, Recompute};
 use crate::commands::watch;
 use crate::context::Context;
 use crate::listing::Listing;
@@ -28,7 +28,10 @@ pub(crate) async fn run(context: &Context, command: &Recompute) -> Result<(), Fa
     };
     let merges = Merges::new(command.run.clone(), wanted);
     let collecting = |auditor: Auditor| auditor.collecting(merges);
-    let mut auditor = record::read(context, command.ledger.as_deref(), collecting).await?;
+    let mut auditor = match command.ledger_in_store {
+        true => record::read_log(context, &log_of(&command.objects), collecting)?,
+        false => record::read(context, command.ledger.as_deref(), collecting).await?,
+    };
     let merges = auditor.take_merges().expect("they were collected");
     let spec = merges
         .spec()
@@ -52,6 +55,16 @@ pub(crate) async fn run(context: &Context, command: &Recompute) -> Result<(), Fa
     listing.end();
     context.printer.talk(&report.summary());
     report.judge()
+}
+
+/// The log in the store that has the objects.
+fn log_of(objects: &ObjectSource) -> Log {
+    Log {
+        log_folder: None,
+        store_keys: objects.store_keys.clone(),
+        store: objects.store.clone(),
+        store_region: objects.store_region.clone(),
+    }
 }
 
 fn unknown(run: &RunId) -> Failure {

@@ -1,4 +1,5 @@
-//! The ledger as an auditor reads it: from stream `AUDIT`, or from the files of an audit service.
+//! The ledger as an auditor reads it: from stream `AUDIT`, from the files of an audit service, or from
+//! the log in the store.
 
 use std::path::Path;
 
@@ -8,6 +9,8 @@ use runtime::Failure;
 use schemas::Code;
 use schemas::permission::Role;
 
+use super::log::Source;
+use crate::cli;
 use crate::context::Context;
 
 /// Checks the whole record, and returns the auditor with what `prepare` made it collect. A ledger
@@ -21,6 +24,19 @@ pub(super) async fn read(
         Some(folder) => of_files(context, folder, prepare)?,
         None => of_stream(context, prepare).await?,
     };
+    match auditor.evidence() {
+        Some(found) => Err(Failure::new(Code::RecordUnproven, found)),
+        None => Ok(auditor),
+    }
+}
+
+/// Checks the log in the store, without a bus, in the same way.
+pub(super) fn read_log(
+    context: &Context,
+    from: &cli::Log,
+    prepare: impl FnOnce(Auditor) -> Auditor,
+) -> Result<Auditor, Failure> {
+    let auditor = Source::open(context, from)?.events(None, prepare, &mut |_| {})?;
     match auditor.evidence() {
         Some(found) => Err(Failure::new(Code::RecordUnproven, found)),
         None => Ok(auditor),

@@ -91,16 +91,26 @@ impl Objects for Source {
     }
 }
 
-/// A reader with the auditor's key.
-fn reader(context: &Context, from: &ObjectSource, keys: &Path) -> Result<BlobReader, Failure> {
+/// The store at `address`, or at its usual one, with the auditor's key.
+pub(super) fn endpoint(
+    context: &Context,
+    address: Option<&str>,
+    region: &str,
+    keys: &Path,
+) -> Result<(Endpoint, AccessKey), Failure> {
     let mut context = context.clone();
-    if let Some(store) = &from.store {
-        context.endpoints.store.clone_from(store);
+    if let Some(address) = address {
+        address.clone_into(&mut context.endpoints.store);
     }
     let key = AccessKey::read_auditors(keys)?;
     let trust = context.store_trust(Role::Auditor, std::env::vars_os())?;
-    let endpoint = Endpoint::new(&context.endpoints.store, &from.store_region, trust);
-    let endpoint = endpoint.map_err(ObjectError::from)?;
+    let endpoint = Endpoint::new(&context.endpoints.store, region, trust);
+    Ok((endpoint.map_err(ObjectError::from)?, key))
+}
+
+/// A reader with the auditor's key.
+fn reader(context: &Context, from: &ObjectSource, keys: &Path) -> Result<BlobReader, Failure> {
+    let (endpoint, key) = endpoint(context, from.store.as_deref(), &from.store_region, keys)?;
     let limits = TransferLimits::default();
     Ok(BlobReader::new(&endpoint, &key, limits, context.timeout)?)
 }

@@ -3,6 +3,7 @@
 //! failed, is skipped and says so.
 
 mod bus;
+mod log;
 mod machine;
 mod posture;
 mod runs;
@@ -169,6 +170,7 @@ pub(crate) async fn run(context: &Context, nats_config: &Path) -> Result<(), Fai
     };
     let operator = bus::look(context, &declarations, &mut report).await;
     store::look(context, &mut report).await;
+    log::look(context, &mut report).await;
     if let Some(operator) = operator {
         runs::look(&operator, &mut report).await;
     }

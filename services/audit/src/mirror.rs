@@ -1,0 +1,414 @@
+//! The log in the store: a copy of the folder's, in the bucket `log`.
+//!
+//! The folder comes first. A head is signed when its files are there, and is copied afterwards, so
+//! that a store that is away holds nothing up. But every head that was signed binds, wherever it is
+//! kept: before this process signs anything, the store has said which head it has, and the events
+//! must lead to that one too. So a service whose folder was lost, or put back to an older copy,
+//! signs no second history: it waits until the events up to the store's head have come again from
+//! the stream.
+//!
+//! Files are copied in the order in which they were written, the checkpoint last. What was copied
+//! before a crash is copied again, and must be the same. The checkpoint is replaced on the condition
+//! that it is the one that this service knows: of two services that write one log, one ends.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use identity::store_keys::StoreKeysError;
+use identity::{ClientFile, TrustBundle};
+use metrics::gauge;
+use objects::{Endpoint, LogBucket, ObjectError, Replaced, Tagged, TransferLimits, Trust};
+use runtime::Failure;
+use runtime::metrics::{AUDIT_LOG_BEHIND, AUDIT_LOG_EVENTS};
+use schemas::Code;
+use tlog::layout::{self, CHECKPOINT};
+use tlog::{Head, HeadError};
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::log::{LogError, heads_of, read_file};
+use crate::recorder::LOG_FOLDER;
+
+/// Time for which an operation at the store is tried again before the copy counts as behind.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Pause before a copy that failed is tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// The bucket, and what the head there is checked against.
+#[derive(Debug)]
+pub struct Mirror {
+    bucket: LogBucket,
+    /// The folder of the log.
+    folder: PathBuf,
+    origin: String,
+    keys: Vec<[u8; 32]>,
+}
+
+/// The newest head in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The head.
+    pub head: Head,
+    /// Its signed text, with the tag of this version.
+    checkpoint: Tagged,
+}
+
+/// Reasons why the log was not copied.
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorError {
+    /// The store did not answer, or refused.
+    #[error(transparent)]
+    Store(#[from] ObjectError),
+    /// A file of the folder cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The folder's log cannot be used.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The checkpoint in the store is not signed by this domain.
+    #[error("checkpoint of the log in the store: {0}")]
+    Head(#[from] HeadError),
+    /// A file in the store that may not change has other bytes.
+    #[error("{0} of the log in the store has other bytes than it was written with")]
+    Altered(String),
+    /// Another service has written the checkpoint.
+    #[error(
+        "the log in the store has a head over {found} events that this service has not written; it knows one over {known}"
+    )]
+    Taken {
+        /// The events under the head that is there.
+        found: u64,
+        /// The events under the head that this service knows.
+        known: u64,
+    },
+}
+
+impl MirrorError {
+    /// The code of the page that says what to do.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Store(_) => Code::LogStoreBehind,
+            Self::Read { .. } => Code::AuditFolderInvalid,
+            Self::Log(error) => error.code(),
+            Self::Head(_) | Self::Altered(_) => Code::LogStoreAltered,
+            Self::Taken { .. } => Code::LogTaken,
+        }
+    }
+}
+
+schemas::coded!(MirrorError);
+
+impl Mirror {
+    /// Access to the store that the configuration names; none if it names none.
+    ///
+    /// # Errors
+    /// The key or the authority cannot be read, or the address is none.
+    pub fn open(config: &Config, trust: &TrustBundle) -> Result<Option<Self>, Failure> {
+        let store = &config.store;
+        if store.url.is_empty() {
+            tracing::info!("store.url is not set, so the log is in the service's folder only");
+            return Ok(None);
+        }
+        if !store.keys.exists() {
+            let (code, keys) = (Code::LogStoreBehind, store.keys.display());
+            tracing::warn!(%code, %keys, "the audit service's key to the store is not there, so the log is in the service's folder \
+                           only; `diloctl up` or `diloctl auth issue auditor NAME` makes it");
+            return Ok(None);
+        }
+        let failed =
+            |error: StoreKeysError| Failure::new(error.code(), format!("store.keys: {error}"));
+        let key = identity::AccessKey::read_log(&store.keys).map_err(failed)?;
+        let authority = match store.url.starts_with("https://") {
+            true => {
+                let unreadable = |error| {
+                    let text = format!("store.ca: {}: {error}", store.ca.display());
+                    Failure::new(Code::CredentialUnreadable, text)
+                };
+                let pem = std::fs::read(&store.ca).map_err(unreadable)?;
+                Trust::Shown(pem, ClientFile::beside(&config.recorder.credentials))
+            }
+            false => Trust::PlainLoopback,
+        };
+        let endpoint = Endpoint::new(&store.url, &store.region, authority)
+            .map_err(|error| Failure::new(Code::ConfigInvalid, format!("store: {error}")))?;
+        let bucket = LogBucket::new(&endpoint, &key, TransferLimits::default(), PATIENCE)?;
+        Ok(Some(Self::new(
+            bucket,
+            config.audit.folder.join(LOG_FOLDER),
+            trust,
+        )))
+    }
+
+    /// A copy of the log in `folder`.
+    pub fn new(bucket: LogBucket, folder: PathBuf, trust: &TrustBundle) -> Self {
+        Self {
+            bucket,
+            folder,
+            origin: audit_core::log::origin(trust.domain.as_str()),
+            keys: trust.raw_head_keys(),
+        }
+    }
+
+    /// The newest head in the store; none if it has no log.
+    ///
+    /// # Errors
+    /// The store does not answer, or the head is not this domain's.
+    pub async fn stored(&self) -> Result<Option<Stored>, MirrorError> {
+        let Some(checkpoint) = self.bucket.get(CHECKPOINT).await? else {
+            return Ok(None);
+        };
+        let head = Head::open(&checkpoint.bytes, &self.origin, &self.keys)?;
+        Ok(Some(Stored { head, checkpoint }))
+    }
+
+    /// Copies everything up to the folder's newest head, and returns what the store then has.
+    /// `known` is what it had.
+    ///
+    /// # Errors
+    /// Something was not copied. What was copied stays, and is copied again.
+    pub async fn copy(&self, known: Option<&Stored>) -> Result<Option<Stored>, MirrorError> {
+        let Some(note) = self.file(CHECKPOINT).await? else {
+            return Ok(known.cloned());
+        };
+        let newest = Head::open(&note, &self.origin, &self.keys)?;
+        let from = known.map_or(0, |stored| stored.head.size);
+        gauge!(AUDIT_LOG_EVENTS).set(newest.size as f64);
+        gauge!(AUDIT_LOG_BEHIND).set(newest.size.saturating_sub(from) as f64);
+        if newest.size <= from {
+            return Ok(known.cloned());
+        }
+        let mut heads = heads_of(&self.folder)?;
+        heads.retain(|size| (from + 1..=newest.size).contains(size));
+        heads.sort_unstable();
+        let mut copied = from;
+        for size in heads {
+            for name in layout::between(copied, size) {
+                self.create(&name).await?;
+            }
+            self.create(&layout::head(size)).await?;
+            copied = size;
+        }
+        let checkpoint = self.publish(&newest, note, known).await?;
+        gauge!(AUDIT_LOG_BEHIND).set(0.0);
+        self.clean(from, newest.size).await?;
+        Ok(Some(Stored {
+            head: newest,
+            checkpoint,
+        }))
+    }
+
+    /// Writes one file, which may be there already.
+    async fn create(&self, name: &str) -> Result<(), MirrorError> {
+        let Some(bytes) = self.file(name).await? else {
+            return match layout::Lasting::of(name) {
+                // The full one is there by now.
+                Some(layout::Lasting::Partial) => Ok(()),
+                _ => Err(MirrorError::Read {
+                    path: self.folder.join(name),
+                    source: io::ErrorKind::NotFound.into(),
+                }),
+            };
+        };
+        if self.bucket.create(name, &bytes).await? == Replaced::Yes {
+            return Ok(());
+        }
+        match self.bucket.get(name).await? {
+            Some(found) if found.bytes == bytes => Ok(()),
+            _ => Err(MirrorError::Altered(name.to_owned())),
+        }
+    }
+
+    /// Replaces the checkpoint that this service knows, and reads it back: the answer to an earlier
+    /// try may have been lost, so what counts is what is there.
+    async fn publish(
+        &self,
+        head: &Head,
+        note: Bytes,
+        known: Option<&Stored>,
+    ) -> Result<Tagged, MirrorError> {
+        // A store that ignores conditions overwrites what another service has written, so it is
+        // compared here too.
+        let before = self.bucket.get(CHECKPOINT).await?;
+        self.judge(before.as_ref(), known).await?;
+        match &before {
+            None => self.bucket.create(CHECKPOINT, &note).await?,
+            Some(before) if before.bytes == note => Replaced::Yes,
+            Some(before) => self.bucket.replace(CHECKPOINT, &note, &before.tag).await?,
+        };
+        match self.bucket.get(CHECKPOINT).await? {
+            Some(found) if found.bytes == note => Ok(found),
+            Some(found) => Err(MirrorError::Taken {
+                found: Head::open(&found.bytes, &self.origin, &self.keys)?.size,
+                known: head.size,
+            }),
+            None => Err(MirrorError::Altered(CHECKPOINT.to_owned())),
+        }
+    }
+
+    /// Says if the checkpoint in the store is one of this service's own, and not an older one than it
+    /// had there.
+    async fn judge(
+        &self,
+        found: Option<&Tagged>,
+        known: Option<&Stored>,
+    ) -> Result<(), MirrorError> {
+        let altered = || Err(MirrorError::Altered(CHECKPOINT.to_owned()));
+        let (found, known_size) = match (found, known) {
+            (None, None) => return Ok(()),
+            (None, Some(_)) => return altered(),
+            (Some(found), Some(known)) if found.bytes == known.checkpoint.bytes => return Ok(()),
+            (Some(found), known) => (found, known.map_or(0, |stored| stored.head.size)),
+        };
+        let head = Head::open(&found.bytes, &self.origin, &self.keys)?;
+        let own = self.file(&layout::head(head.size)).await?;
+        match own.is_some_and(|own| own == found.bytes) {
+            true if head.size >= known_size => Ok(()),
+            true => altered(),
+            false => Err(MirrorError::Taken {
+                found: head.size,
+                known: known_size,
+            }),
+        }
+    }
+
+    /// Deletes the partial files that became full between two sizes. It does no harm if some stay.
+    async fn clean(&self, from: u64, to: u64) -> Result<(), MirrorError> {
+        let width = layout::TILE_WIDTH as u64;
+        if from / width == to / width {
+            return Ok(());
+        }
+        let mut heads = heads_of(&self.folder)?;
+        heads.retain(|size| *size < to);
+        let partial = heads.into_iter().flat_map(layout::partial_files);
+        let full = partial.filter(|(_, full_at)| (from + 1..=to).contains(full_at));
+        let names: std::collections::BTreeSet<String> = full.map(|(name, _)| name).collect();
+        for name in names {
+            self.bucket.delete(&name).await?;
+        }
+        Ok(())
+    }
+
+    async fn file(&self, name: &str) -> Result<Option<Bytes>, MirrorError> {
+        let path = self.folder.join(name);
+        let reading = path.clone();
+        let read = tokio::task::spawn_blocking(move || read_file(&reading)).await;
+        let read = read.unwrap_or_else(|error| Err(io::Error::other(error)));
+        match read {
+            Ok(bytes) => Ok(bytes.map(Bytes::from)),
+            Err(source) => Err(MirrorError::Read { path, source }),
+        }
+    }
+}
+
+/// The work of copying, beside the service.
+#[derive(Debug)]
+pub(crate) struct Copying {
+    task: tokio::task::JoinHandle<Result<(), Failure>>,
+    /// The head that the store had at the first look, once it has answered.
+    first: oneshot::Receiver<Option<Head>>,
+    wake: watch::Sender<u64>,
+    stop: CancellationToken,
+}
+
+impl Copying {
+    /// Begins. `known` is what the store had, if it has answered already.
+    pub(crate) fn begin(mirror: Mirror, known: Option<Option<Stored>>) -> Self {
+        let (tell, first) = oneshot::channel();
+        let (wake, woken) = watch::channel(0);
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(copy(mirror, known, tell, woken, stop.clone()));
+        Self {
+            task,
+            first,
+            wake,
+            stop,
+        }
+    }
+
+    /// Waits for the first answer of the store.
+    pub(crate) async fn first(&mut self) -> Option<Option<Head>> {
+        (&mut self.first).await.ok()
+    }
+
+    /// Says that the folder has a new head.
+    pub(crate) fn wake(&self, head: &Head) {
+        self.wake.send_replace(head.size);
+    }
+
+    /// Waits for the end, which comes with a failure or after [`Copying::end`].
+    pub(crate) async fn ended(&mut self) -> Result<(), Failure> {
+        let ended = (&mut self.task).await;
+        ended.map_err(|error| Failure::new(Code::Internal, error))?
+    }
+
+    /// Copies what is left, if the store takes it, and ends.
+    pub(crate) async fn end(mut self) -> Result<(), Failure> {
+        self.stop.cancel();
+        self.ended().await
+    }
+}
+
+async fn copy(
+    mirror: Mirror,
+    known: Option<Option<Stored>>,
+    tell: oneshot::Sender<Option<Head>>,
+    mut woken: watch::Receiver<u64>,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    let mut behind = false;
+    let mut known = match known {
+        Some(known) => known,
+        None => loop {
+            match mirror.stored().await {
+                Ok(known) => break known,
+                Err(error) => say_or_fail(error, &mut behind)?,
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(AGAIN_AFTER) => {}
+            }
+        },
+    };
+    // Nobody listens if the service is ending.
+    let _told = tell.send(known.as_ref().map(|stored| stored.head.clone()));
+    loop {
+        let is_last = stop.is_cancelled();
+        match mirror.copy(known.as_ref()).await {
+            Ok(now) => {
+                if std::mem::take(&mut behind) {
+                    tracing::info!("the log in the store has caught up");
+                }
+                known = now;
+            }
+            Err(error) => say_or_fail(error, &mut behind)?,
+        }
+        if is_last {
+            return Ok(());
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            changed = woken.changed() => if changed.is_err() { return Ok(()) },
+            () = tokio::time::sleep(AGAIN_AFTER), if behind => {}
+        }
+    }
+}
+
+/// A store that does not answer is said once; everything else ends the service.
+fn say_or_fail(error: MirrorError, behind: &mut bool) -> Result<(), Failure> {
+    if !matches!(error, MirrorError::Store(_)) {
+        return Err(error.into());
+    }
+    if !std::mem::replace(behind, true) {
+        let code = error.code();
+        tracing::warn!(%code, next = code.next_step(), "the log in the store is behind: {error}");
+    }
+    Ok(())
+}

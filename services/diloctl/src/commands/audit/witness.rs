@@ -1,0 +1,265 @@
+//! `audit witness-key`, `cosign`, and what `verify` says about witnesses: machines that have verified
+//! the log on their own, and cosign its heads. Somebody who holds the key for heads and shows one
+//! history here and another there needs the keys of enough witnesses too.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use audit_core::log::{Log, LogFault};
+use diloco_audit::log::read_file;
+use identity::WitnessKey;
+use runtime::{Failure, clock};
+use schemas::Code;
+use serde::Serialize;
+use tlog::Head;
+use tlog::cosign::{Policy, PolicyError, Witness};
+
+use super::log::Source;
+use crate::cli::{self, Witnessing};
+use crate::context::Context;
+use crate::output::Record;
+
+/// `audit witness-key`.
+pub(super) fn key(context: &Context, name: &str, file: Option<&Path>) -> Result<(), Failure> {
+    let file = key_file(context, file)?;
+    let key = match file.exists() {
+        true => WitnessKey::read(&file)?,
+        false => {
+            let key = WitnessKey::generate();
+            key.seed().write(&file)?;
+            key
+        }
+    };
+    let witness = key.witness(name).map_err(unusable)?;
+    context.printer.record(&KeyShown {
+        file: file.display().to_string(),
+        witness: witness.text(),
+    });
+    Ok(())
+}
+
+/// `audit cosign`.
+pub(super) fn cosign(
+    context: &Context,
+    name: &str,
+    key: Option<&Path>,
+    to: Option<&Path>,
+    from: &cli::Log,
+) -> Result<(), Failure> {
+    let key = WitnessKey::read(&key_file(context, key)?)?;
+    let witness = key.witness(name).map_err(unusable)?;
+    let source = Source::open(context, from)?;
+    let log = source.log(&mut |_, _| {})?;
+    let head = log.head();
+    // Pinned first, so that this machine cosigns no other history afterwards.
+    if !source.pin(&log)? {
+        let text = "another command has pinned a newer head meanwhile; run this again";
+        return Err(Failure::new(Code::LogUnproven, text));
+    }
+    let default = || PathBuf::from(format!("head-{}.cosigned", head.size));
+    let file = to.map_or_else(default, Path::to_owned);
+    let unwritten = |error: std::io::Error| {
+        Failure::new(
+            Code::OutputUnwritten,
+            format!("{}: {error}", file.display()),
+        )
+    };
+    let before = read_file(&file).map_err(unwritten)?;
+    let before = before.filter(|note| source.trusted.open("", note).as_ref() == Ok(head));
+    let mut note = before.unwrap_or_else(|| log.note().as_bytes().to_vec());
+    let known = witness
+        .cosigned_at(&note, head)
+        .map_err(|error| LogFault::Head {
+            path: file.display().to_string(),
+            error,
+        })?;
+    let time = match known {
+        Some(time) => time,
+        None => {
+            let time = clock::now().get() / 1000;
+            note.extend(key.cosign(&witness, head, time).into_bytes());
+            time
+        }
+    };
+    // What is given out has been verified, as those who get it will.
+    if witness.cosigned_at(&note, head) != Ok(Some(time)) {
+        let text =
+            "the cosignature does not verify with its own key, or the file has no room for it";
+        return Err(Failure::new(Code::Internal, text));
+    }
+    std::fs::write(&file, &note).map_err(unwritten)?;
+    context.printer.record(&CosignedShown {
+        file: file.display().to_string(),
+        events: head.size,
+        root: data_encoding::BASE64.encode(&head.root),
+        witness: witness.text(),
+    });
+    Ok(())
+}
+
+fn key_file(context: &Context, file: Option<&Path>) -> Result<PathBuf, Failure> {
+    match file {
+        Some(file) => Ok(file.to_owned()),
+        None => Ok(context.domain()?.layout().witness_key()),
+    }
+}
+
+fn unusable(error: PolicyError) -> Failure {
+    Failure::new(Code::ConfigInvalid, error)
+}
+
+/// Compares the log with every head that a witness of the policy has cosigned, and says what enough
+/// of them have seen; none if no policy was given.
+pub(super) fn witnessed(
+    source: &Source,
+    log: &Log,
+    with: &Witnessing,
+) -> Result<Option<String>, Failure> {
+    let Some(file) = &with.policy else {
+        return Ok(None);
+    };
+    let policy = policy(file, with.witnesses)?;
+    let trusted = &source.trusted;
+    if !policy.names_log(&log.head().origin, &trusted.heads) {
+        let text = format!("{}: the policy is for another log", file.display());
+        return Err(Failure::new(Code::ConfigInvalid, text));
+    }
+    let mut notes = vec![("the newest head".to_owned(), log.note().as_bytes().to_vec())];
+    for file in &with.cosigned {
+        let named = file.display().to_string();
+        let read = read_file(file).map_err(|error| error.to_string());
+        let read = read.and_then(|note| note.ok_or_else(|| "it is not there".to_owned()));
+        let note =
+            read.map_err(|error| Failure::new(Code::LogUnproven, format!("{named}: {error}")))?;
+        notes.push((named, note));
+    }
+    let mut seen: Vec<(u64, &str)> = Vec::new();
+    for (named, note) in &notes {
+        let head = trusted.open(named, note)?;
+        let by = cosigners(&policy, named, note, &head)?;
+        if !by.is_empty() {
+            holds(source, log, named, &head)?;
+        }
+        seen.extend(by.into_iter().map(|name| (head.size, name)));
+    }
+    let sizes: BTreeSet<u64> = seen.iter().map(|(size, _)| *size).chain([0]).collect();
+    for size in sizes.into_iter().rev() {
+        // A head stands for all events under it, so for those of smaller heads too.
+        let by = seen.iter().filter(|(at, _)| *at >= size);
+        let by: BTreeSet<&str> = by.map(|(_, name)| *name).collect();
+        if policy.is_met(&by) {
+            return Ok(Some(words(size, &by)));
+        }
+    }
+    let by: BTreeSet<&str> = seen.iter().map(|(_, name)| *name).collect();
+    let text = format!(
+        "cosigned by {} of the policy's witnesses, and these are not enough: {}",
+        by.len(),
+        joined(&by)
+    );
+    Err(Failure::new(Code::LogUnwitnessed, text))
+}
+
+fn policy(file: &Path, least: Option<usize>) -> Result<Policy, Failure> {
+    let failed =
+        |reason: String| Failure::new(Code::ConfigInvalid, format!("{}: {reason}", file.display()));
+    let text = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
+    let policy = Policy::read(&text).map_err(|error| failed(error.to_string()))?;
+    match least {
+        Some(least) => policy.asking(least).map_err(unusable),
+        None => Ok(policy),
+    }
+}
+
+/// The policy's witnesses that have cosigned this head.
+fn cosigners<'a>(
+    policy: &'a Policy,
+    named: &str,
+    note: &[u8],
+    head: &Head,
+) -> Result<Vec<&'a str>, LogFault> {
+    let cosigned = |witness: &Witness| {
+        witness
+            .cosigned_at(note, head)
+            .map_err(|error| LogFault::Head {
+                path: named.to_owned(),
+                error,
+            })
+    };
+    let mut by = Vec::new();
+    for (name, witness) in policy.witnesses() {
+        if cosigned(witness)?.is_some() {
+            by.push(name);
+        }
+    }
+    Ok(by)
+}
+
+/// Checks that the log leads to a head that a witness has seen.
+fn holds(source: &Source, log: &Log, named: &str, head: &Head) -> Result<(), Failure> {
+    let (size, own) = (head.size, log.head().size);
+    if size > own {
+        let text = format!(
+            "{named}: witnesses have cosigned a head over {size} events, and this log has {own}"
+        );
+        return Err(Failure::new(Code::HeadRolledBack, text));
+    }
+    if log.root_at(&|path| source.read(path), size)? != head.root {
+        let text = format!(
+            "{named}: witnesses have cosigned another head over {size} events than this log leads to"
+        );
+        return Err(Failure::new(Code::HistoryForked, text));
+    }
+    Ok(())
+}
+
+fn joined(names: &BTreeSet<&str>) -> String {
+    match names.is_empty() {
+        true => "none".to_owned(),
+        false => names.iter().copied().collect::<Vec<_>>().join(" "),
+    }
+}
+
+fn words(size: u64, by: &BTreeSet<&str>) -> String {
+    match size {
+        0 => "the policy asks for no witness".to_owned(),
+        size => format!("events 0 to {}, by {}", size - 1, joined(by)),
+    }
+}
+
+/// A witness's key.
+#[derive(Serialize)]
+struct KeyShown {
+    file: String,
+    witness: String,
+}
+
+impl Record for KeyShown {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("key", self.file.clone()),
+            ("witness", self.witness.clone()),
+        ]
+    }
+}
+
+/// A cosigned head.
+#[derive(Serialize)]
+struct CosignedShown {
+    file: String,
+    events: u64,
+    root: String,
+    witness: String,
+}
+
+impl Record for CosignedShown {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("verdict", "verified and cosigned".to_owned()),
+            ("events", self.events.to_string()),
+            ("root", self.root.clone()),
+            ("witness", self.witness.clone()),
+            ("file", self.file.clone()),
+        ]
+    }
+}

@@ -1,0 +1,136 @@
+//! The log in the store beside that of the audit service's folder.
+
+use std::time::Duration;
+
+use diloco_audit::log::read_file;
+use identity::AccessKey;
+use objects::{Endpoint, LogBucket, ObjectError, TransferLimits};
+use runtime::Failure;
+use schemas::Code;
+use schemas::permission::Role;
+use tlog::Head;
+use tlog::layout::CHECKPOINT;
+
+use super::{Finding, Report};
+use crate::context::Context;
+
+const CHECK: &str = "log in the store";
+/// Time for which an operation is tried again: the doctor tells what is there now.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A region that the embedded store and most others accept.
+const REGION: &str = "us-east-1";
+/// Looks at the store before it counts as behind, and the pause between two: a head that was signed
+/// this moment is on its way.
+const LOOKS: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
+
+pub(super) async fn look(context: &Context, report: &mut Report) {
+    report.add(match compare(context).await {
+        Ok(finding) => finding,
+        Err(failure) => Finding::fail(CHECK, &failure),
+    });
+}
+
+async fn compare(context: &Context) -> Result<Finding, Failure> {
+    let domain = context.domain()?;
+    let (layout, trust) = (domain.layout(), domain.trust());
+    let keys = layout.store_auditor_key();
+    if !keys.exists() {
+        let reason = "an auditor's key to the store is not on this machine";
+        return Ok(Finding::skipped(CHECK, reason));
+    }
+    let origin = audit_core::log::origin(trust.domain.as_str());
+    let open = |note: &[u8], of: &str| {
+        let opened = Head::open(note, &origin, &trust.raw_head_keys());
+        opened.map_err(|error| Failure::new(Code::HeadInvalid, format!("{of}: {error}")))
+    };
+    let path = layout.audit_log().join(CHECKPOINT);
+    let note = read_file(&path)
+        .map_err(|error| Failure::new(Code::LogUnproven, format!("{}: {error}", path.display())))?;
+    let own = note
+        .map(|note| open(&note, "the folder's head"))
+        .transpose()?;
+    let trusted = context.store_trust(Role::Auditor, std::env::vars_os())?;
+    let endpoint = Endpoint::new(&context.endpoints.store, REGION, trusted);
+    let endpoint = endpoint.map_err(ObjectError::from)?;
+    let limits = TransferLimits {
+        connect: PATIENCE,
+        ..TransferLimits::default()
+    };
+    let key = AccessKey::read_auditors(&keys)?;
+    let bucket = LogBucket::new(&endpoint, &key, limits, PATIENCE)?;
+    let mut looks = 0;
+    loop {
+        looks += 1;
+        let stored = match bucket.get(CHECKPOINT).await {
+            Err(ObjectError::Unreachable { .. }) => {
+                return Ok(Finding::skipped(CHECK, "the store was not reached"));
+            }
+            stored => stored?,
+        };
+        let stored = stored
+            .map(|file| open(&file.bytes, "the store's head"))
+            .transpose()?;
+        let finding = judge(own.as_ref(), stored.as_ref());
+        if finding.code != Some(Code::LogStoreBehind) || looks == LOOKS {
+            return Ok(finding);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn judge(own: Option<&Head>, stored: Option<&Head>) -> Finding {
+    let size = |head: Option<&Head>| head.map_or(0, |head| head.size);
+    let (here, there) = (size(own), size(stored));
+    match (own, stored) {
+        (Some(own), Some(stored)) if here == there && own.root != stored.root => Finding::fail(
+            CHECK,
+            &Failure::new(
+                Code::HistoryForked,
+                format!("the heads over {here} events in the store and in the folder differ"),
+            ),
+        ),
+        _ if there < here => {
+            let text = format!("it covers {there} events, and the folder's head {here}");
+            Finding::warn(CHECK, Code::LogStoreBehind, text)
+        }
+        (_, None) => Finding::skipped(CHECK, "no head was signed yet"),
+        (None, Some(_)) => Finding::ok(CHECK, format!("its head covers {there} events")),
+        _ => Finding::ok(
+            CHECK,
+            format!("its head covers {there} events, the folder's {here}"),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::*;
+
+    fn head(size: u64, root: u8) -> Head {
+        Head {
+            origin: "diloco/x".to_owned(),
+            size,
+            root: [root; 32],
+        }
+    }
+
+    #[test]
+    fn fg_07_a_store_that_is_behind_or_has_another_history_is_told() {
+        let found = |own: Option<Head>, stored: Option<Head>| {
+            let finding = judge(own.as_ref(), stored.as_ref());
+            (finding.state, finding.code)
+        };
+        let behind = (State::Warn, Some(Code::LogStoreBehind));
+        assert_eq!(found(Some(head(5, 1)), None), behind);
+        assert_eq!(found(Some(head(5, 1)), Some(head(4, 1))), behind);
+        let forked = (State::Fail, Some(Code::HistoryForked));
+        assert_eq!(found(Some(head(5, 1)), Some(head(5, 2))), forked);
+        let good = (State::Ok, None);
+        assert_eq!(found(Some(head(5, 1)), Some(head(5, 1))), good);
+        assert_eq!(found(Some(head(5, 1)), Some(head(6, 2))), good);
+        assert_eq!(found(None, Some(head(6, 2))), good);
+        assert_eq!(found(None, None), (State::Skipped, None));
+    }
+}
