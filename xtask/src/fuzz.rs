@@ -64,9 +64,14 @@ pub(crate) fn run_fuzz(workspace: &Workspace, options: &FuzzOptions) -> Result<(
     };
     match &options.input {
         Some(input) => fuzzer.read(names[0], input),
-        None => names
-            .into_iter()
-            .try_for_each(|name| fuzzer.search(name, options)),
+        None => {
+            // A target that fails does not keep the others from being tried.
+            let ended = names.into_iter().map(|name| fuzzer.search(name, options));
+            let failed: Vec<_> = ended.filter_map(Result::err).collect();
+            failed.iter().for_each(console::failure);
+            ensure!(failed.is_empty(), "{} targets failed", failed.len());
+            Ok(())
+        }
     }
 }
 
@@ -123,7 +128,7 @@ impl Fuzzer {
         match options.keep {
             true => process::run(
                 self.command(name)
-                    .arg("-merge=1")
+                    .arg("-set_cover_merge=1")
                     .args([&kept, &seeds, &found]),
             ),
             false => Ok(()),
