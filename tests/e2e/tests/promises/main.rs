@@ -19,6 +19,7 @@ mod disk_full;
 mod doctor;
 mod endings;
 mod enrolment;
+mod enrolment_mutual;
 mod foreign_bytes;
 mod foreign_messages;
 mod foreign_text;
