@@ -81,7 +81,7 @@ impl Service {
         let settings = Settings {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             audit_key: own_key,
-            posture,
+            posture: posture.clone(),
             heartbeat: config.limits.heartbeat.millis(),
             session: new_session(),
             checkpoint_every: CHECKPOINT_EVERY,
@@ -99,6 +99,7 @@ impl Service {
             domain,
             maker,
             issued: IssuedList::at(&config.keys.issued),
+            posture,
             arrivals: sender,
             sweeper,
             offers,

@@ -15,6 +15,7 @@ use coordinator_core::Told;
 use coordinator_core::{Answer, Coordinator, Effect, Input};
 use identity::{IssuedList, ManifestKey};
 use runtime::{Bus, Failure, clock};
+use schemas::member::Posture;
 use schemas::{Code, Refusal, RunId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -58,6 +59,8 @@ pub(crate) struct Shell {
     pub(crate) maker: Maker,
     /// The records of issued credentials.
     pub(crate) issued: IssuedList,
+    /// The layers that this coordinator relaxed.
+    pub(crate) posture: Posture,
     pub(crate) arrivals: mpsc::Sender<Arrival>,
     pub(crate) sweeper: Sweeper,
     pub(crate) offers: Offers,

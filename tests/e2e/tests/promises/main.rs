@@ -20,6 +20,7 @@ mod doctor;
 mod endings;
 mod enrolment;
 mod enrolment_mutual;
+mod enrolment_records;
 mod foreign_bytes;
 mod foreign_messages;
 mod foreign_text;
