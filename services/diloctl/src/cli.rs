@@ -398,6 +398,26 @@ pub(crate) enum Worker {
         #[arg(long, default_value_t = 1)]
         threads: u32,
     },
+    /// Make a new token for a worker whose keys lie on its own machine: it was off for longer than its
+    /// token, or the signing key of its role was replaced. The file holds no secret. Carry it to the
+    /// machine and run `worker accept` there. A revoked key gets none. The command works on the trust
+    /// domain's folder; the registrar needs the worker's new file in the folder `issued`.
+    Reissue {
+        /// Name of the worker, or its key (U...).
+        worker: String,
+        /// Time for which the token is valid: longer than the way to the machine takes.
+        #[arg(long, value_name = "TIME", default_value = "1d")]
+        lifetime: runtime::ConfigDuration,
+        /// File to write.
+        #[arg(long, value_name = "FILE", default_value = "token.json")]
+        into: PathBuf,
+    },
+    /// On a worker's machine: put a token from `worker reissue` beside the key that lies there, in the
+    /// folder that `--domain` names. Then start the worker.
+    Accept {
+        /// The file that `worker reissue` has written.
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -89,7 +89,7 @@ pub enum DomainError {
     Taken(PathBuf),
     /// The holder of the name has keys that lie elsewhere.
     #[error(
-        "{name} has key {key}, whose credentials and audit key lie on its own machine; revoke it first with `diloctl auth revoke {key}`, or choose another name"
+        "{name} has key {key}, whose credentials and audit key lie on its own machine; `diloctl worker reissue {name}` makes a new token for it; for other keys revoke it first with `diloctl auth revoke {key}`, or choose another name"
     )]
     Elsewhere {
         /// The name.

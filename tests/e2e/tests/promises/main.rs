@@ -42,6 +42,7 @@ mod privacy;
 mod promotion;
 mod quarantine;
 mod recompute;
+mod reissued;
 mod restore;
 mod revoked;
 mod rotated;
