@@ -227,6 +227,20 @@ pub(crate) enum Rotate {
         #[arg(long)]
         now: bool,
     },
+    /// Make a new key that signs leases and commands, and let the trust bundle know it beside the old
+    /// one. The coordinator signs with it from its next lease on; nothing has to be restarted. Where
+    /// coordinator and workers have copies of `trust.json`, begin with `--prepare`, copy that file to
+    /// all of them, run this command, and copy `keys/manifest.nk` to the coordinator. End the overlap
+    /// with `--retire`, and copy `trust.json` again.
+    Manifest {
+        /// Let the trust bundle know the new key, and sign nothing with it yet.
+        #[arg(long, conflicts_with = "retire")]
+        prepare: bool,
+        /// End the overlap: documents that earlier keys signed are refused from now on. Leases whose
+        /// work has begun go on.
+        #[arg(long)]
+        retire: bool,
+    },
     /// Make a new certificate for broker and store, as `auth certificate` does.
     Certificate {
         /// Host names or addresses of broker and store besides localhost. Name all of them: those
