@@ -187,7 +187,7 @@ fn fg_08_a_machine_takes_no_token_and_no_certificate_of_another() {
         ),
         (
             TokenFile {
-                certificate: theirs.certificate.clone(),
+                certificate: theirs.certificate,
                 ..made.clone()
             },
             Code::ClientCertificateOther,

@@ -112,7 +112,7 @@ fn fg_03_a_worker_joins_as_its_record_says_and_not_without_one() {
         scene.with(|record| record.blocked = Some(UnixMillis(1))),
         Err(Code::HolderBlocked)
     );
-    let elsewhere = stranger.record.account.clone();
+    let elsewhere = stranger.record.account;
     let alter: [&dyn Fn(&mut Registration); 4] = [
         &|record| record.run = Some("other".parse().expect("a name")),
         &|record| record.run = None,
