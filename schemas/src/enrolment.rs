@@ -60,6 +60,9 @@ pub struct EnrolmentReply {
     pub token: String,
     /// Its end.
     pub ends: UnixMillis,
+    /// In a domain with mutual TLS, a certificate for the same key, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
 }
 
 message!(

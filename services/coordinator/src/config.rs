@@ -72,7 +72,9 @@ pub struct KeysConfig {
     /// Move it together with the key.
     pub mark: PathBuf,
     /// Folder of the list of issued credentials: it binds a worker's audit key and its seat in a
-    /// group. Without it any proven key is taken at a worker's first join, and nobody has a seat.
+    /// group. A worker without a record there joins nothing. Without the folder the coordinator does
+    /// not start, unless an exception opens layer `enrolment`: then any proven key is taken at a
+    /// worker's first join, and nobody has a seat.
     pub issued: PathBuf,
 }
 
@@ -212,6 +214,10 @@ impl Config {
             Material::AuditKey {
                 key: "keys.audit",
                 path: self.keys.audit.clone(),
+            },
+            Material::Records {
+                key: "keys.issued",
+                path: self.keys.issued.clone(),
             },
         ];
         Materials { items, now }

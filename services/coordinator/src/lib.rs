@@ -35,6 +35,7 @@ mod queue;
 mod serve;
 mod service;
 mod shell;
+mod signer;
 mod store;
 mod sweep;
 mod telemetry;

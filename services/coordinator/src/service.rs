@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use coordinator_core::{CHECKPOINT_EVERY, Coordinator, Settings};
 use identity::join::new_session;
-use identity::{AuditKey, IssuedList, ManifestKey, TrustBundle};
+use identity::{AuditKey, IssuedList, TrustBundle};
 use runtime::{Bus, Failure, clock};
 use schemas::member::{Layer, Posture};
 use tokio::sync::mpsc;
@@ -24,6 +24,7 @@ use crate::purge::Purges;
 use crate::queue;
 use crate::serve;
 use crate::shell::{Shell, Tables};
+use crate::signer::ManifestSigner;
 use crate::store::Store;
 use crate::sweep;
 use crate::workers::Workers;
@@ -50,7 +51,7 @@ impl Service {
         let trust = TrustBundle::read(&config.keys.trust)?;
         let key = |path: &Path| AuditKey::read(path).map_err(Failure::from);
         let audit_key = key(&config.keys.audit)?;
-        let manifest_key = ManifestKey::read(&config.keys.manifest)?;
+        let signer = ManifestSigner::open(&config.keys)?;
         let mark = LedgerMark::open(&config.keys.mark, &trust.domain)?;
         let store = Store::new(config)?;
         store.buckets.ping().await?;
@@ -81,7 +82,7 @@ impl Service {
         let settings = Settings {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             audit_key: own_key,
-            posture,
+            posture: posture.clone(),
             heartbeat: config.limits.heartbeat.millis(),
             session: new_session(),
             checkpoint_every: CHECKPOINT_EVERY,
@@ -95,10 +96,11 @@ impl Service {
             store,
             ledger,
             mark,
-            manifest_key,
+            signer,
             domain,
             maker,
             issued: IssuedList::at(&config.keys.issued),
+            posture,
             arrivals: sender,
             sweeper,
             offers,

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use coordinator_core::Told;
 use coordinator_core::{Answer, Coordinator, Effect, Input};
-use identity::{IssuedList, ManifestKey};
+use identity::IssuedList;
 use runtime::{Bus, Failure, clock};
+use schemas::member::Posture;
 use schemas::{Code, Refusal, RunId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -28,6 +29,7 @@ use crate::ledger::{Ledger, NewEvent};
 use crate::mark::LedgerMark;
 use crate::purge::Purges;
 use crate::queue::Offers;
+use crate::signer::ManifestSigner;
 use crate::store::Store;
 use crate::sweep::Sweeper;
 use crate::telemetry;
@@ -53,11 +55,13 @@ pub(crate) struct Shell {
     pub(crate) store: Store,
     pub(crate) ledger: Ledger,
     pub(crate) mark: LedgerMark,
-    pub(crate) manifest_key: ManifestKey,
+    pub(crate) signer: ManifestSigner,
     pub(crate) domain: String,
     pub(crate) maker: Maker,
     /// The records of issued credentials.
     pub(crate) issued: IssuedList,
+    /// The layers that this coordinator relaxed.
+    pub(crate) posture: Posture,
     pub(crate) arrivals: mpsc::Sender<Arrival>,
     pub(crate) sweeper: Sweeper,
     pub(crate) offers: Offers,
@@ -240,8 +244,8 @@ impl Shell {
         }
         // The leases are signed while the broker stores their grants. They leave after that, like
         // everything else; if the events are not stored, nobody sees them.
-        let (key, store) = (&self.manifest_key, &self.store);
-        let signing = async { effects::sign_leases(key, store, &mut others) };
+        let (signer, store) = (&mut self.signer, &self.store);
+        let signing = async { effects::sign_leases(signer, store, &mut others) };
         if events.is_empty() {
             self.signed = signing.await;
         } else {

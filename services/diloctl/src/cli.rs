@@ -227,6 +227,20 @@ pub(crate) enum Rotate {
         #[arg(long)]
         now: bool,
     },
+    /// Make a new key that signs leases and commands, and let the trust bundle know it beside the old
+    /// one. The coordinator signs with it from its next lease on; nothing has to be restarted. Where
+    /// coordinator and workers have copies of `trust.json`, begin with `--prepare`, copy that file to
+    /// all of them, run this command, and copy `keys/manifest.nk` to the coordinator. End the overlap
+    /// with `--retire`, and copy `trust.json` again.
+    Manifest {
+        /// Let the trust bundle know the new key, and sign nothing with it yet.
+        #[arg(long, conflicts_with = "retire")]
+        prepare: bool,
+        /// End the overlap: documents that earlier keys signed are refused from now on. Leases whose
+        /// work has begun go on.
+        #[arg(long)]
+        retire: bool,
+    },
     /// Make a new certificate for broker and store, as `auth certificate` does.
     Certificate {
         /// Host names or addresses of broker and store besides localhost. Name all of them: those
@@ -397,6 +411,26 @@ pub(crate) enum Worker {
         /// CPU threads of the worker.
         #[arg(long, default_value_t = 1)]
         threads: u32,
+    },
+    /// Make a new token for a worker whose keys lie on its own machine: it was off for longer than its
+    /// token, or the signing key of its role was replaced. The file holds no secret. Carry it to the
+    /// machine and run `worker accept` there. A revoked key gets none. The command works on the trust
+    /// domain's folder; the registrar needs the worker's new file in the folder `issued`.
+    Reissue {
+        /// Name of the worker, or its key (U...).
+        worker: String,
+        /// Time for which the token is valid: longer than the way to the machine takes.
+        #[arg(long, value_name = "TIME", default_value = "1d")]
+        lifetime: runtime::ConfigDuration,
+        /// File to write.
+        #[arg(long, value_name = "FILE", default_value = "token.json")]
+        into: PathBuf,
+    },
+    /// On a worker's machine: put a token from `worker reissue` beside the key that lies there, in the
+    /// folder that `--domain` names. Then start the worker.
+    Accept {
+        /// The file that `worker reissue` has written.
+        file: PathBuf,
     },
 }
 

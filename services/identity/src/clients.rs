@@ -159,6 +159,15 @@ impl Holder {
         Self::named(&Facts::of(der).ok_or(NoHolder)?)
     }
 
+    /// The holder that a certificate in PEM names.
+    ///
+    /// # Errors
+    /// As [`Holder::of`].
+    pub fn of_pem(pem: &str) -> Result<Self, NoHolder> {
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| NoHolder)?;
+        Self::of(&der)
+    }
+
     fn named(facts: &Facts) -> Result<Self, NoHolder> {
         let name = facts.common_name.as_deref().ok_or(NoHolder)?;
         let key = parse_public(name, KeyKind::User).map_err(|_: KeyError| NoHolder)?;
@@ -244,9 +253,7 @@ impl ClientFile {
             path: self.0.clone(),
             error,
         };
-        let der = CertificateDer::from_pem_slice(certificate.as_bytes())
-            .map_err(|_| refused(NoHolder))?;
-        let holder = Holder::of(&der).map_err(refused)?;
+        let holder = Holder::of_pem(certificate).map_err(refused)?;
         if holder.key != *credentials.public() {
             return Err(TlsError::OtherHolder {
                 path: self.0.clone(),

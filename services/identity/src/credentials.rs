@@ -211,22 +211,49 @@ impl Credentials {
     /// The token does not verify, is for another key, name, account, run or kind of rights, or does
     /// not end later.
     pub fn renewed(&self, jwt: String) -> Result<Self, CredentialsError> {
+        self.with_token(jwt, |old, token| {
+            let later = token.expires.is_some() && token.expires > old.expires;
+            (!later).then_some("does not end later")
+        })
+    }
+
+    /// The same credentials with a token that was issued by hand. It may end sooner than the present
+    /// one, which may be void.
+    ///
+    /// # Errors
+    /// The token does not verify, is for another key, name, account, run or kind of rights, or was
+    /// issued before the present one.
+    pub fn reissued(&self, jwt: String) -> Result<Self, CredentialsError> {
+        self.with_token(jwt, |old, token| {
+            let earlier = token.issued < old.issued;
+            earlier.then_some("was issued before the one that is there")
+        })
+    }
+
+    fn with_token(
+        &self,
+        jwt: String,
+        fault: impl FnOnce(&Jwt<UserClaims>, &Jwt<UserClaims>) -> Option<&'static str>,
+    ) -> Result<Self, CredentialsError> {
         let new = Self::new(jwt, self.key.clone())?;
         let (old, token) = (&self.token, &new.token);
         let reason = if token.name != old.name {
-            "has another name"
+            Some("has another name")
         } else if token.claims != old.claims {
-            "is for another account, run or rights"
-        } else if token.expires.is_none() || token.expires <= old.expires {
-            "does not end later"
+            Some("is for another account, run or rights")
         } else {
-            let file = self.file.clone();
-            return Ok(Self { file, ..new });
+            fault(old, token)
         };
-        Err(CredentialsError::Otherwise {
-            name: old.name.clone(),
-            reason,
-        })
+        match reason {
+            None => Ok(Self {
+                file: self.file.clone(),
+                ..new
+            }),
+            Some(reason) => Err(CredentialsError::Otherwise {
+                name: old.name.clone(),
+                reason,
+            }),
+        }
     }
 
     /// Writes a credentials file for its owner alone.

@@ -89,7 +89,7 @@ pub enum DomainError {
     Taken(PathBuf),
     /// The holder of the name has keys that lie elsewhere.
     #[error(
-        "{name} has key {key}, whose credentials and audit key lie on its own machine; revoke it first with `diloctl auth revoke {key}`, or choose another name"
+        "{name} has key {key}, whose credentials and audit key lie on its own machine; `diloctl worker reissue {name}` makes a new token for it; for other keys revoke it first with `diloctl auth revoke {key}`, or choose another name"
     )]
     Elsewhere {
         /// The name.
@@ -97,11 +97,6 @@ pub enum DomainError {
         /// The key that has it.
         key: PublicKey,
     },
-    /// An invited machine could not connect: it has no certificate before it is enrolled.
-    #[error(
-        "the domain has mutual TLS, and an invited machine has no certificate to reach the broker with; run `diloctl auth issue worker NAME --run RUN` here, and copy `NAME.creds`, `NAME.pem` and the audit key `audit-keys/NAME.nk` to the machine"
-    )]
-    InviteMutual,
     /// An earlier release made the domain, and this one has not taken it over yet.
     #[error("{} does not exist: an earlier release made the domain; `diloctl up`, or `diloctl auth config`, takes it over", .0.display())]
     Before(PathBuf),
@@ -211,7 +206,6 @@ impl DomainError {
             Self::Exists(_) | Self::Unfinished(_) => Code::DomainExists,
             Self::Missing(_) => Code::DomainMissing,
             Self::Taken(_) | Self::Promised(_) | Self::Elsewhere { .. } => Code::NameTaken,
-            Self::InviteMutual => Code::ClientCertificateMissing,
             Self::Blocked(_) => Code::HolderBlocked,
             Self::NoVault(_) => Code::VaultMissing,
             Self::Before(_) => Code::ReadersBehind,

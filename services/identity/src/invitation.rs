@@ -81,6 +81,9 @@ pub struct InvitationFile {
     pub token: JoinToken,
     /// The credential that may ask the registrar.
     pub credentials: Credentials,
+    /// In a domain with mutual TLS, the certificate for the key of that credential, PEM: without one
+    /// the broker lets no machine ask. It ends with the credential.
+    pub certificate: Option<String>,
     /// The public keys of the trust domain. The path of the authority is as [`TrustBundle::write`]
     /// writes it.
     pub trust: TrustBundle,
@@ -99,6 +102,8 @@ struct Written {
     token: Zeroizing<String>,
     #[serde(with = "wiped")]
     credentials: Zeroizing<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    certificate: Option<String>,
     trust: TrustBundle,
     ca: String,
 }
@@ -145,6 +150,7 @@ impl InvitationFile {
             ends: written.ends,
             token,
             credentials,
+            certificate: written.certificate,
             trust: written.trust,
             ca: written.ca,
         })
@@ -162,6 +168,7 @@ impl InvitationFile {
             ends: self.ends,
             token: Zeroizing::new(self.token.expose().to_owned()),
             credentials: self.credentials.text(),
+            certificate: self.certificate.clone(),
             trust: self.trust.clone(),
             ca: self.ca.clone(),
         };
@@ -207,14 +214,11 @@ impl Domain {
     /// Makes an invitation and keeps its terms. The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
-    /// The domain has mutual TLS, a name or the life cannot be used, a name or the seat is taken, the list is no list of keys,
-    /// or a file cannot be read or written.
+    /// A name or the life cannot be used, a name or the seat is taken, the list is no list of keys, or a
+    /// file cannot be read or written.
     pub fn invite(&self, invite: Invite, now: UnixMillis) -> Result<InvitationFile, DomainError> {
         if !(INVITATION_MIN..=INVITATION_MAX).contains(&invite.life) {
             return Err(DomainError::Life(invite.life));
-        }
-        if self.is_mutual() {
-            return Err(DomainError::InviteMutual);
         }
         self.check_names(&invite, now)?;
         if let Some(seat) = &invite.seat {
@@ -231,12 +235,14 @@ impl Domain {
         };
         let claims = UserClaims::of_role(self.account(Account::Enrolment)?, Vec::new());
         let jwt = mint(&subject, claims, &self.role_key(Role::Newcomer)?, now)?;
+        let certificate = self.certificate_of(key.public(), Role::Newcomer, ends, now)?;
         let file = InvitationFile {
             bus: invite.bus,
             run: invite.run.clone(),
             ends,
             token,
             credentials: Credentials::new(jwt, key)?,
+            certificate,
             trust: TrustBundle {
                 ca: self.layout().ca_relative(),
                 ..self.trust().clone()

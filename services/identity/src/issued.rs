@@ -61,6 +61,11 @@ impl IssuedList {
         &self.folder
     }
 
+    /// True if the folder is there.
+    pub fn is_here(&self) -> bool {
+        self.folder.is_dir()
+    }
+
     /// The record of a key; none if nothing was issued for it.
     ///
     /// # Errors

@@ -54,6 +54,11 @@ impl DomainLayout {
         self.key("manifest")
     }
 
+    /// The seed file of the key that will sign lease manifests next.
+    pub fn next_manifest_key(&self) -> PathBuf {
+        self.key("manifest-next")
+    }
+
     /// The seed file of the key that signs heads of the log.
     pub fn head_key(&self) -> PathBuf {
         self.key("audit-head")

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use schemas::permission::Role;
-use schemas::{Millis, UnixMillis};
+use schemas::{Millis, PublicKey, UnixMillis};
 
 use crate::clients::{CERTIFICATE_LIFE_MAX, ClientAuthority, ClientFile};
 use crate::credentials::Credentials;
@@ -52,12 +52,25 @@ impl Domain {
         ends: UnixMillis,
         now: UnixMillis,
     ) -> Result<(), DomainError> {
+        match self.certificate_of(credentials.public(), role, ends, now)? {
+            Some(certificate) => Ok(ClientFile::beside(file).write(credentials, &certificate)?),
+            None => Ok(()),
+        }
+    }
+
+    /// A certificate for the holder of a key, PEM; none in a domain without mutual TLS.
+    pub(crate) fn certificate_of(
+        &self,
+        key: &PublicKey,
+        role: Role,
+        ends: UnixMillis,
+        now: UnixMillis,
+    ) -> Result<Option<String>, DomainError> {
         if !self.is_mutual() {
-            return Ok(());
+            return Ok(None);
         }
         let authority = ClientAuthority::read(&self.layout().clients_key())?;
-        let certificate = authority.certify(credentials.public(), role, ends, now)?;
-        Ok(ClientFile::beside(file).write(credentials, &certificate)?)
+        Ok(Some(authority.certify(key, role, ends, now)?))
     }
 
     /// Makes a new certificate for registered credentials in this file, where that is needed and can

@@ -38,6 +38,14 @@ pub struct TrustBundle {
     pub ca: PathBuf,
 }
 
+/// The trust bundle of a process that runs. The file is read again for each document that is checked:
+/// a new manifest key is known without a restart, and a retired one is not any more.
+#[derive(Clone, Debug)]
+pub struct TrustSource {
+    path: PathBuf,
+    domain: PublicKey,
+}
+
 /// Reasons why a trust bundle cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
@@ -51,6 +59,16 @@ pub enum TrustError {
         path: PathBuf,
         /// The parser's error.
         source: serde_json::Error,
+    },
+    /// The file holds the bundle of another domain than at the start of the process.
+    #[error("{} is of trust domain {found} now, this process started in {expected}", path.display())]
+    Other {
+        /// The file.
+        path: PathBuf,
+        /// Its domain.
+        found: PublicKey,
+        /// The domain of this process.
+        expected: PublicKey,
     },
     /// It is from a release in which the ledger had no account of its own.
     #[error(
@@ -81,6 +99,7 @@ impl TrustError {
         match self {
             Self::File(error) => error.code(),
             Self::Older(_) => Code::DomainOlder,
+            Self::Other { .. } => Code::RoleMismatch,
             Self::Malformed { .. } | Self::Key(_) | Self::Tenants(_) | Self::Count { .. } => {
                 Code::CredentialMalformed
             }
@@ -89,6 +108,32 @@ impl TrustError {
 }
 
 schemas::coded!(TrustError);
+
+impl TrustSource {
+    /// The source of a bundle that was read from this file.
+    pub fn of(path: &Path, bundle: &TrustBundle) -> Self {
+        Self {
+            path: path.to_owned(),
+            domain: bundle.domain.clone(),
+        }
+    }
+
+    /// The present bundle.
+    ///
+    /// # Errors
+    /// It cannot be used, or is another domain's.
+    pub fn read(&self) -> Result<TrustBundle, TrustError> {
+        let bundle = TrustBundle::read(&self.path)?;
+        match bundle.domain == self.domain {
+            true => Ok(bundle),
+            false => Err(TrustError::Other {
+                path: self.path.clone(),
+                found: bundle.domain,
+                expected: self.domain.clone(),
+            }),
+        }
+    }
+}
 
 impl TrustBundle {
     /// Reads a bundle and resolves the path of its certificate authority.

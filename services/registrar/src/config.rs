@@ -133,6 +133,10 @@ impl Config {
                 key: "registrar.trust",
                 path: self.registrar.trust.clone(),
             },
+            Material::Records {
+                key: "registrar.issued",
+                path: self.registrar.issued.clone(),
+            },
         ];
         Materials { items, now }
     }

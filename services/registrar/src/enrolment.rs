@@ -91,6 +91,8 @@ impl Desk {
         }
         let token = issuer.sign(&record, validity.ends, validity.issued);
         let token = token.map_err(refusal)?;
+        let certificate = issuer.certify(&record, validity.ends, clock::now());
+        let certificate = certificate.map_err(refusal)?;
         let (name, seat) = (&record.name, record.seat.as_ref().map(ToString::to_string));
         tracing::info!(
             name, worker = %record.public, invitation = %asked.invitation, seat,
@@ -105,6 +107,7 @@ impl Desk {
             seat: record.seat,
             token,
             ends: validity.ends,
+            certificate,
         })
     }
 }

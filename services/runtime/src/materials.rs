@@ -65,6 +65,8 @@ pub enum Material {
     ManifestKey { key: &'static str, path: PathBuf },
     /// Seed file of the key that signs events and statements.
     AuditKey { key: &'static str, path: PathBuf },
+    /// Folder of the records of issued credentials.
+    Records { key: &'static str, path: PathBuf },
     /// The store's access keys.
     StoreKeys { key: &'static str, path: PathBuf },
     /// Certificate of the authority that this process takes clients of, where it asks for
@@ -108,6 +110,7 @@ impl Material {
             Self::Trust { .. } | Self::ManifestKey { .. } | Self::AuditKey { .. } => {
                 Layer::Manifests
             }
+            Self::Records { .. } => Layer::Enrolment,
             Self::Authority { layer, .. } | Self::Certificate { layer, .. } => *layer,
         }
     }
@@ -122,6 +125,7 @@ impl Material {
             | Self::Trust { key, .. }
             | Self::ManifestKey { key, .. }
             | Self::AuditKey { key, .. }
+            | Self::Records { key, .. }
             | Self::StoreKeys { key, .. }
             | Self::Clients { key, .. } => key,
             Self::Certificate { keys: [key, _], .. } => key,
@@ -171,6 +175,7 @@ impl Material {
             | Self::Trust { path, .. }
             | Self::ManifestKey { path, .. }
             | Self::AuditKey { path, .. }
+            | Self::Records { path, .. }
             | Self::StoreKeys { path, .. } => absent(path),
         }
     }
@@ -207,6 +212,10 @@ impl Material {
             Self::AuditKey { path, .. } => AuditKey::read(path)
                 .map(|_| ())
                 .map_err(|error| refused(error.code(), &error)),
+            Self::Records { path, .. } => std::fs::read_dir(path).map(|_| ()).map_err(|error| {
+                let text = format!("{}: {error}", path.display());
+                refused(Code::CredentialUnreadable, &text)
+            }),
             Self::StoreKeys { path, .. } => store_keys::StoreKeys::read(path)
                 .map(|_| ())
                 .map_err(|error| refused(error.code(), &error)),

@@ -57,7 +57,7 @@ pub(crate) const fn of(layer: Layer) -> Switch {
         ),
         Layer::Enrolment => (
             "auth.layers.enrolment",
-            "only workers with a credential for the run may join it",
+            "only workers with a credential for the run may join it, and the list of issued credentials binds their audit keys and seats",
         ),
     };
     Switch {
@@ -75,7 +75,9 @@ pub(crate) const fn open_to(layer: Layer) -> &'static str {
             "anyone who reaches the store's port may read and replace objects in transit"
         }
         Layer::Manifests => "anyone who may publish on the bus can forge leases and commands",
-        Layer::Enrolment => "any worker that reaches the bus may join a run",
+        Layer::Enrolment => {
+            "without a list of issued credentials any worker whose token the bus takes may join its run, with any audit key"
+        }
     }
 }
 

@@ -1,9 +1,7 @@
 //! Signed commands from the coordinator. A command that does not verify is counted, reported and
 //! ignored.
 
-use std::sync::Arc;
-
-use identity::TrustBundle;
+use identity::TrustSource;
 use runtime::{Bus, BusError, Subscription};
 use schemas::subject::command_filter;
 use schemas::{Code, RunId, WorkerId, is_answer};
@@ -16,7 +14,7 @@ use crate::verify::{self, Expected};
 /// Listens for the signed commands to one worker.
 #[derive(Clone, Debug)]
 pub(crate) struct CommandListener {
-    pub(crate) trust: Arc<TrustBundle>,
+    pub(crate) trust: TrustSource,
     pub(crate) run: RunId,
     pub(crate) worker: WorkerId,
     pub(crate) time: CoordinatorTime,
@@ -63,13 +61,16 @@ impl CommandListener {
 
     fn judge(&self, payload: &[u8]) -> Input {
         let now = self.time.now();
-        let expected = Expected {
-            trust: &self.trust,
-            worker: &self.worker,
-            run: &self.run,
-            now,
-        };
-        match verify::command(payload, &expected) {
+        let checked = verify::trusted(&self.trust).and_then(|trust| {
+            let expected = Expected {
+                trust: &trust,
+                worker: &self.worker,
+                run: &self.run,
+                now,
+            };
+            verify::command(payload, &expected)
+        });
+        match checked {
             Ok(verb) => {
                 tracing::info!(verb = verb.token(), "command of the coordinator");
                 Input::Command(verb)

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use identity::{AuditKey, ClientFile, TrustBundle};
+use identity::{AuditKey, ClientFile, TrustBundle, TrustSource};
 use objects::Trust;
 use runtime::auth::AuthConfig;
 use runtime::service::ServiceConfig;
@@ -121,6 +121,8 @@ pub struct Checked {
     pub run: RunId,
     /// The trust bundle.
     pub trust: Arc<TrustBundle>,
+    /// The same, as it is at the time when a document is checked.
+    pub trust_source: TrustSource,
     /// The key for events and results.
     pub audit_key: Arc<AuditKey>,
     /// The authority that the store's certificate needs.
@@ -180,6 +182,7 @@ impl Checked {
         Ok(Self {
             posture,
             run,
+            trust_source: TrustSource::of(&config.worker.trust, &trust),
             trust,
             audit_key,
             store_trust,

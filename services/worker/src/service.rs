@@ -100,7 +100,7 @@ impl Service {
         let object_client = ObjectClient::new(asker.clone(), transfer, Arc::new(cache));
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let time = CoordinatorTime::default();
-        let (run, trust) = (checked.run.clone(), Arc::clone(&checked.trust));
+        let (run, trust) = (checked.run.clone(), checked.trust_source.clone());
         let listener = CommandListener {
             trust,
             run,
@@ -366,9 +366,12 @@ impl EffectRunner {
                 "a lease came before the settings",
             )));
         };
-        let Checked { trust, run, .. } = &self.checked;
+        let Checked {
+            trust_source, run, ..
+        } = &self.checked;
+        let trust = verify::trusted(trust_source).map_err(refused)?;
         let expected = Expected {
-            trust,
+            trust: &trust,
             worker: &self.worker,
             run,
             now: self.time.now(),

@@ -3,8 +3,8 @@
 //! binding of the token to the lease, the work against the settings, codecs, and number and size of
 //! the chunks. Nothing is fetched before all of them hold.
 
-use identity::TrustBundle;
 use identity::jws::{self, JwsError};
+use identity::{TrustBundle, TrustSource};
 use schemas::lease::{LeaseRef, MANIFEST_TYPE, Manifest, UnitKind, Weights, Work};
 use schemas::limits::{LEASE_MAX, OBJECT_BYTES_MAX, UNIT_SHARDS_MAX};
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb};
@@ -31,6 +31,16 @@ pub(crate) struct Expected<'a> {
     pub(crate) run: &'a RunId,
     /// The coordinator's time.
     pub(crate) now: UnixMillis,
+}
+
+/// The keys that may sign now.
+///
+/// # Errors
+/// The trust bundle cannot be read, or is another domain's.
+pub(crate) fn trusted(source: &TrustSource) -> Result<TrustBundle, Refusal> {
+    source
+        .read()
+        .map_err(|error| Refusal::new(error.code(), error.to_string()))
 }
 
 /// Checks a lease's manifest against the settings that this worker joined under.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use identity::{BusTls, CredentialSource, Domain, DomainLayout, InitOptions};
+use identity::{BusTls, CredentialSource, Domain, InitOptions};
 use runtime::{Bus, BusConfig, StreamReader, clock};
 use schemas::account::Copied;
 use schemas::permission::Role;
@@ -372,14 +372,12 @@ impl Cluster {
         self.launch(self.worker_recipe(name, settings)).await;
     }
 
-    /// Starts a worker whose credentials lie in another folder than the domain's: those of a machine
-    /// that was enrolled.
+    /// Starts a worker of a machine that was enrolled in this folder, as its configuration there says.
     ///
     /// # Panics
     /// It does not become ready.
     pub async fn start_worker_of(&mut self, folder: &Path, name: &str) {
-        let layout = DomainLayout::new(folder);
-        self.launch(self.worker_recipe_in(&layout, name, &[])).await;
+        self.launch(self.enrolled_recipe(folder, name)).await;
     }
 
     /// As [`Cluster::start_worker`], with these variables.

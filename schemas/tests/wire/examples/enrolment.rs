@@ -29,6 +29,7 @@ pub(super) fn all() -> Vec<Example> {
             seat: Seat::new("left".parse().expect("a name"), Rank(1), 2).ok(),
             token: "eyJ0eXAi.eyJuYXRz.c2lnbmF0".to_owned(),
             ends: UnixMillis(1_700_003_600_000),
+            certificate: None,
         }),
     ]
 }

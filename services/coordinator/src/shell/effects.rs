@@ -23,6 +23,7 @@ use crate::grants;
 use crate::guard::answered;
 use crate::purge;
 use crate::queue;
+use crate::signer::ManifestSigner;
 use crate::store::{Store, incoming_key};
 
 /// Time after its signature in which a command is valid: enough for clocks that differ, and no
@@ -31,13 +32,14 @@ const COMMAND_LIFE_SECONDS: u64 = 120;
 
 /// Signs the leases among `effects`, in their order. Returns the answers to their claims.
 pub(super) fn sign_leases(
-    key: &ManifestKey,
+    signer: &mut ManifestSigner,
     store: &Store,
     effects: &mut [Effect],
 ) -> VecDeque<Result<Answer, Refusal>> {
     let mut signed = VecDeque::new();
     for effect in effects {
         if let Effect::Lease { manifest, .. } = effect {
+            let key = signer.key();
             manifest.iss = key.public().to_string();
             signed.push_back(sign_lease(key, store, manifest));
         }
@@ -233,13 +235,20 @@ impl Shell {
         });
     }
 
-    async fn command(&self, account: &AccountId, run: RunId, worker: WorkerId, verb: CommandVerb) {
+    async fn command(
+        &mut self,
+        account: &AccountId,
+        run: RunId,
+        worker: WorkerId,
+        verb: CommandVerb,
+    ) {
         let subject = command_subject(account, &run, &worker, verb);
         let now = clock::now();
         let issued = now.get() / 1000;
+        let key = self.signer.key();
         let command = Command {
             v: V,
-            iss: self.manifest_key.public().to_string(),
+            iss: key.public().to_string(),
             jti: format!("{run}/{worker}/{}/{now}", verb.token()),
             run,
             aud: worker,
@@ -247,7 +256,7 @@ impl Shell {
             exp: issued + COMMAND_LIFE_SECONDS,
             verb,
         };
-        let sent = match self.manifest_key.sign_document(COMMAND_TYPE, &command) {
+        let sent = match key.sign_document(COMMAND_TYPE, &command) {
             Ok(compact) => self
                 .bus
                 .publish(&subject, compact.into())

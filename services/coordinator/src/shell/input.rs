@@ -4,6 +4,8 @@ use coordinator_core::{Input, Peer, WorkerRequest};
 use identity::join::verify_join;
 use identity::{IssuedList, Registration};
 use runtime::Failure;
+use schemas::member::{Layer, Posture};
+use schemas::permission::Role;
 use schemas::{Code, Coded as _, Refusal, Seat};
 
 use super::Shell;
@@ -21,7 +23,9 @@ impl Shell {
             } => {
                 let reply = self.tables.expect_reply(Asker::Worker, reply);
                 let proven = proven(&self.domain, &peer, &request);
-                match proven.and_then(|()| bound(&self.issued, &peer, &request)) {
+                let bound =
+                    proven.and_then(|()| bound(&self.issued, &self.posture, &peer, &request));
+                match bound {
                     Ok(seat) => Input::Request {
                         peer,
                         seat: seat.map(Box::new),
@@ -96,34 +100,53 @@ fn proven(domain: &str, peer: &Peer, request: &WorkerRequest) -> Result<(), Refu
 
 /// The seat of a joining worker, by the record of its credentials. The record also names the key that
 /// signs the worker's events: a thief of credentials that were never used cannot join with another.
-/// Where the folder of records, or the worker's record, is not on this machine, any proven key is
-/// taken at the first join, and the worker has no seat.
+/// Nobody joins without a record. Only where there is no folder of records, and an exception opens
+/// layer `enrolment`, any proven key is taken at the first join, and the worker has no seat.
 fn bound(
     issued: &IssuedList,
+    posture: &Posture,
     peer: &Peer,
     request: &WorkerRequest,
 ) -> Result<Option<Seat>, Refusal> {
     let WorkerRequest::Join(join) = request else {
         return Ok(None);
     };
-    let Ok(holder) = peer.worker.as_str().parse() else {
+    if posture.is_open(Layer::Enrolment) && !issued.is_here() {
         return Ok(None);
+    }
+    let refused = |code, why: String| Err(Refusal::new(code, format!("{} {why}", peer.worker)));
+    let found = match peer.worker.as_str().parse() {
+        Ok(holder) => issued.find(&holder),
+        Err(_) => Ok(None),
     };
-    let record = issued
-        .find(&holder)
-        .map_err(|error| Refusal::new(error.code(), error.detail()))?;
-    let of_run = |record: &Registration| record.run.as_ref() == Some(&peer.run);
-    let Some(record) = record.filter(of_run) else {
-        return Ok(None);
+    let found = found.map_err(|error| Refusal::new(error.code(), error.detail()))?;
+    let Some(record) = found else {
+        let folder = issued.folder().display();
+        return refused(Code::RecordMissing, format!("has no record in {folder}"));
     };
+    let Registration { name, seat, .. } = record;
+    if record.blocked.is_some() {
+        return refused(Code::HolderBlocked, format!("({name}) is blocked"));
+    }
+    let expected = (Role::Worker, &peer.account, Some(&peer.run));
+    if (record.role, &record.account, record.run.as_ref()) != expected {
+        let why = format!(
+            "({name}) was issued for something else than run {}",
+            peer.run
+        );
+        return refused(Code::HolderMismatch, why);
+    }
     match record.audit_key {
         Some(key) if key != join.audit_key => {
-            let detail = format!(
-                "{} ({}) was issued with audit key {key}, not {}",
-                peer.worker, record.name, join.audit_key
+            let why = format!(
+                "({name}) was issued with audit key {key}, not {}",
+                join.audit_key
             );
-            Err(Refusal::new(Code::AuditKeyRefused, detail))
+            refused(Code::AuditKeyRefused, why)
         }
-        _ => Ok(record.seat),
+        _ => Ok(seat),
     }
 }
+
+#[cfg(test)]
+mod tests;

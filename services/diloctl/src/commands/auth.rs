@@ -58,6 +58,9 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
         Auth::Certificate { server_name } => certificate(context, server_name),
         Auth::Rotate(Rotate::Certificate { server_name }) => certificate(context, server_name),
         Auth::Rotate(Rotate::Role { role, now }) => rotate::role(context, *role, *now).await,
+        Auth::Rotate(Rotate::Manifest { prepare, retire }) => {
+            rotate::manifest(context, rotate::Manifest::of(*prepare, *retire))
+        }
         Auth::Retire { role } => rotate::retire(context, *role).await,
         Auth::Config {
             mutual_tls,

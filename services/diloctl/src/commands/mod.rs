@@ -11,6 +11,7 @@ mod enrol;
 mod holds;
 mod invitations;
 mod lists;
+mod reissue;
 pub(crate) mod run;
 pub(crate) mod settings;
 mod snapshot;

@@ -237,8 +237,7 @@ pub(crate) fn write_configs(
     let mut written = Vec::new();
     for (name, mut config) in configs {
         if mutual {
-            let auth = table([("mutual_tls", Value::Boolean(true))]);
-            config.insert("auth".to_owned(), auth);
+            demand_certificates(&mut config);
         }
         let path = place.join("config").join(format!("{name}.toml"));
         let text = format!("# Written by diloctl; `up` writes it again.\n\n{config}");
@@ -259,10 +258,20 @@ pub(crate) fn write_worker(
     if path.exists() {
         return Ok(path);
     }
-    let config = worker(folder, choices, name);
+    let mut config = worker(folder, choices, name);
+    let credentials = identity::DomainLayout::new(folder).credentials(name);
+    if identity::ClientFile::beside(&credentials).exists() {
+        demand_certificates(&mut config);
+    }
     let text = format!("# Written by `diloctl worker enrol`.\n\n{config}");
     write_private(&path, text.as_bytes())?;
     Ok(path)
+}
+
+/// Says in a configuration that its domain has mutual TLS.
+fn demand_certificates(config: &mut Table) {
+    let auth = table([("mutual_tls", Value::Boolean(true))]);
+    config.insert("auth".to_owned(), auth);
 }
 
 /// A text value for a TOML table.

@@ -499,3 +499,29 @@ fn la_09_an_error_names_the_switch_and_where_it_was_set() {
         refusals[0].detail
     );
 }
+
+#[test]
+fn la_01_the_folder_of_records_is_demanded_unless_enrolment_is_open() {
+    let scene = Scene::new();
+    let with = |path: PathBuf| {
+        let mut materials = scene.materials(TLS, &scene.credentials);
+        let key = "keys.issued";
+        materials.items.push(Material::Records { key, path });
+        materials
+    };
+    let issued = scene.domain.layout().issued().folder().to_owned();
+    let here = with(issued.clone());
+    assert_eq!(check(&AuthConfig::default(), &here), Ok(vec![]));
+    let nowhere = with(issued.join("nowhere"));
+    for (materials, code) in [
+        (&nowhere, Code::CredentialMissing),
+        (&with(PathBuf::new()), Code::CredentialMissing),
+        (&with(scene.file("a-file", "x")), Code::CredentialUnreadable),
+    ] {
+        assert_eq!(codes(check(&AuthConfig::default(), materials)), [code]);
+        let other = exception(Layer::Bulk, "a test");
+        assert_eq!(codes(check(&other, materials)), [code]);
+    }
+    let open = exception(Layer::Enrolment, "it lies elsewhere");
+    assert_eq!(check(&open, &nowhere), Ok(vec![Layer::Enrolment]));
+}

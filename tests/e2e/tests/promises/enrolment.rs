@@ -34,7 +34,7 @@ async fn with_registrar() -> Cluster {
 }
 
 /// Invites a machine; returns the file that it gets.
-async fn invite(cluster: &Cluster, name: &str, more: &[&str]) -> PathBuf {
+pub(crate) async fn invite(cluster: &Cluster, name: &str, more: &[&str]) -> PathBuf {
     let file = cluster.path(&format!("{name}.json"));
     let into = file.display().to_string();
     let command = ["worker", "invite", "--into", &into];
@@ -48,7 +48,7 @@ async fn invite(cluster: &Cluster, name: &str, more: &[&str]) -> PathBuf {
 }
 
 /// The machine in the cluster's subfolder `machine` uses an invitation. Returns its output's code.
-async fn enrol(cluster: &Cluster, machine: &str, file: &Path) -> Result<(), Code> {
+pub(crate) async fn enrol(cluster: &Cluster, machine: &str, file: &Path) -> Result<(), Code> {
     let (folder, file) = (cluster.path(machine), file.display().to_string());
     let folder = folder.display().to_string();
     let arguments = ["--domain", &folder, "worker", "enrol", &file];
@@ -61,11 +61,11 @@ async fn enrol(cluster: &Cluster, machine: &str, file: &Path) -> Result<(), Code
     Err(*code.unwrap_or_else(|| panic!("no code in {}", output.stderr)))
 }
 
-fn layout(cluster: &Cluster, machine: &str) -> DomainLayout {
+pub(crate) fn layout(cluster: &Cluster, machine: &str) -> DomainLayout {
     DomainLayout::new(&cluster.path(machine))
 }
 
-fn record(cluster: &Cluster, key: &PublicKey) -> Option<Registration> {
+pub(crate) fn record(cluster: &Cluster, key: &PublicKey) -> Option<Registration> {
     cluster.domain().layout().issued().find(key).unwrap()
 }
 
@@ -361,7 +361,11 @@ async fn fg_03_invitations_that_are_listed_ended_withdrawn_or_altered() {
     }
 }
 
-async fn approach(cluster: &Cluster, machine: &Newcomer, invitation: &InvitationFile) -> Bus {
+pub(crate) async fn approach(
+    cluster: &Cluster,
+    machine: &Newcomer,
+    invitation: &InvitationFile,
+) -> Bus {
     let approach = machine.approach(invitation).unwrap();
     let config = BusConfig {
         url: cluster.bus_url().to_owned(),
@@ -423,6 +427,7 @@ async fn fg_03_no_message_of_a_newcomer_changes_what_it_becomes() {
         .unwrap(),
         trust: TrustBundle::read(&cluster.domain().layout().trust()).unwrap(),
         bus: String::new(),
+        certificate: None,
         ca: String::new(),
         run: own.run.clone(),
         ends: own.ends,

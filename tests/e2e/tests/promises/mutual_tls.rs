@@ -206,7 +206,7 @@ async fn fg_08_broker_and_store_say_which_certificate_they_refuse_and_why() {
 }
 
 /// Asks for a URL, and returns the answer as it comes.
-async fn ask(cluster: &Cluster, url: &str, shown: &ClientFile) -> String {
+pub(crate) async fn ask(cluster: &Cluster, url: &str, shown: &ClientFile) -> String {
     let ca = fs::read(cluster.domain().layout().ca()).unwrap();
     let config = client_config_showing(&ca, shown).unwrap();
     let (address, path) = url

@@ -1,17 +1,19 @@
-//! Signing keys of roles are replaced while a run goes on: nobody loses a lease, and what was made
-//! with the old keys stops working.
+//! Signing keys of roles, and the key of leases and commands, are replaced while a run goes on: nobody
+//! loses a lease, and what was made with the old keys stops working.
 
 use std::fs;
 
 use e2e::Recipe;
-use harness::{Cluster, Options};
+use harness::{Cluster, Options, PATIENCE};
 use identity::claims::UserClaims;
 use identity::jwt::{Subject, mint};
-use identity::{ConnectionKey, Credentials, KeyKind, SigningKey};
+use identity::{ConnectionKey, Credentials, KeyKind, ManifestKey, SigningKey, TrustBundle};
 use runtime::{Bus, clock};
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
 use schemas::permission::Role;
-use schemas::{Code, Epoch, Millis};
+use schemas::public::{COMMAND_TYPE, Command, CommandVerb};
+use schemas::subject::command_subject;
+use schemas::{Code, Epoch, Millis, V, WorkerId};
 
 /// The roles of the processes that run.
 const ROLES: [Role; 5] = [
@@ -118,4 +120,86 @@ async fn tl_28_an_overlap_serves_old_and_new_tokens_until_it_is_ended() {
         .diloctl(&["auth", "rotate", "role", "account-writer"])
         .await;
     assert_eq!(writer.status.code(), Some(2), "{}", writer.stderr);
+}
+
+/// A command to a worker that somebody signed who has this key.
+fn leave(cluster: &Cluster, key: &ManifestKey, worker: &WorkerId) -> (String, String) {
+    let account = cluster.domain().tenant().unwrap();
+    let (run, verb) = (cluster.run(), CommandVerb::Stop);
+    let now = clock::now().get() / 1000;
+    let command = Command {
+        v: V,
+        iss: key.public().to_string(),
+        jti: "stolen".to_owned(),
+        run: run.clone(),
+        aud: worker.clone(),
+        iat: now,
+        exp: now + 60,
+        verb,
+    };
+    let document = key.sign_document(COMMAND_TYPE, &command).unwrap();
+    (command_subject(&account, run, worker, verb), document)
+}
+
+#[tokio::test]
+async fn tl_28_tl_13_the_key_of_leases_is_replaced_mid_round_and_no_lease_is_lost() {
+    let mut cluster = Cluster::start(Options::default(), 2).await;
+    let mut evidence = cluster.evidence().await;
+    Recipe::reference(6, 2, 300).create(&cluster).await;
+    let run = cluster.run().clone();
+    let started = |recorded: &harness::Recorded| {
+        matches!(
+            &recorded.body.event,
+            Event::Worker(WorkerEvent::Started { .. })
+        )
+    };
+    evidence.until("start of a unit", started).await;
+    let layout = cluster.domain().layout().clone();
+    let stolen = ManifestKey::read(&layout.manifest_key()).unwrap();
+    let rotate = ["auth", "rotate", "manifest"];
+    let told = cluster
+        .diloctl_ok(&[&rotate[..], &["--prepare"]].concat())
+        .await;
+    let next = ManifestKey::read(&layout.next_manifest_key()).unwrap();
+    assert!(told.contains(next.public().as_str()), "{told}");
+    let told = cluster.diloctl_ok(&rotate).await;
+    for key in [&stolen, &next] {
+        assert!(told.contains(key.public().as_str()), "{told}");
+    }
+    let coordinator = cluster.process("coordinator");
+    let uses = |log: &str| log.contains("leases are signed with a new key");
+    coordinator.until_logged(PATIENCE, uses).await;
+    let told = cluster
+        .diloctl_ok(&[&rotate[..], &["--retire"]].concat())
+        .await;
+    assert!(
+        told.contains(stolen.public().as_str()) && told.contains("void"),
+        "{told}"
+    );
+
+    // What the thief of the old key signs is obeyed by nobody.
+    let worker = Credentials::read(&layout.credentials("worker-0")).unwrap();
+    let worker: WorkerId = worker.public().as_str().parse().unwrap();
+    let config = cluster.bus_config(&layout.credentials("coordinator"));
+    let bus = Bus::connect("thief", &config, clock::now()).await.unwrap();
+    let (subject, document) = leave(&cluster, &stolen, &worker);
+    bus.publish(&subject, document.into()).await.unwrap();
+    bus.round_trip().await.unwrap();
+    let ignored = |log: &str| log.contains("a command is ignored");
+    let log = cluster
+        .process("worker-0")
+        .until_logged(PATIENCE, ignored)
+        .await;
+    assert!(log.contains(&Code::SignatureInvalid.to_string()), "{log}");
+
+    cluster.operator().await.until_complete(&run).await;
+    cluster.end_well(&["worker-0", "worker-1"]).await;
+    cluster.record_verifies().await;
+    for recorded in cluster.evidence().await.everything().await {
+        if let Some(LedgerEvent::LeaseGranted { lease, .. }) = recorded.ledger() {
+            assert_eq!(lease.epoch, Epoch(1), "{lease} was lost before");
+        }
+    }
+    let bundle = TrustBundle::read(&layout.trust()).unwrap();
+    assert_eq!(bundle.manifest_keys, [next.public().clone()]);
 }

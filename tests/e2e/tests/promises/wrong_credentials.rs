@@ -216,6 +216,29 @@ async fn la_02_a_missing_credential_stops_every_process_before_it_connects() {
 }
 
 #[tokio::test]
+async fn la_01_a_coordinator_without_the_list_of_credentials_needs_an_exception() {
+    let trials = Trials::new().await;
+    let nowhere = ("keys.issued", "nowhere");
+    let service = Service::Coordinator;
+    let text = trials
+        .assert_ends(service, &[nowhere], EXIT_USAGE, Code::CredentialMissing)
+        .await;
+    assert!(text.contains(nowhere.0), "{text}");
+    let file = trials.write("a-file", "x").display().to_string();
+    let other = [(nowhere.0, file.as_str())];
+    trials
+        .assert_ends(service, &other, EXIT_USAGE, Code::CredentialUnreadable)
+        .await;
+    let open = "[{layer=\"enrolment\",reason=\"it lies elsewhere\"}]";
+    let excepted = [nowhere, ("auth.exceptions", open)];
+    let (status, text) = trials.ends(service, &excepted, &["--check-config"]).await;
+    assert!(
+        status == Some(0) && text.contains("it lies elsewhere"),
+        "{status:?} {text}"
+    );
+}
+
+#[tokio::test]
 async fn la_03_what_is_not_required_is_absent_loudly_and_la_01_an_exception_has_a_reason() {
     let trials = Trials::new().await;
     for service in Service::ALL {

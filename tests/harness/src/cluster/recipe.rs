@@ -1,9 +1,8 @@
 //! The start of each process of a cluster.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use identity::DomainLayout;
 use schemas::permission::Role;
 
 use super::{Cluster, STORE, shown};
@@ -22,16 +21,28 @@ impl Cluster {
         settings: &[(&str, String)],
         more: Vec<String>,
     ) -> Recipe {
-        let folder = self.path("work").join(name);
-        fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         let mut arguments = more;
-        arguments.extend(["--log".to_owned(), self.options.log.clone()]);
         if self.options.mutual_tls {
             arguments.extend(["--set".to_owned(), "auth.mutual_tls=true".to_owned()]);
         }
         if self.options.plaintext {
             arguments.extend(["--set".to_owned(), format!("auth.exceptions={PLAINTEXT}")]);
         }
+        self.recipe_as_configured(name, binary, settings, arguments)
+    }
+
+    /// A recipe that says nothing of mutual TLS.
+    fn recipe_as_configured(
+        &self,
+        name: &str,
+        binary: &str,
+        settings: &[(&str, String)],
+        more: Vec<String>,
+    ) -> Recipe {
+        let folder = self.path("work").join(name);
+        fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        let mut arguments = more;
+        arguments.extend(["--log".to_owned(), self.options.log.clone()]);
         for (key, value) in settings {
             arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
         }
@@ -133,16 +144,7 @@ impl Cluster {
 
     pub(super) fn worker_recipe(&self, name: &str, more: &[&str]) -> Recipe {
         self.issue(Role::Worker, name);
-        self.worker_recipe_in(self.domain.layout(), name, more)
-    }
-
-    /// A worker whose credentials lie in the folder of `layout`.
-    pub(super) fn worker_recipe_in(
-        &self,
-        layout: &DomainLayout,
-        name: &str,
-        more: &[&str],
-    ) -> Recipe {
+        let layout = self.domain.layout();
         let mut settings = vec![
             ("bus.url", self.bus_url.clone()),
             ("bus.credentials", shown(&layout.credentials(name))),
@@ -184,5 +186,16 @@ impl Cluster {
 
     pub(super) fn ready_flag(&self, name: &str) -> Vec<String> {
         vec!["--ready-file".to_owned(), shown(&self.ready_file(name))]
+    }
+
+    /// A worker with the configuration that `diloctl worker enrol` wrote into this folder.
+    pub(super) fn enrolled_recipe(&self, folder: &Path, name: &str) -> Recipe {
+        let settings = [
+            ("service.ready_file", shown(&self.ready_file(name))),
+            ("training.device", "cpu".to_owned()),
+        ];
+        let config = folder.join("config").join(format!("{name}.toml"));
+        let more = vec!["--config".to_owned(), shown(&config)];
+        self.recipe_as_configured(name, "diloco-worker", &settings, more)
     }
 }

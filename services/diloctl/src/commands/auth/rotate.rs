@@ -1,4 +1,4 @@
-//! `auth rotate role` and `auth retire`.
+//! `auth rotate role`, `auth rotate manifest` and `auth retire`.
 
 use identity::Registration;
 use runtime::accounts;
@@ -55,6 +55,75 @@ pub(super) async fn retire(context: &Context, role: Role) -> Result<(), Failure>
     let rows: Vec<Touched> = ended(role, &gone, pushed.is_ok()).collect();
     context.printer.rows(&rows);
     pushed.map(drop).map_err(|error| kept(&error))
+}
+
+/// A part of the rotation of the manifest key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manifest {
+    /// The trust bundle knows the next key.
+    Prepare,
+    /// The coordinator signs with it.
+    Adopt,
+    /// The trust bundle knows earlier ones no more.
+    Retire,
+}
+
+impl Manifest {
+    pub(super) const fn of(prepare: bool, retire: bool) -> Self {
+        match (prepare, retire) {
+            (true, _) => Self::Prepare,
+            (false, true) => Self::Retire,
+            (false, false) => Self::Adopt,
+        }
+    }
+}
+
+/// Gives the coordinator a new key for leases and commands, or ends the earlier ones.
+pub(super) fn manifest(context: &Context, part: Manifest) -> Result<(), Failure> {
+    let domain = context.domain()?;
+    let _lock = context.lock("diloctl auth rotate")?;
+    let rows: Vec<Signer> = match part {
+        Manifest::Prepare => vec![Signer::of(domain.prepare_manifest_key()?, "next")],
+        Manifest::Adopt => {
+            // Workers know it before anything is signed with it.
+            domain.prepare_manifest_key()?;
+            let keys = domain.adopt_manifest_key()?;
+            vec![
+                Signer::of(keys.new, "new"),
+                Signer::of(keys.old, "until retired"),
+            ]
+        }
+        Manifest::Retire => {
+            let gone = domain.retire_manifest_keys()?;
+            gone.into_iter()
+                .map(|key| Signer::of(key, "void"))
+                .collect()
+        }
+    };
+    context.printer.rows(&rows);
+    Ok(())
+}
+
+/// A key that signs leases and commands, as a row.
+#[derive(Debug, Serialize)]
+struct Signer {
+    state: &'static str,
+    key: String,
+}
+
+impl Signer {
+    fn of(key: PublicKey, state: &'static str) -> Self {
+        let key = key.to_string();
+        Self { state, key }
+    }
+}
+
+impl Row for Signer {
+    const TITLES: &'static [&'static str] = &["state", "key"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.state.to_owned(), self.key.clone()]
+    }
 }
 
 /// Keys that end: they are void only once the broker has said so.

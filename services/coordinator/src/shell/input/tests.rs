@@ -1,0 +1,150 @@
+use std::fs;
+
+use identity::{AuditKey, ConnectionKey, KeyKind, SigningKey};
+use schemas::member::{JoinRequest, OpenLayer, Session};
+use schemas::{PublicKey, Rank, UnixMillis, V};
+use tempfile::TempDir;
+
+use super::*;
+
+struct Scene {
+    scratch: TempDir,
+    peer: Peer,
+    key: PublicKey,
+    record: Registration,
+    join: WorkerRequest,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let (worker, audit) = (ConnectionKey::generate(), AuditKey::generate());
+        let key = worker.public().clone();
+        let account = SigningKey::generate(KeyKind::Account).public().clone();
+        let peer = Peer {
+            account: account.as_str().parse().expect("an account's key"),
+            run: "demo".parse().expect("a name"),
+            worker: key.as_str().parse().expect("a worker's key"),
+        };
+        let record = Registration {
+            v: V,
+            name: "worker-7".to_owned(),
+            role: Role::Worker,
+            run: Some(peer.run.clone()),
+            account: peer.account.clone(),
+            public: key.clone(),
+            issued: UnixMillis(1),
+            ends: UnixMillis(2),
+            blocked: None,
+            audit_key: Some(audit.public().clone()),
+            seat: Seat::new("left".parse().expect("a name"), Rank(1), 2).ok(),
+        };
+        let join = WorkerRequest::Join(JoinRequest {
+            v: V,
+            session: Session(1),
+            audit_key: audit.public().clone(),
+            proof: [0; 64].into(),
+            trainers: Vec::new(),
+            device: String::new(),
+            release: String::new(),
+            posture: Posture::default(),
+        });
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        Self {
+            scratch,
+            peer,
+            key,
+            record,
+            join,
+        }
+    }
+
+    fn list(&self) -> IssuedList {
+        IssuedList::at(&self.scratch.path().join("issued"))
+    }
+
+    fn join(&self, posture: &Posture) -> Result<Option<Seat>, Code> {
+        let bound = bound(&self.list(), posture, &self.peer, &self.join);
+        bound.map_err(|refusal| {
+            let key = self.peer.worker.as_str();
+            assert!(refusal.detail.contains(key), "{refusal}");
+            refusal.code
+        })
+    }
+
+    /// Joins after the record became this one.
+    fn with(&self, alter: impl FnOnce(&mut Registration)) -> Result<Option<Seat>, Code> {
+        let mut record = self.record.clone();
+        alter(&mut record);
+        self.list().record(&record).expect("it takes files");
+        self.join(&Posture::default())
+    }
+}
+
+fn open(layer: Layer) -> Posture {
+    Posture {
+        open: vec![OpenLayer {
+            layer,
+            reason: "a test".to_owned(),
+        }],
+    }
+}
+
+#[test]
+fn fg_03_a_worker_joins_as_its_record_says_and_not_without_one() {
+    let scene = Scene::new();
+    let seat = scene.record.seat.clone();
+    let stranger = Scene::new();
+    // A folder with the records of others is there.
+    let list = scene.list();
+    list.record(&stranger.record).expect("it takes files");
+    for posture in [Posture::default(), open(Layer::Enrolment)] {
+        assert_eq!(scene.join(&posture), Err(Code::RecordMissing));
+    }
+    assert_eq!(scene.with(|_| ()), Ok(seat.clone()));
+    let other = stranger.record.audit_key.clone();
+    assert_eq!(
+        scene.with(|record| record.audit_key = other),
+        Err(Code::AuditKeyRefused)
+    );
+    // Records of earlier releases name no audit key.
+    assert_eq!(scene.with(|record| record.audit_key = None), Ok(seat));
+    assert_eq!(
+        scene.with(|record| record.blocked = Some(UnixMillis(1))),
+        Err(Code::HolderBlocked)
+    );
+    let elsewhere = stranger.record.account;
+    let alter: [&dyn Fn(&mut Registration); 4] = [
+        &|record| record.run = Some("other".parse().expect("a name")),
+        &|record| record.run = None,
+        &|record| record.role = Role::Operator,
+        &|record| record.account = elsewhere.clone(),
+    ];
+    for alter in alter {
+        assert_eq!(scene.with(alter), Err(Code::HolderMismatch));
+    }
+}
+
+#[test]
+fn fg_03_a_record_that_cannot_be_read_lets_nobody_in() {
+    let scene = Scene::new();
+    assert!(scene.with(|_| ()).is_ok());
+    let file = scene.list().folder().join(format!("{}.json", scene.key));
+    fs::write(&file, "{}").expect("it is ours");
+    assert_eq!(
+        scene.join(&Posture::default()),
+        Err(Code::RegistrationInvalid)
+    );
+    fs::remove_file(&file).expect("it is ours");
+    fs::create_dir(&file).expect("it is ours");
+    let refused = scene.join(&open(Layer::Enrolment));
+    assert_eq!(refused, Err(Code::CredentialUnreadable));
+}
+
+#[test]
+fn fg_03_without_the_folder_only_an_open_layer_lets_workers_in() {
+    let scene = Scene::new();
+    for posture in [Posture::default(), open(Layer::Bus)] {
+        assert_eq!(scene.join(&posture), Err(Code::RecordMissing));
+    }
+    assert_eq!(scene.join(&open(Layer::Enrolment)), Ok(None));
+}
