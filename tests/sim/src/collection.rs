@@ -129,7 +129,7 @@ impl World {
     /// Looks at the store some time after the mark.
     pub(crate) fn look(&self, old: Vec<ledger::Old>, needed: Vec<Named>) -> Plan {
         let expand = |named: &Named| self.store.expand(named, &self.plan.spec);
-        let needed: BTreeSet<Digest> = needed.iter().flat_map(|named| expand(named)).collect();
+        let needed: BTreeSet<Digest> = needed.iter().flat_map(&expand).collect();
         let old = old.into_iter().map(|old| {
             let objects = expand(&old.objects).into_iter().map(|object| (object, 0));
             (old.kind, old.round, objects.collect())
