@@ -83,7 +83,9 @@ impl Keeper {
         let Kept { written, deleting } = &mut *kept;
         let free = written.as_ref().is_some_and(|all| !all.contains(&object));
         let begun = free && deleting.insert(object);
-        begun.then_some(Deletion {
+        // The end of a deletion takes the lock too, so none is made here that is not begun.
+        drop(kept);
+        begun.then(|| Deletion {
             keeper: self,
             object,
         })
