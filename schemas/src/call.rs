@@ -6,6 +6,7 @@
 use std::fmt;
 
 use crate::blob::{GetRequest, Grants, PutRequest};
+use crate::collection::{CollectReply, CollectRequest};
 use crate::contribution::{StageRequest, Submission, SubmitReply, SubmitRequest};
 use crate::control::{
     OperatorObjects, RunNew, RunNewReply, Shutdown, ShutdownReply, ViewReply, ViewRequest,
@@ -159,6 +160,7 @@ calls! {
     lane Control, "{operator}.", said by Operator;
     RunNew = "run.new": RunNew as Box<RunNew> => RunNewReply, "create a run";
     RunHold = "run.hold": HoldRequest => HoldReply, "keep a run from merging, or let it go on";
+    RunGc = "run.gc": CollectRequest => CollectReply, "delete the objects of a run's old rounds, or tell which";
     WorkerQuarantine = "worker.quarantine": QuarantineRequest => QuarantineReply, "shut a worker out of a run, or let it in again";
     SnapshotPromote = "snapshot.promote": PromoteRequest => PromoteReply, "move a pointer to a saved snapshot";
     SnapshotRestore = "snapshot.restore": RestoreRequest => RestoreReply, "lead a run back to a full snapshot";

@@ -16,8 +16,8 @@ use crate::promotion::PointerName;
 use crate::run::{RunSpec, TrainerKind};
 use crate::sync::SealedInput;
 use crate::{
-    AccountId, ChainSequence, Digest, Fragment, ObjectRef, PublicKey, Round, RunId, Seat, Tokens,
-    UnixMillis, WorkerId,
+    AccountId, Bytes, ChainSequence, Digest, Fragment, ObjectRef, PublicKey, Round, RunId, Seat,
+    Tokens, UnixMillis, WorkerId,
 };
 
 /// An event as it is sent and stored. Key and signature are beside the body in one payload, and not
@@ -242,6 +242,21 @@ pub enum LedgerEvent {
         leases: u32,
         contributions: u32,
     },
+    /// An operator had the objects of the run's old rounds deleted. Given up are contributions to
+    /// rounds before `through`, the weights that workers got for them, and the full snapshots of
+    /// before, `snapshots` of them with this event, except those to which a pointer leads. What
+    /// something else needs stays, and so do all statements. The store had `objects` of these, of
+    /// `bytes` together, when the event was written, and loses them afterwards; `list` is the
+    /// sha256 over their digests, ascending.
+    ObjectsGivenUp {
+        through: Round,
+        snapshots: u32,
+        objects: u64,
+        bytes: Bytes,
+        list: Digest,
+        operator: PublicKey,
+        reason: Reason,
+    },
     /// A request was refused. A few refusals of each sender are recorded at once, then one now and
     /// again; `suppressed` counts the others, of all senders, since the last recorded one.
     RequestDenied {
@@ -351,6 +366,7 @@ impl LedgerEvent {
             Self::WorkerQuarantined { .. } => "worker-quarantined",
             Self::WorkerReadmitted { .. } => "worker-readmitted",
             Self::SnapshotRestored { .. } => "snapshot-restored",
+            Self::ObjectsGivenUp { .. } => "objects-given-up",
             Self::RequestDenied { .. } => "request-denied",
             Self::CheckpointTaken => "checkpoint-taken",
             Self::CheckpointSaved { .. } => "checkpoint-saved",

@@ -15,6 +15,7 @@ pub mod checkpoint;
 pub mod chunks;
 pub mod code;
 pub mod codec;
+pub mod collection;
 pub mod contribution;
 pub mod control;
 pub mod data;

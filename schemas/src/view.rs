@@ -10,8 +10,8 @@ use crate::promotion::PointerName;
 use crate::run::RunSpec;
 use crate::telemetry::Phase;
 use crate::{
-    AccountId, Bytes, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, Tokens, UnixMillis,
-    WorkerId,
+    AccountId, Bytes, ChainSequence, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, Tokens,
+    UnixMillis, WorkerId,
 };
 
 /// The phase that a run is in.
@@ -239,4 +239,7 @@ pub struct SnapshotView {
     /// True if a restore has undone it: the present weights do not descend from it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub undone: bool,
+    /// The event by which a collection gave its objects up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given_up: Option<ChainSequence>,
 }

@@ -33,6 +33,7 @@ use schemas::{
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
+mod collection;
 mod enrolment;
 mod promotion;
 mod quarantine;
@@ -589,5 +590,6 @@ pub(crate) fn all() -> Vec<Example> {
     all.extend(quarantine::all());
     all.extend(promotion::all());
     all.extend(restore::all());
+    all.extend(collection::all());
     all
 }

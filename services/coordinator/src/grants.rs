@@ -159,20 +159,15 @@ pub(crate) async fn promote(
 ) -> Result<(), Refusal> {
     let promotions = objects.iter().map(|object| async move {
         let key = incoming_key(place, object.digest);
-        store
-            .buckets
-            .promote(&key, *object)
-            .await
-            .map_err(|error| refusal(&error))
+        let promoted = store.promote(&key, *object).await;
+        promoted.map_err(|error| refusal(&error))
     });
     let promotions: Vec<_> = promotions.collect();
     let promoted: Vec<_> = stream::iter(promotions)
         .buffer_unordered(LOOKS_MAX)
         .collect()
         .await;
-    promoted
-        .into_iter()
-        .try_for_each(|promoted| promoted.map(drop))
+    promoted.into_iter().collect()
 }
 
 async fn blob_is_there(store: &Store, object: ObjectRef) -> Result<bool, Refusal> {

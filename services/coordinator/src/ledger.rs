@@ -180,6 +180,21 @@ impl Ledger {
         Ok(())
     }
 
+    /// A reader of the same ledger that begins with the first event; it appends nothing.
+    pub fn again(&self) -> Self {
+        let mut again = Self {
+            bus: self.bus.clone(),
+            stream: self.stream.clone(),
+            key: self.key.clone(),
+            domain: self.domain.clone(),
+            chain: self.chain.clone(),
+            grouping: Grouping::default(),
+            ..*self
+        };
+        again.begin_anew();
+        again
+    }
+
     /// The connection to the ledger's account.
     pub const fn bus(&self) -> &Bus {
         &self.bus

@@ -15,6 +15,7 @@
 //! | `store`, `grants` | the store, and URLs to it for others |
 //! | `check` | a new run's objects |
 //! | `checkpoint` | the ledger's state as an object: written now and then, read at a start |
+//! | `collection` | old objects: what the ledger names and nothing needs, and its deletion |
 //! | `foundry` | a run's weights and the bytes of its results: check, merge, save, restore |
 
 mod allowance;
@@ -22,6 +23,7 @@ mod answer;
 mod arrival;
 mod check;
 mod checkpoint;
+mod collection;
 mod config;
 mod foundry;
 mod grants;

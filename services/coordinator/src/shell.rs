@@ -229,7 +229,7 @@ impl Shell {
         let (mut events, mut others) = (Vec::new(), Vec::with_capacity(effects.len()));
         for effect in effects.drain(..) {
             match effect {
-                merge if merge.is_merge() => self.perform_timed(merge).await?,
+                early if early.is_early() => self.perform_timed(early).await?,
                 Effect::Append { time, run, event } => {
                     tracing::debug!(
                         kind = event.kind(),

@@ -17,6 +17,7 @@ use schemas::run::RunSpec;
 use schemas::{Chunks, Code, Digest, ObjectRef, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
+use crate::collection::Keeper;
 use crate::config::Config;
 
 /// The unit in which memory for contributions is counted. The count of a semaphore is too small for
@@ -39,6 +40,8 @@ pub(crate) struct Store {
     /// As many again, for work that rounds wait for.
     of_rounds: Arc<Semaphore>,
     looks: Arc<Semaphore>,
+    /// Keeps what is written while old objects are deleted.
+    pub(crate) keeper: Keeper,
     memory: Arc<Semaphore>,
 }
 
@@ -83,6 +86,7 @@ impl Store {
             transfers: transfers(),
             of_rounds: transfers(),
             looks: Arc::new(Semaphore::new(LOOKS_MAX)),
+            keeper: Keeper::default(),
             memory: Arc::new(Semaphore::new(pages.min(Semaphore::MAX_PERMITS))),
         })
     }
@@ -168,10 +172,23 @@ impl Store {
 
     /// Stores bytes in `blobs`.
     pub(crate) async fn publish(&self, bytes: Bytes) -> Result<ObjectRef, Refusal> {
-        self.buckets
-            .put_blob(bytes)
-            .await
-            .map_err(|error| refusal(&error))
+        let hashed = bytes.clone();
+        let object = tokio::task::spawn_blocking(move || ObjectRef::of(&hashed)).await;
+        let object = object.expect("hashing does not panic");
+        self.keeper.writes(object.digest).await;
+        let stored = self.buckets.put_hashed(object, bytes).await;
+        stored.map_err(|error| refusal(&error))?;
+        Ok(object)
+    }
+
+    /// Copies a checked upload to `blobs`.
+    pub(crate) async fn promote(
+        &self,
+        key: &IncomingKey,
+        object: ObjectRef,
+    ) -> Result<(), ObjectError> {
+        self.keeper.writes(object.digest).await;
+        self.buckets.promote(key, object).await.map(drop)
     }
 }
 

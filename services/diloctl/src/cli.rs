@@ -315,6 +315,14 @@ pub(crate) enum Run {
     Freeze(HoldArgs),
     /// Let a frozen run merge again. What waited is merged at once.
     Unfreeze(HoldArgs),
+    /// Tell which objects of a run's old rounds nothing needs any more, and with `--yes` delete
+    /// them: contributions, weights for workers, and full snapshots. Kept are the newest full
+    /// snapshots, everything that was made since the oldest of these, each snapshot to which a
+    /// pointer leads, everything that a run works with, the settings and data of all runs, and all
+    /// statements of provenance. The ledger first names what is given up, so that nobody takes it
+    /// for lost or altered. A run may be in progress; a frozen one keeps everything. If the command
+    /// is interrupted, the same command deletes the rest.
+    Gc(GcArgs),
     /// Follow a run until it is complete: bars on a terminal, lines elsewhere.
     Watch {
         /// Name of the run.
@@ -335,6 +343,21 @@ pub(crate) enum Run {
         #[arg(long, value_name = "TIME", default_value = "5m")]
         nobody_for: runtime::ConfigDuration,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    /// Name of the run.
+    pub(crate) run: RunId,
+    /// Full snapshots to keep, from which the run can be restored and its merges recomputed.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) keep: u32,
+    /// Delete; without this the command only tells.
+    #[arg(long, requires = "reason")]
+    pub(crate) yes: bool,
+    /// Reason for the order, one line.
+    #[arg(long, value_name = "TEXT", requires = "yes")]
+    pub(crate) reason: Option<Reason>,
 }
 
 #[derive(Debug, Args)]

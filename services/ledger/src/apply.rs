@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::run::RunSpec;
-use schemas::{Bytes, Fragment, PublicKey, Round, RunId, SyncId, UnixMillis};
+use schemas::{Bytes, ChainSequence, Fragment, PublicKey, Round, RunId, SyncId, UnixMillis};
 
 use crate::error::{ApplyError, ReplayError, out_of_place};
+use crate::given_up::GivenUp;
 use crate::spending::Spending;
 use crate::state::{
     Fates, HoldRecord, Leader, PointerRecord, QuarantineRecord, RefusedResult, RestoreRecord, Run,
@@ -141,6 +142,7 @@ impl State {
             holds: BTreeMap::new(),
             quarantined: BTreeMap::new(),
             restores: Vec::new(),
+            given_up: Vec::new(),
             any_rule: self.any_rule,
             spec: spec.clone(),
         };
@@ -173,7 +175,8 @@ impl<'a> RunFold<'a> {
     /// The event cannot follow those before it, or concerns more than this run. The state is then
     /// unchanged.
     pub fn apply(&mut self, time: UnixMillis, event: &LedgerEvent) -> Result<(), ApplyError> {
-        self.run.apply(time, self.name, event)?;
+        let sequence = ChainSequence(*self.events);
+        self.run.apply((sequence, time), self.name, event)?;
         *self.time = time;
         *self.events += 1;
         Ok(())
@@ -191,7 +194,7 @@ impl Deref for RunFold<'_> {
 impl Run {
     fn apply(
         &mut self,
-        time: UnixMillis,
+        (sequence, time): (ChainSequence, UnixMillis),
         name: &RunId,
         event: &LedgerEvent,
     ) -> Result<(), ApplyError> {
@@ -323,6 +326,23 @@ impl Run {
                     merged: BTreeMap::new(),
                 };
                 self.restore(record, *from, weights, (*leases, *contributions))
+            }
+            LedgerEvent::ObjectsGivenUp {
+                through,
+                snapshots,
+                operator,
+                reason,
+                ..
+            } => {
+                let record = GivenUp {
+                    sequence,
+                    since: time,
+                    through: *through,
+                    snapshots: Vec::new(),
+                    operator: operator.clone(),
+                    reason: reason.clone(),
+                };
+                self.give_up(record, *snapshots)
             }
             LedgerEvent::CoordinatorStarted { .. }
             | LedgerEvent::CoordinatorStopped { .. }

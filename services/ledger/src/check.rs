@@ -58,6 +58,7 @@ impl Run {
         }
         self.check_quarantined()?;
         self.check_pointers()?;
+        self.check_given_up()?;
         self.check_rounds()?;
         for (sync, open) in &self.open {
             self.check_inputs(*sync, open)?;

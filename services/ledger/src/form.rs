@@ -23,11 +23,12 @@ use schemas::quarantine::MergedRounds;
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
-    AccountId, Bytes, Code, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, Seat,
-    SyncId, Tokens, UnitIndex, UnixMillis, V, WorkerId,
+    AccountId, Bytes, ChainSequence, Code, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round,
+    RunId, Seat, SyncId, Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::given_up::GivenUp;
 use crate::spending::Spending;
 use crate::state::{
     Accepted, Fates, HoldRecord, Leader, Measured, Member, OpenSync, PointerRecord,
@@ -185,6 +186,8 @@ forms! {
         pointers: Vec<(Cow<'a, PointerName>, PointerForm<'a>)>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         restores: Vec<RestoreForm<'a>>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        given_up: Vec<GivenUpForm<'a>>,
     }
     leaves { spec_digest = digest(&spec), disclosures_max = disclosures(&spec), any_rule = false };
 
@@ -222,6 +225,15 @@ forms! {
         reason: Cow<'a, Reason>,
         since: UnixMillis,
         merged: Vec<(Cow<'a, WorkerId>, MergedRounds)>,
+    };
+
+    GivenUpForm of GivenUp {
+        sequence: ChainSequence,
+        since: UnixMillis,
+        through: Round,
+        snapshots: Cow<'a, [Digest]>,
+        operator: Cow<'a, PublicKey>,
+        reason: Cow<'a, Reason>,
     };
 
     MemberForm of Member {
@@ -468,6 +480,7 @@ own_forms!(
     bool,
     u64,
     Bytes,
+    ChainSequence,
     Epoch,
     Hold,
     LeaseRef,

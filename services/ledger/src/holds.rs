@@ -13,6 +13,8 @@ const fn forbidden_by(event: &LedgerEvent) -> Option<Hold> {
         LedgerEvent::RoundSealed { .. }
         | LedgerEvent::RoundClosed { .. }
         | LedgerEvent::SnapshotPromoted { .. }
+        // A frozen run is looked into, and nobody knows yet what that needs.
+        | LedgerEvent::ObjectsGivenUp { .. }
         | LedgerEvent::RunCompleted => Some(Hold::Merges),
         _ => None,
     }

@@ -14,6 +14,8 @@
 //! | `quarantine` | the workers that operators shut out, and where their contributions are |
 //! | `pointers` | pointers to full snapshots, which operators move |
 //! | `restore` | the way of the weights through restores, and the rounds that these undid |
+//! | `given_up` | what collections gave up, and what they may give up |
+//! | `mark` | the objects that a collection deletes, among all that the ledger names |
 //! | `rule` | the limits of each closing rule, which a run's ledger must keep |
 //! | `screening` | the contributions that a merge has to leave out |
 //! | `spending` | what a private run has spent, and what ends its rounds |
@@ -28,9 +30,11 @@ mod check;
 mod checkpoint;
 mod error;
 mod form;
+mod given_up;
 mod groups;
 mod holds;
 mod leases;
+mod mark;
 mod members;
 mod pointers;
 mod quarantine;
@@ -46,6 +50,8 @@ pub use apply::RunFold;
 pub use checkpoint::CHECKPOINTS_KEPT;
 pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
+pub use given_up::GivenUp;
+pub use mark::{Going, Kind, Mark, Named, Old, Plan};
 pub use pointers::Unpromotable;
 pub use screening::outliers;
 pub use spending::{BudgetEnd, Spending};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use schemas::promotion::{POINTERS_MAX, PointerName};
-use schemas::{Digest, Round};
+use schemas::{ChainSequence, Digest, Round};
 
 use crate::error::{ApplyError, out_of_place};
 use crate::state::{PointerRecord, Run, SnapshotRecord};
@@ -13,6 +13,8 @@ use crate::state::{PointerRecord, Run, SnapshotRecord};
 pub enum Unpromotable {
     /// The run has no full snapshot with this manifest.
     Unknown,
+    /// The objects of the snapshot, which is of this round, were given up by this event.
+    GivenUp(Round, ChainSequence),
     /// The ledger names no statement about the snapshot.
     Unattested,
     /// The pointer would be one more than a run may have.
@@ -32,6 +34,9 @@ impl Run {
         let mut snapshots = self.snapshots.iter();
         let found = snapshots.find(|snapshot| snapshot.manifest.digest == manifest);
         let snapshot = found.ok_or(Unpromotable::Unknown)?;
+        if let Some(given_up) = self.snapshot_given_up(&manifest) {
+            return Err(Unpromotable::GivenUp(snapshot.round, given_up.sequence));
+        }
         if !self.statements.contains_key(&snapshot.round) {
             return Err(Unpromotable::Unattested);
         }

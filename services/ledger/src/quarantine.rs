@@ -52,7 +52,8 @@ impl Run {
     ) -> Option<&SnapshotRecord> {
         let without = |snapshot: &&SnapshotRecord| {
             let mut workers = workers.clone();
-            workers.all(|worker| self.merged_into(worker, snapshot.round).is_none())
+            self.snapshot_given_up(&snapshot.manifest.digest).is_none()
+                && workers.all(|worker| self.merged_into(worker, snapshot.round).is_none())
         };
         self.snapshots.iter().rfind(without)
     }

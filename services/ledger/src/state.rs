@@ -129,6 +129,8 @@ pub struct Run {
     pub quarantined: BTreeMap<WorkerId, QuarantineRecord>,
     /// Restores, oldest first.
     pub restores: Vec<RestoreRecord>,
+    /// Collections of old objects, oldest first.
+    pub given_up: Vec<crate::given_up::GivenUp>,
     /// True if the run need not keep the limits of its closing rule.
     #[serde(skip)]
     pub(crate) any_rule: bool,

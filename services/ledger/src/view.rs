@@ -140,6 +140,7 @@ impl Run {
                 .map(|(name, _)| name.clone())
                 .collect(),
             undone: !self.leads_from(snapshot.round),
+            given_up: self.snapshot_given_up(&digest).map(|by| by.sequence),
         }
     }
 }

@@ -257,11 +257,15 @@ impl Buckets {
         let object = tokio::task::spawn_blocking(move || ObjectRef::of(&hashed))
             .await
             .expect("hashing does not panic");
-        self.upload(object, bytes).await?;
+        self.put_hashed(object, bytes).await?;
         Ok(object)
     }
 
-    async fn upload(&self, object: ObjectRef, bytes: Bytes) -> Result<(), ObjectError> {
+    /// The same for bytes whose reference the caller has.
+    ///
+    /// # Errors
+    /// It was not stored.
+    pub async fn put_hashed(&self, object: ObjectRef, bytes: Bytes) -> Result<(), ObjectError> {
         if bytes.len() as u64 > OBJECT_BYTES_MAX.get() {
             let (length, max) = (bytes.len() as u64, OBJECT_BYTES_MAX.get());
             return Err(ObjectError::TooLarge {

@@ -117,6 +117,7 @@ pub const fn exit_status(code: Code) -> u8 {
         Code::NoAnswer => EXIT_NO_ANSWER,
         Code::NoVerdict
         | Code::RoundUnproven
+        | Code::ObjectsGivenUp
         | Code::RecordUnproven
         | Code::LogUnproven
         | Code::LogUnwitnessed

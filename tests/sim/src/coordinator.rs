@@ -91,6 +91,8 @@ impl World {
             return;
         }
         self.site.generation += 1;
+        // What was kept for a collection is the process's own knowledge.
+        self.store.written = None;
         let core = self.resume(settings());
         assert!(
             *core.state() == self.site.shadow,
@@ -242,7 +244,7 @@ impl World {
         }));
     }
 
-    fn ask_as_operator(&mut self, request: ControlRequest) {
+    pub(crate) fn ask_as_operator(&mut self, request: ControlRequest) {
         let reply = self.reply_id();
         self.tell_coordinator(Input::Control {
             operator: operator(),
@@ -339,7 +341,7 @@ impl World {
     fn perform(&mut self, effects: Vec<Effect>) {
         let append = |effect: &Effect| matches!(effect, Effect::Append { .. });
         let (merges, effects): (Vec<Effect>, Vec<Effect>) =
-            effects.into_iter().partition(Effect::is_merge);
+            effects.into_iter().partition(Effect::is_early);
         let (mut events, others): (VecDeque<Effect>, VecDeque<Effect>) =
             effects.into_iter().partition(append);
         let mut begun = false;
@@ -445,6 +447,7 @@ impl World {
             | Effect::Purge { .. }
             | Effect::Publish(_)
             | Effect::ShowHeartbeat { .. } => {}
+            Effect::Collect(step) => self.collect(step),
             Effect::CheckSnapshot { manifest, .. } => self.begin(Job::CheckSnapshot { manifest }),
             Effect::WriteCheckpoint { state } => {
                 let bytes = state.to_checkpoint();
@@ -566,6 +569,7 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
             Answer::Grants(_)
             | Answer::RunNew(_)
             | Answer::Hold(_)
+            | Answer::Collect(_)
             | Answer::Quarantine(_)
             | Answer::Promote(_)
             | Answer::Restore(_)

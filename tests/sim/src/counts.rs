@@ -49,6 +49,10 @@ pub struct Counts {
     pub dropped: u64,
     /// Merged rounds by which the run went back.
     pub undone: u64,
+    /// Collections of old objects.
+    pub collections: u64,
+    /// Contributions and snapshots that the store lost with these.
+    pub lost: u64,
     /// Runs whose privacy budget ended between two rounds.
     pub spent: u64,
     /// Runs whose privacy budget ended in a round.

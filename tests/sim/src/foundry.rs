@@ -2,6 +2,7 @@
 //! weights.
 
 use coordinator_core::{Input, Merged, Screened, ScreeningId};
+use ledger::{Named, Old};
 use schemas::contribution::Statement;
 use schemas::foundry::{self, Order, Saved};
 use schemas::snapshot::{MergeInput, MergeRecord};
@@ -45,6 +46,13 @@ pub(crate) enum Job {
     },
     ReadList {
         listed: Listed,
+    },
+    Look {
+        old: Vec<Old>,
+        needed: Vec<Named>,
+    },
+    Collect {
+        objects: Vec<Digest>,
     },
     Checkpoint {
         bytes: Vec<u8>,
@@ -128,6 +136,14 @@ impl World {
             .then(|| Refusal::new(Code::StoreUnreachable, "simulated"));
         let answer = match job {
             Job::Checkpoint { bytes } => return self.checkpoint_written(bytes, failed),
+            Job::Look { old, needed } => {
+                let outcome = failed.map_or_else(|| Ok(self.look(old, needed)), Err);
+                return self.tell_coordinator(Input::Looked { outcome });
+            }
+            Job::Collect { objects } => {
+                let deleted = self.deleted(objects, failed);
+                return self.tell_coordinator(deleted);
+            }
             Job::ReadList { listed } => {
                 let list = listed.list.digest;
                 assert!(self.store.blobs.contains(&list), "a list that is not there");

@@ -18,6 +18,7 @@
 //! panics when something does not hold; print the seed before calling it.
 
 mod checkpoint;
+mod collection;
 mod coordinator;
 mod counts;
 mod foundry;
@@ -32,5 +33,6 @@ mod world;
 
 pub use counts::Counts;
 pub use world::{
-    Report, simulate, simulate_lists, simulate_long_seal, simulate_lost_grants, simulate_restores,
+    Report, simulate, simulate_collections, simulate_lists, simulate_long_seal,
+    simulate_lost_grants, simulate_restores,
 };

@@ -12,6 +12,7 @@ use schemas::snapshot::MergeInput;
 use schemas::sync::SealedInput;
 use schemas::{Digest, Round, Seat, Weight, WorkerId};
 
+use crate::collection::Keeping;
 use crate::counts::Counts;
 use crate::store::{Model, Store};
 
@@ -50,6 +51,7 @@ pub(crate) struct Monitor {
     /// Full snapshots, by manifest.
     saved: BTreeMap<Digest, Round>,
     pointers: BTreeMap<PointerName, Digest>,
+    keeping: Keeping,
     pub(crate) counts: Counts,
 }
 
@@ -79,6 +81,7 @@ impl Monitor {
             complete: false,
             saved: BTreeMap::new(),
             pointers: BTreeMap::new(),
+            keeping: Keeping::default(),
             counts: Counts::default(),
         }
     }
@@ -144,6 +147,8 @@ impl Monitor {
                 self.counts.accepted += 1;
                 self.end(*lease, worker, contribution.tokens.get());
                 self.count(*lease);
+                let round = lease.unit.round;
+                self.keeping.accepted(round, &contribution.chunks);
                 let chunks = store.chunks(&contribution.chunks);
                 for chunk in chunks.iter().chain(contribution.chunks.objects()) {
                     assert!(
@@ -190,6 +195,7 @@ impl Monitor {
                 self.counts.saved += 1;
                 assert!(statement.is_some(), "snapshot {round} has no statement");
                 self.saved.insert(manifest.digest, *round);
+                self.keeping.listed(*round, manifest.digest);
                 assert!(
                     *round > self.since,
                     "snapshot {round} is of weights before the restore"
@@ -209,6 +215,7 @@ impl Monitor {
                 ..
             } => {
                 self.counts.promoted += 1;
+                self.keeping.stands(*manifest);
                 assert_eq!(self.saved.get(manifest), Some(round), "no snapshot");
                 let before = self.pointers.insert(pointer.clone(), *manifest);
                 assert_ne!(before, Some(*manifest), "{pointer} is there already");
@@ -256,8 +263,16 @@ impl Monitor {
             } => {
                 assert!(self.frozen, "only a frozen run is restored");
                 assert_eq!(*from, self.model.round, "it leads from the present weights");
+                self.keeping.stands(manifest.digest);
+                self.keeping.listed(weights.round, manifest.digest);
                 let kept = store.snapshot(manifest);
                 self.restore(*snapshot, kept, weights, (*leases, *contributions));
+            }
+            LedgerEvent::ObjectsGivenUp {
+                through, snapshots, ..
+            } => {
+                self.counts.collections += 1;
+                self.keeping.give_up(*through, *snapshots, &self.pointers);
             }
             LedgerEvent::WorkerReadmitted { worker, .. } => {
                 assert!(self.quarantined.remove(worker), "{worker} was not shut out");
@@ -274,6 +289,11 @@ impl Monitor {
             self.ended + flying,
             "tokens issued, and their fates with those in flight"
         );
+    }
+
+    /// Checks the store after a collection has deleted something.
+    pub(crate) fn collected(&mut self, store: &Store) {
+        self.counts.lost = self.keeping.check(store);
     }
 
     fn tokens(&self, unit: &UnitId) -> u64 {
@@ -548,6 +568,7 @@ fn is_merge(event: &LedgerEvent) -> bool {
             | LedgerEvent::RoundSealed { .. }
             | LedgerEvent::RoundClosed { .. }
             | LedgerEvent::SnapshotPromoted { .. }
+            | LedgerEvent::ObjectsGivenUp { .. }
     )
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Store {
     lists: BTreeMap<Digest, Vec<ObjectRef>>,
     /// Checkpoints of the ledger.
     pub(crate) checkpoints: BTreeMap<Digest, Vec<u8>>,
+    /// Objects that were written since a collection began.
+    pub(crate) written: Option<BTreeSet<Digest>>,
     /// Full snapshots by their manifest.
     snapshots: BTreeMap<Digest, Model>,
 }
@@ -73,13 +75,28 @@ impl Store {
             .chain(chunks.objects())
             .map(|object| object.digest)
             .collect();
+        self.written
+            .iter_mut()
+            .for_each(|written| written.extend(&all));
         self.blobs.extend(all);
+    }
+
+    pub(crate) fn delete(&mut self, object: &Digest) {
+        self.blobs.remove(object);
+        self.snapshots.remove(object);
+    }
+
+    pub(crate) fn manifests(&self) -> impl Iterator<Item = &Digest> {
+        self.snapshots.keys()
     }
 
     pub(crate) fn save(&mut self, model: Model, parent: Option<Digest>) -> ObjectRef {
         let text = format!("snapshot {} {} {parent:?}", model.round, model.weights);
         let manifest = ObjectRef::of(text.as_bytes());
         self.snapshots.insert(manifest.digest, model);
+        self.written
+            .iter_mut()
+            .for_each(|written| _ = written.insert(manifest.digest));
         manifest
     }
 

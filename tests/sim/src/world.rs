@@ -21,7 +21,7 @@ use crate::store::Store;
 use crate::worker::WorkerMachine;
 
 /// Simulated time at the start.
-const START: UnixMillis = UnixMillis(1_700_000_000_000);
+pub(crate) const START: UnixMillis = UnixMillis(1_700_000_000_000);
 /// Longest simulated time until an undisturbed run ends.
 const QUIET_MAX: Millis = Millis::from_secs(3600);
 /// More steps than any run takes; a simulation that takes more makes no progress.
@@ -108,6 +108,8 @@ pub(crate) enum SimEvent {
     CreateRun,
     /// An operator leads the run back, now and again.
     Restore,
+    /// An operator has old objects deleted, now and again.
+    Collect,
     /// The operator asks for the end of a freeze until it has ended.
     Unfreeze,
     /// The operator asks for the end of a quarantine until it has ended.
@@ -223,6 +225,25 @@ pub fn simulate_restores(seed: u64) -> Report {
     plan.spec.schedule.snapshot_every = 1;
     let mut world = World::of(random, plan);
     world.restore_now_and_again();
+    world.play();
+    world.report()
+}
+
+/// Plays one seed in which operators have old objects deleted again and again, and lead the run back
+/// now and then, for as long as there are faults.
+///
+/// # Panics
+/// As [`simulate`].
+pub fn simulate_collections(seed: u64) -> Report {
+    let mut random = SeededRandom::new(seed);
+    let mut plan = Plan::new(&mut random);
+    plan.spec.schedule.rounds = 6;
+    plan.spec.schedule.snapshot_every = 1 + (seed % 2) as u32;
+    let mut world = World::of(random, plan);
+    world.collect_now_and_again();
+    if seed.is_multiple_of(3) {
+        world.restore_now_and_again();
+    }
     world.play();
     world.report()
 }
@@ -384,6 +405,7 @@ impl World {
             SimEvent::StartWorker(worker) => self.start_worker(worker),
             SimEvent::CreateRun => self.create_run(),
             SimEvent::Restore => self.restore_now_and_again(),
+            SimEvent::Collect => self.collect_now_and_again(),
             SimEvent::Unfreeze => self.unfreeze(),
             SimEvent::Readmit(worker) => self.readmit(worker),
             SimEvent::Mishap => self.mishap(),

@@ -2,8 +2,8 @@
 //! on.
 
 use sim::{
-    Counts, Report, simulate, simulate_lists, simulate_long_seal, simulate_lost_grants,
-    simulate_restores,
+    Counts, Report, simulate, simulate_collections, simulate_lists, simulate_long_seal,
+    simulate_lost_grants, simulate_restores,
 };
 
 /// Number of seeds in a usual test run.
@@ -121,6 +121,23 @@ fn tl_32_a_run_that_is_led_back_again_and_again_ends_and_nothing_breaks_on_the_w
     }
     let seen = [sum.restored, sum.fenced, sum.dropped, sum.undone];
     assert!(seen.iter().all(|count| *count >= 20), "{sum:?}");
+}
+
+/// Old objects are deleted again and again, while everything breaks that may break: nothing goes that
+/// the run needs, that a pointer leads to, or that the run is led back to.
+#[test]
+fn a_run_whose_old_objects_are_deleted_again_and_again_loses_nothing_that_it_needs() {
+    let (mut sum, mut crashes) = (Counts::default(), 0);
+    for seed in 0..variable("SIM_SEEDS").unwrap_or(100) {
+        let report = simulate_collections(seed);
+        sum.collections += report.counts.collections;
+        sum.lost += report.counts.lost;
+        sum.restored += report.counts.restored;
+        crashes += report.coordinator_crashes;
+    }
+    let enough = sum.collections >= 30 && sum.restored >= 10 && crashes >= 20;
+    assert!(enough, "{sum:?}, {crashes} crashes");
+    assert!(sum.lost >= 100, "{sum:?}");
 }
 
 /// A round with more units than one event names is sealed in parts. A coordinator that dies between

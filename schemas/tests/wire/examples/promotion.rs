@@ -37,6 +37,7 @@ pub(super) fn all() -> Vec<Example> {
             ..example(&ViewReply {
                 v: V,
                 view: View::Snapshots(vec![SnapshotView {
+                    given_up: None,
                     round: Round(4),
                     manifest: object(),
                     saved_at: UnixMillis(1_700_000_000_000),

@@ -32,6 +32,7 @@ pub(super) fn all() -> Vec<Example> {
                 rounds: 2,
             }),
             clean: Some(SnapshotView {
+                given_up: None,
                 round: Round(1),
                 manifest: object(),
                 saved_at: UnixMillis(1_700_000_000_000),

@@ -255,6 +255,21 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
         LedgerEvent::ControlReceived { operator, verb } => {
             (none(), format!("{verb} by {}", short(operator.as_str())))
         }
+        LedgerEvent::ObjectsGivenUp {
+            through,
+            snapshots,
+            objects,
+            bytes,
+            operator,
+            reason,
+            ..
+        } => (
+            format!("all before round {through}"),
+            format!(
+                "{objects} objects of {bytes} bytes deleted, {snapshots} snapshots given up, by {}: {reason}",
+                short(operator.as_str())
+            ),
+        ),
         LedgerEvent::HoldPlaced {
             hold,
             operator,

@@ -272,6 +272,7 @@ impl Honest<'_> {
             broadcast,
             norm: sum.sqrt(),
             tokens: Tokens(64),
+            given_up: None,
         }
     }
 

@@ -70,6 +70,7 @@ impl Coordinator {
                 format!("{CHECKS_EACH_MAX} new runs of {operator} are being checked; ask again");
             return Err(Refusal::new(Code::AskedTooMuch, detail));
         }
+        self.no_collection()?;
         self.check_orders(&operator)?;
         let spec = Box::new(spec);
         self.checks.insert(
@@ -187,6 +188,7 @@ impl Coordinator {
         let mut rooms = self.live.values();
         let mut runs = self.state.runs();
         !self.commits.is_empty()
+            || self.collection.is_some()
             || !self.restores.is_empty()
             || rooms.any(|live| live.foundry.task.is_some() || live.foundry.saving.is_some())
             || runs.any(|(_, run)| run.leases().next().is_some())
@@ -201,11 +203,13 @@ impl Coordinator {
         let checks = std::mem::take(&mut self.checks).into_keys();
         let commits = std::mem::take(&mut self.commits).into_keys();
         let restores = std::mem::take(&mut self.restores).into_values();
+        let collection = self.collection.take().into_iter();
         let reads = self.live.values().flat_map(|live| live.reads.values());
         let results = self.live.values().flat_map(|live| live.screenings.values());
         let waiting: Vec<ReplyId> = checks
             .chain(commits)
             .chain(restores.flat_map(|restore| restore.replies))
+            .chain(collection.flat_map(|collection| collection.replies))
             .chain(reads.map(|read| read.reply))
             .chain(results.flat_map(Screening::replies))
             .collect();

@@ -13,6 +13,7 @@ use schemas::subject::Verb;
 use schemas::{Code, Millis, PublicKey, Refusal, RunId, Seat, UnixMillis, WorkerId};
 
 use crate::checkpoint::Checkpoints;
+use crate::collection::Collection;
 use crate::control::{Drain, NewRun};
 use crate::deadline::{Timer, Timers};
 use crate::denial::Denials;
@@ -66,6 +67,8 @@ pub struct Coordinator {
     pub(crate) checks: BTreeMap<ReplyId, NewRun>,
     /// Snapshots that are to be restored and are being read back.
     pub(crate) restores: Restores,
+    /// The collection of old objects under way: one at a time.
+    pub(crate) collection: Option<Collection>,
     /// Operators whose uploads are being checked and promoted.
     pub(crate) commits: BTreeMap<ReplyId, PublicKey>,
     /// The recent orders of each operator that led to events in the ledger.
@@ -93,6 +96,7 @@ impl Coordinator {
             out: Vec::new(),
             checks: BTreeMap::new(),
             restores: Restores::new(),
+            collection: None,
             commits: BTreeMap::new(),
             orders: BTreeMap::new(),
             screenings: Screenings::default(),
@@ -163,6 +167,7 @@ impl Coordinator {
             // The shell says when deadlines are due, after it has brought everything that came
             // before: a renewal that waited while the process was busy still counts.
             self.dispatch(input);
+            self.collect_on();
             self.end_drain();
             self.checkpoint_if_due();
         }
@@ -225,6 +230,8 @@ impl Coordinator {
             } => self.conclude(&peer, verb, reply, Err(refusal.into())),
             Input::RunChecked { reply, verdict } => self.run_checked(reply, verdict),
             Input::SnapshotChecked { run, verdict } => self.snapshot_checked(&run, verdict),
+            Input::Looked { outcome } => self.looked(outcome),
+            Input::Collected { outcome } => self.collected(outcome),
             Input::UploadsChecked { reply, verdict } => self.uploads_checked(reply, verdict),
             Input::Promoted { reply, outcome } => self.promoted(reply, outcome),
             Input::Offered {
@@ -298,6 +305,7 @@ impl Coordinator {
         let outcome = match request {
             ControlRequest::RunNew(request) => self.run_new(operator, request.spec, reply),
             ControlRequest::RunHold(request) => self.hold(operator, request),
+            ControlRequest::RunGc(request) => self.collect(operator, request, reply),
             ControlRequest::WorkerQuarantine(request) => self.quarantine(operator, request, reply),
             ControlRequest::SnapshotPromote(request) => self.promote(operator, request),
             ControlRequest::SnapshotRestore(request) => self.restore(operator, request, reply),

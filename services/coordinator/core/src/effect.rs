@@ -1,11 +1,12 @@
 //! Effects: requests of the coordinator to the world, in order. An effect is carried out only when
 //! every [`Effect::Append`] before it is in the stream, so that nothing leaves the coordinator
-//! before the ledger holds it. Only a merge may begin earlier ([`Effect::is_merge`]).
+//! before the ledger holds it. Only a merge may begin earlier ([`Effect::is_early`]).
 
 use std::sync::Arc;
 
 use ledger::State;
 use schemas::blob::Grants;
+use schemas::collection::CollectReply;
 use schemas::contribution::SubmitReply;
 use schemas::control::{RunNewReply, ShutdownReply, ViewReply};
 use schemas::event::LedgerEvent;
@@ -20,7 +21,7 @@ use schemas::restore::RestoreReply;
 use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
 use schemas::{
-    AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, UnixMillis, WorkerId,
+    AccountId, Chunks, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, UnixMillis, WorkerId,
 };
 
 use crate::input::{DeliveryId, ReplyId};
@@ -144,6 +145,8 @@ pub enum Effect {
         /// Its manifest.
         manifest: ObjectRef,
     },
+    /// A step of the collection of old objects.
+    Collect(Collect),
     /// Give an order to a run's foundry, which holds its weights; the answer comes as
     /// `Input::Foundry`. The first order to each is to restore the weights, the last to forget
     /// them.
@@ -194,15 +197,17 @@ pub enum Effect {
 }
 
 impl Effect {
-    /// True for an order to merge. It may begin before the events before it are in the stream:
-    /// nobody is told of the object that it makes before the next event names it.
-    pub const fn is_merge(&self) -> bool {
+    /// True for an order to merge, which may begin before the events before it are in the stream:
+    /// nobody is told of the object that it makes before the next event names it. Also true for
+    /// [`Collect::KeepWritten`], which keeps its place among merges.
+    pub const fn is_early(&self) -> bool {
         matches!(
             self,
-            Self::Foundry {
-                order: Order::Merge { .. },
-                ..
-            }
+            Self::Collect(Collect::KeepWritten)
+                | Self::Foundry {
+                    order: Order::Merge { .. },
+                    ..
+                }
         )
     }
 
@@ -223,6 +228,7 @@ impl Effect {
             Self::Sweep { .. } => "sweep",
             Self::Purge { .. } => "purge",
             Self::CheckSnapshot { .. } => "check_snapshot",
+            Self::Collect(step) => step.kind(),
             Self::Foundry { order, .. } => order.kind(),
             Self::Command { .. } => "command",
             Self::Publish(_) => "publish",
@@ -230,6 +236,45 @@ impl Effect {
             Self::DiscardCheckpoint { .. } => "discard_checkpoint",
             Self::ShowHeartbeat { .. } => "show_heartbeat",
             Self::Stop { .. } => "stop",
+        }
+    }
+}
+
+/// A step of the collection of old objects.
+#[derive(Clone, Debug)]
+pub enum Collect {
+    /// From now on keep every object that is written, also if [`Collect::Delete`] names it, until
+    /// [`Collect::End`]. Like a merge, and in its order among merges, this may be done before the
+    /// events before it are in the stream: nothing that is ordered after it is written before it.
+    KeepWritten,
+    /// Find out what goes ([`ledger::Mark`]); answer with `Input::Looked`.
+    Look {
+        /// The state, to which all events of the ledger so far have led.
+        state: Arc<State>,
+        /// The run whose objects go.
+        run: RunId,
+        /// The round before which they go.
+        through: Round,
+        /// Other weights that are needed.
+        needed: Vec<Chunks>,
+    },
+    /// Delete objects; answer with `Input::Collected`.
+    Delete {
+        /// The objects, each group only after the one before.
+        groups: Vec<Vec<Digest>>,
+    },
+    /// The collection is over.
+    End,
+}
+
+impl Collect {
+    /// The kind of step, as logs and metrics name it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::KeepWritten => "keep_written",
+            Self::Look { .. } => "look",
+            Self::Delete { .. } => "delete",
+            Self::End => "end_collection",
         }
     }
 }
@@ -249,6 +294,7 @@ pub enum Answer {
     Grants(Grants),
     RunNew(RunNewReply),
     Hold(HoldReply),
+    Collect(Box<CollectReply>),
     Quarantine(Box<QuarantineReply>),
     Promote(Box<PromoteReply>),
     Restore(RestoreReply),
@@ -323,7 +369,10 @@ mod tests {
             base: schemas::Round(0),
             inputs: Vec::new(),
         });
-        assert!(merge.is_merge() && !order(Order::Forget).is_merge());
+        assert!(merge.is_early() && !order(Order::Forget).is_early());
+        let step = |step| Effect::Collect(step).is_early();
+        assert!(step(Collect::KeepWritten) && !step(Collect::End));
+        assert!(!step(Collect::Delete { groups: Vec::new() }));
     }
 
     #[test]

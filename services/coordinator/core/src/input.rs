@@ -1,6 +1,7 @@
 //! Inputs: messages and events from the world to the coordinator. The shell decodes messages and
 //! checks their form; everything that depends on state is decided in the core.
 
+use ledger::Plan;
 use schemas::checkpoint::Checkpoint;
 use schemas::foundry::Answer;
 use schemas::lease::{UnitId, Weights};
@@ -111,6 +112,16 @@ pub enum Input {
         /// The copy of its weights that workers get; otherwise the reason for the refusal.
         verdict: Result<Weights, Refusal>,
     },
+    /// Store and ledger were looked at for a collection ([`crate::Collect::Look`]).
+    Looked {
+        /// The objects that go, or the reason why nobody can tell.
+        outcome: Result<Plan, Refusal>,
+    },
+    /// Old objects were deleted ([`crate::Collect::Delete`]).
+    Collected {
+        /// Their number, or the reason why some are left.
+        outcome: Result<u64, Refusal>,
+    },
     /// An operator's uploads were checked ([`crate::Effect::CheckUploads`]).
     UploadsChecked {
         /// The request.
@@ -154,6 +165,8 @@ impl Input {
             Self::Offered { .. } => "offered",
             Self::RunChecked { .. } => "run_checked",
             Self::SnapshotChecked { .. } => "snapshot_checked",
+            Self::Looked { .. } => "looked",
+            Self::Collected { .. } => "collected",
             Self::UploadsChecked { .. } => "uploads_checked",
             Self::Promoted { .. } => "promoted",
             Self::Foundry { answer, .. } => answer.kind(),

@@ -22,6 +22,7 @@
 //! | `deadline` | the time of the next call |
 
 mod checkpoint;
+mod collection;
 mod control;
 mod coordinator;
 mod deadline;
@@ -45,7 +46,7 @@ mod tests;
 
 pub use checkpoint::CHECKPOINT_EVERY;
 pub use coordinator::{Coordinator, Settings};
-pub use effect::{Answer, Effect, Quarantine, Told, Uploads};
+pub use effect::{Answer, Collect, Effect, Quarantine, Told, Uploads};
 pub use input::{
     ControlRequest, DeliveryId, Input, Merged, Peer, ReplyId, Screened, ScreeningId, Submission,
     WorkerRequest,

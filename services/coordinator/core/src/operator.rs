@@ -41,6 +41,7 @@ impl Coordinator {
         reply: ReplyId,
     ) -> ControlOutcome {
         self.check_operator(&request)?;
+        self.no_collection()?;
         self.check_orders(&operator)?;
         if self
             .commits

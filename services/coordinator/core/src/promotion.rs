@@ -12,7 +12,7 @@ use schemas::{Code, PublicKey, Refusal, V};
 use crate::control::ControlOutcome;
 use crate::coordinator::{Coordinator, run_unknown};
 use crate::effect::Answer;
-use crate::restore::check_descent;
+use crate::restore::{check_descent, given_up};
 use crate::turn::Outcome;
 
 impl Coordinator {
@@ -74,6 +74,7 @@ fn refusal(reason: Unpromotable, request: &PromoteRequest) -> Refusal {
             let detail = format!("run {run} has no full snapshot {snapshot}");
             Refusal::new(Code::SnapshotMissing, detail)
         }
+        Unpromotable::GivenUp(round, event) => given_up(run, round, event),
         Unpromotable::Unattested => {
             let detail = format!("snapshot {snapshot} of run {run}");
             Refusal::new(Code::SnapshotUnattested, detail)

@@ -10,7 +10,7 @@ use ledger::{Run, SnapshotRecord};
 use schemas::hold::Hold;
 use schemas::lease::Weights;
 use schemas::restore::{RESTORES_MAX, RestoreReply, RestoreRequest};
-use schemas::{Code, PublicKey, Refusal, Round, RunId, V, WorkerId};
+use schemas::{ChainSequence, Code, PublicKey, Refusal, Round, RunId, V, WorkerId};
 
 use crate::control::ControlOutcome;
 use crate::coordinator::{Coordinator, draining, run_closed, run_unknown};
@@ -55,6 +55,7 @@ impl Coordinator {
             self.answer_restored(reply, told);
             return Ok(Outcome::Later);
         }
+        stands(&name, run, &snapshot)?;
         check_history(&name, run, &snapshot, &request)?;
         let settings = run.spec.clone();
         if let Some(waiting) = self.restores.get_mut(&name) {
@@ -66,6 +67,7 @@ impl Coordinator {
             waiting.replies.push(reply);
             return Ok(Outcome::Later);
         }
+        self.no_collection()?;
         if self.restores.len() >= CHECKS_MAX {
             let detail = format!("{CHECKS_MAX} snapshots are being read back; ask again");
             return Err(Refusal::new(Code::NoAnswer, detail));
@@ -144,6 +146,7 @@ impl Coordinator {
         if run.is_complete() {
             return Err(run_closed(name));
         }
+        stands(name, run, &snapshot)?;
         check_history(name, run, &snapshot, &request)?;
         let weights = Weights {
             round: run.version_restored(),
@@ -197,6 +200,22 @@ fn restored_before(name: &RunId, run: &Run, snapshot: &SnapshotRecord) -> Option
         frozen: run.is_held(Hold::Merges),
         uploads: None,
     })
+}
+
+/// Refuses a snapshot whose objects were given up.
+fn stands(name: &RunId, run: &Run, snapshot: &SnapshotRecord) -> Result<(), Refusal> {
+    match run.snapshot_given_up(&snapshot.manifest.digest) {
+        None => Ok(()),
+        Some(by) => Err(given_up(name, snapshot.round, by.sequence)),
+    }
+}
+
+/// A full snapshot cannot be had, since a collection gave it up.
+pub(crate) fn given_up(name: &RunId, round: Round, event: ChainSequence) -> Refusal {
+    let detail = format!(
+        "the snapshot of round {round} of run {name} was given up by gc at event {event} of the ledger"
+    );
+    Refusal::new(Code::ObjectsGivenUp, detail)
 }
 
 /// Refuses a restore that the run's history forbids.

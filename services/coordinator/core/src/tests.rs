@@ -3,6 +3,7 @@
 //! request is answered twice (`fixture::World`).
 
 mod checkpoint;
+mod collection;
 mod control;
 mod denial;
 mod group;

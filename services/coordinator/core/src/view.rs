@@ -136,6 +136,7 @@ mod tests {
             manifest: object("snapshot"),
             saved_at: START,
             undone: false,
+            given_up: None,
         };
         type List<'a> = &'a dyn Fn(Range<u64>) -> View;
         let lists: [(List<'_>, Range<u64>); 5] = [

@@ -249,7 +249,7 @@ async fn promote(
     uploads: BTreeMap<ObjectRef, IncomingKey>,
 ) -> Result<(), Refusal> {
     let promotions = uploads.into_iter().map(|(object, key)| async move {
-        let promoted = store.buckets.promote(&key, object).await;
+        let promoted = store.promote(&key, object).await;
         promoted.map_err(|error| missing(lease, &"an object of the result", object, &error))
     });
     let promotions: Vec<_> = promotions.collect();

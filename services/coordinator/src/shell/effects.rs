@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use coordinator_core::{Answer, Effect, Input, Quarantine, ReplyId, Told, Uploads};
+use coordinator_core::{Answer, Collect, Effect, Input, Quarantine, ReplyId, Told, Uploads};
 use identity::ManifestKey;
 use ledger::State;
 use runtime::{Failure, clock};
@@ -19,6 +19,7 @@ use crate::answer::ReplyTo;
 use crate::arrival::Arrival;
 use crate::check;
 use crate::checkpoint;
+use crate::collection;
 use crate::grants;
 use crate::guard::answered;
 use crate::purge;
@@ -142,6 +143,7 @@ impl Shell {
                     Arrival::Input(Input::SnapshotChecked { run, verdict })
                 });
             }
+            Effect::Collect(step) => self.collect(step),
             Effect::Foundry { run, order } => self.order(run, order).await?,
             Effect::Command {
                 account,
@@ -200,6 +202,32 @@ impl Shell {
     pub(super) async fn answer_orders(&self, orders: Vec<(ReplyTo, Told)>, uploads: Option<u32>) {
         for (to, told) in orders {
             to.send(&self.bus, Ok(told.with(uploads))).await;
+        }
+    }
+
+    fn collect(&self, step: Collect) {
+        let store = self.store.clone();
+        match step {
+            Collect::KeepWritten => store.keeper.begin(),
+            Collect::End => store.keeper.end(),
+            Collect::Look {
+                state,
+                run,
+                through,
+                needed,
+            } => {
+                let history = self.ledger.again();
+                self.beside(async move {
+                    let found = collection::look(&store, history, state, &run, through, needed);
+                    let outcome = answered("search for old objects", found).await;
+                    Arrival::Input(Input::Looked { outcome })
+                });
+            }
+            Collect::Delete { groups } => self.beside(async move {
+                let deleted = collection::delete(&store, groups);
+                let outcome = answered("deletion of old objects", deleted).await;
+                Arrival::Input(Input::Collected { outcome })
+            }),
         }
     }
 

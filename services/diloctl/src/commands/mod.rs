@@ -4,6 +4,7 @@
 mod audit;
 mod auth;
 pub(crate) mod cluster;
+mod collection;
 mod control;
 mod data;
 mod doctor;

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::cli::Run;
 use crate::commands::settings::{RunArgs, RunSettings, SettingsUse};
-use crate::commands::{data, holds, watch};
+use crate::commands::{collection, data, holds, watch};
 use crate::context::{Context, unexpected};
 use crate::objects::OperatorObjectsClient;
 use crate::output::{Record, Row};
@@ -94,6 +94,7 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
         }
         Run::Freeze(args) => holds::set(context, args, Hold::Merges, true).await,
         Run::Unfreeze(args) => holds::set(context, args, Hold::Merges, false).await,
+        Run::Gc(args) => collection::run(context, args).await,
         Run::Watch { run } => watch::watch(context, &run).await,
         Run::Wait {
             run,

@@ -107,6 +107,13 @@ async fn pull(
         _ => snapshots.iter().rfind(|snapshot| wanted.is(snapshot)),
     };
     let snapshot = found.ok_or_else(|| wanted.missing(run))?;
+    if let Some(event) = snapshot.given_up {
+        let round = snapshot.round;
+        let detail = format!(
+            "the snapshot of round {round} of run {run} was given up by gc at event {event} of the ledger"
+        );
+        return Err(Failure::new(Code::ObjectsGivenUp, detail));
+    }
     let objects = OperatorObjectsClient::new(context, operator)?;
     let bytes = objects.get(snapshot.manifest).await?;
     let statement = match snapshot.statement {
@@ -358,7 +365,12 @@ impl Row for SnapshotView {
     fn cells(&self) -> Vec<String> {
         vec![
             self.round.to_string(),
-            if self.undone { "undone" } else { "-" }.to_owned(),
+            match (self.given_up, self.undone) {
+                (Some(_), _) => "given up",
+                (None, true) => "undone",
+                (None, false) => "-",
+            }
+            .to_owned(),
             self.manifest.digest.to_string(),
             bytes(self.manifest.bytes.get()),
             time(self.saved_at),

@@ -416,6 +416,7 @@ mod tests {
         assert!(clean.starts_with("none; "), "{clean}");
         let manifest = ObjectRef::of(b"manifest");
         much.clean = Some(SnapshotView {
+            given_up: None,
             round: Round(2),
             manifest,
             saved_at: UnixMillis(0),

@@ -3,6 +3,7 @@
 mod checkpoints;
 mod contradictions;
 mod figures;
+mod given_up;
 mod groups;
 mod holds;
 mod kit;

@@ -18,7 +18,7 @@ async fn an_object_that_is_too_large_is_not_sent() {
     let object = ObjectRef::of(b"another");
     let upload = async |more: usize| {
         let bytes = vec![0; OBJECT_BYTES_MAX.get() as usize + more];
-        buckets.upload(object, bytes.into()).await.unwrap_err()
+        buckets.put_hashed(object, bytes.into()).await.unwrap_err()
     };
     let (largest, larger) = (upload(0).await, upload(1).await);
     assert!(

@@ -13,6 +13,7 @@ mod broker_log;
 mod broker_reload;
 mod clocks;
 mod cluster_check;
+mod collection;
 mod coordinator_restart;
 mod data_set;
 mod disk_full;

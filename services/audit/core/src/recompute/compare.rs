@@ -175,6 +175,11 @@ impl<'a> Comparison<'a> {
                     fault.or_else(figures).or(place.beside).or(end)
                 }
             };
+            // What a collection deleted is neither lost nor altered.
+            let fault = match (fault, recorded.given_up) {
+                (Some(Fault::Unproven(_)), Some(event)) => Some(Fault::GivenUp(event)),
+                (fault, _) => fault,
+            };
             outcomes.push(Round {
                 round,
                 snapshot_compared: at == last && self.end_read && broken.is_none(),

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use schemas::lease::LeaseRef;
-use schemas::{Code, Digest, ObjectRef, Refusal, Round, Tokens};
+use schemas::{ChainSequence, Code, Digest, ObjectRef, Refusal, Round, Tokens};
 
 /// A difference between the record and the merge that was made again, from objects that were all
 /// there and had their digests.
@@ -84,6 +84,8 @@ pub enum Fault {
     Altered(String),
     /// Something was not there to be checked.
     Unproven(String),
+    /// Something is not there, since a collection gave the objects of the round up with this event.
+    GivenUp(ChainSequence),
 }
 
 impl Fault {
@@ -107,7 +109,7 @@ impl Fault {
 
     /// True if somebody must have lied, or altered something.
     pub const fn is_evidence(&self) -> bool {
-        !matches!(self, Self::Unproven(_))
+        !matches!(self, Self::Unproven(_) | Self::GivenUp(_))
     }
 
     /// The code of the page that says what to do.
@@ -117,6 +119,7 @@ impl Fault {
             Self::Differs(_) => Code::RoundDiverged,
             Self::Altered(_) => Code::ObjectAltered,
             Self::Unproven(_) => Code::RoundUnproven,
+            Self::GivenUp(_) => Code::ObjectsGivenUp,
         }
     }
 }
@@ -126,6 +129,12 @@ impl fmt::Display for Fault {
         match self {
             Self::Differs(difference) => difference.fmt(f),
             Self::Altered(detail) | Self::Unproven(detail) => f.write_str(detail),
+            Self::GivenUp(event) => {
+                write!(
+                    f,
+                    "its objects were given up by gc at event {event} of the ledger"
+                )
+            }
         }
     }
 }

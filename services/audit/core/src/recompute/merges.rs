@@ -8,7 +8,7 @@ use schemas::event::LedgerEvent;
 use schemas::lease::Weights;
 use schemas::run::RunSpec;
 use schemas::snapshot::MergeRecord;
-use schemas::{ObjectRef, Round, RunId, Tokens};
+use schemas::{ChainSequence, ObjectRef, Round, RunId, Tokens};
 
 use super::plan::Restored;
 use crate::record::StreamSequence;
@@ -35,6 +35,8 @@ pub struct Recorded {
     pub norm: f64,
     /// Tokens of its inputs.
     pub tokens: Tokens,
+    /// The event by which a collection gave up the objects of its round.
+    pub given_up: Option<ChainSequence>,
 }
 
 /// The merges and full snapshots of one run.
@@ -109,6 +111,7 @@ impl Merges {
                         broadcast: broadcast.clone(),
                         norm: *norm,
                         tokens: *tokens,
+                        given_up: None,
                     };
                     self.merges.insert(*round, recorded);
                 }
@@ -128,6 +131,12 @@ impl Merges {
                 };
                 self.restored.insert(weights.round, restored);
                 self.saved(weights.round, *manifest);
+            }
+            LedgerEvent::ObjectsGivenUp { through, .. } => {
+                let run = state.run(&self.run).expect("it was just collected");
+                let by = run.given_up.last().map(|last| last.sequence);
+                let gone = self.merges.range_mut(..*through);
+                gone.for_each(|(_, merge)| merge.given_up = merge.given_up.or(by));
             }
             _ => {}
         }

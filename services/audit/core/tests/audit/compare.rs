@@ -7,7 +7,10 @@ use audit_core::recompute::{
 use schemas::lease::Weights;
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeInput, MergeRecord};
-use schemas::{Chunks, Code, Digest, Fragment, Listed, ObjectRef, Refusal, Round, Tokens, Weight};
+use schemas::{
+    ChainSequence, Chunks, Code, Digest, Fragment, Listed, ObjectRef, Refusal, Round, Tokens,
+    Weight,
+};
 
 /// The chunks that round `round` published.
 fn published(round: u64) -> [ObjectRef; 2] {
@@ -38,6 +41,7 @@ fn segment() -> Segment {
             broadcast,
             norm: 4.0,
             tokens: Tokens(64),
+            given_up: None,
         }
     };
     Segment {
@@ -92,6 +96,25 @@ fn altered() -> Fault {
 
 fn follows() -> Option<Fault> {
     Some(gone("it follows on round 0, which is not verified"))
+}
+
+/// What a collection deleted is neither lost nor altered; an altered object is evidence as ever.
+#[test]
+fn tl_04_what_was_given_up_is_told_apart_from_what_is_missing() {
+    let mut segment = segment();
+    for merge in &mut segment.merges {
+        merge.given_up = Some(ChainSequence(70));
+    }
+    let spec = kit::run_spec().build();
+    let given_up = Some(Fault::GivenUp(ChainSequence(70)));
+    let faults = |fault: Fault| faults_of(&spec, &segment, |all| all.broken(0, fault));
+    assert_eq!(faults(gone("an object")), [given_up.clone(), given_up]);
+    assert_eq!(faults(altered())[0], Some(altered()));
+    let fault = Fault::GivenUp(ChainSequence(70));
+    assert_eq!(fault.code(), Code::ObjectsGivenUp);
+    assert!(!fault.is_evidence() && fault.to_string().contains("event 70"));
+    // Objects that something else needs are still there, and are compared.
+    assert_eq!(faults_of(&spec, &segment, |_| ()), [None, None]);
 }
 
 #[test]

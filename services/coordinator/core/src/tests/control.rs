@@ -426,6 +426,7 @@ fn cause(event: &LedgerEvent) -> Option<String> {
         | LedgerEvent::ControlReceived { operator, .. }
         | LedgerEvent::HoldPlaced { operator, .. }
         | LedgerEvent::HoldLifted { operator, .. }
+        | LedgerEvent::ObjectsGivenUp { operator, .. }
         | LedgerEvent::SnapshotRestored { operator, .. }
         | LedgerEvent::WorkerQuarantined { operator, .. }
         | LedgerEvent::WorkerReadmitted { operator, .. }

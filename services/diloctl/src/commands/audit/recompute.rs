@@ -79,6 +79,7 @@ struct Report {
     /// The first evidence, or the first round without a verdict.
     evidence: Option<Refusal>,
     unproven: Option<Refusal>,
+    given_up: Option<Refusal>,
 }
 
 /// One round, as it came out.
@@ -106,6 +107,7 @@ enum Verdict {
     Differs,
     Altered,
     Unproven,
+    GivenUp,
 }
 
 impl Verdict {
@@ -115,6 +117,7 @@ impl Verdict {
             Some(Fault::Differs(_)) => Self::Differs,
             Some(Fault::Altered(_)) => Self::Altered,
             Some(Fault::Unproven(_)) => Self::Unproven,
+            Some(Fault::GivenUp(_)) => Self::GivenUp,
         }
     }
 
@@ -124,6 +127,7 @@ impl Verdict {
             Self::Differs => "DIFFERS",
             Self::Altered => "ALTERED",
             Self::Unproven => "unproven",
+            Self::GivenUp => "given up",
         }
     }
 }
@@ -145,9 +149,10 @@ impl Report {
             self.verified += u64::from(fault.is_none());
             if let Some(fault) = &fault {
                 let refusal = Refusal::new(fault.code(), format!("round {round}: {fault}"));
-                let first = match fault.is_evidence() {
-                    true => &mut self.evidence,
-                    false => &mut self.unproven,
+                let first = match fault {
+                    Fault::GivenUp(_) => &mut self.given_up,
+                    fault if fault.is_evidence() => &mut self.evidence,
+                    _ => &mut self.unproven,
                 };
                 first.get_or_insert(refusal);
             }
@@ -184,9 +189,9 @@ impl Report {
         format!("{verified} of {rounds} rounds verified")
     }
 
-    /// Evidence comes before a missing verdict.
+    /// Evidence comes before a missing verdict, and what should be there before what was given up.
     fn judge(self) -> Result<(), Failure> {
-        match self.evidence.or(self.unproven) {
+        match self.evidence.or(self.unproven).or(self.given_up) {
             Some(refusal) => Err(refusal.into()),
             None => Ok(()),
         }

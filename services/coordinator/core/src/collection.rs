@@ -1,0 +1,312 @@
+//! Collection: an operator has the objects of a run's old rounds deleted, or is told which.
+//!
+//! The ledger names what is given up before the store loses anything. The other order would leave a
+//! gap that looks like damage, if this process died between the two. If it dies after the event,
+//! some of these objects are left; the same order finds and deletes them later.
+//!
+//! Two runs, or two rounds, may need the same bytes, and other work goes on meanwhile. So from the
+//! order on the store keeps every object that is written, and what is being written at that moment
+//! is waited for before anything is looked at: until it is in the ledger, nobody knows that it is
+//! needed. Orders of operators that begin to need objects which are in the store already wait until
+//! a collection is over.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use ledger::Plan;
+use schemas::collection::{CollectReply, CollectRequest};
+use schemas::event::LedgerEvent;
+use schemas::hold::Hold;
+use schemas::text::Time;
+use schemas::{ChainSequence, Code, Digest, PublicKey, Refusal, Round, RunId, SyncId, V};
+
+use crate::control::ControlOutcome;
+use crate::coordinator::{Coordinator, draining, run_unknown};
+use crate::effect::{Answer, Collect, Effect};
+use crate::input::{ReplyId, ScreeningId};
+use crate::run::live::WeightsOrder;
+use crate::turn::Outcome;
+
+/// Most requests that wait for one collection. One that is repeated meanwhile waits too.
+const REPLIES_MAX: usize = 16;
+
+/// The collection under way.
+#[derive(Debug)]
+pub(crate) struct Collection {
+    operator: PublicKey,
+    request: CollectRequest,
+    pub(crate) replies: Vec<ReplyId>,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// What was being written when it began, and is not in the ledger yet.
+    Waiting(BTreeSet<Writing>),
+    /// The store and the ledger are looked at; before this round objects go, and these snapshots.
+    Looking(Round, BTreeSet<Digest>),
+    /// The store deletes; this is the answer when it has.
+    Deleting(Box<CollectReply>),
+}
+
+/// Work of a foundry that writes objects which an event will name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Writing {
+    Merge(RunId, SyncId),
+    Save(RunId, Round),
+    Screen(RunId, ScreeningId),
+}
+
+impl Coordinator {
+    /// Begins a collection, unless the order cannot be carried out.
+    pub(crate) fn collect(
+        &mut self,
+        operator: PublicKey,
+        request: CollectRequest,
+        reply: ReplyId,
+    ) -> ControlOutcome {
+        if self.drain.is_some() {
+            return Err(draining());
+        }
+        if let Some(under_way) = &mut self.collection {
+            let same = under_way.request == request && under_way.operator == operator;
+            if same && under_way.replies.len() < REPLIES_MAX {
+                under_way.replies.push(reply);
+                return Ok(Outcome::Later);
+            }
+        }
+        self.no_collection()?;
+        self.collectable(&request)?;
+        let mut writing = BTreeSet::new();
+        if request.delete.is_some() {
+            self.check_orders(&operator)?;
+            let waits = [self.checks.len(), self.restores.len(), self.commits.len()];
+            if waits.iter().sum::<usize>() > 0 {
+                let detail = "orders of operators that name objects are under way; ask again";
+                return Err(Refusal::new(Code::NoAnswer, detail));
+            }
+            writing = self.writing();
+            self.out.push(Effect::Collect(Collect::KeepWritten));
+        }
+        self.collection = Some(Collection {
+            operator,
+            request,
+            replies: vec![reply],
+            stage: Stage::Waiting(writing),
+        });
+        Ok(Outcome::Later)
+    }
+
+    /// Refuses an order that begins to need objects, while a collection may delete them.
+    pub(crate) fn no_collection(&self) -> Result<(), Refusal> {
+        match &self.collection {
+            None => Ok(()),
+            Some(under_way) => {
+                let run = &under_way.request.run;
+                let detail = format!("old objects of run {run} are being collected; ask again");
+                Err(Refusal::new(Code::NoAnswer, detail))
+            }
+        }
+    }
+
+    /// Refuses an order for a run that is unknown, or of which nothing may be deleted now.
+    fn collectable(&self, request: &CollectRequest) -> Result<(), Refusal> {
+        let name = &request.run;
+        let run = self.state.run(name).ok_or_else(|| run_unknown(name))?;
+        match run.holds.get(&Hold::Merges) {
+            Some(hold) if request.delete.is_some() => {
+                let (operator, since) = (&hold.operator, Time(hold.since));
+                let detail = format!("run {name} was frozen by {operator} at {since}");
+                Err(Refusal::new(Code::RunFrozen, detail))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The work of all foundries that writes objects now.
+    fn writing(&self) -> BTreeSet<Writing> {
+        let mut writing = BTreeSet::new();
+        for (name, live) in &self.live {
+            let named = || name.clone();
+            if let Some(WeightsOrder::Merge(sync)) = live.foundry.task {
+                writing.insert(Writing::Merge(named(), sync));
+            }
+            let saving = live.foundry.saving;
+            writing.extend(saving.map(|round| Writing::Save(named(), round)));
+            let screenings = live.screenings.keys();
+            writing.extend(screenings.map(|one| Writing::Screen(named(), *one)));
+        }
+        writing
+    }
+
+    /// Looks at store and ledger once nothing is being written that was when the collection began.
+    pub(crate) fn collect_on(&mut self) {
+        let now = match &self.collection {
+            Some(Collection {
+                stage: Stage::Waiting(writing),
+                ..
+            }) if !writing.is_empty() => self.writing(),
+            Some(_) => BTreeSet::new(),
+            None => return,
+        };
+        let collection = self.collection.as_mut().expect("it was there just now");
+        let Stage::Waiting(writing) = &mut collection.stage else {
+            return;
+        };
+        writing.retain(|one| now.contains(one));
+        if !writing.is_empty() {
+            return;
+        }
+        let request = &collection.request;
+        let run = self.state.run(&request.run);
+        let run = run.expect("a run that was there stays in the state");
+        let through = run.keeps_from(request.keep);
+        collection.stage = Stage::Looking(through, run.snapshots_going(through));
+        // A frozen run keeps the outcome of a merge that no event names yet.
+        let merged = self
+            .live
+            .values()
+            .filter_map(|live| live.foundry.merged.as_ref());
+        self.out.push(Effect::Collect(Collect::Look {
+            state: Arc::new(self.state.clone()),
+            run: request.run.clone(),
+            through,
+            needed: merged
+                .map(|(_, merged)| merged.broadcast.chunks.clone())
+                .collect(),
+        }));
+    }
+
+    /// Takes the objects that the mark leaves to go: answers, or names them as given up.
+    pub(crate) fn looked(&mut self, outcome: Result<Plan, Refusal>) {
+        // An outcome that was not asked for changes nothing.
+        let Some(Collection {
+            stage: Stage::Looking(through, going),
+            request,
+            ..
+        }) = &self.collection
+        else {
+            return;
+        };
+        let (looked, request) = ((*through, going.clone()), request.clone());
+        match outcome.and_then(|plan| self.give_up(&request, looked, plan)) {
+            Ok(Some(reply)) => self.end_collection(Ok(reply)),
+            // The store deletes first.
+            Ok(None) => {}
+            Err(refusal) => self.end_collection(Err(refusal)),
+        }
+    }
+
+    /// Writes that the objects are given up, and has them deleted. Returns the answer if there is
+    /// nothing to delete.
+    fn give_up(
+        &mut self,
+        request: &CollectRequest,
+        (through, looked): (Round, BTreeSet<Digest>),
+        plan: Plan,
+    ) -> Result<Option<CollectReply>, Refusal> {
+        let name = &request.run;
+        let run = self.state.run(name).ok_or_else(|| run_unknown(name))?;
+        let going = looked.len() as u32;
+        let reply = CollectReply {
+            v: V,
+            run: name.clone(),
+            through,
+            contributions: plan.contributions,
+            weights: plan.weights,
+            snapshots: plan.snapshots,
+            snapshots_given_up: going,
+            event: None,
+            deleted: None,
+        };
+        let Some(reason) = request.delete.clone() else {
+            return Ok(Some(reply));
+        };
+        if self.drain.is_some() {
+            return Err(draining());
+        }
+        // The run may have changed meanwhile: it may be frozen, or a pointer lead elsewhere.
+        self.collectable(request)?;
+        if run.snapshots_going(through) != looked {
+            let detail = format!("a pointer of run {name} was moved meanwhile; ask again");
+            return Err(Refusal::new(Code::NoAnswer, detail));
+        }
+        if plan.objects.is_empty() {
+            let deleted = Some(0);
+            return Ok(Some(CollectReply { deleted, ..reply }));
+        }
+        if run.collections_full() {
+            let detail = format!("run {name}");
+            return Err(Refusal::new(Code::CollectionsFull, detail));
+        }
+        let last = run.given_up.last().map(|last| last.sequence);
+        // A process may have died after the event, and left objects that it names.
+        let event = match run.may_give_up(through) {
+            true => Some(self.name_given_up(name, through, going, reason, &plan)),
+            false => last,
+        };
+        let reply = CollectReply { event, ..reply };
+        let collection = self.collection.as_mut();
+        let collection = collection.expect("a collection looks, and goes on");
+        collection.stage = Stage::Deleting(Box::new(reply));
+        let groups = plan.in_order();
+        self.out.push(Effect::Collect(Collect::Delete { groups }));
+        Ok(None)
+    }
+
+    fn name_given_up(
+        &mut self,
+        name: &RunId,
+        through: Round,
+        snapshots: u32,
+        reason: schemas::hold::Reason,
+        plan: &Plan,
+    ) -> ChainSequence {
+        let collection = self.collection.as_ref();
+        let operator = collection.expect("a collection gives up").operator.clone();
+        self.spend_order(&operator);
+        let sequence = ChainSequence(self.state.events());
+        let event = LedgerEvent::ObjectsGivenUp {
+            through,
+            snapshots,
+            objects: plan.objects.len() as u64,
+            bytes: plan.bytes(),
+            list: plan.list(),
+            operator,
+            reason,
+        };
+        self.append(Some(name), event);
+        sequence
+    }
+
+    /// Takes the number of objects that the store has deleted.
+    pub(crate) fn collected(&mut self, outcome: Result<u64, Refusal>) {
+        // An outcome that was not asked for changes nothing.
+        let Some(Collection {
+            stage: Stage::Deleting(reply),
+            ..
+        }) = &self.collection
+        else {
+            return;
+        };
+        let reply = CollectReply::clone(reply);
+        let told = outcome.map(|deleted| CollectReply {
+            deleted: Some(deleted),
+            ..reply
+        });
+        self.end_collection(told);
+    }
+
+    fn end_collection(&mut self, told: Result<CollectReply, Refusal>) {
+        let Some(collection) = self.collection.take() else {
+            return;
+        };
+        if collection.request.delete.is_some() {
+            self.out.push(Effect::Collect(Collect::End));
+        }
+        let told = told.map(|reply| Answer::Collect(Box::new(reply)));
+        for reply in collection.replies {
+            self.reply(reply, told.clone());
+        }
+    }
+}
