@@ -16,6 +16,7 @@
 //! | `restore` | the way of the weights through restores, and the rounds that these undid |
 //! | `rule` | the limits of each closing rule, which a run's ledger must keep |
 //! | `screening` | the contributions that a merge has to leave out |
+//! | `tenants` | the tenants, and what their accounts and ends forbid |
 //! | `spending` | what a private run has spent, and what ends its rounds |
 //! | `checkpoint` | states that are kept as objects, and a state's knowledge of them |
 //! | `form` | the bytes of such an object |
@@ -40,6 +41,7 @@ mod rule;
 mod screening;
 mod spending;
 mod state;
+mod tenants;
 mod view;
 
 pub use apply::RunFold;
@@ -47,9 +49,11 @@ pub use checkpoint::CHECKPOINTS_KEPT;
 pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
 pub use pointers::Unpromotable;
-pub use screening::outliers;
+pub use quarantine::QuarantineRecord;
+pub use screening::{Measured, outliers};
 pub use spending::{BudgetEnd, Spending};
 pub use state::{
-    Accepted, Fates, HoldRecord, Measured, Member, OpenSync, PointerRecord, QuarantineRecord,
-    RefusedResult, RestoreRecord, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
+    Accepted, Fates, HoldRecord, Member, OpenSync, PointerRecord, RefusedResult, RestoreRecord,
+    RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
 };
+pub use tenants::TenantRecord;

@@ -26,5 +26,6 @@ mod screening;
 mod spare;
 mod spending;
 mod submit;
+mod tenant;
 mod time;
 mod trouble;

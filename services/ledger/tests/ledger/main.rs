@@ -14,3 +14,4 @@ mod quarantine;
 mod restore;
 mod rounds;
 mod screening;
+mod tenants;
