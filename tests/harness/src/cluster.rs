@@ -264,7 +264,10 @@ impl Cluster {
     /// The streams of which `AUDIT` is a copy.
     async fn sources(&self) -> Vec<StreamReader> {
         let mut sources = Vec::new();
-        for copied in Copied::all(&self.domain.trust().tenants) {
+        // Commands may have made tenants since the cluster began.
+        let domain = Domain::open(self.domain.layout().folder());
+        let domain = domain.unwrap_or_else(|error| panic!("the trust domain: {error}"));
+        for copied in Copied::all(&domain.trust().tenants) {
             let role = Role::provisioner(copied.home).expect("it has streams");
             sources.push(StreamReader::new(
                 self.connect(role, role.name()).await,

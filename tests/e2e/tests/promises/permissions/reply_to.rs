@@ -245,7 +245,7 @@ async fn no_answer_does_anything_where_its_asker_sends_it() {
         let records = ["AUDIT", "LEDGER"].contains(&stream.1.as_str());
         assert!(
             after[stream] == *state || records && after[stream].0 > state.0,
-            "{stream:?}: {:?}",
+            "{stream:?}: {state:?} became {:?}",
             after[stream]
         );
     }
