@@ -20,6 +20,7 @@ use crate::quarantine::{QuarantineReply, QuarantineRequest};
 use crate::restore::{RestoreReply, RestoreRequest};
 use crate::role::Role;
 use crate::subject::{Kind, Lane, Row};
+use crate::tenant::{TenantEndReply, TenantEndRequest, TenantReply, TenantRequest};
 use crate::{Message, PublicKey, RunId, WorkerId};
 
 /// A question to the coordinator: the types of question and answer, under one verb.
@@ -164,6 +165,8 @@ calls! {
     WorkerQuarantine = "worker.quarantine": QuarantineRequest => QuarantineReply, "shut a worker out of a run, or let it in again";
     SnapshotPromote = "snapshot.promote": PromoteRequest => PromoteReply, "move a pointer to a saved snapshot";
     SnapshotRestore = "snapshot.restore": RestoreRequest => RestoreReply, "lead a run back to a full snapshot";
+    TenantSet = "tenant.set": TenantRequest => TenantReply, "let a tenant have runs, or give it another quota";
+    TenantEnd = "tenant.end": TenantEndRequest => TenantEndReply, "shut a tenant out for good";
     View = "view": ViewRequest => ViewReply, "look at runs, workers, leases, rounds, snapshots";
     BlobPut = "blob.put": OperatorObjects => Grants, "URLs to upload objects";
     BlobCommit = "blob.commit": OperatorObjects => Done, "check and publish uploaded objects";

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX};
 use crate::message::{V, message};
 use crate::run::RunSpec;
+use crate::tenant::TenantView;
 use crate::view::{
     CoordinatorView, LeaseView, RoundView, RunDetail, RunView, SnapshotView, WorkerView,
 };
@@ -52,6 +53,8 @@ pub enum Query {
     Rounds(RunId),
     /// Full snapshots of a run.
     Snapshots(RunId),
+    /// The tenants beside the domain's own.
+    Tenants,
 }
 
 /// The answer to a [`ViewRequest`].
@@ -88,6 +91,8 @@ pub enum View {
     Rounds(Vec<RoundView>),
     /// Full snapshots of a run.
     Snapshots(Vec<SnapshotView>),
+    /// The tenants beside the domain's own.
+    Tenants(Vec<TenantView>),
 }
 
 /// `blob.put` and `blob.commit`: upload objects into quarantine, and promote them when they are

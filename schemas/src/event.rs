@@ -15,9 +15,10 @@ use crate::message::{V, message};
 use crate::promotion::PointerName;
 use crate::run::{RunSpec, TrainerKind};
 use crate::sync::SealedInput;
+use crate::tenant::Quota;
 use crate::{
     AccountId, Bytes, ChainSequence, Digest, Fragment, ObjectRef, PublicKey, Round, RunId, Seat,
-    Tokens, UnixMillis, WorkerId,
+    TenantName, Tokens, UnixMillis, WorkerId,
 };
 
 /// An event as it is sent and stored. Key and signature are beside the body in one payload, and not
@@ -257,6 +258,20 @@ pub enum LedgerEvent {
         operator: PublicKey,
         reason: Reason,
     },
+    /// An operator lets a tenant have runs, or gives it another quota.
+    TenantSet {
+        tenant: TenantName,
+        account: AccountId,
+        quota: Quota,
+        operator: PublicKey,
+    },
+    /// An operator shut a tenant out for good. It gets no run and no member any more, and no hold on
+    /// its runs is lifted.
+    TenantEnded {
+        tenant: TenantName,
+        operator: PublicKey,
+        reason: Reason,
+    },
     /// A request was refused. A few refusals of each sender are recorded at once, then one now and
     /// again; `suppressed` counts the others, of all senders, since the last recorded one.
     RequestDenied {
@@ -287,6 +302,8 @@ pub enum Departure {
     Replaced,
     /// A worker of its group left, and a group ends as a whole.
     GroupEnded,
+    /// Its tenant was ended.
+    TenantEnded,
 }
 
 /// The reason why a lease ended without a result.
@@ -367,6 +384,8 @@ impl LedgerEvent {
             Self::WorkerReadmitted { .. } => "worker-readmitted",
             Self::SnapshotRestored { .. } => "snapshot-restored",
             Self::ObjectsGivenUp { .. } => "objects-given-up",
+            Self::TenantSet { .. } => "tenant-set",
+            Self::TenantEnded { .. } => "tenant-ended",
             Self::RequestDenied { .. } => "request-denied",
             Self::CheckpointTaken => "checkpoint-taken",
             Self::CheckpointSaved { .. } => "checkpoint-saved",

@@ -25,6 +25,8 @@ pub const FOUNDRY_BYTES_MAX: usize = 64 << 20;
 pub const SEALED_MAX: usize = 512;
 /// A run's name is a subject token, an object-key segment and a table column.
 pub const RUN_ID_BYTES_MAX: usize = 32;
+/// A tenant's name begins the names of its runs, so it leaves half of their length to each.
+pub const TENANT_NAME_BYTES_MAX: usize = 15;
 /// Longest reason of an operator's order.
 pub const REASON_BYTES_MAX: usize = 256;
 /// Longest free text in a refusal or an event.

@@ -308,7 +308,7 @@ impl RunSpec {
     }
 
     /// Most elements of a chunk, limited by the model's.
-    fn chunk_elements(&self) -> u64 {
+    pub(crate) fn chunk_elements(&self) -> u64 {
         self.model.chunk_elements.min(self.parameters())
     }
 

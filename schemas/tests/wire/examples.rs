@@ -38,6 +38,7 @@ mod enrolment;
 mod promotion;
 mod quarantine;
 mod restore;
+mod tenant;
 
 /// An encoded example and a decoder of its type.
 pub(crate) struct Example {
@@ -589,6 +590,7 @@ pub(crate) fn all() -> Vec<Example> {
     all.extend(enrolment::all());
     all.extend(quarantine::all());
     all.extend(promotion::all());
+    all.extend(tenant::all());
     all.extend(restore::all());
     all.extend(collection::all());
     all

@@ -75,6 +75,8 @@ fn encode(addressee: &Addressee, answer: Result<Answer, Refusal>) -> Bytes {
         Ok(Answer::Quarantine(reply)) => to(addressee, *reply),
         Ok(Answer::Promote(reply)) => to(addressee, *reply),
         Ok(Answer::Restore(reply)) => to(addressee, reply),
+        Ok(Answer::Tenant(reply)) => to(addressee, reply),
+        Ok(Answer::TenantEnd(reply)) => to(addressee, reply),
         Ok(Answer::View(reply)) => to(addressee, *reply),
         Ok(Answer::Shutdown(reply)) => to(addressee, reply),
     };

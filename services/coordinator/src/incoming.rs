@@ -124,6 +124,18 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<ValidMessag
     }
 }
 
+/// False if the answer to a question would go to another than its asker.
+pub(crate) fn is_for_asker(message: &Delivery, identity: Identity) -> bool {
+    let reply = message.reply.as_deref();
+    match message.subject.parse::<Incoming>() {
+        Ok(Incoming::Request { .. }) => answerable(reply, "_R_.", identity).is_ok(),
+        Ok(Incoming::Control { operator, .. }) => {
+            answerable(reply, &format!("_INBOX.{operator}."), identity).is_ok()
+        }
+        _ => true,
+    }
+}
+
 /// Accepts only a subject that the asker itself listens on. Otherwise a request could make the
 /// coordinator send a message to others in its own name.
 fn answerable(reply: Option<&str>, prefix: &str, identity: Identity) -> Result<(), Refusal> {

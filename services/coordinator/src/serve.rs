@@ -67,7 +67,8 @@ pub(crate) async fn forward(
             tracing::warn!(code = %Code::AnswerForeign, lane = listener.filter(), "neither a request nor a heartbeat: an answer that was sent here, or a message that wants no answer");
             continue;
         }
-        let reply = ReplyTo::read(&message);
+        // A refusal, too, goes nowhere but to its asker.
+        let reply = ReplyTo::read(&message).filter(|_| incoming::is_for_asker(&message, identity));
         let read = affordable(read, &mut allowances);
         let arrival = match (read, reply) {
             (Ok(ValidMessage::Heartbeat { peer, heartbeat }), _) => {

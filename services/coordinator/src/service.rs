@@ -65,7 +65,7 @@ impl Service {
         drop(serve::listen(&config.bus).await?);
         let consumer = queue::consumer(&bus).await?;
         let patience = config.limits.ledger_patience.0;
-        let domain = trust.domain.to_string();
+        let (domain, home) = (trust.domain.to_string(), trust.own_tenant().clone());
         let ledger_bus = Bus::connect(
             "diloco-coordinator-ledger",
             &config.ledger_bus(),
@@ -80,6 +80,7 @@ impl Service {
         };
         let ledger = Ledger::new(ledger_bus, audit_key, trust, patience);
         let settings = Settings {
+            home,
             release: env!("CARGO_PKG_VERSION").to_owned(),
             audit_key: own_key,
             posture: posture.clone(),

@@ -3,6 +3,7 @@
 mod audit;
 mod invite;
 mod snapshot;
+mod tenant;
 
 use std::path::PathBuf;
 
@@ -18,6 +19,7 @@ pub(crate) use self::audit::{
 };
 pub(crate) use self::invite::InviteArgs;
 pub(crate) use self::snapshot::{PromoteArgs, RestoreArgs, Snapshot};
+pub(crate) use self::tenant::{QuotaArgs, Tenant};
 use crate::commands::settings::RunArgs;
 use crate::output::Format;
 
@@ -73,6 +75,9 @@ pub(crate) enum Command {
     /// Streams of the bus.
     #[command(subcommand)]
     Cluster(Cluster),
+    /// Parties that share the domain, each with runs and workers of its own.
+    #[command(subcommand)]
+    Tenant(Tenant),
     /// Training text.
     #[command(subcommand)]
     Data(Data),
@@ -302,7 +307,11 @@ pub(crate) enum Run {
     /// Create a run.
     New(Box<RunArgs>),
     /// List all runs.
-    Ls,
+    Ls {
+        /// Only those of this tenant; `default` is the domain's own.
+        #[arg(long, value_name = "NAME", value_parser = tenant::parse_any)]
+        tenant: Option<tenant::AnyTenant>,
+    },
     /// Show one run in full.
     Get {
         /// Name of the run.

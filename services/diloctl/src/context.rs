@@ -299,6 +299,7 @@ pub(crate) fn unexpected(view: &View) -> Failure {
         View::Leases(_) => "leases",
         View::Rounds(_) => "rounds",
         View::Snapshots(_) => "snapshots",
+        View::Tenants(_) => "tenants",
     };
     Failure::new(
         Code::MessageInvalid,

@@ -2,7 +2,7 @@
 //! audit service, and the readers' copy. A stream that is missing, or shorter than these say, has
 //! lost messages, and is not created anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use diloco_audit::StreamSequence;
@@ -34,6 +34,8 @@ const SOURCE: &str = "Nats-Stream-Source";
 pub(crate) struct Copy {
     /// Position of the newest message that the copy ever took.
     last: u64,
+    /// The streams that it copies, by its own settings.
+    copied: BTreeSet<String>,
     /// For each copied stream, the position of its newest message in the copy.
     of: BTreeMap<String, u64>,
 }
@@ -63,8 +65,10 @@ impl Copy {
                 .map(|value| position(value.as_str()));
             of.extend(source.flatten().map(|position| (stream, position)));
         }
+        let sources = copy.cached_info().config.sources.iter().flatten();
         Ok(Self {
             last: copy.cached_info().state.last_sequence,
+            copied: sources.map(|source| source.name.clone()).collect(),
             of,
         })
     }
@@ -117,6 +121,11 @@ impl History {
                 format!("stream {stream} {what}; {witness}"),
             ))
         };
+        // A stream that the copy does not copy yet is of a tenant that was just made.
+        let copies = !self.copy.copied.is_empty();
+        if live.is_none() && events && copies && !self.copy.copied.contains(stream) {
+            return Ok(());
+        }
         let Some(Live { last, messages }) = live else {
             return match marked {
                 Some(Mark { events, .. }) => lost(
@@ -206,6 +215,7 @@ mod tests {
         let layout = DomainLayout::new(std::path::Path::new(".diloco"));
         let copy = Copy {
             last: copied,
+            copied: BTreeSet::new(),
             of: BTreeMap::new(),
         };
         History {
@@ -244,6 +254,20 @@ mod tests {
         history(3, 3, 3)
             .check("WORK", None)
             .expect("offers are made again");
+    }
+
+    #[test]
+    fn a_stream_that_the_copy_does_not_copy_yet_is_a_new_tenants() {
+        let mut known = history(3, 3, 3);
+        let (old, new) = (
+            format!("{EVENTS_STREAM_PREFIX}A"),
+            format!("{EVENTS_STREAM_PREFIX}B"),
+        );
+        known.copy.copied = [LEDGER_STREAM.to_owned(), old.clone()].into();
+        known.check(&new, None).expect("it was never there");
+        for lost in [LEDGER_STREAM, &old] {
+            known.check(lost, None).expect_err("it was there");
+        }
     }
 
     #[test]

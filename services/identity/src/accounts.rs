@@ -160,20 +160,38 @@ pub fn service_account(
 }
 
 /// A tenant's account: no JetStream, limited connections, and only the declared imports and
-/// exports.
+/// exports. A quota of connections can only lower the limit.
 pub fn tenant_account(
     tenant: &AccountId,
     accounts: &Accounts,
+    connections: Option<u32>,
     key: impl Fn(Role) -> PublicKey,
 ) -> AccountClaims {
     AccountClaims {
         imports: imported(Account::Tenant, tenant, accounts),
         exports: vec![],
         limits: AccountLimits {
-            conn: tenant_connections(accounts.tenants.len()),
+            conn: connections
+                .map_or(i64::MAX, i64::from)
+                .min(tenant_connections(accounts.tenants.len())),
             ..AccountLimits::without_jetstream()
         },
         signing_keys: scopes(Account::Tenant, key),
+        revocations: Default::default(),
+    }
+}
+
+/// The account of a tenant that ended. No key signs for it, so the broker cuts all its clients and
+/// takes no other; and nothing crosses to or from other accounts.
+pub fn ended_account() -> AccountClaims {
+    AccountClaims {
+        imports: vec![],
+        exports: vec![],
+        limits: AccountLimits {
+            conn: 0,
+            ..AccountLimits::without_jetstream()
+        },
+        signing_keys: vec![],
         revocations: Default::default(),
     }
 }

@@ -21,6 +21,7 @@ use crate::layout::DomainLayout;
 use crate::purpose::{AuditKey, ConnectionKey};
 use crate::secret::{FileError, read_secret, write_private};
 use crate::store_keys::StoreKeysError;
+use crate::tenants::TenantFault;
 use crate::tls::{Authority, TlsError};
 use crate::trust::{TrustBundle, TrustError};
 
@@ -194,6 +195,9 @@ pub enum DomainError {
     /// The list of issued credentials.
     #[error(transparent)]
     Registration(#[from] RegistrationError),
+    /// A tenant.
+    #[error(transparent)]
+    Tenant(#[from] TenantFault),
     /// The store's keys.
     #[error(transparent)]
     StoreKeys(#[from] StoreKeysError),
@@ -229,6 +233,7 @@ impl DomainError {
             Self::Issuer(error) => error.code(),
             Self::Registration(error) => error.code(),
             Self::StoreKeys(error) => error.code(),
+            Self::Tenant(error) => error.code(),
         }
     }
 }
@@ -303,7 +308,7 @@ impl Domain {
         if lifetime < Millis::from_secs(1) || lifetime > LIFETIME_MAX {
             return Err(DomainError::Lifetime(lifetime));
         }
-        let account = self.account(role.account())?;
+        let account = self.account_for(role, run)?;
         let signer = self.role_key(role)?;
         let tags: Vec<String> = run.map(|run| format!("run:{run}")).into_iter().collect();
         let list = self.layout.issued();
@@ -405,14 +410,6 @@ impl Domain {
     /// The names of the accounts cannot be read.
     pub fn control(&self) -> Result<AccountId, DomainError> {
         self.account(Account::Control)
-    }
-
-    /// The tenant's account.
-    ///
-    /// # Errors
-    /// As [`Domain::control`].
-    pub fn tenant(&self) -> Result<AccountId, DomainError> {
-        self.account(Account::Tenant)
     }
 
     /// Every account; the tenants are those that the trust bundle names.

@@ -224,6 +224,7 @@ impl Domain {
         if let Some(seat) = &invite.seat {
             self.check_seat(&invite.run, seat)?;
         }
+        let account = self.account_for(Role::Worker, Some(&invite.run))?;
         let ca = read_anchor(&self.layout().ca())?;
         let ends = UnixMillis((now.after(invite.life).get() / 1000) * 1000);
         let (key, token) = (ConnectionKey::generate(), JoinToken::generate());
@@ -254,7 +255,7 @@ impl Domain {
             invitation: file.id().clone(),
             name: invite.name,
             run: invite.run,
-            account: self.tenant()?,
+            account,
             seat: invite.seat,
             admission: invite.admission,
             token: file.token.digest(),

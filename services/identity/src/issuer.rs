@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use schemas::account::Account;
 use schemas::permission::Role;
 use schemas::renewal::Registration;
-use schemas::{AccountId, Code, PublicKey, UnixMillis, V};
+use schemas::{AccountId, Code, PublicKey, RunId, TenantName, UnixMillis, V};
 use serde::{Deserialize, Serialize};
 
 use crate::claims::UserClaims;
@@ -16,6 +16,7 @@ use crate::clients::ClientAuthority;
 use crate::jwt::{JwtError, Subject, mint};
 use crate::key::{KeyError, KeyKind, SigningKey};
 use crate::secret::{FileError, read_anchor, write_private};
+use crate::tenants::{self, TenantEntry, TenantFault};
 use crate::tls::TlsError;
 use crate::vault::role_key_name;
 
@@ -23,6 +24,7 @@ use crate::vault::role_key_name;
 pub struct Issuer {
     names: AccountNames,
     keys: BTreeMap<Role, SigningKey>,
+    tenants: BTreeMap<TenantName, TenantEntry>,
     /// None in a domain without mutual TLS.
     clients: Option<ClientAuthority>,
 }
@@ -75,6 +77,9 @@ pub enum IssuerError {
         /// The role's account.
         expected: AccountId,
     },
+    /// A tenant.
+    #[error(transparent)]
+    Tenant(#[from] TenantFault),
     /// The token.
     #[error(transparent)]
     Jwt(#[from] JwtError),
@@ -91,6 +96,7 @@ impl IssuerError {
                 Code::IssuerInvalid
             }
             Self::Role(_) | Self::Account { .. } => Code::HolderMismatch,
+            Self::Tenant(error) => error.code(),
             Self::Jwt(error) => error.code(),
         }
     }
@@ -160,6 +166,7 @@ impl Issuer {
         Ok(Self {
             names,
             keys,
+            tenants: tenants::entries(folder)?,
             clients: clients.transpose()?,
         })
     }
@@ -193,8 +200,8 @@ impl Issuer {
     /// with the rights of the role's template, until `ends`.
     ///
     /// # Errors
-    /// The role is not renewed, the record names another account than its role's, or a name or run
-    /// cannot stand in a token.
+    /// The role is not renewed, the record names another account than that of its role or of its
+    /// run's tenant, that tenant ended, or a name or run cannot stand in a token.
     pub fn sign(
         &self,
         holder: &Registration,
@@ -205,7 +212,11 @@ impl Issuer {
             .keys
             .get(&holder.role)
             .ok_or(IssuerError::Role(holder.role))?;
-        let account = self.names.account(holder.role.account());
+        let tenant = holder.run.as_ref().and_then(RunId::tenant);
+        let account = match tenant.filter(|_| holder.role.is_tenant()) {
+            Some(tenant) => tenants::account_of(&self.tenants, &tenant)?,
+            None => self.names.account(holder.role.account()),
+        };
         if holder.account != *account {
             return Err(IssuerError::Account {
                 name: holder.name.clone(),

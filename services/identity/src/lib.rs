@@ -39,6 +39,7 @@ pub mod secret;
 pub mod server_config;
 pub mod source;
 pub mod store_keys;
+pub mod tenants;
 pub mod tls;
 pub mod trust;
 pub mod vault;

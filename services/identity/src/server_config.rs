@@ -9,7 +9,7 @@ use schemas::account::Account;
 use schemas::permission::Role;
 use schemas::{AccountId, PublicKey, UnixMillis};
 
-use crate::accounts::{service_account, tenant_account};
+use crate::accounts::{ended_account, service_account, tenant_account};
 use crate::claims::OperatorClaims;
 use crate::domain::{Domain, DomainError, HEADER};
 use crate::init::quotable;
@@ -88,8 +88,17 @@ impl Domain {
             now,
         )?;
         let mut preload = String::new();
-        let own = tenant_account(&tenant, &accounts, key);
+        let own = tenant_account(&tenant, &accounts, None, key);
         let mut all = vec![("default", Account::Tenant, &tenant, own)];
+        let tenants = self.tenants()?;
+        for entry in tenants.values() {
+            let claims = match entry.ended {
+                None => tenant_account(&entry.account, &accounts, entry.quota.connections, key),
+                Some(_) => ended_account(),
+            };
+            let name = entry.tenant.as_str();
+            all.push((name, Account::Tenant, &entry.account, claims));
+        }
         for account in Account::ALL {
             if let Some(id) = accounts.one(account) {
                 let claims = service_account(account, &accounts, key);
@@ -98,8 +107,10 @@ impl Domain {
         }
         let mut tokens = Vec::new();
         for (name, account, id, mut claims) in all {
-            claims.revocations = self.revocations_of(id, now)?;
-            self.add_retiring(account, &mut claims)?;
+            if !claims.signing_keys.is_empty() {
+                claims.revocations = self.revocations_of(id, now)?;
+                self.add_retiring(account, &mut claims)?;
+            }
             let public: PublicKey = id
                 .as_str()
                 .parse()

@@ -24,7 +24,7 @@ pub struct TrustBundle {
     pub v: V<3>,
     /// The domain: its operator's public key.
     pub domain: PublicKey,
-    /// The accounts of tenants: each has a stream for its workers' events.
+    /// The accounts of tenants, first that of the domain's own: each has a stream for its workers' events.
     pub tenants: Vec<AccountId>,
     /// The keys that lease manifests may be signed with. Several, so that a key can be replaced
     /// while leases run.
@@ -170,6 +170,11 @@ impl TrustBundle {
             serde_json::to_string_pretty(self).expect("keys and paths made of text are JSON");
         text.push('\n');
         Ok(write_private(path, text.as_bytes())?)
+    }
+
+    /// The account of the domain's own tenant.
+    pub fn own_tenant(&self) -> &AccountId {
+        self.tenants.first().expect("the bundle was checked")
     }
 
     /// The keys that heads of the log may be signed with, as raw keys.

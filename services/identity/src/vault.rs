@@ -71,9 +71,11 @@ impl Vault {
         self.folder.join(format!("{name}.nk"))
     }
 
+    /// Refuses to go on without the vault.
+    ///
     /// # Errors
     /// [`DomainError::NoVault`].
-    pub(crate) fn check(&self) -> Result<(), DomainError> {
+    pub fn check(&self) -> Result<(), DomainError> {
         match self.is_here() {
             true => Ok(()),
             false => Err(DomainError::NoVault(self.folder.clone())),

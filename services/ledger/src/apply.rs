@@ -11,11 +11,12 @@ use schemas::{Bytes, ChainSequence, Fragment, PublicKey, Round, RunId, SyncId, U
 
 use crate::error::{ApplyError, ReplayError, out_of_place};
 use crate::given_up::GivenUp;
+use crate::quarantine::QuarantineRecord;
 use crate::spending::Spending;
 use crate::state::{
-    Fates, HoldRecord, Leader, PointerRecord, QuarantineRecord, RefusedResult, RestoreRecord, Run,
-    State,
+    Fates, HoldRecord, Leader, PointerRecord, RefusedResult, RestoreRecord, Run, State,
 };
+use crate::tenants::TenantRecord;
 
 impl State {
     /// Folds the next event of the coordinator's chain in.
@@ -63,10 +64,27 @@ impl State {
             LedgerEvent::RunCreated { spec, operator } => {
                 self.create_run(time, run, spec, operator)?
             }
+            LedgerEvent::TenantSet {
+                tenant,
+                account,
+                quota,
+                operator,
+            } => {
+                let record = TenantRecord {
+                    account: account.clone(),
+                    quota: *quota,
+                    operator: operator.clone(),
+                    since: time,
+                    ended: None,
+                };
+                self.set_tenant(tenant, record)?
+            }
+            LedgerEvent::TenantEnded { tenant, .. } => self.end_tenant(time, tenant)?,
             LedgerEvent::CheckpointTaken => self.forget_results(time),
             LedgerEvent::CheckpointSaved { checkpoint } => self.save_checkpoint(checkpoint)?,
             _ => {
                 let name = run.ok_or(ApplyError::RunMissing(event.kind()))?;
+                self.check_own(name, event)?;
                 let run = self.fold_run(name);
                 let mut run = run.ok_or_else(|| ApplyError::RunUnknown(name.clone()))?;
                 return run.apply(time, event);
@@ -105,6 +123,7 @@ impl State {
         if self.runs.contains_key(name) {
             return Err(ApplyError::RunExists(name.clone()));
         }
+        let account = self.account_of_new(name)?;
         let valid = spec.validate().and_then(|()| match &spec.privacy {
             Some(privacy) => privacy::check_budget(privacy),
             None => Ok(0),
@@ -116,6 +135,7 @@ impl State {
         let run = Run {
             spec_digest: spec.to_object().1,
             operator: operator.clone(),
+            account,
             created_at: time,
             completed_at: None,
             members: BTreeMap::new(),
@@ -136,6 +156,8 @@ impl State {
             evaluations: BTreeMap::new(),
             tokens: Fates::default(),
             uploaded: Bytes(0),
+            tenant_ended: false,
+            objects: 0,
             measured: BTreeMap::new(),
             spending: spec.privacy.is_some().then(Spending::default),
             disclosures_max,
@@ -199,6 +221,7 @@ impl Run {
         event: &LedgerEvent,
     ) -> Result<(), ApplyError> {
         self.check_holds(event)?;
+        self.check_tenant(event)?;
         match event {
             LedgerEvent::RunCompleted => self.complete(time),
             LedgerEvent::WorkerJoined { worker, .. } => self.join(time, worker, event),
@@ -349,6 +372,8 @@ impl Run {
             | LedgerEvent::RunCreated { .. }
             | LedgerEvent::ControlReceived { .. }
             | LedgerEvent::RequestDenied { .. }
+            | LedgerEvent::TenantSet { .. }
+            | LedgerEvent::TenantEnded { .. }
             | LedgerEvent::CheckpointTaken
             | LedgerEvent::CheckpointSaved { .. } => Err(out_of_place(
                 event.kind(),

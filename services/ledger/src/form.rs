@@ -22,19 +22,22 @@ use schemas::promotion::PointerName;
 use schemas::quarantine::MergedRounds;
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
+use schemas::tenant::Quota;
 use schemas::{
     AccountId, Bytes, ChainSequence, Code, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round,
-    RunId, Seat, SyncId, Tokens, UnitIndex, UnixMillis, V, WorkerId,
+    RunId, Seat, SyncId, TenantName, Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::given_up::GivenUp;
+use crate::quarantine::QuarantineRecord;
+use crate::screening::Measured;
 use crate::spending::Spending;
 use crate::state::{
-    Accepted, Fates, HoldRecord, Leader, Measured, Member, OpenSync, PointerRecord,
-    QuarantineRecord, RefusedResult, RestoreRecord, RoundRecord, Run, SnapshotRecord, Standing,
-    State, Unit,
+    Accepted, Fates, HoldRecord, Leader, Member, OpenSync, PointerRecord, RefusedResult,
+    RestoreRecord, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
 };
+use crate::tenants::{TenantRecord, is_zero};
 
 /// The number of this form.
 pub const FORMAT: u8 = 2;
@@ -137,10 +140,22 @@ forms! {
         leader: Option<LeaderForm<'a>>,
         denied: u64,
         saved: Cow<'a, [Checkpoint]>,
+        // Left out while there are none, so that states from before there were tenants keep their
+        // bytes.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tenants: Vec<(Cow<'a, TenantName>, TenantForm<'a>)>,
         runs: Vec<(Cow<'a, RunId>, RunForm<'a>)>,
     }
     adds { v: V<FORMAT> = V }
     leaves { taken = None, any_rule = false };
+
+    TenantForm of TenantRecord {
+        account: Cow<'a, AccountId>,
+        quota: Quota,
+        operator: Cow<'a, PublicKey>,
+        since: UnixMillis,
+        ended: Option<UnixMillis>,
+    };
 
     LeaderForm of Leader {
         release: Cow<'a, str>,
@@ -151,6 +166,9 @@ forms! {
     RunForm of Run {
         spec: Cow<'a, RunSpec>,
         operator: Cow<'a, PublicKey>,
+        // Left out of runs of the domain's own, like the objects.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        account: Option<Cow<'a, AccountId>>,
         created_at: UnixMillis,
         completed_at: Option<UnixMillis>,
         members: Vec<(Cow<'a, WorkerId>, MemberForm<'a>)>,
@@ -167,6 +185,10 @@ forms! {
         #[serde(rename = "fates")]
         tokens: FatesForm,
         uploaded: Bytes,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        tenant_ended: bool,
+        #[serde(default, skip_serializing_if = "is_zero")]
+        objects: u64,
         // Left out while there are none, like the holds.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         measured: Vec<(UnitId, MeasuredForm)>,
@@ -486,6 +508,7 @@ own_forms!(
     LeaseRef,
     MergedRounds,
     ObjectRef,
+    Quota,
     Round,
     Session,
     SyncId

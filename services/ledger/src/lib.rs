@@ -18,6 +18,7 @@
 //! | `mark` | the objects that a collection deletes, among all that the ledger names |
 //! | `rule` | the limits of each closing rule, which a run's ledger must keep |
 //! | `screening` | the contributions that a merge has to leave out |
+//! | `tenants` | the tenants, and what their accounts and ends forbid |
 //! | `spending` | what a private run has spent, and what ends its rounds |
 //! | `checkpoint` | states that are kept as objects, and a state's knowledge of them |
 //! | `form` | the bytes of such an object |
@@ -44,6 +45,7 @@ mod rule;
 mod screening;
 mod spending;
 mod state;
+mod tenants;
 mod view;
 
 pub use apply::RunFold;
@@ -53,9 +55,11 @@ pub use form::{CheckpointError, FORMAT};
 pub use given_up::GivenUp;
 pub use mark::{Going, Kind, Mark, Named, Old, Plan};
 pub use pointers::Unpromotable;
-pub use screening::outliers;
+pub use quarantine::QuarantineRecord;
+pub use screening::{Measured, outliers};
 pub use spending::{BudgetEnd, Spending};
 pub use state::{
-    Accepted, Fates, HoldRecord, Measured, Member, OpenSync, PointerRecord, QuarantineRecord,
-    RefusedResult, RestoreRecord, RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
+    Accepted, Fates, HoldRecord, Member, OpenSync, PointerRecord, RefusedResult, RestoreRecord,
+    RoundRecord, Run, SnapshotRecord, Standing, State, Unit,
 };
+pub use tenants::TenantRecord;

@@ -2,13 +2,26 @@
 
 use std::collections::BTreeSet;
 
+use schemas::hold::Reason;
 use schemas::lease::{LeaseRef, UnitId};
 use schemas::quarantine::{MergedRounds, QUARANTINED_MAX};
 use schemas::snapshot::MergeInput;
-use schemas::{Fragment, Round, SyncId, Weight, WorkerId};
+use schemas::{Fragment, PublicKey, Round, SyncId, UnixMillis, Weight, WorkerId};
+use serde::Serialize;
 
 use crate::error::{ApplyError, out_of_place};
-use crate::state::{OpenSync, QuarantineRecord, RoundRecord, Run, SnapshotRecord, Standing};
+use crate::state::{OpenSync, RoundRecord, Run, SnapshotRecord, Standing};
+
+/// A quarantine that stands.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QuarantineRecord {
+    /// The operator who ordered it.
+    pub operator: PublicKey,
+    /// The operator's reason.
+    pub reason: Reason,
+    /// The time of the order.
+    pub since: UnixMillis,
+}
 
 impl Run {
     /// True while operators shut this worker out.

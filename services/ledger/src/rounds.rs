@@ -9,9 +9,9 @@ use schemas::sync::SealedInput;
 use schemas::{Digest, Epoch, ObjectRef, Round, SyncId, UnitIndex, UnixMillis, Weight, WorkerId};
 
 use crate::error::{ApplyError, out_of_place};
+use crate::screening::Measured;
 use crate::state::{
-    Accepted, Measured, OpenSync, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing,
-    Unit,
+    Accepted, OpenSync, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing, Unit,
 };
 
 impl Run {
@@ -105,6 +105,10 @@ impl Run {
         };
         self.accepted.insert(unit, accepted);
         self.uploaded += contribution.chunks.total();
+        if self.account.is_some() {
+            let list = usize::from(contribution.chunks.listed().is_some());
+            self.objects += (contribution.chunks.count() + list) as u64;
+        }
         self.count(worker, |member| {
             member.lease = None;
             member.accepted += 1;

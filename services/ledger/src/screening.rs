@@ -7,8 +7,22 @@ use std::collections::BTreeSet;
 use schemas::lease::UnitId;
 use schemas::run::Comparison;
 use schemas::{Digest, Round, UnitIndex};
+use serde::Serialize;
 
-use crate::state::{Measured, Run};
+use crate::state::Run;
+
+/// A contribution that later ones are compared with.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measured {
+    /// Its norm.
+    pub norm: f64,
+    /// The loss that it states.
+    pub loss: f64,
+    /// The digest of its chunks.
+    pub chunks: Digest,
+    /// False once it is left out of its merge.
+    pub counts: bool,
+}
 
 /// Older contributions whose norms are compared with those of a round: several rounds of a small
 /// team, and less than one of a large team, which has enough norms of its own.

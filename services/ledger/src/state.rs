@@ -14,11 +14,14 @@ use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{
     AccountId, Bytes, Code, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, Seat,
-    Steps, SyncId, Tokens, UnitIndex, UnixMillis, WorkerId,
+    Steps, SyncId, TenantName, Tokens, UnitIndex, UnixMillis, WorkerId,
 };
 use serde::{Serialize, Serializer};
 
+use crate::quarantine::QuarantineRecord;
+use crate::screening::Measured;
 use crate::spending::Spending;
+use crate::tenants::{TenantRecord, is_zero};
 
 /// Closed rounds for which the digests of accepted statements are kept, so that a repeated submit
 /// gets the same answer. A worker repeats a request for minutes at most; a round lasts seconds at
@@ -36,6 +39,9 @@ pub struct State {
     /// until an event changes them.
     #[serde(serialize_with = "shared")]
     pub(crate) runs: BTreeMap<RunId, Arc<Run>>,
+    /// The tenants beside the domain's own, also those that ended.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) tenants: BTreeMap<TenantName, TenantRecord>,
     /// Requests that were refused, counting those too many to record one by one.
     pub(crate) denied: u64,
     /// Time of the last event.
@@ -70,6 +76,9 @@ pub struct Run {
     pub spec_digest: Digest,
     /// The operator who created it.
     pub operator: PublicKey,
+    /// The account of its tenant, which all its workers are of; none for a run of the domain's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountId>,
     /// The time of its creation.
     pub created_at: UnixMillis,
     /// The time of its completion; none while it is open.
@@ -113,6 +122,12 @@ pub struct Run {
     pub tokens: Fates,
     /// Bytes of accepted contributions.
     pub uploaded: Bytes,
+    /// True once the run's tenant was ended before the run was complete: it stays frozen.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tenant_ended: bool,
+    /// Objects of accepted contributions, in a tenant's run; they are counted for its quota alone.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub objects: u64,
     /// Contributions that later ones are compared with, in a run that compares: those to open
     /// rounds and to the last one that was closed, and some older ones.
     #[serde(serialize_with = "pairs")]
@@ -134,19 +149,6 @@ pub struct Run {
     /// True if the run need not keep the limits of its closing rule.
     #[serde(skip)]
     pub(crate) any_rule: bool,
-}
-
-/// A contribution that later ones are compared with.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Measured {
-    /// Its norm.
-    pub norm: f64,
-    /// The loss that it states.
-    pub loss: f64,
-    /// The digest of its chunks.
-    pub chunks: Digest,
-    /// False once it is left out of its merge.
-    pub counts: bool,
 }
 
 /// A hold that stands.
@@ -172,17 +174,6 @@ pub struct PointerRecord {
     /// The operator's reason.
     pub reason: Reason,
     /// The time at which it was moved.
-    pub since: UnixMillis,
-}
-
-/// A quarantine that stands.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct QuarantineRecord {
-    /// The operator who ordered it.
-    pub operator: PublicKey,
-    /// The operator's reason.
-    pub reason: Reason,
-    /// The time of the order.
     pub since: UnixMillis,
 }
 

@@ -96,6 +96,7 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::WorkerUnknown
         | Code::DigestUnknown
         | Code::HolderMissing
+        | Code::TenantUnknown
         | Code::RoundNotMerged
         | Code::PointerUnknown
         | Code::EventUnlogged => EXIT_NOT_FOUND,
@@ -109,6 +110,8 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::AuditFolderBusy
         | Code::LedgerFenced
         | Code::LogTaken
+        | Code::TenantBusy
+        | Code::TenantExists
         | Code::Replaced => EXIT_CONFLICT,
         Code::BusUnreachable | Code::StoreUnreachable => EXIT_UNREACHABLE,
         Code::BusRefused | Code::BusDenied | Code::ObjectForbidden => EXIT_DENIED,
@@ -128,7 +131,9 @@ pub const fn exit_status(code: Code) -> u8 {
         Code::CredentialReplaced | Code::AccountNotTaken => EXIT_FAILED,
         Code::AuditRejected => EXIT_WORKERS_EVENTS,
         // The name cannot be used any more: a service manager must not start this process again.
-        Code::WorkerRemoved | Code::WorkerQuarantined => EXIT_USAGE,
+        Code::WorkerRemoved | Code::WorkerQuarantined | Code::TenantEnded | Code::TenantFull => {
+            EXIT_USAGE
+        }
         code if matches!(code.class(), Class::Evidence) => EXIT_TAMPERED,
         code if code.number() < 200 => EXIT_USAGE,
         _ => EXIT_FAILED,
@@ -270,6 +275,11 @@ mod tests {
         }
         assert_eq!(exit_status(Code::StoreUnreachable), 5);
         assert_eq!(exit_status(Code::NoAnswer), 7);
+        assert_eq!(exit_status(Code::TenantUnknown), EXIT_NOT_FOUND);
+        assert_eq!(exit_status(Code::TenantBusy), EXIT_CONFLICT);
+        // A worker of such a tenant stays down.
+        assert_eq!(exit_status(Code::TenantEnded), EXIT_USAGE);
+        assert_eq!(exit_status(Code::TenantFull), EXIT_USAGE);
         assert_eq!(exit_status(Code::SignatureInvalid), 10);
         assert_eq!(exit_status(Code::AuditRejected), 12);
         for code in [

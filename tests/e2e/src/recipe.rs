@@ -26,6 +26,7 @@ pub struct Recipe {
     steps: u64,
     shard_tokens: Option<u64>,
     settings: Vec<String>,
+    run: Option<String>,
 }
 
 impl Recipe {
@@ -39,6 +40,7 @@ impl Recipe {
             steps,
             shard_tokens: None,
             settings: settings.map(str::to_owned).to_vec(),
+            run: None,
         }
     }
 
@@ -60,6 +62,7 @@ impl Recipe {
             steps,
             shard_tokens: None,
             settings: settings.map(str::to_owned).to_vec(),
+            run: None,
         }
     }
 
@@ -68,6 +71,13 @@ impl Recipe {
     pub fn model(mut self, config: &std::path::Path) -> Self {
         self.model = config.display().to_string();
         self.set("model.trainer=reference")
+    }
+
+    /// The same run under another name than the cluster's.
+    #[must_use]
+    pub fn named(mut self, run: &str) -> Self {
+        self.run = Some(run.to_owned());
+        self
     }
 
     /// The same run with one more setting.
@@ -104,7 +114,8 @@ impl Recipe {
         ];
         import.extend(shards.iter().flat_map(|tokens| ["--shard-tokens", tokens]));
         cluster.diloctl_ok(&import).await;
-        let run = cluster.run().to_string();
+        let own = || cluster.run().to_string();
+        let run = self.run.clone().unwrap_or_else(own);
         let (rounds, units, steps) = (
             self.rounds.to_string(),
             self.units.to_string(),

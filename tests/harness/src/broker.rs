@@ -9,28 +9,19 @@ use runtime::clock;
 
 use crate::binary::{nats_server, workspace};
 use crate::process::{Process, Ready, Recipe};
-use crate::tenant::Tenant;
 
 /// The broker's name among a cluster's processes.
 pub(crate) const BROKER: &str = "broker";
 
 /// Starts the broker in `folder`, where the domain lies, and returns its address. After a crash the
 /// broker listens on the same port.
-pub(crate) async fn start(
-    folder: &Path,
-    domain: &Domain,
-    tenants: &[Tenant],
-    plaintext: bool,
-) -> (Process, String) {
+pub(crate) async fn start(folder: &Path, domain: &Domain, plaintext: bool) -> (Process, String) {
     // `diloctl` reads the declarations of streams from there.
     copy_config(&folder.join("nats-config"));
     let committed = BrokerFiles::read(&workspace().join("nats-config"));
     let written = committed.and_then(|committed| domain.write_broker(&committed, clock::now()));
     written.unwrap_or_else(|error| panic!("the broker's configuration: {error}"));
     let generated = domain.layout().broker_generated();
-    for tenant in tenants {
-        tenant.preload(&generated.join("auth.conf"));
-    }
     if plaintext {
         write(&generated.join("tls.conf"), "# No TLS.\n");
     }

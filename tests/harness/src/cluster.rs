@@ -53,7 +53,7 @@ pub struct Options {
 pub struct Cluster {
     options: Options,
     domain: Domain,
-    tenants: Vec<Tenant>,
+    second: Option<Tenant>,
     bus_url: String,
     processes: BTreeMap<String, Process>,
     /// The address at which services reach the store, if it is not the one on which the store
@@ -127,21 +127,19 @@ impl Cluster {
             clock::now(),
         );
         let domain = domain.unwrap_or_else(|error| panic!("a trust domain: {error}"));
-        let tenants: Vec<Tenant> = options
-            .second_tenant
-            .then(|| Tenant::new(&domain))
-            .into_iter()
-            .collect();
-        let domain = tenants
-            .iter()
-            .fold(domain, |domain, tenant| tenant.enter(&domain));
-        let (process, bus_url) =
-            broker::start(scratch.path(), &domain, &tenants, options.plaintext).await;
+        let (domain, second) = match options.second_tenant {
+            true => {
+                let (domain, second) = Tenant::make(&domain);
+                (domain, Some(second))
+            }
+            false => (domain, None),
+        };
+        let (process, bus_url) = broker::start(scratch.path(), &domain, options.plaintext).await;
         let processes = BTreeMap::from([(BROKER.to_owned(), process)]);
         let cluster = Self {
             options,
             domain,
-            tenants,
+            second,
             bus_url,
             processes,
             store_address: None,
@@ -169,8 +167,8 @@ impl Cluster {
     /// # Panics
     /// The cluster was made without.
     pub fn second_tenant(&self) -> &Tenant {
-        self.tenants
-            .first()
+        self.second
+            .as_ref()
             .expect("Options::second_tenant was set")
     }
 
@@ -270,7 +268,10 @@ impl Cluster {
     /// The streams of which `AUDIT` is a copy.
     async fn sources(&self) -> Vec<StreamReader> {
         let mut sources = Vec::new();
-        for copied in Copied::all(&self.domain.trust().tenants) {
+        // Commands may have made tenants since the cluster began.
+        let domain = Domain::open(self.domain.layout().folder());
+        let domain = domain.unwrap_or_else(|error| panic!("the trust domain: {error}"));
+        for copied in Copied::all(&domain.trust().tenants) {
             let role = Role::provisioner(copied.home).expect("it has streams");
             sources.push(StreamReader::new(
                 self.connect(role, role.name()).await,
@@ -563,7 +564,7 @@ impl Cluster {
         self.audit_recipe().arguments
     }
 
-    async fn launch(&mut self, recipe: Recipe) {
+    pub(super) async fn launch(&mut self, recipe: Recipe) {
         let name = recipe.name.clone();
         assert!(
             !self.processes.contains_key(&name),

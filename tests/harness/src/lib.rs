@@ -24,7 +24,7 @@ pub use line::{Line, Quality};
 pub use operator::Operator;
 pub use process::{Output, Process, Signal};
 pub use raw::{RawConnection, publication};
-pub use scripted::Scripted;
+pub use scripted::{Scripted, refused_raw};
 pub use server::NatsServer;
 pub use tenant::Tenant;
 

@@ -1,13 +1,14 @@
-//! A second tenant: an account of its own beside the domain's, with the same imports and exports.
-//! `identity::Domain` makes one tenant only; tests of the walls between tenants need two.
+//! A second tenant, made as `diloctl tenant new` makes one; the coordinator does not know it. It also
+//! plays the thief of a signing key, who makes credentials for any run.
 
 use std::path::Path;
 
-use identity::accounts::tenant_account;
 use identity::claims::UserClaims;
 use identity::jwt::{Subject, mint};
 use identity::{ConnectionKey, Credentials, Domain, KeyKind, SigningKey};
 use runtime::clock;
+use schemas::permission::Role;
+use schemas::tenant::Quota;
 use schemas::{AccountId, Millis, PublicKey, RunId};
 
 /// Lifetime of its credentials; longer than any test.
@@ -18,54 +19,22 @@ const LIFETIME: Millis = Millis::from_secs(3600);
 pub struct Tenant {
     account: AccountId,
     workers: SigningKey,
-    token: String,
 }
 
 impl Tenant {
-    /// A new account, signed by `domain`'s operator.
+    /// Makes tenant `second` in the domain, and returns the domain with it.
     ///
     /// # Panics
-    /// The domain's keys cannot be read.
-    pub fn new(domain: &Domain) -> Self {
-        let key = SigningKey::generate(KeyKind::Account);
-        let workers = SigningKey::generate(KeyKind::Account);
-        let account: AccountId = key
-            .public()
-            .as_str()
-            .parse()
-            .expect("a key of kind account is an account's id");
-        let accounts = domain
-            .accounts()
-            .unwrap_or_else(|error| panic!("the domain's accounts: {error}"));
-        let path = domain.layout().folder().join("vault/operator-signing.nk");
-        let signer =
-            SigningKey::read(KeyKind::Operator, &path).unwrap_or_else(|error| panic!("{error}"));
-        let claims = tenant_account(&account, &accounts, |_| workers.public().clone());
-        let subject = Subject {
-            name: "second",
-            key: key.public(),
-            not_before: None,
-            expires: None,
-        };
-        let token =
-            mint(&subject, claims, &signer, clock::now()).unwrap_or_else(|error| panic!("{error}"));
-        Self {
-            account,
-            workers,
-            token,
-        }
-    }
-
-    /// Names the account in the domain's trust bundle, so that its workers' events have a stream.
-    pub(crate) fn enter(&self, domain: &Domain) -> Domain {
-        let mut trust = domain.trust().clone();
-        trust.tenants.push(self.account.clone());
-        let layout = domain.layout();
-        trust
-            .write(&layout.trust())
-            .unwrap_or_else(|error| panic!("{}: {error}", layout.trust().display()));
-        Domain::open(layout.folder())
-            .unwrap_or_else(|error| panic!("{}: {error}", layout.folder().display()))
+    /// The domain's keys cannot be read or written.
+    pub(crate) fn make(domain: &Domain) -> (Domain, Self) {
+        let name = "second".parse().expect("a name");
+        let made = domain.make_tenant(&name, Quota::default(), clock::now());
+        let (domain, entry) = made.unwrap_or_else(|error| panic!("a second tenant: {error}"));
+        let path = identity::Issuer::key(&domain.layout().issuer(), Role::Worker);
+        let workers = SigningKey::read(KeyKind::Account, &path)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let account = entry.account;
+        (domain, Self { account, workers })
     }
 
     /// Its account.
@@ -73,7 +42,7 @@ impl Tenant {
         &self.account
     }
 
-    /// Writes a worker's credentials for `run` to `path` and returns its key.
+    /// Writes a worker's credentials for `run`, of any tenant, to `path` and returns its key.
     ///
     /// # Panics
     /// The file cannot be written.
@@ -94,22 +63,5 @@ impl Tenant {
             .write(path)
             .unwrap_or_else(|error| panic!("{error}"));
         credentials.public().clone()
-    }
-
-    /// Adds the account to the broker's configuration.
-    pub(crate) fn preload(&self, auth: &Path) {
-        let text = std::fs::read_to_string(auth)
-            .unwrap_or_else(|error| panic!("{}: {error}", auth.display()));
-        let end = text
-            .rfind('}')
-            .unwrap_or_else(|| panic!("{} preloads nothing", auth.display()));
-        let text = format!(
-            "{}  {}: \"{}\"\n{}",
-            &text[..end],
-            self.account,
-            self.token,
-            &text[end..]
-        );
-        crate::broker::write(auth, &text);
     }
 }

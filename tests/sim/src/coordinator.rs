@@ -77,6 +77,7 @@ fn settings() -> Settings {
     let audit_key = operator();
     Settings {
         release: "sim".to_owned(),
+        home: crate::plan::account(),
         audit_key,
         posture: Posture::default(),
         heartbeat: Millis::from_secs(3),
@@ -550,7 +551,7 @@ fn is_part(effect: &Effect) -> bool {
 
 fn peer(worker: usize) -> Peer {
     Peer {
-        account: account(worker),
+        account: account(),
         run: run_id(),
         worker: worker_id(worker),
     }
@@ -573,6 +574,8 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
             | Answer::Quarantine(_)
             | Answer::Promote(_)
             | Answer::Restore(_)
+            | Answer::Tenant(_)
+            | Answer::TenantEnd(_)
             | Answer::View(_)
             | Answer::Shutdown(_),
         ) => return Delivered::Granted,

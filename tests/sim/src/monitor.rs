@@ -277,6 +277,9 @@ impl Monitor {
             LedgerEvent::WorkerReadmitted { worker, .. } => {
                 assert!(self.quarantined.remove(worker), "{worker} was not shut out");
             }
+            LedgerEvent::TenantSet { .. } | LedgerEvent::TenantEnded { .. } => {
+                panic!("nobody asked for {}", event.kind())
+            }
             LedgerEvent::CoordinatorStopped { .. }
             | LedgerEvent::RunCreated { .. }
             | LedgerEvent::ControlReceived { .. }

@@ -133,9 +133,9 @@ pub(crate) fn audit_key(worker: usize) -> PublicKey {
     kit::audit_key(number(worker))
 }
 
-/// Even and odd workers belong to two tenants.
-pub(crate) fn account(worker: usize) -> AccountId {
-    kit::account(number(worker) % 2)
+/// The account of the tenant that the run and all its workers are of.
+pub(crate) fn account() -> AccountId {
+    kit::account(0)
 }
 
 /// Settings without a limit of strikes: removed workers would leave a run without workers. The

@@ -270,6 +270,24 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
                 short(operator.as_str())
             ),
         ),
+        LedgerEvent::TenantSet {
+            tenant,
+            account,
+            quota,
+            operator,
+        } => {
+            let (account, by) = (short(account.as_str()), short(operator.as_str()));
+            let text = format!("account {account}, {quota}, by {by}");
+            (format!("tenant {tenant}"), text)
+        }
+        LedgerEvent::TenantEnded {
+            tenant,
+            operator,
+            reason,
+        } => {
+            let by = short(operator.as_str());
+            (format!("tenant {tenant}"), format!("by {by}: {reason}"))
+        }
         LedgerEvent::HoldPlaced {
             hold,
             operator,

@@ -16,6 +16,7 @@ use crate::effect::{Answer, Effect};
 use crate::input::ReplyId;
 use crate::run::holds;
 use crate::run::results::Screening;
+use crate::tenant;
 use crate::turn::Outcome;
 
 /// Most new runs whose objects are being checked at once; each reads a few objects.
@@ -58,6 +59,7 @@ impl Coordinator {
         if let Some(answer) = self.existing(&spec)? {
             return Ok(Outcome::Now(answer));
         }
+        self.check_new_run(&spec.run)?;
         if self.checks.len() >= CHECKS_MAX {
             return Err(Refusal::new(
                 Code::NoAnswer,
@@ -117,6 +119,7 @@ impl Coordinator {
         if let Some(answer) = self.existing(&spec)? {
             return Ok(answer);
         }
+        self.check_new_run(&spec.run)?;
         let (name, digest) = (spec.run.clone(), spec.to_object().1);
         self.spend_order(&operator);
         self.append(Some(&name), LedgerEvent::RunCreated { spec, operator });
@@ -131,6 +134,9 @@ impl Coordinator {
         let run = self.state.run(&name).ok_or_else(|| run_unknown(&name))?;
         if run.is_complete() {
             return Err(run_closed(&name));
+        }
+        if let Some(tenant) = name.tenant().filter(|_| run.tenant_ended) {
+            return Err(tenant::ended(&tenant));
         }
         if holds::changes(run, &request) {
             self.check_orders(&operator)?;

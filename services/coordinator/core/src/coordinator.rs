@@ -10,7 +10,7 @@ use schemas::event::{EventBody, LedgerEvent};
 use schemas::foundry;
 use schemas::member::{Posture, Session};
 use schemas::subject::Verb;
-use schemas::{Code, Millis, PublicKey, Refusal, RunId, Seat, UnixMillis, WorkerId};
+use schemas::{AccountId, Code, Millis, PublicKey, Refusal, RunId, Seat, UnixMillis, WorkerId};
 
 use crate::checkpoint::Checkpoints;
 use crate::collection::Collection;
@@ -30,6 +30,8 @@ use crate::turn::{Denied, Handled, Outcome, Screenings, Turn};
 pub struct Settings {
     /// This build's release.
     pub release: String,
+    /// The account of the domain's own tenant, which has every run without a tenant in its name.
+    pub home: AccountId,
     /// The key that signs the ledger; no worker may join with it.
     pub audit_key: PublicKey,
     /// The layers of protection that the coordinator relaxed; a worker that relaxed more is
@@ -205,6 +207,10 @@ impl Coordinator {
                 let heard = |room: &mut RunRoom<'_>, turn: &mut Turn<'_>| {
                     room.heartbeat(turn, &peer, heartbeat)
                 };
+                if let Err(refusal) = self.check_tenant(&peer) {
+                    self.record_denial(&peer, "heartbeat", &refusal);
+                    return;
+                }
                 if let Some(refusal) = self.shut_out(&peer) {
                     // The command may have been lost, or the process has begun since.
                     if !self.send_away_again(&peer) {
@@ -254,7 +260,8 @@ impl Coordinator {
 
     fn request(&mut self, peer: &Peer, seat: Option<Seat>, request: WorkerRequest, reply: ReplyId) {
         let verb = request.verb();
-        let handled = match self.shut_out(peer) {
+        let refused = self.check_tenant(peer).err();
+        let handled = match refused.or_else(|| self.shut_out(peer)) {
             Some(refusal) => Err(refusal.into()),
             None => self.handled(peer, seat, request, reply),
         };
@@ -271,6 +278,7 @@ impl Coordinator {
         if let WorkerRequest::Join(request) = &request {
             self.check_join(peer, seat.as_ref(), request)?;
         }
+        self.check_quota(peer, &request)?;
         match self.state.run(&peer.run) {
             None => Err(run_unknown(&peer.run).into()),
             Some(run) if run.is_complete() => {
@@ -309,6 +317,8 @@ impl Coordinator {
             ControlRequest::WorkerQuarantine(request) => self.quarantine(operator, request, reply),
             ControlRequest::SnapshotPromote(request) => self.promote(operator, request),
             ControlRequest::SnapshotRestore(request) => self.restore(operator, request, reply),
+            ControlRequest::TenantSet(request) => self.set_tenant(operator, request),
+            ControlRequest::TenantEnd(request) => self.end_tenant(operator, request),
             ControlRequest::View(request) => self.view(&request.query),
             ControlRequest::BlobPut(request) => self.operator_put(operator, request, reply),
             ControlRequest::BlobCommit(request) => self.operator_commit(operator, request, reply),

@@ -20,6 +20,7 @@ use schemas::quarantine::QuarantineReply;
 use schemas::restore::RestoreReply;
 use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
+use schemas::tenant::{TenantEndReply, TenantReply};
 use schemas::{
     AccountId, Chunks, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, UnixMillis, WorkerId,
 };
@@ -298,6 +299,8 @@ pub enum Answer {
     Quarantine(Box<QuarantineReply>),
     Promote(Box<PromoteReply>),
     Restore(RestoreReply),
+    Tenant(TenantReply),
+    TenantEnd(TenantEndReply),
     View(Box<ViewReply>),
     Shutdown(ShutdownReply),
 }

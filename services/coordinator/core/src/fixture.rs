@@ -68,6 +68,7 @@ pub(crate) fn settings() -> Settings {
     let audit_key = public_key(1);
     Settings {
         release: "1".to_owned(),
+        home: account(1),
         audit_key,
         posture: Posture::default(),
         heartbeat: Millis::from_secs(5),

@@ -38,6 +38,7 @@ mod promotion;
 mod quarantine;
 mod restore;
 mod run;
+mod tenant;
 mod turn;
 mod view;
 

@@ -27,5 +27,6 @@ mod screening;
 mod spare;
 mod spending;
 mod submit;
+mod tenant;
 mod time;
 mod trouble;

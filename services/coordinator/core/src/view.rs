@@ -39,6 +39,7 @@ impl Coordinator {
                 View::Leases(lease_views(name, known(name)?, self.live.get(name)))
             }
             Query::Rounds(name) => View::Rounds(known(name)?.round_views()),
+            Query::Tenants => View::Tenants(self.tenant_views()),
             Query::Snapshots(name) => View::Snapshots(known(name)?.snapshot_views()),
         };
         let answer = fit(ViewReply { v: V, view }, ViewReply::BYTES_MAX);
@@ -68,7 +69,7 @@ fn fit(mut reply: ViewReply, bytes_max: usize) -> ViewReply {
             View::Leases(list) => list.truncate(list.len() / 2),
             View::Rounds(list) => drop(list.drain(..list.len().div_ceil(2))),
             View::Snapshots(list) => drop(list.drain(..list.len().div_ceil(2))),
-            View::Coordinator(_) | View::Run(_) => return reply,
+            View::Coordinator(_) | View::Run(_) | View::Tenants(_) => return reply,
         }
     }
     reply

@@ -1,7 +1,8 @@
 //! `cluster`: the streams of the bus, as the files in nats-config declare them. A stream that is
 //! missing is created; one that differs is reported and left alone, since changing a stream can
-//! throw events away. Two exceptions throw nothing away: a stream of an earlier release is allowed
-//! to take batches, or to answer one question with many messages.
+//! throw events away. Three exceptions throw nothing away: a stream of an earlier release is allowed
+//! to take batches, or to answer one question with many messages; and the readers' copy grows by the
+//! events of a new tenant.
 
 mod declaration;
 
@@ -245,10 +246,24 @@ async fn settle(
 }
 
 /// The live configuration with batches and direct gets allowed as declared, which streams of
-/// earlier releases do not have. These are the only differences that can be removed without
+/// earlier releases do not have, and with the events of tenants that it does not copy yet, for which
+/// it gets room. These are the only differences that can be removed without
 /// altering what a stream holds or refuses. None when nothing is to be changed.
 fn widened(wanted: &stream::Config, live: &stream::Config) -> Option<stream::Config> {
+    let copied = live.sources.as_deref().unwrap_or_default();
+    // A copy that copies nothing was altered, and is left alone.
+    let is_new = |one: &&stream::Source| {
+        !copied.is_empty() && !copied.iter().any(|known| known.name == one.name)
+    };
+    let new: Vec<_> = wanted.sources.iter().flatten().filter(is_new).collect();
+    let max_bytes = match new.is_empty() {
+        true => live.max_bytes,
+        false => live.max_bytes.max(wanted.max_bytes),
+    };
+    let sources: Vec<_> = copied.iter().chain(new).cloned().collect();
     let widened = stream::Config {
+        max_bytes,
+        sources: live.sources.clone().map(|_| sources),
         allow_atomic_publish: live.allow_atomic_publish || wanted.allow_atomic_publish,
         allow_direct: live.allow_direct || wanted.allow_direct,
         ..live.clone()
@@ -476,6 +491,30 @@ mod tests {
         assert_eq!(widened(&wanted(false, false), &live), None);
         let wide = wanted(true, true);
         assert_eq!(widened(&wanted(false, false), &wide), None);
+    }
+
+    /// What is copied already stays as it is, and a copy that was altered is not made whole.
+    #[test]
+    fn a_copy_grows_by_the_streams_of_new_tenants() {
+        let config = |names: &[&str], max_bytes| stream::Config {
+            sources: (!names.is_empty()).then(|| {
+                let source = |name: &&str| stream::Source {
+                    name: (*name).to_owned(),
+                    ..stream::Source::default()
+                };
+                names.iter().map(source).collect()
+            }),
+            max_bytes,
+            ..stream::Config::default()
+        };
+        let wanted = config(&["A", "B", "C"], 7);
+        let grown = config(&["B", "A", "C"], 7);
+        assert_eq!(widened(&wanted, &config(&["B", "A"], 5)), Some(grown));
+        let larger = config(&["A", "B", "C"], 9);
+        assert_eq!(widened(&wanted, &config(&["A", "B"], 9)), Some(larger));
+        for live in [config(&["A", "B", "C"], 5), config(&[], 5)] {
+            assert_eq!(widened(&wanted, &live), None);
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub(crate) mod run;
 pub(crate) mod settings;
 mod snapshot;
 mod stack;
+mod tenant;
 mod watch;
 mod worker;
 
@@ -76,6 +77,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Cluster(command) => cluster::run(context, &command).await,
         Command::Data(command) => data::run(context, &command).await,
         Command::Run(command) => run::run(context, command).await,
+        Command::Tenant(command) => tenant::run(context, command).await,
         Command::Worker(command) => worker::run(context, command).await,
         Command::Lease(command) => lists::leases(context, &command).await,
         Command::Round(command) => lists::rounds(context, &command).await,

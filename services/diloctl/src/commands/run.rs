@@ -80,8 +80,11 @@ impl Target {
 pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> {
     match command {
         Run::New(args) => new(context, &args).await,
-        Run::Ls => match context.operator().await?.view(Query::Runs).await? {
-            View::Runs(rows) => {
+        Run::Ls { tenant } => match context.operator().await?.view(Query::Runs).await? {
+            View::Runs(mut rows) => {
+                if let Some(tenant) = tenant {
+                    rows.retain(|row| tenant.has(&row.run));
+                }
                 context.printer.rows(&rows);
                 Ok(())
             }

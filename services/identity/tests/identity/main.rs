@@ -10,5 +10,6 @@ mod mutual;
 mod older;
 mod revocation;
 mod rotation;
+mod tenants;
 mod tls;
 mod vault;

@@ -15,3 +15,4 @@ mod quarantine;
 mod restore;
 mod rounds;
 mod screening;
+mod tenants;

@@ -58,6 +58,7 @@ mod slow_line;
 mod status;
 mod stop_alone;
 mod team;
+mod tenants;
 mod tree_heads;
 mod two_coordinators;
 mod two_workers_reference;

@@ -36,6 +36,7 @@ fn settings() -> Settings {
     Settings {
         release: "1".to_owned(),
         audit_key: kit::public_key(1),
+        home: kit::account(1),
         posture: Posture::default(),
         heartbeat: Millis::from_secs(5),
         session: Session(99),

@@ -42,6 +42,17 @@ impl Cluster {
         issued.unwrap_or_else(|error| panic!("credentials of {} {name}: {error}", role.name()))
     }
 
+    /// Starts a worker of another run than the cluster's.
+    ///
+    /// # Panics
+    /// It does not become ready.
+    pub async fn start_worker_for(&mut self, name: &str, run: &RunId) {
+        self.issue_for(Role::Worker, name, Some(run), LIFETIME);
+        let of = format!("worker.run={run}");
+        let recipe = self.issued_recipe(name, &[&of]);
+        self.launch(recipe).await;
+    }
+
     /// Issues short-lived tokens again, just before they are used for the first time.
     pub(super) fn issue_anew(&self, roles: &[Role]) {
         if self.options.token_lifetime.is_some() {

@@ -144,6 +144,11 @@ impl Cluster {
 
     pub(super) fn worker_recipe(&self, name: &str, more: &[&str]) -> Recipe {
         self.issue(Role::Worker, name);
+        self.issued_recipe(name, more)
+    }
+
+    /// A worker whose credentials lie in the domain's folder.
+    pub(super) fn issued_recipe(&self, name: &str, more: &[&str]) -> Recipe {
         let layout = self.domain.layout();
         let mut settings = vec![
             ("bus.url", self.bus_url.clone()),

@@ -116,9 +116,11 @@ impl RunRoom<'_> {
             Departure::Replaced => {
                 Refusal::new(Code::Replaced, format!("{worker} was replaced {detail}"))
             }
-            Departure::Left | Departure::Silent | Departure::Removed | Departure::GroupEnded => {
-                not_joined(worker)
-            }
+            Departure::Left
+            | Departure::Silent
+            | Departure::Removed
+            | Departure::GroupEnded
+            | Departure::TenantEnded => not_joined(worker),
         };
         self.forget(turn, worker, &refusal);
         // This worker may have been the last one that had not failed a unit.

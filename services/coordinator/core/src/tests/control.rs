@@ -195,7 +195,7 @@ fn a_shutdown_commands_each_member_that_is_present_once_and_nobody_else() {
     world.answer_pending();
     let members = [
         member(1, "demo", 1),
-        member(2, "demo", 2),
+        member(2, "demo", 1),
         member(3, "demo", 1),
         member(4, "other", 1),
     ];
@@ -425,6 +425,8 @@ fn cause(event: &LedgerEvent) -> Option<String> {
         LedgerEvent::RunCreated { operator, .. }
         | LedgerEvent::ControlReceived { operator, .. }
         | LedgerEvent::HoldPlaced { operator, .. }
+        | LedgerEvent::TenantSet { operator, .. }
+        | LedgerEvent::TenantEnded { operator, .. }
         | LedgerEvent::HoldLifted { operator, .. }
         | LedgerEvent::ObjectsGivenUp { operator, .. }
         | LedgerEvent::SnapshotRestored { operator, .. }

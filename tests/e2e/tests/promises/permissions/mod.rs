@@ -19,8 +19,8 @@ use schemas::permission::Role;
 use schemas::subject::{Kind, Lane, TABLE};
 use schemas::{AccountId, PublicKey};
 
-/// Every kind of client that may connect: one for each role, and two more workers, one in the same
-/// run and one in another.
+/// Every kind of client that may connect: one for each role, and three more workers, one in the same
+/// run, one in another, and one of another tenant.
 pub(crate) struct Clients {
     pub(crate) cluster: Cluster,
     pub(crate) people: Vec<(Client, PathBuf)>,
@@ -38,6 +38,7 @@ impl Clients {
             (Role::Worker, "worker-0", "demo"),
             (Role::Worker, "worker-1", "demo"),
             (Role::Worker, "stranger", "other"),
+            (Role::Worker, "theirs", "second_demo"),
         ]
         .into_iter()
         .chain(
@@ -113,7 +114,7 @@ async fn tl_08_each_role_may_publish_its_rows_and_nothing_else() {
     let (keys, accounts) = (clients.keys(), clients.accounts());
     let tried = to_publish(&Names {
         keys: &keys,
-        runs: &["demo", "other"],
+        runs: &["demo", "other", "second_demo"],
         accounts: &accounts,
     });
     for (somebody, credentials) in &clients.people {
@@ -148,7 +149,7 @@ async fn tl_08_each_role_may_hear_its_rows_and_nothing_else() {
     let (keys, accounts) = (clients.keys(), clients.accounts());
     let tried = to_subscribe(&Names {
         keys: &keys,
-        runs: &["demo", "other"],
+        runs: &["demo", "other", "second_demo"],
         accounts: &accounts,
     });
     for (somebody, credentials) in &clients.people {
@@ -275,7 +276,7 @@ async fn ls_07_no_worker_speaks_under_anothers_key() {
             .collect();
         let names = Names {
             keys: &others,
-            runs: &["demo", "other"],
+            runs: &["demo", "other", "second_demo"],
             accounts: &clients.accounts(),
         };
         let forged: Vec<String> = candidates::rows(&names, TABLE).into_iter().collect();

@@ -203,7 +203,11 @@ async fn no_answer_does_anything_where_its_asker_sends_it() {
     let mut askers: Vec<Asker> = Role::ALL
         .into_iter()
         .filter(|role| !writes_by_right(*role) && !role.is_tenant())
-        .map(|role| Asker::new(&cluster, role, role.name()))
+        .map(|role| match role {
+            // The test looks with the operator's own credentials, whose requests are counted.
+            Role::Operator => Asker::new(&cluster, role, "asking-operator"),
+            _ => Asker::new(&cluster, role, role.name()),
+        })
         .collect();
     askers.push(Asker::new(&cluster, Role::Worker, "attacker"));
     let mut keys: Vec<PublicKey> = askers.iter().map(|asker| asker.key.clone()).collect();
@@ -241,7 +245,7 @@ async fn no_answer_does_anything_where_its_asker_sends_it() {
         let records = ["AUDIT", "LEDGER"].contains(&stream.1.as_str());
         assert!(
             after[stream] == *state || records && after[stream].0 > state.0,
-            "{stream:?}: {:?}",
+            "{stream:?}: {state:?} became {:?}",
             after[stream]
         );
     }

@@ -1,0 +1,450 @@
+//! Tenants: the walls between their runs, their quotas, and their ends.
+
+use schemas::blob::{GetRequest, PutRequest};
+use schemas::contribution::Outcome;
+use schemas::control::{Query, RunNew, View, ViewRequest};
+use schemas::event::{Departure, LedgerEvent};
+use schemas::hold::{Hold, HoldRequest};
+use schemas::lease::LeaseRef;
+use schemas::tenant::{Quota, TenantEndReply, TenantEndRequest, TenantRequest, TenantView};
+use schemas::{Bytes, Code, Millis, RunId, TenantName, V};
+
+use super::heartbeat::heartbeat;
+use crate::fixture::*;
+use crate::{Answer, ControlRequest, Input, Peer, ReplyId, WorkerRequest};
+
+/// The tenants' accounts; that of the domain's own is account 1.
+const ACME: u32 = 2;
+const OTHER: u32 = 3;
+
+fn tenant(name: &str) -> TenantName {
+    name.parse().unwrap()
+}
+
+fn set(world: &mut World, name: &str, of: u32, quota: Quota) -> ReplyId {
+    world.control(ControlRequest::TenantSet(TenantRequest {
+        v: V,
+        tenant: tenant(name),
+        account: account(of),
+        quota,
+    }))
+}
+
+fn end(world: &mut World, name: &str, now: bool) -> ReplyId {
+    world.control(ControlRequest::TenantEnd(TenantEndRequest {
+        v: V,
+        tenant: tenant(name),
+        now,
+        reason: "the party left".parse().unwrap(),
+    }))
+}
+
+fn new_run(world: &mut World, name: &str) -> ReplyId {
+    let spec = spec(name);
+    let reply = world.control(ControlRequest::RunNew(Box::new(RunNew { v: V, spec })));
+    world.answer_pending();
+    reply
+}
+
+/// A world with tenants `acme` and `other`, and a run `demo` of each, and one of the domain's own.
+fn three() -> World {
+    let mut world = World::with_run(spec("demo"));
+    set(&mut world, "acme", ACME, Quota::default());
+    set(&mut world, "other", OTHER, Quota::default());
+    for name in ["acme_demo", "other_demo"] {
+        let reply = new_run(&mut world, name);
+        assert!(world.answers[&reply].is_ok(), "{:?}", world.answers[&reply]);
+    }
+    world
+}
+
+fn of(run: &str, account_number: u32, number: u32) -> Peer {
+    Peer {
+        account: account(account_number),
+        run: run.parse().unwrap(),
+        worker: worker(number),
+    }
+}
+
+fn join(world: &mut World, peer: &Peer, number: u32) -> ReplyId {
+    let reply = world.ask(peer.clone(), WorkerRequest::Join(join_request(number)));
+    world.answer_pending();
+    reply
+}
+
+fn lease(world: &mut World, peer: &Peer, number: u32) -> LeaseRef {
+    let claim = claim_request(number, Millis::from_secs(20));
+    let reply = world.ask(peer.clone(), WorkerRequest::Claim(claim));
+    world.manifests[&reply].lease
+}
+
+fn put(world: &mut World, peer: &Peer, lease: LeaseRef, names: &[&str]) -> ReplyId {
+    let objects = names.iter().map(|name| upload(name)).collect();
+    let request = PutRequest {
+        v: V,
+        lease,
+        objects,
+    };
+    world.ask(peer.clone(), WorkerRequest::Put(request))
+}
+
+fn granted(world: &World, wanted: ReplyId) -> bool {
+    world
+        .seen
+        .iter()
+        .any(|effect| matches!(effect, crate::Effect::GrantPut { reply, .. } if *reply == wanted))
+}
+
+fn views(world: &mut World) -> Vec<TenantView> {
+    let query = Query::Tenants;
+    let reply = world.control(ControlRequest::View(ViewRequest { v: V, query }));
+    match &world.answers[&reply] {
+        Ok(Answer::View(found)) => match &found.view {
+            View::Tenants(list) => list.clone(),
+            other => panic!("another view: {other:?}"),
+        },
+        other => panic!("no view: {other:?}"),
+    }
+}
+
+fn ended(world: &World, reply: ReplyId) -> TenantEndReply {
+    match &world.answers[&reply] {
+        Ok(Answer::TenantEnd(reply)) => reply.clone(),
+        other => panic!("no end: {other:?}"),
+    }
+}
+
+fn denials(world: &World) -> usize {
+    world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. }))
+}
+
+/// Everything that can be asked of a run, by a member of it if it is one.
+fn questions(number: u32, lease: LeaseRef, spec: &schemas::run::RunSpec) -> Vec<WorkerRequest> {
+    let objects = vec![object("config").digest];
+    vec![
+        WorkerRequest::Join(join_request(number)),
+        WorkerRequest::Claim(claim_request(number, Millis(0))),
+        WorkerRequest::Get(GetRequest { v: V, objects }),
+        WorkerRequest::Put(PutRequest {
+            v: V,
+            lease,
+            objects: vec![upload("a")],
+        }),
+        WorkerRequest::Submit(submission(spec, number, lease, 0)),
+        WorkerRequest::Leave(leave_request(number, "")),
+    ]
+}
+
+#[test]
+fn tl_03_runs_of_one_name_in_two_tenants_go_on_side_by_side() {
+    let mut world = three();
+    let peers = [
+        of("demo", 1, 1),
+        of("acme_demo", ACME, 2),
+        of("other_demo", OTHER, 3),
+    ];
+    for (peer, number) in peers.iter().zip(1..) {
+        let reply = join(&mut world, peer, number);
+        assert!(world.answers[&reply].is_ok());
+        let held = lease(&mut world, peer, number);
+        let run = world.core.state().run(&peer.run).unwrap();
+        let result = submission(&run.spec, number, held, 0);
+        world.ask(peer.clone(), WorkerRequest::Submit(result));
+        world.answer_pending();
+    }
+    for peer in &peers {
+        let run = world.core.state().run(&peer.run).unwrap();
+        assert_eq!(run.members.len(), 1, "{}", peer.run);
+        assert!(run.members.contains_key(&peer.worker));
+        assert_eq!(run.members[&peer.worker].accepted, 1);
+    }
+    world.restart();
+    assert_eq!(views(&mut world).len(), 2);
+}
+
+#[test]
+fn tl_25_a_worker_of_another_tenant_is_refused_everywhere_changes_nothing_and_is_recorded() {
+    let mut world = three();
+    let member = of("acme_demo", ACME, 2);
+    join(&mut world, &member, 2);
+    let held = lease(&mut world, &member, 2);
+    let run: RunId = "acme_demo".parse().unwrap();
+    let before = world.core.state().run(&run).unwrap().clone();
+    // Another tenant, and the domain's own; as a stranger and in the member's name.
+    for account_number in [OTHER, 1] {
+        for number in [7, 2] {
+            for question in questions(number, held, &before.spec) {
+                let verb = question.verb();
+                let recorded = denials(&world);
+                let peer = of("acme_demo", account_number, number);
+                let reply = world.ask(peer, question);
+                assert_eq!(world.refusal(reply), Code::IdentityMismatch, "{verb}");
+                assert_eq!(denials(&world), recorded + 1, "{verb}");
+            }
+        }
+    }
+    let recorded = denials(&world);
+    world.input(Input::Heartbeat {
+        peer: of("acme_demo", OTHER, 2),
+        heartbeat: heartbeat(),
+    });
+    assert_eq!(denials(&world), recorded + 1);
+    assert_eq!(
+        *world.core.state().run(&run).unwrap(),
+        before,
+        "nothing changed"
+    );
+    // And the other way round: a tenant's worker in a run of the domain's own.
+    let reply = join(&mut world, &of("demo", ACME, 2), 2);
+    assert_eq!(world.refusal(reply), Code::IdentityMismatch);
+    let reply = join(&mut world, &of("nothing_demo", ACME, 2), 2);
+    assert_eq!(world.refusal(reply), Code::RunUnknown);
+}
+
+#[test]
+fn a_tenants_run_needs_the_tenant_and_its_quota_of_runs_lasts() {
+    let mut world = World::new();
+    let unknown = new_run(&mut world, "acme_demo");
+    assert_eq!(world.refusal(unknown), Code::TenantUnknown);
+    let one = Quota {
+        runs: Some(1),
+        ..Quota::default()
+    };
+    set(&mut world, "acme", ACME, one);
+    set(&mut world, "other", OTHER, Quota::default());
+    let first = new_run(&mut world, "acme_demo");
+    assert!(world.answers[&first].is_ok());
+    let again = new_run(&mut world, "acme_demo");
+    assert!(world.answers[&again].is_ok(), "it exists already");
+    let second = new_run(&mut world, "acme_more");
+    assert_eq!(world.refusal(second), Code::TenantFull);
+    for name in ["other_demo", "other_more", "demo"] {
+        let reply = new_run(&mut world, name);
+        assert!(
+            world.answers[&reply].is_ok(),
+            "{name}: others are not affected"
+        );
+    }
+    set(&mut world, "acme", ACME, Quota::default());
+    let second = new_run(&mut world, "acme_more");
+    assert!(world.answers[&second].is_ok());
+}
+
+/// Two requests may be checked at the same time; the second is counted when its check has ended.
+#[test]
+fn the_quota_of_runs_counts_what_was_created_while_a_run_was_checked() {
+    let mut world = World::new();
+    let one = Quota {
+        runs: Some(1),
+        ..Quota::default()
+    };
+    set(&mut world, "acme", ACME, one);
+    let ask = |world: &mut World, name: &str| {
+        let spec = spec(name);
+        world.control(ControlRequest::RunNew(Box::new(RunNew { v: V, spec })))
+    };
+    let (first, second) = (ask(&mut world, "acme_a"), ask(&mut world, "acme_b"));
+    world.answer_pending();
+    assert!(world.answers[&first].is_ok());
+    assert_eq!(world.refusal(second), Code::TenantFull);
+}
+
+#[test]
+fn a_tenant_at_its_quota_of_workers_hurts_no_other() {
+    let mut world = three();
+    let one = Quota {
+        workers: Some(1),
+        ..Quota::default()
+    };
+    set(&mut world, "acme", ACME, one);
+    new_run(&mut world, "acme_more");
+    let first = of("acme_demo", ACME, 2);
+    let reply = join(&mut world, &first, 2);
+    assert!(world.answers[&reply].is_ok());
+    let again = join(&mut world, &first, 2);
+    assert!(world.answers[&again].is_ok(), "a member may join again");
+    for run in ["acme_demo", "acme_more"] {
+        let reply = join(&mut world, &of(run, ACME, 4), 4);
+        assert_eq!(world.refusal(reply), Code::TenantFull, "{run}");
+    }
+    for (run, account_number, number) in [("other_demo", OTHER, 5), ("demo", 1, 6)] {
+        let reply = join(&mut world, &of(run, account_number, number), number);
+        assert!(world.answers[&reply].is_ok(), "{run}");
+    }
+    let leave = WorkerRequest::Leave(leave_request(2, ""));
+    world.ask(first, leave);
+    let reply = join(&mut world, &of("acme_more", ACME, 4), 4);
+    assert!(world.answers[&reply].is_ok(), "the place is free again");
+}
+
+#[test]
+fn uploads_count_against_objects_and_bytes_once_each_and_hurt_no_other() {
+    let mut world = three();
+    let (ours, theirs) = (of("acme_demo", ACME, 2), of("other_demo", OTHER, 3));
+    join(&mut world, &ours, 2);
+    join(&mut world, &theirs, 3);
+    let held = lease(&mut world, &ours, 2);
+    let length = upload("a").bytes;
+    for (quota, objects) in [
+        (
+            Quota {
+                objects: Some(2),
+                ..Quota::default()
+            },
+            true,
+        ),
+        (
+            Quota {
+                bytes: Some(Bytes(2 * length.get())),
+                ..Quota::default()
+            },
+            false,
+        ),
+    ] {
+        set(&mut world, "acme", ACME, quota);
+        let reply = put(&mut world, &ours, held, &["a", "b"]);
+        assert!(granted(&world, reply), "objects: {objects}");
+        let same = put(&mut world, &ours, held, &["a"]);
+        assert!(granted(&world, same), "it is counted already");
+        let third = put(&mut world, &ours, held, &["c"]);
+        assert_eq!(world.refusal(third), Code::TenantFull, "objects: {objects}");
+    }
+    let their_lease = lease(&mut world, &theirs, 3);
+    let reply = put(&mut world, &theirs, their_lease, &["a", "b", "c"]);
+    assert!(granted(&world, reply));
+    let used = views(&mut world)[0].used;
+    assert_eq!((used.runs, used.workers, used.objects), (1, 1, 2));
+    // Under a lease each upload counts as the longest.
+    let spec = &world.core.state().run(&ours.run).unwrap().spec;
+    let longest = spec.upload_bytes_max();
+    assert!(spec.is_upload_length(longest) && !spec.is_upload_length(Bytes(longest.get() + 1)));
+    assert_eq!(used.bytes, Bytes(2 * longest.get()));
+    // What is accepted stays counted after the lease, also after a restart.
+    let run = world.core.state().run(&ours.run).unwrap();
+    let result = submission(&run.spec, 2, held, 0);
+    world.ask(ours.clone(), WorkerRequest::Submit(result));
+    world.answer_pending();
+    let accepted = world.core.state().run(&ours.run).unwrap();
+    let (objects, bytes) = (accepted.objects, accepted.uploaded);
+    assert_eq!(objects, accepted.spec.uploads() as u64);
+    world.restart();
+    let used = views(&mut world)[0].used;
+    assert_eq!((used.objects, used.bytes), (objects, bytes));
+}
+
+#[test]
+fn a_tenant_keeps_its_account_and_no_two_have_one() {
+    let mut world = three();
+    let none = Quota::default();
+    for (name, of) in [("acme", 9), ("third", ACME), ("third", 1)] {
+        let reply = set(&mut world, name, of, none);
+        assert_eq!(world.refusal(reply), Code::TenantExists, "{name} {of}");
+    }
+    let events = world.count(|event| matches!(event, LedgerEvent::TenantSet { .. }));
+    let reply = set(&mut world, "acme", ACME, none);
+    assert!(matches!(&world.answers[&reply], Ok(Answer::Tenant(reply)) if !reply.changed));
+    let after = world.count(|event| matches!(event, LedgerEvent::TenantSet { .. }));
+    assert_eq!(
+        events, after,
+        "a request that changes nothing is not written"
+    );
+    for number in 0..62 {
+        let reply = set(&mut world, &format!("t{number}"), 100 + number, none);
+        assert!(world.answers[&reply].is_ok());
+    }
+    let reply = set(&mut world, "over", 999, none);
+    assert_eq!(world.refusal(reply), Code::TenantExists, "64 is the most");
+}
+
+#[test]
+fn tl_31_an_ended_tenants_runs_stay_frozen_and_no_other_is_touched() {
+    let mut world = three();
+    let (ours, theirs) = (of("acme_demo", ACME, 2), of("other_demo", OTHER, 3));
+    join(&mut world, &ours, 2);
+    join(&mut world, &theirs, 3);
+    lease(&mut world, &ours, 2);
+    let their_lease = lease(&mut world, &theirs, 3);
+    let refused = end(&mut world, "acme", false);
+    assert_eq!(world.refusal(refused), Code::TenantBusy);
+    let unknown = end(&mut world, "nobody", true);
+    assert_eq!(world.refusal(unknown), Code::TenantUnknown);
+    let others = world.core.state().run(&theirs.run).unwrap().clone();
+    let reply = end(&mut world, "acme", true);
+    let expected = TenantEndReply {
+        v: V,
+        changed: true,
+        runs: 1,
+        workers: 1,
+        leases: 1,
+    };
+    assert_eq!(ended(&world, reply), expected);
+    assert_eq!(
+        world.count(|event| matches!(
+            event,
+            LedgerEvent::WorkerLeft {
+                cause: Departure::TenantEnded,
+                ..
+            }
+        )),
+        1
+    );
+    let again = end(&mut world, "acme", false);
+    let repeated = ended(&world, again);
+    assert!(!repeated.changed && repeated.workers == 0);
+    for round in 0..2 {
+        let join = join(&mut world, &ours, 2);
+        assert_eq!(world.refusal(join), Code::TenantEnded, "{round}");
+        let hold = HoldRequest {
+            v: V,
+            run: ours.run.clone(),
+            hold: Hold::Merges,
+            held: false,
+            reason: "let it go on".parse().unwrap(),
+        };
+        let lift = world.control(ControlRequest::RunHold(hold));
+        assert_eq!(world.refusal(lift), Code::TenantEnded);
+        let new = new_run(&mut world, "acme_more");
+        assert_eq!(world.refusal(new), Code::TenantEnded);
+        let set = set(&mut world, "acme", ACME, Quota::default());
+        assert_eq!(world.refusal(set), Code::TenantEnded);
+        if round == 0 {
+            let now = world.core.state().run(&theirs.run).unwrap();
+            assert_eq!(*now, others, "the other tenant's run is as it was");
+            world.restart();
+            world.answer_pending();
+        }
+    }
+    let run = world.core.state().run(&theirs.run).unwrap();
+    let result = submission(&run.spec, 3, their_lease, 0);
+    world.ask(theirs.clone(), WorkerRequest::Submit(result));
+    world.answer_pending();
+    let run = world.core.state().run(&theirs.run).unwrap();
+    assert_eq!(run.members[&theirs.worker].accepted, 1, "its lease went on");
+}
+
+#[test]
+fn tl_25_the_digest_of_another_tenants_contribution_gives_no_right_to_read_it() {
+    let mut world = three();
+    let (ours, theirs) = (of("acme_demo", ACME, 2), of("other_demo", OTHER, 3));
+    join(&mut world, &ours, 2);
+    join(&mut world, &theirs, 3);
+    let held = lease(&mut world, &ours, 2);
+    let run = world.core.state().run(&ours.run).unwrap();
+    let result = submission(&run.spec, 2, held, 0);
+    let Outcome::Contribution(contribution) = &result.statement.outcome else {
+        panic!("a training unit was held")
+    };
+    let digest = contribution.chunks.objects()[0].digest;
+    world.ask(ours.clone(), WorkerRequest::Submit(result));
+    world.answer_pending();
+    let accepted = world.core.state().run(&ours.run).unwrap();
+    assert_eq!(accepted.members[&ours.worker].accepted, 1);
+    let get = |objects| WorkerRequest::Get(GetRequest { v: V, objects });
+    let refused = world.ask(theirs.clone(), get(vec![digest]));
+    assert_eq!(world.refusal(refused), Code::ObjectForbidden);
+    let own = world.ask(theirs, get(vec![object("config").digest]));
+    assert!(
+        !world.answers.contains_key(&own),
+        "its own run's objects are granted"
+    );
+}

@@ -1,0 +1,283 @@
+//! `tenant`: parties that share the domain, each with an account, runs and a quota of its own.
+
+use std::collections::BTreeMap;
+
+use identity::tenants::TenantEntry;
+use runtime::{Failure, accounts, clock};
+use schemas::call::control as call;
+use schemas::control::{Query, View};
+use schemas::hold::Reason;
+use schemas::tenant::{Quota, TenantEndReply, TenantEndRequest, TenantRequest, TenantView, Used};
+use schemas::{AccountId, Code, TenantName, UnixMillis, V};
+use serde::Serialize;
+
+use crate::cli::{Declarations, QuotaArgs, Tenant};
+use crate::commands::cluster;
+use crate::context::{Context, Operator, unexpected};
+use crate::output::{Record, Row};
+use crate::table::{or_dash, time};
+
+pub(crate) async fn run(context: &Context, command: Tenant) -> Result<(), Failure> {
+    match command {
+        Tenant::New {
+            name,
+            quota,
+            declarations,
+        } => make(context, &name, &quota, &declarations).await,
+        Tenant::Ls => {
+            let all = known(context).await?;
+            context.printer.rows(&all);
+            Ok(())
+        }
+        Tenant::Show { name } => show(context, &name).await,
+        Tenant::Quota { name, quota } => set_quota(context, &name, &quota).await,
+        Tenant::End { name, now, reason } => end(context, name, now, reason).await,
+    }
+}
+
+/// The coordinator learns of the tenant first: from then on it takes nobody of the account for a
+/// worker of another tenant. The broker lets somebody into the account only after that.
+async fn make(
+    context: &Context,
+    name: &TenantName,
+    quota: &QuotaArgs,
+    declarations: &Declarations,
+) -> Result<(), Failure> {
+    let domain = context.domain()?;
+    let lock = context.lock("diloctl tenant new")?;
+    let url = context.accounts_url()?;
+    domain.take_over(clock::now())?;
+    let quota = quota.over(Quota::default());
+    let (domain, entry) = domain.make_tenant(name, quota, clock::now())?;
+    tell(&context.operator().await?, &entry).await?;
+    accounts::push(&domain, &lock, &url, clock::now()).await?;
+    let rows = cluster::compare(context, declarations, true).await?;
+    cluster::say_what_differs(context, &rows);
+    show(context, name).await
+}
+
+async fn set_quota(context: &Context, name: &TenantName, quota: &QuotaArgs) -> Result<(), Failure> {
+    let domain = context.domain()?;
+    let lock = context.lock("diloctl tenant quota")?;
+    let url = context.accounts_url()?;
+    let before = domain.tenants()?.remove(name).map(|entry| entry.quota);
+    let entry = domain.set_quota(name, quota.over(before.unwrap_or_default()))?;
+    tell(&context.operator().await?, &entry).await?;
+    accounts::push(&domain, &lock, &url, clock::now()).await?;
+    show(context, name).await
+}
+
+async fn tell(operator: &Operator, entry: &TenantEntry) -> Result<(), Failure> {
+    let request = TenantRequest {
+        v: V,
+        tenant: entry.tenant.clone(),
+        account: entry.account.clone(),
+        quota: entry.quota,
+    };
+    let _changed = operator.ask::<call::TenantSet>(&request).await?;
+    Ok(())
+}
+
+async fn show(context: &Context, name: &TenantName) -> Result<(), Failure> {
+    let mut all = known(context).await?;
+    all.retain(|one| one.tenant == *name);
+    match all.first() {
+        Some(one) => context.printer.record(one),
+        None => return Err(Failure::new(Code::TenantUnknown, format!("tenant {name}"))),
+    }
+    Ok(())
+}
+
+/// Every tenant that the coordinator knows, and those whose making broke off before.
+async fn known(context: &Context) -> Result<Vec<Listed>, Failure> {
+    let view = context.operator().await?.view(Query::Tenants).await?;
+    let View::Tenants(views) = view else {
+        return Err(unexpected(&view));
+    };
+    let mut all: BTreeMap<TenantName, Listed> = BTreeMap::new();
+    for entry in context.domain()?.tenants()?.into_values() {
+        all.insert(entry.tenant.clone(), Listed::unfinished(entry));
+    }
+    for view in views {
+        all.insert(view.tenant.clone(), Listed::from(view));
+    }
+    Ok(all.into_values().collect())
+}
+
+/// The coordinator decides, since it knows the runs. If it does not answer, `--now` cuts the
+/// connections all the same, and fails afterwards.
+async fn end(
+    context: &Context,
+    tenant: TenantName,
+    now: bool,
+    reason: Reason,
+) -> Result<(), Failure> {
+    let domain = context.domain()?;
+    let lock = context.lock("diloctl tenant end")?;
+    let url = context.accounts_url()?;
+    domain.layout().vault().check()?;
+    let request = TenantEndRequest {
+        v: V,
+        tenant: tenant.clone(),
+        now,
+        reason: reason.clone(),
+    };
+    let told = context
+        .operator()
+        .await?
+        .ask::<call::TenantEnd>(&request)
+        .await;
+    let (reply, failed) = match told {
+        Ok(reply) => (Some(reply), None),
+        // Its making broke off before the coordinator knew it.
+        Err(failure) if failure.code() == Code::TenantUnknown => (None, None),
+        Err(failure) if now && failure.code() == Code::NoAnswer => (None, Some(failure)),
+        Err(failure) => return Err(failure),
+    };
+    let (entry, holders) = domain.end_tenant(&tenant, clock::now())?;
+    let keys: Vec<_> = holders
+        .into_iter()
+        .map(|holder| (holder.account, holder.public))
+        .collect();
+    let cut = accounts::revoke(&domain, &lock, &url, &keys, Some(&reason), clock::now()).await?;
+    context.printer.record(&Ended {
+        tenant,
+        account: entry.account,
+        coordinator: reply,
+        credentials: keys.len(),
+        connections: cut.iter().map(|one| one.connections).sum(),
+    });
+    failed.map_or(Ok(()), Err)
+}
+
+/// A tenant as it is now.
+#[derive(Serialize)]
+struct Listed {
+    tenant: TenantName,
+    account: AccountId,
+    state: &'static str,
+    quota: Quota,
+    used: Used,
+    since: UnixMillis,
+    ended: Option<UnixMillis>,
+}
+
+impl Listed {
+    fn unfinished(entry: TenantEntry) -> Self {
+        Self {
+            tenant: entry.tenant,
+            account: entry.account,
+            state: "unfinished",
+            quota: entry.quota,
+            used: Used::default(),
+            since: entry.since,
+            ended: entry.ended,
+        }
+    }
+
+    fn parts(&self) -> [(&'static str, String); 9] {
+        let of = |used: u64, most: Option<u64>| match most {
+            Some(most) => format!("{used} of {most}"),
+            None => used.to_string(),
+        };
+        let (quota, used) = (&self.quota, &self.used);
+        let most = |count: Option<u32>| count.map(u64::from);
+        [
+            ("tenant", self.tenant.to_string()),
+            ("state", self.state.to_owned()),
+            ("runs", of(used.runs.into(), most(quota.runs))),
+            ("workers", of(used.workers.into(), most(quota.workers))),
+            ("objects", of(used.objects, quota.objects)),
+            (
+                "bytes",
+                of(used.bytes.get(), quota.bytes.map(schemas::Bytes::get)),
+            ),
+            (
+                "connections",
+                or_dash(quota.connections, |most| format!("at most {most}")),
+            ),
+            ("since", time(self.since)),
+            ("account", self.account.to_string()),
+        ]
+    }
+}
+
+impl From<TenantView> for Listed {
+    fn from(view: TenantView) -> Self {
+        Self {
+            tenant: view.tenant,
+            account: view.account,
+            state: if view.ended.is_some() {
+                "ended"
+            } else {
+                "open"
+            },
+            quota: view.quota,
+            used: view.used,
+            since: view.since,
+            ended: view.ended,
+        }
+    }
+}
+
+impl Row for Listed {
+    const TITLES: &'static [&'static str] = &[
+        "tenant",
+        "state",
+        "runs",
+        "workers",
+        "objects",
+        "bytes",
+        "connections",
+        "since",
+        "account",
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        self.parts().map(|(_, cell)| cell).to_vec()
+    }
+}
+
+impl Record for Listed {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let ended = self.ended.map(|ended| ("ended", time(ended)));
+        self.parts().into_iter().chain(ended).collect()
+    }
+}
+
+/// What the end of a tenant touched.
+#[derive(Serialize)]
+struct Ended {
+    tenant: TenantName,
+    account: AccountId,
+    /// None if the coordinator never knew the tenant, or did not answer.
+    coordinator: Option<TenantEndReply>,
+    credentials: usize,
+    connections: usize,
+}
+
+impl Record for Ended {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let state = match &self.coordinator {
+            Some(reply) if reply.changed => "ended; this is in the ledger",
+            Some(_) => "had ended before",
+            None => "the coordinator has not said that it ended",
+        };
+        let mut lines = vec![
+            ("tenant", format!("{}: {state}", self.tenant)),
+            ("account", format!("{} lets nobody in", self.account)),
+        ];
+        if let Some(reply) = &self.coordinator {
+            lines.extend([
+                ("runs frozen", reply.runs.to_string()),
+                ("workers shut out", reply.workers.to_string()),
+                ("leases ended", reply.leases.to_string()),
+            ]);
+        }
+        lines.extend([
+            ("credentials void", self.credentials.to_string()),
+            ("connections cut", self.connections.to_string()),
+        ]);
+        lines
+    }
+}

@@ -1,0 +1,240 @@
+//! Tenants: made while everything runs, with runs of one name, walls between them, and an end that
+//! touches nobody else.
+
+use e2e::Recipe;
+use harness::{Cluster, Options, PATIENCE, refused_raw};
+use runtime::exit::EXIT_USAGE;
+use runtime::{Bus, clock};
+use schemas::blob::GetRequest;
+use schemas::event::{Event, LedgerEvent};
+use schemas::lease::ClaimRequest;
+use schemas::member::{LeaveRequest, Session};
+use schemas::subject::{Verb, request_subject};
+use schemas::{Code, Digest, Message as _, Millis, RunId, V, WorkerId};
+use serde_json::Value;
+
+fn run(name: &str) -> RunId {
+    name.parse().unwrap()
+}
+
+/// The rows that `diloctl` prints as JSON.
+async fn rows(cluster: &Cluster, arguments: &[&str]) -> Vec<Value> {
+    let arguments = [arguments, &["--output", "jsonl"]].concat();
+    let text = cluster.diloctl_ok(&arguments).await;
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// A cluster whose own tenant has no run, with tenants `acme` and `blue` that each have a run `demo`
+/// and a worker in it. The tenants are made while coordinator and audit service run.
+async fn two_tenants(recipe: &Recipe) -> Cluster {
+    let mut cluster = Cluster::start(Options::default(), 0).await;
+    for (tenant, connections) in [("acme", "8"), ("blue", "none")] {
+        let new = ["tenant", "new", tenant, "--max-connections", connections];
+        cluster.diloctl_ok(&new).await;
+        recipe
+            .clone()
+            .named(&format!("{tenant}_demo"))
+            .create(&cluster)
+            .await;
+    }
+    for tenant in ["acme", "blue"] {
+        let of = run(&format!("{tenant}_demo"));
+        cluster.start_worker_for(&format!("{tenant}-w"), &of).await;
+    }
+    cluster
+}
+
+#[tokio::test]
+async fn tl_03_two_tenants_train_runs_of_one_name_side_by_side_and_share_nothing() {
+    let cluster = two_tenants(&Recipe::reference(2, 1, 40)).await;
+    let operator = cluster.operator().await;
+    let mut seen = Vec::new();
+    for tenant in ["acme", "blue"] {
+        let run = run(&format!("{tenant}_demo"));
+        operator.until_complete(&run).await;
+        let snapshots = operator.snapshots(&run).await;
+        let workers = operator.workers(&run).await;
+        assert_eq!(workers.len(), 1, "{run}");
+        seen.push((
+            snapshots.last().unwrap().manifest,
+            workers[0].worker.clone(),
+            workers[0].account.clone().unwrap(),
+        ));
+        let listed = rows(&cluster, &["run", "ls", "--tenant", tenant]).await;
+        assert_eq!(listed.len(), 1);
+        assert_eq!(listed[0]["run"], run.as_str());
+        let summary = ["audit", "replay", "--run", run.as_str(), "--summary"];
+        cluster.diloctl_ok(&summary).await;
+    }
+    assert_ne!(seen[0].0, seen[1].0, "snapshots");
+    assert_ne!(seen[0].1, seen[1].1, "workers");
+    assert_ne!(seen[0].2, seen[1].2, "accounts");
+    assert_eq!(rows(&cluster, &["run", "ls"]).await.len(), 2);
+    let own = ["run", "ls", "--tenant", "default", "--output", "jsonl"];
+    assert_eq!(cluster.diloctl_ok(&own).await, "");
+    // The events of both are in the readers' copy, each under its own account.
+    let everything = cluster.evidence().await.everything().await;
+    for (_, worker, account) in &seen {
+        let of = format!("diloco.record.{account}.");
+        let recorded = everything
+            .iter()
+            .filter(|one| one.subject.contains(worker.as_str()));
+        let mut recorded = recorded.filter(|one| matches!(one.body.event, Event::Worker(_)));
+        assert!(
+            recorded
+                .next()
+                .is_some_and(|one| one.subject.starts_with(&of))
+        );
+        assert!(recorded.all(|one| one.subject.starts_with(&of)));
+    }
+    cluster.diloctl_ok(&["cluster", "check"]).await;
+    a_tenant_at_its_quota_of_connections_hurts_no_other(&cluster).await;
+}
+
+/// `acme` may have eight connections. The broker takes no ninth, and one of `blue` all the same.
+async fn a_tenant_at_its_quota_of_connections_hurts_no_other(cluster: &Cluster) {
+    let connect = async |name: &str| {
+        let file = cluster.domain().layout().credentials(name);
+        Bus::connect("further", &cluster.bus_config(&file), clock::now()).await
+    };
+    let mut held = Vec::new();
+    while let Ok(bus) = connect("acme-w").await {
+        held.push(bus);
+        assert!(held.len() <= 8, "the broker takes a ninth connection");
+    }
+    assert!(!held.is_empty());
+    let shown = &rows(cluster, &["tenant", "show", "acme"]).await[0];
+    assert_eq!(shown["quota"]["connections"], 8, "{shown}");
+    connect("blue-w").await.unwrap();
+    let more = ["tenant", "quota", "acme", "--max-connections", "none"];
+    cluster.diloctl_ok(&more).await;
+    connect("acme-w").await.unwrap();
+}
+
+#[tokio::test]
+async fn tl_31_a_tenant_that_is_ended_during_training_is_out_for_good_and_the_other_is_untouched() {
+    let mut cluster = two_tenants(&Recipe::reference(6, 1, 120)).await;
+    let mut evidence = cluster.evidence().await;
+    for tenant in ["acme", "blue"] {
+        let run = run(&format!("{tenant}_demo"));
+        evidence.until_contribution(&run, 0).await;
+    }
+    let end = ["tenant", "end", "acme", "--reason", "it left"];
+    let refused = cluster.diloctl(&end).await;
+    let text = format!("{}{}", refused.stdout, refused.stderr);
+    assert!(text.contains(&Code::TenantBusy.to_string()), "{text}");
+    // The worker may end by itself when the coordinator tells it; this connection only listens.
+    let file = cluster.domain().layout().credentials("acme-w");
+    let config = cluster.bus_config(&file);
+    let _idle = Bus::connect("idle", &config, clock::now()).await.unwrap();
+    let now = [&end[..], &["--now"]].concat();
+    let ended = &rows(&cluster, &now).await[0];
+    assert_eq!(ended["coordinator"]["changed"], true, "{ended}");
+    assert_eq!(ended["coordinator"]["runs"], 1);
+    assert_eq!(ended["credentials"], 1);
+    assert!(ended["connections"].as_u64().unwrap() > 0, "{ended}");
+
+    // Its worker ends, cannot come back with what it has, and gets nothing new.
+    let status = cluster.process("acme-w").exit(PATIENCE).await;
+    let log = cluster.process("acme-w").log();
+    assert_eq!(status.code(), Some(i32::from(EXIT_USAGE)), "{log}");
+    let again = Bus::connect("again", &config, clock::now()).await;
+    assert_eq!(again.unwrap_err().code(), Code::BusRefused);
+    let issue = ["auth", "issue", "worker", "acme-w", "--run", "acme_demo"];
+    for command in [&issue[..], &["tenant", "new", "acme"]] {
+        let refused = cluster.diloctl(command).await;
+        assert_eq!(
+            refused.status.code(),
+            Some(i32::from(EXIT_USAGE)),
+            "{}",
+            refused.stderr
+        );
+        let code = Code::TenantEnded.to_string();
+        assert!(refused.stderr.contains(&code), "{}", refused.stderr);
+    }
+    let repeated = &rows(&cluster, &now).await[0];
+    assert_eq!(repeated["coordinator"]["changed"], false);
+    let listed = rows(&cluster, &["tenant", "ls"]).await;
+    let states: Vec<_> = listed.iter().map(|row| &row["state"]).collect();
+    assert_eq!(states, ["ended", "open"]);
+
+    // The other's worker kept its connection and its leases.
+    let blue = run("blue_demo");
+    cluster.operator().await.until_complete(&blue).await;
+    cluster.end_well(&["blue-w"]).await;
+    let log = cluster.process("blue-w").log();
+    assert!(!log.contains("connection to the bus lost"), "{log}");
+    let everything = cluster.evidence().await.everything().await;
+    let of_blue = everything
+        .iter()
+        .filter(|one| one.body.run.as_ref() == Some(&blue));
+    let lost = of_blue
+        .filter_map(|one| one.ledger())
+        .filter(|event| matches!(event, LedgerEvent::LeaseEnded { .. }));
+    assert_eq!(lost.count(), 0);
+}
+
+/// The thief of the signing key of workers makes credentials in its own tenant's account for a run of
+/// another. The broker lets it speak, under its own account, and the coordinator refuses it.
+#[tokio::test]
+async fn tl_25_credentials_of_another_tenant_for_a_run_of_this_one_reach_nothing() {
+    let options = Options {
+        second_tenant: true,
+        ..Options::default()
+    };
+    let cluster = Cluster::start(options, 1).await;
+    Recipe::reference(1, 1, 40).create(&cluster).await;
+    let demo = cluster.run().clone();
+    let operator = cluster.operator().await;
+    operator.until_complete(&demo).await;
+    let before = operator.workers(&demo).await.len();
+    let path = cluster.path("thief.creds");
+    let second = cluster.second_tenant();
+    let key = second.issue("thief", &demo, &path);
+    let thief: WorkerId = key.as_str().parse().unwrap();
+    let bus = Bus::connect("thief", &cluster.bus_config(&path), clock::now()).await;
+    let bus = bus.unwrap();
+    let session = Session(7);
+    let questions = [
+        (
+            Verb::Claim,
+            ClaimRequest {
+                v: V,
+                session,
+                wait: Millis(0),
+            }
+            .encode(),
+        ),
+        (
+            Verb::Get,
+            GetRequest {
+                v: V,
+                objects: vec![Digest::of(b"anything")],
+            }
+            .encode(),
+        ),
+        (
+            Verb::Leave,
+            LeaveRequest {
+                v: V,
+                session,
+                reason: String::new(),
+            }
+            .encode(),
+        ),
+    ];
+    for (verb, question) in questions {
+        let code = refused_raw(&bus, &request_subject(&demo, &thief, verb), question).await;
+        assert_eq!(code, Some(Code::IdentityMismatch), "{verb}");
+    }
+    assert_eq!(operator.workers(&demo).await.len(), before);
+    let account = second.account().clone();
+    let denied = cluster.evidence().await.ledger().await;
+    let denied = denied.iter().filter(|event| {
+        matches!(event, LedgerEvent::RequestDenied { account: of, worker, code, .. }
+            if *of == account && *worker == thief && *code == Code::IdentityMismatch)
+    });
+    assert_eq!(denied.count(), 3);
+}
