@@ -34,6 +34,7 @@ use schemas::{
 use serde_bytes::{ByteArray, ByteBuf};
 
 mod enrolment;
+mod masks;
 mod promotion;
 mod quarantine;
 mod restore;
@@ -586,6 +587,7 @@ pub(crate) fn all() -> Vec<Example> {
         },
     ];
     all.extend(enrolment::all());
+    all.extend(masks::all());
     all.extend(quarantine::all());
     all.extend(promotion::all());
     all.extend(restore::all());

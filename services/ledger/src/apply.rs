@@ -138,6 +138,7 @@ impl State {
             measured: BTreeMap::new(),
             spending: spec.privacy.is_some().then(Spending::default),
             disclosures_max,
+            cohorts: BTreeMap::new(),
             holds: BTreeMap::new(),
             quarantined: BTreeMap::new(),
             restores: Vec::new(),
@@ -250,6 +251,12 @@ impl Run {
                 norm,
                 ..
             } => self.close(time, sync(*round, *fragment), broadcast, *norm),
+            LedgerEvent::CohortSealed { round, members } => self.seal_cohort(*round, members),
+            LedgerEvent::RoundUnmasked { round, secrets } => self.unmask(*round, secrets),
+            LedgerEvent::CohortDissolved {
+                round,
+                contributions,
+            } => self.dissolve(*round, *contributions),
             LedgerEvent::PrivacySpent {
                 disclosures,
                 epsilon,

@@ -59,6 +59,7 @@ impl Run {
         self.check_quarantined()?;
         self.check_pointers()?;
         self.check_rounds()?;
+        self.check_cohorts()?;
         for (sync, open) in &self.open {
             self.check_inputs(*sync, open)?;
         }

@@ -12,6 +12,7 @@
 //! | `members`, `leases`, `rounds` | the same by topic |
 //! | `holds` | what operators keep a run from doing |
 //! | `quarantine` | the workers that operators shut out, and where their contributions are |
+//! | `cohorts` | the workers of a masked round, and what takes the masks from their sum |
 //! | `pointers` | pointers to full snapshots, which operators move |
 //! | `restore` | the way of the weights through restores, and the rounds that these undid |
 //! | `rule` | the limits of each closing rule, which a run's ledger must keep |
@@ -26,6 +27,7 @@
 mod apply;
 mod check;
 mod checkpoint;
+mod cohorts;
 mod error;
 mod form;
 mod groups;
@@ -44,6 +46,7 @@ mod view;
 
 pub use apply::RunFold;
 pub use checkpoint::CHECKPOINTS_KEPT;
+pub use cohorts::CohortRecord;
 pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
 pub use pointers::Unpromotable;

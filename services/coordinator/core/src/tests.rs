@@ -11,6 +11,7 @@ mod heartbeat;
 mod hold;
 mod lease;
 mod lists;
+mod masked;
 mod membership;
 mod object;
 mod order;

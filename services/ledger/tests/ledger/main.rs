@@ -6,6 +6,7 @@ mod figures;
 mod groups;
 mod holds;
 mod kit;
+mod masked;
 mod naming;
 mod places;
 mod pointers;
