@@ -1,14 +1,19 @@
 //! Every codec of uploads: encode, decode and accumulate. A rate counts the bytes that the work
 //! must read or write once, and stands beside that of a copy by all threads in the same turn. So
-//! does the clipping and noise of a private run, which comes before the encoding.
+//! does the clipping and noise of a private run, which comes before the encoding, and the masking of
+//! a run with secure aggregation, which comes after it.
 
 use std::hint::black_box;
 
 use anyhow::Result;
+use masking::{Cohort, FixedPoint, Keys, Masks, Part};
 use merge::{ContributionChunk, Momentum, SeededRounding, codec};
 use privacy::{BLOCK_ELEMENTS, Noising, SquaredNorm};
 use rayon::prelude::*;
+use schemas::masking::CohortMember;
 use schemas::run::{CodecKind, OuterOptimizer, Privacy};
+use schemas::{Digest, Epoch, Round, UnitIndex};
+use serde_bytes::ByteArray;
 
 use crate::Effort;
 use crate::merging::{copy, rate};
@@ -51,7 +56,7 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
         out: vec![0.0; elements],
         encoded: Vec::new(),
     };
-    let (mut memcpy, mut noised) = (Vec::new(), Vec::new());
+    let (mut memcpy, mut noised, mut masked) = (Vec::new(), Vec::new(), Vec::new());
     let mut rates: Vec<(CodecKind, Rates)> = CodecKind::ALL
         .iter()
         .map(|codec| (*codec, Rates::default()))
@@ -66,6 +71,10 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
         let noise = buffers.noise()?;
         if turn > 0 {
             noised.push(noise);
+        }
+        let mask = buffers.mask()?;
+        if turn > 0 {
+            masked.push(mask);
         }
         for (codec, rates) in &mut rates {
             let [encode, decode, accumulate] = buffers.turn(*codec)?;
@@ -82,6 +91,8 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
     );
     let mut rows = vec![Row::new("codecs: memcpy, all threads", "GB/s", memcpy).note(&note)];
     rows.push(Row::new("privacy: clip and noise", "GB/s", noised).note(&note));
+    let all = format!("{note}; {MASKED_UNITS} units, one thread");
+    rows.push(Row::new("secure aggregation: mask", "GB/s", masked).note(&all));
     for (codec, rates) in rates {
         let row = |what: &str, samples| {
             Row::new(format!("{}: {what}", codec.name()), "GB/s", samples).note(&note)
@@ -93,7 +104,49 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// Units of the round in whose masks the bench masks: a stream for each.
+const MASKED_UNITS: u32 = 8;
+/// The part of the elements that is masked.
+const MASKED_PART: usize = 16;
+
+/// The masks of one worker of a round.
+fn masks() -> Result<Masks> {
+    let keys = |unit: u32| Keys::new(&[unit as u8 + 1; 128].into());
+    let member = |unit| CohortMember {
+        unit: UnitIndex(unit),
+        epoch: Epoch(1),
+        worker: kit::worker(unit),
+        audit_key: kit::audit_key(unit),
+        keys: keys(unit).announced(),
+        signature: ByteArray::new([0; 64]),
+    };
+    let members = (0..MASKED_UNITS).map(member).collect();
+    let (run, spec) = (kit::run_id(), Digest::of(b"settings"));
+    let cohort = Cohort::new(&run, &spec, Round(0), MASKED_UNITS, members)?;
+    let lease = kit::lease(kit::train(0, 0), 1);
+    let part = Part::join(cohort, keys(0), &lease, |_, _| true)?;
+    Ok(part.masks(FixedPoint::new(1.0, MASKED_UNITS))?)
+}
+
 impl Buffers {
+    /// The rate of fixed point and masks on a part of the elements.
+    fn mask(&mut self) -> Result<f64> {
+        let masks = masks()?;
+        let elements = self.base.len() / MASKED_PART;
+        let values = self.base[..elements].iter().zip(&self.local);
+        let values = values.flat_map(|(base, local)| (base - local).to_le_bytes());
+        let mut chunk: Vec<u8> = values.collect();
+        let given = chunk.clone();
+        let mut failed = None;
+        let rate = rate(2 * chunk.len(), || {
+            chunk.copy_from_slice(&given);
+            if let Err(error) = masks.mask(black_box(&mut chunk), 0) {
+                failed = Some(error);
+            }
+        });
+        failed.map_or(Ok(rate), |error| Err(error.into()))
+    }
+
     /// The rate of clipping and noise on a part of the elements: a draw costs as much as the
     /// encoding of some hundred values.
     fn noise(&mut self) -> Result<f64> {

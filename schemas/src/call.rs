@@ -13,6 +13,7 @@ use crate::control::{
 };
 use crate::hold::{HoldReply, HoldRequest};
 use crate::lease::{ClaimReply, ClaimRequest, Done, ReleaseRequest, RenewReply, RenewRequest};
+use crate::masking::{MaskReply, MaskRequest};
 use crate::member::{JoinReply, JoinRequest, LeaveRequest};
 use crate::message::DecodeError;
 use crate::promotion::{PromoteReply, PromoteRequest};
@@ -146,6 +147,7 @@ calls! {
     Claim = "lease.claim": ClaimRequest => ClaimReply, "ask for work (long poll)";
     Renew = "lease.renew": RenewRequest => RenewReply, "extend a lease";
     Release = "lease.release": ReleaseRequest => Done, "give a lease back";
+    Mask = "mask": MaskRequest => MaskReply, "agree on masks for a round, and reveal shares for its sum";
     Put = "blob.put": PutRequest => Grants, "URLs to upload a unit's objects";
     Get = "blob.get": GetRequest => Grants, "URLs to read the run's objects";
     Stage = "contribution.stage": StageRequest => Done, "announce an uploaded chunk";

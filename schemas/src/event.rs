@@ -10,6 +10,7 @@ use crate::contribution::{Contribution, Evaluation};
 use crate::hold::{Hold, Reason};
 use crate::lease::{LeaseRef, Weights};
 use crate::limits::{EVENT_BYTES_MAX, SIGNED_EVENT_BYTES_MAX};
+use crate::masking::{CohortMember, UnitKey};
 use crate::member::{Posture, Session};
 use crate::message::{V, message};
 use crate::promotion::PointerName;
@@ -176,6 +177,19 @@ pub enum LedgerEvent {
         norm: f64,
         tokens: Tokens,
     },
+    /// The workers of a masked round have agreed on their masks, and are fixed: a unit that loses its
+    /// holder from here on is granted to nobody else, and is left out of the sum.
+    CohortSealed {
+        round: Round,
+        members: Vec<CohortMember>,
+    },
+    /// Workers have revealed what takes the masks from the sum of a sealed set: a secret of each
+    /// worker of the cohort, in its order.
+    RoundUnmasked { round: Round, secrets: Vec<UnitKey> },
+    /// The sum of a masked round cannot be had: too few contributions are in, or too few workers
+    /// reveal shares. Its units are open again, under new keys; the tokens of its `contributions`
+    /// are abandoned.
+    CohortDissolved { round: Round, contributions: u32 },
     /// The rounds of a private run are over: another contribution could pass its budget.
     /// `disclosures` of one protected part have cost `epsilon`. A round that is open is dropped:
     /// its contributions are late.
@@ -374,6 +388,9 @@ impl LedgerEvent {
             Self::EvaluationAccepted { .. } => "evaluation-accepted",
             Self::RoundSealed { .. } => "round-sealed",
             Self::RoundClosed { .. } => "round-closed",
+            Self::CohortSealed { .. } => "cohort-sealed",
+            Self::RoundUnmasked { .. } => "round-unmasked",
+            Self::CohortDissolved { .. } => "cohort-dissolved",
             Self::PrivacySpent { .. } => "privacy-spent",
             Self::SnapshotSaved { .. } => "snapshot-saved",
             Self::SnapshotPromoted { .. } => "snapshot-promoted",

@@ -11,6 +11,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 use crate::data::DataManifest;
 use crate::lease::{LeaseRef, Weights};
 use crate::limits::FOUNDRY_BYTES_MAX;
+use crate::masking::Unmasking;
 use crate::member::Session;
 use crate::message::{V, message};
 use crate::run::RunSpec;
@@ -95,6 +96,9 @@ pub enum Order {
         base: Round,
         /// The sealed set, ascending by unit: the order of the sum.
         inputs: Vec<MergeInput>,
+        /// What takes the masks from the sum, in a run with secure aggregation.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unmasking: Option<Box<Unmasking>>,
     },
     /// Save the weights that `round` starts from, with the outer state, off the critical path, and
     /// then the signed statement of their provenance; answer with [`Answer::Saved`].

@@ -28,6 +28,7 @@ pub mod id;
 pub mod layout;
 pub mod lease;
 pub mod limits;
+pub mod masking;
 pub mod member;
 pub mod message;
 pub mod permission;

@@ -268,6 +268,7 @@ mod tests {
                 fragment: Fragment::FIRST,
                 inputs: vec![input],
                 broadcast: Digest::of(b"broadcast"),
+                unmasking: None,
             }],
         }
     }

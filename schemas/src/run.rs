@@ -1,12 +1,14 @@
 //! A run: one training job, whose settings are fixed at its creation and named by their digest.
 
+mod aggregation;
 mod privacy;
 mod rules;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::aggregation::{Beside, SecureAggregation};
 pub use self::privacy::Privacy;
-pub use self::rules::{Closing, Combination, Comparison};
+pub use self::rules::{Closing, Combination, Comparison, check_transfer};
 use crate::code::{Code, Refusal};
 pub use crate::codec::{Carries, Codec, CodecKind, Rounding};
 use crate::limits::{
@@ -56,6 +58,10 @@ pub struct RunSpec {
     /// settings from before there was a choice keep their digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<Privacy>,
+    /// Secure aggregation of contributions. Left out of the message if there is none, like the
+    /// privacy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secure_aggregation: Option<SecureAggregation>,
     /// Rules for workers and leases.
     pub policy: Policy,
     /// Seed of initial weights, data order and stochastic rounding.
@@ -340,9 +346,19 @@ impl RunSpec {
         self.combination.validate()?;
         check_transfer(self.upload, self.download, self.error_feedback)?;
         self.policy.validate()?;
-        match &self.privacy {
+        if let Some(privacy) = &self.privacy {
+            privacy.check(self.parameters(), self.error_feedback, &self.policy)?;
+        }
+        match &self.secure_aggregation {
             None => Ok(()),
-            Some(privacy) => privacy.check(self.parameters(), self.error_feedback, &self.policy),
+            Some(aggregation) => aggregation.check(&Beside {
+                units: self.schedule.units,
+                upload: self.upload.kind,
+                error_feedback: self.error_feedback,
+                combination: self.combination,
+                private: self.privacy.is_some(),
+                policy: &self.policy,
+            }),
         }
     }
 
@@ -375,26 +391,6 @@ impl ModelSpec {
 )]
 fn is_false(value: &bool) -> bool {
     !value
-}
-
-/// Checks that the codecs of a run can carry the values that they are used for.
-///
-/// # Errors
-/// [`Code::CodecUnfit`].
-pub fn check_transfer(upload: Codec, download: Codec, error_feedback: bool) -> Result<(), Refusal> {
-    if download.kind.carries() == Carries::Contributions {
-        let detail = format!(
-            "download is {}, which errs by up to a third of a value: a copy of the weights would \
-             keep that, only a mean of contributions evens it out",
-            download.kind.name()
-        );
-        return Err(Refusal::new(Code::CodecUnfit, detail));
-    }
-    if error_feedback && upload.kind == CodecKind::Fp32 {
-        let detail = "upload is fp32, which loses nothing that error feedback could bring back";
-        return Err(Refusal::new(Code::CodecUnfit, detail));
-    }
-    Ok(())
 }
 
 /// Checks a run's number of elements in a chunk.

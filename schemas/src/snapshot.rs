@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::lease::{LeaseRef, Weights};
+use crate::masking::Unmasking;
 use crate::message::V;
 use crate::{Chunks, Digest, Fragment, ObjectRef, Round, RunId, Tokens, Weight, WorkerId};
 
@@ -129,6 +130,9 @@ pub struct MergeRecord {
     pub inputs: Vec<MergeInput>,
     /// The digest over the chunks of the weights it published ([`Weights::digest`]).
     pub broadcast: Digest,
+    /// What takes the masks from the sum of the inputs, in a run with secure aggregation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmasking: Option<Unmasking>,
 }
 
 /// One contribution in a merge.

@@ -3,9 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{real, shortest_decimal, whole};
-use crate::Refusal;
+use super::{Carries, Codec, CodecKind, real, shortest_decimal, whole};
 use crate::limits::UNITS_MAX;
+use crate::{Code, Refusal};
 
 /// The rule by which the contributions of a round become one, before the outer optimizer applies
 /// the result. Only contributions with a weight take part. The crate `merge` has the formulas.
@@ -141,6 +141,26 @@ impl Closing {
     pub const fn is_all(&self) -> bool {
         matches!(self, Self::All)
     }
+}
+
+/// Checks that the codecs of a run can carry the values that they are used for.
+///
+/// # Errors
+/// [`Code::CodecUnfit`].
+pub fn check_transfer(upload: Codec, download: Codec, error_feedback: bool) -> Result<(), Refusal> {
+    if download.kind.carries() == Carries::Contributions {
+        let detail = format!(
+            "download is {}, which errs by up to a third of a value: a copy of the weights would \
+             keep that, only a mean of contributions evens it out",
+            download.kind.name()
+        );
+        return Err(Refusal::new(Code::CodecUnfit, detail));
+    }
+    if error_feedback && upload.kind == CodecKind::Fp32 {
+        let detail = "upload is fp32, which loses nothing that error feedback could bring back";
+        return Err(Refusal::new(Code::CodecUnfit, detail));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

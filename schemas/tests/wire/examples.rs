@@ -35,6 +35,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 
 mod collection;
 mod enrolment;
+mod masks;
 mod promotion;
 mod quarantine;
 mod restore;
@@ -588,6 +589,7 @@ pub(crate) fn all() -> Vec<Example> {
         },
     ];
     all.extend(enrolment::all());
+    all.extend(masks::all());
     all.extend(quarantine::all());
     all.extend(promotion::all());
     all.extend(tenant::all());

@@ -108,7 +108,8 @@ pub(crate) fn cost(request: &WorkerRequest) -> f64 {
         | WorkerRequest::Claim(_)
         | WorkerRequest::Release(_)
         | WorkerRequest::Submit(_) => return EVENT_COST,
-        WorkerRequest::Renew(_) | WorkerRequest::Stage(_) => 0,
+        // The ledger gets an event when all of a round's workers have done their step.
+        WorkerRequest::Renew(_) | WorkerRequest::Stage(_) | WorkerRequest::Mask(_) => 0,
     };
     // At most 256 objects: exact.
     1.0 + OBJECT_COST * objects as f64

@@ -161,6 +161,7 @@ impl State {
             measured: BTreeMap::new(),
             spending: spec.privacy.is_some().then(Spending::default),
             disclosures_max,
+            cohorts: BTreeMap::new(),
             holds: BTreeMap::new(),
             quarantined: BTreeMap::new(),
             restores: Vec::new(),
@@ -276,6 +277,12 @@ impl Run {
                 norm,
                 ..
             } => self.close(time, sync(*round, *fragment), broadcast, *norm),
+            LedgerEvent::CohortSealed { round, members } => self.seal_cohort(*round, members),
+            LedgerEvent::RoundUnmasked { round, secrets } => self.unmask(*round, secrets),
+            LedgerEvent::CohortDissolved {
+                round,
+                contributions,
+            } => self.dissolve(*round, *contributions),
             LedgerEvent::PrivacySpent {
                 disclosures,
                 epsilon,

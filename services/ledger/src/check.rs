@@ -60,6 +60,7 @@ impl Run {
         self.check_pointers()?;
         self.check_given_up()?;
         self.check_rounds()?;
+        self.check_cohorts()?;
         for (sync, open) in &self.open {
             self.check_inputs(*sync, open)?;
         }

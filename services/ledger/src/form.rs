@@ -17,6 +17,7 @@ use schemas::checkpoint::{CHECKPOINT_BYTES_MAX, Checkpoint};
 use schemas::contribution::{Evaluation, Fate};
 use schemas::hold::{Hold, Reason};
 use schemas::lease::{LeaseRef, UnitId, Weights};
+use schemas::masking::{CohortMember, Unmasking};
 use schemas::member::{Posture, Session};
 use schemas::promotion::PointerName;
 use schemas::quarantine::MergedRounds;
@@ -29,6 +30,7 @@ use schemas::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::cohorts::CohortRecord;
 use crate::given_up::GivenUp;
 use crate::quarantine::QuarantineRecord;
 use crate::screening::Measured;
@@ -210,6 +212,9 @@ forms! {
         restores: Vec<RestoreForm<'a>>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         given_up: Vec<GivenUpForm<'a>>,
+        // Left out while there are none, like the holds.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        cohorts: Vec<(Round, CohortForm<'a>)>,
     }
     leaves { spec_digest = digest(&spec), disclosures_max = disclosures(&spec), any_rule = false };
 
@@ -217,6 +222,11 @@ forms! {
         closed: u64,
         open: Vec<(Round, DisclosuresForm<'a>)>,
         over: bool,
+    };
+
+    CohortForm of CohortRecord {
+        members: Cow<'a, [CohortMember]>,
+        unmasking: Option<Cow<'a, Unmasking>>,
     };
 
     HoldForm of HoldRecord {

@@ -20,6 +20,7 @@ impl Run {
             worker: worker.clone(),
         };
         let affords = self.affords(&lease.unit, worker);
+        let fixed = self.is_fixed(&lease.unit);
         let member = self.member(worker).ok_or_else(unknown)?;
         if !self.may_lease(member) {
             let what = format!("{worker} does not speak for a sealed group");
@@ -27,6 +28,10 @@ impl Run {
         }
         let member = self.members.get_mut(worker).ok_or_else(unknown)?;
         let wrong = || out_of_place("lease-granted", format!("lease {lease} of {worker}"));
+        if fixed {
+            let what = format!("lease {lease} of a round whose workers are fixed");
+            return Err(out_of_place("lease-granted", what));
+        }
         if !affords {
             let what = format!("lease {lease} of {worker} passes the privacy budget");
             return Err(out_of_place("lease-granted", what));

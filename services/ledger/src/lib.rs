@@ -12,6 +12,7 @@
 //! | `members`, `leases`, `rounds` | the same by topic |
 //! | `holds` | what operators keep a run from doing |
 //! | `quarantine` | the workers that operators shut out, and where their contributions are |
+//! | `cohorts` | the workers of a masked round, and what takes the masks from their sum |
 //! | `pointers` | pointers to full snapshots, which operators move |
 //! | `restore` | the way of the weights through restores, and the rounds that these undid |
 //! | `given_up` | what collections gave up, and what they may give up |
@@ -29,6 +30,7 @@
 mod apply;
 mod check;
 mod checkpoint;
+mod cohorts;
 mod error;
 mod form;
 mod given_up;
@@ -50,6 +52,7 @@ mod view;
 
 pub use apply::RunFold;
 pub use checkpoint::CHECKPOINTS_KEPT;
+pub use cohorts::CohortRecord;
 pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
 pub use given_up::GivenUp;

@@ -209,6 +209,7 @@ impl Run {
             member.lease = None;
         }
         self.units.clear();
+        self.cohorts.clear();
         let open: Vec<Round> = self.open_rounds().collect();
         self.accepted.retain(|unit, _| !open.contains(&unit.round));
         for round in &open {

@@ -88,6 +88,10 @@ impl Run {
             let what = format!("lease {lease}");
             return Err(out_of_place("contribution-accepted", what));
         }
+        if self.is_masked() && !self.is_fixed(&unit) {
+            let what = format!("lease {lease} before its cohort is sealed");
+            return Err(out_of_place("contribution-accepted", what));
+        }
         let counts = self.collects(unit.round);
         self.held("contribution-accepted", lease, worker)?.standing = Standing::Done;
         let fate = if counts {
@@ -179,6 +183,7 @@ impl Run {
         if ((set.len() + unnamed.len()) as u64) < u64::from(rule.inputs_min) {
             return Err(wrong("its run waits for more units than are in"));
         }
+        self.check_masked_seal(sync.round)?;
         let outliers = self.outliers(sync.round);
         for named in inputs {
             let found = unnamed.remove(&named.unit);
@@ -269,7 +274,8 @@ impl Run {
             None => self.unsealed(sync),
         };
         let inputs = inputs.ok_or_else(wrong)?;
-        if broadcast.round != version {
+        let unmasking = self.unmasking(sync.round).cloned();
+        if broadcast.round != version || self.is_masked() && unmasking.is_none() {
             return Err(wrong());
         }
         self.open.remove(&sync);
@@ -280,6 +286,7 @@ impl Run {
             fragment: sync.fragment,
             inputs,
             broadcast: broadcast.digest(),
+            unmasking,
         });
         let weights = broadcast.clone();
         self.weights.insert((sync.fragment, version), weights);
@@ -308,6 +315,7 @@ impl Run {
             !is_training(unit, round) || matches!(state.standing, Standing::Held { .. })
         });
         self.book_round(round);
+        self.cohorts.remove(&round);
         self.forget_measured(round);
         self.accepted
             .retain(|unit, _| unit.round.get() + ROUNDS_REMEMBERED > round.get());

@@ -32,7 +32,11 @@ impl Run {
             // A round that waits for all its units ends before the next one begins.
             Closing::All => Rule {
                 open_max: 1,
-                inputs_min: self.spec.schedule.units,
+                // A masked round closes without the workers that are gone.
+                inputs_min: match &self.spec.secure_aggregation {
+                    Some(aggregation) => aggregation.threshold,
+                    None => self.spec.schedule.units,
+                },
                 by_tokens: true,
             },
         }

@@ -18,6 +18,7 @@ use schemas::{
 };
 use serde::{Serialize, Serializer};
 
+use crate::cohorts::CohortRecord;
 use crate::quarantine::QuarantineRecord;
 use crate::screening::Measured;
 use crate::spending::Spending;
@@ -138,6 +139,9 @@ pub struct Run {
     /// Disclosures that the run's budget lasts for; 0 in a run that is not private.
     #[serde(skip)]
     pub disclosures_max: u64,
+    /// The cohorts of open rounds, in a run with secure aggregation.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub cohorts: BTreeMap<Round, CohortRecord>,
     /// Everything that an operator keeps the run from doing.
     pub holds: BTreeMap<Hold, HoldRecord>,
     /// Workers that operators shut out. They need not have joined.
@@ -545,15 +549,6 @@ impl Run {
     /// The newest full snapshot.
     pub fn last_snapshot(&self) -> Option<&SnapshotRecord> {
         self.snapshots.last()
-    }
-
-    /// Mean training loss over a round's contributions so far, nats a token; none in a private run,
-    /// whose workers state no loss.
-    pub(crate) fn train_loss(&self, record: &RoundRecord) -> Option<f64> {
-        if self.spec.privacy.is_some() {
-            return None;
-        }
-        (record.tokens.get() > 0).then(|| record.loss_sum / record.tokens.get() as f64)
     }
 
     /// Held-out loss of the snapshot that `round` starts from, nats a token.

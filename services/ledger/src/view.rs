@@ -9,6 +9,15 @@ use schemas::{Bytes, Round, RunId};
 use crate::state::{HoldRecord, RoundRecord, Run, SnapshotRecord, Standing};
 
 impl Run {
+    /// Mean training loss over a round's contributions so far, nats a token; none in a private run,
+    /// whose workers state no loss.
+    fn train_loss(&self, record: &RoundRecord) -> Option<f64> {
+        if self.spec.privacy.is_some() || self.is_masked() {
+            return None;
+        }
+        (record.tokens.get() > 0).then(|| record.loss_sum / record.tokens.get() as f64)
+    }
+
     /// A summary of the run from the ledger alone; speed and downloaded bytes are zero.
     pub fn view(&self, name: &RunId) -> RunView {
         let fates = &self.tokens;

@@ -1,13 +1,16 @@
 //! A merge that is made again, chunk by chunk.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use schemas::masking::Unmasking;
 use schemas::run::CodecKind;
 use schemas::snapshot::MergeRecord;
 use schemas::{Code, ObjectRef, Refusal, Round};
 
 use crate::context::RunContext;
 use crate::inputs::{self, Input};
+use crate::masked::unmasked;
 use crate::objects::Objects;
 use crate::weights::{Part, Piece, Step};
 
@@ -18,6 +21,8 @@ pub struct Again {
     /// The round that it closed.
     pub round: Round,
     inputs: Vec<Input>,
+    /// What takes the masks from their sum, in a run with secure aggregation.
+    unmasking: Option<Arc<Unmasking>>,
 }
 
 /// One chunk after a merge.
@@ -49,6 +54,7 @@ impl Again {
         Ok(Self {
             round: merge.round,
             inputs: inputs::read(objects, &merge.inputs, window).await?,
+            unmasking: merge.unmasking.clone().map(Arc::new),
         })
     }
 
@@ -68,7 +74,9 @@ impl Again {
         let step = Step::new(&context.spec, self.round, first);
         let place = context.place(index);
         let (codec, elements) = (context.spec.upload.kind, context.elements(index));
+        let (spec, unmasking) = (context.spec.clone(), self.unmasking.clone());
         let work = tokio::task::spawn_blocking(move || {
+            let parts = unmasked(&spec, unmasking.as_deref(), place.start, elements, parts)?;
             let stepped = step.run(&mut piece, &parts, &place);
             let stepped = stepped.map_err(|error| error.to_string())?;
             Ok::<_, String>(Merged {

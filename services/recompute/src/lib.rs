@@ -9,6 +9,7 @@
 //! | `context` | a run's settings, and its layout cut into chunks |
 //! | `inputs` | the chunks of a merge's contributions, as many at a time as memory is set aside for |
 //! | `weights` | weights and outer state, and the outer step on one chunk |
+//! | `masked` | the sum of a masked round's contributions |
 //! | `base`, `again` | the weights before the first merge; a merge that is made again |
 //! | `restore` | weights from a snapshot and the merges since |
 
@@ -16,6 +17,7 @@ pub mod again;
 pub mod base;
 pub mod context;
 pub mod inputs;
+pub mod masked;
 pub mod objects;
 pub mod restore;
 pub mod weights;

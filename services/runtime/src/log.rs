@@ -72,6 +72,7 @@ const CRATES: &[&str] = &[
     "diloctl",
     "identity",
     "ledger",
+    "masking",
     "merge",
     "model",
     "objects",

@@ -56,6 +56,21 @@ impl Asker {
         }
     }
 
+    /// The worker in whose name it asks.
+    pub(crate) const fn worker(&self) -> &WorkerId {
+        &self.worker
+    }
+
+    /// The trust domain in which it signs.
+    pub(crate) fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// Signs the body of a statement with the audit key.
+    pub(crate) fn sign(&self, body: &[u8]) -> [u8; 64] {
+        self.audit_key.sign_statement(&self.domain, body)
+    }
+
     /// The URLs that came with the latest lease.
     pub(crate) const fn lease_urls(&self) -> &LeaseUrls {
         &self.lease_urls
@@ -130,7 +145,7 @@ impl Asker {
     }
 
     async fn submit(&self, statement: Vec<u8>, patience: Millis) -> Result<SubmitReply, Refusal> {
-        let signature = ByteArray::new(self.audit_key.sign_statement(&self.domain, &statement));
+        let signature = ByteArray::new(self.sign(&statement));
         let request = SubmitRequest {
             v: V,
             statement: ByteBuf::from(statement),

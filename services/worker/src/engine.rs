@@ -122,6 +122,8 @@ pub(crate) struct Opening {
     pub(crate) error_feedback: bool,
     /// The clipping and noise of contributions, in a private run.
     pub(crate) privacy: Option<Privacy>,
+    /// True in a run with secure aggregation, which tells no number of one worker's data.
+    pub(crate) masked: bool,
 }
 
 /// Sends jobs to the training thread. Cheap to clone; the thread ends when the last clone is gone,

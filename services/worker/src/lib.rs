@@ -22,6 +22,7 @@ mod engine;
 mod events;
 pub mod launch;
 mod lease_urls;
+mod masking;
 mod meter;
 mod object_client;
 pub mod program;

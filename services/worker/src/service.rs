@@ -266,6 +266,7 @@ impl EffectRunner {
                     tools,
                     stop,
                     text: Arc::default(),
+                    part: Arc::default(),
                 });
                 self.step(work, |unit| async move {
                     Input::Fetched {

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use data::{HeldOut, UnitSampler};
 use futures::{StreamExt as _, TryStreamExt as _};
+use masking::{FixedPoint, Masks, Part};
 use merge::{SeededRounding, contribution_seed};
 use schemas::call::worker as call;
 use schemas::contribution::{Evaluation, StageRequest};
 use schemas::data::Shard;
 use schemas::layout::Chunk;
-use schemas::lease::{LeaseRef, Manifest, Weights, Work};
+use schemas::lease::{LeaseRef, Manifest, UnitKind, Weights, Work};
 use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::run::{CodecKind, RunSpec};
 use schemas::{Chunks, Code, Digest, Millis, ObjectRef, Refusal, V};
@@ -24,6 +25,7 @@ use worker_core::{Trained, WorkId};
 use crate::asker::Asker;
 use crate::assets::Assets;
 use crate::engine::{Capture, EncodedChunks, Engine, Evaluating, Fragment, Opening, Training};
+use crate::masking::{Masking, reveal};
 use crate::meter::{Meter, WorkLane};
 use crate::object_client::{ObjectClient, TRANSFERS_MAX};
 use crate::shard_cache::ShardCache;
@@ -61,6 +63,8 @@ pub(crate) struct Unit {
     pub(crate) stop: CancellationToken,
     /// The text that the unit reads; present from the fetch until the steps begin.
     pub(crate) text: Arc<Mutex<Option<Text>>>,
+    /// The agreement on masks; present from the fetch until the upload, in a run that has them.
+    pub(crate) part: Arc<Mutex<Option<Part>>>,
 }
 
 /// The sequences of a unit.
@@ -97,12 +101,51 @@ impl Unit {
             owner: format!("{domain}/{}/{spec_digest}", spec.run),
             error_feedback: spec.error_feedback,
             privacy: spec.privacy,
+            masked: spec.secure_aggregation.is_some(),
         };
         engine.open(opening).await?;
-        let (text, ()) =
-            tokio::try_join!(self.fetch_text(assets, shards), self.fetch_base(assets))?;
+        let text = self.fetch_text(assets, shards);
+        let (text, (), part) = tokio::try_join!(text, self.fetch_base(assets), self.agree())?;
         *self.text.lock().expect("no holder panics") = Some(text);
+        *self.part.lock().expect("no holder panics") = part;
         Ok(())
+    }
+
+    /// Agrees on masks with the other workers of the round, in a run that has them.
+    async fn agree(&self) -> Result<Option<Part>, Refusal> {
+        let lease = self.manifest.lease;
+        let aggregation = self.tools.spec.secure_aggregation;
+        let aggregation = aggregation.filter(|_| lease.unit.kind == UnitKind::Train);
+        let Some(aggregation) = aggregation else {
+            return Ok(None);
+        };
+        let masking = Masking {
+            asker: &self.tools.asker,
+            spec: &self.tools.spec,
+            spec_digest: self.tools.spec_digest,
+            aggregation,
+            lease,
+        };
+        Box::pin(masking.agree()).await.map(Some)
+    }
+
+    /// Takes the agreement on masks, which masks one contribution and no other. A run with secure
+    /// aggregation sends nothing without it.
+    fn take_masks(&self) -> Result<Option<(Part, Arc<Masks>)>, Refusal> {
+        let spec = &self.tools.spec;
+        let Some(aggregation) = spec.secure_aggregation else {
+            return Ok(None);
+        };
+        let part = self.part.lock().expect("no holder panics").take();
+        let missing = || {
+            let detail = "the masks of this lease have masked a contribution before";
+            Refusal::new(Code::CohortOver, detail)
+        };
+        let part = part.ok_or_else(missing)?;
+        let fixed = FixedPoint::new(aggregation.largest, spec.schedule.units);
+        let masks = part.masks(fixed);
+        let masks = masks.map_err(|error| Refusal::new(error.code(), error.to_string()))?;
+        Ok(Some((part, Arc::new(masks))))
     }
 
     /// Refuses a lease of a private run under which a contribution has left this process: the
@@ -258,6 +301,7 @@ impl Unit {
         } = &self.tools;
         let unit = self.manifest.lease.unit;
         *self.tools.disclosed.lock().expect("no holder panics") = Some(self.manifest.lease);
+        let (part, masks) = self.take_masks()?.unzip();
         let assets = assets.get().expect("the fetch of this unit got them");
         let rounding = SeededRounding {
             rule: spec.upload.rounding,
@@ -280,7 +324,12 @@ impl Unit {
         }
         let count = assets.chunks.len();
         let _timed = self.tools.meter.timed(WorkLane::Upload);
-        let objects = upload_all(encoded, |index, bytes| self.upload_chunk(index, bytes)).await?;
+        let upload = |index: usize, bytes| {
+            let start = assets.chunks.get(index).map_or(0, |chunk| chunk.start);
+            let masks = masks.clone().map(|masks| (masks, start));
+            self.upload_chunk(index, bytes, masks)
+        };
+        let objects = upload_all(encoded, upload).await?;
         if objects.len() != count {
             return Err(Refusal::new(
                 Code::Interrupted,
@@ -296,14 +345,32 @@ impl Unit {
                 .put(lease, object, list.into())
                 .await?;
         }
+        if let Some(part) = part {
+            let asker = self.tools.asker.clone();
+            let lease = self.manifest.lease;
+            self.tools.hints.spawn(reveal(asker, lease, part));
+        }
         tracing::info!(lease = %self.manifest.lease, round = unit.round.get(), "contribution uploaded");
         Ok(chunks)
     }
 
-    async fn upload_chunk(&self, index: usize, bytes: Bytes) -> Result<ObjectRef, Refusal> {
-        let hashed = bytes.clone();
-        let object = tokio::task::spawn_blocking(move || ObjectRef::of(&hashed)).await;
-        let object = object.map_err(|error| Refusal::new(Code::Internal, error.to_string()))?;
+    /// Uploads a chunk, masked by the masks at its place if there are any.
+    async fn upload_chunk(
+        &self,
+        index: usize,
+        bytes: Bytes,
+        masks: Option<(Arc<Masks>, u64)>,
+    ) -> Result<ObjectRef, Refusal> {
+        let made = tokio::task::spawn_blocking(move || {
+            let bytes = match masks {
+                None => bytes,
+                Some((masks, start)) => masked(&masks, start, &bytes, index)?,
+            };
+            Ok::<_, Refusal>((ObjectRef::of(&bytes), bytes))
+        });
+        let made = made.await;
+        let (object, bytes) =
+            made.map_err(|error| Refusal::new(Code::Internal, error.to_string()))??;
         let lease = self.manifest.lease;
         self.tools.object_client.put(lease, object, bytes).await?;
         let index = u32::try_from(index).expect("a layout has few chunks");
@@ -328,6 +395,16 @@ impl Unit {
     fn take_text(&self) -> Option<Text> {
         self.text.lock().expect("no holder panics").take()
     }
+}
+
+/// A chunk under its masks. What does not fit is named in this worker's log and nowhere else.
+fn masked(masks: &Masks, start: u64, bytes: &[u8], index: usize) -> Result<Bytes, Refusal> {
+    let mut bytes = bytes.to_vec();
+    masks.mask(&mut bytes, start).map_err(|error| {
+        tracing::warn!(%error, chunk = index, "the contribution cannot be masked");
+        Refusal::new(Code::MaskRange, format!("chunk {index}: {error}"))
+    })?;
+    Ok(bytes.into())
 }
 
 /// Compares the weights' chunks with the layout, before any of them is fetched.

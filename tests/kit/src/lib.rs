@@ -15,7 +15,7 @@ mod work;
 pub use data::{DataBuilder, data};
 pub use member::{join_request, joined, session};
 pub use name::{account, audit_key, object, operator, public_key, run_id, sized, worker};
-pub use run::{BF16, FP32, RunSpecBuilder, privacy, run_spec};
+pub use run::{BF16, FP32, RunSpecBuilder, masked_run_spec, privacy, run_spec};
 #[cfg(feature = "signed")]
 pub use signed::trust;
 pub use work::{contribution, evaluate, evaluation, lease, statement, train, weights};

@@ -2,7 +2,7 @@
 
 use schemas::run::{
     Closing, Codec, CodecKind, Combination, Comparison, InnerOptimizer, ModelSpec, OuterOptimizer,
-    Policy, Precision, Privacy, Rounding, RunSpec, Schedule, TrainerKind,
+    Policy, Precision, Privacy, Rounding, RunSpec, Schedule, SecureAggregation, TrainerKind,
 };
 use schemas::{Chunks, Millis, ObjectRef, RunId, Steps, V};
 
@@ -65,6 +65,7 @@ pub fn run_spec() -> RunSpecBuilder {
         download: BF16,
         error_feedback: false,
         privacy: None,
+        secure_aggregation: None,
         policy: Policy {
             workers_min: 1,
             lease: Millis::from_secs(30),
@@ -124,6 +125,7 @@ setters! {
     download: Codec => download;
     error_feedback: bool => error_feedback;
     privacy: Option<Privacy> => privacy;
+    secure_aggregation: Option<SecureAggregation> => secure_aggregation;
     workers_min: u32 => policy.workers_min;
     lease: Millis => policy.lease;
     silence_max: Millis => policy.silence_max;
@@ -154,6 +156,19 @@ pub const fn privacy() -> Privacy {
         delta: 1e-6,
         epsilon: 8.0,
     }
+}
+
+/// Settings of a run with secure aggregation: so many units and workers, of which three must be in.
+pub fn masked_run_spec(units: u32) -> RunSpecBuilder {
+    run_spec()
+        .units(units)
+        .workers_min(units)
+        .upload(FP32)
+        .norm_max(0.0)
+        .secure_aggregation(Some(SecureAggregation {
+            threshold: 3,
+            largest: 1.0,
+        }))
 }
 
 #[cfg(test)]

@@ -39,7 +39,10 @@ pub fn contribution(spec: &RunSpec, chunks: impl Into<Chunks>) -> Contribution {
         chunks: chunks.into(),
         tokens: spec.unit_tokens(),
         steps: spec.schedule.inner_steps,
-        loss: if spec.privacy.is_some() { 0.0 } else { 2.5 },
+        loss: match spec.privacy.is_some() || spec.secure_aggregation.is_some() {
+            true => 0.0,
+            false => 2.5,
+        },
         train_ms: 10,
         privacy: spec.privacy.as_ref().map(Privacy::applied),
     }

@@ -567,7 +567,8 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
         Ok(Answer::Submit(reply)) => worker_core::Answer::Submit(reply),
         // Grants are effects of their own. The other answers are for operators, who ignore them.
         Ok(
-            Answer::Grants(_)
+            Answer::Mask(_)
+            | Answer::Grants(_)
             | Answer::RunNew(_)
             | Answer::Hold(_)
             | Answer::Collect(_)

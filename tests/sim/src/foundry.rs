@@ -78,7 +78,9 @@ impl World {
                     statement: Box::new(statement.expect("it was decoded when it was submitted")),
                 });
             }
-            Order::Merge { sync, base, inputs } => {
+            Order::Merge {
+                sync, base, inputs, ..
+            } => {
                 assert_eq!(base, sync.round, "rounds are merged in their order");
                 let process = self.site.process.as_ref();
                 let restores = process.map_or(0, |process| process.restores);

@@ -236,6 +236,10 @@ impl Monitor {
                 disclosures,
                 epsilon,
             } => self.spend(*disclosures, *epsilon),
+            // No run of the simulation has masks.
+            LedgerEvent::CohortSealed { .. }
+            | LedgerEvent::RoundUnmasked { .. }
+            | LedgerEvent::CohortDissolved { .. } => panic!("{event:?} in a run without masks"),
             LedgerEvent::RequestDenied { .. } => self.counts.denied += 1,
             LedgerEvent::HoldPlaced {
                 hold: Hold::Merges, ..

@@ -144,7 +144,7 @@ const REQUIREMENTS: &[(&str, &str)] = &[
     ("TL-16", "differential privacy with an enforced budget"),
     (
         "TL-17",
-        "secure aggregation is validated when a run is created",
+        "secure aggregation: the coordinator learns sums alone; what does not go with it is refused when a run is created",
     ),
     ("TL-18", "an object's key follows from its digest"),
     (

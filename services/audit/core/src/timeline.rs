@@ -125,6 +125,23 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
             let text = format!("no round is left: {disclosures} contributions cost {epsilon:.3}");
             (none(), text)
         }
+        LedgerEvent::CohortSealed { round, members } => (
+            format!("round {round}"),
+            format!("{} workers agreed on masks", members.len()),
+        ),
+        LedgerEvent::RoundUnmasked { round, .. } => (
+            format!("round {round}"),
+            "workers revealed what takes the masks from the sum".to_owned(),
+        ),
+        LedgerEvent::CohortDissolved {
+            round,
+            contributions,
+        } => (
+            format!("round {round}"),
+            format!(
+                "its sum cannot be had: {contributions} contributions are dropped, and its units are open again"
+            ),
+        ),
         LedgerEvent::RunCompleted => (none(), none()),
         LedgerEvent::WorkerJoined {
             worker,

@@ -268,6 +268,7 @@ impl Honest<'_> {
                 fragment: Fragment::FIRST,
                 inputs,
                 broadcast: broadcast.digest(),
+                unmasking: None,
             },
             broadcast,
             norm: sum.sqrt(),

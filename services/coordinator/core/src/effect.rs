@@ -13,6 +13,7 @@ use schemas::event::LedgerEvent;
 use schemas::foundry::Order;
 use schemas::hold::HoldReply;
 use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply, UnitId};
+use schemas::masking::MaskReply;
 use schemas::member::JoinReply;
 use schemas::promotion::PromoteReply;
 use schemas::public::{CommandVerb, Status};
@@ -292,6 +293,7 @@ pub enum Answer {
     Renew(RenewReply),
     Done(Done),
     Submit(SubmitReply),
+    Mask(Box<MaskReply>),
     Grants(Grants),
     RunNew(RunNewReply),
     Hold(HoldReply),
@@ -371,6 +373,7 @@ mod tests {
             sync: sync(0),
             base: schemas::Round(0),
             inputs: Vec::new(),
+            unmasking: None,
         });
         assert!(merge.is_early() && !order(Order::Forget).is_early());
         let step = |step| Effect::Collect(step).is_early();

@@ -12,6 +12,7 @@ mod heartbeat;
 mod hold;
 mod lease;
 mod lists;
+mod masked;
 mod membership;
 mod object;
 mod order;

@@ -122,12 +122,18 @@ impl Dispatcher {
                 statement: statement.into_vec(),
                 signature: signature.into_array(),
             }),
-            Order::Merge { sync, base, inputs } => {
+            Order::Merge {
+                sync,
+                base,
+                inputs,
+                unmasking,
+            } => {
                 let kept = self.take_kept(sync.round, &inputs);
                 let work = WeightsOrder::Merge {
                     sync,
                     base,
                     inputs,
+                    unmasking,
                     kept,
                 };
                 self.hand(work, |refusal| Answer::Merged {

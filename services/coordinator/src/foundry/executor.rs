@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use schemas::foundry::{Answer, Merged, Saved};
 use schemas::lease::{LeaseRef, Weights as Published};
+use schemas::masking::Unmasking;
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::{Code, Digest, Refusal, Round, SyncId};
@@ -23,6 +24,7 @@ use crate::guard::answered;
 use crate::store::Store;
 use recompute::RunContext;
 use recompute::inputs::{self, Input};
+use recompute::masked::unmasked;
 use recompute::restore::{self, Origin};
 use recompute::{Part, Step, Stepped, Weights};
 
@@ -41,6 +43,7 @@ pub(super) enum WeightsOrder {
         sync: SyncId,
         base: Round,
         inputs: Vec<MergeInput>,
+        unmasking: Option<Box<Unmasking>>,
         kept: BTreeMap<LeaseRef, KeptChunks>,
     },
     Save {
@@ -147,9 +150,11 @@ impl Executor {
                     sync,
                     base,
                     inputs,
+                    unmasking,
                     kept,
                 } => {
-                    let outcome = answered("merge", self.merge(sync, base, inputs, kept)).await;
+                    let set = (inputs, unmasking.map(|unmasking| *unmasking));
+                    let outcome = answered("merge", self.merge(sync, base, set, kept)).await;
                     if let Err(refusal) = &outcome {
                         tracing::warn!(run = %self.answers.run(), %sync, %refusal, "not merged");
                     }
@@ -194,7 +199,7 @@ impl Executor {
         &mut self,
         sync: SyncId,
         base: Round,
-        inputs: Vec<MergeInput>,
+        (inputs, unmasking): (Vec<MergeInput>, Option<Unmasking>),
         kept: BTreeMap<LeaseRef, KeptChunks>,
     ) -> Result<Merged, Refusal> {
         let SyncId { round, fragment } = sync;
@@ -228,7 +233,9 @@ impl Executor {
             )));
         }
         let started = std::time::Instant::now();
-        let merged = step_all(&self.store, &context, &mut weights, &inputs, kept).await?;
+        let unmasking = unmasking.map(Arc::new);
+        let set = (&inputs[..], unmasking.as_ref());
+        let merged = step_all(&self.store, &context, &mut weights, set, kept).await?;
         let broadcast = merged.broadcast.digest();
         tracing::info!(
             run = %context.spec.run,
@@ -242,6 +249,7 @@ impl Executor {
             fragment,
             inputs,
             broadcast,
+            unmasking: unmasking.map(Arc::unwrap_or_clone),
         });
         self.weights = Some(weights);
         Ok(merged)
@@ -298,7 +306,7 @@ async fn step_all(
     store: &Store,
     context: &Arc<RunContext>,
     weights: &mut Weights,
-    inputs: &[MergeInput],
+    (inputs, unmasking): (&[MergeInput], Option<&Arc<Unmasking>>),
     mut kept: BTreeMap<LeaseRef, KeptChunks>,
 ) -> Result<Merged, Refusal> {
     let round = weights.round;
@@ -318,8 +326,14 @@ async fn step_all(
         let permit = store.transfer().await;
         let mut piece = std::mem::take(&mut weights.pieces[index]);
         let place = context.place(index);
+        let (of_run, unmasking) = (Arc::clone(context), unmasking.cloned());
         let work = tokio::task::spawn_blocking(move || {
-            let stepped = step.run(&mut piece, &parts, &place);
+            let (spec, elements) = (&of_run.spec, of_run.elements(index));
+            let parts = unmasked(spec, unmasking.as_deref(), place.start, elements, parts);
+            let stepped = parts.and_then(|parts| {
+                let stepped = step.run(&mut piece, &parts, &place);
+                stepped.map_err(|error| error.to_string())
+            });
             (piece, stepped)
         });
         let (piece, stepped) = work

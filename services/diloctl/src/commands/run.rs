@@ -278,6 +278,7 @@ async fn build(
         download: settings.download(),
         error_feedback: settings.transfer.error_feedback,
         privacy: settings.privacy(),
+        secure_aggregation: settings.secure_aggregation(),
         policy: settings.policy(),
         seed: settings.seed,
     })

@@ -1,20 +1,20 @@
 //! The settings of a new run: defaults, then a TOML file, then `--set`, then flags.
 
+mod protection;
+
 use std::path::PathBuf;
 
 use clap::Args;
 use model::{ModelConfig, Preset};
 use runtime::{ConfigArgs, ConfigDuration, Failure};
 use schemas::run::{
-    Closing, Codec, CodecKind, Combination, Comparison, InnerOptimizer, OuterOptimizer, Policy,
-    Precision, Privacy, Rounding, Schedule, TrainerKind,
+    Beside, Closing, Codec, CodecKind, Combination, Comparison, InnerOptimizer, OuterOptimizer,
+    Policy, Precision, Rounding, Schedule, TrainerKind,
 };
 use schemas::{Code, Digest, RunId, Steps};
 use serde::{Deserialize, Serialize};
 
-/// An outcome that is `e` to this power times as likely with somebody's data tells whose data it
-/// was.
-const EPSILON_WEAK: f64 = 10.0;
+use self::protection::{AggregationSettings, PrivacySettings};
 
 /// Flags of `run new`. All other settings come from the settings file or from `--set`.
 #[derive(Debug, Args)]
@@ -45,6 +45,12 @@ pub(crate) struct RunArgs {
     /// and `.epsilon` say how much; SECURITY.md says what is protected.
     #[arg(long)]
     privacy: bool,
+    /// Workers mask their contributions so that the coordinator learns the sum alone: so many of a
+    /// round's workers must have contributed and must reveal what takes the masks from it, more
+    /// than half of the units. The mean in fp32 is the only rule that goes with it, without a bound
+    /// on norms. SECURITY.md says what is protected.
+    #[arg(long, value_name = "THRESHOLD")]
+    secure_aggregation: Option<u32>,
     #[command(flatten)]
     config: ConfigArgs,
 }
@@ -62,6 +68,7 @@ pub(crate) struct RunSettings {
     pub(crate) transfer: TransferSettings,
     pub(crate) policy: PolicySettings,
     pub(crate) privacy: PrivacySettings,
+    pub(crate) secure_aggregation: AggregationSettings,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -145,21 +152,6 @@ pub(crate) struct PolicySettings {
     pub(crate) closing: Closing,
 }
 
-/// Differential privacy of contributions; off by default. The budget that one number of rounds
-/// costs is printed when the run is created.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct PrivacySettings {
-    pub(crate) enabled: bool,
-    /// The largest norm of a contribution; longer ones are scaled down to it.
-    pub(crate) clip: f64,
-    /// The deviation of the noise of each parameter, as a multiple of `clip`.
-    pub(crate) noise_multiplier: f64,
-    pub(crate) delta: f64,
-    /// The budget: no round is opened that could pass it.
-    pub(crate) epsilon: f64,
-}
-
 impl Default for RunSettings {
     /// Settings of the demonstration: a small decoder over bytes on two CPU workers, minutes long.
     fn default() -> Self {
@@ -187,6 +179,7 @@ impl Default for RunSettings {
             transfer: TransferSettings::default(),
             policy: PolicySettings::default(),
             privacy: PrivacySettings::default(),
+            secure_aggregation: AggregationSettings::default(),
         }
     }
 }
@@ -250,19 +243,6 @@ impl Default for PolicySettings {
     }
 }
 
-impl Default for PrivacySettings {
-    /// A budget that is common in the literature, and noise that lets it last for eight rounds.
-    fn default() -> Self {
-        Self {
-            enabled: false,
-            clip: 1.0,
-            noise_multiplier: 4.0,
-            delta: 1e-6,
-            epsilon: 8.0,
-        }
-    }
-}
-
 /// The use that the command line asks for, with the settings.
 pub(crate) enum SettingsUse {
     /// Create a run with them.
@@ -297,6 +277,11 @@ impl RunArgs {
         );
         let private = self.privacy.then(|| true.to_string());
         flag("privacy.enabled", "--privacy", private);
+        flag(
+            "secure_aggregation.threshold",
+            "--secure-aggregation",
+            self.secure_aggregation.map(|value| value.to_string()),
+        );
         flag("seed", "--seed", self.seed.map(|value| value.to_string()));
         let loaded =
             runtime::config::load_from::<RunSettings>(&self.config, &flags, std::iter::empty())?;
@@ -329,63 +314,22 @@ impl RunSettings {
         let feedback = self.transfer.error_feedback;
         schemas::run::check_transfer(self.upload(), self.download(), feedback)?;
         self.policy().validate()?;
-        let Some(privacy) = self.privacy() else {
-            return Ok(());
-        };
-        privacy.check(model.parameters(), feedback, &self.policy())?;
-        privacy::check_budget(&privacy)?;
+        if let Some(privacy) = self.privacy() {
+            privacy.check(model.parameters(), feedback, &self.policy())?;
+            privacy::check_budget(&privacy)?;
+        }
+        if let Some(aggregation) = self.secure_aggregation() {
+            let (upload, combination) = (self.upload(), self.combination());
+            aggregation.check(&Beside {
+                units: self.schedule.units,
+                upload: upload.kind,
+                error_feedback: feedback,
+                combination,
+                private: self.privacy.enabled,
+                policy: &self.policy(),
+            })?;
+        }
         Ok(())
-    }
-
-    /// Differential privacy, if it is on.
-    pub(crate) fn privacy(&self) -> Option<Privacy> {
-        let PrivacySettings {
-            enabled,
-            clip,
-            noise_multiplier,
-            delta,
-            epsilon,
-        } = self.privacy;
-        enabled.then_some(Privacy {
-            clip,
-            noise_multiplier,
-            delta,
-            epsilon,
-        })
-    }
-
-    /// What the privacy budget lasts for, in words, and what its number is worth.
-    pub(crate) fn privacy_words(&self) -> Option<String> {
-        let privacy = self.privacy()?;
-        let units = u64::from(self.schedule.units);
-        let each = units.div_ceil(u64::from(self.policy().workers_min).max(1));
-        let lasts = privacy::disclosures_within(&privacy) / each;
-        let (rounds, planned) = (lasts.min(self.schedule.rounds), self.schedule.rounds);
-        let mut text = format!(
-            "the privacy budget (epsilon {} at delta {:e}) lasts for {lasts} rounds",
-            privacy.epsilon, privacy.delta
-        );
-        if lasts < planned {
-            text.push_str(&format!(
-                " of the {planned} that are planned; the run ends after them"
-            ));
-        } else {
-            let cost = privacy::epsilon(&privacy, rounds * each);
-            text.push_str(&format!(
-                ", and {planned} are planned, which cost {cost:.3}"
-            ));
-        }
-        if each > 1 {
-            text.push_str(&format!(
-                "; each costs {each} contributions, since there are more units than workers"
-            ));
-        }
-        if privacy.epsilon > EPSILON_WEAK {
-            text.push_str(&format!(
-                "; warning: an epsilon above {EPSILON_WEAK} promises next to nothing"
-            ));
-        }
-        Some(text)
     }
 
     /// The model that the settings name: a preset or a file.

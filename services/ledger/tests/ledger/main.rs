@@ -7,6 +7,7 @@ mod given_up;
 mod groups;
 mod holds;
 mod kit;
+mod masked;
 mod naming;
 mod places;
 mod pointers;

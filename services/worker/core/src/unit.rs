@@ -109,8 +109,9 @@ impl Worker {
         let spec = &self.member().spec;
         let (layout, codec) = (spec.model.layout.digest, spec.upload);
         let privacy = spec.privacy.as_ref().map(Privacy::applied);
-        // No noise covers a loss.
-        let loss = if privacy.is_some() { 0.0 } else { loss };
+        // Neither noise nor a mask covers a loss.
+        let covered = privacy.is_some() || spec.secure_aggregation.is_some();
+        let loss = if covered { 0.0 } else { loss };
         let contribution = Contribution {
             layout,
             codec,
@@ -226,11 +227,13 @@ impl Worker {
         self.beat_now(now);
     }
 
-    /// The failure of what was computed from the data. A private run tells the code alone, since no
-    /// noise covers the numbers that a text may name.
+    /// The failure of what was computed from the data. A private run, and one with secure
+    /// aggregation, tells the code alone: nothing covers the numbers that a text may name.
     fn training_failed(&mut self, now: UnixMillis, refusal: Refusal, effects: &mut Vec<Effect>) {
-        let told = match self.member().spec.privacy.is_some() && !refusal.code.passes() {
-            true => Refusal::new(refusal.code, "in a private run, which tells no more of it"),
+        let spec = &self.member().spec;
+        let covered = spec.privacy.is_some() || spec.secure_aggregation.is_some();
+        let told = match covered && !refusal.code.passes() {
+            true => Refusal::new(refusal.code, "in a run that tells no more of it"),
             false => refusal,
         };
         self.step_failed(now, told, effects);

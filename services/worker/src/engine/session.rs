@@ -107,6 +107,7 @@ impl Session {
             // A residual belongs to one run.
             && (self.opening.owner == opening.owner || !opening.error_feedback)
             && self.opening.privacy == opening.privacy
+            && self.opening.masked == opening.masked
             // The moments of a private run do not outlive a unit.
             && !(opening.privacy.is_some() && self.stepped)
     }
@@ -116,9 +117,10 @@ impl Session {
         !self.unproven && self.opening.privacy.is_none()
     }
 
-    /// The loss of a step in the form in which others may see it: 0 in a private run.
+    /// The loss of a step in the form in which others may see it: 0 in a private run, and in one
+    /// with secure aggregation.
     pub(super) const fn shown(&self, loss: f64) -> f64 {
-        if self.opening.privacy.is_some() {
+        if self.opening.privacy.is_some() || self.opening.masked {
             0.0
         } else {
             loss

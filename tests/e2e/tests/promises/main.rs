@@ -50,6 +50,7 @@ mod restore;
 mod revoked;
 mod rotated;
 mod run_halted;
+mod secure_aggregation;
 mod service_restart;
 mod short_credentials;
 mod shutdown;

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use data_encoding::HEXLOWER_PERMISSIVE;
 use schemas::blob::{GetRequest, Grants, PutRequest};
+use schemas::collection::{CollectReply, CollectRequest};
 use schemas::contribution::{StageRequest, Statement, SubmitReply, SubmitRequest};
 use schemas::control::{
     OperatorObjects, RunNew, RunNewReply, Shutdown, ShutdownReply, ViewReply, ViewRequest,
@@ -18,6 +19,7 @@ use schemas::layout::Layout;
 use schemas::lease::{
     ClaimReply, ClaimRequest, Done, Offer, ReleaseRequest, RenewReply, RenewRequest,
 };
+use schemas::masking::{KeyStatement, MaskReply, MaskRequest};
 use schemas::member::{JoinReply, JoinRequest, LeaveRequest};
 use schemas::promotion::{PointerName, PromoteReply, PromoteRequest};
 use schemas::public::Status;
@@ -27,6 +29,7 @@ use schemas::restore::{RestoreReply, RestoreRequest};
 use schemas::run::RunSpec;
 use schemas::subject::{self, Incoming};
 use schemas::telemetry::Heartbeat;
+use schemas::tenant::{TenantEndReply, TenantEndRequest, TenantReply, TenantRequest};
 use schemas::{
     AccountId, Addressee, Answer, Code, Digest, GroupId, Message, PublicKey, Refusal, RunId,
     WorkerId,
@@ -95,6 +98,15 @@ readers![
     JoinRequest,
     JoinReply,
     LeaveRequest,
+    CollectRequest,
+    CollectReply,
+    MaskRequest,
+    MaskReply,
+    KeyStatement,
+    TenantRequest,
+    TenantReply,
+    TenantEndRequest,
+    TenantEndReply,
     Answer<Done>,
     Answer<ViewReply>,
     Answer<JoinReply>,
@@ -240,4 +252,32 @@ pub(super) fn broker_words() -> Vec<Vec<u8>> {
     ]
     .map(<[u8]>::to_vec)
     .to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lines in which a type of message is declared.
+    fn declared(folder: &std::path::Path) -> usize {
+        let entries = std::fs::read_dir(folder).expect("sources");
+        let paths = entries.map(|entry| entry.expect("a file").path());
+        paths.fold(0, |sum, path| {
+            let lines = |text: String| {
+                let starts = text.lines().filter(|line| line.starts_with("message!("));
+                starts.count()
+            };
+            sum + match path.is_dir() {
+                true => declared(&path),
+                false => lines(std::fs::read_to_string(path).expect("a source")),
+            }
+        })
+    }
+
+    #[test]
+    fn every_type_of_message_is_read() {
+        let sources = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../schemas/src");
+        let names: std::collections::BTreeSet<_> = READERS.iter().map(|(name, _)| name).collect();
+        assert_eq!(names.len(), declared(&sources));
+    }
 }

@@ -37,6 +37,7 @@ fn segment() -> Segment {
                 fragment: Fragment::FIRST,
                 inputs: vec![input(0), input(1)],
                 broadcast: broadcast.digest(),
+                unmasking: None,
             },
             broadcast,
             norm: 4.0,

@@ -42,6 +42,7 @@ pub(crate) fn request(
         WorkerRequest::Join(_)
         | WorkerRequest::Renew(_)
         | WorkerRequest::Release(_)
+        | WorkerRequest::Mask(_)
         | WorkerRequest::Put(_)
         | WorkerRequest::Get(_)
         | WorkerRequest::Stage(_) => Err(run_closed(run.name()).into()),

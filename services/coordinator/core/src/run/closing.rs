@@ -11,9 +11,16 @@ use schemas::{SyncId, Weight};
 /// it.
 pub(super) fn due(run: &Run, sync: SyncId, open: &OpenSync) -> Option<Vec<SealedInput>> {
     let unnamed = open.unnamed()?;
-    let units = u64::from(run.spec.schedule.units);
+    let in_set = open.inputs().count() as u64;
+    let is_due = match &run.spec.secure_aggregation {
+        // A worker that is gone is left out, and cannot be replaced.
+        Some(aggregation) => {
+            run.is_settled(sync.round) && in_set >= u64::from(aggregation.threshold)
+        }
+        None => in_set == u64::from(run.spec.schedule.units),
+    };
     match run.spec.policy.closing {
-        Closing::All => (open.inputs().count() as u64 == units).then(|| {
+        Closing::All => is_due.then(|| {
             let outliers = run.outliers(sync.round);
             let weighed = unnamed.map(by_tokens).map(|input| SealedInput {
                 weight: match outliers.contains(&input.unit) {

@@ -111,7 +111,7 @@ fn check_heartbeat(
         ));
     }
     if let Some(loss) = heartbeat.loss {
-        if run.spec.privacy.is_some() {
+        if run.spec.privacy.is_some() || run.is_masked() {
             let detail = "a heartbeat states a training loss, which no noise covers";
             return Err(Refusal::new(Code::NotPrivate, detail));
         }

@@ -264,6 +264,10 @@ impl RunRoom<'_> {
         if self.run.units.contains_key(&lease.unit) {
             self.serve(turn);
             self.look_at_budget(turn);
+            if self.run.is_fixed(&lease.unit) {
+                // The round may have waited only for this.
+                self.advance(turn);
+            }
         } else {
             self.settle(turn, &lease.unit);
             // The run may have waited only for this.
@@ -383,7 +387,7 @@ fn pair(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<(WorkerId, UnitId)
             .is_some_and(|failures| failures.is_by(worker))
     };
     let fits = |unit: &UnitId, worker: &WorkerId| match unit.kind {
-        UnitKind::Train => run.affords(unit, worker),
+        UnitKind::Train => run.affords(unit, worker) && !run.is_fixed(unit),
         UnitKind::Evaluate => may_evaluate(run, live, worker, now),
     };
     let mut second = None;

@@ -17,6 +17,7 @@ use crate::input::{DeliveryId, Merged, ReplyId, ScreeningId};
 use crate::run::draw::Data;
 use crate::run::failures::Failures;
 use crate::run::lists::Lists;
+use crate::run::masking::Agreement;
 use crate::run::results::Screening;
 use crate::run::spare::UnitTimes;
 
@@ -30,6 +31,8 @@ pub(crate) struct LiveRun {
     pub(crate) foundry: Foundry,
     /// The time at which a privacy budget that keeps all members from an open unit ends the run.
     pub(crate) budget_ends_at: Option<UnixMillis>,
+    /// The agreement on masks, in a run with secure aggregation.
+    pub(crate) agreement: Agreement,
     pub(crate) claims: Claims,
     pub(crate) offers: BTreeMap<UnitId, Offered>,
     /// One for each lease that the ledger holds.
@@ -243,6 +246,7 @@ impl LiveRun {
             lists: Lists::default(),
             budget_ends_at: None,
             foundry: Foundry::default(),
+            agreement: Agreement::default(),
             claims: Claims::default(),
             offers: BTreeMap::new(),
             leases: BTreeMap::new(),

@@ -8,6 +8,7 @@
 //! | `results` | which results count |
 //! | `reach` | how far the inner steps of a unit can lead |
 //! | `rounds`, `closing` | when weights are restored, merged and saved; when a round can be sealed |
+//! | `masking` | what workers agree on and reveal in a run with secure aggregation |
 //! | `objects`, `lists` | who may read and write which objects; the chunks that lists hold |
 //! | `offers` | which units are on the queue |
 //! | `holds` | what an operator keeps the run from doing |
@@ -30,6 +31,7 @@ pub(crate) mod holds;
 mod leases;
 mod lists;
 pub(crate) mod live;
+mod masking;
 pub(crate) mod members;
 pub(crate) mod objects;
 mod offers;
@@ -85,6 +87,7 @@ impl RunRoom<'_> {
             WorkerRequest::Claim(request) => self.claim(turn, peer, &request, reply),
             WorkerRequest::Renew(request) => self.renew(turn, peer, &request),
             WorkerRequest::Release(request) => self.release(turn, peer, &request),
+            WorkerRequest::Mask(request) => self.mask(turn, peer, request),
             WorkerRequest::Put(request) => self.put(turn, peer, request, reply),
             WorkerRequest::Get(request) => self.get(turn, peer, request, reply),
             WorkerRequest::Stage(request) => self.stage(turn, peer, &request),

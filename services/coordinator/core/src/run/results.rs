@@ -20,6 +20,7 @@ use crate::effect::Answer;
 use crate::input::{Peer, ReplyId, Screened, ScreeningId, Submission};
 use crate::run::RunRoom;
 use crate::run::leases::check_holder;
+use crate::run::masking::check_masked;
 use crate::run::members::check_member;
 use crate::run::reach::reach;
 use crate::turn::{Handled, Outcome, Turn};
@@ -461,6 +462,7 @@ fn check_statement(
     }
     match (&statement.outcome, statement.lease.unit.kind) {
         (Stated::Contribution(contribution), UnitKind::Train) => {
+            check_masked(run, &statement.lease, contribution.loss)?;
             check_contribution(run, contribution)
         }
         (Stated::Evaluation(evaluation), UnitKind::Evaluate) => {

@@ -32,6 +32,7 @@ enum NextStep {
     Seal(SyncId, Vec<SealedInput>),
     Open(Round),
     Spend(PrivacyView),
+    Dissolve(Round),
     Save(Round),
     Merge(SyncId, Vec<MergeInput>),
     Close(SyncId),
@@ -48,12 +49,15 @@ impl RunRoom<'_> {
                 NextStep::Seal(sync, inputs) => self.seal(turn, sync, &inputs),
                 NextStep::Open(round) => self.open_round(turn, round),
                 NextStep::Spend(spent) => self.spend_out(turn, spent),
+                NextStep::Dissolve(round) => self.dissolve(turn, round),
                 NextStep::Save(round) => self.save(turn, round),
                 NextStep::Merge(sync, inputs) => self.merge(turn, sync, inputs),
                 NextStep::Close(sync) => self.close(turn, sync),
                 NextStep::Complete => return self.complete(turn),
             }
         }
+        // A step may have sealed the set whose sum is waited for.
+        self.watch_unmasking(turn);
     }
 
     /// Starts the work of this process on a run that the ledger holds.
@@ -220,7 +224,14 @@ impl RunRoom<'_> {
     fn merge(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: Vec<MergeInput>) {
         self.live.foundry.task = Some(WeightsOrder::Merge(sync));
         let base = self.run.version(sync.fragment);
-        self.order(turn, Order::Merge { sync, base, inputs });
+        let unmasking = self.run.unmasking(sync.round).cloned().map(Box::new);
+        let order = Order::Merge {
+            sync,
+            base,
+            inputs,
+            unmasking,
+        };
+        self.order(turn, order);
         self.offer_ahead(turn);
     }
 
@@ -347,6 +358,9 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
     if let Some(seal) = next_seal(run).filter(|_| !held) {
         return Some(seal);
     }
+    if let Some(round) = next_dissolution(run, live, now).filter(|_| !held) {
+        return Some(NextStep::Dissolve(round));
+    }
     if foundry.task.is_some() {
         return None;
     }
@@ -379,7 +393,11 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
     if held {
         return None;
     }
-    if let Some((sync, inputs)) = sealed.next().filter(|_| foundry.retry_at <= now) {
+    let unmasked = run.sealed_masked().is_none();
+    if let Some((sync, inputs)) = sealed
+        .next()
+        .filter(|_| foundry.retry_at <= now && unmasked)
+    {
         return Some(NextStep::Merge(sync, inputs.to_vec()));
     }
     // The initial weights are named by the settings.
@@ -394,6 +412,20 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
 fn next_seal(run: &Run) -> Option<NextStep> {
     let mut open = run.open.iter();
     open.find_map(|(sync, open)| Some(NextStep::Seal(*sync, due(run, *sync, open)?)))
+}
+
+/// A masked round whose sum cannot be had: too few contributions are in, and no other can come, or
+/// too few workers reveal shares.
+fn next_dissolution(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Round> {
+    if let Some((round, _)) = run.sealed_masked() {
+        let ended = live.agreement.ends_at.is_some_and(|at| at <= now);
+        return ended.then_some(round);
+    }
+    let threshold = run.spec.secure_aggregation?.threshold as usize;
+    let open = run.open.iter().find(|(sync, open)| {
+        open.collects() && run.is_settled(sync.round) && open.inputs().count() < threshold
+    });
+    open.map(|(sync, _)| sync.round)
 }
 
 /// Units without a result.

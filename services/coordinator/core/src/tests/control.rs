@@ -448,6 +448,9 @@ fn cause(event: &LedgerEvent) -> Option<String> {
         | LedgerEvent::RoundSealed { .. }
         | LedgerEvent::RoundClosed { .. }
         | LedgerEvent::PrivacySpent { .. }
+        | LedgerEvent::CohortSealed { .. }
+        | LedgerEvent::RoundUnmasked { .. }
+        | LedgerEvent::CohortDissolved { .. }
         | LedgerEvent::SnapshotSaved { .. }
         | LedgerEvent::CheckpointTaken
         | LedgerEvent::CheckpointSaved { .. } => None,

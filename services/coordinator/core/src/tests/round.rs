@@ -101,6 +101,7 @@ fn inputs_are_merged_in_order_of_their_units() {
                 inputs,
                 base,
                 sync: merging,
+                unmasking: None,
             },
         ..
     } = world.take_pending(|effect| matches!(effect, order!(Merge)))

@@ -3,6 +3,7 @@
 use schemas::contribution::{Evaluation, Fate, Outcome, Statement};
 use schemas::event::WorkerEvent;
 use schemas::lease::UnitKind;
+use schemas::run::SecureAggregation;
 use schemas::{Chunks, Code, Message as _, ObjectRef, Refusal, Tokens};
 use worker_core::{Effect, Input, Request, ResultEnd, Trained};
 
@@ -94,7 +95,7 @@ fn ls_03_ls_04_success_is_told_only_after_the_reply() {
 
 /// The text of a failure goes into the record, and a loss in it would be a number without noise.
 #[test]
-fn tl_16_a_private_run_tells_no_number_of_a_unit_that_failed() {
+fn tl_16_tl_17_a_run_that_protects_contributions_tells_no_number_of_a_unit_that_failed() {
     let failures = [
         Ok(Trained {
             loss: 10_001.5,
@@ -103,10 +104,19 @@ fn tl_16_a_private_run_tells_no_number_of_a_unit_that_failed() {
         Err(Refusal::new(Code::TrainingFailed, "the loss is 10001.5")),
     ];
     for failure in failures {
-        for private in [false, true] {
+        for (private, masked) in [(false, false), (true, false), (false, true)] {
             let mut spec = spec();
             spec.policy.norm_max = 0.0;
             spec.privacy = private.then(kit::privacy);
+            if masked {
+                (spec.schedule.units, spec.policy.workers_min) = (3, 3);
+                spec.upload = kit::FP32;
+            }
+            spec.secure_aggregation = masked.then_some(SecureAggregation {
+                threshold: 3,
+                largest: 1.0,
+            });
+            let covered = private || masked;
             let mut scene = Scene::joined_to(spec);
             let work = scene.grant(lease(0, UnitKind::Train, 1));
             for input in [
@@ -127,10 +137,10 @@ fn tl_16_a_private_run_tells_no_number_of_a_unit_that_failed() {
             });
             let (code, detail) = told.expect("the unit is given back");
             assert_eq!(code, Code::TrainingFailed);
-            assert_eq!(detail.contains("10001.5"), !private, "{detail}");
+            assert_eq!(detail.contains("10001.5"), !covered, "{detail}");
             // Neither does what else leaves the worker: the release, the heartbeat, the log.
             let all = format!("{:?}", scene.effects);
-            assert_eq!(all.contains("10001.5"), !private, "{all}");
+            assert_eq!(all.contains("10001.5"), !covered, "{all}");
         }
     }
 }

@@ -146,6 +146,7 @@ pub(super) fn opening(inner: PathBuf, error_feedback: bool) -> Opening {
         owner: String::new(),
         error_feedback,
         privacy: None,
+        masked: false,
     }
 }
 

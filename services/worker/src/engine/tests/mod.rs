@@ -42,6 +42,7 @@ fn opening(preset: &str, folder: &std::path::Path) -> Opening {
         owner: "domain/run/settings".to_owned(),
         error_feedback: false,
         privacy: None,
+        masked: false,
         model,
     }
 }

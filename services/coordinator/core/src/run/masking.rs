@@ -1,0 +1,309 @@
+//! The agreement on masks in a run with secure aggregation: who is in a round's cohort, which
+//! messages the coordinator passes on, and when a sum is unmasked or given up.
+//!
+//! The coordinator passes sealed shares on and cannot read them. Until a cohort is sealed all of
+//! this is lost with the process, and the workers begin again with new keys. From then on the
+//! ledger holds the cohort, and shares that were not passed on before a restart are missing in the
+//! hands of their receivers.
+
+use std::collections::BTreeMap;
+
+use ledger::Run;
+use masking::Cohort;
+use schemas::event::LedgerEvent;
+use schemas::lease::{LeaseRef, UnitId, UnitKind};
+use schemas::masking::{
+    Bytes32, CohortMember, MaskKeys, MaskReply, MaskRequest, MaskStage, MaskStep,
+};
+use schemas::{Code, Digest, Refusal, Round, UnitIndex, UnixMillis, V};
+use serde_bytes::{ByteArray, ByteBuf};
+
+use crate::deadline::RunTimer;
+use crate::effect::Answer;
+use crate::input::Peer;
+use crate::run::RunRoom;
+use crate::run::leases::check_holder;
+use crate::run::members::check_member;
+use crate::turn::{Handled, Outcome, Turn};
+
+/// Bytes of a sealed share: two shares of 32 bytes and the tag of their cipher.
+const SEALED_BYTES: usize = 80;
+
+/// What is known of the agreement of the open round, as long as this process lives.
+#[derive(Debug, Default)]
+pub(crate) struct Agreement {
+    /// Announced keys with their signatures, by lease.
+    announced: BTreeMap<LeaseRef, (MaskKeys, ByteArray<64>)>,
+    /// The cohort that all have announced keys for.
+    cohort: Option<Cohort>,
+    /// Sealed shares by their sender's place in the cohort.
+    shared: BTreeMap<usize, Vec<ByteBuf>>,
+    /// Revealed shares by the unit of who revealed them.
+    revealed: BTreeMap<UnitIndex, Vec<Bytes32>>,
+    /// The time at which a sealed set that is not unmasked is given up.
+    pub(crate) ends_at: Option<UnixMillis>,
+}
+
+impl RunRoom<'_> {
+    /// Takes the next step of a worker's part in a cohort.
+    pub(crate) fn mask(
+        &mut self,
+        turn: &mut Turn<'_>,
+        peer: &Peer,
+        request: MaskRequest,
+    ) -> Handled {
+        check_member(&self.run, peer)?;
+        let MaskRequest { lease, step, .. } = request;
+        if !self.run.is_masked() || lease.unit.kind != UnitKind::Train {
+            let detail = format!("lease {lease} is of no round with masks");
+            return Err(Refusal::new(Code::CohortOver, detail).into());
+        }
+        let stage = match step {
+            MaskStep::Announce { keys, signature } => {
+                self.announce(turn, peer, lease, keys, signature)?
+            }
+            MaskStep::Share { cohort, sealed } => self.share(turn, peer, lease, cohort, sealed)?,
+            MaskStep::Reveal { cohort, shares } => self.reveal(turn, peer, lease, cohort, shares),
+        };
+        Ok(Outcome::Now(Answer::Mask(Box::new(MaskReply {
+            v: V,
+            stage,
+        }))))
+    }
+
+    fn announce(
+        &mut self,
+        turn: &mut Turn<'_>,
+        peer: &Peer,
+        lease: LeaseRef,
+        keys: MaskKeys,
+        signature: ByteArray<64>,
+    ) -> Result<MaskStage, Refusal> {
+        check_holder(&self.run, peer, &lease)?;
+        if self.run.is_fixed(&lease.unit) {
+            let detail = format!("the keys for lease {lease} are fixed");
+            return Err(Refusal::new(Code::CohortOver, detail));
+        }
+        // Who waits for others does not stand still.
+        self.live.lease_mut(&lease.unit).progress_at = turn.now;
+        let known = self.live.agreement.announced.get(&lease);
+        if known.map(|(known, _)| known) != Some(&keys) {
+            self.live.agreement.begin_again();
+            let announced = (keys, signature);
+            self.live.agreement.announced.insert(lease, announced);
+        }
+        if self.live.agreement.cohort_is_gone(&self.run) {
+            self.live.agreement.begin_again();
+        }
+        if self.live.agreement.cohort.is_none()
+            && let Some(members) = self.live.agreement.members(&self.run, lease.unit.round)
+        {
+            let cohort = self.run.cohort_of(lease.unit.round, members);
+            let cohort = cohort.map_err(|error| {
+                // The keys that came last are those of another worker.
+                self.live.agreement.announced.remove(&lease);
+                Refusal::new(error.code(), error.to_string())
+            })?;
+            self.live.agreement.cohort = Some(cohort);
+        }
+        Ok(match &self.live.agreement.cohort {
+            Some(cohort) => MaskStage::Cohort(cohort.members().to_vec()),
+            None => MaskStage::Wait,
+        })
+    }
+
+    fn share(
+        &mut self,
+        turn: &mut Turn<'_>,
+        peer: &Peer,
+        lease: LeaseRef,
+        digest: Digest,
+        sealed: Vec<ByteBuf>,
+    ) -> Result<MaskStage, Refusal> {
+        check_holder(&self.run, peer, &lease)?;
+        let round = lease.unit.round;
+        if let Some(fixed) = self.run.cohort(round) {
+            let place = fixed.place(&lease).filter(|_| fixed.digest() == digest);
+            let Some(place) = place else {
+                let detail = format!("lease {lease} is in another cohort");
+                return Err(Refusal::new(Code::CohortOver, detail));
+            };
+            return Ok(MaskStage::Shares(self.live.agreement.shares_for(place)));
+        }
+        self.live.lease_mut(&lease.unit).progress_at = turn.now;
+        let agreement = &mut self.live.agreement;
+        if agreement.cohort_is_gone(&self.run) {
+            agreement.begin_again();
+        }
+        let cohort = agreement.cohort.as_ref();
+        let Some(cohort) = cohort.filter(|cohort| cohort.digest() == digest) else {
+            // These keys have been shared, so they count for no other cohort.
+            agreement.announced.remove(&lease);
+            return Ok(MaskStage::Again);
+        };
+        let place = cohort.place(&lease);
+        let place = place.expect("a cohort of all holders has each of them");
+        let fits = |(to, sealed): (usize, &ByteBuf)| {
+            let expected = if to == place { 0 } else { SEALED_BYTES };
+            sealed.len() == expected
+        };
+        let count = cohort.members().len();
+        if sealed.len() != count || !sealed.iter().enumerate().all(fits) {
+            let detail = format!("lease {lease} has not one share for each of {count} workers");
+            return Err(Refusal::new(Code::MaskKeysRefused, detail));
+        }
+        let members = cohort.members().to_vec();
+        agreement.shared.insert(place, sealed);
+        if agreement.shared.len() < count {
+            return Ok(MaskStage::Wait);
+        }
+        self.append(turn, LedgerEvent::CohortSealed { round, members });
+        Ok(MaskStage::Shares(self.live.agreement.shares_for(place)))
+    }
+
+    /// Asks a worker for its shares once the set is sealed, and takes them.
+    fn reveal(
+        &mut self,
+        turn: &mut Turn<'_>,
+        peer: &Peer,
+        lease: LeaseRef,
+        digest: Digest,
+        shares: Vec<Bytes32>,
+    ) -> MaskStage {
+        let round = lease.unit.round;
+        let cohort = self
+            .run
+            .cohort(round)
+            .filter(|cohort| cohort.digest() == digest);
+        let Some(cohort) = cohort else {
+            return MaskStage::Over;
+        };
+        let own = |place: usize| cohort.members()[place].worker == peer.worker;
+        if !cohort.place(&lease).is_some_and(own) {
+            return MaskStage::Over;
+        }
+        let survivors = match self.run.sealed_masked() {
+            Some((sealed, survivors)) if sealed == round => survivors,
+            _ if self.run.unmasking(round).is_some() => return MaskStage::Over,
+            _ => return MaskStage::Wait,
+        };
+        if !survivors.contains(&lease.unit.index) {
+            return MaskStage::Over;
+        }
+        if shares.is_empty() {
+            return MaskStage::Unmask(survivors);
+        }
+        let revealed = &mut self.live.agreement.revealed;
+        revealed.insert(lease.unit.index, shares);
+        match cohort.recover(&survivors, revealed) {
+            Ok(None) => MaskStage::Wait,
+            Ok(Some(secrets)) => {
+                self.append(turn, LedgerEvent::RoundUnmasked { round, secrets });
+                self.live.agreement = Agreement::default();
+                self.advance(turn);
+                MaskStage::Over
+            }
+            Err(_) => {
+                self.dissolve(turn, round);
+                self.advance(turn);
+                MaskStage::Over
+            }
+        }
+    }
+
+    /// Gives a masked round up, whose sum cannot be had, and opens its units again.
+    pub(crate) fn dissolve(&mut self, turn: &mut Turn<'_>, round: Round) {
+        let mut open = self.run.open.iter();
+        let open = open.find(|(sync, _)| sync.round == round);
+        let contributions = open.map_or(0, |(_, open)| open.inputs().count());
+        let event = LedgerEvent::CohortDissolved {
+            round,
+            contributions: u32::try_from(contributions).expect("a cohort is small"),
+        };
+        self.append(turn, event);
+        self.live.agreement = Agreement::default();
+        self.offer_open(turn);
+    }
+
+    /// Waits for shares of a sealed set for as long as a silent worker may take to come back.
+    pub(crate) fn watch_unmasking(&mut self, turn: &mut Turn<'_>) {
+        let waits = self.run.sealed_masked().is_some();
+        match self.live.agreement.ends_at {
+            None if waits => {
+                let ends_at = turn.now.after(self.run.spec.policy.silence_max);
+                self.live.agreement.ends_at = Some(ends_at);
+                self.wake(turn, ends_at, RunTimer::Weights);
+            }
+            Some(_) if !waits => self.live.agreement.ends_at = None,
+            Some(_) | None => {}
+        }
+    }
+}
+
+impl Agreement {
+    /// Forgets the cohort that was about to be, but not the keys that were announced.
+    fn begin_again(&mut self) {
+        self.cohort = None;
+        self.shared.clear();
+        self.revealed.clear();
+    }
+
+    /// True if a worker of the cohort that is about to be has lost its lease.
+    fn cohort_is_gone(&self, run: &Run) -> bool {
+        let Some(cohort) = &self.cohort else {
+            return false;
+        };
+        let leases = self.announced.keys();
+        !cohort.members().iter().all(|member| {
+            let mut leases = leases.clone();
+            let lease =
+                leases.find(|lease| lease.unit.index == member.unit && lease.epoch == member.epoch);
+            let holder = lease.and_then(|lease| run.holder(&lease.unit));
+            holder == Some((&member.worker, member.epoch))
+        })
+    }
+
+    /// The workers of the round with their keys; none while a unit has no holder who has announced
+    /// any.
+    fn members(&self, run: &Run, round: Round) -> Option<Vec<CohortMember>> {
+        let units = (0..run.spec.schedule.units).map(UnitIndex);
+        let member = |index| {
+            let kind = UnitKind::Train;
+            let unit = UnitId { round, kind, index };
+            let (worker, epoch) = run.holder(&unit)?;
+            let (keys, signature) = self.announced.get(&LeaseRef { unit, epoch })?;
+            Some(CohortMember {
+                unit: index,
+                epoch,
+                worker: worker.clone(),
+                audit_key: run.members.get(worker)?.audit_key.clone(),
+                keys: *keys,
+                signature: *signature,
+            })
+        };
+        units.map(member).collect()
+    }
+
+    /// The sealed shares for the worker at a place; none after a restart, since they are lost.
+    fn shares_for(&self, place: usize) -> Vec<ByteBuf> {
+        let shares = self.shared.values();
+        shares.filter_map(|from| from.get(place).cloned()).collect()
+    }
+}
+
+/// Refuses a contribution to a masked round that is none of its cohort's, or that tells more than
+/// the sum does.
+pub(crate) fn check_masked(run: &Run, lease: &LeaseRef, loss: f64) -> Result<(), Refusal> {
+    if !run.is_masked() {
+        return Ok(());
+    }
+    if !run.is_fixed(&lease.unit) {
+        let detail = format!("lease {lease} is of a round whose workers have agreed on no masks");
+        return Err(Refusal::new(Code::CohortOver, detail));
+    }
+    if loss != 0.0 {
+        let detail = "it states a training loss, which no mask covers";
+        return Err(Refusal::new(Code::StatementInvalid, detail));
+    }
+    Ok(())
+}

@@ -1,0 +1,202 @@
+//! Runs with secure aggregation: ledgers in which a cohort, its sum or its end does not fit do not
+//! follow, and an open cohort is in a checkpoint.
+
+use ledger::State;
+use schemas::event::LedgerEvent;
+use schemas::masking::{Bytes32, CohortMember, UnitKey};
+use schemas::{Epoch, Round, UnitIndex};
+use serde_bytes::ByteArray;
+
+use crate::kit::{
+    Book, TIME, accepted, closed, ended, granted, joined, lease, opened, run_id, sealed, worker,
+};
+
+const UNITS: u32 = 4;
+
+fn book() -> Book {
+    let mut book = Book::of(
+        kit::masked_run_spec(UNITS)
+            .initial(vec![kit::object("initial")])
+            .build(),
+    );
+    book.note(&joined(3));
+    book.note(&opened(0));
+    book
+}
+
+/// Random bytes of a worker.
+fn entropy(unit: u32) -> [u8; 128] {
+    let mut bytes = [unit as u8 + 1; 128];
+    (0..4).for_each(|part| bytes[32 * part] = part as u8 * 16);
+    bytes
+}
+
+fn member(unit: u32) -> CohortMember {
+    CohortMember {
+        unit: UnitIndex(unit),
+        epoch: Epoch(1),
+        worker: worker(unit),
+        audit_key: kit::audit_key(unit),
+        keys: masking::Keys::new(&entropy(unit).into()).announced(),
+        signature: ByteArray::new([0; 64]),
+    }
+}
+
+fn cohort(members: Vec<CohortMember>) -> LedgerEvent {
+    let round = Round(0);
+    LedgerEvent::CohortSealed { round, members }
+}
+
+fn all() -> Vec<CohortMember> {
+    (0..UNITS).map(member).collect()
+}
+
+/// The seeds of those that count, and the masking keys of those that are gone.
+fn unmasked(gone: &[u32]) -> LedgerEvent {
+    let secret = |unit: u32| {
+        let at = if gone.contains(&unit) { 32 } else { 64 };
+        let key = entropy(unit)[at..at + 32].try_into().expect("32 bytes");
+        UnitKey {
+            unit: UnitIndex(unit),
+            key: Bytes32(key),
+        }
+    };
+    LedgerEvent::RoundUnmasked {
+        round: Round(0),
+        secrets: (0..UNITS).map(secret).collect(),
+    }
+}
+
+const fn dissolved(contributions: u32) -> LedgerEvent {
+    LedgerEvent::CohortDissolved {
+        round: Round(0),
+        contributions,
+    }
+}
+
+/// A book in which each worker holds a unit, and their cohort is sealed.
+fn agreed() -> Book {
+    let mut book = book();
+    for unit in 0..UNITS {
+        book.note(&granted(lease(0, unit, 1), unit));
+    }
+    book.note(&cohort(all()));
+    book
+}
+
+#[test]
+fn tl_17_a_cohort_is_of_all_units_their_holders_and_the_keys_with_which_they_joined() {
+    let mut book = book();
+    for unit in 0..UNITS - 1 {
+        book.note(&granted(lease(0, unit, 1), unit));
+    }
+    // The last unit has no holder yet, and nothing counts before there is a cohort.
+    book.refuse(&cohort(all()));
+    book.refuse(&accepted(lease(0, 0, 1), 0));
+    book.note(&granted(lease(0, 3, 1), 3));
+    book.fits(&cohort(all()));
+    book.refuse(&cohort(all()[..3].to_vec()));
+    for change in [
+        (|member| member.epoch = Epoch(2)) as fn(&mut CohortMember),
+        |member| member.worker = worker(0),
+        |member| member.audit_key = kit::audit_key(0),
+        |member| member.unit = UnitIndex(0),
+        |member| member.keys = self::member(0).keys,
+    ] {
+        let mut members = all();
+        change(&mut members[2]);
+        book.refuse(&cohort(members));
+    }
+    book.note(&cohort(all()));
+    book.refuse(&cohort(all()));
+    // A run without secure aggregation has none.
+    let mut plain = Book::new();
+    plain.note(&opened(0));
+    plain.refuse(&cohort(vec![]));
+    plain.refuse(&dissolved(0));
+    plain.refuse(&unmasked(&[]));
+}
+
+#[test]
+fn tl_17_a_set_is_sealed_when_nobody_can_add_to_it_and_closed_when_it_is_unmasked() {
+    let mut book = agreed();
+    for unit in [0, 1, 3] {
+        book.note(&accepted(lease(0, unit, 1), unit));
+    }
+    let three = sealed(0, &[(0, 1, 32), (1, 1, 32), (3, 1, 32)], 0);
+    book.refuse(&three);
+    book.refuse(&unmasked(&[2]));
+    book.note(&ended(lease(0, 2, 1), 2));
+    // The unit of a worker that is gone is nobody else's.
+    book.refuse(&granted(lease(0, 2, 2), 2));
+    book.note(&three);
+    book.refuse(&closed(0, 1));
+    book.refuse(&unmasked(&[]));
+    book.refuse(&unmasked(&[1]));
+    book.note(&unmasked(&[2]));
+    book.refuse(&unmasked(&[2]));
+    book.refuse(&dissolved(3));
+    book.note(&closed(0, 1));
+    let merge = book.run().merges.last().expect("it was merged");
+    let unmasking = merge.unmasking.as_ref().expect("a masked sum");
+    assert_eq!((unmasking.seeds.len(), unmasking.gone.len()), (3, 1));
+    assert!(book.run().cohorts.is_empty());
+}
+
+#[test]
+fn tl_17_fewer_than_the_threshold_are_never_sealed() {
+    let mut book = agreed();
+    for unit in [0, 1] {
+        book.note(&accepted(lease(0, unit, 1), unit));
+    }
+    book.note(&ended(lease(0, 2, 1), 2));
+    book.refuse(&dissolved(2));
+    book.note(&ended(lease(0, 3, 1), 3));
+    book.refuse(&sealed(0, &[(0, 1, 32), (1, 1, 32)], 0));
+    book.refuse(&dissolved(1));
+    book.note(&dissolved(2));
+    let (run, tokens) = (book.run(), &book.run().tokens);
+    assert_eq!((tokens.merged.get(), tokens.abandoned.get()), (0, 128));
+    assert_eq!((run.open.len(), run.cohorts.len()), (1, 0));
+    // All units are granted again, each under the next epoch.
+    for unit in 0..UNITS {
+        book.refuse(&granted(lease(0, unit, 1), unit));
+        book.note(&granted(lease(0, unit, 2), unit));
+    }
+}
+
+#[test]
+fn tl_17_a_sealed_set_that_nobody_unmasks_can_be_given_up() {
+    let mut book = agreed();
+    for unit in 0..UNITS {
+        book.note(&accepted(lease(0, unit, 1), unit));
+    }
+    let inputs = [(0, 1, 32), (1, 1, 32), (2, 1, 32), (3, 1, 32)];
+    book.note(&sealed(0, &inputs, 0));
+    book.note(&dissolved(4));
+    assert!(book.run().sealed.is_empty());
+    book.note(&granted(lease(0, 0, 2), 0));
+}
+
+#[test]
+fn tl_17_an_open_cohort_is_in_a_checkpoint() {
+    let mut book = agreed();
+    for unit in 0..UNITS {
+        book.note(&accepted(lease(0, unit, 1), unit));
+    }
+    let inputs = [(0, 1, 32), (1, 1, 32), (2, 1, 32), (3, 1, 32)];
+    book.note(&sealed(0, &inputs, 0));
+    let again = |book: &Book| {
+        let state = State::from_checkpoint(&book.state().to_checkpoint());
+        let state = state.expect("it reads back");
+        assert_eq!(state.run(&run_id()), Some(book.run()));
+        state
+    };
+    again(&book);
+    book.note(&unmasked(&[]));
+    let mut state = again(&book);
+    let close = closed(0, 1);
+    state
+        .apply(TIME, Some(&run_id()), &close)
+        .expect("it goes on");
+}

@@ -1,0 +1,480 @@
+//! A cohort: the workers of a round with their keys, and the part of one of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
+use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
+use schemas::lease::LeaseRef;
+use schemas::masking::{
+    Bytes32, COHORT_MAX, CohortMember, KeyPurpose, KeyStatement, MaskKeys, UnitKey, Unmasking,
+};
+use schemas::{Code, Digest, Message as _, Round, RunId, UnitIndex, V, WorkerId};
+use serde_bytes::ByteBuf;
+use x25519_dalek::StaticSecret;
+use zeroize::Zeroizing;
+
+use crate::fixed::FixedPoint;
+use crate::keys::{Keys, agree, commitment, derive, public_of};
+use crate::mask::{Masks, Sign, ascend, own_key, pair_key, pair_sign};
+use crate::shamir::{self, Share};
+
+const COHORT: &[u8] = b"diloco/mask/cohort/v1";
+const SEAL: &[u8] = b"diloco/mask/seal/v1";
+const POLYNOMIALS: &[u8] = b"diloco/mask/polynomials/v1";
+/// Every key seals one message.
+const NONCE: [u8; 12] = [0; 12];
+/// Bytes of a share of both secrets.
+const SHARES_BYTES: usize = 64;
+
+/// The workers of a round with their keys: the setting of every secret and every mask.
+#[derive(Clone, Debug)]
+pub struct Cohort {
+    run: RunId,
+    spec: Digest,
+    round: Round,
+    threshold: u32,
+    members: Vec<CohortMember>,
+    digest: Digest,
+}
+
+/// The reason why a step of the protocol is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CohortError {
+    /// The workers are no cohort.
+    #[error("{0}")]
+    Unfit(String),
+    /// A worker has not signed its keys, or has signed others, or for another lease.
+    #[error("the keys of unit {0} are not signed by its worker")]
+    Signature(UnitIndex),
+    /// The worker's own keys are not those of its lease in the cohort.
+    #[error("the cohort has other keys for lease {0} than this worker announced")]
+    NotIn(LeaseRef),
+    /// A sealed share does not open: it is of another cohort, for another worker, or altered.
+    #[error("the shares of unit {0} do not open")]
+    Sealed(UnitIndex),
+    /// There are not as many shares as workers.
+    #[error("{got} shares in a cohort of {expected}")]
+    Count {
+        /// Shares that came.
+        got: usize,
+        /// Shares that are expected.
+        expected: usize,
+    },
+    /// The workers that are said to count are not workers of the cohort, or too few, or not the
+    /// asked one.
+    #[error("{0}")]
+    Survivors(String),
+    /// Another set of workers was said to count before: both secrets of a worker are wanted.
+    #[error("another set of contributions was named before for this cohort")]
+    BothSecrets,
+    /// Shares give another secret than the worker has committed to.
+    #[error("the shares for unit {0} do not give the secret that its worker committed to")]
+    Secret(UnitIndex),
+}
+
+impl CohortError {
+    /// The code of the page that says what to do.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::NotIn(_) => Code::CohortOver,
+            _ => Code::MaskKeysRefused,
+        }
+    }
+}
+
+schemas::coded!(CohortError);
+
+impl Cohort {
+    /// The cohort of these workers, ascending by unit.
+    ///
+    /// # Errors
+    /// They do not ascend, a worker or a key stands twice, or the threshold does not fit.
+    pub fn new(
+        run: &RunId,
+        spec: &Digest,
+        round: Round,
+        threshold: u32,
+        members: Vec<CohortMember>,
+    ) -> Result<Self, CohortError> {
+        let unfit = |text: &str| Err(CohortError::Unfit(text.to_owned()));
+        let count = members.len();
+        if count > COHORT_MAX as usize || threshold as usize > count {
+            return unfit("too many workers, or fewer than the threshold");
+        }
+        // Two sets of the threshold's size must have a worker in common.
+        if threshold as usize * 2 <= count {
+            return unfit("a threshold of half of the workers or less");
+        }
+        if !ascend(members.iter().map(|member| member.unit)) {
+            return unfit("the units of a cohort do not ascend");
+        }
+        let workers: BTreeSet<&WorkerId> = members.iter().map(|member| &member.worker).collect();
+        let keys = |of: fn(&MaskKeys) -> Bytes32| {
+            let keys: BTreeSet<Bytes32> = members.iter().map(|member| of(&member.keys)).collect();
+            keys.len()
+        };
+        let distinct = [
+            workers.len(),
+            keys(|keys| keys.sealing),
+            keys(|keys| keys.masking),
+        ];
+        if distinct.iter().any(|distinct| *distinct != count) {
+            return unfit("a worker or a key is twice in a cohort");
+        }
+        let mut cohort = Self {
+            run: run.clone(),
+            spec: *spec,
+            round,
+            threshold,
+            members,
+            digest: Digest::of(COHORT),
+        };
+        cohort.digest = cohort.hash();
+        Ok(cohort)
+    }
+
+    fn hash(&self) -> Digest {
+        let mut bytes = COHORT.to_vec();
+        bytes.extend(self.threshold.to_le_bytes());
+        for member in &self.members {
+            let statement = self.statement(member).encode();
+            bytes.extend((statement.len() as u64).to_le_bytes());
+            bytes.extend(statement);
+            bytes.extend(Digest::of(member.audit_key.as_str().as_bytes()).as_bytes());
+        }
+        Digest::of(&bytes)
+    }
+
+    /// The digest over all of it, from which every key is derived.
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Its workers, ascending by unit.
+    pub fn members(&self) -> &[CohortMember] {
+        &self.members
+    }
+
+    /// What the worker of a member must have signed.
+    pub fn statement(&self, member: &CohortMember) -> KeyStatement {
+        let lease = member.lease(self.round);
+        statement(&self.run, &self.spec, &member.worker, lease, member.keys)
+    }
+
+    /// The place of a lease among the workers.
+    pub fn place(&self, lease: &LeaseRef) -> Option<usize> {
+        let mut members = self.members.iter();
+        members.position(|member| member.lease(self.round) == *lease)
+    }
+
+    /// What takes the masks from the sum of the contributions of `survivors`, from the shares that
+    /// workers revealed, by their units. None while fewer than the threshold have.
+    ///
+    /// # Errors
+    /// [`CohortError::Survivors`], or [`CohortError::Secret`]: a worker revealed a false share.
+    pub fn recover(
+        &self,
+        survivors: &[UnitIndex],
+        revealed: &BTreeMap<UnitIndex, Vec<Bytes32>>,
+    ) -> Result<Option<Vec<UnitKey>>, CohortError> {
+        self.check_survivors(survivors)?;
+        let rows = (1_u8..).zip(&self.members);
+        let rows = rows.filter_map(|(x, member)| {
+            let shares = revealed.get(&member.unit)?;
+            (shares.len() == self.members.len()).then_some((x, shares))
+        });
+        let rows: Vec<(u8, &Vec<Bytes32>)> = rows.take(self.threshold as usize).collect();
+        if rows.len() < self.threshold as usize {
+            return Ok(None);
+        }
+        let mut secrets = Vec::with_capacity(self.members.len());
+        for (place, member) in self.members.iter().enumerate() {
+            let shares = rows.iter().map(|(x, row)| Share {
+                x: *x,
+                y: row[place].0,
+            });
+            let shares: Vec<Share> = shares.collect();
+            secrets.push(UnitKey {
+                unit: member.unit,
+                key: Bytes32(*shamir::join(&shares)),
+            });
+        }
+        self.unmasking(survivors, &secrets)?;
+        Ok(Some(secrets))
+    }
+
+    /// What takes the masks from the sum of the contributions of `survivors`, from a secret of each
+    /// worker of the cohort, in its order.
+    ///
+    /// # Errors
+    /// [`CohortError::Survivors`], or [`CohortError::Secret`]: a secret is not the worker's.
+    pub fn unmasking(
+        &self,
+        survivors: &[UnitIndex],
+        secrets: &[UnitKey],
+    ) -> Result<Unmasking, CohortError> {
+        self.check_survivors(survivors)?;
+        let (got, expected) = (secrets.len(), self.members.len());
+        if got != expected {
+            return Err(CohortError::Count { got, expected });
+        }
+        let mut unmasking = Unmasking {
+            cohort: self.digest,
+            seeds: vec![],
+            masking: vec![],
+            gone: vec![],
+        };
+        for (member, secret) in self.members.iter().zip(secrets) {
+            let (unit, key) = (member.unit, secret.key);
+            let counts = survivors.contains(&unit);
+            let fits = match counts {
+                true => commitment(&key.0) == member.keys.commitment,
+                false => public_of(&key.0) == member.keys.masking,
+            };
+            if !fits || secret.unit != unit {
+                return Err(CohortError::Secret(unit));
+            }
+            if counts {
+                unmasking.seeds.push(*secret);
+                let key = member.keys.masking;
+                unmasking.masking.push(UnitKey { unit, key });
+            } else {
+                unmasking.gone.push(*secret);
+            }
+        }
+        if unmasking.gone.is_empty() {
+            unmasking.masking.clear();
+        }
+        Ok(unmasking)
+    }
+
+    fn check_survivors(&self, survivors: &[UnitIndex]) -> Result<(), CohortError> {
+        let wrong = |text: String| Err(CohortError::Survivors(text));
+        let members: BTreeSet<UnitIndex> = self.members.iter().map(|member| member.unit).collect();
+        if !ascend(survivors.iter().copied())
+            || survivors.iter().any(|unit| !members.contains(unit))
+        {
+            return wrong(
+                "units are said to count that are not the cohort's, or not in order".into(),
+            );
+        }
+        if survivors.len() < self.threshold as usize {
+            let (count, threshold) = (survivors.len(), self.threshold);
+            return wrong(format!(
+                "{count} contributions count, fewer than {threshold}"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What a worker signs about its keys.
+pub fn statement(
+    run: &RunId,
+    spec: &Digest,
+    worker: &WorkerId,
+    lease: LeaseRef,
+    keys: MaskKeys,
+) -> KeyStatement {
+    KeyStatement {
+        v: V,
+        purpose: KeyPurpose::MaskKeys,
+        run: run.clone(),
+        spec: *spec,
+        worker: worker.clone(),
+        lease,
+        keys,
+    }
+}
+
+/// The part of one worker in a cohort.
+#[derive(Debug)]
+pub struct Part {
+    cohort: Cohort,
+    keys: Keys,
+    place: usize,
+    /// Shares of the seed and of the masking key of each worker, in the order of the cohort; empty
+    /// until they have come.
+    held: Vec<Zeroizing<[u8; SHARES_BYTES]>>,
+    /// The contributions that were named when shares were revealed.
+    revealed: Option<Vec<UnitIndex>>,
+}
+
+impl Part {
+    /// Takes part in a cohort. `is_signed` checks the signature of a member over the encoding of a
+    /// statement.
+    ///
+    /// # Errors
+    /// A worker has not signed its keys, or this worker's are not in the cohort.
+    pub fn join(
+        cohort: Cohort,
+        keys: Keys,
+        lease: &LeaseRef,
+        is_signed: impl Fn(&CohortMember, &[u8]) -> bool,
+    ) -> Result<Self, CohortError> {
+        for member in &cohort.members {
+            if !is_signed(member, &cohort.statement(member).encode()) {
+                return Err(CohortError::Signature(member.unit));
+            }
+        }
+        let own = |place: &usize| cohort.members[*place].keys == keys.announced();
+        let place = cohort.place(lease).filter(own);
+        let place = place.ok_or(CohortError::NotIn(*lease))?;
+        Ok(Self {
+            cohort,
+            keys,
+            place,
+            held: vec![],
+            revealed: None,
+        })
+    }
+
+    /// The cohort.
+    pub const fn cohort(&self) -> &Cohort {
+        &self.cohort
+    }
+
+    fn own_unit(&self) -> UnitIndex {
+        self.cohort.members[self.place].unit
+    }
+
+    /// Shares of both secrets, each sealed for one worker, in the order of the cohort; the own place
+    /// is empty. They are the same each time.
+    ///
+    /// # Errors
+    /// The key of a worker agrees on no secret.
+    pub fn share(&self) -> Result<Vec<ByteBuf>, CohortError> {
+        let shares = self.split();
+        let places = self.cohort.members.iter().zip(&shares).enumerate();
+        let sealed = places.map(|(place, (member, shares))| {
+            if place == self.place {
+                return Ok(ByteBuf::new());
+            }
+            let cipher = self.cipher(member, self.own_unit(), member.unit)?;
+            let nonce = Nonce::from(NONCE);
+            let sealed = cipher.encrypt(&nonce, Payload::from(&shares[..]));
+            Ok(ByteBuf::from(
+                sealed.expect("64 bytes are no more than fit"),
+            ))
+        });
+        sealed.collect()
+    }
+
+    /// Shares of both secrets for each worker, in the order of the cohort.
+    fn split(&self) -> Vec<Zeroizing<[u8; SHARES_BYTES]>> {
+        let members = &self.cohort.members;
+        let count = u8::try_from(members.len()).expect("a cohort is small");
+        let threshold = self.cohort.threshold as usize;
+        let polynomials = derive(&self.cohort.digest, &self.keys.polynomials, &[POLYNOMIALS]);
+        let mut random = ChaCha20Rng::from_seed(*polynomials);
+        let masking = Zeroizing::new(self.keys.masking.to_bytes());
+        let mut split = |secret: &[u8; 32]| {
+            shamir::split(secret, threshold, count, |bytes| random.fill_bytes(bytes))
+        };
+        let (seeds, keys) = (split(&self.keys.seed), split(&masking));
+        let both = seeds.iter().zip(&keys).map(|(seed, key)| {
+            let mut both = Zeroizing::new([0; SHARES_BYTES]);
+            both[..32].copy_from_slice(&seed.y);
+            both[32..].copy_from_slice(&key.y);
+            both
+        });
+        both.collect()
+    }
+
+    /// The cipher for the one message from the worker of one unit to that of another.
+    fn cipher(
+        &self,
+        other: &CohortMember,
+        from: UnitIndex,
+        to: UnitIndex,
+    ) -> Result<ChaCha20Poly1305, CohortError> {
+        let shared = agree(&self.keys.sealing, &other.keys.sealing);
+        let shared = shared.ok_or(CohortError::Sealed(other.unit))?;
+        let purpose: [&[u8]; 3] = [SEAL, &from.get().to_le_bytes(), &to.get().to_le_bytes()];
+        let key = derive(&self.cohort.digest, &shared, &purpose);
+        Ok(ChaCha20Poly1305::new(&Key::from(*key)))
+    }
+
+    /// Takes the shares that the others sealed for this worker, in the order of the cohort.
+    ///
+    /// # Errors
+    /// One of them does not open. None is kept then.
+    pub fn take(&mut self, sealed: &[ByteBuf]) -> Result<(), CohortError> {
+        let (got, expected) = (sealed.len(), self.cohort.members.len());
+        if got != expected {
+            return Err(CohortError::Count { got, expected });
+        }
+        let own = &self.split()[self.place];
+        let places = self.cohort.members.iter().zip(sealed).enumerate();
+        let opened = places.map(|(place, (member, sealed))| {
+            if place == self.place {
+                return Ok(own.clone());
+            }
+            let cipher = self.cipher(member, member.unit, self.own_unit())?;
+            let opened = cipher.decrypt(&Nonce::from(NONCE), Payload::from(&sealed[..]));
+            let opened = opened.map(Zeroizing::new);
+            let opened = opened.ok().and_then(|opened| opened[..].try_into().ok());
+            let opened: Option<[u8; SHARES_BYTES]> = opened;
+            opened
+                .map(Zeroizing::new)
+                .ok_or(CohortError::Sealed(member.unit))
+        });
+        self.held = opened.collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    /// The masks of this worker's contribution.
+    ///
+    /// # Errors
+    /// The key of a worker agrees on no secret.
+    pub fn masks(&self, fixed: FixedPoint) -> Result<Masks, CohortError> {
+        let (cohort, unit) = (&self.cohort.digest, self.own_unit());
+        let mut streams = vec![(Sign::Add, own_key(cohort, &self.keys.seed, unit))];
+        let masking: &StaticSecret = &self.keys.masking;
+        let others = self
+            .cohort
+            .members
+            .iter()
+            .filter(|member| member.unit != unit);
+        for other in others {
+            let key = pair_key(cohort, masking, unit, &other.keys.masking, other.unit);
+            let key = key.ok_or(CohortError::Sealed(other.unit))?;
+            streams.push((pair_sign(unit, other.unit), key));
+        }
+        Ok(Masks::new(fixed, streams))
+    }
+
+    /// Reveals one share for each worker, in the order of the cohort: of the seed where its
+    /// contribution counts, of the masking key where it does not. Empty if this worker has no
+    /// shares. The same question gets the same answer, and any other an error.
+    ///
+    /// # Errors
+    /// [`CohortError::Survivors`] or [`CohortError::BothSecrets`].
+    pub fn reveal(&mut self, survivors: &[UnitIndex]) -> Result<Vec<Bytes32>, CohortError> {
+        self.cohort.check_survivors(survivors)?;
+        if !survivors.contains(&self.own_unit()) {
+            let text = "this worker's contribution is said not to count";
+            return Err(CohortError::Survivors(text.to_owned()));
+        }
+        let named = self.revealed.get_or_insert_with(|| survivors.to_vec());
+        if named != survivors {
+            return Err(CohortError::BothSecrets);
+        }
+        let shares = self.held.iter().zip(&self.cohort.members);
+        let shares = shares.map(|(both, member)| {
+            let (seed, key) = both.split_at(32);
+            let share = if survivors.contains(&member.unit) {
+                seed
+            } else {
+                key
+            };
+            Bytes32(share.try_into().expect("half of 64 bytes"))
+        });
+        Ok(shares.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

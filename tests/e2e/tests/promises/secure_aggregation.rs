@@ -1,0 +1,172 @@
+//! Secure aggregation: the coordinator merges masked contributions and learns their sum alone, also
+//! when a worker is gone; and a run with settings that need a contribution by itself is refused.
+
+use e2e::Recipe;
+use harness::{Cluster, Evidence, Options};
+use schemas::Code;
+use schemas::event::{Event, LedgerEvent, WorkerEvent};
+use schemas::lease::UnitKind;
+
+const UNITS: u32 = 4;
+
+/// A run of four units a round, of which three must be in.
+fn recipe(rounds: u64, steps: u64) -> Recipe {
+    Recipe::reference(rounds, UNITS, steps)
+        .shards_of(20_000)
+        .set("policy.workers_min=4")
+        .set("policy.lease=10s")
+        .set("policy.silence_max=10s")
+        .set("transfer.upload=fp32")
+        .set("policy.norm_ratio_max=0")
+        .set("secure_aggregation.threshold=3")
+}
+
+/// Settings that go together with secure aggregation.
+const SOUND: [(&str, &str); 3] = [
+    ("transfer.upload", "fp32"),
+    ("policy.norm_max", "0"),
+    ("policy.norm_ratio_max", "0"),
+];
+
+/// What `run new` says when it refuses one setting together with secure aggregation.
+async fn refused(cluster: &Cluster, units: &str, threshold: &str, setting: (&str, &str)) -> String {
+    let mut arguments = vec!["run", "new", "other", "--units", units];
+    arguments.extend(["--secure-aggregation", threshold]);
+    let others = SOUND.iter().filter(|(name, _)| *name != setting.0);
+    let all: Vec<String> = others
+        .chain([&setting])
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    arguments.extend(all.iter().flat_map(|one| ["--set", one]));
+    let output = cluster.diloctl(&arguments).await;
+    assert!(!output.status.success(), "{setting:?}: {}", output.stdout);
+    output.stderr
+}
+
+/// The events of the ledger so far.
+async fn ledger(evidence: Evidence) -> Vec<LedgerEvent> {
+    let recorded = evidence.everything().await;
+    let events = recorded.iter().filter_map(|one| one.ledger());
+    events.cloned().collect()
+}
+
+#[tokio::test]
+async fn tl_17_the_coordinator_merges_masked_contributions_and_learns_their_sum_alone() {
+    let mut cluster = Cluster::start(Options::default(), UNITS as usize).await;
+    let run = cluster.run().clone();
+    let none = ("seed", "1");
+    for (units, threshold, setting, named) in [
+        ("4", "3", ("transfer.upload", "bf16"), "upload"),
+        ("4", "3", ("transfer.upload", "e3m0"), "upload"),
+        ("4", "3", ("combination.rule", "median"), "combination"),
+        ("4", "3", ("combination.rule", "clipped"), "combination"),
+        ("4", "3", ("policy.norm_max", "5"), "policy.norm_max"),
+        (
+            "4",
+            "3",
+            ("policy.norm_ratio_max", "4"),
+            "policy.comparison",
+        ),
+        ("4", "3", ("policy.workers_min", "3"), "policy.workers_min"),
+        ("4", "3", ("privacy.enabled", "true"), "privacy"),
+        ("2", "2", none, "schedule.units"),
+        ("40", "30", none, "schedule.units"),
+        ("6", "3", none, "threshold"),
+        ("4", "5", none, "threshold"),
+    ] {
+        let said = refused(&cluster, units, threshold, setting).await;
+        let code = Code::AggregationUnfit.to_string();
+        assert!(
+            said.contains(&code) && said.contains(named),
+            "{setting:?}: {said}"
+        );
+    }
+    recipe(3, 60).create(&cluster).await;
+    let operator = cluster.operator().await;
+    let view = operator.until_complete(&run).await;
+    assert_eq!(view.round.get(), 3);
+    assert_eq!(view.train_loss, None);
+    let rounds = operator.rounds(&run).await;
+    let first = rounds.first().and_then(|round| round.held_out_loss);
+    let first = first.expect("the initial weights were evaluated");
+    let (_, last) = view.held_out_loss.expect("the last weights were evaluated");
+    assert!(
+        last + 0.3 < first,
+        "held-out loss went from {first} to {last}"
+    );
+
+    cluster.record_verifies().await;
+    // The ledger has what takes the masks from the sums, so an auditor comes to the same weights.
+    let text = cluster.diloctl_ok(&["audit", "recompute", "--all"]).await;
+    assert_eq!(text.matches("verified").count(), 3, "{text}");
+    let names = ["worker-0", "worker-1", "worker-2", "worker-3"];
+    cluster.end_well(&names).await;
+    let (mut sealed, mut unmasked, mut contributions) = (0, 0, 0);
+    for event in ledger(cluster.evidence().await).await {
+        match event {
+            LedgerEvent::CohortSealed { members, .. } => {
+                sealed += 1;
+                assert_eq!(members.len(), UNITS as usize);
+            }
+            LedgerEvent::RoundUnmasked { .. } => unmasked += 1,
+            LedgerEvent::CohortDissolved { .. } => panic!("nobody was gone"),
+            LedgerEvent::ContributionAccepted {
+                contribution, norm, ..
+            } => {
+                contributions += 1;
+                // Nothing about one contribution is told: not its norm, not its loss.
+                assert_eq!((contribution.loss, norm), (0.0, 0.0));
+            }
+            _ => {}
+        }
+    }
+    assert_eq!((sealed, unmasked, contributions), (3, 3, 3 * UNITS));
+}
+
+#[tokio::test]
+async fn tl_17_a_round_closes_without_a_worker_that_is_killed_after_it_has_shared_its_secrets() {
+    let mut cluster = Cluster::start(Options::default(), UNITS as usize).await;
+    let mut evidence = cluster.evidence().await;
+    let run = cluster.run().clone();
+    recipe(2, 1000)
+        .set("secure_aggregation.largest=64")
+        .create(&cluster)
+        .await;
+    let sealed = |event: &LedgerEvent| matches!(event, LedgerEvent::CohortSealed { .. });
+    let recorded = evidence.until_ledger("a cohort", &run, sealed).await;
+    let Some(LedgerEvent::CohortSealed { members, .. }) = recorded.ledger() else {
+        unreachable!("it was waited for")
+    };
+    let gone = members[1].clone();
+    let name = cluster.worker_named(&gone.worker);
+    cluster.kill9(&name);
+    let closed = |event: &LedgerEvent| matches!(event, LedgerEvent::RoundClosed { .. });
+    evidence
+        .until_ledger("the end of the round", &run, closed)
+        .await;
+    // The next round has four units again, so it needs the fourth worker.
+    cluster.restart(&name).await;
+    let view = cluster.operator().await.until_complete(&run).await;
+    assert_eq!(view.round.get(), 2);
+    cluster.record_verifies().await;
+    let text = cluster.diloctl_ok(&["audit", "recompute", "--all"]).await;
+    assert_eq!(text.matches("verified").count(), 2, "{text}");
+    let sets: Vec<Vec<u32>> = ledger(cluster.evidence().await)
+        .await
+        .into_iter()
+        .filter_map(|event| match event {
+            LedgerEvent::RoundSealed { inputs, .. } => {
+                Some(inputs.iter().map(|input| input.unit.get()).collect())
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(sets, [vec![0, 2, 3], vec![0, 1, 2, 3]]);
+    let started = |one: &harness::Recorded| matches!(&one.body.event, Event::Worker(WorkerEvent::Started { lease }) if lease.unit.kind == UnitKind::Train);
+    let recorded = cluster.evidence().await.everything().await;
+    let starts = recorded.iter().filter(|one| started(one)).count();
+    assert!(
+        starts <= 2 * UNITS as usize,
+        "nobody else took the unit: {starts}"
+    );
+}
