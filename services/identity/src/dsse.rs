@@ -9,6 +9,7 @@ use data_encoding::BASE64;
 use schemas::provenance::PAYLOAD_TYPE;
 use schemas::{Code, PublicKey};
 use serde::{Deserialize, Serialize};
+use tlog::from_base64;
 
 use crate::key::{KeyError, verify_strict};
 use crate::purpose::AuditKey;
@@ -106,8 +107,7 @@ pub fn open_provenance<'a>(
         return Err(EnvelopeError::Type(envelope.payload_type));
     }
     let decode = |text: &str| {
-        let decoded = BASE64.decode(text.as_bytes());
-        decoded.map_err(|error| malformed(error.to_string()))
+        from_base64(text).ok_or_else(|| malformed("something is not base64".to_owned()))
     };
     let payload = decode(&envelope.payload)?;
     let named = |key: &PublicKey| {

@@ -14,6 +14,7 @@ use rustls_pki_types::{SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer};
 use schemas::provenance::{PAYLOAD_TYPE, STATEMENT_TYPE};
 use schemas::{Code, Digest, Hasher};
 use serde_json::{Value, json};
+use tlog::from_base64;
 
 use crate::dsse::signed_bytes;
 use crate::secret::{FileError, read_anchor, read_secret, write_private};
@@ -210,8 +211,7 @@ impl ReleasePublic {
         )?;
         let decode = |value: &Value| {
             let text = value.as_str().unwrap_or_default();
-            let decoded = BASE64.decode(text.as_bytes());
-            decoded.map_err(|_| forged("something is not base64"))
+            from_base64(text).ok_or_else(|| forged("something is not base64"))
         };
         let payload = decode(&envelope["payload"])?;
         let Some([signature]) = envelope["signatures"].as_array().map(Vec::as_slice) else {

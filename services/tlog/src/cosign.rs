@@ -307,7 +307,7 @@ impl Policy {
 }
 
 fn key_of(text: &str, kind: u8) -> Option<Hash> {
-    let stated = BASE64.decode(text.as_bytes()).ok()?;
+    let stated = crate::from_base64(text)?;
     let (first, key) = stated.split_first()?;
     (*first == kind).then(|| key.try_into().ok()).flatten()
 }

@@ -10,15 +10,18 @@
 //! | `note` | a tree head as signed text (C2SP signed-note, tlog-checkpoint) |
 //! | `cosign` | cosignatures of witnesses, and which of them are enough (C2SP tlog-cosignature, tlog-policy) |
 //! | `edge` | the right edge of the tree: all that is needed to append |
+//! | `spelling` | base64 in its one spelling |
 //! | `writer` | which files are written in which order, and when a head is due |
 
 pub mod cosign;
 mod edge;
 pub mod layout;
 pub mod note;
+mod spelling;
 mod writer;
 
 pub use note::{Head, HeadError};
+pub use spelling::from_base64;
 pub use writer::{Batch, EVENTS_MAX, HEAD_EVERY_MILLIS, Write, Writer, WriterError};
 
 /// A hash of the tree.

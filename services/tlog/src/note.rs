@@ -7,7 +7,7 @@ use data_encoding::BASE64;
 use ed25519_dalek::{Signature, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 
-use crate::Hash;
+use crate::{Hash, from_base64};
 
 /// Most entries of a log that is read: code that checks trees counts their nodes in 64 bits.
 const SIZE_MAX: u64 = u64::MAX / 2;
@@ -125,10 +125,7 @@ impl Head {
         if number > SIZE_MAX {
             return Err(malformed("no log has so many entries"));
         }
-        let root = BASE64
-            .decode(root.as_bytes())
-            .ok()
-            .and_then(|root| root.try_into().ok());
+        let root = from_base64(root).and_then(|root| root.try_into().ok());
         let head = Self {
             origin: origin.to_owned(),
             size: number,
@@ -144,7 +141,7 @@ impl Head {
 /// The name, and the identifier of the key with the signature, of a line.
 pub(crate) fn signature(line: &str) -> Option<(&str, Vec<u8>)> {
     let (name, stated) = line.strip_prefix(SIGNATURE_LINE)?.split_once(' ')?;
-    let stated = BASE64.decode(stated.as_bytes()).ok()?;
+    let stated = from_base64(stated)?;
     (!name.is_empty() && stated.len() > 4).then_some((name, stated))
 }
 

@@ -4,7 +4,7 @@
 use data_encoding::BASE64;
 use schemas::Message as _;
 use schemas::event::{Event, EventBody, SignedEvent};
-use tlog::{Hash, Head};
+use tlog::{Hash, Head, from_base64};
 
 use super::fault::LogFault;
 use super::open::Trusted;
@@ -67,11 +67,11 @@ impl Proof {
         let entry = lines.next()?.strip_prefix("extra ")?;
         let index = lines.next()?.strip_prefix("index ")?;
         let number: u64 = index.parse().ok()?;
-        let hash = |line: &str| BASE64.decode(line.as_bytes()).ok()?.try_into().ok();
+        let hash = |line: &str| from_base64(line)?.try_into().ok();
         let hashes: Vec<Hash> = lines.map(hash).collect::<Option<_>>()?;
         let is_plain = number.to_string() == index && hashes.len() <= HASHES_MAX;
         is_plain.then_some(Self {
-            entry: BASE64.decode(entry.as_bytes()).ok()?,
+            entry: from_base64(entry)?,
             index: number,
             hashes,
             note: note.to_owned(),
