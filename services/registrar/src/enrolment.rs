@@ -9,6 +9,7 @@ use identity::{InvitationList, IssuedList, Issuer};
 use registrar_core::{AskedToEnrol, Enrolled, Known, REPEATED_MAX, Registrar};
 use runtime::clock;
 use schemas::enrolment::EnrolmentReply;
+use schemas::permission::Role;
 use schemas::renewal::in_the_way;
 use schemas::text::Time;
 use schemas::{Coded, Millis, Refusal, V};
@@ -66,12 +67,18 @@ impl Desk {
             in_the_way: taken.as_ref(),
             proven: verify_question(domain, &asked.invitation, request).is_ok(),
         };
+        let decided = core.enrol(clock::now(), asked, known);
+        if let (Some(terms), Ok(_) | Err((_, Some(_)))) = (terms, &decided) {
+            // Nothing is written for a tenant that ended after it had invited.
+            let account = issuer.account_for(Role::Worker, Some(&terms.run));
+            account.map_err(refusal)?;
+        }
         let Enrolled {
             guest,
             record,
             is_new,
             validity,
-        } = match core.enrol(clock::now(), asked, known) {
+        } = match decided {
             Ok(enrolled) => enrolled,
             Err((refused, guest)) => {
                 if let Some(guest) = guest {

@@ -35,6 +35,7 @@ mod operator;
 mod order;
 mod promotion;
 mod quarantine;
+mod quota;
 mod restore;
 mod run;
 mod tenant;
