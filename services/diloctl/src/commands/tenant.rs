@@ -314,3 +314,62 @@ impl Record for Ended {
         lines
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use identity::{KeyKind, SigningKey};
+
+    use super::*;
+
+    fn entry(name: &str, ended: Option<u64>) -> (TenantName, TenantEntry) {
+        let tenant: TenantName = name.parse().expect("a name");
+        let key = SigningKey::generate(KeyKind::Account);
+        let entry = TenantEntry {
+            v: V,
+            tenant: tenant.clone(),
+            account: key.public().as_str().parse().expect("an account's key"),
+            quota: Quota::default(),
+            since: UnixMillis(1),
+            ended: ended.map(UnixMillis),
+        };
+        (tenant, entry)
+    }
+
+    #[test]
+    fn a_tenant_that_was_ended_without_the_coordinator_is_not_shown_as_open() {
+        let entries = [
+            entry("both", Some(5)),
+            entry("here", Some(5)),
+            entry("new", None),
+            entry("new-ended", Some(5)),
+            entry("open", None),
+        ];
+        let view = |(tenant, entry): &(TenantName, TenantEntry)| TenantView {
+            tenant: tenant.clone(),
+            account: entry.account.clone(),
+            quota: entry.quota,
+            operator: SigningKey::generate(KeyKind::User).public().clone(),
+            since: entry.since,
+            ended: (tenant.as_str() == "both").then_some(UnixMillis(4)),
+            used: Used::default(),
+        };
+        let known = [&entries[0], &entries[1], &entries[4]];
+        let views = known.map(view).to_vec();
+        let all = listed(entries.into(), views);
+        let shown: Vec<_> = all
+            .iter()
+            .map(|one| (one.tenant.as_str(), one.state, one.ended))
+            .collect();
+        let ended = |at| Some(UnixMillis(at));
+        assert_eq!(
+            shown,
+            [
+                ("both", "ended", ended(4)),
+                ("here", ENDED_HERE, ended(5)),
+                ("new", "unfinished", None),
+                ("new-ended", "ended", ended(5)),
+                ("open", "open", None),
+            ]
+        );
+    }
+}

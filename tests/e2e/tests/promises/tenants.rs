@@ -3,7 +3,7 @@
 
 use e2e::Recipe;
 use harness::{Cluster, Options, PATIENCE, refused_raw};
-use runtime::exit::EXIT_USAGE;
+use runtime::exit::{EXIT_KEPT, EXIT_NO_ANSWER, EXIT_USAGE};
 use runtime::{Bus, clock};
 use schemas::blob::GetRequest;
 use schemas::event::{Event, LedgerEvent};
@@ -174,6 +174,76 @@ async fn tl_31_a_tenant_that_is_ended_during_training_is_out_for_good_and_the_ot
         .filter_map(|one| one.ledger())
         .filter(|event| matches!(event, LedgerEvent::LeaseEnded { .. }));
     assert_eq!(lost.count(), 0);
+}
+
+/// An end `--now` waits for nobody: what is at hand is done, and the command says what is not.
+#[tokio::test]
+async fn tl_31_a_tenant_is_ended_without_the_coordinator_and_without_the_broker() {
+    let mut cluster = Cluster::start(Options::default(), 0).await;
+    for tenant in ["acme", "blue"] {
+        let of = format!("{tenant}_demo");
+        let worker = format!("{tenant}-w");
+        cluster.diloctl_ok(&["tenant", "new", tenant]).await;
+        let issue = ["auth", "issue", "worker", &worker, "--run", &of];
+        cluster.diloctl_ok(&issue).await;
+    }
+    let refused = async |cluster: &Cluster, name: &str| {
+        let file = cluster.domain().layout().credentials(name);
+        let again = Bus::connect("again", &cluster.bus_config(&file), clock::now()).await;
+        again.err().map(|error| error.code())
+    };
+    let states = async |cluster: &Cluster| -> Vec<Value> {
+        let listed = rows(cluster, &["tenant", "ls"]).await;
+        listed.iter().map(|row| row["state"].clone()).collect()
+    };
+    let end = [
+        "--timeout",
+        "3s",
+        "tenant",
+        "end",
+        "--now",
+        "--reason",
+        "gone",
+    ];
+    let (acme, blue) = (
+        [&end[..], &["acme"]].concat(),
+        [&end[..], &["blue"]].concat(),
+    );
+    let unknown = "ended; the coordinator does not know";
+
+    cluster.kill9("coordinator");
+    assert_eq!(refused(&cluster, "acme-w").await, None);
+    let ended = cluster.diloctl(&acme).await;
+    let status = Some(i32::from(EXIT_NO_ANSWER));
+    assert_eq!(ended.status.code(), status, "{}", ended.stderr);
+    assert!(
+        ended.stdout.contains("credentials void"),
+        "{}",
+        ended.stdout
+    );
+    assert_eq!(refused(&cluster, "acme-w").await, Some(Code::BusRefused));
+    assert_eq!(refused(&cluster, "blue-w").await, None);
+    cluster.restart("coordinator").await;
+    assert_eq!(states(&cluster).await, [unknown, "open"]);
+    cluster.diloctl_ok(&acme).await;
+    assert_eq!(states(&cluster).await, ["ended", "open"]);
+
+    cluster.kill9("broker");
+    let ended = cluster.diloctl(&blue).await;
+    let status = Some(i32::from(EXIT_KEPT));
+    assert_eq!(ended.status.code(), status, "{}", ended.stderr);
+    for code in [Code::RevocationKept, Code::BusUnreachable] {
+        assert!(ended.stderr.contains(&code.to_string()), "{}", ended.stderr);
+    }
+    let issue = ["auth", "issue", "worker", "blue-w", "--run", "blue_demo"];
+    let nothing = cluster.diloctl(&issue).await;
+    let code = Code::TenantEnded.to_string();
+    assert!(nothing.stderr.contains(&code), "{}", nothing.stderr);
+    cluster.restart("broker").await;
+    assert_eq!(refused(&cluster, "blue-w").await, Some(Code::BusRefused));
+    assert_eq!(states(&cluster).await, ["ended", unknown]);
+    cluster.diloctl_ok(&blue).await;
+    assert_eq!(states(&cluster).await, ["ended", "ended"]);
 }
 
 /// The thief of the signing key of workers makes credentials in its own tenant's account for a run of
