@@ -204,7 +204,7 @@ fn a_unit_is_granted_only_if_there_is_room_for_its_contribution() {
         let reply = claim(&mut world, &second, 4);
         assert_eq!(world.refusal(reply), Code::TenantFull, "{quota}");
         assert_eq!(denials(&world), recorded);
-        // Its holder gets it again, and may upload all of it.
+        // Its holder gets it again, and may upload the whole contribution.
         assert_eq!(leased(&mut world, &first, 2), held);
         let reply = put(&mut world, &first, held, &["a", "b"]);
         assert!(granted(&world, reply));
