@@ -191,7 +191,7 @@ impl Domain {
                 entry
             }
         };
-        let mut trust = latest.trust.clone();
+        let mut trust = latest.trust;
         if !trust.tenants.contains(&entry.account) {
             trust.tenants.push(entry.account.clone());
             trust.ca = self.layout.ca_relative();

@@ -147,7 +147,7 @@ fn tl_31_the_account_of_an_ended_tenant_lets_nobody_in_and_its_holders_get_nothi
     assert_eq!(shut.limits.conn, 0);
     let mut after = claims(&domain, &domain.tenant().expect("a key"));
     assert!(after.limits.conn > before.limits.conn, "its share grows");
-    after.limits = before.limits.clone();
+    after.limits = before.limits;
     assert_eq!(after, before);
     let issuer = Issuer::open(&domain.layout().issuer()).expect("all keys");
     let refused = issuer.sign(&holders[0], LATER, NOW).expect_err("it ended");
