@@ -130,7 +130,7 @@ codes! {
     TenantUnknown = 240 Operator, "no such tenant", "The name of a run begins with a tenant that the domain does not have, or that the coordinator does not know.", "`diloctl tenant ls` lists the tenants; `diloctl tenant new` makes one, and completes one whose making broke off.";
     TenantEnded = 241 Operator, "tenant ended", "An operator has ended this tenant for good: its credentials are void, its workers are no members, and its runs are frozen.", "Make a tenant of another name with `diloctl tenant new` if its party may come back. The record of its runs stays readable.";
     TenantBusy = 242 Operator, "tenant has open runs", "A tenant that has runs which are not complete was to be ended.", "Wait until they are complete, or end the tenant all the same: `diloctl tenant end NAME --now`.";
-    TenantFull = 243 Operator, "tenant at its quota", "A tenant has as many runs, workers, objects or bytes as its quota allows. Other tenants are not affected.", "`diloctl tenant show NAME` shows the quota and what is used of it; `diloctl tenant quota` changes it.";
+    TenantFull = 243 Busy, "tenant at its quota", "A tenant has as many runs, workers, objects or bytes as its quota allows. Other tenants are not affected.", "Workers wait and ask again by themselves. `diloctl tenant show NAME` shows the quota and what is used of it; `diloctl tenant quota` changes it.";
     TenantExists = 244 Operator, "tenant exists otherwise", "A tenant of this name exists with another quota or account.", "Use `diloctl tenant quota` to change a quota, or choose another name.";
 
     // 03: objects and the store.

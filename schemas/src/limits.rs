@@ -53,6 +53,11 @@ pub const DIMENSIONS_MAX: usize = 8;
 pub const UNITS_MAX: u32 = 4096;
 /// Most workers of one run.
 pub const WORKERS_MAX: usize = 4096;
+/// Most tenants that a domain ever has, its own and those that ended among them. Each has a stream,
+/// for which the broker reserves space.
+pub const TENANTS_MAX: usize = 64;
+/// The same without the domain's own.
+pub const FURTHER_TENANTS_MAX: usize = TENANTS_MAX - 1;
 /// Most data shards that one unit reads.
 pub const UNIT_SHARDS_MAX: usize = 64;
 /// Most shards of a data set: they are listed in one manifest object.

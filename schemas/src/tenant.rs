@@ -146,9 +146,10 @@ pub struct TenantView {
 pub struct Used {
     /// Runs that are not complete.
     pub runs: u32,
-    /// Members of all runs.
+    /// Members of runs that are not complete.
     pub workers: u32,
-    /// Objects of accepted contributions and of uploads under open leases.
+    /// Objects of accepted contributions and of uploads under open leases. A training lease counts
+    /// as one contribution from its grant on.
     pub objects: u64,
     /// Bytes of the same objects; each upload under a lease counts as a whole chunk.
     pub bytes: Bytes,

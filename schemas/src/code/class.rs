@@ -142,6 +142,7 @@ mod tests {
             Code::StreamNotStored,
             Code::UrlRefused,
             Code::AskedTooMuch,
+            Code::TenantFull,
         ] {
             assert!(code.passes() && code.is_of_the_moment(), "{code}");
         }

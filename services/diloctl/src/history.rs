@@ -123,7 +123,8 @@ impl History {
         };
         // A stream that the copy does not copy yet is of a tenant that was just made.
         let copies = !self.copy.copied.is_empty();
-        if live.is_none() && events && copies && !self.copy.copied.contains(stream) {
+        let known = self.copy.copied.contains(stream) || self.copy.of.contains_key(stream);
+        if live.is_none() && events && copies && !known {
             return Ok(());
         }
         let Some(Live { last, messages }) = live else {
@@ -268,6 +269,9 @@ mod tests {
         for lost in [LEDGER_STREAM, &old] {
             known.check(lost, None).expect_err("it was there");
         }
+        // A copy that was altered still has what it copied before.
+        known.copy.of.insert(new.clone(), 4);
+        known.check(&new, None).expect_err("it was there");
     }
 
     #[test]

@@ -160,10 +160,12 @@ pub fn service_account(
 }
 
 /// A tenant's account: no JetStream, limited connections, and only the declared imports and
-/// exports. A quota of connections can only lower the limit.
+/// exports. It has its share of the connections among so many tenants that `last`; a quota of
+/// connections can only lower the limit.
 pub fn tenant_account(
     tenant: &AccountId,
     accounts: &Accounts,
+    last: usize,
     connections: Option<u32>,
     key: impl Fn(Role) -> PublicKey,
 ) -> AccountClaims {
@@ -173,7 +175,7 @@ pub fn tenant_account(
         limits: AccountLimits {
             conn: connections
                 .map_or(i64::MAX, i64::from)
-                .min(tenant_connections(accounts.tenants.len())),
+                .min(tenant_connections(last)),
             ..AccountLimits::without_jetstream()
         },
         signing_keys: scopes(Account::Tenant, key),

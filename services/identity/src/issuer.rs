@@ -196,6 +196,18 @@ impl Issuer {
         self.keys.get(&role).map(SigningKey::public)
     }
 
+    /// The account of a holder with this role: that of the run's tenant, for a role that works for
+    /// a run.
+    ///
+    /// # Errors
+    /// The run's tenant is unknown or ended.
+    pub fn account_for(&self, role: Role, run: Option<&RunId>) -> Result<&AccountId, IssuerError> {
+        match run.and_then(RunId::tenant).filter(|_| role.is_tenant()) {
+            Some(tenant) => Ok(tenants::account_of(&self.tenants, &tenant)?),
+            None => Ok(self.names.account(role.account())),
+        }
+    }
+
     /// A token for the holder of a registered credential: its own key, name, role, account and run,
     /// with the rights of the role's template, until `ends`.
     ///
@@ -212,11 +224,7 @@ impl Issuer {
             .keys
             .get(&holder.role)
             .ok_or(IssuerError::Role(holder.role))?;
-        let tenant = holder.run.as_ref().and_then(RunId::tenant);
-        let account = match tenant.filter(|_| holder.role.is_tenant()) {
-            Some(tenant) => tenants::account_of(&self.tenants, &tenant)?,
-            None => self.names.account(holder.role.account()),
-        };
+        let account = self.account_for(holder.role, holder.run.as_ref())?;
         if holder.account != *account {
             return Err(IssuerError::Account {
                 name: holder.name.clone(),

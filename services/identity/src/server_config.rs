@@ -88,12 +88,17 @@ impl Domain {
             now,
         )?;
         let mut preload = String::new();
-        let own = tenant_account(&tenant, &accounts, None, key);
-        let mut all = vec![("default", Account::Tenant, &tenant, own)];
         let tenants = self.tenants()?;
+        let ended = tenants.values().filter(|entry| entry.ended.is_some());
+        let last = accounts.tenants.len().saturating_sub(ended.count());
+        let own = tenant_account(&tenant, &accounts, last, None, key);
+        let mut all = vec![("default", Account::Tenant, &tenant, own)];
         for entry in tenants.values() {
             let claims = match entry.ended {
-                None => tenant_account(&entry.account, &accounts, entry.quota.connections, key),
+                None => {
+                    let connections = entry.quota.connections;
+                    tenant_account(&entry.account, &accounts, last, connections, key)
+                }
                 Some(_) => ended_account(),
             };
             let name = entry.tenant.as_str();

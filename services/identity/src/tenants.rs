@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use schemas::account::Account;
+use schemas::limits::TENANTS_MAX;
 use schemas::permission::Role;
 use schemas::tenant::Quota;
 use schemas::{AccountId, Code, RunId, TenantName, UnixMillis, V};
@@ -15,7 +16,6 @@ use crate::domain::{Domain, DomainError, account_id};
 use crate::issued::Registration;
 use crate::key::{KeyKind, SigningKey};
 use crate::revocation::{read_entry, write_entry};
-use crate::trust::TENANTS_MAX;
 
 /// A tenant's entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,6 +167,8 @@ impl Domain {
         now: UnixMillis,
     ) -> Result<(Self, TenantEntry), DomainError> {
         self.layout.vault().check()?;
+        // Another command may have made a tenant since this domain was opened.
+        let latest = Self::open(self.layout.folder())?;
         let entry = match self.tenants()?.remove(tenant) {
             Some(entry) if entry.ended.is_some() => {
                 return Err(TenantFault::Ended(tenant.clone()).into());
@@ -179,7 +181,7 @@ impl Domain {
             None => {
                 let entry = TenantEntry {
                     v: V,
-                    account: self.make_account(tenant)?,
+                    account: latest.make_account(tenant)?,
                     tenant: tenant.clone(),
                     quota,
                     since: now,
@@ -189,7 +191,7 @@ impl Domain {
                 entry
             }
         };
-        let mut trust = self.trust.clone();
+        let mut trust = latest.trust;
         if !trust.tenants.contains(&entry.account) {
             trust.tenants.push(entry.account.clone());
             trust.ca = self.layout.ca_relative();

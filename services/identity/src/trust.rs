@@ -4,14 +4,12 @@
 
 use std::path::{Path, PathBuf};
 
+use schemas::limits::TENANTS_MAX;
 use schemas::{AccountId, Code, PublicKey, V};
 use serde::{Deserialize, Serialize};
 
 use crate::key::{KeyError, KeyKind, parse_public, public_bytes};
 use crate::secret::{FileError, read_anchor, write_private};
-
-/// Most tenants of one domain. Each has a stream, for which the broker reserves space.
-pub const TENANTS_MAX: usize = 64;
 
 /// Most keys of one purpose: the present one, the next one, and some that old documents still need.
 pub const KEYS_MAX: usize = 16;

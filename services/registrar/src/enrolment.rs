@@ -9,6 +9,7 @@ use identity::{InvitationList, IssuedList, Issuer};
 use registrar_core::{AskedToEnrol, Enrolled, Known, REPEATED_MAX, Registrar};
 use runtime::clock;
 use schemas::enrolment::EnrolmentReply;
+use schemas::permission::Role;
 use schemas::renewal::in_the_way;
 use schemas::text::Time;
 use schemas::{Coded, Millis, Refusal, V};
@@ -66,12 +67,18 @@ impl Desk {
             in_the_way: taken.as_ref(),
             proven: verify_question(domain, &asked.invitation, request).is_ok(),
         };
+        let decided = core.enrol(clock::now(), asked, known);
+        if let (Some(terms), Ok(_) | Err((_, Some(_)))) = (terms, &decided) {
+            // Nothing is written for a tenant that ended after it had invited.
+            let account = issuer.account_for(Role::Worker, Some(&terms.run));
+            account.map_err(refusal)?;
+        }
         let Enrolled {
             guest,
             record,
             is_new,
             validity,
-        } = match core.enrol(clock::now(), asked, known) {
+        } = match decided {
             Ok(enrolled) => enrolled,
             Err((refused, guest)) => {
                 if let Some(guest) = guest {
@@ -114,4 +121,83 @@ impl Desk {
 
 fn refusal(error: impl Coded) -> Refusal {
     Refusal::new(error.code(), error.detail())
+}
+
+#[cfg(test)]
+mod tests {
+    use identity::invitation::{INVITATION_DEFAULT, Invite};
+    use identity::{Domain, InitOptions, Newcomer};
+    use schemas::Code;
+    use schemas::enrolment::Admission;
+    use schemas::member::Posture;
+    use schemas::tenant::Quota;
+
+    use super::*;
+
+    const LIFETIME: Millis = Millis::from_secs(3600);
+
+    /// With a token the machine would be entered; one that waits for approval would be noted.
+    #[test]
+    fn tl_31_an_invitation_of_a_tenant_that_ended_writes_nothing() {
+        for (admission, code) in [
+            (Admission::Token, None),
+            (Admission::Hand, Some(Code::EnrolmentPending)),
+        ] {
+            let scratch = tempfile::tempdir().expect("a scratch folder");
+            let now = clock::now();
+            let made = Domain::init(&scratch.path().join("domain"), &InitOptions::default(), now);
+            let acme = "acme".parse().expect("a name");
+            let made = made
+                .expect("an empty folder")
+                .make_tenant(&acme, Quota::default(), now);
+            let (domain, _) = made.expect("a new name");
+            let invite = Invite {
+                name: "worker-7".to_owned(),
+                run: "acme_demo".parse().expect("a name"),
+                seat: None,
+                admission,
+                life: INVITATION_DEFAULT,
+                bus: "tls://127.0.0.1:4222".to_owned(),
+            };
+            let file = domain.invite(invite, now).expect("a fresh name");
+            let layout = domain.layout();
+            let desk = Desk {
+                issued: layout.issued(),
+                invitations: layout.invitations(),
+            };
+            let core = Registrar::new(LIFETIME, Posture::default());
+            let enrol = |machine: &str| {
+                let own = identity::DomainLayout::new(&scratch.path().join(machine));
+                let newcomer = Newcomer::prepare(&own).expect("an empty folder");
+                let asked = AskedToEnrol {
+                    invitation: file.id().clone(),
+                    request: newcomer.question(&file, Posture::default(), now),
+                };
+                desk.enrol(&core, &layout.issuer(), &asked)
+            };
+            let guests = || {
+                let found = desk.invitations.find(file.id()).expect("it reads");
+                found.expect("it was made").guests.len()
+            };
+            let records = || desk.issued.all().expect("it reads").len();
+            let before = records();
+            domain.end_tenant(&acme, now).expect("it is there");
+            let refused = enrol("late").expect_err("its tenant ended");
+            assert_eq!(refused.code, Code::TenantEnded);
+            assert_eq!(guests(), 0);
+            assert_eq!(records(), before);
+            // As if it had not ended.
+            let entry = layout.issuer().join("tenants/acme.json");
+            let text = std::fs::read_to_string(&entry).expect("it is there");
+            let since = format!("\"ended\":{}", now.get());
+            assert!(text.contains(&since), "{text}");
+            let lasts = text.replace(&since, "\"ended\":null");
+            std::fs::write(&entry, lasts).expect("the folder takes files");
+            assert_eq!(enrol("early").err().map(|refused| refused.code), code);
+            assert_eq!(
+                (guests(), records()),
+                (1, before + usize::from(code.is_none()))
+            );
+        }
+    }
 }

@@ -58,6 +58,12 @@ impl Failure {
         Self { refusals }
     }
 
+    /// Both, this one first.
+    pub fn and(mut self, other: &Self) -> Self {
+        self.refusals.extend_from_slice(&other.refusals);
+        self
+    }
+
     /// The code of the first refusal, which decides the exit status.
     pub fn code(&self) -> Code {
         self.refusals[0].code
@@ -131,9 +137,7 @@ pub const fn exit_status(code: Code) -> u8 {
         Code::CredentialReplaced | Code::AccountNotTaken => EXIT_FAILED,
         Code::AuditRejected => EXIT_WORKERS_EVENTS,
         // The name cannot be used any more: a service manager must not start this process again.
-        Code::WorkerRemoved | Code::WorkerQuarantined | Code::TenantEnded | Code::TenantFull => {
-            EXIT_USAGE
-        }
+        Code::WorkerRemoved | Code::WorkerQuarantined | Code::TenantEnded => EXIT_USAGE,
         code if matches!(code.class(), Class::Evidence) => EXIT_TAMPERED,
         code if code.number() < 200 => EXIT_USAGE,
         _ => EXIT_FAILED,
@@ -279,7 +283,8 @@ mod tests {
         assert_eq!(exit_status(Code::TenantBusy), EXIT_CONFLICT);
         // A worker of such a tenant stays down.
         assert_eq!(exit_status(Code::TenantEnded), EXIT_USAGE);
-        assert_eq!(exit_status(Code::TenantFull), EXIT_USAGE);
+        // It may have room again, or another quota.
+        assert_eq!(exit_status(Code::TenantFull), EXIT_FAILED);
         assert_eq!(exit_status(Code::SignatureInvalid), 10);
         assert_eq!(exit_status(Code::AuditRejected), 12);
         for code in [

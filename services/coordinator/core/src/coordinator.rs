@@ -278,7 +278,6 @@ impl Coordinator {
         if let WorkerRequest::Join(request) = &request {
             self.check_join(peer, seat.as_ref(), request)?;
         }
-        self.check_quota(peer, &request)?;
         match self.state.run(&peer.run) {
             None => Err(run_unknown(&peer.run).into()),
             Some(run) if run.is_complete() => {
@@ -413,8 +412,10 @@ impl Coordinator {
         name: &RunId,
         visit: impl FnOnce(&mut RunRoom<'_>, &mut Turn<'_>) -> T,
     ) -> Option<T> {
+        let share = self.share(name);
         let (mut turn, state, live) = self.turn();
         let mut room = RunRoom {
+            share,
             live: live.get_mut(name)?,
             run: state
                 .fold_run(name)

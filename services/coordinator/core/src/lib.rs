@@ -36,6 +36,7 @@ mod operator;
 mod order;
 mod promotion;
 mod quarantine;
+mod quota;
 mod restore;
 mod run;
 mod tenant;

@@ -1,21 +1,17 @@
-//! Tenants: which worker may ask about which run, how much each tenant may have, and its end.
+//! Tenants: which worker may ask about which run, and the beginning and the end of a tenant.
 
-use ledger::{Run, TenantRecord};
-use schemas::blob::PutRequest;
+use ledger::TenantRecord;
 use schemas::event::LedgerEvent;
-use schemas::tenant::{
-    TenantEndReply, TenantEndRequest, TenantReply, TenantRequest, TenantView, Used,
-};
-use schemas::{Bytes, Code, PublicKey, Refusal, RunId, TenantName, V, WorkerId};
+use schemas::limits::FURTHER_TENANTS_MAX;
+use schemas::tenant::{TenantEndReply, TenantEndRequest, TenantReply, TenantRequest, TenantView};
+use schemas::{Code, PublicKey, Refusal, RunId, TenantName, V, WorkerId};
 
 use crate::control::ControlOutcome;
 use crate::coordinator::Coordinator;
 use crate::effect::Answer;
-use crate::input::{Peer, WorkerRequest};
+use crate::input::Peer;
+use crate::quota::full;
 use crate::turn::Outcome;
-
-/// Most tenants that a domain ever has, also those that ended: as many as a trust bundle names.
-const TENANTS_MAX: usize = 64;
 
 impl Coordinator {
     /// Refuses a worker that asks about a run of another tenant than its own. Both accounts come
@@ -34,74 +30,14 @@ impl Coordinator {
             return Err(Refusal::new(Code::IdentityMismatch, detail));
         }
         match peer.run.tenant() {
-            Some(tenant) if run.tenant_ended => Err(ended(&tenant)),
+            Some(tenant) if self.has_ended(&tenant) => Err(ended(&tenant)),
             _ => Ok(()),
         }
     }
 
-    /// Refuses a request that would take more than the tenant's quota. Tenants are counted apart,
-    /// so one at its quota changes nothing for the others.
-    pub(crate) fn check_quota(&self, peer: &Peer, request: &WorkerRequest) -> Result<(), Refusal> {
-        let Some((tenant, record)) = self.tenant_of(&peer.run) else {
-            return Ok(());
-        };
-        match request {
-            WorkerRequest::Join(_) if !self.is_member(peer) => self.check_workers(&tenant, record),
-            WorkerRequest::Put(request) => self.check_uploads(peer, &tenant, record, request),
-            _ => Ok(()),
-        }
-    }
-
-    fn is_member(&self, peer: &Peer) -> bool {
-        let run = self.state.run(&peer.run);
-        run.is_some_and(|run| run.member(&peer.worker).is_some())
-    }
-
-    fn check_workers(&self, tenant: &TenantName, record: &TenantRecord) -> Result<(), Refusal> {
-        let Some(most) = record.quota.workers else {
-            return Ok(());
-        };
-        let members: u32 = self
-            .state
-            .runs_of(tenant)
-            .map(|(_, run)| run.present())
-            .sum();
-        match members < most {
-            true => Ok(()),
-            false => Err(full(tenant, &format!("{members} workers, at most {most}"))),
-        }
-    }
-
-    fn check_uploads(
-        &self,
-        peer: &Peer,
-        tenant: &TenantName,
-        record: &TenantRecord,
-        request: &PutRequest,
-    ) -> Result<(), Refusal> {
-        let quota = record.quota;
-        if quota.objects.is_none() && quota.bytes.is_none() {
-            return Ok(());
-        }
-        let live = self.live.get(&peer.run);
-        let granted = live.map(|live| &live.lease(&request.lease.unit).uploads);
-        let new = request.objects.iter();
-        let new = new.filter(|one| !granted.is_some_and(|known| known.contains(&one.digest)));
-        let used = self.used(tenant);
-        let (mut objects, mut bytes) = (used.objects, used.bytes);
-        for object in new {
-            objects = objects.saturating_add(1);
-            bytes = Bytes(bytes.get().saturating_add(object.bytes.get()));
-        }
-        match (quota.objects, quota.bytes) {
-            (Some(most), _) if objects > most => {
-                Err(full(tenant, &format!("{objects} objects, at most {most}")))
-            }
-            (_, Some(most)) if bytes > most => {
-                Err(full(tenant, &format!("{bytes} bytes, at most {most}")))
-            }
-            _ => Ok(()),
-        }
+    fn has_ended(&self, tenant: &TenantName) -> bool {
+        let record = self.state.tenant(tenant);
+        record.is_some_and(|record| record.ended.is_some())
     }
 
     /// Refuses a new run whose tenant is unknown, ended, or has as many runs as it may have.
@@ -165,9 +101,9 @@ impl Coordinator {
                 "account {account} is of another tenant than {tenant}"
             ));
         }
-        if self.state.tenants().count() >= TENANTS_MAX {
+        if self.state.tenants().count() >= FURTHER_TENANTS_MAX {
             return exists(format!(
-                "the domain has had its most tenants, {TENANTS_MAX}"
+                "the domain has had its most tenants beside its own, {FURTHER_TENANTS_MAX}"
             ));
         }
         Ok(true)
@@ -210,7 +146,8 @@ impl Coordinator {
         self.spend_order(&operator);
         for name in &open {
             let (by, why) = (operator.clone(), reason.clone());
-            let ended = self.enter(name, |room, turn| room.end_tenant(turn, by, why));
+            let refusal = ended(&tenant);
+            let ended = self.enter(name, |room, turn| room.end_tenant(turn, by, why, &refusal));
             let (workers, leases) = ended.expect("a run that is not complete has a room");
             reply.workers += workers;
             reply.leases += leases;
@@ -236,38 +173,6 @@ impl Coordinator {
         };
         self.state.tenants().map(view).collect()
     }
-
-    /// What a tenant has of everything that its quota limits here.
-    fn used(&self, tenant: &TenantName) -> Used {
-        let mut used = Used::default();
-        for (name, run) in self.state.runs_of(tenant) {
-            used.runs += u32::from(!run.is_complete());
-            used.workers += run.present();
-            let granted = self.granted(name, run);
-            used.objects = used.objects.saturating_add(run.objects + granted);
-            let under_leases = granted.saturating_mul(run.spec.upload_bytes_max().get());
-            let bytes = run.uploaded.get().saturating_add(under_leases);
-            used.bytes = Bytes(used.bytes.get().saturating_add(bytes));
-        }
-        used
-    }
-
-    /// Objects that were granted under the leases of a run that are open.
-    fn granted(&self, name: &RunId, run: &Run) -> u64 {
-        let Some(live) = self.live.get(name) else {
-            return 0;
-        };
-        let uploads = run
-            .leases()
-            .map(|(lease, _, _)| live.lease(&lease.unit).uploads.len());
-        uploads.sum::<usize>() as u64
-    }
-
-    fn tenant_of(&self, name: &RunId) -> Option<(TenantName, &TenantRecord)> {
-        let tenant = name.tenant()?;
-        let record = self.state.tenant(&tenant)?;
-        Some((tenant, record))
-    }
 }
 
 impl crate::run::RunRoom<'_> {
@@ -278,9 +183,14 @@ impl crate::run::RunRoom<'_> {
         turn: &mut crate::turn::Turn<'_>,
         operator: PublicKey,
         reason: schemas::hold::Reason,
+        refusal: &Refusal,
     ) -> (u32, u32) {
         use schemas::event::Departure;
         use schemas::hold::Hold;
+        // Otherwise the units of those who depart first would be granted to those who still wait.
+        for reply in self.live.claims.drain() {
+            turn.reply(reply, Err(refusal.clone()));
+        }
         if !self.run.is_held(Hold::Merges) {
             let placed = LedgerEvent::HoldPlaced {
                 hold: Hold::Merges,
@@ -309,11 +219,4 @@ fn unknown(tenant: &TenantName) -> Refusal {
 
 pub(crate) fn ended(tenant: &TenantName) -> Refusal {
     Refusal::new(Code::TenantEnded, format!("tenant {tenant}"))
-}
-
-fn full(tenant: &TenantName, what: &str) -> Refusal {
-    Refusal::new(
-        Code::TenantFull,
-        format!("tenant {tenant} would have more than its quota: {what}"),
-    )
 }

@@ -21,6 +21,7 @@ mod privacy;
 mod promotion;
 mod property;
 mod quarantine;
+mod quota;
 mod repeat;
 mod restore;
 mod round;

@@ -20,7 +20,7 @@ use runtime::{Failure, Material, Materials, clock};
 use schemas::account::Account;
 use schemas::member::Layer;
 use schemas::permission::Role;
-use schemas::subject::AUDIT_STREAM;
+use schemas::subject::{AUDIT_STREAM, EVENTS_STREAM_PREFIX};
 use schemas::{Code, UnixMillis};
 use serde::Serialize;
 
@@ -253,7 +253,8 @@ fn widened(wanted: &stream::Config, live: &stream::Config) -> Option<stream::Con
     let copied = live.sources.as_deref().unwrap_or_default();
     // A copy that copies nothing was altered, and is left alone.
     let is_new = |one: &&stream::Source| {
-        !copied.is_empty() && !copied.iter().any(|known| known.name == one.name)
+        let of_tenant = one.name.starts_with(EVENTS_STREAM_PREFIX);
+        of_tenant && !copied.is_empty() && !copied.iter().any(|known| known.name == one.name)
     };
     let new: Vec<_> = wanted.sources.iter().flatten().filter(is_new).collect();
     let max_bytes = match new.is_empty() {
@@ -466,6 +467,8 @@ impl Row for Compared {
 
 #[cfg(test)]
 mod tests {
+    use schemas::subject::LEDGER_STREAM;
+
     use super::*;
 
     /// A right that a stream has and its declaration does not is a difference, and stays.
@@ -499,7 +502,10 @@ mod tests {
         let config = |names: &[&str], max_bytes| stream::Config {
             sources: (!names.is_empty()).then(|| {
                 let source = |name: &&str| stream::Source {
-                    name: (*name).to_owned(),
+                    name: match *name {
+                        LEDGER_STREAM => LEDGER_STREAM.to_owned(),
+                        tenant => format!("{EVENTS_STREAM_PREFIX}{tenant}"),
+                    },
                     ..stream::Source::default()
                 };
                 names.iter().map(source).collect()
@@ -510,6 +516,9 @@ mod tests {
         let wanted = config(&["A", "B", "C"], 7);
         let grown = config(&["B", "A", "C"], 7);
         assert_eq!(widened(&wanted, &config(&["B", "A"], 5)), Some(grown));
+        // Without the ledger it was altered too, also where it copies a tenant.
+        let with_ledger = config(&[LEDGER_STREAM, "A"], 5);
+        assert_eq!(widened(&with_ledger, &config(&["A"], 5)), None);
         let larger = config(&["A", "B", "C"], 9);
         assert_eq!(widened(&wanted, &config(&["A", "B"], 9)), Some(larger));
         for live in [config(&["A", "B", "C"], 5), config(&[], 5)] {

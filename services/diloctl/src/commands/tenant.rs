@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use identity::tenants::TenantEntry;
+use identity::{Domain, DomainLock};
 use runtime::{Failure, accounts, clock};
 use schemas::call::control as call;
 use schemas::control::{Query, View};
@@ -35,6 +36,14 @@ pub(crate) async fn run(context: &Context, command: Tenant) -> Result<(), Failur
     }
 }
 
+/// The domain as it is once `command` has it for itself: another command may have changed it before.
+fn locked(context: &Context, command: &str) -> Result<(Domain, DomainLock), Failure> {
+    // Without a domain there is no folder for the lock.
+    context.domain()?;
+    let lock = context.lock(command)?;
+    Ok((context.domain()?, lock))
+}
+
 /// The coordinator learns of the tenant first: from then on it takes nobody of the account for a
 /// worker of another tenant. The broker lets somebody into the account only after that.
 async fn make(
@@ -43,8 +52,7 @@ async fn make(
     quota: &QuotaArgs,
     declarations: &Declarations,
 ) -> Result<(), Failure> {
-    let domain = context.domain()?;
-    let lock = context.lock("diloctl tenant new")?;
+    let (domain, lock) = locked(context, "diloctl tenant new")?;
     let url = context.accounts_url()?;
     domain.take_over(clock::now())?;
     let quota = quota.over(Quota::default());
@@ -57,8 +65,7 @@ async fn make(
 }
 
 async fn set_quota(context: &Context, name: &TenantName, quota: &QuotaArgs) -> Result<(), Failure> {
-    let domain = context.domain()?;
-    let lock = context.lock("diloctl tenant quota")?;
+    let (domain, lock) = locked(context, "diloctl tenant quota")?;
     let url = context.accounts_url()?;
     let before = domain.tenants()?.remove(name).map(|entry| entry.quota);
     let entry = domain.set_quota(name, quota.over(before.unwrap_or_default()))?;
@@ -88,32 +95,45 @@ async fn show(context: &Context, name: &TenantName) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Every tenant that the coordinator knows, and those whose making broke off before.
+/// Every tenant that the coordinator knows, and those whose making or end broke off before it knew.
 async fn known(context: &Context) -> Result<Vec<Listed>, Failure> {
     let view = context.operator().await?.view(Query::Tenants).await?;
     let View::Tenants(views) = view else {
         return Err(unexpected(&view));
     };
+    Ok(listed(context.domain()?.tenants()?, views))
+}
+
+/// The tenants by name, from the entries here and the coordinator's view.
+fn listed(entries: BTreeMap<TenantName, TenantEntry>, views: Vec<TenantView>) -> Vec<Listed> {
     let mut all: BTreeMap<TenantName, Listed> = BTreeMap::new();
-    for entry in context.domain()?.tenants()?.into_values() {
-        all.insert(entry.tenant.clone(), Listed::unfinished(entry));
-    }
     for view in views {
         all.insert(view.tenant.clone(), Listed::from(view));
     }
-    Ok(all.into_values().collect())
+    for (name, entry) in entries {
+        match all.get_mut(&name) {
+            Some(known) if known.ended.is_none() && entry.ended.is_some() => {
+                (known.state, known.ended) = (ENDED_HERE, entry.ended);
+            }
+            Some(_) => {}
+            None => {
+                all.insert(name, Listed::unfinished(entry));
+            }
+        }
+    }
+    all.into_values().collect()
 }
 
-/// The coordinator decides, since it knows the runs. If it does not answer, `--now` cuts the
-/// connections all the same, and fails afterwards.
+/// The coordinator decides, since it knows the runs. With `--now` there is nothing to decide: the
+/// tenant ends here first, and coordinator and broker are told as far as they can be. The command
+/// fails if one of them was not.
 async fn end(
     context: &Context,
     tenant: TenantName,
     now: bool,
     reason: Reason,
 ) -> Result<(), Failure> {
-    let domain = context.domain()?;
-    let lock = context.lock("diloctl tenant end")?;
+    let (domain, lock) = locked(context, "diloctl tenant end")?;
     let url = context.accounts_url()?;
     domain.layout().vault().check()?;
     let request = TenantEndRequest {
@@ -122,16 +142,18 @@ async fn end(
         now,
         reason: reason.clone(),
     };
-    let told = context
-        .operator()
-        .await?
-        .ask::<call::TenantEnd>(&request)
-        .await;
-    let (reply, failed) = match told {
+    if now {
+        domain.end_tenant(&tenant, clock::now())?;
+    }
+    let told = async {
+        let operator = context.operator().await?;
+        operator.ask::<call::TenantEnd>(&request).await
+    };
+    let (reply, failed) = match told.await {
         Ok(reply) => (Some(reply), None),
         // Its making broke off before the coordinator knew it.
         Err(failure) if failure.code() == Code::TenantUnknown => (None, None),
-        Err(failure) if now && failure.code() == Code::NoAnswer => (None, Some(failure)),
+        Err(failure) if now && failure.code() != Code::TenantBusy => (None, Some(failure)),
         Err(failure) => return Err(failure),
     };
     let (entry, holders) = domain.end_tenant(&tenant, clock::now())?;
@@ -139,7 +161,12 @@ async fn end(
         .into_iter()
         .map(|holder| (holder.account, holder.public))
         .collect();
-    let cut = accounts::revoke(&domain, &lock, &url, &keys, Some(&reason), clock::now()).await?;
+    let cut = accounts::revoke(&domain, &lock, &url, &keys, Some(&reason), clock::now()).await;
+    let cut = match (cut, &failed) {
+        (Ok(cut), _) => cut,
+        (Err(kept), None) => return Err(kept),
+        (Err(kept), Some(failed)) => return Err(kept.and(failed)),
+    };
     context.printer.record(&Ended {
         tenant,
         account: entry.account,
@@ -149,6 +176,9 @@ async fn end(
     });
     failed.map_or(Ok(()), Err)
 }
+
+/// The state of a tenant that `--now` ended while the coordinator did not answer.
+const ENDED_HERE: &str = "ended; the coordinator does not know";
 
 /// A tenant as it is now.
 #[derive(Serialize)]
@@ -167,7 +197,10 @@ impl Listed {
         Self {
             tenant: entry.tenant,
             account: entry.account,
-            state: "unfinished",
+            state: match entry.ended {
+                Some(_) => "ended",
+                None => "unfinished",
+            },
             quota: entry.quota,
             used: Used::default(),
             since: entry.since,
@@ -279,5 +312,64 @@ impl Record for Ended {
             ("connections cut", self.connections.to_string()),
         ]);
         lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use identity::{KeyKind, SigningKey};
+
+    use super::*;
+
+    fn entry(name: &str, ended: Option<u64>) -> (TenantName, TenantEntry) {
+        let tenant: TenantName = name.parse().expect("a name");
+        let key = SigningKey::generate(KeyKind::Account);
+        let entry = TenantEntry {
+            v: V,
+            tenant: tenant.clone(),
+            account: key.public().as_str().parse().expect("an account's key"),
+            quota: Quota::default(),
+            since: UnixMillis(1),
+            ended: ended.map(UnixMillis),
+        };
+        (tenant, entry)
+    }
+
+    #[test]
+    fn a_tenant_that_was_ended_without_the_coordinator_is_not_shown_as_open() {
+        let entries = [
+            entry("both", Some(5)),
+            entry("here", Some(5)),
+            entry("new", None),
+            entry("new-ended", Some(5)),
+            entry("open", None),
+        ];
+        let view = |(tenant, entry): &(TenantName, TenantEntry)| TenantView {
+            tenant: tenant.clone(),
+            account: entry.account.clone(),
+            quota: entry.quota,
+            operator: SigningKey::generate(KeyKind::User).public().clone(),
+            since: entry.since,
+            ended: (tenant.as_str() == "both").then_some(UnixMillis(4)),
+            used: Used::default(),
+        };
+        let known = [&entries[0], &entries[1], &entries[4]];
+        let views = known.map(view).to_vec();
+        let all = listed(entries.into(), views);
+        let shown: Vec<_> = all
+            .iter()
+            .map(|one| (one.tenant.as_str(), one.state, one.ended))
+            .collect();
+        let ended = |at| Some(UnixMillis(at));
+        assert_eq!(
+            shown,
+            [
+                ("both", "ended", ended(4)),
+                ("here", ENDED_HERE, ended(5)),
+                ("new", "unfinished", None),
+                ("new-ended", "ended", ended(5)),
+                ("open", "open", None),
+            ]
+        );
     }
 }

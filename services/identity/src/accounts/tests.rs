@@ -36,7 +36,7 @@ fn all(accounts: &Accounts) -> Vec<(Account, AccountClaims)> {
         .map(|account| match account {
             Account::Tenant => (
                 account,
-                tenant_account(&accounts.tenants[0], accounts, None, key),
+                tenant_account(&accounts.tenants[0], accounts, 2, None, key),
             ),
             _ => (account, service_account(account, accounts, key)),
         })
@@ -66,7 +66,7 @@ fn each_role_has_one_key_in_the_account_where_it_lives() {
     expected.sort();
     assert_eq!(seen, expected);
     assert!(
-        tenant_account(&accounts.tenants[0], &accounts, None, key)
+        tenant_account(&accounts.tenants[0], &accounts, 2, None, key)
             .limits
             .conn
             > 0
@@ -93,7 +93,7 @@ fn a_tenant_leaves_room_at_the_broker_for_others() {
 fn tenants_import_only_under_their_own_account() {
     let accounts = accounts();
     let tenant = &accounts.tenants[1];
-    let claims = tenant_account(tenant, &accounts, None, key);
+    let claims = tenant_account(tenant, &accounts, 2, None, key);
     let of_tenants = |one: &&Crossing| one.importers.contains(&Account::Tenant);
     let expected = CROSSINGS.iter().filter(of_tenants).count();
     assert_eq!(claims.imports.len(), expected);

@@ -145,7 +145,10 @@ fn tl_31_the_account_of_an_ended_tenant_lets_nobody_in_and_its_holders_get_nothi
     let shut = claims(&domain, &entry.account);
     assert!(shut.signing_keys.is_empty() && shut.imports.is_empty());
     assert_eq!(shut.limits.conn, 0);
-    assert_eq!(claims(&domain, &domain.tenant().expect("a key")), before);
+    let mut after = claims(&domain, &domain.tenant().expect("a key"));
+    assert!(after.limits.conn > before.limits.conn, "its share grows");
+    after.limits = before.limits;
+    assert_eq!(after, before);
     let issuer = Issuer::open(&domain.layout().issuer()).expect("all keys");
     let refused = issuer.sign(&holders[0], LATER, NOW).expect_err("it ended");
     assert_eq!(refused.code(), Code::TenantEnded);
@@ -159,12 +162,50 @@ fn tl_31_the_account_of_an_ended_tenant_lets_nobody_in_and_its_holders_get_nothi
     assert_eq!(again.ended, Some(LATER), "it ended once");
 }
 
+/// Two commands may have opened the domain before either had made its tenant.
+#[test]
+fn a_tenant_that_another_command_made_stays_in_the_trust_bundle() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let first = domain(scratch.path());
+    let second = Domain::open(first.layout().folder()).expect("a domain");
+    let (_, acme) = first
+        .make_tenant(&acme(), Quota::default(), NOW)
+        .expect("a new name");
+    let blue = "blue".parse().expect("a name");
+    let made = second.make_tenant(&blue, Quota::default(), NOW);
+    let (domain, blue) = made.expect("a new name");
+    let own = domain.tenant().expect("a key");
+    assert_eq!(domain.trust().tenants, [own, acme.account, blue.account]);
+}
+
+/// The connections of all tenants are divided by those that can have any.
+#[test]
+fn an_ended_tenant_has_no_share_of_the_connections() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let mut domain = domain(scratch.path());
+    let own = domain.tenant().expect("a key");
+    let share = |domain: &Domain| claims(domain, &own).limits.conn;
+    let alone = share(&domain);
+    for name in ["acme", "blue"] {
+        let name = name.parse().expect("a name");
+        let made = domain.make_tenant(&name, Quota::default(), NOW);
+        (domain, _) = made.expect("a new name");
+    }
+    let of_three = share(&domain);
+    assert!(of_three < alone);
+    domain.end_tenant(&acme(), LATER).expect("it is there");
+    assert!(share(&domain) > of_three);
+    let blue = "blue".parse().expect("a name");
+    domain.end_tenant(&blue, LATER).expect("it is there");
+    assert_eq!(share(&domain), alone);
+}
+
 #[test]
 fn a_domain_has_at_most_as_many_tenants_as_its_bundle_names() {
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let mut domain = domain(scratch.path());
     let name = |number: usize| -> TenantName { format!("t{number}").parse().expect("a name") };
-    for number in 1..identity::trust::TENANTS_MAX {
+    for number in 1..schemas::limits::TENANTS_MAX {
         let made = domain.make_tenant(&name(number), Quota::default(), NOW);
         (domain, _) = made.expect("there is room");
     }

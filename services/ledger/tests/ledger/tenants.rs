@@ -147,7 +147,9 @@ fn tl_31_a_tenant_ends_when_its_runs_are_frozen_and_empty_and_they_stay_so() {
     pages.refuse(Some("acme_more"), &creates("acme_more"));
 }
 
-/// States of ledgers without tenants keep the bytes that they had before there were tenants.
+/// States of ledgers without tenants keep the bytes that they had before there were tenants. The
+/// digests in `checkpoints`, `holds`, `pointers` and `quarantine` are those of before, and show it
+/// for states with members, results, holds, pointers and quarantines; this test names the fields.
 #[test]
 fn a_state_without_tenants_names_none_in_its_checkpoint() {
     let mut state = State::default();

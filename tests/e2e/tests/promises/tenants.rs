@@ -1,16 +1,18 @@
 //! Tenants: made while everything runs, with runs of one name, walls between them, and an end that
 //! touches nobody else.
 
-use e2e::Recipe;
+use e2e::{Recipe, Scripted};
 use harness::{Cluster, Options, PATIENCE, refused_raw};
-use runtime::exit::EXIT_USAGE;
+use identity::AuditKey;
+use runtime::exit::{EXIT_KEPT, EXIT_NO_ANSWER, EXIT_USAGE};
 use runtime::{Bus, clock};
-use schemas::blob::GetRequest;
+use schemas::blob::{GetRequest, PutRequest};
+use schemas::contribution::StageRequest;
 use schemas::event::{Event, LedgerEvent};
-use schemas::lease::ClaimRequest;
-use schemas::member::{LeaveRequest, Session};
+use schemas::lease::{ReleaseRequest, RenewRequest};
+use schemas::member::{JoinRequest, LeaveRequest};
 use schemas::subject::{Verb, request_subject};
-use schemas::{Code, Digest, Message as _, Millis, RunId, V, WorkerId};
+use schemas::{Bytes, Code, Message as _, Millis, ObjectRef, RunId, Steps, V, WorkerId};
 use serde_json::Value;
 
 fn run(name: &str) -> RunId {
@@ -176,65 +178,166 @@ async fn tl_31_a_tenant_that_is_ended_during_training_is_out_for_good_and_the_ot
     assert_eq!(lost.count(), 0);
 }
 
+/// An end `--now` waits for nobody: what is at hand is done, and the command says what is not.
+#[tokio::test]
+async fn tl_31_a_tenant_is_ended_without_the_coordinator_and_without_the_broker() {
+    let mut cluster = Cluster::start(Options::default(), 0).await;
+    for tenant in ["acme", "blue"] {
+        let of = format!("{tenant}_demo");
+        let worker = format!("{tenant}-w");
+        cluster.diloctl_ok(&["tenant", "new", tenant]).await;
+        let issue = ["auth", "issue", "worker", &worker, "--run", &of];
+        cluster.diloctl_ok(&issue).await;
+    }
+    let refused = async |cluster: &Cluster, name: &str| {
+        let file = cluster.domain().layout().credentials(name);
+        let again = Bus::connect("again", &cluster.bus_config(&file), clock::now()).await;
+        again.err().map(|error| error.code())
+    };
+    let states = async |cluster: &Cluster| -> Vec<Value> {
+        let listed = rows(cluster, &["tenant", "ls"]).await;
+        listed.iter().map(|row| row["state"].clone()).collect()
+    };
+    let end = [
+        "--timeout",
+        "3s",
+        "tenant",
+        "end",
+        "--now",
+        "--reason",
+        "gone",
+    ];
+    let (acme, blue) = (
+        [&end[..], &["acme"]].concat(),
+        [&end[..], &["blue"]].concat(),
+    );
+    let unknown = "ended; the coordinator does not know";
+
+    cluster.kill9("coordinator");
+    assert_eq!(refused(&cluster, "acme-w").await, None);
+    let ended = cluster.diloctl(&acme).await;
+    let status = Some(i32::from(EXIT_NO_ANSWER));
+    assert_eq!(ended.status.code(), status, "{}", ended.stderr);
+    assert!(
+        ended.stdout.contains("credentials void"),
+        "{}",
+        ended.stdout
+    );
+    assert_eq!(refused(&cluster, "acme-w").await, Some(Code::BusRefused));
+    assert_eq!(refused(&cluster, "blue-w").await, None);
+    cluster.restart("coordinator").await;
+    assert_eq!(states(&cluster).await, [unknown, "open"]);
+    cluster.diloctl_ok(&acme).await;
+    assert_eq!(states(&cluster).await, ["ended", "open"]);
+
+    cluster.kill9("broker");
+    let ended = cluster.diloctl(&blue).await;
+    let status = Some(i32::from(EXIT_KEPT));
+    assert_eq!(ended.status.code(), status, "{}", ended.stderr);
+    for code in [Code::RevocationKept, Code::BusUnreachable] {
+        assert!(ended.stderr.contains(&code.to_string()), "{}", ended.stderr);
+    }
+    let issue = ["auth", "issue", "worker", "blue-w", "--run", "blue_demo"];
+    let nothing = cluster.diloctl(&issue).await;
+    let code = Code::TenantEnded.to_string();
+    assert!(nothing.stderr.contains(&code), "{}", nothing.stderr);
+    cluster.restart("broker").await;
+    assert_eq!(refused(&cluster, "blue-w").await, Some(Code::BusRefused));
+    cluster.kill9("coordinator");
+    cluster.restart("coordinator").await;
+    assert_eq!(states(&cluster).await, ["ended", unknown]);
+    cluster.diloctl_ok(&blue).await;
+    assert_eq!(states(&cluster).await, ["ended", "ended"]);
+}
+
 /// The thief of the signing key of workers makes credentials in its own tenant's account for a run of
-/// another. The broker lets it speak, under its own account, and the coordinator refuses it.
+/// another, which goes on, and has overheard what a member of it says. The broker lets it speak, under
+/// its own account, and the coordinator refuses it.
 #[tokio::test]
 async fn tl_25_credentials_of_another_tenant_for_a_run_of_this_one_reach_nothing() {
     let options = Options {
         second_tenant: true,
         ..Options::default()
     };
-    let cluster = Cluster::start(options, 1).await;
-    Recipe::reference(1, 1, 40).create(&cluster).await;
+    let cluster = Cluster::start(options, 0).await;
+    Recipe::reference(2, 1, 40).create(&cluster).await;
     let demo = cluster.run().clone();
     let operator = cluster.operator().await;
-    operator.until_complete(&demo).await;
-    let before = operator.workers(&demo).await.len();
+    let victim = Scripted::connect(&cluster, "victim").await;
+    let spec = victim.join().await;
+    let lease = victim.manifest().await.lease;
+    let before = (operator.workers(&demo).await, operator.leases(&demo).await);
     let path = cluster.path("thief.creds");
     let second = cluster.second_tenant();
     let key = second.issue("thief", &demo, &path);
     let thief: WorkerId = key.as_str().parse().unwrap();
     let bus = Bus::connect("thief", &cluster.bus_config(&path), clock::now()).await;
     let bus = bus.unwrap();
-    let session = Session(7);
-    let questions = [
-        (
-            Verb::Claim,
-            ClaimRequest {
-                v: V,
-                session,
-                wait: Millis(0),
-            }
-            .encode(),
-        ),
-        (
-            Verb::Get,
-            GetRequest {
-                v: V,
-                objects: vec![Digest::of(b"anything")],
-            }
-            .encode(),
-        ),
-        (
-            Verb::Leave,
-            LeaveRequest {
-                v: V,
-                session,
-                reason: String::new(),
-            }
-            .encode(),
-        ),
-    ];
-    for (verb, question) in questions {
-        let code = refused_raw(&bus, &request_subject(&demo, &thief, verb), question).await;
+    let audit_key = AuditKey::generate();
+    let domain = cluster.domain().trust().domain.as_str().to_owned();
+    let objects = vec![ObjectRef::of(b"anything")];
+    let question = |verb: &Verb| match verb {
+        Verb::Join => JoinRequest {
+            audit_key: audit_key.public().clone(),
+            proof: audit_key.sign_join(&domain, &demo, &thief).into(),
+            ..victim.join_request()
+        }
+        .encode(),
+        Verb::Leave => LeaveRequest {
+            v: V,
+            session: victim.session(),
+            reason: String::new(),
+        }
+        .encode(),
+        Verb::Claim => victim.claim_request(Millis(0)).encode(),
+        Verb::Renew => RenewRequest {
+            v: V,
+            lease,
+            steps_done: Steps(1),
+            bytes_moved: Bytes(0),
+        }
+        .encode(),
+        Verb::Release => ReleaseRequest {
+            v: V,
+            lease,
+            reason: String::new(),
+        }
+        .encode(),
+        Verb::Get => GetRequest {
+            v: V,
+            objects: vec![spec.data.digest],
+        }
+        .encode(),
+        Verb::Put => PutRequest {
+            v: V,
+            lease,
+            objects: objects.clone(),
+        }
+        .encode(),
+        Verb::Stage => StageRequest {
+            v: V,
+            lease,
+            index: 0,
+            object: objects[0],
+        }
+        .encode(),
+        Verb::Submit => {
+            let contribution = Scripted::contribution(&spec, objects.clone());
+            victim.result(&spec, lease, contribution).encode()
+        }
+    };
+    for verb in Verb::ALL {
+        let subject = request_subject(&demo, &thief, *verb);
+        let code = refused_raw(&bus, &subject, question(verb)).await;
         assert_eq!(code, Some(Code::IdentityMismatch), "{verb}");
     }
-    assert_eq!(operator.workers(&demo).await.len(), before);
+    let after = (operator.workers(&demo).await, operator.leases(&demo).await);
+    assert_eq!(after, before);
     let account = second.account().clone();
     let denied = cluster.evidence().await.ledger().await;
     let denied = denied.iter().filter(|event| {
         matches!(event, LedgerEvent::RequestDenied { account: of, worker, code, .. }
             if *of == account && *worker == thief && *code == Code::IdentityMismatch)
     });
-    assert_eq!(denied.count(), 3);
+    assert_eq!(denied.count(), Verb::ALL.len());
 }

@@ -115,7 +115,7 @@ pub(super) fn manifests() -> Vec<Vec<u8>> {
         spec: Digest::of(&spec.encode()),
         lease: kit::lease(kit::train(0, 1), 1),
         expires_at: UnixMillis(NOW.0 + 60_000),
-        base: kit::weights(0, spec.download, spec.model.initial.clone()),
+        base: kit::weights(0, spec.download, spec.model.initial),
         work: Work::Train {
             shards: vec![kit::object("shard")],
             seed: 7,

@@ -29,7 +29,7 @@ static STORE: LazyLock<Served> = LazyLock::new(|| {
         durability: Durability::Kernel,
         limits: StoreLimits::default(),
     };
-    let (say, hear) = std::sync::mpsc::channel();
+    let (say, hear) = std::sync::mpsc::sync_channel(1);
     std::thread::spawn(move || {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_all().build().expect("a runtime");

@@ -76,6 +76,12 @@ impl RunRoom<'_> {
             self.repeat_grant(turn, &peer.worker, lease);
         }
         self.serve(turn);
+        if held.is_none()
+            && let Some(full) = self.full_of_units()
+            && let Some(claim) = self.live.claims.take(&peer.worker)
+        {
+            turn.reply(claim.reply, Err(full));
+        }
         Ok(Outcome::Later)
     }
 
@@ -98,7 +104,8 @@ impl RunRoom<'_> {
             return None;
         }
         self.live.catching_up = catches_up(&self.run, self.live.catching_up);
-        pair(&self.run, self.live, turn.now)
+        let trains = self.full_of_units().is_none();
+        pair(&self.run, self.live, turn.now, trains)
     }
 
     fn grant(&mut self, turn: &mut Turn<'_>, worker: WorkerId, unit: UnitId) {
@@ -358,8 +365,8 @@ fn stood_still(lease: &LeaseRef, life: Millis) -> Refusal {
 /// The next worker and its unit. Claims are served in the order of their arrival; the oldest unit
 /// comes first, and training before evaluation. Only a worker that is not needed for the next round
 /// may take an evaluation. A unit goes to a worker that failed it only if no other worker waits
-/// that could take it.
-fn pair(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<(WorkerId, UnitId)> {
+/// that could take it. If nobody `trains`, only evaluations are given out.
+fn pair(run: &Run, live: &LiveRun, now: UnixMillis, trains: bool) -> Option<(WorkerId, UnitId)> {
     let granting = live.foundry.restored && live.foundry.halted.is_none() && live.data.is_some();
     if !granting || live.claims.is_empty() {
         return None;
@@ -387,7 +394,7 @@ fn pair(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<(WorkerId, UnitId)
             .is_some_and(|failures| failures.is_by(worker))
     };
     let fits = |unit: &UnitId, worker: &WorkerId| match unit.kind {
-        UnitKind::Train => run.affords(unit, worker) && !run.is_fixed(unit),
+        UnitKind::Train => trains && run.affords(unit, worker) && !run.is_fixed(unit),
         UnitKind::Evaluate => may_evaluate(run, live, worker, now),
     };
     let mut second = None;

@@ -33,6 +33,11 @@ impl RunRoom<'_> {
         let before = run.member(&peer.worker);
         let renewed = before.is_some_and(|member| is_renewed(member, &request));
         let replaced = before.is_some_and(|member| member.session != request.session);
+        if before.is_none()
+            && let Some(full) = self.full_of_workers()
+        {
+            return Ok(Outcome::NotNow(full));
+        }
         if !renewed {
             self.live.check_fruitless(turn.now, &peer.worker)?;
         }

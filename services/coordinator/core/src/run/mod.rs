@@ -52,6 +52,7 @@ use schemas::{Seat, UnixMillis};
 use crate::deadline::{RunTimer, Timer};
 use crate::effect::Effect;
 use crate::input::{Peer, ReplyId, WorkerRequest};
+use crate::quota::Share;
 use crate::run::live::LiveRun;
 use crate::turn::{Handled, Turn};
 
@@ -62,6 +63,8 @@ pub(crate) struct RunRoom<'a> {
     pub(crate) run: RunFold<'a>,
     /// State that is lost with the process.
     pub(crate) live: &'a mut LiveRun,
+    /// The part of its tenant's quota that is left to it; none where no quota limits it.
+    pub(crate) share: Option<Share>,
 }
 
 impl RunRoom<'_> {

@@ -55,6 +55,9 @@ impl RunRoom<'_> {
             let detail = "an object is named twice in one request";
             return Err(Refusal::new(Code::MessageInvalid, detail).into());
         }
+        if let Some(full) = self.full_of_uploads(&request.lease, &asked) {
+            return Ok(Outcome::NotNow(full));
+        }
         self.count_uploads(turn, peer, &request, asked)?;
         let place = Quarantine::Worker {
             run: self.run.name().clone(),

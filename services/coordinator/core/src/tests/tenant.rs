@@ -1,27 +1,29 @@
 //! Tenants: the walls between their runs, their quotas, and their ends.
 
 use schemas::blob::{GetRequest, PutRequest};
-use schemas::contribution::Outcome;
+use schemas::contribution::{Outcome, StageRequest};
 use schemas::control::{Query, RunNew, View, ViewRequest};
 use schemas::event::{Departure, LedgerEvent};
 use schemas::hold::{Hold, HoldRequest};
-use schemas::lease::LeaseRef;
+use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest};
+use schemas::limits::FURTHER_TENANTS_MAX;
+use schemas::subject::Verb;
 use schemas::tenant::{Quota, TenantEndReply, TenantEndRequest, TenantRequest, TenantView};
-use schemas::{Bytes, Code, Millis, RunId, TenantName, V};
+use schemas::{Bytes, Code, Millis, RunId, Steps, TenantName, V};
 
 use super::heartbeat::heartbeat;
 use crate::fixture::*;
 use crate::{Answer, ControlRequest, Input, Peer, ReplyId, WorkerRequest};
 
 /// The tenants' accounts; that of the domain's own is account 1.
-const ACME: u32 = 2;
-const OTHER: u32 = 3;
+pub(super) const ACME: u32 = 2;
+pub(super) const OTHER: u32 = 3;
 
-fn tenant(name: &str) -> TenantName {
+pub(super) fn tenant(name: &str) -> TenantName {
     name.parse().unwrap()
 }
 
-fn set(world: &mut World, name: &str, of: u32, quota: Quota) -> ReplyId {
+pub(super) fn set(world: &mut World, name: &str, of: u32, quota: Quota) -> ReplyId {
     world.control(ControlRequest::TenantSet(TenantRequest {
         v: V,
         tenant: tenant(name),
@@ -30,7 +32,7 @@ fn set(world: &mut World, name: &str, of: u32, quota: Quota) -> ReplyId {
     }))
 }
 
-fn end(world: &mut World, name: &str, now: bool) -> ReplyId {
+pub(super) fn end(world: &mut World, name: &str, now: bool) -> ReplyId {
     world.control(ControlRequest::TenantEnd(TenantEndRequest {
         v: V,
         tenant: tenant(name),
@@ -39,7 +41,7 @@ fn end(world: &mut World, name: &str, now: bool) -> ReplyId {
     }))
 }
 
-fn new_run(world: &mut World, name: &str) -> ReplyId {
+pub(super) fn new_run(world: &mut World, name: &str) -> ReplyId {
     let spec = spec(name);
     let reply = world.control(ControlRequest::RunNew(Box::new(RunNew { v: V, spec })));
     world.answer_pending();
@@ -47,7 +49,7 @@ fn new_run(world: &mut World, name: &str) -> ReplyId {
 }
 
 /// A world with tenants `acme` and `other`, and a run `demo` of each, and one of the domain's own.
-fn three() -> World {
+pub(super) fn three() -> World {
     let mut world = World::with_run(spec("demo"));
     set(&mut world, "acme", ACME, Quota::default());
     set(&mut world, "other", OTHER, Quota::default());
@@ -58,7 +60,7 @@ fn three() -> World {
     world
 }
 
-fn of(run: &str, account_number: u32, number: u32) -> Peer {
+pub(super) fn of(run: &str, account_number: u32, number: u32) -> Peer {
     Peer {
         account: account(account_number),
         run: run.parse().unwrap(),
@@ -66,19 +68,39 @@ fn of(run: &str, account_number: u32, number: u32) -> Peer {
     }
 }
 
-fn join(world: &mut World, peer: &Peer, number: u32) -> ReplyId {
+pub(super) fn join(world: &mut World, peer: &Peer, number: u32) -> ReplyId {
     let reply = world.ask(peer.clone(), WorkerRequest::Join(join_request(number)));
     world.answer_pending();
     reply
 }
 
-fn lease(world: &mut World, peer: &Peer, number: u32) -> LeaseRef {
+pub(super) fn leased(world: &mut World, peer: &Peer, number: u32) -> LeaseRef {
     let claim = claim_request(number, Millis::from_secs(20));
     let reply = world.ask(peer.clone(), WorkerRequest::Claim(claim));
     world.manifests[&reply].lease
 }
 
-fn put(world: &mut World, peer: &Peer, lease: LeaseRef, names: &[&str]) -> ReplyId {
+/// A run of one unit, which a worker has trained that is still a member.
+pub(super) fn complete(world: &mut World, name: &str, account: u32, number: u32) -> Peer {
+    let mut spec = spec(name);
+    (spec.schedule.rounds, spec.schedule.units) = (1, 1);
+    world.control(ControlRequest::RunNew(Box::new(RunNew {
+        v: V,
+        spec: spec.clone(),
+    })));
+    world.answer_pending();
+    let member = of(name, account, number);
+    join(world, &member, number);
+    let held = leased(world, &member, number);
+    let result = submission(&spec, number, held, 0);
+    world.ask(member.clone(), WorkerRequest::Submit(result));
+    world.answer_pending();
+    let run = world.core.state().run(&member.run).unwrap();
+    assert!(run.is_complete() && run.present() == 1);
+    member
+}
+
+pub(super) fn put(world: &mut World, peer: &Peer, lease: LeaseRef, names: &[&str]) -> ReplyId {
     let objects = names.iter().map(|name| upload(name)).collect();
     let request = PutRequest {
         v: V,
@@ -88,14 +110,14 @@ fn put(world: &mut World, peer: &Peer, lease: LeaseRef, names: &[&str]) -> Reply
     world.ask(peer.clone(), WorkerRequest::Put(request))
 }
 
-fn granted(world: &World, wanted: ReplyId) -> bool {
+pub(super) fn granted(world: &World, wanted: ReplyId) -> bool {
     world
         .seen
         .iter()
         .any(|effect| matches!(effect, crate::Effect::GrantPut { reply, .. } if *reply == wanted))
 }
 
-fn views(world: &mut World) -> Vec<TenantView> {
+pub(super) fn views(world: &mut World) -> Vec<TenantView> {
     let query = Query::Tenants;
     let reply = world.control(ControlRequest::View(ViewRequest { v: V, query }));
     match &world.answers[&reply] {
@@ -114,25 +136,46 @@ fn ended(world: &World, reply: ReplyId) -> TenantEndReply {
     }
 }
 
-fn denials(world: &World) -> usize {
+pub(super) fn denials(world: &World) -> usize {
     world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. }))
 }
 
-/// Everything that can be asked of a run, by a member of it if it is one.
+/// One question for each verb, by a member of the run if it is one.
 fn questions(number: u32, lease: LeaseRef, spec: &schemas::run::RunSpec) -> Vec<WorkerRequest> {
-    let objects = vec![object("config").digest];
-    vec![
-        WorkerRequest::Join(join_request(number)),
-        WorkerRequest::Claim(claim_request(number, Millis(0))),
-        WorkerRequest::Get(GetRequest { v: V, objects }),
-        WorkerRequest::Put(PutRequest {
+    let (objects, reason) = (vec![object("config").digest], String::new());
+    let question = |verb: &Verb| match verb {
+        Verb::Join => WorkerRequest::Join(join_request(number)),
+        Verb::Leave => WorkerRequest::Leave(leave_request(number, "")),
+        Verb::Claim => WorkerRequest::Claim(claim_request(number, Millis(0))),
+        Verb::Renew => WorkerRequest::Renew(RenewRequest {
+            v: V,
+            lease,
+            steps_done: Steps(1),
+            bytes_moved: Bytes(0),
+        }),
+        Verb::Release => WorkerRequest::Release(ReleaseRequest {
+            v: V,
+            lease,
+            reason: reason.clone(),
+        }),
+        Verb::Get => WorkerRequest::Get(GetRequest {
+            v: V,
+            objects: objects.clone(),
+        }),
+        Verb::Put => WorkerRequest::Put(PutRequest {
             v: V,
             lease,
             objects: vec![upload("a")],
         }),
-        WorkerRequest::Submit(submission(spec, number, lease, 0)),
-        WorkerRequest::Leave(leave_request(number, "")),
-    ]
+        Verb::Stage => WorkerRequest::Stage(StageRequest {
+            v: V,
+            lease,
+            index: 0,
+            object: upload("a"),
+        }),
+        Verb::Submit => WorkerRequest::Submit(submission(spec, number, lease, 0)),
+    };
+    Verb::ALL.iter().map(question).collect()
 }
 
 #[test]
@@ -146,7 +189,7 @@ fn tl_03_runs_of_one_name_in_two_tenants_go_on_side_by_side() {
     for (peer, number) in peers.iter().zip(1..) {
         let reply = join(&mut world, peer, number);
         assert!(world.answers[&reply].is_ok());
-        let held = lease(&mut world, peer, number);
+        let held = leased(&mut world, peer, number);
         let run = world.core.state().run(&peer.run).unwrap();
         let result = submission(&run.spec, number, held, 0);
         world.ask(peer.clone(), WorkerRequest::Submit(result));
@@ -167,7 +210,7 @@ fn tl_25_a_worker_of_another_tenant_is_refused_everywhere_changes_nothing_and_is
     let mut world = three();
     let member = of("acme_demo", ACME, 2);
     join(&mut world, &member, 2);
-    let held = lease(&mut world, &member, 2);
+    let held = leased(&mut world, &member, 2);
     let run: RunId = "acme_demo".parse().unwrap();
     let before = world.core.state().run(&run).unwrap().clone();
     // Another tenant, and the domain's own; as a stranger and in the member's name.
@@ -250,89 +293,6 @@ fn the_quota_of_runs_counts_what_was_created_while_a_run_was_checked() {
 }
 
 #[test]
-fn a_tenant_at_its_quota_of_workers_hurts_no_other() {
-    let mut world = three();
-    let one = Quota {
-        workers: Some(1),
-        ..Quota::default()
-    };
-    set(&mut world, "acme", ACME, one);
-    new_run(&mut world, "acme_more");
-    let first = of("acme_demo", ACME, 2);
-    let reply = join(&mut world, &first, 2);
-    assert!(world.answers[&reply].is_ok());
-    let again = join(&mut world, &first, 2);
-    assert!(world.answers[&again].is_ok(), "a member may join again");
-    for run in ["acme_demo", "acme_more"] {
-        let reply = join(&mut world, &of(run, ACME, 4), 4);
-        assert_eq!(world.refusal(reply), Code::TenantFull, "{run}");
-    }
-    for (run, account_number, number) in [("other_demo", OTHER, 5), ("demo", 1, 6)] {
-        let reply = join(&mut world, &of(run, account_number, number), number);
-        assert!(world.answers[&reply].is_ok(), "{run}");
-    }
-    let leave = WorkerRequest::Leave(leave_request(2, ""));
-    world.ask(first, leave);
-    let reply = join(&mut world, &of("acme_more", ACME, 4), 4);
-    assert!(world.answers[&reply].is_ok(), "the place is free again");
-}
-
-#[test]
-fn uploads_count_against_objects_and_bytes_once_each_and_hurt_no_other() {
-    let mut world = three();
-    let (ours, theirs) = (of("acme_demo", ACME, 2), of("other_demo", OTHER, 3));
-    join(&mut world, &ours, 2);
-    join(&mut world, &theirs, 3);
-    let held = lease(&mut world, &ours, 2);
-    let length = upload("a").bytes;
-    for (quota, objects) in [
-        (
-            Quota {
-                objects: Some(2),
-                ..Quota::default()
-            },
-            true,
-        ),
-        (
-            Quota {
-                bytes: Some(Bytes(2 * length.get())),
-                ..Quota::default()
-            },
-            false,
-        ),
-    ] {
-        set(&mut world, "acme", ACME, quota);
-        let reply = put(&mut world, &ours, held, &["a", "b"]);
-        assert!(granted(&world, reply), "objects: {objects}");
-        let same = put(&mut world, &ours, held, &["a"]);
-        assert!(granted(&world, same), "it is counted already");
-        let third = put(&mut world, &ours, held, &["c"]);
-        assert_eq!(world.refusal(third), Code::TenantFull, "objects: {objects}");
-    }
-    let their_lease = lease(&mut world, &theirs, 3);
-    let reply = put(&mut world, &theirs, their_lease, &["a", "b", "c"]);
-    assert!(granted(&world, reply));
-    let used = views(&mut world)[0].used;
-    assert_eq!((used.runs, used.workers, used.objects), (1, 1, 2));
-    // Under a lease each upload counts as the longest.
-    let spec = &world.core.state().run(&ours.run).unwrap().spec;
-    let longest = spec.upload_bytes_max();
-    assert!(spec.is_upload_length(longest) && !spec.is_upload_length(Bytes(longest.get() + 1)));
-    assert_eq!(used.bytes, Bytes(2 * longest.get()));
-    // What is accepted stays counted after the lease, also after a restart.
-    let run = world.core.state().run(&ours.run).unwrap();
-    let result = submission(&run.spec, 2, held, 0);
-    world.ask(ours.clone(), WorkerRequest::Submit(result));
-    world.answer_pending();
-    let accepted = world.core.state().run(&ours.run).unwrap();
-    let (objects, bytes) = (accepted.objects, accepted.uploaded);
-    assert_eq!(objects, accepted.spec.uploads() as u64);
-    world.restart();
-    let used = views(&mut world)[0].used;
-    assert_eq!((used.objects, used.bytes), (objects, bytes));
-}
-
-#[test]
 fn a_tenant_keeps_its_account_and_no_two_have_one() {
     let mut world = three();
     let none = Quota::default();
@@ -348,12 +308,16 @@ fn a_tenant_keeps_its_account_and_no_two_have_one() {
         events, after,
         "a request that changes nothing is not written"
     );
-    for number in 0..62 {
+    for number in 2..FURTHER_TENANTS_MAX as u32 {
         let reply = set(&mut world, &format!("t{number}"), 100 + number, none);
         assert!(world.answers[&reply].is_ok());
     }
     let reply = set(&mut world, "over", 999, none);
-    assert_eq!(world.refusal(reply), Code::TenantExists, "64 is the most");
+    assert_eq!(
+        world.refusal(reply),
+        Code::TenantExists,
+        "the trust bundle has no room for more"
+    );
 }
 
 #[test]
@@ -362,8 +326,8 @@ fn tl_31_an_ended_tenants_runs_stay_frozen_and_no_other_is_touched() {
     let (ours, theirs) = (of("acme_demo", ACME, 2), of("other_demo", OTHER, 3));
     join(&mut world, &ours, 2);
     join(&mut world, &theirs, 3);
-    lease(&mut world, &ours, 2);
-    let their_lease = lease(&mut world, &theirs, 3);
+    leased(&mut world, &ours, 2);
+    let their_lease = leased(&mut world, &theirs, 3);
     let refused = end(&mut world, "acme", false);
     assert_eq!(world.refusal(refused), Code::TenantBusy);
     let unknown = end(&mut world, "nobody", true);
@@ -428,7 +392,7 @@ fn tl_25_the_digest_of_another_tenants_contribution_gives_no_right_to_read_it() 
     let (ours, theirs) = (of("acme_demo", ACME, 2), of("other_demo", OTHER, 3));
     join(&mut world, &ours, 2);
     join(&mut world, &theirs, 3);
-    let held = lease(&mut world, &ours, 2);
+    let held = leased(&mut world, &ours, 2);
     let run = world.core.state().run(&ours.run).unwrap();
     let result = submission(&run.spec, 2, held, 0);
     let Outcome::Contribution(contribution) = &result.statement.outcome else {
@@ -447,4 +411,47 @@ fn tl_25_the_digest_of_another_tenants_contribution_gives_no_right_to_read_it() 
         !world.answers.contains_key(&own),
         "its own run's objects are granted"
     );
+}
+
+/// The unit of the holder is open when the holder has departed, and the other still waits for one.
+#[test]
+fn tl_31_the_end_of_a_tenant_grants_nothing_to_those_who_wait() {
+    let mut world = three();
+    let peers = [2, 4, 5].map(|number| of("acme_demo", ACME, number));
+    for (peer, number) in peers.iter().zip([2, 4, 5]) {
+        join(&mut world, peer, number);
+    }
+    leased(&mut world, &peers[0], 2);
+    leased(&mut world, &peers[1], 4);
+    let claim = claim_request(5, Millis::from_secs(20));
+    let waiting = world.ask(peers[2].clone(), WorkerRequest::Claim(claim));
+    assert!(!world.answers.contains_key(&waiting), "no unit is open");
+    let grants =
+        |world: &World| world.count(|event| matches!(event, LedgerEvent::LeaseGranted { .. }));
+    let before = grants(&world);
+    let reply = end(&mut world, "acme", true);
+    let ended = ended(&world, reply);
+    assert_eq!((ended.workers, ended.leases), (3, 2));
+    assert_eq!(grants(&world), before);
+    assert_eq!(world.refusal(waiting), Code::TenantEnded);
+}
+
+#[test]
+fn tl_31_an_ended_tenant_is_refused_in_complete_runs_too() {
+    let mut world = World::new();
+    set(&mut world, "acme", ACME, Quota::default());
+    let member = complete(&mut world, "acme_demo", ACME, 2);
+    let claim = |world: &mut World| {
+        let claim = WorkerRequest::Claim(claim_request(2, Millis(0)));
+        world.ask(member.clone(), claim)
+    };
+    let reply = claim(&mut world);
+    assert!(
+        world.answers[&reply].is_ok(),
+        "it is told that the run is over"
+    );
+    let reply = end(&mut world, "acme", false);
+    assert!(ended(&world, reply).changed);
+    let reply = claim(&mut world);
+    assert_eq!(world.refusal(reply), Code::TenantEnded);
 }
