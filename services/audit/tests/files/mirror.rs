@@ -448,3 +448,37 @@ async fn fg_07_a_service_whose_folder_is_lost_signs_nothing_but_what_the_store_h
     let refused = refused.map(drop).expect_err("two heads of one size");
     assert_eq!(refused.code(), Code::LogContradicted);
 }
+
+/// A service that is to copy the log, and cannot, would sign heads that nothing elsewhere binds.
+#[test]
+fn fg_07_a_store_without_the_key_to_it_ends_the_service() {
+    let (trust, scratch) = (signing(1).0, scratch());
+    let mut config = diloco_audit::Config {
+        domain: scratch.path().to_owned(),
+        ..diloco_audit::Config::default()
+    }
+    .completed();
+    let listed = |config: &diloco_audit::Config| {
+        let mut items = config.materials(NOW).items.into_iter();
+        items.any(|item| {
+            matches!(
+                item,
+                runtime::Material::StoreLogKey {
+                    key: "store.keys",
+                    ..
+                }
+            )
+        })
+    };
+    let opened = Mirror::open(&config, &trust).expect("no store is named");
+    assert!(opened.is_none() && !listed(&config));
+    config.store.url = "http://127.0.0.1:9000".to_owned();
+    assert!(listed(&config), "`--check-config` looks at it");
+    let refused = Mirror::open(&config, &trust).expect_err("there is no key");
+    assert_eq!(refused.code(), Code::CredentialMissing);
+    let key = identity::AccessKey::generate();
+    key.write_log(&config.store.keys)
+        .expect("the folder takes files");
+    let opened = Mirror::open(&config, &trust).expect("there is a key");
+    assert!(opened.is_some());
+}
