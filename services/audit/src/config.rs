@@ -155,6 +155,11 @@ impl Config {
                 key: "store.url",
                 url: self.store.url.clone(),
             });
+            // In a domain of an earlier release nothing signs heads, so nothing is copied.
+            items.push(Material::StoreLogKey {
+                key: "store.keys",
+                path: self.store.keys.clone(),
+            });
             items.push(Material::Authority {
                 key: "store.ca",
                 path: self.store.ca.clone(),

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use identity::secret::replace_private;
 use identity::store_keys::StoreKeysError;
 use identity::{ClientFile, TrustBundle};
 use metrics::gauge;
@@ -36,6 +37,8 @@ use crate::recorder::LOG_FOLDER;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Pause before a copy that failed is tried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// The file of the newest head that was seen in the store, beside the folder of the log.
+const COPIED: &str = "log.copied";
 
 /// The bucket, and what the head there is checked against.
 #[derive(Debug)]
@@ -79,6 +82,18 @@ pub enum MirrorError {
     /// A file in the store that may not change has other bytes.
     #[error("{0} of the log in the store has other bytes than it was written with")]
     Altered(String),
+    /// The store has an older head than this service has copied there, or none.
+    #[error(
+        "the log in the store has a head over {found} events, and this service has copied one over {copied} there; {} says so", note.display()
+    )]
+    WentBack {
+        /// The events under the head that is there; 0 without one.
+        found: u64,
+        /// The events under the newest head that was there.
+        copied: u64,
+        /// The file with that head.
+        note: PathBuf,
+    },
     /// Another service has written the checkpoint.
     #[error(
         "the log in the store has a head over {found} events that this service has not written; it knows one over {known}"
@@ -98,7 +113,7 @@ impl MirrorError {
             Self::Store(_) => Code::LogStoreBehind,
             Self::Read { .. } => Code::AuditFolderInvalid,
             Self::Log(error) => error.code(),
-            Self::Head(_) | Self::Altered(_) => Code::LogStoreAltered,
+            Self::Head(_) | Self::Altered(_) | Self::WentBack { .. } => Code::LogStoreAltered,
             Self::Taken { .. } => Code::LogTaken,
         }
     }
@@ -118,10 +133,13 @@ impl Mirror {
             return Ok(None);
         }
         if !store.keys.exists() {
-            let (code, keys) = (Code::LogStoreBehind, store.keys.display());
-            tracing::warn!(%code, %keys, "the audit service's key to the store is not there, so the log is in the service's folder \
-                           only; `diloctl up` or `diloctl auth issue auditor NAME` makes it");
-            return Ok(None);
+            // Without the store's head, heads would be signed that nothing elsewhere binds.
+            let text = format!(
+                "store.keys: {} is not there; copy `store/log.json` of the domain's folder, which `diloctl up` or `diloctl auth \
+                 issue auditor NAME` makes, or unset store.url",
+                store.keys.display()
+            );
+            return Err(Failure::new(Code::CredentialMissing, text));
         }
         let failed =
             |error: StoreKeysError| Failure::new(error.code(), format!("store.keys: {error}"));
@@ -160,13 +178,73 @@ impl Mirror {
     /// The newest head in the store; none if it has no log.
     ///
     /// # Errors
-    /// The store does not answer, or the head is not this domain's.
+    /// The store does not answer, or the head is not this domain's, or an older one than this service
+    /// has copied there, in this process or an earlier one.
     pub async fn stored(&self) -> Result<Option<Stored>, MirrorError> {
-        let Some(checkpoint) = self.bucket.get(CHECKPOINT).await? else {
+        let checkpoint = self.bucket.get(CHECKPOINT).await?;
+        let stored = match checkpoint {
+            None => None,
+            Some(checkpoint) => {
+                let head = Head::open(&checkpoint.bytes, &self.origin, &self.keys)?;
+                Some(Stored { head, checkpoint })
+            }
+        };
+        self.compare(stored.as_ref().map(|stored| &stored.head))
+            .await?;
+        Ok(stored)
+    }
+
+    /// Compares the head in the store with the newest one that was there.
+    async fn compare(&self, found: Option<&Head>) -> Result<(), MirrorError> {
+        let Some(copied) = self.copied().await? else {
+            return Ok(());
+        };
+        match found {
+            Some(found) if found.size > copied.size => Ok(()),
+            Some(found) if found.size == copied.size => match found.root == copied.root {
+                true => Ok(()),
+                false => Err(MirrorError::Altered(CHECKPOINT.to_owned())),
+            },
+            older => Err(MirrorError::WentBack {
+                found: older.map_or(0, |head| head.size),
+                copied: copied.size,
+                note: self.copied_note(),
+            }),
+        }
+    }
+
+    /// The newest head that was seen in the store, as this folder remembers it.
+    async fn copied(&self) -> Result<Option<Head>, MirrorError> {
+        let path = self.copied_note();
+        let Some(note) = read(path.clone()).await? else {
             return Ok(None);
         };
-        let head = Head::open(&checkpoint.bytes, &self.origin, &self.keys)?;
-        Ok(Some(Stored { head, checkpoint }))
+        match Head::open(&note, &self.origin, &self.keys) {
+            Ok(head) => Ok(Some(head)),
+            Err(error) => {
+                let source = io::Error::other(error);
+                Err(MirrorError::Read { path, source })
+            }
+        }
+    }
+
+    /// Keeps the head that the store has, so that this service notices after a start if it went back.
+    async fn remember(&self, note: Bytes) -> Result<(), MirrorError> {
+        let path = self.copied_note();
+        if read(path.clone()).await?.as_ref() == Some(&note) {
+            return Ok(());
+        }
+        let write = move || replace_private(&path, &note);
+        let written = tokio::task::spawn_blocking(write).await;
+        let failed = |error| MirrorError::Read {
+            path: self.copied_note(),
+            source: io::Error::other(error),
+        };
+        Ok(written.map_err(failed)?.map_err(LogError::Write)?)
+    }
+
+    fn copied_note(&self) -> PathBuf {
+        self.folder.with_file_name(COPIED)
     }
 
     /// Copies everything up to the folder's newest head, and returns what the store then has.
@@ -183,6 +261,9 @@ impl Mirror {
         gauge!(AUDIT_LOG_EVENTS).set(newest.size as f64);
         gauge!(AUDIT_LOG_BEHIND).set(newest.size.saturating_sub(from) as f64);
         if newest.size <= from {
+            if known.is_some_and(|stored| stored.checkpoint.bytes == note) {
+                self.remember(note).await?;
+            }
             return Ok(known.cloned());
         }
         let mut heads = heads_of(&self.folder)?;
@@ -196,9 +277,13 @@ impl Mirror {
             self.create(&layout::head(size)).await?;
             copied = size;
         }
-        let checkpoint = self.publish(&newest, note, known).await?;
+        let checkpoint = self.publish(&newest, note.clone(), known).await?;
         gauge!(AUDIT_LOG_BEHIND).set(0.0);
-        self.clean(from, newest.size).await?;
+        self.remember(note).await?;
+        // The head is there, whatever stays beside it.
+        if let Err(error) = self.clean(from, newest.size).await {
+            tracing::debug!(%error, "partial files of the log stay in the store");
+        }
         Ok(Some(Stored {
             head: newest,
             checkpoint,
@@ -222,7 +307,8 @@ impl Mirror {
         }
         match self.bucket.get(name).await? {
             Some(found) if found.bytes == bytes => Ok(()),
-            _ => Err(MirrorError::Altered(name.to_owned())),
+            Some(_) => Err(MirrorError::Altered(name.to_owned())),
+            None => Err(undecided(name)),
         }
     }
 
@@ -245,11 +331,14 @@ impl Mirror {
         };
         match self.bucket.get(CHECKPOINT).await? {
             Some(found) if found.bytes == note => Ok(found),
-            Some(found) => Err(MirrorError::Taken {
-                found: Head::open(&found.bytes, &self.origin, &self.keys)?.size,
-                known: head.size,
-            }),
-            None => Err(MirrorError::Altered(CHECKPOINT.to_owned())),
+            Some(found) if before.is_none_or(|before| before.bytes != found.bytes) => {
+                Err(MirrorError::Taken {
+                    found: Head::open(&found.bytes, &self.origin, &self.keys)?.size,
+                    known: head.size,
+                })
+            }
+            // Neither the old one replaced, nor a new one there.
+            Some(_) | None => Err(undecided(CHECKPOINT)),
         }
     }
 
@@ -262,7 +351,7 @@ impl Mirror {
     ) -> Result<(), MirrorError> {
         let altered = || Err(MirrorError::Altered(CHECKPOINT.to_owned()));
         let (found, known_size) = match (found, known) {
-            (None, None) => return Ok(()),
+            (None, None) => return self.compare(None).await,
             (None, Some(_)) => return altered(),
             (Some(found), Some(known)) if found.bytes == known.checkpoint.bytes => return Ok(()),
             (Some(found), known) => (found, known.map_or(0, |stored| stored.head.size)),
@@ -297,15 +386,27 @@ impl Mirror {
     }
 
     async fn file(&self, name: &str) -> Result<Option<Bytes>, MirrorError> {
-        let path = self.folder.join(name);
-        let reading = path.clone();
-        let read = tokio::task::spawn_blocking(move || read_file(&reading)).await;
-        let read = read.unwrap_or_else(|error| Err(io::Error::other(error)));
-        match read {
-            Ok(bytes) => Ok(bytes.map(Bytes::from)),
-            Err(source) => Err(MirrorError::Read { path, source }),
-        }
+        read(self.folder.join(name)).await
     }
+}
+
+async fn read(path: PathBuf) -> Result<Option<Bytes>, MirrorError> {
+    let reading = path.clone();
+    let read = tokio::task::spawn_blocking(move || read_file(&reading)).await;
+    let read = read.unwrap_or_else(|error| Err(io::Error::other(error)));
+    match read {
+        Ok(bytes) => Ok(bytes.map(Bytes::from)),
+        Err(source) => Err(MirrorError::Read { path, source }),
+    }
+}
+
+/// A store whose answers contradict each other: no evidence about the log, and asked again.
+fn undecided(name: &str) -> MirrorError {
+    MirrorError::Store(ObjectError::Unreachable {
+        during: format!("writing {name} of the log"),
+        reason: "the store refuses to write the file, and does not have what it was to write"
+            .to_owned(),
+    })
 }
 
 /// The work of copying, beside the service.
@@ -401,7 +502,7 @@ async fn copy(
     }
 }
 
-/// A store that does not answer is said once; everything else ends the service.
+/// A store that does not answer is said once; everything else ends the copying.
 fn say_or_fail(error: MirrorError, behind: &mut bool) -> Result<(), Failure> {
     if !matches!(error, MirrorError::Store(_)) {
         return Err(error.into());

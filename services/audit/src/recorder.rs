@@ -149,6 +149,11 @@ impl Recorder {
         Ok(recorder)
     }
 
+    /// Signs no further head. Records are kept as before; the next process takes up the log.
+    pub fn stop_signing(&mut self) {
+        self.log = None;
+    }
+
     /// The size of the log's head in the store, while events up to it are missing here.
     pub fn missing_up_to(&self) -> Option<u64> {
         self.log.as_ref()?.missing_up_to()

@@ -7,7 +7,7 @@ use std::time::Duration;
 use audit_core::{Notice, PlacedFinding, Record, StreamSequence};
 use identity::{HeadKey, TrustBundle};
 use metrics::gauge;
-use runtime::metrics::{AUDIT_KEPT, AUDIT_PENDING};
+use runtime::metrics::{AUDIT_KEPT, AUDIT_LOG_STOPPED, AUDIT_PENDING};
 use runtime::{Bus, Failure, StreamError, clock};
 use schemas::Code;
 use tlog::Head;
@@ -66,29 +66,32 @@ impl Service {
         let mut signing = Signing::Settled;
         let recorder = match head_key(config, &trust)? {
             Some(key) => {
-                mirror = match Mirror::open(config, &trust)? {
-                    None => None,
-                    Some(mirror) => {
-                        let stored = ask(&mirror).await?;
-                        Some((mirror, stored))
+                gauge!(AUDIT_LOG_STOPPED).set(0.0);
+                let first = match Mirror::open(config, &trust)? {
+                    None => First::Has(None),
+                    Some(opened) => {
+                        let first = ask(&opened).await?;
+                        mirror = match &first {
+                            First::Has(stored) => Some((opened, Some(stored.clone()))),
+                            First::Away => Some((opened, None)),
+                            First::Wrong => None,
+                        };
+                        first
                     }
                 };
                 let now = clock::now();
-                match &mirror {
-                    Some((_, None)) => {
+                match first {
+                    First::Wrong => blocking(move || Recorder::open(&folder, &trust)).await?,
+                    First::Away => {
                         signing = Signing::Waits(Box::new((trust.clone(), key)));
                         blocking(move || Recorder::open(&folder, &trust)).await?
                     }
-                    Some((_, Some(stored))) => {
-                        let head = stored.as_ref().map(|stored| stored.head.clone());
+                    First::Has(stored) => {
+                        let head = stored.map(|stored| stored.head);
                         blocking(move || {
                             Recorder::open_signing(&folder, &trust, key, head.as_ref(), now)
                         })
                         .await?
-                    }
-                    None => {
-                        blocking(move || Recorder::open_signing(&folder, &trust, key, None, now))
-                            .await?
                     }
                 }
             }
@@ -188,8 +191,12 @@ impl Service {
                         say_if_missing(&recorder);
                     }
                     News::Ended(ended) => {
-                        ended?;
                         copying = None;
+                        if let Err(failure) = ended {
+                            end_if_not_altered(failure)?;
+                            signing = Signing::Settled;
+                            recorder.stop_signing();
+                        }
                     }
                 },
                 _ = look.tick() => match Ends::ask(&reader, &recorder).await {
@@ -218,18 +225,41 @@ impl Service {
     }
 }
 
-/// Asks the store for its head; none if it does not answer.
-async fn ask(mirror: &Mirror) -> Result<Option<Option<Stored>>, Failure> {
+/// The store's first answer.
+enum First {
+    /// Its head, or that it has none.
+    Has(Option<Stored>),
+    /// No answer yet.
+    Away,
+    /// Other bytes than were written there.
+    Wrong,
+}
+
+/// Asks the store for its head.
+async fn ask(mirror: &Mirror) -> Result<First, Failure> {
     match mirror.stored().await {
-        Ok(stored) => Ok(Some(stored)),
+        Ok(stored) => Ok(First::Has(stored)),
         Err(error @ MirrorError::Store(_)) => {
             let code = error.code();
             tracing::warn!(%code, next = code.next_step(), "no head is signed before the store has said which head it has: \
                            {error}");
-            Ok(None)
+            Ok(First::Away)
         }
-        Err(error) => Err(error.into()),
+        Err(error) => end_if_not_altered(error.into()).map(|()| First::Wrong),
     }
+}
+
+/// Other bytes in the store are evidence. They end the signing of heads, and not the recording: who
+/// writes to the store's disk must not be able to stop that.
+fn end_if_not_altered(failure: Failure) -> Result<(), Failure> {
+    let code = failure.code();
+    if code != Code::LogStoreAltered {
+        return Err(failure);
+    }
+    gauge!(AUDIT_LOG_STOPPED).set(1.0);
+    tracing::error!(%code, next = code.next_step(), "no head is signed or copied from now on, and events are recorded all the \
+                    same: {failure}");
+    Ok(())
 }
 
 /// What the copying of the log tells.

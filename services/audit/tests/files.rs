@@ -13,6 +13,8 @@ mod chain_writer;
 mod log;
 #[path = "files/mirror.rs"]
 mod mirror;
+#[path = "files/stub.rs"]
+mod stub;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -152,7 +152,7 @@ impl Config {
             layout.credentials(Role::LedgerWriter.name()),
         );
         fill(&mut self.bus.ca, layout.ca());
-        fill(&mut self.store.keys, layout.store_keys());
+        fill(&mut self.store.keys, layout.coordinators_store_keys());
         fill(&mut self.store.ca, layout.ca());
         fill(&mut self.keys.trust, layout.trust());
         fill(&mut self.keys.manifest, layout.manifest_key());

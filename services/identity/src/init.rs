@@ -242,6 +242,8 @@ fn make(layout: &DomainLayout, options: &InitOptions, now: UnixMillis) -> Result
     }
     let keys = StoreKeys::generate();
     keys.write(&layout.store_keys())?;
+    keys.of_coordinator()
+        .write(&layout.store_coordinator_keys())?;
     let auditors = keys.audit.expect("all pairs are generated");
     auditors.write_auditors(&layout.store_auditor_key())?;
     let log = keys.log.expect("all pairs are generated");

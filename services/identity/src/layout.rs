@@ -122,9 +122,24 @@ impl DomainLayout {
         self.folder.join("tls/server.key")
     }
 
-    /// The store's access keys.
+    /// The store's access keys, of all purposes: for the store alone.
     pub fn store_keys(&self) -> PathBuf {
         self.folder.join("store/keys.json")
+    }
+
+    /// The coordinator's access keys to the store: those that sign URLs, and the admin's.
+    pub fn store_coordinator_keys(&self) -> PathBuf {
+        self.folder.join("store/coordinator.json")
+    }
+
+    /// The file that a coordinator of this domain reads. Where an earlier release made the domain,
+    /// and nothing has added the coordinator's own file yet, it is the store's.
+    pub fn coordinators_store_keys(&self) -> PathBuf {
+        let own = self.store_coordinator_keys();
+        match !own.exists() && self.store_keys().exists() {
+            true => self.store_keys(),
+            false => own,
+        }
     }
 
     /// The auditor's access key to the store.
@@ -278,6 +293,8 @@ mod tests {
             (layout.server_certificate(), "d/tls/server.pem"),
             (layout.server_key(), "d/tls/server.key"),
             (layout.store_keys(), "d/store/keys.json"),
+            (layout.store_coordinator_keys(), "d/store/coordinator.json"),
+            (layout.coordinators_store_keys(), "d/store/coordinator.json"),
             (layout.store_auditor_key(), "d/store/auditor.json"),
             (layout.store_log_key(), "d/store/log.json"),
             (layout.broker_folder(), "d/broker"),

@@ -46,8 +46,8 @@ impl Domain {
         self.give_head_key()
     }
 
-    /// Makes sure that auditors and the audit service have keys to the store, each in a file of its
-    /// own: a domain of an earlier release has none. Returns true if the store must be started again
+    /// Makes sure that auditors, the audit service and the coordinator have keys to the store, each in
+    /// a file of its own: a domain of an earlier release has none. Returns true if the store must be started again
     /// to know a key.
     /// The caller holds the [`crate::DomainLock`].
     ///
@@ -70,6 +70,12 @@ impl Domain {
         let log_file = self.layout.store_log_key();
         if new[1] || !log_file.exists() {
             log.write_log(&log_file)?;
+        }
+        let (file, coordinators) = (self.layout.store_coordinator_keys(), keys.of_coordinator());
+        // Whose keys were exchanged has another file for the store.
+        let is_same = |known: StoreKeys| known.same(&coordinators);
+        if !file.exists() || !is_same(StoreKeys::read(&file)?) {
+            coordinators.write(&file)?;
         }
         Ok(is_new)
     }

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::secret::{FileError, Secret, random, read_secret, write_private};
 
-/// The file `keys.json` of a store.
+/// The file `keys.json` of a store; and `coordinator.json`, which has the first three pairs only.
 #[derive(Clone, Debug)]
 pub struct StoreKeys {
     /// Creates buckets, promotes and deletes objects.
@@ -158,6 +158,30 @@ impl StoreKeys {
             log: self.log.as_ref().map(AccessKey::pair),
         };
         write(path, &wire)
+    }
+
+    /// What the coordinator gets of them. It writes no log, so that its own record of a run cannot
+    /// be changed with what it holds.
+    pub fn of_coordinator(&self) -> Self {
+        Self {
+            audit: None,
+            log: None,
+            ..self.clone()
+        }
+    }
+
+    /// True if both have the same pairs.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        let three = |keys: &Self| [&keys.admin, &keys.put, &keys.get].map(AccessKey::clone);
+        let all = |keys: &Self| {
+            let three = three(keys).map(Some).into_iter();
+            three.chain([keys.audit.clone(), keys.log.clone()])
+        };
+        let mut pairs = all(self).zip(all(other));
+        pairs.all(|pair| match pair {
+            (Some(one), Some(other)) => one.id == other.id && one.secret.same(&other.secret),
+            (one, other) => one.is_none() && other.is_none(),
+        })
     }
 
     fn check(&self) -> Result<(), StoreKeysError> {
@@ -306,6 +330,34 @@ mod tests {
             assert_eq!((a.id(), a.expose_secret()), (b.id(), b.expose_secret()));
             assert_eq!((a.id().len(), a.expose_secret().len()), (20, 40));
             assert!(printed.contains(a.id()) && !printed.contains(a.expose_secret()));
+        }
+    }
+
+    #[test]
+    fn fg_07_the_coordinators_file_has_neither_the_logs_pair_nor_the_auditors() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("coordinator.json");
+        let all = StoreKeys::generate();
+        let own = all.of_coordinator();
+        own.write(&path).expect("the folder takes files");
+        let text = std::fs::read_to_string(&path).expect("it was written");
+        for foreign in [&all.audit, &all.log] {
+            let foreign = foreign.as_ref().expect("it was generated");
+            assert!(!text.contains(foreign.id()) && !text.contains(foreign.expose_secret()));
+        }
+        let again = StoreKeys::read(&path).expect("just written");
+        assert!(again.same(&own) && !again.same(&all));
+        let changes: [fn(&mut StoreKeys); 5] = [
+            |keys| keys.admin = AccessKey::generate(),
+            |keys| keys.put.id.push('X'),
+            |keys| keys.get.secret = Secret::new("another".to_owned()),
+            |keys| keys.audit = Some(AccessKey::generate()),
+            |keys| keys.log = None,
+        ];
+        for change in changes {
+            let mut other = all.clone();
+            change(&mut other);
+            assert!(!other.same(&all) && !all.same(&other));
         }
     }
 

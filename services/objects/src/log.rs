@@ -86,10 +86,12 @@ impl LogBucket {
             let response = self
                 .send(&during, rusty_s3::Method::Get, name, &[], &Bytes::new())
                 .await?;
-            match response.status() {
-                StatusCode::NOT_FOUND => return Ok(None),
-                status if status.is_success() => {}
-                _ => return Err(self.refused(&during, response).await),
+            if !response.status().is_success() {
+                let refused = self.refused(&during, response).await;
+                return match lacks_file(&refused) {
+                    true => Ok(None),
+                    false => Err(refused),
+                };
             }
             let tag = tag_of(&response);
             match self.body(response).await {
@@ -137,9 +139,13 @@ impl LogBucket {
         let response = self
             .send(&during, rusty_s3::Method::Delete, name, &[], &nothing)
             .await?;
-        match response.status() {
-            status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(()),
-            _ => Err(self.refused(&during, response).await),
+        if response.status().is_success() {
+            return Ok(());
+        }
+        let refused = self.refused(&during, response).await;
+        match lacks_file(&refused) {
+            true => Ok(()),
+            false => Err(refused),
         }
     }
 
@@ -160,15 +166,20 @@ impl LogBucket {
         let sent = self.send(&during, rusty_s3::Method::Put, name, &headers, bytes);
         let response = sent.await?;
         match response.status() {
-            status if status.is_success() => Ok(Replaced::Yes),
-            StatusCode::PRECONDITION_FAILED | StatusCode::CONFLICT => Ok(Replaced::No),
+            status if status.is_success() => return Ok(Replaced::Yes),
+            StatusCode::PRECONDITION_FAILED => return Ok(Replaced::No),
+            _ => {}
+        }
+        let refused = self.refused(&during, response).await;
+        match lacks_file(&refused) {
             // The version that the condition names is gone altogether.
-            StatusCode::NOT_FOUND if condition.0 == "if-match" => Ok(Replaced::No),
-            _ => Err(self.refused(&during, response).await),
+            true if condition.0 == "if-match" => Ok(Replaced::No),
+            _ => Err(refused),
         }
     }
 
-    /// Sends a request, again and again while the store is unreachable or busy.
+    /// Sends a request, again and again while the store is unreachable or busy. It is busy too while
+    /// another upload of the name is in progress: that one may break off, so nothing follows from it.
     async fn send(
         &self,
         during: &str,
@@ -212,7 +223,12 @@ impl LogBucket {
                         corrected = true;
                         continue;
                     }
-                    if !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS {
+                    let busy = [
+                        StatusCode::CONFLICT,
+                        StatusCode::TOO_MANY_REQUESTS,
+                        StatusCode::REQUEST_TIMEOUT,
+                    ];
+                    if !status.is_server_error() && !busy.contains(&status) {
                         return Ok(response);
                     }
                     let wait = client::retry_after(response.headers());
@@ -278,9 +294,18 @@ impl LogBucket {
 /// Least correction of the clock that explains why a signature was refused.
 const CORRECTION_MIN_MS: u64 = 2000;
 
+/// True if the store has the bucket and not the file. A store without the bucket has lost the log, or
+/// never had one; it says nothing about a file.
+fn lacks_file(refused: &ObjectError) -> bool {
+    matches!(refused, ObjectError::Refused { status: 404, code, .. } if code == "NoSuchKey")
+}
+
 fn tag_of(response: &Response) -> String {
     let tag = response.headers().get(ETAG);
     tag.and_then(|tag| tag.to_str().ok())
         .unwrap_or_default()
         .to_owned()
 }
+
+#[cfg(test)]
+mod tests;

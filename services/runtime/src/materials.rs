@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use identity::claims::UserClaims;
 use identity::jwt::Jwt;
-use identity::{AuditKey, ClientFile, Credentials, ManifestKey, TrustBundle, store_keys, tls};
+use identity::{
+    AccessKey, AuditKey, ClientFile, Credentials, ManifestKey, TrustBundle, store_keys, tls,
+};
 use schemas::member::Layer;
 use schemas::text::Time;
 use schemas::{Code, Refusal, UnixMillis};
@@ -69,6 +71,8 @@ pub enum Material {
     Records { key: &'static str, path: PathBuf },
     /// The store's access keys.
     StoreKeys { key: &'static str, path: PathBuf },
+    /// The audit service's access key to the log in the store.
+    StoreLogKey { key: &'static str, path: PathBuf },
     /// Certificate of the authority that this process takes clients of, where it asks for
     /// certificates.
     Clients { key: &'static str, path: PathBuf },
@@ -104,9 +108,10 @@ impl Material {
     pub(crate) fn layer(&self) -> Layer {
         match self {
             Self::BusAddress { .. } | Self::Credentials { .. } => Layer::Bus,
-            Self::StoreAddress { .. } | Self::StoreKeys { .. } | Self::Clients { .. } => {
-                Layer::Bulk
-            }
+            Self::StoreAddress { .. }
+            | Self::StoreKeys { .. }
+            | Self::StoreLogKey { .. }
+            | Self::Clients { .. } => Layer::Bulk,
             Self::Trust { .. } | Self::ManifestKey { .. } | Self::AuditKey { .. } => {
                 Layer::Manifests
             }
@@ -127,6 +132,7 @@ impl Material {
             | Self::AuditKey { key, .. }
             | Self::Records { key, .. }
             | Self::StoreKeys { key, .. }
+            | Self::StoreLogKey { key, .. }
             | Self::Clients { key, .. } => key,
             Self::Certificate { keys: [key, _], .. } => key,
         }
@@ -176,7 +182,8 @@ impl Material {
             | Self::ManifestKey { path, .. }
             | Self::AuditKey { path, .. }
             | Self::Records { path, .. }
-            | Self::StoreKeys { path, .. } => absent(path),
+            | Self::StoreKeys { path, .. }
+            | Self::StoreLogKey { path, .. } => absent(path),
         }
     }
 
@@ -217,6 +224,9 @@ impl Material {
                 refused(Code::CredentialUnreadable, &text)
             }),
             Self::StoreKeys { path, .. } => store_keys::StoreKeys::read(path)
+                .map(|_| ())
+                .map_err(|error| refused(error.code(), &error)),
+            Self::StoreLogKey { path, .. } => AccessKey::read_log(path)
                 .map(|_| ())
                 .map_err(|error| refused(error.code(), &error)),
             Self::Certificate {
@@ -308,15 +318,18 @@ impl Material {
 
     /// The id of an access key whose id or secret is a well-known sample.
     pub(crate) fn sample(&self) -> Option<String> {
-        let Self::StoreKeys { path, .. } = self else {
-            return None;
+        let pairs: Vec<AccessKey> = match self {
+            Self::StoreKeys { path, .. } => {
+                let keys = store_keys::StoreKeys::read(path).ok()?;
+                let three = [keys.admin, keys.put, keys.get].into_iter();
+                three.chain(keys.audit).chain(keys.log).collect()
+            }
+            Self::StoreLogKey { path, .. } => vec![AccessKey::read_log(path).ok()?],
+            _ => return None,
         };
-        let keys = store_keys::StoreKeys::read(path).ok()?;
         let sample = |text: &str| SAMPLES.contains(&text.to_lowercase().as_str());
-        let pairs = [keys.admin, keys.put, keys.get];
         pairs
             .iter()
-            .chain(&keys.audit)
             .find(|pair| sample(pair.expose_secret()) || sample(pair.id()))
             .map(|pair| pair.id().to_owned())
     }

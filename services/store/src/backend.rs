@@ -39,11 +39,20 @@ pub(crate) struct Backend {
     pub(crate) root: Arc<Root>,
 }
 
+/// An open object, with facts that were read from this very file: another may have its name by now.
+struct Found {
+    file: File,
+    bytes: u64,
+    modified: SystemTime,
+    tag: ETag,
+}
+
 /// An open object, with the first piece of the requested bytes.
 struct Opened {
     file: File,
     bytes: u64,
     modified: SystemTime,
+    tag: ETag,
     range: std::ops::Range<u64>,
     first: Bytes,
 }
@@ -112,7 +121,8 @@ impl S3 for Backend {
         self.check_suspect(&place).await?;
         let path = place.path(self.root.path());
         let ranged = input.range.is_some();
-        let opened = blocking(move || open(&path, input.range.as_ref())).await?;
+        let checksum = recorded(&place, input.checksum_mode.as_ref()).filter(|_| !ranged);
+        let opened = blocking(move || open(&place, &path, input.range.as_ref())).await?;
         let length = opened.range.end - opened.range.start;
         let content_range = ranged.then(|| {
             format!(
@@ -122,11 +132,7 @@ impl S3 for Backend {
                 opened.bytes
             )
         });
-        let tag = log_rules::e_tag(&place, self.root.path())
-            .await?
-            .unwrap_or_else(|| e_tag(&place, opened.bytes, opened.modified));
-        let checksum = recorded(&place, input.checksum_mode.as_ref()).filter(|_| !ranged);
-        let modified = opened.modified;
+        let (modified, tag) = (opened.modified, opened.tag.clone());
         Ok(S3Response::new(GetObjectOutput {
             body: Some(StreamingBlob::wrap(stream(opened))),
             content_length: Some(as_length(length)),
@@ -148,22 +154,15 @@ impl S3 for Backend {
         let place = Place::parse(&input.bucket, &input.key)?;
         self.check_suspect(&place).await?;
         let path = place.path(self.root.path());
-        let (bytes, modified) = blocking(move || {
-            let metadata = fs::metadata(&path).map_err(no_key)?;
-            if !metadata.is_file() {
-                return Err(s3_error!(NoSuchKey));
-            }
-            Ok((metadata.len(), metadata.modified().map_err(storage_error)?))
-        })
-        .await?;
-        let tag = log_rules::e_tag(&place, self.root.path()).await?;
+        let checksum = recorded(&place, input.checksum_mode.as_ref());
+        let found = blocking(move || find(&place, &path)).await?;
         Ok(S3Response::new(HeadObjectOutput {
-            content_length: Some(as_length(bytes)),
+            content_length: Some(as_length(found.bytes)),
             accept_ranges: Some("bytes".to_owned()),
             content_type: Some("application/octet-stream".to_owned()),
-            e_tag: Some(tag.unwrap_or_else(|| e_tag(&place, bytes, modified))),
-            checksum_sha256: recorded(&place, input.checksum_mode.as_ref()),
-            last_modified: Some(modified.into()),
+            e_tag: Some(found.tag),
+            checksum_sha256: checksum,
+            last_modified: Some(found.modified.into()),
             ..Default::default()
         }))
     }
@@ -364,13 +363,31 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(failed)?
 }
 
-fn open(path: &std::path::Path, range: Option<&Range>) -> S3Result<Opened> {
-    let mut file = File::open(path).map_err(no_key)?;
+fn find(place: &Place, path: &std::path::Path) -> S3Result<Found> {
+    let file = File::open(path).map_err(no_key)?;
     let metadata = file.metadata().map_err(storage_error)?;
     if !metadata.is_file() {
         return Err(s3_error!(NoSuchKey));
     }
     let bytes = metadata.len();
+    let modified = metadata.modified().map_err(storage_error)?;
+    let tag = log_rules::e_tag(place, &file).map_err(storage_error)?;
+    let tag = tag.unwrap_or_else(|| e_tag(place, bytes, modified));
+    Ok(Found {
+        file,
+        bytes,
+        modified,
+        tag,
+    })
+}
+
+fn open(place: &Place, path: &std::path::Path, range: Option<&Range>) -> S3Result<Opened> {
+    let Found {
+        mut file,
+        bytes,
+        modified,
+        tag,
+    } = find(place, path)?;
     let range = match range {
         Some(range) => range.check(bytes)?,
         None => 0..bytes,
@@ -381,7 +398,8 @@ fn open(path: &std::path::Path, range: Option<&Range>) -> S3Result<Opened> {
     Ok(Opened {
         file,
         bytes,
-        modified: metadata.modified().map_err(storage_error)?,
+        modified,
+        tag,
         range,
         first,
     })

@@ -5,8 +5,10 @@
 //! | --- | --- | --- |
 //! | a head, a full tile, a full bundle | once | never |
 //! | a partial tile or bundle | once | when the full one is there |
-//! | the checkpoint | first with `if-none-match: *`, then with `if-match` on the one before | never |
+//! | the checkpoint | first with `if-none-match: *`, then with `if-match` on the one before, and over no fewer events | never |
 
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use objects::BucketName;
@@ -17,7 +19,6 @@ use tlog::layout::Lasting;
 
 use crate::place::Place;
 use crate::root::Publish;
-use crate::upload::storage_error;
 
 /// Longest checkpoint: the text of a head, which readers bound too.
 pub(crate) const CHECKPOINT_BYTES_MAX: u64 = tlog::note::NOTE_BYTES_MAX as u64;
@@ -77,15 +78,40 @@ pub(crate) fn delete(place: &Place, root: &Path) -> S3Result<()> {
     }
 }
 
-/// The tag of the checkpoint: the digest of its bytes, since two may have one length and one time.
-/// None for other objects, and where there is no checkpoint.
-pub(crate) async fn e_tag(place: &Place, root: &Path) -> S3Result<Option<ETag>> {
+/// The tag of the checkpoint, from the file that is sent: the digest of its bytes, since two may have
+/// one length and one time. None for other objects.
+pub(crate) fn e_tag(place: &Place, file: &File) -> io::Result<Option<ETag>> {
     if place.bucket != BucketName::Log || place.lasting() != Some(Lasting::Newest) {
         return Ok(None);
     }
-    match tokio::fs::read(place.path(root)).await {
-        Ok(bytes) => Ok(Some(ETag::Strong(Digest::of(&bytes).hex()))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(storage_error(error)),
+    let mut bytes = Vec::new();
+    file.take(CHECKPOINT_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)?;
+    Ok(Some(ETag::Strong(Digest::of(&bytes).hex())))
+}
+
+/// The reason why a checkpoint does not take the place of another.
+#[derive(Debug, thiserror::Error)]
+#[error("the checkpoint would go back")]
+pub(crate) struct GoesBack;
+
+/// Says if a checkpoint may take the place of another: it names as many events under the same root,
+/// or more. The store knows no key, so it does not know who signed either; but what it keeps does not
+/// go back, also at the word of the one who may write it.
+pub(crate) fn goes_on(before: &[u8], after: &[u8]) -> Result<(), GoesBack> {
+    // What is no checkpoint stands in nobody's way.
+    let Some((size, root)) = stated(before) else {
+        return Ok(());
+    };
+    match stated(after) {
+        Some((more, _)) if more > size => Ok(()),
+        Some((same, again)) if same == size && again == root => Ok(()),
+        _ => Err(GoesBack),
     }
+}
+
+/// The events and the root that the text of a checkpoint names.
+fn stated(note: &[u8]) -> Option<(u64, &str)> {
+    let mut lines = std::str::from_utf8(note).ok()?.lines().skip(1);
+    Some((lines.next()?.parse().ok()?, lines.next()?))
 }

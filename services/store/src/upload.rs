@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::body::is_late;
 use crate::landing::Ahead;
+use crate::log_rules::GoesBack;
 use crate::place::Place;
 use crate::root::{Claim, Publish, Reservation, Root};
 
@@ -187,6 +188,9 @@ fn write(
                 PreconditionFailed,
                 "the object exists"
             )));
+        }
+        Err(error) if error.get_ref().is_some_and(|inner| inner.is::<GoesBack>()) => {
+            return Err(Failure::Refused(s3_error!(AccessDenied, "{GoesBack}")));
         }
         Err(error) => return Err(Failure::Io(error)),
     };

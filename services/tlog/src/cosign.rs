@@ -179,8 +179,9 @@ impl Policy {
             groups: BTreeMap::new(),
             quorum: String::new(),
         };
-        for (at, line) in text.lines().enumerate() {
-            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        for (at, line) in text.split('\n').enumerate() {
+            let words = line.split([' ', '\t']).filter(|word| !word.is_empty());
+            let words: Vec<&str> = words.collect();
             policy.take(&words).map_err(|reason| PolicyError::Line {
                 line: at + 1,
                 reason,
@@ -204,7 +205,11 @@ impl Policy {
                     let own = HEXLOWER.encode(&key_id_of(name, crate::note::ED25519, &key));
                     (own == id).then(|| (name.to_owned(), key))
                 })();
-                self.logs.push(log.ok_or("it names no key of a log")?);
+                let log = log.ok_or("it names no key of a log")?;
+                if self.logs.contains(&log) {
+                    return Err("the log stands there already");
+                }
+                self.logs.push(log);
             }
             ["witness", name, key] | ["witness", name, key, _] => {
                 self.check_new(name)?;
@@ -226,6 +231,10 @@ impl Policy {
                 }
                 if !members.iter().all(|member| self.knows(member)) {
                     return Err("a member is no witness and no group of the lines above");
+                }
+                // One witness in two groups would count twice.
+                if members.iter().any(|member| self.is_member(member)) {
+                    return Err("a member is one of another group already");
                 }
                 let least = match least {
                     "any" => 1,
@@ -251,6 +260,11 @@ impl Policy {
 
     fn knows(&self, name: &str) -> bool {
         self.witnesses.contains_key(name) || self.groups.contains_key(name)
+    }
+
+    fn is_member(&self, name: &str) -> bool {
+        let mut groups = self.groups.values();
+        groups.any(|group| group.members.iter().any(|member| member == name))
     }
 
     fn check_new(&self, name: &str) -> Result<(), &'static str> {

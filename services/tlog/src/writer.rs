@@ -87,6 +87,8 @@ pub struct Writer {
     bound: BTreeMap<u64, Hash>,
     /// Partial tiles and bundles that may still be there, and the size at which each is full.
     partial: BTreeMap<String, u64>,
+    /// The contradiction that was found. Nothing is signed after it: no later entry mends it.
+    contradicted: Option<WriterError>,
     /// The time at which the oldest entry came that no head covers, published or about to be.
     waiting_since: Option<u64>,
 }
@@ -114,6 +116,7 @@ impl Writer {
                 .collect(),
             published: published.map(|head| (head.size, head.root)),
             bound: BTreeMap::new(),
+            contradicted: None,
             waiting_since: None,
         })
     }
@@ -130,7 +133,7 @@ impl Writer {
         let Head { size, root, .. } = *head;
         let other = |(at, published)| at == size && published != root;
         if self.published.is_some_and(other) {
-            return Err(WriterError::Contradicted { size });
+            return Err(self.contradict(size));
         }
         if size > 0 {
             self.bound.insert(size, root);
@@ -147,8 +150,12 @@ impl Writer {
     /// Appends an entry.
     ///
     /// # Errors
-    /// The published head says that there are other entries up to here; or it is too long.
+    /// A signed head says that there are other entries up to here, or up to an earlier one; or it is
+    /// too long.
     pub fn push(&mut self, entry: &[u8], now_millis: u64) -> Result<(), WriterError> {
+        if let Some(contradicted) = &self.contradicted {
+            return Err(contradicted.clone());
+        }
         if entry.len() > ENTRY_BYTES_MAX {
             return Err(WriterError::TooLong(entry.len()));
         }
@@ -168,7 +175,7 @@ impl Writer {
         if let Some(root) = self.bound.get(&size)
             && self.edge.root() != *root
         {
-            return Err(WriterError::Contradicted { size });
+            return Err(self.contradict(size));
         }
         match self.published {
             // They were on the disk before the head was signed.
@@ -178,7 +185,7 @@ impl Writer {
             }
             Some((published, root)) if size == published => {
                 if self.edge.root() != root {
-                    return Err(WriterError::Contradicted { size });
+                    return Err(self.contradict(size));
                 }
                 full.extend(self.partial_files());
                 self.recalled.append(&mut full);
@@ -191,11 +198,20 @@ impl Writer {
         Ok(())
     }
 
+    fn contradict(&mut self, size: u64) -> WriterError {
+        let error = WriterError::Contradicted { size };
+        self.contradicted = Some(error.clone());
+        error
+    }
+
     /// Says that all entries have come that were kept before this process began.
     ///
     /// # Errors
-    /// The published head covers more.
+    /// The published head covers more, or a signed head is contradicted.
     pub fn begun(&self) -> Result<(), WriterError> {
+        if let Some(contradicted) = &self.contradicted {
+            return Err(contradicted.clone());
+        }
         let found = self.edge.size();
         match self.published {
             Some((size, _)) if size > found => Err(WriterError::Behind { size, found }),
@@ -208,9 +224,10 @@ impl Writer {
         self.edge.size()
     }
 
-    /// The entries that no published head covers; none before all came that some signed head covers.
+    /// The entries that no published head covers; none before all came that some signed head covers,
+    /// and none after a contradiction.
     pub fn waiting(&self) -> u64 {
-        if self.missing_up_to().is_some() {
+        if self.contradicted.is_some() || self.missing_up_to().is_some() {
             return 0;
         }
         let covered = self.published.map_or(0, |(size, _)| size);

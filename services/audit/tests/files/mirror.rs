@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::NOW;
 use crate::log::signing;
+use crate::stub::Stub;
 
 /// A store in this process.
 struct Running {
@@ -73,17 +74,29 @@ impl Running {
     }
 
     fn mirror(&self, folder: &Path, trust: &TrustBundle) -> Mirror {
-        let url = format!("http://{}", self.address);
-        let endpoint = Endpoint::new(&url, "us-east-1", Trust::PlainLoopback).expect("an address");
-        let key = self.keys.log.clone().expect("it was generated");
-        let limits = TransferLimits::default();
-        let bucket = LogBucket::new(&endpoint, &key, limits, Duration::from_millis(300));
-        Mirror::new(bucket.expect("an address"), folder.join(LOG_FOLDER), trust)
+        let key = self.keys.log.as_ref().expect("it was generated");
+        mirror_at(self.address, key, folder, trust)
     }
 
     fn file(&self, name: &str) -> PathBuf {
         self.root.path().join("log").join(name)
     }
+}
+
+fn mirror_at(
+    address: std::net::SocketAddr,
+    key: &identity::AccessKey,
+    folder: &Path,
+    trust: &TrustBundle,
+) -> Mirror {
+    let url = format!("http://{address}");
+    let endpoint = Endpoint::new(&url, "us-east-1", Trust::PlainLoopback).expect("an address");
+    let limits = TransferLimits {
+        pause_first: Duration::from_millis(5),
+        ..TransferLimits::default()
+    };
+    let bucket = LogBucket::new(&endpoint, key, limits, Duration::from_millis(300));
+    Mirror::new(bucket.expect("an address"), folder.join(LOG_FOLDER), trust)
 }
 
 /// All files below a folder, by name.
@@ -178,6 +191,8 @@ async fn a_copy_goes_on_wherever_it_broke_off() {
             std::fs::create_dir_all(path.parent().expect("a folder")).expect("it is ours");
             std::fs::write(path, &here[name]).expect("it is ours");
         }
+        // Each store is the first one of this folder.
+        let _none = std::fs::remove_file(scratch.path().join("log.copied"));
         let mirror = running.mirror(scratch.path(), &trust);
         mirror.copy(None).await.expect("it is repeated");
         assert_eq!(files(&running.file("")), here, "{left} files were left");
@@ -268,11 +283,110 @@ async fn a_store_that_went_back_or_lost_the_checkpoint_is_not_taken_for_a_new_on
         code(mirror.copy(known.as_ref()).await),
         Code::LogStoreAltered
     );
-    // The next process begins with what is there, and its own files lead further.
     let again = mirror.copy(old.as_ref()).await;
     assert_eq!(code(again), Code::LogStoreAltered);
-    let whole = mirror.copy(None).await.expect("it is written anew");
-    assert_eq!(whole.map(|stored| stored.head.size), Some(20));
+}
+
+/// A process that was not there when the store went back knows it all the same.
+#[tokio::test]
+async fn fg_07_a_store_that_went_back_between_two_processes_is_found() {
+    let (trust, records, key) = signing(20);
+    let (running, scratch) = (Running::start().await, scratch());
+    let mirror = || running.mirror(scratch.path(), &trust);
+    let checkpoint = running.file("checkpoint");
+    let mut known = None;
+    for end in [5, 9] {
+        keep(scratch.path(), &trust, &key, &records[..end]);
+        known = mirror().copy(known.as_ref()).await.expect("it is copied");
+    }
+    let newest = std::fs::read(&checkpoint).expect("it is ours");
+    let first = std::fs::read(running.file("heads/5")).expect("it is ours");
+    std::fs::write(&checkpoint, first).expect("it is ours");
+    assert_eq!(code(mirror().stored().await), Code::LogStoreAltered);
+    std::fs::remove_file(&checkpoint).expect("it is ours");
+    assert_eq!(code(mirror().stored().await), Code::LogStoreAltered);
+    assert_eq!(code(mirror().copy(None).await), Code::LogStoreAltered);
+    assert!(!checkpoint.exists(), "an empty bucket is no new log");
+    // Another head of the same size, which the key has signed.
+    let root = [1; 32];
+    let head = known.expect("it was copied").head;
+    let forked = key.sign_head(&tlog::Head { root, ..head });
+    std::fs::write(&checkpoint, forked).expect("it is ours");
+    assert_eq!(code(mirror().stored().await), Code::LogStoreAltered);
+    std::fs::write(&checkpoint, newest).expect("it is ours");
+    let stored = mirror().stored().await.expect("it is as it was");
+    assert_eq!(stored.map(|stored| stored.head.size), Some(9));
+    // A keeper who knows why may begin anew.
+    std::fs::remove_file(&checkpoint).expect("it is ours");
+    std::fs::remove_file(scratch.path().join("log.copied")).expect("it is there");
+    let stored = mirror().stored().await.expect("it answers");
+    assert_eq!(stored, None);
+    let whole = mirror().copy(None).await.expect("it is written anew");
+    assert_eq!(whole.map(|stored| stored.head.size), Some(9));
+}
+
+fn to_stub(stub: &Stub, folder: &Path, trust: &TrustBundle) -> Mirror {
+    mirror_at(
+        stub.address,
+        &identity::AccessKey::generate(),
+        folder,
+        trust,
+    )
+}
+
+/// Answers that come of load, and of stores that are not ready, are no evidence.
+#[tokio::test]
+async fn a_store_that_is_busy_or_contradicts_itself_is_asked_again() {
+    let (trust, records, key) = signing(20);
+    let (stub, scratch) = (Stub::start().await, scratch());
+    keep(scratch.path(), &trust, &key, &records);
+    let mirror = to_stub(&stub, scratch.path(), &trust);
+    for (method, at, status) in [
+        ("put", "heads/20", 409),
+        // Taken, and then not there.
+        ("put", "heads/20", 412),
+        ("put", "checkpoint", 409),
+        ("put", "checkpoint", 412),
+    ] {
+        stub.instead(move |asked, name| ((asked, name) == (method, at)).then_some((status, "")));
+        assert_eq!(
+            code(mirror.copy(None).await),
+            Code::LogStoreBehind,
+            "{at} {status}"
+        );
+    }
+    stub.instead(|method, _| (method == "get").then_some((404, "NoSuchBucket")));
+    assert_eq!(
+        code(mirror.stored().await),
+        Code::LogStoreBehind,
+        "no bucket"
+    );
+    let mut conflicts = 3;
+    stub.instead(move |method, _| {
+        let busy = method == "put" && conflicts > 0;
+        conflicts -= i32::from(busy);
+        busy.then_some((409, "ConditionalRequestConflict"))
+    });
+    let known = mirror.copy(None).await.expect("the others have broken off");
+    assert_eq!(known.map(|stored| stored.head.size), Some(20));
+}
+
+/// The head is there when partial files stay: another try would take its own head for a stranger's.
+#[tokio::test]
+async fn a_head_is_stored_though_partial_files_stay() {
+    let (trust, records, key) = signing(300);
+    let (stub, scratch) = (Stub::start().await, scratch());
+    keep(scratch.path(), &trust, &key, &records[..200]);
+    let mirror = to_stub(&stub, scratch.path(), &trust);
+    let known = mirror.copy(None).await.expect("it is copied");
+    keep(scratch.path(), &trust, &key, &records);
+    stub.instead(|method, _| (method == "delete").then_some((403, "AccessDenied")));
+    let known = mirror
+        .copy(known.as_ref())
+        .await
+        .expect("the head is stored");
+    assert_eq!(known.map(|stored| stored.head.size), Some(300));
+    assert!(stub.has("tile/0/000.p/200"), "nothing was deleted");
 }
 
 #[tokio::test]
@@ -319,17 +433,52 @@ async fn fg_07_a_service_whose_folder_is_lost_signs_nothing_but_what_the_store_h
     let head = recorder.publish_head().expect("the disk has room");
     assert_eq!(head.expect("it goes on").size, 30);
     // Other events are no continuation of that head, whatever folder they come from.
-    let (_, others) = crate::ledger(30);
     let other = tempfile::tempdir().expect("a scratch folder");
     let mut recorder = open(other.path(), &trust, &key, stored.as_ref()).expect("it may wait");
-    let refused = recorder.take(&others, NOW).map(drop);
-    let unsigned = recorder.publish_head();
-    let is_refused = refused.is_err() || matches!(unsigned, Ok(None));
-    assert!(is_refused, "{unsigned:?}");
+    let refused = recorder
+        .take(&records[1..25], NOW)
+        .expect_err("another history");
+    assert_eq!(refused.code(), Code::LogContradicted);
+    let unsigned = recorder.publish_head().expect("nothing is written");
+    assert_eq!(unsigned, None, "nor afterwards");
     // A folder that has signed another head of that size.
     let forked = tempfile::tempdir().expect("a scratch folder");
     keep(forked.path(), &trust, &key, &records[1..21]);
     let refused = open(forked.path(), &trust, &key, stored.as_ref());
     let refused = refused.map(drop).expect_err("two heads of one size");
     assert_eq!(refused.code(), Code::LogContradicted);
+}
+
+/// A service that is to copy the log, and cannot, would sign heads that nothing elsewhere binds.
+#[test]
+fn fg_07_a_store_without_the_key_to_it_ends_the_service() {
+    let (trust, scratch) = (signing(1).0, scratch());
+    let mut config = diloco_audit::Config {
+        domain: scratch.path().to_owned(),
+        ..diloco_audit::Config::default()
+    }
+    .completed();
+    let listed = |config: &diloco_audit::Config| {
+        let mut items = config.materials(NOW).items.into_iter();
+        items.any(|item| {
+            matches!(
+                item,
+                runtime::Material::StoreLogKey {
+                    key: "store.keys",
+                    ..
+                }
+            )
+        })
+    };
+    let opened = Mirror::open(&config, &trust).expect("no store is named");
+    assert!(opened.is_none() && !listed(&config));
+    config.store.url = "http://127.0.0.1:9000".to_owned();
+    assert!(listed(&config), "`--check-config` looks at it");
+    let refused = Mirror::open(&config, &trust).expect_err("there is no key");
+    assert_eq!(refused.code(), Code::CredentialMissing);
+    let key = identity::AccessKey::generate();
+    key.write_log(&config.store.keys)
+        .expect("the folder takes files");
+    let opened = Mirror::open(&config, &trust).expect("there is a key");
+    assert!(opened.is_some());
 }

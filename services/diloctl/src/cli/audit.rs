@@ -75,7 +75,8 @@ pub(crate) enum Audit {
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
         /// File to write; by default `head-SIZE.cosigned` in the current folder. If it has the same head
-        /// already, with cosignatures of other witnesses, this one is added.
+        /// already, with cosignatures of other witnesses, this one is added. A file with anything
+        /// else stays as it is.
         #[arg(long, value_name = "FILE")]
         to: Option<PathBuf>,
         #[command(flatten)]
@@ -164,7 +165,8 @@ pub(crate) struct Log {
 #[derive(Debug, Args)]
 pub(crate) struct Witnessing {
     /// File with a policy (C2SP tlog-policy): the witnesses, and which of them are enough. With it the
-    /// log must lead to each head that they have cosigned, and enough of them must have cosigned one.
+    /// log must lead to each head that they have cosigned, and enough of them must have cosigned the
+    /// newest one, or one as near to it as `--unwitnessed-max` says.
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,
     /// File with a cosigned head; give the switch once for each file.
@@ -173,6 +175,10 @@ pub(crate) struct Witnessing {
     /// Ask for any so many of the policy's witnesses, instead of its quorum.
     #[arg(long, value_name = "COUNT", requires = "policy")]
     pub(crate) witnesses: Option<usize>,
+    /// Most events of the log that came after the head which enough witnesses have cosigned. A log
+    /// that grows is always ahead of its witnesses.
+    #[arg(long, value_name = "EVENTS", requires = "policy", default_value_t = 0)]
+    pub(crate) unwitnessed_max: u64,
 }
 
 impl Log {

@@ -63,11 +63,11 @@ fn everything_is_the_owners_alone_and_nothing_temporary_stays() {
             files += usize::from(path.is_file());
         });
     }
-    // 14 keys and one for each role, the names of accounts, 4 files of TLS, 3 of the store's keys,
+    // 14 keys and one for each role, the names of accounts, 4 files of TLS, 4 of the store's keys,
     // the bundle; credentials of each role with its record, and 2 audit keys; 4 files of
     // configuration.
     let roles = Role::ALL.len();
-    assert_eq!(files, 14 + roles + 1 + 4 + 3 + 1 + 2 * roles + 2 + 4);
+    assert_eq!(files, 14 + roles + 1 + 4 + 4 + 1 + 2 * roles + 2 + 4);
     let layout = domain.layout();
     let trust = domain.trust();
     assert_eq!(
@@ -85,7 +85,11 @@ fn everything_is_the_owners_alone_and_nothing_temporary_stays() {
             .clone()]
     );
     assert_eq!(trust.ca, layout.ca());
-    assert!(StoreKeys::read(&layout.store_keys()).is_ok());
+    let keys = StoreKeys::read(&layout.store_keys()).expect("it was made");
+    let coordinators = StoreKeys::read(&layout.coordinators_store_keys()).expect("it was made");
+    assert!(keys.log.is_some() && keys.audit.is_some());
+    assert!(coordinators.log.is_none() && coordinators.audit.is_none());
+    assert_eq!(coordinators.admin.id(), keys.admin.id());
 }
 
 #[test]

@@ -226,6 +226,9 @@ fn tl_04_an_older_domain_gets_an_auditors_key_to_its_store_once() {
     keys.write(&all).expect("the folder takes files");
     fs::remove_file(&own).expect("it was made");
     fs::remove_file(&log).expect("it was made");
+    let coordinators = layout.store_coordinator_keys();
+    fs::remove_file(&coordinators).expect("it was made");
+    assert_eq!(layout.coordinators_store_keys(), all, "as it was before");
     let id = || AccessKey::read_auditors(&own).map(|key| key.id().to_owned());
     let log_id = || AccessKey::read_log(&log).map(|key| key.id().to_owned());
     assert!(
@@ -239,6 +242,18 @@ fn tl_04_an_older_domain_gets_an_auditors_key_to_its_store_once() {
     assert_eq!(kept.audit.expect("it was added").id(), first);
     let first_log = log_id().expect("it was written");
     assert_eq!(kept.log.expect("it was added").id(), first_log);
+    assert_eq!(layout.coordinators_store_keys(), coordinators);
+    let kept = StoreKeys::read(&coordinators).expect("it was written");
+    assert_eq!(kept.admin.id(), keys.admin.id());
+    assert!(kept.log.is_none() && kept.audit.is_none());
+    // Keys that were exchanged since then.
+    let other = StoreKeys::generate().of_coordinator();
+    other.write(&coordinators).expect("the folder takes files");
+    domain
+        .give_auditors_store_key()
+        .expect("the files are ours");
+    let kept = StoreKeys::read(&coordinators).expect("it was written");
+    assert_eq!(kept.admin.id(), keys.admin.id());
     // A second call changes nothing, and makes up for a first one that broke off.
     for _ in 0..2 {
         assert!(

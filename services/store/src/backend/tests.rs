@@ -10,9 +10,31 @@ use crate::config::Durability;
 /// More pieces than any object here has.
 const PIECES_MAX: usize = 8;
 
+fn named() -> Place {
+    Place::parse("blobs", "named").unwrap()
+}
+
+/// A client replaces the version that the tag names. With the tag of another version it would replace
+/// what it has never read.
+#[tokio::test]
+async fn the_tag_of_a_checkpoint_is_that_of_the_bytes_that_are_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, newer) = (folder.path().join("one"), folder.path().join("two"));
+    fs::write(&path, b"one").unwrap();
+    fs::write(&newer, b"two").unwrap();
+    let place = Place::parse("log", "checkpoint").unwrap();
+    let tag = |bytes: &[u8]| ETag::Strong(Digest::of(bytes).hex());
+    let opened = open(&place, &path, None).unwrap();
+    fs::rename(&newer, &path).unwrap();
+    assert_eq!(opened.tag, tag(b"one"));
+    let sent: Vec<Bytes> = stream(opened).try_collect().await.unwrap();
+    assert_eq!(sent, ["one"]);
+    assert_eq!(find(&place, &path).unwrap().tag, tag(b"two"));
+}
+
 /// The lengths of the pieces in which the bytes of a file come.
 async fn pieces(path: &Path, range: Option<Range>) -> io::Result<Vec<usize>> {
-    let opened = open(path, range.as_ref()).unwrap();
+    let opened = open(&named(), path, range.as_ref()).unwrap();
     let pieces = stream(opened).take(PIECES_MAX);
     pieces.map_ok(|piece| piece.len()).try_collect().await
 }
@@ -60,7 +82,7 @@ async fn an_object_that_becomes_shorter_while_it_is_sent_ends_with_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("object");
     fs::write(&path, vec![7_u8; 3 << 20]).unwrap();
-    let opened = open(&path, None).unwrap();
+    let opened = open(&named(), &path, None).unwrap();
     File::options()
         .write(true)
         .open(&path)

@@ -8,6 +8,7 @@ use schemas::Digest;
 use tempfile::{PathPersistError, TempPath};
 
 use super::Root;
+use crate::log_rules;
 
 impl Root {
     /// Renames unless the name is taken. Only this process writes here, so nothing happens between
@@ -32,7 +33,7 @@ impl Root {
         file.persist(name)
     }
 
-    /// Replaces the file with this name if it has these bytes. Of two that replace the same bytes
+    /// Replaces the checkpoint with this name if it has these bytes, and the new one does not go back. Of two that replace the same bytes
     /// one comes first, and the other then finds others.
     pub(super) fn replace_known(
         &self,
@@ -41,8 +42,15 @@ impl Root {
         before: Digest,
     ) -> Result<(), PathPersistError> {
         let _alone = self.naming.lock().expect("no holder panics");
+        let goes_on = |known: &[u8]| {
+            let after = fs::read(&file)?;
+            log_rules::goes_on(known, &after).map_err(io::Error::other)
+        };
         let error = match fs::read(name) {
-            Ok(bytes) if Digest::of(&bytes) == before => return file.persist(name),
+            Ok(bytes) if Digest::of(&bytes) == before => match goes_on(&bytes) {
+                Ok(()) => return file.persist(name),
+                Err(error) => error,
+            },
             Ok(_) => io::ErrorKind::AlreadyExists.into(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 io::ErrorKind::AlreadyExists.into()

@@ -156,3 +156,37 @@ async fn fg_07_nobody_else_writes_the_log_and_its_key_writes_nothing_else() {
         assert_eq!(listed, 403, "{path}");
     }
 }
+
+#[tokio::test]
+async fn fg_07_the_checkpoint_goes_on_and_never_back() {
+    let store = TestStore::start().await;
+    let log = log(&store, &own(&store));
+    let text = |size: u64, root: &str, rest: &str| -> Bytes {
+        format!("diloco/x\n{size}\n{root}\n\n{rest}\n").into()
+    };
+    let name = "checkpoint";
+    log.create(name, &text(20, "a", "")).await.unwrap();
+    let replace = async |bytes: Bytes| {
+        let known = log.get(name).await.unwrap().expect("it is there");
+        log.replace(name, &bytes, &known.tag).await
+    };
+    for back in [
+        text(19, "a", ""),
+        text(20, "b", ""),
+        text(3, "a", ""),
+        bytes("x"),
+    ] {
+        assert_eq!(status(replace(back).await), 403);
+        let now = log.get(name).await.unwrap().expect("it is there");
+        assert_eq!(now.bytes, text(20, "a", ""));
+    }
+    for on in [
+        text(20, "a", "signed again"),
+        text(21, "b", ""),
+        text(100, "c", ""),
+    ] {
+        assert_eq!(replace(on.clone()).await.unwrap(), Replaced::Yes);
+        let now = log.get(name).await.unwrap().expect("it is there");
+        assert_eq!(now.bytes, on);
+    }
+}

@@ -181,6 +181,12 @@ fn a_policy_that_is_not_clear_is_none() {
         "group g 1 a d\nquorum g",
         "group g 2 a a\nquorum g",
         "group g 1 g\nquorum g",
+        "group g 1 a b\ngroup h 1 a c\nquorum h",
+        "group g 1 a b\ngroup h 1 g c\ngroup i 2 g h\nquorum i",
+        "quorum a\r",
+        "quorum\u{b}a",
+        "quorum\u{c}a",
+        "quorum\u{a0}a",
         "group a 1 b\nquorum a",
         "group none 1 b\nquorum a",
         "witness d x\nquorum a",
@@ -204,6 +210,9 @@ fn a_policy_may_name_the_log() {
     let stated = BASE64.encode(&[&[1][..], &key].concat());
     let named = policy(&format!("log {ORIGIN}+{hex}+{stated}\nquorum a")).unwrap();
     assert!(named.names_log(ORIGIN, &[[0; 32], key]));
+    let line = format!("log {ORIGIN}+{hex}+{stated}\n");
+    assert!(policy(&format!("{line}log  {}\nquorum a", &line[4..])).is_err());
+    assert!(policy(&format!("{}\t \nquorum\ta", line.trim_end())).is_ok());
     assert!(!named.names_log(ORIGIN, &[[0; 32]]));
     assert!(!named.names_log("diloco/other", &[key]));
     assert!(policy("quorum a").unwrap().names_log(ORIGIN, &[key]));

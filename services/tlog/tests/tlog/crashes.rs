@@ -245,6 +245,15 @@ fn an_entry_that_no_bundle_can_hold_is_refused() {
     assert_eq!(writer.size(), 1);
 }
 
+/// Later entries mend no contradiction.
+fn assert_signs_nothing_more(mut writer: Writer, size: u64) {
+    let contradicted = Err(WriterError::Contradicted { size });
+    assert_eq!(writer.push(&entry(77), 0), contradicted);
+    assert_eq!(writer.begun(), contradicted);
+    assert!(!writer.is_due(u64::MAX) && writer.waiting() == 0);
+    assert!(writer.batch(sign).is_none());
+}
+
 /// A head that was signed binds, wherever it is kept.
 #[test]
 fn fg_07_no_head_is_signed_before_the_entries_lead_to_one_that_is_kept_elsewhere() {
@@ -270,6 +279,7 @@ fn fg_07_no_head_is_signed_before_the_entries_lead_to_one_that_is_kept_elsewhere
     other.bind(&elsewhere).unwrap();
     let pushed: Result<Vec<()>, _> = (0..20).map(|at| other.push(&entry(at + 1), 0)).collect();
     assert_eq!(pushed, Err(WriterError::Contradicted { size: 20 }));
+    assert_signs_nothing_more(other, 20);
     let mut ahead = newer();
     let root = [1; 32];
     let size = 20;
@@ -280,8 +290,15 @@ fn fg_07_no_head_is_signed_before_the_entries_lead_to_one_that_is_kept_elsewhere
     ahead.bind(&forked).unwrap();
     let pushed: Result<Vec<()>, _> = (0..30).map(|at| ahead.push(&entry(at), 0)).collect();
     assert_eq!(pushed, Err(WriterError::Contradicted { size }));
+    assert_signs_nothing_more(ahead, 20);
+    let mut published = Writer::new(ORIGIN.to_owned(), Some(forked.clone())).unwrap();
+    let pushed: Result<Vec<()>, _> = (0..30).map(|at| published.push(&entry(at), 0)).collect();
+    assert_eq!(pushed, Err(WriterError::Contradicted { size }));
+    assert_signs_nothing_more(published, 20);
     let mut own = Writer::new(ORIGIN.to_owned(), Some(elsewhere.clone())).unwrap();
     assert_eq!(own.bind(&forked), Err(WriterError::Contradicted { size }));
+    assert_signs_nothing_more(own, 20);
+    let mut own = Writer::new(ORIGIN.to_owned(), Some(elsewhere.clone())).unwrap();
     assert_eq!(own.bind(&elsewhere), Ok(()));
     let origin = "diloco/other".to_owned();
     assert_eq!(

@@ -87,6 +87,11 @@ async fn witnesses(cluster: &Cluster) {
     let (status, text) = audit(cluster, &verify).await;
     assert_eq!(status, 0, "{text}");
     assert!(text.contains("by one two"), "{text}");
+    // What is another head, or none, is not written over.
+    fs::write(cluster.path("kept"), "of another head").unwrap();
+    let (status, text) = cosign("one", "kept").await;
+    assert_ne!(status, 0, "{text}");
+    assert_eq!(fs::read(cluster.path("kept")).unwrap(), b"of another head");
 
     // Another history under the service's own key: a witness that trusts the key alone would take it.
     let note = fs::read(cluster.path("cosigned")).unwrap();
@@ -106,6 +111,24 @@ async fn witnesses(cluster: &Cluster) {
         "a fork is not cosigned: {text}"
     );
     assert!(!cluster.path("forked").exists());
+    // A key remembers what it cosigned, also where nothing is pinned.
+    let (pin, aside) = (
+        cluster.path("auditor/audit-head.pin"),
+        cluster.path("aside"),
+    );
+    fs::rename(&pin, &aside).unwrap();
+    let heads = fs::read_dir(cluster.path("store/log/heads")).unwrap();
+    let heads = heads.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let oldest = heads
+        .min_by_key(|size| size.parse::<u64>().unwrap())
+        .unwrap();
+    fs::copy(cluster.path("store/log/heads").join(oldest), &stored).unwrap();
+    let (status, text) = cosign("one", "older").await;
+    assert_eq!(status, i32::from(EXIT_TAMPERED), "{text}");
+    assert!(text.contains(&Code::HeadRolledBack.to_string()), "{text}");
+    assert!(!cluster.path("older").exists());
+    let _unpinned = fs::remove_file(&pin);
+    fs::rename(&aside, &pin).unwrap();
     fs::write(&stored, whole).unwrap();
     // A witness that was shown that other history shows it to those who verify this one.
     let three = WitnessKey::read(&cluster.path("three.nk")).unwrap();
@@ -310,4 +333,32 @@ async fn fg_07_of_two_audit_services_on_one_log_the_one_that_knows_less_ends() {
     auditor(&cluster);
     let (status, text) = audit(&cluster, &["verify"]).await;
     assert_eq!(status, 0, "{text}");
+}
+
+/// Who can write to the store's disk stops the signing of heads, and not the recording.
+#[tokio::test]
+async fn fg_07_other_bytes_in_the_store_end_the_signing_of_heads_and_no_recording() {
+    let mut cluster = Cluster::start(Options::default(), 0).await;
+    waiting_run(&cluster).await;
+    cluster.kept().await;
+    cluster.copied().await;
+    let head = cluster.domain().layout().audit_log().join("checkpoint");
+    let stored = cluster.path("store/log/checkpoint");
+    fs::write(&stored, "other bytes").unwrap();
+    order(&cluster, "freeze").await;
+    let altered = Code::LogStoreAltered.to_string();
+    let said = |text: &str| text.contains(&altered);
+    cluster.process("audit").until_logged(PATIENCE, said).await;
+    order(&cluster, "unfreeze").await;
+    cluster.kept().await;
+    let signed = fs::read(&head).unwrap();
+    cluster.stop_well(&["audit"]).await;
+    assert_eq!(fs::read(&head).unwrap(), signed, "nothing more is signed");
+    // Nor does it keep the service from starting.
+    cluster.restart("audit").await;
+    order(&cluster, "freeze").await;
+    cluster.kept().await;
+    cluster.stop_well(&["audit"]).await;
+    assert_eq!(fs::read(&head).unwrap(), signed);
+    assert_eq!(fs::read(&stored).unwrap(), b"other bytes");
 }

@@ -486,7 +486,7 @@ struct LogShown {
     /// Events of workers that never joined, and of others whose keys nobody named.
     strangers: u64,
     chains: usize,
-    witnessed: Option<String>,
+    witnessed: Option<witness::Witnessed>,
     proof: Option<String>,
 }
 
@@ -509,7 +509,7 @@ impl Record for LogShown {
             ),
         ));
         let witnessed = self.witnessed.iter();
-        lines.extend(witnessed.map(|by| ("witnessed", by.clone())));
+        lines.extend(witnessed.map(|by| ("witnessed", by.to_string())));
         lines.extend(self.proof.iter().map(|proof| ("proof", proof.clone())));
         lines
     }

@@ -17,6 +17,7 @@ use tlog::cosign::{Policy, PolicyError, Witness};
 use super::log::Source;
 use crate::cli::{self, Witnessing};
 use crate::context::Context;
+use crate::files;
 use crate::output::Record;
 
 /// `audit witness-key`.
@@ -46,11 +47,14 @@ pub(super) fn cosign(
     to: Option<&Path>,
     from: &cli::Log,
 ) -> Result<(), Failure> {
-    let key = WitnessKey::read(&key_file(context, key)?)?;
+    let key_file = key_file(context, key)?;
+    let key = WitnessKey::read(&key_file)?;
     let witness = key.witness(name).map_err(unusable)?;
     let source = Source::open(context, from)?;
     let log = source.log(&mut |_, _| {})?;
     let head = log.head();
+    let last = Last::lock(&key_file)?;
+    last.check(&source, &log)?;
     // Pinned first, so that this machine cosigns no other history afterwards.
     if !source.pin(&log)? {
         let text = "another command has pinned a newer head meanwhile; run this again";
@@ -65,7 +69,16 @@ pub(super) fn cosign(
         )
     };
     let before = read_file(&file).map_err(unwritten)?;
-    let before = before.filter(|note| source.trusted.open("", note).as_ref() == Ok(head));
+    if let Some(note) = &before
+        && source.trusted.open("", note).as_ref() != Ok(head)
+    {
+        let text = format!(
+            "{} is there, and is not the head over {} events that is cosigned now: name another file",
+            file.display(),
+            head.size
+        );
+        return Err(Failure::new(Code::OutputUnwritten, text));
+    }
     let mut note = before.unwrap_or_else(|| log.note().as_bytes().to_vec());
     let known = witness
         .cosigned_at(&note, head)
@@ -87,7 +100,9 @@ pub(super) fn cosign(
             "the cosignature does not verify with its own key, or the file has no room for it";
         return Err(Failure::new(Code::Internal, text));
     }
-    std::fs::write(&file, &note).map_err(unwritten)?;
+    // Remembered first: a cosignature that nobody was given binds nobody.
+    last.remember(log.note().as_bytes())?;
+    files::replace(&file, &note).map_err(unwritten)?;
     context.printer.record(&CosignedShown {
         file: file.display().to_string(),
         events: head.size,
@@ -95,6 +110,56 @@ pub(super) fn cosign(
         witness: witness.text(),
     });
     Ok(())
+}
+
+/// The head that a key has cosigned last, in a file beside the key. The pinned head is that of a
+/// domain's folder, and a key may be used with more than one.
+struct Last {
+    file: PathBuf,
+    _lock: std::fs::File,
+}
+
+impl Last {
+    /// Locked until it is dropped, so that of two commands with one key each knows of the other.
+    fn lock(key: &Path) -> Result<Self, Failure> {
+        let beside = |ending: &str| {
+            let mut name = key.as_os_str().to_owned();
+            name.push(ending);
+            PathBuf::from(name)
+        };
+        let (file, lock) = (beside(".last"), beside(".lock"));
+        let _lock = files::wait_for_lock(&lock).map_err(|error| {
+            Failure::new(
+                Code::OutputUnwritten,
+                format!("{}: {error}", lock.display()),
+            )
+        })?;
+        Ok(Self { file, _lock })
+    }
+
+    /// Checks that the log continues that head.
+    fn check(&self, source: &Source, log: &Log) -> Result<(), Failure> {
+        let named = self.file.display().to_string();
+        let unread = |error: &dyn std::fmt::Display| {
+            Failure::new(Code::LogUnproven, format!("{named}: {error}"))
+        };
+        match read_file(&self.file).map_err(|error| unread(&error))? {
+            None => Ok(()),
+            Some(note) => {
+                let head = source.trusted.open(&named, &note);
+                holds(source, log, &named, &head.map_err(|error| unread(&error))?)
+            }
+        }
+    }
+
+    fn remember(&self, note: &[u8]) -> Result<(), Failure> {
+        files::replace(&self.file, note).map_err(|error| {
+            Failure::new(
+                Code::OutputUnwritten,
+                format!("{}: {error}", self.file.display()),
+            )
+        })
+    }
 }
 
 fn key_file(context: &Context, file: Option<&Path>) -> Result<PathBuf, Failure> {
@@ -114,7 +179,7 @@ pub(super) fn witnessed(
     source: &Source,
     log: &Log,
     with: &Witnessing,
-) -> Result<Option<String>, Failure> {
+) -> Result<Option<Witnessed>, Failure> {
     let Some(file) = &with.policy else {
         return Ok(None);
     };
@@ -142,22 +207,47 @@ pub(super) fn witnessed(
         }
         seen.extend(by.into_iter().map(|name| (head.size, name)));
     }
-    let sizes: BTreeSet<u64> = seen.iter().map(|(size, _)| *size).chain([0]).collect();
-    for size in sizes.into_iter().rev() {
+    judge(&policy, &seen, log.head().size, with.unwitnessed_max)
+        .map(Some)
+        .map_err(|text| Failure::new(Code::LogUnwitnessed, text))
+}
+
+/// The newest events that enough witnesses have seen, of those that each has seen, if at most
+/// `unwitnessed_max` came after them. Who cosigned an old head says nothing about what came since.
+fn judge(
+    policy: &Policy,
+    seen: &[(u64, &str)],
+    size: u64,
+    unwitnessed_max: u64,
+) -> Result<Witnessed, String> {
+    if policy.is_met(&BTreeSet::new()) {
+        let by: BTreeSet<&str> = seen.iter().map(|(_, name)| *name).collect();
+        return Ok(Witnessed::new(0, &by));
+    }
+    let sizes: BTreeSet<u64> = seen.iter().map(|(size, _)| *size).collect();
+    for events in sizes.into_iter().rev() {
         // A head stands for all events under it, so for those of smaller heads too.
-        let by = seen.iter().filter(|(at, _)| *at >= size);
+        let by = seen.iter().filter(|(at, _)| *at >= events);
         let by: BTreeSet<&str> = by.map(|(_, name)| *name).collect();
-        if policy.is_met(&by) {
-            return Ok(Some(words(size, &by)));
+        if !policy.is_met(&by) {
+            continue;
         }
+        let behind = size.saturating_sub(events);
+        return match behind <= unwitnessed_max {
+            true => Ok(Witnessed::new(events, &by)),
+            false => Err(format!(
+                "enough witnesses ({}) have cosigned a head over {events} events, and the log has {behind} more; at most \
+                 {unwitnessed_max} may be unwitnessed (--unwitnessed-max)",
+                joined(&by)
+            )),
+        };
     }
     let by: BTreeSet<&str> = seen.iter().map(|(_, name)| *name).collect();
-    let text = format!(
+    Err(format!(
         "cosigned by {} of the policy's witnesses, and these are not enough: {}",
         by.len(),
         joined(&by)
-    );
-    Err(Failure::new(Code::LogUnwitnessed, text))
+    ))
 }
 
 fn policy(file: &Path, least: Option<usize>) -> Result<Policy, Failure> {
@@ -220,10 +310,28 @@ fn joined(names: &BTreeSet<&str>) -> String {
     }
 }
 
-fn words(size: u64, by: &BTreeSet<&str>) -> String {
-    match size {
-        0 => "the policy asks for no witness".to_owned(),
-        size => format!("events 0 to {}, by {}", size - 1, joined(by)),
+/// What enough witnesses have seen.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Witnessed {
+    /// The first so many events of the log; 0 if the policy asks for no witness.
+    events: u64,
+    /// The policy's names of the witnesses.
+    by: Vec<String>,
+}
+
+impl Witnessed {
+    fn new(events: u64, by: &BTreeSet<&str>) -> Self {
+        let by = by.iter().map(|name| (*name).to_owned()).collect();
+        Self { events, by }
+    }
+}
+
+impl std::fmt::Display for Witnessed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.events {
+            0 => f.write_str("the policy asks for no witness"),
+            size => write!(f, "events 0 to {}, by {}", size - 1, self.by.join(" ")),
+        }
     }
 }
 
@@ -261,5 +369,38 @@ impl Record for CosignedShown {
             ("witness", self.witness.clone()),
             ("file", self.file.clone()),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fg_07_an_old_head_speaks_for_no_newer_events() {
+        let mut text = String::new();
+        for (seed, name) in (1..).zip(["a", "b", "c"]) {
+            let witness = Witness::new(name, [seed; 32]).expect("a name");
+            text += &format!("witness {name} {}\n", witness.text());
+        }
+        let read = |quorum: &str| {
+            let text = format!("{text}group g 2 a b c\nquorum {quorum}\n");
+            Policy::read(text.as_bytes()).expect("a policy")
+        };
+        let policy = read("g");
+        let seen = [(7, "a"), (10, "b"), (4, "c")];
+        let found = Witnessed::new(7, &BTreeSet::from(["a", "b"]));
+        assert_eq!(judge(&policy, &seen, 7, 0).as_ref(), Ok(&found));
+        let json = serde_json::to_value(&found).expect("it is JSON");
+        assert_eq!(json, serde_json::json!({"events": 7, "by": ["a", "b"]}));
+        assert_eq!(judge(&policy, &seen, 10, 3), Ok(found));
+        for most in [0, 2] {
+            let refused = judge(&policy, &seen, 10, most).expect_err("it is too old");
+            assert!(refused.contains("--unwitnessed-max"), "{refused}");
+        }
+        assert!(judge(&policy, &[(10, "b")], 10, 100).is_err());
+        assert!(judge(&policy, &[], 10, u64::MAX).is_err());
+        let free = judge(&read("none"), &[], 10, 0);
+        assert_eq!(free, Ok(Witnessed::new(0, &BTreeSet::new())));
     }
 }

@@ -45,11 +45,13 @@ async fn compare(context: &Context) -> Result<Finding, Failure> {
         opened.map_err(|error| Failure::new(Code::HeadInvalid, format!("{of}: {error}")))
     };
     let path = layout.audit_log().join(CHECKPOINT);
-    let note = read_file(&path)
-        .map_err(|error| Failure::new(Code::LogUnproven, format!("{}: {error}", path.display())))?;
-    let own = note
-        .map(|note| open(&note, "the folder's head"))
-        .transpose()?;
+    let own = || {
+        let unread = |error| format!("{}: {error}", path.display());
+        let note = read_file(&path).map_err(unread);
+        let note = note.map_err(|text| Failure::new(Code::LogUnproven, text))?;
+        note.map(|note| open(&note, "the folder's head"))
+            .transpose()
+    };
     let trusted = context.store_trust(Role::Auditor, std::env::vars_os())?;
     let endpoint = Endpoint::new(&context.endpoints.store, REGION, trusted);
     let endpoint = endpoint.map_err(ObjectError::from)?;
@@ -71,7 +73,8 @@ async fn compare(context: &Context) -> Result<Finding, Failure> {
         let stored = stored
             .map(|file| open(&file.bytes, "the store's head"))
             .transpose()?;
-        let finding = judge(own.as_ref(), stored.as_ref());
+        // Read after the store's: the service writes its own first, so this is never the older one.
+        let finding = judge(own()?.as_ref(), stored.as_ref());
         if finding.code != Some(Code::LogStoreBehind) || looks == LOOKS {
             return Ok(finding);
         }
@@ -93,6 +96,12 @@ fn judge(own: Option<&Head>, stored: Option<&Head>) -> Finding {
         _ if there < here => {
             let text = format!("it covers {there} events, and the folder's head {here}");
             Finding::warn(CHECK, Code::LogStoreBehind, text)
+        }
+        (Some(_), Some(_)) if there > here => {
+            let text = format!(
+                "it covers {there} events, and the folder's head {here}: the folder went back, or another service writes this log"
+            );
+            Finding::warn(CHECK, Code::LogTaken, text)
         }
         (_, None) => Finding::skipped(CHECK, "no head was signed yet"),
         (None, Some(_)) => Finding::ok(CHECK, format!("its head covers {there} events")),
@@ -129,7 +138,8 @@ mod tests {
         assert_eq!(found(Some(head(5, 1)), Some(head(5, 2))), forked);
         let good = (State::Ok, None);
         assert_eq!(found(Some(head(5, 1)), Some(head(5, 1))), good);
-        assert_eq!(found(Some(head(5, 1)), Some(head(6, 2))), good);
+        let ahead = (State::Warn, Some(Code::LogTaken));
+        assert_eq!(found(Some(head(5, 1)), Some(head(6, 2))), ahead);
         assert_eq!(found(None, Some(head(6, 2))), good);
         assert_eq!(found(None, None), (State::Skipped, None));
     }

@@ -58,7 +58,7 @@ pub(super) async fn look(context: &Context, report: &mut Report) {
 
 /// Access with the coordinator's key pair; none when it is not on this machine.
 fn open(context: &Context) -> Result<Option<Buckets>, Failure> {
-    let path = context.domain()?.layout().store_keys();
+    let path = context.domain()?.layout().coordinators_store_keys();
     if !path.exists() {
         return Ok(None);
     }

@@ -1,0 +1,88 @@
+use super::*;
+use crate::endpoint::Trust;
+use crate::stub::{self, answer};
+
+/// A bucket of a store that gives these answers in turn.
+async fn bucket(answers: &[(&str, &str)]) -> LogBucket {
+    let text = |(status, code): &(&str, &str)| {
+        let body = format!("<Error><Code>{code}</Code></Error>");
+        answer(status, "connection: close\r\n", &body)
+    };
+    let address = stub::serve(answers.iter().map(text).collect()).await;
+    let url = format!("http://{address}");
+    let endpoint = Endpoint::new(&url, "us-east-1", Trust::PlainLoopback).unwrap();
+    let limits = TransferLimits {
+        pause_first: Duration::from_millis(1),
+        pause_max: Duration::from_millis(2),
+        ..TransferLimits::default()
+    };
+    let patience = Duration::from_secs(2);
+    LogBucket::new(&endpoint, &AccessKey::generate(), limits, patience).unwrap()
+}
+
+const CONFLICT: (&str, &str) = ("409 Conflict", "ConditionalRequestConflict");
+const NO_KEY: (&str, &str) = ("404 Not Found", "NoSuchKey");
+const NO_BUCKET: (&str, &str) = ("404 Not Found", "NoSuchBucket");
+
+fn bytes() -> Bytes {
+    Bytes::from_static(b"a file")
+}
+
+#[tokio::test]
+async fn another_upload_of_the_name_makes_the_store_busy_and_says_nothing_about_the_file() {
+    for (last, replaced) in [
+        (("200 OK", ""), Replaced::Yes),
+        (("412 Precondition Failed", ""), Replaced::No),
+    ] {
+        let answers = [CONFLICT, CONFLICT, last];
+        let created = bucket(&answers).await.create("heads/1", &bytes()).await;
+        assert_eq!(created.unwrap(), replaced);
+        let over = bucket(&answers).await;
+        let over = over.replace("checkpoint", &bytes(), "\"x\"").await;
+        assert_eq!(over.unwrap(), replaced);
+    }
+    let mut bucket = bucket(&[CONFLICT; 2000]).await;
+    bucket.patience = Duration::from_millis(50);
+    for tried in [
+        bucket.create("heads/1", &bytes()).await,
+        bucket.replace("checkpoint", &bytes(), "\"x\"").await,
+    ] {
+        assert!(matches!(tried, Err(ObjectError::Unreachable { .. })));
+    }
+}
+
+#[tokio::test]
+async fn a_store_without_the_bucket_is_not_one_without_the_file() {
+    assert_eq!(
+        bucket(&[NO_KEY]).await.get("checkpoint").await.unwrap(),
+        None
+    );
+    bucket(&[NO_KEY])
+        .await
+        .delete("tile/0/000.p/1")
+        .await
+        .unwrap();
+    let gone = bucket(&[NO_KEY]).await;
+    let gone = gone.replace("checkpoint", &bytes(), "\"x\"").await;
+    assert_eq!(gone.unwrap(), Replaced::No);
+    let refused = |error: ObjectError| {
+        assert!(
+            matches!(error, ObjectError::Refused { status: 404, .. }),
+            "{error:?}"
+        );
+    };
+    for other in [NO_BUCKET, ("404 Not Found", "")] {
+        refused(bucket(&[other]).await.get("checkpoint").await.unwrap_err());
+        refused(
+            bucket(&[other])
+                .await
+                .delete("tile/0/000.p/1")
+                .await
+                .unwrap_err(),
+        );
+        let bucket = bucket(&[other, other]).await;
+        refused(bucket.create("heads/1", &bytes()).await.unwrap_err());
+        let over = bucket.replace("checkpoint", &bytes(), "\"x\"").await;
+        refused(over.unwrap_err());
+    }
+}
