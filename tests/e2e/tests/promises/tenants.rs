@@ -10,9 +10,10 @@ use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
 use schemas::event::{Event, LedgerEvent};
 use schemas::lease::{ReleaseRequest, RenewRequest};
+use schemas::masking::{MaskRequest, MaskStep};
 use schemas::member::{JoinRequest, LeaveRequest};
 use schemas::subject::{Verb, request_subject};
-use schemas::{Bytes, Code, Message as _, Millis, ObjectRef, RunId, Steps, V, WorkerId};
+use schemas::{Bytes, Code, Digest, Message as _, Millis, ObjectRef, RunId, Steps, V, WorkerId};
 use serde_json::Value;
 
 fn run(name: &str) -> RunId {
@@ -319,6 +320,15 @@ async fn tl_25_credentials_of_another_tenant_for_a_run_of_this_one_reach_nothing
             lease,
             index: 0,
             object: objects[0],
+        }
+        .encode(),
+        Verb::Mask => MaskRequest {
+            v: V,
+            lease,
+            step: MaskStep::Share {
+                cohort: Digest::of(b"any"),
+                sealed: Vec::new(),
+            },
         }
         .encode(),
         Verb::Submit => {

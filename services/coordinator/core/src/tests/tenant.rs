@@ -7,9 +7,10 @@ use schemas::event::{Departure, LedgerEvent};
 use schemas::hold::{Hold, HoldRequest};
 use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest};
 use schemas::limits::FURTHER_TENANTS_MAX;
+use schemas::masking::{MaskRequest, MaskStep};
 use schemas::subject::Verb;
 use schemas::tenant::{Quota, TenantEndReply, TenantEndRequest, TenantRequest, TenantView};
-use schemas::{Bytes, Code, Millis, RunId, Steps, TenantName, V};
+use schemas::{Bytes, Code, Digest, Millis, RunId, Steps, TenantName, V};
 
 use super::heartbeat::heartbeat;
 use crate::fixture::*;
@@ -172,6 +173,14 @@ fn questions(number: u32, lease: LeaseRef, spec: &schemas::run::RunSpec) -> Vec<
             lease,
             index: 0,
             object: upload("a"),
+        }),
+        Verb::Mask => WorkerRequest::Mask(MaskRequest {
+            v: V,
+            lease,
+            step: MaskStep::Share {
+                cohort: Digest::of(b"any"),
+                sealed: Vec::new(),
+            },
         }),
         Verb::Submit => WorkerRequest::Submit(submission(spec, number, lease, 0)),
     };
