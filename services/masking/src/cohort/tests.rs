@@ -211,8 +211,8 @@ fn tl_17_up_to_two_false_shares_are_left_out_when_there_are_as_many_more() {
     assert!(sound.is_some());
     for liars in [[0, 0], [1, 5], [4, 5], [0, 3]] {
         let mut shares = shares.clone();
-        for liar in liars {
-            shares.get_mut(&UnitIndex(liar)).unwrap()[2].0[7] = 77 + liar as u8;
+        for liar in BTreeSet::from(liars) {
+            shares.get_mut(&UnitIndex(liar)).unwrap()[2].0[liar as usize] ^= 1;
         }
         assert_eq!(
             cohort.recover(&survivors, &shares),
@@ -229,7 +229,7 @@ fn tl_17_up_to_two_false_shares_are_left_out_when_there_are_as_many_more() {
     }
     let mut shares = shares;
     for liar in [0, 1, 2] {
-        shares.get_mut(&UnitIndex(liar)).unwrap()[2].0[7] ^= 1 + liar as u8;
+        shares.get_mut(&UnitIndex(liar)).unwrap()[2].0[liar as usize] ^= 1;
     }
     let over = cohort.recover(&survivors, &shares);
     assert_eq!(over, Err(CohortError::Secret(UnitIndex(2))));
