@@ -360,8 +360,8 @@ pub struct Part {
 }
 
 impl Part {
-    /// Takes part in a cohort, as the worker with the audit key `own`. `is_signed` checks the signature of a member over the encoding of a
-    /// statement.
+    /// Takes part in a cohort, as the worker with the audit key `own`. `is_signed` checks the
+    /// signature of a member over the encoding of a statement.
     ///
     /// # Errors
     /// A worker has not signed its keys, or this worker's are not in the cohort.
@@ -515,7 +515,8 @@ impl Part {
 
     /// Reveals one share for each worker, in the order of the cohort: of the seed where its
     /// contribution counts, of the masking key where it does not; zeros where its share did not
-    /// open. Empty if this worker has no shares. The same question gets the same answer, and any other an error.
+    /// open. Empty if this worker has no shares. The same question gets the same answer, and any
+    /// other an error.
     ///
     /// # Errors
     /// [`CohortError::Survivors`] or [`CohortError::BothSecrets`].
