@@ -124,7 +124,8 @@ fn masks() -> Result<Masks> {
     let (run, spec) = (kit::run_id(), Digest::of(b"settings"));
     let cohort = Cohort::new(&run, &spec, Round(0), MASKED_UNITS, members)?;
     let lease = kit::lease(kit::train(0, 0), 1);
-    let part = Part::join(cohort, keys(0), &lease, |_, _| true)?;
+    let own = (&kit::worker(0), &kit::audit_key(0));
+    let part = Part::join(cohort, keys(0), &lease, own, |_, _| true)?;
     Ok(part.masks(FixedPoint::new(1.0, MASKED_UNITS))?)
 }
 

@@ -50,9 +50,9 @@ impl SecureAggregation {
                 "schedule.units is {units}, expected {COHORT_MIN} to {COHORT_MAX}: of a sum of two each worker knows the other's part"
             ));
         }
-        if threshold > units || threshold.saturating_mul(2) <= units {
+        if threshold > units || threshold.saturating_mul(3) < units * 2 {
             return unfit(format!(
-                "secure_aggregation.threshold is {threshold}, expected more than half of the {units} units, and no more than all: two halves could give the shares of both secrets of a worker"
+                "secure_aggregation.threshold is {threshold}, expected two thirds of the {units} units or more, and no more than all: with fewer, a few workers and a coordinator that lies to the others get both secrets of a worker"
             ));
         }
         if threshold < COHORT_MIN {

@@ -147,7 +147,7 @@ impl Shell {
                 // Each request that came meanwhile is answered; a failure that came meanwhile
                 // changes nothing.
                 while let Ok(arrival) = queue.try_recv() {
-                    if let Ok(Some(input)) = self.input(arrival) {
+                    if let Ok(Some(input)) = self.input(core, arrival) {
                         handle(core, input, &mut effects);
                     }
                 }
@@ -213,7 +213,7 @@ impl Shell {
         arrival: Arrival,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Failure> {
-        if let Some(input) = self.input(arrival)? {
+        if let Some(input) = self.input(core, arrival)? {
             handle(core, input, effects);
         }
         Ok(())

@@ -3,6 +3,7 @@
 //! it to the end of the round.
 
 use schemas::contribution::Fate;
+use schemas::hold::Hold;
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
 use schemas::masking::{CohortMember, UnitKey, Unmasking};
 use schemas::{Round, SyncId, UnitIndex, Weight};
@@ -159,6 +160,18 @@ impl Run {
             return Err(wrong(
                 "its contributions may still be summed, or are others",
             ));
+        }
+        // A worker reveals shares for each cohort of a round, so none is given up without need.
+        let sealed = self.sealed_masked().is_some_and(|(of, _)| of == round);
+        let threshold = self
+            .spec
+            .secure_aggregation
+            .map_or(0, |found| found.threshold);
+        if !sealed && contributions >= threshold {
+            return Err(wrong("its contributions are enough for a sum"));
+        }
+        if self.is_held(Hold::Merges) {
+            return Err(wrong("merges are held"));
         }
         let record = self.cohorts.remove(&round);
         let members = record.map(|record| record.members).unwrap_or_default();

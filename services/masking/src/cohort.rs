@@ -10,13 +10,13 @@ use schemas::lease::LeaseRef;
 use schemas::masking::{
     Bytes32, COHORT_MAX, CohortMember, KeyPurpose, KeyStatement, MaskKeys, UnitKey, Unmasking,
 };
-use schemas::{Code, Digest, Message as _, Round, RunId, UnitIndex, V, WorkerId};
+use schemas::{Code, Digest, Message as _, PublicKey, Round, RunId, UnitIndex, V, WorkerId};
 use serde_bytes::ByteBuf;
 use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
 use crate::fixed::FixedPoint;
-use crate::keys::{Keys, agree, commitment, derive, public_of};
+use crate::keys::{Keys, agree, are_sound, commitment, derive, public_of};
 use crate::mask::{Masks, Sign, ascend, own_key, pair_key, pair_sign};
 use crate::shamir::{self, Share};
 
@@ -27,6 +27,8 @@ const POLYNOMIALS: &[u8] = b"diloco/mask/polynomials/v1";
 const NONCE: [u8; 12] = [0; 12];
 /// Bytes of a share of both secrets.
 const SHARES_BYTES: usize = 64;
+/// In the place of shares that did not open. No polynomial gives them but by a chance of `2^-256`.
+const MISSING: [u8; SHARES_BYTES] = [0; SHARES_BYTES];
 
 /// The workers of a round with their keys: the setting of every secret and every mask.
 #[derive(Clone, Debug)]
@@ -69,6 +71,9 @@ pub enum CohortError {
     /// Another set of workers was said to count before: both secrets of a worker are wanted.
     #[error("another set of contributions was named before for this cohort")]
     BothSecrets,
+    /// An earlier cohort of the round had another set of contributions.
+    #[error("shares were revealed for another set of contributions of round {0}")]
+    AnotherSum(Round),
     /// Shares give another secret than the worker has committed to.
     #[error("the shares for unit {0} do not give the secret that its worker committed to")]
     Secret(UnitIndex),
@@ -115,13 +120,18 @@ impl Cohort {
             let keys: BTreeSet<Bytes32> = members.iter().map(|member| of(&member.keys)).collect();
             keys.len()
         };
+        let audit_keys: BTreeSet<_> = members.iter().map(|member| &member.audit_key).collect();
         let distinct = [
             workers.len(),
+            audit_keys.len(),
             keys(|keys| keys.sealing),
             keys(|keys| keys.masking),
         ];
         if distinct.iter().any(|distinct| *distinct != count) {
             return unfit("a worker or a key is twice in a cohort");
+        }
+        if !members.iter().all(|member| are_sound(&member.keys)) {
+            return unfit("a key in a cohort agrees on no secret");
         }
         let mut cohort = Self {
             run: run.clone(),
@@ -170,10 +180,13 @@ impl Cohort {
     }
 
     /// What takes the masks from the sum of the contributions of `survivors`, from the shares that
-    /// workers revealed, by their units. None while fewer than the threshold have.
+    /// workers revealed, by their units. None while more of them could still help: fewer than the
+    /// threshold have revealed a share, or some revealed false ones. Up to two false shares of a
+    /// secret do no harm once as many more than the threshold are there.
     ///
     /// # Errors
-    /// [`CohortError::Survivors`], or [`CohortError::Secret`]: a worker revealed a false share.
+    /// [`CohortError::Survivors`], or [`CohortError::Secret`]: all have revealed, and their shares
+    /// do not give this worker's secret.
     pub fn recover(
         &self,
         survivors: &[UnitIndex],
@@ -185,24 +198,43 @@ impl Cohort {
             let shares = revealed.get(&member.unit)?;
             (shares.len() == self.members.len()).then_some((x, shares))
         });
-        let rows: Vec<(u8, &Vec<Bytes32>)> = rows.take(self.threshold as usize).collect();
-        if rows.len() < self.threshold as usize {
-            return Ok(None);
-        }
+        let rows: Vec<(u8, &Vec<Bytes32>)> = rows.collect();
+        let all = survivors.iter().all(|unit| revealed.contains_key(unit));
         let mut secrets = Vec::with_capacity(self.members.len());
         for (place, member) in self.members.iter().enumerate() {
             let shares = rows.iter().map(|(x, row)| Share {
                 x: *x,
                 y: row[place].0,
             });
-            let shares: Vec<Share> = shares.collect();
-            secrets.push(UnitKey {
-                unit: member.unit,
-                key: Bytes32(*shamir::join(&shares)),
-            });
+            // A worker says by zeros that it has no share of this one.
+            let shares: Vec<Share> = shares.filter(|share| share.y != [0; 32]).collect();
+            let counts = survivors.contains(&member.unit);
+            let Some(key) = self.secret(member, counts, &shares) else {
+                let enough = rows.len() >= self.threshold as usize;
+                return match all && enough {
+                    true => Err(CohortError::Secret(member.unit)),
+                    false => Ok(None),
+                };
+            };
+            let unit = member.unit;
+            secrets.push(UnitKey { unit, key });
         }
-        self.unmasking(survivors, &secrets)?;
         Ok(Some(secrets))
+    }
+
+    /// The secret that a worker has committed to, from shares of which up to two may be false:
+    /// each, and each pair, is left out in turn.
+    fn secret(&self, member: &CohortMember, counts: bool, shares: &[Share]) -> Option<Bytes32> {
+        let (threshold, count) = (self.threshold as usize, shares.len());
+        let outs = (0..=count).rev();
+        let mut outs = outs.flat_map(|out| (out..=count).rev().map(move |other| (out, other)));
+        outs.find_map(|(out, other)| {
+            let kept = shares.iter().enumerate();
+            let kept = kept.filter(|(at, _)| *at != out && *at != other);
+            let kept: Vec<Share> = kept.map(|(_, share)| *share).take(threshold).collect();
+            let key = (kept.len() == threshold).then(|| Bytes32(*shamir::join(&kept)))?;
+            fits(member, counts, &key).then_some(key)
+        })
     }
 
     /// What takes the masks from the sum of the contributions of `survivors`, from a secret of each
@@ -229,11 +261,7 @@ impl Cohort {
         for (member, secret) in self.members.iter().zip(secrets) {
             let (unit, key) = (member.unit, secret.key);
             let counts = survivors.contains(&unit);
-            let fits = match counts {
-                true => commitment(&key.0) == member.keys.commitment,
-                false => public_of(&key.0) == member.keys.masking,
-            };
-            if !fits || secret.unit != unit {
+            if !fits(member, counts, &key) || secret.unit != unit {
                 return Err(CohortError::Secret(unit));
             }
             if counts {
@@ -270,6 +298,15 @@ impl Cohort {
     }
 }
 
+/// True for the secret that a worker has committed to: the seed of its own mask if its contribution
+/// counts, and otherwise its masking key.
+fn fits(member: &CohortMember, counts: bool, key: &Bytes32) -> bool {
+    match counts {
+        true => commitment(&key.0) == member.keys.commitment,
+        false => public_of(&key.0) == member.keys.masking,
+    }
+}
+
 /// What a worker signs about its keys.
 pub fn statement(
     run: &RunId,
@@ -289,22 +326,42 @@ pub fn statement(
     }
 }
 
+/// The contributions that a worker has revealed shares for, by round. A round that is opened again
+/// has another cohort and maybe other workers; the difference of two sums would show what one of
+/// them contributed.
+#[derive(Debug, Default)]
+pub struct Disclosures(BTreeMap<Round, Vec<UnitIndex>>);
+
+impl Disclosures {
+    /// Notes the set for a round, before anything is revealed for it.
+    ///
+    /// # Errors
+    /// [`CohortError::AnotherSum`]: shares were revealed for another set of the round.
+    pub fn note(&mut self, round: Round, survivors: &[UnitIndex]) -> Result<(), CohortError> {
+        let noted = self.0.entry(round).or_insert_with(|| survivors.to_vec());
+        match noted == survivors {
+            true => Ok(()),
+            false => Err(CohortError::AnotherSum(round)),
+        }
+    }
+}
+
 /// The part of one worker in a cohort.
 #[derive(Debug)]
 pub struct Part {
     cohort: Cohort,
     keys: Keys,
     place: usize,
-    /// Shares of the seed and of the masking key of each worker, in the order of the cohort; empty
-    /// until they have come.
+    /// Shares of the seed and of the masking key of each worker, in the order of the cohort; zeros
+    /// where one did not open. Empty until they have come.
     held: Vec<Zeroizing<[u8; SHARES_BYTES]>>,
     /// The contributions that were named when shares were revealed.
     revealed: Option<Vec<UnitIndex>>,
 }
 
 impl Part {
-    /// Takes part in a cohort. `is_signed` checks the signature of a member over the encoding of a
-    /// statement.
+    /// Takes part in a cohort, as the worker with the audit key `own`. `is_signed` checks the
+    /// signature of a member over the encoding of a statement.
     ///
     /// # Errors
     /// A worker has not signed its keys, or this worker's are not in the cohort.
@@ -312,6 +369,7 @@ impl Part {
         cohort: Cohort,
         keys: Keys,
         lease: &LeaseRef,
+        own: (&WorkerId, &PublicKey),
         is_signed: impl Fn(&CohortMember, &[u8]) -> bool,
     ) -> Result<Self, CohortError> {
         for member in &cohort.members {
@@ -319,7 +377,10 @@ impl Part {
                 return Err(CohortError::Signature(member.unit));
             }
         }
-        let own = |place: &usize| cohort.members[*place].keys == keys.announced();
+        let own = |place: &usize| {
+            let member = &cohort.members[*place];
+            member.keys == keys.announced() && (&member.worker, &member.audit_key) == own
+        };
         let place = cohort.place(lease).filter(own);
         let place = place.ok_or(CohortError::NotIn(*lease))?;
         Ok(Self {
@@ -397,32 +458,38 @@ impl Part {
         Ok(ChaCha20Poly1305::new(&Key::from(*key)))
     }
 
-    /// Takes the shares that the others sealed for this worker, in the order of the cohort.
+    /// Takes the shares that the others sealed for this worker, in the order of the cohort. Returns
+    /// the units whose share does not open: what it says is its worker's, and the others are kept.
     ///
     /// # Errors
-    /// One of them does not open. None is kept then.
-    pub fn take(&mut self, sealed: &[ByteBuf]) -> Result<(), CohortError> {
+    /// They are not as many as the workers. None is kept then.
+    pub fn take(&mut self, sealed: &[ByteBuf]) -> Result<Vec<UnitIndex>, CohortError> {
         let (got, expected) = (sealed.len(), self.cohort.members.len());
         if got != expected {
             return Err(CohortError::Count { got, expected });
         }
-        let own = &self.split()[self.place];
-        let places = self.cohort.members.iter().zip(sealed).enumerate();
-        let opened = places.map(|(place, (member, sealed))| {
+        let mut held = self.split();
+        let mut closed = Vec::new();
+        for (place, (member, sealed)) in self.cohort.members.iter().zip(sealed).enumerate() {
             if place == self.place {
-                return Ok(own.clone());
+                continue;
             }
-            let cipher = self.cipher(member, member.unit, self.own_unit())?;
-            let opened = cipher.decrypt(&Nonce::from(NONCE), Payload::from(&sealed[..]));
-            let opened = opened.map(Zeroizing::new);
-            let opened = opened.ok().and_then(|opened| opened[..].try_into().ok());
-            let opened: Option<[u8; SHARES_BYTES]> = opened;
-            opened
-                .map(Zeroizing::new)
-                .ok_or(CohortError::Sealed(member.unit))
-        });
-        self.held = opened.collect::<Result<_, _>>()?;
-        Ok(())
+            let opened = self.open(member, sealed);
+            held[place] = opened.unwrap_or_else(|| {
+                closed.push(member.unit);
+                Zeroizing::new(MISSING)
+            });
+        }
+        self.held = held;
+        Ok(closed)
+    }
+
+    fn open(&self, from: &CohortMember, sealed: &[u8]) -> Option<Zeroizing<[u8; SHARES_BYTES]>> {
+        let cipher = self.cipher(from, from.unit, self.own_unit()).ok()?;
+        let opened = cipher.decrypt(&Nonce::from(NONCE), Payload::from(sealed));
+        let opened = Zeroizing::new(opened.ok()?);
+        let opened: [u8; SHARES_BYTES] = opened[..].try_into().ok()?;
+        Some(Zeroizing::new(opened))
     }
 
     /// The masks of this worker's contribution.
@@ -447,8 +514,9 @@ impl Part {
     }
 
     /// Reveals one share for each worker, in the order of the cohort: of the seed where its
-    /// contribution counts, of the masking key where it does not. Empty if this worker has no
-    /// shares. The same question gets the same answer, and any other an error.
+    /// contribution counts, of the masking key where it does not; zeros where its share did not
+    /// open. Empty if this worker has no shares. The same question gets the same answer, and any
+    /// other an error.
     ///
     /// # Errors
     /// [`CohortError::Survivors`] or [`CohortError::BothSecrets`].

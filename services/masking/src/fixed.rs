@@ -72,6 +72,12 @@ impl FixedPoint {
         Ok(())
     }
 
+    /// True for the word of a sum that `count` contributions of the run can have.
+    pub(crate) fn can_sum(&self, sum: u32, count: u32) -> bool {
+        let each = (self.largest * self.scale).round_ties_even();
+        f64::from(sum.cast_signed()).abs() <= each * f64::from(count)
+    }
+
     /// The mean of `count` contributions from the word of their sum.
     pub(crate) fn mean(&self, sum: u32, count: u32) -> f32 {
         let sum = f64::from(sum.cast_signed());
@@ -117,6 +123,18 @@ mod tests {
             let refused = word(&fixed, value).expect_err("it has no place");
             assert_eq!((refused.index, refused.largest), (0, 0.5));
         }
+    }
+
+    #[test]
+    fn tl_17_a_sum_beyond_what_the_contributions_may_have_is_seen() {
+        let fixed = FixedPoint::new(1.0, 4);
+        for most in [1_i32 << 29, -(1 << 29)] {
+            let beyond = most + most.signum();
+            assert!(fixed.can_sum(most.cast_unsigned(), 2));
+            assert!(!fixed.can_sum(beyond.cast_unsigned(), 2));
+            assert!(fixed.can_sum(beyond.cast_unsigned(), 3));
+        }
+        assert!(!fixed.can_sum(i32::MIN.cast_unsigned(), 4));
     }
 
     proptest! {

@@ -59,6 +59,14 @@ impl std::fmt::Debug for Keys {
     }
 }
 
+/// True if both public keys agree on a secret with any other. One of low order gives the same secret
+/// to everybody.
+pub fn are_sound(keys: &MaskKeys) -> bool {
+    let any = StaticSecret::from([1; 32]);
+    let sound = |public| agree(&any, public).is_some();
+    sound(&keys.sealing) && sound(&keys.masking)
+}
+
 /// The public half of a masking key.
 pub(crate) fn public_of(secret: &[u8; 32]) -> Bytes32 {
     Bytes32(PublicKey::from(&StaticSecret::from(*secret)).to_bytes())

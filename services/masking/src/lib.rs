@@ -24,18 +24,18 @@
 //!   reveals one set of shares for a cohort and never a second, so a coordinator that wants both
 //!   secrets of a worker needs two sets of `t` shares; and
 //! * the audit keys of the cohort are those of its workers. The coordinator names them, so one that
-//!   invents workers can see through the masks of a real one. The cohort with all keys is in the
-//!   ledger, beside the joins: an auditor who compares them with the issued credentials finds the
-//!   invented ones.
+//!   invents workers or a cohort sees through the masks of a real one, and nothing shows it yet.
 //!
-//! A worker can spoil a sum with a contribution of any values, since nobody can look at it, and a
-//! worker that reveals false shares can keep a round from its sum, since what does not fit the
-//! commitments is refused.
+//! A worker can spoil a sum with a contribution of any words, since nobody can look at it: what no
+//! honest contributions can sum to is refused, and anything else is merged. Workers that reveal
+//! false shares can keep a round from its sum, since what does not fit the commitments is refused:
+//! two of them are left out where as many more than the threshold reveal.
 //!
 //! # Numbers
 //!
 //! A value is a whole multiple of a power of two, as a word of 32 bits modulo `2^32`
-//! ([`FixedPoint`]). The power is the largest at which the sum over all units cannot wrap. All
+//! ([`FixedPoint`]). The power is the largest at which the sum of honest
+//! contributions over all units cannot wrap. All
 //! arithmetic after that is exact, so the order of the sum does not matter, and everybody who has
 //! the objects and the ledger recomputes the same bits.
 
@@ -45,9 +45,9 @@ mod keys;
 mod mask;
 mod shamir;
 
-pub use cohort::{Cohort, CohortError, Part, statement};
+pub use cohort::{Cohort, CohortError, Disclosures, Part, statement};
 pub use fixed::{FixedPoint, RangeError};
-pub use keys::{Entropy, Keys};
+pub use keys::{Entropy, Keys, are_sound};
 pub use mask::{Masks, UnmaskError, unmask};
 
 /// Bytes of one masked value.

@@ -71,6 +71,9 @@ pub enum UnmaskError {
         /// Contributions that the unmasking is for.
         expected: usize,
     },
+    /// A value of the sum that no contributions within the run's bound can have.
+    #[error("the sum has a value larger than all contributions together may have")]
+    Range,
     /// A key that agrees on nothing.
     #[error("the masking key of unit {0} agrees on no secret")]
     Key(UnitIndex),
@@ -113,7 +116,11 @@ pub fn unmask(
     }
     let (words, _) = sum.as_chunks_mut::<WORD_BYTES>();
     for word in words {
-        *word = fixed.mean(u32::from_le_bytes(*word), count).to_le_bytes();
+        let total = u32::from_le_bytes(*word);
+        if !fixed.can_sum(total, count) {
+            return Err(UnmaskError::Range);
+        }
+        *word = fixed.mean(total, count).to_le_bytes();
     }
     Ok(sum)
 }
@@ -256,7 +263,8 @@ mod tests {
 
     #[test]
     fn tl_17_parts_that_are_not_the_cohorts_give_no_sum() {
-        let fixed = FixedPoint::new(1.0, 3);
+        // Two of this largest value fill the words, so any words are a sum.
+        let fixed = FixedPoint::new(1_073_741_822.0 / 2_f64.powi(30), 2);
         let unmasking = Unmasking {
             cohort: Digest::of(b"a cohort"),
             seeds: vec![unit(0, 1), unit(1, 2)],
@@ -265,6 +273,10 @@ mod tests {
         };
         let run = |parts: &[&[u8]]| unmask(&unmasking, &fixed, 0, parts).err();
         assert_eq!(run(&[&[0; 8], &[0; 8]]), None);
+        // Words without the streams of these seeds: a sum that no two contributions have.
+        let narrow = FixedPoint::new(1.0, 3);
+        let out = unmask(&unmasking, &narrow, 0, &[&[0; 4000], &[0; 4000]]);
+        assert_eq!(out, Err(UnmaskError::Range));
         for parts in [
             &[&[0; 8][..]][..],
             &[&[0; 8], &[0; 4]],

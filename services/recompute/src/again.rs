@@ -76,7 +76,8 @@ impl Again {
         let (codec, elements) = (context.spec.upload.kind, context.elements(index));
         let (spec, unmasking) = (context.spec.clone(), self.unmasking.clone());
         let work = tokio::task::spawn_blocking(move || {
-            let parts = unmasked(&spec, unmasking.as_deref(), place.start, elements, parts)?;
+            let parts = unmasked(&spec, unmasking.as_deref(), place.start, elements, parts);
+            let parts = parts.map_err(|refusal| refusal.detail)?;
             let stepped = step.run(&mut piece, &parts, &place);
             let stepped = stepped.map_err(|error| error.to_string())?;
             Ok::<_, String>(Merged {

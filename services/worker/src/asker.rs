@@ -10,7 +10,7 @@ use identity::{AuditKey, Credentials};
 use runtime::Bus;
 use schemas::call::{Call, Verb, request_subject, worker as call};
 use schemas::contribution::{SubmitReply, SubmitRequest};
-use schemas::{Code, Millis, Refusal, RunId, V, WorkerId};
+use schemas::{Code, Millis, PublicKey, Refusal, RunId, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 use tokio::time::Instant;
 use worker_core::{Answer, AnswerWait, Request};
@@ -64,6 +64,11 @@ impl Asker {
     /// The trust domain in which it signs.
     pub(crate) fn domain(&self) -> &str {
         &self.domain
+    }
+
+    /// The public half of the audit key.
+    pub(crate) fn audit_key(&self) -> &PublicKey {
+        self.audit_key.public()
     }
 
     /// Signs the body of a statement with the audit key.

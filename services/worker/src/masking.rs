@@ -2,18 +2,19 @@
 //! that it reveals after them. What may be agreed and revealed is decided in crate `masking`; here
 //! are the questions to the coordinator.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backoff::Backoff;
 use identity::event::verify_statement;
 use identity::secret::random;
-use masking::{Cohort, CohortError, Keys, Part, statement};
+use masking::{Cohort, CohortError, Disclosures, Keys, Part, statement};
 use schemas::call::worker as call;
 use schemas::lease::LeaseRef;
 use schemas::masking::{CohortMember, MaskRequest, MaskStage, MaskStep};
 use schemas::run::{RunSpec, SecureAggregation};
-use schemas::{Code, Digest, Message as _, Refusal, V};
-use serde_bytes::ByteArray;
+use schemas::{Code, Digest, Message as _, Refusal, UnitIndex, V};
+use serde_bytes::{ByteArray, ByteBuf};
 use tokio::time::Instant;
 
 use crate::asker::Asker;
@@ -39,24 +40,36 @@ impl Masking<'_> {
     /// # Errors
     /// The coordinator's refusal, or keys or shares that are not what their workers signed.
     pub(crate) async fn agree(&self) -> Result<Part, Refusal> {
+        let mut pause = Backoff::new(PAUSE);
         loop {
-            let keys = Keys::new(&random());
-            let members = self.announce(&keys).await?;
-            let part = self.check(members, keys)?;
-            let step = MaskStep::Share {
-                cohort: part.cohort().digest(),
-                sealed: part.share().map_err(refusal)?,
-            };
-            match ask_until(self.asker, self.lease, step).await? {
-                MaskStage::Shares(sealed) => return self.take(part, &sealed),
-                // Another worker has lost its lease before all had shared.
-                MaskStage::Again => {}
-                other => return Err(unexpected(&other)),
+            if let Some(part) = self.agree_once().await? {
+                return Ok(part);
             }
+            // Another worker has lost its lease before all had shared. Its unit needs a worker.
+            tokio::time::sleep(pause.peek()).await;
+            pause.fail();
         }
     }
 
-    async fn announce(&self, keys: &Keys) -> Result<Vec<CohortMember>, Refusal> {
+    /// Agrees with new keys; none when the cohort that they were in is no more.
+    async fn agree_once(&self) -> Result<Option<Part>, Refusal> {
+        let keys = Keys::new(&random());
+        let Some(members) = self.announce(&keys).await? else {
+            return Ok(None);
+        };
+        let part = self.check(members, keys)?;
+        let step = MaskStep::Share {
+            cohort: part.cohort().digest(),
+            sealed: part.share().map_err(refusal)?,
+        };
+        match ask_until(self.asker, self.lease, step).await? {
+            MaskStage::Shares(sealed) => Ok(Some(self.take(part, &sealed))),
+            MaskStage::Again => Ok(None),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn announce(&self, keys: &Keys) -> Result<Option<Vec<CohortMember>>, Refusal> {
         let announced = keys.announced();
         let (run, worker) = (&self.spec.run, self.asker.worker());
         let body = statement(run, &self.spec_digest, worker, self.lease, announced);
@@ -65,7 +78,8 @@ impl Masking<'_> {
             signature: ByteArray::new(self.asker.sign(&body.encode())),
         };
         match ask_until(self.asker, self.lease, step).await? {
-            MaskStage::Cohort(members) => Ok(members),
+            MaskStage::Cohort(members) => Ok(Some(members)),
+            MaskStage::Again => Ok(None),
             other => Err(unexpected(&other)),
         }
     }
@@ -84,32 +98,55 @@ impl Masking<'_> {
             let domain = self.asker.domain();
             verify_statement(domain, &member.audit_key, &*member.signature, body).is_ok()
         };
-        let part = Part::join(cohort.map_err(refusal)?, keys, &self.lease, is_signed);
+        let own = (self.asker.worker(), self.asker.audit_key());
+        let part = Part::join(cohort.map_err(refusal)?, keys, &self.lease, own, is_signed);
         part.map_err(refusal)
     }
 
-    fn take(&self, mut part: Part, sealed: &[serde_bytes::ByteBuf]) -> Result<Part, Refusal> {
-        if sealed.is_empty() {
-            // The coordinator was started again since. The masks hold without these shares.
-            tracing::warn!(lease = %self.lease, "the shares of other workers' secrets are lost");
-        } else {
-            part.take(sealed).map_err(refusal)?;
+    /// Takes the shares of others. The masks hold without them, so the worker goes on without those
+    /// that do not come or do not open.
+    fn take(&self, mut part: Part, sealed: &[ByteBuf]) -> Part {
+        match part.take(sealed) {
+            Ok(closed) => {
+                for unit in closed {
+                    let mut members = part.cohort().members().iter();
+                    let from = members.find(|member| member.unit == unit);
+                    let from = from.map(|member| member.worker.as_str());
+                    tracing::warn!(lease = %self.lease, %unit, from, "a worker has sent a share that does not open");
+                }
+            }
+            // The coordinator was started again since.
+            Err(error) => {
+                tracing::warn!(lease = %self.lease, %error, "the shares of other workers' secrets are lost");
+            }
         }
         let workers = part.cohort().members().len();
         tracing::info!(lease = %self.lease, workers, "masks agreed");
-        Ok(part)
+        part
     }
 }
 
 /// Reveals shares once the set that the worker's contribution is in is sealed. Ends when nothing is
 /// left to reveal.
-pub(crate) async fn reveal(asker: Asker, lease: LeaseRef, mut part: Part) {
+pub(crate) async fn reveal(
+    asker: Asker,
+    lease: LeaseRef,
+    mut part: Part,
+    disclosures: Arc<Mutex<Disclosures>>,
+) {
+    let round = lease.unit.round;
     let cohort = part.cohort().digest();
+    let mut shares_for = |survivors: &[UnitIndex]| {
+        let shares = part.reveal(survivors)?;
+        let mut disclosures = disclosures.lock().expect("no holder panics");
+        disclosures.note(round, survivors)?;
+        Ok::<_, CohortError>(shares)
+    };
     let mut shares = Vec::new();
     loop {
         let step = MaskStep::Reveal { cohort, shares };
         shares = match ask_until(&asker, lease, step).await {
-            Ok(MaskStage::Unmask(survivors)) => match part.reveal(&survivors) {
+            Ok(MaskStage::Unmask(survivors)) => match shares_for(&survivors) {
                 Ok(shares) if shares.is_empty() => return,
                 Ok(shares) => shares,
                 Err(error) => {

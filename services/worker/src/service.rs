@@ -63,6 +63,8 @@ struct EffectRunner {
     time: CoordinatorTime,
     inputs: mpsc::Sender<Input>,
     tasks: TaskTracker,
+    /// Shares that are still to be revealed.
+    reveals: TaskTracker,
     tools: Option<UnitTools>,
     unit: Option<Unit>,
     waiting: Option<(Refusal, Instant)>,
@@ -129,6 +131,7 @@ impl Service {
             time,
             inputs: sender,
             tasks: TaskTracker::new(),
+            reveals: TaskTracker::new(),
             tools: None,
             unit: None,
             waiting: None,
@@ -209,6 +212,8 @@ impl Service {
         if let Some(unit) = &runner.unit {
             unit.stop.cancel();
         }
+        runner.reveals.close();
+        runner.until_revealed(&exit).await;
         runner.tasks.close();
         // The thread and the publisher end when all their senders are dropped.
         drop(runner);
@@ -327,6 +332,22 @@ impl EffectRunner {
         None
     }
 
+    /// Lets a drained worker reveal its shares: without them the others may train their round again.
+    /// The coordinator gives a sum up after the same time.
+    async fn until_revealed(&self, exit: &Exit) {
+        let drained = matches!(exit, Exit::Drained);
+        let Some(tools) = self.tools.as_ref().filter(|_| drained) else {
+            return;
+        };
+        let limit = Duration::from_millis(tools.spec.policy.silence_max.get());
+        if tokio::time::timeout(limit, self.reveals.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("ends before its shares for a sum were asked for");
+        }
+    }
+
     fn joined(&mut self, reply: JoinReply) {
         let JoinReply {
             spec, spec_digest, ..
@@ -352,7 +373,9 @@ impl EffectRunner {
             spec_digest,
             assets: Arc::new(OnceCell::new()),
             disclosed: Arc::default(),
+            disclosures: Arc::default(),
             hints: self.tasks.clone(),
+            reveals: self.reveals.clone(),
         });
     }
 

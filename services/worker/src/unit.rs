@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use data::{HeldOut, UnitSampler};
 use futures::{StreamExt as _, TryStreamExt as _};
-use masking::{FixedPoint, Masks, Part};
+use masking::{Disclosures, FixedPoint, Masks, Part};
 use merge::{SeededRounding, contribution_seed};
 use schemas::call::worker as call;
 use schemas::contribution::{Evaluation, StageRequest};
@@ -50,8 +50,12 @@ pub(crate) struct UnitTools {
     pub(crate) assets: Arc<OnceCell<Assets>>,
     /// The last lease under which a contribution has left this process.
     pub(crate) disclosed: Arc<Mutex<Option<LeaseRef>>>,
+    /// Sums that this process has revealed shares for.
+    pub(crate) disclosures: Arc<Mutex<Disclosures>>,
     /// Hints that are sent beside the work.
     pub(crate) hints: TaskTracker,
+    /// Shares that are still to be revealed. The end of the process waits for them.
+    pub(crate) reveals: TaskTracker,
 }
 
 /// One lease's work.
@@ -348,7 +352,9 @@ impl Unit {
         if let Some(part) = part {
             let asker = self.tools.asker.clone();
             let lease = self.manifest.lease;
-            self.tools.hints.spawn(reveal(asker, lease, part));
+            let disclosures = Arc::clone(&self.tools.disclosures);
+            let reveals = &self.tools.reveals;
+            reveals.spawn(reveal(asker, lease, part, disclosures));
         }
         tracing::info!(lease = %self.manifest.lease, round = unit.round.get(), "contribution uploaded");
         Ok(chunks)

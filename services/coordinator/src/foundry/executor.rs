@@ -332,15 +332,16 @@ async fn step_all(
             let parts = unmasked(spec, unmasking.as_deref(), place.start, elements, parts);
             let stepped = parts.and_then(|parts| {
                 let stepped = step.run(&mut piece, &parts, &place);
-                stepped.map_err(|error| error.to_string())
+                stepped.map_err(|error| Refusal::new(Code::Internal, error.to_string()))
             });
             (piece, stepped)
         });
         let (piece, stepped) = work
             .await
             .map_err(|error| Refusal::new(Code::Internal, format!("merge: {error}")))?;
-        let stepped: Stepped = stepped.map_err(|error| {
-            Refusal::new(Code::Internal, format!("merge of chunk {index}: {error}"))
+        let stepped: Stepped = stepped.map_err(|refusal| {
+            let detail = format!("merge of chunk {index}: {}", refusal.detail);
+            Refusal::new(refusal.code, detail)
         })?;
         if !stepped.finite {
             let detail = format!(

@@ -1,12 +1,14 @@
 //! Turns arrivals into inputs of the core.
 
-use coordinator_core::{Input, Peer, WorkerRequest};
+use coordinator_core::{Coordinator, Input, Peer, WorkerRequest};
+use identity::event::verify_statement;
 use identity::join::verify_join;
 use identity::{IssuedList, Registration};
 use runtime::Failure;
+use schemas::masking::MaskStep;
 use schemas::member::{Layer, Posture};
 use schemas::permission::Role;
-use schemas::{Code, Coded as _, Refusal, Seat};
+use schemas::{Code, Coded as _, Message as _, Refusal, Seat};
 
 use super::Shell;
 use super::tables::Asker;
@@ -14,7 +16,11 @@ use crate::arrival::Arrival;
 
 impl Shell {
     /// The input for an arrival; none for an answer of a foundry that is gone.
-    pub(super) fn input(&mut self, arrival: Arrival) -> Result<Option<Input>, Failure> {
+    pub(super) fn input(
+        &mut self,
+        core: &Coordinator,
+        arrival: Arrival,
+    ) -> Result<Option<Input>, Failure> {
         Ok(Some(match arrival {
             Arrival::Worker {
                 peer,
@@ -22,7 +28,8 @@ impl Shell {
                 reply,
             } => {
                 let reply = self.tables.expect_reply(Asker::Worker, reply);
-                let proven = proven(&self.domain, &peer, &request);
+                let proven = proven(&self.domain, &peer, &request)
+                    .and_then(|()| announced(&self.domain, core.state(), &peer, &request));
                 let bound =
                     proven.and_then(|()| bound(&self.issued, &self.posture, &peer, &request));
                 match bound {
@@ -95,6 +102,39 @@ fn proven(domain: &str, peer: &Peer, request: &WorkerRequest) -> Result<(), Refu
             peer.worker, join.audit_key
         );
         Refusal::new(Code::AuditKeyRefused, detail)
+    })
+}
+
+/// Checks that a worker signed the keys that it announces for masks, with the key with which it
+/// joined. The others of its cohort check the same, and could agree on nothing. Who is no member is
+/// refused by the core.
+fn announced(
+    domain: &str,
+    state: &ledger::State,
+    peer: &Peer,
+    request: &WorkerRequest,
+) -> Result<(), Refusal> {
+    let WorkerRequest::Mask(request) = request else {
+        return Ok(());
+    };
+    let MaskStep::Announce { keys, signature } = &request.step else {
+        return Ok(());
+    };
+    let Some(run) = state.run(&peer.run) else {
+        return Ok(());
+    };
+    let Some(member) = run.members.get(&peer.worker) else {
+        return Ok(());
+    };
+    let (name, spec) = (&run.spec.run, &run.spec_digest);
+    let statement = masking::statement(name, spec, &peer.worker, request.lease, *keys);
+    let body = statement.encode();
+    verify_statement(domain, &member.audit_key, &**signature, &body).map_err(|error| {
+        let detail = format!(
+            "the keys for lease {} are not signed: {error}",
+            request.lease
+        );
+        Refusal::new(Code::MaskKeysRefused, detail)
     })
 }
 

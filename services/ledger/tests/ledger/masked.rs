@@ -3,6 +3,7 @@
 
 use ledger::State;
 use schemas::event::LedgerEvent;
+use schemas::hold::Hold;
 use schemas::masking::{Bytes32, CohortMember, UnitKey};
 use schemas::{Epoch, Round, UnitIndex};
 use serde_bytes::ByteArray;
@@ -172,7 +173,20 @@ fn tl_17_a_sealed_set_that_nobody_unmasks_can_be_given_up() {
         book.note(&accepted(lease(0, unit, 1), unit));
     }
     let inputs = [(0, 1, 32), (1, 1, 32), (2, 1, 32), (3, 1, 32)];
+    // Before the seal they are enough for a sum, and under a hold there is none.
+    book.refuse(&dissolved(4));
     book.note(&sealed(0, &inputs, 0));
+    book.note(&LedgerEvent::HoldPlaced {
+        hold: Hold::Merges,
+        operator: kit::operator(),
+        reason: "test".parse().expect("a reason"),
+    });
+    book.refuse(&dissolved(4));
+    book.note(&LedgerEvent::HoldLifted {
+        hold: Hold::Merges,
+        operator: kit::operator(),
+        reason: "test".parse().expect("a reason"),
+    });
     book.note(&dissolved(4));
     assert!(book.run().sealed.is_empty());
     book.note(&granted(lease(0, 0, 2), 0));

@@ -42,6 +42,18 @@ fn cohort(count: u32, threshold: u32, round: u64) -> Cohort {
     cohort_of(round, threshold, members(count, round)).expect("a cohort")
 }
 
+/// Takes part as the worker of a unit.
+fn join(
+    cohort: Cohort,
+    keys: Keys,
+    lease: &LeaseRef,
+    is_signed: impl Fn(&CohortMember, &[u8]) -> bool,
+) -> Result<Part, CohortError> {
+    let number = lease.unit.index.get() + 1;
+    let own = (&kit::worker(number), &kit::public_key(number));
+    Part::join(cohort, keys, lease, own, is_signed)
+}
+
 /// The parts of all workers, who have exchanged their shares.
 fn parts(cohort: &Cohort, round: u64) -> Vec<Part> {
     let units = cohort.members().iter().map(|member| member.unit.get());
@@ -49,7 +61,7 @@ fn parts(cohort: &Cohort, round: u64) -> Vec<Part> {
         .map(|unit| {
             let keys = keys(round * 100 + u64::from(unit));
             let lease = kit::lease(kit::train(round, unit), 1);
-            Part::join(cohort.clone(), keys, &lease, |_, _| true).expect("it is in")
+            join(cohort.clone(), keys, &lease, |_, _| true).expect("it is in")
         })
         .collect();
     let sealed: Vec<Vec<ByteBuf>> = parts.iter().map(|part| part.share().unwrap()).collect();
@@ -182,12 +194,86 @@ fn tl_17_fewer_shares_than_the_threshold_give_no_secret() {
 #[test]
 fn tl_17_a_false_share_is_seen_by_the_commitment_and_names_whose_secret_it_spoils() {
     let cohort = cohort(4, 3, 0);
-    for survivors in [units(0..4), units([0, 1, 3])] {
-        let mut parts = parts(&cohort, 0);
-        let mut shares = revealed(&mut parts, &survivors);
-        shares.get_mut(&UnitIndex(1)).unwrap()[2].0[31] ^= 1;
-        let refused = cohort.recover(&survivors, &shares);
-        assert_eq!(refused, Err(CohortError::Secret(UnitIndex(2))));
+    let survivors = units([0, 1, 3]);
+    let mut parts = parts(&cohort, 0);
+    let mut shares = revealed(&mut parts, &survivors);
+    shares.get_mut(&UnitIndex(1)).unwrap()[2].0[31] ^= 1;
+    let refused = cohort.recover(&survivors, &shares);
+    assert_eq!(refused, Err(CohortError::Secret(UnitIndex(2))));
+}
+
+#[test]
+fn tl_17_up_to_two_false_shares_are_left_out_when_there_are_as_many_more() {
+    let (cohort, survivors) = (cohort(6, 4, 0), units(0..6));
+    let mut parts = parts(&cohort, 0);
+    let shares = revealed(&mut parts, &survivors);
+    let sound = cohort.recover(&survivors, &shares).expect("true shares");
+    assert!(sound.is_some());
+    for liars in [[0, 0], [1, 5], [4, 5], [0, 3]] {
+        let mut shares = shares.clone();
+        for liar in BTreeSet::from(liars) {
+            shares.get_mut(&UnitIndex(liar)).unwrap()[2].0[liar as usize] ^= 1;
+        }
+        assert_eq!(
+            cohort.recover(&survivors, &shares),
+            Ok(sound.clone()),
+            "{liars:?}"
+        );
+        // Without the two others, more may still come; with none to come it is over.
+        for other in (0..6).filter(|other| !liars.contains(other)).take(1) {
+            shares.remove(&UnitIndex(other));
+        }
+        let waits = liars[0] == liars[1];
+        let got = cohort.recover(&survivors, &shares);
+        assert_eq!(got, Ok(sound.clone().filter(|_| waits)), "{liars:?}");
+    }
+    let mut shares = shares;
+    for liar in [0, 1, 2] {
+        shares.get_mut(&UnitIndex(liar)).unwrap()[2].0[liar as usize] ^= 1;
+    }
+    let over = cohort.recover(&survivors, &shares);
+    assert_eq!(over, Err(CohortError::Secret(UnitIndex(2))));
+}
+
+#[test]
+fn tl_17_a_share_that_does_not_open_is_missing_and_names_who_sent_it() {
+    let (cohort, survivors) = (cohort(4, 3, 0), units(0..4));
+    let mut parts = parts(&cohort, 0);
+    // The worker of unit 1 seals rubbish for that of unit 0.
+    let mut sealed: Vec<ByteBuf> = parts
+        .iter()
+        .map(|part| part.share().unwrap()[0].clone())
+        .collect();
+    sealed[1] = ByteBuf::from(vec![5; 80]);
+    assert_eq!(parts[0].take(&sealed), Ok(units([1])));
+    let mut shares = revealed(&mut parts, &survivors);
+    let row = &shares[&UnitIndex(0)];
+    let missing = row.iter().map(|share| share.0 == [0; 32]);
+    assert_eq!(missing.collect::<Vec<_>>(), [false, true, false, false]);
+    assert!(cohort.recover(&survivors, &shares).unwrap().is_some());
+    // It has a share of the other secrets, so only that of unit 1 waits for another worker.
+    shares.remove(&UnitIndex(3));
+    assert_eq!(cohort.recover(&survivors, &shares), Ok(None));
+}
+
+#[test]
+fn tl_17_a_worker_reveals_for_one_set_of_a_round_in_whatever_cohorts() {
+    let mut disclosures = Disclosures::default();
+    assert_eq!(disclosures.note(Round(3), &units(0..4)), Ok(()));
+    // The round is opened again: the same set tells nothing new, another one does.
+    assert_eq!(disclosures.note(Round(3), &units(0..4)), Ok(()));
+    let refused = disclosures.note(Round(3), &units(0..3));
+    assert_eq!(refused, Err(CohortError::AnotherSum(Round(3))));
+    assert_eq!(disclosures.note(Round(4), &units(0..3)), Ok(()));
+}
+
+#[test]
+fn tl_17_the_place_in_a_cohort_is_the_workers_own() {
+    let lease = kit::lease(kit::train(0, 1), 1);
+    for (worker, audit_key, fits) in [(2, 2, true), (3, 2, false), (2, 3, false)] {
+        let own = (&kit::worker(worker), &kit::public_key(audit_key));
+        let part = Part::join(cohort(4, 3, 0), keys(1), &lease, own, |_, _| true);
+        assert_eq!(part.is_ok(), fits, "{worker} {audit_key}");
     }
 }
 
@@ -246,14 +332,14 @@ fn tl_17_keys_that_are_not_signed_or_not_its_own_are_refused() {
         assert_eq!(body, cohort.statement(member).encode());
         member.unit != UnitIndex(2)
     };
-    let refused = Part::join(cohort.clone(), keys(1), &lease, signed).unwrap_err();
+    let refused = join(cohort.clone(), keys(1), &lease, signed).unwrap_err();
     assert_eq!(refused, CohortError::Signature(UnitIndex(2)));
     // The keys of another round, or the lease of another worker.
-    let not_in = Part::join(cohort.clone(), keys(101), &lease, |_, _| true).unwrap_err();
+    let not_in = join(cohort.clone(), keys(101), &lease, |_, _| true).unwrap_err();
     assert_eq!(not_in, CohortError::NotIn(lease));
     assert_eq!(not_in.code(), Code::CohortOver);
     let other = kit::lease(kit::train(0, 1), 2);
-    assert!(Part::join(cohort, keys(1), &other, |_, _| true).is_err());
+    assert!(join(cohort, keys(1), &other, |_, _| true).is_err());
 }
 
 #[test]
@@ -262,23 +348,14 @@ fn tl_17_shares_of_another_cohort_or_for_another_worker_do_not_open() {
     let sealed: Vec<Vec<ByteBuf>> = here.iter().map(|part| part.share().unwrap()).collect();
     let mine =
         |place: usize| -> Vec<ByteBuf> { sealed.iter().map(|from| from[place].clone()).collect() };
-    assert_eq!(here[0].take(&mine(0)), Ok(()));
-    assert_eq!(
-        here[0].take(&mine(1)),
-        Err(CohortError::Sealed(UnitIndex(1)))
-    );
+    assert_eq!(here[0].take(&mine(0)), Ok(vec![]));
+    assert_eq!(here[0].take(&mine(1)), Ok(units(1..4)));
     let mut swapped = mine(0);
     swapped.swap(2, 3);
-    assert_eq!(
-        here[0].take(&swapped),
-        Err(CohortError::Sealed(UnitIndex(2)))
-    );
+    assert_eq!(here[0].take(&swapped), Ok(units([2, 3])));
     let mut altered = mine(0);
     altered[3][5] ^= 1;
-    assert_eq!(
-        here[0].take(&altered),
-        Err(CohortError::Sealed(UnitIndex(3)))
-    );
+    assert_eq!(here[0].take(&altered), Ok(units([3])));
     let (got, expected) = (3, 4);
     assert_eq!(
         here[0].take(&mine(0)[1..]),
@@ -286,13 +363,13 @@ fn tl_17_shares_of_another_cohort_or_for_another_worker_do_not_open() {
     );
     // The same workers in the next round, and with one other key in this one.
     let mut next = parts(&cohort(4, 3, 1), 1);
-    assert!(next[0].take(&mine(0)).is_err());
+    assert_eq!(next[0].take(&mine(0)), Ok(units(1..4)));
     let mut changed = members(4, 0);
     changed[3].keys = keys(999).announced();
     let changed = cohort_of(0, 3, changed).unwrap();
     let lease = kit::lease(kit::train(0, 0), 1);
-    let mut part = Part::join(changed, keys(0), &lease, |_, _| true).unwrap();
-    assert_eq!(part.take(&mine(0)), Err(CohortError::Sealed(UnitIndex(1))));
+    let mut part = join(changed, keys(0), &lease, |_, _| true).unwrap();
+    assert_eq!(part.take(&mine(0)), Ok(units(1..4)));
 }
 
 #[test]
@@ -308,6 +385,18 @@ fn tl_17_workers_that_are_no_cohort_are_refused() {
     let mut same_key = members(4, 0);
     same_key[1].keys.masking = same_key[0].keys.masking;
     assert!(refused(3, same_key));
+    let mut same_signer = members(4, 0);
+    same_signer[1].audit_key = same_signer[0].audit_key.clone();
+    assert!(refused(3, same_signer));
+    let low: [fn(&mut MaskKeys); 2] = [
+        |keys| keys.sealing = Bytes32([0; 32]),
+        |keys| keys.masking = Bytes32([0; 32]),
+    ];
+    for change in low {
+        let mut of_low_order = members(4, 0);
+        change(&mut of_low_order[1].keys);
+        assert!(refused(3, of_low_order));
+    }
     let mut disordered = members(4, 0);
     disordered.swap(0, 1);
     assert!(refused(3, disordered));

@@ -162,6 +162,10 @@ pub(crate) fn nobody_gets_through(run: &Run, live: &LiveRun) -> Option<Refusal> 
 pub(crate) fn stated_failure(reason: &str) -> Option<Refusal> {
     let (code, rest) = reason.split_once(' ').unwrap_or((reason, ""));
     let code: Code = code.parse().ok()?;
+    // The keys or the leave of another worker of its cohort, and not this one.
+    if matches!(code, Code::MaskKeysRefused | Code::CohortOver) {
+        return None;
+    }
     let title = code.title();
     let detail = rest
         .strip_prefix(title)
@@ -202,6 +206,11 @@ mod tests {
     fn a_reason_counts_when_it_begins_with_a_code() {
         let refusal = Refusal::new(Code::TrainingFailed, "out of memory");
         assert_eq!(stated_failure(&refusal.to_string()), Some(refusal));
+        // What another worker of its cohort did is no failure of this one.
+        for others in [Code::MaskKeysRefused, Code::CohortOver] {
+            let refusal = Refusal::new(others, "keys");
+            assert_eq!(stated_failure(&refusal.to_string()), None);
+        }
         for other in ["stopped", "drained", "", "DL0000 nothing", "no reason"] {
             assert_eq!(stated_failure(other), None, "{other}");
         }

@@ -6,11 +6,13 @@
 //! ledger holds the cohort, and shares that were not passed on before a restart are missing in the
 //! hands of their receivers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ledger::Run;
 use masking::Cohort;
 use schemas::event::LedgerEvent;
+use schemas::foundry::Order;
+use schemas::hold::Hold;
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
 use schemas::masking::{
     Bytes32, CohortMember, MaskKeys, MaskReply, MaskRequest, MaskStage, MaskStep,
@@ -32,10 +34,17 @@ const SEALED_BYTES: usize = 80;
 /// What is known of the agreement of the open round, as long as this process lives.
 #[derive(Debug, Default)]
 pub(crate) struct Agreement {
+    /// The round that all of it is about.
+    round: Option<Round>,
     /// Announced keys with their signatures, by lease.
     announced: BTreeMap<LeaseRef, (MaskKeys, ByteArray<64>)>,
     /// The cohort that all have announced keys for.
     cohort: Option<Cohort>,
+    /// Leases whose workers were told the cohort.
+    told: BTreeSet<LeaseRef>,
+    /// Keys of a cohort that is no more, which its worker was told, by lease. They count for no
+    /// other cohort.
+    spent: BTreeMap<LeaseRef, MaskKeys>,
     /// Sealed shares by their sender's place in the cohort.
     shared: BTreeMap<usize, Vec<ByteBuf>>,
     /// Revealed shares by the unit of who revealed them.
@@ -84,16 +93,25 @@ impl RunRoom<'_> {
             let detail = format!("the keys for lease {lease} are fixed");
             return Err(Refusal::new(Code::CohortOver, detail));
         }
+        if !masking::are_sound(&keys) {
+            let detail = format!("the keys for lease {lease} agree on no secret");
+            return Err(Refusal::new(Code::MaskKeysRefused, detail));
+        }
         // Who waits for others does not stand still.
         self.live.lease_mut(&lease.unit).progress_at = turn.now;
-        let known = self.live.agreement.announced.get(&lease);
-        if known.map(|(known, _)| known) != Some(&keys) {
-            self.live.agreement.begin_again();
-            let announced = (keys, signature);
-            self.live.agreement.announced.insert(lease, announced);
+        let agreement = &mut self.live.agreement;
+        agreement.look_at(&self.run, lease.unit.round);
+        if agreement.spent.get(&lease) == Some(&keys) {
+            return Ok(MaskStage::Again);
         }
-        if self.live.agreement.cohort_is_gone(&self.run) {
-            self.live.agreement.begin_again();
+        let known = agreement.announced.get(&lease);
+        if known.map(|(known, _)| known) != Some(&keys) {
+            // Others may have shared for the keys that it changes.
+            if agreement.place(&lease).is_some() {
+                let detail = format!("lease {lease} is in a cohort with other keys");
+                return Err(Refusal::new(Code::CohortOver, detail));
+            }
+            agreement.announced.insert(lease, (keys, signature));
         }
         if self.live.agreement.cohort.is_none()
             && let Some(members) = self.live.agreement.members(&self.run, lease.unit.round)
@@ -106,8 +124,12 @@ impl RunRoom<'_> {
             })?;
             self.live.agreement.cohort = Some(cohort);
         }
-        Ok(match &self.live.agreement.cohort {
-            Some(cohort) => MaskStage::Cohort(cohort.members().to_vec()),
+        let agreement = &mut self.live.agreement;
+        Ok(match &agreement.cohort {
+            Some(cohort) => {
+                agreement.told.insert(lease);
+                MaskStage::Cohort(cohort.members().to_vec())
+            }
             None => MaskStage::Wait,
         })
     }
@@ -132,17 +154,13 @@ impl RunRoom<'_> {
         }
         self.live.lease_mut(&lease.unit).progress_at = turn.now;
         let agreement = &mut self.live.agreement;
-        if agreement.cohort_is_gone(&self.run) {
-            agreement.begin_again();
-        }
+        agreement.look_at(&self.run, round);
         let cohort = agreement.cohort.as_ref();
-        let Some(cohort) = cohort.filter(|cohort| cohort.digest() == digest) else {
-            // These keys have been shared, so they count for no other cohort.
-            agreement.announced.remove(&lease);
+        let cohort = cohort.filter(|cohort| cohort.digest() == digest);
+        let placed = cohort.and_then(|cohort| Some((cohort, cohort.place(&lease)?)));
+        let Some((cohort, place)) = placed else {
             return Ok(MaskStage::Again);
         };
-        let place = cohort.place(&lease);
-        let place = place.expect("a cohort of all holders has each of them");
         let fits = |(to, sealed): (usize, &ByteBuf)| {
             let expected = if to == place { 0 } else { SEALED_BYTES };
             sealed.len() == expected
@@ -158,6 +176,8 @@ impl RunRoom<'_> {
             return Ok(MaskStage::Wait);
         }
         self.append(turn, LedgerEvent::CohortSealed { round, members });
+        // From here on the ledger holds the cohort; only the shares are still to be passed on.
+        self.live.agreement.seal();
         Ok(MaskStage::Shares(self.live.agreement.shares_for(place)))
     }
 
@@ -195,6 +215,9 @@ impl RunRoom<'_> {
         }
         let revealed = &mut self.live.agreement.revealed;
         revealed.insert(lease.unit.index, shares);
+        if self.run.is_held(Hold::Merges) {
+            return MaskStage::Wait;
+        }
         match cohort.recover(&survivors, revealed) {
             Ok(None) => MaskStage::Wait,
             Ok(Some(secrets)) => {
@@ -215,19 +238,24 @@ impl RunRoom<'_> {
     pub(crate) fn dissolve(&mut self, turn: &mut Turn<'_>, round: Round) {
         let mut open = self.run.open.iter();
         let open = open.find(|(sync, _)| sync.round == round);
-        let contributions = open.map_or(0, |(_, open)| open.inputs().count());
+        let inputs = open.map(|(_, open)| open.inputs().map(|input| input.lease));
+        let inputs: Vec<LeaseRef> = inputs.into_iter().flatten().collect();
         let event = LedgerEvent::CohortDissolved {
             round,
-            contributions: u32::try_from(contributions).expect("a cohort is small"),
+            contributions: u32::try_from(inputs.len()).expect("a cohort is small"),
         };
         self.append(turn, event);
+        for lease in inputs {
+            self.order(turn, Order::Unstage { lease });
+        }
         self.live.agreement = Agreement::default();
         self.offer_open(turn);
     }
 
     /// Waits for shares of a sealed set for as long as a silent worker may take to come back.
     pub(crate) fn watch_unmasking(&mut self, turn: &mut Turn<'_>) {
-        let waits = self.run.sealed_masked().is_some();
+        // A held run unmasks nothing, so nobody is late.
+        let waits = self.run.sealed_masked().is_some() && !self.run.is_held(Hold::Merges);
         match self.live.agreement.ends_at {
             None if waits => {
                 let ends_at = turn.now.after(self.run.spec.policy.silence_max);
@@ -241,25 +269,59 @@ impl RunRoom<'_> {
 }
 
 impl Agreement {
-    /// Forgets the cohort that was about to be, but not the keys that were announced.
+    /// Turns to a round, and drops what is of another one, or of workers that are gone.
+    fn look_at(&mut self, run: &Run, round: Round) {
+        if self.round != Some(round) {
+            *self = Self {
+                round: Some(round),
+                ..Self::default()
+            };
+        }
+        if self.cohort_is_gone(run) {
+            self.begin_again();
+        }
+        let is_held = |lease: &LeaseRef| {
+            let holder = run.holder(&lease.unit);
+            holder.is_some_and(|(_, epoch)| epoch == lease.epoch)
+        };
+        self.announced.retain(|lease, _| is_held(lease));
+        self.spent.retain(|lease, _| is_held(lease));
+    }
+
+    /// Forgets the cohort that was about to be, with the keys of those that were told of it: they
+    /// may have shared, and will announce new ones. The others ask again with those that they have.
     fn begin_again(&mut self) {
         self.cohort = None;
         self.shared.clear();
-        self.revealed.clear();
+        for lease in std::mem::take(&mut self.told) {
+            if let Some((keys, _)) = self.announced.remove(&lease) {
+                self.spent.insert(lease, keys);
+            }
+        }
+    }
+
+    /// Keeps the shares for the workers of the cohort that is sealed now, and nothing else.
+    fn seal(&mut self) {
+        *self = Self {
+            round: self.round,
+            shared: std::mem::take(&mut self.shared),
+            ..Self::default()
+        };
+    }
+
+    /// The place of a lease in the cohort that is about to be.
+    fn place(&self, lease: &LeaseRef) -> Option<usize> {
+        self.cohort.as_ref()?.place(lease)
     }
 
     /// True if a worker of the cohort that is about to be has lost its lease.
     fn cohort_is_gone(&self, run: &Run) -> bool {
-        let Some(cohort) = &self.cohort else {
+        let (Some(cohort), Some(round)) = (&self.cohort, self.round) else {
             return false;
         };
-        let leases = self.announced.keys();
         !cohort.members().iter().all(|member| {
-            let mut leases = leases.clone();
-            let lease =
-                leases.find(|lease| lease.unit.index == member.unit && lease.epoch == member.epoch);
-            let holder = lease.and_then(|lease| run.holder(&lease.unit));
-            holder == Some((&member.worker, member.epoch))
+            let LeaseRef { unit, epoch } = member.lease(round);
+            run.holder(&unit) == Some((&member.worker, epoch))
         })
     }
 

@@ -10,6 +10,7 @@ use schemas::{Code, PublicKey, Refusal, V};
 
 use crate::run::RunRoom;
 use crate::run::live::{Foundry, WeightsOrder};
+use crate::run::masking::Agreement;
 use crate::turn::Turn;
 
 impl RunRoom<'_> {
@@ -58,6 +59,7 @@ impl RunRoom<'_> {
         for unit in gone {
             self.settle(turn, &unit);
         }
+        self.live.agreement = Agreement::default();
         self.live.failures.clear();
         self.live.failed_in_a_row = 0;
         // A restore that is under way ends first, and its outcome means nothing.

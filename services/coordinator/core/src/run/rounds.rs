@@ -248,7 +248,9 @@ impl RunRoom<'_> {
             match outcome {
                 Ok(merged) => self.live.foundry.merged = Some((sync, merged)),
                 // Another merge of the same contributions would give the same weights.
-                Err(refusal) if refusal.code == Code::NotFinite => self.halt(turn, &refusal),
+                Err(refusal) if matches!(refusal.code, Code::NotFinite | Code::MaskRange) => {
+                    self.halt(turn, &refusal);
+                }
                 Err(refusal) => self.try_later(turn, refusal),
             }
             self.advance(turn);

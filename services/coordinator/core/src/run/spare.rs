@@ -95,10 +95,10 @@ fn would_wait(run: &Run, live: &LiveRun, worker: &WorkerId, now: UnixMillis) -> 
     let Some(needed) = live.spans.evaluation(run, worker) else {
         return false;
     };
-    let open = run
-        .units
-        .iter()
-        .any(|(unit, state)| unit.kind == UnitKind::Train && state.standing == Standing::Open);
+    // Nobody may take a unit whose worker has left a masked round.
+    let open = run.units.iter().any(|(unit, state)| {
+        unit.kind == UnitKind::Train && state.standing == Standing::Open && !run.is_fixed(unit)
+    });
     let left = |(lease, holder, since): (LeaseRef, &WorkerId, UnixMillis)| {
         let span = (lease.unit.kind == UnitKind::Train)
             .then(|| live.spans.training.get(holder))

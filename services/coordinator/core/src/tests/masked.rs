@@ -15,6 +15,8 @@ use crate::effect::{Answer, Effect};
 use crate::fixture::*;
 use crate::{ReplyId, WorkerRequest};
 
+mod again;
+
 const UNITS: u32 = 4;
 
 fn masked() -> RunSpec {
@@ -78,7 +80,12 @@ fn parts(world: &mut World, leases: &[LeaseRef], salt: u8) -> Vec<Part> {
         };
         let cohort = world.run().cohort_of(lease.unit.round, members);
         let keys = keys(number, salt);
-        Part::join(cohort.expect("a cohort"), keys, lease, |_, _| true).expect("it is in")
+        let (worker, audit_key) = (
+            worker(number),
+            world.run().members[&worker(number)].audit_key.clone(),
+        );
+        let own = (&worker, &audit_key);
+        Part::join(cohort.expect("a cohort"), keys, lease, own, |_, _| true).expect("it is in")
     });
     parts.collect()
 }
@@ -180,9 +187,12 @@ fn tl_17_settings_that_need_a_contribution_by_itself_are_refused_when_the_run_is
         (3, 2, false),
         (4, 2, false),
         (6, 3, false),
-        (7, 4, true),
+        (6, 4, true),
+        (7, 4, false),
+        (7, 5, true),
         (7, 8, false),
-        (32, 17, true),
+        (32, 21, false),
+        (32, 22, true),
         (33, 20, false),
     ] {
         let shape = |spec: &mut RunSpec| {
@@ -396,9 +406,22 @@ fn tl_17_false_shares_give_the_round_up_and_no_weights() {
         leases[2],
         MaskStep::Reveal { cohort, shares },
     );
+    // One more may still help.
+    assert_eq!(stage(&world, reply), MaskStage::Wait);
+    assert_eq!(dissolved(&world), 0);
+    let mut shares = parts[3].reveal(&survivors).expect("it is honest");
+    shares[0].0[0] ^= 2;
+    let step_of_last = MaskStep::Reveal { cohort, shares };
+    let reply = step(&mut world, 4, leases[3], step_of_last);
     assert_eq!(stage(&world, reply), MaskStage::Over);
     assert_eq!(dissolved(&world), 1);
     assert!(merge_order(&world).is_none());
+    for lease in leases {
+        let unstaged = world.seen.iter().any(|effect| {
+            matches!(effect, Effect::Foundry { order: Order::Unstage { lease: of }, .. } if *of == lease)
+        });
+        assert!(unstaged, "{lease}");
+    }
 }
 
 #[test]
@@ -439,7 +462,7 @@ fn tl_17_keys_that_were_shared_for_a_cohort_count_for_no_other() {
         0
     );
     let leases = [leases[0], leases[1], leases[2], again];
-    let mut parts = self::parts(&mut world, &leases, 3);
+    let mut parts = self::parts(&mut world, &leases, 2);
     exchange(&mut world, &leases, &mut parts);
     assert_eq!(
         world.count(|event| matches!(event, LedgerEvent::CohortSealed { .. })),
@@ -544,57 +567,4 @@ fn tl_17_a_worker_in_quarantine_is_left_out_before_the_seal() {
     world.control(crate::ControlRequest::WorkerQuarantine(request));
     let survivors = (0..3).map(UnitIndex).collect();
     assert_eq!(world.run().sealed_masked(), Some((Round(0), survivors)));
-}
-
-#[test]
-fn tl_17_a_heartbeat_of_a_masked_run_tells_no_loss() {
-    for (loss, refused) in [(Some(2.5), true), (None, false)] {
-        let (mut world, ..) = leased();
-        let heartbeat = schemas::telemetry::Heartbeat {
-            loss,
-            lease: None,
-            ..crate::tests::heartbeat::heartbeat()
-        };
-        let before = world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. }));
-        let peer = peer(1);
-        world.input(crate::Input::Heartbeat { peer, heartbeat });
-        let after = world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. }));
-        assert_eq!(after - before, usize::from(refused), "{loss:?}");
-    }
-}
-
-#[test]
-fn tl_17_the_keys_of_the_largest_cohort_fit_in_one_event() {
-    let member = |unit| schemas::masking::CohortMember {
-        unit: UnitIndex(u32::MAX - unit),
-        epoch: schemas::Epoch(u64::MAX),
-        worker: worker(unit),
-        audit_key: kit::audit_key(unit),
-        keys: keys(unit, 1).announced(),
-        signature: ByteArray::new([255; 64]),
-    };
-    let members = (0..schemas::masking::COHORT_MAX).map(member).collect();
-    let round = Round(u64::MAX);
-    let event = LedgerEvent::CohortSealed { round, members };
-    let body = schemas::event::EventBody {
-        v: V,
-        emitter: public_key(1),
-        sequence: schemas::ChainSequence(u64::MAX),
-        previous: Some(Digest::of(b"previous")),
-        time: START,
-        run: Some(run_id()),
-        event: schemas::event::Event::Ledger(event),
-    };
-    let bytes = schemas::Message::encode(&body).len();
-    assert!(bytes < schemas::limits::EVENT_BYTES_MAX * 9 / 10, "{bytes}");
-}
-
-#[test]
-fn tl_17_a_run_without_masks_has_no_cohorts() {
-    let mut world = World::with_run(spec("demo"));
-    world.join(1);
-    let held = world.lease(1);
-    let reply = announce(&mut world, 1, held, 1);
-    assert_eq!(world.refusal(reply), Code::CohortOver);
-    assert!(world.run().cohort_of(Round(0), vec![]).is_err());
 }

@@ -39,7 +39,7 @@ fn replied(world: &World, asked: ReplyId) -> RestoreReply {
     }
 }
 
-fn restore(world: &mut World, round: u64) -> RestoreReply {
+pub(crate) fn restore(world: &mut World, round: u64) -> RestoreReply {
     let asked = ask(world, request(of(round)));
     world.answer_pending();
     replied(world, asked)

@@ -1,8 +1,11 @@
 use std::fs;
 
 use identity::{AuditKey, ConnectionKey, KeyKind, SigningKey};
+use schemas::event::LedgerEvent;
+use schemas::masking::MaskRequest;
 use schemas::member::{JoinRequest, OpenLayer, Session};
 use schemas::{PublicKey, Rank, UnixMillis, V};
+use serde_bytes::ByteArray;
 use tempfile::TempDir;
 
 use super::*;
@@ -147,4 +150,51 @@ fn fg_03_without_the_folder_only_an_open_layer_lets_workers_in() {
         assert_eq!(scene.join(&posture), Err(Code::RecordMissing));
     }
     assert_eq!(scene.join(&open(Layer::Enrolment)), Ok(None));
+}
+
+#[test]
+fn tl_17_keys_that_their_worker_did_not_sign_for_their_lease_reach_no_cohort() {
+    let (key, run) = (AuditKey::generate(), kit::run_id());
+    let spec = kit::masked_run_spec(4).build();
+    let created = LedgerEvent::RunCreated {
+        spec: Box::new(spec),
+        operator: kit::operator(),
+    };
+    let mut join = kit::join_request(1);
+    join.audit_key = key.public().clone();
+    let joined = kit::joined(kit::worker(1), kit::account(1), join);
+    let mut state = ledger::State::default();
+    for event in [created, joined] {
+        let applied = state.apply(UnixMillis(1), Some(&run), &event);
+        applied.expect("it follows");
+    }
+    let digest = state.run(&run).expect("it was created").spec_digest;
+    let keys = masking::Keys::new(&[7; 128].into()).announced();
+    let lease = |epoch| kit::lease(kit::train(0, 0), epoch);
+    let signed = |key: &AuditKey, epoch| {
+        let (worker, of) = (kit::worker(1), lease(epoch));
+        let body = masking::statement(&run, &digest, &worker, of, keys).encode();
+        ByteArray::new(key.sign_statement("domain", &body))
+    };
+    let other = AuditKey::generate();
+    for (signature, number, refused) in [
+        (signed(&key, 1), 1, None),
+        (signed(&other, 1), 1, Some(Code::MaskKeysRefused)),
+        (signed(&key, 2), 1, Some(Code::MaskKeysRefused)),
+        // The core refuses who is no member.
+        (signed(&other, 1), 2, None),
+    ] {
+        let request = WorkerRequest::Mask(MaskRequest {
+            v: V,
+            lease: lease(1),
+            step: MaskStep::Announce { keys, signature },
+        });
+        let peer = Peer {
+            account: kit::account(1),
+            run: run.clone(),
+            worker: kit::worker(number),
+        };
+        let outcome = announced("domain", &state, &peer, &request);
+        assert_eq!(outcome.err().map(|refusal| refusal.code), refused);
+    }
 }
