@@ -116,6 +116,12 @@ async fn old_objects_are_deleted_while_the_run_trains_and_nothing_goes_that_is_n
     let code = Code::ObjectsGivenUp.to_string();
     let said = &refused.stderr;
     assert!(said.contains(&code) && said.contains("event"), "{said}");
+    let order = promote(&gone);
+    let order: Vec<&str> = order.iter().map(String::as_str).collect();
+    cluster.kept().await;
+    let refused = cluster.diloctl(&order).await;
+    let said = &refused.stderr;
+    assert!(said.contains(&code) && said.contains("event"), "{said}");
     cluster.operator().await.until_complete(&run).await;
     let done = cluster.diloctl_ok(&gc(DELETE)).await;
     assert!(done.contains("objects deleted; event"), "{done}");
