@@ -15,7 +15,7 @@ fn gc(more: &[&'static str]) -> Vec<&'static str> {
     [&["run", "gc", "demo", "--keep", "2"], more].concat()
 }
 
-const DELETE: &[&str] = &["--yes", "--reason", "the disk is full"];
+const DELETE: &[&str] = &["--yes", "--store-is-ours", "--reason", "the disk is full"];
 
 /// The manifest of the full snapshot of a round, once it is saved.
 async fn saved(cluster: &Cluster, of: u64) -> ObjectRef {

@@ -13,7 +13,7 @@ use schemas::subject::Verb;
 
 #[tokio::test]
 async fn fg_03_a_worker_without_its_record_joins_nothing_and_the_ledger_says_so() {
-    let cluster = Cluster::start(Options::default(), 0).await;
+    let mut cluster = Cluster::start(Options::default(), 0).await;
     Recipe::reference(2, 1, 5).create(&cluster).await;
     let worker = Scripted::connect(&cluster, "worker-0").await;
     let join = async || {
@@ -21,7 +21,6 @@ async fn fg_03_a_worker_without_its_record_joins_nothing_and_the_ledger_says_so(
             worker.ask(Verb::Join, &worker.join_request()).await;
         joined.map(|_| ()).map_err(|error| error.code())
     };
-    let arguments = cluster.worker_arguments("worker-0");
     let folder = cluster.domain().layout().issued().folder().to_owned();
     let (file, aside) = (
         folder.join(format!("{}.json", worker.worker)),
@@ -38,14 +37,16 @@ async fn fg_03_a_worker_without_its_record_joins_nothing_and_the_ledger_says_so(
     let moved = cluster.path("issued.aside");
     fs::rename(&folder, &moved).unwrap();
     assert_eq!(join().await, Err(Code::RecordMissing));
-    // The worker's process ends, and says what is wrong.
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let ended = cluster.run_program("diloco-worker", &arguments, PATIENCE);
-    let ended = ended.await;
-    assert_eq!(ended.status.code(), Some(64), "{}", ended.stderr);
+    // The worker's process waits, says what is wrong, and trains once its record has been copied.
+    cluster.spawn_worker("worker-0", &[]);
     let said = Code::RecordMissing.to_string();
-    assert!(ended.stderr.contains(&said), "{}", ended.stderr);
+    let waits = |log: &str| log.contains(&said);
+    cluster
+        .process("worker-0")
+        .until_logged(PATIENCE, waits)
+        .await;
     fs::rename(&moved, &folder).unwrap();
     fs::rename(&aside, &file).unwrap();
-    assert_eq!(join().await, Ok(()));
+    let run = cluster.run().clone();
+    cluster.operator().await.until_complete(&run).await;
 }
