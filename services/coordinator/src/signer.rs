@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use identity::{ManifestKey, TrustBundle};
 use runtime::Failure;
-use schemas::Code;
+use schemas::{Code, PublicKey, Refusal};
 
 use crate::config::KeysConfig;
 
@@ -16,9 +16,20 @@ use crate::config::KeysConfig;
 pub(crate) struct ManifestSigner {
     path: PathBuf,
     trust: PathBuf,
-    /// The file that the key was read from.
-    seen: Option<Seen>,
+    /// The files that the key was read from.
+    seen: Option<Stamp>,
+    /// The files of which it was told that they give no key.
+    told: Option<Stamp>,
     key: ManifestKey,
+    /// The trust bundle knows the key.
+    known: bool,
+}
+
+/// The files of key and trust bundle; none for one that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    key: Option<Seen>,
+    trust: Option<Seen>,
 }
 
 /// What tells a file from the one that was there before: it is replaced by another, never written over.
@@ -44,34 +55,70 @@ impl ManifestSigner {
     /// # Errors
     /// The key cannot be read.
     pub(crate) fn open(keys: &KeysConfig) -> Result<Self, Failure> {
-        let seen = Seen::at(&keys.manifest).ok();
-        Ok(Self {
+        let mut signer = Self {
             path: keys.manifest.clone(),
             trust: keys.trust.clone(),
-            seen,
+            seen: None,
+            told: None,
             key: ManifestKey::read(&keys.manifest)?,
-        })
+            known: false,
+        };
+        // Says at once if the bundle does not know it. A later bundle may.
+        let _ = signer.key();
+        Ok(signer)
     }
 
-    /// The present key. One look at the file shows that it is the same. A key that cannot be used, or
-    /// that the trust bundle does not know, is not taken: workers would refuse its leases.
-    pub(crate) fn key(&mut self) -> &ManifestKey {
-        let now = Seen::at(&self.path).ok();
-        if now.is_some() && now != self.seen {
+    /// The present key. One look at its file and at the trust bundle shows that both are the same. A
+    /// key that cannot be used, or that the bundle does not know, is not taken: workers would refuse
+    /// its leases.
+    ///
+    /// # Errors
+    /// The bundle does not know the key from before either.
+    pub(crate) fn key(&mut self) -> Result<&ManifestKey, Refusal> {
+        let now = Stamp {
+            key: Seen::at(&self.path).ok(),
+            trust: Seen::at(&self.trust).ok(),
+        };
+        if self.seen != Some(now) {
             match self.read() {
                 Ok(key) => {
                     if key.public() != self.key.public() {
                         tracing::info!(key = %key.public(), old = %self.key.public(), "leases are signed with a new key");
                     }
-                    (self.key, self.seen) = (key, now);
+                    (self.key, self.known, self.seen) = (key, true, Some(now));
                 }
                 Err(failure) => {
-                    let code = failure.code();
-                    tracing::warn!(%code, next = code.next_step(), "leases are signed with the key from before: {}", failure.refusal());
+                    // A bundle that cannot be read says nothing about the key from before.
+                    if let Ok(bundle) = TrustBundle::read(&self.trust) {
+                        self.known = bundle.manifest_keys.contains(self.key.public());
+                    }
+                    if self.told.replace(now) != Some(now) {
+                        self.tell(&failure);
+                    }
                 }
             }
         }
-        &self.key
+        match self.known {
+            true => Ok(&self.key),
+            false => Err(self.unknown(self.key.public()).refusal().clone()),
+        }
+    }
+
+    fn tell(&self, failure: &Failure) {
+        let code = failure.code();
+        let signs = match self.known {
+            true => "leases are signed with the key from before",
+            false => "no lease and no command is signed",
+        };
+        tracing::error!(%code, next = code.next_step(), "{signs}: {}", failure.refusal());
+    }
+
+    fn unknown(&self, key: &PublicKey) -> Failure {
+        let text = format!(
+            "{key} is not in {}; replace that file first",
+            self.trust.display()
+        );
+        Failure::new(Code::SignatureInvalid, text)
     }
 
     fn read(&self) -> Result<ManifestKey, Failure> {
@@ -79,14 +126,7 @@ impl ManifestSigner {
         let known = TrustBundle::read(&self.trust)?.manifest_keys;
         match known.contains(key.public()) {
             true => Ok(key),
-            false => {
-                let text = format!(
-                    "{} is not in {}; replace that file first",
-                    key.public(),
-                    self.trust.display()
-                );
-                Err(Failure::new(Code::SignatureInvalid, text))
-            }
+            false => Err(self.unknown(key.public())),
         }
     }
 }
@@ -111,9 +151,10 @@ mod tests {
             ..KeysConfig::default()
         };
         let mut signer = ManifestSigner::open(&keys).expect("it is there");
-        let first = signer.key().public().clone();
+        let present = |signer: &mut ManifestSigner| signer.key().map(|key| key.public().clone());
+        let first = present(&mut signer).expect("it is known");
         let next = domain.prepare_manifest_key().expect("it has room");
-        assert_eq!(*signer.key().public(), first);
+        assert_eq!(present(&mut signer), Ok(first.clone()));
         // The key arrives before the bundle that knows it.
         let bundle = fs::read(layout.trust()).expect("it is there");
         domain.adopt_manifest_key().expect("it was prepared");
@@ -123,13 +164,57 @@ mod tests {
             .seed()
             .write(&layout.manifest_key())
             .expect("it is ours");
-        assert_eq!(*signer.key().public(), first, "nobody trusts it");
+        assert_eq!(present(&mut signer), Ok(first.clone()), "nobody trusts it");
         fs::remove_file(layout.manifest_key()).expect("it is ours");
-        assert_eq!(*signer.key().public(), first, "there is none");
+        assert_eq!(present(&mut signer), Ok(first.clone()), "there is none");
         identity::secret::write_private(&layout.manifest_key(), &kept).expect("it is ours");
         fs::write(layout.trust(), "{}").expect("it is ours");
-        assert_eq!(*signer.key().public(), first, "the bundle cannot be read");
+        assert_eq!(
+            present(&mut signer),
+            Ok(first.clone()),
+            "the bundle cannot be read"
+        );
         fs::write(layout.trust(), bundle).expect("it is ours");
-        assert_eq!(*signer.key().public(), next);
+        assert_eq!(present(&mut signer), Ok(next.clone()));
+    }
+
+    #[test]
+    fn tl_28_nothing_is_signed_with_a_key_that_the_bundle_does_not_know() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let options = InitOptions::default();
+        let domain = Domain::init(&scratch.path().join("domain"), &options, UnixMillis(1));
+        let layout = domain.expect("an empty folder").layout().clone();
+        let keys = KeysConfig {
+            trust: layout.trust(),
+            manifest: layout.manifest_key(),
+            ..KeysConfig::default()
+        };
+        let own = TrustBundle::read(&layout.trust()).expect("it is there");
+        let ca = own.ca.strip_prefix(layout.folder()).expect("it is ours");
+        let with = |keys: &[&PublicKey]| {
+            let bundle = TrustBundle {
+                ca: ca.to_owned(),
+                manifest_keys: keys.iter().copied().cloned().collect(),
+                ..own.clone()
+            };
+            bundle.write(&layout.trust()).expect("it is ours");
+        };
+        let key = own.manifest_keys[0].clone();
+        let other = ManifestKey::generate();
+        let present = |signer: &mut ManifestSigner| {
+            let key = signer.key().map(|key| key.public().clone());
+            key.map_err(|refusal| refusal.code)
+        };
+        let mut signer = ManifestSigner::open(&keys).expect("it is there");
+        assert_eq!(present(&mut signer), Ok(key.clone()));
+        // The bundle changes, and the key's file does not.
+        with(&[other.public()]);
+        assert_eq!(present(&mut signer), Err(Code::SignatureInvalid));
+        // It is not taken at the start either.
+        let mut late = ManifestSigner::open(&keys).expect("it is there");
+        assert_eq!(present(&mut late), Err(Code::SignatureInvalid));
+        with(&[other.public(), &key]);
+        assert_eq!(present(&mut signer), Ok(key.clone()));
+        assert_eq!(present(&mut late), Ok(key));
     }
 }

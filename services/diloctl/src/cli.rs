@@ -329,7 +329,8 @@ pub(crate) enum Run {
     /// snapshots, everything that was made since the oldest of these, each snapshot to which a
     /// pointer leads, everything that a run works with, the settings and data of all runs, and all
     /// statements of provenance. The ledger first names what is given up, so that nobody takes it
-    /// for lost or altered. A run may be in progress; a frozen one keeps everything. If the command
+    /// for lost or altered. Another trust domain that keeps its objects in the same bucket is not
+    /// asked: never delete where there is one. A run may be in progress; a frozen one keeps everything. If the command
     /// is interrupted, the same command deletes the rest.
     Gc(GcArgs),
     /// Follow a run until it is complete: bars on a terminal, lines elsewhere.
@@ -362,8 +363,12 @@ pub(crate) struct GcArgs {
     #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) keep: u32,
     /// Delete; without this the command only tells.
-    #[arg(long, requires = "reason")]
+    #[arg(long, requires_all = ["reason", "store_is_ours"])]
     pub(crate) yes: bool,
+    /// No other trust domain keeps anything in this bucket. The coordinator knows what its own runs
+    /// need, and would delete equal objects that another domain needs.
+    #[arg(long, requires = "yes")]
+    pub(crate) store_is_ours: bool,
     /// Reason for the order, one line.
     #[arg(long, value_name = "TEXT", requires = "yes")]
     pub(crate) reason: Option<Reason>,

@@ -12,6 +12,7 @@ use crate::claims::UserClaims;
 use crate::jwt::{Jwt, JwtError, verify_signature, window};
 use crate::key::KeyError;
 use crate::purpose::ConnectionKey;
+use crate::revocation::MARGIN;
 use crate::secret::{FileError, Seed, read_secret, replace_private, write_private};
 
 const JWT: Block = Block {
@@ -222,9 +223,12 @@ impl Credentials {
     ///
     /// # Errors
     /// The token does not verify, is for another key, name, account, run or kind of rights, or was
-    /// issued before the present one.
-    pub fn reissued(&self, jwt: String) -> Result<Self, CredentialsError> {
+    /// issued before the present one or in the future: no later token could replace that one.
+    pub fn reissued(&self, jwt: String, now: UnixMillis) -> Result<Self, CredentialsError> {
         self.with_token(jwt, |old, token| {
+            if token.issued > now.after(MARGIN) {
+                return Some("was issued in the future; compare the clocks of both machines");
+            }
             let earlier = token.issued < old.issued;
             earlier.then_some("was issued before the one that is there")
         })

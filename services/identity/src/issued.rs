@@ -61,9 +61,20 @@ impl IssuedList {
         &self.folder
     }
 
-    /// True if the folder is there.
-    pub fn is_here(&self) -> bool {
-        self.folder.is_dir()
+    /// True if there is no folder, and nothing else in its place. What cannot be looked at is not
+    /// absent.
+    ///
+    /// # Errors
+    /// Nobody can tell.
+    pub fn is_absent(&self) -> Result<bool, RegistrationError> {
+        match fs::read_dir(&self.folder) {
+            Ok(_) => Ok(false),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(source) => Err(RegistrationError::File(FileError::Read {
+                path: self.folder.clone(),
+                source,
+            })),
+        }
     }
 
     /// The record of a key; none if nothing was issued for it.

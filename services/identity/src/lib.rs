@@ -52,7 +52,7 @@ pub use domain::{Domain, InitOptions, Issued};
 pub use fault::{Own, TlsFault};
 pub use invitation::InvitationFile;
 pub use invitations::InvitationList;
-pub use issued::{IssuedList, Registration};
+pub use issued::{IssuedList, Registration, RegistrationError};
 pub use issuer::Issuer;
 pub use key::{KeyKind, SigningKey};
 pub use layout::DomainLayout;

@@ -15,7 +15,7 @@ use crate::issued::Registration;
 use crate::issuer::sign;
 use crate::jwt::{JwtError, check_label};
 use crate::layout::DomainLayout;
-use crate::secret::{FileError, read_anchor, write_private};
+use crate::secret::{FileError, read_anchor, read_secret, replace_private, write_private};
 use crate::tls::TlsError;
 
 /// A new token, as it is carried to its holder. It opens nothing without the holder's key.
@@ -119,6 +119,12 @@ impl Domain {
             return Err(DomainError::Lifetime(lifetime).into());
         }
         let holder = self.one_worker(name_or_key)?;
+        // The record may be a copy from before the revocation. One that was lifted covers less than
+        // what was issued since.
+        let revoked = self.revocation(&holder.account, &holder.public)?;
+        if revoked.is_some_and(|revoked| revoked.covers(holder.issued)) {
+            return Err(ReissueError::Blocked(holder.public));
+        }
         let signer = self.role_key(Role::Worker)?;
         let issued = self.issue_time(&holder.account, &holder.public, now)?;
         let lifetime = self.life_of(Role::Worker, lifetime);
@@ -185,17 +191,19 @@ impl TokenFile {
         Ok(write_private(path, format!("{text}\n").as_bytes())?)
     }
 
-    /// Puts the token beside the key that lies in this folder, and its certificate beside both.
+    /// Puts the token beside the key that lies in this folder, and its certificate beside both. The
+    /// files from before stay, with `.before` at the end of their names.
     ///
     /// # Errors
     /// There are no credentials of this name, the token or the certificate is for another holder, the
-    /// certificate is missing where there was one, the token is older than the present one, or a file
-    /// cannot be written.
-    pub fn take(&self, layout: &DomainLayout) -> Result<Issued, ReissueError> {
+    /// certificate is missing where there was one, the token is older than the present one or from the
+    /// future, or a file cannot be written.
+    pub fn take(&self, layout: &DomainLayout, now: UnixMillis) -> Result<Issued, ReissueError> {
         // The name becomes a part of paths.
         check_label(&self.name)?;
         let path = layout.credentials(&self.name);
-        let credentials = Credentials::read(&path)?.reissued(self.token.clone())?;
+        let held = Credentials::read(&path)?;
+        let credentials = held.reissued(self.token.clone(), now)?;
         let shown = ClientFile::beside(&path);
         match &self.certificate {
             Some(certificate) => {
@@ -206,10 +214,18 @@ impl TokenFile {
                 if !holder.is_some_and(own) {
                     return Err(ReissueError::Certificate("is for another holder"));
                 }
-                shown.write(&credentials, certificate)?;
             }
             None if shown.exists() => return Err(ReissueError::Certificate("is missing")),
             None => {}
+        }
+        if credentials.jwt() != held.jwt() {
+            keep(&path)?;
+            if shown.exists() {
+                keep(shown.path())?;
+            }
+        }
+        if let Some(certificate) = &self.certificate {
+            shown.write(&credentials, certificate)?;
         }
         credentials.write(&path)?;
         Ok(Issued {
@@ -219,6 +235,14 @@ impl TokenFile {
             credentials: path,
         })
     }
+}
+
+/// Keeps a file beside the one that takes its place.
+fn keep(path: &Path) -> Result<(), FileError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".before");
+    let text = read_secret(path)?;
+    replace_private(Path::new(&beside), text.as_bytes())
 }
 
 #[cfg(test)]

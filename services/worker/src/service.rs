@@ -11,7 +11,7 @@ use schemas::limits::CLAIM_WAIT_MAX;
 use schemas::member::{JoinReply, JoinRequest};
 use schemas::public::CommandVerb;
 use schemas::subject::heartbeat_subject;
-use schemas::{Code, Digest, Message as _, Millis, Refusal, Steps, UnixMillis, V, WorkerId};
+use schemas::{Class, Code, Digest, Message as _, Millis, Refusal, Steps, UnixMillis, V, WorkerId};
 use serde_bytes::ByteArray;
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -439,7 +439,14 @@ impl EffectRunner {
         });
         if !shown {
             let (code, title) = (refusal.code, refusal.code.title());
-            tracing::info!(%code, detail = refusal.detail, again_in_ms = pause.get(), "waiting: {title}");
+            let (detail, again_in_ms) = (&refusal.detail, pause.get());
+            match code.class() {
+                // Nothing happens before somebody has done something.
+                Class::Operator => {
+                    tracing::warn!(%code, detail, again_in_ms, next = code.next_step(), "waiting: {title}");
+                }
+                _ => tracing::info!(%code, detail, again_in_ms, "waiting: {title}"),
+            }
             self.waiting = Some((refusal, Instant::now()));
         }
     }

@@ -13,7 +13,8 @@ use schemas::provenance::{Maker, Provenance};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeRecord, SnapshotManifest};
 use schemas::{
-    Chunks, Digest, Message as _, ObjectRef, PublicKey, Round, RunId, UnixMillis, V, WorkerId,
+    ChainSequence, Chunks, Digest, Message as _, ObjectRef, PublicKey, Round, RunId, UnixMillis, V,
+    WorkerId,
 };
 
 use crate::record::StreamSequence;
@@ -110,6 +111,8 @@ pub struct History {
     pub handed: BTreeMap<LeaseRef, Handed>,
     /// Its promotions, oldest first.
     pub promotions: Vec<Promotion>,
+    /// The manifests of the full snapshots that collections gave up, with their events.
+    given_up: BTreeMap<Digest, ChainSequence>,
     /// The newest full snapshot and the merges since, before the event that comes next.
     base: Option<Digest>,
     merges: Vec<MergeRecord>,
@@ -172,6 +175,7 @@ impl Ancestry {
             merged: BTreeMap::new(),
             handed: BTreeMap::new(),
             promotions: Vec::new(),
+            given_up: BTreeMap::new(),
             base: None,
             merges: Vec::new(),
             wanted: None,
@@ -188,6 +192,11 @@ impl History {
             let statement = one.statement.map(|statement| statement.digest);
             one.manifest.digest == wanted || statement == Some(wanted)
         })
+    }
+
+    /// The event with which a collection gave the snapshot up: its weights are no more.
+    pub fn given_up(&self, snapshot: &SavedSnapshot) -> Option<ChainSequence> {
+        self.given_up.get(&snapshot.manifest.digest).copied()
     }
 
     /// The snapshot and those that it rests on, the snapshot first.
@@ -277,6 +286,11 @@ impl History {
                 reason: reason.clone(),
                 time,
             }),
+            LedgerEvent::ObjectsGivenUp { .. } => {
+                let last = run.given_up.last().expect("the event has just been folded");
+                let gone = last.snapshots.iter().map(|gone| (*gone, last.sequence));
+                self.given_up.extend(gone);
+            }
             _ => {}
         }
     }

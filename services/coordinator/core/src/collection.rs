@@ -57,6 +57,14 @@ enum Writing {
     Screen(RunId, ScreeningId),
 }
 
+impl Collection {
+    fn refusal(&self) -> Refusal {
+        let run = &self.request.run;
+        let detail = format!("old objects of run {run} are being collected; ask again");
+        Refusal::new(Code::NoAnswer, detail)
+    }
+}
+
 impl Coordinator {
     /// Begins a collection, unless the order cannot be carried out.
     pub(crate) fn collect(
@@ -75,7 +83,9 @@ impl Coordinator {
                 return Ok(Outcome::Later);
             }
         }
-        self.no_collection()?;
+        if let Some(under_way) = &self.collection {
+            return Err(under_way.refusal());
+        }
         self.collectable(&request)?;
         let mut writing = BTreeSet::new();
         if request.delete.is_some() {
@@ -97,15 +107,13 @@ impl Coordinator {
         Ok(Outcome::Later)
     }
 
-    /// Refuses an order that begins to need objects, while a collection may delete them.
+    /// Refuses an order that begins to need objects, while a collection may delete them. One that
+    /// only tells deletes nothing.
     pub(crate) fn no_collection(&self) -> Result<(), Refusal> {
-        match &self.collection {
+        let deletes = |one: &&Collection| one.request.delete.is_some();
+        match self.collection.as_ref().filter(deletes) {
             None => Ok(()),
-            Some(under_way) => {
-                let run = &under_way.request.run;
-                let detail = format!("old objects of run {run} are being collected; ask again");
-                Err(Refusal::new(Code::NoAnswer, detail))
-            }
+            Some(under_way) => Err(under_way.refusal()),
         }
     }
 

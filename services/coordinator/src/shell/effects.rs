@@ -40,9 +40,10 @@ pub(super) fn sign_leases(
     let mut signed = VecDeque::new();
     for effect in effects {
         if let Effect::Lease { manifest, .. } = effect {
-            let key = signer.key();
-            manifest.iss = key.public().to_string();
-            signed.push_back(sign_lease(key, store, manifest));
+            signed.push_back(signer.key().and_then(|key| {
+                manifest.iss = key.public().to_string();
+                sign_lease(key, store, manifest)
+            }));
         }
     }
     signed
@@ -273,7 +274,14 @@ impl Shell {
         let subject = command_subject(account, &run, &worker, verb);
         let now = clock::now();
         let issued = now.get() / 1000;
-        let key = self.signer.key();
+        let key = match self.signer.key() {
+            Ok(key) => key,
+            Err(refusal) => {
+                let code = refusal.code;
+                tracing::error!(%code, next = code.next_step(), subject, "command not sent: {refusal}");
+                return;
+            }
+        };
         let command = Command {
             v: V,
             iss: key.public().to_string(),

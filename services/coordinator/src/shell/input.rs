@@ -3,7 +3,7 @@
 use coordinator_core::{Coordinator, Input, Peer, WorkerRequest};
 use identity::event::verify_statement;
 use identity::join::verify_join;
-use identity::{IssuedList, Registration};
+use identity::{IssuedList, Registration, RegistrationError};
 use runtime::Failure;
 use schemas::masking::MaskStep;
 use schemas::member::{Layer, Posture};
@@ -151,18 +151,31 @@ fn bound(
     let WorkerRequest::Join(join) = request else {
         return Ok(None);
     };
-    if posture.is_open(Layer::Enrolment) && !issued.is_here() {
-        return Ok(None);
-    }
     let refused = |code, why: String| Err(Refusal::new(code, format!("{} {why}", peer.worker)));
+    // A worker waits at this code for the record to be mended, however it is broken.
+    let unreadable = |error: &RegistrationError| {
+        let why = format!("has no record that can be read: {}", error.detail());
+        refused(Code::RegistrationInvalid, why)
+    };
+    if posture.is_open(Layer::Enrolment) {
+        match issued.is_absent() {
+            Ok(true) => return Ok(None),
+            Ok(false) => {}
+            // Who fills the disk of files that are open, or moves the folder's mount, opens nothing.
+            Err(error) => return unreadable(&error),
+        }
+    }
     let found = match peer.worker.as_str().parse() {
         Ok(holder) => issued.find(&holder),
         Err(_) => Ok(None),
     };
-    let found = found.map_err(|error| Refusal::new(error.code(), error.detail()))?;
-    let Some(record) = found else {
-        let folder = issued.folder().display();
-        return refused(Code::RecordMissing, format!("has no record in {folder}"));
+    let record = match found {
+        Ok(Some(record)) => record,
+        Ok(None) => {
+            let folder = issued.folder().display();
+            return refused(Code::RecordMissing, format!("has no record in {folder}"));
+        }
+        Err(error) => return unreadable(&error),
     };
     let Registration { name, seat, .. } = record;
     if record.blocked.is_some() {

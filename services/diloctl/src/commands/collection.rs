@@ -17,13 +17,14 @@ pub(crate) async fn run(context: &Context, args: GcArgs) -> Result<(), Failure> 
         run,
         keep,
         yes,
+        store_is_ours,
         reason,
     } = args;
     let request = CollectRequest {
         v: V,
         run,
         keep,
-        delete: reason.filter(|_| yes),
+        delete: reason.filter(|_| yes && store_is_ours),
     };
     let reply = operator.ask::<call::RunGc>(&request).await?;
     confirms(&request, &reply)?;
@@ -97,8 +98,8 @@ impl Record for Gone {
         let state = match (self.deleted, self.event) {
             (None, _) if self.objects == 0 => "nothing would go".to_owned(),
             (None, _) => format!(
-                "nothing was deleted: this is what would go; `diloctl run gc {} --yes --reason TEXT` \
-                 deletes it",
+                "nothing was deleted: this is what would go; if no other trust domain uses this \
+                 bucket, `diloctl run gc {} --yes --store-is-ours --reason TEXT` deletes it",
                 self.run
             ),
             (Some(0), None) => "there was nothing to delete".to_owned(),
@@ -160,6 +161,25 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_deleted_before_somebody_says_that_the_store_is_ours() {
+        use clap::Parser as _;
+        #[derive(clap::Parser)]
+        struct Gc {
+            #[command(flatten)]
+            args: GcArgs,
+        }
+        let parse = |more: &[&str]| Gc::try_parse_from([&["gc", "demo"], more].concat());
+        let (yes, ours, reason) = ("--yes", "--store-is-ours", ["--reason", "full"]);
+        assert!(parse(&[yes, reason[0], reason[1]]).is_err());
+        assert!(parse(&[yes, ours]).is_err());
+        assert!(parse(&[ours]).is_err(), "nothing would be deleted");
+        let told = parse(&[]).ok().expect("it only tells").args;
+        let order = parse(&[yes, ours, reason[0], reason[1]]);
+        let order = order.ok().expect("it is whole").args;
+        assert!(!told.yes && order.yes && order.store_is_ours);
+    }
+
+    #[test]
     fn an_answer_about_something_else_is_no_success() {
         let asked = |run: &str, delete: bool| CollectRequest {
             v: V,
@@ -178,7 +198,7 @@ mod tests {
     fn the_lines_say_what_would_go_and_what_has_gone() {
         let told = line(reply(None, None), "state");
         assert!(
-            told.contains("would go") && told.contains("run gc demo --yes"),
+            told.contains("would go") && told.contains("run gc demo --yes --store-is-ours"),
             "{told}"
         );
         let gone = line(reply(Some(9), Some(12)), "state");

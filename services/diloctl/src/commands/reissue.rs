@@ -45,7 +45,7 @@ pub(super) fn make(
 pub(super) fn accept(context: &Context, file: &Path) -> Result<(), Failure> {
     let token = TokenFile::read(file)?;
     let _lock = context.lock("diloctl worker accept")?;
-    let issued = token.take(&DomainLayout::new(&context.folder))?;
+    let issued = token.take(&DomainLayout::new(&context.folder), clock::now())?;
     context.printer.record(&Reissued {
         file: issued.credentials.display().to_string(),
         name: token.name,

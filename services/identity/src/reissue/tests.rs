@@ -4,6 +4,7 @@ use schemas::RunId;
 
 use super::*;
 use crate::domain::InitOptions;
+use crate::revocation::MARGIN;
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 const HOUR: Millis = Millis::from_secs(3600);
@@ -55,8 +56,13 @@ impl Scene {
         made.map_err(|error| error.code())
     }
 
+    /// Takes it some time after it was made.
     fn take(&self, file: &TokenFile) -> Result<Issued, Code> {
-        file.take(&self.machine).map_err(|error| error.code())
+        self.take_at(file, file.ends)
+    }
+
+    fn take_at(&self, file: &TokenFile, now: UnixMillis) -> Result<Issued, Code> {
+        file.take(&self.machine, now).map_err(|error| error.code())
     }
 }
 
@@ -118,6 +124,46 @@ fn tl_06_a_new_token_may_end_sooner_than_the_one_that_was_voided() {
 }
 
 #[test]
+fn tl_06_a_token_from_the_future_is_not_taken_and_the_files_from_before_stay() {
+    let scene = Scene::new(true);
+    let path = scene.machine.credentials("worker-7");
+    let files = [path.clone(), path.with_extension("pem")];
+    let read = || {
+        files
+            .clone()
+            .map(|file| fs::read(file).expect("it is there"))
+    };
+    let beside = files.clone().map(|file| {
+        let mut name = file.into_os_string();
+        name.push(".before");
+        PathBuf::from(name)
+    });
+    let before = read();
+    // The clock of the registrar is a year ahead. Taken, it would shut out every later token.
+    let ahead = NOW.after(Millis(365 * 24 * HOUR.get()));
+    let made = scene.reissue("worker-7", ahead).expect("it is recorded");
+    assert_eq!(scene.take_at(&made, NOW), Err(Code::CredentialMalformed));
+    let just = UnixMillis(ahead.get() - MARGIN.get() - 1000);
+    assert_eq!(scene.take_at(&made, just), Err(Code::CredentialMalformed));
+    assert_eq!(read(), before);
+    assert!(
+        beside.iter().all(|file| !file.exists()),
+        "nothing was taken"
+    );
+    let just = UnixMillis(ahead.get() - MARGIN.get());
+    for _again in 0..2 {
+        scene
+            .take_at(&made, just)
+            .expect("clocks differ by minutes");
+        assert_ne!(read(), before);
+        let kept = beside
+            .clone()
+            .map(|file| fs::read(file).expect("it is kept"));
+        assert_eq!(kept, before);
+    }
+}
+
+#[test]
 fn tl_07_a_revoked_key_a_stranger_and_another_role_get_no_token() {
     let scene = Scene::new(false);
     assert_eq!(scene.reissue("nobody", NOW), Err(Code::HolderMissing));
@@ -153,6 +199,29 @@ fn tl_07_a_revoked_key_a_stranger_and_another_role_get_no_token() {
     assert_eq!(of_the_name.worker, twin.public);
     list.block(&twin.public, NOW).expect("it is ours");
     assert_eq!(scene.reissue("worker-7", NOW), Err(Code::HolderBlocked));
+}
+
+#[test]
+fn tl_07_an_older_copy_of_its_record_gets_a_revoked_key_no_token() {
+    let scene = Scene::new(false);
+    let key = scene.held().public().clone();
+    let list = scene.domain.layout().issued();
+    let copy = list.find(&key).expect("it is ours").expect("it was issued");
+    let account = &copy.account;
+    let revoked = scene.domain.revoke(account, &key, None, NOW);
+    let revoked = revoked.expect("it is a user's key");
+    list.record(&copy).expect("it takes files");
+    for now in [NOW, revoked.until, revoked.until.after(HOUR)] {
+        assert_eq!(scene.reissue(key.as_str(), now), Err(Code::HolderBlocked));
+    }
+    // A key that was issued anew since then has it lifted.
+    let issued = revoked.until.after(Millis::from_secs(1));
+    let lifted = Registration { issued, ..copy };
+    list.record(&lifted).expect("it takes files");
+    let made = scene.reissue(key.as_str(), NOW).expect("it is lifted");
+    assert_eq!(made.worker, key);
+    let record = list.find(&key).expect("it is ours").expect("it was issued");
+    assert!(!revoked.covers(record.issued), "{record:?}");
 }
 
 #[test]

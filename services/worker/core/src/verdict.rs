@@ -36,6 +36,8 @@ pub(crate) fn verdict(code: Code) -> Verdict {
         Code::RunClosed => return Verdict::RunOver,
         // The coordinator met a bug of its own; the request may be repeated.
         Code::Internal => return Verdict::Wait,
+        // The coordinator's copy of the record may come later than this worker, or be mended.
+        Code::RecordMissing | Code::RegistrationInvalid => return Verdict::Wait,
         _ => {}
     }
     match code.class() {

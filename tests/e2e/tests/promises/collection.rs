@@ -15,7 +15,7 @@ fn gc(more: &[&'static str]) -> Vec<&'static str> {
     [&["run", "gc", "demo", "--keep", "2"], more].concat()
 }
 
-const DELETE: &[&str] = &["--yes", "--reason", "the disk is full"];
+const DELETE: &[&str] = &["--yes", "--store-is-ours", "--reason", "the disk is full"];
 
 /// The manifest of the full snapshot of a round, once it is saved.
 async fn saved(cluster: &Cluster, of: u64) -> ObjectRef {
@@ -114,6 +114,12 @@ async fn old_objects_are_deleted_while_the_run_trains_and_nothing_goes_that_is_n
     let restore = ["snapshot", "restore", &gone, "--reason", "an odd loss"];
     let refused = cluster.diloctl(&restore).await;
     let code = Code::ObjectsGivenUp.to_string();
+    let said = &refused.stderr;
+    assert!(said.contains(&code) && said.contains("event"), "{said}");
+    let order = promote(&gone);
+    let order: Vec<&str> = order.iter().map(String::as_str).collect();
+    cluster.kept().await;
+    let refused = cluster.diloctl(&order).await;
     let said = &refused.stderr;
     assert!(said.contains(&code) && said.contains("event"), "{said}");
     cluster.operator().await.until_complete(&run).await;

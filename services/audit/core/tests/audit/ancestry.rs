@@ -7,7 +7,7 @@ use schemas::event::LedgerEvent;
 use schemas::member::{Posture, Session};
 use schemas::provenance::{Maker, Provenance};
 use schemas::snapshot::SnapshotManifest;
-use schemas::{Chunks, Digest, ObjectRef, PublicKey, Round, V};
+use schemas::{Bytes, ChainSequence, Chunks, Digest, ObjectRef, PublicKey, Round, V};
 
 use crate::lineage::{chunk, lease, manifest, published, spec, statement, written};
 use crate::log::{DOMAIN, Log, Member, run};
@@ -61,7 +61,10 @@ fn record() -> Log {
 }
 
 fn collected(wanted: Digest) -> Ancestry {
-    let log = record();
+    follow(&record(), wanted)
+}
+
+fn follow(log: &Log, wanted: Digest) -> Ancestry {
     let mut auditor = log.auditor().tracing_back(Ancestry::new(wanted));
     for record in &log.records {
         auditor.observe(record);
@@ -106,6 +109,34 @@ fn tl_19_a_snapshot_rests_on_the_one_before_and_the_merges_between() {
     };
     assert_eq!(promotion.manifest, manifest(2).digest);
     assert_eq!(promotion.operator, kit::operator());
+}
+
+#[test]
+fn a_snapshot_that_was_given_up_is_told_with_its_event() {
+    let mut log = record();
+    let event = log.records.len();
+    log.ledger(
+        Some(run()),
+        LedgerEvent::ObjectsGivenUp {
+            through: Round(3),
+            snapshots: 1,
+            objects: 6,
+            bytes: Bytes(600),
+            list: Digest::of(b"a list"),
+            operator: kit::operator(),
+            reason: "the disk is full".parse().expect("a reason"),
+        },
+    );
+    let given_up = |round: u64| {
+        let ancestry = follow(&log, manifest(round).digest);
+        let Some((_, history, Subject::Snapshot(snapshot))) = ancestry.find() else {
+            panic!("{:?}", ancestry.find())
+        };
+        history.given_up(snapshot)
+    };
+    let sequence = ChainSequence(event as u64);
+    // A pointer leads to the second, and the third is newer.
+    assert_eq!([1, 2, 3].map(given_up), [Some(sequence), None, None]);
 }
 
 #[test]

@@ -140,7 +140,7 @@ fn fg_03_a_record_that_cannot_be_read_lets_nobody_in() {
     fs::remove_file(&file).expect("it is ours");
     fs::create_dir(&file).expect("it is ours");
     let refused = scene.join(&open(Layer::Enrolment));
-    assert_eq!(refused, Err(Code::CredentialUnreadable));
+    assert_eq!(refused, Err(Code::RegistrationInvalid));
 }
 
 #[test]
@@ -150,6 +150,15 @@ fn fg_03_without_the_folder_only_an_open_layer_lets_workers_in() {
         assert_eq!(scene.join(&posture), Err(Code::RecordMissing));
     }
     assert_eq!(scene.join(&open(Layer::Enrolment)), Ok(None));
+    // What is no folder, or leads nowhere that can be read, is not absent.
+    let folder = scene.list().folder().to_owned();
+    fs::write(&folder, "").expect("it is ours");
+    let refused = scene.join(&open(Layer::Enrolment));
+    assert_eq!(refused, Err(Code::RegistrationInvalid));
+    fs::remove_file(&folder).expect("it is ours");
+    std::os::unix::fs::symlink(&folder, &folder).expect("it is ours");
+    let refused = scene.join(&open(Layer::Enrolment));
+    assert_eq!(refused, Err(Code::RegistrationInvalid));
 }
 
 #[test]

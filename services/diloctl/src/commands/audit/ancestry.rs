@@ -139,6 +139,13 @@ pub(crate) async fn verified(
         let detail = format!("the record has no full snapshot with the manifest {digest}");
         return Err(Failure::new(Code::SnapshotMissing, detail));
     };
+    if let Some(event) = history.given_up(snapshot) {
+        let round = snapshot.round;
+        let detail = format!(
+            "the snapshot of round {round} of run {run} was given up by gc at event {event} of the ledger"
+        );
+        return Err(Failure::new(Code::ObjectsGivenUp, detail));
+    }
     let source = Source::open(context, &from.objects).await?;
     let trust = context.domain()?.trust().clone();
     let verifier = Verifier {

@@ -124,6 +124,29 @@ fn ls_04_ls_11_a_run_that_is_not_ready_is_waited_for() {
     }
 }
 
+/// The record may be copied to the coordinator's machine after the worker has started.
+#[test]
+fn ls_04_a_worker_whose_record_is_missing_asks_less_and_less_often_and_joins_when_it_is_there() {
+    for code in [Code::RecordMissing, Code::RegistrationInvalid] {
+        let mut scene = Scene::new();
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            scene.answer(refused(code));
+            assert!(!scene.has(joins), "not in a tight loop");
+            pauses.push(pause(&scene));
+            scene.until(joins);
+        }
+        assert!(pauses[0] <= 500 && pauses[9] >= 15_000, "{pauses:?}");
+        let reply = join_reply(scene.now);
+        scene.answer(Ok(Answer::Join(Box::new(reply))));
+        assert!(scene.has(claims));
+    }
+    // What nobody mends by copying a record ends the worker.
+    let mut scene = Scene::new();
+    scene.answer(refused(Code::HolderMismatch));
+    scene.until(|effect| matches!(effect, Effect::Exit(Exit::Failed(_))));
+}
+
 /// FG-13: other settings are refused, never silently used.
 #[test]
 fn fg_13_settings_must_be_what_their_digest_says() {
