@@ -1,5 +1,11 @@
 //! Lists the targets, or writes the seeds of one into a folder, for `cargo xtask fuzz`.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for `cargo xtask`: this is its output"
+)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
