@@ -171,11 +171,11 @@ mod tests {
         fs::write(layout.trust(), "{}").expect("it is ours");
         assert_eq!(
             present(&mut signer),
-            Ok(first.clone()),
+            Ok(first),
             "the bundle cannot be read"
         );
         fs::write(layout.trust(), bundle).expect("it is ours");
-        assert_eq!(present(&mut signer), Ok(next.clone()));
+        assert_eq!(present(&mut signer), Ok(next));
     }
 
     #[test]

@@ -173,9 +173,9 @@ mod tests {
         assert!(parse(&[yes, reason[0], reason[1]]).is_err());
         assert!(parse(&[yes, ours]).is_err());
         assert!(parse(&[ours]).is_err(), "nothing would be deleted");
-        let told = parse(&[]).ok().expect("it only tells").args;
+        let told = parse(&[]).expect("it only tells").args;
         let order = parse(&[yes, ours, reason[0], reason[1]]);
-        let order = order.ok().expect("it is whole").args;
+        let order = order.expect("it is whole").args;
         assert!(!told.yes && order.yes && order.store_is_ours);
     }
 
