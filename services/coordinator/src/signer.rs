@@ -169,11 +169,7 @@ mod tests {
         assert_eq!(present(&mut signer), Ok(first.clone()), "there is none");
         identity::secret::write_private(&layout.manifest_key(), &kept).expect("it is ours");
         fs::write(layout.trust(), "{}").expect("it is ours");
-        assert_eq!(
-            present(&mut signer),
-            Ok(first),
-            "the bundle cannot be read"
-        );
+        assert_eq!(present(&mut signer), Ok(first), "the bundle cannot be read");
         fs::write(layout.trust(), bundle).expect("it is ours");
         assert_eq!(present(&mut signer), Ok(next));
     }

@@ -4,11 +4,12 @@
 use std::fs;
 
 use e2e::{Recipe, Scripted};
-use harness::{Cluster, Options};
+use harness::{Cluster, Options, PATIENCE};
 use runtime::BusError;
 use schemas::Code;
 use schemas::event::LedgerEvent;
 use schemas::member::JoinReply;
+use schemas::permission::Role;
 use schemas::subject::Verb;
 
 #[tokio::test]
@@ -40,4 +41,29 @@ async fn fg_03_a_worker_without_its_record_joins_nothing_and_the_ledger_says_so(
     fs::rename(&moved, &folder).unwrap();
     fs::rename(&aside, &file).unwrap();
     assert_eq!(join().await, Ok(()));
+}
+
+#[tokio::test]
+async fn fg_03_a_worker_waits_for_its_record_and_trains_once_it_is_there() {
+    let mut cluster = Cluster::start(Options::default(), 0).await;
+    let key = cluster.issue(Role::Worker, "worker-0").public;
+    cluster.start_worker("worker-0", &[]).await;
+    cluster.kill9("worker-0");
+    let folder = cluster.domain().layout().issued().folder().to_owned();
+    let (file, aside) = (
+        folder.join(format!("{key}.json")),
+        cluster.path("aside.json"),
+    );
+    fs::rename(&file, &aside).unwrap();
+    Recipe::reference(2, 1, 5).create(&cluster).await;
+    cluster.restart("worker-0").await;
+    let said = Code::RecordMissing.to_string();
+    let waits = |log: &str| log.contains(&said);
+    cluster
+        .process("worker-0")
+        .until_logged(PATIENCE, waits)
+        .await;
+    fs::rename(&aside, &file).unwrap();
+    let run = cluster.run().clone();
+    cluster.operator().await.until_complete(&run).await;
 }
