@@ -15,7 +15,7 @@ use schemas::{Digest, RunId};
 
 pub(crate) use self::audit::{
     AncestrySource, Audit, Descendants, Lineage, Log, LoggedEvent, ObjectSource, Recompute,
-    ShowLineage, Witnessing,
+    ShowLineage, StoreAddress, Witnessing,
 };
 pub(crate) use self::invite::InviteArgs;
 pub(crate) use self::snapshot::{PromoteArgs, RestoreArgs, Snapshot};

@@ -13,27 +13,22 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, DATE, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 use identity::AccessKey;
 use object_store::aws::AmazonS3;
 use schemas::blob::Grant;
-use schemas::limits::{OBJECT_BYTES_MAX, URL_LIFE};
+use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::{Digest, ObjectRef, Refusal, UnixMillis};
-use tokio::time::{Instant, timeout_at};
 
 use crate::client::{self, Response};
 use crate::endpoint::Endpoint;
 use crate::error::ObjectError;
 use crate::key::{BlobKey, BucketName, IncomingKey};
 use crate::limits::TransferLimits;
-use crate::pace::Pace;
+use crate::link::Link;
 use crate::presign::{CHECKSUM, Place, Request, StoreClock, checksum};
-use crate::transfer::{Regrant, Stored, Transfer};
-
-/// Least correction of the clock that explains why a signature was refused: much less than a URL's
-/// life.
-const CORRECTION_MIN: schemas::Millis = schemas::Millis::from_secs(2);
+use crate::transfer::{Regrant, Stored};
 
 /// A store's record of the sha256 that it checked at upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,14 +51,11 @@ pub struct Listed {
 /// Both buckets, with every right. Cheap to clone; clones share connections.
 #[derive(Clone, Debug)]
 pub struct Buckets {
-    transfer: Transfer,
-    limits: TransferLimits,
+    link: Link,
     incoming: Place,
     blobs: Place,
     blobs_listing: Arc<AmazonS3>,
     incoming_listing: Arc<AmazonS3>,
-    clock: StoreClock,
-    patience: Duration,
 }
 
 /// The answer to a HEAD.
@@ -84,26 +76,19 @@ impl Buckets {
         limits: TransferLimits,
         patience: Duration,
     ) -> Result<Self, ObjectError> {
-        let transfer = Transfer::new(endpoint.trust(), limits.clone())?.with_clock(clock.clone());
+        let link = Link::new(endpoint, clock, limits, patience)?;
+        let http = link.transfer.http();
         Ok(Self {
             incoming: Place::new(endpoint, BucketName::Incoming, admin.clone())?,
             blobs: Place::new(endpoint, BucketName::Blobs, admin.clone())?,
-            blobs_listing: Arc::new(listing::client(
-                endpoint,
-                admin,
-                BucketName::Blobs,
-                transfer.http(),
-            )?),
+            blobs_listing: Arc::new(listing::client(endpoint, admin, BucketName::Blobs, http)?),
             incoming_listing: Arc::new(listing::client(
                 endpoint,
                 admin,
                 BucketName::Incoming,
-                transfer.http(),
+                http,
             )?),
-            transfer,
-            limits,
-            clock,
-            patience,
+            link,
         })
     }
 
@@ -131,7 +116,7 @@ impl Buckets {
                     let what = format!("bucket {name}");
                     return Err(ObjectError::Missing { what });
                 }
-                _ => return Err(self.refused("ping of the store", response).await),
+                _ => return Err(self.link.refused("ping of the store", response).await),
             }
         }
         Ok(())
@@ -188,10 +173,10 @@ impl Buckets {
                 .map(|_| Stored::Before);
         }
         if !response.status().is_success() {
-            return Err(self.refused(&during, response).await);
+            return Err(self.link.refused(&during, response).await);
         }
         // A copy may fail after its 200 has been sent; the body then holds an error code.
-        let answer = client::s3_answer(response, self.limits.idle).await;
+        let answer = client::s3_answer(response, self.link.limits.idle).await;
         if !answer.code.is_empty() {
             return Err(ObjectError::Refused {
                 during,
@@ -280,8 +265,9 @@ impl Buckets {
             key: BlobKey(object.digest).to_string(),
             put: Some(object),
         };
-        self.transfer
-            .put(&own.grant(object.digest), bytes, &own, self.deadline())
+        self.link
+            .transfer
+            .put(&own.grant(object.digest), bytes, &own, self.link.deadline())
             .await
             .map(|_| ())
     }
@@ -325,7 +311,7 @@ impl Buckets {
         let response = self.send(&during, place, &request).await?;
         match response.status() {
             status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(()),
-            _ => Err(self.refused(&during, response).await),
+            _ => Err(self.link.refused(&during, response).await),
         }
     }
 
@@ -342,8 +328,9 @@ impl Buckets {
             key: key.to_owned(),
             put: None,
         };
-        self.transfer
-            .get(&own.grant(digest), bytes_max, &own, self.deadline())
+        self.link
+            .transfer
+            .get(&own.grant(digest), bytes_max, &own, self.link.deadline())
             .await
     }
 
@@ -393,94 +380,19 @@ impl Buckets {
             StatusCode::NOT_FOUND => Err(ObjectError::Missing {
                 what: key.to_owned(),
             }),
-            _ => Err(self.refused(&during, response).await),
+            _ => Err(self.link.refused(&during, response).await),
         }
     }
 
-    /// Sends a request without a body, again and again while the store is unreachable or busy. A
-    /// request that was refused because the store's clock differs is signed once more, with the
-    /// time that the refusal shows.
+    /// Sends a request without a body.
     async fn send(
         &self,
         during: &str,
         place: &Place,
         request: &Request<'_>,
     ) -> Result<Response, ObjectError> {
-        let deadline = self.deadline();
-        let mut pace = Pace::new(&self.limits, deadline);
-        let mut corrected = false;
-        loop {
-            let (sent, offset) = (local_now(), self.clock.offset_ms());
-            let url = place.sign(request, self.clock.at(sent), URL_LIFE);
-            let (uri, mut headers) = parts(url.as_str(), request.headers);
-            if matches!(request.method, rusty_s3::Method::Put) {
-                headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
-            }
-            let sending = self.transfer.http().send(
-                client::method(request.method),
-                uri,
-                headers,
-                Bytes::new(),
-            );
-            let until = deadline.min(Instant::now() + self.limits.idle);
-            let (status, reason, wait) = match timeout_at(until, sending).await {
-                Ok(Ok(response)) => {
-                    self.read_clock(&response, sent);
-                    let status = response.status();
-                    let correction = self.clock.offset_ms().abs_diff(offset);
-                    if !corrected
-                        && matches!(status, StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST)
-                        && correction >= CORRECTION_MIN.get()
-                    {
-                        corrected = true;
-                        continue;
-                    }
-                    if !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS {
-                        return Ok(response);
-                    }
-                    let wait = client::retry_after(response.headers());
-                    (Some(status), status.to_string(), wait)
-                }
-                Ok(Err(error)) => match ObjectError::certificate(during, &error) {
-                    Some(refused) => return Err(refused),
-                    None => (None, client::describe(&error), None),
-                },
-                Err(_) => (None, "no answer".to_owned(), None),
-            };
-            tracing::debug!(during, reason, "request to the store failed");
-            if !pace.pause(wait).await {
-                let during = during.to_owned();
-                return Err(match status {
-                    Some(StatusCode::INSUFFICIENT_STORAGE) => ObjectError::Full { during },
-                    _ => ObjectError::Unreachable { during, reason },
-                });
-            }
-        }
-    }
-
-    async fn refused(&self, during: &str, response: Response) -> ObjectError {
-        let status = response.status().as_u16();
-        let answer = client::s3_answer(response, self.limits.idle).await;
-        ObjectError::Refused {
-            during: during.to_owned(),
-            status,
-            for_good: answer.for_good,
-            code: answer.code,
-        }
-    }
-
-    fn read_clock(&self, response: &Response, sent: UnixMillis) {
-        if let Some(date) = response
-            .headers()
-            .get(DATE)
-            .and_then(|value| value.to_str().ok())
-        {
-            self.clock.observe(date, sent, local_now());
-        }
-    }
-
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.patience
+        let nothing = Bytes::new();
+        self.link.send(during, place, request, &nothing, &[]).await
     }
 }
 
@@ -495,7 +407,7 @@ struct OwnGrants<'a> {
 
 impl OwnGrants<'_> {
     fn grant(&self, digest: Digest) -> Grant {
-        let now = self.buckets.clock.at(local_now());
+        let now = self.buckets.link.clock.at(local_now());
         let action = match self.put {
             // Not limited to one use: bytes under a digest's key are always the same, and after a
             // lost answer the request may be repeated.

@@ -23,6 +23,7 @@ pub mod key;
 mod lanes;
 mod limits;
 mod line;
+mod link;
 mod log;
 mod pace;
 pub mod presign;

@@ -4,34 +4,33 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, DATE, ETAG, HeaderValue};
-use http::{Method, StatusCode};
+use http::StatusCode;
+use http::header::{CONTENT_LENGTH, ETAG};
 use identity::AccessKey;
 use schemas::Digest;
-use schemas::limits::URL_LIFE;
 use tokio::time::{Instant, timeout_at};
 
-use crate::buckets::{local_now, parts};
 use crate::client::{self, Response};
 use crate::endpoint::Endpoint;
 use crate::error::ObjectError;
 use crate::key::BucketName;
 use crate::limits::TransferLimits;
+use crate::link::Link;
 use crate::pace::Pace;
 use crate::presign::{CHECKSUM, CONTENT_TYPE, Place, Request, StoreClock, checksum};
-use crate::transfer::Transfer;
 
 /// Longest file that is read: a full bundle of the longest entries.
 const FILE_BYTES_MAX: usize = 32 << 20;
 
+/// Answers of a store that is busy. It gives the first while another upload of the name is in
+/// progress: that one may break off, so nothing follows from it.
+const BUSY: [StatusCode; 2] = [StatusCode::CONFLICT, StatusCode::REQUEST_TIMEOUT];
+
 /// The bucket `log`. Cheap to clone; clones share connections.
 #[derive(Clone, Debug)]
 pub struct LogBucket {
-    transfer: Transfer,
-    limits: TransferLimits,
+    link: Link,
     place: Place,
-    clock: StoreClock,
-    patience: Duration,
 }
 
 /// A file with the tag that names this version.
@@ -63,14 +62,9 @@ impl LogBucket {
         limits: TransferLimits,
         patience: Duration,
     ) -> Result<Self, ObjectError> {
-        let clock = StoreClock::default();
-        let transfer = Transfer::new(endpoint.trust(), limits.clone())?.with_clock(clock.clone());
         Ok(Self {
+            link: Link::new(endpoint, StoreClock::default(), limits, patience)?,
             place: Place::new(endpoint, BucketName::Log, key.clone())?,
-            transfer,
-            limits,
-            clock,
-            patience,
         })
     }
 
@@ -80,14 +74,13 @@ impl LogBucket {
     /// The store does not answer, or refuses, or the file is longer than any file of a log.
     pub async fn get(&self, name: &str) -> Result<Option<Tagged>, ObjectError> {
         let during = format!("reading {name} of the log");
-        let deadline = Instant::now() + self.patience;
-        let mut pace = Pace::new(&self.limits, deadline);
+        let mut pace = Pace::new(&self.link.limits, self.link.deadline());
         loop {
             let response = self
                 .send(&during, rusty_s3::Method::Get, name, &[], &Bytes::new())
                 .await?;
             if !response.status().is_success() {
-                let refused = self.refused(&during, response).await;
+                let refused = self.link.refused(&during, response).await;
                 return match lacks_file(&refused) {
                     true => Ok(None),
                     false => Err(refused),
@@ -142,7 +135,7 @@ impl LogBucket {
         if response.status().is_success() {
             return Ok(());
         }
-        let refused = self.refused(&during, response).await;
+        let refused = self.link.refused(&during, response).await;
         match lacks_file(&refused) {
             true => Ok(()),
             false => Err(refused),
@@ -170,7 +163,7 @@ impl LogBucket {
             StatusCode::PRECONDITION_FAILED => return Ok(Replaced::No),
             _ => {}
         }
-        let refused = self.refused(&during, response).await;
+        let refused = self.link.refused(&during, response).await;
         match lacks_file(&refused) {
             // The version that the condition names is gone altogether.
             true if condition.0 == "if-match" => Ok(Replaced::No),
@@ -178,8 +171,6 @@ impl LogBucket {
         }
     }
 
-    /// Sends a request, again and again while the store is unreachable or busy. It is busy too while
-    /// another upload of the name is in progress: that one may break off, so nothing follows from it.
     async fn send(
         &self,
         during: &str,
@@ -188,66 +179,14 @@ impl LogBucket {
         headers: &[(&str, &str)],
         body: &Bytes,
     ) -> Result<Response, ObjectError> {
-        let deadline = Instant::now() + self.patience;
-        let mut pace = Pace::new(&self.limits, deadline);
-        let mut corrected = false;
         let request = Request {
             method,
             key: name,
             headers,
             holder: None,
         };
-        loop {
-            let (sent, offset) = (local_now(), self.clock.offset_ms());
-            let url = self.place.sign(&request, self.clock.at(sent), URL_LIFE);
-            let (uri, mut headers) = parts(url.as_str(), headers);
-            let method: Method = client::method(method);
-            if method == Method::DELETE {
-                headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
-            }
-            let sending = self
-                .transfer
-                .http()
-                .send(method, uri, headers, body.clone());
-            let until = deadline.min(Instant::now() + self.limits.idle);
-            let (status, reason, wait) = match timeout_at(until, sending).await {
-                Ok(Ok(response)) => {
-                    self.read_clock(&response, sent);
-                    let status = response.status();
-                    let refused = [StatusCode::FORBIDDEN, StatusCode::BAD_REQUEST];
-                    // The first answer shows the store's clock, by which the next one is signed.
-                    if !corrected
-                        && refused.contains(&status)
-                        && self.clock.offset_ms().abs_diff(offset) >= CORRECTION_MIN_MS
-                    {
-                        corrected = true;
-                        continue;
-                    }
-                    let busy = [
-                        StatusCode::CONFLICT,
-                        StatusCode::TOO_MANY_REQUESTS,
-                        StatusCode::REQUEST_TIMEOUT,
-                    ];
-                    if !status.is_server_error() && !busy.contains(&status) {
-                        return Ok(response);
-                    }
-                    let wait = client::retry_after(response.headers());
-                    (Some(status), status.to_string(), wait)
-                }
-                Ok(Err(error)) => match ObjectError::certificate(during, &error) {
-                    Some(refused) => return Err(refused),
-                    None => (None, client::describe(&error), None),
-                },
-                Err(_) => (None, "no answer".to_owned(), None),
-            };
-            if !pace.pause(wait).await {
-                let during = during.to_owned();
-                return Err(match status {
-                    Some(StatusCode::INSUFFICIENT_STORAGE) => ObjectError::Full { during },
-                    _ => ObjectError::Unreachable { during, reason },
-                });
-            }
-        }
+        let sent = self.link.send(during, &self.place, &request, body, &BUSY);
+        sent.await
     }
 
     /// The whole body; none if it is too long. The error is in words.
@@ -255,7 +194,7 @@ impl LogBucket {
         let announced = client::length(&response);
         let mut bytes = Vec::new();
         loop {
-            let until = Instant::now() + self.limits.idle;
+            let until = Instant::now() + self.link.limits.idle;
             let piece = timeout_at(until, client::piece(&mut response)).await;
             let piece = piece.map_err(|_| "the body stands still".to_owned())?;
             let Some(piece) = piece.map_err(|error| client::describe(&error))? else {
@@ -271,28 +210,7 @@ impl LogBucket {
             false => Ok(Some(bytes.into())),
         }
     }
-
-    async fn refused(&self, during: &str, response: Response) -> ObjectError {
-        let status = response.status().as_u16();
-        let answer = client::s3_answer(response, self.limits.idle).await;
-        ObjectError::Refused {
-            during: during.to_owned(),
-            status,
-            for_good: answer.for_good,
-            code: answer.code,
-        }
-    }
-
-    fn read_clock(&self, response: &Response, sent: schemas::UnixMillis) {
-        let date = response.headers().get(DATE);
-        if let Some(date) = date.and_then(|value| value.to_str().ok()) {
-            self.clock.observe(date, sent, local_now());
-        }
-    }
 }
-
-/// Least correction of the clock that explains why a signature was refused.
-const CORRECTION_MIN_MS: u64 = 2000;
 
 /// True if the store has the bucket and not the file. A store without the bucket has lost the log, or
 /// never had one; it says nothing about a file.

@@ -148,6 +148,13 @@ pub(crate) struct Log {
     /// read from the store, and nothing else is asked.
     #[arg(long, value_name = "FILE", conflicts_with = "log_folder")]
     pub(crate) store_keys: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) at: StoreAddress,
+}
+
+/// The place of the store that a key opens.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StoreAddress {
     /// Address of the store; by default that of the store that `up` started, or
     /// https://127.0.0.1:9000. Its certificate must be signed by the domain's authority.
     #[arg(long, value_name = "URL", requires = "store_keys")]
@@ -258,18 +265,8 @@ pub(crate) struct ObjectSource {
     /// are read from the store itself, and no coordinator is asked.
     #[arg(long, value_name = "FILE", conflicts_with = "store_folder")]
     pub(crate) store_keys: Option<PathBuf>,
-    /// Address of the store; by default that of the store that `up` started, or
-    /// https://127.0.0.1:9000. Its certificate must be signed by the domain's authority.
-    #[arg(long, value_name = "URL", requires = "store_keys")]
-    pub(crate) store: Option<String>,
-    /// Region that signatures name; embedded stores accept any.
-    #[arg(
-        long,
-        value_name = "NAME",
-        requires = "store_keys",
-        default_value = "us-east-1"
-    )]
-    pub(crate) store_region: String,
+    #[command(flatten)]
+    pub(crate) at: StoreAddress,
     /// Folder of an embedded store, or a copy. Without it and without `--store-keys` objects are
     /// read through URLs of the coordinator, with the operator's credentials.
     #[arg(long, value_name = "DIR")]

@@ -3,6 +3,7 @@
 use kit::{BF16, object, sized};
 use ledger::{ApplyError, Run, State};
 use schemas::event::{Departure, LeaseEnd, LedgerEvent};
+use schemas::hold::Hold;
 use schemas::lease::LeaseRef;
 use schemas::run::{OuterOptimizer, RunSpec};
 use schemas::sync::SealedInput;
@@ -44,6 +45,24 @@ pub(crate) fn created(spec: RunSpec) -> LedgerEvent {
     LedgerEvent::RunCreated {
         spec: Box::new(spec),
         operator: kit::operator(),
+    }
+}
+
+/// An operator freezes the run, or lets it go on.
+pub(crate) fn hold(placed: bool) -> LedgerEvent {
+    let (hold, operator) = (Hold::Merges, kit::operator());
+    let reason = "something is odd".parse().expect("a reason");
+    match placed {
+        true => LedgerEvent::HoldPlaced {
+            hold,
+            operator,
+            reason,
+        },
+        false => LedgerEvent::HoldLifted {
+            hold,
+            operator,
+            reason,
+        },
     }
 }
 

@@ -4,13 +4,12 @@
 use kit::{BF16, object};
 use ledger::{RestoreRecord, State};
 use schemas::event::LedgerEvent;
-use schemas::hold::Hold;
 use schemas::run::{Comparison, RunSpec};
 use schemas::{ObjectRef, Round, Tokens};
 
 use crate::kit::{
-    Book, TIME, accepted, closed, evaluated, evaluation, granted, lease, opened, run_id, sealed,
-    spec, worker,
+    Book, TIME, accepted, closed, evaluated, evaluation, granted, hold, lease, opened, run_id,
+    sealed, spec, worker,
 };
 
 fn manifest(version: u64) -> ObjectRef {
@@ -22,23 +21,6 @@ fn saved(version: u64) -> LedgerEvent {
         round: Round(version),
         manifest: manifest(version),
         statement: None,
-    }
-}
-
-fn hold(placed: bool) -> LedgerEvent {
-    let (hold, operator) = (Hold::Merges, kit::operator());
-    let reason = "odd loss".parse().expect("a reason");
-    match placed {
-        true => LedgerEvent::HoldPlaced {
-            hold,
-            operator,
-            reason,
-        },
-        false => LedgerEvent::HoldLifted {
-            hold,
-            operator,
-            reason,
-        },
     }
 }
 

@@ -3,11 +3,10 @@
 
 use ledger::State;
 use schemas::event::{Departure, LedgerEvent};
-use schemas::hold::Hold;
 use schemas::tenant::Quota;
 use schemas::{RunId, UnixMillis};
 
-use crate::kit::{TIME, created, joined, left, spec, worker};
+use crate::kit::{TIME, created, hold, joined, left, spec, worker};
 
 fn set(name: &str, account: u32) -> LedgerEvent {
     LedgerEvent::TenantSet {
@@ -26,23 +25,6 @@ fn ended(name: &str) -> LedgerEvent {
         tenant: name.parse().expect("a name"),
         operator: kit::operator(),
         reason: "the party left".parse().expect("a reason"),
-    }
-}
-
-fn hold(placed: bool) -> LedgerEvent {
-    let (hold, operator) = (Hold::Merges, kit::operator());
-    let reason = "the party left".parse().expect("a reason");
-    match placed {
-        true => LedgerEvent::HoldPlaced {
-            hold,
-            operator,
-            reason,
-        },
-        false => LedgerEvent::HoldLifted {
-            hold,
-            operator,
-            reason,
-        },
     }
 }
 

@@ -26,7 +26,7 @@ impl Buckets {
     /// # Errors
     /// [`ObjectError::Stranger`]: the store did one of these.
     pub async fn refuse_strangers(&self, known: Digest) -> Result<(), ObjectError> {
-        match timeout(self.limits.idle, self.try_all(known)).await {
+        match timeout(self.link.limits.idle, self.try_all(known)).await {
             Ok(tried) => tried,
             Err(_) => {
                 tracing::warn!(
@@ -70,7 +70,7 @@ impl Buckets {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
         }
         for _ in 0..TRIES {
-            let http = self.transfer.http();
+            let http = self.link.transfer.http();
             let sent = http.send(method.clone(), uri.clone(), headers.clone(), Bytes::new());
             match sent.await.map(|response| response.status()) {
                 Ok(status) if status.is_success() || status == StatusCode::NOT_FOUND => {

@@ -42,7 +42,7 @@ async fn another_upload_of_the_name_makes_the_store_busy_and_says_nothing_about_
         assert_eq!(over.unwrap(), replaced);
     }
     let mut bucket = bucket(&[CONFLICT; 2000]).await;
-    bucket.patience = Duration::from_millis(50);
+    bucket.link.patience = Duration::from_millis(50);
     for tried in [
         bucket.create("heads/1", &bytes()).await,
         bucket.replace("checkpoint", &bytes(), "\"x\"").await,

@@ -136,6 +136,21 @@ fn reveal(world: &mut World, number: u32, lease: LeaseRef, part: &mut Part) -> M
     stage(world, reply)
 }
 
+/// Hands in a result for each lease, and has all of them found good.
+fn submit_all(world: &mut World, leases: &[LeaseRef]) {
+    for (number, lease) in (1..).zip(leases) {
+        world.submit(number, *lease);
+    }
+    screened_all(world);
+}
+
+/// Each worker reveals its shares.
+fn reveal_all(world: &mut World, leases: &[LeaseRef], parts: &mut [Part]) {
+    for (number, (lease, part)) in (1..).zip(leases.iter().zip(parts)) {
+        reveal(world, number, *lease, part);
+    }
+}
+
 fn merge_order(world: &World) -> Option<Unmasking> {
     world.pending.iter().find_map(|effect| match effect {
         Effect::Foundry {
@@ -223,10 +238,7 @@ fn tl_17_settings_that_need_a_contribution_by_itself_are_refused_when_the_run_is
 #[test]
 fn tl_17_a_round_with_masks_is_merged_once_enough_workers_have_revealed_shares() {
     let (mut world, leases, mut parts) = agreed();
-    for (number, lease) in (1..).zip(&leases) {
-        world.submit(number, *lease);
-    }
-    screened_all(&mut world);
+    submit_all(&mut world, &leases);
     let (run, sealed) = (world.run(), world.run().sealed_masked());
     assert_eq!(sealed, Some((Round(0), (0..4).map(UnitIndex).collect())));
     assert!(run.unmasking(Round(0)).is_none() && merge_order(&world).is_none());
@@ -341,13 +353,8 @@ fn tl_17_a_round_with_too_few_contributions_is_opened_again_under_new_keys() {
     }));
     let mut parts = parts(&mut world, &again, 2);
     exchange(&mut world, &again, &mut parts);
-    for (number, lease) in (1..).zip(&again) {
-        world.submit(number, *lease);
-    }
-    screened_all(&mut world);
-    for (number, (lease, part)) in (1..).zip(again.iter().zip(&mut parts)) {
-        reveal(&mut world, number, *lease, part);
-    }
+    submit_all(&mut world, &again);
+    reveal_all(&mut world, &again, &mut parts);
     world.answer_pending();
     assert_eq!(world.run().rounds_closed(), Round(1));
 }
@@ -355,10 +362,7 @@ fn tl_17_a_round_with_too_few_contributions_is_opened_again_under_new_keys() {
 #[test]
 fn tl_17_a_sum_for_which_too_few_reveal_shares_is_given_up_after_a_while() {
     let (mut world, leases, mut parts) = agreed();
-    for (number, lease) in (1..).zip(&leases) {
-        world.submit(number, *lease);
-    }
-    screened_all(&mut world);
+    submit_all(&mut world, &leases);
     for place in [0, 1] {
         reveal(
             &mut world,
@@ -382,10 +386,7 @@ fn tl_17_a_sum_for_which_too_few_reveal_shares_is_given_up_after_a_while() {
 #[test]
 fn tl_17_false_shares_give_the_round_up_and_no_weights() {
     let (mut world, leases, mut parts) = agreed();
-    for (number, lease) in (1..).zip(&leases) {
-        world.submit(number, *lease);
-    }
-    screened_all(&mut world);
+    submit_all(&mut world, &leases);
     for place in [0, 1] {
         reveal(
             &mut world,
@@ -539,14 +540,9 @@ fn tl_17_a_coordinator_that_is_started_again_keeps_the_cohort_and_loses_unsent_s
         share(&mut world, 4, leases[3], &parts[3]),
         MaskStage::Shares(vec![])
     );
-    for (number, lease) in (1..).zip(&leases) {
-        world.submit(number, *lease);
-    }
-    screened_all(&mut world);
+    submit_all(&mut world, &leases);
     // The fourth has nothing to reveal; three are enough.
-    for (number, (lease, part)) in (1..).zip(leases.iter().zip(&mut parts)) {
-        reveal(&mut world, number, *lease, part);
-    }
+    reveal_all(&mut world, &leases, &mut parts);
     assert!(merge_order(&world).is_some());
 }
 

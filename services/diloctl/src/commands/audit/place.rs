@@ -25,8 +25,7 @@ impl Place {
             let folder = from.log_folder.clone().map_or_else(own, Ok::<_, Failure>)?;
             return Ok(Self::Folder(folder));
         };
-        let (endpoint, key) =
-            sources::endpoint(context, from.store.as_deref(), &from.store_region, keys)?;
+        let (endpoint, key) = sources::endpoint(context, &from.at, keys)?;
         let limits = TransferLimits::default();
         let bucket = LogBucket::new(&endpoint, &key, limits, context.timeout)?;
         Ok(Self::Store(Box::new(bucket), endpoint.url().to_string()))

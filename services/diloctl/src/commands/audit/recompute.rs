@@ -62,8 +62,7 @@ fn log_of(objects: &ObjectSource) -> Log {
     Log {
         log_folder: None,
         store_keys: objects.store_keys.clone(),
-        store: objects.store.clone(),
-        store_region: objects.store_region.clone(),
+        at: objects.at.clone(),
     }
 }
 

@@ -15,7 +15,7 @@ use schemas::permission::Role;
 use schemas::{Code, ObjectRef, Refusal};
 use tokio::time::{Instant, sleep};
 
-use crate::cli::ObjectSource;
+use crate::cli::{ObjectSource, StoreAddress};
 use crate::context::Context;
 use crate::objects::OperatorObjectsClient;
 
@@ -91,26 +91,25 @@ impl Objects for Source {
     }
 }
 
-/// The store at `address`, or at its usual one, with the auditor's key.
+/// The store at this address, or at its usual one, with the auditor's key.
 pub(super) fn endpoint(
     context: &Context,
-    address: Option<&str>,
-    region: &str,
+    at: &StoreAddress,
     keys: &Path,
 ) -> Result<(Endpoint, AccessKey), Failure> {
     let mut context = context.clone();
-    if let Some(address) = address {
+    if let Some(address) = &at.store {
         address.clone_into(&mut context.endpoints.store);
     }
     let key = AccessKey::read_auditors(keys)?;
     let trust = context.store_trust(Role::Auditor, std::env::vars_os())?;
-    let endpoint = Endpoint::new(&context.endpoints.store, region, trust);
+    let endpoint = Endpoint::new(&context.endpoints.store, &at.store_region, trust);
     Ok((endpoint.map_err(ObjectError::from)?, key))
 }
 
 /// A reader with the auditor's key.
 fn reader(context: &Context, from: &ObjectSource, keys: &Path) -> Result<BlobReader, Failure> {
-    let (endpoint, key) = endpoint(context, from.store.as_deref(), &from.store_region, keys)?;
+    let (endpoint, key) = endpoint(context, &from.at, keys)?;
     let limits = TransferLimits::default();
     Ok(BlobReader::new(&endpoint, &key, limits, context.timeout)?)
 }

@@ -72,13 +72,8 @@ fn tl_17_a_restore_forgets_the_keys_of_the_round_that_it_drops() {
     let first = lease_all(&mut world);
     let mut of_first = parts(&mut world, &first, 1);
     exchange(&mut world, &first, &mut of_first);
-    for (number, lease) in (1..).zip(&first) {
-        world.submit(number, *lease);
-    }
-    screened_all(&mut world);
-    for (number, (lease, part)) in (1..).zip(first.iter().zip(&mut of_first)) {
-        reveal(&mut world, number, *lease, part);
-    }
+    submit_all(&mut world, &first);
+    reveal_all(&mut world, &first, &mut of_first);
     world.answer_pending();
     assert_eq!(world.run().rounds_closed(), Round(1));
     // In the next round three have announced keys, or all have and two have shared.
@@ -151,10 +146,7 @@ fn tl_17_keys_of_low_order_are_refused_and_harm_no_other_worker() {
 #[test]
 fn tl_17_a_frozen_run_keeps_the_shares_and_unmasks_when_it_goes_on() {
     let (mut world, leases, mut parts) = agreed();
-    for (number, lease) in (1..).zip(&leases) {
-        world.submit(number, *lease);
-    }
-    screened_all(&mut world);
+    submit_all(&mut world, &leases);
     let hold = schemas::hold::HoldRequest {
         v: V,
         run: run_id(),
