@@ -1,31 +1,26 @@
 //! Keys that are the same in every run, so that what they signed can be kept in the corpus. They
 //! protect nothing.
 
-use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
-use ed25519_dalek::{Signer as _, SigningKey};
+use data_encoding::BASE64URL_NOPAD;
 use identity::secret::write_private;
 use identity::{AuditKey, HeadKey, KeyKind, ManifestKey, Seed};
+use nkeys::{KeyPair, KeyPairType};
 use schemas::PublicKey;
 
 /// The secret half of all of them.
 const RAW: [u8; 32] = [7; 32];
 
-/// The first byte of a key's text form, by kind.
-const fn prefix(kind: KeyKind) -> u8 {
-    let letter = match kind {
-        KeyKind::Operator => 14,
-        KeyKind::Account => 0,
-        KeyKind::User => 20,
+fn pair(kind: KeyKind) -> KeyPair {
+    let kind = match kind {
+        KeyKind::Operator => KeyPairType::Operator,
+        KeyKind::Account => KeyPairType::Account,
+        KeyKind::User => KeyPairType::User,
     };
-    letter << 3
+    KeyPair::new_from_raw(kind, RAW).expect("32 bytes are a key")
 }
 
-/// The text form of a seed: its own mark and the kind share the first two bytes.
 pub(super) fn seed_text(kind: KeyKind) -> String {
-    const SEED: u8 = 18 << 3;
-    let kind = prefix(kind);
-    let content = [&[SEED | (kind >> 5), (kind & 31) << 3], &RAW[..]].concat();
-    text(&content)
+    pair(kind).seed().expect("it has both halves")
 }
 
 pub(super) fn seed(kind: KeyKind) -> Seed {
@@ -36,27 +31,19 @@ pub(super) fn seed(kind: KeyKind) -> Seed {
 }
 
 pub(super) fn public(kind: KeyKind) -> PublicKey {
-    let key = SigningKey::from_bytes(&RAW).verifying_key();
-    let content = [&[prefix(kind)], key.as_bytes().as_slice()].concat();
-    text(&content).parse().expect("the text form of a key")
-}
-
-fn text(content: &[u8]) -> String {
-    let crc = content.iter().fold(0u16, |crc, byte| {
-        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| {
-            (crc << 1) ^ if crc & 0x8000 == 0 { 0 } else { 0x1021 }
-        })
-    });
-    BASE32_NOPAD.encode(&[content, &crc.to_le_bytes()].concat())
+    let text = pair(kind).public_key();
+    text.parse().expect("the text form of a key")
 }
 
 pub(super) fn raw_public() -> [u8; 32] {
-    SigningKey::from_bytes(&RAW).verifying_key().to_bytes()
+    let key = public(KeyKind::User);
+    identity::key::public_bytes(&key).expect("the text form of a key")
 }
 
 /// The signature over any bytes.
 pub(super) fn sign(bytes: &[u8]) -> [u8; 64] {
-    SigningKey::from_bytes(&RAW).sign(bytes).to_bytes()
+    let signature = pair(KeyKind::User).sign(bytes).expect("it has both halves");
+    signature.try_into().expect("a signature has 64 bytes")
 }
 
 pub(super) fn audit_key() -> AuditKey {
@@ -80,18 +67,4 @@ pub(super) fn compact(header: &[u8], claims: &[u8]) -> String {
     );
     let signature = BASE64URL_NOPAD.encode(&sign(input.as_bytes()));
     format!("{input}.{signature}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_text_forms_are_those_of_nkeys() {
-        assert_eq!(*audit_key().public(), public(KeyKind::User));
-        for kind in [KeyKind::Operator, KeyKind::Account] {
-            let key = identity::SigningKey::from_seed(kind, &seed(kind)).expect("a seed");
-            assert_eq!(*key.public(), public(kind));
-        }
-    }
 }
