@@ -9,8 +9,10 @@ use crate::deps::{self, Overrides};
 use crate::process::{self, Workspace};
 
 /// Programs that the benches start as processes of their own.
-const PROGRAMS: [&str; 4] = [
+const PROGRAMS: [&str; 6] = [
+    "diloco-audit",
     "diloco-coordinator",
+    "diloco-registrar",
     "diloco-store",
     "diloco-worker",
     "diloctl",
