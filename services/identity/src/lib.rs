@@ -31,6 +31,7 @@ mod mutual;
 pub mod newcomer;
 mod older;
 pub mod purpose;
+mod refresh;
 pub mod reissue;
 pub mod release;
 pub mod revocation;

@@ -46,6 +46,7 @@ mod promotion;
 mod quarantine;
 mod recompute;
 mod reissued;
+mod release_before;
 mod restore;
 mod revoked;
 mod rotated;
