@@ -1,11 +1,12 @@
 //! What `up` renews where the domain's keys are: nothing that runs renews the certificate of broker
 //! and store, or the tokens with which people and provisioners connect.
 
-use schemas::UnixMillis;
 use schemas::role::Role;
+use schemas::{Millis, UnixMillis};
 
 use crate::credentials::Credentials;
 use crate::domain::{Domain, DomainError, LIFETIME_DEFAULT};
+use crate::issued::Registration;
 use crate::tls::lifetimes;
 
 impl Domain {
@@ -29,8 +30,9 @@ impl Domain {
 
     /// Gives operators, auditors and provisioners whose credentials lie in the domain's folder new
     /// tokens for the same keys, if the old ones have ended or are in the second half of their lives.
-    /// A blocked key gets none, and the audit service's own token is renewed by the registrar.
-    /// Returns the names. The caller holds the [`crate::DomainLock`].
+    /// The domain's own, which have the name of their role, get one in any case. Others do if the old
+    /// one had the usual life: where a person chose another, it ends when it ends. A blocked key gets
+    /// none, and the audit service's own token is renewed by the registrar. Returns the names. The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
     /// A record or a credentials file cannot be read; otherwise as [`Domain::issue`].
@@ -42,9 +44,11 @@ impl Domain {
         }
         for known in self.layout().issued().all()? {
             let path = self.layout().credentials(&known.name);
-            let of_service = known.role == Role::Auditor && known.name == Role::Auditor.name();
+            let is_own = known.name == known.role.name();
+            let is_usual = life(&known) == self.life_of(known.role, LIFETIME_DEFAULT);
             if !is_renewed_here(known.role)
-                || of_service
+                || (is_own && known.role == Role::Auditor)
+                || !(is_own || is_usual)
                 || known.blocked.is_some()
                 || !is_due(known.issued, known.ends, now)
                 || !path.exists()
@@ -70,6 +74,13 @@ fn is_renewed_here(role: Role) -> bool {
             | Role::EventsProvisioner
             | Role::AuditProvisioner
     )
+}
+
+/// The time for which a token was issued. It ends at a whole second, and may have been issued behind
+/// one.
+fn life(known: &Registration) -> Millis {
+    let life = known.issued.until(known.ends);
+    Millis(life.get().div_ceil(1000) * 1000)
 }
 
 /// True in the second half of a life, and after it.

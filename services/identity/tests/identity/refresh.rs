@@ -6,8 +6,8 @@ use std::path::Path;
 use identity::domain::LIFETIME_DEFAULT;
 use identity::tls::lifetimes;
 use identity::{Credentials, Domain, InitOptions};
-use schemas::UnixMillis;
 use schemas::role::Role;
+use schemas::{Millis, UnixMillis};
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 
@@ -46,11 +46,11 @@ fn tokens_of_people_and_provisioners_are_renewed_in_the_second_half_of_their_liv
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let domain = new_domain(scratch.path());
     let layout = domain.layout();
-    let issue = |role, name, life| {
-        domain
-            .issue(role, name, None, life, NOW)
-            .expect("a fresh name")
+    let issue_at = |role, name, life, now| {
+        let issued = domain.issue(role, name, None, life, now);
+        issued.expect("the name is free, or its own")
     };
+    let issue = |role, name, life| issue_at(role, name, life, NOW);
     let own: Vec<Role> = vec![
         Role::Operator,
         Role::Provisioner,
@@ -67,6 +67,8 @@ fn tokens_of_people_and_provisioners_are_renewed_in_the_second_half_of_their_liv
         issue(*role, role.name(), LIFETIME_DEFAULT);
     }
     issue(Role::Auditor, "reader", LIFETIME_DEFAULT);
+    issue(Role::Auditor, "guest", Millis::from_secs(2 * 3600));
+    issue(Role::Auditor, "summer", Millis(LIFETIME_DEFAULT.get() * 3));
     issue(Role::Operator, "elsewhere", LIFETIME_DEFAULT);
     fs::remove_file(layout.credentials("elsewhere")).expect("it is ours");
     let blocked = issue(Role::Operator, "blocked", LIFETIME_DEFAULT);
@@ -95,7 +97,7 @@ fn tokens_of_people_and_provisioners_are_renewed_in_the_second_half_of_their_liv
     ];
     assert_eq!(
         renewed, wanted,
-        "services renew their own, and a blocked key gets none"
+        "services renew their own; a blocked key gets none, nor does one whose life was chosen"
     );
     let after = read("reader");
     assert_eq!(after.public(), before.public(), "the same key");
@@ -103,4 +105,16 @@ fn tokens_of_people_and_provisioners_are_renewed_in_the_second_half_of_their_liv
     let ended = UnixMillis(late.get() + LIFETIME_DEFAULT.get() * 2);
     let renewed = domain.refresh_tokens(ended).expect("its own keys");
     assert_eq!(renewed.len(), wanted.len(), "also after their ends");
+    // The registrar had given the operator a short one, and then nothing ran for a while.
+    issue_at(Role::Operator, "operator", Millis::from_secs(3600), ended);
+    let later = ended.after(Millis::from_secs(24 * 3600));
+    let renewed = domain.refresh_tokens(later).expect("its own keys");
+    assert_eq!(renewed, ["operator"]);
+    for (name, life) in [
+        ("guest", 2 * 3600 * 1000),
+        ("summer", LIFETIME_DEFAULT.get() * 3),
+    ] {
+        let ends = read(name).token().expires;
+        assert_eq!(ends, Some(NOW.after(Millis(life))), "{name}");
+    }
 }
