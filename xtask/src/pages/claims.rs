@@ -19,8 +19,10 @@ const CANNOT: &str = "cannot";
 pub(super) fn faults(root: &Path) -> Vec<String> {
     let names = functions::declared(root, &["rs", "py"]);
     let names: BTreeSet<String> = names.into_iter().map(|(_, name)| name).collect();
-    let text = fs::read_to_string(root.join(PAGE)).unwrap_or_default();
-    faults_of(&text, &names)
+    match fs::read_to_string(root.join(PAGE)) {
+        Ok(text) => faults_of(&text, &names),
+        Err(error) => vec![format!("the page cannot be read: {error}")],
+    }
 }
 
 fn faults_of(page: &str, names: &BTreeSet<String>) -> Vec<String> {
