@@ -441,6 +441,7 @@ impl Probe {
                     key,
                     headers: &headers,
                     holder: self.holder.as_ref(),
+                    grant: None,
                 },
                 at,
                 Millis::from_secs(60),
