@@ -111,6 +111,9 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR", default_value = "nats-config")]
         nats_config: PathBuf,
     },
+    /// The store of objects.
+    #[command(subcommand)]
+    Store(Store),
     /// What descends from what.
     #[command(subcommand)]
     Lineage(Lineage),
@@ -215,6 +218,43 @@ pub(crate) enum Auth {
     /// Show the public keys of the trust domain and the credentials that were issued; no secret is
     /// printed.
     Show,
+    /// Print the public keys that sign leases and commands as a JSON Web Key Set (RFC 7517), for
+    /// readers in other languages: `kid` is what the header of a document names. Publish it again after
+    /// `auth rotate manifest`.
+    Jwks {
+        /// A trust bundle, on a machine without the trust domain's folder.
+        #[arg(long, value_name = "FILE")]
+        trust: Option<PathBuf>,
+        /// Write to this file instead of stdout.
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Store {
+    /// Try whether the store keeps the rules that uploads and presigned URLs depend on: wrong bytes
+    /// are refused, a URL does what it was made for and nothing else, each key has its own rights. A
+    /// few small objects are written and removed. Fails with DL0669 if the store breaks a rule that
+    /// it may not break; what the others mean stands beside them. The coordinator does the same at
+    /// its start, unless `store.check` is false.
+    Check(StoreCheck),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreCheck {
+    /// Address of the store, instead of the domain's. Without TLS only on this machine.
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// File of the store's access keys, instead of the coordinator's.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) keys: Option<PathBuf>,
+    /// Certificate authority of the store, PEM, instead of the domain's.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Region that signatures name.
+    #[arg(long, default_value = "us-east-1")]
+    pub(crate) region: String,
 }
 
 #[derive(Debug, Subcommand)]

@@ -20,6 +20,7 @@ pub mod invitations;
 pub mod issued;
 pub mod issuer;
 pub mod join;
+pub mod jwks;
 pub mod jws;
 pub mod jwt;
 pub mod key;
