@@ -66,6 +66,9 @@ pub struct Registration {
     /// Its holder's seat in a group of workers; none if it works alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seat: Option<Seat>,
+    /// The key that its holder had before, if the key was replaced while the holder stayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<PublicKey>,
 }
 
 /// The worker of the run that stands in the way of a seat, with its own seat: it has the same one,
@@ -113,6 +116,7 @@ mod tests {
             blocked: None,
             audit_key: None,
             seat,
+            before: None,
         }
     }
 

@@ -242,9 +242,27 @@ pub(crate) enum Rotate {
         #[arg(long, conflicts_with = "retire")]
         prepare: bool,
         /// End the overlap: documents that earlier keys signed are refused from now on. Leases whose
-        /// work has begun go on.
+        /// work has begun go on. The coordinator is asked first, and nothing ends while it signs
+        /// with an earlier key.
         #[arg(long)]
         retire: bool,
+        /// End it without the coordinator's word.
+        #[arg(long, requires = "retire")]
+        force: bool,
+    },
+    /// Give one holder of credentials a new key, and revoke the old one once the new one is in use.
+    /// The process that holds the credentials takes the new key by itself: a worker when the unit
+    /// that it works on is handed in, another process at once, and one that does not run at its next
+    /// start. A worker gets a new key for its events too, and is another worker to its run, in the
+    /// same seat. No lease is lost, except in a group of several workers: there the group's unit
+    /// goes on under its next epoch. Run the command again if it did not wait long enough.
+    User {
+        /// The name of the credentials, as `auth ls` shows it. Coordinator and audit service have
+        /// two each: `coordinator` and `ledger-writer`, `auditor` and `recorder`.
+        name: String,
+        /// Time to wait until the new key is in use.
+        #[arg(long, value_name = "TIME", default_value = "10m")]
+        wait: runtime::ConfigDuration,
     },
     /// Make a new certificate for broker and store, as `auth certificate` does.
     Certificate {

@@ -339,6 +339,7 @@ impl Domain {
         let expires = UnixMillis((issued.after(lifetime).get() / 1000) * 1000);
         let known = list.find(key.public())?;
         let seat = known.as_ref().and_then(|known| known.seat.clone());
+        let before = known.as_ref().and_then(|known| known.before.clone());
         if let Some(known) = known.filter(|known| known.blocked.is_some()) {
             let revoked = self.revocation(&known.account, &known.public)?;
             if holders == Holders::NotRevoked || revoked.is_none() {
@@ -360,6 +361,7 @@ impl Domain {
             blocked: None,
             audit_key,
             seat,
+            before,
         };
         let credentials = Credentials::new(sign(&signer, &holder, expires, issued)?, key)?;
         // Then the record: credentials without one would not be renewed, and could not be revoked

@@ -49,6 +49,7 @@ fn record_of(domain: &Domain, newcomer: &Newcomer) -> Registration {
         blocked: None,
         audit_key: Some(newcomer.audit_key().clone()),
         seat: None,
+        before: None,
     }
 }
 

@@ -114,6 +114,7 @@ impl Registrar {
             blocked: None,
             audit_key: Some(asked.request.audit_key.clone()),
             seat: seat.clone(),
+            before: None,
         };
         let record = match known.record {
             None => new,

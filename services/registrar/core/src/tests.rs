@@ -39,6 +39,7 @@ fn record() -> Registration {
         blocked: None,
         audit_key: None,
         seat: None,
+        before: None,
     }
 }
 

@@ -49,6 +49,7 @@ mod reissued;
 mod restore;
 mod revoked;
 mod rotated;
+mod rotated_users;
 mod run_halted;
 mod secure_aggregation;
 mod service_restart;

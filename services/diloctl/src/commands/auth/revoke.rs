@@ -327,6 +327,7 @@ mod tests {
             blocked: None,
             audit_key: None,
             seat: None,
+            before: None,
         };
         let state = |holder: &Registration| Listed::holder(holder, None, now).state;
         assert_eq!(state(&holder), "valid");

@@ -157,6 +157,7 @@ fn fg_03_a_machine_becomes_what_its_invitation_says() {
         blocked: None,
         audit_key: Some(key('D')),
         seat: Some(seat(1)),
+        before: None,
     };
     assert_eq!(enrolled.record, expected);
     assert!(enrolled.is_new);
