@@ -10,6 +10,7 @@ pub mod clients;
 pub mod credentials;
 pub mod domain;
 pub mod dsse;
+pub mod endorsed;
 pub mod enrolment;
 pub mod event;
 pub mod fault;

@@ -1,8 +1,9 @@
 //! The desk at which invited machines are enrolled: it reads what the domain knows about an
 //! invitation, and keeps what was decided before anybody is told.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use identity::endorsed::read_endorsed;
 use identity::enrolment::verify_question;
 use identity::revocation::MARGIN;
 use identity::{InvitationList, IssuedList, Issuer};
@@ -28,6 +29,8 @@ const _: () = assert!(
 pub(crate) struct Desk {
     issued: IssuedList,
     invitations: InvitationList,
+    /// The trust bundle, beside which its signed form lies.
+    trust: PathBuf,
 }
 
 impl Desk {
@@ -35,6 +38,7 @@ impl Desk {
         Self {
             issued,
             invitations: InvitationList::at(&section.invitations),
+            trust: section.trust.clone(),
         }
     }
 
@@ -100,6 +104,7 @@ impl Desk {
         let token = token.map_err(refusal)?;
         let certificate = issuer.certify(&record, validity.ends, clock::now());
         let certificate = certificate.map_err(refusal)?;
+        let trust = read_endorsed(&self.trust).map_err(refusal)?;
         let (name, seat) = (&record.name, record.seat.as_ref().map(ToString::to_string));
         tracing::info!(
             name, worker = %record.public, invitation = %asked.invitation, seat,
@@ -115,6 +120,7 @@ impl Desk {
             token,
             ends: validity.ends,
             certificate,
+            trust,
         })
     }
 }
@@ -164,6 +170,7 @@ mod tests {
             let desk = Desk {
                 issued: layout.issued(),
                 invitations: layout.invitations(),
+                trust: layout.trust(),
             };
             let core = Registrar::new(LIFETIME, Posture::default());
             let enrol = |machine: &str| {

@@ -22,6 +22,7 @@ mod endings;
 mod enrolment;
 mod enrolment_mutual;
 mod enrolment_records;
+mod enrolment_trust;
 mod foreign_bytes;
 mod foreign_messages;
 mod foreign_text;

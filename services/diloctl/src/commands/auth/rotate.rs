@@ -133,7 +133,15 @@ pub(super) async fn manifest(
                 .collect()
         }
     };
+    // Machines that are invited get the bundle as it is now.
+    let signed = domain.endorse_trust(clock::now())?;
     context.printer.rows(&rows);
+    if !signed {
+        context.printer.talk(
+            "the vault is not here, so machines that were invited before this get the trust bundle of \
+             their invitation; copy trust.json to them",
+        );
+    }
     Ok(())
 }
 
