@@ -31,7 +31,7 @@ pub(crate) fn check_seat(run: &Run, peer: &Peer, recorded: &Recorded) -> Result<
     let own = |other: &WorkerId| recorded.before.as_ref() == Some(other);
     match seat.and_then(|seat| Some((seat, run.in_the_way(&peer.worker, seat)?))) {
         None => Ok(()),
-        Some((_, (other, _))) if own(&other) => Ok(()),
+        Some((_, (other, _))) if own(other) => Ok(()),
         Some((seat, (other, held))) => Err(Refusal::new(
             Code::SeatTaken,
             format!("{seat}: {other} has {held}"),
