@@ -367,6 +367,7 @@ impl Domain {
             audit_key,
             seat,
             before,
+            changes_until: None,
         };
         let credentials = Credentials::new(sign(&signer, &holder, expires, issued)?, key)?;
         // Then the record: credentials without one would not be renewed, and could not be revoked

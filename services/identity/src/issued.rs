@@ -133,6 +133,16 @@ impl IssuedList {
         Ok(records)
     }
 
+    /// The record of the key that succeeds this one, unless it is blocked.
+    ///
+    /// # Errors
+    /// As [`IssuedList::all`].
+    pub fn successor_of(&self, old: &PublicKey) -> Result<Option<Registration>, RegistrationError> {
+        let succeeds = |one: &Registration| one.before.as_ref() == Some(old);
+        let mut all = self.all()?.into_iter();
+        Ok(all.find(|one| succeeds(one) && one.blocked.is_none()))
+    }
+
     /// Writes the record of a key; an earlier one of the same key is replaced.
     ///
     /// # Errors
@@ -194,6 +204,7 @@ mod tests {
             audit_key: None,
             seat: None,
             before: None,
+            changes_until: None,
         }
     }
 

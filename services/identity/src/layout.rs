@@ -199,6 +199,11 @@ impl DomainLayout {
         self.folder.join("succession").join(format!("{name}.json"))
     }
 
+    /// The folder of the keys with which workers of this machine want to go on.
+    pub(crate) fn heirs(&self) -> PathBuf {
+        self.folder.join("heirs")
+    }
+
     /// The file of the mark, which holds the last known position of the ledger.
     pub fn ledger_mark(&self) -> PathBuf {
         self.folder.join("ledger.mark")

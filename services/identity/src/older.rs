@@ -188,6 +188,7 @@ impl Domain {
                 audit_key: self.known_audit_key(role, &token.name)?,
                 seat: None,
                 before: None,
+                changes_until: None,
             })?;
         }
         Ok(())

@@ -65,12 +65,14 @@ pub enum SuccessorError {
     #[error("no credentials of {0:?} are recorded")]
     Missing(String),
     /// The key lies on its holder's machine.
-    #[error("the credentials of {name} ({key}) are not in this trust domain's folder")]
+    #[error("the credentials of {name} ({key}, {}) are not in this trust domain's folder", role.name())]
     Elsewhere {
         /// The name.
         name: String,
         /// The key.
         key: PublicKey,
+        /// Its role.
+        role: Role,
     },
     /// The credentials that wait are for somebody else.
     #[error("{} holds no successor of the credentials beside it: {reason}", path.display())]
@@ -208,6 +210,7 @@ impl Domain {
                 .as_ref()
                 .map_or(old.audit_key.clone(), |key| Some(key.public().clone())),
             before: Some(old.public.clone()),
+            changes_until: None,
             ..old.clone()
         };
         let signer = self.role_key(old.role)?;
@@ -267,6 +270,49 @@ impl Domain {
         Ok(())
     }
 
+    /// Lets the holder of this name, whose keys lie on its own machine, ask for another key until a
+    /// time. Returns the record of the key that it has. The caller holds the [`crate::DomainLock`].
+    ///
+    /// # Errors
+    /// No worker, or more than one key, has the name; or a record cannot be read or written.
+    pub fn allow_succession(
+        &self,
+        name: &str,
+        until: UnixMillis,
+    ) -> Result<Registration, SuccessorError> {
+        let list = self.layout().issued();
+        let all = list.all()?;
+        let of_name = |one: &&Registration| {
+            one.name == name && one.role == Role::Worker && one.blocked.is_none()
+        };
+        let succeeds = |one: &Registration| {
+            let key = one.before.as_ref();
+            key.is_some_and(|key| {
+                all.iter()
+                    .any(|other| of_name(&other) && other.public == *key)
+            })
+        };
+        // One that was made already is not the one that changes.
+        let mut present = all.iter().filter(of_name).filter(|one| !succeeds(one));
+        let (Some(held), None) = (present.next(), present.next()) else {
+            return Err(SuccessorError::Missing(name.to_owned()));
+        };
+        let record = Registration {
+            changes_until: Some(until),
+            ..held.clone()
+        };
+        list.record(&record)?;
+        Ok(record)
+    }
+
+    /// The record of the key that succeeds this one; none if there is none yet.
+    ///
+    /// # Errors
+    /// A record cannot be read.
+    pub fn successor_of(&self, old: &PublicKey) -> Result<Option<Registration>, SuccessorError> {
+        Ok(self.layout().issued().successor_of(old)?)
+    }
+
     fn not_here(&self, name: &str) -> Result<SuccessorError, SuccessorError> {
         let mut known = self.layout().issued().all()?.into_iter();
         let known = known.find(|holder| holder.name == name && holder.blocked.is_none());
@@ -275,6 +321,7 @@ impl Domain {
             Some(holder) => SuccessorError::Elsewhere {
                 name: holder.name,
                 key: holder.public,
+                role: holder.role,
             },
         })
     }

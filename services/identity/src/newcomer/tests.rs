@@ -50,6 +50,7 @@ fn record_of(domain: &Domain, newcomer: &Newcomer) -> Registration {
         audit_key: Some(newcomer.audit_key().clone()),
         seat: None,
         before: None,
+        changes_until: None,
     }
 }
 

@@ -184,3 +184,34 @@ fn strangers_blocked_holders_and_keys_elsewhere_get_none() {
     assert_eq!(code("w1"), Code::HolderBlocked);
     assert!(!scene.files("w1").has_successor());
 }
+
+#[test]
+fn tl_28_a_worker_elsewhere_may_change_its_key_once_by_an_operators_word() {
+    let scene = Scene::new(false);
+    let list = scene.domain.layout().issued();
+    let until = UnixMillis(LATER.get() + 1000);
+    let allow = |name: &str| scene.domain.allow_succession(name, until);
+    let old = allow("w1").expect("it is a worker");
+    let kept = list.find(&old.public).expect("it reads").expect("recorded");
+    assert_eq!((kept.changes_until, &kept), (Some(until), &old));
+    let found = || scene.domain.successor_of(&old.public).expect("it reads");
+    assert_eq!(found(), None);
+    let new = Registration {
+        public: ConnectionKey::generate().public().clone(),
+        before: Some(old.public.clone()),
+        changes_until: None,
+        ..old.clone()
+    };
+    list.record(&new).expect("the folder is ours");
+    assert_eq!(found(), Some(new.clone()));
+    // A command that is repeated is about the same key.
+    assert_eq!(allow("w1").expect("it is a worker").public, old.public);
+    list.block(&old.public, LATER).expect("it is ours");
+    assert_eq!(allow("w1").expect("it is a worker").public, new.public);
+    list.block(&new.public, LATER).expect("it is ours");
+    assert_eq!(found(), None, "a blocked key succeeds nobody");
+    for nobody in ["w1", "coordinator", "nobody"] {
+        let refused = allow(nobody).expect_err("no worker of the name may connect");
+        assert_eq!(refused.code(), Code::HolderMissing);
+    }
+}

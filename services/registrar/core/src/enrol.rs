@@ -115,6 +115,7 @@ impl Registrar {
             audit_key: Some(asked.request.audit_key.clone()),
             seat: seat.clone(),
             before: None,
+            changes_until: None,
         };
         let record = match known.record {
             None => new,

@@ -40,6 +40,7 @@ fn record() -> Registration {
         audit_key: None,
         seat: None,
         before: None,
+        changes_until: None,
     }
 }
 
@@ -63,6 +64,7 @@ fn question() -> Vec<u8> {
     RenewalRequest {
         v: V,
         ends: UnixMillis(2),
+        successor: None,
     }
     .encode()
 }

@@ -4,12 +4,14 @@
 use std::fs;
 
 use e2e::Recipe;
-use harness::{Cluster, Options, PATIENCE, Recorded};
+use harness::{Cluster, Options, PATIENCE, Recorded, look};
 use identity::{AuditKey, Credentials};
 use runtime::{Bus, clock};
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
 use schemas::permission::Role;
-use schemas::{Code, Epoch, PublicKey, WorkerId};
+use schemas::{Code, Epoch, Millis, PublicKey, WorkerId};
+
+use crate::enrolment::{enrol, invite, layout, record};
 
 /// Tries to connect with the credentials in a file.
 async fn refused(cluster: &Cluster, file: &str) -> Option<Code> {
@@ -130,4 +132,83 @@ async fn tl_28_a_holder_that_is_away_keeps_its_key_until_it_is_back() {
         matches!(gone, Some(Code::BusRefused | Code::CredentialRevoked)),
         "{gone:?}"
     );
+}
+
+/// The keys lie on the machine alone: the domain's folder never sees them.
+#[tokio::test]
+async fn tl_28_fg_03_a_worker_with_keys_of_its_own_changes_them_mid_round() {
+    let options = Options {
+        token_lifetime: Some(Millis::from_secs(3600)),
+        ..Options::default()
+    };
+    let mut cluster = Cluster::start(options, 0).await;
+    let run = cluster.run().clone();
+    let file = invite(&cluster, "invited", &[]).await;
+    enrol(&cluster, "machine", &file).await.unwrap();
+    let own = layout(&cluster, "machine");
+    let machine = cluster.path("machine");
+    let mut evidence = cluster.evidence().await;
+    Recipe::reference(8, 1, 300).create(&cluster).await;
+    cluster.start_worker_of(&machine, "invited").await;
+    let started = |recorded: &Recorded| {
+        matches!(
+            &recorded.body.event,
+            Event::Worker(WorkerEvent::Started { .. })
+        )
+    };
+    evidence.until("start of a unit", started).await;
+    let held = || {
+        let held = Credentials::read(&own.credentials("invited")).unwrap();
+        held.public().clone()
+    };
+    let old = held();
+    fs::copy(own.credentials("invited"), cluster.path("old.creds")).unwrap();
+    let (folder, bus) = (machine.display().to_string(), cluster.bus_url().to_owned());
+    let rekey = ["--domain", &folder, "--bus", &bus, "worker", "rekey"];
+    let rekey = [&rekey[..], &["invited"]].concat();
+    let early = cluster.diloctl(&rekey).await;
+    let code = Code::SuccessionUnasked.to_string();
+    assert!(early.stderr.contains(&code), "{}", early.stderr);
+
+    let rotate = ["auth", "rotate", "user", "invited"];
+    let machines = async {
+        let ordered = || record(&cluster, &old)?.changes_until;
+        look(PATIENCE, ordered).await.expect("the operator's word");
+        cluster.diloctl_ok(&rekey).await;
+    };
+    let (told, ()) = tokio::join!(cluster.diloctl_ok(&rotate), machines);
+    let new = held();
+    assert_ne!(old, new);
+    for touched in [old.as_str(), new.as_str(), "void", "in use"] {
+        assert!(told.contains(touched), "{touched} is not in:\n{told}");
+    }
+    assert!(!cluster.domain().layout().credentials("invited").exists());
+    let gone = refused(&cluster, "old.creds").await;
+    assert!(
+        matches!(gone, Some(Code::BusRefused | Code::CredentialRevoked)),
+        "{gone:?}"
+    );
+    cluster.operator().await.until_complete(&run).await;
+    cluster.end_well(&["invited"]).await;
+    cluster.record_verifies().await;
+    let renamed: WorkerId = new.as_str().parse().unwrap();
+    let worker: WorkerId = old.as_str().parse().unwrap();
+    let mut joins = 0;
+    for recorded in cluster.evidence().await.everything().await {
+        match recorded.ledger() {
+            Some(LedgerEvent::LeaseGranted { lease, .. }) => {
+                assert_eq!(lease.epoch, Epoch(1), "{lease} was lost before");
+            }
+            Some(LedgerEvent::WorkerJoined {
+                worker: joined,
+                before,
+                ..
+            }) if *joined == renamed => {
+                assert_eq!(*before, Some(worker.clone()));
+                joins += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(joins, 1);
 }

@@ -41,6 +41,7 @@ impl Scene {
             audit_key: Some(audit.public().clone()),
             seat: Seat::new("left".parse().expect("a name"), Rank(1), 2).ok(),
             before: None,
+            changes_until: None,
         };
         let join = WorkerRequest::Join(JoinRequest {
             v: V,

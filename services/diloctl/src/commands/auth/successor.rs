@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use identity::{Domain, IdentityFiles, Registration, Succession};
+use identity::{Domain, DomainLock, IdentityFiles, Registration, Succession, SuccessorError};
 use runtime::accounts;
 use runtime::{Failure, clock};
 use schemas::hold::Reason;
 use schemas::permission::Role;
-use schemas::{Code, UnixMillis};
+use schemas::{Code, Millis, PublicKey, UnixMillis};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -17,6 +17,8 @@ use crate::output::Row;
 use crate::table::time;
 
 const COMMAND: &str = "diloctl auth rotate";
+/// Time between two looks for the record of a new key.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Gives the holder of this name a new key.
 pub(super) async fn run(context: &Context, name: &str, wait: Duration) -> Result<(), Failure> {
@@ -25,7 +27,13 @@ pub(super) async fn run(context: &Context, name: &str, wait: Duration) -> Result
     let begun = {
         let _lock = context.lock(COMMAND)?;
         domain.take_over(clock::now())?;
-        domain.begin_succession(name, clock::now())?
+        domain.begin_succession(name, clock::now())
+    };
+    let begun = match begun {
+        Err(SuccessorError::Elsewhere { role, .. }) if role == Role::Worker => {
+            return of_machine(context, &domain, name, wait).await;
+        }
+        begun => begun?,
     };
     let Succession { old, new, .. } = begun;
     if has_process(new.role) {
@@ -45,14 +53,67 @@ pub(super) async fn run(context: &Context, name: &str, wait: Duration) -> Result
     let lock = context.lock(COMMAND)?;
     // A process on another machine has copies of the files; then nobody has taken those that lie here.
     files(&domain, &new).take_successor()?;
+    void(context, &domain, &lock, &old, &new).await?;
+    Ok(domain.end_succession(name)?)
+}
+
+/// Lets a worker whose keys lie on its own machine ask for another one, and waits for it.
+async fn of_machine(
+    context: &Context,
+    domain: &Domain,
+    name: &str,
+    wait: Duration,
+) -> Result<(), Failure> {
+    let url = context.accounts_url()?;
+    let deadline = Instant::now() + wait;
+    let old = {
+        let _lock = context.lock(COMMAND)?;
+        domain.allow_succession(name, clock::now().after(millis(wait)))?
+    };
+    context.printer.talk(&format!(
+        "waits for `diloctl worker rekey {name}` on its machine, and until the worker connects with its \
+         new key, for at most {wait:?}"
+    ));
+    let late = |key: &PublicKey| {
+        let text = format!("{name} still has key {key}");
+        Failure::new(Code::SuccessorWaiting, text)
+    };
+    let new = loop {
+        if let Some(new) = domain.successor_of(&old.public)? {
+            break new;
+        }
+        if Instant::now() >= deadline {
+            return Err(late(&old.public));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    };
+    if !accounts::until_connected(domain, &url, &new.account, &new.public, deadline).await? {
+        return Err(late(&old.public));
+    }
+    let lock = context.lock(COMMAND)?;
+    void(context, domain, &lock, &old, &new).await
+}
+
+/// Revokes the old key of a holder that uses its new one.
+async fn void(
+    context: &Context,
+    domain: &Domain,
+    lock: &DomainLock,
+    old: &Registration,
+    new: &Registration,
+) -> Result<(), Failure> {
+    let url = context.accounts_url()?;
     let reason: Option<Reason> = format!("replaced by {}", new.public).parse().ok();
     let keys = [(old.account.clone(), old.public.clone())];
-    accounts::revoke(&domain, &lock, &url, &keys, reason.as_ref(), clock::now()).await?;
-    domain.end_succession(name)?;
+    accounts::revoke(domain, lock, &url, &keys, reason.as_ref(), clock::now()).await?;
     context
         .printer
-        .rows(&[Key::of(&new, "in use"), Key::of(&old, "void")]);
+        .rows(&[Key::of(new, "in use"), Key::of(old, "void")]);
     Ok(())
+}
+
+fn millis(span: Duration) -> Millis {
+    Millis(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// True if a process holds the credentials of this role for as long as it runs. The others are read

@@ -262,6 +262,7 @@ mod tests {
             audit_key: None,
             seat: None,
             before: None,
+            changes_until: None,
             v: schemas::V,
             name: "w1".to_owned(),
             role: Role::Worker,
