@@ -10,7 +10,7 @@ use schemas::event::{EventBody, LedgerEvent};
 use schemas::foundry;
 use schemas::member::{Posture, Session};
 use schemas::subject::Verb;
-use schemas::{AccountId, Code, Millis, PublicKey, Refusal, RunId, Seat, UnixMillis, WorkerId};
+use schemas::{AccountId, Code, Millis, PublicKey, Refusal, RunId, UnixMillis, WorkerId};
 
 use crate::checkpoint::Checkpoints;
 use crate::collection::{Collection, Committed};
@@ -18,7 +18,9 @@ use crate::control::{Drain, NewRun};
 use crate::deadline::{Timer, Timers};
 use crate::denial::Denials;
 use crate::effect::{Answer, Effect};
-use crate::input::{ControlRequest, Input, Peer, ReplyId, Screened, ScreeningId, WorkerRequest};
+use crate::input::{
+    ControlRequest, Input, Peer, Recorded, ReplyId, Screened, ScreeningId, WorkerRequest,
+};
 use crate::restore::Restores;
 use crate::run::live::{DecayingCount, LiveRun, Traffic};
 use crate::run::objects::RefusedRead;
@@ -197,10 +199,13 @@ impl Coordinator {
         match input {
             Input::Request {
                 peer,
-                seat,
+                recorded,
                 request,
                 reply,
-            } => self.request(&peer, seat.map(|seat| *seat), request, reply),
+            } => {
+                let recorded = recorded.map(|recorded| *recorded).unwrap_or_default();
+                self.request(&peer, recorded, request, reply);
+            }
             Input::Control {
                 operator,
                 request,
@@ -261,12 +266,12 @@ impl Coordinator {
         }
     }
 
-    fn request(&mut self, peer: &Peer, seat: Option<Seat>, request: WorkerRequest, reply: ReplyId) {
+    fn request(&mut self, peer: &Peer, recorded: Recorded, request: WorkerRequest, reply: ReplyId) {
         let verb = request.verb();
         let refused = self.check_tenant(peer).err();
         let handled = match refused.or_else(|| self.shut_out(peer)) {
             Some(refusal) => Err(refusal.into()),
-            None => self.handled(peer, seat, request, reply),
+            None => self.handled(peer, recorded, request, reply),
         };
         self.conclude(peer, verb, reply, handled);
     }
@@ -274,12 +279,12 @@ impl Coordinator {
     fn handled(
         &mut self,
         peer: &Peer,
-        seat: Option<Seat>,
+        recorded: Recorded,
         request: WorkerRequest,
         reply: ReplyId,
     ) -> Handled {
         if let WorkerRequest::Join(request) = &request {
-            self.check_join(peer, seat.as_ref(), request)?;
+            self.check_join(peer, &recorded, request)?;
         }
         match self.state.run(&peer.run) {
             None => Err(run_unknown(&peer.run).into()),
@@ -291,7 +296,7 @@ impl Coordinator {
             }
             Some(_) => self
                 .enter(&peer.run, |room, turn| {
-                    room.request(turn, peer, seat, request, reply)
+                    room.request(turn, peer, recorded, request, reply)
                 })
                 .expect("a run that is not complete has a room"),
         }

@@ -4,6 +4,7 @@
 mod mutual;
 pub(crate) mod revoke;
 mod rotate;
+mod successor;
 
 use std::path::Path;
 
@@ -59,9 +60,12 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
         Auth::Certificate { server_name } => certificate(context, server_name),
         Auth::Rotate(Rotate::Certificate { server_name }) => certificate(context, server_name),
         Auth::Rotate(Rotate::Role { role, now }) => rotate::role(context, *role, *now).await,
-        Auth::Rotate(Rotate::Manifest { prepare, retire }) => {
-            rotate::manifest(context, rotate::Manifest::of(*prepare, *retire))
-        }
+        Auth::Rotate(Rotate::Manifest {
+            prepare,
+            retire,
+            force,
+        }) => rotate::manifest(context, rotate::Manifest::of(*prepare, *retire), *force).await,
+        Auth::Rotate(Rotate::User { name, wait }) => successor::run(context, name, wait.0).await,
         Auth::Retire { role } => rotate::retire(context, *role).await,
         Auth::Config {
             mutual_tls,

@@ -13,6 +13,7 @@ mod holds;
 mod invitations;
 mod lists;
 mod reissue;
+mod rekey;
 pub(crate) mod run;
 pub(crate) mod settings;
 mod snapshot;

@@ -79,7 +79,7 @@ impl World {
                 run: kit::run_id(),
                 worker: kit::worker(number),
             },
-            seat: None,
+            recorded: None,
             request,
             reply,
         });
