@@ -332,7 +332,12 @@ pub(super) fn arrivals() -> Vec<Vec<u8>> {
         let found = golden.iter().find(|(file, _)| file.starts_with(name));
         found.expect("an example").1.clone()
     };
-    let renewal = RenewalRequest { v: V, ends: NOW }.encode();
+    let renewal = RenewalRequest {
+        v: V,
+        ends: NOW,
+        successor: None,
+    };
+    let renewal = renewal.encode();
     let messages = [
         (
             worker_event_subject(&run, &worker, "started"),
