@@ -30,7 +30,9 @@ pub(super) async fn run(context: &Context, name: &str, wait: Duration) -> Result
         domain.begin_succession(name, clock::now())
     };
     let begun = match begun {
-        Err(SuccessorError::Elsewhere { role, .. }) if role == Role::Worker => {
+        Err(SuccessorError::Elsewhere {
+            role: Role::Worker, ..
+        }) => {
             return of_machine(context, &domain, name, wait).await;
         }
         begun => begun?,
