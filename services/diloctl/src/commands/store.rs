@@ -73,7 +73,7 @@ fn verdict(url: &str, report: &Report) -> Result<(), Failure> {
     }
 }
 
-/// One rule, and what came of it.
+/// One rule, and what the store did.
 #[derive(Serialize)]
 struct Shown {
     rule: String,
