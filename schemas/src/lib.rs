@@ -25,6 +25,7 @@ pub mod event;
 pub mod foundry;
 pub mod hold;
 pub mod id;
+pub mod keys;
 pub mod layout;
 pub mod lease;
 pub mod limits;

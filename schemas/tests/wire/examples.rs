@@ -35,6 +35,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 
 mod collection;
 mod enrolment;
+mod keys;
 mod masks;
 mod promotion;
 mod quarantine;
@@ -590,6 +591,7 @@ pub(crate) fn all() -> Vec<Example> {
         },
     ];
     all.extend(enrolment::all());
+    all.extend(keys::all());
     all.extend(masks::all());
     all.extend(quarantine::all());
     all.extend(promotion::all());

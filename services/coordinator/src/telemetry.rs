@@ -19,6 +19,7 @@ pub(crate) const fn control_label(verb: ControlVerb) -> &'static str {
     match verb {
         ControlVerb::BlobPut => "operator blob.put",
         ControlVerb::BlobGet => "operator blob.get",
+        ControlVerb::Keys => "operator keys",
         verb => verb.token(),
     }
 }

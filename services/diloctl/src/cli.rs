@@ -226,6 +226,10 @@ pub(crate) enum Auth {
     /// readers in other languages: `kid` is what the header of a document names. Publish it again after
     /// `auth rotate manifest`.
     Jwks {
+        /// Ask the coordinator for the keys that it publishes on the bus, and print them if they are
+        /// those of the trust bundle; others are refused (DL0672).
+        #[arg(long)]
+        from_bus: bool,
         /// A trust bundle, on a machine without the trust domain's folder.
         #[arg(long, value_name = "FILE")]
         trust: Option<PathBuf>,

@@ -3,60 +3,31 @@
 
 use data_encoding::BASE64URL_NOPAD;
 use schemas::PublicKey;
-use serde::{Deserialize, Serialize};
+use schemas::keys::{Jwk, Jwks};
 
 use crate::key::{KeyError, public_bytes};
 use crate::trust::TrustBundle;
 
-/// A set of public keys.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Jwks {
-    /// The keys, in the order of the trust bundle.
-    pub keys: Vec<Jwk>,
+/// The keys of a trust bundle that sign leases and commands.
+///
+/// # Errors
+/// The text of a key has a wrong checksum.
+pub fn of(trust: &TrustBundle) -> Result<Jwks, KeyError> {
+    let keys = trust.manifest_keys.iter().map(one);
+    Ok(Jwks {
+        keys: keys.collect::<Result<_, _>>()?,
+    })
 }
 
-/// One public key for Ed25519.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Jwk {
-    /// `OKP`: an octet key pair.
-    pub kty: String,
-    /// `Ed25519`.
-    pub crv: String,
-    /// The 32 bytes of the key, base64url without padding.
-    pub x: String,
-    /// The key as the headers of documents and the trust bundle name it.
-    pub kid: String,
-    /// `EdDSA`, the only algorithm.
-    pub alg: String,
-    /// `sig`: it signs.
-    #[serde(rename = "use")]
-    pub usage: String,
-}
-
-impl Jwks {
-    /// The keys of a trust bundle that sign leases and commands.
-    ///
-    /// # Errors
-    /// The text of a key has a wrong checksum.
-    pub fn of(trust: &TrustBundle) -> Result<Self, KeyError> {
-        let keys = trust.manifest_keys.iter().map(Jwk::of);
-        Ok(Self {
-            keys: keys.collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-impl Jwk {
-    fn of(key: &PublicKey) -> Result<Self, KeyError> {
-        Ok(Self {
-            kty: "OKP".to_owned(),
-            crv: "Ed25519".to_owned(),
-            x: BASE64URL_NOPAD.encode(&public_bytes(key)?),
-            kid: key.to_string(),
-            alg: "EdDSA".to_owned(),
-            usage: "sig".to_owned(),
-        })
-    }
+fn one(key: &PublicKey) -> Result<Jwk, KeyError> {
+    Ok(Jwk {
+        kty: "OKP".to_owned(),
+        crv: "Ed25519".to_owned(),
+        x: BASE64URL_NOPAD.encode(&public_bytes(key)?),
+        kid: key.clone(),
+        alg: "EdDSA".to_owned(),
+        usage: "sig".to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -101,7 +72,7 @@ mod tests {
         let next = domain.prepare_manifest_key().expect("it has room");
         let layout = domain.layout();
         let trust = TrustBundle::read(&layout.trust()).expect("it is there");
-        let set = Jwks::of(&trust).expect("keys of ours");
+        let set = of(&trust).expect("keys of ours");
         let kids: Vec<&str> = set.keys.iter().map(|key| key.kid.as_str()).collect();
         let own = ManifestKey::read(&layout.manifest_key()).expect("it is there");
         assert_eq!(kids, [own.public().as_str(), next.as_str()]);

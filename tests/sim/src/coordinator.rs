@@ -425,7 +425,9 @@ impl World {
                 assert_eq!(missing, None, "an object that is granted is not there");
                 self.reply(reply, Delivered::Granted);
             }
-            Effect::GrantPut { reply, .. } => self.reply(reply, Delivered::Granted),
+            Effect::ShowKeys { reply } | Effect::GrantPut { reply, .. } => {
+                self.reply(reply, Delivered::Granted)
+            }
             Effect::CheckRun { reply, .. } => self.inform_coordinator(
                 10,
                 Input::RunChecked {
@@ -582,6 +584,7 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
             | Answer::Tenant(_)
             | Answer::TenantEnd(_)
             | Answer::View(_)
+            | Answer::Keys(_)
             | Answer::Shutdown(_),
         ) => return Delivered::Granted,
         Err(refusal) => return Delivered::Refused(refusal),

@@ -292,7 +292,7 @@ impl Coordinator {
                 let (mut turn, state, _) = self.turn();
                 let run = state.fold_run(&peer.run);
                 let mut run = run.expect("a run that is complete is in the state");
-                closed::request(&mut run, &mut turn, peer, &request)
+                closed::request(&mut run, &mut turn, peer, &request, reply)
             }
             Some(_) => self
                 .enter(&peer.run, |room, turn| {
@@ -327,6 +327,10 @@ impl Coordinator {
             ControlRequest::TenantSet(request) => self.set_tenant(operator, request),
             ControlRequest::TenantEnd(request) => self.end_tenant(operator, request),
             ControlRequest::View(request) => self.view(&request.query),
+            ControlRequest::Keys(_) => {
+                self.out.push(Effect::ShowKeys { reply });
+                Ok(Outcome::Later)
+            }
             ControlRequest::BlobPut(request) => self.operator_put(operator, request, reply),
             ControlRequest::BlobCommit(request) => self.operator_commit(operator, request, reply),
             ControlRequest::BlobGet(request) => self.operator_get(request, reply),

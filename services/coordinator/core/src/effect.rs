@@ -12,6 +12,7 @@ use schemas::control::{RunNewReply, ShutdownReply, ViewReply};
 use schemas::event::LedgerEvent;
 use schemas::foundry::Order;
 use schemas::hold::HoldReply;
+use schemas::keys::KeysReply;
 use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply, UnitId};
 use schemas::masking::MaskReply;
 use schemas::member::JoinReply;
@@ -62,6 +63,11 @@ pub enum Effect {
         reply: ReplyId,
         /// The objects; all may be read by the asker.
         objects: Vec<Digest>,
+    },
+    /// Answer with the keys that sign leases and commands, as the trust bundle has them now.
+    ShowKeys {
+        /// The request.
+        reply: ReplyId,
     },
     /// Answer with URLs to upload objects into quarantine.
     GrantPut {
@@ -219,6 +225,7 @@ impl Effect {
             Self::Append { .. } => "append",
             Self::Reply { .. } => "reply",
             Self::Lease { .. } => "lease",
+            Self::ShowKeys { .. } => "show_keys",
             Self::GrantGet { .. } => "grant_get",
             Self::GrantPut { .. } => "grant_put",
             Self::CheckUploads { .. } => "check_uploads",
@@ -305,6 +312,7 @@ pub enum Answer {
     Tenant(TenantReply),
     TenantEnd(TenantEndReply),
     View(Box<ViewReply>),
+    Keys(Box<KeysReply>),
     Shutdown(ShutdownReply),
 }
 

@@ -80,6 +80,10 @@ impl Shell {
                 let answer = answer.expect("each lease was signed before its effect");
                 self.reply(reply, answer).await;
             }
+            Effect::ShowKeys { reply } => {
+                let answer = self.signer.published();
+                self.reply(reply, answer).await;
+            }
             Effect::GrantGet { reply, objects } => {
                 if let Some((_, to)) = self.tables.replies.remove(&reply) {
                     let answer = grants::get(&self.store, &objects, to.asker());

@@ -25,6 +25,7 @@ mod enrolment_records;
 mod enrolment_trust;
 mod foreign_bytes;
 mod foreign_messages;
+mod foreign_store;
 mod foreign_text;
 mod four_bits;
 mod frozen;

@@ -169,9 +169,29 @@ async fn tl_28_tl_13_the_key_of_leases_is_replaced_mid_round_and_no_lease_is_los
     let coordinator = cluster.process("coordinator");
     let uses = |log: &str| log.contains("leases are signed with a new key");
     coordinator.until_logged(PATIENCE, uses).await;
+    let set = cluster.diloctl_ok(&["auth", "jwks", "--from-bus"]).await;
+    for key in [&stolen, &next] {
+        assert!(set.contains(key.public().as_str()), "{set}");
+    }
+    fs::copy(layout.trust(), cluster.path("before.json")).unwrap();
     let told = cluster
         .diloctl_ok(&[&rotate[..], &["--retire"]].concat())
         .await;
+    // The bus has the new bundle at once, and somebody with the old one is told so.
+    let set = cluster.diloctl_ok(&["auth", "jwks", "--from-bus"]).await;
+    assert!(!set.contains(stolen.public().as_str()), "{set}");
+    let old = cluster.path("before.json");
+    let old = [
+        "auth",
+        "jwks",
+        "--from-bus",
+        "--trust",
+        old.to_str().unwrap(),
+    ];
+    let refused = cluster.diloctl(&old).await;
+    assert_eq!(refused.status.code(), Some(10), "{}", refused.stderr);
+    let code = Code::KeysDiffer.to_string();
+    assert!(refused.stderr.contains(&code), "{}", refused.stderr);
     assert!(
         told.contains(stolen.public().as_str()) && told.contains("void"),
         "{told}"

@@ -107,6 +107,7 @@ impl World {
                 Effect::Append { time, run, event } => self.append(time, run, *event),
                 Effect::Reply { reply, .. }
                 | Effect::Lease { reply, .. }
+                | Effect::ShowKeys { reply }
                 | Effect::GrantGet { reply, .. }
                 | Effect::GrantPut { reply, .. }
                 | Effect::Purge { reply, .. } => {

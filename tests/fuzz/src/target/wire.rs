@@ -15,6 +15,7 @@ use schemas::enrolment::{EnrolmentReply, EnrolmentRequest};
 use schemas::event::{EventBody, SignedEvent};
 use schemas::foundry::{FoundryAnswer, FoundryOrder};
 use schemas::hold::{HoldReply, HoldRequest, Reason};
+use schemas::keys::{KeysReply, KeysRequest};
 use schemas::layout::Layout;
 use schemas::lease::{
     ClaimReply, ClaimRequest, Done, Offer, ReleaseRequest, RenewReply, RenewRequest,
@@ -107,6 +108,8 @@ readers![
     TenantReply,
     TenantEndRequest,
     TenantEndReply,
+    KeysRequest,
+    KeysReply,
     Answer<Done>,
     Answer<ViewReply>,
     Answer<JoinReply>,

@@ -91,6 +91,7 @@ impl RunRoom<'_> {
             WorkerRequest::Renew(request) => self.renew(turn, peer, &request),
             WorkerRequest::Release(request) => self.release(turn, peer, &request),
             WorkerRequest::Mask(request) => self.mask(turn, peer, request),
+            WorkerRequest::Keys(_) => turn.show_keys(reply),
             WorkerRequest::Put(request) => self.put(turn, peer, request, reply),
             WorkerRequest::Get(request) => self.get(turn, peer, request, reply),
             WorkerRequest::Stage(request) => self.stage(turn, peer, &request),

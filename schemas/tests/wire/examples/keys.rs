@@ -1,0 +1,24 @@
+//! Examples about the keys that sign leases and commands.
+
+use schemas::V;
+use schemas::keys::{Jwk, Jwks, KeysReply, KeysRequest};
+
+use super::{Example, example, key};
+
+pub(super) fn all() -> Vec<Example> {
+    let jwk = Jwk {
+        kty: "OKP".to_owned(),
+        crv: "Ed25519".to_owned(),
+        x: "A".repeat(43),
+        kid: key('A').parse().expect("the form of a key"),
+        alg: "EdDSA".to_owned(),
+        usage: "sig".to_owned(),
+    };
+    vec![
+        example(&KeysRequest { v: V }),
+        example(&KeysReply {
+            v: V,
+            jwks: Jwks { keys: vec![jwk] },
+        }),
+    ]
+}
