@@ -4,6 +4,7 @@ mod audit;
 mod invite;
 mod rotate;
 mod snapshot;
+mod store;
 mod tenant;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ pub(crate) use self::audit::{
 pub(crate) use self::invite::InviteArgs;
 pub(crate) use self::rotate::Rotate;
 pub(crate) use self::snapshot::{PromoteArgs, RestoreArgs, Snapshot};
+pub(crate) use self::store::{Store, StoreCheck};
 pub(crate) use self::tenant::{QuotaArgs, Tenant};
 use crate::commands::settings::RunArgs;
 use crate::output::Format;
@@ -113,6 +115,9 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR", default_value = "nats-config")]
         nats_config: PathBuf,
     },
+    /// The store of objects.
+    #[command(subcommand)]
+    Store(Store),
     /// What descends from what.
     #[command(subcommand)]
     Lineage(Lineage),
@@ -217,6 +222,17 @@ pub(crate) enum Auth {
     /// Show the public keys of the trust domain and the credentials that were issued; no secret is
     /// printed.
     Show,
+    /// Print the public keys that sign leases and commands as a JSON Web Key Set (RFC 7517), for
+    /// readers in other languages: `kid` is what the header of a document names. Publish it again after
+    /// `auth rotate manifest`.
+    Jwks {
+        /// A trust bundle, on a machine without the trust domain's folder.
+        #[arg(long, value_name = "FILE")]
+        trust: Option<PathBuf>,
+        /// Write to this file instead of stdout.
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -237,7 +237,7 @@ mod tests {
             audit_key: Some(layout.audit_key("w1")),
         };
         assert!(heir.accept(&reply(&old)).is_err(), "it is the old key's");
-        let mut new = old.clone();
+        let mut new = old;
         new.public = asked.worker.clone();
         new.name = "w2".to_owned();
         assert!(heir.accept(&reply(&new)).is_err(), "it is another's");

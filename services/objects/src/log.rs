@@ -184,6 +184,7 @@ impl LogBucket {
             key: name,
             headers,
             holder: None,
+            grant: None,
         };
         let sent = self.link.send(during, &self.place, &request, body, &BUSY);
         sent.await

@@ -13,7 +13,7 @@ use schemas::subject::Verb;
 use schemas::{AccountId, Code, Millis, PublicKey, Refusal, RunId, UnixMillis, WorkerId};
 
 use crate::checkpoint::Checkpoints;
-use crate::collection::Collection;
+use crate::collection::{Collection, Committed};
 use crate::control::{Drain, NewRun};
 use crate::deadline::{Timer, Timers};
 use crate::denial::Denials;
@@ -73,6 +73,8 @@ pub struct Coordinator {
     pub(crate) restores: Restores,
     /// The collection of old objects under way: one at a time.
     pub(crate) collection: Option<Collection>,
+    /// What operators have committed lately, which collections keep.
+    pub(crate) committed: Committed,
     /// Operators whose uploads are being checked and promoted.
     pub(crate) commits: BTreeMap<ReplyId, PublicKey>,
     /// The recent orders of each operator that led to events in the ledger.
@@ -101,6 +103,7 @@ impl Coordinator {
             checks: BTreeMap::new(),
             restores: Restores::new(),
             collection: None,
+            committed: Committed::default(),
             commits: BTreeMap::new(),
             orders: BTreeMap::new(),
             screenings: Screenings::default(),

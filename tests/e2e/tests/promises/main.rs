@@ -47,6 +47,7 @@ mod promotion;
 mod quarantine;
 mod recompute;
 mod reissued;
+mod release_before;
 mod restore;
 mod revoked;
 mod rotated;

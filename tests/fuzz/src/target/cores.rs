@@ -336,8 +336,8 @@ pub(super) fn arrivals() -> Vec<Vec<u8>> {
         v: V,
         ends: NOW,
         successor: None,
-    };
-    let renewal = renewal.encode();
+    }
+    .encode();
     let messages = [
         (
             worker_event_subject(&run, &worker, "started"),
