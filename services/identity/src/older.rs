@@ -15,7 +15,6 @@ use schemas::{AccountId, UnixMillis, V};
 use crate::claims::UserClaims;
 use crate::credentials::{Credentials, CredentialsError};
 use crate::domain::{Domain, DomainError, account_id, account_key_name};
-use crate::issued::RegistrationError;
 use crate::issuer::AccountNames;
 use crate::jwt::{Subject, mint};
 use crate::key::{KeyKind, SigningKey};
@@ -35,15 +34,8 @@ impl Domain {
         if !self.layout().vault().is_here() && !self.is_older() {
             return Ok(());
         }
-        let list = self.layout().issued();
-        if self.is_older() {
-            create_private_folder(list.folder())?;
-        }
-        // Otherwise it was there, and the credentials that lie here may be a part of what it has.
-        if list.is_absent()? {
-            let folder = list.folder().to_owned();
-            return Err(RegistrationError::Absent(folder).into());
-        }
+        // An earlier release had no such list; it is made of the credentials that lie here.
+        create_private_folder(self.layout().issued().folder())?;
         self.move_keys()?;
         self.add_keys()?;
         self.write_names()?;
