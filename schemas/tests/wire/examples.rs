@@ -162,6 +162,7 @@ fn contribution() -> Contribution {
         loss: 2.5,
         train_ms: 1234,
         privacy: None,
+        cohort: None,
     }
 }
 
