@@ -140,7 +140,7 @@ pub enum Finding {
         /// The lease.
         lease: LeaseRef,
     },
-    /// The coordinator has signed a cohort for a worker, and the ledger has none of it.
+    /// The coordinator has signed a cohort for a worker, which the ledger does not have.
     #[error(
         "the coordinator has shown a worker the cohort {cohort} of round {round} (stream sequence {shown}), which the \
          ledger does not have"

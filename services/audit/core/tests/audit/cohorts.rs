@@ -181,7 +181,7 @@ impl Scene {
         });
     }
 
-    /// The auditor after all of it.
+    /// The auditor after the whole record.
     fn audited(&self) -> Auditor {
         let mut auditor = self.log.auditor();
         for record in &self.log.records {

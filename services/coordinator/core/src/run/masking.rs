@@ -387,7 +387,7 @@ impl Agreement {
     }
 }
 
-/// True for a worker of a sealed cohort whom nobody has shut out. It may take part in the sum also if
+/// True for a worker of a sealed cohort that is not shut out. It may take part in the sum also if
 /// it has left since: a worker that drains waits for that.
 fn has_trained(run: &Run, peer: &Peer, lease: &LeaseRef) -> bool {
     let record = run.cohorts.get(&lease.unit.round);
