@@ -10,7 +10,7 @@ use crate::contribution::{Contribution, Evaluation};
 use crate::hold::{Hold, Reason};
 use crate::lease::{LeaseRef, Weights};
 use crate::limits::{EVENT_BYTES_MAX, SIGNED_EVENT_BYTES_MAX};
-use crate::masking::{CohortMember, UnitKey};
+use crate::masking::{CohortMember, CohortSeal, UnitKey};
 use crate::member::{Posture, Session};
 use crate::message::{V, message};
 use crate::promotion::PointerName;
@@ -349,6 +349,13 @@ pub enum WorkerEvent {
     Joined { release: String, device: String },
     /// It verified a lease and started on it.
     Started { lease: LeaseRef },
+    /// It masks the contribution of a lease for the cohort with this digest, which is in the ledger by
+    /// the coordinator's word.
+    Masked {
+        lease: LeaseRef,
+        cohort: Digest,
+        seal: CohortSeal,
+    },
     /// It handed in a result, whose statement has this digest.
     Submitted { lease: LeaseRef, statement: Digest },
     /// It gave up a lease.
@@ -419,6 +426,7 @@ impl WorkerEvent {
         match self {
             Self::Joined { .. } => "joined",
             Self::Started { .. } => "started",
+            Self::Masked { .. } => "masked",
             Self::Submitted { .. } => "submitted",
             Self::Dropped { .. } => "dropped",
             Self::Refused { .. } => "refused",

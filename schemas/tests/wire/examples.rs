@@ -144,12 +144,9 @@ pub(crate) fn asked() -> Addressee {
 }
 
 fn posture() -> Posture {
-    Posture {
-        open: vec![OpenLayer {
-            layer: Layer::Bulk,
-            reason: "a test".to_owned(),
-        }],
-    }
+    let (layer, reason) = (Layer::Bulk, "a test".to_owned());
+    let open = vec![OpenLayer { layer, reason }];
+    Posture { open }
 }
 
 fn contribution() -> Contribution {
@@ -162,6 +159,7 @@ fn contribution() -> Contribution {
         loss: 2.5,
         train_ms: 1234,
         privacy: None,
+        cohort: None,
     }
 }
 

@@ -92,6 +92,10 @@ impl Run {
             let what = format!("lease {lease} before its cohort is sealed");
             return Err(out_of_place("contribution-accepted", what));
         }
+        if contribution.cohort != self.cohort_digest(unit.round) {
+            let what = format!("lease {lease} under the masks of another cohort");
+            return Err(out_of_place("contribution-accepted", what));
+        }
         let counts = self.collects(unit.round);
         self.held("contribution-accepted", lease, worker)?.standing = Standing::Done;
         let fate = if counts {

@@ -381,6 +381,7 @@ impl EffectRunner {
             meter: Arc::clone(&self.meter),
             state: self.state.clone(),
             domain: self.checked.trust.domain.as_str().into(),
+            trust: self.checked.trust_source.clone(),
             spec: Arc::new(spec),
             spec_digest,
             assets: Arc::new(OnceCell::new()),

@@ -57,4 +57,14 @@ pub struct Counts {
     pub spent: u64,
     /// Runs whose privacy budget ended in a round.
     pub spent_within: u64,
+    /// Cohorts of masked rounds that were sealed.
+    pub cohorts: u64,
+    /// Workers that were gone after the agreement, and left out of a sum.
+    pub left_out: u64,
+    /// Masked rounds whose sum could not be had.
+    pub dissolved: u64,
+    /// Sums for which a worker revealed nothing, since it had for another of the round.
+    pub refused_sums: u64,
+    /// Times that a worker was asked to hand its sealed shares in again.
+    pub handed_again: u64,
 }

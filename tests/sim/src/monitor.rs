@@ -16,6 +16,8 @@ use crate::collection::Keeping;
 use crate::counts::Counts;
 use crate::store::{Model, Store};
 
+mod masks;
+
 /// The monitor's records.
 #[derive(Debug)]
 pub(crate) struct Monitor {
@@ -44,6 +46,7 @@ pub(crate) struct Monitor {
     issued: u64,
     ended: u64,
     frozen: bool,
+    masks: masks::Masks,
     /// Every training lease of a private run: round, worker, and the unit's index.
     disclosures: Vec<(u64, WorkerId, u32)>,
     spent: bool,
@@ -76,6 +79,7 @@ impl Monitor {
             issued: 0,
             ended: 0,
             frozen: false,
+            masks: masks::Masks::default(),
             disclosures: Vec::new(),
             spent: false,
             complete: false,
@@ -93,10 +97,8 @@ impl Monitor {
     /// Records one event, and checks that it may follow those before it.
     pub(crate) fn note(&mut self, event: &LedgerEvent, store: &Store) {
         assert!(!self.complete || !is_work(event), "{event:?} after the end");
-        assert!(
-            !self.frozen || !is_merge(event),
-            "{event:?} in a frozen run"
-        );
+        let held = self.frozen && is_merge(event);
+        assert!(!held, "{event:?} in a frozen run");
         let by_quarantined = author(event).filter(|worker| self.quarantined.contains(*worker));
         assert_eq!(by_quarantined, None, "{event:?} of a worker in quarantine");
         self.counts.events += 1;
@@ -110,7 +112,6 @@ impl Monitor {
             }
             LedgerEvent::WorkerLeft { worker, .. } => {
                 self.members.remove(worker);
-                self.seats.remove(worker);
                 self.seats.remove(worker);
             }
             LedgerEvent::RoundOpened { round } => self.open_round(*round),
@@ -145,6 +146,7 @@ impl Monitor {
                 ..
             } => {
                 self.counts.accepted += 1;
+                self.check_masked(lease, contribution);
                 self.end(*lease, worker, contribution.tokens.get());
                 self.count(*lease);
                 let round = lease.unit.round;
@@ -236,10 +238,9 @@ impl Monitor {
                 disclosures,
                 epsilon,
             } => self.spend(*disclosures, *epsilon),
-            // No run of the simulation has masks.
             LedgerEvent::CohortSealed { .. }
             | LedgerEvent::RoundUnmasked { .. }
-            | LedgerEvent::CohortDissolved { .. } => panic!("{event:?} in a run without masks"),
+            | LedgerEvent::CohortDissolved { .. } => self.note_masks(event, store),
             LedgerEvent::RequestDenied { .. } => self.counts.denied += 1,
             LedgerEvent::HoldPlaced {
                 hold: Hold::Merges, ..
@@ -343,6 +344,7 @@ impl Monitor {
             let all: Vec<u32> = (0..seat.of()).collect();
             assert_eq!(ranks, all, "{lease}: the group of {worker} is not sealed");
         }
+        self.check_fixed(&lease);
         assert!(!self.counted.contains(&lease.unit), "{lease} is complete");
         assert!(
             self.held.values().all(|(_, holder)| holder != worker),
@@ -462,6 +464,7 @@ impl Monitor {
         let sealed = self.sealed.take().map_or(0, |sealed| sealed.len());
         let open = std::mem::take(&mut self.inputs).len();
         self.named.clear();
+        self.masks = masks::Masks::default();
         self.open = None;
         let gone = (sealed + open) as u64;
         assert_eq!(gone, u64::from(contributions), "contributions that go");
@@ -493,7 +496,7 @@ impl Monitor {
         self.named.extend(inputs);
         assert_eq!(
             self.named.len() + rest as usize,
-            self.spec.schedule.units as usize,
+            self.inputs.len(),
             "each part of the seal of round {round} says how many inputs are left"
         );
         if rest > 0 {
@@ -513,17 +516,14 @@ impl Monitor {
             named.collect::<Vec<_>>(),
             "what is sealed is what was accepted"
         );
-        assert_eq!(
-            inputs.len(),
-            self.spec.schedule.units as usize,
-            "round {round} was sealed without all of its units"
-        );
+        self.check_whole(round, inputs.len());
         self.sealed = Some(accepted);
     }
 
     /// Checks a merge of the executor, whether it is the first or a repetition.
     pub(crate) fn merge(&self, round: Round, inputs: &[MergeInput]) {
         assert_eq!(self.open, Some(round), "a round is merged while it is open");
+        self.check_unmasked(round);
         assert_eq!(
             self.sealed.as_deref(),
             Some(inputs),
@@ -541,6 +541,8 @@ impl Monitor {
             .sealed
             .take()
             .expect("a round is sealed before it closes");
+        self.check_unmasked(round);
+        self.masks = masks::Masks::default();
         self.model = self.model.step(&inputs);
         self.models.push(self.model);
         let merges = self.merges.last().map_or(1, |merges| merges + 1);
@@ -574,6 +576,8 @@ fn is_merge(event: &LedgerEvent) -> bool {
         LedgerEvent::RunCompleted
             | LedgerEvent::RoundSealed { .. }
             | LedgerEvent::RoundClosed { .. }
+            | LedgerEvent::RoundUnmasked { .. }
+            | LedgerEvent::CohortDissolved { .. }
             | LedgerEvent::SnapshotPromoted { .. }
             | LedgerEvent::ObjectsGivenUp { .. }
     )

@@ -2,7 +2,7 @@
 
 use kit::RunSpecBuilder;
 use schemas::data::DataManifest;
-use schemas::run::{Privacy, RunSpec};
+use schemas::run::{Privacy, RunSpec, SecureAggregation};
 use schemas::{AccountId, Millis, PublicKey, Rank, RunId, Seat, WorkerId};
 
 pub(crate) use kit::{object, operator};
@@ -105,6 +105,25 @@ fn private(mut spec: RunSpec) -> RunSpec {
 }
 
 impl Plan {
+    /// The same plan with secure aggregation. Nobody sees what is in a contribution, so none is
+    /// poisoned; each worker is alone.
+    pub(crate) fn masked(mut self, seed: u64) -> Self {
+        let units = 4 + u32::try_from(seed % 3).expect("small");
+        self.workers = units as usize + (seed % 2) as usize;
+        self.faults.poison = 0;
+        let spec = &mut self.spec;
+        spec.privacy = None;
+        spec.policy.norm_max = 0.0;
+        spec.upload = kit::FP32;
+        (spec.schedule.units, spec.policy.workers_min) = (units, units);
+        spec.secure_aggregation = Some(SecureAggregation {
+            threshold: (units * 2).div_ceil(3).max(3),
+            largest: 1.0,
+        });
+        spec.seed = 3 * (spec.seed / 3) + 1;
+        self
+    }
+
     /// The seat that a worker's record gives it: in some simulations the first two of several
     /// workers are a group.
     pub(crate) fn seat(&self, worker: usize) -> Option<Seat> {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::data::DataManifest;
 use schemas::lease::Weights;
+use schemas::masking::Bytes32;
 use schemas::run::RunSpec;
 use schemas::snapshot::MergeInput;
 use schemas::{Bytes, Chunks, Digest, Hasher, Listed, ObjectRef, Round};
@@ -25,6 +26,10 @@ pub(crate) struct Store {
     pub(crate) checkpoints: BTreeMap<Digest, Vec<u8>>,
     /// Objects that were written since a collection began.
     pub(crate) written: Option<BTreeSet<Digest>>,
+    /// The secrets that workers drew for masks, seed and masking key, by the public masking key.
+    pub(crate) drawn: BTreeMap<Bytes32, (Bytes32, Bytes32)>,
+    /// The digests of all cohorts in the ledger.
+    pub(crate) cohorts: BTreeSet<Digest>,
     /// Full snapshots by their manifest.
     snapshots: BTreeMap<Digest, Model>,
 }

@@ -11,6 +11,7 @@ use schemas::{
 };
 
 use crate::ancestry::Ancestry;
+use crate::cohorts::{Cohorts, Told};
 use crate::emitter::{Chain, Link};
 use crate::examine::{Account, Content, Examined, Examiner, LedgerRecord, WorkerRecord};
 use crate::finding::{Finding, PlacedFinding};
@@ -60,6 +61,7 @@ pub struct Auditor {
     follows: bool,
     last: StreamSequence,
     tally: Tally,
+    cohorts: Cohorts,
     /// The merges of a run, if they are wanted.
     merges: Option<Merges>,
     /// The lineage of an object, if it is wanted.
@@ -72,7 +74,9 @@ impl Auditor {
     /// An auditor of the trust domain `domain` (its id as text) that takes ledger events from these
     /// audit keys only.
     pub fn new(domain: &str, coordinators: impl IntoIterator<Item = PublicKey>) -> Self {
+        let coordinators: BTreeSet<PublicKey> = coordinators.into_iter().collect();
         Self {
+            cohorts: Cohorts::new(domain, coordinators.clone()),
             examiner: Examiner::new(domain, coordinators),
             chains: BTreeMap::new(),
             enrolled: BTreeMap::new(),
@@ -281,6 +285,8 @@ impl Auditor {
                     self.taken = Some((body.sequence, digest));
                 }
                 self.notice(body.run.as_ref(), event);
+                let shown = self.cohorts.note(body.run.as_ref(), event, &self.state);
+                findings.extend(shown);
                 if let Some(merges) = &mut self.merges {
                     merges.note(row.stream_sequence, body.run.as_ref(), event, &self.state);
                 }
@@ -409,7 +415,23 @@ impl Auditor {
         } else {
             Verdict::Verified
         };
-        self.settle(verdict, &event.account(), findings, event.row)
+        let mut of_ledger = None;
+        if let (false, Event::Worker(said)) = (repeated, &event.body.event) {
+            let (at, run) = (event.row.stream_sequence, &event.run);
+            match self.cohorts.told(at, run, said, &self.state) {
+                Some(Told::OfWorker(finding)) => findings.push(finding),
+                Some(Told::OfLedger(finding)) => of_ledger = Some(finding),
+                None => {}
+            }
+        }
+        let mut checked = self.settle(verdict, &event.account(), findings, event.row);
+        if let Some(finding) = of_ledger {
+            let at = checked.row.stream_sequence;
+            checked
+                .findings
+                .extend(self.book(&Account::Ledger, vec![finding], at));
+        }
+        checked
     }
 
     /// A worker's event whose key the ledger does not name.

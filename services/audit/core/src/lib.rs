@@ -13,6 +13,7 @@
 //! | `record` | one message of the stream |
 //! | `examine` | a record by itself: its signer, its content and its position |
 //! | `check` | the auditor: examined records in their order, and the fold of the ledger |
+//! | `cohorts` | cohorts of masked rounds: those of the ledger, and those that workers were shown |
 //! | `emitter` | one emitter's chain, whose faults become findings |
 //! | `finding` | the faults that the auditor finds |
 //! | `intake` | checks of workers' events before they are recorded |
@@ -31,6 +32,7 @@
 
 pub mod ancestry;
 mod check;
+mod cohorts;
 mod emitter;
 mod examine;
 mod finding;

@@ -387,6 +387,10 @@ fn of_worker(event: &WorkerEvent) -> (String, String) {
             (String::new(), format!("{device}, release {release}"))
         }
         WorkerEvent::Started { lease } => (lease.to_string(), String::new()),
+        WorkerEvent::Masked { lease, cohort, .. } => (
+            lease.to_string(),
+            format!("for cohort {}", short(&cohort.hex())),
+        ),
         WorkerEvent::Submitted { lease, statement } => (
             lease.to_string(),
             format!("statement {}", short(&statement.hex())),
@@ -441,6 +445,20 @@ mod tests {
             (
                 WorkerEvent::Started { lease },
                 (about.clone(), String::new()),
+            ),
+            (
+                WorkerEvent::Masked {
+                    lease,
+                    cohort: statement,
+                    seal: schemas::masking::CohortSeal {
+                        key: kit::operator(),
+                        signature: serde_bytes::ByteArray::new([7; 64]),
+                    },
+                },
+                (
+                    about.clone(),
+                    format!("for cohort {}", &statement.hex()[..8]),
+                ),
             ),
             (
                 WorkerEvent::Submitted { lease, statement },

@@ -9,7 +9,9 @@ use schemas::foundry::Saved;
 use schemas::lease::{ClaimRequest, LeaseRef, UnitKind, Weights};
 use schemas::member::{LeaveRequest, Posture, Session};
 use schemas::run::RunSpec;
-use schemas::{Chunks, Fragment, Listed, Message, Millis, ObjectRef, Round, SyncId, UnixMillis, V};
+use schemas::{
+    Chunks, Digest, Fragment, Listed, Message, Millis, ObjectRef, Round, SyncId, UnixMillis, V,
+};
 
 use crate::{Merged, Peer, Screened, Settings, Submission};
 
@@ -120,6 +122,15 @@ pub(crate) fn submission(spec: &RunSpec, number: u32, lease: LeaseRef, salt: u32
         UnitKind::Evaluate => Outcome::Evaluation(kit::evaluation()),
     };
     stated(kit::statement(spec, worker(number), lease, outcome))
+}
+
+/// The same result, under the masks of a cohort.
+pub(crate) fn masked_for(result: Submission, cohort: Option<Digest>) -> Submission {
+    let mut statement = result.statement;
+    if let Outcome::Contribution(contribution) = &mut statement.outcome {
+        contribution.cohort = cohort;
+    }
+    stated(statement)
 }
 
 pub(crate) fn stated(statement: Statement) -> Submission {

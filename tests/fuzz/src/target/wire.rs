@@ -19,7 +19,7 @@ use schemas::layout::Layout;
 use schemas::lease::{
     ClaimReply, ClaimRequest, Done, Offer, ReleaseRequest, RenewReply, RenewRequest,
 };
-use schemas::masking::{KeyStatement, MaskReply, MaskRequest};
+use schemas::masking::{CohortStatement, KeyStatement, MaskReply, MaskRequest};
 use schemas::member::{JoinReply, JoinRequest, LeaveRequest};
 use schemas::promotion::{PointerName, PromoteReply, PromoteRequest};
 use schemas::public::Status;
@@ -103,6 +103,7 @@ readers![
     MaskRequest,
     MaskReply,
     KeyStatement,
+    CohortStatement,
     TenantRequest,
     TenantReply,
     TenantEndRequest,

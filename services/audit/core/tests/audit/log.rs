@@ -153,6 +153,16 @@ impl Emitter {
     }
 }
 
+impl Emitter {
+    /// Signs the body of a statement.
+    pub(crate) fn sign_statement(&self, domain: &str, body: &[u8]) -> [u8; 64] {
+        let hash = Digest::of(domain.as_bytes());
+        let purpose = &b"diloco/statement/v1"[..];
+        let signed = [&[0xFF], purpose, &[0], hash.as_bytes(), body].concat();
+        self.key.sign(&signed).to_bytes()
+    }
+}
+
 impl Member {
     pub(crate) fn new(seed: u8) -> Self {
         let worker = nkey(20 << 3, &[seed; 32]).parse().expect("a name or key");

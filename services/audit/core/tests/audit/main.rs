@@ -2,6 +2,7 @@
 
 mod ancestry;
 mod checkpoints;
+mod cohorts;
 mod compare;
 mod differ;
 mod foreign;
