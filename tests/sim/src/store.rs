@@ -8,7 +8,7 @@ use schemas::data::DataManifest;
 use schemas::lease::Weights;
 use schemas::run::RunSpec;
 use schemas::snapshot::MergeInput;
-use schemas::{Bytes, Chunks, Digest, Hasher, Listed, ObjectRef, Round};
+use schemas::{Bytes, Chunks, Digest, Hasher, Listed, ObjectRef, Round, Weight};
 
 /// The contents of the store. They survive every crash.
 #[derive(Debug, Default)]
@@ -120,7 +120,8 @@ impl Model {
 
     /// One outer step.
     pub(crate) fn step(&self, inputs: &[MergeInput]) -> Self {
-        let chunks = inputs.iter().map(|input| input.chunks.digest());
+        let merged = inputs.iter().filter(|input| input.weight > Weight(0));
+        let chunks = merged.map(|input| input.chunks.digest());
         Self {
             round: self.round.next(),
             weights: digest_of([self.weights].into_iter().chain(chunks)),
