@@ -15,11 +15,11 @@ use crate::member::{Posture, Session};
 use crate::message::{V, message};
 use crate::promotion::PointerName;
 use crate::run::{RunSpec, TrainerKind};
-use crate::sync::SealedInput;
+use crate::sync::{ComparedInput, SealedInput};
 use crate::tenant::Quota;
 use crate::{
     AccountId, Bytes, ChainSequence, Digest, Fragment, ObjectRef, PublicKey, Round, RunId, Seat,
-    TenantName, Tokens, UnixMillis, WorkerId,
+    TenantName, Tokens, UnitIndex, UnixMillis, WorkerId,
 };
 
 /// An event as it is sent and stored. Key and signature are beside the body in one payload, and not
@@ -160,6 +160,13 @@ pub enum LedgerEvent {
         statement: Digest,
         signature: ByteArray<64>,
     },
+    /// The directions of an open round's contributions were compared: the cosine of each to the
+    /// mean direction of the others. The run's settings say which of them are left out. A round
+    /// with more than [`COMPARED_MAX`](crate::limits::COMPARED_MAX) takes several such events.
+    RoundCompared {
+        round: Round,
+        cosines: Vec<ComparedInput>,
+    },
     /// Only these contributions are merged; later contributions to the round are late. A set of
     /// more than [`SEALED_MAX`](crate::limits::SEALED_MAX) is named by several events in a row,
     /// ascending by unit; `rest` counts the contributions that the following ones name, and 0
@@ -168,6 +175,9 @@ pub enum LedgerEvent {
         round: Round,
         fragment: Fragment,
         inputs: Vec<SealedInput>,
+        /// Those of `inputs` that are left out, and why.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        left_out: Vec<(UnitIndex, Code)>,
         rest: u32,
     },
     /// The sealed set is merged; `broadcast` are the resulting weights. In a ledger of an earlier
@@ -396,6 +406,7 @@ impl LedgerEvent {
             Self::ContributionAccepted { .. } => "contribution-accepted",
             Self::ContributionRejected { .. } => "contribution-rejected",
             Self::EvaluationAccepted { .. } => "evaluation-accepted",
+            Self::RoundCompared { .. } => "round-compared",
             Self::RoundSealed { .. } => "round-sealed",
             Self::RoundClosed { .. } => "round-closed",
             Self::CohortSealed { .. } => "cohort-sealed",

@@ -23,17 +23,17 @@ use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, OpenLayer, Po
 use schemas::public::Status;
 use schemas::renewal::{RenewalReply, RenewalRequest};
 use schemas::run::{Codec, CodecKind, InnerOptimizer, Precision, Rounding, RunSpec, TrainerKind};
-use schemas::sync::SealedInput;
 use schemas::telemetry::{Heartbeat, Phase, WorkerMetrics};
 use schemas::view::{RunPhase, RunView};
 use schemas::{
     Addressee, Answer, Bytes, ChainSequence, Chunks, Code, DecodeError, Digest, Epoch, Fragment,
     Listed, Message, Millis, ObjectRef, PublicKey, Refusal, Reply, Round, RunId, Steps, SyncId,
-    Tokens, UnitIndex, UnixMillis, V, Weight, WorkerId,
+    Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
 mod collection;
+pub(crate) mod comparison;
 mod enrolment;
 mod masks;
 mod promotion;
@@ -166,6 +166,7 @@ fn contribution() -> Contribution {
 fn view() -> RunView {
     RunView {
         privacy: None,
+        left_out: Vec::new(),
         run: run(),
         phase: RunPhase::Training,
         halted: None,
@@ -232,21 +233,6 @@ pub(crate) fn largest_event() -> EventBody {
         norm: 1.0,
         tokens: Tokens(u64::MAX),
     }))
-}
-
-/// A seal of `inputs` inputs, each with the largest numbers.
-pub(crate) fn sealed(inputs: usize) -> LedgerEvent {
-    let input = SealedInput {
-        unit: UnitIndex(u32::MAX),
-        epoch: Epoch(u64::MAX),
-        weight: Weight(u64::MAX),
-    };
-    LedgerEvent::RoundSealed {
-        round: Round(u64::MAX),
-        fragment: Fragment(u32::MAX),
-        inputs: vec![input; inputs],
-        rest: u32::MAX,
-    }
 }
 
 fn accepted() -> LedgerEvent {
@@ -553,7 +539,7 @@ pub(crate) fn all() -> Vec<Example> {
         },
         Example {
             name: "event of a seal",
-            ..example(&event(Event::Ledger(sealed(3))))
+            ..example(&event(Event::Ledger(comparison::sealed(3))))
         },
         Example {
             name: "event of a hold",
@@ -587,6 +573,7 @@ pub(crate) fn all() -> Vec<Example> {
             })
         },
     ];
+    all.extend(comparison::all());
     all.extend(enrolment::all());
     all.extend(masks::all());
     all.extend(quarantine::all());

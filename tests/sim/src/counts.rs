@@ -33,6 +33,10 @@ pub struct Counts {
     pub denied: u64,
     /// Parts of seals, without the last part of each.
     pub parts: u64,
+    /// Times that directions were compared.
+    pub compared: u64,
+    /// Contributions that were left out of a merge because of that.
+    pub left_out: u64,
     /// Times that the run was frozen.
     pub frozen: u64,
     /// Workers that came into quarantine.

@@ -9,6 +9,7 @@
 //! | `world` | time, the bus, and the order of what happens |
 //! | `coordinator`, `worker` | the shells around the two cores, with their processes' crashes |
 //! | `foundry` | the coordinator's orders about weights, each done after a while |
+//! | `comparison` | the directions of contributions |
 //! | `checkpoint` | the ledger's state as an object, and starts from it |
 //! | `queue` | the JetStream work queue with its redeliveries and losses |
 //! | `store` | objects by digest, and the merge as a reference model on digests |
@@ -20,6 +21,7 @@
 
 mod checkpoint;
 mod collection;
+mod comparison;
 mod coordinator;
 mod counts;
 mod foundry;

@@ -13,6 +13,7 @@ use schemas::sync::SealedInput;
 use schemas::{Digest, Round, Seat, Weight, WorkerId};
 
 use crate::collection::Keeping;
+use crate::comparison;
 use crate::counts::Counts;
 use crate::store::{Model, Store};
 
@@ -168,7 +169,8 @@ impl Monitor {
                     worker: worker.clone(),
                     tokens,
                     weight: Weight(tokens.get()),
-                    norm: None,
+                    norm: comparison::norm(&self.spec),
+                    cosine: None,
                     chunks,
                 };
                 assert_eq!(self.sealed, None, "{lease} counts after the seal");
@@ -179,6 +181,11 @@ impl Monitor {
                 self.counts.evaluated += 1;
                 self.end(*lease, worker, 0);
                 self.count(*lease);
+            }
+            LedgerEvent::RoundCompared { round, cosines } => {
+                assert_eq!((self.open, &self.sealed), (Some(*round), &None));
+                comparison::check(&self.spec, &self.inputs, cosines);
+                self.counts.compared += 1;
             }
             LedgerEvent::RoundSealed {
                 round,
@@ -505,17 +512,16 @@ impl Monitor {
         }
         let inputs = std::mem::take(&mut self.named);
         // The map is ordered by unit, whatever the order of arrival was.
-        let accepted: Vec<MergeInput> = std::mem::take(&mut self.inputs).into_values().collect();
+        let mut accepted: Vec<MergeInput> =
+            std::mem::take(&mut self.inputs).into_values().collect();
+        self.counts.left_out += comparison::leave_out(&self.spec, &mut accepted);
         let named = accepted.iter().map(|input| SealedInput {
             unit: input.lease.unit.index,
             epoch: input.lease.epoch,
-            weight: Weight(self.spec.unit_tokens().get()),
+            weight: input.weight,
         });
-        assert_eq!(
-            inputs,
-            named.collect::<Vec<_>>(),
-            "what is sealed is what was accepted"
-        );
+        let named: Vec<SealedInput> = named.collect();
+        assert_eq!(inputs, named, "what is sealed is what was accepted");
         self.check_whole(round, inputs.len());
         self.sealed = Some(accepted);
     }

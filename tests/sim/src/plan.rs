@@ -2,7 +2,7 @@
 
 use kit::RunSpecBuilder;
 use schemas::data::DataManifest;
-use schemas::run::{Privacy, RunSpec, SecureAggregation};
+use schemas::run::{Comparison, Privacy, RunSpec, SecureAggregation};
 use schemas::{AccountId, Millis, PublicKey, Rank, RunId, Seat, WorkerId};
 
 pub(crate) use kit::{object, operator};
@@ -60,7 +60,7 @@ impl Plan {
             .silence_max(random.millis(10_000, 60_000))
             .seed(random.between(0, u64::MAX - 1))
             .build();
-        let spec = private(spec);
+        let spec = comparing(private(spec));
         // One seed of eight has no faults.
         let bad = !random.hits(125);
         let level =
@@ -80,14 +80,20 @@ impl Plan {
                 Millis::from_secs(1_000_000)
             },
         };
-        Self {
+        let mut plan = Self {
             spec,
             data: kit::data().named(7, 20).build(),
             workers,
             faults,
             faults_last: random.millis(20_000, 180_000),
             disk: random.between(0, 800),
+        };
+        if plan.seat(0).is_some() {
+            // Two of the workers are a group, which counts as one.
+            let ready = number(workers) - 1;
+            plan.spec.policy.workers_min = plan.spec.policy.workers_min.min(ready);
         }
+        plan
     }
 }
 
@@ -100,6 +106,20 @@ fn private(mut spec: RunSpec) -> RunSpec {
             epsilon: 3.0 + (spec.seed / 4 % 6) as f64,
             ..kit::privacy()
         });
+    }
+    spec
+}
+
+/// Has one run of three that is not private compare norms and directions.
+fn comparing(mut spec: RunSpec) -> RunSpec {
+    if spec.privacy.is_none() && spec.seed % 3 == 1 {
+        // The norms of the simulation are within the reach of these steps.
+        spec.inner.learning_rate = 1.0;
+        spec.policy.comparison = Comparison::Others {
+            norm_ratio_max: 4.0,
+            cosine_min: Some(0.0),
+            loss_ratio_max: None,
+        };
     }
     spec
 }

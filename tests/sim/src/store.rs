@@ -9,7 +9,7 @@ use schemas::lease::Weights;
 use schemas::masking::Bytes32;
 use schemas::run::RunSpec;
 use schemas::snapshot::MergeInput;
-use schemas::{Bytes, Chunks, Digest, Hasher, Listed, ObjectRef, Round};
+use schemas::{Bytes, Chunks, Digest, Hasher, Listed, ObjectRef, Round, Weight};
 
 /// The contents of the store. They survive every crash.
 #[derive(Debug, Default)]
@@ -125,7 +125,8 @@ impl Model {
 
     /// One outer step.
     pub(crate) fn step(&self, inputs: &[MergeInput]) -> Self {
-        let chunks = inputs.iter().map(|input| input.chunks.digest());
+        let merged = inputs.iter().filter(|input| input.weight > Weight(0));
+        let chunks = merged.map(|input| input.chunks.digest());
         Self {
             round: self.round.next(),
             weights: digest_of([self.weights].into_iter().chain(chunks)),

@@ -73,6 +73,8 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.quarantined += counts.quarantined;
         sum.shut += counts.shut;
         sum.withdrawn += counts.withdrawn;
+        sum.compared += counts.compared;
+        sum.left_out += counts.left_out;
     }
     // If one of these never happens, the seeds prove nothing.
     let seen = [
@@ -89,6 +91,8 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.quarantined,
         sum.shut,
         sum.withdrawn,
+        sum.compared,
+        sum.left_out,
     ];
     assert!(seen.iter().all(|count| *count >= 20), "{sum:?}");
     assert!(

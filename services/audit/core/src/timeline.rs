@@ -4,6 +4,7 @@ use schemas::checkpoint::Checkpoint;
 use schemas::contribution::Applied;
 use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
 use schemas::run::Privacy;
+use schemas::sync::ComparedInput;
 use schemas::{RunId, UnixMillis, Weight, WorkerId};
 use serde::Serialize;
 
@@ -224,9 +225,21 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
                 format!("of {}, held-out loss {loss:.4}", worker.short()),
             )
         }
+        LedgerEvent::RoundCompared { round, cosines } => (format!("round {round}"), {
+            let by_cosine = |a: &&ComparedInput, b: &&ComparedInput| a.cosine.total_cmp(&b.cosine);
+            let lowest = cosines.iter().min_by(by_cosine);
+            let lowest = lowest.map_or_else(String::new, |one| {
+                format!(", the lowest {:.3}, of unit {}", one.cosine, one.unit)
+            });
+            format!(
+                "directions of {} contributions compared{lowest}",
+                cosines.len()
+            )
+        }),
         LedgerEvent::RoundSealed {
             round,
             inputs,
+            left_out,
             rest,
             ..
         } => (format!("round {round}"), {
@@ -239,7 +252,10 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
                 text.push_str(&format!(", and {rest} more"));
             }
             if out > 0 {
-                text.push_str(&format!("; left out: {out}, too large beside the others"));
+                text.push_str(&format!("; left out: {out}, unlike the others"));
+                for (unit, code) in left_out {
+                    text.push_str(&format!("; unit {unit}: {code} {}", code.title()));
+                }
             }
             text
         }),
@@ -504,6 +520,23 @@ mod tests {
     }
 
     #[test]
+    fn a_comparison_names_the_contribution_that_agrees_least() {
+        let cosines = [0.5, -0.25, 0.75];
+        let compared = (0..).zip(cosines).map(|(unit, cosine)| ComparedInput {
+            unit: UnitIndex(unit),
+            epoch: Epoch(1),
+            cosine,
+        });
+        let event = LedgerEvent::RoundCompared {
+            round: Round(3),
+            cosines: compared.collect(),
+        };
+        let detail = "directions of 3 contributions compared, the lowest -0.250, of unit 1";
+        let expected = ("round 3".to_owned(), detail.to_owned());
+        assert_eq!(of_ledger(&event), expected);
+    }
+
+    #[test]
     fn a_seal_says_how_many_are_merged_and_how_many_are_left_out() {
         let said = |weights: &[u64], rest| {
             let input = |(unit, weight): (u32, &u64)| SealedInput {
@@ -515,6 +548,11 @@ mod tests {
                 round: Round(3),
                 fragment: Fragment::FIRST,
                 inputs: (0..).zip(weights).map(input).collect(),
+                left_out: (0..)
+                    .zip(weights)
+                    .filter(|(_, weight)| **weight == 0)
+                    .map(|(unit, _)| (UnitIndex(unit), Code::DirectionOutlier))
+                    .collect(),
                 rest,
             })
         };
@@ -524,12 +562,14 @@ mod tests {
             (
                 &[32, 0, 32],
                 0,
-                "2 contributions are merged; left out: 1, too large beside the others",
+                "2 contributions are merged; left out: 1, unlike the others; \
+                 unit 1: DL0423 against the others",
             ),
             (
                 &[0, 0],
                 2,
-                "0 contributions are merged, and 2 more; left out: 2, too large beside the others",
+                "0 contributions are merged, and 2 more; left out: 2, unlike the others; \
+                 unit 0: DL0423 against the others; unit 1: DL0423 against the others",
             ),
         ] {
             let expected = ("round 3".to_owned(), detail.to_owned());

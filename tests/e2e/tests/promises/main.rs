@@ -16,6 +16,7 @@ mod cluster_check;
 mod collection;
 mod coordinator_restart;
 mod data_set;
+mod directions;
 mod disk_full;
 mod doctor;
 mod endings;

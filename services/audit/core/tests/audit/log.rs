@@ -338,6 +338,7 @@ impl Log {
                     round,
                     fragment: Fragment::FIRST,
                     inputs,
+                    left_out: Vec::new(),
                     rest: 0,
                 },
             );

@@ -580,9 +580,7 @@ mod tests {
         let farthest = reach(&spec, Round(0));
         assert!(farthest.is_finite());
         let accepted = |spec: &RunSpec, norm: f64| check_norm(norm, spec, Round(0)).is_ok();
-        spec.policy.comparison = Comparison::Others {
-            norm_ratio_max: 10.0,
-        };
+        spec.policy.comparison = Comparison::of_norms(10.0);
         assert!(accepted(&spec, farthest) && !accepted(&spec, farthest.next_up()));
         spec.policy.comparison = Comparison::None;
         assert!(accepted(&spec, farthest.next_up()));

@@ -445,6 +445,7 @@ fn cause(event: &LedgerEvent) -> Option<String> {
         | LedgerEvent::CoordinatorStopped { .. }
         | LedgerEvent::RunCompleted
         | LedgerEvent::RoundOpened { .. }
+        | LedgerEvent::RoundCompared { .. }
         | LedgerEvent::RoundSealed { .. }
         | LedgerEvent::RoundClosed { .. }
         | LedgerEvent::PrivacySpent { .. }

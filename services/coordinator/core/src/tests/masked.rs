@@ -198,9 +198,7 @@ fn tl_17_settings_that_need_a_contribution_by_itself_are_refused_when_the_run_is
         refused(&|spec| spec.combination = schemas::run::Combination::Median),
         unfit
     );
-    let comparison = schemas::run::Comparison::Others {
-        norm_ratio_max: 4.0,
-    };
+    let comparison = schemas::run::Comparison::of_norms(4.0);
     assert_eq!(refused(&|spec| spec.policy.comparison = comparison), unfit);
     let feedback = |spec: &mut RunSpec| {
         spec.error_feedback = true;
