@@ -52,6 +52,7 @@ mod revoked;
 mod rotated;
 mod run_halted;
 mod secure_aggregation;
+mod security_events;
 mod service_restart;
 mod short_credentials;
 mod shutdown;

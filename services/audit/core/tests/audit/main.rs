@@ -11,6 +11,7 @@ mod log;
 mod merges;
 mod properties;
 mod readers;
+mod security;
 mod told;
 mod tree;
 mod verdicts;
