@@ -15,6 +15,7 @@ use crate::member::{Posture, Session};
 use crate::message::{V, message};
 use crate::promotion::PointerName;
 use crate::run::{RunSpec, TrainerKind};
+use crate::security::SecurityEvent;
 use crate::sync::{ComparedInput, SealedInput};
 use crate::tenant::Quota;
 use crate::{
@@ -70,6 +71,8 @@ pub enum Event {
     Ledger(LedgerEvent),
     /// An event of a worker: its own account of its life.
     Worker(WorkerEvent),
+    /// An event of the audit service's sentry: what it saw at the broker.
+    Security(SecurityEvent),
 }
 
 /// A change of the coordinator's state.
@@ -386,6 +389,7 @@ impl Event {
         match self {
             Self::Ledger(event) => event.kind(),
             Self::Worker(event) => event.kind(),
+            Self::Security(event) => event.kind(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One example of every type that crosses the bus.
+//! One example of every type that crosses the bus, in one list: more than 600 lines.
 
 use std::collections::BTreeMap;
 
@@ -23,6 +23,7 @@ use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, OpenLayer, Po
 use schemas::public::Status;
 use schemas::renewal::{RenewalReply, RenewalRequest};
 use schemas::run::{Codec, CodecKind, InnerOptimizer, Precision, Rounding, RunSpec, TrainerKind};
+use schemas::security::{SecurityEvent, Seen};
 use schemas::telemetry::{Heartbeat, Phase, WorkerMetrics};
 use schemas::view::{RunPhase, RunView};
 use schemas::{
@@ -216,6 +217,20 @@ pub(crate) fn event(event: Event) -> EventBody {
 }
 
 /// A closed round with as many named chunks as there may be.
+/// A refusal as the sentry tells it.
+fn denied_seen() -> Seen {
+    Seen {
+        count: 3,
+        first: UnixMillis(1_700_000_000_000),
+        account: Some(kit::account(1)),
+        user: Some(event(Event::Ledger(accepted())).emitter),
+        name: "worker-0".to_owned(),
+        address: "10.0.0.7".to_owned(),
+        subject: "diloco.control.x".to_owned(),
+        reason: "publish".to_owned(),
+    }
+}
+
 pub(crate) fn largest_event() -> EventBody {
     let object = ObjectRef {
         digest: Digest::of(b"x"),
@@ -488,6 +503,12 @@ pub(crate) fn all() -> Vec<Example> {
             name: "event of a worker",
             ..example(&event(Event::Worker(WorkerEvent::Started {
                 lease: lease(),
+            })))
+        },
+        Example {
+            name: "event of the sentry",
+            ..example(&event(Event::Security(SecurityEvent::PermissionDenied {
+                seen: denied_seen(),
             })))
         },
         Example {

@@ -118,6 +118,7 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<ValidMessag
         Incoming::WorkerEvent { .. }
         | Incoming::Recorded { .. }
         | Incoming::Ledger { .. }
+        | Incoming::Security { .. }
         | Incoming::Renewal { .. }
         | Incoming::Enrolment { .. }
         | Incoming::Offer { .. } => Err(rejected(

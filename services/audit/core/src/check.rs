@@ -47,6 +47,8 @@ pub struct Checked {
 #[derive(Debug)]
 pub struct Auditor {
     examiner: Examiner,
+    /// The keys that security events may be signed with.
+    sentries: BTreeSet<PublicKey>,
     chains: BTreeMap<PublicKey, Chain>,
     enrolled: BTreeMap<(RunId, WorkerId), BTreeSet<(AccountId, PublicKey)>>,
     /// Notices that wait for [`Auditor::take_notices`].
@@ -78,6 +80,7 @@ impl Auditor {
         Self {
             cohorts: Cohorts::new(domain, coordinators.clone()),
             examiner: Examiner::new(domain, coordinators),
+            sentries: BTreeSet::new(),
             chains: BTreeMap::new(),
             enrolled: BTreeMap::new(),
             notices: Vec::new(),
@@ -92,6 +95,15 @@ impl Auditor {
             lineage: None,
             ancestry: None,
         }
+    }
+
+    /// The same auditor, which takes security events from these keys.
+    #[must_use]
+    pub fn hearing(mut self, sentries: impl IntoIterator<Item = PublicKey>) -> Self {
+        let sentries: BTreeSet<PublicKey> = sentries.into_iter().collect();
+        self.sentries.extend(sentries.iter().cloned());
+        self.examiner = self.examiner.hearing(sentries);
+        self
     }
 
     /// The same auditor, which also collects the merges of a run from now on.
@@ -158,6 +170,7 @@ impl Auditor {
                     self.release(&mut results);
                 }
             }
+            Content::Security(seen) => results.push(self.security(*seen, findings)),
             Content::Worker(event) => self.worker(*event, findings, &mut results),
             Content::Nothing {
                 finding,
@@ -236,7 +249,7 @@ impl Auditor {
 
     /// The summary of everything so far.
     pub fn summary(&self) -> Summary {
-        let emitters = EmitterSummary::all(&self.chains, &self.enrolled);
+        let emitters = EmitterSummary::all(&self.chains, &self.enrolled, &self.sentries);
         Summary::new(
             self.last,
             self.held.len(),
@@ -309,6 +322,21 @@ impl Auditor {
             }
         }
         self.settle(Verdict::Verified, &Account::Ledger, findings, row)
+    }
+
+    /// A security event: a link in its chain, and nothing that a state follows from.
+    fn security(&mut self, seen: LedgerRecord, mut findings: Vec<Finding>) -> Checked {
+        let LedgerRecord {
+            stored_at,
+            body,
+            digest,
+            row,
+        } = seen;
+        let verdict = match self.link(&body, digest, stored_at, &mut findings) {
+            true => Verdict::Repeated,
+            false => Verdict::Verified,
+        };
+        self.settle(verdict, &Account::Ledger, findings, row)
     }
 
     /// Compares a checkpoint that the ledger names with the state after the events before it.

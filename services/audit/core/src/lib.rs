@@ -18,6 +18,7 @@
 //! | `finding` | the faults that the auditor finds |
 //! | `intake` | checks of workers' events before they are recorded |
 //! | `rate` | the messages that one worker may send, and have recorded |
+//! | `sentry` | what the broker tells of connections, refusals and changes of streams, as events |
 //! | `verdict` | verdicts on single records |
 //! | `log` | the tree over all events: its heads, proofs, and the comparison with a stream |
 //! | `recompute` | merges that are made again, and their comparison with the record |
@@ -42,6 +43,7 @@ pub mod log;
 mod rate;
 pub mod recompute;
 mod record;
+pub mod sentry;
 mod summary;
 mod timeline;
 mod verdict;

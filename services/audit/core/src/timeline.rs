@@ -5,6 +5,7 @@ use schemas::contribution::Applied;
 use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
 use schemas::run::Privacy;
 use schemas::sync::ComparedInput;
+use schemas::security::SecurityEvent;
 use schemas::{RunId, UnixMillis, Weight, WorkerId};
 use serde::Serialize;
 
@@ -15,6 +16,8 @@ use crate::verdict::Verdict;
 const DETAIL_CHARACTERS_MAX: usize = 100;
 /// The name under which the coordinator appears.
 pub(crate) const COORDINATOR: &str = "coordinator";
+/// The name under which the audit service's sentry appears.
+pub(crate) const SENTRY: &str = "sentry";
 
 /// One line of the timeline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -25,7 +28,7 @@ pub struct TimelineRow {
     pub time: UnixMillis,
     /// The run it concerns.
     pub run: Option<RunId>,
-    /// The emitter: `coordinator`, the first letters of a worker's key, or `?`.
+    /// The emitter: `coordinator`, `sentry`, the first letters of a worker's key, or `?`.
     pub emitter: String,
     /// The event's kind, as in the subject.
     pub kind: String,
@@ -42,6 +45,10 @@ pub struct TimelineRow {
 impl TimelineRow {
     pub(crate) fn of_ledger(record: &Record, body: &EventBody) -> Self {
         Self::of_body(record, COORDINATOR, body)
+    }
+
+    pub(crate) fn of_sentry(record: &Record, body: &EventBody) -> Self {
+        Self::of_body(record, SENTRY, body)
     }
 
     pub(crate) fn of_worker(record: &Record, worker: &WorkerId, body: &EventBody) -> Self {
@@ -63,6 +70,11 @@ impl TimelineRow {
         }
     }
 
+    /// True for an event of the audit service's sentry.
+    pub fn is_security(&self) -> bool {
+        self.emitter == SENTRY
+    }
+
     /// True if the line belongs into the timeline of `run`: it concerns that run, or no single run.
     pub fn concerns(&self, run: &RunId) -> bool {
         self.run.as_ref().is_none_or(|own| own == run)
@@ -72,6 +84,7 @@ impl TimelineRow {
         let (about, detail) = match &body.event {
             Event::Ledger(event) => of_ledger(event),
             Event::Worker(event) => of_worker(event),
+            Event::Security(event) => of_security(event),
         };
         Self {
             stream_sequence: record.stream_sequence,
@@ -85,6 +98,41 @@ impl TimelineRow {
             problem: None,
         }
     }
+}
+
+/// The `about` and `detail` of a security event: the sender, and what happened.
+fn of_security(event: &SecurityEvent) -> (String, String) {
+    if let Some(seen) = event.seen() {
+        let user = seen.user.as_ref();
+        let about = user.map_or(seen.address.as_str(), |user| short(user.as_str()));
+        let parts = [&seen.reason, &seen.subject, &seen.name, &seen.address];
+        let mut detail = parts
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(", ");
+        if seen.count > 1 {
+            detail = format!("{} times: {detail}", seen.count);
+        }
+        return (about.to_owned(), detail);
+    }
+    let detail = match event {
+        SecurityEvent::SentryStarted {
+            release,
+            broker_log: true,
+        } => format!("release {release}"),
+        SecurityEvent::SentryStarted { release, .. } => {
+            format!("release {release}, without the broker's log: no denied permission is seen")
+        }
+        SecurityEvent::SightingsDropped { count, log_bytes } => {
+            format!(
+                "{count} more were seen, and {log_bytes} bytes of the broker's log were not read"
+            )
+        }
+        _ => String::new(),
+    };
+    (String::new(), detail)
 }
 
 /// The `about` and `detail` of an event of the ledger.

@@ -55,6 +55,7 @@ mod rotated;
 mod rotated_users;
 mod run_halted;
 mod secure_aggregation;
+mod security_events;
 mod service_restart;
 mod short_credentials;
 mod shutdown;

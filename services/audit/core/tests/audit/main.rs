@@ -12,6 +12,7 @@ mod log;
 mod merges;
 mod properties;
 mod readers;
+mod security;
 mod told;
 mod tree;
 mod verdicts;
