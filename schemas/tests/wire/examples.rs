@@ -35,6 +35,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 
 mod collection;
 mod enrolment;
+mod head;
 mod masks;
 mod promotion;
 mod quarantine;
@@ -589,6 +590,7 @@ pub(crate) fn all() -> Vec<Example> {
         },
     ];
     all.extend(enrolment::all());
+    all.extend(head::all());
     all.extend(masks::all());
     all.extend(quarantine::all());
     all.extend(promotion::all());
