@@ -96,9 +96,14 @@ fn other_lanes_parse_back() {
         let named = |row: &Row| row.pattern.ends_with(&format!("}}.{}", verb.token()));
         assert_eq!(rows.filter(|row| named(row)).count(), 1, "{verb:?}");
     }
-    assert!(format!("{}.x", mapped(&log_subject(&run(), &worker(), LogVerb::Head)))
+    assert!(
+        format!(
+            "{}.x",
+            mapped(&log_subject(&run(), &worker(), LogVerb::Head))
+        )
         .parse::<Incoming>()
-        .is_err());
+        .is_err()
+    );
     assert!(matches!(
         record_subject(&account(), &run(), &worker(), "joined").parse(),
         Ok(Incoming::Recorded { .. })

@@ -61,7 +61,7 @@ impl Service {
     pub async fn build(config: &Config) -> Result<Self, Failure> {
         let trust = TrustBundle::read(&config.audit.trust)
             .map_err(|error| Failure::new(error.code(), format!("audit.trust: {error}")))?;
-        let (folder, domain) = (config.audit.folder.clone(), trust.domain.to_string());
+        let (folder, known) = (config.audit.folder.clone(), trust.clone());
         let mut mirror = None;
         let mut signing = Signing::Settled;
         let recorder = match head_key(config, &trust)? {
@@ -105,7 +105,7 @@ impl Service {
         let ends = Ends::ask(&reader, &recorder).await?;
         let stream = ends.span;
         let recorder = compare(recorder, ends).await?;
-        let (intake, notices) = Intake::connect(config, &domain).await?;
+        let (intake, notices) = Intake::connect(config, &known).await?;
         tracing::info!(
             kept = recorder.files().len(),
             stream = stream.messages,

@@ -112,6 +112,7 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<ValidMessag
             }
         }
         Incoming::WorkerEvent { .. }
+        | Incoming::Log { .. }
         | Incoming::Recorded { .. }
         | Incoming::Ledger { .. }
         | Incoming::Renewal { .. }

@@ -315,7 +315,10 @@ mod tests {
             ("tile/entries/x001/x234/067", Lasting::Final),
             ("tile/entries/x001/x234/067.p/1", Lasting::Partial),
             ("tile/2/000.p/255", Lasting::Partial),
-            (&cosigned(&format!("U{}", "A2".repeat(27) + "7")), Lasting::Cosigned),
+            (
+                &cosigned(&format!("U{}", "A2".repeat(27) + "7")),
+                Lasting::Cosigned,
+            ),
         ] {
             assert_eq!(Lasting::of(name), Some(lasting), "{name}");
         }

@@ -78,12 +78,7 @@ impl Followed {
     ///
     /// # Errors
     /// It must not take the place of the kept one.
-    pub fn follow(
-        &self,
-        kept: Option<&Head>,
-        note: &[u8],
-        hashes: &[Hash],
-    ) -> Result<Step, Doubt> {
+    pub fn follow(&self, kept: Option<&Head>, note: &[u8], hashes: &[Hash]) -> Result<Step, Doubt> {
         let head = self.open(note)?;
         let Some(kept) = kept.filter(|kept| kept.size > 0) else {
             return Ok(Step::Newer(head));

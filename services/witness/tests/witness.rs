@@ -41,7 +41,10 @@ impl World {
     /// Publishes a head over everything.
     fn publish(&mut self) {
         let key = &self.key;
-        let batch = self.writer.batch(|head| signed(key, head)).expect("new entries");
+        let batch = self
+            .writer
+            .batch(|head| signed(key, head))
+            .expect("new entries");
         for write in batch.writes {
             self.files.insert(write.path, write.bytes);
         }
@@ -100,7 +103,9 @@ fn world(sizes: &[u64]) -> World {
 /// The proofs come from the writer's own code, and are checked by another's.
 #[test]
 fn tl_03_each_head_is_taken_after_each_older_one_and_no_altered_proof_is() {
-    let sizes: Vec<u64> = (1..=70).chain([255, 256, 257, 300, 511, 512, 513]).collect();
+    let sizes: Vec<u64> = (1..=70)
+        .chain([255, 256, 257, 300, 511, 512, 513])
+        .collect();
     let world = world(&sizes);
     let followed = world.followed();
     let mut altered = 0;
@@ -109,8 +114,15 @@ fn tl_03_each_head_is_taken_after_each_older_one_and_no_altered_proof_is() {
             let (kept, note) = (world.head(*from), world.note(*to));
             let hashes = world.consistency(*from, *to).expect("all tiles are there");
             let step = followed.follow(Some(kept), note, &hashes);
-            assert_eq!(step, Ok(Step::Newer(world.head(*to).clone())), "{from} {to}");
-            let unproven = Err(Doubt::Unproven { found: *to, kept: *from });
+            assert_eq!(
+                step,
+                Ok(Step::Newer(world.head(*to).clone())),
+                "{from} {to}"
+            );
+            let unproven = Err(Doubt::Unproven {
+                found: *to,
+                kept: *from,
+            });
             for place in 0..hashes.len() {
                 let mut wrong = hashes.clone();
                 wrong[place][31] ^= 1;
@@ -136,14 +148,28 @@ fn a_log_of_more_than_two_levels_is_followed() {
         for to in &sizes[at + 1..] {
             let hashes = world.consistency(*from, *to).expect("all tiles are there");
             let step = followed.follow(Some(world.head(*from)), world.note(*to), &hashes);
-            assert_eq!(step, Ok(Step::Newer(world.head(*to).clone())), "{from} {to}");
+            assert_eq!(
+                step,
+                Ok(Step::Newer(world.head(*to).clone())),
+                "{from} {to}"
+            );
         }
     }
     for index in [0, 255, 256, 65_535, 65_536, 65_999] {
         let hashes = world.inclusion(index, 66_000).expect("all tiles are there");
         let entry = format!("entry {index}");
-        assert!(is_included(world.head(66_000), index, entry.as_bytes(), &hashes));
-        assert!(!is_included(world.head(66_000), index ^ 1, entry.as_bytes(), &hashes));
+        assert!(is_included(
+            world.head(66_000),
+            index,
+            entry.as_bytes(),
+            &hashes
+        ));
+        assert!(!is_included(
+            world.head(66_000),
+            index ^ 1,
+            entry.as_bytes(),
+            &hashes
+        ));
     }
 }
 
@@ -165,7 +191,11 @@ fn an_entry_is_shown_under_each_head_that_covers_it_and_under_no_other() {
                 assert!(!holds(&entry, shorter));
             }
         }
-        assert_eq!(world.inclusion(*size, *size), None, "there is no such entry");
+        assert_eq!(
+            world.inclusion(*size, *size),
+            None,
+            "there is no such entry"
+        );
     }
     assert_eq!(world.consistency(41, 40), None);
     assert_eq!(world.consistency(0, 40), Some(vec![]));
@@ -176,7 +206,10 @@ fn an_entry_is_shown_under_each_head_that_covers_it_and_under_no_other() {
 #[test]
 fn without_a_tile_there_is_no_proof() {
     let mut world = world(&[3, 300]);
-    let tile = world.files.keys().find(|path| path.starts_with("tile/0/000"));
+    let tile = world
+        .files
+        .keys()
+        .find(|path| path.starts_with("tile/0/000"));
     let tile = tile.expect("the first tile").clone();
     let whole = world.files.remove(&tile).expect("it was there");
     assert_eq!(world.consistency(3, 300), None);

@@ -6,8 +6,8 @@ use ct_merkle::HashableLeaf;
 use ct_merkle::digest::Update;
 use ct_merkle::mem_backed_tree::MemoryBackedTree;
 use sha2::Sha256;
-use tlog::layout::{TILE_WIDTH, Tile};
 use tlog::Hash;
+use tlog::layout::{TILE_WIDTH, Tile};
 
 /// A leaf whose bytes are dropped once they are hashed: proofs need only hashes.
 struct Spent(RefCell<Vec<u8>>);

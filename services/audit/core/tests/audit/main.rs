@@ -10,6 +10,7 @@ mod lineage;
 mod log;
 mod merges;
 mod properties;
+mod questions;
 mod readers;
 mod told;
 mod tree;
