@@ -4,7 +4,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use audit_core::log::origin;
 use e2e::Recipe;
 use harness::{Cluster, Options, PATIENCE};
 use identity::{HeadKey, WitnessKey};
@@ -110,7 +109,7 @@ async fn fg_07_workers_cosign_the_log_by_themselves_and_verifiers_ask_for_them()
     let unwitnessed = Code::LogUnwitnessed.to_string();
     ends(&cluster, &verify, EXIT_NO_VERDICT, &[&unwitnessed]).await;
     let trust = cluster.domain().trust();
-    let name = origin(trust.domain.as_str());
+    let name = format!("diloco/{}", trust.domain);
     let head = Head::open(&whole, &name, &trust.raw_head_keys()).unwrap();
     let signer = HeadKey::read(&cluster.domain().layout().head_key()).unwrap();
     let file = state(&cluster, names[0]).join("witness.nk");
@@ -142,7 +141,7 @@ async fn fg_07_a_worker_that_saw_another_history_says_so_and_trains_on() {
     let trust = cluster.domain().trust();
     let signer = HeadKey::read(&cluster.domain().layout().head_key()).unwrap();
     let longer = Head {
-        origin: origin(trust.domain.as_str()),
+        origin: format!("diloco/{}", trust.domain),
         size: 1_000_000,
         root: [1; 32],
     };
