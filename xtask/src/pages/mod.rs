@@ -2,14 +2,16 @@
 //! docs --check`. To add one, add a [`Generator`] to [`GENERATORS`].
 
 mod asyncapi;
+mod claims;
 mod errors;
+mod functions;
 mod requirements;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use schemas::{Code, Refusal};
 
 use crate::console;
@@ -88,8 +90,15 @@ pub(crate) fn write(workspace: &Workspace) -> Result<()> {
     asyncapi::check(workspace.root())
 }
 
-/// Fails if [`write()`] would change anything.
+/// Fails if [`write()`] would change anything, or if a page names a test that is not there.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
+    let faults = claims::faults(workspace.root());
+    if !faults.is_empty() {
+        bail!(
+            "SECURITY.md claims what no test shows: {}",
+            faults.join("; ")
+        );
+    }
     let differences = differences(workspace.root())?;
     if differences.is_empty() {
         return asyncapi::check(workspace.root());

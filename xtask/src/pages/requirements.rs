@@ -2,13 +2,9 @@
 //! requirement by carrying its id in its name: `fn fg_16_a_contribution_with_nan_is_refused_alone`.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::Pages;
-
-/// Folders that hold tests.
-const PLACES: &[&str] = &["schemas", "services", "tests", "xtask"];
+use super::{Pages, functions};
 
 /// The source of each family of requirements.
 const FAMILIES: &[(&str, &str)] = &[
@@ -271,39 +267,14 @@ pub(super) fn pages(root: &Path) -> Pages {
 
 /// The tests that carry an id, by id: `` `schemas`: `tl_01_…` ``.
 fn tests(root: &Path) -> BTreeMap<String, Vec<String>> {
-    let mut files = Vec::new();
-    PLACES
-        .iter()
-        .for_each(|place| rust_files(&root.join(place), &mut files));
-    files.sort();
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for file in files {
-        let text = fs::read_to_string(&file).unwrap_or_default();
-        let shown = file
-            .strip_prefix(root)
-            .unwrap_or(&file)
-            .display()
-            .to_string();
-        for name in text.lines().filter_map(function) {
-            for id in ids(name) {
-                found
-                    .entry(id)
-                    .or_default()
-                    .push(format!("`{shown}`: `{name}`"));
-            }
+    for (file, name) in functions::declared(root, &["rs"]) {
+        for id in ids(&name) {
+            let shown = format!("`{file}`: `{name}`");
+            found.entry(id).or_default().push(shown);
         }
     }
     found
-}
-
-/// The name of the function that a line declares.
-fn function(line: &str) -> Option<&str> {
-    let rest = line
-        .trim_start()
-        .trim_start_matches("pub ")
-        .trim_start_matches("async ")
-        .strip_prefix("fn ")?;
-    rest.split(['(', '<']).next()
 }
 
 /// The ids in a function's name: `fg_16_tl_26_…` carries two.
@@ -317,19 +288,6 @@ fn ids(name: &str) -> Vec<String> {
         .collect()
 }
 
-fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return;
-    };
-    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        if path.is_dir() {
-            rust_files(&path, files);
-        } else if path.extension().is_some_and(|ending| ending == "rs") {
-            files.push(path);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,7 +296,5 @@ mod tests {
     fn a_name_may_carry_several_ids() {
         assert_eq!(ids("fg_16_tl_26_a_bad_chunk"), ["FG-16", "TL-26"]);
         assert!(ids("a_plain_name_of_99_bottles").is_empty());
-        assert_eq!(function("    async fn la_02_x() {"), Some("la_02_x"));
-        assert_eq!(function("let x = 1;"), None);
     }
 }
