@@ -1,4 +1,4 @@
-//! Workers' questions about the log: what is answered, and to whom.
+//! Workers' questions about the log: which of them are answered, and how.
 
 use audit_core::{EVENTS_BURST, MessageCheck, Notice, Question, QuestionCheck};
 use schemas::head::{ASKED_MAX, CosignRequest, HeadRequest};
