@@ -114,6 +114,9 @@ pub enum LedgerEvent {
         /// The worker's seat, from the record of issued credentials; none if it works alone.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         seat: Option<Seat>,
+        /// The key that the same worker had before, from the same record, if its key was replaced.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<WorkerId>,
     },
     /// A worker is no longer a member.
     WorkerLeft {

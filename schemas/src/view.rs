@@ -43,6 +43,10 @@ pub struct CoordinatorView {
     pub posture: Posture,
     /// Its clock.
     pub now: UnixMillis,
+    /// The key with which it signs leases and commands; none if it signs none, or is of a release
+    /// that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest_key: Option<PublicKey>,
 }
 
 /// A summary of a run.

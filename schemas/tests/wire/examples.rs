@@ -398,6 +398,7 @@ pub(crate) fn all() -> Vec<Example> {
         example(&RenewalRequest {
             v: V,
             ends: UnixMillis(1_700_000_000_000),
+            successor: None,
         }),
         example(&RenewalReply {
             v: V,

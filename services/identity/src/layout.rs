@@ -194,6 +194,16 @@ impl DomainLayout {
             .join(format!("{}.json", role.name()))
     }
 
+    /// The note that a holder gets another key.
+    pub(crate) fn succession(&self, name: &str) -> PathBuf {
+        self.folder.join("succession").join(format!("{name}.json"))
+    }
+
+    /// The folder of the keys with which workers of this machine want to go on.
+    pub(crate) fn heirs(&self) -> PathBuf {
+        self.folder.join("heirs")
+    }
+
     /// The file of the mark, which holds the last known position of the ledger.
     pub fn ledger_mark(&self) -> PathBuf {
         self.folder.join("ledger.mark")

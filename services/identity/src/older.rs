@@ -15,6 +15,7 @@ use schemas::{AccountId, UnixMillis, V};
 use crate::claims::UserClaims;
 use crate::credentials::{Credentials, CredentialsError};
 use crate::domain::{Domain, DomainError, account_id, account_key_name};
+use crate::issued::RegistrationError;
 use crate::issuer::AccountNames;
 use crate::jwt::{Subject, mint};
 use crate::key::{KeyKind, SigningKey};
@@ -33,6 +34,15 @@ impl Domain {
     pub fn take_over(&self, now: UnixMillis) -> Result<(), DomainError> {
         if !self.layout().vault().is_here() && !self.is_older() {
             return Ok(());
+        }
+        let list = self.layout().issued();
+        if self.is_older() {
+            create_private_folder(list.folder())?;
+        }
+        // Otherwise it was there, and the credentials that lie here may be a part of what it has.
+        if list.is_absent()? {
+            let folder = list.folder().to_owned();
+            return Err(RegistrationError::Absent(folder).into());
         }
         self.move_keys()?;
         self.add_keys()?;
@@ -177,6 +187,8 @@ impl Domain {
                 blocked: revoked.map(|one| one.until),
                 audit_key: self.known_audit_key(role, &token.name)?,
                 seat: None,
+                before: None,
+                changes_until: None,
             })?;
         }
         Ok(())

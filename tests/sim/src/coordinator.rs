@@ -4,7 +4,8 @@
 use std::collections::VecDeque;
 
 use coordinator_core::{
-    Answer, ControlRequest, Coordinator, Effect, Input, Peer, ReplyId, Settings, WorkerRequest,
+    Answer, ControlRequest, Coordinator, Effect, Input, Peer, Recorded, ReplyId, Settings,
+    WorkerRequest,
 };
 use ledger::State;
 use schemas::control::{RunNew, Shutdown};
@@ -265,7 +266,10 @@ impl World {
         self.routes.insert(reply, route);
         self.tell_coordinator(Input::Request {
             peer,
-            seat: seat.map(Box::new),
+            recorded: seat.map(|seat| {
+                let seat = Some(seat);
+                Box::new(Recorded { seat, before: None })
+            }),
             request,
             reply,
         });

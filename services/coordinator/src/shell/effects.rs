@@ -8,6 +8,7 @@ use coordinator_core::{Answer, Collect, Effect, Input, Quarantine, ReplyId, Told
 use identity::ManifestKey;
 use ledger::State;
 use runtime::{Failure, clock};
+use schemas::control::View;
 use schemas::lease::{ClaimOutcome, ClaimReply, MANIFEST_TYPE, Manifest};
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
 use schemas::subject::{command_subject, status_subject};
@@ -167,7 +168,13 @@ impl Shell {
         Ok(())
     }
 
-    async fn reply(&mut self, reply: ReplyId, answer: Result<Answer, Refusal>) {
+    async fn reply(&mut self, reply: ReplyId, mut answer: Result<Answer, Refusal>) {
+        if let Ok(Answer::View(reply)) = &mut answer
+            && let View::Coordinator(view) = &mut reply.view
+        {
+            let key = self.signer.key().ok();
+            view.manifest_key = key.map(|key| key.public().clone());
+        }
         if let Some((_, to)) = self.tables.replies.remove(&reply) {
             to.send(&self.bus, answer).await;
         }

@@ -320,7 +320,11 @@ fn coordinator(folder: &Path, choices: &Choices) -> Table {
         ),
         (
             "store".to_owned(),
-            table([("url", text(&choices.endpoints.store))]),
+            table([
+                ("url", text(&choices.endpoints.store)),
+                // It is the embedded one.
+                ("check", Value::Boolean(false)),
+            ]),
         ),
     ])
 }

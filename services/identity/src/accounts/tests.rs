@@ -65,12 +65,16 @@ fn each_role_has_one_key_in_the_account_where_it_lives() {
     seen.sort();
     expected.sort();
     assert_eq!(seen, expected);
-    assert!(
-        tenant_account(&accounts.tenants[0], &accounts, 2, None, key)
-            .limits
-            .conn
-            > 0
-    );
+    for connections in [None, Some(8)] {
+        let tenant = tenant_account(&accounts.tenants[0], &accounts, 2, connections, key);
+        assert!(tenant.limits.conn > 0);
+        // A tenant has no streams, so it needs no quota for them.
+        let limits = AccountLimits {
+            conn: tenant.limits.conn,
+            ..AccountLimits::without_jetstream()
+        };
+        assert_eq!(tenant.limits, limits);
+    }
 }
 
 /// However many connections tenants open, coordinators, audit services and operators find a

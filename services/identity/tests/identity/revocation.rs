@@ -262,6 +262,8 @@ fn the_record_knows_who_holds_which_key() {
         blocked: None,
         audit_key: holder.audit_key.clone(),
         seat: None,
+        before: None,
+        changes_until: None,
     };
     assert_eq!(*holder, expected);
     let audit_key = issued.audit_key.expect("workers sign events");

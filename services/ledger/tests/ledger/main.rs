@@ -16,4 +16,5 @@ mod quarantine;
 mod restore;
 mod rounds;
 mod screening;
+mod successor;
 mod tenants;

@@ -88,6 +88,7 @@ impl Cluster {
             ("domain", shown(self.domain.layout().folder())),
             ("bus.url", self.bus_url.clone()),
             ("store.url", self.store_url()),
+            ("store.check", "false".to_owned()),
             ("limits.heartbeat", "1s".to_owned()),
             ("metrics.listen", self.options.metrics.clone()),
         ];

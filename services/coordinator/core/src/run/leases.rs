@@ -65,6 +65,7 @@ impl RunRoom<'_> {
             // Checked here and spent when a lease is granted: a claim that waits in vain writes no
             // event, and is repeated every few seconds.
             self.live.check_fruitless(turn.now, &peer.worker)?;
+            self.check_room_for_uploads(turn.now, &peer.worker)?;
         }
         let until = turn.now.after(request.wait.min(CLAIM_WAIT_MAX));
         let older = self.live.claims.hold(peer.worker.clone(), reply, until);

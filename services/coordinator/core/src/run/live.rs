@@ -57,7 +57,7 @@ pub(crate) struct LiveRun {
     /// The bytes that all of them report as moved.
     pub(crate) traffic: Traffic,
     /// Uploads of each worker that are part of no result that counts.
-    pub(crate) unused: BTreeMap<WorkerId, DecayingCount>,
+    pub(crate) unused: BTreeMap<WorkerId, Unused>,
     /// Joins and leases of each worker that led to events since its last result that counts. An
     /// entry outlives the membership, since leaving would clear it otherwise; the size of the
     /// roster bounds the number of entries.
@@ -222,6 +222,54 @@ impl DecayingCount {
     /// Takes away what is part of a result that counts.
     pub(crate) fn used(&mut self, used: usize) {
         self.count = self.count.saturating_sub(used);
+    }
+}
+
+/// Uploads of a worker that are in no result that counts. Some of them may lie in the store for
+/// days: a URL can be used after its lease was given back, when nobody deletes what it brings.
+#[derive(Debug, Default)]
+pub(crate) struct Unused {
+    fading: DecayingCount,
+    /// All of them, less one contribution for each result that counts.
+    total: usize,
+}
+
+impl Unused {
+    /// Contributions of which the uploads may be in no result before a worker has to wait.
+    pub(crate) const CONTRIBUTIONS_MAX: usize = 4;
+    /// Longest time in which one contribution is forgotten: a worker that was unlucky for long is
+    /// not shut out for good.
+    const SPAN_MAX: Millis = Millis::from_secs(24 * 3600);
+
+    /// The uploads that are not forgotten at `now`, where a contribution has `chunks`.
+    pub(crate) fn at(&mut self, now: UnixMillis, chunks: usize, lease: Millis) -> usize {
+        let span = self.span(chunks, lease);
+        self.fading.at(now, chunks, span)
+    }
+
+    /// The time in which one contribution is forgotten: a lease time, since a worker that loses a
+    /// lease by being slow took at least that long; and twice as long after each further one. So the
+    /// number in three days is that of the first four and of some ten more, however often the worker
+    /// takes a lease and gives it back.
+    pub(crate) fn span(&self, chunks: usize, lease: Millis) -> Millis {
+        let further = (self.total / chunks.max(1)).saturating_sub(Self::CONTRIBUTIONS_MAX);
+        let times = u32::try_from(further)
+            .ok()
+            .and_then(|further| 1_u64.checked_shl(further));
+        let span = lease.get().saturating_mul(times.unwrap_or(u64::MAX));
+        Millis(span).min(Self::SPAN_MAX.max(lease))
+    }
+
+    /// Counts uploads that were granted.
+    pub(crate) fn add(&mut self, more: usize) {
+        self.fading.add(more);
+        self.total = self.total.saturating_add(more);
+    }
+
+    /// A result of `chunks` counts, and `used` of the uploads are in it.
+    pub(crate) fn counts(&mut self, used: usize, chunks: usize) {
+        self.fading.used(used);
+        self.total = self.total.saturating_sub(used.saturating_add(chunks));
     }
 }
 
@@ -472,6 +520,49 @@ mod tests {
         unused.used(1);
         assert_eq!(unused.at(UnixMillis(1030), 2, span), 1);
         assert_eq!(unused.at(UnixMillis(u64::MAX), 2, Millis(0)), 0);
+    }
+
+    /// Between two results a worker's useless uploads become rarer and rarer, and are never refused
+    /// for good.
+    #[test]
+    fn useless_uploads_wait_twice_as_long_each_time_up_to_a_day() {
+        const CHUNKS: usize = 2;
+        let lease = Millis::from_secs(600);
+        let day = Millis::from_secs(24 * 3600);
+        let mut unused = Unused::default();
+        let mut now = UnixMillis(1000);
+        let room = Unused::CONTRIBUTIONS_MAX * CHUNKS;
+        let fits = |unused: &mut Unused, now| unused.at(now, CHUNKS, lease) + CHUNKS <= room;
+        for _ in 0..Unused::CONTRIBUTIONS_MAX {
+            assert!(fits(&mut unused, now));
+            unused.add(CHUNKS);
+        }
+        let mut waits = Vec::new();
+        for _ in 0..10 {
+            assert!(!fits(&mut unused, now));
+            let span = unused.span(CHUNKS, lease);
+            assert!(!fits(&mut unused, UnixMillis(now.get() + span.get() - 1)));
+            now = now.after(span);
+            assert!(fits(&mut unused, now), "after {span} ms");
+            waits.push(span.get() / lease.get());
+            unused.add(CHUNKS);
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 144, 144]);
+        // A result that counts has one of them forgiven, beside its own.
+        unused.add(CHUNKS);
+        unused.counts(CHUNKS, CHUNKS);
+        assert_eq!(unused.total, (Unused::CONTRIBUTIONS_MAX + 9) * CHUNKS);
+        for _ in 0..20 {
+            unused.counts(0, CHUNKS);
+        }
+        assert_eq!(unused.span(CHUNKS, lease), lease);
+        assert_eq!(
+            unused.span(0, Millis(2 * day.get())),
+            Millis(2 * day.get()),
+            "a lease may be longer"
+        );
+        unused.total = usize::MAX;
+        assert_eq!(unused.span(1, lease), day);
     }
 
     #[test]

@@ -215,7 +215,11 @@ impl RunRoom<'_> {
         if let Some(unused) = self.live.unused.get_mut(&worker) {
             // The other uploads of the lease stay counted as unused, like all uploads of a lease
             // without a result.
-            unused.used(uploads.intersection(&named).count());
+            let forgiven = match lease.unit.kind {
+                UnitKind::Train => self.run.spec.uploads(),
+                UnitKind::Evaluate => 0,
+            };
+            unused.counts(uploads.intersection(&named).count(), forgiven);
         }
         // After a restart only the result says what was uploaded.
         let uploads = uploads.union(&named).copied().collect();

@@ -233,7 +233,7 @@ fn everything_that_waited_while_the_process_was_busy_counts_before_a_deadline_do
         });
         world.input_alone(Input::Request {
             peer: peer(number),
-            seat: None,
+            recorded: None,
             request,
             reply,
         });
