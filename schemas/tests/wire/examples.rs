@@ -590,8 +590,7 @@ pub(crate) fn all() -> Vec<Example> {
             })
         },
     ];
-    all.extend(enrolment::all().into_iter().chain(head::all()));
-    all.extend(masks::all());
+    all.extend(enrolment::all().into_iter().chain(head::all()).chain(masks::all()));
     all.extend(quarantine::all());
     all.extend(promotion::all());
     all.extend(tenant::all());
