@@ -590,7 +590,8 @@ pub(crate) fn all() -> Vec<Example> {
             })
         },
     ];
-    all.extend(enrolment::all().into_iter().chain(head::all()).chain(masks::all()));
+    all.extend(head::all());
+    all.extend(masks::all());
     all.extend(quarantine::all());
     all.extend(promotion::all());
     all.extend(tenant::all());
