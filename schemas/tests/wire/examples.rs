@@ -591,7 +591,6 @@ pub(crate) fn all() -> Vec<Example> {
         },
     ];
     all.extend(head::all());
-    all.extend(masks::all());
     all.extend(quarantine::all());
     all.extend(promotion::all());
     all.extend(tenant::all());

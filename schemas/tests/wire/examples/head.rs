@@ -7,7 +7,7 @@ use serde_bytes::ByteArray;
 use super::{Example, example, public};
 
 pub(super) fn all() -> Vec<Example> {
-    let own = vec![
+    let mut all = vec![
         example(&HeadRequest {
             v: V,
             known: 640,
@@ -32,5 +32,7 @@ pub(super) fn all() -> Vec<Example> {
             signature: ByteArray::new([4; 64]),
         }),
     ];
-    own.into_iter().chain(super::enrolment::all()).collect()
+    all.extend(super::enrolment::all());
+    all.extend(super::masks::all());
+    all
 }
