@@ -28,7 +28,7 @@ pub struct Crossing {
 pub const ACCOUNT_TOKEN_POSITION: u8 = 3;
 
 /// Every lane that crosses accounts.
-pub const CROSSINGS: [Crossing; 6] = [
+pub const CROSSINGS: [Crossing; 7] = [
     Crossing {
         lane: Lane::Request,
         home: Account::Control,
@@ -37,6 +37,12 @@ pub const CROSSINGS: [Crossing; 6] = [
     },
     Crossing {
         lane: Lane::Event,
+        home: Account::Events,
+        importers: &[Account::Tenant],
+        service: true,
+    },
+    Crossing {
+        lane: Lane::Log,
         home: Account::Events,
         importers: &[Account::Tenant],
         service: true,

@@ -23,6 +23,7 @@ pub mod digest;
 pub mod enrolment;
 pub mod event;
 pub mod foundry;
+pub mod head;
 pub mod hold;
 pub mod id;
 pub mod layout;

@@ -10,6 +10,7 @@ mod incoming;
 use crate::call::message_name;
 use crate::enrolment::{EnrolmentReply, EnrolmentRequest};
 use crate::event::SignedEvent;
+use crate::head::{CosignRequest, HeadReply, HeadRequest};
 use crate::id::CLUSTER;
 use crate::lease::{Done, Offer, UnitId};
 use crate::public::{Command, CommandVerb, Status};
@@ -59,6 +60,8 @@ pub enum Lane {
     Request,
     /// A worker's signed events, as the worker sends them.
     Event,
+    /// Questions of workers about the log of all events, and cosignatures of its heads.
+    Log,
     /// Workers' events after their checks.
     Record,
     /// The coordinator's signed events.
@@ -86,6 +89,7 @@ impl Lane {
     pub const ALL: [Self; 12] = [
         Self::Request,
         Self::Event,
+        Self::Log,
         Self::Record,
         Self::Ledger,
         Self::Security,
@@ -103,6 +107,7 @@ impl Lane {
         match self {
             Self::Request => "diloco.request",
             Self::Event => "diloco.event",
+            Self::Log => "diloco.log",
             Self::Record => "diloco.record",
             Self::Ledger => "diloco.ledger",
             Self::Security => "diloco.security",
@@ -122,6 +127,7 @@ impl Lane {
             self,
             Self::Request
                 | Self::Event
+                | Self::Log
                 | Self::Telemetry
                 | Self::Command
                 | Self::Renewal
@@ -187,6 +193,26 @@ const OTHERS_BETWEEN: &[Row] = &[
         publishers: &[Role::Worker],
         subscribers: &[Role::Recorder],
         purpose: "a worker's signed events, to the audit service",
+    },
+    Row {
+        lane: Lane::Log,
+        pattern: "{run}.{worker}.head",
+        kind: Kind::Request,
+        message: message_name!(HeadRequest),
+        reply: Some(message_name!(HeadReply)),
+        publishers: &[Role::Worker],
+        subscribers: &[Role::Recorder],
+        purpose: "the newest head of the log of all events, with what leads to it",
+    },
+    Row {
+        lane: Lane::Log,
+        pattern: "{run}.{worker}.cosign",
+        kind: Kind::Request,
+        message: message_name!(CosignRequest),
+        reply: Some(message_name!(Done)),
+        publishers: &[Role::Worker],
+        subscribers: &[Role::Recorder],
+        purpose: "a worker's cosignature of a head, to be kept beside it",
     },
     Row {
         lane: Lane::Record,
@@ -304,6 +330,37 @@ pub fn worker_event_subject(run: &RunId, worker: &WorkerId, kind: &str) -> Strin
     format!("{}.{run}.{worker}.{kind}", Lane::Event.prefix())
 }
 
+/// `diloco.log.<run>.<worker>.<verb>`, as the worker publishes it.
+pub fn log_subject(run: &RunId, worker: &WorkerId, verb: LogVerb) -> String {
+    format!("{}.{run}.{worker}.{}", Lane::Log.prefix(), verb.token())
+}
+
+/// A question of a worker about the log of all events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogVerb {
+    /// For the newest head.
+    Head,
+    /// To keep a cosignature of a head.
+    Cosign,
+}
+
+impl LogVerb {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Head, Self::Cosign];
+
+    /// The last token of its subject.
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::Cosign => "cosign",
+        }
+    }
+
+    pub(crate) fn from_token(token: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|verb| verb.token() == token)
+    }
+}
+
 /// `diloco.record.<account>.<run>.<worker>.<kind>`, as the audit service publishes it after its
 /// checks.
 pub fn record_subject(account: &AccountId, run: &RunId, worker: &WorkerId, kind: &str) -> String {
@@ -344,6 +401,9 @@ pub const RENEWALS_FILTER: &str = "diloco.renewal.>";
 
 /// The filter under which the audit service receives workers' events, before its checks.
 pub const EVENTS_FILTER: &str = "diloco.event.>";
+
+/// The filter under which the audit service receives workers' questions about the log.
+pub const LOG_FILTER: &str = "diloco.log.>";
 
 /// `diloco.ledger.<run or cluster>.<emitter>.<kind>`, as the coordinator publishes it.
 pub fn ledger_subject(run: Option<&RunId>, emitter: &PublicKey, kind: &str) -> String {

@@ -36,6 +36,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 mod collection;
 pub(crate) mod comparison;
 mod enrolment;
+mod head;
 mod masks;
 mod promotion;
 mod quarantine;
@@ -596,6 +597,7 @@ pub(crate) fn all() -> Vec<Example> {
     ];
     all.extend(comparison::all());
     all.extend(enrolment::all());
+    all.extend(head::all());
     all.extend(masks::all());
     all.extend(quarantine::all());
     all.extend(promotion::all());

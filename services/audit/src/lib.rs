@@ -9,6 +9,7 @@
 //! | `reader` | the stream, in order, across reconnects |
 //! | `files`, `line` | the append-only files |
 //! | `log` | the log of all events: a Merkle tree with signed heads, beside the files |
+//! | `heads` | the newest head for workers that ask, and their cosignatures |
 //! | `recorder` | auditor, files and log together: a batch in, findings out |
 //! | `intake` | workers' events: heard, checked, recorded, answered |
 //! | `sentry` | what the broker refuses and who connects, heard and recorded |
@@ -21,6 +22,7 @@
 
 pub mod config;
 pub mod files;
+pub mod heads;
 mod intake;
 mod line;
 pub mod log;

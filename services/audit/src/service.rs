@@ -64,8 +64,7 @@ impl Service {
     pub async fn build(config: &Config) -> Result<Self, Failure> {
         let trust = TrustBundle::read(&config.audit.trust)
             .map_err(|error| Failure::new(error.code(), format!("audit.trust: {error}")))?;
-        let (folder, domain) = (config.audit.folder.clone(), trust.domain.to_string());
-        let watched = trust.clone();
+        let (folder, known) = (config.audit.folder.clone(), trust.clone());
         let mut mirror = None;
         let mut signing = Signing::Settled;
         let recorder = match head_key(config, &trust)? {
@@ -109,8 +108,8 @@ impl Service {
         let ends = Ends::ask(&reader, &recorder).await?;
         let stream = ends.span;
         let recorder = compare(recorder, ends).await?;
-        let (intake, notices) = Intake::connect(config, &domain).await?;
-        let watch = Watch::connect(config, &watched, intake.bus()).await;
+        let (intake, notices) = Intake::connect(config, &known).await?;
+        let watch = Watch::connect(config, &known, intake.bus()).await;
         tracing::info!(
             kept = recorder.files().len(),
             stream = stream.messages,

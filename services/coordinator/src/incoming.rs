@@ -116,6 +116,7 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<ValidMessag
             }
         }
         Incoming::WorkerEvent { .. }
+        | Incoming::Log { .. }
         | Incoming::Recorded { .. }
         | Incoming::Ledger { .. }
         | Incoming::Security { .. }

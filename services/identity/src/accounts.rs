@@ -246,7 +246,7 @@ fn nanoseconds(span: Duration) -> u64 {
 fn export(crossing: &Crossing) -> Export {
     let answer_max = match crossing.lane {
         Lane::Telemetry => HEARTBEAT_ANSWER_MAX,
-        Lane::Event => EVENT_ANSWER_MAX,
+        Lane::Event | Lane::Log => EVENT_ANSWER_MAX,
         _ => REQUEST_ANSWER_MAX,
     };
     Export {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use chain::{Claimed, Entry, Fault, Misplaced, Signatures};
 use schemas::event::EventBody;
 use schemas::subject::{Incoming, recorded_worker};
-use schemas::{AccountId, Digest, PublicKey, RunId, UnixMillis, WorkerId};
+use schemas::{AccountId, ChainSequence, Digest, PublicKey, RunId, UnixMillis, WorkerId};
 
 use crate::finding::Finding;
 use crate::record::{Payload, Record, StreamSequence};
@@ -80,6 +80,16 @@ struct Place {
 pub(crate) enum Account {
     Ledger,
     Worker(RunId, WorkerId),
+}
+
+impl Examined {
+    /// The emitter and the position of a worker's event under its own subject.
+    pub const fn of_worker(&self) -> Option<(&PublicKey, ChainSequence)> {
+        match &self.content {
+            Content::Worker(record) => Some((&record.body.emitter, record.body.sequence)),
+            Content::Ledger(_) | Content::Nothing { .. } => None,
+        }
+    }
 }
 
 impl Examiner {

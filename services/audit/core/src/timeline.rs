@@ -4,8 +4,8 @@ use schemas::checkpoint::Checkpoint;
 use schemas::contribution::Applied;
 use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
 use schemas::run::Privacy;
-use schemas::sync::ComparedInput;
 use schemas::security::SecurityEvent;
+use schemas::sync::ComparedInput;
 use schemas::{RunId, UnixMillis, Weight, WorkerId};
 use serde::Serialize;
 

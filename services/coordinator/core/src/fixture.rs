@@ -12,7 +12,8 @@ use schemas::run::RunSpec;
 use schemas::snapshot::MergeInput;
 use schemas::sync::ComparedInput;
 use schemas::{
-    Chunks, Digest, Fragment, Listed, Message, Millis, ObjectRef, Round, SyncId, UnixMillis, V, WorkerId,
+    Chunks, Digest, Fragment, Listed, Message, Millis, ObjectRef, Round, SyncId, UnixMillis, V,
+    WorkerId,
 };
 
 use crate::{Merged, Peer, Screened, Settings, Submission};

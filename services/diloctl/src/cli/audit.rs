@@ -180,7 +180,8 @@ pub(crate) struct StoreAddress {
 pub(crate) struct Witnessing {
     /// File with a policy (C2SP tlog-policy): the witnesses, and which of them are enough. With it the
     /// log must lead to each head that they have cosigned, and enough of them must have cosigned the
-    /// newest one, or one as near to it as `--unwitnessed-max` says.
+    /// newest one, or one as near to it as `--unwitnessed-max` says. What workers of the policy have
+    /// cosigned lies beside the log.
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,
     /// File with a cosigned head; give the switch once for each file.

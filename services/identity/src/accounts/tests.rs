@@ -296,7 +296,7 @@ fn a_way_back_is_kept_as_long_as_the_answer_of_its_lane_may_take() {
     for crossing in &CROSSINGS {
         let most = match crossing.lane {
             Lane::Telemetry => HEARTBEAT_ANSWER_MAX,
-            Lane::Event => EVENT_ANSWER_MAX,
+            Lane::Event | Lane::Log => EVENT_ANSWER_MAX,
             _ => REQUEST_ANSWER_MAX,
         };
         let export = export(crossing);

@@ -15,6 +15,7 @@ mod clocks;
 mod cluster_check;
 mod collection;
 mod coordinator_restart;
+mod cosigned;
 mod data_set;
 mod directions;
 mod disk_full;

@@ -15,6 +15,7 @@ use schemas::control::{
 use schemas::enrolment::{EnrolmentReply, EnrolmentRequest};
 use schemas::event::{EventBody, SignedEvent};
 use schemas::foundry::{FoundryAnswer, FoundryOrder};
+use schemas::head::{CosignRequest, HeadReply, HeadRequest};
 use schemas::hold::{HoldReply, HoldRequest, Reason};
 use schemas::layout::Layout;
 use schemas::lease::{
@@ -55,6 +56,9 @@ macro_rules! readers {
 }
 
 readers![
+    HeadRequest,
+    HeadReply,
+    CosignRequest,
     EnrolmentRequest,
     EnrolmentReply,
     RenewalRequest,

@@ -1,6 +1,6 @@
 //! A log: its head, its entries, its tiles, and the head that was pinned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::{AccountId, Digest, Message as _, PublicKey, RunId, WorkerId};
@@ -234,6 +234,12 @@ impl Log {
             true => Ok(true),
             false => Err(LogFault::Forked { size: pinned.size }),
         }
+    }
+
+    /// The workers that have joined, by the words of the coordinators in the log.
+    pub fn workers(&self) -> BTreeSet<WorkerId> {
+        let members = self.members.values();
+        members.map(|(_, worker)| worker.clone()).collect()
     }
 
     pub(super) const fn members(&self) -> &Members {

@@ -5,10 +5,10 @@ use data_encoding::BASE64;
 use schemas::Message as _;
 use schemas::event::{Event, EventBody, SignedEvent};
 use tlog::{Hash, Head, from_base64};
+use witness::is_included;
 
 use super::fault::LogFault;
 use super::open::Trusted;
-use super::rebuild::is_included;
 
 const FIRST_LINE: &str = "c2sp.org/tlog-proof@v1";
 /// Longest text that is read: an entry in base64, 64 hashes, and a head.

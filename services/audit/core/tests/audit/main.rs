@@ -11,6 +11,7 @@ mod lineage;
 mod log;
 mod merges;
 mod properties;
+mod questions;
 mod readers;
 mod security;
 mod told;
