@@ -64,7 +64,7 @@ pub struct Counts {
     /// Cohorts of masked rounds that were sealed.
     pub cohorts: u64,
     /// Workers that were gone after the agreement, and left out of a sum.
-    pub left_out: u64,
+    pub gone_after_sealing: u64,
     /// Masked rounds whose sum could not be had.
     pub dissolved: u64,
     /// Sums for which a worker revealed nothing, since it had for another of the round.

@@ -153,13 +153,13 @@ fn tl_17_masked_runs_end_with_sums_of_those_that_count_whoever_dies() {
     for seed in 0..variable("SIM_SEEDS").unwrap_or(40) {
         let report = simulate_masked(seed);
         sum.cohorts += report.counts.cohorts;
-        sum.left_out += report.counts.left_out;
+        sum.gone_after_sealing += report.counts.gone_after_sealing;
         sum.dissolved += report.counts.dissolved;
         sum.handed_again += report.counts.handed_again;
         coordinators += report.coordinator_crashes;
         workers += report.worker_crashes;
     }
-    let seen = [sum.left_out, sum.dissolved, sum.handed_again];
+    let seen = [sum.gone_after_sealing, sum.dissolved, sum.handed_again];
     assert!(seen.iter().all(|count| *count >= 10), "{sum:?}");
     assert!(sum.cohorts >= 120, "{sum:?}");
     assert!(

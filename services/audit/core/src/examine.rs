@@ -87,7 +87,7 @@ impl Examined {
     pub const fn of_worker(&self) -> Option<(&PublicKey, ChainSequence)> {
         match &self.content {
             Content::Worker(record) => Some((&record.body.emitter, record.body.sequence)),
-            Content::Ledger(_) | Content::Nothing { .. } => None,
+            Content::Ledger(_) | Content::Security(_) | Content::Nothing { .. } => None,
         }
     }
 }

@@ -132,7 +132,7 @@ impl Monitor {
                 member.unit
             );
         }
-        self.counts.left_out += (members.len() - counts.len()) as u64;
+        self.counts.gone_after_sealing += (members.len() - counts.len()) as u64;
         self.masks.unmasked = true;
     }
 

@@ -165,6 +165,7 @@ impl Scene {
             fragment,
             inputs,
             rest: 0,
+            left_out: Vec::new(),
         });
         self.ledger(LedgerEvent::RoundUnmasked { round, secrets });
         let broadcast = Weights {
