@@ -108,6 +108,6 @@ impl service::Running for Service {
     }
 
     async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
-        Self::run(self, stop).await
+        Box::pin(Self::run(self, stop)).await
     }
 }

@@ -49,6 +49,8 @@ pub(crate) struct Store {
 /// Bytes that are kept within the bound for contributions; dropping them frees the room.
 #[derive(Debug)]
 pub(crate) struct Kept {
+    /// The digest of the bytes.
+    pub(crate) digest: Digest,
     pub(crate) bytes: Bytes,
     _room: OwnedSemaphorePermit,
 }
@@ -132,13 +134,17 @@ impl Store {
         }
     }
 
-    /// Keeps bytes if there is room for them.
-    pub(crate) fn keep(&self, bytes: Bytes) -> Option<Kept> {
+    /// Keeps the bytes of an object if there is room for them.
+    pub(crate) fn keep(&self, digest: Digest, bytes: Bytes) -> Option<Kept> {
         let pages = u32::try_from((bytes.len() as u64).div_ceil(PAGE_BYTES)).ok()?;
         let room = Arc::clone(&self.memory)
             .try_acquire_many_owned(pages)
             .ok()?;
-        Some(Kept { bytes, _room: room })
+        Some(Kept {
+            digest,
+            bytes,
+            _room: room,
+        })
     }
 
     /// Reads the store's clock now and then, for as long as it is polled. URLs are signed by that
@@ -343,18 +349,21 @@ pub(crate) mod tests {
             ..LimitsConfig::default()
         });
         let chunk = Bytes::from(vec![0; PAGE_BYTES as usize]);
-        let kept: Vec<Option<Kept>> = (0..100).map(|_| store.keep(chunk.clone())).collect();
+        let digest = Digest::of(&chunk);
+        let kept: Vec<Option<Kept>> = (0..100)
+            .map(|_| store.keep(digest, chunk.clone()))
+            .collect();
         assert_eq!(kept.iter().flatten().count(), 3);
         drop(kept);
         assert!(
             store
-                .keep(vec![0; 4 * PAGE_BYTES as usize].into())
+                .keep(digest, vec![0; 4 * PAGE_BYTES as usize].into())
                 .is_none(),
             "more than there is room for"
         );
         assert!(
             store
-                .keep(vec![0; 3 * PAGE_BYTES as usize].into())
+                .keep(digest, vec![0; 3 * PAGE_BYTES as usize].into())
                 .is_some(),
             "what was dropped gave its room back"
         );

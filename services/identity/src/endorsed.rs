@@ -1,6 +1,6 @@
 //! The trust bundle, signed with the key that the trust domain is named after, which lies in the
-//! vault. A machine that was given an older bundle by a trusted person takes the newer one from
-//! anybody who hands it over: that key alone decides what is in it.
+//! vault. A machine that was given an older bundle by a trusted person takes the newer one from any
+//! sender: that key alone decides what is in it.
 
 use std::path::{Path, PathBuf};
 

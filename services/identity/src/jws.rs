@@ -224,6 +224,7 @@ mod tests {
             manifest_keys: keys.iter().map(|key| key.public().clone()).collect(),
             audit_keys: vec![AuditKey::generate().public().clone()],
             head_keys: vec![],
+            sentry_keys: vec![],
             ca: "ca.pem".into(),
         }
     }

@@ -193,7 +193,8 @@ impl Newcomer {
 
     /// Checks the registrar's answer, and writes what a worker of this name needs, the credentials
     /// last. The trust bundle is the one that the answer brings, if the domain's root signed it since
-    /// the invitation was made; a bundle that is here already stays. The keys of the newcomer are then the worker's; [`finish`] removes their folder.
+    /// the invitation was made; a bundle that is here already stays. The keys of the newcomer are then
+    /// the worker's; [`finish`] removes their folder.
     ///
     /// # Errors
     /// The answer is bound to other keys, another run or another domain, another worker of this name

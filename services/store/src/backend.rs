@@ -86,8 +86,9 @@ impl S3 for Backend {
             Some(_) => return Err(s3_error!(NotImplemented, "if-none-match takes * only")),
         };
         let how = log_rules::publish(&place, once, input.if_match.as_ref())?;
-        if place.lasting() == Some(Lasting::Newest) && bytes > log_rules::CHECKPOINT_BYTES_MAX {
-            return Err(s3_error!(EntityTooLarge, "no checkpoint is that long"));
+        let is_note = matches!(place.lasting(), Some(Lasting::Newest | Lasting::Cosigned));
+        if is_note && bytes > log_rules::CHECKPOINT_BYTES_MAX {
+            return Err(s3_error!(EntityTooLarge, "no head is that long"));
         }
         self.check_suspect(&place).await?;
         let claim = self.claim(&place, how)?;

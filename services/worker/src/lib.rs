@@ -34,3 +34,4 @@ mod time;
 mod trainers;
 mod unit;
 mod verify;
+mod witness;

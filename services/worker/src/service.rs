@@ -33,6 +33,7 @@ use crate::state::StateFolder;
 use crate::time::CoordinatorTime;
 use crate::unit::{Unit, UnitTools};
 use crate::verify::{self, Expected};
+use crate::witness::{Asking, Witnessing};
 
 /// Most inputs that wait for the core; each of the few tasks has one at a time.
 const INPUTS_MAX: usize = 64;
@@ -69,6 +70,8 @@ struct EffectRunner {
     tools: Option<UnitTools>,
     unit: Option<Unit>,
     waiting: Option<(Refusal, Instant)>,
+    /// Begins with the first join: until then the audit service knows of no such worker.
+    witnessing: Option<Witnessing>,
 }
 
 impl Service {
@@ -136,6 +139,7 @@ impl Service {
             tools: None,
             unit: None,
             waiting: None,
+            witnessing: None,
         };
         Ok(Self {
             core,
@@ -366,6 +370,17 @@ impl EffectRunner {
         } = reply;
         tracing::info!(run = %spec.run, settings = %spec_digest, "joined");
         self.waiting = None;
+        if self.witnessing.is_none() {
+            let asking = Asking {
+                bus: self.bus.clone(),
+                run: self.checked.run.clone(),
+                worker: self.worker.clone(),
+                emitter: self.checked.audit_key.public().clone(),
+                events: self.events.clone(),
+            };
+            let trust = &self.checked.trust;
+            self.witnessing = Some(Witnessing::begin(asking, &self.state, trust));
+        }
         if self
             .tools
             .as_ref()
@@ -381,6 +396,7 @@ impl EffectRunner {
             meter: Arc::clone(&self.meter),
             state: self.state.clone(),
             domain: self.checked.trust.domain.as_str().into(),
+            trust: self.checked.trust_source.clone(),
             spec: Arc::new(spec),
             spec_digest,
             assets: Arc::new(OnceCell::new()),

@@ -1,7 +1,8 @@
-//! Examples about the keys that sign leases and commands.
+//! Examples about the keys that sign leases and commands, and about the end of the coordinator.
 
-use schemas::V;
+use schemas::control::{Shutdown, ShutdownReply};
 use schemas::keys::{Jwk, Jwks, KeysReply, KeysRequest};
+use schemas::{Millis, V};
 
 use super::{Example, example, key};
 
@@ -19,6 +20,15 @@ pub(super) fn all() -> Vec<Example> {
         example(&KeysReply {
             v: V,
             jwks: Jwks { keys: vec![jwk] },
+        }),
+        example(&Shutdown {
+            v: V,
+            drain: Millis(30_000),
+        }),
+        example(&ShutdownReply {
+            v: V,
+            leases: 1,
+            workers: 2,
         }),
     ]
 }

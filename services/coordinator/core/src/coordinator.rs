@@ -372,6 +372,9 @@ impl Coordinator {
             foundry::Answer::Merged { sync, outcome } => {
                 self.tell(run, |room, turn| room.merged(turn, sync, outcome));
             }
+            foundry::Answer::Compared { round, outcome } => {
+                self.tell(run, |room, turn| room.compared(turn, round, outcome));
+            }
             foundry::Answer::Saved { round, outcome } => {
                 self.tell(run, |room, turn| room.saved(turn, round, outcome));
             }

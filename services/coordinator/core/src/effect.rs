@@ -14,7 +14,7 @@ use schemas::foundry::Order;
 use schemas::hold::HoldReply;
 use schemas::keys::KeysReply;
 use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply, UnitId};
-use schemas::masking::MaskReply;
+use schemas::masking::{CohortStatement, MaskReply};
 use schemas::member::JoinReply;
 use schemas::promotion::PromoteReply;
 use schemas::public::{CommandVerb, Status};
@@ -301,7 +301,11 @@ pub enum Answer {
     Renew(RenewReply),
     Done(Done),
     Submit(SubmitReply),
-    Mask(Box<MaskReply>),
+    Mask {
+        reply: Box<MaskReply>,
+        /// What the shell signs into the reply, since the ledger has it.
+        seals: Option<Box<CohortStatement>>,
+    },
     Grants(Grants),
     RunNew(RunNewReply),
     Hold(HoldReply),

@@ -138,8 +138,9 @@ fn announced(
     })
 }
 
-/// The seat of a joining worker and the key that it had before, by the record of its credentials. The record also names the key that
-/// signs the worker's events: a thief of credentials that were never used cannot join with another.
+/// The seat of a joining worker and the key that it had before, by the record of its credentials. The
+/// record also names the key that signs the worker's events: a thief of credentials that were never
+/// used cannot join with another.
 /// Nobody joins without a record. Only where there is no folder of records, and an exception opens
 /// layer `enrolment`, any proven key is taken at the first join, and the worker has no seat.
 fn bound(

@@ -315,6 +315,12 @@ fn show(context: &Context) -> Result<(), Failure> {
             .iter()
             .map(ToString::to_string)
             .collect(),
+        sentry_keys: domain
+            .trust()
+            .sentry_keys
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         credentials: rows,
     });
     Ok(())
@@ -393,6 +399,7 @@ struct Shown {
     manifest_keys: Vec<String>,
     coordinator_audit_keys: Vec<String>,
     head_keys: Vec<String>,
+    sentry_keys: Vec<String>,
     credentials: Vec<Credential>,
 }
 
@@ -406,6 +413,7 @@ impl Record for Shown {
                 self.coordinator_audit_keys.join(" "),
             ),
             ("keys of tree heads", self.head_keys.join(" ")),
+            ("keys of security events", self.sentry_keys.join(" ")),
         ];
         let line = |one: &Credential| {
             let until = crate::table::or_dash(one.expires, time);

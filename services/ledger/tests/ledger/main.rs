@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod contradictions;
+mod directions;
 mod figures;
 mod given_up;
 mod groups;

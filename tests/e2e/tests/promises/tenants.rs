@@ -359,27 +359,3 @@ async fn tl_25_credentials_of_another_tenant_for_a_run_of_this_one_reach_nothing
     });
     assert_eq!(denied.count(), Verb::ALL.len());
 }
-
-/// There is no quota of streams, since a tenant has none: its account is one without JetStream, whose
-/// tokens `identity` tests, and its workers cannot even ask.
-#[tokio::test]
-async fn tl_25_a_tenants_worker_makes_no_stream() {
-    let cluster = Cluster::bare(Options::default()).await;
-    cluster.diloctl_ok(&["tenant", "new", "acme"]).await;
-    let issue = ["auth", "issue", "worker", "acme-w", "--run", "acme_demo"];
-    cluster.diloctl_ok(&issue).await;
-    let config = cluster.bus_config(&cluster.domain().layout().credentials("acme-w"));
-    let bus = Bus::connect("acme-w", &config, clock::now()).await.unwrap();
-    let stream = serde_json::json!({"name": "MINE", "subjects": ["mine.>"], "num_replicas": 1});
-    let stream = stream.to_string();
-    for (subject, question) in [
-        ("$JS.API.STREAM.CREATE.MINE", stream.as_str()),
-        ("$JS.API.CONSUMER.CREATE.MINE", "{}"),
-        ("$JS.API.INFO", ""),
-    ] {
-        let headers = Default::default();
-        let asked = bus.request_raw(subject, headers, question.to_owned().into(), PATIENCE);
-        let refused = asked.await.unwrap_err();
-        assert_eq!(refused.code(), Code::BusDenied, "{subject}");
-    }
-}

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use schemas::permission::Role;
 
-use super::{Cluster, STORE, shown};
+use super::{BROKER, Cluster, STORE, shown};
 use crate::binary::program;
 use crate::process::{Ready, Recipe};
 
@@ -104,6 +104,11 @@ impl Cluster {
         // Some tests start no store.
         let store = self.processes.contains_key("store");
         settings.extend(store.then(|| ("store.url", self.store_url())));
+        if !self.options.sentry {
+            settings.push(("audit.sentry_key", shown(&self.path("no-sentry.nk"))));
+        }
+        let broker = self.processes.get(BROKER);
+        settings.extend(broker.map(|broker| ("audit.broker_log", shown(broker.log_file()))));
         self.recipe("audit", "diloco-audit", &settings, self.ready_flag("audit"))
     }
 

@@ -31,4 +31,5 @@ pub use events::{Events, check_events, replay_events};
 pub use fault::LogFault;
 pub use open::{Each, Log, Read, Trusted, newest_head, origin};
 pub use proof::Proof;
-pub use rebuild::{Rebuilt, is_included};
+pub use rebuild::Rebuilt;
+pub use witness::is_included;

@@ -1,6 +1,6 @@
 //! A log: its head, its entries, its tiles, and the head that was pinned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::{AccountId, Digest, Message as _, PublicKey, RunId, WorkerId};
@@ -10,6 +10,7 @@ use tlog::{Hash, Head};
 use super::fault::LogFault;
 use super::proof::Proof;
 use super::rebuild::Rebuilt;
+use crate::check::Auditor;
 
 /// Reads a file of a log by its name; none if it is not there. The error is in words.
 pub type Read<'a> = dyn Fn(&str) -> Result<Option<Vec<u8>>, String> + 'a;
@@ -26,6 +27,8 @@ pub struct Trusted {
     pub tenants: Vec<AccountId>,
     /// The keys that may write the ledger.
     pub coordinators: Vec<PublicKey>,
+    /// The keys that may sign security events.
+    pub sentries: Vec<PublicKey>,
     /// The keys that may sign heads, as raw keys.
     pub heads: Vec<[u8; 32]>,
 }
@@ -61,6 +64,12 @@ pub fn newest_head(read: &Read<'_>, trusted: &Trusted) -> Result<(Head, String),
 }
 
 impl Trusted {
+    /// The auditor that takes events of these keys.
+    pub fn auditor(&self) -> Auditor {
+        Auditor::new(&self.domain, self.coordinators.iter().cloned())
+            .hearing(self.sentries.iter().cloned())
+    }
+
     /// Reads a signed head.
     ///
     /// # Errors
@@ -225,6 +234,12 @@ impl Log {
             true => Ok(true),
             false => Err(LogFault::Forked { size: pinned.size }),
         }
+    }
+
+    /// The workers that have joined, by the words of the coordinators in the log.
+    pub fn workers(&self) -> BTreeSet<WorkerId> {
+        let members = self.members.values();
+        members.map(|(_, worker)| worker.clone()).collect()
     }
 
     pub(super) const fn members(&self) -> &Members {

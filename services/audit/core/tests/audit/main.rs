@@ -2,6 +2,7 @@
 
 mod ancestry;
 mod checkpoints;
+mod cohorts;
 mod compare;
 mod differ;
 mod foreign;
@@ -10,7 +11,9 @@ mod lineage;
 mod log;
 mod merges;
 mod properties;
+mod questions;
 mod readers;
+mod security;
 mod told;
 mod tree;
 mod verdicts;

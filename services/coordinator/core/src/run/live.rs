@@ -7,7 +7,7 @@ use std::time::Duration;
 use backoff::Backoff;
 use schemas::event::LeaseEnd;
 use schemas::lease::{LeaseRef, UnitId};
-use schemas::run::RunSpec;
+use schemas::run::{Policy, RunSpec};
 use schemas::telemetry::Heartbeat;
 use schemas::{
     Bytes, Digest, Millis, ObjectRef, Refusal, Round, Steps, SyncId, UnixMillis, WorkerId,
@@ -47,7 +47,7 @@ pub(crate) struct LiveRun {
     pub(crate) failed_in_a_row: u32,
     /// The last lease of each worker that ended because it made no progress; the worker is told so
     /// when it asks.
-    pub(crate) stalled: BTreeMap<WorkerId, LeaseRef>,
+    pub(crate) stalled: BTreeMap<WorkerId, (LeaseRef, Refusal)>,
     pub(crate) spans: UnitTimes,
     /// True while evaluations come before training, since too many wait.
     pub(crate) catching_up: bool,
@@ -80,6 +80,8 @@ pub(crate) struct Foundry {
     pub(crate) outdated: bool,
     /// Its unfinished order on the weights.
     pub(crate) task: Option<WeightsOrder>,
+    /// The round whose contributions it compares. It does that beside everything else.
+    pub(crate) comparing: Option<Round>,
     /// The outcome of its last merge, until the round is closed with it. A hold keeps it here; if
     /// this process ends first, the next one merges the same set again, to the same weights.
     pub(crate) merged: Option<(SyncId, Merged)>,
@@ -383,13 +385,18 @@ impl LiveLease {
         self.bytes_moved = self.bytes_moved.max(bytes_moved);
     }
 
+    /// True if neither a step nor a byte came for so long that the lease ends.
+    pub(crate) fn stands_still(&self, now: UnixMillis, life: Millis) -> bool {
+        self.progress_at.after(progress_wait(life)) <= now
+    }
+
     /// The time at which the lease ends without further progress or renewal, and the reason for
-    /// that end.
-    pub(crate) fn due(&self, life: Millis) -> (UnixMillis, LeaseEnd) {
+    /// that end. `age_max` is the longest that it may last.
+    pub(crate) fn due(&self, life: Millis, age_max: Millis) -> (UnixMillis, LeaseEnd) {
         let stalls_at = self
             .progress_at
             .after(progress_wait(life))
-            .min(self.granted_at.after(LEASE_AGE_MAX));
+            .min(self.granted_at.after(age_max));
         if stalls_at < self.expires_at {
             (stalls_at, LeaseEnd::Stalled)
         } else {
@@ -459,8 +466,21 @@ impl Claims {
 
 /// Longest life of a lease, whatever its holder reports: nobody can check the reports, and long
 /// training is split into units. A worker that only claims progress keeps its round from closing
-/// for a day at most.
+/// for a day at most; for less where the pace of others is known ([`age_max`]).
 const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
+
+/// The longest that a lease may last in a run with these rules, beside others that took `pace` for
+/// such a unit. Never less than a lease may stand still.
+pub(crate) fn age_max(policy: &Policy, pace: Option<Millis>) -> Millis {
+    match pace {
+        Some(pace) if policy.pace_ratio_max > 0 => {
+            let longest = pace.get().saturating_mul(policy.pace_ratio_max.into());
+            let longest = Millis(longest).max(progress_wait(policy.lease));
+            LEASE_AGE_MAX.min(longest)
+        }
+        _ => LEASE_AGE_MAX,
+    }
+}
 
 /// Time without a step or a byte after which a lease can no longer be renewed, for a run with this
 /// lease time. A healthy worker is silent for so long only during one step, or while it encodes

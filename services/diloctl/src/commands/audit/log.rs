@@ -20,6 +20,7 @@ use schemas::{Code, Digest, Message as _};
 use serde::Serialize;
 use tlog::Head;
 
+use super::kept::Kept;
 use super::place::Place;
 use super::witness;
 use crate::cli::{self, LoggedEvent};
@@ -43,7 +44,10 @@ pub(super) struct Source {
 pub(super) fn head(context: &Context, from: &cli::Log) -> Result<(), Failure> {
     let source = Source::open(context, from)?;
     let log = source.log(&mut |_, _| {})?;
-    let shown = HeadShown::of(&source, &log);
+    let shown = HeadShown {
+        cosigned: Some(Kept::of(&source, &log)?),
+        ..HeadShown::of(&source, &log)
+    };
     source.pin(&log)?;
     context.printer.record(&shown);
     Ok(())
@@ -115,6 +119,7 @@ pub(super) fn verify(
     let proven = proof
         .map(|proof| Ok::<_, LogFault>((proof.verify(&source.trusted)?.0, proof)))
         .transpose()?;
+    let cosigned = witness::cosigned(&source, witnessing)?;
     let log = source.log(&mut |_, _| {})?;
     if let Some((head, proof)) = &proven {
         source.holds(&log, head, proof)?;
@@ -122,7 +127,7 @@ pub(super) fn verify(
     let Events { auditor, strangers } =
         check_events(&log, &|path| source.read(path), &source.trusted)?;
     judge(&auditor)?;
-    let witnessed = witness::witnessed(&source, &log, witnessing)?;
+    let witnessed = witness::witnessed(&source, &log, witnessing, cosigned)?;
     let summary = auditor.summary();
     let shown = LogShown {
         head: HeadShown::of(&source, &log),
@@ -159,10 +164,7 @@ pub(super) async fn diff(context: &Context, from: &cli::Log) -> Result<(), Failu
     let mut differ = Differ::default();
     let log = source.log(&mut |index, entry| differ.entry(index, entry))?;
     let trusted = &source.trusted;
-    let coordinators = trusted.coordinators.iter().cloned();
-    let examiner = Auditor::new(&trusted.domain, coordinators)
-        .examiner()
-        .clone();
+    let examiner = trusted.auditor().examiner().clone();
     let mut reader = Reader::new(&bus, StreamSequence(1), move |records| {
         let examined = examiner.examine_all(&records);
         let both = records.into_iter().zip(examined);
@@ -215,6 +217,7 @@ impl Source {
             domain: trust.domain.to_string(),
             tenants: trust.tenants.clone(),
             coordinators: trust.audit_keys.clone(),
+            sentries: trust.sentry_keys.clone(),
             heads: trust.raw_head_keys(),
         };
         let pin = layout.pinned_head();
@@ -246,7 +249,7 @@ impl Source {
             return Err(Failure::new(Code::NoVerdict, text));
         }
         let trusted = &self.trusted;
-        let auditor = Auditor::new(&trusted.domain, trusted.coordinators.iter().cloned());
+        let auditor = trusted.auditor();
         let until = until.unwrap_or(size);
         let read = |path: &str| self.read(path);
         let events = replay_events(&log, &read, trusted, prepare(auditor), until, each)?;
@@ -376,6 +379,9 @@ struct HeadShown {
     root: String,
     /// The size of the head that was pinned before.
     continues: Option<u64>,
+    /// The cosignatures of workers that are kept beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cosigned: Option<Kept>,
 }
 
 impl HeadShown {
@@ -387,6 +393,7 @@ impl HeadShown {
             events: *size,
             root: data_encoding::BASE64.encode(root),
             continues: source.pinned.as_ref().map(|pinned| pinned.size),
+            cosigned: None,
         }
     }
 }
@@ -397,14 +404,21 @@ impl Record for HeadShown {
             Some(size) => format!("the head over {size} events, pinned here before"),
             None => "nothing: it is the first head that this machine has seen".to_owned(),
         };
-        vec![
+        let mut lines = vec![
             ("verdict", "verified".to_owned()),
             ("log", self.log.clone()),
             ("origin", self.origin.clone()),
             ("events", self.events.to_string()),
             ("root", self.root.clone()),
             ("continues", continues),
-        ]
+        ];
+        lines.extend(self.cosigned.iter().map(|Kept { workers, newest }| {
+            let text = format!(
+                "by {workers} workers, {newest} of them this head; `audit verify --policy` checks that"
+            );
+            ("cosigned", text)
+        }));
+        lines
     }
 }
 
@@ -440,6 +454,7 @@ impl ProofShown {
             body: Digest::of(&event.body),
             signer: match body.event {
                 Event::Ledger(_) => "a coordinator that the trust bundle names",
+                Event::Security(_) => "a sentry that the trust bundle names",
                 Event::Worker(_) => "its emitter; the key was not checked against a worker's join",
             },
             compared: None,

@@ -1,0 +1,82 @@
+//! The places of workers' newest events in the log, for workers that ask for proofs.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use schemas::{ChainSequence, PublicKey};
+
+/// Most events of one worker whose places are remembered: those that a worker may have sent and not
+/// seen under a head, with as many again.
+pub const PLACES_MAX: usize = 512;
+/// Most workers. Those of a worker that is forgotten are known again after a start of the service.
+const WORKERS_MAX: usize = 8192;
+
+/// Places in the log, by emitter.
+#[derive(Clone, Debug, Default)]
+pub struct Places(BTreeMap<PublicKey, VecDeque<(ChainSequence, u64)>>);
+
+impl Places {
+    /// Notes that an event of `emitter` has this index.
+    pub fn note(&mut self, emitter: &PublicKey, sequence: ChainSequence, index: u64) {
+        if self.0.len() >= WORKERS_MAX && !self.0.contains_key(emitter) {
+            self.0.pop_first();
+        }
+        let places = self.0.entry(emitter.clone()).or_default();
+        if places.len() >= PLACES_MAX {
+            places.pop_front();
+        }
+        places.push_back((sequence, index));
+    }
+
+    /// The index of an event; none if it is not in the log, or was there long ago.
+    pub fn index(&self, emitter: &PublicKey, sequence: ChainSequence) -> Option<u64> {
+        let mut places = self.0.get(emitter)?.iter();
+        places
+            .find(|(known, _)| *known == sequence)
+            .map(|(_, index)| *index)
+    }
+
+    /// All of them, in the order in which they were noted for each emitter; none is left.
+    pub fn take(&mut self) -> impl Iterator<Item = (PublicKey, ChainSequence, u64)> + use<> {
+        std::mem::take(&mut self.0)
+            .into_iter()
+            .flat_map(|(emitter, places)| {
+                places
+                    .into_iter()
+                    .map(move |(sequence, index)| (emitter.clone(), sequence, index))
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(letter: char) -> PublicKey {
+        let text = format!("U{}", letter.to_string().repeat(55));
+        text.parse().expect("the form of a key")
+    }
+
+    #[test]
+    fn the_newest_places_of_each_emitter_are_known() {
+        let mut places = Places::default();
+        let most = PLACES_MAX as u64;
+        for number in 0..=most {
+            places.note(&key('A'), ChainSequence(number), 10 * number);
+        }
+        places.note(&key('B'), ChainSequence(0), 7);
+        assert_eq!(places.index(&key('A'), ChainSequence(0)), None);
+        assert_eq!(places.index(&key('A'), ChainSequence(1)), Some(10));
+        let newest = ChainSequence(most);
+        assert_eq!(places.index(&key('A'), newest), Some(10 * most));
+        assert_eq!(places.index(&key('B'), ChainSequence(0)), Some(7));
+        assert_eq!(places.index(&key('C'), ChainSequence(0)), None);
+        let mut again = Places::default();
+        let taken: Vec<_> = places.take().collect();
+        assert_eq!(taken.len(), PLACES_MAX + 1);
+        for (emitter, sequence, index) in taken {
+            again.note(&emitter, sequence, index);
+        }
+        assert_eq!(again.index(&key('A'), newest), Some(10 * most));
+        assert_eq!(places.take().count(), 0);
+    }
+}
