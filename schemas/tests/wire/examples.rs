@@ -208,6 +208,7 @@ fn statement() -> Statement {
 pub(crate) fn event(event: Event) -> EventBody {
     EventBody {
         v: V,
+        known: None,
         emitter: public(),
         sequence: ChainSequence(9),
         previous: Some(Digest::of(b"previous")),

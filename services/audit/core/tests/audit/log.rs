@@ -122,6 +122,7 @@ impl Emitter {
     ) -> SignedEvent {
         let body = EventBody {
             v: V,
+            known: None,
             emitter: self.public.clone(),
             sequence: ChainSequence(self.next),
             previous: self.head,
