@@ -13,6 +13,7 @@ use schemas::control::{
 };
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::foundry::{self, FoundryAnswer, FoundryOrder, Merged, ScreeningId};
+use schemas::head::KnownHead;
 use schemas::hold::{Hold, HoldReply, HoldRequest};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::lease::{
@@ -506,6 +507,16 @@ pub(crate) fn all() -> Vec<Example> {
             ..example(&event(Event::Worker(WorkerEvent::Started {
                 lease: lease(),
             })))
+        },
+        Example {
+            name: "event that names a head",
+            ..example(&EventBody {
+                known: Some(KnownHead {
+                    size: 70_000,
+                    root: ByteArray::new([9; 32]),
+                }),
+                ..event(Event::Worker(WorkerEvent::Started { lease: lease() }))
+            })
         },
         Example {
             name: "event of the sentry",

@@ -478,6 +478,24 @@ mod tests {
     }
 
     #[test]
+    fn tl_03_an_event_names_the_head_that_was_known_when_it_was_written() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let mut chain = open(
+            &scratch.path().join("events.json"),
+            &Arc::new(AuditKey::generate()),
+        );
+        let head = |size| KnownHead {
+            size,
+            root: ByteArray::new([3; 32]),
+        };
+        for known in [None, Some(head(7)), Some(head(9)), None] {
+            let pending = chain.append(UnixMillis(1), known, event());
+            let (_, body) = body(&pending.expect("written"));
+            assert_eq!(body.known, known);
+        }
+    }
+
+    #[test]
     fn what_is_sent_verifies_from_its_own_bytes() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let key = Arc::new(AuditKey::generate());
