@@ -7,6 +7,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 use crate::checkpoint::Checkpoint;
 use crate::code::Code;
 use crate::contribution::{Contribution, Evaluation};
+use crate::head::KnownHead;
 use crate::hold::{Hold, Reason};
 use crate::lease::{LeaseRef, Weights};
 use crate::limits::{EVENT_BYTES_MAX, SIGNED_EVENT_BYTES_MAX};
@@ -57,6 +58,11 @@ pub struct EventBody {
     pub time: UnixMillis,
     /// The run that it concerns; none if it concerns the whole cluster.
     pub run: Option<RunId>,
+    /// The newest head of the log of all events that the emitter had verified when it wrote this one:
+    /// the event is not older than that head. None if it knew none, and in events of an earlier
+    /// release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known: Option<KnownHead>,
     /// The event itself.
     pub event: Event,
 }

@@ -71,6 +71,16 @@ pub struct CosignRequest {
     pub signature: ByteArray<64>,
 }
 
+/// A head of the log as an event names it: without its signature, which its emitter has checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnownHead {
+    /// The events under it.
+    pub size: u64,
+    /// The root over them (RFC 6962).
+    pub root: ByteArray<32>,
+}
+
 message!(HeadRequest, "head-request", WORKER_MESSAGE_BYTES_MAX);
 message!(HeadReply, "head-reply", WORKER_MESSAGE_BYTES_MAX);
 message!(CosignRequest, "cosign-request", WORKER_MESSAGE_BYTES_MAX);

@@ -10,6 +10,7 @@ use schemas::contribution::{
 use schemas::control::{OperatorObjects, Query, RunNew, RunNewReply, View, ViewReply, ViewRequest};
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::foundry::{self, FoundryAnswer, FoundryOrder, Merged, ScreeningId};
+use schemas::head::KnownHead;
 use schemas::hold::{Hold, HoldReply, HoldRequest};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::lease::{
@@ -206,6 +207,7 @@ fn statement() -> Statement {
 pub(crate) fn event(event: Event) -> EventBody {
     EventBody {
         v: V,
+        known: None,
         emitter: public(),
         sequence: ChainSequence(9),
         previous: Some(Digest::of(b"previous")),
@@ -494,6 +496,16 @@ pub(crate) fn all() -> Vec<Example> {
             ..example(&event(Event::Worker(WorkerEvent::Started {
                 lease: lease(),
             })))
+        },
+        Example {
+            name: "event that names a head",
+            ..example(&EventBody {
+                known: Some(KnownHead {
+                    size: 70_000,
+                    root: ByteArray::new([9; 32]),
+                }),
+                ..event(Event::Worker(WorkerEvent::Started { lease: lease() }))
+            })
         },
         Example {
             name: "event of the sentry",

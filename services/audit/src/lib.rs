@@ -9,6 +9,7 @@
 //! | `reader` | the stream, in order, across reconnects |
 //! | `files`, `line` | the append-only files |
 //! | `log` | the log of all events: a Merkle tree with signed heads, beside the files |
+//! | `mirror`, `copying` | the copy of the log in the store, and the work of copying |
 //! | `heads` | the newest head for workers that ask, and their cosignatures |
 //! | `recorder` | auditor, files and log together: a batch in, findings out |
 //! | `intake` | workers' events: heard, checked, recorded, answered |
@@ -21,6 +22,7 @@
 //! | `config` | the program's configuration |
 
 pub mod config;
+pub mod copying;
 pub mod files;
 pub mod heads;
 mod intake;

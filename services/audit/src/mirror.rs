@@ -30,8 +30,6 @@ use runtime::metrics::{AUDIT_LOG_BEHIND, AUDIT_LOG_EVENTS};
 use schemas::Code;
 use tlog::layout::{self, CHECKPOINT};
 use tlog::{Head, HeadError};
-use tokio::sync::{oneshot, watch};
-use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::log::{LogError, heads_of, read_file};
@@ -39,10 +37,6 @@ use crate::recorder::LOG_FOLDER;
 
 /// Time for which an operation at the store is tried again before the copy counts as behind.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Pause before a copy that failed is tried again.
-const AGAIN_AFTER: Duration = Duration::from_secs(5);
-/// Time between two looks for cosigned heads, which come without a head of the log.
-const COSIGNED_EVERY: Duration = Duration::from_secs(15);
 /// Most cosigned heads that are copied at one look; the others have their turn at the next.
 const COSIGNED_AT_ONCE: usize = 256;
 /// The file of the newest head that was seen in the store, beside the folder of the log.
@@ -477,116 +471,4 @@ fn undecided(name: &str) -> MirrorError {
         reason: "the store refuses to write the file, and does not have what it was to write"
             .to_owned(),
     })
-}
-
-/// The work of copying, beside the service.
-#[derive(Debug)]
-pub(crate) struct Copying {
-    task: tokio::task::JoinHandle<Result<(), Failure>>,
-    /// The head that the store had at the first look, once it has answered.
-    first: oneshot::Receiver<Option<Head>>,
-    wake: watch::Sender<u64>,
-    stop: CancellationToken,
-}
-
-impl Copying {
-    /// Begins. `known` is what the store had, if it has answered already.
-    pub(crate) fn begin(mirror: Mirror, known: Option<Option<Stored>>) -> Self {
-        let (tell, first) = oneshot::channel();
-        let (wake, woken) = watch::channel(0);
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(copy(mirror, known, tell, woken, stop.clone()));
-        Self {
-            task,
-            first,
-            wake,
-            stop,
-        }
-    }
-
-    /// Waits for the first answer of the store.
-    pub(crate) async fn first(&mut self) -> Option<Option<Head>> {
-        (&mut self.first).await.ok()
-    }
-
-    /// Says that the folder has a new head.
-    pub(crate) fn wake(&self, head: &Head) {
-        self.wake.send_replace(head.size);
-    }
-
-    /// Waits for the end, which comes with a failure or after [`Copying::end`].
-    pub(crate) async fn ended(&mut self) -> Result<(), Failure> {
-        let ended = (&mut self.task).await;
-        ended.map_err(|error| Failure::new(Code::Internal, error))?
-    }
-
-    /// Copies what is left, if the store takes it, and ends.
-    pub(crate) async fn end(mut self) -> Result<(), Failure> {
-        self.stop.cancel();
-        self.ended().await
-    }
-}
-
-async fn copy(
-    mirror: Mirror,
-    known: Option<Option<Stored>>,
-    tell: oneshot::Sender<Option<Head>>,
-    mut woken: watch::Receiver<u64>,
-    stop: CancellationToken,
-) -> Result<(), Failure> {
-    let mut behind = false;
-    let mut known = match known {
-        Some(known) => known,
-        None => loop {
-            match mirror.stored().await {
-                Ok(known) => break known,
-                Err(error) => say_or_fail(error, &mut behind)?,
-            }
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(AGAIN_AFTER) => {}
-            }
-        },
-    };
-    // Nobody listens if the service is ending.
-    let _told = tell.send(known.as_ref().map(|stored| stored.head.clone()));
-    let mut cosigned = Copies::default();
-    loop {
-        let is_last = stop.is_cancelled();
-        match mirror.copy(known.as_ref()).await {
-            Ok(now) => {
-                if std::mem::take(&mut behind) {
-                    tracing::info!("the log in the store has caught up");
-                }
-                known = now;
-            }
-            Err(error) => say_or_fail(error, &mut behind)?,
-        }
-        if let Some(stored) = known.as_ref().filter(|_| !behind) {
-            let copied = mirror.copy_cosigned(stored.head.size, &mut cosigned);
-            if let Err(error) = copied.await {
-                tracing::debug!(%error, "cosigned heads are not copied into the store yet");
-            }
-        }
-        if is_last {
-            return Ok(());
-        }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            changed = woken.changed() => if changed.is_err() { return Ok(()) },
-            () = tokio::time::sleep(if behind { AGAIN_AFTER } else { COSIGNED_EVERY }) => {}
-        }
-    }
-}
-
-/// A store that does not answer is said once; everything else ends the copying.
-fn say_or_fail(error: MirrorError, behind: &mut bool) -> Result<(), Failure> {
-    if !matches!(error, MirrorError::Store(_)) {
-        return Err(error.into());
-    }
-    if !std::mem::replace(behind, true) {
-        let code = error.code();
-        tracing::warn!(%code, next = code.next_step(), "the log in the store is behind: {error}");
-    }
-    Ok(())
 }

@@ -153,7 +153,12 @@ impl Recorder {
         Ok(recorder)
     }
 
-    /// Signs no further head. Records are kept as before; the next process takes up the log.
+    /// True if it signs heads of the log.
+    pub const fn is_signing(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// Signs no further head. Records are kept as before; [`Recorder::begin_signing`] takes up the log.
     pub fn stop_signing(&mut self) {
         self.log = None;
     }

@@ -16,13 +16,16 @@ use identity::AuditKey;
 use identity::secret::replace_private;
 use runtime::{Bus, BusError, Failure};
 use schemas::event::{Event, WorkerEvent};
+use schemas::head::KnownHead;
 use schemas::lease::Done;
 use schemas::subject::worker_event_subject;
 use schemas::{
     ChainSequence, Class, Code, Digest, Millis, PublicKey, RunId, UnixMillis, V, WorkerId,
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use serde_bytes::ByteArray;
+use tlog::Head;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use worker_core::AnswerWait;
@@ -121,13 +124,15 @@ impl Chain {
         self.end.unacknowledged.clone()
     }
 
-    /// Adds an event to the chain; when this returns it is on disk.
+    /// Adds an event to the chain, with the newest head of the log that this worker keeps; when this
+    /// returns it is on disk.
     ///
     /// # Errors
     /// The event cannot be written; then it is not part of the chain.
     pub(crate) fn append(
         &mut self,
         now: UnixMillis,
+        known: Option<KnownHead>,
         event: WorkerEvent,
     ) -> Result<Pending, Failure> {
         let kind = event.kind();
@@ -136,7 +141,7 @@ impl Chain {
             previous: self.end.previous,
         };
         let emitter = &self.end.emitter;
-        let draft = end.write(emitter, now, Some(&self.run), Event::Worker(event));
+        let draft = end.write_knowing(known, emitter, now, Some(&self.run), Event::Worker(event));
         let pending = Pending {
             subject: worker_event_subject(&self.run, &self.worker, kind),
             body: HEXLOWER.encode(&draft.body),
@@ -184,7 +189,11 @@ impl Chain {
 
 /// The sending end for events.
 #[derive(Clone, Debug)]
-pub(crate) struct Events(mpsc::Sender<WorkerEvent>);
+pub(crate) struct Events {
+    sender: mpsc::Sender<WorkerEvent>,
+    /// The newest head of the log that this worker keeps; none before it has seen one.
+    known: Arc<watch::Sender<Option<KnownHead>>>,
+}
 
 impl Events {
     /// Starts the task that publishes. When the last clone is gone, it delivers the waiting events
@@ -192,20 +201,31 @@ impl Events {
     /// under way.
     pub(crate) fn start(chain: Chain, bus: Bus, domain: &str) -> (Self, JoinHandle<()>) {
         let (sender, queue) = mpsc::channel(EVENTS_MAX);
+        let (known, read) = watch::channel(None);
+        let known = Arc::new(known);
         let publisher = Publisher {
+            known: read,
             chain,
             bus,
             domain: domain.to_owned(),
             refused: false,
             shut_out: false,
         };
-        (Self(sender), tokio::spawn(publisher.run(queue)))
+        (Self { sender, known }, tokio::spawn(publisher.run(queue)))
+    }
+
+    /// From now on events name this head, which was verified and is on the disk.
+    pub(crate) fn know(&self, head: &Head) {
+        self.known.send_replace(Some(KnownHead {
+            size: head.size,
+            root: ByteArray::new(head.root),
+        }));
     }
 
     /// Passes an event on. Never waits, since work must not stand still because nobody records.
     pub(crate) fn emit(&self, event: WorkerEvent) {
         let kind = event.kind();
-        if self.0.try_send(event).is_err() {
+        if self.sender.try_send(event).is_err() {
             tracing::warn!(
                 kind,
                 waiting = EVENTS_MAX,
@@ -216,6 +236,7 @@ impl Events {
 }
 
 struct Publisher {
+    known: watch::Receiver<Option<KnownHead>>,
     chain: Chain,
     bus: Bus,
     domain: String,
@@ -241,7 +262,8 @@ impl Publisher {
                 tracing::debug!(kind, "an event is left out, since the worker is shut out");
                 continue;
             }
-            match self.chain.append(runtime::clock::now(), event) {
+            let known = *self.known.borrow();
+            match self.chain.append(runtime::clock::now(), known, event) {
                 Ok(pending) => self.deliver(&pending).await,
                 Err(failure) => {
                     tracing::error!(code = %failure.code(), kind, %failure, "an event is not recorded")
@@ -359,7 +381,7 @@ mod tests {
             let mut chain = open(&path, &key);
             assert_eq!(chain.unacknowledged(), None);
             let pending = chain
-                .append(UnixMillis(sequence), event())
+                .append(UnixMillis(sequence), None, event())
                 .expect("written");
             let (bytes, body) = body(&pending);
             assert_eq!(
@@ -383,17 +405,19 @@ mod tests {
         std::fs::create_dir(&old).expect("made");
         let key = Arc::new(AuditKey::generate());
         let mut running = open(&old.join("events.json"), &key);
-        running.append(UnixMillis(1), event()).expect("written");
+        running
+            .append(UnixMillis(1), None, event())
+            .expect("written");
         std::fs::rename(&old, &new).expect("moved");
         let failure = running
-            .append(UnixMillis(2), event())
+            .append(UnixMillis(2), None, event())
             .expect_err("the folder is gone");
         assert_eq!(failure.code(), Code::WorkerChainInvalid);
         assert!(failure.to_string().contains("moved away"), "{failure}");
         assert!(!old.exists());
         drop(running);
         let pending = open(&new.join("events.json"), &key)
-            .append(UnixMillis(3), event())
+            .append(UnixMillis(3), None, event())
             .expect("written");
         assert_eq!(
             body(&pending).1.sequence,
@@ -408,11 +432,11 @@ mod tests {
         let path = scratch.path().join("events.json");
         let first = Arc::new(AuditKey::generate());
         open(&path, &first)
-            .append(UnixMillis(1), event())
+            .append(UnixMillis(1), None, event())
             .expect("written");
         let mut chain = open(&path, &Arc::new(AuditKey::generate()));
         assert_eq!(chain.unacknowledged(), None);
-        let pending = chain.append(UnixMillis(2), event()).expect("written");
+        let pending = chain.append(UnixMillis(2), None, event()).expect("written");
         let (_, body) = body(&pending);
         assert_eq!((body.sequence, body.previous), (ChainSequence(0), None));
     }
@@ -454,11 +478,29 @@ mod tests {
     }
 
     #[test]
+    fn tl_03_an_event_names_the_head_that_was_known_when_it_was_written() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let mut chain = open(
+            &scratch.path().join("events.json"),
+            &Arc::new(AuditKey::generate()),
+        );
+        let head = |size| KnownHead {
+            size,
+            root: ByteArray::new([3; 32]),
+        };
+        for known in [None, Some(head(7)), Some(head(9)), None] {
+            let pending = chain.append(UnixMillis(1), known, event());
+            let (_, body) = body(&pending.expect("written"));
+            assert_eq!(body.known, known);
+        }
+    }
+
+    #[test]
     fn what_is_sent_verifies_from_its_own_bytes() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let key = Arc::new(AuditKey::generate());
         let pending = open(&scratch.path().join("events.json"), &key)
-            .append(UnixMillis(1), event())
+            .append(UnixMillis(1), None, event())
             .expect("written");
         let (bytes, body) = body(&pending);
         let sent = key.sign_event("domain", bytes).encode();

@@ -43,6 +43,7 @@ impl Witnessing {
         let stop = CancellationToken::new();
         match Memory::open(state, &asking.worker, trust) {
             Ok(Some(memory)) => {
+                memory.kept.iter().for_each(|head| asking.events.know(head));
                 let stopped = stop.clone();
                 let follower = Follower {
                     asking,
@@ -112,7 +113,11 @@ impl Follower {
         };
         let reply: HeadReply = self.request(LogVerb::Head, &question).await?;
         match self.memory.see(&reply) {
-            Ok(Seen::Taken) => self.cosign().await,
+            Ok(Seen::Taken) => {
+                let kept = self.memory.kept.iter();
+                kept.for_each(|head| self.asking.events.know(head));
+                self.cosign().await
+            }
             Ok(Seen::Refused { doubt, again }) => {
                 self.raise(&doubt, again);
                 Ok(())

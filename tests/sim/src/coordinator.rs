@@ -480,6 +480,7 @@ impl World {
         let event = Event::Ledger(event);
         self.journal.push(EventBody {
             v: V,
+            known: None,
             emitter: operator(),
             sequence,
             previous: None,

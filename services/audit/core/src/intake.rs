@@ -500,6 +500,7 @@ mod tests {
     fn candidate(number: usize) -> Candidate {
         let body = EventBody {
             v: V,
+            known: None,
             emitter: key('U', number).parse().expect("a key"),
             sequence: ChainSequence(0),
             previous: None,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use audit_core::Record;
+use diloco_audit::copying::{Copying, Found, Turn};
 use diloco_audit::heads::Heads;
 use diloco_audit::mirror::{Copies, Mirror, MirrorError, Stored};
 use diloco_audit::recorder::LOG_FOLDER;
@@ -340,6 +341,34 @@ async fn a_store_that_went_back_or_lost_the_checkpoint_is_not_taken_for_a_new_on
     );
     let again = mirror.copy(old.as_ref()).await;
     assert_eq!(code(again), Code::LogStoreAltered);
+}
+
+/// A person puts right what was wrong, and the copying says so by itself: not before everything that
+/// is in the folder is there.
+#[tokio::test]
+async fn fg_07_what_was_put_right_in_the_store_is_noticed_by_itself() {
+    let (trust, records, key) = signing(20);
+    let (running, scratch) = (Running::start().await, scratch());
+    keep(scratch.path(), &trust, &key, &records[..5]);
+    let mirror = || running.mirror(scratch.path(), &trust);
+    let first = mirror().copy(None).await.expect("it is copied");
+    keep(scratch.path(), &trust, &key, &records);
+    let head = running.file("heads/20");
+    std::fs::write(&head, b"other").expect("it is ours");
+    let newest = first.as_ref().expect("a head").head.clone();
+    let mut copying = Copying::begin(mirror(), Found::Has(first));
+    let Turn::Wrong(failure) = copying.turn().await else {
+        panic!("nothing is wrong");
+    };
+    assert_eq!(failure.code(), Code::LogStoreAltered);
+    std::fs::remove_file(&head).expect("it is ours");
+    copying.wake(&newest);
+    let Turn::Whole(Some(whole)) = copying.turn().await else {
+        panic!("it is not whole");
+    };
+    assert_eq!(whole.size, 20, "everything was copied first");
+    copying.end().await.expect("it ends in order");
+    assert!(head.exists());
 }
 
 /// A process that was not there when the store went back knows it all the same.

@@ -174,6 +174,7 @@ impl Chain {
         applied.unwrap_or_else(|error| panic!("{event:?}: {error}"));
         self.events.push(EventBody {
             v: V,
+            known: None,
             emitter: kit::operator(),
             sequence: ChainSequence(self.events.len() as u64),
             previous: None,

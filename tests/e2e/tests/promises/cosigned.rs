@@ -103,6 +103,12 @@ async fn fg_07_workers_cosign_the_log_by_themselves_and_verifiers_ask_for_them()
     cluster.stop_well(&["audit"]).await;
     let all = [&verify[..], &from_store].concat();
     ends(&cluster, &all, 0, &["verified", by]).await;
+    // What the workers said last is not older than the heads that they had seen.
+    let shown = cluster.diloctl_ok(&verify).await;
+    let behind = shown.lines().find(|line| line.contains("name a head"));
+    let mut words = behind.unwrap_or(&shown).split_whitespace();
+    let named = words.find_map(|word| word.parse::<u64>().ok());
+    assert!(named.is_some_and(|named| named > 0), "{shown}");
     let own = log.join("cosigned").join(&workers[0]);
     let whole = fs::read(&own).unwrap();
     fs::remove_file(&own).unwrap();
@@ -169,4 +175,10 @@ async fn fg_07_a_worker_that_saw_another_history_says_so_and_trains_on() {
         .lines()
         .find(|line| line.contains("refused") && line.contains(&contradicted));
     assert!(event.is_some(), "it is in the worker's own chain: {replay}");
+    // Its own events name that head, so who verifies this log finds it without asking the worker.
+    cluster.stop_well(&["worker-0"]).await;
+    cluster.stop_well(&["audit"]).await;
+    let named = Code::KnownHeadFalse.to_string();
+    let parts = [&named[..], "a head over 1000000 events"];
+    ends(&cluster, &["audit", "verify"], EXIT_TAMPERED, &parts).await;
 }

@@ -162,6 +162,7 @@ impl World {
     fn append(&mut self, time: UnixMillis, run: Option<RunId>, event: LedgerEvent) {
         let body = EventBody {
             v: V,
+            known: None,
             emitter: kit::public_key(1),
             sequence: ChainSequence(self.journal.len() as u64),
             previous: None,

@@ -234,6 +234,7 @@ pub(super) fn event(bytes: &[u8]) {
 pub(super) fn events() -> Vec<Vec<u8>> {
     let body = |run, event| EventBody {
         v: V,
+        known: None,
         emitter: keys::public(KeyKind::User),
         sequence: ChainSequence(0),
         previous: None,

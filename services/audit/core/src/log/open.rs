@@ -218,6 +218,39 @@ impl Log {
         Ok(tree.root())
     }
 
+    /// Finds the first of these heads, by size, that the log does not lead to. Heads over more events
+    /// than it has are passed over: they say nothing here.
+    ///
+    /// # Errors
+    /// As [`Log::again`].
+    pub fn first_other<'a>(
+        &self,
+        read: &Read<'_>,
+        heads: impl IntoIterator<Item = &'a Head>,
+    ) -> Result<Option<&'a Head>, LogFault> {
+        let size = self.head.size;
+        let heads = heads
+            .into_iter()
+            .filter(|head| (1..=size).contains(&head.size));
+        let mut heads: Vec<&Head> = heads.filter(|head| **head != self.head).collect();
+        heads.sort_by_key(|head| head.size);
+        if heads.is_empty() {
+            return Ok(None);
+        }
+        let (mut tree, mut other, mut waiting) =
+            (Rebuilt::default(), None, heads.into_iter().peekable());
+        self.again(read, &mut |_, entry| {
+            tree.push(entry);
+            while let Some(head) = waiting.next_if(|head| head.size == tree.size()) {
+                if other.is_none() && head.root != tree.root() {
+                    other = Some(head);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(other)
+    }
+
     /// Says if the log's head may be pinned where `pinned` is the pinned head now: never a smaller
     /// one in the place of a greater one.
     ///

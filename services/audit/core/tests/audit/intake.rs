@@ -169,6 +169,7 @@ fn a_body_that_names_another_key_or_run_or_is_of_the_ledger_is_refused() {
     let event = |event: WorkerEvent| Event::Worker(event);
     let right = EventBody {
         v: schemas::V,
+        known: None,
         emitter: member.emitter.public.clone(),
         sequence: ChainSequence(0),
         previous: None,

@@ -4,6 +4,7 @@ use audit_core::{Auditor, Checked, Payload, Record, StreamSequence};
 use data_encoding::BASE32_NOPAD;
 use ed25519_dalek::{Signer as _, SigningKey};
 use schemas::event::{Event, EventBody, LeaseEnd, LedgerEvent, SignedEvent, WorkerEvent};
+use schemas::head::KnownHead;
 use schemas::lease::Weights;
 use schemas::member::{JoinRequest, Posture, Session};
 use schemas::run::RunSpec;
@@ -28,6 +29,8 @@ pub(crate) struct Emitter {
     pub(crate) public: PublicKey,
     next: u64,
     head: Option<Digest>,
+    /// The head of the log that its next events name.
+    pub(crate) known: Option<KnownHead>,
 }
 
 /// A worker: where it speaks, and with which key.
@@ -109,6 +112,7 @@ impl Emitter {
             public,
             next: 0,
             head: None,
+            known: None,
         }
     }
 
@@ -122,6 +126,7 @@ impl Emitter {
     ) -> SignedEvent {
         let body = EventBody {
             v: V,
+            known: self.known,
             emitter: self.public.clone(),
             sequence: ChainSequence(self.next),
             previous: self.head,

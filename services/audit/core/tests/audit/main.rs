@@ -7,6 +7,7 @@ mod compare;
 mod differ;
 mod foreign;
 mod intake;
+mod known;
 mod lineage;
 mod log;
 mod merges;

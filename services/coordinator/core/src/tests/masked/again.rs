@@ -34,6 +34,7 @@ fn tl_17_the_keys_of_the_largest_cohort_fit_in_one_event() {
     let event = LedgerEvent::CohortSealed { round, members };
     let body = schemas::event::EventBody {
         v: V,
+        known: None,
         emitter: public_key(1),
         sequence: schemas::ChainSequence(u64::MAX),
         previous: Some(Digest::of(b"previous")),
