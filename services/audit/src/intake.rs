@@ -207,6 +207,9 @@ impl Intake {
 
     /// Records an event that follows the end of its chain.
     async fn record(&mut self, candidate: &Candidate, payload: &Bytes) -> Reply<Done> {
+        if self.core.is_logged(candidate) {
+            return Reply::Ok(Done::default());
+        }
         if self.core.tail(candidate).is_none() {
             match self.fetch(candidate).await {
                 Ok(tail) => self.core.remember(candidate, tail),

@@ -2,6 +2,7 @@
 
 pub(crate) mod ancestry;
 mod in_order;
+mod kept;
 pub(crate) mod lineage;
 mod log;
 mod place;

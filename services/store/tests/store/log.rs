@@ -110,7 +110,7 @@ async fn fg_07_a_cosigned_head_is_replaced_by_the_logs_own_key_alone() {
     }
     let found = log_of.get(&name).await.unwrap().expect("it is there");
     assert_eq!(found.bytes, bytes("second"));
-    // What may not be written over is not, whoever asks for it.
+    // What may not be written over is not, by the log's own key either.
     log_of.create("heads/3", &bytes("head")).await.unwrap();
     assert_eq!(
         status(log_of.overwrite("checkpoint", &bytes("x")).await),

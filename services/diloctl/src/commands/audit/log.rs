@@ -18,8 +18,9 @@ use schemas::event::{Event, EventBody};
 use schemas::permission::Role;
 use schemas::{Code, Digest, Message as _};
 use serde::Serialize;
-use tlog::{Head, layout};
+use tlog::Head;
 
+use super::kept::Kept;
 use super::place::Place;
 use super::witness;
 use crate::cli::{self, LoggedEvent};
@@ -383,36 +384,6 @@ struct HeadShown {
     /// The cosignatures of workers that are kept beside it.
     #[serde(skip_serializing_if = "Option::is_none")]
     cosigned: Option<Kept>,
-}
-
-/// Most workers whose cosigned heads are looked for: each costs a question to the store.
-const LOOKED_FOR_MAX: usize = 512;
-
-/// The cosigned heads of workers, as the audit service keeps them. No cosignature is checked: only a
-/// policy says whose keys they are to be.
-#[derive(Serialize)]
-struct Kept {
-    /// Workers with a cosigned head of this log.
-    workers: usize,
-    /// Those of them whose head is the newest.
-    newest: usize,
-}
-
-impl Kept {
-    fn of(source: &Source, log: &Log) -> Result<Self, Failure> {
-        let (mut workers, mut newest) = (0, 0);
-        for worker in log.workers().into_iter().take(LOOKED_FOR_MAX) {
-            let name = layout::cosigned(worker.as_str());
-            let read = source.read(&name);
-            let note =
-                read.map_err(|error| Failure::new(Code::LogUnproven, format!("{name}: {error}")))?;
-            if let Some(head) = note.and_then(|note| source.trusted.open(&name, &note).ok()) {
-                workers += 1;
-                newest += usize::from(head == *log.head());
-            }
-        }
-        Ok(Self { workers, newest })
-    }
 }
 
 impl HeadShown {
