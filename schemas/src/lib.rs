@@ -42,6 +42,7 @@ pub mod restore;
 pub mod role;
 pub mod run;
 pub mod seat;
+pub mod security;
 pub mod snapshot;
 pub mod subject;
 pub mod sync;

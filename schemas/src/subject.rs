@@ -27,6 +27,10 @@ pub use incoming::{Incoming, SubjectError, as_sent, recorded_worker, sender_key}
 pub const AUDIT_STREAM: &str = "AUDIT";
 /// Stream of the ledger account: the coordinator's chain.
 pub const LEDGER_STREAM: &str = "LEDGER";
+/// Stream of the events account: what the audit service's sentry saw at the broker.
+pub const SECURITY_STREAM: &str = "SECURITY";
+/// The subjects of all security events.
+pub const SECURITY_FILTER: &str = "diloco.security.>";
 /// First part of the names of the streams in the events account; the tenant's account follows.
 pub const EVENTS_STREAM_PREFIX: &str = "EVENTS_";
 /// Work-queue stream that holds offers.
@@ -62,6 +66,8 @@ pub enum Lane {
     Record,
     /// The coordinator's signed events.
     Ledger,
+    /// The sentry's signed events.
+    Security,
     /// Heartbeats.
     Telemetry,
     /// Signed orders to workers.
@@ -80,12 +86,13 @@ pub enum Lane {
 
 impl Lane {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Request,
         Self::Event,
         Self::Log,
         Self::Record,
         Self::Ledger,
+        Self::Security,
         Self::Telemetry,
         Self::Command,
         Self::Control,
@@ -103,6 +110,7 @@ impl Lane {
             Self::Log => "diloco.log",
             Self::Record => "diloco.record",
             Self::Ledger => "diloco.ledger",
+            Self::Security => "diloco.security",
             Self::Telemetry => "diloco.telemetry",
             Self::Command => "diloco.command",
             Self::Control => "diloco.control",
@@ -225,6 +233,16 @@ const OTHERS_BETWEEN: &[Row] = &[
         publishers: &[Role::LedgerWriter],
         subscribers: &[],
         purpose: "the coordinator's ledger, into stream LEDGER",
+    },
+    Row {
+        lane: Lane::Security,
+        pattern: "{emitter}.{kind}",
+        kind: Kind::Stream,
+        message: message_name!(SignedEvent),
+        reply: None,
+        publishers: &[Role::Recorder],
+        subscribers: &[],
+        purpose: "what the audit service saw of refusals, connections and changes of streams, into stream SECURITY",
     },
     Row {
         lane: Lane::Telemetry,
@@ -394,6 +412,11 @@ pub fn ledger_subject(run: Option<&RunId>, emitter: &PublicKey, kind: &str) -> S
         Lane::Ledger.prefix(),
         run.map_or(CLUSTER, RunId::as_str)
     )
+}
+
+/// `diloco.security.<emitter>.<kind>`, as the audit service publishes it.
+pub fn security_subject(emitter: &PublicKey, kind: &str) -> String {
+    format!("{}.{emitter}.{kind}", Lane::Security.prefix())
 }
 
 /// The stream with the events of a tenant's workers.

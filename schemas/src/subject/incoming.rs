@@ -50,6 +50,10 @@ pub enum Incoming {
         emitter: PublicKey,
         kind: String,
     },
+    Security {
+        emitter: PublicKey,
+        kind: String,
+    },
     Renewal {
         account: AccountId,
         run: Option<RunId>,
@@ -187,6 +191,11 @@ fn parse(subject: &str) -> Option<Incoming> {
             })
         }
         "ledger" => ledger(rest),
+        "security" => {
+            let (emitter, kind) = rest.split_once('.')?;
+            let emitter = emitter.parse().ok()?;
+            token(kind).map(|kind| Incoming::Security { emitter, kind })
+        }
         "event" => {
             let (account, run, worker, kind) = sender(rest)?;
             token(kind).map(|kind| Incoming::WorkerEvent {

@@ -33,7 +33,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// Most notices that wait. Joins come one by one; at a start they come all at once, and can wait.
 const NOTICES_MAX: usize = 256;
 /// Header that names the subjects of an expected sequence.
-const EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+pub(crate) const EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
 /// The intake with its connection.
 pub(crate) struct Intake {

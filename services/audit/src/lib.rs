@@ -12,6 +12,8 @@
 //! | `heads` | the newest head for workers that ask, and their cosignatures |
 //! | `recorder` | auditor, files and log together: a batch in, findings out |
 //! | `intake` | workers' events: heard, checked, recorded, answered |
+//! | `sentry` | what the broker refuses and who connects, heard and recorded |
+//! | `tail` | the broker's log, read as it grows |
 //! | `service` | the loop of the program |
 //! | `replay` | a whole replay, and following on |
 //! | `provenance` | manifests, statements and signatures of an object's ancestry |
@@ -31,7 +33,9 @@ pub mod reader;
 pub mod recomputation;
 pub mod recorder;
 pub mod replay;
+mod sentry;
 pub mod service;
+mod tail;
 
 pub use audit_core::{
     Auditor, Checked, EmitterSummary, FaultyWorker, Finding, ForeignMessage, Payload,
@@ -42,6 +46,6 @@ pub use config::Config;
 pub use files::{AuditFiles, AuditFilesError, Comparison, Known};
 pub use reader::{Reader, Span};
 pub use recomputation::Recomputation;
-pub use recorder::{Recorder, RecorderError, recall_files};
+pub use recorder::{Recorder, RecorderError, auditor_of, recall_files};
 pub use replay::{Replay, ReplayError};
 pub use service::Service;

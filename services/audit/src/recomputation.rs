@@ -12,7 +12,7 @@ use audit_core::recompute::{
 use futures::stream::{self, StreamExt as _};
 use recompute::base::encode;
 use recompute::restore::CHUNKS_AT_A_TIME;
-use recompute::{Again, Base, Objects, Piece, RunContext, inputs};
+use recompute::{Again, Base, Directions, Objects, Piece, RunContext, inputs};
 use schemas::run::RunSpec;
 use schemas::{Code, ObjectRef, Refusal, Round};
 
@@ -57,6 +57,8 @@ struct Made {
     remade: Remade,
     /// The sums of squares of the inputs, if the rule of combination goes by norms.
     squares: Vec<f64>,
+    /// The directions of the inputs that were compared.
+    directions: Directions,
     /// The fault of the published chunk in the store.
     at_rest: Option<Fault>,
 }
@@ -104,6 +106,7 @@ impl<'a> Recomputation<'a> {
             None => None,
         };
         let merges = &segment.merges;
+        let mut directions = vec![Directions::default(); merges.len()];
         let names = merges.iter().map(|merge| 1 + merge.record.inputs.len());
         for window in inputs::windows(names.sum(), context.chunks.len()) {
             let reach = comparison.broken_at().map_or(merges.len(), |at| at + 1);
@@ -118,8 +121,11 @@ impl<'a> Recomputation<'a> {
             let mut ways = stream::iter(ways).buffered(CHUNKS_AT_A_TIME);
             for index in window {
                 let way = ways.next().await.expect("each chunk has a way");
-                take(comparison, &named, way, index);
+                take(comparison, &named, &mut directions, way, index);
             }
+        }
+        for (place, directions) in directions.iter().enumerate() {
+            comparison.cosines(place, directions.cosines());
         }
         Ok(())
     }
@@ -265,6 +271,7 @@ impl<'a> Recomputation<'a> {
             way.made.push(Made {
                 remade,
                 squares: merged.squares,
+                directions: merged.directions,
                 at_rest,
             });
             (self.progress)();
@@ -323,11 +330,18 @@ impl Window {
 }
 
 /// Gives the way of chunk `index` to the comparison.
-fn take(comparison: &mut Comparison<'_>, window: &Window, way: Way, index: usize) {
+fn take(
+    comparison: &mut Comparison<'_>,
+    window: &Window,
+    directions: &mut [Directions],
+    way: Way,
+    index: usize,
+) {
     let broken = way.made.len();
     for (place, made) in way.made.into_iter().enumerate() {
         comparison.chunk(place, index, window.expected(place, index), made.remade);
         comparison.inputs(place, &made.squares);
+        directions[place].add(&made.directions);
         if let Some(fault) = made.at_rest {
             comparison.beside(place, fault);
         }

@@ -77,7 +77,7 @@ impl Recorder {
     /// # Errors
     /// As for [`AuditFiles`].
     pub fn open(folder: &Path, trust: &TrustBundle) -> Result<Self, AuditFilesError> {
-        let mut auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
+        let mut auditor = auditor_of(trust);
         let mut waiting = Vec::with_capacity(RECALLED_AT_ONCE);
         let files = AuditFiles::open(folder, &mut |past| {
             waiting.push(past);
@@ -103,7 +103,7 @@ impl Recorder {
         stored: Option<&Head>,
         now: UnixMillis,
     ) -> Result<Self, RecorderError> {
-        let mut auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
+        let mut auditor = auditor_of(trust);
         let mut waiting = Vec::with_capacity(RECALLED_AT_ONCE);
         // Opened when the files are locked: until then another service may publish heads there.
         let open = || Log::open(&folder.join(LOG_FOLDER), trust, key.clone(), stored);
@@ -444,6 +444,12 @@ impl Recorder {
     pub fn files(&self) -> &AuditFiles {
         &self.files
     }
+}
+
+/// The auditor that takes events of the keys of a trust bundle.
+pub fn auditor_of(trust: &TrustBundle) -> Auditor {
+    Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned())
+        .hearing(trust.sentry_keys.iter().cloned())
 }
 
 /// Gives everything that the files of `folder` keep to an auditor, and returns the last position.

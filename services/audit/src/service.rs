@@ -21,6 +21,7 @@ use crate::log::LogError;
 use crate::mirror::{Copying, Mirror, MirrorError, Stored};
 use crate::reader::{Reader, Span};
 use crate::recorder::{Recorder, RecorderError};
+use crate::sentry::Watch;
 
 /// Time between two comparisons of the stream's end with the kept records.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
@@ -36,6 +37,8 @@ pub struct Service {
     reader: Reader<Record>,
     recorder: Recorder,
     intake: Intake,
+    /// The sentry; none where it cannot hear or sign.
+    watch: Option<Watch>,
     /// The channel on which the intake learns which workers may speak.
     notices: mpsc::Sender<Notice>,
     /// The copy of the log in the store, if there is to be one.
@@ -106,6 +109,7 @@ impl Service {
         let stream = ends.span;
         let recorder = compare(recorder, ends).await?;
         let (intake, notices) = Intake::connect(config, &known).await?;
+        let watch = Watch::connect(config, &known, intake.bus()).await;
         tracing::info!(
             kept = recorder.files().len(),
             stream = stream.messages,
@@ -120,6 +124,7 @@ impl Service {
             reader,
             recorder,
             intake,
+            watch,
             notices,
             mirror,
             signing,
@@ -142,10 +147,13 @@ impl Service {
             mut reader,
             mut recorder,
             intake,
+            watch,
             notices,
             mirror,
             mut signing,
         } = self;
+        // It has its own pace, and its end ends nothing else.
+        let watching = tokio::spawn(watch_until(watch, stop.clone()));
         let mut copying = mirror.map(|(mirror, stored)| Copying::begin(mirror, stored));
         let mut intake = tokio::spawn(intake.run(stop.clone()));
         tell_all(&mut recorder, &notices).await;
@@ -216,12 +224,19 @@ impl Service {
         if let Some(copying) = copying {
             copying.end().await?;
         }
+        let _ = watching.await;
         tracing::info!(
             kept = recorder.files().len(),
             last = recorder.auditor().last().0,
             "the audit has ended"
         );
         Ok(())
+    }
+}
+
+async fn watch_until(watch: Option<Watch>, stop: CancellationToken) {
+    if let Some(watch) = watch {
+        watch.run(stop).await;
     }
 }
 

@@ -68,7 +68,7 @@ fn encode(addressee: &Addressee, answer: Result<Answer, Refusal>) -> Bytes {
         Ok(Answer::Renew(reply)) => to(addressee, reply),
         Ok(Answer::Done(reply)) => to(addressee, reply),
         Ok(Answer::Submit(reply)) => to(addressee, reply),
-        Ok(Answer::Mask(reply)) => to(addressee, *reply),
+        Ok(Answer::Mask { reply, .. }) => to(addressee, *reply),
         Ok(Answer::Grants(reply)) => to(addressee, reply),
         Ok(Answer::RunNew(reply)) => to(addressee, reply),
         Ok(Answer::Hold(reply)) => to(addressee, reply),

@@ -25,7 +25,7 @@ use crate::queue;
 use crate::serve;
 use crate::shell::{Shell, Tables};
 use crate::signer::ManifestSigner;
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::sweep;
 use crate::workers::Workers;
 
@@ -58,6 +58,9 @@ impl Service {
         if !posture.is_open(Layer::Bulk) {
             let known = StoreMark::digest(&trust.domain);
             store.buckets.refuse_strangers(known).await?;
+        }
+        if config.store.check {
+            store::check(config).await?;
         }
         let store_mark = StoreMark::look(&store.buckets, &config.store.url, &trust.domain).await?;
         let bus = Bus::connect("diloco-coordinator", &config.bus, clock::now()).await?;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use coordinator_core::Quarantine;
-use identity::ClientFile;
+use identity::{ClientFile, StoreKeys};
+use objects::check::check_briefly;
 use objects::{
     Buckets, Endpoint, IncomingKey, ObjectError, Signer, StoreClock, TransferLimits, Trust,
 };
@@ -48,29 +49,60 @@ pub(crate) struct Store {
 /// Bytes that are kept within the bound for contributions; dropping them frees the room.
 #[derive(Debug)]
 pub(crate) struct Kept {
+    /// The digest of the bytes.
+    pub(crate) digest: Digest,
     pub(crate) bytes: Bytes,
     _room: OwnedSemaphorePermit,
 }
 
+/// The store's address with what it is trusted by, and the access keys.
+fn reach(config: &Config) -> Result<(Endpoint, StoreKeys), Failure> {
+    let trust = match config.store.url.starts_with("https://") {
+        true => {
+            let pem = std::fs::read(&config.store.ca);
+            let unreadable = |error| format!("store.ca {}: {error}", config.store.ca.display());
+            let pem =
+                pem.map_err(|error| Failure::new(Code::CredentialUnreadable, unreadable(error)))?;
+            Trust::Shown(pem, ClientFile::beside(&config.bus.credentials))
+        }
+        false => Trust::PlainLoopback,
+    };
+    let endpoint = Endpoint::new(&config.store.url, &config.store.region, trust)
+        .map_err(|error| invalid(&error))?;
+    let keys = StoreKeys::read(&config.store.keys)
+        .map_err(|error| Failure::new(error.code(), format!("store.keys: {error}")))?;
+    Ok((endpoint, keys))
+}
+
+fn invalid(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(Code::ConfigInvalid, format!("store: {error}"))
+}
+
+/// Tries that the store keeps the rules without which nothing here is safe. What else it lacks is
+/// said in the log.
+///
+/// # Errors
+/// [`Code::StoreUnfit`], or the store cannot be reached.
+pub(crate) async fn check(config: &Config) -> Result<(), Failure> {
+    let (endpoint, keys) = reach(config)?;
+    let report = check_briefly(&endpoint, &keys).await?;
+    for row in report.rows.iter().filter(|row| !row.holds) {
+        if let Some(without) = row.rule.without() {
+            let (rule, seen) = (row.rule.to_string(), &row.seen);
+            tracing::warn!(rule, seen, "the store does not keep a rule: {without}");
+        }
+    }
+    let unfit = report.unfit();
+    if unfit.is_empty() {
+        return Ok(());
+    }
+    let text = format!("{}: {unfit}", config.store.url);
+    Err(Failure::new(Code::StoreUnfit, text))
+}
+
 impl Store {
     pub(crate) fn new(config: &Config) -> Result<Self, Failure> {
-        let invalid = |error: &dyn std::fmt::Display| {
-            Failure::new(Code::ConfigInvalid, format!("store: {error}"))
-        };
-        let trust = match config.store.url.starts_with("https://") {
-            true => {
-                let pem = std::fs::read(&config.store.ca);
-                let unreadable = |error| format!("store.ca {}: {error}", config.store.ca.display());
-                let pem = pem
-                    .map_err(|error| Failure::new(Code::CredentialUnreadable, unreadable(error)))?;
-                Trust::Shown(pem, ClientFile::beside(&config.bus.credentials))
-            }
-            false => Trust::PlainLoopback,
-        };
-        let endpoint = Endpoint::new(&config.store.url, &config.store.region, trust)
-            .map_err(|error| invalid(&error))?;
-        let keys = identity::StoreKeys::read(&config.store.keys)
-            .map_err(|error| Failure::new(error.code(), format!("store.keys: {error}")))?;
+        let (endpoint, keys) = reach(config)?;
         let clock = StoreClock::default();
         let limits = TransferLimits::default();
         let patience = config.limits.store_patience.0;
@@ -102,13 +134,17 @@ impl Store {
         }
     }
 
-    /// Keeps bytes if there is room for them.
-    pub(crate) fn keep(&self, bytes: Bytes) -> Option<Kept> {
+    /// Keeps the bytes of an object if there is room for them.
+    pub(crate) fn keep(&self, digest: Digest, bytes: Bytes) -> Option<Kept> {
         let pages = u32::try_from((bytes.len() as u64).div_ceil(PAGE_BYTES)).ok()?;
         let room = Arc::clone(&self.memory)
             .try_acquire_many_owned(pages)
             .ok()?;
-        Some(Kept { bytes, _room: room })
+        Some(Kept {
+            digest,
+            bytes,
+            _room: room,
+        })
     }
 
     /// Reads the store's clock now and then, for as long as it is polled. URLs are signed by that
@@ -222,10 +258,9 @@ pub(crate) mod tests {
     use super::*;
     use crate::config::{LimitsConfig, StoreConfig};
 
-    /// Access to a store that nobody listens for, as `limits` say.
-    fn of(limits: LimitsConfig) -> Store {
-        let scratch = tempfile::tempdir().expect("a scratch folder");
-        let keys = scratch.path().join("keys.json");
+    /// A configuration with keys in `folder`.
+    fn config(folder: &std::path::Path, limits: LimitsConfig) -> Config {
+        let keys = folder.join("keys.json");
         identity::StoreKeys::generate()
             .write(&keys)
             .expect("the folder takes files");
@@ -234,11 +269,17 @@ pub(crate) mod tests {
             keys,
             ..StoreConfig::default()
         };
-        let config = Config {
+        Config {
             store,
             limits,
             ..Config::default()
-        };
+        }
+    }
+
+    /// Access to a store that nobody listens for, as `limits` say.
+    fn of(limits: LimitsConfig) -> Store {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let config = config(scratch.path(), limits);
         Store::new(&config).expect("nothing is connected yet")
     }
 
@@ -253,6 +294,37 @@ pub(crate) mod tests {
         let permits = vec![store.transfer().await, store.transfer().await];
         assert!(store.transfer().now_or_never().is_none(), "all are taken");
         (store, permits)
+    }
+
+    /// A server that says yes to everything: it would take other bytes than were announced.
+    #[tokio::test]
+    async fn tl_20_a_store_that_takes_everything_is_refused_at_the_start() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a port is free");
+        let address = listener.local_addr().expect("it listens");
+        let serving = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = [0; 8192];
+                let _read = stream.read(&mut head).await;
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                let _sent = stream.write_all(answer).await;
+            }
+        });
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let mut config = config(scratch.path(), LimitsConfig::default());
+        config.store.url = format!("http://{address}");
+        config.limits.store_patience = ConfigDuration::from_secs(0);
+        let refused = check(&config).await.expect_err("it keeps no rule");
+        assert_eq!(refused.code(), Code::StoreUnfit);
+        let said = refused.refusal().to_string();
+        assert!(
+            said.contains("wrong bytes are refused and absent"),
+            "{said}"
+        );
+        serving.abort();
+        let away = check(&config).await.expect_err("nobody listens");
+        assert_ne!(away.code(), Code::StoreUnfit, "nothing is known");
     }
 
     #[tokio::test]
@@ -277,18 +349,21 @@ pub(crate) mod tests {
             ..LimitsConfig::default()
         });
         let chunk = Bytes::from(vec![0; PAGE_BYTES as usize]);
-        let kept: Vec<Option<Kept>> = (0..100).map(|_| store.keep(chunk.clone())).collect();
+        let digest = Digest::of(&chunk);
+        let kept: Vec<Option<Kept>> = (0..100)
+            .map(|_| store.keep(digest, chunk.clone()))
+            .collect();
         assert_eq!(kept.iter().flatten().count(), 3);
         drop(kept);
         assert!(
             store
-                .keep(vec![0; 4 * PAGE_BYTES as usize].into())
+                .keep(digest, vec![0; 4 * PAGE_BYTES as usize].into())
                 .is_none(),
             "more than there is room for"
         );
         assert!(
             store
-                .keep(vec![0; 3 * PAGE_BYTES as usize].into())
+                .keep(digest, vec![0; 3 * PAGE_BYTES as usize].into())
                 .is_some(),
             "what was dropped gave its room back"
         );

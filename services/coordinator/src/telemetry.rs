@@ -69,7 +69,7 @@ pub(crate) fn input_span(input: &Input) -> Span {
                 Answer::Merged { sync, .. } => {
                     span.record("round", field::display(sync.round));
                 }
-                Answer::Saved { round, .. } => {
+                Answer::Saved { round, .. } | Answer::Compared { round, .. } => {
                     span.record("round", field::display(round));
                 }
                 Answer::DataLoaded { .. }
@@ -104,7 +104,7 @@ pub(crate) fn effect_span(effect: &Effect) -> Span {
                 Order::Merge { sync, .. } => {
                     span.record("round", field::display(sync.round));
                 }
-                Order::Save { round, .. } => {
+                Order::Save { round, .. } | Order::Compare { round, .. } => {
                     span.record("round", field::display(round));
                 }
                 Order::Restore { .. }

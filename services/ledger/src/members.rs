@@ -24,6 +24,7 @@ impl Run {
             let what = format!("{worker} is in quarantine");
             return Err(out_of_place("worker-joined", what));
         }
+        self.check_before(event)?;
         let member = joined(time, before, event);
         if before.is_some_and(|before| before.seat != member.seat) {
             let what = format!("{worker} joined before with another seat");
@@ -36,6 +37,33 @@ impl Run {
         }
         self.members.insert(worker.clone(), member);
         Ok(())
+    }
+
+    /// A worker with another key than before is the same worker: it was not shut out, and is no
+    /// member twice.
+    fn check_before(&self, event: &LedgerEvent) -> Result<(), ApplyError> {
+        let LedgerEvent::WorkerJoined {
+            worker,
+            before: Some(before),
+            ..
+        } = event
+        else {
+            return Ok(());
+        };
+        let known = self.members.get(before);
+        let fault = if worker == before {
+            "it is the same key"
+        } else if self.is_quarantined(before) {
+            "which is in quarantine"
+        } else if known.is_some_and(|known| known.removed) {
+            "which was removed before"
+        } else if known.is_some_and(|known| known.present) {
+            "which is a member still"
+        } else {
+            return Ok(());
+        };
+        let what = format!("{worker} had key {before}, {fault}");
+        Err(out_of_place("worker-joined", what))
     }
 
     pub(crate) fn leave(

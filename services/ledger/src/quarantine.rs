@@ -122,6 +122,10 @@ impl Run {
         for (_, open) in of_round.filter(|(sync, _)| sync.round == unit.round) {
             if let OpenSync::Collecting(inputs) = open {
                 inputs.remove(&unit.index);
+                // The others were compared with it.
+                for input in inputs.values_mut() {
+                    input.cosine = None;
+                }
             }
         }
         let found = self.units.get_mut(unit);

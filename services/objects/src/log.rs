@@ -192,6 +192,7 @@ impl LogBucket {
             key: name,
             headers,
             holder: None,
+            grant: None,
         };
         let sent = self.link.send(during, &self.place, &request, body, &BUSY);
         sent.await

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -27,12 +27,21 @@ pub(crate) const CHECKSUM: &str = "x-amz-checksum-sha256";
 /// The query parameter that names the holder a URL was given to; a store with mutual TLS takes the
 /// URL from that holder alone. It is under the signature like the rest of the query.
 pub const HOLDER: &str = "x-w";
+/// The query parameter that tells a granted URL to read from all others: two that were signed for
+/// the same object in the same second would be equal otherwise, and the embedded store serves an
+/// object once for each URL.
+pub const GRANT: &str = "x-diloco-grant";
 /// The only content type: nothing reads the content.
 pub(crate) const CONTENT_TYPE: &str = "application/octet-stream";
 
 /// The store's clock, as its `Date` headers show it. Clones share the measurement.
 #[derive(Clone, Debug, Default)]
 pub struct StoreClock(Arc<AtomicI64>);
+
+/// Numbers of grants, from a random one on, so that a coordinator that was started anew, or another
+/// one, does not repeat them. Clones share the count.
+#[derive(Clone, Debug)]
+struct Numbers(Arc<AtomicU64>);
 
 /// Signs URLs for workers: uploads into `incoming`, reads from `blobs`. It does no I/O and is
 /// cheap: six HMACs a URL.
@@ -41,6 +50,7 @@ pub struct Signer {
     incoming: Place,
     blobs: Place,
     clock: StoreClock,
+    numbers: Numbers,
     names_holders: bool,
     /// The holder that URLs are given to, where they name one.
     holder: Option<PublicKey>,
@@ -61,6 +71,19 @@ pub(crate) struct Request<'a> {
     pub(crate) headers: &'a [(&'a str, &'a str)],
     /// The holder that the URL is given to, where URLs name one.
     pub(crate) holder: Option<&'a PublicKey>,
+    /// What tells the URL from others for the same object.
+    pub(crate) grant: Option<&'a str>,
+}
+
+impl Numbers {
+    fn new() -> Self {
+        let first = u64::from_le_bytes(*identity::secret::random::<8>());
+        Self(Arc::new(AtomicU64::new(first)))
+    }
+
+    fn next(&self) -> String {
+        format!("{:016x}", self.0.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 impl StoreClock {
@@ -122,6 +145,7 @@ impl Signer {
             incoming: Place::new(endpoint, BucketName::Incoming, keys.put.clone())?,
             blobs: Place::new(endpoint, BucketName::Blobs, keys.get.clone())?,
             clock,
+            numbers: Numbers::new(),
             names_holders: false,
             holder: None,
         })
@@ -160,13 +184,20 @@ impl Signer {
         }
     }
 
-    /// A URL to read one verified object. `now` is this machine's clock.
+    /// A URL to read one verified object, another one at each call. `now` is this machine's clock.
     pub fn get(&self, digest: Digest, now: UnixMillis) -> Grant {
         let now = self.clock.at(now);
-        let (name, holder) = (BlobKey(digest).to_string(), self.holder.as_ref());
+        let (name, grant) = (BlobKey(digest).to_string(), self.numbers.next());
+        let request = Request {
+            method: rusty_s3::Method::Get,
+            key: &name,
+            headers: &[],
+            holder: self.holder.as_ref(),
+            grant: Some(&grant),
+        };
         Grant {
             digest,
-            action: Some(self.blobs.get(&name, holder, now)),
+            action: Some(self.blobs.action(&request, now)),
         }
     }
 
@@ -211,7 +242,14 @@ impl Place {
             headers.push(("if-none-match", "*"));
         }
         headers.push((CHECKSUM, &checksum));
-        self.action(Method::Put, key, &headers, holder, store_now)
+        let request = Request {
+            method: rusty_s3::Method::Put,
+            key,
+            headers: &headers,
+            holder,
+            grant: None,
+        };
+        self.action(&request, store_now)
     }
 
     pub(crate) fn get(
@@ -220,36 +258,25 @@ impl Place {
         holder: Option<&PublicKey>,
         store_now: UnixMillis,
     ) -> HttpAction {
-        self.action(Method::Get, key, &[], holder, store_now)
+        let request = Request {
+            method: rusty_s3::Method::Get,
+            key,
+            headers: &[],
+            holder,
+            grant: None,
+        };
+        self.action(&request, store_now)
     }
 
-    fn action(
-        &self,
-        method: Method,
-        key: &str,
-        headers: &[(&str, &str)],
-        holder: Option<&PublicKey>,
-        store_now: UnixMillis,
-    ) -> HttpAction {
-        let signed = match method {
-            Method::Get => rusty_s3::Method::Get,
-            Method::Put => rusty_s3::Method::Put,
-        };
-        let url = self.sign(
-            &Request {
-                method: signed,
-                key,
-                headers,
-                holder,
-            },
-            store_now,
-            URL_LIFE,
-        );
-        let headers = headers
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    fn action(&self, request: &Request<'_>, store_now: UnixMillis) -> HttpAction {
+        let url = self.sign(request, store_now, URL_LIFE);
+        let headers = request.headers.iter();
+        let headers = headers.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         HttpAction {
-            method,
+            method: match request.method {
+                rusty_s3::Method::Put => Method::Put,
+                _ => Method::Get,
+            },
             href: url.into(),
             headers: headers.collect::<BTreeMap<_, _>>(),
             expires_at: UnixMillis(store_now.get() / 1000 * 1000).after(URL_LIFE),
@@ -279,10 +306,12 @@ impl Place {
             None,
             self.bucket.region(),
             life.get() / 1000,
+            // Sorted by name.
             request
-                .holder
+                .grant
+                .map(|grant| (GRANT, grant))
                 .into_iter()
-                .map(|holder| (HOLDER, holder.as_str())),
+                .chain(request.holder.map(|holder| (HOLDER, holder.as_str()))),
             request.headers.iter().copied(),
         )
     }
@@ -362,6 +391,27 @@ mod tests {
         assert!(!url(naming).contains(HOLDER), "it is given to nobody");
         let plain = url(signer().given_to(&holder));
         assert!(!plain.contains(HOLDER), "{plain}");
+    }
+
+    /// A store counts the bytes that a URL has served by its signature.
+    #[test]
+    fn tl_27_each_url_to_read_is_another_one() {
+        let signer = signer();
+        let other = Signer::new(
+            &Endpoint::new("http://127.0.0.1:9000", "us-east-1", Trust::PlainLoopback).unwrap(),
+            &StoreKeys::generate(),
+            StoreClock::default(),
+        );
+        let url = |signer: &Signer| {
+            let grant = signer.get(Digest::of(b""), UnixMillis(1_700_000_000_000));
+            let url = Url::parse(&grant.action.unwrap().href).unwrap();
+            let mut pairs = url.query_pairs();
+            let number = pairs.find(|(name, _)| name == GRANT);
+            number.expect("it has a number").1.into_owned()
+        };
+        let urls = [&signer, &signer, &signer.clone(), &other.unwrap()].map(url);
+        let different: std::collections::BTreeSet<_> = urls.iter().collect();
+        assert_eq!(different.len(), urls.len(), "{urls:?}");
     }
 
     #[test]

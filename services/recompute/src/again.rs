@@ -3,12 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use merge::Directions;
 use schemas::masking::Unmasking;
 use schemas::run::CodecKind;
 use schemas::snapshot::MergeRecord;
 use schemas::{Code, ObjectRef, Refusal, Round};
 
 use crate::context::RunContext;
+use crate::directions::scale;
 use crate::inputs::{self, Input};
 use crate::masked::unmasked;
 use crate::objects::Objects;
@@ -37,6 +39,8 @@ pub struct Merged {
     /// The sum of squares of each input, in their order; empty unless the run's rule of combination
     /// goes by the norms of its inputs.
     pub squares: Vec<f64>,
+    /// The directions of the inputs that were compared, in their order.
+    pub directions: Directions,
     /// True if every new parameter is a number.
     pub finite: bool,
 }
@@ -85,6 +89,7 @@ impl Again {
                 broadcast: ObjectRef::of(&stepped.broadcast),
                 sum_of_squares: stepped.sum_of_squares,
                 squares: squares(&parts, codec, elements)?,
+                directions: compared(&parts, codec, elements)?,
                 finite: stepped.finite,
             })
         });
@@ -112,6 +117,7 @@ impl Again {
             parts.push(Part {
                 weight: input.weight,
                 norm: input.norm,
+                cosine: input.cosine,
                 bytes: objects.fetch(object.ok_or_else(missing)?).await?,
             });
         }
@@ -127,4 +133,16 @@ fn squares(parts: &[Part], codec: CodecKind, elements: usize) -> Result<Vec<f64>
     squares
         .collect::<Result<_, _>>()
         .map_err(|error| error.to_string())
+}
+
+/// The directions of the parts with a cosine.
+fn compared(parts: &[Part], codec: CodecKind, elements: usize) -> Result<Directions, String> {
+    let compared = parts.iter().filter(|part| part.cosine.is_some());
+    let compared = compared.map(|part| (&part.bytes[..], scale(part.norm)));
+    let compared: Vec<_> = compared.collect();
+    if compared.is_empty() {
+        return Ok(Directions::default());
+    }
+    let found = merge::directions(codec, &compared, elements);
+    found.map_err(|error| error.to_string())
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use identity::join::new_session;
 use objects::{Cache, Transfer, TransferLimits};
+use runtime::service::Finished;
 use runtime::{Bus, Failure, clock};
 use schemas::limits::CLAIM_WAIT_MAX;
 use schemas::member::{JoinReply, JoinRequest};
@@ -156,13 +157,18 @@ impl Service {
         &self.runner.bus
     }
 
-    /// Works until the run is complete, the worker is told to end, or cannot go on.
+    /// Works until the run is complete, the worker is told to end, or cannot go on. From `succeeded`
+    /// on it hands in the unit that it has, and leaves.
     ///
     /// # Errors
     /// The reason why it cannot go on.
-    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Failure> {
+    pub async fn run(
+        mut self,
+        shutdown: CancellationToken,
+        succeeded: CancellationToken,
+    ) -> Result<Finished, Failure> {
         let mut effects = Vec::new();
-        let (mut told, mut broken) = (false, false);
+        let (mut told, mut broken, mut leaves) = (false, false, false);
         let mut input = Input::Tick;
         let mut steps = clock::StepDetector::new();
         let bus = self.runner.bus.clone();
@@ -187,6 +193,10 @@ impl Service {
                     told = true;
                     Input::Command(CommandVerb::Stop)
                 }
+                () = succeeded.cancelled(), if !leaves => {
+                    leaves = true;
+                    Input::Command(CommandVerb::Drain)
+                }
                 () = self.threads.0.ended.cancelled(), if !broken => {
                     broken = true;
                     Input::Broken(engine::ended())
@@ -203,7 +213,9 @@ impl Service {
                 () = sleep_until(deadline) => Input::Tick,
             };
         };
-        Box::pin(self.end(exit)).await
+        let drained = exit == Exit::Drained;
+        Box::pin(self.end(exit)).await?;
+        Ok(Finished::told(leaves && drained))
     }
 
     /// Waits until events are delivered and the inner state is written, and then ends.
@@ -388,6 +400,7 @@ impl EffectRunner {
             meter: Arc::clone(&self.meter),
             state: self.state.clone(),
             domain: self.checked.trust.domain.as_str().into(),
+            trust: self.checked.trust_source.clone(),
             spec: Arc::new(spec),
             spec_digest,
             assets: Arc::new(OnceCell::new()),

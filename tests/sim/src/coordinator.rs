@@ -4,7 +4,8 @@
 use std::collections::VecDeque;
 
 use coordinator_core::{
-    Answer, ControlRequest, Coordinator, Effect, Input, Peer, ReplyId, Settings, WorkerRequest,
+    Answer, ControlRequest, Coordinator, Effect, Input, Peer, Recorded, ReplyId, Settings,
+    WorkerRequest,
 };
 use ledger::State;
 use schemas::control::{RunNew, Shutdown};
@@ -265,7 +266,10 @@ impl World {
         self.routes.insert(reply, route);
         self.tell_coordinator(Input::Request {
             peer,
-            seat: seat.map(Box::new),
+            recorded: seat.map(|seat| {
+                let seat = Some(seat);
+                Box::new(Recorded { seat, before: None })
+            }),
             request,
             reply,
         });
@@ -465,6 +469,11 @@ impl World {
         self.monitor.note(&event, &self.store);
         let folded = self.site.shadow.apply(time, run.as_ref(), &event);
         folded.expect("an event follows on those before it");
+        if let (LedgerEvent::CohortSealed { round, .. }, Some(name)) = (&event, &run) {
+            let run = self.site.shadow.run(name);
+            let cohort = run.and_then(|run| run.cohort_digest(*round));
+            self.store.cohorts.extend(cohort);
+        }
         let sequence = ChainSequence(self.journal.len() as u64);
         let event = Event::Ledger(event);
         self.journal.push(EventBody {
@@ -565,10 +574,10 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
         Ok(Answer::Renew(reply)) => worker_core::Answer::Renew(reply),
         Ok(Answer::Done(done)) => worker_core::Answer::Done(done),
         Ok(Answer::Submit(reply)) => worker_core::Answer::Submit(reply),
+        Ok(Answer::Mask { reply, seals }) => return Delivered::Mask(reply, seals),
         // Grants are effects of their own. The other answers are for operators, who ignore them.
         Ok(
-            Answer::Mask(_)
-            | Answer::Grants(_)
+            Answer::Grants(_)
             | Answer::RunNew(_)
             | Answer::Hold(_)
             | Answer::Collect(_)

@@ -7,7 +7,7 @@ use serde_bytes::ByteArray;
 use super::{Example, example, public};
 
 pub(super) fn all() -> Vec<Example> {
-    vec![
+    let mut all = vec![
         example(&HeadRequest {
             v: V,
             known: 640,
@@ -31,5 +31,8 @@ pub(super) fn all() -> Vec<Example> {
             time: UnixMillis(1_700_000_000_000),
             signature: ByteArray::new([4; 64]),
         }),
-    ]
+    ];
+    all.extend(super::enrolment::all());
+    all.extend(super::masks::all());
+    all
 }

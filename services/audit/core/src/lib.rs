@@ -13,10 +13,12 @@
 //! | `record` | one message of the stream |
 //! | `examine` | a record by itself: its signer, its content and its position |
 //! | `check` | the auditor: examined records in their order, and the fold of the ledger |
+//! | `cohorts` | cohorts of masked rounds: those of the ledger, and those that workers were shown |
 //! | `emitter` | one emitter's chain, whose faults become findings |
 //! | `finding` | the faults that the auditor finds |
 //! | `intake` | checks of workers' events before they are recorded |
 //! | `rate` | the messages that one worker may send, and have recorded |
+//! | `sentry` | what the broker tells of connections, refusals and changes of streams, as events |
 //! | `verdict` | verdicts on single records |
 //! | `places` | where in the log the newest events of workers are |
 //! | `log` | the tree over all events: its heads, proofs, and the comparison with a stream |
@@ -32,6 +34,7 @@
 
 pub mod ancestry;
 mod check;
+mod cohorts;
 mod emitter;
 mod examine;
 mod finding;
@@ -42,6 +45,7 @@ mod places;
 mod rate;
 pub mod recompute;
 mod record;
+pub mod sentry;
 mod summary;
 mod timeline;
 mod verdict;

@@ -4,6 +4,8 @@ use schemas::checkpoint::Checkpoint;
 use schemas::contribution::Applied;
 use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
 use schemas::run::Privacy;
+use schemas::security::SecurityEvent;
+use schemas::sync::ComparedInput;
 use schemas::{RunId, UnixMillis, Weight, WorkerId};
 use serde::Serialize;
 
@@ -14,6 +16,8 @@ use crate::verdict::Verdict;
 const DETAIL_CHARACTERS_MAX: usize = 100;
 /// The name under which the coordinator appears.
 pub(crate) const COORDINATOR: &str = "coordinator";
+/// The name under which the audit service's sentry appears.
+pub(crate) const SENTRY: &str = "sentry";
 
 /// One line of the timeline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -24,7 +28,7 @@ pub struct TimelineRow {
     pub time: UnixMillis,
     /// The run it concerns.
     pub run: Option<RunId>,
-    /// The emitter: `coordinator`, the first letters of a worker's key, or `?`.
+    /// The emitter: `coordinator`, `sentry`, the first letters of a worker's key, or `?`.
     pub emitter: String,
     /// The event's kind, as in the subject.
     pub kind: String,
@@ -41,6 +45,10 @@ pub struct TimelineRow {
 impl TimelineRow {
     pub(crate) fn of_ledger(record: &Record, body: &EventBody) -> Self {
         Self::of_body(record, COORDINATOR, body)
+    }
+
+    pub(crate) fn of_sentry(record: &Record, body: &EventBody) -> Self {
+        Self::of_body(record, SENTRY, body)
     }
 
     pub(crate) fn of_worker(record: &Record, worker: &WorkerId, body: &EventBody) -> Self {
@@ -62,6 +70,11 @@ impl TimelineRow {
         }
     }
 
+    /// True for an event of the audit service's sentry.
+    pub fn is_security(&self) -> bool {
+        self.emitter == SENTRY
+    }
+
     /// True if the line belongs into the timeline of `run`: it concerns that run, or no single run.
     pub fn concerns(&self, run: &RunId) -> bool {
         self.run.as_ref().is_none_or(|own| own == run)
@@ -71,6 +84,7 @@ impl TimelineRow {
         let (about, detail) = match &body.event {
             Event::Ledger(event) => of_ledger(event),
             Event::Worker(event) => of_worker(event),
+            Event::Security(event) => of_security(event),
         };
         Self {
             stream_sequence: record.stream_sequence,
@@ -84,6 +98,41 @@ impl TimelineRow {
             problem: None,
         }
     }
+}
+
+/// The `about` and `detail` of a security event: the sender, and what happened.
+fn of_security(event: &SecurityEvent) -> (String, String) {
+    if let Some(seen) = event.seen() {
+        let user = seen.user.as_ref();
+        let about = user.map_or(seen.address.as_str(), |user| short(user.as_str()));
+        let parts = [&seen.reason, &seen.subject, &seen.name, &seen.address];
+        let mut detail = parts
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(", ");
+        if seen.count > 1 {
+            detail = format!("{} times: {detail}", seen.count);
+        }
+        return (about.to_owned(), detail);
+    }
+    let detail = match event {
+        SecurityEvent::SentryStarted {
+            release,
+            broker_log: true,
+        } => format!("release {release}"),
+        SecurityEvent::SentryStarted { release, .. } => {
+            format!("release {release}, without the broker's log: no denied permission is seen")
+        }
+        SecurityEvent::SightingsDropped { count, log_bytes } => {
+            format!(
+                "{count} more were seen, and {log_bytes} bytes of the broker's log were not read"
+            )
+        }
+        _ => String::new(),
+    };
+    (String::new(), detail)
 }
 
 /// The `about` and `detail` of an event of the ledger.
@@ -224,9 +273,21 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
                 format!("of {}, held-out loss {loss:.4}", worker.short()),
             )
         }
+        LedgerEvent::RoundCompared { round, cosines } => (format!("round {round}"), {
+            let by_cosine = |a: &&ComparedInput, b: &&ComparedInput| a.cosine.total_cmp(&b.cosine);
+            let lowest = cosines.iter().min_by(by_cosine);
+            let lowest = lowest.map_or_else(String::new, |one| {
+                format!(", the lowest {:.3}, of unit {}", one.cosine, one.unit)
+            });
+            format!(
+                "directions of {} contributions compared{lowest}",
+                cosines.len()
+            )
+        }),
         LedgerEvent::RoundSealed {
             round,
             inputs,
+            left_out,
             rest,
             ..
         } => (format!("round {round}"), {
@@ -239,7 +300,10 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
                 text.push_str(&format!(", and {rest} more"));
             }
             if out > 0 {
-                text.push_str(&format!("; left out: {out}, too large beside the others"));
+                text.push_str(&format!("; left out: {out}, unlike the others"));
+                for (unit, code) in left_out {
+                    text.push_str(&format!("; unit {unit}: {code} {}", code.title()));
+                }
             }
             text
         }),
@@ -387,6 +451,10 @@ fn of_worker(event: &WorkerEvent) -> (String, String) {
             (String::new(), format!("{device}, release {release}"))
         }
         WorkerEvent::Started { lease } => (lease.to_string(), String::new()),
+        WorkerEvent::Masked { lease, cohort, .. } => (
+            lease.to_string(),
+            format!("for cohort {}", short(&cohort.hex())),
+        ),
         WorkerEvent::Submitted { lease, statement } => (
             lease.to_string(),
             format!("statement {}", short(&statement.hex())),
@@ -443,6 +511,20 @@ mod tests {
                 (about.clone(), String::new()),
             ),
             (
+                WorkerEvent::Masked {
+                    lease,
+                    cohort: statement,
+                    seal: schemas::masking::CohortSeal {
+                        key: kit::operator(),
+                        signature: serde_bytes::ByteArray::new([7; 64]),
+                    },
+                },
+                (
+                    about.clone(),
+                    format!("for cohort {}", &statement.hex()[..8]),
+                ),
+            ),
+            (
                 WorkerEvent::Submitted { lease, statement },
                 (
                     about.clone(),
@@ -486,6 +568,23 @@ mod tests {
     }
 
     #[test]
+    fn a_comparison_names_the_contribution_that_agrees_least() {
+        let cosines = [0.5, -0.25, 0.75];
+        let compared = (0..).zip(cosines).map(|(unit, cosine)| ComparedInput {
+            unit: UnitIndex(unit),
+            epoch: Epoch(1),
+            cosine,
+        });
+        let event = LedgerEvent::RoundCompared {
+            round: Round(3),
+            cosines: compared.collect(),
+        };
+        let detail = "directions of 3 contributions compared, the lowest -0.250, of unit 1";
+        let expected = ("round 3".to_owned(), detail.to_owned());
+        assert_eq!(of_ledger(&event), expected);
+    }
+
+    #[test]
     fn a_seal_says_how_many_are_merged_and_how_many_are_left_out() {
         let said = |weights: &[u64], rest| {
             let input = |(unit, weight): (u32, &u64)| SealedInput {
@@ -497,6 +596,11 @@ mod tests {
                 round: Round(3),
                 fragment: Fragment::FIRST,
                 inputs: (0..).zip(weights).map(input).collect(),
+                left_out: (0..)
+                    .zip(weights)
+                    .filter(|(_, weight)| **weight == 0)
+                    .map(|(unit, _)| (UnitIndex(unit), Code::DirectionOutlier))
+                    .collect(),
                 rest,
             })
         };
@@ -506,12 +610,14 @@ mod tests {
             (
                 &[32, 0, 32],
                 0,
-                "2 contributions are merged; left out: 1, too large beside the others",
+                "2 contributions are merged; left out: 1, unlike the others; \
+                 unit 1: DL0423 against the others",
             ),
             (
                 &[0, 0],
                 2,
-                "0 contributions are merged, and 2 more; left out: 2, too large beside the others",
+                "0 contributions are merged, and 2 more; left out: 2, unlike the others; \
+                 unit 0: DL0423 against the others; unit 1: DL0423 against the others",
             ),
         ] {
             let expected = ("round 3".to_owned(), detail.to_owned());

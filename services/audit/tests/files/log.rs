@@ -40,6 +40,7 @@ fn read(folder: &Path, trust: &TrustBundle) -> Log {
         domain: trust.domain.to_string(),
         tenants: trust.tenants.clone(),
         coordinators: trust.audit_keys.clone(),
+        sentries: trust.sentry_keys.clone(),
         heads: trust.raw_head_keys(),
     };
     let log = folder.join(LOG_FOLDER);

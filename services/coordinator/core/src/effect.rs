@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use ledger::State;
+use ledger::{Needed, State};
 use schemas::blob::Grants;
 use schemas::collection::CollectReply;
 use schemas::contribution::SubmitReply;
@@ -13,7 +13,7 @@ use schemas::event::LedgerEvent;
 use schemas::foundry::Order;
 use schemas::hold::HoldReply;
 use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply, UnitId};
-use schemas::masking::MaskReply;
+use schemas::masking::{CohortStatement, MaskReply};
 use schemas::member::JoinReply;
 use schemas::promotion::PromoteReply;
 use schemas::public::{CommandVerb, Status};
@@ -23,7 +23,7 @@ use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
 use schemas::tenant::{TenantEndReply, TenantReply};
 use schemas::{
-    AccountId, Chunks, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, UnixMillis, WorkerId,
+    AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, UnixMillis, WorkerId,
 };
 
 use crate::input::{DeliveryId, ReplyId};
@@ -257,8 +257,9 @@ pub enum Collect {
         run: RunId,
         /// The round before which they go.
         through: Round,
-        /// Other weights that are needed.
-        needed: Vec<Chunks>,
+        /// What is needed besides: weights that no event names yet, and objects that operators
+        /// committed lately.
+        needed: Vec<Needed>,
     },
     /// Delete objects; answer with `Input::Collected`.
     Delete {
@@ -293,7 +294,11 @@ pub enum Answer {
     Renew(RenewReply),
     Done(Done),
     Submit(SubmitReply),
-    Mask(Box<MaskReply>),
+    Mask {
+        reply: Box<MaskReply>,
+        /// What the shell signs into the reply, since the ledger has it.
+        seals: Option<Box<CohortStatement>>,
+    },
     Grants(Grants),
     RunNew(RunNewReply),
     Hold(HoldReply),

@@ -15,6 +15,10 @@ pub(crate) enum Audit {
         /// Show only events of this run, and events that concern no run.
         #[arg(long)]
         run: Option<RunId>,
+        /// Show only events of this kind, such as `permission-denied`, or with `security` all that
+        /// the audit service saw of refusals, connections and changes of streams.
+        #[arg(long, conflicts_with_all = ["at", "summary"])]
+        kind: Option<String>,
         /// Show the coordinator's state as it was after this stream sequence.
         #[arg(long, value_name = "SEQUENCE")]
         at: Option<u64>,
@@ -89,6 +93,9 @@ pub(crate) enum Audit {
         /// Show only events of this run, and events that concern no run.
         #[arg(long)]
         run: Option<RunId>,
+        /// Show only events of this kind, or with `security` all security events.
+        #[arg(long)]
+        kind: Option<String>,
     },
 }
 

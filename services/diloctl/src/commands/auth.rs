@@ -4,12 +4,14 @@
 mod mutual;
 pub(crate) mod revoke;
 mod rotate;
+mod successor;
 
 use std::path::Path;
 
-use identity::BrokerFiles;
 use identity::credentials::Credentials;
 use identity::domain::{Domain, DomainError, InitOptions, Issued};
+use identity::jwks::Jwks;
+use identity::{BrokerFiles, TrustBundle};
 use runtime::{Failure, clock};
 use schemas::permission::Role;
 use schemas::{Code, Millis, RunId, UnixMillis};
@@ -58,9 +60,12 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
         Auth::Certificate { server_name } => certificate(context, server_name),
         Auth::Rotate(Rotate::Certificate { server_name }) => certificate(context, server_name),
         Auth::Rotate(Rotate::Role { role, now }) => rotate::role(context, *role, *now).await,
-        Auth::Rotate(Rotate::Manifest { prepare, retire }) => {
-            rotate::manifest(context, rotate::Manifest::of(*prepare, *retire))
-        }
+        Auth::Rotate(Rotate::Manifest {
+            prepare,
+            retire,
+            force,
+        }) => rotate::manifest(context, rotate::Manifest::of(*prepare, *retire), *force).await,
+        Auth::Rotate(Rotate::User { name, wait }) => successor::run(context, name, wait.0).await,
         Auth::Retire { role } => rotate::retire(context, *role).await,
         Auth::Config {
             mutual_tls,
@@ -97,7 +102,31 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
         Auth::Push => revoke::push(context).await,
         Auth::Ls => revoke::list(context),
         Auth::Show => show(context),
+        Auth::Jwks { trust, file } => jwks(context, trust.as_deref(), file.as_deref()),
     }
+}
+
+/// Prints the keys that sign leases and commands for readers in other languages.
+fn jwks(context: &Context, trust: Option<&Path>, file: Option<&Path>) -> Result<(), Failure> {
+    let bundle = match trust {
+        Some(path) => TrustBundle::read(path)?,
+        None => context.domain()?.trust().clone(),
+    };
+    let set = Jwks::of(&bundle)?;
+    match file {
+        None => context.printer.document(&set),
+        Some(path) => {
+            let text = serde_json::to_string_pretty(&set).expect("strings are JSON");
+            std::fs::write(path, text + "\n").map_err(|error| {
+                let text = format!("{}: {error}", path.display());
+                Failure::new(Code::ConfigInvalid, text)
+            })?;
+            let count = set.keys.len();
+            let path = path.display();
+            context.printer.talk(&format!("{path} has {count} keys"));
+        }
+    }
+    Ok(())
 }
 
 /// Makes a new certificate for broker and store.
@@ -305,6 +334,12 @@ fn show(context: &Context) -> Result<(), Failure> {
             .iter()
             .map(ToString::to_string)
             .collect(),
+        sentry_keys: domain
+            .trust()
+            .sentry_keys
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         credentials: rows,
     });
     Ok(())
@@ -383,6 +418,7 @@ struct Shown {
     manifest_keys: Vec<String>,
     coordinator_audit_keys: Vec<String>,
     head_keys: Vec<String>,
+    sentry_keys: Vec<String>,
     credentials: Vec<Credential>,
 }
 
@@ -396,6 +432,7 @@ impl Record for Shown {
                 self.coordinator_audit_keys.join(" "),
             ),
             ("keys of tree heads", self.head_keys.join(" ")),
+            ("keys of security events", self.sentry_keys.join(" ")),
         ];
         let line = |one: &Credential| {
             let until = crate::table::or_dash(one.expires, time);

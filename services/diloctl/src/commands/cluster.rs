@@ -20,7 +20,7 @@ use runtime::{Failure, Material, Materials, clock};
 use schemas::account::Account;
 use schemas::member::Layer;
 use schemas::permission::Role;
-use schemas::subject::{AUDIT_STREAM, EVENTS_STREAM_PREFIX};
+use schemas::subject::{AUDIT_STREAM, EVENTS_STREAM_PREFIX, SECURITY_STREAM};
 use schemas::{Code, UnixMillis};
 use serde::Serialize;
 
@@ -246,15 +246,15 @@ async fn settle(
 }
 
 /// The live configuration with batches and direct gets allowed as declared, which streams of
-/// earlier releases do not have, and with the events of tenants that it does not copy yet, for which
-/// it gets room. These are the only differences that can be removed without
+/// earlier releases do not have, and with the security events and the events of tenants that it does
+/// not copy yet, for which it gets room. These are the only differences that can be removed without
 /// altering what a stream holds or refuses. None when nothing is to be changed.
 fn widened(wanted: &stream::Config, live: &stream::Config) -> Option<stream::Config> {
     let copied = live.sources.as_deref().unwrap_or_default();
     // A copy that copies nothing was altered, and is left alone.
     let is_new = |one: &&stream::Source| {
-        let of_tenant = one.name.starts_with(EVENTS_STREAM_PREFIX);
-        of_tenant && !copied.is_empty() && !copied.iter().any(|known| known.name == one.name)
+        let later = one.name == SECURITY_STREAM || one.name.starts_with(EVENTS_STREAM_PREFIX);
+        later && !copied.is_empty() && !copied.iter().any(|known| known.name == one.name)
     };
     let new: Vec<_> = wanted.sources.iter().flatten().filter(is_new).collect();
     let max_bytes = match new.is_empty() {

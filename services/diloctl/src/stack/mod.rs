@@ -103,6 +103,9 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
             prepare_broker(context, &domain, options, ports.bus)?;
             endpoints.write(&context.folder)?;
         }
+        if spec.name == services::BROKER {
+            refresh_tokens(context, &domain)?;
+        }
         if Running::find(&context.folder, &spec.name)?.is_none() {
             let life = options.token_lifetime.millis();
             let stays = services::renew_tokens(&domain, &options.run, life, &spec.name)?;
@@ -136,6 +139,19 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
     context.printer.rows(&rows);
     cluster::say_what_ends(context)?;
     answer
+}
+
+/// Renews the tokens of operators, auditors and provisioners that have ended or soon will, where the
+/// keys for that are.
+fn refresh_tokens(context: &Context, domain: &Domain) -> Result<(), Failure> {
+    if !domain.has_vault() {
+        return Ok(());
+    }
+    for name in domain.refresh_tokens(clock::now())? {
+        let text = format!("{name} has a new token; the old one has ended or would soon");
+        context.printer.talk(&text);
+    }
+    Ok(())
 }
 
 /// Gives the broker the accounts' tokens that it lacks. A broker of an earlier release takes none;
@@ -179,8 +195,9 @@ async fn coordinator_answers(context: &Context) -> Result<(), Failure> {
     })
 }
 
-/// Writes the broker's configuration for this build and for the folder's present place. Without the
-/// vault the configuration stays as it was written where the vault is.
+/// Writes the broker's configuration for this build and for the folder's present place, and renews
+/// the certificate of broker and store in the second half of its life. Without the vault both stay
+/// as they were made where the vault is.
 fn prepare_broker(
     context: &Context,
     domain: &Domain,
@@ -196,6 +213,11 @@ fn prepare_broker(
         }
         let committed = BrokerFiles::read(&options.nats_config)?;
         domain.write_broker(&committed, clock::now())?;
+        if domain.refresh_server_certificate(clock::now())? {
+            let text =
+                "the certificate of broker and store is new; the old one has ended or would soon";
+            context.printer.talk(text);
+        }
         domain.write_listen(&listen_address(port))
     };
     written().map_err(Failure::from)

@@ -8,6 +8,7 @@ mod jwt_bounds;
 mod kept;
 mod mutual;
 mod older;
+mod refresh;
 mod revocation;
 mod rotation;
 mod tenants;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kit::{BF16, object};
-use ledger::{Kind, Mark, Named, State};
+use ledger::{Kind, Mark, Named, Needed, State};
 use schemas::collection::COLLECTIONS_MAX;
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::hold::Hold;
@@ -243,7 +243,7 @@ fn going(mark: &Mark<'_>) -> Vec<(Kind, u64)> {
 
 fn needs(mark: &Mark<'_>, name: &str) -> bool {
     let wanted = object(name).digest;
-    mark.needed.iter().any(|named| match named {
+    mark.needed.iter().any(|one| match &one.named {
         Named::Plain(object) | Named::Snapshot(object) | Named::Data(object) => {
             object.digest == wanted
         }
@@ -285,7 +285,8 @@ fn only_what_events_of_the_run_name_as_old_goes() {
         assert!(!needs(&mark, name), "{name}");
     }
     let of = chain.state.run(&other).expect("it is there");
-    let data = |named: &Named| *named == Named::Data(of.spec.data);
+    let data =
+        |one: &Needed| one.run.as_ref() == Some(&other) && one.named == Named::Data(of.spec.data);
     assert!(mark.needed.iter().any(data), "the data of every run");
 }
 

@@ -214,9 +214,7 @@ fn an_evaluation_that_it_held_is_open_again_and_a_late_unit_is_gone() {
 #[test]
 fn a_withdrawn_loss_leaves_the_mean_of_its_round() {
     let mut comparing = of_units(3);
-    comparing.policy.comparison = Comparison::Others {
-        norm_ratio_max: 4.0,
-    };
+    comparing.policy.comparison = Comparison::of_norms(4.0);
     for (spec, loss) in [(comparing, 2.0), (of_units(3), 2.5)] {
         let mut book = at_work(spec);
         book.note(&shut(0, Some(lease(0, 2, 1)), 1));
@@ -284,9 +282,7 @@ fn the_ledger_knows_which_merged_rounds_a_worker_is_part_of() {
 #[test]
 fn what_weighs_nothing_is_in_no_merge() {
     let mut spec = of_units(2);
-    spec.policy.comparison = Comparison::Others {
-        norm_ratio_max: 4.0,
-    };
+    spec.policy.comparison = Comparison::of_norms(4.0);
     let mut book = Book::of(spec);
     book.note(&opened(0));
     for (unit, size) in [(0, 1.0), (1, 100.0)] {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use schemas::lease::{LeaseRef, Manifest};
-use schemas::{Millis, Steps, UnixMillis};
+use schemas::{Digest, Millis, Steps, UnixMillis};
 
 use crate::effect::{RequestId, WorkId};
 use crate::pauses::RetryPauses;
@@ -16,6 +16,8 @@ pub(crate) struct HeldLease {
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) step: WorkStep,
     pub(crate) steps_done: Steps,
+    /// The cohort for which its contribution is masked.
+    pub(crate) cohort: Option<Digest>,
     /// The end of the lease by this worker's clock, never later than by the coordinator's.
     pub(crate) ends_at: UnixMillis,
     /// Time from its grant or last renewal to its end.
@@ -59,6 +61,7 @@ impl HeldLease {
             manifest,
             step: WorkStep::Fetching,
             steps_done: Steps(0),
+            cohort: None,
             ends_at,
             life,
             renew_at: now.after(Millis(policy.get() / 3) - spent),

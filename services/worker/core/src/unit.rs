@@ -9,7 +9,7 @@ use schemas::{Chunks, Code, Digest, Message as _, Millis, Refusal, Steps, UnixMi
 
 use crate::effect::{Effect, Exit, WorkId};
 use crate::held::WorkStep;
-use crate::input::{Answer, Trained};
+use crate::input::{Agreed, Answer, Trained};
 use crate::result::ResultEnd;
 use crate::verdict::{Verdict, verdict};
 use crate::worker::Worker;
@@ -19,13 +19,30 @@ impl Worker {
         &mut self,
         now: UnixMillis,
         work: WorkId,
-        outcome: Result<(), Refusal>,
+        outcome: Result<Option<Box<Agreed>>, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        if let Err(refusal) = outcome {
-            return self.step_failed(now, refusal, effects);
-        }
+        let agreed = match outcome {
+            Ok(agreed) => agreed,
+            Err(refusal) => return self.step_failed(now, refusal, effects),
+        };
+        let is_masked = self.member().spec.secure_aggregation.is_some();
         let held = self.present();
+        let trains = matches!(held.manifest.work, Work::Train { .. });
+        if agreed.is_some() != (is_masked && trains) {
+            let detail = "a run with masks trains for a cohort, and no other work has one";
+            return self.step_failed(now, Refusal::new(Code::CohortOther, detail), effects);
+        }
+        // The worker's own record has it before anything is trained, so also if nothing comes of
+        // the contribution.
+        if let Some(Agreed { cohort, seal }) = agreed.map(|agreed| *agreed) {
+            held.cohort = Some(cohort);
+            effects.push(Effect::Emit(WorkerEvent::Masked {
+                lease: held.lease(),
+                cohort,
+                seal,
+            }));
+        }
         held.step = WorkStep::Training;
         match held.manifest.work {
             Work::Train { .. } => {
@@ -121,6 +138,7 @@ impl Worker {
             loss,
             train_ms,
             privacy,
+            cohort: self.present().cohort,
         };
         self.submit(now, Outcome::Contribution(contribution));
     }

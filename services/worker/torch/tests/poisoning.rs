@@ -21,7 +21,7 @@ use schemas::data::Shard;
 use schemas::run::{
     CodecKind, Combination, InnerOptimizer, OuterOptimizer, Precision, TrainerKind,
 };
-use schemas::{Bytes, Digest, ObjectRef, Steps};
+use schemas::{Bytes, Code, Digest, ObjectRef, Steps, UnitIndex};
 use torch::{DeviceChoice, TorchOptions, TorchTrainer};
 use trainer::{Batch, StepSettings, Trainer, inner_rate};
 
@@ -40,6 +40,8 @@ const INNER: InnerOptimizer = InnerOptimizer {
 };
 /// The default of `policy.norm_ratio_max`.
 const NORM_RATIO_MAX: f64 = 4.0;
+/// The default of `policy.cosine_min`.
+const COSINE_MIN: f32 = -0.25;
 
 /// The work of the hostile worker, which is the last.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -121,6 +123,15 @@ struct Scene {
     imported: Imported,
 }
 
+/// The texts that the workers train on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Texts {
+    /// The same for all.
+    Same,
+    /// Another for each: sources, English prose, JSON, and numbers in order.
+    Different,
+}
+
 impl Scene {
     /// The sources of this project as text.
     fn new() -> Self {
@@ -142,7 +153,33 @@ impl Scene {
             .collect()
     }
 
-    fn workers(&self, seed: u64) -> Vec<Worker> {
+    /// The text of a worker of its own.
+    fn text(&self, index: usize) -> Vec<TokenShard> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
+        let read = |names: &[&str]| -> Vec<u8> {
+            let read = names
+                .iter()
+                .map(|name| std::fs::read(root.join(name)).unwrap());
+            read.collect::<Vec<_>>().concat()
+        };
+        let bytes = match index {
+            0 => return self.shards(self.imported.manifest.train.iter()),
+            1 => read(&[
+                "ARCHITECTURE.md",
+                "SECURITY.md",
+                "README.md",
+                "CHANGELOG.md",
+            ]),
+            2 => read(&["docs/asyncapi.json"]),
+            _ => (0..50_000)
+                .map(|n| format!("{n}\n"))
+                .collect::<String>()
+                .into_bytes(),
+        };
+        vec![TokenShard::decode(bytes, self.imported.manifest.vocabulary).unwrap()]
+    }
+
+    fn workers(&self, seed: u64, texts: Texts) -> Vec<Worker> {
         let options = TorchOptions {
             device: DeviceChoice::Cpu,
             precision: Precision::Fp32,
@@ -151,7 +188,10 @@ impl Scene {
         let worker = |index: usize| Worker {
             trainer: TorchTrainer::new(&config(), options).unwrap(),
             sampler: UnitSampler::new(
-                self.shards(self.imported.manifest.train.iter()),
+                match texts {
+                    Texts::Same => self.shards(self.imported.manifest.train.iter()),
+                    Texts::Different => self.text(index),
+                },
                 seed << 8 | index as u64,
                 SEQUENCE_TOKENS,
             )
@@ -162,15 +202,22 @@ impl Scene {
 
     /// The held-out loss after a whole run.
     fn loss(&self, attack: Attack, protection: Protection) -> f64 {
-        let losses = SEEDS.map(|seed| self.run(seed, attack, protection));
+        let losses = SEEDS.map(|seed| self.run(seed, Texts::Same, attack, protection).0);
         losses.iter().sum::<f64>() / SEEDS.len() as f64
     }
 
-    fn run(&self, seed: u64, attack: Attack, protection: Protection) -> f64 {
+    /// The held-out loss after a whole run, and the cosines of each round.
+    fn run(
+        &self,
+        seed: u64,
+        texts: Texts,
+        attack: Attack,
+        protection: Protection,
+    ) -> (f64, Vec<Vec<f32>>) {
         let initial = ModelConfig::Llama(config()).initial(seed);
         let mut weights = vec![0.0; initial.elements() as usize];
         initial.fill(0, &mut weights);
-        let (mut workers, mut judge) = (self.workers(seed), Judge::default());
+        let (mut workers, mut judge) = (self.workers(seed, texts), Judge::default());
         let mut before = (weights.clone(), Vec::new());
         for round in 0..ROUNDS {
             let honest: Vec<Vec<f32>> = workers
@@ -192,7 +239,8 @@ impl Scene {
             before = (weights.clone(), given[0].clone());
             merge(protection, &mut judge, &given, &mut weights);
         }
-        self.held_out(&mut workers[0].trainer, &weights)
+        let loss = self.held_out(&mut workers[0].trainer, &weights);
+        (loss, judge.cosines)
     }
 
     fn held_out(&self, trainer: &mut TorchTrainer, weights: &[f32]) -> f64 {
@@ -249,6 +297,8 @@ fn noise(norm: f64, count: usize, seed: u64) -> Vec<f32> {
 struct Judge {
     older: Vec<f64>,
     last: Vec<Digest>,
+    /// The cosines of each round.
+    cosines: Vec<Vec<f32>>,
 }
 
 impl Judge {
@@ -256,7 +306,17 @@ impl Judge {
     fn weights(&mut self, given: &[Vec<u8>], norms: &[f64]) -> Vec<u64> {
         let chunks: Vec<Digest> = given.iter().map(|bytes| Digest::of(bytes)).collect();
         let outliers = ledger::outliers(NORM_RATIO_MAX, norms, &self.older);
-        let stays = |index: usize| !outliers[index] && !self.last.contains(&chunks[index]);
+        let compared: Vec<usize> = (0..given.len()).filter(|index| !outliers[*index]).collect();
+        let cosines = cosines(given, norms, &compared);
+        let units = compared.iter().map(|index| UnitIndex(*index as u32));
+        let falls = cosines.iter().map(|cosine| *cosine < COSINE_MIN);
+        let against = ledger::minority(units.zip(falls).collect(), Code::DirectionOutlier);
+        self.cosines.push(cosines);
+        let stays = |index: usize| {
+            !outliers[index]
+                && !self.last.contains(&chunks[index])
+                && !against.contains_key(&UnitIndex(index as u32))
+        };
         let weights: Vec<u64> = (0..given.len())
             .map(|index| u64::from(stays(index)))
             .collect();
@@ -265,6 +325,16 @@ impl Judge {
         self.last = chunks;
         weights
     }
+}
+
+fn cosines(given: &[Vec<u8>], norms: &[f64], compared: &[usize]) -> Vec<f32> {
+    let parts: Vec<_> = compared
+        .iter()
+        .map(|index| (&given[*index][..], 1.0 / f64::from(norms[*index] as f32)))
+        .collect();
+    let elements = given[0].len() / 2;
+    let found = merge::directions(CodecKind::Bf16, &parts, elements);
+    found.unwrap().cosines()
 }
 
 fn merge(protection: Protection, judge: &mut Judge, given: &[Vec<u8>], weights: &mut [f32]) {
@@ -316,20 +386,47 @@ fn harm(attack: Attack, protection: Protection) -> f64 {
     harm
 }
 
+/// The default bound lies between a flipped sign and every honest worker, also where each trains on
+/// a text of another kind. There a flipped sign may pass: where contributions have little to do with
+/// each other, none points against the others.
 #[test]
-fn the_default_screening_stops_what_is_long_or_copied() {
+fn the_default_bound_of_directions_keeps_honest_workers_and_no_flipped_sign() {
+    let (scene, _) = scene();
+    for texts in [Texts::Same, Texts::Different] {
+        let play = |attack| -> Vec<Vec<f32>> {
+            let runs = SEEDS.map(|seed| scene.run(seed, texts, attack, DEFAULT).1);
+            runs.concat()
+        };
+        let (honest, flipped) = (play(Attack::None), play(Attack::Flip));
+        let honest = honest.iter().flatten().copied().fold(1.0, f32::min);
+        let others = flipped.iter().flat_map(|round| &round[..WORKERS - 1]);
+        let others = others.copied().fold(1.0, f32::min);
+        let hostile = flipped.iter().map(|round| round[WORKERS - 1]);
+        let hostile = hostile.fold(-1.0, f32::max);
+        println!(
+            "{texts:?}: honest from {honest:.3}, beside one flipped from {others:.3}, flipped to {hostile:.3}"
+        );
+        assert!(COSINE_MIN < honest.min(others), "{texts:?}");
+        assert!(texts == Texts::Different || hostile < COSINE_MIN);
+    }
+}
+
+#[test]
+fn the_default_screening_stops_what_is_long_copied_or_flipped() {
     for attack in [
         Attack::HundredTimes,
         Attack::FlipHundredTimes,
         Attack::HundredTimesNoise,
         Attack::LazyCopy,
+        Attack::Flip,
     ] {
         assert!(harm(attack, DEFAULT) < 0.02, "{attack:?}");
     }
     // Without it one such contribution is enough.
     assert!(harm(Attack::FlipHundredTimes, UNPROTECTED) > 1.0);
-    // Stale weights do little harm. What else has the usual length it does not see: a flipped sign
-    // costs a tenth, noise some percent; for these there are the robust rules.
+    // Stale weights do little harm. Noise of the usual length points nowhere, and costs some percent;
+    // for that there are the robust rules.
+    assert!(harm(Attack::Noise, DEFAULT) < 0.05);
     assert!(harm(Attack::StaleBase, DEFAULT) < 0.02);
 }
 

@@ -203,3 +203,36 @@ async fn tl_28_tl_13_the_key_of_leases_is_replaced_mid_round_and_no_lease_is_los
     let bundle = TrustBundle::read(&layout.trust()).unwrap();
     assert_eq!(bundle.manifest_keys, [next.public().clone()]);
 }
+
+#[tokio::test]
+async fn tl_28_the_key_of_leases_does_not_end_while_the_coordinator_signs_with_it() {
+    let mut cluster = Cluster::start(Options::default(), 0).await;
+    let layout = cluster.domain().layout().clone();
+    let rotate = ["auth", "rotate", "manifest"];
+    let retire = [&rotate[..], &["--retire"]].concat();
+    let signs = ManifestKey::read(&layout.manifest_key()).unwrap();
+    let trusted = || TrustBundle::read(&layout.trust()).unwrap().manifest_keys;
+    // The coordinator has not got the new key: its bundle does not know it.
+    let unknown = ManifestKey::generate();
+    unknown.seed().write(&layout.manifest_key()).unwrap();
+    let code = Code::ManifestKeyInUse.to_string();
+    for cause in [signs.public().as_str(), "could not be asked"] {
+        let told = cluster.diloctl(&retire).await;
+        assert!(!told.status.success());
+        assert!(told.stderr.contains(&code), "{}", told.stderr);
+        assert!(told.stderr.contains(cause), "{}", told.stderr);
+        assert_eq!(trusted(), [signs.public().clone()]);
+        if cluster.process("coordinator").ended().is_none() {
+            cluster.stop_well(&["coordinator"]).await;
+        }
+    }
+    signs.seed().write(&layout.manifest_key()).unwrap();
+    cluster.diloctl_ok(&rotate).await;
+    let new = ManifestKey::read(&layout.manifest_key()).unwrap();
+    assert!(!cluster.diloctl(&retire).await.status.success());
+    assert_eq!(trusted().len(), 2);
+    cluster
+        .diloctl_ok(&[&retire[..], &["--force"]].concat())
+        .await;
+    assert_eq!(trusted(), [new.public().clone()]);
+}

@@ -79,7 +79,7 @@ impl World {
                 run: kit::run_id(),
                 worker: kit::worker(number),
             },
-            seat: None,
+            recorded: None,
             request,
             reply,
         });
@@ -332,7 +332,12 @@ pub(super) fn arrivals() -> Vec<Vec<u8>> {
         let found = golden.iter().find(|(file, _)| file.starts_with(name));
         found.expect("an example").1.clone()
     };
-    let renewal = RenewalRequest { v: V, ends: NOW }.encode();
+    let renewal = RenewalRequest {
+        v: V,
+        ends: NOW,
+        successor: None,
+    }
+    .encode();
     let messages = [
         (
             worker_event_subject(&run, &worker, "started"),

@@ -10,6 +10,7 @@ use tlog::{Hash, Head};
 use super::fault::LogFault;
 use super::proof::Proof;
 use super::rebuild::Rebuilt;
+use crate::check::Auditor;
 
 /// Reads a file of a log by its name; none if it is not there. The error is in words.
 pub type Read<'a> = dyn Fn(&str) -> Result<Option<Vec<u8>>, String> + 'a;
@@ -26,6 +27,8 @@ pub struct Trusted {
     pub tenants: Vec<AccountId>,
     /// The keys that may write the ledger.
     pub coordinators: Vec<PublicKey>,
+    /// The keys that may sign security events.
+    pub sentries: Vec<PublicKey>,
     /// The keys that may sign heads, as raw keys.
     pub heads: Vec<[u8; 32]>,
 }
@@ -61,6 +64,12 @@ pub fn newest_head(read: &Read<'_>, trusted: &Trusted) -> Result<(Head, String),
 }
 
 impl Trusted {
+    /// The auditor that takes events of these keys.
+    pub fn auditor(&self) -> Auditor {
+        Auditor::new(&self.domain, self.coordinators.iter().cloned())
+            .hearing(self.sentries.iter().cloned())
+    }
+
     /// Reads a signed head.
     ///
     /// # Errors

@@ -131,7 +131,12 @@ impl Proof {
         if body.emitter != *key {
             return Err(fault("the event's emitter is not its signer"));
         }
-        if matches!(body.event, Event::Ledger(_)) && !trusted.coordinators.contains(key) {
+        let writers = match body.event {
+            Event::Ledger(_) => Some(&trusted.coordinators),
+            Event::Security(_) => Some(&trusted.sentries),
+            Event::Worker(_) => None,
+        };
+        if writers.is_some_and(|writers| !writers.contains(key)) {
             return Err(LogFault::Stranger(key.clone()));
         }
         Ok((head, event, body))

@@ -14,6 +14,9 @@ pub const NORM_TOLERANCE: f64 = 1e-9;
 /// The same for the norm of an input, which is recorded as `f32`.
 pub const INPUT_NORM_TOLERANCE: f64 = 1e-6;
 
+/// Difference of cosines that is none, for the same reasons.
+pub const COSINE_TOLERANCE: f64 = 1e-6;
+
 /// One chunk of the weights that a merge gives.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Remade {
@@ -59,6 +62,8 @@ struct Place {
     sum_of_squares: f64,
     /// The sum of squares of each input with a norm.
     squares: Vec<f64>,
+    /// The cosine of each input that was compared.
+    cosines: Vec<f32>,
     /// The chunks, if the ledger's list of them is gone.
     chunks: Option<Vec<ObjectRef>>,
 }
@@ -119,6 +124,12 @@ impl<'a> Comparison<'a> {
         }
     }
 
+    /// Takes the cosines of all inputs of merge `place` whose directions the ledger compares, in
+    /// their order.
+    pub fn cosines(&mut self, place: usize, cosines: Vec<f32>) {
+        self.places[place].cosines = cosines;
+    }
+
     /// Takes a fault of merge `place` that keeps the following merges from being compared.
     pub fn broken(&mut self, place: usize, fault: Fault) {
         self.places[place].breaks(fault);
@@ -169,7 +180,10 @@ impl<'a> Comparison<'a> {
                     broken = fault.as_ref().map(|_| round);
                     let figures = || {
                         let of_inputs = || input_norms(recorded, &place.squares);
-                        figures(recorded, place.sum_of_squares).or_else(of_inputs)
+                        let compared = || cosines(recorded, &place.cosines);
+                        figures(recorded, place.sum_of_squares)
+                            .or_else(of_inputs)
+                            .or_else(compared)
                     };
                     let end = if at == last { self.end.take() } else { None };
                     fault.or_else(figures).or(place.beside).or(end)
@@ -257,6 +271,26 @@ fn input_norms(recorded: &Recorded, squares: &[f64]) -> Option<Fault> {
         far.then_some((lease, expected, got))
     })?;
     Some(Fault::Differs(Difference::InputNorm {
+        lease,
+        expected,
+        got,
+    }))
+}
+
+/// Compares the cosines that decided who is left out with those of the inputs.
+fn cosines(recorded: &Recorded, cosines: &[f32]) -> Option<Fault> {
+    let compared = recorded.record.inputs.iter().filter_map(|input| {
+        let cosine = input.cosine?;
+        Some((input.lease, f64::from(cosine)))
+    });
+    let mut compared = compared.zip(cosines);
+    let (lease, expected, got) = compared.find_map(|((lease, expected), got)| {
+        let got = f64::from(*got);
+        // A number that is none is far from every other.
+        let near = (expected - got).abs() <= COSINE_TOLERANCE;
+        (!near).then_some((lease, expected, got))
+    })?;
+    Some(Fault::Differs(Difference::Cosine {
         lease,
         expected,
         got,

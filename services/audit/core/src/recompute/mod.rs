@@ -8,7 +8,8 @@ mod merges;
 mod plan;
 
 pub use compare::{
-    Comparison, INPUT_NORM_TOLERANCE, NORM_TOLERANCE, Remade, Round as RoundOutcome,
+    COSINE_TOLERANCE, Comparison, INPUT_NORM_TOLERANCE, NORM_TOLERANCE, Remade,
+    Round as RoundOutcome,
 };
 pub use fault::{Difference, Fault};
 pub use merges::{Merges, Recorded, Wanted};

@@ -26,6 +26,7 @@ fn segment() -> Segment {
             tokens: Tokens(32),
             weight: Weight(32),
             norm: None,
+            cosine: None,
             chunks: Chunks::Named(Vec::new()),
         };
         let chunks = published(round).to_vec();
@@ -275,6 +276,39 @@ fn tl_04_a_norm_that_an_input_does_not_have_is_found() {
         };
         let expected = (!good).then_some(Fault::Differs(difference));
         assert_eq!(found, [None, expected], "{norm}");
+    }
+}
+
+#[test]
+fn tl_04_a_cosine_that_an_input_does_not_have_is_found() {
+    let spec = kit::run_spec().build();
+    for (got, good) in [
+        (-0.5, true),
+        (-0.500_000_3, true),
+        (-0.500_01, false),
+        (0.5, false),
+        (f32::NAN, false),
+    ] {
+        let mut segment = segment();
+        let inputs = &mut segment.merges[1].record.inputs;
+        (inputs[0].cosine, inputs[1].cosine) = (None, Some(-0.5));
+        let lease = inputs[1].lease;
+        let found = faults_of(&spec, &segment, |all| all.cosines(1, vec![got]));
+        assert_eq!(found[0], None);
+        match (&found[1], good) {
+            (None, true) => {}
+            (Some(Fault::Differs(difference)), false) => {
+                let named = Difference::Cosine {
+                    lease,
+                    expected: -0.5,
+                    got: 0.0,
+                };
+                let (text, named) = (difference.to_string(), named.to_string());
+                let start = named.split(", the contributions").next().unwrap();
+                assert!(text.starts_with(start), "{text}");
+            }
+            other => panic!("{got}: {other:?}"),
+        }
     }
 }
 

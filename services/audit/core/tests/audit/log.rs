@@ -7,7 +7,8 @@ use schemas::event::{Event, EventBody, LeaseEnd, LedgerEvent, SignedEvent, Worke
 use schemas::lease::Weights;
 use schemas::member::{JoinRequest, Posture, Session};
 use schemas::run::RunSpec;
-use schemas::subject::{ledger_subject, record_subject};
+use schemas::security::SecurityEvent;
+use schemas::subject::{ledger_subject, record_subject, security_subject};
 use schemas::sync::SealedInput;
 use schemas::{
     AccountId, ChainSequence, Digest, Fragment, Message as _, ObjectRef, PublicKey, Round, RunId,
@@ -16,6 +17,8 @@ use schemas::{
 use serde_bytes::{ByteArray, ByteBuf};
 
 pub(crate) const DOMAIN: &str = "a-domain";
+/// The seed of the sentry's key.
+pub(crate) const SENTRY: u8 = 77;
 const START: u64 = 1_700_000_000_000;
 
 /// An emitter that signs events.
@@ -153,6 +156,16 @@ impl Emitter {
     }
 }
 
+impl Emitter {
+    /// Signs the body of a statement.
+    pub(crate) fn sign_statement(&self, domain: &str, body: &[u8]) -> [u8; 64] {
+        let hash = Digest::of(domain.as_bytes());
+        let purpose = &b"diloco/statement/v1"[..];
+        let signed = [&[0xFF], purpose, &[0], hash.as_bytes(), body].concat();
+        self.key.sign(&signed).to_bytes()
+    }
+}
+
 impl Member {
     pub(crate) fn new(seed: u8) -> Self {
         let worker = nkey(20 << 3, &[seed; 32]).parse().expect("a name or key");
@@ -183,6 +196,7 @@ impl Log {
 
     pub(crate) fn auditor(&self) -> Auditor {
         Auditor::new(DOMAIN, [self.coordinator.public.clone()])
+            .hearing([Emitter::new(SENTRY).public])
     }
 
     fn now(&self) -> u64 {
@@ -206,6 +220,13 @@ impl Log {
         let said = self
             .coordinator
             .speak(&self.domain, time, run, Event::Ledger(event));
+        self.push(subject, &said);
+    }
+
+    pub(crate) fn security(&mut self, sentry: &mut Emitter, event: SecurityEvent) {
+        let subject = security_subject(&sentry.public, event.kind());
+        let time = self.now();
+        let said = sentry.speak(&self.domain, time, None, Event::Security(event));
         self.push(subject, &said);
     }
 
@@ -328,6 +349,7 @@ impl Log {
                     round,
                     fragment: Fragment::FIRST,
                     inputs,
+                    left_out: Vec::new(),
                     rest: 0,
                 },
             );
@@ -417,6 +439,6 @@ pub(crate) fn event(record: &Record) -> LedgerEvent {
     let body = EventBody::decode(&signed(record).body).expect("an event's body");
     match body.event {
         Event::Ledger(event) => event,
-        Event::Worker(event) => panic!("{event:?}"),
+        other => panic!("{other:?}"),
     }
 }

@@ -2,6 +2,7 @@
 
 mod ancestry;
 mod checkpoints;
+mod cohorts;
 mod compare;
 mod differ;
 mod foreign;
@@ -12,6 +13,7 @@ mod merges;
 mod properties;
 mod questions;
 mod readers;
+mod security;
 mod told;
 mod tree;
 mod verdicts;

@@ -20,7 +20,7 @@ use crate::run::RunRoom;
 use crate::run::draw::Data;
 use crate::run::failures::stated_failure;
 use crate::run::groups::check_group;
-use crate::run::live::{LiveLease, LiveRun, progress_wait};
+use crate::run::live::{LiveLease, LiveRun, age_max, progress_wait};
 use crate::run::members::{check_member, check_session, check_steps, replaced};
 use crate::run::spare::{catches_up, may_evaluate};
 use crate::turn::{Handled, Outcome, Turn};
@@ -65,6 +65,7 @@ impl RunRoom<'_> {
             // Checked here and spent when a lease is granted: a claim that waits in vain writes no
             // event, and is repeated every few seconds.
             self.live.check_fruitless(turn.now, &peer.worker)?;
+            self.check_room_for_uploads(turn.now, &peer.worker)?;
         }
         let until = turn.now.after(request.wait.min(CLAIM_WAIT_MAX));
         let older = self.live.claims.hold(peer.worker.clone(), reply, until);
@@ -176,11 +177,11 @@ impl RunRoom<'_> {
     ) -> Handled {
         let life = self.run.spec.policy.lease;
         if let Err(refusal) = check_holder(&self.run, peer, &request.lease) {
-            let stalled = self.live.stalled.get(&peer.worker) == Some(&request.lease);
-            return Err(if stalled {
-                stood_still(&request.lease, life).into()
-            } else {
-                refusal.into()
+            let stalled = self.live.stalled.get(&peer.worker);
+            let stalled = stalled.filter(|(lease, _)| *lease == request.lease);
+            return Err(match stalled {
+                Some((_, why)) => why.clone().into(),
+                None => refusal.into(),
             });
         }
         check_steps(&self.run, Some(&request.lease), request.steps_done)?;
@@ -223,8 +224,13 @@ impl RunRoom<'_> {
             LeaseState::Runs(until) => self.wake(turn, until, RunTimer::Lease(unit)),
             LeaseState::Ends(lease, worker, cause) => {
                 if cause == LeaseEnd::Stalled {
-                    self.live.stalled.insert(worker.clone(), lease);
-                    let refusal = stood_still(&lease, self.run.spec.policy.lease);
+                    let life = self.run.spec.policy.lease;
+                    let refusal = match self.live.lease(&unit).stands_still(turn.now, life) {
+                        true => stood_still(&lease, life),
+                        false => lasted(&lease),
+                    };
+                    let told = (lease, refusal.clone());
+                    self.live.stalled.insert(worker.clone(), told);
                     self.unit_failed(turn, unit, &worker, &refusal);
                 }
                 self.end_lease(turn, lease, cause);
@@ -240,7 +246,12 @@ impl RunRoom<'_> {
         if held.is_checked() {
             return LeaseState::Checked;
         }
-        match held.due(self.run.spec.policy.lease) {
+        let policy = &self.run.spec.policy;
+        let pace = match unit.kind {
+            UnitKind::Train => self.live.spans.pace_of_others(worker),
+            UnitKind::Evaluate => None,
+        };
+        match held.due(policy.lease, age_max(policy, pace)) {
             (due_at, _) if due_at > now => LeaseState::Runs(due_at),
             (_, cause) => LeaseState::Ends(LeaseRef { unit, epoch }, worker.clone(), cause),
         }
@@ -360,6 +371,13 @@ fn stood_still(lease: &LeaseRef, life: Millis) -> Refusal {
         Code::LeaseStalled,
         format!("no step and no byte of lease {lease} for {seconds} s"),
     )
+}
+
+fn lasted(lease: &LeaseRef) -> Refusal {
+    let detail = format!(
+        "lease {lease} lasted longer than any may, or many times as long as units of others"
+    );
+    Refusal::new(Code::LeaseStalled, detail)
 }
 
 /// The next worker and its unit. Claims are served in the order of their arrival; the oldest unit

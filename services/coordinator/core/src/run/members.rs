@@ -5,12 +5,12 @@ use schemas::event::{Departure, LeaseEnd, LedgerEvent};
 use schemas::lease::{LeaseRef, UnitKind};
 use schemas::limits::WORKERS_MAX;
 use schemas::member::{JoinReply, JoinRequest, LeaveRequest, Session};
-use schemas::{Code, Refusal, Seat, Steps, UnixMillis, V, WorkerId};
+use schemas::{Code, Refusal, Steps, UnixMillis, V, WorkerId};
 
 use crate::deadline::RunTimer;
 use crate::denial::cut_text;
 use crate::effect::Answer;
-use crate::input::Peer;
+use crate::input::{Peer, Recorded};
 use crate::run::RunRoom;
 use crate::run::groups::sealed_seat;
 use crate::run::live::Presence;
@@ -26,7 +26,7 @@ impl RunRoom<'_> {
         &mut self,
         turn: &mut Turn<'_>,
         peer: &Peer,
-        seat: Option<Seat>,
+        recorded: Recorded,
         request: JoinRequest,
     ) -> Handled {
         let run = &self.run;
@@ -55,8 +55,14 @@ impl RunRoom<'_> {
             );
             self.depart(turn, &peer.worker, Departure::Replaced, &detail);
         }
+        let gone = recorded.before.as_ref();
+        if let Some(gone) = gone.filter(|gone| self.run.member(gone).is_some()) {
+            let detail = format!("by {}, the same worker with another key", peer.worker);
+            let gone = gone.clone();
+            self.depart(turn, &gone, Departure::Replaced, &detail);
+        }
         if !renewed {
-            self.append(turn, joined(peer, seat, request));
+            self.append(turn, joined(peer, recorded, request));
             // A join also pays for its end: the worker or the coordinator may end a membership
             // once.
             self.live.spend(turn.now, &peer.worker);
@@ -226,7 +232,8 @@ pub(crate) fn left(worker: &WorkerId, cause: Departure, detail: &str) -> LedgerE
 }
 
 /// The event for a join.
-fn joined(peer: &Peer, seat: Option<Seat>, request: JoinRequest) -> LedgerEvent {
+fn joined(peer: &Peer, recorded: Recorded, request: JoinRequest) -> LedgerEvent {
+    let Recorded { seat, before } = recorded;
     let mut trainers = request.trainers;
     trainers.sort_unstable();
     trainers.dedup();
@@ -240,6 +247,7 @@ fn joined(peer: &Peer, seat: Option<Seat>, request: JoinRequest) -> LedgerEvent 
         posture: request.posture,
         session: request.session,
         seat,
+        before,
     }
 }
 
@@ -311,6 +319,24 @@ fn check_key(before: Option<&Member>, peer: &Peer, request: &JoinRequest) -> Res
             Code::AuditKeyRefused,
             format!("{} connects with its audit key", peer.worker),
         )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a worker whose earlier key was shut out: another key is no way around that.
+pub(crate) fn check_before(run: &Run, before: Option<&WorkerId>) -> Result<(), Refusal> {
+    let Some(before) = before else {
+        return Ok(());
+    };
+    if run.is_quarantined(before) {
+        let detail = format!("under its key from before, {before}");
+        return Err(Refusal::new(Code::WorkerQuarantined, detail));
+    }
+    match run.members.get(before) {
+        Some(member) if member.removed => {
+            let detail = format!("under its key from before, {before}");
+            Err(Refusal::new(Code::WorkerRemoved, detail))
+        }
         _ => Ok(()),
     }
 }

@@ -45,13 +45,13 @@ pub(crate) mod spending;
 pub(crate) mod view;
 
 use ledger::RunFold;
+use schemas::UnixMillis;
 use schemas::event::LedgerEvent;
 use schemas::foundry::Order;
-use schemas::{Seat, UnixMillis};
 
 use crate::deadline::{RunTimer, Timer};
 use crate::effect::Effect;
-use crate::input::{Peer, ReplyId, WorkerRequest};
+use crate::input::{Peer, Recorded, ReplyId, WorkerRequest};
 use crate::quota::Share;
 use crate::run::live::LiveRun;
 use crate::turn::{Handled, Turn};
@@ -79,13 +79,13 @@ impl RunRoom<'_> {
         &mut self,
         turn: &mut Turn<'_>,
         peer: &Peer,
-        seat: Option<Seat>,
+        recorded: Recorded,
         request: WorkerRequest,
         reply: ReplyId,
     ) -> Handled {
         self.heard(turn.now, &peer.worker);
         match request {
-            WorkerRequest::Join(request) => self.join(turn, peer, seat, request),
+            WorkerRequest::Join(request) => self.join(turn, peer, recorded, request),
             WorkerRequest::Leave(request) => self.leave(turn, peer, &request),
             WorkerRequest::Claim(request) => self.claim(turn, peer, &request, reply),
             WorkerRequest::Renew(request) => self.renew(turn, peer, &request),

@@ -164,10 +164,7 @@ pub(super) async fn diff(context: &Context, from: &cli::Log) -> Result<(), Failu
     let mut differ = Differ::default();
     let log = source.log(&mut |index, entry| differ.entry(index, entry))?;
     let trusted = &source.trusted;
-    let coordinators = trusted.coordinators.iter().cloned();
-    let examiner = Auditor::new(&trusted.domain, coordinators)
-        .examiner()
-        .clone();
+    let examiner = trusted.auditor().examiner().clone();
     let mut reader = Reader::new(&bus, StreamSequence(1), move |records| {
         let examined = examiner.examine_all(&records);
         let both = records.into_iter().zip(examined);
@@ -220,6 +217,7 @@ impl Source {
             domain: trust.domain.to_string(),
             tenants: trust.tenants.clone(),
             coordinators: trust.audit_keys.clone(),
+            sentries: trust.sentry_keys.clone(),
             heads: trust.raw_head_keys(),
         };
         let pin = layout.pinned_head();
@@ -251,7 +249,7 @@ impl Source {
             return Err(Failure::new(Code::NoVerdict, text));
         }
         let trusted = &self.trusted;
-        let auditor = Auditor::new(&trusted.domain, trusted.coordinators.iter().cloned());
+        let auditor = trusted.auditor();
         let until = until.unwrap_or(size);
         let read = |path: &str| self.read(path);
         let events = replay_events(&log, &read, trusted, prepare(auditor), until, each)?;
@@ -456,6 +454,7 @@ impl ProofShown {
             body: Digest::of(&event.body),
             signer: match body.event {
                 Event::Ledger(_) => "a coordinator that the trust bundle names",
+                Event::Security(_) => "a sentry that the trust bundle names",
                 Event::Worker(_) => "its emitter; the key was not checked against a worker's join",
             },
             compared: None,

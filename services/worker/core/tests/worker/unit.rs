@@ -3,9 +3,11 @@
 use schemas::contribution::{Evaluation, Fate, Outcome, Statement};
 use schemas::event::WorkerEvent;
 use schemas::lease::UnitKind;
-use schemas::run::SecureAggregation;
-use schemas::{Chunks, Code, Message as _, ObjectRef, Refusal, Tokens};
-use worker_core::{Effect, Input, Request, ResultEnd, Trained};
+use schemas::masking::CohortSeal;
+use schemas::run::{RunSpec, SecureAggregation};
+use schemas::{Chunks, Code, Digest, Message as _, ObjectRef, Refusal, Tokens};
+use serde_bytes::ByteArray;
+use worker_core::{Agreed, Effect, Input, Request, ResultEnd, Trained};
 
 use crate::scene::{Scene, claims, ends, fate, keeps, lease, refused, spec, submits, trained};
 
@@ -21,7 +23,7 @@ fn a_unit_goes_from_claim_to_an_accepted_result_to_the_next_claim() {
     assert!(scene.has(|effect| matches!(effect, Effect::Fetch { .. })));
     scene.give(Input::Fetched {
         work,
-        outcome: Ok(()),
+        outcome: Ok(None),
     });
     assert!(scene.has(|effect| matches!(effect, Effect::Train { .. })));
     scene.give(Input::Trained {
@@ -50,12 +52,97 @@ fn a_unit_goes_from_claim_to_an_accepted_result_to_the_next_claim() {
     assert!(scene.has(claims) && scene.has(keeps(&ResultEnd::Counted)));
 }
 
+/// A run of three units with secure aggregation.
+fn masked_spec() -> RunSpec {
+    let mut spec = spec();
+    spec.policy.norm_max = 0.0;
+    (spec.schedule.units, spec.policy.workers_min) = (3, 3);
+    spec.upload = kit::FP32;
+    spec.secure_aggregation = Some(SecureAggregation {
+        threshold: 3,
+        largest: 1.0,
+    });
+    spec
+}
+
+fn agreed() -> Box<Agreed> {
+    let seal = CohortSeal {
+        key: kit::operator(),
+        signature: ByteArray::new([7; 64]),
+    };
+    let cohort = Digest::of(b"cohort");
+    Box::new(Agreed { cohort, seal })
+}
+
+#[test]
+fn tl_17_a_worker_tells_its_cohort_before_it_trains_and_states_it_with_its_contribution() {
+    let held = lease(0, UnitKind::Train, 1);
+    let mut scene = Scene::joined_to(masked_spec());
+    let work = scene.grant(held);
+    let Agreed { cohort, seal } = *agreed();
+    let outcome = Ok(Some(agreed()));
+    scene.give(Input::Fetched { work, outcome });
+    let told = WorkerEvent::Masked {
+        lease: held,
+        cohort,
+        seal,
+    };
+    let place = |found: &dyn Fn(&Effect) -> bool| scene.effects.iter().position(found);
+    let at = place(&|effect| matches!(effect, Effect::Emit(event) if *event == told));
+    let trains = place(&|effect| matches!(effect, Effect::Train { .. }));
+    assert!(at.is_some() && at < trains);
+    scene.give(Input::Trained {
+        work,
+        outcome: Ok(trained()),
+    });
+    let chunks = Chunks::Named(vec![ObjectRef::of(b"chunk")]);
+    scene.give(Input::Uploaded {
+        work,
+        outcome: Ok(chunks),
+    });
+    let (_, Request::Submit(bytes)) = scene.request() else {
+        panic!("a result is submitted")
+    };
+    let statement = Statement::decode(bytes).expect("what was encoded");
+    let Outcome::Contribution(contribution) = statement.outcome else {
+        panic!("of a training unit")
+    };
+    assert_eq!(
+        (contribution.cohort, contribution.loss),
+        (Some(cohort), 0.0)
+    );
+}
+
+#[test]
+fn tl_17_nothing_is_trained_for_a_masked_round_without_a_cohort_and_nothing_else_for_one() {
+    for (spec, kind, outcome) in [
+        (masked_spec(), UnitKind::Train, None),
+        (masked_spec(), UnitKind::Evaluate, Some(agreed())),
+        (spec(), UnitKind::Train, Some(agreed())),
+    ] {
+        let mut scene = Scene::joined_to(spec);
+        let work = scene.grant(lease(0, kind, 1));
+        let outcome = Ok(outcome);
+        scene.give(Input::Fetched { work, outcome });
+        assert!(
+            !scene.has(|effect| matches!(effect, Effect::Train { .. } | Effect::Evaluate { .. }))
+        );
+        assert!(scene.has(|effect| matches!(
+            effect,
+            Effect::Emit(WorkerEvent::Dropped {
+                code: Code::CohortOther,
+                ..
+            })
+        )));
+    }
+}
+
 #[test]
 fn an_evaluation_needs_no_upload_and_touches_no_inner_state() {
     let (mut scene, work) = Scene::holding(lease(0, UnitKind::Evaluate, 1));
     scene.give(Input::Fetched {
         work,
-        outcome: Ok(()),
+        outcome: Ok(None),
     });
     assert!(scene.has(|effect| matches!(effect, Effect::Evaluate { .. })));
     let evaluation = Evaluation {
@@ -105,24 +192,16 @@ fn tl_16_tl_17_a_run_that_protects_contributions_tells_no_number_of_a_unit_that_
     ];
     for failure in failures {
         for (private, masked) in [(false, false), (true, false), (false, true)] {
-            let mut spec = spec();
+            let mut spec = if masked { masked_spec() } else { spec() };
             spec.policy.norm_max = 0.0;
             spec.privacy = private.then(kit::privacy);
-            if masked {
-                (spec.schedule.units, spec.policy.workers_min) = (3, 3);
-                spec.upload = kit::FP32;
-            }
-            spec.secure_aggregation = masked.then_some(SecureAggregation {
-                threshold: 3,
-                largest: 1.0,
-            });
             let covered = private || masked;
             let mut scene = Scene::joined_to(spec);
             let work = scene.grant(lease(0, UnitKind::Train, 1));
             for input in [
                 Input::Fetched {
                     work,
-                    outcome: Ok(()),
+                    outcome: Ok(masked.then(agreed)),
                 },
                 Input::Trained {
                     work,
