@@ -2,8 +2,9 @@
 //! for good. An event that is refused since the worker is in quarantine is kept for later.
 //!
 //! The end of the chain is on disk before an event is sent, together with the event itself until
-//! its record is confirmed, and from then on until a verified head of the log covers it ([`Outbox`]). After a crash the event is sent again, byte for byte, so the chain has
-//! neither gap nor fork.
+//! its record is confirmed, and from then on until a verified head of the log covers it ([`Outbox`]).
+//! After a crash, and when the recorded chain lacks them, events are sent again, byte for byte, so
+//! the chain has neither gap nor fork.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,6 +75,8 @@ pub(crate) struct Chain {
     run: RunId,
     worker: WorkerId,
     end: ChainEnd,
+    /// True if it was said that there was no room for all events that wait for a head.
+    crowded: bool,
 }
 
 impl Chain {
@@ -109,6 +112,7 @@ impl Chain {
                 if kept.emitter == fresh.emitter {
                     kept
                 } else {
+                    set_aside(path, &bytes, &kept)?;
                     fresh
                 }
             }
@@ -121,6 +125,7 @@ impl Chain {
             run,
             worker,
             end,
+            crowded: false,
         })
     }
 
@@ -171,14 +176,17 @@ impl Chain {
         };
         // The last event's position is the one before the next.
         let last = self.end.sequence.get().checked_sub(1).map(ChainSequence);
-        if let (Some(last), Some(pending)) = (last, self.end.unacknowledged.clone())
-            && let Some(oldest) = end
-                .uncovered
-                .add(last, (pending.subject, pending.body), now)
-        {
-            let code = Code::EventsUncovered;
-            tracing::warn!(%code, sequence = oldest.sequence.get(), next = code.next_step(), "too many events are under no \
-                           verified head; the oldest is not looked for any more");
+        let recorded = last.zip(self.end.unacknowledged.clone());
+        let given_up = recorded.and_then(|(last, Pending { subject, body })| {
+            end.uncovered.add(last, (subject, body), now)
+        });
+        if given_up.is_some() && !std::mem::replace(&mut self.crowded, true) {
+            let kept = end.uncovered.len();
+            tracing::info!(
+                kept,
+                "events come faster than heads of the log; of those that wait for one only some \
+                           are kept: that others are missing, the chain itself shows"
+            );
         }
         self.keep(end)
     }
@@ -190,6 +198,7 @@ impl Chain {
     fn change(&mut self, change: impl FnOnce(&mut Outbox)) -> Result<(), Failure> {
         let mut end = self.end.clone();
         change(&mut end.uncovered);
+        self.crowded &= !end.uncovered.has_room();
         match end == self.end {
             true => Ok(()),
             false => self.keep(end),
@@ -226,6 +235,27 @@ impl Chain {
     }
 }
 
+/// Keeps the end of the chain of an earlier key, if events of it are under no head: only that key
+/// could send them again.
+fn set_aside(path: &Path, bytes: &[u8], former: &ChainEnd) -> Result<(), Failure> {
+    let count = former.uncovered.len() + usize::from(former.unacknowledged.is_some());
+    if count > 0 {
+        let aside = path.with_extension("former.json");
+        replace_private(&aside, bytes).map_err(|error| {
+            let text = format!("chain of events {}: {error}", aside.display());
+            Failure::new(Code::WorkerChainInvalid, text)
+        })?;
+        tracing::warn!(
+            key = %former.emitter,
+            count,
+            file = %aside.display(),
+            "this worker has another audit key than before; no head that it has verified covers the last events of \
+             the former key, which are put aside"
+        );
+    }
+    Ok(())
+}
+
 /// An event that waits for a head: its position in the chain, and its encoded body.
 pub(crate) type Asked = (ChainSequence, Vec<u8>);
 
@@ -249,11 +279,13 @@ impl Events {
     /// and ends. A process that does not wait for that end loses all waiting events but the one
     /// under way.
     ///
-    /// Where heads are signed, a recorded event is kept until one covers it.
+    /// Where heads are signed, a recorded event is kept until one covers it, which may take as long as
+    /// `receipt_within`.
     pub(crate) fn start(
         chain: Chain,
         bus: Bus,
         trust: &TrustBundle,
+        receipt_within: Millis,
     ) -> (Self, Receipts, JoinHandle<()>) {
         let (sender, queue) = mpsc::channel(EVENTS_MAX);
         // One head at a time is looked at.
@@ -267,6 +299,7 @@ impl Events {
             shut_out: false,
             heads: !trust.head_keys.is_empty(),
             waiting,
+            receipt_within,
             overdue: false,
         };
         let receipts = Receipts { asked, looked };
@@ -300,6 +333,8 @@ struct Publisher {
     heads: bool,
     /// The events that wait for one, for the follower of the log.
     waiting: watch::Sender<Vec<Asked>>,
+    /// Longest time until a head covers an event.
+    receipt_within: Millis,
     /// True if it was said that events wait for too long.
     overdue: bool,
 }
@@ -311,7 +346,8 @@ impl Publisher {
         mut looks: mpsc::Receiver<Looked>,
     ) {
         self.show_waiting();
-        let mut overdue = tokio::time::interval(OVERDUE_EVERY);
+        let mut overdue =
+            tokio::time::interval(OVERDUE_EVERY.min(self.receipt_within.as_duration()));
         overdue.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
@@ -350,41 +386,59 @@ impl Publisher {
         }
     }
 
-    /// Takes the events that a verified head covers out, and sends the oldest that it should have
-    /// covered again.
+    /// Takes the events that a verified head covers out, and sends again what it should have covered.
     async fn cover(&mut self, covered: &[ChainSequence]) {
         let now = runtime::clock::now();
-        let taken = self.chain.change(|outbox| {
-            outbox.cover(covered);
-        });
+        let taken = self.chain.change(|outbox| outbox.cover(covered));
         self.said(taken);
-        let missing = self.chain.end.uncovered.missing(now).cloned();
-        if let Some(one) = missing
+        let missing = self.chain.end.uncovered.missing(now, self.receipt_within);
+        if let Some(oldest) = missing.first()
             && !self.shut_out
-            && let Ok(body) = HEXLOWER.decode(one.body.as_bytes())
         {
-            let code = Code::EventsUncovered;
-            tracing::warn!(%code, sequence = one.sequence.get(), "a recorded event is under no head of the log, and is sent again");
-            let event = self.chain.key.sign_event(&self.domain, body);
-            let wait = ANSWER_WAIT.1.as_duration();
-            match self
-                .bus
-                .request::<_, Done>(&one.subject, &event, wait)
-                .await
-            {
-                Ok(_) => tracing::debug!("it is recorded"),
-                Err(error) => tracing::warn!(%code, %error, "it is not recorded again"),
-            }
-            // Asked again or not, it has its next turn after the others.
-            let noted = self
-                .chain
-                .change(|outbox| outbox.confirmed(one.sequence, now));
-            self.said(noted);
+            let (code, count, oldest) = (Code::EventsUncovered, missing.len(), oldest.sequence);
+            tracing::warn!(%code, count, oldest = oldest.get(), "recorded events are under no head of the log, and are \
+                           sent again");
+            self.send_again(missing).await;
         }
         self.show_waiting();
-        if self.chain.end.uncovered.overdue(now).is_none() && std::mem::take(&mut self.overdue) {
+        let overdue = self.chain.end.uncovered.overdue(now, self.receipt_within);
+        if overdue.is_none() && std::mem::take(&mut self.overdue) {
             tracing::info!("the events that waited for a head are under one");
         }
+    }
+
+    /// Sends recorded events again, in their order. What is recorded already is not recorded twice:
+    /// the audit service knows it by its bytes. False if one could not be recorded now; then those
+    /// behind it are not sent.
+    async fn send_again(&mut self, events: Vec<Waiting>) -> bool {
+        for one in events {
+            let Ok(body) = HEXLOWER.decode(one.body.as_bytes()) else {
+                tracing::error!(code = %Code::WorkerChainInvalid, "a kept event cannot be read");
+                continue;
+            };
+            let sequence = one.sequence;
+            let event = self.chain.key.sign_event(&self.domain, body);
+            let wait = ANSWER_WAIT.1.as_duration();
+            let answer: Result<Done, BusError> = self.bus.request(&one.subject, &event, wait).await;
+            match answer {
+                Ok(_) => tracing::info!(
+                    sequence = sequence.get(),
+                    "an event is recorded again, or still"
+                ),
+                // The recorded chain goes on behind it, or lacks one before it.
+                Err(BusError::Refused(refusal)) if is_final(refusal.code) => {
+                    tracing::debug!(sequence = sequence.get(), %refusal, "an event is not recorded again")
+                }
+                Err(error) => {
+                    tracing::debug!(sequence = sequence.get(), %error, "an event is not recorded again yet");
+                    return false;
+                }
+            }
+            let now = runtime::clock::now();
+            let noted = self.chain.change(|outbox| outbox.confirmed(sequence, now));
+            self.said(noted);
+        }
+        true
     }
 
     fn said(&self, changed: Result<(), Failure>) {
@@ -401,8 +455,11 @@ impl Publisher {
     }
 
     fn say_overdue(&mut self) {
-        let overdue = self.chain.end.uncovered.overdue(runtime::clock::now());
+        let now = runtime::clock::now();
+        let overdue = self.chain.end.uncovered.overdue(now, self.receipt_within);
+        // Of a worker in quarantine nothing is taken, and it gets no answers either.
         if let Some((count, oldest)) = overdue
+            && !self.shut_out
             && !std::mem::replace(&mut self.overdue, true)
         {
             let code = Code::EventsUncovered;
@@ -418,7 +475,7 @@ impl Publisher {
         };
         let event = self.chain.key.sign_event(&self.domain, body);
         self.shut_out = false;
-        let mut is_recorded = false;
+        let (mut is_recorded, mut sent_again) = (false, false);
         let (mut backoff, mut patience) = (Backoff::new(PAUSE), AnswerWait::new(ANSWER_WAIT));
         loop {
             let asked_at = Instant::now();
@@ -441,6 +498,17 @@ impl Publisher {
                     self.shut_out = true;
                     return;
                 }
+                // The broker may have lost the events before it.
+                Err(BusError::Refused(refusal))
+                    if refusal.code == Code::ChainForked
+                        && !sent_again
+                        && !self.chain.end.uncovered.is_empty() =>
+                {
+                    sent_again = self.send_again(self.chain.end.uncovered.all()).await;
+                    if sent_again {
+                        continue;
+                    }
+                }
                 Err(BusError::Refused(refusal)) if is_final(refusal.code) => {
                     if !std::mem::replace(&mut self.refused, true) {
                         let subject = &pending.subject;
@@ -457,6 +525,8 @@ impl Publisher {
                     tracing::debug!(subject = pending.subject, %error, "an event is not recorded yet")
                 }
             }
+            // While this one is not recorded, nobody else looks.
+            self.say_overdue();
             patience.failed_after(asked_at.elapsed());
             // The pause is random, so that workers that lost the same service do not come back at
             // the same moment.

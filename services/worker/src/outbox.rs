@@ -9,13 +9,10 @@ use schemas::{ChainSequence, Millis, UnixMillis};
 use serde::{Deserialize, Serialize};
 
 /// Most events that are kept: a worker emits a few in a unit, and a head comes ten seconds after
-/// each. The oldest is given up first, and said to be.
+/// each. They are a part of a file that is written anew with each event.
 const KEPT_MAX: usize = 64;
-/// Time after which an event that a verified head does not cover is sent again. Its record takes
-/// seconds to reach the log, and a head ten seconds more.
-const AGAIN_AFTER: Millis = Millis::from_secs(120);
-/// Time after which an event under no head is worth a person's look.
-const OVERDUE_AFTER: Millis = Millis::from_secs(600);
+/// An event that no verified head covers is sent again after this part of the time that it may take.
+const AGAIN_PART: u64 = 5;
 
 /// An event that was recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +38,9 @@ impl Outbox {
         self.0.is_empty()
     }
 
-    /// Adds an event whose record was confirmed. Returns the oldest one if there was no room.
+    /// Adds an event whose record was confirmed. Returns the one that was given up if there was no
+    /// room. That is the second: the oldest shows that heads stay away, and the newest are those
+    /// that a broker loses.
     pub(crate) fn add(
         &mut self,
         sequence: ChainSequence,
@@ -49,7 +48,7 @@ impl Outbox {
         now: UnixMillis,
     ) -> Option<Waiting> {
         let full = self.0.len() >= KEPT_MAX;
-        let oldest = full.then(|| self.0.pop_front()).flatten();
+        let given_up = full.then(|| self.0.remove(1)).flatten();
         self.0.push_back(Waiting {
             sequence,
             subject,
@@ -57,7 +56,22 @@ impl Outbox {
             recorded: now,
             confirmed: now,
         });
-        oldest
+        given_up
+    }
+
+    /// The number of events that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<Waiting> {
+        self.0.iter().cloned().collect()
+    }
+
+    /// True when there is room for as many again.
+    pub(crate) fn has_room(&self) -> bool {
+        self.0.len() <= KEPT_MAX / 2
     }
 
     /// The events about which the worker asks next.
@@ -65,21 +79,23 @@ impl Outbox {
         self.0.iter().take(ASKED_MAX)
     }
 
-    /// Removes the events that a verified head covers. True if there were any.
-    pub(crate) fn cover(&mut self, covered: &[ChainSequence]) -> bool {
-        let before = self.0.len();
+    /// Removes the events that a verified head covers.
+    pub(crate) fn cover(&mut self, covered: &[ChainSequence]) {
         self.0.retain(|one| !covered.contains(&one.sequence));
-        self.0.len() < before
     }
 
-    /// The oldest event that should have been under the newest head by now: a chain is recorded in
-    /// its order, so what was lost is sent again from there.
-    pub(crate) fn missing(&self, now: UnixMillis) -> Option<&Waiting> {
-        let mut asked = self.asked();
-        asked.find(|one| one.confirmed.until(now) >= AGAIN_AFTER)
+    /// The events from the oldest on that should have been under the newest head by now. A chain is
+    /// recorded in its order, and a broker loses the end of a stream, so those behind it are lost too.
+    pub(crate) fn missing(&self, now: UnixMillis, within: Millis) -> Vec<Waiting> {
+        let again_after = within.get() / AGAIN_PART;
+        let late = |one: &Waiting| one.confirmed.until(now).get() >= again_after;
+        match self.asked().position(late) {
+            Some(first) => self.0.iter().skip(first).cloned().collect(),
+            None => Vec::new(),
+        }
     }
 
-    /// Notes that an event's record was confirmed again.
+    /// Notes that an event was sent again, and answered.
     pub(crate) fn confirmed(&mut self, sequence: ChainSequence, now: UnixMillis) {
         for one in &mut self.0 {
             if one.sequence == sequence {
@@ -88,9 +104,13 @@ impl Outbox {
         }
     }
 
-    /// The events that wait for too long: how many, and the oldest.
-    pub(crate) fn overdue(&self, now: UnixMillis) -> Option<(usize, ChainSequence)> {
-        let late = |one: &&Waiting| one.recorded.until(now) >= OVERDUE_AFTER;
+    /// The events that have waited for longer than `within`: how many, and the oldest.
+    pub(crate) fn overdue(
+        &self,
+        now: UnixMillis,
+        within: Millis,
+    ) -> Option<(usize, ChainSequence)> {
+        let late = |one: &&Waiting| one.recorded.until(now) >= within;
         let count = self.0.iter().filter(late).count();
         let oldest = self.0.iter().find(late)?;
         Some((count, oldest.sequence))
@@ -102,6 +122,7 @@ mod tests {
     use super::*;
 
     const START: u64 = 1_700_000_000_000;
+    const WITHIN: Millis = Millis::from_secs(600);
 
     fn after(span: Millis) -> UnixMillis {
         UnixMillis(START + span.get())
@@ -124,29 +145,34 @@ mod tests {
     #[test]
     fn ls_04_an_event_stays_until_a_head_covers_it() {
         let mut outbox = outbox(3);
-        assert!(!outbox.cover(&[ChainSequence(7)]), "of nobody");
-        assert_eq!(sequences(&outbox), [0, 1, 2]);
-        assert!(outbox.cover(&[ChainSequence(2), ChainSequence(0)]));
+        outbox.cover(&[ChainSequence(7)]);
+        assert_eq!(sequences(&outbox), [0, 1, 2], "of nobody");
+        outbox.cover(&[ChainSequence(2), ChainSequence(0)]);
         assert_eq!(sequences(&outbox), [1]);
-        assert!(outbox.cover(&[ChainSequence(1)]));
-        assert!(outbox.is_empty() && outbox.missing(after(OVERDUE_AFTER)).is_none());
+        outbox.cover(&[ChainSequence(1)]);
+        assert!(outbox.is_empty() && outbox.missing(after(WITHIN), WITHIN).is_empty());
     }
 
     #[test]
     fn ls_04_what_a_head_should_cover_is_sent_again_from_the_oldest_on() {
         let mut outbox = outbox(3);
-        let missing = |outbox: &Outbox, now| outbox.missing(now).map(|one| one.sequence.get());
-        let early = Millis(AGAIN_AFTER.get() - 1);
-        assert_eq!(missing(&outbox, after(early)), None);
-        let now = after(AGAIN_AFTER);
-        for expected in [Some(0), Some(1), Some(2), None] {
-            assert_eq!(missing(&outbox, now), expected);
-            if let Some(sequence) = expected {
-                outbox.confirmed(ChainSequence(sequence), now);
-            }
-        }
-        let again = UnixMillis(now.get() + AGAIN_AFTER.get());
-        assert_eq!(missing(&outbox, again), Some(0), "it was lost once more");
+        let missing = |outbox: &Outbox, now| -> Vec<u64> {
+            let found = outbox.missing(now, WITHIN);
+            found.iter().map(|one| one.sequence.get()).collect()
+        };
+        let again = Millis(WITHIN.get() / AGAIN_PART);
+        let now = after(again);
+        assert!(missing(&outbox, after(Millis(again.get() - 1))).is_empty());
+        assert_eq!(missing(&outbox, now), [0, 1, 2]);
+        outbox.confirmed(ChainSequence(0), now);
+        assert_eq!(missing(&outbox, now), [1, 2]);
+        // Not its turn by itself, but what lies behind a lost one is lost.
+        outbox.confirmed(ChainSequence(2), now);
+        assert_eq!(missing(&outbox, now), [1, 2]);
+        outbox.confirmed(ChainSequence(1), now);
+        assert!(missing(&outbox, now).is_empty());
+        let later = UnixMillis(now.get() + again.get());
+        assert_eq!(missing(&outbox, later), [0, 1, 2], "lost once more");
     }
 
     /// To be confirmed again is no receipt either.
@@ -156,25 +182,36 @@ mod tests {
         let late = UnixMillis(START + 1000);
         outbox.add(ChainSequence(2), (String::new(), String::new()), late);
         for at in 0..3 {
-            outbox.confirmed(ChainSequence(at), after(AGAIN_AFTER));
+            outbox.confirmed(ChainSequence(at), after(Millis(WITHIN.get() / 2)));
         }
-        let early = Millis(OVERDUE_AFTER.get() - 1);
-        assert_eq!(outbox.overdue(after(early)), None);
+        let early = Millis(WITHIN.get() - 1);
+        assert_eq!(outbox.overdue(after(early), WITHIN), None);
         let found = Some((2, ChainSequence(0)));
-        assert_eq!(outbox.overdue(after(OVERDUE_AFTER)), found);
+        assert_eq!(outbox.overdue(after(WITHIN), WITHIN), found);
         outbox.cover(&[ChainSequence(0), ChainSequence(1)]);
-        assert_eq!(outbox.overdue(after(OVERDUE_AFTER)), None);
+        assert_eq!(outbox.overdue(after(WITHIN), WITHIN), None);
     }
 
+    /// A worker that emits fast would push out every event before a head can cover it; then nobody
+    /// would notice that heads stay away.
     #[test]
-    fn the_oldest_is_given_up_when_there_is_no_room() {
-        let mut outbox = outbox(KEPT_MAX as u64);
-        let event = ("subject".to_owned(), "00".to_owned());
-        let now = UnixMillis(START);
-        let gone = outbox.add(ChainSequence(KEPT_MAX as u64), event, now);
-        assert_eq!(gone.map(|one| one.sequence), Some(ChainSequence(0)));
-        assert_eq!(outbox.0.len(), KEPT_MAX);
+    fn without_room_the_oldest_stays_as_the_one_that_shows_that_heads_stay_away() {
+        let most = KEPT_MAX as u64;
+        let mut outbox = outbox(most);
+        assert!(!outbox.has_room());
+        for at in most..2 * most {
+            let event = ("subject".to_owned(), "00".to_owned());
+            let gone = outbox.add(ChainSequence(at), event, after(WITHIN));
+            assert_eq!(gone.map(|one| one.sequence.get()), Some(at - most + 1));
+            assert_eq!(outbox.len(), KEPT_MAX);
+        }
         assert_eq!(outbox.asked().count(), ASKED_MAX.min(KEPT_MAX));
+        assert_eq!(sequences(&outbox)[..2], [0, most + 1]);
+        let found = Some((1, ChainSequence(0)));
+        assert_eq!(outbox.overdue(after(WITHIN), WITHIN), found);
+        outbox.cover(&[ChainSequence(0)]);
+        assert_eq!(sequences(&outbox)[0], most + 1, "the next takes its part");
+        assert_eq!(outbox.overdue(after(WITHIN), WITHIN), None);
     }
 
     #[test]
@@ -183,5 +220,6 @@ mod tests {
         let text = serde_json::to_string(&outbox).expect("it is JSON");
         let again: Outbox = serde_json::from_str(&text).expect("its own text");
         assert_eq!(again, outbox);
+        assert_eq!(again.all().len(), 2);
     }
 }

@@ -115,7 +115,12 @@ impl Service {
             time: time.clone(),
         };
         listener.listen(&bus, sender.clone()).await?;
-        let (events, receipts, publishing) = Events::start(chain, bus.clone(), &checked.trust);
+        let (events, receipts, publishing) = Events::start(
+            chain,
+            bus.clone(),
+            &checked.trust,
+            config.worker.receipt_within.millis(),
+        );
         let (told, progress) = watch::channel((WorkId(0), Steps(0)));
         let (engine, training) = Engine::start(config.training.clone(), Arc::clone(&meter), told)
             .map_err(|error| {

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use schemas::{ChainSequence, Digest, PublicKey};
 
-/// Most events of one worker whose places are remembered: those that a worker may have sent and not
-/// seen under a head, with as many again.
-pub const PLACES_MAX: usize = 512;
+/// Most events of one worker whose places are remembered: the 64 that a worker keeps until a head
+/// covers them, with as many again.
+pub const PLACES_MAX: usize = 128;
 /// Most workers. Those of a worker that is forgotten are known again after a start of the service.
 const WORKERS_MAX: usize = 8192;
 

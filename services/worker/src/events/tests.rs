@@ -108,10 +108,9 @@ fn ls_04_a_recorded_event_is_kept_over_restarts_until_a_head_covers_it() {
     let mut chain = open(&path, &key);
     let all: Vec<_> = (0..).zip(bodies.clone()).collect();
     assert_eq!(kept(&chain), all);
-    let cover = |outbox: &mut Outbox| {
-        outbox.cover(&[ChainSequence(0), ChainSequence(2)]);
-    };
-    chain.change(cover).expect("written");
+    let covered = [ChainSequence(0), ChainSequence(2)];
+    let taken = chain.change(|outbox| outbox.cover(&covered));
+    taken.expect("written");
     assert_eq!(kept(&open(&path, &key)), [(1, bodies[1].clone())]);
     // An event that is refused for good is nobody's to cover.
     chain.append(UnixMillis(9), event()).expect("written");
@@ -145,6 +144,27 @@ fn another_key_has_a_chain_of_its_own() {
     let pending = chain.append(UnixMillis(2), event()).expect("written");
     let (_, body) = body(&pending);
     assert_eq!((body.sequence, body.previous), (ChainSequence(0), None));
+}
+
+/// Only the former key could send its events again, so the file that has them is put aside.
+#[test]
+fn what_no_head_covers_of_a_former_key_is_put_aside() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let path = scratch.path().join("events.json");
+    let aside = scratch.path().join("events.former.json");
+    let first = Arc::new(AuditKey::generate());
+    let mut chain = open(&path, &first);
+    chain.append(UnixMillis(1), event()).expect("written");
+    chain.acknowledged().expect("written");
+    let second = Arc::new(AuditKey::generate());
+    open(&path, &second);
+    assert!(!aside.exists(), "nothing waits");
+    chain.append(UnixMillis(1), event()).expect("written");
+    chain.recorded(UnixMillis(1)).expect("written");
+    let before = std::fs::read(&path).expect("ours");
+    let next = open(&path, &second);
+    assert_eq!(std::fs::read(&aside).expect("put aside"), before);
+    assert!(next.end.uncovered.is_empty(), "it cannot sign these");
 }
 
 #[test]

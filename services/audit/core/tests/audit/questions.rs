@@ -143,7 +143,7 @@ fn ls_04_an_event_of_the_log_is_known_when_it_comes_again_after_others() {
     let event = schemas::event::Event::Worker(event);
     let fork = fork.emitter.speak(DOMAIN, NOW.get(), Some(run()), event);
     let subject = subject(&member, "stopped");
-    let mut hear = |intake: &mut Intake, event: &SignedEvent| {
+    let hear = |intake: &mut Intake, event: &SignedEvent| {
         candidate(intake.check_message(NOW, &subject, &event.encode()))
     };
     let heard = hear(&mut intake, &first);
