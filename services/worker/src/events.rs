@@ -299,8 +299,9 @@ impl Events {
             shut_out: false,
             heads: !trust.head_keys.is_empty(),
             waiting,
+            started: runtime::clock::now(),
             receipt_within,
-            overdue: false,
+            said_overdue: false,
         };
         let receipts = Receipts { asked, looked };
         let task = tokio::spawn(publisher.run(queue, looks));
@@ -333,10 +334,12 @@ struct Publisher {
     heads: bool,
     /// The events that wait for one, for the follower of the log.
     waiting: watch::Sender<Vec<Asked>>,
+    /// The start of this process.
+    started: UnixMillis,
     /// Longest time until a head covers an event.
     receipt_within: Millis,
     /// True if it was said that events wait for too long.
-    overdue: bool,
+    said_overdue: bool,
 }
 
 impl Publisher {
@@ -401,8 +404,7 @@ impl Publisher {
             self.send_again(missing).await;
         }
         self.show_waiting();
-        let overdue = self.chain.end.uncovered.overdue(now, self.receipt_within);
-        if overdue.is_none() && std::mem::take(&mut self.overdue) {
+        if self.overdue(now).is_none() && std::mem::take(&mut self.said_overdue) {
             tracing::info!("the events that waited for a head are under one");
         }
     }
@@ -454,13 +456,18 @@ impl Publisher {
         self.waiting.send_replace(asked.collect());
     }
 
+    fn overdue(&self, now: UnixMillis) -> Option<(usize, ChainSequence)> {
+        let waiting = &self.chain.end.uncovered;
+        waiting.overdue(now, self.started, self.receipt_within)
+    }
+
     fn say_overdue(&mut self) {
         let now = runtime::clock::now();
-        let overdue = self.chain.end.uncovered.overdue(now, self.receipt_within);
+        let overdue = self.overdue(now);
         // Of a worker in quarantine nothing is taken, and it gets no answers either.
         if let Some((count, oldest)) = overdue
             && !self.shut_out
-            && !std::mem::replace(&mut self.overdue, true)
+            && !std::mem::replace(&mut self.said_overdue, true)
         {
             let code = Code::EventsUncovered;
             tracing::error!(%code, count, oldest = oldest.get(), next = code.next_step(), "recorded events of this worker are \

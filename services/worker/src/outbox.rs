@@ -104,13 +104,15 @@ impl Outbox {
         }
     }
 
-    /// The events that have waited for longer than `within`: how many, and the oldest.
+    /// The events that have waited for longer than `within`: how many, and the oldest. Nobody has
+    /// asked before `since`, the start of this process.
     pub(crate) fn overdue(
         &self,
         now: UnixMillis,
+        since: UnixMillis,
         within: Millis,
     ) -> Option<(usize, ChainSequence)> {
-        let late = |one: &&Waiting| one.recorded.until(now) >= within;
+        let late = |one: &&Waiting| one.recorded.max(since).until(now) >= within;
         let count = self.0.iter().filter(late).count();
         let oldest = self.0.iter().find(late)?;
         Some((count, oldest.sequence))
@@ -185,11 +187,15 @@ mod tests {
             outbox.confirmed(ChainSequence(at), after(Millis(WITHIN.get() / 2)));
         }
         let early = Millis(WITHIN.get() - 1);
-        assert_eq!(outbox.overdue(after(early), WITHIN), None);
+        let overdue = |outbox: &Outbox, now| outbox.overdue(now, UnixMillis(START), WITHIN);
+        assert_eq!(overdue(&outbox, after(early)), None);
         let found = Some((2, ChainSequence(0)));
-        assert_eq!(outbox.overdue(after(WITHIN), WITHIN), found);
+        assert_eq!(overdue(&outbox, after(WITHIN)), found);
+        // A process that starts long after its last event has asked for no head yet.
+        let started = UnixMillis(START + 1);
+        assert_eq!(outbox.overdue(after(WITHIN), started, WITHIN), None);
         outbox.cover(&[ChainSequence(0), ChainSequence(1)]);
-        assert_eq!(outbox.overdue(after(WITHIN), WITHIN), None);
+        assert_eq!(overdue(&outbox, after(WITHIN)), None);
     }
 
     /// A worker that emits fast would push out every event before a head can cover it; then nobody
@@ -208,10 +214,16 @@ mod tests {
         assert_eq!(outbox.asked().count(), ASKED_MAX.min(KEPT_MAX));
         assert_eq!(sequences(&outbox)[..2], [0, most + 1]);
         let found = Some((1, ChainSequence(0)));
-        assert_eq!(outbox.overdue(after(WITHIN), WITHIN), found);
+        assert_eq!(
+            outbox.overdue(after(WITHIN), UnixMillis(START), WITHIN),
+            found
+        );
         outbox.cover(&[ChainSequence(0)]);
         assert_eq!(sequences(&outbox)[0], most + 1, "the next takes its part");
-        assert_eq!(outbox.overdue(after(WITHIN), WITHIN), None);
+        assert_eq!(
+            outbox.overdue(after(WITHIN), UnixMillis(START), WITHIN),
+            None
+        );
     }
 
     #[test]
