@@ -597,8 +597,7 @@ pub(crate) fn all() -> Vec<Example> {
         },
     ];
     all.extend(comparison::all());
-    all.extend(enrolment::all());
-    all.extend(head::all());
+    all.extend(enrolment::all().into_iter().chain(head::all()));
     all.extend(keys::all());
     all.extend(masks::all());
     all.extend(quarantine::all());

@@ -1,6 +1,6 @@
-//! Workers' events and their questions about the log. Events are received, checked, recorded in the stream of their tenant, and only then
-//! answered. Only this service writes those streams, so a stranger's message reaches them in no
-//! other way.
+//! Workers' events and their questions about the log. Events are received, checked, recorded in the
+//! stream of their tenant, and only then answered. Only this service writes those streams, so a
+//! stranger's message reaches them in no other way.
 
 use std::time::Duration;
 
@@ -207,29 +207,23 @@ impl Intake {
 
     /// Records an event that follows the end of its chain.
     async fn record(&mut self, candidate: &Candidate, payload: &Bytes) -> Reply<Done> {
-        if self.core.tail(candidate).is_none() {
-            match self.fetch(candidate).await {
-                Ok(tail) => self.core.remember(candidate, tail),
-                Err(cause) => return self.later(cause),
-            }
+        if self.core.is_logged(candidate) {
+            return Reply::Ok(Done::default());
         }
-        let tail = self
-            .core
-            .tail(candidate)
-            .expect("it was just remembered")
-            .as_ref();
-        if let Some(lost) = self.core.lost(candidate, tail) {
-            // The end is fetched again when the event comes again: by then somebody may have put
-            // the stream back.
+        let was_known = self.core.tail(candidate).is_some();
+        let mut compared = self.compare(candidate).await;
+        if was_known && !matches!(compared, Ok((ChainCheck::Follows, _))) {
+            // A broker can lose what it has acknowledged. So the stream says what is recorded, and
+            // not the memory of this process: an event that was lost is recorded again.
             self.core.forget(candidate);
-            return self.later(lost);
+            compared = self.compare(candidate).await;
         }
-        let expected = tail.map_or(0, |tail| tail.stream);
-        match candidate.check_chain(tail) {
-            ChainCheck::Known => return Reply::Ok(Done::default()),
-            ChainCheck::Refused(refusal) => return Reply::Refused(refusal),
-            ChainCheck::Follows => {}
-        }
+        let expected = match compared {
+            Ok((ChainCheck::Follows, expected)) => expected,
+            Ok((ChainCheck::Known, _)) => return Reply::Ok(Done::default()),
+            Ok((ChainCheck::Refused(refusal), _)) => return Reply::Refused(refusal),
+            Err(cause) => return self.later(cause),
+        };
         match self.append(candidate, expected, payload).await {
             Ok(stream) => {
                 self.core
@@ -242,6 +236,30 @@ impl Intake {
                 self.later(Refusal::new(Code::EventLater, reason))
             }
         }
+    }
+
+    /// Compares an event with the end of its chain, which is fetched if it is not remembered.
+    /// Returns the end's position in the stream too, 0 for none.
+    async fn compare(&mut self, candidate: &Candidate) -> Result<(ChainCheck, u64), Refusal> {
+        if self.core.tail(candidate).is_none() {
+            let tail = self.fetch(candidate).await?;
+            self.core.remember(candidate, tail);
+        }
+        let tail = self
+            .core
+            .tail(candidate)
+            .expect("it was just remembered")
+            .as_ref();
+        if let Some(lost) = self.core.lost(candidate, tail) {
+            // The end is fetched again when the event comes again: by then somebody may have put
+            // the stream back.
+            self.core.forget(candidate);
+            return Err(lost);
+        }
+        Ok((
+            candidate.check_chain(tail),
+            tail.map_or(0, |tail| tail.stream),
+        ))
     }
 
     /// Answers that the event cannot be recorded now: the worker keeps it, sends it again, and

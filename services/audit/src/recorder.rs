@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use audit_core::{
-    Auditor, Checked, Examined, Finding, Notice, PlacedFinding, Places, Record, StreamSequence,
+    Auditor, Checked, Examined, Finding, Logged, Notice, PlacedFinding, Places, Record,
+    StreamSequence,
 };
 use identity::{HeadKey, TrustBundle};
 use rayon::prelude::*;
@@ -345,8 +346,8 @@ impl Recorder {
             }
             let (digest, entry, examined) =
                 examined.expect("what is not kept now was not kept before");
-            if let Some((emitter, sequence)) = examined.of_worker() {
-                placed.push((entries.len(), emitter.clone(), sequence));
+            if let Some((emitter, sequence, digest)) = examined.of_worker() {
+                placed.push((entries.len(), emitter.clone(), sequence, digest));
             }
             entries.push(entry);
             self.files.know(record, digest);
@@ -374,8 +375,16 @@ impl Recorder {
         if let Some(log) = &mut self.log {
             let mut placed = placed.into_iter().peekable();
             for (at, entry) in entries.into_iter().enumerate() {
-                if let Some((_, emitter, sequence)) = placed.next_if(|(place, ..)| *place == at) {
-                    self.places.note(&emitter, sequence, log.size());
+                if let Some((_, emitter, sequence, digest)) =
+                    placed.next_if(|(place, ..)| *place == at)
+                {
+                    let index = log.size();
+                    let logged = Logged {
+                        sequence,
+                        digest,
+                        index,
+                    };
+                    self.places.note(&emitter, logged);
                 }
                 log.take(entry, now)?;
             }
@@ -425,11 +434,7 @@ impl Recorder {
         let logged = self
             .places
             .take()
-            .map(|(key, sequence, index)| Notice::Logged {
-                key,
-                sequence,
-                index,
-            });
+            .map(|(key, logged)| Notice::Logged { key, logged });
         let mut notices = self.auditor.take_notices();
         notices.extend(logged);
         notices
@@ -475,8 +480,13 @@ pub fn recall_files(
 
 /// Notes the place that a worker's event gets in the log; it is always an entry.
 fn note(places: &mut Places, examined: &Examined, index: u64) {
-    if let Some((emitter, sequence)) = examined.of_worker() {
-        places.note(emitter, sequence, index);
+    if let Some((emitter, sequence, digest)) = examined.of_worker() {
+        let logged = Logged {
+            sequence,
+            digest,
+            index,
+        };
+        places.note(emitter, logged);
     }
 }
 

@@ -25,6 +25,7 @@ mod lease_urls;
 mod masking;
 mod meter;
 mod object_client;
+mod outbox;
 pub mod program;
 mod sample;
 pub mod service;

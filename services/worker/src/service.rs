@@ -25,7 +25,7 @@ use crate::commands::CommandListener;
 use crate::config::Checked;
 use crate::ending::EndingLimits;
 use crate::engine::{self, Engine, RunningThread};
-use crate::events::{Chain, Events};
+use crate::events::{Chain, Events, Receipts};
 use crate::meter::Meter;
 use crate::object_client::ObjectClient;
 use crate::shard_cache::ShardCache;
@@ -72,6 +72,7 @@ struct EffectRunner {
     waiting: Option<(Refusal, Instant)>,
     /// Begins with the first join: until then the audit service knows of no such worker.
     witnessing: Option<Witnessing>,
+    receipts: Option<Receipts>,
 }
 
 impl Service {
@@ -114,7 +115,12 @@ impl Service {
             time: time.clone(),
         };
         listener.listen(&bus, sender.clone()).await?;
-        let (events, publishing) = Events::start(chain, bus.clone(), domain);
+        let (events, receipts, publishing) = Events::start(
+            chain,
+            bus.clone(),
+            &checked.trust,
+            config.worker.receipt_within.millis(),
+        );
         let (told, progress) = watch::channel((WorkId(0), Steps(0)));
         let (engine, training) = Engine::start(config.training.clone(), Arc::clone(&meter), told)
             .map_err(|error| {
@@ -140,6 +146,7 @@ impl Service {
             unit: None,
             waiting: None,
             witnessing: None,
+            receipts: Some(receipts),
         };
         Ok(Self {
             core,
@@ -370,13 +377,15 @@ impl EffectRunner {
         } = reply;
         tracing::info!(run = %spec.run, settings = %spec_digest, "joined");
         self.waiting = None;
-        if self.witnessing.is_none() {
+        if let Some(receipts) = self.receipts.take() {
             let asking = Asking {
                 bus: self.bus.clone(),
                 run: self.checked.run.clone(),
                 worker: self.worker.clone(),
-                emitter: self.checked.audit_key.public().clone(),
+                key: Arc::clone(&self.checked.audit_key),
+                domain: self.checked.trust.domain.to_string(),
                 events: self.events.clone(),
+                receipts,
             };
             let trust = &self.checked.trust;
             self.witnessing = Some(Witnessing::begin(asking, &self.state, trust));

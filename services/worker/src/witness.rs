@@ -6,22 +6,24 @@
 //! Nothing here holds up training: without heads, or with heads that contradict each other, the
 //! worker says so and trains on.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use backoff::spread;
-use identity::{TrustBundle, WitnessKey};
+use identity::{AuditKey, TrustBundle, WitnessKey};
 use runtime::{Bus, BusError, Failure, clock};
 use schemas::event::WorkerEvent;
-use schemas::head::{CosignRequest, HeadReply, HeadRequest};
+use schemas::head::{CosignRequest, HeadReply, HeadRequest, Inclusion};
 use schemas::lease::Done;
 use schemas::subject::{LogVerb, log_subject};
-use schemas::{Code, PublicKey, RunId, UnixMillis, V, WorkerId};
+use schemas::{ChainSequence, Code, RunId, UnixMillis, V, WorkerId};
 use tlog::Head;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use witness::{Doubt, Followed, Step};
+use witness::{Doubt, Followed, Step, is_included};
 
-use crate::events::Events;
+use crate::events::{Events, Looked, Receipts};
 use crate::state::StateFolder;
 
 /// Longest pause between two questions; the half of it is the shortest. A head is signed ten seconds
@@ -77,9 +79,12 @@ pub(crate) struct Asking {
     pub(crate) bus: Bus,
     pub(crate) run: RunId,
     pub(crate) worker: WorkerId,
-    /// The public audit key of its chain.
-    pub(crate) emitter: PublicKey,
+    /// The audit key of its chain.
+    pub(crate) key: Arc<AuditKey>,
+    /// The trust domain in which it signs.
+    pub(crate) domain: String,
     pub(crate) events: Events,
+    pub(crate) receipts: Receipts,
 }
 
 /// The task that asks, keeps and cosigns.
@@ -105,17 +110,26 @@ impl Follower {
     }
 
     async fn ask(&mut self) -> Result<(), BusError> {
+        let asked = self.asking.receipts.asked.borrow().clone();
         let question = HeadRequest {
             v: V,
             known: self.memory.kept.as_ref().map_or(0, |head| head.size),
-            emitter: self.asking.emitter.clone(),
-            events: Vec::new(),
+            emitter: self.asking.key.public().clone(),
+            events: asked.iter().map(|(sequence, _)| *sequence).collect(),
         };
         let reply: HeadReply = self.request(LogVerb::Head, &question).await?;
         match self.memory.see(&reply) {
             Ok(Seen::Taken) => {
                 let kept = self.memory.kept.iter();
                 kept.for_each(|head| self.asking.events.know(head));
+                let entry = |body: Vec<u8>| {
+                    chain::leaf(&self.asking.key.sign_event(&self.asking.domain, body))
+                };
+                let asked = asked.into_iter();
+                let entries = asked.filter_map(|(sequence, body)| Some((sequence, entry(body)?)));
+                let covered = self.memory.covered(&reply.events, &entries.collect());
+                // If the publisher is busy, the next look says the same.
+                let _told = self.asking.receipts.looked.try_send(Looked(covered));
                 self.cosign().await
             }
             Ok(Seen::Refused { doubt, again }) => {
@@ -295,6 +309,24 @@ impl Memory {
         }
     }
 
+    /// The events that are under the kept head, of those whose entries are given.
+    fn covered(
+        &self,
+        shown: &[Inclusion],
+        entries: &BTreeMap<ChainSequence, Vec<u8>>,
+    ) -> Vec<ChainSequence> {
+        let Some(head) = &self.kept else {
+            return Vec::new();
+        };
+        let holds = |one: &&Inclusion| {
+            let hashes: Vec<[u8; 32]> = one.hashes.iter().map(|hash| **hash).collect();
+            let entry = entries.get(&one.sequence);
+            entry.is_some_and(|entry| is_included(head, one.index, entry, &hashes))
+        };
+        let shown = shown.iter().filter(holds);
+        shown.map(|one| one.sequence).collect()
+    }
+
     /// The cosignature of the kept head, if it covers more than `known` events.
     fn cosign(&self, now: UnixMillis, known: u64) -> Option<CosignRequest> {
         let head = self.kept.as_ref().filter(|head| head.size > known)?;
@@ -311,7 +343,7 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
-    use identity::{AuditKey, HeadKey, ManifestKey};
+    use identity::{HeadKey, ManifestKey};
     use serde_bytes::ByteArray;
     use tlog::Writer;
     use tlog::layout::Tile;
@@ -488,6 +520,46 @@ mod tests {
         let reply = scene.service.answer(3);
         assert_eq!(memory.see(&reply).expect("the disk has room"), Seen::Taken);
         assert_eq!(size(&memory), 4);
+    }
+
+    #[test]
+    fn ls_04_an_event_is_covered_only_where_the_kept_head_leads_to_it() {
+        let mut scene = Scene::new();
+        let mut memory = scene.memory();
+        scene.service.sign(&["a", "b", "c"]);
+        let reply = scene.service.answer(0);
+        memory.see(&reply).expect("the disk has room");
+        let mut read = |tile: Tile| {
+            Ok::<_, std::convert::Infallible>(scene.service.files.get(&tile.path()).cloned())
+        };
+        let mut prover = Prover::new(3, &mut read);
+        let mut shown = |sequence: u64, index: u64| {
+            let Ok(hashes) = prover.inclusion(index);
+            Inclusion {
+                sequence: ChainSequence(sequence),
+                index,
+                hashes: hashes
+                    .expect("it is there")
+                    .into_iter()
+                    .map(ByteArray::new)
+                    .collect(),
+            }
+        };
+        let entries: BTreeMap<ChainSequence, Vec<u8>> = [(4, "a"), (5, "b"), (6, "x")]
+            .map(|(sequence, entry)| (ChainSequence(sequence), entry.into()))
+            .into();
+        let good = [shown(4, 0), shown(5, 1)];
+        let covered = vec![ChainSequence(4), ChainSequence(5)];
+        assert_eq!(memory.covered(&good, &entries), covered);
+        for bad in [shown(4, 1), shown(6, 2), shown(7, 0)] {
+            assert_eq!(
+                memory.covered(std::slice::from_ref(&bad), &entries),
+                [],
+                "{bad:?}"
+            );
+        }
+        memory.kept = None;
+        assert_eq!(memory.covered(&good, &entries), []);
     }
 
     #[test]

@@ -83,10 +83,12 @@ pub(crate) enum Account {
 }
 
 impl Examined {
-    /// The emitter and the position of a worker's event under its own subject.
-    pub const fn of_worker(&self) -> Option<(&PublicKey, ChainSequence)> {
+    /// The emitter, the position and the digest of a worker's event under its own subject.
+    pub const fn of_worker(&self) -> Option<(&PublicKey, ChainSequence, Digest)> {
         match &self.content {
-            Content::Worker(record) => Some((&record.body.emitter, record.body.sequence)),
+            Content::Worker(record) => {
+                Some((&record.body.emitter, record.body.sequence, record.digest))
+            }
             Content::Ledger(_) | Content::Security(_) | Content::Nothing { .. } => None,
         }
     }

@@ -12,7 +12,7 @@ use schemas::{
     WorkerId, is_answer,
 };
 
-use crate::places::Places;
+use crate::places::{Logged, Places};
 use crate::rate::Rate;
 
 /// Most workers whose rates and chains are remembered: twice as many as a run may have. A worker
@@ -44,11 +44,7 @@ pub enum Notice {
     /// The readers' copy shows the chain of this key up to the position before `next`.
     Reached { key: PublicKey, next: ChainSequence },
     /// An event of a worker has this index in the log.
-    Logged {
-        key: PublicKey,
-        sequence: ChainSequence,
-        index: u64,
-    },
+    Logged { key: PublicKey, logged: Logged },
 }
 
 /// A sender: a tenant's account, a run, a worker.
@@ -175,11 +171,7 @@ impl Intake {
             Notice::ShutOut { run, worker } => drop(self.shut_out.insert((run, worker))),
             Notice::Readmitted { run, worker } => drop(self.shut_out.remove(&(run, worker))),
             Notice::Reached { key, next } => drop(self.reached.insert(key, next)),
-            Notice::Logged {
-                key,
-                sequence,
-                index,
-            } => self.places.note(&key, sequence, index),
+            Notice::Logged { key, logged } => self.places.note(&key, logged),
         }
     }
 
@@ -308,6 +300,13 @@ impl Intake {
             Ok(question) => QuestionCheck::Question(sender.2, question),
             Err(refusal) => QuestionCheck::Refused(refusal),
         }
+    }
+
+    /// True if this very event is in the log already. A worker sends what no head covers again,
+    /// also when more events have followed.
+    pub fn is_logged(&self, candidate: &Candidate) -> bool {
+        let Entry { body, digest, .. } = &candidate.event;
+        self.places.has(&body.emitter, body.sequence, *digest)
     }
 
     /// The end of the sender's chain, if it is known; the chain may be empty.

@@ -56,7 +56,7 @@ pub use finding::{Finding, PlacedFinding};
 pub use intake::{
     Candidate, ChainCheck, Enrolment, Intake, MessageCheck, Notice, Question, QuestionCheck, Tail,
 };
-pub use places::{PLACES_MAX, Places};
+pub use places::{Logged, PLACES_MAX, Places};
 pub use rate::{
     BYTES_BURST, BYTES_PER_SECOND, EVENTS_BURST, EVENTS_PER_SECOND, RECORDED_BURST,
     RECORDED_PER_SECOND,

@@ -48,6 +48,7 @@ mod poisoned_state;
 mod privacy;
 mod promotion;
 mod quarantine;
+mod receipts;
 mod recompute;
 mod reissued;
 mod release_before;

@@ -36,7 +36,7 @@ pub(crate) fn subject(member: &Member, kind: &str) -> String {
     )
 }
 
-fn stopped(member: &mut Member) -> SignedEvent {
+pub(crate) fn stopped(member: &mut Member) -> SignedEvent {
     let event = WorkerEvent::Stopped {
         reason: "x".to_owned(),
     };
@@ -51,7 +51,7 @@ pub(crate) fn scene() -> (Intake, Member) {
     (intake, member)
 }
 
-fn candidate(heard: MessageCheck) -> Candidate {
+pub(crate) fn candidate(heard: MessageCheck) -> Candidate {
     match heard {
         MessageCheck::Candidate(candidate) => *candidate,
         other => panic!("not taken: {other:?}"),

@@ -1,13 +1,14 @@
 //! Workers' questions about the log: which of them are answered, and how.
 
-use audit_core::{EVENTS_BURST, MessageCheck, Notice, Question, QuestionCheck};
+use audit_core::{EVENTS_BURST, Intake, Logged, MessageCheck, Notice, Question, QuestionCheck};
+use schemas::event::SignedEvent;
 use schemas::head::{ASKED_MAX, CosignRequest, HeadRequest};
 use schemas::subject::Lane;
-use schemas::{ChainSequence, Code, Message as _, V};
+use schemas::{ChainSequence, Code, Digest, Message as _, V};
 use serde_bytes::ByteArray;
 
-use crate::intake::{FLOOD, NOW, enrolment, scene, subject};
-use crate::log::{Member, run};
+use crate::intake::{FLOOD, NOW, candidate, enrolment, scene, stopped, subject};
+use crate::log::{DOMAIN, Member, run};
 
 /// A question about the log, as the broker passes it on.
 fn log_subject(member: &Member, verb: &str) -> String {
@@ -45,8 +46,11 @@ fn a_worker_learns_the_places_of_its_own_events_and_of_no_others() {
     for sequence in 0..50 {
         intake.learn(Notice::Logged {
             key: member.emitter.public.clone(),
-            sequence: ChainSequence(sequence),
-            index: 100 + sequence,
+            logged: Logged {
+                sequence: ChainSequence(sequence),
+                digest: Digest::of(b"any"),
+                index: 100 + sequence,
+            },
         });
     }
     let mut ask = |asker: &Member, of: &Member, events: Vec<ChainSequence>| {
@@ -125,4 +129,37 @@ fn a_worker_that_asks_without_end_gets_no_answer() {
     let answered = (0..FLOOD).take_while(|_| ask() != QuestionCheck::Over(member.worker.clone()));
     let answered = answered.count() as u64;
     assert!((1..=EVENTS_BURST).contains(&answered), "{answered}");
+}
+
+/// A worker that saw no head over an event sends it again, also after others: it is recorded.
+#[test]
+fn ls_04_an_event_of_the_log_is_known_when_it_comes_again_after_others() {
+    let (mut intake, mut member) = scene();
+    let (first, second) = (stopped(&mut member), stopped(&mut member));
+    let mut fork = Member::new(1);
+    let event = schemas::event::WorkerEvent::Stopped {
+        reason: "another".to_owned(),
+    };
+    let event = schemas::event::Event::Worker(event);
+    let fork = fork.emitter.speak(DOMAIN, NOW.get(), Some(run()), event);
+    let subject = subject(&member, "stopped");
+    let hear = |intake: &mut Intake, event: &SignedEvent| {
+        candidate(intake.check_message(NOW, &subject, &event.encode()))
+    };
+    let heard = hear(&mut intake, &first);
+    assert!(!intake.is_logged(&heard), "it is new");
+    intake.learn(Notice::Logged {
+        key: member.emitter.public.clone(),
+        logged: Logged {
+            sequence: ChainSequence(0),
+            digest: Digest::of(&first.body),
+            index: 3,
+        },
+    });
+    let heard = hear(&mut intake, &first);
+    assert!(intake.is_logged(&heard));
+    for other in [&second, &fork] {
+        let heard = hear(&mut intake, other);
+        assert!(!intake.is_logged(&heard), "{other:?}");
+    }
 }
