@@ -42,11 +42,12 @@ struct Kept {
 
 /// What happens where an object that names others is not in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gaps {
+enum Gaps<'a> {
     /// Nobody can tell what is needed.
     Refused,
-    /// What it names is not known, and the rest is.
-    Passed,
+    /// What it names is not known, and the rest is. The store's list, which comes with this, lacks
+    /// the object too: a store that denies for a moment what it has is no loss.
+    Passed(&'a BTreeMap<Digest, Bytes>),
 }
 
 /// A deletion under way; dropping it ends it.
@@ -140,8 +141,9 @@ pub(crate) async fn look(
         let detail = format!("the ledger has {events} of the {known} events before the order");
         return Err(Refusal::new(Code::CollectionUnsure, detail));
     }
-    let needed = all_needed(store, run, mark.needed).await?;
     let stored = stored(store).await?;
+    let kin = mark.kin();
+    let needed = all_needed(store, &kin, mark.needed, &stored).await?;
     let old = all_old(store, mark.old, &stored).await?;
     let swept = tokio::task::spawn_blocking(move || Mark::sweep(old, &needed, &stored));
     swept
@@ -156,19 +158,21 @@ async fn stored(store: &Store) -> Result<BTreeMap<Digest, Bytes>, Refusal> {
     listed.try_collect().await.map_err(|error| refusal(&error))
 }
 
-/// Every object that is needed. If the run itself needs something that cannot be read, that may name
-/// anything of it, so then nothing goes. What is lost of another run is that run's loss: its
-/// operator hears of it, and the rest of it is kept.
+/// Every object that is needed. If the run itself, or one of its `kin`, needs something that cannot
+/// be read, that may name anything old of the run, so then nothing goes. What is lost of another run
+/// is that run's loss: its operator hears of it, and the rest of it is kept.
 async fn all_needed(
     store: &Store,
-    run: &RunId,
+    kin: &BTreeSet<RunId>,
     needed: Vec<Needed>,
+    stored: &BTreeMap<Digest, Bytes>,
 ) -> Result<BTreeSet<Digest>, Refusal> {
     let mut reads = BTreeMap::new();
     for Needed { run: of, named } in needed {
         // Each base and each data set is named many times.
-        let (_, gaps) = reads.entry(first(&named)).or_insert((named, Gaps::Passed));
-        if of.is_none_or(|of| of == *run) {
+        let passed = (named, Gaps::Passed(stored));
+        let (_, gaps) = reads.entry(first(&passed.0)).or_insert(passed);
+        if of.is_none_or(|of| kin.contains(&of)) {
             *gaps = Gaps::Refused;
         }
     }
@@ -229,14 +233,18 @@ fn names_others(named: &Named) -> Option<Digest> {
 
 /// Everything that is named: the objects, and those that these name, each with the number of layers
 /// that it names.
-async fn objects(store: &Store, named: Named, gaps: Gaps) -> Result<Vec<(Digest, u8)>, Refusal> {
+async fn objects(
+    store: &Store,
+    named: Named,
+    gaps: Gaps<'_>,
+) -> Result<Vec<(Digest, u8)>, Refusal> {
     let mut all = Vec::new();
     match named {
         Named::Plain(object) => all.push((object.digest, 0)),
         Named::Chunks(chunks) => chunk_names(store, &chunks, gaps, &mut all).await?,
         Named::Snapshot(object) => {
             all.push((object.digest, 2));
-            let Some(manifest) = gaps.pass(snapshot(store, object).await)? else {
+            let Some(manifest) = gaps.pass(object.digest, snapshot(store, object).await)? else {
                 return Ok(all);
             };
             let copies = [&manifest.weights, &manifest.broadcast.chunks];
@@ -246,7 +254,7 @@ async fn objects(store: &Store, named: Named, gaps: Gaps) -> Result<Vec<(Digest,
         }
         Named::Data(object) => {
             all.push((object.digest, 1));
-            let Some(data) = gaps.pass(check::data(store, object).await)? else {
+            let Some(data) = gaps.pass(object.digest, check::data(store, object).await)? else {
                 return Ok(all);
             };
             let shards = data.train.iter().chain(&data.held_out);
@@ -262,23 +270,29 @@ async fn objects(store: &Store, named: Named, gaps: Gaps) -> Result<Vec<(Digest,
 async fn chunk_names(
     store: &Store,
     chunks: &Chunks,
-    gaps: Gaps,
+    gaps: Gaps<'_>,
     all: &mut Vec<(Digest, u8)>,
 ) -> Result<(), Refusal> {
-    all.extend(chunks.listed().map(|listed| (listed.list.digest, 1)));
-    if let Some(named) = gaps.pass(store.chunks(chunks).await)? {
-        all.extend(named.iter().map(|chunk| (chunk.digest, 0)));
-    }
+    let list = chunks.listed().map(|listed| listed.list.digest);
+    all.extend(list.map(|list| (list, 1)));
+    let read = store.chunks(chunks).await;
+    let named = match list {
+        Some(list) => gaps.pass(list, read)?,
+        None => Some(read?),
+    };
+    let named = named.unwrap_or_default();
+    all.extend(named.iter().map(|chunk| (chunk.digest, 0)));
     Ok(())
 }
 
-impl Gaps {
-    /// What was read; none for an object that is lost and may be.
-    fn pass<T>(self, read: Result<T, Refusal>) -> Result<Option<T>, Refusal> {
+impl Gaps<'_> {
+    /// What was read of an object; none if it is lost and may be.
+    fn pass<T>(self, object: Digest, read: Result<T, Refusal>) -> Result<Option<T>, Refusal> {
+        let lost = matches!(self, Self::Passed(stored) if !stored.contains_key(&object));
         match read {
-            Err(lost) if lost.code == Code::ObjectMissing && self == Self::Passed => {
+            Err(missing) if missing.code == Code::ObjectMissing && lost => {
                 let code = Code::ObjectMissing;
-                tracing::warn!(%code, next = code.next_step(), "another run has lost an object, and what only that names is kept for nobody: {}", lost.detail);
+                tracing::warn!(%code, next = code.next_step(), "another run has lost an object, and what only that names is kept for nobody: {}", missing.detail);
                 Ok(None)
             }
             read => read.map(Some),
@@ -346,6 +360,7 @@ mod tests {
     use futures::FutureExt as _;
 
     use super::*;
+    use crate::store::tests::answering;
 
     #[tokio::test]
     async fn an_object_that_is_written_meanwhile_is_not_deleted() {
@@ -366,14 +381,52 @@ mod tests {
 
     #[test]
     fn only_a_lost_object_of_another_run_is_passed_over() {
+        let (object, code) = (Digest::of(b"it"), Code::ObjectMissing);
         let lost = |code| Err::<(), _>(Refusal::new(code, "it"));
-        let outcome = |gaps: Gaps, code| gaps.pass(lost(code)).map_err(|refusal| refusal.code);
-        assert_eq!(outcome(Gaps::Passed, Code::ObjectMissing), Ok(None));
-        let refused = outcome(Gaps::Refused, Code::ObjectMissing);
-        assert_eq!(refused, Err(Code::ObjectMissing));
+        let outcome = |gaps: Gaps<'_>, code| {
+            let passed = gaps.pass(object, lost(code));
+            passed.map_err(|refusal| refusal.code)
+        };
+        let (empty, lists_it) = (BTreeMap::new(), BTreeMap::from([(object, Bytes(2))]));
+        assert_eq!(outcome(Gaps::Passed(&empty), code), Ok(None));
+        let denied = outcome(Gaps::Passed(&lists_it), code);
+        assert_eq!(denied, Err(code), "the store lists it");
+        assert_eq!(outcome(Gaps::Refused, code), Err(code));
         let away = Code::StoreUnreachable;
-        assert_eq!(outcome(Gaps::Passed, away), Err(away));
-        assert_eq!(Gaps::Refused.pass(Ok(1)), Ok(Some(1)));
+        assert_eq!(outcome(Gaps::Passed(&empty), away), Err(away));
+        assert_eq!(Gaps::Refused.pass(object, Ok(1)), Ok(Some(1)));
+    }
+
+    #[tokio::test]
+    async fn what_is_lost_stops_the_collection_of_its_run_and_of_its_kin() {
+        let (store, _serving) = answering("404 Not Found").await;
+        let lost = ObjectRef::of(b"a manifest");
+        let named = |run: Option<&str>| Needed {
+            run: run.map(|run| run.parse().expect("a name")),
+            named: Named::Snapshot(lost),
+        };
+        let kin = ["own", "twin"].map(|run| run.parse().expect("a name"));
+        let kin = BTreeSet::from(kin);
+        let listed = BTreeMap::from([(lost.digest, lost.bytes)]);
+        let all = async |needed: &[Option<&str>], stored: &BTreeMap<Digest, Bytes>| {
+            let needed = needed.iter().map(|run| named(*run)).collect();
+            let found = all_needed(&store, &kin, needed, stored).await;
+            found.map_err(|refusal| refusal.code)
+        };
+        let nothing = BTreeMap::new();
+        let kept = Ok(BTreeSet::from([lost.digest]));
+        assert_eq!(all(&[Some("other")], &nothing).await, kept);
+        let unsure = Err(Code::CollectionUnsure);
+        for needed in [
+            &[Some("own")][..],
+            &[Some("twin")],
+            &[None],
+            &[Some("other"), Some("own")],
+            &[Some("own"), Some("other")],
+        ] {
+            assert_eq!(all(needed, &nothing).await, unsure, "{needed:?}");
+        }
+        assert_eq!(all(&[Some("other")], &listed).await, unsure, "it has it");
     }
 
     #[tokio::test]

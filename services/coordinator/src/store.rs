@@ -14,12 +14,14 @@ use objects::{
 };
 use recompute::Objects;
 use runtime::Failure;
+use schemas::member::{Layer, Posture};
 use schemas::run::RunSpec;
-use schemas::{Chunks, Code, Digest, ObjectRef, Refusal};
+use schemas::{Chunks, Code, Digest, ObjectRef, PublicKey, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::collection::Keeper;
 use crate::config::Config;
+use crate::mark::StoreMark;
 
 /// The unit in which memory for contributions is counted. The count of a semaphore is too small for
 /// all bytes of a large machine, so it counts pages.
@@ -83,7 +85,7 @@ fn invalid(error: &dyn std::fmt::Display) -> Failure {
 ///
 /// # Errors
 /// [`Code::StoreUnfit`], or the store cannot be reached.
-pub(crate) async fn check(config: &Config) -> Result<(), Failure> {
+async fn check(config: &Config) -> Result<(), Failure> {
     let (endpoint, keys) = reach(config)?;
     let report = check_briefly(&endpoint, &keys).await?;
     for row in report.rows.iter().filter(|row| !row.holds) {
@@ -101,7 +103,29 @@ pub(crate) async fn check(config: &Config) -> Result<(), Failure> {
 }
 
 impl Store {
-    pub(crate) fn new(config: &Config) -> Result<Self, Failure> {
+    /// Access to the store, once it has shown that it is there, serves no strangers and keeps the
+    /// rules that it must, as far as the configuration wants that.
+    ///
+    /// # Errors
+    /// The coded reason why this store is not used.
+    pub(crate) async fn open(
+        config: &Config,
+        posture: &Posture,
+        domain: &PublicKey,
+    ) -> Result<Self, Failure> {
+        let store = Self::new(config)?;
+        store.buckets.ping().await?;
+        if !posture.is_open(Layer::Bulk) {
+            let known = StoreMark::digest(domain);
+            store.buckets.refuse_strangers(known).await?;
+        }
+        if config.store.check {
+            check(config).await?;
+        }
+        Ok(store)
+    }
+
+    fn new(config: &Config) -> Result<Self, Failure> {
         let (endpoint, keys) = reach(config)?;
         let clock = StoreClock::default();
         let limits = TransferLimits::default();
@@ -254,9 +278,16 @@ pub(crate) fn refusal(error: &ObjectError) -> Refusal {
 pub(crate) mod tests {
     use futures::FutureExt as _;
     use runtime::{ConfigBytes, ConfigDuration};
+    use schemas::member::OpenLayer;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
     use crate::config::{LimitsConfig, StoreConfig};
+
+    /// A server; dropping it ends it.
+    type Serving = AbortOnDropHandle<()>;
 
     /// A configuration with keys in `folder`.
     fn config(folder: &std::path::Path, limits: LimitsConfig) -> Config {
@@ -296,35 +327,76 @@ pub(crate) mod tests {
         (store, permits)
     }
 
-    /// A server that says yes to everything: it would take other bytes than were announced.
-    #[tokio::test]
-    async fn tl_20_a_store_that_takes_everything_is_refused_at_the_start() {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    /// A configuration whose store gives this answer to everything. It answers while the task runs.
+    async fn config_of(folder: &std::path::Path, status: &'static str) -> (Config, Serving) {
+        let listener = TcpListener::bind("127.0.0.1:0").await;
         let listener = listener.expect("a port is free");
         let address = listener.local_addr().expect("it listens");
         let serving = tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let mut head = [0; 8192];
-                let _read = stream.read(&mut head).await;
-                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-                let _sent = stream.write_all(answer).await;
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer(stream, status));
             }
         });
-        let scratch = tempfile::tempdir().expect("a scratch folder");
-        let mut config = config(scratch.path(), LimitsConfig::default());
+        let mut config = config(folder, LimitsConfig::default());
         config.store.url = format!("http://{address}");
-        config.limits.store_patience = ConfigDuration::from_secs(0);
-        let refused = check(&config).await.expect_err("it keeps no rule");
-        assert_eq!(refused.code(), Code::StoreUnfit);
-        let said = refused.refusal().to_string();
-        assert!(
-            said.contains("wrong bytes are refused and absent"),
-            "{said}"
-        );
-        serving.abort();
-        let away = check(&config).await.expect_err("nobody listens");
-        assert_ne!(away.code(), Code::StoreUnfit, "nothing is known");
+        config.limits.store_patience = ConfigDuration::from_secs(5);
+        (config, AbortOnDropHandle::new(serving))
+    }
+
+    /// Answers one request, with its body read.
+    async fn answer(mut stream: TcpStream, status: &str) -> Option<()> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.ok()?);
+        }
+        let head = String::from_utf8_lossy(&head).to_lowercase();
+        let length = |line: &str| line.strip_prefix("content-length: ")?.parse().ok();
+        let mut body = vec![0; head.lines().find_map(length).unwrap_or(0)];
+        stream.read_exact(&mut body).await.ok()?;
+        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        stream.write_all(answer.as_bytes()).await.ok()?;
+        stream.shutdown().await.ok()
+    }
+
+    /// Access to a store that gives this answer to everything, while the task runs.
+    pub(crate) async fn answering(status: &'static str) -> (Store, Serving) {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let (config, serving) = config_of(scratch.path(), status).await;
+        let store = Store::new(&config).expect("nothing is connected yet");
+        (store, serving)
+    }
+
+    /// A server that says yes to everything: it would take other bytes than were announced.
+    #[tokio::test]
+    async fn tl_20_a_store_that_takes_everything_is_refused_at_the_start() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let (mut config, serving) = config_of(scratch.path(), "200 OK").await;
+        let domain = format!("O{}", "A".repeat(55)).parse().expect("a key");
+        let bulk_is_open = Posture {
+            open: vec![OpenLayer {
+                layer: Layer::Bulk,
+                reason: "a test".to_owned(),
+            }],
+        };
+        let open = async |config: &Config, posture: &Posture| {
+            let opened = Store::open(config, posture, &domain).await;
+            opened.map(|_| ()).map_err(|failure| {
+                let said = failure.refusal().to_string();
+                (failure.code(), said)
+            })
+        };
+        let (code, said) = open(&config, &bulk_is_open).await.expect_err("no rule");
+        assert_eq!(code, Code::StoreUnfit);
+        let rule = "wrong bytes are refused and absent";
+        assert!(said.contains(rule), "{said}");
+        let (code, _) = open(&config, &Posture::default()).await.expect_err("open");
+        assert_eq!(code, Code::StrangerServed);
+        config.store.check = false;
+        open(&config, &bulk_is_open).await.expect("it is not tried");
+        config.store.check = true;
+        drop(serving);
+        let (code, _) = open(&config, &bulk_is_open).await.expect_err("nobody");
+        assert_eq!(code, Code::StoreUnreachable, "nothing is known");
     }
 
     #[tokio::test]

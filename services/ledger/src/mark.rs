@@ -120,6 +120,18 @@ impl<'a> Mark<'a> {
         mark
     }
 
+    /// The runs that may have made objects which this one names too: itself, and those that began
+    /// with the same weights. What such a run has lost may name anything old of this run.
+    pub fn kin(&self) -> BTreeSet<RunId> {
+        let initial = |run: &Run| run.spec.model.initial.digest();
+        let own = self.state.run(self.run).map(initial);
+        let others = self.state.runs();
+        let kin = others.filter(|(_, other)| Some(initial(other)) == own);
+        kin.map(|(name, _)| name.clone())
+            .chain([self.run.clone()])
+            .collect()
+    }
+
     /// Takes the next event of the ledger.
     pub fn note(&mut self, body: &EventBody) {
         let (Some(run), Event::Ledger(event)) = (&body.run, &body.event) else {

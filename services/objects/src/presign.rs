@@ -29,7 +29,8 @@ pub(crate) const CHECKSUM: &str = "x-amz-checksum-sha256";
 pub const HOLDER: &str = "x-w";
 /// The query parameter that tells a granted URL to read from all others: two that were signed for
 /// the same object in the same second would be equal otherwise, and the embedded store serves an
-/// object once for each URL.
+/// object once for each URL. Its first half is the same for all URLs of a holder, so that the store
+/// can bound how many one holder has in use; the second half is a number.
 pub const GRANT: &str = "x-diloco-grant";
 /// The only content type: nothing reads the content.
 pub(crate) const CONTENT_TYPE: &str = "application/octet-stream";
@@ -54,6 +55,8 @@ pub struct Signer {
     names_holders: bool,
     /// The holder that URLs are given to, where they name one.
     holder: Option<PublicKey>,
+    /// The first half of the grants of this holder.
+    tag: u64,
 }
 
 /// A bucket of an endpoint with the access key that signs for it.
@@ -81,9 +84,19 @@ impl Numbers {
         Self(Arc::new(AtomicU64::new(first)))
     }
 
-    fn next(&self) -> String {
-        format!("{:016x}", self.0.fetch_add(1, Ordering::Relaxed))
+    fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+/// What stands for a holder in grants. Nobody gains by a key with the tag of another: both would
+/// share a bound.
+fn tag(holder: &PublicKey) -> u64 {
+    let digest = Digest::of(holder.as_str().as_bytes());
+    let (first, _) = digest.as_bytes().split_at(8);
+    first
+        .iter()
+        .fold(0, |tag, byte| (tag << 8) | u64::from(*byte))
 }
 
 impl StoreClock {
@@ -148,10 +161,11 @@ impl Signer {
             numbers: Numbers::new(),
             names_holders: false,
             holder: None,
+            tag: 0,
         })
     }
 
-    /// The same signer for a store with mutual TLS: [`Signer::given_to`] has an effect.
+    /// The same signer for a store with mutual TLS: [`Signer::given_to`] names the holder.
     #[must_use]
     pub fn naming_holders(self, names_holders: bool) -> Self {
         Self {
@@ -161,11 +175,12 @@ impl Signer {
     }
 
     /// The same signer for URLs that this holder gets. A store with mutual TLS takes them from
-    /// nobody else.
+    /// nobody else, and the embedded one bounds how many of them are in use.
     #[must_use]
     pub fn given_to(&self, holder: &PublicKey) -> Self {
         Self {
             holder: self.names_holders.then(|| holder.clone()),
+            tag: tag(holder),
             ..self.clone()
         }
     }
@@ -187,7 +202,8 @@ impl Signer {
     /// A URL to read one verified object, another one at each call. `now` is this machine's clock.
     pub fn get(&self, digest: Digest, now: UnixMillis) -> Grant {
         let now = self.clock.at(now);
-        let (name, grant) = (BlobKey(digest).to_string(), self.numbers.next());
+        let grant = format!("{:016x}{:016x}", self.tag, self.numbers.next());
+        let name = BlobKey(digest).to_string();
         let request = Request {
             method: rusty_s3::Method::Get,
             key: &name,
@@ -412,6 +428,25 @@ mod tests {
         let urls = [&signer, &signer, &signer.clone(), &other.unwrap()].map(url);
         let different: std::collections::BTreeSet<_> = urls.iter().collect();
         assert_eq!(different.len(), urls.len(), "{urls:?}");
+    }
+
+    /// The embedded store bounds the URLs of each holder by it.
+    #[test]
+    fn tl_27_the_grants_of_a_holder_begin_alike_and_those_of_others_do_not() {
+        let holders = ["B", "C"].map(|name| format!("U{}", name.repeat(55)).parse().unwrap());
+        let signer = signer();
+        let begin = |signer: &Signer| {
+            let grant = signer.get(Digest::of(b""), UnixMillis(1_700_000_000_000));
+            let url = Url::parse(&grant.action.unwrap().href).unwrap();
+            let mut pairs = url.query_pairs();
+            let grant = pairs.find(|(name, _)| name == GRANT).unwrap().1;
+            assert_eq!(grant.len(), 32, "{grant}");
+            grant[..16].to_owned()
+        };
+        let [one, other] = holders.map(|holder| signer.given_to(&holder));
+        assert_eq!(begin(&one), begin(&one));
+        assert_ne!(begin(&one), begin(&other));
+        assert_eq!(begin(&signer), "0".repeat(16), "it is given to nobody");
     }
 
     #[test]

@@ -7,7 +7,9 @@
 //!
 //! Each URL that the coordinator grants has a parameter of its own under the signature
 //! ([`objects::presign::GRANT`]), since two URLs that were signed in the same second would be one
-//! otherwise. What was served is in memory: after a restart of the store a URL that has not ended
+//! otherwise. The parameter also tells the holders of URLs apart, of which none has more than a part
+//! of the table: a holder that asks for URLs without end stops its own downloads and nobody else's.
+//! What was served is in memory: after a restart of the store a URL that has not ended
 //! serves its object once more.
 
 use std::collections::HashMap;
@@ -16,6 +18,7 @@ use std::time::Duration;
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
+use objects::presign::GRANT;
 use s3s::{S3Error, s3_error};
 use schemas::{Digest, UnixMillis};
 use tokio::time::Instant;
@@ -24,6 +27,10 @@ use crate::gate::query_value;
 
 /// URLs that are known at once: some 20 MiB. Each was signed with a key, for a minute or so.
 const URLS_MAX: usize = 1 << 17;
+/// URLs of one holder that are known at once: more than it has chunks to read in two minutes.
+const URLS_OF_ONE_MAX: usize = URLS_MAX / 16;
+/// Least time between two searches for URLs that have ended.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// URLs at which those that have ended are forgotten; from then on at twice as many as are left.
 const URLS_FEW: usize = 1 << 10;
 /// Time for which a URL is remembered after its end, in case the clock is set back.
@@ -36,13 +43,17 @@ pub(crate) struct Budgets(Arc<Mutex<Table>>);
 #[derive(Debug)]
 struct Table {
     urls: HashMap<Digest, Budget>,
+    /// The number of URLs of each holder.
+    holders: HashMap<u64, usize>,
     sweep_at: usize,
+    swept: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Budget {
     left: u64,
     until: Instant,
+    holder: u64,
 }
 
 /// A presigned URL whose bytes are counted. It travels with its request.
@@ -52,6 +63,8 @@ pub(crate) struct CountedUrl {
     name: Digest,
     /// It is refused after this time anyway.
     until: Instant,
+    /// What stands for its holder in its grant.
+    holder: u64,
 }
 
 /// Bytes that an answer was promised; those that are not sent are given back.
@@ -66,7 +79,9 @@ impl Default for Table {
     fn default() -> Self {
         Self {
             urls: HashMap::new(),
+            holders: HashMap::new(),
             sweep_at: URLS_FEW,
+            swept: None,
         }
     }
 }
@@ -76,10 +91,9 @@ impl CountedUrl {
     ///
     /// # Errors
     /// The signature is not written as every signer writes it. In another spelling the same
-    /// signature would be another URL.
+    /// signature would be another URL, and in another spelling of its grant that of another holder.
     pub(crate) fn of(query: &str, now: UnixMillis) -> Result<Self, S3Error> {
         let signature = query_value(query, "X-Amz-Signature").unwrap_or_default();
-        let plain = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
         if signature.len() != 64 || !signature.bytes().all(plain) {
             return Err(s3_error!(
                 SignatureDoesNotMatch,
@@ -92,10 +106,33 @@ impl CountedUrl {
                 "X-Amz-Date and X-Amz-Expires are written plainly"
             )
         })?;
+        let grant = query_value(query, GRANT).unwrap_or_default();
+        let holder = holder(grant).ok_or_else(|| {
+            s3_error!(
+                AuthorizationQueryParametersError,
+                "a grant is written as small hexadecimal digits"
+            )
+        })?;
         Ok(Self {
+            holder,
             name: Digest::of(signature.as_bytes()),
             until: Instant::now() + now.until(ends).as_duration() + REMEMBERED,
         })
+    }
+}
+
+/// True for a digit of a signature or a grant as every signer writes it.
+fn plain(byte: u8) -> bool {
+    byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)
+}
+
+/// What stands for the holder in a grant; none for a grant in another spelling. URLs without a holder
+/// are all of the same one.
+fn holder(grant: &str) -> Option<u64> {
+    match grant.len() {
+        0 => Some(0),
+        32 if grant.bytes().all(plain) => u64::from_str_radix(grant.get(..16)?, 16).ok(),
+        _ => grant.bytes().all(plain).then_some(0),
     }
 }
 
@@ -113,7 +150,7 @@ impl Budgets {
     /// Charges `wanted` bytes of an object of `bytes` to a URL.
     ///
     /// # Errors
-    /// The URL has served its object, or too many URLs are in use.
+    /// The URL has served its object, or too many URLs are in use, all together or of its holder.
     pub(crate) fn charge(
         &self,
         url: CountedUrl,
@@ -121,13 +158,8 @@ impl Budgets {
         wanted: u64,
     ) -> Result<Charge, S3Error> {
         let mut table = self.table();
-        if !table.has_room_for(url) {
-            return Err(s3_error!(SlowDown, "too many urls are in use"));
-        }
-        let budget = table.urls.entry(url.name).or_insert(Budget {
-            left: bytes,
-            until: url.until,
-        });
+        let budget = table.budget(url, bytes);
+        let budget = budget.ok_or_else(|| s3_error!(SlowDown, "too many urls are in use"))?;
         budget.left = budget.left.checked_sub(wanted).ok_or_else(|| {
             s3_error!(
                 AccessDenied,
@@ -147,17 +179,46 @@ impl Budgets {
 }
 
 impl Table {
-    /// True if the URL is known, or one more may be. Forgets those that have ended.
-    fn has_room_for(&mut self, url: CountedUrl) -> bool {
-        if self.urls.contains_key(&url.name) {
-            return true;
+    /// The budget of a URL for an object of `bytes`, if the URL is known or one more may be.
+    fn budget(&mut self, url: CountedUrl, bytes: u64) -> Option<&mut Budget> {
+        if !self.urls.contains_key(&url.name) {
+            if self.is_full_for(url) {
+                self.sweep();
+            }
+            if self.urls.len() >= URLS_MAX || self.of(url.holder) >= URLS_OF_ONE_MAX {
+                return None;
+            }
+            *self.holders.entry(url.holder).or_default() += 1;
         }
-        if self.urls.len() >= self.sweep_at.min(URLS_MAX) {
-            let now = Instant::now();
-            self.urls.retain(|_, budget| budget.until > now);
-            self.sweep_at = (2 * self.urls.len()).max(URLS_FEW);
+        let budget = self.urls.entry(url.name);
+        Some(budget.or_insert(Budget {
+            left: bytes,
+            until: url.until,
+            holder: url.holder,
+        }))
+    }
+
+    /// True when it is time to forget URLs that have ended.
+    fn is_full_for(&self, url: CountedUrl) -> bool {
+        let lately = |swept: Instant| swept.elapsed() < SWEEP_EVERY;
+        let full = self.urls.len() >= self.sweep_at.min(URLS_MAX);
+        (full || self.of(url.holder) >= URLS_OF_ONE_MAX) && !self.swept.is_some_and(lately)
+    }
+
+    fn of(&self, holder: u64) -> usize {
+        self.holders.get(&holder).copied().unwrap_or_default()
+    }
+
+    /// Forgets URLs that have ended.
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        self.swept = Some(now);
+        self.urls.retain(|_, budget| budget.until > now);
+        self.holders.clear();
+        for budget in self.urls.values() {
+            *self.holders.entry(budget.holder).or_default() += 1;
         }
-        self.urls.len() < URLS_MAX
+        self.sweep_at = (2 * self.urls.len()).max(URLS_FEW);
     }
 }
 
@@ -188,6 +249,7 @@ mod tests {
         CountedUrl {
             name: Digest::of(&name.to_le_bytes()),
             until: Instant::now() + LIFE,
+            holder: name % 16,
         }
     }
 
@@ -238,6 +300,49 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_holder_of_many_urls_stops_its_own_downloads_and_nobody_elses() {
+        let budgets = Budgets::default();
+        let of_one = |number: u64| url(16 * number);
+        let most = URLS_OF_ONE_MAX as u64;
+        let read = |url: CountedUrl| budgets.charge(url, BYTES, BYTES).map(|_| ());
+        for number in 0..most {
+            read(of_one(number)).unwrap();
+        }
+        let code = |url| read(url).unwrap_err().code().as_str().to_owned();
+        assert_eq!(code(of_one(most)), "SlowDown");
+        read(url(1)).expect("another holder's");
+        read(of_one(0)).expect("it is known, and nothing of it was sent");
+        // When its URLs have ended, it has room again.
+        tokio::time::advance(LIFE).await;
+        read(of_one(most)).unwrap();
+        assert_eq!(budgets.table().urls.len(), 1);
+        assert_eq!(budgets.table().holders, HashMap::from([(0, 1)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_table_is_searched_once_a_second() {
+        let budgets = Budgets::default();
+        let ending = |name: u64, after: Duration| CountedUrl {
+            until: Instant::now() + after,
+            ..url(16 * name)
+        };
+        let read = |url: CountedUrl| budgets.charge(url, BYTES, BYTES).is_ok();
+        let most = URLS_OF_ONE_MAX as u64;
+        for name in 0..most {
+            assert!(read(ending(name, SWEEP_EVERY / 2)));
+        }
+        tokio::time::advance(SWEEP_EVERY / 4).await;
+        assert!(!read(ending(most, LIFE)), "none has ended");
+        tokio::time::advance(SWEEP_EVERY / 2).await;
+        assert!(
+            !read(ending(most, LIFE)),
+            "the last search was less than a second ago"
+        );
+        tokio::time::advance(SWEEP_EVERY / 2).await;
+        assert!(read(ending(most, LIFE)));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_url_is_remembered_until_after_its_end() {
         let query = |signature: &str, date: &str, expires: &str| {
             format!("X-Amz-Date={date}&X-Amz-Expires={expires}&x-w=U&X-Amz-Signature={signature}")
@@ -261,6 +366,24 @@ mod tests {
                 "SignatureDoesNotMatch",
                 "{other}"
             );
+        }
+        let holder = |grant: &str| {
+            let granted = format!("{}&{GRANT}={grant}", query(&signature, date, "60"));
+            let url = CountedUrl::of(&granted, now);
+            url.map(|url| url.holder)
+                .map_err(|error| error.code().clone())
+        };
+        let number = "0123456789abcdef";
+        let tagged = |tag: &str| holder(&format!("{tag}{number}")).unwrap();
+        assert_eq!(tagged("00000000000000ff"), 255);
+        assert_eq!(tagged(number), 0x0123_4567_89ab_cdef);
+        assert_eq!(known.holder, 0, "without a grant");
+        assert_eq!(holder(number), Ok(0), "of an earlier coordinator");
+        let other_spellings = ["0".repeat(31) + "A", "%30".to_owned() + &"0".repeat(29)];
+        for grant in other_spellings.iter().map(String::as_str) {
+            let found = holder(grant).unwrap_err();
+            let expected = "AuthorizationQueryParametersError";
+            assert_eq!(found.as_str(), expected, "{grant}");
         }
         for (date, expires) in [("2023-11-14", "60"), (date, "a minute"), (date, "")] {
             let found = code(&query(&signature, date, expires));

@@ -7,6 +7,7 @@ use ledger::{Kind, Mark, Named, Needed, State};
 use schemas::collection::COLLECTIONS_MAX;
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::hold::Hold;
+use schemas::run::RunSpec;
 use schemas::{Bytes, ChainSequence, Digest, ObjectRef, Round, RunId, V};
 
 use crate::kit::{Book, TIME, created, joined, run_id, spec};
@@ -186,9 +187,12 @@ impl Chain {
 
     /// A run with full snapshots of versions 1 to `count`, whose objects begin with `prefix`.
     fn run(&mut self, name: &str, prefix: &str, count: u64) -> RunId {
+        self.run_of(spec(), name, prefix, count)
+    }
+
+    fn run_of(&mut self, mut spec: RunSpec, name: &str, prefix: &str, count: u64) -> RunId {
         use crate::kit::{accepted, granted, lease, opened, sealed};
         let name: RunId = name.parse().expect("a name");
-        let mut spec = spec();
         spec.run = name.clone();
         spec.schedule.units = 1;
         spec.schedule.rounds = 6;
@@ -302,6 +306,20 @@ fn what_another_run_has_given_up_is_not_needed_by_it() {
     // The same order again, after a process that died before it had deleted.
     let again = chain.mark(&other, 2);
     assert_eq!(going(&again).len(), 4);
+}
+
+/// Without the same weights at the beginning no later weights are the same.
+#[test]
+fn runs_that_began_with_the_same_weights_may_have_made_the_same_objects() {
+    let mut chain = Chain::default();
+    let (one, twin) = (chain.run("one", "a", 1), chain.run("twin", "b", 1));
+    let mut apart = spec();
+    apart.model.initial = vec![object("other weights")].into();
+    let apart = chain.run_of(apart, "apart", "c", 1);
+    let kin = chain.mark(&one, 0).kin();
+    assert_eq!(kin, BTreeSet::from([one, twin]));
+    let kin = chain.mark(&apart, 0).kin();
+    assert_eq!(kin, BTreeSet::from([apart]));
 }
 
 #[test]
