@@ -7,7 +7,7 @@ use std::time::Duration;
 use backoff::Backoff;
 use schemas::event::LeaseEnd;
 use schemas::lease::{LeaseRef, UnitId};
-use schemas::run::{Policy, RunSpec};
+use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
 use schemas::{
     Bytes, Digest, Millis, ObjectRef, Refusal, Round, Steps, SyncId, UnixMillis, WorkerId,
@@ -16,6 +16,7 @@ use schemas::{
 use crate::input::{DeliveryId, Merged, ReplyId, ScreeningId};
 use crate::run::draw::Data;
 use crate::run::failures::Failures;
+use crate::run::leases::LEASE_AGE_MAX;
 use crate::run::lists::Lists;
 use crate::run::masking::Agreement;
 use crate::run::results::Screening;
@@ -90,12 +91,15 @@ pub(crate) struct Foundry {
     /// Failures in a row; they decide the wait before the next try.
     pub(crate) failures: u32,
     pub(crate) save_failures: u32,
+    pub(crate) compare_failures: u32,
     /// No try before this time.
     pub(crate) retry_at: UnixMillis,
     pub(crate) save_at: UnixMillis,
+    pub(crate) compare_at: UnixMillis,
     /// The reason why the last try failed; none after a success.
     pub(crate) trouble: Option<Refusal>,
     pub(crate) save_trouble: Option<Refusal>,
+    pub(crate) compare_trouble: Option<Refusal>,
     /// Set if the weights differ from what the ledger says, or cannot be had: the run gives out no
     /// work until a restart.
     pub(crate) halted: Option<Refusal>,
@@ -145,6 +149,9 @@ pub(crate) struct LiveLease {
     pub(crate) progress_at: UnixMillis,
     /// The time of the grant.
     granted_at: UnixMillis,
+    /// The time from which the holder is compared with the pace of others: that of its first step, as
+    /// a worker that comes anew has the weights and the data to fetch; that of the grant before.
+    paced_from: UnixMillis,
     /// Objects whose upload was granted under it.
     pub(crate) uploads: BTreeSet<Digest>,
     /// Number of chunks that were read ahead under the lease.
@@ -361,6 +368,7 @@ impl LiveLease {
             bytes_moved: Bytes(0),
             progress_at: now,
             granted_at: now,
+            paced_from: now,
             uploads: BTreeSet::new(),
             staged: 0,
             screening: None,
@@ -379,6 +387,9 @@ impl LiveLease {
         if steps_done > self.steps_done || bytes_moved > self.bytes_moved {
             self.progress_at = now;
         }
+        if self.steps_done == Steps(0) && steps_done > Steps(0) {
+            self.paced_from = now;
+        }
         // The count never goes back: else a worker that says 1, 0, 1, 0 would make progress for
         // ever.
         self.steps_done = self.steps_done.max(steps_done);
@@ -391,12 +402,13 @@ impl LiveLease {
     }
 
     /// The time at which the lease ends without further progress or renewal, and the reason for
-    /// that end. `age_max` is the longest that it may last.
-    pub(crate) fn due(&self, life: Millis, age_max: Millis) -> (UnixMillis, LeaseEnd) {
+    /// that end. `slowest` is the longest that it may take beside others.
+    pub(crate) fn due(&self, life: Millis, slowest: Millis) -> (UnixMillis, LeaseEnd) {
         let stalls_at = self
             .progress_at
             .after(progress_wait(life))
-            .min(self.granted_at.after(age_max));
+            .min(self.granted_at.after(LEASE_AGE_MAX))
+            .min(self.paced_from.after(slowest));
         if stalls_at < self.expires_at {
             (stalls_at, LeaseEnd::Stalled)
         } else {
@@ -461,24 +473,6 @@ impl Claims {
             .filter_map(|worker| held.remove(worker))
             .map(|claim| claim.reply)
             .collect()
-    }
-}
-
-/// Longest life of a lease, whatever its holder reports: nobody can check the reports, and long
-/// training is split into units. A worker that only claims progress keeps its round from closing
-/// for a day at most; for less where the pace of others is known ([`age_max`]).
-const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
-
-/// The longest that a lease may last in a run with these rules, beside others that took `pace` for
-/// such a unit. Never less than a lease may stand still.
-pub(crate) fn age_max(policy: &Policy, pace: Option<Millis>) -> Millis {
-    match pace {
-        Some(pace) if policy.pace_ratio_max > 0 => {
-            let longest = pace.get().saturating_mul(policy.pace_ratio_max.into());
-            let longest = Millis(longest).max(progress_wait(policy.lease));
-            LEASE_AGE_MAX.min(longest)
-        }
-        _ => LEASE_AGE_MAX,
     }
 }
 
