@@ -67,6 +67,11 @@ mod tests {
     use crate::lease::{LeaseRef, UnitId, UnitKind};
     use crate::{Epoch, Round, Tokens, UnitIndex, Weight};
 
+    /// A key that consists of a letter.
+    fn key(letter: &str) -> String {
+        format!("U{}", letter.to_uppercase().repeat(55))
+    }
+
     fn inputs(given: &[(&str, f32)]) -> Vec<MergeInput> {
         let input = |(unit, (worker, norm)): (u32, &(&str, f32))| MergeInput {
             lease: LeaseRef {
@@ -77,7 +82,7 @@ mod tests {
                 },
                 epoch: Epoch(1),
             },
-            worker: worker.parse().expect("a name"),
+            worker: key(worker).parse().expect("a key"),
             tokens: Tokens(32),
             weight: Weight(32),
             norm: Some(*norm),
@@ -93,9 +98,12 @@ mod tests {
         let found = voices(&Comparison::of_norms(4.0), &inputs);
         let found: Vec<_> = found
             .iter()
-            .map(|voice| (voice.worker.as_str(), &voice.inputs[..], voice.votes))
+            .map(|voice| (voice.worker.to_string(), &voice.inputs[..], voice.votes))
             .collect();
-        assert_eq!(found, [("a", &[1][..], true), ("b", &[0, 2, 3], true)]);
+        assert_eq!(
+            found,
+            [(key("a"), &[1][..], true), (key("b"), &[0, 2, 3], true)]
+        );
         let found = voices(&Comparison::of_norms(4.0), &inputs);
         assert_eq!((found[0].scale, found[1].scale), (1.0, 0.25));
         assert!(voices(&Comparison::None, &inputs).is_empty());

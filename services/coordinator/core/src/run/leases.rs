@@ -249,7 +249,7 @@ impl RunRoom<'_> {
         }
         let policy = &self.run.spec.policy;
         let pace = match unit.kind {
-            UnitKind::Train => self.live.spans.pace_of_others(&self.run, worker),
+            UnitKind::Train => self.live.spans.pace_of_others(worker),
             UnitKind::Evaluate => None,
         };
         match held.due(policy.lease, age_max(policy, pace)) {

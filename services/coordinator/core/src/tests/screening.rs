@@ -346,7 +346,7 @@ fn an_answer_that_was_not_asked_for_or_is_of_others_changes_nothing() {
         assert_eq!(!asked(&world).is_empty(), at_once);
         let trouble = world.view().trouble.map(|refusal| refusal.code);
         assert_eq!(trouble, (!at_once).then_some(Code::Internal));
-        world.wait(Millis::from_secs(60));
+        world.wait(Millis::from_secs(5));
         assert_eq!(asked(&world).len(), 3, "it is asked again");
     }
     told(&mut world, 0, good.clone());
