@@ -16,8 +16,8 @@ pub struct Voice {
     /// they do not: the inverse of the sum of their norms. The ledger records the norms, so that
     /// everybody who compares scales alike.
     pub scale: f64,
-    /// True if the others are compared with it too. A worker whose contributions are all much shorter
-    /// than usual is judged and has no vote: what moves nothing should not decide.
+    /// True if the others are compared with it too. A worker whose contributions are all much
+    /// shorter than usual is judged and has no vote: what moves nothing should not decide.
     pub votes: bool,
 }
 

@@ -3,9 +3,9 @@
 //! only here.
 //!
 //! Each worker has one voice, however many contributions it made: else one that takes half of a
-//! round's units would be most of what the others are compared with. The rule, for contributions `x`
-//! and the scale `s` of each voice, the inverse of the sum of the norms of its contributions, so that a
-//! voice has the length 1 at most and a long one says no more than a short one:
+//! round's units would be most of what the others are compared with. The rule, for contributions
+//! `x` and the scale `s` of each voice, the inverse of the sum of the norms of its contributions, so
+//! that a voice has the length 1 at most and a long one says no more than a short one:
 //!
 //! 1. per element and voice, `u[v] = s[v] * x[i] + s[v] * x[j] + …` over the contributions of the
 //!    voice, and `sum = u[v] + u[w] + …` over the voices that vote, in the order given, in `f64`.

@@ -29,7 +29,7 @@ fn with(units: u32, cosine_min: Option<f64>, loss_ratio_max: Option<f64>) -> Run
     spec
 }
 
-/// The contributions of a round, each with its norm and its stated loss, and each of another worker.
+/// The contributions of a round, each with its norm and its stated loss, each of another worker.
 fn hand_in(book: &mut Book, round: u64, given: &[(f64, f64)]) {
     let makers: Vec<u32> = (0..given.len() as u32).collect();
     hand_in_of(book, round, &makers, given);

@@ -149,8 +149,8 @@ pub(crate) struct LiveLease {
     pub(crate) progress_at: UnixMillis,
     /// The time of the grant.
     granted_at: UnixMillis,
-    /// The time from which the holder is compared with the pace of others: that of its first step, as
-    /// a worker that comes anew has the weights and the data to fetch; that of the grant before.
+    /// The time from which the holder is compared with the pace of others: that of its first step,
+    /// as a worker that comes anew has the weights and the data to fetch; that of the grant before.
     paced_from: UnixMillis,
     /// Objects whose upload was granted under it.
     pub(crate) uploads: BTreeSet<Digest>,

@@ -242,8 +242,8 @@ fn a_lease_that_lasts_many_times_as_long_as_the_units_of_others_ends() {
     assert_eq!(until(0, 2).0, Ok(()));
 }
 
-/// A worker that comes anew fetches weights and data before its first step, which the others did long
-/// ago.
+/// A worker that comes anew fetches weights and data before its first step, which the others did
+/// long ago.
 #[test]
 fn the_fetch_before_the_first_step_is_not_compared_with_the_units_of_others() {
     let mut spec = spec("demo");

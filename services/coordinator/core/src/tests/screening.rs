@@ -259,8 +259,8 @@ fn a_comparison_that_fails_or_is_lost_is_made_again() {
     assert_eq!((seals(&world), weights(&world).len()), (1, 3));
 }
 
-/// The failures of a comparison and of a merge are counted apart: neither clears the other's pause or
-/// hides its trouble.
+/// The failures of a comparison and of a merge are counted apart: neither clears the other's pause
+/// or hides its trouble.
 #[test]
 fn a_comparison_that_succeeds_clears_no_trouble_but_its_own() {
     let mut world = world(with_directions(3), 3);
