@@ -117,8 +117,14 @@ mod tests {
             found.iter().map(|voice| voice.votes).collect()
         };
         assert_eq!(
-            votes(&[("a", 1.0), ("b", 0.25), ("c", 0.249), ("d", 1.5)]),
-            [true, true, false, true]
+            votes(&[
+                ("a", 1.0),
+                ("b", 0.25),
+                ("c", 0.249),
+                ("d", 1.5),
+                ("e", 1.0)
+            ]),
+            [true, true, false, true, true]
         );
         // The longest of a worker counts, and many of one worker do not make theirs the usual one.
         assert_eq!(

@@ -384,7 +384,7 @@ fn lasted(lease: &LeaseRef) -> Refusal {
 /// Longest life of a lease, whatever its holder reports: nobody can check the reports, and long
 /// training is split into units. A worker that only claims progress keeps its round from closing
 /// for a day at most; for less where the pace of others is known ([`age_max`]).
-pub(super) const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
+const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
 
 /// The longest that a lease may last in a run with these rules, beside others that took `pace` for
 /// such a unit. Never less than a lease may stand still.

@@ -16,7 +16,6 @@ use schemas::{
 use crate::input::{DeliveryId, Merged, ReplyId, ScreeningId};
 use crate::run::draw::Data;
 use crate::run::failures::Failures;
-use crate::run::leases::LEASE_AGE_MAX;
 use crate::run::lists::Lists;
 use crate::run::masking::Agreement;
 use crate::run::results::Screening;
@@ -149,9 +148,6 @@ pub(crate) struct LiveLease {
     pub(crate) progress_at: UnixMillis,
     /// The time of the grant.
     granted_at: UnixMillis,
-    /// The time from which the holder is compared with the pace of others: that of its first step,
-    /// as a worker that comes anew has the weights and the data to fetch; that of the grant before.
-    paced_from: UnixMillis,
     /// Objects whose upload was granted under it.
     pub(crate) uploads: BTreeSet<Digest>,
     /// Number of chunks that were read ahead under the lease.
@@ -368,7 +364,6 @@ impl LiveLease {
             bytes_moved: Bytes(0),
             progress_at: now,
             granted_at: now,
-            paced_from: now,
             uploads: BTreeSet::new(),
             staged: 0,
             screening: None,
@@ -387,9 +382,6 @@ impl LiveLease {
         if steps_done > self.steps_done || bytes_moved > self.bytes_moved {
             self.progress_at = now;
         }
-        if self.steps_done == Steps(0) && steps_done > Steps(0) {
-            self.paced_from = now;
-        }
         // The count never goes back: else a worker that says 1, 0, 1, 0 would make progress for
         // ever.
         self.steps_done = self.steps_done.max(steps_done);
@@ -407,8 +399,7 @@ impl LiveLease {
         let stalls_at = self
             .progress_at
             .after(progress_wait(life))
-            .min(self.granted_at.after(LEASE_AGE_MAX))
-            .min(self.paced_from.after(slowest));
+            .min(self.granted_at.after(slowest));
         if stalls_at < self.expires_at {
             (stalls_at, LeaseEnd::Stalled)
         } else {

@@ -231,43 +231,14 @@ fn a_lease_that_lasts_many_times_as_long_as_the_units_of_others_ends() {
     };
     let (kept, after) = until(50, 2);
     assert_eq!(kept, Err(Code::LeaseStalled), "and the holder is told");
-    // Its first step came ten seconds after the grant.
-    assert!((1010..=1020).contains(&after), "50 times 20 s: {after}");
+    assert!((1000..=1010).contains(&after), "50 times 20 s: {after}");
     // Never sooner than a lease that stands still.
     let (kept, after) = until(2, 2);
     assert_eq!(kept, Err(Code::LeaseStalled));
-    assert!((610..=620).contains(&after), "{after}");
+    assert!((600..=610).contains(&after), "{after}");
     // Of one other nobody can tell what is usual; and without the rule a day is left.
     assert_eq!(until(2, 1).0, Ok(()));
     assert_eq!(until(0, 2).0, Ok(()));
-}
-
-/// A worker that comes anew fetches weights and data before its first step, which the others did
-/// long ago.
-#[test]
-fn the_fetch_before_the_first_step_is_not_compared_with_the_units_of_others() {
-    let mut spec = spec("demo");
-    (spec.schedule.units, spec.policy.pace_ratio_max) = (3, 50);
-    let mut world = World::with_run(spec);
-    world.join(1);
-    let held = world.lease(1);
-    for number in [2, 3] {
-        world.join(number);
-        let theirs = world.lease(number);
-        world.wait(Millis::from_secs(10));
-        let result = submission(&world.run().spec, number, theirs, 0);
-        world.hand_in(number, result, 1.0);
-        renew_with(&mut world, 1, held, Steps(0), Bytes(u64::from(number)));
-    }
-    for moved in 4..44 {
-        world.wait(Millis::from_secs(10));
-        let reply = renew_with(&mut world, 1, held, Steps(0), Bytes(moved));
-        assert!(world.answers[&reply].is_ok());
-    }
-    let trains = keep(&mut world, held, 480, |count| 90 + count);
-    assert_eq!(trains, Ok(()), "more than ten minutes since the grant");
-    let ends = keep(&mut world, held, 240, |count| 900 + count);
-    assert_eq!(ends, Err(Code::LeaseStalled), "the floor is ten minutes");
 }
 
 #[test]
