@@ -132,7 +132,11 @@ impl Buffers {
         let parts: Vec<_> = self
             .contributions
             .iter()
-            .map(|bytes| (bytes.as_slice(), 1.0))
+            .map(|bytes| merge::Voice {
+                contributions: vec![bytes.as_slice()],
+                scale: 1.0,
+                votes: true,
+            })
             .collect();
         let found = merge::directions(CodecKind::Bf16, &parts, self.params.len());
         let cosines = found.expect("all buffers were made for this").cosines();

@@ -52,6 +52,7 @@ pub mod tenant;
 pub mod text;
 pub mod unit;
 pub mod view;
+pub mod voice;
 pub mod weights;
 
 pub use answer::{Addressee, Answer, is_answer};

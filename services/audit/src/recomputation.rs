@@ -11,6 +11,7 @@ use audit_core::recompute::{
 };
 use futures::stream::{self, StreamExt as _};
 use recompute::base::encode;
+use recompute::directions::cosines;
 use recompute::restore::CHUNKS_AT_A_TIME;
 use recompute::{Again, Base, Directions, Objects, Piece, RunContext, inputs};
 use schemas::run::RunSpec;
@@ -124,8 +125,9 @@ impl<'a> Recomputation<'a> {
                 take(comparison, &named, &mut directions, way, index);
             }
         }
-        for (place, directions) in directions.iter().enumerate() {
-            comparison.cosines(place, directions.cosines());
+        for (place, (directions, merge)) in directions.iter().zip(merges).enumerate() {
+            let inputs = &merge.record.inputs;
+            comparison.cosines(place, cosines(&self.spec, inputs, directions));
         }
         Ok(())
     }
@@ -205,6 +207,7 @@ impl<'a> Recomputation<'a> {
 
     async fn name(&self, merge: &Recorded, window: &Range<usize>) -> Result<Named, Refusal> {
         let again = Again::read(self.objects, &merge.record, window).await?;
+        let again = again.comparing(&self.spec, &merge.record);
         let expected = match self.objects.chunks(&merge.broadcast.chunks).await {
             Ok(chunks) => Some(chunks.get(window.clone()).unwrap_or_default().to_vec()),
             Err(refusal) if refusal.code == Code::ObjectMissing => None,

@@ -59,7 +59,7 @@ pub use given_up::GivenUp;
 pub use mark::{Going, Kind, Mark, Named, Needed, Old, Plan};
 pub use pointers::Unpromotable;
 pub use quarantine::QuarantineRecord;
-pub use screening::{Measured, minority, outliers, unlike};
+pub use screening::{Judged, Measured, minority, outliers, unlike};
 pub use spending::{BudgetEnd, Spending};
 pub use state::{
     Accepted, Fates, HoldRecord, Member, OpenSync, PointerRecord, RefusedResult, RestoreRecord,

@@ -226,7 +226,10 @@ impl Run {
             .filter_map(|unit| Some((unit, *outliers.get(&unit)?)))
             .collect();
         // The seals of an earlier release, which compared norms alone, give no reasons.
-        let silent = reasons.is_empty() && self.spec.policy.comparison.cosine_min().is_none();
+        let comparison = &self.spec.policy.comparison;
+        let norms_alone =
+            comparison.cosine_min().is_none() && comparison.loss_ratio_max().is_none();
+        let silent = reasons.is_empty() && norms_alone;
         if rule.by_tokens && reasons != due && !silent {
             return Err(wrong("it gives other reasons for what it leaves out"));
         }

@@ -3,13 +3,14 @@
 //! out, and a ledger that leaves out another contribution is refused. The cosines come from the
 //! foundry, in an event before the seal; an auditor with the objects computes them again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use schemas::lease::UnitId;
 use schemas::run::Comparison;
 use schemas::snapshot::MergeInput;
 use schemas::sync::ComparedInput;
-use schemas::{Code, Digest, Epoch, Round, UnitIndex};
+use schemas::voice::{Voice, voices};
+use schemas::{Code, Digest, Epoch, Round, UnitIndex, WorkerId};
 use serde::Serialize;
 
 use crate::error::{ApplyError, out_of_place};
@@ -32,8 +33,8 @@ pub struct Measured {
 /// team, and less than one of a large team, which has enough norms of its own.
 const OLDER_MAX: usize = 16;
 
-/// Fewest contributions of which one can be told from the others: of two, nobody knows which one is
-/// wrong.
+/// Fewest workers, or contributions, of which one can be told from the others: of two, nobody knows
+/// which one is wrong.
 const COMPARED_MIN: usize = 3;
 
 impl Run {
@@ -46,11 +47,23 @@ impl Run {
         let Some(least) = self.spec.policy.comparison.cosine_min() else {
             return outliers;
         };
-        let cosines = self.comparable(round).filter_map(|input| {
-            let cosine = input.cosine?;
-            Some((input.lease.unit.index, cosine < least as f32))
-        });
-        outliers.extend(minority(cosines.collect(), Code::DirectionOutlier));
+        let inputs: Vec<&MergeInput> = self.comparable(round).collect();
+        let voices = self.voices(&inputs);
+        if inputs.iter().all(|input| input.cosine.is_some()) && decide(&voices) {
+            let falls = |at: &usize| {
+                let cosine = inputs[*at].cosine;
+                cosine.is_some_and(|cosine| cosine < least as f32)
+            };
+            let judged = voices.iter().map(|voice| Judged {
+                falls: voice.inputs.iter().any(falls),
+                votes: voice.votes,
+            });
+            if let Some(fallen) = minority(&judged.collect::<Vec<_>>()) {
+                let fallen = fallen.into_iter().flat_map(|at| &voices[at].inputs);
+                let units = fallen.map(|at| inputs[*at].lease.unit.index);
+                outliers.extend(units.map(|unit| (unit, Code::DirectionOutlier)));
+            }
+        }
         outliers
     }
 
@@ -85,10 +98,38 @@ impl Run {
             let stay = of_round().filter(|(unit, _)| !out.contains_key(&unit.index));
             let (units, losses): (Vec<_>, Vec<_>) =
                 stay.map(|(unit, found)| (unit.index, found.loss)).unzip();
-            let judged = units.into_iter().zip(unlike(ratio, &losses)).collect();
-            out.extend(minority(judged, Code::LossOutlier));
+            let falls = units.into_iter().zip(unlike(ratio, &losses));
+            out.extend(self.few_workers(round, falls.collect()));
         }
         out
+    }
+
+    /// Those of the contributions of a round that fall out for their losses, if they are of few
+    /// workers.
+    fn few_workers(&self, round: Round, falls: Vec<(UnitIndex, bool)>) -> Vec<(UnitIndex, Code)> {
+        let open = self.syncs(round).next();
+        let inputs = open.into_iter().flat_map(|(_, open)| open.inputs());
+        let makers = inputs.map(|input| (input.lease.unit.index, &input.worker));
+        let makers: BTreeMap<UnitIndex, &WorkerId> = makers.collect();
+        let mut by_worker: BTreeMap<Option<&WorkerId>, Judged> = BTreeMap::new();
+        for (unit, falls) in &falls {
+            let maker = makers.get(unit).copied();
+            let judged = by_worker.entry(maker).or_insert(Judged {
+                falls: false,
+                votes: true,
+            });
+            judged.falls |= falls;
+        }
+        let judged: Vec<Judged> = by_worker.into_values().collect();
+        let fallen = falls.into_iter().filter(|(_, falls)| *falls);
+        match minority(&judged) {
+            Some(_) => fallen.map(|(unit, _)| (unit, Code::LossOutlier)).collect(),
+            None => Vec::new(),
+        }
+    }
+
+    fn voices(&self, inputs: &[&MergeInput]) -> Vec<Voice> {
+        voices(&self.spec.policy.comparison, inputs.iter().copied())
     }
 
     /// The contributions to an open round whose directions are compared: all with a length, but for
@@ -114,7 +155,7 @@ impl Run {
         }
         let all: Vec<&MergeInput> = self.comparable(round).collect();
         let missing = all.iter().any(|input| input.cosine.is_none());
-        match all.len() >= COMPARED_MIN && missing {
+        match missing && decide(&self.voices(&all)) {
             true => all.into_iter().cloned().collect(),
             false => Vec::new(),
         }
@@ -129,9 +170,9 @@ impl Run {
         let wrong = |what: &str| out_of_place("round-compared", format!("round {round}: {what}"));
         let due = self.uncompared(round);
         let due = due
-            .iter()
-            .map(|input| (input.lease.unit.index, input.lease.epoch));
-        let due: BTreeSet<(UnitIndex, Epoch)> = due.collect();
+            .into_iter()
+            .map(|input| ((input.lease.unit.index, input.lease.epoch), input.worker));
+        let due: BTreeMap<(UnitIndex, Epoch), WorkerId> = due.collect();
         let units = self.spec.schedule.units as usize;
         let inputs = self.syncs(round).next().map(|(_, open)| open);
         if inputs.is_none_or(|open| !open.collects() || open.inputs().count() < units) {
@@ -140,13 +181,18 @@ impl Run {
         if cosines.is_empty() || !cosines.is_sorted_by(|a, b| a.unit < b.unit) {
             return Err(wrong("it names nothing, or not in order"));
         }
+        let mut told: BTreeMap<&WorkerId, f32> = BTreeMap::new();
         for compared in cosines {
             // A part may be named again, by a coordinator that begins the comparison anew.
-            let is_due = due.contains(&(compared.unit, compared.epoch));
-            if !is_due || !(-1.0..=1.0).contains(&compared.cosine) {
+            let maker = due.get(&(compared.unit, compared.epoch));
+            let maker = maker.filter(|_| (-1.0..=1.0).contains(&compared.cosine));
+            let Some(maker) = maker else {
                 return Err(wrong(
                     "a contribution is not to be compared, or has no cosine",
                 ));
+            };
+            if *told.entry(maker).or_insert(compared.cosine) != compared.cosine {
+                return Err(wrong("the contributions of a worker have two cosines"));
             }
         }
         for (_, open) in self.open.iter_mut().filter(|(sync, _)| sync.round == round) {
@@ -211,19 +257,30 @@ pub fn unlike(ratio: f64, losses: &[f64]) -> Vec<bool> {
     judged.collect()
 }
 
-/// Those of at least three that fall out, if they are less than half: with half of them or more,
-/// nobody can tell who is wrong, and all stay.
-pub fn minority(judged: Vec<(UnitIndex, bool)>, code: Code) -> BTreeMap<UnitIndex, Code> {
-    let all = judged.len();
-    let out: BTreeMap<_, _> = judged
-        .into_iter()
-        .filter(|(_, falls)| *falls)
-        .map(|(unit, _)| (unit, code))
-        .collect();
-    match all >= COMPARED_MIN && 2 * out.len() < all {
-        true => out,
-        false => BTreeMap::new(),
-    }
+/// The verdict about one worker's contributions to a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// True if one of them is unlike the others.
+    pub falls: bool,
+    /// True if the worker counts.
+    pub votes: bool,
+}
+
+/// The positions of the workers that fall, of at least three that vote, if those that vote and fall
+/// are less than half: with half of them or more, or of two, nobody can tell who is wrong, and all
+/// stay. They are counted by workers, since one can take as many units of a round as it likes.
+pub fn minority(judged: &[Judged]) -> Option<Vec<usize>> {
+    let voters = judged.iter().filter(|one| one.votes);
+    let fallen = voters.clone().filter(|one| one.falls).count();
+    let voters = voters.count();
+    let falls = judged.iter().enumerate().filter(|(_, one)| one.falls);
+    let falls = falls.map(|(position, _)| position);
+    (voters >= COMPARED_MIN && 2 * fallen < voters).then(|| falls.collect())
+}
+
+/// True if so many workers vote that one can be told from the others.
+fn decide(voices: &[Voice]) -> bool {
+    voices.iter().filter(|voice| voice.votes).count() >= COMPARED_MIN
 }
 
 /// The lower median of the norms above 0: the lower one of the two in the middle. 0 of none.

@@ -58,7 +58,7 @@ mod vectors;
 pub use blend::blend;
 pub use codec::CodecError;
 pub use combine::{Rule, RuleError, TensorPiece, tensor_pieces};
-pub use directions::{Directions, directions};
+pub use directions::{Directions, Voice, directions};
 pub use feedback::{FeedbackChunk, encode_with_feedback};
 pub use mean::{ContributionChunk, MeanError};
 pub use outer::{Momentum, OuterError};

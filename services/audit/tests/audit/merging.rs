@@ -388,6 +388,7 @@ async fn tl_04_an_input_that_was_left_out_or_weighed_otherwise_is_found() {
 #[tokio::test]
 async fn tl_04_a_false_cosine_is_found_and_a_true_one_is_not() {
     let mut scene = Scene::new(false);
+    scene.spec.policy.comparison = schemas::run::Comparison::of_norms(4.0);
     let bodies = [0, 1].map(|unit| {
         let seed = 10 + 2 + unit;
         CHUNKS.map(|elements| bf16(&numbers(seed, elements)))
@@ -395,9 +396,10 @@ async fn tl_04_a_false_cosine_is_found_and_a_true_one_is_not() {
     let norms = bodies.clone().map(|body| norm(&body));
     let mut sums = merge::Directions::default();
     for (index, elements) in CHUNKS.into_iter().enumerate() {
-        let parts = [0, 1].map(|unit: usize| {
-            let scale = 1.0 / f64::from(norms[unit]);
-            (&bodies[unit][index][..], scale)
+        let parts = [0, 1].map(|unit: usize| merge::Voice {
+            contributions: vec![&bodies[unit][index][..]],
+            scale: 1.0 / f64::from(norms[unit]),
+            votes: true,
         });
         let found = merge::directions(CodecKind::Bf16, &parts, elements);
         sums.add(&found.expect("they fit"));
@@ -412,7 +414,7 @@ async fn tl_04_a_false_cosine_is_found_and_a_true_one_is_not() {
         (input.norm, input.cosine) = (Some(norm), Some(*cosine));
     }
     assert_eq!(scene.faults().await, [None, None, None]);
-    scene.merge(1).record.inputs[1].cosine = Some(cosines[1] + 0.01);
+    scene.merge(1).record.inputs[1].cosine = Some(cosines[1].next_up());
     let faults = scene.faults().await;
     let found = matches!(faults[1], Some(Fault::Differs(Difference::Cosine { .. })));
     assert!(found, "{:?}", faults[1]);

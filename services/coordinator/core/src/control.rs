@@ -197,7 +197,11 @@ impl Coordinator {
             || self.collection.is_some()
             || !self.restores.is_empty()
             || rooms.any(|live| {
-                let works = live.foundry.task.is_some() || live.foundry.saving.is_some();
+                let foundry = &live.foundry;
+                // A comparison is the first step of the merge of a round that is all in.
+                let works = foundry.task.is_some()
+                    || foundry.saving.is_some()
+                    || foundry.comparing.is_some();
                 // Shares of a sealed set are waited for: without them it was trained in vain.
                 works || live.agreement.ends_at.is_some()
             })

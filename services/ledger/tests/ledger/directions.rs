@@ -9,7 +9,7 @@ use schemas::sync::ComparedInput;
 use schemas::{Code, Epoch, Round, Tokens, UnitIndex};
 
 use crate::kit::{
-    Book, accepted, closed, granted, hold, lease, opened, run_id, sealed, spec, worker,
+    Book, accepted, closed, granted, hold, joined, lease, opened, run_id, sealed, spec, worker,
 };
 
 /// The settings compare directions; a cosine below -0.1 falls out.
@@ -29,13 +29,24 @@ fn with(units: u32, cosine_min: Option<f64>, loss_ratio_max: Option<f64>) -> Run
     spec
 }
 
-/// The contributions of a round, each with its norm and its stated loss.
+/// The contributions of a round, each with its norm and its stated loss, each of another worker.
 fn hand_in(book: &mut Book, round: u64, given: &[(f64, f64)]) {
+    let makers: Vec<u32> = (0..given.len() as u32).collect();
+    hand_in_of(book, round, &makers, given);
+}
+
+/// The same, of these workers.
+fn hand_in_of(book: &mut Book, round: u64, makers: &[u32], given: &[(f64, f64)]) {
+    for maker in makers {
+        if !book.run().members.contains_key(&worker(*maker)) {
+            book.note(&joined(*maker));
+        }
+    }
     book.note(&opened(round));
-    for (unit, given) in (0..).zip(given) {
+    for ((unit, maker), given) in (0..).zip(makers).zip(given) {
         let lease = lease(round, unit, 1);
-        book.note(&granted(lease, unit % 3));
-        let mut event = accepted(lease, unit % 3);
+        book.note(&granted(lease, *maker));
+        let mut event = accepted(lease, *maker);
         if let LedgerEvent::ContributionAccepted {
             norm, contribution, ..
         } = &mut event
@@ -188,12 +199,85 @@ fn of_two_and_of_half_of_a_round_nobody_can_tell_who_is_wrong() {
     ] {
         let mut book = Book::of(compared(given.len() as u32));
         hand_in(&mut book, 0, &vec![USUAL; given.len()]);
-        let named: Vec<_> = (0..)
-            .zip(given)
-            .map(|(unit, cosine)| (unit, 1, *cosine))
-            .collect();
-        book.note(&cosines(0, &named));
+        book.note(&cosines(0, &named(given)));
         assert_eq!(out(&book, 0).len(), falls, "{given:?}");
+    }
+}
+
+/// `(unit, epoch, cosine)` for each contribution of a round, all of the first epoch.
+fn named(cosines: &[f32]) -> Vec<(u32, u64, f32)> {
+    let units = 0..cosines.len() as u32;
+    units
+        .zip(cosines)
+        .map(|(unit, cosine)| (unit, 1, *cosine))
+        .collect()
+}
+
+/// One worker takes as many units of a round as it likes: it is one of the workers all the same.
+#[test]
+fn a_worker_with_most_of_a_rounds_units_is_one_of_its_workers() {
+    // Two workers, of which one has two units of three.
+    let mut book = Book::of(compared(3));
+    hand_in_of(&mut book, 0, &[0, 1, 1], &[USUAL; 3]);
+    assert!(book.run().uncompared(Round(0)).is_empty());
+    book.refuse(&cosines(0, &named(&[-1.0, 0.5, 0.5])));
+    book.note(&sealed(0, &ALL, 0));
+    // Two honest ones, and one with three units of five.
+    for (given, falls) in [
+        (&[-0.5, -0.5, 0.5, 0.5, 0.5], &[][..]),
+        (&[0.5, 0.5, -0.5, -0.5, -0.5], &[2, 3, 4]),
+        (&[-0.5, 0.5, 0.5, 0.5, 0.5], &[0]),
+        (&[-0.5, 0.5, -0.5, -0.5, -0.5], &[]),
+    ] {
+        let mut book = Book::of(compared(5));
+        hand_in_of(&mut book, 0, &[0, 1, 2, 2, 2], &[USUAL; 5]);
+        book.note(&cosines(0, &named(given)));
+        let due: Vec<_> = falls
+            .iter()
+            .map(|unit| (*unit, Code::DirectionOutlier))
+            .collect();
+        assert_eq!(out(&book, 0), due, "{given:?}");
+    }
+    // All contributions of a worker have the cosine of the worker.
+    let mut book = Book::of(compared(5));
+    hand_in_of(&mut book, 0, &[0, 1, 2, 2, 2], &[USUAL; 5]);
+    book.refuse(&cosines(0, &named(&[0.5, 0.5, 0.5, 0.5, 0.4])));
+}
+
+#[test]
+fn a_worker_whose_contributions_are_tiny_is_judged_and_decides_nothing() {
+    let tiny = (1e-6, 2.5);
+    // With it there are three workers, of which two vote.
+    let mut book = Book::of(compared(3));
+    hand_in(&mut book, 0, &[USUAL, USUAL, tiny]);
+    assert!(book.run().uncompared(Round(0)).is_empty());
+    // It falls, and does not keep another from falling.
+    for (given, falls) in [
+        (&[0.5, 0.5, 0.5, -0.5, -0.5, -0.5][..], &[3, 4, 5][..]),
+        (&[0.5, 0.5, -0.5, -0.5, 0.5, 0.5], &[]),
+    ] {
+        let mut book = Book::of(compared(6));
+        hand_in(&mut book, 0, &[USUAL, USUAL, USUAL, USUAL, tiny, tiny]);
+        book.note(&cosines(0, &named(given)));
+        let due: Vec<_> = falls
+            .iter()
+            .map(|unit| (*unit, Code::DirectionOutlier))
+            .collect();
+        assert_eq!(out(&book, 0), due, "{given:?}");
+    }
+}
+
+#[test]
+fn losses_are_judged_by_workers_too() {
+    for (makers, falls) in [
+        (&[0, 1, 2, 3, 4], 2),
+        (&[0, 1, 2, 2, 2], 0),
+        (&[0, 0, 1, 1, 1], 0),
+    ] {
+        let mut book = Book::of(with(5, None, Some(10.0)));
+        let given = [99.0, 99.0, 2.5, 2.5, 2.5].map(|loss| (1.0, loss));
+        hand_in_of(&mut book, 0, makers, &given);
+        assert_eq!(out(&book, 0).len(), falls, "{makers:?}");
     }
 }
 
@@ -240,8 +324,9 @@ fn contributions_that_stay_are_compared_anew_when_one_is_withdrawn() {
     });
     assert!(out(&book, 0).is_empty());
     let again = lease(0, 2, 2);
-    book.note(&granted(again, 0));
-    book.note(&accepted(again, 0));
+    book.note(&joined(3));
+    book.note(&granted(again, 3));
+    book.note(&accepted(again, 3));
     book.refuse(&sealed(0, &[(0, 1, 32), (1, 1, 32), (2, 2, 32)], 0));
     assert_eq!(book.run().uncompared(Round(0)).len(), 3);
     book.note(&cosines(0, &[(0, 1, 0.5), (1, 1, 0.5), (2, 2, 0.5)]));
@@ -273,6 +358,14 @@ fn a_loss_unlike_the_others_is_left_out_where_losses_are_compared() {
         let weight = |unit: u32| if falls.contains(&unit) { 0 } else { 32 };
         let units = losses.len() as u32;
         let inputs: Vec<_> = (0..units).map(|unit| (unit, 1, weight(unit))).collect();
+        if !falls.is_empty() {
+            // Where more than norms is compared, a seal says why.
+            let mut silent = seal_for(0, &inputs, Code::LossOutlier);
+            if let LedgerEvent::RoundSealed { left_out, .. } = &mut silent {
+                left_out.clear();
+            }
+            book.refuse(&silent);
+        }
         book.note(&seal_for(0, &inputs, Code::LossOutlier));
     }
     // Nobody is left out for it where they are not.

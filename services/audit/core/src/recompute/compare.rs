@@ -14,9 +14,6 @@ pub const NORM_TOLERANCE: f64 = 1e-9;
 /// The same for the norm of an input, which is recorded as `f32`.
 pub const INPUT_NORM_TOLERANCE: f64 = 1e-6;
 
-/// Difference of cosines that is none, for the same reasons.
-pub const COSINE_TOLERANCE: f64 = 1e-6;
-
 /// One chunk of the weights that a merge gives.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Remade {
@@ -277,23 +274,22 @@ fn input_norms(recorded: &Recorded, squares: &[f64]) -> Option<Fault> {
     }))
 }
 
-/// Compares the cosines that decided who is left out with those of the inputs.
+/// Compares the cosines that decided who is left out with those of the inputs, bit by bit: a rule
+/// says in which order everything is added, and near the bound the last bit decides.
 fn cosines(recorded: &Recorded, cosines: &[f32]) -> Option<Fault> {
     let compared = recorded.record.inputs.iter().filter_map(|input| {
         let cosine = input.cosine?;
-        Some((input.lease, f64::from(cosine)))
+        Some((input.lease, cosine))
     });
-    let mut compared = compared.zip(cosines);
-    let (lease, expected, got) = compared.find_map(|((lease, expected), got)| {
-        let got = f64::from(*got);
-        // A number that is none is far from every other.
-        let near = (expected - got).abs() <= COSINE_TOLERANCE;
-        (!near).then_some((lease, expected, got))
-    })?;
+    // One that was not made again is none.
+    let again = cosines.iter().copied().chain(std::iter::repeat(f32::NAN));
+    let mut compared = compared.zip(again);
+    let ((lease, expected), got) =
+        compared.find(|((_, expected), got)| expected.to_bits() != got.to_bits())?;
     Some(Fault::Differs(Difference::Cosine {
         lease,
-        expected,
-        got,
+        expected: expected.into(),
+        got: got.into(),
     }))
 }
 

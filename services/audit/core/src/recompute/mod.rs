@@ -8,8 +8,7 @@ mod merges;
 mod plan;
 
 pub use compare::{
-    COSINE_TOLERANCE, Comparison, INPUT_NORM_TOLERANCE, NORM_TOLERANCE, Remade,
-    Round as RoundOutcome,
+    Comparison, INPUT_NORM_TOLERANCE, NORM_TOLERANCE, Remade, Round as RoundOutcome,
 };
 pub use fault::{Difference, Fault};
 pub use merges::{Merges, Recorded, Wanted};

@@ -10,6 +10,7 @@ use schemas::lease::{
     RenewRequest, UnitId, UnitKind,
 };
 use schemas::limits::CLAIM_WAIT_MAX;
+use schemas::run::Policy;
 use schemas::{Code, Digest, Millis, Refusal, Round, RunId, UnixMillis, V, WorkerId};
 
 use crate::coordinator::draining;
@@ -20,7 +21,7 @@ use crate::run::RunRoom;
 use crate::run::draw::Data;
 use crate::run::failures::stated_failure;
 use crate::run::groups::check_group;
-use crate::run::live::{LiveLease, LiveRun, age_max, progress_wait};
+use crate::run::live::{LiveLease, LiveRun, progress_wait};
 use crate::run::members::{check_member, check_session, check_steps, replaced};
 use crate::run::spare::{catches_up, may_evaluate};
 use crate::turn::{Handled, Outcome, Turn};
@@ -378,6 +379,24 @@ fn lasted(lease: &LeaseRef) -> Refusal {
         "lease {lease} lasted longer than any may, or many times as long as units of others"
     );
     Refusal::new(Code::LeaseStalled, detail)
+}
+
+/// Longest life of a lease, whatever its holder reports: nobody can check the reports, and long
+/// training is split into units. A worker that only claims progress keeps its round from closing
+/// for a day at most; for less where the pace of others is known ([`age_max`]).
+const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
+
+/// The longest that a lease may last in a run with these rules, beside others that took `pace` for
+/// such a unit. Never less than a lease may stand still.
+fn age_max(policy: &Policy, pace: Option<Millis>) -> Millis {
+    match pace {
+        Some(pace) if policy.pace_ratio_max > 0 => {
+            let longest = pace.get().saturating_mul(policy.pace_ratio_max.into());
+            let longest = Millis(longest).max(progress_wait(policy.lease));
+            LEASE_AGE_MAX.min(longest)
+        }
+        _ => LEASE_AGE_MAX,
+    }
 }
 
 /// The next worker and its unit. Claims are served in the order of their arrival; the oldest unit

@@ -7,7 +7,7 @@ use std::time::Duration;
 use backoff::Backoff;
 use schemas::event::LeaseEnd;
 use schemas::lease::{LeaseRef, UnitId};
-use schemas::run::{Policy, RunSpec};
+use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
 use schemas::{
     Bytes, Digest, Millis, ObjectRef, Refusal, Round, Steps, SyncId, UnixMillis, WorkerId,
@@ -90,12 +90,15 @@ pub(crate) struct Foundry {
     /// Failures in a row; they decide the wait before the next try.
     pub(crate) failures: u32,
     pub(crate) save_failures: u32,
+    pub(crate) compare_failures: u32,
     /// No try before this time.
     pub(crate) retry_at: UnixMillis,
     pub(crate) save_at: UnixMillis,
+    pub(crate) compare_at: UnixMillis,
     /// The reason why the last try failed; none after a success.
     pub(crate) trouble: Option<Refusal>,
     pub(crate) save_trouble: Option<Refusal>,
+    pub(crate) compare_trouble: Option<Refusal>,
     /// Set if the weights differ from what the ledger says, or cannot be had: the run gives out no
     /// work until a restart.
     pub(crate) halted: Option<Refusal>,
@@ -391,12 +394,12 @@ impl LiveLease {
     }
 
     /// The time at which the lease ends without further progress or renewal, and the reason for
-    /// that end. `age_max` is the longest that it may last.
-    pub(crate) fn due(&self, life: Millis, age_max: Millis) -> (UnixMillis, LeaseEnd) {
+    /// that end. `slowest` is the longest that it may take beside others.
+    pub(crate) fn due(&self, life: Millis, slowest: Millis) -> (UnixMillis, LeaseEnd) {
         let stalls_at = self
             .progress_at
             .after(progress_wait(life))
-            .min(self.granted_at.after(age_max));
+            .min(self.granted_at.after(slowest));
         if stalls_at < self.expires_at {
             (stalls_at, LeaseEnd::Stalled)
         } else {
@@ -461,24 +464,6 @@ impl Claims {
             .filter_map(|worker| held.remove(worker))
             .map(|claim| claim.reply)
             .collect()
-    }
-}
-
-/// Longest life of a lease, whatever its holder reports: nobody can check the reports, and long
-/// training is split into units. A worker that only claims progress keeps its round from closing
-/// for a day at most; for less where the pace of others is known ([`age_max`]).
-const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
-
-/// The longest that a lease may last in a run with these rules, beside others that took `pace` for
-/// such a unit. Never less than a lease may stand still.
-pub(crate) fn age_max(policy: &Policy, pace: Option<Millis>) -> Millis {
-    match pace {
-        Some(pace) if policy.pace_ratio_max > 0 => {
-            let longest = pace.get().saturating_mul(policy.pace_ratio_max.into());
-            let longest = Millis(longest).max(progress_wait(policy.lease));
-            LEASE_AGE_MAX.min(longest)
-        }
-        _ => LEASE_AGE_MAX,
     }
 }
 

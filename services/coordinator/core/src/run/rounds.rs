@@ -219,16 +219,32 @@ impl RunRoom<'_> {
         self.live.foundry.comparing = None;
         match outcome {
             Ok(cosines) if answers(&self.run, round, &cosines) => {
-                self.live.foundry.succeeded();
+                self.live.foundry.compare_failures = 0;
+                self.live.foundry.compare_trouble = None;
                 for part in cosines.chunks(COMPARED_MAX) {
                     let cosines = part.to_vec();
                     self.append(turn, LedgerEvent::RoundCompared { round, cosines });
                 }
             }
-            Ok(_) => {}
-            Err(refusal) => self.try_later(turn, refusal),
+            // The set has changed meanwhile, and is compared anew.
+            Ok(cosines) if !is_of_these(&self.run, round, &cosines) && !cosines.is_empty() => {}
+            // The same question again at once would get the same answer, for ever.
+            Ok(_) => {
+                let detail = format!("the comparison of round {round} gave no cosines");
+                self.compare_later(turn, Refusal::new(Code::Internal, detail));
+            }
+            Err(refusal) => self.compare_later(turn, refusal),
         }
         self.advance(turn);
+    }
+
+    fn compare_later(&mut self, turn: &mut Turn<'_>, refusal: Refusal) {
+        let foundry = &mut self.live.foundry;
+        foundry.compare_failures = foundry.compare_failures.saturating_add(1);
+        foundry.compare_at = turn.now.after(backoff(foundry.compare_failures));
+        foundry.compare_trouble = Some(refusal);
+        let compare_at = foundry.compare_at;
+        self.wake(turn, compare_at, RunTimer::Weights);
     }
 
     /// Names the inputs of a merge before the merge, in as many events as that takes.
@@ -461,7 +477,7 @@ fn next_seal(run: &Run) -> Option<NextStep> {
 /// The comparison of the first open round that waits for one. A part of it that was written before
 /// this process began is written by the same numbers again.
 fn next_comparison(run: &Run, foundry: &Foundry, now: UnixMillis) -> Option<NextStep> {
-    if foundry.comparing.is_some() || foundry.retry_at > now {
+    if foundry.comparing.is_some() || foundry.compare_at > now {
         return None;
     }
     run.open.iter().find_map(|(sync, open)| {
@@ -472,14 +488,20 @@ fn next_comparison(run: &Run, foundry: &Foundry, now: UnixMillis) -> Option<Next
 
 /// True for an answer with each contribution that is to be compared now, and cosines of them.
 fn answers(run: &Run, round: Round, cosines: &[ComparedInput]) -> bool {
+    let mut numbers = cosines.iter().map(|one| one.cosine);
+    let are_cosines = numbers.all(|one| (-1.0..=1.0).contains(&one));
+    !cosines.is_empty() && is_of_these(run, round, cosines) && are_cosines
+}
+
+/// True for an answer about each contribution that is to be compared now, and about no other.
+fn is_of_these(run: &Run, round: Round, cosines: &[ComparedInput]) -> bool {
     let open = run.open.iter().find(|(sync, _)| sync.round == round);
     let due = open.map_or_else(Vec::new, |(sync, open)| to_compare(run, *sync, open));
     let asked = due
         .iter()
         .map(|input| (input.lease.unit.index, input.lease.epoch));
     let told = cosines.iter().map(|one| (one.unit, one.epoch));
-    let mut numbers = cosines.iter().map(|one| one.cosine);
-    !cosines.is_empty() && asked.eq(told) && numbers.all(|one| (-1.0..=1.0).contains(&one))
+    asked.eq(told)
 }
 
 /// A masked round whose sum cannot be had: too few contributions are in, and no other can come, or

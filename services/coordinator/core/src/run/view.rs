@@ -91,6 +91,7 @@ fn trouble(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
         .foundry
         .trouble
         .as_ref()
+        .or(live.foundry.compare_trouble.as_ref())
         .or(live.foundry.save_trouble.as_ref())
         .cloned();
     let of_a_unit = || {

@@ -259,6 +259,63 @@ fn a_comparison_that_fails_or_is_lost_is_made_again() {
     assert_eq!((seals(&world), weights(&world).len()), (1, 3));
 }
 
+/// The failures of a comparison and of a merge are counted apart: neither clears the other's pause
+/// or hides its trouble.
+#[test]
+fn a_comparison_that_succeeds_clears_no_trouble_but_its_own() {
+    let mut world = world(with_directions(3), 3);
+    let answer_restore = |world: &mut World| {
+        world
+            .pending
+            .retain(|effect| !matches!(effect, order!(Restore)));
+        world.foundry(foundry::Answer::Restored {
+            outcome: Err(Refusal::new(Code::StoreUnreachable, "test")),
+        });
+    };
+    for number in 1..=3 {
+        work(&mut world, number, 1.0);
+    }
+    world.restart();
+    assert_eq!(asked(&world).len(), 3);
+    answer_restore(&mut world);
+    assert_eq!(asked(&world).len(), 3, "it goes on beside the restore");
+    answer(&mut world, &[]);
+    assert_eq!(seals(&world), 1);
+    let trouble = world.view().trouble.expect("the restore has failed");
+    assert_eq!(trouble.code, Code::StoreUnreachable);
+    let restores = |world: &World| {
+        let pending = world.pending.iter();
+        pending
+            .filter(|effect| matches!(effect, order!(Restore)))
+            .count()
+    };
+    assert_eq!(restores(&world), 0, "its pause is not over");
+    world.wait(Millis::from_secs(1));
+    assert_eq!(restores(&world), 1);
+}
+
+#[test]
+fn a_drain_waits_for_a_comparison_as_for_the_merge_after_it() {
+    let mut world = world(with_directions(3), 3);
+    let leases = [1, 2, 3].map(|number| world.lease(number));
+    world.shut_down(Millis::from_secs(600));
+    let stopped = |world: &World| {
+        world.count(|event| matches!(event, LedgerEvent::CoordinatorStopped { .. }))
+    };
+    for (number, lease) in (1..).zip(leases) {
+        let result = submission(&world.run().spec, number, lease, 0);
+        world.hand_in(number, result, 1.0);
+    }
+    assert_eq!((asked(&world).len(), stopped(&world)), (3, 0));
+    answer(&mut world, &[]);
+    assert_eq!((seals(&world), stopped(&world)), (1, 0));
+    world.answer_pending();
+    assert_eq!(
+        (stopped(&world), world.run().rounds_closed()),
+        (1, Round(1))
+    );
+}
+
 #[test]
 fn an_answer_that_was_not_asked_for_or_is_of_others_changes_nothing() {
     let mut world = world(with_directions(3), 3);
@@ -279,12 +336,17 @@ fn an_answer_that_was_not_asked_for_or_is_of_others_changes_nothing() {
     let (mut short, mut wild) = (good.clone(), good.clone());
     short.pop();
     wild[0].cosine = f32::NAN;
-    for wrong in [short, wild, Vec::new()] {
+    // One of fewer may be of the set before a withdrawal; one without cosines would come again.
+    for (wrong, at_once) in [(short, true), (wild, false), (Vec::new(), false)] {
         world
             .pending
             .retain(|effect| !matches!(effect, order!(Compare)));
         told(&mut world, 0, wrong);
         assert_eq!(world.count(is_compared), 0);
+        assert_eq!(!asked(&world).is_empty(), at_once);
+        let trouble = world.view().trouble.map(|refusal| refusal.code);
+        assert_eq!(trouble, (!at_once).then_some(Code::Internal));
+        world.wait(Millis::from_secs(5));
         assert_eq!(asked(&world).len(), 3, "it is asked again");
     }
     told(&mut world, 0, good.clone());
