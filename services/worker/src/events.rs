@@ -19,10 +19,10 @@ use schemas::event::{Event, WorkerEvent};
 use schemas::lease::Done;
 use schemas::subject::worker_event_subject;
 use schemas::{
-    ChainSequence, Class, Code, Digest, Millis, PublicKey, RunId, UnixMillis, V, WorkerId,
+    ChainSequence, Class, Code, Digest, Millis, PublicKey, Refusal, RunId, UnixMillis, V, WorkerId,
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use worker_core::AnswerWait;
@@ -184,7 +184,13 @@ impl Chain {
 
 /// The sending end for events.
 #[derive(Clone, Debug)]
-pub(crate) struct Events(mpsc::Sender<WorkerEvent>);
+pub(crate) struct Events(mpsc::Sender<Queued>);
+
+/// An event that waits to be recorded, and who waits for that.
+type Queued = (WorkerEvent, Option<oneshot::Sender<Recorded>>);
+
+/// The end of an event: recorded, or kept back or refused for good.
+type Recorded = Result<(), Refusal>;
 
 impl Events {
     /// Starts the task that publishes. When the last clone is gone, it delivers the waiting events
@@ -204,8 +210,27 @@ impl Events {
 
     /// Passes an event on. Never waits, since work must not stand still because nobody records.
     pub(crate) fn emit(&self, event: WorkerEvent) {
-        let kind = event.kind();
-        if self.0.try_send(event).is_err() {
+        self.pass_on((event, None));
+    }
+
+    /// Passes an event on, and tells when the audit service has recorded it.
+    ///
+    /// # Errors
+    /// It is not recorded: refused, kept while the worker is shut out, or left out of the chain.
+    pub(crate) fn record(&self, event: WorkerEvent) -> impl Future<Output = Recorded> + use<> {
+        let (told, recorded) = oneshot::channel();
+        self.pass_on((event, Some(told)));
+        async move {
+            recorded.await.unwrap_or_else(|_| {
+                let detail = "the event is left out of this worker's chain";
+                Err(Refusal::new(Code::EventLater, detail))
+            })
+        }
+    }
+
+    fn pass_on(&self, queued: Queued) {
+        let kind = queued.0.kind();
+        if self.0.try_send(queued).is_err() {
             tracing::warn!(
                 kind,
                 waiting = EVENTS_MAX,
@@ -227,38 +252,49 @@ struct Publisher {
 }
 
 impl Publisher {
-    async fn run(mut self, mut queue: mpsc::Receiver<WorkerEvent>) {
-        while let Some(event) = queue.recv().await {
-            // An event that an earlier process could not deliver waits for the first event of this
-            // one, which comes with the membership. Until then another process may be the worker,
-            // and the chain its own.
-            if let Some(pending) = self.chain.unacknowledged() {
-                self.deliver(&pending).await;
-            }
-            let kind = event.kind();
-            if self.shut_out {
-                // Behind an event that is kept nothing may follow.
-                tracing::debug!(kind, "an event is left out, since the worker is shut out");
-                continue;
-            }
-            match self.chain.append(runtime::clock::now(), event) {
-                Ok(pending) => self.deliver(&pending).await,
-                Err(failure) => {
-                    tracing::error!(code = %failure.code(), kind, %failure, "an event is not recorded")
-                }
+    async fn run(mut self, mut queue: mpsc::Receiver<Queued>) {
+        while let Some((event, waits)) = queue.recv().await {
+            let recorded = self.record(event).await;
+            if let Some(waits) = waits {
+                // The unit may be over.
+                let _ = waits.send(recorded);
             }
         }
     }
 
-    async fn deliver(&mut self, pending: &Pending) {
+    async fn record(&mut self, event: WorkerEvent) -> Recorded {
+        // An event that an earlier process could not deliver waits for the first event of this one,
+        // which comes with the membership. Until then another process may be the worker, and the
+        // chain its own.
+        if let Some(pending) = self.chain.unacknowledged()
+            && let Err(refusal) = self.deliver(&pending).await
+            && self.shut_out
+        {
+            // Behind an event that is kept nothing may follow.
+            let kind = event.kind();
+            tracing::debug!(kind, "an event is left out, since the worker is shut out");
+            return Err(refusal);
+        }
+        let kind = event.kind();
+        match self.chain.append(runtime::clock::now(), event) {
+            Ok(pending) => self.deliver(&pending).await,
+            Err(failure) => {
+                tracing::error!(code = %failure.code(), kind, %failure, "an event is not recorded");
+                Err(Refusal::new(failure.code(), failure.to_string()))
+            }
+        }
+    }
+
+    async fn deliver(&mut self, pending: &Pending) -> Recorded {
         let Ok(body) = HEXLOWER.decode(pending.body.as_bytes()) else {
             tracing::error!(code = %Code::WorkerChainInvalid, "the kept event cannot be read");
-            return;
+            let detail = "the kept event cannot be read";
+            return Err(Refusal::new(Code::WorkerChainInvalid, detail));
         };
         let event = self.chain.key.sign_event(&self.domain, body);
         self.shut_out = false;
         let (mut backoff, mut patience) = (Backoff::new(PAUSE), AnswerWait::new(ANSWER_WAIT));
-        loop {
+        let recorded = loop {
             let asked_at = Instant::now();
             let wait = patience.now().as_duration();
             let answer: Result<Done, BusError> =
@@ -266,7 +302,7 @@ impl Publisher {
             match answer {
                 Ok(_) => {
                     self.refused = false;
-                    break;
+                    break Ok(());
                 }
                 Err(BusError::Refused(refusal)) if is_shut_out(refusal.code) => {
                     // An operator may let the worker in again: then the chain goes on with this
@@ -276,7 +312,7 @@ impl Publisher {
                         tracing::warn!(code = %refusal.code, next, "an event is kept until the worker is let in again: {refusal}");
                     }
                     self.shut_out = true;
-                    return;
+                    return Err(refusal);
                 }
                 Err(BusError::Refused(refusal)) if is_final(refusal.code) => {
                     if !std::mem::replace(&mut self.refused, true) {
@@ -288,7 +324,7 @@ impl Publisher {
                             "an event is not recorded, and those that follow on it will not be either: {refusal}"
                         );
                     }
-                    break;
+                    break Err(refusal);
                 }
                 Err(error) => {
                     tracing::debug!(subject = pending.subject, %error, "an event is not recorded yet")
@@ -298,10 +334,11 @@ impl Publisher {
             // The pause is random, so that workers that lost the same service do not come back at
             // the same moment.
             tokio::time::sleep(spread(backoff.fail(), objects::random_fraction())).await;
-        }
+        };
         if let Err(failure) = self.chain.acknowledged() {
             tracing::warn!(code = %failure.code(), %failure, "a recorded event would be sent again");
         }
+        recorded
     }
 }
 
@@ -451,6 +488,31 @@ mod tests {
         let kept = Code::WorkerQuarantined;
         assert!(is_shut_out(kept) && !is_final(kept));
         assert!(!is_shut_out(Code::EventRefused) && !is_shut_out(Code::ChainForked));
+    }
+
+    #[tokio::test]
+    async fn tl_17_an_event_that_is_left_out_of_the_chain_is_not_told_as_recorded() {
+        let (sender, mut queue) = mpsc::channel(2);
+        let events = Events(sender);
+        let (first, second) = (events.record(event()), events.record(event()));
+        // There is no room for a third one.
+        let left_out = events.record(event()).await;
+        assert_eq!(
+            left_out.map_err(|refusal| refusal.code),
+            Err(Code::EventLater)
+        );
+        let (queued, told) = queue.try_recv().expect("it waits");
+        assert_eq!(queued, event());
+        told.expect("somebody waits for it")
+            .send(Ok(()))
+            .expect("still");
+        assert_eq!(first.await, Ok(()));
+        // The publisher is gone.
+        drop(queue);
+        assert_eq!(
+            second.await.map_err(|refusal| refusal.code),
+            Err(Code::EventLater)
+        );
     }
 
     #[test]

@@ -210,6 +210,12 @@ impl World {
             }
             // The core ignores the results of work that it stopped.
             Effect::Stop { work } => self.forget_masks(worker, work),
+            Effect::Record { work, .. } => {
+                // Sometimes later than the end of the training.
+                let span = self.random.millis(10, 4_000);
+                let outcome = Ok(());
+                self.inform_worker(worker, span, Input::Recorded { work, outcome });
+            }
             Effect::Joined(_)
             | Effect::KeepInner { .. }
             | Effect::Emit(_)
