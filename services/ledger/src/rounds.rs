@@ -98,7 +98,10 @@ impl Run {
             let what = format!("lease {lease} before its cohort is sealed");
             return Err(out_of_place("contribution-accepted", what));
         }
-        if contribution.cohort != self.cohort_digest(unit.round) {
+        // One that names none was made before contributions did, or its coordinator left the cohort
+        // out: then it is not what its worker signed, which an auditor finds.
+        let named = contribution.cohort;
+        if named.is_some() && named != self.cohort_digest(unit.round) {
             let what = format!("lease {lease} under the masks of another cohort");
             return Err(out_of_place("contribution-accepted", what));
         }

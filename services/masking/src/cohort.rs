@@ -472,7 +472,8 @@ impl Part {
 
     /// Takes the shares that the others sealed for this worker, in the order of the cohort. Returns
     /// the units whose share does not open: what it says is its worker's, and the others are kept. An
-    /// empty one is not here yet, and changes nothing.
+    /// empty one is not here yet: the share that came before is kept, and if none has, the unit is one
+    /// of those that are waited for.
     ///
     /// # Errors
     /// They are not as many as the workers. None is kept then.

@@ -21,12 +21,12 @@ use schemas::head::KnownHead;
 use schemas::lease::Done;
 use schemas::subject::worker_event_subject;
 use schemas::{
-    ChainSequence, Class, Code, Digest, Millis, PublicKey, RunId, UnixMillis, V, WorkerId,
+    ChainSequence, Class, Code, Digest, Millis, PublicKey, Refusal, RunId, UnixMillis, V, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteArray;
 use tlog::Head;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use worker_core::AnswerWait;
@@ -278,10 +278,16 @@ pub(crate) struct Looked(pub(crate) Vec<ChainSequence>);
 /// The sending end for events.
 #[derive(Clone, Debug)]
 pub(crate) struct Events {
-    sender: mpsc::Sender<WorkerEvent>,
+    sender: mpsc::Sender<Queued>,
     /// The newest head of the log that this worker keeps; none before it has seen one.
     known: Arc<watch::Sender<Option<KnownHead>>>,
 }
+
+/// An event that waits to be recorded, and who waits for that.
+type Queued = (WorkerEvent, Option<oneshot::Sender<Recorded>>);
+
+/// The end of an event: recorded, or kept back or refused for good.
+type Recorded = Result<(), Refusal>;
 
 impl Events {
     /// Starts the task that publishes. When the last clone is gone, it delivers the waiting events
@@ -330,8 +336,27 @@ impl Events {
 
     /// Passes an event on. Never waits, since work must not stand still because nobody records.
     pub(crate) fn emit(&self, event: WorkerEvent) {
-        let kind = event.kind();
-        if self.sender.try_send(event).is_err() {
+        self.pass_on((event, None));
+    }
+
+    /// Passes an event on, and tells when the audit service has recorded it.
+    ///
+    /// # Errors
+    /// It is not recorded: refused, kept while the worker is shut out, or left out of the chain.
+    pub(crate) fn record(&self, event: WorkerEvent) -> impl Future<Output = Recorded> + use<> {
+        let (told, recorded) = oneshot::channel();
+        self.pass_on((event, Some(told)));
+        async move {
+            recorded.await.unwrap_or_else(|_| {
+                let detail = "the event is left out of this worker's chain";
+                Err(Refusal::new(Code::EventLater, detail))
+            })
+        }
+    }
+
+    fn pass_on(&self, queued: Queued) {
+        let kind = queued.0.kind();
+        if self.sender.try_send(queued).is_err() {
             tracing::warn!(
                 kind,
                 waiting = EVENTS_MAX,
@@ -366,7 +391,7 @@ struct Publisher {
 impl Publisher {
     async fn run(
         mut self,
-        mut queue: mpsc::Receiver<WorkerEvent>,
+        mut queue: mpsc::Receiver<Queued>,
         mut looks: mpsc::Receiver<Looked>,
     ) {
         self.show_waiting();
@@ -374,10 +399,10 @@ impl Publisher {
             tokio::time::interval(OVERDUE_EVERY.min(self.receipt_within.as_duration()));
         overdue.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let event = tokio::select! {
+            let (event, waits) = tokio::select! {
                 biased;
-                event = queue.recv() => match event {
-                    Some(event) => event,
+                queued = queue.recv() => match queued {
+                    Some(queued) => queued,
                     None => return,
                 },
                 Some(Looked(covered)) = looks.recv() => {
@@ -389,24 +414,34 @@ impl Publisher {
                     continue;
                 }
             };
-            // An event that an earlier process could not deliver waits for the first event of this
-            // one, which comes with the membership. Until then another process may be the worker,
-            // and the chain its own.
-            if let Some(pending) = self.chain.unacknowledged() {
-                self.deliver(&pending).await;
+            let recorded = self.record(event).await;
+            if let Some(waits) = waits {
+                // The unit may be over.
+                let _ = waits.send(recorded);
             }
+        }
+    }
+
+    async fn record(&mut self, event: WorkerEvent) -> Recorded {
+        // An event that an earlier process could not deliver waits for the first event of this one,
+        // which comes with the membership. Until then another process may be the worker, and the
+        // chain its own.
+        if let Some(pending) = self.chain.unacknowledged()
+            && let Err(refusal) = self.deliver(&pending).await
+            && self.shut_out
+        {
+            // Behind an event that is kept nothing may follow.
             let kind = event.kind();
-            if self.shut_out {
-                // Behind an event that is kept nothing may follow.
-                tracing::debug!(kind, "an event is left out, since the worker is shut out");
-                continue;
-            }
-            let known = *self.known.borrow();
-            match self.chain.append(runtime::clock::now(), known, event) {
-                Ok(pending) => self.deliver(&pending).await,
-                Err(failure) => {
-                    tracing::error!(code = %failure.code(), kind, %failure, "an event is not recorded")
-                }
+            tracing::debug!(kind, "an event is left out, since the worker is shut out");
+            return Err(refusal);
+        }
+        let kind = event.kind();
+        let known = *self.known.borrow();
+        match self.chain.append(runtime::clock::now(), known, event) {
+            Ok(pending) => self.deliver(&pending).await,
+            Err(failure) => {
+                tracing::error!(code = %failure.code(), kind, %failure, "an event is not recorded");
+                Err(Refusal::new(failure.code(), failure.to_string()))
             }
         }
     }
@@ -497,16 +532,17 @@ impl Publisher {
         }
     }
 
-    async fn deliver(&mut self, pending: &Pending) {
+    async fn deliver(&mut self, pending: &Pending) -> Recorded {
         let Ok(body) = HEXLOWER.decode(pending.body.as_bytes()) else {
             tracing::error!(code = %Code::WorkerChainInvalid, "the kept event cannot be read");
-            return;
+            let detail = "the kept event cannot be read";
+            return Err(Refusal::new(Code::WorkerChainInvalid, detail));
         };
         let event = self.chain.key.sign_event(&self.domain, body);
         self.shut_out = false;
-        let (mut is_recorded, mut sent_again) = (false, false);
+        let mut sent_again = false;
         let (mut backoff, mut patience) = (Backoff::new(PAUSE), AnswerWait::new(ANSWER_WAIT));
-        loop {
+        let recorded = loop {
             let asked_at = Instant::now();
             let wait = patience.now().as_duration();
             let answer: Result<Done, BusError> =
@@ -514,8 +550,7 @@ impl Publisher {
             match answer {
                 Ok(_) => {
                     self.refused = false;
-                    is_recorded = true;
-                    break;
+                    break Ok(());
                 }
                 Err(BusError::Refused(refusal)) if is_shut_out(refusal.code) => {
                     // An operator may let the worker in again: then the chain goes on with this
@@ -525,7 +560,7 @@ impl Publisher {
                         tracing::warn!(code = %refusal.code, next, "an event is kept until the worker is let in again: {refusal}");
                     }
                     self.shut_out = true;
-                    return;
+                    return Err(refusal);
                 }
                 // The broker may have lost the events before it.
                 Err(BusError::Refused(refusal))
@@ -548,7 +583,7 @@ impl Publisher {
                             "an event is not recorded, and those that follow on it will not be either: {refusal}"
                         );
                     }
-                    break;
+                    break Err(refusal);
                 }
                 Err(error) => {
                     tracing::debug!(subject = pending.subject, %error, "an event is not recorded yet")
@@ -560,8 +595,8 @@ impl Publisher {
             // The pause is random, so that workers that lost the same service do not come back at
             // the same moment.
             tokio::time::sleep(spread(backoff.fail(), objects::random_fraction())).await;
-        }
-        let noted = match is_recorded && self.heads {
+        };
+        let noted = match recorded.is_ok() && self.heads {
             true => self.chain.recorded(runtime::clock::now()),
             false => self.chain.acknowledged(),
         };
@@ -569,6 +604,7 @@ impl Publisher {
             tracing::warn!(code = %failure.code(), %failure, "a recorded event would be sent again");
         }
         self.show_waiting();
+        recorded
     }
 }
 

@@ -338,6 +338,13 @@ impl EffectRunner {
                     .spawn(async move { engine.keep(work, end).await });
             }
             Effect::Emit(event) => self.events.emit(event),
+            Effect::Record { work, event } => {
+                let recorded = self.events.record(event);
+                self.step(work, |_| async move {
+                    let outcome = recorded.await;
+                    Input::Recorded { work, outcome }
+                });
+            }
             // An old heartbeat is useless, so none is kept while there is no connection.
             Effect::Heartbeat(_) if !self.bus.is_connected() => {}
             Effect::Heartbeat(pulse) => {

@@ -446,8 +446,7 @@ impl World {
             }
             // Hints and views have no effect in the simulation.
             Effect::Publish(status) if status.view.phase == RunPhase::Halted => {
-                // The operator follows the advice of the code and starts the coordinator again.
-                self.crash_coordinator();
+                self.mend(status.view.halted.as_ref().map(|halted| halted.code));
             }
             // The operator ignores its answers, and the store counts no uploads.
             Effect::Sweep { .. }

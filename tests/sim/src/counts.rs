@@ -69,6 +69,8 @@ pub struct Counts {
     pub dissolved: u64,
     /// Sums for which a worker revealed nothing, since it had for another of the round.
     pub refused_sums: u64,
+    /// Times that a run was halted for that, and its operator started the workers again.
+    pub sums_lost: u64,
     /// Times that a worker was asked to hand its sealed shares in again.
     pub handed_again: u64,
 }

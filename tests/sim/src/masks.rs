@@ -8,11 +8,12 @@ use schemas::lease::{LeaseRef, UnitKind};
 use schemas::masking::{
     Bytes32, CohortMember, CohortSeal, CohortStatement, MaskReply, MaskRequest, MaskStage, MaskStep,
 };
-use schemas::{Digest, Millis, Refusal, UnitIndex, V};
+use schemas::{Code, Digest, Millis, Refusal, UnitIndex, V};
 use serde_bytes::ByteArray;
 use worker_core::{Agreed, Input, WorkId};
 
 use crate::plan::{audit_key, operator, run_id, worker_id};
+use crate::worker::WorkerMachine;
 use crate::world::{Delivered, Purpose, SimEvent, World};
 
 /// Time after which a question is asked again.
@@ -274,7 +275,25 @@ impl World {
             // It has revealed for another sum of the round and says so in its log. Until somebody
             // starts it again, the round may need it in vain.
             self.monitor.counts.refused_sums += 1;
-            self.crash_worker(worker);
+            self.refusing.insert(worker);
+        }
+    }
+
+    /// The run is halted. The operator follows the advice of the code: it starts the workers again
+    /// that refuse a sum, or else the coordinator.
+    pub(crate) fn mend(&mut self, halted: Option<Code>) {
+        if halted != Some(Code::SumLost) {
+            return self.crash_coordinator();
+        }
+        let refusing = std::mem::take(&mut self.refusing);
+        for worker in &refusing {
+            self.crash_worker(*worker);
+        }
+        if !refusing.is_empty() {
+            self.monitor.counts.sums_lost += 1;
+        } else if self.machines.iter().all(WorkerMachine::is_up) {
+            // Shares were lost, and no worker that joins will let the run go on.
+            self.crash_coordinator();
         }
     }
 

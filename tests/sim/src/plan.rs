@@ -134,6 +134,7 @@ impl Plan {
         let spec = &mut self.spec;
         spec.privacy = None;
         spec.policy.norm_max = 0.0;
+        spec.policy.comparison = Comparison::None;
         spec.upload = kit::FP32;
         (spec.schedule.units, spec.policy.workers_min) = (units, units);
         spec.secure_aggregation = Some(SecureAggregation {

@@ -61,6 +61,10 @@ impl WorkerMachine {
         self.incarnation
     }
 
+    pub(crate) fn is_up(&self) -> bool {
+        self.process.is_some()
+    }
+
     pub(crate) fn deadline(&self) -> Option<UnixMillis> {
         let process = self.process.as_ref()?;
         let local = process.core.next_deadline()?;
@@ -121,6 +125,7 @@ impl World {
 
     pub(crate) fn crash_worker(&mut self, worker: usize) {
         if self.machines[worker].process.take().is_some() {
+            self.refusing.remove(&worker);
             self.worker_crashes += 1;
             self.restart_worker(worker);
         }
@@ -197,6 +202,7 @@ impl World {
             }
             Effect::Exit(exit) => {
                 self.machines[worker].process = None;
+                self.refusing.remove(&worker);
                 // After a quarantine it stays away, until the operator has let it in again.
                 let out = matches!(&exit, Exit::Failed(why) if why.code == Code::WorkerQuarantined);
                 if exit != Exit::Complete && !out {
@@ -210,6 +216,12 @@ impl World {
             }
             // The core ignores the results of work that it stopped.
             Effect::Stop { work } => self.forget_masks(worker, work),
+            Effect::Record { work, .. } => {
+                // Sometimes later than the end of the training.
+                let span = self.random.millis(10, 4_000);
+                let outcome = Ok(());
+                self.inform_worker(worker, span, Input::Recorded { work, outcome });
+            }
             Effect::Joined(_)
             | Effect::KeepInner { .. }
             | Effect::Emit(_)

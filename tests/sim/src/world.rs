@@ -184,6 +184,8 @@ pub(crate) struct World {
     pub(crate) dies_in_seal: bool,
     pub(crate) lost: u64,
     pub(crate) worker_crashes: u64,
+    /// Workers that have refused to reveal for a second sum of a round, and live on.
+    pub(crate) refusing: BTreeSet<usize>,
     steps: u64,
 }
 
@@ -328,6 +330,7 @@ impl World {
             dies_in_seal: false,
             lost: 0,
             worker_crashes: 0,
+            refusing: BTreeSet::new(),
             steps: 0,
             random,
             plan,

@@ -18,6 +18,8 @@ pub(crate) struct HeldLease {
     pub(crate) steps_done: Steps,
     /// The cohort for which its contribution is masked.
     pub(crate) cohort: Option<Digest>,
+    /// True while the event that names the cohort is not recorded: nothing is uploaded yet.
+    pub(crate) unrecorded: bool,
     /// The end of the lease by this worker's clock, never later than by the coordinator's.
     pub(crate) ends_at: UnixMillis,
     /// Time from its grant or last renewal to its end.
@@ -62,6 +64,7 @@ impl HeldLease {
             step: WorkStep::Fetching,
             steps_done: Steps(0),
             cohort: None,
+            unrecorded: false,
             ends_at,
             life,
             renew_at: now.after(Millis(policy.get() / 3) - spent),

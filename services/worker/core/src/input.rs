@@ -34,6 +34,13 @@ pub enum Input {
         /// masks; otherwise the reason.
         outcome: Result<Option<Box<Agreed>>, Refusal>,
     },
+    /// The event of this work is recorded, or will not be.
+    Recorded {
+        /// The work.
+        work: WorkId,
+        /// The verified acknowledgement, or the reason why there is none.
+        outcome: Result<(), Refusal>,
+    },
     /// Training or evaluation goes on.
     Progress {
         /// The work.

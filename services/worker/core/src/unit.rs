@@ -33,15 +33,18 @@ impl Worker {
             let detail = "a run with masks trains for a cohort, and no other work has one";
             return self.step_failed(now, Refusal::new(Code::CohortOther, detail), effects);
         }
-        // The worker's own record has it before anything is trained, so also if nothing comes of
-        // the contribution.
+        // The coordinator's word for the cohort is in the record before a contribution leaves this
+        // worker: otherwise a coordinator that has the worker's events refused would show it any
+        // cohort, and nobody would know.
         if let Some(Agreed { cohort, seal }) = agreed.map(|agreed| *agreed) {
-            held.cohort = Some(cohort);
-            effects.push(Effect::Emit(WorkerEvent::Masked {
-                lease: held.lease(),
+            (held.cohort, held.unrecorded) = (Some(cohort), true);
+            let lease = held.lease();
+            let event = WorkerEvent::Masked {
+                lease,
                 cohort,
                 seal,
-            }));
+            };
+            effects.push(Effect::Record { work, event });
         }
         held.step = WorkStep::Training;
         match held.manifest.work {
@@ -77,7 +80,35 @@ impl Worker {
         let held = self.present();
         held.steps_done = trained.steps;
         held.step = WorkStep::Uploading(trained);
-        effects.push(Effect::Upload { work });
+        if held.unrecorded {
+            let detail = "nothing is uploaded before the worker's event `masked` is recorded";
+            let (refusal, pause) = (
+                Refusal::new(Code::EventLater, detail),
+                now.until(held.ends_at),
+            );
+            effects.push(Effect::Waiting { refusal, pause });
+        } else {
+            effects.push(Effect::Upload { work });
+        }
+    }
+
+    /// The event about the cohort is recorded, so the contribution may leave this worker; or it will
+    /// not be, and nothing leaves it.
+    pub(crate) fn recorded(
+        &mut self,
+        now: UnixMillis,
+        work: WorkId,
+        outcome: Result<(), Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Err(refusal) = outcome {
+            return self.step_failed(now, refusal, effects);
+        }
+        let held = self.present();
+        held.unrecorded = false;
+        if matches!(held.step, WorkStep::Uploading(_)) {
+            effects.push(Effect::Upload { work });
+        }
     }
 
     pub(crate) fn evaluated(

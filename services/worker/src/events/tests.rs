@@ -236,3 +236,29 @@ fn tl_03_an_event_names_the_head_that_was_known_when_it_was_written() {
         assert_eq!(body.known, known);
     }
 }
+
+#[tokio::test]
+async fn tl_17_an_event_that_is_left_out_of_the_chain_is_not_told_as_recorded() {
+    let (sender, mut queue) = mpsc::channel(2);
+    let known = Arc::new(watch::channel(None).0);
+    let events = Events { sender, known };
+    let (first, second) = (events.record(event()), events.record(event()));
+    // There is no room for a third one.
+    let left_out = events.record(event()).await;
+    assert_eq!(
+        left_out.map_err(|refusal| refusal.code),
+        Err(Code::EventLater)
+    );
+    let (queued, told) = queue.try_recv().expect("it waits");
+    assert_eq!(queued, event());
+    told.expect("somebody waits for it")
+        .send(Ok(()))
+        .expect("still");
+    assert_eq!(first.await, Ok(()));
+    // The publisher is gone.
+    drop(queue);
+    assert_eq!(
+        second.await.map_err(|refusal| refusal.code),
+        Err(Code::EventLater)
+    );
+}

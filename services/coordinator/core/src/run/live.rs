@@ -102,6 +102,8 @@ pub(crate) struct Foundry {
     /// Set if the weights differ from what the ledger says, or cannot be had: the run gives out no
     /// work until a restart.
     pub(crate) halted: Option<Refusal>,
+    /// Sums of masked rounds in a row that were not had, since a worker joined.
+    pub(crate) sums_lost: u32,
 }
 
 /// An order to the foundry on a run's weights.

@@ -31,6 +31,10 @@ use crate::turn::{Handled, Outcome, Turn};
 
 /// Bytes of a sealed share: two shares of 32 bytes and the tag of their cipher.
 const SEALED_BYTES: usize = 80;
+/// A run is halted after so many sums in a row that were not had: once for a worker that was silent,
+/// and once more for another. Its workers may have revealed for another set of the round, and then
+/// they reveal for no more until they are started again.
+pub(crate) const SUMS_LOST_MAX: u32 = 3;
 
 /// What is known of the agreement of the open round, as long as this process lives.
 #[derive(Debug, Default)]
@@ -249,6 +253,7 @@ impl RunRoom<'_> {
             Ok(Some(secrets)) => {
                 self.append(turn, LedgerEvent::RoundUnmasked { round, secrets });
                 self.live.agreement = Agreement::default();
+                self.live.foundry.sums_lost = 0;
                 self.advance(turn);
                 MaskStage::Over
             }
@@ -262,6 +267,7 @@ impl RunRoom<'_> {
 
     /// Gives a masked round up, whose sum cannot be had, and opens its units again.
     pub(crate) fn dissolve(&mut self, turn: &mut Turn<'_>, round: Round) {
+        let is_lost = self.run.sealed_masked().is_some();
         let mut open = self.run.open.iter();
         let open = open.find(|(sync, _)| sync.round == round);
         let inputs = open.map(|(_, open)| open.inputs().map(|input| input.lease));
@@ -275,7 +281,35 @@ impl RunRoom<'_> {
             self.order(turn, Order::Unstage { lease });
         }
         self.live.agreement = Agreement::default();
+        if is_lost {
+            self.sum_lost(turn, round);
+        }
         self.offer_open(turn);
+    }
+
+    /// Counts a sum that enough workers contributed to and too few revealed shares for. Nothing here
+    /// can make them reveal, so the run does not train the round for ever.
+    fn sum_lost(&mut self, turn: &mut Turn<'_>, round: Round) {
+        let lost = &mut self.live.foundry.sums_lost;
+        *lost = lost.saturating_add(1);
+        if *lost >= SUMS_LOST_MAX {
+            let detail = format!(
+                "round {round} was trained {lost} times in a row, each time too few workers revealed \
+                 shares for its sum, and none joined in between"
+            );
+            self.halt(turn, &Refusal::new(Code::SumLost, detail));
+        }
+    }
+
+    /// A process that has just joined has revealed nothing yet, so the next sum may be had.
+    pub(crate) fn sums_may_come(&mut self, turn: &mut Turn<'_>) {
+        let foundry = &mut self.live.foundry;
+        foundry.sums_lost = 0;
+        let halted = foundry.halted.as_ref();
+        if halted.is_some_and(|halted| halted.code == Code::SumLost) {
+            foundry.halted = None;
+            self.mark_changed(turn);
+        }
     }
 
     /// Waits for shares of a sealed set for as long as a silent worker may take to come back.

@@ -66,6 +66,7 @@ impl RunRoom<'_> {
             // A join also pays for its end: the worker or the coordinator may end a membership
             // once.
             self.live.spend(turn.now, &peer.worker);
+            self.sums_may_come(turn);
         }
         self.watch(turn, &peer.worker);
         self.judge_failures(turn);

@@ -31,7 +31,7 @@ pub(crate) mod holds;
 mod leases;
 mod lists;
 pub(crate) mod live;
-mod masking;
+pub(crate) mod masking;
 pub(crate) mod members;
 pub(crate) mod objects;
 mod offers;

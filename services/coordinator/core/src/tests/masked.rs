@@ -17,6 +17,7 @@ use crate::{ReplyId, WorkerRequest};
 
 mod again;
 mod restart;
+mod sums;
 
 const UNITS: u32 = 4;
 

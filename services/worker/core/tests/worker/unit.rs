@@ -7,9 +7,12 @@ use schemas::masking::CohortSeal;
 use schemas::run::{RunSpec, SecureAggregation};
 use schemas::{Chunks, Code, Digest, Message as _, ObjectRef, Refusal, Tokens};
 use serde_bytes::ByteArray;
-use worker_core::{Agreed, Effect, Input, Request, ResultEnd, Trained};
+use worker_core::{Agreed, Effect, Input, Request, ResultEnd, Trained, WorkId};
 
-use crate::scene::{Scene, claims, ends, fate, keeps, lease, refused, spec, submits, trained};
+use crate::scene::{
+    Scene, claims, dropped, ends, exits, fate, keeps, lease, refused, renews, spec, submits,
+    trained,
+};
 
 #[test]
 fn a_unit_goes_from_claim_to_an_accepted_result_to_the_next_claim() {
@@ -88,9 +91,11 @@ fn tl_17_a_worker_tells_its_cohort_before_it_trains_and_states_it_with_its_contr
         seal,
     };
     let place = |found: &dyn Fn(&Effect) -> bool| scene.effects.iter().position(found);
-    let at = place(&|effect| matches!(effect, Effect::Emit(event) if *event == told));
+    let at = place(&|effect| matches!(effect, Effect::Record { event, .. } if *event == told));
     let trains = place(&|effect| matches!(effect, Effect::Train { .. }));
     assert!(at.is_some() && at < trains);
+    let outcome = Ok(());
+    scene.give(Input::Recorded { work, outcome });
     scene.give(Input::Trained {
         work,
         outcome: Ok(trained()),
@@ -111,6 +116,84 @@ fn tl_17_a_worker_tells_its_cohort_before_it_trains_and_states_it_with_its_contr
         (contribution.cohort, contribution.loss),
         (Some(cohort), 0.0)
     );
+}
+
+/// A worker of a masked run that trains, and whose event about its cohort is under way.
+fn masking() -> (Scene, WorkId) {
+    let mut scene = Scene::joined_to(masked_spec());
+    let work = scene.grant(lease(0, UnitKind::Train, 1));
+    let outcome = Ok(Some(agreed()));
+    scene.give(Input::Fetched { work, outcome });
+    (scene, work)
+}
+
+fn uploads(effect: &Effect) -> bool {
+    matches!(effect, Effect::Upload { .. })
+}
+
+#[test]
+fn tl_17_a_masked_contribution_leaves_the_worker_once_its_cohort_is_recorded_and_not_before() {
+    let (mut scene, work) = masking();
+    let outcome = Ok(trained());
+    let trained = Input::Trained { work, outcome };
+    let recorded = |work| {
+        let outcome = Ok(());
+        Input::Recorded { work, outcome }
+    };
+    scene.give(trained.clone());
+    assert!(!scene.has(uploads));
+    // It says what it waits for, and keeps its lease.
+    let waits = |effect: &Effect| matches!(effect, Effect::Waiting { refusal, .. } if refusal.code == Code::EventLater);
+    assert!(scene.has(waits));
+    scene.until(renews);
+    assert!(!scene.has(uploads));
+    // What was told about other work says nothing about this one.
+    scene.give(recorded(WorkId(work.0 + 1)));
+    assert!(!scene.has(uploads));
+    scene.give(recorded(work));
+    assert!(scene.has(uploads));
+    scene.give(recorded(work));
+    assert!(!scene.has(uploads), "once");
+
+    let (mut scene, work) = masking();
+    scene.give(recorded(work));
+    assert!(!scene.has(uploads), "nothing is trained yet");
+    scene.give(trained);
+    assert!(scene.has(uploads) && !scene.has(waits));
+}
+
+/// A coordinator that removes the worker from the ledger, or names another key of it, has its events
+/// refused; a cohort that it shows then is in no record.
+#[test]
+fn tl_17_a_worker_whose_event_about_its_cohort_is_refused_uploads_nothing() {
+    for has_trained in [false, true] {
+        for code in [
+            Code::EventRefused,
+            Code::ChainForked,
+            Code::EventLater,
+            Code::WorkerChainInvalid,
+            Code::WorkerQuarantined,
+        ] {
+            let (mut scene, work) = masking();
+            if has_trained {
+                let outcome = Ok(trained());
+                scene.give(Input::Trained { work, outcome });
+            }
+            let outcome = Err(Refusal::new(code, "played by the test"));
+            scene.give(Input::Recorded { work, outcome });
+            let stops =
+                |effect: &Effect| matches!(effect, Effect::Stop { work: of } if *of == work);
+            // One that is shut out ends at once.
+            let ends = scene.has(stops) && scene.has(dropped(code)) || scene.has(exits);
+            assert!(ends, "{code}");
+            // What comes late of the work that was stopped changes nothing.
+            let outcome = Ok(());
+            scene.give(Input::Recorded { work, outcome });
+            let outcome = Ok(trained());
+            scene.give(Input::Trained { work, outcome });
+            assert!(!scene.has(uploads), "{code}");
+        }
+    }
 }
 
 #[test]
