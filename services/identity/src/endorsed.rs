@@ -2,6 +2,7 @@
 //! vault. A machine that was given an older bundle by a trusted person takes the newer one from any
 //! sender: that key alone decides what is in it.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use schemas::UnixMillis;
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{Domain, DomainError};
 use crate::jws::{self, JwsError};
-use crate::secret::{read_anchor, write_private};
+use crate::secret::{FileError, read_anchor, write_private};
 use crate::trust::TrustBundle;
 
 /// The type of the document.
@@ -32,10 +33,15 @@ impl Domain {
     /// # Errors
     /// The bundle or the key cannot be read, or the file cannot be written.
     pub fn endorse_trust(&self, now: UnixMillis) -> Result<bool, DomainError> {
+        let path = self.layout().trust();
         if !self.layout().vault().is_here() {
+            // What was signed before may name keys that are retired now.
+            let old = endorsement(&path);
+            if old.exists() {
+                fs::remove_file(&old).map_err(|source| FileError::Write { path: old, source })?;
+            }
             return Ok(false);
         }
-        let path = self.layout().trust();
         let endorsed = Endorsed {
             at: now,
             trust: TrustBundle {
@@ -51,16 +57,19 @@ impl Domain {
 }
 
 /// The signed form of the bundle in the file `trust`, as it is handed to new machines; none if the
-/// domain's bundle was never signed.
+/// domain's bundle was never signed, or has other keys of leases now.
 ///
 /// # Errors
-/// The file cannot be read, or others could change it.
+/// A file cannot be read, others could change it, or the domain's own key has not signed it.
 pub fn read_endorsed(trust: &Path) -> Result<Option<String>, DomainError> {
     let path = endorsement(trust);
-    match path.exists() {
-        true => Ok(Some(read_anchor(&path)?)),
-        false => Ok(None),
+    if !path.exists() {
+        return Ok(None);
     }
+    let document = read_anchor(&path)?;
+    let present = TrustBundle::read(trust)?;
+    let signed = newer(&present, UnixMillis(0), &document)?;
+    Ok((signed.manifest_keys == present.manifest_keys).then_some(document))
 }
 
 /// The bundle of a signed document, if it is of the domain of `known` and was signed at `since` or
@@ -163,9 +172,13 @@ mod tests {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let folder = scratch.path().join("domain");
         let domain = Domain::init(&folder, &InitOptions::default(), NOW).expect("an empty folder");
+        let trust = domain.layout().trust();
+        assert!(domain.endorse_trust(NOW).expect("the vault is here"));
+        domain.prepare_manifest_key().expect("it has room");
+        let read = read_endorsed(&trust).expect("it reads");
+        assert_eq!(read, None, "it lacks a key");
         std::fs::rename(folder.join("vault"), scratch.path().join("vault")).expect("it is ours");
         assert!(!domain.endorse_trust(NOW).expect("that is no error"));
-        let trust = domain.layout().trust();
-        assert_eq!(read_endorsed(&trust).expect("it reads"), None);
+        assert!(!endorsement(&trust).exists());
     }
 }

@@ -46,6 +46,13 @@ impl Heir {
         let held = Credentials::read(&layout.credentials(name))?;
         let present = AuditKey::read(&layout.audit_key(name))?;
         let [worker, audit] = made(layout, name);
+        // A process that died after it put them in their places left them here.
+        if worker.exists() && ConnectionKey::read(&worker)?.public() == held.public() {
+            remove(worker.clone())?;
+        }
+        if audit.exists() && AuditKey::read(&audit)?.public() == present.public() {
+            remove(audit.clone())?;
+        }
         if !worker.exists() {
             ConnectionKey::generate().seed().write(&worker)?;
         }
@@ -116,7 +123,7 @@ impl Heir {
             .write(&waiting(&self.layout.audit_key(&self.name)))?;
         new.write(&path)?;
         for file in made(&self.layout, &self.name) {
-            fs::remove_file(&file).map_err(|source| FileError::Write { path: file, source })?;
+            remove(file)?;
         }
         Ok(new.public().clone())
     }
@@ -162,6 +169,10 @@ fn body(holder: &PublicKey, successor: &Successor) -> Vec<u8> {
     let mut bytes = holder.as_str().as_bytes().to_vec();
     bytes.extend(unsigned.encode());
     bytes
+}
+
+fn remove(path: PathBuf) -> Result<(), FileError> {
+    fs::remove_file(&path).map_err(|source| FileError::Write { path, source })
 }
 
 /// The seed files of new keys that no token was given for yet.
@@ -241,15 +252,24 @@ mod tests {
         new.public = asked.worker.clone();
         new.name = "w2".to_owned();
         assert!(heir.accept(&reply(&new)).is_err(), "it is another's");
-        assert!(!files.has_successor());
+        assert!(!files.has_successor(NOW));
         new.name = "w1".to_owned();
+        let left = super::made(layout, "w1").map(|file| {
+            let seed = fs::read(&file).expect("it was made");
+            (file, seed)
+        });
         let key = heir.accept(&reply(&new)).expect("it is ours");
         assert_eq!(key, asked.worker);
-        assert_eq!(files.take_successor().expect("it is whole"), Some(key));
+        // It died before it removed them.
+        for (file, seed) in left {
+            crate::secret::write_private(&file, &seed).expect("the folder is ours");
+        }
+        assert_eq!(files.take_successor(NOW).expect("it is whole"), Some(key));
         let signs = AuditKey::read(&layout.audit_key("w1")).expect("it reads");
         assert_eq!(*signs.public(), asked.audit_key);
         let next = Heir::prepare(layout, "w1").expect("it is a worker");
         let next = next.question(root, NOW).successor.expect("it asks");
         assert_ne!(next.worker, asked.worker, "a key is used once");
+        assert_ne!(next.audit_key, asked.audit_key, "a key is used once");
     }
 }

@@ -1,12 +1,15 @@
 //! What `up` renews where the domain's keys are: nothing that runs renews the certificate of broker
 //! and store, or the tokens with which people and provisioners connect.
 
-use schemas::UnixMillis;
 use schemas::role::Role;
+use schemas::{Millis, UnixMillis};
 
 use crate::credentials::Credentials;
-use crate::domain::{Domain, DomainError, LIFETIME_DEFAULT};
+use crate::domain::{Domain, DomainError};
 use crate::tls::lifetimes;
+
+/// A credential for less was given for a visit.
+const DAY: Millis = Millis::from_secs(24 * 3600);
 
 impl Domain {
     /// Makes a new certificate for broker and store, for the same names, if the one there has ended
@@ -29,7 +32,9 @@ impl Domain {
 
     /// Gives operators, auditors and provisioners whose credentials lie in the domain's folder new
     /// tokens for the same keys, if the old ones have ended or are in the second half of their lives.
-    /// A blocked key gets none, and the audit service's own token is renewed by the registrar.
+    /// A new token lives as long as the one before; what was given for less than a day stays ended
+    /// once it has. A blocked key gets none, and the audit service's own token is renewed by the
+    /// registrar.
     /// Returns the names. The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
@@ -52,7 +57,13 @@ impl Domain {
             {
                 continue;
             }
-            self.issue(known.role, &known.name, None, LIFETIME_DEFAULT, now)?;
+            let life = known.issued.until(known.ends);
+            if life < DAY && now >= known.ends {
+                continue;
+            }
+            // Tokens end at whole seconds: without rounding up, each would live less than the last.
+            let life = Millis(life.get().div_ceil(1000) * 1000);
+            self.issue(known.role, &known.name, None, life, now)?;
             renewed.push(known.name);
         }
         Ok(renewed)
@@ -73,6 +84,6 @@ fn is_renewed_here(role: Role) -> bool {
 }
 
 /// True in the second half of a life, and after it.
-fn is_due(begins: UnixMillis, ends: UnixMillis, now: UnixMillis) -> bool {
+pub(crate) fn is_due(begins: UnixMillis, ends: UnixMillis, now: UnixMillis) -> bool {
     now.get() >= begins.get().midpoint(ends.get())
 }

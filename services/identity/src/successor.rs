@@ -23,6 +23,7 @@ use crate::issuer::sign;
 use crate::jwt::check_label;
 use crate::key::KeyError;
 use crate::purpose::{AuditKey, ConnectionKey};
+use crate::refresh::is_due;
 use crate::revocation::{read_entry, write_entry};
 use crate::secret::FileError;
 
@@ -126,19 +127,31 @@ impl IdentityFiles {
         }
     }
 
-    /// True if there are credentials that wait to be taken.
-    pub fn has_successor(&self) -> bool {
+    /// True if there are credentials that wait to be taken, and whose token has not ended. What cannot
+    /// be read is for [`IdentityFiles::take_successor`] to say.
+    pub fn has_successor(&self, now: UnixMillis) -> bool {
+        self.waits() && !self.waits_in_vain(now)
+    }
+
+    /// True if the token of the credentials that wait has ended: they stay where they are, since the
+    /// present ones may work still.
+    pub fn waits_in_vain(&self, now: UnixMillis) -> bool {
+        let ends = |new: Credentials| new.token().expires.is_some_and(|ends| ends <= now);
+        self.waits() && Credentials::read(&waiting(&self.credentials)).is_ok_and(ends)
+    }
+
+    fn waits(&self) -> bool {
         !self.credentials.as_os_str().is_empty() && waiting(&self.credentials).exists()
     }
 
     /// Puts the credentials that wait, and what belongs to them, in the place of the present ones;
     /// the credentials go last, so that a process that dies meanwhile takes them at its next start.
-    /// Returns the new key; none if nothing waits.
+    /// Returns the new key; none if nothing waits, or its token has ended.
     ///
     /// # Errors
     /// What waits is for another holder, or a file cannot be read or moved.
-    pub fn take_successor(&self) -> Result<Option<PublicKey>, SuccessorError> {
-        if !self.has_successor() {
+    pub fn take_successor(&self, now: UnixMillis) -> Result<Option<PublicKey>, SuccessorError> {
+        if !self.has_successor(now) {
             return Ok(None);
         }
         let path = waiting(&self.credentials);
@@ -177,10 +190,16 @@ impl Domain {
         now: UnixMillis,
     ) -> Result<Succession, SuccessorError> {
         check_label(name).map_err(DomainError::from)?;
-        if let Some(begun) = self.succession(name)? {
-            return Ok(begun);
-        }
         let path = self.layout().credentials(name);
+        if let Some(begun) = self.succession(name)? {
+            // Nobody takes a key that was blocked, nor one instead of a key that was.
+            if begun.taken && begun.new.blocked.is_none() {
+                return Ok(begun);
+            }
+            if begun.new.blocked.is_none() && begun.old.blocked.is_none() {
+                return self.sign_again(begun, &waiting(&path), now);
+            }
+        }
         if !path.exists() {
             return Err(self.not_here(name)?);
         }
@@ -200,8 +219,7 @@ impl Domain {
         let token = held.token();
         let life = token.expires.map(|ends| token.issued.until(ends));
         let life = self.life_of(old.role, life.unwrap_or(LIFETIME_DEFAULT));
-        // Tokens count whole seconds.
-        let ends = UnixMillis(now.after(life).get().div_ceil(1000) * 1000);
+        let ends = whole_seconds(now.after(life));
         let new = Registration {
             public: key.public().clone(),
             issued: now,
@@ -232,6 +250,33 @@ impl Domain {
         self.certify(&credentials, &next, old.role, ends, now)?;
         credentials.write(&next)?;
         let taken = false;
+        Ok(Succession { old, new, taken })
+    }
+
+    /// Gives the key that waits a new token for the same life, if the one that it has ends soon or has
+    /// ended: its holder may have been away.
+    fn sign_again(
+        &self,
+        begun: Succession,
+        next: &Path,
+        now: UnixMillis,
+    ) -> Result<Succession, SuccessorError> {
+        let Succession { old, new, taken } = begun;
+        if !is_due(new.issued, new.ends, now) {
+            return Ok(Succession { old, new, taken });
+        }
+        let ends = whole_seconds(now.after(new.issued.until(new.ends)));
+        let new = Registration {
+            issued: now,
+            ends,
+            ..new
+        };
+        let signer = self.role_key(new.role)?;
+        let token = sign(&signer, &new, ends, now).map_err(DomainError::from)?;
+        let credentials = Credentials::new(token, Credentials::read(next)?.key().clone())?;
+        self.layout().issued().record(&new)?;
+        self.certify(&credentials, next, new.role, ends, now)?;
+        credentials.write(next)?;
         Ok(Succession { old, new, taken })
     }
 
@@ -325,6 +370,11 @@ impl Domain {
             },
         })
     }
+}
+
+/// Tokens count whole seconds.
+fn whole_seconds(time: UnixMillis) -> UnixMillis {
+    UnixMillis(time.get().div_ceil(1000) * 1000)
 }
 
 /// The file that waits to take the place of this one.

@@ -281,6 +281,8 @@ forms! {
         // Left out where there is none, so that states from before there were seats keep their bytes.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         seat: Option<Cow<'a, Seat>>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<Cow<'a, WorkerId>>,
         session: Session,
         fenced: Option<LeaseRef>,
         present: bool,

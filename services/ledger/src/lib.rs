@@ -57,6 +57,7 @@ pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
 pub use given_up::GivenUp;
 pub use mark::{Going, Kind, Mark, Named, Needed, Old, Plan};
+pub use members::KeyState;
 pub use pointers::Unpromotable;
 pub use quarantine::QuarantineRecord;
 pub use screening::{Judged, Measured, minority, outliers, unlike};

@@ -223,6 +223,9 @@ pub struct Member {
     /// Its seat in a group; none if it works alone. It never changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seat: Option<Seat>,
+    /// The key that it had before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<WorkerId>,
     /// The process that joined last: it is the worker.
     pub session: Session,
     /// The lease that an older process held when it was replaced.

@@ -171,6 +171,8 @@ impl Service {
     fn succeed(&self, asked: &Asked, wish: &Successor) -> Result<RenewalReply, Refusal> {
         let now = clock::now();
         let record = self.issued.find(&asked.holder).map_err(refusal)?;
+        // Who may not ask makes nobody read all records.
+        self.core.may_change(now, asked, record.as_ref())?;
         let successor = self.issued.successor_of(&asked.holder).map_err(refusal)?;
         let wanted = self.issued.find(&wish.worker).map_err(refusal)?;
         let issuer = Issuer::open(&self.issuer).map_err(refusal)?;

@@ -220,7 +220,10 @@ impl Service {
         };
         let drained = exit == Exit::Drained;
         Box::pin(self.end(exit)).await?;
-        Ok(Finished::told(leaves && drained))
+        // Told to end meanwhile, it does not begin anew.
+        Ok(Finished::told(
+            leaves && drained && !shutdown.is_cancelled(),
+        ))
     }
 
     /// Waits until events are delivered and the inner state is written, and then ends.

@@ -268,7 +268,8 @@ impl World {
             peer,
             recorded: seat.map(|seat| {
                 let seat = Some(seat);
-                Box::new(Recorded { seat, before: None })
+                let before = Vec::new();
+                Box::new(Recorded { seat, before })
             }),
             request,
             reply,

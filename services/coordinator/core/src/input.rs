@@ -37,8 +37,8 @@ pub struct Peer {
 pub struct Recorded {
     /// Its seat in a group of workers.
     pub seat: Option<Seat>,
-    /// The key that it had before.
-    pub before: Option<WorkerId>,
+    /// The keys that it had before, the last one first.
+    pub before: Vec<WorkerId>,
 }
 
 /// Something that happened.

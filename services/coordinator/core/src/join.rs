@@ -9,7 +9,7 @@ use schemas::{Code, Refusal};
 use crate::coordinator::{Coordinator, draining};
 use crate::input::{Peer, Recorded};
 use crate::run::groups::check_seat;
-use crate::run::members::{check_before, check_entry};
+use crate::run::members::{check_entry, check_keys};
 
 /// Longest description of a device or release; both are shown in tables and repeated in every view.
 const LABEL_BYTES_MAX: usize = 128;
@@ -35,7 +35,7 @@ impl Coordinator {
         match self.state.run(&peer.run) {
             Some(run) if !run.is_complete() => {
                 check_entry(run, peer, request)?;
-                check_before(run, recorded.before.as_ref())?;
+                check_keys(run, &peer.worker, &recorded.before)?;
                 check_seat(run, peer, recorded)?;
                 self.check_key_is_free(run, peer, request)
             }

@@ -201,9 +201,27 @@ fn bound(
             refused(Code::AuditKeyRefused, why)
         }
         _ => {
-            // Both are nkeys of users.
-            let before = before.and_then(|key| key.as_str().parse().ok());
-            Ok(Some(Recorded { seat, before }))
+            let mut keys = Vec::new();
+            let mut next = before;
+            while let Some(key) = next.take() {
+                let earlier = issued.find(&key);
+                let earlier = earlier.or_else(|error| unreadable(&error).map(|_| None))?;
+                let Some(earlier) = earlier else {
+                    let folder = issued.folder().display();
+                    let why = format!("({name}) had key {key}, of which {folder} has no record");
+                    return refused(Code::RecordMissing, why);
+                };
+                // Both are nkeys of users.
+                let Ok(key) = key.as_str().parse() else {
+                    break;
+                };
+                // Records that were altered may form a circle.
+                if key != peer.worker && !keys.contains(&key) {
+                    keys.push(key);
+                    next = earlier.before;
+                }
+            }
+            Ok(Some(Recorded { seat, before: keys }))
         }
     }
 }

@@ -44,7 +44,8 @@ pub(crate) enum Rotate {
     /// start. A worker gets a new key for its events too, and is another worker to its run, in the
     /// same seat. No lease is lost, except in a group of several workers: there the group's unit
     /// goes on under its next epoch. For a worker whose keys lie on its own machine run `worker
-    /// rekey` there meanwhile. Run the command again if it did not wait long enough.
+    /// rekey` there meanwhile. Run the command again if it did not wait long enough. After a theft
+    /// use `auth revoke` and enrol the machine anew: a thief could be first to take the new key.
     User {
         /// The name of the credentials, as `auth ls` shows it. Coordinator and audit service have
         /// two each: `coordinator` and `ledger-writer`, `auditor` and `recorder`.

@@ -62,8 +62,8 @@ fn tl_28_a_holder_keeps_its_key_until_it_takes_the_one_that_waits() {
     let (old, audit) = (scene.key("w1"), files.audit_key.clone().expect("a worker"));
     let signs = || AuditKey::read(&audit).expect("it reads").public().clone();
     let signed = signs();
-    assert!(!files.has_successor());
-    assert_eq!(files.take_successor().expect("nothing waits"), None);
+    assert!(!files.has_successor(LATER));
+    assert_eq!(files.take_successor(LATER).expect("nothing waits"), None);
     let begun = scene.begin("w1");
     assert_eq!((&begun.old.public, begun.taken), (&old, false));
     assert_eq!(begun.new.before, Some(old.clone()));
@@ -74,9 +74,9 @@ fn tl_28_a_holder_keeps_its_key_until_it_takes_the_one_that_waits() {
     assert_eq!(begun.new.seat, begun.old.seat);
     assert_eq!((scene.key("w1"), signs()), (old.clone(), signed.clone()));
     assert_eq!(scene.begin("w1"), begun, "it makes no further key");
-    assert!(files.has_successor());
+    assert!(files.has_successor(LATER));
 
-    let taken = files.take_successor().expect("it is whole");
+    let taken = files.take_successor(LATER).expect("it is whole");
     assert_eq!(taken, Some(begun.new.public.clone()));
     assert_eq!(scene.key("w1"), begun.new.public);
     assert_eq!(Some(signs()), begun.new.audit_key);
@@ -84,7 +84,7 @@ fn tl_28_a_holder_keeps_its_key_until_it_takes_the_one_that_waits() {
     let found = scene.domain.succession("w1").expect("it reads");
     assert!(found.is_some_and(|found| found.taken));
     assert!(scene.begin("w1").taken, "it begins no other");
-    assert!(!files.has_successor());
+    assert!(!files.has_successor(LATER));
     let held = Credentials::read(&files.credentials).expect("it is there");
     assert_eq!(held.token().expires, Some(begun.new.ends));
     assert!(begun.new.ends.get() >= LATER.get() + 3_600_000);
@@ -108,7 +108,7 @@ fn a_service_keeps_the_key_of_its_events_and_a_mutual_domain_certifies_the_new_k
     let files = scene.files("coordinator");
     let begun = scene.begin("coordinator");
     assert_eq!(begun.new.audit_key, begun.old.audit_key);
-    files.take_successor().expect("it is whole");
+    files.take_successor(LATER).expect("it is whole");
     let holder = ClientFile::beside(&files.credentials).holder();
     let holder = holder.expect("it was written");
     assert_eq!(
@@ -125,7 +125,7 @@ fn a_successor_that_was_taken_by_half_is_taken_whole_later() {
     let begun = scene.begin("w1");
     let audit = files.audit_key.clone().expect("a worker");
     put(&waiting(&audit), &audit).expect("the folder is ours");
-    files.take_successor().expect("the rest is there");
+    files.take_successor(LATER).expect("the rest is there");
     assert_eq!(scene.key("w1"), begun.new.public);
     let signs = AuditKey::read(&audit).expect("it reads");
     assert_eq!(Some(signs.public().clone()), begun.new.audit_key);
@@ -143,7 +143,7 @@ fn a_succession_that_broke_off_is_begun_anew_and_its_key_is_worth_nothing() {
     let list = scene.domain.layout().issued();
     let lost = list.find(&first.new.public).expect("it reads");
     assert!(lost.is_some_and(|lost| lost.blocked.is_some()));
-    files.take_successor().expect("it is whole");
+    files.take_successor(LATER).expect("it is whole");
     assert_eq!(scene.key("w1"), second.new.public);
 }
 
@@ -155,12 +155,12 @@ fn what_is_for_another_holder_is_not_taken() {
     scene.begin("w2");
     let theirs = scene.files("w2").credentials;
     fs::copy(waiting(&theirs), waiting(&files.credentials)).expect("it is ours");
-    let error = files.take_successor().expect_err("it is of w2");
+    let error = files.take_successor(LATER).expect_err("it is of w2");
     assert_eq!(error.code(), Code::SuccessorOther);
     assert_eq!(scene.key("w1"), kept);
     // The same key is no successor, and would be revoked with itself.
     fs::copy(&files.credentials, waiting(&files.credentials)).expect("it is ours");
-    let error = files.take_successor().expect_err("it is the same");
+    let error = files.take_successor(LATER).expect_err("it is the same");
     assert_eq!(error.code(), Code::SuccessorOther);
 }
 
@@ -182,7 +182,7 @@ fn strangers_blocked_holders_and_keys_elsewhere_get_none() {
     let list = scene.domain.layout().issued();
     list.block(&key, NOW).expect("it is ours");
     assert_eq!(code("w1"), Code::HolderBlocked);
-    assert!(!scene.files("w1").has_successor());
+    assert!(!scene.files("w1").has_successor(LATER));
 }
 
 #[test]
@@ -214,4 +214,41 @@ fn tl_28_a_worker_elsewhere_may_change_its_key_once_by_an_operators_word() {
         let refused = allow(nobody).expect_err("no worker of the name may connect");
         assert_eq!(refused.code(), Code::HolderMissing);
     }
+}
+
+/// Its holder was away for longer than the token that waits lives.
+#[test]
+fn tl_28_a_key_whose_token_has_ended_takes_no_place_and_is_signed_again() {
+    let scene = Scene::new(false);
+    let files = scene.files("w1");
+    let begun = scene.begin("w1");
+    let late = begun.new.ends;
+    assert!(files.waits_in_vain(late) && !files.has_successor(late));
+    assert_eq!(files.take_successor(late).expect("it stays"), None);
+    assert_eq!(scene.key("w1"), begun.old.public);
+    let again = scene.domain.begin_succession("w1", late);
+    let again = again.expect("it goes on");
+    assert_eq!(again.new.public, begun.new.public);
+    assert_eq!((again.new.issued, again.taken), (late, false));
+    assert!(!files.waits_in_vain(late));
+    let taken = files.take_successor(late).expect("it is whole");
+    assert_eq!(taken, Some(begun.new.public.clone()));
+    let held = Credentials::read(&files.credentials).expect("it is there");
+    assert_eq!(held.token().expires, Some(again.new.ends));
+    let known = scene.domain.layout().issued().find(&begun.new.public);
+    assert_eq!(known.expect("it reads"), Some(again.new));
+}
+
+#[test]
+fn a_blocked_key_is_handed_on_to_nobody() {
+    let scene = Scene::new(false);
+    let list = scene.domain.layout().issued();
+    let first = scene.begin("w1");
+    list.block(&first.new.public, LATER).expect("it is ours");
+    let second = scene.begin("w1");
+    assert_ne!(first.new.public, second.new.public);
+    list.block(&second.old.public, LATER).expect("it is ours");
+    let refused = scene.domain.begin_succession("w1", LATER);
+    let refused = refused.expect_err("somebody revoked it");
+    assert_eq!(refused.code(), Code::HolderBlocked);
 }

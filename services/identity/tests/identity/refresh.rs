@@ -6,8 +6,8 @@ use std::path::Path;
 use identity::domain::LIFETIME_DEFAULT;
 use identity::tls::lifetimes;
 use identity::{Credentials, Domain, InitOptions};
-use schemas::UnixMillis;
 use schemas::role::Role;
+use schemas::{Millis, UnixMillis};
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 
@@ -103,4 +103,18 @@ fn tokens_of_people_and_provisioners_are_renewed_in_the_second_half_of_their_liv
     let ended = UnixMillis(late.get() + LIFETIME_DEFAULT.get() * 2);
     let renewed = domain.refresh_tokens(ended).expect("its own keys");
     assert_eq!(renewed.len(), wanted.len(), "also after their ends");
+    // A visit ends; while it lasts it is renewed for as long as before.
+    let visit = Millis::from_secs(2 * 3600);
+    let guest = domain.issue(Role::Auditor, "guest", None, visit, ended);
+    guest.expect("the name is free");
+    let renewed = |after: u64| {
+        let now = UnixMillis(ended.get() + after);
+        domain.refresh_tokens(now).expect("its own keys")
+    };
+    let second = visit.get() / 2 + 1_000;
+    assert_eq!(renewed(second), ["guest"]);
+    let ends = read("guest").token().expires.expect("it ends");
+    let most = ended.get() + second + visit.get() + 1_000;
+    assert!(ends.get() <= most, "it lives no longer than before");
+    assert_eq!(renewed(2 * visit.get() + 5_000), Vec::<String>::new());
 }

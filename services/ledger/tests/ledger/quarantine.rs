@@ -392,3 +392,39 @@ fn a_worker_leaves_once() {
     };
     assert_eq!((at(true), at(false)), (UnixMillis(3), UnixMillis(4)));
 }
+
+fn renamed(number: u32, before: u32) -> LedgerEvent {
+    let mut event = joined(number);
+    if let LedgerEvent::WorkerJoined { before: key, .. } = &mut event {
+        *key = Some(worker(before));
+    }
+    event
+}
+
+#[test]
+fn tl_31_a_worker_is_shut_out_with_all_its_keys() {
+    let mut book = at_work(of_units(3));
+    book.refuse(&renamed(5, 0));
+    book.note(&left(0, Departure::Left));
+    book.note(&ended(lease(0, 2, 1), 0));
+    book.note(&renamed(5, 0));
+    // One worker is no member twice, and no keys come before each other.
+    book.refuse(&joined(0));
+    book.refuse(&renamed(0, 5));
+    // What it did with its key from before is taken back as well.
+    book.refuse(&shut(5, None, 0));
+    book.note(&shut(5, None, 1));
+    assert!(book.run().withdrawable(&worker(0)).is_empty());
+    for event in [joined(0), joined(5), renamed(6, 5), renamed(6, 0)] {
+        book.refuse(&event);
+    }
+    book.note(&readmitted(5));
+    book.note(&renamed(6, 5));
+    book.note(&left(6, Departure::Left));
+    // Two changes later, by the first key.
+    book.note(&shut(0, None, 0));
+    book.refuse(&renamed(7, 6));
+    let kept = book.state().to_checkpoint();
+    let resumed = State::from_checkpoint(&kept).expect("these are its bytes");
+    assert!(resumed == *book.state(), "the keys are in the checkpoint");
+}

@@ -21,6 +21,31 @@ pub struct Heritage<'a> {
 }
 
 impl Registrar {
+    /// Decides by the asker's own record if it may have another key at this time. The shell asks this
+    /// first, before it looks at the records of others.
+    ///
+    /// # Errors
+    /// The asker would get no token for the key that it has, is no worker, or no operator has said
+    /// so.
+    pub fn may_change<'a>(
+        &self,
+        now: UnixMillis,
+        asked: &Asked,
+        record: Option<&'a Registration>,
+    ) -> Result<(&'a Registration, Validity), Refusal> {
+        let validity = self.decide(now, asked, record)?;
+        let refused =
+            |code, why: String| Err(Refusal::new(code, format!("{} {why}", asked.holder)));
+        let Some(old) = record.filter(|old| old.role == Role::Worker) else {
+            return refused(Code::HolderMismatch, "is no worker's key".to_owned());
+        };
+        if old.changes_until.is_none_or(|until| now >= until) {
+            let why = format!("({}) may not change its key", old.name);
+            return refused(Code::SuccessionUnasked, why);
+        }
+        Ok((old, validity))
+    }
+
     /// Decides on a question for another key. Returns the record of the new key, which is kept before
     /// the asker is told, and its token's validity. The same keys have the same answer for as long as
     /// the operator's word stands.
@@ -35,20 +60,10 @@ impl Registrar {
         wish: &Successor,
         known: Heritage<'_>,
     ) -> Result<(Registration, Validity), Refusal> {
-        let validity = self.decide(now, asked, known.record)?;
+        let (old, validity) = self.may_change(now, asked, known.record)?;
         let refused =
             |code, why: String| Err(Refusal::new(code, format!("{} {why}", asked.holder)));
-        let Some(old) = known.record.filter(|old| old.role == Role::Worker) else {
-            let why = "is no worker's key".to_owned();
-            return refused(Code::HolderMismatch, why);
-        };
         let name = &old.name;
-        if old.changes_until.is_none_or(|until| now >= until) {
-            return refused(
-                Code::SuccessionUnasked,
-                format!("({name}) may not change its key"),
-            );
-        }
         if let Some(other) = known.successor.filter(|one| one.public != wish.worker) {
             let why = format!("({name}) is succeeded by {}", other.public);
             return refused(Code::SuccessionUnasked, why);

@@ -28,7 +28,7 @@ pub(crate) fn check_seat(run: &Run, peer: &Peer, recorded: &Recorded) -> Result<
         );
         return Err(Refusal::new(Code::IdentityMismatch, detail));
     }
-    let own = |other: &WorkerId| recorded.before.as_ref() == Some(other);
+    let own = |other: &WorkerId| recorded.before.contains(other);
     match seat.and_then(|seat| Some((seat, run.in_the_way(&peer.worker, seat)?))) {
         None => Ok(()),
         Some((_, (other, _))) if own(other) => Ok(()),

@@ -5,13 +5,18 @@ use schemas::{Code, Rank, Seat};
 
 use super::quarantine::shut;
 use crate::fixture::*;
-use crate::input::{Recorded, ReplyId};
+use crate::input::{Input, Recorded, ReplyId};
 
 /// Joins worker `number`, which was worker `before`.
 fn renamed(world: &mut World, number: u32, before: u32, seat: Option<&Seat>) -> ReplyId {
+    renamed_often(world, number, &[before], seat)
+}
+
+/// Joins worker `number`, which was these workers, the last one first.
+fn renamed_often(world: &mut World, number: u32, before: &[u32], seat: Option<&Seat>) -> ReplyId {
     let recorded = Recorded {
         seat: seat.cloned(),
-        before: Some(worker(before)),
+        before: before.iter().copied().map(worker).collect(),
     };
     world.join_recorded(join_request(number), number, recorded)
 }
@@ -80,4 +85,84 @@ fn tl_31_another_key_is_no_way_around_a_quarantine_or_a_removal() {
         world.count(|event| matches!(event, LedgerEvent::WorkerJoined { .. })),
         2
     );
+}
+
+#[test]
+fn tl_31_two_other_keys_are_no_way_around_either() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    shut(&mut world, 1);
+    // The run never saw the key between.
+    let asked = renamed_often(&mut world, 3, &[2, 1], None);
+    assert_eq!(world.refusal(asked), Code::WorkerQuarantined);
+    // It saw all of them, and the record of the last one names the one before alone.
+    world.join(4);
+    renamed(&mut world, 5, 4, None);
+    shut(&mut world, 4);
+    let asked = renamed(&mut world, 6, 5, None);
+    assert_eq!(world.refusal(asked), Code::WorkerQuarantined);
+    // The ledger names the newest key that the run knows.
+    world.join(7);
+    renamed_often(&mut world, 9, &[8, 7], None);
+    assert!(world.run().keys(&worker(9)).eq([&worker(9), &worker(7)]));
+    assert!(world.run().member(&worker(7)).is_none());
+}
+
+/// The old key is valid until it is revoked: nobody is a member with both.
+#[test]
+fn tl_31_the_old_key_joins_no_more_once_the_new_one_has() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    renamed(&mut world, 2, 1, None);
+    let asked = world.join(1);
+    assert_eq!(world.refusal(asked), Code::Replaced);
+    assert!(world.run().member(&worker(2)).is_some());
+    // Nor does a third, of which the records say that the run's second was none of its keys.
+    let asked = renamed(&mut world, 3, 1, None);
+    assert_eq!(world.refusal(asked), Code::Replaced);
+    shut(&mut world, 2);
+    for asked in [world.join(1), renamed(&mut world, 3, 1, None)] {
+        assert_eq!(world.refusal(asked), Code::WorkerQuarantined);
+    }
+    // Records that were altered end nobody but the asker.
+    world.join(4);
+    renamed(&mut world, 5, 4, None);
+    world.ask(
+        peer(5),
+        crate::WorkerRequest::Leave(leave_request(5, "done")),
+    );
+    let asked = renamed(&mut world, 4, 5, None);
+    assert_eq!(world.refusal(asked), Code::RegistrationInvalid);
+}
+
+#[test]
+fn tl_31_a_quarantine_withdraws_what_the_worker_did_with_its_key_from_before() {
+    let mut of_three = spec("demo");
+    of_three.schedule.units = 3;
+    let mut world = World::with_run(of_three);
+    world.join(1);
+    let counts = world.lease(1);
+    world.submit(1, counts);
+    world.answer_pending();
+    let late = world.lease(1);
+    let waits = world.submit(1, late);
+    world.wait(SILENCE);
+    let recorded = Recorded {
+        seat: None,
+        before: vec![worker(1)],
+    };
+    world.input(Input::Request {
+        peer: peer(2),
+        recorded: Some(Box::new(recorded)),
+        request: crate::WorkerRequest::Join(join_request(2)),
+        reply: ReplyId(7_000),
+    });
+    assert_eq!(world.run().members[&worker(1)].lease, Some(late));
+    let told = shut(&mut world, 2);
+    assert_eq!(told.withdrawn, [counts]);
+    assert_eq!(world.refusal(waits), Code::WorkerQuarantined);
+    // A result of before that was still checked counts no more.
+    world.answer_pending();
+    assert!(world.run().withdrawable(&worker(1)).is_empty());
+    assert_eq!(world.run().members[&worker(1)].lease, None);
 }

@@ -98,10 +98,10 @@ fn open(layer: Layer) -> Posture {
 fn fg_03_a_worker_joins_as_its_record_says_and_not_without_one() {
     let scene = Scene::new();
     let seat = scene.record.seat.clone();
-    let recorded = |before| {
+    let recorded = |before: &[schemas::WorkerId]| {
         Some(Recorded {
             seat: seat.clone(),
-            before,
+            before: before.to_vec(),
         })
     };
     let stranger = Scene::new();
@@ -111,11 +111,29 @@ fn fg_03_a_worker_joins_as_its_record_says_and_not_without_one() {
     for posture in [Posture::default(), open(Layer::Enrolment)] {
         assert_eq!(scene.join(&posture), Err(Code::RecordMissing));
     }
-    assert_eq!(scene.with(|_| ()), Ok(recorded(None)));
+    assert_eq!(scene.with(|_| ()), Ok(recorded(&[])));
     let before = stranger.record.public.clone();
     let key = before.as_str().parse().expect("a worker's key");
     let renamed = scene.with(|record| record.before = Some(before));
-    assert_eq!(renamed, Ok(recorded(Some(key))));
+    assert_eq!(renamed, Ok(recorded(&[key])));
+    // The keys before that one, as far as there are records; in a circle each once.
+    let third = Scene::new();
+    let circle = Registration {
+        before: Some(stranger.record.public.clone()),
+        ..third.record.clone()
+    };
+    list.record(&circle).expect("it takes files");
+    let second = Registration {
+        before: Some(third.record.public.clone()),
+        ..stranger.record.clone()
+    };
+    list.record(&second).expect("it takes files");
+    let renamed = scene.with(|record| record.before = Some(stranger.record.public.clone()));
+    let keys = [stranger.peer.worker.clone(), third.peer.worker.clone()];
+    assert_eq!(renamed, Ok(recorded(&keys)));
+    let lost = Scene::new().key;
+    let renamed = scene.with(|record| record.before = Some(lost));
+    assert_eq!(renamed, Err(Code::RecordMissing));
     let other = stranger.record.audit_key.clone();
     assert_eq!(
         scene.with(|record| record.audit_key = other),
@@ -124,7 +142,7 @@ fn fg_03_a_worker_joins_as_its_record_says_and_not_without_one() {
     // Records of earlier releases name no audit key.
     assert_eq!(
         scene.with(|record| record.audit_key = None),
-        Ok(recorded(None))
+        Ok(recorded(&[]))
     );
     assert_eq!(
         scene.with(|record| record.blocked = Some(UnixMillis(1))),
