@@ -389,11 +389,7 @@ struct Publisher {
 }
 
 impl Publisher {
-    async fn run(
-        mut self,
-        mut queue: mpsc::Receiver<Queued>,
-        mut looks: mpsc::Receiver<Looked>,
-    ) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Queued>, mut looks: mpsc::Receiver<Looked>) {
         self.show_waiting();
         let mut overdue =
             tokio::time::interval(OVERDUE_EVERY.min(self.receipt_within.as_duration()));

@@ -66,7 +66,9 @@ fn a_folder_that_was_moved_away_is_not_made_again() {
     std::fs::create_dir(&old).expect("made");
     let key = Arc::new(AuditKey::generate());
     let mut running = open(&old.join("events.json"), &key);
-    running.append(UnixMillis(1), None, event()).expect("written");
+    running
+        .append(UnixMillis(1), None, event())
+        .expect("written");
     std::fs::rename(&old, &new).expect("moved");
     let failure = running
         .append(UnixMillis(2), None, event())
@@ -94,7 +96,9 @@ fn ls_04_a_recorded_event_is_kept_over_restarts_until_a_head_covers_it() {
     let mut bodies = Vec::new();
     for at in 0..3 {
         let mut chain = open(&path, &key);
-        let pending = chain.append(UnixMillis(at), None, event()).expect("written");
+        let pending = chain
+            .append(UnixMillis(at), None, event())
+            .expect("written");
         bodies.push(pending.body.clone());
         chain.recorded(UnixMillis(at)).expect("written");
         assert_eq!(chain.unacknowledged(), None, "it is not sent again");
