@@ -42,13 +42,13 @@ pub(crate) struct RunArgs {
     seed: Option<u64>,
     /// Workers clip their contributions and add noise to them before they send anything, and the
     /// run ends before its privacy budget is passed. `privacy.clip`, `.noise_multiplier`, `.delta`
-    /// and `.epsilon` say how much; SECURITY.md says what is protected.
+    /// and `.epsilon` say how much; docs/privacy.md says what is protected.
     #[arg(long)]
     privacy: bool,
     /// Workers mask their contributions so that the coordinator learns the sum alone: so many of a
     /// round's workers must have contributed and must reveal what takes the masks from it, more
     /// than half of the units. The mean in fp32 is the only rule that goes with it, without a bound
-    /// on norms. SECURITY.md says what is protected.
+    /// on norms. docs/privacy.md says what is protected.
     #[arg(long, value_name = "THRESHOLD")]
     secure_aggregation: Option<u32>,
     #[command(flatten)]
