@@ -39,6 +39,8 @@ const ASK_MAX: Duration = Duration::from_secs(8);
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// Longest time for the last events before the service ends.
 const END_MAX: Duration = Duration::from_secs(3);
+/// Longest time for which events are recorded before the next look.
+const FLUSH_MAX: Duration = Duration::from_millis(400);
 /// Most sightings that wait to be counted; one more is dropped.
 const SIGHTINGS_WAITING_MAX: usize = 4096;
 /// Most events that wait to be recorded; of further ones the number alone is kept.
@@ -158,7 +160,7 @@ impl Watch {
                 _ = looks.tick() => {
                     self.look().await;
                     let events = self.sentry.take(clock::now());
-                    self.record(events).await;
+                    self.record(events, FLUSH_MAX).await;
                 }
             }
         }
@@ -166,7 +168,7 @@ impl Watch {
         let mut events = self.sentry.take_last(clock::now());
         events.push(SecurityEvent::SentryStopped);
         self.recording.again = Instant::now();
-        let _ = tokio::time::timeout(END_MAX, self.record(events)).await;
+        let _ = tokio::time::timeout(END_MAX, self.record(events, END_MAX)).await;
     }
 
     /// Takes what the broker wrote into its log, and what the channel had no room for.
@@ -206,11 +208,11 @@ impl Watch {
         self.tail = Some(tail);
     }
 
-    async fn record(&mut self, events: Vec<SecurityEvent>) {
+    async fn record(&mut self, events: Vec<SecurityEvent>, within: Duration) {
         for event in events {
             self.recording.add(event);
         }
-        let lost = self.recording.flush().await;
+        let lost = self.recording.flush(Instant::now() + within).await;
         self.sentry.note_dropped(lost, 0);
     }
 }
@@ -269,10 +271,12 @@ impl Recording {
         }
     }
 
-    /// Records the events that wait, as far as that is possible now. Returns how many were lost.
-    async fn flush(&mut self) -> u64 {
+    /// Records the events that wait, as far as that is possible now and until `until`. Returns how
+    /// many were lost.
+    async fn flush(&mut self, until: Instant) -> u64 {
         while let Some(event) = self.waiting.front().cloned() {
-            if Instant::now() < self.again {
+            let now = Instant::now();
+            if now < self.again || now >= until {
                 break;
             }
             let kind = event.kind();

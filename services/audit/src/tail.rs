@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use audit_core::sentry::{Lines, Sighting, of_line};
 
-/// Most bytes that are read at a time. The broker can write more than this in a second, for as long
-/// as somebody is refused; then the rest is passed over and counted.
-const READ_MAX: usize = 2 << 20;
+/// Most bytes that are read at a time. The broker can write half as much between two looks, for as
+/// long as somebody is refused; after a longer pause the rest is passed over and counted.
+const READ_MAX: usize = 24 << 20;
 
 /// A log that is followed.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(crate) struct Tail {
     path: PathBuf,
     open: Option<Open>,
     lines: Lines,
+    /// When it was read last.
+    looked: SystemTime,
 }
 
 #[derive(Debug)]
@@ -55,6 +58,7 @@ impl Tail {
             path: path.to_owned(),
             open,
             lines: Lines::default(),
+            looked: SystemTime::now(),
         };
         (tail, outcome)
     }
@@ -69,6 +73,7 @@ impl Tail {
     /// # Errors
     /// The file cannot be read; the next look tries again.
     pub(crate) fn look(&mut self) -> std::io::Result<Looked> {
+        let began = SystemTime::now();
         let mut looked = Looked::default();
         let now = match std::fs::metadata(&self.path) {
             Ok(now) => Some(now),
@@ -87,6 +92,7 @@ impl Tail {
             }
             Some(open) if replaced(open) => {
                 read(open, &mut self.lines, &mut looked)?;
+                looked.skipped += renamed_since(&self.path, self.looked, open.inode)?;
                 self.open = None;
                 self.lines.begin_anew();
             }
@@ -100,8 +106,32 @@ impl Tail {
         if let Some(open) = &mut self.open {
             read(open, &mut self.lines, &mut looked)?;
         }
+        self.looked = began;
         Ok(looked)
     }
+}
+
+/// The bytes of other files that the broker began and renamed since the last look. They are not
+/// read, since nobody knows in which order they were written; so they are counted.
+fn renamed_since(path: &Path, looked: SystemTime, read: u64) -> std::io::Result<u64> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(0);
+    };
+    let beginning = format!("{}.", name.to_string_lossy());
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with(&beginning) {
+            continue;
+        }
+        let Ok(found) = entry.metadata() else {
+            continue;
+        };
+        if found.ino() != read && found.modified()? > looked {
+            bytes += found.len();
+        }
+    }
+    Ok(bytes)
 }
 
 /// Reads on to the end of a file, or passes over what is too much.
@@ -163,7 +193,16 @@ mod tests {
             .expect("it is ours");
         std::fs::rename(&path, scratch.path().join("broker.log.1")).expect("it is ours");
         std::fs::write(&path, line("new")).expect("it is ours");
-        assert_eq!(subjects(tail.look().expect("both")), ["old", "new"]);
+        let both = tail.look().expect("both");
+        assert_eq!(both.skipped, 0, "the old one was read");
+        assert_eq!(subjects(both), ["old", "new"]);
+        // Two new files between two looks: the one that was renamed again is counted.
+        std::fs::rename(&path, scratch.path().join("broker.log.2")).expect("it is ours");
+        std::fs::write(scratch.path().join("broker.log.3"), line("missed")).expect("it is ours");
+        std::fs::write(&path, line("third")).expect("it is ours");
+        let both = tail.look().expect("both");
+        assert_eq!(both.skipped as usize, line("missed").len());
+        assert_eq!(subjects(both), ["third"]);
         std::fs::write(&path, line("x")).expect("it is cut, and shorter");
         assert_eq!(subjects(tail.look().expect("from the start")), ["x"]);
     }

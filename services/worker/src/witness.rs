@@ -169,8 +169,8 @@ impl Follower {
             .await
     }
 
-    /// Says that the log contradicts itself: here, and in the worker's own chain. The same text is
-    /// said once.
+    /// Says that the log contradicts itself: here, and in the worker's own chain. It is said once for
+    /// each head that the worker keeps.
     fn raise(&self, doubt: &Doubt, again: bool) {
         if again {
             return;
@@ -297,10 +297,20 @@ impl Memory {
             Ok(Step::Newer(head)) => {
                 write(&self.head)?;
                 self.kept = Some(head);
+                // Evidence against an earlier head stays, and makes room for what contradicts this
+                // one.
+                if self.refused.exists() {
+                    let aside = self.refused.with_extension("refused.before");
+                    std::fs::rename(&self.refused, aside).map_err(|error| {
+                        Failure::new(Code::WorkerStateInvalid, format!("worker.state: {error}"))
+                    })?;
+                }
                 Ok(Seen::Taken)
             }
             Err(doubt) => {
-                let again = std::fs::read(&self.refused).is_ok_and(|before| before == note);
+                // The first text is the strongest evidence; the event about it makes the next head
+                // another one, which is no news.
+                let again = self.refused.exists();
                 if !again {
                     write(&self.refused)?;
                 }
@@ -486,12 +496,13 @@ mod tests {
         memory.see(&honest).expect("the disk has room");
         // The same key signs another history, of the same size, longer, and shorter.
         let key = scene.service.key.clone();
+        let mut first = None;
         for entries in [&["a", "b", "x"][..], &["a", "b", "x", "y"], &["a"]] {
             let code = Code::HeadContradicted;
             let mut fork = Service::of(key.clone(), scene.service.trust.clone());
             fork.sign(entries);
             let reply = fork.answer(3);
-            for is_again in [false, true] {
+            for is_again in [first.is_some(), true] {
                 let seen = memory.see(&reply).expect("the disk has room");
                 let Seen::Refused { doubt, again } = seen else {
                     panic!("{entries:?} is taken");
@@ -502,7 +513,8 @@ mod tests {
             }
             assert_eq!(size(&memory), 3);
             let refused = std::fs::read(scene.file("log.refused"));
-            assert_eq!(refused.expect("it is kept"), reply.note.as_bytes());
+            let first = first.get_or_insert_with(|| reply.note.as_bytes().to_vec());
+            assert_eq!(&refused.expect("it is kept"), first, "the first evidence");
             let kept = std::fs::read(scene.file("log.head"));
             assert_eq!(kept.expect("it is kept"), honest.note.as_bytes());
             let cosigned = memory.cosign(NOW, 0).expect("the kept head");
@@ -520,6 +532,16 @@ mod tests {
         let reply = scene.service.answer(3);
         assert_eq!(memory.see(&reply).expect("the disk has room"), Seen::Taken);
         assert_eq!(size(&memory), 4);
+        // What contradicts the newer head is news again; the first evidence lies beside it.
+        let before = std::fs::read(scene.file("log.refused.before"));
+        assert_eq!(before.ok(), first);
+        let mut fork = Service::of(key, scene.service.trust.clone());
+        fork.sign(&["a", "b", "x", "z"]);
+        let seen = memory.see(&fork.answer(4)).expect("the disk has room");
+        assert!(
+            matches!(seen, Seen::Refused { again: false, .. }),
+            "{seen:?}"
+        );
     }
 
     #[test]

@@ -46,7 +46,11 @@ impl Lines {
 /// authentication is left out here, since the broker also publishes it, with more particulars.
 pub fn of_line(line: &[u8]) -> Option<Sighting> {
     let text = std::str::from_utf8(line).ok()?;
-    let (_, told) = text.split_once("[ERR] ")?;
+    // Number of the process, date and time come before the level, and nothing that a client says.
+    let (before, told) = text.split_once("[ERR] ")?;
+    if before.contains('"') || before.matches('[').count() > 1 {
+        return None;
+    }
     let (address, told) = told.split_once(" - cid:")?;
     let (number, mut told) = told.split_once(" - ")?;
     if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -63,7 +67,10 @@ pub fn of_line(line: &[u8]) -> Option<Sighting> {
     let identity = quotes.last().map_or("", String::as_str);
     let (account, holder) = identity.split_once('/').unwrap_or(("", ""));
     let denied = |reason: &str| {
-        let (_, quoted) = told.split_once("Subject ")?;
+        let (_, detail) = told.split_once(" - ")?;
+        let quoted = detail
+            .strip_prefix("Subject ")
+            .or(detail.strip_prefix("Reply "))?;
         let (subject, _) = unquoted(quoted)?;
         Some(Sighting {
             happening: Happening::PermissionDenied,

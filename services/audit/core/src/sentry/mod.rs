@@ -14,19 +14,22 @@ use schemas::{AccountId, Millis, PublicKey, UnixMillis};
 pub use line::{LINE_BYTES_MAX, Lines, of_line};
 pub use report::of_report;
 
-/// Most different sightings that are remembered at a time. One has half a KiB.
+/// Most different refusals and changes that are remembered at a time. One has half a KiB.
 pub const SIGHTINGS_MAX: usize = 1024;
+/// Most clients that come or go, remembered at a time.
+pub const SESSIONS_MAX: usize = 16 * 1024;
 /// Most different ones of one sender. A sender that tries one subject after another is told once
 /// for each of these, and then with all further ones together.
 pub const SIGHTINGS_OF_SENDER_MAX: usize = 16;
 /// Time between two events about the same refusal.
 pub const REFUSALS_EVERY: Millis = Millis::from_secs(60);
-/// The same of a client that connects or leaves: each renewal of a token is a new connection.
-pub const SESSIONS_EVERY: Millis = Millis::from_secs(3600);
-/// Events in quick succession, of refusals and of sessions each.
+/// The same of a client that connects or leaves for the same reason: each renewal of a token is a
+/// new connection, and says nothing new.
+pub const SESSIONS_EVERY: Millis = Millis::from_secs(24 * 3600);
+/// Events in quick succession, of each happening.
 pub const SECURITY_BURST: u64 = 256;
-/// Time for one more event of either, in the long run: a stranger who tries without end needs a
-/// month to fill the stream.
+/// Time for one more event of a happening, in the long run: a stranger who tries without end needs
+/// a month to fill the stream.
 pub const SECURITY_EVERY: Millis = Millis::from_secs(20);
 /// The reason of a sighting that stands for several different ones.
 const OTHERS: &str = "further ones of this sender";
@@ -84,14 +87,21 @@ struct Budget {
     at: UnixMillis,
 }
 
-/// The sightings that wait.
-#[derive(Debug)]
-pub struct Sentry {
+/// Sightings that wait.
+#[derive(Debug, Default)]
+struct Table {
     waiting: BTreeMap<Sighting, Waiting>,
     /// How many different ones of each sender wait.
     senders: BTreeMap<Sender, usize>,
-    refusals: Budget,
-    sessions: Budget,
+}
+
+/// The sightings that wait. Clients that come and go have a table of their own, and each happening
+/// has a budget of its own: however many come of one, there is room for the others.
+#[derive(Debug)]
+pub struct Sentry {
+    refusals: Table,
+    sessions: Table,
+    budgets: BTreeMap<Happening, Budget>,
     dropped: u64,
     log_bytes: u64,
     dropped_due: UnixMillis,
@@ -131,7 +141,7 @@ impl Sighting {
     /// The sighting that stands for all further ones of its sender.
     fn others(self) -> Self {
         let claimed = self.happening == Happening::AuthenticationFailed;
-        let reason = format!("{}: {OTHERS}", self.sort());
+        let reason = cut(&format!("{}: {OTHERS}", self.sort()));
         Self {
             account: self.account.filter(|_| !claimed),
             user: self.user.filter(|_| !claimed),
@@ -184,22 +194,9 @@ impl Budget {
     }
 }
 
-impl Sentry {
-    /// A sentry that has seen nothing.
-    pub const fn new(now: UnixMillis) -> Self {
-        Self {
-            waiting: BTreeMap::new(),
-            senders: BTreeMap::new(),
-            refusals: Budget::full(now),
-            sessions: Budget::full(now),
-            dropped: 0,
-            log_bytes: 0,
-            dropped_due: now,
-        }
-    }
-
-    /// Takes a sighting.
-    pub fn note(&mut self, now: UnixMillis, sighting: Sighting) {
+impl Table {
+    /// Takes a sighting. Returns false if there is no room for it.
+    fn note(&mut self, now: UnixMillis, sighting: Sighting, max: usize) -> bool {
         let mut sighting = sighting;
         let sender = sighting.sender();
         let of_sender = self.senders.get(&sender).copied().unwrap_or_default();
@@ -211,7 +208,10 @@ impl Sentry {
                 waiting.first = now;
             }
             waiting.count += 1;
-        } else if self.waiting.len() < SIGHTINGS_MAX {
+            return true;
+        }
+        let fits = self.waiting.len() < max;
+        if fits {
             let waiting = Waiting {
                 count: 1,
                 first: now,
@@ -219,9 +219,74 @@ impl Sentry {
             };
             self.waiting.insert(sighting, waiting);
             self.senders.insert(sender, of_sender + 1);
-        } else {
-            self.dropped += 1;
         }
+        fits
+    }
+
+    /// Forgets those of which nothing more came for a whole while: the next one is told at once
+    /// again.
+    fn forget(&mut self, now: UnixMillis) {
+        let senders = &mut self.senders;
+        self.waiting.retain(|sighting, waiting| {
+            let stays = waiting.count > 0 || waiting.due > now;
+            if !stays {
+                let sender = sighting.sender();
+                if let Some(count) = senders.get_mut(&sender).filter(|count| **count > 1) {
+                    *count -= 1;
+                } else {
+                    senders.remove(&sender);
+                }
+            }
+            stays
+        });
+    }
+
+    /// Those that are due, as events, as far as the budgets allow. The one that waits longest comes
+    /// first, so that no sender keeps the others from being told.
+    fn take_if(
+        &mut self,
+        now: UnixMillis,
+        budgets: &mut BTreeMap<Happening, Budget>,
+        is_due: impl Fn(UnixMillis) -> bool,
+    ) -> Vec<SecurityEvent> {
+        let waits =
+            |(_, waiting): &(&Sighting, &mut Waiting)| waiting.count > 0 && is_due(waiting.due);
+        let mut due: Vec<_> = self.waiting.iter_mut().filter(waits).collect();
+        due.sort_by_key(|(_, waiting)| waiting.due);
+        let mut events = Vec::new();
+        for (sighting, waiting) in due {
+            let happening = sighting.happening;
+            let budget = budgets.entry(happening).or_insert(Budget::full(now));
+            if budget.take(now) {
+                events.push(sighting.clone().event(*waiting));
+                waiting.count = 0;
+                waiting.due = now.after(happening.every());
+            }
+        }
+        events
+    }
+}
+
+impl Sentry {
+    /// A sentry that has seen nothing.
+    pub fn new(now: UnixMillis) -> Self {
+        Self {
+            refusals: Table::default(),
+            sessions: Table::default(),
+            budgets: BTreeMap::new(),
+            dropped: 0,
+            log_bytes: 0,
+            dropped_due: now,
+        }
+    }
+
+    /// Takes a sighting.
+    pub fn note(&mut self, now: UnixMillis, sighting: Sighting) {
+        let taken = match sighting.happening.is_session() {
+            true => self.sessions.note(now, sighting, SESSIONS_MAX),
+            false => self.refusals.note(now, sighting, SIGHTINGS_MAX),
+        };
+        self.dropped += u64::from(!taken);
     }
 
     /// Counts what came faster than it could be taken: sightings, and bytes of the broker's log.
@@ -232,13 +297,22 @@ impl Sentry {
 
     /// The events that are due.
     pub fn take(&mut self, now: UnixMillis) -> Vec<SecurityEvent> {
+        self.refusals.forget(now);
+        self.sessions.forget(now);
         self.take_if(now, |due| due <= now)
     }
 
-    /// The events of everything that waits, as far as their number allows: the last ones before an
-    /// end.
+    /// The events of everything that waits, as far as their number allows, and the number of what
+    /// is left: the last ones before an end.
     pub fn take_last(&mut self, now: UnixMillis) -> Vec<SecurityEvent> {
-        self.take_if(now, |_| true)
+        let mut events = self.take_if(now, |_| true);
+        let left = |table: &Table| table.waiting.values().map(|waiting| waiting.count).sum();
+        let left: [u64; 2] = [&self.refusals, &self.sessions].map(left);
+        self.note_dropped(left.iter().sum(), 0);
+        self.refusals = Table::default();
+        self.sessions = Table::default();
+        events.extend(self.take_dropped(now));
+        events
     }
 
     fn take_if(
@@ -246,45 +320,23 @@ impl Sentry {
         now: UnixMillis,
         is_due: impl Fn(UnixMillis) -> bool,
     ) -> Vec<SecurityEvent> {
-        let mut events = Vec::new();
-        let (refusals, sessions, senders) =
-            (&mut self.refusals, &mut self.sessions, &mut self.senders);
-        self.waiting.retain(|sighting, waiting| {
-            if !is_due(waiting.due) {
-                return true;
-            }
-            if waiting.count == 0 {
-                // Nothing more of it came for a whole while: the next one is told at once again.
-                let stays = waiting.due > now;
-                if !stays {
-                    let sender = sighting.sender();
-                    if let Some(count) = senders.get_mut(&sender).filter(|count| **count > 1) {
-                        *count -= 1;
-                    } else {
-                        senders.remove(&sender);
-                    }
-                }
-                return stays;
-            }
-            let budget = match sighting.happening.is_session() {
-                true => &mut *sessions,
-                false => &mut *refusals,
-            };
-            if budget.take(now) {
-                events.push(sighting.clone().event(*waiting));
-                waiting.count = 0;
-                waiting.due = now.after(sighting.happening.every());
-            }
-            true
-        });
-        if (self.dropped > 0 || self.log_bytes > 0) && is_due(self.dropped_due) {
-            events.push(SecurityEvent::SightingsDropped {
-                count: std::mem::take(&mut self.dropped),
-                log_bytes: std::mem::take(&mut self.log_bytes),
-            });
-            self.dropped_due = now.after(REFUSALS_EVERY);
+        let mut events = self.refusals.take_if(now, &mut self.budgets, &is_due);
+        events.extend(self.sessions.take_if(now, &mut self.budgets, &is_due));
+        if is_due(self.dropped_due) {
+            events.extend(self.take_dropped(now));
         }
         events
+    }
+
+    fn take_dropped(&mut self, now: UnixMillis) -> Option<SecurityEvent> {
+        if self.dropped == 0 && self.log_bytes == 0 {
+            return None;
+        }
+        self.dropped_due = now.after(REFUSALS_EVERY);
+        Some(SecurityEvent::SightingsDropped {
+            count: std::mem::take(&mut self.dropped),
+            log_bytes: std::mem::take(&mut self.log_bytes),
+        })
     }
 }
 

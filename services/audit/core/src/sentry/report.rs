@@ -131,7 +131,7 @@ pub fn of_report(now: UnixMillis, subject: &str, payload: &[u8]) -> Option<Sight
                 }
                 Some(_) => "",
             };
-            sighting.reason.push_str(more);
+            sighting.reason = cut(&format!("{}{more}", report.reason));
             sighting.user = claims.and_then(|claims| user(&claims.sub));
         }
         // The connection was refused, and that is told by itself.

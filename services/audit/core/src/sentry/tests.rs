@@ -45,7 +45,7 @@ fn tl_29_a_refusal_is_told_at_once_and_its_repetitions_together() {
     let after = later.after(REFUSALS_EVERY);
     assert_eq!(sentry.take(after), [], "nothing more came");
     assert_eq!(
-        (sentry.waiting.len(), sentry.senders.len()),
+        (sentry.refusals.waiting.len(), sentry.refusals.senders.len()),
         (0, 0),
         "and it is forgotten"
     );
@@ -143,7 +143,7 @@ fn tl_29_memory_and_events_are_bounded_and_what_is_left_out_is_counted() {
     for number in 0..SIGHTINGS_MAX + 100 {
         sentry.note(NOW, sighting(&number.to_string(), "x"));
     }
-    assert_eq!(sentry.waiting.len(), SIGHTINGS_MAX);
+    assert_eq!(sentry.refusals.waiting.len(), SIGHTINGS_MAX);
     let events = sentry.take(NOW);
     assert_eq!(events.len() as u64, SECURITY_BURST + 1);
     let dropped = SecurityEvent::SightingsDropped {
@@ -172,6 +172,87 @@ fn tl_29_memory_and_events_are_bounded_and_what_is_left_out_is_counted() {
     assert!(told <= day + SECURITY_BURST, "{told} events");
 }
 
+/// For a day a stranger claims one name after another, and a worker tries one subject after another.
+#[test]
+fn tl_29_no_flood_hides_another_happening_or_another_sender() {
+    let mut sentry = Sentry::new(NOW);
+    let mut now = NOW;
+    for _ in 0..24 * 60 {
+        for number in 0..SIGHTINGS_OF_SENDER_MAX {
+            let login = Sighting {
+                happening: Happening::AuthenticationFailed,
+                ..sighting("0.0.0.0", &number.to_string())
+            };
+            sentry.note(now, login);
+            sentry.note(now, sighting("a", &number.to_string()));
+        }
+        sentry.take(now);
+        now = now.after(REFUSALS_EVERY);
+    }
+    let change = Sighting {
+        happening: Happening::StreamChanged,
+        ..sighting("z", "changed")
+    };
+    sentry.note(now, change);
+    sentry.note(now, sighting("z", "denied"));
+    let is_told = |events: &[SecurityEvent], subject| seen(events).contains(&(1, subject));
+    assert!(is_told(&sentry.take(now), "changed"), "at once");
+    let told = (0..10).any(|minute| {
+        let later = now.after(Millis(REFUSALS_EVERY.get() * minute));
+        is_told(&sentry.take(later), "denied")
+    });
+    assert!(told, "in its turn");
+}
+
+#[test]
+fn tl_29_clients_that_come_and_go_take_no_room_from_refusals() {
+    let mut sentry = Sentry::new(NOW);
+    for number in 0..SESSIONS_MAX + 1 {
+        let session = Sighting {
+            happening: Happening::ClientConnected,
+            ..sighting(&number.to_string(), "")
+        };
+        sentry.note(NOW, session);
+    }
+    sentry.note(NOW, sighting("a", "x"));
+    let events = sentry.take(NOW);
+    assert!(seen(&events).contains(&(1, "x")));
+    let dropped = SecurityEvent::SightingsDropped {
+        count: 1,
+        log_bytes: 0,
+    };
+    assert_eq!(events.last(), Some(&dropped));
+}
+
+#[test]
+fn tl_29_what_no_event_is_left_for_at_an_end_is_counted() {
+    let mut sentry = Sentry::new(NOW);
+    for number in 0..SECURITY_BURST + 3 {
+        sentry.note(NOW, sighting(&number.to_string(), "x"));
+    }
+    let events = sentry.take_last(NOW);
+    assert_eq!(events.len() as u64, SECURITY_BURST + 1);
+    let dropped = SecurityEvent::SightingsDropped {
+        count: 3,
+        log_bytes: 0,
+    };
+    assert_eq!(events.last(), Some(&dropped));
+}
+
+#[test]
+fn tl_29_texts_of_others_are_short() {
+    let long = "r".repeat(2 * SEEN_BYTES_MAX);
+    let report = serde_json::json!({
+        "type": "io.nats.server.advisory.v1.client_disconnect",
+        "client": {"host": "10.0.0.1"},
+        "reason": long,
+    });
+    let subject = "$SYS.SERVER.X.CLIENT.AUTH.ERR";
+    let found = of_report(NOW, subject, report.to_string().as_bytes()).expect("a report");
+    assert!(found.reason.len() <= SEEN_BYTES_MAX);
+    assert!(found.others().reason.len() <= SEEN_BYTES_MAX);
+}
+
 #[test]
 fn tl_29_what_waits_at_an_end_is_told() {
     let mut sentry = Sentry::new(NOW);
@@ -191,6 +272,9 @@ fn tl_29_a_denied_message_is_found_in_the_brokers_log() {
         "[7] 2026/11/28 09:33:43.808814 [ERR] 127.0.0.1:38062 - cid:9 - \"v2.16.0:python3:a\\\" - \\\"b\" - \"{account}/default/jwt:{user}\" - \
          Publish Violation - Subject \"diloco.control.x\""
     );
+    let reply = text.replace("Subject ", "Reply ");
+    let found = of_line(reply.as_bytes()).expect("a refusal of an answer");
+    assert_eq!(found.subject, "diloco.control.x");
     let found = of_line(text.as_bytes()).expect("a refusal");
     let expected = Sighting {
         account: account.parse().ok(),
@@ -222,6 +306,8 @@ fn tl_29_a_client_cannot_write_lines_of_the_broker() {
         "[7] 2026/11/28 09:33:43 [ERR] 1.2.3.4:5 - cid: - Publish Violation - Subject \"x\"",
         "[7] 2026/11/28 09:33:43 [ERR] 1.2.3.4:5 - cid:9 - \"Publish Violation - Subject \\\"x\\\"\" - \"A/b\" - other",
         "[7] 2026/11/28 09:33:43 [ERR] 1.2.3.4:5 - cid:9 - Publish Violation - Subject \"x",
+        "[7] 2026/11/28 09:33:43 [INF] 1.2.3.4:5 - cid:9 - \"[ERR] 6.6.6.6:1 - cid:9 - TLS handshake error: x\" - Slow Consumer",
+        "[7] 2026/11/28 09:33:43 [WRN] client [ERR] 6.6.6.6:1 - cid:9 - TLS handshake error: x",
     ];
     for line in refused {
         assert_eq!(of_line(line.as_bytes()), None, "{line}");
