@@ -31,7 +31,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use worker_core::AnswerWait;
 
-use crate::outbox::{Outbox, Waiting};
+use crate::outbox::{Asked, Looked, Outbox, Receipts, Waiting, set_aside};
 
 /// Most events that wait to be recorded: a worker emits a few in a unit, so these cover hours
 /// without a bus.
@@ -115,7 +115,8 @@ impl Chain {
                 if kept.emitter == fresh.emitter {
                     kept
                 } else {
-                    set_aside(path, &bytes, &kept)?;
+                    let count = kept.uncovered.len() + usize::from(kept.unacknowledged.is_some());
+                    set_aside(path, &bytes, &kept.emitter, count)?;
                     fresh
                 }
             }
@@ -239,41 +240,6 @@ impl Chain {
         Ok(())
     }
 }
-
-/// Keeps the end of the chain of an earlier key, if events of it are under no head: only that key
-/// could send them again.
-fn set_aside(path: &Path, bytes: &[u8], former: &ChainEnd) -> Result<(), Failure> {
-    let count = former.uncovered.len() + usize::from(former.unacknowledged.is_some());
-    if count > 0 {
-        let aside = path.with_extension("former.json");
-        replace_private(&aside, bytes).map_err(|error| {
-            let text = format!("chain of events {}: {error}", aside.display());
-            Failure::new(Code::WorkerChainInvalid, text)
-        })?;
-        tracing::warn!(
-            key = %former.emitter,
-            count,
-            file = %aside.display(),
-            "this worker has another audit key than before; no head that it has verified covers the last events of \
-             the former key, which are put aside"
-        );
-    }
-    Ok(())
-}
-
-/// An event that waits for a head: its position in the chain, and its encoded body.
-pub(crate) type Asked = (ChainSequence, Vec<u8>);
-
-/// The follower's end of the outbox: the events about which it asks, and what it found.
-#[derive(Debug)]
-pub(crate) struct Receipts {
-    pub(crate) asked: watch::Receiver<Vec<Asked>>,
-    pub(crate) looked: mpsc::Sender<Looked>,
-}
-
-/// The follower has verified a head, which covers these of the events.
-#[derive(Debug)]
-pub(crate) struct Looked(pub(crate) Vec<ChainSequence>);
 
 /// The sending end for events.
 #[derive(Clone, Debug)]

@@ -3,10 +3,14 @@
 //! receipt is the head.
 
 use std::collections::VecDeque;
+use std::path::Path;
 
+use identity::secret::replace_private;
+use runtime::Failure;
 use schemas::head::ASKED_MAX;
-use schemas::{ChainSequence, Millis, UnixMillis};
+use schemas::{ChainSequence, Code, Millis, PublicKey, UnixMillis};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
 
 /// Most events that are kept: a worker emits a few in a unit, and a head comes ten seconds after
 /// each. They are a part of a file that is written anew with each event.
@@ -117,6 +121,48 @@ impl Outbox {
         let oldest = self.0.iter().find(late)?;
         Some((count, oldest.sequence))
     }
+}
+
+/// An event that waits for a head: its position in the chain, and its encoded body.
+pub(crate) type Asked = (ChainSequence, Vec<u8>);
+
+/// The follower's end of the outbox: the events about which it asks, and what it found.
+#[derive(Debug)]
+pub(crate) struct Receipts {
+    pub(crate) asked: watch::Receiver<Vec<Asked>>,
+    pub(crate) looked: mpsc::Sender<Looked>,
+}
+
+/// The follower has verified a head, which covers these of the events.
+#[derive(Debug)]
+pub(crate) struct Looked(pub(crate) Vec<ChainSequence>);
+
+/// Keeps the end of the chain of an earlier key, if `count` events of it are under no head: only
+/// that key could send them again.
+///
+/// # Errors
+/// They cannot be kept.
+pub(crate) fn set_aside(
+    path: &Path,
+    bytes: &[u8],
+    former: &PublicKey,
+    count: usize,
+) -> Result<(), Failure> {
+    if count > 0 {
+        let aside = path.with_extension("former.json");
+        replace_private(&aside, bytes).map_err(|error| {
+            let text = format!("chain of events {}: {error}", aside.display());
+            Failure::new(Code::WorkerChainInvalid, text)
+        })?;
+        tracing::warn!(
+            key = %former,
+            count,
+            file = %aside.display(),
+            "this worker has another audit key than before; no head that it has verified covers the last events of \
+             the former key, which are put aside"
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -173,7 +173,7 @@ async fn a_store_that_stays_busy_is_away_and_one_that_breaks_a_rule_too_is_unfit
             false => busy(),
         };
         let tried = asked.alters("wrong") || asked.uploads("bindings");
-        tried.then(|| Fault::Instead(answer))
+        tried.then_some(Fault::Instead(answer))
     });
     let unfit = unfit.await.unwrap();
     assert!(unfit.contains("wrong bytes are refused"), "{unfit}");

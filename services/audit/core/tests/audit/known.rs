@@ -134,7 +134,7 @@ fn fg_07_a_log_with_more_or_other_events_under_a_named_head_is_found() {
         assert_eq!(known.named, 0);
     }
     // Behind the first head and before the second.
-    let mut later = whole.clone();
+    let mut later = whole;
     later.swap(4, 5);
     let known = scene.check(&later);
     assert_eq!(contradicted(&known), Some((7, Contradiction::OtherRoot)));

@@ -129,7 +129,7 @@ fn fg_03_a_worker_joins_as_its_record_says_and_not_without_one() {
     };
     list.record(&second).expect("it takes files");
     let renamed = scene.with(|record| record.before = Some(stranger.record.public.clone()));
-    let keys = [stranger.peer.worker.clone(), third.peer.worker.clone()];
+    let keys = [stranger.peer.worker.clone(), third.peer.worker];
     assert_eq!(renamed, Ok(recorded(&keys)));
     let lost = Scene::new().key;
     let renamed = scene.with(|record| record.before = Some(lost));
