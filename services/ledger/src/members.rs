@@ -53,10 +53,12 @@ impl Run {
         worker: &WorkerId,
         spared: impl Fn(&WorkerId) -> bool,
     ) -> Option<(&WorkerId, KeyState)> {
+        // A run has thousands of members, and few of them have had another key.
+        let renamed = self.members.iter().filter(|(_, one)| one.before.is_some());
         let later = |key: &&WorkerId| {
             *key != worker && !spared(key) && self.keys(key).any(|key| key == worker)
         };
-        self.in_the_way_of(self.members.keys().filter(later))
+        self.in_the_way_of(renamed.map(|(key, _)| key).filter(later))
     }
 
     fn key_state(&self, key: &WorkerId) -> Option<KeyState> {

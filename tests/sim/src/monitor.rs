@@ -16,7 +16,9 @@ use crate::collection::Keeping;
 use crate::comparison;
 use crate::counts::Counts;
 use crate::store::{Model, Store};
+use forbidden::{is_merge, is_work};
 
+mod forbidden;
 mod masks;
 
 /// The monitor's records.
@@ -573,33 +575,4 @@ fn author(event: &LedgerEvent) -> Option<&WorkerId> {
         | LedgerEvent::EvaluationAccepted { worker, .. } => Some(worker),
         _ => None,
     }
-}
-
-/// True for an event that a frozen run must not have.
-fn is_merge(event: &LedgerEvent) -> bool {
-    matches!(
-        event,
-        LedgerEvent::RunCompleted
-            | LedgerEvent::RoundSealed { .. }
-            | LedgerEvent::RoundClosed { .. }
-            | LedgerEvent::RoundUnmasked { .. }
-            | LedgerEvent::CohortDissolved { .. }
-            | LedgerEvent::SnapshotPromoted { .. }
-            | LedgerEvent::ObjectsGivenUp { .. }
-    )
-}
-
-/// True for an event that a complete run must not have.
-fn is_work(event: &LedgerEvent) -> bool {
-    matches!(
-        event,
-        LedgerEvent::RunCompleted
-            | LedgerEvent::RoundOpened { .. }
-            | LedgerEvent::RoundSealed { .. }
-            | LedgerEvent::RoundClosed { .. }
-            | LedgerEvent::LeaseGranted { .. }
-            | LedgerEvent::ContributionAccepted { .. }
-            | LedgerEvent::EvaluationAccepted { .. }
-            | LedgerEvent::SnapshotSaved { .. }
-    )
 }
