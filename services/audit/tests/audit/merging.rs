@@ -387,8 +387,8 @@ async fn tl_04_an_input_that_was_left_out_or_weighed_otherwise_is_found() {
 /// The cosines that decide who is left out come from the contributions, whatever the ledger says.
 #[tokio::test]
 async fn tl_04_a_false_cosine_is_found_and_a_true_one_is_not() {
-    let mut scene = Scene::new(false);
-    scene.spec.policy.comparison = schemas::run::Comparison::of_norms(4.0);
+    let compared = schemas::run::Comparison::of_norms(4.0);
+    let mut scene = Scene::of(false, kit::run_spec().comparison(compared));
     let bodies = [0, 1].map(|unit| {
         let seed = 10 + 2 + unit;
         CHUNKS.map(|elements| bf16(&numbers(seed, elements)))
