@@ -143,6 +143,22 @@ pub(crate) async fn compare(
     declarations: &Declarations,
     create: bool,
 ) -> Result<Vec<Compared>, Failure> {
+    let compared = compare_all(context, declarations, create).await;
+    compared.map_err(|failure| {
+        // A broker without room answers late, or not at all; its log says why.
+        let fault = BrokerFault::of_broker(&context.folder);
+        match fault.filter(|_| failure.code() == Code::StreamMissing) {
+            Some(fault) => fault.failure(),
+            None => failure,
+        }
+    })
+}
+
+async fn compare_all(
+    context: &Context,
+    declarations: &Declarations,
+    create: bool,
+) -> Result<Vec<Compared>, Failure> {
     if let Some(credentials) = &context.credentials {
         let text = format!(
             "{} was chosen, but streams lie in several accounts, each with a provisioner of its own; leave --credentials out",

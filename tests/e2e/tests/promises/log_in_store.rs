@@ -373,7 +373,8 @@ async fn fg_07_other_bytes_in_the_store_end_the_signing_of_heads_and_no_recordin
     cluster.copied().await;
     let head = cluster.domain().layout().audit_log().join("checkpoint");
     let stored = cluster.path("store/log/checkpoint");
-    let right = fs::read(&stored).unwrap();
+    let right = harness::look(PATIENCE, || fs::read(&stored).ok()).await;
+    let right = right.expect("the first head is copied");
     fs::write(&stored, "other bytes").unwrap();
     order(&cluster, "freeze").await;
     let altered = Code::LogStoreAltered.to_string();
