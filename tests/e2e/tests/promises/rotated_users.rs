@@ -29,7 +29,7 @@ fn key(cluster: &Cluster, name: &str) -> PublicKey {
 async fn tl_28_tl_06_every_holder_gets_another_key_mid_round_and_no_lease_is_lost() {
     let mut cluster = Cluster::start(Options::default(), 2).await;
     let mut evidence = cluster.evidence().await;
-    Recipe::reference(10, 2, 300).create(&cluster).await;
+    Recipe::reference(30, 2, 300).create(&cluster).await;
     let run = cluster.run().clone();
     let started = |recorded: &Recorded| {
         matches!(
