@@ -10,7 +10,7 @@ use masking::{Cohort, FixedPoint, Keys, Masks, Part};
 use merge::{ContributionChunk, Momentum, SeededRounding, codec};
 use privacy::{BLOCK_ELEMENTS, Noising, SquaredNorm};
 use rayon::prelude::*;
-use schemas::masking::CohortMember;
+use schemas::masking::{Bytes32, CohortMember, UnitKey};
 use schemas::run::{CodecKind, OuterOptimizer, Privacy};
 use schemas::{Digest, Epoch, Round, UnitIndex};
 use serde_bytes::ByteArray;
@@ -56,7 +56,8 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
         out: vec![0.0; elements],
         encoded: Vec::new(),
     };
-    let (mut memcpy, mut noised, mut masked) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut memcpy, mut noised) = (Vec::new(), Vec::new());
+    let (mut masked, mut unmasked) = (Vec::new(), Vec::new());
     let mut rates: Vec<(CodecKind, Rates)> = CodecKind::ALL
         .iter()
         .map(|codec| (*codec, Rates::default()))
@@ -73,8 +74,10 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
             noised.push(noise);
         }
         let mask = buffers.mask()?;
+        let sum = buffers.unmask()?;
         if turn > 0 {
             masked.push(mask);
+            unmasked.push(sum);
         }
         for (codec, rates) in &mut rates {
             let [encode, decode, accumulate] = buffers.turn(*codec)?;
@@ -93,6 +96,7 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
     rows.push(Row::new("privacy: clip and noise", "GB/s", noised).note(&note));
     let all = format!("{note}; {MASKED_UNITS} units, one thread");
     rows.push(Row::new("secure aggregation: mask", "GB/s", masked).note(&all));
+    rows.push(Row::new("secure aggregation: sum and unmask", "GB/s", unmasked).note(&all));
     for (codec, rates) in rates {
         let row = |what: &str, samples| {
             Row::new(format!("{}: {what}", codec.name()), "GB/s", samples).note(&note)
@@ -109,9 +113,12 @@ const MASKED_UNITS: u32 = 8;
 /// The part of the elements that is masked.
 const MASKED_PART: usize = 16;
 
-/// The masks of one worker of a round.
-fn masks() -> Result<Masks> {
-    let keys = |unit: u32| Keys::new(&[unit as u8 + 1; 128].into());
+fn keys(unit: u32) -> Keys {
+    Keys::new(&[unit as u8 + 1; 128].into())
+}
+
+/// The cohort of a round.
+fn cohort() -> Result<Cohort> {
     let member = |unit| CohortMember {
         unit: UnitIndex(unit),
         epoch: Epoch(1),
@@ -122,26 +129,62 @@ fn masks() -> Result<Masks> {
     };
     let members = (0..MASKED_UNITS).map(member).collect();
     let (run, spec) = (kit::run_id(), Digest::of(b"settings"));
-    let cohort = Cohort::new(&run, &spec, Round(0), MASKED_UNITS, members)?;
-    let lease = kit::lease(kit::train(0, 0), 1);
-    let own = (&kit::worker(0), &kit::audit_key(0));
-    let part = Part::join(cohort, keys(0), &lease, own, |_, _| true)?;
+    Ok(Cohort::new(&run, &spec, Round(0), MASKED_UNITS, members)?)
+}
+
+/// The masks of the worker of a unit.
+fn masks(unit: u32) -> Result<Masks> {
+    let lease = kit::lease(kit::train(0, unit), 1);
+    let own = (&kit::worker(unit), &kit::audit_key(unit));
+    let part = Part::join(cohort()?, keys(unit), &lease, own, |_, _| true)?;
     Ok(part.masks(FixedPoint::new(1.0, MASKED_UNITS))?)
 }
 
 impl Buffers {
     /// The rate of fixed point and masks on a part of the elements.
     fn mask(&mut self) -> Result<f64> {
-        let masks = masks()?;
-        let elements = self.base.len() / MASKED_PART;
-        let values = self.base[..elements].iter().zip(&self.local);
-        let values = values.flat_map(|(base, local)| (base - local).to_le_bytes());
-        let mut chunk: Vec<u8> = values.collect();
-        let given = chunk.clone();
+        let masks = masks(0)?;
+        let given = self.masked_part();
+        let mut chunk = given.clone();
         let mut failed = None;
         let rate = rate(2 * chunk.len(), || {
             chunk.copy_from_slice(&given);
             if let Err(error) = masks.mask(black_box(&mut chunk), 0) {
+                failed = Some(error);
+            }
+        });
+        failed.map_or(Ok(rate), |error| Err(error.into()))
+    }
+
+    fn masked_part(&self) -> Vec<u8> {
+        let elements = self.base.len() / MASKED_PART;
+        let values = self.base[..elements].iter().zip(&self.local);
+        let values = values.flat_map(|(base, local)| (base - local).to_le_bytes());
+        values.collect()
+    }
+
+    /// The rate of the sum of a round's contributions without their masks, of which all count: the
+    /// bytes of all contributions are read, and those of the mean written.
+    fn unmask(&mut self) -> Result<f64> {
+        let mut parts = Vec::new();
+        for unit in 0..MASKED_UNITS {
+            let mut part = self.masked_part();
+            masks(unit)?.mask(&mut part, 0)?;
+            parts.push(part);
+        }
+        let parts: Vec<&[u8]> = parts.iter().map(|part| &part[..]).collect();
+        let secret = |unit: u32| UnitKey {
+            unit: UnitIndex(unit),
+            key: Bytes32([unit as u8 + 1; 32]),
+        };
+        let survivors: Vec<UnitIndex> = (0..MASKED_UNITS).map(UnitIndex).collect();
+        let secrets: Vec<UnitKey> = (0..MASKED_UNITS).map(secret).collect();
+        let unmasking = cohort()?.unmasking(&survivors, &secrets)?;
+        let fixed = FixedPoint::new(1.0, MASKED_UNITS);
+        let mut failed = None;
+        let moved = parts.iter().map(|part| part.len()).sum::<usize>() + parts[0].len();
+        let rate = rate(moved, || {
+            if let Err(error) = masking::unmask(&unmasking, &fixed, 0, black_box(&parts)) {
                 failed = Some(error);
             }
         });

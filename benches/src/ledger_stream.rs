@@ -58,6 +58,7 @@ impl LedgerStream {
     /// Makes the readers' copy of the ledger, and a connection on which an auditor reads it.
     pub(crate) async fn copy(&self) -> Result<Bus> {
         let copied = Copied::all(&[]).into_iter();
+        let copied = copied.filter(|one| one.stream == LEDGER_STREAM);
         let source = copied.map(|copied| stream::Source {
             external: Some(stream::External {
                 api_prefix: copied.api(),

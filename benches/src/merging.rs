@@ -39,15 +39,25 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
     // Read: contributions, parameters, momentum. Written: parameters, momentum, broadcast.
     let touched = elements * (CONTRIBUTIONS * BF16_BYTES + 4 * FP32_BYTES + BF16_BYTES);
     let copied = elements * 2 * FP32_BYTES;
+    // The comparison of directions, before the merge, reads contributions alone.
+    let compared = elements * CONTRIBUTIONS * BF16_BYTES;
     let (mut merge, mut memcpy, mut ratio) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut directions, mut beside) = (Vec::new(), Vec::new());
     for turn in 0..=repetitions {
         let copy_rate = rate(copied, || buffers.copy());
         let merge_rate = rate(touched, || buffers.merge());
+        let directions_rate = rate(compared, || buffers.compare());
         // The first turn touches fresh pages.
         if turn > 0 {
             memcpy.push(copy_rate);
             merge.push(merge_rate);
             ratio.push(merge_rate / copy_rate);
+            directions.push(directions_rate);
+            let (merge_time, directions_time) = (
+                touched as f64 / merge_rate,
+                compared as f64 / directions_rate,
+            );
+            beside.push(directions_time / merge_time);
         }
     }
     let threads = format!(
@@ -59,6 +69,8 @@ pub(crate) fn measure(effort: Effort) -> Result<Vec<Row>> {
         Row::new("memcpy, all threads", "GB/s", memcpy).note(&threads),
         Row::new("merge of 4 bf16 + Nesterov + bf16 broadcast", "GB/s", merge).note(threads),
         Row::new("merge beside memcpy", "ratio", ratio).reach(Reach::AtLeast(0.5)),
+        Row::new("directions of 4 bf16 compared", "GB/s", directions),
+        Row::new("time to compare, beside the merge", "ratio", beside),
     ])
 }
 
@@ -114,6 +126,21 @@ impl Buffers {
             merged.expect("all buffers were made for this").is_finite(),
             "the wave is bounded"
         );
+    }
+
+    fn compare(&self) {
+        let parts: Vec<_> = self
+            .contributions
+            .iter()
+            .map(|bytes| merge::Voice {
+                contributions: vec![bytes.as_slice()],
+                scale: 1.0,
+                votes: true,
+            })
+            .collect();
+        let found = merge::directions(CodecKind::Bf16, &parts, self.params.len());
+        let cosines = found.expect("all buffers were made for this").cosines();
+        assert_eq!(black_box(cosines).len(), CONTRIBUTIONS);
     }
 
     fn copy(&mut self) {

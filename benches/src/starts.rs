@@ -188,6 +188,7 @@ fn round_events(spec: &RunSpec, round: u64) -> Vec<LedgerEvent> {
         round: Round(round),
         fragment: Fragment::FIRST,
         inputs: (0..UNITS).map(input).collect(),
+        left_out: Vec::new(),
         rest: 0,
     });
     let weights = chunks(&format!("weights {run} {round}"));

@@ -9,7 +9,7 @@
 
 use crate::AccountId;
 pub use crate::role::Account;
-use crate::subject::{AUDIT_STREAM, LEDGER_STREAM, Lane, events_stream};
+use crate::subject::{AUDIT_STREAM, LEDGER_STREAM, Lane, SECURITY_STREAM, events_stream};
 
 /// A lane that crosses accounts, as its home exports it and other accounts import it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Crossing {
 pub const ACCOUNT_TOKEN_POSITION: u8 = 3;
 
 /// Every lane that crosses accounts.
-pub const CROSSINGS: [Crossing; 6] = [
+pub const CROSSINGS: [Crossing; 7] = [
     Crossing {
         lane: Lane::Request,
         home: Account::Control,
@@ -37,6 +37,12 @@ pub const CROSSINGS: [Crossing; 6] = [
     },
     Crossing {
         lane: Lane::Event,
+        home: Account::Events,
+        importers: &[Account::Tenant],
+        service: true,
+    },
+    Crossing {
+        lane: Lane::Log,
         home: Account::Events,
         importers: &[Account::Tenant],
         service: true,
@@ -113,17 +119,22 @@ pub struct CopyPath {
 }
 
 impl Copied {
-    /// The ledger, and the events of every tenant.
+    /// The ledger, the security events, and the events of every tenant.
     pub fn all(tenants: &[AccountId]) -> Vec<Self> {
         let ledger = Self {
             home: Account::Ledger,
             stream: LEDGER_STREAM.to_owned(),
         };
+        let security = Self {
+            home: Account::Events,
+            stream: SECURITY_STREAM.to_owned(),
+        };
         let events = |tenant| Self {
             home: Account::Events,
             stream: events_stream(tenant),
         };
-        std::iter::once(ledger)
+        [ledger, security]
+            .into_iter()
             .chain(tenants.iter().map(events))
             .collect()
     }
@@ -166,6 +177,49 @@ impl Copied {
                 service: false,
             },
         ]
+    }
+}
+
+/// What the broker itself publishes in an account, and the audit service hears in that of events.
+/// These are one-way: nothing that is sent in the account of events goes back. So nobody needs
+/// credentials of the system account to hear of refused and ended connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The account in which the broker publishes it.
+    pub home: Account,
+    /// The subject there.
+    pub subject: &'static str,
+    /// The subject in the account of events.
+    pub local: &'static str,
+}
+
+const JETSTREAM_REPORT: &str = "$JS.EVENT.ADVISORY.API";
+
+/// Every report. Each answer of JetStream to a request is one, with the asker's key: that is where
+/// changes of streams are seen.
+pub const REPORTS: [Report; 7] = [
+    system_report("$SYS.SERVER.*.CLIENT.AUTH.ERR"),
+    system_report("$SYS.ACCOUNT.*.CONNECT"),
+    system_report("$SYS.ACCOUNT.*.DISCONNECT"),
+    jetstream_report(Account::Control, "report.control"),
+    jetstream_report(Account::Ledger, "report.ledger"),
+    jetstream_report(Account::Audit, "report.audit"),
+    jetstream_report(Account::Events, JETSTREAM_REPORT),
+];
+
+const fn system_report(subject: &'static str) -> Report {
+    Report {
+        home: Account::System,
+        subject,
+        local: subject,
+    }
+}
+
+const fn jetstream_report(home: Account, local: &'static str) -> Report {
+    Report {
+        home,
+        subject: JETSTREAM_REPORT,
+        local,
     }
 }
 
@@ -216,7 +270,7 @@ mod tests {
             .parse()
             .expect("the form of an account's key");
         let all = Copied::all(std::slice::from_ref(&tenant));
-        assert_eq!(all.len(), 2);
+        assert_eq!(all.len(), 3);
         let mut locals: Vec<String> = all
             .iter()
             .flat_map(Copied::paths)
@@ -230,7 +284,7 @@ mod tests {
             before,
             "no two copies share a subject of the audit account"
         );
-        assert_eq!(event_streams(&[tenant]).len(), 3);
+        assert_eq!(event_streams(&[tenant]).len(), 4);
     }
 
     /// The registrar itself asks nobody: it has its own key.
@@ -255,6 +309,21 @@ mod tests {
         assert_eq!(lanes.collect::<Vec<_>>(), [Lane::Enrolment]);
         let exports = |one: &&Crossing| one.home == Account::Enrolment;
         assert_eq!(CROSSINGS.iter().find(exports), None);
+    }
+
+    /// Two reports under one subject could not be told apart.
+    #[test]
+    fn every_report_is_heard_under_a_subject_of_its_own() {
+        for one in &REPORTS {
+            let same = REPORTS.iter().filter(|other| other.local == one.local);
+            assert_eq!(same.count(), 1, "{one:?}");
+        }
+        for account in Account::ALL {
+            let of_streams = |one: &&Report| one.home == account && one.home != Account::System;
+            let heard = REPORTS.iter().filter(of_streams).count();
+            let has_streams = Role::provisioner(account).is_some();
+            assert_eq!(heard, usize::from(has_streams), "{account:?}");
+        }
     }
 
     /// Each question is about the one stream, and has no open part.

@@ -12,6 +12,7 @@ use crate::control::{
     OperatorObjects, RunNew, RunNewReply, Shutdown, ShutdownReply, ViewReply, ViewRequest,
 };
 use crate::hold::{HoldReply, HoldRequest};
+use crate::keys::{KeysReply, KeysRequest};
 use crate::lease::{ClaimReply, ClaimRequest, Done, ReleaseRequest, RenewReply, RenewRequest};
 use crate::masking::{MaskReply, MaskRequest};
 use crate::member::{JoinReply, JoinRequest, LeaveRequest};
@@ -148,6 +149,7 @@ calls! {
     Renew = "lease.renew": RenewRequest => RenewReply, "extend a lease";
     Release = "lease.release": ReleaseRequest => Done, "give a lease back";
     Mask = "mask": MaskRequest => MaskReply, "agree on masks for a round, and reveal shares for its sum";
+    Keys = "keys": KeysRequest => KeysReply, "read the keys that sign leases and commands: a copy for readers in other languages, never trusted in place of `trust.json`";
     Put = "blob.put": PutRequest => Grants, "URLs to upload a unit's objects";
     Get = "blob.get": GetRequest => Grants, "URLs to read the run's objects";
     Stage = "contribution.stage": StageRequest => Done, "announce an uploaded chunk";
@@ -170,6 +172,7 @@ calls! {
     TenantSet = "tenant.set": TenantRequest => TenantReply, "let a tenant have runs, or give it another quota";
     TenantEnd = "tenant.end": TenantEndRequest => TenantEndReply, "shut a tenant out for good";
     View = "view": ViewRequest => ViewReply, "look at runs, workers, leases, rounds, snapshots";
+    Keys = "keys": KeysRequest => KeysReply, "read the keys that sign leases and commands: a copy, never trusted in place of `trust.json`";
     BlobPut = "blob.put": OperatorObjects => Grants, "URLs to upload objects";
     BlobCommit = "blob.commit": OperatorObjects => Done, "check and publish uploaded objects";
     BlobGet = "blob.get": GetRequest => Grants, "URLs to read objects";

@@ -24,6 +24,9 @@ pub struct CollectRequest {
     pub keep: u32,
     /// The reason to delete, which the ledger keeps; none to be told what would go.
     pub delete: Option<Reason>,
+    /// The operator's word that no other trust domain uses the store. Nothing is deleted without it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub store_is_ours: bool,
 }
 
 message!(CollectRequest, "run.gc", 4096);

@@ -91,6 +91,9 @@ pub struct Contribution {
     /// The clipping and the noise that the worker applied before it encoded, in a private run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<Applied>,
+    /// The digest of the cohort whose masks it is under, in a run with secure aggregation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cohort: Option<Digest>,
 }
 
 /// The clipping and the noise of a contribution, as its worker states them.

@@ -63,6 +63,10 @@ pub struct EnrolmentReply {
     /// In a domain with mutual TLS, a certificate for the same key, PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
+    /// The domain's present trust bundle as a JWS of its root key, if it was signed since it was
+    /// changed. The registrar cannot alter it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<String>,
 }
 
 message!(

@@ -7,19 +7,21 @@ use serde_bytes::{ByteArray, ByteBuf};
 use crate::checkpoint::Checkpoint;
 use crate::code::Code;
 use crate::contribution::{Contribution, Evaluation};
+use crate::head::KnownHead;
 use crate::hold::{Hold, Reason};
 use crate::lease::{LeaseRef, Weights};
 use crate::limits::{EVENT_BYTES_MAX, SIGNED_EVENT_BYTES_MAX};
-use crate::masking::{CohortMember, UnitKey};
+use crate::masking::{CohortMember, CohortSeal, UnitKey};
 use crate::member::{Posture, Session};
 use crate::message::{V, message};
 use crate::promotion::PointerName;
 use crate::run::{RunSpec, TrainerKind};
-use crate::sync::SealedInput;
+use crate::security::SecurityEvent;
+use crate::sync::{ComparedInput, SealedInput};
 use crate::tenant::Quota;
 use crate::{
     AccountId, Bytes, ChainSequence, Digest, Fragment, ObjectRef, PublicKey, Round, RunId, Seat,
-    TenantName, Tokens, UnixMillis, WorkerId,
+    TenantName, Tokens, UnitIndex, UnixMillis, WorkerId,
 };
 
 /// An event as it is sent and stored. Key and signature are beside the body in one payload, and not
@@ -56,6 +58,11 @@ pub struct EventBody {
     pub time: UnixMillis,
     /// The run that it concerns; none if it concerns the whole cluster.
     pub run: Option<RunId>,
+    /// The newest head of the log of all events that the emitter had verified when it wrote this one:
+    /// the event is not older than that head. None if it knew none, and in events of an earlier
+    /// release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known: Option<KnownHead>,
     /// The event itself.
     pub event: Event,
 }
@@ -70,6 +77,8 @@ pub enum Event {
     Ledger(LedgerEvent),
     /// An event of a worker: its own account of its life.
     Worker(WorkerEvent),
+    /// An event of the audit service's sentry: what it saw at the broker.
+    Security(SecurityEvent),
 }
 
 /// A change of the coordinator's state.
@@ -114,6 +123,9 @@ pub enum LedgerEvent {
         /// The worker's seat, from the record of issued credentials; none if it works alone.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         seat: Option<Seat>,
+        /// The key that the same worker had before, from the same record, if its key was replaced.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<WorkerId>,
     },
     /// A worker is no longer a member.
     WorkerLeft {
@@ -157,6 +169,13 @@ pub enum LedgerEvent {
         statement: Digest,
         signature: ByteArray<64>,
     },
+    /// The directions of an open round's contributions were compared: the cosine of each to the
+    /// mean direction of the others. The run's settings say which of them are left out. A round
+    /// with more than [`COMPARED_MAX`](crate::limits::COMPARED_MAX) takes several such events.
+    RoundCompared {
+        round: Round,
+        cosines: Vec<ComparedInput>,
+    },
     /// Only these contributions are merged; later contributions to the round are late. A set of
     /// more than [`SEALED_MAX`](crate::limits::SEALED_MAX) is named by several events in a row,
     /// ascending by unit; `rest` counts the contributions that the following ones name, and 0
@@ -165,6 +184,9 @@ pub enum LedgerEvent {
         round: Round,
         fragment: Fragment,
         inputs: Vec<SealedInput>,
+        /// Those of `inputs` that are left out, and why.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        left_out: Vec<(UnitIndex, Code)>,
         rest: u32,
     },
     /// The sealed set is merged; `broadcast` are the resulting weights. In a ledger of an earlier
@@ -346,6 +368,13 @@ pub enum WorkerEvent {
     Joined { release: String, device: String },
     /// It verified a lease and started on it.
     Started { lease: LeaseRef },
+    /// It masks the contribution of a lease for the cohort with this digest, which is in the ledger by
+    /// the coordinator's word.
+    Masked {
+        lease: LeaseRef,
+        cohort: Digest,
+        seal: CohortSeal,
+    },
     /// It handed in a result, whose statement has this digest.
     Submitted { lease: LeaseRef, statement: Digest },
     /// It gave up a lease.
@@ -366,6 +395,7 @@ impl Event {
         match self {
             Self::Ledger(event) => event.kind(),
             Self::Worker(event) => event.kind(),
+            Self::Security(event) => event.kind(),
         }
     }
 }
@@ -386,6 +416,7 @@ impl LedgerEvent {
             Self::ContributionAccepted { .. } => "contribution-accepted",
             Self::ContributionRejected { .. } => "contribution-rejected",
             Self::EvaluationAccepted { .. } => "evaluation-accepted",
+            Self::RoundCompared { .. } => "round-compared",
             Self::RoundSealed { .. } => "round-sealed",
             Self::RoundClosed { .. } => "round-closed",
             Self::CohortSealed { .. } => "cohort-sealed",
@@ -416,6 +447,7 @@ impl WorkerEvent {
         match self {
             Self::Joined { .. } => "joined",
             Self::Started { .. } => "started",
+            Self::Masked { .. } => "masked",
             Self::Submitted { .. } => "submitted",
             Self::Dropped { .. } => "dropped",
             Self::Refused { .. } => "refused",

@@ -16,6 +16,7 @@ use crate::member::Session;
 use crate::message::{V, message};
 use crate::run::RunSpec;
 use crate::snapshot::{MergeInput, MergeRecord};
+use crate::sync::ComparedInput;
 use crate::{Digest, Listed, ObjectRef, PublicKey, Refusal, Round, RunId, SyncId, WorkerId};
 
 /// One check of a submitted result.
@@ -88,6 +89,14 @@ pub enum Order {
         /// The signature over it.
         signature: ByteArray<64>,
     },
+    /// Compare the directions of a round's contributions, and answer with [`Answer::Compared`]. All
+    /// have a norm above 0.
+    Compare {
+        /// The round.
+        round: Round,
+        /// The contributions, ascending by unit.
+        inputs: Vec<MergeInput>,
+    },
     /// Make the outer step over `inputs`, publish the weights, answer with [`Answer::Merged`].
     Merge {
         /// The round that it closes, and the fragment that it steps.
@@ -127,6 +136,7 @@ impl Order {
             Self::Stage { .. } => "stage",
             Self::Unstage { .. } => "unstage",
             Self::Screen { .. } => "screen",
+            Self::Compare { .. } => "compare",
             Self::Merge { .. } => "merge",
             Self::Save { .. } => "save",
             Self::ReadList { .. } => "read_list",
@@ -172,6 +182,13 @@ pub enum Answer {
         /// Ok if it may count; then its objects are in `blobs`.
         verdict: Result<Screened, Refusal>,
     },
+    /// The directions of a round's contributions were compared.
+    Compared {
+        /// The round.
+        round: Round,
+        /// Each contribution of the order with its cosine, in the same order.
+        outcome: Result<Vec<ComparedInput>, Refusal>,
+    },
     /// An outer step was made and its weights published.
     Merged {
         /// The round that it closes, and the fragment that it stepped.
@@ -202,6 +219,7 @@ impl Answer {
             Self::DataLoaded { .. } => "data_loaded",
             Self::Restored { .. } => "restored",
             Self::Screened { .. } => "screened",
+            Self::Compared { .. } => "compared",
             Self::Merged { .. } => "merged",
             Self::Saved { .. } => "saved",
             Self::ListRead { .. } => "list_read",

@@ -23,6 +23,9 @@ pub const FOUNDRY_BYTES_MAX: usize = 64 << 20;
 /// Most inputs that one event seals: three numbers for each, of at most 9 bytes, and one byte for
 /// the array stay well below [`EVENT_BYTES_MAX`] together.
 pub const SEALED_MAX: usize = 512;
+/// Most contributions that one event compares: two whole numbers and a cosine for each, of at most
+/// 16 bytes together with their frame, stay well below [`EVENT_BYTES_MAX`].
+pub const COMPARED_MAX: usize = 512;
 /// A run's name is a subject token, an object-key segment and a table column.
 pub const RUN_ID_BYTES_MAX: usize = 32;
 /// A tenant's name begins the names of its runs, so it leaves half of their length to each.

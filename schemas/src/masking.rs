@@ -63,6 +63,42 @@ pub enum KeyPurpose {
     MaskKeys,
 }
 
+/// What the coordinator signs, with the key of its ledger, to each worker of a cohort: the ledger has
+/// this cohort for this round. A cohort that was shown to one worker alone leaves this behind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CohortStatement {
+    /// Version.
+    pub v: V<1>,
+    /// Says what the statement is, so that no other has the same bytes.
+    pub purpose: CohortPurpose,
+    /// The run.
+    pub run: RunId,
+    /// The round.
+    pub round: Round,
+    /// The digest of the cohort: of all its workers with their leases and keys, the threshold, the
+    /// run's settings and the round.
+    pub cohort: Digest,
+}
+
+/// The purpose of a [`CohortStatement`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CohortPurpose {
+    /// The cohort of a round is sealed.
+    CohortSealed,
+}
+
+/// The coordinator's signature over a [`CohortStatement`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CohortSeal {
+    /// The key that signed: one that may write the ledger.
+    pub key: PublicKey,
+    /// The signature.
+    pub signature: ByteArray<64>,
+}
+
 /// One worker of a cohort, with the keys that it announced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -154,6 +190,9 @@ pub struct MaskReply {
     pub v: V<1>,
     /// The state of the cohort.
     pub stage: MaskStage,
+    /// With shares: the coordinator's word that the ledger has the cohort.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<CohortSeal>,
 }
 
 /// The state of a cohort, as far as the worker that asks needs it.
@@ -165,8 +204,11 @@ pub enum MaskStage {
     /// All have announced keys: check them, and share secrets.
     Cohort(Vec<CohortMember>),
     /// All have shared: these are the shares for the asker, in the order of the cohort. The cohort
-    /// is fixed now.
+    /// is fixed now. A share is empty that a restart of the coordinator has lost, and that its worker
+    /// has not handed in again yet.
     Shares(Vec<ByteBuf>),
+    /// A restart of the coordinator has lost the shares that the asker sealed: hand them in again.
+    ShareAgain,
     /// This cohort is no more. Announce new keys.
     Again,
     /// The contributions of these units are summed: reveal a share of the seed of each, and a share
@@ -177,8 +219,22 @@ pub enum MaskStage {
 }
 
 message!(KeyStatement, "key statement", 4096);
+message!(CohortStatement, "cohort statement", 4096);
 message!(MaskRequest, "mask", WORKER_MESSAGE_BYTES_MAX);
 message!(MaskReply, "mask reply", MESSAGE_BYTES_MAX);
+
+impl CohortStatement {
+    /// The statement that the ledger has this cohort.
+    pub fn of(run: &RunId, round: Round, cohort: Digest) -> Self {
+        Self {
+            v: V,
+            purpose: CohortPurpose::CohortSealed,
+            run: run.clone(),
+            round,
+            cohort,
+        }
+    }
+}
 
 impl CohortMember {
     /// The lease of a member in a round.

@@ -2,6 +2,7 @@
 //! [`TABLE`] and from the plumbing of JetStream. User JWTs, role templates and `docs/bus.md` are
 //! all made from here.
 
+use crate::account::REPORTS;
 use crate::limits::{MESSAGE_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX};
 pub use crate::role::Role;
 use crate::subject::{Kind, Lane, TABLE};
@@ -126,6 +127,9 @@ pub const PLUMBING: &[Plumbing] = &[
     ),
 ];
 
+/// The role that hears the broker's own reports.
+pub const HEARER: Role = Role::Recorder;
+
 /// Requests that would change or delete the log. They are denied to the coordinator, which writes
 /// it, whatever else it is allowed.
 pub const LEDGER_WRITER_DENIED: &[&str] = &[
@@ -181,6 +185,9 @@ pub fn permissions(role: Role) -> Permissions {
         if !subscribe_allow.contains(&subject) {
             subscribe_allow.push(subject);
         }
+    }
+    if role == HEARER {
+        subscribe_allow.extend(REPORTS.iter().map(|report| report.local.to_owned()));
     }
     publish_allow.dedup();
     let denied: &[&str] = if role == Role::LedgerWriter {
@@ -282,6 +289,20 @@ pub fn reference() -> String {
             row.purpose
         ));
     }
+    page.push_str(&format!(
+        "\n## Reports of the broker\n\nPublished by the broker itself; imported into account {}, and heard by {} alone.\n\n\
+         | account | subject | heard under |\n| --- | --- | --- |\n",
+        HEARER.account().name(),
+        HEARER.name()
+    ));
+    for report in &REPORTS {
+        page.push_str(&format!(
+            "| {} | `{}` | `{}` |\n",
+            report.home.name(),
+            report.subject,
+            report.local
+        ));
+    }
     page
 }
 
@@ -376,6 +397,25 @@ mod tests {
             let all = permissions(role).publish_allow;
             let asks = all.iter().any(|subject| subject.starts_with("$SYS."));
             assert_eq!(asks, role == Role::AccountWriter, "{role:?}");
+        }
+    }
+
+    /// They tell who connects from where, in every account.
+    #[test]
+    fn tl_29_only_the_audit_service_hears_the_brokers_reports() {
+        for role in Role::ALL {
+            let set = permissions(role);
+            for report in &REPORTS {
+                let hears = set.subscribe_allow.iter().any(|one| one == report.local);
+                assert_eq!(hears, role == Role::Recorder, "{role:?} {report:?}");
+            }
+            let says = |subject: &&String| {
+                subject.starts_with("report.") || subject.starts_with("$JS.EVENT")
+            };
+            assert_eq!(set.publish_allow.iter().find(says), None, "{role:?}");
+            let writes = |one: &String| one.starts_with("diloco.security.");
+            let writes = set.publish_allow.iter().any(writes);
+            assert_eq!(writes, role == Role::Recorder, "{role:?}");
         }
     }
 

@@ -241,6 +241,7 @@ mod tests {
             tokens: Tokens(32),
             weight: Weight(8),
             norm: None,
+            cosine: None,
             chunks: Chunks::Named(vec![object("contribution 0"), object("contribution 1")]),
         };
         let (listed, _) = Listed::of(&[object("momentum")]);

@@ -3,6 +3,7 @@
 //! identity. The key that connected proves that the asker has it; nothing else is proved.
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteArray;
 
 use crate::limits::WORKER_MESSAGE_BYTES_MAX;
 use crate::message::{V, message};
@@ -17,9 +18,31 @@ pub struct RenewalRequest {
     pub v: V<1>,
     /// The end of the token that the asker has, for the log.
     pub ends: UnixMillis,
+    /// The keys with which a worker wants to go on; none to go on with those that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<Box<Successor>>,
 }
 
-/// A new token: for the same key, account, role, name and run as before.
+/// The keys with which a worker wants to go on. The key that it has is the one that it asks with, and
+/// its key for events and both new ones sign the whole question.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Successor {
+    /// The key to connect with.
+    pub worker: PublicKey,
+    /// The key that will sign its events.
+    pub audit_key: PublicKey,
+    /// The time of the signatures.
+    pub at: UnixMillis,
+    /// The signature of the key that signs its events now.
+    pub by_present: ByteArray<64>,
+    /// The signature of `worker`.
+    pub by_worker: ByteArray<64>,
+    /// The signature of `audit_key`.
+    pub by_audit_key: ByteArray<64>,
+}
+
+/// A new token: for the same key, or the one that is to succeed it, account, role, name and run as before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RenewalReply {
@@ -66,6 +89,12 @@ pub struct Registration {
     /// Its holder's seat in a group of workers; none if it works alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seat: Option<Seat>,
+    /// The key that its holder had before, if the key was replaced while the holder stayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<PublicKey>,
+    /// The time until which its holder may ask for another key, by an operator's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes_until: Option<UnixMillis>,
 }
 
 /// The worker of the run that stands in the way of a seat, with its own seat: it has the same one,
@@ -113,6 +142,8 @@ mod tests {
             blocked: None,
             audit_key: None,
             seat,
+            before: None,
+            changes_until: None,
         }
     }
 

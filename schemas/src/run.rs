@@ -11,9 +11,7 @@ pub use self::privacy::Privacy;
 pub use self::rules::{Closing, Combination, Comparison, check_transfer};
 use crate::code::{Code, Refusal};
 pub use crate::codec::{Carries, Codec, CodecKind, Rounding};
-use crate::limits::{
-    LEASE_MAX, LEASE_MIN, NAMED_CHUNKS_MAX, SEQUENCE_TOKENS_MAX, UNITS_MAX, WORKERS_MAX,
-};
+use crate::limits::{NAMED_CHUNKS_MAX, SEQUENCE_TOKENS_MAX, UNITS_MAX};
 use crate::message::{V, message};
 use crate::weights::Weights;
 use crate::{
@@ -189,7 +187,8 @@ pub enum OuterOptimizer {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
-    /// Number of workers that must have joined before the first lease is granted.
+    /// Number of workers that must have joined before the first lease is granted. A group is one,
+    /// once a member sits in each of its seats.
     pub workers_min: u32,
     /// Life of a lease without renewal; holders renew after a third of this.
     pub lease: Millis,
@@ -199,6 +198,11 @@ pub struct Policy {
     pub norm_max: f64,
     /// Refused results after which a worker is removed from the run.
     pub strikes_max: u32,
+    /// A lease of a training unit ends once it is this many times as old as the units of other
+    /// workers took, whatever progress its holder reports; 0 for a day. Left out of the message if
+    /// it is 0, so that settings from before there was a choice keep their digest.
+    #[serde(default, skip_serializing_if = "rules::is_zero")]
+    pub pace_ratio_max: u32,
     /// The rule by which a round is sealed. Left out of the message if it is the oldest rule, so
     /// that settings from before there was a choice keep their digest.
     #[serde(default, skip_serializing_if = "Closing::is_all")]
@@ -531,36 +535,6 @@ impl OuterOptimizer {
                 real("outer.momentum", momentum.into(), 0.0, 0.999)
             }
         }
-    }
-}
-
-impl Policy {
-    /// Checks that every number is within its bounds.
-    ///
-    /// # Errors
-    /// As [`RunSpec::validate`].
-    pub fn validate(&self) -> Result<(), Refusal> {
-        whole(
-            "policy.workers_min",
-            self.workers_min.into(),
-            1,
-            WORKERS_MAX as u64,
-        )?;
-        whole(
-            "policy.lease (ms)",
-            self.lease.get(),
-            LEASE_MIN.get(),
-            LEASE_MAX.get(),
-        )?;
-        whole(
-            "policy.silence_max (ms)",
-            self.silence_max.get(),
-            LEASE_MIN.get(),
-            LEASE_MAX.get(),
-        )?;
-        real("policy.norm_max", self.norm_max, 0.0, f64::MAX)?;
-        self.comparison.validate()?;
-        whole("policy.strikes_max", self.strikes_max.into(), 1, 1_000_000)
     }
 }
 

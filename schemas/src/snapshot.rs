@@ -150,12 +150,15 @@ pub struct MergeInput {
     /// Its Euclidean norm, in a run whose rule of combination needs it. As `f32`, it reads back
     /// from JSON as it was.
     pub norm: Option<f32>,
+    /// The cosine of its direction to the mean direction of the others in its round, in a run that
+    /// compares directions; none if it was not compared.
+    pub cosine: Option<f32>,
     /// Its chunks.
     pub chunks: Chunks,
 }
 
 /// A merge input as it is stored. Its weight is written only if it differs from the tokens, and its
-/// norm only if there is one, so that older snapshots read back and keep their digests.
+/// norm and cosine only if there are any, so that older snapshots read back and keep their digests.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StoredInput {
@@ -166,6 +169,8 @@ struct StoredInput {
     weight: Option<Weight>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     norm: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cosine: Option<f32>,
     chunks: Chunks,
 }
 
@@ -177,6 +182,7 @@ impl From<StoredInput> for MergeInput {
             tokens,
             weight,
             norm,
+            cosine,
             chunks,
         } = stored;
         Self {
@@ -185,6 +191,7 @@ impl From<StoredInput> for MergeInput {
             tokens,
             weight: weight.unwrap_or(Weight::of_tokens(tokens)),
             norm,
+            cosine,
             chunks,
         }
     }
@@ -198,6 +205,7 @@ impl From<MergeInput> for StoredInput {
             tokens,
             weight,
             norm,
+            cosine,
             chunks,
         } = input;
         Self {
@@ -206,6 +214,7 @@ impl From<MergeInput> for StoredInput {
             tokens,
             weight: (weight != Weight::of_tokens(tokens)).then_some(weight),
             norm,
+            cosine,
             chunks,
         }
     }
@@ -286,6 +295,7 @@ mod tests {
             tokens: Tokens(32),
             weight: Weight(weight),
             norm: None,
+            cosine: None,
             chunks: Chunks::Named(Vec::new()),
         };
         for (weight, stored) in [(32, false), (8, true), (0, true)] {
@@ -313,6 +323,7 @@ mod tests {
             tokens: Tokens(32),
             weight: Weight(32),
             norm: None,
+            cosine: None,
             chunks: Chunks::Named(Vec::new()),
         };
         for bits in (0..0x7f80_0000_u32).step_by(7_919_113) {

@@ -10,6 +10,7 @@ mod incoming;
 use crate::call::message_name;
 use crate::enrolment::{EnrolmentReply, EnrolmentRequest};
 use crate::event::SignedEvent;
+use crate::head::{CosignRequest, HeadReply, HeadRequest};
 use crate::id::CLUSTER;
 use crate::lease::{Done, Offer, UnitId};
 use crate::public::{Command, CommandVerb, Status};
@@ -26,6 +27,10 @@ pub use incoming::{Incoming, SubjectError, as_sent, recorded_worker, sender_key}
 pub const AUDIT_STREAM: &str = "AUDIT";
 /// Stream of the ledger account: the coordinator's chain.
 pub const LEDGER_STREAM: &str = "LEDGER";
+/// Stream of the events account: what the audit service's sentry saw at the broker.
+pub const SECURITY_STREAM: &str = "SECURITY";
+/// The subjects of all security events.
+pub const SECURITY_FILTER: &str = "diloco.security.>";
 /// First part of the names of the streams in the events account; the tenant's account follows.
 pub const EVENTS_STREAM_PREFIX: &str = "EVENTS_";
 /// Work-queue stream that holds offers.
@@ -55,10 +60,14 @@ pub enum Lane {
     Request,
     /// A worker's signed events, as the worker sends them.
     Event,
+    /// Questions of workers about the log of all events, and cosignatures of its heads.
+    Log,
     /// Workers' events after their checks.
     Record,
     /// The coordinator's signed events.
     Ledger,
+    /// The sentry's signed events.
+    Security,
     /// Heartbeats.
     Telemetry,
     /// Signed orders to workers.
@@ -77,11 +86,13 @@ pub enum Lane {
 
 impl Lane {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Request,
         Self::Event,
+        Self::Log,
         Self::Record,
         Self::Ledger,
+        Self::Security,
         Self::Telemetry,
         Self::Command,
         Self::Control,
@@ -96,8 +107,10 @@ impl Lane {
         match self {
             Self::Request => "diloco.request",
             Self::Event => "diloco.event",
+            Self::Log => "diloco.log",
             Self::Record => "diloco.record",
             Self::Ledger => "diloco.ledger",
+            Self::Security => "diloco.security",
             Self::Telemetry => "diloco.telemetry",
             Self::Command => "diloco.command",
             Self::Control => "diloco.control",
@@ -114,6 +127,7 @@ impl Lane {
             self,
             Self::Request
                 | Self::Event
+                | Self::Log
                 | Self::Telemetry
                 | Self::Command
                 | Self::Renewal
@@ -181,6 +195,26 @@ const OTHERS_BETWEEN: &[Row] = &[
         purpose: "a worker's signed events, to the audit service",
     },
     Row {
+        lane: Lane::Log,
+        pattern: "{run}.{worker}.head",
+        kind: Kind::Request,
+        message: message_name!(HeadRequest),
+        reply: Some(message_name!(HeadReply)),
+        publishers: &[Role::Worker],
+        subscribers: &[Role::Recorder],
+        purpose: "the newest head of the log of all events, with what leads to it",
+    },
+    Row {
+        lane: Lane::Log,
+        pattern: "{run}.{worker}.cosign",
+        kind: Kind::Request,
+        message: message_name!(CosignRequest),
+        reply: Some(message_name!(Done)),
+        publishers: &[Role::Worker],
+        subscribers: &[Role::Recorder],
+        purpose: "a worker's cosignature of a head, to be kept beside it",
+    },
+    Row {
         lane: Lane::Record,
         pattern: "{account}.{run}.{worker}.{kind}",
         kind: Kind::Stream,
@@ -199,6 +233,16 @@ const OTHERS_BETWEEN: &[Row] = &[
         publishers: &[Role::LedgerWriter],
         subscribers: &[],
         purpose: "the coordinator's ledger, into stream LEDGER",
+    },
+    Row {
+        lane: Lane::Security,
+        pattern: "{emitter}.{kind}",
+        kind: Kind::Stream,
+        message: message_name!(SignedEvent),
+        reply: None,
+        publishers: &[Role::Recorder],
+        subscribers: &[],
+        purpose: "what the audit service saw of refusals, connections and changes of streams, into stream SECURITY",
     },
     Row {
         lane: Lane::Telemetry,
@@ -286,6 +330,37 @@ pub fn worker_event_subject(run: &RunId, worker: &WorkerId, kind: &str) -> Strin
     format!("{}.{run}.{worker}.{kind}", Lane::Event.prefix())
 }
 
+/// `diloco.log.<run>.<worker>.<verb>`, as the worker publishes it.
+pub fn log_subject(run: &RunId, worker: &WorkerId, verb: LogVerb) -> String {
+    format!("{}.{run}.{worker}.{}", Lane::Log.prefix(), verb.token())
+}
+
+/// A question of a worker about the log of all events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogVerb {
+    /// For the newest head.
+    Head,
+    /// To keep a cosignature of a head.
+    Cosign,
+}
+
+impl LogVerb {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Head, Self::Cosign];
+
+    /// The last token of its subject.
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::Cosign => "cosign",
+        }
+    }
+
+    pub(crate) fn from_token(token: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|verb| verb.token() == token)
+    }
+}
+
 /// `diloco.record.<account>.<run>.<worker>.<kind>`, as the audit service publishes it after its
 /// checks.
 pub fn record_subject(account: &AccountId, run: &RunId, worker: &WorkerId, kind: &str) -> String {
@@ -327,6 +402,9 @@ pub const RENEWALS_FILTER: &str = "diloco.renewal.>";
 /// The filter under which the audit service receives workers' events, before its checks.
 pub const EVENTS_FILTER: &str = "diloco.event.>";
 
+/// The filter under which the audit service receives workers' questions about the log.
+pub const LOG_FILTER: &str = "diloco.log.>";
+
 /// `diloco.ledger.<run or cluster>.<emitter>.<kind>`, as the coordinator publishes it.
 pub fn ledger_subject(run: Option<&RunId>, emitter: &PublicKey, kind: &str) -> String {
     format!(
@@ -334,6 +412,11 @@ pub fn ledger_subject(run: Option<&RunId>, emitter: &PublicKey, kind: &str) -> S
         Lane::Ledger.prefix(),
         run.map_or(CLUSTER, RunId::as_str)
     )
+}
+
+/// `diloco.security.<emitter>.<kind>`, as the audit service publishes it.
+pub fn security_subject(emitter: &PublicKey, kind: &str) -> String {
+    format!("{}.{emitter}.{kind}", Lane::Security.prefix())
 }
 
 /// The stream with the events of a tenant's workers.

@@ -46,6 +46,35 @@ impl From<SealedInput> for (UnitIndex, Epoch, Weight) {
     }
 }
 
+/// A contribution whose direction was compared. A round may have thousands, so it is written as
+/// three numbers without names.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "(UnitIndex, Epoch, f32)", into = "(UnitIndex, Epoch, f32)")]
+pub struct ComparedInput {
+    /// The training unit.
+    pub unit: UnitIndex,
+    /// The lease of the unit under which the contribution was accepted.
+    pub epoch: Epoch,
+    /// The cosine of its direction to the mean direction of the others that were compared.
+    pub cosine: f32,
+}
+
+impl From<(UnitIndex, Epoch, f32)> for ComparedInput {
+    fn from((unit, epoch, cosine): (UnitIndex, Epoch, f32)) -> Self {
+        Self {
+            unit,
+            epoch,
+            cosine,
+        }
+    }
+}
+
+impl From<ComparedInput> for (UnitIndex, Epoch, f32) {
+    fn from(input: ComparedInput) -> Self {
+        (input.unit, input.epoch, input.cosine)
+    }
+}
+
 impl std::fmt::Display for SyncId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "round {}, fragment {}", self.round, self.fragment)

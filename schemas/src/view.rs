@@ -10,8 +10,8 @@ use crate::promotion::PointerName;
 use crate::run::RunSpec;
 use crate::telemetry::Phase;
 use crate::{
-    AccountId, Bytes, ChainSequence, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, Tokens,
-    UnixMillis, WorkerId,
+    AccountId, Bytes, ChainSequence, Code, Digest, ObjectRef, PublicKey, Refusal, Round, RunId,
+    Tokens, UnixMillis, WorkerId,
 };
 
 /// The phase that a run is in.
@@ -43,6 +43,10 @@ pub struct CoordinatorView {
     pub posture: Posture,
     /// Its clock.
     pub now: UnixMillis,
+    /// The key with which it signs leases and commands; none if it signs none, or is of a release
+    /// that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest_key: Option<PublicKey>,
 }
 
 /// A summary of a run.
@@ -66,6 +70,9 @@ pub struct RunView {
     /// The privacy that a private run has spent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<PrivacyView>,
+    /// The newest contributions that seals left out of their merges, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOutView>,
     /// The open round; equal to `rounds` when all are closed.
     pub round: Round,
     /// Rounds of the run.
@@ -98,6 +105,18 @@ pub struct RunView {
     pub created_at: UnixMillis,
     /// Completed at.
     pub completed_at: Option<UnixMillis>,
+}
+
+/// A contribution that was left out of its merge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeftOutView {
+    /// Its unit.
+    pub unit: UnitId,
+    /// Its maker.
+    pub worker: WorkerId,
+    /// The reason.
+    pub code: Code,
 }
 
 /// The privacy that a private run has spent.

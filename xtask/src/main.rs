@@ -39,6 +39,9 @@ enum Job {
         /// Use another folder than .deps/
         #[arg(long, value_name = "DIR", hide = true)]
         into: Option<PathBuf>,
+        /// Also compile Garage 2.5.0, an S3 store for one test that is skipped without it: half an hour
+        #[arg(long)]
+        garage: bool,
     },
     /// Run everything that CI runs, in order
     Test(suite::Selection),
@@ -78,9 +81,14 @@ fn run(job: Job) -> Result<()> {
     let workspace = Workspace::locate();
     let overrides = Overrides::from_environment(&workspace);
     match job {
-        Job::Deps { into } => {
+        Job::Deps { into, garage } => {
             let folder = into.unwrap_or_else(|| workspace.deps());
-            deps::ensure(&folder, &overrides).map(|found| console::say(found.report()))
+            deps::ensure(&folder, &overrides).map(|found| console::say(found.report()))?;
+            if garage {
+                let program = deps::garage::ensure(&workspace, &folder)?;
+                console::say(format_args!("{:<12} {}", "garage", program.display()));
+            }
+            Ok(())
         }
         Job::Test(selection) => suite::run(&workspace, &overrides, &selection),
         Job::Bench { arguments } => bench::run(&workspace, &overrides, &arguments),

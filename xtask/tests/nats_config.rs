@@ -22,7 +22,8 @@ use schemas::Code;
 use schemas::limits::{MESSAGE_BYTES_MAX, WORKERS_MAX};
 use schemas::permission::Role;
 use schemas::subject::{
-    AUDIT_STREAM, EVENTS_STREAM_PREFIX, LEDGER_STREAM, Lane, WORK_CONSUMER, WORK_STREAM,
+    AUDIT_STREAM, EVENTS_STREAM_PREFIX, LEDGER_STREAM, Lane, SECURITY_STREAM, WORK_CONSUMER,
+    WORK_STREAM,
 };
 use serde_json::Value;
 
@@ -339,6 +340,12 @@ fn declarations_name_what_schemas_names() {
             subjects(Lane::Record.prefix(), "{account}.>"),
         ),
         (
+            "streams/SECURITY.json",
+            SECURITY_STREAM,
+            "events",
+            subjects(Lane::Security.prefix(), ">"),
+        ),
+        (
             "streams/AUDIT.json",
             AUDIT_STREAM,
             "audit",
@@ -378,7 +385,7 @@ fn declarations_name_what_schemas_names() {
     );
     assert_eq!(work["retention"], "work_queue");
     // No other stream may acknowledge what its disk does not have.
-    for file in ["AUDIT", "EVENTS", "LEDGER"] {
+    for file in ["AUDIT", "EVENTS", "LEDGER", "SECURITY"] {
         let stream = declaration(&format!("streams/{file}.json"));
         assert_eq!(stream.get("acknowledges"), None, "{file}");
     }
@@ -408,6 +415,7 @@ fn declarations_fit_into_the_dev_store() {
         "streams/AUDIT.json",
         "streams/LEDGER.json",
         "streams/EVENTS.json",
+        "streams/SECURITY.json",
         "streams/WORK.json",
     ];
     let dev = fs::read_to_string(config_folder().join("dev.conf")).unwrap();
@@ -436,8 +444,9 @@ fn declarations_fit_into_the_dev_store() {
 #[test]
 fn the_readers_copy_has_room_for_all_that_it_copies() {
     for tenants in 1..=64 {
-        let copied =
-            reserved("streams/LEDGER.json", tenants) + reserved("streams/EVENTS.json", tenants);
+        let copied = ["LEDGER", "EVENTS", "SECURITY"]
+            .map(|name| reserved(&format!("streams/{name}.json"), tenants));
+        let copied: u64 = copied.iter().sum();
         let room = reserved("streams/AUDIT.json", tenants);
         assert!(
             room * 4 >= copied * 5,

@@ -76,6 +76,14 @@ impl Privacy {
             let detail = "transfer.error_feedback is on: a residual carries what the codec took from one contribution into the next, so that each depends on the data of all before";
             return Err(Refusal::new(Code::PrivacyUnfit, detail));
         }
+        if policy.comparison.cosine_min().is_some() {
+            let detail = "policy.cosine_min compares directions, and noise of this size hides the direction of every contribution";
+            return Err(Refusal::new(Code::PrivacyUnfit, detail));
+        }
+        if policy.comparison.loss_ratio_max().is_some() {
+            let detail = "policy.loss_ratio_max compares training losses, and the workers of a private run state none";
+            return Err(Refusal::new(Code::PrivacyUnfit, detail));
+        }
         let (_, most) = self.norms(parameters);
         if policy.norm_max > 0.0 && policy.norm_max < most {
             let detail = format!(

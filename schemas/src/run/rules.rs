@@ -3,8 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Carries, Codec, CodecKind, real, shortest_decimal, whole};
-use crate::limits::UNITS_MAX;
+use super::{Carries, Codec, CodecKind, Policy, real, shortest_decimal, whole};
+use crate::limits::{LEASE_MAX, LEASE_MIN, UNITS_MAX, WORKERS_MAX};
 use crate::{Code, Refusal};
 
 /// The rule by which the contributions of a round become one, before the outer optimizer applies
@@ -113,10 +113,44 @@ pub enum Comparison {
         /// A contribution is left out of the merge if its norm is more than this many times that of
         /// the others.
         norm_ratio_max: f64,
+        /// A contribution is left out of the merge if the cosine of its direction to the mean
+        /// direction of the others is below this. Left out of the message if there is none, so that
+        /// settings from before there was one keep their digest; so is the ratio of losses.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cosine_min: Option<f64>,
+        /// A contribution is left out of the merge if the training loss that it states is more than
+        /// this many times the median of its round, or that many times less.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        loss_ratio_max: Option<f64>,
     },
 }
 
 impl Comparison {
+    /// The comparison of norms and chunks alone.
+    pub const fn of_norms(norm_ratio_max: f64) -> Self {
+        Self::Others {
+            norm_ratio_max,
+            cosine_min: None,
+            loss_ratio_max: None,
+        }
+    }
+
+    /// Least cosine of a contribution to the others, if directions are compared.
+    pub const fn cosine_min(&self) -> Option<f64> {
+        match self {
+            Self::Others { cosine_min, .. } => *cosine_min,
+            Self::None => None,
+        }
+    }
+
+    /// Largest ratio of a stated loss to the median, if losses are compared.
+    pub const fn loss_ratio_max(&self) -> Option<f64> {
+        match self {
+            Self::Others { loss_ratio_max, .. } => *loss_ratio_max,
+            Self::None => None,
+        }
+    }
+
     /// True for the oldest rule, which settings without a rule follow.
     pub const fn is_none(&self) -> bool {
         matches!(self, Self::None)
@@ -129,8 +163,19 @@ impl Comparison {
     pub fn validate(&self) -> Result<(), Refusal> {
         match *self {
             Self::None => Ok(()),
-            Self::Others { norm_ratio_max } => {
-                real("policy.norm_ratio_max", norm_ratio_max, 1.0, 1e6)
+            Self::Others {
+                norm_ratio_max,
+                cosine_min,
+                loss_ratio_max,
+            } => {
+                real("policy.norm_ratio_max", norm_ratio_max, 1.0, 1e6)?;
+                if let Some(least) = cosine_min {
+                    real("policy.cosine_min", least, -1.0, 1.0)?;
+                }
+                match loss_ratio_max {
+                    Some(most) => real("policy.loss_ratio_max", most, 1.0, 1e6),
+                    None => Ok(()),
+                }
             }
         }
     }
@@ -161,6 +206,51 @@ pub fn check_transfer(upload: Codec, download: Codec, error_feedback: bool) -> R
         return Err(Refusal::new(Code::CodecUnfit, detail));
     }
     Ok(())
+}
+
+impl Policy {
+    /// Checks that every number is within its bounds.
+    ///
+    /// # Errors
+    /// As [`RunSpec::validate`].
+    pub fn validate(&self) -> Result<(), Refusal> {
+        whole(
+            "policy.workers_min",
+            self.workers_min.into(),
+            1,
+            WORKERS_MAX as u64,
+        )?;
+        whole(
+            "policy.lease (ms)",
+            self.lease.get(),
+            LEASE_MIN.get(),
+            LEASE_MAX.get(),
+        )?;
+        whole(
+            "policy.silence_max (ms)",
+            self.silence_max.get(),
+            LEASE_MIN.get(),
+            LEASE_MAX.get(),
+        )?;
+        real("policy.norm_max", self.norm_max, 0.0, f64::MAX)?;
+        self.comparison.validate()?;
+        if self.pace_ratio_max > 0 {
+            let ratio = self.pace_ratio_max.into();
+            whole("policy.pace_ratio_max", ratio, PACE_RATIO_MIN, 1_000_000)?;
+        }
+        whole("policy.strikes_max", self.strikes_max.into(), 1, 1_000_000)
+    }
+}
+
+/// Least [`Policy::pace_ratio_max`]: honest machines differ by more than a little.
+const PACE_RATIO_MIN: u64 = 2;
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands fields over by reference"
+)]
+pub(super) fn is_zero(value: &u32) -> bool {
+    *value == 0
 }
 
 #[cfg(test)]

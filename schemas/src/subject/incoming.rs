@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::str::FromStr;
 
-use super::{ASK, ControlVerb, Lane, NEW_TOKEN, Verb};
+use super::{ASK, ControlVerb, Lane, LogVerb, NEW_TOKEN, Verb};
 use crate::account::ACCOUNT_TOKEN_POSITION;
 use crate::id::CLUSTER;
 use crate::{AccountId, PublicKey, Round, RunId, WorkerId};
@@ -33,6 +33,12 @@ pub enum Incoming {
         worker: WorkerId,
         kind: String,
     },
+    Log {
+        account: AccountId,
+        run: RunId,
+        worker: WorkerId,
+        verb: LogVerb,
+    },
     Recorded {
         account: AccountId,
         run: RunId,
@@ -41,6 +47,10 @@ pub enum Incoming {
     },
     Ledger {
         run: Option<RunId>,
+        emitter: PublicKey,
+        kind: String,
+    },
+    Security {
         emitter: PublicKey,
         kind: String,
     },
@@ -112,7 +122,7 @@ pub fn sender_key(subject: &str) -> Option<PublicKey> {
             tokens.next()?.parse().ok()
         }
         ("diloco", "control") => rest.split('.').next()?.parse().ok(),
-        ("diloco", "request" | "event" | "telemetry") => {
+        ("diloco", "request" | "event" | "log" | "telemetry") => {
             let (_, _, worker, _) = sender(rest)?;
             worker.as_str().parse().ok()
         }
@@ -181,6 +191,11 @@ fn parse(subject: &str) -> Option<Incoming> {
             })
         }
         "ledger" => ledger(rest),
+        "security" => {
+            let (emitter, kind) = rest.split_once('.')?;
+            let emitter = emitter.parse().ok()?;
+            token(kind).map(|kind| Incoming::Security { emitter, kind })
+        }
         "event" => {
             let (account, run, worker, kind) = sender(rest)?;
             token(kind).map(|kind| Incoming::WorkerEvent {
@@ -188,6 +203,15 @@ fn parse(subject: &str) -> Option<Incoming> {
                 run,
                 worker,
                 kind,
+            })
+        }
+        "log" => {
+            let (account, run, worker, verb) = sender(rest)?;
+            Some(Incoming::Log {
+                account,
+                run,
+                worker,
+                verb: LogVerb::from_token(verb)?,
             })
         }
         "record" => {

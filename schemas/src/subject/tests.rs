@@ -77,6 +77,33 @@ fn other_lanes_parse_back() {
         mapped(&worker_event_subject(&run(), &worker(), "joined")).parse(),
         Ok(Incoming::WorkerEvent { .. })
     ));
+    for verb in LogVerb::ALL {
+        let subject = mapped(&log_subject(&run(), &worker(), verb));
+        let expected = Incoming::Log {
+            account: account(),
+            run: run(),
+            worker: worker(),
+            verb,
+        };
+        assert_eq!(subject.parse(), Ok(expected));
+        assert_eq!(sender_key(&subject), Some(key.clone()));
+        assert_eq!(
+            as_sent(&subject),
+            log_subject(&run(), &worker(), verb),
+            "{verb:?}"
+        );
+        let rows = TABLE.iter().filter(|row| row.lane == Lane::Log);
+        let named = |row: &Row| row.pattern.ends_with(&format!("}}.{}", verb.token()));
+        assert_eq!(rows.filter(|row| named(row)).count(), 1, "{verb:?}");
+    }
+    assert!(
+        format!(
+            "{}.x",
+            mapped(&log_subject(&run(), &worker(), LogVerb::Head))
+        )
+        .parse::<Incoming>()
+        .is_err()
+    );
     assert!(matches!(
         record_subject(&account(), &run(), &worker(), "joined").parse(),
         Ok(Incoming::Recorded { .. })

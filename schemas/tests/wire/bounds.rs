@@ -235,6 +235,9 @@ fn whole_numbers() -> Vec<(&'static str, u64, u64, Set<u64>)> {
                 spec.combination = Combination::Trimmed { each_end };
             },
         ),
+        ("policy.pace_ratio_max", 2, 1_000_000, |spec, value| {
+            spec.policy.pace_ratio_max = value as u32
+        }),
         ("policy.strikes_max", 1, 1_000_000, |spec, value| {
             spec.policy.strikes_max = value as u32
         }),
@@ -288,8 +291,14 @@ fn reals() -> Vec<(&'static str, f64, f64, Set<f64>)> {
             };
         }),
         ("policy.norm_ratio_max", 1.0, 1e6, |spec, value| {
-            let norm_ratio_max = value;
-            spec.policy.comparison = Comparison::Others { norm_ratio_max };
+            spec.policy.comparison = Comparison::of_norms(value);
+        }),
+        ("policy.loss_ratio_max", 1.0, 1e6, |spec, value| {
+            spec.policy.comparison = Comparison::Others {
+                norm_ratio_max: 4.0,
+                cosine_min: None,
+                loss_ratio_max: Some(value),
+            };
         }),
         ("policy.norm_max", 0.0, f64::MAX, |spec, value| {
             spec.policy.norm_max = value
@@ -330,6 +339,19 @@ fn every_number_of_a_run_has_its_bounds_and_its_name_in_the_refusal() {
         }
     }
     refused("inner.epsilon", &|spec| spec.inner.epsilon = 0.0);
+    let compared = |spec: &mut RunSpec, least: f64| {
+        spec.policy.comparison = Comparison::Others {
+            norm_ratio_max: 4.0,
+            cosine_min: Some(least),
+            loss_ratio_max: None,
+        };
+    };
+    for bad in [-1.01, 1.01, f64::NAN, f64::INFINITY] {
+        refused("policy.cosine_min", &|spec| compared(spec, bad));
+    }
+    for good in [-1.0, -0.1, 0.0, 1.0] {
+        assert!(judged(&|spec| compared(spec, good)).is_ok(), "{good}");
+    }
     assert!(judged(&|spec| spec.outer = OuterOptimizer::Average).is_ok());
 }
 

@@ -1,4 +1,4 @@
-//! One example of every type that crosses the bus.
+//! One example of every type that crosses the bus, in one list: more than 600 lines.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,10 @@ use schemas::checkpoint::Checkpoint;
 use schemas::contribution::{
     Contribution, Evaluation, Fate, Outcome, StageRequest, Statement, SubmitReply, SubmitRequest,
 };
-use schemas::control::{
-    OperatorObjects, Query, RunNew, RunNewReply, Shutdown, ShutdownReply, View, ViewReply,
-    ViewRequest,
-};
+use schemas::control::{OperatorObjects, Query, RunNew, RunNewReply, View, ViewReply, ViewRequest};
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::foundry::{self, FoundryAnswer, FoundryOrder, Merged, ScreeningId};
+use schemas::head::KnownHead;
 use schemas::hold::{Hold, HoldReply, HoldRequest};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::lease::{
@@ -23,18 +21,21 @@ use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, OpenLayer, Po
 use schemas::public::Status;
 use schemas::renewal::{RenewalReply, RenewalRequest};
 use schemas::run::{Codec, CodecKind, InnerOptimizer, Precision, Rounding, RunSpec, TrainerKind};
-use schemas::sync::SealedInput;
+use schemas::security::{SecurityEvent, Seen};
 use schemas::telemetry::{Heartbeat, Phase, WorkerMetrics};
 use schemas::view::{RunPhase, RunView};
 use schemas::{
     Addressee, Answer, Bytes, ChainSequence, Chunks, Code, DecodeError, Digest, Epoch, Fragment,
     Listed, Message, Millis, ObjectRef, PublicKey, Refusal, Reply, Round, RunId, Steps, SyncId,
-    Tokens, UnitIndex, UnixMillis, V, Weight, WorkerId,
+    Tokens, UnitIndex, UnixMillis, V, WorkerId,
 };
 use serde_bytes::{ByteArray, ByteBuf};
 
 mod collection;
+pub(crate) mod comparison;
 mod enrolment;
+mod head;
+mod keys;
 mod masks;
 mod promotion;
 mod quarantine;
@@ -144,12 +145,9 @@ pub(crate) fn asked() -> Addressee {
 }
 
 fn posture() -> Posture {
-    Posture {
-        open: vec![OpenLayer {
-            layer: Layer::Bulk,
-            reason: "a test".to_owned(),
-        }],
-    }
+    let (layer, reason) = (Layer::Bulk, "a test".to_owned());
+    let open = vec![OpenLayer { layer, reason }];
+    Posture { open }
 }
 
 fn contribution() -> Contribution {
@@ -162,12 +160,14 @@ fn contribution() -> Contribution {
         loss: 2.5,
         train_ms: 1234,
         privacy: None,
+        cohort: None,
     }
 }
 
 fn view() -> RunView {
     RunView {
         privacy: None,
+        left_out: Vec::new(),
         run: run(),
         phase: RunPhase::Training,
         halted: None,
@@ -207,6 +207,7 @@ fn statement() -> Statement {
 pub(crate) fn event(event: Event) -> EventBody {
     EventBody {
         v: V,
+        known: None,
         emitter: public(),
         sequence: ChainSequence(9),
         previous: Some(Digest::of(b"previous")),
@@ -217,6 +218,20 @@ pub(crate) fn event(event: Event) -> EventBody {
 }
 
 /// A closed round with as many named chunks as there may be.
+/// A refusal as the sentry tells it.
+fn denied_seen() -> Seen {
+    Seen {
+        count: 3,
+        first: UnixMillis(1_700_000_000_000),
+        account: Some(kit::account(1)),
+        user: Some(event(Event::Ledger(accepted())).emitter),
+        name: "worker-0".to_owned(),
+        address: "10.0.0.7".to_owned(),
+        subject: "diloco.control.x".to_owned(),
+        reason: "publish".to_owned(),
+    }
+}
+
 pub(crate) fn largest_event() -> EventBody {
     let object = ObjectRef {
         digest: Digest::of(b"x"),
@@ -234,21 +249,6 @@ pub(crate) fn largest_event() -> EventBody {
         norm: 1.0,
         tokens: Tokens(u64::MAX),
     }))
-}
-
-/// A seal of `inputs` inputs, each with the largest numbers.
-pub(crate) fn sealed(inputs: usize) -> LedgerEvent {
-    let input = SealedInput {
-        unit: UnitIndex(u32::MAX),
-        epoch: Epoch(u64::MAX),
-        weight: Weight(u64::MAX),
-    };
-    LedgerEvent::RoundSealed {
-        round: Round(u64::MAX),
-        fragment: Fragment(u32::MAX),
-        inputs: vec![input; inputs],
-        rest: u32::MAX,
-    }
 }
 
 fn accepted() -> LedgerEvent {
@@ -397,6 +397,7 @@ pub(crate) fn all() -> Vec<Example> {
         example(&RenewalRequest {
             v: V,
             ends: UnixMillis(1_700_000_000_000),
+            successor: None,
         }),
         example(&RenewalReply {
             v: V,
@@ -435,15 +436,6 @@ pub(crate) fn all() -> Vec<Example> {
         example(&OperatorObjects {
             v: V,
             objects: vec![object()],
-        }),
-        example(&Shutdown {
-            v: V,
-            drain: Millis(30_000),
-        }),
-        example(&ShutdownReply {
-            v: V,
-            leases: 1,
-            workers: 2,
         }),
         example(&Status {
             v: V,
@@ -506,6 +498,22 @@ pub(crate) fn all() -> Vec<Example> {
             })))
         },
         Example {
+            name: "event that names a head",
+            ..example(&EventBody {
+                known: Some(KnownHead {
+                    size: 70_000,
+                    root: ByteArray::new([9; 32]),
+                }),
+                ..event(Event::Worker(WorkerEvent::Started { lease: lease() }))
+            })
+        },
+        Example {
+            name: "event of the sentry",
+            ..example(&event(Event::Security(SecurityEvent::PermissionDenied {
+                seen: denied_seen(),
+            })))
+        },
+        Example {
             name: "event of listed chunks",
             ..example(&event(Event::Ledger(LedgerEvent::RoundClosed {
                 round: Round(3),
@@ -554,7 +562,7 @@ pub(crate) fn all() -> Vec<Example> {
         },
         Example {
             name: "event of a seal",
-            ..example(&event(Event::Ledger(sealed(3))))
+            ..example(&event(Event::Ledger(comparison::sealed(3))))
         },
         Example {
             name: "event of a hold",
@@ -588,7 +596,9 @@ pub(crate) fn all() -> Vec<Example> {
             })
         },
     ];
-    all.extend(enrolment::all());
+    all.extend(comparison::all());
+    all.extend(enrolment::all().into_iter().chain(head::all()));
+    all.extend(keys::all());
     all.extend(masks::all());
     all.extend(quarantine::all());
     all.extend(promotion::all());

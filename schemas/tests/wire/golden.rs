@@ -84,7 +84,7 @@ fn each_choice_of_a_run_keeps_its_bytes() {
     let none = plain.encode();
     assert!(!has(&none, "combination") && !has(&none, "comparison"));
     type Choice = (fn(&mut RunSpec), &'static str);
-    let choices: [Choice; 5] = [
+    let choices: [Choice; 6] = [
         (
             |spec| spec.combination = Combination::Clipped { norm_ratio: 1.5 },
             "ab636f6d62696e6174696f6e81a7636c697070656481aa6e6f726d5f726174696fca3fc00000",
@@ -102,12 +102,19 @@ fn each_choice_of_a_run_keeps_its_bytes() {
             "ab636f6d62696e6174696f6ea672616469616c",
         ),
         (
+            |spec| spec.policy.comparison = Comparison::of_norms(4.0),
+            "aa636f6d70617269736f6e81a66f746865727381ae6e6f726d5f726174696f5f6d6178cb4010000000000000",
+        ),
+        (
             |spec| {
                 spec.policy.comparison = Comparison::Others {
                     norm_ratio_max: 4.0,
-                }
+                    cosine_min: Some(-0.5),
+                    loss_ratio_max: Some(2.0),
+                };
             },
-            "aa636f6d70617269736f6e81a66f746865727381ae6e6f726d5f726174696f5f6d6178cb4010000000000000",
+            "aa636f6d70617269736f6e81a66f746865727383ae6e6f726d5f726174696f5f6d6178cb4010000000000000\
+             aa636f73696e655f6d696ecbbfe0000000000000ae6c6f73735f726174696f5f6d6178cb4000000000000000",
         ),
     ];
     for (change, expected) in choices {

@@ -149,13 +149,24 @@ fn deep_nesting_is_an_error_not_an_overflow() {
 
 #[test]
 fn the_largest_seal_fits() {
-    let sealed = examples::sealed(schemas::limits::SEALED_MAX);
+    let sealed = examples::comparison::sealed(schemas::limits::SEALED_MAX);
     let bytes = examples::event(Event::Ledger(sealed)).encode();
     assert!(
         bytes.len() <= EventBody::BYTES_MAX,
         "{} bytes are sealed",
         bytes.len()
     );
+}
+
+#[test]
+fn the_largest_comparison_and_a_seal_that_leaves_out_as_much_as_it_can_fit() {
+    let compared = examples::comparison::compared(schemas::limits::COMPARED_MAX);
+    let sealed = examples::comparison::sealed_without(schemas::limits::SEALED_MAX);
+    for event in [compared, sealed] {
+        let bytes = examples::event(Event::Ledger(event)).encode();
+        assert!(bytes.len() <= EventBody::BYTES_MAX, "{} bytes", bytes.len());
+        assert!(EventBody::decode(&bytes).is_ok());
+    }
 }
 
 #[test]

@@ -53,6 +53,12 @@ pub struct AuditSection {
     /// Seed file of the key that signs heads of the log of all events. Not used in a domain of an
     /// earlier release, whose trust bundle names no such key.
     pub head_key: PathBuf,
+    /// Seed file of the key that signs security events. Not used in a domain whose trust bundle
+    /// names no such key.
+    pub sentry_key: PathBuf,
+    /// Log of the broker on this machine: only there does it say which messages and subscriptions
+    /// it refused. Empty reads none.
+    pub broker_log: PathBuf,
 }
 
 /// The section `store`.
@@ -112,6 +118,7 @@ impl Config {
         fill(&mut self.audit.trust, layout.trust());
         fill(&mut self.audit.folder, layout.audit_files());
         fill(&mut self.audit.head_key, layout.head_key());
+        fill(&mut self.audit.sentry_key, layout.sentry_key());
         fill(&mut self.store.keys, layout.store_log_key());
         fill(&mut self.store.ca, layout.ca());
         self

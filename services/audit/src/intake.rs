@@ -1,6 +1,6 @@
-//! Workers' events: received, checked, recorded in the stream of their tenant, and only then
-//! answered. Only this service writes those streams, so a stranger's message reaches them in no
-//! other way.
+//! Workers' events and their questions about the log. Events are received, checked, recorded in the
+//! stream of their tenant, and only then answered. Only this service writes those streams, so a
+//! stranger's message reaches them in no other way.
 
 use std::time::Duration;
 
@@ -9,19 +9,22 @@ use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
-use audit_core::{Candidate, ChainCheck, MessageCheck, Notice, Tail};
+use audit_core::{Candidate, ChainCheck, MessageCheck, Notice, QuestionCheck, Tail};
 use bytes::Bytes;
+use identity::TrustBundle;
 use metrics::{counter, histogram};
 use runtime::metrics::{AUDIT_EVENT_SECONDS, AUDIT_EVENTS, outcome};
 use runtime::{Bus, BusError, Delivery, Failure, Listener, StreamError, StreamReader, clock};
 use schemas::lease::Done;
-use schemas::subject::{EVENTS_FILTER, events_stream, record_filter, record_subject};
+use schemas::subject::{EVENTS_FILTER, LOG_FILTER, events_stream, record_filter, record_subject};
 use schemas::{Code, Refusal, Reply, WorkerId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::heads::{Answered, Heads};
+use crate::recorder::LOG_FOLDER;
 
 /// Longest wait for one answer of the broker; a stream that waits for a new leader takes 6 s.
 const ASK_MAX: Duration = Duration::from_secs(8);
@@ -30,12 +33,15 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// Most notices that wait. Joins come one by one; at a start they come all at once, and can wait.
 const NOTICES_MAX: usize = 256;
 /// Header that names the subjects of an expected sequence.
-const EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+pub(crate) const EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
 /// The intake with its connection.
 pub(crate) struct Intake {
     bus: Bus,
     listener: Listener,
+    /// Questions about the log.
+    questions: Listener,
+    heads: Heads,
     notices: mpsc::Receiver<Notice>,
     core: audit_core::Intake,
     tally: Tally,
@@ -64,7 +70,7 @@ impl Intake {
     /// The broker is away, or does not accept the credentials for this.
     pub(crate) async fn connect(
         config: &Config,
-        domain: &str,
+        trust: &TrustBundle,
     ) -> Result<(Self, mpsc::Sender<Notice>), Failure> {
         let settings = config.recorder_bus();
         let refused = |error: BusError| Failure::from(error);
@@ -74,17 +80,22 @@ impl Intake {
         let heard = Listener::connect(
             "diloco-audit-intake",
             &settings,
-            &[EVENTS_FILTER],
+            &[EVENTS_FILTER, LOG_FILTER],
             clock::now(),
         )
         .await;
-        let listener = heard.map_err(refused)?.remove(0);
+        let mut heard = heard.map_err(refused)?.into_iter();
+        let mut next = || heard.next().expect("one for each filter");
+        let (listener, questions) = (next(), next());
         let (sender, notices) = mpsc::channel(NOTICES_MAX);
-        let core = audit_core::Intake::new(domain);
+        let core = audit_core::Intake::new(trust.domain.as_str());
+        let heads = Heads::new(config.audit.folder.join(LOG_FOLDER), trust);
         Ok((
             Self {
                 bus,
                 listener,
+                questions,
+                heads,
                 notices,
                 core,
                 tally: Tally::default(),
@@ -115,12 +126,46 @@ impl Intake {
                     None => return Ok(()),
                 },
                 _ = reports.tick() => self.tally.report(),
-                heard = self.listener.next() => {
-                    let delivery = heard?;
-                    self.take(&delivery).await;
+                heard = next_of(&mut self.listener, &mut self.questions) => match heard {
+                    Heard::Event(delivery) => self.take(&delivery?).await,
+                    Heard::Question(delivery) => self.answer(delivery?).await?,
+                },
+            }
+        }
+    }
+
+    /// Answers a question about the log.
+    async fn answer(&mut self, delivery: Delivery) -> Result<(), Failure> {
+        let (now, subject) = (clock::now(), &delivery.subject);
+        match self.core.check_question(now, subject, &delivery.payload) {
+            QuestionCheck::Answer => {}
+            QuestionCheck::Nobody => self.tally.nobody += 1,
+            QuestionCheck::Over(worker) => {
+                self.tally.over += 1;
+                self.tally.whose = Some(worker);
+            }
+            QuestionCheck::Refused(refusal) => {
+                delivery
+                    .answer(&self.bus, Reply::<Done>::Refused(refusal))
+                    .await;
+            }
+            QuestionCheck::Question(worker, question) => {
+                let heads = self.heads.clone();
+                let answer = move || heads.answer(&worker, &question);
+                let answered = tokio::task::spawn_blocking(answer).await;
+                match answered.map_err(|error| Failure::new(Code::Internal, error))? {
+                    Answered::Head(head) => delivery.answer(&self.bus, reply(head)).await,
+                    Answered::Cosigned(done) => {
+                        if let Err(refusal) = &done {
+                            self.tally.refused += 1;
+                            self.tally.reason = Some(refusal.clone());
+                        }
+                        delivery.answer(&self.bus, reply(done)).await;
+                    }
                 }
             }
         }
+        Ok(())
     }
 
     async fn take(&mut self, delivery: &Delivery) {
@@ -162,29 +207,23 @@ impl Intake {
 
     /// Records an event that follows the end of its chain.
     async fn record(&mut self, candidate: &Candidate, payload: &Bytes) -> Reply<Done> {
-        if self.core.tail(candidate).is_none() {
-            match self.fetch(candidate).await {
-                Ok(tail) => self.core.remember(candidate, tail),
-                Err(cause) => return self.later(cause),
-            }
+        if self.core.is_logged(candidate) {
+            return Reply::Ok(Done::default());
         }
-        let tail = self
-            .core
-            .tail(candidate)
-            .expect("it was just remembered")
-            .as_ref();
-        if let Some(lost) = self.core.lost(candidate, tail) {
-            // The end is fetched again when the event comes again: by then somebody may have put
-            // the stream back.
+        let was_known = self.core.tail(candidate).is_some();
+        let mut compared = self.compare(candidate).await;
+        if was_known && !matches!(compared, Ok((ChainCheck::Follows, _))) {
+            // A broker can lose what it has acknowledged. So the stream says what is recorded, and
+            // not the memory of this process: an event that was lost is recorded again.
             self.core.forget(candidate);
-            return self.later(lost);
+            compared = self.compare(candidate).await;
         }
-        let expected = tail.map_or(0, |tail| tail.stream);
-        match candidate.check_chain(tail) {
-            ChainCheck::Known => return Reply::Ok(Done::default()),
-            ChainCheck::Refused(refusal) => return Reply::Refused(refusal),
-            ChainCheck::Follows => {}
-        }
+        let expected = match compared {
+            Ok((ChainCheck::Follows, expected)) => expected,
+            Ok((ChainCheck::Known, _)) => return Reply::Ok(Done::default()),
+            Ok((ChainCheck::Refused(refusal), _)) => return Reply::Refused(refusal),
+            Err(cause) => return self.later(cause),
+        };
         match self.append(candidate, expected, payload).await {
             Ok(stream) => {
                 self.core
@@ -197,6 +236,30 @@ impl Intake {
                 self.later(Refusal::new(Code::EventLater, reason))
             }
         }
+    }
+
+    /// Compares an event with the end of its chain, which is fetched if it is not remembered.
+    /// Returns the end's position in the stream too, 0 for none.
+    async fn compare(&mut self, candidate: &Candidate) -> Result<(ChainCheck, u64), Refusal> {
+        if self.core.tail(candidate).is_none() {
+            let tail = self.fetch(candidate).await?;
+            self.core.remember(candidate, tail);
+        }
+        let tail = self
+            .core
+            .tail(candidate)
+            .expect("it was just remembered")
+            .as_ref();
+        if let Some(lost) = self.core.lost(candidate, tail) {
+            // The end is fetched again when the event comes again: by then somebody may have put
+            // the stream back.
+            self.core.forget(candidate);
+            return Err(lost);
+        }
+        Ok((
+            candidate.check_chain(tail),
+            tail.map_or(0, |tail| tail.stream),
+        ))
     }
 
     /// Answers that the event cannot be recorded now: the worker keeps it, sends it again, and
@@ -277,6 +340,27 @@ impl Intake {
     }
 }
 
+/// A message of a worker.
+enum Heard {
+    Event(Result<Delivery, Failure>),
+    Question(Result<Delivery, Failure>),
+}
+
+/// The next message of either kind: a flood of one kind holds the other up by half.
+async fn next_of(events: &mut Listener, questions: &mut Listener) -> Heard {
+    tokio::select! {
+        event = events.next() => Heard::Event(event.map_err(Failure::from)),
+        question = questions.next() => Heard::Question(question.map_err(Failure::from)),
+    }
+}
+
+fn reply<T>(result: Result<T, Refusal>) -> Reply<T> {
+    match result {
+        Ok(answer) => Reply::Ok(answer),
+        Err(refusal) => Reply::Refused(refusal),
+    }
+}
+
 impl Tally {
     fn report(&mut self) {
         let Self {
@@ -293,7 +377,7 @@ impl Tally {
             tracing::warn!(%code, count = over, last = %worker, "events of workers that send too many were dropped");
         }
         if let Some(reason) = reason {
-            tracing::warn!(code = %reason.code, count = refused, last = %reason, "events of workers were refused");
+            tracing::warn!(code = %reason.code, count = refused, last = %reason, "events or cosignatures of workers were refused");
         }
         if let Some(cause) = cause {
             let code = cause.code;

@@ -9,8 +9,12 @@
 //! | `reader` | the stream, in order, across reconnects |
 //! | `files`, `line` | the append-only files |
 //! | `log` | the log of all events: a Merkle tree with signed heads, beside the files |
+//! | `mirror`, `copying` | the copy of the log in the store, and the work of copying |
+//! | `heads` | the newest head for workers that ask, and their cosignatures |
 //! | `recorder` | auditor, files and log together: a batch in, findings out |
 //! | `intake` | workers' events: heard, checked, recorded, answered |
+//! | `sentry` | what the broker refuses and who connects, heard and recorded |
+//! | `tail` | the broker's log, read as it grows |
 //! | `service` | the loop of the program |
 //! | `replay` | a whole replay, and following on |
 //! | `provenance` | manifests, statements and signatures of an object's ancestry |
@@ -18,7 +22,9 @@
 //! | `config` | the program's configuration |
 
 pub mod config;
+pub mod copying;
 pub mod files;
+pub mod heads;
 mod intake;
 mod line;
 pub mod log;
@@ -29,7 +35,9 @@ pub mod reader;
 pub mod recomputation;
 pub mod recorder;
 pub mod replay;
+mod sentry;
 pub mod service;
+mod tail;
 
 pub use audit_core::{
     Auditor, Checked, EmitterSummary, FaultyWorker, Finding, ForeignMessage, Payload,
@@ -40,6 +48,6 @@ pub use config::Config;
 pub use files::{AuditFiles, AuditFilesError, Comparison, Known};
 pub use reader::{Reader, Span};
 pub use recomputation::Recomputation;
-pub use recorder::{Recorder, RecorderError, recall_files};
+pub use recorder::{Recorder, RecorderError, auditor_of, recall_files};
 pub use replay::{Replay, ReplayError};
 pub use service::Service;

@@ -202,6 +202,11 @@ impl Log {
         }
     }
 
+    /// The entries so far.
+    pub(crate) const fn size(&self) -> u64 {
+        self.writer.size()
+    }
+
     /// The size of the head in the store, while events up to it are missing here.
     pub(crate) fn missing_up_to(&self) -> Option<u64> {
         self.writer.missing_up_to()

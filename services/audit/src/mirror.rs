@@ -7,12 +7,16 @@
 //! signs no second history: it waits until the events up to the store's head have come again from
 //! the stream.
 //!
+//! Cosigned heads are copied after the heads that they are of. They follow from nothing and bind
+//! nobody here: one that is not copied holds nothing up.
+//!
 //! Files are copied in the order in which they were written, the checkpoint last. What was copied
 //! before a crash is copied again, and must be the same. The checkpoint is replaced on the condition
 //! that it is the one that this service knows: of two services that write one log, one ends.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,8 +30,6 @@ use runtime::metrics::{AUDIT_LOG_BEHIND, AUDIT_LOG_EVENTS};
 use schemas::Code;
 use tlog::layout::{self, CHECKPOINT};
 use tlog::{Head, HeadError};
-use tokio::sync::{oneshot, watch};
-use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::log::{LogError, heads_of, read_file};
@@ -35,8 +37,8 @@ use crate::recorder::LOG_FOLDER;
 
 /// Time for which an operation at the store is tried again before the copy counts as behind.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Pause before a copy that failed is tried again.
-const AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// Most cosigned heads that are copied at one look; the others have their turn at the next.
+const COSIGNED_AT_ONCE: usize = 256;
 /// The file of the newest head that was seen in the store, beside the folder of the log.
 const COPIED: &str = "log.copied";
 
@@ -57,6 +59,14 @@ pub struct Stored {
     pub head: Head,
     /// Its signed text, with the tag of this version.
     checkpoint: Tagged,
+}
+
+/// The cosigned heads that this process has copied.
+#[derive(Debug, Default)]
+pub struct Copies {
+    known: BTreeMap<String, Bytes>,
+    /// The name of the last one: the next look begins behind it, so that each has its turn.
+    last: String,
 }
 
 /// Reasons why the log was not copied.
@@ -385,9 +395,63 @@ impl Mirror {
         Ok(())
     }
 
+    /// Copies the cosigned heads that `copies` does not have in this form: those that the store's log,
+    /// whose head is over `size` events, leads to.
+    ///
+    /// # Errors
+    /// One was not copied.
+    pub async fn copy_cosigned(&self, size: u64, copies: &mut Copies) -> Result<(), MirrorError> {
+        let folder = self.folder.clone();
+        let listed = tokio::task::spawn_blocking(move || cosigned_of(&folder)).await;
+        let names = listed.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let mut names = names.map_err(|source| MirrorError::Read {
+            path: self.folder.join(layout::COSIGNED),
+            source,
+        })?;
+        let next = names.partition_point(|name| *name <= copies.last);
+        names.rotate_left(next);
+        let mut left = COSIGNED_AT_ONCE;
+        for name in names {
+            let Some(note) = self.file(&name).await? else {
+                continue;
+            };
+            if copies.known.get(&name) == Some(&note) {
+                continue;
+            }
+            // A reader takes a cosigned head that the log does not cover for evidence.
+            let head = Head::open(&note, &self.origin, &self.keys);
+            if head.is_ok_and(|head| head.size <= size) {
+                self.bucket.overwrite(&name, &note).await?;
+                copies.last.clone_from(&name);
+                copies.known.insert(name, note);
+                left -= 1;
+            }
+            if left == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     async fn file(&self, name: &str) -> Result<Option<Bytes>, MirrorError> {
         read(self.folder.join(name)).await
     }
+}
+
+/// The names of the cosigned heads in the folder of a log, in order.
+fn cosigned_of(folder: &Path) -> io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(folder.join(layout::COSIGNED)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let name = name.to_str().map(layout::cosigned);
+        names.extend(name.filter(|name| layout::Lasting::of(name).is_some()));
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 async fn read(path: PathBuf) -> Result<Option<Bytes>, MirrorError> {
@@ -407,109 +471,4 @@ fn undecided(name: &str) -> MirrorError {
         reason: "the store refuses to write the file, and does not have what it was to write"
             .to_owned(),
     })
-}
-
-/// The work of copying, beside the service.
-#[derive(Debug)]
-pub(crate) struct Copying {
-    task: tokio::task::JoinHandle<Result<(), Failure>>,
-    /// The head that the store had at the first look, once it has answered.
-    first: oneshot::Receiver<Option<Head>>,
-    wake: watch::Sender<u64>,
-    stop: CancellationToken,
-}
-
-impl Copying {
-    /// Begins. `known` is what the store had, if it has answered already.
-    pub(crate) fn begin(mirror: Mirror, known: Option<Option<Stored>>) -> Self {
-        let (tell, first) = oneshot::channel();
-        let (wake, woken) = watch::channel(0);
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(copy(mirror, known, tell, woken, stop.clone()));
-        Self {
-            task,
-            first,
-            wake,
-            stop,
-        }
-    }
-
-    /// Waits for the first answer of the store.
-    pub(crate) async fn first(&mut self) -> Option<Option<Head>> {
-        (&mut self.first).await.ok()
-    }
-
-    /// Says that the folder has a new head.
-    pub(crate) fn wake(&self, head: &Head) {
-        self.wake.send_replace(head.size);
-    }
-
-    /// Waits for the end, which comes with a failure or after [`Copying::end`].
-    pub(crate) async fn ended(&mut self) -> Result<(), Failure> {
-        let ended = (&mut self.task).await;
-        ended.map_err(|error| Failure::new(Code::Internal, error))?
-    }
-
-    /// Copies what is left, if the store takes it, and ends.
-    pub(crate) async fn end(mut self) -> Result<(), Failure> {
-        self.stop.cancel();
-        self.ended().await
-    }
-}
-
-async fn copy(
-    mirror: Mirror,
-    known: Option<Option<Stored>>,
-    tell: oneshot::Sender<Option<Head>>,
-    mut woken: watch::Receiver<u64>,
-    stop: CancellationToken,
-) -> Result<(), Failure> {
-    let mut behind = false;
-    let mut known = match known {
-        Some(known) => known,
-        None => loop {
-            match mirror.stored().await {
-                Ok(known) => break known,
-                Err(error) => say_or_fail(error, &mut behind)?,
-            }
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(AGAIN_AFTER) => {}
-            }
-        },
-    };
-    // Nobody listens if the service is ending.
-    let _told = tell.send(known.as_ref().map(|stored| stored.head.clone()));
-    loop {
-        let is_last = stop.is_cancelled();
-        match mirror.copy(known.as_ref()).await {
-            Ok(now) => {
-                if std::mem::take(&mut behind) {
-                    tracing::info!("the log in the store has caught up");
-                }
-                known = now;
-            }
-            Err(error) => say_or_fail(error, &mut behind)?,
-        }
-        if is_last {
-            return Ok(());
-        }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            changed = woken.changed() => if changed.is_err() { return Ok(()) },
-            () = tokio::time::sleep(AGAIN_AFTER), if behind => {}
-        }
-    }
-}
-
-/// A store that does not answer is said once; everything else ends the copying.
-fn say_or_fail(error: MirrorError, behind: &mut bool) -> Result<(), Failure> {
-    if !matches!(error, MirrorError::Store(_)) {
-        return Err(error.into());
-    }
-    if !std::mem::replace(behind, true) {
-        let code = error.code();
-        tracing::warn!(%code, next = code.next_step(), "the log in the store is behind: {error}");
-    }
-    Ok(())
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use identity::IdentityFiles;
 use runtime::metrics::MetricsConfig;
 use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
 use runtime::{Bus, Failure, Loaded, Materials, validate};
@@ -72,6 +73,11 @@ impl service::Service for Program {
         Some(&config.domain)
     }
 
+    fn identities(config: &Config) -> Vec<IdentityFiles> {
+        let files = [&config.bus.credentials, &config.recorder.credentials];
+        files.map(|file| IdentityFiles::of(file)).into()
+    }
+
     fn check(loaded: Loaded<Config>, now: UnixMillis) -> Result<Self, Failure> {
         let materials = loaded.value.materials(now);
         let config = loaded.value;
@@ -102,6 +108,6 @@ impl service::Running for Service {
     }
 
     async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
-        Self::run(self, stop).await
+        Box::pin(Self::run(self, stop)).await
     }
 }

@@ -11,8 +11,9 @@ use audit_core::recompute::{
 };
 use futures::stream::{self, StreamExt as _};
 use recompute::base::encode;
+use recompute::directions::cosines;
 use recompute::restore::CHUNKS_AT_A_TIME;
-use recompute::{Again, Base, Objects, Piece, RunContext, inputs};
+use recompute::{Again, Base, Directions, Objects, Piece, RunContext, inputs};
 use schemas::run::RunSpec;
 use schemas::{Code, ObjectRef, Refusal, Round};
 
@@ -57,6 +58,8 @@ struct Made {
     remade: Remade,
     /// The sums of squares of the inputs, if the rule of combination goes by norms.
     squares: Vec<f64>,
+    /// The directions of the inputs that were compared.
+    directions: Directions,
     /// The fault of the published chunk in the store.
     at_rest: Option<Fault>,
 }
@@ -104,6 +107,7 @@ impl<'a> Recomputation<'a> {
             None => None,
         };
         let merges = &segment.merges;
+        let mut directions = vec![Directions::default(); merges.len()];
         let names = merges.iter().map(|merge| 1 + merge.record.inputs.len());
         for window in inputs::windows(names.sum(), context.chunks.len()) {
             let reach = comparison.broken_at().map_or(merges.len(), |at| at + 1);
@@ -118,8 +122,12 @@ impl<'a> Recomputation<'a> {
             let mut ways = stream::iter(ways).buffered(CHUNKS_AT_A_TIME);
             for index in window {
                 let way = ways.next().await.expect("each chunk has a way");
-                take(comparison, &named, way, index);
+                take(comparison, &named, &mut directions, way, index);
             }
+        }
+        for (place, (directions, merge)) in directions.iter().zip(merges).enumerate() {
+            let inputs = &merge.record.inputs;
+            comparison.cosines(place, cosines(&self.spec, inputs, directions));
         }
         Ok(())
     }
@@ -199,6 +207,7 @@ impl<'a> Recomputation<'a> {
 
     async fn name(&self, merge: &Recorded, window: &Range<usize>) -> Result<Named, Refusal> {
         let again = Again::read(self.objects, &merge.record, window).await?;
+        let again = again.comparing(&self.spec, &merge.record);
         let expected = match self.objects.chunks(&merge.broadcast.chunks).await {
             Ok(chunks) => Some(chunks.get(window.clone()).unwrap_or_default().to_vec()),
             Err(refusal) if refusal.code == Code::ObjectMissing => None,
@@ -265,6 +274,7 @@ impl<'a> Recomputation<'a> {
             way.made.push(Made {
                 remade,
                 squares: merged.squares,
+                directions: merged.directions,
                 at_rest,
             });
             (self.progress)();
@@ -323,11 +333,18 @@ impl Window {
 }
 
 /// Gives the way of chunk `index` to the comparison.
-fn take(comparison: &mut Comparison<'_>, window: &Window, way: Way, index: usize) {
+fn take(
+    comparison: &mut Comparison<'_>,
+    window: &Window,
+    directions: &mut [Directions],
+    way: Way,
+    index: usize,
+) {
     let broken = way.made.len();
     for (place, made) in way.made.into_iter().enumerate() {
         comparison.chunk(place, index, window.expected(place, index), made.remade);
         comparison.inputs(place, &made.squares);
+        directions[place].add(&made.directions);
         if let Some(fault) = made.at_rest {
             comparison.beside(place, fault);
         }

@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use audit_core::{
-    Auditor, Checked, Examined, Finding, Notice, PlacedFinding, Record, StreamSequence,
+    Auditor, Checked, Examined, Finding, Logged, Notice, PlacedFinding, Places, Record,
+    StreamSequence,
 };
 use identity::{HeadKey, TrustBundle};
 use rayon::prelude::*;
@@ -33,6 +34,8 @@ pub struct Recorder {
     read: StreamSequence,
     /// Messages that the broker stored again unchanged, since the last report.
     again: u64,
+    /// Workers' events that the log has taken since the last notices.
+    places: Places,
 }
 
 /// Reasons to stop keeping records.
@@ -74,7 +77,7 @@ impl Recorder {
     /// # Errors
     /// As for [`AuditFiles`].
     pub fn open(folder: &Path, trust: &TrustBundle) -> Result<Self, AuditFilesError> {
-        let mut auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
+        let mut auditor = auditor_of(trust);
         let mut waiting = Vec::with_capacity(RECALLED_AT_ONCE);
         let files = AuditFiles::open(folder, &mut |past| {
             waiting.push(past);
@@ -83,7 +86,7 @@ impl Recorder {
             }
         })?;
         recall(&mut auditor, &mut waiting, &mut |_, _| {});
-        Ok(Self::of(auditor, files, None))
+        Ok(Self::of(auditor, files, None, Places::default()))
     }
 
     /// Opens the folder in the same way, and continues the log of all events in its subfolder
@@ -100,17 +103,19 @@ impl Recorder {
         stored: Option<&Head>,
         now: UnixMillis,
     ) -> Result<Self, RecorderError> {
-        let mut auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
+        let mut auditor = auditor_of(trust);
         let mut waiting = Vec::with_capacity(RECALLED_AT_ONCE);
         // Opened when the files are locked: until then another service may publish heads there.
         let open = || Log::open(&folder.join(LOG_FOLDER), trust, key.clone(), stored);
         let mut log = None;
+        let mut places = Places::default();
         let examiner = auditor.examiner().clone();
         let mut append = |record: &Record, examined: &Examined| {
-            if let Ok(open) = log.get_or_insert_with(open)
-                && let Err(error) = open.take(entry(&examiner, record, examined), now)
-            {
-                log = Some(Err(error));
+            if let Ok(open) = log.get_or_insert_with(open) {
+                note(&mut places, examined, open.size());
+                if let Err(error) = open.take(entry(&examiner, record, examined), now) {
+                    log = Some(Err(error));
+                }
             }
         };
         let files = AuditFiles::open(folder, &mut |past| {
@@ -122,7 +127,7 @@ impl Recorder {
         recall(&mut auditor, &mut waiting, &mut append);
         let mut log = log.unwrap_or_else(open)?;
         log.begun()?;
-        Ok(Self::of(auditor, files, Some(log)))
+        Ok(Self::of(auditor, files, Some(log), places))
     }
 
     /// The same recorder, which from now on signs heads of the log.
@@ -144,12 +149,17 @@ impl Recorder {
         drop(files);
         let mut recorder = Self::open_signing(&folder, trust, key, stored, now)?;
         // The caller has taken these from the recorder that ends here.
-        drop(recorder.take_notices());
+        drop(recorder.auditor.take_notices());
         (recorder.read, recorder.again) = (read, again);
         Ok(recorder)
     }
 
-    /// Signs no further head. Records are kept as before; the next process takes up the log.
+    /// True if it signs heads of the log.
+    pub const fn is_signing(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// Signs no further head. Records are kept as before; [`Recorder::begin_signing`] takes up the log.
     pub fn stop_signing(&mut self) {
         self.log = None;
     }
@@ -159,13 +169,14 @@ impl Recorder {
         self.log.as_ref()?.missing_up_to()
     }
 
-    const fn of(auditor: Auditor, files: AuditFiles, log: Option<Log>) -> Self {
+    const fn of(auditor: Auditor, files: AuditFiles, log: Option<Log>, places: Places) -> Self {
         Self {
             auditor,
             files,
             log,
             read: StreamSequence(0),
             again: 0,
+            places,
         }
     }
 
@@ -305,6 +316,8 @@ impl Recorder {
         let mut lines = Vec::new();
         let mut findings = Vec::new();
         let mut entries = Vec::new();
+        // A worker's event is always an entry.
+        let mut placed = Vec::new();
         for (record, examined) in records.iter().zip(examined) {
             let at = record.stream_sequence;
             let standing = self.files.compare(record);
@@ -333,6 +346,9 @@ impl Recorder {
             }
             let (digest, entry, examined) =
                 examined.expect("what is not kept now was not kept before");
+            if let Some((emitter, sequence, digest)) = examined.of_worker() {
+                placed.push((entries.len(), emitter.clone(), sequence, digest));
+            }
             entries.push(entry);
             self.files.know(record, digest);
             let mut results = self.auditor.place(examined).into_iter();
@@ -357,9 +373,21 @@ impl Recorder {
         self.files.append(&lines, now)?;
         // Only now: a head must never cover what a crash can take away.
         if let Some(log) = &mut self.log {
-            entries
-                .into_iter()
-                .try_for_each(|entry| log.take(entry, now))?;
+            let mut placed = placed.into_iter().peekable();
+            for (at, entry) in entries.into_iter().enumerate() {
+                if let Some((_, emitter, sequence, digest)) =
+                    placed.next_if(|(place, ..)| *place == at)
+                {
+                    let index = log.size();
+                    let logged = Logged {
+                        sequence,
+                        digest,
+                        index,
+                    };
+                    self.places.note(&emitter, logged);
+                }
+                log.take(entry, now)?;
+            }
         }
         Ok(findings)
     }
@@ -400,9 +428,16 @@ impl Recorder {
         std::mem::replace(&mut self.again, 0)
     }
 
-    /// The enrolments and the progress of chains since the last call.
+    /// The enrolments, the progress of chains and the places of workers' events in the log since the
+    /// last call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
-        self.auditor.take_notices()
+        let logged = self
+            .places
+            .take()
+            .map(|(key, logged)| Notice::Logged { key, logged });
+        let mut notices = self.auditor.take_notices();
+        notices.extend(logged);
+        notices
     }
 
     /// The checks so far.
@@ -414,6 +449,12 @@ impl Recorder {
     pub fn files(&self) -> &AuditFiles {
         &self.files
     }
+}
+
+/// The auditor that takes events of the keys of a trust bundle.
+pub fn auditor_of(trust: &TrustBundle) -> Auditor {
+    Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned())
+        .hearing(trust.sentry_keys.iter().cloned())
 }
 
 /// Gives everything that the files of `folder` keep to an auditor, and returns the last position.
@@ -435,6 +476,18 @@ pub fn recall_files(
     recall(auditor, &mut waiting, &mut |_, _| {});
     let last = known.last_key_value();
     Ok(last.map_or(StreamSequence(0), |(last, _)| *last))
+}
+
+/// Notes the place that a worker's event gets in the log; it is always an entry.
+fn note(places: &mut Places, examined: &Examined, index: u64) {
+    if let Some((emitter, sequence, digest)) = examined.of_worker() {
+        let logged = Logged {
+            sequence,
+            digest,
+            index,
+        };
+        places.note(emitter, logged);
+    }
 }
 
 /// Gives the kept entries to the auditor again, and each record to `append`. The auditor repeats all

@@ -64,7 +64,7 @@ impl Replay {
     /// # Errors
     /// There is no stream, or the broker does not answer.
     pub async fn open(bus: &Bus, trust: &TrustBundle) -> Result<Self, ReplayError> {
-        let auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
+        let auditor = crate::recorder::auditor_of(trust);
         let examiner = auditor.examiner().clone();
         let reader = Reader::new(bus, StreamSequence(1), move |records| {
             let examined = examiner.examine_all(&records);

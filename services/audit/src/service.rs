@@ -16,11 +16,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::copying::{Copying, Found, Turn};
 use crate::intake::Intake;
 use crate::log::LogError;
-use crate::mirror::{Copying, Mirror, MirrorError, Stored};
+use crate::mirror::{Mirror, MirrorError};
 use crate::reader::{Reader, Span};
 use crate::recorder::{Recorder, RecorderError};
+use crate::sentry::Watch;
 
 /// Time between two comparisons of the stream's end with the kept records.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
@@ -36,20 +38,19 @@ pub struct Service {
     reader: Reader<Record>,
     recorder: Recorder,
     intake: Intake,
+    /// The sentry; none where it cannot hear or sign.
+    watch: Option<Watch>,
     /// The channel on which the intake learns which workers may speak.
     notices: mpsc::Sender<Notice>,
-    /// The copy of the log in the store, if there is to be one.
-    mirror: Option<(Mirror, Option<Option<Stored>>)>,
-    signing: Signing,
+    /// The copy of the log in the store, if there is to be one, and what the store has.
+    mirror: Option<(Mirror, Found)>,
+    /// The key for heads; none where no head is signed. It is in use while the store has what was
+    /// written there.
+    signer: Option<Signer>,
 }
 
-/// The key for heads.
-enum Signing {
-    /// In use, or this domain has none.
-    Settled,
-    /// It is used when the store has said which head it has.
-    Waits(Box<(TrustBundle, HeadKey)>),
-}
+/// The key for heads, and the bundle that names it.
+type Signer = Box<(TrustBundle, HeadKey)>;
 
 impl Service {
     /// Opens the files, checks them, connects, and compares the files with the stream's first and
@@ -61,33 +62,28 @@ impl Service {
     pub async fn build(config: &Config) -> Result<Self, Failure> {
         let trust = TrustBundle::read(&config.audit.trust)
             .map_err(|error| Failure::new(error.code(), format!("audit.trust: {error}")))?;
-        let (folder, domain) = (config.audit.folder.clone(), trust.domain.to_string());
+        let (folder, known) = (config.audit.folder.clone(), trust.clone());
         let mut mirror = None;
-        let mut signing = Signing::Settled;
+        let mut signer = None;
         let recorder = match head_key(config, &trust)? {
             Some(key) => {
                 gauge!(AUDIT_LOG_STOPPED).set(0.0);
-                let first = match Mirror::open(config, &trust)? {
-                    None => First::Has(None),
-                    Some(opened) => {
-                        let first = ask(&opened).await?;
-                        mirror = match &first {
-                            First::Has(stored) => Some((opened, Some(stored.clone()))),
-                            First::Away => Some((opened, None)),
-                            First::Wrong => None,
-                        };
-                        first
-                    }
-                };
+                signer = Some(Box::new((trust.clone(), key.clone())));
+                let mut head = Some(None);
+                if let Some(opened) = Mirror::open(config, &trust)? {
+                    let found = ask(&opened).await?;
+                    head = match &found {
+                        Found::Has(stored) => {
+                            Some(stored.as_ref().map(|stored| stored.head.clone()))
+                        }
+                        Found::Away | Found::Wrong => None,
+                    };
+                    mirror = Some((opened, found));
+                }
                 let now = clock::now();
-                match first {
-                    First::Wrong => blocking(move || Recorder::open(&folder, &trust)).await?,
-                    First::Away => {
-                        signing = Signing::Waits(Box::new((trust.clone(), key)));
-                        blocking(move || Recorder::open(&folder, &trust)).await?
-                    }
-                    First::Has(stored) => {
-                        let head = stored.map(|stored| stored.head);
+                match head {
+                    None => blocking(move || Recorder::open(&folder, &trust)).await?,
+                    Some(head) => {
                         blocking(move || {
                             Recorder::open_signing(&folder, &trust, key, head.as_ref(), now)
                         })
@@ -105,7 +101,8 @@ impl Service {
         let ends = Ends::ask(&reader, &recorder).await?;
         let stream = ends.span;
         let recorder = compare(recorder, ends).await?;
-        let (intake, notices) = Intake::connect(config, &domain).await?;
+        let (intake, notices) = Intake::connect(config, &known).await?;
+        let watch = Watch::connect(config, &known, intake.bus()).await;
         tracing::info!(
             kept = recorder.files().len(),
             stream = stream.messages,
@@ -120,9 +117,10 @@ impl Service {
             reader,
             recorder,
             intake,
+            watch,
             notices,
             mirror,
-            signing,
+            signer,
         })
     }
 
@@ -142,11 +140,14 @@ impl Service {
             mut reader,
             mut recorder,
             intake,
+            watch,
             notices,
             mirror,
-            mut signing,
+            signer,
         } = self;
-        let mut copying = mirror.map(|(mirror, stored)| Copying::begin(mirror, stored));
+        // It has its own pace, and its end ends nothing else.
+        let watching = tokio::spawn(watch_until(watch, stop.clone()));
+        let mut copying = mirror.map(|(mirror, found)| Copying::begin(mirror, found));
         let mut intake = tokio::spawn(intake.run(stop.clone()));
         tell_all(&mut recorder, &notices).await;
         let mut look = tokio::time::interval(COMPARE_EVERY);
@@ -184,19 +185,24 @@ impl Service {
                         copying.wake(&head);
                     }
                 }
-                news = news_of(&mut copying, &signing) => match news {
-                    News::First(stored) => {
+                turn = turn_of(&mut copying) => match turn {
+                    Turn::Whole(stored) => {
+                        // What was begun before the store had other bytes is on the disk first.
+                        if publishing.0.is_some() {
+                            recorder.head_published(&publishing.ended().await?);
+                        }
                         tell_all(&mut recorder, &notices).await;
-                        recorder = begin_signing(recorder, &mut signing, stored).await?;
+                        recorder = begin_signing(recorder, signer.as_deref(), stored).await?;
+                        gauge!(AUDIT_LOG_STOPPED).set(0.0);
                         say_if_missing(&recorder);
                     }
-                    News::Ended(ended) => {
+                    Turn::Wrong(failure) => {
+                        say_stopped(&failure);
+                        recorder.stop_signing();
+                    }
+                    Turn::Ended(ended) => {
+                        ended?;
                         copying = None;
-                        if let Err(failure) = ended {
-                            end_if_not_altered(failure)?;
-                            signing = Signing::Settled;
-                            recorder.stop_signing();
-                        }
                     }
                 },
                 _ = look.tick() => match Ends::ask(&reader, &recorder).await {
@@ -216,6 +222,7 @@ impl Service {
         if let Some(copying) = copying {
             copying.end().await?;
         }
+        let _ = watching.await;
         tracing::info!(
             kept = recorder.files().len(),
             last = recorder.auditor().last().0,
@@ -225,73 +232,56 @@ impl Service {
     }
 }
 
-/// The store's first answer.
-enum First {
-    /// Its head, or that it has none.
-    Has(Option<Stored>),
-    /// No answer yet.
-    Away,
-    /// Other bytes than were written there.
-    Wrong,
+async fn watch_until(watch: Option<Watch>, stop: CancellationToken) {
+    if let Some(watch) = watch {
+        watch.run(stop).await;
+    }
 }
 
 /// Asks the store for its head.
-async fn ask(mirror: &Mirror) -> Result<First, Failure> {
+async fn ask(mirror: &Mirror) -> Result<Found, Failure> {
     match mirror.stored().await {
-        Ok(stored) => Ok(First::Has(stored)),
+        Ok(stored) => Ok(Found::Has(stored)),
         Err(error @ MirrorError::Store(_)) => {
             let code = error.code();
             tracing::warn!(%code, next = code.next_step(), "no head is signed before the store has said which head it has: \
                            {error}");
-            Ok(First::Away)
+            Ok(Found::Away)
         }
-        Err(error) => end_if_not_altered(error.into()).map(|()| First::Wrong),
+        Err(error) if error.code() == Code::LogStoreAltered => {
+            say_stopped(&error.into());
+            Ok(Found::Wrong)
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
-/// Other bytes in the store are evidence. They end the signing of heads, and not the recording: who
+/// Other bytes in the store are evidence. They stop the signing of heads, and not the recording: who
 /// writes to the store's disk must not be able to stop that.
-fn end_if_not_altered(failure: Failure) -> Result<(), Failure> {
+fn say_stopped(failure: &Failure) {
     let code = failure.code();
-    if code != Code::LogStoreAltered {
-        return Err(failure);
-    }
     gauge!(AUDIT_LOG_STOPPED).set(1.0);
-    tracing::error!(%code, next = code.next_step(), "no head is signed or copied from now on, and events are recorded all the \
-                    same: {failure}");
-    Ok(())
+    tracing::error!(%code, next = code.next_step(), "no head is signed or copied until the store has what was written there, \
+                    and events are recorded all the same: {failure}");
 }
 
-/// What the copying of the log tells.
-enum News {
-    /// The first answer of a store that did not answer at the start: its head.
-    First(Option<Head>),
-    /// It has ended.
-    Ended(Result<(), Failure>),
-}
-
-/// Waits for news; for ever if the log is not copied.
-async fn news_of(copying: &mut Option<Copying>, signing: &Signing) -> News {
-    let Some(copying) = copying else {
-        return std::future::pending().await;
-    };
-    if matches!(signing, Signing::Waits(_))
-        && let Some(stored) = copying.first().await
-    {
-        return News::First(stored);
+/// Waits for a turn of the copying; for ever if the log is not copied.
+async fn turn_of(copying: &mut Option<Copying>) -> Turn {
+    match copying {
+        Some(copying) => copying.turn().await,
+        None => std::future::pending().await,
     }
-    News::Ended(copying.ended().await)
 }
 
+/// Signs heads from now on, unless it does already.
 async fn begin_signing(
     recorder: Recorder,
-    signing: &mut Signing,
+    signer: Option<&(TrustBundle, HeadKey)>,
     stored: Option<Head>,
 ) -> Result<Recorder, Failure> {
-    let Signing::Waits(waiting) = std::mem::replace(signing, Signing::Settled) else {
+    let Some((trust, key)) = signer.filter(|_| !recorder.is_signing()).cloned() else {
         return Ok(recorder);
     };
-    let (trust, key) = *waiting;
     let now = clock::now();
     blocking(move || recorder.begin_signing(&trust, key, stored.as_ref(), now)).await
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use schemas::event::{Event, EventBody};
+use schemas::head::KnownHead;
 use schemas::{ChainSequence, Digest, Message as _, PublicKey, RunId, UnixMillis, V};
 
 /// The end of a chain; the default is a chain without events.
@@ -65,6 +66,18 @@ impl End {
         run: Option<&RunId>,
         event: Event,
     ) -> Draft {
+        self.write_knowing(None, emitter, time, run, event)
+    }
+
+    /// The same, with the newest head of the log that the emitter has verified.
+    pub fn write_knowing(
+        &self,
+        known: Option<KnownHead>,
+        emitter: &PublicKey,
+        time: UnixMillis,
+        run: Option<&RunId>,
+        event: Event,
+    ) -> Draft {
         let body = EventBody {
             v: V,
             emitter: emitter.clone(),
@@ -72,6 +85,7 @@ impl End {
             previous: self.previous,
             time,
             run: run.cloned(),
+            known,
             event,
         }
         .encode();

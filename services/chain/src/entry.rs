@@ -147,6 +147,15 @@ impl Entry {
                 }
                 (run.as_ref(), kind)
             }
+            (Incoming::Security { emitter, kind }, Event::Security(_)) => {
+                if *emitter != body.emitter {
+                    return Err(Misplaced::Emitter {
+                        subject: emitter.clone(),
+                        body: body.emitter.clone(),
+                    });
+                }
+                (None, kind)
+            }
             (
                 Incoming::Recorded { run, kind, .. } | Incoming::WorkerEvent { run, kind, .. },
                 Event::Worker(_),

@@ -36,4 +36,6 @@ pub use history::{History, REMEMBERED};
 pub use leaf::{leaf, of_leaf};
 pub use proof::{Proof, Writers};
 pub use reader::{Judgement, Reader};
-pub use signature::{Signatures, is_signed_event, signed, signed_bytes};
+pub use signature::{
+    Signatures, is_signed_event, is_signed_statement, signed, signed_bytes, statement_bytes,
+};

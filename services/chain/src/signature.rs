@@ -12,8 +12,10 @@ use serde_bytes::{ByteArray, ByteBuf};
 
 use crate::tabled::{Check, TabledKey, verdicts};
 
-/// Purpose of the signature, in the signed bytes.
+/// Purpose of the signature of an event, in the signed bytes.
 const PURPOSE: &[u8] = b"diloco/audit-event/v1";
+/// Purpose of the signature of a statement.
+const STATEMENT: &[u8] = b"diloco/statement/v1";
 /// First byte of a user's public key in the binary form of nkeys.
 const USER_PREFIX: u8 = 20 << 3;
 pub(crate) const KEY_BYTES: usize = 32;
@@ -91,8 +93,25 @@ fn verifying_key(public: &str) -> Option<VerifyingKey> {
 /// The bytes that are signed for an event's `body` in `domain` (the domain's id as text): `0xFF`,
 /// purpose, `0x00`, sha256 of the domain's id, body.
 pub fn signed_bytes(domain: &str, body: &[u8]) -> Vec<u8> {
+    prefixed(PURPOSE, domain, body)
+}
+
+/// The bytes that are signed for the `body` of a statement: a result, the keys of a cohort, or
+/// anything else for which a process vouches outside its chain of events.
+pub fn statement_bytes(domain: &str, body: &[u8]) -> Vec<u8> {
+    prefixed(STATEMENT, domain, body)
+}
+
+/// Returns true if `signature` was made by the audit key `public` over the `body` of a statement, in
+/// `domain`. The check is as strict as [`is_signed_event`].
+pub fn is_signed_statement(domain: &str, public: &str, signature: &[u8], body: &[u8]) -> bool {
+    let bytes = || statement_bytes(domain, body);
+    verifying_key(public).is_some_and(|key| is_signed(&key, signature, &bytes()))
+}
+
+fn prefixed(purpose: &[u8], domain: &str, body: &[u8]) -> Vec<u8> {
     let domain = Digest::of(domain.as_bytes());
-    [&[0xFF], PURPOSE, &[0x00], domain.as_bytes(), body].concat()
+    [&[0xFF], purpose, &[0x00], domain.as_bytes(), body].concat()
 }
 
 /// The raw key in the text form: base32 of a prefix byte, 32 bytes, and their CRC-16, low byte

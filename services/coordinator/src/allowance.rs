@@ -83,7 +83,7 @@ pub(crate) const MESSAGE_COST: f64 = 1.0;
 /// The cost of an operator's request.
 pub(crate) fn control_cost(request: &ControlRequest) -> f64 {
     match request {
-        ControlRequest::View(_) => VIEW_COST,
+        ControlRequest::View(_) | ControlRequest::Keys(_) => VIEW_COST,
         ControlRequest::BlobGet(request) => {
             MESSAGE_COST + OBJECT_COST * request.objects.len() as f64
         }
@@ -103,6 +103,8 @@ pub(crate) fn cost(request: &WorkerRequest) -> f64 {
     let objects = match request {
         WorkerRequest::Put(request) => request.objects.len(),
         WorkerRequest::Get(request) => request.objects.len(),
+        // The answer is read from a file.
+        WorkerRequest::Keys(_) => return VIEW_COST,
         WorkerRequest::Join(_)
         | WorkerRequest::Leave(_)
         | WorkerRequest::Claim(_)
@@ -120,6 +122,7 @@ mod tests {
     use std::time::Duration;
 
     use schemas::blob::GetRequest;
+    use schemas::keys::KeysRequest;
     use schemas::{Digest, V};
 
     use super::*;
@@ -175,5 +178,13 @@ mod tests {
             })
         };
         assert!(cost(&get(256)) > 100.0 * cost(&get(0)));
+    }
+
+    #[test]
+    fn the_public_keys_cost_what_a_view_does() {
+        let request = KeysRequest { v: V };
+        let worker = cost(&WorkerRequest::Keys(request.clone()));
+        let operator = control_cost(&ControlRequest::Keys(request));
+        assert_eq!((worker, operator), (VIEW_COST, VIEW_COST));
     }
 }

@@ -68,7 +68,7 @@ fn encode(addressee: &Addressee, answer: Result<Answer, Refusal>) -> Bytes {
         Ok(Answer::Renew(reply)) => to(addressee, reply),
         Ok(Answer::Done(reply)) => to(addressee, reply),
         Ok(Answer::Submit(reply)) => to(addressee, reply),
-        Ok(Answer::Mask(reply)) => to(addressee, *reply),
+        Ok(Answer::Mask { reply, .. }) => to(addressee, *reply),
         Ok(Answer::Grants(reply)) => to(addressee, reply),
         Ok(Answer::RunNew(reply)) => to(addressee, reply),
         Ok(Answer::Hold(reply)) => to(addressee, reply),
@@ -79,6 +79,7 @@ fn encode(addressee: &Addressee, answer: Result<Answer, Refusal>) -> Bytes {
         Ok(Answer::Tenant(reply)) => to(addressee, reply),
         Ok(Answer::TenantEnd(reply)) => to(addressee, reply),
         Ok(Answer::View(reply)) => to(addressee, *reply),
+        Ok(Answer::Keys(reply)) => to(addressee, *reply),
         Ok(Answer::Shutdown(reply)) => to(addressee, reply),
     };
     if bytes.len() <= MESSAGE_BYTES_MAX {

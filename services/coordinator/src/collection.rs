@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use ledger::{Kind, Mark, Named, Old, Plan, State};
+use ledger::{Kind, Mark, Named, Needed, Old, Plan, State};
 use recompute::Objects as _;
 use schemas::data::Tokenizer;
 use schemas::event::EventBody;
@@ -38,6 +38,16 @@ struct Kept {
     /// Objects that were written since the collection began; none while there is none.
     written: Option<BTreeSet<Digest>>,
     deleting: BTreeSet<Digest>,
+}
+
+/// What happens where an object that names others is not in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gaps<'a> {
+    /// Nobody can tell what is needed.
+    Refused,
+    /// What it names is not known, and the rest is. The store's list, which comes with this, lacks
+    /// the object too: a store that denies for a moment what it has is no loss.
+    Passed(&'a BTreeMap<Digest, Bytes>),
 }
 
 /// A deletion under way; dropping it ends it.
@@ -111,10 +121,10 @@ pub(crate) async fn look(
     state: Arc<State>,
     run: &RunId,
     through: Round,
-    needed: Vec<Chunks>,
+    needed: Vec<Needed>,
 ) -> Result<Plan, Refusal> {
     let mut mark = Mark::new(&state, run, through);
-    mark.needed.extend(needed.into_iter().map(Named::Chunks));
+    mark.needed.extend(needed);
     let mut events = 0;
     let follow = |body: EventBody| {
         // Later events are of what was written since the collection began, which is kept.
@@ -131,8 +141,9 @@ pub(crate) async fn look(
         let detail = format!("the ledger has {events} of the {known} events before the order");
         return Err(Refusal::new(Code::CollectionUnsure, detail));
     }
-    let needed = all_needed(store, mark.needed).await?;
     let stored = stored(store).await?;
+    let kin = mark.kin();
+    let needed = all_needed(store, &kin, mark.needed, &stored).await?;
     let old = all_old(store, mark.old, &stored).await?;
     let swept = tokio::task::spawn_blocking(move || Mark::sweep(old, &needed, &stored));
     swept
@@ -147,14 +158,26 @@ async fn stored(store: &Store) -> Result<BTreeMap<Digest, Bytes>, Refusal> {
     listed.try_collect().await.map_err(|error| refusal(&error))
 }
 
-/// Every object that is needed. What cannot be read may name anything, so then nothing goes.
-async fn all_needed(store: &Store, needed: Vec<Named>) -> Result<BTreeSet<Digest>, Refusal> {
+/// Every object that is needed. If the run itself, or one of its `kin`, needs something that cannot
+/// be read, that may name anything old of the run, so then nothing goes. What is lost of another run
+/// is that run's loss: its operator hears of it, and the rest of it is kept.
+async fn all_needed(
+    store: &Store,
+    kin: &BTreeSet<RunId>,
+    needed: Vec<Needed>,
+    stored: &BTreeMap<Digest, Bytes>,
+) -> Result<BTreeSet<Digest>, Refusal> {
     let mut reads = BTreeMap::new();
-    for named in needed {
+    for Needed { run: of, named } in needed {
         // Each base and each data set is named many times.
-        reads.entry(first(&named)).or_insert(named);
+        let passed = (named, Gaps::Passed(stored));
+        let (_, gaps) = reads.entry(first(&passed.0)).or_insert(passed);
+        if of.is_none_or(|of| kin.contains(&of)) {
+            *gaps = Gaps::Refused;
+        }
     }
-    let reads = reads.into_values().map(|named| objects(store, named));
+    let reads = reads.into_values();
+    let reads = reads.map(|(named, gaps)| objects(store, named, gaps));
     let reads: Vec<_> = reads.collect();
     let named = stream::iter(reads).buffer_unordered(READS_MAX);
     let named = named.try_fold(BTreeSet::new(), |mut all, some| async move {
@@ -187,7 +210,7 @@ async fn all_old(
     let reads = old.into_iter().map(|old| async move {
         let found = match names_others(&old.objects) {
             Some(object) if !stored.contains_key(&object) => Vec::new(),
-            Some(_) | None => match objects(store, old.objects).await {
+            Some(_) | None => match objects(store, old.objects, Gaps::Refused).await {
                 Ok(found) => found,
                 Err(missing) if missing.code == Code::ObjectMissing => Vec::new(),
                 Err(refusal) => return Err(refusal),
@@ -210,27 +233,35 @@ fn names_others(named: &Named) -> Option<Digest> {
 
 /// Everything that is named: the objects, and those that these name, each with the number of layers
 /// that it names.
-async fn objects(store: &Store, named: Named) -> Result<Vec<(Digest, u8)>, Refusal> {
+async fn objects(
+    store: &Store,
+    named: Named,
+    gaps: Gaps<'_>,
+) -> Result<Vec<(Digest, u8)>, Refusal> {
     let mut all = Vec::new();
     match named {
         Named::Plain(object) => all.push((object.digest, 0)),
-        Named::Chunks(chunks) => chunk_names(store, &chunks, &mut all).await?,
+        Named::Chunks(chunks) => chunk_names(store, &chunks, gaps, &mut all).await?,
         Named::Snapshot(object) => {
-            let manifest = snapshot(store, object).await?;
+            all.push((object.digest, 2));
+            let Some(manifest) = gaps.pass(object.digest, snapshot(store, object).await)? else {
+                return Ok(all);
+            };
             let copies = [&manifest.weights, &manifest.broadcast.chunks];
             for chunks in copies.into_iter().chain(manifest.slots.values()) {
-                chunk_names(store, chunks, &mut all).await?;
+                chunk_names(store, chunks, gaps, &mut all).await?;
             }
-            all.push((object.digest, 2));
         }
         Named::Data(object) => {
-            let data = check::data(store, object).await?;
+            all.push((object.digest, 1));
+            let Some(data) = gaps.pass(object.digest, check::data(store, object).await)? else {
+                return Ok(all);
+            };
             let shards = data.train.iter().chain(&data.held_out);
             all.extend(shards.map(|shard| (shard.object.digest, 0)));
             if let Tokenizer::HuggingFace(tokenizer) = data.tokenizer {
                 all.push((tokenizer.digest, 0));
             }
-            all.push((object.digest, 1));
         }
     }
     Ok(all)
@@ -239,12 +270,34 @@ async fn objects(store: &Store, named: Named) -> Result<Vec<(Digest, u8)>, Refus
 async fn chunk_names(
     store: &Store,
     chunks: &Chunks,
+    gaps: Gaps<'_>,
     all: &mut Vec<(Digest, u8)>,
 ) -> Result<(), Refusal> {
-    let named = store.chunks(chunks).await?;
+    let list = chunks.listed().map(|listed| listed.list.digest);
+    all.extend(list.map(|list| (list, 1)));
+    let read = store.chunks(chunks).await;
+    let named = match list {
+        Some(list) => gaps.pass(list, read)?,
+        None => Some(read?),
+    };
+    let named = named.unwrap_or_default();
     all.extend(named.iter().map(|chunk| (chunk.digest, 0)));
-    all.extend(chunks.listed().map(|listed| (listed.list.digest, 1)));
     Ok(())
+}
+
+impl Gaps<'_> {
+    /// What was read of an object; none if it is lost and may be.
+    fn pass<T>(self, object: Digest, read: Result<T, Refusal>) -> Result<Option<T>, Refusal> {
+        let lost = matches!(self, Self::Passed(stored) if !stored.contains_key(&object));
+        match read {
+            Err(missing) if missing.code == Code::ObjectMissing && lost => {
+                let code = Code::ObjectMissing;
+                tracing::warn!(%code, next = code.next_step(), "another run has lost an object, and what only that names is kept for nobody: {}", missing.detail);
+                Ok(None)
+            }
+            read => read.map(Some),
+        }
+    }
 }
 
 async fn snapshot(store: &Store, object: ObjectRef) -> Result<SnapshotManifest, Refusal> {
@@ -307,6 +360,7 @@ mod tests {
     use futures::FutureExt as _;
 
     use super::*;
+    use crate::store::tests::answering;
 
     #[tokio::test]
     async fn an_object_that_is_written_meanwhile_is_not_deleted() {
@@ -323,6 +377,56 @@ mod tests {
         assert!(keeper.delete(old).is_none(), "it is over");
         keeper.begin();
         assert!(keeper.delete(new).is_some(), "another collection");
+    }
+
+    #[test]
+    fn only_a_lost_object_of_another_run_is_passed_over() {
+        let (object, code) = (Digest::of(b"it"), Code::ObjectMissing);
+        let lost = |code| Err::<(), _>(Refusal::new(code, "it"));
+        let outcome = |gaps: Gaps<'_>, code| {
+            let passed = gaps.pass(object, lost(code));
+            passed.map_err(|refusal| refusal.code)
+        };
+        let (empty, lists_it) = (BTreeMap::new(), BTreeMap::from([(object, Bytes(2))]));
+        assert_eq!(outcome(Gaps::Passed(&empty), code), Ok(None));
+        let denied = outcome(Gaps::Passed(&lists_it), code);
+        assert_eq!(denied, Err(code), "the store lists it");
+        assert_eq!(outcome(Gaps::Refused, code), Err(code));
+        let away = Code::StoreUnreachable;
+        assert_eq!(outcome(Gaps::Passed(&empty), away), Err(away));
+        assert_eq!(Gaps::Refused.pass(object, Ok(1)), Ok(Some(1)));
+    }
+
+    #[tokio::test]
+    async fn what_is_lost_stops_the_collection_of_its_run_and_of_its_kin() {
+        let (store, _serving) = answering("404 Not Found").await;
+        let lost = ObjectRef::of(b"a manifest");
+        let named = |run: Option<&str>| Needed {
+            run: run.map(|run| run.parse().expect("a name")),
+            named: Named::Snapshot(lost),
+        };
+        let kin = ["own", "twin"].map(|run| run.parse().expect("a name"));
+        let kin = BTreeSet::from(kin);
+        let listed = BTreeMap::from([(lost.digest, lost.bytes)]);
+        let all = async |needed: &[Option<&str>], stored: &BTreeMap<Digest, Bytes>| {
+            let needed = needed.iter().map(|run| named(*run)).collect();
+            let found = all_needed(&store, &kin, needed, stored).await;
+            found.map_err(|refusal| refusal.code)
+        };
+        let nothing = BTreeMap::new();
+        let kept = Ok(BTreeSet::from([lost.digest]));
+        assert_eq!(all(&[Some("other")], &nothing).await, kept);
+        let unsure = Err(Code::CollectionUnsure);
+        for needed in [
+            &[Some("own")][..],
+            &[Some("twin")],
+            &[None],
+            &[Some("other"), Some("own")],
+            &[Some("own"), Some("other")],
+        ] {
+            assert_eq!(all(needed, &nothing).await, unsure, "{needed:?}");
+        }
+        assert_eq!(all(&[Some("other")], &listed).await, unsure, "it has it");
     }
 
     #[tokio::test]

@@ -56,6 +56,9 @@ pub struct StoreConfig {
     pub keys: PathBuf,
     /// Certificate authority of the store, PEM.
     pub ca: PathBuf,
+    /// Try at each start by some fifty requests that the store keeps the rules that uploads and URLs
+    /// depend on. `up` turns this off for the store that it starts itself.
+    pub check: bool,
 }
 
 /// Keys and the trust bundle.
@@ -119,6 +122,7 @@ impl Default for StoreConfig {
             region: "us-east-1".to_owned(),
             keys: PathBuf::new(),
             ca: PathBuf::new(),
+            check: true,
         }
     }
 }

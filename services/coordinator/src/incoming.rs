@@ -10,6 +10,10 @@ use schemas::{Code, DecodeError, Message, PublicKey, Refusal};
 
 /// A message that was read and may be decided on.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is handed on at once; none is kept"
+)]
 pub(crate) enum ValidMessage {
     Worker {
         peer: Peer,
@@ -112,8 +116,10 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<ValidMessag
             }
         }
         Incoming::WorkerEvent { .. }
+        | Incoming::Log { .. }
         | Incoming::Recorded { .. }
         | Incoming::Ledger { .. }
+        | Incoming::Security { .. }
         | Incoming::Renewal { .. }
         | Incoming::Enrolment { .. }
         | Incoming::Offer { .. } => Err(rejected(

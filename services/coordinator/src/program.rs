@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use identity::IdentityFiles;
 use runtime::metrics::MetricsConfig;
 use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
 use runtime::{Bus, Failure, Loaded, Materials, validate};
@@ -62,6 +63,11 @@ impl service::Service for Program {
 
     fn domain(config: &Config) -> Option<&Path> {
         Some(&config.domain)
+    }
+
+    fn identities(config: &Config) -> Vec<IdentityFiles> {
+        let files = [&config.bus.credentials, &config.ledger.credentials];
+        files.map(|file| IdentityFiles::of(file)).into()
     }
 
     fn check(loaded: Loaded<Config>, now: UnixMillis) -> Result<Self, Failure> {

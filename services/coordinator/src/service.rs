@@ -53,12 +53,7 @@ impl Service {
         let audit_key = key(&config.keys.audit)?;
         let signer = ManifestSigner::open(&config.keys)?;
         let mark = LedgerMark::open(&config.keys.mark, &trust.domain)?;
-        let store = Store::new(config)?;
-        store.buckets.ping().await?;
-        if !posture.is_open(Layer::Bulk) {
-            let known = StoreMark::digest(&trust.domain);
-            store.buckets.refuse_strangers(known).await?;
-        }
+        let store = Store::open(config, &posture, &trust.domain).await?;
         let store_mark = StoreMark::look(&store.buckets, &config.store.url, &trust.domain).await?;
         let bus = Bus::connect("diloco-coordinator", &config.bus, clock::now()).await?;
         // A credential of another role fails here, at once; later requests would only time out.

@@ -6,9 +6,11 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use coordinator_core::Answer;
 use identity::{ManifestKey, TrustBundle};
 use runtime::Failure;
-use schemas::{Code, PublicKey, Refusal};
+use schemas::keys::KeysReply;
+use schemas::{Code, PublicKey, Refusal, V};
 
 use crate::config::KeysConfig;
 
@@ -102,6 +104,19 @@ impl ManifestSigner {
             true => Ok(&self.key),
             false => Err(self.unknown(self.key.public()).refusal().clone()),
         }
+    }
+
+    /// The keys that the trust bundle has now, for readers in other languages.
+    ///
+    /// # Errors
+    /// The bundle cannot be read.
+    pub(crate) fn published(&self) -> Result<Answer, Refusal> {
+        let read = || {
+            let trust = TrustBundle::read(&self.trust).map_err(Failure::from)?;
+            identity::jwks::of(&trust).map_err(Failure::from)
+        };
+        let jwks = read().map_err(|failure: Failure| failure.refusal().clone())?;
+        Ok(Answer::Keys(Box::new(KeysReply { v: V, jwks })))
     }
 
     fn tell(&self, failure: &Failure) {
@@ -212,5 +227,36 @@ mod tests {
         with(&[other.public(), &key]);
         assert_eq!(present(&mut signer), Ok(key.clone()));
         assert_eq!(present(&mut late), Ok(key));
+    }
+
+    #[test]
+    fn tl_13_the_published_keys_are_those_of_the_present_bundle() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let options = InitOptions::default();
+        let domain = Domain::init(&scratch.path().join("domain"), &options, UnixMillis(1));
+        let domain = domain.expect("an empty folder");
+        let layout = domain.layout();
+        let keys = KeysConfig {
+            trust: layout.trust(),
+            manifest: layout.manifest_key(),
+            ..KeysConfig::default()
+        };
+        let signer = ManifestSigner::open(&keys).expect("it is there");
+        let published = || match signer.published() {
+            Ok(Answer::Keys(reply)) => Ok(reply.jwks.keys.into_iter().map(|key| key.kid).collect()),
+            Ok(other) => panic!("another answer: {other:?}"),
+            Err(refusal) => Err(refusal.code),
+        };
+        let own = signer.key.public().clone();
+        assert_eq!(published(), Ok(vec![own.clone()]));
+        let next = domain.prepare_manifest_key().expect("it has room");
+        assert_eq!(published(), Ok(vec![own, next]));
+        fs::write(layout.trust(), "{}").expect("it is ours");
+        let broken = TrustBundle::read(&layout.trust()).expect_err("it is no bundle");
+        assert_eq!(
+            published(),
+            Err(broken.code()),
+            "no older keys in their place"
+        );
     }
 }

@@ -7,18 +7,21 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use coordinator_core::Quarantine;
-use identity::ClientFile;
+use identity::{ClientFile, StoreKeys};
+use objects::check::check_briefly;
 use objects::{
     Buckets, Endpoint, IncomingKey, ObjectError, Signer, StoreClock, TransferLimits, Trust,
 };
 use recompute::Objects;
 use runtime::Failure;
+use schemas::member::{Layer, Posture};
 use schemas::run::RunSpec;
-use schemas::{Chunks, Code, Digest, ObjectRef, Refusal};
+use schemas::{Chunks, Code, Digest, ObjectRef, PublicKey, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::collection::Keeper;
 use crate::config::Config;
+use crate::mark::StoreMark;
 
 /// The unit in which memory for contributions is counted. The count of a semaphore is too small for
 /// all bytes of a large machine, so it counts pages.
@@ -48,29 +51,82 @@ pub(crate) struct Store {
 /// Bytes that are kept within the bound for contributions; dropping them frees the room.
 #[derive(Debug)]
 pub(crate) struct Kept {
+    /// The digest of the bytes.
+    pub(crate) digest: Digest,
     pub(crate) bytes: Bytes,
     _room: OwnedSemaphorePermit,
 }
 
+/// The store's address with what it is trusted by, and the access keys.
+fn reach(config: &Config) -> Result<(Endpoint, StoreKeys), Failure> {
+    let trust = match config.store.url.starts_with("https://") {
+        true => {
+            let pem = std::fs::read(&config.store.ca);
+            let unreadable = |error| format!("store.ca {}: {error}", config.store.ca.display());
+            let pem =
+                pem.map_err(|error| Failure::new(Code::CredentialUnreadable, unreadable(error)))?;
+            Trust::Shown(pem, ClientFile::beside(&config.bus.credentials))
+        }
+        false => Trust::PlainLoopback,
+    };
+    let endpoint = Endpoint::new(&config.store.url, &config.store.region, trust)
+        .map_err(|error| invalid(&error))?;
+    let keys = StoreKeys::read(&config.store.keys)
+        .map_err(|error| Failure::new(error.code(), format!("store.keys: {error}")))?;
+    Ok((endpoint, keys))
+}
+
+fn invalid(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(Code::ConfigInvalid, format!("store: {error}"))
+}
+
+/// Tries that the store keeps the rules without which nothing here is safe. What else it lacks is
+/// said in the log.
+///
+/// # Errors
+/// [`Code::StoreUnfit`], or the store cannot be reached.
+async fn check(config: &Config) -> Result<(), Failure> {
+    let (endpoint, keys) = reach(config)?;
+    let report = check_briefly(&endpoint, &keys).await?;
+    for row in report.rows.iter().filter(|row| !row.holds) {
+        if let Some(without) = row.rule.without() {
+            let (rule, seen) = (row.rule.to_string(), &row.seen);
+            tracing::warn!(rule, seen, "the store does not keep a rule: {without}");
+        }
+    }
+    let unfit = report.unfit();
+    if unfit.is_empty() {
+        return Ok(());
+    }
+    let text = format!("{}: {unfit}", config.store.url);
+    Err(Failure::new(Code::StoreUnfit, text))
+}
+
 impl Store {
-    pub(crate) fn new(config: &Config) -> Result<Self, Failure> {
-        let invalid = |error: &dyn std::fmt::Display| {
-            Failure::new(Code::ConfigInvalid, format!("store: {error}"))
-        };
-        let trust = match config.store.url.starts_with("https://") {
-            true => {
-                let pem = std::fs::read(&config.store.ca);
-                let unreadable = |error| format!("store.ca {}: {error}", config.store.ca.display());
-                let pem = pem
-                    .map_err(|error| Failure::new(Code::CredentialUnreadable, unreadable(error)))?;
-                Trust::Shown(pem, ClientFile::beside(&config.bus.credentials))
-            }
-            false => Trust::PlainLoopback,
-        };
-        let endpoint = Endpoint::new(&config.store.url, &config.store.region, trust)
-            .map_err(|error| invalid(&error))?;
-        let keys = identity::StoreKeys::read(&config.store.keys)
-            .map_err(|error| Failure::new(error.code(), format!("store.keys: {error}")))?;
+    /// Access to the store, once it has shown that it is there, serves no strangers and keeps the
+    /// rules that it must, as far as the configuration wants that.
+    ///
+    /// # Errors
+    /// The coded reason why this store is not used.
+    pub(crate) async fn open(
+        config: &Config,
+        posture: &Posture,
+        domain: &PublicKey,
+    ) -> Result<Self, Failure> {
+        let store = Self::new(config)?;
+        store.buckets.ping().await?;
+        if !posture.is_open(Layer::Bulk) {
+            let known = StoreMark::digest(domain);
+            store.buckets.refuse_strangers(known).await?;
+        }
+        if config.store.check {
+            check(config).await?;
+        }
+        Ok(store)
+    }
+
+    fn new(config: &Config) -> Result<Self, Failure> {
+        let (endpoint, keys) = reach(config)?;
         let clock = StoreClock::default();
         let limits = TransferLimits::default();
         let patience = config.limits.store_patience.0;
@@ -102,13 +158,17 @@ impl Store {
         }
     }
 
-    /// Keeps bytes if there is room for them.
-    pub(crate) fn keep(&self, bytes: Bytes) -> Option<Kept> {
+    /// Keeps the bytes of an object if there is room for them.
+    pub(crate) fn keep(&self, digest: Digest, bytes: Bytes) -> Option<Kept> {
         let pages = u32::try_from((bytes.len() as u64).div_ceil(PAGE_BYTES)).ok()?;
         let room = Arc::clone(&self.memory)
             .try_acquire_many_owned(pages)
             .ok()?;
-        Some(Kept { bytes, _room: room })
+        Some(Kept {
+            digest,
+            bytes,
+            _room: room,
+        })
     }
 
     /// Reads the store's clock now and then, for as long as it is polled. URLs are signed by that
@@ -218,14 +278,20 @@ pub(crate) fn refusal(error: &ObjectError) -> Refusal {
 pub(crate) mod tests {
     use futures::FutureExt as _;
     use runtime::{ConfigBytes, ConfigDuration};
+    use schemas::member::OpenLayer;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
     use crate::config::{LimitsConfig, StoreConfig};
 
-    /// Access to a store that nobody listens for, as `limits` say.
-    fn of(limits: LimitsConfig) -> Store {
-        let scratch = tempfile::tempdir().expect("a scratch folder");
-        let keys = scratch.path().join("keys.json");
+    /// A server; dropping it ends it.
+    type Serving = AbortOnDropHandle<()>;
+
+    /// A configuration with keys in `folder`.
+    fn config(folder: &std::path::Path, limits: LimitsConfig) -> Config {
+        let keys = folder.join("keys.json");
         identity::StoreKeys::generate()
             .write(&keys)
             .expect("the folder takes files");
@@ -234,11 +300,17 @@ pub(crate) mod tests {
             keys,
             ..StoreConfig::default()
         };
-        let config = Config {
+        Config {
             store,
             limits,
             ..Config::default()
-        };
+        }
+    }
+
+    /// Access to a store that nobody listens for, as `limits` say.
+    fn of(limits: LimitsConfig) -> Store {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let config = config(scratch.path(), limits);
         Store::new(&config).expect("nothing is connected yet")
     }
 
@@ -253,6 +325,78 @@ pub(crate) mod tests {
         let permits = vec![store.transfer().await, store.transfer().await];
         assert!(store.transfer().now_or_never().is_none(), "all are taken");
         (store, permits)
+    }
+
+    /// A configuration whose store gives this answer to everything. It answers while the task runs.
+    async fn config_of(folder: &std::path::Path, status: &'static str) -> (Config, Serving) {
+        let listener = TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a port is free");
+        let address = listener.local_addr().expect("it listens");
+        let serving = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer(stream, status));
+            }
+        });
+        let mut config = config(folder, LimitsConfig::default());
+        config.store.url = format!("http://{address}");
+        config.limits.store_patience = ConfigDuration::from_secs(5);
+        (config, AbortOnDropHandle::new(serving))
+    }
+
+    /// Answers one request, with its body read.
+    async fn answer(mut stream: TcpStream, status: &str) -> Option<()> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.ok()?);
+        }
+        let head = String::from_utf8_lossy(&head).to_lowercase();
+        let length = |line: &str| line.strip_prefix("content-length: ")?.parse().ok();
+        let mut body = vec![0; head.lines().find_map(length).unwrap_or(0)];
+        stream.read_exact(&mut body).await.ok()?;
+        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        stream.write_all(answer.as_bytes()).await.ok()?;
+        stream.shutdown().await.ok()
+    }
+
+    /// Access to a store that gives this answer to everything, while the task runs.
+    pub(crate) async fn answering(status: &'static str) -> (Store, Serving) {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let (config, serving) = config_of(scratch.path(), status).await;
+        let store = Store::new(&config).expect("nothing is connected yet");
+        (store, serving)
+    }
+
+    /// A server that says yes to everything: it would take other bytes than were announced.
+    #[tokio::test]
+    async fn tl_20_a_store_that_takes_everything_is_refused_at_the_start() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let (mut config, serving) = config_of(scratch.path(), "200 OK").await;
+        let domain = format!("O{}", "A".repeat(55)).parse().expect("a key");
+        let bulk_is_open = Posture {
+            open: vec![OpenLayer {
+                layer: Layer::Bulk,
+                reason: "a test".to_owned(),
+            }],
+        };
+        let open = async |config: &Config, posture: &Posture| {
+            let opened = Store::open(config, posture, &domain).await;
+            opened.map(|_| ()).map_err(|failure| {
+                let said = failure.refusal().to_string();
+                (failure.code(), said)
+            })
+        };
+        let (code, said) = open(&config, &bulk_is_open).await.expect_err("no rule");
+        assert_eq!(code, Code::StoreUnfit);
+        let rule = "wrong bytes are refused and absent";
+        assert!(said.contains(rule), "{said}");
+        let (code, _) = open(&config, &Posture::default()).await.expect_err("open");
+        assert_eq!(code, Code::StrangerServed);
+        config.store.check = false;
+        open(&config, &bulk_is_open).await.expect("it is not tried");
+        config.store.check = true;
+        drop(serving);
+        let (code, _) = open(&config, &bulk_is_open).await.expect_err("nobody");
+        assert_eq!(code, Code::StoreUnreachable, "nothing is known");
     }
 
     #[tokio::test]
@@ -277,18 +421,21 @@ pub(crate) mod tests {
             ..LimitsConfig::default()
         });
         let chunk = Bytes::from(vec![0; PAGE_BYTES as usize]);
-        let kept: Vec<Option<Kept>> = (0..100).map(|_| store.keep(chunk.clone())).collect();
+        let digest = Digest::of(&chunk);
+        let kept: Vec<Option<Kept>> = (0..100)
+            .map(|_| store.keep(digest, chunk.clone()))
+            .collect();
         assert_eq!(kept.iter().flatten().count(), 3);
         drop(kept);
         assert!(
             store
-                .keep(vec![0; 4 * PAGE_BYTES as usize].into())
+                .keep(digest, vec![0; 4 * PAGE_BYTES as usize].into())
                 .is_none(),
             "more than there is room for"
         );
         assert!(
             store
-                .keep(vec![0; 3 * PAGE_BYTES as usize].into())
+                .keep(digest, vec![0; 3 * PAGE_BYTES as usize].into())
                 .is_some(),
             "what was dropped gave its room back"
         );

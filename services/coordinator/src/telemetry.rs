@@ -19,6 +19,7 @@ pub(crate) const fn control_label(verb: ControlVerb) -> &'static str {
     match verb {
         ControlVerb::BlobPut => "operator blob.put",
         ControlVerb::BlobGet => "operator blob.get",
+        ControlVerb::Keys => "operator keys",
         verb => verb.token(),
     }
 }
@@ -69,7 +70,7 @@ pub(crate) fn input_span(input: &Input) -> Span {
                 Answer::Merged { sync, .. } => {
                     span.record("round", field::display(sync.round));
                 }
-                Answer::Saved { round, .. } => {
+                Answer::Saved { round, .. } | Answer::Compared { round, .. } => {
                     span.record("round", field::display(round));
                 }
                 Answer::DataLoaded { .. }
@@ -104,7 +105,7 @@ pub(crate) fn effect_span(effect: &Effect) -> Span {
                 Order::Merge { sync, .. } => {
                     span.record("round", field::display(sync.round));
                 }
-                Order::Save { round, .. } => {
+                Order::Save { round, .. } | Order::Compare { round, .. } => {
                     span.record("round", field::display(round));
                 }
                 Order::Restore { .. }

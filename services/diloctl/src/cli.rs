@@ -2,7 +2,9 @@
 
 mod audit;
 mod invite;
+mod rotate;
 mod snapshot;
+mod store;
 mod tenant;
 
 use std::path::PathBuf;
@@ -18,7 +20,9 @@ pub(crate) use self::audit::{
     ShowLineage, StoreAddress, Witnessing,
 };
 pub(crate) use self::invite::InviteArgs;
+pub(crate) use self::rotate::Rotate;
 pub(crate) use self::snapshot::{PromoteArgs, RestoreArgs, Snapshot};
+pub(crate) use self::store::{Store, StoreCheck};
 pub(crate) use self::tenant::{QuotaArgs, Tenant};
 use crate::commands::settings::RunArgs;
 use crate::output::Format;
@@ -111,6 +115,9 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR", default_value = "nats-config")]
         nats_config: PathBuf,
     },
+    /// The store of objects.
+    #[command(subcommand)]
+    Store(Store),
     /// What descends from what.
     #[command(subcommand)]
     Lineage(Lineage),
@@ -215,43 +222,20 @@ pub(crate) enum Auth {
     /// Show the public keys of the trust domain and the credentials that were issued; no secret is
     /// printed.
     Show,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Rotate {
-    /// Make a new signing key for a role, and new tokens for all holders of the role. Those whose
-    /// credentials lie in the trust domain's folder get them there: copy the files to their
-    /// machines. The old key stays valid until `auth retire`, so that nobody is cut off meanwhile.
-    Role {
-        /// The role.
-        #[arg(value_parser = parse_signing_role)]
-        role: Role,
-        /// End the old key at once, for a key that was stolen: every token of it is void, wherever
-        /// it was made, and its connections are cut. Processes that read their credentials from the
-        /// trust domain's folder connect again with the new ones.
+    /// Print the public keys that sign leases and commands as a JSON Web Key Set (RFC 7517), for
+    /// readers in other languages: `kid` is what the header of a document names. Publish it again after
+    /// `auth rotate manifest`.
+    Jwks {
+        /// Ask the coordinator for the keys that it publishes on the bus, and print them if they are
+        /// those of the trust bundle; others are refused (DL0672).
         #[arg(long)]
-        now: bool,
-    },
-    /// Make a new key that signs leases and commands, and let the trust bundle know it beside the old
-    /// one. The coordinator signs with it from its next lease on; nothing has to be restarted. Where
-    /// coordinator and workers have copies of `trust.json`, begin with `--prepare`, copy that file to
-    /// all of them, run this command, and copy `keys/manifest.nk` to the coordinator. End the overlap
-    /// with `--retire`, and copy `trust.json` again.
-    Manifest {
-        /// Let the trust bundle know the new key, and sign nothing with it yet.
-        #[arg(long, conflicts_with = "retire")]
-        prepare: bool,
-        /// End the overlap: documents that earlier keys signed are refused from now on. Leases whose
-        /// work has begun go on.
-        #[arg(long)]
-        retire: bool,
-    },
-    /// Make a new certificate for broker and store, as `auth certificate` does.
-    Certificate {
-        /// Host names or addresses of broker and store besides localhost. Name all of them: those
-        /// of the old certificate are not kept.
-        #[arg(long, value_name = "NAME")]
-        server_name: Vec<String>,
+        from_bus: bool,
+        /// A trust bundle, on a machine without the trust domain's folder.
+        #[arg(long, value_name = "FILE")]
+        trust: Option<PathBuf>,
+        /// Write to this file instead of stdout.
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
     },
 }
 
@@ -448,6 +432,12 @@ pub(crate) enum Worker {
         /// CPU threads of the worker.
         #[arg(long, default_value_t = 1)]
         threads: u32,
+    },
+    /// Ask the registrar for another key, for a worker of this machine, while `auth rotate user` waits
+    /// for it where the trust domain lies. The keys are made here and never leave the machine.
+    Rekey {
+        /// Name of the worker's credentials.
+        name: String,
     },
     /// Make a new token for a worker whose keys lie on its own machine: it was off for longer than its
     /// token, or the signing key of its role was replaced. The file holds no secret. Carry it to the

@@ -14,6 +14,7 @@ use runtime::{Bus, BusConfig, Failure, clock};
 use schemas::call::{Call, ControlVerb, control as call, control_subject};
 use schemas::control::{Query, View, ViewRequest};
 use schemas::permission::Role;
+use schemas::view::WorkerView;
 use schemas::{Code, Millis, PublicKey, RunId, V};
 use serde::{Deserialize, Serialize};
 
@@ -259,6 +260,14 @@ impl Operator {
     pub(crate) async fn view(&self, query: Query) -> Result<View, Failure> {
         let reply = self.ask::<call::View>(&ViewRequest { v: V, query }).await?;
         Ok(reply.view)
+    }
+
+    /// Asks for the workers of one run, present and past.
+    pub(crate) async fn workers(&self, run: &RunId) -> Result<Vec<WorkerView>, Failure> {
+        match self.view(Query::Workers(run.clone())).await? {
+            View::Workers(all) => Ok(all),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Asks for the full view of one run.

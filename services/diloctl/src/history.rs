@@ -10,7 +10,8 @@ use diloco_audit::files::last_kept;
 use identity::{DomainLayout, Mark};
 use runtime::Failure;
 use schemas::subject::{
-    AUDIT_STREAM, EVENTS_STREAM_PREFIX, LEDGER_FILTER, LEDGER_STREAM, Lane, events_stream,
+    AUDIT_STREAM, EVENTS_STREAM_PREFIX, LEDGER_FILTER, LEDGER_STREAM, Lane, SECURITY_FILTER,
+    SECURITY_STREAM, events_stream,
 };
 use schemas::{AccountId, Code};
 
@@ -41,15 +42,20 @@ pub(crate) struct Copy {
 }
 
 impl Copy {
-    /// Asks for the newest message of the ledger and of each tenant.
+    /// Asks for the newest message of the ledger, of the security events and of each tenant.
     pub(crate) async fn read(copy: &Stream, tenants: &[AccountId]) -> Result<Self, Failure> {
         let record = Lane::Record.prefix();
         let events = tenants
             .iter()
             .map(|tenant| (events_stream(tenant), format!("{record}.{tenant}.>")));
         let mut of = BTreeMap::new();
-        for (stream, subject) in
-            std::iter::once((LEDGER_STREAM.to_owned(), LEDGER_FILTER.to_owned())).chain(events)
+        for (stream, subject) in [
+            (LEDGER_STREAM, LEDGER_FILTER),
+            (SECURITY_STREAM, SECURITY_FILTER),
+        ]
+        .map(|(stream, filter)| (stream.to_owned(), filter.to_owned()))
+        .into_iter()
+        .chain(events)
         {
             let message = match copy.get_last_raw_message_by_subject(&subject).await {
                 Ok(message) => message,
@@ -109,7 +115,7 @@ impl History {
         if stream == AUDIT_STREAM {
             return self.check_copy(live);
         }
-        let events = stream.starts_with(EVENTS_STREAM_PREFIX);
+        let events = stream == SECURITY_STREAM || stream.starts_with(EVENTS_STREAM_PREFIX);
         if stream != LEDGER_STREAM && !events {
             return Ok(());
         }
@@ -121,7 +127,8 @@ impl History {
                 format!("stream {stream} {what}; {witness}"),
             ))
         };
-        // A stream that the copy does not copy yet is of a tenant that was just made.
+        // A stream that the copy does not copy yet is of a tenant that was just made, or the domain is
+        // of an earlier release, which had no security events.
         let copies = !self.copy.copied.is_empty();
         let known = self.copy.copied.contains(stream) || self.copy.of.contains_key(stream);
         if live.is_none() && events && copies && !known {

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use schemas::account::{
     ACCOUNT_TOKEN_POSITION, Account, CROSSINGS, Copied, CopyPath, Crossing, QUESTIONS, Question,
+    REPORTS, Report,
 };
 use schemas::limits::{REQUEST_TIMEOUT, WORKERS_MAX};
-use schemas::permission::{Role, permissions};
+use schemas::permission::{HEARER, Role, permissions};
 use schemas::subject::Lane;
 use schemas::{AccountId, PublicKey};
 
@@ -130,6 +131,7 @@ pub fn service_account(
             .flat_map(|copied| copy_imports(copied, accounts))
             .collect(),
         Account::Readers => question_imports(accounts),
+        _ if account == HEARER.account() => report_imports(accounts),
         _ => vec![],
     };
     let conn = match account {
@@ -152,6 +154,7 @@ pub fn service_account(
         exports: crossings
             .chain(copied)
             .chain(questions.iter().map(question_export))
+            .chain(reports(account).map(report_export))
             .collect(),
         limits: AccountLimits { conn, ..limits },
         signing_keys: scopes(account, key),
@@ -243,7 +246,7 @@ fn nanoseconds(span: Duration) -> u64 {
 fn export(crossing: &Crossing) -> Export {
     let answer_max = match crossing.lane {
         Lane::Telemetry => HEARTBEAT_ANSWER_MAX,
-        Lane::Event => EVENT_ANSWER_MAX,
+        Lane::Event | Lane::Log => EVENT_ANSWER_MAX,
         _ => REQUEST_ANSWER_MAX,
     };
     Export {
@@ -313,6 +316,40 @@ fn question_export(question: &Question) -> Export {
         response_type: Some(answers.into()),
         response_threshold: Some(nanoseconds(QUESTION_ANSWER_MAX)),
     }
+}
+
+/// The broker's reports that an account offers to the one where they are heard.
+fn reports(account: Account) -> impl Iterator<Item = &'static Report> {
+    let elsewhere = account != HEARER.account();
+    REPORTS
+        .iter()
+        .filter(move |report| report.home == account && elsewhere)
+}
+
+fn report_export(report: &Report) -> Export {
+    Export {
+        name: report.subject.into(),
+        subject: report.subject.into(),
+        kind: SharedKind::Stream,
+        account_token_position: 0,
+        response_type: None,
+        response_threshold: None,
+    }
+}
+
+fn report_imports(accounts: &Accounts) -> Vec<Import> {
+    let import = |report: &Report| Import {
+        name: report.local.into(),
+        subject: report.subject.into(),
+        local_subject: report.local.into(),
+        account: accounts.exporter(report.home),
+        kind: SharedKind::Stream,
+        share: false,
+    };
+    let elsewhere = REPORTS
+        .iter()
+        .filter(|report| report.home != HEARER.account());
+    elsewhere.map(import).collect()
 }
 
 /// The questions, and one import more that nobody may use. The broker gives an account without

@@ -234,6 +234,21 @@ impl Credentials {
         })
     }
 
+    /// The reason why `new` are not the credentials of the same holder with another key; none if
+    /// they are.
+    pub(crate) fn unlike(&self, new: &Self) -> Option<&'static str> {
+        let (old, token) = (&self.token, &new.token);
+        if new.public() == self.public() {
+            Some("they have the same key")
+        } else if token.name != old.name {
+            Some("they have another name")
+        } else if token.claims != old.claims {
+            Some("they are for another account, run or rights")
+        } else {
+            None
+        }
+    }
+
     fn with_token(
         &self,
         jwt: String,

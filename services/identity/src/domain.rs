@@ -15,6 +15,7 @@ use crate::invitation::{INVITATION_MAX, INVITATION_MIN};
 use crate::invitations::InvitationError;
 use crate::issued::{Registration, RegistrationError};
 use crate::issuer::{AccountNames, IssuerError, sign};
+use crate::jws::JwsError;
 use crate::jwt::{JwtError, check_label};
 use crate::key::{KeyError, KeyKind, SigningKey};
 use crate::layout::DomainLayout;
@@ -189,6 +190,9 @@ pub enum DomainError {
     /// The trust bundle.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The signed form of the trust bundle.
+    #[error("signed trust bundle: {0}")]
+    Endorsement(#[from] JwsError),
     /// The issuer's keys.
     #[error(transparent)]
     Issuer(#[from] IssuerError),
@@ -230,6 +234,7 @@ impl DomainError {
             Self::Credentials(error) => error.code(),
             Self::Tls(error) => error.code(),
             Self::Trust(error) => error.code(),
+            Self::Endorsement(error) => error.code(),
             Self::Issuer(error) => error.code(),
             Self::Registration(error) => error.code(),
             Self::StoreKeys(error) => error.code(),
@@ -339,6 +344,7 @@ impl Domain {
         let expires = UnixMillis((issued.after(lifetime).get() / 1000) * 1000);
         let known = list.find(key.public())?;
         let seat = known.as_ref().and_then(|known| known.seat.clone());
+        let before = known.as_ref().and_then(|known| known.before.clone());
         if let Some(known) = known.filter(|known| known.blocked.is_some()) {
             let revoked = self.revocation(&known.account, &known.public)?;
             if holders == Holders::NotRevoked || revoked.is_none() {
@@ -360,6 +366,8 @@ impl Domain {
             blocked: None,
             audit_key,
             seat,
+            before,
+            changes_until: None,
         };
         let credentials = Credentials::new(sign(&signer, &holder, expires, issued)?, key)?;
         // Then the record: credentials without one would not be renewed, and could not be revoked

@@ -9,8 +9,6 @@ use sha2::{Digest as _, Sha256};
 use crate::key::{KeyError, SIGNATURE_BYTES, verify_strict};
 use crate::purpose::AuditKey;
 
-const STATEMENT: &[u8] = b"diloco/statement/v1";
-
 impl AuditKey {
     /// Signs the body of an event of `domain` (the domain's id as text, see
     /// [`TrustBundle`](crate::trust::TrustBundle)). The body was serialised once, and is sent
@@ -23,7 +21,7 @@ impl AuditKey {
     /// Signs the body of a statement of `domain`: a result, or anything else that a process vouches
     /// for outside its chain of events.
     pub fn sign_statement(&self, domain: &str, body: &[u8]) -> [u8; SIGNATURE_BYTES] {
-        self.sign(&prefixed(STATEMENT, domain, body))
+        self.sign(&chain::statement_bytes(domain, body))
     }
 }
 
@@ -37,7 +35,7 @@ pub fn verify_statement(
     signature: &[u8],
     body: &[u8],
 ) -> Result<(), KeyError> {
-    verify_strict(public, &prefixed(STATEMENT, domain, body), signature)
+    verify_strict(public, &chain::statement_bytes(domain, body), signature)
 }
 
 /// `0xFF`, purpose, `0x00`, sha256 of the domain's id, body.
@@ -68,6 +66,10 @@ mod tests {
         let statement = key.sign_statement("one", b"body");
         assert!(is_event("one", &key, &event));
         assert!(verify_statement("one", key.public(), &statement, b"body").is_ok());
+        let pure = |domain: &str, signature: &[u8]| {
+            chain::is_signed_statement(domain, key.public().as_str(), signature, b"body")
+        };
+        assert!(pure("one", &statement) && !pure("two", &statement) && !pure("one", &event));
         assert!(verify_statement("one", key.public(), &event, b"body").is_err());
         assert!(!is_event("one", &key, &statement));
         assert!(!is_event("two", &key, &event));

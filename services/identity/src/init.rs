@@ -231,6 +231,8 @@ fn make(layout: &DomainLayout, options: &InitOptions, now: UnixMillis) -> Result
     let (manifest, audit) = (ManifestKey::generate(), AuditKey::generate());
     let head = HeadKey::generate();
     head.seed().write(&layout.head_key())?;
+    let sentry = AuditKey::generate();
+    sentry.seed().write(&layout.sentry_key())?;
     manifest.seed().write(&layout.manifest_key())?;
     audit.seed().write(&layout.coordinator_audit_key())?;
     let (authority, certified) = Authority::generate(now)?;
@@ -258,6 +260,7 @@ fn make(layout: &DomainLayout, options: &InitOptions, now: UnixMillis) -> Result
         manifest_keys: vec![manifest.public().clone()],
         audit_keys: vec![audit.public().clone()],
         head_keys: vec![head.public().clone()],
+        sentry_keys: vec![sentry.public().clone()],
         ca: layout.ca_relative(),
     };
     Ok(trust.write(&layout.trust())?)

@@ -75,6 +75,8 @@ pub struct InvitationFile {
     pub bus: String,
     /// The run.
     pub run: RunId,
+    /// The time at which it was made; 0 if an earlier release made it.
+    pub made: UnixMillis,
     /// The end of the credential in it.
     pub ends: UnixMillis,
     /// The join token.
@@ -97,6 +99,8 @@ struct Written {
     v: V<1>,
     bus: String,
     run: RunId,
+    #[serde(default)]
+    made: UnixMillis,
     ends: UnixMillis,
     #[serde(with = "wiped")]
     token: Zeroizing<String>,
@@ -147,6 +151,7 @@ impl InvitationFile {
         Ok(Self {
             bus: written.bus,
             run: written.run,
+            made: written.made,
             ends: written.ends,
             token,
             credentials,
@@ -165,6 +170,7 @@ impl InvitationFile {
             v: V,
             bus: self.bus.clone(),
             run: self.run.clone(),
+            made: self.made,
             ends: self.ends,
             token: Zeroizing::new(self.token.expose().to_owned()),
             credentials: self.credentials.text(),
@@ -240,6 +246,7 @@ impl Domain {
         let file = InvitationFile {
             bus: invite.bus,
             run: invite.run.clone(),
+            made: now,
             ends,
             token,
             credentials: Credentials::new(jwt, key)?,

@@ -84,6 +84,29 @@ impl InvitationList {
         write(&folder.join(format!("{}.{ENDING}", guest.worker)), guest)
     }
 
+    /// Forgets the machines that asked, were denied, and were not enrolled. The operator's words on their
+    /// keys stay, and refuse them before anything is kept for them again. So what an invitation keeps
+    /// grows with an operator's words, and not with the keys that somebody makes.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn forget_denied(&self, invitation: &Invitation) -> Result<(), InvitationError> {
+        let folder = self.of(&invitation.terms.invitation).join(GUESTS);
+        let guests = invitation.guests.values();
+        for guest in guests
+            .filter(|guest| guest.enrolled.is_none() && invitation.denied.contains(&guest.worker))
+        {
+            let path = folder.join(format!("{}.{ENDING}", guest.worker));
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(FileError::Write { path, source }.into());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Keeps an operator's word on a key.
     ///
     /// # Errors

@@ -26,6 +26,9 @@ pub enum RegistrationError {
     /// A file.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The folder is not there.
+    #[error("{} does not exist", .0.display())]
+    Absent(PathBuf),
     /// The file holds no record, or that of another key.
     #[error("{} is not the record of an issued credential: {reason}", path.display())]
     Invalid {
@@ -41,6 +44,7 @@ impl RegistrationError {
     pub fn code(&self) -> Code {
         match self {
             Self::File(error) => error.code(),
+            Self::Absent(_) => Code::RecordsMissing,
             Self::Invalid { .. } => Code::RegistrationInvalid,
         }
     }
@@ -101,18 +105,19 @@ impl IssuedList {
         Ok(Some(record))
     }
 
-    /// All records, in the order of their names.
+    /// All records, in the order of their names. A domain has the folder since it was made, so one
+    /// that is missing was moved away or is not mounted, and says nothing about anybody.
     ///
     /// # Errors
-    /// One of them cannot be used.
+    /// The folder is missing, or one of the records cannot be used.
     pub fn all(&self) -> Result<Vec<Registration>, RegistrationError> {
         let failed = |source| FileError::Read {
             path: self.folder.clone(),
             source,
         };
         let mut records = Vec::new();
-        if !self.folder.exists() {
-            return Ok(records);
+        if self.is_absent()? {
+            return Err(RegistrationError::Absent(self.folder.clone()));
         }
         for entry in fs::read_dir(&self.folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
@@ -126,6 +131,16 @@ impl IssuedList {
         }
         records.sort_by(|a: &Registration, b| (&a.name, &a.public).cmp(&(&b.name, &b.public)));
         Ok(records)
+    }
+
+    /// The record of the key that succeeds this one, unless it is blocked.
+    ///
+    /// # Errors
+    /// As [`IssuedList::all`].
+    pub fn successor_of(&self, old: &PublicKey) -> Result<Option<Registration>, RegistrationError> {
+        let succeeds = |one: &Registration| one.before.as_ref() == Some(old);
+        let mut all = self.all()?.into_iter();
+        Ok(all.find(|one| succeeds(one) && one.blocked.is_none()))
     }
 
     /// Writes the record of a key; an earlier one of the same key is replaced.
@@ -188,6 +203,8 @@ mod tests {
             blocked: None,
             audit_key: None,
             seat: None,
+            before: None,
+            changes_until: None,
         }
     }
 
@@ -199,7 +216,10 @@ mod tests {
     fn a_record_is_found_by_its_key_and_by_no_other() {
         let scratch = tempfile::tempdir().expect("a scratch folder");
         let list = list(&scratch);
-        assert_eq!(list.all().expect("no folder yet"), []);
+        let missing = list.all().expect_err("no folder, so nothing is known");
+        assert_eq!(missing.code(), Code::RecordsMissing);
+        fs::create_dir(list.folder()).expect("it is ours");
+        assert_eq!(list.all().expect("nobody has credentials"), []);
         let (a, b) = (record("a"), record("b"));
         for record in [&b, &a] {
             list.record(record).expect("a fresh folder takes files");

@@ -5,11 +5,11 @@
 use data_encoding::BASE64URL_NOPAD;
 use schemas::limits::MESSAGE_BYTES_MAX;
 use schemas::text::Time;
-use schemas::{Code, Millis, UnixMillis};
+use schemas::{Code, Millis, PublicKey, UnixMillis};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::key::{KeyError, verify_strict};
+use crate::key::{KeyError, SIGNATURE_BYTES, SigningKey, verify_strict};
 use crate::purpose::ManifestKey;
 use crate::trust::TrustBundle;
 
@@ -91,27 +91,43 @@ impl ManifestKey {
     /// # Errors
     /// The claims are no JSON, or make a document that is too long.
     pub fn sign_document<T: Serialize>(&self, typ: &str, claims: &T) -> Result<String, JwsError> {
-        let header = Header {
-            alg: ALGORITHM.into(),
-            kid: self.public().to_string(),
-            typ: typ.into(),
-        };
-        let header = serde_json::to_vec(&header).expect("three strings are JSON");
-        let claims = serde_json::to_vec(claims).map_err(JwsError::Claims)?;
-        let input = format!(
-            "{}.{}",
-            BASE64URL_NOPAD.encode(&header),
-            BASE64URL_NOPAD.encode(&claims)
-        );
-        let compact = format!(
-            "{input}.{}",
-            BASE64URL_NOPAD.encode(&self.sign(input.as_bytes()))
-        );
-        if compact.len() > COMPACT_BYTES_MAX {
-            Err(JwsError::TooLong(compact.len()))
-        } else {
-            Ok(compact)
-        }
+        signed(self.public(), typ, claims, |input| self.sign(input))
+    }
+}
+
+/// Signs `claims` as a document of type `typ` with a key of the vault.
+pub(crate) fn sign<T: Serialize>(
+    key: &SigningKey,
+    typ: &str,
+    claims: &T,
+) -> Result<String, JwsError> {
+    signed(key.public(), typ, claims, |input| key.sign(input))
+}
+
+fn signed<T: Serialize>(
+    key: &PublicKey,
+    typ: &str,
+    claims: &T,
+    sign: impl FnOnce(&[u8]) -> [u8; SIGNATURE_BYTES],
+) -> Result<String, JwsError> {
+    let header = Header {
+        alg: ALGORITHM.into(),
+        kid: key.to_string(),
+        typ: typ.into(),
+    };
+    let header = serde_json::to_vec(&header).expect("three strings are JSON");
+    let claims = serde_json::to_vec(claims).map_err(JwsError::Claims)?;
+    let input = format!(
+        "{}.{}",
+        BASE64URL_NOPAD.encode(&header),
+        BASE64URL_NOPAD.encode(&claims)
+    );
+    let signature = sign(input.as_bytes());
+    let compact = format!("{input}.{}", BASE64URL_NOPAD.encode(&signature));
+    if compact.len() > COMPACT_BYTES_MAX {
+        Err(JwsError::TooLong(compact.len()))
+    } else {
+        Ok(compact)
     }
 }
 
@@ -124,6 +140,15 @@ pub fn verify<T: DeserializeOwned>(
     compact: &str,
     typ: &str,
     trust: &TrustBundle,
+) -> Result<T, JwsError> {
+    verify_by(compact, typ, |named| trust.manifest_key(named))
+}
+
+/// [`verify`], with the key that `trusted` gives for the one that the document names.
+pub(crate) fn verify_by<'a, T: DeserializeOwned>(
+    compact: &str,
+    typ: &str,
+    trusted: impl FnOnce(&str) -> Option<&'a PublicKey>,
 ) -> Result<T, JwsError> {
     if compact.len() > COMPACT_BYTES_MAX {
         return Err(JwsError::TooLong(compact.len()));
@@ -150,9 +175,9 @@ pub fn verify<T: DeserializeOwned>(
             expected: typ.into(),
         });
     }
-    let key = trust
-        .manifest_key(&header.kid)
-        .ok_or_else(|| JwsError::UnknownKey(shown(header.kid)))?;
+    let Some(key) = trusted(&header.kid) else {
+        return Err(JwsError::UnknownKey(shown(header.kid)));
+    };
     verify_strict(key, input.as_bytes(), &signature)?;
     // A full stop inside the middle part is no base64url, so there are exactly three parts.
     let claims = decode(claims).map_err(|_| malformed("claims are not base64url"))?;
@@ -199,6 +224,7 @@ mod tests {
             manifest_keys: keys.iter().map(|key| key.public().clone()).collect(),
             audit_keys: vec![AuditKey::generate().public().clone()],
             head_keys: vec![],
+            sentry_keys: vec![],
             ca: "ca.pem".into(),
         }
     }

@@ -64,6 +64,11 @@ impl DomainLayout {
         self.key("audit-head")
     }
 
+    /// The seed file of the key that signs security events.
+    pub fn sentry_key(&self) -> PathBuf {
+        self.key("sentry")
+    }
+
     /// The certificate of the private authority.
     pub fn ca(&self) -> PathBuf {
         self.folder.join(self.ca_relative())
@@ -194,6 +199,16 @@ impl DomainLayout {
             .join(format!("{}.json", role.name()))
     }
 
+    /// The note that a holder gets another key.
+    pub(crate) fn succession(&self, name: &str) -> PathBuf {
+        self.folder.join("succession").join(format!("{name}.json"))
+    }
+
+    /// The folder of the keys with which workers of this machine want to go on.
+    pub(crate) fn heirs(&self) -> PathBuf {
+        self.folder.join("heirs")
+    }
+
     /// The file of the mark, which holds the last known position of the ledger.
     pub fn ledger_mark(&self) -> PathBuf {
         self.folder.join("ledger.mark")
@@ -307,6 +322,7 @@ mod tests {
             (layout.audit_files(), "d/audit"),
             (layout.audit_log(), "d/audit/log"),
             (layout.head_key(), "d/keys/audit-head.nk"),
+            (layout.sentry_key(), "d/keys/sentry.nk"),
             (layout.pinned_head(), "d/audit-head.pin"),
             (layout.lock(), "d/lock"),
             (layout.vault().authority_key(), "d/vault/ca.key"),

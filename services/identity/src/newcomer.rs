@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::clients::{ClientFile, Holder};
 use crate::credentials::Credentials;
 use crate::domain::{DomainError, Issued};
+use crate::endorsed::newer;
 use crate::enrolment;
 use crate::invitation::InvitationFile;
 use crate::jwt::check_label;
@@ -191,7 +192,9 @@ impl Newcomer {
     }
 
     /// Checks the registrar's answer, and writes what a worker of this name needs, the credentials
-    /// last. The keys of the newcomer are then the worker's; [`finish`] removes their folder.
+    /// last. The trust bundle is the one that the answer brings, if the domain's root signed it since
+    /// the invitation was made; a bundle that is here already stays. The keys of the newcomer are then
+    /// the worker's; [`finish`] removes their folder.
     ///
     /// # Errors
     /// The answer is bound to other keys, another run or another domain, another worker of this name
@@ -202,6 +205,10 @@ impl Newcomer {
         reply: &EnrolmentReply,
     ) -> Result<Issued, DomainError> {
         let credentials = self.check(invitation, reply)?;
+        let trust = match &reply.trust {
+            Some(document) => newer(&invitation.trust, invitation.made, document)?,
+            None => invitation.trust.clone(),
+        };
         let path = self.layout.credentials(&reply.name);
         if path.exists() && Credentials::read(&path)?.public() != self.worker() {
             return Err(DomainError::Taken(path));
@@ -210,7 +217,7 @@ impl Newcomer {
         self.audit.seed().write(&audit_key)?;
         if !self.layout.trust().exists() {
             write_private(&self.layout.ca(), invitation.ca.as_bytes())?;
-            invitation.trust.write(&self.layout.trust())?;
+            trust.write(&self.layout.trust())?;
         }
         let note = Note {
             v: V,

@@ -18,7 +18,7 @@ use crate::domain::{Domain, DomainError, account_id, account_key_name};
 use crate::issuer::AccountNames;
 use crate::jwt::{Subject, mint};
 use crate::key::{KeyKind, SigningKey};
-use crate::purpose::HeadKey;
+use crate::purpose::{AuditKey, HeadKey};
 use crate::secret::{FileError, create_private_folder};
 use crate::store_keys::{AccessKey, StoreKeys};
 use crate::trust::TrustBundle;
@@ -34,6 +34,8 @@ impl Domain {
         if !self.layout().vault().is_here() && !self.is_older() {
             return Ok(());
         }
+        // An earlier release had no such list; it is made of the credentials that lie here.
+        create_private_folder(self.layout().issued().folder())?;
         self.move_keys()?;
         self.add_keys()?;
         self.write_names()?;
@@ -43,7 +45,8 @@ impl Domain {
             self.move_auditor(&path, &readers, &signer, now)?;
             self.register(&path)?;
         }
-        self.give_head_key()
+        self.give_head_key()?;
+        self.give_sentry_key()
     }
 
     /// Makes sure that auditors, the audit service and the coordinator have keys to the store, each in
@@ -177,6 +180,8 @@ impl Domain {
                 blocked: revoked.map(|one| one.until),
                 audit_key: self.known_audit_key(role, &token.name)?,
                 seat: None,
+                before: None,
+                changes_until: None,
             })?;
         }
         Ok(())
@@ -195,6 +200,24 @@ impl Domain {
             HeadKey::generate().seed().write(&file)?;
         }
         trust.head_keys.push(HeadKey::read(&file)?.public().clone());
+        trust.ca = self.layout().ca_relative();
+        Ok(trust.write(&path)?)
+    }
+
+    /// Makes the key that signs security events, in the same order.
+    fn give_sentry_key(&self) -> Result<(), DomainError> {
+        let path = self.layout().trust();
+        let mut trust = TrustBundle::read(&path)?;
+        if !trust.sentry_keys.is_empty() {
+            return Ok(());
+        }
+        let file = self.layout().sentry_key();
+        if !file.exists() {
+            AuditKey::generate().seed().write(&file)?;
+        }
+        trust
+            .sentry_keys
+            .push(AuditKey::read(&file)?.public().clone());
         trust.ca = self.layout().ca_relative();
         Ok(trust.write(&path)?)
     }

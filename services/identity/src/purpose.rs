@@ -150,8 +150,12 @@ impl WitnessKey {
 
     /// Cosigns a head, which the caller has verified: the result is a line for its signed text.
     pub fn cosign(&self, witness: &Witness, head: &Head, time: u64) -> String {
-        let signature = self.0.sign(cosigned(head, time).as_bytes());
-        witness.line(time, &signature)
+        witness.line(time, &self.cosign_raw(head, time))
+    }
+
+    /// The same cosignature without the line around it.
+    pub fn cosign_raw(&self, head: &Head, time: u64) -> [u8; SIGNATURE_BYTES] {
+        self.0.sign(cosigned(head, time).as_bytes())
     }
 }
 

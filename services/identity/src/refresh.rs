@@ -32,7 +32,8 @@ impl Domain {
     /// tokens for the same keys, if the old ones have ended or are in the second half of their lives.
     /// The domain's own, which have the name of their role, get one in any case. Others do if the old
     /// one had the usual life: where a person chose another, it ends when it ends. A blocked key gets
-    /// none, and the audit service's own token is renewed by the registrar. Returns the names. The caller holds the [`crate::DomainLock`].
+    /// none, and the audit service's own token is renewed by the registrar. Returns the names. The
+    /// caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
     /// A record or a credentials file cannot be read; otherwise as [`Domain::issue`].
@@ -84,6 +85,6 @@ fn life(known: &Registration) -> Millis {
 }
 
 /// True in the second half of a life, and after it.
-fn is_due(begins: UnixMillis, ends: UnixMillis, now: UnixMillis) -> bool {
+pub(crate) fn is_due(begins: UnixMillis, ends: UnixMillis, now: UnixMillis) -> bool {
     now.get() >= begins.get().midpoint(ends.get())
 }

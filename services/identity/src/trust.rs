@@ -32,6 +32,9 @@ pub struct TrustBundle {
     /// The keys that heads of the log may be signed with. None in a bundle of an earlier release,
     /// with which no head can be checked.
     pub head_keys: Vec<PublicKey>,
+    /// The keys that security events may be signed with. None in a bundle of an earlier release.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sentry_keys: Vec<PublicKey>,
     /// The certificate authority of bus and store; relative paths start at the bundle's folder.
     pub ca: PathBuf,
 }
@@ -198,6 +201,7 @@ impl TrustBundle {
             ("manifest keys", KeyKind::Account, &self.manifest_keys, 1),
             ("audit keys", KeyKind::User, &self.audit_keys, 1),
             ("head keys", KeyKind::Account, &self.head_keys, 0),
+            ("sentry keys", KeyKind::User, &self.sentry_keys, 0),
         ];
         for (list, kind, keys, least) in lists {
             if keys.len() < least || keys.len() > KEYS_MAX {
@@ -248,6 +252,7 @@ mod tests {
             ],
             audit_keys: vec![AuditKey::generate().public().clone()],
             head_keys: vec![HeadKey::generate().public().clone()],
+            sentry_keys: vec![AuditKey::generate().public().clone()],
             ca: "tls/ca.pem".into(),
         }
     }
@@ -296,6 +301,27 @@ mod tests {
             "this version has the list"
         );
         assert_eq!(new.raw_head_keys().len(), 1);
+    }
+
+    /// A bundle without security events stays readable, and a program takes no other key for them.
+    #[test]
+    fn tl_29_a_bundle_without_a_sentry_names_none() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("trust.json");
+        let old = TrustBundle {
+            sentry_keys: vec![],
+            ..bundle()
+        };
+        old.write(&path).expect("the folder takes files");
+        let text = std::fs::read_to_string(&path).expect("just written");
+        assert!(!text.contains("sentry"), "{text}");
+        let read = TrustBundle::read(&path).expect("just written");
+        assert_eq!(read.sentry_keys, []);
+        let wrong = TrustBundle {
+            sentry_keys: old.head_keys,
+            ..bundle()
+        };
+        assert!(matches!(wrong.write(&path), Err(TrustError::Key(_))));
     }
 
     #[test]

@@ -159,6 +159,7 @@ impl State {
             tenant_ended: false,
             objects: 0,
             measured: BTreeMap::new(),
+            left_out: Vec::new(),
             spending: spec.privacy.is_some().then(Spending::default),
             disclosures_max,
             cohorts: BTreeMap::new(),
@@ -264,12 +265,14 @@ impl Run {
                 statement,
                 ..
             } => self.accept_evaluation(lease, worker, evaluation, *statement),
+            LedgerEvent::RoundCompared { round, cosines } => self.compare(*round, cosines),
             LedgerEvent::RoundSealed {
                 round,
                 fragment,
                 inputs,
+                left_out,
                 rest,
-            } => self.seal(sync(*round, *fragment), inputs, *rest),
+            } => self.seal(sync(*round, *fragment), (inputs, left_out), *rest),
             LedgerEvent::RoundClosed {
                 round,
                 fragment,

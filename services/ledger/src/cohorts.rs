@@ -6,7 +6,7 @@ use schemas::contribution::Fate;
 use schemas::hold::Hold;
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
 use schemas::masking::{CohortMember, UnitKey, Unmasking};
-use schemas::{Round, SyncId, UnitIndex, Weight};
+use schemas::{Digest, Round, SyncId, UnitIndex, Weight};
 use serde::Serialize;
 
 use crate::error::{ApplyError, out_of_place};
@@ -53,6 +53,17 @@ impl Run {
         let record = self.cohorts.get(&round)?;
         let cohort = self.cohort_of(round, record.members.clone());
         Some(cohort.expect("the fold took it as a cohort"))
+    }
+
+    /// The digest of the cohort of an open round, which each contribution under its masks names.
+    pub fn cohort_digest(&self, round: Round) -> Option<Digest> {
+        let record = self.cohorts.get(&round)?;
+        let threshold = self.spec.secure_aggregation?.threshold;
+        let (run, spec) = (&self.spec.run, &self.spec_digest);
+        let members = &record.members;
+        Some(masking::Cohort::digest_of(
+            run, spec, round, threshold, members,
+        ))
     }
 
     /// What takes the masks from the sum of a round, once it is known.

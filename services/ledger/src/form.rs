@@ -24,6 +24,7 @@ use schemas::quarantine::MergedRounds;
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::tenant::Quota;
+use schemas::view::LeftOutView;
 use schemas::{
     AccountId, Bytes, ChainSequence, Code, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round,
     RunId, Seat, SyncId, TenantName, Tokens, UnitIndex, UnixMillis, V, WorkerId,
@@ -194,6 +195,8 @@ forms! {
         // Left out while there are none, like the holds.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         measured: Vec<(UnitId, MeasuredForm)>,
+        #[serde(default, skip_serializing_if = "<[LeftOutView]>::is_empty")]
+        left_out: Cow<'a, [LeftOutView]>,
         // Left out of a run that is not private, so that states from before there was privacy keep
         // their bytes.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -278,6 +281,8 @@ forms! {
         // Left out where there is none, so that states from before there were seats keep their bytes.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         seat: Option<Cow<'a, Seat>>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<Cow<'a, WorkerId>>,
         session: Session,
         fenced: Option<LeaseRef>,
         present: bool,

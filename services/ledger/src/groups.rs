@@ -40,6 +40,13 @@ impl Run {
         seat.is_none_or(|seat| seat.rank() == Rank(0) && self.is_sealed(seat))
     }
 
+    /// The number of workers and of groups that can be given units now: a group is one, once a
+    /// member sits in each of its seats.
+    pub fn ready(&self) -> u32 {
+        let present = self.members.values().filter(|member| member.present);
+        present.filter(|member| self.may_lease(member)).count() as u32
+    }
+
     /// Another member that stands in the way of a seat: it sits there, or counts the seats of the
     /// group otherwise.
     pub fn in_the_way<'a>(

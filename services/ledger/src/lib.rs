@@ -56,10 +56,11 @@ pub use cohorts::CohortRecord;
 pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
 pub use given_up::GivenUp;
-pub use mark::{Going, Kind, Mark, Named, Old, Plan};
+pub use mark::{Going, Kind, Mark, Named, Needed, Old, Plan};
+pub use members::KeyState;
 pub use pointers::Unpromotable;
 pub use quarantine::QuarantineRecord;
-pub use screening::{Measured, outliers};
+pub use screening::{Judged, Measured, minority, outliers, unlike};
 pub use spending::{BudgetEnd, Spending};
 pub use state::{
     Accepted, Fates, HoldRecord, Member, OpenSync, PointerRecord, RefusedResult, RestoreRecord,

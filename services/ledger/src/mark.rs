@@ -40,6 +40,15 @@ pub enum Named {
     Plain(ObjectRef),
 }
 
+/// Something that is needed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Needed {
+    /// The run that needs it; none if everybody does.
+    pub run: Option<RunId>,
+    /// Its objects.
+    pub named: Named,
+}
+
 /// Something old of the run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Old {
@@ -61,7 +70,7 @@ pub struct Mark<'a> {
     /// What goes, unless something needs the same objects.
     pub old: Vec<Old>,
     /// What is needed.
-    pub needed: Vec<Named>,
+    pub needed: Vec<Needed>,
 }
 
 /// The objects that go.
@@ -100,11 +109,27 @@ impl<'a> Mark<'a> {
             needed: Vec::new(),
         };
         let saved = state.saved.iter().map(|one| Named::Plain(one.object));
-        mark.needed.extend(saved);
-        for (_, run) in state.runs() {
-            mark.needed.extend(of_state(run));
+        mark.needed.extend(saved.map(Needed::by_all));
+        for (name, run) in state.runs() {
+            let by_run = |named| Needed {
+                run: Some(name.clone()),
+                named,
+            };
+            mark.needed.extend(of_state(run).map(by_run));
         }
         mark
+    }
+
+    /// The runs that may have made objects which this one names too: itself, and those that began
+    /// with the same weights. What such a run has lost may name anything old of this run.
+    pub fn kin(&self) -> BTreeSet<RunId> {
+        let initial = |run: &Run| run.spec.model.initial.digest();
+        let own = self.state.run(self.run).map(initial);
+        let others = self.state.runs();
+        let kin = others.filter(|(_, other)| Some(initial(other)) == own);
+        kin.map(|(name, _)| name.clone())
+            .chain([self.run.clone()])
+            .collect()
     }
 
     /// Takes the next event of the ledger.
@@ -139,7 +164,10 @@ impl<'a> Mark<'a> {
             (true, true) => self.old.push(old),
             // Another run has given it up, and needs it no more.
             (true, false) => {}
-            (false, _) => self.needed.push(old.objects),
+            (false, _) => self.needed.push(Needed {
+                run: Some(run.clone()),
+                named: old.objects,
+            }),
         }
     }
 
@@ -191,6 +219,13 @@ impl<'a> Mark<'a> {
             }
         }
         plan
+    }
+}
+
+impl Needed {
+    /// What everybody needs.
+    pub const fn by_all(named: Named) -> Self {
+        Self { run: None, named }
     }
 }
 

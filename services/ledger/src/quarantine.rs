@@ -29,8 +29,8 @@ impl Run {
         self.quarantined.contains_key(worker)
     }
 
-    /// The contributions of a worker that a quarantine withdraws: those to open rounds of which no
-    /// seal has begun, in any fragment. What a seal names is merged.
+    /// The contributions of a worker, under this key and those from before, that a quarantine
+    /// withdraws: those to open rounds of which no seal has begun, in any fragment. What a seal names is merged.
     pub fn withdrawable(&self, worker: &WorkerId) -> Vec<LeaseRef> {
         // A fragment that is merged is open no more.
         let collects = |round: Round, fragment: Fragment| {
@@ -44,14 +44,15 @@ impl Run {
         let rounds = self.open_rounds().filter(|round| unsealed(*round));
         let inputs = rounds.filter_map(|round| self.syncs(round).next());
         let inputs = inputs.flat_map(|(_, open)| open.inputs());
-        let own = inputs.filter(|input| input.worker == *worker);
+        let own = inputs.filter(|input| self.is_key_of(&input.worker, worker));
         own.map(|input| input.lease).collect()
     }
 
     /// Open rounds whose sealed set, or the part of it that is named, has a contribution of a
     /// worker that weighs something.
     pub fn sealed_with(&self, worker: &WorkerId) -> BTreeSet<Round> {
-        let own = |input: &MergeInput| input.worker == *worker && input.weight > Weight(0);
+        let own =
+            |input: &MergeInput| input.weight > Weight(0) && self.is_key_of(&input.worker, worker);
         let open = self.open.iter();
         open.filter(|(_, open)| !open.collects() && open.inputs().any(own))
             .map(|(sync, _)| sync.round)
@@ -69,6 +70,10 @@ impl Run {
                 && workers.all(|worker| self.merged_into(worker, snapshot.round).is_none())
         };
         self.snapshots.iter().rfind(without)
+    }
+
+    fn is_key_of(&self, key: &WorkerId, worker: &WorkerId) -> bool {
+        self.keys(worker).any(|own| own == key)
     }
 
     /// Shuts a worker out, with everything that this ends. `lease` and `withdrawn` are what the
@@ -122,6 +127,10 @@ impl Run {
         for (_, open) in of_round.filter(|(sync, _)| sync.round == unit.round) {
             if let OpenSync::Collecting(inputs) = open {
                 inputs.remove(&unit.index);
+                // The others were compared with it.
+                for input in inputs.values_mut() {
+                    input.cosine = None;
+                }
             }
         }
         let found = self.units.get_mut(unit);

@@ -91,10 +91,21 @@ impl Run {
         rounds.filter(|round| self.is_undone(Round(*round))).count() as u64
     }
 
-    /// The merged rounds on the way to a version that contributions of a worker are part of. `first`
-    /// is exact, so it is known for every version if there is one. Where a restore went back to the
-    /// middle of these rounds, `last` and `rounds` are the most that they can be.
+    /// The merged rounds on the way to a version that contributions of a worker are part of, under
+    /// this key or one from before. `first` is exact, so it is known for every version if there is
+    /// one. Where a restore went back to the middle of these rounds, or one round has contributions
+    /// under two keys, `last` and `rounds` are the most that they can be.
     pub fn merged_into(&self, worker: &WorkerId, version: Round) -> Option<MergedRounds> {
+        let of_keys = self.keys(worker);
+        let of_keys = of_keys.filter_map(|key| self.merged_under(key, version));
+        of_keys.reduce(|one, other| MergedRounds {
+            first: one.first.min(other.first),
+            last: one.last.max(other.last),
+            rounds: one.rounds + other.rounds,
+        })
+    }
+
+    fn merged_under(&self, worker: &WorkerId, version: Round) -> Option<MergedRounds> {
         let mut found: Option<MergedRounds> = None;
         for Stretch { restores, rounds } in self.way(version) {
             let merged = match self.restores.get(restores) {

@@ -6,13 +6,19 @@ use schemas::contribution::{Contribution, Fate};
 use schemas::lease::{LeaseRef, UnitId, UnitKind, Weights};
 use schemas::snapshot::{MergeInput, MergeRecord};
 use schemas::sync::SealedInput;
-use schemas::{Digest, Epoch, ObjectRef, Round, SyncId, UnitIndex, UnixMillis, Weight, WorkerId};
+use schemas::view::LeftOutView;
+use schemas::{
+    Code, Digest, Epoch, ObjectRef, Round, SyncId, UnitIndex, UnixMillis, Weight, WorkerId,
+};
 
 use crate::error::{ApplyError, out_of_place};
 use crate::screening::Measured;
 use crate::state::{
     Accepted, OpenSync, ROUNDS_REMEMBERED, RoundRecord, Run, SnapshotRecord, Standing, Unit,
 };
+
+/// Contributions that were left out of their merges, kept to be shown; the ledger has all.
+const LEFT_OUT_MAX: usize = 8;
 
 impl Run {
     pub(crate) fn open(&mut self, time: UnixMillis, round: Round) -> Result<(), ApplyError> {
@@ -92,6 +98,13 @@ impl Run {
             let what = format!("lease {lease} before its cohort is sealed");
             return Err(out_of_place("contribution-accepted", what));
         }
+        // One that names none was made before contributions did, or its coordinator left the cohort
+        // out: then it is not what its worker signed, which an auditor finds.
+        let named = contribution.cohort;
+        if named.is_some() && named != self.cohort_digest(unit.round) {
+            let what = format!("lease {lease} under the masks of another cohort");
+            return Err(out_of_place("contribution-accepted", what));
+        }
         let counts = self.collects(unit.round);
         self.held("contribution-accepted", lease, worker)?.standing = Standing::Done;
         let fate = if counts {
@@ -137,6 +150,7 @@ impl Run {
             tokens: contribution.tokens,
             weight: Weight::of_tokens(contribution.tokens),
             norm: decides.then_some(norm as f32),
+            cosine: None,
             chunks: contribution.chunks.clone(),
         };
         if !self.spec.policy.comparison.is_none() {
@@ -169,7 +183,7 @@ impl Run {
     pub(crate) fn seal(
         &mut self,
         sync: SyncId,
-        inputs: &[SealedInput],
+        (inputs, reasons): (&[SealedInput], &[(UnitIndex, Code)]),
         rest: u32,
     ) -> Result<(), ApplyError> {
         let wrong = |what: &str| out_of_place("round-sealed", format!("{sync}: {what}"));
@@ -184,12 +198,15 @@ impl Run {
             return Err(wrong("its run waits for more units than are in"));
         }
         self.check_masked_seal(sync.round)?;
+        if rule.by_tokens && !self.uncompared(sync.round).is_empty() {
+            return Err(wrong("the directions of its inputs are not compared"));
+        }
         let outliers = self.outliers(sync.round);
         for named in inputs {
             let found = unnamed.remove(&named.unit);
             let input = found.filter(|input| input.lease.epoch == named.epoch);
             let input = input.ok_or_else(|| wrong("an input was not accepted"))?;
-            let expected = match outliers.contains(&named.unit) {
+            let expected = match outliers.contains_key(&named.unit) {
                 true => Weight(0),
                 false => input.weight,
             };
@@ -207,6 +224,18 @@ impl Run {
                 ..input
             });
         }
+        let named = inputs.iter().map(|named| named.unit);
+        let due: Vec<(UnitIndex, Code)> = named
+            .filter_map(|unit| Some((unit, *outliers.get(&unit)?)))
+            .collect();
+        // The seals of an earlier release, which compared norms alone, give no reasons.
+        let comparison = &self.spec.policy.comparison;
+        let norms_alone =
+            comparison.cosine_min().is_none() && comparison.loss_ratio_max().is_none();
+        let silent = reasons.is_empty() && norms_alone;
+        if rule.by_tokens && reasons != due && !silent {
+            return Err(wrong("it gives other reasons for what it leaves out"));
+        }
         if inputs.is_empty() || unnamed.len() as u64 != u64::from(rest) {
             return Err(wrong("it does not name what was accepted"));
         }
@@ -221,8 +250,10 @@ impl Run {
         self.open.insert(sync, sealed);
         self.seals = true;
         let left_out = inputs.iter().filter(|named| named.weight == Weight(0));
-        for named in left_out.filter(|named| outliers.contains(&named.unit)) {
-            self.leave_out(sync.round, named.unit);
+        for named in left_out {
+            if let Some(code) = outliers.get(&named.unit) {
+                self.leave_out(sync.round, named.unit, *code);
+            }
         }
         if !self.collects(sync.round) {
             // Nobody may begin a unit that cannot count; holders may finish theirs.
@@ -236,7 +267,7 @@ impl Run {
     /// Takes back that a contribution counts, which was accepted. Its worker gets no strike:
     /// workers with more units than all others decide what is usual, and an honest one whose
     /// moments are new takes longer steps for a while.
-    fn leave_out(&mut self, round: Round, index: UnitIndex) {
+    fn leave_out(&mut self, round: Round, index: UnitIndex, code: Code) {
         let kind = UnitKind::Train;
         let unit = UnitId { round, kind, index };
         let measured = self.measured.get_mut(&unit);
@@ -256,6 +287,15 @@ impl Run {
         let accepted = self.accepted.get_mut(&unit);
         let accepted = accepted.expect("results of an open round are kept");
         accepted.fate = Fate::Rejected;
+        let worker = {
+            let mut inputs = self.syncs(round).flat_map(|(_, open)| open.inputs());
+            let input = inputs.find(|input| input.lease.unit == unit);
+            input.expect("an outlier is an input").worker.clone()
+        };
+        if self.left_out.len() == LEFT_OUT_MAX {
+            self.left_out.remove(0);
+        }
+        self.left_out.push(LeftOutView { unit, worker, code });
     }
 
     /// Takes the weights that result from a sealed set.

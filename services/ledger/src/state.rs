@@ -12,6 +12,7 @@ use schemas::promotion::PointerName;
 use schemas::quarantine::MergedRounds;
 use schemas::run::{RunSpec, TrainerKind};
 use schemas::snapshot::{MergeInput, MergeRecord};
+use schemas::view::LeftOutView;
 use schemas::{
     AccountId, Bytes, Code, Digest, Epoch, Fragment, ObjectRef, PublicKey, Round, RunId, Seat,
     Steps, SyncId, TenantName, Tokens, UnitIndex, UnixMillis, WorkerId,
@@ -99,6 +100,8 @@ pub struct Run {
     /// Training units of open rounds, units of late holders, and evaluations without a result.
     #[serde(serialize_with = "pairs")]
     pub units: BTreeMap<UnitId, Unit>,
+    /// The newest contributions that seals left out of their merges, oldest first.
+    pub left_out: Vec<LeftOutView>,
     /// Digests of the statements accepted in the last `ROUNDS_REMEMBERED` rounds.
     #[serde(serialize_with = "pairs")]
     pub accepted: BTreeMap<UnitId, Accepted>,
@@ -220,6 +223,9 @@ pub struct Member {
     /// Its seat in a group; none if it works alone. It never changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seat: Option<Seat>,
+    /// The key that it had before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<WorkerId>,
     /// The process that joined last: it is the worker.
     pub session: Session,
     /// The lease that an older process held when it was replaced.

@@ -36,6 +36,7 @@ impl Run {
             trouble: None,
             holds: self.hold_views(),
             privacy: self.privacy_view(),
+            left_out: self.left_out.clone(),
             round: self.rounds_closed(),
             rounds: self.rounds_planned(),
             units_done: self

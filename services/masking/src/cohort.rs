@@ -133,23 +133,32 @@ impl Cohort {
         if !members.iter().all(|member| are_sound(&member.keys)) {
             return unfit("a key in a cohort agrees on no secret");
         }
-        let mut cohort = Self {
+        let digest = Self::digest_of(run, spec, round, threshold, &members);
+        Ok(Self {
             run: run.clone(),
             spec: *spec,
             round,
             threshold,
             members,
-            digest: Digest::of(COHORT),
-        };
-        cohort.digest = cohort.hash();
-        Ok(cohort)
+            digest,
+        })
     }
 
-    fn hash(&self) -> Digest {
+    /// The digest of the cohort of these workers: over the threshold and each worker's whole
+    /// statement about its keys, which names run, settings, round and lease, with the key that
+    /// signed it.
+    pub fn digest_of(
+        run: &RunId,
+        spec: &Digest,
+        round: Round,
+        threshold: u32,
+        members: &[CohortMember],
+    ) -> Digest {
         let mut bytes = COHORT.to_vec();
-        bytes.extend(self.threshold.to_le_bytes());
-        for member in &self.members {
-            let statement = self.statement(member).encode();
+        bytes.extend(threshold.to_le_bytes());
+        for member in members {
+            let lease = member.lease(round);
+            let statement = statement(run, spec, &member.worker, lease, member.keys).encode();
             bytes.extend((statement.len() as u64).to_le_bytes());
             bytes.extend(statement);
             bytes.extend(Digest::of(member.audit_key.as_str().as_bytes()).as_bytes());
@@ -355,6 +364,8 @@ pub struct Part {
     /// Shares of the seed and of the masking key of each worker, in the order of the cohort; zeros
     /// where one did not open. Empty until they have come.
     held: Vec<Zeroizing<[u8; SHARES_BYTES]>>,
+    /// Units whose share has not come.
+    absent: BTreeSet<UnitIndex>,
     /// The contributions that were named when shares were revealed.
     revealed: Option<Vec<UnitIndex>>,
 }
@@ -388,6 +399,7 @@ impl Part {
             keys,
             place,
             held: vec![],
+            absent: BTreeSet::new(),
             revealed: None,
         })
     }
@@ -459,7 +471,9 @@ impl Part {
     }
 
     /// Takes the shares that the others sealed for this worker, in the order of the cohort. Returns
-    /// the units whose share does not open: what it says is its worker's, and the others are kept.
+    /// the units whose share does not open: what it says is its worker's, and the others are kept. An
+    /// empty one is not here yet: the share that came before is kept, and if none has, the unit is one
+    /// of those that are waited for.
     ///
     /// # Errors
     /// They are not as many as the workers. None is kept then.
@@ -470,8 +484,20 @@ impl Part {
         }
         let mut held = self.split();
         let mut closed = Vec::new();
+        let mut absent = BTreeSet::new();
         for (place, (member, sealed)) in self.cohort.members.iter().zip(sealed).enumerate() {
             if place == self.place {
+                continue;
+            }
+            if sealed.is_empty() {
+                let before = self.held.get(place);
+                match before.filter(|_| !self.absent.contains(&member.unit)) {
+                    Some(before) => held[place] = before.clone(),
+                    None => {
+                        held[place] = Zeroizing::new(MISSING);
+                        absent.insert(member.unit);
+                    }
+                }
                 continue;
             }
             let opened = self.open(member, sealed);
@@ -480,8 +506,14 @@ impl Part {
                 Zeroizing::new(MISSING)
             });
         }
-        self.held = held;
+        (self.held, self.absent) = (held, absent);
         Ok(closed)
+    }
+
+    /// True while the share of a worker of these units has not come, so that it is worth to ask for
+    /// it again.
+    pub fn waits_for(&self, units: &[UnitIndex]) -> bool {
+        units.iter().any(|unit| self.absent.contains(unit))
     }
 
     fn open(&self, from: &CohortMember, sealed: &[u8]) -> Option<Zeroizing<[u8; SHARES_BYTES]>> {

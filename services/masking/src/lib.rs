@@ -24,7 +24,9 @@
 //!   reveals one set of shares for a cohort and never a second, so a coordinator that wants both
 //!   secrets of a worker needs two sets of `t` shares; and
 //! * the audit keys of the cohort are those of its workers. The coordinator names them, so one that
-//!   invents workers or a cohort sees through the masks of a real one, and nothing shows it yet.
+//!   invents workers sees through the masks of a real one. It cannot invent a cohort for one worker
+//!   alone without leaving its signature: a contribution names its cohort, and each worker has the
+//!   coordinator's word that the ledger has it.
 //!
 //! A worker can spoil a sum with a contribution of any words, since nobody can look at it: what no
 //! honest contributions can sum to is refused, and anything else is merged. Workers that reveal

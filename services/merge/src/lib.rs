@@ -12,6 +12,7 @@
 //! | make a contribution: base minus local, rounded | [`codec::encode_difference`] |
 //! | the same, and keep what the codec took | [`encode_with_feedback`] |
 //! | check one before it counts | [`screen()`] |
+//! | compare the directions of a round's contributions | [`directions()`] |
 //! | merge a chunk by the mean and take the outer step | [`merge_chunk`], [`merge_chunk_and_encode`] |
 //! | the same by any rule of combination | [`merge_chunk_by`] |
 //! | read the broadcast weights | [`codec::decode`] |
@@ -45,6 +46,7 @@
 pub mod blend;
 pub mod codec;
 pub mod combine;
+pub mod directions;
 pub mod feedback;
 pub mod mean;
 pub mod outer;
@@ -56,6 +58,7 @@ mod vectors;
 pub use blend::blend;
 pub use codec::CodecError;
 pub use combine::{Rule, RuleError, TensorPiece, tensor_pieces};
+pub use directions::{Directions, Voice, directions};
 pub use feedback::{FeedbackChunk, encode_with_feedback};
 pub use mean::{ContributionChunk, MeanError};
 pub use outer::{Momentum, OuterError};

@@ -108,6 +108,7 @@ impl Buckets {
                 key: "",
                 headers: &[],
                 holder: None,
+                grant: None,
             };
             let response = self.send("ping of the store", place, &request).await?;
             match response.status() {
@@ -163,6 +164,7 @@ impl Buckets {
             key: &blob,
             headers: &headers,
             holder: None,
+            grant: None,
         };
         let during = format!("promotion of {}", object.digest);
         let response = self.send(&during, &self.blobs, &request).await?;
@@ -306,6 +308,7 @@ impl Buckets {
             key,
             headers: &[],
             holder: None,
+            grant: None,
         };
         let during = format!("deletion of {key}");
         let response = self.send(&during, place, &request).await?;
@@ -367,6 +370,7 @@ impl Buckets {
             key,
             headers: &headers,
             holder: None,
+            grant: None,
         };
         let response = self.send(&during, place, &request).await?;
         match response.status() {

@@ -2,10 +2,12 @@
 //! rows are facts, the product's name is not. It writes a few small objects into both buckets and
 //! removes them.
 
+mod answer;
 mod report;
+mod tried;
 
-use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +16,7 @@ use http::HeaderValue;
 use http::header::CONTENT_LENGTH;
 use http_body_util::BodyExt as _;
 use identity::{AccessKey, StoreKeys};
-use schemas::{Digest, Millis, PublicKey, UnixMillis};
+use schemas::{Code, Digest, Millis, PublicKey, UnixMillis};
 use tokio::time::timeout;
 
 use crate::buckets::{self, Buckets, local_now};
@@ -25,37 +27,42 @@ use crate::key::{BlobKey, BucketName, IncomingKey};
 use crate::limits::TransferLimits;
 use crate::presign::{CHECKSUM, CONTENT_TYPE, Place, Request, StoreClock, checksum};
 
+use answer::Answer;
 pub use report::{Report, Row, Rule};
+use tried::{Part, Tried, Unanswered};
 
 /// Longest wait for any one request of a check.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Uploads that race for one key.
 const RACERS: usize = 4;
 
-/// Tries the store at `endpoint`.
+/// Tries the store at `endpoint` by every rule.
 ///
 /// # Errors
-/// The store cannot be reached or refuses the admin key, so that nothing can be said about it.
+/// The store cannot be reached, has no time or refuses the admin key, so that nothing can be said
+/// about it.
 pub async fn check(endpoint: &Endpoint, keys: &StoreKeys) -> Result<Report, ObjectError> {
     let probe = Probe::new(endpoint, keys)?;
-    probe.buckets.ping().await?;
-    let mut report = Report { rows: Vec::new() };
-    probe.uploads(&mut report).await;
-    probe.bindings(&mut report).await;
-    probe.rights(&mut report).await;
-    probe.creation(&mut report).await;
-    probe.reading(&mut report).await;
-    probe.housekeeping(&mut report).await;
-    let offset = probe.clock.offset_ms();
-    report.note(
-        Rule::ClocksAgree,
-        !probe.clock.is_alarming(),
-        format!("store minus local: {offset} ms"),
-    );
+    let mut report = probe.briefly().await?;
+    probe.tries(&[Part::Housekeeping], &mut report).await?;
     Ok(report)
 }
 
+/// Tries the store at `endpoint` by all rules but one: some fifty requests, however many objects the
+/// store has. That objects are listed and deleted is left out, since the list of a large store is
+/// long; a coordinator that starts needs neither.
+///
+/// # Errors
+/// The store cannot be reached, has no time or refuses the admin key, so that nothing can be said
+/// about it.
+pub async fn check_briefly(endpoint: &Endpoint, keys: &StoreKeys) -> Result<Report, ObjectError> {
+    Probe::new(endpoint, keys)?.briefly().await
+}
+
 struct Probe {
+    unanswered: Unanswered,
+    /// The number of the try, so that each has objects of its own.
+    number: AtomicU32,
     /// The holder of the certificate that is shown to the store.
     holder: Option<PublicKey>,
     http: Client,
@@ -77,28 +84,6 @@ struct Sample {
     path: String,
 }
 
-/// An HTTP status, or the failure in its place.
-struct Answer(Result<u16, String>);
-
-impl Answer {
-    const fn accepted(&self) -> bool {
-        matches!(self.0, Ok(200..=299))
-    }
-
-    const fn refused(&self) -> bool {
-        matches!(self.0, Ok(400..=499))
-    }
-}
-
-impl fmt::Display for Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Ok(status) => status.fmt(f),
-            Err(text) => f.write_str(text),
-        }
-    }
-}
-
 impl Probe {
     fn new(endpoint: &Endpoint, keys: &StoreKeys) -> Result<Self, ObjectError> {
         let limits = TransferLimits::default();
@@ -111,6 +96,8 @@ impl Probe {
         // A store with mutual TLS takes URLs from the holder that they name.
         let holder = endpoint.trust().shown().and_then(|file| file.holder().ok());
         Ok(Self {
+            unanswered: Unanswered::default(),
+            number: AtomicU32::new(0),
             holder: holder.map(|holder| holder.key),
             http: Client::new(endpoint.trust(), &limits)?,
             buckets: Buckets::new(endpoint, &keys.admin, clock.clone(), limits, PATIENCE)?,
@@ -128,8 +115,9 @@ impl Probe {
 
     fn sample(&self, name: &str) -> Sample {
         let bytes = Bytes::from(format!(
-            "store check, {name}, {}, {}",
+            "store check, {name}, {}, {}, {}",
             self.operator,
+            self.number.load(Ordering::Relaxed),
             "x".repeat(1000)
         ));
         let digest = Digest::of(&bytes);
@@ -142,7 +130,27 @@ impl Probe {
         }
     }
 
-    async fn uploads(&self, report: &mut Report) {
+    async fn briefly(&self) -> Result<Report, ObjectError> {
+        self.buckets.ping().await?;
+        let mut report = Report { rows: Vec::new() };
+        let parts = [
+            Part::Uploads,
+            Part::Bindings,
+            Part::Rights,
+            Part::Creation,
+            Part::Reading,
+        ];
+        self.tries(&parts, &mut report).await?;
+        let offset = self.clock.offset_ms();
+        report.note(
+            Rule::ClocksAgree,
+            !self.clock.is_alarming(),
+            format!("store minus local: {offset} ms"),
+        );
+        Ok(report)
+    }
+
+    async fn uploads(&self, report: &mut Tried<'_>) {
         let good = self.sample("good");
         let answer = self.upload(&self.put, &good, &good.bytes).await;
         report.note(
@@ -170,8 +178,8 @@ impl Probe {
         let kept = self
             .buckets
             .get_incoming(&good.key, schemas::ObjectRef::of(&good.bytes))
-            .await
-            .is_ok();
+            .await;
+        let kept = self.heard(kept).is_ok();
         report.note(
             Rule::GoodObjectKept,
             over.refused() && kept,
@@ -187,7 +195,7 @@ impl Probe {
         self.forget(&[good, wrong]).await;
     }
 
-    async fn bindings(&self, report: &mut Report) {
+    async fn bindings(&self, report: &mut Tried<'_>) {
         let sample = self.sample("bindings");
         let signed = headers(&sample, true);
         let other = checksum(Digest::of(b"other"));
@@ -262,7 +270,7 @@ impl Probe {
         self.forget(&[sample, target]).await;
     }
 
-    async fn rights(&self, report: &mut Report) {
+    async fn rights(&self, report: &mut Tried<'_>) {
         let sample = self.sample("rights");
         let blob = BlobKey(sample.digest).to_string();
         let url = self.sign(&self.get, rusty_s3::Method::Get, &blob, &[], 0);
@@ -312,7 +320,7 @@ impl Probe {
         self.forget(&[sample]).await;
     }
 
-    async fn creation(&self, report: &mut Report) {
+    async fn creation(&self, report: &mut Tried<'_>) {
         let sample = self.sample("race");
         let racers = (0..RACERS).map(|_| self.upload(&self.put, &sample, &sample.bytes));
         let answers = futures::future::join_all(racers).await;
@@ -324,6 +332,7 @@ impl Probe {
             .buckets
             .head_checked(&sample.key, schemas::ObjectRef::of(&sample.bytes))
             .await;
+        let recorded = self.heard(recorded);
         let holds = matches!(recorded, Ok(crate::buckets::Recorded::Yes));
         report.note(
             Rule::ChecksumRecorded,
@@ -333,14 +342,15 @@ impl Probe {
         self.forget(&[sample]).await;
     }
 
-    async fn reading(&self, report: &mut Report) {
+    async fn reading(&self, report: &mut Tried<'_>) {
         let sample = self.sample("reading");
         let stored = self.upload(&self.put, &sample, &sample.bytes).await;
         let promoted = self
             .buckets
             .promote(&sample.key, schemas::ObjectRef::of(&sample.bytes))
             .await;
-        let read = self.buckets.get(sample.digest).await;
+        let promoted = self.heard(promoted);
+        let read = self.heard(self.buckets.get(sample.digest).await);
         let holds =
             stored.accepted() && promoted.is_ok() && read.as_ref().ok() == Some(&sample.bytes);
         report.note(Rule::CopyBetweenBuckets, holds, outcome(&promoted));
@@ -363,6 +373,9 @@ impl Probe {
         {
             Ok(response) => {
                 let status = response.status().as_u16();
+                let answer = Answer(Ok(status));
+                let silent = answer.says_nothing().then(|| answer.to_string());
+                self.unanswered.note(silent);
                 let body = timeout(PATIENCE, response.collect()).await;
                 let body = body
                     .ok()
@@ -374,22 +387,25 @@ impl Probe {
                     format!("{status}, {} bytes", body.len()),
                 )
             }
-            Err(reason) => (false, reason),
+            Err(reason) => {
+                self.unanswered.note(Some(reason.clone()));
+                (false, reason)
+            }
         };
         report.note(Rule::RangeServed, holds, seen);
         self.forget(&[sample]).await;
     }
 
-    async fn housekeeping(&self, report: &mut Report) {
+    async fn housekeeping(&self, report: &mut Tried<'_>) {
         use futures::StreamExt as _;
         let sample = self.sample("housekeeping");
-        let stored = self.buckets.put_blob(sample.bytes.clone()).await;
+        let stored = self.heard(self.buckets.put_blob(sample.bytes.clone()).await);
         let mut listing = self.buckets.list();
         let mut listed = false;
-        while let Some(Ok(entry)) = listing.next().await {
+        while let Some(Ok(entry)) = listing.next().await.map(|entry| self.heard(entry)) {
             listed |= entry.object.digest == sample.digest;
         }
-        let deleted = self.buckets.delete(sample.digest).await;
+        let deleted = self.heard(self.buckets.delete(sample.digest).await);
         let gone = self.blob_is_absent(&sample).await;
         let seen = format!(
             "stored: {}, listed: {listed}, deleted: {}",
@@ -441,6 +457,7 @@ impl Probe {
                     key,
                     headers: &headers,
                     holder: self.holder.as_ref(),
+                    grant: None,
                 },
                 at,
                 Millis::from_secs(60),
@@ -454,7 +471,10 @@ impl Probe {
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
         let sent = self.send(rusty_s3::Method::Put, url, &headers, bytes).await;
-        Answer(sent.map(|response| response.status().as_u16()))
+        let answer = Answer(sent.map(|response| response.status().as_u16()));
+        let silent = answer.says_nothing().then(|| answer.to_string());
+        self.unanswered.note(silent);
+        answer
     }
 
     async fn send(
@@ -481,16 +501,23 @@ impl Probe {
     }
 
     async fn has(&self, sample: &Sample) -> bool {
-        !matches!(
-            self.buckets
-                .head_checked(&sample.key, schemas::ObjectRef::of(&sample.bytes))
-                .await,
-            Err(ObjectError::Missing { .. })
-        )
+        let object = schemas::ObjectRef::of(&sample.bytes);
+        let found = self.buckets.head_checked(&sample.key, object).await;
+        !matches!(self.heard(found), Err(ObjectError::Missing { .. }))
     }
 
     async fn blob_is_absent(&self, sample: &Sample) -> bool {
-        matches!(self.buckets.exists(sample.digest).await, Ok(None))
+        let found = self.buckets.exists(sample.digest).await;
+        matches!(self.heard(found), Ok(None))
+    }
+
+    /// Notes that the store gave no answer, if that is so.
+    fn heard<T>(&self, answer: Result<T, ObjectError>) -> Result<T, ObjectError> {
+        self.unanswered.note(match &answer {
+            Err(error) if error.code() == Code::StoreUnreachable => Some(error.to_string()),
+            _ => None,
+        });
+        answer
     }
 
     async fn forget(&self, samples: &[Sample]) {

@@ -106,7 +106,7 @@ impl LogBucket {
     /// # Errors
     /// The store does not answer, or refuses for another reason.
     pub async fn create(&self, name: &str, bytes: &Bytes) -> Result<Replaced, ObjectError> {
-        self.put(name, bytes, ("if-none-match", "*")).await
+        self.put(name, bytes, Some(("if-none-match", "*"))).await
     }
 
     /// Replaces the version of a file that has this tag.
@@ -119,7 +119,15 @@ impl LogBucket {
         bytes: &Bytes,
         tag: &str,
     ) -> Result<Replaced, ObjectError> {
-        self.put(name, bytes, ("if-match", tag)).await
+        self.put(name, bytes, Some(("if-match", tag))).await
+    }
+
+    /// Writes a file over whatever is there. A log has few that may be written so.
+    ///
+    /// # Errors
+    /// The store does not answer, or refuses.
+    pub async fn overwrite(&self, name: &str, bytes: &Bytes) -> Result<(), ObjectError> {
+        self.put(name, bytes, None).await.map(drop)
     }
 
     /// Deletes a file; it need not be there.
@@ -146,16 +154,16 @@ impl LogBucket {
         &self,
         name: &str,
         bytes: &Bytes,
-        condition: (&str, &str),
+        condition: Option<(&str, &str)>,
     ) -> Result<Replaced, ObjectError> {
         let during = format!("writing {name} of the log");
         let (length, sum) = (bytes.len().to_string(), checksum(Digest::of(bytes)));
-        let headers = [
+        let mut headers = vec![
             (CONTENT_LENGTH.as_str(), length.as_str()),
             ("content-type", CONTENT_TYPE),
-            condition,
-            (CHECKSUM, &sum),
         ];
+        headers.extend(condition);
+        headers.push((CHECKSUM, &sum));
         let sent = self.send(&during, rusty_s3::Method::Put, name, &headers, bytes);
         let response = sent.await?;
         match response.status() {
@@ -166,7 +174,7 @@ impl LogBucket {
         let refused = self.link.refused(&during, response).await;
         match lacks_file(&refused) {
             // The version that the condition names is gone altogether.
-            true if condition.0 == "if-match" => Ok(Replaced::No),
+            true if condition.is_some_and(|(name, _)| name == "if-match") => Ok(Replaced::No),
             _ => Err(refused),
         }
     }
@@ -184,6 +192,7 @@ impl LogBucket {
             key: name,
             headers,
             holder: None,
+            grant: None,
         };
         let sent = self.link.send(during, &self.place, &request, body, &BUSY);
         sent.await

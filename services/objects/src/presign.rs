@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -27,12 +27,22 @@ pub(crate) const CHECKSUM: &str = "x-amz-checksum-sha256";
 /// The query parameter that names the holder a URL was given to; a store with mutual TLS takes the
 /// URL from that holder alone. It is under the signature like the rest of the query.
 pub const HOLDER: &str = "x-w";
+/// The query parameter that tells a granted URL to read from all others: two that were signed for
+/// the same object in the same second would be equal otherwise, and the embedded store serves an
+/// object once for each URL. Its first half is the same for all URLs of a holder, so that the store
+/// can bound how many one holder has in use; the second half is a number.
+pub const GRANT: &str = "x-diloco-grant";
 /// The only content type: nothing reads the content.
 pub(crate) const CONTENT_TYPE: &str = "application/octet-stream";
 
 /// The store's clock, as its `Date` headers show it. Clones share the measurement.
 #[derive(Clone, Debug, Default)]
 pub struct StoreClock(Arc<AtomicI64>);
+
+/// Numbers of grants, from a random one on, so that a coordinator that was started anew, or another
+/// one, does not repeat them. Clones share the count.
+#[derive(Clone, Debug)]
+struct Numbers(Arc<AtomicU64>);
 
 /// Signs URLs for workers: uploads into `incoming`, reads from `blobs`. It does no I/O and is
 /// cheap: six HMACs a URL.
@@ -41,9 +51,12 @@ pub struct Signer {
     incoming: Place,
     blobs: Place,
     clock: StoreClock,
+    numbers: Numbers,
     names_holders: bool,
     /// The holder that URLs are given to, where they name one.
     holder: Option<PublicKey>,
+    /// The first half of the grants of this holder.
+    tag: u64,
 }
 
 /// A bucket of an endpoint with the access key that signs for it.
@@ -61,6 +74,29 @@ pub(crate) struct Request<'a> {
     pub(crate) headers: &'a [(&'a str, &'a str)],
     /// The holder that the URL is given to, where URLs name one.
     pub(crate) holder: Option<&'a PublicKey>,
+    /// What tells the URL from others for the same object.
+    pub(crate) grant: Option<&'a str>,
+}
+
+impl Numbers {
+    fn new() -> Self {
+        let first = u64::from_le_bytes(*identity::secret::random::<8>());
+        Self(Arc::new(AtomicU64::new(first)))
+    }
+
+    fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// What stands for a holder in grants. Nobody gains by a key with the tag of another: both would
+/// share a bound.
+fn tag(holder: &PublicKey) -> u64 {
+    let digest = Digest::of(holder.as_str().as_bytes());
+    let (first, _) = digest.as_bytes().split_at(8);
+    first
+        .iter()
+        .fold(0, |tag, byte| (tag << 8) | u64::from(*byte))
 }
 
 impl StoreClock {
@@ -122,12 +158,14 @@ impl Signer {
             incoming: Place::new(endpoint, BucketName::Incoming, keys.put.clone())?,
             blobs: Place::new(endpoint, BucketName::Blobs, keys.get.clone())?,
             clock,
+            numbers: Numbers::new(),
             names_holders: false,
             holder: None,
+            tag: 0,
         })
     }
 
-    /// The same signer for a store with mutual TLS: [`Signer::given_to`] has an effect.
+    /// The same signer for a store with mutual TLS: [`Signer::given_to`] names the holder.
     #[must_use]
     pub fn naming_holders(self, names_holders: bool) -> Self {
         Self {
@@ -137,11 +175,12 @@ impl Signer {
     }
 
     /// The same signer for URLs that this holder gets. A store with mutual TLS takes them from
-    /// nobody else.
+    /// nobody else, and the embedded one bounds how many of them are in use.
     #[must_use]
     pub fn given_to(&self, holder: &PublicKey) -> Self {
         Self {
             holder: self.names_holders.then(|| holder.clone()),
+            tag: tag(holder),
             ..self.clone()
         }
     }
@@ -160,13 +199,21 @@ impl Signer {
         }
     }
 
-    /// A URL to read one verified object. `now` is this machine's clock.
+    /// A URL to read one verified object, another one at each call. `now` is this machine's clock.
     pub fn get(&self, digest: Digest, now: UnixMillis) -> Grant {
         let now = self.clock.at(now);
-        let (name, holder) = (BlobKey(digest).to_string(), self.holder.as_ref());
+        let grant = format!("{:016x}{:016x}", self.tag, self.numbers.next());
+        let name = BlobKey(digest).to_string();
+        let request = Request {
+            method: rusty_s3::Method::Get,
+            key: &name,
+            headers: &[],
+            holder: self.holder.as_ref(),
+            grant: Some(&grant),
+        };
         Grant {
             digest,
-            action: Some(self.blobs.get(&name, holder, now)),
+            action: Some(self.blobs.action(&request, now)),
         }
     }
 
@@ -211,7 +258,14 @@ impl Place {
             headers.push(("if-none-match", "*"));
         }
         headers.push((CHECKSUM, &checksum));
-        self.action(Method::Put, key, &headers, holder, store_now)
+        let request = Request {
+            method: rusty_s3::Method::Put,
+            key,
+            headers: &headers,
+            holder,
+            grant: None,
+        };
+        self.action(&request, store_now)
     }
 
     pub(crate) fn get(
@@ -220,36 +274,25 @@ impl Place {
         holder: Option<&PublicKey>,
         store_now: UnixMillis,
     ) -> HttpAction {
-        self.action(Method::Get, key, &[], holder, store_now)
+        let request = Request {
+            method: rusty_s3::Method::Get,
+            key,
+            headers: &[],
+            holder,
+            grant: None,
+        };
+        self.action(&request, store_now)
     }
 
-    fn action(
-        &self,
-        method: Method,
-        key: &str,
-        headers: &[(&str, &str)],
-        holder: Option<&PublicKey>,
-        store_now: UnixMillis,
-    ) -> HttpAction {
-        let signed = match method {
-            Method::Get => rusty_s3::Method::Get,
-            Method::Put => rusty_s3::Method::Put,
-        };
-        let url = self.sign(
-            &Request {
-                method: signed,
-                key,
-                headers,
-                holder,
-            },
-            store_now,
-            URL_LIFE,
-        );
-        let headers = headers
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    fn action(&self, request: &Request<'_>, store_now: UnixMillis) -> HttpAction {
+        let url = self.sign(request, store_now, URL_LIFE);
+        let headers = request.headers.iter();
+        let headers = headers.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         HttpAction {
-            method,
+            method: match request.method {
+                rusty_s3::Method::Put => Method::Put,
+                _ => Method::Get,
+            },
             href: url.into(),
             headers: headers.collect::<BTreeMap<_, _>>(),
             expires_at: UnixMillis(store_now.get() / 1000 * 1000).after(URL_LIFE),
@@ -279,10 +322,12 @@ impl Place {
             None,
             self.bucket.region(),
             life.get() / 1000,
+            // Sorted by name.
             request
-                .holder
+                .grant
+                .map(|grant| (GRANT, grant))
                 .into_iter()
-                .map(|holder| (HOLDER, holder.as_str())),
+                .chain(request.holder.map(|holder| (HOLDER, holder.as_str()))),
             request.headers.iter().copied(),
         )
     }
@@ -362,6 +407,46 @@ mod tests {
         assert!(!url(naming).contains(HOLDER), "it is given to nobody");
         let plain = url(signer().given_to(&holder));
         assert!(!plain.contains(HOLDER), "{plain}");
+    }
+
+    /// A store counts the bytes that a URL has served by its signature.
+    #[test]
+    fn tl_27_each_url_to_read_is_another_one() {
+        let signer = signer();
+        let other = Signer::new(
+            &Endpoint::new("http://127.0.0.1:9000", "us-east-1", Trust::PlainLoopback).unwrap(),
+            &StoreKeys::generate(),
+            StoreClock::default(),
+        );
+        let url = |signer: &Signer| {
+            let grant = signer.get(Digest::of(b""), UnixMillis(1_700_000_000_000));
+            let url = Url::parse(&grant.action.unwrap().href).unwrap();
+            let mut pairs = url.query_pairs();
+            let number = pairs.find(|(name, _)| name == GRANT);
+            number.expect("it has a number").1.into_owned()
+        };
+        let urls = [&signer, &signer, &signer.clone(), &other.unwrap()].map(url);
+        let different: std::collections::BTreeSet<_> = urls.iter().collect();
+        assert_eq!(different.len(), urls.len(), "{urls:?}");
+    }
+
+    /// The embedded store bounds the URLs of each holder by it.
+    #[test]
+    fn tl_27_the_grants_of_a_holder_begin_alike_and_those_of_others_do_not() {
+        let holders = ["B", "C"].map(|name| format!("U{}", name.repeat(55)).parse().unwrap());
+        let signer = signer();
+        let begin = |signer: &Signer| {
+            let grant = signer.get(Digest::of(b""), UnixMillis(1_700_000_000_000));
+            let url = Url::parse(&grant.action.unwrap().href).unwrap();
+            let mut pairs = url.query_pairs();
+            let grant = pairs.find(|(name, _)| name == GRANT).unwrap().1;
+            assert_eq!(grant.len(), 32, "{grant}");
+            grant[..16].to_owned()
+        };
+        let [one, other] = holders.map(|holder| signer.given_to(&holder));
+        assert_eq!(begin(&one), begin(&one));
+        assert_ne!(begin(&one), begin(&other));
+        assert_eq!(begin(&signer), "0".repeat(16), "it is given to nobody");
     }
 
     #[test]

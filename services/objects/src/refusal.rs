@@ -53,6 +53,11 @@ mod tests {
         }
         for (code, message) in [
             ("AccessDenied", "Request has expired"),
+            // The embedded store's words for a URL that has served its object.
+            (
+                "AccessDenied",
+                "the url has expired: its object was read with it; ask for another",
+            ),
             ("AccessDenied", ""),
             ("InvalidRequest", "Bad request: Date is too old"),
             (

@@ -3,12 +3,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use merge::Directions;
 use schemas::masking::Unmasking;
-use schemas::run::CodecKind;
+use schemas::run::{CodecKind, RunSpec};
 use schemas::snapshot::MergeRecord;
+use schemas::voice::{Voice, voices};
 use schemas::{Code, ObjectRef, Refusal, Round};
 
 use crate::context::RunContext;
+use crate::directions;
 use crate::inputs::{self, Input};
 use crate::masked::unmasked;
 use crate::objects::Objects;
@@ -21,6 +24,8 @@ pub struct Again {
     /// The round that it closed.
     pub round: Round,
     inputs: Vec<Input>,
+    /// The voices of its inputs, if their directions are compared again.
+    voices: Arc<[Voice]>,
     /// What takes the masks from their sum, in a run with secure aggregation.
     unmasking: Option<Arc<Unmasking>>,
 }
@@ -37,6 +42,8 @@ pub struct Merged {
     /// The sum of squares of each input, in their order; empty unless the run's rule of combination
     /// goes by the norms of its inputs.
     pub squares: Vec<f64>,
+    /// The directions of the inputs that were compared, if they are compared again.
+    pub directions: Directions,
     /// True if every new parameter is a number.
     pub finite: bool,
 }
@@ -54,8 +61,18 @@ impl Again {
         Ok(Self {
             round: merge.round,
             inputs: inputs::read(objects, &merge.inputs, window).await?,
+            voices: Arc::default(),
             unmasking: merge.unmasking.clone().map(Arc::new),
         })
+    }
+
+    /// Has the directions of those inputs compared again that the record compares. This decides
+    /// nothing about the weights, so a restore does without.
+    #[must_use]
+    pub fn comparing(mut self, spec: &RunSpec, merge: &MergeRecord) -> Self {
+        let compared = merge.inputs.iter().filter(|input| input.cosine.is_some());
+        self.voices = voices(&spec.policy.comparison, compared).into();
+        self
     }
 
     /// Fetches chunk `index` of each input, and makes the outer step on this chunk of the weights.
@@ -75,6 +92,7 @@ impl Again {
         let place = context.place(index);
         let (codec, elements) = (context.spec.upload.kind, context.elements(index));
         let (spec, unmasking) = (context.spec.clone(), self.unmasking.clone());
+        let voices = Arc::clone(&self.voices);
         let work = tokio::task::spawn_blocking(move || {
             let parts = unmasked(&spec, unmasking.as_deref(), place.start, elements, parts);
             let parts = parts.map_err(|refusal| refusal.detail)?;
@@ -85,6 +103,7 @@ impl Again {
                 broadcast: ObjectRef::of(&stepped.broadcast),
                 sum_of_squares: stepped.sum_of_squares,
                 squares: squares(&parts, codec, elements)?,
+                directions: compared(&voices, &parts, codec, elements)?,
                 finite: stepped.finite,
             })
         });
@@ -112,6 +131,7 @@ impl Again {
             parts.push(Part {
                 weight: input.weight,
                 norm: input.norm,
+                cosine: input.cosine,
                 bytes: objects.fetch(object.ok_or_else(missing)?).await?,
             });
         }
@@ -127,4 +147,20 @@ fn squares(parts: &[Part], codec: CodecKind, elements: usize) -> Result<Vec<f64>
     squares
         .collect::<Result<_, _>>()
         .map_err(|error| error.to_string())
+}
+
+/// The directions of the parts with a cosine, if there are voices to compare.
+fn compared(
+    voices: &[Voice],
+    parts: &[Part],
+    codec: CodecKind,
+    elements: usize,
+) -> Result<Directions, String> {
+    if voices.is_empty() {
+        return Ok(Directions::default());
+    }
+    let compared = parts.iter().filter(|part| part.cosine.is_some());
+    let compared: Vec<_> = compared.map(|part| part.bytes.clone()).collect();
+    let found = directions::sums(codec, voices, &compared, elements);
+    found.map_err(|error| error.to_string())
 }

@@ -23,6 +23,8 @@ pub struct Input {
     pub weight: u64,
     /// Its norm, in a run whose rule of combination needs it.
     pub norm: Option<f32>,
+    /// The cosine of its direction, if directions were compared.
+    pub cosine: Option<f32>,
     /// The first chunk that is named here.
     start: usize,
     chunks: Vec<ObjectRef>,
@@ -61,6 +63,7 @@ pub async fn read(
             lease: input.lease,
             weight: input.weight.get(),
             norm: input.norm,
+            cosine: input.cosine,
             start: window.start,
             chunks,
         });
@@ -126,6 +129,7 @@ mod tests {
             tokens: Tokens(7),
             weight: Weight(7),
             norm: None,
+            cosine: None,
             chunks: chunks.clone().into(),
         };
         for window in [0..2, 2..4, 4..5, 1..5, 3..9, 5..9, 7..9] {

@@ -51,6 +51,7 @@ pub fn unmasked(
     Ok(vec![Part {
         weight: 1,
         norm: None,
+        cosine: None,
         bytes: mean.into(),
     }])
 }
@@ -67,6 +68,7 @@ mod tests {
         Part {
             weight: 32,
             norm: None,
+            cosine: None,
             bytes: vec![0; bytes].into(),
         }
     }

@@ -58,6 +58,8 @@ pub struct Part {
     pub weight: u64,
     /// The contribution's norm, in a run whose rule of combination needs it.
     pub norm: Option<f32>,
+    /// The cosine of the contribution's direction, if directions were compared.
+    pub cosine: Option<f32>,
     /// The encoding of the chunk.
     pub bytes: Bytes,
 }
@@ -184,6 +186,7 @@ mod tests {
         let part = |weight, seed| Part {
             weight,
             norm: Some(weight as f32),
+            cosine: None,
             bytes: encode(seed),
         };
         vec![part(3, 1), part(5, 2), part(1, 3)]

@@ -1,8 +1,9 @@
 //! The desk at which invited machines are enrolled: it reads what the domain knows about an
 //! invitation, and keeps what was decided before anybody is told.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use identity::endorsed::read_endorsed;
 use identity::enrolment::verify_question;
 use identity::revocation::MARGIN;
 use identity::{InvitationList, IssuedList, Issuer};
@@ -28,6 +29,8 @@ const _: () = assert!(
 pub(crate) struct Desk {
     issued: IssuedList,
     invitations: InvitationList,
+    /// The trust bundle, beside which its signed form lies.
+    trust: PathBuf,
 }
 
 impl Desk {
@@ -35,6 +38,7 @@ impl Desk {
         Self {
             issued,
             invitations: InvitationList::at(&section.invitations),
+            trust: section.trust.clone(),
         }
     }
 
@@ -82,6 +86,11 @@ impl Desk {
             Ok(enrolled) => enrolled,
             Err((refused, guest)) => {
                 if let Some(guest) = guest {
+                    if let Some(invitation) = &invitation {
+                        self.invitations
+                            .forget_denied(invitation)
+                            .map_err(refusal)?;
+                    }
                     let noted = self.invitations.note(&asked.invitation, &guest);
                     noted.map_err(refusal)?;
                     tracing::info!(code = %refused.code, worker = %guest.worker, "a machine waits for approval");
@@ -100,6 +109,7 @@ impl Desk {
         let token = token.map_err(refusal)?;
         let certificate = issuer.certify(&record, validity.ends, clock::now());
         let certificate = certificate.map_err(refusal)?;
+        let trust = read_endorsed(&self.trust).map_err(refusal)?;
         let (name, seat) = (&record.name, record.seat.as_ref().map(ToString::to_string));
         tracing::info!(
             name, worker = %record.public, invitation = %asked.invitation, seat,
@@ -115,6 +125,7 @@ impl Desk {
             token,
             ends: validity.ends,
             certificate,
+            trust,
         })
     }
 }
@@ -128,7 +139,7 @@ mod tests {
     use identity::invitation::{INVITATION_DEFAULT, Invite};
     use identity::{Domain, InitOptions, Newcomer};
     use schemas::Code;
-    use schemas::enrolment::Admission;
+    use schemas::enrolment::{Admission, Word};
     use schemas::member::Posture;
     use schemas::tenant::Quota;
 
@@ -164,6 +175,7 @@ mod tests {
             let desk = Desk {
                 issued: layout.issued(),
                 invitations: layout.invitations(),
+                trust: layout.trust(),
             };
             let core = Registrar::new(LIFETIME, Posture::default());
             let enrol = |machine: &str| {
@@ -199,5 +211,69 @@ mod tests {
                 (1, before + usize::from(code.is_none()))
             );
         }
+    }
+
+    /// Somebody who has an invitation can make keys without end; a person answers each.
+    #[test]
+    fn machines_that_were_denied_take_no_room() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let now = clock::now();
+        let made = Domain::init(&scratch.path().join("domain"), &InitOptions::default(), now);
+        let domain = made.expect("an empty folder");
+        let invite = Invite {
+            name: "worker-7".to_owned(),
+            run: "demo".parse().expect("a name"),
+            seat: None,
+            admission: Admission::Hand,
+            life: INVITATION_DEFAULT,
+            bus: "tls://127.0.0.1:4222".to_owned(),
+        };
+        let file = domain.invite(invite, now).expect("a fresh name");
+        let layout = domain.layout();
+        let desk = Desk {
+            issued: layout.issued(),
+            invitations: layout.invitations(),
+            trust: layout.trust(),
+        };
+        let core = Registrar::new(LIFETIME, Posture::default());
+        let enrol = |machine: &str| {
+            let own = identity::DomainLayout::new(&scratch.path().join(machine));
+            let newcomer = Newcomer::prepare(&own).expect("an empty folder");
+            let asked = AskedToEnrol {
+                invitation: file.id().clone(),
+                request: newcomer.question(&file, Posture::default(), now),
+            };
+            let refused = desk.enrol(&core, &layout.issuer(), &asked);
+            (
+                newcomer.worker().clone(),
+                refused.expect_err("a person decides").code,
+            )
+        };
+        let guests = || {
+            let found = desk.invitations.find(file.id()).expect("it reads");
+            found
+                .expect("it was made")
+                .guests
+                .into_keys()
+                .collect::<Vec<_>>()
+        };
+        let say = |key: &schemas::PublicKey, word| {
+            let said = desk.invitations.say(file.id(), key, word);
+            said.expect("the folder is ours");
+        };
+        let mut last = None;
+        for machine in ["a", "b", "c"] {
+            let (key, code) = enrol(machine);
+            assert_eq!(code, Code::EnrolmentPending);
+            assert_eq!(
+                guests(),
+                std::slice::from_ref(&key),
+                "the one before was denied"
+            );
+            say(&key, Word::Denied);
+            last = Some(key);
+        }
+        assert_eq!(enrol("a").1, Code::EnrolmentDenied, "its word stays");
+        assert_eq!(guests(), [last.expect("three have asked")]);
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use identity::clients::CERTIFICATE_LIFE_MAX;
-use identity::{Issuer, TrustBundle};
+use identity::{IdentityFiles, Issuer, TrustBundle};
 use registrar_core::Registrar;
 use runtime::metrics::MetricsConfig;
 use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
@@ -67,6 +67,10 @@ impl service::Service for Program {
 
     fn domain(config: &Config) -> Option<&Path> {
         Some(&config.domain)
+    }
+
+    fn identities(config: &Config) -> Vec<IdentityFiles> {
+        vec![IdentityFiles::of(&config.bus.credentials)]
     }
 
     fn check(loaded: Loaded<Config>, now: UnixMillis) -> Result<Self, Failure> {

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use identity::heir::verify_succession;
 use identity::{CredentialSource, IssuedList, Issuer};
 use metrics::{counter, histogram};
-use registrar_core::{Asked, Heard, Registrar, Validity};
+use registrar_core::{Asked, Heard, Heritage, Registrar, Validity};
 use runtime::metrics::{REGISTRAR_QUESTION_SECONDS, REGISTRAR_QUESTIONS, outcome};
 use runtime::{Bus, Delivery, Failure, Listener, clock};
-use schemas::renewal::RenewalReply;
+use schemas::renewal::{RenewalReply, Successor};
 use schemas::subject::{ENROLMENTS_FILTER, RENEWALS_FILTER};
 use schemas::text::Time;
 use schemas::{Code, Coded as _, Message, PublicKey, Refusal, Reply, V};
@@ -130,6 +131,10 @@ impl Service {
                 let reply = self.renew(&asked);
                 self.answer(delivery, since, reply, "no new token").await;
             }
+            Heard::Heir(asked, wish) => {
+                let reply = self.succeed(&asked, &wish);
+                self.answer(delivery, since, reply, "no other key").await;
+            }
             Heard::Newcomer(asked) => {
                 let reply = self.desk.enrol(&self.core, &self.issuer, &asked);
                 self.answer(delivery, since, reply, "a machine is not enrolled")
@@ -161,6 +166,42 @@ impl Service {
         delivery.answer(&self.bus, reply).await;
     }
 
+    /// A token for the key that is to succeed the asker's. Its record is on the disk before the asker
+    /// is told.
+    fn succeed(&self, asked: &Asked, wish: &Successor) -> Result<RenewalReply, Refusal> {
+        let now = clock::now();
+        let record = self.issued.find(&asked.holder).map_err(refusal)?;
+        // Who may not ask makes nobody read all records.
+        self.core.may_change(now, asked, record.as_ref())?;
+        let successor = self.issued.successor_of(&asked.holder).map_err(refusal)?;
+        let wanted = self.issued.find(&wish.worker).map_err(refusal)?;
+        let issuer = Issuer::open(&self.issuer).map_err(refusal)?;
+        let domain = issuer.domain().as_str();
+        let present = record.as_ref().and_then(|record| record.audit_key.as_ref());
+        let proven = present
+            .is_some_and(|present| verify_succession(domain, &asked.holder, present, wish).is_ok());
+        let known = Heritage {
+            record: record.as_ref(),
+            successor: successor.as_ref(),
+            wanted: wanted.as_ref(),
+            proven,
+        };
+        let (new, Validity { issued, ends }) = self.core.succeed(now, asked, wish, known)?;
+        if wanted.is_none() {
+            self.issued.record(&new).map_err(refusal)?;
+        }
+        let token = issuer.sign(&new, ends, issued).map_err(refusal)?;
+        let certificate = issuer.certify(&new, ends, now).map_err(refusal)?;
+        let name = &new.name;
+        tracing::info!(name, old = %asked.holder, new = %new.public, "a worker gets another key");
+        Ok(RenewalReply {
+            v: V,
+            token,
+            ends,
+            certificate,
+        })
+    }
+
     /// A new token for the asker. The record is read each time, so that a key that was just blocked
     /// gets none.
     fn renew(&self, asked: &Asked) -> Result<RenewalReply, Refusal> {
@@ -190,6 +231,10 @@ impl Service {
             certificate,
         })
     }
+}
+
+fn refusal(error: impl schemas::Coded) -> Refusal {
+    Refusal::new(error.code(), error.detail())
 }
 
 /// Renews the registrar's own token and certificate where that is due; until their end a failure is

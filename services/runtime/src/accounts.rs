@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub use certificates::{Seen, certificates};
 
-use crate::{Bus, BusConfig, BusError, Failure};
+use crate::{Bus, BusConfig, BusError, Failure, clock};
 
 /// Longest wait for the first answer to a question.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -35,6 +35,8 @@ const QUIET: Duration = Duration::from_millis(250);
 const CUT_MAX: Duration = Duration::from_secs(5);
 /// Pause between two looks at the connections of a revoked key.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Pause between two looks for the first connection of a key.
+const ARRIVAL_EVERY: Duration = Duration::from_secs(1);
 /// Keys whose connections are looked for at the same time.
 const LOOKS_MAX: usize = 64;
 /// Connections that a broker lists of one key; each entry holds its token.
@@ -127,6 +129,31 @@ pub async fn revoke(
         let text = format!("kept in {}: {failure}", folder.display());
         Failure::new(Code::RevocationKept, text)
     })
+}
+
+/// Waits until a broker has a connection of this key, at most until `deadline`. Returns false if
+/// none has.
+///
+/// # Errors
+/// The broker at `url` is away, or does not answer to credentials of this domain.
+pub async fn until_connected(
+    domain: &Domain,
+    url: &str,
+    account: &AccountId,
+    key: &PublicKey,
+    deadline: Instant,
+) -> Result<bool, Failure> {
+    // The credentials of one connection end within minutes, so each look has its own.
+    loop {
+        let writer = AccountWriter::connect(domain, url, clock::now()).await?;
+        if counted(&writer.look(account, key).await?) > 0 {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        sleep(ARRIVAL_EVERY).await;
+    }
 }
 
 /// A rotated role. The broker knew its new key before anything was signed with it.
@@ -363,7 +390,7 @@ impl AccountWriter {
     ) -> Result<(), Failure> {
         let deadline = Instant::now() + CUT_MAX;
         loop {
-            let answers = self.look(revoked).await?;
+            let answers = self.look(&revoked.account, &revoked.key).await?;
             let (left, silent) = (counted(&answers), silent(&answers, brokers));
             if left == 0 && silent.is_empty() {
                 return Ok(());
@@ -385,14 +412,14 @@ impl AccountWriter {
 
     /// Connections of a revoked key at all brokers that answer.
     async fn connections(&self, revoked: &Revocation) -> Result<usize, Failure> {
-        Ok(counted(&self.look(revoked).await?))
+        Ok(counted(&self.look(&revoked.account, &revoked.key).await?))
     }
 
-    async fn look(&self, revoked: &Revocation) -> Result<Vec<Said>, Failure> {
-        let subject = format!("$SYS.REQ.ACCOUNT.{}.CONNZ", revoked.account);
+    async fn look(&self, account: &AccountId, key: &PublicKey) -> Result<Vec<Said>, Failure> {
+        let subject = format!("$SYS.REQ.ACCOUNT.{account}.CONNZ");
         let question = serde_json::json!({
             "auth": true,
-            "user": revoked.key,
+            "user": key,
             "limit": CONNECTIONS_LISTED,
         });
         self.ask_all(&subject, question.to_string().into()).await

@@ -130,6 +130,7 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::RecordUnproven
         | Code::LogUnproven
         | Code::LogUnwitnessed
+        | Code::LogStoreBehind
         | Code::LineageUnproven => EXIT_NO_VERDICT,
         Code::RevocationKept | Code::RotationKept => EXIT_KEPT,
         Code::AccountsBehind => EXIT_DENIED,
@@ -292,6 +293,7 @@ mod tests {
             Code::RecordUnproven,
             Code::NoVerdict,
             Code::LineageUnproven,
+            Code::LogStoreBehind,
         ] {
             assert_eq!(exit_status(code), EXIT_NO_VERDICT, "{code}");
         }
@@ -301,6 +303,7 @@ mod tests {
             Code::ObjectAltered,
             Code::StatementForged,
             Code::LineageDiffers,
+            Code::KnownHeadFalse,
         ] {
             assert_eq!(exit_status(code), EXIT_TAMPERED, "{code}");
         }

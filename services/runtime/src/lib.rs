@@ -27,6 +27,7 @@ pub mod service;
 pub mod shutdown;
 pub mod stranger;
 mod stream;
+mod successor;
 mod switches;
 pub mod throttle;
 

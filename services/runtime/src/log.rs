@@ -82,6 +82,7 @@ const CRATES: &[&str] = &[
     "runtime",
     "schemas",
     "tlog",
+    "witness",
     "torch",
     "trainer",
     "worker_core",

@@ -100,6 +100,7 @@ metrics_table! {
     AUDIT_LOG_EVENTS = "diloco_audit_log_events", Gauge, &[], "audit", "Events under the newest head of the log in the service's folder.";
     AUDIT_LOG_BEHIND = "diloco_audit_log_behind_events", Gauge, &[], "audit", "Events under that head which the log in the store does not have yet.";
     AUDIT_LOG_STOPPED = "diloco_audit_log_stopped", Gauge, &[], "audit", "1 while no head of the log is signed, since the store has other bytes than were written there (DL0744); otherwise 0.";
+    AUDIT_SECURITY = "diloco_audit_security_events_total", Counter, &["kind"], "audit", "Security events that were recorded, by kind, as in `diloctl audit tail --kind`.";
     AUDIT_PENDING = "diloco_audit_pending_messages", Gauge, &[], "audit", "Messages of stream AUDIT that wait to be checked.";
 }
 

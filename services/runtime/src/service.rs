@@ -18,7 +18,7 @@ use std::time::Duration;
 use clap::{Args, Parser};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use identity::DomainLayout;
+use identity::{DomainLayout, IdentityFiles};
 use schemas::member::Posture;
 use schemas::{Code, Refusal, UnixMillis};
 use serde::de::DeserializeOwned;
@@ -29,7 +29,7 @@ use crate::metrics::{MetricsConfig, Served};
 use crate::ready::{Ready, ReadyFile};
 use crate::{
     Bus, ConfigArgs, Failure, Loaded, LogArgs, Materials, clock, config, exit, expiry, handles,
-    log, memory, shutdown, stranger,
+    log, memory, shutdown, stranger, successor,
 };
 
 /// Time that blocking work may take after the service has ended: enough for a file whose writing
@@ -97,6 +97,12 @@ pub trait Service: Sized {
         None
     }
 
+    /// The identities with which it connects. At its start it takes the successors that wait beside
+    /// them; while it runs, the frame looks for some.
+    fn identities(_config: &Self::Config) -> Vec<IdentityFiles> {
+        Vec::new()
+    }
+
     /// Reads and checks everything that the configuration names. Connects and binds nothing.
     ///
     /// # Errors
@@ -134,6 +140,53 @@ pub trait Running {
     /// # Errors
     /// The reason why it cannot go on.
     fn run(self, stop: CancellationToken) -> impl Future<Output = Result<(), Failure>>;
+
+    /// Serves like [`Running::run`]. From `succeeded` on it finishes what it should not leave, and
+    /// then ends: the process begins anew with another key.
+    ///
+    /// # Errors
+    /// The reason why it cannot go on.
+    fn run_until_succeeded(
+        self,
+        stop: CancellationToken,
+        succeeded: CancellationToken,
+    ) -> impl Future<Output = Result<Finished, Failure>>
+    where
+        Self: Sized,
+    {
+        async move {
+            let ended = CancellationToken::new();
+            let (cancelled, asked) = (ended.clone(), stop.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = asked.cancelled() => {}
+                    () = succeeded.cancelled() => {}
+                }
+                cancelled.cancel();
+            });
+            self.run(ended.clone()).await?;
+            Ok(Finished::told(ended.is_cancelled() && !stop.is_cancelled()))
+        }
+    }
+}
+
+/// The way in which a service has ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// It is over.
+    Over,
+    /// It left its place to its successor: this process, begun anew with another key.
+    Succeeded,
+}
+
+impl Finished {
+    /// The way in which a service has ended that made room for its successor, or did not.
+    pub const fn told(succeeded: bool) -> Self {
+        match succeeded {
+            true => Self::Succeeded,
+            false => Self::Over,
+        }
+    }
 }
 
 /// The command line of a service.
@@ -175,6 +228,10 @@ pub fn run<S: Service, C: CommandLine>(line: &C) -> Result<(), Failure> {
         ready_file: S::section(&loaded.value).ready_file.clone(),
         metrics: S::metrics(&loaded.value).map_or(Ok(None), MetricsConfig::address)?,
     };
+    let identities = S::identities(&loaded.value);
+    if !args.config.check_config {
+        successor::take(&identities)?;
+    }
     let service = S::check(loaded, now)?;
     ReadyFile::check(shown.ready_file()).map_err(unready)?;
     if args.config.check_config {
@@ -185,9 +242,12 @@ pub fn run<S: Service, C: CommandLine>(line: &C) -> Result<(), Failure> {
     }
     prepare()?;
     let runtime = async_runtime(S::THREADS)?;
-    let ended = runtime.block_on(serve(service, shown));
+    let ended = runtime.block_on(serve(service, shown, identities));
     runtime.shutdown_timeout(LAST_WORK);
-    ended
+    match ended? {
+        Finished::Over => Ok(()),
+        Finished::Succeeded => Err(successor::begin_anew()),
+    }
 }
 
 /// The frame of a program that ends by itself, such as a command. Its log, panics, TLS, limit of
@@ -287,10 +347,10 @@ async fn lapsed(connections: Vec<Bus>) -> Failure {
 /// Runs to the end. If the broker does not serve this process any more, it drains and then ends
 /// with that failure, whatever came of the drain.
 async fn until_lapsed(
-    mut running: impl Future<Output = Result<(), Failure>> + Unpin,
+    mut running: impl Future<Output = Result<Finished, Failure>> + Unpin,
     lapsed: impl Future<Output = Failure>,
     stop: &CancellationToken,
-) -> Result<(), Failure> {
+) -> Result<Finished, Failure> {
     let failure = tokio::select! {
         ended = &mut running => return ended,
         failure = lapsed => failure,
@@ -303,14 +363,18 @@ async fn until_lapsed(
     Err(failure)
 }
 
-async fn serve<S: Service>(service: S, shown: Shown) -> Result<(), Failure> {
+async fn serve<S: Service>(
+    service: S,
+    shown: Shown,
+    identities: Vec<IdentityFiles>,
+) -> Result<Finished, Failure> {
     expiry::watch(service.materials());
     let stop = shutdown::on_signals().map_err(|error| Failure::new(Code::Internal, error))?;
     let served = shown.serve().await;
     let posture = service.posture();
     let running = tokio::select! {
         running = Box::pin(start(service)) => running?,
-        () = stop.cancelled() => return Ok(()),
+        () = stop.cancelled() => return Ok(Finished::Over),
     };
     let addresses = running.addresses();
     let metrics = served.as_ref().map(|served| served.address().to_string());
@@ -340,7 +404,8 @@ async fn serve<S: Service>(service: S, shown: Shown) -> Result<(), Failure> {
         });
     }
     let lapsed = lapsed(running.connections());
-    let ended = until_lapsed(Box::pin(running.run(stop.clone())), lapsed, &stop).await;
+    let run = running.run_until_succeeded(stop.clone(), successor::watch(identities));
+    let ended = until_lapsed(Box::pin(run), lapsed, &stop).await;
     if let Some(served) = &served {
         served.set_ready(false);
     }

@@ -23,6 +23,7 @@ use schemas::Digest;
 use tlog::layout::Lasting;
 use tokio::task::JoinHandle;
 
+use crate::budget::{Budgets, Charge, CountedUrl};
 use crate::listing;
 use crate::log_rules;
 use crate::place::{Place, parse_bucket};
@@ -37,6 +38,8 @@ const KEYS_MAX: usize = 1000;
 /// The backend under `s3s`.
 pub(crate) struct Backend {
     pub(crate) root: Arc<Root>,
+    /// What each presigned URL may still serve.
+    pub(crate) budgets: Budgets,
 }
 
 /// An open object, with facts that were read from this very file: another may have its name by now.
@@ -83,8 +86,9 @@ impl S3 for Backend {
             Some(_) => return Err(s3_error!(NotImplemented, "if-none-match takes * only")),
         };
         let how = log_rules::publish(&place, once, input.if_match.as_ref())?;
-        if place.lasting() == Some(Lasting::Newest) && bytes > log_rules::CHECKPOINT_BYTES_MAX {
-            return Err(s3_error!(EntityTooLarge, "no checkpoint is that long"));
+        let is_note = matches!(place.lasting(), Some(Lasting::Newest | Lasting::Cosigned));
+        if is_note && bytes > log_rules::CHECKPOINT_BYTES_MAX {
+            return Err(s3_error!(EntityTooLarge, "no head is that long"));
         }
         self.check_suspect(&place).await?;
         let claim = self.claim(&place, how)?;
@@ -116,6 +120,7 @@ impl S3 for Backend {
         &self,
         request: S3Request<GetObjectInput>,
     ) -> S3Result<S3Response<GetObjectOutput>> {
+        let url = request.extensions.get::<CountedUrl>().copied();
         let input = request.input;
         let place = Place::parse(&input.bucket, &input.key)?;
         self.check_suspect(&place).await?;
@@ -124,6 +129,8 @@ impl S3 for Backend {
         let checksum = recorded(&place, input.checksum_mode.as_ref()).filter(|_| !ranged);
         let opened = blocking(move || open(&place, &path, input.range.as_ref())).await?;
         let length = opened.range.end - opened.range.start;
+        let charge = url.map(|url| self.budgets.charge(url, opened.bytes, length));
+        let charge = charge.transpose()?;
         let content_range = ranged.then(|| {
             format!(
                 "bytes {}-{}/{}",
@@ -134,7 +141,7 @@ impl S3 for Backend {
         });
         let (modified, tag) = (opened.modified, opened.tag.clone());
         Ok(S3Response::new(GetObjectOutput {
-            body: Some(StreamingBlob::wrap(stream(opened))),
+            body: Some(StreamingBlob::wrap(stream(opened, charge))),
             content_length: Some(as_length(length)),
             content_range,
             accept_ranges: Some("bytes".to_owned()),
@@ -421,12 +428,22 @@ fn read(file: File, left: u64) -> io::Result<(File, Bytes)> {
 }
 
 /// Streams the requested bytes; while one piece is sent, the next one is read.
-fn stream(opened: Opened) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync {
+fn stream(
+    opened: Opened,
+    charge: Option<Charge>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync {
     struct Rest {
         ready: Option<Bytes>,
         /// Bytes after the piece that is ready.
         left: u64,
         reading: Option<JoinHandle<io::Result<(File, Bytes)>>>,
+        charge: Option<Charge>,
+    }
+    impl Rest {
+        fn hand_over(&mut self, piece: &Bytes) {
+            let charge = self.charge.iter_mut();
+            charge.for_each(|charge| charge.sent(piece.len() as u64));
+        }
     }
     let ahead =
         |file, left| (left > 0).then(|| tokio::task::spawn_blocking(move || read(file, left)));
@@ -435,9 +452,11 @@ fn stream(opened: Opened) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync
         ready: Some(opened.first),
         left,
         reading: ahead(opened.file, left),
+        charge,
     };
     futures::stream::try_unfold(start, move |mut rest| async move {
         if let Some(piece) = rest.ready.take() {
+            rest.hand_over(&piece);
             return Ok((!piece.is_empty()).then_some((piece, rest)));
         }
         let Some(reading) = rest.reading.take() else {
@@ -445,6 +464,7 @@ fn stream(opened: Opened) -> impl Stream<Item = io::Result<Bytes>> + Send + Sync
         };
         let (file, piece) = reading.await.map_err(io::Error::other)??;
         rest.left -= piece.len() as u64;
+        rest.hand_over(&piece);
         rest.reading = ahead(file, rest.left);
         Ok(Some((piece, rest)))
     })

@@ -20,6 +20,7 @@
 
 mod backend;
 mod body;
+mod budget;
 pub mod config;
 mod disk;
 mod gate;

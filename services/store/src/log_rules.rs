@@ -5,6 +5,7 @@
 //! | --- | --- | --- |
 //! | a head, a full tile, a full bundle | once | never |
 //! | a partial tile or bundle | once | when the full one is there |
+//! | the head that a witness cosigned | whenever it cosigns, over the one before | never |
 //! | the checkpoint | first with `if-none-match: *`, then with `if-match` on the one before, and over no fewer events | never |
 
 use std::fs::File;
@@ -53,9 +54,11 @@ pub(crate) fn publish(
             AccessDenied,
             "the checkpoint is replaced with if-match only"
         )),
-        (Lasting::Final | Lasting::Partial, Some(_)) => Err(s3_error!(
+        (Lasting::Cosigned, None) if !once => Ok(Publish::Replace),
+        (Lasting::Cosigned, None) => Ok(Publish::Once),
+        (Lasting::Final | Lasting::Partial | Lasting::Cosigned, Some(_)) => Err(s3_error!(
             AccessDenied,
-            "a file of the log is never replaced"
+            "only the checkpoint of the log is replaced with if-match"
         )),
         (Lasting::Final | Lasting::Partial, None) => Ok(Publish::Once),
     }
@@ -66,7 +69,9 @@ pub(crate) fn delete(place: &Place, root: &Path) -> S3Result<()> {
     let refused = |words| Err(s3_error!(AccessDenied, "{words}"));
     match place.lasting() {
         None => Ok(()),
-        Some(Lasting::Final | Lasting::Newest) => refused("a file of the log is never deleted"),
+        Some(Lasting::Final | Lasting::Newest | Lasting::Cosigned) => {
+            refused("a file of the log is never deleted")
+        }
         Some(Lasting::Partial) => {
             let full = place.key.rsplit_once(".p/").map(|(full, _)| full);
             let full = full.and_then(|key| Place::parse(place.bucket.as_str(), key).ok());

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | admin | everything this store does, except write or delete in `log` |
 //! | put | create objects in `incoming`, through presigned URLs whose signature covers length, sha256 and `if-none-match` |
-//! | get | read verified objects in `blobs`, through presigned URLs |
+//! | get | read verified objects in `blobs`, through presigned URLs, each of which serves its object once (`budget`) |
 //! | audit | read verified objects in `blobs` and the log in `log`, and list none |
 //! | log | read and write the log in `log`, and delete its partial tiles and bundles |
 //!
@@ -22,6 +22,7 @@ use s3s::auth::{S3Auth, SecretKey};
 use s3s::path::S3Path;
 use s3s::{S3Error, S3Result, s3_error};
 
+use crate::budget::CountedUrl;
 use crate::gate::query_value;
 use crate::peer::{Key, Peer};
 
@@ -163,6 +164,11 @@ impl S3Access for Rights {
         };
         if !allowed {
             return Err(s3_error!(AccessDenied, "not a right of this key"));
+        }
+        if matches!(role, Role::Get) {
+            let query = cx.uri().query().unwrap_or_default();
+            let url = CountedUrl::of(query, runtime::clock::now())?;
+            cx.extensions_mut().insert(url);
         }
         if let Some(admission) = cx.extensions_mut().get::<Admission>() {
             admission.give();

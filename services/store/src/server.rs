@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
 use crate::body::Paced;
+use crate::budget::Budgets;
 use crate::config::{StoreConfig, StoreLimits, Tls};
 use crate::gate;
 use crate::guard::Guarded;
@@ -204,7 +205,10 @@ impl Store {
         };
         let listener = TcpListener::bind(config.listen).await.map_err(no_port)?;
         let address = listener.local_addr().map_err(no_port)?;
-        let backend = Backend { root: root.clone() };
+        let backend = Backend {
+            root: root.clone(),
+            budgets: Budgets::default(),
+        };
         Ok(Self {
             listener,
             address,

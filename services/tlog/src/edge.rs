@@ -91,7 +91,7 @@ fn leaf_hash(leaf: &[u8]) -> Hash {
 }
 
 /// The root over the roots of subtrees, of which only the last may be smaller than the others.
-fn root_of(hashes: &[Hash]) -> Hash {
+pub(crate) fn root_of(hashes: &[Hash]) -> Hash {
     match hashes {
         [] => unreachable!("callers have a hash"),
         [one] => *one,

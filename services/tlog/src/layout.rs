@@ -8,6 +8,10 @@ pub const ENTRY_BYTES_MAX: usize = u16::MAX as usize;
 pub const CHECKPOINT: &str = "checkpoint";
 /// The folder with a head of each size, for good.
 pub const HEADS: &str = "heads";
+/// The folder with the newest head that each witness has cosigned, under the witness's name.
+pub const COSIGNED: &str = "cosigned";
+/// Letters of a name there: those of a public nkey.
+const NAME_LETTERS: usize = 56;
 /// Levels of tiles: 256^8 entries are more than 64 bits count.
 const LEVELS: u8 = 8;
 /// Digits in a part of an index.
@@ -104,6 +108,8 @@ pub enum Lasting {
     Partial,
     /// It is replaced with each head: the checkpoint.
     Newest,
+    /// It is replaced whenever its witness cosigns, and nothing follows from it alone.
+    Cosigned,
 }
 
 impl Lasting {
@@ -114,6 +120,14 @@ impl Lasting {
         }
         if let Some(size) = name.strip_prefix(HEADS).and_then(|it| it.strip_prefix('/')) {
             return plain::<u64>(size).map(|_| Self::Final);
+        }
+        if let Some(witness) = name
+            .strip_prefix(COSIGNED)
+            .and_then(|it| it.strip_prefix('/'))
+        {
+            let is_letter = |c: u8| c.is_ascii_uppercase() || (b'2'..=b'7').contains(&c);
+            let is_name = witness.len() == NAME_LETTERS && witness.bytes().all(is_letter);
+            return is_name.then_some(Self::Cosigned);
         }
         let (level, rest) = name.strip_prefix("tile/")?.split_once('/')?;
         if level != "entries" {
@@ -188,6 +202,11 @@ pub fn partial_files(size: u64) -> Vec<(String, u64)> {
 fn plain<T: std::str::FromStr + std::fmt::Display>(text: &str) -> Option<T> {
     let number: T = text.parse().ok()?;
     (number.to_string() == text).then_some(number)
+}
+
+/// The file with the newest head that the witness of this name has cosigned.
+pub fn cosigned(witness: &str) -> String {
+    format!("{COSIGNED}/{witness}")
 }
 
 /// The file that keeps the head of a size for good.
@@ -296,6 +315,10 @@ mod tests {
             ("tile/entries/x001/x234/067", Lasting::Final),
             ("tile/entries/x001/x234/067.p/1", Lasting::Partial),
             ("tile/2/000.p/255", Lasting::Partial),
+            (
+                &cosigned(&format!("U{}", "A2".repeat(27) + "7")),
+                Lasting::Cosigned,
+            ),
         ] {
             assert_eq!(Lasting::of(name), Some(lasting), "{name}");
         }
@@ -325,6 +348,13 @@ mod tests {
             "tile/other/000",
             "tile/0/../000",
             "../checkpoint",
+            "cosigned",
+            "cosigned/",
+            &cosigned(&"A".repeat(55)),
+            &cosigned(&"A".repeat(57)),
+            &cosigned(&format!("{}.", "A".repeat(55))),
+            &cosigned(&format!("{}8", "A".repeat(55))),
+            &cosigned(&"a".repeat(56)),
             "tile/0/x999/x999/x999/x999/x999/x999/999",
         ] {
             assert_eq!(Lasting::of(name), None, "{name}");

@@ -10,6 +10,7 @@
 //! | `note` | a tree head as signed text (C2SP signed-note, tlog-checkpoint) |
 //! | `cosign` | cosignatures of witnesses, and which of them are enough (C2SP tlog-cosignature, tlog-policy) |
 //! | `edge` | the right edge of the tree: all that is needed to append |
+//! | `proof` | the hashes that lead from one head to another, or from an entry to a head, out of tiles |
 //! | `spelling` | base64 in its one spelling |
 //! | `writer` | which files are written in which order, and when a head is due |
 
@@ -17,6 +18,7 @@ pub mod cosign;
 mod edge;
 pub mod layout;
 pub mod note;
+pub mod proof;
 mod spelling;
 mod writer;
 

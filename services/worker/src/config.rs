@@ -1,13 +1,15 @@
 //! The worker's configuration, before and after it is checked.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use identity::{AuditKey, ClientFile, TrustBundle, TrustSource};
 use objects::Trust;
 use runtime::auth::AuthConfig;
 use runtime::service::ServiceConfig;
-use runtime::{BusConfig, ConfigBytes, Failure, Loaded, Material, Materials};
+use runtime::{BusConfig, ConfigBytes, ConfigDuration, Failure, Loaded, Material, Materials};
 use schemas::member::{Layer, Posture};
 use schemas::run::TrainerKind;
 use schemas::{Code, RunId, UnixMillis};
@@ -48,6 +50,9 @@ pub struct WorkerSection {
     /// Folder for state that must survive a restart: optimizer state and the end of the chain of
     /// events. Each worker needs a folder of its own.
     pub state: PathBuf,
+    /// Longest time until a head of the log of all events covers an event that was recorded. After a
+    /// fifth of it the event is sent again.
+    pub receipt_within: ConfigDuration,
 }
 
 /// The section `store`.
@@ -87,6 +92,7 @@ impl Default for WorkerSection {
             audit_key: PathBuf::new(),
             trust: PathBuf::new(),
             state: PathBuf::from("worker-state"),
+            receipt_within: ConfigDuration::from_secs(600),
         }
     }
 }
@@ -137,6 +143,10 @@ pub struct Checked {
 
 /// Most threads that are accepted: more than any machine has cores.
 const THREADS_MAX: usize = 1024;
+/// Times that are accepted until a head covers an event. A head is signed ten seconds after an event,
+/// and a worker asks for it some ten seconds later; after a day a broker's files are long overwritten.
+const RECEIPT_WITHIN: RangeInclusive<Duration> =
+    Duration::from_secs(20)..=Duration::from_secs(86_400);
 
 impl Checked {
     /// Checks everything that can be checked before anything is connected.
@@ -174,6 +184,16 @@ impl Checked {
                 config.training.threads
             );
             return Err(invalid("training.threads", &detail));
+        }
+        let within = config.worker.receipt_within;
+        if !RECEIPT_WITHIN.contains(&within.0) {
+            let (least, most) = (RECEIPT_WITHIN.start(), RECEIPT_WITHIN.end());
+            let detail = format!(
+                "is {within}, expected {} to {}",
+                ConfigDuration(*least),
+                ConfigDuration(*most)
+            );
+            return Err(invalid("worker.receipt_within", &detail));
         }
         let (trainers, device) = trainers::offered(&config.training)?;
         let (trust, audit_key) = keys(&config.worker)?;

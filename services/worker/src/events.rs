@@ -2,8 +2,9 @@
 //! for good. An event that is refused since the worker is in quarantine is kept for later.
 //!
 //! The end of the chain is on disk before an event is sent, together with the event itself until
-//! its record is confirmed. After a crash the event is sent again, byte for byte, so the chain has
-//! neither gap nor fork.
+//! its record is confirmed, and from then on until a verified head of the log covers it ([`Outbox`]).
+//! After a crash, and when the recorded chain lacks them, events are sent again, byte for byte, so
+//! the chain has neither gap nor fork.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,20 +13,25 @@ use std::time::Duration;
 use backoff::{Backoff, spread};
 use chain::End;
 use data_encoding::HEXLOWER;
-use identity::AuditKey;
 use identity::secret::replace_private;
+use identity::{AuditKey, TrustBundle};
 use runtime::{Bus, BusError, Failure};
 use schemas::event::{Event, WorkerEvent};
+use schemas::head::KnownHead;
 use schemas::lease::Done;
 use schemas::subject::worker_event_subject;
 use schemas::{
-    ChainSequence, Class, Code, Digest, Millis, PublicKey, RunId, UnixMillis, V, WorkerId,
+    ChainSequence, Class, Code, Digest, Millis, PublicKey, Refusal, RunId, UnixMillis, V, WorkerId,
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use serde_bytes::ByteArray;
+use tlog::Head;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use worker_core::AnswerWait;
+
+use crate::outbox::{Asked, Looked, Outbox, Receipts, Waiting, set_aside};
 
 /// Most events that wait to be recorded: a worker emits a few in a unit, so these cover hours
 /// without a bus.
@@ -35,6 +41,8 @@ const EVENTS_MAX: usize = 256;
 const ANSWER_WAIT: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
 /// First and longest pause before an event is sent again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// Time between two looks for events that wait for too long.
+const OVERDUE_EVERY: Duration = Duration::from_secs(60);
 
 /// The end of a chain, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +56,9 @@ struct ChainEnd {
     previous: Option<Digest>,
     /// The last event, while its record is not confirmed.
     unacknowledged: Option<Pending>,
+    /// Recorded events that no head covers yet which this worker has verified.
+    #[serde(default, skip_serializing_if = "Outbox::is_empty")]
+    uncovered: Outbox,
 }
 
 /// An event on its way.
@@ -67,6 +78,8 @@ pub(crate) struct Chain {
     run: RunId,
     worker: WorkerId,
     end: ChainEnd,
+    /// True if it was said that there was no room for all events that wait for a head.
+    crowded: bool,
 }
 
 impl Chain {
@@ -93,6 +106,7 @@ impl Chain {
             sequence: ChainSequence(0),
             previous: None,
             unacknowledged: None,
+            uncovered: Outbox::default(),
         };
         let end = match std::fs::read(path) {
             Ok(bytes) => {
@@ -101,6 +115,8 @@ impl Chain {
                 if kept.emitter == fresh.emitter {
                     kept
                 } else {
+                    let count = kept.uncovered.len() + usize::from(kept.unacknowledged.is_some());
+                    set_aside(path, &bytes, &kept.emitter, count)?;
                     fresh
                 }
             }
@@ -113,6 +129,7 @@ impl Chain {
             run,
             worker,
             end,
+            crowded: false,
         })
     }
 
@@ -121,13 +138,15 @@ impl Chain {
         self.end.unacknowledged.clone()
     }
 
-    /// Adds an event to the chain; when this returns it is on disk.
+    /// Adds an event to the chain, with the newest head of the log that this worker keeps; when this
+    /// returns it is on disk.
     ///
     /// # Errors
     /// The event cannot be written; then it is not part of the chain.
     pub(crate) fn append(
         &mut self,
         now: UnixMillis,
+        known: Option<KnownHead>,
         event: WorkerEvent,
     ) -> Result<Pending, Failure> {
         let kind = event.kind();
@@ -136,7 +155,7 @@ impl Chain {
             previous: self.end.previous,
         };
         let emitter = &self.end.emitter;
-        let draft = end.write(emitter, now, Some(&self.run), Event::Worker(event));
+        let draft = end.write_knowing(known, emitter, now, Some(&self.run), Event::Worker(event));
         let pending = Pending {
             subject: worker_event_subject(&self.run, &self.worker, kind),
             body: HEXLOWER.encode(&draft.body),
@@ -152,7 +171,47 @@ impl Chain {
         Ok(pending)
     }
 
-    /// Notes that the last event is recorded, or never will be.
+    /// Notes that the last event is recorded. It waits for a head from now on.
+    ///
+    /// # Errors
+    /// The note cannot be written; the event would be sent again after a restart.
+    fn recorded(&mut self, now: UnixMillis) -> Result<(), Failure> {
+        let mut end = ChainEnd {
+            unacknowledged: None,
+            ..self.end.clone()
+        };
+        // The last event's position is the one before the next.
+        let last = self.end.sequence.get().checked_sub(1).map(ChainSequence);
+        let recorded = last.zip(self.end.unacknowledged.clone());
+        let given_up = recorded.and_then(|(last, Pending { subject, body })| {
+            end.uncovered.add(last, (subject, body), now)
+        });
+        if given_up.is_some() && !std::mem::replace(&mut self.crowded, true) {
+            let kept = end.uncovered.len();
+            tracing::info!(
+                kept,
+                "events come faster than heads of the log; of those that wait for one only some \
+                           are kept: that others are missing, the chain itself shows"
+            );
+        }
+        self.keep(end)
+    }
+
+    /// Changes the events that wait for a head.
+    ///
+    /// # Errors
+    /// The change cannot be written; after a restart it is made again.
+    fn change(&mut self, change: impl FnOnce(&mut Outbox)) -> Result<(), Failure> {
+        let mut end = self.end.clone();
+        change(&mut end.uncovered);
+        self.crowded &= !end.uncovered.has_room();
+        match end == self.end {
+            true => Ok(()),
+            false => self.keep(end),
+        }
+    }
+
+    /// Notes that the last event will never be recorded, or that nobody signs heads.
     ///
     /// # Errors
     /// The note cannot be written; the event would be sent again after a restart.
@@ -184,28 +243,86 @@ impl Chain {
 
 /// The sending end for events.
 #[derive(Clone, Debug)]
-pub(crate) struct Events(mpsc::Sender<WorkerEvent>);
+pub(crate) struct Events {
+    sender: mpsc::Sender<Queued>,
+    /// The newest head of the log that this worker keeps; none before it has seen one.
+    known: Arc<watch::Sender<Option<KnownHead>>>,
+}
+
+/// An event that waits to be recorded, and who waits for that.
+type Queued = (WorkerEvent, Option<oneshot::Sender<Recorded>>);
+
+/// The end of an event: recorded, or kept back or refused for good.
+type Recorded = Result<(), Refusal>;
 
 impl Events {
     /// Starts the task that publishes. When the last clone is gone, it delivers the waiting events
     /// and ends. A process that does not wait for that end loses all waiting events but the one
     /// under way.
-    pub(crate) fn start(chain: Chain, bus: Bus, domain: &str) -> (Self, JoinHandle<()>) {
+    ///
+    /// Where heads are signed, a recorded event is kept until one covers it, which may take as long as
+    /// `receipt_within`.
+    pub(crate) fn start(
+        chain: Chain,
+        bus: Bus,
+        trust: &TrustBundle,
+        receipt_within: Millis,
+    ) -> (Self, Receipts, JoinHandle<()>) {
         let (sender, queue) = mpsc::channel(EVENTS_MAX);
+        let (known, read) = watch::channel(None);
+        let known = Arc::new(known);
+        // One head at a time is looked at.
+        let (looked, looks) = mpsc::channel(1);
+        let (waiting, asked) = watch::channel(Vec::new());
         let publisher = Publisher {
+            known: read,
             chain,
             bus,
-            domain: domain.to_owned(),
+            domain: trust.domain.to_string(),
             refused: false,
             shut_out: false,
+            heads: !trust.head_keys.is_empty(),
+            waiting,
+            started: runtime::clock::now(),
+            receipt_within,
+            said_overdue: false,
         };
-        (Self(sender), tokio::spawn(publisher.run(queue)))
+        let receipts = Receipts { asked, looked };
+        let task = tokio::spawn(publisher.run(queue, looks));
+        (Self { sender, known }, receipts, task)
+    }
+
+    /// From now on events name this head, which was verified and is on the disk.
+    pub(crate) fn know(&self, head: &Head) {
+        self.known.send_replace(Some(KnownHead {
+            size: head.size,
+            root: ByteArray::new(head.root),
+        }));
     }
 
     /// Passes an event on. Never waits, since work must not stand still because nobody records.
     pub(crate) fn emit(&self, event: WorkerEvent) {
-        let kind = event.kind();
-        if self.0.try_send(event).is_err() {
+        self.pass_on((event, None));
+    }
+
+    /// Passes an event on, and tells when the audit service has recorded it.
+    ///
+    /// # Errors
+    /// It is not recorded: refused, kept while the worker is shut out, or left out of the chain.
+    pub(crate) fn record(&self, event: WorkerEvent) -> impl Future<Output = Recorded> + use<> {
+        let (told, recorded) = oneshot::channel();
+        self.pass_on((event, Some(told)));
+        async move {
+            recorded.await.unwrap_or_else(|_| {
+                let detail = "the event is left out of this worker's chain";
+                Err(Refusal::new(Code::EventLater, detail))
+            })
+        }
+    }
+
+    fn pass_on(&self, queued: Queued) {
+        let kind = queued.0.kind();
+        if self.sender.try_send(queued).is_err() {
             tracing::warn!(
                 kind,
                 waiting = EVENTS_MAX,
@@ -216,6 +333,7 @@ impl Events {
 }
 
 struct Publisher {
+    known: watch::Receiver<Option<KnownHead>>,
     chain: Chain,
     bus: Bus,
     domain: String,
@@ -224,41 +342,169 @@ struct Publisher {
     refused: bool,
     /// True if the last event is kept, since the worker is in quarantine.
     shut_out: bool,
+    /// True if this domain signs heads.
+    heads: bool,
+    /// The events that wait for one, for the follower of the log.
+    waiting: watch::Sender<Vec<Asked>>,
+    /// The start of this process.
+    started: UnixMillis,
+    /// Longest time until a head covers an event.
+    receipt_within: Millis,
+    /// True if it was said that events wait for too long.
+    said_overdue: bool,
 }
 
 impl Publisher {
-    async fn run(mut self, mut queue: mpsc::Receiver<WorkerEvent>) {
-        while let Some(event) = queue.recv().await {
-            // An event that an earlier process could not deliver waits for the first event of this
-            // one, which comes with the membership. Until then another process may be the worker,
-            // and the chain its own.
-            if let Some(pending) = self.chain.unacknowledged() {
-                self.deliver(&pending).await;
-            }
-            let kind = event.kind();
-            if self.shut_out {
-                // Behind an event that is kept nothing may follow.
-                tracing::debug!(kind, "an event is left out, since the worker is shut out");
-                continue;
-            }
-            match self.chain.append(runtime::clock::now(), event) {
-                Ok(pending) => self.deliver(&pending).await,
-                Err(failure) => {
-                    tracing::error!(code = %failure.code(), kind, %failure, "an event is not recorded")
+    async fn run(mut self, mut queue: mpsc::Receiver<Queued>, mut looks: mpsc::Receiver<Looked>) {
+        self.show_waiting();
+        let mut overdue =
+            tokio::time::interval(OVERDUE_EVERY.min(self.receipt_within.as_duration()));
+        overdue.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let (event, waits) = tokio::select! {
+                biased;
+                queued = queue.recv() => match queued {
+                    Some(queued) => queued,
+                    None => return,
+                },
+                Some(Looked(covered)) = looks.recv() => {
+                    self.cover(&covered).await;
+                    continue;
                 }
+                _ = overdue.tick() => {
+                    self.say_overdue();
+                    continue;
+                }
+            };
+            let recorded = self.record(event).await;
+            if let Some(waits) = waits {
+                // The unit may be over.
+                let _ = waits.send(recorded);
             }
         }
     }
 
-    async fn deliver(&mut self, pending: &Pending) {
+    async fn record(&mut self, event: WorkerEvent) -> Recorded {
+        // An event that an earlier process could not deliver waits for the first event of this one,
+        // which comes with the membership. Until then another process may be the worker, and the
+        // chain its own.
+        if let Some(pending) = self.chain.unacknowledged()
+            && let Err(refusal) = self.deliver(&pending).await
+            && self.shut_out
+        {
+            // Behind an event that is kept nothing may follow.
+            let kind = event.kind();
+            tracing::debug!(kind, "an event is left out, since the worker is shut out");
+            return Err(refusal);
+        }
+        let kind = event.kind();
+        let known = *self.known.borrow();
+        match self.chain.append(runtime::clock::now(), known, event) {
+            Ok(pending) => self.deliver(&pending).await,
+            Err(failure) => {
+                tracing::error!(code = %failure.code(), kind, %failure, "an event is not recorded");
+                Err(Refusal::new(failure.code(), failure.to_string()))
+            }
+        }
+    }
+
+    /// Takes the events that a verified head covers out, and sends again what it should have covered.
+    async fn cover(&mut self, covered: &[ChainSequence]) {
+        let now = runtime::clock::now();
+        let taken = self.chain.change(|outbox| outbox.cover(covered));
+        self.said(taken);
+        let missing = self.chain.end.uncovered.missing(now, self.receipt_within);
+        if let Some(oldest) = missing.first()
+            && !self.shut_out
+        {
+            let (code, count, oldest) = (Code::EventsUncovered, missing.len(), oldest.sequence);
+            tracing::warn!(%code, count, oldest = oldest.get(), "recorded events are under no head of the log, and are \
+                           sent again");
+            self.send_again(missing).await;
+        }
+        self.show_waiting();
+        if self.overdue(now).is_none() && std::mem::take(&mut self.said_overdue) {
+            tracing::info!("the events that waited for a head are under one");
+        }
+    }
+
+    /// Sends recorded events again, in their order. What is recorded already is not recorded twice:
+    /// the audit service knows it by its bytes. False if one could not be recorded now; then those
+    /// behind it are not sent.
+    async fn send_again(&mut self, events: Vec<Waiting>) -> bool {
+        for one in events {
+            let Ok(body) = HEXLOWER.decode(one.body.as_bytes()) else {
+                tracing::error!(code = %Code::WorkerChainInvalid, "a kept event cannot be read");
+                continue;
+            };
+            let sequence = one.sequence;
+            let event = self.chain.key.sign_event(&self.domain, body);
+            let wait = ANSWER_WAIT.1.as_duration();
+            let answer: Result<Done, BusError> = self.bus.request(&one.subject, &event, wait).await;
+            match answer {
+                Ok(_) => tracing::info!(
+                    sequence = sequence.get(),
+                    "an event is recorded again, or still"
+                ),
+                // The recorded chain goes on behind it, or lacks one before it.
+                Err(BusError::Refused(refusal)) if is_final(refusal.code) => {
+                    tracing::debug!(sequence = sequence.get(), %refusal, "an event is not recorded again")
+                }
+                Err(error) => {
+                    tracing::debug!(sequence = sequence.get(), %error, "an event is not recorded again yet");
+                    return false;
+                }
+            }
+            let now = runtime::clock::now();
+            let noted = self.chain.change(|outbox| outbox.confirmed(sequence, now));
+            self.said(noted);
+        }
+        true
+    }
+
+    fn said(&self, changed: Result<(), Failure>) {
+        if let Err(failure) = changed {
+            tracing::warn!(code = %failure.code(), %failure, "the events that wait for a head are not noted");
+        }
+    }
+
+    fn show_waiting(&self) {
+        let asked = self.chain.end.uncovered.asked();
+        let body = |one: &Waiting| HEXLOWER.decode(one.body.as_bytes()).ok();
+        let asked = asked.filter_map(|one| Some((one.sequence, body(one)?)));
+        self.waiting.send_replace(asked.collect());
+    }
+
+    fn overdue(&self, now: UnixMillis) -> Option<(usize, ChainSequence)> {
+        let waiting = &self.chain.end.uncovered;
+        waiting.overdue(now, self.started, self.receipt_within)
+    }
+
+    fn say_overdue(&mut self) {
+        let now = runtime::clock::now();
+        let overdue = self.overdue(now);
+        // Of a worker in quarantine nothing is taken, and it gets no answers either.
+        if let Some((count, oldest)) = overdue
+            && !self.shut_out
+            && !std::mem::replace(&mut self.said_overdue, true)
+        {
+            let code = Code::EventsUncovered;
+            tracing::error!(%code, count, oldest = oldest.get(), next = code.next_step(), "recorded events of this worker are \
+                            under no head of the log that it has verified");
+        }
+    }
+
+    async fn deliver(&mut self, pending: &Pending) -> Recorded {
         let Ok(body) = HEXLOWER.decode(pending.body.as_bytes()) else {
             tracing::error!(code = %Code::WorkerChainInvalid, "the kept event cannot be read");
-            return;
+            let detail = "the kept event cannot be read";
+            return Err(Refusal::new(Code::WorkerChainInvalid, detail));
         };
         let event = self.chain.key.sign_event(&self.domain, body);
         self.shut_out = false;
+        let mut sent_again = false;
         let (mut backoff, mut patience) = (Backoff::new(PAUSE), AnswerWait::new(ANSWER_WAIT));
-        loop {
+        let recorded = loop {
             let asked_at = Instant::now();
             let wait = patience.now().as_duration();
             let answer: Result<Done, BusError> =
@@ -266,7 +512,7 @@ impl Publisher {
             match answer {
                 Ok(_) => {
                     self.refused = false;
-                    break;
+                    break Ok(());
                 }
                 Err(BusError::Refused(refusal)) if is_shut_out(refusal.code) => {
                     // An operator may let the worker in again: then the chain goes on with this
@@ -276,7 +522,18 @@ impl Publisher {
                         tracing::warn!(code = %refusal.code, next, "an event is kept until the worker is let in again: {refusal}");
                     }
                     self.shut_out = true;
-                    return;
+                    return Err(refusal);
+                }
+                // The broker may have lost the events before it.
+                Err(BusError::Refused(refusal))
+                    if refusal.code == Code::ChainForked
+                        && !sent_again
+                        && !self.chain.end.uncovered.is_empty() =>
+                {
+                    sent_again = self.send_again(self.chain.end.uncovered.all()).await;
+                    if sent_again {
+                        continue;
+                    }
                 }
                 Err(BusError::Refused(refusal)) if is_final(refusal.code) => {
                     if !std::mem::replace(&mut self.refused, true) {
@@ -288,20 +545,28 @@ impl Publisher {
                             "an event is not recorded, and those that follow on it will not be either: {refusal}"
                         );
                     }
-                    break;
+                    break Err(refusal);
                 }
                 Err(error) => {
                     tracing::debug!(subject = pending.subject, %error, "an event is not recorded yet")
                 }
             }
+            // While this one is not recorded, nobody else looks.
+            self.say_overdue();
             patience.failed_after(asked_at.elapsed());
             // The pause is random, so that workers that lost the same service do not come back at
             // the same moment.
             tokio::time::sleep(spread(backoff.fail(), objects::random_fraction())).await;
-        }
-        if let Err(failure) = self.chain.acknowledged() {
+        };
+        let noted = match recorded.is_ok() && self.heads {
+            true => self.chain.recorded(runtime::clock::now()),
+            false => self.chain.acknowledged(),
+        };
+        if let Err(failure) = noted {
             tracing::warn!(code = %failure.code(), %failure, "a recorded event would be sent again");
         }
+        self.show_waiting();
+        recorded
     }
 }
 
@@ -316,156 +581,4 @@ const fn is_final(code: Code) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use chain::{Claimed, Signatures};
-    use schemas::Message as _;
-    use schemas::event::EventBody;
-
-    use super::*;
-
-    fn open(path: &Path, key: &Arc<AuditKey>) -> Chain {
-        let worker = format!("U{}", "B".repeat(55))
-            .parse()
-            .expect("the form of a user key");
-        Chain::open(
-            path,
-            Arc::clone(key),
-            "demo".parse().expect("a run name"),
-            worker,
-        )
-        .expect("usable")
-    }
-
-    fn event() -> WorkerEvent {
-        WorkerEvent::Stopped {
-            reason: "test".to_owned(),
-        }
-    }
-
-    fn body(pending: &Pending) -> (Vec<u8>, EventBody) {
-        let bytes = HEXLOWER.decode(pending.body.as_bytes()).expect("hex");
-        let body = EventBody::decode(&bytes).expect("an event");
-        (bytes, body)
-    }
-
-    #[test]
-    fn the_chain_goes_on_over_restarts_without_gap_or_fork() {
-        let scratch = tempfile::tempdir().expect("a scratch folder");
-        let path = scratch.path().join("events.json");
-        let key = Arc::new(AuditKey::generate());
-        let mut previous = None;
-        for sequence in 0..6 {
-            // Opened anew each time, as by a restart between any two events.
-            let mut chain = open(&path, &key);
-            assert_eq!(chain.unacknowledged(), None);
-            let pending = chain
-                .append(UnixMillis(sequence), event())
-                .expect("written");
-            let (bytes, body) = body(&pending);
-            assert_eq!(
-                (body.sequence, body.previous),
-                (ChainSequence(sequence), previous)
-            );
-            previous = Some(Digest::of(&bytes));
-            // After a crash before the acknowledgement, the very same bytes are sent again.
-            let mut chain = open(&path, &key);
-            assert_eq!(chain.unacknowledged(), Some(pending));
-            chain.acknowledged().expect("written");
-        }
-    }
-
-    /// The folder of a running worker is renamed, and another worker is started in the old place: a
-    /// second end of the chain there would fork the chain for good.
-    #[test]
-    fn a_folder_that_was_moved_away_is_not_made_again() {
-        let scratch = tempfile::tempdir().expect("a scratch folder");
-        let (old, new) = (scratch.path().join("old"), scratch.path().join("new"));
-        std::fs::create_dir(&old).expect("made");
-        let key = Arc::new(AuditKey::generate());
-        let mut running = open(&old.join("events.json"), &key);
-        running.append(UnixMillis(1), event()).expect("written");
-        std::fs::rename(&old, &new).expect("moved");
-        let failure = running
-            .append(UnixMillis(2), event())
-            .expect_err("the folder is gone");
-        assert_eq!(failure.code(), Code::WorkerChainInvalid);
-        assert!(failure.to_string().contains("moved away"), "{failure}");
-        assert!(!old.exists());
-        drop(running);
-        let pending = open(&new.join("events.json"), &key)
-            .append(UnixMillis(3), event())
-            .expect("written");
-        assert_eq!(
-            body(&pending).1.sequence,
-            ChainSequence(1),
-            "what was not written is not part of the chain"
-        );
-    }
-
-    #[test]
-    fn another_key_has_a_chain_of_its_own() {
-        let scratch = tempfile::tempdir().expect("a scratch folder");
-        let path = scratch.path().join("events.json");
-        let first = Arc::new(AuditKey::generate());
-        open(&path, &first)
-            .append(UnixMillis(1), event())
-            .expect("written");
-        let mut chain = open(&path, &Arc::new(AuditKey::generate()));
-        assert_eq!(chain.unacknowledged(), None);
-        let pending = chain.append(UnixMillis(2), event()).expect("written");
-        let (_, body) = body(&pending);
-        assert_eq!((body.sequence, body.previous), (ChainSequence(0), None));
-    }
-
-    #[test]
-    fn a_damaged_end_is_not_skipped() {
-        let scratch = tempfile::tempdir().expect("a scratch folder");
-        let path = scratch.path().join("events.json");
-        std::fs::write(&path, b"{\"v\":1}").expect("written");
-        let worker = format!("U{}", "B".repeat(55))
-            .parse()
-            .expect("the form of a user key");
-        let opened = Chain::open(
-            &path,
-            Arc::new(AuditKey::generate()),
-            "demo".parse().expect("a name"),
-            worker,
-        );
-        assert_eq!(
-            opened.expect_err("damaged").code(),
-            Code::WorkerChainInvalid
-        );
-    }
-
-    #[test]
-    fn ls_04_only_what_is_refused_for_good_is_given_up() {
-        assert!(is_final(Code::ChainForked) && is_final(Code::EventRefused));
-        for again in [
-            Code::EventLater,
-            Code::NoAnswer,
-            Code::BusDenied,
-            Code::MessageInvalid,
-        ] {
-            assert!(!is_final(again) && !is_shut_out(again), "{again}");
-        }
-        let kept = Code::WorkerQuarantined;
-        assert!(is_shut_out(kept) && !is_final(kept));
-        assert!(!is_shut_out(Code::EventRefused) && !is_shut_out(Code::ChainForked));
-    }
-
-    #[test]
-    fn what_is_sent_verifies_from_its_own_bytes() {
-        let scratch = tempfile::tempdir().expect("a scratch folder");
-        let key = Arc::new(AuditKey::generate());
-        let pending = open(&scratch.path().join("events.json"), &key)
-            .append(UnixMillis(1), event())
-            .expect("written");
-        let (bytes, body) = body(&pending);
-        let sent = key.sign_event("domain", bytes).encode();
-        let entry = Claimed::read(&sent)
-            .expect("it reads back")
-            .open(&Signatures::new("domain", []))
-            .expect("it verifies");
-        assert_eq!(entry.body, body);
-    }
-}
+mod tests;

@@ -2,7 +2,8 @@
 //! that all services share.
 
 use clap::{Parser, Subcommand};
-use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
+use identity::IdentityFiles;
+use runtime::service::{self, Finished, Flag, ServiceArgs, ServiceConfig};
 use runtime::{Bus, Failure, Loaded, Materials, log};
 use schemas::member::Posture;
 use schemas::{Code, UnixMillis};
@@ -77,6 +78,15 @@ impl service::Service for Checked {
         &config.service
     }
 
+    fn identities(config: &WorkerConfig) -> Vec<IdentityFiles> {
+        let audit_key = Some(&config.worker.audit_key);
+        let audit_key = audit_key.filter(|path| !path.as_os_str().is_empty());
+        vec![IdentityFiles {
+            credentials: config.bus.credentials.clone(),
+            audit_key: audit_key.cloned(),
+        }]
+    }
+
     fn check(loaded: Loaded<WorkerConfig>, now: UnixMillis) -> Result<Self, Failure> {
         Self::new(loaded, now)
     }
@@ -100,6 +110,16 @@ impl service::Running for Service {
     }
 
     async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
-        Box::pin(Self::run(self, stop)).await
+        // Nobody succeeds this worker.
+        let never = CancellationToken::new();
+        Box::pin(Self::run(self, stop, never)).await.map(drop)
+    }
+
+    async fn run_until_succeeded(
+        self,
+        stop: CancellationToken,
+        succeeded: CancellationToken,
+    ) -> Result<Finished, Failure> {
+        Box::pin(Self::run(self, stop, succeeded)).await
     }
 }

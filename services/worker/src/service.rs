@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use identity::join::new_session;
 use objects::{Cache, Transfer, TransferLimits};
+use runtime::service::Finished;
 use runtime::{Bus, Failure, clock};
 use schemas::limits::CLAIM_WAIT_MAX;
 use schemas::member::{JoinReply, JoinRequest};
@@ -27,11 +28,13 @@ use crate::engine::{self, Engine, RunningThread};
 use crate::events::{Chain, Events};
 use crate::meter::Meter;
 use crate::object_client::ObjectClient;
+use crate::outbox::Receipts;
 use crate::shard_cache::ShardCache;
 use crate::state::StateFolder;
 use crate::time::CoordinatorTime;
 use crate::unit::{Unit, UnitTools};
 use crate::verify::{self, Expected};
+use crate::witness::{Asking, Witnessing};
 
 /// Most inputs that wait for the core; each of the few tasks has one at a time.
 const INPUTS_MAX: usize = 64;
@@ -68,6 +71,9 @@ struct EffectRunner {
     tools: Option<UnitTools>,
     unit: Option<Unit>,
     waiting: Option<(Refusal, Instant)>,
+    /// Begins with the first join: until then the audit service knows of no such worker.
+    witnessing: Option<Witnessing>,
+    receipts: Option<Receipts>,
 }
 
 impl Service {
@@ -110,7 +116,12 @@ impl Service {
             time: time.clone(),
         };
         listener.listen(&bus, sender.clone()).await?;
-        let (events, publishing) = Events::start(chain, bus.clone(), domain);
+        let (events, receipts, publishing) = Events::start(
+            chain,
+            bus.clone(),
+            &checked.trust,
+            config.worker.receipt_within.millis(),
+        );
         let (told, progress) = watch::channel((WorkId(0), Steps(0)));
         let (engine, training) = Engine::start(config.training.clone(), Arc::clone(&meter), told)
             .map_err(|error| {
@@ -135,6 +146,8 @@ impl Service {
             tools: None,
             unit: None,
             waiting: None,
+            witnessing: None,
+            receipts: Some(receipts),
         };
         Ok(Self {
             core,
@@ -150,13 +163,18 @@ impl Service {
         &self.runner.bus
     }
 
-    /// Works until the run is complete, the worker is told to end, or cannot go on.
+    /// Works until the run is complete, the worker is told to end, or cannot go on. From `succeeded`
+    /// on it hands in the unit that it has, and leaves.
     ///
     /// # Errors
     /// The reason why it cannot go on.
-    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Failure> {
+    pub async fn run(
+        mut self,
+        shutdown: CancellationToken,
+        succeeded: CancellationToken,
+    ) -> Result<Finished, Failure> {
         let mut effects = Vec::new();
-        let (mut told, mut broken) = (false, false);
+        let (mut told, mut broken, mut leaves) = (false, false, false);
         let mut input = Input::Tick;
         let mut steps = clock::StepDetector::new();
         let bus = self.runner.bus.clone();
@@ -181,6 +199,10 @@ impl Service {
                     told = true;
                     Input::Command(CommandVerb::Stop)
                 }
+                () = succeeded.cancelled(), if !leaves => {
+                    leaves = true;
+                    Input::Command(CommandVerb::Drain)
+                }
                 () = self.threads.0.ended.cancelled(), if !broken => {
                     broken = true;
                     Input::Broken(engine::ended())
@@ -197,7 +219,12 @@ impl Service {
                 () = sleep_until(deadline) => Input::Tick,
             };
         };
-        Box::pin(self.end(exit)).await
+        let drained = exit == Exit::Drained;
+        Box::pin(self.end(exit)).await?;
+        // Told to end meanwhile, it does not begin anew.
+        Ok(Finished::told(
+            leaves && drained && !shutdown.is_cancelled(),
+        ))
     }
 
     /// Waits until events are delivered and the inner state is written, and then ends.
@@ -315,6 +342,13 @@ impl EffectRunner {
                     .spawn(async move { engine.keep(work, end).await });
             }
             Effect::Emit(event) => self.events.emit(event),
+            Effect::Record { work, event } => {
+                let recorded = self.events.record(event);
+                self.step(work, |_| async move {
+                    let outcome = recorded.await;
+                    Input::Recorded { work, outcome }
+                });
+            }
             // An old heartbeat is useless, so none is kept while there is no connection.
             Effect::Heartbeat(_) if !self.bus.is_connected() => {}
             Effect::Heartbeat(pulse) => {
@@ -354,6 +388,19 @@ impl EffectRunner {
         } = reply;
         tracing::info!(run = %spec.run, settings = %spec_digest, "joined");
         self.waiting = None;
+        if let Some(receipts) = self.receipts.take() {
+            let asking = Asking {
+                bus: self.bus.clone(),
+                run: self.checked.run.clone(),
+                worker: self.worker.clone(),
+                key: Arc::clone(&self.checked.audit_key),
+                domain: self.checked.trust.domain.to_string(),
+                events: self.events.clone(),
+                receipts,
+            };
+            let trust = &self.checked.trust;
+            self.witnessing = Some(Witnessing::begin(asking, &self.state, trust));
+        }
         if self
             .tools
             .as_ref()
@@ -369,6 +416,7 @@ impl EffectRunner {
             meter: Arc::clone(&self.meter),
             state: self.state.clone(),
             domain: self.checked.trust.domain.as_str().into(),
+            trust: self.checked.trust_source.clone(),
             spec: Arc::new(spec),
             spec_digest,
             assets: Arc::new(OnceCell::new()),

@@ -11,6 +11,9 @@ use schemas::{Code, Digest, RunId};
 /// ```text
 /// <folder>/lock                                held while the worker lives
 /// <folder>/events.json                         the end of the worker's chain of events
+/// <folder>/witness.nk                          the key that cosigns heads of the log
+/// <folder>/log.head                            the newest head that this worker has seen
+/// <folder>/log.refused                         a head that does not continue that one
 /// <folder>/<run>-<settings>/inner.safetensors  state of the inner optimizer
 /// <folder>/<run>-<settings>/residual.safetensors  what the codec took from contributions
 /// ```
@@ -76,6 +79,22 @@ impl StateFolder {
     /// The file with the end of the chain of events.
     pub(crate) fn events(&self) -> PathBuf {
         self.folder.join("events.json")
+    }
+
+    /// The seed file of the key that cosigns heads. It lies beside the head that it cosigned last: one
+    /// without the other would cosign what contradicts that.
+    pub(crate) fn witness_key(&self) -> PathBuf {
+        self.folder.join("witness.nk")
+    }
+
+    /// The file of the newest head that this worker has seen.
+    pub(crate) fn log_head(&self) -> PathBuf {
+        self.folder.join("log.head")
+    }
+
+    /// The file of the text that was refused last as a head.
+    pub(crate) fn log_refused(&self) -> PathBuf {
+        self.folder.join("log.refused")
     }
 
     /// The file with the inner state for a run under these settings: a run that is made anew under

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use data::{HeldOut, UnitSampler};
 use futures::{StreamExt as _, TryStreamExt as _};
+use identity::TrustSource;
 use masking::{Disclosures, FixedPoint, Masks, Part};
 use merge::{SeededRounding, contribution_seed};
 use schemas::call::worker as call;
@@ -20,7 +21,7 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trainer::Alpha;
-use worker_core::{Trained, WorkId};
+use worker_core::{Agreed, Trained, WorkId};
 
 use crate::asker::Asker;
 use crate::assets::Assets;
@@ -45,6 +46,8 @@ pub(crate) struct UnitTools {
     pub(crate) state: StateFolder,
     /// The trust domain of the run.
     pub(crate) domain: Arc<str>,
+    /// The keys of its coordinators.
+    pub(crate) trust: TrustSource,
     pub(crate) spec: Arc<RunSpec>,
     pub(crate) spec_digest: Digest,
     pub(crate) assets: Arc<OnceCell<Assets>>,
@@ -79,7 +82,7 @@ pub(crate) enum Text {
 
 impl Unit {
     /// Fetches data into memory and base weights into the trainer, at the same time.
-    pub(crate) async fn fetch(&self) -> Result<(), Refusal> {
+    pub(crate) async fn fetch(&self) -> Result<Option<Box<Agreed>>, Refusal> {
         self.check_not_disclosed()?;
         let _timed = self.tools.meter.timed(WorkLane::Fetch);
         let UnitTools {
@@ -111,12 +114,13 @@ impl Unit {
         let text = self.fetch_text(assets, shards);
         let (text, (), part) = tokio::try_join!(text, self.fetch_base(assets), self.agree())?;
         *self.text.lock().expect("no holder panics") = Some(text);
+        let (part, agreed) = part.unzip();
         *self.part.lock().expect("no holder panics") = part;
-        Ok(())
+        Ok(agreed.map(Box::new))
     }
 
     /// Agrees on masks with the other workers of the round, in a run that has them.
-    async fn agree(&self) -> Result<Option<Part>, Refusal> {
+    async fn agree(&self) -> Result<Option<(Part, Agreed)>, Refusal> {
         let lease = self.manifest.lease;
         let aggregation = self.tools.spec.secure_aggregation;
         let aggregation = aggregation.filter(|_| lease.unit.kind == UnitKind::Train);
@@ -125,6 +129,7 @@ impl Unit {
         };
         let masking = Masking {
             asker: &self.tools.asker,
+            trust: &self.tools.trust,
             spec: &self.tools.spec,
             spec_digest: self.tools.spec_digest,
             aggregation,

@@ -159,3 +159,20 @@ fn tl_12_keys_and_trust_come_from_files_that_only_their_owner_can_change() {
     mode(&scratch.path().join("audit.seed"), 0o640);
     fails(&set, Code::CredentialExposed, "audit.seed");
 }
+
+#[test]
+fn a_time_to_a_head_that_cannot_be_kept_is_refused() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let with = |within: &str| {
+        let mut set = open(folder.path());
+        set.push(format!("worker.receipt_within={within}"));
+        set
+    };
+    for within in ["19s", "25h", "0s"] {
+        fails(&with(within), Code::ConfigInvalid, "worker.receipt_within");
+    }
+    for within in ["20s", "1day"] {
+        // These settings lack a trust bundle, which is looked for afterwards.
+        fails(&with(within), Code::CredentialMissing, "worker.trust");
+    }
+}

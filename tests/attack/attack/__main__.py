@@ -4,8 +4,8 @@ import asyncio
 import json
 import sys
 
-# Each registers its cases, in this order: URLs end after a minute.
-from . import store, tokens, messages, bus, ports  # noqa: F401
+# Each registers its cases, in this order: URLs end after a minute, and the record is read last.
+from . import store, tokens, messages, bus, ports, told  # noqa: F401
 from .case import run
 
 

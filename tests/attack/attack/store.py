@@ -101,11 +101,13 @@ def refused(status: int) -> bool:
     return status == 0 or 400 <= status < 500 or status == 501
 
 
-@case("TL-18", "LS-05")
+@case("TL-18", "TL-27", "LS-05")
 async def an_overheard_url_works_for_its_object_and_method_only(facts: dict) -> None:
     http = Http(facts)
     get, put = facts["get"], facts["put"]
     assert await http.status("GET", get["href"], get["headers"]) == 200, "the URL itself works"
+    again = await http.status("GET", get["href"], get["headers"])
+    withstood(again == 403, f"GET with a URL that its holder has used: {again}")
     for grant in [get, put]:
         for method in {"GET", "PUT", "POST", "DELETE", "HEAD", "PATCH", "OPTIONS"} - {grant["method"]}:
             # A store may take HEAD where it takes GET; it tells less.

@@ -24,6 +24,9 @@ def tls(facts: dict) -> ssl.SSLContext:
 class Wire:
     """A connection that remembers what the broker refused."""
 
+    # What the broker refused to all of them, by key and by what was refused, in the broker's order.
+    refused: dict[tuple[str, str], list[str]] = {}
+
     def __init__(self, client, complaints: list[str], key: str):
         self.client = client
         self.complaints = complaints
@@ -72,7 +75,11 @@ class Wire:
                 await self._handled()
         await self._handled()
         text = set(self.complaints)
-        return {s for s in subjects if f'nats: permissions violation for {kind} to "{s.lower()}"' in text}
+        refused = [s for s in subjects if f'nats: permissions violation for {kind} to "{s.lower()}"' in text]
+        if refused:
+            reason = {"publish": "publish", "subscription": "subscribe"}[kind]
+            Wire.refused.setdefault((self.key, reason), []).extend(refused)
+        return set(refused)
 
     async def _handled(self) -> None:
         """Waits until the broker has handled all that was sent: it complains in order, and nobody

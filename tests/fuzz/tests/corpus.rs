@@ -60,6 +60,7 @@ replays![
     message,
     name,
     broker,
+    sentry,
     token,
     manifest,
     certificate,

@@ -205,11 +205,11 @@ impl Evidence {
 }
 
 impl Recorded {
-    /// The ledger's event; none when a worker emitted it.
+    /// The ledger's event; none when somebody else emitted it.
     pub fn ledger(&self) -> Option<&LedgerEvent> {
         match &self.body.event {
             Event::Ledger(event) => Some(event),
-            Event::Worker(_) => None,
+            Event::Worker(_) | Event::Security(_) => None,
         }
     }
 }

@@ -40,5 +40,6 @@ pub fn joined(worker: WorkerId, account: AccountId, request: JoinRequest) -> Led
         posture: request.posture,
         session: request.session,
         seat: None,
+        before: None,
     }
 }

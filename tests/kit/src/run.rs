@@ -72,6 +72,7 @@ pub fn run_spec() -> RunSpecBuilder {
             silence_max: Millis::from_secs(90),
             norm_max: 10.0,
             strikes_max: 3,
+            pace_ratio_max: 0,
             closing: Closing::All,
             comparison: Comparison::None,
         },
@@ -131,6 +132,7 @@ setters! {
     silence_max: Millis => policy.silence_max;
     norm_max: f64 => policy.norm_max;
     strikes_max: u32 => policy.strikes_max;
+    pace_ratio_max: u32 => policy.pace_ratio_max;
     closing: Closing => policy.closing;
     comparison: Comparison => policy.comparison;
     seed: u64 => seed;

@@ -14,6 +14,7 @@ pub fn trust(manifest_key: &PublicKey, audit_key: &PublicKey) -> TrustBundle {
         manifest_keys: vec![manifest_key.clone()],
         audit_keys: vec![audit_key.clone()],
         head_keys: vec![],
+        sentry_keys: vec![],
         ca: "ca.pem".into(),
     }
 }

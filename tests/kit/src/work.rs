@@ -45,6 +45,7 @@ pub fn contribution(spec: &RunSpec, chunks: impl Into<Chunks>) -> Contribution {
         },
         train_ms: 10,
         privacy: spec.privacy.as_ref().map(Privacy::applied),
+        cohort: None,
     }
 }
 

@@ -89,6 +89,7 @@ impl World {
                 run: run_id(),
                 keep: self.random.between(1, 2) as u32,
                 delete: delete.then_some(reason),
+                store_is_ours: delete,
             };
             for _ in 0..self.random.between(1, 2) {
                 self.ask_as_operator(ControlRequest::RunGc(request.clone()));
@@ -110,11 +111,12 @@ impl World {
             } => {
                 assert_eq!(run, run_id());
                 let mut mark = Mark::new(&state, &run, through);
-                mark.needed.extend(needed.into_iter().map(Named::Chunks));
+                mark.needed.extend(needed);
                 let events = state.events() as usize;
                 let known = &self.journal[..events];
                 known.iter().for_each(|body| mark.note(body));
-                let (old, needed) = (mark.old, mark.needed);
+                let needed = mark.needed.into_iter().map(|one| one.named);
+                let (old, needed) = (mark.old, needed.collect());
                 self.begin(Job::Look { old, needed });
             }
             Collect::Delete { groups } => {

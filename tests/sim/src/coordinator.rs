@@ -4,7 +4,8 @@
 use std::collections::VecDeque;
 
 use coordinator_core::{
-    Answer, ControlRequest, Coordinator, Effect, Input, Peer, ReplyId, Settings, WorkerRequest,
+    Answer, ControlRequest, Coordinator, Effect, Input, Peer, Recorded, ReplyId, Settings,
+    WorkerRequest,
 };
 use ledger::State;
 use schemas::control::{RunNew, Shutdown};
@@ -265,7 +266,11 @@ impl World {
         self.routes.insert(reply, route);
         self.tell_coordinator(Input::Request {
             peer,
-            seat: seat.map(Box::new),
+            recorded: seat.map(|seat| {
+                let seat = Some(seat);
+                let before = Vec::new();
+                Box::new(Recorded { seat, before })
+            }),
             request,
             reply,
         });
@@ -421,7 +426,9 @@ impl World {
                 assert_eq!(missing, None, "an object that is granted is not there");
                 self.reply(reply, Delivered::Granted);
             }
-            Effect::GrantPut { reply, .. } => self.reply(reply, Delivered::Granted),
+            Effect::ShowKeys { reply } | Effect::GrantPut { reply, .. } => {
+                self.reply(reply, Delivered::Granted)
+            }
             Effect::CheckRun { reply, .. } => self.inform_coordinator(
                 10,
                 Input::RunChecked {
@@ -440,8 +447,7 @@ impl World {
             }
             // Hints and views have no effect in the simulation.
             Effect::Publish(status) if status.view.phase == RunPhase::Halted => {
-                // The operator follows the advice of the code and starts the coordinator again.
-                self.crash_coordinator();
+                self.mend(status.view.halted.as_ref().map(|halted| halted.code));
             }
             // The operator ignores its answers, and the store counts no uploads.
             Effect::Sweep { .. }
@@ -465,10 +471,16 @@ impl World {
         self.monitor.note(&event, &self.store);
         let folded = self.site.shadow.apply(time, run.as_ref(), &event);
         folded.expect("an event follows on those before it");
+        if let (LedgerEvent::CohortSealed { round, .. }, Some(name)) = (&event, &run) {
+            let run = self.site.shadow.run(name);
+            let cohort = run.and_then(|run| run.cohort_digest(*round));
+            self.store.cohorts.extend(cohort);
+        }
         let sequence = ChainSequence(self.journal.len() as u64);
         let event = Event::Ledger(event);
         self.journal.push(EventBody {
             v: V,
+            known: None,
             emitter: operator(),
             sequence,
             previous: None,
@@ -565,10 +577,10 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
         Ok(Answer::Renew(reply)) => worker_core::Answer::Renew(reply),
         Ok(Answer::Done(done)) => worker_core::Answer::Done(done),
         Ok(Answer::Submit(reply)) => worker_core::Answer::Submit(reply),
+        Ok(Answer::Mask { reply, seals }) => return Delivered::Mask(reply, seals),
         // Grants are effects of their own. The other answers are for operators, who ignore them.
         Ok(
-            Answer::Mask(_)
-            | Answer::Grants(_)
+            Answer::Grants(_)
             | Answer::RunNew(_)
             | Answer::Hold(_)
             | Answer::Collect(_)
@@ -578,6 +590,7 @@ fn delivered(answer: Result<Answer, Refusal>) -> Delivered {
             | Answer::Tenant(_)
             | Answer::TenantEnd(_)
             | Answer::View(_)
+            | Answer::Keys(_)
             | Answer::Shutdown(_),
         ) => return Delivered::Granted,
         Err(refusal) => return Delivered::Refused(refusal),

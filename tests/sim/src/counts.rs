@@ -33,6 +33,10 @@ pub struct Counts {
     pub denied: u64,
     /// Parts of seals, without the last part of each.
     pub parts: u64,
+    /// Times that directions were compared.
+    pub compared: u64,
+    /// Contributions that were left out of a merge because of that.
+    pub left_out: u64,
     /// Times that the run was frozen.
     pub frozen: u64,
     /// Workers that came into quarantine.
@@ -57,4 +61,16 @@ pub struct Counts {
     pub spent: u64,
     /// Runs whose privacy budget ended in a round.
     pub spent_within: u64,
+    /// Cohorts of masked rounds that were sealed.
+    pub cohorts: u64,
+    /// Workers that were gone after the agreement, and left out of a sum.
+    pub gone_after_sealing: u64,
+    /// Masked rounds whose sum could not be had.
+    pub dissolved: u64,
+    /// Sums for which a worker revealed nothing, since it had for another of the round.
+    pub refused_sums: u64,
+    /// Times that a run was halted for that, and its operator started the workers again.
+    pub sums_lost: u64,
+    /// Times that a worker was asked to hand its sealed shares in again.
+    pub handed_again: u64,
 }

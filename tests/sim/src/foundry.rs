@@ -11,6 +11,7 @@ use schemas::{
     WorkerId,
 };
 
+use crate::comparison::compare;
 use crate::plan::{audit_key, run_id, worker_id};
 use crate::store::Model;
 use crate::world::{SimEvent, World};
@@ -22,6 +23,10 @@ pub(crate) enum Job {
         snapshot: Option<ObjectRef>,
         version: Round,
         merges: Vec<MergeRecord>,
+    },
+    Compare {
+        round: Round,
+        inputs: Vec<MergeInput>,
     },
     Merge {
         sync: SyncId,
@@ -78,6 +83,7 @@ impl World {
                     statement: Box::new(statement.expect("it was decoded when it was submitted")),
                 });
             }
+            Order::Compare { round, inputs } => self.begin(Job::Compare { round, inputs }),
             Order::Merge {
                 sync, base, inputs, ..
             } => {
@@ -174,6 +180,10 @@ impl World {
                     self.tell_of_foundry(foundry::Answer::DataLoaded { data });
                 }
                 foundry::Answer::Restored { outcome }
+            }
+            Job::Compare { round, inputs } => {
+                let outcome = failed.map_or_else(|| Ok(compare(&inputs)), Err);
+                foundry::Answer::Compared { round, outcome }
             }
             Job::Merge {
                 sync,

@@ -9,9 +9,11 @@
 //! | `world` | time, the bus, and the order of what happens |
 //! | `coordinator`, `worker` | the shells around the two cores, with their processes' crashes |
 //! | `foundry` | the coordinator's orders about weights, each done after a while |
+//! | `comparison` | the directions of contributions |
 //! | `checkpoint` | the ledger's state as an object, and starts from it |
 //! | `queue` | the JetStream work queue with its redeliveries and losses |
 //! | `store` | objects by digest, and the merge as a reference model on digests |
+//! | `masks` | a worker's part in secure aggregation |
 //! | `monitor` | invariants after every event, from the ledger without the core's own fold |
 //!
 //! While faults last anything may fail; after that nothing does, and the run must end. [`simulate`]
@@ -19,9 +21,11 @@
 
 mod checkpoint;
 mod collection;
+mod comparison;
 mod coordinator;
 mod counts;
 mod foundry;
+mod masks;
 mod monitor;
 mod plan;
 mod privacy;
@@ -34,5 +38,5 @@ mod world;
 pub use counts::Counts;
 pub use world::{
     Report, simulate, simulate_collections, simulate_lists, simulate_long_seal,
-    simulate_lost_grants, simulate_restores,
+    simulate_lost_grants, simulate_masked, simulate_restores,
 };

@@ -13,8 +13,13 @@ use schemas::sync::SealedInput;
 use schemas::{Digest, Round, Seat, Weight, WorkerId};
 
 use crate::collection::Keeping;
+use crate::comparison;
 use crate::counts::Counts;
 use crate::store::{Model, Store};
+use forbidden::{is_merge, is_work};
+
+mod forbidden;
+mod masks;
 
 /// The monitor's records.
 #[derive(Debug)]
@@ -44,6 +49,7 @@ pub(crate) struct Monitor {
     issued: u64,
     ended: u64,
     frozen: bool,
+    masks: masks::Masks,
     /// Every training lease of a private run: round, worker, and the unit's index.
     disclosures: Vec<(u64, WorkerId, u32)>,
     spent: bool,
@@ -76,6 +82,7 @@ impl Monitor {
             issued: 0,
             ended: 0,
             frozen: false,
+            masks: masks::Masks::default(),
             disclosures: Vec::new(),
             spent: false,
             complete: false,
@@ -93,10 +100,8 @@ impl Monitor {
     /// Records one event, and checks that it may follow those before it.
     pub(crate) fn note(&mut self, event: &LedgerEvent, store: &Store) {
         assert!(!self.complete || !is_work(event), "{event:?} after the end");
-        assert!(
-            !self.frozen || !is_merge(event),
-            "{event:?} in a frozen run"
-        );
+        let held = self.frozen && is_merge(event);
+        assert!(!held, "{event:?} in a frozen run");
         let by_quarantined = author(event).filter(|worker| self.quarantined.contains(*worker));
         assert_eq!(by_quarantined, None, "{event:?} of a worker in quarantine");
         self.counts.events += 1;
@@ -110,7 +115,6 @@ impl Monitor {
             }
             LedgerEvent::WorkerLeft { worker, .. } => {
                 self.members.remove(worker);
-                self.seats.remove(worker);
                 self.seats.remove(worker);
             }
             LedgerEvent::RoundOpened { round } => self.open_round(*round),
@@ -145,6 +149,7 @@ impl Monitor {
                 ..
             } => {
                 self.counts.accepted += 1;
+                self.check_masked(lease, contribution);
                 self.end(*lease, worker, contribution.tokens.get());
                 self.count(*lease);
                 let round = lease.unit.round;
@@ -166,7 +171,8 @@ impl Monitor {
                     worker: worker.clone(),
                     tokens,
                     weight: Weight(tokens.get()),
-                    norm: None,
+                    norm: comparison::norm(&self.spec),
+                    cosine: None,
                     chunks,
                 };
                 assert_eq!(self.sealed, None, "{lease} counts after the seal");
@@ -177,6 +183,11 @@ impl Monitor {
                 self.counts.evaluated += 1;
                 self.end(*lease, worker, 0);
                 self.count(*lease);
+            }
+            LedgerEvent::RoundCompared { round, cosines } => {
+                assert_eq!((self.open, &self.sealed), (Some(*round), &None));
+                comparison::check(&self.spec, &self.inputs, cosines);
+                self.counts.compared += 1;
             }
             LedgerEvent::RoundSealed {
                 round,
@@ -236,10 +247,9 @@ impl Monitor {
                 disclosures,
                 epsilon,
             } => self.spend(*disclosures, *epsilon),
-            // No run of the simulation has masks.
             LedgerEvent::CohortSealed { .. }
             | LedgerEvent::RoundUnmasked { .. }
-            | LedgerEvent::CohortDissolved { .. } => panic!("{event:?} in a run without masks"),
+            | LedgerEvent::CohortDissolved { .. } => self.note_masks(event, store),
             LedgerEvent::RequestDenied { .. } => self.counts.denied += 1,
             LedgerEvent::HoldPlaced {
                 hold: Hold::Merges, ..
@@ -343,6 +353,7 @@ impl Monitor {
             let all: Vec<u32> = (0..seat.of()).collect();
             assert_eq!(ranks, all, "{lease}: the group of {worker} is not sealed");
         }
+        self.check_fixed(&lease);
         assert!(!self.counted.contains(&lease.unit), "{lease} is complete");
         assert!(
             self.held.values().all(|(_, holder)| holder != worker),
@@ -462,6 +473,7 @@ impl Monitor {
         let sealed = self.sealed.take().map_or(0, |sealed| sealed.len());
         let open = std::mem::take(&mut self.inputs).len();
         self.named.clear();
+        self.masks = masks::Masks::default();
         self.open = None;
         let gone = (sealed + open) as u64;
         assert_eq!(gone, u64::from(contributions), "contributions that go");
@@ -493,7 +505,7 @@ impl Monitor {
         self.named.extend(inputs);
         assert_eq!(
             self.named.len() + rest as usize,
-            self.spec.schedule.units as usize,
+            self.inputs.len(),
             "each part of the seal of round {round} says how many inputs are left"
         );
         if rest > 0 {
@@ -502,28 +514,24 @@ impl Monitor {
         }
         let inputs = std::mem::take(&mut self.named);
         // The map is ordered by unit, whatever the order of arrival was.
-        let accepted: Vec<MergeInput> = std::mem::take(&mut self.inputs).into_values().collect();
+        let mut accepted: Vec<MergeInput> =
+            std::mem::take(&mut self.inputs).into_values().collect();
+        self.counts.left_out += comparison::leave_out(&self.spec, &mut accepted);
         let named = accepted.iter().map(|input| SealedInput {
             unit: input.lease.unit.index,
             epoch: input.lease.epoch,
-            weight: Weight(self.spec.unit_tokens().get()),
+            weight: input.weight,
         });
-        assert_eq!(
-            inputs,
-            named.collect::<Vec<_>>(),
-            "what is sealed is what was accepted"
-        );
-        assert_eq!(
-            inputs.len(),
-            self.spec.schedule.units as usize,
-            "round {round} was sealed without all of its units"
-        );
+        let named: Vec<SealedInput> = named.collect();
+        assert_eq!(inputs, named, "what is sealed is what was accepted");
+        self.check_whole(round, inputs.len());
         self.sealed = Some(accepted);
     }
 
     /// Checks a merge of the executor, whether it is the first or a repetition.
     pub(crate) fn merge(&self, round: Round, inputs: &[MergeInput]) {
         assert_eq!(self.open, Some(round), "a round is merged while it is open");
+        self.check_unmasked(round);
         assert_eq!(
             self.sealed.as_deref(),
             Some(inputs),
@@ -541,6 +549,8 @@ impl Monitor {
             .sealed
             .take()
             .expect("a round is sealed before it closes");
+        self.check_unmasked(round);
+        self.masks = masks::Masks::default();
         self.model = self.model.step(&inputs);
         self.models.push(self.model);
         let merges = self.merges.last().map_or(1, |merges| merges + 1);
@@ -565,31 +575,4 @@ fn author(event: &LedgerEvent) -> Option<&WorkerId> {
         | LedgerEvent::EvaluationAccepted { worker, .. } => Some(worker),
         _ => None,
     }
-}
-
-/// True for an event that a frozen run must not have.
-fn is_merge(event: &LedgerEvent) -> bool {
-    matches!(
-        event,
-        LedgerEvent::RunCompleted
-            | LedgerEvent::RoundSealed { .. }
-            | LedgerEvent::RoundClosed { .. }
-            | LedgerEvent::SnapshotPromoted { .. }
-            | LedgerEvent::ObjectsGivenUp { .. }
-    )
-}
-
-/// True for an event that a complete run must not have.
-fn is_work(event: &LedgerEvent) -> bool {
-    matches!(
-        event,
-        LedgerEvent::RunCompleted
-            | LedgerEvent::RoundOpened { .. }
-            | LedgerEvent::RoundSealed { .. }
-            | LedgerEvent::RoundClosed { .. }
-            | LedgerEvent::LeaseGranted { .. }
-            | LedgerEvent::ContributionAccepted { .. }
-            | LedgerEvent::EvaluationAccepted { .. }
-            | LedgerEvent::SnapshotSaved { .. }
-    )
 }

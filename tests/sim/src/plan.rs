@@ -2,7 +2,7 @@
 
 use kit::RunSpecBuilder;
 use schemas::data::DataManifest;
-use schemas::run::{Privacy, RunSpec};
+use schemas::run::{Comparison, Privacy, RunSpec, SecureAggregation};
 use schemas::{AccountId, Millis, PublicKey, Rank, RunId, Seat, WorkerId};
 
 pub(crate) use kit::{object, operator};
@@ -60,7 +60,7 @@ impl Plan {
             .silence_max(random.millis(10_000, 60_000))
             .seed(random.between(0, u64::MAX - 1))
             .build();
-        let spec = private(spec);
+        let spec = comparing(private(spec));
         // One seed of eight has no faults.
         let bad = !random.hits(125);
         let level =
@@ -80,14 +80,20 @@ impl Plan {
                 Millis::from_secs(1_000_000)
             },
         };
-        Self {
+        let mut plan = Self {
             spec,
             data: kit::data().named(7, 20).build(),
             workers,
             faults,
             faults_last: random.millis(20_000, 180_000),
             disk: random.between(0, 800),
+        };
+        if plan.seat(0).is_some() {
+            // Two of the workers are a group, which counts as one.
+            let ready = number(workers) - 1;
+            plan.spec.policy.workers_min = plan.spec.policy.workers_min.min(ready);
         }
+        plan
     }
 }
 
@@ -104,7 +110,41 @@ fn private(mut spec: RunSpec) -> RunSpec {
     spec
 }
 
+/// Has one run of three that is not private compare norms and directions.
+fn comparing(mut spec: RunSpec) -> RunSpec {
+    if spec.privacy.is_none() && spec.seed % 3 == 1 {
+        // The norms of the simulation are within the reach of these steps.
+        spec.inner.learning_rate = 1.0;
+        spec.policy.comparison = Comparison::Others {
+            norm_ratio_max: 4.0,
+            cosine_min: Some(0.0),
+            loss_ratio_max: None,
+        };
+    }
+    spec
+}
+
 impl Plan {
+    /// The same plan with secure aggregation. Nobody sees what is in a contribution, so none is
+    /// poisoned; each worker is alone.
+    pub(crate) fn masked(mut self, seed: u64) -> Self {
+        let units = 4 + u32::try_from(seed % 3).expect("small");
+        self.workers = units as usize + (seed % 2) as usize;
+        self.faults.poison = 0;
+        let spec = &mut self.spec;
+        spec.privacy = None;
+        spec.policy.norm_max = 0.0;
+        spec.policy.comparison = Comparison::None;
+        spec.upload = kit::FP32;
+        (spec.schedule.units, spec.policy.workers_min) = (units, units);
+        spec.secure_aggregation = Some(SecureAggregation {
+            threshold: (units * 2).div_ceil(3).max(3),
+            largest: 1.0,
+        });
+        spec.seed = 3 * (spec.seed / 3) + 1;
+        self
+    }
+
     /// The seat that a worker's record gives it: in some simulations the first two of several
     /// workers are a group.
     pub(crate) fn seat(&self, worker: usize) -> Option<Seat> {

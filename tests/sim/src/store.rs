@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::data::DataManifest;
 use schemas::lease::Weights;
+use schemas::masking::Bytes32;
 use schemas::run::RunSpec;
 use schemas::snapshot::MergeInput;
-use schemas::{Bytes, Chunks, Digest, Hasher, Listed, ObjectRef, Round};
+use schemas::{Bytes, Chunks, Digest, Hasher, Listed, ObjectRef, Round, Weight};
 
 /// The contents of the store. They survive every crash.
 #[derive(Debug, Default)]
@@ -25,6 +26,10 @@ pub(crate) struct Store {
     pub(crate) checkpoints: BTreeMap<Digest, Vec<u8>>,
     /// Objects that were written since a collection began.
     pub(crate) written: Option<BTreeSet<Digest>>,
+    /// The secrets that workers drew for masks, seed and masking key, by the public masking key.
+    pub(crate) drawn: BTreeMap<Bytes32, (Bytes32, Bytes32)>,
+    /// The digests of all cohorts in the ledger.
+    pub(crate) cohorts: BTreeSet<Digest>,
     /// Full snapshots by their manifest.
     snapshots: BTreeMap<Digest, Model>,
 }
@@ -120,7 +125,8 @@ impl Model {
 
     /// One outer step.
     pub(crate) fn step(&self, inputs: &[MergeInput]) -> Self {
-        let chunks = inputs.iter().map(|input| input.chunks.digest());
+        let merged = inputs.iter().filter(|input| input.weight > Weight(0));
+        let chunks = merged.map(|input| input.chunks.digest());
         Self {
             round: self.round.next(),
             weights: digest_of([self.weights].into_iter().chain(chunks)),

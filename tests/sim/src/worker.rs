@@ -1,9 +1,10 @@
 //! A worker's process: the real core, a shell that carries its effects out, and its sudden end.
 
 use coordinator_core::{Submission, WorkerRequest};
+use masking::Disclosures;
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::{Evaluation, Statement};
-use schemas::lease::{Manifest, Work};
+use schemas::lease::{LeaseRef, Manifest, Work};
 use schemas::limits::GRANTS_MAX;
 use schemas::member::{JoinRequest, Session};
 use schemas::telemetry::{Heartbeat, WorkerMetrics};
@@ -14,6 +15,7 @@ use worker_core::{
     Effect, Exit, Input, NotVerified, Request, RequestId, Settings, Trained, WorkId, Worker,
 };
 
+use crate::masks::{Kept, Masks};
 use crate::plan::{audit_key, object, run_id, worker_id};
 use crate::world::{Delivered, Purpose, Route, SimEvent, World};
 
@@ -43,6 +45,8 @@ struct Process {
     /// Time by which the coordinator's clock is ahead of the worker's, as the worker's core
     /// measured it.
     ahead_ms: i64,
+    masks: Masks,
+    disclosures: Disclosures,
 }
 
 impl Process {
@@ -57,12 +61,22 @@ impl WorkerMachine {
         self.incarnation
     }
 
+    pub(crate) fn is_up(&self) -> bool {
+        self.process.is_some()
+    }
+
     pub(crate) fn deadline(&self) -> Option<UnixMillis> {
         let process = self.process.as_ref()?;
         let local = process.core.next_deadline()?;
         Some(UnixMillis(
             (local.get() + SKEW_MAX_MS).saturating_sub(process.skew.get()),
         ))
+    }
+
+    /// What its process keeps of secure aggregation.
+    pub(crate) fn masks(&mut self) -> Option<Kept<'_>> {
+        let process = self.process.as_mut()?;
+        Some((&mut process.masks, &mut process.disclosures))
     }
 
     pub(crate) fn is_cut_off(&self, now: UnixMillis) -> bool {
@@ -103,12 +117,15 @@ impl World {
             present: None,
             skew,
             ahead_ms: 0,
+            masks: Masks::default(),
+            disclosures: Disclosures::default(),
         });
         self.tell_worker(worker, Input::Tick);
     }
 
     pub(crate) fn crash_worker(&mut self, worker: usize) {
         if self.machines[worker].process.take().is_some() {
+            self.refusing.remove(&worker);
             self.worker_crashes += 1;
             self.restart_worker(worker);
         }
@@ -185,6 +202,7 @@ impl World {
             }
             Effect::Exit(exit) => {
                 self.machines[worker].process = None;
+                self.refusing.remove(&worker);
                 // After a quarantine it stays away, until the operator has let it in again.
                 let out = matches!(&exit, Exit::Failed(why) if why.code == Code::WorkerQuarantined);
                 if exit != Exit::Complete && !out {
@@ -197,8 +215,14 @@ impl World {
                 }
             }
             // The core ignores the results of work that it stopped.
-            Effect::Stop { .. }
-            | Effect::Joined(_)
+            Effect::Stop { work } => self.forget_masks(worker, work),
+            Effect::Record { work, .. } => {
+                // Sometimes later than the end of the training.
+                let span = self.random.millis(10, 4_000);
+                let outcome = Ok(());
+                self.inform_worker(worker, span, Input::Recorded { work, outcome });
+            }
+            Effect::Joined(_)
             | Effect::KeepInner { .. }
             | Effect::Emit(_)
             | Effect::Waiting { .. } => {}
@@ -238,7 +262,7 @@ impl World {
         self.request(worker, Purpose::Core(id), &request);
     }
 
-    fn request(&mut self, worker: usize, purpose: Purpose, request: &WorkerRequest) {
+    pub(crate) fn request(&mut self, worker: usize, purpose: Purpose, request: &WorkerRequest) {
         let route = Route {
             worker,
             incarnation: self.machines[worker].incarnation,
@@ -303,6 +327,13 @@ impl World {
         self.ask_for_urls(worker, Purpose::Fetch(work), &request);
     }
 
+    /// The lease of the present work, if it is this one and needs masks.
+    fn masked_lease(&self, worker: usize, work: WorkId) -> Option<LeaseRef> {
+        let (present, manifest) = self.machines[worker].process.as_ref()?.present.as_ref()?;
+        let lease = manifest.lease;
+        (*present == work && self.needs_masks(&lease)).then_some(lease)
+    }
+
     fn ask_for_urls(&mut self, worker: usize, purpose: Purpose, request: &WorkerRequest) {
         let incarnation = self.machines[worker].incarnation;
         let route = Route {
@@ -347,9 +378,10 @@ impl World {
         };
         let salt = self.random.between(0, u64::MAX - 1);
         let chunks = self.plan.spec.model.initial.count();
-        // Eight elements in bf16.
+        // Eight elements.
+        let bytes = Bytes(self.plan.spec.upload.kind.encoded_bytes(8));
         let named = |n: usize| ObjectRef {
-            bytes: Bytes(16),
+            bytes,
             ..object(&format!("{worker} {} {salt} {n}", manifest.lease))
         };
         let objects: Vec<ObjectRef> = (0..chunks).map(named).collect();
@@ -396,6 +428,14 @@ impl World {
                     },
                 );
             }
+            (Purpose::Mask(lease, question), answer) => {
+                self.masks_answered(worker, (lease, question), answer);
+            }
+            (Purpose::Fetch(work), Delivered::Granted)
+                if let Some(lease) = self.masked_lease(worker, work) =>
+            {
+                self.begin_masks(worker, work, lease);
+            }
             (Purpose::Fetch(work), Delivered::Granted) => {
                 let span = self.random.millis(10, 2_000);
                 self.inform_worker(
@@ -403,7 +443,7 @@ impl World {
                     span,
                     Input::Fetched {
                         work,
-                        outcome: Ok(()),
+                        outcome: Ok(None),
                     },
                 );
             }
@@ -420,6 +460,7 @@ impl World {
                 let all = self.store.chunks(&chunks).iter().chain(chunks.objects());
                 let digests: Vec<Digest> = all.map(|object| object.digest).collect();
                 self.store.incoming.extend(digests);
+                self.reveal(worker, work);
                 let span = self.random.millis(10, 2_000);
                 self.inform_worker(
                     worker,
@@ -450,6 +491,10 @@ impl World {
             return;
         }
         match &route.purpose {
+            // It is asked again by itself.
+            Purpose::Mask(..) => {}
+            // The URLs came, and the others are waited for.
+            Purpose::Fetch(work) if self.agrees(route.worker, *work) => {}
             Purpose::Core(id) => {
                 self.tell_worker(
                     route.worker,

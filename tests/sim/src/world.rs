@@ -6,6 +6,7 @@ use coordinator_core::{ReplyId, WorkerRequest};
 use schemas::event::EventBody;
 use schemas::lease::{LeaseRef, Manifest};
 use schemas::limits::{LEASE_MIN, NAMED_CHUNKS_MAX, SEALED_MAX};
+use schemas::masking::{CohortStatement, MaskReply};
 use schemas::telemetry::Heartbeat;
 use schemas::{
     Chunks, Digest, Hasher, Listed, Message as _, Millis, ObjectRef, Refusal, UnixMillis,
@@ -98,6 +99,12 @@ pub(crate) enum SimEvent {
     GiveUp {
         route: Route,
     },
+    /// A worker asks its question about masks, again and again.
+    AskForMasks {
+        worker: usize,
+        incarnation: u64,
+        lease: LeaseRef,
+    },
     /// The queue may deliver a message.
     Deliver {
         message: u64,
@@ -136,6 +143,8 @@ pub(crate) enum Purpose {
     Fetch(worker_core::WorkId),
     /// URLs to upload its contribution.
     Upload(worker_core::WorkId, Chunks),
+    /// A question about the masks of a lease, by its number.
+    Mask(LeaseRef, u64),
 }
 
 /// An answer on the bus.
@@ -145,6 +154,8 @@ pub(crate) enum Delivered {
     Refused(Refusal),
     /// URLs.
     Granted,
+    /// A stage of an agreement, and what the coordinator signs with it.
+    Mask(Box<MaskReply>, Option<Box<CohortStatement>>),
 }
 
 /// The whole simulated world.
@@ -173,6 +184,8 @@ pub(crate) struct World {
     pub(crate) dies_in_seal: bool,
     pub(crate) lost: u64,
     pub(crate) worker_crashes: u64,
+    /// Workers that have refused to reveal for a second sum of a round, and live on.
+    pub(crate) refusing: BTreeSet<usize>,
     steps: u64,
 }
 
@@ -248,6 +261,18 @@ pub fn simulate_collections(seed: u64) -> Report {
     world.report()
 }
 
+/// Plays one seed of a run with secure aggregation.
+///
+/// # Panics
+/// As [`simulate`].
+pub fn simulate_masked(seed: u64) -> Report {
+    let mut random = SeededRandom::new(seed);
+    let plan = Plan::new(&mut random).masked(seed);
+    let mut world = World::of(random, plan);
+    world.play();
+    world.report()
+}
+
 /// Plays one seed with a model of more chunks than an event could name, so that lists name them.
 ///
 /// # Panics
@@ -305,6 +330,7 @@ impl World {
             dies_in_seal: false,
             lost: 0,
             worker_crashes: 0,
+            refusing: BTreeSet::new(),
             steps: 0,
             random,
             plan,
@@ -400,6 +426,11 @@ impl World {
                 }
             }
             SimEvent::GiveUp { route } => self.give_up(&route),
+            SimEvent::AskForMasks {
+                worker,
+                incarnation,
+                lease,
+            } => self.ask_for_masks(worker, incarnation, lease),
             SimEvent::Deliver { message } => self.deliver(message),
             SimEvent::StartCoordinator => self.start_coordinator(),
             SimEvent::StartWorker(worker) => self.start_worker(worker),

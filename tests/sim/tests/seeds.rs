@@ -3,7 +3,7 @@
 
 use sim::{
     Counts, Report, simulate, simulate_collections, simulate_lists, simulate_long_seal,
-    simulate_lost_grants, simulate_restores,
+    simulate_lost_grants, simulate_masked, simulate_restores,
 };
 
 /// Number of seeds in a usual test run.
@@ -73,6 +73,8 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.quarantined += counts.quarantined;
         sum.shut += counts.shut;
         sum.withdrawn += counts.withdrawn;
+        sum.compared += counts.compared;
+        sum.left_out += counts.left_out;
     }
     // If one of these never happens, the seeds prove nothing.
     let seen = [
@@ -89,6 +91,8 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.quarantined,
         sum.shut,
         sum.withdrawn,
+        sum.compared,
+        sum.left_out,
     ];
     assert!(seen.iter().all(|count| *count >= 20), "{sum:?}");
     assert!(
@@ -138,6 +142,30 @@ fn a_run_whose_old_objects_are_deleted_again_and_again_loses_nothing_that_it_nee
     let enough = sum.collections >= 30 && sum.restored >= 10 && crashes >= 20;
     assert!(enough, "{sum:?}, {crashes} crashes");
     assert!(sum.lost >= 100, "{sum:?}");
+}
+
+/// Workers and coordinators die in every moment of an agreement on masks and of the sum: each secret
+/// that the ledger names is the one that may be known, nobody gets a unit whose masks another has,
+/// and the run ends.
+#[test]
+fn tl_17_masked_runs_end_with_sums_of_those_that_count_whoever_dies() {
+    let (mut sum, mut coordinators, mut workers) = (Counts::default(), 0, 0);
+    for seed in 0..variable("SIM_SEEDS").unwrap_or(40) {
+        let report = simulate_masked(seed);
+        sum.cohorts += report.counts.cohorts;
+        sum.gone_after_sealing += report.counts.gone_after_sealing;
+        sum.dissolved += report.counts.dissolved;
+        sum.handed_again += report.counts.handed_again;
+        coordinators += report.coordinator_crashes;
+        workers += report.worker_crashes;
+    }
+    let seen = [sum.gone_after_sealing, sum.dissolved, sum.handed_again];
+    assert!(seen.iter().all(|count| *count >= 10), "{sum:?}");
+    assert!(sum.cohorts >= 120, "{sum:?}");
+    assert!(
+        coordinators >= 30 && workers >= 30,
+        "{coordinators} coordinators and {workers} workers died"
+    );
 }
 
 /// A round with more units than one event names is sealed in parts. A coordinator that dies between

@@ -2,6 +2,7 @@
 //! under `.deps/`.
 
 mod component;
+pub(crate) mod garage;
 mod given;
 mod install;
 mod wheel;

@@ -49,7 +49,9 @@ const IMPURE: &[&str] = &[
 ];
 /// Packages that must be as pure as a core though their names do not say so: cores are built on
 /// them.
-const PURE: &[&str] = &["backoff", "chain", "ledger", "masking", "privacy", "tlog"];
+const PURE: &[&str] = &[
+    "backoff", "chain", "ledger", "masking", "privacy", "tlog", "witness",
+];
 /// The bindings to libtorch, and the one package that may name them.
 const TORCH: (&[&str], &str) = (&["tch", "torch-sys"], "torch");
 

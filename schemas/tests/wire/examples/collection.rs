@@ -18,6 +18,7 @@ pub(super) fn all() -> Vec<Example> {
             run: run(),
             keep: 3,
             delete: Some("the disk is full".parse().expect("a reason")),
+            store_is_ours: true,
         }),
         example(&CollectReply {
             v: V,

@@ -30,6 +30,7 @@ pub(super) fn all() -> Vec<Example> {
             token: "eyJ0eXAi.eyJuYXRz.c2lnbmF0".to_owned(),
             ends: UnixMillis(1_700_003_600_000),
             certificate: None,
+            trust: None,
         }),
     ]
 }

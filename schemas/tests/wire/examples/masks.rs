@@ -1,10 +1,10 @@
 //! Examples of the messages of secure aggregation.
 
 use schemas::masking::{
-    Bytes32, CohortMember, KeyPurpose, KeyStatement, MaskKeys, MaskReply, MaskRequest, MaskStage,
-    MaskStep,
+    Bytes32, CohortMember, CohortStatement, KeyPurpose, KeyStatement, MaskKeys, MaskReply,
+    MaskRequest, MaskStage, MaskStep,
 };
-use schemas::{Digest, Epoch, UnitIndex, V};
+use schemas::{Digest, Epoch, Round, UnitIndex, V};
 use serde_bytes::ByteArray;
 
 use super::{Example, example, lease, object, public, run, worker};
@@ -29,6 +29,11 @@ pub(super) fn all() -> Vec<Example> {
             lease: lease(),
             keys: mask_keys(),
         }),
+        example(&CohortStatement::of(
+            &run(),
+            Round(3),
+            Digest::of(b"cohort"),
+        )),
         example(&MaskRequest {
             v: V,
             lease: lease(),
@@ -47,6 +52,7 @@ pub(super) fn all() -> Vec<Example> {
                 keys: mask_keys(),
                 signature: ByteArray::new([7; 64]),
             }]),
+            seal: None,
         }),
     ]
 }

@@ -11,6 +11,7 @@ use schemas::{
 };
 
 use crate::ancestry::Ancestry;
+use crate::cohorts::{Cohorts, Told};
 use crate::emitter::{Chain, Link};
 use crate::examine::{Account, Content, Examined, Examiner, LedgerRecord, WorkerRecord};
 use crate::finding::{Finding, PlacedFinding};
@@ -46,6 +47,8 @@ pub struct Checked {
 #[derive(Debug)]
 pub struct Auditor {
     examiner: Examiner,
+    /// The keys that security events may be signed with.
+    sentries: BTreeSet<PublicKey>,
     chains: BTreeMap<PublicKey, Chain>,
     enrolled: BTreeMap<(RunId, WorkerId), BTreeSet<(AccountId, PublicKey)>>,
     /// Notices that wait for [`Auditor::take_notices`].
@@ -60,6 +63,7 @@ pub struct Auditor {
     follows: bool,
     last: StreamSequence,
     tally: Tally,
+    cohorts: Cohorts,
     /// The merges of a run, if they are wanted.
     merges: Option<Merges>,
     /// The lineage of an object, if it is wanted.
@@ -72,8 +76,11 @@ impl Auditor {
     /// An auditor of the trust domain `domain` (its id as text) that takes ledger events from these
     /// audit keys only.
     pub fn new(domain: &str, coordinators: impl IntoIterator<Item = PublicKey>) -> Self {
+        let coordinators: BTreeSet<PublicKey> = coordinators.into_iter().collect();
         Self {
+            cohorts: Cohorts::new(domain, coordinators.clone()),
             examiner: Examiner::new(domain, coordinators),
+            sentries: BTreeSet::new(),
             chains: BTreeMap::new(),
             enrolled: BTreeMap::new(),
             notices: Vec::new(),
@@ -88,6 +95,15 @@ impl Auditor {
             lineage: None,
             ancestry: None,
         }
+    }
+
+    /// The same auditor, which takes security events from these keys.
+    #[must_use]
+    pub fn hearing(mut self, sentries: impl IntoIterator<Item = PublicKey>) -> Self {
+        let sentries: BTreeSet<PublicKey> = sentries.into_iter().collect();
+        self.sentries.extend(sentries.iter().cloned());
+        self.examiner = self.examiner.hearing(sentries);
+        self
     }
 
     /// The same auditor, which also collects the merges of a run from now on.
@@ -154,6 +170,7 @@ impl Auditor {
                     self.release(&mut results);
                 }
             }
+            Content::Security(seen) => results.push(self.security(*seen, findings)),
             Content::Worker(event) => self.worker(*event, findings, &mut results),
             Content::Nothing {
                 finding,
@@ -232,7 +249,7 @@ impl Auditor {
 
     /// The summary of everything so far.
     pub fn summary(&self) -> Summary {
-        let emitters = EmitterSummary::all(&self.chains, &self.enrolled);
+        let emitters = EmitterSummary::all(&self.chains, &self.enrolled, &self.sentries);
         Summary::new(
             self.last,
             self.held.len(),
@@ -281,6 +298,8 @@ impl Auditor {
                     self.taken = Some((body.sequence, digest));
                 }
                 self.notice(body.run.as_ref(), event);
+                let shown = self.cohorts.note(body.run.as_ref(), event, &self.state);
+                findings.extend(shown);
                 if let Some(merges) = &mut self.merges {
                     merges.note(row.stream_sequence, body.run.as_ref(), event, &self.state);
                 }
@@ -303,6 +322,21 @@ impl Auditor {
             }
         }
         self.settle(Verdict::Verified, &Account::Ledger, findings, row)
+    }
+
+    /// A security event: a link in its chain, and nothing that a state follows from.
+    fn security(&mut self, seen: LedgerRecord, mut findings: Vec<Finding>) -> Checked {
+        let LedgerRecord {
+            stored_at,
+            body,
+            digest,
+            row,
+        } = seen;
+        let verdict = match self.link(&body, digest, stored_at, &mut findings) {
+            true => Verdict::Repeated,
+            false => Verdict::Verified,
+        };
+        self.settle(verdict, &Account::Ledger, findings, row)
     }
 
     /// Compares a checkpoint that the ledger names with the state after the events before it.
@@ -409,7 +443,23 @@ impl Auditor {
         } else {
             Verdict::Verified
         };
-        self.settle(verdict, &event.account(), findings, event.row)
+        let mut of_ledger = None;
+        if let (false, Event::Worker(said)) = (repeated, &event.body.event) {
+            let (at, run) = (event.row.stream_sequence, &event.run);
+            match self.cohorts.told(at, run, said, &self.state) {
+                Some(Told::OfWorker(finding)) => findings.push(finding),
+                Some(Told::OfLedger(finding)) => of_ledger = Some(finding),
+                None => {}
+            }
+        }
+        let mut checked = self.settle(verdict, &event.account(), findings, event.row);
+        if let Some(finding) = of_ledger {
+            let at = checked.row.stream_sequence;
+            checked
+                .findings
+                .extend(self.book(&Account::Ledger, vec![finding], at));
+        }
+        checked
     }
 
     /// A worker's event whose key the ledger does not name.

@@ -78,6 +78,7 @@ mod tests {
     fn body(sequence: u64, previous: Option<&[u8]>) -> EventBody {
         EventBody {
             v: V,
+            known: None,
             emitter: format!("U{}", "A".repeat(55)).parse().unwrap(),
             sequence: ChainSequence(sequence),
             previous: previous.map(Digest::of),

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use chain::{Claimed, Entry, Fault, Misplaced, Signatures};
 use schemas::event::EventBody;
 use schemas::subject::{Incoming, recorded_worker};
-use schemas::{AccountId, Digest, PublicKey, RunId, UnixMillis, WorkerId};
+use schemas::{AccountId, ChainSequence, Digest, PublicKey, RunId, UnixMillis, WorkerId};
 
 use crate::finding::Finding;
 use crate::record::{Payload, Record, StreamSequence};
@@ -18,6 +18,7 @@ use crate::timeline::TimelineRow;
 pub struct Examiner {
     signatures: Signatures,
     coordinators: BTreeSet<PublicKey>,
+    sentries: BTreeSet<PublicKey>,
 }
 
 /// A record that was examined.
@@ -32,6 +33,8 @@ pub struct Examined {
 pub(crate) enum Content {
     /// An event of a coordinator, under a subject of the ledger.
     Ledger(Box<LedgerRecord>),
+    /// An event of the audit service's sentry, under its subject.
+    Security(Box<LedgerRecord>),
     /// An event of a worker, under its own subject.
     Worker(Box<WorkerRecord>),
     /// Nothing that counts.
@@ -45,7 +48,7 @@ pub(crate) enum Content {
     },
 }
 
-/// A signed event of the ledger, in its parts.
+/// A signed event of the ledger or of the sentry, in its parts.
 #[derive(Debug)]
 pub(crate) struct LedgerRecord {
     pub(crate) stored_at: UnixMillis,
@@ -79,6 +82,18 @@ pub(crate) enum Account {
     Worker(RunId, WorkerId),
 }
 
+impl Examined {
+    /// The emitter, the position and the digest of a worker's event under its own subject.
+    pub const fn of_worker(&self) -> Option<(&PublicKey, ChainSequence, Digest)> {
+        match &self.content {
+            Content::Worker(record) => {
+                Some((&record.body.emitter, record.body.sequence, record.digest))
+            }
+            Content::Ledger(_) | Content::Security(_) | Content::Nothing { .. } => None,
+        }
+    }
+}
+
 impl Examiner {
     /// The examiner for the trust domain `domain` (its id as text), whose ledger these audit keys
     /// may write.
@@ -87,7 +102,15 @@ impl Examiner {
         Self {
             signatures: Signatures::new(domain, &coordinators),
             coordinators,
+            sentries: BTreeSet::new(),
         }
+    }
+
+    /// The same examiner, which takes security events from these keys.
+    #[must_use]
+    pub fn hearing(mut self, sentries: impl IntoIterator<Item = PublicKey>) -> Self {
+        self.sentries.extend(sentries);
+        self
     }
 
     /// Examines a record.
@@ -126,8 +149,10 @@ impl Examiner {
     /// subject that fits what it says. That does not depend on the keys that are trusted, which
     /// may become more: the log of the same records is the same for ever.
     pub fn is_entry(&self, record: &Record, examined: &Examined) -> bool {
-        matches!(examined.content, Content::Ledger(_) | Content::Worker(_))
-            || self.proves_itself(record)
+        matches!(
+            examined.content,
+            Content::Ledger(_) | Content::Security(_) | Content::Worker(_)
+        ) || self.proves_itself(record)
     }
 
     fn proves_itself(&self, record: &Record) -> bool {
@@ -137,7 +162,7 @@ impl Examiner {
         };
         let is_kept = matches!(
             incoming,
-            Incoming::Ledger { .. } | Incoming::Recorded { .. }
+            Incoming::Ledger { .. } | Incoming::Security { .. } | Incoming::Recorded { .. }
         );
         let opened = || Claimed::read(payload).ok()?.open(&self.signatures).ok();
         is_kept && opened().is_some_and(|entry| entry.stands_under(&incoming).is_ok())
@@ -158,6 +183,12 @@ impl Examiner {
         if matches!(incoming, Incoming::Ledger { .. }) && !coordinator {
             return Err(Finding::Foreign {
                 reason: format!("{} is not trusted to write the ledger", claimed.key()),
+            });
+        }
+        let sentry = self.sentries.contains(claimed.key());
+        if matches!(incoming, Incoming::Security { .. }) && !sentry {
+            return Err(Finding::Foreign {
+                reason: format!("{} is not trusted to write security events", claimed.key()),
             });
         }
         let place = Place {
@@ -220,6 +251,15 @@ fn content(
         Incoming::Ledger { .. } => {
             let row = TimelineRow::of_ledger(record, &body);
             Ok(Content::Ledger(Box::new(LedgerRecord {
+                stored_at,
+                body,
+                digest,
+                row,
+            })))
+        }
+        Incoming::Security { .. } => {
+            let row = TimelineRow::of_sentry(record, &body);
+            Ok(Content::Security(Box::new(LedgerRecord {
                 stored_at,
                 body,
                 digest,

@@ -1,6 +1,7 @@
 //! Findings: everything that can be wrong with a record.
 
-use schemas::{ChainSequence, Code, PublicKey, UnixMillis};
+use schemas::lease::LeaseRef;
+use schemas::{ChainSequence, Code, Digest, PublicKey, Round, UnitIndex, UnixMillis};
 use serde::{Deserialize, Serialize};
 
 use crate::record::StreamSequence;
@@ -124,6 +125,42 @@ pub enum Finding {
         /// The object recomputed.
         recomputed: String,
     },
+    /// The ledger has a cohort in which the keys of a unit are not signed by its worker.
+    #[error("the keys of unit {unit} in the cohort of round {round} are not signed by its worker")]
+    KeysUnsigned {
+        /// The round.
+        round: Round,
+        /// The unit.
+        unit: UnitIndex,
+    },
+    /// The ledger has a contribution to a masked round that its worker has not signed, or not for
+    /// this cohort.
+    #[error("the contribution under lease {lease} is not the one that its worker signed")]
+    ContributionUnsigned {
+        /// The lease.
+        lease: LeaseRef,
+    },
+    /// The coordinator has signed a cohort for a worker, which the ledger does not have.
+    #[error(
+        "the coordinator has shown a worker the cohort {cohort} of round {round} (stream sequence {shown}), which the \
+         ledger does not have"
+    )]
+    CohortHidden {
+        /// The round.
+        round: Round,
+        /// The cohort.
+        cohort: Digest,
+        /// The worker's event.
+        shown: StreamSequence,
+    },
+    /// A worker tells of a cohort without the coordinator's signature.
+    #[error("it masks for the cohort {cohort} of round {round}, which no coordinator has signed")]
+    CohortUnsigned {
+        /// The round.
+        round: Round,
+        /// The cohort.
+        cohort: Digest,
+    },
     /// The emitter's time lies far after the broker's, or far before that of its own last event.
     /// This points to a clock, not to a forgery.
     #[error("the emitter's time {time} is far from {against}")]
@@ -175,6 +212,10 @@ impl Finding {
             Self::Altered { .. } => "altered",
             Self::Truncated { .. } => "truncated",
             Self::FalseCheckpoint { .. } => "false-checkpoint",
+            Self::KeysUnsigned { .. } => "keys-unsigned",
+            Self::ContributionUnsigned { .. } => "contribution-unsigned",
+            Self::CohortHidden { .. } => "cohort-hidden",
+            Self::CohortUnsigned { .. } => "cohort-unsigned",
             Self::Clock { .. } => "clock",
         }
     }
@@ -207,6 +248,13 @@ impl PlacedFinding {
         }
         if matches!(self.finding, Finding::FalseCheckpoint { .. }) {
             Code::CheckpointFalse
+        } else if matches!(
+            self.finding,
+            Finding::KeysUnsigned { .. }
+                | Finding::ContributionUnsigned { .. }
+                | Finding::CohortHidden { .. }
+        ) {
+            Code::CohortFalse
         } else if self.is_of_the_record() {
             Code::LedgerBroken
         } else {

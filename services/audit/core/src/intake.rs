@@ -5,12 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chain::{Claimed, End, Entry, Relation, Signatures};
-use schemas::subject::{Incoming, events_stream};
+use schemas::head::{ASKED_MAX, CosignRequest, HeadRequest};
+use schemas::subject::{Incoming, LogVerb, events_stream};
 use schemas::{
-    AccountId, ChainSequence, Code, Digest, PublicKey, Refusal, RunId, UnixMillis, WorkerId,
-    is_answer,
+    AccountId, ChainSequence, Code, Digest, Message as _, PublicKey, Refusal, RunId, UnixMillis,
+    WorkerId, is_answer,
 };
 
+use crate::places::{Logged, Places};
 use crate::rate::Rate;
 
 /// Most workers whose rates and chains are remembered: twice as many as a run may have. A worker
@@ -41,6 +43,8 @@ pub enum Notice {
     Readmitted { run: RunId, worker: WorkerId },
     /// The readers' copy shows the chain of this key up to the position before `next`.
     Reached { key: PublicKey, next: ChainSequence },
+    /// An event of a worker has this index in the log.
+    Logged { key: PublicKey, logged: Logged },
 }
 
 /// A sender: a tenant's account, a run, a worker.
@@ -89,6 +93,35 @@ pub enum MessageCheck {
     Candidate(Box<Candidate>),
 }
 
+/// The outcome of the checks of a question about the log.
+#[derive(Clone, Debug, PartialEq)]
+pub enum QuestionCheck {
+    /// As [`MessageCheck::Answer`].
+    Answer,
+    /// As [`MessageCheck::Over`].
+    Over(WorkerId),
+    /// As [`MessageCheck::Nobody`].
+    Nobody,
+    /// The refusal to answer with.
+    Refused(Refusal),
+    /// A worker of the ledger asks.
+    Question(WorkerId, Question),
+}
+
+/// A worker's question about the log.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Question {
+    /// For the newest head.
+    Head {
+        /// The events under the head that the worker keeps.
+        known: u64,
+        /// Those events that the worker asked about and that are in the log, with their indices.
+        events: Vec<(ChainSequence, u64)>,
+    },
+    /// To keep a cosignature.
+    Cosign(Box<CosignRequest>),
+}
+
 /// The relation of an event to its chain.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ChainCheck {
@@ -112,6 +145,7 @@ pub struct Intake {
     tails: BTreeMap<Sender, Option<Tail>>,
     /// The position up to which the copy shows each chain.
     reached: BTreeMap<PublicKey, ChainSequence>,
+    places: Places,
 }
 
 impl Intake {
@@ -125,6 +159,7 @@ impl Intake {
             rates,
             tails,
             reached: BTreeMap::new(),
+            places: Places::default(),
         }
     }
 
@@ -136,6 +171,7 @@ impl Intake {
             Notice::ShutOut { run, worker } => drop(self.shut_out.insert((run, worker))),
             Notice::Readmitted { run, worker } => drop(self.shut_out.remove(&(run, worker))),
             Notice::Reached { key, next } => drop(self.reached.insert(key, next)),
+            Notice::Logged { key, logged } => self.places.note(&key, logged),
         }
     }
 
@@ -205,6 +241,72 @@ impl Intake {
             }
             Err(refusal) => MessageCheck::Refused(refusal),
         }
+    }
+
+    /// Checks a question about the log under `subject`, into which the broker wrote the worker's name.
+    /// It is counted like an event: its answer costs about as much.
+    pub fn check_question(
+        &mut self,
+        now: UnixMillis,
+        subject: &str,
+        payload: &[u8],
+    ) -> QuestionCheck {
+        let Ok(Incoming::Log {
+            account,
+            run,
+            worker,
+            verb,
+        }) = subject.parse::<Incoming>()
+        else {
+            return QuestionCheck::Nobody;
+        };
+        if is_answer(payload) {
+            return QuestionCheck::Answer;
+        }
+        if !self.rate(now, &worker).take(now, payload.len() as u64) {
+            return QuestionCheck::Over(worker);
+        }
+        let sender = (account, run, worker);
+        let asked = self.standing(&sender).and_then(|keys| {
+            let malformed =
+                |error: schemas::DecodeError| Refusal::new(Code::MessageInvalid, error.to_string());
+            match verb {
+                LogVerb::Head => {
+                    let HeadRequest {
+                        v: _,
+                        known,
+                        emitter,
+                        events,
+                    } = HeadRequest::decode(payload).map_err(malformed)?;
+                    let place = |sequence| Some((sequence, self.places.index(&emitter, sequence)?));
+                    // Nobody else's events; and no more than an answer has room for.
+                    let events = match keys.contains(&emitter) {
+                        true => events
+                            .into_iter()
+                            .take(ASKED_MAX)
+                            .filter_map(place)
+                            .collect(),
+                        false => Vec::new(),
+                    };
+                    Ok(Question::Head { known, events })
+                }
+                LogVerb::Cosign => {
+                    let cosigned = CosignRequest::decode(payload).map_err(malformed)?;
+                    Ok(Question::Cosign(Box::new(cosigned)))
+                }
+            }
+        });
+        match asked {
+            Ok(question) => QuestionCheck::Question(sender.2, question),
+            Err(refusal) => QuestionCheck::Refused(refusal),
+        }
+    }
+
+    /// True if this very event is in the log already. A worker sends what no head covers again,
+    /// also when more events have followed.
+    pub fn is_logged(&self, candidate: &Candidate) -> bool {
+        let Entry { body, digest, .. } = &candidate.event;
+        self.places.has(&body.emitter, body.sequence, *digest)
     }
 
     /// The end of the sender's chain, if it is known; the chain may be empty.
@@ -284,6 +386,22 @@ impl Intake {
 
     /// Checks that the ledger names `key` as the sender's audit key.
     fn allowed(&self, sender: &Sender, key: &PublicKey) -> Result<(), Refusal> {
+        let (_, run, worker) = sender;
+        let text =
+            || format!("the ledger does not name {key} as the audit key of {worker} in run {run}");
+        match self.standing(sender) {
+            Ok(keys) if keys.contains(key) => Ok(()),
+            // A worker with another key than its first is never named.
+            Ok(_) => Err(Refusal::new(Code::EventRefused, text())),
+            Err(refusal) if refusal.code == Code::EventLater => {
+                Err(Refusal::new(Code::EventLater, text()))
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// The keys that the ledger names for the sender, if anything is taken from it.
+    fn standing(&self, sender: &Sender) -> Result<&BTreeSet<PublicKey>, Refusal> {
         let known = self.enrolled.get(sender);
         let (_, run, worker) = sender;
         if known.is_some_and(BTreeSet::is_empty) {
@@ -295,19 +413,11 @@ impl Intake {
             let text = format!("{worker} is shut out of run {run}");
             return Err(Refusal::new(Code::WorkerQuarantined, text));
         }
-        if known.is_some_and(|keys| keys.contains(key)) {
-            return Ok(());
-        }
-        let text =
-            format!("the ledger does not name {key} as the audit key of {worker} in run {run}");
-        // The ledger names a worker that has just joined in a moment; a worker with another key
-        // than its first is never named.
-        let code = if known.is_none() {
-            Code::EventLater
-        } else {
-            Code::EventRefused
-        };
-        Err(Refusal::new(code, text))
+        // The ledger names a worker that has just joined in a moment.
+        known.ok_or_else(|| {
+            let text = format!("the ledger does not name {worker} in run {run}");
+            Refusal::new(Code::EventLater, text)
+        })
     }
 }
 
@@ -389,6 +499,7 @@ mod tests {
     fn candidate(number: usize) -> Candidate {
         let body = EventBody {
             v: V,
+            known: None,
             emitter: key('U', number).parse().expect("a key"),
             sequence: ChainSequence(0),
             previous: None,

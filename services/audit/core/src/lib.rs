@@ -13,11 +13,14 @@
 //! | `record` | one message of the stream |
 //! | `examine` | a record by itself: its signer, its content and its position |
 //! | `check` | the auditor: examined records in their order, and the fold of the ledger |
+//! | `cohorts` | cohorts of masked rounds: those of the ledger, and those that workers were shown |
 //! | `emitter` | one emitter's chain, whose faults become findings |
 //! | `finding` | the faults that the auditor finds |
 //! | `intake` | checks of workers' events before they are recorded |
 //! | `rate` | the messages that one worker may send, and have recorded |
+//! | `sentry` | what the broker tells of connections, refusals and changes of streams, as events |
 //! | `verdict` | verdicts on single records |
+//! | `places` | where in the log the newest events of workers are |
 //! | `log` | the tree over all events: its heads, proofs, and the comparison with a stream |
 //! | `recompute` | merges that are made again, and their comparison with the record |
 //! | `lineage` | the rounds and snapshots that descend from an object |
@@ -31,15 +34,18 @@
 
 pub mod ancestry;
 mod check;
+mod cohorts;
 mod emitter;
 mod examine;
 mod finding;
 mod intake;
 pub mod lineage;
 pub mod log;
+mod places;
 mod rate;
 pub mod recompute;
 mod record;
+pub mod sentry;
 mod summary;
 mod timeline;
 mod verdict;
@@ -47,7 +53,10 @@ mod verdict;
 pub use check::{Auditor, CLOCK_SKEW_MAX, Checked, HELD_MAX};
 pub use examine::{Examined, Examiner};
 pub use finding::{Finding, PlacedFinding};
-pub use intake::{Candidate, ChainCheck, Enrolment, Intake, MessageCheck, Notice, Tail};
+pub use intake::{
+    Candidate, ChainCheck, Enrolment, Intake, MessageCheck, Notice, Question, QuestionCheck, Tail,
+};
+pub use places::{Logged, PLACES_MAX, Places};
 pub use rate::{
     BYTES_BURST, BYTES_PER_SECOND, EVENTS_BURST, EVENTS_PER_SECOND, RECORDED_BURST,
     RECORDED_PER_SECOND,

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::emitter::Chain;
 use crate::finding::PlacedFinding;
 use crate::record::StreamSequence;
-use crate::timeline::{COORDINATOR, TimelineRow};
+use crate::timeline::{COORDINATOR, SENTRY, TimelineRow};
 use crate::verdict::Verdict;
 
 /// Most workers whose faults are listed. The broker lets nobody speak without credentials, so there
@@ -87,7 +87,7 @@ pub struct FaultyWorker {
 pub struct EmitterSummary {
     /// The audit key.
     pub key: PublicKey,
-    /// `coordinator`, or the first letters of a worker's connection key.
+    /// `coordinator`, `sentry`, or the first letters of a worker's connection key.
     pub name: String,
     /// Events in it.
     pub events: u64,
@@ -241,6 +241,7 @@ impl EmitterSummary {
     pub(crate) fn all(
         chains: &BTreeMap<PublicKey, Chain>,
         enrolled: &BTreeMap<(RunId, WorkerId), BTreeSet<(AccountId, PublicKey)>>,
+        sentries: &BTreeSet<PublicKey>,
     ) -> Vec<Self> {
         let worker = |key: &PublicKey| {
             let mut members = enrolled.iter();
@@ -250,7 +251,11 @@ impl EmitterSummary {
         };
         let one = |(key, chain): (&PublicKey, &Chain)| Self {
             key: key.clone(),
-            name: worker(key).unwrap_or(COORDINATOR).to_owned(),
+            name: match sentries.contains(key) {
+                true => SENTRY,
+                false => worker(key).unwrap_or(COORDINATOR),
+            }
+            .to_owned(),
             events: chain.events,
             whole: !chain.broken,
         };

@@ -4,6 +4,8 @@ use schemas::checkpoint::Checkpoint;
 use schemas::contribution::Applied;
 use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
 use schemas::run::Privacy;
+use schemas::security::SecurityEvent;
+use schemas::sync::ComparedInput;
 use schemas::{RunId, UnixMillis, Weight, WorkerId};
 use serde::Serialize;
 
@@ -14,6 +16,8 @@ use crate::verdict::Verdict;
 const DETAIL_CHARACTERS_MAX: usize = 100;
 /// The name under which the coordinator appears.
 pub(crate) const COORDINATOR: &str = "coordinator";
+/// The name under which the audit service's sentry appears.
+pub(crate) const SENTRY: &str = "sentry";
 
 /// One line of the timeline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -24,7 +28,7 @@ pub struct TimelineRow {
     pub time: UnixMillis,
     /// The run it concerns.
     pub run: Option<RunId>,
-    /// The emitter: `coordinator`, the first letters of a worker's key, or `?`.
+    /// The emitter: `coordinator`, `sentry`, the first letters of a worker's key, or `?`.
     pub emitter: String,
     /// The event's kind, as in the subject.
     pub kind: String,
@@ -41,6 +45,10 @@ pub struct TimelineRow {
 impl TimelineRow {
     pub(crate) fn of_ledger(record: &Record, body: &EventBody) -> Self {
         Self::of_body(record, COORDINATOR, body)
+    }
+
+    pub(crate) fn of_sentry(record: &Record, body: &EventBody) -> Self {
+        Self::of_body(record, SENTRY, body)
     }
 
     pub(crate) fn of_worker(record: &Record, worker: &WorkerId, body: &EventBody) -> Self {
@@ -62,6 +70,11 @@ impl TimelineRow {
         }
     }
 
+    /// True for an event of the audit service's sentry.
+    pub fn is_security(&self) -> bool {
+        self.emitter == SENTRY
+    }
+
     /// True if the line belongs into the timeline of `run`: it concerns that run, or no single run.
     pub fn concerns(&self, run: &RunId) -> bool {
         self.run.as_ref().is_none_or(|own| own == run)
@@ -71,6 +84,7 @@ impl TimelineRow {
         let (about, detail) = match &body.event {
             Event::Ledger(event) => of_ledger(event),
             Event::Worker(event) => of_worker(event),
+            Event::Security(event) => of_security(event),
         };
         Self {
             stream_sequence: record.stream_sequence,
@@ -84,6 +98,41 @@ impl TimelineRow {
             problem: None,
         }
     }
+}
+
+/// The `about` and `detail` of a security event: the sender, and what happened.
+fn of_security(event: &SecurityEvent) -> (String, String) {
+    if let Some(seen) = event.seen() {
+        let user = seen.user.as_ref();
+        let about = user.map_or(seen.address.as_str(), |user| short(user.as_str()));
+        let parts = [&seen.reason, &seen.subject, &seen.name, &seen.address];
+        let mut detail = parts
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(", ");
+        if seen.count > 1 {
+            detail = format!("{} times: {detail}", seen.count);
+        }
+        return (about.to_owned(), detail);
+    }
+    let detail = match event {
+        SecurityEvent::SentryStarted {
+            release,
+            broker_log: true,
+        } => format!("release {release}"),
+        SecurityEvent::SentryStarted { release, .. } => {
+            format!("release {release}, without the broker's log: no denied permission is seen")
+        }
+        SecurityEvent::SightingsDropped { count, log_bytes } => {
+            format!(
+                "{count} more were seen, and {log_bytes} bytes of the broker's log were not read"
+            )
+        }
+        _ => String::new(),
+    };
+    (String::new(), detail)
 }
 
 /// The `about` and `detail` of an event of the ledger.
@@ -224,9 +273,21 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
                 format!("of {}, held-out loss {loss:.4}", worker.short()),
             )
         }
+        LedgerEvent::RoundCompared { round, cosines } => (format!("round {round}"), {
+            let by_cosine = |a: &&ComparedInput, b: &&ComparedInput| a.cosine.total_cmp(&b.cosine);
+            let lowest = cosines.iter().min_by(by_cosine);
+            let lowest = lowest.map_or_else(String::new, |one| {
+                format!(", the lowest {:.3}, of unit {}", one.cosine, one.unit)
+            });
+            format!(
+                "directions of {} contributions compared{lowest}",
+                cosines.len()
+            )
+        }),
         LedgerEvent::RoundSealed {
             round,
             inputs,
+            left_out,
             rest,
             ..
         } => (format!("round {round}"), {
@@ -239,7 +300,10 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
                 text.push_str(&format!(", and {rest} more"));
             }
             if out > 0 {
-                text.push_str(&format!("; left out: {out}, too large beside the others"));
+                text.push_str(&format!("; left out: {out}, unlike the others"));
+                for (unit, code) in left_out {
+                    text.push_str(&format!("; unit {unit}: {code} {}", code.title()));
+                }
             }
             text
         }),
@@ -387,6 +451,10 @@ fn of_worker(event: &WorkerEvent) -> (String, String) {
             (String::new(), format!("{device}, release {release}"))
         }
         WorkerEvent::Started { lease } => (lease.to_string(), String::new()),
+        WorkerEvent::Masked { lease, cohort, .. } => (
+            lease.to_string(),
+            format!("for cohort {}", short(&cohort.hex())),
+        ),
         WorkerEvent::Submitted { lease, statement } => (
             lease.to_string(),
             format!("statement {}", short(&statement.hex())),
@@ -415,129 +483,4 @@ fn plain(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use schemas::sync::SealedInput;
-    use schemas::{Code, Digest, Epoch, Fragment, Round, UnitIndex};
-    use serde_bytes::ByteArray;
-
-    use super::*;
-    use crate::record::Payload;
-
-    #[test]
-    fn a_row_of_a_worker_says_which_unit_and_why() {
-        let lease = kit::lease(kit::train(3, 1), 2);
-        let statement = Digest::of(b"statement");
-        let (code, about) = (Code::MessageInvalid, lease.to_string());
-        let text = |text: &str| text.to_owned();
-        let detail = text("no room");
-        for (event, expected) in [
-            (
-                WorkerEvent::Joined {
-                    release: text("0.1.0"),
-                    device: text("cpu"),
-                },
-                (String::new(), text("cpu, release 0.1.0")),
-            ),
-            (
-                WorkerEvent::Started { lease },
-                (about.clone(), String::new()),
-            ),
-            (
-                WorkerEvent::Submitted { lease, statement },
-                (
-                    about.clone(),
-                    format!("statement {}", &statement.hex()[..8]),
-                ),
-            ),
-            (
-                WorkerEvent::Dropped {
-                    lease,
-                    code,
-                    detail: detail.clone(),
-                },
-                (about, format!("{code}: no room")),
-            ),
-            (
-                WorkerEvent::Refused { code, detail },
-                (String::new(), format!("{code}: no room")),
-            ),
-            (
-                WorkerEvent::Stopped {
-                    reason: text("the end"),
-                },
-                (String::new(), text("the end")),
-            ),
-        ] {
-            assert_eq!(of_worker(&event), expected, "{event:?}");
-        }
-    }
-
-    #[test]
-    fn the_loss_of_an_evaluation_is_that_of_a_token() {
-        let (about, detail) = of_ledger(&LedgerEvent::EvaluationAccepted {
-            lease: kit::lease(kit::evaluate(3), 1),
-            worker: kit::worker(1),
-            evaluation: kit::evaluation(),
-            statement: Digest::of(b"statement"),
-            signature: ByteArray::new([0; 64]),
-        });
-        assert_eq!(about, kit::lease(kit::evaluate(3), 1).to_string());
-        assert!(detail.ends_with(", held-out loss 2.0000"), "{detail}");
-    }
-
-    #[test]
-    fn a_seal_says_how_many_are_merged_and_how_many_are_left_out() {
-        let said = |weights: &[u64], rest| {
-            let input = |(unit, weight): (u32, &u64)| SealedInput {
-                unit: UnitIndex(unit),
-                epoch: Epoch(1),
-                weight: Weight(*weight),
-            };
-            of_ledger(&LedgerEvent::RoundSealed {
-                round: Round(3),
-                fragment: Fragment::FIRST,
-                inputs: (0..).zip(weights).map(input).collect(),
-                rest,
-            })
-        };
-        for (weights, rest, detail) in [
-            (&[32, 32, 32][..], 0, "3 contributions are merged"),
-            (&[32, 32], 1, "2 contributions are merged, and 1 more"),
-            (
-                &[32, 0, 32],
-                0,
-                "2 contributions are merged; left out: 1, too large beside the others",
-            ),
-            (
-                &[0, 0],
-                2,
-                "0 contributions are merged, and 2 more; left out: 2, too large beside the others",
-            ),
-        ] {
-            let expected = ("round 3".to_owned(), detail.to_owned());
-            assert_eq!(said(weights, rest), expected);
-        }
-    }
-
-    #[test]
-    fn the_timeline_of_a_run_has_what_concerns_all_runs_and_nothing_of_another() {
-        let row = |run: Option<&str>| TimelineRow {
-            run: run.map(|name| name.parse().expect("a name")),
-            ..TimelineRow::of_record(&Record {
-                stream_sequence: StreamSequence(1),
-                subject: String::new(),
-                stored_at: UnixMillis(1),
-                payload: Payload::of(b""),
-            })
-        };
-        let demo = "demo".parse().expect("a name");
-        let concerns = [None, Some("demo"), Some("another")].map(|run| row(run).concerns(&demo));
-        assert_eq!(concerns, [true, true, false]);
-    }
-
-    #[test]
-    fn text_of_others_cannot_move_the_cursor() {
-        assert_eq!(plain("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
-        assert_eq!(plain(&"x".repeat(4096)).len(), DETAIL_CHARACTERS_MAX);
-    }
-}
+mod tests;

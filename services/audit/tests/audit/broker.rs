@@ -10,7 +10,7 @@ use identity::{AuditKey, Domain, InitOptions};
 use runtime::{Bus, BusConfig, StreamReader, clock};
 use schemas::account::{Account, Copied};
 use schemas::permission::Role;
-use schemas::subject::{AUDIT_STREAM, Lane};
+use schemas::subject::{AUDIT_STREAM, Lane, SECURITY_STREAM};
 use schemas::{Message as _, WorkerId};
 
 use crate::chain_writer::{ChainWriter, WrittenEvent, run};
@@ -92,10 +92,10 @@ impl Broker {
     pub(crate) async fn create_streams(&self) -> jetstream::Context {
         let mut sources = Vec::new();
         for copied in Copied::all(&self.domain.trust().tenants) {
-            let lane = if copied.home == Account::Ledger {
-                Lane::Ledger
-            } else {
-                Lane::Record
+            let lane = match (copied.home, copied.stream.as_str()) {
+                (Account::Ledger, _) => Lane::Ledger,
+                (_, SECURITY_STREAM) => Lane::Security,
+                _ => Lane::Record,
             };
             let config = stream::Config {
                 name: copied.stream.clone(),

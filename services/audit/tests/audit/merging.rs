@@ -215,6 +215,7 @@ impl Honest<'_> {
                 tokens: Tokens(32),
                 weight: Weight(32),
                 norm,
+                cosine: None,
                 chunks,
             });
             bodies.push(encoded);
@@ -381,6 +382,47 @@ async fn tl_04_an_input_that_was_left_out_or_weighed_otherwise_is_found() {
         );
         assert!(first, "{:?}", faults[2]);
     }
+}
+
+/// The cosines that decide who is left out come from the contributions, whatever the ledger says.
+#[tokio::test]
+async fn tl_04_a_false_cosine_is_found_and_a_true_one_is_not() {
+    let compared = schemas::run::Comparison::of_norms(4.0);
+    let mut scene = Scene::of(false, kit::run_spec().comparison(compared));
+    let bodies = [0, 1].map(|unit| {
+        let seed = 10 + 2 + unit;
+        CHUNKS.map(|elements| bf16(&numbers(seed, elements)))
+    });
+    let norms = bodies.clone().map(|body| norm(&body));
+    let mut sums = merge::Directions::default();
+    for (index, elements) in CHUNKS.into_iter().enumerate() {
+        let parts = [0, 1].map(|unit: usize| merge::Voice {
+            contributions: vec![&bodies[unit][index][..]],
+            scale: 1.0 / f64::from(norms[unit]),
+            votes: true,
+        });
+        let found = merge::directions(CodecKind::Bf16, &parts, elements);
+        sums.add(&found.expect("they fit"));
+    }
+    let cosines = sums.cosines();
+    assert!(
+        cosines.iter().all(|cosine| cosine.abs() < 0.999),
+        "{cosines:?}"
+    );
+    let inputs = &mut scene.merge(1).record.inputs;
+    for (input, (norm, cosine)) in inputs.iter_mut().zip(norms.into_iter().zip(&cosines)) {
+        (input.norm, input.cosine) = (Some(norm), Some(*cosine));
+    }
+    assert_eq!(scene.faults().await, [None, None, None]);
+    scene.merge(1).record.inputs[1].cosine = Some(cosines[1].next_up());
+    let faults = scene.faults().await;
+    let found = matches!(faults[1], Some(Fault::Differs(Difference::Cosine { .. })));
+    assert!(found, "{:?}", faults[1]);
+    assert_eq!(
+        (&faults[0], &faults[2]),
+        (&None, &None),
+        "no other round is spoilt"
+    );
 }
 
 #[tokio::test]

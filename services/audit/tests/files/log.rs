@@ -27,7 +27,7 @@ fn open(folder: &Path, trust: &TrustBundle, key: &HeadKey) -> Result<Recorder, R
 }
 
 /// Keeps records, and publishes a head.
-fn keep(folder: &Path, trust: &TrustBundle, key: &HeadKey, records: &[Record]) -> u64 {
+pub(crate) fn keep(folder: &Path, trust: &TrustBundle, key: &HeadKey, records: &[Record]) -> u64 {
     let mut recorder = open(folder, trust, key).expect("the files are whole");
     recorder.take(records, NOW).expect("the disk has room");
     let head = recorder.publish_head().expect("the disk has room");
@@ -40,6 +40,7 @@ fn read(folder: &Path, trust: &TrustBundle) -> Log {
         domain: trust.domain.to_string(),
         tenants: trust.tenants.clone(),
         coordinators: trust.audit_keys.clone(),
+        sentries: trust.sentry_keys.clone(),
         heads: trust.raw_head_keys(),
     };
     let log = folder.join(LOG_FOLDER);

@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use audit_core::Record;
-use diloco_audit::mirror::{Mirror, MirrorError, Stored};
+use diloco_audit::copying::{Copying, Found, Turn};
+use diloco_audit::heads::Heads;
+use diloco_audit::mirror::{Copies, Mirror, MirrorError, Stored};
 use diloco_audit::recorder::LOG_FOLDER;
 use diloco_audit::{Recorder, RecorderError};
-use identity::{HeadKey, StoreKeys, TrustBundle};
+use identity::{HeadKey, StoreKeys, TrustBundle, WitnessKey};
 use objects::{Endpoint, LogBucket, TransferLimits, Trust};
-use schemas::Code;
+use schemas::head::CosignRequest;
+use schemas::{Code, V, WorkerId};
+use serde_bytes::ByteArray;
 use store::{Durability, Store, StoreConfig, StoreLimits, Tls};
 use tempfile::TempDir;
 use tlog::layout;
@@ -168,6 +172,58 @@ async fn fg_07_the_log_in_the_store_is_that_of_the_folder_however_often_it_is_co
     assert_eq!(again.copy(None).await.expect("all is there"), known);
 }
 
+/// A reader of the store never finds a cosigned head that the log there does not cover.
+#[tokio::test]
+async fn fg_07_cosigned_heads_follow_the_log_into_the_store() {
+    let (trust, records, key) = signing(20);
+    let (running, scratch) = (Running::start().await, scratch());
+    let mirror = running.mirror(scratch.path(), &trust);
+    let mut copies = Copies::default();
+    let none = mirror.copy_cosigned(0, &mut copies).await;
+    none.expect("there is nothing to copy");
+    let heads = Heads::new(scratch.path().join(LOG_FOLDER), &trust);
+    let witness = WitnessKey::generate();
+    let names: Vec<WorkerId> = ('A'..='C')
+        .map(|letter| format!("U{}", letter.to_string().repeat(55)))
+        .map(|text| text.parse().expect("the form of a key"))
+        .collect();
+    let mut known = None;
+    for end in [5, 20] {
+        keep(scratch.path(), &trust, &key, &records[..end]);
+        let reply = heads.newest(0, &[]).expect("there is a head");
+        let origin = format!("diloco/{}", trust.domain);
+        let head = tlog::Head::open(reply.note.as_bytes(), &origin, &trust.raw_head_keys());
+        let head = head.expect("it is signed");
+        for name in &names {
+            let cosigned = CosignRequest {
+                v: V,
+                key: witness.public().clone(),
+                size: head.size,
+                time: NOW,
+                signature: ByteArray::new(witness.cosign_raw(&head, NOW.get() / 1000)),
+            };
+            heads.keep(name, &cosigned).expect("it is true");
+        }
+        let before = files(&running.file(""));
+        let early = mirror.copy_cosigned(end as u64 - 1, &mut copies).await;
+        early.expect("nothing is copied yet");
+        assert_eq!(
+            files(&running.file("")),
+            before,
+            "the head is not there yet"
+        );
+        known = mirror.copy(known.as_ref()).await.expect("it is copied");
+        let copied = mirror.copy_cosigned(end as u64, &mut copies).await;
+        copied.expect("they are copied");
+        let (here, there) = (scratch.path().join(LOG_FOLDER), running.file(""));
+        assert_eq!(files(&here), files(&there), "{end}");
+    }
+    // What is there already is not written again: the store may be away.
+    let (_root, ..) = running.end().await;
+    let again = mirror.copy_cosigned(20, &mut copies).await;
+    again.expect("nothing is new");
+}
+
 /// A copy that was broken off anywhere is repeated.
 #[tokio::test]
 async fn a_copy_goes_on_wherever_it_broke_off() {
@@ -285,6 +341,34 @@ async fn a_store_that_went_back_or_lost_the_checkpoint_is_not_taken_for_a_new_on
     );
     let again = mirror.copy(old.as_ref()).await;
     assert_eq!(code(again), Code::LogStoreAltered);
+}
+
+/// A person puts right what was wrong, and the copying says so by itself: not before everything that
+/// is in the folder is there.
+#[tokio::test]
+async fn fg_07_what_was_put_right_in_the_store_is_noticed_by_itself() {
+    let (trust, records, key) = signing(20);
+    let (running, scratch) = (Running::start().await, scratch());
+    keep(scratch.path(), &trust, &key, &records[..5]);
+    let mirror = || running.mirror(scratch.path(), &trust);
+    let first = mirror().copy(None).await.expect("it is copied");
+    keep(scratch.path(), &trust, &key, &records);
+    let head = running.file("heads/20");
+    std::fs::write(&head, b"other").expect("it is ours");
+    let newest = first.as_ref().expect("a head").head.clone();
+    let mut copying = Copying::begin(mirror(), Found::Has(first));
+    let Turn::Wrong(failure) = copying.turn().await else {
+        panic!("nothing is wrong");
+    };
+    assert_eq!(failure.code(), Code::LogStoreAltered);
+    std::fs::remove_file(&head).expect("it is ours");
+    copying.wake(&newest);
+    let Turn::Whole(Some(whole)) = copying.turn().await else {
+        panic!("it is not whole");
+    };
+    assert_eq!(whole.size, 20, "everything was copied first");
+    copying.end().await.expect("it ends in order");
+    assert!(head.exists());
 }
 
 /// A process that was not there when the store went back knows it all the same.

@@ -43,6 +43,7 @@ impl Slow {
 fn body(at: u64, previous: Option<Digest>) -> EventBody {
     EventBody {
         v: V,
+        known: None,
         emitter: format!("U{}", "A".repeat(55)).parse().expect("a key"),
         sequence: ChainSequence(at),
         previous,

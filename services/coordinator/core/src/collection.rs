@@ -10,15 +10,18 @@
 //! needed. Orders of operators that begin to need objects which are in the store already wait until
 //! a collection is over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ledger::Plan;
+use ledger::{Named, Needed, Plan};
 use schemas::collection::{CollectReply, CollectRequest};
 use schemas::event::LedgerEvent;
 use schemas::hold::Hold;
 use schemas::text::Time;
-use schemas::{ChainSequence, Code, Digest, PublicKey, Refusal, Round, RunId, SyncId, V};
+use schemas::{
+    ChainSequence, Code, Digest, Millis, ObjectRef, PublicKey, Refusal, Round, RunId, SyncId,
+    UnixMillis, V,
+};
 
 use crate::control::ControlOutcome;
 use crate::coordinator::{Coordinator, draining, run_unknown};
@@ -29,6 +32,12 @@ use crate::turn::Outcome;
 
 /// Most requests that wait for one collection. One that is repeated meanwhile waits too.
 const REPLIES_MAX: usize = 16;
+
+/// Time for which a committed object is kept although no run names it: a person imports data, looks at
+/// what came of it, and creates a run.
+const COMMITTED_FOR: Millis = Millis::from_secs(24 * 3600);
+/// Most of them: two of the largest data sets. Of more, the newest are not kept.
+const COMMITTED_MAX: usize = 1 << 17;
 
 /// The collection under way.
 #[derive(Debug)]
@@ -47,6 +56,31 @@ enum Stage {
     Looking(Round, BTreeSet<Digest>),
     /// The store deletes; this is the answer when it has.
     Deleting(Box<CollectReply>),
+}
+
+/// Objects that operators have committed lately. No run names them yet, and where the same bytes were
+/// part of an old round too, a collection would delete them before `run new`. It is kept in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Committed(BTreeMap<Digest, (ObjectRef, UnixMillis)>);
+
+impl Committed {
+    fn note(&mut self, now: UnixMillis, objects: &[ObjectRef]) {
+        if self.0.len() + objects.len() > COMMITTED_MAX {
+            self.0.retain(|_, (_, until)| *until > now);
+        }
+        let until = now.after(COMMITTED_FOR);
+        for object in objects {
+            if self.0.len() < COMMITTED_MAX || self.0.contains_key(&object.digest) {
+                self.0.insert(object.digest, (*object, until));
+            }
+        }
+    }
+
+    /// Those that are kept now.
+    fn at(&self, now: UnixMillis) -> Vec<ObjectRef> {
+        let kept = self.0.values().filter(|(_, until)| *until > now);
+        kept.map(|(object, _)| *object).collect()
+    }
 }
 
 /// Work of a foundry that writes objects which an event will name.
@@ -87,6 +121,10 @@ impl Coordinator {
             return Err(under_way.refusal());
         }
         self.collectable(&request)?;
+        if request.delete.is_some() && !request.store_is_ours {
+            let detail = format!("an order to delete old objects of run {}", request.run);
+            return Err(Refusal::new(Code::StoreNotOurs, detail));
+        }
         let mut writing = BTreeSet::new();
         if request.delete.is_some() {
             self.check_orders(&operator)?;
@@ -170,6 +208,7 @@ impl Coordinator {
         let run = run.expect("a run that was there stays in the state");
         let through = run.keeps_from(request.keep);
         collection.stage = Stage::Looking(through, run.snapshots_going(through));
+        let committed = self.committed.at(self.now);
         // A frozen run keeps the outcome of a merge that no event names yet.
         let merged = self
             .live
@@ -180,7 +219,9 @@ impl Coordinator {
             run: request.run.clone(),
             through,
             needed: merged
-                .map(|(_, merged)| merged.broadcast.chunks.clone())
+                .map(|(_, merged)| Named::Chunks(merged.broadcast.chunks.clone()))
+                .chain(committed.into_iter().map(Named::Plain))
+                .map(Needed::by_all)
                 .collect(),
         }));
     }
@@ -305,6 +346,11 @@ impl Coordinator {
         self.end_collection(told);
     }
 
+    /// Keeps what an operator commits from collections for a time.
+    pub(crate) fn keep_committed(&mut self, objects: &[ObjectRef]) {
+        self.committed.note(self.now, objects);
+    }
+
     fn end_collection(&mut self, told: Result<CollectReply, Refusal>) {
         let Some(collection) = self.collection.take() else {
             return;
@@ -316,5 +362,39 @@ impl Coordinator {
         for reply in collection.replies {
             self.reply(reply, told.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::Bytes;
+
+    use super::*;
+
+    fn object(number: usize) -> ObjectRef {
+        ObjectRef {
+            digest: Digest::of(&number.to_le_bytes()),
+            bytes: Bytes(1),
+        }
+    }
+
+    #[test]
+    fn committed_objects_are_kept_for_a_day_and_not_too_many() {
+        let mut committed = Committed::default();
+        let begun = UnixMillis(1000);
+        committed.note(begun, &[object(0), object(1)]);
+        let later = begun.after(Millis(1));
+        committed.note(later, &[object(1)]);
+        let end = begun.after(COMMITTED_FOR);
+        assert_eq!(committed.at(UnixMillis(end.get() - 1)).len(), 2);
+        assert_eq!(committed.at(end), [object(1)], "it was committed again");
+        let many: Vec<_> = (2..COMMITTED_MAX).map(object).collect();
+        committed.note(later, &many);
+        committed.note(later, &[object(COMMITTED_MAX), object(1)]);
+        assert_eq!(committed.0.len(), COMMITTED_MAX, "no room");
+        committed.note(end, &[object(COMMITTED_MAX), object(COMMITTED_MAX + 1)]);
+        let kept = committed.at(end);
+        assert!(kept.contains(&object(COMMITTED_MAX)) && !kept.contains(&object(0)));
+        assert_eq!(committed.0.len(), COMMITTED_MAX);
     }
 }

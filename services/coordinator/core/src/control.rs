@@ -196,7 +196,15 @@ impl Coordinator {
         !self.commits.is_empty()
             || self.collection.is_some()
             || !self.restores.is_empty()
-            || rooms.any(|live| live.foundry.task.is_some() || live.foundry.saving.is_some())
+            || rooms.any(|live| {
+                let foundry = &live.foundry;
+                // A comparison is the first step of the merge of a round that is all in.
+                let works = foundry.task.is_some()
+                    || foundry.saving.is_some()
+                    || foundry.comparing.is_some();
+                // Shares of a sealed set are waited for: without them it was trained in vain.
+                works || live.agreement.ends_at.is_some()
+            })
             || runs.any(|(_, run)| run.leases().next().is_some())
     }
 

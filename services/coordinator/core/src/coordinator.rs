@@ -10,15 +10,17 @@ use schemas::event::{EventBody, LedgerEvent};
 use schemas::foundry;
 use schemas::member::{Posture, Session};
 use schemas::subject::Verb;
-use schemas::{AccountId, Code, Millis, PublicKey, Refusal, RunId, Seat, UnixMillis, WorkerId};
+use schemas::{AccountId, Code, Millis, PublicKey, Refusal, RunId, UnixMillis, WorkerId};
 
 use crate::checkpoint::Checkpoints;
-use crate::collection::Collection;
+use crate::collection::{Collection, Committed};
 use crate::control::{Drain, NewRun};
 use crate::deadline::{Timer, Timers};
 use crate::denial::Denials;
 use crate::effect::{Answer, Effect};
-use crate::input::{ControlRequest, Input, Peer, ReplyId, Screened, ScreeningId, WorkerRequest};
+use crate::input::{
+    ControlRequest, Input, Peer, Recorded, ReplyId, Screened, ScreeningId, WorkerRequest,
+};
 use crate::restore::Restores;
 use crate::run::live::{DecayingCount, LiveRun, Traffic};
 use crate::run::objects::RefusedRead;
@@ -71,6 +73,8 @@ pub struct Coordinator {
     pub(crate) restores: Restores,
     /// The collection of old objects under way: one at a time.
     pub(crate) collection: Option<Collection>,
+    /// What operators have committed lately, which collections keep.
+    pub(crate) committed: Committed,
     /// Operators whose uploads are being checked and promoted.
     pub(crate) commits: BTreeMap<ReplyId, PublicKey>,
     /// The recent orders of each operator that led to events in the ledger.
@@ -99,6 +103,7 @@ impl Coordinator {
             checks: BTreeMap::new(),
             restores: Restores::new(),
             collection: None,
+            committed: Committed::default(),
             commits: BTreeMap::new(),
             orders: BTreeMap::new(),
             screenings: Screenings::default(),
@@ -194,10 +199,13 @@ impl Coordinator {
         match input {
             Input::Request {
                 peer,
-                seat,
+                recorded,
                 request,
                 reply,
-            } => self.request(&peer, seat.map(|seat| *seat), request, reply),
+            } => {
+                let recorded = recorded.map(|recorded| *recorded).unwrap_or_default();
+                self.request(&peer, recorded, request, reply);
+            }
             Input::Control {
                 operator,
                 request,
@@ -258,12 +266,12 @@ impl Coordinator {
         }
     }
 
-    fn request(&mut self, peer: &Peer, seat: Option<Seat>, request: WorkerRequest, reply: ReplyId) {
+    fn request(&mut self, peer: &Peer, recorded: Recorded, request: WorkerRequest, reply: ReplyId) {
         let verb = request.verb();
         let refused = self.check_tenant(peer).err();
         let handled = match refused.or_else(|| self.shut_out(peer)) {
             Some(refusal) => Err(refusal.into()),
-            None => self.handled(peer, seat, request, reply),
+            None => self.handled(peer, recorded, request, reply),
         };
         self.conclude(peer, verb, reply, handled);
     }
@@ -271,12 +279,12 @@ impl Coordinator {
     fn handled(
         &mut self,
         peer: &Peer,
-        seat: Option<Seat>,
+        recorded: Recorded,
         request: WorkerRequest,
         reply: ReplyId,
     ) -> Handled {
         if let WorkerRequest::Join(request) = &request {
-            self.check_join(peer, seat.as_ref(), request)?;
+            self.check_join(peer, &recorded, request)?;
         }
         match self.state.run(&peer.run) {
             None => Err(run_unknown(&peer.run).into()),
@@ -284,11 +292,11 @@ impl Coordinator {
                 let (mut turn, state, _) = self.turn();
                 let run = state.fold_run(&peer.run);
                 let mut run = run.expect("a run that is complete is in the state");
-                closed::request(&mut run, &mut turn, peer, &request)
+                closed::request(&mut run, &mut turn, peer, &request, reply)
             }
             Some(_) => self
                 .enter(&peer.run, |room, turn| {
-                    room.request(turn, peer, seat, request, reply)
+                    room.request(turn, peer, recorded, request, reply)
                 })
                 .expect("a run that is not complete has a room"),
         }
@@ -319,6 +327,10 @@ impl Coordinator {
             ControlRequest::TenantSet(request) => self.set_tenant(operator, request),
             ControlRequest::TenantEnd(request) => self.end_tenant(operator, request),
             ControlRequest::View(request) => self.view(&request.query),
+            ControlRequest::Keys(_) => {
+                self.out.push(Effect::ShowKeys { reply });
+                Ok(Outcome::Later)
+            }
             ControlRequest::BlobPut(request) => self.operator_put(operator, request, reply),
             ControlRequest::BlobCommit(request) => self.operator_commit(operator, request, reply),
             ControlRequest::BlobGet(request) => self.operator_get(request, reply),
@@ -359,6 +371,9 @@ impl Coordinator {
             }
             foundry::Answer::Merged { sync, outcome } => {
                 self.tell(run, |room, turn| room.merged(turn, sync, outcome));
+            }
+            foundry::Answer::Compared { round, outcome } => {
+                self.tell(run, |room, turn| room.compared(turn, round, outcome));
             }
             foundry::Answer::Saved { round, outcome } => {
                 self.tell(run, |room, turn| room.saved(turn, round, outcome));

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use ledger::State;
+use ledger::{Needed, State};
 use schemas::blob::Grants;
 use schemas::collection::CollectReply;
 use schemas::contribution::SubmitReply;
@@ -12,8 +12,9 @@ use schemas::control::{RunNewReply, ShutdownReply, ViewReply};
 use schemas::event::LedgerEvent;
 use schemas::foundry::Order;
 use schemas::hold::HoldReply;
+use schemas::keys::KeysReply;
 use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply, UnitId};
-use schemas::masking::MaskReply;
+use schemas::masking::{CohortStatement, MaskReply};
 use schemas::member::JoinReply;
 use schemas::promotion::PromoteReply;
 use schemas::public::{CommandVerb, Status};
@@ -23,7 +24,7 @@ use schemas::run::RunSpec;
 use schemas::telemetry::Heartbeat;
 use schemas::tenant::{TenantEndReply, TenantReply};
 use schemas::{
-    AccountId, Chunks, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, UnixMillis, WorkerId,
+    AccountId, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, UnixMillis, WorkerId,
 };
 
 use crate::input::{DeliveryId, ReplyId};
@@ -62,6 +63,11 @@ pub enum Effect {
         reply: ReplyId,
         /// The objects; all may be read by the asker.
         objects: Vec<Digest>,
+    },
+    /// Answer with the keys that sign leases and commands, as the trust bundle has them now.
+    ShowKeys {
+        /// The request.
+        reply: ReplyId,
     },
     /// Answer with URLs to upload objects into quarantine.
     GrantPut {
@@ -219,6 +225,7 @@ impl Effect {
             Self::Append { .. } => "append",
             Self::Reply { .. } => "reply",
             Self::Lease { .. } => "lease",
+            Self::ShowKeys { .. } => "show_keys",
             Self::GrantGet { .. } => "grant_get",
             Self::GrantPut { .. } => "grant_put",
             Self::CheckUploads { .. } => "check_uploads",
@@ -257,8 +264,9 @@ pub enum Collect {
         run: RunId,
         /// The round before which they go.
         through: Round,
-        /// Other weights that are needed.
-        needed: Vec<Chunks>,
+        /// What is needed besides: weights that no event names yet, and objects that operators
+        /// committed lately.
+        needed: Vec<Needed>,
     },
     /// Delete objects; answer with `Input::Collected`.
     Delete {
@@ -293,7 +301,11 @@ pub enum Answer {
     Renew(RenewReply),
     Done(Done),
     Submit(SubmitReply),
-    Mask(Box<MaskReply>),
+    Mask {
+        reply: Box<MaskReply>,
+        /// What the shell signs into the reply, since the ledger has it.
+        seals: Option<Box<CohortStatement>>,
+    },
     Grants(Grants),
     RunNew(RunNewReply),
     Hold(HoldReply),
@@ -304,6 +316,7 @@ pub enum Answer {
     Tenant(TenantReply),
     TenantEnd(TenantEndReply),
     View(Box<ViewReply>),
+    Keys(Box<KeysReply>),
     Shutdown(ShutdownReply),
 }
 

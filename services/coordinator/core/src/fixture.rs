@@ -9,7 +9,12 @@ use schemas::foundry::Saved;
 use schemas::lease::{ClaimRequest, LeaseRef, UnitKind, Weights};
 use schemas::member::{LeaveRequest, Posture, Session};
 use schemas::run::RunSpec;
-use schemas::{Chunks, Fragment, Listed, Message, Millis, ObjectRef, Round, SyncId, UnixMillis, V};
+use schemas::snapshot::MergeInput;
+use schemas::sync::ComparedInput;
+use schemas::{
+    Chunks, Digest, Fragment, Listed, Message, Millis, ObjectRef, Round, SyncId, UnixMillis, V,
+    WorkerId,
+};
 
 use crate::{Merged, Peer, Screened, Settings, Submission};
 
@@ -37,6 +42,21 @@ pub(crate) use order;
 /// A chunk of a contribution: 8 elements in bf16.
 pub(crate) fn upload(name: &str) -> ObjectRef {
     sized(name, 16)
+}
+
+/// The answer to a comparison: a cosine of 0.5 for each contribution, and another for those of
+/// `against`.
+pub(crate) fn compared(inputs: &[MergeInput], against: &[(WorkerId, f32)]) -> Vec<ComparedInput> {
+    let cosine = |input: &MergeInput| {
+        let found = against.iter().find(|(worker, _)| *worker == input.worker);
+        found.map_or(0.5, |(_, cosine)| *cosine)
+    };
+    let compared = inputs.iter().map(|input| ComparedInput {
+        unit: input.lease.unit.index,
+        epoch: input.lease.epoch,
+        cosine: cosine(input),
+    });
+    compared.collect()
 }
 
 /// The settings of [`kit::run_spec`] under the name `run`.
@@ -120,6 +140,15 @@ pub(crate) fn submission(spec: &RunSpec, number: u32, lease: LeaseRef, salt: u32
         UnitKind::Evaluate => Outcome::Evaluation(kit::evaluation()),
     };
     stated(kit::statement(spec, worker(number), lease, outcome))
+}
+
+/// The same result, under the masks of a cohort.
+pub(crate) fn masked_for(result: Submission, cohort: Option<Digest>) -> Submission {
+    let mut statement = result.statement;
+    if let Outcome::Contribution(contribution) = &mut statement.outcome {
+        contribution.cohort = cohort;
+    }
+    stated(statement)
 }
 
 pub(crate) fn stated(statement: Statement) -> Submission {

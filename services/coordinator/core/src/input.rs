@@ -32,6 +32,15 @@ pub struct Peer {
     pub worker: WorkerId,
 }
 
+/// What the record of issued credentials says about a worker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recorded {
+    /// Its seat in a group of workers.
+    pub seat: Option<Seat>,
+    /// The keys that it had before, the last one first.
+    pub before: Vec<WorkerId>,
+}
+
 /// Something that happened.
 #[derive(Clone, Debug)]
 #[expect(
@@ -43,9 +52,9 @@ pub enum Input {
     Request {
         /// The worker that asks.
         peer: Peer,
-        /// For a join: the seat that the record of issued credentials gives the worker. It comes
-        /// from no message of the worker.
-        seat: Option<Box<Seat>>,
+        /// For a join: what the record of issued credentials says about the worker. It comes from
+        /// no message of the worker.
+        recorded: Option<Box<Recorded>>,
         /// The request.
         request: WorkerRequest,
         /// The place for the answer.

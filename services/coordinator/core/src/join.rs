@@ -4,12 +4,12 @@ use ledger::Run;
 use schemas::limits::TEXT_BYTES_MAX;
 use schemas::member::{JoinRequest, Layer, Posture};
 use schemas::text::is_plain;
-use schemas::{Code, Refusal, Seat};
+use schemas::{Code, Refusal};
 
 use crate::coordinator::{Coordinator, draining};
-use crate::input::Peer;
+use crate::input::{Peer, Recorded};
 use crate::run::groups::check_seat;
-use crate::run::members::check_entry;
+use crate::run::members::{check_entry, check_keys};
 
 /// Longest description of a device or release; both are shown in tables and repeated in every view.
 const LABEL_BYTES_MAX: usize = 128;
@@ -20,7 +20,7 @@ impl Coordinator {
     pub(crate) fn check_join(
         &self,
         peer: &Peer,
-        seat: Option<&Seat>,
+        recorded: &Recorded,
         request: &JoinRequest,
     ) -> Result<(), Refusal> {
         if self.drain.is_some() {
@@ -35,7 +35,8 @@ impl Coordinator {
         match self.state.run(&peer.run) {
             Some(run) if !run.is_complete() => {
                 check_entry(run, peer, request)?;
-                check_seat(run, peer, seat)?;
+                check_keys(run, &peer.worker, &recorded.before)?;
+                check_seat(run, peer, recorded)?;
                 self.check_key_is_free(run, peer, request)
             }
             // The answer is the same for any key that the worker names.

@@ -50,7 +50,7 @@ pub use checkpoint::CHECKPOINT_EVERY;
 pub use coordinator::{Coordinator, Settings};
 pub use effect::{Answer, Collect, Effect, Quarantine, Told, Uploads};
 pub use input::{
-    ControlRequest, DeliveryId, Input, Merged, Peer, ReplyId, Screened, ScreeningId, Submission,
-    WorkerRequest,
+    ControlRequest, DeliveryId, Input, Merged, Peer, Recorded, ReplyId, Screened, ScreeningId,
+    Submission, WorkerRequest,
 };
 pub use run::results::check_norm;

@@ -55,6 +55,7 @@ impl Coordinator {
             return Err(Refusal::new(Code::AskedTooMuch, detail));
         }
         self.commits.insert(reply, operator.clone());
+        self.keep_committed(&request.objects);
         let place = Quarantine::Operator { operator };
         self.out.push(Effect::CheckUploads {
             reply,

@@ -29,6 +29,7 @@ mod screening;
 mod spare;
 mod spending;
 mod submit;
+mod successor;
 mod tenant;
 mod time;
 mod trouble;

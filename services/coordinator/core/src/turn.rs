@@ -65,6 +65,13 @@ impl Turn<'_> {
         self.out.push(Effect::Reply { reply, answer });
     }
 
+    /// Has the shell answer with the keys that sign leases and commands. They are public, so the asker
+    /// need not be a member.
+    pub(crate) fn show_keys(&mut self, reply: ReplyId) -> Handled {
+        self.out.push(Effect::ShowKeys { reply });
+        Ok(Outcome::Later)
+    }
+
     /// Writes an event of a run: the fold takes it at once, and the ledger has it before any later
     /// effect except a merge is carried out.
     pub(crate) fn append(&mut self, run: &mut RunFold<'_>, event: LedgerEvent) {

@@ -19,6 +19,8 @@ impl Coordinator {
                 release: self.settings.release.clone(),
                 posture: self.settings.posture.clone(),
                 now: self.now,
+                // The key is the shell's, which adds it.
+                manifest_key: None,
             }),
             Query::Runs => {
                 let runs = self.state.runs();

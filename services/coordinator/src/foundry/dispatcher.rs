@@ -2,13 +2,18 @@
 //! never waits for a merge.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use recompute::Objects as _;
+use async_trait::async_trait;
+use bytes::Bytes;
+use recompute::Objects;
 use schemas::contribution::Statement;
 use schemas::foundry::{Answer, Order, ScreeningId};
 use schemas::lease::LeaseRef;
 use schemas::snapshot::MergeInput;
-use schemas::{Chunks, Code, Listed, Message as _, ObjectRef, PublicKey, Refusal, Round, WorkerId};
+use schemas::{
+    Chunks, Code, Digest, Listed, Message as _, ObjectRef, PublicKey, Refusal, Round, WorkerId,
+};
 use tokio::sync::mpsc;
 
 use super::Answers;
@@ -16,7 +21,7 @@ use super::executor::{self, WeightsOrder};
 use super::save::Maker;
 use super::screen::{self, KeptChunks, Source, Staged};
 use crate::guard::answered;
-use crate::store::Store;
+use crate::store::{Kept, Store};
 
 /// An order from outside, or the end of a check from its own task.
 #[derive(Debug)]
@@ -42,6 +47,22 @@ pub(super) struct Dispatcher {
     staged: BTreeMap<LeaseRef, Staged>,
     /// Chunks in memory of results that passed, by lease.
     kept: BTreeMap<LeaseRef, KeptChunks>,
+}
+
+/// The store, and in front of it the chunks in memory.
+struct InMemory {
+    kept: BTreeMap<Digest, Arc<Kept>>,
+    store: Store,
+}
+
+#[async_trait]
+impl Objects for InMemory {
+    async fn fetch(&self, object: ObjectRef) -> Result<Bytes, Refusal> {
+        match self.kept.get(&object.digest) {
+            Some(kept) => Ok(kept.bytes.clone()),
+            None => self.store.fetch(object).await,
+        }
+    }
 }
 
 /// A result to check.
@@ -122,6 +143,7 @@ impl Dispatcher {
                 statement: statement.into_vec(),
                 signature: signature.into_array(),
             }),
+            Order::Compare { round, inputs } => self.compare(round, inputs),
             Order::Merge {
                 sync,
                 base,
@@ -159,6 +181,41 @@ impl Dispatcher {
             Order::ReadList { listed } => self.read_list(listed),
             Order::Forget => unreachable!("the dispatcher ends with this order"),
         }
+    }
+
+    /// Compares the directions of contributions beside everything else. The chunks in memory stay
+    /// there for the merge.
+    fn compare(&self, round: Round, inputs: Vec<MergeInput>) {
+        let kept = inputs
+            .iter()
+            .filter_map(|input| self.kept.get(&input.lease));
+        let kept = kept.flatten().flatten();
+        let objects = InMemory {
+            kept: kept.map(|kept| (kept.digest, Arc::clone(kept))).collect(),
+            store: self.store.for_rounds(),
+        };
+        let mut context = self.executor.context();
+        let answers = self.answers.clone();
+        tokio::spawn(async move {
+            let work = async {
+                let unknown = || Refusal::new(Code::NoAnswer, "the run's layout is not loaded yet");
+                let context = context.wait_for(Option::is_some).await;
+                let context = context.map_err(|_| unknown())?.clone();
+                let context = context.ok_or_else(unknown)?;
+                let started = std::time::Instant::now();
+                let cosines = recompute::compare(&objects, &context, &inputs).await?;
+                tracing::info!(
+                    run = %context.spec.run,
+                    round = round.get(),
+                    inputs = inputs.len(),
+                    took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                    "directions compared"
+                );
+                Ok(cosines)
+            };
+            let outcome = answered("comparison", work).await;
+            answers.give(Answer::Compared { round, outcome }).await;
+        });
     }
 
     /// Reads a list beside everything else.
@@ -256,8 +313,6 @@ impl Dispatcher {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use identity::AuditKey;
     use schemas::RunId;
 

@@ -464,6 +464,8 @@ fn gather(
                 Ok::<Part, Refusal>(Part {
                     weight,
                     norm,
+                    // The seal weighs nothing that the comparison leaves out.
+                    cosine: None,
                     bytes,
                 })
             }

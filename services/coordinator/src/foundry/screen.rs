@@ -236,7 +236,7 @@ async fn check_chunk(
         );
         return Err(Refusal::new(Code::NormOutlier, detail));
     }
-    let kept = store.keep(bytes).map(Arc::new);
+    let kept = store.keep(object.digest, bytes).map(Arc::new);
     drop(permit);
     Ok(Chunk {
         key,

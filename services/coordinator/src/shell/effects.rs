@@ -8,10 +8,13 @@ use coordinator_core::{Answer, Collect, Effect, Input, Quarantine, ReplyId, Told
 use identity::ManifestKey;
 use ledger::State;
 use runtime::{Failure, clock};
+use schemas::control::View;
 use schemas::lease::{ClaimOutcome, ClaimReply, MANIFEST_TYPE, Manifest};
+use schemas::masking::CohortSeal;
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
 use schemas::subject::{command_subject, status_subject};
 use schemas::{AccountId, Code, Message as _, ObjectRef, Refusal, RunId, V, WorkerId};
+use serde_bytes::ByteArray;
 use tracing::Instrument as _;
 
 use super::Shell;
@@ -20,6 +23,7 @@ use crate::arrival::Arrival;
 use crate::check;
 use crate::checkpoint;
 use crate::collection;
+use crate::foundry::Maker;
 use crate::grants;
 use crate::guard::answered;
 use crate::purge;
@@ -47,6 +51,25 @@ pub(super) fn sign_leases(
         }
     }
     signed
+}
+
+/// Signs the statement that the ledger has a cohort, into the answer with its shares. The event of
+/// the cohort was appended before this answer.
+fn sealed(maker: &Maker, answer: Answer) -> Answer {
+    match answer {
+        Answer::Mask {
+            mut reply,
+            seals: Some(statement),
+        } => {
+            let signature = maker.key.sign_statement(&maker.domain, &statement.encode());
+            reply.seal = Some(CohortSeal {
+                key: maker.key.public().clone(),
+                signature: ByteArray::new(signature),
+            });
+            Answer::Mask { reply, seals: None }
+        }
+        other => other,
+    }
 }
 
 fn sign_lease(key: &ManifestKey, store: &Store, manifest: &Manifest) -> Result<Answer, Refusal> {
@@ -77,6 +100,10 @@ impl Shell {
             Effect::Lease { reply, .. } => {
                 let answer = self.signed.pop_front();
                 let answer = answer.expect("each lease was signed before its effect");
+                self.reply(reply, answer).await;
+            }
+            Effect::ShowKeys { reply } => {
+                let answer = self.signer.published();
                 self.reply(reply, answer).await;
             }
             Effect::GrantGet { reply, objects } => {
@@ -167,8 +194,15 @@ impl Shell {
         Ok(())
     }
 
-    async fn reply(&mut self, reply: ReplyId, answer: Result<Answer, Refusal>) {
+    async fn reply(&mut self, reply: ReplyId, mut answer: Result<Answer, Refusal>) {
+        if let Ok(Answer::View(reply)) = &mut answer
+            && let View::Coordinator(view) = &mut reply.view
+        {
+            let key = self.signer.key().ok();
+            view.manifest_key = key.map(|key| key.public().clone());
+        }
         if let Some((_, to)) = self.tables.replies.remove(&reply) {
+            let answer = answer.map(|answer| sealed(&self.maker, answer));
             to.send(&self.bus, answer).await;
         }
     }

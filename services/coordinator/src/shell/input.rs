@@ -1,6 +1,6 @@
 //! Turns arrivals into inputs of the core.
 
-use coordinator_core::{Coordinator, Input, Peer, WorkerRequest};
+use coordinator_core::{Coordinator, Input, Peer, Recorded, WorkerRequest};
 use identity::event::verify_statement;
 use identity::join::verify_join;
 use identity::{IssuedList, Registration, RegistrationError};
@@ -8,7 +8,7 @@ use runtime::Failure;
 use schemas::masking::MaskStep;
 use schemas::member::{Layer, Posture};
 use schemas::permission::Role;
-use schemas::{Code, Coded as _, Message as _, Refusal, Seat};
+use schemas::{Code, Coded as _, Message as _, Refusal};
 
 use super::Shell;
 use super::tables::Asker;
@@ -33,9 +33,9 @@ impl Shell {
                 let bound =
                     proven.and_then(|()| bound(&self.issued, &self.posture, &peer, &request));
                 match bound {
-                    Ok(seat) => Input::Request {
+                    Ok(recorded) => Input::Request {
                         peer,
-                        seat: seat.map(Box::new),
+                        recorded: recorded.map(Box::new),
                         request,
                         reply,
                     },
@@ -138,8 +138,9 @@ fn announced(
     })
 }
 
-/// The seat of a joining worker, by the record of its credentials. The record also names the key that
-/// signs the worker's events: a thief of credentials that were never used cannot join with another.
+/// The seat of a joining worker and the key that it had before, by the record of its credentials. The
+/// record also names the key that signs the worker's events: a thief of credentials that were never
+/// used cannot join with another.
 /// Nobody joins without a record. Only where there is no folder of records, and an exception opens
 /// layer `enrolment`, any proven key is taken at the first join, and the worker has no seat.
 fn bound(
@@ -147,7 +148,7 @@ fn bound(
     posture: &Posture,
     peer: &Peer,
     request: &WorkerRequest,
-) -> Result<Option<Seat>, Refusal> {
+) -> Result<Option<Recorded>, Refusal> {
     let WorkerRequest::Join(join) = request else {
         return Ok(None);
     };
@@ -177,7 +178,9 @@ fn bound(
         }
         Err(error) => return unreadable(&error),
     };
-    let Registration { name, seat, .. } = record;
+    let Registration {
+        name, seat, before, ..
+    } = record;
     if record.blocked.is_some() {
         return refused(Code::HolderBlocked, format!("({name}) is blocked"));
     }
@@ -197,7 +200,29 @@ fn bound(
             );
             refused(Code::AuditKeyRefused, why)
         }
-        _ => Ok(seat),
+        _ => {
+            let mut keys = Vec::new();
+            let mut next = before;
+            while let Some(key) = next.take() {
+                let earlier = issued.find(&key);
+                let earlier = earlier.or_else(|error| unreadable(&error).map(|_| None))?;
+                let Some(earlier) = earlier else {
+                    let folder = issued.folder().display();
+                    let why = format!("({name}) had key {key}, of which {folder} has no record");
+                    return refused(Code::RecordMissing, why);
+                };
+                // Both are nkeys of users.
+                let Ok(key) = key.as_str().parse() else {
+                    break;
+                };
+                // Records that were altered may form a circle.
+                if key != peer.worker && !keys.contains(&key) {
+                    keys.push(key);
+                    next = earlier.before;
+                }
+            }
+            Ok(Some(Recorded { seat, before: keys }))
+        }
     }
 }
 

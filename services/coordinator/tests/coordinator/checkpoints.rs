@@ -183,6 +183,7 @@ async fn name_as_stranger(scene: &Scene, ledger: &Ledger, checkpoint: Checkpoint
     let stranger = AuditKey::generate();
     let forged = EventBody {
         v: V,
+        known: None,
         emitter: stranger.public().clone(),
         sequence: ChainSequence(ledger.len()),
         previous: ledger.previous(),
@@ -246,6 +247,7 @@ async fn a_marked_event_that_lies_nowhere_has_all_events_read() {
         .expect("appended");
     let body = |sequence: u64, event: LedgerEvent| EventBody {
         v: V,
+        known: None,
         emitter: scene.key.public().clone(),
         sequence: ChainSequence(sequence),
         previous: Some(Digest::of(b"an event of the other ledger")),

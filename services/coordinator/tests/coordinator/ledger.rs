@@ -117,6 +117,7 @@ impl Scene {
         let (_, events) = self.open().await.expect("it verifies");
         EventBody {
             v: V,
+            known: None,
             emitter: key.public().clone(),
             sequence: ChainSequence(events.len() as u64),
             previous: events.last().map(|last| Digest::of(&last.encode())),

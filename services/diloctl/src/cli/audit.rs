@@ -15,6 +15,10 @@ pub(crate) enum Audit {
         /// Show only events of this run, and events that concern no run.
         #[arg(long)]
         run: Option<RunId>,
+        /// Show only events of this kind, such as `permission-denied`, or with `security` all that
+        /// the audit service saw of refusals, connections and changes of streams.
+        #[arg(long, conflicts_with_all = ["at", "summary"])]
+        kind: Option<String>,
         /// Show the coordinator's state as it was after this stream sequence.
         #[arg(long, value_name = "SEQUENCE")]
         at: Option<u64>,
@@ -89,6 +93,9 @@ pub(crate) enum Audit {
         /// Show only events of this run, and events that concern no run.
         #[arg(long)]
         run: Option<RunId>,
+        /// Show only events of this kind, or with `security` all security events.
+        #[arg(long)]
+        kind: Option<String>,
     },
 }
 
@@ -173,7 +180,8 @@ pub(crate) struct StoreAddress {
 pub(crate) struct Witnessing {
     /// File with a policy (C2SP tlog-policy): the witnesses, and which of them are enough. With it the
     /// log must lead to each head that they have cosigned, and enough of them must have cosigned the
-    /// newest one, or one as near to it as `--unwitnessed-max` says.
+    /// newest one, or one as near to it as `--unwitnessed-max` says. What workers of the policy have
+    /// cosigned lies beside the log.
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,
     /// File with a cosigned head; give the switch once for each file.

@@ -30,7 +30,8 @@ pub(crate) enum Tenant {
         /// Name of the tenant.
         name: TenantName,
     },
-    /// Change a tenant's quota. Limits that are not named stay as they are.
+    /// Change a tenant's quota. Limits that are not named stay as they are. There is none for streams:
+    /// a tenant's account has no JetStream, so nobody in it can make one.
     Quota {
         /// Name of the tenant.
         name: TenantName,

@@ -2,8 +2,10 @@
 
 pub(crate) mod ancestry;
 mod in_order;
+mod kept;
 pub(crate) mod lineage;
 mod log;
+mod pins;
 mod place;
 mod recompute;
 mod record;
@@ -42,10 +44,17 @@ pub(crate) async fn run(context: &Context, command: &Audit) -> Result<(), Failur
         } => state(context, run.as_ref(), StreamSequence(*at), log).await,
         Audit::Replay {
             run,
+            kind,
             at: None,
             summary,
             log,
-        } => replay(context, run.as_ref(), *summary, log).await,
+        } => {
+            let wanted = Wanted {
+                run: run.as_ref(),
+                kind: kind.as_deref(),
+            };
+            replay(context, wanted, *summary, log).await
+        }
         Audit::Recompute(command) => recompute::run(context, command).await,
         Audit::Head(from) => log::head(context, from),
         Audit::Prove { event, to, log } => log::prove(context, event, to.as_deref(), log),
@@ -59,7 +68,31 @@ pub(crate) async fn run(context: &Context, command: &Audit) -> Result<(), Failur
             witness::cosign(context, name, key.as_deref(), to.as_deref(), log)
         }
         Audit::Diff(from) => log::diff(context, from).await,
-        Audit::Tail { run } => tail(context, run.as_ref()).await,
+        Audit::Tail { run, kind } => {
+            let wanted = Wanted {
+                run: run.as_ref(),
+                kind: kind.as_deref(),
+            };
+            tail(context, wanted).await
+        }
+    }
+}
+
+/// The rows that are shown.
+#[derive(Clone, Copy, Debug)]
+struct Wanted<'a> {
+    run: Option<&'a RunId>,
+    /// A kind of event, or `security` for all that the sentry saw.
+    kind: Option<&'a str>,
+}
+
+impl Wanted<'_> {
+    fn has(self, row: &TimelineRow) -> bool {
+        let kind = self.kind.is_none_or(|kind| match kind {
+            "security" => row.is_security(),
+            kind => row.kind == kind,
+        });
+        kind && self.run.is_none_or(|run| row.concerns(run))
     }
 }
 
@@ -75,14 +108,15 @@ async fn open(context: &Context) -> Result<Replay, Failure> {
 /// Prints the timeline, or only its summary.
 async fn replay(
     context: &Context,
-    run: Option<&RunId>,
+    wanted: Wanted<'_>,
     summary_only: bool,
     log: &cli::Log,
 ) -> Result<(), Failure> {
+    let run = wanted.run;
     let (mut order, mut listing) = (InOrder::new(), context.printer.listing());
     let mut show = |row: &TimelineRow| listing.row(row);
     let mut take = |checked: Checked| {
-        if !summary_only && run.is_none_or(|run| checked.row.concerns(run)) {
+        if !summary_only && wanted.has(&checked.row) {
             order.add(checked.row, &mut show);
         }
     };
@@ -157,9 +191,9 @@ async fn state(
 }
 
 /// Follows the events. A reader that closes the pipe ends the command with success.
-async fn tail(context: &Context, run: Option<&RunId>) -> Result<(), Failure> {
+async fn tail(context: &Context, wanted: Wanted<'_>) -> Result<(), Failure> {
     let mut replay = open(context).await?;
-    let wanted = |row: &TimelineRow| run.is_none_or(|run| row.concerns(run));
+    let wanted = |row: &TimelineRow| wanted.has(row);
     let mut rows = VecDeque::new();
     let end = replay.span().last;
     if end > StreamSequence(0) {

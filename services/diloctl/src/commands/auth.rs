@@ -1,9 +1,11 @@
 //! `auth`: the trust domain. Works on files alone, and connects to nothing; the exception is what
 //! concerns revocations.
 
+mod jwks;
 mod mutual;
 pub(crate) mod revoke;
 mod rotate;
+mod successor;
 
 use std::path::Path;
 
@@ -58,9 +60,12 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
         Auth::Certificate { server_name } => certificate(context, server_name),
         Auth::Rotate(Rotate::Certificate { server_name }) => certificate(context, server_name),
         Auth::Rotate(Rotate::Role { role, now }) => rotate::role(context, *role, *now).await,
-        Auth::Rotate(Rotate::Manifest { prepare, retire }) => {
-            rotate::manifest(context, rotate::Manifest::of(*prepare, *retire))
-        }
+        Auth::Rotate(Rotate::Manifest {
+            prepare,
+            retire,
+            force,
+        }) => rotate::manifest(context, rotate::Manifest::of(*prepare, *retire), *force).await,
+        Auth::Rotate(Rotate::User { name, wait }) => successor::run(context, name, wait.0).await,
         Auth::Retire { role } => rotate::retire(context, *role).await,
         Auth::Config {
             mutual_tls,
@@ -97,6 +102,11 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
         Auth::Push => revoke::push(context).await,
         Auth::Ls => revoke::list(context),
         Auth::Show => show(context),
+        Auth::Jwks {
+            from_bus,
+            trust,
+            file,
+        } => jwks::run(context, *from_bus, trust.as_deref(), file.as_deref()).await,
     }
 }
 
@@ -305,6 +315,12 @@ fn show(context: &Context) -> Result<(), Failure> {
             .iter()
             .map(ToString::to_string)
             .collect(),
+        sentry_keys: domain
+            .trust()
+            .sentry_keys
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         credentials: rows,
     });
     Ok(())
@@ -383,6 +399,7 @@ struct Shown {
     manifest_keys: Vec<String>,
     coordinator_audit_keys: Vec<String>,
     head_keys: Vec<String>,
+    sentry_keys: Vec<String>,
     credentials: Vec<Credential>,
 }
 
@@ -396,6 +413,7 @@ impl Record for Shown {
                 self.coordinator_audit_keys.join(" "),
             ),
             ("keys of tree heads", self.head_keys.join(" ")),
+            ("keys of security events", self.sentry_keys.join(" ")),
         ];
         let line = |one: &Credential| {
             let until = crate::table::or_dash(one.expires, time);

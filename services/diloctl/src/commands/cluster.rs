@@ -20,7 +20,7 @@ use runtime::{Failure, Material, Materials, clock};
 use schemas::account::Account;
 use schemas::member::Layer;
 use schemas::permission::Role;
-use schemas::subject::{AUDIT_STREAM, EVENTS_STREAM_PREFIX};
+use schemas::subject::{AUDIT_STREAM, EVENTS_STREAM_PREFIX, SECURITY_STREAM};
 use schemas::{Code, UnixMillis};
 use serde::Serialize;
 
@@ -143,6 +143,22 @@ pub(crate) async fn compare(
     declarations: &Declarations,
     create: bool,
 ) -> Result<Vec<Compared>, Failure> {
+    let compared = compare_all(context, declarations, create).await;
+    compared.map_err(|failure| {
+        // A broker without room answers late, or not at all; its log says why.
+        let fault = BrokerFault::of_broker(&context.folder);
+        match fault.filter(|_| failure.code() == Code::StreamMissing) {
+            Some(fault) => fault.failure(),
+            None => failure,
+        }
+    })
+}
+
+async fn compare_all(
+    context: &Context,
+    declarations: &Declarations,
+    create: bool,
+) -> Result<Vec<Compared>, Failure> {
     if let Some(credentials) = &context.credentials {
         let text = format!(
             "{} was chosen, but streams lie in several accounts, each with a provisioner of its own; leave --credentials out",
@@ -246,15 +262,15 @@ async fn settle(
 }
 
 /// The live configuration with batches and direct gets allowed as declared, which streams of
-/// earlier releases do not have, and with the events of tenants that it does not copy yet, for which
-/// it gets room. These are the only differences that can be removed without
+/// earlier releases do not have, and with the security events and the events of tenants that it does
+/// not copy yet, for which it gets room. These are the only differences that can be removed without
 /// altering what a stream holds or refuses. None when nothing is to be changed.
 fn widened(wanted: &stream::Config, live: &stream::Config) -> Option<stream::Config> {
     let copied = live.sources.as_deref().unwrap_or_default();
     // A copy that copies nothing was altered, and is left alone.
     let is_new = |one: &&stream::Source| {
-        let of_tenant = one.name.starts_with(EVENTS_STREAM_PREFIX);
-        of_tenant && !copied.is_empty() && !copied.iter().any(|known| known.name == one.name)
+        let later = one.name == SECURITY_STREAM || one.name.starts_with(EVENTS_STREAM_PREFIX);
+        later && !copied.is_empty() && !copied.iter().any(|known| known.name == one.name)
     };
     let new: Vec<_> = wanted.sources.iter().flatten().filter(is_new).collect();
     let max_bytes = match new.is_empty() {

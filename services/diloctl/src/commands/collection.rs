@@ -24,7 +24,8 @@ pub(crate) async fn run(context: &Context, args: GcArgs) -> Result<(), Failure> 
         v: V,
         run,
         keep,
-        delete: reason.filter(|_| yes && store_is_ours),
+        delete: reason.filter(|_| yes),
+        store_is_ours,
     };
     let reply = operator.ask::<call::RunGc>(&request).await?;
     confirms(&request, &reply)?;
@@ -186,6 +187,7 @@ mod tests {
             run: run.parse().expect("a name"),
             keep: 1,
             delete: delete.then(|| "full".parse().expect("a reason")),
+            store_is_ours: delete,
         };
         assert!(confirms(&asked("demo", false), &reply(None, None)).is_ok());
         assert!(confirms(&asked("demo", true), &reply(Some(9), Some(12))).is_ok());

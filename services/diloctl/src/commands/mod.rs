@@ -13,10 +13,12 @@ mod holds;
 mod invitations;
 mod lists;
 mod reissue;
+mod rekey;
 pub(crate) mod run;
 pub(crate) mod settings;
 mod snapshot;
 mod stack;
+mod store;
 mod tenant;
 mod watch;
 mod worker;
@@ -85,6 +87,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Control(command) => control::run(context, &command).await,
         Command::Audit(command) => audit::run(context, &command).await,
         Command::Doctor { nats_config } => doctor::run(context, &nats_config).await,
+        Command::Store(command) => store::run(context, &command).await,
         Command::Lineage(Lineage::Descendants(command)) => {
             audit::lineage::descendants(context, &command).await
         }

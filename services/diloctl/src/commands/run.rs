@@ -411,6 +411,11 @@ impl Record for RunDetail {
             );
             ("privacy spent", text)
         }));
+        lines.extend(view.left_out.iter().map(|one| {
+            let (worker, code) = (one.worker.short(), one.code);
+            let text = format!("unit {} of {worker}: {code} {}", one.unit, code.title());
+            ("left out", text)
+        }));
         lines.extend([
             ("tokens", tokens.collect::<Vec<_>>().join(", ")),
             ("created", time(view.created_at)),

@@ -42,13 +42,13 @@ pub(crate) struct RunArgs {
     seed: Option<u64>,
     /// Workers clip their contributions and add noise to them before they send anything, and the
     /// run ends before its privacy budget is passed. `privacy.clip`, `.noise_multiplier`, `.delta`
-    /// and `.epsilon` say how much; SECURITY.md says what is protected.
+    /// and `.epsilon` say how much; docs/privacy.md says what is protected.
     #[arg(long)]
     privacy: bool,
     /// Workers mask their contributions so that the coordinator learns the sum alone: so many of a
     /// round's workers must have contributed and must reveal what takes the masks from it, more
     /// than half of the units. The mean in fp32 is the only rule that goes with it, without a bound
-    /// on norms. SECURITY.md says what is protected.
+    /// on norms. docs/privacy.md says what is protected.
     #[arg(long, value_name = "THRESHOLD")]
     secure_aggregation: Option<u32>,
     #[command(flatten)]
@@ -148,9 +148,26 @@ pub(crate) struct PolicySettings {
     /// compares nothing. Honest workers differ by far less: in a small run on two halves of a
     /// corpus by a tenth.
     pub(crate) norm_ratio_max: f64,
+    /// A worker's contributions to a round are left out if the cosine of their direction to the mean
+    /// direction of the others' is below this; -1 compares no directions. It takes three workers to
+    /// tell who is wrong, and no more than a minority of them is left out. Honest workers agree more
+    /// than they differ, also on different texts; a flipped sign is far below. A private run
+    /// compares no directions, since its noise hides them.
+    pub(crate) cosine_min: f64,
+    /// A contribution is left out if the training loss that it states is more than this many times
+    /// the median of its round, or that many times less; 0 compares no losses. Off by default: a
+    /// loss decides nothing, and an honest worker with simple data has a small one.
+    pub(crate) loss_ratio_max: f64,
     pub(crate) strikes_max: u32,
+    /// A training unit is given to another worker once its lease is this many times as old as the
+    /// units of the others took, and at least ten minutes old, whatever steps its holder reports; 0
+    /// leaves a day. It takes the times of two other workers, and the longer ones of them count.
+    pub(crate) pace_ratio_max: u32,
     pub(crate) closing: Closing,
 }
+
+/// The default of `policy.cosine_min`; `services/worker/torch/tests/poisoning.rs` has measured it.
+const COSINE_MIN: f64 = -0.25;
 
 impl Default for RunSettings {
     /// Settings of the demonstration: a small decoder over bytes on two CPU workers, minutes long.
@@ -237,7 +254,10 @@ impl Default for PolicySettings {
             silence_max: ConfigDuration::from_secs(60),
             norm_max: 0.0,
             norm_ratio_max: 4.0,
+            cosine_min: COSINE_MIN,
+            loss_ratio_max: 0.0,
             strikes_max: 3,
+            pace_ratio_max: 50,
             closing: Closing::default(),
         }
     }
@@ -407,10 +427,16 @@ impl RunSettings {
             silence_max: policy.silence_max.millis(),
             norm_max: policy.norm_max,
             strikes_max: policy.strikes_max,
+            pace_ratio_max: policy.pace_ratio_max,
             closing: policy.closing,
             comparison: match policy.norm_ratio_max {
                 0.0 => Comparison::None,
-                norm_ratio_max => Comparison::Others { norm_ratio_max },
+                norm_ratio_max => Comparison::Others {
+                    norm_ratio_max,
+                    cosine_min: (policy.cosine_min != -1.0 && !self.privacy.enabled)
+                        .then_some(policy.cosine_min),
+                    loss_ratio_max: (policy.loss_ratio_max != 0.0).then_some(policy.loss_ratio_max),
+                },
             },
         }
     }

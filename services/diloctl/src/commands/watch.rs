@@ -306,6 +306,7 @@ mod tests {
                 "1 of at least 2 workers are members",
             )),
             privacy: None,
+            left_out: Vec::new(),
             holds: Vec::new(),
             round: Round(123),
             rounds: 4_000,

@@ -14,7 +14,7 @@ use schemas::{Code, Round, RunId, UnixMillis, V, WorkerId};
 use serde::Serialize;
 
 use self::credential::Credential;
-use super::{enrol, invitations, lists, reissue};
+use super::{enrol, invitations, lists, reissue, rekey};
 use crate::cli::{QuarantineArgs, Worker};
 use crate::context::{Context, Operator, unexpected};
 use crate::output::Record;
@@ -44,6 +44,7 @@ pub(crate) async fn run(context: &Context, command: Worker) -> Result<(), Failur
             device,
             threads,
         } => enrol::run(context, &invitation, device, threads).await,
+        Worker::Rekey { name } => rekey::run(context, &name).await,
         Worker::Reissue {
             worker,
             lifetime,

@@ -196,7 +196,8 @@ async fn coordinator_answers(context: &Context) -> Result<(), Failure> {
 }
 
 /// Writes the broker's configuration for this build and for the folder's present place, and renews
-/// the certificate of broker and store in the second half of its life. Without the vault both stay
+/// the certificate of broker and store in the second half of its life: so that happens only when the
+/// broker is started. Without the vault both stay
 /// as they were made where the vault is.
 fn prepare_broker(
     context: &Context,
@@ -214,8 +215,8 @@ fn prepare_broker(
         let committed = BrokerFiles::read(&options.nats_config)?;
         domain.write_broker(&committed, clock::now())?;
         if domain.refresh_server_certificate(clock::now())? {
-            let text =
-                "the certificate of broker and store is new; the old one has ended or would soon";
+            let text = "the certificate of broker and store is new; the old one has ended or would soon. A \
+                 store that runs keeps the old one until it is started anew";
             context.printer.talk(text);
         }
         domain.write_listen(&listen_address(port))

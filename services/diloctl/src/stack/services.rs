@@ -320,7 +320,11 @@ fn coordinator(folder: &Path, choices: &Choices) -> Table {
         ),
         (
             "store".to_owned(),
-            table([("url", text(&choices.endpoints.store))]),
+            table([
+                ("url", text(&choices.endpoints.store)),
+                // It is the embedded one.
+                ("check", Value::Boolean(false)),
+            ]),
         ),
     ])
 }
@@ -341,8 +345,10 @@ fn registrar(folder: &Path, choices: &Choices) -> Table {
 }
 
 fn audit(folder: &Path, choices: &Choices) -> Table {
+    let log = super::process::log_file(folder, BROKER);
     Table::from_iter([
         ("domain".to_owned(), path(folder)),
+        ("audit".to_owned(), table([("broker_log", path(&log))])),
         (
             "bus".to_owned(),
             table([("url", text(&choices.endpoints.bus))]),

@@ -65,12 +65,16 @@ fn each_role_has_one_key_in_the_account_where_it_lives() {
     seen.sort();
     expected.sort();
     assert_eq!(seen, expected);
-    assert!(
-        tenant_account(&accounts.tenants[0], &accounts, 2, None, key)
-            .limits
-            .conn
-            > 0
-    );
+    for connections in [None, Some(8)] {
+        let tenant = tenant_account(&accounts.tenants[0], &accounts, 2, connections, key);
+        assert!(tenant.limits.conn > 0);
+        // A tenant has no streams, so it needs no quota for them.
+        let limits = AccountLimits {
+            conn: tenant.limits.conn,
+            ..AccountLimits::without_jetstream()
+        };
+        assert_eq!(tenant.limits, limits);
+    }
 }
 
 /// However many connections tenants open, coordinators, audit services and operators find a
@@ -157,7 +161,10 @@ fn a_copy_is_offered_by_the_account_where_it_is_at_home() {
     for (account, claims) in &claims {
         let own = copies.iter().filter(|copied| copied.home == *account);
         let own: Vec<Export> = own.flat_map(copy_exports).collect();
-        let question = |subject: &str| QUESTIONS.iter().any(|one| one.subject == subject);
+        let question = |subject: &str| {
+            let report = REPORTS.iter().any(|one| one.subject == subject);
+            report || QUESTIONS.iter().any(|one| one.subject == subject)
+        };
         let of_copies = claims
             .exports
             .iter()
@@ -181,6 +188,32 @@ fn a_copy_is_offered_by_the_account_where_it_is_at_home() {
     for import in &auditor.imports {
         assert!(offers(&import.account, &import.subject), "{import:?}");
     }
+}
+
+/// Reports lead one way, to the audit service, and no credential of the system account is needed.
+#[test]
+fn tl_29_the_brokers_reports_lead_to_the_account_of_events_and_nowhere_else() {
+    let accounts = accounts();
+    for (account, claims) in all(&accounts) {
+        let imported = claims.imports.iter().filter(|import| {
+            let report = REPORTS.iter().any(|one| one.local == import.local_subject);
+            report && import.kind == SharedKind::Stream
+        });
+        let imported = imported.count();
+        let hears = account == Account::Events;
+        assert_eq!(imported, if hears { REPORTS.len() - 1 } else { 0 });
+        let exported = |one: &&Export| REPORTS.iter().any(|report| report.subject == one.subject);
+        for export in claims.exports.iter().filter(exported) {
+            assert_eq!(export.kind, SharedKind::Stream, "{account:?}");
+            assert_ne!(account, Account::Events);
+        }
+        let system = claims.imports.iter();
+        let system = system.filter(|import| import.account == accounts.system);
+        assert_eq!(system.count(), if hears { 3 } else { 0 }, "{account:?}");
+    }
+    let system = service_account(Account::System, &accounts, key);
+    assert!(system.imports.is_empty(), "nothing reaches it");
+    assert_eq!(system.exports.len(), 3);
 }
 
 /// The way from readers to the copy: exactly their questions, of which one has several answers.
@@ -222,8 +255,11 @@ fn readers_reach_three_questions_of_the_audit_account_and_nothing_else() {
             _ => vec![],
         };
         assert_eq!(offered, expected, "{account:?}");
-        let reaches = |import: &&Import| import.account == accounts.audit;
-        let reaches = claims.imports.iter().any(|import| reaches(&import));
+        // What the broker reports there comes out of it, and reaches nothing.
+        let reaches = |import: &Import| {
+            import.account == accounts.audit && import.kind == SharedKind::Service
+        };
+        let reaches = claims.imports.iter().any(reaches);
         assert_eq!(reaches, account == Account::Readers, "{account:?}");
     }
 }
@@ -260,7 +296,7 @@ fn a_way_back_is_kept_as_long_as_the_answer_of_its_lane_may_take() {
     for crossing in &CROSSINGS {
         let most = match crossing.lane {
             Lane::Telemetry => HEARTBEAT_ANSWER_MAX,
-            Lane::Event => EVENT_ANSWER_MAX,
+            Lane::Event | Lane::Log => EVENT_ANSWER_MAX,
             _ => REQUEST_ANSWER_MAX,
         };
         let export = export(crossing);

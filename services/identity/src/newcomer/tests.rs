@@ -49,6 +49,8 @@ fn record_of(domain: &Domain, newcomer: &Newcomer) -> Registration {
         blocked: None,
         audit_key: Some(newcomer.audit_key().clone()),
         seat: None,
+        before: None,
+        changes_until: None,
     }
 }
 
@@ -75,7 +77,29 @@ fn answer(
         certificate: issuer
             .certify(&registered, registered.ends, NOW)
             .expect("its key"),
+        trust: None,
     }
+}
+
+#[test]
+fn tl_13_fg_03_a_machine_takes_the_newest_bundle_from_the_domains_root_alone() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let (domain, newcomer) = (domain(scratch.path()), newcomer(scratch.path()));
+    let invitation = invite(&domain);
+    let next = domain.prepare_manifest_key().expect("it has room");
+    domain.endorse_trust(NOW).expect("the vault is here");
+    let signed = crate::endorsed::read_endorsed(&domain.layout().trust());
+    let signed = signed.expect("it reads").expect("it was signed");
+    let mut reply = answer(&domain, &newcomer, |_| ());
+    reply.trust = Some(signed.replacen('.', ".A", 1));
+    assert!(newcomer.accept(&invitation, &reply).is_err());
+    let layout = DomainLayout::new(&scratch.path().join("machine"));
+    assert!(!layout.trust().exists() && !layout.credentials("worker-7").exists());
+    reply.trust = Some(signed);
+    newcomer.accept(&invitation, &reply).expect("it is ours");
+    let trust = TrustBundle::read(&layout.trust()).expect("it was written");
+    assert!(trust.manifest_keys.contains(&next) && trust.ca.exists());
+    assert!(!invitation.trust.manifest_keys.contains(&next));
 }
 
 #[test]

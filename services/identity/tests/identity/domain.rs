@@ -63,11 +63,11 @@ fn everything_is_the_owners_alone_and_nothing_temporary_stays() {
             files += usize::from(path.is_file());
         });
     }
-    // 14 keys and one for each role, the names of accounts, 4 files of TLS, 4 of the store's keys,
+    // 15 keys and one for each role, the names of accounts, 4 files of TLS, 4 of the store's keys,
     // the bundle; credentials of each role with its record, and 2 audit keys; 4 files of
     // configuration.
     let roles = Role::ALL.len();
-    assert_eq!(files, 14 + roles + 1 + 4 + 4 + 1 + 2 * roles + 2 + 4);
+    assert_eq!(files, 15 + roles + 1 + 4 + 4 + 1 + 2 * roles + 2 + 4);
     let layout = domain.layout();
     let trust = domain.trust();
     assert_eq!(
@@ -541,7 +541,7 @@ fn nothing_that_can_be_printed_holds_a_seed() {
             }
         });
     }
-    assert_eq!(seeds, 14 + Role::ALL.len() + 1);
+    assert_eq!(seeds, 15 + Role::ALL.len() + 1);
     assert!(!printed.contains(keys.admin.expose_secret()));
 }
 

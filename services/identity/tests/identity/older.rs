@@ -147,7 +147,12 @@ fn an_older_domain_gets_a_vault_an_issuer_and_a_list_of_what_was_issued() {
     left.sort();
     assert_eq!(
         left,
-        ["audit-head.nk", "coordinator-audit.nk", "manifest.nk"]
+        [
+            "audit-head.nk",
+            "coordinator-audit.nk",
+            "manifest.nk",
+            "sentry.nk"
+        ]
     );
     assert!(!folder.join("tls/ca.key").exists());
     domain

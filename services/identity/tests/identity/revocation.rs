@@ -262,6 +262,8 @@ fn the_record_knows_who_holds_which_key() {
         blocked: None,
         audit_key: holder.audit_key.clone(),
         seat: None,
+        before: None,
+        changes_until: None,
     };
     assert_eq!(*holder, expected);
     let audit_key = issued.audit_key.expect("workers sign events");
@@ -285,7 +287,8 @@ fn tl_07_holders_of_an_earlier_release_can_be_revoked_as_well() {
     fs::remove_dir_all(list.folder()).expect("it was made");
     let writer = layout.folder().join("vault/role-account-writer.nk");
     fs::remove_file(&writer).expect("it was made");
-    assert_eq!(domain.holders_of("w1").expect("there are none"), []);
+    let missing = domain.holders_of("w1").expect_err("nobody can tell");
+    assert_eq!(missing.code(), Code::RecordsMissing);
     assert!(domain.account_writer(NOW).is_err());
 
     domain.take_over(LATER).expect("the folder takes files");

@@ -96,6 +96,7 @@ fn events_of_the_whole_coordinator_change_what_they_say_and_no_run() {
 fn the_chain_is_followed_and_names_the_event_that_does_not_fit() {
     let body = |sequence, event| EventBody {
         v: V,
+        known: None,
         emitter: format!("U{}", "A".repeat(55)).parse().expect("a key"),
         sequence: ChainSequence(sequence),
         previous: None,

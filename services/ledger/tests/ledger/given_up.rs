@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kit::{BF16, object};
-use ledger::{Kind, Mark, Named, State};
+use ledger::{Kind, Mark, Named, Needed, State};
 use schemas::collection::COLLECTIONS_MAX;
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::hold::Hold;
+use schemas::run::RunSpec;
 use schemas::{Bytes, ChainSequence, Digest, ObjectRef, Round, RunId, V};
 
 use crate::kit::{Book, TIME, created, joined, run_id, spec};
@@ -174,6 +175,7 @@ impl Chain {
         applied.unwrap_or_else(|error| panic!("{event:?}: {error}"));
         self.events.push(EventBody {
             v: V,
+            known: None,
             emitter: kit::operator(),
             sequence: ChainSequence(self.events.len() as u64),
             previous: None,
@@ -185,9 +187,12 @@ impl Chain {
 
     /// A run with full snapshots of versions 1 to `count`, whose objects begin with `prefix`.
     fn run(&mut self, name: &str, prefix: &str, count: u64) -> RunId {
+        self.run_of(spec(), name, prefix, count)
+    }
+
+    fn run_of(&mut self, mut spec: RunSpec, name: &str, prefix: &str, count: u64) -> RunId {
         use crate::kit::{accepted, granted, lease, opened, sealed};
         let name: RunId = name.parse().expect("a name");
-        let mut spec = spec();
         spec.run = name.clone();
         spec.schedule.units = 1;
         spec.schedule.rounds = 6;
@@ -243,7 +248,7 @@ fn going(mark: &Mark<'_>) -> Vec<(Kind, u64)> {
 
 fn needs(mark: &Mark<'_>, name: &str) -> bool {
     let wanted = object(name).digest;
-    mark.needed.iter().any(|named| match named {
+    mark.needed.iter().any(|one| match &one.named {
         Named::Plain(object) | Named::Snapshot(object) | Named::Data(object) => {
             object.digest == wanted
         }
@@ -285,7 +290,8 @@ fn only_what_events_of_the_run_name_as_old_goes() {
         assert!(!needs(&mark, name), "{name}");
     }
     let of = chain.state.run(&other).expect("it is there");
-    let data = |named: &Named| *named == Named::Data(of.spec.data);
+    let data =
+        |one: &Needed| one.run.as_ref() == Some(&other) && one.named == Named::Data(of.spec.data);
     assert!(mark.needed.iter().any(data), "the data of every run");
 }
 
@@ -300,6 +306,20 @@ fn what_another_run_has_given_up_is_not_needed_by_it() {
     // The same order again, after a process that died before it had deleted.
     let again = chain.mark(&other, 2);
     assert_eq!(going(&again).len(), 4);
+}
+
+/// Without the same weights at the beginning no later weights are the same.
+#[test]
+fn runs_that_began_with_the_same_weights_may_have_made_the_same_objects() {
+    let mut chain = Chain::default();
+    let (one, twin) = (chain.run("one", "a", 1), chain.run("twin", "b", 1));
+    let mut apart = spec();
+    apart.model.initial = vec![object("other weights")].into();
+    let apart = chain.run_of(apart, "apart", "c", 1);
+    let kin = chain.mark(&one, 0).kin();
+    assert_eq!(kin, BTreeSet::from([one, twin]));
+    let kin = chain.mark(&apart, 0).kin();
+    assert_eq!(kin, BTreeSet::from([apart]));
 }
 
 #[test]

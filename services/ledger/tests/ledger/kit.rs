@@ -7,7 +7,7 @@ use schemas::hold::Hold;
 use schemas::lease::LeaseRef;
 use schemas::run::{OuterOptimizer, RunSpec};
 use schemas::sync::SealedInput;
-use schemas::{Digest, Epoch, Fragment, Round, RunId, Tokens, UnitIndex, UnixMillis, Weight};
+use schemas::{Code, Digest, Epoch, Fragment, Round, RunId, Tokens, UnitIndex, UnixMillis, Weight};
 use serde_bytes::ByteArray;
 
 pub(crate) use kit::{run_id, worker};
@@ -138,6 +138,11 @@ pub(crate) fn sealed(round: u64, inputs: &[(u32, u64, u64)], rest: u32) -> Ledge
         round: Round(round),
         fragment: Fragment::FIRST,
         inputs: inputs.iter().map(input).collect(),
+        left_out: inputs
+            .iter()
+            .filter(|(.., weight)| *weight == 0)
+            .map(|(unit, ..)| (UnitIndex(*unit), Code::NormOutlier))
+            .collect(),
         rest,
     }
 }

@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod contradictions;
+mod directions;
 mod figures;
 mod given_up;
 mod groups;
@@ -16,4 +17,5 @@ mod quarantine;
 mod restore;
 mod rounds;
 mod screening;
+mod successor;
 mod tenants;

@@ -5,7 +5,7 @@ use ledger::State;
 use schemas::event::LedgerEvent;
 use schemas::hold::Hold;
 use schemas::masking::{Bytes32, CohortMember, UnitKey};
-use schemas::{Epoch, Round, UnitIndex};
+use schemas::{Digest, Epoch, Round, UnitIndex};
 use serde_bytes::ByteArray;
 
 use crate::kit::{
@@ -50,6 +50,28 @@ fn cohort(members: Vec<CohortMember>) -> LedgerEvent {
 
 fn all() -> Vec<CohortMember> {
     (0..UNITS).map(member).collect()
+}
+
+/// The contribution of a unit, under the masks of this cohort.
+fn named(unit: u32, cohort: Option<Digest>) -> LedgerEvent {
+    let mut event = accepted(lease(0, unit, 1), unit);
+    if let LedgerEvent::ContributionAccepted { contribution, .. } = &mut event {
+        contribution.cohort = cohort;
+    }
+    event
+}
+
+/// The digest of the cohort of all.
+fn digest() -> Digest {
+    let run = kit::masked_run_spec(UNITS)
+        .initial(vec![kit::object("initial")])
+        .build();
+    let spec = run.to_object().1;
+    masking::Cohort::digest_of(&run.run, &spec, Round(0), 3, &all())
+}
+
+fn given(unit: u32) -> LedgerEvent {
+    named(unit, Some(digest()))
 }
 
 /// The seeds of those that count, and the masking keys of those that are gone.
@@ -119,10 +141,47 @@ fn tl_17_a_cohort_is_of_all_units_their_holders_and_the_keys_with_which_they_joi
 }
 
 #[test]
+fn tl_17_a_contribution_counts_for_the_cohort_that_the_ledger_has_and_for_no_other() {
+    let mut book = agreed();
+    let other = |change: fn(&mut CohortMember)| {
+        let (run, mut members) = (book.run(), all());
+        change(&mut members[1]);
+        let (name, spec) = (&run.spec.run, &run.spec_digest);
+        masking::Cohort::digest_of(name, spec, Round(0), 3, &members)
+    };
+    let others = [
+        other(|member| member.epoch = Epoch(2)),
+        other(|member| member.worker = worker(9)),
+        other(|member| member.audit_key = kit::audit_key(9)),
+        other(|member| member.keys = self::member(9).keys),
+        other(|member| member.keys.commitment = Digest::of(b"another seed")),
+        masking::Cohort::digest_of(&run_id(), &book.run().spec_digest, Round(1), 3, &all()),
+        masking::Cohort::digest_of(&run_id(), &book.run().spec_digest, Round(0), 4, &all()),
+        masking::Cohort::digest_of(&run_id(), &Digest::of(b"settings"), Round(0), 3, &all()),
+    ];
+    for other in others {
+        assert_ne!(other, digest());
+        book.refuse(&named(0, Some(other)));
+    }
+    assert_eq!(book.run().cohort_digest(Round(0)), Some(digest()));
+    // One ledger is of all runs, and contributions did not always name their cohort: a run of before
+    // must not keep the others from being read.
+    book.fits(&named(0, None));
+    book.note(&given(0));
+    // A run without masks has no cohort that a contribution could name.
+    let mut plain = Book::new();
+    plain.note(&joined(3));
+    plain.note(&opened(0));
+    plain.note(&granted(lease(0, 0, 1), 0));
+    plain.refuse(&named(0, Some(digest())));
+    plain.note(&named(0, None));
+}
+
+#[test]
 fn tl_17_a_set_is_sealed_when_nobody_can_add_to_it_and_closed_when_it_is_unmasked() {
     let mut book = agreed();
     for unit in [0, 1, 3] {
-        book.note(&accepted(lease(0, unit, 1), unit));
+        book.note(&given(unit));
     }
     let three = sealed(0, &[(0, 1, 32), (1, 1, 32), (3, 1, 32)], 0);
     book.refuse(&three);
@@ -148,7 +207,7 @@ fn tl_17_a_set_is_sealed_when_nobody_can_add_to_it_and_closed_when_it_is_unmaske
 fn tl_17_fewer_than_the_threshold_are_never_sealed() {
     let mut book = agreed();
     for unit in [0, 1] {
-        book.note(&accepted(lease(0, unit, 1), unit));
+        book.note(&given(unit));
     }
     book.note(&ended(lease(0, 2, 1), 2));
     book.refuse(&dissolved(2));
@@ -170,7 +229,7 @@ fn tl_17_fewer_than_the_threshold_are_never_sealed() {
 fn tl_17_a_sealed_set_that_nobody_unmasks_can_be_given_up() {
     let mut book = agreed();
     for unit in 0..UNITS {
-        book.note(&accepted(lease(0, unit, 1), unit));
+        book.note(&given(unit));
     }
     let inputs = [(0, 1, 32), (1, 1, 32), (2, 1, 32), (3, 1, 32)];
     // Before the seal they are enough for a sum, and under a hold there is none.
@@ -196,7 +255,7 @@ fn tl_17_a_sealed_set_that_nobody_unmasks_can_be_given_up() {
 fn tl_17_an_open_cohort_is_in_a_checkpoint() {
     let mut book = agreed();
     for unit in 0..UNITS {
-        book.note(&accepted(lease(0, unit, 1), unit));
+        book.note(&given(unit));
     }
     let inputs = [(0, 1, 32), (1, 1, 32), (2, 1, 32), (3, 1, 32)];
     book.note(&sealed(0, &inputs, 0));

@@ -214,9 +214,7 @@ fn an_evaluation_that_it_held_is_open_again_and_a_late_unit_is_gone() {
 #[test]
 fn a_withdrawn_loss_leaves_the_mean_of_its_round() {
     let mut comparing = of_units(3);
-    comparing.policy.comparison = Comparison::Others {
-        norm_ratio_max: 4.0,
-    };
+    comparing.policy.comparison = Comparison::of_norms(4.0);
     for (spec, loss) in [(comparing, 2.0), (of_units(3), 2.5)] {
         let mut book = at_work(spec);
         book.note(&shut(0, Some(lease(0, 2, 1)), 1));
@@ -284,9 +282,7 @@ fn the_ledger_knows_which_merged_rounds_a_worker_is_part_of() {
 #[test]
 fn what_weighs_nothing_is_in_no_merge() {
     let mut spec = of_units(2);
-    spec.policy.comparison = Comparison::Others {
-        norm_ratio_max: 4.0,
-    };
+    spec.policy.comparison = Comparison::of_norms(4.0);
     let mut book = Book::of(spec);
     book.note(&opened(0));
     for (unit, size) in [(0, 1.0), (1, 100.0)] {
@@ -395,4 +391,40 @@ fn a_worker_leaves_once() {
         state.run(&run_id()).expect("it is there").members[&worker(0)].since
     };
     assert_eq!((at(true), at(false)), (UnixMillis(3), UnixMillis(4)));
+}
+
+fn renamed(number: u32, before: u32) -> LedgerEvent {
+    let mut event = joined(number);
+    if let LedgerEvent::WorkerJoined { before: key, .. } = &mut event {
+        *key = Some(worker(before));
+    }
+    event
+}
+
+#[test]
+fn tl_31_a_worker_is_shut_out_with_all_its_keys() {
+    let mut book = at_work(of_units(3));
+    book.refuse(&renamed(5, 0));
+    book.note(&left(0, Departure::Left));
+    book.note(&ended(lease(0, 2, 1), 0));
+    book.note(&renamed(5, 0));
+    // One worker is no member twice, and no keys come before each other.
+    book.refuse(&joined(0));
+    book.refuse(&renamed(0, 5));
+    // What it did with its key from before is taken back as well.
+    book.refuse(&shut(5, None, 0));
+    book.note(&shut(5, None, 1));
+    assert!(book.run().withdrawable(&worker(0)).is_empty());
+    for event in [joined(0), joined(5), renamed(6, 5), renamed(6, 0)] {
+        book.refuse(&event);
+    }
+    book.note(&readmitted(5));
+    book.note(&renamed(6, 5));
+    book.note(&left(6, Departure::Left));
+    // Two changes later, by the first key.
+    book.note(&shut(0, None, 0));
+    book.refuse(&renamed(7, 6));
+    let kept = book.state().to_checkpoint();
+    let resumed = State::from_checkpoint(&kept).expect("these are its bytes");
+    assert!(resumed == *book.state(), "the keys are in the checkpoint");
 }

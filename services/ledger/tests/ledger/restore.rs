@@ -267,9 +267,7 @@ fn tl_32_a_run_that_was_restored_ends_after_the_rounds_of_its_schedule() {
 #[test]
 fn tl_32_undone_contributions_count_no_more_beside_later_ones() {
     let mut settings = settings(1);
-    settings.policy.comparison = Comparison::Others {
-        norm_ratio_max: 4.0,
-    };
+    settings.policy.comparison = Comparison::of_norms(4.0);
     let mut book = Book::of(settings);
     for number in 0..2 {
         round(&mut book, number, 0);

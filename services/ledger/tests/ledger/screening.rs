@@ -14,9 +14,7 @@ fn compared(units: u32) -> RunSpec {
     let mut spec = spec();
     spec.schedule.units = units;
     spec.schedule.rounds = 40;
-    spec.policy.comparison = Comparison::Others {
-        norm_ratio_max: 4.0,
-    };
+    spec.policy.comparison = Comparison::of_norms(4.0);
     spec
 }
 
@@ -37,7 +35,7 @@ fn round(book: &mut Book, round: u64, norms: &[f64]) -> Vec<u32> {
         book.note(&of_norm(lease, unit % 3, *norm));
     }
     let outliers = book.run().outliers(schemas::Round(round));
-    outliers.into_iter().map(UnitIndex::get).collect()
+    outliers.into_keys().map(UnitIndex::get).collect()
 }
 
 /// Seals and closes a round of which these units are left out.

@@ -257,6 +257,40 @@ fn tl_17_a_share_that_does_not_open_is_missing_and_names_who_sent_it() {
 }
 
 #[test]
+fn tl_17_a_share_that_comes_later_is_taken_and_one_that_came_stays() {
+    let cohort = cohort(4, 3, 0);
+    let joined = |unit: u32| {
+        let lease = kit::lease(kit::train(0, unit), 1);
+        let part = join(cohort.clone(), keys(u64::from(unit)), &lease, |_, _| true);
+        part.expect("it is in")
+    };
+    let all: Vec<Part> = (0..4).map(joined).collect();
+    let sealed: Vec<_> = all
+        .iter()
+        .map(|part| part.share().expect("sound"))
+        .collect();
+    let mine: Vec<ByteBuf> = sealed.iter().map(|from| from[0].clone()).collect();
+    let mut part = joined(0);
+    let everybody = units(0..4);
+    let only = |places: &[usize]| -> Vec<ByteBuf> {
+        let of = |(at, share): (usize, &ByteBuf)| match places.contains(&at) {
+            true => share.clone(),
+            false => ByteBuf::new(),
+        };
+        mine.iter().enumerate().map(of).collect()
+    };
+    assert_eq!(part.take(&only(&[])), Ok(vec![]));
+    assert!(part.waits_for(&everybody) && !part.waits_for(&units([0])));
+    assert_eq!(part.take(&only(&[1])), Ok(vec![]));
+    assert!(part.waits_for(&units([2])) && !part.waits_for(&units([0, 1])));
+    assert_eq!(part.take(&only(&[2, 3])), Ok(vec![]));
+    assert!(!part.waits_for(&everybody));
+    let mut whole = joined(0);
+    assert_eq!(whole.take(&mine), Ok(vec![]));
+    assert_eq!(part.reveal(&everybody), whole.reveal(&everybody));
+}
+
+#[test]
 fn tl_17_a_worker_reveals_for_one_set_of_a_round_in_whatever_cohorts() {
     let mut disclosures = Disclosures::default();
     assert_eq!(disclosures.note(Round(3), &units(0..4)), Ok(()));
@@ -349,7 +383,7 @@ fn tl_17_shares_of_another_cohort_or_for_another_worker_do_not_open() {
     let mine =
         |place: usize| -> Vec<ByteBuf> { sealed.iter().map(|from| from[place].clone()).collect() };
     assert_eq!(here[0].take(&mine(0)), Ok(vec![]));
-    assert_eq!(here[0].take(&mine(1)), Ok(units(1..4)));
+    assert_eq!(here[0].take(&mine(1)), Ok(units([2, 3])));
     let mut swapped = mine(0);
     swapped.swap(2, 3);
     assert_eq!(here[0].take(&swapped), Ok(units([2, 3])));

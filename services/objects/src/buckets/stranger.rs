@@ -48,6 +48,7 @@ impl Buckets {
                     key: NOBODYS,
                     headers: &[],
                     holder: None,
+                    grant: None,
                 };
                 // If this fails, the object is left. It has no bytes, and no key of ours.
                 let _removed = self

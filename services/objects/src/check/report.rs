@@ -83,12 +83,38 @@ impl Rule {
                 | Self::ClocksAgree
         )
     }
+
+    /// What it means that a store breaks this rule; none for a rule without which a store is refused.
+    pub const fn without(self) -> Option<&'static str> {
+        Some(match self {
+            Self::OverwriteRefused => {
+                "an upload can be repeated until its url ends, with the same bytes, into quarantine"
+            }
+            Self::OneCreatorWins => {
+                "uploads that race are each told that they were first; their bytes are the same"
+            }
+            Self::ChecksumRecorded => {
+                "the coordinator reads each upload to know its bytes, which costs time"
+            }
+            Self::ExtraHeaderRefused => "an upload can bring metadata along, which nobody reads",
+            Self::ClocksAgree => "urls are signed by the store's clock; correct one of the two",
+            _ => return None,
+        })
+    }
 }
 
 impl Report {
     /// True when the store can be used: every required row holds.
     pub fn is_fit(&self) -> bool {
         self.rows.iter().all(|row| row.holds || !row.required)
+    }
+
+    /// The rules that the store breaks and may not break, each with the store's answer; empty if it
+    /// is fit.
+    pub fn unfit(&self) -> String {
+        let broken = self.rows.iter().filter(|row| row.required && !row.holds);
+        let broken = broken.map(|row| format!("{} (it answered {})", row.rule, row.seen));
+        broken.collect::<Vec<_>>().join("; ")
     }
 
     /// True when a rule was tried and holds.
@@ -178,6 +204,10 @@ mod tests {
             for rule in rules {
                 let report = breaking(*rule);
                 assert_eq!(report.is_fit(), is_fit, "{rule}");
+                assert_eq!(report.unfit().is_empty(), is_fit, "{rule}");
+                assert_eq!(rule.without().is_some(), is_fit, "{rule}");
+                let names = report.unfit() == format!("{rule} (it answered 200)");
+                assert_eq!(names, !is_fit, "{rule}");
                 assert!(!report.holds(*rule), "{rule}");
             }
         }

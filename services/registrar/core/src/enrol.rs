@@ -114,6 +114,8 @@ impl Registrar {
             blocked: None,
             audit_key: Some(asked.request.audit_key.clone()),
             seat: seat.clone(),
+            before: None,
+            changes_until: None,
         };
         let record = match known.record {
             None => new,

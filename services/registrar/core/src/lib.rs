@@ -4,12 +4,13 @@
 
 mod enrol;
 mod rate;
+mod succeed;
 
 use std::collections::BTreeMap;
 
 use schemas::enrolment::EnrolmentRequest;
 use schemas::member::Posture;
-use schemas::renewal::{Registration, RenewalRequest};
+use schemas::renewal::{Registration, RenewalRequest, Successor};
 use schemas::subject::Incoming;
 use schemas::{
     AccountId, Code, Message as _, Millis, PublicKey, Refusal, RunId, UnixMillis, is_answer,
@@ -18,6 +19,7 @@ use schemas::{
 pub use enrol::{AskedToEnrol, Enrolled, GUESTS_MAX, Known, PROOF_AGE_MAX, REPEATED_MAX};
 use rate::Rate;
 pub use rate::{QUESTION_EVERY, QUESTIONS_BURST};
+pub use succeed::Heritage;
 
 /// Holders whose rate is remembered. Above that, those that asked for nothing lately are forgotten,
 /// which changes nothing for them; more of them than this cannot ask in so short a time.
@@ -64,6 +66,8 @@ pub enum Heard {
     TooOften(PublicKey),
     /// A question whose asker is to be looked up.
     Asked(Asked),
+    /// A question for another key, whose asker is to be looked up.
+    Heir(Asked, Box<Successor>),
     /// A question to be enrolled, whose invitation is to be looked up.
     Newcomer(Box<AskedToEnrol>),
 }
@@ -96,17 +100,21 @@ impl Registrar {
         };
         // An auditor can have answers to its own questions sent here, under the subject of another.
         // So a holder pays only for what is a question.
-        let Ok(RenewalRequest { .. }) = RenewalRequest::decode(payload) else {
+        let Ok(RenewalRequest { successor, .. }) = RenewalRequest::decode(payload) else {
             return Heard::Nobody;
         };
         if !self.admit(&holder, now) {
             return Heard::TooOften(holder);
         }
-        Heard::Asked(Asked {
+        let asked = Asked {
             account,
             run,
             holder,
-        })
+        };
+        match successor {
+            None => Heard::Asked(asked),
+            Some(wish) => Heard::Heir(asked, wish),
+        }
     }
 
     /// Decides on a question, given the record of its asker's key. Returns the validity of the new

@@ -39,6 +39,8 @@ fn record() -> Registration {
         blocked: None,
         audit_key: None,
         seat: None,
+        before: None,
+        changes_until: None,
     }
 }
 
@@ -62,6 +64,7 @@ fn question() -> Vec<u8> {
     RenewalRequest {
         v: V,
         ends: UnixMillis(2),
+        successor: None,
     }
     .encode()
 }

@@ -145,6 +145,7 @@ impl Keeper {
         let question = RenewalRequest {
             v: V,
             ends: life.ends,
+            successor: None,
         };
         let wait = life.pause().clamp(ANSWER.0, ANSWER.1);
         let answer = self.bus.request(&subject, &question, wait).await;

@@ -27,7 +27,7 @@ async fn the_tag_of_a_checkpoint_is_that_of_the_bytes_that_are_sent() {
     let opened = open(&place, &path, None).unwrap();
     fs::rename(&newer, &path).unwrap();
     assert_eq!(opened.tag, tag(b"one"));
-    let sent: Vec<Bytes> = stream(opened).try_collect().await.unwrap();
+    let sent: Vec<Bytes> = stream(opened, None).try_collect().await.unwrap();
     assert_eq!(sent, ["one"]);
     assert_eq!(find(&place, &path).unwrap().tag, tag(b"two"));
 }
@@ -35,7 +35,7 @@ async fn the_tag_of_a_checkpoint_is_that_of_the_bytes_that_are_sent() {
 /// The lengths of the pieces in which the bytes of a file come.
 async fn pieces(path: &Path, range: Option<Range>) -> io::Result<Vec<usize>> {
     let opened = open(&named(), path, range.as_ref()).unwrap();
-    let pieces = stream(opened).take(PIECES_MAX);
+    let pieces = stream(opened, None).take(PIECES_MAX);
     pieces.map_ok(|piece| piece.len()).try_collect().await
 }
 
@@ -89,7 +89,7 @@ async fn an_object_that_becomes_shorter_while_it_is_sent_ends_with_an_error() {
         .unwrap()
         .set_len(READ_BYTES + 1)
         .unwrap();
-    let sent: Vec<_> = stream(opened).take(PIECES_MAX).collect().await;
+    let sent: Vec<_> = stream(opened, None).take(PIECES_MAX).collect().await;
     assert!(sent[0].is_ok() && sent[1].is_err(), "{} pieces", sent.len());
     assert_eq!(sent.len(), 2);
 }
@@ -131,6 +131,7 @@ fn a_name_that_is_given_once_is_claimed_and_another_is_not() {
     let root = Root::open(folder.path(), Durability::Kernel, 0).unwrap();
     let backend = Backend {
         root: Arc::new(root),
+        budgets: Budgets::default(),
     };
     let place = Place::parse("blobs", "notes/one").unwrap();
     let claim = |how| backend.claim(&place, how);

@@ -110,22 +110,17 @@ async fn garbage_does_no_harm() {
 async fn a_store_that_is_stopped_says_goodbye_on_every_connection() {
     let store = TestStore::start().await;
     let object = store.buckets().put_blob(noise(10, 1)).await.unwrap();
-    let url = store
-        .signer_at(store.address)
-        .get(object.digest, now())
-        .action
-        .unwrap()
-        .href;
+    let signer = store.signer_at(store.address);
     // The request is signed, since the store ends the connection of a stranger by itself.
-    let request = format!(
-        "GET {} HTTP/1.1\r\nhost: {}\r\n\r\n",
-        &url[url.find("/blobs").unwrap()..],
-        store.address
-    );
+    let request = || {
+        let url = signer.get(object.digest, now()).action.unwrap().href;
+        let path = &url[url.find("/blobs").unwrap()..];
+        format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", store.address)
+    };
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS_AT_THE_END {
         let mut stream = tls(store.address, &store.authority).await;
-        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.write_all(request().as_bytes()).await.unwrap();
         connections.push(stream);
     }
     // The answer shows that the connection is served.

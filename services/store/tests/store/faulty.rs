@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use objects::check::{Rule, check};
-use schemas::Digest;
+use objects::check::{Rule, check, check_briefly};
+use schemas::{Code, Digest};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -27,6 +27,18 @@ impl Request {
     fn uploads(&self, name: &str) -> bool {
         let begin = format!("store check, {name},");
         self.is("PUT ") && self.body.starts_with(begin.as_bytes())
+    }
+
+    /// True for an upload of other bytes in the place of this object: their first one differs.
+    fn alters(&self, name: &str) -> bool {
+        let begin = format!("tore check, {name},");
+        let rest = self.body.strip_prefix(b"r");
+        self.is("PUT ") && rest.is_some_and(|rest| rest.starts_with(begin.as_bytes()))
+    }
+
+    /// True for an object of this try of the check.
+    fn is_of_try(&self, number: u32) -> bool {
+        String::from_utf8_lossy(&self.body).contains(&format!(", {number}, "))
     }
 
     fn header(&self, name: &str) -> Option<&str> {
@@ -109,6 +121,62 @@ fn refused() -> Vec<u8> {
 #[tokio::test]
 async fn a_store_without_a_fault_breaks_no_rule() {
     assert_eq!(broken(|_| None).await, []);
+}
+
+fn busy() -> Vec<u8> {
+    answer("503 Slow Down", "", b"")
+}
+
+/// The objects of a check have the number of the try in them: uploads are tried first, bindings
+/// second.
+#[tokio::test]
+async fn a_store_that_is_busy_for_a_moment_is_tried_again() {
+    let cases: [(&str, Faults); 5] = [
+        ("an upload", |asked| {
+            (asked.uploads("good") && asked.is_of_try(1)).then(|| Fault::Instead(busy()))
+        }),
+        ("a wrong upload", |asked| {
+            (asked.alters("wrong") && asked.is_of_try(1)).then(|| Fault::After(busy()))
+        }),
+        ("another url", |asked| {
+            (asked.uploads("bindings") && asked.is_of_try(2)).then(|| Fault::Instead(busy()))
+        }),
+        ("rights", |asked| {
+            (asked.uploads("rights") && asked.is_of_try(3)).then(|| Fault::Instead(Vec::new()))
+        }),
+        ("an object to read", |asked| {
+            (asked.uploads("reading") && asked.is_of_try(5)).then(|| Fault::Instead(busy()))
+        }),
+    ];
+    for (what, faults) in cases {
+        assert_eq!(broken(faults).await, [], "{what}");
+    }
+}
+
+/// Nothing is known of it, so nobody may say that it is unfit: a coordinator starts again.
+#[tokio::test]
+async fn a_store_that_stays_busy_is_away_and_one_that_breaks_a_rule_too_is_unfit() {
+    let checked = async |faults: Faults| {
+        let store = TestStore::plain().await;
+        let address = stand_before(store.address, faults).await;
+        let report = check_briefly(&store.endpoint_at(address), &store.keys).await;
+        report.map(|report| report.unfit())
+    };
+    let away = checked(|asked| asked.uploads("bindings").then(|| Fault::Instead(busy()))).await;
+    let away = away.unwrap_err();
+    assert_eq!(away.code(), Code::StoreUnreachable);
+    let said = away.to_string();
+    assert!(said.contains("signed headers bind (503)"), "{said}");
+    let unfit = checked(|asked| {
+        let answer = match asked.alters("wrong") {
+            true => taken(),
+            false => busy(),
+        };
+        let tried = asked.alters("wrong") || asked.uploads("bindings");
+        tried.then_some(Fault::Instead(answer))
+    });
+    let unfit = unfit.await.unwrap();
+    assert!(unfit.contains("wrong bytes are refused"), "{unfit}");
 }
 
 #[tokio::test]

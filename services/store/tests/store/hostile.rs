@@ -422,12 +422,13 @@ async fn strangers_make_room_before_those_who_are_known() {
     })
     .await;
     let object = store.buckets().put_blob(noise(10, 1)).await.unwrap();
-    let grant = store.signer_at(store.address).get(object.digest, now());
-    let (path, _) = spoken(&grant.action.unwrap(), "/blobs");
+    let signer = store.signer_at(store.address);
     let mut known = tls(store.address, &store.authority).await;
-    let ask = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", store.address);
     let mut answers = 0;
     for host in 2..=20 {
+        let grant = signer.get(object.digest, now());
+        let (path, _) = spoken(&grant.action.unwrap(), "/blobs");
+        let ask = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", store.address);
         let mut answer = vec![0; 12];
         known.write_all(ask.as_bytes()).await.unwrap();
         timeout(AT_ONCE, known.read_exact(&mut answer))

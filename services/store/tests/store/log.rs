@@ -83,6 +83,43 @@ async fn a_partial_file_of_the_log_goes_when_the_full_one_is_there() {
     log.delete(part).await.unwrap();
 }
 
+/// The newest head of each witness takes the place of the one before, and nothing else does.
+#[tokio::test]
+async fn fg_07_a_cosigned_head_is_replaced_by_the_logs_own_key_alone() {
+    let store = TestStore::start().await;
+    let log_of = log(&store, &own(&store));
+    let name = format!("cosigned/U{}", "A".repeat(55));
+    for text in ["first", "second"] {
+        log_of.overwrite(&name, &bytes(text)).await.unwrap();
+        let found = log_of.get(&name).await.unwrap().expect("it is there");
+        assert_eq!(found.bytes, bytes(text));
+    }
+    let again = log_of.create(&name, &bytes("third")).await.unwrap();
+    assert_eq!(again, Replaced::No);
+    let over = log_of.replace(&name, &bytes("third"), "\"0\"").await;
+    assert_eq!(status(over), 403);
+    assert_eq!(status(log_of.delete(&name).await), 403);
+    let long = Bytes::from(vec![b'x'; 1 + tlog::note::NOTE_BYTES_MAX]);
+    assert_eq!(status(log_of.overwrite(&name, &long).await), 400);
+    for other in [
+        &store.keys.admin,
+        store.keys.audit.as_ref().expect("it was generated"),
+    ] {
+        let written = log(&store, other).overwrite(&name, &bytes("x")).await;
+        assert_eq!(status(written), 403, "{other:?}");
+    }
+    let found = log_of.get(&name).await.unwrap().expect("it is there");
+    assert_eq!(found.bytes, bytes("second"));
+    // What may not be written over is not, by the log's own key either.
+    log_of.create("heads/3", &bytes("head")).await.unwrap();
+    assert_eq!(
+        status(log_of.overwrite("checkpoint", &bytes("x")).await),
+        403
+    );
+    let head = log_of.get("heads/3").await.unwrap();
+    assert_eq!(head.map(|file| file.bytes), Some(bytes("head")));
+}
+
 #[tokio::test]
 async fn fg_07_of_two_writers_of_the_checkpoint_the_one_that_knows_an_older_one_loses() {
     let store = TestStore::start().await;

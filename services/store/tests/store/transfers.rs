@@ -11,7 +11,9 @@ use schemas::{Code, Digest, ObjectRef};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
+use url::Url;
 
+use crate::connections::tls;
 use crate::support::{
     Cut, Grants, Proxy, Stub, TestStore, answer, key_of, nobody, noise, now, once, quick, soon,
 };
@@ -22,15 +24,82 @@ async fn a_download_resumes_where_it_broke() {
     let bytes = noise(4 << 20, 21);
     let object = store.buckets().put_blob(bytes.clone()).await.unwrap();
     let proxy = Proxy::start(store.address, Cut::Down(400 << 10), 8).await;
-    let grant = store.signer_at(proxy.address).get(object.digest, now());
-    let read = store
-        .transfer()
-        .get(&grant, object.bytes, &nobody(), soon())
-        .await
-        .unwrap();
-    assert!(read == bytes, "other bytes");
+    let signer = store.signer_at(proxy.address);
+    let grants = Grants::new(|digest| Some(signer.get(digest, now())));
+    let grant = signer.get(object.digest, now());
+    let transfer = store.transfer();
+    let read = transfer.get(&grant, object.bytes, &grants, soon()).await;
+    assert!(read.unwrap() == bytes, "other bytes");
     // Eight cut connections brought less than 400 KiB each, and the ninth the rest.
     assert_eq!(proxy.connections.load(Ordering::SeqCst), 9);
+    // What was lost on the way counts as served, so other URLs were asked for.
+    let asked = grants.asked.load(Ordering::SeqCst);
+    assert!((1..=8).contains(&asked), "asked {asked} times");
+}
+
+/// A URL that was found in a log is worth nothing once its holder has read the object.
+#[tokio::test]
+async fn tl_27_a_leaked_url_is_refused_once_its_object_was_read_with_it() {
+    let store = TestStore::start().await;
+    let bytes = noise(3 << 20, 23);
+    let object = store.buckets().put_blob(bytes.clone()).await.unwrap();
+    let signer = store.signer_at(store.address);
+    let (holder, thief) = (store.transfer(), store.transfer());
+    let grant = signer.get(object.digest, now());
+    let read = holder.get(&grant, object.bytes, &nobody(), soon()).await;
+    assert!(read.unwrap() == bytes, "other bytes");
+    let nothing = nobody();
+    let stolen = thief.get(&grant, object.bytes, &nothing, soon()).await;
+    assert!(matches!(stolen, Err(ObjectError::Denied(_))), "{stolen:?}");
+    assert_eq!(
+        nothing.asked.load(Ordering::SeqCst),
+        1,
+        "it would need a URL"
+    );
+    // Who may have another one gets it, and so reads the object again.
+    let grants = Grants::new(|digest| Some(signer.get(digest, now())));
+    let read = holder.get(&grant, object.bytes, &grants, soon()).await;
+    assert!(read.unwrap() == bytes, "other bytes");
+    assert_eq!(grants.asked.load(Ordering::SeqCst), 1);
+}
+
+/// Parts of an object are served with one URL until they add up to the object.
+#[tokio::test]
+async fn tl_27_the_parts_that_a_url_serves_add_up_to_its_object() {
+    let store = TestStore::start().await;
+    let bytes = noise(1000, 24);
+    let object = store.buckets().put_blob(bytes.clone()).await.unwrap();
+    let signer = store.signer_at(store.address);
+    let url = || Url::parse(&signer.get(object.digest, now()).action.unwrap().href).unwrap();
+    let ask = async |url: &Url, range: &str| {
+        let mut stream = tls(store.address, &store.authority).await;
+        let target = format!("{}?{}", url.path(), url.query().unwrap());
+        let request = format!(
+            "GET {target} HTTP/1.1\r\nhost: {}\r\nrange: bytes={range}\r\nconnection: close\r\n\r\n",
+            store.address
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        answer
+    };
+    let status = |answer: &[u8]| String::from_utf8_lossy(&answer[9..12]).into_owned();
+    let one = url();
+    let first = ask(&one, "0-499").await;
+    assert!(status(&first) == "206" && first.ends_with(&bytes[..500]));
+    let more = ask(&one, "0-500").await;
+    assert_eq!(status(&more), "403", "one byte more than is left");
+    let second = ask(&one, "500-").await;
+    assert!(status(&second) == "206" && second.ends_with(&bytes[500..]));
+    let third = ask(&one, "0-0").await;
+    assert_eq!(status(&third), "403");
+    let said = String::from_utf8_lossy(&third).into_owned();
+    assert!(
+        said.contains("AccessDenied") && said.contains("was read with it"),
+        "{said}"
+    );
+    let other = ask(&url(), "0-0").await;
+    assert_eq!(status(&other), "206", "another URL of the same second");
 }
 
 #[tokio::test]

@@ -86,6 +86,14 @@ pub enum Effect {
     },
     /// Sign an event, add it to the chain, and publish it until it is in the stream.
     Emit(WorkerEvent),
+    /// The same, and report when the event is in the stream, or that it will not be. What this work
+    /// makes does not leave the worker before.
+    Record {
+        /// The work.
+        work: WorkId,
+        /// The event.
+        event: WorkerEvent,
+    },
     /// Send a heartbeat; the shell adds its own counts.
     Heartbeat(Pulse),
     /// Something makes this worker wait: show it.

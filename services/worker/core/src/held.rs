@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use schemas::lease::{LeaseRef, Manifest};
-use schemas::{Millis, Steps, UnixMillis};
+use schemas::{Digest, Millis, Steps, UnixMillis};
 
 use crate::effect::{RequestId, WorkId};
 use crate::pauses::RetryPauses;
@@ -16,6 +16,10 @@ pub(crate) struct HeldLease {
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) step: WorkStep,
     pub(crate) steps_done: Steps,
+    /// The cohort for which its contribution is masked.
+    pub(crate) cohort: Option<Digest>,
+    /// True while the event that names the cohort is not recorded: nothing is uploaded yet.
+    pub(crate) unrecorded: bool,
     /// The end of the lease by this worker's clock, never later than by the coordinator's.
     pub(crate) ends_at: UnixMillis,
     /// Time from its grant or last renewal to its end.
@@ -59,6 +63,8 @@ impl HeldLease {
             manifest,
             step: WorkStep::Fetching,
             steps_done: Steps(0),
+            cohort: None,
+            unrecorded: false,
             ends_at,
             life,
             renew_at: now.after(Millis(policy.get() / 3) - spent),

@@ -2,9 +2,10 @@
 
 use schemas::contribution::{Evaluation, SubmitReply};
 use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply};
+use schemas::masking::CohortSeal;
 use schemas::member::JoinReply;
 use schemas::public::CommandVerb;
-use schemas::{Chunks, Refusal, Steps, Tokens};
+use schemas::{Chunks, Digest, Refusal, Steps, Tokens};
 
 use crate::effect::{RequestId, WorkId};
 
@@ -29,7 +30,15 @@ pub enum Input {
     Fetched {
         /// The work.
         work: WorkId,
-        /// Ok when they are there; otherwise the reason.
+        /// When they are there, the cohort for which the contribution will be masked, if its run has
+        /// masks; otherwise the reason.
+        outcome: Result<Option<Box<Agreed>>, Refusal>,
+    },
+    /// The event of this work is recorded, or will not be.
+    Recorded {
+        /// The work.
+        work: WorkId,
+        /// The verified acknowledgement, or the reason why there is none.
         outcome: Result<(), Refusal>,
     },
     /// Training or evaluation goes on.
@@ -82,6 +91,15 @@ pub enum Answer {
     Renew(RenewReply),
     Done(Done),
     Submit(SubmitReply),
+}
+
+/// A cohort whose workers have agreed on masks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// Its digest.
+    pub cohort: Digest,
+    /// The coordinator's word that the ledger has it, verified.
+    pub seal: CohortSeal,
 }
 
 /// The reason why a manifest is refused.

@@ -29,7 +29,7 @@ mod worker;
 
 pub use answer_wait::AnswerWait;
 pub use effect::{Effect, Exit, Pulse, Request, RequestId, WorkId};
-pub use input::{Answer, Input, NotVerified, Trained};
+pub use input::{Agreed, Answer, Input, NotVerified, Trained};
 pub use result::ResultEnd;
 pub use settings::Settings;
 pub use worker::Worker;

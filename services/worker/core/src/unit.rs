@@ -9,7 +9,7 @@ use schemas::{Chunks, Code, Digest, Message as _, Millis, Refusal, Steps, UnixMi
 
 use crate::effect::{Effect, Exit, WorkId};
 use crate::held::WorkStep;
-use crate::input::{Answer, Trained};
+use crate::input::{Agreed, Answer, Trained};
 use crate::result::ResultEnd;
 use crate::verdict::{Verdict, verdict};
 use crate::worker::Worker;
@@ -19,13 +19,33 @@ impl Worker {
         &mut self,
         now: UnixMillis,
         work: WorkId,
-        outcome: Result<(), Refusal>,
+        outcome: Result<Option<Box<Agreed>>, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        if let Err(refusal) = outcome {
-            return self.step_failed(now, refusal, effects);
-        }
+        let agreed = match outcome {
+            Ok(agreed) => agreed,
+            Err(refusal) => return self.step_failed(now, refusal, effects),
+        };
+        let is_masked = self.member().spec.secure_aggregation.is_some();
         let held = self.present();
+        let trains = matches!(held.manifest.work, Work::Train { .. });
+        if agreed.is_some() != (is_masked && trains) {
+            let detail = "a run with masks trains for a cohort, and no other work has one";
+            return self.step_failed(now, Refusal::new(Code::CohortOther, detail), effects);
+        }
+        // The coordinator's word for the cohort is in the record before a contribution leaves this
+        // worker: otherwise a coordinator that has the worker's events refused would show it any
+        // cohort, and nobody would know.
+        if let Some(Agreed { cohort, seal }) = agreed.map(|agreed| *agreed) {
+            (held.cohort, held.unrecorded) = (Some(cohort), true);
+            let lease = held.lease();
+            let event = WorkerEvent::Masked {
+                lease,
+                cohort,
+                seal,
+            };
+            effects.push(Effect::Record { work, event });
+        }
         held.step = WorkStep::Training;
         match held.manifest.work {
             Work::Train { .. } => {
@@ -60,7 +80,35 @@ impl Worker {
         let held = self.present();
         held.steps_done = trained.steps;
         held.step = WorkStep::Uploading(trained);
-        effects.push(Effect::Upload { work });
+        if held.unrecorded {
+            let detail = "nothing is uploaded before the worker's event `masked` is recorded";
+            let (refusal, pause) = (
+                Refusal::new(Code::EventLater, detail),
+                now.until(held.ends_at),
+            );
+            effects.push(Effect::Waiting { refusal, pause });
+        } else {
+            effects.push(Effect::Upload { work });
+        }
+    }
+
+    /// The event about the cohort is recorded, so the contribution may leave this worker; or it will
+    /// not be, and nothing leaves it.
+    pub(crate) fn recorded(
+        &mut self,
+        now: UnixMillis,
+        work: WorkId,
+        outcome: Result<(), Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Err(refusal) = outcome {
+            return self.step_failed(now, refusal, effects);
+        }
+        let held = self.present();
+        held.unrecorded = false;
+        if matches!(held.step, WorkStep::Uploading(_)) {
+            effects.push(Effect::Upload { work });
+        }
     }
 
     pub(crate) fn evaluated(
@@ -121,6 +169,7 @@ impl Worker {
             loss,
             train_ms,
             privacy,
+            cohort: self.present().cohort,
         };
         self.submit(now, Outcome::Contribution(contribution));
     }

@@ -97,6 +97,7 @@ impl Worker {
             Input::Verified { work, outcome } => self.verified(now, work, outcome, effects),
             Input::Fetched { work, outcome } => self.fetched(now, work, outcome, effects),
             Input::Progress { steps_done, .. } => self.progressed(steps_done),
+            Input::Recorded { work, outcome } => self.recorded(now, work, outcome, effects),
             Input::Trained { work, outcome } => self.trained(now, work, outcome, effects),
             Input::Evaluated { outcome, .. } => self.evaluated(now, outcome, effects),
             Input::Uploaded { outcome, .. } => self.uploaded(now, outcome, effects),
@@ -115,6 +116,10 @@ impl Worker {
 
     /// True for a report on other work than the present, or on another step of this work.
     fn is_overtaken(&self, report: &Input) -> bool {
+        if let Input::Recorded { work, .. } = report {
+            let mut held = self.held().into_iter();
+            return !held.any(|held| held.work == *work && held.unrecorded);
+        }
         let (work, right): (_, fn(&WorkStep) -> bool) = match report {
             Input::Verified { work, .. } => {
                 return !matches!(self.stage, Stage::Verifying(present) if present == *work);
@@ -125,6 +130,7 @@ impl Worker {
             | Input::Evaluated { work, .. } => (work, |step| *step == WorkStep::Training),
             Input::Uploaded { work, .. } => (work, |step| matches!(step, WorkStep::Uploading(_))),
             Input::Replied { .. }
+            | Input::Recorded { .. }
             | Input::Command(_)
             | Input::CommandRefused(_)
             | Input::Broken(_)

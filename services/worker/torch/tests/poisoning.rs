@@ -40,6 +40,8 @@ const INNER: InnerOptimizer = InnerOptimizer {
 };
 /// The default of `policy.norm_ratio_max`.
 const NORM_RATIO_MAX: f64 = 4.0;
+/// The default of `policy.cosine_min`.
+const COSINE_MIN: f32 = -0.25;
 
 /// The work of the hostile worker, which is the last.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -121,6 +123,15 @@ struct Scene {
     imported: Imported,
 }
 
+/// The texts that the workers train on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Texts {
+    /// The same for all.
+    Same,
+    /// Another for each: sources, English prose, JSON, and numbers in order.
+    Different,
+}
+
 impl Scene {
     /// The sources of this project as text.
     fn new() -> Self {
@@ -142,7 +153,33 @@ impl Scene {
             .collect()
     }
 
-    fn workers(&self, seed: u64) -> Vec<Worker> {
+    /// The text of a worker of its own.
+    fn text(&self, index: usize) -> Vec<TokenShard> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
+        let read = |names: &[&str]| -> Vec<u8> {
+            let read = names
+                .iter()
+                .map(|name| std::fs::read(root.join(name)).unwrap());
+            read.collect::<Vec<_>>().concat()
+        };
+        let bytes = match index {
+            0 => return self.shards(self.imported.manifest.train.iter()),
+            1 => read(&[
+                "ARCHITECTURE.md",
+                "SECURITY.md",
+                "README.md",
+                "CHANGELOG.md",
+            ]),
+            2 => read(&["docs/asyncapi.json"]),
+            _ => (0..50_000)
+                .map(|n| format!("{n}\n"))
+                .collect::<String>()
+                .into_bytes(),
+        };
+        vec![TokenShard::decode(bytes, self.imported.manifest.vocabulary).unwrap()]
+    }
+
+    fn workers(&self, seed: u64, texts: Texts) -> Vec<Worker> {
         let options = TorchOptions {
             device: DeviceChoice::Cpu,
             precision: Precision::Fp32,
@@ -151,7 +188,10 @@ impl Scene {
         let worker = |index: usize| Worker {
             trainer: TorchTrainer::new(&config(), options).unwrap(),
             sampler: UnitSampler::new(
-                self.shards(self.imported.manifest.train.iter()),
+                match texts {
+                    Texts::Same => self.shards(self.imported.manifest.train.iter()),
+                    Texts::Different => self.text(index),
+                },
                 seed << 8 | index as u64,
                 SEQUENCE_TOKENS,
             )
@@ -162,15 +202,22 @@ impl Scene {
 
     /// The held-out loss after a whole run.
     fn loss(&self, attack: Attack, protection: Protection) -> f64 {
-        let losses = SEEDS.map(|seed| self.run(seed, attack, protection));
+        let losses = SEEDS.map(|seed| self.run(seed, Texts::Same, attack, protection).0);
         losses.iter().sum::<f64>() / SEEDS.len() as f64
     }
 
-    fn run(&self, seed: u64, attack: Attack, protection: Protection) -> f64 {
+    /// The held-out loss after a whole run, and the cosines of each round.
+    fn run(
+        &self,
+        seed: u64,
+        texts: Texts,
+        attack: Attack,
+        protection: Protection,
+    ) -> (f64, Vec<Vec<f32>>) {
         let initial = ModelConfig::Llama(config()).initial(seed);
         let mut weights = vec![0.0; initial.elements() as usize];
         initial.fill(0, &mut weights);
-        let (mut workers, mut judge) = (self.workers(seed), Judge::default());
+        let (mut workers, mut judge) = (self.workers(seed, texts), Judge::default());
         let mut before = (weights.clone(), Vec::new());
         for round in 0..ROUNDS {
             let honest: Vec<Vec<f32>> = workers
@@ -192,7 +239,8 @@ impl Scene {
             before = (weights.clone(), given[0].clone());
             merge(protection, &mut judge, &given, &mut weights);
         }
-        self.held_out(&mut workers[0].trainer, &weights)
+        let loss = self.held_out(&mut workers[0].trainer, &weights);
+        (loss, judge.cosines)
     }
 
     fn held_out(&self, trainer: &mut TorchTrainer, weights: &[f32]) -> f64 {
@@ -249,6 +297,8 @@ fn noise(norm: f64, count: usize, seed: u64) -> Vec<f32> {
 struct Judge {
     older: Vec<f64>,
     last: Vec<Digest>,
+    /// The cosines of each round.
+    cosines: Vec<Vec<f32>>,
 }
 
 impl Judge {
@@ -256,7 +306,18 @@ impl Judge {
     fn weights(&mut self, given: &[Vec<u8>], norms: &[f64]) -> Vec<u64> {
         let chunks: Vec<Digest> = given.iter().map(|bytes| Digest::of(bytes)).collect();
         let outliers = ledger::outliers(NORM_RATIO_MAX, norms, &self.older);
-        let stays = |index: usize| !outliers[index] && !self.last.contains(&chunks[index]);
+        let compared: Vec<usize> = (0..given.len()).filter(|index| !outliers[*index]).collect();
+        let cosines = cosines(given, norms, &compared);
+        let judged = cosines.iter().map(|cosine| ledger::Judged {
+            falls: *cosine < COSINE_MIN,
+            votes: true,
+        });
+        let against = ledger::minority(&judged.collect::<Vec<_>>()).unwrap_or_default();
+        let against: Vec<usize> = against.into_iter().map(|at| compared[at]).collect();
+        self.cosines.push(cosines);
+        let stays = |index: usize| {
+            !outliers[index] && !self.last.contains(&chunks[index]) && !against.contains(&index)
+        };
         let weights: Vec<u64> = (0..given.len())
             .map(|index| u64::from(stays(index)))
             .collect();
@@ -265,6 +326,21 @@ impl Judge {
         self.last = chunks;
         weights
     }
+}
+
+/// The cosines of contributions of as many workers.
+fn cosines(given: &[Vec<u8>], norms: &[f64], compared: &[usize]) -> Vec<f32> {
+    let parts: Vec<_> = compared
+        .iter()
+        .map(|index| merge::Voice {
+            contributions: vec![&given[*index][..]],
+            scale: 1.0 / f64::from(norms[*index] as f32),
+            votes: true,
+        })
+        .collect();
+    let elements = given[0].len() / 2;
+    let found = merge::directions(CodecKind::Bf16, &parts, elements);
+    found.unwrap().cosines()
 }
 
 fn merge(protection: Protection, judge: &mut Judge, given: &[Vec<u8>], weights: &mut [f32]) {
@@ -316,20 +392,55 @@ fn harm(attack: Attack, protection: Protection) -> f64 {
     harm
 }
 
+/// The cosines of each round of whole runs under the default screening.
+fn compared(texts: Texts, attack: Attack) -> Vec<Vec<f32>> {
+    let (scene, _) = scene();
+    let runs = SEEDS.map(|seed| scene.run(seed, texts, attack, DEFAULT).1);
+    runs.concat()
+}
+
+/// The default bound leaves out no honest worker, also where each trains on a text of another kind
+/// and one flips the sign.
 #[test]
-fn the_default_screening_stops_what_is_long_or_copied() {
+fn the_default_bound_of_directions_keeps_honest_workers() {
+    for texts in [Texts::Same, Texts::Different] {
+        let honest = compared(texts, Attack::None);
+        let honest = honest.iter().flatten().copied().fold(1.0, f32::min);
+        let flipped = compared(texts, Attack::Flip);
+        let others = flipped.iter().flat_map(|round| &round[..WORKERS - 1]);
+        let others = others.copied().fold(1.0, f32::min);
+        println!("{texts:?}: honest from {honest:.3}, beside one flipped from {others:.3}");
+        assert!(COSINE_MIN < honest.min(others), "{texts:?}");
+    }
+}
+
+/// Where the workers train on the same text. Where contributions have little to do with each other, a
+/// flipped sign points against nobody, and may pass.
+#[test]
+fn the_default_bound_of_directions_keeps_no_flipped_sign_where_all_train_on_one_text() {
+    let flipped = compared(Texts::Same, Attack::Flip);
+    let hostile = flipped.iter().map(|round| round[WORKERS - 1]);
+    let hostile = hostile.fold(-1.0, f32::max);
+    println!("flipped to {hostile:.3}");
+    assert!(hostile < COSINE_MIN);
+}
+
+#[test]
+fn the_default_screening_stops_what_is_long_copied_or_flipped() {
     for attack in [
         Attack::HundredTimes,
         Attack::FlipHundredTimes,
         Attack::HundredTimesNoise,
         Attack::LazyCopy,
+        Attack::Flip,
     ] {
         assert!(harm(attack, DEFAULT) < 0.02, "{attack:?}");
     }
     // Without it one such contribution is enough.
     assert!(harm(Attack::FlipHundredTimes, UNPROTECTED) > 1.0);
-    // Stale weights do little harm. What else has the usual length it does not see: a flipped sign
-    // costs a tenth, noise some percent; for these there are the robust rules.
+    // Stale weights do little harm. Noise of the usual length points nowhere, and costs some percent;
+    // for that there are the robust rules.
+    assert!(harm(Attack::Noise, DEFAULT) < 0.05);
     assert!(harm(Attack::StaleBase, DEFAULT) < 0.02);
 }
 

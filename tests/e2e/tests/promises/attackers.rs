@@ -44,7 +44,11 @@ struct Stage {
 
 impl Stage {
     async fn set() -> Self {
-        let cluster = Cluster::start(Options::default(), 0).await;
+        let options = Options {
+            sentry: true,
+            ..Options::default()
+        };
+        let cluster = Cluster::start(options, 0).await;
         Recipe::reference(2, 1, 5)
             .set("schedule.evaluation_every=0")
             .set("transfer.upload=fp32")

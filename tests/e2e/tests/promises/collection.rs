@@ -107,9 +107,23 @@ async fn old_objects_are_deleted_while_the_run_trains_and_nothing_goes_that_is_n
         }
     }
     cluster.kill9("coordinator");
+    // However far it came, nothing is gone that the ledger does not name as given up.
+    let events = cluster.evidence().await.ledger().await;
+    let through = *given_up(&events).last().expect("the event comes first");
+    let (_, lost) = contributions(&cluster, &events);
+    assert!(lost.iter().all(|round| *round < through), "{lost:?}");
+    for round in [1, through] {
+        let manifest = saved(&cluster, round).await;
+        assert!(file(&cluster, &manifest).exists(), "snapshot {round}");
+    }
     cluster.restart("coordinator").await;
     let done = cluster.diloctl_ok(&gc(DELETE)).await;
     assert!(done.contains("deleted"), "{done}");
+    let events = cluster.evidence().await.ledger().await;
+    let (kept, lost) = contributions(&cluster, &events);
+    let through = *given_up(&events).last().expect("it was written");
+    assert!(kept.iter().all(|round| *round >= through), "{kept:?}");
+    assert!(lost.iter().all(|round| *round < through), "{lost:?}");
     let gone = saved(&cluster, 2).await.digest.to_string();
     let restore = ["snapshot", "restore", &gone, "--reason", "an odd loss"];
     let refused = cluster.diloctl(&restore).await;

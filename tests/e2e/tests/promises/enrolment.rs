@@ -430,6 +430,7 @@ async fn fg_03_no_message_of_a_newcomer_changes_what_it_becomes() {
         certificate: None,
         ca: String::new(),
         run: own.run.clone(),
+        made: own.made,
         ends: own.ends,
     };
     let question = machine.question(&swapped, Posture::default(), now);

@@ -149,6 +149,34 @@ async fn witnesses(cluster: &Cluster) {
     assert!(text.contains(&Code::HeadRolledBack.to_string()), "{text}");
 }
 
+/// Another copy may be behind the store, and go on; what it has shown it may not take back.
+async fn copy_behind(cluster: &Cluster, whole: &BTreeMap<String, Vec<u8>>, oldest: &str) {
+    let copy = cluster.path("copy");
+    for (name, bytes) in whole {
+        let path = copy.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    let own = ["--domain", "auditor", "audit", "verify"];
+    let verify = [&own[..], &["--log-folder", "copy"]].concat();
+    for (head, status, part) in [
+        (oldest, EXIT_NO_VERDICT, Code::LogStoreBehind.to_string()),
+        (oldest, EXIT_NO_VERDICT, "at bucket log of".to_owned()),
+        ("checkpoint", 0, "verified".to_owned()),
+        (oldest, EXIT_TAMPERED, Code::HeadRolledBack.to_string()),
+    ] {
+        fs::write(copy.join("checkpoint"), &whole[head]).unwrap();
+        let output = cluster.diloctl(&verify).await;
+        let text = format!("{}{}", output.stdout, output.stderr);
+        assert_eq!(
+            output.status.code(),
+            Some(i32::from(status)),
+            "{head}: {text}"
+        );
+        assert!(text.contains(&part), "{head}: no {part:?} in {text}");
+    }
+}
+
 async fn trained(cluster: &Cluster) {
     Recipe::reference(2, 1, 10)
         .set("schedule.snapshot_every=1")
@@ -229,6 +257,7 @@ async fn fg_07_the_store_alone_proves_the_record_and_shows_what_was_altered_in_i
     fs::write(stored.join("checkpoint"), &whole["checkpoint"]).unwrap();
     let (status, text) = audit(&cluster, &["verify"]).await;
     assert_eq!(status, 0, "{text}");
+    copy_behind(&cluster, &whole, &oldest).await;
     // Without the store there is no verdict.
     cluster.stop_well(&["store"]).await;
     let (status, text) = audit(&cluster, &["--timeout", "3s", "verify"]).await;
@@ -344,6 +373,8 @@ async fn fg_07_other_bytes_in_the_store_end_the_signing_of_heads_and_no_recordin
     cluster.copied().await;
     let head = cluster.domain().layout().audit_log().join("checkpoint");
     let stored = cluster.path("store/log/checkpoint");
+    let right = harness::look(PATIENCE, || fs::read(&stored).ok()).await;
+    let right = right.expect("the first head is copied");
     fs::write(&stored, "other bytes").unwrap();
     order(&cluster, "freeze").await;
     let altered = Code::LogStoreAltered.to_string();
@@ -352,13 +383,42 @@ async fn fg_07_other_bytes_in_the_store_end_the_signing_of_heads_and_no_recordin
     order(&cluster, "unfreeze").await;
     cluster.kept().await;
     let signed = fs::read(&head).unwrap();
+    // A person puts the newest head back, and the service goes on by itself.
+    fs::write(&stored, &right).unwrap();
+    let newer = || {
+        let (own, copied) = (fs::read(&head).unwrap(), fs::read(&stored).unwrap());
+        (own == copied && own != signed).then_some(own)
+    };
+    let newer = harness::look(PATIENCE, newer).await;
+    let signed = newer.expect("what was kept meanwhile is under a signed head, here and there");
+    fs::write(&stored, "other bytes").unwrap();
+    order(&cluster, "freeze").await;
+    let twice = |text: &str| {
+        let lines = text.lines().filter(|line| line.contains(&altered));
+        lines.count() > 1
+    };
+    let process = cluster.process("audit");
+    process.until_logged(PATIENCE, twice).await;
+    order(&cluster, "unfreeze").await;
+    cluster.kept().await;
+    let last = fs::read(&head).unwrap();
     cluster.stop_well(&["audit"]).await;
-    assert_eq!(fs::read(&head).unwrap(), signed, "nothing more is signed");
+    assert_eq!(fs::read(&head).unwrap(), last, "nothing more is signed");
     // Nor does it keep the service from starting.
     cluster.restart("audit").await;
     order(&cluster, "freeze").await;
     cluster.kept().await;
-    cluster.stop_well(&["audit"]).await;
-    assert_eq!(fs::read(&head).unwrap(), signed);
+    assert_eq!(fs::read(&head).unwrap(), last);
     assert_eq!(fs::read(&stored).unwrap(), b"other bytes");
+    fs::write(&stored, &signed).unwrap();
+    let newer = || {
+        let (own, copied) = (fs::read(&head).unwrap(), fs::read(&stored).unwrap());
+        (own == copied && own != last).then_some(())
+    };
+    let newer = harness::look(PATIENCE, newer).await;
+    newer.expect("it signs once the store has what was written there");
+    cluster.stop_well(&["audit"]).await;
+    auditor(&cluster);
+    let (status, text) = audit(&cluster, &["verify"]).await;
+    assert_eq!(status, 0, "{text}");
 }

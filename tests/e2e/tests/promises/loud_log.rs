@@ -8,6 +8,7 @@ use harness::{Cluster, Options};
 async fn no_log_holds_a_secret_however_loud_it_is() {
     let options = Options {
         log: "trace,async_nats::connection=trace,hyper=trace,h2=trace,s3s=trace".to_owned(),
+        sentry: true,
         ..Options::default()
     };
     let mut cluster = Cluster::start(options, 1).await;

@@ -189,7 +189,7 @@ fn nothing_came_of_it_after(all: &[Recorded], run: &RunId, worker: &WorkerId) {
                 | LedgerEvent::LeaseGranted { worker, .. }
                 | LedgerEvent::ContributionAccepted { worker, .. },
             ) => Some(worker),
-            Event::Ledger(_) | Event::Worker(_) => None,
+            Event::Ledger(_) | Event::Worker(_) | Event::Security(_) => None,
         };
         assert_ne!(by, Some(worker), "{one:?}");
     }

@@ -31,7 +31,8 @@ async fn a_deployment_of_the_release_before_is_taken_over_in_the_middle_of_its_r
     on(&["run", "wait", "demo", "--within", "50s"]).await;
 
     let replayed = on(&["audit", "replay", "--summary"]).await;
-    assert!(replayed.contains("3 of 3 chains whole"), "{replayed}");
+    // Coordinator, workers and the sentry, which the release before did not have.
+    assert!(replayed.contains("4 of 4 chains whole"), "{replayed}");
     assert!(replayed.contains("3 of 3 rounds closed"), "{replayed}");
     let started = replayed.contains("2 coordinator-started");
     assert!(started, "one of each release: {replayed}");

@@ -169,9 +169,29 @@ async fn tl_28_tl_13_the_key_of_leases_is_replaced_mid_round_and_no_lease_is_los
     let coordinator = cluster.process("coordinator");
     let uses = |log: &str| log.contains("leases are signed with a new key");
     coordinator.until_logged(PATIENCE, uses).await;
+    let set = cluster.diloctl_ok(&["auth", "jwks", "--from-bus"]).await;
+    for key in [&stolen, &next] {
+        assert!(set.contains(key.public().as_str()), "{set}");
+    }
+    fs::copy(layout.trust(), cluster.path("before.json")).unwrap();
     let told = cluster
         .diloctl_ok(&[&rotate[..], &["--retire"]].concat())
         .await;
+    // The bus has the new bundle at once, and somebody with the old one is told so.
+    let set = cluster.diloctl_ok(&["auth", "jwks", "--from-bus"]).await;
+    assert!(!set.contains(stolen.public().as_str()), "{set}");
+    let old = cluster.path("before.json");
+    let old = [
+        "auth",
+        "jwks",
+        "--from-bus",
+        "--trust",
+        old.to_str().unwrap(),
+    ];
+    let refused = cluster.diloctl(&old).await;
+    assert_eq!(refused.status.code(), Some(10), "{}", refused.stderr);
+    let code = Code::KeysDiffer.to_string();
+    assert!(refused.stderr.contains(&code), "{}", refused.stderr);
     assert!(
         told.contains(stolen.public().as_str()) && told.contains("void"),
         "{told}"
@@ -202,4 +222,37 @@ async fn tl_28_tl_13_the_key_of_leases_is_replaced_mid_round_and_no_lease_is_los
     }
     let bundle = TrustBundle::read(&layout.trust()).unwrap();
     assert_eq!(bundle.manifest_keys, [next.public().clone()]);
+}
+
+#[tokio::test]
+async fn tl_28_the_key_of_leases_does_not_end_while_the_coordinator_signs_with_it() {
+    let mut cluster = Cluster::start(Options::default(), 0).await;
+    let layout = cluster.domain().layout().clone();
+    let rotate = ["auth", "rotate", "manifest"];
+    let retire = [&rotate[..], &["--retire"]].concat();
+    let signs = ManifestKey::read(&layout.manifest_key()).unwrap();
+    let trusted = || TrustBundle::read(&layout.trust()).unwrap().manifest_keys;
+    // The coordinator has not got the new key: its bundle does not know it.
+    let unknown = ManifestKey::generate();
+    unknown.seed().write(&layout.manifest_key()).unwrap();
+    let code = Code::ManifestKeyInUse.to_string();
+    for cause in [signs.public().as_str(), "could not be asked"] {
+        let told = cluster.diloctl(&retire).await;
+        assert!(!told.status.success());
+        assert!(told.stderr.contains(&code), "{}", told.stderr);
+        assert!(told.stderr.contains(cause), "{}", told.stderr);
+        assert_eq!(trusted(), [signs.public().clone()]);
+        if cluster.process("coordinator").ended().is_none() {
+            cluster.stop_well(&["coordinator"]).await;
+        }
+    }
+    signs.seed().write(&layout.manifest_key()).unwrap();
+    cluster.diloctl_ok(&rotate).await;
+    let new = ManifestKey::read(&layout.manifest_key()).unwrap();
+    assert!(!cluster.diloctl(&retire).await.status.success());
+    assert_eq!(trusted().len(), 2);
+    cluster
+        .diloctl_ok(&[&retire[..], &["--force"]].concat())
+        .await;
+    assert_eq!(trusted(), [new.public().clone()]);
 }

@@ -1,11 +1,15 @@
 //! Secure aggregation: the coordinator merges masked contributions and learns their sum alone, also
 //! when a worker is gone; and a run with settings that need a contribution by itself is refused.
 
+use std::collections::BTreeSet;
+
 use e2e::Recipe;
-use harness::{Cluster, Evidence, Options};
-use schemas::Code;
+use harness::{Cluster, Evidence, Options, PATIENCE, Scripted};
+use identity::{AuditKey, TrustBundle};
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
-use schemas::lease::UnitKind;
+use schemas::lease::{LeaseRef, UnitId, UnitKind};
+use schemas::masking::{CohortSeal, CohortStatement};
+use schemas::{Code, Digest, Epoch, Message as _, Round, UnitIndex};
 
 const UNITS: u32 = 4;
 
@@ -123,6 +127,90 @@ async fn tl_17_the_coordinator_merges_masked_contributions_and_learns_their_sum_
     assert_eq!((sealed, unmasked, contributions), (3, 3, 3 * UNITS));
 }
 
+/// What a coordinator leaves behind that shows a worker a cohort of its own making: the worker's event
+/// names it, with the signature without which no worker masks.
+#[tokio::test]
+async fn tl_17_a_cohort_that_one_worker_alone_was_shown_is_found_by_an_auditor() {
+    let cluster = Cluster::start(Options::default(), UNITS as usize).await;
+    let run = cluster.run().clone();
+    recipe(3, 300)
+        .set("secure_aggregation.largest=64")
+        .create(&cluster)
+        .await;
+    let victim = Scripted::connect(&cluster, "victim").await;
+    victim.join().await;
+    let layout = cluster.domain().layout();
+    let key = AuditKey::read(&layout.coordinator_audit_key()).expect("the coordinator has one");
+    let trust = TrustBundle::read(&layout.trust()).expect("the domain has one");
+    let (round, cohort) = (Round(0), Digest::of(b"a cohort for one worker alone"));
+    let body = CohortStatement::of(&run, round, cohort).encode();
+    let seal = CohortSeal {
+        key: key.public().clone(),
+        signature: key.sign_statement(trust.domain.as_str(), &body).into(),
+    };
+    let unit = UnitId {
+        round,
+        kind: UnitKind::Train,
+        index: UnitIndex(1),
+    };
+    let epoch = Epoch(1);
+    let lease = LeaseRef { unit, epoch };
+    let shown = WorkerEvent::Masked {
+        lease,
+        cohort,
+        seal,
+    };
+    cluster.operator().await.until_complete(&run).await;
+    victim.emit(shown).await;
+    cluster.copied().await;
+    let told = cluster
+        .diloctl(&["audit", "replay", "--run", run.as_str(), "--summary"])
+        .await;
+    assert!(!told.status.success(), "{}", told.stdout);
+    let all = format!("{}{}", told.stdout, told.stderr);
+    let code = Code::CohortFalse.to_string();
+    assert!(
+        all.contains(&code) && all.contains(&cohort.to_string()),
+        "{all}"
+    );
+    // The workers' own cohort is in the ledger, so each of them was shown that one.
+    let masked = |one: &harness::Recorded| match &one.body.event {
+        Event::Worker(WorkerEvent::Masked { cohort, .. }) => Some(*cohort),
+        _ => None,
+    };
+    let recorded = cluster.evidence().await.everything().await;
+    let named: BTreeSet<Digest> = recorded.iter().filter_map(masked).collect();
+    let accepted = |one: &harness::Recorded| match one.ledger() {
+        Some(LedgerEvent::ContributionAccepted { contribution, .. }) => contribution.cohort,
+        _ => None,
+    };
+    let counted: BTreeSet<Digest> = recorded.iter().filter_map(accepted).collect();
+    assert_eq!(counted.len(), 3);
+    assert_eq!(named, counted.into_iter().chain([cohort]).collect());
+}
+
+#[tokio::test]
+async fn tl_17_a_coordinator_that_is_killed_once_a_cohort_is_sealed_loses_no_round() {
+    let mut cluster = Cluster::start(Options::default(), UNITS as usize).await;
+    let mut evidence = cluster.evidence().await;
+    let run = cluster.run().clone();
+    recipe(2, 300)
+        .set("secure_aggregation.largest=64")
+        .create(&cluster)
+        .await;
+    let sealed = |event: &LedgerEvent| matches!(event, LedgerEvent::CohortSealed { .. });
+    evidence.until_ledger("a cohort", &run, sealed).await;
+    // Maybe before a worker has got its shares, maybe after: in both cases none is missing.
+    cluster.kill9("coordinator");
+    cluster.restart("coordinator").await;
+    let view = cluster.operator().await.until_complete(&run).await;
+    assert_eq!(view.round.get(), 2);
+    cluster.record_verifies().await;
+    let events = ledger(cluster.evidence().await).await;
+    let dissolved = |event: &LedgerEvent| matches!(event, LedgerEvent::CohortDissolved { .. });
+    assert!(!events.iter().any(dissolved));
+}
+
 #[tokio::test]
 async fn tl_17_a_round_closes_without_a_worker_that_is_killed_after_it_has_shared_its_secrets() {
     let mut cluster = Cluster::start(Options::default(), UNITS as usize).await;
@@ -168,5 +256,41 @@ async fn tl_17_a_round_closes_without_a_worker_that_is_killed_after_it_has_share
     assert!(
         starts <= 2 * UNITS as usize,
         "nobody else took the unit: {starts}"
+    );
+}
+
+/// All four must reveal, so a drain that did not wait for that would have trained them in vain.
+#[tokio::test]
+async fn tl_17_a_drain_waits_for_the_sum_of_a_masked_round() {
+    let mut cluster = Cluster::start(Options::default(), UNITS as usize).await;
+    let mut evidence = cluster.evidence().await;
+    let run = cluster.run().clone();
+    recipe(2, 300)
+        .set("secure_aggregation.threshold=4")
+        .set("secure_aggregation.largest=64")
+        .create(&cluster)
+        .await;
+    let sealed = |event: &LedgerEvent| matches!(event, LedgerEvent::CohortSealed { .. });
+    evidence.until_ledger("a cohort", &run, sealed).await;
+    cluster
+        .diloctl_ok(&["control", "shutdown", "--yes", "--drain", "40s"])
+        .await;
+    for name in [
+        "coordinator",
+        "worker-0",
+        "worker-1",
+        "worker-2",
+        "worker-3",
+    ] {
+        let status = cluster.process(name).exit(PATIENCE).await;
+        assert!(status.success(), "{name}: {status}");
+    }
+    let events = ledger(cluster.evidence().await).await;
+    let place = |found: fn(&LedgerEvent) -> bool| events.iter().position(found);
+    let closed = place(|event| matches!(event, LedgerEvent::RoundClosed { .. }));
+    let stopped = place(|event| matches!(event, LedgerEvent::CoordinatorStopped { .. }));
+    assert!(
+        closed.is_some() && closed < stopped,
+        "{closed:?} {stopped:?}"
     );
 }

@@ -123,6 +123,7 @@ async fn ask(bus: &Bus, subject: &str) -> Result<RenewalReply, BusError> {
     let question = RenewalRequest {
         v: V,
         ends: UnixMillis(0),
+        successor: None,
     };
     bus.request(subject, &question, WAIT).await
 }
@@ -272,6 +273,7 @@ async fn garbage_and_floods_on_the_subject_of_renewals_harm_nobody_else() {
     let question = RenewalRequest {
         v: V,
         ends: UnixMillis(0),
+        successor: None,
     };
     for _ in 0..20_000 {
         let sent = flooder.bus.publish(&own, question.encode().into()).await;

@@ -9,6 +9,7 @@ use runtime::{Bus, clock};
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
 use schemas::event::{Event, LedgerEvent};
+use schemas::keys::KeysRequest;
 use schemas::lease::{ReleaseRequest, RenewRequest};
 use schemas::masking::{MaskRequest, MaskStep};
 use schemas::member::{JoinRequest, LeaveRequest};
@@ -331,6 +332,7 @@ async fn tl_25_credentials_of_another_tenant_for_a_run_of_this_one_reach_nothing
             },
         }
         .encode(),
+        Verb::Keys => KeysRequest { v: V }.encode(),
         Verb::Submit => {
             let contribution = Scripted::contribution(&spec, objects.clone());
             victim.result(&spec, lease, contribution).encode()

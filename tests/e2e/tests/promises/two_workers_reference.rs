@@ -18,6 +18,7 @@ async fn tl_22_two_workers_train_a_model_and_leave_evidence_without_secrets_and_
     let log = "info,diloco_coordinator=debug,diloco_worker=debug,diloco_store=debug,runtime=debug,objects=debug";
     let options = Options {
         log: log.to_owned(),
+        sentry: true,
         ..Options::default()
     };
     let mut cluster = Cluster::start(options, 2).await;

@@ -79,7 +79,7 @@ impl World {
                 run: kit::run_id(),
                 worker: kit::worker(number),
             },
-            seat: None,
+            recorded: None,
             request,
             reply,
         });
@@ -107,6 +107,7 @@ impl World {
                 Effect::Append { time, run, event } => self.append(time, run, *event),
                 Effect::Reply { reply, .. }
                 | Effect::Lease { reply, .. }
+                | Effect::ShowKeys { reply }
                 | Effect::GrantGet { reply, .. }
                 | Effect::GrantPut { reply, .. }
                 | Effect::Purge { reply, .. } => {
@@ -161,6 +162,7 @@ impl World {
     fn append(&mut self, time: UnixMillis, run: Option<RunId>, event: LedgerEvent) {
         let body = EventBody {
             v: V,
+            known: None,
             emitter: kit::public_key(1),
             sequence: ChainSequence(self.journal.len() as u64),
             previous: None,
@@ -332,7 +334,12 @@ pub(super) fn arrivals() -> Vec<Vec<u8>> {
         let found = golden.iter().find(|(file, _)| file.starts_with(name));
         found.expect("an example").1.clone()
     };
-    let renewal = RenewalRequest { v: V, ends: NOW }.encode();
+    let renewal = RenewalRequest {
+        v: V,
+        ends: NOW,
+        successor: None,
+    }
+    .encode();
     let messages = [
         (
             worker_event_subject(&run, &worker, "started"),

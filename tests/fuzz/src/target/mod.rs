@@ -45,6 +45,13 @@ pub const TARGETS: &[Target] = &[
         changes: 5_000,
     },
     Target {
+        name: "sentry",
+        reads: "what the broker publishes of its clients, and lines of its log; the first byte chooses",
+        seeds: wire::sightings,
+        run: wire::sighting,
+        changes: 20_000,
+    },
+    Target {
         name: "token",
         reads: "NATS tokens, signed as they should be, and credentials files",
         seeds: signed::tokens,

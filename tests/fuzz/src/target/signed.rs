@@ -11,6 +11,7 @@ use identity::{Credentials, Holder, KeyKind, TrustBundle, dsse, jws};
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::lease::{MANIFEST_TYPE, Manifest, Work};
 use schemas::member::Posture;
+use schemas::security::SecurityEvent;
 use schemas::{ChainSequence, Digest, Message as _, Steps, UnixMillis, V};
 use serde_bytes::ByteArray;
 use tlog::layout::{add_entry, entries_of, first_entries};
@@ -233,6 +234,7 @@ pub(super) fn event(bytes: &[u8]) {
 pub(super) fn events() -> Vec<Vec<u8>> {
     let body = |run, event| EventBody {
         v: V,
+        known: None,
         emitter: keys::public(KeyKind::User),
         sequence: ChainSequence(0),
         previous: None,
@@ -254,6 +256,7 @@ pub(super) fn events() -> Vec<Vec<u8>> {
             Some(kit::run_id()),
             Event::Worker(WorkerEvent::Started { lease }),
         ),
+        body(None, Event::Security(SecurityEvent::SentryStopped)),
     ];
     let mut all = Vec::new();
     for (place, body) in (0u8..).zip(bodies) {
@@ -313,6 +316,7 @@ pub(super) fn head(bytes: &[u8]) {
                 domain: DOMAIN.to_owned(),
                 tenants: vec![kit::account(1)],
                 coordinators: vec![keys::public(KeyKind::User)],
+                sentries: vec![keys::public(KeyKind::User)],
                 heads: vec![keys::raw_public()],
             };
             let _verdict = proof.verify(&trusted);

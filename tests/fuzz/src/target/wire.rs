@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use audit_core::sentry::{Lines, of_line, of_report};
 use data_encoding::HEXLOWER_PERMISSIVE;
 use schemas::blob::{GetRequest, Grants, PutRequest};
 use schemas::collection::{CollectReply, CollectRequest};
@@ -14,12 +15,14 @@ use schemas::control::{
 use schemas::enrolment::{EnrolmentReply, EnrolmentRequest};
 use schemas::event::{EventBody, SignedEvent};
 use schemas::foundry::{FoundryAnswer, FoundryOrder};
+use schemas::head::{CosignRequest, HeadReply, HeadRequest};
 use schemas::hold::{HoldReply, HoldRequest, Reason};
+use schemas::keys::{KeysReply, KeysRequest};
 use schemas::layout::Layout;
 use schemas::lease::{
     ClaimReply, ClaimRequest, Done, Offer, ReleaseRequest, RenewReply, RenewRequest,
 };
-use schemas::masking::{KeyStatement, MaskReply, MaskRequest};
+use schemas::masking::{CohortStatement, KeyStatement, MaskReply, MaskRequest};
 use schemas::member::{JoinReply, JoinRequest, LeaveRequest};
 use schemas::promotion::{PointerName, PromoteReply, PromoteRequest};
 use schemas::public::Status;
@@ -27,12 +30,13 @@ use schemas::quarantine::{QuarantineReply, QuarantineRequest};
 use schemas::renewal::{RenewalReply, RenewalRequest};
 use schemas::restore::{RestoreReply, RestoreRequest};
 use schemas::run::RunSpec;
+use schemas::security::SEEN_BYTES_MAX;
 use schemas::subject::{self, Incoming};
 use schemas::telemetry::Heartbeat;
 use schemas::tenant::{TenantEndReply, TenantEndRequest, TenantReply, TenantRequest};
 use schemas::{
     AccountId, Addressee, Answer, Code, Digest, GroupId, Message, PublicKey, Refusal, RunId,
-    WorkerId,
+    UnixMillis, WorkerId,
 };
 
 /// Reads bytes as a message. What reads must be what is written, and must not grow.
@@ -53,6 +57,9 @@ macro_rules! readers {
 }
 
 readers![
+    HeadRequest,
+    HeadReply,
+    CosignRequest,
     EnrolmentRequest,
     EnrolmentReply,
     RenewalRequest,
@@ -103,10 +110,13 @@ readers![
     MaskRequest,
     MaskReply,
     KeyStatement,
+    CohortStatement,
     TenantRequest,
     TenantReply,
     TenantEndRequest,
     TenantEndReply,
+    KeysRequest,
+    KeysReply,
     Answer<Done>,
     Answer<ViewReply>,
     Answer<JoinReply>,
@@ -232,6 +242,75 @@ pub(super) fn names() -> Vec<Vec<u8>> {
         "**/*.txt".to_owned(),
     ];
     texts.into_iter().map(String::into_bytes).collect()
+}
+
+/// A report of the broker under one of its subjects, or pieces of its log.
+pub(super) fn sighting(bytes: &[u8]) {
+    let Some((which, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let mut found = Vec::new();
+    match which % 4 {
+        0 => found.extend(of_report(
+            UnixMillis(1_700_000_000_000),
+            "$SYS.ACCOUNT.x.CONNECT",
+            bytes,
+        )),
+        1 => found.extend(of_report(
+            UnixMillis(1_700_000_000_000),
+            "$SYS.SERVER.x.CLIENT.AUTH.ERR",
+            bytes,
+        )),
+        2 => found.extend(of_report(
+            UnixMillis(1_700_000_000_000),
+            "report.ledger",
+            bytes,
+        )),
+        _ => {
+            let mut lines = Lines::default();
+            for piece in bytes.chunks(1 + usize::from(*which)) {
+                lines.feed(piece, &mut |line| found.extend(of_line(line)));
+            }
+        }
+    }
+    for one in found {
+        for text in [&one.name, &one.address, &one.subject, &one.reason] {
+            assert!(text.len() <= SEEN_BYTES_MAX && !text.contains(char::is_control));
+        }
+        let user = one.user.as_ref().map_or("U", |user| user.as_str());
+        assert!(user.starts_with('U'), "{user}");
+    }
+}
+
+pub(super) fn sightings() -> Vec<Vec<u8>> {
+    let client = format!(
+        r#""client":{{"host":"10.0.0.1","acc":"{}","user":"{}","name":"x","jwt":"e.eyJzdWIiOiJVIn0.s"}}"#,
+        kit::account(1),
+        kit::worker(1)
+    );
+    let report = |which: u8, kind: &str, more: &str| {
+        let text = format!(r#"{{"type":"io.nats.{kind}",{client}{more}}}"#);
+        [&[which], text.as_bytes()].concat()
+    };
+    let line = |kind: &str| {
+        format!(
+            "[7] 2026/11/28 09:33:43.8 [ERR] 127.0.0.1:38062 - cid:9 - \"v1:rust:x\" - \"{}/default/jwt:{}\" - {kind} - Subject \"a.b\"\n",
+            kit::account(1),
+            kit::worker(1)
+        )
+    };
+    let log = line("Publish Violation") + &line("Subscription Violation");
+    let tls = "[7] 2026/11/28 09:33:43.8 [ERR] 127.0.0.1:3 - cid:9 - TLS handshake error: EOF\n";
+    let failed = r#","reason":"Authentication Failure""#;
+    let changed =
+        r#","subject":"$JS.API.STREAM.DELETE.X","response":"{\"error\":{\"description\":\"no\"}}""#;
+    vec![
+        report(0, "server.advisory.v1.client_connect", ""),
+        report(1, "server.advisory.v1.client_disconnect", failed),
+        report(2, "jetstream.advisory.v1.api_audit", changed),
+        [&[3], log.as_bytes()].concat(),
+        [&[7], tls.as_bytes()].concat(),
+    ]
 }
 
 /// The first byte is the size of the pieces in which the rest arrives.

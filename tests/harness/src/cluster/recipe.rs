@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use schemas::permission::Role;
 
-use super::{Cluster, STORE, shown};
+use super::{BROKER, Cluster, STORE, shown};
 use crate::binary::program;
 use crate::process::{Ready, Recipe};
 
@@ -88,6 +88,7 @@ impl Cluster {
             ("domain", shown(self.domain.layout().folder())),
             ("bus.url", self.bus_url.clone()),
             ("store.url", self.store_url()),
+            ("store.check", "false".to_owned()),
             ("limits.heartbeat", "1s".to_owned()),
             ("metrics.listen", self.options.metrics.clone()),
         ];
@@ -103,6 +104,11 @@ impl Cluster {
         // Some tests start no store.
         let store = self.processes.contains_key("store");
         settings.extend(store.then(|| ("store.url", self.store_url())));
+        if !self.options.sentry {
+            settings.push(("audit.sentry_key", shown(&self.path("no-sentry.nk"))));
+        }
+        let broker = self.processes.get(BROKER);
+        settings.extend(broker.map(|broker| ("audit.broker_log", shown(broker.log_file()))));
         self.recipe("audit", "diloco-audit", &settings, self.ready_flag("audit"))
     }
 

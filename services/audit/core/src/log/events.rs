@@ -1,7 +1,7 @@
 //! The events in a log, checked as those of a stream are.
 
 use schemas::event::{Event, EventBody, SignedEvent};
-use schemas::subject::{ledger_subject, record_subject};
+use schemas::subject::{ledger_subject, record_subject, security_subject};
 use schemas::{Message as _, WorkerId};
 
 use super::fault::LogFault;
@@ -27,7 +27,7 @@ pub struct Events {
 /// An entry is no event of this domain, or one that this build cannot read; or no event is one of a known emitter; or the log changed
 /// since it was opened. Faults of events are the auditor's findings.
 pub fn check_events(log: &Log, read: &Read<'_>, trusted: &Trusted) -> Result<Events, LogFault> {
-    let auditor = Auditor::new(&trusted.domain, trusted.coordinators.iter().cloned());
+    let auditor = trusted.auditor();
     replay_events(log, read, trusted, auditor, log.head().size, &mut |_| {})
 }
 
@@ -131,6 +131,10 @@ fn record(log: &Log, trusted: &Trusted, index: u64, entry: &[u8]) -> Result<Reco
     })?;
     let subject = match (&body.event, &body.run) {
         (Event::Ledger(told), run) => ledger_subject(run.as_ref(), &body.emitter, told.kind()),
+        (Event::Security(told), None) => security_subject(&body.emitter, told.kind()),
+        (Event::Security(_), Some(_)) => {
+            return Err(fault("a security event of a run".to_owned()));
+        }
         (Event::Worker(told), Some(run)) => {
             let member = log.members().get(&(run.clone(), body.emitter.clone()));
             let stranger = || {

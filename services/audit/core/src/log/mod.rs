@@ -15,6 +15,7 @@
 //! | `rebuild` | the tree again, from the entries |
 //! | `open` | a log: its head, its entries, its tiles, and the head that was pinned |
 //! | `events` | the events in it, with their signatures and chains |
+//! | `known` | the heads that events name |
 //! | `proof` | the proof that one event is under a head, as a text of its own |
 //! | `differ` | a stream beside the log |
 //! | `fault` | everything that can be wrong |
@@ -22,6 +23,7 @@
 mod differ;
 mod events;
 mod fault;
+mod known;
 mod open;
 mod proof;
 mod rebuild;
@@ -29,6 +31,8 @@ mod rebuild;
 pub use differ::{Differ, Difference, Differences, Place};
 pub use events::{Events, check_events, replay_events};
 pub use fault::LogFault;
+pub use known::{Contradicted, Contradiction, Known, check_known};
 pub use open::{Each, Log, Read, Trusted, newest_head, origin};
 pub use proof::Proof;
-pub use rebuild::{Rebuilt, is_included};
+pub use rebuild::Rebuilt;
+pub use witness::is_included;

@@ -1,6 +1,6 @@
 //! A log: its head, its entries, its tiles, and the head that was pinned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::{AccountId, Digest, Message as _, PublicKey, RunId, WorkerId};
@@ -10,6 +10,7 @@ use tlog::{Hash, Head};
 use super::fault::LogFault;
 use super::proof::Proof;
 use super::rebuild::Rebuilt;
+use crate::check::Auditor;
 
 /// Reads a file of a log by its name; none if it is not there. The error is in words.
 pub type Read<'a> = dyn Fn(&str) -> Result<Option<Vec<u8>>, String> + 'a;
@@ -26,6 +27,8 @@ pub struct Trusted {
     pub tenants: Vec<AccountId>,
     /// The keys that may write the ledger.
     pub coordinators: Vec<PublicKey>,
+    /// The keys that may sign security events.
+    pub sentries: Vec<PublicKey>,
     /// The keys that may sign heads, as raw keys.
     pub heads: Vec<[u8; 32]>,
 }
@@ -61,6 +64,12 @@ pub fn newest_head(read: &Read<'_>, trusted: &Trusted) -> Result<(Head, String),
 }
 
 impl Trusted {
+    /// The auditor that takes events of these keys.
+    pub fn auditor(&self) -> Auditor {
+        Auditor::new(&self.domain, self.coordinators.iter().cloned())
+            .hearing(self.sentries.iter().cloned())
+    }
+
     /// Reads a signed head.
     ///
     /// # Errors
@@ -209,6 +218,39 @@ impl Log {
         Ok(tree.root())
     }
 
+    /// Finds the first of these heads, by size, that the log does not lead to. Heads over more events
+    /// than it has are passed over: they say nothing here.
+    ///
+    /// # Errors
+    /// As [`Log::again`].
+    pub fn first_other<'a>(
+        &self,
+        read: &Read<'_>,
+        heads: impl IntoIterator<Item = &'a Head>,
+    ) -> Result<Option<&'a Head>, LogFault> {
+        let size = self.head.size;
+        let heads = heads
+            .into_iter()
+            .filter(|head| (1..=size).contains(&head.size));
+        let mut heads: Vec<&Head> = heads.filter(|head| **head != self.head).collect();
+        heads.sort_by_key(|head| head.size);
+        if heads.is_empty() {
+            return Ok(None);
+        }
+        let (mut tree, mut other, mut waiting) =
+            (Rebuilt::default(), None, heads.into_iter().peekable());
+        self.again(read, &mut |_, entry| {
+            tree.push(entry);
+            while let Some(head) = waiting.next_if(|head| head.size == tree.size()) {
+                if other.is_none() && head.root != tree.root() {
+                    other = Some(head);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(other)
+    }
+
     /// Says if the log's head may be pinned where `pinned` is the pinned head now: never a smaller
     /// one in the place of a greater one.
     ///
@@ -225,6 +267,12 @@ impl Log {
             true => Ok(true),
             false => Err(LogFault::Forked { size: pinned.size }),
         }
+    }
+
+    /// The workers that have joined, by the words of the coordinators in the log.
+    pub fn workers(&self) -> BTreeSet<WorkerId> {
+        let members = self.members.values();
+        members.map(|(_, worker)| worker.clone()).collect()
     }
 
     pub(super) const fn members(&self) -> &Members {

@@ -5,10 +5,10 @@ use data_encoding::BASE64;
 use schemas::Message as _;
 use schemas::event::{Event, EventBody, SignedEvent};
 use tlog::{Hash, Head, from_base64};
+use witness::is_included;
 
 use super::fault::LogFault;
 use super::open::Trusted;
-use super::rebuild::is_included;
 
 const FIRST_LINE: &str = "c2sp.org/tlog-proof@v1";
 /// Longest text that is read: an entry in base64, 64 hashes, and a head.
@@ -131,7 +131,12 @@ impl Proof {
         if body.emitter != *key {
             return Err(fault("the event's emitter is not its signer"));
         }
-        if matches!(body.event, Event::Ledger(_)) && !trusted.coordinators.contains(key) {
+        let writers = match body.event {
+            Event::Ledger(_) => Some(&trusted.coordinators),
+            Event::Security(_) => Some(&trusted.sentries),
+            Event::Worker(_) => None,
+        };
+        if writers.is_some_and(|writers| !writers.contains(key)) {
             return Err(LogFault::Stranger(key.clone()));
         }
         Ok((head, event, body))

@@ -2,12 +2,12 @@
 
 use std::cell::RefCell;
 
-use ct_merkle::digest::{self, Update};
+use ct_merkle::HashableLeaf;
+use ct_merkle::digest::Update;
 use ct_merkle::mem_backed_tree::MemoryBackedTree;
-use ct_merkle::{HashableLeaf, InclusionProof, RootHash};
 use sha2::Sha256;
+use tlog::Hash;
 use tlog::layout::{TILE_WIDTH, Tile};
-use tlog::{Hash, Head};
 
 /// A leaf whose bytes are dropped once they are hashed: proofs need only hashes.
 struct Spent(RefCell<Vec<u8>>);
@@ -110,13 +110,4 @@ impl Rebuilt {
         let hash = |bytes: &[u8]| bytes.try_into().expect("a hash has 32 bytes");
         Some(hashes.map(hash).collect())
     }
-}
-
-/// True if the hashes lead from `entry` at `index` to the root of `head`.
-pub fn is_included(head: &Head, index: u64, entry: &[u8], hashes: &[Hash]) -> bool {
-    let root = RootHash::<Sha256>::new(digest::Output::<Sha256>::from(head.root), head.size);
-    let Ok(proof) = InclusionProof::try_from_bytes(hashes.concat()) else {
-        return false;
-    };
-    root.verify_inclusion(&entry, index, &proof).is_ok()
 }

@@ -59,6 +59,8 @@ struct Place {
     sum_of_squares: f64,
     /// The sum of squares of each input with a norm.
     squares: Vec<f64>,
+    /// The cosine of each input that was compared.
+    cosines: Vec<f32>,
     /// The chunks, if the ledger's list of them is gone.
     chunks: Option<Vec<ObjectRef>>,
 }
@@ -119,6 +121,12 @@ impl<'a> Comparison<'a> {
         }
     }
 
+    /// Takes the cosines of all inputs of merge `place` whose directions the ledger compares, in
+    /// their order.
+    pub fn cosines(&mut self, place: usize, cosines: Vec<f32>) {
+        self.places[place].cosines = cosines;
+    }
+
     /// Takes a fault of merge `place` that keeps the following merges from being compared.
     pub fn broken(&mut self, place: usize, fault: Fault) {
         self.places[place].breaks(fault);
@@ -169,7 +177,10 @@ impl<'a> Comparison<'a> {
                     broken = fault.as_ref().map(|_| round);
                     let figures = || {
                         let of_inputs = || input_norms(recorded, &place.squares);
-                        figures(recorded, place.sum_of_squares).or_else(of_inputs)
+                        let compared = || cosines(recorded, &place.cosines);
+                        figures(recorded, place.sum_of_squares)
+                            .or_else(of_inputs)
+                            .or_else(compared)
                     };
                     let end = if at == last { self.end.take() } else { None };
                     fault.or_else(figures).or(place.beside).or(end)
@@ -260,6 +271,25 @@ fn input_norms(recorded: &Recorded, squares: &[f64]) -> Option<Fault> {
         lease,
         expected,
         got,
+    }))
+}
+
+/// Compares the cosines that decided who is left out with those of the inputs, bit by bit: a rule
+/// says in which order everything is added, and near the bound the last bit decides.
+fn cosines(recorded: &Recorded, cosines: &[f32]) -> Option<Fault> {
+    let compared = recorded.record.inputs.iter().filter_map(|input| {
+        let cosine = input.cosine?;
+        Some((input.lease, cosine))
+    });
+    // One that was not made again is none.
+    let again = cosines.iter().copied().chain(std::iter::repeat(f32::NAN));
+    let mut compared = compared.zip(again);
+    let ((lease, expected), got) =
+        compared.find(|((_, expected), got)| expected.to_bits() != got.to_bits())?;
+    Some(Fault::Differs(Difference::Cosine {
+        lease,
+        expected: expected.into(),
+        got: got.into(),
     }))
 }
 

@@ -58,6 +58,15 @@ pub enum Difference {
         /// The norm of the contribution.
         got: f64,
     },
+    /// The cosine of an input's direction to the others, which decides if it is left out.
+    Cosine {
+        /// The lease of the input.
+        lease: LeaseRef,
+        /// The cosine in the ledger.
+        expected: f64,
+        /// The cosine of the contribution.
+        got: f64,
+    },
     /// The tokens of the inputs.
     Tokens {
         /// The number in the ledger.
@@ -175,6 +184,14 @@ impl fmt::Display for Difference {
             } => write!(
                 f,
                 "norm of {lease}: the ledger has {expected}, the contribution has {got}"
+            ),
+            Self::Cosine {
+                lease,
+                expected,
+                got,
+            } => write!(
+                f,
+                "cosine of {lease}: the ledger has {expected}, the contributions give {got}"
             ),
             Self::Tokens { expected, got } => {
                 write!(

@@ -26,6 +26,7 @@ fn segment() -> Segment {
             tokens: Tokens(32),
             weight: Weight(32),
             norm: None,
+            cosine: None,
             chunks: Chunks::Named(Vec::new()),
         };
         let chunks = published(round).to_vec();
@@ -276,6 +277,48 @@ fn tl_04_a_norm_that_an_input_does_not_have_is_found() {
         let expected = (!good).then_some(Fault::Differs(difference));
         assert_eq!(found, [None, expected], "{norm}");
     }
+}
+
+#[test]
+fn tl_04_a_cosine_that_an_input_does_not_have_is_found() {
+    let spec = kit::run_spec().build();
+    for (got, good) in [
+        (-0.5, true),
+        // The next number.
+        ((-0.5_f32).next_up(), false),
+        ((-0.5_f32).next_down(), false),
+        (0.5, false),
+        (f32::NAN, false),
+    ] {
+        let mut segment = segment();
+        let inputs = &mut segment.merges[1].record.inputs;
+        (inputs[0].cosine, inputs[1].cosine) = (None, Some(-0.5));
+        let lease = inputs[1].lease;
+        let found = faults_of(&spec, &segment, |all| all.cosines(1, vec![got]));
+        assert_eq!(found[0], None);
+        match (&found[1], good) {
+            (None, true) => {}
+            (Some(Fault::Differs(difference)), false) => {
+                let named = Difference::Cosine {
+                    lease,
+                    expected: -0.5,
+                    got: 0.0,
+                };
+                let (text, named) = (difference.to_string(), named.to_string());
+                let start = named.split(", the contributions").next().unwrap();
+                assert!(text.starts_with(start), "{text}");
+            }
+            other => panic!("{got}: {other:?}"),
+        }
+    }
+    // One that was not made again is not verified.
+    let mut segment = segment();
+    segment.merges[1].record.inputs[1].cosine = Some(-0.5);
+    let found = faults_of(&spec, &segment, |all| all.cosines(1, Vec::new()));
+    assert!(matches!(
+        found[1],
+        Some(Fault::Differs(Difference::Cosine { .. }))
+    ));
 }
 
 #[test]

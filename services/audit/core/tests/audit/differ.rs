@@ -12,6 +12,7 @@ fn events(of: &[(u64, &str)]) -> Vec<SignedEvent> {
     let event = |(number, text): &(u64, &str)| {
         let body = EventBody {
             v: V,
+            known: None,
             emitter: emitter.public.clone(),
             sequence: ChainSequence(*number),
             previous: Some(Digest::of(text.as_bytes())),

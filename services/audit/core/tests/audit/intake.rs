@@ -11,11 +11,11 @@ use schemas::{ChainSequence, Code, Message as _, UnixMillis};
 
 use crate::log::{DOMAIN, Member, run};
 
-const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+pub(crate) const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 /// More messages than any worker sends.
-const FLOOD: u64 = 30_000;
+pub(crate) const FLOOD: u64 = 30_000;
 
-fn enrolment(member: &Member) -> Enrolment {
+pub(crate) fn enrolment(member: &Member) -> Enrolment {
     let (account, worker) = (member.account.clone(), member.worker.clone());
     Enrolment {
         account,
@@ -26,7 +26,7 @@ fn enrolment(member: &Member) -> Enrolment {
 }
 
 /// The subject under which a listener receives the message.
-fn subject(member: &Member, kind: &str) -> String {
+pub(crate) fn subject(member: &Member, kind: &str) -> String {
     format!(
         "{}.{}.{}.{}.{kind}",
         Lane::Event.prefix(),
@@ -36,7 +36,7 @@ fn subject(member: &Member, kind: &str) -> String {
     )
 }
 
-fn stopped(member: &mut Member) -> SignedEvent {
+pub(crate) fn stopped(member: &mut Member) -> SignedEvent {
     let event = WorkerEvent::Stopped {
         reason: "x".to_owned(),
     };
@@ -45,13 +45,13 @@ fn stopped(member: &mut Member) -> SignedEvent {
         .speak(DOMAIN, NOW.get(), Some(run()), Event::Worker(event))
 }
 
-fn scene() -> (Intake, Member) {
+pub(crate) fn scene() -> (Intake, Member) {
     let (mut intake, member) = (Intake::new(DOMAIN), Member::new(1));
     intake.enrol(enrolment(&member));
     (intake, member)
 }
 
-fn candidate(heard: MessageCheck) -> Candidate {
+pub(crate) fn candidate(heard: MessageCheck) -> Candidate {
     match heard {
         MessageCheck::Candidate(candidate) => *candidate,
         other => panic!("not taken: {other:?}"),
@@ -169,6 +169,7 @@ fn a_body_that_names_another_key_or_run_or_is_of_the_ledger_is_refused() {
     let event = |event: WorkerEvent| Event::Worker(event);
     let right = EventBody {
         v: schemas::V,
+        known: None,
         emitter: member.emitter.public.clone(),
         sequence: ChainSequence(0),
         previous: None,

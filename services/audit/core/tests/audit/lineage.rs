@@ -16,9 +16,7 @@ pub(crate) fn spec() -> RunSpec {
     kit::run_spec()
         .rounds(9)
         .initial(vec![kit::object("initial")])
-        .comparison(Comparison::Others {
-            norm_ratio_max: 4.0,
-        })
+        .comparison(Comparison::of_norms(4.0))
         .build()
 }
 
@@ -100,6 +98,7 @@ impl Book {
             round,
             fragment: Fragment::FIRST,
             inputs: inputs.collect(),
+            left_out: Vec::new(),
             rest: 0,
         });
         self.note(LedgerEvent::RoundClosed {

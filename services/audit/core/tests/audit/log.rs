@@ -4,10 +4,12 @@ use audit_core::{Auditor, Checked, Payload, Record, StreamSequence};
 use data_encoding::BASE32_NOPAD;
 use ed25519_dalek::{Signer as _, SigningKey};
 use schemas::event::{Event, EventBody, LeaseEnd, LedgerEvent, SignedEvent, WorkerEvent};
+use schemas::head::KnownHead;
 use schemas::lease::Weights;
 use schemas::member::{JoinRequest, Posture, Session};
 use schemas::run::RunSpec;
-use schemas::subject::{ledger_subject, record_subject};
+use schemas::security::SecurityEvent;
+use schemas::subject::{ledger_subject, record_subject, security_subject};
 use schemas::sync::SealedInput;
 use schemas::{
     AccountId, ChainSequence, Digest, Fragment, Message as _, ObjectRef, PublicKey, Round, RunId,
@@ -16,6 +18,8 @@ use schemas::{
 use serde_bytes::{ByteArray, ByteBuf};
 
 pub(crate) const DOMAIN: &str = "a-domain";
+/// The seed of the sentry's key.
+pub(crate) const SENTRY: u8 = 77;
 const START: u64 = 1_700_000_000_000;
 
 /// An emitter that signs events.
@@ -25,6 +29,8 @@ pub(crate) struct Emitter {
     pub(crate) public: PublicKey,
     next: u64,
     head: Option<Digest>,
+    /// The head of the log that its next events name.
+    pub(crate) known: Option<KnownHead>,
 }
 
 /// A worker: where it speaks, and with which key.
@@ -106,6 +112,7 @@ impl Emitter {
             public,
             next: 0,
             head: None,
+            known: None,
         }
     }
 
@@ -119,6 +126,7 @@ impl Emitter {
     ) -> SignedEvent {
         let body = EventBody {
             v: V,
+            known: self.known,
             emitter: self.public.clone(),
             sequence: ChainSequence(self.next),
             previous: self.head,
@@ -153,6 +161,16 @@ impl Emitter {
     }
 }
 
+impl Emitter {
+    /// Signs the body of a statement.
+    pub(crate) fn sign_statement(&self, domain: &str, body: &[u8]) -> [u8; 64] {
+        let hash = Digest::of(domain.as_bytes());
+        let purpose = &b"diloco/statement/v1"[..];
+        let signed = [&[0xFF], purpose, &[0], hash.as_bytes(), body].concat();
+        self.key.sign(&signed).to_bytes()
+    }
+}
+
 impl Member {
     pub(crate) fn new(seed: u8) -> Self {
         let worker = nkey(20 << 3, &[seed; 32]).parse().expect("a name or key");
@@ -183,6 +201,7 @@ impl Log {
 
     pub(crate) fn auditor(&self) -> Auditor {
         Auditor::new(DOMAIN, [self.coordinator.public.clone()])
+            .hearing([Emitter::new(SENTRY).public])
     }
 
     fn now(&self) -> u64 {
@@ -206,6 +225,13 @@ impl Log {
         let said = self
             .coordinator
             .speak(&self.domain, time, run, Event::Ledger(event));
+        self.push(subject, &said);
+    }
+
+    pub(crate) fn security(&mut self, sentry: &mut Emitter, event: SecurityEvent) {
+        let subject = security_subject(&sentry.public, event.kind());
+        let time = self.now();
+        let said = sentry.speak(&self.domain, time, None, Event::Security(event));
         self.push(subject, &said);
     }
 
@@ -328,6 +354,7 @@ impl Log {
                     round,
                     fragment: Fragment::FIRST,
                     inputs,
+                    left_out: Vec::new(),
                     rest: 0,
                 },
             );
@@ -417,6 +444,6 @@ pub(crate) fn event(record: &Record) -> LedgerEvent {
     let body = EventBody::decode(&signed(record).body).expect("an event's body");
     match body.event {
         Event::Ledger(event) => event,
-        Event::Worker(event) => panic!("{event:?}"),
+        other => panic!("{other:?}"),
     }
 }

@@ -2,15 +2,19 @@
 
 mod ancestry;
 mod checkpoints;
+mod cohorts;
 mod compare;
 mod differ;
 mod foreign;
 mod intake;
+mod known;
 mod lineage;
 mod log;
 mod merges;
 mod properties;
+mod questions;
 mod readers;
+mod security;
 mod told;
 mod tree;
 mod verdicts;

@@ -14,7 +14,7 @@ use schemas::{Code, Message as _};
 use tlog::layout::{CHECKPOINT, add_entry, entries_of};
 use tlog::{Head, Write, Writer};
 
-use crate::log::{DOMAIN, Log as Written, Member, PLAN, Plan, nkey, run};
+use crate::log::{DOMAIN, Emitter, Log as Written, Member, PLAN, Plan, SENTRY, nkey, run};
 
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
@@ -40,6 +40,7 @@ pub(crate) fn trusted(written: &Written) -> Trusted {
         domain: DOMAIN.to_owned(),
         tenants: vec![nkey(0, &[9; 32]).parse().expect("a key")],
         coordinators: vec![written.coordinator.public.clone()],
+        sentries: vec![Emitter::new(SENTRY).public],
         heads: vec![key(SERVICE).verifying_key().to_bytes()],
     }
 }

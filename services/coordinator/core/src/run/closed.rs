@@ -8,7 +8,7 @@ use schemas::lease::{ClaimOutcome, ClaimReply};
 
 use crate::coordinator::run_closed;
 use crate::effect::Answer;
-use crate::input::{Peer, WorkerRequest};
+use crate::input::{Peer, ReplyId, WorkerRequest};
 use crate::run::members::{check_member, check_session, has_left, left};
 use crate::run::results::counted_before;
 use crate::turn::{Handled, Outcome, Turn};
@@ -19,6 +19,7 @@ pub(crate) fn request(
     turn: &mut Turn<'_>,
     peer: &Peer,
     request: &WorkerRequest,
+    reply: ReplyId,
 ) -> Handled {
     match request {
         WorkerRequest::Claim(_) => {
@@ -39,6 +40,8 @@ pub(crate) fn request(
             counted_before(run, &submission.statement.lease, statement)
                 .unwrap_or_else(|| Err(run_closed(run.name()).into()))
         }
+        // They also sign what a worker still has from the time of the run.
+        WorkerRequest::Keys(_) => turn.show_keys(reply),
         WorkerRequest::Join(_)
         | WorkerRequest::Renew(_)
         | WorkerRequest::Release(_)

@@ -6,6 +6,16 @@ use schemas::snapshot::MergeInput;
 use schemas::sync::SealedInput;
 use schemas::{SyncId, Weight};
 
+/// The contributions whose directions are compared now, before their round is sealed: it has all
+/// that it waits for.
+pub(super) fn to_compare(run: &Run, sync: SyncId, open: &OpenSync) -> Vec<MergeInput> {
+    let in_set = open.inputs().count() as u64;
+    match open.collects() && in_set == u64::from(run.spec.schedule.units) {
+        true => run.uncompared(sync.round),
+        false => Vec::new(),
+    }
+}
+
 /// The inputs of a set that is sealed now, ascending by unit; none while its round still waits. If
 /// a coordinator died while it wrote a seal, the rule gives the inputs that are left to complete
 /// it.
@@ -19,11 +29,12 @@ pub(super) fn due(run: &Run, sync: SyncId, open: &OpenSync) -> Option<Vec<Sealed
         }
         None => in_set == u64::from(run.spec.schedule.units),
     };
+    let is_due = is_due && to_compare(run, sync, open).is_empty();
     match run.spec.policy.closing {
         Closing::All => is_due.then(|| {
             let outliers = run.outliers(sync.round);
             let weighed = unnamed.map(by_tokens).map(|input| SealedInput {
-                weight: match outliers.contains(&input.unit) {
+                weight: match outliers.contains_key(&input.unit) {
                     true => Weight(0),
                     false => input.weight,
                 },

@@ -7,13 +7,16 @@ use ledger::{Member, Run};
 use schemas::event::Departure;
 use schemas::{Code, Rank, Refusal, Seat, WorkerId};
 
-use crate::input::Peer;
+use crate::input::{Peer, Recorded};
 use crate::run::RunRoom;
 use crate::turn::Turn;
 
 /// Refuses a seat that is not the worker's, or that another member has. The seat comes from the
 /// record of issued credentials; nothing that the worker sends names one.
-pub(crate) fn check_seat(run: &Run, peer: &Peer, seat: Option<&Seat>) -> Result<(), Refusal> {
+///
+/// The same worker under the key that it had before stands in nobody's way: it is about to leave.
+pub(crate) fn check_seat(run: &Run, peer: &Peer, recorded: &Recorded) -> Result<(), Refusal> {
+    let seat = recorded.seat.as_ref();
     let shown = |seat: Option<&Seat>| seat.map_or("no seat".to_owned(), ToString::to_string);
     let before = run.members.get(&peer.worker);
     if let Some(member) = before.filter(|member| member.seat.as_ref() != seat) {
@@ -25,8 +28,10 @@ pub(crate) fn check_seat(run: &Run, peer: &Peer, seat: Option<&Seat>) -> Result<
         );
         return Err(Refusal::new(Code::IdentityMismatch, detail));
     }
+    let own = |other: &WorkerId| recorded.before.contains(other);
     match seat.and_then(|seat| Some((seat, run.in_the_way(&peer.worker, seat)?))) {
         None => Ok(()),
+        Some((_, (other, _))) if own(other) => Ok(()),
         Some((seat, (other, held))) => Err(Refusal::new(
             Code::SeatTaken,
             format!("{seat}: {other} has {held}"),

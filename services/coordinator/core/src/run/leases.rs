@@ -10,6 +10,7 @@ use schemas::lease::{
     RenewRequest, UnitId, UnitKind,
 };
 use schemas::limits::CLAIM_WAIT_MAX;
+use schemas::run::Policy;
 use schemas::{Code, Digest, Millis, Refusal, Round, RunId, UnixMillis, V, WorkerId};
 
 use crate::coordinator::draining;
@@ -65,6 +66,7 @@ impl RunRoom<'_> {
             // Checked here and spent when a lease is granted: a claim that waits in vain writes no
             // event, and is repeated every few seconds.
             self.live.check_fruitless(turn.now, &peer.worker)?;
+            self.check_room_for_uploads(turn.now, &peer.worker)?;
         }
         let until = turn.now.after(request.wait.min(CLAIM_WAIT_MAX));
         let older = self.live.claims.hold(peer.worker.clone(), reply, until);
@@ -176,11 +178,11 @@ impl RunRoom<'_> {
     ) -> Handled {
         let life = self.run.spec.policy.lease;
         if let Err(refusal) = check_holder(&self.run, peer, &request.lease) {
-            let stalled = self.live.stalled.get(&peer.worker) == Some(&request.lease);
-            return Err(if stalled {
-                stood_still(&request.lease, life).into()
-            } else {
-                refusal.into()
+            let stalled = self.live.stalled.get(&peer.worker);
+            let stalled = stalled.filter(|(lease, _)| *lease == request.lease);
+            return Err(match stalled {
+                Some((_, why)) => why.clone().into(),
+                None => refusal.into(),
             });
         }
         check_steps(&self.run, Some(&request.lease), request.steps_done)?;
@@ -223,8 +225,13 @@ impl RunRoom<'_> {
             LeaseState::Runs(until) => self.wake(turn, until, RunTimer::Lease(unit)),
             LeaseState::Ends(lease, worker, cause) => {
                 if cause == LeaseEnd::Stalled {
-                    self.live.stalled.insert(worker.clone(), lease);
-                    let refusal = stood_still(&lease, self.run.spec.policy.lease);
+                    let life = self.run.spec.policy.lease;
+                    let refusal = match self.live.lease(&unit).stands_still(turn.now, life) {
+                        true => stood_still(&lease, life),
+                        false => lasted(&lease),
+                    };
+                    let told = (lease, refusal.clone());
+                    self.live.stalled.insert(worker.clone(), told);
                     self.unit_failed(turn, unit, &worker, &refusal);
                 }
                 self.end_lease(turn, lease, cause);
@@ -240,7 +247,12 @@ impl RunRoom<'_> {
         if held.is_checked() {
             return LeaseState::Checked;
         }
-        match held.due(self.run.spec.policy.lease) {
+        let policy = &self.run.spec.policy;
+        let pace = match unit.kind {
+            UnitKind::Train => self.live.spans.pace_of_others(worker),
+            UnitKind::Evaluate => None,
+        };
+        match held.due(policy.lease, age_max(policy, pace)) {
             (due_at, _) if due_at > now => LeaseState::Runs(due_at),
             (_, cause) => LeaseState::Ends(LeaseRef { unit, epoch }, worker.clone(), cause),
         }
@@ -360,6 +372,31 @@ fn stood_still(lease: &LeaseRef, life: Millis) -> Refusal {
         Code::LeaseStalled,
         format!("no step and no byte of lease {lease} for {seconds} s"),
     )
+}
+
+fn lasted(lease: &LeaseRef) -> Refusal {
+    let detail = format!(
+        "lease {lease} lasted longer than any may, or many times as long as units of others"
+    );
+    Refusal::new(Code::LeaseStalled, detail)
+}
+
+/// Longest life of a lease, whatever its holder reports: nobody can check the reports, and long
+/// training is split into units. A worker that only claims progress keeps its round from closing
+/// for a day at most; for less where the pace of others is known ([`age_max`]).
+const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
+
+/// The longest that a lease may last in a run with these rules, beside others that took `pace` for
+/// such a unit. Never less than a lease may stand still.
+fn age_max(policy: &Policy, pace: Option<Millis>) -> Millis {
+    match pace {
+        Some(pace) if policy.pace_ratio_max > 0 => {
+            let longest = pace.get().saturating_mul(policy.pace_ratio_max.into());
+            let longest = Millis(longest).max(progress_wait(policy.lease));
+            LEASE_AGE_MAX.min(longest)
+        }
+        _ => LEASE_AGE_MAX,
+    }
 }
 
 /// The next worker and its unit. Claims are served in the order of their arrival; the oldest unit

@@ -47,7 +47,7 @@ pub(crate) struct LiveRun {
     pub(crate) failed_in_a_row: u32,
     /// The last lease of each worker that ended because it made no progress; the worker is told so
     /// when it asks.
-    pub(crate) stalled: BTreeMap<WorkerId, LeaseRef>,
+    pub(crate) stalled: BTreeMap<WorkerId, (LeaseRef, Refusal)>,
     pub(crate) spans: UnitTimes,
     /// True while evaluations come before training, since too many wait.
     pub(crate) catching_up: bool,
@@ -57,7 +57,7 @@ pub(crate) struct LiveRun {
     /// The bytes that all of them report as moved.
     pub(crate) traffic: Traffic,
     /// Uploads of each worker that are part of no result that counts.
-    pub(crate) unused: BTreeMap<WorkerId, DecayingCount>,
+    pub(crate) unused: BTreeMap<WorkerId, Unused>,
     /// Joins and leases of each worker that led to events since its last result that counts. An
     /// entry outlives the membership, since leaving would clear it otherwise; the size of the
     /// roster bounds the number of entries.
@@ -80,6 +80,8 @@ pub(crate) struct Foundry {
     pub(crate) outdated: bool,
     /// Its unfinished order on the weights.
     pub(crate) task: Option<WeightsOrder>,
+    /// The round whose contributions it compares. It does that beside everything else.
+    pub(crate) comparing: Option<Round>,
     /// The outcome of its last merge, until the round is closed with it. A hold keeps it here; if
     /// this process ends first, the next one merges the same set again, to the same weights.
     pub(crate) merged: Option<(SyncId, Merged)>,
@@ -88,15 +90,20 @@ pub(crate) struct Foundry {
     /// Failures in a row; they decide the wait before the next try.
     pub(crate) failures: u32,
     pub(crate) save_failures: u32,
+    pub(crate) compare_failures: u32,
     /// No try before this time.
     pub(crate) retry_at: UnixMillis,
     pub(crate) save_at: UnixMillis,
+    pub(crate) compare_at: UnixMillis,
     /// The reason why the last try failed; none after a success.
     pub(crate) trouble: Option<Refusal>,
     pub(crate) save_trouble: Option<Refusal>,
+    pub(crate) compare_trouble: Option<Refusal>,
     /// Set if the weights differ from what the ledger says, or cannot be had: the run gives out no
     /// work until a restart.
     pub(crate) halted: Option<Refusal>,
+    /// Sums of masked rounds in a row that were not had, since a worker joined.
+    pub(crate) sums_lost: u32,
 }
 
 /// An order to the foundry on a run's weights.
@@ -225,6 +232,54 @@ impl DecayingCount {
     }
 }
 
+/// Uploads of a worker that are in no result that counts. Some of them may lie in the store for
+/// days: a URL can be used after its lease was given back, when nobody deletes what it brings.
+#[derive(Debug, Default)]
+pub(crate) struct Unused {
+    fading: DecayingCount,
+    /// All of them, less one contribution for each result that counts.
+    total: usize,
+}
+
+impl Unused {
+    /// Contributions of which the uploads may be in no result before a worker has to wait.
+    pub(crate) const CONTRIBUTIONS_MAX: usize = 4;
+    /// Longest time in which one contribution is forgotten: a worker that was unlucky for long is
+    /// not shut out for good.
+    const SPAN_MAX: Millis = Millis::from_secs(24 * 3600);
+
+    /// The uploads that are not forgotten at `now`, where a contribution has `chunks`.
+    pub(crate) fn at(&mut self, now: UnixMillis, chunks: usize, lease: Millis) -> usize {
+        let span = self.span(chunks, lease);
+        self.fading.at(now, chunks, span)
+    }
+
+    /// The time in which one contribution is forgotten: a lease time, since a worker that loses a
+    /// lease by being slow took at least that long; and twice as long after each further one. So the
+    /// number in three days is that of the first four and of some ten more, however often the worker
+    /// takes a lease and gives it back.
+    pub(crate) fn span(&self, chunks: usize, lease: Millis) -> Millis {
+        let further = (self.total / chunks.max(1)).saturating_sub(Self::CONTRIBUTIONS_MAX);
+        let times = u32::try_from(further)
+            .ok()
+            .and_then(|further| 1_u64.checked_shl(further));
+        let span = lease.get().saturating_mul(times.unwrap_or(u64::MAX));
+        Millis(span).min(Self::SPAN_MAX.max(lease))
+    }
+
+    /// Counts uploads that were granted.
+    pub(crate) fn add(&mut self, more: usize) {
+        self.fading.add(more);
+        self.total = self.total.saturating_add(more);
+    }
+
+    /// A result of `chunks` counts, and `used` of the uploads are in it.
+    pub(crate) fn counts(&mut self, used: usize, chunks: usize) {
+        self.fading.used(used);
+        self.total = self.total.saturating_sub(used.saturating_add(chunks));
+    }
+}
+
 /// A held request for objects.
 #[derive(Debug)]
 pub(crate) struct HeldRead {
@@ -335,13 +390,18 @@ impl LiveLease {
         self.bytes_moved = self.bytes_moved.max(bytes_moved);
     }
 
+    /// True if neither a step nor a byte came for so long that the lease ends.
+    pub(crate) fn stands_still(&self, now: UnixMillis, life: Millis) -> bool {
+        self.progress_at.after(progress_wait(life)) <= now
+    }
+
     /// The time at which the lease ends without further progress or renewal, and the reason for
-    /// that end.
-    pub(crate) fn due(&self, life: Millis) -> (UnixMillis, LeaseEnd) {
+    /// that end. `slowest` is the longest that it may take beside others.
+    pub(crate) fn due(&self, life: Millis, slowest: Millis) -> (UnixMillis, LeaseEnd) {
         let stalls_at = self
             .progress_at
             .after(progress_wait(life))
-            .min(self.granted_at.after(LEASE_AGE_MAX));
+            .min(self.granted_at.after(slowest));
         if stalls_at < self.expires_at {
             (stalls_at, LeaseEnd::Stalled)
         } else {
@@ -409,11 +469,6 @@ impl Claims {
     }
 }
 
-/// Longest life of a lease, whatever its holder reports: nobody can check the reports, and long
-/// training is split into units. A worker that only claims progress keeps its round from closing
-/// for a day at most.
-const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
-
 /// Time without a step or a byte after which a lease can no longer be renewed, for a run with this
 /// lease time. A healthy worker is silent for so long only during one step, or while it encodes
 /// between the last step and the first byte; both take minutes at most.
@@ -472,6 +527,49 @@ mod tests {
         unused.used(1);
         assert_eq!(unused.at(UnixMillis(1030), 2, span), 1);
         assert_eq!(unused.at(UnixMillis(u64::MAX), 2, Millis(0)), 0);
+    }
+
+    /// Between two results a worker's useless uploads become rarer and rarer, and are never refused
+    /// for good.
+    #[test]
+    fn useless_uploads_wait_twice_as_long_each_time_up_to_a_day() {
+        const CHUNKS: usize = 2;
+        let lease = Millis::from_secs(600);
+        let day = Millis::from_secs(24 * 3600);
+        let mut unused = Unused::default();
+        let mut now = UnixMillis(1000);
+        let room = Unused::CONTRIBUTIONS_MAX * CHUNKS;
+        let fits = |unused: &mut Unused, now| unused.at(now, CHUNKS, lease) + CHUNKS <= room;
+        for _ in 0..Unused::CONTRIBUTIONS_MAX {
+            assert!(fits(&mut unused, now));
+            unused.add(CHUNKS);
+        }
+        let mut waits = Vec::new();
+        for _ in 0..10 {
+            assert!(!fits(&mut unused, now));
+            let span = unused.span(CHUNKS, lease);
+            assert!(!fits(&mut unused, UnixMillis(now.get() + span.get() - 1)));
+            now = now.after(span);
+            assert!(fits(&mut unused, now), "after {span} ms");
+            waits.push(span.get() / lease.get());
+            unused.add(CHUNKS);
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 144, 144]);
+        // A result that counts has one of them forgiven, beside its own.
+        unused.add(CHUNKS);
+        unused.counts(CHUNKS, CHUNKS);
+        assert_eq!(unused.total, (Unused::CONTRIBUTIONS_MAX + 9) * CHUNKS);
+        for _ in 0..20 {
+            unused.counts(0, CHUNKS);
+        }
+        assert_eq!(unused.span(CHUNKS, lease), lease);
+        assert_eq!(
+            unused.span(0, Millis(2 * day.get())),
+            Millis(2 * day.get()),
+            "a lease may be longer"
+        );
+        unused.total = usize::MAX;
+        assert_eq!(unused.span(1, lease), day);
     }
 
     #[test]

@@ -1,16 +1,16 @@
 //! The workers of the run: joining, leaving, signs of life, removal.
 
-use ledger::{Member, Run};
+use ledger::{KeyState, Member, Run};
 use schemas::event::{Departure, LeaseEnd, LedgerEvent};
 use schemas::lease::{LeaseRef, UnitKind};
 use schemas::limits::WORKERS_MAX;
 use schemas::member::{JoinReply, JoinRequest, LeaveRequest, Session};
-use schemas::{Code, Refusal, Seat, Steps, UnixMillis, V, WorkerId};
+use schemas::{Code, Refusal, Steps, UnixMillis, V, WorkerId};
 
 use crate::deadline::RunTimer;
 use crate::denial::cut_text;
 use crate::effect::Answer;
-use crate::input::Peer;
+use crate::input::{Peer, Recorded};
 use crate::run::RunRoom;
 use crate::run::groups::sealed_seat;
 use crate::run::live::Presence;
@@ -26,7 +26,7 @@ impl RunRoom<'_> {
         &mut self,
         turn: &mut Turn<'_>,
         peer: &Peer,
-        seat: Option<Seat>,
+        recorded: Recorded,
         request: JoinRequest,
     ) -> Handled {
         let run = &self.run;
@@ -55,11 +55,19 @@ impl RunRoom<'_> {
             );
             self.depart(turn, &peer.worker, Departure::Replaced, &detail);
         }
+        for gone in &recorded.before {
+            if self.run.member(gone).is_some() {
+                let detail = format!("by {}, the same worker with another key", peer.worker);
+                self.depart(turn, gone, Departure::Replaced, &detail);
+            }
+        }
         if !renewed {
-            self.append(turn, joined(peer, seat, request));
+            let joined = joined(&self.run, peer, recorded, request);
+            self.append(turn, joined);
             // A join also pays for its end: the worker or the coordinator may end a membership
             // once.
             self.live.spend(turn.now, &peer.worker);
+            self.sums_may_come(turn);
         }
         self.watch(turn, &peer.worker);
         self.judge_failures(turn);
@@ -226,7 +234,11 @@ pub(crate) fn left(worker: &WorkerId, cause: Departure, detail: &str) -> LedgerE
 }
 
 /// The event for a join.
-fn joined(peer: &Peer, seat: Option<Seat>, request: JoinRequest) -> LedgerEvent {
+fn joined(run: &Run, peer: &Peer, recorded: Recorded, request: JoinRequest) -> LedgerEvent {
+    let Recorded { seat, before } = recorded;
+    // The ledger follows the keys from there on.
+    let known = |key: &&WorkerId| run.members.contains_key(*key) || run.is_quarantined(key);
+    let before = before.iter().find(known).or(before.first()).cloned();
     let mut trainers = request.trainers;
     trainers.sort_unstable();
     trainers.dedup();
@@ -240,6 +252,7 @@ fn joined(peer: &Peer, seat: Option<Seat>, request: JoinRequest) -> LedgerEvent 
         posture: request.posture,
         session: request.session,
         seat,
+        before,
     }
 }
 
@@ -313,6 +326,36 @@ fn check_key(before: Option<&Member>, peer: &Peer, request: &JoinRequest) -> Res
         )),
         _ => Ok(()),
     }
+}
+
+/// Refuses a worker that was shut out with another of its keys, or goes on with a newer one: another
+/// key is no way around that.
+pub(crate) fn check_keys(run: &Run, worker: &WorkerId, before: &[WorkerId]) -> Result<(), Refusal> {
+    let earlier = || before.iter().flat_map(|key| run.keys(key));
+    if earlier().any(|key| key == worker) {
+        let detail = format!("{worker} had a key that had {worker} before, by the records");
+        return Err(Refusal::new(Code::RegistrationInvalid, detail));
+    }
+    // It takes the place of one that is a member.
+    let replaces = |key: &WorkerId| before.contains(key) && run.member(key).is_some();
+    let spared = |key: &WorkerId| key == worker || replaces(key);
+    let later = || {
+        let mut keys = std::iter::once(worker).chain(earlier());
+        keys.find_map(|key| run.successor_in_the_way(key, spared))
+    };
+    let in_the_way = run.in_the_way_of(earlier().filter(|key| !replaces(key)));
+    let Some((key, state)) = in_the_way.or_else(later) else {
+        return Ok(());
+    };
+    let code = match state {
+        KeyState::Quarantined => Code::WorkerQuarantined,
+        KeyState::Removed => Code::WorkerRemoved,
+        KeyState::Present => Code::Replaced,
+    };
+    Err(Refusal::new(
+        code,
+        format!("{worker} has another key, {key}"),
+    ))
 }
 
 /// Refuses an asker for which there is no place.

@@ -31,7 +31,7 @@ pub(crate) mod holds;
 mod leases;
 mod lists;
 pub(crate) mod live;
-mod masking;
+pub(crate) mod masking;
 pub(crate) mod members;
 pub(crate) mod objects;
 mod offers;
@@ -45,13 +45,13 @@ pub(crate) mod spending;
 pub(crate) mod view;
 
 use ledger::RunFold;
+use schemas::UnixMillis;
 use schemas::event::LedgerEvent;
 use schemas::foundry::Order;
-use schemas::{Seat, UnixMillis};
 
 use crate::deadline::{RunTimer, Timer};
 use crate::effect::Effect;
-use crate::input::{Peer, ReplyId, WorkerRequest};
+use crate::input::{Peer, Recorded, ReplyId, WorkerRequest};
 use crate::quota::Share;
 use crate::run::live::LiveRun;
 use crate::turn::{Handled, Turn};
@@ -79,18 +79,19 @@ impl RunRoom<'_> {
         &mut self,
         turn: &mut Turn<'_>,
         peer: &Peer,
-        seat: Option<Seat>,
+        recorded: Recorded,
         request: WorkerRequest,
         reply: ReplyId,
     ) -> Handled {
         self.heard(turn.now, &peer.worker);
         match request {
-            WorkerRequest::Join(request) => self.join(turn, peer, seat, request),
+            WorkerRequest::Join(request) => self.join(turn, peer, recorded, request),
             WorkerRequest::Leave(request) => self.leave(turn, peer, &request),
             WorkerRequest::Claim(request) => self.claim(turn, peer, &request, reply),
             WorkerRequest::Renew(request) => self.renew(turn, peer, &request),
             WorkerRequest::Release(request) => self.release(turn, peer, &request),
             WorkerRequest::Mask(request) => self.mask(turn, peer, request),
+            WorkerRequest::Keys(_) => turn.show_keys(reply),
             WorkerRequest::Put(request) => self.put(turn, peer, request, reply),
             WorkerRequest::Get(request) => self.get(turn, peer, request, reply),
             WorkerRequest::Stage(request) => self.stage(turn, peer, &request),

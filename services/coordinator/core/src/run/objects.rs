@@ -8,13 +8,13 @@ use schemas::contribution::StageRequest;
 use schemas::foundry::Order;
 use schemas::lease::{UnitKind, Weights};
 use schemas::limits::{GRANTS_MAX, NAMED_CHUNKS_MAX, OBJECT_BYTES_MAX};
-use schemas::{Bytes, Code, Digest, ObjectRef, Refusal};
+use schemas::{Bytes, Code, Digest, Millis, ObjectRef, Refusal, UnixMillis, WorkerId};
 
 use crate::effect::{Effect, Quarantine};
 use crate::input::{Peer, ReplyId};
 use crate::run::RunRoom;
 use crate::run::leases::check_holder;
-use crate::run::live::{HeldRead, LiveRun};
+use crate::run::live::{HeldRead, LiveRun, Unused};
 use crate::run::members::check_member;
 use crate::turn::{Handled, Outcome, Turn};
 
@@ -22,10 +22,6 @@ use crate::turn::{Handled, Outcome, Turn};
 /// worker that begins a unit anew may get other bytes, but not often. A repeated upload is the same
 /// object.
 const UPLOADS_A_CHUNK_MAX: usize = 4;
-/// Uploads of a worker in no result that counts, for each object of a contribution, however often
-/// it takes a lease and gives it back. The number of one contribution is forgotten in every lease
-/// time: a worker that loses a lease by being slow took at least that long.
-const UNUSED_A_CHUNK_MAX: usize = 4;
 /// Hints to read a chunk ahead under one lease, for each chunk of a contribution of
 /// [`NAMED_CHUNKS_MAX`], since a bad line makes a worker repeat them. A larger contribution gets
 /// two for each chunk, since every hint costs the read of a chunk.
@@ -93,17 +89,28 @@ impl RunRoom<'_> {
         }
         let life = self.run.spec.policy.lease;
         let unused = self.live.unused.entry(peer.worker.clone()).or_default();
-        let total = unused.at(turn.now, chunks, life) + new;
-        if total > UNUSED_A_CHUNK_MAX * chunks {
-            let detail = format!(
-                "{total} uploads that are in no result, {chunks} are forgotten every {life} ms"
-            );
-            return Err(Refusal::new(Code::AskedTooMuch, detail));
-        }
+        check_unused(unused, turn.now, new, (chunks, life))?;
         unused.add(new);
         let held = self.live.lease_mut(&request.lease.unit);
         held.uploads.extend(asked);
         Ok(())
+    }
+
+    /// Refuses a training unit to a worker that may not upload a contribution now: it would train
+    /// in vain.
+    ///
+    /// # Errors
+    /// [`Code::AskedTooMuch`].
+    pub(crate) fn check_room_for_uploads(
+        &mut self,
+        now: UnixMillis,
+        worker: &WorkerId,
+    ) -> Result<(), Refusal> {
+        let (chunks, life) = (self.run.spec.uploads(), self.run.spec.policy.lease);
+        match self.live.unused.get_mut(worker) {
+            Some(unused) => check_unused(unused, now, chunks, (chunks, life)),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn stage(
@@ -259,6 +266,23 @@ fn check_uploads(run: &Run, request: &PutRequest) -> Result<(), Refusal> {
         }
         None => Ok(()),
     }
+}
+
+/// Refuses `new` uploads of a worker if too many others are in no result.
+fn check_unused(
+    unused: &mut Unused,
+    now: UnixMillis,
+    new: usize,
+    (chunks, life): (usize, Millis),
+) -> Result<(), Refusal> {
+    let total = unused.at(now, chunks, life).saturating_add(new);
+    if total <= Unused::CONTRIBUTIONS_MAX * chunks {
+        return Ok(());
+    }
+    let span = unused.span(chunks, life);
+    let detail =
+        format!("{total} uploads that are in no result, {chunks} are forgotten every {span} ms");
+    Err(Refusal::new(Code::AskedTooMuch, detail))
 }
 
 /// The first object that a member may not read.

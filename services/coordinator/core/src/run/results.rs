@@ -11,7 +11,7 @@ use schemas::foundry::Order;
 use schemas::lease::{LeaseRef, UnitKind};
 use schemas::limits::{LOSS_MAX, TRAIN_MAX};
 use schemas::run::{Comparison, Privacy, RunSpec};
-use schemas::{Code, Digest, Millis, Refusal, Round, RunId, Tokens, V, WorkerId};
+use schemas::{Code, Digest, Message as _, Millis, Refusal, Round, RunId, Tokens, V, WorkerId};
 use serde_bytes::{ByteArray, ByteBuf};
 
 use crate::deadline::RunTimer;
@@ -82,9 +82,9 @@ impl RunRoom<'_> {
         }
         let tokens = self.evaluation_tokens(lease.unit.kind)?;
         let stated = &submission.statement;
-        if let Err(refusal) =
-            check_statement(self.run.name(), &self.run, &peer.worker, stated, tokens)
-        {
+        let checked = check_statement(self.run.name(), &self.run, &peer.worker, stated, tokens);
+        let checked = checked.and_then(|()| check_form(&self.run, &submission));
+        if let Err(refusal) = checked {
             // The event of the rejection names the reason, as for a result that a check refuses
             // later.
             self.reject(turn, lease, &peer.worker, &refusal);
@@ -215,7 +215,11 @@ impl RunRoom<'_> {
         if let Some(unused) = self.live.unused.get_mut(&worker) {
             // The other uploads of the lease stay counted as unused, like all uploads of a lease
             // without a result.
-            unused.used(uploads.intersection(&named).count());
+            let forgiven = match lease.unit.kind {
+                UnitKind::Train => self.run.spec.uploads(),
+                UnitKind::Evaluate => 0,
+            };
+            unused.counts(uploads.intersection(&named).count(), forgiven);
         }
         // After a restart only the result says what was uploaded.
         let uploads = uploads.union(&named).copied().collect();
@@ -462,13 +466,25 @@ fn check_statement(
     }
     match (&statement.outcome, statement.lease.unit.kind) {
         (Stated::Contribution(contribution), UnitKind::Train) => {
-            check_masked(run, &statement.lease, contribution.loss)?;
+            check_masked(run, &statement.lease, contribution)?;
             check_contribution(run, contribution)
         }
         (Stated::Evaluation(evaluation), UnitKind::Evaluate) => {
             check_evaluation(evaluation, evaluation_tokens)
         }
         (_, kind) => unfit(format!("the result is not of a unit of kind {kind:?}")),
+    }
+}
+
+/// Refuses a statement in a masked run that is not in the form in which every reader encodes it: the
+/// ledger holds its content, and an auditor checks the signature over that.
+fn check_form(run: &Run, submission: &Submission) -> Result<(), Refusal> {
+    match !run.is_masked() || submission.statement.encode() == submission.bytes {
+        true => Ok(()),
+        false => Err(Refusal::new(
+            Code::StatementInvalid,
+            "it is encoded in another form",
+        )),
     }
 }
 
@@ -564,9 +580,7 @@ mod tests {
         let farthest = reach(&spec, Round(0));
         assert!(farthest.is_finite());
         let accepted = |spec: &RunSpec, norm: f64| check_norm(norm, spec, Round(0)).is_ok();
-        spec.policy.comparison = Comparison::Others {
-            norm_ratio_max: 10.0,
-        };
+        spec.policy.comparison = Comparison::of_norms(10.0);
         assert!(accepted(&spec, farthest) && !accepted(&spec, farthest.next_up()));
         spec.policy.comparison = Comparison::None;
         assert!(accepted(&spec, farthest.next_up()));

@@ -8,18 +8,18 @@ use schemas::event::LedgerEvent;
 use schemas::foundry::{Order, Saved};
 use schemas::hold::Hold;
 use schemas::lease::{ClaimOutcome, UnitId, Weights};
-use schemas::limits::SEALED_MAX;
+use schemas::limits::{COMPARED_MAX, SEALED_MAX};
 use schemas::snapshot::MergeInput;
-use schemas::sync::SealedInput;
+use schemas::sync::{ComparedInput, SealedInput};
 use schemas::view::PrivacyView;
 use schemas::{Class, Code, Refusal, Round, SyncId, Tokens, UnixMillis, Weight, WorkerId};
 
 use crate::deadline::RunTimer;
 use crate::input::{Merged, ReplyId};
 use crate::run::RunRoom;
-use crate::run::closing::due;
+use crate::run::closing::{due, to_compare};
 use crate::run::draw::Data;
-use crate::run::live::{LiveRun, WeightsOrder, backoff};
+use crate::run::live::{Foundry, LiveRun, WeightsOrder, backoff};
 use crate::run::objects::RefusedRead;
 use crate::turn::Turn;
 
@@ -29,6 +29,7 @@ const ASKED: &str = "the set that the foundry was asked to merge is the next";
 #[derive(Debug, PartialEq)]
 enum NextStep {
     Restore,
+    Compare(Round, Vec<MergeInput>),
     Seal(SyncId, Vec<SealedInput>),
     Open(Round),
     Spend(PrivacyView),
@@ -46,6 +47,7 @@ impl RunRoom<'_> {
         while let Some(step) = next_step(&self.run, self.live, turn.now) {
             match step {
                 NextStep::Restore => self.restore(turn),
+                NextStep::Compare(round, inputs) => self.compare(turn, round, inputs),
                 NextStep::Seal(sync, inputs) => self.seal(turn, sync, &inputs),
                 NextStep::Open(round) => self.open_round(turn, round),
                 NextStep::Spend(spent) => self.spend_out(turn, spent),
@@ -196,15 +198,68 @@ impl RunRoom<'_> {
         }
     }
 
+    /// Has the directions of a round's contributions compared.
+    fn compare(&mut self, turn: &mut Turn<'_>, round: Round, inputs: Vec<MergeInput>) {
+        self.live.foundry.comparing = Some(round);
+        self.order(turn, Order::Compare { round, inputs });
+    }
+
+    /// Takes the cosines of a round's contributions, in as many events as that takes. Contributions
+    /// that were withdrawn meanwhile make them worth nothing: the rest is compared anew.
+    pub(crate) fn compared(
+        &mut self,
+        turn: &mut Turn<'_>,
+        round: Round,
+        outcome: Result<Vec<ComparedInput>, Refusal>,
+    ) {
+        // An answer that was not asked for changes nothing.
+        if self.live.foundry.comparing != Some(round) {
+            return;
+        }
+        self.live.foundry.comparing = None;
+        match outcome {
+            Ok(cosines) if answers(&self.run, round, &cosines) => {
+                self.live.foundry.compare_failures = 0;
+                self.live.foundry.compare_trouble = None;
+                for part in cosines.chunks(COMPARED_MAX) {
+                    let cosines = part.to_vec();
+                    self.append(turn, LedgerEvent::RoundCompared { round, cosines });
+                }
+            }
+            // The set has changed meanwhile, and is compared anew.
+            Ok(cosines) if !is_of_these(&self.run, round, &cosines) && !cosines.is_empty() => {}
+            // The same question again at once would get the same answer, for ever.
+            Ok(_) => {
+                let detail = format!("the comparison of round {round} gave no cosines");
+                self.compare_later(turn, Refusal::new(Code::Internal, detail));
+            }
+            Err(refusal) => self.compare_later(turn, refusal),
+        }
+        self.advance(turn);
+    }
+
+    fn compare_later(&mut self, turn: &mut Turn<'_>, refusal: Refusal) {
+        let foundry = &mut self.live.foundry;
+        foundry.compare_failures = foundry.compare_failures.saturating_add(1);
+        foundry.compare_at = turn.now.after(backoff(foundry.compare_failures));
+        foundry.compare_trouble = Some(refusal);
+        let compare_at = foundry.compare_at;
+        self.wake(turn, compare_at, RunTimer::Weights);
+    }
+
     /// Names the inputs of a merge before the merge, in as many events as that takes.
     fn seal(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: &[SealedInput]) {
         let mut rest = inputs.len();
+        let outliers = self.run.outliers(sync.round);
         for part in inputs.chunks(SEALED_MAX) {
             rest -= part.len();
+            let units = part.iter().map(|input| input.unit);
+            let reason = |unit| Some((unit, *outliers.get(&unit)?));
             let sealed = LedgerEvent::RoundSealed {
                 round: sync.round,
                 fragment: sync.fragment,
                 inputs: part.to_vec(),
+                left_out: units.filter_map(reason).collect(),
                 rest: rest as u32,
             };
             self.append(turn, sealed);
@@ -357,6 +412,9 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
     if foundry.halted.is_some() {
         return None;
     }
+    if let Some(compare) = next_comparison(run, foundry, now) {
+        return Some(compare);
+    }
     if let Some(seal) = next_seal(run).filter(|_| !held) {
         return Some(seal);
     }
@@ -370,7 +428,7 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
         return (foundry.retry_at <= now).then_some(NextStep::Restore);
     }
     let closed = run.rounds_closed();
-    let started = !run.rounds.is_empty() || run.present() >= run.spec.policy.workers_min;
+    let started = !run.rounds.is_empty() || run.ready() >= run.spec.policy.workers_min;
     let ends = match run.budget_end() {
         None => false,
         Some(BudgetEnd::Certain) => true,
@@ -414,6 +472,36 @@ fn next_step(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<NextStep> {
 fn next_seal(run: &Run) -> Option<NextStep> {
     let mut open = run.open.iter();
     open.find_map(|(sync, open)| Some(NextStep::Seal(*sync, due(run, *sync, open)?)))
+}
+
+/// The comparison of the first open round that waits for one. A part of it that was written before
+/// this process began is written by the same numbers again.
+fn next_comparison(run: &Run, foundry: &Foundry, now: UnixMillis) -> Option<NextStep> {
+    if foundry.comparing.is_some() || foundry.compare_at > now {
+        return None;
+    }
+    run.open.iter().find_map(|(sync, open)| {
+        let inputs = to_compare(run, *sync, open);
+        (!inputs.is_empty()).then_some(NextStep::Compare(sync.round, inputs))
+    })
+}
+
+/// True for an answer with each contribution that is to be compared now, and cosines of them.
+fn answers(run: &Run, round: Round, cosines: &[ComparedInput]) -> bool {
+    let mut numbers = cosines.iter().map(|one| one.cosine);
+    let are_cosines = numbers.all(|one| (-1.0..=1.0).contains(&one));
+    !cosines.is_empty() && is_of_these(run, round, cosines) && are_cosines
+}
+
+/// True for an answer about each contribution that is to be compared now, and about no other.
+fn is_of_these(run: &Run, round: Round, cosines: &[ComparedInput]) -> bool {
+    let open = run.open.iter().find(|(sync, _)| sync.round == round);
+    let due = open.map_or_else(Vec::new, |(sync, open)| to_compare(run, *sync, open));
+    let asked = due
+        .iter()
+        .map(|input| (input.lease.unit.index, input.lease.epoch));
+    let told = cosines.iter().map(|one| (one.unit, one.epoch));
+    asked.eq(told)
 }
 
 /// A masked round whose sum cannot be had: too few contributions are in, and no other can come, or

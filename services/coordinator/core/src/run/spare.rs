@@ -39,6 +39,16 @@ impl UnitTimes {
         spans.insert(worker.clone(), since.until(now));
     }
 
+    /// The usual time of a training unit of workers other than this one: the upper median of the
+    /// last of each. None if fewer than two are known: of one nobody can tell what is usual. Half of
+    /// them cannot make it shorter than the others are.
+    pub(crate) fn pace_of_others(&self, worker: &WorkerId) -> Option<Millis> {
+        let others = self.training.iter().filter(|(other, _)| *other != worker);
+        let mut spans: Vec<Millis> = others.map(|(_, span)| *span).collect();
+        spans.sort_unstable();
+        (spans.len() >= 2).then(|| spans[spans.len() / 2])
+    }
+
     /// The time that an evaluation would take `worker`. If the worker has made none, this is its
     /// time for training on as many tokens, which is longer: training does the same and then the
     /// backward pass.
@@ -121,6 +131,24 @@ mod tests {
 
     use super::*;
     use crate::fixture::*;
+
+    #[test]
+    fn the_usual_pace_is_the_upper_median_of_others() {
+        let mut spans = UnitTimes::default();
+        let mut note = |number: u32, span: u64| {
+            let unit = train(0, number);
+            spans.note(&unit, &worker(number), START, START.after(Millis(span)));
+            spans.pace_of_others(&worker(1))
+        };
+        assert_eq!(note(1, 9000), None, "its own time does not count");
+        assert_eq!(note(2, 100), None, "of one other nobody can tell");
+        assert_eq!(note(3, 500), Some(Millis(500)));
+        assert_eq!(note(4, 1), Some(Millis(100)));
+        assert_eq!(note(5, 2), Some(Millis(100)), "half of them hurry in vain");
+        let evaluation = kit::evaluate(0);
+        spans.note(&evaluation, &worker(6), START, START.after(Millis(9)));
+        assert_eq!(spans.pace_of_others(&worker(1)), Some(Millis(100)));
+    }
 
     /// The guess for worker 1, which trained on 32 tokens in 3,200 ms and never evaluated.
     fn guessed(sequences: u32) -> Option<Millis> {

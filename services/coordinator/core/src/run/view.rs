@@ -74,18 +74,24 @@ pub(crate) fn open_view(name: &RunId, run: &Run, live: &LiveRun, now: UnixMillis
 /// The problem that holds a run up, if it passes by itself or when another worker starts: too few
 /// or no workers, an order that the foundry tries again, a unit that fails.
 fn trouble(run: &Run, live: &LiveRun, now: UnixMillis) -> Option<Refusal> {
-    let (present, least) = (run.present(), run.spec.policy.workers_min);
+    let (ready, least) = (run.ready(), run.spec.policy.workers_min);
     if let Some(deserted) = deserted(run, live, now) {
         return Some(deserted);
     }
-    if run.rounds.is_empty() && present < least {
-        let detail = format!("{present} of at least {least} workers are members");
+    if run.rounds.is_empty() && ready < least {
+        let present = run.present();
+        let seated = match present == ready {
+            true => String::new(),
+            false => format!(" ({present} members; a group is one, once it is complete)"),
+        };
+        let detail = format!("{ready} of at least {least} workers are members{seated}");
         return Some(Refusal::new(Code::TooFewWorkers, detail));
     }
     let foundry = live
         .foundry
         .trouble
         .as_ref()
+        .or(live.foundry.compare_trouble.as_ref())
         .or(live.foundry.save_trouble.as_ref())
         .cloned();
     let of_a_unit = || {

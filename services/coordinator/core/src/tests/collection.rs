@@ -1,5 +1,6 @@
 //! Collection: an operator has the objects of old rounds deleted, while the run goes on.
 
+use ledger::{Named, Needed};
 use schemas::collection::{CollectReply, CollectRequest};
 use schemas::control::{OperatorObjects, RunNew, Shutdown};
 use schemas::event::LedgerEvent;
@@ -41,6 +42,7 @@ fn request(keep: u32, delete: bool) -> CollectRequest {
         run: run_id(),
         keep,
         delete: delete.then(|| "the disk is full".parse().expect("a reason")),
+        store_is_ours: delete,
     }
 }
 
@@ -94,6 +96,60 @@ fn what_would_go_is_told_and_nothing_is_written() {
     assert_eq!(told.contributions.rounds, Some((Round(0), Round(2))));
     assert_eq!(world.journal.len(), before);
     assert!(world.deleted.is_empty() && ends(&world) == 0);
+}
+
+/// An order that comes from another program than `diloctl` is held to the same word.
+#[test]
+fn nothing_is_deleted_unless_the_order_says_that_the_store_is_ours() {
+    let mut world = trained(4);
+    let order = CollectRequest {
+        store_is_ours: false,
+        ..request(2, true)
+    };
+    let asked = world.control(ControlRequest::RunGc(order));
+    assert_eq!(world.refusal(asked), Code::StoreNotOurs);
+    assert!(!world.seen.iter().any(looks), "the store is not looked at");
+    assert_eq!(ends(&world), 0);
+    // To be told needs no such word.
+    assert_eq!(collect(&mut world, 2, false).deleted, None);
+}
+
+#[test]
+fn what_an_operator_has_committed_is_kept_for_a_while() {
+    let mut world = trained(4);
+    let going = contribution_of_round(&world, 0);
+    let commit = OperatorObjects {
+        v: V,
+        objects: vec![going],
+    };
+    world.control(ControlRequest::BlobCommit(commit));
+    world.answer_pending();
+    let committed = |world: &mut World| {
+        ask(world, 2, false);
+        let Effect::Collect(Collect::Look { needed, .. }) = world.take_pending(looks) else {
+            panic!("it looks");
+        };
+        world.input(Input::Looked {
+            outcome: Ok(ledger::Plan::default()),
+        });
+        needed
+    };
+    let kept = [Needed::by_all(Named::Plain(going))];
+    assert_eq!(committed(&mut world), kept);
+    world.wait(Millis::from_secs(25 * 3600));
+    assert_eq!(committed(&mut world), []);
+}
+
+fn contribution_of_round(world: &World, round: u64) -> schemas::ObjectRef {
+    let named = world.journal.iter().find_map(|body| match &body.event {
+        schemas::event::Event::Ledger(LedgerEvent::ContributionAccepted {
+            lease,
+            contribution,
+            ..
+        }) if lease.unit.round == Round(round) => Some(contribution.chunks.objects()[0]),
+        _ => None,
+    });
+    named.expect("it was accepted")
 }
 
 #[test]
@@ -233,7 +289,7 @@ fn weights_of_a_merge_that_no_event_names_yet_are_needed() {
         unreachable!("it was picked");
     };
     let expected = merged(&world.run().spec, Round(3)).broadcast.chunks;
-    assert_eq!(needed, [expected]);
+    assert_eq!(needed, [Needed::by_all(Named::Chunks(expected))]);
 }
 
 #[test]

@@ -445,6 +445,7 @@ fn cause(event: &LedgerEvent) -> Option<String> {
         | LedgerEvent::CoordinatorStopped { .. }
         | LedgerEvent::RunCompleted
         | LedgerEvent::RoundOpened { .. }
+        | LedgerEvent::RoundCompared { .. }
         | LedgerEvent::RoundSealed { .. }
         | LedgerEvent::RoundClosed { .. }
         | LedgerEvent::PrivacySpent { .. }
@@ -467,7 +468,7 @@ fn tl_15_every_change_names_who_caused_it() {
             .iter()
             .filter_map(|body| match &body.event {
                 Event::Ledger(event) => cause(event).map(|cause| (event.kind(), cause)),
-                Event::Worker(_) => None,
+                Event::Worker(_) | Event::Security(_) => None,
             });
         let expected: Vec<_> = kinds.iter().map(|kind| (*kind, who.to_owned())).collect();
         assert_eq!(named.collect::<Vec<_>>(), expected);

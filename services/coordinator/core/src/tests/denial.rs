@@ -44,7 +44,7 @@ fn told(world: &World, from: usize) -> Vec<Recorded> {
     };
     let ledger = |body: &schemas::event::EventBody| match &body.event {
         Event::Ledger(found) => event(found),
-        Event::Worker(_) => None,
+        Event::Worker(_) | Event::Security(_) => None,
     };
     world.journal[from..].iter().filter_map(ledger).collect()
 }

@@ -78,6 +78,27 @@ fn fg_03_a_group_gets_no_work_before_each_of_its_seats_is_taken() {
     }
 }
 
+/// A run that waits for two workers waits for two that train: a group is one, once it is complete.
+#[test]
+fn fg_03_a_run_that_waits_for_workers_counts_groups_and_not_seats() {
+    let mut spec = spec("demo");
+    (spec.policy.workers_min, spec.schedule.units) = (2, 2);
+    let mut world = World::with_run(spec);
+    let opened = |event: &LedgerEvent| matches!(event, LedgerEvent::RoundOpened { .. });
+    for rank in 0..3 {
+        world.join_seated(rank + 1, &seat(rank, 3));
+        assert_eq!(world.count(opened), 0, "rank {rank}");
+        let trouble = world.view().trouble.expect("it waits");
+        assert_eq!(trouble.code, Code::TooFewWorkers);
+        let ready = u32::from(rank == 2);
+        let starts = format!("{ready} of at least 2 workers");
+        assert!(trouble.detail.starts_with(&starts), "{}", trouble.detail);
+    }
+    world.join(4);
+    assert_eq!(world.count(opened), 1);
+    assert!(world.view().trouble.is_none());
+}
+
 #[test]
 fn fg_03_a_worker_without_a_seat_and_a_group_of_one_work_alone() {
     let mut world = World::with_run(spec("demo"));

@@ -263,7 +263,7 @@ fn la_10_a_worker_opens_the_layers_that_its_coordinator_opens_and_no_other() {
         });
         let input = Input::Request {
             peer: peer(1),
-            seat: None,
+            recorded: None,
             request,
             reply: ReplyId(1),
         };
@@ -353,7 +353,7 @@ fn a_run_has_so_many_workers_and_no_more() {
         let request = WorkerRequest::Join(join_request(number));
         Input::Request {
             peer: peer(number),
-            seat: None,
+            recorded: None,
             request,
             reply: ReplyId(1),
         }

@@ -202,6 +202,45 @@ fn a_lease_whose_holder_only_says_that_it_moves_ends() {
     );
 }
 
+/// Where the pace of others is known, progress that a worker only reports holds a unit for so many
+/// times as long.
+#[test]
+fn a_lease_that_lasts_many_times_as_long_as_the_units_of_others_ends() {
+    let until = |ratio: u32, others: u32| {
+        let mut spec = spec("demo");
+        (spec.schedule.units, spec.policy.pace_ratio_max) = (3, ratio);
+        let mut world = World::with_run(spec);
+        world.join(1);
+        let held = world.lease(1);
+        for number in 2..2 + others {
+            world.join(number);
+            let theirs = world.lease(number);
+            // A slow one after a quick one: the slow ones say what is usual.
+            world.wait(Millis::from_secs(10 * u64::from(number - 1)));
+            let result = submission(&world.run().spec, number, theirs, 0);
+            let reply = world.hand_in(number, result, 1.0);
+            assert!(world.answers[&reply].is_ok());
+            renew_with(&mut world, 1, held, Steps(4), Bytes(1));
+        }
+        let from = world.now;
+        let kept = keep(&mut world, held, 3600, |count| 2 + count);
+        (
+            kept,
+            from.until(world.now).get() / 1000 + 10 * (1..=others).sum::<u32>() as u64,
+        )
+    };
+    let (kept, after) = until(50, 2);
+    assert_eq!(kept, Err(Code::LeaseStalled), "and the holder is told");
+    assert!((1000..=1010).contains(&after), "50 times 20 s: {after}");
+    // Never sooner than a lease that stands still.
+    let (kept, after) = until(2, 2);
+    assert_eq!(kept, Err(Code::LeaseStalled));
+    assert!((600..=610).contains(&after), "{after}");
+    // Of one other nobody can tell what is usual; and without the rule a day is left.
+    assert_eq!(until(2, 1).0, Ok(()));
+    assert_eq!(until(0, 2).0, Ok(()));
+}
+
 #[test]
 fn a_renewal_that_the_process_was_too_busy_to_read_still_counts() {
     let mut world = World::with_run(spec("demo"));
@@ -233,7 +272,7 @@ fn everything_that_waited_while_the_process_was_busy_counts_before_a_deadline_do
         });
         world.input_alone(Input::Request {
             peer: peer(number),
-            seat: None,
+            recorded: None,
             request,
             reply,
         });

@@ -16,6 +16,8 @@ use crate::fixture::*;
 use crate::{ReplyId, WorkerRequest};
 
 mod again;
+mod restart;
+mod sums;
 
 const UNITS: u32 = 4;
 
@@ -52,8 +54,14 @@ fn step(world: &mut World, number: u32, lease: LeaseRef, step: MaskStep) -> Repl
 
 fn stage(world: &World, reply: ReplyId) -> MaskStage {
     match &world.answers[&reply] {
-        Ok(Answer::Mask(reply)) => {
+        Ok(Answer::Mask { reply, seals }) => {
             let MaskReply { stage, .. } = &**reply;
+            let has_shares = matches!(stage, MaskStage::Shares(_));
+            assert_eq!(
+                seals.is_some(),
+                has_shares,
+                "only a sealed cohort is signed"
+            );
             stage.clone()
         }
         other => panic!("no stage: {other:?}"),
@@ -124,12 +132,18 @@ fn agreed() -> (World, Vec<LeaseRef>, Vec<Part>) {
     (world, leases, parts)
 }
 
+fn reveal_question(world: &mut World, number: u32, lease: LeaseRef, part: &Part) -> MaskStage {
+    let (cohort, shares) = (part.cohort().digest(), vec![]);
+    let reply = step(world, number, lease, MaskStep::Reveal { cohort, shares });
+    stage(world, reply)
+}
+
 fn reveal(world: &mut World, number: u32, lease: LeaseRef, part: &mut Part) -> MaskStage {
     let cohort = part.cohort().digest();
     let ask = |shares| MaskStep::Reveal { cohort, shares };
-    let reply = step(world, number, lease, ask(vec![]));
-    let MaskStage::Unmask(survivors) = stage(world, reply) else {
-        return stage(world, reply);
+    let survivors = match reveal_question(world, number, lease, part) {
+        MaskStage::Unmask(survivors) => survivors,
+        other => return other,
     };
     let shares = part.reveal(&survivors).expect("the coordinator is honest");
     let reply = step(world, number, lease, ask(shares));
@@ -185,9 +199,7 @@ fn tl_17_settings_that_need_a_contribution_by_itself_are_refused_when_the_run_is
         refused(&|spec| spec.combination = schemas::run::Combination::Median),
         unfit
     );
-    let comparison = schemas::run::Comparison::Others {
-        norm_ratio_max: 4.0,
-    };
+    let comparison = schemas::run::Comparison::of_norms(4.0);
     assert_eq!(refused(&|spec| spec.policy.comparison = comparison), unfit);
     let feedback = |spec: &mut RunSpec| {
         spec.error_feedback = true;
@@ -271,6 +283,40 @@ fn tl_17_a_round_with_masks_is_merged_once_enough_workers_have_revealed_shares()
         reveal(&mut world, 4, leases[3], &mut parts[3]),
         MaskStage::Over
     );
+}
+
+#[test]
+fn tl_17_a_contribution_under_the_masks_of_another_cohort_is_refused() {
+    let (mut world, leases, _) = agreed();
+    let spec = world.run().spec.clone();
+    for other in [None, Some(Digest::of(b"a cohort for one worker alone"))] {
+        let (mut world, leases, _) = agreed();
+        let result = masked_for(submission(&spec, 1, leases[0], 0), other);
+        let reply = world.ask(peer(1), WorkerRequest::Submit(result));
+        assert_eq!(world.refusal(reply), Code::CohortOther, "{other:?}");
+    }
+    // What is encoded in another form could not be checked from the ledger.
+    let sealed = world.run().cohort_digest(Round(0));
+    let mut result = masked_for(submission(&spec, 1, leases[0], 0), sealed);
+    let packed = serde_json::to_vec(&result.statement).expect("it is text");
+    result.bytes = packed;
+    let reply = world.ask(peer(1), WorkerRequest::Submit(result));
+    assert_eq!(world.refusal(reply), Code::StatementInvalid);
+    world.submit(2, leases[1]);
+    screened_all(&mut world);
+    let counted = world.count(|event| {
+        matches!(event, LedgerEvent::ContributionAccepted { contribution, .. }
+            if contribution.cohort == sealed)
+    });
+    assert_eq!(counted, 1);
+    // A run without masks takes no contribution that has some.
+    let mut world = World::with_run(crate::fixture::spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let spec = world.run().spec.clone();
+    let result = masked_for(submission(&spec, 1, held, 0), sealed);
+    let reply = world.ask(peer(1), WorkerRequest::Submit(result));
+    assert_eq!(world.refusal(reply), Code::CohortOther);
 }
 
 #[test]
@@ -517,33 +563,6 @@ fn tl_17_a_process_without_the_keys_of_its_lease_gets_no_part_in_the_round() {
     let sealed = vec![];
     let reply = step(&mut world, 1, leases[0], MaskStep::Share { cohort, sealed });
     assert_eq!(world.refusal(reply), Code::CohortOver);
-}
-
-#[test]
-fn tl_17_a_coordinator_that_is_started_again_keeps_the_cohort_and_loses_unsent_shares() {
-    let (mut world, leases) = leased();
-    let mut parts = parts(&mut world, &leases, 1);
-    for (number, (lease, part)) in (1..).zip(leases.iter().zip(&parts)) {
-        share(&mut world, number, *lease, part);
-    }
-    for place in [0, 1, 2] {
-        let MaskStage::Shares(sealed) =
-            share(&mut world, place as u32 + 1, leases[place], &parts[place])
-        else {
-            panic!("all have shared")
-        };
-        parts[place].take(&sealed).expect("they open");
-    }
-    world.restart();
-    world.answer_pending();
-    assert_eq!(
-        share(&mut world, 4, leases[3], &parts[3]),
-        MaskStage::Shares(vec![])
-    );
-    submit_all(&mut world, &leases);
-    // The fourth has nothing to reveal; three are enough.
-    reveal_all(&mut world, &leases, &mut parts);
-    assert!(merge_order(&world).is_some());
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Requests to a run that is over.
 
 use schemas::event::LedgerEvent;
-use schemas::{Code, Round};
+use schemas::keys::KeysRequest;
+use schemas::{Code, Round, V};
 
 use crate::fixture::*;
-use crate::{ReplyId, WorkerRequest};
+use crate::{ControlRequest, Effect, ReplyId, WorkerRequest};
 
 /// A run of one round whose only worker is still a member.
 fn over() -> World {
@@ -56,4 +57,27 @@ fn a_join_is_told_that_the_run_is_over_whatever_it_asks() {
         let reply = world.ask(peer(2), WorkerRequest::Join(request));
         assert_eq!(world.refusal(reply), Code::RunClosed);
     }
+}
+
+#[test]
+fn tl_13_whoever_may_speak_gets_the_public_keys_also_of_a_run_that_is_over() {
+    let mut world = over();
+    let asked = |world: &mut World, reply: ReplyId| {
+        let shown = world.seen.pop();
+        assert!(matches!(shown, Some(Effect::ShowKeys { reply: of }) if of == reply));
+    };
+    let events = world.journal.len();
+    // A member, somebody who never joined, and an operator.
+    for number in [1, 2] {
+        let request = WorkerRequest::Keys(KeysRequest { v: V });
+        let reply = world.ask(peer(number), request);
+        asked(&mut world, reply);
+    }
+    let reply = world.control(ControlRequest::Keys(KeysRequest { v: V }));
+    asked(&mut world, reply);
+    assert_eq!(world.journal.len(), events, "a question is no event");
+    let request = WorkerRequest::Keys(KeysRequest { v: V });
+    let mut world = World::new();
+    let reply = world.ask(peer(1), request);
+    assert_eq!(world.refusal(reply), Code::RunUnknown);
 }

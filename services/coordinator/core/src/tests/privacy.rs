@@ -4,7 +4,7 @@ use schemas::contribution::{Contribution, Fate, Outcome};
 use schemas::control::RunNew;
 use schemas::event::LedgerEvent;
 use schemas::lease::{ClaimOutcome, LeaseRef};
-use schemas::run::RunSpec;
+use schemas::run::{Comparison, RunSpec};
 use schemas::telemetry::Heartbeat;
 use schemas::view::{PrivacyView, RunPhase};
 use schemas::{Code, Millis, V};
@@ -289,4 +289,14 @@ fn tl_16_a_run_whose_budget_does_not_last_for_one_contribution_is_not_created() 
     let mut spec = private(1);
     spec.policy.norm_max = 10.0;
     assert_eq!(refused(&mut world, spec), Code::PrivacyUnfit);
+    // Noise hides directions, and nobody states a loss.
+    for (cosine_min, loss_ratio_max) in [(Some(-0.5), None), (None, Some(10.0))] {
+        let mut spec = private(1);
+        spec.policy.comparison = Comparison::Others {
+            norm_ratio_max: 4.0,
+            cosine_min,
+            loss_ratio_max,
+        };
+        assert_eq!(refused(&mut world, spec), Code::PrivacyUnfit);
+    }
 }

@@ -9,6 +9,7 @@ use schemas::foundry::{self, Order};
 use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest, UnitId, UnitKind};
 use schemas::quarantine::QuarantineRequest;
 use schemas::restore::RestoreRequest;
+use schemas::run::Comparison;
 use schemas::{Bytes, Code, Millis, Refusal, Steps, V};
 
 use crate::fixture::*;
@@ -87,6 +88,10 @@ fn fail(world: &mut World, effect: Effect) {
                 },
                 Order::Merge { sync, .. } => foundry::Answer::Merged {
                     sync,
+                    outcome: Err(refusal),
+                },
+                Order::Compare { round, .. } => foundry::Answer::Compared {
+                    round,
                     outcome: Err(refusal),
                 },
                 Order::Save { round, .. } => foundry::Answer::Saved {
@@ -285,6 +290,24 @@ proptest! {
         let mut spec = spec("demo");
         spec.schedule.evaluation_every = 1;
         spec.policy.strikes_max = 6;
+        let mut world = World::with_run(spec);
+        for step in steps {
+            play(&mut world, step);
+        }
+        check_ledger(&world);
+    }
+
+    #[test]
+    fn whatever_comes_nothing_breaks_while_directions_are_compared(
+        steps in proptest::collection::vec(step(), 1..120),
+    ) {
+        let mut spec = spec("demo");
+        (spec.schedule.units, spec.inner.learning_rate) = (3, 1.0);
+        spec.policy.comparison = Comparison::Others {
+            norm_ratio_max: 4.0,
+            cosine_min: Some(0.0),
+            loss_ratio_max: None,
+        };
         let mut world = World::with_run(spec);
         for step in steps {
             play(&mut world, step);

@@ -1,9 +1,10 @@
 use schemas::contribution::Outcome;
 use schemas::event::LedgerEvent;
-use schemas::foundry::Order;
+use schemas::foundry::{self, Order};
 use schemas::lease::LeaseRef;
 use schemas::run::{Comparison, RunSpec};
-use schemas::{Code, Tokens, Weight};
+use schemas::snapshot::MergeInput;
+use schemas::{Code, Millis, Refusal, Round, Tokens, Weight};
 
 use crate::fixture::*;
 use crate::{Effect, ReplyId, Submission};
@@ -14,9 +15,7 @@ fn compared(units: u32) -> RunSpec {
     (spec.schedule.units, spec.schedule.rounds) = (units, 4);
     spec.inner.learning_rate = 1.0;
     spec.policy.norm_max = 0.0;
-    spec.policy.comparison = Comparison::Others {
-        norm_ratio_max: 4.0,
-    };
+    spec.policy.comparison = Comparison::of_norms(4.0);
     spec
 }
 
@@ -156,4 +155,217 @@ fn a_contribution_that_is_copied_from_the_round_before_is_refused() {
     assert!(world.answers[&zeros].is_ok());
     let rejected = |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionRejected { .. });
     assert_eq!(world.count(rejected), 2);
+}
+
+/// Settings that compare directions too.
+fn with_directions(units: u32) -> RunSpec {
+    let mut spec = compared(units);
+    spec.policy.comparison = Comparison::Others {
+        norm_ratio_max: 4.0,
+        cosine_min: Some(-0.1),
+        loss_ratio_max: None,
+    };
+    spec
+}
+
+/// The contributions that the foundry was asked to compare.
+fn asked(world: &World) -> Vec<MergeInput> {
+    let orders = world.pending.iter().filter_map(|effect| match effect {
+        Effect::Foundry {
+            order: Order::Compare { inputs, .. },
+            ..
+        } => Some(inputs.clone()),
+        _ => None,
+    });
+    let orders: Vec<_> = orders.collect();
+    assert!(orders.len() <= 1, "one comparison at a time");
+    orders.concat()
+}
+
+/// The answer of the foundry to the comparison that was asked for.
+fn answer(world: &mut World, against: &[(u32, f32)]) {
+    let inputs = asked(world);
+    world
+        .pending
+        .retain(|effect| !matches!(effect, order!(Compare)));
+    let against: Vec<_> = against
+        .iter()
+        .map(|(n, cosine)| (worker(*n), *cosine))
+        .collect();
+    world.foundry(foundry::Answer::Compared {
+        round: inputs[0].lease.unit.round,
+        outcome: Ok(crate::fixture::compared(&inputs, &against)),
+    });
+}
+
+fn seals(world: &World) -> usize {
+    world.count(|event| matches!(event, LedgerEvent::RoundSealed { .. }))
+}
+
+#[test]
+fn directions_are_compared_before_the_seal_which_leaves_out_who_points_against_the_others() {
+    let mut world = world(with_directions(3), 3);
+    for round in 0..3 {
+        work(&mut world, 1, 1.0);
+        work(&mut world, 3, 1.0);
+        assert!(asked(&world).is_empty(), "not all are in");
+        work(&mut world, 2, 1.5);
+        assert_eq!((asked(&world).len(), seals(&world)), (3, round));
+        answer(&mut world, &[(3, -0.5)]);
+        assert_eq!(seals(&world), round + 1);
+        let weights = weights(&world);
+        assert_eq!(weights.iter().filter(|weight| **weight == 0).count(), 1);
+        assert_eq!(world.run().tokens.rejected, Tokens(32 * (round as u64 + 1)));
+        world.answer_pending();
+    }
+    let view = world.view();
+    assert!(view.left_out.iter().all(|one| one.worker == worker(3)));
+    assert!(
+        view.left_out
+            .iter()
+            .all(|one| one.code == Code::DirectionOutlier)
+    );
+    assert_eq!(view.left_out.len(), 3);
+    assert_eq!(
+        world.run().members[&worker(3)].rejected,
+        0,
+        "nobody is removed"
+    );
+}
+
+#[test]
+fn a_comparison_that_fails_or_is_lost_is_made_again() {
+    let mut world = world(with_directions(3), 3);
+    for number in 1..=3 {
+        work(&mut world, number, 1.0);
+    }
+    let inputs = asked(&world);
+    world
+        .pending
+        .retain(|effect| !matches!(effect, order!(Compare)));
+    world.foundry(foundry::Answer::Compared {
+        round: Round(0),
+        outcome: Err(Refusal::new(Code::StoreUnreachable, "test")),
+    });
+    assert!(asked(&world).is_empty() && seals(&world) == 0);
+    let trouble = world.view().trouble.expect("it is shown");
+    assert_eq!(trouble.code, Code::StoreUnreachable);
+    world.wait(Millis::from_secs(1));
+    assert_eq!(asked(&world), inputs);
+    // So is one whose process ended, as soon as another leads.
+    world.restart();
+    assert_eq!(asked(&world), inputs);
+    world.answer_pending_but(|effect| matches!(effect, order!(Merge)));
+    assert_eq!((seals(&world), weights(&world).len()), (1, 3));
+}
+
+/// The failures of a comparison and of a merge are counted apart: neither clears the other's pause
+/// or hides its trouble.
+#[test]
+fn a_comparison_that_succeeds_clears_no_trouble_but_its_own() {
+    let mut world = world(with_directions(3), 3);
+    let answer_restore = |world: &mut World| {
+        world
+            .pending
+            .retain(|effect| !matches!(effect, order!(Restore)));
+        world.foundry(foundry::Answer::Restored {
+            outcome: Err(Refusal::new(Code::StoreUnreachable, "test")),
+        });
+    };
+    for number in 1..=3 {
+        work(&mut world, number, 1.0);
+    }
+    world.restart();
+    assert_eq!(asked(&world).len(), 3);
+    answer_restore(&mut world);
+    assert_eq!(asked(&world).len(), 3, "it goes on beside the restore");
+    answer(&mut world, &[]);
+    assert_eq!(seals(&world), 1);
+    let trouble = world.view().trouble.expect("the restore has failed");
+    assert_eq!(trouble.code, Code::StoreUnreachable);
+    let restores = |world: &World| {
+        let pending = world.pending.iter();
+        pending
+            .filter(|effect| matches!(effect, order!(Restore)))
+            .count()
+    };
+    assert_eq!(restores(&world), 0, "its pause is not over");
+    world.wait(Millis::from_secs(1));
+    assert_eq!(restores(&world), 1);
+}
+
+#[test]
+fn a_drain_waits_for_a_comparison_as_for_the_merge_after_it() {
+    let mut world = world(with_directions(3), 3);
+    let leases = [1, 2, 3].map(|number| world.lease(number));
+    world.shut_down(Millis::from_secs(600));
+    let stopped = |world: &World| {
+        world.count(|event| matches!(event, LedgerEvent::CoordinatorStopped { .. }))
+    };
+    for (number, lease) in (1..).zip(leases) {
+        let result = submission(&world.run().spec, number, lease, 0);
+        world.hand_in(number, result, 1.0);
+    }
+    assert_eq!((asked(&world).len(), stopped(&world)), (3, 0));
+    answer(&mut world, &[]);
+    assert_eq!((seals(&world), stopped(&world)), (1, 0));
+    world.answer_pending();
+    assert_eq!(
+        (stopped(&world), world.run().rounds_closed()),
+        (1, Round(1))
+    );
+}
+
+#[test]
+fn an_answer_that_was_not_asked_for_or_is_of_others_changes_nothing() {
+    let mut world = world(with_directions(3), 3);
+    let cosines = |world: &World| crate::fixture::compared(&asked(world), &[]);
+    let told = |world: &mut World, round, cosines| {
+        world.foundry(foundry::Answer::Compared {
+            round: Round(round),
+            outcome: Ok(cosines),
+        });
+    };
+    let is_compared = |event: &LedgerEvent| matches!(event, LedgerEvent::RoundCompared { .. });
+    for number in 1..=3 {
+        work(&mut world, number, 1.0);
+    }
+    let good = cosines(&world);
+    told(&mut world, 1, good.clone());
+    assert_eq!(world.count(is_compared), 0);
+    let (mut short, mut wild) = (good.clone(), good.clone());
+    short.pop();
+    wild[0].cosine = f32::NAN;
+    // One of fewer may be of the set before a withdrawal; one without cosines would come again.
+    for (wrong, at_once) in [(short, true), (wild, false), (Vec::new(), false)] {
+        world
+            .pending
+            .retain(|effect| !matches!(effect, order!(Compare)));
+        told(&mut world, 0, wrong);
+        assert_eq!(world.count(is_compared), 0);
+        assert_eq!(!asked(&world).is_empty(), at_once);
+        let trouble = world.view().trouble.map(|refusal| refusal.code);
+        assert_eq!(trouble, (!at_once).then_some(Code::Internal));
+        world.wait(Millis::from_secs(5));
+        assert_eq!(asked(&world).len(), 3, "it is asked again");
+    }
+    told(&mut world, 0, good.clone());
+    assert_eq!((world.count(is_compared), seals(&world)), (1, 1));
+    told(&mut world, 0, good);
+    assert_eq!(world.count(is_compared), 1);
+}
+
+#[test]
+fn two_contributions_and_outliers_by_norm_are_not_compared() {
+    let mut world = world(with_directions(2), 2);
+    work(&mut world, 1, 1.0);
+    work(&mut world, 2, 1.0);
+    assert_eq!((asked(&world).len(), seals(&world)), (0, 1));
+    let mut world = self::world(with_directions(4), 4);
+    for (number, norm) in [(1, 1.0), (2, 50.0), (3, 1.0), (4, 1.0)] {
+        work(&mut world, number, norm);
+    }
+    let inputs = asked(&world);
+    assert!(inputs.iter().all(|input| input.worker != worker(2)));
+    assert_eq!(inputs.len(), 3);
 }

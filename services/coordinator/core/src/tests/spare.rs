@@ -103,7 +103,7 @@ fn work(spec: RunSpec, mut hands: Vec<Hand>) -> World {
 fn ledger(world: &World) -> impl Iterator<Item = (UnixMillis, &LedgerEvent)> {
     world.journal.iter().filter_map(|body| match &body.event {
         Event::Ledger(event) => Some((body.time, event)),
-        Event::Worker(_) => None,
+        Event::Worker(_) | Event::Security(_) => None,
     })
 }
 

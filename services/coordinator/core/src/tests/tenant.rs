@@ -5,6 +5,7 @@ use schemas::contribution::{Outcome, StageRequest};
 use schemas::control::{Query, RunNew, View, ViewRequest};
 use schemas::event::{Departure, LedgerEvent};
 use schemas::hold::{Hold, HoldRequest};
+use schemas::keys::KeysRequest;
 use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest};
 use schemas::limits::FURTHER_TENANTS_MAX;
 use schemas::masking::{MaskRequest, MaskStep};
@@ -182,6 +183,7 @@ fn questions(number: u32, lease: LeaseRef, spec: &schemas::run::RunSpec) -> Vec<
                 sealed: Vec::new(),
             },
         }),
+        Verb::Keys => WorkerRequest::Keys(KeysRequest { v: V }),
         Verb::Submit => WorkerRequest::Submit(submission(spec, number, lease, 0)),
     };
     Verb::ALL.iter().map(question).collect()

@@ -4,7 +4,7 @@ use identity::{AuditKey, ConnectionKey, KeyKind, SigningKey};
 use schemas::event::LedgerEvent;
 use schemas::masking::MaskRequest;
 use schemas::member::{JoinRequest, OpenLayer, Session};
-use schemas::{PublicKey, Rank, UnixMillis, V};
+use schemas::{PublicKey, Rank, Seat, UnixMillis, V};
 use serde_bytes::ByteArray;
 use tempfile::TempDir;
 
@@ -40,6 +40,8 @@ impl Scene {
             blocked: None,
             audit_key: Some(audit.public().clone()),
             seat: Seat::new("left".parse().expect("a name"), Rank(1), 2).ok(),
+            before: None,
+            changes_until: None,
         };
         let join = WorkerRequest::Join(JoinRequest {
             v: V,
@@ -65,7 +67,7 @@ impl Scene {
         IssuedList::at(&self.scratch.path().join("issued"))
     }
 
-    fn join(&self, posture: &Posture) -> Result<Option<Seat>, Code> {
+    fn join(&self, posture: &Posture) -> Result<Option<Recorded>, Code> {
         let bound = bound(&self.list(), posture, &self.peer, &self.join);
         bound.map_err(|refusal| {
             let key = self.peer.worker.as_str();
@@ -75,7 +77,7 @@ impl Scene {
     }
 
     /// Joins after the record became this one.
-    fn with(&self, alter: impl FnOnce(&mut Registration)) -> Result<Option<Seat>, Code> {
+    fn with(&self, alter: impl FnOnce(&mut Registration)) -> Result<Option<Recorded>, Code> {
         let mut record = self.record.clone();
         alter(&mut record);
         self.list().record(&record).expect("it takes files");
@@ -96,6 +98,12 @@ fn open(layer: Layer) -> Posture {
 fn fg_03_a_worker_joins_as_its_record_says_and_not_without_one() {
     let scene = Scene::new();
     let seat = scene.record.seat.clone();
+    let recorded = |before: &[schemas::WorkerId]| {
+        Some(Recorded {
+            seat: seat.clone(),
+            before: before.to_vec(),
+        })
+    };
     let stranger = Scene::new();
     // A folder with the records of others is there.
     let list = scene.list();
@@ -103,14 +111,39 @@ fn fg_03_a_worker_joins_as_its_record_says_and_not_without_one() {
     for posture in [Posture::default(), open(Layer::Enrolment)] {
         assert_eq!(scene.join(&posture), Err(Code::RecordMissing));
     }
-    assert_eq!(scene.with(|_| ()), Ok(seat.clone()));
+    assert_eq!(scene.with(|_| ()), Ok(recorded(&[])));
+    let before = stranger.record.public.clone();
+    let key = before.as_str().parse().expect("a worker's key");
+    let renamed = scene.with(|record| record.before = Some(before));
+    assert_eq!(renamed, Ok(recorded(&[key])));
+    // The keys before that one, as far as there are records; in a circle each once.
+    let third = Scene::new();
+    let circle = Registration {
+        before: Some(stranger.record.public.clone()),
+        ..third.record.clone()
+    };
+    list.record(&circle).expect("it takes files");
+    let second = Registration {
+        before: Some(third.record.public.clone()),
+        ..stranger.record.clone()
+    };
+    list.record(&second).expect("it takes files");
+    let renamed = scene.with(|record| record.before = Some(stranger.record.public.clone()));
+    let keys = [stranger.peer.worker.clone(), third.peer.worker];
+    assert_eq!(renamed, Ok(recorded(&keys)));
+    let lost = Scene::new().key;
+    let renamed = scene.with(|record| record.before = Some(lost));
+    assert_eq!(renamed, Err(Code::RecordMissing));
     let other = stranger.record.audit_key.clone();
     assert_eq!(
         scene.with(|record| record.audit_key = other),
         Err(Code::AuditKeyRefused)
     );
     // Records of earlier releases name no audit key.
-    assert_eq!(scene.with(|record| record.audit_key = None), Ok(seat));
+    assert_eq!(
+        scene.with(|record| record.audit_key = None),
+        Ok(recorded(&[]))
+    );
     assert_eq!(
         scene.with(|record| record.blocked = Some(UnixMillis(1))),
         Err(Code::HolderBlocked)

@@ -1,18 +1,14 @@
 //! `audit head`, `prove`, `verify` and `diff`: the log of all events, checked from its files, in a
 //! folder or in the store, with the trust bundle, and beside stream `AUDIT`.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use audit_core::log::{
     Differ, Difference, Differences, Events, Log, LogFault, Place as EventPlace, Proof, Trusted,
-    check_events, replay_events,
+    check_events, check_known, replay_events,
 };
 use diloco_audit::log::{event_of, read_file};
 use diloco_audit::{Auditor, Checked, Reader, StreamSequence};
-use identity::secret::write_private;
 use runtime::Failure;
 use schemas::event::{Event, EventBody};
 use schemas::permission::Role;
@@ -20,30 +16,29 @@ use schemas::{Code, Digest, Message as _};
 use serde::Serialize;
 use tlog::Head;
 
+use super::kept::Kept;
+use super::pins::Pins;
 use super::place::Place;
 use super::witness;
 use crate::cli::{self, LoggedEvent};
 use crate::context::Context;
 use crate::output::Record;
 
-/// Tries to get the lock of the pinned head, and the wait between two.
-const LOCK_TRIES: u32 = 100;
-const LOCK_WAIT: Duration = Duration::from_millis(100);
-
 /// A log, and what it is checked against.
 pub(super) struct Source {
     place: Place,
     pub(super) trusted: Trusted,
-    /// The file of the pinned head.
-    pin: PathBuf,
-    pinned: Option<Head>,
+    pins: Pins,
 }
 
 /// `audit head`.
 pub(super) fn head(context: &Context, from: &cli::Log) -> Result<(), Failure> {
     let source = Source::open(context, from)?;
     let log = source.log(&mut |_, _| {})?;
-    let shown = HeadShown::of(&source, &log);
+    let shown = HeadShown {
+        cosigned: Some(Kept::of(&source, &log)?),
+        ..HeadShown::of(&source, &log)
+    };
     source.pin(&log)?;
     context.printer.record(&shown);
     Ok(())
@@ -103,7 +98,7 @@ pub(super) fn verify(
     if let (Some(proof), false) = (&proof, from.is_named() || witnessing.policy.is_some()) {
         let mut shown = ProofShown::of(proof, &source.trusted)?;
         let (head, ..) = proof.verify(&source.trusted)?;
-        shown.compared = Some(match Proof::is_pinned(&head, source.pinned.as_ref())? {
+        shown.compared = Some(match Proof::is_pinned(&head, source.pins.newest())? {
             true => "the head is the one that is pinned here",
             false => {
                 "the head was not compared with one that is pinned here: name a log with --log-folder or --store-keys for that"
@@ -115,6 +110,7 @@ pub(super) fn verify(
     let proven = proof
         .map(|proof| Ok::<_, LogFault>((proof.verify(&source.trusted)?.0, proof)))
         .transpose()?;
+    let cosigned = witness::cosigned(&source, witnessing)?;
     let log = source.log(&mut |_, _| {})?;
     if let Some((head, proof)) = &proven {
         source.holds(&log, head, proof)?;
@@ -122,7 +118,8 @@ pub(super) fn verify(
     let Events { auditor, strangers } =
         check_events(&log, &|path| source.read(path), &source.trusted)?;
     judge(&auditor)?;
-    let witnessed = witness::witnessed(&source, &log, witnessing)?;
+    let known = check_known(&log, &|path| source.read(path), &source.trusted)?;
+    let witnessed = witness::witnessed(&source, &log, witnessing, cosigned)?;
     let summary = auditor.summary();
     let shown = LogShown {
         head: HeadShown::of(&source, &log),
@@ -130,6 +127,7 @@ pub(super) fn verify(
         verified: summary.verified,
         repeated: summary.repeated,
         strangers,
+        behind: known.named,
         chains: summary.emitters.len(),
         witnessed,
         proof: proven.map(|(head, proof)| {
@@ -141,6 +139,10 @@ pub(super) fn verify(
     };
     source.pin(&log)?;
     context.printer.record(&shown);
+    // After the rest: the words of one emitter keep no machine from following the log.
+    if let Some(contradicted) = known.contradicted {
+        return Err(Failure::new(Code::KnownHeadFalse, contradicted));
+    }
     match auditor.faulty_workers().first() {
         None => Ok(()),
         Some(first) => {
@@ -159,10 +161,7 @@ pub(super) async fn diff(context: &Context, from: &cli::Log) -> Result<(), Failu
     let mut differ = Differ::default();
     let log = source.log(&mut |index, entry| differ.entry(index, entry))?;
     let trusted = &source.trusted;
-    let coordinators = trusted.coordinators.iter().cloned();
-    let examiner = Auditor::new(&trusted.domain, coordinators)
-        .examiner()
-        .clone();
+    let examiner = trusted.auditor().examiner().clone();
     let mut reader = Reader::new(&bus, StreamSequence(1), move |records| {
         let examined = examiner.examine_all(&records);
         let both = records.into_iter().zip(examined);
@@ -215,15 +214,15 @@ impl Source {
             domain: trust.domain.to_string(),
             tenants: trust.tenants.clone(),
             coordinators: trust.audit_keys.clone(),
+            sentries: trust.sentry_keys.clone(),
             heads: trust.raw_head_keys(),
         };
-        let pin = layout.pinned_head();
-        let pinned = read_pin(&pin, &trusted)?;
+        let place = Place::open(context, from)?;
+        let pins = Pins::open(layout.pinned_head(), place.name(), &trusted)?;
         Ok(Self {
-            place: Place::open(context, from)?,
+            place,
             trusted,
-            pin,
-            pinned,
+            pins,
         })
     }
 
@@ -246,7 +245,7 @@ impl Source {
             return Err(Failure::new(Code::NoVerdict, text));
         }
         let trusted = &self.trusted;
-        let auditor = Auditor::new(&trusted.domain, trusted.coordinators.iter().cloned());
+        let auditor = trusted.auditor();
         let until = until.unwrap_or(size);
         let read = |path: &str| self.read(path);
         let events = replay_events(&log, &read, trusted, prepare(auditor), until, each)?;
@@ -254,16 +253,7 @@ impl Source {
     }
 
     pub(super) fn log(&self, each: &mut dyn FnMut(u64, &[u8])) -> Result<Log, Failure> {
-        let opened = Log::open(
-            &|path| self.read(path),
-            &self.trusted,
-            self.pinned.as_ref(),
-            each,
-        );
-        opened.map_err(|fault| {
-            let text = format!("{}: {fault}", self.place);
-            Failure::new(fault.code(), text)
-        })
+        self.pins.log(&|path| self.read(path), &self.trusted, each)
     }
 
     /// Checks that a proof's head is one of this log, and that the log has the event there.
@@ -284,56 +274,10 @@ impl Source {
         }
     }
 
-    /// Pins the head, unless another command has pinned a greater one meanwhile. A pin never goes
-    /// back: what is pinned now is compared with the log once more, and nobody else may pin until
-    /// that is done.
-    ///
-    /// Returns true if this head is pinned now.
+    /// Pins the head, as [`Pins::pin`] says.
     pub(super) fn pin(&self, log: &Log) -> Result<bool, Failure> {
-        let _lock = lock(&self.pin.with_extension("lock"))?;
-        let now = read_pin(&self.pin, &self.trusted)?;
-        // The log was compared with this one when it was opened.
-        let is_known = now.is_some() && now == self.pinned;
-        if is_known || log.may_replace(&|path| self.read(path), now.as_ref())? {
-            write_private(&self.pin, log.note().as_bytes())?;
-            return Ok(true);
-        }
-        Ok(false)
+        self.pins.pin(log, &|path| self.read(path), &self.trusted)
     }
-}
-
-/// The pinned head; none if there is none.
-fn read_pin(pin: &Path, trusted: &Trusted) -> Result<Option<Head>, Failure> {
-    let unproven = |text: String| Failure::new(Code::LogUnproven, text);
-    let note = match std::fs::read(pin) {
-        Ok(note) => note,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unproven(format!("{}: {error}", pin.display()))),
-    };
-    let opened = trusted.open("its text", &note);
-    opened.map(Some).map_err(|fault| {
-        let pin = pin.display();
-        unproven(format!("{pin} is no pinned head of this domain: {fault}"))
-    })
-}
-
-/// Locks a file until it is closed. Another command holds the lock while it reads a log at most.
-fn lock(path: &Path) -> Result<File, Failure> {
-    let failed = |reason: String| {
-        let text = format!("{}: {reason}", path.display());
-        Failure::new(Code::LogUnproven, text)
-    };
-    let mut options = OpenOptions::new();
-    let opened = options.create(true).truncate(false).write(true).open(path);
-    let file = opened.map_err(|error| failed(error.to_string()))?;
-    for _ in 0..LOCK_TRIES {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_WAIT),
-            Err(TryLockError::Error(error)) => return Err(failed(error.to_string())),
-        }
-    }
-    Err(failed("another command is pinning a head".to_owned()))
 }
 
 fn read_proof(file: &Path) -> Result<Proof, Failure> {
@@ -374,8 +318,11 @@ struct HeadShown {
     origin: String,
     events: u64,
     root: String,
-    /// The size of the head that was pinned before.
+    /// The size of the newest head that was pinned before.
     continues: Option<u64>,
+    /// The cosignatures of workers that are kept beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cosigned: Option<Kept>,
 }
 
 impl HeadShown {
@@ -386,7 +333,8 @@ impl HeadShown {
             origin: origin.clone(),
             events: *size,
             root: data_encoding::BASE64.encode(root),
-            continues: source.pinned.as_ref().map(|pinned| pinned.size),
+            continues: source.pins.newest().map(|pinned| pinned.size),
+            cosigned: None,
         }
     }
 }
@@ -397,14 +345,21 @@ impl Record for HeadShown {
             Some(size) => format!("the head over {size} events, pinned here before"),
             None => "nothing: it is the first head that this machine has seen".to_owned(),
         };
-        vec![
+        let mut lines = vec![
             ("verdict", "verified".to_owned()),
             ("log", self.log.clone()),
             ("origin", self.origin.clone()),
             ("events", self.events.to_string()),
             ("root", self.root.clone()),
             ("continues", continues),
-        ]
+        ];
+        lines.extend(self.cosigned.iter().map(|Kept { workers, newest }| {
+            let text = format!(
+                "by {workers} workers, {newest} of them this head; `audit verify --policy` checks that"
+            );
+            ("cosigned", text)
+        }));
+        lines
     }
 }
 
@@ -440,6 +395,7 @@ impl ProofShown {
             body: Digest::of(&event.body),
             signer: match body.event {
                 Event::Ledger(_) => "a coordinator that the trust bundle names",
+                Event::Security(_) => "a sentry that the trust bundle names",
                 Event::Worker(_) => "its emitter; the key was not checked against a worker's join",
             },
             compared: None,
@@ -485,6 +441,8 @@ struct LogShown {
     repeated: u64,
     /// Events of workers that never joined, and of others whose keys nobody named.
     strangers: u64,
+    /// Events that name a head which their emitter had seen before; they lie behind it.
+    behind: u64,
     chains: usize,
     witnessed: Option<witness::Witnessed>,
     proof: Option<String>,
@@ -498,6 +456,7 @@ impl Record for LogShown {
             verified,
             repeated,
             strangers,
+            behind,
             chains,
             ..
         } = self;
@@ -506,6 +465,12 @@ impl Record for LogShown {
             format!(
                 "{checked}: head, root, tiles, signatures, {chains} chains; {verified} verified, {repeated} repeated, {strangers} \
                  of strangers"
+            ),
+        ));
+        lines.push((
+            "not before",
+            format!(
+                "{behind} events name a head that their emitters had seen, and stand behind it"
             ),
         ));
         let witnessed = self.witnessed.iter();

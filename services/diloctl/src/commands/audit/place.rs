@@ -31,6 +31,17 @@ impl Place {
         Ok(Self::Store(Box::new(bucket), endpoint.url().to_string()))
     }
 
+    /// Its name, which is the same in each command.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Folder(folder) => {
+                let whole = folder.canonicalize();
+                whole.as_deref().unwrap_or(folder).display().to_string()
+            }
+            Self::Store(..) => self.to_string(),
+        }
+    }
+
     pub(super) fn read(&self, path: &str) -> Result<Option<Vec<u8>>, String> {
         match self {
             Self::Folder(folder) => {

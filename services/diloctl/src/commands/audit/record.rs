@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use diloco_audit::files::kept;
-use diloco_audit::{Auditor, Replay, ReplayError, StreamSequence, recall_files};
+use diloco_audit::{Auditor, Replay, ReplayError, StreamSequence, auditor_of, recall_files};
 use runtime::Failure;
 use schemas::Code;
 use schemas::permission::Role;
@@ -50,7 +50,7 @@ fn of_files(
     prepare: impl FnOnce(Auditor) -> Auditor,
 ) -> Result<Auditor, Failure> {
     let trust = context.domain()?.trust().clone();
-    let auditor = Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned());
+    let auditor = auditor_of(&trust);
     let mut auditor = prepare(auditor);
     let last = recall_files(folder, &mut auditor)?;
     if last == StreamSequence(0) {

@@ -13,6 +13,7 @@ use schemas::Code;
 use serde::Serialize;
 use tlog::Head;
 use tlog::cosign::{Policy, PolicyError, Witness};
+use tlog::layout;
 
 use super::log::Source;
 use crate::cli::{self, Witnessing};
@@ -173,23 +174,22 @@ fn unusable(error: PolicyError) -> Failure {
     Failure::new(Code::ConfigInvalid, error)
 }
 
-/// Compares the log with every head that a witness of the policy has cosigned, and says what enough
-/// of them have seen; none if no policy was given.
-pub(super) fn witnessed(
-    source: &Source,
-    log: &Log,
-    with: &Witnessing,
-) -> Result<Option<Witnessed>, Failure> {
+/// The policy, and the heads that its witnesses have cosigned.
+pub(super) struct Cosigned {
+    policy: Policy,
+    /// Signed texts of heads, each with the name of its place.
+    notes: Vec<(String, Vec<u8>)>,
+}
+
+/// Reads the policy, the files of cosigned heads, and what the audit service keeps of its witnesses
+/// beside the log; none if no policy was given. All of it is read before the log is: a log that
+/// grows meanwhile covers them all the same.
+pub(super) fn cosigned(source: &Source, with: &Witnessing) -> Result<Option<Cosigned>, Failure> {
     let Some(file) = &with.policy else {
         return Ok(None);
     };
     let policy = policy(file, with.witnesses)?;
-    let trusted = &source.trusted;
-    if !policy.names_log(&log.head().origin, &trusted.heads) {
-        let text = format!("{}: the policy is for another log", file.display());
-        return Err(Failure::new(Code::ConfigInvalid, text));
-    }
-    let mut notes = vec![("the newest head".to_owned(), log.note().as_bytes().to_vec())];
+    let mut notes = Vec::new();
     for file in &with.cosigned {
         let named = file.display().to_string();
         let read = read_file(file).map_err(|error| error.to_string());
@@ -198,6 +198,37 @@ pub(super) fn witnessed(
             read.map_err(|error| Failure::new(Code::LogUnproven, format!("{named}: {error}")))?;
         notes.push((named, note));
     }
+    for (_, witness) in policy.witnesses() {
+        let name = layout::cosigned(witness.name());
+        // Other names are those of witnesses that are no workers.
+        if layout::Lasting::of(&name).is_none() {
+            continue;
+        }
+        let read = source.read(&name);
+        let note =
+            read.map_err(|error| Failure::new(Code::LogUnproven, format!("{name}: {error}")))?;
+        notes.extend(note.map(|note| (name, note)));
+    }
+    Ok(Some(Cosigned { policy, notes }))
+}
+
+/// Compares the log with every head that a witness of the policy has cosigned, and says what enough
+/// of them have seen; none if no policy was given.
+pub(super) fn witnessed(
+    source: &Source,
+    log: &Log,
+    with: &Witnessing,
+    cosigned: Option<Cosigned>,
+) -> Result<Option<Witnessed>, Failure> {
+    let (Some(Cosigned { policy, mut notes }), Some(file)) = (cosigned, &with.policy) else {
+        return Ok(None);
+    };
+    let trusted = &source.trusted;
+    if !policy.names_log(&log.head().origin, &trusted.heads) {
+        let text = format!("{}: the policy is for another log", file.display());
+        return Err(Failure::new(Code::ConfigInvalid, text));
+    }
+    notes.push(("the newest head".to_owned(), log.note().as_bytes().to_vec()));
     let mut seen: Vec<(u64, &str)> = Vec::new();
     for (named, note) in &notes {
         let head = trusted.open(named, note)?;

@@ -327,6 +327,8 @@ mod tests {
             blocked: None,
             audit_key: None,
             seat: None,
+            before: None,
+            changes_until: None,
         };
         let state = |holder: &Registration| Listed::holder(holder, None, now).state;
         assert_eq!(state(&holder), "valid");

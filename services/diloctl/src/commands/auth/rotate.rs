@@ -1,13 +1,14 @@
 //! `auth rotate role`, `auth rotate manifest` and `auth retire`.
 
-use identity::Registration;
+use identity::{Domain, ManifestKey, Registration};
 use runtime::accounts;
 use runtime::{Failure, clock};
+use schemas::control::{Query, View};
 use schemas::permission::Role;
 use schemas::{Code, PublicKey, UnixMillis};
 use serde::Serialize;
 
-use crate::context::Context;
+use crate::context::{Context, unexpected};
 use crate::output::Row;
 use crate::table::{or_dash, time};
 
@@ -78,10 +79,42 @@ impl Manifest {
     }
 }
 
-/// Gives the coordinator a new key for leases and commands, or ends the earlier ones.
-pub(super) fn manifest(context: &Context, part: Manifest) -> Result<(), Failure> {
+/// Refuses to end the earlier keys of leases while the coordinator signs with one of them.
+async fn check_unused(context: &Context, domain: &Domain) -> Result<(), Failure> {
+    let present = ManifestKey::read(&domain.layout().manifest_key())?;
+    let refused = |text: String| Err(Failure::new(Code::ManifestKeyInUse, text));
+    let asked = async {
+        let operator = context.operator().await?;
+        operator.view(Query::Coordinator).await
+    };
+    match asked.await {
+        Ok(View::Coordinator(view)) if view.manifest_key.as_ref() == Some(present.public()) => {
+            Ok(())
+        }
+        Ok(View::Coordinator(view)) => {
+            let signs = or_dash(view.manifest_key, |key| key.to_string());
+            refused(format!(
+                "it signs with {signs}, and {} is the present one",
+                present.public()
+            ))
+        }
+        Ok(other) => Err(unexpected(&other)),
+        Err(failure) => refused(format!("the coordinator could not be asked: {failure}")),
+    }
+}
+
+/// Gives the coordinator a new key for leases and commands, or ends the earlier ones, which needs the
+/// coordinator's word unless that is to be done by `force`.
+pub(super) async fn manifest(
+    context: &Context,
+    part: Manifest,
+    force: bool,
+) -> Result<(), Failure> {
     let domain = context.domain()?;
     let _lock = context.lock("diloctl auth rotate")?;
+    if part == Manifest::Retire && !force {
+        check_unused(context, &domain).await?;
+    }
     let rows: Vec<Signer> = match part {
         Manifest::Prepare => vec![Signer::of(domain.prepare_manifest_key()?, "next")],
         Manifest::Adopt => {
@@ -100,7 +133,15 @@ pub(super) fn manifest(context: &Context, part: Manifest) -> Result<(), Failure>
                 .collect()
         }
     };
+    // Machines that are invited get the bundle as it is now.
+    let signed = domain.endorse_trust(clock::now())?;
     context.printer.rows(&rows);
+    if !signed {
+        context.printer.talk(
+            "the vault is not here, so machines that were invited before this get the trust bundle of \
+             their invitation; copy trust.json to them",
+        );
+    }
     Ok(())
 }
 

@@ -270,7 +270,10 @@ mod tests {
             .collect();
         let names: Vec<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
         let events = tenants.each_ref().map(schemas::subject::events_stream);
-        assert_eq!(names, ["WORK", "LEDGER", &events[0], &events[1], "AUDIT"]);
+        let expected = [
+            "WORK", "LEDGER", &events[0], &events[1], "SECURITY", "AUDIT",
+        ];
+        assert_eq!(names, expected);
         assert_eq!(
             streams[3].subjects,
             [format!("diloco.record.{}.>", tenants[1])]
@@ -280,7 +283,7 @@ mod tests {
             audit.subjects.is_empty(),
             "nothing can be published into it"
         );
-        assert_eq!(audit.sources.iter().flatten().count(), 3);
+        assert_eq!(audit.sources.iter().flatten().count(), 4);
         let late = streams.iter().filter(|stream| is_late(stream));
         let late: Vec<&str> = late.map(|stream| stream.name.as_str()).collect();
         assert_eq!(late, ["WORK"], "nothing relies on what it acknowledges");

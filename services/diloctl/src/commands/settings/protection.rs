@@ -38,7 +38,7 @@ impl Default for PrivacySettings {
 }
 
 /// Secure aggregation of contributions; off by default. It needs `transfer.upload` fp32, and no
-/// `policy.norm_max` and no `policy.norm_ratio_max`.
+/// `policy.norm_max` and no `policy.norm_ratio_max`, with which directions are not compared either.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct AggregationSettings {
@@ -108,6 +108,7 @@ impl RunSettings {
                 "; each costs {each} contributions, since there are more units than workers"
             ));
         }
+        text.push_str("; directions of contributions are not compared, since the noise hides them");
         if privacy.epsilon > EPSILON_WEAK {
             text.push_str(&format!(
                 "; warning: an epsilon above {EPSILON_WEAK} promises next to nothing"

@@ -261,6 +261,8 @@ mod tests {
         let holder = |issued: u64| Registration {
             audit_key: None,
             seat: None,
+            before: None,
+            changes_until: None,
             v: schemas::V,
             name: "w1".to_owned(),
             role: Role::Worker,

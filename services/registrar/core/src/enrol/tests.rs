@@ -157,6 +157,8 @@ fn fg_03_a_machine_becomes_what_its_invitation_says() {
         blocked: None,
         audit_key: Some(key('D')),
         seat: Some(seat(1)),
+        before: None,
+        changes_until: None,
     };
     assert_eq!(enrolled.record, expected);
     assert!(enrolled.is_new);
@@ -471,7 +473,11 @@ fn a_flood_on_one_invitation_is_dropped_and_garbage_is_nobodys() {
     }
     let over = registrar.hear(NOW, &subject, &payload);
     assert_eq!(over, Heard::TooOften(key('I')));
-    let renewal = schemas::renewal::RenewalRequest { v: V, ends: NOW };
+    let renewal = schemas::renewal::RenewalRequest {
+        v: V,
+        ends: NOW,
+        successor: None,
+    };
     let other = subject.replace(key('I').as_str(), key('J').as_str());
     assert_eq!(
         registrar.hear(NOW, &other, &renewal.encode()),

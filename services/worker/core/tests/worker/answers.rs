@@ -104,7 +104,7 @@ fn workers_of_different_seeds_renew_at_different_times() {
         let mut scene = Scene::seeded(seed);
         scene.answer(Ok(Answer::Join(Box::new(join_reply(scene.now)))));
         let work = scene.grant(lease(0, UnitKind::Train, 1));
-        let outcome = Ok(());
+        let outcome = Ok(None);
         scene.give(Input::Fetched { work, outcome });
         let mut pauses = Vec::new();
         for _ in 0..6 {

@@ -91,7 +91,7 @@ fn what_is_said_of_other_work_or_of_another_step_changes_nothing() {
         },
         Input::Fetched {
             work,
-            outcome: Ok(()),
+            outcome: Ok(None),
         },
         Input::Trained {
             work: NO_WORK,
@@ -191,7 +191,7 @@ fn losses_that_cannot_be_are_failures_of_the_unit_and_not_handed_in() {
         let (mut scene, work) = Scene::holding(lease(0, UnitKind::Evaluate, 1));
         scene.give(Input::Fetched {
             work,
-            outcome: Ok(()),
+            outcome: Ok(None),
         });
         let evaluation = Evaluation {
             loss_sum: loss * 10.0,
@@ -210,7 +210,7 @@ fn losses_that_cannot_be_are_failures_of_the_unit_and_not_handed_in() {
     let (mut scene, work) = Scene::holding(lease(0, UnitKind::Evaluate, 1));
     scene.give(Input::Fetched {
         work,
-        outcome: Ok(()),
+        outcome: Ok(None),
     });
     let evaluation = Evaluation {
         loss_sum: LOSS_MAX * 10.0,
@@ -251,7 +251,7 @@ fn refuse_result(scene: &mut Scene, epoch: u64) {
     let work = scene.grant(lease(0, UnitKind::Train, epoch));
     scene.give(Input::Fetched {
         work,
-        outcome: Ok(()),
+        outcome: Ok(None),
     });
     scene.give(Input::Trained {
         work,

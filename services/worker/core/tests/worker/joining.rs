@@ -49,7 +49,7 @@ fn ls_10_joining_again_is_not_counted_as_failing() {
         let work = scene.grant(lease(0, UnitKind::Train, 1));
         scene.give(Input::Fetched {
             work,
-            outcome: Ok(()),
+            outcome: Ok(None),
         });
         scene.until(|effect| {
             matches!(

@@ -251,7 +251,7 @@ impl Play {
             }
             Effect::Fetch { .. } => self.give(Input::Fetched {
                 work,
-                outcome: ok(()).map(drop),
+                outcome: ok(()).map(|_| None),
             }),
             Effect::Evaluate { .. } => {
                 let evaluation = Evaluation {

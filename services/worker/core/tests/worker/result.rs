@@ -217,7 +217,7 @@ fn the_end_names_the_work_that_it_is_of() {
         let work = scene.grant(lease(0, UnitKind::Train, epoch));
         scene.give(Input::Fetched {
             work,
-            outcome: Ok(()),
+            outcome: Ok(None),
         });
         scene.give(Input::Trained {
             work,

@@ -169,7 +169,7 @@ impl Scene {
         let (mut scene, work) = Self::holding(held);
         scene.give(Input::Fetched {
             work,
-            outcome: Ok(()),
+            outcome: Ok(None),
         });
         (scene, work, held)
     }

@@ -2,6 +2,7 @@
 //! makes the tokens.
 
 use schemas::PublicKey;
+use schemas::account::REPORTS;
 use schemas::permission::{LEDGER_WRITER_DENIED, PLUMBING, Role};
 use schemas::subject::{Row, TABLE};
 
@@ -41,7 +42,10 @@ impl Client {
                 // The server of a lane listens to the whole lane.
                 false => format!("{}.>", row.lane.prefix()),
             });
+        let hears = self.role == Role::Recorder;
+        let reports = REPORTS.iter().filter(|_| hears);
         rows.chain([format!("_INBOX.{}.>", self.key)])
+            .chain(reports.map(|report| report.local.to_owned()))
             .any(|pattern| admits(&pattern, subject))
     }
 

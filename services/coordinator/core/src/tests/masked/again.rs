@@ -34,6 +34,7 @@ fn tl_17_the_keys_of_the_largest_cohort_fit_in_one_event() {
     let event = LedgerEvent::CohortSealed { round, members };
     let body = schemas::event::EventBody {
         v: V,
+        known: None,
         emitter: public_key(1),
         sequence: schemas::ChainSequence(u64::MAX),
         previous: Some(Digest::of(b"previous")),
@@ -176,4 +177,102 @@ fn tl_17_a_frozen_run_keeps_the_shares_and_unmasks_when_it_goes_on() {
         MaskStage::Over
     );
     assert!(merge_order(&world).is_some());
+}
+
+/// Another merge of the same contributions would give the same sum, and nothing says which of them
+/// it was.
+#[test]
+fn tl_17_a_sum_that_no_honest_contributions_have_halts_the_run() {
+    let (mut world, leases, mut parts) = agreed();
+    submit_all(&mut world, &leases);
+    reveal_all(&mut world, &leases, &mut parts);
+    assert!(merge_order(&world).is_some());
+    world.take_pending(|effect| matches!(effect, order!(Merge)));
+    let outcome = Err(schemas::Refusal::new(Code::MaskRange, "test"));
+    let sync = sync(0);
+    world.foundry(schemas::foundry::Answer::Merged { sync, outcome });
+    world.wait(Millis::from_secs(60));
+    assert!(merge_order(&world).is_none(), "it is not tried again");
+    let claim = world.claim(1);
+    assert_eq!(world.refusal(claim), Code::MaskRange);
+    assert_eq!(
+        (world.run().rounds_closed(), dissolved(&world)),
+        (Round(0), 0)
+    );
+}
+
+/// A coordinator that drains grants nothing and lets those finish that hold a unit. Their sum is
+/// theirs too: without it they had trained in vain.
+#[test]
+fn tl_17_a_coordinator_that_drains_waits_for_the_sum_of_those_who_trained() {
+    let (mut world, leases) = leased();
+    world.shut_down(Millis::from_secs(600));
+    let mut parts = parts(&mut world, &leases, 1);
+    exchange(&mut world, &leases, &mut parts);
+    let sealed = world.count(|event| matches!(event, LedgerEvent::CohortSealed { .. }));
+    assert_eq!(sealed, 1);
+    let stopped = |world: &World| {
+        world.count(|event| matches!(event, LedgerEvent::CoordinatorStopped { .. }))
+    };
+    for (number, lease) in (1..).zip(&leases[..3]) {
+        world.submit(number, *lease);
+    }
+    screened_all(&mut world);
+    assert_eq!(stopped(&world), 0, "a worker is at work");
+    world.submit(4, leases[3]);
+    screened_all(&mut world);
+    assert_eq!(stopped(&world), 0, "shares are waited for");
+    // A worker that was told to drain leaves, and reveals all the same. One that was shut out does
+    // not.
+    for number in 1..=UNITS {
+        let leave = leave_request(number, "drained");
+        world.ask(peer(number), WorkerRequest::Leave(leave));
+    }
+    let request = schemas::quarantine::QuarantineRequest {
+        v: V,
+        run: run_id(),
+        worker: worker(4),
+        quarantined: true,
+        reason: "test".parse().expect("a reason"),
+    };
+    world.control(crate::ControlRequest::WorkerQuarantine(request));
+    let (cohort, shares) = (parts[3].cohort().digest(), vec![]);
+    let ask = |lease| {
+        (
+            lease,
+            MaskStep::Reveal {
+                cohort,
+                shares: vec![],
+            },
+        )
+    };
+    for (number, (lease, question)) in [
+        (4, (leases[3], MaskStep::Reveal { cohort, shares })),
+        (1, ask(leases[1])),
+        (5, ask(leases[0])),
+    ] {
+        let reply = step(&mut world, number, lease, question);
+        world.refusal(reply);
+    }
+    let (leases, parts) = (&leases[..3], &mut parts[..3]);
+    reveal_all(&mut world, leases, parts);
+    assert_eq!(stopped(&world), 0, "the sum is merged");
+    world.answer_pending();
+    assert_eq!(
+        (stopped(&world), world.run().rounds_closed()),
+        (1, Round(1))
+    );
+}
+
+#[test]
+fn tl_17_a_drain_waits_no_longer_for_a_sum_than_for_anything_else() {
+    let (mut world, leases, _) = agreed();
+    world.shut_down(Millis(SILENCE.get() / 2));
+    submit_all(&mut world, &leases);
+    let stopped = |world: &World| {
+        world.count(|event| matches!(event, LedgerEvent::CoordinatorStopped { .. }))
+    };
+    assert_eq!(stopped(&world), 0);
+    world.wait(Millis(SILENCE.get() / 2));
+    assert_eq!((stopped(&world), dissolved(&world)), (1, 0));
 }

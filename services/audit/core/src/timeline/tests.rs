@@ -1,0 +1,164 @@
+//! Tests of the lines for people.
+
+use schemas::sync::SealedInput;
+use schemas::{Code, Digest, Epoch, Fragment, Round, UnitIndex};
+use serde_bytes::ByteArray;
+
+use super::*;
+use crate::record::Payload;
+
+#[test]
+fn a_row_of_a_worker_says_which_unit_and_why() {
+    let lease = kit::lease(kit::train(3, 1), 2);
+    let statement = Digest::of(b"statement");
+    let (code, about) = (Code::MessageInvalid, lease.to_string());
+    let text = |text: &str| text.to_owned();
+    let detail = text("no room");
+    for (event, expected) in [
+        (
+            WorkerEvent::Joined {
+                release: text("0.1.0"),
+                device: text("cpu"),
+            },
+            (String::new(), text("cpu, release 0.1.0")),
+        ),
+        (
+            WorkerEvent::Started { lease },
+            (about.clone(), String::new()),
+        ),
+        (
+            WorkerEvent::Masked {
+                lease,
+                cohort: statement,
+                seal: schemas::masking::CohortSeal {
+                    key: kit::operator(),
+                    signature: serde_bytes::ByteArray::new([7; 64]),
+                },
+            },
+            (
+                about.clone(),
+                format!("for cohort {}", &statement.hex()[..8]),
+            ),
+        ),
+        (
+            WorkerEvent::Submitted { lease, statement },
+            (
+                about.clone(),
+                format!("statement {}", &statement.hex()[..8]),
+            ),
+        ),
+        (
+            WorkerEvent::Dropped {
+                lease,
+                code,
+                detail: detail.clone(),
+            },
+            (about, format!("{code}: no room")),
+        ),
+        (
+            WorkerEvent::Refused { code, detail },
+            (String::new(), format!("{code}: no room")),
+        ),
+        (
+            WorkerEvent::Stopped {
+                reason: text("the end"),
+            },
+            (String::new(), text("the end")),
+        ),
+    ] {
+        assert_eq!(of_worker(&event), expected, "{event:?}");
+    }
+}
+
+#[test]
+fn the_loss_of_an_evaluation_is_that_of_a_token() {
+    let (about, detail) = of_ledger(&LedgerEvent::EvaluationAccepted {
+        lease: kit::lease(kit::evaluate(3), 1),
+        worker: kit::worker(1),
+        evaluation: kit::evaluation(),
+        statement: Digest::of(b"statement"),
+        signature: ByteArray::new([0; 64]),
+    });
+    assert_eq!(about, kit::lease(kit::evaluate(3), 1).to_string());
+    assert!(detail.ends_with(", held-out loss 2.0000"), "{detail}");
+}
+
+#[test]
+fn a_comparison_names_the_contribution_that_agrees_least() {
+    let cosines = [0.5, -0.25, 0.75];
+    let compared = (0..).zip(cosines).map(|(unit, cosine)| ComparedInput {
+        unit: UnitIndex(unit),
+        epoch: Epoch(1),
+        cosine,
+    });
+    let event = LedgerEvent::RoundCompared {
+        round: Round(3),
+        cosines: compared.collect(),
+    };
+    let detail = "directions of 3 contributions compared, the lowest -0.250, of unit 1";
+    let expected = ("round 3".to_owned(), detail.to_owned());
+    assert_eq!(of_ledger(&event), expected);
+}
+
+#[test]
+fn a_seal_says_how_many_are_merged_and_how_many_are_left_out() {
+    let said = |weights: &[u64], rest| {
+        let input = |(unit, weight): (u32, &u64)| SealedInput {
+            unit: UnitIndex(unit),
+            epoch: Epoch(1),
+            weight: Weight(*weight),
+        };
+        of_ledger(&LedgerEvent::RoundSealed {
+            round: Round(3),
+            fragment: Fragment::FIRST,
+            inputs: (0..).zip(weights).map(input).collect(),
+            left_out: (0..)
+                .zip(weights)
+                .filter(|(_, weight)| **weight == 0)
+                .map(|(unit, _)| (UnitIndex(unit), Code::DirectionOutlier))
+                .collect(),
+            rest,
+        })
+    };
+    for (weights, rest, detail) in [
+        (&[32, 32, 32][..], 0, "3 contributions are merged"),
+        (&[32, 32], 1, "2 contributions are merged, and 1 more"),
+        (
+            &[32, 0, 32],
+            0,
+            "2 contributions are merged; left out: 1, unlike the others; \
+             unit 1: DL0423 against the others",
+        ),
+        (
+            &[0, 0],
+            2,
+            "0 contributions are merged, and 2 more; left out: 2, unlike the others; \
+             unit 0: DL0423 against the others; unit 1: DL0423 against the others",
+        ),
+    ] {
+        let expected = ("round 3".to_owned(), detail.to_owned());
+        assert_eq!(said(weights, rest), expected);
+    }
+}
+
+#[test]
+fn the_timeline_of_a_run_has_what_concerns_all_runs_and_nothing_of_another() {
+    let row = |run: Option<&str>| TimelineRow {
+        run: run.map(|name| name.parse().expect("a name")),
+        ..TimelineRow::of_record(&Record {
+            stream_sequence: StreamSequence(1),
+            subject: String::new(),
+            stored_at: UnixMillis(1),
+            payload: Payload::of(b""),
+        })
+    };
+    let demo = "demo".parse().expect("a name");
+    let concerns = [None, Some("demo"), Some("another")].map(|run| row(run).concerns(&demo));
+    assert_eq!(concerns, [true, true, false]);
+}
+
+#[test]
+fn text_of_others_cannot_move_the_cursor() {
+    assert_eq!(plain("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+    assert_eq!(plain(&"x".repeat(4096)).len(), DETAIL_CHARACTERS_MAX);
+}

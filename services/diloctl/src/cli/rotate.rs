@@ -1,0 +1,64 @@
+//! The commands that replace keys.
+
+use clap::Subcommand;
+use schemas::permission::Role;
+
+use super::parse_signing_role;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Rotate {
+    /// Make a new signing key for a role, and new tokens for all holders of the role. Those whose
+    /// credentials lie in the trust domain's folder get them there: copy the files to their
+    /// machines. The old key stays valid until `auth retire`, so that nobody is cut off meanwhile.
+    Role {
+        /// The role.
+        #[arg(value_parser = parse_signing_role)]
+        role: Role,
+        /// End the old key at once, for a key that was stolen: every token of it is void, wherever
+        /// it was made, and its connections are cut. Processes that read their credentials from the
+        /// trust domain's folder connect again with the new ones.
+        #[arg(long)]
+        now: bool,
+    },
+    /// Make a new key that signs leases and commands, and let the trust bundle know it beside the old
+    /// one. The coordinator signs with it from its next lease on; nothing has to be restarted. Where
+    /// coordinator and workers have copies of `trust.json`, begin with `--prepare`, copy that file to
+    /// all of them, run this command, and copy `keys/manifest.nk` to the coordinator. End the overlap
+    /// with `--retire`, and copy `trust.json` again.
+    Manifest {
+        /// Let the trust bundle know the new key, and sign nothing with it yet.
+        #[arg(long, conflicts_with = "retire")]
+        prepare: bool,
+        /// End the overlap: documents that earlier keys signed are refused from now on. Leases whose
+        /// work has begun go on. The coordinator is asked first, and nothing ends while it signs
+        /// with an earlier key.
+        #[arg(long)]
+        retire: bool,
+        /// End it without the coordinator's word.
+        #[arg(long, requires = "retire")]
+        force: bool,
+    },
+    /// Give one holder of credentials a new key, and revoke the old one once the new one is in use.
+    /// The process that holds the credentials takes the new key by itself: a worker when the unit
+    /// that it works on is handed in, another process at once, and one that does not run at its next
+    /// start. A worker gets a new key for its events too, and is another worker to its run, in the
+    /// same seat. No lease is lost, except in a group of several workers: there the group's unit
+    /// goes on under its next epoch. For a worker whose keys lie on its own machine run `worker
+    /// rekey` there meanwhile. Run the command again if it did not wait long enough. After a theft
+    /// use `auth revoke` and enrol the machine anew: a thief could be first to take the new key.
+    User {
+        /// The name of the credentials, as `auth ls` shows it. Coordinator and audit service have
+        /// two each: `coordinator` and `ledger-writer`, `auditor` and `recorder`.
+        name: String,
+        /// Time to wait until the new key is in use.
+        #[arg(long, value_name = "TIME", default_value = "10m")]
+        wait: runtime::ConfigDuration,
+    },
+    /// Make a new certificate for broker and store, as `auth certificate` does.
+    Certificate {
+        /// Host names or addresses of broker and store besides localhost. Name all of them: those
+        /// of the old certificate are not kept.
+        #[arg(long, value_name = "NAME")]
+        server_name: Vec<String>,
+    },
+}

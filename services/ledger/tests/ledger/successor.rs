@@ -1,0 +1,54 @@
+//! A worker with another key than before, in the ledger: it is the same worker, so it was not shut
+//! out and is no member twice.
+
+use schemas::event::{Departure, LedgerEvent};
+
+use crate::groups::seat;
+use crate::kit::{Book, granted, joined, lease, left, opened, worker};
+
+/// The join of worker `number`, which was worker `earlier`.
+fn renamed(number: u32, earlier: u32) -> LedgerEvent {
+    let mut event = joined(number);
+    if let LedgerEvent::WorkerJoined { before, .. } = &mut event {
+        *before = Some(worker(earlier));
+    }
+    event
+}
+
+#[test]
+fn tl_28_a_worker_joins_with_another_key_after_it_left_and_takes_its_seat() {
+    let mut book = Book::new();
+    book.note(&opened(0));
+    book.refuse(&renamed(5, 0));
+    book.refuse(&renamed(0, 0));
+    book.note(&left(0, Departure::Left));
+    let mut seated = renamed(5, 0);
+    if let LedgerEvent::WorkerJoined { seat: own, .. } = &mut seated {
+        *own = Some(seat(0, 1));
+    }
+    book.note(&seated);
+    book.note(&granted(lease(0, 0, 1), 5));
+    // A key that never joined is no obstacle.
+    book.fits(&renamed(6, 9));
+}
+
+#[test]
+fn tl_31_another_key_is_no_way_around_a_quarantine_or_a_removal() {
+    let mut book = Book::new();
+    book.note(&LedgerEvent::WorkerQuarantined {
+        worker: worker(0),
+        operator: kit::operator(),
+        reason: "odd norms".parse().expect("a reason"),
+        lease: None,
+        withdrawn: 0,
+    });
+    book.refuse(&renamed(5, 0));
+    book.note(&LedgerEvent::WorkerReadmitted {
+        worker: worker(0),
+        operator: kit::operator(),
+        reason: "it was the card".parse().expect("a reason"),
+    });
+    book.fits(&renamed(5, 0));
+    book.note(&left(1, Departure::Removed));
+    book.refuse(&renamed(5, 1));
+}

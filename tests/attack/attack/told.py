@@ -1,0 +1,77 @@
+"""The record of refusals: it is read last, when all others have been refused."""
+
+import asyncio
+import base64
+import collections
+import json
+
+import msgpack
+
+from .case import case, withstood
+from .wire import Wire
+
+# The audit service looks at the broker's log twice a second, and the broker copies what it records.
+TOLD_WITHIN = 30.0
+# Refusals and connections are told by 256 events at once each, and then by six a minute.
+EVENTS_MAX = 600
+# So many different refusals of one sender are told one by one.
+ONE_BY_ONE = 16
+
+
+async def security_events(wire: Wire, first: int) -> tuple[list[tuple[str, dict]], int]:
+    """The security events from position `first` on, and the position after the last message."""
+    info = await wire.ask("$JS.API.STREAM.INFO.AUDIT", b"")
+    assert info, "an auditor reads the record"
+    found, last = [], info["state"]["last_seq"]
+    for sequence in range(first, last + 1):
+        question = json.dumps({"seq": sequence}).encode()
+        answer = await wire.ask("$JS.API.STREAM.MSG.GET.AUDIT", question)
+        assert answer and "message" in answer, answer
+        message = answer["message"]
+        if message["subject"].startswith("diloco.security."):
+            signed = msgpack.unpackb(base64.b64decode(message["data"]))
+            event = msgpack.unpackb(signed["body"])["event"]["security"]
+            if isinstance(event, dict):
+                ((kind, fields),) = event.items()
+                found.append((kind, fields.get("seen", {})))
+    return found, last + 1
+
+
+def untold(events: list[tuple[str, dict]]) -> list[str]:
+    """The refusals of this suite about which there is no event with their reason."""
+    denied = {
+        (seen["user"], seen["reason"], seen["subject"])
+        for kind, seen in events
+        if kind == "permission_denied" and "user" in seen
+    }
+    missing = []
+    for (key, reason), subjects in Wire.refused.items():
+        if (key, reason, subjects[0]) not in denied:
+            missing.append(f"{reason} of {key} to {subjects[0]}")
+        further = [one for one in denied if one[:2] == (key, f"{reason}: further ones of this sender")]
+        if len(set(subjects)) > ONE_BY_ONE and not further:
+            missing.append(f"further refusals ({reason}) of {key}")
+    failed = [seen for kind, seen in events if kind == "authentication_failed"]
+    if not any(seen["address"] == "127.0.0.1" and seen["reason"] for seen in failed):
+        missing.append("a refused connection")
+    return missing
+
+
+@case("FG-07", "TL-29")
+async def each_refusal_of_the_broker_is_told_with_its_reason(facts: dict) -> None:
+    assert len(Wire.refused) > 4, "the other cases were refused"
+    wire = await Wire.connect(facts, "auditor")
+    events, first = [], 1
+    deadline = asyncio.get_running_loop().time() + TOLD_WITHIN
+    while True:
+        more, first = await security_events(wire, first)
+        events += more
+        missing = untold(events)
+        if not missing:
+            break
+        late = asyncio.get_running_loop().time() > deadline
+        withstood(not late, f"no event about {missing[:3]}")
+        await asyncio.sleep(0.2)
+    await wire.close()
+    kinds = collections.Counter((kind, seen.get("user", "")[:5]) for kind, seen in events)
+    withstood(len(events) < EVENTS_MAX, f"{len(events)} events: {kinds.most_common(8)}")

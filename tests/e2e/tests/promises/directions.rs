@@ -1,0 +1,104 @@
+//! A worker whose contribution has the usual length and points against those of the others is left
+//! out of the merge by default, with a reason that the ledger, the run's view and the audit name.
+
+use e2e::{Recipe, Scripted};
+use harness::{Cluster, Options};
+use schemas::contribution::Fate;
+use schemas::event::LedgerEvent;
+use schemas::run::RunSpec;
+use schemas::{Code, Round};
+
+use crate::recompute::auditor;
+
+/// A contribution in one chunk. Half of its numbers are `shared`, as those of other workers are; the
+/// others are its own.
+fn contribution(spec: &RunSpec, shared: f32, own: f32) -> Vec<u8> {
+    let elements = spec.model.initial.objects()[0].bytes.get() / 4;
+    let values = (0..elements).map(|index| match index % 2 {
+        0 => shared,
+        _ => own * (index as f32 * own.abs() * 1e6).sin(),
+    });
+    values.flat_map(f32::to_le_bytes).collect()
+}
+
+#[tokio::test]
+async fn a_flipped_sign_is_left_out_by_default_and_the_record_says_why() {
+    let cluster = Cluster::start(Options::default(), 0).await;
+    Recipe::reference(1, 3, 5)
+        .set("schedule.evaluation_every=0")
+        .set("transfer.upload=fp32")
+        .set("policy.lease=60s")
+        .create(&cluster)
+        .await;
+    // The run begins when all three are there.
+    let mut workers = Vec::new();
+    for (name, shared, own) in [
+        ("worker-0", 1e-3, 1e-3),
+        ("worker-1", 1e-3, 2e-3),
+        ("worker-2", -1e-3, 1.5e-3),
+    ] {
+        let worker = Scripted::connect(&cluster, name).await;
+        let spec = worker.join().await;
+        workers.push((worker, spec, shared, own));
+    }
+    let mut unit = None;
+    for (worker, spec, shared, own) in &workers {
+        let lease = worker.claim().await.lease;
+        let object = worker
+            .upload(lease, contribution(spec, *shared, *own))
+            .await;
+        let result = Scripted::contribution(spec, vec![object]);
+        let told = worker
+            .submit(spec, lease, result)
+            .await
+            .expect("it counts so far");
+        assert_eq!(told.fate, Fate::Merged);
+        if *shared < 0.0 {
+            unit = Some(lease.unit);
+        }
+    }
+    let unit = unit.expect("one is hostile");
+    let view = cluster.operator().await.until_complete(cluster.run()).await;
+    assert_eq!(view.left_out.len(), 1);
+    assert_eq!(
+        (view.left_out[0].unit, view.left_out[0].code),
+        (unit, Code::DirectionOutlier)
+    );
+    cluster.kept().await;
+    let ledger = cluster.evidence().await.ledger().await;
+    let compared = ledger.iter().find_map(|event| match event {
+        LedgerEvent::RoundCompared {
+            round: Round(0),
+            cosines,
+        } => Some(cosines.clone()),
+        _ => None,
+    });
+    let compared = compared.expect("directions are compared");
+    for one in &compared {
+        assert_eq!(one.cosine < -0.25, one.unit == unit.index, "{compared:?}");
+    }
+    let sealed = ledger.iter().find_map(|event| match event {
+        LedgerEvent::RoundSealed { left_out, .. } => Some(left_out.clone()),
+        _ => None,
+    });
+    assert_eq!(sealed, Some(vec![(unit.index, Code::DirectionOutlier)]));
+    // Operators see it, and an auditor comes to the same cosines and weights from the objects.
+    let shown = cluster
+        .diloctl_ok(&["run", "get", cluster.run().as_str()])
+        .await;
+    assert!(shown.contains("DL0423"), "{shown}");
+    auditor(&cluster);
+    let arguments = [
+        "--domain",
+        "auditor",
+        "audit",
+        "recompute",
+        "--ledger",
+        "auditor/ledger",
+    ];
+    let objects = ["--store-folder", "auditor/store", "--all"];
+    let said = cluster
+        .diloctl_ok(&[&arguments[..], &objects].concat())
+        .await;
+    assert!(said.contains("verified"), "{said}");
+}
