@@ -211,8 +211,25 @@ impl Bus {
             url,
             kept: None,
         };
+        bus.let_in().await?;
         bus.kept = source.map(|source| keeper::keep(bus.clone(), Freshness::new(source)));
         Ok(bus)
+    }
+
+    /// Waits until the server has done something for this client, or has refused it. To the client, a
+    /// connection stands with the first line from the server, which may be news of its addresses and
+    /// precede a refusal.
+    async fn let_in(&self) -> Result<(), BusError> {
+        tokio::select! {
+            biased;
+            () = self.void.refused() => Err(BusError::Credential {
+                url: self.url.clone(),
+                reason: "the server refuses the credentials".to_owned(),
+                code: Code::BusRefused,
+            }),
+            // A server that is silent now is the caller's to find out.
+            _ = self.round_trip() => Ok(()),
+        }
     }
 
     /// Waits until the token has ended and could not be renewed, or the broker refuses it for good.

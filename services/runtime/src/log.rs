@@ -82,9 +82,9 @@ const CRATES: &[&str] = &[
     "runtime",
     "schemas",
     "tlog",
-    "witness",
     "torch",
     "trainer",
+    "witness",
     "worker_core",
 ];
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_nats::{ClientError, Event, ServerError};
 use identity::Credentials;
 use schemas::{Code, PublicKey, Refusal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::clock;
 
@@ -28,6 +28,8 @@ pub(super) struct Void {
     public: Option<PublicKey>,
     tries: Arc<Mutex<Tries>>,
     verdict: watch::Sender<Option<Refusal>>,
+    /// Told of each refusal.
+    refusal: Arc<Notify>,
 }
 
 /// The refusals since the connection last stood.
@@ -44,6 +46,7 @@ impl Void {
             public,
             tries: Arc::default(),
             verdict: watch::Sender::new(None),
+            refusal: Arc::default(),
         }
     }
 
@@ -51,6 +54,7 @@ impl Void {
     pub(super) fn follow(&self, event: &Event) {
         match event {
             Event::Connected => self.connected(),
+            Event::ServerError(ServerError::AuthorizationViolation) => self.refusal.notify_one(),
             Event::ServerError(ServerError::Other(text)) => self.heard(text),
             Event::ClientError(ClientError::Other(reason)) => self.failed(reason),
             _ => {}
@@ -74,6 +78,7 @@ impl Void {
         if !REFUSED.iter().any(|known| reason.contains(known)) {
             return;
         }
+        self.refusal.notify_one();
         let (revoked, last) = {
             let mut tries = self.tries();
             tries.refused += 1;
@@ -86,6 +91,11 @@ impl Void {
                 first
             });
         }
+    }
+
+    /// Waits until the broker has refused the credentials once.
+    pub(super) async fn refused(&self) {
+        self.refusal.notified().await;
     }
 
     /// Waits until the credentials are void.
@@ -186,6 +196,18 @@ mod tests {
         // The first verdict stands.
         void.connected();
         assert_eq!(code(&void), Some(Code::CredentialRevoked));
+    }
+
+    #[test]
+    fn tl_23_a_refusal_after_the_connection_seemed_to_stand_is_heard() {
+        let scene = Scene::new();
+        let void = scene.valid();
+        void.follow(&Event::Connected);
+        assert!(void.refused().now_or_never().is_none());
+        void.follow(&Event::ServerError(ServerError::AuthorizationViolation));
+        assert!(void.refused().now_or_never().is_some());
+        void.failed(NO);
+        assert!(void.refused().now_or_never().is_some());
     }
 
     #[test]

@@ -29,7 +29,8 @@ fn key(cluster: &Cluster, name: &str) -> PublicKey {
 async fn tl_28_tl_06_every_holder_gets_another_key_mid_round_and_no_lease_is_lost() {
     let mut cluster = Cluster::start(Options::default(), 2).await;
     let mut evidence = cluster.evidence().await;
-    Recipe::reference(30, 2, 300).create(&cluster).await;
+    // More rounds than the test waits for.
+    Recipe::reference(1_000, 2, 300).create(&cluster).await;
     let run = cluster.run().clone();
     let started = |recorded: &Recorded| {
         matches!(
@@ -42,6 +43,13 @@ async fn tl_28_tl_06_every_holder_gets_another_key_mid_round_and_no_lease_is_los
     let worker: WorkerId = key(&cluster, "worker-0").as_str().parse().unwrap();
     let signs = || AuditKey::read(&layout.audit_key("worker-0")).unwrap();
     let signed = signs().public().clone();
+    let accepted = |wanted: &WorkerId| {
+        let wanted = wanted.clone();
+        move |event: &LedgerEvent| matches!(event, LedgerEvent::ContributionAccepted { worker, .. } if *worker == wanted)
+    };
+    evidence
+        .until_ledger("contribution of a worker", &run, accepted(&worker))
+        .await;
 
     let names = [
         "worker-0",
@@ -80,25 +88,23 @@ async fn tl_28_tl_06_every_holder_gets_another_key_mid_round_and_no_lease_is_los
     evidence
         .until_ledger("join with another key", &run, joined)
         .await;
-    cluster.operator().await.until_complete(&run).await;
-    let workers = cluster.operator().await.workers(&run).await;
-    let accepted = |wanted: &WorkerId| {
-        let view = workers.iter().find(|view| view.worker == *wanted).unwrap();
-        view.accepted
-    };
-    assert!(
-        accepted(&worker) > 0 && accepted(&renamed) > 0,
-        "{workers:?}"
-    );
-    cluster.end_well(&["worker-0", "worker-1"]).await;
+    evidence
+        .until_ledger("contribution with another key", &run, accepted(&renamed))
+        .await;
+    for name in ["coordinator", "audit"] {
+        assert!(cluster.process(name).ended().is_none(), "{name} ended");
+    }
+    cluster
+        .diloctl_ok(&["control", "shutdown", "--yes", "--drain", "20s"])
+        .await;
+    cluster
+        .end_well(&["worker-0", "worker-1", "coordinator"])
+        .await;
     cluster.record_verifies().await;
     for recorded in cluster.evidence().await.everything().await {
         if let Some(LedgerEvent::LeaseGranted { lease, .. }) = recorded.ledger() {
             assert_eq!(lease.epoch, Epoch(1), "{lease} was lost before");
         }
-    }
-    for name in ["coordinator", "audit"] {
-        assert!(cluster.process(name).ended().is_none(), "{name} ended");
     }
 }
 
