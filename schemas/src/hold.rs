@@ -18,12 +18,28 @@ pub enum Hold {
     /// The run's weights stay as they are: no round is sealed, no merge counts, no snapshot is
     /// promoted, and the run does not complete. Leases are granted and results accepted as before.
     Merges,
+    /// The run's workers get no URLs to the store, and so no leases, and the store refuses the URLs
+    /// that they have. What they have handed in counts as before.
+    Urls,
+}
+
+/// What the store does about the URLs of runs, once an order has said which are stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AtStore {
+    /// It refuses those of stopped runs and takes those of the others. That was tried.
+    Done,
+    /// It was not told yet. The coordinator goes on trying.
+    Later,
+    /// It cannot tell runs apart: it takes the URLs that are out until they end.
+    Unable,
 }
 
 impl fmt::Display for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Merges => "merges",
+            Self::Urls => "urls",
         })
     }
 }
@@ -123,6 +139,9 @@ pub struct HoldReply {
     pub contributions: u32,
     /// Leases that workers hold.
     pub leases: u32,
+    /// What the store does now, for a hold on URLs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<AtStore>,
 }
 
 message!(HoldReply, "run.hold reply", 4096);

@@ -37,7 +37,8 @@ pub enum SecurityEvent {
     /// subject is the request, which names both.
     StreamChanged { seen: Seen },
     /// Sightings for which no event was left: too many senders at a time, too many events, or a
-    /// stretch of the broker's log that came faster than it was read.
+    /// stretch of the broker's log that came faster than it was read. Reports of the broker that were
+    /// dropped unread count too, and some of those may be of requests that only read.
     SightingsDropped { count: u64, log_bytes: u64 },
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::CodecKind;
-use crate::hold::Reason;
+use crate::hold::{AtStore, Reason};
 use crate::message::{V, message};
 use crate::run::RunSpec;
 use crate::{AccountId, Bytes, Chunks, Listed, PublicKey, TenantName, UnixMillis};
@@ -116,6 +116,9 @@ pub struct TenantEndReply {
     pub workers: u32,
     /// Leases that ended with them.
     pub leases: u32,
+    /// What the store does about the URLs of its runs. None from an earlier release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<AtStore>,
 }
 
 message!(TenantEndReply, "tenant.end reply", 4096);

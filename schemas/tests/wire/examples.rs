@@ -11,7 +11,7 @@ use schemas::control::{OperatorObjects, Query, RunNew, RunNewReply, View, ViewRe
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::foundry::{self, FoundryAnswer, FoundryOrder, Merged, ScreeningId};
 use schemas::head::KnownHead;
-use schemas::hold::{Hold, HoldReply, HoldRequest};
+use schemas::hold::{AtStore, Hold, HoldReply, HoldRequest};
 use schemas::layout::{Layout, TensorSpec};
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, Done, LeaseRef, Offer, ReleaseRequest, RenewReply,
@@ -424,6 +424,7 @@ pub(crate) fn all() -> Vec<Example> {
             weights: Round(3),
             contributions: 1,
             leases: 2,
+            store: Some(AtStore::Done),
         }),
         example(&ViewRequest {
             v: V,

@@ -132,7 +132,7 @@ impl Copier {
             if is_last && self.known.is_none() {
                 return Ok(());
             }
-            match self.copy().await {
+            match self.copy(is_last).await {
                 Ok(()) => {
                     if std::mem::take(&mut self.behind) {
                         tracing::info!("the log in the store has caught up");
@@ -152,8 +152,9 @@ impl Copier {
         }
     }
 
-    /// Asks the store which head it has, if that is not known, and copies what it lacks.
-    async fn copy(&mut self) -> Result<(), MirrorError> {
+    /// Asks the store which head it has, if that is not known, and copies what it lacks: at the end
+    /// the log alone.
+    async fn copy(&mut self, is_last: bool) -> Result<(), MirrorError> {
         let known = match &self.known {
             Some(known) => known.clone(),
             None => {
@@ -171,7 +172,9 @@ impl Copier {
             self.whole(now.clone()).await;
         }
         self.known = Some(now);
-        if let Some(Some(stored)) = &self.known {
+        if let Some(Some(stored)) = &self.known
+            && !is_last
+        {
             let copied = self
                 .mirror
                 .copy_cosigned(stored.head.size, &mut self.copies);

@@ -2,7 +2,8 @@
 //! it from the head that the worker keeps, and from events of its own. And the cosignatures that
 //! workers give: the newest of each, in a file of its name.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use audit_core::Question;
@@ -87,8 +88,9 @@ impl Heads {
         })
     }
 
-    /// Keeps a worker's cosignature, if it is one of a head of this log. An older one stays only if it
-    /// covers more.
+    /// Keeps a worker's cosignature, if it is one of a head of this log. What is there stays if it
+    /// covers more, or if it covers as much and another key has made it: then somebody else speaks in
+    /// the worker's name, and nothing is lost.
     ///
     /// # Errors
     /// The refusal to answer with.
@@ -116,11 +118,19 @@ impl Heads {
         }
         let path = self.folder.join(layout::cosigned(worker.as_str()));
         let before = read_file(&path).map_err(|error| later(&error))?;
-        let kept = before.and_then(|note| Head::open(&note, &self.origin, &self.keys).ok());
-        if kept.is_some_and(|kept| kept.size > *size) {
+        if before.is_some_and(|before| self.stays(&before, &witness, *size)) {
             return Ok(());
         }
         write(&self.folder, &path, note.as_bytes()).map_err(|error| later(&error))
+    }
+
+    /// True for a cosigned head that one over `size` events by this witness does not replace.
+    fn stays(&self, before: &[u8], witness: &Witness, size: u64) -> bool {
+        let Ok(kept) = Head::open(before, &self.origin, &self.keys) else {
+            return false;
+        };
+        let by_another = || !matches!(witness.cosigned_at(before, &kept), Ok(Some(_)));
+        kept.size > size || kept.size == size && by_another()
     }
 
     fn read(&self, name: &str) -> Result<(Head, String), Refusal> {
@@ -160,19 +170,33 @@ fn later(error: &io::Error) -> Refusal {
     Refusal::new(Code::EventLater, error.to_string())
 }
 
-/// Puts the file in place in one step. It is not synced: after a power failure the worker's next
-/// cosignature takes its place, and an older one is true as well.
+/// Puts the file in place in one step, and the bytes before the name: after a power failure the
+/// worker has its last cosignature or the one before. Where as many as can be are kept, the oldest
+/// makes room.
 fn write(log: &Path, path: &Path, note: &[u8]) -> io::Result<()> {
     let folder = log.join(COSIGNED);
     if !folder.is_dir() {
         create_private_subfolder(&folder).map_err(io::Error::other)?;
     }
-    if !path.exists() && std::fs::read_dir(&folder)?.count() >= COSIGNED_MAX {
-        return Err(io::Error::other(
-            "cosignatures of as many workers as can be are kept",
-        ));
+    if !path.exists() {
+        make_room(&folder)?;
     }
     let part = path.with_extension("part");
-    std::fs::write(&part, note)?;
+    let mut file = File::create(&part)?;
+    file.write_all(note)?;
+    file.sync_all()?;
     std::fs::rename(part, path)
+}
+
+/// Removes the file that was written first, if there are as many as can be. A worker whose file goes
+/// brings it back with its next cosignature.
+fn make_room(folder: &Path) -> io::Result<()> {
+    let files = std::fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
+    if files.len() < COSIGNED_MAX {
+        return Ok(());
+    }
+    let written = |file: &std::fs::DirEntry| file.metadata().and_then(|about| about.modified());
+    let dated = files.iter().map(|file| Ok((written(file)?, file.path())));
+    let oldest = dated.collect::<io::Result<Vec<_>>>()?.into_iter().min();
+    oldest.map_or(Ok(()), |(_, path)| std::fs::remove_file(path))
 }

@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use identity::secret::replace_private;
@@ -39,6 +39,8 @@ use crate::recorder::LOG_FOLDER;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Most cosigned heads that are copied at one look; the others have their turn at the next.
 const COSIGNED_AT_ONCE: usize = 256;
+/// Longest time that is begun with at one look, beside the one copy that is under way then.
+const COSIGNED_FOR: Duration = Duration::from_secs(2);
 /// The file of the newest head that was seen in the store, beside the folder of the log.
 const COPIED: &str = "log.copied";
 
@@ -396,10 +398,11 @@ impl Mirror {
     }
 
     /// Copies the cosigned heads that `copies` does not have in this form: those that the store's log,
-    /// whose head is over `size` events, leads to.
+    /// whose head is over `size` events, leads to. The log itself waits meanwhile, so this takes no
+    /// more than a moment at a time; one that is not copied has its turn again after all others.
     ///
     /// # Errors
-    /// One was not copied.
+    /// One was not copied: the first fault.
     pub async fn copy_cosigned(&self, size: u64, copies: &mut Copies) -> Result<(), MirrorError> {
         let folder = self.folder.clone();
         let listed = tokio::task::spawn_blocking(move || cosigned_of(&folder)).await;
@@ -408,9 +411,13 @@ impl Mirror {
             path: self.folder.join(layout::COSIGNED),
             source,
         })?;
+        copies
+            .known
+            .retain(|name, _| names.binary_search(name).is_ok());
         let next = names.partition_point(|name| *name <= copies.last);
         names.rotate_left(next);
-        let mut left = COSIGNED_AT_ONCE;
+        let (mut left, until) = (COSIGNED_AT_ONCE, Instant::now() + COSIGNED_FOR);
+        let mut first = Ok(());
         for name in names {
             let Some(note) = self.file(&name).await? else {
                 continue;
@@ -421,16 +428,18 @@ impl Mirror {
             // A reader takes a cosigned head that the log does not cover for evidence.
             let head = Head::open(&note, &self.origin, &self.keys);
             if head.is_ok_and(|head| head.size <= size) {
-                self.bucket.overwrite(&name, &note).await?;
                 copies.last.clone_from(&name);
-                copies.known.insert(name, note);
+                match self.bucket.overwrite(&name, &note).await {
+                    Ok(()) => _ = copies.known.insert(name, note),
+                    Err(error) => first = first.and(Err(error)),
+                }
                 left -= 1;
             }
-            if left == 0 {
+            if left == 0 || Instant::now() >= until {
                 break;
             }
         }
-        Ok(())
+        Ok(first?)
     }
 
     async fn file(&self, name: &str) -> Result<Option<Bytes>, MirrorError> {

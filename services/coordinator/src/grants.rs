@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use coordinator_core::{Answer, Quarantine};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use identity::UrlsOf;
 use objects::{IncomingKey, ObjectError, Recorded, local_now};
 use schemas::blob::{Grant, Grants};
 use schemas::limits::BASE_GRANTS_MAX;
-use schemas::{Chunks, Digest, ObjectRef, PublicKey, Refusal, V};
+use schemas::{Chunks, Digest, ObjectRef, PublicKey, Refusal, RunId, V};
 
 use crate::store::{Store, incoming_key, refusal};
 
@@ -50,9 +51,15 @@ pub(crate) struct Upload {
     fresh: bool,
 }
 
-/// Makes URLs for this holder to read objects.
-pub(crate) fn get(store: &Store, objects: &[Digest], holder: &PublicKey) -> Answer {
-    let (now, signer) = (local_now(), store.signer.given_to(holder));
+/// Makes URLs for this holder to read objects, for the work of its run; for an operator there is none.
+pub(crate) fn get(
+    store: &Store,
+    run: Option<RunId>,
+    objects: &[Digest],
+    holder: &PublicKey,
+) -> Answer {
+    let urls = run.map_or(UrlsOf::Operators, UrlsOf::Run);
+    let (now, signer) = (local_now(), store.signer.of(&urls).given_to(holder));
     let grants = objects
         .iter()
         .map(|digest| signer.get(*digest, now))
@@ -62,8 +69,14 @@ pub(crate) fn get(store: &Store, objects: &[Digest], holder: &PublicKey) -> Answ
 
 /// Makes URLs for this holder to read what a lease begins with: the chunks of its base, or their
 /// list.
-pub(crate) fn of_base(store: &Store, chunks: &Chunks, holder: &PublicKey) -> Vec<Grant> {
-    let (now, signer) = (local_now(), store.signer.given_to(holder));
+pub(crate) fn of_base(
+    store: &Store,
+    run: &RunId,
+    chunks: &Chunks,
+    holder: &PublicKey,
+) -> Vec<Grant> {
+    let signer = store.signer.of(&UrlsOf::Run(run.clone()));
+    let (now, signer) = (local_now(), signer.given_to(holder));
     let first = match chunks {
         Chunks::Named(chunks) => chunks,
         Chunks::Listed(listed) => std::slice::from_ref(&listed.list),
@@ -82,8 +95,12 @@ pub(crate) async fn put(
     uploads: Vec<Upload>,
     holder: &PublicKey,
 ) -> Result<Answer, Refusal> {
-    let signer = &store.signer.given_to(holder);
-    let operator = matches!(place, Quarantine::Operator { .. });
+    let urls = match place {
+        Quarantine::Worker { run, .. } => UrlsOf::Run(run.clone()),
+        Quarantine::Operator { .. } => UrlsOf::Operators,
+    };
+    let signer = &store.signer.of(&urls).given_to(holder);
+    let operator = urls == UrlsOf::Operators;
     let grants = uploads.into_iter().map(|upload| async move {
         let there = match (operator, upload.fresh) {
             (true, _) => blob_is_there(store, upload.object).await?,

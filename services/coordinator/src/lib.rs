@@ -38,6 +38,7 @@ mod serve;
 mod service;
 mod shell;
 mod signer;
+mod stopped;
 mod store;
 mod sweep;
 mod telemetry;

@@ -118,6 +118,9 @@ impl Service {
             ));
         }
         feeders.spawn(shell.store.clone().keep_time());
+        let stopped = shell.store.stopped.clone();
+        stopped.want(core.state().stopped_runs());
+        feeders.spawn(stopped.keep(shell.store.clone()));
         feeders.spawn(sweeps.run(shell.store.clone()));
         feeders.spawn(offered.run(shell.bus.clone()));
         feeders.spawn(queue::pull(

@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use crate::collection::Keeper;
 use crate::config::Config;
 use crate::mark::StoreMark;
+use crate::stopped::Stopped;
 
 /// The unit in which memory for contributions is counted. The count of a semaphore is too small for
 /// all bytes of a large machine, so it counts pages.
@@ -45,6 +46,8 @@ pub(crate) struct Store {
     looks: Arc<Semaphore>,
     /// Keeps what is written while old objects are deleted.
     pub(crate) keeper: Keeper,
+    /// The runs whose URLs the store refuses.
+    pub(crate) stopped: Stopped,
     memory: Arc<Semaphore>,
 }
 
@@ -113,7 +116,7 @@ impl Store {
         posture: &Posture,
         domain: &PublicKey,
     ) -> Result<Self, Failure> {
-        let store = Self::new(config)?;
+        let mut store = Self::new(config)?;
         store.buckets.ping().await?;
         if !posture.is_open(Layer::Bulk) {
             let known = StoreMark::digest(domain);
@@ -122,6 +125,12 @@ impl Store {
         if config.store.check {
             check(config).await?;
         }
+        let derives = store.stopped.can(&store.buckets).await?;
+        tracing::info!(
+            derives,
+            "urls of a run are signed with a pair of its own where the store derives pairs"
+        );
+        store.signer = store.signer.deriving(derives);
         Ok(store)
     }
 
@@ -131,6 +140,7 @@ impl Store {
         let limits = TransferLimits::default();
         let patience = config.limits.store_patience.0;
         let buckets = Buckets::new(&endpoint, &keys.admin, clock.clone(), limits, patience)?;
+        let stopped = Stopped::new(keys.get.clone(), endpoint.clone());
         let signer = Signer::new(&endpoint, &keys, clock).map_err(|error| invalid(&error))?;
         let signer = signer.naming_holders(config.auth.mutual_tls);
         let pages = usize::try_from(config.limits.contributions_memory.0 / PAGE_BYTES)
@@ -143,6 +153,7 @@ impl Store {
             of_rounds: transfers(),
             looks: Arc::new(Semaphore::new(LOOKS_MAX)),
             keeper: Keeper::default(),
+            stopped,
             memory: Arc::new(Semaphore::new(pages.min(Semaphore::MAX_PERMITS))),
         })
     }

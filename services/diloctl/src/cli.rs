@@ -308,6 +308,14 @@ pub(crate) enum Run {
     Freeze(HoldArgs),
     /// Let a frozen run merge again. What waited is merged at once.
     Unfreeze(HoldArgs),
+    /// Stop the URLs of a run at once, for an incident: its workers get none any more, and no leases,
+    /// and the embedded store refuses those that they have. Transfers that began before go on, and so
+    /// do other runs and operators. Another store takes the URLs that are out until they end, a minute
+    /// at most. The stop outlives restarts of coordinator and store, until `run allow-urls`; if the
+    /// store could not be told, the same command tells it again.
+    StopUrls(HoldArgs),
+    /// Let the workers of a run have URLs again. They go on by themselves.
+    AllowUrls(HoldArgs),
     /// Tell which objects of a run's old rounds nothing needs any more, and with `--yes` delete
     /// them: contributions, weights for workers, and full snapshots. Kept are the newest full
     /// snapshots, everything that was made since the oldest of these, each snapshot to which a

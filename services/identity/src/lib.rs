@@ -70,7 +70,7 @@ pub use reissue::TokenFile;
 pub use revocation::{Momentary, Revocation};
 pub use secret::Seed;
 pub use source::{BusTls, CredentialSource};
-pub use store_keys::{AccessKey, StoreKeys};
+pub use store_keys::{AccessKey, StoreKeys, UrlsOf};
 pub use successor::{IdentityFiles, Succession, SuccessorError};
 pub use trust::{TrustBundle, TrustSource};
 pub use vault::Vault;

@@ -6,12 +6,20 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
-use schemas::{Code, V};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use schemas::id::OPERATOR;
+use schemas::{Code, RunId, V};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::secret::{FileError, Secret, random, read_secret, write_private};
+
+/// Tells this use of a secret from all others.
+const DERIVED: &[u8] = b"diloco: access key that signs urls, v1\n";
+/// Stands between the id of a pair and the name of what was derived from it. No name has it.
+const JOINT: char = '.';
 
 /// The file `keys.json` of a store; and `coordinator.json`, which has the first three pairs only.
 #[derive(Clone, Debug)]
@@ -35,6 +43,16 @@ pub struct StoreKeys {
 pub struct AccessKey {
     id: String,
     secret: Secret,
+}
+
+/// What URLs are for. Each has a pair of its own, which the embedded store derives from those in its
+/// file as the coordinator does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UrlsOf {
+    /// What operators upload and read, for no run or for any.
+    Operators,
+    /// The work of one run's workers.
+    Run(RunId),
 }
 
 /// Reasons why a store's keys cannot be used.
@@ -270,6 +288,32 @@ impl AccessKey {
         }
     }
 
+    /// The pair that signs URLs of this kind, derived from this one. Its id names both; its secret is
+    /// the HMAC-SHA256 of the id under this secret. Nobody can come from it to this secret, or to that
+    /// of another pair.
+    pub fn derived(&self, urls: &UrlsOf) -> Self {
+        let id = format!("{}{JOINT}{urls}", self.id);
+        let mac = Hmac::<Sha256>::new_from_slice(self.secret.expose().as_bytes());
+        let mut mac = mac.expect("a key of HMAC has any length");
+        mac.update(DERIVED);
+        mac.update(id.as_bytes());
+        let bytes = Zeroizing::new(<[u8; 32]>::from(mac.finalize().into_bytes()));
+        Self {
+            id,
+            secret: Secret::new(BASE64URL_NOPAD.encode(bytes.as_slice())),
+        }
+    }
+
+    /// What the derived pair with this id signs URLs for; none if the id is not of a pair that is
+    /// derived from this one.
+    pub fn derives(&self, id: &str) -> Option<UrlsOf> {
+        let name = id.strip_prefix(self.id.as_str())?.strip_prefix(JOINT)?;
+        match name {
+            OPERATOR => Some(UrlsOf::Operators),
+            run => Some(UrlsOf::Run(run.parse().ok()?)),
+        }
+    }
+
     /// The id: not secret.
     pub fn id(&self) -> &str {
         &self.id
@@ -278,6 +322,15 @@ impl AccessKey {
     /// The secret, for code that signs requests. Never for a log or an error.
     pub fn expose_secret(&self) -> &str {
         self.secret.expose()
+    }
+}
+
+impl fmt::Display for UrlsOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Operators => f.write_str(OPERATOR),
+            Self::Run(run) => run.fmt(f),
+        }
     }
 }
 
@@ -393,6 +446,54 @@ mod tests {
             StoreKeys::read(&all),
             Err(StoreKeysError::Shared(_))
         ));
+    }
+
+    /// The secret is what another program computes, so that a store and a coordinator of two releases
+    /// agree.
+    #[test]
+    fn tl_20_each_run_has_a_pair_of_its_own_that_both_ends_derive() {
+        let pair = |id: &str, secret: &str| AccessKey {
+            id: id.to_owned(),
+            secret: Secret::new(secret.to_owned()),
+        };
+        let run = |name: &str| UrlsOf::Run(name.parse().expect("a name"));
+        let base = pair("DILOBASE", "a secret");
+        let demo = base.derived(&run("demo"));
+        assert_eq!(demo.id(), "DILOBASE.demo");
+        assert_eq!(
+            demo.expose_secret(),
+            "M6TIdolq6yz9lnbGdboHvyMYXKJlDRoyAabjAytkcPw"
+        );
+        let again = pair("DILOBASE", "a secret").derived(&run("demo"));
+        assert_eq!(again.expose_secret(), demo.expose_secret());
+        let others = [
+            base.derived(&run("demo2")),
+            base.derived(&run("acme_demo")),
+            base.derived(&UrlsOf::Operators),
+            pair("DILOBASE", "a secres").derived(&run("demo")),
+            pair("DILOBASF", "a secret").derived(&run("demo")),
+            base.clone(),
+        ];
+        for (at, other) in others.iter().enumerate() {
+            let before = others[..at].iter().chain([&demo]);
+            for known in before {
+                assert_ne!(other.expose_secret(), known.expose_secret(), "{other:?}");
+            }
+        }
+        for urls in [run("demo"), run("acme_demo"), UrlsOf::Operators] {
+            let id = base.derived(&urls).id;
+            assert_eq!(base.derives(&id), Some(urls));
+        }
+        for id in [
+            "DILOBASE",
+            "DILOBASE.",
+            "DILOBASEdemo",
+            "DILOBAS.demo",
+            "DILOBASE.A",
+            "demo",
+        ] {
+            assert_eq!(base.derives(id), None, "{id}");
+        }
     }
 
     #[test]

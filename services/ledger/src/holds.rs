@@ -1,11 +1,14 @@
 //! Holds of operators: the fold of their events, and the events that a hold forbids.
 
+use std::collections::BTreeSet;
+
+use schemas::RunId;
 use schemas::event::LedgerEvent;
 use schemas::hold::Hold;
 use schemas::text::Time;
 
 use crate::error::{ApplyError, out_of_place};
-use crate::state::{HoldRecord, Run};
+use crate::state::{HoldRecord, Run, State};
 
 /// The hold that forbids this event; none for events that no hold forbids.
 const fn forbidden_by(event: &LedgerEvent) -> Option<Hold> {
@@ -16,7 +19,20 @@ const fn forbidden_by(event: &LedgerEvent) -> Option<Hold> {
         // A frozen run is looked into, and nobody knows yet what that needs.
         | LedgerEvent::ObjectsGivenUp { .. }
         | LedgerEvent::RunCompleted => Some(Hold::Merges),
+        // A lease begins with URLs.
+        LedgerEvent::LeaseGranted { .. } => Some(Hold::Urls),
         _ => None,
+    }
+}
+
+impl State {
+    /// The runs whose URLs the store is to refuse: an operator stopped them, or their tenant was
+    /// ended.
+    pub fn stopped_runs(&self) -> BTreeSet<RunId> {
+        let stopped = self
+            .runs()
+            .filter(|(_, run)| run.tenant_ended || run.is_held(Hold::Urls));
+        stopped.map(|(name, _)| name.clone()).collect()
     }
 }
 

@@ -4,6 +4,7 @@
 //! listing goes through `object_store`, over the same client.
 
 mod listing;
+mod stopped;
 mod stranger;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 //! removes them.
 
 mod answer;
+mod pairs;
 mod report;
 mod tried;
 
@@ -94,11 +95,10 @@ impl Probe {
         let name = format!("U{}", &BASE32_NOPAD.encode(&random)[..55]);
         let place = |bucket, key: &AccessKey| Place::new(endpoint, bucket, key.clone());
         // A store with mutual TLS takes URLs from the holder that they name.
-        let holder = endpoint.trust().shown().and_then(|file| file.holder().ok());
         Ok(Self {
             unanswered: Unanswered::default(),
             number: AtomicU32::new(0),
-            holder: holder.map(|holder| holder.key),
+            holder: endpoint.holder(),
             http: Client::new(endpoint.trust(), &limits)?,
             buckets: Buckets::new(endpoint, &keys.admin, clock.clone(), limits, PATIENCE)?,
             clock,
@@ -318,6 +318,7 @@ impl Probe {
             format!("blobs: {blobs}, incoming: {incoming}"),
         );
         self.forget(&[sample]).await;
+        self.pairs(report).await;
     }
 
     async fn creation(&self, report: &mut Tried<'_>) {

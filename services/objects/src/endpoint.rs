@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use identity::ClientFile;
 use identity::tls::{AuthorityError, client_config, client_config_showing};
 use rustls::ClientConfig;
+use schemas::PublicKey;
 use url::{Host, Url};
 
 /// The protection of the connection to a store.
@@ -45,6 +46,12 @@ pub enum EndpointError {
 }
 
 impl Endpoint {
+    /// The holder of the certificate that is shown to the store; none where no certificate is shown.
+    pub fn holder(&self) -> Option<PublicKey> {
+        let holder = self.trust.shown()?.holder().ok()?;
+        Some(holder.key)
+    }
+
     /// An endpoint such as `https://127.0.0.1:9000`. The embedded store accepts any region name;
     /// `us-east-1` is usual.
     ///

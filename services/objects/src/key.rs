@@ -5,6 +5,7 @@
 //! incoming/<run>/<round>/<worker>/<unit>-<epoch>/<64 hex>   quarantine of a lease
 //! incoming/operator/<user nkey>/<64 hex>                    quarantine of an operator's import
 //! blobs/sha256/<ab>/<64 hex>                                verified objects
+//! blobs/stopped/<run>                                       the embedded store refuses this run's urls
 //! log/checkpoint, log/heads/<size>, log/tile/...            the log, as crate `tlog` names its files
 //! ```
 //! `operator` is therefore not usable as the name of a run that uploads; [`IncomingKey::worker`]
@@ -21,6 +22,9 @@ use schemas::{Digest, Epoch, PublicKey, Round, RunId, UnitIndex, WorkerId};
 pub const KEY_BYTES_MAX: usize = 256;
 
 const ALGORITHM: &str = "sha256";
+/// The folder of `blobs` with a small file for each run whose URLs the embedded store refuses. The
+/// admin key alone writes there.
+pub const STOPPED: &str = "stopped";
 
 /// One of the buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -140,6 +144,14 @@ impl IncomingKey {
         Self {
             owner: Owner::Operator(operator.clone()),
             digest,
+        }
+    }
+
+    /// The run that it is for; none for an operator's import.
+    pub const fn run(&self) -> Option<&RunId> {
+        match &self.owner {
+            Owner::Worker { run, .. } => Some(run),
+            Owner::Operator(_) => None,
         }
     }
 

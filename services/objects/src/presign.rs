@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use identity::{AccessKey, StoreKeys};
+use identity::{AccessKey, StoreKeys, UrlsOf};
 use jiff::Timestamp;
 use jiff::fmt::rfc2822;
 use rusty_s3::UrlStyle;
@@ -53,6 +53,8 @@ pub struct Signer {
     clock: StoreClock,
     numbers: Numbers,
     names_holders: bool,
+    /// True for a store that derives a pair for each kind of URLs, as the embedded one does.
+    derives: bool,
     /// The holder that URLs are given to, where they name one.
     holder: Option<PublicKey>,
     /// The first half of the grants of this holder.
@@ -160,9 +162,36 @@ impl Signer {
             clock,
             numbers: Numbers::new(),
             names_holders: false,
+            derives: false,
             holder: None,
             tag: 0,
         })
+    }
+
+    /// The same signer for a store that derives a pair for each kind of URLs
+    /// ([`crate::Buckets::takes`]): [`Signer::of`] signs with that pair.
+    #[must_use]
+    pub fn deriving(self, derives: bool) -> Self {
+        Self { derives, ..self }
+    }
+
+    /// True if [`Signer::of`] gives each kind of URLs a pair of its own.
+    pub const fn derives(&self) -> bool {
+        self.derives
+    }
+
+    /// The same signer for URLs of this kind. The store takes them for nothing else, and can refuse
+    /// those of one run. For a store that derives no pairs it is the same one.
+    #[must_use]
+    pub fn of(&self, urls: &UrlsOf) -> Self {
+        if !self.derives {
+            return self.clone();
+        }
+        Self {
+            incoming: self.incoming.of(urls),
+            blobs: self.blobs.of(urls),
+            ..self.clone()
+        }
     }
 
     /// The same signer for a store with mutual TLS: [`Signer::given_to`] names the holder.
@@ -237,6 +266,22 @@ impl Place {
         )
         .map_err(|error| EndpointError::Url(error.to_string()))?;
         Ok(Self { bucket, key })
+    }
+
+    /// The same bucket for the pair that is derived for these URLs.
+    pub(crate) fn of(&self, urls: &UrlsOf) -> Self {
+        Self {
+            bucket: self.bucket.clone(),
+            key: self.key.derived(urls),
+        }
+    }
+
+    /// The same bucket for another pair.
+    pub(crate) fn with(&self, key: AccessKey) -> Self {
+        Self {
+            bucket: self.bucket.clone(),
+            key,
+        }
     }
 
     /// A PUT of exactly these bytes; with `once` the store refuses it if the key exists.
@@ -407,6 +452,40 @@ mod tests {
         assert!(!url(naming).contains(HOLDER), "it is given to nobody");
         let plain = url(signer().given_to(&holder));
         assert!(!plain.contains(HOLDER), "{plain}");
+    }
+
+    /// Other stores know the domain's pairs alone.
+    #[test]
+    fn tl_20_a_url_names_its_run_by_its_pair_where_the_store_derives_pairs() {
+        let keys = StoreKeys::generate();
+        let endpoint =
+            Endpoint::new("http://127.0.0.1:9000", "us-east-1", Trust::PlainLoopback).unwrap();
+        let plain = Signer::new(&endpoint, &keys, StoreClock::default()).unwrap();
+        let run = UrlsOf::Run("demo".parse().unwrap());
+        let operator = format!("U{}", "A".repeat(55)).parse().unwrap();
+        let key = IncomingKey::operator(&operator, Digest::of(b"abc"));
+        let named = |signer: &Signer| {
+            let now = UnixMillis(1_700_000_000_000);
+            let urls = [
+                signer.put(&key, schemas::Bytes(3), now),
+                signer.get(Digest::of(b""), now),
+            ];
+            urls.map(|grant| {
+                let url = Url::parse(&grant.action.unwrap().href).unwrap();
+                let mut pairs = url.query_pairs();
+                let found = pairs.find(|(name, _)| name == "X-Amz-Credential");
+                let credential = found.expect("it is signed").1.into_owned();
+                credential.split('/').next().unwrap().to_owned()
+            })
+        };
+        let ids = |ending: &str| [&keys.put, &keys.get].map(|key| format!("{}{ending}", key.id()));
+        assert_eq!(named(&plain), ids(""));
+        assert_eq!(named(&plain.of(&run)), ids(""));
+        assert!(!plain.derives());
+        let deriving = plain.deriving(true);
+        assert!(deriving.derives());
+        assert_eq!(named(&deriving.of(&run)), ids(".demo"));
+        assert_eq!(named(&deriving.of(&UrlsOf::Operators)), ids(".operator"));
     }
 
     /// A store counts the bytes that a URL has served by its signature.

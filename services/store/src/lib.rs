@@ -11,7 +11,8 @@
 //! <root>/tmp/        uploads in progress; emptied at start
 //! <root>/incoming/   bucket `incoming`: created once by holders of PUT URLs, swept after some days;
 //!                    a file each, named by its key with commas for slashes
-//! <root>/blobs/      bucket `blobs`: verified objects, and small named files that the admin key writes
+//! <root>/blobs/      bucket `blobs`: verified objects, and small named files that the admin key writes:
+//!                    `stopped/RUN` for each run whose URLs are refused
 //! <root>/log/        bucket `log`: the log of all events, each file of which is written once
 //! ```
 //! Architecture invariants: there is no multipart upload, no form, no body without a length or a
@@ -38,6 +39,7 @@ mod rights;
 mod root;
 mod server;
 pub mod settings;
+mod stopped;
 mod sweep;
 mod upload;
 

@@ -5,18 +5,23 @@
 //! | admin | everything this store does, except write or delete in `log` |
 //! | put | create objects in `incoming`, through presigned URLs whose signature covers length, sha256 and `if-none-match` |
 //! | get | read verified objects in `blobs`, through presigned URLs, each of which serves its object once (`budget`) |
+//! | derived from put | the same for the uploads to one run, or for those of operators |
+//! | derived from get | the same as get, for one run or for operators |
 //! | audit | read verified objects in `blobs` and the log in `log`, and list none |
 //! | log | read and write the log in `log`, and delete its partial tiles and bundles |
 //!
 //! A head, a full tile and a full bundle of the log are written once and never deleted, with any key;
 //! its checkpoint is replaced only by a request that names the one before. See `log_rules`.
+//!
+//! The pairs of a run are refused while the run is among those that the coordinator has stopped
+//! (`stopped`). The domain's own pairs sign for a coordinator of an earlier release, which derives none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use identity::{AccessKey, StoreKeys};
-use objects::BucketName;
+use identity::{AccessKey, StoreKeys, UrlsOf};
+use objects::{BucketName, IncomingKey};
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::path::S3Path;
@@ -25,6 +30,7 @@ use s3s::{S3Error, S3Result, s3_error};
 use crate::budget::CountedUrl;
 use crate::gate::query_value;
 use crate::peer::{Key, Peer};
+use crate::stopped::Stopped;
 
 /// Longest life of a presigned URL, as in S3.
 const EXPIRES_SECONDS_MAX: u32 = 7 * 24 * 3600;
@@ -46,6 +52,7 @@ const OPERATIONS: [&str; 8] = [
 #[derive(Clone)]
 pub(crate) struct Rights {
     keys: StoreKeys,
+    stopped: Stopped,
 }
 
 /// Set once the signature of a request and the rights of its key were found good. It travels with
@@ -56,10 +63,12 @@ pub(crate) struct Admission {
     connection: Option<Arc<AtomicBool>>,
 }
 
+/// What the pair of a request is for. One that signs URLs is the domain's own, or derived for some.
+#[derive(Debug, PartialEq, Eq)]
 enum Role {
     Admin,
-    Put,
-    Get,
+    Put(Option<UrlsOf>),
+    Get(Option<UrlsOf>),
     Audit,
     Log,
 }
@@ -88,28 +97,55 @@ impl Admission {
 }
 
 impl Rights {
-    pub(crate) const fn new(keys: StoreKeys) -> Self {
-        Self { keys }
+    pub(crate) const fn new(keys: StoreKeys, stopped: Stopped) -> Self {
+        Self { keys, stopped }
     }
 
     fn role(&self, access: &str) -> Option<Role> {
+        let derived = |key: &AccessKey| key.derives(access);
         match access {
             _ if access == self.keys.admin.id() => Some(Role::Admin),
-            _ if access == self.keys.put.id() => Some(Role::Put),
-            _ if access == self.keys.get.id() => Some(Role::Get),
+            _ if access == self.keys.put.id() => Some(Role::Put(None)),
+            _ if access == self.keys.get.id() => Some(Role::Get(None)),
             _ if Some(access) == self.keys.audit.as_ref().map(AccessKey::id) => Some(Role::Audit),
             _ if Some(access) == self.keys.log.as_ref().map(AccessKey::id) => Some(Role::Log),
-            _ => None,
+            _ => derived(&self.keys.put)
+                .map(|urls| Role::Put(Some(urls)))
+                .or_else(|| derived(&self.keys.get).map(|urls| Role::Get(Some(urls)))),
         }
     }
 
-    fn key(&self, role: Role) -> Option<&AccessKey> {
+    fn key(&self, role: &Role) -> Option<AccessKey> {
+        let of = |key: &AccessKey, urls: &Option<UrlsOf>| match urls {
+            Some(urls) => key.derived(urls),
+            None => key.clone(),
+        };
         match role {
-            Role::Admin => Some(&self.keys.admin),
-            Role::Put => Some(&self.keys.put),
-            Role::Get => Some(&self.keys.get),
-            Role::Audit => self.keys.audit.as_ref(),
-            Role::Log => self.keys.log.as_ref(),
+            Role::Admin => Some(self.keys.admin.clone()),
+            Role::Put(urls) => Some(of(&self.keys.put, urls)),
+            Role::Get(urls) => Some(of(&self.keys.get, urls)),
+            Role::Audit => self.keys.audit.clone(),
+            Role::Log => self.keys.log.clone(),
+        }
+    }
+
+    /// Refuses a URL of a stopped run: one that the run's pair has signed, and one to upload there,
+    /// whatever pair of the domain has signed it.
+    fn check_stopped(&self, role: &Role, cx: &S3AccessContext<'_>) -> S3Result<()> {
+        let uploaded = || upload_key(cx.s3_path())?.run().cloned();
+        let run = match role {
+            Role::Put(Some(UrlsOf::Run(run))) | Role::Get(Some(UrlsOf::Run(run))) => {
+                Some(run.clone())
+            }
+            Role::Put(None) => uploaded(),
+            _ => None,
+        };
+        match run {
+            Some(run) if self.stopped.has(&run) => Err(s3_error!(
+                AccessDenied,
+                "the url has expired: an operator stopped all urls of its run; ask for another"
+            )),
+            _ => Ok(()),
         }
     }
 }
@@ -117,7 +153,7 @@ impl Rights {
 #[async_trait]
 impl S3Auth for Rights {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
-        let key = self.role(access_key).and_then(|role| self.key(role));
+        let key = self.role(access_key).and_then(|role| self.key(&role));
         let key = key.ok_or_else(|| s3_error!(InvalidAccessKeyId))?;
         Ok(SecretKey::from(key.expose_secret()))
     }
@@ -144,28 +180,30 @@ impl S3Access for Rights {
             Role::Admin => Key::Admin,
             Role::Audit => Key::Audit,
             Role::Log => Key::Log,
-            Role::Put | Role::Get => Key::Url,
+            Role::Put(_) | Role::Get(_) => Key::Url,
         };
         peer.check(key, cx.uri().query().unwrap_or_default())?;
-        let allowed = match role {
+        self.check_stopped(&role, cx)?;
+        let allowed = match &role {
             Role::Admin => !changes_log(cx),
-            Role::Put => {
+            Role::Put(urls) => {
                 cx.s3_op().name() == "PutObject"
                     && in_bucket(cx.s3_path(), BucketName::Incoming, "")
+                    && urls.as_ref().is_none_or(|urls| uploads(cx.s3_path(), urls))
                     && signed.is_some_and(|signed| {
                         UPLOAD_HEADERS
                             .iter()
                             .all(|name| signed.iter().any(|have| have == name))
                     })
             }
-            Role::Get => reads_verified(cx) && signed.is_some(),
+            Role::Get(_) => reads_verified(cx) && signed.is_some(),
             Role::Audit => reads_verified(cx) || reads_log(cx),
             Role::Log => reads_log(cx) || writes_log(cx),
         };
         if !allowed {
             return Err(s3_error!(AccessDenied, "not a right of this key"));
         }
-        if matches!(role, Role::Get) {
+        if matches!(role, Role::Get(_)) {
             let query = cx.uri().query().unwrap_or_default();
             let url = CountedUrl::of(query, runtime::clock::now())?;
             cx.extensions_mut().insert(url);
@@ -208,6 +246,24 @@ fn signed_headers(cx: &S3AccessContext<'_>) -> Result<Option<Vec<String>>, S3Err
         Some(name) => Err(s3_error!(AccessDenied, "the header {name} is not signed")),
         None => Ok(Some(names)),
     }
+}
+
+/// The key of an upload; none for what is no key of `incoming`.
+fn upload_key(path: &S3Path) -> Option<IncomingKey> {
+    match path {
+        S3Path::Object { bucket, key } if **bucket == *BucketName::Incoming.as_str() => {
+            key.parse().ok()
+        }
+        _ => None,
+    }
+}
+
+/// True for the place of an upload that URLs of this kind are for.
+fn uploads(path: &S3Path, urls: &UrlsOf) -> bool {
+    upload_key(path).is_some_and(|key| match urls {
+        UrlsOf::Operators => key.run().is_none(),
+        UrlsOf::Run(run) => key.run() == Some(run),
+    })
 }
 
 /// True if a request reads one verified object.

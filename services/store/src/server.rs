@@ -38,6 +38,7 @@ use crate::peer::{self, Peer};
 use crate::peers::Peers;
 use crate::rights::{Admission, Rights};
 use crate::root::{Root, RootError};
+use crate::stopped::Stopped;
 use crate::sweep;
 
 /// Longest TLS handshake.
@@ -213,7 +214,7 @@ impl Store {
             listener,
             address,
             tls,
-            service: service(backend, Rights::new(config.keys)),
+            service: service(backend, Rights::new(config.keys, Stopped::of(root.path()))),
             root,
             limits,
         })

@@ -38,7 +38,8 @@ async def security_events(wire: Wire, first: int) -> tuple[list[tuple[str, dict]
 
 
 def untold(events: list[tuple[str, dict]]) -> list[str]:
-    """The refusals of this suite about which there is no event with their reason."""
+    """The first refusals of each sender and kind in this suite about which there is no event with
+    their reason, and senders of many whose further ones are not summed up."""
     denied = {
         (seen["user"], seen["reason"], seen["subject"])
         for kind, seen in events
@@ -58,7 +59,7 @@ def untold(events: list[tuple[str, dict]]) -> list[str]:
 
 
 @case("FG-07", "TL-29")
-async def each_refusal_of_the_broker_is_told_with_its_reason(facts: dict) -> None:
+async def each_sender_is_told_with_its_first_refusal_of_a_kind_and_many_are_summed_up(facts: dict) -> None:
     assert len(Wire.refused) > 4, "the other cases were refused"
     wire = await Wire.connect(facts, "auditor")
     events, first = [], 1

@@ -143,18 +143,18 @@ impl World {
         self.after(Millis::from_secs(5), SimEvent::CreateRun);
     }
 
-    /// An operator keeps the run's weights as they are for a while.
+    /// An operator keeps the run's weights as they are for a while, and often stops its URLs too.
     pub(crate) fn freeze(&mut self) {
         self.ask_for_hold(true);
         let pause = self.random.millis(500, 60_000);
         self.after(pause, SimEvent::Unfreeze);
     }
 
-    /// Either order may be lost, may wait for the disk, or be refused by a coordinator that stops,
-    /// so this one is repeated until no hold stands and none is on its way.
+    /// Either order may be lost, may wait for the disk, or be refused by a coordinator that stops, so
+    /// this one is repeated until no hold stands and none is on its way.
     pub(crate) fn unfreeze(&mut self) {
         let run = self.site.shadow.run(&run_id());
-        let held = run.is_some_and(|run| run.is_held(Hold::Merges));
+        let held = run.is_some_and(|run| !run.holds.is_empty() && !run.is_complete());
         let restoring = self.now < self.site.restored_at.after(RESTORE_MAX);
         if held || restoring || !self.site.waiting.is_empty() {
             self.ask_for_hold(false);
@@ -237,13 +237,16 @@ impl World {
     }
 
     fn ask_for_hold(&mut self, held: bool) {
-        self.ask_as_operator(ControlRequest::RunHold(HoldRequest {
-            v: V,
-            run: run_id(),
-            hold: Hold::Merges,
-            held,
-            reason: "a mishap".parse().expect("a reason"),
-        }));
+        let both = !held || self.site.replies.is_multiple_of(2);
+        for hold in [Hold::Merges, Hold::Urls][..1 + usize::from(both)].to_vec() {
+            self.ask_as_operator(ControlRequest::RunHold(HoldRequest {
+                v: V,
+                run: run_id(),
+                hold,
+                held,
+                reason: "a mishap".parse().expect("a reason"),
+            }));
+        }
     }
 
     pub(crate) fn ask_as_operator(&mut self, request: ControlRequest) {
@@ -411,15 +414,12 @@ impl World {
                     self.lost += 1;
                     return;
                 }
-                let document = self.documents.len().to_string();
+                let outcome = ClaimOutcome::Lease(self.documents.len().to_string());
                 self.documents.push(*manifest);
-                let outcome = ClaimOutcome::Lease(document);
-                self.reply(
-                    reply,
-                    Delivered::Answer(worker_core::Answer::Claim(ClaimReply::of(outcome))),
-                );
+                let answer = worker_core::Answer::Claim(ClaimReply::of(outcome));
+                self.reply(reply, Delivered::Answer(answer));
             }
-            Effect::GrantGet { reply, objects } => {
+            Effect::GrantGet { reply, objects, .. } => {
                 let missing = objects
                     .iter()
                     .find(|digest| !self.store.blobs.contains(digest));
@@ -452,6 +452,7 @@ impl World {
             // The operator ignores its answers, and the store counts no uploads.
             Effect::Sweep { .. }
             | Effect::Purge { .. }
+            | Effect::StopUrls { .. }
             | Effect::Publish(_)
             | Effect::ShowHeartbeat { .. } => {}
             Effect::Collect(step) => self.collect(step),

@@ -39,6 +39,8 @@ pub struct Counts {
     pub left_out: u64,
     /// Times that the run was frozen.
     pub frozen: u64,
+    /// Times that its URLs were stopped.
+    pub stopped: u64,
     /// Workers that came into quarantine.
     pub quarantined: u64,
     /// Leases that ended with that.

@@ -49,6 +49,7 @@ pub(crate) struct Monitor {
     issued: u64,
     ended: u64,
     frozen: bool,
+    stopped: bool,
     masks: masks::Masks,
     /// Every training lease of a private run: round, worker, and the unit's index.
     disclosures: Vec<(u64, WorkerId, u32)>,
@@ -82,6 +83,7 @@ impl Monitor {
             issued: 0,
             ended: 0,
             frozen: false,
+            stopped: false,
             masks: masks::Masks::default(),
             disclosures: Vec::new(),
             spent: false,
@@ -102,6 +104,8 @@ impl Monitor {
         assert!(!self.complete || !is_work(event), "{event:?} after the end");
         let held = self.frozen && is_merge(event);
         assert!(!held, "{event:?} in a frozen run");
+        let granted = self.stopped && matches!(event, LedgerEvent::LeaseGranted { .. });
+        assert!(!granted, "{event:?} in a run without urls");
         let by_quarantined = author(event).filter(|worker| self.quarantined.contains(*worker));
         assert_eq!(by_quarantined, None, "{event:?} of a worker in quarantine");
         self.counts.events += 1;
@@ -260,6 +264,11 @@ impl Monitor {
             LedgerEvent::HoldLifted {
                 hold: Hold::Merges, ..
             } => self.frozen = false,
+            LedgerEvent::HoldPlaced { .. } => {
+                self.counts.stopped += 1;
+                self.stopped = true;
+            }
+            LedgerEvent::HoldLifted { .. } => self.stopped = false,
             LedgerEvent::WorkerQuarantined {
                 worker,
                 lease,

@@ -69,6 +69,7 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.saved += counts.saved;
         sum.denied += counts.denied;
         sum.frozen += counts.frozen;
+        sum.stopped += counts.stopped;
         sum.promoted += counts.promoted;
         sum.quarantined += counts.quarantined;
         sum.shut += counts.shut;
@@ -87,6 +88,7 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
         sum.saved,
         sum.denied,
         sum.frozen,
+        sum.stopped,
         sum.promoted,
         sum.quarantined,
         sum.shut,

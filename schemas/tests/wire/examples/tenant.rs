@@ -2,6 +2,7 @@
 
 use schemas::control::{View, ViewReply};
 use schemas::event::{Event, LedgerEvent};
+use schemas::hold::AtStore;
 use schemas::tenant::{
     Quota, TenantEndReply, TenantEndRequest, TenantReply, TenantRequest, TenantView, Used,
 };
@@ -50,6 +51,7 @@ pub(super) fn all() -> Vec<Example> {
             runs: 1,
             workers: 2,
             leases: 2,
+            store: Some(AtStore::Later),
         }),
         Example {
             name: "view of tenants",

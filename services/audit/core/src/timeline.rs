@@ -127,7 +127,8 @@ fn of_security(event: &SecurityEvent) -> (String, String) {
         }
         SecurityEvent::SightingsDropped { count, log_bytes } => {
             format!(
-                "{count} more were seen, and {log_bytes} bytes of the broker's log were not read"
+                "up to {count} more were seen (reports of mere reads that nobody had time for count too), and {log_bytes} \
+                 bytes of the broker's log were not read"
             )
         }
         _ => String::new(),

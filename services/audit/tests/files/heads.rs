@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use diloco_audit::heads::Heads;
 use diloco_audit::log::read_file;
@@ -218,6 +219,71 @@ fn fg_07_the_newest_head_that_each_worker_cosigned_is_kept_and_nothing_false() {
     let names = fs::read_dir(scene.file("cosigned")).expect("it was made");
     assert_eq!(names.count(), 2, "nothing half written is left");
     drop(scene.trust);
+}
+
+/// Somebody who has a worker's credentials and not its key can bring a cosignature in its name. One
+/// over the same events does not take the place of the worker's own; one over more does, until the
+/// worker cosigns again.
+#[test]
+fn fg_07_a_cosignature_of_another_key_does_not_hide_one_of_the_same_head() {
+    let scene = Scene::of(&[5, 300]);
+    let (folder, name) = (scene.file(""), worker('A'));
+    let (own, strange) = (WitnessKey::generate(), WitnessKey::generate());
+    let keep = |key: &WitnessKey, size: u64| {
+        let kept = scene.heads.keep(&name, &cosigned(key, &scene.head(size)));
+        kept.expect("it is true");
+    };
+    let by = |key: &WitnessKey| {
+        let note = kept(&folder, &name).expect("it is kept");
+        let head = scene.followed.open(&note).expect("it is signed");
+        let witness = key.witness(name.as_str()).expect("a name");
+        matches!(witness.cosigned_at(&note, &head), Ok(Some(_)))
+    };
+    keep(&own, 5);
+    keep(&strange, 5);
+    assert!(by(&own), "it was there before");
+    keep(&own, 5);
+    assert!(by(&own), "its own again");
+    keep(&strange, 300);
+    assert!(by(&strange), "nobody can tell which key is the worker's");
+    // A file that is no head at all is in nobody's way.
+    fs::write(folder.join(layout::cosigned(name.as_str())), "x").expect("it is ours");
+    keep(&own, 5);
+    assert!(by(&own));
+}
+
+#[test]
+fn fg_07_the_oldest_cosignature_makes_room_for_that_of_a_further_worker() {
+    let scene = Scene::of(&[5]);
+    let key = WitnessKey::generate();
+    let keep = |letter: char| {
+        let good = cosigned(&key, &scene.head(5));
+        scene
+            .heads
+            .keep(&worker(letter), &good)
+            .expect("it is true");
+    };
+    keep('A');
+    keep('B');
+    let folder = scene.file("cosigned");
+    let old = |name: &Path| {
+        let file = fs::File::options().write(true).open(name);
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        file.and_then(|file| file.set_modified(long_ago))
+            .expect("it is ours");
+    };
+    for number in 2..8192 {
+        fs::write(folder.join(format!("other-{number}")), "").expect("it is ours");
+    }
+    old(&folder.join(worker('B').as_str()));
+    // One that is there already needs no room.
+    keep('A');
+    assert!(kept(&scene.file(""), &worker('B')).is_some());
+    keep('C');
+    let there = ['A', 'B', 'C'].map(|letter| kept(&scene.file(""), &worker(letter)).is_some());
+    assert_eq!(there, [true, false, true]);
+    let count = fs::read_dir(&folder).expect("it was made").count();
+    assert_eq!(count, 8192);
 }
 
 /// A key of another domain has signed none of these heads.

@@ -172,6 +172,61 @@ async fn fg_07_the_log_in_the_store_is_that_of_the_folder_however_often_it_is_co
     assert_eq!(again.copy(None).await.expect("all is there"), known);
 }
 
+/// The workers A, B and C cosign the newest head.
+fn cosign(folder: &Path, trust: &TrustBundle, witness: &WitnessKey) {
+    let heads = Heads::new(folder.join(LOG_FOLDER), trust);
+    let reply = heads.newest(0, &[]).expect("there is a head");
+    let origin = format!("diloco/{}", trust.domain);
+    let head = tlog::Head::open(reply.note.as_bytes(), &origin, &trust.raw_head_keys());
+    let head = head.expect("it is signed");
+    for letter in 'A'..='C' {
+        let name = format!("U{}", letter.to_string().repeat(55));
+        let name: WorkerId = name.parse().expect("the form of a key");
+        let cosigned = CosignRequest {
+            v: V,
+            key: witness.public().clone(),
+            size: head.size,
+            time: NOW,
+            signature: ByteArray::new(witness.cosign_raw(&head, NOW.get() / 1000)),
+        };
+        heads.keep(&name, &cosigned).expect("it is true");
+    }
+}
+
+/// One cosigned head that the store refuses, or has no time for, keeps no other from being copied, and
+/// the log waits a moment at most.
+#[tokio::test]
+async fn fg_07_a_cosigned_head_that_is_not_copied_is_in_nobodys_way() {
+    let (trust, records, key) = signing(20);
+    let (stub, scratch) = (Stub::start().await, scratch());
+    keep(scratch.path(), &trust, &key, &records);
+    let mirror = to_stub(&stub, scratch.path(), &trust);
+    mirror.copy(None).await.expect("it is copied");
+    cosign(scratch.path(), &trust, &WitnessKey::generate());
+    let name = |letter: &str| format!("cosigned/u{}", letter.repeat(55));
+    let has = |stub: &Stub| ["a", "b", "c"].map(|letter| stub.has(&name(letter)));
+    let [first, second] = ["a", "b"].map(name);
+    let mut copies = Copies::default();
+    // Busy for longer than a look takes: the others have their turn at the next one.
+    let busy = first.clone();
+    stub.instead(move |method, name| {
+        (method == "put" && name == busy).then_some((503, "SlowDown"))
+    });
+    let copied = mirror.copy_cosigned(20, &mut copies).await;
+    assert_eq!(code(copied), Code::LogStoreBehind);
+    assert_eq!(has(&stub), [false; 3], "the look is over");
+    stub.instead(move |method, name| {
+        (method == "put" && name == second).then_some((403, "AccessDenied"))
+    });
+    let copied = mirror.copy_cosigned(20, &mut copies).await;
+    assert_eq!(code(copied), Code::LogStoreBehind);
+    assert_eq!(has(&stub), [true, false, true], "in one look");
+    stub.instead(|_, _| None);
+    let copied = mirror.copy_cosigned(20, &mut copies).await;
+    copied.expect("the last one");
+    assert_eq!(has(&stub), [true; 3]);
+}
+
 /// A reader of the store never finds a cosigned head that the log there does not cover.
 #[tokio::test]
 async fn fg_07_cosigned_heads_follow_the_log_into_the_store() {
@@ -181,29 +236,11 @@ async fn fg_07_cosigned_heads_follow_the_log_into_the_store() {
     let mut copies = Copies::default();
     let none = mirror.copy_cosigned(0, &mut copies).await;
     none.expect("there is nothing to copy");
-    let heads = Heads::new(scratch.path().join(LOG_FOLDER), &trust);
     let witness = WitnessKey::generate();
-    let names: Vec<WorkerId> = ('A'..='C')
-        .map(|letter| format!("U{}", letter.to_string().repeat(55)))
-        .map(|text| text.parse().expect("the form of a key"))
-        .collect();
     let mut known = None;
     for end in [5, 20] {
         keep(scratch.path(), &trust, &key, &records[..end]);
-        let reply = heads.newest(0, &[]).expect("there is a head");
-        let origin = format!("diloco/{}", trust.domain);
-        let head = tlog::Head::open(reply.note.as_bytes(), &origin, &trust.raw_head_keys());
-        let head = head.expect("it is signed");
-        for name in &names {
-            let cosigned = CosignRequest {
-                v: V,
-                key: witness.public().clone(),
-                size: head.size,
-                time: NOW,
-                signature: ByteArray::new(witness.cosign_raw(&head, NOW.get() / 1000)),
-            };
-            heads.keep(name, &cosigned).expect("it is true");
-        }
+        cosign(scratch.path(), &trust, &witness);
         let before = files(&running.file(""));
         let early = mirror.copy_cosigned(end as u64 - 1, &mut copies).await;
         early.expect("nothing is copied yet");

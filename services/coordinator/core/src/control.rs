@@ -4,7 +4,7 @@ use ledger::Run;
 use schemas::call::ControlVerb;
 use schemas::control::{RunNewReply, Shutdown, ShutdownReply};
 use schemas::event::LedgerEvent;
-use schemas::hold::HoldRequest;
+use schemas::hold::{Hold, HoldRequest};
 use schemas::limits::{LEASE_MAX, RUNS_MAX};
 use schemas::public::CommandVerb;
 use schemas::run::RunSpec;
@@ -12,7 +12,7 @@ use schemas::{Code, Digest, PublicKey, Refusal, RunId, UnixMillis, V};
 
 use crate::coordinator::{Coordinator, draining, run_closed, run_unknown};
 use crate::deadline::Timer;
-use crate::effect::{Answer, Effect};
+use crate::effect::{Answer, Effect, Stopping};
 use crate::input::ReplyId;
 use crate::run::holds;
 use crate::run::results::Screening;
@@ -129,8 +129,13 @@ impl Coordinator {
 
     /// Places a hold on a run, or lifts it. A request that changes nothing is answered and not
     /// written.
-    pub(crate) fn hold(&mut self, operator: PublicKey, request: HoldRequest) -> ControlOutcome {
-        let name = request.run.clone();
+    pub(crate) fn hold(
+        &mut self,
+        operator: PublicKey,
+        request: HoldRequest,
+        id: ReplyId,
+    ) -> ControlOutcome {
+        let (name, hold) = (request.run.clone(), request.hold);
         let run = self.state.run(&name).ok_or_else(|| run_unknown(&name))?;
         if run.is_complete() {
             return Err(run_closed(&name));
@@ -144,7 +149,18 @@ impl Coordinator {
         }
         let reply = self.enter(&name, |room, turn| room.hold(turn, operator, request));
         let reply = reply.expect("a run that is not complete has a room");
-        Ok(Outcome::Now(Answer::Hold(reply)))
+        match hold {
+            Hold::Merges => Ok(Outcome::Now(Answer::Hold(reply))),
+            // Also when nothing changed: the store may not have been told.
+            Hold::Urls => Ok(self.stop_urls(id, Stopping::Hold(reply))),
+        }
+    }
+
+    /// Has the store know which runs are stopped, and answers then.
+    pub(crate) fn stop_urls(&mut self, reply: ReplyId, told: Stopping) -> Outcome {
+        let (runs, told) = (self.state.stopped_runs(), Box::new(told));
+        self.out.push(Effect::StopUrls { reply, runs, told });
+        Outcome::Later
     }
 
     /// Begins to drain, or moves an earlier drain's end forward. Nothing new is granted, and

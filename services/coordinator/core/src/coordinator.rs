@@ -319,13 +319,13 @@ impl Coordinator {
     fn control(&mut self, operator: PublicKey, request: ControlRequest, reply: ReplyId) {
         let outcome = match request {
             ControlRequest::RunNew(request) => self.run_new(operator, request.spec, reply),
-            ControlRequest::RunHold(request) => self.hold(operator, request),
+            ControlRequest::RunHold(request) => self.hold(operator, request, reply),
             ControlRequest::RunGc(request) => self.collect(operator, request, reply),
             ControlRequest::WorkerQuarantine(request) => self.quarantine(operator, request, reply),
             ControlRequest::SnapshotPromote(request) => self.promote(operator, request),
             ControlRequest::SnapshotRestore(request) => self.restore(operator, request, reply),
             ControlRequest::TenantSet(request) => self.set_tenant(operator, request),
-            ControlRequest::TenantEnd(request) => self.end_tenant(operator, request),
+            ControlRequest::TenantEnd(request) => self.end_tenant(operator, request, reply),
             ControlRequest::View(request) => self.view(&request.query),
             ControlRequest::Keys(_) => {
                 self.out.push(Effect::ShowKeys { reply });

@@ -2,6 +2,7 @@
 //! every [`Effect::Append`] before it is in the stream, so that nothing leaves the coordinator
 //! before the ledger holds it. Only a merge may begin earlier ([`Effect::is_early`]).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ledger::{Needed, State};
@@ -11,7 +12,7 @@ use schemas::contribution::SubmitReply;
 use schemas::control::{RunNewReply, ShutdownReply, ViewReply};
 use schemas::event::LedgerEvent;
 use schemas::foundry::Order;
-use schemas::hold::HoldReply;
+use schemas::hold::{AtStore, HoldReply};
 use schemas::keys::KeysReply;
 use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply, UnitId};
 use schemas::masking::{CohortStatement, MaskReply};
@@ -61,6 +62,8 @@ pub enum Effect {
     GrantGet {
         /// The request.
         reply: ReplyId,
+        /// The run whose worker asks; none for an operator.
+        run: Option<RunId>,
         /// The objects; all may be read by the asker.
         objects: Vec<Digest>,
     },
@@ -142,6 +145,15 @@ pub enum Effect {
         uploads: Uploads,
         /// The answer, to which the number is added.
         told: Box<Told>,
+    },
+    /// Have the store refuse the URLs of these runs and of no others, and then answer the request.
+    StopUrls {
+        /// The request.
+        reply: ReplyId,
+        /// All runs whose URLs are stopped.
+        runs: BTreeSet<RunId>,
+        /// The answer, to which is added what the store does.
+        told: Box<Stopping>,
     },
     /// Read every object of a full snapshot back, and check that it is as it was saved; answer with
     /// `Input::SnapshotChecked`.
@@ -236,6 +248,7 @@ impl Effect {
             Self::Hold { .. } => "hold",
             Self::Sweep { .. } => "sweep",
             Self::Purge { .. } => "purge",
+            Self::StopUrls { .. } => "stop_urls",
             Self::CheckSnapshot { .. } => "check_snapshot",
             Self::Collect(step) => step.kind(),
             Self::Foundry { order, .. } => order.kind(),
@@ -327,6 +340,26 @@ pub enum Uploads {
     Of(WorkerId),
     /// Those to rounds before this one, of all workers.
     Before(Round),
+}
+
+/// An answer that waits for the store to refuse the URLs of stopped runs.
+#[derive(Clone, Debug)]
+pub enum Stopping {
+    /// That to an order of a hold.
+    Hold(HoldReply),
+    /// That to the end of a tenant.
+    TenantEnd(TenantEndReply),
+}
+
+impl Stopping {
+    /// The whole answer.
+    pub fn with(self, store: AtStore) -> Answer {
+        let store = Some(store);
+        match self {
+            Self::Hold(told) => Answer::Hold(HoldReply { store, ..told }),
+            Self::TenantEnd(told) => Answer::TenantEnd(TenantEndReply { store, ..told }),
+        }
+    }
 }
 
 /// An answer that waits for the number of uploads that were deleted.

@@ -101,6 +101,7 @@ impl Coordinator {
         check_count(request.objects.len())?;
         self.out.push(Effect::GrantGet {
             reply,
+            run: None,
             objects: request.objects,
         });
         Ok(Outcome::Later)

@@ -8,8 +8,8 @@ use schemas::{Code, PublicKey, Refusal, RunId, TenantName, V, WorkerId};
 
 use crate::control::ControlOutcome;
 use crate::coordinator::Coordinator;
-use crate::effect::Answer;
-use crate::input::Peer;
+use crate::effect::{Answer, Stopping};
+use crate::input::{Peer, ReplyId};
 use crate::quota::full;
 use crate::turn::Outcome;
 
@@ -114,6 +114,7 @@ impl Coordinator {
         &mut self,
         operator: PublicKey,
         request: TenantEndRequest,
+        id: ReplyId,
     ) -> ControlOutcome {
         let TenantEndRequest {
             tenant,
@@ -134,9 +135,11 @@ impl Coordinator {
             runs: open.len() as u32,
             workers: 0,
             leases: 0,
+            store: None,
         };
         if !changed {
-            return Ok(Outcome::Now(Answer::TenantEnd(reply)));
+            // The store may not have been told.
+            return Ok(self.stop_urls(id, Stopping::TenantEnd(reply)));
         }
         if !now && let Some(first) = open.first() {
             let detail = format!("{} runs are not complete, first {first}", open.len());
@@ -158,7 +161,7 @@ impl Coordinator {
             reason,
         };
         self.append(None, event);
-        Ok(Outcome::Now(Answer::TenantEnd(reply)))
+        Ok(self.stop_urls(id, Stopping::TenantEnd(reply)))
     }
 
     pub(crate) fn tenant_views(&self) -> Vec<TenantView> {

@@ -17,6 +17,7 @@ mod membership;
 mod object;
 mod order;
 mod over;
+mod pace;
 mod privacy;
 mod promotion;
 mod property;

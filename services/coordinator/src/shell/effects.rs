@@ -1,10 +1,12 @@
 //! Carries out effects in their order. Effects that take time run beside the loop.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use coordinator_core::{Answer, Collect, Effect, Input, Quarantine, ReplyId, Told, Uploads};
+use coordinator_core::{
+    Answer, Collect, Effect, Input, Quarantine, ReplyId, Stopping, Told, Uploads,
+};
 use identity::ManifestKey;
 use ledger::State;
 use runtime::{Failure, clock};
@@ -84,7 +86,7 @@ fn sign_lease(key: &ManifestKey, store: &Store, manifest: &Manifest) -> Result<A
         Refusal::new(Code::Internal, text)
     })?;
     Ok(Answer::Claim(ClaimReply {
-        base: grants::of_base(store, &manifest.base.chunks, &holder),
+        base: grants::of_base(store, &manifest.run, &manifest.base.chunks, &holder),
         ..ClaimReply::of(ClaimOutcome::Lease(compact))
     }))
 }
@@ -106,9 +108,13 @@ impl Shell {
                 let answer = self.signer.published();
                 self.reply(reply, answer).await;
             }
-            Effect::GrantGet { reply, objects } => {
+            Effect::GrantGet {
+                reply,
+                run,
+                objects,
+            } => {
                 if let Some((_, to)) = self.tables.replies.remove(&reply) {
-                    let answer = grants::get(&self.store, &objects, to.asker());
+                    let answer = grants::get(&self.store, run, &objects, to.asker());
                     to.send(&self.bus, Ok(answer)).await;
                 }
             }
@@ -159,6 +165,7 @@ impl Shell {
                 uploads,
                 told,
             } => self.purge(reply, run, uploads, *told).await,
+            Effect::StopUrls { reply, runs, told } => self.stop_urls(reply, runs, *told),
             Effect::CheckSnapshot {
                 spec,
                 round,
@@ -231,6 +238,19 @@ impl Shell {
         if let Err(order) = self.purges.begin(of, (to, told), work) {
             self.answer_orders(vec![order], None).await;
         }
+    }
+
+    /// Answers an operator once the store refuses the URLs of these runs, or when that takes too long.
+    fn stop_urls(&mut self, reply: ReplyId, runs: BTreeSet<RunId>, told: Stopping) {
+        self.store.stopped.want(runs);
+        let Some((_, to)) = self.tables.replies.remove(&reply) else {
+            return;
+        };
+        let (store, bus) = (self.store.clone(), self.bus.clone());
+        tokio::spawn(async move {
+            let at_store = store.stopped.tell_soon(&store).await;
+            to.send(&bus, Ok(told.with(at_store))).await;
+        });
     }
 
     /// Answers orders with the number of uploads that were deleted; none if that is not known.

@@ -1,8 +1,8 @@
-//! Holds on a run: `run freeze` and `run unfreeze`.
+//! Holds on a run: `run freeze` and `run unfreeze`, `run stop-urls` and `run allow-urls`.
 
 use runtime::Failure;
 use schemas::call::control as call;
-use schemas::hold::{Hold, HoldReply, HoldRequest};
+use schemas::hold::{AtStore, Hold, HoldReply, HoldRequest};
 use schemas::{RunId, V};
 use serde::Serialize;
 
@@ -41,6 +41,26 @@ struct Set {
     weights: u64,
     contributions: u32,
     leases: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<AtStore>,
+}
+
+/// What a store does about URLs that are out, in words.
+pub(crate) const fn at_store(store: AtStore, stopped: bool) -> &'static str {
+    match (store, stopped) {
+        (AtStore::Done, true) => "the store refuses them; a transfer that began before goes on",
+        (AtStore::Later, true) => {
+            "none is given out; the store does not know yet, and takes those that are out until they end, a minute at most"
+        }
+        (AtStore::Unable, true) => {
+            "none is given out; this store cannot tell runs apart, and takes those that are out until they end, a minute at most"
+        }
+        (AtStore::Done, false) => "the store takes them",
+        (AtStore::Later, false) => {
+            "the store does not know yet; the coordinator goes on telling it"
+        }
+        (AtStore::Unable, false) => "given out again",
+    }
 }
 
 impl From<(RunId, Hold, bool, HoldReply)> for Set {
@@ -53,6 +73,7 @@ impl From<(RunId, Hold, bool, HoldReply)> for Set {
             weights: reply.weights.get(),
             contributions: reply.contributions,
             leases: reply.leases,
+            store: reply.store,
         }
     }
 }
@@ -65,12 +86,16 @@ impl Record for Set {
             (false, true) => "lifted; this is in the ledger",
             (false, false) => "there was none",
         };
-        vec![
+        let mut lines = vec![
             ("run", self.run.to_string()),
             ("hold", format!("on {}: {state}", self.hold)),
             ("weights", format!("of round {}", self.weights)),
             ("contributions not merged", self.contributions.to_string()),
             ("leases held", self.leases.to_string()),
-        ]
+        ];
+        if let Some(store) = self.store {
+            lines.push(("urls", at_store(store, self.held).to_owned()));
+        }
+        lines
     }
 }

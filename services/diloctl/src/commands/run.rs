@@ -97,6 +97,8 @@ pub(crate) async fn run(context: &Context, command: Run) -> Result<(), Failure> 
         }
         Run::Freeze(args) => holds::set(context, args, Hold::Merges, true).await,
         Run::Unfreeze(args) => holds::set(context, args, Hold::Merges, false).await,
+        Run::StopUrls(args) => holds::set(context, args, Hold::Urls, true).await,
+        Run::AllowUrls(args) => holds::set(context, args, Hold::Urls, false).await,
         Run::Gc(args) => collection::run(context, args).await,
         Run::Watch { run } => watch::watch(context, &run).await,
         Run::Wait {

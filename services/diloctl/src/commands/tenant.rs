@@ -13,7 +13,7 @@ use schemas::{AccountId, Code, TenantName, UnixMillis, V};
 use serde::Serialize;
 
 use crate::cli::{Declarations, QuotaArgs, Tenant};
-use crate::commands::cluster;
+use crate::commands::{cluster, holds};
 use crate::context::{Context, Operator, unexpected};
 use crate::output::{Record, Row};
 use crate::table::{or_dash, time};
@@ -306,6 +306,8 @@ impl Record for Ended {
                 ("workers shut out", reply.workers.to_string()),
                 ("leases ended", reply.leases.to_string()),
             ]);
+            let store = reply.store.map(|store| holds::at_store(store, true));
+            lines.extend(store.map(|says| ("urls", says.to_owned())));
         }
         lines.extend([
             ("credentials void", self.credentials.to_string()),

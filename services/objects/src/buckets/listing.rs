@@ -80,7 +80,7 @@ pub(super) fn client(
         .map_err(|error| from_object_store("set-up of the store's client", error))
 }
 
-fn from_object_store(during: &str, error: object_store::Error) -> ObjectError {
+pub(super) fn from_object_store(during: &str, error: object_store::Error) -> ObjectError {
     let text = error.to_string();
     // This crate signs listing requests in a header, but nothing behind a question mark is shown in
     // any case.

@@ -46,6 +46,9 @@ pub enum Rule {
     ChecksumRecorded,
     /// An unsigned `x-amz-*` header beside the signed ones is refused.
     ExtraHeaderRefused,
+    /// Each run has a pair of its own, which the store derives, and which uploads for that run alone.
+    /// Otherwise the domain's pairs sign the URLs of all runs, and those of one cannot be refused.
+    RunsHavePairs,
     /// The clocks of the store and of this machine agree to 5 s. Signatures use the store's clock
     /// in any case.
     ClocksAgree,
@@ -80,6 +83,7 @@ impl Rule {
                 | Self::OneCreatorWins
                 | Self::ChecksumRecorded
                 | Self::ExtraHeaderRefused
+                | Self::RunsHavePairs
                 | Self::ClocksAgree
         )
     }
@@ -97,6 +101,9 @@ impl Rule {
                 "the coordinator reads each upload to know its bytes, which costs time"
             }
             Self::ExtraHeaderRefused => "an upload can bring metadata along, which nobody reads",
+            Self::RunsHavePairs => {
+                "the urls of a run that are out last until they end, for a minute, whatever is ordered"
+            }
             Self::ClocksAgree => "urls are signed by the store's clock; correct one of the two",
             _ => return None,
         })
@@ -144,6 +151,7 @@ impl fmt::Display for Rule {
             Self::OneCreatorWins => "of racing uploads one wins",
             Self::ChecksumRecorded => "the checksum is recorded",
             Self::ExtraHeaderRefused => "unsigned x-amz headers are refused",
+            Self::RunsHavePairs => "each run has a pair of its own",
             Self::ClocksAgree => "the clocks agree",
         })
     }
@@ -165,11 +173,12 @@ mod tests {
     use super::*;
 
     /// Rules that a store may break.
-    const OPTIONAL: [Rule; 5] = [
+    const OPTIONAL: [Rule; 6] = [
         Rule::OverwriteRefused,
         Rule::OneCreatorWins,
         Rule::ChecksumRecorded,
         Rule::ExtraHeaderRefused,
+        Rule::RunsHavePairs,
         Rule::ClocksAgree,
     ];
     const REQUIRED: [Rule; 14] = [

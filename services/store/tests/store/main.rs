@@ -16,6 +16,7 @@ mod misbehaving;
 mod refusals;
 mod rights;
 mod running;
+mod runs;
 mod slow;
 mod support;
 mod time;

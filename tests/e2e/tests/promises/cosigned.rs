@@ -114,6 +114,19 @@ async fn fg_07_workers_cosign_the_log_by_themselves_and_verifiers_ask_for_them()
     fs::remove_file(&own).unwrap();
     let unwitnessed = Code::LogUnwitnessed.to_string();
     ends(&cluster, &verify, EXIT_NO_VERDICT, &[&unwitnessed]).await;
+    // A file that is none of the log's counts as missing, and keeps nobody from the others.
+    fs::write(&own, "no head").unwrap();
+    let file = format!("cosigned/{}", workers[0]);
+    let says = [unwitnessed.as_str(), "cannot be used", file.as_str()];
+    ends(&cluster, &verify, EXIT_NO_VERDICT, &says).await;
+    let one = [&verify[..], &["--witnesses", "1"]].concat();
+    let says = ["verified", "by worker-1", "counts as missing", &file];
+    ends(&cluster, &one, 0, &says).await;
+    // One that a person names is no such thing.
+    fs::write(cluster.path("named"), "no head").unwrap();
+    let named = [&one[..], &["--cosigned", "named"]].concat();
+    let refused = cluster.diloctl(&named).await;
+    assert!(!refused.status.success(), "{}", refused.stdout);
     let trust = cluster.domain().trust();
     let name = format!("diloco/{}", trust.domain);
     let head = Head::open(&whole, &name, &trust.raw_head_keys()).unwrap();

@@ -66,6 +66,7 @@ mod signals;
 mod slow_line;
 mod status;
 mod stop_alone;
+mod stopped_urls;
 mod team;
 mod tenants;
 mod tree_heads;

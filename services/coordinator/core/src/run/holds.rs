@@ -49,6 +49,7 @@ impl RunRoom<'_> {
             weights: self.run.rounds_closed(),
             contributions: contributions.sum::<usize>() as u32,
             leases: self.run.leases().count() as u32,
+            store: None,
         }
     }
 }

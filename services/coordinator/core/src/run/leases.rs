@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use ledger::{Run, Standing, Unit};
 use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::foundry::Order;
+use schemas::hold::Hold;
 use schemas::lease::{
     ClaimOutcome, ClaimReply, ClaimRequest, LeaseRef, Manifest, ReleaseRequest, RenewReply,
     RenewRequest, UnitId, UnitKind,
@@ -23,9 +24,17 @@ use crate::run::failures::stated_failure;
 use crate::run::groups::check_group;
 use crate::run::live::{LiveLease, LiveRun, progress_wait};
 use crate::run::members::{check_member, check_session, check_steps, replaced};
+use crate::run::objects::urls_stopped;
 use crate::run::spare::{catches_up, may_evaluate};
 use crate::turn::{Handled, Outcome, Turn};
 
+/// Longest life of a lease, whatever its holder reports: nobody can check the reports, and long
+/// training is split into units. A worker that only claims progress keeps its round from closing
+/// for a day at most; for less where the pace of others is known.
+pub(crate) const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
+/// Longest time until the first step of a unit, where the pace of others is known: some gigabytes
+/// over a line of a home.
+pub(crate) const FETCH_AGE_MAX: Millis = Millis::from_secs(4 * 3600);
 /// A manifest is valid from this long before it is signed: clocks of one site differ by less.
 const CLOCK_SKEW_SECONDS: u64 = 5;
 
@@ -58,6 +67,9 @@ impl RunRoom<'_> {
         if let Some(halted) = &self.live.foundry.halted {
             // The asker is not at fault: it asks again every few seconds while the run is halted.
             return Ok(Outcome::NotNow(halted.clone()));
+        }
+        if let Some(stopped) = urls_stopped(&self.run) {
+            return Ok(Outcome::NotNow(stopped));
         }
         if let Err(waits) = check_group(&self.run, member) {
             return Ok(Outcome::NotNow(waits));
@@ -102,7 +114,7 @@ impl RunRoom<'_> {
     }
 
     fn next_grant(&mut self, turn: &Turn<'_>) -> Option<(WorkerId, UnitId)> {
-        if turn.draining {
+        if turn.draining || self.run.is_held(Hold::Urls) {
             return None;
         }
         self.live.catching_up = catches_up(&self.run, self.live.catching_up);
@@ -162,6 +174,9 @@ impl RunRoom<'_> {
 
     /// Answers the claims of workers whose lease could not be described before.
     pub(crate) fn repeat_grants(&mut self, turn: &mut Turn<'_>) {
+        if self.run.is_held(Hold::Urls) {
+            return;
+        }
         let (run, waiting) = (&self.run, self.live.claims.in_order());
         let held = |worker: &WorkerId| Some((worker.clone(), run.members.get(worker)?.lease?));
         let found: Vec<(WorkerId, LeaseRef)> = waiting.filter_map(held).collect();
@@ -249,10 +264,10 @@ impl RunRoom<'_> {
         }
         let policy = &self.run.spec.policy;
         let pace = match unit.kind {
-            UnitKind::Train => self.live.spans.pace_of_others(worker),
+            UnitKind::Train => self.live.spans.pace_of_others(&self.run, worker),
             UnitKind::Evaluate => None,
         };
-        match held.due(policy.lease, age_max(policy, pace)) {
+        match held.due(policy.lease, slowest(policy, pace)) {
             (due_at, _) if due_at > now => LeaseState::Runs(due_at),
             (_, cause) => LeaseState::Ends(LeaseRef { unit, epoch }, worker.clone(), cause),
         }
@@ -381,22 +396,12 @@ fn lasted(lease: &LeaseRef) -> Refusal {
     Refusal::new(Code::LeaseStalled, detail)
 }
 
-/// Longest life of a lease, whatever its holder reports: nobody can check the reports, and long
-/// training is split into units. A worker that only claims progress keeps its round from closing
-/// for a day at most; for less where the pace of others is known ([`age_max`]).
-const LEASE_AGE_MAX: Millis = Millis::from_secs(24 * 3600);
-
-/// The longest that a lease may last in a run with these rules, beside others that took `pace` for
-/// such a unit. Never less than a lease may stand still.
-fn age_max(policy: &Policy, pace: Option<Millis>) -> Millis {
-    match pace {
-        Some(pace) if policy.pace_ratio_max > 0 => {
-            let longest = pace.get().saturating_mul(policy.pace_ratio_max.into());
-            let longest = Millis(longest).max(progress_wait(policy.lease));
-            LEASE_AGE_MAX.min(longest)
-        }
-        _ => LEASE_AGE_MAX,
-    }
+/// The longest that the training of a unit may last in a run with these rules, beside others that
+/// took `pace` for such a unit; none where nobody can tell. Never less than a lease may stand still.
+fn slowest(policy: &Policy, pace: Option<Millis>) -> Option<Millis> {
+    let pace = pace.filter(|_| policy.pace_ratio_max > 0)?;
+    let longest = pace.get().saturating_mul(policy.pace_ratio_max.into());
+    Some(Millis(longest).max(progress_wait(policy.lease)))
 }
 
 /// The next worker and its unit. Claims are served in the order of their arrival; the oldest unit

@@ -16,6 +16,7 @@ use schemas::{
 use crate::input::{DeliveryId, Merged, ReplyId, ScreeningId};
 use crate::run::draw::Data;
 use crate::run::failures::Failures;
+use crate::run::leases::{FETCH_AGE_MAX, LEASE_AGE_MAX};
 use crate::run::lists::Lists;
 use crate::run::masking::Agreement;
 use crate::run::results::Screening;
@@ -150,6 +151,8 @@ pub(crate) struct LiveLease {
     pub(crate) progress_at: UnixMillis,
     /// The time of the grant.
     granted_at: UnixMillis,
+    /// The time of the first step that its holder has reported.
+    trains_since: Option<UnixMillis>,
     /// Objects whose upload was granted under it.
     pub(crate) uploads: BTreeSet<Digest>,
     /// Number of chunks that were read ahead under the lease.
@@ -366,6 +369,7 @@ impl LiveLease {
             bytes_moved: Bytes(0),
             progress_at: now,
             granted_at: now,
+            trains_since: None,
             uploads: BTreeSet::new(),
             staged: 0,
             screening: None,
@@ -384,6 +388,9 @@ impl LiveLease {
         if steps_done > self.steps_done || bytes_moved > self.bytes_moved {
             self.progress_at = now;
         }
+        if steps_done > Steps(0) {
+            self.trains_since.get_or_insert(now);
+        }
         // The count never goes back: else a worker that says 1, 0, 1, 0 would make progress for
         // ever.
         self.steps_done = self.steps_done.max(steps_done);
@@ -396,12 +403,19 @@ impl LiveLease {
     }
 
     /// The time at which the lease ends without further progress or renewal, and the reason for
-    /// that end. `slowest` is the longest that it may take beside others.
-    pub(crate) fn due(&self, life: Millis, slowest: Millis) -> (UnixMillis, LeaseEnd) {
+    /// that end. `slowest` is the longest that its training may take beside others, where that is
+    /// known. What was fetched before the first step does not count there: lines differ more than
+    /// machines.
+    pub(crate) fn due(&self, life: Millis, slowest: Option<Millis>) -> (UnixMillis, LeaseEnd) {
+        let lasts = |slowest: Millis| match self.trains_since {
+            Some(begun) => begun.after(slowest),
+            None => self.granted_at.after(slowest.max(FETCH_AGE_MAX)),
+        };
         let stalls_at = self
             .progress_at
             .after(progress_wait(life))
-            .min(self.granted_at.after(slowest));
+            .min(self.granted_at.after(LEASE_AGE_MAX))
+            .min(slowest.map_or(UnixMillis(u64::MAX), lasts));
         if stalls_at < self.expires_at {
             (stalls_at, LeaseEnd::Stalled)
         } else {

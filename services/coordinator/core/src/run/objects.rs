@@ -6,8 +6,10 @@ use ledger::Run;
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
 use schemas::foundry::Order;
+use schemas::hold::Hold;
 use schemas::lease::{UnitKind, Weights};
 use schemas::limits::{GRANTS_MAX, NAMED_CHUNKS_MAX, OBJECT_BYTES_MAX};
+use schemas::text::Time;
 use schemas::{Bytes, Code, Digest, Millis, ObjectRef, Refusal, UnixMillis, WorkerId};
 
 use crate::effect::{Effect, Quarantine};
@@ -44,6 +46,9 @@ impl RunRoom<'_> {
         reply: ReplyId,
     ) -> Handled {
         check_holder(&self.run, peer, &request.lease)?;
+        if let Some(stopped) = urls_stopped(&self.run) {
+            return Ok(Outcome::NotNow(stopped));
+        }
         check_objects(&request.objects)?;
         check_uploads(&self.run, &request)?;
         let asked: BTreeSet<Digest> = request.objects.iter().map(|object| object.digest).collect();
@@ -153,9 +158,12 @@ impl RunRoom<'_> {
         if let Some(halted) = &self.live.foundry.halted {
             return Ok(Outcome::NotNow(halted.clone()));
         }
+        if let Some(stopped) = urls_stopped(&self.run) {
+            return Ok(Outcome::NotNow(stopped));
+        }
         let objects = request.objects;
         match forbidden(&self.run, self.live, &objects) {
-            None => turn.out.push(Effect::GrantGet { reply, objects }),
+            None => turn.out.push(self.grant_get(reply, objects)),
             Some(_) if self.may_learn() => {
                 let read = HeldRead { reply, objects };
                 if let Some(older) = self.live.reads.insert(peer.worker.clone(), read) {
@@ -169,6 +177,15 @@ impl RunRoom<'_> {
         Ok(Outcome::Later)
     }
 
+    fn grant_get(&self, reply: ReplyId, objects: Vec<Digest>) -> Effect {
+        let run = Some(self.run.name().clone());
+        Effect::GrantGet {
+            reply,
+            run,
+            objects,
+        }
+    }
+
     /// True if an object that is not known to be readable may turn out to be. After a restart the
     /// data manifest, which names shards, is not here yet; and a list that was not read yet may
     /// hold chunks of the weights.
@@ -180,9 +197,14 @@ impl RunRoom<'_> {
     /// now. Returns those that are to be refused.
     pub(crate) fn answer_reads(&mut self, turn: &mut Turn<'_>) -> Vec<RefusedRead> {
         let mut refused = Vec::new();
+        let stopped = urls_stopped(&self.run);
         for (worker, HeldRead { reply, objects }) in std::mem::take(&mut self.live.reads) {
+            if let Some(stopped) = &stopped {
+                turn.reply(reply, Err(stopped.clone()));
+                continue;
+            }
             match forbidden(&self.run, self.live, &objects) {
-                None => turn.out.push(Effect::GrantGet { reply, objects }),
+                None => turn.out.push(self.grant_get(reply, objects)),
                 Some(_) if self.may_learn() => {
                     let read = HeldRead { reply, objects };
                     self.live.reads.insert(worker, read);
@@ -208,6 +230,15 @@ impl RunRoom<'_> {
         }
         refused
     }
+}
+
+/// The refusal of whatever needs URLs, while an operator has stopped them. The asker is not at fault,
+/// and asks again.
+pub(crate) fn urls_stopped(run: &Run) -> Option<Refusal> {
+    let record = run.holds.get(&Hold::Urls)?;
+    let (operator, since) = (&record.operator, Time(record.since));
+    let detail = format!("of run {}, by {operator} since {since}", run.spec.run);
+    Some(Refusal::new(Code::UrlsStopped, detail))
 }
 
 pub(crate) fn check_count(objects: usize) -> Result<(), Refusal> {

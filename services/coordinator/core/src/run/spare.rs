@@ -39,11 +39,16 @@ impl UnitTimes {
         spans.insert(worker.clone(), since.until(now));
     }
 
-    /// The usual time of a training unit of workers other than this one: the upper median of the
-    /// last of each. None if fewer than two are known: of one nobody can tell what is usual. Half of
-    /// them cannot make it shorter than the others are.
-    pub(crate) fn pace_of_others(&self, worker: &WorkerId) -> Option<Millis> {
-        let others = self.training.iter().filter(|(other, _)| *other != worker);
+    /// The usual time of a training unit of present members other than this one: the upper median of
+    /// the last of each. None if fewer than two are known: of one nobody can tell what is usual. Half
+    /// of them cannot make it shorter than the others are.
+    pub(crate) fn pace_of_others(&self, run: &Run, worker: &WorkerId) -> Option<Millis> {
+        let is_present = |other: &WorkerId| {
+            let member = run.members.get(other);
+            member.is_some_and(|member| member.present)
+        };
+        let others = self.training.iter();
+        let others = others.filter(|(other, _)| *other != worker && is_present(other));
         let mut spans: Vec<Millis> = others.map(|(_, span)| *span).collect();
         spans.sort_unstable();
         (spans.len() >= 2).then(|| spans[spans.len() / 2])
@@ -133,12 +138,15 @@ mod tests {
     use crate::fixture::*;
 
     #[test]
-    fn the_usual_pace_is_the_upper_median_of_others() {
+    fn the_usual_pace_is_the_upper_median_of_others_that_are_there() {
+        let mut world = World::with_run(spec("demo"));
+        (1..=6).for_each(|number| _ = world.join(number));
+        let run = world.run().clone();
         let mut spans = UnitTimes::default();
         let mut note = |number: u32, span: u64| {
             let unit = train(0, number);
             spans.note(&unit, &worker(number), START, START.after(Millis(span)));
-            spans.pace_of_others(&worker(1))
+            spans.pace_of_others(&run, &worker(1))
         };
         assert_eq!(note(1, 9000), None, "its own time does not count");
         assert_eq!(note(2, 100), None, "of one other nobody can tell");
@@ -147,7 +155,12 @@ mod tests {
         assert_eq!(note(5, 2), Some(Millis(100)), "half of them hurry in vain");
         let evaluation = kit::evaluate(0);
         spans.note(&evaluation, &worker(6), START, START.after(Millis(9)));
-        assert_eq!(spans.pace_of_others(&worker(1)), Some(Millis(100)));
+        assert_eq!(spans.pace_of_others(&run, &worker(1)), Some(Millis(100)));
+        // Those that have left say nothing any more: worker 2 was the median.
+        let mut left = run.clone();
+        let gone = left.members.get_mut(&worker(2)).expect("it has joined");
+        gone.present = false;
+        assert_eq!(spans.pace_of_others(&left, &worker(1)), Some(Millis(2)));
     }
 
     /// The guess for worker 1, which trained on 32 tokens in 3,200 ms and never evaluated.

@@ -1,14 +1,15 @@
 //! Holds: what an operator keeps a run from doing.
 
 use schemas::Code;
+use schemas::blob::{GetRequest, PutRequest};
 use schemas::event::LedgerEvent;
-use schemas::hold::{Hold, HoldReply, HoldRequest};
+use schemas::hold::{AtStore, Hold, HoldReply, HoldRequest};
 use schemas::view::RunPhase;
 use schemas::{Round, RunId, V};
 
 use crate::fixture::*;
 use crate::input::{ControlRequest, ReplyId};
-use crate::{Answer, Effect, Input};
+use crate::{Answer, Effect, Input, WorkerRequest};
 
 fn request(hold: Hold, run: &RunId, held: bool) -> ControlRequest {
     ControlRequest::RunHold(HoldRequest {
@@ -167,4 +168,94 @@ fn an_order_that_changes_nothing_is_answered_and_not_written() {
     assert!(unfreeze(&mut world).changed);
     assert!(!unfreeze(&mut world).changed);
     assert_eq!(world.kinds(before), ["hold-placed", "hold-lifted"]);
+}
+
+fn stop(world: &mut World, held: bool) -> HoldReply {
+    let asked = world.control(request(Hold::Urls, &run_id(), held));
+    replied(world, asked)
+}
+
+/// The runs that the store was told to refuse, by each order.
+fn told(world: &World) -> Vec<Vec<String>> {
+    let told = world.seen.iter().filter_map(|effect| match effect {
+        Effect::StopUrls { runs, .. } => Some(runs.iter().map(ToString::to_string).collect()),
+        _ => None,
+    });
+    told.collect()
+}
+
+fn leases(world: &World) -> usize {
+    world.count(|event| matches!(event, LedgerEvent::LeaseGranted { .. }))
+}
+
+#[test]
+fn tl_20_a_run_whose_urls_are_stopped_gets_none_and_no_leases_also_after_a_restart() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    world.join(2);
+    let held = world.lease(1);
+    // It waits for work when the order comes, and another order opens more of it.
+    world.claim(2);
+    let granted = leases(&world);
+    let reply = stop(&mut world, true);
+    assert!(reply.changed && reply.store == Some(AtStore::Done));
+    assert_eq!(told(&world), [["demo"]]);
+    for round in 0..2 {
+        let objects = vec![object("config").digest];
+        let get = world.ask(peer(1), WorkerRequest::Get(GetRequest { v: V, objects }));
+        assert_eq!(world.refusal(get), Code::UrlsStopped, "{round}");
+        let put = PutRequest {
+            v: V,
+            lease: held,
+            objects: vec![object("upload")],
+        };
+        let put = world.ask(peer(1), WorkerRequest::Put(put));
+        assert_eq!(world.refusal(put), Code::UrlsStopped, "{round}");
+        for worker in [1, 2] {
+            let claim = world.claim(worker);
+            assert_eq!(world.refusal(claim), Code::UrlsStopped, "{round} {worker}");
+        }
+        let denied = world.count(|event| matches!(event, LedgerEvent::RequestDenied { .. }));
+        assert_eq!(denied, 0, "the workers are not at fault");
+        world.restart();
+        world.answer_pending();
+    }
+    let stopped = world.core.state().stopped_runs();
+    assert_eq!(
+        stopped.iter().map(RunId::as_str).collect::<Vec<_>>(),
+        ["demo"]
+    );
+    // What was uploaded counts.
+    world.submit(1, held);
+    world.answer_pending();
+    assert_eq!(leases(&world), granted);
+    // An order that changes nothing tells the store again.
+    let again = stop(&mut world, true);
+    assert!(!again.changed && again.store == Some(AtStore::Done));
+    let lifted = stop(&mut world, false);
+    assert!(lifted.changed && lifted.store == Some(AtStore::Done));
+    assert_eq!(told(&world), [vec!["demo"], vec!["demo"], vec![]]);
+    assert!(world.core.state().stopped_runs().is_empty());
+    let _granted = world.lease(1);
+    assert_eq!(leases(&world), granted + 1);
+}
+
+/// The URLs of a worker are for its run, those of an operator for none.
+#[test]
+fn tl_20_a_url_is_for_the_run_of_its_worker() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let objects = vec![object("config").digest];
+    let question = GetRequest { v: V, objects };
+    let worker = world.ask(peer(1), WorkerRequest::Get(question.clone()));
+    let operator = world.control(ControlRequest::BlobGet(question));
+    let of = |asked: ReplyId| {
+        let found = world.seen.iter().find_map(|effect| match effect {
+            Effect::GrantGet { reply, run, .. } if *reply == asked => Some(run.clone()),
+            _ => None,
+        });
+        found.expect("it is granted")
+    };
+    assert_eq!(of(worker), Some(run_id()));
+    assert_eq!(of(operator), None);
 }

@@ -1,7 +1,9 @@
 use schemas::event::{LeaseEnd, LedgerEvent};
 use schemas::lease::{ClaimOutcome, ClaimReply, ReleaseRequest, RenewRequest, Work};
+use schemas::telemetry::Heartbeat;
 use schemas::{Bytes, Code, Millis, Steps, V};
 
+use super::heartbeat::heartbeat;
 use crate::fixture::*;
 use crate::{Answer, DeliveryId, Effect, Input, ReplyId, WorkerRequest};
 
@@ -9,7 +11,7 @@ fn renew(world: &mut World, number: u32, held: schemas::lease::LeaseRef) -> Repl
     renew_with(world, number, held, Steps(1), Bytes(0))
 }
 
-fn renew_with(
+pub(super) fn renew_with(
     world: &mut World,
     number: u32,
     lease: schemas::lease::LeaseRef,
@@ -120,9 +122,26 @@ fn renewals_keep_a_lease() {
     );
 }
 
+/// The members beside worker 1 show that they are there.
+pub(super) fn hear_others(world: &mut World) {
+    for number in 2..=3 {
+        let member = world.run().member(&worker(number));
+        if member.is_some_and(|member| member.present) {
+            let heartbeat = Heartbeat {
+                session: session(number),
+                ..heartbeat()
+            };
+            world.input(Input::Heartbeat {
+                peer: peer(number),
+                heartbeat,
+            });
+        }
+    }
+}
+
 /// Renews every ten seconds for `seconds`; `moved` gives the bytes after a number of renewals.
 /// Stops at the first refusal.
-fn keep(
+pub(super) fn keep(
     world: &mut World,
     held: schemas::lease::LeaseRef,
     seconds: u64,
@@ -130,6 +149,7 @@ fn keep(
 ) -> Result<(), Code> {
     for count in 0..seconds / 10 {
         world.wait(Millis::from_secs(10));
+        hear_others(world);
         let reply = renew_with(world, 1, held, Steps(4), Bytes(moved(count)));
         match &world.answers[&reply] {
             Ok(_) => {}
@@ -200,45 +220,6 @@ fn a_lease_whose_holder_only_says_that_it_moves_ends() {
         Err(Code::LeaseStalled),
         "more than a day"
     );
-}
-
-/// Where the pace of others is known, progress that a worker only reports holds a unit for so many
-/// times as long.
-#[test]
-fn a_lease_that_lasts_many_times_as_long_as_the_units_of_others_ends() {
-    let until = |ratio: u32, others: u32| {
-        let mut spec = spec("demo");
-        (spec.schedule.units, spec.policy.pace_ratio_max) = (3, ratio);
-        let mut world = World::with_run(spec);
-        world.join(1);
-        let held = world.lease(1);
-        for number in 2..2 + others {
-            world.join(number);
-            let theirs = world.lease(number);
-            // A slow one after a quick one: the slow ones say what is usual.
-            world.wait(Millis::from_secs(10 * u64::from(number - 1)));
-            let result = submission(&world.run().spec, number, theirs, 0);
-            let reply = world.hand_in(number, result, 1.0);
-            assert!(world.answers[&reply].is_ok());
-            renew_with(&mut world, 1, held, Steps(4), Bytes(1));
-        }
-        let from = world.now;
-        let kept = keep(&mut world, held, 3600, |count| 2 + count);
-        (
-            kept,
-            from.until(world.now).get() / 1000 + 10 * (1..=others).sum::<u32>() as u64,
-        )
-    };
-    let (kept, after) = until(50, 2);
-    assert_eq!(kept, Err(Code::LeaseStalled), "and the holder is told");
-    assert!((1000..=1010).contains(&after), "50 times 20 s: {after}");
-    // Never sooner than a lease that stands still.
-    let (kept, after) = until(2, 2);
-    assert_eq!(kept, Err(Code::LeaseStalled));
-    assert!((600..=610).contains(&after), "{after}");
-    // Of one other nobody can tell what is usual; and without the rule a day is left.
-    assert_eq!(until(2, 1).0, Ok(()));
-    assert_eq!(until(0, 2).0, Ok(()));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::{Outcome, StageRequest};
 use schemas::control::{Query, RunNew, View, ViewRequest};
 use schemas::event::{Departure, LedgerEvent};
-use schemas::hold::{Hold, HoldRequest};
+use schemas::hold::{AtStore, Hold, HoldRequest};
 use schemas::keys::KeysRequest;
 use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest};
 use schemas::limits::FURTHER_TENANTS_MAX;
@@ -351,6 +351,7 @@ fn tl_31_an_ended_tenants_runs_stay_frozen_and_no_other_is_touched() {
         runs: 1,
         workers: 1,
         leases: 1,
+        store: Some(AtStore::Done),
     };
     assert_eq!(ended(&world, reply), expected);
     assert_eq!(
@@ -366,6 +367,12 @@ fn tl_31_an_ended_tenants_runs_stay_frozen_and_no_other_is_touched() {
     let again = end(&mut world, "acme", false);
     let repeated = ended(&world, again);
     assert!(!repeated.changed && repeated.workers == 0);
+    // The store refuses the URLs of its runs from now on, and a repeated order tells it again.
+    let stops = world.seen.iter().filter_map(|effect| match effect {
+        crate::Effect::StopUrls { runs, .. } => Some(runs.iter().collect::<Vec<_>>()),
+        _ => None,
+    });
+    assert_eq!(stops.collect::<Vec<_>>(), [[&ours.run], [&ours.run]]);
     for round in 0..2 {
         let join = join(&mut world, &ours, 2);
         assert_eq!(world.refusal(join), Code::TenantEnded, "{round}");

@@ -353,12 +353,8 @@ impl Record for HeadShown {
             ("root", self.root.clone()),
             ("continues", continues),
         ];
-        lines.extend(self.cosigned.iter().map(|Kept { workers, newest }| {
-            let text = format!(
-                "by {workers} workers, {newest} of them this head; `audit verify --policy` checks that"
-            );
-            ("cosigned", text)
-        }));
+        let cosigned = self.cosigned.iter();
+        lines.extend(cosigned.map(|kept| ("cosigned", kept.to_string())));
         lines
     }
 }
@@ -474,7 +470,11 @@ impl Record for LogShown {
             ),
         ));
         let witnessed = self.witnessed.iter();
-        lines.extend(witnessed.map(|by| ("witnessed", by.to_string())));
+        for by in witnessed {
+            lines.push(("witnessed", by.to_string()));
+            let unread = by.unread.iter();
+            lines.extend(unread.map(|why| ("counts as missing", why.clone())));
+        }
         lines.extend(self.proof.iter().map(|proof| ("proof", proof.clone())));
         lines
     }

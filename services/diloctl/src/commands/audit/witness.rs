@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use audit_core::log::{Log, LogFault};
+use audit_core::log::{Log, LogFault, Trusted};
 use diloco_audit::log::read_file;
 use identity::WitnessKey;
 use runtime::{Failure, clock};
@@ -177,8 +177,19 @@ fn unusable(error: PolicyError) -> Failure {
 /// The policy, and the heads that its witnesses have cosigned.
 pub(super) struct Cosigned {
     policy: Policy,
-    /// Signed texts of heads, each with the name of its place.
-    notes: Vec<(String, Vec<u8>)>,
+    notes: Vec<Note>,
+    /// What lies beside the log and cannot be used: it counts as missing, since the key that writes
+    /// there is none of the witnesses'.
+    unread: Vec<String>,
+}
+
+/// The signed text of a head.
+struct Note {
+    /// The name of its place.
+    named: String,
+    text: Vec<u8>,
+    /// True if it was found beside the log, and not named by a person.
+    found: bool,
 }
 
 /// Reads the policy, the files of cosigned heads, and what the audit service keeps of its witnesses
@@ -189,14 +200,18 @@ pub(super) fn cosigned(source: &Source, with: &Witnessing) -> Result<Option<Cosi
         return Ok(None);
     };
     let policy = policy(file, with.witnesses)?;
-    let mut notes = Vec::new();
+    let (mut notes, mut unread) = (Vec::new(), Vec::new());
     for file in &with.cosigned {
         let named = file.display().to_string();
         let read = read_file(file).map_err(|error| error.to_string());
         let read = read.and_then(|note| note.ok_or_else(|| "it is not there".to_owned()));
-        let note =
+        let text =
             read.map_err(|error| Failure::new(Code::LogUnproven, format!("{named}: {error}")))?;
-        notes.push((named, note));
+        notes.push(Note {
+            named,
+            text,
+            found: false,
+        });
     }
     for (_, witness) in policy.witnesses() {
         let name = layout::cosigned(witness.name());
@@ -204,12 +219,20 @@ pub(super) fn cosigned(source: &Source, with: &Witnessing) -> Result<Option<Cosi
         if layout::Lasting::of(&name).is_none() {
             continue;
         }
-        let read = source.read(&name);
-        let note =
-            read.map_err(|error| Failure::new(Code::LogUnproven, format!("{name}: {error}")))?;
-        notes.extend(note.map(|note| (name, note)));
+        match source.read(&name) {
+            Ok(note) => notes.extend(note.map(|text| Note {
+                named: name,
+                text,
+                found: true,
+            })),
+            Err(error) => unread.push(format!("{name}: {error}")),
+        }
     }
-    Ok(Some(Cosigned { policy, notes }))
+    Ok(Some(Cosigned {
+        policy,
+        notes,
+        unread,
+    }))
 }
 
 /// Compares the log with every head that a witness of the policy has cosigned, and says what enough
@@ -220,27 +243,70 @@ pub(super) fn witnessed(
     with: &Witnessing,
     cosigned: Option<Cosigned>,
 ) -> Result<Option<Witnessed>, Failure> {
-    let (Some(Cosigned { policy, mut notes }), Some(file)) = (cosigned, &with.policy) else {
+    let (Some(cosigned), Some(file)) = (cosigned, &with.policy) else {
         return Ok(None);
     };
+    let Cosigned {
+        policy,
+        mut notes,
+        mut unread,
+    } = cosigned;
     let trusted = &source.trusted;
     if !policy.names_log(&log.head().origin, &trusted.heads) {
         let text = format!("{}: the policy is for another log", file.display());
         return Err(Failure::new(Code::ConfigInvalid, text));
     }
-    notes.push(("the newest head".to_owned(), log.note().as_bytes().to_vec()));
+    notes.push(Note {
+        named: "the newest head".to_owned(),
+        text: log.note().as_bytes().to_vec(),
+        found: false,
+    });
     let mut seen: Vec<(u64, &str)> = Vec::new();
-    for (named, note) in &notes {
-        let head = trusted.open(named, note)?;
-        let by = cosigners(&policy, named, note, &head)?;
+    for note in &notes {
+        let Some((head, by)) = usable(trusted, &policy, note, &mut unread)? else {
+            continue;
+        };
         if !by.is_empty() {
-            holds(source, log, named, &head)?;
+            holds(source, log, &note.named, &head)?;
         }
         seen.extend(by.into_iter().map(|name| (head.size, name)));
     }
-    judge(&policy, &seen, log.head().size, with.unwitnessed_max)
-        .map(Some)
-        .map_err(|text| Failure::new(Code::LogUnwitnessed, text))
+    let judged = judge(&policy, &seen, log.head().size, with.unwitnessed_max);
+    match judged {
+        Ok(witnessed) => Ok(Some(Witnessed {
+            unread,
+            ..witnessed
+        })),
+        Err(text) => {
+            let text = match unread.is_empty() {
+                true => text,
+                false => format!("{text}; cannot be used: {}", unread.join("; ")),
+            };
+            Err(Failure::new(Code::LogUnwitnessed, text))
+        }
+    }
+}
+
+/// The head of a note, and the policy's witnesses that have cosigned it; none for a file that was
+/// found beside the log and cannot be used, which is named instead.
+fn usable<'a>(
+    trusted: &Trusted,
+    policy: &'a Policy,
+    note: &Note,
+    unread: &mut Vec<String>,
+) -> Result<Option<(Head, Vec<&'a str>)>, LogFault> {
+    let opened = trusted.open(&note.named, &note.text);
+    let read = opened.and_then(|head| {
+        let by = cosigners(policy, &note.named, &note.text, &head)?;
+        Ok((head, by))
+    });
+    match read {
+        Err(fault) if note.found => {
+            unread.push(fault.to_string());
+            Ok(None)
+        }
+        read => read.map(Some),
+    }
 }
 
 /// The newest events that enough witnesses have seen, of those that each has seen, if at most
@@ -348,12 +414,19 @@ pub(super) struct Witnessed {
     events: u64,
     /// The policy's names of the witnesses.
     by: Vec<String>,
+    /// Files beside the log that count as missing, each with the reason.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) unread: Vec<String>,
 }
 
 impl Witnessed {
     fn new(events: u64, by: &BTreeSet<&str>) -> Self {
         let by = by.iter().map(|name| (*name).to_owned()).collect();
-        Self { events, by }
+        Self {
+            events,
+            by,
+            unread: Vec::new(),
+        }
     }
 }
 
