@@ -98,7 +98,8 @@ impl Buckets {
         let response = self.send(&during, &place, &request).await?;
         match response.status() {
             StatusCode::NOT_FOUND => Ok(true),
-            StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED | StatusCode::BAD_REQUEST => Ok(false),
+            status if status.is_success() => Ok(true),
+            status if status.is_client_error() => Ok(false),
             _ => Err(self.link.refused(&during, response).await),
         }
     }

@@ -4,6 +4,7 @@ use schemas::Code;
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::event::LedgerEvent;
 use schemas::hold::{AtStore, Hold, HoldReply, HoldRequest};
+use schemas::lease::ReleaseRequest;
 use schemas::view::RunPhase;
 use schemas::{Round, RunId, V};
 
@@ -191,13 +192,19 @@ fn leases(world: &World) -> usize {
 #[test]
 fn tl_20_a_run_whose_urls_are_stopped_gets_none_and_no_leases_also_after_a_restart() {
     let mut world = World::with_run(spec("demo"));
-    world.join(1);
-    world.join(2);
-    let held = world.lease(1);
-    // It waits for work when the order comes, and another order opens more of it.
-    world.claim(2);
+    (1..=3).for_each(|number| _ = world.join(number));
+    let (held, other) = (world.lease(1), world.lease(2));
+    // It waits for work when the order comes, and then there is some.
+    world.claim(3);
     let granted = leases(&world);
     let reply = stop(&mut world, true);
+    let release = ReleaseRequest {
+        v: V,
+        lease: other,
+        reason: "no urls".to_owned(),
+    };
+    world.ask(peer(2), WorkerRequest::Release(release));
+    assert_eq!(leases(&world), granted, "nobody gets it");
     assert!(reply.changed && reply.store == Some(AtStore::Done));
     assert_eq!(told(&world), [["demo"]]);
     for round in 0..2 {
@@ -211,7 +218,7 @@ fn tl_20_a_run_whose_urls_are_stopped_gets_none_and_no_leases_also_after_a_resta
         };
         let put = world.ask(peer(1), WorkerRequest::Put(put));
         assert_eq!(world.refusal(put), Code::UrlsStopped, "{round}");
-        for worker in [1, 2] {
+        for worker in [1, 3] {
             let claim = world.claim(worker);
             assert_eq!(world.refusal(claim), Code::UrlsStopped, "{round} {worker}");
         }
@@ -236,7 +243,7 @@ fn tl_20_a_run_whose_urls_are_stopped_gets_none_and_no_leases_also_after_a_resta
     assert!(lifted.changed && lifted.store == Some(AtStore::Done));
     assert_eq!(told(&world), [vec!["demo"], vec!["demo"], vec![]]);
     assert!(world.core.state().stopped_runs().is_empty());
-    let _granted = world.lease(1);
+    let _granted = world.lease(3);
     assert_eq!(leases(&world), granted + 1);
 }
 
