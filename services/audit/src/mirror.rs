@@ -39,7 +39,7 @@ use crate::recorder::LOG_FOLDER;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Most cosigned heads that are copied at one look; the others have their turn at the next.
 const COSIGNED_AT_ONCE: usize = 256;
-/// Longest time that is begun with at one look, beside the one copy that is under way then.
+/// Time of one look at cosigned heads, beside the copy that is under way at its end.
 const COSIGNED_FOR: Duration = Duration::from_secs(2);
 /// The file of the newest head that was seen in the store, beside the folder of the log.
 const COPIED: &str = "log.copied";
@@ -64,11 +64,30 @@ pub struct Stored {
 }
 
 /// The cosigned heads that this process has copied.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Copies {
     known: BTreeMap<String, Bytes>,
     /// The name of the last one: the next look begins behind it, so that each has its turn.
     last: String,
+    /// The time of one look.
+    within: Duration,
+}
+
+impl Default for Copies {
+    fn default() -> Self {
+        Self::within(COSIGNED_FOR)
+    }
+}
+
+impl Copies {
+    /// None yet. A look begins with no further copy once it has lasted for so long.
+    pub const fn within(within: Duration) -> Self {
+        Self {
+            known: BTreeMap::new(),
+            last: String::new(),
+            within,
+        }
+    }
 }
 
 /// Reasons why the log was not copied.
@@ -416,7 +435,7 @@ impl Mirror {
             .retain(|name, _| names.binary_search(name).is_ok());
         let next = names.partition_point(|name| *name <= copies.last);
         names.rotate_left(next);
-        let (mut left, until) = (COSIGNED_AT_ONCE, Instant::now() + COSIGNED_FOR);
+        let (mut left, until) = (COSIGNED_AT_ONCE, Instant::now() + copies.within);
         let mut first = Ok(());
         for name in names {
             let Some(note) = self.file(&name).await? else {

@@ -152,7 +152,7 @@ fn a_run_whose_old_objects_are_deleted_again_and_again_loses_nothing_that_it_nee
 #[test]
 fn tl_17_masked_runs_end_with_sums_of_those_that_count_whoever_dies() {
     let (mut sum, mut coordinators, mut workers) = (Counts::default(), 0, 0);
-    for seed in 0..variable("SIM_SEEDS").unwrap_or(40) {
+    for seed in 0..variable("SIM_SEEDS").unwrap_or(60) {
         let report = simulate_masked(seed);
         sum.cohorts += report.counts.cohorts;
         sum.gone_after_sealing += report.counts.gone_after_sealing;
