@@ -9,6 +9,8 @@
 )]
 #[path = "audit/chain_writer.rs"]
 mod chain_writer;
+#[path = "files/copies.rs"]
+mod copies;
 #[path = "files/heads.rs"]
 mod heads;
 #[path = "files/log.rs"]

@@ -7,15 +7,12 @@ use std::time::Duration;
 
 use audit_core::Record;
 use diloco_audit::copying::{Copying, Found, Turn};
-use diloco_audit::heads::Heads;
-use diloco_audit::mirror::{Copies, Mirror, MirrorError, Stored};
+use diloco_audit::mirror::{Mirror, MirrorError, Stored};
 use diloco_audit::recorder::LOG_FOLDER;
 use diloco_audit::{Recorder, RecorderError};
-use identity::{HeadKey, StoreKeys, TrustBundle, WitnessKey};
+use identity::{HeadKey, StoreKeys, TrustBundle};
 use objects::{Endpoint, LogBucket, TransferLimits, Trust};
-use schemas::head::CosignRequest;
-use schemas::{Code, V, WorkerId};
-use serde_bytes::ByteArray;
+use schemas::Code;
 use store::{Durability, Store, StoreConfig, StoreLimits, Tls};
 use tempfile::TempDir;
 use tlog::layout;
@@ -27,7 +24,7 @@ use crate::log::signing;
 use crate::stub::Stub;
 
 /// A store in this process.
-struct Running {
+pub(crate) struct Running {
     root: TempDir,
     keys: StoreKeys,
     address: std::net::SocketAddr,
@@ -36,7 +33,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let root = tempfile::tempdir().expect("a scratch folder");
         Self::on(
             root,
@@ -71,18 +68,18 @@ impl Running {
     }
 
     /// Ends it; its folder stays.
-    async fn end(self) -> (TempDir, StoreKeys, std::net::SocketAddr) {
+    pub(crate) async fn end(self) -> (TempDir, StoreKeys, std::net::SocketAddr) {
         self.stop.cancel();
         self.serving.await.expect("it does not panic");
         (self.root, self.keys, self.address)
     }
 
-    fn mirror(&self, folder: &Path, trust: &TrustBundle) -> Mirror {
+    pub(crate) fn mirror(&self, folder: &Path, trust: &TrustBundle) -> Mirror {
         let key = self.keys.log.as_ref().expect("it was generated");
         mirror_at(self.address, key, folder, trust)
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.root.path().join("log").join(name)
     }
 }
@@ -104,7 +101,7 @@ fn mirror_at(
 }
 
 /// All files below a folder, by name.
-fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {
@@ -133,7 +130,7 @@ fn open(
 }
 
 /// Keeps records and publishes a head in the folder.
-fn keep(folder: &Path, trust: &TrustBundle, key: &HeadKey, records: &[Record]) {
+pub(crate) fn keep(folder: &Path, trust: &TrustBundle, key: &HeadKey, records: &[Record]) {
     let mut recorder = open(folder, trust, key, None).expect("the files are whole");
     recorder.take(records, NOW).expect("the disk has room");
     recorder.publish_head().expect("the disk has room");
@@ -143,7 +140,7 @@ fn code<T: std::fmt::Debug>(refused: Result<T, MirrorError>) -> Code {
     refused.expect_err("it may not be copied").code()
 }
 
-fn scratch() -> TempDir {
+pub(crate) fn scratch() -> TempDir {
     tempfile::tempdir().expect("a scratch folder")
 }
 
@@ -170,96 +167,6 @@ async fn fg_07_the_log_in_the_store_is_that_of_the_folder_however_often_it_is_co
     // A process that knows nothing, as after a crash, changes nothing and finds the same.
     let again = running.mirror(scratch.path(), &trust);
     assert_eq!(again.copy(None).await.expect("all is there"), known);
-}
-
-/// The workers A, B and C cosign the newest head.
-fn cosign(folder: &Path, trust: &TrustBundle, witness: &WitnessKey) {
-    let heads = Heads::new(folder.join(LOG_FOLDER), trust);
-    let reply = heads.newest(0, &[]).expect("there is a head");
-    let origin = format!("diloco/{}", trust.domain);
-    let head = tlog::Head::open(reply.note.as_bytes(), &origin, &trust.raw_head_keys());
-    let head = head.expect("it is signed");
-    for letter in 'A'..='C' {
-        let name = format!("U{}", letter.to_string().repeat(55));
-        let name: WorkerId = name.parse().expect("the form of a key");
-        let cosigned = CosignRequest {
-            v: V,
-            key: witness.public().clone(),
-            size: head.size,
-            time: NOW,
-            signature: ByteArray::new(witness.cosign_raw(&head, NOW.get() / 1000)),
-        };
-        heads.keep(&name, &cosigned).expect("it is true");
-    }
-}
-
-/// One cosigned head that the store refuses, or has no time for, keeps no other from being copied, and
-/// the log waits a moment at most.
-#[tokio::test]
-async fn fg_07_a_cosigned_head_that_is_not_copied_is_in_nobodys_way() {
-    let (trust, records, key) = signing(20);
-    let (stub, scratch) = (Stub::start().await, scratch());
-    keep(scratch.path(), &trust, &key, &records);
-    let mirror = to_stub(&stub, scratch.path(), &trust);
-    mirror.copy(None).await.expect("it is copied");
-    cosign(scratch.path(), &trust, &WitnessKey::generate());
-    let name = |letter: &str| format!("cosigned/u{}", letter.repeat(55));
-    let has = || ["a", "b", "c"].map(|letter| stub.has(&name(letter)));
-    let refuse = |letter: &str| {
-        let refused = name(letter);
-        stub.instead(move |method, name| {
-            (method == "put" && name == refused).then_some((403, "AccessDenied"))
-        });
-    };
-    refuse("b");
-    let copied = mirror.copy_cosigned(20, &mut Copies::default()).await;
-    assert_eq!(code(copied), Code::LogStoreBehind);
-    assert_eq!(has(), [true, false, true], "in one look");
-    // Looks without time take one each, and a refused one has its turn after all others.
-    let mut copies = Copies::within(Duration::ZERO);
-    refuse("a");
-    let copied = mirror.copy_cosigned(20, &mut copies).await;
-    assert_eq!(code(copied), Code::LogStoreBehind);
-    assert!(!stub.has(&name("b")), "the look is over");
-    mirror.copy_cosigned(20, &mut copies).await.expect("b");
-    assert_eq!(has(), [true; 3]);
-    mirror.copy_cosigned(20, &mut copies).await.expect("c");
-    let copied = mirror.copy_cosigned(20, &mut copies).await;
-    assert_eq!(code(copied), Code::LogStoreBehind, "a again");
-}
-
-/// A reader of the store never finds a cosigned head that the log there does not cover.
-#[tokio::test]
-async fn fg_07_cosigned_heads_follow_the_log_into_the_store() {
-    let (trust, records, key) = signing(20);
-    let (running, scratch) = (Running::start().await, scratch());
-    let mirror = running.mirror(scratch.path(), &trust);
-    let mut copies = Copies::default();
-    let none = mirror.copy_cosigned(0, &mut copies).await;
-    none.expect("there is nothing to copy");
-    let witness = WitnessKey::generate();
-    let mut known = None;
-    for end in [5, 20] {
-        keep(scratch.path(), &trust, &key, &records[..end]);
-        cosign(scratch.path(), &trust, &witness);
-        let before = files(&running.file(""));
-        let early = mirror.copy_cosigned(end as u64 - 1, &mut copies).await;
-        early.expect("nothing is copied yet");
-        assert_eq!(
-            files(&running.file("")),
-            before,
-            "the head is not there yet"
-        );
-        known = mirror.copy(known.as_ref()).await.expect("it is copied");
-        let copied = mirror.copy_cosigned(end as u64, &mut copies).await;
-        copied.expect("they are copied");
-        let (here, there) = (scratch.path().join(LOG_FOLDER), running.file(""));
-        assert_eq!(files(&here), files(&there), "{end}");
-    }
-    // What is there already is not written again: the store may be away.
-    let (_root, ..) = running.end().await;
-    let again = mirror.copy_cosigned(20, &mut copies).await;
-    again.expect("nothing is new");
 }
 
 /// A copy that was broken off anywhere is repeated.
@@ -447,7 +354,7 @@ async fn fg_07_a_store_that_went_back_between_two_processes_is_found() {
     assert_eq!(whole.map(|stored| stored.head.size), Some(9));
 }
 
-fn to_stub(stub: &Stub, folder: &Path, trust: &TrustBundle) -> Mirror {
+pub(crate) fn to_stub(stub: &Stub, folder: &Path, trust: &TrustBundle) -> Mirror {
     mirror_at(
         stub.address,
         &identity::AccessKey::generate(),
