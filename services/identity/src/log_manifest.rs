@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(code(open(&altered, &trust)), Code::LogManifestFalse);
         let elsewhere = LogManifest {
             origin: origin("another"),
-            ..manifest.clone()
+            ..manifest
         };
         let elsewhere = sign(&owner, &elsewhere).expect("it is short");
         let fault = open(&elsewhere, &trust);

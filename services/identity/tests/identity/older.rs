@@ -330,3 +330,25 @@ fn tl_03_an_older_domain_gets_a_key_for_tree_heads_once() {
     written.expect("all keys are there");
     assert_eq!(open().trust().head_keys, keys[0]);
 }
+
+/// The log of such a domain has begun, and a log gets no other beginning.
+#[test]
+fn fg_07_a_domain_with_a_key_for_heads_gets_no_log_manifest_afterwards() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let made = older(scratch.path());
+    let (trust, manifest) = (made.layout().trust(), made.layout().log_manifest());
+    let text = fs::read_to_string(&trust).expect("it was made");
+    let mut value: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+    let fields = value.as_object_mut().expect("an object");
+    fields.remove("log_manifest").expect("a new domain has one");
+    fields.remove("sentry_keys").expect("a new domain has some");
+    write_private(&trust, &value.to_string());
+    fs::remove_file(&manifest).expect("it was made");
+    let domain = Domain::open(made.layout().folder()).expect("the bundle is one");
+    let written = domain.write_server_config(&scratch.path().join("generated"), LATER);
+    written.expect("all other keys are there");
+    let after = Domain::open(made.layout().folder()).expect("the bundle is one");
+    assert_eq!(after.trust().sentry_keys.len(), 1, "it is taken over");
+    assert_eq!(after.trust().log_manifest, None);
+    assert!(!manifest.exists());
+}
