@@ -212,7 +212,7 @@ impl Policy {
     /// Checks that every number is within its bounds.
     ///
     /// # Errors
-    /// As [`RunSpec::validate`].
+    /// As [`RunSpec::validate`](crate::run::RunSpec::validate).
     pub fn validate(&self) -> Result<(), Refusal> {
         whole(
             "policy.workers_min",

@@ -158,6 +158,17 @@ mod tests {
     }
 
     #[test]
+    fn signed_bytes_of_a_statement_are_as_documented_and_no_events() {
+        let bytes = statement_bytes("abc", b"body");
+        let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let expected = format!(
+            "ff{}00{hash}{}",
+            "64696c6f636f2f73746174656d656e742f7631", "626f6479"
+        );
+        assert_eq!(data_encoding::HEXLOWER.encode(&bytes), expected);
+    }
+
+    #[test]
     fn checksum_is_xmodem() {
         assert_eq!(crc16(b"123456789"), 0x31C3);
     }

@@ -1,5 +1,5 @@
-//! The tables of `SECURITY.md` that say what somebody cannot do: each row names the tests that show
-//! it, and each name leads to a test.
+//! What the pages about security say that somebody cannot do: each row of a table names the tests
+//! that show it, and each name, also in running text, leads to a test.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,9 +7,9 @@ use std::path::Path;
 
 use super::functions;
 
-/// The page with the claims.
-const PAGE: &str = "SECURITY.md";
-/// The title of the column that names tests.
+/// The pages with claims.
+const PAGES: [&str; 3] = ["SECURITY.md", "docs/evidence.md", "docs/privacy.md"];
+/// The title of the column that names tests, and the words before them in running text.
 const SHOWN_BY: &str = "shown by";
 /// A title with this word is one of claims.
 const CANNOT: &str = "cannot";
@@ -19,10 +19,15 @@ const CANNOT: &str = "cannot";
 pub(super) fn faults(root: &Path) -> Vec<String> {
     let names = functions::declared(root, &["rs", "py"]);
     let names: BTreeSet<String> = names.into_iter().map(|(_, name)| name).collect();
-    match fs::read_to_string(root.join(PAGE)) {
+    let faults = PAGES.map(|page| match fs::read_to_string(root.join(page)) {
         Ok(text) => faults_of(&text, &names),
         Err(error) => vec![format!("the page cannot be read: {error}")],
-    }
+    });
+    let of = |(page, faults): (&str, Vec<String>)| {
+        let named = faults.into_iter().map(|fault| format!("{page}: {fault}"));
+        named.collect::<Vec<_>>()
+    };
+    PAGES.into_iter().zip(faults).flat_map(of).collect()
 }
 
 fn faults_of(page: &str, names: &BTreeSet<String>) -> Vec<String> {
@@ -46,11 +51,25 @@ fn faults_of(page: &str, names: &BTreeSet<String>) -> Vec<String> {
             if named.is_empty() {
                 faults.push(format!("no test shows the row `{}`", row[0]));
             }
-            let unknown = named.into_iter().filter(|name| !leads(name, names));
-            faults.extend(unknown.map(|name| format!("`{name}` is no test")));
+            faults.extend(unknown(named, names));
         }
     }
+    let text: Vec<&str> = lines
+        .into_iter()
+        .filter(|line| !line.starts_with('|'))
+        .collect();
+    let text = text.join(" ");
+    for claim in text.split(&format!("({SHOWN_BY} ")).skip(1) {
+        let named = claim.split(')').next().unwrap_or_default();
+        faults.extend(unknown(quoted(named), names));
+    }
     faults
+}
+
+/// A fault for each name that leads nowhere.
+fn unknown(named: Vec<&str>, names: &BTreeSet<String>) -> Vec<String> {
+    let unknown = named.into_iter().filter(|name| !leads(name, names));
+    unknown.map(|name| format!("`{name}` is no test")).collect()
 }
 
 /// True if a name, or the beginning of one before `…`, is that of a function.
@@ -97,6 +116,18 @@ mod tests {
             ["`nobody` is no test"]
         );
         assert_eq!(table("| a | look | enter |").len(), 1);
+    }
+
+    #[test]
+    fn a_claim_in_running_text_leads_to_its_tests() {
+        assert!(
+            faults("Nobody can (shown by `nobody_enters`,\n`nobody_le…`). `x` is a name.")
+                .is_empty()
+        );
+        assert_eq!(
+            faults("Nobody can (shown\nby `nobody`)."),
+            ["`nobody` is no test"]
+        );
     }
 
     #[test]

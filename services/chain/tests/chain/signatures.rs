@@ -1,8 +1,25 @@
 //! Signatures that `identity` makes are those that this crate checks.
 
-use chain::{Signatures, is_signed_event};
+use chain::{Signatures, is_signed_event, is_signed_statement};
 use identity::AuditKey;
 use proptest::prelude::*;
+
+#[test]
+fn a_statement_is_of_its_key_its_domain_and_its_body_and_is_no_event() {
+    let (key, other) = (AuditKey::generate(), AuditKey::generate());
+    let holds = |domain, key: &AuditKey, signature: &[u8], body| {
+        is_signed_statement(domain, key.public().as_str(), signature, body)
+    };
+    let signature = key.sign_statement("domain", b"body");
+    assert!(holds("domain", &key, &signature[..], b"body"));
+    assert!(!holds("another", &key, &signature[..], b"body"));
+    assert!(!holds("domain", &other, &signature[..], b"body"));
+    assert!(!holds("domain", &key, &signature[..], b"bodies"));
+    let event = key.sign_event("domain", b"body".to_vec());
+    assert!(!holds("domain", &key, &event.signature[..], b"body"));
+    let key = key.public().as_str();
+    assert!(!is_signed_event("domain", key, &signature[..], b"body"));
+}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]

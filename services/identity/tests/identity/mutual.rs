@@ -13,6 +13,9 @@ use identity::{
     ClientAuthority, ClientFile, ConnectionKey, Credentials, Domain, Holder, InitOptions, Own,
     TlsFault,
 };
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair,
+};
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -267,6 +270,41 @@ fn fg_08_each_refusal_says_which_certificate_what_and_when() {
         fault.to_string().contains("holds no certificate"),
         "{fault}"
     );
+}
+
+/// The registrar signs with that authority, so its key is on a machine that is online.
+#[test]
+fn fg_08_the_authority_of_clients_cannot_play_a_server() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = domain(scratch.path());
+    let issued = domain
+        .issue(Role::Auditor, "a", None, HOUR, now())
+        .expect("a fresh name");
+    let shown = ClientFile::beside(&issued.credentials);
+    let layout = domain.layout();
+    let stolen = std::fs::read_to_string(layout.clients_key()).expect("the domain has it");
+    let stolen = KeyPair::from_pem(&stolen).expect("a key");
+    let mut authority = CertificateParams::default();
+    authority.distinguished_name = DistinguishedName::new();
+    let name = "diloco authority of clients";
+    authority.distinguished_name.push(DnType::CommonName, name);
+    let stolen = Issuer::new(authority, stolen);
+    let names = vec!["127.0.0.1".to_owned()];
+    let mut wanted = CertificateParams::new(names).expect("an address");
+    wanted.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let own = KeyPair::generate().expect("the generator works");
+    let forged = wanted.signed_by(&own, &stolen).expect("a certificate");
+    let (certificate, key) = (
+        scratch.path().join("forged.pem"),
+        scratch.path().join("key"),
+    );
+    write_private(&certificate, forged.pem().as_bytes()).expect("the folder takes files");
+    write_private(&key, own.serialize_pem().as_bytes()).expect("the folder takes files");
+    let forger = mutual_config(&certificate, &key, &layout.clients(), tell).expect("its files");
+    let (_, heard) = *meet(client(&domain, &shown), forger).expect_err("refused");
+    let fault = TlsFault::of(&heard, &Own::look(Some(&shown)), now()).expect("a fault of TLS");
+    assert_eq!(fault.code(), Code::CertificateUntrusted, "{fault}");
+    meet(client(&domain, &shown), server(&domain)).expect("its own server is trusted");
 }
 
 /// A server whose clock is wrong refuses what this machine takes for valid.
