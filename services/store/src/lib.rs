@@ -34,6 +34,7 @@ mod peers;
 mod place;
 mod power;
 pub mod program;
+mod refused;
 mod rights;
 mod root;
 mod server;

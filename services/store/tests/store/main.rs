@@ -19,5 +19,6 @@ mod running;
 mod slow;
 mod support;
 mod time;
+mod told;
 mod transfers;
 mod uploads;
