@@ -30,6 +30,7 @@ pub mod keys;
 pub mod layout;
 pub mod lease;
 pub mod limits;
+pub mod log_manifest;
 pub mod masking;
 pub mod member;
 pub mod message;

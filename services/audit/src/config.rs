@@ -56,6 +56,9 @@ pub struct AuditSection {
     /// Seed file of the key that signs security events. Not used in a domain whose trust bundle
     /// names no such key.
     pub sentry_key: PathBuf,
+    /// The log manifest: the statement of the domain's owner with which the log begins. Not used in a
+    /// domain whose trust bundle names none.
+    pub log_manifest: PathBuf,
     /// Log of the broker on this machine: only there does it say which messages and subscriptions
     /// it refused. Empty reads none.
     pub broker_log: PathBuf,
@@ -119,6 +122,7 @@ impl Config {
         fill(&mut self.audit.folder, layout.audit_files());
         fill(&mut self.audit.head_key, layout.head_key());
         fill(&mut self.audit.sentry_key, layout.sentry_key());
+        fill(&mut self.audit.log_manifest, layout.log_manifest());
         fill(&mut self.store.keys, layout.store_log_key());
         fill(&mut self.store.ca, layout.ca());
         self

@@ -9,12 +9,22 @@ use audit_core::{Examined, Examiner, Payload, Record};
 use identity::secret::{FileError, create_private_subfolder, replace_private};
 use identity::{HeadKey, TrustBundle};
 use schemas::event::SignedEvent;
-use schemas::{Code, Message as _, UnixMillis};
+use schemas::{Code, Digest, Message as _, UnixMillis};
 use tlog::layout::{self, CHECKPOINT, HEADS};
 use tlog::{Batch, Head, HeadError, Write, Writer, WriterError};
 
 /// Longest file of a log that is read: a full bundle of the longest entries.
 const FILE_BYTES_MAX: u64 = 32 << 20;
+
+/// What a service writes the log with.
+#[derive(Clone, Debug)]
+pub struct LogSigner {
+    /// The key that signs heads.
+    pub key: HeadKey,
+    /// The log manifest, a signed document: the first entry of the log. None in a domain whose log an
+    /// earlier build has begun.
+    pub manifest: Option<String>,
+}
 
 /// The log, open for appending. The caller holds the lock of the folder around it.
 #[derive(Debug)]
@@ -47,6 +57,11 @@ pub enum LogError {
     /// The key for heads is not one that the trust bundle names.
     #[error("the trust bundle does not name {0} as a key for tree heads")]
     Key(schemas::PublicKey),
+    /// The log begins with another manifest than the trust bundle names, or with none.
+    #[error(
+        "the trust bundle names another log manifest than this service has, or one of the two has none"
+    )]
+    Manifest,
     /// The newest head is not the service's own.
     #[error("{}: {error}", path.display())]
     Head {
@@ -84,6 +99,7 @@ impl LogError {
     pub const fn code(&self) -> Code {
         match self {
             Self::Key(_) => Code::RoleMismatch,
+            Self::Manifest => Code::LogManifestMissing,
             Self::Head { .. } | Self::Contradicted { .. } | Self::Changed(_) => {
                 Code::LogContradicted
             }
@@ -121,12 +137,20 @@ impl Log {
     ///
     /// `stored` is the head that the store has, if it has one: entries must lead to that too, and
     /// until they do no head is signed.
+    ///
+    /// The manifest is the first entry, in each process anew, as all entries are.
     pub(crate) fn open(
         folder: &Path,
         trust: &TrustBundle,
-        key: HeadKey,
+        signer: LogSigner,
         stored: Option<&Head>,
+        now: UnixMillis,
     ) -> Result<Self, LogError> {
+        let LogSigner { key, manifest } = signer;
+        let named = manifest.as_ref().map(|text| Digest::of(text.as_bytes()));
+        if trust.log_manifest != named {
+            return Err(LogError::Manifest);
+        }
         if !trust.head_keys.contains(key.public()) {
             return Err(LogError::Key(key.public().clone()));
         }
@@ -157,7 +181,7 @@ impl Log {
         if let Some(stored) = stored {
             writer.bind(stored).map_err(contradicted)?;
         }
-        Ok(Self {
+        let mut log = Self {
             files: LogFiles {
                 folder: folder.to_owned(),
             },
@@ -165,10 +189,13 @@ impl Log {
             writer,
             missing: Vec::new(),
             unpublished: newer.map(|(_, note)| note),
-        })
+        };
+        let first = manifest.as_deref().map(chain::manifest_leaf);
+        log.take(first, now)?;
+        Ok(log)
     }
 
-    /// Appends a kept record, if it is an event.
+    /// Appends an entry, if there is one: of a kept record, if that is an event.
     pub(crate) fn take(&mut self, entry: Option<Vec<u8>>, now: UnixMillis) -> Result<(), LogError> {
         let Some(entry) = entry else {
             return Ok(());

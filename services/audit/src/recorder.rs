@@ -7,7 +7,7 @@ use audit_core::{
     Auditor, Checked, Examined, Finding, Logged, Notice, PlacedFinding, Places, Record,
     StreamSequence,
 };
-use identity::{HeadKey, TrustBundle};
+use identity::TrustBundle;
 use rayon::prelude::*;
 use schemas::subject::AUDIT_STREAM;
 use schemas::{Code, UnixMillis, V};
@@ -15,7 +15,7 @@ use tlog::Head;
 
 use crate::files::{self, AuditFiles, AuditFilesError, Comparison, FileEntry};
 use crate::line::{Kept, Line};
-use crate::log::{Log, LogError, Publication, entry};
+use crate::log::{Log, LogError, LogSigner, Publication, entry};
 use crate::reader::Span;
 
 /// The folder of the log, in that of the files.
@@ -90,23 +90,23 @@ impl Recorder {
     }
 
     /// Opens the folder in the same way, and continues the log of all events in its subfolder
-    /// `log`, whose heads `key` signs. If the log is in the store as well, `stored` is its head
+    /// `log`, whose heads `signer` signs. If the log is in the store as well, `stored` is its head
     /// there.
     ///
     /// # Errors
-    /// As [`Recorder::open`]; or the trust bundle does not name the key; or the files lead to
+    /// As [`Recorder::open`]; or the trust bundle does not name the key or the manifest; or the files lead to
     /// another log than the one whose head was signed.
     pub fn open_signing(
         folder: &Path,
         trust: &TrustBundle,
-        key: HeadKey,
+        signer: LogSigner,
         stored: Option<&Head>,
         now: UnixMillis,
     ) -> Result<Self, RecorderError> {
         let mut auditor = auditor_of(trust);
         let mut waiting = Vec::with_capacity(RECALLED_AT_ONCE);
         // Opened when the files are locked: until then another service may publish heads there.
-        let open = || Log::open(&folder.join(LOG_FOLDER), trust, key.clone(), stored);
+        let open = || Log::open(&folder.join(LOG_FOLDER), trust, signer.clone(), stored, now);
         let mut log = None;
         let mut places = Places::default();
         let examiner = auditor.examiner().clone();
@@ -137,7 +137,7 @@ impl Recorder {
     pub fn begin_signing(
         self,
         trust: &TrustBundle,
-        key: HeadKey,
+        signer: LogSigner,
         stored: Option<&Head>,
         now: UnixMillis,
     ) -> Result<Self, RecorderError> {
@@ -147,7 +147,7 @@ impl Recorder {
         let folder = files.folder().to_owned();
         // Its lock is free again from here on.
         drop(files);
-        let mut recorder = Self::open_signing(&folder, trust, key, stored, now)?;
+        let mut recorder = Self::open_signing(&folder, trust, signer, stored, now)?;
         // The caller has taken these from the recorder that ends here.
         drop(recorder.auditor.take_notices());
         (recorder.read, recorder.again) = (read, again);

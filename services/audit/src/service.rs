@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::copying::{Copying, Found, Turn};
 use crate::intake::Intake;
-use crate::log::LogError;
+use crate::log::{LogError, LogSigner};
 use crate::mirror::{Mirror, MirrorError};
 use crate::reader::{Reader, Span};
 use crate::recorder::{Recorder, RecorderError};
@@ -44,13 +44,13 @@ pub struct Service {
     notices: mpsc::Sender<Notice>,
     /// The copy of the log in the store, if there is to be one, and what the store has.
     mirror: Option<(Mirror, Found)>,
-    /// The key for heads; none where no head is signed. It is in use while the store has what was
-    /// written there.
+    /// What the log is written with; none where no head is signed. It is in use while the store has what
+    /// was written there.
     signer: Option<Signer>,
 }
 
-/// The key for heads, and the bundle that names it.
-type Signer = Box<(TrustBundle, HeadKey)>;
+/// What the log is written with, and the bundle that names it.
+type Signer = Box<(TrustBundle, LogSigner)>;
 
 impl Service {
     /// Opens the files, checks them, connects, and compares the files with the stream's first and
@@ -65,10 +65,10 @@ impl Service {
         let (folder, known) = (config.audit.folder.clone(), trust.clone());
         let mut mirror = None;
         let mut signer = None;
-        let recorder = match head_key(config, &trust)? {
-            Some(key) => {
+        let recorder = match log_signer(config, &trust)? {
+            Some(own) => {
                 gauge!(AUDIT_LOG_STOPPED).set(0.0);
-                signer = Some(Box::new((trust.clone(), key.clone())));
+                signer = Some(Box::new((trust.clone(), own.clone())));
                 let mut head = Some(None);
                 if let Some(opened) = Mirror::open(config, &trust)? {
                     let found = ask(&opened).await?;
@@ -85,7 +85,7 @@ impl Service {
                     None => blocking(move || Recorder::open(&folder, &trust)).await?,
                     Some(head) => {
                         blocking(move || {
-                            Recorder::open_signing(&folder, &trust, key, head.as_ref(), now)
+                            Recorder::open_signing(&folder, &trust, own, head.as_ref(), now)
                         })
                         .await?
                     }
@@ -279,14 +279,14 @@ async fn turn_of(copying: &mut Option<Copying>) -> Turn {
 /// Signs heads from now on, unless it does already.
 async fn begin_signing(
     recorder: Recorder,
-    signer: Option<&(TrustBundle, HeadKey)>,
+    signer: Option<&(TrustBundle, LogSigner)>,
     stored: Option<Head>,
 ) -> Result<Recorder, Failure> {
-    let Some((trust, key)) = signer.filter(|_| !recorder.is_signing()).cloned() else {
+    let Some((trust, own)) = signer.filter(|_| !recorder.is_signing()).cloned() else {
         return Ok(recorder);
     };
     let now = clock::now();
-    blocking(move || recorder.begin_signing(&trust, key, stored.as_ref(), now)).await
+    blocking(move || recorder.begin_signing(&trust, own, stored.as_ref(), now)).await
 }
 
 /// Says that the store has a head over events that neither the files nor the stream have.
@@ -298,8 +298,8 @@ fn say_if_missing(recorder: &Recorder) {
     }
 }
 
-/// The key that signs heads of the log; none in a domain of an earlier release.
-fn head_key(config: &Config, trust: &TrustBundle) -> Result<Option<HeadKey>, Failure> {
+/// What the log is written with; none in a domain of an earlier release.
+fn log_signer(config: &Config, trust: &TrustBundle) -> Result<Option<LogSigner>, Failure> {
     if trust.head_keys.is_empty() {
         let code = Code::LogUnproven;
         tracing::warn!(%code, "the trust bundle names no key for tree heads, so no log is written; `diloctl up` or \
@@ -315,9 +315,34 @@ fn head_key(config: &Config, trust: &TrustBundle) -> Result<Option<HeadKey>, Fai
         );
         return Err(Failure::new(Code::CredentialMissing, text));
     }
-    HeadKey::read(path)
-        .map(Some)
-        .map_err(|error| Failure::new(error.code(), format!("audit.head_key: {error}")))
+    let key = HeadKey::read(path)
+        .map_err(|error| Failure::new(error.code(), format!("audit.head_key: {error}")))?;
+    let manifest = log_manifest(config, trust)?;
+    Ok(Some(LogSigner { key, manifest }))
+}
+
+/// The owner's statement with which the log begins, checked; none in a domain whose log an earlier
+/// build has begun.
+fn log_manifest(config: &Config, trust: &TrustBundle) -> Result<Option<String>, Failure> {
+    let path = &config.audit.log_manifest;
+    let named = |text: String| format!("audit.log_manifest: {}: {text}", path.display());
+    match trust.log_manifest {
+        None => {
+            tracing::info!(
+                "the trust bundle names no log manifest: an earlier build has begun the log, and its owner has signed nothing \
+                 in it"
+            );
+            Ok(None)
+        }
+        Some(digest) if !path.exists() => {
+            let text =
+                format!("it is not there, and the trust bundle names one with digest {digest}");
+            Err(Failure::new(Code::LogManifestMissing, named(text)))
+        }
+        Some(_) => identity::log_manifest::read(path, trust)
+            .map(Some)
+            .map_err(|fault| Failure::new(Code::LogManifestMissing, named(fault.to_string()))),
+    }
 }
 
 /// The head that is being written, beside the loop: its files take a disk's time, and workers'

@@ -5,6 +5,9 @@
 //! as it was signed. All that an emitter vouches for is in it, and nothing else. Position in a
 //! stream and time of storing are the broker's words; a subject follows from the body, and from
 //! the join in the ledger that names a worker's key.
+//!
+//! One entry is no event: the first one of a log may be the manifest of its owner, `0x02` and the text
+//! of the signed document.
 
 use schemas::PublicKey;
 use schemas::event::SignedEvent;
@@ -13,6 +16,8 @@ use crate::signature::{KEY_BYTES, SIGNATURE_BYTES, public_key, signed, user_key}
 
 /// The version of the form.
 const FORM: u8 = 1;
+/// The form of a log manifest.
+const MANIFEST_FORM: u8 = 2;
 
 /// An event as an entry of the log; none if the text of its key is no key, in which case nobody
 /// signed it.
@@ -29,6 +34,18 @@ pub fn of_leaf(leaf: &[u8]) -> Option<SignedEvent> {
     let (signature, body) = rest.split_first_chunk::<SIGNATURE_BYTES>()?;
     let key: PublicKey = public_key(key);
     (*form == FORM).then(|| signed(&key, *signature, body.to_vec()))
+}
+
+/// A log manifest, as the first entry of a log.
+pub fn manifest_leaf(document: &str) -> Vec<u8> {
+    [&[MANIFEST_FORM], document.as_bytes()].concat()
+}
+
+/// The signed document in an entry that is a log manifest; nothing in it was checked. None if the
+/// entry has another form.
+pub fn of_manifest_leaf(leaf: &[u8]) -> Option<&str> {
+    let (form, document) = leaf.split_first()?;
+    (*form == MANIFEST_FORM).then(|| std::str::from_utf8(document).ok())?
 }
 
 #[cfg(test)]
@@ -59,5 +76,16 @@ mod tests {
         }
         let other = [&[2], &entry[1..]].concat();
         assert_eq!(of_leaf(&other), None, "another form");
+    }
+
+    #[test]
+    fn a_manifest_is_an_entry_of_a_form_of_its_own() {
+        let entry = manifest_leaf("a.b.c");
+        assert_eq!(entry, b"\x02a.b.c");
+        assert_eq!(of_manifest_leaf(&entry), Some("a.b.c"));
+        assert_eq!(of_leaf(&manifest_leaf(&"a".repeat(97))), None);
+        assert_eq!(of_manifest_leaf(&leaf(&event()).unwrap()), None);
+        assert_eq!(of_manifest_leaf(&[]), None);
+        assert_eq!(of_manifest_leaf(b"\x02\xff"), None, "no text");
     }
 }

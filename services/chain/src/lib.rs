@@ -14,7 +14,7 @@
 //! | `end` | the end of a chain: makes the next event, and relates an event to the chain |
 //! | `history` | the events of a chain so far; tells copies, forks and gaps apart |
 //! | `entry` | a stored message, opened: its signature checked, its body decoded |
-//! | `leaf` | an event as an entry of the log of all events |
+//! | `leaf` | an event as an entry of the log of all events, and the log manifest as its first entry |
 //! | `proof` | the checks of a ledger message by itself, which run on many cores |
 //! | `reader` | one chain, followed strictly: the ledger as coordinators read it |
 
@@ -33,7 +33,7 @@ mod tabled;
 pub use end::{Draft, End, Relation};
 pub use entry::{Claimed, Entry, Fault, Misplaced};
 pub use history::{History, REMEMBERED};
-pub use leaf::{leaf, of_leaf};
+pub use leaf::{leaf, manifest_leaf, of_leaf, of_manifest_leaf};
 pub use proof::{Proof, Writers};
 pub use reader::{Judgement, Reader};
 pub use signature::{

@@ -19,8 +19,8 @@ use crate::context::{Context, Operator};
 
 /// Transfers at a time: enough to fill a link, few enough to keep what is in memory small.
 const PARALLEL: usize = 4;
-/// Time for which one object is tried; an attempt that still moves bytes may go on longer.
-const TRANSFER_MAX: Duration = Duration::from_secs(600);
+/// Longest wait for an allowance of orders that was used up.
+const ALLOWANCE_MAX: Duration = Duration::from_secs(600);
 /// Pause after the coordinator said that this operator asks too much: it allows one more order each
 /// second.
 const TOO_MUCH_PAUSE: Duration = Duration::from_secs(1);
@@ -30,6 +30,8 @@ const TOO_MUCH_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct OperatorObjectsClient {
     operator: Operator,
     transfer: Transfer,
+    /// Longest time without a byte of an object, however often it is asked for.
+    silence_max: Duration,
     /// True if the coordinator itself is audited.
     audits: bool,
 }
@@ -41,6 +43,7 @@ impl OperatorObjectsClient {
         Ok(Self {
             operator,
             transfer,
+            silence_max: context.timeout,
             audits: false,
         })
     }
@@ -81,7 +84,7 @@ impl OperatorObjectsClient {
                         operator: &self.operator,
                         object: *reference,
                     };
-                    let deadline = Instant::now() + TRANSFER_MAX;
+                    let deadline = Instant::now() + self.silence_max;
                     self.transfer
                         .put(grant, body.clone(), &regrant, deadline)
                         .await
@@ -103,7 +106,7 @@ impl OperatorObjectsClient {
     /// Publishes uploads. When the operator has used up its allowance of orders, this waits: a
     /// large import goes on slowly instead of failing.
     async fn commit(&self, request: &OperatorObjects) -> Result<(), Failure> {
-        let deadline = Instant::now() + TRANSFER_MAX;
+        let deadline = Instant::now() + ALLOWANCE_MAX;
         loop {
             match self.operator.ask::<call::BlobCommit>(request).await {
                 Err(failure)
@@ -123,7 +126,7 @@ impl OperatorObjectsClient {
             audits: self.audits,
         };
         let grant = regrant.regrant(object.digest).await?;
-        let deadline = Instant::now() + TRANSFER_MAX;
+        let deadline = Instant::now() + self.silence_max;
         self.transfer
             .get(&grant, object.bytes, &regrant, deadline)
             .await

@@ -15,6 +15,7 @@ use crate::domain::{
 use crate::issuer::AccountNames;
 use crate::key::{KeyKind, SigningKey};
 use crate::layout::DomainLayout;
+use crate::log_manifest;
 use crate::mutual::write_client_authority;
 use crate::purpose::{AuditKey, HeadKey, ManifestKey};
 use crate::secret::{FileError, create_private_folder, write_private};
@@ -253,7 +254,7 @@ fn make(layout: &DomainLayout, options: &InitOptions, now: UnixMillis) -> Result
     create_private_folder(layout.issued().folder())?;
     create_private_folder(&layout.credentials_folder())?;
     create_private_folder(&layout.audit_keys_folder())?;
-    let trust = TrustBundle {
+    let mut trust = TrustBundle {
         v: V,
         domain: operator.public().clone(),
         tenants: vec![names.account(Account::Tenant).clone()],
@@ -261,7 +262,9 @@ fn make(layout: &DomainLayout, options: &InitOptions, now: UnixMillis) -> Result
         audit_keys: vec![audit.public().clone()],
         head_keys: vec![head.public().clone()],
         sentry_keys: vec![sentry.public().clone()],
+        log_manifest: None,
         ca: layout.ca_relative(),
     };
+    trust.log_manifest = Some(log_manifest::make(layout, &operator, &trust, now)?);
     Ok(trust.write(&layout.trust())?)
 }

@@ -225,6 +225,7 @@ mod tests {
             audit_keys: vec![AuditKey::generate().public().clone()],
             head_keys: vec![],
             sentry_keys: vec![],
+            log_manifest: None,
             ca: "ca.pem".into(),
         }
     }

@@ -69,6 +69,11 @@ impl DomainLayout {
         self.key("sentry")
     }
 
+    /// The owner's statement with which the log begins.
+    pub fn log_manifest(&self) -> PathBuf {
+        self.folder.join("log-manifest.jws")
+    }
+
     /// The certificate of the private authority.
     pub fn ca(&self) -> PathBuf {
         self.folder.join(self.ca_relative())
@@ -289,6 +294,7 @@ impl DomainLayout {
             "audit-keys",
             "broker",
             "config",
+            "log-manifest.jws",
             "trust.json",
         ];
         names.iter().map(|name| self.folder.join(name)).collect()
@@ -323,6 +329,7 @@ mod tests {
             (layout.audit_log(), "d/audit/log"),
             (layout.head_key(), "d/keys/audit-head.nk"),
             (layout.sentry_key(), "d/keys/sentry.nk"),
+            (layout.log_manifest(), "d/log-manifest.jws"),
             (layout.pinned_head(), "d/audit-head.pin"),
             (layout.lock(), "d/lock"),
             (layout.vault().authority_key(), "d/vault/ca.key"),

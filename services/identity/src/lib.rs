@@ -28,6 +28,7 @@ pub mod jwt;
 pub mod key;
 pub mod layout;
 pub mod lock;
+pub mod log_manifest;
 mod manifest;
 pub mod mark;
 mod mutual;

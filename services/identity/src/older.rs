@@ -1,6 +1,7 @@
 //! A domain of an earlier release is taken over. It had every key in one folder; they go to the
 //! vault and to the issuer. It had no registrar, and so no list of issued credentials; and no key
-//! that signs tree heads, which its trust bundle names. In one that is older still, auditors
+//! that signs tree heads, which its trust bundle names, and so no log, whose manifest is made with that
+//! key. In one that is older still, auditors
 //! connected to the account of the copy itself; they get tokens for an account of their own.
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use crate::domain::{Domain, DomainError, account_id, account_key_name};
 use crate::issuer::AccountNames;
 use crate::jwt::{Subject, mint};
 use crate::key::{KeyKind, SigningKey};
+use crate::log_manifest;
 use crate::purpose::{AuditKey, HeadKey};
 use crate::secret::{FileError, create_private_folder};
 use crate::store_keys::{AccessKey, StoreKeys};
@@ -45,8 +47,8 @@ impl Domain {
             self.move_auditor(&path, &readers, &signer, now)?;
             self.register(&path)?;
         }
-        self.give_head_key()?;
-        self.give_sentry_key()
+        self.give_sentry_key()?;
+        self.give_head_key(now)
     }
 
     /// Makes sure that auditors, the audit service and the coordinator have keys to the store, each in
@@ -187,9 +189,10 @@ impl Domain {
         Ok(())
     }
 
-    /// Makes the key that signs tree heads. The bundle that is on the disk names it last, so that a
-    /// bundle never names a key that is not there.
-    fn give_head_key(&self) -> Result<(), DomainError> {
+    /// Makes the key that signs tree heads, and the manifest of the log that it will sign: without a key
+    /// no log was begun. The bundle that is on the disk names them last, so that a bundle never names
+    /// what is not there.
+    fn give_head_key(&self, now: UnixMillis) -> Result<(), DomainError> {
         let path = self.layout().trust();
         let mut trust = TrustBundle::read(&path)?;
         if !trust.head_keys.is_empty() {
@@ -200,11 +203,13 @@ impl Domain {
             HeadKey::generate().seed().write(&file)?;
         }
         trust.head_keys.push(HeadKey::read(&file)?.public().clone());
+        let owner = self.layout().vault().operator()?;
+        trust.log_manifest = Some(log_manifest::make(self.layout(), &owner, &trust, now)?);
         trust.ca = self.layout().ca_relative();
         Ok(trust.write(&path)?)
     }
 
-    /// Makes the key that signs security events, in the same order.
+    /// Makes the key that signs security events, and names it in the bundle afterwards too.
     fn give_sentry_key(&self) -> Result<(), DomainError> {
         let path = self.layout().trust();
         let mut trust = TrustBundle::read(&path)?;

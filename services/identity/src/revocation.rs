@@ -49,6 +49,9 @@ pub struct Revocation {
     /// The time at which every such token has ended by itself, so that the revocation can be
     /// forgotten.
     pub ends: UnixMillis,
+    /// True until a broker has confirmed it. A broker that runs still serves the key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
 }
 
 impl Revocation {
@@ -104,9 +107,25 @@ impl Domain {
             reason,
             until,
             ends: until.after(LIFETIME_MAX).after(Millis::from_secs(1)),
+            pending: true,
         };
         write_entry(&path, &revocation)?;
         Ok(revocation)
+    }
+
+    /// Notes that a broker has confirmed a revocation. The caller holds the [`crate::DomainLock`].
+    ///
+    /// # Errors
+    /// The folder takes no file.
+    pub fn confirm(&self, revocation: &Revocation) -> Result<Revocation, DomainError> {
+        let confirmed = Revocation {
+            pending: false,
+            ..revocation.clone()
+        };
+        let folder = self.layout().revoked_folder();
+        let path = entry(&folder, &revocation.account, &revocation.key);
+        write_entry(&path, &confirmed)?;
+        Ok(confirmed)
     }
 
     /// The revocation of a key; none if there is none.
@@ -278,6 +297,7 @@ mod tests {
             reason: None,
             until: UnixMillis(0),
             ends: UnixMillis(1),
+            pending: false,
         };
         let (tenant, control, first) = (account(), account(), key());
         let all = [

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use schemas::limits::TENANTS_MAX;
-use schemas::{AccountId, Code, PublicKey, V};
+use schemas::{AccountId, Code, Digest, PublicKey, V};
 use serde::{Deserialize, Serialize};
 
 use crate::key::{KeyError, KeyKind, parse_public, public_bytes};
@@ -35,6 +35,10 @@ pub struct TrustBundle {
     /// The keys that security events may be signed with. None in a bundle of an earlier release.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sentry_keys: Vec<PublicKey>,
+    /// The digest of the log manifest, the signed statement with which the log of this domain begins.
+    /// None if an earlier build has begun the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_manifest: Option<Digest>,
     /// The certificate authority of bus and store; relative paths start at the bundle's folder.
     pub ca: PathBuf,
 }
@@ -253,6 +257,7 @@ mod tests {
             audit_keys: vec![AuditKey::generate().public().clone()],
             head_keys: vec![HeadKey::generate().public().clone()],
             sentry_keys: vec![AuditKey::generate().public().clone()],
+            log_manifest: Some(Digest::of(b"a manifest")),
             ca: "tls/ca.pem".into(),
         }
     }
@@ -310,11 +315,13 @@ mod tests {
         let path = scratch.path().join("trust.json");
         let old = TrustBundle {
             sentry_keys: vec![],
+            log_manifest: None,
             ..bundle()
         };
         old.write(&path).expect("the folder takes files");
         let text = std::fs::read_to_string(&path).expect("just written");
         assert!(!text.contains("sentry"), "{text}");
+        assert!(!text.contains("log_manifest"), "{text}");
         let read = TrustBundle::read(&path).expect("just written");
         assert_eq!(read.sentry_keys, []);
         let wrong = TrustBundle {

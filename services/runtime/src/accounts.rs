@@ -96,6 +96,9 @@ pub async fn push(
     }
     let cut = futures::stream::iter(&void).map(|one| writer.until_cut(one, &pushed.brokers));
     cut.buffer_unordered(LOOKS_MAX).try_collect::<()>().await?;
+    for one in domain.revocations()?.iter().filter(|one| one.pending) {
+        domain.confirm(one)?;
+    }
     Ok(pushed)
 }
 
@@ -278,12 +281,13 @@ impl AccountWriter {
         };
         let looks = again.as_ref().unwrap_or(self);
         try_join_all(kept.iter().map(|one| looks.until_cut(one, &pushed.brokers))).await?;
-        let revoked = kept.into_iter().zip(before);
-        let revoked = revoked.map(|(revocation, connections)| Revoked {
-            revocation,
-            connections,
+        let revoked = kept.iter().zip(before).map(|(kept, connections)| {
+            Ok::<_, Failure>(Revoked {
+                revocation: domain.confirm(kept)?,
+                connections,
+            })
         });
-        Ok(revoked.collect())
+        revoked.collect()
     }
 
     /// Gives the brokers the tokens of all accounts. A token that a broker has already in its folder

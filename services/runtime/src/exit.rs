@@ -130,6 +130,7 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::RecordUnproven
         | Code::LogUnproven
         | Code::LogUnwitnessed
+        | Code::EmitterUnnamed
         | Code::LogStoreBehind
         | Code::LineageUnproven => EXIT_NO_VERDICT,
         Code::RevocationKept | Code::RotationKept => EXIT_KEPT,
@@ -295,6 +296,7 @@ mod tests {
             Code::NoVerdict,
             Code::LineageUnproven,
             Code::LogStoreBehind,
+            Code::EmitterUnnamed,
         ] {
             assert_eq!(exit_status(code), EXIT_NO_VERDICT, "{code}");
         }
@@ -305,6 +307,7 @@ mod tests {
             Code::StatementForged,
             Code::LineageDiffers,
             Code::KnownHeadFalse,
+            Code::LogManifestFalse,
         ] {
             assert_eq!(exit_status(code), EXIT_TAMPERED, "{code}");
         }

@@ -15,6 +15,7 @@ pub fn trust(manifest_key: &PublicKey, audit_key: &PublicKey) -> TrustBundle {
         audit_keys: vec![audit_key.clone()],
         head_keys: vec![],
         sentry_keys: vec![],
+        log_manifest: None,
         ca: "ca.pem".into(),
     }
 }

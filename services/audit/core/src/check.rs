@@ -106,6 +106,12 @@ impl Auditor {
         self
     }
 
+    /// The same auditor, whose first record stands behind this position: what is before it is none.
+    #[must_use]
+    pub fn behind(self, last: StreamSequence) -> Self {
+        Self { last, ..self }
+    }
+
     /// The same auditor, which also collects the merges of a run from now on.
     #[must_use]
     pub fn collecting(self, merges: Merges) -> Self {

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use audit_core::Record;
 use audit_core::log::{Log, Trusted};
-use diloco_audit::log::read_file;
+use diloco_audit::log::{LogSigner, read_file};
 use diloco_audit::recorder::LOG_FOLDER;
 use diloco_audit::{AuditFilesError, Recorder, RecorderError};
 use identity::{HeadKey, TrustBundle};
-use schemas::{Code, UnixMillis};
+use schemas::{Code, Digest, UnixMillis};
 use tlog::HEAD_EVERY_MILLIS;
 
 use crate::{NOW, TOMORROW, ledger, newest};
@@ -23,7 +23,20 @@ pub(crate) fn signing(count: u64) -> (TrustBundle, Vec<Record>, HeadKey) {
 }
 
 fn open(folder: &Path, trust: &TrustBundle, key: &HeadKey) -> Result<Recorder, RecorderError> {
-    Recorder::open_signing(folder, trust, key.clone(), None, NOW)
+    open_with(folder, trust, key, None)
+}
+
+fn open_with(
+    folder: &Path,
+    trust: &TrustBundle,
+    key: &HeadKey,
+    manifest: Option<&str>,
+) -> Result<Recorder, RecorderError> {
+    let signer = LogSigner {
+        key: key.clone(),
+        manifest: manifest.map(str::to_owned),
+    };
+    Recorder::open_signing(folder, trust, signer, None, NOW)
 }
 
 /// Keeps records, and publishes a head.
@@ -270,4 +283,64 @@ fn fg_07_tiles_that_were_moved_away_are_written_again_under_the_same_head() {
     let (code, text) = refused(open(scratch.path(), &trust, &key));
     assert_eq!(code, Code::LogContradicted, "{text}");
     assert!(!tiles.exists());
+}
+
+/// The manifest is the first entry, of each process that writes the log, and of no other bytes.
+#[test]
+fn fg_07_a_log_begins_with_the_manifest_that_the_trust_bundle_names() {
+    let (trust, records, key) = signing(300);
+    let document = "a.signed.document";
+    let named = TrustBundle {
+        log_manifest: Some(Digest::of(document.as_bytes())),
+        ..trust.clone()
+    };
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let folder = scratch.path();
+    // Without it nothing is begun, and nothing else is taken for it.
+    for (trust, manifest) in [
+        (&named, None),
+        (&named, Some("another.signed.document")),
+        (&trust, Some(document)),
+    ] {
+        let (code, _) = refused(open_with(folder, trust, &key, manifest));
+        assert_eq!(code, Code::LogManifestMissing);
+        assert!(!folder.join(LOG_FOLDER).exists());
+    }
+    let open = || open_with(folder, &named, &key, Some(document)).expect("the files are whole");
+    // It is under a head before the first event is.
+    let mut recorder = open();
+    assert!(recorder.is_head_due(TOMORROW));
+    let head = recorder.publish_head().expect("the disk has room");
+    assert_eq!(head.map(|head| head.size), Some(1));
+    drop(recorder);
+    for end in [4, 255, 300] {
+        let mut recorder = open();
+        assert!(!recorder.is_head_due(TOMORROW), "nothing is new");
+        recorder
+            .take(&records[..end], NOW)
+            .expect("the disk has room");
+        let head = recorder.publish_head().expect("the disk has room");
+        assert_eq!(head.map(|head| head.size), Some(end as u64 + 1));
+        let log = read(folder, &named);
+        assert_eq!(log.manifest(), Some(document));
+        assert_eq!(log.head().size, end as u64 + 1);
+    }
+    // Where an event of a worker is: behind the manifest as well.
+    let file = |path: &str| Ok(file(folder, path));
+    let mut first = None;
+    let again = read(folder, &named).again(&file, &mut |index, entry| {
+        first = first.take().or((index == 1).then(|| entry.to_vec()));
+        Ok(())
+    });
+    again.expect("it is whole");
+    let event = first.and_then(|entry| chain::of_leaf(&entry));
+    assert_eq!(
+        event.map(|event| event.key),
+        named.audit_keys.first().cloned()
+    );
+    // A process that has lost it signs no second history.
+    let (code, _) = refused(open_with(folder, &named, &key, None));
+    assert_eq!(code, Code::LogManifestMissing);
+    let (code, _) = refused(open_with(folder, &trust, &key, None));
+    assert_eq!(code, Code::LogContradicted, "an older trust bundle");
 }

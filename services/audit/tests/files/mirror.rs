@@ -8,6 +8,7 @@ use std::time::Duration;
 use audit_core::Record;
 use diloco_audit::copying::{Copying, Found, Turn};
 use diloco_audit::heads::Heads;
+use diloco_audit::log::LogSigner;
 use diloco_audit::mirror::{Copies, Mirror, MirrorError, Stored};
 use diloco_audit::recorder::LOG_FOLDER;
 use diloco_audit::{Recorder, RecorderError};
@@ -129,7 +130,11 @@ fn open(
     stored: Option<&Stored>,
 ) -> Result<Recorder, RecorderError> {
     let head = stored.map(|stored| &stored.head);
-    Recorder::open_signing(folder, trust, key.clone(), head, NOW)
+    let signer = LogSigner {
+        key: key.clone(),
+        manifest: None,
+    };
+    Recorder::open_signing(folder, trust, signer, head, NOW)
 }
 
 /// Keeps records and publishes a head in the folder.

@@ -5,6 +5,7 @@ mod in_order;
 mod kept;
 pub(crate) mod lineage;
 mod log;
+mod owner;
 mod pins;
 mod place;
 mod recompute;

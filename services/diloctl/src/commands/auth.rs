@@ -321,6 +321,7 @@ fn show(context: &Context) -> Result<(), Failure> {
             .iter()
             .map(ToString::to_string)
             .collect(),
+        log_manifest: domain.trust().log_manifest,
         credentials: rows,
     });
     Ok(())
@@ -400,6 +401,8 @@ struct Shown {
     coordinator_audit_keys: Vec<String>,
     head_keys: Vec<String>,
     sentry_keys: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_manifest: Option<schemas::Digest>,
     credentials: Vec<Credential>,
 }
 
@@ -415,6 +418,8 @@ impl Record for Shown {
             ("keys of tree heads", self.head_keys.join(" ")),
             ("keys of security events", self.sentry_keys.join(" ")),
         ];
+        let manifest = self.log_manifest.iter();
+        lines.extend(manifest.map(|digest| ("log manifest", digest.to_string())));
         let line = |one: &Credential| {
             let until = crate::table::or_dash(one.expires, time);
             format!("{}  {}  {} until {until}", one.public, one.name, one.role)

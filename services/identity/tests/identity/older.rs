@@ -10,9 +10,10 @@ use identity::domain::LIFETIME_DEFAULT;
 use identity::jwt::{Subject, mint};
 use identity::{
     AccessKey, ConnectionKey, Credentials, Domain, HeadKey, InitOptions, Issuer, KeyKind,
-    SigningKey, StoreKeys,
+    SigningKey, StoreKeys, log_manifest,
 };
 use schemas::account::Account;
+use schemas::log_manifest::EmitterRole;
 use schemas::permission::Role;
 use schemas::{AccountId, Code, PublicKey, UnixMillis};
 
@@ -283,8 +284,11 @@ fn without_head_key(domain: &Domain) {
         .as_object_mut()
         .expect("an object")
         .remove("head_keys");
+    let fields = value.as_object_mut().expect("an object");
+    fields.remove("log_manifest");
     write_private(&trust, &value.to_string());
     fs::remove_file(key).expect("it was made");
+    fs::remove_file(domain.layout().log_manifest()).expect("it was made");
 }
 
 #[test]
@@ -305,6 +309,13 @@ fn tl_03_an_older_domain_gets_a_key_for_tree_heads_once() {
     assert_eq!(keys[0], keys[1], "a second time changes nothing");
     let key = HeadKey::read(&made.layout().head_key()).expect("it was made");
     assert_eq!(keys[0], [key.public().clone()]);
+    let trust = open().trust().clone();
+    let manifest = log_manifest::read(&made.layout().log_manifest(), &trust);
+    let manifest = log_manifest::open(&manifest.expect("it was made"), &trust);
+    let manifest = manifest.expect("the owner has signed it");
+    assert_eq!(manifest.heads, keys[0]);
+    let sentry = EmitterRole::Sentry;
+    assert!(manifest.names(&trust.sentry_keys[0], sentry), "all keys");
     let (was, is) = (before.trust(), open());
     assert_eq!(
         (&was.ca, &was.audit_keys),
@@ -318,4 +329,26 @@ fn tl_03_an_older_domain_gets_a_key_for_tree_heads_once() {
     let written = before.write_server_config(&scratch.path().join("generated"), LATER);
     written.expect("all keys are there");
     assert_eq!(open().trust().head_keys, keys[0]);
+}
+
+/// The log of such a domain has begun, and a log gets no other beginning.
+#[test]
+fn fg_07_a_domain_with_a_key_for_heads_gets_no_log_manifest_afterwards() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let made = older(scratch.path());
+    let (trust, manifest) = (made.layout().trust(), made.layout().log_manifest());
+    let text = fs::read_to_string(&trust).expect("it was made");
+    let mut value: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+    let fields = value.as_object_mut().expect("an object");
+    fields.remove("log_manifest").expect("a new domain has one");
+    fields.remove("sentry_keys").expect("a new domain has some");
+    write_private(&trust, &value.to_string());
+    fs::remove_file(&manifest).expect("it was made");
+    let domain = Domain::open(made.layout().folder()).expect("the bundle is one");
+    let written = domain.write_server_config(&scratch.path().join("generated"), LATER);
+    written.expect("all other keys are there");
+    let after = Domain::open(made.layout().folder()).expect("the bundle is one");
+    assert_eq!(after.trust().sentry_keys.len(), 1, "it is taken over");
+    assert_eq!(after.trust().log_manifest, None);
+    assert!(!manifest.exists());
 }

@@ -99,6 +99,7 @@ async fn la_10_the_doctor_shows_every_posture_and_names_what_is_broken() {
     for check in [
         "secrets",
         "ends",
+        "revocations",
         "disk",
         "processes",
         "broker's lock",

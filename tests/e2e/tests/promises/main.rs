@@ -34,6 +34,7 @@ mod frozen;
 mod hostile_messages;
 mod log_flood;
 mod log_in_store;
+mod log_owner;
 mod lost_ledger;
 mod loud_log;
 mod many_chunks;

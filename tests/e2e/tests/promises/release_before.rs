@@ -46,9 +46,12 @@ async fn a_deployment_of_the_release_before_is_taken_over_in_the_middle_of_its_r
 
     // What it needed and did not have is there now, and a second start finds nothing to do.
     machine.down("d").await;
-    // The release before had no log with signed heads: it begins with the first event all the same.
+    // The release before had no log with signed heads: it has the first event all the same.
     let verified = on(&["audit", "verify"]).await;
-    assert!(verified.contains("events 0 to"), "{verified}");
+    assert!(verified.contains("entries 0 to"), "{verified}");
+    // Nor had it a statement of the domain's owner with which the log begins.
+    let owner = verified.contains("has signed entry 0");
+    assert!(owner, "{verified}");
     let up = machine.up_again("d", "2").await;
     assert!(up.status.success(), "{}", up.text);
     let config = nats_config();

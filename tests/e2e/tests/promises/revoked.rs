@@ -135,9 +135,19 @@ async fn tl_07_a_revocation_that_no_broker_confirms_is_kept_and_says_so() {
     assert!(told, "{}", kept.stderr);
     assert_eq!(kept.status.code(), Some(i32::from(EXIT_KEPT)));
     assert!(kept.stdout.contains("kept") && kept.stdout.contains(&key));
+    let state = async |cluster: &Cluster| {
+        let listed = cluster.diloctl_ok(&["auth", "ls"]).await;
+        let row = listed.lines().find(|line| line.contains(&key)).unwrap();
+        let states = ["kept", "revoked"].map(|state| row.contains(state));
+        let doctor = cluster.diloctl(&["doctor"]).await.stdout;
+        let row = doctor.lines().find(|line| line.contains("revocations"));
+        (states, row.unwrap().starts_with("fail"))
+    };
+    assert_eq!(state(&cluster).await, ([true, false], true));
 
     cluster.restart("broker").await;
     cluster.diloctl_ok(&["auth", "push"]).await;
+    assert_eq!(state(&cluster).await, ([false, true], false));
     let arguments = cluster.worker_arguments("worker-1");
     assert!(!arguments.is_empty());
     let config = cluster.bus_config(&issued.credentials);

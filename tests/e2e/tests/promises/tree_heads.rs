@@ -104,7 +104,7 @@ async fn fg_07_a_head_proves_the_record_and_shows_what_was_cut_altered_or_put_ba
     ends(&cluster, &prove, 0, &["verified"]).await;
     let file = |name: &str| fs::read(cluster.path(name)).unwrap();
     assert_eq!(file("three.tlog-proof"), file("again.tlog-proof"));
-    let range = format!("events 0 to {}", events - 1);
+    let range = format!("entries 0 to {}", events - 1);
     ends(&cluster, &["audit", "verify"], 0, &["verified", &range]).await;
     ends(
         &cluster,
@@ -223,7 +223,7 @@ async fn fg_07_a_head_proves_the_record_and_shows_what_was_cut_altered_or_put_ba
     context.update_stream(config).await.unwrap();
     let differs = Code::StreamDiffers.to_string();
     let diff = ["audit", "diff"];
-    let words = [&differs[..], "altered: event 0 of the log"];
+    let words = [&differs[..], "altered: event 1 of the log"];
     ends(&cluster, &diff, EXIT_TAMPERED, &words).await;
     context.delete_stream(AUDIT_STREAM).await.unwrap();
     let empty = stream::Config {
@@ -234,7 +234,7 @@ async fn fg_07_a_head_proves_the_record_and_shows_what_was_cut_altered_or_put_ba
     };
     context.create_stream(empty).await.unwrap();
     let tail = format!(
-        "missing tail: the stream ends before events 0 to {}",
+        "missing tail: the stream ends before events 1 to {}",
         events - 1
     );
     ends(&cluster, &diff, EXIT_TAMPERED, &[&differs, &tail]).await;

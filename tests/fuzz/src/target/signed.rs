@@ -229,6 +229,10 @@ pub(super) fn event(bytes: &[u8]) {
             "two forms of an entry"
         );
     }
+    if let Some(document) = chain::of_manifest_leaf(bytes) {
+        assert_eq!(chain::manifest_leaf(document), bytes, "two forms of one");
+        let _owner = identity::log_manifest::open(document, &trust());
+    }
 }
 
 pub(super) fn events() -> Vec<Vec<u8>> {
@@ -265,6 +269,12 @@ pub(super) fn events() -> Vec<Vec<u8>> {
         all.push([&[1 | (place & 2)], &signed(&body).encode()[..]].concat());
         all.push([&[1][..], &chain::leaf(&signed(&body)).expect("an entry")].concat());
     }
+    let header = format!(
+        r#"{{"alg":"EdDSA","kid":"{}","typ":"diloco-log-manifest+jwt"}}"#,
+        keys::public(KeyKind::Operator)
+    );
+    let manifest = keys::compact(header.as_bytes(), b"{}");
+    all.push([&[1][..], &chain::manifest_leaf(&manifest)].concat());
     all.extend(
         super::wire::golden()
             .into_iter()

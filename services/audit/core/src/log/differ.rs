@@ -84,6 +84,8 @@ pub struct Differences {
 #[derive(Debug, Default)]
 pub struct Differ {
     log: Vec<Place>,
+    /// The entries before the first event: the manifest of the log's owner, which no stream has.
+    before: u64,
     /// What is wrong with the first entry without a place.
     placeless: Option<LogFault>,
     stream: Vec<(u64, Place)>,
@@ -105,6 +107,10 @@ impl Differ {
     /// Takes the next entry of the log, which is at `index`.
     pub fn entry(&mut self, index: u64, entry: &[u8]) {
         let reason = "it cannot be compared with an event".to_owned();
+        if index == 0 && chain::of_manifest_leaf(entry).is_some() {
+            self.before = 1;
+            return;
+        }
         let fault = match chain::of_leaf(entry) {
             None => LogFault::Entry { index, reason },
             Some(event) => match Place::of(&event) {
@@ -143,13 +149,10 @@ impl Differ {
         }
         let mut found = Differences::default();
         let present = |place: &Place| at.contains_key(&place.bytes);
-        let tail = self
-            .log
-            .iter()
-            .rposition(present)
-            .map_or(0, |last| last + 1);
+        let tail = self.log.iter().rposition(present);
+        let tail = self.before + tail.map_or(0, |last| last as u64 + 1);
         let (mut seen, mut newest) = (BTreeMap::new(), None);
-        for (index, place) in (0u64..).zip(&self.log) {
+        for (index, place) in (self.before..).zip(&self.log) {
             if seen.insert(place.bytes, ()).is_some() {
                 continue;
             }
@@ -170,7 +173,7 @@ impl Differ {
                         sequence,
                     });
                 }
-                None if index >= tail as u64 => found.missing(index),
+                None if index >= tail => found.missing(index),
                 None => {
                     let (emitter, sequence) = (emitter.clone(), *sequence);
                     found.add(Difference::Altered {

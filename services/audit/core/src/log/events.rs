@@ -44,13 +44,17 @@ pub fn replay_events(
     until: u64,
     each: &mut dyn FnMut(Checked),
 ) -> Result<Events, LogFault> {
+    let first = log.before_events();
+    if log.head().size == first {
+        return Err(LogFault::Empty);
+    }
     let mut events = Events {
-        auditor,
+        auditor: auditor.behind(StreamSequence(first)),
         strangers: 0,
     };
     let mut waiting = Vec::with_capacity(AT_ONCE);
     log.again(read, &mut |index, entry| {
-        if index >= until {
+        if index < first || index >= until {
             return Ok(());
         }
         waiting.push(record(log, trusted, index, entry)?);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::event::{Event, EventBody, LedgerEvent};
+use schemas::log_manifest::origin;
 use schemas::{AccountId, Digest, Message as _, PublicKey, RunId, WorkerId};
 use tlog::layout::{Bundle, CHECKPOINT, TILE_WIDTH, Tile, entries_of, first_entries};
 use tlog::{Hash, Head};
@@ -45,11 +46,8 @@ pub struct Log {
     /// The digest of each bundle, so that a second reading gets the same bytes.
     bundles: Vec<Digest>,
     members: Members,
-}
-
-/// The name of the log of a domain (its id as text), in its heads.
-pub fn origin(domain: &str) -> String {
-    format!("diloco/{domain}")
+    /// The signed document in the first entry, if that is a log manifest.
+    manifest: Option<String>,
 }
 
 /// The newest head, with its signed text.
@@ -112,6 +110,7 @@ impl Log {
             note,
             bundles: Vec::new(),
             members: Members::new(),
+            manifest: None,
         };
         let mut pinned_root = None;
         let mut other_tile = None;
@@ -126,6 +125,9 @@ impl Log {
             log.bundles.push(Digest::of(&bytes));
             let entries = entries_of(&bytes, bundle.width).ok_or_else(|| malformed(bundle))?;
             for entry in entries {
+                if log.tree.size() == 0 {
+                    log.manifest = chain::of_manifest_leaf(entry).map(str::to_owned);
+                }
                 each(log.tree.size(), entry);
                 note_member(&mut log.members, trusted, entry);
                 for (tile, bytes) in log.tree.push(entry) {
@@ -266,6 +268,20 @@ impl Log {
         match self.root_at(read, pinned.size)? == pinned.root {
             true => Ok(true),
             false => Err(LogFault::Forked { size: pinned.size }),
+        }
+    }
+
+    /// The log manifest with which the log begins, as its owner signed it; nothing in it was checked.
+    /// None if the first entry is an event.
+    pub fn manifest(&self) -> Option<&str> {
+        self.manifest.as_deref()
+    }
+
+    /// The number of entries before the first event: 1 if the log begins with a manifest.
+    pub const fn before_events(&self) -> u64 {
+        match self.manifest {
+            Some(_) => 1,
+            None => 0,
         }
     }
 

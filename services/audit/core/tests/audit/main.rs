@@ -11,6 +11,7 @@ mod known;
 mod lineage;
 mod log;
 mod merges;
+mod named;
 mod properties;
 mod questions;
 mod readers;

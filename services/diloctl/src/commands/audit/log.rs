@@ -9,8 +9,10 @@ use audit_core::log::{
 };
 use diloco_audit::log::{event_of, read_file};
 use diloco_audit::{Auditor, Checked, Reader, StreamSequence};
+use identity::{TrustBundle, log_manifest};
 use runtime::Failure;
 use schemas::event::{Event, EventBody};
+use schemas::log_manifest::LogManifest;
 use schemas::permission::Role;
 use schemas::{Code, Digest, Message as _};
 use serde::Serialize;
@@ -19,7 +21,7 @@ use tlog::Head;
 use super::kept::Kept;
 use super::pins::Pins;
 use super::place::Place;
-use super::witness;
+use super::{owner, witness};
 use crate::cli::{self, LoggedEvent};
 use crate::context::Context;
 use crate::output::Record;
@@ -27,6 +29,7 @@ use crate::output::Record;
 /// A log, and what it is checked against.
 pub(super) struct Source {
     place: Place,
+    trust: TrustBundle,
     pub(super) trusted: Trusted,
     pins: Pins,
 }
@@ -59,6 +62,13 @@ pub(super) fn prove(
         }
     })?;
     let size = log.head().size;
+    if found
+        .as_ref()
+        .is_some_and(|(index, _)| *index < log.before_events())
+    {
+        let text = "entry 0 of the log is the manifest of its owner, and no event; `audit verify` checks it";
+        return Err(Failure::new(Code::EventUnlogged, text));
+    }
     let (index, entry) = found.ok_or_else(|| LogFault::Unlogged {
         wanted: event.to_string(),
         size,
@@ -119,16 +129,18 @@ pub(super) fn verify(
         check_events(&log, &|path| source.read(path), &source.trusted)?;
     judge(&auditor)?;
     let known = check_known(&log, &|path| source.read(path), &source.trusted)?;
+    let owner = owner::owner(&source, &log)?;
     let witnessed = witness::witnessed(&source, &log, witnessing, cosigned)?;
     let summary = auditor.summary();
     let shown = LogShown {
         head: HeadShown::of(&source, &log),
-        checked: format!("events 0 to {}", log.head().size - 1),
+        checked: format!("entries 0 to {}", log.head().size - 1),
         verified: summary.verified,
         repeated: summary.repeated,
         strangers,
         behind: known.named,
         chains: summary.emitters.len(),
+        owner,
         witnessed,
         proof: proven.map(|(head, proof)| {
             format!(
@@ -142,6 +154,9 @@ pub(super) fn verify(
     // After the rest: the words of one emitter keep no machine from following the log.
     if let Some(contradicted) = known.contradicted {
         return Err(Failure::new(Code::KnownHeadFalse, contradicted));
+    }
+    if let Some(owner) = &shown.owner {
+        owner.judge()?;
     }
     match auditor.faulty_workers().first() {
         None => Ok(()),
@@ -221,9 +236,17 @@ impl Source {
         let pins = Pins::open(layout.pinned_head(), place.name(), &trusted)?;
         Ok(Self {
             place,
+            trust: trust.clone(),
             trusted,
             pins,
         })
+    }
+
+    /// What the owner of the domain says at the beginning of the log; none if an earlier build has
+    /// begun it.
+    pub(super) fn manifest(&self, log: &Log) -> Result<Option<LogManifest>, Failure> {
+        let found = log_manifest::of_log(log.manifest(), &self.trust);
+        found.map_err(|fault| Failure::new(fault.code(), format!("{}: {fault}", self.place)))
     }
 
     pub(super) fn read(&self, path: &str) -> Result<Option<Vec<u8>>, String> {
@@ -253,7 +276,11 @@ impl Source {
     }
 
     pub(super) fn log(&self, each: &mut dyn FnMut(u64, &[u8])) -> Result<Log, Failure> {
-        self.pins.log(&|path| self.read(path), &self.trusted, each)
+        let log = self
+            .pins
+            .log(&|path| self.read(path), &self.trusted, each)?;
+        self.manifest(&log)?;
+        Ok(log)
     }
 
     /// Checks that a proof's head is one of this log, and that the log has the event there.
@@ -435,7 +462,7 @@ impl Record for ProofShown {
 struct LogShown {
     #[serde(flatten)]
     head: HeadShown,
-    /// The range of the events that were checked.
+    /// The range of the entries that were checked.
     checked: String,
     verified: u64,
     repeated: u64,
@@ -444,6 +471,8 @@ struct LogShown {
     /// Events that name a head which their emitter had seen before; they lie behind it.
     behind: u64,
     chains: usize,
+    /// What its owner says; none if an earlier build has begun the log.
+    owner: Option<owner::Owner>,
     witnessed: Option<witness::Witnessed>,
     proof: Option<String>,
 }
@@ -473,6 +502,12 @@ impl Record for LogShown {
                 "{behind} events name a head that their emitters had seen, and stand behind it"
             ),
         ));
+        let owner = match &self.owner {
+            Some(owner) => owner.to_string(),
+            None => "has signed nothing in this log, which an earlier build has begun: its emitters are those of the trust bundle"
+                .to_owned(),
+        };
+        lines.push(("owner", owner));
         let witnessed = self.witnessed.iter();
         lines.extend(witnessed.map(|by| ("witnessed", by.to_string())));
         lines.extend(self.proof.iter().map(|proof| ("proof", proof.clone())));
@@ -511,7 +546,7 @@ impl Record for DiffShown {
             (
                 "compared",
                 format!(
-                    "events 0 to {} of the log, stream up to sequence {}",
+                    "entries 0 to {} of the log, stream up to sequence {}",
                     self.size - 1,
                     self.last
                 ),

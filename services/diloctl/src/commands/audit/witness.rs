@@ -361,7 +361,7 @@ impl std::fmt::Display for Witnessed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.events {
             0 => f.write_str("the policy asks for no witness"),
-            size => write!(f, "events 0 to {}, by {}", size - 1, self.by.join(" ")),
+            size => write!(f, "entries 0 to {}, by {}", size - 1, self.by.join(" ")),
         }
     }
 }

@@ -218,7 +218,7 @@ impl Listed {
     fn holder(holder: &Registration, revocation: Option<&Revocation>, now: UnixMillis) -> Self {
         let void = |one: &&Revocation| one.covers(holder.issued);
         let state = match revocation.filter(void) {
-            Some(_) => "revoked",
+            Some(one) => state(one),
             None if holder.blocked.is_some() => "blocked",
             // Its newest token is the registrar's, of which the record knows nothing.
             None if holder.ends <= now && holder.role.is_renewable() => "renewable",
@@ -246,7 +246,7 @@ impl Listed {
             role: "-".to_owned(),
             run: None,
             seat: None,
-            state: "revoked",
+            state: state(revocation),
             issued: None,
             ends: None,
             revoked: Some(revocation.until),
@@ -254,6 +254,14 @@ impl Listed {
             key: revocation.key.to_string(),
             account: revocation.account.to_string(),
         }
+    }
+}
+
+/// A revocation that no broker has confirmed is no end of the key yet.
+const fn state(revocation: &Revocation) -> &'static str {
+    match revocation.pending {
+        true => "kept",
+        false => "revoked",
     }
 }
 

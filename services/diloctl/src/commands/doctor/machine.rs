@@ -23,6 +23,7 @@ pub(super) fn look(context: &Context, report: &mut Report) -> Result<(), Failure
     let domain = context.domain()?;
     report.add(secrets(&context.folder, &private_folders(&domain)));
     report.add(what_ends(context, clock::now())?);
+    report.add(revocations(&domain)?);
     report.add(room(&context.folder));
     report.add(processes(&context.folder)?);
     Ok(())
@@ -84,6 +85,21 @@ fn what_ends(context: &Context, now: UnixMillis) -> Result<Finding, Failure> {
                 Finding::ok(CHECK, format!("nothing ends before {at}"))
             }
         },
+    })
+}
+
+/// Checks that a broker has confirmed each revocation.
+fn revocations(domain: &identity::Domain) -> Result<Finding, Failure> {
+    const CHECK: &str = "revocations";
+    let all = domain.revocations()?;
+    let kept = all.iter().filter(|one| one.pending);
+    let kept: Vec<&str> = kept.map(|one| one.key.as_str()).collect();
+    Ok(match kept.is_empty() {
+        true => Finding::ok(CHECK, format!("{} keys, all in effect", all.len())),
+        false => {
+            let text = format!("a broker that runs still serves {}", kept.join(", "));
+            Finding::fail(CHECK, &Failure::new(Code::RevocationKept, text))
+        }
     })
 }
 

@@ -174,7 +174,7 @@ fn is_void(domain: &Domain, worker: &WorkerId, holders: &[Registration]) -> Resu
     let void = |holder: &Registration| {
         let of = |one: &&Revocation| (&one.account, &one.key) == (&holder.account, &holder.public);
         let revocation = revocations.iter().find(of);
-        revocation.is_some_and(|one| one.covers(holder.issued))
+        revocation.is_some_and(|one| !one.pending && one.covers(holder.issued))
     };
     Ok(holders.iter().all(void))
 }
