@@ -28,7 +28,7 @@ pub struct Crossing {
 pub const ACCOUNT_TOKEN_POSITION: u8 = 3;
 
 /// Every lane that crosses accounts.
-pub const CROSSINGS: [Crossing; 7] = [
+pub const CROSSINGS: [Crossing; 8] = [
     Crossing {
         lane: Lane::Request,
         home: Account::Control,
@@ -45,6 +45,12 @@ pub const CROSSINGS: [Crossing; 7] = [
         lane: Lane::Log,
         home: Account::Events,
         importers: &[Account::Tenant],
+        service: true,
+    },
+    Crossing {
+        lane: Lane::Refusal,
+        home: Account::Events,
+        importers: &[Account::Control, Account::Registrar],
         service: true,
     },
     Crossing {

@@ -419,6 +419,31 @@ mod tests {
         }
     }
 
+    /// A report of refusals does not say who sent it: the broker holds each service to its subject.
+    #[test]
+    fn tl_29_only_coordinator_and_registrar_report_refusals_each_under_its_own_subject() {
+        let of_lane = |subjects: &[String]| -> Vec<String> {
+            let ours = subjects
+                .iter()
+                .filter(|one| one.starts_with("diloco.refusal"));
+            ours.cloned().collect()
+        };
+        for role in Role::ALL {
+            let set = permissions(role);
+            let expected: &[&str] = match role {
+                Role::Coordinator => &["diloco.refusal.coordinator"],
+                Role::Registrar => &["diloco.refusal.registrar"],
+                _ => &[],
+            };
+            assert_eq!(of_lane(&set.publish_allow), expected, "{role:?}");
+            let expected: &[&str] = match role {
+                Role::Recorder => &["diloco.refusal.>"],
+                _ => &[],
+            };
+            assert_eq!(of_lane(&set.subscribe_allow), expected, "{role:?}");
+        }
+    }
+
     /// A stolen invitation is worth one question.
     #[test]
     fn fg_03_a_newcomer_may_ask_one_question_under_its_own_key_and_hear_the_answer() {

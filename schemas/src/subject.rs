@@ -16,6 +16,7 @@ use crate::lease::{Done, Offer, UnitId};
 use crate::public::{Command, CommandVerb, Status};
 use crate::renewal::{RenewalReply, RenewalRequest};
 use crate::role::Role;
+use crate::security::{RefusalReport, Refuser};
 use crate::telemetry::Heartbeat;
 use crate::{AccountId, PublicKey, RunId, WorkerId};
 
@@ -68,6 +69,8 @@ pub enum Lane {
     Ledger,
     /// The sentry's signed events.
     Security,
+    /// What services refused, as they count it.
+    Refusal,
     /// Heartbeats.
     Telemetry,
     /// Signed orders to workers.
@@ -86,13 +89,14 @@ pub enum Lane {
 
 impl Lane {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Request,
         Self::Event,
         Self::Log,
         Self::Record,
         Self::Ledger,
         Self::Security,
+        Self::Refusal,
         Self::Telemetry,
         Self::Command,
         Self::Control,
@@ -111,6 +115,7 @@ impl Lane {
             Self::Record => "diloco.record",
             Self::Ledger => "diloco.ledger",
             Self::Security => "diloco.security",
+            Self::Refusal => "diloco.refusal",
             Self::Telemetry => "diloco.telemetry",
             Self::Command => "diloco.command",
             Self::Control => "diloco.control",
@@ -128,6 +133,7 @@ impl Lane {
             Self::Request
                 | Self::Event
                 | Self::Log
+                | Self::Refusal
                 | Self::Telemetry
                 | Self::Command
                 | Self::Renewal
@@ -243,6 +249,26 @@ const OTHERS_BETWEEN: &[Row] = &[
         publishers: &[Role::Recorder],
         subscribers: &[],
         purpose: "what the audit service saw of refusals, connections and changes of streams, into stream SECURITY",
+    },
+    Row {
+        lane: Lane::Refusal,
+        pattern: "coordinator",
+        kind: Kind::Publish,
+        message: message_name!(RefusalReport),
+        reply: None,
+        publishers: &[Role::Coordinator],
+        subscribers: &[Role::Recorder],
+        purpose: "what the coordinator refused for a reason of security, at most once a second",
+    },
+    Row {
+        lane: Lane::Refusal,
+        pattern: "registrar",
+        kind: Kind::Publish,
+        message: message_name!(RefusalReport),
+        reply: None,
+        publishers: &[Role::Registrar],
+        subscribers: &[Role::Recorder],
+        purpose: "the same of the registrar",
     },
     Row {
         lane: Lane::Telemetry,
@@ -418,6 +444,14 @@ pub fn ledger_subject(run: Option<&RunId>, emitter: &PublicKey, kind: &str) -> S
 pub fn security_subject(emitter: &PublicKey, kind: &str) -> String {
     format!("{}.{emitter}.{kind}", Lane::Security.prefix())
 }
+
+/// `diloco.refusal.<service>`, as the service publishes it.
+pub fn refusal_subject(refuser: Refuser) -> String {
+    format!("{}.{}", Lane::Refusal.prefix(), refuser.name())
+}
+
+/// The filter under which the audit service hears what services refused.
+pub const REFUSALS_FILTER: &str = "diloco.refusal.>";
 
 /// The stream with the events of a tenant's workers.
 pub fn events_stream(tenant: &AccountId) -> String {

@@ -104,6 +104,64 @@ impl Code {
         }
     }
 
+    /// True if a refusal with this code is a security event: it is about who asks, its right to ask,
+    /// or its proof. A peer that is away or busy, a lease that is over and a request with impossible
+    /// settings are not; what is wrong with a contribution itself, its fate in the ledger says.
+    pub const fn is_of_security(self) -> bool {
+        match self.class() {
+            Class::Evidence => true,
+            Class::Away | Class::Busy | Class::NotNow | Class::NotMember => false,
+            // A lease that the asker never had; one that is over is lost in the usual way.
+            Class::LostLease => matches!(self, Self::LeaseUnknown),
+            Class::Operator => matches!(
+                self,
+                Self::CredentialMalformed
+                    | Self::CredentialExpired
+                    | Self::LayerOpen
+                    | Self::RoleMismatch
+                    | Self::StrangerServed
+                    | Self::CredentialRevoked
+                    | Self::ClientCertificateMissing
+                    | Self::ClientCertificateExpired
+                    | Self::ClientCertificateUntrusted
+                    | Self::ClientCertificatePurpose
+                    | Self::ClientCertificateOther
+                    | Self::BusRefused
+                    | Self::BusDenied
+                    | Self::IdentityMismatch
+                    | Self::CredentialLapsed
+                    | Self::HolderUnknown
+                    | Self::HolderBlocked
+                    | Self::HolderMismatch
+                    | Self::InvitationUnknown
+                    | Self::InvitationEnded
+                    | Self::InvitationUsed
+                    | Self::InvitationMismatch
+                    | Self::EnrolmentDenied
+                    | Self::RecordMissing
+                    | Self::SuccessionUnasked
+                    | Self::SuccessionUnproven
+                    | Self::TenantEnded
+                    | Self::Replaced
+                    | Self::AuditKeyRefused
+                    | Self::WorkerQuarantined
+                    | Self::SeatTaken
+                    | Self::WorkerRemoved
+            ),
+            Class::Final => matches!(
+                self,
+                Self::MessageInvalid
+                    | Self::ObjectForbidden
+                    | Self::ManifestInvalid
+                    | Self::StatementInvalid
+                    | Self::UploadMissing
+                    | Self::MaskKeysRefused
+                    | Self::CohortOther
+                    | Self::CosignatureRefused
+            ),
+        }
+    }
+
     /// True if training led to bad numbers. The cause may be the unit, its data or the state that
     /// it started from, and not only the worker.
     pub const fn is_about_numbers(self) -> bool {
@@ -145,6 +203,44 @@ mod tests {
             Code::TenantFull,
         ] {
             assert!(code.passes() && code.is_of_the_moment(), "{code}");
+        }
+    }
+
+    /// Each code is sorted by hand, here and in the function: a code that is new fails this test until
+    /// somebody has said if its refusal is a security event.
+    #[test]
+    fn tl_29_each_code_is_a_security_event_or_is_not() {
+        /// Of classes `Operator` and `Final`.
+        const OF_SECURITY: &[u16] = &[
+            103, 106, 110, 112, 121, 122, 134, 135, 136, 137, 138, 202, 203, 207, 208, 214, 215,
+            216, 217, 222, 223, 224, 225, 228, 230, 233, 234, 241, 309, 406, 410, 411, 412, 420,
+            506, 509, 517, 519, 748, 808,
+        ];
+        const ORDINARY: &[u16] = &[
+            101, 102, 104, 105, 107, 108, 109, 111, 115, 117, 118, 119, 120, 124, 126, 129, 130,
+            131, 132, 139, 140, 141, 205, 206, 210, 211, 219, 220, 221, 229, 231, 232, 240, 242,
+            244, 302, 303, 306, 308, 310, 313, 314, 413, 415, 423, 424, 501, 502, 503, 504, 507,
+            508, 510, 511, 512, 515, 516, 518, 521, 602, 603, 604, 605, 606, 608, 609, 616, 618,
+            619, 620, 621, 622, 623, 640, 641, 645, 660, 661, 663, 664, 666, 668, 669, 670, 671,
+            699, 706, 707, 708, 713, 718, 720, 725, 726, 732, 739, 741, 743, 745, 756, 757, 801,
+            802, 803, 804, 805, 806, 809, 810, 811, 901, 903, 904, 905, 906, 908, 909, 910, 999,
+        ];
+        for code in Code::ALL {
+            let number = code.number();
+            let (security, ordinary) = (OF_SECURITY.contains(&number), ORDINARY.contains(&number));
+            let expected = match code.class() {
+                Class::Evidence => true,
+                Class::Away | Class::Busy | Class::NotNow | Class::NotMember => false,
+                Class::LostLease => *code == Code::LeaseUnknown,
+                Class::Operator | Class::Final => {
+                    assert!(security != ordinary, "{code} is in one of the two lists");
+                    security
+                }
+            };
+            assert_eq!(code.is_of_security(), expected, "{code} {}", code.title());
+            if !matches!(code.class(), Class::Operator | Class::Final) {
+                assert!(!security && !ordinary, "{code} is sorted by its class");
+            }
         }
     }
 

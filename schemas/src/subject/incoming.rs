@@ -6,6 +6,7 @@ use std::str::FromStr;
 use super::{ASK, ControlVerb, Lane, LogVerb, NEW_TOKEN, Verb};
 use crate::account::ACCOUNT_TOKEN_POSITION;
 use crate::id::CLUSTER;
+use crate::security::Refuser;
 use crate::{AccountId, PublicKey, Round, RunId, WorkerId};
 
 /// A subject that the coordinator or the auditor receives, in its parts.
@@ -53,6 +54,10 @@ pub enum Incoming {
     Security {
         emitter: PublicKey,
         kind: String,
+    },
+    Refusal {
+        account: AccountId,
+        refuser: Refuser,
     },
     Renewal {
         account: AccountId,
@@ -195,6 +200,14 @@ fn parse(subject: &str) -> Option<Incoming> {
             let (emitter, kind) = rest.split_once('.')?;
             let emitter = emitter.parse().ok()?;
             token(kind).map(|kind| Incoming::Security { emitter, kind })
+        }
+        "refusal" => {
+            let (account, refuser) = rest.split_once('.')?;
+            let mut reporting = Refuser::REPORTING.into_iter();
+            Some(Incoming::Refusal {
+                account: account.parse().ok()?,
+                refuser: reporting.find(|one| one.name() == refuser)?,
+            })
         }
         "event" => {
             let (account, run, worker, kind) = sender(rest)?;

@@ -104,6 +104,20 @@ fn other_lanes_parse_back() {
         .parse::<Incoming>()
         .is_err()
     );
+    for refuser in Refuser::ALL {
+        let subject = mapped(&refusal_subject(refuser));
+        let expected = Incoming::Refusal {
+            account: account(),
+            refuser,
+        };
+        match Refuser::REPORTING.contains(&refuser) {
+            true => assert_eq!(subject.parse(), Ok(expected)),
+            false => assert!(subject.parse::<Incoming>().is_err(), "{refuser:?}"),
+        }
+        let rows = TABLE.iter().filter(|row| row.lane == Lane::Refusal);
+        let named = rows.filter(|row| row.pattern == refuser.name()).count();
+        assert_eq!(named == 1, Refuser::REPORTING.contains(&refuser));
+    }
     assert!(matches!(
         record_subject(&account(), &run(), &worker(), "joined").parse(),
         Ok(Incoming::Recorded { .. })

@@ -21,7 +21,6 @@ use schemas::member::{JoinReply, JoinRequest, Layer, LeaveRequest, OpenLayer, Po
 use schemas::public::Status;
 use schemas::renewal::{RenewalReply, RenewalRequest};
 use schemas::run::{Codec, CodecKind, InnerOptimizer, Precision, Rounding, RunSpec, TrainerKind};
-use schemas::security::{SecurityEvent, Seen};
 use schemas::telemetry::{Heartbeat, Phase, WorkerMetrics};
 use schemas::view::{RunPhase, RunView};
 use schemas::{
@@ -40,6 +39,7 @@ mod masks;
 mod promotion;
 mod quarantine;
 mod restore;
+mod security;
 mod tenant;
 
 /// An encoded example and a decoder of its type.
@@ -218,20 +218,6 @@ pub(crate) fn event(event: Event) -> EventBody {
 }
 
 /// A closed round with as many named chunks as there may be.
-/// A refusal as the sentry tells it.
-fn denied_seen() -> Seen {
-    Seen {
-        count: 3,
-        first: UnixMillis(1_700_000_000_000),
-        account: Some(kit::account(1)),
-        user: Some(event(Event::Ledger(accepted())).emitter),
-        name: "worker-0".to_owned(),
-        address: "10.0.0.7".to_owned(),
-        subject: "diloco.control.x".to_owned(),
-        reason: "publish".to_owned(),
-    }
-}
-
 pub(crate) fn largest_event() -> EventBody {
     let object = ObjectRef {
         digest: Digest::of(b"x"),
@@ -509,12 +495,6 @@ pub(crate) fn all() -> Vec<Example> {
             })
         },
         Example {
-            name: "event of the sentry",
-            ..example(&event(Event::Security(SecurityEvent::PermissionDenied {
-                seen: denied_seen(),
-            })))
-        },
-        Example {
             name: "event of listed chunks",
             ..example(&event(Event::Ledger(LedgerEvent::RoundClosed {
                 round: Round(3),
@@ -603,6 +583,7 @@ pub(crate) fn all() -> Vec<Example> {
     all.extend(masks::all());
     all.extend(quarantine::all());
     all.extend(promotion::all());
+    all.extend(security::all());
     all.extend(tenant::all());
     all.extend(restore::all());
     all.extend(collection::all());

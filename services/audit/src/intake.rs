@@ -9,6 +9,7 @@ use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
+use audit_core::sentry::of_refused;
 use audit_core::{Candidate, ChainCheck, MessageCheck, Notice, QuestionCheck, Tail};
 use bytes::Bytes;
 use identity::TrustBundle;
@@ -16,7 +17,8 @@ use metrics::{counter, histogram};
 use runtime::metrics::{AUDIT_EVENT_SECONDS, AUDIT_EVENTS, outcome};
 use runtime::{Bus, BusError, Delivery, Failure, Listener, StreamError, StreamReader, clock};
 use schemas::lease::Done;
-use schemas::subject::{EVENTS_FILTER, LOG_FILTER, events_stream, record_filter, record_subject};
+use schemas::security::{Refused, Refuser};
+use schemas::subject::{EVENTS_FILTER, events_stream, record_filter, record_subject};
 use schemas::{Code, Refusal, Reply, WorkerId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -24,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::heads::{Answered, Heads};
+use crate::hearing::Outlet;
+use crate::questions::Questions;
 use crate::recorder::LOG_FOLDER;
 
 /// Longest wait for one answer of the broker; a stream that waits for a new leader takes 6 s.
@@ -40,7 +44,9 @@ pub(crate) struct Intake {
     bus: Bus,
     listener: Listener,
     /// Questions about the log.
-    questions: Listener,
+    questions: Questions,
+    /// Where its refusals go; none without a sentry.
+    outlet: Option<Outlet>,
     heads: Heads,
     notices: mpsc::Receiver<Notice>,
     core: audit_core::Intake,
@@ -80,13 +86,13 @@ impl Intake {
         let heard = Listener::connect(
             "diloco-audit-intake",
             &settings,
-            &[EVENTS_FILTER, LOG_FILTER],
+            &[EVENTS_FILTER],
             clock::now(),
         )
         .await;
         let mut heard = heard.map_err(refused)?.into_iter();
-        let mut next = || heard.next().expect("one for each filter");
-        let (listener, questions) = (next(), next());
+        let listener = heard.next().expect("one for each filter");
+        let questions = Questions::connect(settings).await.map_err(refused)?;
         let (sender, notices) = mpsc::channel(NOTICES_MAX);
         let core = audit_core::Intake::new(trust.domain.as_str());
         let heads = Heads::new(config.audit.folder.join(LOG_FOLDER), trust);
@@ -95,6 +101,7 @@ impl Intake {
                 bus,
                 listener,
                 questions,
+                outlet: None,
                 heads,
                 notices,
                 core,
@@ -107,6 +114,21 @@ impl Intake {
     /// The connection on which it records.
     pub(crate) const fn bus(&self) -> &Bus {
         &self.bus
+    }
+
+    /// Tells the sentry of its refusals from now on.
+    pub(crate) fn tell(&mut self, outlet: Outlet) {
+        self.outlet = Some(outlet);
+    }
+
+    /// Notes a refusal for the sentry, if its code is about security.
+    fn note(&self, delivery: &Delivery, code: Code) {
+        if let Some(outlet) = &self.outlet
+            && let Some(refused) = Refused::of(&delivery.subject, code)
+        {
+            let (sighting, times) = of_refused(Refuser::Audit, refused);
+            outlet.put(sighting, times);
+        }
     }
 
     /// Runs until `stop`.
@@ -128,7 +150,7 @@ impl Intake {
                 _ = reports.tick() => self.tally.report(),
                 heard = next_of(&mut self.listener, &mut self.questions) => match heard {
                     Heard::Event(delivery) => self.take(&delivery?).await,
-                    Heard::Question(delivery) => self.answer(delivery?).await?,
+                    Heard::Question(delivery) => self.answer(delivery).await?,
                 },
             }
         }
@@ -145,6 +167,7 @@ impl Intake {
                 self.tally.whose = Some(worker);
             }
             QuestionCheck::Refused(refusal) => {
+                self.note(&delivery, refusal.code);
                 delivery
                     .answer(&self.bus, Reply::<Done>::Refused(refusal))
                     .await;
@@ -159,6 +182,7 @@ impl Intake {
                         if let Err(refusal) = &done {
                             self.tally.refused += 1;
                             self.tally.reason = Some(refusal.clone());
+                            self.note(&delivery, refusal.code);
                         }
                         delivery.answer(&self.bus, reply(done)).await;
                     }
@@ -201,6 +225,7 @@ impl Intake {
         {
             self.tally.refused += 1;
             self.tally.reason = Some(refusal.clone());
+            self.note(delivery, refusal.code);
         }
         delivery.answer(&self.bus, answer).await;
     }
@@ -343,14 +368,14 @@ impl Intake {
 /// A message of a worker.
 enum Heard {
     Event(Result<Delivery, Failure>),
-    Question(Result<Delivery, Failure>),
+    Question(Delivery),
 }
 
 /// The next message of either kind: a flood of one kind holds the other up by half.
-async fn next_of(events: &mut Listener, questions: &mut Listener) -> Heard {
+async fn next_of(events: &mut Listener, questions: &mut Questions) -> Heard {
     tokio::select! {
         event = events.next() => Heard::Event(event.map_err(Failure::from)),
-        question = questions.next() => Heard::Question(question.map_err(Failure::from)),
+        question = questions.next() => Heard::Question(question),
     }
 }
 

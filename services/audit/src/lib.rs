@@ -13,7 +13,10 @@
 //! | `heads` | the newest head for workers that ask, and their cosignatures |
 //! | `recorder` | auditor, files and log together: a batch in, findings out |
 //! | `intake` | workers' events: heard, checked, recorded, answered |
-//! | `sentry` | what the broker refuses and who connects, heard and recorded |
+//! | `questions` | workers' questions about the log, heard as soon as the broker allows it |
+//! | `sentry` | what broker, services and store refuse and who connects, recorded |
+//! | `look` | what the embedded store refused, fetched from it |
+//! | `hearing` | the reports of broker and services, heard for as long as the service runs |
 //! | `tail` | the broker's log, read as it grows |
 //! | `service` | the loop of the program |
 //! | `replay` | a whole replay, and following on |
@@ -25,12 +28,17 @@ pub mod config;
 pub mod copying;
 pub mod files;
 pub mod heads;
+mod hearing;
 mod intake;
 mod line;
 pub mod log;
+mod look;
 pub mod mirror;
+#[cfg(test)]
+mod played;
 pub mod program;
 pub mod provenance;
+mod questions;
 pub mod reader;
 pub mod recomputation;
 pub mod recorder;

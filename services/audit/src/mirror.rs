@@ -152,43 +152,57 @@ impl MirrorError {
 
 schemas::coded!(MirrorError);
 
+/// The bucket of the log at the store that the configuration names; none if it names none.
+///
+/// # Errors
+/// The key or the authority cannot be read, or the address is none.
+pub(crate) fn bucket(config: &Config) -> Result<Option<LogBucket>, Failure> {
+    let store = &config.store;
+    if store.url.is_empty() {
+        return Ok(None);
+    }
+    if !store.keys.exists() {
+        // Without the store's head, heads would be signed that nothing elsewhere binds.
+        let text = format!(
+            "store.keys: {} is not there; copy `store/log.json` of the domain's folder, which `diloctl up` or `diloctl auth \
+                 issue auditor NAME` makes, or unset store.url",
+            store.keys.display()
+        );
+        return Err(Failure::new(Code::CredentialMissing, text));
+    }
+    let failed = |error: StoreKeysError| Failure::new(error.code(), format!("store.keys: {error}"));
+    let key = identity::AccessKey::read_log(&store.keys).map_err(failed)?;
+    let authority = match store.url.starts_with("https://") {
+        true => {
+            let unreadable = |error| {
+                let text = format!("store.ca: {}: {error}", store.ca.display());
+                Failure::new(Code::CredentialUnreadable, text)
+            };
+            let pem = std::fs::read(&store.ca).map_err(unreadable)?;
+            Trust::Shown(pem, ClientFile::beside(&config.recorder.credentials))
+        }
+        false => Trust::PlainLoopback,
+    };
+    let endpoint = Endpoint::new(&store.url, &store.region, authority)
+        .map_err(|error| Failure::new(Code::ConfigInvalid, format!("store: {error}")))?;
+    Ok(Some(LogBucket::new(
+        &endpoint,
+        &key,
+        TransferLimits::default(),
+        PATIENCE,
+    )?))
+}
+
 impl Mirror {
     /// Access to the store that the configuration names; none if it names none.
     ///
     /// # Errors
     /// The key or the authority cannot be read, or the address is none.
     pub fn open(config: &Config, trust: &TrustBundle) -> Result<Option<Self>, Failure> {
-        let store = &config.store;
-        if store.url.is_empty() {
+        let Some(bucket) = bucket(config)? else {
             tracing::info!("store.url is not set, so the log is in the service's folder only");
             return Ok(None);
-        }
-        if !store.keys.exists() {
-            // Without the store's head, heads would be signed that nothing elsewhere binds.
-            let text = format!(
-                "store.keys: {} is not there; copy `store/log.json` of the domain's folder, which `diloctl up` or `diloctl auth \
-                 issue auditor NAME` makes, or unset store.url",
-                store.keys.display()
-            );
-            return Err(Failure::new(Code::CredentialMissing, text));
-        }
-        let failed =
-            |error: StoreKeysError| Failure::new(error.code(), format!("store.keys: {error}"));
-        let key = identity::AccessKey::read_log(&store.keys).map_err(failed)?;
-        let authority = match store.url.starts_with("https://") {
-            true => {
-                let unreadable = |error| {
-                    let text = format!("store.ca: {}: {error}", store.ca.display());
-                    Failure::new(Code::CredentialUnreadable, text)
-                };
-                let pem = std::fs::read(&store.ca).map_err(unreadable)?;
-                Trust::Shown(pem, ClientFile::beside(&config.recorder.credentials))
-            }
-            false => Trust::PlainLoopback,
         };
-        let endpoint = Endpoint::new(&store.url, &store.region, authority)
-            .map_err(|error| Failure::new(Code::ConfigInvalid, format!("store: {error}")))?;
-        let bucket = LogBucket::new(&endpoint, &key, TransferLimits::default(), PATIENCE)?;
         Ok(Some(Self::new(
             bucket,
             config.audit.folder.join(LOG_FOLDER),

@@ -1,23 +1,20 @@
-//! The shell of [`audit_core::sentry`]: it hears the broker's reports, follows its log, and records
-//! the events in stream `SECURITY`. Nothing waits for it: what it cannot record it counts, and it
+//! The shell of [`audit_core::sentry`]: it hears the reports of the broker and of services, follows
+//! the broker's log, and records the events in stream `SECURITY`. Nothing waits for it: what it cannot record it counts, and it
 //! never ends the service.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
-use audit_core::sentry::{Sentry, Sighting, of_report};
+use audit_core::sentry::Sentry;
 use chain::{Claimed, Draft, End, Signatures};
 use identity::{AuditKey, TrustBundle};
 use metrics::counter;
 use runtime::metrics::AUDIT_SECURITY;
-use runtime::{Bus, Failure, Listener, StreamReader, clock};
-use schemas::account::REPORTS;
+use runtime::{Bus, Gap, StreamReader, clock};
 use schemas::event::Event;
 use schemas::security::SecurityEvent;
 use schemas::subject::{SECURITY_STREAM, security_subject};
@@ -28,7 +25,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::hearing::{Ear, Outlet, Seen, Sound, say_unable};
 use crate::intake::EXPECTED_FILTER;
+use crate::look::look;
+use crate::mirror;
 use crate::tail::{Looked, Tail};
 
 /// Time between two looks at the broker's log and at what is due.
@@ -49,9 +49,9 @@ const EVENTS_WAITING_MAX: usize = 1024;
 /// The sentry, connected.
 pub(crate) struct Watch {
     recording: Recording,
-    sightings: mpsc::Receiver<Sighting>,
-    /// Sightings for which the channel had no room.
-    missed: Arc<AtomicU64>,
+    sightings: mpsc::Receiver<Seen>,
+    outlet: Outlet,
+    ears: Vec<Ear>,
     /// The tasks that hear the reports; they end with this.
     _hearing: JoinSet<()>,
     tail: Option<Tail>,
@@ -79,36 +79,36 @@ struct Recording {
 }
 
 impl Watch {
-    /// Hears the broker's reports from then on. Where it cannot, it says why, and there is no
-    /// sentry: all else of the service goes on.
+    /// Hears reports from then on. What it cannot hear yet it tries again. Without a key it says so,
+    /// and there is no sentry. All else of the service goes on.
     pub(crate) async fn connect(config: &Config, trust: &TrustBundle, bus: &Bus) -> Option<Self> {
-        let unable = |reason: String| {
-            let code = Code::SentryUnable;
-            tracing::warn!(%code, next = code.next_step(), "{}: {reason}", code.title());
-        };
         let key = match key(config, trust) {
             Ok(key) => key,
             Err(reason) => {
-                unable(reason);
+                let code = Code::SentryUnable;
+                tracing::warn!(%code, next = code.next_step(), "{}: {reason}", code.title());
                 return None;
             }
         };
-        let filters = REPORTS.map(|report| report.local);
         let settings = config.recorder_bus();
-        let heard =
-            Listener::connect("diloco-audit-sentry", &settings, &filters, clock::now()).await;
-        let listeners = match heard {
-            Ok(listeners) => listeners,
-            Err(error) => {
-                unable(Failure::from(error).to_string());
-                return None;
-            }
-        };
-        let (sender, sightings) = mpsc::channel(SIGHTINGS_WAITING_MAX);
-        let missed = Arc::<AtomicU64>::default();
+        let (outlet, sightings) = Outlet::new(SIGHTINGS_WAITING_MAX);
         let mut hearing = JoinSet::new();
-        for listener in listeners {
-            hearing.spawn(hear(listener, sender.clone(), Arc::clone(&missed)));
+        let (mut ears, mut unheard) = (Vec::new(), Vec::new());
+        for sound in Sound::ALL {
+            let (ear, failed) = Ear::open(sound, &settings, &outlet, &mut hearing).await;
+            if let Some(error) = failed {
+                say_unable(sound, &error);
+                unheard.push(sound.name().to_owned());
+            }
+            ears.push(ear);
+        }
+        match mirror::bucket(config) {
+            Ok(Some(bucket)) => drop(hearing.spawn(look(bucket, outlet.clone()))),
+            Ok(None) => {}
+            Err(failure) => {
+                let code = Code::StoreRefusalsUnread;
+                tracing::warn!(%code, next = code.next_step(), "{}: {failure}", code.title());
+            }
         }
         let mut recording = Recording {
             bus: bus.clone(),
@@ -137,16 +137,23 @@ impl Watch {
         recording.add(SecurityEvent::SentryStarted {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             broker_log: unread.is_none(),
+            unheard,
         });
         Some(Self {
             recording,
             sightings,
-            missed,
+            outlet,
+            ears,
             _hearing: hearing,
             tail,
             sentry: Sentry::new(clock::now()),
             unread,
         })
+    }
+
+    /// Where the service's own refusals go.
+    pub(crate) const fn outlet(&self) -> &Outlet {
+        &self.outlet
     }
 
     /// Runs until `stop`, and then records what waits.
@@ -156,16 +163,24 @@ impl Watch {
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some(sighting) = self.sightings.recv() => self.sentry.note(clock::now(), sighting),
+                Some((sighting, times)) = self.sightings.recv() => {
+                    self.sentry.note_times(clock::now(), sighting, times);
+                }
                 _ = looks.tick() => {
                     self.look().await;
-                    let events = self.sentry.take(clock::now());
+                    let gaps = self.ears.iter_mut();
+                    let gaps = gaps.filter_map(|ear| Some(interrupted(ear.name(), ear.gap()?)));
+                    let mut events: Vec<_> = gaps.collect();
+                    events.extend(self.sentry.take(clock::now()));
                     self.record(events, FLUSH_MAX).await;
                 }
             }
         }
         self.look().await;
-        let mut events = self.sentry.take_last(clock::now());
+        let gaps = self.ears.iter();
+        let gaps = gaps.filter_map(|ear| Some(interrupted(ear.name(), ear.last_gap()?)));
+        let mut events: Vec<_> = gaps.collect();
+        events.extend(self.sentry.take_last(clock::now()));
         events.push(SecurityEvent::SentryStopped);
         self.recording.again = Instant::now();
         let _ = tokio::time::timeout(END_MAX, self.record(events, END_MAX)).await;
@@ -174,11 +189,10 @@ impl Watch {
     /// Takes what the broker wrote into its log, and what the channel had no room for.
     async fn look(&mut self) {
         let now = clock::now();
-        while let Ok(sighting) = self.sightings.try_recv() {
-            self.sentry.note(now, sighting);
+        while let Ok((sighting, times)) = self.sightings.try_recv() {
+            self.sentry.note_times(now, sighting, times);
         }
-        self.sentry
-            .note_dropped(self.missed.swap(0, Ordering::Relaxed), 0);
+        self.sentry.note_dropped(self.outlet.take_missed(), 0);
         let Some(mut tail) = self.tail.take() else {
             return;
         };
@@ -217,28 +231,13 @@ impl Watch {
     }
 }
 
-/// Hears one report. What the channel has no room for is counted: the broker is never made to wait.
-async fn hear(mut listener: Listener, sender: mpsc::Sender<Sighting>, missed: Arc<AtomicU64>) {
-    let mut dropped = 0;
-    loop {
-        match listener.next().await {
-            Ok(delivery) => {
-                let now_dropped = listener.dropped();
-                missed.fetch_add(now_dropped - dropped, Ordering::Relaxed);
-                dropped = now_dropped;
-                if let Some(sighting) =
-                    of_report(clock::now(), &delivery.subject, &delivery.payload)
-                    && sender.try_send(sighting).is_err()
-                {
-                    missed.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            Err(error) => {
-                let code = Code::SentryUnable;
-                tracing::warn!(%code, next = code.next_step(), "{}: {error}", code.title());
-                return;
-            }
-        }
+/// The event about a time in which something was not heard.
+fn interrupted(unheard: &str, gap: Gap) -> SecurityEvent {
+    SecurityEvent::SentryInterrupted {
+        unheard: unheard.to_owned(),
+        from: gap.from,
+        until: gap.until,
+        times: gap.times,
     }
 }
 

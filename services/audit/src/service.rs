@@ -101,8 +101,11 @@ impl Service {
         let ends = Ends::ask(&reader, &recorder).await?;
         let stream = ends.span;
         let recorder = compare(recorder, ends).await?;
-        let (intake, notices) = Intake::connect(config, &known).await?;
+        let (mut intake, notices) = Intake::connect(config, &known).await?;
         let watch = Watch::connect(config, &known, intake.bus()).await;
+        if let Some(watch) = &watch {
+            intake.tell(watch.outlet().clone());
+        }
         tracing::info!(
             kept = recorder.files().len(),
             stream = stream.messages,

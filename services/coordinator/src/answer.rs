@@ -3,7 +3,7 @@
 use async_nats::Subject;
 use bytes::Bytes;
 use coordinator_core::Answer;
-use runtime::{Bus, Delivery};
+use runtime::{Bus, Delivery, Refusals};
 use schemas::answer::{self, Addressee};
 use schemas::lease::Done;
 use schemas::limits::MESSAGE_BYTES_MAX;
@@ -21,13 +21,16 @@ pub(crate) struct ReplyTo {
     addressee: Addressee,
     /// The name of the request, for the metrics.
     request: &'static str,
+    /// The subject of the request.
+    asked: String,
+    refusals: Refusals,
     since: Instant,
 }
 
 impl ReplyTo {
     /// Reads the address for the answer to a message; none if the message wants no answer, or its
     /// subject names no asker.
-    pub(crate) fn read(message: &Delivery) -> Option<Self> {
+    pub(crate) fn read(message: &Delivery, refusals: &Refusals) -> Option<Self> {
         let subject = Subject::from(message.reply.as_deref()?);
         let request = match message.subject.parse() {
             Ok(Incoming::Request { verb, .. }) => verb.token(),
@@ -38,6 +41,8 @@ impl ReplyTo {
             subject,
             addressee: Addressee::of(&message.subject, &message.payload)?,
             request,
+            asked: message.subject.clone(),
+            refusals: refusals.clone(),
             since: Instant::now(),
         })
     }
@@ -49,6 +54,9 @@ impl ReplyTo {
 
     /// Sends the answer. If it does not arrive, the asker asks again.
     pub(crate) async fn send(&self, bus: &Bus, answer: Result<Answer, Refusal>) {
+        if let Err(refusal) = &answer {
+            self.refusals.note(&self.asked, refusal.code);
+        }
         telemetry::answered(self.request, self.since.elapsed(), answer.as_ref().err());
         if let Err(error) = bus
             .publish(&self.subject, encode(&self.addressee, answer))
@@ -108,6 +116,7 @@ fn refused(addressee: &Addressee, refusal: Refusal) -> Bytes {
 #[cfg(test)]
 mod tests {
     use schemas::control::RunNewReply;
+    use schemas::security::Refuser;
     use schemas::{Digest, V};
 
     use super::*;
@@ -143,12 +152,14 @@ mod tests {
             reply: reply.map(str::to_owned),
             payload: Bytes::new(),
         };
+        let refusals = Refusals::of(Refuser::Coordinator);
+        let read = |message: Delivery| ReplyTo::read(&message, &refusals);
         let view = format!("diloco.control.{}.view", addressee().by);
         assert_eq!(
-            ReplyTo::read(&message(&view, Some("_INBOX.x"))).map(|reply| reply.addressee.by),
+            read(message(&view, Some("_INBOX.x"))).map(|reply| reply.addressee.by),
             Some(addressee().by)
         );
-        assert!(ReplyTo::read(&message(&view, None)).is_none());
-        assert!(ReplyTo::read(&message("diloco.control.x.view", Some("_INBOX.x"))).is_none());
+        assert!(read(message(&view, None)).is_none());
+        assert!(read(message("diloco.control.x.view", Some("_INBOX.x"))).is_none());
     }
 }

@@ -120,6 +120,7 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<ValidMessag
         | Incoming::Recorded { .. }
         | Incoming::Ledger { .. }
         | Incoming::Security { .. }
+        | Incoming::Refusal { .. }
         | Incoming::Renewal { .. }
         | Incoming::Enrolment { .. }
         | Incoming::Offer { .. } => Err(rejected(

@@ -3,7 +3,7 @@
 
 use coordinator_core::{Input, Peer};
 use runtime::throttle::{INTERVAL_FIRST, Throttle};
-use runtime::{Bus, BusConfig, Delivery, Failure, Listener, clock};
+use runtime::{Bus, BusConfig, Delivery, Failure, Listener, Refusals, clock};
 use schemas::subject::{COORDINATOR_FILTERS, Incoming, Lane};
 use schemas::{Code, Refusal, is_answer};
 use tokio::sync::mpsc;
@@ -37,8 +37,9 @@ pub(crate) async fn forward(
     mut listener: Listener,
     identity: Identity,
     arrivals: mpsc::Sender<Arrival>,
+    refused: Refusals,
 ) {
-    let mut refusals = Refusals::new();
+    let mut recent = RecentRefusals::new();
     let mut allowances = Allowances::default();
     let mut forgetting = tokio::time::interval(INTERVAL_FIRST);
     forgetting.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -46,7 +47,7 @@ pub(crate) async fn forward(
         let next = tokio::select! {
             next = listener.next() => next,
             _ = forgetting.tick() => {
-                refusals.forget();
+                recent.forget();
                 continue;
             }
         };
@@ -68,7 +69,8 @@ pub(crate) async fn forward(
             continue;
         }
         // A refusal, too, goes nowhere but to its asker.
-        let reply = ReplyTo::read(&message).filter(|_| incoming::is_for_asker(&message, identity));
+        let reply = ReplyTo::read(&message, &refused)
+            .filter(|_| incoming::is_for_asker(&message, identity));
         let read = affordable(read, &mut allowances);
         let arrival = match (read, reply) {
             (Ok(ValidMessage::Heartbeat { peer, heartbeat }), _) => {
@@ -86,7 +88,8 @@ pub(crate) async fn forward(
             },
             (Ok(ValidMessage::Worker { .. } | ValidMessage::Operator { .. }), None) => continue,
             (Err(rejected), reply) => {
-                match refuse(&bus, &message, reply, *rejected, &mut refusals).await {
+                let noted = (&refused, &mut recent);
+                match refuse(&bus, &message, reply, *rejected, noted).await {
                     Some(arrival) => arrival,
                     None => continue,
                 }
@@ -198,7 +201,7 @@ async fn refuse(
     message: &Delivery,
     reply: Option<ReplyTo>,
     rejected: Rejected,
-    refusals: &mut Refusals,
+    (refused, recent): (&Refusals, &mut RecentRefusals),
 ) -> Option<Arrival> {
     let Rejected {
         peer,
@@ -206,10 +209,12 @@ async fn refuse(
         refusal,
     } = rejected;
     let (sender, code) = (sender(&message.subject, peer.as_ref()), refusal.code);
-    let noted = refusals.note(&sender);
+    let noted = recent.note(&sender);
     tracing::warn!(sender, %code, subject = %message.subject, detail = refusal.detail, "message refused");
-    if let Some(reply) = reply.filter(|_| refusal.code != Code::IdentityMismatch) {
-        reply.send(bus, Err(refusal.clone())).await;
+    match reply.filter(|_| refusal.code != Code::IdentityMismatch) {
+        // It notes the refusal too.
+        Some(reply) => reply.send(bus, Err(refusal.clone())).await,
+        None => refused.note(&message.subject, refusal.code),
     }
     // The refusal of a sender that asks too much is recorded only as often as it is logged, so that
     // such refusals do not fill the loop.
@@ -242,12 +247,12 @@ fn sender(subject: &str, peer: Option<&Peer>) -> String {
 
 /// The recent refusals, by sender. The log holds its lines back by the same rule, by sender and
 /// code.
-struct Refusals {
+struct RecentRefusals {
     throttle: Throttle,
     started: Instant,
 }
 
-impl Refusals {
+impl RecentRefusals {
     fn new() -> Self {
         Self {
             throttle: Throttle::default(),

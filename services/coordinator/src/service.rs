@@ -8,8 +8,9 @@ use std::sync::Arc;
 use coordinator_core::{CHECKPOINT_EVERY, Coordinator, Settings};
 use identity::join::new_session;
 use identity::{AuditKey, IssuedList, TrustBundle};
-use runtime::{Bus, Failure, clock};
+use runtime::{Bus, Failure, Refusals, clock};
 use schemas::member::{Layer, Posture};
+use schemas::security::Refuser;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +37,7 @@ pub struct Service {
     arrivals: mpsc::Receiver<Arrival>,
     /// Tasks that live as long as the service.
     feeders: JoinSet<()>,
+    refusals: Refusals,
 }
 
 impl Service {
@@ -109,12 +111,15 @@ impl Service {
         store_mark.put().await;
         // Only a leader accepts requests and offers: earlier ones were sent to its predecessor.
         let mut feeders = JoinSet::new();
+        let refusals = Refusals::of(Refuser::Coordinator);
+        feeders.spawn(refusals.clone().report(shell.bus.clone()));
         for listener in serve::listen(&config.bus).await? {
             feeders.spawn(serve::forward(
                 shell.bus.clone(),
                 listener,
                 identity,
                 shell.arrivals.clone(),
+                refusals.clone(),
             ));
         }
         feeders.spawn(shell.store.clone().keep_time());
@@ -133,6 +138,7 @@ impl Service {
             core,
             arrivals,
             feeders,
+            refusals,
         })
     }
 
@@ -155,6 +161,7 @@ impl Service {
             refusal = ledger_bus.refused() => Err(refusal.into()),
         };
         self.feeders.abort_all();
+        self.refusals.last(&bus).await;
         ended
     }
 }

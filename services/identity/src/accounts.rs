@@ -25,7 +25,8 @@ const TENANT_CONNECTIONS_MAX: i64 = WORKERS_MAX as i64 + 64;
 /// Connections that all tenants share: the broker's `max_connections`, less those of services,
 /// operators and auditors.
 const TENANTS_CONNECTIONS: i64 = 5000 - 512;
-/// Time for which the broker keeps the way back for an answer to a heartbeat, which nobody answers.
+/// Time for which the broker keeps the way back for an answer to a heartbeat or a report of
+/// refusals, which nobody answers.
 const HEARTBEAT_ANSWER_MAX: Duration = Duration::from_secs(1);
 /// The same time for an event: longer than a worker waits for its answer.
 const EVENT_ANSWER_MAX: Duration = Duration::from_secs(15);
@@ -245,7 +246,7 @@ fn nanoseconds(span: Duration) -> u64 {
 
 fn export(crossing: &Crossing) -> Export {
     let answer_max = match crossing.lane {
-        Lane::Telemetry => HEARTBEAT_ANSWER_MAX,
+        Lane::Telemetry | Lane::Refusal => HEARTBEAT_ANSWER_MAX,
         Lane::Event | Lane::Log => EVENT_ANSWER_MAX,
         _ => REQUEST_ANSWER_MAX,
     };

@@ -8,8 +8,9 @@ use identity::{CredentialSource, IssuedList, Issuer};
 use metrics::{counter, histogram};
 use registrar_core::{Asked, Heard, Heritage, Registrar, Validity};
 use runtime::metrics::{REGISTRAR_QUESTION_SECONDS, REGISTRAR_QUESTIONS, outcome};
-use runtime::{Bus, Delivery, Failure, Listener, clock};
+use runtime::{Bus, Delivery, Failure, Listener, Refusals, clock};
 use schemas::renewal::{RenewalReply, Successor};
+use schemas::security::Refuser;
 use schemas::subject::{ENROLMENTS_FILTER, RENEWALS_FILTER};
 use schemas::text::Time;
 use schemas::{Code, Coded as _, Message, PublicKey, Refusal, Reply, V};
@@ -37,6 +38,7 @@ pub struct Service {
     desk: Desk,
     own: CredentialSource,
     tally: Tally,
+    refusals: Refusals,
 }
 
 /// Messages that were dropped since the last report.
@@ -78,6 +80,7 @@ impl Service {
             issued,
             own,
             tally: Tally::default(),
+            refusals: Refusals::of(Refuser::Registrar),
         })
     }
 
@@ -90,7 +93,17 @@ impl Service {
     ///
     /// # Errors
     /// The broker took the right to listen away.
-    pub async fn run(mut self, stop: CancellationToken) -> Result<(), Failure> {
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
+        let (bus, refusals) = (self.bus.clone(), self.refusals.clone());
+        let reports = tokio::spawn(refusals.clone().report(bus.clone()));
+        let ended = self.hear(stop).await;
+        reports.abort();
+        refusals.last(&bus).await;
+        ended
+    }
+
+    /// Answers questions.
+    async fn hear(mut self, stop: CancellationToken) -> Result<(), Failure> {
         let (mut reports, mut looks) = (interval(REPORT_EVERY), interval(OWN_EVERY));
         reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -157,6 +170,9 @@ impl Service {
             tracing::warn!(%code, cause, next = code.next_step(), "{refused}: {refusal}");
         }
         let code = reply.as_ref().err().map(|refusal| refusal.code);
+        if let Some(code) = code {
+            self.refusals.note(&delivery.subject, code);
+        }
         counter!(REGISTRAR_QUESTIONS, "outcome" => outcome(code)).increment(1);
         histogram!(REGISTRAR_QUESTION_SECONDS).record(since.elapsed());
         let reply = match reply {

@@ -1,6 +1,7 @@
 //! The connection to NATS. A refused request fails at once instead of at its time-out, a
 //! subscription is known to stand, and changes of the connection are logged.
 
+mod checked;
 mod error;
 mod keeper;
 mod many;

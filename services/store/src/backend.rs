@@ -20,6 +20,7 @@ use s3s::dto::{
 };
 use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use schemas::Digest;
+use schemas::security::STORE_REFUSALS;
 use tlog::layout::Lasting;
 use tokio::task::JoinHandle;
 
@@ -27,6 +28,7 @@ use crate::budget::{Budgets, Charge, CountedUrl};
 use crate::listing;
 use crate::log_rules;
 use crate::place::{Place, parse_bucket};
+use crate::refused::Refusals;
 use crate::root::{Claim, Publish, Root};
 use crate::upload::{self, Upload, storage_error};
 
@@ -40,6 +42,8 @@ pub(crate) struct Backend {
     pub(crate) root: Arc<Root>,
     /// What each presigned URL may still serve.
     pub(crate) budgets: Budgets,
+    /// What the store refused, for the audit service.
+    pub(crate) refusals: Refusals,
 }
 
 /// An open object, with facts that were read from this very file: another may have its name by now.
@@ -122,6 +126,9 @@ impl S3 for Backend {
     ) -> S3Result<S3Response<GetObjectOutput>> {
         let url = request.extensions.get::<CountedUrl>().copied();
         let input = request.input;
+        if input.bucket == BucketName::Log.as_str() && input.key == STORE_REFUSALS {
+            return Ok(S3Response::new(self.refused()));
+        }
         let place = Place::parse(&input.bucket, &input.key)?;
         self.check_suspect(&place).await?;
         let path = place.path(self.root.path());
@@ -331,6 +338,16 @@ impl S3 for Backend {
 }
 
 impl Backend {
+    /// The list of what the store refused.
+    fn refused(&self) -> GetObjectOutput {
+        let list = self.refusals.listed();
+        GetObjectOutput {
+            content_length: i64::try_from(list.len()).ok(),
+            body: Some(StreamingBlob::from(s3s::Body::from(list))),
+            ..Default::default()
+        }
+    }
+
     /// Has an upload checked that a power failure may have torn: nobody is answered for one that is
     /// not whole, and it is not in the way of another try.
     async fn check_suspect(&self, place: &Place) -> S3Result<()> {

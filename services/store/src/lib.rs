@@ -35,6 +35,7 @@ mod peers;
 mod place;
 mod power;
 pub mod program;
+mod refused;
 mod rights;
 mod root;
 mod server;

@@ -8,7 +8,7 @@
 //! | derived from put | the same for the uploads to one run, or for those of operators |
 //! | derived from get | the same as get, for one run or for operators |
 //! | audit | read verified objects in `blobs` and the log in `log`, and list none |
-//! | log | read and write the log in `log`, and delete its partial tiles and bundles |
+//! | log | read and write the log in `log`, and delete its partial tiles and bundles; read what the store refused (`refused`) |
 //!
 //! A head, a full tile and a full bundle of the log are written once and never deleted, with any key;
 //! its checkpoint is replaced only by a request that names the one before. See `log_rules`.
@@ -26,6 +26,7 @@ use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::path::S3Path;
 use s3s::{S3Error, S3Result, s3_error};
+use schemas::security::STORE_REFUSALS;
 
 use crate::budget::CountedUrl;
 use crate::gate::query_value;
@@ -99,6 +100,18 @@ impl Admission {
 impl Rights {
     pub(crate) const fn new(keys: StoreKeys, stopped: Stopped) -> Self {
         Self { keys, stopped }
+    }
+
+    /// The name of the key with this id, for what is told of refusals; empty if there is none.
+    pub(crate) fn name(&self, access: &str) -> &'static str {
+        match self.role(access) {
+            Some(Role::Admin) => "admin",
+            Some(Role::Put(_)) => "put",
+            Some(Role::Get(_)) => "get",
+            Some(Role::Audit) => "audit",
+            Some(Role::Log) => "log",
+            None => "",
+        }
     }
 
     fn role(&self, access: &str) -> Option<Role> {
@@ -185,6 +198,10 @@ impl S3Access for Rights {
         peer.check(key, cx.uri().query().unwrap_or_default())?;
         self.check_stopped(&role, cx)?;
         let allowed = match &role {
+            // Who was refused is for the audit service alone.
+            _ if is_of_refusals(cx) => {
+                matches!(role, Role::Log) && cx.s3_op().name() == "GetObject"
+            }
             Role::Admin => !changes_log(cx),
             Role::Put(urls) => {
                 cx.s3_op().name() == "PutObject"
@@ -282,6 +299,12 @@ fn reads_log(cx: &S3AccessContext<'_>) -> bool {
 fn writes_log(cx: &S3AccessContext<'_>) -> bool {
     matches!(cx.s3_op().name(), "PutObject" | "DeleteObject")
         && in_bucket(cx.s3_path(), BucketName::Log, "")
+}
+
+/// True if a request is about the list of what the store refused.
+fn is_of_refusals(cx: &S3AccessContext<'_>) -> bool {
+    let log = BucketName::Log.as_str();
+    matches!(cx.s3_path(), S3Path::Object { bucket, key } if **bucket == *log && **key == *STORE_REFUSALS)
 }
 
 /// True if a request changes anything in the bucket of the log.

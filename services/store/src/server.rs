@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -36,6 +36,7 @@ use crate::guard::Guarded;
 use crate::landing::AHEAD_MAX;
 use crate::peer::{self, Peer};
 use crate::peers::Peers;
+use crate::refused::{Asked, Refusals};
 use crate::rights::{Admission, Rights};
 use crate::root::{Root, RootError};
 use crate::stopped::Stopped;
@@ -76,6 +77,8 @@ pub struct Store {
     address: SocketAddr,
     tls: Option<Secure>,
     service: S3Service,
+    rights: Rights,
+    refusals: Refusals,
     root: Arc<Root>,
     limits: StoreLimits,
 }
@@ -206,15 +209,20 @@ impl Store {
         };
         let listener = TcpListener::bind(config.listen).await.map_err(no_port)?;
         let address = listener.local_addr().map_err(no_port)?;
+        let refusals = Refusals::new();
         let backend = Backend {
             root: root.clone(),
             budgets: Budgets::default(),
+            refusals: refusals.clone(),
         };
+        let rights = Rights::new(config.keys, Stopped::of(root.path()));
         Ok(Self {
             listener,
             address,
             tls,
-            service: service(backend, Rights::new(config.keys, Stopped::of(root.path()))),
+            service: service(backend, rights.clone()),
+            rights,
+            refusals,
             root,
             limits,
         })
@@ -272,6 +280,9 @@ impl Store {
                 service: self.service.clone(),
                 limits: self.limits.clone(),
                 known: known.clone(),
+                rights: self.rights.clone(),
+                refusals: self.refusals.clone(),
+                address: peer,
                 peer: Peer::Unasked,
             };
             // Counted first, since the task may answer before this one runs on.
@@ -304,6 +315,10 @@ struct Front {
     limits: StoreLimits,
     /// Set once one of them was signed and allowed.
     known: Admission,
+    rights: Rights,
+    refusals: Refusals,
+    /// Where it comes from.
+    address: IpAddr,
     /// The holder of the connection.
     peer: Peer,
 }
@@ -400,10 +415,13 @@ async fn answer(
 ) -> Result<Response<s3s::Body>, s3s::HttpError> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let since = Instant::now();
+    let parts = (request.method(), request.uri(), request.headers());
+    let asked = Asked::of(&front.rights, front.address, &front.peer, parts);
     let response = match gate::refusal(&request, front.limits.object_bytes_max.get()) {
         Some(refusal) => refusal,
         None => admitted(&front, request).await?,
     };
+    front.refusals.note(runtime::clock::now(), asked, &response);
     count(&method, response.status(), since.elapsed());
     // Only the path is logged, since a query may hold a signature.
     tracing::debug!(%method, path, status = response.status().as_u16(), "answered");
@@ -412,7 +430,7 @@ async fn answer(
 
 /// Returns the label of a method. Methods that the store does not know share one label, since
 /// anybody can make one up.
-fn label(method: &Method) -> &'static str {
+pub(crate) fn label(method: &Method) -> &'static str {
     let known = ["GET", "HEAD", "PUT", "POST", "DELETE"].into_iter();
     let mut found = known.filter(|known| method.as_str() == *known);
     found.next().unwrap_or("other")

@@ -6,6 +6,7 @@ use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
 use schemas::run::Privacy;
 use schemas::security::SecurityEvent;
 use schemas::sync::ComparedInput;
+use schemas::text::Time;
 use schemas::{RunId, UnixMillis, Weight, WorkerId};
 use serde::Serialize;
 
@@ -105,7 +106,11 @@ fn of_security(event: &SecurityEvent) -> (String, String) {
     if let Some(seen) = event.seen() {
         let user = seen.user.as_ref();
         let about = user.map_or(seen.address.as_str(), |user| short(user.as_str()));
-        let parts = [&seen.reason, &seen.subject, &seen.name, &seen.address];
+        let by = match event {
+            SecurityEvent::RequestRefused { by, .. } => format!("by the {}", by.title()),
+            _ => String::new(),
+        };
+        let parts = [&seen.reason, &by, &seen.subject, &seen.name, &seen.address];
         let mut detail = parts
             .into_iter()
             .filter(|part| !part.is_empty())
@@ -120,10 +125,29 @@ fn of_security(event: &SecurityEvent) -> (String, String) {
     let detail = match event {
         SecurityEvent::SentryStarted {
             release,
-            broker_log: true,
-        } => format!("release {release}"),
-        SecurityEvent::SentryStarted { release, .. } => {
-            format!("release {release}, without the broker's log: no denied permission is seen")
+            broker_log,
+            unheard,
+        } => {
+            let mut detail = format!("release {release}");
+            if !broker_log {
+                detail.push_str(", without the broker's log: no denied permission is seen");
+            }
+            if !unheard.is_empty() {
+                detail.push_str(&format!(", not heard yet: {}", unheard.join(", ")));
+            }
+            detail
+        }
+        SecurityEvent::SentryInterrupted {
+            unheard,
+            from,
+            until,
+            times,
+        } => {
+            format!(
+                "{unheard} were not heard from {} until {}, connection lost {times} times",
+                Time(*from),
+                Time(*until)
+            )
         }
         SecurityEvent::SightingsDropped { count, log_bytes } => {
             format!(

@@ -1,8 +1,8 @@
 //! `cluster`: the streams of the bus, as the files in nats-config declare them. A stream that is
 //! missing is created; one that differs is reported and left alone, since changing a stream can
-//! throw events away. Three exceptions throw nothing away: a stream of an earlier release is allowed
-//! to take batches, or to answer one question with many messages; and the readers' copy grows by the
-//! events of a new tenant.
+//! throw events away. Four exceptions throw nothing away: a stream of an earlier release is allowed
+//! to take batches, or to answer one question with many messages; the readers' copy grows by the
+//! events of a new tenant; and the stream of security events and the copy grow to their declared size.
 
 mod declaration;
 
@@ -263,7 +263,8 @@ async fn settle(
 
 /// The live configuration with batches and direct gets allowed as declared, which streams of
 /// earlier releases do not have, and with the security events and the events of tenants that it does
-/// not copy yet, for which it gets room. These are the only differences that can be removed without
+/// not copy yet, for which it gets room. A full stream of security events takes no more, so it and the
+/// copy of it get the room that is declared, if that is more. These are the only differences that can be removed without
 /// altering what a stream holds or refuses. None when nothing is to be changed.
 fn widened(wanted: &stream::Config, live: &stream::Config) -> Option<stream::Config> {
     let copied = live.sources.as_deref().unwrap_or_default();
@@ -273,9 +274,10 @@ fn widened(wanted: &stream::Config, live: &stream::Config) -> Option<stream::Con
         later && !copied.is_empty() && !copied.iter().any(|known| known.name == one.name)
     };
     let new: Vec<_> = wanted.sources.iter().flatten().filter(is_new).collect();
-    let max_bytes = match new.is_empty() {
-        true => live.max_bytes,
-        false => live.max_bytes.max(wanted.max_bytes),
+    let grows = !new.is_empty() || [SECURITY_STREAM, AUDIT_STREAM].contains(&&*wanted.name);
+    let max_bytes = match grows {
+        true => live.max_bytes.max(wanted.max_bytes),
+        false => live.max_bytes,
     };
     let sources: Vec<_> = copied.iter().chain(new).cloned().collect();
     let widened = stream::Config {
@@ -510,6 +512,23 @@ mod tests {
         assert_eq!(widened(&wanted(false, false), &live), None);
         let wide = wanted(true, true);
         assert_eq!(widened(&wanted(false, false), &wide), None);
+    }
+
+    /// Security events fill their stream in the end; a person gives it room by its declaration.
+    #[test]
+    fn tl_29_the_stream_of_security_events_grows_to_its_declared_size_and_never_shrinks() {
+        let config = |name: &str, max_bytes| stream::Config {
+            name: name.to_owned(),
+            max_bytes,
+            ..stream::Config::default()
+        };
+        for name in [SECURITY_STREAM, AUDIT_STREAM] {
+            let grown = widened(&config(name, 7), &config(name, 5));
+            assert_eq!(grown, Some(config(name, 7)));
+            assert_eq!(widened(&config(name, 5), &config(name, 7)), None);
+        }
+        let ledger = widened(&config(LEDGER_STREAM, 7), &config(LEDGER_STREAM, 5));
+        assert_eq!(ledger, None, "somebody made it smaller");
     }
 
     /// What is copied already stays as it is, and a copy that was altered is not made whole.

@@ -295,7 +295,7 @@ fn a_way_back_is_kept_as_long_as_the_answer_of_its_lane_may_take() {
     assert_eq!(nanoseconds(Duration::from_secs(2)), 2_000_000_000);
     for crossing in &CROSSINGS {
         let most = match crossing.lane {
-            Lane::Telemetry => HEARTBEAT_ANSWER_MAX,
+            Lane::Telemetry | Lane::Refusal => HEARTBEAT_ANSWER_MAX,
             Lane::Event | Lane::Log => EVENT_ANSWER_MAX,
             _ => REQUEST_ANSWER_MAX,
         };

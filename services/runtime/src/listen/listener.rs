@@ -13,9 +13,10 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use super::link::{Address, Dialer, Link, Lost};
 use super::protocol::{Delivery, PING, PONG, Word};
 use super::queue::{QueueReceiver, QueueSender, pair};
+use super::silence::Silence;
 use crate::bus::{BusConfig, BusError, Direction};
-use crate::denial;
 use crate::renewal::Freshness;
+use crate::{clock, denial};
 
 /// Most pings without an answer; after one more the server counts as gone.
 const PINGS_MAX: u32 = 2;
@@ -39,6 +40,9 @@ struct ListenerTask {
     /// None without credentials.
     fresh: Option<Freshness>,
     denied: Arc<OnceLock<String>>,
+    silence: Silence,
+    /// When the server answered last: what was sent since then may be lost with the connection.
+    alive: UnixMillis,
     /// Messages that were skipped because they were too long or malformed.
     unheard: u64,
     reported: u64,
@@ -69,6 +73,20 @@ impl Listener {
         config: &BusConfig,
         filters: &[impl AsRef<str> + Sync],
         now: UnixMillis,
+    ) -> Result<Vec<Self>, BusError> {
+        Self::connect_noting(name, config, filters, now, Silence::default()).await
+    }
+
+    /// As [`Listener::connect`]; notes in `silence` when the connection is lost and when it is back.
+    ///
+    /// # Errors
+    /// As [`Listener::connect`].
+    pub async fn connect_noting(
+        name: &str,
+        config: &BusConfig,
+        filters: &[impl AsRef<str> + Sync],
+        now: UnixMillis,
+        silence: Silence,
     ) -> Result<Vec<Self>, BusError> {
         let url = config.url.clone();
         let source =
@@ -108,6 +126,8 @@ impl Listener {
             senders,
             fresh,
             denied: Arc::clone(&denied),
+            silence,
+            alive: now,
             unheard: 0,
             reported: 0,
         };
@@ -162,6 +182,7 @@ impl ListenerTask {
                     None => continue,
                 },
             };
+            self.silence.begin(self.alive);
             self.report();
             tracing::warn!(connection = self.dialer.name, reason = %lost, "connection to the bus lost; trying again");
             match self.again().await {
@@ -169,6 +190,7 @@ impl ListenerTask {
                 Err(End::Denied(subject)) => return self.give_up(subject),
                 Err(End::Lost(_) | End::Outdated | End::Unwanted) => return,
             }
+            self.silence.end(clock::now());
             tracing::info!(connection = self.dialer.name, "connected to the bus");
         }
     }
@@ -205,6 +227,7 @@ impl ListenerTask {
     }
 
     fn give_up(&self, subject: String) {
+        self.silence.begin(clock::now());
         // A second denial changes nothing: the connection ends with the first.
         let _ = self.denied.set(subject);
     }
@@ -242,7 +265,10 @@ impl ListenerTask {
             };
             while let Some(this) = word {
                 match this {
-                    Word::Pong => unanswered = 0,
+                    Word::Pong => {
+                        unanswered = 0;
+                        self.alive = clock::now();
+                    }
                     Word::Ping => {
                         if let Err(lost) = link.say(PONG).await {
                             return End::Lost(lost);
@@ -298,6 +324,7 @@ impl ListenerTask {
         if let Some(fresh) = &mut self.fresh {
             fresh.connected();
         }
+        self.alive = clock::now();
         Ok(link)
     }
 

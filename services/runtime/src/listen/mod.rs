@@ -8,6 +8,7 @@
 //! | `link` | one connection: greeting, TLS, proof of the key, subscriptions |
 //! | `listener` | what others use: connected for as long as somebody listens |
 //! | `answer` | the way back to senders in other accounts |
+//! | `silence` | the times without a connection |
 //! | `queue` | messages that wait for their listener, and a count of those that could not |
 
 mod answer;
@@ -15,6 +16,8 @@ mod link;
 mod listener;
 pub(crate) mod protocol;
 mod queue;
+mod silence;
 
 pub use listener::Listener;
 pub use protocol::Delivery;
+pub use silence::{Gap, Silence};

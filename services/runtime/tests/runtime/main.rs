@@ -6,5 +6,6 @@ mod bus;
 mod listen;
 mod listen_faults;
 mod mutual;
+mod refusals;
 mod renewal;
 mod together;

@@ -132,6 +132,7 @@ fn a_name_that_is_given_once_is_claimed_and_another_is_not() {
     let backend = Backend {
         root: Arc::new(root),
         budgets: Budgets::default(),
+        refusals: Refusals::new(),
     };
     let place = Place::parse("blobs", "notes/one").unwrap();
     let claim = |how| backend.claim(&place, how);

@@ -20,5 +20,6 @@ mod runs;
 mod slow;
 mod support;
 mod time;
+mod told;
 mod transfers;
 mod uploads;

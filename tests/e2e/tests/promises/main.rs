@@ -51,6 +51,7 @@ mod promotion;
 mod quarantine;
 mod receipts;
 mod recompute;
+mod refused_requests;
 mod reissued;
 mod release_before;
 mod restore;

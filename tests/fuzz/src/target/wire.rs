@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use audit_core::sentry::{Lines, of_line, of_report};
+use audit_core::sentry::{Lines, StoreLooks, of_line, of_refusals, of_report};
 use data_encoding::HEXLOWER_PERMISSIVE;
 use schemas::blob::{GetRequest, Grants, PutRequest};
 use schemas::collection::{CollectReply, CollectRequest};
@@ -30,7 +30,7 @@ use schemas::quarantine::{QuarantineReply, QuarantineRequest};
 use schemas::renewal::{RenewalReply, RenewalRequest};
 use schemas::restore::{RestoreReply, RestoreRequest};
 use schemas::run::RunSpec;
-use schemas::security::SEEN_BYTES_MAX;
+use schemas::security::{RefusalReport, SEEN_BYTES_MAX, StoreRefusals};
 use schemas::subject::{self, Incoming};
 use schemas::telemetry::Heartbeat;
 use schemas::tenant::{TenantEndReply, TenantEndRequest, TenantReply, TenantRequest};
@@ -60,6 +60,7 @@ readers![
     HeadRequest,
     HeadReply,
     CosignRequest,
+    RefusalReport,
     EnrolmentRequest,
     EnrolmentReply,
     RenewalRequest,
@@ -266,6 +267,25 @@ pub(super) fn sighting(bytes: &[u8]) {
             "report.ledger",
             bytes,
         )),
+        254 => {
+            let mut looks = StoreLooks::default();
+            for list in bytes.split(|byte| *byte == b'\n') {
+                if let Ok(list) = serde_json::from_slice::<StoreRefusals>(list) {
+                    let (seen, _) = looks.take(list);
+                    found.extend(seen.into_iter().map(|(one, _)| one));
+                }
+            }
+        }
+        255 => {
+            let subject = format!("diloco.refusal.{}.coordinator", kit::account(1));
+            let heard = of_refusals(&subject, bytes);
+            found.extend(
+                heard
+                    .into_iter()
+                    .flat_map(|(heard, _)| heard)
+                    .map(|(one, _)| one),
+            );
+        }
         _ => {
             let mut lines = Lines::default();
             for piece in bytes.chunks(1 + usize::from(*which)) {
@@ -304,12 +324,26 @@ pub(super) fn sightings() -> Vec<Vec<u8>> {
     let failed = r#","reason":"Authentication Failure""#;
     let changed =
         r#","subject":"$JS.API.STREAM.DELETE.X","response":"{\"error\":{\"description\":\"no\"}}""#;
+    let list = |process: u64, count: u64| {
+        format!(
+            r#"{{"v":1,"process":{process},"refusals":[{{"address":"10.0.0.1","holder":"{}","key":"get","request":"GET blobs","reason":"AccessDenied: x","count":{count}}}],"more":{count}}}"#,
+            kit::worker(1)
+        )
+    };
+    let lists = [list(1, 1), list(1, 3), list(2, 2)].join("\n");
+    let examples = golden();
+    let refused = examples
+        .iter()
+        .find(|(name, _)| name.starts_with("refusal-report"));
+    let (_, refused) = refused.expect("it is an example");
     vec![
         report(0, "server.advisory.v1.client_connect", ""),
         report(1, "server.advisory.v1.client_disconnect", failed),
         report(2, "jetstream.advisory.v1.api_audit", changed),
         [&[3], log.as_bytes()].concat(),
         [&[7], tls.as_bytes()].concat(),
+        [&[255], &refused[..]].concat(),
+        [&[254], lists.as_bytes()].concat(),
     ]
 }
 

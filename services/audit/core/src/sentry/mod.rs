@@ -1,18 +1,22 @@
-//! The sentry: sightings of refused and ended connections, denied permissions and changed streams
-//! become security events. The first of a kind is one at once; further ones of the same sender are
+//! The sentry: sightings of refused and ended connections, denied permissions, refused requests and
+//! changed streams become security events. The first of a kind is one at once; further ones of the same sender are
 //! counted, and told together when a while has passed. However many come, from however many
 //! senders, memory and number of events are bounded, and what was left out is counted.
 
 mod line;
+mod refusals;
 mod report;
+mod store;
 
 use std::collections::BTreeMap;
 
-use schemas::security::{SEEN_BYTES_MAX, SecurityEvent, Seen};
+use schemas::security::{Refuser, SEEN_BYTES_MAX, SecurityEvent, Seen};
 use schemas::{AccountId, Millis, PublicKey, UnixMillis};
 
 pub use line::{LINE_BYTES_MAX, Lines, of_line};
+pub use refusals::{of_refusals, of_refused};
 pub use report::of_report;
+pub use store::StoreLooks;
 
 /// Most different refusals and changes that are remembered at a time. One has half a KiB.
 pub const SIGHTINGS_MAX: usize = 1024;
@@ -43,6 +47,8 @@ pub enum Happening {
     PermissionDenied,
     /// A stream or consumer was changed, or somebody tried.
     StreamChanged,
+    /// A service refused a request.
+    RequestRefused(Refuser),
     /// A client connected.
     ClientConnected,
     /// A connection ended.
@@ -167,6 +173,7 @@ impl Sighting {
             Happening::AuthenticationFailed => SecurityEvent::AuthenticationFailed { seen },
             Happening::PermissionDenied => SecurityEvent::PermissionDenied { seen },
             Happening::StreamChanged => SecurityEvent::StreamChanged { seen },
+            Happening::RequestRefused(by) => SecurityEvent::RequestRefused { by, seen },
             Happening::ClientConnected => SecurityEvent::ClientConnected { seen },
             Happening::ClientDisconnected => SecurityEvent::ClientDisconnected { seen },
         }
@@ -195,8 +202,8 @@ impl Budget {
 }
 
 impl Table {
-    /// Takes a sighting. Returns false if there is no room for it.
-    fn note(&mut self, now: UnixMillis, sighting: Sighting, max: usize) -> bool {
+    /// Takes a sighting of what happened `times` times. Returns false if there is no room for it.
+    fn note(&mut self, now: UnixMillis, sighting: Sighting, times: u64, max: usize) -> bool {
         let mut sighting = sighting;
         let sender = sighting.sender();
         let of_sender = self.senders.get(&sender).copied().unwrap_or_default();
@@ -207,13 +214,13 @@ impl Table {
             if waiting.count == 0 {
                 waiting.first = now;
             }
-            waiting.count += 1;
+            waiting.count = waiting.count.saturating_add(times);
             return true;
         }
         let fits = self.waiting.len() < max;
         if fits {
             let waiting = Waiting {
-                count: 1,
+                count: times,
                 first: now,
                 due: now,
             };
@@ -280,13 +287,23 @@ impl Sentry {
         }
     }
 
-    /// Takes a sighting.
+    /// Takes a sighting of what happened once.
     pub fn note(&mut self, now: UnixMillis, sighting: Sighting) {
+        self.note_times(now, sighting, 1);
+    }
+
+    /// Takes a sighting of what happened `times` times, as a service counted it.
+    pub fn note_times(&mut self, now: UnixMillis, sighting: Sighting, times: u64) {
+        if times == 0 {
+            return;
+        }
         let taken = match sighting.happening.is_session() {
-            true => self.sessions.note(now, sighting, SESSIONS_MAX),
-            false => self.refusals.note(now, sighting, SIGHTINGS_MAX),
+            true => self.sessions.note(now, sighting, times, SESSIONS_MAX),
+            false => self.refusals.note(now, sighting, times, SIGHTINGS_MAX),
         };
-        self.dropped += u64::from(!taken);
+        if !taken {
+            self.note_dropped(times, 0);
+        }
     }
 
     /// Counts what came faster than it could be taken: sightings, and bytes of the broker's log.
@@ -306,9 +323,10 @@ impl Sentry {
     /// is left: the last ones before an end.
     pub fn take_last(&mut self, now: UnixMillis) -> Vec<SecurityEvent> {
         let mut events = self.take_if(now, |_| true);
-        let left = |table: &Table| table.waiting.values().map(|waiting| waiting.count).sum();
-        let left: [u64; 2] = [&self.refusals, &self.sessions].map(left);
-        self.note_dropped(left.iter().sum(), 0);
+        let tables = [&self.refusals, &self.sessions];
+        let waiting = tables.iter().flat_map(|table| table.waiting.values());
+        let left = waiting.fold(0_u64, |left, waiting| left.saturating_add(waiting.count));
+        self.note_dropped(left, 0);
         self.refusals = Table::default();
         self.sessions = Table::default();
         events.extend(self.take_dropped(now));

@@ -4,6 +4,8 @@ use data_encoding::BASE64URL_NOPAD;
 
 use super::*;
 
+mod refused;
+
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 
 fn sighting(address: &str, subject: &str) -> Sighting {

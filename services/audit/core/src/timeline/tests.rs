@@ -1,5 +1,6 @@
 //! Tests of the lines for people.
 
+use schemas::security::{Refuser, Seen};
 use schemas::sync::SealedInput;
 use schemas::{Code, Digest, Epoch, Fragment, Round, UnitIndex};
 use serde_bytes::ByteArray;
@@ -161,4 +162,51 @@ fn the_timeline_of_a_run_has_what_concerns_all_runs_and_nothing_of_another() {
 fn text_of_others_cannot_move_the_cursor() {
     assert_eq!(plain("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
     assert_eq!(plain(&"x".repeat(4096)).len(), DETAIL_CHARACTERS_MAX);
+}
+
+#[test]
+fn tl_29_a_row_of_the_sentry_says_which_service_refused_and_what_was_not_heard() {
+    let text = |text: &str| text.to_owned();
+    let seen = Seen {
+        count: 2,
+        first: UnixMillis(0),
+        account: None,
+        user: None,
+        name: String::new(),
+        address: String::new(),
+        subject: text("diloco.control.x"),
+        reason: text("DL0208 sender is not who it says"),
+    };
+    let refused = SecurityEvent::RequestRefused {
+        by: Refuser::Audit,
+        seen,
+    };
+    let expected =
+        "2 times: DL0208 sender is not who it says, by the audit service, diloco.control.x";
+    assert_eq!(of_security(&refused).1, expected);
+    let started = |broker_log, unheard: &[&str]| {
+        let unheard = unheard.iter().map(|one| text(one)).collect();
+        let release = text("1");
+        of_security(&SecurityEvent::SentryStarted {
+            release,
+            broker_log,
+            unheard,
+        })
+        .1
+    };
+    assert_eq!(started(true, &[]), "release 1");
+    assert!(started(false, &[]).contains("without the broker's log"));
+    assert_eq!(started(true, &["a", "b"]), "release 1, not heard yet: a, b");
+    let interrupted = SecurityEvent::SentryInterrupted {
+        unheard: text("reports"),
+        from: UnixMillis(0),
+        until: UnixMillis(1000),
+        times: 3,
+    };
+    let detail = of_security(&interrupted).1;
+    assert!(
+        detail.starts_with("reports were not heard from 1970-01-01"),
+        "{detail}"
+    );
+    assert!(detail.ends_with("lost 3 times"), "{detail}");
 }

@@ -1,0 +1,142 @@
+//! Tests of what services report of the requests that they refuse.
+
+use schemas::security::{RefusalReport, Refused};
+use schemas::{Code, Message as _, V};
+
+use super::*;
+
+fn refused(user: Option<&str>, subject: &str, code: Code) -> Refused {
+    Refused {
+        account: None,
+        user: user.and_then(|user| user.parse().ok()),
+        subject: subject.to_owned(),
+        code,
+        count: 1,
+    }
+}
+
+fn told_by(refuser: Refuser, report: &RefusalReport) -> Option<(Vec<(Sighting, u64)>, u64)> {
+    let account = format!("A{}", "B".repeat(55));
+    let subject = format!("diloco.refusal.{account}.{}", refuser.name());
+    of_refusals(&subject, &report.encode())
+}
+
+#[test]
+fn tl_29_a_refused_request_is_an_event_with_its_service_sender_and_code() {
+    let account = format!("A{}", "D".repeat(55));
+    let key = key("C");
+    let report = RefusalReport {
+        v: V,
+        refusals: vec![Refused {
+            account: account.parse().ok(),
+            count: 7,
+            ..refused(
+                Some(&key),
+                "diloco.control.x.shutdown",
+                Code::IdentityMismatch,
+            )
+        }],
+        more: 3,
+    };
+    for refuser in Refuser::REPORTING {
+        let (sightings, more) = told_by(refuser, &report).expect("it is a report");
+        assert_eq!((sightings.len(), more), (1, 3));
+        let mut sentry = Sentry::new(NOW);
+        for (sighting, times) in sightings {
+            sentry.note_times(NOW, sighting, times);
+        }
+        let events = sentry.take(NOW);
+        let [SecurityEvent::RequestRefused { by, seen }] = &events[..] else {
+            panic!("{events:?}");
+        };
+        assert_eq!((*by, seen.count), (refuser, 7));
+        assert_eq!(
+            seen.account.as_ref().map(AccountId::as_str),
+            Some(&*account)
+        );
+        assert_eq!(seen.user.as_ref().map(PublicKey::as_str), Some(&*key));
+        assert_eq!(seen.subject, "diloco.control.x.shutdown");
+        assert_eq!(seen.reason, "DL0208 sender is not who it says");
+        assert_eq!(events[0].kind(), "request-refused");
+    }
+}
+
+/// The broker carries an answer to any subject that its asker names.
+#[test]
+fn tl_29_only_a_report_under_the_subject_of_a_service_is_one() {
+    let report = RefusalReport {
+        v: V,
+        refusals: Vec::new(),
+        more: 0,
+    };
+    let account = format!("A{}", "B".repeat(55));
+    let bytes = report.encode();
+    for (subject, payload) in [
+        ("diloco.refusal.coordinator".to_owned(), &bytes[..]),
+        (format!("diloco.refusal.{account}.store"), &bytes),
+        (format!("diloco.refusal.{account}.audit"), &bytes),
+        (format!("diloco.refusal.{account}.coordinator.x"), &bytes),
+        (format!("diloco.telemetry.{account}.coordinator"), &bytes),
+        (format!("diloco.refusal.{account}.coordinator"), b"{}"),
+        (format!("diloco.refusal.{account}.coordinator"), b"\xc1x"),
+        (format!("diloco.refusal.{account}.coordinator"), b""),
+    ] {
+        assert_eq!(of_refusals(&subject, payload), None, "{subject}");
+    }
+    assert!(told_by(Refuser::Coordinator, &report).is_some());
+}
+
+/// However many requests the coordinator refuses, the registrar's refusals are told, and the broker's.
+#[test]
+fn tl_29_a_flood_of_refused_requests_hides_nothing_else() {
+    let mut sentry = Sentry::new(NOW);
+    let mut now = NOW;
+    for _ in 0..24 * 60 {
+        for number in 0..SIGHTINGS_OF_SENDER_MAX {
+            let one = refused(None, &number.to_string(), Code::MessageInvalid);
+            let (sighting, _) = of_refused(Refuser::Coordinator, one);
+            sentry.note_times(now, sighting, 1_000_000);
+        }
+        sentry.take(now);
+        now = now.after(REFUSALS_EVERY);
+    }
+    let other = refused(None, "other", Code::InvitationUsed);
+    let (other, times) = of_refused(Refuser::Registrar, other);
+    sentry.note_times(now, other, times);
+    sentry.note(now, sighting("z", "denied"));
+    let events = sentry.take(now);
+    let seen = seen(&events);
+    assert!(seen.contains(&(1, "other")) && seen.contains(&(1, "denied")));
+}
+
+/// A service that is captured may count as it likes.
+#[test]
+fn tl_29_false_counts_of_a_service_harm_nothing() {
+    let mut sentry = Sentry::new(NOW);
+    let far = |subject: &str| {
+        of_refused(
+            Refuser::Coordinator,
+            refused(None, subject, Code::MessageInvalid),
+        )
+        .0
+    };
+    sentry.note_times(NOW, far("none"), 0);
+    assert_eq!(sentry.take(NOW), []);
+    for _ in 0..2 {
+        for number in 0..SIGHTINGS_MAX + 2 {
+            let address = Sighting {
+                address: number.to_string(),
+                ..far("x")
+            };
+            sentry.note_times(NOW, address, u64::MAX);
+        }
+    }
+    let events = sentry.take_last(NOW);
+    let most = events.iter().filter_map(SecurityEvent::seen);
+    assert!(most.clone().all(|seen| seen.count == u64::MAX));
+    let dropped = SecurityEvent::SightingsDropped {
+        count: u64::MAX,
+        log_bytes: 0,
+    };
+    assert_eq!(events.last(), Some(&dropped));
+}

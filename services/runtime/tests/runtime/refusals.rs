@@ -1,0 +1,46 @@
+//! Reports of refusals with a real broker and real permissions.
+
+use harness::{Cluster, Options, PATIENCE};
+use runtime::{Listener, Refusals, clock};
+use schemas::permission::Role;
+use schemas::security::{RefusalReport, Refuser};
+use schemas::subject::{ControlVerb, REFUSALS_FILTER, control_subject, refusal_subject};
+use schemas::{Code, Message as _};
+use tokio::time::timeout;
+
+/// The broker writes the service's account into the subject, and holds each service to its own.
+#[tokio::test]
+async fn tl_29_a_service_reports_under_its_own_subject_and_a_denied_report_is_noticed() {
+    let cluster = Cluster::bare(Options::default()).await;
+    let recorder = cluster.issue(Role::Recorder, "recorder");
+    let config = cluster.bus_config(&recorder.credentials);
+    let heard = Listener::connect("test", &config, &[REFUSALS_FILTER], clock::now()).await;
+    let mut heard = heard.expect("its right").remove(0);
+    let bus = cluster.connect(Role::Coordinator, "coordinator").await;
+    let refusals = Refusals::of(Refuser::Coordinator);
+    let operator = cluster.issue(Role::Operator, "operator").public;
+    let order = control_subject(&operator, ControlVerb::View);
+    refusals.note(&order, Code::IdentityMismatch);
+    refusals.note(&order, Code::Draining);
+    let reports = tokio::spawn(refusals.clone().report(bus.clone()));
+    let delivery = timeout(PATIENCE, heard.next())
+        .await
+        .expect("it comes")
+        .expect("its right");
+    reports.abort();
+    let control = cluster.domain().control().unwrap();
+    let subject = format!("diloco.refusal.{control}.coordinator");
+    assert_eq!(delivery.subject, subject);
+    let report = RefusalReport::decode(&delivery.payload).expect("a report");
+    assert_eq!((report.refusals.len(), report.more), (1, 0));
+    let one = report.refusals.first().expect("there is one");
+    assert_eq!((one.code, one.count), (Code::IdentityMismatch, 1));
+    assert_eq!((&one.user, &one.subject), (&Some(operator), &order));
+
+    let other = refusal_subject(Refuser::Registrar);
+    let denied = bus.publish_checked(&other, b"x".to_vec().into()).await;
+    assert_eq!(denied.expect_err("the registrar's").code(), Code::BusDenied);
+    let own = refusal_subject(Refuser::Coordinator);
+    let allowed = bus.publish_checked(&own, b"x".to_vec().into()).await;
+    allowed.expect("its own");
+}
