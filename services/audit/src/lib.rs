@@ -26,6 +26,7 @@ pub mod copying;
 pub mod files;
 pub mod heads;
 mod intake;
+mod ledger_keys;
 mod line;
 pub mod log;
 pub mod mirror;
@@ -46,6 +47,7 @@ pub use audit_core::{
 pub use audit_core::{ancestry, lineage, recompute};
 pub use config::Config;
 pub use files::{AuditFiles, AuditFilesError, Comparison, Known};
+pub use ledger_keys::LedgerKeys;
 pub use reader::{Reader, Span};
 pub use recomputation::Recomputation;
 pub use recorder::{Recorder, RecorderError, auditor_of, recall_files};

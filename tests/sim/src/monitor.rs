@@ -18,6 +18,7 @@ use crate::counts::Counts;
 use crate::store::{Model, Store};
 use forbidden::{is_merge, is_work};
 
+mod emitters;
 mod forbidden;
 mod masks;
 
@@ -50,6 +51,7 @@ pub(crate) struct Monitor {
     ended: u64,
     frozen: bool,
     masks: masks::Masks,
+    emitters: emitters::Emitters,
     /// Every training lease of a private run: round, worker, and the unit's index.
     disclosures: Vec<(u64, WorkerId, u32)>,
     spent: bool,
@@ -83,6 +85,7 @@ impl Monitor {
             ended: 0,
             frozen: false,
             masks: masks::Masks::default(),
+            emitters: emitters::Emitters::default(),
             disclosures: Vec::new(),
             spent: false,
             complete: false,
@@ -294,6 +297,7 @@ impl Monitor {
             LedgerEvent::TenantSet { .. } | LedgerEvent::TenantEnded { .. } => {
                 panic!("nobody asked for {}", event.kind())
             }
+            LedgerEvent::EmitterSucceeded { next } => self.succeed(next),
             LedgerEvent::CoordinatorStopped { .. }
             | LedgerEvent::RunCreated { .. }
             | LedgerEvent::ControlReceived { .. }
