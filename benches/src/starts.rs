@@ -121,7 +121,7 @@ impl Scene {
         let since = Instant::now();
         while since.elapsed() < PATIENCE {
             match ledger.newest_checkpoint().await? {
-                Named::Checkpoint(checkpoint) => {
+                Named::Checkpoint(checkpoint, _) => {
                     ensure!(checkpoint.covers > ChainSequence(0), "it covers nothing");
                     return Ok(checkpoint.object.bytes.get());
                 }

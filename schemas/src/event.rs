@@ -101,6 +101,9 @@ pub enum LedgerEvent {
     },
     /// The coordinator gave the lead up in order.
     CoordinatorStopped { reason: String },
+    /// The coordinator has another key for its events: this is the last event that the present one
+    /// signs, and the next one is signed by `next`. The chain goes on in number and digest.
+    EmitterSucceeded { next: PublicKey },
     /// An operator created a run.
     RunCreated {
         spec: Box<RunSpec>,
@@ -390,6 +393,14 @@ pub enum WorkerEvent {
 }
 
 impl Event {
+    /// The key that goes on with the chain after this event, if it names one.
+    pub const fn next_emitter(&self) -> Option<&PublicKey> {
+        match self {
+            Self::Ledger(LedgerEvent::EmitterSucceeded { next }) => Some(next),
+            _ => None,
+        }
+    }
+
     /// Its kind as one subject token.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -406,6 +417,7 @@ impl LedgerEvent {
         match self {
             Self::CoordinatorStarted { .. } => "coordinator-started",
             Self::CoordinatorStopped { .. } => "coordinator-stopped",
+            Self::EmitterSucceeded { .. } => "emitter-succeeded",
             Self::RunCreated { .. } => "run-created",
             Self::RunCompleted => "run-completed",
             Self::WorkerJoined { .. } => "worker-joined",

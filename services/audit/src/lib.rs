@@ -30,6 +30,7 @@ pub mod files;
 pub mod heads;
 mod hearing;
 mod intake;
+mod ledger_keys;
 mod line;
 pub mod log;
 mod look;
@@ -54,6 +55,7 @@ pub use audit_core::{
 pub use audit_core::{ancestry, lineage, recompute};
 pub use config::Config;
 pub use files::{AuditFiles, AuditFilesError, Comparison, Known};
+pub use ledger_keys::LedgerKeys;
 pub use reader::{Reader, Span};
 pub use recomputation::Recomputation;
 pub use recorder::{Recorder, RecorderError, auditor_of, recall_files};

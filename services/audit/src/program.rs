@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use identity::IdentityFiles;
+use identity::{IdentityFiles, TrustBundle};
 use runtime::metrics::MetricsConfig;
-use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
+use runtime::service::{self, Flag, Outdated, ServiceArgs, ServiceConfig};
 use runtime::{Bus, Failure, Loaded, Materials, validate};
 use schemas::UnixMillis;
 use schemas::member::Posture;
 use tokio_util::sync::CancellationToken;
 
+use crate::ledger_keys::LedgerKeys;
 use crate::{Config, Service};
 
 /// Checks every event on the bus against its emitter's key and chain, and keeps what it saw in
@@ -76,6 +77,15 @@ impl service::Service for Program {
     fn identities(config: &Config) -> Vec<IdentityFiles> {
         let files = [&config.bus.credentials, &config.recorder.credentials];
         files.map(|file| IdentityFiles::of(file)).into()
+    }
+
+    fn outdated(config: &Config) -> Option<Outdated> {
+        let trust = TrustBundle::read(&config.audit.trust).ok()?;
+        let keys = LedgerKeys::of(&config.audit.trust, &trust);
+        Some(Box::new(move || {
+            let others = keys.are_others();
+            others.then_some("the trust bundle names other keys of the ledger")
+        }))
     }
 
     fn check(loaded: Loaded<Config>, now: UnixMillis) -> Result<Self, Failure> {

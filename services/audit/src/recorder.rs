@@ -455,6 +455,7 @@ impl Recorder {
 pub fn auditor_of(trust: &TrustBundle) -> Auditor {
     Auditor::new(trust.domain.as_str(), trust.audit_keys.iter().cloned())
         .hearing(trust.sentry_keys.iter().cloned())
+        .ending(trust.ends())
 }
 
 /// Gives everything that the files of `folder` keep to an auditor, and returns the last position.

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::copying::{Copying, Found, Turn};
 use crate::intake::Intake;
+use crate::ledger_keys::LedgerKeys;
 use crate::log::{LogError, LogSigner};
 use crate::mirror::{Mirror, MirrorError};
 use crate::reader::{Reader, Span};
@@ -35,6 +36,8 @@ const FINDINGS_LOGGED_MAX: usize = 20;
 pub struct Service {
     /// The connection on which the stream is read.
     bus: Bus,
+    /// The keys of the ledger at the start.
+    keys: LedgerKeys,
     reader: Reader<Record>,
     recorder: Recorder,
     intake: Intake,
@@ -62,6 +65,7 @@ impl Service {
     pub async fn build(config: &Config) -> Result<Self, Failure> {
         let trust = TrustBundle::read(&config.audit.trust)
             .map_err(|error| Failure::new(error.code(), format!("audit.trust: {error}")))?;
+        let keys = LedgerKeys::of(&config.audit.trust, &trust);
         let (folder, known) = (config.audit.folder.clone(), trust.clone());
         let mut mirror = None;
         let mut signer = None;
@@ -117,6 +121,7 @@ impl Service {
         }
         Ok(Self {
             bus,
+            keys,
             reader,
             recorder,
             intake,
@@ -140,6 +145,7 @@ impl Service {
     pub async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
         let Self {
             bus: _,
+            keys,
             mut reader,
             mut recorder,
             intake,
@@ -163,6 +169,13 @@ impl Service {
             tokio::select! {
                 () = stop.cancelled() => break,
                 records = reader.batch_behind(recorder.read()) => {
+                    if keys.are_others() {
+                        // The frame ends this process, which reads them again with the other keys.
+                        tokio::select! {
+                            () = stop.cancelled() => break,
+                            () = keys.are_known_again() => {}
+                        }
+                    }
                     recorder = take(recorder, records).await?;
                     tell_all(&mut recorder, &notices).await;
                     publishing.begin_if_due(&mut recorder);

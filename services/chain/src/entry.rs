@@ -28,8 +28,13 @@ pub enum Fault {
     #[error("its signature does not verify under {0}")]
     Signature(PublicKey),
     /// The key signed it, but it is not an event.
-    #[error(transparent)]
-    Undecodable(DecodeError),
+    #[error("{error}")]
+    Undecodable {
+        /// The signer.
+        signer: PublicKey,
+        /// The part that does not parse.
+        error: DecodeError,
+    },
     /// The key signed it in another's name.
     #[error("{signer} signed an event of {emitter}")]
     Emitter {
@@ -105,7 +110,10 @@ impl Claimed {
         if !holds {
             return Err(Fault::Signature(signer));
         }
-        let entry = self.unchecked().map_err(Fault::Undecodable)?;
+        let entry = match self.unchecked() {
+            Ok(entry) => entry,
+            Err(error) => return Err(Fault::Undecodable { signer, error }),
+        };
         if entry.body.emitter == signer {
             Ok(entry)
         } else {

@@ -34,7 +34,7 @@ pub use end::{Draft, End, Relation};
 pub use entry::{Claimed, Entry, Fault, Misplaced};
 pub use history::{History, REMEMBERED};
 pub use leaf::{leaf, manifest_leaf, of_leaf, of_manifest_leaf};
-pub use proof::{Proof, Writers};
+pub use proof::{Proof, Writers, is_over};
 pub use reader::{Judgement, Reader};
 pub use signature::{
     Signatures, is_signed_event, is_signed_statement, signed, signed_bytes, statement_bytes,

@@ -2,8 +2,11 @@
 //! messages, so many messages are checked in parallel, on all cores; only their places are checked
 //! one after another.
 
-use schemas::PublicKey;
+use std::collections::BTreeMap;
+
+use schemas::event::EventBody;
 use schemas::subject::Incoming;
+use schemas::{ChainSequence, PublicKey};
 
 use crate::entry::{Claimed, Entry, Fault};
 use crate::signature::Signatures;
@@ -13,6 +16,8 @@ use crate::signature::Signatures;
 pub struct Writers {
     signatures: Signatures,
     keys: Vec<PublicKey>,
+    /// Those that are known to have ended, each with its last event.
+    ended: BTreeMap<PublicKey, ChainSequence>,
 }
 
 /// The result of checking a message in the ledger's stream by itself.
@@ -22,8 +27,8 @@ pub enum Proof {
     Event(Box<Entry>),
     /// It is in no chain: no key that may write here has signed it. The reason, in words.
     Foreign(String),
-    /// A key that may write here has signed it, but it is not an event. The reason, in words.
-    Broken(String),
+    /// This key, which may write here, has signed it, but it is not an event. The reason, in words.
+    Broken(PublicKey, String),
 }
 
 impl Writers {
@@ -32,7 +37,34 @@ impl Writers {
         Self {
             signatures: Signatures::new(domain, &keys),
             keys,
+            ended: BTreeMap::new(),
         }
+    }
+
+    /// The same writers. These keys have ended, each with the event of this number.
+    #[must_use]
+    pub fn ending(self, ended: BTreeMap<PublicKey, ChainSequence>) -> Self {
+        Self { ended, ..self }
+    }
+
+    /// True for an event of a key that had ended before it, or should end with it and does not.
+    pub(crate) fn is_over(&self, body: &EventBody) -> bool {
+        is_over(&self.ended, body)
+    }
+
+    /// True if it is one of them.
+    pub fn has(&self, key: &PublicKey) -> bool {
+        self.keys.contains(key)
+    }
+
+    /// The place of a key among them.
+    pub(crate) fn place(&self, key: &PublicKey) -> Option<usize> {
+        self.keys.iter().position(|known| known == key)
+    }
+
+    /// The key that began the ledger.
+    pub(crate) fn first(&self) -> &PublicKey {
+        self.keys.first().expect("a ledger has a writer")
     }
 
     /// Checks a message by itself: its subject, its signature, its body.
@@ -86,7 +118,16 @@ fn proof(named: &Incoming, opened: Result<Entry, Fault>) -> Proof {
             Ok(()) => Proof::Event(Box::new(entry)),
             Err(misplaced) => Proof::Foreign(misplaced.to_string()),
         },
-        Err(Fault::Undecodable(error)) => Proof::Broken(error.to_string()),
+        Err(Fault::Undecodable { signer, error }) => Proof::Broken(signer, error.to_string()),
         Err(fault) => Proof::Foreign(fault.to_string()),
     }
+}
+
+/// True for an event whose emitter had ended before it, or should end with it and does not: it is in
+/// another ledger than the one in which the key has named the next.
+pub fn is_over(ended: &BTreeMap<PublicKey, ChainSequence>, body: &EventBody) -> bool {
+    ended.get(&body.emitter).is_some_and(|last| {
+        let names = body.event.next_emitter().is_some();
+        body.sequence > *last || (body.sequence == *last) != names
+    })
 }

@@ -1,5 +1,7 @@
 //! One chain, followed strictly: the facts that a process needs to continue it.
 
+use std::collections::BTreeMap;
+
 use schemas::event::EventBody;
 use schemas::{ChainSequence, Digest, PublicKey};
 
@@ -11,6 +13,8 @@ use crate::proof::{Proof, Writers};
 #[derive(Clone, Debug)]
 pub struct Reader {
     writers: Writers,
+    /// The key that goes on with the chain: one at a time, and none comes back.
+    emitter: PublicKey,
     history: History,
 }
 
@@ -34,7 +38,8 @@ pub enum Judgement {
         /// The digest of its body.
         digest: Digest,
     },
-    /// It is in no chain: no key that may write here has signed it. The reason, in words.
+    /// It is in no chain: no key that may write here has signed it, or one that may not yet, or no
+    /// more. The reason, in words.
     Foreign(String),
     /// A key that may write here has signed it, but it does not follow. The reason, in words.
     Broken(String),
@@ -42,12 +47,35 @@ pub enum Judgement {
 
 impl Reader {
     /// A reader that has read nothing yet, of the ledger of `domain` (its id as text), which these
-    /// keys may write.
+    /// keys may write: first the first of them, then each that an event of the chain names, which
+    /// must be a later one.
+    ///
+    /// # Panics
+    /// There is no key.
     pub fn new(domain: &str, writers: Vec<PublicKey>) -> Self {
         Self {
+            emitter: writers.first().expect("a ledger has a writer").clone(),
             writers: Writers::new(domain, writers),
             history: History::default(),
         }
+    }
+
+    /// The same reader, which knows that these keys have ended, each with the event of this number.
+    #[must_use]
+    pub fn ending(self, ended: BTreeMap<PublicKey, ChainSequence>) -> Self {
+        let writers = self.writers.ending(ended);
+        Self { writers, ..self }
+    }
+
+    /// The key that goes on with the chain.
+    pub const fn emitter(&self) -> &PublicKey {
+        &self.emitter
+    }
+
+    /// True if `next` may go on after the present emitter.
+    pub fn may_succeed(&self, next: &PublicKey) -> bool {
+        let place = |key| self.writers.place(key);
+        place(next).is_some_and(|next| place(&self.emitter).is_some_and(|now| now < next))
     }
 
     /// The keys that may write it. They suffice to check a message by itself, on any thread, before
@@ -61,10 +89,17 @@ impl Reader {
         self.history.end()
     }
 
-    /// Begins after the event at `end`, which is known to be in the chain, as if nothing had been
-    /// read before. Earlier events are not read.
-    pub fn continue_from(&mut self, end: End) {
+    /// Begins after the event at `end`, which is known to be in the chain, signed by `emitter`, and
+    /// to name no successor, as if nothing had been read before. Earlier events are not read.
+    pub fn continue_from(&mut self, end: End, emitter: PublicKey) {
         self.history = History::behind(end);
+        self.emitter = emitter;
+    }
+
+    /// Forgets everything that was read.
+    pub fn begin_anew(&mut self) {
+        self.history = History::default();
+        self.emitter = self.writers.first().clone();
     }
 
     /// Judges a message, and adds nothing.
@@ -77,10 +112,26 @@ impl Reader {
         let entry = match proof {
             Proof::Event(entry) => *entry,
             Proof::Foreign(reason) => return Judgement::Foreign(reason),
-            Proof::Broken(reason) => return Judgement::Broken(reason),
+            Proof::Broken(signer, reason) if signer == self.emitter => {
+                return Judgement::Broken(reason);
+            }
+            Proof::Broken(signer, _) => return Judgement::Foreign(self.stranger(&signer)),
         };
         let position = entry.body.sequence;
-        match self.history.relation(&entry.body, entry.digest) {
+        let relation = self.history.relation(&entry.body, entry.digest);
+        if entry.body.emitter != self.emitter && relation != Relation::Repeated {
+            return Judgement::Foreign(self.stranger(&entry.body.emitter));
+        }
+        match relation {
+            Relation::Next if self.writers.is_over(&entry.body) => Judgement::Broken(format!(
+                "at position {position} of the chain: by the trust bundle {} has named the next key \
+                 elsewhere",
+                entry.body.emitter
+            )),
+            Relation::Next if !self.follows(&entry.body) => Judgement::Broken(format!(
+                "at position {position} of the chain: the trust bundle does not have the key that it \
+                 names after its own"
+            )),
             Relation::Next => Judgement::Next {
                 body: Box::new(entry.body),
                 digest: entry.digest,
@@ -96,8 +147,25 @@ impl Reader {
         }
     }
 
-    /// Adds the next event, by the digest of its body.
-    pub fn extend(&mut self, digest: Digest) {
+    fn stranger(&self, signer: &PublicKey) -> String {
+        format!(
+            "{signer} is not the key that goes on with the ledger, {} is",
+            self.emitter
+        )
+    }
+
+    fn follows(&self, body: &EventBody) -> bool {
+        body.event
+            .next_emitter()
+            .is_none_or(|next| self.may_succeed(next))
+    }
+
+    /// Adds the next event, by the digest of its body, and the key that it names as the next
+    /// emitter, if it does.
+    pub fn extend(&mut self, digest: Digest, next_emitter: Option<&PublicKey>) {
         self.history.add(self.history.end().next, digest);
+        if let Some(next) = next_emitter {
+            self.emitter = next.clone();
+        }
     }
 }

@@ -80,18 +80,18 @@ async fn take_up(ledger: &mut Ledger, store: &Store, named: Named, instead: &str
             return None;
         }
         Named::Unfit(reason) => Err(reason),
-        Named::Checkpoint(checkpoint) => load(store, &checkpoint)
+        Named::Checkpoint(checkpoint, emitter) => load(store, &checkpoint)
             .await
-            .map(|state| (checkpoint, state)),
+            .map(|state| (checkpoint, emitter, state)),
     };
     match loaded {
-        Ok((checkpoint, state)) => {
+        Ok((checkpoint, emitter, state)) => {
             tracing::info!(
                 events = state.events(),
                 object = %checkpoint.object.digest,
                 "the ledger is read from a checkpoint on"
             );
-            ledger.continue_from(&checkpoint);
+            ledger.continue_from(&checkpoint, &emitter);
             Some(state)
         }
         Err(reason) => {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use identity::DomainLayout;
+use identity::{DomainLayout, EventKeyFiles};
 use runtime::config::fill;
 use runtime::metrics::MetricsConfig;
 use runtime::service::ServiceConfig;
@@ -79,6 +79,16 @@ pub struct KeysConfig {
     /// not start, unless an exception opens layer `enrolment`: then any proven key is taken at a
     /// worker's first join, and nobody has a seat.
     pub issued: PathBuf,
+}
+
+impl KeysConfig {
+    /// The files of the key that signs the ledger.
+    pub(crate) fn events(&self) -> EventKeyFiles {
+        EventKeyFiles {
+            key: self.audit.clone(),
+            trust: self.trust.clone(),
+        }
+    }
 }
 
 /// Bounds.

@@ -7,6 +7,7 @@ mod append;
 mod broker;
 mod checkpoint;
 mod grouping;
+mod succession;
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use identity::{AuditKey, TrustBundle};
 use runtime::{Bus, StreamError, StreamReader};
 use schemas::event::{EventBody, LedgerEvent};
 use schemas::subject::LEDGER_STREAM;
-use schemas::{ChainSequence, Code, Digest, RunId, UnixMillis};
+use schemas::{ChainSequence, Code, Digest, PublicKey, RunId, UnixMillis};
 
 pub(crate) use self::checkpoint::Place;
 pub use self::checkpoint::{Marked, Named};
@@ -83,6 +84,16 @@ pub enum LedgerError {
         /// The fault in it.
         reason: String,
     },
+    /// Another key goes on with the ledger than this process has.
+    #[error(
+        "stream {LEDGER_STREAM} is continued with the key {present}, and this coordinator signs with {own}"
+    )]
+    Succeeded {
+        /// The key that goes on.
+        present: PublicKey,
+        /// The key of this process.
+        own: PublicKey,
+    },
     /// The stream does not accept an event.
     #[error("event {sequence} ({kind}) was not appended: {reason}")]
     Unwritable {
@@ -104,6 +115,7 @@ impl LedgerError {
         match self {
             Self::Fenced { .. } => Code::LedgerFenced,
             Self::Broken { .. } => Code::LedgerBroken,
+            Self::Succeeded { .. } => Code::EventKeySucceeded,
             Self::Unwritable { .. } => Code::LedgerUnwritable,
             Self::Unreadable(error) => error.code(),
         }
@@ -117,12 +129,13 @@ impl Ledger {
     /// until `patience` has passed.
     pub fn new(bus: Bus, key: AuditKey, trust: TrustBundle, patience: Duration) -> Self {
         let stream = StreamReader::new(bus.clone(), LEDGER_STREAM);
+        let ended = trust.ends();
         Self {
             bus,
             stream,
             key,
             domain: trust.domain.to_string(),
-            chain: Reader::new(trust.domain.as_str(), trust.audit_keys),
+            chain: Reader::new(trust.domain.as_str(), trust.audit_keys).ending(ended),
             stream_sequence: 0,
             base: None,
             taken: None,
@@ -158,7 +171,8 @@ impl Ledger {
                 let broken = |reason| LedgerError::Broken { stream: at, reason };
                 match self.chain.place(proof) {
                     Judgement::Next { body, digest } => {
-                        self.extend(at, digest, body.event.kind());
+                        let (kind, next) = (body.event.kind(), body.event.next_emitter());
+                        self.extend(at, digest, kind, next);
                         follow(*body).map_err(|error| broken(error.to_string()))?;
                     }
                     Judgement::Repeated => self.pass(at, REPEATED),
@@ -226,8 +240,9 @@ impl Ledger {
         self.foreign
     }
 
-    /// Adds the next event, which lies at position `stream`.
-    fn extend(&mut self, stream: u64, digest: Digest, kind: &str) {
+    /// Adds the next event, which lies at position `stream`, and the key that it names as the next
+    /// emitter, if it does.
+    fn extend(&mut self, stream: u64, digest: Digest, kind: &str, next: Option<&PublicKey>) {
         if kind == LedgerEvent::CheckpointTaken.kind() {
             self.taken = Some(Place {
                 sequence: self.chain.end().next,
@@ -236,7 +251,7 @@ impl Ledger {
             });
         }
         self.stream_sequence = stream;
-        self.chain.extend(digest);
+        self.chain.extend(digest, next);
     }
 
     /// Skips a message that is in no chain, and logs it.

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use identity::IdentityFiles;
+use identity::{IdentityFiles, NextEventKey};
 use runtime::metrics::MetricsConfig;
-use runtime::service::{self, Flag, ServiceArgs, ServiceConfig};
+use runtime::service::{self, Flag, Outdated, ServiceArgs, ServiceConfig};
 use runtime::{Bus, Failure, Loaded, Materials, validate};
 use schemas::UnixMillis;
 use schemas::member::Posture;
@@ -68,6 +68,14 @@ impl service::Service for Program {
     fn identities(config: &Config) -> Vec<IdentityFiles> {
         let files = [&config.bus.credentials, &config.ledger.credentials];
         files.map(|file| IdentityFiles::of(file)).into()
+    }
+
+    fn outdated(config: &Config) -> Option<Outdated> {
+        let files = config.keys.events();
+        Some(Box::new(move || match files.next() {
+            NextEventKey::Ready(_) => Some("another key for events waits"),
+            NextEventKey::None | NextEventKey::Unfit(_) => None,
+        }))
     }
 
     fn check(loaded: Loaded<Config>, now: UnixMillis) -> Result<Self, Failure> {

@@ -69,7 +69,7 @@ impl Service {
             clock::now(),
         )
         .await?;
-        let own_key = audit_key.public().clone();
+        let audit_keys = trust.audit_keys.clone();
         let maker = Maker {
             domain: domain.clone(),
             key: Arc::new(audit_key.clone()),
@@ -79,7 +79,7 @@ impl Service {
         let settings = Settings {
             home,
             release: env!("CARGO_PKG_VERSION").to_owned(),
-            audit_key: own_key,
+            audit_keys,
             posture: posture.clone(),
             heartbeat: config.limits.heartbeat.millis(),
             session: new_session(),
@@ -94,6 +94,7 @@ impl Service {
             store,
             ledger,
             mark,
+            event_key: config.keys.events(),
             signer,
             domain,
             maker,

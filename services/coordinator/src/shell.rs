@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use coordinator_core::Told;
 use coordinator_core::{Answer, Coordinator, Effect, Input};
-use identity::IssuedList;
+use identity::{EventKeyFiles, IssuedList};
 use runtime::{Bus, Failure, clock};
 use schemas::member::Posture;
 use schemas::{Code, Refusal, RunId};
@@ -55,6 +55,8 @@ pub(crate) struct Shell {
     pub(crate) store: Store,
     pub(crate) ledger: Ledger,
     pub(crate) mark: LedgerMark,
+    /// The files of the key that signs the ledger.
+    pub(crate) event_key: EventKeyFiles,
     pub(crate) signer: ManifestSigner,
     pub(crate) domain: String,
     pub(crate) maker: Maker,

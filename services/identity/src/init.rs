@@ -260,6 +260,7 @@ fn make(layout: &DomainLayout, options: &InitOptions, now: UnixMillis) -> Result
         tenants: vec![names.account(Account::Tenant).clone()],
         manifest_keys: vec![manifest.public().clone()],
         audit_keys: vec![audit.public().clone()],
+        ended_audit_keys: vec![],
         head_keys: vec![head.public().clone()],
         sentry_keys: vec![sentry.public().clone()],
         log_manifest: None,

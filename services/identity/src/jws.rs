@@ -223,6 +223,7 @@ mod tests {
             ],
             manifest_keys: keys.iter().map(|key| key.public().clone()).collect(),
             audit_keys: vec![AuditKey::generate().public().clone()],
+            ended_audit_keys: vec![],
             head_keys: vec![],
             sentry_keys: vec![],
             log_manifest: None,

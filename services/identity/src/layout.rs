@@ -49,6 +49,11 @@ impl DomainLayout {
         self.key("coordinator-audit")
     }
 
+    /// The seed file of the key that will sign the coordinator's events next.
+    pub fn next_coordinator_audit_key(&self) -> PathBuf {
+        self.key("coordinator-audit-next")
+    }
+
     /// The seed file of the key that signs lease manifests.
     pub fn manifest_key(&self) -> PathBuf {
         self.key("manifest")

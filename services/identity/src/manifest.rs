@@ -9,7 +9,6 @@ use crate::domain::{Domain, DomainError};
 use crate::purpose::ManifestKey;
 use crate::rotation::NewKey;
 use crate::secret::FileError;
-use crate::trust::TrustBundle;
 
 impl Domain {
     /// Makes the next manifest key and lets the trust bundle know it, beside the present one. Nothing
@@ -77,13 +76,7 @@ impl Domain {
         &self,
         change: impl FnOnce(&mut Vec<PublicKey>),
     ) -> Result<(), DomainError> {
-        let path = self.layout().trust();
-        let mut bundle = TrustBundle {
-            ca: self.layout().ca_relative(),
-            ..TrustBundle::read(&path)?
-        };
-        change(&mut bundle.manifest_keys);
-        Ok(bundle.write(&path)?)
+        self.change_trust(|bundle| change(&mut bundle.manifest_keys))
     }
 }
 

@@ -2,10 +2,11 @@
 //! or tool brings it to every machine once. A process that was given another bundle belongs to
 //! another domain.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use schemas::limits::TENANTS_MAX;
-use schemas::{AccountId, Code, Digest, PublicKey, V};
+use schemas::{AccountId, ChainSequence, Code, Digest, PublicKey, V};
 use serde::{Deserialize, Serialize};
 
 use crate::key::{KeyError, KeyKind, parse_public, public_bytes};
@@ -29,6 +30,9 @@ pub struct TrustBundle {
     pub manifest_keys: Vec<PublicKey>,
     /// The keys that the coordinator's events may be signed with, oldest first.
     pub audit_keys: Vec<PublicKey>,
+    /// Those of `audit_keys` that have ended, each with its last event. The others sign on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ended_audit_keys: Vec<EndedKey>,
     /// The keys that heads of the log may be signed with. None in a bundle of an earlier release,
     /// with which no head can be checked.
     pub head_keys: Vec<PublicKey>,
@@ -41,6 +45,16 @@ pub struct TrustBundle {
     pub log_manifest: Option<Digest>,
     /// The certificate authority of bus and store; relative paths start at the bundle's folder.
     pub ca: PathBuf,
+}
+
+/// A key for the coordinator's events that has a successor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndedKey {
+    /// The key.
+    pub key: PublicKey,
+    /// The number of its last event in the ledger, which names the next key.
+    pub last: ChainSequence,
 }
 
 /// The trust bundle of a process that runs. The file is read again for each document that is checked:
@@ -88,6 +102,9 @@ pub enum TrustError {
     /// No tenant, or too many.
     #[error("trust bundle has {0} tenants, expected 1 to {TENANTS_MAX}")]
     Tenants(usize),
+    /// A key ended that signed no events.
+    #[error("trust bundle ends the audit key {0}, which is not in it")]
+    Ended(PublicKey),
     /// A list is empty or too long.
     #[error("trust bundle has {count} {list}, expected 1 to {KEYS_MAX}")]
     Count {
@@ -105,9 +122,11 @@ impl TrustError {
             Self::File(error) => error.code(),
             Self::Older(_) => Code::DomainOlder,
             Self::Other { .. } => Code::RoleMismatch,
-            Self::Malformed { .. } | Self::Key(_) | Self::Tenants(_) | Self::Count { .. } => {
-                Code::CredentialMalformed
-            }
+            Self::Malformed { .. }
+            | Self::Key(_)
+            | Self::Tenants(_)
+            | Self::Ended(_)
+            | Self::Count { .. } => Code::CredentialMalformed,
         }
     }
 }
@@ -182,6 +201,23 @@ impl TrustBundle {
         self.tenants.first().expect("the bundle was checked")
     }
 
+    /// The number of the last event of a coordinator's key that has ended.
+    pub fn ended(&self, key: &PublicKey) -> Option<ChainSequence> {
+        let ended = self.ended_audit_keys.iter().find(|ended| ended.key == *key);
+        ended.map(|ended| ended.last)
+    }
+
+    /// The coordinator's keys that have ended, each with the number of its last event.
+    pub fn ends(&self) -> BTreeMap<PublicKey, ChainSequence> {
+        let ended = self.ended_audit_keys.iter();
+        ended.map(|ended| (ended.key.clone(), ended.last)).collect()
+    }
+
+    /// True if the coordinator may sign with this key now.
+    pub fn signs_events(&self, key: &PublicKey) -> bool {
+        self.audit_keys.contains(key) && self.ended(key).is_none()
+    }
+
     /// The keys that heads of the log may be signed with, as raw keys.
     pub fn raw_head_keys(&self) -> Vec<[u8; 32]> {
         let raw = |key| public_bytes(key).expect("the bundle was checked");
@@ -217,6 +253,13 @@ impl TrustBundle {
             for key in keys {
                 parse_public(key.as_str(), kind)?;
             }
+        }
+        if let Some(unknown) = self
+            .ended_audit_keys
+            .iter()
+            .find(|ended| !self.audit_keys.contains(&ended.key))
+        {
+            return Err(TrustError::Ended(unknown.key.clone()));
         }
         Ok(())
     }
@@ -255,6 +298,7 @@ mod tests {
                 ManifestKey::generate().public().clone(),
             ],
             audit_keys: vec![AuditKey::generate().public().clone()],
+            ended_audit_keys: vec![],
             head_keys: vec![HeadKey::generate().public().clone()],
             sentry_keys: vec![AuditKey::generate().public().clone()],
             log_manifest: Some(Digest::of(b"a manifest")),

@@ -57,6 +57,8 @@ impl State {
                 });
             }
             LedgerEvent::CoordinatorStopped { .. } => self.leading = false,
+            // Who signs is the chain's affair: the state is the same under any key.
+            LedgerEvent::EmitterSucceeded { .. } if run.is_none() => {}
             LedgerEvent::ControlReceived { .. } if run.is_none() => {}
             LedgerEvent::RequestDenied { suppressed, .. } => {
                 self.denied = self.denied.saturating_add(1).saturating_add(*suppressed);
@@ -379,6 +381,7 @@ impl Run {
             }
             LedgerEvent::CoordinatorStarted { .. }
             | LedgerEvent::CoordinatorStopped { .. }
+            | LedgerEvent::EmitterSucceeded { .. }
             | LedgerEvent::RunCreated { .. }
             | LedgerEvent::ControlReceived { .. }
             | LedgerEvent::RequestDenied { .. }

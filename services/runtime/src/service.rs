@@ -65,6 +65,9 @@ pub struct ServiceConfig {
     pub ready_file: PathBuf,
 }
 
+/// Says why a process should begin anew, if it should.
+pub type Outdated = Box<dyn Fn() -> Option<&'static str> + Send>;
+
 /// A service, as its frame uses it.
 pub trait Service: Sized {
     /// Its name in the ready file and in the log.
@@ -101,6 +104,12 @@ pub trait Service: Sized {
     /// them; while it runs, the frame looks for some.
     fn identities(_config: &Self::Config) -> Vec<IdentityFiles> {
         Vec::new()
+    }
+
+    /// A look at files that are read at the start only. The frame looks while the service runs, ends
+    /// it in order when they ask for it, and begins anew in the same process.
+    fn outdated(_config: &Self::Config) -> Option<Outdated> {
+        None
     }
 
     /// Reads and checks everything that the configuration names. Connects and binds nothing.
@@ -232,6 +241,7 @@ pub fn run<S: Service, C: CommandLine>(line: &C) -> Result<(), Failure> {
     if !args.config.check_config {
         successor::take(&identities)?;
     }
+    let outdated = S::outdated(&loaded.value);
     let service = S::check(loaded, now)?;
     ReadyFile::check(shown.ready_file()).map_err(unready)?;
     if args.config.check_config {
@@ -242,7 +252,7 @@ pub fn run<S: Service, C: CommandLine>(line: &C) -> Result<(), Failure> {
     }
     prepare()?;
     let runtime = async_runtime(S::THREADS)?;
-    let ended = runtime.block_on(serve(service, shown, identities));
+    let ended = runtime.block_on(serve(service, shown, identities, outdated));
     runtime.shutdown_timeout(LAST_WORK);
     match ended? {
         Finished::Over => Ok(()),
@@ -367,6 +377,7 @@ async fn serve<S: Service>(
     service: S,
     shown: Shown,
     identities: Vec<IdentityFiles>,
+    outdated: Option<Outdated>,
 ) -> Result<Finished, Failure> {
     expiry::watch(service.materials());
     let stop = shutdown::on_signals().map_err(|error| Failure::new(Code::Internal, error))?;
@@ -404,7 +415,7 @@ async fn serve<S: Service>(
         });
     }
     let lapsed = lapsed(running.connections());
-    let run = running.run_until_succeeded(stop.clone(), successor::watch(identities));
+    let run = running.run_until_succeeded(stop.clone(), successor::watch(identities, outdated));
     let ended = until_lapsed(Box::pin(run), lapsed, &stop).await;
     if let Some(served) = &served {
         served.set_ready(false);

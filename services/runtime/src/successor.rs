@@ -14,6 +14,7 @@ use schemas::Code;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::service::Outdated;
 use crate::{Failure, clock, log};
 
 /// Time between two looks for a successor: a look asks for one name in a local folder.
@@ -35,8 +36,12 @@ pub(crate) fn take(identities: &[IdentityFiles]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A token that is cancelled once a successor waits for one of these identities.
-pub(crate) fn watch(identities: Vec<IdentityFiles>) -> CancellationToken {
+/// A token that is cancelled once a successor waits for one of these identities, or something else
+/// asks for a new beginning.
+pub(crate) fn watch(
+    identities: Vec<IdentityFiles>,
+    outdated: Option<Outdated>,
+) -> CancellationToken {
     let succeeded = CancellationToken::new();
     let found = succeeded.clone();
     tokio::spawn(async move {
@@ -50,6 +55,11 @@ pub(crate) fn watch(identities: Vec<IdentityFiles>) -> CancellationToken {
             {
                 let file = files.credentials.display();
                 tracing::info!(%file, "another key waits; ending in order to begin anew with it");
+                found.cancel();
+                return;
+            }
+            if let Some(reason) = outdated.as_ref().and_then(|look| look()) {
+                tracing::info!("{reason}; ending in order to begin anew with it");
                 found.cancel();
                 return;
             }

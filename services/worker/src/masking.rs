@@ -79,7 +79,7 @@ impl Masking<'_> {
         let body = CohortStatement::of(run, round, cohort).encode();
         let domain = self.asker.domain();
         let holds = |seal: &CohortSeal| {
-            trust.audit_keys.contains(&seal.key)
+            trust.signs_events(&seal.key)
                 && verify_statement(domain, &seal.key, &*seal.signature, &body).is_ok()
         };
         match seal.filter(holds) {

@@ -13,6 +13,7 @@ pub fn trust(manifest_key: &PublicKey, audit_key: &PublicKey) -> TrustBundle {
         tenants: vec![account.public().as_str().parse().expect("an account's id")],
         manifest_keys: vec![manifest_key.clone()],
         audit_keys: vec![audit_key.clone()],
+        ended_audit_keys: vec![],
         head_keys: vec![],
         sentry_keys: vec![],
         log_manifest: None,

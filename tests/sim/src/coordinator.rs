@@ -4,15 +4,13 @@
 use std::collections::VecDeque;
 
 use coordinator_core::{
-    Answer, ControlRequest, Coordinator, Effect, Input, Peer, Recorded, ReplyId, Settings,
-    WorkerRequest,
+    Answer, ControlRequest, Coordinator, Effect, Input, Peer, Recorded, ReplyId, WorkerRequest,
 };
 use ledger::State;
 use schemas::control::{RunNew, Shutdown};
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::hold::{Hold, HoldRequest};
 use schemas::lease::{ClaimOutcome, ClaimReply, UnitId};
-use schemas::member::{Posture, Session};
 use schemas::promotion::PromoteRequest;
 use schemas::public::CommandVerb;
 use schemas::quarantine::QuarantineRequest;
@@ -21,9 +19,8 @@ use schemas::telemetry::Heartbeat;
 use schemas::view::RunPhase;
 use schemas::{ChainSequence, Millis, Refusal, RunId, UnixMillis, V, WorkerId};
 
-use crate::checkpoint::CHECKPOINT_EVERY;
 use crate::foundry::Job;
-use crate::plan::{account, operator, run_id, worker_id};
+use crate::plan::{account, operator, run_id, settings, worker_id};
 use crate::queue::Try;
 use crate::store::Model;
 use crate::world::{Delivered, Route, SimEvent, World};
@@ -74,19 +71,6 @@ impl CoordinatorMachine {
     }
 }
 
-fn settings() -> Settings {
-    let audit_key = operator();
-    Settings {
-        release: "sim".to_owned(),
-        home: crate::plan::account(),
-        audit_key,
-        posture: Posture::default(),
-        heartbeat: Millis::from_secs(3),
-        session: Session(1),
-        checkpoint_every: CHECKPOINT_EVERY,
-    }
-}
-
 impl World {
     pub(crate) fn start_coordinator(&mut self) {
         if self.site.process.is_some() {
@@ -95,7 +79,10 @@ impl World {
         self.site.generation += 1;
         // What was kept for a collection is the process's own knowledge.
         self.store.written = None;
-        let core = self.resume(settings());
+        if !self.take_next_key() {
+            return;
+        }
+        let core = self.resume(settings(self.keys.trusted()));
         assert!(
             *core.state() == self.site.shadow,
             "a replay gives another state than the events one by one"
@@ -122,7 +109,7 @@ impl World {
         }
     }
 
-    fn restart_coordinator(&mut self) {
+    pub(crate) fn restart_coordinator(&mut self) {
         self.site.generation += 1;
         let pause = self.random.millis(50, 15_000);
         self.after(pause, SimEvent::StartCoordinator);
@@ -468,7 +455,9 @@ impl World {
         }
     }
 
-    fn append(&mut self, time: UnixMillis, run: Option<RunId>, event: LedgerEvent) {
+    pub(crate) fn append(&mut self, time: UnixMillis, run: Option<RunId>, event: LedgerEvent) {
+        let emitter = self.keys.own().clone();
+        self.monitor.signed(&emitter);
         self.monitor.note(&event, &self.store);
         let folded = self.site.shadow.apply(time, run.as_ref(), &event);
         folded.expect("an event follows on those before it");
@@ -482,7 +471,7 @@ impl World {
         self.journal.push(EventBody {
             v: V,
             known: None,
-            emitter: operator(),
+            emitter,
             sequence,
             previous: None,
             time,

@@ -73,6 +73,8 @@ pub struct Counts {
     pub refused_sums: u64,
     /// Times that a run was halted for that, and its operator started the workers again.
     pub sums_lost: u64,
+    /// Times that another key went on with the ledger.
+    pub succeeded: u64,
     /// Times that a worker was asked to hand its sealed shares in again.
     pub handed_again: u64,
 }

@@ -13,6 +13,7 @@
 //! | `checkpoint` | the ledger's state as an object, and starts from it |
 //! | `queue` | the JetStream work queue with its redeliveries and losses |
 //! | `store` | objects by digest, and the merge as a reference model on digests |
+//! | `keys` | the key that signs the ledger, and the next one beside it |
 //! | `masks` | a worker's part in secure aggregation |
 //! | `monitor` | invariants after every event, from the ledger without the core's own fold |
 //!
@@ -25,6 +26,7 @@ mod comparison;
 mod coordinator;
 mod counts;
 mod foundry;
+mod keys;
 mod masks;
 mod monitor;
 mod plan;
@@ -38,5 +40,5 @@ mod world;
 pub use counts::Counts;
 pub use world::{
     Report, simulate, simulate_collections, simulate_lists, simulate_long_seal,
-    simulate_lost_grants, simulate_masked, simulate_restores,
+    simulate_lost_grants, simulate_masked, simulate_restores, simulate_rotations,
 };

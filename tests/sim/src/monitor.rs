@@ -18,6 +18,7 @@ use crate::counts::Counts;
 use crate::store::{Model, Store};
 use forbidden::{is_merge, is_work};
 
+mod emitters;
 mod forbidden;
 mod masks;
 
@@ -51,6 +52,7 @@ pub(crate) struct Monitor {
     frozen: bool,
     stopped: bool,
     masks: masks::Masks,
+    emitters: emitters::Emitters,
     /// Every training lease of a private run: round, worker, and the unit's index.
     disclosures: Vec<(u64, WorkerId, u32)>,
     spent: bool,
@@ -85,6 +87,7 @@ impl Monitor {
             frozen: false,
             stopped: false,
             masks: masks::Masks::default(),
+            emitters: emitters::Emitters::default(),
             disclosures: Vec::new(),
             spent: false,
             complete: false,
@@ -303,6 +306,7 @@ impl Monitor {
             LedgerEvent::TenantSet { .. } | LedgerEvent::TenantEnded { .. } => {
                 panic!("nobody asked for {}", event.kind())
             }
+            LedgerEvent::EmitterSucceeded { next } => self.succeed(next),
             LedgerEvent::CoordinatorStopped { .. }
             | LedgerEvent::RunCreated { .. }
             | LedgerEvent::ControlReceived { .. }

@@ -1,12 +1,15 @@
 //! The meaning of a seed: a run, its workers, and the faults of the world.
 
+use coordinator_core::Settings;
 use kit::RunSpecBuilder;
 use schemas::data::DataManifest;
+use schemas::member::{Posture, Session};
 use schemas::run::{Comparison, Privacy, RunSpec, SecureAggregation};
 use schemas::{AccountId, Millis, PublicKey, Rank, RunId, Seat, WorkerId};
 
 pub(crate) use kit::{object, operator};
 
+use crate::checkpoint::CHECKPOINT_EVERY;
 use crate::random::SeededRandom;
 
 /// Rounds of every simulated run.
@@ -171,6 +174,19 @@ pub(crate) fn worker_id(worker: usize) -> WorkerId {
 /// The key that signs a worker's statements.
 pub(crate) fn audit_key(worker: usize) -> PublicKey {
     kit::audit_key(number(worker))
+}
+
+/// The coordinator's settings; these keys may sign its ledger.
+pub(crate) fn settings(audit_keys: &[PublicKey]) -> Settings {
+    Settings {
+        release: "sim".to_owned(),
+        home: account(),
+        audit_keys: audit_keys.to_vec(),
+        posture: Posture::default(),
+        heartbeat: Millis::from_secs(3),
+        session: Session(1),
+        checkpoint_every: CHECKPOINT_EVERY,
+    }
 }
 
 /// The account of the tenant that the run and all its workers are of.

@@ -14,6 +14,7 @@ use schemas::{
 
 use crate::coordinator::CoordinatorMachine;
 use crate::counts::Counts;
+use crate::keys::EventKeys;
 use crate::monitor::Monitor;
 use crate::plan::{Faults, Plan};
 use crate::queue::Queue;
@@ -45,6 +46,8 @@ pub struct Report {
     pub torn: u64,
     /// Coordinators that died when a merge was begun whose seal was not in the ledger yet.
     pub unsealed: u64,
+    /// Coordinators that died between the event that names another key and its use.
+    pub between_keys: u64,
     /// Workers that died.
     pub worker_crashes: u64,
     /// Messages that were lost.
@@ -115,6 +118,8 @@ pub(crate) enum SimEvent {
     CreateRun,
     /// An operator leads the run back, now and again.
     Restore,
+    /// An operator gives the coordinator another key for its events, now and again.
+    RotateEvents,
     /// An operator has old objects deleted, now and again.
     Collect,
     /// The operator asks for the end of a freeze until it has ended.
@@ -169,6 +174,8 @@ pub(crate) struct World {
     serial: u64,
     pub(crate) site: CoordinatorMachine,
     pub(crate) machines: Vec<WorkerMachine>,
+    /// The key of the ledger.
+    pub(crate) keys: EventKeys,
     pub(crate) queue: Queue,
     pub(crate) store: Store,
     pub(crate) monitor: Monitor,
@@ -261,6 +268,18 @@ pub fn simulate_collections(seed: u64) -> Report {
     world.report()
 }
 
+/// Plays one seed in which the coordinator gets another key for its events again and again, for as
+/// long as there are faults.
+///
+/// # Panics
+/// As [`simulate`].
+pub fn simulate_rotations(seed: u64) -> Report {
+    let mut world = World::new(seed);
+    world.rotate_now_and_again();
+    world.play();
+    world.report()
+}
+
 /// Plays one seed of a run with secure aggregation.
 ///
 /// # Panics
@@ -319,6 +338,7 @@ impl World {
             machines: (0..plan.workers)
                 .map(|_| WorkerMachine::default())
                 .collect(),
+            keys: EventKeys::default(),
             queue: Queue::default(),
             store: Store::new(&plan.spec, &plan.data),
             monitor: Monitor::new(&plan.spec),
@@ -436,6 +456,7 @@ impl World {
             SimEvent::StartWorker(worker) => self.start_worker(worker),
             SimEvent::CreateRun => self.create_run(),
             SimEvent::Restore => self.restore_now_and_again(),
+            SimEvent::RotateEvents => self.rotate_now_and_again(),
             SimEvent::Collect => self.collect_now_and_again(),
             SimEvent::Unfreeze => self.unfreeze(),
             SimEvent::Readmit(worker) => self.readmit(worker),
@@ -526,6 +547,7 @@ impl World {
             shared_appends: self.site.shared_appends,
             torn: self.site.torn,
             unsealed: self.site.unsealed,
+            between_keys: self.keys.between,
             worker_crashes: self.worker_crashes,
             lost: self.lost,
             resumed: self.resumed,

@@ -3,7 +3,7 @@
 
 use sim::{
     Counts, Report, simulate, simulate_collections, simulate_lists, simulate_long_seal,
-    simulate_lost_grants, simulate_masked, simulate_restores,
+    simulate_lost_grants, simulate_masked, simulate_restores, simulate_rotations,
 };
 
 /// Number of seeds in a usual test run.
@@ -127,6 +127,27 @@ fn tl_32_a_run_that_is_led_back_again_and_again_ends_and_nothing_breaks_on_the_w
     }
     let seen = [sum.restored, sum.fenced, sum.dropped, sum.undone];
     assert!(seen.iter().all(|count| *count >= 20), "{sum:?}");
+}
+
+/// The ledger goes on under another key again and again, while everything breaks that may break, also
+/// between the event that names a key and its first use: each event is of the one key whose turn it
+/// is, a start finds that key, and the run ends.
+#[test]
+fn tl_28_a_run_whose_event_key_changes_again_and_again_ends_and_nothing_breaks_on_the_way() {
+    let (mut sum, mut between, mut crashes, mut resumed) = (Counts::default(), 0, 0, 0);
+    for seed in 0..variable("SIM_SEEDS").unwrap_or(60) {
+        let report = simulate_rotations(seed);
+        sum.succeeded += report.counts.succeeded;
+        between += report.between_keys;
+        crashes += report.coordinator_crashes;
+        resumed += report.resumed;
+    }
+    assert!(
+        sum.succeeded >= 120 && between >= 20 && crashes >= 100 && resumed >= 60,
+        "{} keys were named, {between} coordinators died before they used one, {crashes} at all, {resumed} \
+         began with a checkpoint",
+        sum.succeeded
+    );
 }
 
 /// Old objects are deleted again and again, while everything breaks that may break: nothing goes that

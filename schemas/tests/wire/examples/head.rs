@@ -1,10 +1,11 @@
-//! Examples about heads of the log of all events.
+//! Examples about heads of the log of all events, and the key that goes on with the ledger.
 
+use schemas::event::{Event, LedgerEvent};
 use schemas::head::{CosignRequest, HeadReply, HeadRequest, Inclusion};
 use schemas::{ChainSequence, UnixMillis, V};
 use serde_bytes::ByteArray;
 
-use super::{Example, example, public};
+use super::{Example, event, example, public};
 
 pub(super) fn all() -> Vec<Example> {
     vec![
@@ -31,5 +32,11 @@ pub(super) fn all() -> Vec<Example> {
             time: UnixMillis(1_700_000_000_000),
             signature: ByteArray::new([4; 64]),
         }),
+        Example {
+            name: "event that names the next key",
+            ..example(&event(Event::Ledger(LedgerEvent::EmitterSucceeded {
+                next: public(),
+            })))
+        },
     ]
 }

@@ -1,6 +1,8 @@
 //! The auditor: every check on every record, in the order of the stream, and the fold of the
 //! ledger.
 
+mod succession;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ledger::State;
@@ -22,6 +24,7 @@ use crate::record::{Record, StreamSequence};
 use crate::summary::{EmitterSummary, FaultyWorker, Summary, Tally};
 use crate::timeline::TimelineRow;
 use crate::verdict::Verdict;
+use succession::Emitters;
 
 /// Most events that wait until their emitter is enrolled. The broker copies ledger and events side
 /// by side, so a new copy can bring many events before the joins that enrol their workers.
@@ -50,6 +53,8 @@ pub struct Auditor {
     /// The keys that security events may be signed with.
     sentries: BTreeSet<PublicKey>,
     chains: BTreeMap<PublicKey, Chain>,
+    /// The keys that sign the ledger.
+    emitters: Emitters,
     enrolled: BTreeMap<(RunId, WorkerId), BTreeSet<(AccountId, PublicKey)>>,
     /// Notices that wait for [`Auditor::take_notices`].
     notices: Vec<Notice>,
@@ -74,12 +79,14 @@ pub struct Auditor {
 
 impl Auditor {
     /// An auditor of the trust domain `domain` (its id as text) that takes ledger events from these
-    /// audit keys only.
+    /// audit keys only: first from the first of them, then from each that an event of the ledger
+    /// names as the next, which must be a later one.
     pub fn new(domain: &str, coordinators: impl IntoIterator<Item = PublicKey>) -> Self {
-        let coordinators: BTreeSet<PublicKey> = coordinators.into_iter().collect();
+        let coordinators: Vec<PublicKey> = coordinators.into_iter().collect();
         Self {
-            cohorts: Cohorts::new(domain, coordinators.clone()),
-            examiner: Examiner::new(domain, coordinators),
+            cohorts: Cohorts::new(domain, coordinators.iter().cloned().collect()),
+            examiner: Examiner::new(domain, coordinators.iter().cloned()),
+            emitters: Emitters::new(coordinators),
             sentries: BTreeSet::new(),
             chains: BTreeMap::new(),
             enrolled: BTreeMap::new(),
@@ -95,21 +102,6 @@ impl Auditor {
             lineage: None,
             ancestry: None,
         }
-    }
-
-    /// The same auditor, which takes security events from these keys.
-    #[must_use]
-    pub fn hearing(mut self, sentries: impl IntoIterator<Item = PublicKey>) -> Self {
-        let sentries: BTreeSet<PublicKey> = sentries.into_iter().collect();
-        self.sentries.extend(sentries.iter().cloned());
-        self.examiner = self.examiner.hearing(sentries);
-        self
-    }
-
-    /// The same auditor, whose first record stands behind this position: what is before it is none.
-    #[must_use]
-    pub fn behind(self, last: StreamSequence) -> Self {
-        Self { last, ..self }
     }
 
     /// The same auditor, which also collects the merges of a run from now on.
@@ -183,7 +175,7 @@ impl Auditor {
                 account,
                 row,
             } => {
-                findings.push(finding);
+                findings.push(self.of_the_present_key(finding));
                 results.push(self.settle(Verdict::Rejected, &account, findings, *row));
             }
         }
@@ -289,9 +281,14 @@ impl Auditor {
             digest,
             row,
         } = told;
+        if let Some(stranger) = self.of_another_key(&body, digest) {
+            findings.extend(stranger);
+            return self.settle(Verdict::Repeated, &Account::Ledger, findings, row);
+        }
         if self.link(&body, digest, stored_at, &mut findings) {
             return self.settle(Verdict::Repeated, &Account::Ledger, findings, row);
         }
+        findings.extend(self.succeed(&body));
         let Event::Ledger(event) = &body.event else {
             unreachable!("the subject of a ledger was checked")
         };

@@ -24,6 +24,8 @@ type Named = (Round, Digest);
 pub(crate) struct Cohorts {
     domain: String,
     coordinators: BTreeSet<PublicKey>,
+    /// The keys of `coordinators` that sign no more.
+    succeeded: BTreeSet<PublicKey>,
     /// Those that the ledger has sealed.
     sealed: BTreeMap<RunId, BTreeSet<Named>>,
     /// Those that were signed for a worker, and are not in the ledger yet, each with the position of
@@ -45,6 +47,7 @@ impl Cohorts {
         Self {
             domain: domain.to_owned(),
             coordinators,
+            succeeded: BTreeSet::new(),
             sealed: BTreeMap::new(),
             shown: BTreeMap::new(),
         }
@@ -145,6 +148,11 @@ impl Cohorts {
         found
     }
 
+    /// Takes note that a key signs no more: the ledger has every cohort that it signed.
+    pub(crate) fn succeeded(&mut self, key: &PublicKey) {
+        self.succeeded.insert(key.clone());
+    }
+
     /// Notes what a worker tells of its cohort.
     pub(crate) fn told(
         &mut self,
@@ -172,6 +180,9 @@ impl Cohorts {
         let sealed = self.sealed.get(name);
         if sealed.is_some_and(|sealed| sealed.contains(&(round, cohort))) {
             return None;
+        }
+        if self.succeeded.contains(&seal.key) {
+            return Some(Told::OfWorker(Finding::CohortUnsigned { round, cohort }));
         }
         if state.run(name).is_some_and(|run| is_over(run, round)) {
             return Some(Told::OfLedger(hidden(round, cohort, at)));

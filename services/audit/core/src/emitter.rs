@@ -36,6 +36,20 @@ impl Chain {
         self.history.end().next
     }
 
+    /// True if the chain has this event, byte for byte.
+    pub(crate) fn holds(&self, body: &EventBody, digest: Digest) -> bool {
+        self.history.relation(body, digest) == Relation::Repeated
+    }
+
+    /// The chain as another key goes on with it. What was counted here stays here.
+    pub(crate) fn pass_on(&mut self) -> Self {
+        Self {
+            history: std::mem::take(&mut self.history),
+            time: self.time,
+            ..Self::default()
+        }
+    }
+
     /// Takes the next event of this emitter, whose body has this digest.
     pub(crate) fn link(&mut self, body: &EventBody, digest: Digest) -> Link {
         let sequence = body.sequence;

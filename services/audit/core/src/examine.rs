@@ -214,7 +214,8 @@ fn content(
         Fault::Signature(key) => Finding::BadSignature {
             key: key.as_str().chars().take(64).collect(),
         },
-        Fault::Undecodable(error) if coordinator => Finding::Undecodable {
+        Fault::Undecodable { signer, error } if coordinator => Finding::Undecodable {
+            key: signer,
             reason: error.to_string(),
         },
         fault => malformed(fault.to_string()),
@@ -230,7 +231,7 @@ fn content(
     let (body, digest) = (entry.body, entry.digest);
     let stored_at = record.stored_at;
     match incoming {
-        Incoming::Recorded { .. } if coordinator => Err(Finding::Usurped),
+        Incoming::Recorded { .. } if coordinator => Err(Finding::Usurped { key: body.emitter }),
         Incoming::Recorded {
             account,
             run,
@@ -290,7 +291,10 @@ impl WorkerRecord {
 /// events are recorded, and everything else in the stream belongs to the ledger. A worker cannot
 /// make the coordinator's signature.
 fn blamed(record: &Record, finding: &Finding) -> Account {
-    let stolen = matches!(finding, Finding::Usurped | Finding::Undecodable { .. });
+    let stolen = matches!(
+        finding,
+        Finding::Usurped { .. } | Finding::Undecodable { .. }
+    );
     match recorded_worker(&record.subject) {
         Some((_, run, worker)) if !stolen => Account::Worker(run, worker),
         _ => Account::Ledger,

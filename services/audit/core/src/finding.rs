@@ -25,12 +25,17 @@ pub enum Finding {
     /// The coordinator's key signed something that cannot be read as an event.
     #[error("signed by the coordinator and not readable: {reason}")]
     Undecodable {
+        /// The key.
+        key: PublicKey,
         /// The part that does not parse.
         reason: String,
     },
     /// The coordinator's key signed a worker's event, so somebody else holds that key.
     #[error("the coordinator's key speaks for a worker")]
-    Usurped,
+    Usurped {
+        /// The key.
+        key: PublicKey,
+    },
     /// The signature was not made by the named key over this body in this domain.
     #[error("signature does not verify under {key}")]
     BadSignature {
@@ -198,7 +203,7 @@ impl Finding {
             Self::Malformed { .. } => "malformed",
             Self::Foreign { .. } => "foreign",
             Self::Undecodable { .. } => "undecodable",
-            Self::Usurped => "usurped",
+            Self::Usurped { .. } => "usurped",
             Self::BadSignature { .. } => "bad-signature",
             Self::UnknownEmitter { .. } => "unknown-emitter",
             Self::Gap { .. } => "gap",

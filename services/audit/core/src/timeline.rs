@@ -181,6 +181,9 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
             (none(), format!("release {release}{open}"))
         }
         LedgerEvent::CoordinatorStopped { reason } => (none(), reason.clone()),
+        LedgerEvent::EmitterSucceeded { next } => {
+            (none(), format!("the next event is signed by {next}"))
+        }
         LedgerEvent::RunCreated { spec, operator } => {
             let schedule = &spec.schedule;
             let plan = format!(

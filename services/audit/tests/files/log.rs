@@ -53,6 +53,7 @@ fn read(folder: &Path, trust: &TrustBundle) -> Log {
         domain: trust.domain.to_string(),
         tenants: trust.tenants.clone(),
         coordinators: trust.audit_keys.clone(),
+        ended: Default::default(),
         sentries: trust.sentry_keys.clone(),
         heads: trust.raw_head_keys(),
     };

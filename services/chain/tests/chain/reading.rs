@@ -1,5 +1,7 @@
 //! One chain, written and followed.
 
+use std::collections::BTreeMap;
+
 use chain::{Claimed, End, Judgement, Misplaced, Proof, Reader, Relation, Signatures};
 use identity::AuditKey;
 use proptest::prelude::*;
@@ -38,7 +40,7 @@ fn judge(reader: &Reader, stored: &Stored) -> Judgement {
 fn follow(reader: &mut Reader, stored: &[Stored]) {
     for message in stored {
         match judge(reader, message) {
-            Judgement::Next { digest, .. } => reader.extend(digest),
+            Judgement::Next { body, digest } => reader.extend(digest, body.event.next_emitter()),
             other => panic!("{message:?} is {other:?}"),
         }
     }
@@ -110,6 +112,90 @@ fn a_strict_reader_tells_the_next_a_copy_a_stranger_and_a_fork_apart() {
     assert!(matches!(judge(&reader, &own), Judgement::Next { .. }));
 }
 
+#[test]
+fn tl_28_one_key_at_a_time_writes_the_chain_and_each_names_a_later_one() {
+    let keys = [(); 3].map(|()| AuditKey::generate());
+    let [first, second, third] = &keys;
+    let known: Vec<_> = keys.iter().map(|key| key.public().clone()).collect();
+    let names = |key: &AuditKey| LedgerEvent::EmitterSucceeded {
+        next: key.public().clone(),
+    };
+    let mut reader = Reader::new(DOMAIN, known);
+    let mut end = End::default();
+    assert_eq!(reader.emitter(), first.public());
+    let early = write(second, &mut end.clone(), None, stopped("early"));
+    assert!(matches!(judge(&reader, &early), Judgement::Foreign(_)));
+    let begun = write(first, &mut end, None, stopped("a"));
+    follow(&mut reader, std::slice::from_ref(&begun));
+    // Neither itself nor a stranger.
+    for wrong in [first, &AuditKey::generate()] {
+        let named = write(first, &mut end.clone(), None, names(wrong));
+        assert!(matches!(judge(&reader, &named), Judgement::Broken(_)));
+    }
+    let over = write(first, &mut end.clone(), None, stopped("late"));
+    let named = write(first, &mut end, None, names(second));
+    follow(&mut reader, std::slice::from_ref(&named));
+    assert_eq!(reader.emitter(), second.public());
+    // The old key's events are known, and no more are taken: neither the next, nor another in the
+    // place of one.
+    for copy in [&begun, &named] {
+        assert!(matches!(judge(&reader, copy), Judgement::Repeated));
+    }
+    let late = write(first, &mut end.clone(), None, stopped("late"));
+    let nonsense = first.sign_event(DOMAIN, b"nonsense".to_vec()).encode();
+    let nonsense = (over.0.clone(), nonsense);
+    for stolen in [&over, &late, &nonsense] {
+        assert!(matches!(judge(&reader, stolen), Judgement::Foreign(_)));
+    }
+    let unnamed = write(third, &mut end.clone(), None, stopped("unnamed"));
+    assert!(matches!(judge(&reader, &unnamed), Judgement::Foreign(_)));
+    let back = write(second, &mut end.clone(), None, names(first));
+    assert!(matches!(judge(&reader, &back), Judgement::Broken(_)));
+    let on = write(second, &mut end, None, stopped("b"));
+    follow(&mut reader, std::slice::from_ref(&on));
+    assert_eq!(reader.end(), end);
+    // From a later place on, the key of that place goes on.
+    let mut later = reader.clone();
+    later.begin_anew();
+    assert_eq!(
+        (later.end(), later.emitter()),
+        (End::default(), first.public())
+    );
+    later.continue_from(end, second.public().clone());
+    let third_named = write(second, &mut end, None, names(third));
+    follow(&mut later, std::slice::from_ref(&third_named));
+    assert_eq!(later.emitter(), third.public());
+}
+
+/// With the word of the trust bundle, a ledger in which the old key goes on is another one, whatever
+/// its stream leaves out.
+#[test]
+fn tl_28_a_key_that_has_ended_goes_on_in_no_ledger() {
+    let [old, new] = [(); 2].map(|()| AuditKey::generate());
+    let known = vec![old.public().clone(), new.public().clone()];
+    let mut end = End::default();
+    let begun = write(&old, &mut end, None, stopped("a"));
+    let next = new.public().clone();
+    let names = || LedgerEvent::EmitterSucceeded { next: next.clone() };
+    let early = write(&old, &mut end.clone(), None, names());
+    let second = write(&old, &mut end, None, stopped("b"));
+    let goes_on = write(&old, &mut end.clone(), None, stopped("c"));
+    let named = write(&old, &mut end, None, names());
+    let ended = BTreeMap::from([(old.public().clone(), ChainSequence(2))]);
+    let mut reader = Reader::new(DOMAIN, known.clone()).ending(ended);
+    follow(&mut reader, std::slice::from_ref(&begun));
+    assert!(matches!(judge(&reader, &early), Judgement::Broken(_)));
+    follow(&mut reader, std::slice::from_ref(&second));
+    assert!(matches!(judge(&reader, &goes_on), Judgement::Broken(_)));
+    // Nobody told this one.
+    let mut unaware = Reader::new(DOMAIN, known);
+    follow(&mut unaware, &[begun, second]);
+    assert!(matches!(judge(&unaware, &goes_on), Judgement::Next { .. }));
+    follow(&mut reader, std::slice::from_ref(&named));
+    let later = write(&new, &mut end, None, stopped("d"));
+    follow(&mut reader, std::slice::from_ref(&later));
+}
+
 /// A body that its own key signed and that is no event is evidence, whatever its content.
 #[test]
 fn a_signed_body_that_is_no_event_breaks_the_chain() {
@@ -159,7 +245,7 @@ fn messages_that_are_proved_together_come_to_what_each_comes_to_alone() {
     let proofs = together.prove_all(messages);
     let count = |is: fn(&Proof) -> bool| proofs.iter().filter(|proof| is(proof)).count();
     assert_eq!(count(|proof| matches!(proof, Proof::Event(_))), 75);
-    assert_eq!(count(|proof| matches!(proof, Proof::Broken(_))), 25);
+    assert_eq!(count(|proof| matches!(proof, Proof::Broken(..))), 25);
 }
 
 #[test]
@@ -262,7 +348,7 @@ fn a_reader_that_begins_behind_an_event_takes_the_next_and_passes_those_before()
         .into();
     let mut reader = Reader::new(DOMAIN, vec![key.public().clone()]);
     follow(&mut reader, &stored[..1]);
-    reader.continue_from(ends[2]);
+    reader.continue_from(ends[2], key.public().clone());
     assert_eq!(reader.end(), ends[2]);
     for (at, message) in stored[..2].iter().enumerate() {
         match judge(&reader, message) {

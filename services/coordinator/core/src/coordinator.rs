@@ -34,8 +34,8 @@ pub struct Settings {
     pub release: String,
     /// The account of the domain's own tenant, which has every run without a tenant in its name.
     pub home: AccountId,
-    /// The key that signs the ledger; no worker may join with it.
-    pub audit_key: PublicKey,
+    /// The keys that sign the ledger now, before or later; no worker may join with one.
+    pub audit_keys: Vec<PublicKey>,
     /// The layers of protection that the coordinator relaxed; a worker that relaxed more is
     /// refused.
     pub posture: Posture,

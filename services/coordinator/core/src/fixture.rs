@@ -89,7 +89,7 @@ pub(crate) fn settings() -> Settings {
     Settings {
         release: "1".to_owned(),
         home: account(1),
-        audit_key,
+        audit_keys: vec![audit_key],
         posture: Posture::default(),
         heartbeat: Millis::from_secs(5),
         session: Session(99),

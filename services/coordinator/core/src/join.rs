@@ -28,7 +28,7 @@ impl Coordinator {
         }
         check_form(request)?;
         check_posture(&request.posture, &self.settings.posture)?;
-        if request.audit_key == self.settings.audit_key {
+        if self.settings.audit_keys.contains(&request.audit_key) {
             let detail = format!("{} signs the ledger", request.audit_key);
             return Err(Refusal::new(Code::AuditKeyRefused, detail));
         }

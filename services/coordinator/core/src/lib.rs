@@ -18,6 +18,7 @@
 //! | `join` | requirements for a join to any run |
 //! | `checkpoint` | the moments at which the ledger's state is saved as an object |
 //! | `denial` | the choice of refusals that are recorded |
+//! | `succession` | the key that goes on with the ledger |
 //! | `view` | the views for operators |
 //! | `deadline` | the time of the next call |
 
@@ -39,6 +40,7 @@ mod quarantine;
 mod quota;
 mod restore;
 mod run;
+mod succession;
 mod tenant;
 mod turn;
 mod view;
@@ -54,3 +56,4 @@ pub use input::{
     Submission, WorkerRequest,
 };
 pub use run::results::check_norm;
+pub use succession::Succession;

@@ -16,7 +16,7 @@ use futures::future::join_all;
 use runtime::{BusError, StreamError};
 use schemas::event::{Event, EventBody};
 use schemas::subject::{LEDGER_FILTER, LEDGER_STREAM, ledger_subject};
-use schemas::{ChainSequence, Code, Digest, Message as _};
+use schemas::{ChainSequence, Code, Digest, Message as _, PublicKey};
 use tokio::time::{Instant, sleep};
 
 use super::broker::{Published, published};
@@ -42,6 +42,8 @@ const BATCH_NAME_CHARS: usize = 48;
 struct Pending {
     sequence: ChainSequence,
     kind: &'static str,
+    /// The key that it names as the next emitter.
+    next: Option<PublicKey>,
     subject: String,
     digest: Digest,
     payload: Bytes,
@@ -139,7 +141,9 @@ impl Ledger {
         for NewEvent { time, run, event } in events {
             let kind = event.kind();
             let subject = ledger_subject(run.as_ref(), emitter, kind);
-            let draft = end.write(emitter, time, run.as_ref(), Event::Ledger(event));
+            let event = Event::Ledger(event);
+            let next = event.next_emitter().cloned();
+            let draft = end.write(emitter, time, run.as_ref(), event);
             end = draft.end();
             if draft.body.len() > EventBody::BYTES_MAX {
                 let (bytes, max) = (draft.body.len(), EventBody::BYTES_MAX);
@@ -152,6 +156,7 @@ impl Ledger {
             pending.push_back(Pending {
                 sequence: draft.sequence,
                 kind,
+                next,
                 subject,
                 digest: draft.digest,
                 payload: self
@@ -188,7 +193,8 @@ impl Ledger {
         if let Published::At(_) = published {
             self.grouping.stored(count);
             for stored in pending.drain(..count) {
-                self.extend(self.stream_sequence + 1, stored.digest, stored.kind);
+                let (at, next) = (self.stream_sequence + 1, stored.next.as_ref());
+                self.extend(at, stored.digest, stored.kind, next);
             }
         }
         published
@@ -220,7 +226,7 @@ impl Ledger {
             self.grouping.stored(1);
             let stored = pending.pop_front();
             let stored = stored.expect("each answer is to one of them");
-            self.extend(at, stored.digest, stored.kind);
+            self.extend(at, stored.digest, stored.kind, stored.next.as_ref());
         }
         Published::At(self.stream_sequence)
     }
@@ -260,7 +266,7 @@ impl Ledger {
                             found,
                         });
                     };
-                    self.extend(found, digest, stored.kind);
+                    self.extend(found, digest, stored.kind, stored.next.as_ref());
                 }
                 Judgement::Repeated => self.pass(found, REPEATED),
                 Judgement::Before { sequence, digest } => {

@@ -6,7 +6,7 @@ use runtime::{StoredMessage, StreamSpan};
 use schemas::checkpoint::Checkpoint;
 use schemas::event::{Event, LedgerEvent};
 use schemas::subject::CHECKPOINT_FILTER;
-use schemas::{ChainSequence, Digest};
+use schemas::{ChainSequence, Digest, PublicKey};
 
 use super::{Ledger, LedgerError};
 
@@ -30,8 +30,8 @@ pub(crate) struct Place {
 pub enum Named {
     /// No checkpoint was saved yet.
     None,
-    /// This checkpoint was saved, and its event lies where it says.
-    Checkpoint(Checkpoint),
+    /// This checkpoint was saved, and its event lies where it says, signed by this key.
+    Checkpoint(Checkpoint, PublicKey),
     /// The checkpoint does not fit the stream; the reason in words.
     Unfit(String),
 }
@@ -114,6 +114,11 @@ impl Ledger {
         }
         let at = stored.sequence;
         let (event, sequence) = match self.open(stored) {
+            // Nobody but the present key's holder says where the ledger may be read from: an earlier
+            // key may be in other hands.
+            Ok(entry) if entry.body.emitter != *self.key.public() => {
+                return unfit(format!("message {at} is of {}", entry.body.emitter));
+            }
             Ok(entry) => (entry.body.event, entry.body.sequence),
             Err(reason) => return unfit(format!("message {at}: {reason}")),
         };
@@ -128,7 +133,9 @@ impl Ledger {
             Some(stored) => self.open(&stored),
             None => Err("it is not there".to_owned()),
         };
+        let mut emitter = self.key.public().clone();
         let fits = taken.map(|entry| {
+            emitter = entry.body.emitter.clone();
             let takes = matches!(
                 entry.body.event,
                 Event::Ledger(LedgerEvent::CheckpointTaken)
@@ -136,14 +143,15 @@ impl Ledger {
             takes && (entry.body.sequence, entry.digest) == (checkpoint.covers, checkpoint.head)
         });
         match fits {
-            Ok(true) => Ok(Named::Checkpoint(checkpoint)),
+            Ok(true) => Ok(Named::Checkpoint(checkpoint, emitter)),
             Ok(false) => unfit(format!("message {place} is another one")),
             Err(reason) => unfit(format!("message {place}: {reason}")),
         }
     }
 
-    /// Continues after the event that took a checkpoint, as if all events up to it had been read.
-    pub fn continue_from(&mut self, checkpoint: &Checkpoint) {
+    /// Continues after the event that took a checkpoint, which `emitter` has signed, as if all events
+    /// up to it had been read.
+    pub fn continue_from(&mut self, checkpoint: &Checkpoint, emitter: &PublicKey) {
         let Checkpoint {
             covers,
             head,
@@ -151,7 +159,7 @@ impl Ledger {
             ..
         } = *checkpoint;
         let end = End::after(covers, head);
-        self.chain.continue_from(end);
+        self.chain.continue_from(end, emitter.clone());
         self.stream_sequence = stream_sequence;
         self.base = Some(Place {
             sequence: covers,
@@ -164,7 +172,7 @@ impl Ledger {
     /// Forgets the events that were read: the next [`Ledger::catch_up`] begins with the first
     /// event.
     pub fn begin_anew(&mut self) {
-        self.chain.continue_from(End::default());
+        self.chain.begin_anew();
         self.stream_sequence = 0;
         self.foreign = 0;
         self.base = None;
@@ -258,7 +266,7 @@ impl Ledger {
         let writers = self.chain.writers();
         match writers.prove(&stored.subject, &stored.payload) {
             Proof::Event(entry) => Ok(*entry),
-            Proof::Foreign(reason) | Proof::Broken(reason) => Err(reason),
+            Proof::Foreign(reason) | Proof::Broken(_, reason) => Err(reason),
         }
     }
 }

@@ -1,18 +1,20 @@
 //! Takes the lead: reads the ledger to its end, and appends a first event that fences off the last
 //! leader.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use coordinator_core::{Coordinator, Settings};
+use coordinator_core::{Coordinator, Settings, Succession};
+use identity::{AuditKey, NextEventKey};
 use ledger::State;
 use runtime::{Failure, clock};
-use schemas::event::EventBody;
-use schemas::{Code, Millis, UnixMillis};
+use schemas::event::{EventBody, LedgerEvent};
+use schemas::{Code, Millis, PublicKey, UnixMillis};
 use tokio::time::Instant;
 
 use super::Shell;
 use crate::checkpoint::{self, ALL_EVENTS, tell_unusable};
-use crate::ledger::{LedgerError, Marked};
+use crate::ledger::{LedgerError, Marked, NewEvent};
 use crate::mark::StoreMark;
 
 /// Longest wait at a start whose clock is behind the ledger's newest event. Clocks of one site
@@ -45,12 +47,8 @@ impl Shell {
             meet(state.time()).await;
             let events = self.ledger.len();
             let read = self.ledger.known();
-            let core = Coordinator::new(settings.clone(), state.clone());
-            let mut core = core.having_read(read);
-            let mut effects = Vec::new();
-            core.start(clock::now(), &mut effects);
-            match self.carry_out(&mut effects).await {
-                Ok(_) => {
+            match self.begin(settings, &mut state, read).await {
+                Ok(core) => {
                     tracing::info!(
                         events,
                         read = self.ledger.known(),
@@ -78,6 +76,77 @@ impl Shell {
 }
 
 impl Shell {
+    /// Takes the next key for events, if one waits, and appends the first event of this leader.
+    async fn begin(
+        &mut self,
+        settings: &Settings,
+        state: &mut State,
+        read: u64,
+    ) -> Result<Coordinator, Failure> {
+        self.take_next_key(state).await?;
+        let core = Coordinator::new(settings.clone(), state.clone());
+        let mut core = core.having_read(read);
+        let mut effects = Vec::new();
+        core.start(clock::now(), &mut effects);
+        self.carry_out(&mut effects).await?;
+        Ok(core)
+    }
+
+    /// Signs with the next key from here on, if one waits: the last event of the present one names
+    /// it. A process that died between that event and the move of the file goes on from there.
+    ///
+    /// # Errors
+    /// The ledger is continued with a key that is not here; the event was not appended; or the file
+    /// cannot be moved.
+    async fn take_next_key(&mut self, state: &mut State) -> Result<(), Failure> {
+        let Some(next) = self.next_key() else {
+            return Ok(self.ledger.check_own()?);
+        };
+        match Succession::of(self.ledger.emitter(), self.ledger.own(), next.public()) {
+            Succession::Name => self.name(state, next.public().clone()).await?,
+            Succession::Take => {}
+            Succession::Other => return Err(self.ledger.succeeded().into()),
+        }
+        self.event_key.take()?;
+        tracing::info!(key = %next.public(), "the ledger is signed with a new key");
+        self.maker.key = Arc::new(next.clone());
+        self.ledger.sign_with(next);
+        Ok(())
+    }
+
+    /// The key for events that waits, if it can be taken. One that only a newer trust bundle names
+    /// than the one that this process has read is left to the next start.
+    fn next_key(&self) -> Option<AuditKey> {
+        match self.event_key.next() {
+            NextEventKey::None => None,
+            NextEventKey::Ready(next) => {
+                Some(*next).filter(|next| self.ledger.knows(next.public()))
+            }
+            NextEventKey::Unfit(reason) => {
+                let code = Code::EventKeyUnknown;
+                tracing::error!(%code, next = code.next_step(), reason, "the key for events that waits is not taken");
+                None
+            }
+        }
+    }
+
+    /// Writes the last event of the present key, which names the next one.
+    async fn name(&mut self, state: &mut State, next: PublicKey) -> Result<(), Failure> {
+        let event = LedgerEvent::EmitterSucceeded { next };
+        let time = clock::now().max(state.time());
+        let appended = NewEvent {
+            time,
+            run: None,
+            event: event.clone(),
+        };
+        self.ledger.append([appended]).await?;
+        state
+            .apply(time, None, &event)
+            .map_err(|error| Failure::new(Code::Internal, error))?;
+        self.mark.note(&self.ledger);
+        Ok(())
+    }
+
     /// Folds in the events after the last one that this process knows. If they do not follow a
     /// checkpoint, the ledger is read once more from its first event.
     async fn read_on(&mut self, state: &mut State) -> Result<(), Failure> {

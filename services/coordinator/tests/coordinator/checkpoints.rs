@@ -69,7 +69,7 @@ async fn with_checkpoint() -> (Scene, Checkpoint) {
 async fn resumed(scene: &Scene) -> (Ledger, Result<Vec<EventBody>, LedgerError>) {
     let mut ledger = scene.unread().await;
     match ledger.newest_checkpoint().await.expect("it can be read") {
-        Named::Checkpoint(checkpoint) => ledger.continue_from(&checkpoint),
+        Named::Checkpoint(checkpoint, emitter) => ledger.continue_from(&checkpoint, &emitter),
         other => panic!("no checkpoint: {other:?}"),
     }
     let read = read_on(&mut ledger).await;
@@ -200,11 +200,12 @@ async fn the_checkpoint_before_the_newest_is_found_wherever_it_lies() {
     let (mut ledger, _) = scene.open().await.expect("it verifies");
     let older = async |ledger: &Ledger| ledger.older_checkpoint().await.expect("it can be read");
     assert_eq!(older(&ledger).await, Named::None, "there is one only");
+    let by = || scene.key.public().clone();
     let mut before = first;
     for _ in 0..3 {
         let checkpoint = take(&mut ledger).await;
         name(&mut ledger, &checkpoint).await;
-        assert_eq!(older(&ledger).await, Named::Checkpoint(before));
+        assert_eq!(older(&ledger).await, Named::Checkpoint(before, by()));
         before = checkpoint;
     }
     // Further away than the first look goes.
@@ -212,10 +213,10 @@ async fn the_checkpoint_before_the_newest_is_found_wherever_it_lies() {
     ledger.append(far).await.expect("appended");
     let checkpoint = take(&mut ledger).await;
     name(&mut ledger, &checkpoint).await;
-    assert_eq!(older(&ledger).await, Named::Checkpoint(before));
+    assert_eq!(older(&ledger).await, Named::Checkpoint(before, by()));
     // A stranger's word on the newest hides it from nobody.
     name_as_stranger(&scene, &ledger, checkpoint.clone()).await;
-    assert_eq!(older(&ledger).await, Named::Checkpoint(checkpoint));
+    assert_eq!(older(&ledger).await, Named::Checkpoint(checkpoint, by()));
 }
 
 /// A checkpoint that says it covers the marked event, in a ledger that has no such event, is
@@ -268,7 +269,7 @@ async fn a_marked_event_that_lies_nowhere_has_all_events_read() {
         .await;
     let mut ledger = scene.unread().await;
     match ledger.newest_checkpoint().await.expect("it can be read") {
-        Named::Checkpoint(checkpoint) => ledger.continue_from(&checkpoint),
+        Named::Checkpoint(checkpoint, emitter) => ledger.continue_from(&checkpoint, &emitter),
         other => panic!("it fits by itself: {other:?}"),
     }
     assert_eq!(marked(&mut ledger, 3).await, Marked::Nowhere);
@@ -304,7 +305,7 @@ async fn newest(scene: &scene::Scene, than: ChainSequence) -> Checkpoint {
     let named = async {
         loop {
             match ledger.newest_checkpoint().await.expect("it can be read") {
-                Named::Checkpoint(checkpoint) if checkpoint.covers > than => return checkpoint,
+                Named::Checkpoint(checkpoint, _) if checkpoint.covers > than => return checkpoint,
                 Named::Unfit(reason) => panic!("{reason}"),
                 _ => tokio::task::yield_now().await,
             }

@@ -21,7 +21,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Scene {
     pub(crate) server: Server,
     pub(crate) key: AuditKey,
-    trust: TrustBundle,
+    pub(crate) trust: TrustBundle,
 }
 
 impl Scene {
@@ -59,7 +59,7 @@ impl Scene {
         self.unread_at(self.server.bus().await)
     }
 
-    fn unread_at(&self, bus: Bus) -> Ledger {
+    pub(crate) fn unread_at(&self, bus: Bus) -> Ledger {
         Ledger::new(bus, self.key.clone(), self.trust.clone(), PATIENCE)
     }
 

@@ -8,3 +8,4 @@ mod reading;
 mod run;
 mod scene;
 mod server;
+mod succession;

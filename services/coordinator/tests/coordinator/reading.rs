@@ -75,7 +75,7 @@ async fn read_slowly(scene: &Scene) -> Read {
         at = stored.sequence;
         match chain.judge(&stored.subject, &stored.payload) {
             Judgement::Next { body, digest } => {
-                chain.extend(digest);
+                chain.extend(digest, None);
                 bodies.push(*body);
             }
             Judgement::Repeated | Judgement::Foreign(_) => foreign += 1,

@@ -38,6 +38,22 @@ pub(crate) enum Rotate {
         #[arg(long, requires = "retire")]
         force: bool,
     },
+    /// Make a new key that signs the coordinator's events, and let the trust bundle know it after the
+    /// present one. The coordinator takes it by itself: the last event of the old key names the new
+    /// one, and the ledger stays one chain. No lease is lost. Where coordinator, audit service and
+    /// workers have copies of `trust.json`, begin with `--prepare`, copy that file to all of them, run
+    /// this command, and copy `keys/coordinator-audit.nk.next` to the coordinator. End the old key with
+    /// `--retire`, and copy `trust.json` again. Events that it signed before stay valid for ever.
+    Events {
+        /// Let the trust bundle know the new key, and sign nothing with it yet.
+        #[arg(long, conflicts_with = "retire")]
+        prepare: bool,
+        /// Note in the trust bundle where the earlier keys have ended: nothing that they sign after
+        /// that is taken, with or without the ledger at hand. The whole ledger is verified first, and
+        /// must have named the present key.
+        #[arg(long)]
+        retire: bool,
+    },
     /// Give one holder of credentials a new key, and revoke the old one once the new one is in use.
     /// The process that holds the credentials takes the new key by itself: a worker when the unit
     /// that it works on is handed in, another process at once, and one that does not run at its next

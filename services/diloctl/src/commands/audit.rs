@@ -9,7 +9,7 @@ mod owner;
 mod pins;
 mod place;
 mod recompute;
-mod record;
+pub(super) mod record;
 mod sources;
 mod witness;
 
@@ -17,7 +17,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use diloco_audit::files::kept;
 use diloco_audit::{
-    Auditor, Checked, FaultyWorker, Replay, StreamSequence, Summary, TimelineRow, Verdict,
+    Auditor, Checked, FaultyWorker, LedgerKeys, Replay, StreamSequence, Summary, TimelineRow,
+    Verdict,
 };
 use runtime::Failure;
 use schemas::permission::Role;
@@ -191,37 +192,61 @@ async fn state(
     judge(&auditor, run)
 }
 
-/// Follows the events. A reader that closes the pipe ends the command with success.
+/// Follows the events. A reader that closes the pipe ends the command with success. When the trust
+/// bundle names another key of the ledger, the stream is read again with that: its events would be
+/// taken for a stranger's.
 async fn tail(context: &Context, wanted: Wanted<'_>) -> Result<(), Failure> {
-    let mut replay = open(context).await?;
-    let wanted = |row: &TimelineRow| wanted.has(row);
+    let mut table = StreamedTable::default();
+    let (mut seen, mut most) = (StreamSequence(0), TAIL_ROWS);
+    loop {
+        let domain = context.domain()?;
+        let keys = LedgerKeys::of(&domain.layout().trust(), domain.trust());
+        let mut replay = open(context).await?;
+        let mut rows = earlier(context, &mut replay, wanted, (seen, most)).await?;
+        loop {
+            for row in rows.drain(..) {
+                context.printer.follow(&mut table, &row);
+            }
+            seen = replay.auditor().last();
+            let more = tokio::select! {
+                biased;
+                _ = tokio::signal::ctrl_c() => return Ok(()),
+                more = replay.follow() => more,
+            };
+            if keys.are_others() {
+                most = usize::MAX;
+                break;
+            }
+            let more = more.into_iter().map(|checked| checked.row);
+            rows.extend(more.filter(|row| wanted.has(row)));
+        }
+    }
+}
+
+/// Reads the stream to its end, and returns the last wanted rows behind a position, at most so many.
+async fn earlier(
+    context: &Context,
+    replay: &mut Replay,
+    wanted: Wanted<'_>,
+    (behind, most): (StreamSequence, usize),
+) -> Result<VecDeque<TimelineRow>, Failure> {
     let mut rows = VecDeque::new();
     let end = replay.span().last;
-    if end > StreamSequence(0) {
-        let mut keep = |checked: Checked| {
-            if wanted(&checked.row) {
-                rows.push_back(checked.row);
-            }
-            if rows.len() > TAIL_ROWS {
-                rows.pop_front();
-            }
-        };
-        let caught_up = replay.catch_up(end, context.timeout, &mut keep).await;
-        say_if_slow(context, &replay);
-        caught_up?;
+    if end == StreamSequence(0) {
+        return Ok(rows);
     }
-    let mut table = StreamedTable::default();
-    loop {
-        for row in rows.drain(..) {
-            context.printer.follow(&mut table, &row);
+    let mut keep = |checked: Checked| {
+        if wanted.has(&checked.row) && checked.row.stream_sequence > behind {
+            rows.push_back(checked.row);
         }
-        let more = tokio::select! {
-            biased;
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-            more = replay.follow() => more,
-        };
-        rows.extend(more.into_iter().map(|checked| checked.row).filter(wanted));
-    }
+        if rows.len() > most {
+            rows.pop_front();
+        }
+    };
+    let caught_up = replay.catch_up(end, context.timeout, &mut keep).await;
+    say_if_slow(context, replay);
+    caught_up?;
+    Ok(rows)
 }
 
 /// Turns the findings of a replay into a failure. Findings against the ledger count for every run,

@@ -64,7 +64,10 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
             prepare,
             retire,
             force,
-        }) => rotate::manifest(context, rotate::Manifest::of(*prepare, *retire), *force).await,
+        }) => rotate::manifest(context, rotate::Part::of(*prepare, *retire), *force).await,
+        Auth::Rotate(Rotate::Events { prepare, retire }) => {
+            rotate::events(context, rotate::Part::of(*prepare, *retire)).await
+        }
         Auth::Rotate(Rotate::User { name, wait }) => successor::run(context, name, wait.0).await,
         Auth::Retire { role } => rotate::retire(context, *role).await,
         Auth::Config {

@@ -3,6 +3,7 @@
 mod checkpoints;
 mod contradictions;
 mod directions;
+mod emitters;
 mod figures;
 mod given_up;
 mod groups;

@@ -35,7 +35,7 @@ struct World {
 fn settings() -> Settings {
     Settings {
         release: "1".to_owned(),
-        audit_key: kit::public_key(1),
+        audit_keys: vec![kit::public_key(1)],
         home: kit::account(1),
         posture: Posture::default(),
         heartbeat: Millis::from_secs(5),

@@ -326,6 +326,7 @@ pub(super) fn head(bytes: &[u8]) {
                 domain: DOMAIN.to_owned(),
                 tenants: vec![kit::account(1)],
                 coordinators: vec![keys::public(KeyKind::User)],
+                ended: Default::default(),
                 sentries: vec![keys::public(KeyKind::User)],
                 heads: vec![keys::raw_public()],
             };

@@ -58,7 +58,7 @@ pub struct Known {
 pub fn check_known(log: &Log, read: &Read<'_>, trusted: &Trusted) -> Result<Known, LogFault> {
     let mut claims = Claims::default();
     log.again(read, &mut |index, entry| {
-        if let Some(body) = told(log, trusted, entry)
+        if let Some(body) = told(log, trusted, index, entry)
             && let Some(known) = body.known
         {
             claims.note(index, known, &body);
@@ -79,12 +79,14 @@ pub fn check_known(log: &Log, read: &Read<'_>, trusted: &Trusted) -> Result<Know
 }
 
 /// The body of an entry of a known emitter. Its signature was checked with the events.
-fn told(log: &Log, trusted: &Trusted, entry: &[u8]) -> Option<EventBody> {
+fn told(log: &Log, trusted: &Trusted, index: u64, entry: &[u8]) -> Option<EventBody> {
     let event = chain::of_leaf(entry)?;
     let body = EventBody::decode(&event.body).ok()?;
     let emitter = &body.emitter;
     let is_known = match (&body.event, &body.run) {
-        (Event::Ledger(_), _) => trusted.coordinators.contains(emitter),
+        (Event::Ledger(_), _) => {
+            trusted.coordinators.contains(emitter) && !log.course().is_over(emitter, index)
+        }
         (Event::Security(_), _) => trusted.sentries.contains(emitter),
         (Event::Worker(_), Some(run)) => {
             let joined = (run.clone(), emitter.clone());

@@ -25,6 +25,7 @@
 //! | `differ` | a stream beside the log |
 //! | `fault` | everything that can be wrong |
 
+mod course;
 mod differ;
 mod events;
 mod fault;

@@ -59,7 +59,7 @@ pub fn check_named(
             let body = EventBody::decode(&event.body).ok();
             body.filter(|body| body.emitter == event.key)
         }) {
-            seen.note(index, &body, trusted, manifest);
+            seen.note(log, index, &body, (trusted, manifest));
         }
         Ok(())
     })?;
@@ -86,12 +86,25 @@ struct Seen {
 }
 
 impl Seen {
-    fn note(&mut self, index: u64, body: &EventBody, trusted: &Trusted, manifest: &LogManifest) {
+    fn note(
+        &mut self,
+        log: &Log,
+        index: u64,
+        body: &EventBody,
+        (trusted, manifest): (&Trusted, &LogManifest),
+    ) {
         let key = &body.emitter;
+        let ledger = matches!(body.event, Event::Ledger(_));
+        if ledger && log.course().is_over(key, index) {
+            // It has named the next one, and says nothing more.
+            return;
+        }
         let (role, is_known) = match (&body.event, &body.run) {
             (Event::Ledger(told), run) => {
                 if let (LedgerEvent::WorkerJoined { audit_key, .. }, Some(run)) = (told, run)
-                    && manifest.enrolment.contains(key)
+                    && log
+                        .course()
+                        .is_vouched(key, |key| manifest.enrolment.contains(key))
                 {
                     self.enrolled.insert((run.clone(), audit_key.clone()));
                 }
@@ -108,7 +121,12 @@ impl Seen {
         };
         if is_known {
             let of = (key.clone(), role == EmitterRole::Coordinator);
-            let first = (index, body.event.kind(), manifest.names(key, role));
+            let names = |key: &PublicKey| manifest.names(key, role);
+            let is_named = match ledger {
+                true => log.course().is_vouched(key, names),
+                false => names(key),
+            };
+            let first = (index, body.event.kind(), is_named);
             self.services.entry(of).or_insert(first);
         }
     }

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::log_manifest::origin;
-use schemas::{AccountId, Digest, Message as _, PublicKey, RunId, WorkerId};
+use schemas::{AccountId, ChainSequence, Digest, Message as _, PublicKey, RunId, WorkerId};
 use tlog::layout::{Bundle, CHECKPOINT, TILE_WIDTH, Tile, entries_of, first_entries};
 use tlog::{Hash, Head};
 
+use super::course::Course;
 use super::fault::LogFault;
 use super::proof::Proof;
 use super::rebuild::Rebuilt;
@@ -26,8 +27,10 @@ pub struct Trusted {
     pub domain: String,
     /// The tenants' accounts; there is one at least.
     pub tenants: Vec<AccountId>,
-    /// The keys that may write the ledger.
+    /// The keys that may write the ledger, oldest first.
     pub coordinators: Vec<PublicKey>,
+    /// Those of them that have ended, each with its last event.
+    pub ended: BTreeMap<PublicKey, ChainSequence>,
     /// The keys that may sign security events.
     pub sentries: Vec<PublicKey>,
     /// The keys that may sign heads, as raw keys.
@@ -46,6 +49,7 @@ pub struct Log {
     /// The digest of each bundle, so that a second reading gets the same bytes.
     bundles: Vec<Digest>,
     members: Members,
+    course: Course,
     /// The signed document in the first entry, if that is a log manifest.
     manifest: Option<String>,
 }
@@ -66,6 +70,7 @@ impl Trusted {
     pub fn auditor(&self) -> Auditor {
         Auditor::new(&self.domain, self.coordinators.iter().cloned())
             .hearing(self.sentries.iter().cloned())
+            .ending(self.ended.clone())
     }
 
     /// Reads a signed head.
@@ -110,6 +115,7 @@ impl Log {
             note,
             bundles: Vec::new(),
             members: Members::new(),
+            course: Course::new(trusted),
             manifest: None,
         };
         let mut pinned_root = None;
@@ -129,7 +135,7 @@ impl Log {
                     log.manifest = chain::of_manifest_leaf(entry).map(str::to_owned);
                 }
                 each(log.tree.size(), entry);
-                note_member(&mut log.members, trusted, entry);
+                log.note_member(trusted, log.tree.size(), entry);
                 for (tile, bytes) in log.tree.push(entry) {
                     look(tile, &bytes);
                 }
@@ -294,30 +300,39 @@ impl Log {
     pub(super) const fn members(&self) -> &Members {
         &self.members
     }
-}
 
-/// Notes a worker that joins, since a worker's own events do not name its account.
-fn note_member(members: &mut Members, trusted: &Trusted, entry: &[u8]) {
-    let Some(event) = chain::of_leaf(entry) else {
-        return;
-    };
-    if !trusted.coordinators.contains(&event.key) {
-        return;
+    /// The keys that go on with the ledger.
+    pub(super) const fn course(&self) -> &Course {
+        &self.course
     }
-    let Ok(body) = EventBody::decode(&event.body) else {
-        return;
-    };
-    if let (
-        Some(run),
-        Event::Ledger(LedgerEvent::WorkerJoined {
-            worker,
-            account,
-            audit_key,
-            ..
-        }),
-    ) = (body.run, body.event)
-    {
-        members.entry((run, audit_key)).or_insert((account, worker));
+
+    /// Notes a worker that joins, since a worker's own events do not name its account.
+    fn note_member(&mut self, trusted: &Trusted, index: u64, entry: &[u8]) {
+        let Some(event) = chain::of_leaf(entry) else {
+            return;
+        };
+        if !trusted.coordinators.contains(&event.key) {
+            return;
+        }
+        let Ok(body) = EventBody::decode(&event.body) else {
+            return;
+        };
+        if !self.course.follow(trusted, index, &event, &body) {
+            return;
+        }
+        if let (
+            Some(run),
+            Event::Ledger(LedgerEvent::WorkerJoined {
+                worker,
+                account,
+                audit_key,
+                ..
+            }),
+        ) = (body.run, body.event)
+        {
+            let member = self.members.entry((run, audit_key));
+            member.or_insert((account, worker));
+        }
     }
 }
 

@@ -287,6 +287,27 @@ fn tl_17_a_worker_that_tells_a_cohort_without_the_coordinators_word_blames_nobod
     assert_eq!(auditor.faulty_workers().len(), 2);
 }
 
+/// A thief of a key that signs no more cannot make evidence against the ledger.
+#[test]
+fn tl_28_tl_17_a_cohort_under_a_key_that_has_a_successor_blames_the_worker_alone() {
+    let mut scene = Scene::new();
+    let digest = scene.digest();
+    scene.seal();
+    let old = scene.log.succeed(98);
+    let new = scene.log.coordinator.public.clone();
+    // One that the ledger has, signed before the change and told after it.
+    scene.tell(0, digest, ROUND, &old);
+    scene.tell(1, Digest::of(b"made up by a thief"), ROUND, &old);
+    scene.contribute();
+    scene.close();
+    let mut auditor = Auditor::new(DOMAIN, [old.public, new]);
+    for record in &scene.log.records {
+        auditor.observe(record);
+    }
+    assert_eq!(found(&auditor), (vec!["cohort-unsigned"], None));
+    assert_eq!(auditor.faulty_workers().len(), 1);
+}
+
 #[test]
 fn tl_17_keys_and_contributions_that_their_worker_has_not_signed_are_evidence() {
     let stranger = Emitter::new(99);

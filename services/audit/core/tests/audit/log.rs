@@ -27,8 +27,8 @@ const START: u64 = 1_700_000_000_000;
 pub(crate) struct Emitter {
     key: SigningKey,
     pub(crate) public: PublicKey,
-    next: u64,
-    head: Option<Digest>,
+    pub(crate) next: u64,
+    pub(crate) head: Option<Digest>,
     /// The head of the log that its next events name.
     pub(crate) known: Option<KnownHead>,
 }
@@ -226,6 +226,15 @@ impl Log {
             .coordinator
             .speak(&self.domain, time, run, Event::Ledger(event));
         self.push(subject, &said);
+    }
+
+    /// The coordinator's key names the next one, which goes on with its chain. Returns the old one.
+    pub(crate) fn succeed(&mut self, seed: u8) -> Emitter {
+        let new = Emitter::new(seed);
+        let next = new.public.clone();
+        self.ledger(None, LedgerEvent::EmitterSucceeded { next });
+        let Emitter { next, head, .. } = self.coordinator;
+        std::mem::replace(&mut self.coordinator, Emitter { next, head, ..new })
     }
 
     pub(crate) fn security(&mut self, sentry: &mut Emitter, event: SecurityEvent) {

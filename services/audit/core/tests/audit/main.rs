@@ -16,6 +16,7 @@ mod properties;
 mod questions;
 mod readers;
 mod security;
+mod succession;
 mod told;
 mod tree;
 mod verdicts;

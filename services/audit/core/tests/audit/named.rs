@@ -5,12 +5,13 @@ use audit_core::log::{
     Differ, Difference, Events, LogFault, Named, Place, Trusted, Unnamed, check_known, check_named,
     origin, replay_events,
 };
-use schemas::event::WorkerEvent;
+use schemas::event::{Event, LedgerEvent, WorkerEvent};
 use schemas::log_manifest::{EmitterRole, LogManifest, NamedEmitter};
 use schemas::security::SecurityEvent;
+use schemas::subject::ledger_subject;
 use schemas::{Code, PublicKey, UnixMillis, V};
 
-use crate::log::{DOMAIN, Emitter, Log as Written, Member, PLAN, SENTRY};
+use crate::log::{DOMAIN, Emitter, Log as Written, Member, PLAN, SENTRY, run};
 use crate::tree::{
     Files, SERVICE, code, entries, event, open, published, read, trusted, verify, whole,
 };
@@ -195,6 +196,38 @@ fn fg_07_the_keys_in_a_manifest_are_named_and_so_are_the_workers_that_they_enrol
     written.security(&mut Emitter::new(151), SecurityEvent::SentryStopped);
     let scene = Scene::of(written);
     assert_eq!(scene.named(&scene.manifest()).unnamed, []);
+}
+
+/// The owner has named the first key of the ledger, and each key names the next. What the first signs
+/// after that names nobody.
+#[test]
+fn tl_28_a_key_that_the_ledger_has_named_is_vouched_for_by_the_one_before() {
+    let mut written = Written::write(&PLAN);
+    let mut old = written.succeed(90);
+    let mut late = Member::new(152);
+    written.ledger(Some(run()), late.joined());
+    let reason = "a test".to_owned();
+    written.worker(&mut late, WorkerEvent::Stopped { reason });
+    let said = Event::Ledger(LedgerEvent::CheckpointTaken);
+    let subject = ledger_subject(None, &old.public, said.kind());
+    let forged = old.speak(DOMAIN, 1_700_000_000_000, None, said);
+    written.push(subject, &forged);
+    let mut scene = Scene::of(written);
+    let (first, second) = (old.public, scene.written.coordinator.public.clone());
+    let mut manifest = scene.manifest();
+    for named in &mut manifest.emitters {
+        if named.role == EmitterRole::Coordinator {
+            named.key = first.clone();
+        }
+    }
+    manifest.enrolment = vec![first.clone()];
+    scene.trusted.coordinators = vec![first.clone(), second.clone()];
+    assert_eq!(scene.named(&manifest).unnamed, []);
+    // Not where the bundle has it first: then nobody has named it.
+    scene.trusted.coordinators = vec![second.clone(), first];
+    let unnamed = scene.named(&manifest).unnamed;
+    let found = |one: &Unnamed| matches!(one, Unnamed::Emitter { key, .. } if *key == second);
+    assert!(unnamed.iter().any(found), "{unnamed:?}");
 }
 
 #[test]

@@ -40,6 +40,7 @@ pub(crate) fn trusted(written: &Written) -> Trusted {
         domain: DOMAIN.to_owned(),
         tenants: vec![nkey(0, &[9; 32]).parse().expect("a key")],
         coordinators: vec![written.coordinator.public.clone()],
+        ended: Default::default(),
         sentries: vec![Emitter::new(SENTRY).public],
         heads: vec![key(SERVICE).verifying_key().to_bytes()],
     }

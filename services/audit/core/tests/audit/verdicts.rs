@@ -237,7 +237,9 @@ fn what_the_coordinators_key_signed_out_of_order_is_evidence() {
     );
     assert_eq!(
         auditor.evidence().map(|found| found.finding.clone()),
-        Some(Finding::Usurped)
+        Some(Finding::Usurped {
+            key: log.coordinator.public.clone()
+        })
     );
     assert!(
         auditor.faulty_workers().is_empty(),

@@ -443,6 +443,7 @@ fn cause(event: &LedgerEvent) -> Option<String> {
         | LedgerEvent::RequestDenied { worker, .. } => Some(worker.to_string()),
         LedgerEvent::CoordinatorStarted { .. }
         | LedgerEvent::CoordinatorStopped { .. }
+        | LedgerEvent::EmitterSucceeded { .. }
         | LedgerEvent::RunCompleted
         | LedgerEvent::RoundOpened { .. }
         | LedgerEvent::RoundCompared { .. }

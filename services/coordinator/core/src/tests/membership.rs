@@ -368,7 +368,7 @@ fn an_audit_key_is_one_workers_and_no_coordinators() {
     for (asker, key) in [
         (peer(2), join_request(1).audit_key),
         (elsewhere, join_request(1).audit_key),
-        (peer(2), settings().audit_key),
+        (peer(2), settings().audit_keys[0].clone()),
         (peer(2), own),
     ] {
         let request = schemas::member::JoinRequest {

@@ -229,6 +229,7 @@ impl Source {
             domain: trust.domain.to_string(),
             tenants: trust.tenants.clone(),
             coordinators: trust.audit_keys.clone(),
+            ended: trust.ends(),
             sentries: trust.sentry_keys.clone(),
             heads: trust.raw_head_keys(),
         };

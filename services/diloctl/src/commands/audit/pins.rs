@@ -275,6 +275,7 @@ mod tests {
                     domain: "a-domain".to_owned(),
                     tenants: Vec::new(),
                     coordinators: Vec::new(),
+                    ended: Default::default(),
                     sentries: Vec::new(),
                     heads: vec![head],
                 },

@@ -15,7 +15,7 @@ use crate::context::Context;
 
 /// Checks the whole record, and returns the auditor with what `prepare` made it collect. A ledger
 /// that does not verify proves nothing.
-pub(super) async fn read(
+pub(in crate::commands) async fn read(
     context: &Context,
     files: Option<&Path>,
     prepare: impl FnOnce(Auditor) -> Auditor,

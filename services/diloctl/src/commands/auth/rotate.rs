@@ -1,4 +1,4 @@
-//! `auth rotate role`, `auth rotate manifest` and `auth retire`.
+//! `auth rotate role`, `auth rotate manifest`, `auth rotate events` and `auth retire`.
 
 use identity::{Domain, ManifestKey, Registration};
 use runtime::accounts;
@@ -8,6 +8,7 @@ use schemas::permission::Role;
 use schemas::{Code, PublicKey, UnixMillis};
 use serde::Serialize;
 
+use super::super::audit::record;
 use crate::context::{Context, unexpected};
 use crate::output::Row;
 use crate::table::{or_dash, time};
@@ -58,9 +59,9 @@ pub(super) async fn retire(context: &Context, role: Role) -> Result<(), Failure>
     pushed.map(drop).map_err(|error| kept(&error))
 }
 
-/// A part of the rotation of the manifest key.
+/// A part of the rotation of a key that the trust bundle knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Manifest {
+pub(super) enum Part {
     /// The trust bundle knows the next key.
     Prepare,
     /// The coordinator signs with it.
@@ -69,7 +70,7 @@ pub(super) enum Manifest {
     Retire,
 }
 
-impl Manifest {
+impl Part {
     pub(super) const fn of(prepare: bool, retire: bool) -> Self {
         match (prepare, retire) {
             (true, _) => Self::Prepare,
@@ -105,19 +106,15 @@ async fn check_unused(context: &Context, domain: &Domain) -> Result<(), Failure>
 
 /// Gives the coordinator a new key for leases and commands, or ends the earlier ones, which needs the
 /// coordinator's word unless that is to be done by `force`.
-pub(super) async fn manifest(
-    context: &Context,
-    part: Manifest,
-    force: bool,
-) -> Result<(), Failure> {
+pub(super) async fn manifest(context: &Context, part: Part, force: bool) -> Result<(), Failure> {
     let domain = context.domain()?;
     let _lock = context.lock("diloctl auth rotate")?;
-    if part == Manifest::Retire && !force {
+    if part == Part::Retire && !force {
         check_unused(context, &domain).await?;
     }
     let rows: Vec<Signer> = match part {
-        Manifest::Prepare => vec![Signer::of(domain.prepare_manifest_key()?, "next")],
-        Manifest::Adopt => {
+        Part::Prepare => vec![Signer::of(domain.prepare_manifest_key()?, "next")],
+        Part::Adopt => {
             // Workers know it before anything is signed with it.
             domain.prepare_manifest_key()?;
             let keys = domain.adopt_manifest_key()?;
@@ -126,16 +123,58 @@ pub(super) async fn manifest(
                 Signer::of(keys.old, "until retired"),
             ]
         }
-        Manifest::Retire => {
+        Part::Retire => {
             let gone = domain.retire_manifest_keys()?;
             gone.into_iter()
                 .map(|key| Signer::of(key, "void"))
                 .collect()
         }
     };
-    // Machines that are invited get the bundle as it is now.
+    show(context, &domain, &rows)
+}
+
+/// Gives the coordinator a new key for its events, or ends the earlier ones, once the ledger shows that
+/// the present one has succeeded them.
+pub(super) async fn events(context: &Context, part: Part) -> Result<(), Failure> {
+    let domain = context.domain()?;
+    let rows: Vec<Signer> = match part {
+        Part::Prepare => {
+            let _lock = context.lock("diloctl auth rotate")?;
+            vec![Signer::of(domain.prepare_event_key()?, "next")]
+        }
+        Part::Adopt => {
+            let _lock = context.lock("diloctl auth rotate")?;
+            // Readers know it before anything is signed with it.
+            domain.prepare_event_key()?;
+            let keys = domain.offer_event_key()?;
+            vec![
+                Signer::of(keys.new, "new"),
+                Signer::of(keys.old, "until retired"),
+            ]
+        }
+        Part::Retire => {
+            let auditor = record::read(context, None, |auditor| auditor).await?;
+            let _lock = context.lock("diloctl auth rotate")?;
+            let Some(present) = auditor.emitter() else {
+                return Err(Failure::new(Code::EventKeyInUse, "the ledger has no key"));
+            };
+            if auditor.succeeded().is_empty() || !domain.settle_event_key(present)? {
+                let text = format!("the ledger goes on with {present}");
+                return Err(Failure::new(Code::EventKeyInUse, text));
+            }
+            let gone = domain.end_event_keys(auditor.succeeded())?;
+            gone.into_iter()
+                .map(|key| Signer::of(key, "ended"))
+                .collect()
+        }
+    };
+    show(context, &domain, &rows)
+}
+
+/// Signs the trust bundle as it is now, so that machines that are invited get it, and prints its keys.
+fn show(context: &Context, domain: &Domain, rows: &[Signer]) -> Result<(), Failure> {
     let signed = domain.endorse_trust(clock::now())?;
-    context.printer.rows(&rows);
+    context.printer.rows(rows);
     if !signed {
         context.printer.talk(
             "the vault is not here, so machines that were invited before this get the trust bundle of \

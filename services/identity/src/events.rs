@@ -1,0 +1,327 @@
+//! A new key for the coordinator's events, while runs go on. The ledger stays one chain: its last
+//! event of the old key names the new one, and the next event is signed by that. So the new key lies
+//! beside the old one until the coordinator has written that event, and takes it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use schemas::{ChainSequence, PublicKey};
+
+use crate::domain::{Domain, DomainError};
+use crate::purpose::AuditKey;
+use crate::rotation::NewKey;
+use crate::secret::FileError;
+use crate::successor::waiting;
+use crate::trust::{EndedKey, TrustBundle};
+
+/// The coordinator's key for events, and the trust bundle, as files on its machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventKeyFiles {
+    /// The seed file of the present key.
+    pub key: PathBuf,
+    /// The trust bundle.
+    pub trust: PathBuf,
+}
+
+/// The key that waits beside the coordinator's present one.
+#[derive(Clone, Debug)]
+pub enum NextEventKey {
+    /// There is none.
+    None,
+    /// It can be taken.
+    Ready(Box<AuditKey>),
+    /// It cannot be taken; the reason in words.
+    Unfit(String),
+}
+
+impl EventKeyFiles {
+    /// The key that waits, if the trust bundle names it after the present one.
+    pub fn next(&self) -> NextEventKey {
+        let path = waiting(&self.key);
+        if !path.exists() {
+            return NextEventKey::None;
+        }
+        let read = || -> Result<_, DomainError> {
+            let (present, next) = (AuditKey::read(&self.key)?, AuditKey::read(&path)?);
+            Ok((present, next, TrustBundle::read(&self.trust)?))
+        };
+        let (present, next, trust) = match read() {
+            Ok(read) => read,
+            Err(error) => return NextEventKey::Unfit(error.to_string()),
+        };
+        let place = |key: &AuditKey| trust.audit_keys.iter().position(|one| one == key.public());
+        match (place(&present), place(&next)) {
+            (Some(now), Some(then)) if now < then => NextEventKey::Ready(Box::new(next)),
+            _ => NextEventKey::Unfit(format!(
+                "{} does not name {} after {}",
+                self.trust.display(),
+                next.public(),
+                present.public()
+            )),
+        }
+    }
+
+    /// Puts the key that waits in the place of the present one: the ledger names it.
+    ///
+    /// # Errors
+    /// The file cannot be moved.
+    pub fn take(&self) -> Result<(), FileError> {
+        put(&waiting(&self.key), &self.key)
+    }
+}
+
+impl Domain {
+    /// Makes the next key for the coordinator's events and lets the trust bundle know it, after the
+    /// present one. Nothing is signed with it before the coordinator has taken it. One that was made
+    /// before and not taken stays. The caller holds the [`crate::DomainLock`].
+    ///
+    /// # Errors
+    /// The bundle has as many keys as it can, or a file cannot be read or written.
+    pub fn prepare_event_key(&self) -> Result<PublicKey, DomainError> {
+        let offered = waiting(&self.layout().coordinator_audit_key());
+        let made = self.layout().next_coordinator_audit_key();
+        let there = [&offered, &made].into_iter().find(|path| path.exists());
+        let next = match there {
+            Some(path) => AuditKey::read(path)?,
+            None => AuditKey::generate(),
+        };
+        // The bundle is written first: it may have no room, and a key that nobody has is no harm.
+        self.change_trust(|bundle| {
+            if !bundle.audit_keys.contains(next.public()) {
+                bundle.audit_keys.push(next.public().clone());
+            }
+        })?;
+        if there.is_none() {
+            next.seed().write(&made)?;
+        }
+        Ok(next.public().clone())
+    }
+
+    /// Lays the next key beside the present one, where the coordinator takes it. The caller holds the
+    /// [`crate::DomainLock`].
+    ///
+    /// # Errors
+    /// There is no next key, or a file cannot be read or written.
+    pub fn offer_event_key(&self) -> Result<NewKey, DomainError> {
+        let present = self.layout().coordinator_audit_key();
+        let offered = waiting(&present);
+        let old = AuditKey::read(&present)?.public().clone();
+        if !offered.exists() {
+            let next = self.layout().next_coordinator_audit_key();
+            // What cannot be read is not offered.
+            AuditKey::read(&next)?;
+            put(&next, &offered)?;
+        }
+        let new = AuditKey::read(&offered)?.public().clone();
+        Ok(NewKey { old, new })
+    }
+
+    /// Puts the key that goes on with the ledger in the place of the present one, if it still waits
+    /// here: a coordinator on another machine has taken its copy. Returns false if the domain's key is
+    /// another one. The caller holds the [`crate::DomainLock`], and has verified the ledger.
+    ///
+    /// # Errors
+    /// A file cannot be read or moved.
+    pub fn settle_event_key(&self, goes_on: &PublicKey) -> Result<bool, DomainError> {
+        let files = EventKeyFiles {
+            key: self.layout().coordinator_audit_key(),
+            trust: self.layout().trust(),
+        };
+        if let NextEventKey::Ready(next) = files.next()
+            && next.public() == goes_on
+        {
+            files.take()?;
+        }
+        Ok(AuditKey::read(&files.key)?.public() == goes_on)
+    }
+
+    /// Notes in the trust bundle where each earlier key has ended: the number of its last event in
+    /// the ledger. What it signed up to there stays valid for ever. Returns the keys that were not
+    /// noted before. The caller holds the [`crate::DomainLock`], and has verified the ledger.
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
+    pub fn end_event_keys(
+        &self,
+        ended: &BTreeMap<PublicKey, ChainSequence>,
+    ) -> Result<Vec<PublicKey>, DomainError> {
+        let mut gone = Vec::new();
+        self.change_trust(|bundle| {
+            for (key, last) in ended {
+                if bundle.audit_keys.contains(key) && bundle.ended(key).is_none() {
+                    bundle.ended_audit_keys.push(EndedKey {
+                        key: key.clone(),
+                        last: *last,
+                    });
+                    gone.push(key.clone());
+                }
+            }
+        })?;
+        Ok(gone)
+    }
+
+    /// Writes the trust bundle with a change.
+    pub(crate) fn change_trust(
+        &self,
+        change: impl FnOnce(&mut TrustBundle),
+    ) -> Result<(), DomainError> {
+        let path = self.layout().trust();
+        let mut bundle = TrustBundle {
+            ca: self.layout().ca_relative(),
+            ..TrustBundle::read(&path)?
+        };
+        change(&mut bundle);
+        Ok(bundle.write(&path)?)
+    }
+}
+
+/// Moves a file to another name in its folder. The new name survives a power failure.
+fn put(from: &Path, to: &Path) -> Result<(), FileError> {
+    let synced = || File::open(to.parent().unwrap_or(to))?.sync_all();
+    let moved = fs::rename(from, to).and_then(|()| synced());
+    moved.map_err(|source| FileError::Write {
+        path: to.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::{Code, UnixMillis};
+
+    use super::*;
+    use crate::domain::InitOptions;
+    use crate::trust::KEYS_MAX;
+
+    fn domain(folder: &Path) -> Domain {
+        Domain::init(folder, &InitOptions::default(), UnixMillis(1)).expect("an empty folder")
+    }
+
+    fn files(domain: &Domain) -> EventKeyFiles {
+        EventKeyFiles {
+            key: domain.layout().coordinator_audit_key(),
+            trust: domain.layout().trust(),
+        }
+    }
+
+    fn bundle(domain: &Domain) -> TrustBundle {
+        TrustBundle::read(&domain.layout().trust()).expect("it is ours")
+    }
+
+    #[test]
+    fn tl_28_the_next_event_key_waits_until_the_coordinator_takes_it() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let domain = domain(&scratch.path().join("domain"));
+        let files = files(&domain);
+        let present = || AuditKey::read(&files.key).expect("it is there");
+        let old = present().public().clone();
+        assert!(domain.offer_event_key().is_err(), "there is no next one");
+        let next = domain.prepare_event_key().expect("it has room");
+        assert_eq!(domain.prepare_event_key().expect("again"), next);
+        assert!(matches!(files.next(), NextEventKey::None), "not offered");
+        let offered = domain.offer_event_key().expect("it was prepared");
+        assert_eq!((&offered.old, &offered.new), (&old, &next));
+        // A command that is repeated offers the same key, and makes no other. A bundle of before gets
+        // it again.
+        domain
+            .change_trust(|bundle| bundle.audit_keys.truncate(1))
+            .expect("ours");
+        assert_eq!(domain.prepare_event_key().expect("again"), next);
+        assert_eq!(domain.offer_event_key().expect("again"), offered);
+        assert_eq!(bundle(&domain).audit_keys, [old.clone(), next.clone()]);
+        assert_eq!(*present().public(), old);
+        let waits = files.next();
+        assert!(matches!(&waits, NextEventKey::Ready(key) if *key.public() == next));
+        files.take().expect("it waits");
+        assert_eq!(*present().public(), next);
+        assert!(matches!(files.next(), NextEventKey::None));
+    }
+
+    #[test]
+    fn a_key_that_the_bundle_does_not_name_after_the_present_one_is_not_taken() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let domain = domain(&scratch.path().join("domain"));
+        let files = files(&domain);
+        let old = AuditKey::read(&files.key).expect("it is there");
+        let path = waiting(&files.key);
+        let unfit = || matches!(files.next(), NextEventKey::Unfit(_));
+        AuditKey::generate().seed().write(&path).expect("ours");
+        assert!(unfit(), "nobody knows it");
+        old.seed().write(&path).expect("ours");
+        assert!(unfit(), "it is the present one");
+        fs::remove_file(&path).expect("ours");
+        domain.prepare_event_key().expect("it has room");
+        domain.offer_event_key().expect("it was prepared");
+        domain
+            .change_trust(|bundle| bundle.audit_keys.reverse())
+            .expect("ours");
+        assert!(unfit(), "an earlier one");
+        domain
+            .change_trust(|bundle| bundle.audit_keys.reverse())
+            .expect("ours");
+        assert!(!unfit());
+        fs::write(&path, "nonsense").expect("ours");
+        assert!(unfit(), "it is no key");
+    }
+
+    #[test]
+    fn an_earlier_event_key_ends_where_the_ledger_says_and_stays_in_the_bundle() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let domain = domain(&scratch.path().join("domain"));
+        let old = bundle(&domain).audit_keys[0].clone();
+        let new = domain.prepare_event_key().expect("it has room");
+        let stranger = AuditKey::generate().public().clone();
+        let ended = BTreeMap::from([
+            (old.clone(), ChainSequence(7)),
+            (stranger, ChainSequence(1)),
+        ]);
+        let gone = domain.end_event_keys(&ended).expect("it is ours");
+        assert_eq!(gone, std::slice::from_ref(&old));
+        let bundle = bundle(&domain);
+        assert_eq!(bundle.audit_keys, [old.clone(), new.clone()]);
+        assert_eq!(bundle.ended(&old), Some(ChainSequence(7)));
+        assert!(bundle.signs_events(&new) && !bundle.signs_events(&old));
+        let later = BTreeMap::from([(old.clone(), ChainSequence(9))]);
+        assert_eq!(domain.end_event_keys(&later).expect("it is ours"), []);
+        let kept = TrustBundle::read(&domain.layout().trust()).expect("it is ours");
+        assert_eq!(kept.ended(&old), Some(ChainSequence(7)), "it ends once");
+    }
+
+    #[test]
+    fn the_key_that_goes_on_elsewhere_is_the_domains_too() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let domain = domain(&scratch.path().join("domain"));
+        let old = bundle(&domain).audit_keys[0].clone();
+        let next = domain.prepare_event_key().expect("it has room");
+        assert!(domain.settle_event_key(&old).expect("ours"));
+        assert!(
+            !domain.settle_event_key(&next).expect("ours"),
+            "not offered"
+        );
+        domain.offer_event_key().expect("it was prepared");
+        assert!(
+            domain.settle_event_key(&old).expect("ours"),
+            "not taken yet"
+        );
+        assert!(domain.settle_event_key(&next).expect("ours"));
+        assert!(
+            !domain.settle_event_key(&old).expect("ours"),
+            "it has ended"
+        );
+    }
+
+    #[test]
+    fn a_full_bundle_gets_no_event_key() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let domain = domain(&scratch.path().join("domain"));
+        for _ in 1..KEYS_MAX {
+            domain.prepare_event_key().expect("it has room");
+            domain.offer_event_key().expect("it was prepared");
+            files(&domain).take().expect("it waits");
+        }
+        let refused = domain.prepare_event_key().expect_err("it is full");
+        assert_eq!(refused.code(), Code::CredentialMalformed);
+        assert!(!domain.layout().next_coordinator_audit_key().exists());
+    }
+}
