@@ -392,6 +392,22 @@ pub enum WorkerEvent {
     Stopped { reason: String },
 }
 
+/// Declares the kinds of a type of events: a line for each variant, with one subject token.
+macro_rules! kinds {
+    ($type:ident { $($variant:ident => $kind:literal,)+ }) => {
+        impl $type {
+            /// All kinds.
+            pub const KINDS: &[&str] = &[$($kind),+];
+
+            /// Its kind as one subject token.
+            pub const fn kind(&self) -> &'static str {
+                match self { $(Self::$variant { .. } => $kind,)+ }
+            }
+        }
+    };
+}
+pub(crate) use kinds;
+
 impl Event {
     /// The key that goes on with the chain after this event, if it names one.
     pub const fn next_emitter(&self) -> Option<&PublicKey> {
@@ -401,8 +417,14 @@ impl Event {
         }
     }
 
+    /// All kinds.
+    pub fn kinds() -> impl Iterator<Item = &'static str> {
+        let all = [LedgerEvent::KINDS, WorkerEvent::KINDS, SecurityEvent::KINDS];
+        all.into_iter().flatten().copied()
+    }
+
     /// Its kind as one subject token.
-    pub fn kind(&self) -> &'static str {
+    pub const fn kind(&self) -> &'static str {
         match self {
             Self::Ledger(event) => event.kind(),
             Self::Worker(event) => event.kind(),
@@ -411,59 +433,49 @@ impl Event {
     }
 }
 
-impl LedgerEvent {
-    /// Its kind as one subject token.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::CoordinatorStarted { .. } => "coordinator-started",
-            Self::CoordinatorStopped { .. } => "coordinator-stopped",
-            Self::EmitterSucceeded { .. } => "emitter-succeeded",
-            Self::RunCreated { .. } => "run-created",
-            Self::RunCompleted => "run-completed",
-            Self::WorkerJoined { .. } => "worker-joined",
-            Self::WorkerLeft { .. } => "worker-left",
-            Self::RoundOpened { .. } => "round-opened",
-            Self::LeaseGranted { .. } => "lease-granted",
-            Self::LeaseEnded { .. } => "lease-ended",
-            Self::ContributionAccepted { .. } => "contribution-accepted",
-            Self::ContributionRejected { .. } => "contribution-rejected",
-            Self::EvaluationAccepted { .. } => "evaluation-accepted",
-            Self::RoundCompared { .. } => "round-compared",
-            Self::RoundSealed { .. } => "round-sealed",
-            Self::RoundClosed { .. } => "round-closed",
-            Self::CohortSealed { .. } => "cohort-sealed",
-            Self::RoundUnmasked { .. } => "round-unmasked",
-            Self::CohortDissolved { .. } => "cohort-dissolved",
-            Self::PrivacySpent { .. } => "privacy-spent",
-            Self::SnapshotSaved { .. } => "snapshot-saved",
-            Self::SnapshotPromoted { .. } => "snapshot-promoted",
-            Self::ControlReceived { .. } => "control-received",
-            Self::HoldPlaced { .. } => "hold-placed",
-            Self::HoldLifted { .. } => "hold-lifted",
-            Self::WorkerQuarantined { .. } => "worker-quarantined",
-            Self::WorkerReadmitted { .. } => "worker-readmitted",
-            Self::SnapshotRestored { .. } => "snapshot-restored",
-            Self::ObjectsGivenUp { .. } => "objects-given-up",
-            Self::TenantSet { .. } => "tenant-set",
-            Self::TenantEnded { .. } => "tenant-ended",
-            Self::RequestDenied { .. } => "request-denied",
-            Self::CheckpointTaken => "checkpoint-taken",
-            Self::CheckpointSaved { .. } => "checkpoint-saved",
-        }
-    }
-}
+kinds! { LedgerEvent {
+    CoordinatorStarted => "coordinator-started",
+    CoordinatorStopped => "coordinator-stopped",
+    EmitterSucceeded => "emitter-succeeded",
+    RunCreated => "run-created",
+    RunCompleted => "run-completed",
+    WorkerJoined => "worker-joined",
+    WorkerLeft => "worker-left",
+    RoundOpened => "round-opened",
+    LeaseGranted => "lease-granted",
+    LeaseEnded => "lease-ended",
+    ContributionAccepted => "contribution-accepted",
+    ContributionRejected => "contribution-rejected",
+    EvaluationAccepted => "evaluation-accepted",
+    RoundCompared => "round-compared",
+    RoundSealed => "round-sealed",
+    RoundClosed => "round-closed",
+    CohortSealed => "cohort-sealed",
+    RoundUnmasked => "round-unmasked",
+    CohortDissolved => "cohort-dissolved",
+    PrivacySpent => "privacy-spent",
+    SnapshotSaved => "snapshot-saved",
+    SnapshotPromoted => "snapshot-promoted",
+    ControlReceived => "control-received",
+    HoldPlaced => "hold-placed",
+    HoldLifted => "hold-lifted",
+    WorkerQuarantined => "worker-quarantined",
+    WorkerReadmitted => "worker-readmitted",
+    SnapshotRestored => "snapshot-restored",
+    ObjectsGivenUp => "objects-given-up",
+    TenantSet => "tenant-set",
+    TenantEnded => "tenant-ended",
+    RequestDenied => "request-denied",
+    CheckpointTaken => "checkpoint-taken",
+    CheckpointSaved => "checkpoint-saved",
+} }
 
-impl WorkerEvent {
-    /// Its kind as one subject token.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Joined { .. } => "joined",
-            Self::Started { .. } => "started",
-            Self::Masked { .. } => "masked",
-            Self::Submitted { .. } => "submitted",
-            Self::Dropped { .. } => "dropped",
-            Self::Refused { .. } => "refused",
-            Self::Stopped { .. } => "stopped",
-        }
-    }
-}
+kinds! { WorkerEvent {
+    Joined => "joined",
+    Started => "started",
+    Masked => "masked",
+    Submitted => "submitted",
+    Dropped => "dropped",
+    Refused => "refused",
+    Stopped => "stopped",
+} }

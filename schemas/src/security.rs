@@ -8,6 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::event::kinds;
 use crate::message::{V, message};
 use crate::subject::{as_sent, sender_key};
 use crate::{AccountId, Code, PublicKey, UnixMillis};
@@ -225,23 +226,20 @@ pub struct Seen {
     pub reason: String,
 }
 
-impl SecurityEvent {
-    /// Its kind as one subject token.
-    pub const fn kind(&self) -> &'static str {
-        match self {
-            Self::SentryStarted { .. } => "sentry-started",
-            Self::SentryStopped => "sentry-stopped",
-            Self::SentryInterrupted { .. } => "sentry-interrupted",
-            Self::AuthenticationFailed { .. } => "authentication-failed",
-            Self::PermissionDenied { .. } => "permission-denied",
-            Self::ClientConnected { .. } => "client-connected",
-            Self::ClientDisconnected { .. } => "client-disconnected",
-            Self::StreamChanged { .. } => "stream-changed",
-            Self::RequestRefused { .. } => "request-refused",
-            Self::SightingsDropped { .. } => "sightings-dropped",
-        }
-    }
+kinds! { SecurityEvent {
+    SentryStarted => "sentry-started",
+    SentryStopped => "sentry-stopped",
+    SentryInterrupted => "sentry-interrupted",
+    AuthenticationFailed => "authentication-failed",
+    PermissionDenied => "permission-denied",
+    ClientConnected => "client-connected",
+    ClientDisconnected => "client-disconnected",
+    StreamChanged => "stream-changed",
+    RequestRefused => "request-refused",
+    SightingsDropped => "sightings-dropped",
+} }
 
+impl SecurityEvent {
     /// What was seen; none for events about the sentry itself.
     pub const fn seen(&self) -> Option<&Seen> {
         match self {

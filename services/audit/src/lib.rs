@@ -50,7 +50,7 @@ mod tail;
 
 pub use audit_core::{
     Auditor, Checked, EmitterSummary, FaultyWorker, Finding, ForeignMessage, Payload,
-    PlacedFinding, Record, RunSummary, StreamSequence, Summary, TimelineRow, Verdict,
+    PlacedFinding, Record, RunSummary, StreamSequence, Summary, TimelineRow, UNREADABLE, Verdict,
 };
 pub use audit_core::{ancestry, lineage, recompute};
 pub use config::Config;

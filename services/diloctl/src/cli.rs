@@ -17,7 +17,7 @@ use schemas::{Digest, RunId};
 
 pub(crate) use self::audit::{
     AncestrySource, Audit, Descendants, Lineage, Log, LoggedEvent, ObjectSource, Recompute,
-    ShowLineage, StoreAddress, Witnessing,
+    SECURITY, ShowLineage, StoreAddress, Witnessing,
 };
 pub(crate) use self::invite::InviteArgs;
 pub(crate) use self::rotate::Rotate;

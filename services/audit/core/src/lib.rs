@@ -63,5 +63,5 @@ pub use rate::{
 };
 pub use record::{Payload, Record, StreamSequence};
 pub use summary::{EmitterSummary, FaultyWorker, ForeignMessage, RunSummary, Summary};
-pub use timeline::TimelineRow;
+pub use timeline::{TimelineRow, UNREADABLE};
 pub use verdict::Verdict;

@@ -19,6 +19,8 @@ const DETAIL_CHARACTERS_MAX: usize = 100;
 pub(crate) const COORDINATOR: &str = "coordinator";
 /// The name under which the audit service's sentry appears.
 pub(crate) const SENTRY: &str = "sentry";
+/// The kind of a line for a record that cannot be read.
+pub const UNREADABLE: &str = "unreadable";
 
 /// One line of the timeline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -63,7 +65,7 @@ impl TimelineRow {
             time: record.stored_at,
             run: None,
             emitter: "?".to_owned(),
-            kind: "unreadable".to_owned(),
+            kind: UNREADABLE.to_owned(),
             about: String::new(),
             detail: plain(&record.subject),
             verdict: Verdict::Rejected,

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use diloco_audit::UNREADABLE;
+use schemas::event::Event;
 use schemas::{Digest, RunId};
 
 use super::parse_digest;
@@ -17,7 +19,7 @@ pub(crate) enum Audit {
         run: Option<RunId>,
         /// Show only events of this kind, such as `permission-denied`, or with `security` all that
         /// the audit service saw of refusals, connections and changes of streams.
-        #[arg(long, conflicts_with_all = ["at", "summary"])]
+        #[arg(long, conflicts_with_all = ["at", "summary"], value_parser = parse_kind)]
         kind: Option<String>,
         /// Show the coordinator's state as it was after this stream sequence.
         #[arg(long, value_name = "SEQUENCE")]
@@ -40,7 +42,7 @@ pub(crate) enum Audit {
     /// holds the event and needs nothing else to be verified than the trust bundle.
     Prove {
         /// The event: the sha256 of its body (`sha256:…`), its emitter and number (`KEY:NUMBER`), or
-        /// its index in the log.
+        /// its index in the log, which counts from 0 and is not the sequence of the stream.
         event: LoggedEvent,
         /// File to write; by default `event-INDEX.tlog-proof` in the current folder.
         #[arg(long, value_name = "FILE")]
@@ -94,7 +96,7 @@ pub(crate) enum Audit {
         #[arg(long)]
         run: Option<RunId>,
         /// Show only events of this kind, or with `security` all security events.
-        #[arg(long)]
+        #[arg(long, value_parser = parse_kind)]
         kind: Option<String>,
     },
 }
@@ -203,6 +205,23 @@ impl Log {
     }
 }
 
+/// The name for all events of the audit service's sentry.
+pub(crate) const SECURITY: &str = "security";
+
+/// A kind of event, or [`SECURITY`]. A word that no event has would show nothing, for ever.
+fn parse_kind(text: &str) -> Result<String, String> {
+    let mut kinds = Event::kinds().chain([SECURITY, UNREADABLE]);
+    if kinds.any(|kind| kind == text) {
+        return Ok(text.to_owned());
+    }
+    let mut all: Vec<&str> = Event::kinds().chain([SECURITY, UNREADABLE]).collect();
+    all.sort_unstable();
+    Err(format!(
+        "no event is of this kind; there are {}",
+        all.join(", ")
+    ))
+}
+
 /// An event, as `audit prove` names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LoggedEvent {
@@ -279,4 +298,27 @@ pub(crate) struct ObjectSource {
     /// read through URLs of the coordinator, with the operator's credentials.
     #[arg(long, value_name = "DIR")]
     pub(crate) store_folder: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_that_no_event_has_is_wrong_usage() {
+        for kind in [
+            "security",
+            "unreadable",
+            "submitted",
+            "round-sealed",
+            "stream-changed",
+        ] {
+            assert_eq!(parse_kind(kind).as_deref(), Ok(kind));
+        }
+        let refused = parse_kind("secrity").expect_err("it is mistyped");
+        assert!(
+            refused.contains("security, sentry-interrupted"),
+            "{refused}"
+        );
+    }
 }

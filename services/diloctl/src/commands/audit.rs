@@ -91,7 +91,7 @@ struct Wanted<'a> {
 impl Wanted<'_> {
     fn has(self, row: &TimelineRow) -> bool {
         let kind = self.kind.is_none_or(|kind| match kind {
-            "security" => row.is_security(),
+            cli::SECURITY => row.is_security(),
             kind => row.kind == kind,
         });
         kind && self.run.is_none_or(|run| row.concerns(run))

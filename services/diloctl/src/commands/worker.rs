@@ -8,6 +8,7 @@ use runtime::Failure;
 use schemas::call::control as call;
 use schemas::control::{Query, View};
 use schemas::lease::LeaseRef;
+use schemas::permission::Role;
 use schemas::quarantine::{MergedRounds, QuarantineReply, QuarantineRequest};
 use schemas::view::SnapshotView;
 use schemas::{Code, Round, RunId, UnixMillis, V, WorkerId};
@@ -105,8 +106,17 @@ async fn named(
     if !text.bytes().all(is_name) {
         return Err(unknown(format!("{text:?} is neither a key nor a name")));
     }
-    let file = context.domain()?.layout().credentials(text);
+    let domain = context.domain()?;
+    let file = domain.layout().credentials(text);
     if file.exists() {
+        // Without the list of holders the coordinator's record says what the key is.
+        let holders = domain.holders_of(text).unwrap_or_default();
+        if let Some(other) = holders.iter().find(|one| one.role != Role::Worker) {
+            let role = other.role.name();
+            return Err(unknown(format!(
+                "{text} has the credentials of role {role}"
+            )));
+        }
         let key = Credentials::read(&file)?.public().to_string();
         return key
             .parse()

@@ -402,6 +402,13 @@ async fn tl_31_tl_07_a_quarantine_revokes_the_credential_in_the_same_command() {
     worker.join().await;
     let lease = worker.claim().await.lease;
 
+    // An operator's key is no worker's.
+    let other = cluster
+        .diloctl(&with_credential("quarantine", "operator"))
+        .await;
+    assert_eq!(other.status.code(), Some(i32::from(EXIT_NOT_FOUND)));
+    assert!(other.stderr.contains("role operator"), "{}", other.stderr);
+
     let shown = cluster
         .diloctl_ok(&with_credential("quarantine", "worker-0"))
         .await;
