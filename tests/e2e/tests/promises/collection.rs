@@ -65,7 +65,7 @@ fn given_up(events: &[LedgerEvent]) -> Vec<u64> {
 #[tokio::test]
 async fn old_objects_are_deleted_while_the_run_trains_and_nothing_goes_that_is_needed() {
     let mut cluster = Cluster::start(Options::default(), 2).await;
-    Recipe::reference(ROUNDS, 2, 60)
+    Recipe::reference(ROUNDS, 2, 200)
         .set("schedule.snapshot_every=1")
         .set("outer.rule=nesterov")
         .set("schedule.evaluation_every=2")

@@ -166,7 +166,8 @@ impl Credential {
 
 /// True if no token of the worker is valid: its key was revoked, and nothing was issued since.
 fn is_void(domain: &Domain, worker: &WorkerId, holders: &[Registration]) -> Result<bool, Failure> {
-    let revocations = domain.revocations()?;
+    let mut revocations = domain.revocations()?;
+    revocations.retain(|one| !one.pending);
     if holders.is_empty() {
         let mut keys = revocations.iter().map(|one| one.key.as_str());
         return Ok(keys.any(|key| key == worker.as_str()));
@@ -174,7 +175,7 @@ fn is_void(domain: &Domain, worker: &WorkerId, holders: &[Registration]) -> Resu
     let void = |holder: &Registration| {
         let of = |one: &&Revocation| (&one.account, &one.key) == (&holder.account, &holder.public);
         let revocation = revocations.iter().find(of);
-        revocation.is_some_and(|one| !one.pending && one.covers(holder.issued))
+        revocation.is_some_and(|one| one.covers(holder.issued))
     };
     Ok(holders.iter().all(void))
 }
@@ -279,6 +280,8 @@ mod tests {
         let kept = domain
             .revoke(&account, &key, None, begin)
             .expect("there is room");
+        assert!(!void(&before) && !void(&[]), "no broker has confirmed it");
+        domain.confirm(&kept).expect("the folder takes files");
         assert!(void(&before) && void(&[]));
         let after = holder(kept.until.get() + 1000);
         assert!(!void(std::slice::from_ref(&after)), "it was issued anew");
