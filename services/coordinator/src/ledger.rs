@@ -9,6 +9,7 @@ mod checkpoint;
 mod grouping;
 mod succession;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chain::{Judgement, Reader};
@@ -36,6 +37,8 @@ pub struct Ledger {
     /// The domain's id as text.
     domain: String,
     chain: Reader,
+    /// The keys that have ended by the trust bundle, each with its last event.
+    ended: BTreeMap<PublicKey, ChainSequence>,
     /// Position in the stream of the last message that was read, in the chain or not; 0 for none.
     /// The next append expects it to be the last one.
     stream_sequence: u64,
@@ -94,6 +97,16 @@ pub enum LedgerError {
         /// The key of this process.
         own: PublicKey,
     },
+    /// The key of this process has ended by the trust bundle.
+    #[error(
+        "by the trust bundle {own}, with which this coordinator signs, has ended with event {last}"
+    )]
+    Ended {
+        /// The key of this process.
+        own: PublicKey,
+        /// The number of its last event.
+        last: ChainSequence,
+    },
     /// The stream does not accept an event.
     #[error("event {sequence} ({kind}) was not appended: {reason}")]
     Unwritable {
@@ -115,7 +128,7 @@ impl LedgerError {
         match self {
             Self::Fenced { .. } => Code::LedgerFenced,
             Self::Broken { .. } => Code::LedgerBroken,
-            Self::Succeeded { .. } => Code::EventKeySucceeded,
+            Self::Succeeded { .. } | Self::Ended { .. } => Code::EventKeySucceeded,
             Self::Unwritable { .. } => Code::LedgerUnwritable,
             Self::Unreadable(error) => error.code(),
         }
@@ -135,7 +148,8 @@ impl Ledger {
             stream,
             key,
             domain: trust.domain.to_string(),
-            chain: Reader::new(trust.domain.as_str(), trust.audit_keys).ending(ended),
+            chain: Reader::new(trust.domain.as_str(), trust.audit_keys).ending(ended.clone()),
+            ended,
             stream_sequence: 0,
             base: None,
             taken: None,
@@ -202,6 +216,7 @@ impl Ledger {
             key: self.key.clone(),
             domain: self.domain.clone(),
             chain: self.chain.clone(),
+            ended: self.ended.clone(),
             grouping: Grouping::default(),
             ..*self
         };

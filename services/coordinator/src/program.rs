@@ -1,5 +1,6 @@
 //! The coordinator as a program: its command line, and its part in the frame of all services.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
@@ -11,6 +12,7 @@ use schemas::UnixMillis;
 use schemas::member::Posture;
 use tokio_util::sync::CancellationToken;
 
+use crate::shell::tell_unfit;
 use crate::{Config, Service};
 
 /// Leads DiLoCo runs: rounds, leases, merges, and the signed ledger of what happened.
@@ -22,6 +24,17 @@ pub struct CommandLine {
     /// Folder of the trust domain.
     #[arg(long, value_name = "DIR")]
     domain: Option<PathBuf>,
+}
+
+/// The last reason why a key that waits is not taken: each is told once.
+#[derive(Default)]
+struct Told(RefCell<Option<String>>);
+
+impl Told {
+    fn is_news(&self, reason: Option<&str>) -> bool {
+        let before = self.0.replace(reason.map(str::to_owned));
+        before.as_deref() != reason
+    }
 }
 
 impl service::CommandLine for CommandLine {
@@ -72,9 +85,19 @@ impl service::Service for Program {
 
     fn outdated(config: &Config) -> Option<Outdated> {
         let files = config.keys.events();
+        let told = Told::default();
         Some(Box::new(move || match files.next() {
             NextEventKey::Ready(_) => Some("another key for events waits"),
-            NextEventKey::None | NextEventKey::Unfit(_) => None,
+            NextEventKey::Unfit(reason) => {
+                if told.is_news(Some(&reason)) {
+                    tell_unfit(&reason);
+                }
+                None
+            }
+            NextEventKey::None => {
+                told.is_news(None);
+                None
+            }
         }))
     }
 
@@ -112,5 +135,18 @@ impl service::Running for Service {
 
     async fn run(self, stop: CancellationToken) -> Result<(), Failure> {
         Box::pin(Self::run(self, stop)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_against_a_key_that_waits_is_told_once() {
+        let told = Told::default();
+        let said = [None, Some("a"), Some("a"), Some("b"), None, Some("b")];
+        let news = said.map(|reason| told.is_news(reason));
+        assert_eq!(news, [false, true, false, true, true, true]);
     }
 }

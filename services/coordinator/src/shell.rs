@@ -35,6 +35,7 @@ use crate::sweep::Sweeper;
 use crate::telemetry;
 use crate::workers::Workers;
 
+pub(crate) use self::lead::tell_unfit;
 pub(crate) use self::tables::Tables;
 
 /// Time that an append may still take after the process is told to stop: less than service managers

@@ -121,6 +121,9 @@ pub enum DomainError {
     /// The token of an account has no room for another revocation.
     #[error("account {0} has {max} revocations, and no room for more; rotate the keys of its roles instead", max = crate::revocation::REVOKED_MAX)]
     Revocations(AccountId),
+    /// The trust bundle has no room for another key of events.
+    #[error("trust.json names {max} keys for the ledger, and has no room for more", max = crate::trust::KEYS_MAX)]
+    EventKeys,
     /// Workers are issued for one run, others for none.
     #[error("a credential of role {} {}", role.name(), if role.is_tenant() { "needs a run" } else { "takes no run" })]
     Run {
@@ -219,6 +222,7 @@ impl DomainError {
             Self::Before(_) => Code::ReadersBehind,
             Self::Record { .. } => Code::CredentialMalformed,
             Self::Revocations(_) => Code::RevocationsFull,
+            Self::EventKeys => Code::EventKeysFull,
             Self::Seat { .. } => Code::SeatTaken,
             Self::Answer(_) => Code::AnswerForeign,
             Self::Invitation(error) => error.code(),

@@ -57,7 +57,7 @@ impl Domain {
 }
 
 /// The signed form of the bundle in the file `trust`, as it is handed to new machines; none if the
-/// domain's bundle was never signed, or has other keys of leases now.
+/// domain's bundle was never signed, or has other keys of leases or of the ledger now, or other ends.
 ///
 /// # Errors
 /// A file cannot be read, others could change it, or the domain's own key has not signed it.
@@ -69,7 +69,10 @@ pub fn read_endorsed(trust: &Path) -> Result<Option<String>, DomainError> {
     let document = read_anchor(&path)?;
     let present = TrustBundle::read(trust)?;
     let signed = newer(&present, UnixMillis(0), &document)?;
-    Ok((signed.manifest_keys == present.manifest_keys).then_some(document))
+    let is_present = signed.manifest_keys == present.manifest_keys
+        && signed.audit_keys == present.audit_keys
+        && signed.ended_audit_keys == present.ended_audit_keys;
+    Ok(is_present.then_some(document))
 }
 
 /// The bundle of a signed document, if it is of the domain of `known` and was signed at `since` or
@@ -105,7 +108,7 @@ fn endorsement(trust: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use schemas::Code;
+    use schemas::{ChainSequence, Code};
 
     use super::*;
     use crate::domain::InitOptions;
@@ -165,6 +168,29 @@ mod tests {
         assert_eq!(code(&odd), Code::SignatureInvalid);
         let altered = signed(&domain).replacen('.', ".A", 1);
         assert!(newer(&known, NOW, &altered).is_err());
+    }
+
+    /// A command that dies between the bundle and its signature hands no older keys to newcomers.
+    #[test]
+    fn tl_28_a_signed_bundle_without_the_present_keys_of_the_ledger_is_handed_to_nobody() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let folder = scratch.path().join("domain");
+        let domain = Domain::init(&folder, &InitOptions::default(), NOW).expect("an empty folder");
+        let trust = domain.layout().trust();
+        let first = TrustBundle::read(&trust).expect("it is ours").audit_keys;
+        let is_handed = || read_endorsed(&trust).expect("it reads").is_some();
+        let sign = || assert!(domain.endorse_trust(NOW).expect("the vault is here"));
+        sign();
+        assert!(is_handed());
+        domain.prepare_event_key().expect("it has room");
+        assert!(!is_handed(), "it lacks a key");
+        sign();
+        assert!(is_handed());
+        let ended = [(first[0].clone(), ChainSequence(7))].into();
+        domain.end_event_keys(&ended).expect("it is ours");
+        assert!(!is_handed(), "it lacks an end");
+        sign();
+        assert!(is_handed());
     }
 
     #[test]

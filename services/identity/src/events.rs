@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use schemas::{ChainSequence, PublicKey};
@@ -12,8 +13,8 @@ use crate::domain::{Domain, DomainError};
 use crate::purpose::AuditKey;
 use crate::rotation::NewKey;
 use crate::secret::FileError;
-use crate::successor::waiting;
-use crate::trust::{EndedKey, TrustBundle};
+use crate::successor::{beside, waiting};
+use crate::trust::{EndedKey, KEYS_MAX, TrustBundle};
 
 /// The coordinator's key for events, and the trust bundle, as files on its machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,22 +53,50 @@ impl EventKeyFiles {
         };
         let place = |key: &AuditKey| trust.audit_keys.iter().position(|one| one == key.public());
         match (place(&present), place(&next)) {
-            (Some(now), Some(then)) if now < then => NextEventKey::Ready(Box::new(next)),
-            _ => NextEventKey::Unfit(format!(
-                "{} does not name {} after {}",
-                self.trust.display(),
-                next.public(),
-                present.public()
-            )),
+            (Some(now), Some(then)) if now < then => {}
+            _ => {
+                return NextEventKey::Unfit(format!(
+                    "{} does not name {} after {}",
+                    self.trust.display(),
+                    next.public(),
+                    present.public()
+                ));
+            }
+        }
+        // Nobody takes the name of the next key back from the ledger, so it is tried before whether
+        // the file can be moved.
+        match self.try_folder() {
+            Ok(()) => NextEventKey::Ready(Box::new(next)),
+            Err(error) => NextEventKey::Unfit(error.to_string()),
         }
     }
 
-    /// Puts the key that waits in the place of the present one: the ledger names it.
+    /// Puts this key, which the ledger names, in the place of the present one. It may have been put
+    /// there meanwhile: [`Domain::settle_event_key`] reads the ledger too.
     ///
     /// # Errors
     /// The file cannot be moved.
-    pub fn take(&self) -> Result<(), FileError> {
-        put(&waiting(&self.key), &self.key)
+    pub fn take(&self, next: &PublicKey) -> Result<(), FileError> {
+        let taken = || AuditKey::read(&self.key).is_ok_and(|key| key.public() == next);
+        if taken() {
+            return Ok(());
+        }
+        match put(&waiting(&self.key), &self.key) {
+            Err(_) if taken() => Ok(()),
+            moved => moved,
+        }
+    }
+
+    /// Makes a file beside the key, and removes it.
+    fn try_folder(&self) -> Result<(), FileError> {
+        let path = beside(&self.key, ".try");
+        let tried = File::create(&path).and_then(|_file| fs::remove_file(&path));
+        match tried {
+            // Another process has tried it at the same time.
+            Err(source) if source.kind() == ErrorKind::NotFound && self.key.exists() => Ok(()),
+            Err(source) => Err(FileError::Write { path, source }),
+            Ok(()) => Ok(()),
+        }
     }
 }
 
@@ -82,20 +111,37 @@ impl Domain {
         let offered = waiting(&self.layout().coordinator_audit_key());
         let made = self.layout().next_coordinator_audit_key();
         let there = [&offered, &made].into_iter().find(|path| path.exists());
+        let known = TrustBundle::read(&self.layout().trust())?.audit_keys;
+        let room = || match known.len() < KEYS_MAX {
+            true => Ok(()),
+            false => Err(DomainError::EventKeys),
+        };
         let next = match there {
             Some(path) => AuditKey::read(path)?,
-            None => AuditKey::generate(),
-        };
-        // The bundle is written first: it may have no room, and a key that nobody has is no harm.
-        self.change_trust(|bundle| {
-            if !bundle.audit_keys.contains(next.public()) {
-                bundle.audit_keys.push(next.public().clone());
+            None => {
+                room()?;
+                let next = AuditKey::generate();
+                // The seed is written first, and a command that is repeated takes it up. The bundle
+                // names no key that nobody has: it has room for few.
+                next.seed().write(&made)?;
+                next
             }
-        })?;
-        if there.is_none() {
-            next.seed().write(&made)?;
+        };
+        if !known.contains(next.public()) {
+            room()?;
+            self.change_trust(|bundle| bundle.audit_keys.push(next.public().clone()))?;
         }
         Ok(next.public().clone())
+    }
+
+    /// The key that was offered, and that no coordinator has taken from here yet.
+    ///
+    /// # Errors
+    /// Its file cannot be read.
+    pub fn offered_event_key(&self) -> Result<Option<PublicKey>, DomainError> {
+        let offered = waiting(&self.layout().coordinator_audit_key());
+        let read = || AuditKey::read(&offered).map(|key| key.public().clone());
+        Ok(offered.exists().then(read).transpose()?)
     }
 
     /// Lays the next key beside the present one, where the coordinator takes it. The caller holds the
@@ -131,7 +177,7 @@ impl Domain {
         if let NextEventKey::Ready(next) = files.next()
             && next.public() == goes_on
         {
-            files.take()?;
+            files.take(goes_on)?;
         }
         Ok(AuditKey::read(&files.key)?.public() == goes_on)
     }
@@ -233,9 +279,84 @@ mod tests {
         assert_eq!(*present().public(), old);
         let waits = files.next();
         assert!(matches!(&waits, NextEventKey::Ready(key) if *key.public() == next));
-        files.take().expect("it waits");
+        assert_eq!(
+            domain.offered_event_key().expect("ours").as_ref(),
+            Some(&next)
+        );
+        files.take(&next).expect("it waits");
         assert_eq!(*present().public(), next);
         assert!(matches!(files.next(), NextEventKey::None));
+        assert_eq!(domain.offered_event_key().expect("ours"), None);
+    }
+
+    /// `--retire` puts the key in its place as soon as the ledger names it.
+    #[test]
+    fn tl_28_a_key_that_another_process_has_put_in_its_place_is_taken() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let domain = domain(&scratch.path().join("domain"));
+        let files = files(&domain);
+        let next = domain.prepare_event_key().expect("it has room");
+        domain.offer_event_key().expect("it was prepared");
+        let NextEventKey::Ready(waits) = files.next() else {
+            panic!("it does not wait");
+        };
+        assert!(domain.settle_event_key(&next).expect("ours"));
+        files.take(waits.public()).expect("it is there");
+        // The key after it waits by then, and stays there.
+        let later = domain.prepare_event_key().expect("it has room");
+        domain.offer_event_key().expect("it was prepared");
+        files.take(waits.public()).expect("it is there");
+        let present = AuditKey::read(&files.key).expect("it is there");
+        assert_eq!(*present.public(), next);
+        assert_eq!(
+            domain.offered_event_key().expect("ours").as_ref(),
+            Some(&later)
+        );
+        let stranger = AuditKey::generate();
+        fs::remove_file(waiting(&files.key)).expect("ours");
+        assert!(files.take(stranger.public()).is_err(), "it is nowhere");
+    }
+
+    #[test]
+    fn tl_28_a_key_that_could_not_be_put_in_its_place_is_not_named() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let domain = domain(&scratch.path().join("domain"));
+        let files = files(&domain);
+        domain.prepare_event_key().expect("it has room");
+        domain.offer_event_key().expect("it was prepared");
+        assert!(matches!(files.next(), NextEventKey::Ready(_)));
+        let tried = beside(&files.key, ".try");
+        assert!(!tried.exists(), "nothing stays behind");
+        // In the way of the file, as a folder that takes none.
+        fs::create_dir(&tried).expect("ours");
+        let NextEventKey::Unfit(reason) = files.next() else {
+            panic!("it cannot be moved");
+        };
+        assert!(reason.contains("cannot write"), "{reason}");
+    }
+
+    #[test]
+    fn a_command_that_died_behind_the_seed_uses_up_no_place_in_the_bundle() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let domain = domain(&scratch.path().join("domain"));
+        let before = bundle(&domain).audit_keys;
+        // The seed cannot be written.
+        let keys = domain.layout().next_coordinator_audit_key();
+        let keys = keys.parent().expect("it has a folder").to_owned();
+        let aside = scratch.path().join("aside");
+        fs::rename(&keys, &aside).expect("ours");
+        fs::write(&keys, "in the way").expect("ours");
+        domain.prepare_event_key().expect_err("it has no folder");
+        assert_eq!(bundle(&domain).audit_keys, before);
+        fs::remove_file(&keys).expect("ours");
+        fs::rename(&aside, &keys).expect("ours");
+        // It was written, and the bundle was not.
+        let made = AuditKey::generate();
+        let path = domain.layout().next_coordinator_audit_key();
+        made.seed().write(&path).expect("ours");
+        let next = domain.prepare_event_key().expect("it has room");
+        assert_eq!(next, *made.public());
+        assert_eq!(bundle(&domain).audit_keys, [before[0].clone(), next]);
     }
 
     #[test]
@@ -318,10 +439,17 @@ mod tests {
         for _ in 1..KEYS_MAX {
             domain.prepare_event_key().expect("it has room");
             domain.offer_event_key().expect("it was prepared");
-            files(&domain).take().expect("it waits");
+            let next = domain.offered_event_key().expect("ours");
+            let next = next.expect("it was offered");
+            files(&domain).take(&next).expect("it waits");
         }
         let refused = domain.prepare_event_key().expect_err("it is full");
-        assert_eq!(refused.code(), Code::CredentialMalformed);
-        assert!(!domain.layout().next_coordinator_audit_key().exists());
+        assert_eq!(refused.code(), Code::EventKeysFull);
+        let made = domain.layout().next_coordinator_audit_key();
+        assert!(!made.exists());
+        // Nor is there room for one that was made elsewhere.
+        AuditKey::generate().seed().write(&made).expect("ours");
+        let refused = domain.prepare_event_key().expect_err("it is full");
+        assert_eq!(refused.code(), Code::EventKeysFull);
     }
 }

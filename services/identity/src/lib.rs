@@ -75,5 +75,5 @@ pub use secret::Seed;
 pub use source::{BusTls, CredentialSource};
 pub use store_keys::{AccessKey, StoreKeys, UrlsOf};
 pub use successor::{IdentityFiles, Succession, SuccessorError};
-pub use trust::{TrustBundle, TrustSource};
+pub use trust::{EndedKey, TrustBundle, TrustSource};
 pub use vault::Vault;

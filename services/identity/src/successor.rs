@@ -379,8 +379,13 @@ fn whole_seconds(time: UnixMillis) -> UnixMillis {
 
 /// The file that waits to take the place of this one.
 pub(crate) fn waiting(present: &Path) -> PathBuf {
+    beside(present, WAITING)
+}
+
+/// The file whose name is that of another and this.
+pub(crate) fn beside(present: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(present.as_os_str());
-    name.push(WAITING);
+    name.push(ending);
     PathBuf::from(name)
 }
 

@@ -48,8 +48,8 @@ pub enum Marked {
 }
 
 impl Ledger {
-    /// Finds the newest checkpoint that was saved. It counts if a coordinator signed it, the stream
-    /// lacks no message, and the event that took it lies where it says.
+    /// Finds the newest checkpoint that was saved. It counts if this process's key signed it and has
+    /// named no other, the stream lacks no message, and the event that took it lies where it says.
     ///
     /// # Errors
     /// The stream cannot be read.
@@ -111,6 +111,10 @@ impl Ledger {
             return unfit(format!(
                 "the stream begins at {first}, ends at {last} and has {messages} messages"
             ));
+        }
+        // Who has a former key signs what it would take for its own checkpoint.
+        if self.is_former().await? {
+            return unfit(format!("{} has named the next key", self.own()));
         }
         let at = stored.sequence;
         let (event, sequence) = match self.open(stored) {

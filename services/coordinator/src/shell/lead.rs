@@ -35,6 +35,9 @@ impl Shell {
         store_mark: &StoreMark,
         patience: Duration,
     ) -> Result<Coordinator, Failure> {
+        if !matches!(self.event_key.next(), NextEventKey::Ready(_)) {
+            self.ledger.check_unended()?;
+        }
         let mut deadline = None;
         let mut state = checkpoint::begin(&mut self.ledger, &self.store).await?;
         loop {
@@ -103,11 +106,14 @@ impl Shell {
             return Ok(self.ledger.check_own()?);
         };
         match Succession::of(self.ledger.emitter(), self.ledger.own(), next.public()) {
-            Succession::Name => self.name(state, next.public().clone()).await?,
+            Succession::Name => {
+                self.ledger.check_unended()?;
+                self.name(state, next.public().clone()).await?;
+            }
             Succession::Take => {}
             Succession::Other => return Err(self.ledger.succeeded().into()),
         }
-        self.event_key.take()?;
+        self.event_key.take(next.public())?;
         tracing::info!(key = %next.public(), "the ledger is signed with a new key");
         self.maker.key = Arc::new(next.clone());
         self.ledger.sign_with(next);
@@ -123,8 +129,7 @@ impl Shell {
                 Some(*next).filter(|next| self.ledger.knows(next.public()))
             }
             NextEventKey::Unfit(reason) => {
-                let code = Code::EventKeyUnknown;
-                tracing::error!(%code, next = code.next_step(), reason, "the key for events that waits is not taken");
+                tell_unfit(&reason);
                 None
             }
         }
@@ -175,6 +180,12 @@ impl Shell {
             read => Ok(read?),
         }
     }
+}
+
+/// Tells why the key for events that waits is not taken. The present key signs on.
+pub(crate) fn tell_unfit(reason: &str) {
+    let code = Code::EventKeyUnknown;
+    tracing::warn!(%code, next = code.next_step(), reason, "the key for events that waits is not taken");
 }
 
 /// Makes sure that this process's time is not before the ledger's newest event: waits, or continues

@@ -2,7 +2,7 @@
 //! before neither writes on nor says where the ledger is read from.
 
 use diloco_coordinator::{Ledger, Named};
-use identity::AuditKey;
+use identity::{AuditKey, EndedKey};
 use schemas::checkpoint::Checkpoint;
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::{ChainSequence, Code, Digest, Message as _, ObjectRef, UnixMillis, V};
@@ -134,9 +134,7 @@ async fn tl_28_the_old_key_does_not_say_where_the_ledger_is_read_from() {
         sequence: ChainSequence(4),
         previous: Some(checkpoint.head),
         time: UnixMillis(9),
-        event: Event::Ledger(LedgerEvent::CheckpointSaved {
-            checkpoint: checkpoint.clone(),
-        }),
+        event: Event::Ledger(LedgerEvent::CheckpointSaved { checkpoint }),
         ..taken
     };
     scene.put_signed(&saved).await;
@@ -148,13 +146,39 @@ async fn tl_28_the_old_key_does_not_say_where_the_ledger_is_read_from() {
         matches!(&named, Named::Unfit(reason) if reason.contains("is of")),
         "{named:?}"
     );
-    // The one that signed it would take it.
-    let named = scene.unread().await.newest_checkpoint().await;
-    let named = named.expect("it can be read");
-    assert_eq!(
-        named,
-        Named::Checkpoint(checkpoint, scene.key.public().clone())
-    );
+    // Nor to a machine that still has the old key, whatever bundle it has: it reads the ledger, and
+    // stands down.
+    let mut of_before = scene.trust.clone();
+    of_before.audit_keys.truncate(1);
+    for trust in [scene.trust.clone(), of_before] {
+        let bus = scene.server.bus().await;
+        let of_old = Ledger::new(bus, at(&scene.key), trust, crate::ledger::PATIENCE);
+        let named = of_old.newest_checkpoint().await.expect("it can be read");
+        assert!(
+            matches!(&named, Named::Unfit(reason) if reason.contains("has named the next key")),
+            "{named:?}"
+        );
+    }
+    let (of_old, _) = scene.open().await.expect("it verifies");
+    assert!(of_old.check_own().is_err());
+}
+
+/// The trust bundle says that the key has ended: whatever a stream shows, it does not sign.
+#[tokio::test]
+async fn tl_28_a_coordinator_whose_key_has_ended_does_not_sign() {
+    let (mut scene, next, mut ledger) = prepared().await;
+    ledger.check_unended().expect("nobody says so");
+    scene.trust.ended_audit_keys.push(EndedKey {
+        key: scene.key.public().clone(),
+        last: ChainSequence(4),
+    });
+    let of_old = scene.unread().await;
+    let refused = of_old.check_unended().expect_err("the bundle says so");
+    assert_eq!(refused.code(), Code::EventKeySucceeded);
+    assert!(refused.to_string().contains("ended with event 4"));
+    ledger = scene.unread().await;
+    ledger.sign_with(next);
+    ledger.check_unended().expect("the next one has not");
 }
 
 /// The present key vouches for a checkpoint that the old one took: reading goes on across the change.

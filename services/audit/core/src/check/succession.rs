@@ -73,6 +73,14 @@ impl Auditor {
         &self.emitters.succeeded
     }
 
+    /// The same, once the key that goes on has signed an event of its own, which vouches for the last
+    /// one of the key before. None until then: a former key alone names its successor in any place of
+    /// a stream that was cut off.
+    pub fn vouched(&self) -> Option<&BTreeMap<PublicKey, ChainSequence>> {
+        let chain = self.chains.get(self.emitter()?)?;
+        (chain.events > 0 && !chain.broken).then(|| self.succeeded())
+    }
+
     /// Judges an event that another key has signed than the one that goes on with the ledger; none if
     /// that one has. A copy of an event that the ledger has is no finding.
     pub(super) fn of_another_key(

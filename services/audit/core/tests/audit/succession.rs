@@ -116,6 +116,44 @@ fn tl_28_what_the_old_key_signs_after_its_last_event_is_foreign() {
     assert_eq!(auditor.emitter(), Some(&log.coordinator.public));
 }
 
+/// Somebody who has a former key and the broker cuts the stream, and names the true successor in
+/// another place. That key has signed nothing behind it.
+#[test]
+fn tl_28_a_former_key_alone_does_not_say_where_it_has_ended() {
+    let mut log = Log::write(&PLAN);
+    let first = log.coordinator.public.clone();
+    let next = Emitter::new(NEXT).public;
+    let keys = [&first, &next];
+    let vouched = |log: &Log| audited(log, &keys).0.vouched().cloned();
+    assert_eq!(vouched(&log), Some(BTreeMap::new()), "nothing has ended");
+    let mut cut = Log {
+        domain: log.domain.clone(),
+        coordinator: log.coordinator.clone(),
+        records: log.records.clone(),
+    };
+    let mut thief = cut.succeed(NEXT);
+    assert_eq!(names(&audited(&cut, &keys).0), Vec::<&str>::new());
+    assert_eq!(vouched(&cut), None, "its successor has said nothing");
+    put(&mut cut, &mut thief, stopped());
+    assert_eq!(vouched(&cut), None, "it says nothing for its successor");
+
+    // The true ledger goes on before that. What the successor has signed there follows here on nothing.
+    log.ledger(None, stopped());
+    let old = log.succeed(NEXT);
+    assert_eq!(vouched(&log), None);
+    log.ledger(None, stopped());
+    let ends = BTreeMap::from([(old.public, ChainSequence(old.next - 1))]);
+    assert_eq!(vouched(&log), Some(ends));
+    let of_next = log.records.last().expect("it was written").clone();
+    let at = cut.records.last().expect("it was written").stream_sequence;
+    cut.records.push(audit_core::Record {
+        stream_sequence: at.next(),
+        ..of_next
+    });
+    assert_eq!(vouched(&cut), None, "it is no event of this ledger");
+    assert!(audited(&cut, &keys).0.evidence().is_some());
+}
+
 /// With rights at the broker alone, or with the next key alone, nobody makes a successor.
 #[test]
 fn tl_28_no_stranger_and_no_next_key_names_itself() {

@@ -140,35 +140,56 @@ pub(super) async fn events(context: &Context, part: Part) -> Result<(), Failure>
     let rows: Vec<Signer> = match part {
         Part::Prepare => {
             let _lock = context.lock("diloctl auth rotate")?;
-            vec![Signer::of(domain.prepare_event_key()?, "next")]
+            let key = domain.prepare_event_key()?;
+            match domain.offered_event_key()? {
+                Some(_) => waits_already(context, key),
+                None => vec![Signer::of(key, "next")],
+            }
         }
         Part::Adopt => {
             let _lock = context.lock("diloctl auth rotate")?;
+            let offered = domain.offered_event_key()?.is_some();
             // Readers know it before anything is signed with it.
             domain.prepare_event_key()?;
             let keys = domain.offer_event_key()?;
-            vec![
-                Signer::of(keys.new, "new"),
-                Signer::of(keys.old, "until retired"),
-            ]
+            let mut rows = match offered {
+                true => waits_already(context, keys.new),
+                false => vec![Signer::of(keys.new, "new")],
+            };
+            rows.push(Signer::of(keys.old, "until retired"));
+            rows
         }
         Part::Retire => {
             let auditor = record::read(context, None, |auditor| auditor).await?;
             let _lock = context.lock("diloctl auth rotate")?;
+            let in_use = |text: String| Err(Failure::new(Code::EventKeyInUse, text));
             let Some(present) = auditor.emitter() else {
-                return Err(Failure::new(Code::EventKeyInUse, "the ledger has no key"));
+                return in_use("the ledger has no key".to_owned());
             };
-            if auditor.succeeded().is_empty() || !domain.settle_event_key(present)? {
-                let text = format!("the ledger goes on with {present}");
-                return Err(Failure::new(Code::EventKeyInUse, text));
+            let Some(ends) = auditor.vouched() else {
+                return in_use(format!(
+                    "the ledger names {present}, which has signed no event yet that follows"
+                ));
+            };
+            if ends.is_empty() || !domain.settle_event_key(present)? {
+                return in_use(format!("the ledger goes on with {present}"));
             }
-            let gone = domain.end_event_keys(auditor.succeeded())?;
+            let gone = domain.end_event_keys(ends)?;
             gone.into_iter()
                 .map(|key| Signer::of(key, "ended"))
                 .collect()
         }
     };
     show(context, &domain, &rows)
+}
+
+/// The row of a key that an earlier command has made and offered: this one makes no other.
+fn waits_already(context: &Context, key: PublicKey) -> Vec<Signer> {
+    context.printer.talk(
+        "no key was made: this one was offered before, and waits for the coordinator, or for --retire once a coordinator on \
+         another machine has taken it; run --retire first if you want another key",
+    );
+    vec![Signer::of(key, "waits already")]
 }
 
 /// Signs the trust bundle as it is now, so that machines that are invited get it, and prints its keys.
