@@ -21,8 +21,8 @@ pub struct LogManifest {
     pub heads: Vec<PublicKey>,
     /// The keys of services that sign events.
     pub emitters: Vec<NamedEmitter>,
-    /// The keys that vouch for workers: a worker's key counts if a `worker-joined` event that one of
-    /// these has signed names it.
+    /// The keys that vouch for workers: a worker's key counts if a `worker-joined` event names it that
+    /// one of these has signed, or a key with which the ledger goes on after one of these.
     pub enrolment: Vec<PublicKey>,
 }
 

@@ -1,10 +1,12 @@
-//! The keys that may sign the ledger, as this process knows them. A bundle that names others makes it
-//! begin anew: events of a key that it does not know would be taken for a stranger's.
+//! The keys that may sign the ledger, as this process knows them, and where they have ended. A bundle that
+//! says something else makes it begin anew: events of a key that it does not know would be taken for a
+//! stranger's, and those of one that has ended for the ledger's.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use identity::TrustBundle;
+use identity::trust::EndedKey;
 use schemas::PublicKey;
 
 /// Time between two looks at the file.
@@ -14,7 +16,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct LedgerKeys {
     path: PathBuf,
-    known: Vec<PublicKey>,
+    known: Known,
+}
+
+/// The keys, and those of them that have ended.
+type Known = (Vec<PublicKey>, Vec<EndedKey>);
+
+fn known(trust: TrustBundle) -> Known {
+    (trust.audit_keys, trust.ended_audit_keys)
 }
 
 impl LedgerKeys {
@@ -22,13 +31,13 @@ impl LedgerKeys {
     pub fn of(path: &Path, trust: &TrustBundle) -> Self {
         Self {
             path: path.to_owned(),
-            known: trust.audit_keys.clone(),
+            known: known(trust.clone()),
         }
     }
 
-    /// True if the file names other keys now. One that cannot be read names none.
+    /// True if the file names other keys or ends now. One that cannot be read names none.
     pub fn are_others(&self) -> bool {
-        TrustBundle::read(&self.path).is_ok_and(|trust| trust.audit_keys != self.known)
+        TrustBundle::read(&self.path).is_ok_and(|trust| known(trust) != self.known)
     }
 
     /// Waits until the file names the keys of before: somebody has put it back.
@@ -42,8 +51,10 @@ impl LedgerKeys {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use identity::{Domain, InitOptions};
-    use schemas::UnixMillis;
+    use schemas::{ChainSequence, UnixMillis};
 
     use super::*;
 
@@ -59,6 +70,13 @@ mod tests {
         domain.prepare_manifest_key().expect("it has room");
         assert!(!keys.are_others(), "it is no key of the ledger");
         domain.prepare_event_key().expect("it has room");
+        assert!(keys.are_others());
+        // So is one that says where a key has ended.
+        let next = TrustBundle::read(&path).expect("it is ours");
+        let keys = LedgerKeys::of(&path, &next);
+        assert!(!keys.are_others());
+        let last = BTreeMap::from([(next.audit_keys[0].clone(), ChainSequence(7))]);
+        domain.end_event_keys(&last).expect("it is ours");
         assert!(keys.are_others());
         std::fs::write(&path, "{}").expect("it is ours");
         assert!(!keys.are_others(), "it cannot be read");

@@ -84,7 +84,9 @@ impl service::Service for Program {
         let keys = LedgerKeys::of(&config.audit.trust, &trust);
         Some(Box::new(move || {
             let others = keys.are_others();
-            others.then_some("the trust bundle names other keys of the ledger")
+            others.then_some(
+                "the trust bundle names other keys of the ledger, or where one has ended",
+            )
         }))
     }
 

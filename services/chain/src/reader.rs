@@ -130,7 +130,8 @@ impl Reader {
             )),
             Relation::Next if !self.follows(&entry.body) => Judgement::Broken(format!(
                 "at position {position} of the chain: the trust bundle does not have the key that it \
-                 names after its own"
+                 names after its own{}",
+                self.newer(&entry.body)
             )),
             Relation::Next => Judgement::Next {
                 body: Box::new(entry.body),
@@ -152,6 +153,15 @@ impl Reader {
             "{signer} is not the key that goes on with the ledger, {} is",
             self.emitter
         )
+    }
+
+    /// Advice where the bundle does not have the next key at all: it may be of before the key was made.
+    fn newer(&self, body: &EventBody) -> &'static str {
+        let next = body.event.next_emitter();
+        match next.is_some_and(|next| !self.writers.has(next)) {
+            true => ", nor anywhere: copy the newest trust.json of the domain before anything else",
+            false => "",
+        }
     }
 
     fn follows(&self, body: &EventBody) -> bool {

@@ -105,6 +105,12 @@ pub enum TrustError {
     /// A key ended that signed no events.
     #[error("trust bundle ends the audit key {0}, which is not in it")]
     Ended(PublicKey),
+    /// A key for the ledger stands twice where it can stand once, so that its place says nothing.
+    #[error("trust bundle has the audit key {0} twice in one list")]
+    Twice(PublicKey),
+    /// No key is left that goes on with the ledger.
+    #[error("trust bundle ends its newest audit key, {0}, which none can have succeeded")]
+    EndedNewest(PublicKey),
     /// A list is empty or too long.
     #[error("trust bundle has {count} {list}, expected 1 to {KEYS_MAX}")]
     Count {
@@ -126,6 +132,8 @@ impl TrustError {
             | Self::Key(_)
             | Self::Tenants(_)
             | Self::Ended(_)
+            | Self::Twice(_)
+            | Self::EndedNewest(_)
             | Self::Count { .. } => Code::CredentialMalformed,
         }
     }
@@ -213,7 +221,9 @@ impl TrustBundle {
         ended.map(|ended| (ended.key.clone(), ended.last)).collect()
     }
 
-    /// True if the coordinator may sign with this key now.
+    /// True if the coordinator may sign with this key: it has not ended. The next key may be known before
+    /// it goes on with the ledger, and one that was passed over is not told from it: only the ledger says
+    /// whose turn it is.
     pub fn signs_events(&self, key: &PublicKey) -> bool {
         self.audit_keys.contains(key) && self.ended(key).is_none()
     }
@@ -261,8 +271,22 @@ impl TrustBundle {
         {
             return Err(TrustError::Ended(unknown.key.clone()));
         }
-        Ok(())
+        let ended: Vec<&PublicKey> = self.ended_audit_keys.iter().map(|one| &one.key).collect();
+        let keys: Vec<&PublicKey> = self.audit_keys.iter().collect();
+        if let Some(twice) = twice(&keys).or_else(|| twice(&ended)) {
+            return Err(TrustError::Twice(twice.clone()));
+        }
+        match keys.last().filter(|newest| ended.contains(newest)) {
+            Some(newest) => Err(TrustError::EndedNewest((*newest).clone())),
+            None => Ok(()),
+        }
     }
+}
+
+/// The first key that stands in a list again.
+fn twice<'a>(keys: &[&'a PublicKey]) -> Option<&'a PublicKey> {
+    let mut places = keys.iter().enumerate();
+    places.find_map(|(place, key)| keys[..place].contains(key).then_some(*key))
 }
 
 /// Bundles of the second version name no key for heads.
@@ -373,6 +397,35 @@ mod tests {
             ..bundle()
         };
         assert!(matches!(wrong.write(&path), Err(TrustError::Key(_))));
+    }
+
+    /// Which key comes after which, and where one ends, is read from places in these lists.
+    #[test]
+    fn tl_28_a_key_of_the_ledger_stands_once_and_the_newest_has_not_ended() {
+        let key = || AuditKey::generate().public().clone();
+        let (old, new) = (key(), key());
+        let end = |key: &PublicKey, last| EndedKey {
+            key: key.clone(),
+            last: ChainSequence(last),
+        };
+        let verdict = |audit_keys: Vec<PublicKey>, ended_audit_keys| {
+            let bundle = TrustBundle {
+                audit_keys,
+                ended_audit_keys,
+                ..bundle()
+            };
+            bundle.check()
+        };
+        let both = || vec![old.clone(), new.clone()];
+        assert!(verdict(both(), vec![end(&old, 7)]).is_ok());
+        let again = verdict([both(), vec![old.clone()]].concat(), vec![]);
+        assert!(matches!(again, Err(TrustError::Twice(key)) if key == old));
+        let ends = verdict(both(), vec![end(&old, 7), end(&old, 9)]);
+        assert!(matches!(ends, Err(TrustError::Twice(key)) if key == old));
+        let newest = verdict(both(), vec![end(&old, 7), end(&new, 9)]);
+        assert!(matches!(newest, Err(TrustError::EndedNewest(key)) if key == new));
+        let unknown = verdict(vec![old.clone()], vec![end(&new, 7)]);
+        assert!(matches!(unknown, Err(TrustError::Ended(key)) if key == new));
     }
 
     #[test]

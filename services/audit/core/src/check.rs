@@ -84,7 +84,7 @@ impl Auditor {
     pub fn new(domain: &str, coordinators: impl IntoIterator<Item = PublicKey>) -> Self {
         let coordinators: Vec<PublicKey> = coordinators.into_iter().collect();
         Self {
-            cohorts: Cohorts::new(domain, coordinators.iter().cloned().collect()),
+            cohorts: Cohorts::new(domain, &coordinators),
             examiner: Examiner::new(domain, coordinators.iter().cloned()),
             emitters: Emitters::new(coordinators),
             sentries: BTreeSet::new(),

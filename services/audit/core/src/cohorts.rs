@@ -24,29 +24,33 @@ type Named = (Round, Digest);
 pub(crate) struct Cohorts {
     domain: String,
     coordinators: BTreeSet<PublicKey>,
-    /// The keys of `coordinators` that sign no more.
+    /// The keys of `coordinators` that went on with the ledger and sign no more.
     succeeded: BTreeSet<PublicKey>,
+    /// The one that goes on with it.
+    present: Option<PublicKey>,
     /// Those that the ledger has sealed.
     sealed: BTreeMap<RunId, BTreeSet<Named>>,
-    /// Those that were signed for a worker, and are not in the ledger yet, each with the position of
-    /// the first event that names it. Nobody but the coordinator can make one.
-    shown: BTreeMap<RunId, BTreeMap<Named, StreamSequence>>,
+    /// Those that a key has signed for a worker, and that are not in the ledger yet, each with the
+    /// position of the first event that names it.
+    shown: BTreeMap<RunId, BTreeMap<(Named, PublicKey), StreamSequence>>,
 }
 
 /// What a worker's event about its cohort shows.
 #[derive(Debug)]
 pub(crate) enum Told {
-    /// A fault of the worker.
+    /// Of the worker's own event: its fault, or nobody's.
     OfWorker(Finding),
     /// A fault of the coordinator, which has signed it.
     OfLedger(Finding),
 }
 
 impl Cohorts {
-    pub(crate) fn new(domain: &str, coordinators: BTreeSet<PublicKey>) -> Self {
+    /// The first of these keys goes on with an empty ledger.
+    pub(crate) fn new(domain: &str, coordinators: &[PublicKey]) -> Self {
         Self {
             domain: domain.to_owned(),
-            coordinators,
+            coordinators: coordinators.iter().cloned().collect(),
+            present: coordinators.first().cloned(),
             succeeded: BTreeSet::new(),
             sealed: BTreeMap::new(),
             shown: BTreeMap::new(),
@@ -132,15 +136,21 @@ impl Cohorts {
     }
 
     /// The cohorts of rounds that are over, which were signed and are not in the ledger. Each is
-    /// told once.
+    /// told once. Those of a key whose turn it never was are no word of the ledger's.
     fn hidden(&mut self, name: &RunId, run: &Run) -> Vec<Finding> {
         let Some(shown) = self.shown.get_mut(name) else {
             return Vec::new();
         };
         let sealed = self.sealed.get(name);
-        shown.retain(|named, _| !sealed.is_some_and(|sealed| sealed.contains(named)));
-        let over = shown.extract_if(.., |(round, _), _| is_over(run, *round));
-        let found = over.map(|((round, cohort), at)| hidden(round, cohort, at));
+        shown.retain(|(named, _), _| !sealed.is_some_and(|sealed| sealed.contains(named)));
+        let over = shown.extract_if(.., |((round, _), _), _| is_over(run, *round));
+        let (present, succeeded) = (self.present.as_ref(), &self.succeeded);
+        let found = over.map(|(((round, cohort), key), at)| {
+            match present == Some(&key) || succeeded.contains(&key) {
+                true => hidden(round, cohort, at),
+                false => Finding::CohortOutOfTurn { round, cohort, key },
+            }
+        });
         let found = found.collect();
         if shown.is_empty() {
             self.shown.remove(name);
@@ -148,9 +158,10 @@ impl Cohorts {
         found
     }
 
-    /// Takes note that a key signs no more: the ledger has every cohort that it signed.
-    pub(crate) fn succeeded(&mut self, key: &PublicKey) {
-        self.succeeded.insert(key.clone());
+    /// Takes note that the present key signs no more, and which one does: the ledger has every cohort
+    /// that the earlier ones signed.
+    pub(crate) fn succeeded(&mut self, by: &PublicKey) {
+        self.succeeded.extend(self.present.replace(by.clone()));
     }
 
     /// Notes what a worker tells of its cohort.
@@ -181,15 +192,27 @@ impl Cohorts {
         if sealed.is_some_and(|sealed| sealed.contains(&(round, cohort))) {
             return None;
         }
+        let out_of_turn = || {
+            let key = seal.key.clone();
+            Some(Told::OfWorker(Finding::CohortOutOfTurn {
+                round,
+                cohort,
+                key,
+            }))
+        };
         if self.succeeded.contains(&seal.key) {
-            return Some(Told::OfWorker(Finding::CohortUnsigned { round, cohort }));
+            return out_of_turn();
         }
         if state.run(name).is_some_and(|run| is_over(run, round)) {
-            return Some(Told::OfLedger(hidden(round, cohort, at)));
+            return match self.present.as_ref() == Some(&seal.key) {
+                true => Some(Told::OfLedger(hidden(round, cohort, at))),
+                false => out_of_turn(),
+            };
         }
         // The copy of the ledger may be behind that of the worker's events.
         let shown = self.shown.entry(name.clone()).or_default();
-        shown.entry((round, cohort)).or_insert(at);
+        let named = ((round, cohort), seal.key.clone());
+        shown.entry(named).or_insert(at);
         None
     }
 }

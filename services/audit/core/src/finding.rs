@@ -166,6 +166,27 @@ pub enum Finding {
         /// The cohort.
         cohort: Digest,
     },
+    /// A worker tells of a cohort under a key of the ledger whose turn it was not: a former one, or one
+    /// that is to follow. It is nobody's word, and the worker may have believed it.
+    #[error(
+        "it masks for the cohort {cohort} of round {round} under {key}, which is not the key that goes on with the ledger"
+    )]
+    CohortOutOfTurn {
+        /// The round.
+        round: Round,
+        /// The cohort.
+        cohort: Digest,
+        /// The key.
+        key: PublicKey,
+    },
+    /// The ledger goes on with a key that the trust bundle does not have: the bundle may be older.
+    #[error(
+        "the ledger goes on with {key}, which the trust bundle does not have; nothing is known of what follows"
+    )]
+    SuccessorUnknown {
+        /// The key.
+        key: PublicKey,
+    },
     /// The emitter's time lies far after the broker's, or far before that of its own last event.
     /// This points to a clock, not to a forgery.
     #[error("the emitter's time {time} is far from {against}")]
@@ -179,9 +200,12 @@ pub enum Finding {
 
 impl Finding {
     /// True if this is evidence that the record was tampered with, or that an emitter lied. A wrong
-    /// clock is no evidence, and neither is a foreign message.
+    /// clock is no evidence, and neither is a foreign message, nor what a newer trust bundle may explain.
     pub const fn is_evidence(&self) -> bool {
-        !matches!(self, Self::Clock { .. }) && !self.is_foreign()
+        !matches!(
+            self,
+            Self::Clock { .. } | Self::CohortOutOfTurn { .. } | Self::SuccessorUnknown { .. }
+        ) && !self.is_foreign()
     }
 
     /// True if the message is in nobody's chain, since no key that could be in a chain there has
@@ -221,6 +245,8 @@ impl Finding {
             Self::ContributionUnsigned { .. } => "contribution-unsigned",
             Self::CohortHidden { .. } => "cohort-hidden",
             Self::CohortUnsigned { .. } => "cohort-unsigned",
+            Self::CohortOutOfTurn { .. } => "cohort-out-of-turn",
+            Self::SuccessorUnknown { .. } => "successor-unknown",
             Self::Clock { .. } => "clock",
         }
     }
@@ -248,8 +274,11 @@ impl PlacedFinding {
 
     /// The code of the page that says what to do.
     pub const fn code(&self) -> Code {
-        if self.finding.is_foreign() {
+        if self.finding.is_foreign() || matches!(self.finding, Finding::CohortOutOfTurn { .. }) {
             return Code::ForeignMessage;
+        }
+        if matches!(self.finding, Finding::SuccessorUnknown { .. }) {
+            return Code::NoVerdict;
         }
         if matches!(self.finding, Finding::FalseCheckpoint { .. }) {
             Code::CheckpointFalse

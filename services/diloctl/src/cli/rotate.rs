@@ -48,9 +48,10 @@ pub(crate) enum Rotate {
         /// Let the trust bundle know the new key, and sign nothing with it yet.
         #[arg(long, conflicts_with = "retire")]
         prepare: bool,
-        /// Note in the trust bundle where the earlier keys have ended: nothing that they sign after
-        /// that is taken, with or without the ledger at hand. The whole ledger is verified first, and
-        /// must have named the present key.
+        /// Note in the trust bundle where the earlier keys have ended: no event and no cohort that they
+        /// sign after that is taken, with or without the ledger at hand. Signed statements about
+        /// snapshots have no place in the ledger: where it is not at hand they are taken under every
+        /// key of the bundle. The whole ledger is verified first, and must have named the present key.
         #[arg(long)]
         retire: bool,
     },

@@ -23,7 +23,7 @@ use diloco_audit::{
 use runtime::Failure;
 use schemas::permission::Role;
 use schemas::view::RunView;
-use schemas::{Code, RunId};
+use schemas::{Code, PublicKey, RunId};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -249,6 +249,23 @@ async fn earlier(
     Ok(rows)
 }
 
+/// Refuses a verdict about a ledger that goes on with a key which the trust bundle does not have.
+fn check_successor(auditor: &Auditor) -> Result<(), Failure> {
+    check_known(auditor.unknown_successor())
+}
+
+fn check_known(unknown: Option<&PublicKey>) -> Result<(), Failure> {
+    match unknown {
+        None => Ok(()),
+        Some(key) => {
+            let text = format!(
+                "the ledger goes on with {key}, which the trust bundle here does not have: copy the newest trust.json of the domain"
+            );
+            Err(Failure::new(Code::NoVerdict, text))
+        }
+    }
+}
+
 /// Turns the findings of a replay into a failure. Findings against the ledger count for every run,
 /// since one chain holds all of them. Findings against a worker's own events count for its run
 /// only, and do not put the ledger in doubt.
@@ -266,6 +283,7 @@ fn judge(auditor: &Auditor, run: Option<&RunId>) -> Result<(), Failure> {
         };
         return Err(Failure::new(found.code(), format!("{found}{more}")));
     }
+    check_successor(auditor)?;
     if let Some(run) = run.filter(|run| auditor.state().run(run).is_none()) {
         return Err(Failure::new(
             Code::RunUnknown,
@@ -505,5 +523,24 @@ impl Record for Moment {
             lines.push(("runs", "none yet".to_owned()));
         }
         lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A bundle that is older than the ledger is no evidence, and no success.
+    #[test]
+    fn tl_28_a_ledger_that_goes_on_with_an_unknown_key_gets_no_verdict() {
+        assert!(check_known(None).is_ok());
+        let key: PublicKey = format!("U{}", "A".repeat(55)).parse().expect("a key");
+        let refused = check_known(Some(&key)).expect_err("nobody knows it");
+        assert_eq!(refused.code(), Code::NoVerdict);
+        let told = refused.to_string();
+        assert!(
+            told.contains(key.as_str()) && told.contains("trust.json"),
+            "{told}"
+        );
     }
 }

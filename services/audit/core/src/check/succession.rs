@@ -20,6 +20,8 @@ pub(super) struct Emitters {
     succeeded: BTreeMap<PublicKey, ChainSequence>,
     /// Those that are known to have ended, each with its last event, whatever this record says.
     ended: BTreeMap<PublicKey, ChainSequence>,
+    /// The first key that the record names as the next, and that is none of the known ones.
+    unknown: Option<PublicKey>,
 }
 
 impl Emitters {
@@ -30,6 +32,7 @@ impl Emitters {
             known,
             succeeded: BTreeMap::new(),
             ended: BTreeMap::new(),
+            unknown: None,
         }
     }
 
@@ -81,6 +84,13 @@ impl Auditor {
         (chain.events > 0 && !chain.broken).then(|| self.succeeded())
     }
 
+    /// The key with which the ledger goes on and which is none of those that may sign it: they are of a
+    /// trust bundle that is older than the ledger, or somebody else has the key before. Of what stands
+    /// behind that event nothing is known.
+    pub const fn unknown_successor(&self) -> Option<&PublicKey> {
+        self.emitters.unknown.as_ref()
+    }
+
     /// Judges an event that another key has signed than the one that goes on with the ledger; none if
     /// that one has. A copy of an event that the ledger has is no finding.
     pub(super) fn of_another_key(
@@ -116,7 +126,15 @@ impl Auditor {
             });
         }
         let next = body.event.next_emitter()?;
-        if self.emitters.place(next) <= self.emitters.place(present) {
+        let Some(place) = self.emitters.place(next) else {
+            let (finding, key) = (
+                Finding::SuccessorUnknown { key: next.clone() },
+                next.clone(),
+            );
+            self.emitters.unknown.get_or_insert(key);
+            return Some(finding);
+        };
+        if Some(place) <= self.emitters.place(present) {
             return Some(Finding::OutOfPlace {
                 reason: format!(
                     "the trust bundle does not have {next}, which is to go on with the ledger, after {present}"
@@ -127,7 +145,7 @@ impl Auditor {
             let chain = chain.pass_on();
             self.chains.insert(next.clone(), chain);
         }
-        self.cohorts.succeeded(present);
+        self.cohorts.succeeded(next);
         let Emitters {
             present: goes_on,
             succeeded,

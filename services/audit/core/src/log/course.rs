@@ -60,8 +60,14 @@ impl Course {
         holds(key) || before.iter().any(holds)
     }
 
-    /// True if the key had named the next one before this entry.
-    pub(super) fn is_over(&self, key: &PublicKey, index: u64) -> bool {
-        self.ends.get(key).is_some_and(|end| index > *end)
+    /// True if the key goes on with the ledger in this entry: the one before has named it by then, if there
+    /// is one, and it has not named the next one yet.
+    pub(super) fn goes_on(&self, key: &PublicKey, index: u64) -> bool {
+        let ended = |key: &PublicKey| self.ends.get(key).is_some_and(|end| index > *end);
+        let Some(place) = self.line.iter().position(|one| one == key) else {
+            return false;
+        };
+        let before = place.checked_sub(1).map(|before| &self.line[before]);
+        before.is_none_or(ended) && !ended(key)
     }
 }

@@ -94,6 +94,12 @@ pub enum LogFault {
         "{0}, which signed this event of the ledger, is no coordinator's key in the trust bundle"
     )]
     Stranger(PublicKey),
+    /// An event of the ledger under a coordinator's key whose turn it was not, as far as is known.
+    #[error(
+        "{0}, which signed this event of the ledger, is not known to have gone on with the ledger there; name the log, or get \
+         the newest trust.json of the domain, in which the key before it has ended"
+    )]
+    OutOfTurn(PublicKey),
     /// No event of a known emitter is in the log.
     #[error(
         "none of the {0} events was signed by a key that is known; the trust bundle may name no coordinator's key of this log"
@@ -121,6 +127,7 @@ impl LogFault {
             | Self::Unreadable { .. }
             | Self::Empty
             | Self::Stranger(_)
+            | Self::OutOfTurn(_)
             | Self::Unverified(_)
             | Self::NoProof
             | Self::Undecodable { .. }

@@ -84,9 +84,7 @@ fn told(log: &Log, trusted: &Trusted, index: u64, entry: &[u8]) -> Option<EventB
     let body = EventBody::decode(&event.body).ok()?;
     let emitter = &body.emitter;
     let is_known = match (&body.event, &body.run) {
-        (Event::Ledger(_), _) => {
-            trusted.coordinators.contains(emitter) && !log.course().is_over(emitter, index)
-        }
+        (Event::Ledger(_), _) => log.course().goes_on(emitter, index),
         (Event::Security(_), _) => trusted.sentries.contains(emitter),
         (Event::Worker(_), Some(run)) => {
             let joined = (run.clone(), emitter.clone());

@@ -34,6 +34,8 @@ pub enum Unnamed {
 pub struct Named {
     /// Keys of services that sign events and that the manifest names.
     pub services: usize,
+    /// Keys of the ledger that it does not name, and that the key before each has named.
+    pub successors: usize,
     /// Keys of workers, named by a key that the manifest lets do that.
     pub workers: usize,
     /// The others, in the order of the log.
@@ -75,10 +77,19 @@ pub fn check_named(
 /// A worker's key in a run.
 type OfWorker = (RunId, PublicKey);
 
+/// Who has named the key of a service.
+#[derive(Clone, Copy)]
+enum By {
+    Owner,
+    /// The key of the ledger before it.
+    KeyBefore,
+    Nobody,
+}
+
 #[derive(Default)]
 struct Seen {
-    /// Keys of services, each with what it speaks of, its first event, and if the owner has named it.
-    services: BTreeMap<(PublicKey, bool), (u64, &'static str, bool)>,
+    /// Keys of services, each with its first event, what that speaks of, and who has named the key.
+    services: BTreeMap<(PublicKey, bool), (u64, &'static str, By)>,
     /// Keys of workers that have signed events, with the first one.
     workers: BTreeMap<OfWorker, (u64, &'static str)>,
     /// Keys of workers, named by a key that the owner lets do that.
@@ -95,8 +106,8 @@ impl Seen {
     ) {
         let key = &body.emitter;
         let ledger = matches!(body.event, Event::Ledger(_));
-        if ledger && log.course().is_over(key, index) {
-            // It has named the next one, and says nothing more.
+        if ledger && !log.course().goes_on(key, index) {
+            // It is not its turn: a stranger, to the ledger.
             return;
         }
         let (role, is_known) = match (&body.event, &body.run) {
@@ -108,7 +119,7 @@ impl Seen {
                 {
                     self.enrolled.insert((run.clone(), audit_key.clone()));
                 }
-                (EmitterRole::Coordinator, trusted.coordinators.contains(key))
+                (EmitterRole::Coordinator, true)
             }
             (Event::Security(_), _) => (EmitterRole::Sentry, trusted.sentries.contains(key)),
             (Event::Worker(_), Some(run)) => {
@@ -122,21 +133,23 @@ impl Seen {
         if is_known {
             let of = (key.clone(), role == EmitterRole::Coordinator);
             let names = |key: &PublicKey| manifest.names(key, role);
-            let is_named = match ledger {
-                true => log.course().is_vouched(key, names),
-                false => names(key),
+            let by = match (names(key), ledger && log.course().is_vouched(key, names)) {
+                (true, _) => By::Owner,
+                (false, true) => By::KeyBefore,
+                (false, false) => By::Nobody,
             };
-            let first = (index, body.event.kind(), is_named);
+            let first = (index, body.event.kind(), by);
             self.services.entry(of).or_insert(first);
         }
     }
 
     fn end(self, log: &Log) -> Named {
         let mut named = Named::default();
-        for ((key, _), (index, kind, is_named)) in self.services {
-            match is_named {
-                true => named.services += 1,
-                false => named.unnamed.push(Unnamed::Emitter { index, key, kind }),
+        for ((key, _), (index, kind, by)) in self.services {
+            match by {
+                By::Owner => named.services += 1,
+                By::KeyBefore => named.successors += 1,
+                By::Nobody => named.unnamed.push(Unnamed::Emitter { index, key, kind }),
             }
         }
         // The broker copies ledger and events side by side, so a join may stand behind them.

@@ -8,7 +8,7 @@ use tlog::{Hash, Head, from_base64};
 use witness::is_included;
 
 use super::fault::LogFault;
-use super::open::Trusted;
+use super::open::{Log, Trusted};
 
 const FIRST_LINE: &str = "c2sp.org/tlog-proof@v1";
 /// Longest text that is read: an entry in base64, 64 hashes, and a head.
@@ -99,13 +99,51 @@ impl Proof {
         is_included(head, self.index, &self.entry, &self.hashes)
     }
 
-    /// Checks the proof: the head's signature, the way to its root, the event's own signature, and
-    /// that its signer may say what it says. A worker's key is not checked: only a join in the
-    /// ledger, which the proof does not have, says whose key it is.
+    /// Checks the proof without the log: as [`Proof::open`], and that by the trust bundle it was the
+    /// turn of a key of the ledger. The bundle says where a key has ended, so the next one counts from
+    /// the bundle on that says so.
     ///
     /// # Errors
     /// The first that does not hold.
     pub fn verify(&self, trusted: &Trusted) -> Result<(Head, SignedEvent, EventBody), LogFault> {
+        let opened = self.open(trusted)?;
+        let (_, event, body) = &opened;
+        if matches!(body.event, Event::Ledger(_)) {
+            if chain::is_over(&trusted.ended, body) {
+                return Err(LogFault::Stranger(event.key.clone()));
+            }
+            if !has_begun(trusted, body) {
+                return Err(LogFault::OutOfTurn(event.key.clone()));
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Says if it was the turn of the key of the ledger that has signed `event`, by the log that holds it
+    /// at the proof's index.
+    ///
+    /// # Errors
+    /// [`LogFault::OutOfTurn`].
+    pub fn is_in_turn(
+        &self,
+        log: &Log,
+        event: &SignedEvent,
+        body: &EventBody,
+    ) -> Result<(), LogFault> {
+        let ledger = matches!(body.event, Event::Ledger(_));
+        match ledger && !log.course().goes_on(&event.key, self.index) {
+            true => Err(LogFault::OutOfTurn(event.key.clone())),
+            false => Ok(()),
+        }
+    }
+
+    /// Checks the head's signature, the way to its root, the event's own signature, and that its signer
+    /// is known. Nothing is said of its turn: the log has that. A worker's key is not checked: only a
+    /// join in the ledger, which the proof does not have, says whose key it is.
+    ///
+    /// # Errors
+    /// The first that does not hold.
+    pub fn open(&self, trusted: &Trusted) -> Result<(Head, SignedEvent, EventBody), LogFault> {
         let fault = |reason: &str| LogFault::Proof(reason.to_owned());
         let head = trusted.open("the proof's head", self.note.as_bytes())?;
         if !self.leads_to(&head) {
@@ -136,10 +174,22 @@ impl Proof {
             Event::Security(_) => Some(&trusted.sentries),
             Event::Worker(_) => None,
         };
-        let over = matches!(body.event, Event::Ledger(_)) && chain::is_over(&trusted.ended, &body);
-        if over || writers.is_some_and(|writers| !writers.contains(key)) {
+        if writers.is_some_and(|writers| !writers.contains(key)) {
             return Err(LogFault::Stranger(key.clone()));
         }
         Ok((head, event, body))
     }
+}
+
+/// True for an event of the first key of the ledger, or of a later one behind the last event of each
+/// that has ended before it, of which there is one.
+fn has_begun(trusted: &Trusted, body: &EventBody) -> bool {
+    let keys = &trusted.coordinators;
+    let Some(place) = keys.iter().position(|key| *key == body.emitter) else {
+        return false;
+    };
+    let ended = keys[..place]
+        .iter()
+        .filter_map(|key| trusted.ended.get(key));
+    place == 0 || ended.max().is_some_and(|last| body.sequence > *last)
 }

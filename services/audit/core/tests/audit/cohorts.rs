@@ -287,9 +287,10 @@ fn tl_17_a_worker_that_tells_a_cohort_without_the_coordinators_word_blames_nobod
     assert_eq!(auditor.faulty_workers().len(), 2);
 }
 
-/// A thief of a key that signs no more cannot make evidence against the ledger.
+/// A thief of a key that signs no more cannot make evidence, neither against the ledger nor against the
+/// worker that believes it.
 #[test]
-fn tl_28_tl_17_a_cohort_under_a_key_that_has_a_successor_blames_the_worker_alone() {
+fn tl_28_tl_17_a_cohort_under_a_key_that_has_a_successor_blames_nobody() {
     let mut scene = Scene::new();
     let digest = scene.digest();
     scene.seal();
@@ -304,8 +305,52 @@ fn tl_28_tl_17_a_cohort_under_a_key_that_has_a_successor_blames_the_worker_alone
     for record in &scene.log.records {
         auditor.observe(record);
     }
-    assert_eq!(found(&auditor), (vec!["cohort-unsigned"], None));
-    assert_eq!(auditor.faulty_workers().len(), 1);
+    assert_eq!(found(&auditor), (vec!["cohort-out-of-turn"], None));
+    assert_eq!(auditor.faulty_workers(), []);
+    let told = &auditor.findings()[0];
+    assert_eq!(told.code(), Code::ForeignMessage);
+}
+
+/// Nor can a thief of the next key, with a worker that helps it: the key has not gone on with the ledger.
+#[test]
+fn tl_28_tl_17_a_cohort_under_a_key_whose_turn_has_not_come_blames_nobody() {
+    let (next, later) = (Emitter::new(98), Emitter::new(97));
+    let invented = Digest::of(b"made up by a thief");
+    for (late, succeeds) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut scene = Scene::new();
+        let first = scene.log.coordinator.public.clone();
+        if !late {
+            scene.tell(1, invented, ROUND, &next);
+            scene.tell(2, invented, ROUND, &later);
+        }
+        scene.seal();
+        if succeeds {
+            scene.log.succeed(98);
+        }
+        scene.contribute();
+        scene.close();
+        if late {
+            scene.tell(1, invented, ROUND, &next);
+            scene.tell(2, invented, ROUND, &later);
+        }
+        let keys = [first, next.public.clone(), later.public.clone()];
+        let mut auditor = Auditor::new(DOMAIN, keys);
+        for record in &scene.log.records {
+            auditor.observe(record);
+        }
+        let (mut names, code) = found(&auditor);
+        names.sort_unstable();
+        // In its own turn the key speaks for the ledger.
+        let expected = match succeeds {
+            true => (
+                vec!["cohort-hidden", "cohort-out-of-turn"],
+                Some(Code::CohortFalse),
+            ),
+            false => (vec!["cohort-out-of-turn"; 2], None),
+        };
+        assert_eq!((names, code), expected, "late {late}, succeeds {succeeds}");
+        assert_eq!(auditor.faulty_workers(), []);
+    }
 }
 
 #[test]

@@ -184,6 +184,7 @@ fn fg_07_the_keys_in_a_manifest_are_named_and_so_are_the_workers_that_they_enrol
     let scene = Scene::new();
     let all = Named {
         services: 2,
+        successors: 0,
         workers: 2,
         unnamed: vec![],
     };
@@ -222,12 +223,33 @@ fn tl_28_a_key_that_the_ledger_has_named_is_vouched_for_by_the_one_before() {
     }
     manifest.enrolment = vec![first.clone()];
     scene.trusted.coordinators = vec![first.clone(), second.clone()];
-    assert_eq!(scene.named(&manifest).unnamed, []);
+    let named = scene.named(&manifest);
+    let counts = (named.services, named.successors, named.workers);
+    assert_eq!((counts, named.unnamed), ((1, 1, 3), vec![]));
     // Not where the bundle has it first: then nobody has named it.
     scene.trusted.coordinators = vec![second.clone(), first];
     let unnamed = scene.named(&manifest).unnamed;
     let found = |one: &Unnamed| matches!(one, Unnamed::Emitter { key, .. } if *key == second);
     assert!(unnamed.iter().any(found), "{unnamed:?}");
+}
+
+/// A thief of the next key, or of one that was passed over, cannot make a log without a verdict.
+#[test]
+fn tl_28_a_key_whose_turn_it_never_was_speaks_for_nobody() {
+    let mut written = Written::write(&PLAN);
+    let mut next = Emitter::new(92);
+    let stolen = Member::new(153);
+    for said in [LedgerEvent::CheckpointTaken, stolen.joined()] {
+        let (run, said) = (Some(run()), Event::Ledger(said));
+        let subject = ledger_subject(run.as_ref(), &next.public, said.kind());
+        let early = next.speak(DOMAIN, 1_700_000_000_000, run, said);
+        written.push(subject, &early);
+    }
+    let mut scene = Scene::of(written);
+    scene.trusted.coordinators.push(next.public);
+    let named = scene.named(&scene.manifest());
+    let counts = (named.services, named.successors, named.workers);
+    assert_eq!((counts, named.unnamed), ((1, 0, 2), vec![]));
 }
 
 #[test]

@@ -118,12 +118,13 @@ pub(super) fn verify(
         return Ok(());
     }
     let proven = proof
-        .map(|proof| Ok::<_, LogFault>((proof.verify(&source.trusted)?.0, proof)))
+        .map(|proof| Ok::<_, LogFault>((proof.open(&source.trusted)?, proof)))
         .transpose()?;
     let cosigned = witness::cosigned(&source, witnessing)?;
     let log = source.log(&mut |_, _| {})?;
-    if let Some((head, proof)) = &proven {
+    if let Some(((head, event, body), proof)) = &proven {
         source.holds(&log, head, proof)?;
+        proof.is_in_turn(&log, event, body)?;
     }
     let Events { auditor, strangers } =
         check_events(&log, &|path| source.read(path), &source.trusted)?;
@@ -142,7 +143,7 @@ pub(super) fn verify(
         chains: summary.emitters.len(),
         owner,
         witnessed,
-        proof: proven.map(|(head, proof)| {
+        proof: proven.map(|((head, ..), proof)| {
             format!(
                 "event {} under the head over {} events, which this log continues",
                 proof.index, head.size
@@ -330,7 +331,7 @@ fn is_named(event: &LoggedEvent, index: u64, entry: &[u8]) -> bool {
 /// Findings name positions from 1, as a stream has them; the log counts from 0.
 fn judge(auditor: &Auditor) -> Result<(), Failure> {
     match auditor.evidence() {
-        None => Ok(()),
+        None => super::check_successor(auditor),
         Some(found) => {
             let index = found.stream_sequence.0.saturating_sub(1);
             let text = format!("event {index} of the log: {}", found.finding);

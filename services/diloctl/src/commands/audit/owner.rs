@@ -29,6 +29,8 @@ pub(super) struct Owner {
     at: UnixMillis,
     /// Keys of services that sign events, and that the owner has named.
     services: usize,
+    /// Keys of the ledger that the owner has not named, and that the key before each has named.
+    successors: usize,
     /// Keys of workers that these have named.
     workers: usize,
     /// The others, in words.
@@ -52,6 +54,7 @@ impl Owner {
         Self {
             at: manifest.at,
             services: named.services,
+            successors: named.successors,
             workers: named.workers,
             unnamed: named.unnamed.iter().map(ToString::to_string).collect(),
         }
@@ -63,6 +66,7 @@ impl std::fmt::Display for Owner {
         let Self {
             at,
             services,
+            successors,
             workers,
             unnamed,
         } = self;
@@ -71,9 +75,43 @@ impl std::fmt::Display for Owner {
             "has signed entry 0 at {}: it names {services} services that speak here, and through them {workers} keys of workers",
             Time(*at)
         )?;
+        if *successors > 0 {
+            write!(
+                f,
+                "; {successors} later keys of the ledger are not named by it but by the key before"
+            )?;
+        }
         match unnamed.is_empty() {
             true => Ok(()),
             false => write!(f, "; NOT NAMED: {}", unnamed.join("; ")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_the_key_before_has_named_is_not_counted_as_the_owners() {
+        let manifest = LogManifest {
+            v: schemas::V,
+            at: UnixMillis(1),
+            origin: "a log".to_owned(),
+            heads: vec![],
+            emitters: vec![],
+            enrolment: vec![],
+        };
+        let shown = |successors| {
+            let named = Named {
+                services: 2,
+                successors,
+                ..Named::default()
+            };
+            Owner::of(&manifest, &named).to_string()
+        };
+        assert!(shown(0).contains("names 2 services") && !shown(0).contains("key before"));
+        let later = "; 1 later keys of the ledger are not named by it but by the key before";
+        assert!(shown(1).ends_with(later), "{}", shown(1));
     }
 }

@@ -26,7 +26,7 @@ pub(in crate::commands) async fn read(
     };
     match auditor.evidence() {
         Some(found) => Err(Failure::new(Code::RecordUnproven, found)),
-        None => Ok(auditor),
+        None => super::check_successor(&auditor).map(|()| auditor),
     }
 }
 
@@ -39,7 +39,7 @@ pub(super) fn read_log(
     let auditor = Source::open(context, from)?.events(None, prepare, &mut |_| {})?;
     match auditor.evidence() {
         Some(found) => Err(Failure::new(Code::RecordUnproven, found)),
-        None => Ok(auditor),
+        None => super::check_successor(&auditor).map(|()| auditor),
     }
 }
 
