@@ -2,9 +2,10 @@
 //! hears it from the broker, from services and from the store. They are a chain of their own, and no
 //! decision depends on one.
 //!
-//! No field can hold a secret. A user is named by its public key, and texts that a stranger chose
-//! are short and stand for themselves: broker and audit service never put a token, a key or a
-//! payload into them.
+//! No program puts a token, a key's secret or a payload into a field. A user is named by its public
+//! key. Texts that a stranger chose, as a subject or a connection's name, are short and stand as
+//! they were sent: what somebody writes there is in the record. Of requests to the store none is
+//! kept.
 
 use serde::{Deserialize, Serialize};
 
@@ -147,7 +148,7 @@ pub struct StoreRefusal {
     pub key: String,
     /// Method and bucket.
     pub request: String,
-    /// The store's reason.
+    /// The store's reason, in fixed words.
     pub reason: String,
     /// How often since the store's start.
     pub count: u64,
@@ -178,7 +179,7 @@ pub enum SecurityEvent {
         unheard: String,
         from: UnixMillis,
         until: UnixMillis,
-        /// How often its connection was lost in that time; it may have heard something in between.
+        /// How often that began in this time; it may have heard something in between.
         times: u64,
     },
     /// The broker refused a connection.

@@ -15,21 +15,30 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+/// Pauses before a connection is tried again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Again {
+    /// After one that failed.
+    pub(crate) failed: Duration,
+    /// After the broker has denied it. It does so until it has the present tokens of the accounts,
+    /// and each try leaves a line in its log, which is a sighting too.
+    pub(crate) denied: Duration,
+}
+
 /// The times of an ear.
 #[derive(Clone, Copy, Debug)]
 struct Pauses {
-    /// Pause before a connection that failed is tried again.
-    failed: Duration,
-    /// The same after the broker has denied it. It does so until it has the present tokens of the
-    /// accounts, and each try leaves a line in its log, which is a sighting too.
-    denied: Duration,
+    again: Again,
     /// Time between two events about what was not heard: a connection that comes and goes is one.
     gaps: Duration,
 }
 
-const PAUSES: Pauses = Pauses {
+pub(crate) const AGAIN: Again = Again {
     failed: Duration::from_secs(30),
     denied: Duration::from_secs(3600),
+};
+const PAUSES: Pauses = Pauses {
+    again: AGAIN,
     gaps: Duration::from_secs(60),
 };
 
@@ -52,12 +61,13 @@ pub(crate) struct Outlet {
     missed: Arc<AtomicU64>,
 }
 
-/// One kind of report, as it is heard.
+/// One kind of report, as it is heard, and when it was not.
 #[derive(Debug)]
 pub(crate) struct Ear {
-    sound: Sound,
+    name: &'static str,
     silence: Silence,
-    pauses: Pauses,
+    /// Time between two events about gaps.
+    every: Duration,
     /// No event about a gap comes before.
     due: Instant,
 }
@@ -162,7 +172,7 @@ impl Ear {
             Ok(listeners) => (Ok(listeners), None),
             Err(error) => {
                 silence.begin(clock::now());
-                (Err(pauses.after(&error)), Some(error))
+                (Err(pauses.again.after(&error)), Some(error))
             }
         };
         let task = Task {
@@ -173,18 +183,27 @@ impl Ear {
             pauses,
         };
         tasks.spawn(task.keep(heard));
+        let every = pauses.gaps;
         let ear = Self {
-            sound,
-            silence,
-            pauses,
-            due: Instant::now(),
+            every,
+            ..Self::of(sound.name(), silence)
         };
         (ear, failed)
     }
 
+    /// One of which others note when it does not hear.
+    pub(crate) fn of(name: &'static str, silence: Silence) -> Self {
+        Self {
+            name,
+            silence,
+            every: PAUSES.gaps,
+            due: Instant::now(),
+        }
+    }
+
     /// What it hears.
     pub(crate) const fn name(&self) -> &'static str {
-        self.sound.name()
+        self.name
     }
 
     /// A time that is over in which it did not hear, if one is to be told now.
@@ -193,7 +212,7 @@ impl Ear {
             return None;
         }
         let gap = self.silence.take()?;
-        self.due = Instant::now() + self.pauses.gaps;
+        self.due = Instant::now() + self.every;
         Some(gap)
     }
 
@@ -204,8 +223,9 @@ impl Ear {
     }
 }
 
-impl Pauses {
-    const fn after(self, error: &BusError) -> Duration {
+impl Again {
+    /// The pause after this error.
+    pub(crate) const fn after(self, error: &BusError) -> Duration {
         match error {
             BusError::Denied { .. } => self.denied,
             _ => self.failed,
@@ -232,7 +252,7 @@ impl Task {
                     let error = hear_all(sound, listeners, &self.outlet).await;
                     say_unable(sound, &error);
                     self.silence.begin(clock::now());
-                    self.pauses.after(&error)
+                    self.pauses.again.after(&error)
                 }
                 Err(pause) => pause,
             };
@@ -245,7 +265,7 @@ impl Task {
                 }
                 Err(error) => {
                     say_unable(sound, &error);
-                    Err(self.pauses.after(&error))
+                    Err(self.pauses.again.after(&error))
                 }
             };
         }
@@ -307,8 +327,10 @@ mod tests {
     use crate::played::{Played, Presented};
 
     const SHORT: Pauses = Pauses {
-        failed: Duration::from_millis(1),
-        denied: Duration::from_millis(2),
+        again: Again {
+            failed: Duration::from_millis(1),
+            denied: Duration::from_millis(2),
+        },
         gaps: Duration::ZERO,
     };
     const DENIED: &[u8] =
@@ -397,11 +419,11 @@ mod tests {
             direction: runtime::bus::Direction::Subscribe,
             subject: String::new(),
         };
-        assert_eq!(PAUSES.after(&denied), PAUSES.denied);
+        assert_eq!(AGAIN.after(&denied), AGAIN.denied);
         let lost = BusError::Lost {
             subject: String::new(),
         };
-        assert_eq!(PAUSES.after(&lost), PAUSES.failed);
-        assert!(PAUSES.failed <= Duration::from_secs(30) && PAUSES.denied >= PAUSES.failed);
+        assert_eq!(AGAIN.after(&lost), AGAIN.failed);
+        assert!(AGAIN.failed <= Duration::from_secs(30) && AGAIN.denied >= AGAIN.failed);
     }
 }

@@ -2,28 +2,25 @@
 //! accounts denies them; then events are received all the same, and the questions are heard as soon
 //! as it has the present ones.
 
-use std::time::Duration;
-
 use runtime::{BusConfig, BusError, Delivery, Listener, clock};
 use schemas::subject::LOG_FILTER;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-/// Pause before a denied connection is tried again: each try leaves a line in the broker's log.
-const AGAIN_AFTER: Duration = Duration::from_secs(3600);
+use crate::hearing::{AGAIN, Again};
 
 /// The questions, heard or not.
 #[derive(Debug)]
 pub(crate) struct Questions {
     settings: BusConfig,
     state: State,
-    pause: Duration,
+    again: Again,
 }
 
 #[derive(Debug)]
 enum State {
     Heard(Listener),
-    Denied { again: Instant },
+    Unheard { until: Instant },
     Asking(JoinHandle<Result<Listener, BusError>>),
 }
 
@@ -33,19 +30,19 @@ impl Questions {
     /// # Errors
     /// The broker is away, or does not accept the credentials.
     pub(crate) async fn connect(settings: BusConfig) -> Result<Self, BusError> {
-        Self::connect_pausing(settings, AGAIN_AFTER).await
+        Self::connect_pausing(settings, AGAIN).await
     }
 
-    async fn connect_pausing(settings: BusConfig, pause: Duration) -> Result<Self, BusError> {
+    async fn connect_pausing(settings: BusConfig, again: Again) -> Result<Self, BusError> {
         let state = match connect(settings.clone()).await {
             Ok(listener) => State::Heard(listener),
-            Err(error @ BusError::Denied { .. }) => denied(&error, pause),
+            Err(error @ BusError::Denied { .. }) => unheard(&error, again),
             Err(error) => return Err(error),
         };
         Ok(Self {
             settings,
             state,
-            pause,
+            again,
         })
     }
 
@@ -55,10 +52,10 @@ impl Questions {
             self.state = match &mut self.state {
                 State::Heard(listener) => match listener.next().await {
                     Ok(delivery) => return delivery,
-                    Err(error) => denied(&error, self.pause),
+                    Err(error) => unheard(&error, self.again),
                 },
-                State::Denied { again } => {
-                    sleep_until(*again).await;
+                State::Unheard { until } => {
+                    sleep_until(*until).await;
                     State::Asking(tokio::spawn(connect(self.settings.clone())))
                 }
                 State::Asking(asking) => match asking.await {
@@ -66,9 +63,9 @@ impl Questions {
                         tracing::info!("workers' questions about the log are heard");
                         State::Heard(listener)
                     }
-                    Ok(Err(error)) => denied(&error, self.pause),
-                    Err(_) => State::Denied {
-                        again: Instant::now() + self.pause,
+                    Ok(Err(error)) => unheard(&error, self.again),
+                    Err(_) => State::Unheard {
+                        until: Instant::now() + self.again.failed,
                     },
                 },
             };
@@ -83,17 +80,24 @@ async fn connect(settings: BusConfig) -> Result<Listener, BusError> {
     Ok(heard.next().expect("one for each filter"))
 }
 
-fn denied(error: &BusError, pause: Duration) -> State {
+fn unheard(error: &BusError, again: Again) -> State {
     let code = error.code();
-    let next = "run `diloctl up`, or `diloctl auth config` and then `diloctl auth push`; workers' events are received meanwhile";
+    let next = match error {
+        BusError::Denied { .. } => {
+            "run `diloctl up`, or `diloctl auth config` and then `diloctl auth push`; workers' events are received meanwhile"
+        }
+        _ => code.next_step(),
+    };
     tracing::warn!(%code, next, "workers' questions about the log are not heard: {error}");
-    State::Denied {
-        again: Instant::now() + pause,
+    State::Unheard {
+        until: Instant::now() + again.after(error),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::played::Played;
 
@@ -102,8 +106,11 @@ mod tests {
     #[tokio::test]
     async fn tl_29_denied_questions_fail_nothing_and_are_heard_once_the_broker_allows_them() {
         let broker = Played::start().await;
-        let pause = Duration::from_millis(1);
-        let connecting = Questions::connect_pausing(broker.config(), pause);
+        let again = Again {
+            failed: Duration::from_millis(1),
+            denied: Duration::from_millis(1),
+        };
+        let connecting = Questions::connect_pausing(broker.config(), again);
         let denying = async { broker.accept().await.say(DENIED).await };
         let (questions, ()) = tokio::join!(connecting, denying);
         let mut questions = questions.expect("a denial is no failure");
@@ -127,6 +134,26 @@ mod tests {
         };
         let (second, _peer) = tokio::join!(questions.next(), serving);
         assert_eq!(&second.payload[..], b"second");
+    }
+
+    /// A connection that was allowed before, or a try that met another fault, is no denial.
+    #[test]
+    fn only_a_denial_makes_the_questions_wait_for_long() {
+        let waits = |error: &BusError| {
+            let before = Instant::now();
+            match unheard(error, AGAIN) {
+                State::Unheard { until } => until - before,
+                state => panic!("{state:?}"),
+            }
+        };
+        let subject = LOG_FILTER.to_owned();
+        let lost = waits(&BusError::Lost {
+            subject: subject.clone(),
+        });
+        assert!(lost >= AGAIN.failed && lost < AGAIN.denied);
+        let direction = runtime::bus::Direction::Subscribe;
+        let denied = waits(&BusError::Denied { direction, subject });
+        assert!(denied >= AGAIN.denied);
     }
 
     #[tokio::test]

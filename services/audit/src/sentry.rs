@@ -14,7 +14,7 @@ use chain::{Claimed, Draft, End, Signatures};
 use identity::{AuditKey, TrustBundle};
 use metrics::counter;
 use runtime::metrics::AUDIT_SECURITY;
-use runtime::{Bus, Gap, StreamReader, clock};
+use runtime::{Bus, Gap, Silence, StreamReader, clock};
 use schemas::event::Event;
 use schemas::security::SecurityEvent;
 use schemas::subject::{SECURITY_STREAM, security_subject};
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::hearing::{Ear, Outlet, Seen, Sound, say_unable};
 use crate::intake::EXPECTED_FILTER;
-use crate::look::look;
+use crate::look::{Look, STORE};
 use crate::mirror;
 use crate::tail::{Looked, Tail};
 
@@ -103,9 +103,21 @@ impl Watch {
             ears.push(ear);
         }
         match mirror::bucket(config) {
-            Ok(Some(bucket)) => drop(hearing.spawn(look(bucket, outlet.clone()))),
+            Ok(Some(bucket)) => {
+                let silence = Silence::default();
+                let look = Look::open(bucket, outlet.clone(), silence.clone()).await;
+                if !look.is_read() {
+                    unheard.push(STORE.to_owned());
+                }
+                ears.push(Ear::of(STORE, silence));
+                hearing.spawn(look.keep());
+            }
             Ok(None) => {}
             Err(failure) => {
+                unheard.push(STORE.to_owned());
+                let silence = Silence::default();
+                silence.begin(clock::now());
+                ears.push(Ear::of(STORE, silence));
                 let code = Code::StoreRefusalsUnread;
                 tracing::warn!(%code, next = code.next_step(), "{}: {failure}", code.title());
             }

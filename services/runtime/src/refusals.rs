@@ -18,7 +18,8 @@ use crate::bus::{Bus, BusError};
 pub const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// Most different refusals that wait for a report. One has half a KiB.
 pub const WAITING_MAX: usize = 256;
-/// Most of one sender: one that varies what it asks leaves room for the others.
+/// Most of one sender: one that varies what it asks leaves room for the others. When all places are
+/// taken, accounts share them evenly, and so do the senders of an account.
 pub const WAITING_OF_SENDER_MAX: usize = 16;
 /// Pause after the broker has refused a report. It does so until it has the present tokens of the
 /// accounts, and each try leaves a line in its log.
@@ -28,13 +29,15 @@ const LAST_MAX: Duration = Duration::from_millis(500);
 
 /// What tells refusals apart.
 type Key = (Option<PublicKey>, Option<AccountId>, String, Code);
+/// Who is refused.
+type Sender = (Option<PublicKey>, Option<AccountId>);
 
 /// Refusals that wait for a report.
 #[derive(Debug, Default)]
 pub struct Tally {
     waiting: BTreeMap<Key, u64>,
     /// How many different ones of each sender wait.
-    senders: BTreeMap<Option<PublicKey>, usize>,
+    senders: BTreeMap<Sender, usize>,
     more: u64,
     /// The one that was reported last: the next report begins behind it, so that each has its turn.
     last: Option<Key>,
@@ -50,16 +53,48 @@ impl Tally {
             code,
             count,
         } = refused;
-        let of_sender = self.senders.get(&user).copied().unwrap_or_default();
+        let sender = (user, account);
+        let of_sender = self.senders.get(&sender).copied().unwrap_or_default();
+        let (user, account) = sender.clone();
         let key = (user, account, subject, code);
         if let Some(waiting) = self.waiting.get_mut(&key) {
             *waiting = waiting.saturating_add(count);
-        } else if of_sender < WAITING_OF_SENDER_MAX && self.waiting.len() < WAITING_MAX {
-            self.senders.insert(key.0.clone(), of_sender + 1);
+        } else if of_sender < WAITING_OF_SENDER_MAX && self.has_room(&sender, of_sender) {
+            self.senders.insert(sender, of_sender + 1);
             self.waiting.insert(key, count);
         } else {
             self.more = self.more.saturating_add(count);
         }
+    }
+
+    /// True if a further refusal of this sender, of which `of_sender` wait, has a place, or another
+    /// one gave its place to it: of the account with the most, the sender with the most. What that
+    /// one was is not told apart any more.
+    fn has_room(&mut self, sender: &Sender, of_sender: usize) -> bool {
+        if self.waiting.len() < WAITING_MAX {
+            return true;
+        }
+        let mut accounts: BTreeMap<&Option<AccountId>, usize> = BTreeMap::new();
+        for ((_, account), count) in &self.senders {
+            *accounts.entry(account).or_default() += count;
+        }
+        let own = accounts.get(&sender.1).copied().unwrap_or_default();
+        let fullest = accounts.iter().max_by_key(|(_, count)| **count);
+        let other = fullest.filter(|(_, count)| **count > own + 1);
+        let account = other.map_or(&sender.1, |(account, _)| *account);
+        let senders = self.senders.iter().filter(|(one, _)| one.1 == *account);
+        let most = senders.max_by_key(|(_, count)| **count);
+        let most = most.filter(|(_, count)| *account != sender.1 || **count > of_sender + 1);
+        let gives = most.map(|(one, _)| one);
+        let key = gives.and_then(|gives| {
+            let is_its = |key: &&Key| (&key.0, &key.1) == (&gives.0, &gives.1);
+            self.waiting.keys().find(is_its).cloned()
+        });
+        let Some(gone) = key.and_then(|key| self.remove(key)) else {
+            return false;
+        };
+        self.more = self.more.saturating_add(gone.count);
+        true
     }
 
     /// The next report; none if nothing waits. What does not fit waits for the one after.
@@ -92,7 +127,8 @@ impl Tally {
         })
     }
 
-    /// Takes a report back of which nobody has heard. Its refusals are not told apart any more.
+    /// Takes a report back of which it is not known that the broker has it. Its refusals are not
+    /// told apart any more; if it was heard after all, they are counted twice.
     pub fn unreported(&mut self, report: &RefusalReport) {
         let counts = report.refusals.iter().map(|one| one.count);
         let all = counts.fold(report.more, u64::saturating_add);
@@ -101,11 +137,13 @@ impl Tally {
 
     fn remove(&mut self, key: Key) -> Option<Refused> {
         let count = self.waiting.remove(&key)?;
-        match self.senders.get_mut(&key.0) {
-            Some(of_sender) if *of_sender > 1 => *of_sender -= 1,
-            _ => drop(self.senders.remove(&key.0)),
-        }
         let (user, account, subject, code) = key;
+        let sender = (user, account);
+        match self.senders.get_mut(&sender) {
+            Some(of_sender) if *of_sender > 1 => *of_sender -= 1,
+            _ => drop(self.senders.remove(&sender)),
+        }
+        let (user, account) = sender;
         Some(Refused {
             account,
             user,
@@ -155,35 +193,45 @@ impl Refusals {
                 continue;
             }
             let Some(report) = self.take() else { continue };
-            if let Err(error) = self.publish(&bus, &report).await {
-                let code = Code::RefusalsUnreported;
-                tracing::warn!(%code, next = code.next_step(), "{}: {error}", code.title());
-                if matches!(error, BusError::Denied { .. }) {
-                    self.tally().unreported(&report);
-                    again = Instant::now() + DENIED_AGAIN;
-                }
+            if let Err(error) = self.publish(&bus, std::slice::from_ref(&report)).await {
+                again = Instant::now() + self.failed(&report, &error);
             }
         }
     }
 
-    /// Publishes what waits, before the service ends.
-    pub async fn last(&self, bus: &Bus) {
-        let all = async {
-            while let Some(report) = self.take() {
-                if self.publish(bus, &report).await.is_err() {
-                    break;
-                }
-            }
-        };
-        // The audit service is not told of what a lost connection does not take.
-        let _ = timeout(LAST_MAX, all).await;
+    /// Counts what was not reported, says so, and returns the pause before the next report.
+    fn failed(&self, report: &RefusalReport, error: &BusError) -> Duration {
+        self.tally().unreported(report);
+        let code = Code::RefusalsUnreported;
+        tracing::warn!(%code, next = code.next_step(), "{}: {error}", code.title());
+        match error {
+            BusError::Denied { .. } => DENIED_AGAIN,
+            _ => Duration::ZERO,
+        }
     }
 
-    /// Publishes a report and waits until the broker has read it. Otherwise a refusal of the broker
+    /// Publishes what waits, before the service ends: all of it, and one wait for the broker.
+    pub async fn last(&self, bus: &Bus) {
+        let reports: Vec<RefusalReport> = std::iter::from_fn(|| self.take()).collect();
+        if reports.is_empty() {
+            return;
+        }
+        // The audit service is not told of what a lost connection does not take; the log is.
+        let reason = match timeout(LAST_MAX, self.publish(bus, &reports)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the broker did not answer in time".to_owned(),
+        };
+        let code = Code::RefusalsUnreported;
+        tracing::warn!(%code, next = code.next_step(), "{}: {reason}", code.title());
+    }
+
+    /// Publishes reports and waits until the broker has read them. Otherwise a refusal of the broker
     /// would go unnoticed, since it comes apart from the message.
-    async fn publish(&self, bus: &Bus, report: &RefusalReport) -> Result<(), BusError> {
+    async fn publish(&self, bus: &Bus, reports: &[RefusalReport]) -> Result<(), BusError> {
         let subject = refusal_subject(self.refuser);
-        bus.publish_checked(&subject, report.encode().into()).await
+        let payloads = reports.iter().map(|report| report.encode().into());
+        bus.publish_all_checked(&subject, payloads.collect()).await
     }
 
     fn take(&self) -> Option<RefusalReport> {
@@ -301,6 +349,84 @@ mod tests {
         tally.unreported(&report);
         let again = tally.take().expect("their number waits");
         assert_eq!((again.refusals.len(), again.more), (0, 2));
+    }
+
+    /// A connection that was lost while the broker should have read a report.
+    #[test]
+    fn tl_29_a_report_of_whatever_failure_is_counted_and_only_a_denial_pauses() {
+        let denied = BusError::Denied {
+            direction: crate::bus::Direction::Publish,
+            subject: String::new(),
+        };
+        let lost = BusError::Lost {
+            subject: String::new(),
+        };
+        for (error, pause) in [(denied, DENIED_AGAIN), (lost, Duration::ZERO)] {
+            let refusals = Refusals::of(Refuser::Coordinator);
+            refusals.note("diloco.control.x.view", Code::IdentityMismatch);
+            let report = refusals.take().expect("one waits");
+            assert_eq!(refusals.take(), None);
+            assert_eq!(refusals.failed(&report, &error), pause, "{error}");
+            let again = refusals.take().expect("its number waits");
+            assert_eq!((again.refusals.len(), again.more), (0, 1), "{error}");
+        }
+    }
+
+    fn of_account(letter: char, user: usize, subject: &str) -> Refused {
+        Refused {
+            account: format!("A{}", letter.to_string().repeat(55)).parse().ok(),
+            ..refused(user, subject)
+        }
+    }
+
+    /// All senders of the reports that wait, with the number of their refusals.
+    fn told(tally: &mut Tally) -> BTreeMap<Sender, usize> {
+        let mut senders = BTreeMap::new();
+        let reports = std::iter::from_fn(|| tally.take());
+        for one in reports.flat_map(|report| report.refusals) {
+            *senders.entry((one.user, one.account)).or_default() += 1;
+        }
+        senders
+    }
+
+    #[test]
+    fn tl_29_full_senders_leave_a_place_to_a_late_one() {
+        let mut tally = Tally::default();
+        let full = WAITING_MAX / WAITING_OF_SENDER_MAX;
+        for user in 0..full {
+            for number in 0..WAITING_OF_SENDER_MAX {
+                tally.note(of_account('B', user, &number.to_string()));
+            }
+        }
+        assert_eq!((tally.waiting.len(), tally.more), (WAITING_MAX, 0));
+        let late = of_account('B', 999, "late");
+        let other = of_account('C', 998, "late");
+        tally.note(late.clone());
+        tally.note(other.clone());
+        assert_eq!((tally.waiting.len(), tally.more), (WAITING_MAX, 2));
+        let told = told(&mut tally);
+        assert_eq!(told.get(&(late.user, late.account)), Some(&1));
+        assert_eq!(told.get(&(other.user, other.account)), Some(&1));
+        assert!(tally.senders.is_empty());
+    }
+
+    /// More workers of one tenant than there are places.
+    #[test]
+    fn tl_29_no_number_of_senders_of_one_account_takes_the_places_of_another() {
+        let mut tally = Tally::default();
+        for user in 0..2 * WAITING_MAX {
+            tally.note(of_account('B', user, "x"));
+        }
+        assert_eq!(tally.more, WAITING_MAX as u64, "none gives its only place");
+        for number in 0..WAITING_OF_SENDER_MAX {
+            tally.note(of_account('C', 0, &number.to_string()));
+        }
+        tally.note(of_account('B', 1000, "x"));
+        let mine = of_account('C', 0, "");
+        let told = told(&mut tally);
+        let of_mine = told.get(&(mine.user, mine.account));
+        assert_eq!(of_mine, Some(&WAITING_OF_SENDER_MAX));
+        assert_eq!(told.len(), WAITING_MAX - WAITING_OF_SENDER_MAX + 1);
     }
 
     /// What is counted by others must not overflow.

@@ -116,7 +116,7 @@ impl Peers {
 
 /// The unit that counts as one peer: an IPv4 address, or the 64-bit network from which an IPv6 host
 /// chooses its addresses.
-fn site(peer: IpAddr) -> IpAddr {
+pub(crate) fn site(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
         address @ IpAddr::V4(_) => address,

@@ -1,6 +1,6 @@
 //! Requests that the store refused, for the audit service to fetch: the store itself has no
 //! connection to the bus. Equal refusals are counted together, memory is bounded, and nothing of a
-//! request is kept that could be a secret: no query, no header, no key of an object.
+//! request is kept that its sender could choose freely: no query, no header, no key of an object.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,14 +11,18 @@ use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use identity::join::new_session;
 use s3s::Body;
 use schemas::security::{SEEN_BYTES_MAX, STORE_REFUSALS_MAX, StoreRefusal, StoreRefusals};
-use schemas::{Millis, UnixMillis, V};
+use schemas::{Millis, PublicKey, UnixMillis, V};
 
 use crate::gate::query_value;
 use crate::peer::Peer;
+use crate::peers::site;
 use crate::rights::Rights;
 
-/// Most different refusals of one address: one that varies what it asks leaves room for the others.
-const OF_ADDRESS_MAX: usize = 16;
+/// Most different refusals of one sender: one that varies what it asks leaves room for the others,
+/// and its further ones are counted together.
+const OF_SENDER_MAX: usize = 16;
+/// The reason of a refusal that stands for further ones of its sender.
+const OTHERS: &str = "further ones of this sender";
 /// Time after which a refusal that was not repeated gives its place away. The audit service looks
 /// far more often.
 const KEPT: Millis = Millis::from_secs(600);
@@ -33,9 +37,32 @@ pub(crate) struct Refusals {
 #[derive(Debug, Default)]
 struct Table {
     known: BTreeMap<StoreRefusal, Counted>,
-    /// How many different ones of each address are known.
-    addresses: BTreeMap<String, usize>,
+    /// How many different ones of each sender are known.
+    senders: BTreeMap<Sender, usize>,
     more: u64,
+}
+
+/// Who is refused: the holder of the certificate, or without one the network that counts as one
+/// peer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Sender {
+    Holder(PublicKey),
+    Site(String),
+}
+
+impl Sender {
+    fn of(refusal: &StoreRefusal) -> Self {
+        match &refusal.holder {
+            Some(holder) => Self::Holder(holder.clone()),
+            None => Self::Site(network(&refusal.address)),
+        }
+    }
+}
+
+/// The network of an address, by which connections are counted too.
+fn network(address: &str) -> String {
+    let parsed = address.parse::<IpAddr>();
+    parsed.map_or_else(|_| address.to_owned(), |address| site(address).to_string())
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +125,7 @@ impl Refusals {
             Peer::Holder(holder) => Some(holder.key.clone()),
         };
         let refusal = StoreRefusal {
-            address: asked.address.to_string(),
+            address: asked.address.to_canonical().to_string(),
             holder,
             key: asked.key.to_owned(),
             request: asked.request,
@@ -133,19 +160,32 @@ impl Refusals {
 impl Table {
     /// Counts a refusal, whose own count is 0.
     fn note(&mut self, now: UnixMillis, refusal: StoreRefusal) {
-        if let Some(known) = self.known.get_mut(&refusal) {
-            known.count = known.count.saturating_add(1);
-            known.last = now;
+        if self.repeats(now, &refusal) {
             return;
         }
-        if self.known.len() >= STORE_REFUSALS_MAX || self.of(&refusal.address) >= OF_ADDRESS_MAX {
+        let sender = Sender::of(&refusal);
+        if self.known.len() >= STORE_REFUSALS_MAX || self.of(&sender) >= OF_SENDER_MAX {
             self.forget(now);
         }
-        if self.known.len() >= STORE_REFUSALS_MAX || self.of(&refusal.address) >= OF_ADDRESS_MAX {
+        let refusal = match self.of(&sender) < OF_SENDER_MAX {
+            true => refusal,
+            false => StoreRefusal {
+                address: network(&refusal.address),
+                key: String::new(),
+                request: String::new(),
+                reason: OTHERS.to_owned(),
+                ..refusal
+            },
+        };
+        if self.repeats(now, &refusal) {
+            return;
+        }
+        // Of a holder with many addresses there is one such row for each of a few of them.
+        if self.known.len() >= STORE_REFUSALS_MAX || self.of(&sender) >= 2 * OF_SENDER_MAX {
             self.more = self.more.saturating_add(1);
             return;
         }
-        *self.addresses.entry(refusal.address.clone()).or_default() += 1;
+        *self.senders.entry(sender).or_default() += 1;
         let first = Counted {
             count: 1,
             last: now,
@@ -153,19 +193,30 @@ impl Table {
         self.known.insert(refusal, first);
     }
 
-    fn of(&self, address: &str) -> usize {
-        self.addresses.get(address).copied().unwrap_or_default()
+    /// Counts a refusal that is known. Returns false if it is not.
+    fn repeats(&mut self, now: UnixMillis, refusal: &StoreRefusal) -> bool {
+        let known = self.known.get_mut(refusal);
+        known.is_some_and(|known| {
+            known.count = known.count.saturating_add(1);
+            known.last = now;
+            true
+        })
+    }
+
+    fn of(&self, sender: &Sender) -> usize {
+        self.senders.get(sender).copied().unwrap_or_default()
     }
 
     /// Gives the places of those away that were not repeated lately.
     fn forget(&mut self, now: UnixMillis) {
-        let addresses = &mut self.addresses;
+        let senders = &mut self.senders;
         self.known.retain(|one, counted| {
             let stays = counted.last.until(now) < KEPT;
             if !stays {
-                match addresses.get_mut(&one.address) {
+                let sender = Sender::of(one);
+                match senders.get_mut(&sender) {
                     Some(count) if *count > 1 => *count -= 1,
-                    _ => drop(addresses.remove(&one.address)),
+                    _ => drop(senders.remove(&sender)),
                 }
             }
             stays
@@ -173,8 +224,8 @@ impl Table {
     }
 }
 
-/// The reason in an answer: its code and message, which are words of the store and its protocol
-/// layer.
+/// The reason in an answer: its code and message, which are fixed words of the store and its
+/// protocol layer.
 fn reason(body: Option<&Bytes>) -> String {
     let text = body.map(|body| String::from_utf8_lossy(body).into_owned());
     let text = text.unwrap_or_default();
@@ -228,12 +279,13 @@ mod tests {
     }
 
     #[test]
-    fn tl_29_what_is_kept_is_bounded_in_all_and_of_one_address() {
+    fn tl_29_what_is_kept_is_bounded_in_all_and_of_one_sender() {
         let mut table = Table::default();
-        for reason in 0..OF_ADDRESS_MAX + 3 {
+        for reason in 0..OF_SENDER_MAX + 3 {
             table.note(NOW, refusal(0, reason));
         }
-        assert_eq!((table.known.len(), table.more), (OF_ADDRESS_MAX, 3));
+        assert_eq!((table.known.len(), table.more), (OF_SENDER_MAX + 1, 0));
+        assert_eq!(others(&table), [("0", 3)], "the others are one");
         for address in 1..2 * STORE_REFUSALS_MAX {
             table.note(NOW, refusal(address, 0));
         }
@@ -247,7 +299,65 @@ mod tests {
         table.note(later, refusal(9999, 0));
         assert_eq!(table.more, more + 1);
         assert_eq!(table.known.len(), 2, "the one that was repeated stays");
-        assert_eq!(table.addresses.len(), 2);
+        assert_eq!(table.senders.len(), 2);
+    }
+
+    fn others(table: &Table) -> Vec<(&str, u64)> {
+        let others = table.known.iter().filter(|(one, _)| one.reason == OTHERS);
+        others
+            .map(|(one, counted)| (one.address.as_str(), counted.count))
+            .collect()
+    }
+
+    /// A host has 2^64 addresses of IPv6.
+    #[test]
+    fn tl_29_a_network_of_ipv6_is_one_sender() {
+        let mut table = Table::default();
+        for host in 0..STORE_REFUSALS_MAX {
+            let one = StoreRefusal {
+                address: format!("2001:db8::{host:x}"),
+                ..refusal(0, 0)
+            };
+            table.note(NOW, one);
+        }
+        assert_eq!((table.known.len(), table.more), (OF_SENDER_MAX + 1, 0));
+        let left = (STORE_REFUSALS_MAX - OF_SENDER_MAX) as u64;
+        assert_eq!(others(&table), [("2001:db8::", left)]);
+        let other = StoreRefusal {
+            address: "2001:db8:0:1::1".to_owned(),
+            ..refusal(0, 0)
+        };
+        table.note(NOW, other.clone());
+        assert!(table.known.contains_key(&other));
+    }
+
+    #[test]
+    fn tl_29_holders_behind_one_address_do_not_hide_each_other_and_one_with_many_is_one() {
+        let holder = |letter: &str| format!("U{}", letter.repeat(55)).parse().ok();
+        let mut table = Table::default();
+        for number in 0..STORE_REFUSALS_MAX {
+            let loud = StoreRefusal {
+                holder: holder("A"),
+                ..refusal(0, number)
+            };
+            table.note(NOW, loud);
+            let moving = StoreRefusal {
+                holder: holder("B"),
+                address: format!("10.0.{}.{}", number / 256, number % 256),
+                ..refusal(0, number)
+            };
+            table.note(NOW, moving);
+        }
+        let quiet = StoreRefusal {
+            holder: holder("C"),
+            ..refusal(0, 0)
+        };
+        table.note(NOW, quiet.clone());
+        assert!(table.known.contains_key(&quiet));
+        assert!(table.known.len() <= OF_SENDER_MAX + 1 + 2 * OF_SENDER_MAX + 1);
+        let counts = table.known.values().map(|counted| counted.count);
+        let all = counts.sum::<u64>() + table.more;
+        assert_eq!(all, 2 * STORE_REFUSALS_MAX as u64 + 1, "each is counted");
     }
 
     #[test]

@@ -259,9 +259,13 @@ fn signed_headers(cx: &S3AccessContext<'_>) -> Result<Option<Vec<String>>, S3Err
     let unsigned = |name: &&http::HeaderName| {
         name.as_str().starts_with("x-amz-") && !names.iter().any(|have| have == name.as_str())
     };
-    match cx.headers().keys().find(unsigned) {
-        Some(name) => Err(s3_error!(AccessDenied, "the header {name} is not signed")),
-        None => Ok(Some(names)),
+    // The answer's words are listed for the audit service, so it names no header of the requester.
+    match cx.headers().keys().any(|name| unsigned(&name)) {
+        true => Err(s3_error!(
+            AccessDenied,
+            "a header that begins with x-amz- is not signed"
+        )),
+        false => Ok(Some(names)),
     }
 }
 

@@ -10,8 +10,22 @@ impl Bus {
     /// # Errors
     /// As [`Bus::publish`]; or the server denies the subject, or does not answer.
     pub async fn publish_checked(&self, subject: &str, payload: Bytes) -> Result<(), BusError> {
+        self.publish_all_checked(subject, vec![payload]).await
+    }
+
+    /// The same of several messages under one subject, in one wait.
+    ///
+    /// # Errors
+    /// The same, of any: some of them may have been handled.
+    pub async fn publish_all_checked(
+        &self,
+        subject: &str,
+        payloads: Vec<Bytes>,
+    ) -> Result<(), BusError> {
         let mut denied = self.denials.watch(Direction::Publish, subject);
-        self.publish(subject, payload).await?;
+        for payload in payloads {
+            self.publish(subject, payload).await?;
+        }
         self.round_trip().await?;
         // As in `subscribe`: the answer can overtake the refusal.
         tokio::time::sleep(REFUSAL_GRACE).await;

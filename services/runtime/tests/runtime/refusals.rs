@@ -3,7 +3,7 @@
 use harness::{Cluster, Options, PATIENCE};
 use runtime::{Listener, Refusals, clock};
 use schemas::permission::Role;
-use schemas::security::{RefusalReport, Refuser};
+use schemas::security::{REFUSALS_MAX, RefusalReport, Refuser};
 use schemas::subject::{ControlVerb, REFUSALS_FILTER, control_subject, refusal_subject};
 use schemas::{Code, Message as _};
 use tokio::time::timeout;
@@ -43,4 +43,34 @@ async fn tl_29_a_service_reports_under_its_own_subject_and_a_denied_report_is_no
     let own = refusal_subject(Refuser::Coordinator);
     let allowed = bus.publish_checked(&own, b"x".to_vec().into()).await;
     allowed.expect("its own");
+}
+
+/// As many as may wait are several reports.
+#[tokio::test]
+async fn tl_29_all_that_waits_is_reported_at_an_end() {
+    let cluster = Cluster::bare(Options::default()).await;
+    let recorder = cluster.issue(Role::Recorder, "recorder");
+    let config = cluster.bus_config(&recorder.credentials);
+    let heard = Listener::connect("test", &config, &[REFUSALS_FILTER], clock::now()).await;
+    let mut heard = heard.expect("its right").remove(0);
+    let bus = cluster.connect(Role::Coordinator, "coordinator").await;
+    let refusals = Refusals::of(Refuser::Coordinator);
+    let full = runtime::refusals::WAITING_MAX / runtime::refusals::WAITING_OF_SENDER_MAX;
+    for sender in 0..full {
+        let letter = char::from(b'A' + u8::try_from(sender).unwrap());
+        let key = format!("U{}", letter.to_string().repeat(55));
+        for number in 0..runtime::refusals::WAITING_OF_SENDER_MAX {
+            let order = format!("diloco.control.{key}.{number}");
+            refusals.note(&order, Code::IdentityMismatch);
+        }
+    }
+    refusals.last(&bus).await;
+    let mut left = runtime::refusals::WAITING_MAX;
+    while left > 0 {
+        let delivery = timeout(PATIENCE, heard.next()).await;
+        let delivery = delivery.expect("it comes").expect("its right");
+        let report = RefusalReport::decode(&delivery.payload).expect("a report");
+        assert_eq!((report.refusals.len(), report.more), (REFUSALS_MAX, 0));
+        left -= report.refusals.len();
+    }
 }

@@ -93,6 +93,29 @@ async fn tl_29_refused_requests_are_listed_with_their_reason_and_tl_22_without_t
     }
 }
 
+/// What a requester writes stands in no row, also where the store refuses the request for it.
+#[tokio::test]
+async fn tl_22_no_text_of_a_requester_is_listed() {
+    let store = TestStore::start().await;
+    let bytes = noise(40, 1);
+    let object = store.buckets().put_blob(bytes).await.unwrap();
+    let blob = format!("/blobs/{}", objects::BlobKey(object.digest));
+    let mut asked = Ask::new(&store.keys.get, Method::Get, blob);
+    let header = ("x-amz-chosen-by-me", "chosen".to_owned());
+    asked.unsigned.push(header);
+    assert_eq!(asked.status(&store).await, 403);
+    let list = listed(&store).await;
+    let [one] = &list.refusals[..] else {
+        panic!("{list:?}");
+    };
+    assert_eq!(
+        one.reason,
+        "AccessDenied: a header that begins with x-amz- is not signed"
+    );
+    let text = serde_json::to_string(&list).expect("it is data");
+    assert!(!text.contains("chosen"), "{text}");
+}
+
 #[tokio::test]
 async fn tl_29_only_the_audit_services_key_reads_the_list_and_no_key_changes_it() {
     let store = TestStore::start().await;

@@ -18,7 +18,8 @@ pub use refusals::{of_refusals, of_refused};
 pub use report::of_report;
 pub use store::StoreLooks;
 
-/// Most different refusals and changes that are remembered at a time. One has half a KiB.
+/// Most different refusals or changes of one happening that are remembered at a time. One has half
+/// a KiB.
 pub const SIGHTINGS_MAX: usize = 1024;
 /// Most clients that come or go, remembered at a time.
 pub const SESSIONS_MAX: usize = 16 * 1024;
@@ -32,8 +33,8 @@ pub const REFUSALS_EVERY: Millis = Millis::from_secs(60);
 pub const SESSIONS_EVERY: Millis = Millis::from_secs(24 * 3600);
 /// Events in quick succession, of each happening.
 pub const SECURITY_BURST: u64 = 256;
-/// Time for one more event of a happening, in the long run: a stranger who tries without end needs
-/// a month to fill the stream.
+/// Time for one more event of a happening, in the long run. Nine happenings have a budget each, so
+/// this is what lets the stream last (`tl_29_a_flood_of_everything_leaves_days`).
 pub const SECURITY_EVERY: Millis = Millis::from_secs(20);
 /// The reason of a sighting that stands for several different ones.
 const OTHERS: &str = "further ones of this sender";
@@ -101,11 +102,12 @@ struct Table {
     senders: BTreeMap<Sender, usize>,
 }
 
-/// The sightings that wait. Clients that come and go have a table of their own, and each happening
-/// has a budget of its own: however many come of one, there is room for the others.
+/// The sightings that wait. Each happening has a table and a budget of its own, and clients that
+/// come and go have one table together: however many come of one happening, there is room for the
+/// others. Of the same happening, enough different senders keep a further one from being told apart.
 #[derive(Debug)]
 pub struct Sentry {
-    refusals: Table,
+    refusals: BTreeMap<Happening, Table>,
     sessions: Table,
     budgets: BTreeMap<Happening, Budget>,
     dropped: u64,
@@ -278,7 +280,7 @@ impl Sentry {
     /// A sentry that has seen nothing.
     pub fn new(now: UnixMillis) -> Self {
         Self {
-            refusals: Table::default(),
+            refusals: BTreeMap::new(),
             sessions: Table::default(),
             budgets: BTreeMap::new(),
             dropped: 0,
@@ -297,11 +299,14 @@ impl Sentry {
         if times == 0 {
             return;
         }
-        let taken = match sighting.happening.is_session() {
-            true => self.sessions.note(now, sighting, times, SESSIONS_MAX),
-            false => self.refusals.note(now, sighting, times, SIGHTINGS_MAX),
+        let (table, max) = match sighting.happening.is_session() {
+            true => (&mut self.sessions, SESSIONS_MAX),
+            false => (
+                self.refusals.entry(sighting.happening).or_default(),
+                SIGHTINGS_MAX,
+            ),
         };
-        if !taken {
+        if !table.note(now, sighting, times, max) {
             self.note_dropped(times, 0);
         }
     }
@@ -314,8 +319,9 @@ impl Sentry {
 
     /// The events that are due.
     pub fn take(&mut self, now: UnixMillis) -> Vec<SecurityEvent> {
-        self.refusals.forget(now);
-        self.sessions.forget(now);
+        for table in self.tables() {
+            table.forget(now);
+        }
         self.take_if(now, |due| due <= now)
     }
 
@@ -323,12 +329,13 @@ impl Sentry {
     /// is left: the last ones before an end.
     pub fn take_last(&mut self, now: UnixMillis) -> Vec<SecurityEvent> {
         let mut events = self.take_if(now, |_| true);
-        let tables = [&self.refusals, &self.sessions];
-        let waiting = tables.iter().flat_map(|table| table.waiting.values());
-        let left = waiting.fold(0_u64, |left, waiting| left.saturating_add(waiting.count));
+        let mut left = 0_u64;
+        for table in self.tables() {
+            for waiting in std::mem::take(table).waiting.into_values() {
+                left = left.saturating_add(waiting.count);
+            }
+        }
         self.note_dropped(left, 0);
-        self.refusals = Table::default();
-        self.sessions = Table::default();
         events.extend(self.take_dropped(now));
         events
     }
@@ -338,12 +345,20 @@ impl Sentry {
         now: UnixMillis,
         is_due: impl Fn(UnixMillis) -> bool,
     ) -> Vec<SecurityEvent> {
-        let mut events = self.refusals.take_if(now, &mut self.budgets, &is_due);
-        events.extend(self.sessions.take_if(now, &mut self.budgets, &is_due));
+        let mut events = Vec::new();
+        let sessions = std::iter::once(&mut self.sessions);
+        for table in self.refusals.values_mut().chain(sessions) {
+            events.extend(table.take_if(now, &mut self.budgets, &is_due));
+        }
         if is_due(self.dropped_due) {
             events.extend(self.take_dropped(now));
         }
         events
+    }
+
+    fn tables(&mut self) -> impl Iterator<Item = &mut Table> {
+        let sessions = std::iter::once(&mut self.sessions);
+        self.refusals.values_mut().chain(sessions)
     }
 
     fn take_dropped(&mut self, now: UnixMillis) -> Option<SecurityEvent> {

@@ -46,8 +46,9 @@ fn tl_29_a_refusal_is_told_at_once_and_its_repetitions_together() {
     assert_eq!(events[0].seen().expect("it is one").first, soon);
     let after = later.after(REFUSALS_EVERY);
     assert_eq!(sentry.take(after), [], "nothing more came");
+    let table = &sentry.refusals[&Happening::PermissionDenied];
     assert_eq!(
-        (sentry.refusals.waiting.len(), sentry.refusals.senders.len()),
+        (table.waiting.len(), table.senders.len()),
         (0, 0),
         "and it is forgotten"
     );
@@ -145,7 +146,8 @@ fn tl_29_memory_and_events_are_bounded_and_what_is_left_out_is_counted() {
     for number in 0..SIGHTINGS_MAX + 100 {
         sentry.note(NOW, sighting(&number.to_string(), "x"));
     }
-    assert_eq!(sentry.refusals.waiting.len(), SIGHTINGS_MAX);
+    let table = &sentry.refusals[&Happening::PermissionDenied];
+    assert_eq!(table.waiting.len(), SIGHTINGS_MAX);
     let events = sentry.take(NOW);
     assert_eq!(events.len() as u64, SECURITY_BURST + 1);
     let dropped = SecurityEvent::SightingsDropped {

@@ -1,10 +1,11 @@
 //! Security events in the record: a chain of their own, which no state depends on.
 
+use audit_core::sentry::SECURITY_EVERY;
 use audit_core::{Auditor, Checked, Finding, Record, StreamSequence, Verdict};
-use schemas::UnixMillis;
 use schemas::event::Event;
-use schemas::security::{SecurityEvent, Seen};
+use schemas::security::{Refuser, SEEN_BYTES_MAX, SecurityEvent, Seen};
 use schemas::subject::{ledger_subject, security_subject};
+use schemas::{Message as _, UnixMillis};
 
 use crate::log::{DOMAIN, Emitter, Log, PLAN, SENTRY, audit};
 
@@ -108,4 +109,36 @@ fn tl_29_only_the_sentry_speaks_of_security_and_of_nothing_else() {
         results.last().map(|one| one.verdict),
         Some(Verdict::Foreign)
     );
+}
+
+/// The longest events of all nine happenings without a pause, with what the sentry says of itself:
+/// three things that it hears and the number that it left out, each once a minute.
+#[test]
+fn tl_29_a_flood_of_everything_leaves_days() {
+    let text = || "s".repeat(SEEN_BYTES_MAX);
+    let key = |letter: &str| format!("{letter}{}", "A".repeat(55));
+    let longest = SecurityEvent::RequestRefused {
+        by: Refuser::Coordinator,
+        seen: Seen {
+            count: u64::MAX,
+            first: UnixMillis(u64::MAX >> 1),
+            account: key("A").parse().ok(),
+            user: key("U").parse().ok(),
+            name: text(),
+            address: text(),
+            subject: text(),
+            reason: text(),
+        },
+    };
+    let mut sentry = Emitter::new(SENTRY);
+    let said = sentry.speak(DOMAIN, u64::MAX >> 1, None, Event::Security(longest));
+    // The broker keeps subject and headers beside it.
+    let bytes = said.encode().len() as u64 + 256;
+    let day = 24 * 3600 * 1000;
+    let of_happening = day / SECURITY_EVERY.get();
+    let of_sentry = 4 * 24 * 60;
+    let days = |events: u64| (512 << 20) / (bytes * events);
+    let (one, all) = (days(of_happening), days(9 * of_happening + of_sentry));
+    assert!(one >= 60, "{one} days of {bytes} bytes");
+    assert!(all >= 7, "{all} days of {bytes} bytes");
 }

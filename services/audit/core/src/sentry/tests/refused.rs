@@ -140,3 +140,44 @@ fn tl_29_false_counts_of_a_service_harm_nothing() {
     };
     assert_eq!(events.last(), Some(&dropped));
 }
+
+/// A store that is captured lists new addresses at each look, and workers of a tenant take turns at
+/// the coordinator: each fills its own table, and no other.
+#[test]
+fn tl_29_no_number_of_refused_senders_takes_the_room_of_another_happening() {
+    let mut sentry = Sentry::new(NOW);
+    for refuser in [Refuser::Store, Refuser::Coordinator] {
+        for number in 0..SIGHTINGS_MAX + 2 {
+            let flood = Sighting {
+                happening: Happening::RequestRefused(refuser),
+                ..sighting(&number.to_string(), "flood")
+            };
+            sentry.note(NOW, flood);
+        }
+    }
+    let quiet = [
+        Happening::StreamChanged,
+        Happening::AuthenticationFailed,
+        Happening::PermissionDenied,
+        Happening::RequestRefused(Refuser::Registrar),
+        Happening::RequestRefused(Refuser::Audit),
+    ];
+    for happening in quiet {
+        let one = Sighting {
+            happening,
+            ..sighting("quiet", "quiet")
+        };
+        sentry.note(NOW, one);
+    }
+    let events = sentry.take(NOW);
+    let told = seen(&events)
+        .into_iter()
+        .filter(|one| *one == (1, "quiet"))
+        .count();
+    assert_eq!(told, quiet.len(), "each is told at once");
+    let dropped = SecurityEvent::SightingsDropped {
+        count: 4,
+        log_bytes: 0,
+    };
+    assert_eq!(events.last(), Some(&dropped), "only what overflowed");
+}
