@@ -25,7 +25,7 @@ impl Leading {
 
     /// True if this process led when the broker answered. False if another one has appended, or if
     /// the broker does not answer.
-    pub(crate) async fn is_certain(self) -> bool {
+    pub(crate) async fn leads(self) -> bool {
         match self.stream.span().await {
             Ok(span) => is_known(self.known, span.last).await,
             Err(_) => false,

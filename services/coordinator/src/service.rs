@@ -131,7 +131,7 @@ impl Service {
         let stopped = shell.store.stopped.clone();
         stopped.want(core.state().stopped_runs());
         let leading = Leading::new(shell.ledger.reader(), shell.known.subscribe());
-        feeders.spawn(stopped.keep(shell.store.clone(), move || leading.clone().is_certain()));
+        feeders.spawn(stopped.keep(shell.store.clone(), move || leading.clone().leads()));
         feeders.spawn(sweeps.run(shell.store.clone()));
         feeders.spawn(offered.run(shell.bus.clone()));
         feeders.spawn(queue::pull(
