@@ -224,6 +224,11 @@ impl Ledger {
         again
     }
 
+    /// A reader of the stream.
+    pub(crate) fn reader(&self) -> StreamReader {
+        self.stream.clone()
+    }
+
     /// The connection to the ledger's account.
     pub const fn bus(&self) -> &Bus {
         &self.bus

@@ -29,6 +29,7 @@ mod foundry;
 mod grants;
 mod guard;
 mod incoming;
+mod leading;
 mod ledger;
 mod mark;
 pub mod program;

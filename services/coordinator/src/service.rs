@@ -11,7 +11,7 @@ use identity::{AuditKey, IssuedList, TrustBundle};
 use runtime::{Bus, Failure, Refusals, clock};
 use schemas::member::{Layer, Posture};
 use schemas::security::Refuser;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,7 @@ use crate::arrival::{ARRIVALS_MAX, Arrival};
 use crate::config::Config;
 use crate::foundry::Maker;
 use crate::incoming::Identity;
+use crate::leading::Leading;
 use crate::ledger::Ledger;
 use crate::mark::{LedgerMark, StoreMark};
 use crate::purge::Purges;
@@ -26,6 +27,7 @@ use crate::queue;
 use crate::serve;
 use crate::shell::{Shell, Tables};
 use crate::signer::ManifestSigner;
+use crate::stopped::Waiting;
 use crate::store::Store;
 use crate::sweep;
 use crate::workers::Workers;
@@ -106,6 +108,8 @@ impl Service {
             tables,
             workers: Workers::shown(),
             purges: Purges::default(),
+            waiting: Waiting::default(),
+            known: watch::Sender::new(0),
             signed: VecDeque::new(),
         };
         let core = shell.lead(&settings, &store_mark, patience).await?;
@@ -126,7 +130,8 @@ impl Service {
         feeders.spawn(shell.store.clone().keep_time());
         let stopped = shell.store.stopped.clone();
         stopped.want(core.state().stopped_runs());
-        feeders.spawn(stopped.keep(shell.store.clone()));
+        let leading = Leading::new(shell.ledger.reader(), shell.known.subscribe());
+        feeders.spawn(stopped.keep(shell.store.clone(), move || leading.clone().leads()));
         feeders.spawn(sweeps.run(shell.store.clone()));
         feeders.spawn(offered.run(shell.bus.clone()));
         feeders.spawn(queue::pull(

@@ -17,7 +17,7 @@ use identity::{EventKeyFiles, IssuedList};
 use runtime::{Bus, Failure, clock};
 use schemas::member::Posture;
 use schemas::{Code, Refusal, RunId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -30,6 +30,7 @@ use crate::mark::LedgerMark;
 use crate::purge::Purges;
 use crate::queue::Offers;
 use crate::signer::ManifestSigner;
+use crate::stopped::Waiting;
 use crate::store::Store;
 use crate::sweep::Sweeper;
 use crate::telemetry;
@@ -71,6 +72,10 @@ pub(crate) struct Shell {
     pub(crate) tables: Tables,
     pub(crate) workers: Workers,
     pub(crate) purges: Purges<(ReplyTo, Told)>,
+    /// Orders to stop URLs whose operators wait for the store.
+    pub(crate) waiting: Waiting,
+    /// Position of the last message of the ledger's stream that this process knows.
+    pub(crate) known: watch::Sender<u64>,
     /// The answers to claims that are granted in this step, in the order of their effects.
     pub(crate) signed: VecDeque<Result<Answer, Refusal>>,
 }
@@ -98,7 +103,12 @@ impl Shell {
         let fenced = ended
             .as_ref()
             .is_err_and(|failure| failure.code() == Code::LedgerFenced);
-        if tokio::time::timeout(DECLINE_PATIENCE, self.decline(&mut queue, fenced))
+        let waiting = self.waiting.clone();
+        let declining = async {
+            waiting.end().await;
+            self.decline(&mut queue, fenced).await;
+        };
+        if tokio::time::timeout(DECLINE_PATIENCE, declining)
             .await
             .is_err()
         {
@@ -258,6 +268,7 @@ impl Shell {
             telemetry::appended(since.elapsed());
             self.signed = signed;
             self.mark.note(&self.ledger);
+            self.known.send_replace(self.ledger.stream_sequence());
             appended?;
         }
         let mut flow = Flow::On;

@@ -1,24 +1,41 @@
 //! Tells the store which runs are stopped, so that it refuses their URLs. The ledger says which they
-//! are; the store has a file for each. The two are compared at the start and after each order, and what
-//! differs is put right. An order is answered when that was tried with a URL of each run that it
-//! concerns, or when it takes too long; then it is tried again until it succeeds.
+//! are; the store has a file for each. The two are compared at the start, after each order and every
+//! minute while this process leads, and what differs is put right. An order is answered when that was
+//! tried with a URL of each run that it concerns, or when it takes too long; then it is tried again
+//! until it succeeds.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use identity::{AccessKey, UrlsOf};
-use objects::{Buckets, Endpoint, ObjectError};
+use objects::{Buckets, Endpoint, ObjectError, Taken};
 use schemas::hold::AtStore;
 use schemas::{Code, Refusal, RunId};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::store::{Store, refusal};
 
-/// Longest time that an operator waits for the store.
-const TELL_WAIT: Duration = Duration::from_secs(15);
-/// Time between two tries.
-const AGAIN: Duration = Duration::from_secs(10);
+/// The waits of this file.
+const WAITS: Waits = Waits {
+    tell: Duration::from_secs(15),
+    look: Duration::from_secs(60),
+    again: Duration::from_secs(10),
+};
+
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    /// Longest time that an operator waits for the store.
+    tell: Duration,
+    /// Time between two looks: a store may lose a file or get one back, as from a backup, and a
+    /// request of an earlier coordinator may come late.
+    look: Duration,
+    /// Time between two tries.
+    again: Duration,
+}
 
 /// The stopped runs, as the ledger has them and as the store knows them. Clones share them.
 #[derive(Clone, Debug)]
@@ -33,31 +50,52 @@ struct Shared {
     wanted: Mutex<BTreeSet<RunId>>,
     changed: Notify,
     /// One at a time, so that none undoes the work of a later one.
-    telling: tokio::sync::Mutex<()>,
+    telling: Arc<tokio::sync::Mutex<Untried>>,
+    waits: Waits,
 }
+
+/// The runs that the store was told something about, of which no URL was tried since.
+type Untried = BTreeSet<RunId>;
 
 impl Stopped {
     pub(crate) fn new(get: AccessKey, endpoint: Endpoint) -> Self {
+        Self::with(get, endpoint, WAITS)
+    }
+
+    fn with(get: AccessKey, endpoint: Endpoint, waits: Waits) -> Self {
         Self(Arc::new(Shared {
             get,
             endpoint,
             wanted: Mutex::default(),
             changed: Notify::new(),
-            telling: tokio::sync::Mutex::default(),
+            telling: Arc::default(),
+            waits,
         }))
     }
 
     /// True if the store derives a pair for each run, and so can refuse the URLs of one.
     ///
     /// # Errors
-    /// The store does not answer.
+    /// The store does not answer, or refuses for another reason than that it derives none; or the
+    /// certificate cannot be read that is shown to it.
     pub(crate) async fn can(&self, buckets: &Buckets) -> Result<bool, ObjectError> {
-        self.takes(buckets, &UrlsOf::Operators).await
+        match self.takes(buckets, &UrlsOf::Operators).await? {
+            Taken::Taken | Taken::Stopped => Ok(true),
+            Taken::NoPair(said) => {
+                tracing::warn!(
+                    said,
+                    "the store derives no pair for each run: urls that are out cannot be stopped, and last until they end"
+                );
+                Ok(false)
+            }
+        }
     }
 
-    /// True if the store takes URLs of this kind.
-    async fn takes(&self, buckets: &Buckets, urls: &UrlsOf) -> Result<bool, ObjectError> {
+    /// What the store does with URLs of this kind.
+    async fn takes(&self, buckets: &Buckets, urls: &UrlsOf) -> Result<Taken, ObjectError> {
         let holder = self.0.endpoint.holder();
+        let during = || format!("try of a url of {urls}");
+        let holder = holder.map_err(|error| ObjectError::own_certificate(during(), &error))?;
         buckets.takes(urls, &self.0.get, holder.as_ref()).await
     }
 
@@ -71,95 +109,161 @@ impl Stopped {
         self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the store, for as long as an operator waits.
-    pub(crate) async fn tell_soon(&self, store: &Store) -> AtStore {
+    /// The right to tell the store.
+    async fn alone(&self) -> OwnedMutexGuard<Untried> {
+        Arc::clone(&self.0.telling).lock_owned().await
+    }
+
+    /// Tells the store, for as long as an operator waits, and tries it with URLs of these runs.
+    pub(crate) async fn tell_soon(&self, store: &Store, concerned: BTreeSet<RunId>) -> AtStore {
         if !store.signer.derives() {
             return AtStore::Unable;
         }
-        match tokio::time::timeout(TELL_WAIT, self.tell(store)).await {
-            Ok(Ok(())) => AtStore::Done,
-            Ok(Err(error)) => {
-                tracing::warn!(code = %error.code, %error, "the store does not know yet which runs are stopped");
-                AtStore::Later
-            }
-            Err(_) => AtStore::Later,
+        let told = async {
+            let untried = self.alone().await;
+            let (stopped, store) = (self.clone(), store.clone());
+            // It does not end with the wait: a request that was cut off might come to the store
+            // behind that of a later order.
+            let telling = tokio::spawn(async move {
+                let told = stopped.tell(&store, untried, Some(concerned)).await;
+                if let Err(error) = &told {
+                    tracing::warn!(code = %error.code, %error, "the store does not know yet which runs are stopped");
+                }
+                told.is_ok()
+            });
+            telling.await.unwrap_or(false)
+        };
+        match timeout(self.0.waits.tell, told).await {
+            Ok(true) => AtStore::Done,
+            Ok(false) | Err(_) => AtStore::Later,
         }
     }
 
-    /// Puts right what the store knows, and tries it.
+    /// Puts right what the store knows, and tries it with URLs of these runs; without any, with those
+    /// that are not tried yet.
     ///
     /// # Errors
     /// The store does not answer, or does otherwise than it was told.
-    async fn tell(&self, store: &Store) -> Result<(), Refusal> {
-        let _alone = self.0.telling.lock().await;
+    async fn tell(
+        &self,
+        store: &Store,
+        mut untried: OwnedMutexGuard<Untried>,
+        concerned: Option<BTreeSet<RunId>>,
+    ) -> Result<(), Refusal> {
         let wanted = self.wanted().clone();
-        let runs = self.put_right(&store.buckets, &wanted).await;
-        for run in runs.map_err(|error| refusal(&error))? {
+        untried.extend(concerned.iter().flatten().cloned());
+        let right = self.put_right(&store.buckets, &wanted, &mut untried).await;
+        right.map_err(|error| refusal(&error))?;
+        let mut unfit = None;
+        for run in concerned.unwrap_or_else(|| untried.clone()) {
             let urls = UrlsOf::Run(run.clone());
-            let takes = self.takes(&store.buckets, &urls).await;
-            let takes = takes.map_err(|error| refusal(&error))?;
-            if takes == wanted.contains(&run) {
-                let does = if takes { "takes" } else { "refuses" };
-                let detail = format!("it {does} the urls of run {run}, and was told otherwise");
-                return Err(Refusal::new(Code::StoreUnfit, detail));
-            }
+            let taken = self.takes(&store.buckets, &urls).await;
+            let does = match (
+                taken.map_err(|error| refusal(&error))?,
+                wanted.contains(&run),
+            ) {
+                (Taken::Taken, false) | (Taken::Stopped, true) => {
+                    untried.remove(&run);
+                    continue;
+                }
+                (Taken::Taken, true) => "takes",
+                (Taken::Stopped, false) => "refuses",
+                (Taken::NoPair(_), _) => "knows no pair for",
+            };
+            let detail = format!("it {does} the urls of run {run}, and was told otherwise");
+            unfit = Some(Refusal::new(Code::StoreUnfit, detail));
         }
-        Ok(())
+        unfit.map_or(Ok(()), Err)
     }
 
-    /// Has the store know the stopped runs, and returns those to try.
+    /// Has the store know the stopped runs, and notes those that it knew otherwise.
     async fn put_right(
         &self,
         buckets: &Buckets,
         wanted: &BTreeSet<RunId>,
-    ) -> Result<BTreeSet<RunId>, ObjectError> {
+        untried: &mut Untried,
+    ) -> Result<(), ObjectError> {
         let known = buckets.stopped_runs().await?;
+        untried.extend(wanted.symmetric_difference(&known).cloned());
         for run in wanted.difference(&known) {
             buckets.stop_run(run).await?;
         }
         for run in known.difference(wanted) {
             buckets.allow_run(run).await?;
         }
-        Ok(wanted.union(&known).cloned().collect())
+        Ok(())
     }
 
-    /// Tells the store after each change, and again until it knows. Ends with the process.
-    pub(crate) async fn keep(self, store: Store) {
+    /// Tells the store after each change, again until it knows, and every minute in case it forgot,
+    /// while this process `leads`. Ends with the process.
+    pub(crate) async fn keep<Answer: Future<Output = bool>>(
+        self,
+        store: Store,
+        leads: impl Fn() -> Answer,
+    ) {
         if !store.signer.derives() {
             return;
         }
         let mut failing = false;
         loop {
-            match self.tell(&store).await {
-                Ok(()) => {
-                    failing = false;
-                    self.0.changed.notified().await;
+            // A coordinator that another one has followed would undo what that one did.
+            let told = match leads().await {
+                true => {
+                    let untried = self.alone().await;
+                    Some(self.tell(&store, untried, None).await)
                 }
-                Err(error) => {
+                false => None,
+            };
+            let wait = match told {
+                Some(Ok(())) => {
+                    failing = false;
+                    self.0.waits.look
+                }
+                Some(Err(error)) => {
                     if !std::mem::replace(&mut failing, true) {
                         tracing::warn!(code = %error.code, %error, "the store is not told which runs are stopped; trying again");
                     }
-                    tokio::time::sleep(AGAIN).await;
+                    self.0.waits.again
                 }
-            }
+                None => self.0.waits.again,
+            };
+            let _look = timeout(wait, self.0.changed.notified()).await;
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::tests::answering;
+/// The orders whose operators wait for the store. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Waiting {
+    ending: CancellationToken,
+    tasks: TaskTracker,
+}
 
-    #[tokio::test]
-    async fn tl_20_an_order_hears_what_the_store_does_and_success_only_when_it_was_tried() {
-        let (mut store, _serving) = answering("403 Forbidden").await;
-        let run: RunId = "demo".parse().expect("a name");
-        store.stopped.want([run].into());
-        let told = store.stopped.tell_soon(&store).await;
-        assert_eq!(told, AtStore::Unable, "it derives no pairs");
-        store.signer = store.signer.deriving(true);
-        let told = store.stopped.tell_soon(&store).await;
-        assert_eq!(told, AtStore::Later, "it refuses to be told");
+impl Waiting {
+    /// Answers an order with what comes of `telling`, or when this process ends: then the next
+    /// coordinator tells the store, at its start.
+    pub(crate) fn begin<Sent: Future<Output = ()> + Send + 'static>(
+        &self,
+        telling: impl Future<Output = AtStore> + Send + 'static,
+        answer: impl FnOnce(AtStore) -> Sent + Send + 'static,
+    ) {
+        let ending = self.ending.clone();
+        self.tasks.spawn(async move {
+            let at_store = tokio::select! {
+                at_store = telling => at_store,
+                () = ending.cancelled() => AtStore::Later,
+            };
+            answer(at_store).await;
+        });
+    }
+
+    /// Answers all orders that still wait.
+    pub(crate) async fn end(&self) {
+        self.ending.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 }
+
+#[cfg(test)]
+mod tests;

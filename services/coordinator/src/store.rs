@@ -287,6 +287,8 @@ pub(crate) fn refusal(error: &ObjectError) -> Refusal {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::net::SocketAddr;
+
     use futures::FutureExt as _;
     use runtime::{ConfigBytes, ConfigDuration};
     use schemas::member::OpenLayer;
@@ -367,6 +369,15 @@ pub(crate) mod tests {
         let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
         stream.write_all(answer.as_bytes()).await.ok()?;
         stream.shutdown().await.ok()
+    }
+
+    /// Access to the store that listens there.
+    pub(crate) fn at(address: SocketAddr) -> Store {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let mut config = config(scratch.path(), LimitsConfig::default());
+        config.store.url = format!("http://{address}");
+        config.limits.store_patience = ConfigDuration::from_secs(5);
+        Store::new(&config).expect("nothing is connected yet")
     }
 
     /// Access to a store that gives this answer to everything, while the task runs.

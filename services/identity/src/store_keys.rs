@@ -78,6 +78,9 @@ pub enum StoreKeysError {
     /// Two purposes share a key.
     #[error("two purposes share the access key {0}; each needs its own")]
     Shared(String),
+    /// The id of a pair has the character that ids of derived pairs have.
+    #[error("access key id {0:?} has a {JOINT:?}, which stands in the ids of derived pairs alone")]
+    Joint(String),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -125,7 +128,7 @@ impl StoreKeysError {
     pub fn code(&self) -> Code {
         match self {
             Self::File(error) => error.code(),
-            Self::Malformed { .. } | Self::Shared(_) => Code::CredentialMalformed,
+            Self::Malformed { .. } | Self::Shared(_) | Self::Joint(_) => Code::CredentialMalformed,
             Self::Half(_) => Code::CredentialHalf,
         }
     }
@@ -159,6 +162,22 @@ impl StoreKeys {
             log: wire.log.map(AccessKey::from),
         };
         keys.check()?;
+        Ok(keys)
+    }
+
+    /// Reads the file for a store that derives further pairs from those in it, so that each id says
+    /// which pair it is.
+    ///
+    /// # Errors
+    /// As [`StoreKeys::read`], or an id in it could be that of a derived pair.
+    pub fn read_to_derive(path: &Path) -> Result<Self, StoreKeysError> {
+        let keys = Self::read(path)?;
+        let three = [&keys.admin, &keys.put, &keys.get];
+        let mut all = three.into_iter().chain(&keys.audit).chain(&keys.log);
+        if let Some(key) = all.find(|key| key.id.contains(JOINT)) {
+            return Err(StoreKeysError::Joint(key.id.clone()));
+        }
+        drop(all);
         Ok(keys)
     }
 
@@ -533,6 +552,28 @@ mod tests {
             assert!(matches!(
                 StoreKeys::read(&path),
                 Err(StoreKeysError::Shared(_))
+            ));
+        }
+        // An id that a derived pair could have.
+        let keys = StoreKeys::generate();
+        StoreKeys::read_to_derive(&path).expect_err("two names for one secret");
+        keys.write(&path).expect("the folder takes files");
+        StoreKeys::read_to_derive(&path).expect("its ids say which pair it is");
+        let joints: [fn(&mut StoreKeys) -> &mut AccessKey; 5] = [
+            |keys| &mut keys.admin,
+            |keys| &mut keys.put,
+            |keys| &mut keys.get,
+            |keys| keys.audit.as_mut().expect("it was generated"),
+            |keys| keys.log.as_mut().expect("it was generated"),
+        ];
+        for joint in joints {
+            let mut keys = keys.clone();
+            joint(&mut keys).id.push_str(".demo");
+            keys.write(&path).expect("the folder takes files");
+            StoreKeys::read(&path).expect("a store of others may give such ids");
+            assert!(matches!(
+                StoreKeys::read_to_derive(&path),
+                Err(StoreKeysError::Joint(_))
             ));
         }
         write_private(&path, br#"{"v":1,"admin":"hunter2"}"#).expect("the folder takes files");

@@ -27,11 +27,12 @@ const fn forbidden_by(event: &LedgerEvent) -> Option<Hold> {
 
 impl State {
     /// The runs whose URLs the store is to refuse: an operator stopped them, or their tenant was
-    /// ended.
+    /// ended. Complete runs are among them: the URLs that their workers got last are still out.
     pub fn stopped_runs(&self) -> BTreeSet<RunId> {
+        let ended = |name: &RunId| name.tenant().is_some_and(|tenant| self.has_ended(&tenant));
         let stopped = self
             .runs()
-            .filter(|(_, run)| run.tenant_ended || run.is_held(Hold::Urls));
+            .filter(|(name, run)| run.is_held(Hold::Urls) || ended(name));
         stopped.map(|(name, _)| name.clone()).collect()
     }
 }
@@ -57,7 +58,9 @@ impl Run {
     }
 
     pub(crate) fn place_hold(&mut self, hold: Hold, record: HoldRecord) -> Result<(), ApplyError> {
-        if self.is_complete() || self.is_held(hold) {
+        // What is forbidden to a complete run it no longer does; but URLs of it may be out.
+        let is_late = self.is_complete() && hold != Hold::Urls;
+        if is_late || self.is_held(hold) {
             return Err(out_of_place("hold-placed", format!("a hold on {hold}")));
         }
         self.holds.insert(hold, record);

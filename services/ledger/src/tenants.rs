@@ -35,6 +35,12 @@ impl State {
         self.tenants.get(tenant)
     }
 
+    /// True for a tenant that was ended.
+    pub fn has_ended(&self, tenant: &TenantName) -> bool {
+        let record = self.tenants.get(tenant);
+        record.is_some_and(|record| record.ended.is_some())
+    }
+
     /// The runs of a tenant, by name.
     pub fn runs_of<'a>(
         &'a self,

@@ -9,6 +9,8 @@ mod stranger;
 #[cfg(test)]
 mod tests;
 
+pub use self::stopped::Taken;
+
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -95,10 +95,13 @@ impl Probe {
         let name = format!("U{}", &BASE32_NOPAD.encode(&random)[..55]);
         let place = |bucket, key: &AccessKey| Place::new(endpoint, bucket, key.clone());
         // A store with mutual TLS takes URLs from the holder that they name.
+        let holder = endpoint.holder();
+        let during = || "check of the store".to_owned();
+        let holder = holder.map_err(|error| ObjectError::own_certificate(during(), &error))?;
         Ok(Self {
             unanswered: Unanswered::default(),
             number: AtomicU32::new(0),
-            holder: endpoint.holder(),
+            holder,
             http: Client::new(endpoint.trust(), &limits)?,
             buckets: Buckets::new(endpoint, &keys.admin, clock.clone(), limits, PATIENCE)?,
             clock,

@@ -338,6 +338,8 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
 pub(crate) struct S3Answer {
     /// `<Code>`: not empty if the document is an error.
     pub(crate) code: String,
+    /// `<Message>`.
+    pub(crate) message: String,
     /// True if the error will hold for another URL too.
     pub(crate) for_good: bool,
     /// `<ChecksumSHA256>`: base64, of the object that a copy made.
@@ -365,10 +367,12 @@ pub(crate) async fn s3_answer(mut response: Response, idle: Duration) -> S3Answe
         .filter(char::is_ascii_alphanumeric)
         .take(64)
         .collect();
-    let for_good = is_for_good(&code, element("Message").unwrap_or_default());
+    let message = element("Message").unwrap_or_default().to_owned();
+    let for_good = is_for_good(&code, &message);
     let checksum = element("ChecksumSHA256").unwrap_or("").trim().to_owned();
     S3Answer {
         code,
+        message,
         for_good,
         checksum,
     }

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use identity::ClientFile;
-use identity::tls::{AuthorityError, client_config, client_config_showing};
+use identity::tls::{AuthorityError, TlsError, client_config, client_config_showing};
 use rustls::ClientConfig;
 use schemas::PublicKey;
 use url::{Host, Url};
@@ -47,9 +47,14 @@ pub enum EndpointError {
 
 impl Endpoint {
     /// The holder of the certificate that is shown to the store; none where no certificate is shown.
-    pub fn holder(&self) -> Option<PublicKey> {
-        let holder = self.trust.shown()?.holder().ok()?;
-        Some(holder.key)
+    ///
+    /// # Errors
+    /// There is a certificate, and it cannot be read or names no holder.
+    pub fn holder(&self) -> Result<Option<PublicKey>, TlsError> {
+        match self.trust.shown().filter(|file| file.exists()) {
+            Some(file) => Ok(Some(file.holder()?.key)),
+            None => Ok(None),
+        }
     }
 
     /// An endpoint such as `https://127.0.0.1:9000`. The embedded store accepts any region name;
@@ -209,6 +214,21 @@ mod tests {
         let kinds = [Trust::Authority(b"PEM".to_vec()), Trust::PlainLoopback];
         let said = kinds.map(|trust| format!("{trust:?}"));
         assert_eq!(said, ["Authority", "PlainLoopback"]);
+    }
+
+    #[test]
+    fn tl_20_a_certificate_that_names_no_holder_is_no_missing_one() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = ClientFile::beside(&scratch.path().join("own.creds"));
+        let trust = Trust::Shown(Vec::new(), file.clone());
+        let endpoint = Endpoint::new("https://127.0.0.1:9000", "r", trust).unwrap();
+        assert_eq!(endpoint.holder().unwrap(), None, "none is shown");
+        identity::secret::write_private(file.path(), b"no certificate").unwrap();
+        let refused = endpoint.holder();
+        assert!(
+            matches!(refused, Err(TlsError::Missing { .. })),
+            "{refused:?}"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Errors between this process and a store. No message holds a URL's query, so none holds a
 //! signature.
 
+use identity::tls::TlsError;
 use identity::{Own, TlsFault};
 use schemas::{Code, Digest, Refusal};
 
@@ -121,6 +122,15 @@ impl ObjectError {
             reason: fault.to_string(),
             code: fault.code(),
         })
+    }
+
+    /// The error for a fault of the certificate that this process would show to the store.
+    pub fn own_certificate(during: String, error: &TlsError) -> Self {
+        Self::Certificate {
+            during,
+            reason: error.to_string(),
+            code: error.code(),
+        }
     }
 
     /// The coded error that this is.

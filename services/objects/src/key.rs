@@ -25,6 +25,11 @@ const ALGORITHM: &str = "sha256";
 /// The folder of `blobs` with a small file for each run whose URLs the embedded store refuses. The
 /// admin key alone writes there.
 pub const STOPPED: &str = "stopped";
+/// The embedded store's words when it refuses a URL of a stopped run. Clients read `expired` in them
+/// and ask for another URL (`refusal.rs`), and the coordinator then tells them why there is
+/// none; by the same words the coordinator knows that the store refuses for this reason.
+pub const STOPPED_WORDS: &str =
+    "the url has expired: an operator stopped all urls of its run; ask for another";
 
 /// One of the buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

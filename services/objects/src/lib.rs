@@ -35,7 +35,7 @@ mod stall;
 mod stub;
 pub mod transfer;
 
-pub use buckets::{Buckets, Recorded, local_now};
+pub use buckets::{Buckets, Recorded, Taken, local_now};
 pub use cache::{Cache, CacheError};
 pub use endpoint::{Endpoint, EndpointError, Trust};
 pub use error::ObjectError;

@@ -180,8 +180,9 @@ impl Signer {
         self.derives
     }
 
-    /// The same signer for URLs of this kind. The store takes them for nothing else, and can refuse
-    /// those of one run. For a store that derives no pairs it is the same one.
+    /// The same signer for URLs of this kind. The store takes uploads with them to the places of this
+    /// kind alone, and can refuse those of one run; a URL to read is for its object, whichever run
+    /// needs that. For a store that derives no pairs it is the same signer.
     #[must_use]
     pub fn of(&self, urls: &UrlsOf) -> Self {
         if !self.derives {

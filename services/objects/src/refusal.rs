@@ -58,6 +58,8 @@ mod tests {
                 "AccessDenied",
                 "the url has expired: its object was read with it; ask for another",
             ),
+            // And for one of a stopped run: the coordinator says why there is no other.
+            ("AccessDenied", crate::key::STOPPED_WORDS),
             ("AccessDenied", ""),
             ("InvalidRequest", "Bad request: Date is too old"),
             (

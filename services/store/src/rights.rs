@@ -154,10 +154,10 @@ impl Rights {
             _ => None,
         };
         match run {
-            Some(run) if self.stopped.has(&run) => Err(s3_error!(
-                AccessDenied,
-                "the url has expired: an operator stopped all urls of its run; ask for another"
-            )),
+            // A client that reads these words asks the coordinator for another URL.
+            Some(run) if self.stopped.has(&run) => {
+                Err(s3_error!(AccessDenied, "{}", objects::key::STOPPED_WORDS))
+            }
             _ => Ok(()),
         }
     }

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use objects::BucketName;
+use objects::key::STOPPED;
 use schemas::Digest;
 use tempfile::{NamedTempFile, TempPath};
 use tokio_util::task::TaskTracker;
@@ -346,9 +347,18 @@ impl Root {
         landed
     }
 
-    /// Removes a file, and everything that is known of that file.
+    /// Removes a file, and everything that is known of that file. One whose absence means something
+    /// stays away through a power failure.
     pub(crate) fn remove(&self, name: &Path) -> io::Result<()> {
-        self.landings.rename(name, || fs::remove_file(name))
+        let removed = self.landings.rename(name, || fs::remove_file(name));
+        let error = removed.as_ref().err();
+        // A file that is not there may have been removed by a request whose sync failed.
+        let is_gone = error.is_none_or(|error| error.kind() == io::ErrorKind::NotFound);
+        let stopped = self.bucket(BucketName::Blobs).join(STOPPED);
+        if is_gone && self.lasts(name) && name.starts_with(&stopped) && stopped.is_dir() {
+            self.disk.sync_names(&stopped)?;
+        }
+        removed
     }
 
     /// True for the name of an upload that a promotion waits for.

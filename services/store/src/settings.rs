@@ -117,7 +117,7 @@ impl Settings {
             let text = format!("{CLIENTS} is set, and {} is not", CERTIFICATE[0]);
             return Err(Failure::new(Code::CredentialHalf, text));
         }
-        let keys = StoreKeys::read(&server.keys)?;
+        let keys = StoreKeys::read_to_derive(&server.keys)?;
         let config = StoreConfig {
             listen: server.listen,
             root: server.root.clone(),

@@ -1,10 +1,12 @@
 //! Changes that operators make: new runs, holds on runs, and the end of this coordinator.
 
+use std::collections::BTreeSet;
+
 use ledger::Run;
 use schemas::call::ControlVerb;
 use schemas::control::{RunNewReply, Shutdown, ShutdownReply};
 use schemas::event::LedgerEvent;
-use schemas::hold::{Hold, HoldRequest};
+use schemas::hold::{Hold, HoldReply, HoldRequest};
 use schemas::limits::{LEASE_MAX, RUNS_MAX};
 use schemas::public::CommandVerb;
 use schemas::run::RunSpec;
@@ -128,7 +130,7 @@ impl Coordinator {
     }
 
     /// Places a hold on a run, or lifts it. A request that changes nothing is answered and not
-    /// written.
+    /// written. A complete run has nothing to hold but the URLs that its workers got last.
     pub(crate) fn hold(
         &mut self,
         operator: PublicKey,
@@ -137,29 +139,58 @@ impl Coordinator {
     ) -> ControlOutcome {
         let (name, hold) = (request.run.clone(), request.hold);
         let run = self.state.run(&name).ok_or_else(|| run_unknown(&name))?;
-        if run.is_complete() {
+        let is_complete = run.is_complete();
+        if is_complete && hold != Hold::Urls {
             return Err(run_closed(&name));
         }
-        if let Some(tenant) = name.tenant().filter(|_| run.tenant_ended) {
+        if let Some(tenant) = name.tenant().filter(|tenant| self.state.has_ended(tenant)) {
             return Err(tenant::ended(&tenant));
         }
         if holds::changes(run, &request) {
             self.check_orders(&operator)?;
             self.spend_order(&operator);
         }
-        let reply = self.enter(&name, |room, turn| room.hold(turn, operator, request));
-        let reply = reply.expect("a run that is not complete has a room");
+        let reply = match is_complete {
+            true => self.hold_complete(operator, request),
+            false => {
+                let reply = self.enter(&name, |room, turn| room.hold(turn, operator, request));
+                reply.expect("a run that is not complete has a room")
+            }
+        };
         match hold {
             Hold::Merges => Ok(Outcome::Now(Answer::Hold(reply))),
             // Also when nothing changed: the store may not have been told.
-            Hold::Urls => Ok(self.stop_urls(id, Stopping::Hold(reply))),
+            Hold::Urls => Ok(self.stop_urls(id, [name].into(), Stopping::Hold(reply))),
         }
     }
 
-    /// Has the store know which runs are stopped, and answers then.
-    pub(crate) fn stop_urls(&mut self, reply: ReplyId, told: Stopping) -> Outcome {
+    /// Places a hold on a complete run or lifts it, where that changes the run.
+    fn hold_complete(&mut self, operator: PublicKey, request: HoldRequest) -> HoldReply {
+        let name = request.run.clone();
+        let run = self.state.run(&name).expect("it was found");
+        let changed = holds::changes(run, &request);
+        if changed {
+            self.append(Some(&name), holds::event(operator, request));
+        }
+        let run = self.state.run(&name).expect("it was found");
+        holds::reply(run, changed)
+    }
+
+    /// Has the store know which runs are stopped, and answers when that was tried with those that
+    /// the order concerns.
+    pub(crate) fn stop_urls(
+        &mut self,
+        reply: ReplyId,
+        concerned: BTreeSet<RunId>,
+        told: Stopping,
+    ) -> Outcome {
         let (runs, told) = (self.state.stopped_runs(), Box::new(told));
-        self.out.push(Effect::StopUrls { reply, runs, told });
+        self.out.push(Effect::StopUrls {
+            reply,
+            runs,
+            concerned,
+            told,
+        });
         Outcome::Later
     }
 

@@ -152,6 +152,8 @@ pub enum Effect {
         reply: ReplyId,
         /// All runs whose URLs are stopped.
         runs: BTreeSet<RunId>,
+        /// The runs that the order concerns: the answer says what the store does about them.
+        concerned: BTreeSet<RunId>,
         /// The answer, to which is added what the store does.
         told: Box<Stopping>,
     },

@@ -30,14 +30,9 @@ impl Coordinator {
             return Err(Refusal::new(Code::IdentityMismatch, detail));
         }
         match peer.run.tenant() {
-            Some(tenant) if self.has_ended(&tenant) => Err(ended(&tenant)),
+            Some(tenant) if self.state.has_ended(&tenant) => Err(ended(&tenant)),
             _ => Ok(()),
         }
-    }
-
-    fn has_ended(&self, tenant: &TenantName) -> bool {
-        let record = self.state.tenant(tenant);
-        record.is_some_and(|record| record.ended.is_some())
     }
 
     /// Refuses a new run whose tenant is unknown, ended, or has as many runs as it may have.
@@ -124,8 +119,9 @@ impl Coordinator {
         } = request;
         let record = self.state.tenant(&tenant);
         let changed = record.ok_or_else(|| unknown(&tenant))?.ended.is_none();
-        let runs = self.state.runs_of(&tenant);
-        let open: Vec<RunId> = runs
+        let runs = || self.state.runs_of(&tenant);
+        let all = runs().map(|(name, _)| name.clone()).collect();
+        let open: Vec<RunId> = runs()
             .filter(|(_, run)| !run.is_complete())
             .map(|(name, _)| name.clone())
             .collect();
@@ -139,7 +135,7 @@ impl Coordinator {
         };
         if !changed {
             // The store may not have been told.
-            return Ok(self.stop_urls(id, Stopping::TenantEnd(reply)));
+            return Ok(self.stop_urls(id, all, Stopping::TenantEnd(reply)));
         }
         if !now && let Some(first) = open.first() {
             let detail = format!("{} runs are not complete, first {first}", open.len());
@@ -161,7 +157,7 @@ impl Coordinator {
             reason,
         };
         self.append(None, event);
-        Ok(self.stop_urls(id, Stopping::TenantEnd(reply)))
+        Ok(self.stop_urls(id, all, Stopping::TenantEnd(reply)))
     }
 
     pub(crate) fn tenant_views(&self) -> Vec<TenantView> {

@@ -165,7 +165,15 @@ impl Shell {
                 uploads,
                 told,
             } => self.purge(reply, run, uploads, *told).await,
-            Effect::StopUrls { reply, runs, told } => self.stop_urls(reply, runs, *told),
+            Effect::StopUrls {
+                reply,
+                runs,
+                concerned,
+                told,
+            } => {
+                self.store.stopped.want(runs);
+                self.stop_urls(reply, concerned, *told);
+            }
             Effect::CheckSnapshot {
                 spec,
                 round,
@@ -240,15 +248,15 @@ impl Shell {
         }
     }
 
-    /// Answers an operator once the store refuses the URLs of these runs, or when that takes too long.
-    fn stop_urls(&mut self, reply: ReplyId, runs: BTreeSet<RunId>, told: Stopping) {
-        self.store.stopped.want(runs);
+    /// Answers an operator once the store does with the URLs of these runs what it should, when that
+    /// takes too long, or when this process ends.
+    fn stop_urls(&mut self, reply: ReplyId, concerned: BTreeSet<RunId>, told: Stopping) {
         let Some((_, to)) = self.tables.replies.remove(&reply) else {
             return;
         };
         let (store, bus) = (self.store.clone(), self.bus.clone());
-        tokio::spawn(async move {
-            let at_store = store.stopped.tell_soon(&store).await;
+        let telling = async move { store.stopped.tell_soon(&store, concerned).await };
+        self.waiting.begin(telling, move |at_store| async move {
             to.send(&bus, Ok(told.with(at_store))).await;
         });
     }

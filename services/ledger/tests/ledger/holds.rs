@@ -5,7 +5,9 @@ use schemas::Digest;
 use schemas::event::LedgerEvent;
 use schemas::hold::Hold;
 
-use crate::kit::{Book, TIME, closed, created, evaluating, opened, run_id, sealed, spec};
+use crate::kit::{
+    Book, TIME, closed, created, evaluating, granted, joined, lease, opened, run_id, sealed, spec,
+};
 
 fn placed() -> LedgerEvent {
     LedgerEvent::HoldPlaced {
@@ -57,6 +59,41 @@ fn a_run_does_not_complete_while_merges_are_held() {
     book.note(&lifted());
     book.note(&complete);
     book.refuse(&placed());
+}
+
+/// No lease begins without URLs; what is under way goes on, and the run may complete.
+#[test]
+fn tl_20_no_lease_is_granted_while_urls_are_held_and_a_complete_run_may_be_held() {
+    let placed = LedgerEvent::HoldPlaced {
+        hold: Hold::Urls,
+        operator: kit::operator(),
+        reason: "a log has urls".parse().expect("a reason"),
+    };
+    let lifted = LedgerEvent::HoldLifted {
+        hold: Hold::Urls,
+        operator: kit::operator(),
+        reason: "they ended".parse().expect("a reason"),
+    };
+    let mut book = Book::of(evaluating());
+    book.note(&opened(0));
+    book.note(&joined(0));
+    let grant = granted(lease(0, 0, 1), 0);
+    book.fits(&grant);
+    book.note(&placed);
+    book.refuse(&grant);
+    book.note(&lifted);
+    book.note(&grant);
+    let mut book = Book::of(evaluating());
+    for round in 0..3 {
+        book.round(round);
+        book.evaluate(round, 0);
+    }
+    book.evaluate(3, 0);
+    book.note(&placed);
+    book.note(&LedgerEvent::RunCompleted);
+    book.refuse(&placed);
+    book.note(&lifted);
+    book.note(&placed);
 }
 
 #[test]

@@ -13,9 +13,50 @@ use object_store::ObjectStore as _;
 use schemas::{Digest, PublicKey, RunId};
 
 use super::{Buckets, listing};
+use crate::client;
 use crate::error::ObjectError;
-use crate::key::{BlobKey, STOPPED};
+use crate::key::{BlobKey, STOPPED, STOPPED_WORDS};
 use crate::presign::{CHECKSUM, CONTENT_TYPE, Request, checksum};
+
+/// What a store does with URLs of one kind, which the pair signs that is derived for them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It takes them.
+    Taken,
+    /// It refuses them since it was told that their run is stopped.
+    Stopped,
+    /// It knows no such pair: it derives none. These are its words.
+    NoPair(String),
+}
+
+/// The code with which S3 stores refuse a pair that they do not know, the embedded one too.
+const NO_PAIR: &str = "InvalidAccessKeyId";
+/// What Garage says instead, with the code `AccessDenied`.
+const NO_PAIR_WORDS: &str = "No such key";
+/// Codes with which the embedded store refuses a URL whose pair it knows. They say nothing about
+/// what it derives, so they are errors here.
+const OTHERWISE: [&str; 6] = [
+    "",
+    "AccessDenied",
+    "AuthorizationQueryParametersError",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "SlowDown",
+];
+
+/// What a refusal says about the pair; none if it is for another reason.
+fn pair(code: &str, message: &str) -> Option<Taken> {
+    match code {
+        "AccessDenied" if message == STOPPED_WORDS => Some(Taken::Stopped),
+        "AccessDenied" if message.contains(NO_PAIR_WORDS) => {
+            Some(Taken::NoPair(message.to_owned()))
+        }
+        NO_PAIR => Some(Taken::NoPair(code.to_owned())),
+        // Stores of others have codes of their own.
+        code if !OTHERWISE.contains(&code) => Some(Taken::NoPair(code.to_owned())),
+        _ => None,
+    }
+}
 
 /// What the file of a run says, for people.
 const TEXT: &[u8] = b"The store refuses the urls of this run.\n";
@@ -73,18 +114,19 @@ impl Buckets {
         entries.try_collect().await
     }
 
-    /// True if the store takes URLs of this kind, which the pair signs that is derived for them from
-    /// `get`. No store but the embedded one derives pairs: to others such a pair is a stranger's. It is asked for an object that no store has. Where it asks for certificates, the URL is
-    /// this holder's.
+    /// What the store does with URLs of this kind, which the pair signs that is derived for them from
+    /// `get`. No store but the embedded one derives pairs: to others such a pair is a stranger's. The
+    /// store is asked for an object that none has. Where it asks for certificates, the URL is this
+    /// holder's.
     ///
     /// # Errors
-    /// The store does not answer.
+    /// The store does not answer, or refuses for another reason.
     pub async fn takes(
         &self,
         urls: &UrlsOf,
         get: &AccessKey,
         holder: Option<&PublicKey>,
-    ) -> Result<bool, ObjectError> {
+    ) -> Result<Taken, ObjectError> {
         let place = self.blobs.with(get.derived(urls));
         let nothing = identity::secret::random::<32>();
         let request = Request {
@@ -96,15 +138,49 @@ impl Buckets {
         };
         let during = format!("try of a url of {urls}");
         let response = self.send(&during, &place, &request).await?;
-        match response.status() {
-            StatusCode::NOT_FOUND => Ok(true),
-            status if status.is_success() => Ok(true),
-            status if status.is_client_error() => Ok(false),
-            _ => Err(self.link.refused(&during, response).await),
+        let status = response.status();
+        if status == StatusCode::NOT_FOUND || status.is_success() {
+            return Ok(Taken::Taken);
         }
+        let answer = client::s3_answer(response, self.link.limits.idle).await;
+        let said = pair(&answer.code, &answer.message);
+        said.ok_or(ObjectError::Refused {
+            during,
+            status: status.as_u16(),
+            code: answer.code,
+            for_good: answer.for_good,
+        })
     }
 }
 
 fn key(run: &RunId) -> String {
     format!("{STOPPED}/{run}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tl_20_only_a_refusal_of_the_pair_itself_says_that_none_is_derived() {
+        assert_eq!(pair("AccessDenied", STOPPED_WORDS), Some(Taken::Stopped));
+        for (code, message) in [
+            ("InvalidAccessKeyId", ""),
+            ("AccessDenied", "Forbidden: No such key: DILOX.operator"),
+            ("InvalidArgument", "Credential access key has length 29"),
+        ] {
+            let said = pair(code, message);
+            assert!(matches!(said, Some(Taken::NoPair(_))), "{code} {message}");
+        }
+        for (code, message) in [
+            ("AccessDenied", "not a right of this key"),
+            ("AccessDenied", "the url is another holder's"),
+            ("AccessDenied", ""),
+            ("SignatureDoesNotMatch", ""),
+            ("RequestTimeTooSkewed", "the clocks differ"),
+            ("", ""),
+        ] {
+            assert_eq!(pair(code, message), None, "{code} {message}");
+        }
+    }
 }

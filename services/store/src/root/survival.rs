@@ -193,6 +193,28 @@ fn an_object_waits_twice_and_an_upload_that_is_on_the_disk_once() {
     assert!(scene.survives("blobs/sha256/00/b"));
 }
 
+/// A run whose urls were allowed again is not stopped by a power failure.
+#[test]
+fn tl_20_the_file_of_a_stopped_run_comes_and_goes_for_good() {
+    let scene = Scene::new();
+    let file = "blobs/stopped/demo";
+    scene.publish(file);
+    assert!(scene.survives(file));
+    scene.root.remove(&scene.path(file)).unwrap();
+    let known = |scene: &Scene| {
+        let notes = scene.notes.lock().unwrap();
+        notes.names[&scene.path("blobs/stopped")].contains_key(&scene.path(file))
+    };
+    assert!(!known(&scene), "the disk knows that it is gone");
+    // The request before may have failed behind the removal.
+    let again = scene.waits(|| scene.root.remove(&scene.path(file)).unwrap_err());
+    assert_eq!(again, 1);
+    // Nobody relies on the absence of an object.
+    scene.publish("blobs/sha256/00/a");
+    let removal = || scene.root.remove(&scene.path("blobs/sha256/00/a")).unwrap();
+    assert_eq!(scene.waits(removal), 0);
+}
+
 /// Its name says nothing about an upload: another file may have it.
 #[test]
 fn an_upload_that_is_sent_again_is_synced_again() {

@@ -2,7 +2,7 @@
 //! stopped runs are refused, also after a restart.
 
 use identity::{AccessKey, StoreKeys, UrlsOf};
-use objects::{BlobKey, IncomingKey};
+use objects::{BlobKey, IncomingKey, ObjectError, Taken};
 use rusty_s3::Method;
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
 use schemas::{Epoch, ObjectRef, Round, RunId, UnitIndex};
@@ -111,8 +111,8 @@ async fn tl_20_the_urls_of_a_stopped_run_are_refused_at_once_and_after_a_restart
         let takes = store.buckets().takes(urls, &store.keys.get, None).await;
         takes.unwrap()
     };
-    assert!(takes(&store, &demo).await);
-    assert!(takes(&store, &UrlsOf::Operators).await);
+    assert_eq!(takes(&store, &demo).await, Taken::Taken);
+    assert_eq!(takes(&store, &UrlsOf::Operators).await, Taken::Taken);
     store.buckets().stop_run(&run("demo")).await.unwrap();
     store.buckets().stop_run(&run("demo")).await.expect("again");
     for restarted in [false, true] {
@@ -127,7 +127,7 @@ async fn tl_20_the_urls_of_a_stopped_run_are_refused_at_once_and_after_a_restart
         assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
         // Clients ask for another URL when one has expired, and hear from the coordinator why.
         assert!(answer.contains("the url has expired"), "{answer}");
-        assert!(!takes(&store, &demo).await);
+        assert_eq!(takes(&store, &demo).await, Taken::Stopped);
         let (uploads, reads) = pairs(&store.keys, &other);
         assert_eq!(get(&store, &reads, &verified).await, 200);
         let status = put(&store, &uploads, upload("demo2", &body), &body).await;
@@ -162,7 +162,7 @@ async fn tl_20_the_urls_of_a_stopped_run_are_refused_at_once_and_after_a_restart
         .allow_run(&run("demo"))
         .await
         .expect("again");
-    assert!(takes(&store, &demo).await);
+    assert_eq!(takes(&store, &demo).await, Taken::Taken);
     assert!(store.buckets().stopped_runs().await.unwrap().is_empty());
     let body = noise(50, 9);
     let (uploads, _) = pairs(&store.keys, &demo);
@@ -178,6 +178,13 @@ async fn tl_20_a_store_that_derives_no_pairs_is_told_from_one_that_does() {
     let store = TestStore::start().await;
     let (buckets, strange) = (store.buckets(), AccessKey::generate());
     let takes = async |get: &AccessKey| buckets.takes(&UrlsOf::Operators, get, None).await;
-    assert!(takes(&store.keys.get).await.unwrap());
-    assert!(!takes(&strange).await.unwrap());
+    assert_eq!(takes(&store.keys.get).await.unwrap(), Taken::Taken);
+    let none = Taken::NoPair("InvalidAccessKeyId".to_owned());
+    assert_eq!(takes(&strange).await.unwrap(), none);
+    // A pair that signs uploads may read nothing. That says nothing about what the store derives.
+    let refused = takes(&store.keys.put).await;
+    assert!(
+        matches!(refused, Err(ObjectError::Refused { status: 403, .. })),
+        "{refused:?}"
+    );
 }

@@ -2,7 +2,7 @@
 
 use ledger::Run;
 use schemas::event::LedgerEvent;
-use schemas::hold::{HoldReply, HoldRequest};
+use schemas::hold::{Hold, HoldReply, HoldRequest};
 use schemas::{PublicKey, V};
 
 use crate::run::RunRoom;
@@ -11,6 +11,36 @@ use crate::turn::Turn;
 /// True if the request would change the run.
 pub(crate) fn changes(run: &Run, request: &HoldRequest) -> bool {
     run.is_held(request.hold) != request.held
+}
+
+/// The event that the request is, where it changes the run.
+pub(crate) fn event(operator: PublicKey, request: HoldRequest) -> LedgerEvent {
+    let HoldRequest { hold, reason, .. } = request;
+    match request.held {
+        true => LedgerEvent::HoldPlaced {
+            hold,
+            operator,
+            reason,
+        },
+        false => LedgerEvent::HoldLifted {
+            hold,
+            operator,
+            reason,
+        },
+    }
+}
+
+/// What the run is like after the request.
+pub(crate) fn reply(run: &Run, changed: bool) -> HoldReply {
+    let contributions = run.open.values().map(|open| open.inputs().count());
+    HoldReply {
+        v: V,
+        changed,
+        weights: run.rounds_closed(),
+        contributions: contributions.sum::<usize>() as u32,
+        leases: run.leases().count() as u32,
+        store: None,
+    }
 }
 
 impl RunRoom<'_> {
@@ -24,32 +54,17 @@ impl RunRoom<'_> {
     ) -> HoldReply {
         let changed = changes(&self.run, &request);
         if changed {
-            let HoldRequest { hold, reason, .. } = request;
-            let event = if request.held {
-                LedgerEvent::HoldPlaced {
-                    hold,
-                    operator,
-                    reason,
+            let gives_urls = request.hold == Hold::Urls && !request.held;
+            self.append(turn, event(operator, request));
+            if gives_urls {
+                // Nobody could move a byte until now.
+                for held in self.live.leases.values_mut() {
+                    held.progress_at = turn.now;
                 }
-            } else {
-                LedgerEvent::HoldLifted {
-                    hold,
-                    operator,
-                    reason,
-                }
-            };
-            self.append(turn, event);
+            }
         }
         self.advance(turn);
         self.serve(turn);
-        let contributions = self.run.open.values().map(|open| open.inputs().count());
-        HoldReply {
-            v: V,
-            changed,
-            weights: self.run.rounds_closed(),
-            contributions: contributions.sum::<usize>() as u32,
-            leases: self.run.leases().count() as u32,
-            store: None,
-        }
+        reply(&self.run, changed)
     }
 }

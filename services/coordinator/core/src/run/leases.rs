@@ -235,6 +235,12 @@ impl RunRoom<'_> {
     }
 
     pub(crate) fn lease_due(&mut self, turn: &mut Turn<'_>, unit: UnitId) {
+        // Without URLs no byte can come, and that is not its holder's fault.
+        if self.run.is_held(Hold::Urls)
+            && let Some(held) = self.live.leases.get_mut(&unit)
+        {
+            held.progress_at = turn.now;
+        }
         match self.look(turn.now, unit) {
             LeaseState::Over | LeaseState::Checked => {}
             LeaseState::Runs(until) => self.wake(turn, until, RunTimer::Lease(unit)),

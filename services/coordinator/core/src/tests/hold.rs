@@ -4,9 +4,9 @@ use schemas::Code;
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::event::LedgerEvent;
 use schemas::hold::{AtStore, Hold, HoldReply, HoldRequest};
-use schemas::lease::ReleaseRequest;
+use schemas::lease::{ReleaseRequest, RenewRequest};
 use schemas::view::RunPhase;
-use schemas::{Round, RunId, V};
+use schemas::{Bytes, Millis, Round, RunId, Steps, V};
 
 use crate::fixture::*;
 use crate::input::{ControlRequest, ReplyId};
@@ -245,6 +245,78 @@ fn tl_20_a_run_whose_urls_are_stopped_gets_none_and_no_leases_also_after_a_resta
     assert!(world.core.state().stopped_runs().is_empty());
     let _granted = world.lease(3);
     assert_eq!(leases(&world), granted + 1);
+}
+
+/// A hold on URLs keeps no run from completing.
+#[test]
+fn tl_20_the_urls_of_a_complete_run_are_stopped_and_allowed_too() {
+    let mut spec = spec("demo");
+    (spec.schedule.rounds, spec.schedule.units) = (1, 1);
+    let mut world = World::with_run(spec);
+    world.join(1);
+    let held = world.lease(1);
+    assert!(stop(&mut world, true).changed);
+    world.submit(1, held);
+    world.answer_pending();
+    assert!(world.run().is_complete() && world.run().is_held(Hold::Urls));
+    let lifted = stop(&mut world, false);
+    assert!(lifted.changed && lifted.store == Some(AtStore::Done));
+    assert!(!stop(&mut world, false).changed);
+    assert!(world.core.state().stopped_runs().is_empty());
+    let before = world.journal.len();
+    assert!(stop(&mut world, true).changed);
+    assert!(!stop(&mut world, true).changed);
+    assert_eq!(world.kinds(before), ["hold-placed"]);
+    world.restart();
+    assert_eq!(world.core.state().stopped_runs(), [run_id()].into());
+    // There is nothing else to hold.
+    let asked = world.control(request(Hold::Merges, &run_id(), true));
+    assert_eq!(world.refusal(asked), Code::RunClosed);
+}
+
+/// The list that the question waits for is read after the order.
+#[test]
+fn tl_20_a_read_that_waits_gets_no_urls_that_were_stopped_meanwhile() {
+    let mut world = World::with_run(listed_spec("demo"));
+    world.join(1);
+    let chunks = weights_chunks(0);
+    let objects = chunks.iter().map(|object| object.digest).collect();
+    let get = WorkerRequest::Get(GetRequest { v: V, objects });
+    let held = world.ask(peer(1), get);
+    assert!(!world.answers.contains_key(&held), "it waits");
+    stop(&mut world, true);
+    world.answer_pending();
+    assert_eq!(world.refusal(held), Code::UrlsStopped);
+    let granted = |effect: &Effect| matches!(effect, Effect::GrantGet { .. });
+    assert!(!world.seen.iter().any(granted));
+}
+
+/// Nobody can move a byte without URLs.
+#[test]
+fn tl_20_no_lease_stands_still_while_urls_are_stopped() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let held = world.lease(1);
+    let renews = |world: &mut World| {
+        for _ in 0..65 {
+            world.wait(Millis::from_secs(10));
+            let renew = RenewRequest {
+                v: V,
+                lease: held,
+                steps_done: Steps(0),
+                bytes_moved: Bytes(0),
+            };
+            world.ask(peer(1), WorkerRequest::Renew(renew));
+        }
+        world.count(|event| matches!(event, LedgerEvent::LeaseEnded { .. }))
+    };
+    stop(&mut world, true);
+    assert_eq!(renews(&mut world), 0);
+    assert_eq!(renews(&mut world), 0);
+    stop(&mut world, false);
+    world.wait(Millis::from_secs(10));
+    assert_eq!(world.run().leases().count(), 1, "it goes on from here");
+    assert_eq!(renews(&mut world), 1, "and stands still as ever");
 }
 
 /// The URLs of a worker are for its run, those of an operator for none.

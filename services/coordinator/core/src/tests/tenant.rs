@@ -472,4 +472,22 @@ fn tl_31_an_ended_tenant_is_refused_in_complete_runs_too() {
     assert!(ended(&world, reply).changed);
     let reply = claim(&mut world);
     assert_eq!(world.refusal(reply), Code::TenantEnded);
+    // The URLs that it got last are stopped, and no operator allows them.
+    let stops = world.seen.iter().filter_map(|effect| match effect {
+        crate::Effect::StopUrls {
+            runs, concerned, ..
+        } => Some((runs.clone(), concerned.clone())),
+        _ => None,
+    });
+    let only: std::collections::BTreeSet<RunId> = [member.run.clone()].into();
+    assert_eq!(stops.collect::<Vec<_>>(), [(only.clone(), only)]);
+    let hold = HoldRequest {
+        v: V,
+        run: member.run.clone(),
+        hold: Hold::Urls,
+        held: false,
+        reason: "let it go on".parse().unwrap(),
+    };
+    let lift = world.control(ControlRequest::RunHold(hold));
+    assert_eq!(world.refusal(lift), Code::TenantEnded);
 }
