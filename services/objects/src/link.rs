@@ -73,6 +73,8 @@ impl Link {
         let deadline = self.deadline();
         let mut pace = Pace::new(&self.limits, deadline);
         let mut corrected = false;
+        // What the store said last. An attempt that the deadline cuts off says less.
+        let mut said = None;
         loop {
             let (sent, offset) = (local_now(), self.clock.offset_ms());
             let url = place.sign(request, self.clock.at(sent), URL_LIFE);
@@ -102,14 +104,18 @@ impl Link {
                     if !later {
                         return Ok(response);
                     }
+                    said = Some(status);
                     let wait = client::retry_after(response.headers());
-                    (Some(status), status.to_string(), wait)
+                    (said, status.to_string(), wait)
                 }
                 Ok(Err(error)) => match ObjectError::certificate(during, &error) {
                     Some(refused) => return Err(refused),
                     None => (None, client::describe(&error), None),
                 },
-                Err(_) => (None, "no answer".to_owned(), None),
+                Err(_) => {
+                    let last = said.map(|status| format!("no answer, and before that {status}"));
+                    (said, last.unwrap_or_else(|| "no answer".to_owned()), None)
+                }
             };
             tracing::debug!(during, reason, "request to the store failed");
             if !pace.pause(wait).await {
