@@ -138,6 +138,8 @@ pub const fn exit_status(code: Code) -> u8 {
         // When it is started again, the process has the credentials that the file holds by then.
         Code::CredentialReplaced | Code::AccountNotTaken => EXIT_FAILED,
         Code::SuccessorWaiting => EXIT_NO_ANSWER,
+        // No process ends with it.
+        Code::EventKeyUnknown => EXIT_FAILED,
         Code::AuditRejected => EXIT_WORKERS_EVENTS,
         // The name cannot be used any more: a service manager must not start this process again.
         Code::WorkerRemoved | Code::WorkerQuarantined | Code::TenantEnded => EXIT_USAGE,
