@@ -147,25 +147,17 @@ mod tests {
     /// Written by hand from the description of the format, so that a change of the bytes is
     /// noticed.
     #[test]
-    fn signed_bytes_are_as_documented() {
-        let bytes = signed_bytes("abc", b"body");
+    fn signed_bytes_of_events_and_of_statements_are_as_documented() {
         let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        let expected = format!(
-            "ff{}00{hash}{}",
-            "64696c6f636f2f61756469742d6576656e742f7631", "626f6479"
-        );
-        assert_eq!(data_encoding::HEXLOWER.encode(&bytes), expected);
-    }
-
-    #[test]
-    fn signed_bytes_of_a_statement_are_as_documented_and_no_events() {
-        let bytes = statement_bytes("abc", b"body");
-        let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        let expected = format!(
-            "ff{}00{hash}{}",
-            "64696c6f636f2f73746174656d656e742f7631", "626f6479"
-        );
-        assert_eq!(data_encoding::HEXLOWER.encode(&bytes), expected);
+        let event = "64696c6f636f2f61756469742d6576656e742f7631";
+        let statement = "64696c6f636f2f73746174656d656e742f7631";
+        for (bytes, purpose) in [
+            (signed_bytes("abc", b"body"), event),
+            (statement_bytes("abc", b"body"), statement),
+        ] {
+            let expected = format!("ff{purpose}00{hash}626f6479");
+            assert_eq!(data_encoding::HEXLOWER.encode(&bytes), expected);
+        }
     }
 
     #[test]

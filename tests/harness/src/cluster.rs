@@ -442,6 +442,17 @@ impl Cluster {
         }
     }
 
+    /// Has the coordinator drain for at most `within`, and waits until these processes, itself among
+    /// them, have ended.
+    ///
+    /// # Panics
+    /// `diloctl` fails, or as [`Cluster::end_well`].
+    pub async fn drain(&mut self, within: &str, names: &[&str]) {
+        self.diloctl_ok(&["control", "shutdown", "--yes", "--drain", within])
+            .await;
+        self.end_well(names).await;
+    }
+
     /// Replays the run, in which every event must verify. Returns the output.
     ///
     /// # Panics

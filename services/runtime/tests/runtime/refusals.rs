@@ -8,14 +8,20 @@ use schemas::subject::{ControlVerb, REFUSALS_FILTER, control_subject, refusal_su
 use schemas::{Code, Message as _};
 use tokio::time::timeout;
 
-/// The broker writes the service's account into the subject, and holds each service to its own.
-#[tokio::test]
-async fn tl_29_a_service_reports_under_its_own_subject_and_a_denied_report_is_noticed() {
+/// A broker, and the recorder, which listens for reports.
+async fn listening() -> (Cluster, Listener) {
     let cluster = Cluster::bare(Options::default()).await;
     let recorder = cluster.issue(Role::Recorder, "recorder");
     let config = cluster.bus_config(&recorder.credentials);
     let heard = Listener::connect("test", &config, &[REFUSALS_FILTER], clock::now()).await;
-    let mut heard = heard.expect("its right").remove(0);
+    let heard = heard.expect("its right").remove(0);
+    (cluster, heard)
+}
+
+/// The broker writes the service's account into the subject, and holds each service to its own.
+#[tokio::test]
+async fn tl_29_a_service_reports_under_its_own_subject_and_a_denied_report_is_noticed() {
+    let (cluster, mut heard) = listening().await;
     let bus = cluster.connect(Role::Coordinator, "coordinator").await;
     let refusals = Refusals::of(Refuser::Coordinator);
     let operator = cluster.issue(Role::Operator, "operator").public;
@@ -48,11 +54,7 @@ async fn tl_29_a_service_reports_under_its_own_subject_and_a_denied_report_is_no
 /// As many as may wait are several reports.
 #[tokio::test]
 async fn tl_29_all_that_waits_is_reported_at_an_end() {
-    let cluster = Cluster::bare(Options::default()).await;
-    let recorder = cluster.issue(Role::Recorder, "recorder");
-    let config = cluster.bus_config(&recorder.credentials);
-    let heard = Listener::connect("test", &config, &[REFUSALS_FILTER], clock::now()).await;
-    let mut heard = heard.expect("its right").remove(0);
+    let (cluster, mut heard) = listening().await;
     let bus = cluster.connect(Role::Coordinator, "coordinator").await;
     let refusals = Refusals::of(Refuser::Coordinator);
     let full = runtime::refusals::WAITING_MAX / runtime::refusals::WAITING_OF_SENDER_MAX;

@@ -19,14 +19,15 @@ use schemas::telemetry::{Heartbeat, Phase, WorkerMetrics};
 use schemas::{Bytes, Code, Digest, Message as _, Millis, ObjectRef, RunId, Steps, Tokens, V};
 
 /// Two runs with equal settings under two names, one unit a round, whose workers are all scripted.
-async fn two_runs() -> (Cluster, Operator, RunId) {
+/// Both have `setting` besides.
+pub(crate) async fn two_runs(setting: &str) -> (Cluster, Operator, RunId) {
     let cluster = Cluster::start(Options::default(), 0).await;
     let recipe = Recipe::reference(3, 1, 5)
         .set("schedule.evaluation_every=0")
         .set("transfer.upload=fp32")
-        .set("policy.strikes_max=100")
         .set("policy.norm_max=1000")
-        .set("policy.lease=60s");
+        .set("policy.lease=60s")
+        .set(setting);
     recipe.create(&cluster).await;
     let operator = cluster.operator().await;
     let second: RunId = "second".parse().unwrap();
@@ -80,7 +81,7 @@ async fn submit(
 
 #[tokio::test]
 async fn what_others_uploaded_is_nobodys_contribution() {
-    let (cluster, _operator, second) = two_runs().await;
+    let (cluster, _operator, second) = two_runs("policy.strikes_max=100").await;
     let victim = Scripted::connect(&cluster, "worker-0").await;
     let thief = Scripted::connect_for(&cluster, "worker-1", &second).await;
     let theirs = victim.join().await;
@@ -150,7 +151,7 @@ async fn what_others_uploaded_is_nobodys_contribution() {
 
 #[tokio::test]
 async fn what_does_not_count_fills_no_bucket_of_verified_objects() {
-    let (cluster, _operator, _) = two_runs().await;
+    let (cluster, _operator, _) = two_runs("policy.strikes_max=100").await;
     let worker = Scripted::connect(&cluster, "worker-0").await;
     let spec = worker.join().await;
     // Finite numbers with a norm above the run's bound, which is found only when all chunks were
@@ -190,7 +191,7 @@ async fn what_does_not_count_fills_no_bucket_of_verified_objects() {
 
 #[tokio::test]
 async fn numbers_and_keys_that_cannot_be_are_refused_by_name() {
-    let (cluster, operator, second) = two_runs().await;
+    let (cluster, operator, second) = two_runs("policy.strikes_max=100").await;
     let honest = Scripted::connect(&cluster, "worker-0").await;
     let liar = Scripted::connect(&cluster, "worker-1").await;
     honest.join().await;

@@ -86,10 +86,7 @@ async fn saved(evidence: &mut Evidence, key: &PublicKey) -> Digest {
 /// one chain. Returns the key that goes on.
 async fn ends_as_one_chain(cluster: &mut Cluster, first: &PublicKey) -> PublicKey {
     cluster
-        .diloctl_ok(&["control", "shutdown", "--yes", "--drain", "20s"])
-        .await;
-    cluster
-        .end_well(&["worker-0", "worker-1", "coordinator"])
+        .drain("20s", &["worker-0", "worker-1", "coordinator"])
         .await;
     cluster.record_verifies().await;
     let (mut before, mut present) = (None, first.clone());

@@ -95,10 +95,7 @@ async fn tl_28_tl_06_every_holder_gets_another_key_mid_round_and_no_lease_is_los
         assert!(cluster.process(name).ended().is_none(), "{name} ended");
     }
     cluster
-        .diloctl_ok(&["control", "shutdown", "--yes", "--drain", "20s"])
-        .await;
-    cluster
-        .end_well(&["worker-0", "worker-1", "coordinator"])
+        .drain("20s", &["worker-0", "worker-1", "coordinator"])
         .await;
     cluster.record_verifies().await;
     for recorded in cluster.evidence().await.everything().await {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use e2e::Recipe;
-use harness::{Cluster, Evidence, Options, PATIENCE, Scripted};
+use harness::{Cluster, Evidence, Options, Scripted};
 use identity::{AuditKey, TrustBundle};
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
@@ -272,19 +272,9 @@ async fn tl_17_a_drain_waits_for_the_sum_of_a_masked_round() {
         .await;
     let sealed = |event: &LedgerEvent| matches!(event, LedgerEvent::CohortSealed { .. });
     evidence.until_ledger("a cohort", &run, sealed).await;
-    cluster
-        .diloctl_ok(&["control", "shutdown", "--yes", "--drain", "40s"])
-        .await;
-    for name in [
-        "coordinator",
-        "worker-0",
-        "worker-1",
-        "worker-2",
-        "worker-3",
-    ] {
-        let status = cluster.process(name).exit(PATIENCE).await;
-        assert!(status.success(), "{name}: {status}");
-    }
+    let workers = ["worker-0", "worker-1", "worker-2", "worker-3"];
+    let all = [&["coordinator"], &workers[..]].concat();
+    cluster.drain("40s", &all).await;
     let events = ledger(cluster.evidence().await).await;
     let place = |found: fn(&LedgerEvent) -> bool| events.iter().position(found);
     let closed = place(|event| matches!(event, LedgerEvent::RoundClosed { .. }));

@@ -30,10 +30,7 @@ async fn a_shutdown_over_the_bus_drains_and_a_restart_goes_on() {
         refused.stdout
     );
     cluster
-        .diloctl_ok(&["control", "shutdown", "--yes", "--drain", "20s"])
-        .await;
-    cluster
-        .end_well(&["worker-0", "worker-1", "coordinator"])
+        .drain("20s", &["worker-0", "worker-1", "coordinator"])
         .await;
     let stopped = |event: &LedgerEvent| matches!(event, LedgerEvent::CoordinatorStopped { .. });
     let stopped = evidence

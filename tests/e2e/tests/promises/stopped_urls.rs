@@ -4,7 +4,7 @@
 use std::fs;
 
 use e2e::Recipe;
-use harness::{Cluster, Operator, Options, PATIENCE, Scripted};
+use harness::{Cluster, Options, PATIENCE, Scripted};
 use identity::{StoreKeys, UrlsOf};
 use objects::{
     BlobKey, Endpoint, ObjectError, Regrant, Signer, StoreClock, Transfer, TransferLimits, Trust,
@@ -12,7 +12,6 @@ use objects::{
 use runtime::{BusError, clock};
 use schemas::blob::{GetRequest, Grant, Grants};
 use schemas::contribution::Fate;
-use schemas::control::{RunNew, RunNewReply};
 use schemas::event::LedgerEvent;
 use schemas::hold::Hold;
 use schemas::limits::OBJECT_BYTES_MAX;
@@ -21,32 +20,10 @@ use schemas::subject::{ControlVerb, Verb};
 use schemas::{Code, Digest, ObjectRef, Refusal, RunId, V};
 use tokio::time::Instant;
 
+use crate::own_uploads::two_runs;
+
 const STOP: [&str; 5] = ["run", "stop-urls", "demo", "--reason", "urls are in a log"];
 const ALLOW: [&str; 5] = ["run", "allow-urls", "demo", "--reason", "they have ended"];
-
-/// Two runs with equal settings under two names, whose workers are scripted.
-async fn two_runs() -> (Cluster, Operator, RunId) {
-    let cluster = Cluster::start(Options::default(), 0).await;
-    let recipe = Recipe::reference(3, 1, 5)
-        .set("schedule.evaluation_every=0")
-        .set("transfer.upload=fp32")
-        .set("policy.norm_max=1000")
-        .set("policy.silence_max=300s")
-        .set("policy.lease=60s");
-    recipe.create(&cluster).await;
-    let operator = cluster.operator().await;
-    let second: RunId = "second".parse().unwrap();
-    let spec = RunSpec {
-        run: second.clone(),
-        ..operator.run(cluster.run()).await.unwrap().spec
-    };
-    let created: RunNewReply = operator
-        .ask(ControlVerb::RunNew, &RunNew { v: V, spec })
-        .await
-        .unwrap();
-    assert!(created.created);
-    (cluster, operator, second)
-}
 
 /// The holder of a URL that can get no other.
 struct Thief(Transfer);
@@ -120,7 +97,7 @@ fn stopped<T: std::fmt::Debug>(outcome: Result<T, BusError>) -> bool {
 
 #[tokio::test]
 async fn tl_20_the_urls_of_one_run_are_refused_at_once_while_another_runs_go_on() {
-    let (mut cluster, operator, second) = two_runs().await;
+    let (mut cluster, operator, second) = two_runs("policy.silence_max=300s").await;
     let thief = Thief::of(&cluster);
     let ours = Scripted::connect(&cluster, "worker-0").await;
     let theirs = Scripted::connect_for(&cluster, "worker-1", &second).await;
