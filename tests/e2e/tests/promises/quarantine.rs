@@ -198,20 +198,22 @@ fn nothing_came_of_it_after(all: &[Recorded], run: &RunId, worker: &WorkerId) {
     assert!(ledger.any(refused), "its joins are refused in the record");
 }
 
-/// The round is held open by a freeze, so that what the worker did is in no seal yet.
+/// The run is frozen before anybody trains, so the round is open for as long as this test needs
+/// it, and what the worker did is in no seal.
 #[tokio::test]
 async fn tl_31_what_is_in_no_seal_is_withdrawn_and_done_by_the_others() {
-    let mut cluster = Cluster::start(Options::default(), 2).await;
+    let mut cluster = Cluster::start(Options::default(), 0).await;
     let mut evidence = cluster.evidence().await;
-    // Some rounds may be over before the freeze arrives.
     Recipe::reference(12, UNITS, 20)
         .set("schedule.evaluation_every=0")
         .create(&cluster)
         .await;
     let run = cluster.run().clone();
-    evidence.until_contribution(&run, 0).await;
     let freeze = ["run", "freeze", "demo", "--reason", "a strange loss"];
     cluster.diloctl_ok(&freeze).await;
+    for name in ["worker-0", "worker-1"] {
+        cluster.start_worker(name, &[]).await;
+    }
     let operator = cluster.operator().await;
     let all_in = operator.until(&run, PATIENCE, |view| view.units_done == UNITS);
     all_in.await;
