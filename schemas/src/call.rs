@@ -13,7 +13,9 @@ use crate::control::{
 };
 use crate::hold::{HoldReply, HoldRequest};
 use crate::keys::{KeysReply, KeysRequest};
-use crate::lease::{ClaimReply, ClaimRequest, Done, ReleaseRequest, RenewReply, RenewRequest};
+use crate::lease::{
+    ClaimReply, ClaimRequest, Done, LeaseRef, ReleaseRequest, RenewReply, RenewRequest,
+};
 use crate::masking::{MaskReply, MaskRequest};
 use crate::member::{JoinReply, JoinRequest, LeaveRequest};
 use crate::message::DecodeError;
@@ -164,7 +166,7 @@ calls! {
     calls control;
     lane Control, "{operator}.", said by Operator;
     RunNew = "run.new": RunNew as Box<RunNew> => RunNewReply, "create a run";
-    RunHold = "run.hold": HoldRequest => HoldReply, "keep a run from merging, or let it go on";
+    RunHold = "run.hold": HoldRequest => HoldReply, "place a hold on a run, which keeps it from merging or the store from taking its URLs, or lift it";
     RunGc = "run.gc": CollectRequest => CollectReply, "delete the objects of a run's old rounds, or tell which";
     WorkerQuarantine = "worker.quarantine": QuarantineRequest => QuarantineReply, "shut a worker out of a run, or let it in again";
     SnapshotPromote = "snapshot.promote": PromoteRequest => PromoteReply, "move a pointer to a saved snapshot";
@@ -177,6 +179,21 @@ calls! {
     BlobCommit = "blob.commit": OperatorObjects => Done, "check and publish uploaded objects";
     BlobGet = "blob.get": GetRequest => Grants, "URLs to read objects";
     Shutdown = "shutdown": Shutdown => ShutdownReply, "drain and stop the coordinator and its workers";
+}
+
+impl WorkerRequest {
+    /// The lease that the request is about, if it is about one.
+    pub const fn lease(&self) -> Option<LeaseRef> {
+        match self {
+            Self::Renew(request) => Some(request.lease),
+            Self::Release(request) => Some(request.lease),
+            Self::Mask(request) => Some(request.lease),
+            Self::Put(request) => Some(request.lease),
+            Self::Stage(request) => Some(request.lease),
+            Self::Submit(submission) => Some(submission.statement.lease),
+            Self::Join(_) | Self::Leave(_) | Self::Claim(_) | Self::Keys(_) | Self::Get(_) => None,
+        }
+    }
 }
 
 /// `diloco.request.<run>.<worker>.<verb>`, as the worker publishes it.

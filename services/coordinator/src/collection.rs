@@ -158,9 +158,9 @@ async fn stored(store: &Store) -> Result<BTreeMap<Digest, Bytes>, Refusal> {
     listed.try_collect().await.map_err(|error| refusal(&error))
 }
 
-/// Every object that is needed. If the run itself, or one of its `kin`, needs something that cannot
-/// be read, that may name anything old of the run, so then nothing goes. What is lost of another run
-/// is that run's loss: its operator hears of it, and the rest of it is kept.
+/// Every object that is needed. If something that the run or one of its `kin` needs cannot be read,
+/// it may name any old object of the run, so nothing is deleted. What is lost of another run is that
+/// run's loss: its operator hears of it, and the rest of it is kept.
 async fn all_needed(
     store: &Store,
     kin: &BTreeSet<RunId>,
@@ -171,7 +171,7 @@ async fn all_needed(
     for Needed { run: of, named } in needed {
         // Each base and each data set is named many times.
         let passed = (named, Gaps::Passed(stored));
-        let (_, gaps) = reads.entry(first(&passed.0)).or_insert(passed);
+        let (_, gaps) = reads.entry(identity_of(&passed.0)).or_insert(passed);
         if of.is_none_or(|of| kin.contains(&of)) {
             *gaps = Gaps::Refused;
         }
@@ -191,7 +191,7 @@ async fn all_needed(
 }
 
 /// A digest for everything that is named: equal only if the same objects are named.
-fn first(named: &Named) -> (u8, Digest) {
+fn identity_of(named: &Named) -> (u8, Digest) {
     match named {
         Named::Plain(object) => (0, object.digest),
         Named::Chunks(chunks) => (1, chunks.digest()),
@@ -200,8 +200,8 @@ fn first(named: &Named) -> (u8, Digest) {
     }
 }
 
-/// The objects of everything old. Of what the store has lost already, nobody can tell which others
-/// it named: those stay.
+/// The objects of everything old. If an old object is lost, nobody can tell which objects it named:
+/// those stay.
 async fn all_old(
     store: &Store,
     old: Vec<Old>,

@@ -1,6 +1,6 @@
-//! Deletes the uploads of workers in quarantine, and those of before a restore, beside all other
-//! work, and tells the operators that wait for it how many there were. If the store is away or this process ends, uploads are left,
-//! and they hear that.
+//! Deletes the uploads of workers in quarantine, and uploads from before a restore, beside all other
+//! work. Operators that wait hear how many were deleted. If the store is away or this process ends,
+//! uploads are left, and the operators hear that.
 
 use std::collections::BTreeMap;
 use std::future::pending;

@@ -171,8 +171,9 @@ impl Shell {
         Ok(())
     }
 
-    /// Brings arrivals to the core, and a tick when a deadline is due: no more inputs than may share
-    /// an append, and none when a deletion of uploads ends, which only its orders wait for. Returns false when nothing arrives any more.
+    /// Brings arrivals to the core, and a tick when a deadline is due: at most as many inputs as may
+    /// share an append. The end of a deletion of uploads brings no input, since only operators'
+    /// orders wait for it. Returns false when nothing arrives any more.
     ///
     /// When a deadline is due, the core first handles what was already queued, then the deadline,
     /// and then what arrived meanwhile.
@@ -262,10 +263,10 @@ impl Shell {
         if events.is_empty() {
             self.signed = signing.await;
         } else {
-            let since = Instant::now();
+            let (count, since) = (events.len() as u64, Instant::now());
             // The events are sent first.
             let (appended, signed) = tokio::join!(biased; self.ledger.append(events), signing);
-            telemetry::appended(since.elapsed());
+            telemetry::appended(count, since.elapsed());
             self.signed = signed;
             self.mark.note(&self.ledger);
             self.known.send_replace(self.ledger.stream_sequence());

@@ -47,8 +47,9 @@ pub(crate) fn carried_out(effect: &'static str, took: Duration) {
     histogram!(EFFECT_SECONDS, "effect" => effect).record(took);
 }
 
-/// Counts an append that the broker has acknowledged.
-pub(crate) fn appended(took: Duration) {
+/// Counts an append of this many events, which the broker has acknowledged.
+pub(crate) fn appended(events: u64, took: Duration) {
+    counter!(EFFECTS, "effect" => "append").increment(events);
     histogram!(APPEND_SECONDS).record(took);
 }
 
@@ -56,8 +57,13 @@ pub(crate) fn appended(took: Duration) {
 pub(crate) fn input_span(input: &Input) -> Span {
     let span = span_of("input", input.kind());
     match input {
-        Input::Request { peer, .. }
-        | Input::Heartbeat { peer, .. }
+        Input::Request { peer, request, .. } => {
+            about(&span, &peer.run);
+            if let Some(lease) = request.lease() {
+                span.record("lease", field::display(lease));
+            }
+        }
+        Input::Heartbeat { peer, .. }
         | Input::Denied { peer, .. }
         | Input::Refused { peer, .. } => about(&span, &peer.run),
         Input::Offered { run, unit, .. } => {
@@ -88,7 +94,7 @@ pub(crate) fn input_span(input: &Input) -> Span {
 pub(crate) fn effect_span(effect: &Effect) -> Span {
     let span = span_of("effect", effect.kind());
     match effect {
-        Effect::Append { run: Some(run), .. } | Effect::Command { run, .. } => about(&span, run),
+        Effect::Command { run, .. } => about(&span, run),
         Effect::Lease { manifest, .. } => {
             span.record("lease", field::display(&manifest.lease));
         }

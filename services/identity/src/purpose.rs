@@ -18,8 +18,8 @@ pub const NONCE_BYTES_MAX: usize = 64;
 
 /// The key with which a process proves its identity to servers. It signs nonces of the broker, TLS
 /// handshakes (see [`crate::clients`]), and once, before it has any rights, the question to be
-/// enrolled. None can be taken for another: what is signed in a handshake begins with 64 blanks and
-/// the question with its own prefix, and a nonce has neither.
+/// enrolled. A signature for one of the three is never valid for another: the input of a handshake
+/// begins with 64 blanks, the question with its own prefix, and a nonce with neither.
 #[derive(Clone)]
 pub struct ConnectionKey(SigningKey);
 
@@ -86,11 +86,12 @@ macro_rules! purpose {
 
 purpose!(ConnectionKey, KeyKind::User);
 purpose!(AuditKey, KeyKind::User);
-// It has another letter than the other two, so that their files cannot be confused with its file.
+// Its letter differs from that of user keys, so that the files cannot be confused.
 purpose!(ManifestKey, KeyKind::Account);
-// For the same reason. Both sign text: a manifest has no line break, and a head has three.
+// It shares a letter with `ManifestKey`. Both sign text: a manifest has no line break, and a head
+// has three.
 purpose!(HeadKey, KeyKind::Account);
-// As that for heads, and what it signs begins with another line.
+// It shares that letter too. What a witness signs begins with another line than a head.
 purpose!(WitnessKey, KeyKind::Account);
 
 impl ConnectionKey {

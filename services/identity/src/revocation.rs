@@ -227,7 +227,6 @@ fn file_in(folder: &TempDir) -> PathBuf {
         .join(format!("{}.creds", Role::AccountWriter.name()))
 }
 
-/// The file in `folder` for a key of an account.
 /// The number of other keys of the account that are revoked.
 fn others(all: &[Revocation], account: &AccountId, key: &PublicKey) -> usize {
     let others = all
@@ -236,6 +235,7 @@ fn others(all: &[Revocation], account: &AccountId, key: &PublicKey) -> usize {
     others.count()
 }
 
+/// The file in `folder` for a key of an account.
 fn entry(folder: &Path, account: &AccountId, key: &PublicKey) -> PathBuf {
     folder.join(format!("{account}.{key}.json"))
 }

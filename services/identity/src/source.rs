@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Auth, AuthError, ConnectOptions};
+use backoff::Backoff;
 use schemas::limits::REQUEST_TIMEOUT;
 use schemas::{Code, PublicKey, UnixMillis};
 
@@ -238,12 +239,8 @@ pub fn connect_options(source: &CredentialSource, tls: &BusTls) -> ConnectOption
 /// The pause before a reconnect: it doubles from [`RECONNECT_DELAY_MIN`] to
 /// [`RECONNECT_DELAY_MAX`].
 pub fn reconnect_delay(attempts: usize) -> Duration {
-    let doublings = u32::try_from(attempts.saturating_sub(1))
-        .unwrap_or(u32::MAX)
-        .min(16);
-    RECONNECT_DELAY_MIN
-        .saturating_mul(1 << doublings)
-        .min(RECONNECT_DELAY_MAX)
+    let failures = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
+    Backoff::after((RECONNECT_DELAY_MIN, RECONNECT_DELAY_MAX), failures).peek()
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ impl Vault {
         self.read("operator-signing", KeyKind::Operator)
     }
 
-    /// The key of an account; for tenants that of the domain's own.
+    /// The key of an account. [`Account::Tenant`] gives that of the domain's own tenant.
     ///
     /// # Errors
     /// As [`Vault::operator`].

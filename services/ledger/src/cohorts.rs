@@ -6,7 +6,7 @@ use schemas::contribution::Fate;
 use schemas::hold::Hold;
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
 use schemas::masking::{CohortMember, UnitKey, Unmasking};
-use schemas::{Digest, Round, SyncId, UnitIndex, Weight};
+use schemas::{Digest, Round, UnitIndex, Weight};
 use serde::Serialize;
 
 use crate::error::{ApplyError, out_of_place};
@@ -217,12 +217,7 @@ impl Run {
     /// Checks that cohorts are of open rounds, and that what counts in them was done by them.
     pub(crate) fn check_cohorts(&self) -> Result<(), String> {
         for (round, record) in &self.cohorts {
-            let fragment = self.spec.fragments().next();
-            let sync = fragment.map(|fragment| SyncId {
-                round: *round,
-                fragment,
-            });
-            let open = sync.and_then(|sync| self.open.get(&sync));
+            let open = self.syncs(*round).next().map(|(_, open)| open);
             let Some(open) = open.filter(|_| self.is_masked()) else {
                 return Err(format!("round {round} has a cohort and is not open"));
             };

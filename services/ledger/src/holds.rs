@@ -10,18 +10,18 @@ use schemas::text::Time;
 use crate::error::{ApplyError, out_of_place};
 use crate::state::{HoldRecord, Run, State};
 
-/// The hold that forbids this event; none for events that no hold forbids.
-const fn forbidden_by(event: &LedgerEvent) -> Option<Hold> {
+/// The holds that forbid this event.
+const fn forbidden_by(event: &LedgerEvent) -> &'static [Hold] {
     match event {
         LedgerEvent::RoundSealed { .. }
         | LedgerEvent::RoundClosed { .. }
         | LedgerEvent::SnapshotPromoted { .. }
         // A frozen run is looked into, and nobody knows yet what that needs.
         | LedgerEvent::ObjectsGivenUp { .. }
-        | LedgerEvent::RunCompleted => Some(Hold::Merges),
+        | LedgerEvent::RunCompleted => &[Hold::Merges],
         // A lease begins with URLs.
-        LedgerEvent::LeaseGranted { .. } => Some(Hold::Urls),
-        _ => None,
+        LedgerEvent::LeaseGranted { .. } => &[Hold::Urls],
+        _ => &[],
     }
 }
 
@@ -45,10 +45,9 @@ impl Run {
 
     /// Refuses an event that a hold forbids.
     pub(crate) fn check_holds(&self, event: &LedgerEvent) -> Result<(), ApplyError> {
-        let Some(hold) = forbidden_by(event) else {
-            return Ok(());
-        };
-        let Some(record) = self.holds.get(&hold) else {
+        let mut forbidding = forbidden_by(event).iter();
+        let standing = forbidding.find_map(|hold| Some((hold, self.holds.get(hold)?)));
+        let Some((hold, record)) = standing else {
             return Ok(());
         };
         let (operator, since) = (&record.operator, Time(record.since));
@@ -58,7 +57,7 @@ impl Run {
     }
 
     pub(crate) fn place_hold(&mut self, hold: Hold, record: HoldRecord) -> Result<(), ApplyError> {
-        // What is forbidden to a complete run it no longer does; but URLs of it may be out.
+        // A complete run does nothing that a hold could forbid, but its URLs may still be in use.
         let is_late = self.is_complete() && hold != Hold::Urls;
         if is_late || self.is_held(hold) {
             return Err(out_of_place("hold-placed", format!("a hold on {hold}")));

@@ -160,7 +160,8 @@ impl Run {
         Ok(())
     }
 
-    /// Takes the last round back, as if it had not been opened; its tokens have their fate.
+    /// Takes the last round back, as if it had not been opened; its tokens have their fate. Open
+    /// rounds are the last ones under every closing rule that there is.
     fn drop_round(&mut self, round: Round) {
         self.book_round(round);
         self.open.retain(|sync, _| sync.round != round);
@@ -172,7 +173,7 @@ impl Run {
             .filter(|(unit, accepted)| is_training(unit, round) && accepted.fate == Fate::Merged);
         counted.for_each(|(_, accepted)| accepted.fate = Fate::Late);
         let record = self.rounds.pop();
-        let RoundRecord { tokens, .. } = record.expect("the last round is the one that is open");
+        let RoundRecord { tokens, .. } = record.expect("the round is one of them");
         self.tokens.merged = self.tokens.merged - tokens;
         self.tokens.late += tokens;
         self.forget_weights();

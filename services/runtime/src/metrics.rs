@@ -210,7 +210,7 @@ pub fn outcome(refused: Option<Code>) -> &'static str {
 pub fn reference() -> String {
     let mut page = String::from(
         "# Metrics of running services\n\nGenerated from `services/runtime/src/metrics.rs` by `cargo xtask docs`.\n\n\
-         Coordinator, store and audit service count when `metrics.listen` names a loopback address (`--set\n\
+         Coordinator, store, audit service and registrar count when `metrics.listen` names a loopback address (`--set\n\
          metrics.listen=127.0.0.1:9464`, or `DILOCO_METRICS__LISTEN`); the systemd units of `deploy/` set one. There\n\
          `/metrics` gives the metrics below in the text form of Prometheus, and `/ready` answers 200 while the service can\n\
          be used, else 503. Workers listen nowhere: their metrics come with their heartbeats, and the coordinator gives those of\n\

@@ -3,13 +3,18 @@
 //!
 //! | file | holds |
 //! | --- | --- |
+//! | [`program`], [`config`], [`launch`] | the way from the command line to the loop, and variables that libraries read before `main` |
 //! | [`service`] | the loop: inputs to the core, effects to the world |
 //! | `asker`, `commands` | requests to the coordinator, and commands from it |
-//! | `object_client`, `shard_cache`, `assets`, `unit` | objects, and a unit's way from fetch to upload |
+//! | `object_client`, `lease_urls`, `shard_cache`, `assets`, `unit` | objects, and a unit's way from fetch to upload |
 //! | `engine` | the training thread, the only place with a trainer and with tensors |
+//! | `trainers`, [`devices`], `sample` | the trainers of this build, their devices, and text from a model |
+//! | `masking` | a worker's part in the masks of a round |
 //! | `verify` | the checks of a signed document, before anything that it names is used |
 //! | `time` | the coordinator's time, by which its documents are judged |
 //! | `events`, `state` | the chain of events, and the files that survive a restart |
+//! | `outbox`, `witness` | events that no verified head covers yet, and what this worker knows of the log |
+//! | `meter` | what a heartbeat tells of the work |
 //! | `ending` | the waits at the end |
 
 mod asker;

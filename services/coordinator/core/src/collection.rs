@@ -27,7 +27,7 @@ use crate::control::ControlOutcome;
 use crate::coordinator::{Coordinator, draining, run_unknown};
 use crate::effect::{Answer, Collect, Effect};
 use crate::input::{ReplyId, ScreeningId};
-use crate::run::live::WeightsOrder;
+use crate::run::live::WeightsTask;
 use crate::turn::Outcome;
 
 /// Most requests that wait for one collection. One that is repeated meanwhile waits too.
@@ -174,7 +174,7 @@ impl Coordinator {
         let mut writing = BTreeSet::new();
         for (name, live) in &self.live {
             let named = || name.clone();
-            if let Some(WeightsOrder::Merge(sync)) = live.foundry.task {
+            if let Some(WeightsTask::Merge(sync)) = live.foundry.task {
                 writing.insert(Writing::Merge(named(), sync));
             }
             let saving = live.foundry.saving;
@@ -352,9 +352,8 @@ impl Coordinator {
     }
 
     fn end_collection(&mut self, told: Result<CollectReply, Refusal>) {
-        let Some(collection) = self.collection.take() else {
-            return;
-        };
+        let collection = self.collection.take();
+        let collection = collection.expect("the collection that ends is under way");
         if collection.request.delete.is_some() {
             self.out.push(Effect::Collect(Collect::End));
         }

@@ -157,11 +157,11 @@ impl Coordinator {
                 reply.expect("a run that is not complete has a room")
             }
         };
-        match hold {
-            Hold::Merges => Ok(Outcome::Now(Answer::Hold(reply))),
+        if hold == Hold::Urls {
             // Also when nothing changed: the store may not have been told.
-            Hold::Urls => Ok(self.stop_urls(id, [name].into(), Stopping::Hold(reply))),
+            return Ok(self.stop_urls(id, [name].into(), Stopping::Hold(reply)));
         }
+        Ok(Outcome::Now(Answer::Hold(reply)))
     }
 
     /// Places a hold on a complete run or lifts it, where that changes the run.

@@ -1,6 +1,6 @@
 //! Effects: requests of the coordinator to the world, in order. An effect is carried out only when
 //! every [`Effect::Append`] before it is in the stream, so that nothing leaves the coordinator
-//! before the ledger holds it. Only a merge may begin earlier ([`Effect::is_early`]).
+//! before the ledger holds it. [`Effect::is_early`] names the two that may begin earlier.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

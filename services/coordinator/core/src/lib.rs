@@ -15,6 +15,9 @@
 //! | `control`, `operator`, `order` | operators' changes, uploads and limits |
 //! | `promotion` | pointers to full snapshots |
 //! | `quarantine` | the workers that operators shut out of a run |
+//! | `restore` | the way of a run back to a full snapshot |
+//! | `collection` | the deletion of the objects of a run's old rounds |
+//! | `tenant`, `quota` | tenants, and how much each may have |
 //! | `join` | requirements for a join to any run |
 //! | `checkpoint` | the moments at which the ledger's state is saved as an object |
 //! | `denial` | the choice of refusals that are recorded |

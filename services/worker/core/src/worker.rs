@@ -37,11 +37,11 @@ pub struct Worker {
     pub(crate) patience: AnswerWait,
     /// Units in a row that this machine failed.
     pub(crate) faults: RetryPauses,
-    /// Units that failed for causes outside every worker, since one last counted.
+    /// Units in a row that failed for causes outside the workers.
     pub(crate) elsewhere: RetryPauses,
     /// Memberships in a row that were lost before a claim was answered.
     pub(crate) rejoins: RetryPauses,
-    /// Leases in a row that were not valid at the coordinator's time, as it was measured.
+    /// Leases in a row that were outside their window by the coordinator's time, as it was measured.
     pub(crate) untimely: RetryPauses,
     pub(crate) ending: Option<Ending>,
     /// The training unit whose inner state is still to be kept.

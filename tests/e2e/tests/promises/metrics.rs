@@ -76,6 +76,7 @@ async fn services_give_their_metrics_on_loopback_and_those_of_workers() {
                 r#"diloco_requests_total{request="contribution.submit",outcome="done"}"#,
                 r#"diloco_requests_total{request="run.new",outcome="done"}"#,
                 r#"diloco_request_seconds_count{request="lease.claim"}"#,
+                r#"diloco_effects_total{effect="append"}"#,
                 r#"diloco_effects_total{effect="merge"}"#,
                 r#"diloco_effect_seconds_count{effect="lease"}"#,
                 r#"diloco_decision_seconds_count{input="request"}"#,

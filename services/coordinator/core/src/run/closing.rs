@@ -9,8 +9,7 @@ use schemas::{SyncId, Weight};
 /// The contributions whose directions are compared now, before their round is sealed: it has all
 /// that it waits for.
 pub(super) fn to_compare(run: &Run, sync: SyncId, open: &OpenSync) -> Vec<MergeInput> {
-    let in_set = open.inputs().count() as u64;
-    match open.collects() && in_set == u64::from(run.spec.schedule.units) {
+    match open.collects() && is_complete(run, sync, open) {
         true => run.uncompared(sync.round),
         false => Vec::new(),
     }
@@ -21,27 +20,29 @@ pub(super) fn to_compare(run: &Run, sync: SyncId, open: &OpenSync) -> Vec<MergeI
 /// it.
 pub(super) fn due(run: &Run, sync: SyncId, open: &OpenSync) -> Option<Vec<SealedInput>> {
     let unnamed = open.unnamed()?;
+    if !is_complete(run, sync, open) || !to_compare(run, sync, open).is_empty() {
+        return None;
+    }
+    let outliers = run.outliers(sync.round);
+    let weighed = unnamed.map(by_tokens).map(|input| SealedInput {
+        weight: match outliers.contains_key(&input.unit) {
+            true => Weight(0),
+            false => input.weight,
+        },
+        ..input
+    });
+    Some(weighed.collect())
+}
+
+/// True if a round waits for no contribution any more: what the run's closing rule decides.
+fn is_complete(run: &Run, sync: SyncId, open: &OpenSync) -> bool {
     let in_set = open.inputs().count() as u64;
-    let is_due = match &run.spec.secure_aggregation {
+    if let Some(aggregation) = &run.spec.secure_aggregation {
         // A worker that is gone is left out, and cannot be replaced.
-        Some(aggregation) => {
-            run.is_settled(sync.round) && in_set >= u64::from(aggregation.threshold)
-        }
-        None => in_set == u64::from(run.spec.schedule.units),
-    };
-    let is_due = is_due && to_compare(run, sync, open).is_empty();
+        return run.is_settled(sync.round) && in_set >= u64::from(aggregation.threshold);
+    }
     match run.spec.policy.closing {
-        Closing::All => is_due.then(|| {
-            let outliers = run.outliers(sync.round);
-            let weighed = unnamed.map(by_tokens).map(|input| SealedInput {
-                weight: match outliers.contains_key(&input.unit) {
-                    true => Weight(0),
-                    false => input.weight,
-                },
-                ..input
-            });
-            weighed.collect()
-        }),
+        Closing::All => in_set == u64::from(run.spec.schedule.units),
     }
 }
 

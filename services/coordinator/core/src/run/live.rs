@@ -80,7 +80,7 @@ pub(crate) struct Foundry {
     /// True while it restores weights that are not the run's any more.
     pub(crate) outdated: bool,
     /// Its unfinished order on the weights.
-    pub(crate) task: Option<WeightsOrder>,
+    pub(crate) task: Option<WeightsTask>,
     /// The round whose contributions it compares. It does that beside everything else.
     pub(crate) comparing: Option<Round>,
     /// The outcome of its last merge, until the round is closed with it. A hold keeps it here; if
@@ -109,7 +109,7 @@ pub(crate) struct Foundry {
 
 /// An order to the foundry on a run's weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum WeightsOrder {
+pub(crate) enum WeightsTask {
     Restore,
     Merge(SyncId),
 }
@@ -351,7 +351,7 @@ impl Foundry {
     }
 
     /// True when the answer is for the order under way; any other answer changes nothing.
-    pub(crate) fn finishes(&mut self, task: WeightsOrder) -> bool {
+    pub(crate) fn finishes(&mut self, task: WeightsTask) -> bool {
         let asked = self.task == Some(task);
         if asked {
             self.task = None;

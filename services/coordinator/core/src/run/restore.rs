@@ -9,7 +9,7 @@ use schemas::restore::RestoreReply;
 use schemas::{Code, PublicKey, Refusal, V};
 
 use crate::run::RunRoom;
-use crate::run::live::{Foundry, WeightsOrder};
+use crate::run::live::{Foundry, WeightsTask};
 use crate::run::masking::Agreement;
 use crate::turn::Turn;
 
@@ -63,9 +63,9 @@ impl RunRoom<'_> {
         self.live.failures.clear();
         self.live.failed_in_a_row = 0;
         // A restore that is under way ends first, and its outcome means nothing.
-        let restores = self.live.foundry.task == Some(WeightsOrder::Restore);
+        let restores = self.live.foundry.task == Some(WeightsTask::Restore);
         self.live.foundry = Foundry {
-            task: restores.then_some(WeightsOrder::Restore),
+            task: restores.then_some(WeightsTask::Restore),
             outdated: restores,
             ..Foundry::default()
         };

@@ -19,7 +19,7 @@ use crate::input::{Merged, ReplyId};
 use crate::run::RunRoom;
 use crate::run::closing::{due, to_compare};
 use crate::run::draw::Data;
-use crate::run::live::{Foundry, LiveRun, WeightsOrder, backoff};
+use crate::run::live::{Foundry, LiveRun, WeightsTask, backoff};
 use crate::run::objects::RefusedRead;
 use crate::turn::Turn;
 
@@ -83,7 +83,7 @@ impl RunRoom<'_> {
     }
 
     fn restore(&mut self, turn: &mut Turn<'_>) {
-        self.live.foundry.task = Some(WeightsOrder::Restore);
+        self.live.foundry.task = Some(WeightsTask::Restore);
         let snapshot = self.run.last_snapshot();
         let order = Order::Restore {
             spec: Box::new(self.run.spec.clone()),
@@ -114,7 +114,7 @@ impl RunRoom<'_> {
     }
 
     pub(crate) fn restored(&mut self, turn: &mut Turn<'_>, outcome: Result<(), Refusal>) {
-        if self.live.foundry.finishes(WeightsOrder::Restore) {
+        if self.live.foundry.finishes(WeightsTask::Restore) {
             match outcome {
                 // An operator has led the run to other weights meanwhile.
                 _ if std::mem::take(&mut self.live.foundry.outdated) => {}
@@ -218,7 +218,7 @@ impl RunRoom<'_> {
         }
         self.live.foundry.comparing = None;
         match outcome {
-            Ok(cosines) if answers(&self.run, round, &cosines) => {
+            Ok(cosines) if is_complete_answer(&self.run, round, &cosines) => {
                 self.live.foundry.compare_failures = 0;
                 self.live.foundry.compare_trouble = None;
                 for part in cosines.chunks(COMPARED_MAX) {
@@ -277,7 +277,7 @@ impl RunRoom<'_> {
     }
 
     fn merge(&mut self, turn: &mut Turn<'_>, sync: SyncId, inputs: Vec<MergeInput>) {
-        self.live.foundry.task = Some(WeightsOrder::Merge(sync));
+        self.live.foundry.task = Some(WeightsTask::Merge(sync));
         let base = self.run.version(sync.fragment);
         let unmasking = self.run.unmasking(sync.round).cloned().map(Box::new);
         let order = Order::Merge {
@@ -296,7 +296,7 @@ impl RunRoom<'_> {
         sync: SyncId,
         outcome: Result<Merged, Refusal>,
     ) {
-        if self.live.foundry.finishes(WeightsOrder::Merge(sync)) {
+        if self.live.foundry.finishes(WeightsTask::Merge(sync)) {
             let outcome = outcome.and_then(|merged| {
                 check_weights(&self.run, sync, &merged.broadcast).map(|()| merged)
             });
@@ -474,8 +474,8 @@ fn next_seal(run: &Run) -> Option<NextStep> {
     open.find_map(|(sync, open)| Some(NextStep::Seal(*sync, due(run, *sync, open)?)))
 }
 
-/// The comparison of the first open round that waits for one. A part of it that was written before
-/// this process began is written by the same numbers again.
+/// The comparison of the first open round that waits for one. If an earlier process wrote a part of
+/// it, the same numbers are written again.
 fn next_comparison(run: &Run, foundry: &Foundry, now: UnixMillis) -> Option<NextStep> {
     if foundry.comparing.is_some() || foundry.compare_at > now {
         return None;
@@ -486,8 +486,8 @@ fn next_comparison(run: &Run, foundry: &Foundry, now: UnixMillis) -> Option<Next
     })
 }
 
-/// True for an answer with each contribution that is to be compared now, and cosines of them.
-fn answers(run: &Run, round: Round, cosines: &[ComparedInput]) -> bool {
+/// True if an answer has a cosine for each contribution that is to be compared now, and no other.
+fn is_complete_answer(run: &Run, round: Round, cosines: &[ComparedInput]) -> bool {
     let mut numbers = cosines.iter().map(|one| one.cosine);
     let are_cosines = numbers.all(|one| (-1.0..=1.0).contains(&one));
     !cosines.is_empty() && is_of_these(run, round, cosines) && are_cosines
