@@ -39,7 +39,9 @@ pub(super) fn all() -> Vec<Example> {
                 statement: None,
                 pointers: Vec::new(),
                 undone: false,
+                quarantined: None,
             }),
+            other_keys: Vec::new(),
         }),
         Example {
             name: "event of a quarantine",
