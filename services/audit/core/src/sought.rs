@@ -79,7 +79,7 @@ impl Sought {
         let named = chunks.objects().iter().map(|object| object.digest);
         let all = std::iter::once(chunks.digest()).chain(named);
         // Each of them: two that fit are two candidates.
-        all.fold(false, |fits, digest| self.is(digest) || fits)
+        all.filter(|digest| self.is(*digest)).count() > 0
     }
 
     /// The digests that fit, ascending; the first [`FOUND_MAX`] that were seen if there are more.

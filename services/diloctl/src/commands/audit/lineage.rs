@@ -242,9 +242,9 @@ mod tests {
             runs: vec![said],
         };
         let all = serde_json::to_string(&all).expect("it serialises");
-        let named = format!("\"merged_rounds\":0,\"snapshots\":1,\"last_without\":[3,");
+        let named = "\"merged_rounds\":0,\"snapshots\":1,\"last_without\":[3,";
         assert!(
-            all.contains(&named) && all.contains(&manifest.digest.to_string()),
+            all.contains(named) && all.contains(&manifest.digest.to_string()),
             "{all}"
         );
     }

@@ -266,7 +266,7 @@ mod tests {
             (
                 Credential::Void {
                     name: Some("w1".to_owned()),
-                    now: Some(now.clone()),
+                    now: Some(now),
                 },
                 "revoked for good: w1 has key",
                 "`diloctl auth issue worker w1 --run demo` makes a token for that key, none for this",
