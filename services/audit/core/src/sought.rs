@@ -1,4 +1,4 @@
-//! The object that somebody looks for, by its digest or by the beginning of it.
+//! The object that somebody looks for, by its digest or by the first digits of one.
 
 use std::collections::BTreeSet;
 use std::fmt;

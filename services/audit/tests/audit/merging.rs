@@ -1,5 +1,6 @@
 //! Merges of a small model that are made again from objects. The record is written here as an
 //! honest coordinator writes it, straight with `merge`; then one thing in it is changed.
+//! More than 600 lines: one scene, and each thing that may be wrong in it.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

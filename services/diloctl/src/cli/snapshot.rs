@@ -112,7 +112,7 @@ pub(crate) struct PromoteArgs {
     #[arg(long = "as", value_name = "NAME", default_value = LATEST_GOOD)]
     pub(crate) pointer: PointerName,
     /// Accept the contributions of this worker to the snapshot, although it is in quarantine: its
-    /// whole key, as the refusal names it. Once for each worker. The ledger keeps whom you accepted,
+    /// whole key, as the refusal names it. Once for each worker. The ledger keeps which ones you accepted,
     /// beside the reason.
     #[arg(long, value_name = "KEY")]
     pub(crate) accept_quarantined: Vec<WorkerId>,
