@@ -178,9 +178,16 @@ async fn fg_07_tl_29_what_services_refuse_for_a_reason_of_security_is_an_event_a
     twin.forget_events();
     let forked = twin.try_emit(stopped("second life")).await;
     assert_eq!(forked.expect_err("a fork").code, Code::ChainForked);
-    let key: PublicKey = twin.worker.as_str().parse().unwrap();
+    let of_twin: PublicKey = twin.worker.as_str().parse().unwrap();
     let event = worker_event_subject(&run, &twin.worker, "stopped");
-    recorded(&cluster, Refuser::Audit, &key, &event, Code::ChainForked).await;
+    recorded(
+        &cluster,
+        Refuser::Audit,
+        &of_twin,
+        &event,
+        Code::ChainForked,
+    )
+    .await;
 
     // A key that the store does not have.
     let ca = fs::read(cluster.domain().layout().ca()).unwrap();
