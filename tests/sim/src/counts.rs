@@ -29,8 +29,6 @@ pub struct Counts {
     pub saved: u64,
     /// Pointers that were moved to a full snapshot.
     pub promoted: u64,
-    /// Those of them to a snapshot with contributions of a worker in quarantine.
-    pub promoted_shut: u64,
     /// Refused requests that were recorded.
     pub denied: u64,
     /// Parts of seals, without the last part of each.

@@ -237,8 +237,7 @@ impl Monitor {
                 ..
             } => {
                 self.counts.promoted += 1;
-                let shut = self.makers.promoted(*round, &self.quarantined, accepted);
-                self.counts.promoted_shut += u64::from(shut);
+                self.makers.promoted(*round, &self.quarantined, accepted);
                 self.keeping.stands(*manifest);
                 assert_eq!(self.saved.get(manifest), Some(round), "no snapshot");
                 let before = self.pointers.insert(pointer.clone(), *manifest);

@@ -30,18 +30,17 @@ impl Makers {
     }
 
     /// A promotion names every worker in quarantine that is a maker of the snapshot, and no other
-    /// one. Returns true if there are any.
+    /// one.
     pub(super) fn promoted(
         &self,
         version: Round,
         shut: &BTreeSet<WorkerId>,
         accepted: &[WorkerId],
-    ) -> bool {
+    ) {
         let makers = &self.0[version.get() as usize];
         assert!(
             makers.intersection(shut).eq(accepted),
             "snapshot {version} is promoted with {accepted:?} of {shut:?}"
         );
-        !accepted.is_empty()
     }
 }
