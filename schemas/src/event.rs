@@ -227,13 +227,17 @@ pub enum LedgerEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         statement: Option<ObjectRef>,
     },
-    /// An operator moved a pointer of the run to a full snapshot that was saved.
+    /// An operator moved a pointer of the run to a full snapshot that was saved. `accepted` are all
+    /// workers that were in quarantine then and have contributions in the snapshot, ascending: the
+    /// operator named each of them.
     SnapshotPromoted {
         pointer: PointerName,
         round: Round,
         manifest: Digest,
         operator: PublicKey,
         reason: Reason,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        accepted: Vec<WorkerId>,
     },
     /// An operator gave an order that changes state, and was allowed to. Refused and repeated
     /// orders are not recorded.

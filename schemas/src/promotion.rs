@@ -9,11 +9,14 @@ use serde::{Deserialize, Serialize};
 use crate::hold::Reason;
 use crate::limits::RUN_ID_BYTES_MAX;
 use crate::message::{V, message};
-use crate::{Digest, ObjectRef, Round, RunId};
+use crate::{Digest, ObjectRef, Round, RunId, WorkerId};
 
 /// Most pointers of one run: a handful of stages on the way to a release, and room. A view names
 /// all of them.
 pub const POINTERS_MAX: usize = 16;
+/// Most workers in quarantine whose contributions one promotion accepts: an operator decides about
+/// each, and the event that names all of them fits into an entry of the log.
+pub const ACCEPTED_MAX: usize = 32;
 
 /// The name of a pointer: 1 to 32 of a-z, 0-9 and -, starting with a letter or digit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -72,25 +75,35 @@ impl fmt::Display for PointerName {
 pub struct PromoteRequest {
     /// Version.
     pub v: V<1>,
-    /// The run.
-    pub run: RunId,
+    /// The run; none if the snapshot decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
     /// The digest of the snapshot's manifest.
     pub snapshot: Digest,
     /// The pointer, which begins to exist when it is moved for the first time.
     pub pointer: PointerName,
+    /// Workers in quarantine whose contributions to the snapshot the operator accepts, at most
+    /// [`ACCEPTED_MAX`]. A snapshot with contributions of any other worker in quarantine is not
+    /// promoted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accept: Vec<WorkerId>,
+    /// True to be told if the ledger allows the move, which is then not made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub check_only: bool,
     /// The reason, which the ledger keeps.
     pub reason: Reason,
 }
 
 message!(PromoteRequest, "snapshot.promote", 4096);
 
-/// The answer to a [`PromoteRequest`], sent when the ledger says that the pointer is there.
+/// The answer to a [`PromoteRequest`], sent when the ledger says that the pointer is there, or at
+/// once to one that only asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PromoteReply {
     /// Version.
     pub v: V<1>,
-    /// True if this request moved the pointer; false if it was there already.
+    /// True if this request moved the pointer, or would move it; false if it was there already.
     pub changed: bool,
     /// The pointer.
     pub pointer: PointerName,
@@ -102,6 +115,10 @@ pub struct PromoteReply {
     pub before: Option<Round>,
     /// True if a restore has undone the snapshot: the present weights do not descend from it.
     pub undone: bool,
+    /// The workers in quarantine whose contributions to the snapshot are accepted with this move,
+    /// ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accepted: Vec<WorkerId>,
 }
 
 message!(PromoteReply, "snapshot.promote reply", 4096);

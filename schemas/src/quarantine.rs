@@ -14,6 +14,8 @@ use crate::{Round, RunId, UnixMillis, WorkerId};
 pub const QUARANTINED_MAX: usize = crate::limits::WORKERS_MAX;
 /// Most contributions that a reply names one by one; the others are counted.
 pub const WITHDRAWN_NAMED_MAX: usize = 256;
+/// Most other keys of a worker that a reply names: each is one that the worker was given since.
+pub const OTHER_KEYS_NAMED_MAX: usize = 64;
 
 /// `worker.quarantine`: shut a worker out of a run, or let it in again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +63,10 @@ pub struct QuarantineReply {
     pub merged: Option<MergedRounds>,
     /// The newest full snapshot that nothing of it is part of, if something is merged.
     pub clean: Option<SnapshotView>,
+    /// Other keys of the same worker, of before or since, that are in quarantine as well and keep it
+    /// out: the first [`OTHER_KEYS_NAMED_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_keys: Vec<WorkerId>,
 }
 
 message!(QuarantineReply, "worker.quarantine reply", 64 << 10);

@@ -1,5 +1,7 @@
 //! Views for operators: the answers to `diloctl`'s questions and the status that watchers follow.
 
+use std::num::NonZeroU32;
+
 use serde::{Deserialize, Serialize};
 
 use crate::contribution::Fate;
@@ -261,4 +263,8 @@ pub struct SnapshotView {
     /// The event by which a collection gave its objects up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given_up: Option<ChainSequence>,
+    /// The number of workers that are in quarantine now and have contributions in it; none if there
+    /// are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantined: Option<NonZeroU32>,
 }

@@ -46,7 +46,8 @@ impl AuditFilesError {
         match self {
             Self::Busy(_) => Code::AuditFolderBusy,
             Self::Older(_) => Code::AuditFilesOlder,
-            Self::Io { .. } | Self::Damaged { .. } => Code::AuditFolderInvalid,
+            Self::Io { .. } => Code::AuditFolderInvalid,
+            Self::Damaged { .. } => Code::AuditFileAltered,
         }
     }
 }
@@ -118,24 +119,30 @@ pub fn kept(folder: &Path) -> Result<BTreeMap<StreamSequence, Known>, AuditFiles
     if !folder.is_dir() {
         return Ok(BTreeMap::new());
     }
-    read(folder, &mut |_| {})
+    read(folder, &mut |_| {}).map(|(known, _)| known)
 }
 
 /// Passes every entry in the files of `folder` to `each`. Takes no lock and changes nothing, since
-/// the service may be writing.
+/// the service may be writing. Returns the newest file as well if it ends inside a line: a service is
+/// writing it, or died while it did, or somebody has cut it.
 pub(crate) fn read(
     folder: &Path,
     each: &mut dyn FnMut(FileEntry),
-) -> Result<BTreeMap<StreamSequence, Known>, AuditFilesError> {
+) -> Result<(BTreeMap<StreamSequence, Known>, Option<PathBuf>), AuditFilesError> {
     let mut known = BTreeMap::new();
+    let mut torn = None;
     let names = log_names(folder)?;
     for name in &names {
         let path = folder.join(name);
-        let file = File::open(&path).map_err(|source| io_error(&path, source))?;
+        let failed = |source| io_error(&path, source);
+        let file = File::open(&path).map_err(failed)?;
         let is_last = names.last() == Some(name);
-        scan(&path, &file, is_last, &mut known, each)?;
+        let whole = scan(&path, &file, is_last, &mut known, each)?;
+        if is_last && file.metadata().map_err(failed)?.len() > whole {
+            torn = Some(path);
+        }
     }
-    Ok(known)
+    Ok((known, torn))
 }
 
 /// The newest position in the files of `folder`; 0 for none. Reads only the newest file that has

@@ -49,8 +49,9 @@ pub mod service;
 mod tail;
 
 pub use audit_core::{
-    Auditor, Checked, EmitterSummary, FaultyWorker, Finding, ForeignMessage, Payload,
-    PlacedFinding, Record, RunSummary, StreamSequence, Summary, TimelineRow, UNREADABLE, Verdict,
+    Auditor, Checked, DIGITS_MIN, DigestPrefix, EmitterSummary, FaultyWorker, Finding,
+    ForeignMessage, Payload, PlacedFinding, Record, RunSummary, StreamSequence, Summary,
+    TimelineRow, UNREADABLE, Verdict,
 };
 pub use audit_core::{ancestry, lineage, recompute};
 pub use config::Config;
@@ -58,6 +59,6 @@ pub use files::{AuditFiles, AuditFilesError, Comparison, Known};
 pub use ledger_keys::LedgerKeys;
 pub use reader::{Reader, Span};
 pub use recomputation::Recomputation;
-pub use recorder::{Recorder, RecorderError, auditor_of, recall_files};
+pub use recorder::{Recalled, Recorder, RecorderError, auditor_of, recall_files, signed_events};
 pub use replay::{Replay, ReplayError};
 pub use service::Service;

@@ -325,6 +325,26 @@ impl LogFiles {
     }
 }
 
+/// The size of the newest signed head in a folder: the checkpoint, or one that is kept beside it.
+pub(crate) fn signed_size(folder: &Path, trust: &TrustBundle) -> Result<Option<u64>, LogError> {
+    let origin = audit_core::log::origin(trust.domain.as_str());
+    let keys = trust.raw_head_keys();
+    let files = [Some(folder.join(CHECKPOINT)), newest_kept(folder)?];
+    let mut newest = None;
+    for path in files.into_iter().flatten() {
+        let size = match read_file(&path) {
+            Ok(None) => None,
+            Ok(Some(note)) => match Head::open(&note, &origin, &keys) {
+                Ok(head) => Some(head.size),
+                Err(error) => return Err(LogError::Head { path, error }),
+            },
+            Err(source) => return Err(LogError::Read { path, source }),
+        };
+        newest = newest.max(size);
+    }
+    Ok(newest)
+}
+
 /// The file of the newest head that is kept for good.
 fn newest_kept(folder: &Path) -> Result<Option<PathBuf>, LogError> {
     let newest = heads_of(folder)?.into_iter().max();

@@ -261,7 +261,11 @@ impl<'a> Recomputation<'a> {
             let differs = expected.is_some_and(|chunk| chunk != merged.broadcast);
             let at_rest = match expected.filter(|_| !differs) {
                 Some(object) => self.at_rest(object).await,
-                None => None,
+                None if differs => None,
+                None => {
+                    let text = "the list of the published chunks is gone, and nobody gave it up";
+                    Some(Fault::Unproven(text.to_owned()))
+                }
             };
             if differs || !merged.finite {
                 reach.fetch_min(place, Ordering::Relaxed);
@@ -313,14 +317,17 @@ impl<'a> Recomputation<'a> {
         None
     }
 
-    /// Reads an object that is not needed, to see if it is what it should be. If it was removed,
-    /// nothing is wrong.
+    /// Reads an object that is not needed, to see if it is there and what it should be: who asks if a
+    /// round is verified means its objects as well.
     async fn at_rest(&self, object: ObjectRef) -> Option<Fault> {
-        match self.objects.fetch(object).await {
-            Ok(_) => None,
-            Err(refusal) if refusal.code == Code::ObjectMissing => None,
-            Err(refusal) => Some(Fault::of(&refusal)),
-        }
+        let refusal = self.objects.fetch(object).await.err()?;
+        Some(match refusal.code {
+            Code::ObjectMissing => Fault::Unproven(format!(
+                "the merge gives {}, which is gone, and nobody gave it up",
+                object.digest
+            )),
+            _ => Fault::of(&refusal),
+        })
     }
 }
 

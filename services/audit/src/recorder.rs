@@ -1,7 +1,7 @@
 //! Auditor and files together: a batch of records comes in, is checked, compared with the kept
 //! records, and kept. A stream that contradicts the kept records is not recorded any further.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use audit_core::{
     Auditor, Checked, Examined, Finding, Logged, Notice, PlacedFinding, Places, Record,
@@ -15,7 +15,7 @@ use tlog::Head;
 
 use crate::files::{self, AuditFiles, AuditFilesError, Comparison, FileEntry};
 use crate::line::{Kept, Line};
-use crate::log::{Log, LogError, LogSigner, Publication, entry};
+use crate::log::{self, Log, LogError, LogSigner, Publication, entry, event_of};
 use crate::reader::Span;
 
 /// The folder of the log, in that of the files.
@@ -458,25 +458,53 @@ pub fn auditor_of(trust: &TrustBundle) -> Auditor {
         .ending(trust.ends())
 }
 
-/// Gives everything that the files of `folder` keep to an auditor, and returns the last position.
-/// Takes no lock and changes nothing.
+/// Everything that files keep, given to an auditor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recalled {
+    /// The last position; 0 if there is none.
+    pub last: StreamSequence,
+    /// The events among them that the log has as well.
+    pub events: u64,
+    /// The newest file, if it ends inside a line: a service is writing it, or died while it did, or
+    /// somebody has cut it.
+    pub torn: Option<PathBuf>,
+}
+
+/// Gives everything that the files of `folder` keep to an auditor. Takes no lock and changes nothing.
 ///
 /// # Errors
 /// The folder or a file cannot be read, or a line was damaged.
-pub fn recall_files(
-    folder: &Path,
-    auditor: &mut Auditor,
-) -> Result<StreamSequence, AuditFilesError> {
+pub fn recall_files(folder: &Path, auditor: &mut Auditor) -> Result<Recalled, AuditFilesError> {
     let mut waiting = Vec::with_capacity(RECALLED_AT_ONCE);
-    let known = files::read(folder, &mut |past| {
+    let examiner = auditor.examiner().clone();
+    let mut events = 0;
+    let mut count = |record: &Record, examined: &Examined| {
+        events += u64::from(event_of(&examiner, record, examined).is_some());
+    };
+    let (known, torn) = files::read(folder, &mut |past| {
         waiting.push(past);
         if waiting.len() == RECALLED_AT_ONCE {
-            recall(auditor, &mut waiting, &mut |_, _| {});
+            recall(auditor, &mut waiting, &mut count);
         }
     })?;
-    recall(auditor, &mut waiting, &mut |_, _| {});
+    recall(auditor, &mut waiting, &mut count);
     let last = known.last_key_value();
-    Ok(last.map_or(StreamSequence(0), |(last, _)| *last))
+    Ok(Recalled {
+        last: last.map_or(StreamSequence(0), |(last, _)| *last),
+        events,
+        torn,
+    })
+}
+
+/// The number of events that the newest signed head beside the files of `folder` covers; none if there
+/// is no head. A service signs a head only when its files have all events that the head covers.
+///
+/// # Errors
+/// A head cannot be read, or no key for heads of the domain has signed it.
+pub fn signed_events(folder: &Path, trust: &TrustBundle) -> Result<Option<u64>, LogError> {
+    let size = log::signed_size(&folder.join(LOG_FOLDER), trust)?;
+    let manifest = u64::from(trust.log_manifest.is_some());
+    Ok(size.map(|size| size.saturating_sub(manifest)))
 }
 
 /// Notes the place that a worker's event gets in the log; it is always an entry.

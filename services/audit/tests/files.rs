@@ -401,7 +401,7 @@ fn damage_in_the_middle_is_no_crash() {
             matches!(error, AuditFilesError::Damaged { number: 4, .. }),
             "{error}"
         );
-        assert_eq!(error.code(), Code::AuditFolderInvalid);
+        assert_eq!(error.code(), Code::AuditFileAltered);
     }
     fs::write(&path, &text).expect("the folder is ours");
     assert!(Recorder::open(scratch.path(), &trust).is_ok());

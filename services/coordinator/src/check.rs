@@ -141,6 +141,7 @@ pub(crate) async fn snapshot(
     read.map_err(|refusal| {
         let code = match refusal.code {
             Code::ObjectMissing => Code::SnapshotGone,
+            Code::ObjectMismatch | Code::ObjectTooLarge => Code::ObjectAltered,
             code if code.passes() || code.class() == Class::Operator => code,
             code @ (Code::Internal | Code::ObjectForbidden) => code,
             _ => Code::SnapshotUnsound,

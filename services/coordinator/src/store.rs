@@ -1,7 +1,7 @@
 //! The store as the coordinator uses it: the coordinator's own access, the signer of URLs for
 //! others, and the limit on bytes in transfer.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +16,7 @@ use recompute::Objects;
 use runtime::Failure;
 use schemas::member::{Layer, Posture};
 use schemas::run::RunSpec;
+use schemas::view::RunView;
 use schemas::{Chunks, Code, Digest, ObjectRef, PublicKey, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
@@ -49,6 +50,8 @@ pub(crate) struct Store {
     /// The runs whose URLs the store refuses.
     pub(crate) stopped: Stopped,
     memory: Arc<Semaphore>,
+    /// The reason why the store did not answer the last look at its clock.
+    away: Arc<Mutex<Option<Refusal>>>,
 }
 
 /// Bytes that are kept within the bound for contributions; dropping them frees the room.
@@ -155,6 +158,7 @@ impl Store {
             keeper: Keeper::default(),
             stopped,
             memory: Arc::new(Semaphore::new(pages.min(Semaphore::MAX_PERMITS))),
+            away: Arc::default(),
         })
     }
 
@@ -187,9 +191,29 @@ impl Store {
     pub(crate) async fn keep_time(self) {
         loop {
             tokio::time::sleep(TIME_EVERY).await;
-            if let Err(error) = self.buckets.ping().await {
-                tracing::warn!(code = %error.code(), %error, "the store's clock was not measured again");
-            }
+            self.look_at_time().await;
+        }
+    }
+
+    async fn look_at_time(&self) {
+        let looked = self.buckets.ping().await;
+        if let Err(error) = &looked {
+            tracing::warn!(code = %error.code(), %error, "the store's clock was not measured again");
+        }
+        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        *away = looked.err().map(|error| refusal(&error));
+    }
+
+    /// Writes into the views of runs that the store does not answer, if it did not lately. What a run
+    /// itself is held up by stays, and runs that are over need no store.
+    pub(crate) fn tell_away<'a>(&self, runs: impl IntoIterator<Item = &'a mut RunView>) {
+        let away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(why) = &*away else {
+            return;
+        };
+        let open = runs.into_iter().filter(|run| run.completed_at.is_none());
+        for run in open.filter(|run| run.halted.is_none()) {
+            run.trouble.get_or_insert_with(|| why.clone());
         }
     }
 
@@ -419,6 +443,38 @@ pub(crate) mod tests {
         drop(serving);
         let (code, _) = open(&config, &bulk_is_open).await.expect_err("nobody");
         assert_eq!(code, Code::StoreUnreachable, "nothing is known");
+    }
+
+    #[tokio::test]
+    async fn the_views_of_open_runs_say_that_the_store_does_not_answer_while_it_does_not() {
+        let (store, _permits) = away_and_full_of_checks().await;
+        let mut state = ledger::State::default();
+        let name = "demo".parse().expect("a name");
+        let created = schemas::event::LedgerEvent::RunCreated {
+            spec: Box::new(kit::run_spec().build()),
+            operator: kit::operator(),
+        };
+        let time = schemas::UnixMillis(1);
+        state
+            .apply(time, Some(&name), &created)
+            .expect("a first run");
+        let view = state.run(&name).expect("it was created").view(&name);
+        let own = Refusal::new(Code::TooFewWorkers, "one is needed");
+        let told = |store: &Store| {
+            let mut views = [view.clone(), view.clone(), view.clone()];
+            views[1].completed_at = Some(time);
+            views[2].trouble = Some(own.clone());
+            store.tell_away(&mut views);
+            views.map(|view| view.trouble.map(|trouble| trouble.code))
+        };
+        assert_eq!(
+            told(&store),
+            [None, None, Some(own.code)],
+            "nobody has looked"
+        );
+        store.look_at_time().await;
+        let away = Some(Code::StoreUnreachable);
+        assert_eq!(told(&store.for_rounds()), [away, None, Some(own.code)]);
     }
 
     #[tokio::test]

@@ -12,11 +12,12 @@ use identity::{ClientFile, Domain, DomainLock};
 use objects::Trust;
 use runtime::{Bus, BusConfig, Failure, clock};
 use schemas::call::{Call, ControlVerb, control as call, control_subject};
-use schemas::control::{Query, View, ViewRequest};
+use schemas::control::{Query, View, ViewReply, ViewRequest};
 use schemas::permission::Role;
 use schemas::view::WorkerView;
 use schemas::{Code, Millis, PublicKey, RunId, V};
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
 
 use crate::cli::Global;
 use crate::output::Printer;
@@ -224,6 +225,7 @@ impl Context {
             public,
             timeout: self.timeout,
             folder: self.folder.clone(),
+            store: self.endpoints.store.clone(),
         })
     }
 }
@@ -236,7 +238,12 @@ pub(crate) struct Operator {
     timeout: Duration,
     /// The domain's folder. If a broker runs from there, its log may say why nobody answers.
     folder: PathBuf,
+    /// The address of the store, as this machine knows it.
+    store: String,
 }
+
+/// Longest time for finding out who does not answer, once something did not.
+const FIND_OUT_MAX: Duration = Duration::from_secs(2);
 
 impl Operator {
     /// Sends one request and returns its answer.
@@ -245,15 +252,39 @@ impl Operator {
         question: &C::Request,
     ) -> Result<C::Reply, Failure> {
         let subject = control_subject(&self.public, C::VERB);
-        self.bus
-            .request(&subject, question, self.timeout)
-            .await
-            .map_err(|error| {
+        let asked = self.bus.request(&subject, question, self.timeout).await;
+        match asked {
+            Ok(answer) => Ok(answer),
+            Err(error) if error.code() == Code::NoAnswer => {
                 // A coordinator that waits for the ledger does not answer.
-                let trouble = Some(&error).filter(|error| error.code() == Code::NoAnswer);
-                let trouble = trouble.and_then(|_| BrokerFault::of_broker(&self.folder));
-                trouble.map_or_else(|| error.into(), |trouble| trouble.failure())
-            })
+                let trouble = BrokerFault::of_broker(&self.folder);
+                let trouble = trouble.map(|trouble| trouble.failure());
+                match trouble {
+                    None => Err(self.store_away(C::VERB).await.unwrap_or(error.into())),
+                    Some(trouble) => Err(trouble),
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The failure of a question that needs the store, where the coordinator answers others and nothing
+    /// answers at the store's address. Only a machine on which `up` wrote that address knows it.
+    async fn store_away(&self, verb: ControlVerb) -> Option<Failure> {
+        if !needs_store(verb) || !Endpoints::path(&self.folder).exists() {
+            return None;
+        }
+        let reason = unreachable_at(&self.store).await?;
+        let subject = control_subject(&self.public, ControlVerb::View);
+        let query = Query::Runs;
+        let view = ViewRequest { v: V, query };
+        let answered: Result<ViewReply, _> = self.bus.request(&subject, &view, FIND_OUT_MAX).await;
+        answered.ok()?;
+        let detail = format!(
+            "{}: {reason}; the coordinator answers, and needs the store for {verb}",
+            self.store
+        );
+        Some(Failure::new(Code::StoreUnreachable, detail))
     }
 
     /// Asks for one view.
@@ -276,6 +307,44 @@ impl Operator {
             View::Run(detail) => Ok(*detail),
             other => Err(unexpected(&other)),
         }
+    }
+}
+
+/// True for questions that the coordinator answers only once the store has answered it.
+const fn needs_store(verb: ControlVerb) -> bool {
+    match verb {
+        ControlVerb::RunNew
+        | ControlVerb::RunGc
+        | ControlVerb::SnapshotRestore
+        | ControlVerb::BlobPut
+        | ControlVerb::BlobCommit
+        | ControlVerb::BlobGet => true,
+        ControlVerb::RunHold
+        | ControlVerb::WorkerQuarantine
+        | ControlVerb::SnapshotPromote
+        | ControlVerb::TenantSet
+        | ControlVerb::TenantEnd
+        | ControlVerb::View
+        | ControlVerb::Keys
+        | ControlVerb::Shutdown => false,
+    }
+}
+
+/// The reason why no connection is made to the host of a URL; none if one is made.
+async fn unreachable_at(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
+    let host = rest.split('/').next().unwrap_or(rest);
+    let has_port = host
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let host = match has_port {
+        true => host.to_owned(),
+        false => format!("{host}:{}", if scheme == "http" { 80 } else { 443 }),
+    };
+    match tokio::time::timeout(FIND_OUT_MAX, TcpStream::connect(&host)).await {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some("no connection was made".to_owned()),
     }
 }
 
@@ -378,5 +447,37 @@ mod tests {
                 .store_trust(Role::Operator, [opened].into_iter())
                 .is_err()
         );
+    }
+
+    #[tokio::test]
+    async fn an_address_is_reached_or_the_reason_is_told() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a port");
+        let host = listener.local_addr().expect("it is bound");
+        for url in [
+            format!("https://{host}"),
+            format!("http://{host}/x"),
+            host.to_string(),
+        ] {
+            assert_eq!(unreachable_at(&url).await, None, "{url}");
+        }
+        drop(listener);
+        let reason = unreachable_at(&format!("https://{host}")).await;
+        assert!(reason.is_some_and(|reason| reason.contains("refused")));
+    }
+
+    #[test]
+    fn a_question_that_moves_no_object_is_not_blamed_on_the_store() {
+        let needs = ControlVerb::ALL.iter().filter(|verb| needs_store(**verb));
+        let needs: Vec<String> = needs.map(ToString::to_string).collect();
+        let expected = [
+            "run.new",
+            "run.gc",
+            "snapshot.restore",
+            "blob.put",
+            "blob.commit",
+            "blob.get",
+        ];
+        assert_eq!(needs, expected);
     }
 }

@@ -127,10 +127,11 @@ impl OperatorObjectsClient {
         };
         let grant = regrant.regrant(object.digest).await?;
         let deadline = Instant::now() + self.silence_max;
-        self.transfer
+        let got = self
+            .transfer
             .get(&grant, object.bytes, &regrant, deadline)
-            .await
-            .map_err(Failure::from)
+            .await;
+        got.map_err(|error| of_download(error.into(), self.audits))
     }
 
     /// Returns the chunks: those that are named, or those in the list that is named.
@@ -157,6 +158,17 @@ impl OperatorObjectsClient {
             take(index, bytes?)?;
         }
         Ok(())
+    }
+}
+
+/// The failure of a download. Bytes that do not have their digest are evidence against the store, with
+/// the code that a promotion and a restore give to them; an audit says itself what they prove.
+fn of_download(failure: Failure, audits: bool) -> Failure {
+    match failure.code() {
+        Code::ObjectMismatch | Code::ObjectTooLarge if !audits => {
+            Failure::new(Code::ObjectAltered, &failure.refusal().detail)
+        }
+        _ => failure,
     }
 }
 
@@ -206,4 +218,21 @@ fn one(granted: Result<Grants, Failure>) -> Result<Grant, Refusal> {
         .grants
         .pop()
         .ok_or_else(|| Refusal::new(Code::MessageInvalid, "an answer without a grant"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_do_not_have_their_digest_are_evidence_but_for_an_audit() {
+        let code = |code, audits| of_download(Failure::new(code, "why"), audits).code();
+        for altered in [Code::ObjectMismatch, Code::ObjectTooLarge] {
+            assert_eq!(code(altered, false), Code::ObjectAltered);
+            assert_eq!(code(altered, true), altered);
+        }
+        assert_eq!(code(Code::ObjectMissing, false), Code::ObjectMissing);
+        let failed = of_download(Failure::new(Code::ObjectMismatch, "sha256:ab"), false);
+        assert_eq!(failed.refusal().detail, "sha256:ab");
+    }
 }

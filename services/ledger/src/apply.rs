@@ -303,6 +303,7 @@ impl Run {
                 manifest,
                 operator,
                 reason,
+                accepted,
             } => {
                 let record = PointerRecord {
                     round: *round,
@@ -311,7 +312,7 @@ impl Run {
                     reason: reason.clone(),
                     since: time,
                 };
-                self.promote(pointer, record)
+                self.promote(pointer, record, accepted)
             }
             LedgerEvent::HoldPlaced {
                 hold,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use schemas::promotion::{POINTERS_MAX, PointerName};
-use schemas::{ChainSequence, Digest, Round};
+use schemas::{ChainSequence, Digest, Round, WorkerId};
 
 use crate::error::{ApplyError, out_of_place};
 use crate::state::{PointerRecord, Run, SnapshotRecord};
@@ -46,17 +46,31 @@ impl Run {
         Ok(snapshot)
     }
 
-    /// A promotion that moves nothing is not written, so it is out of place.
+    /// The newest full snapshot to which `pointer` may be moved and that has no contribution of a
+    /// worker in quarantine.
+    pub fn last_promotable(&self, pointer: &PointerName) -> Option<&SnapshotRecord> {
+        let mut newest = self.snapshots.iter().rev();
+        newest.find_map(|one| {
+            let snapshot = self.promotable(pointer, one.manifest.digest).ok()?;
+            let clean = self.quarantined_in(snapshot.round).next().is_none();
+            clean.then_some(snapshot)
+        })
+    }
+
+    /// A promotion that moves nothing is not written, so it is out of place. One that does not name
+    /// all workers in quarantine with contributions in the snapshot, or names others, is as well.
     pub(crate) fn promote(
         &mut self,
         pointer: &PointerName,
         record: PointerRecord,
+        accepted: &[WorkerId],
     ) -> Result<(), ApplyError> {
         let snapshot = self.promotable(pointer, record.manifest);
         let right = snapshot.is_ok_and(|snapshot| snapshot.round == record.round);
         let moves = self.pointers.get(pointer);
         let moves = moves.is_none_or(|there| there.manifest != record.manifest);
-        if !right || !moves {
+        let named = self.quarantined_in(record.round).eq(accepted);
+        if !right || !moves || !named {
             let what = format!("pointer {pointer} to snapshot {}", record.round);
             return Err(out_of_place("snapshot-promoted", what));
         }

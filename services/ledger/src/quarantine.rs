@@ -72,6 +72,24 @@ impl Run {
         self.snapshots.iter().rfind(without)
     }
 
+    /// The workers in quarantine whose contributions are part of a version of the weights,
+    /// ascending.
+    pub fn quarantined_in(&self, version: Round) -> impl Iterator<Item = &WorkerId> {
+        let shut = self.quarantined.keys();
+        shut.filter(move |worker| self.merged_into(worker, version).is_some())
+    }
+
+    /// The other keys of the holder of this key that are in quarantine as well, ascending: those that
+    /// it had before, and those that it has had since.
+    pub fn other_keys_shut_out<'a>(
+        &'a self,
+        worker: &'a WorkerId,
+    ) -> impl Iterator<Item = &'a WorkerId> {
+        let first = self.keys(worker).last();
+        let shut = self.quarantined.keys();
+        shut.filter(move |key| *key != worker && self.keys(key).last() == first)
+    }
+
     fn is_key_of(&self, key: &WorkerId, worker: &WorkerId) -> bool {
         self.keys(worker).any(|own| own == key)
     }

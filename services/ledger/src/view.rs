@@ -1,5 +1,7 @@
 //! Views of a run for readers, from the ledger alone.
 
+use std::num::NonZeroU32;
+
 use schemas::contribution::Fate;
 use schemas::hold::Hold;
 use schemas::lease::UnitId;
@@ -151,6 +153,7 @@ impl Run {
                 .collect(),
             undone: !self.leads_from(snapshot.round),
             given_up: self.snapshot_given_up(&digest).map(|by| by.sequence),
+            quarantined: NonZeroU32::new(self.quarantined_in(snapshot.round).count() as u32),
         }
     }
 }

@@ -101,6 +101,7 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::StreamMissing
         | Code::WorkerUnknown
         | Code::DigestUnknown
+        | Code::DigestAmbiguous
         | Code::HolderMissing
         | Code::TenantUnknown
         | Code::RoundNotMerged

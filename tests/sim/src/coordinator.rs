@@ -206,9 +206,11 @@ impl World {
             .digest;
         self.ask_as_operator(ControlRequest::SnapshotPromote(PromoteRequest {
             v: V,
-            run: run_id(),
+            run: Some(run_id()),
             snapshot,
             pointer: "release".parse().expect("a name"),
+            accept: Vec::new(),
+            check_only: false,
             reason: "it reads well".parse().expect("a reason"),
         }));
     }

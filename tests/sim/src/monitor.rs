@@ -20,6 +20,7 @@ use forbidden::{is_merge, is_work};
 
 mod emitters;
 mod forbidden;
+mod makers;
 mod masks;
 
 /// The monitor's records.
@@ -45,6 +46,7 @@ pub(crate) struct Monitor {
     models: Vec<Model>,
     /// The merges that led to each version.
     merges: Vec<u64>,
+    makers: makers::Makers,
     /// The version since the last restore; everything under an older number is over.
     since: Round,
     issued: u64,
@@ -81,6 +83,7 @@ impl Monitor {
             model: Model::initial(spec),
             models: vec![Model::initial(spec)],
             merges: vec![0],
+            makers: makers::Makers::new(),
             since: Round(0),
             issued: 0,
             ended: 0,
@@ -230,9 +233,11 @@ impl Monitor {
                 pointer,
                 round,
                 manifest,
+                accepted,
                 ..
             } => {
                 self.counts.promoted += 1;
+                self.makers.promoted(*round, &self.quarantined, accepted);
                 self.keeping.stands(*manifest);
                 assert_eq!(self.saved.get(manifest), Some(round), "no snapshot");
                 let before = self.pointers.insert(pointer.clone(), *manifest);
@@ -504,6 +509,7 @@ impl Monitor {
         self.model = saved.under(version);
         self.models.push(self.model);
         self.merges.push(self.merges[place]);
+        self.makers.restored(snapshot);
         self.since = version;
     }
 
@@ -565,6 +571,7 @@ impl Monitor {
         self.check_unmasked(round);
         self.masks = masks::Masks::default();
         self.model = self.model.step(&inputs);
+        self.makers.merged(&inputs);
         self.models.push(self.model);
         let merges = self.merges.last().map_or(1, |merges| merges + 1);
         self.merges.push(merges);

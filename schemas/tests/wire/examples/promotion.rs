@@ -1,5 +1,7 @@
 //! Examples about snapshots that are saved and promoted.
 
+use std::num::NonZeroU32;
+
 use schemas::control::{View, ViewReply};
 use schemas::event::{Event, LedgerEvent};
 use schemas::foundry::{Answer, FoundryAnswer, Saved};
@@ -8,7 +10,7 @@ use schemas::promotion::{PointerName, PromoteReply, PromoteRequest};
 use schemas::view::SnapshotView;
 use schemas::{Digest, Round, UnixMillis, V};
 
-use super::{Example, event, example, object, public, run};
+use super::{Example, event, example, object, public, run, worker};
 
 fn pointer() -> PointerName {
     "latest-good".parse().expect("a name")
@@ -18,11 +20,38 @@ pub(super) fn all() -> Vec<Example> {
     vec![
         example(&PromoteRequest {
             v: V,
-            run: run(),
+            run: Some(run()),
             snapshot: Digest::of(b"manifest"),
             pointer: pointer(),
+            accept: Vec::new(),
+            check_only: false,
             reason: "it reads well".parse().expect("a reason"),
         }),
+        Example {
+            name: "request for a promotion that accepts a worker in quarantine",
+            ..example(&PromoteRequest {
+                v: V,
+                run: None,
+                snapshot: Digest::of(b"manifest"),
+                pointer: pointer(),
+                accept: vec![worker()],
+                check_only: true,
+                reason: "only its first round".parse().expect("a reason"),
+            })
+        },
+        Example {
+            name: "answer to a promotion that accepts a worker in quarantine",
+            ..example(&PromoteReply {
+                v: V,
+                changed: true,
+                pointer: pointer(),
+                round: Round(4),
+                manifest: object(),
+                before: None,
+                undone: false,
+                accepted: vec![worker()],
+            })
+        },
         example(&PromoteReply {
             v: V,
             changed: true,
@@ -31,6 +60,7 @@ pub(super) fn all() -> Vec<Example> {
             manifest: object(),
             undone: true,
             before: Some(Round(2)),
+            accepted: Vec::new(),
         }),
         Example {
             name: "view of a promoted snapshot",
@@ -44,6 +74,23 @@ pub(super) fn all() -> Vec<Example> {
                     statement: Some(object()),
                     undone: false,
                     pointers: vec![pointer()],
+                    quarantined: None,
+                }]),
+            })
+        },
+        Example {
+            name: "view of a snapshot with contributions of workers in quarantine",
+            ..example(&ViewReply {
+                v: V,
+                view: View::Snapshots(vec![SnapshotView {
+                    given_up: None,
+                    round: Round(4),
+                    manifest: object(),
+                    saved_at: UnixMillis(1_700_000_000_000),
+                    statement: Some(object()),
+                    undone: false,
+                    pointers: Vec::new(),
+                    quarantined: NonZeroU32::new(2),
                 }]),
             })
         },
@@ -63,6 +110,18 @@ pub(super) fn all() -> Vec<Example> {
                 manifest: Digest::of(b"manifest"),
                 operator: public(),
                 reason: "it reads well".parse().expect("a reason"),
+                accepted: Vec::new(),
+            })))
+        },
+        Example {
+            name: "event of a promotion that accepts a worker in quarantine",
+            ..example(&event(Event::Ledger(LedgerEvent::SnapshotPromoted {
+                pointer: pointer(),
+                round: Round(4),
+                manifest: Digest::of(b"manifest"),
+                operator: public(),
+                reason: "only its first round".parse().expect("a reason"),
+                accepted: vec![worker()],
             })))
         },
         Example {

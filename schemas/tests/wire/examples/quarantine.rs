@@ -39,8 +39,27 @@ pub(super) fn all() -> Vec<Example> {
                 statement: None,
                 pointers: Vec::new(),
                 undone: false,
+                quarantined: None,
             }),
+            other_keys: Vec::new(),
         }),
+        Example {
+            name: "answer to a readmission that leaves other keys shut out",
+            ..example(&QuarantineReply {
+                v: V,
+                changed: true,
+                since: None,
+                joined: true,
+                lease: None,
+                withdrawn: Vec::new(),
+                withdrawn_more: 0,
+                uploads: None,
+                sealed: Vec::new(),
+                merged: None,
+                clean: None,
+                other_keys: vec![worker()],
+            })
+        },
         Example {
             name: "event of a quarantine",
             ..example(&event(Event::Ledger(LedgerEvent::WorkerQuarantined {

@@ -1,7 +1,7 @@
 //! Ancestry: what a full snapshot, or a contribution, was made from, collected while the ledger is
 //! folded. The ledger names the objects; what they say is compared with it here, and read elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ledger::{Run, State};
 use schemas::contribution::{Contribution, Outcome, Statement};
@@ -13,11 +13,12 @@ use schemas::provenance::{Maker, Provenance};
 use schemas::run::RunSpec;
 use schemas::snapshot::{MergeRecord, SnapshotManifest};
 use schemas::{
-    ChainSequence, Chunks, Digest, Message as _, ObjectRef, PublicKey, Round, RunId, UnixMillis, V,
+    ChainSequence, Digest, Message as _, ObjectRef, PublicKey, Round, RunId, UnixMillis, V,
     WorkerId,
 };
 
 use crate::record::StreamSequence;
+use crate::sought::{DigestPrefix, Sought};
 
 /// A contribution that was accepted.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,6 +84,8 @@ pub struct Promotion {
     pub reason: Reason,
     /// The time of the order.
     pub time: UnixMillis,
+    /// The workers in quarantine whose contributions the operator accepted with it.
+    pub accepted: Vec<WorkerId>,
 }
 
 /// The object that is wanted.
@@ -123,7 +126,7 @@ pub struct History {
 /// The histories of all runs, for the ancestry of one object.
 #[derive(Clone, Debug)]
 pub struct Ancestry {
-    wanted: Digest,
+    wanted: Sought,
     /// The release of the coordinator that leads.
     release: String,
     runs: BTreeMap<RunId, History>,
@@ -131,19 +134,26 @@ pub struct Ancestry {
 
 impl Ancestry {
     /// Nothing of the object with this digest yet.
-    pub const fn new(wanted: Digest) -> Self {
+    pub fn new(wanted: impl Into<DigestPrefix>) -> Self {
         Self {
-            wanted,
+            wanted: Sought::new(wanted.into()),
             release: String::new(),
             runs: BTreeMap::new(),
         }
+    }
+
+    /// The digests in the ledger that begin as wanted, ascending, a few of them if there are many.
+    pub const fn found(&self) -> &BTreeSet<Digest> {
+        self.wanted.found()
     }
 
     /// The object that is wanted, with its run; none if the ledger names no such snapshot and no
     /// such contribution. Identical contributions are one object: this is the one that came first.
     pub fn find(&self) -> Option<(&RunId, &History, Subject<'_>)> {
         self.runs.iter().find_map(|(name, history)| {
-            let subject = history.snapshot(self.wanted).map(Subject::Snapshot);
+            let found = self.found().first();
+            let snapshot = found.and_then(|wanted| history.snapshot(*wanted));
+            let subject = snapshot.map(Subject::Snapshot);
             let subject = subject.or_else(|| {
                 let handed = history.handed.get(&history.wanted?)?;
                 Some(Subject::Contribution(handed))
@@ -180,7 +190,7 @@ impl Ancestry {
             merges: Vec::new(),
             wanted: None,
         });
-        history.note(at, time, event, run, &self.release, self.wanted);
+        history.note(at, time, event, run, &self.release, &mut self.wanted);
         history.follow(run);
     }
 }
@@ -217,7 +227,7 @@ impl History {
         event: &LedgerEvent,
         run: &Run,
         release: &str,
-        wanted: Digest,
+        wanted: &mut Sought,
     ) {
         match event {
             LedgerEvent::ContributionAccepted {
@@ -232,7 +242,7 @@ impl History {
                 let Some(member) = run.members.get(worker) else {
                     return;
                 };
-                if *statement == wanted || is_of(&contribution.chunks, wanted) {
+                if wanted.is(*statement) | wanted.is_of(&contribution.chunks) {
                     self.wanted.get_or_insert(*lease);
                 }
                 let handed = Handed {
@@ -262,6 +272,10 @@ impl History {
                 manifest,
                 statement,
             } => {
+                wanted.is(manifest.digest);
+                statement.iter().for_each(|statement| {
+                    wanted.is(statement.digest);
+                });
                 let own = self.merges.iter().filter(|merge| merge.round < *round);
                 self.snapshots.push(SavedSnapshot {
                     round: *round,
@@ -278,6 +292,7 @@ impl History {
                 manifest,
                 operator,
                 reason,
+                accepted,
                 ..
             } => self.promotions.push(Promotion {
                 pointer: pointer.clone(),
@@ -285,6 +300,7 @@ impl History {
                 operator: operator.clone(),
                 reason: reason.clone(),
                 time,
+                accepted: accepted.clone(),
             }),
             LedgerEvent::ObjectsGivenUp { .. } => {
                 let last = run.given_up.last().expect("the event has just been folded");
@@ -408,10 +424,4 @@ impl Handed {
         };
         Some(statement.encode()).filter(|bytes| Digest::of(bytes) == self.statement)
     }
-}
-
-/// True for the digest of chunks, of their list, or of one of them that is named here.
-fn is_of(chunks: &Chunks, wanted: Digest) -> bool {
-    let mut named = chunks.objects().iter();
-    chunks.digest() == wanted || named.any(|object| object.digest == wanted)
 }

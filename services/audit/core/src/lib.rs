@@ -25,6 +25,7 @@
 //! | `recompute` | merges that are made again, and their comparison with the record |
 //! | `lineage` | the rounds and snapshots that descend from an object |
 //! | `ancestry` | what a snapshot or a contribution was made from |
+//! | `sought` | an object that is looked for, by the beginning of its digest |
 //! | `timeline` | an event as a line for people |
 //! | `summary` | the outcome of a whole replay |
 //!
@@ -46,6 +47,7 @@ mod rate;
 pub mod recompute;
 mod record;
 pub mod sentry;
+mod sought;
 mod summary;
 mod timeline;
 mod verdict;
@@ -62,6 +64,7 @@ pub use rate::{
     RECORDED_PER_SECOND,
 };
 pub use record::{Payload, Record, StreamSequence};
+pub use sought::{DIGITS_MIN, DigestPrefix, DigestPrefixError};
 pub use summary::{EmitterSummary, FaultyWorker, ForeignMessage, RunSummary, Summary};
 pub use timeline::{TimelineRow, UNREADABLE};
 pub use verdict::Verdict;

@@ -10,10 +10,11 @@ use ledger::{Run, Standing, State};
 use schemas::event::LedgerEvent;
 use schemas::lease::{LeaseRef, Weights};
 use schemas::run::RunSpec;
-use schemas::{Chunks, Digest, ObjectRef, Round, RunId, Weight, WorkerId};
+use schemas::{Digest, ObjectRef, Round, RunId, Weight, WorkerId};
 use serde::Serialize;
 
 use crate::record::StreamSequence;
+use crate::sought::{DigestPrefix, Sought};
 
 /// What an object is to a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -101,17 +102,23 @@ pub struct OfRun {
 /// The lineage of one object, over all runs.
 #[derive(Clone, Debug)]
 pub struct Lineage {
-    wanted: Digest,
+    wanted: Sought,
     runs: BTreeMap<RunId, OfRun>,
 }
 
 impl Lineage {
     /// Nothing of the object with this digest yet.
-    pub const fn new(wanted: Digest) -> Self {
+    pub fn new(wanted: impl Into<DigestPrefix>) -> Self {
         Self {
-            wanted,
+            wanted: Sought::new(wanted.into()),
             runs: BTreeMap::new(),
         }
+    }
+
+    /// The digests in the ledger that begin as wanted, ascending, a few of them if there are many. The
+    /// lineage is that of one object only if there is one.
+    pub const fn found(&self) -> &BTreeSet<Digest> {
+        self.wanted.found()
     }
 
     /// The runs that the object is anything to.
@@ -131,7 +138,7 @@ impl Lineage {
         let Some((name, run)) = run.and_then(|name| Some((name, state.run(name)?))) else {
             return;
         };
-        let wanted = self.wanted;
+        let wanted = &mut self.wanted;
         let found = self.runs.entry(name.clone()).or_default();
         match event {
             LedgerEvent::RunCreated { spec, .. } => found.begin(wanted, spec),
@@ -141,7 +148,7 @@ impl Lineage {
                 contribution,
                 statement,
                 ..
-            } if *statement == wanted || is_of(&contribution.chunks, wanted) => {
+            } if wanted.is(*statement) | wanted.is_of(&contribution.chunks) => {
                 found.origins.push(Origin::Contribution {
                     lease: *lease,
                     worker: worker.clone(),
@@ -186,12 +193,13 @@ impl Lineage {
 }
 
 impl OfRun {
-    fn begin(&mut self, wanted: Digest, spec: &RunSpec) {
+    fn begin(&mut self, wanted: &mut Sought, spec: &RunSpec) {
         let model = [spec.model.config.digest, spec.model.layout.digest];
+        let model = model.map(|digest| wanted.is(digest));
         let named = [
-            (spec.data.digest == wanted, Origin::Data),
-            (model.contains(&wanted), Origin::Model),
-            (is_of(&spec.model.initial, wanted), Origin::InitialWeights),
+            (wanted.is(spec.data.digest), Origin::Data),
+            (model.contains(&true), Origin::Model),
+            (wanted.is_of(&spec.model.initial), Origin::InitialWeights),
         ];
         for (_, origin) in named.into_iter().filter(|(is, _)| *is) {
             self.origins.push(origin);
@@ -234,7 +242,13 @@ impl OfRun {
         }
     }
 
-    fn close(&mut self, wanted: Digest, at: StreamSequence, round: Round, broadcast: &Weights) {
+    fn close(
+        &mut self,
+        wanted: &mut Sought,
+        at: StreamSequence,
+        round: Round,
+        broadcast: &Weights,
+    ) {
         let version = broadcast.round;
         let mut merged = false;
         for (lease, fate) in self.contributions() {
@@ -245,7 +259,7 @@ impl OfRun {
                 merged = true;
             }
         }
-        if is_of(&broadcast.chunks, wanted) || broadcast.digest() == wanted {
+        if wanted.is_of(&broadcast.chunks) | wanted.is(broadcast.digest()) {
             self.origins.push(Origin::Weights { round: version });
             merged = true;
         }
@@ -263,8 +277,14 @@ impl OfRun {
         }
     }
 
-    fn saved(&mut self, wanted: Digest, at: StreamSequence, round: Round, manifest: ObjectRef) {
-        let direct = manifest.digest == wanted;
+    fn saved(
+        &mut self,
+        wanted: &mut Sought,
+        at: StreamSequence,
+        round: Round,
+        manifest: ObjectRef,
+    ) {
+        let direct = wanted.is(manifest.digest);
         if direct {
             self.origins.push(Origin::Snapshot { round });
             self.part_of(round);
@@ -286,7 +306,7 @@ impl OfRun {
     /// A restored snapshot is saved again, in a way: under another version.
     fn restored(
         &mut self,
-        wanted: Digest,
+        wanted: &mut Sought,
         at: StreamSequence,
         snapshot: Round,
         (version, manifest): (Round, ObjectRef),
@@ -300,18 +320,12 @@ impl OfRun {
                 snapshot: true,
                 digest: manifest.digest,
                 at,
-                direct: manifest.digest == wanted,
+                direct: wanted.is(manifest.digest),
             });
         } else {
             self.clean = Some((version, manifest));
         }
     }
-}
-
-/// True for the digest of chunks, of their list, or of one of them that is named here.
-fn is_of(chunks: &Chunks, wanted: Digest) -> bool {
-    let named = chunks.objects().iter();
-    chunks.digest() == wanted || named.map(|object| object.digest).any(|one| one == wanted)
 }
 
 /// True while the result of a lease is the one that its unit has.

@@ -3,11 +3,12 @@
 use schemas::checkpoint::Checkpoint;
 use schemas::contribution::Applied;
 use schemas::event::{Event, EventBody, LedgerEvent, WorkerEvent};
+use schemas::lease::UnitKind;
 use schemas::run::Privacy;
 use schemas::security::SecurityEvent;
 use schemas::sync::ComparedInput;
 use schemas::text::Time;
-use schemas::{RunId, UnixMillis, Weight, WorkerId};
+use schemas::{Digest, RunId, UnixMillis, Weight, WorkerId};
 use serde::Serialize;
 
 use crate::record::{Record, StreamSequence};
@@ -39,6 +40,10 @@ pub struct TimelineRow {
     pub about: String,
     /// Details in words. Text of others is cut, and has no control characters.
     pub detail: String,
+    /// The object that it names and whose lineage the ledger knows: a contribution's statement,
+    /// published weights, or a snapshot's manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
     /// The verdict on the record.
     pub verdict: Verdict,
     /// The fault in it.
@@ -68,6 +73,7 @@ impl TimelineRow {
             kind: UNREADABLE.to_owned(),
             about: String::new(),
             detail: plain(&record.subject),
+            digest: None,
             verdict: Verdict::Rejected,
             problem: None,
         }
@@ -97,9 +103,30 @@ impl TimelineRow {
             kind: body.event.kind().to_owned(),
             about,
             detail: plain(&detail),
+            digest: digest(&body.event),
             verdict: Verdict::Verified,
             problem: None,
         }
+    }
+}
+
+/// The object that an event names, by the digest with which lineage is asked for.
+fn digest(event: &Event) -> Option<Digest> {
+    match event {
+        Event::Ledger(LedgerEvent::ContributionAccepted { statement, .. }) => Some(*statement),
+        // Nothing descends from an evaluation.
+        Event::Worker(WorkerEvent::Submitted { lease, statement })
+            if lease.unit.kind == UnitKind::Train =>
+        {
+            Some(*statement)
+        }
+        Event::Ledger(LedgerEvent::RoundClosed { broadcast, .. }) => Some(broadcast.digest()),
+        Event::Ledger(
+            LedgerEvent::SnapshotSaved { manifest, .. }
+            | LedgerEvent::SnapshotRestored { manifest, .. },
+        ) => Some(manifest.digest),
+        Event::Ledger(LedgerEvent::SnapshotPromoted { manifest, .. }) => Some(*manifest),
+        _ => None,
     }
 }
 
@@ -263,6 +290,7 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
             worker,
             contribution,
             norm,
+            statement,
             ..
         } => {
             let (tokens, loss) = (contribution.tokens, contribution.loss);
@@ -276,8 +304,9 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
             (
                 lease.to_string(),
                 format!(
-                    "of {}, {tokens} tokens, {stated}, norm {norm:.3}",
-                    worker.short()
+                    "of {}, {tokens} tokens, {stated}, norm {norm:.3}, statement {}",
+                    worker.short(),
+                    short(&statement.hex())
                 ),
             )
         }
@@ -358,9 +387,15 @@ fn of_ledger(event: &LedgerEvent) -> (String, String) {
             round,
             operator,
             reason,
+            accepted,
             ..
         } => {
-            let what = format!("{pointer}, by {}: {reason}", short(operator.as_str()));
+            let shut: Vec<&str> = accepted.iter().map(|worker| worker.short()).collect();
+            let shut = match shut.is_empty() {
+                true => String::new(),
+                false => format!(", accepts {} in quarantine", shut.join(", ")),
+            };
+            let what = format!("{pointer}, by {}{shut}: {reason}", short(operator.as_str()));
             (format!("round {round}"), what)
         }
         LedgerEvent::ControlReceived { operator, verb } => {

@@ -5,9 +5,11 @@ use std::path::Path;
 
 use audit_core::Record;
 use audit_core::log::{Log, Trusted};
-use diloco_audit::log::{LogSigner, read_file};
+use diloco_audit::log::{LogError, LogSigner, read_file};
 use diloco_audit::recorder::LOG_FOLDER;
-use diloco_audit::{AuditFilesError, Recorder, RecorderError};
+use diloco_audit::{
+    AuditFilesError, Recorder, RecorderError, auditor_of, recall_files, signed_events,
+};
 use identity::{HeadKey, TrustBundle};
 use schemas::{Code, Digest, UnixMillis};
 use tlog::HEAD_EVERY_MILLIS;
@@ -167,6 +169,51 @@ fn fg_07_files_that_lost_their_end_or_were_altered_are_not_signed_again() {
         file(scratch.path(), "checkpoint"),
         checkpoint,
         "nothing was signed"
+    );
+}
+
+/// What a reader of the files alone compares.
+#[test]
+fn fg_07_a_reader_of_files_that_were_cut_sees_where_and_that_the_signed_head_covers_more() {
+    let (trust, records, key) = signing(9);
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let folder = scratch.path();
+    assert_eq!(
+        signed_events(folder, &trust).expect("nothing is there"),
+        None
+    );
+    keep(folder, &trust, &key, &records);
+    let path = newest(folder);
+    let whole = fs::read(&path).expect("the folder is ours");
+    let recalled = || recall_files(folder, &mut auditor_of(&trust)).expect("no line is damaged");
+    let signed = || signed_events(folder, &trust).expect("it is our head");
+    let all = recalled();
+    assert_eq!((all.last.0, all.events, all.torn), (9, 9, None));
+    assert_eq!(signed(), Some(9));
+    // In a line, and between two lines.
+    let end = whole[..whole.len() - 1]
+        .iter()
+        .rposition(|byte| *byte == b'\n');
+    let end = end.expect("nine lines were written") + 1;
+    for (length, torn) in [(whole.len() - 1, Some(path.clone())), (end, None)] {
+        fs::write(&path, &whole[..length]).expect("the folder is ours");
+        let cut = recalled();
+        assert_eq!((cut.last.0, cut.events, cut.torn), (8, 8, torn));
+        assert_eq!(signed(), Some(9), "the head says that there was more");
+    }
+    // Without the checkpoint the kept head says it, and a head of others says nothing.
+    fs::remove_file(folder.join(LOG_FOLDER).join("checkpoint")).expect("the folder is ours");
+    assert_eq!(signed(), Some(9));
+    let (other, _, _) = signing(1);
+    let foreign = signed_events(folder, &other).expect_err("another key has signed it");
+    assert!(matches!(foreign, LogError::Head { .. }), "{foreign}");
+    let owned = TrustBundle {
+        log_manifest: Some(Digest::of(b"manifest")),
+        ..trust.clone()
+    };
+    assert_eq!(
+        signed_events(folder, &owned).expect("it is our head"),
+        Some(8)
     );
 }
 

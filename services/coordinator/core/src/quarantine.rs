@@ -5,7 +5,7 @@ use schemas::event::LedgerEvent;
 use schemas::lease::LeaseRef;
 use schemas::public::CommandVerb;
 use schemas::quarantine::{
-    QUARANTINED_MAX, QuarantineReply, QuarantineRequest, WITHDRAWN_NAMED_MAX,
+    OTHER_KEYS_NAMED_MAX, QUARANTINED_MAX, QuarantineReply, QuarantineRequest, WITHDRAWN_NAMED_MAX,
 };
 use schemas::text::Time;
 use schemas::{Code, PublicKey, Refusal, V, WorkerId};
@@ -182,5 +182,10 @@ fn told(run: &Run, worker: &WorkerId, changed: bool, ended: Ended) -> Quarantine
         sealed: run.sealed_with(worker).into_iter().collect(),
         merged,
         clean: clean.map(|snapshot| run.snapshot_view(snapshot)),
+        other_keys: run
+            .other_keys_shut_out(worker)
+            .take(OTHER_KEYS_NAMED_MAX)
+            .cloned()
+            .collect(),
     }
 }

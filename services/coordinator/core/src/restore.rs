@@ -23,6 +23,8 @@ use crate::turn::Outcome;
 const REPLIES_MAX: usize = 16;
 /// Most snapshots that are read back at once: each is as large as two models.
 const CHECKS_MAX: usize = 2;
+/// Most workers in quarantine that a refusal names: their keys leave room for the rest of its text.
+const NAMED_MAX: usize = 8;
 
 /// The restores under way, by run.
 pub(crate) type Restores = BTreeMap<RunId, Restoring>;
@@ -236,28 +238,39 @@ fn check_history(
 }
 
 /// Refuses a snapshot that has contributions of a worker in quarantine.
-pub(crate) fn check_descent(
-    name: &RunId,
-    run: &Run,
-    snapshot: &SnapshotRecord,
-) -> Result<(), Refusal> {
-    let has = |worker: &&WorkerId| run.merged_into(worker, snapshot.round).is_some();
-    let quarantined = || run.quarantined.keys();
-    match quarantined().find(has) {
-        None => Ok(()),
-        Some(worker) => {
-            let clean = match run.last_snapshot_without(quarantined()) {
-                Some(clean) => format!(
-                    "the newest without any worker in quarantine is of round {}, {}",
-                    clean.round, clean.manifest.digest
-                ),
-                None => "no full snapshot is without the workers in quarantine".to_owned(),
-            };
-            let detail = format!(
-                "the snapshot of round {} of run {name} has contributions of {worker}; {clean}",
-                snapshot.round
-            );
-            Err(Refusal::new(Code::SnapshotDescends, detail))
-        }
+fn check_descent(name: &RunId, run: &Run, snapshot: &SnapshotRecord) -> Result<(), Refusal> {
+    let found: Vec<&WorkerId> = run.quarantined_in(snapshot.round).collect();
+    if found.is_empty() {
+        return Ok(());
     }
+    let clean = run.last_snapshot_without(run.quarantined.keys());
+    Err(descends(name, snapshot.round, &found, clean))
+}
+
+/// A full snapshot has contributions of workers in quarantine; `clean` is one that has none, for the
+/// same purpose.
+pub(crate) fn descends(
+    name: &RunId,
+    round: Round,
+    found: &[&WorkerId],
+    clean: Option<&SnapshotRecord>,
+) -> Refusal {
+    let named = found.iter().take(NAMED_MAX);
+    let named: Vec<String> = named.map(ToString::to_string).collect();
+    let more = match found.len().saturating_sub(NAMED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let clean = match clean {
+        Some(clean) => format!(
+            "the newest without any worker in quarantine is of round {}, {}",
+            clean.round, clean.manifest.digest
+        ),
+        None => "no full snapshot is without the workers in quarantine".to_owned(),
+    };
+    let detail = format!(
+        "the snapshot of round {round} of run {name} has contributions of {}{more}; {clean}",
+        named.join(", ")
+    );
+    Refusal::new(Code::SnapshotDescends, detail)
 }

@@ -140,6 +140,7 @@ mod tests {
             saved_at: START,
             undone: false,
             given_up: None,
+            quarantined: None,
         };
         type List<'a> = &'a dyn Fn(Range<u64>) -> View;
         let lists: [(List<'_>, Range<u64>); 5] = [

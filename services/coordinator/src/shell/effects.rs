@@ -210,11 +210,16 @@ impl Shell {
     }
 
     async fn reply(&mut self, reply: ReplyId, mut answer: Result<Answer, Refusal>) {
-        if let Ok(Answer::View(reply)) = &mut answer
-            && let View::Coordinator(view) = &mut reply.view
-        {
-            let key = self.signer.key().ok();
-            view.manifest_key = key.map(|key| key.public().clone());
+        if let Ok(Answer::View(reply)) = &mut answer {
+            match &mut reply.view {
+                View::Coordinator(view) => {
+                    let key = self.signer.key().ok();
+                    view.manifest_key = key.map(|key| key.public().clone());
+                }
+                View::Runs(runs) => self.store.tell_away(runs),
+                View::Run(detail) => self.store.tell_away([&mut detail.view]),
+                _ => {}
+            }
         }
         if let Some((_, to)) = self.tables.replies.remove(&reply) {
             let answer = answer.map(|answer| sealed(&self.maker, answer));

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use diloco_audit::UNREADABLE;
+use diloco_audit::{DigestPrefix, UNREADABLE};
 use schemas::event::Event;
 use schemas::{Digest, RunId};
 
@@ -116,10 +116,10 @@ pub(crate) enum Lineage {
 
 #[derive(Debug, Args)]
 pub(crate) struct ShowLineage {
-    /// Digest of the object, `sha256:` and 64 digits: a snapshot's manifest or its statement; a
-    /// contribution's statement, list or chunk.
-    #[arg(value_name = "DIGEST", value_parser = parse_digest)]
-    pub(crate) digest: Digest,
+    /// Digest of the object, or its first 8 digits or more: a snapshot's manifest or its statement; a
+    /// contribution's statement, list or chunk. `audit replay` shows those of contributions.
+    #[arg(value_name = "DIGEST")]
+    pub(crate) digest: DigestPrefix,
     #[command(flatten)]
     pub(crate) from: AncestrySource,
 }
@@ -137,11 +137,12 @@ pub(crate) struct AncestrySource {
 
 #[derive(Debug, Args)]
 pub(crate) struct Descendants {
-    /// Digest of the object, `sha256:` and 64 digits: a contribution's statement, list or chunk;
+    /// Digest of the object, or its first 8 digits or more: a contribution's statement, list or chunk;
     /// published weights, their list or a chunk; a snapshot's manifest; the manifest of a data set;
     /// a model's configuration or layout. Where a list names chunks, the ledger names the list.
-    #[arg(value_name = "DIGEST", value_parser = parse_digest)]
-    pub(crate) digest: Digest,
+    /// `audit replay` shows those of contributions.
+    #[arg(value_name = "DIGEST")]
+    pub(crate) digest: DigestPrefix,
     /// Folder with the files of an audit service, or with a copy of these. Without it stream AUDIT
     /// is read, with the auditor's credentials.
     #[arg(long, value_name = "DIR")]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use schemas::hold::Reason;
 use schemas::promotion::PointerName;
-use schemas::{Digest, RunId};
+use schemas::{Digest, RunId, WorkerId};
 
 use super::audit::AncestrySource;
 use super::parse_digest;
@@ -43,7 +43,8 @@ pub(crate) enum Snapshot {
     /// Move a pointer of a run to a full snapshot, once it is verified: the ledger up to it, its
     /// signed statement and those of the snapshots that it rests on, and every object of it, which
     /// is read back and hashed. To go back, promote an older snapshot. The ledger keeps who
-    /// promoted what, and why. A frozen run promotes nothing.
+    /// promoted what, and why. A frozen run promotes nothing. Nor is a snapshot promoted that has
+    /// contributions of a worker in quarantine, unless `--accept-quarantined` names that worker.
     Promote(PromoteArgs),
     /// Make a key that signs releases (ECDSA on P-256): a private file, and beside it a public one
     /// with `.pub` at the end of its name, for those who verify.
@@ -110,6 +111,11 @@ pub(crate) struct PromoteArgs {
     /// Name of the pointer: 1 to 32 of a-z, 0-9 and -.
     #[arg(long = "as", value_name = "NAME", default_value = LATEST_GOOD)]
     pub(crate) pointer: PointerName,
+    /// Accept the contributions of this worker to the snapshot, although it is in quarantine: its
+    /// whole key, as the refusal names it. Once for each worker. The ledger keeps which ones you accepted,
+    /// beside the reason.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) accept_quarantined: Vec<WorkerId>,
     /// Reason for the order, one line.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Reason,

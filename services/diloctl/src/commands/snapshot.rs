@@ -6,6 +6,7 @@ mod release;
 mod restore;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -130,6 +131,7 @@ async fn pull(
         round: snapshot.round.get(),
         manifest: snapshot.manifest.digest,
         undone: snapshot.undone,
+        quarantined: snapshot.quarantined.map_or(0, NonZeroU32::get),
         signed_by: statement.as_ref().map(|(_, key)| key.clone()),
         folder: data::shown(to),
     };
@@ -330,6 +332,8 @@ struct Pulled {
     manifest: Digest,
     /// True if a restore has undone it.
     undone: bool,
+    /// Workers that are in quarantine now and have contributions in it.
+    quarantined: u32,
     /// The key that signed the statement about it; none for a snapshot of an earlier release.
     signed_by: Option<PublicKey>,
     folder: String,
@@ -345,16 +349,37 @@ pub(super) fn of_what(manifest: Digest, undone: bool) -> String {
 
 impl Record for Pulled {
     fn lines(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut lines = vec![
             ("run", self.run.to_string()),
             ("round", self.round.to_string()),
             ("snapshot", of_what(self.manifest, self.undone)),
+        ];
+        if let Some(text) = shut_out(self.quarantined) {
+            let (run, digest) = (&self.run, self.manifest);
+            let who = format!(
+                "`diloctl worker ls {run}` names them, `diloctl lineage show {digest}` says if somebody accepted that"
+            );
+            lines.push(("in quarantine", format!("{text}; {who}")));
+        }
+        lines.extend([
             (
                 "signed by",
                 or_dash(self.signed_by.as_ref(), PublicKey::to_string),
             ),
             ("folder", self.folder.clone()),
-        ]
+        ]);
+        lines
+    }
+}
+
+/// The contributions of workers in quarantine, if a snapshot has any.
+fn shut_out(workers: u32) -> Option<String> {
+    match workers {
+        0 => None,
+        1 => Some("it has contributions of 1 worker that is shut out now".to_owned()),
+        many => Some(format!(
+            "it has contributions of {many} workers that are shut out now"
+        )),
     }
 }
 
@@ -365,10 +390,11 @@ impl Row for SnapshotView {
     fn cells(&self) -> Vec<String> {
         vec![
             self.round.to_string(),
-            match (self.given_up, self.undone) {
-                (Some(_), _) => "given up",
-                (None, true) => "undone",
-                (None, false) => "-",
+            match (self.given_up, self.undone, self.quarantined) {
+                (Some(_), ..) => "given up",
+                (None, true, _) => "undone",
+                (None, false, Some(_)) => "quarantine",
+                (None, false, None) => "-",
             }
             .to_owned(),
             self.manifest.digest.to_string(),

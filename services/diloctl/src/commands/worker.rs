@@ -163,6 +163,8 @@ struct Set {
     sealed: Vec<Round>,
     merged: Option<MergedRounds>,
     clean: Option<SnapshotView>,
+    /// Other keys of the same worker that are shut out.
+    other_keys: Vec<WorkerId>,
     credential: Credential,
 }
 
@@ -185,6 +187,7 @@ impl From<(QuarantineRequest, QuarantineReply, Credential)> for Set {
             sealed: reply.sealed,
             merged: reply.merged,
             clean: reply.clean,
+            other_keys: reply.other_keys,
         }
     }
 }
@@ -264,6 +267,14 @@ impl Record for Set {
         let credential = self.credential.text(&self.worker, &self.run);
         if !self.quarantined {
             lines.push(("credential", credential));
+            lines.extend(self.other_keys.iter().map(|key| {
+                let run = &self.run;
+                let text = format!(
+                    "{key}, another key of this worker: nothing of it is let in before `diloctl worker \
+                     readmit {key} --run {run} --reason TEXT`"
+                );
+                ("still shut out", text)
+            }));
             return lines;
         }
         let lease = or_dash(self.lease_ended, |lease| lease.to_string());
@@ -332,6 +343,7 @@ mod tests {
             sealed: Vec::new(),
             merged: None,
             clean: None,
+            other_keys: Vec::new(),
         };
         let request = QuarantineRequest {
             v: V,
@@ -361,6 +373,24 @@ mod tests {
         for text in ["UBBBBBBB", &one.as_str()[..7]] {
             let unknown = found(text, &both[..1]).expect_err("nobody has it");
             assert!(unknown.contains("DL0414"), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn tl_31_each_other_key_that_is_still_shut_out_has_its_command() {
+        let mut order = set(false);
+        let named = |order: &Set| {
+            let lines = order.lines().into_iter();
+            let named = lines.filter(|(name, _)| *name == "still shut out");
+            named.map(|(_, text)| text).collect::<Vec<_>>()
+        };
+        assert!(named(&order).is_empty());
+        order.other_keys = vec![worker("BB"), worker("CC")];
+        let said = named(&order);
+        assert_eq!(said.len(), 2);
+        for (said, key) in said.iter().zip(&order.other_keys) {
+            let command = format!("`diloctl worker readmit {key} --run demo --reason TEXT`");
+            assert!(said.contains(&command), "{said}");
         }
     }
 
@@ -434,6 +464,7 @@ mod tests {
             statement: None,
             pointers: Vec::new(),
             undone: false,
+            quarantined: None,
         });
         let clean = line(&much, "last snapshot without it");
         assert_eq!(clean, format!("of round 2, {}", manifest.digest));

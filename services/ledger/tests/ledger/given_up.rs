@@ -43,6 +43,7 @@ fn promoted(version: u64) -> LedgerEvent {
         manifest: manifest(version).digest,
         operator: kit::operator(),
         reason: "it reads well".parse().expect("a reason"),
+        accepted: Vec::new(),
     }
 }
 

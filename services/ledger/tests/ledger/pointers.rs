@@ -6,7 +6,7 @@ use schemas::hold::Hold;
 use schemas::promotion::{POINTERS_MAX, PointerName};
 use schemas::{Digest, ObjectRef, Round};
 
-use crate::kit::{Book, TIME, evaluating, run_id};
+use crate::kit::{Book, TIME, evaluating, run_id, worker};
 
 fn manifest(version: u64) -> ObjectRef {
     kit::object(&format!("snapshot {version}"))
@@ -27,6 +27,7 @@ fn promoted(pointer: &str, version: u64) -> LedgerEvent {
         manifest: manifest(version).digest,
         operator: kit::operator(),
         reason: "it reads well".parse().expect("a reason"),
+        accepted: Vec::new(),
     }
 }
 
@@ -94,6 +95,7 @@ fn tl_19_only_a_snapshot_with_a_statement_is_promoted() {
             manifest,
             operator,
             reason,
+            accepted,
             ..
         } => LedgerEvent::SnapshotPromoted {
             pointer,
@@ -101,6 +103,7 @@ fn tl_19_only_a_snapshot_with_a_statement_is_promoted() {
             manifest,
             operator,
             reason,
+            accepted,
         },
         other => panic!("{other:?}"),
     };
@@ -118,6 +121,61 @@ fn tl_19_a_frozen_run_promotes_nothing() {
         reason: "odd norms".parse().expect("a reason"),
     });
     book.refuse(&promoted("release", 1));
+}
+
+/// The event of a promotion that accepts these workers.
+fn accepting(version: u64, workers: &[u32]) -> LedgerEvent {
+    match promoted("release", version) {
+        LedgerEvent::SnapshotPromoted {
+            pointer,
+            round,
+            manifest,
+            operator,
+            reason,
+            ..
+        } => LedgerEvent::SnapshotPromoted {
+            pointer,
+            round,
+            manifest,
+            operator,
+            reason,
+            accepted: workers.iter().map(|number| worker(*number)).collect(),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn tl_19_tl_31_a_promotion_names_all_workers_in_quarantine_that_the_snapshot_has_and_no_others() {
+    let mut book = with_snapshots();
+    book.refuse(&accepting(2, &[0]));
+    assert_eq!(
+        book.run()
+            .last_promotable(&name("release"))
+            .map(|one| one.round),
+        Some(Round(2))
+    );
+    // Worker 0 made both rounds, and worker 1 nothing.
+    for number in [0, 1] {
+        book.note(&LedgerEvent::WorkerQuarantined {
+            worker: worker(number),
+            operator: kit::operator(),
+            reason: "odd norms".parse().expect("a reason"),
+            lease: None,
+            withdrawn: 0,
+        });
+    }
+    assert_eq!(book.run().last_promotable(&name("release")), None);
+    for wrong in [&[][..], &[1], &[0, 1], &[0, 0]] {
+        book.refuse(&accepting(2, wrong));
+    }
+    book.note(&accepting(2, &[0]));
+    assert_eq!(leads(&book, "release"), Some(2));
+    let shut = book.run().snapshot_views();
+    let shut = shut
+        .iter()
+        .map(|view| view.quarantined.map(|count| count.get()));
+    assert_eq!(shut.collect::<Vec<_>>(), [Some(1), Some(1)]);
 }
 
 #[test]

@@ -348,6 +348,7 @@ fn tl_19_tl_32_a_restored_snapshot_keeps_its_statement_and_its_pointers() {
         manifest: manifest(1).digest,
         operator: kit::operator(),
         reason: "it reads well".parse().expect("a reason"),
+        accepted: Vec::new(),
     });
     round(&mut book, 1, 0);
     book.note(&hold(true));

@@ -52,3 +52,28 @@ fn tl_31_another_key_is_no_way_around_a_quarantine_or_a_removal() {
     book.note(&left(1, Departure::Removed));
     book.refuse(&renamed(5, 1));
 }
+
+#[test]
+fn tl_31_the_keys_of_one_worker_that_are_shut_out_are_known_from_each_of_them() {
+    let mut book = Book::new();
+    book.note(&left(0, Departure::Left));
+    book.note(&renamed(5, 0));
+    book.note(&left(5, Departure::Left));
+    book.note(&renamed(6, 5));
+    for number in [0, 1, 6] {
+        book.note(&LedgerEvent::WorkerQuarantined {
+            worker: worker(number),
+            operator: kit::operator(),
+            reason: "odd norms".parse().expect("a reason"),
+            lease: None,
+            withdrawn: 0,
+        });
+    }
+    for (of, others) in [(0, &[6][..]), (5, &[0, 6]), (6, &[0]), (1, &[]), (9, &[])] {
+        let of = worker(of);
+        let found: Vec<_> = book.run().other_keys_shut_out(&of).cloned().collect();
+        let mut others: Vec<_> = others.iter().map(|number| worker(*number)).collect();
+        others.sort();
+        assert_eq!(found, others, "{of}");
+    }
+}

@@ -208,3 +208,18 @@ async fn imports_that_end_together_all_stay_in_the_list() {
     sources.sort_unstable();
     assert_eq!(sources, ["1.txt", "2.txt", "3.txt", "4.txt"]);
 }
+
+/// The coordinator answers, and the store does not: the command says which of the two it is.
+#[tokio::test]
+async fn an_import_without_a_store_blames_the_store_and_says_where_it_should_be() {
+    let mut cluster = Cluster::start(Options::default(), 0).await;
+    fs::write(cluster.path("text.txt"), lines(0, 4000)).unwrap();
+    let address = cluster.store_url();
+    let address = address.trim_start_matches("https://").to_owned();
+    cluster.kill9("store");
+    let import = ["--timeout", "3s", "data", "import", "--text", "text.txt"];
+    let output = cluster.diloctl(&import).await;
+    assert_eq!(output.status.code(), Some(5), "{}", output.stderr);
+    refused(&output, "DL0301", &[&address]);
+    cluster.diloctl_ok(&["run", "ls"]).await;
+}

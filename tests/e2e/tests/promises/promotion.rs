@@ -8,7 +8,7 @@ use std::path::Path;
 use data_encoding::BASE64;
 use harness::{Cluster, Output};
 use identity::AuditKey;
-use runtime::exit::{EXIT_NO_VERDICT, EXIT_NOT_FOUND, EXIT_TAMPERED};
+use runtime::exit::{EXIT_FAILED, EXIT_NO_VERDICT, EXIT_NOT_FOUND, EXIT_TAMPERED};
 use schemas::event::LedgerEvent;
 use schemas::view::SnapshotView;
 use schemas::{Code, ObjectRef};
@@ -113,6 +113,12 @@ async fn tl_19_a_snapshot_that_verifies_is_promoted_and_pulled_and_an_altered_on
         assert_eq!(status, Some(EXIT_TAMPERED), "{text}");
         assert!(text.contains(&Code::ObjectAltered.to_string()), "{text}");
         assert!(text.contains(&altered.digest.to_string()), "{text}");
+        let pull = [
+            "snapshot", "pull", "demo", "--round", "3", "--to", "altered",
+        ];
+        let (status, text) = ended(&cluster.diloctl(&pull).await);
+        assert_eq!(status, Some(EXIT_TAMPERED), "{text}");
+        assert!(text.contains(&Code::ObjectAltered.to_string()), "{text}");
         flip(&file);
     }
     let file = file_of(&cluster.path("."), chunk);
@@ -131,6 +137,60 @@ async fn tl_19_a_snapshot_that_verifies_is_promoted_and_pulled_and_an_altered_on
         .map(|one| one.pointers.iter().map(ToString::to_string).collect())
         .collect();
     assert_eq!(pointers, [["latest-good"], ["release"]]);
+}
+
+/// The operator says by its key whose contributions he accepts, and the record keeps that.
+#[tokio::test]
+async fn tl_19_tl_31_a_snapshot_of_a_worker_in_quarantine_is_promoted_only_if_that_worker_is_named()
+{
+    let cluster = trained().await;
+    let snapshots = cluster.operator().await.snapshots(cluster.run()).await;
+    let last = snapshots.last().unwrap();
+    let shut = makers(&cluster, 2).await.remove(0);
+    let order = ["worker", "quarantine", &shut, "--keep-credential"];
+    let order = [&order[..], &["--run", "demo", "--reason", "odd norms"]].concat();
+    cluster.diloctl_ok(&order).await;
+    // The refusal comes first: the altered chunk was not looked at.
+    let chunk = file_of(&cluster.path("."), last_chunk(&cluster, last));
+    flip(&chunk);
+    let (status, text) = promote(&cluster, last, &[]).await;
+    assert_eq!(status, Some(EXIT_FAILED), "{text}");
+    let code = Code::SnapshotDescends.to_string();
+    assert!(text.contains(&code) && text.contains(&shut), "{text}");
+    let accept = ["--accept-quarantined", &shut];
+    let (status, text) = promote(&cluster, last, &accept).await;
+    assert_eq!(status, Some(EXIT_TAMPERED), "{text}");
+    flip(&chunk);
+    assert!(promoted(&cluster).await.is_empty());
+    let (status, text) = promote(&cluster, last, &accept).await;
+    assert_eq!(status, Some(0), "{text}");
+    let accepted = format!("contributions of {shut}, which is in quarantine");
+    assert!(text.contains(&accepted), "{text}");
+    let listed = cluster.diloctl_ok(&["snapshot", "ls", "demo"]).await;
+    assert!(listed.contains(" quarantine "), "{listed}");
+    let pull = ["snapshot", "pull", "demo", "--to", "model", "--promoted"];
+    let pulled = cluster.diloctl_ok(&pull).await;
+    assert!(pulled.contains("shut out now"), "{pulled}");
+    // An audit shows it too, by the first digits of the digest.
+    cluster.kept().await;
+    auditor(&cluster);
+    let digits = &last.manifest.digest.hex()[..8];
+    let own = ["--domain", "auditor", "lineage", "show", digits];
+    let from = [
+        "--ledger",
+        "auditor/ledger",
+        "--store-folder",
+        "auditor/store",
+    ];
+    let (status, text) = ended(&cluster.diloctl(&[&own[..], &from].concat()).await);
+    assert_eq!(status, Some(0), "{text}");
+    let accepted = format!("contributions of a worker in quarantine accepted {shut}");
+    assert!(text.contains(&accepted), "{text}");
+    let replayed = cluster
+        .diloctl_ok(&["audit", "replay", "--kind", "snapshot-promoted"])
+        .await;
+    let said = format!("accepts {} in quarantine", &shut[..8]);
+    assert!(replayed.contains(&said), "{replayed}");
 }
 
 /// The last chunk of a snapshot's weights.

@@ -318,6 +318,22 @@ async fn lineage_is_known(cluster: &Cluster, worker: &WorkerId) {
     assert_eq!(live.stdout, merged, "from the stream");
     let summary = "descend from this digest;";
     assert!(live.stderr.contains(summary), "{}", live.stderr);
+    // `audit replay` shows the first digits of the digest, and JSON has the last line too.
+    let replayed = cluster.diloctl_ok(&["audit", "replay", "--kind", "contribution-accepted"]);
+    let digits = other.trim_start_matches("sha256:")[..8].to_owned();
+    let replayed = replayed.await;
+    assert!(
+        replayed.contains(&format!("statement {digits}")),
+        "{replayed}"
+    );
+    let short = ["-o", "json", "lineage", "descendants", &digits];
+    let short = cluster.diloctl_ok(&short).await;
+    let short: serde_json::Value = serde_json::from_str(&short).expect("a document");
+    assert_eq!(short["items"][0]["digest"], other);
+    assert!(
+        short["runs"][0]["merged_rounds"].as_u64() > Some(0),
+        "{short}"
+    );
     let unknown = Digest::of(b"nothing of ours").to_string();
     let ended = cluster.diloctl(&["lineage", "descendants", &unknown]).await;
     assert_eq!(ended.status.code(), Some(EXIT_NOT_FOUND.into()));

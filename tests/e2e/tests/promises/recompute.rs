@@ -160,6 +160,37 @@ async fn tl_04_an_auditor_recomputes_every_round_and_finds_what_was_altered_or_r
     assert_eq!(status, Some(i32::from(EXIT_NOT_FOUND)));
     assert!(text.contains(&Code::RoundNotMerged.to_string()), "{text}");
 
+    // Files of events that were altered or cut prove nothing, with the signed head beside them or
+    // without it.
+    let file = newest_file(&folder.join("ledger"));
+    let whole = fs::read(&file).unwrap();
+    let mut altered = whole.clone();
+    let place = altered
+        .windows(6)
+        .position(|bytes| bytes == b"base64")
+        .unwrap();
+    altered[place + 20] ^= 1;
+    fs::write(&file, altered).unwrap();
+    let (status, _, text) = recompute(&cluster, &all).await;
+    assert_eq!(status, Some(i32::from(EXIT_TAMPERED)), "{text}");
+    assert!(text.contains(&Code::AuditFileAltered.to_string()), "{text}");
+    // The head need not cover the last events, but it covers those of the run.
+    let middle = whole.len() / 2;
+    let middle = middle + usize::from(whole[middle - 1] == b'\n');
+    fs::write(&file, &whole[..middle]).unwrap();
+    let (status, _, text) = recompute(&cluster, &all).await;
+    assert_eq!(status, Some(i32::from(EXIT_TAMPERED)), "{text}");
+    assert!(text.contains(&Code::AuditFilesShort.to_string()), "{text}");
+    fs::write(&file, &whole[..whole.len() - 9]).unwrap();
+    let log = folder.join("ledger/log");
+    fs::rename(&log, folder.join("log")).unwrap();
+    let (status, rows, text) = recompute(&cluster, &all).await;
+    assert_eq!(status, Some(i32::from(EXIT_NO_VERDICT)), "{text}");
+    assert_eq!(verdicts(&rows), ["verified"; 3]);
+    assert!(text.contains("ends inside a line"), "{text}");
+    fs::rename(folder.join("log"), &log).unwrap();
+    fs::write(&file, &whole).unwrap();
+
     // A contribution that is gone leaves its round without a verdict, and names it.
     let gone = file_of(&folder, contributed[0]);
     fs::remove_file(gone).unwrap();
@@ -228,6 +259,14 @@ async fn tl_04_a_coordinator_that_records_other_weights_than_it_merged_is_found(
     ] {
         assert!(text.contains(&part), "{part} in {text}");
     }
+}
+
+/// The newest of the audit files.
+fn newest_file(folder: &Path) -> PathBuf {
+    let files = fs::read_dir(folder).unwrap();
+    let files = files.map(|entry| entry.unwrap().path());
+    let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+    logs.max().unwrap()
 }
 
 /// The lines of the audit files.

@@ -168,6 +168,27 @@ async fn fg_07_tl_29_what_services_refuse_for_a_reason_of_security_is_an_event_a
     let code = code.expect("it is no event");
     recorded(&cluster, Refuser::Audit, &key, &event, code).await;
 
+    // A worker that begins its chain of events a second time, as one with an old copy of its state.
+    let twin = Scripted::connect(&cluster, "twin").await;
+    twin.join().await;
+    let stopped = |reason: &str| WorkerEvent::Stopped {
+        reason: reason.to_owned(),
+    };
+    twin.emit(stopped("first life")).await;
+    twin.forget_events();
+    let forked = twin.try_emit(stopped("second life")).await;
+    assert_eq!(forked.expect_err("a fork").code, Code::ChainForked);
+    let of_twin: PublicKey = twin.worker.as_str().parse().unwrap();
+    let event = worker_event_subject(&run, &twin.worker, "stopped");
+    recorded(
+        &cluster,
+        Refuser::Audit,
+        &of_twin,
+        &event,
+        Code::ChainForked,
+    )
+    .await;
+
     // A key that the store does not have.
     let ca = fs::read(cluster.domain().layout().ca()).unwrap();
     let trust = Trust::Authority(ca);

@@ -260,7 +260,7 @@ async fn tl_32_a_snapshot_that_is_not_as_it_was_saved_is_refused() {
         let mut altered = whole.clone();
         altered[3] ^= 1;
         fs::write(file(part), &altered).expect("the store's folder is ours");
-        let said = refused(Code::SnapshotUnsound, EXIT_TAMPERED).await;
+        let said = refused(Code::ObjectAltered, EXIT_TAMPERED).await;
         assert!(said.contains(&part.digest.to_string()), "{said}");
         fs::remove_file(file(part)).expect("the store's folder is ours");
         let said = refused(Code::SnapshotGone, EXIT_NOT_FOUND).await;

@@ -134,14 +134,12 @@ impl<'a> Comparison<'a> {
 
     /// Takes a fault of merge `place` on which no other merge depends.
     pub fn beside(&mut self, place: usize, fault: Fault) {
-        self.places[place].beside.get_or_insert(fault);
+        keep(&mut self.places[place].beside, fault);
     }
 
     /// Takes a fault of the snapshot after the last merge.
     pub fn end(&mut self, fault: Fault) {
-        if self.end.as_ref().is_none_or(|end| !end.is_evidence()) {
-            self.end = Some(fault);
-        }
+        keep(&mut self.end, fault);
     }
 
     /// The snapshot after the last merge was read, and is compared with what the merges give.
@@ -182,8 +180,11 @@ impl<'a> Comparison<'a> {
                             .or_else(of_inputs)
                             .or_else(compared)
                     };
-                    let end = if at == last { self.end.take() } else { None };
-                    fault.or_else(figures).or(place.beside).or(end)
+                    let mut beside = place.beside;
+                    if let Some(end) = self.end.take_if(|_| at == last) {
+                        keep(&mut beside, end);
+                    }
+                    fault.or_else(figures).or(beside)
                 }
             };
             // What a collection deleted is neither lost nor altered.
@@ -202,12 +203,16 @@ impl<'a> Comparison<'a> {
 }
 
 impl Place {
-    /// Keeps the first fault; evidence comes before what is only missing.
     fn breaks(&mut self, fault: Fault) {
-        let weaker = |before: &Fault| !before.is_evidence() && fault.is_evidence();
-        if self.broken.as_ref().is_none_or(weaker) {
-            self.broken = Some(fault);
-        }
+        keep(&mut self.broken, fault);
+    }
+}
+
+/// Keeps the first fault; evidence comes before what is only missing.
+fn keep(kept: &mut Option<Fault>, fault: Fault) {
+    let weaker = |before: &Fault| !before.is_evidence() && fault.is_evidence();
+    if kept.as_ref().is_none_or(weaker) {
+        *kept = Some(fault);
     }
 }
 

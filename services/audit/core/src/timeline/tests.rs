@@ -159,6 +159,58 @@ fn the_timeline_of_a_run_has_what_concerns_all_runs_and_nothing_of_another() {
 }
 
 #[test]
+fn a_row_has_the_digest_with_which_lineage_is_asked_for() {
+    let statement = Digest::of(b"statement");
+    let submitted = |unit| {
+        digest(&Event::Worker(WorkerEvent::Submitted {
+            lease: kit::lease(unit, 1),
+            statement,
+        }))
+    };
+    assert_eq!(submitted(kit::train(3, 1)), Some(statement));
+    assert_eq!(submitted(kit::evaluate(3)), None);
+    let manifest = kit::object("manifest");
+    let saved = |manifest| LedgerEvent::SnapshotSaved {
+        round: Round(2),
+        manifest,
+        statement: None,
+    };
+    assert_eq!(
+        digest(&Event::Ledger(saved(manifest))),
+        Some(manifest.digest)
+    );
+    let promoted = LedgerEvent::SnapshotPromoted {
+        pointer: "release".parse().expect("a name"),
+        round: Round(2),
+        manifest: manifest.digest,
+        operator: kit::operator(),
+        reason: "it reads well".parse().expect("a reason"),
+        accepted: vec![kit::worker(1)],
+    };
+    let (_, said) = of_ledger(&promoted);
+    let shut = format!(
+        "accepts {} in quarantine: it reads well",
+        kit::worker(1).short()
+    );
+    assert!(said.ends_with(&shut), "{said}");
+    assert_eq!(digest(&Event::Ledger(promoted)), Some(manifest.digest));
+    assert_eq!(digest(&Event::Ledger(LedgerEvent::RunCompleted)), None);
+    let contribution = kit::contribution(&kit::run_spec().build(), vec![manifest]);
+    let accepted = LedgerEvent::ContributionAccepted {
+        lease: kit::lease(kit::train(3, 1), 1),
+        worker: kit::worker(1),
+        contribution: Box::new(contribution),
+        norm: 0.5,
+        statement,
+        signature: ByteArray::new([7; 64]),
+    };
+    let (_, said) = of_ledger(&accepted);
+    let begins = format!(", statement {}", &statement.hex()[..8]);
+    assert!(said.ends_with(&begins), "{said}");
+    assert_eq!(digest(&Event::Ledger(accepted)), Some(statement));
+}
+
+#[test]
 fn text_of_others_cannot_move_the_cursor() {
     assert_eq!(plain("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
     assert_eq!(plain(&"x".repeat(4096)).len(), DETAIL_CHARACTERS_MAX);

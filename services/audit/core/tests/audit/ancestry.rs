@@ -55,6 +55,7 @@ fn record() -> Log {
             manifest: manifest(2).digest,
             operator: kit::operator(),
             reason: "it reads well".parse().expect("a reason"),
+            accepted: Vec::new(),
         },
     );
     log

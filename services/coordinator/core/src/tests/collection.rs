@@ -418,9 +418,11 @@ fn a_snapshot_that_was_given_up_is_neither_restored_nor_promoted() {
     });
     let promote = ControlRequest::SnapshotPromote(PromoteRequest {
         v: V,
-        run: run_id(),
+        run: Some(run_id()),
         snapshot: snapshot(2),
         pointer: "release".parse().expect("a name"),
+        accept: Vec::new(),
+        check_only: false,
         reason: reason(),
     });
     for order in [restore, promote] {
@@ -441,9 +443,11 @@ fn a_pointer_that_moves_while_the_store_is_looked_at_keeps_its_snapshot() {
     let look = world.take_pending(looks);
     world.control(ControlRequest::SnapshotPromote(PromoteRequest {
         v: V,
-        run: run_id(),
+        run: Some(run_id()),
         snapshot: snapshot(2),
         pointer: "release".parse().expect("a name"),
+        accept: Vec::new(),
+        check_only: false,
         reason: "it reads well".parse().expect("a reason"),
     }));
     world.answer_one(look);

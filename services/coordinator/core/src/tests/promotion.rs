@@ -3,10 +3,10 @@
 use schemas::control::{Query, View, ViewRequest};
 use schemas::event::LedgerEvent;
 use schemas::hold::{Hold, HoldRequest};
-use schemas::promotion::{POINTERS_MAX, PromoteReply, PromoteRequest};
+use schemas::promotion::{ACCEPTED_MAX, POINTERS_MAX, PromoteReply, PromoteRequest};
 use schemas::quarantine::QuarantineRequest;
 use schemas::view::SnapshotView;
-use schemas::{Code, Digest, Round, RunId, V};
+use schemas::{Code, Digest, Round, RunId, V, WorkerId};
 
 use crate::Answer;
 use crate::fixture::*;
@@ -15,9 +15,11 @@ use crate::input::{ControlRequest, ReplyId};
 fn request(pointer: &str, run: &RunId, snapshot: Digest) -> ControlRequest {
     ControlRequest::SnapshotPromote(PromoteRequest {
         v: V,
-        run: run.clone(),
+        run: Some(run.clone()),
         snapshot,
         pointer: pointer.parse().expect("a name"),
+        accept: Vec::new(),
+        check_only: false,
         reason: "it reads well".parse().expect("a reason"),
     })
 }
@@ -155,18 +157,115 @@ fn tl_19_a_run_that_is_over_still_promotes() {
     assert_eq!(written(&world), 1);
 }
 
+fn quarantine(world: &mut World, number: u32) {
+    world.control(ControlRequest::WorkerQuarantine(QuarantineRequest {
+        v: V,
+        run: run_id(),
+        worker: worker(number),
+        quarantined: true,
+        reason: "odd norms".parse().expect("a reason"),
+    }));
+}
+
+/// Moves `release` to a version, or asks if that may be done, and accepts these workers.
+fn accepting(world: &mut World, version: u64, accept: &[WorkerId], check_only: bool) -> ReplyId {
+    world.control(ControlRequest::SnapshotPromote(PromoteRequest {
+        v: V,
+        run: None,
+        snapshot: saved(Round(version)).manifest.digest,
+        pointer: "release".parse().expect("a name"),
+        accept: accept.to_vec(),
+        check_only,
+        reason: "only its first round".parse().expect("a reason"),
+    }))
+}
+
+#[test]
+fn tl_19_tl_31_an_operator_accepts_a_worker_in_quarantine_by_its_key_and_the_ledger_says_so() {
+    let mut world = with_snapshots();
+    quarantine(&mut world, 1);
+    for accept in [&[][..], &[worker(2)]] {
+        let asked = accepting(&mut world, 2, accept, false);
+        assert_eq!(world.refusal(asked), Code::SnapshotDescends);
+    }
+    let asked = accepting(&mut world, 2, &[worker(2), worker(1)], false);
+    let reply = replied(&world, asked);
+    assert_eq!(
+        (reply.changed, &reply.accepted[..]),
+        (true, &[worker(1)][..])
+    );
+    let named = |event: &LedgerEvent| matches!(event, LedgerEvent::SnapshotPromoted { accepted, .. } if *accepted == [worker(1)]);
+    assert_eq!(world.count(named), 1);
+    world.restart();
+    // The same order again moves nothing, and accepts nothing anew.
+    let asked = accepting(&mut world, 2, &[worker(1)], false);
+    let reply = replied(&world, asked);
+    assert_eq!((reply.changed, &reply.accepted[..]), (false, &[][..]));
+    let rows = snapshots(&mut world);
+    let shut = rows
+        .iter()
+        .map(|row| row.quarantined.map_or(0, |count| count.get()));
+    assert_eq!(shut.collect::<Vec<_>>(), [1, 1]);
+}
+
+#[test]
+fn tl_19_a_question_about_a_promotion_moves_nothing_and_hears_what_the_order_would() {
+    let mut world = with_snapshots();
+    let asked = accepting(&mut world, 2, &[], true);
+    let reply = replied(&world, asked);
+    assert_eq!((reply.changed, reply.before), (true, None));
+    quarantine(&mut world, 1);
+    let asked = accepting(&mut world, 2, &[], true);
+    assert_eq!(world.refusal(asked), Code::SnapshotDescends);
+    let asked = accepting(&mut world, 2, &[worker(1)], true);
+    assert_eq!(replied(&world, asked).accepted, [worker(1)]);
+    let asked = accepting(&mut world, 3, &[], true);
+    assert_eq!(world.refusal(asked), Code::SnapshotMissing);
+    assert_eq!(written(&world), 0);
+    let many = vec![worker(1); ACCEPTED_MAX + 1];
+    let asked = accepting(&mut world, 2, &many, false);
+    assert_eq!(world.refusal(asked), Code::MessageInvalid);
+    let asked = accepting(&mut world, 2, &many[1..], false);
+    assert!(replied(&world, asked).changed);
+}
+
+#[test]
+fn tl_19_a_refused_promotion_names_the_newest_snapshot_that_can_be_promoted() {
+    let mut world = with_snapshots();
+    // The second round is of another worker.
+    world.join(2);
+    for _ in 0..world.run().spec.schedule.units {
+        let held = world.lease(2);
+        world.submit(2, held);
+        world.answer_pending();
+    }
+    quarantine(&mut world, 2);
+    let told = |world: &World, asked| match &world.answers[&asked] {
+        Err(refusal) => refusal.detail.clone(),
+        other => panic!("{other:?}"),
+    };
+    let asked = accepting(&mut world, 3, &[], true);
+    let text = told(&world, asked);
+    let (shut, clean) = (worker(2), saved(Round(2)).manifest.digest);
+    for part in [shut.to_string(), format!("is of round 2, {clean}")] {
+        assert!(text.contains(&part), "{text}");
+    }
+    quarantine(&mut world, 1);
+    let asked = accepting(&mut world, 3, &[worker(2)], true);
+    let text = told(&world, asked);
+    assert!(text.contains("no full snapshot is without"), "{text}");
+    assert!(
+        text.contains(worker(1).as_str()) && !text.contains(worker(2).as_str()),
+        "{text}"
+    );
+}
+
 #[test]
 fn tl_19_tl_31_no_snapshot_with_a_contribution_of_a_worker_in_quarantine_is_promoted() {
     let mut world = with_snapshots();
     let asked = promote(&mut world, "before", 1);
     assert!(replied(&world, asked).changed);
-    world.control(ControlRequest::WorkerQuarantine(QuarantineRequest {
-        v: V,
-        run: run_id(),
-        worker: worker(1),
-        quarantined: true,
-        reason: "odd norms".parse().expect("a reason"),
-    }));
+    quarantine(&mut world, 1);
     let asked = promote(&mut world, "release", 2);
     assert_eq!(world.refusal(asked), Code::SnapshotDescends);
     // A repeated order changes nothing, and its answer may have been lost.

@@ -40,7 +40,7 @@ pub(super) fn shut(world: &mut World, number: u32) -> QuarantineReply {
     replied(world, asked)
 }
 
-fn readmit(world: &mut World, number: u32) -> QuarantineReply {
+pub(super) fn readmit(world: &mut World, number: u32) -> QuarantineReply {
     let asked = world.control(request(number, &run_id(), false));
     replied(world, asked)
 }

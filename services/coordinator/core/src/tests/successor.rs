@@ -3,7 +3,7 @@
 use schemas::event::{Departure, LedgerEvent};
 use schemas::{Code, Rank, Seat};
 
-use super::quarantine::shut;
+use super::quarantine::{readmit, shut};
 use crate::fixture::*;
 use crate::input::{Input, Recorded, ReplyId};
 
@@ -85,6 +85,19 @@ fn tl_31_another_key_is_no_way_around_a_quarantine_or_a_removal() {
         world.count(|event| matches!(event, LedgerEvent::WorkerJoined { .. })),
         2
     );
+}
+
+#[test]
+fn tl_31_the_answer_to_a_readmission_names_the_other_keys_that_are_still_shut_out() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let leave = crate::WorkerRequest::Leave(leave_request(1, "told to finish"));
+    world.ask(peer(1), leave);
+    renamed(&mut world, 2, 1, None);
+    assert!(shut(&mut world, 2).other_keys.is_empty());
+    assert_eq!(shut(&mut world, 1).other_keys, [worker(2)]);
+    assert_eq!(readmit(&mut world, 2).other_keys, [worker(1)]);
+    assert!(readmit(&mut world, 1).other_keys.is_empty());
 }
 
 #[test]

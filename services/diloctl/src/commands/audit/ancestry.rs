@@ -1,17 +1,17 @@
 //! `lineage show`: what an object was made from, verified link by link; and the same check for a
 //! promotion.
 
-use diloco_audit::Auditor;
 use diloco_audit::ancestry::{Ancestry, Handed, History, SavedSnapshot, Subject};
 use diloco_audit::provenance::{Attested, Verifier};
+use diloco_audit::{Auditor, DigestPrefix};
 use runtime::Failure;
 use schemas::snapshot::MergeRecord;
 use schemas::text::Time;
 use schemas::{Chunks, Code, Digest, ObjectRef, PublicKey, Refusal, Round, RunId, Weight};
 use serde::Serialize;
 
-use super::record;
 use super::sources::Source;
+use super::{lineage, record};
 use crate::cli::{AncestrySource, ShowLineage};
 use crate::commands::watch;
 use crate::context::Context;
@@ -48,6 +48,8 @@ struct Shown {
     run: RunId,
     verified: bool,
     lineage: Node,
+    /// The full snapshots that it rests on, the newest first.
+    rests_on: Vec<Node>,
 }
 
 /// A snapshot that was verified up to the run's beginning.
@@ -89,9 +91,12 @@ impl Signed {
 
 /// Shows what an object was made from.
 pub(crate) async fn show(context: &Context, command: &ShowLineage) -> Result<(), Failure> {
-    let ancestry = collect(context, command.digest, &command.from).await?;
+    let wanted = &command.digest;
+    let ancestry = collect(context, wanted.clone(), &command.from).await?;
+    let none = "no snapshot and no contribution is";
+    let digest = lineage::only(wanted, ancestry.found(), none)?;
     let Some((run, history, subject)) = ancestry.find() else {
-        let detail = format!("no snapshot and no contribution is {}", command.digest);
+        let detail = format!("{none} {digest}");
         return Err(Failure::new(Code::DigestUnknown, detail));
     };
     let source = Source::open(context, &command.from.objects).await?;
@@ -106,14 +111,15 @@ pub(crate) async fn show(context: &Context, command: &ShowLineage) -> Result<(),
         verifier,
         worst: None,
     };
-    let lineage = match subject {
+    let (lineage, rests_on) = match subject {
         Subject::Snapshot(snapshot) => tree.snapshots(snapshot).await,
-        Subject::Contribution(handed) => tree.contribution(handed, None).await,
+        Subject::Contribution(handed) => (tree.contribution(handed, None).await, Vec::new()),
     };
     let shown = Shown {
         run: run.clone(),
         verified: tree.worst.is_none(),
         lineage,
+        rests_on,
     };
     match context.printer.format() {
         Format::Table => context.printer.text(&shown.text()),
@@ -128,7 +134,7 @@ pub(crate) async fn verified(
     digest: Digest,
     from: &AncestrySource,
 ) -> Result<VerifiedSnapshot, Failure> {
-    let ancestry = collect(context, digest, from).await?;
+    let ancestry = collect(context, digest.into(), from).await?;
     let snapshot = match ancestry.find() {
         Some((run, history, Subject::Snapshot(snapshot))) if snapshot.manifest.digest == digest => {
             Some((run, history, snapshot))
@@ -186,7 +192,7 @@ pub(crate) async fn verified(
 /// Reads the record for the ancestry of an object.
 async fn collect(
     context: &Context,
-    digest: Digest,
+    digest: DigestPrefix,
     from: &AncestrySource,
 ) -> Result<Ancestry, Failure> {
     let collecting = |auditor: Auditor| auditor.tracing_back(Ancestry::new(digest));
@@ -227,15 +233,13 @@ impl Tree<'_> {
         }
     }
 
-    /// The snapshot with its rounds, then those that it rests on, one in the other.
-    async fn snapshots(&mut self, snapshot: &SavedSnapshot) -> Node {
+    /// The snapshot with its rounds, and those that it rests on, the newest first.
+    async fn snapshots(&mut self, snapshot: &SavedSnapshot) -> (Node, Vec<Node>) {
         let history = self.verifier.history;
         let line = history.line(snapshot);
-        let mut before = None;
-        for one in line.iter().skip(1).rev() {
-            let mut node = self.snapshot(one).await;
-            node.from.extend(before.take());
-            before = Some(node);
+        let mut before = Vec::with_capacity(line.len());
+        for one in line.iter().skip(1) {
+            before.push(self.snapshot(one).await);
         }
         let mut node = self.snapshot(snapshot).await;
         for promotion in &history.promotions {
@@ -243,7 +247,13 @@ impl Tree<'_> {
                 let (pointer, time) = (&promotion.pointer, Time(promotion.time));
                 let (operator, reason) = (&promotion.operator, &promotion.reason);
                 let about = format!("by {operator} at {time}: {reason}");
-                let promoted = Node::of("promoted as", about, None).named(pointer);
+                let mut promoted = Node::of("promoted as", about, None).named(pointer);
+                promoted
+                    .from
+                    .extend(promotion.accepted.iter().map(|worker| {
+                        let what = "contributions of a worker in quarantine accepted";
+                        Node::of(what, String::new(), None).named(worker)
+                    }));
                 node.from.push(promoted);
             }
         }
@@ -252,8 +262,7 @@ impl Tree<'_> {
             let round = self.round(merge).await;
             node.from.push(round);
         }
-        node.from.extend(before);
-        node
+        (node, before)
     }
 
     /// A snapshot with its statement.
@@ -402,6 +411,12 @@ impl Shown {
     fn text(&self) -> String {
         let mut lines = vec![format!("run {}", self.run)];
         self.lineage.lines(0, &mut lines);
+        if !self.rests_on.is_empty() {
+            lines.push("rests on".to_owned());
+        }
+        self.rests_on
+            .iter()
+            .for_each(|node| node.lines(0, &mut lines));
         lines.join("\n")
     }
 }
@@ -419,6 +434,27 @@ mod tests {
         let counted = (signed.verified, signed.unproven);
         assert_eq!(counted, (1, 1));
         assert!(signed.count(refusal(Code::LineageDiffers)).is_err());
+    }
+
+    #[test]
+    fn the_snapshots_that_one_rests_on_stand_below_each_other() {
+        let of = |round: u64| {
+            let mut node = Node::of("snapshot", String::new(), None).named(round);
+            node.from.push(Node::of("statement", String::new(), None));
+            node
+        };
+        let shown = Shown {
+            run: "demo".parse().expect("a name"),
+            verified: true,
+            lineage: of(300),
+            rests_on: (1..300).rev().map(of).collect(),
+        };
+        let text = shown.text();
+        assert_eq!(text.lines().count(), 2 + 300 * 2);
+        let indented = text.lines().filter(|line| line.starts_with("   ")).count();
+        assert_eq!(indented, 0, "{text}");
+        let json = serde_json::to_string(&shown).expect("it serialises");
+        assert!(serde_json::from_str::<serde_json::Value>(&json).is_ok());
     }
 
     #[test]

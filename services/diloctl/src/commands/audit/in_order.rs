@@ -65,6 +65,7 @@ mod tests {
             kind: String::new(),
             about: String::new(),
             detail: String::new(),
+            digest: None,
             verdict,
             problem: None,
         }

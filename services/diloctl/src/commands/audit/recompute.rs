@@ -28,9 +28,13 @@ pub(crate) async fn run(context: &Context, command: &Recompute) -> Result<(), Fa
     };
     let merges = Merges::new(command.run.clone(), wanted);
     let collecting = |auditor: Auditor| auditor.collecting(merges);
-    let mut auditor = match command.ledger_in_store {
-        true => record::read_log(context, &log_of(&command.objects), collecting)?,
-        false => record::read(context, command.ledger.as_deref(), collecting).await?,
+    let files = command.ledger.as_deref();
+    let (mut auditor, short) = match command.ledger_in_store {
+        true => (
+            record::read_log(context, &log_of(&command.objects), collecting)?,
+            None,
+        ),
+        false => record::read_what_is_there(context, files, collecting).await?,
     };
     let merges = auditor.take_merges().expect("they were collected");
     let spec = merges
@@ -54,7 +58,8 @@ pub(crate) async fn run(context: &Context, command: &Recompute) -> Result<(), Fa
     bar.finish_and_clear();
     listing.end();
     context.printer.talk(&report.summary());
-    report.judge()
+    report.judge()?;
+    short.map_or(Ok(()), Err)
 }
 
 /// The log in the store that has the objects.
@@ -145,7 +150,6 @@ impl Report {
                 snapshot_compared,
             } = outcome;
             self.rounds += 1;
-            self.verified += u64::from(fault.is_none());
             if let Some(fault) = &fault {
                 let refusal = Refusal::new(fault.code(), format!("round {round}: {fault}"));
                 let first = match fault {
@@ -158,6 +162,7 @@ impl Report {
             let after = segment.end.filter(|end| end.round == round.next());
             let unread = after.filter(|_| fault.is_none() && !snapshot_compared);
             let unread = unread.map(|end| format!("snapshot {} is gone", end.round));
+            self.verified += u64::from(fault.is_none() && unread.is_none());
             if let Some(unread) = &unread {
                 let detail = format!("round {round}: {unread}, so it was compared with nothing");
                 let unproven = Refusal::new(Code::RoundUnproven, detail);
@@ -165,7 +170,10 @@ impl Report {
             }
             listing.row(&RoundRow {
                 round,
-                verdict: Verdict::of(fault.as_ref()),
+                verdict: match unread {
+                    Some(_) => Verdict::Unproven,
+                    None => Verdict::of(fault.as_ref()),
+                },
                 from: segment.base.map(|base| base.round),
                 inputs: recorded.record.inputs.len(),
                 tokens: recorded.tokens,

@@ -4,7 +4,10 @@
 use std::path::Path;
 
 use diloco_audit::files::kept;
-use diloco_audit::{Auditor, Replay, ReplayError, StreamSequence, auditor_of, recall_files};
+use diloco_audit::log::LogError;
+use diloco_audit::{
+    Auditor, Recalled, Replay, ReplayError, StreamSequence, auditor_of, recall_files, signed_events,
+};
 use runtime::Failure;
 use schemas::Code;
 use schemas::permission::Role;
@@ -20,13 +23,26 @@ pub(in crate::commands) async fn read(
     files: Option<&Path>,
     prepare: impl FnOnce(Auditor) -> Auditor,
 ) -> Result<Auditor, Failure> {
-    let auditor = match files {
+    match read_what_is_there(context, files, prepare).await? {
+        (auditor, None) => Ok(auditor),
+        (_, Some(short)) => Err(short),
+    }
+}
+
+/// Checks the record as [`read`] does. If it ends early, and nothing shows that more was there, it is
+/// returned with the failure to end with: what it says up to there is verified.
+pub(super) async fn read_what_is_there(
+    context: &Context,
+    files: Option<&Path>,
+    prepare: impl FnOnce(Auditor) -> Auditor,
+) -> Result<(Auditor, Option<Failure>), Failure> {
+    let (auditor, short) = match files {
         Some(folder) => of_files(context, folder, prepare)?,
-        None => of_stream(context, prepare).await?,
+        None => (of_stream(context, prepare).await?, None),
     };
     match auditor.evidence() {
         Some(found) => Err(Failure::new(Code::RecordUnproven, found)),
-        None => super::check_successor(&auditor).map(|()| auditor),
+        None => super::check_successor(&auditor).map(|()| (auditor, short)),
     }
 }
 
@@ -48,17 +64,46 @@ fn of_files(
     context: &Context,
     folder: &Path,
     prepare: impl FnOnce(Auditor) -> Auditor,
-) -> Result<Auditor, Failure> {
+) -> Result<(Auditor, Option<Failure>), Failure> {
     let trust = context.domain()?.trust().clone();
     let auditor = auditor_of(&trust);
     let mut auditor = prepare(auditor);
-    let last = recall_files(folder, &mut auditor)?;
-    if last == StreamSequence(0) {
+    // Before the files: a service that goes on writes events first, and then a head over them.
+    let signed = match signed_events(folder, &trust) {
+        Err(error @ LogError::Head { .. }) => Err(Failure::new(Code::HeadInvalid, error)),
+        signed => signed.map_err(Failure::from),
+    }?;
+    let recalled = recall_files(folder, &mut auditor)?;
+    if recalled.last == StreamSequence(0) && signed.is_none_or(|signed| signed == 0) {
         let text = format!("{} holds no event; nothing was checked", folder.display());
         return Err(Failure::new(Code::NoVerdict, text));
     }
-    let _results = auditor.conclude(last);
-    Ok(auditor)
+    let short = recalled.torn.as_ref().map(|path| {
+        let text = format!(
+            "{} ends inside a line, so the files end early; all up to there is verified. If a \
+             service writes them at this moment, repeat the command",
+            path.display()
+        );
+        Failure::new(Code::NoVerdict, text)
+    });
+    let _results = auditor.conclude(recalled.last);
+    check_whole(folder, &recalled, signed)?;
+    Ok((auditor, short))
+}
+
+/// Refuses files that have fewer events than the signed head beside them covers.
+fn check_whole(folder: &Path, recalled: &Recalled, signed: Option<u64>) -> Result<(), Failure> {
+    let events = recalled.events;
+    match signed.filter(|signed| *signed > events) {
+        None => Ok(()),
+        Some(signed) => {
+            let text = format!(
+                "the files in {} have {events} events, and the signed head beside them covers {signed}",
+                folder.display()
+            );
+            Err(Failure::new(Code::AuditFilesShort, text))
+        }
+    }
 }
 
 /// Checks stream `AUDIT`.
@@ -74,4 +119,28 @@ async fn of_stream(
     let ran: Result<(), ReplayError> = replay.run(context.timeout, &mut |_| {}).await;
     ran?;
     Ok(replay.into_auditor())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fg_07_files_with_fewer_events_than_the_signed_head_are_evidence() {
+        let folder = Path::new("audit");
+        let recalled = Recalled {
+            last: StreamSequence(9),
+            events: 7,
+            torn: None,
+        };
+        for signed in [None, Some(6), Some(7)] {
+            assert!(check_whole(folder, &recalled, signed).is_ok(), "{signed:?}");
+        }
+        let failed = check_whole(folder, &recalled, Some(8)).expect_err("one is gone");
+        assert_eq!(failed.code(), Code::AuditFilesShort);
+        assert_eq!(
+            runtime::exit::exit_status(failed.code()),
+            runtime::exit::EXIT_TAMPERED
+        );
+    }
 }

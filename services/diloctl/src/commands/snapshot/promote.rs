@@ -4,7 +4,7 @@
 use runtime::Failure;
 use schemas::call::control as call;
 use schemas::promotion::{PromoteReply, PromoteRequest};
-use schemas::{Code, Digest, PublicKey, Round, RunId, V};
+use schemas::{Code, Digest, PublicKey, Round, RunId, V, WorkerId};
 use serde::Serialize;
 
 use crate::cli::PromoteArgs;
@@ -13,21 +13,32 @@ use crate::context::Context;
 use crate::output::Record;
 
 /// Moves a pointer to a snapshot that was verified here. The credentials that the command line names
-/// read the ledger; the order is the operator's.
+/// read the ledger; the order is the operator's. What the coordinator will not do is known before
+/// anything is verified, which takes long.
 pub(super) async fn run(context: &Context, command: &PromoteArgs) -> Result<(), Failure> {
-    let verified = ancestry::verified(context, command.digest, &command.from).await?;
     let own = Context {
         credentials: None,
         ..context.clone()
     };
-    let request = PromoteRequest {
+    let question = PromoteRequest {
         v: V,
-        run: verified.run.clone(),
-        snapshot: verified.manifest.digest,
+        run: None,
+        snapshot: command.digest,
         pointer: command.pointer.clone(),
+        accept: command.accept_quarantined.clone(),
+        check_only: true,
         reason: command.reason.clone(),
     };
     let operator = own.operator().await?;
+    let may = operator.ask::<call::SnapshotPromote>(&question).await?;
+    confirms(&question, &may)?;
+    let verified = ancestry::verified(context, command.digest, &command.from).await?;
+    let request = PromoteRequest {
+        run: Some(verified.run.clone()),
+        snapshot: verified.manifest.digest,
+        check_only: false,
+        ..question
+    };
     let reply = operator.ask::<call::SnapshotPromote>(&request).await?;
     confirms(&request, &reply)?;
     context.printer.record(&Promoted::of(verified, reply));
@@ -62,6 +73,8 @@ struct Promoted {
     before: Option<u64>,
     /// True if a restore has undone the snapshot.
     undone: bool,
+    /// The workers in quarantine whose contributions were accepted with this move.
+    accepted: Vec<WorkerId>,
     /// The key that signed the statement about the snapshot.
     signed_by: PublicKey,
     /// Objects of the snapshot that were read back and hashed.
@@ -82,6 +95,7 @@ impl Promoted {
             manifest: reply.manifest.digest,
             before: reply.before.map(Round::get),
             undone: reply.undone,
+            accepted: reply.accepted,
             signed_by: verified.key,
             objects: verified.objects,
             rests_on: verified.before,
@@ -103,18 +117,26 @@ impl Record for Promoted {
             more => format!("; {more} more cannot be checked again"),
         };
         let signatures = format!("{} signatures of workers{unproven}", by.verified);
-        vec![
+        let mut lines = vec![
             ("run", self.run.to_string()),
             ("pointer", format!("{}: {state}", self.pointer)),
             ("round", self.round.to_string()),
             ("snapshot", super::of_what(self.manifest, self.undone)),
+        ];
+        let accepted = self.accepted.iter();
+        lines.extend(accepted.map(|worker| {
+            let text = format!("contributions of {worker}, which is in quarantine");
+            ("accepted", text)
+        }));
+        lines.extend([
             ("signed by", self.signed_by.to_string()),
             ("read back", format!("{objects} objects")),
             (
                 "verified",
                 format!("{before} snapshots before it, {signatures}"),
             ),
-        ]
+        ]);
+        lines
     }
 }
 
@@ -129,9 +151,11 @@ mod tests {
         let manifest = ObjectRef::of(b"manifest");
         let request = PromoteRequest {
             v: V,
-            run: "demo".parse().expect("a name"),
+            run: Some("demo".parse().expect("a name")),
             snapshot: manifest.digest,
             pointer: "release".parse().expect("a name"),
+            accept: Vec::new(),
+            check_only: false,
             reason: "a reason".parse().expect("a reason"),
         };
         let reply = PromoteReply {
@@ -142,6 +166,7 @@ mod tests {
             manifest,
             before: None,
             undone: false,
+            accepted: Vec::new(),
         };
         assert!(confirms(&request, &reply).is_ok());
         let other = PromoteReply {

@@ -1,12 +1,12 @@
 //! The credential of a worker: `worker quarantine` revokes it in the same command, once the
 //! quarantine is in the ledger, which is the sooner of the two.
 
-use identity::{Domain, Registration, Revocation};
+use identity::{Credentials, Domain, Registration, Revocation};
 use runtime::accounts::{self, Revoked};
 use runtime::{Failure, clock};
 use schemas::hold::Reason;
 use schemas::permission::Role;
-use schemas::{RunId, WorkerId};
+use schemas::{PublicKey, RunId, WorkerId};
 use serde::Serialize;
 
 use crate::commands::auth::revoke::found;
@@ -31,7 +31,11 @@ pub(super) enum Credential {
     /// The revocation failed, or is not in effect yet.
     Failed { reason: String },
     /// It was revoked, and no token was issued since.
-    Void { name: Option<String> },
+    Void {
+        name: Option<String>,
+        /// The key that its holder has now, if that is another one.
+        now: Option<PublicKey>,
+    },
     /// Nothing says that it is revoked.
     Unrevoked,
     /// This machine cannot say if it is revoked.
@@ -104,11 +108,30 @@ impl Credential {
     fn try_of(context: &Context, worker: &WorkerId) -> Result<Self, Failure> {
         let domain = context.domain()?;
         let holders = domain.holders_of(worker.as_str())?;
-        let name = holders.first().map(|holder| holder.name.clone());
-        Ok(match is_void(&domain, worker, &holders)? {
-            true => Self::Void { name },
-            false => Self::Unrevoked,
-        })
+        if !is_void(&domain, worker, &holders)? {
+            return Ok(Self::Unrevoked);
+        }
+        let own = |key: &PublicKey| key.as_str() == worker.as_str();
+        let key = holders
+            .iter()
+            .map(|holder| &holder.public)
+            .find(|key| own(key));
+        let issued = domain.layout().issued();
+        let heir = key
+            .map(|key| issued.successor_of(key))
+            .transpose()?
+            .flatten();
+        let holder = holders.first().or(heir.as_ref());
+        let name = holder.map(|holder| holder.name.clone());
+        // `auth issue` takes the key from this file.
+        let file = name.as_ref().map(|name| domain.layout().credentials(name));
+        let here = file.and_then(|file| Credentials::read(&file).ok());
+        let here = here.map(|here| here.public().clone());
+        let now = heir
+            .map(|heir| heir.public)
+            .or(here)
+            .filter(|key| !own(key));
+        Ok(Self::Void { name, now })
     }
 
     /// The line of it, with the next step.
@@ -147,7 +170,16 @@ impl Credential {
             Self::Failed { reason } => format!(
                 "not in effect: {reason}. Repeat the command, or run `diloctl auth revoke {worker}`"
             ),
-            Self::Void { name } => format!(
+            Self::Void {
+                name,
+                now: Some(now),
+            } => format!(
+                "revoked for good: {} has key {now} now, and {} makes a token for that key, none for \
+                 this one",
+                name.as_deref().unwrap_or("its holder"),
+                issue(name.as_ref())
+            ),
+            Self::Void { name, now: None } => format!(
                 "revoked: {} makes a new token for the same key; copy the file to its machine before \
                  you start its process",
                 issue(name.as_ref())
@@ -196,6 +228,7 @@ mod tests {
         let run: RunId = "demo".parse().expect("a name");
         let text = |credential: &Credential| credential.text(&worker(), &run);
         let revoke = format!("`diloctl auth revoke {}`", worker());
+        let now = SigningKey::generate(KeyKind::User).public().clone();
         for (credential, begin, next) in [
             (
                 Credential::Kept,
@@ -225,9 +258,18 @@ mod tests {
             (
                 Credential::Void {
                     name: Some("w1".to_owned()),
+                    now: None,
                 },
                 "revoked: ",
-                "`diloctl auth issue worker w1 --run demo`",
+                "`diloctl auth issue worker w1 --run demo` makes a new token for the same key",
+            ),
+            (
+                Credential::Void {
+                    name: Some("w1".to_owned()),
+                    now: Some(now),
+                },
+                "revoked for good: w1 has key",
+                "`diloctl auth issue worker w1 --run demo` makes a token for that key, none for this",
             ),
             (
                 Credential::Unrevoked,
