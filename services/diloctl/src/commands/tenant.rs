@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use identity::tenants::TenantEntry;
-use identity::{Domain, DomainLock};
 use runtime::{Failure, accounts, clock};
 use schemas::call::control as call;
 use schemas::control::{Query, View};
@@ -36,14 +35,6 @@ pub(crate) async fn run(context: &Context, command: Tenant) -> Result<(), Failur
     }
 }
 
-/// The domain as it is once `command` has it for itself: another command may have changed it before.
-fn locked(context: &Context, command: &str) -> Result<(Domain, DomainLock), Failure> {
-    // Without a domain there is no folder for the lock.
-    context.domain()?;
-    let lock = context.lock(command)?;
-    Ok((context.domain()?, lock))
-}
-
 /// The coordinator learns of the tenant first: from then on it takes nobody of the account for a
 /// worker of another tenant. The broker lets somebody into the account only after that.
 async fn make(
@@ -52,7 +43,7 @@ async fn make(
     quota: &QuotaArgs,
     declarations: &Declarations,
 ) -> Result<(), Failure> {
-    let (domain, lock) = locked(context, "diloctl tenant new")?;
+    let (domain, lock) = context.locked("diloctl tenant new").await?;
     let url = context.accounts_url()?;
     domain.take_over(clock::now())?;
     let quota = quota.over(Quota::default());
@@ -65,7 +56,7 @@ async fn make(
 }
 
 async fn set_quota(context: &Context, name: &TenantName, quota: &QuotaArgs) -> Result<(), Failure> {
-    let (domain, lock) = locked(context, "diloctl tenant quota")?;
+    let (domain, lock) = context.locked("diloctl tenant quota").await?;
     let url = context.accounts_url()?;
     let before = domain.tenants()?.remove(name).map(|entry| entry.quota);
     let entry = domain.set_quota(name, quota.over(before.unwrap_or_default()))?;
@@ -133,7 +124,7 @@ async fn end(
     now: bool,
     reason: Reason,
 ) -> Result<(), Failure> {
-    let (domain, lock) = locked(context, "diloctl tenant end")?;
+    let (domain, lock) = context.locked("diloctl tenant end").await?;
     let url = context.accounts_url()?;
     domain.layout().vault().check()?;
     let request = TenantEndRequest {
