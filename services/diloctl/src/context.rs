@@ -543,4 +543,45 @@ mod tests {
                 .is_err()
         );
     }
+
+    fn alone(folder: &Path, timeout: Duration) -> Context {
+        Context {
+            folder: folder.to_owned(),
+            endpoints: Endpoints::default(),
+            credentials: None,
+            timeout,
+            printer: Printer::new(Format::Table),
+            warned: Arc::default(),
+            history: Arc::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_second_command_waits_for_the_first_and_not_for_ever() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let folder = scratch.path().join("domain");
+        let first = DomainLock::take(&folder, "diloctl up").expect("nobody has it");
+        let short = alone(&folder, Duration::from_millis(1));
+        let refused = short.lock("diloctl down").await.expect_err("it is taken");
+        assert_eq!(refused.code(), Code::DomainBusy);
+        assert!(refused.to_string().contains("`diloctl up`"), "{refused}");
+        let patient = alone(&folder, Duration::from_secs(3600));
+        let frees = async { drop(first) };
+        let (taken, ()) = tokio::join!(patient.lock("diloctl down"), frees);
+        taken.expect("it was given back");
+    }
+
+    #[test]
+    fn an_interrupted_command_says_what_it_has_finished() {
+        let context = alone(Path::new("nowhere"), Duration::ZERO);
+        let said = |context: &Context| context.interrupted("SIGINT");
+        assert_eq!(said(&context).refusal().detail, "stopped by SIGINT");
+        assert_eq!(said(&context).exit_status(), 130);
+        context.clone().finished("the broker runs");
+        context.finished("the store runs");
+        assert_eq!(
+            said(&context).refusal().detail,
+            "stopped by SIGINT; finished before: the broker runs; the store runs"
+        );
+    }
 }

@@ -59,6 +59,9 @@ pub(crate) fn program(name: &str) -> Result<PathBuf, Failure> {
 /// The services that every machine runs on which `up` is used; workers come beside them.
 pub(crate) const SERVICES: [&str; 5] = services::ORDER;
 
+pub(crate) use process::log_file;
+pub(crate) use services::{BROKER, COORDINATOR, REGISTRAR, STORE};
+
 /// Names of the processes that `up` started from this folder and that live, in their order.
 pub(crate) fn running(folder: &Path) -> Result<Vec<String>, Failure> {
     let mut names: Vec<String> = Running::all(folder)?
