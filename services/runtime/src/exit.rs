@@ -115,6 +115,7 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::TenantUnknown
         | Code::RoundNotMerged
         | Code::PointerUnknown
+        | Code::NamedFileMissing
         | Code::EventUnlogged => EXIT_NOT_FOUND,
         Code::RunExists
         | Code::DomainExists

@@ -285,7 +285,8 @@ impl Record for Set {
             lines.push(("credential", credential));
             return lines;
         }
-        let lease = or_dash(self.lease_ended, |lease| lease.to_string());
+        let lease = self.lease_ended.map(|lease| lease.to_string());
+        let lease = lease.unwrap_or_else(|| "none".to_owned());
         let uploads = match self.uploads_deleted {
             Some(count) => format!("{count} deleted"),
             None => "not deleted: the store did not do it in time; repeat the command".to_owned(),
@@ -412,7 +413,7 @@ mod tests {
     fn tl_31_the_lines_say_what_an_order_touched() {
         let nothing = set(true);
         for (name, text) in [
-            ("lease ended", "-"),
+            ("lease ended", "none"),
             ("contributions withdrawn", "none"),
             ("units open again", "0"),
             ("uploads", "0 deleted"),

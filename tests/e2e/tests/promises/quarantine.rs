@@ -206,7 +206,7 @@ fn the_answer_is_what_the_record_says(all: &[Recorded], shown: &str, worker: &Wo
     else {
         unreachable!("it was picked as one")
     };
-    let held = lease.map_or_else(|| "-".to_owned(), |lease| lease.to_string());
+    let held = lease.map_or_else(|| "none".to_owned(), |lease| lease.to_string());
     assert_eq!(value(shown, "lease ended"), Some(held), "{shown}");
     let named = value(shown, "contributions withdrawn").expect("it is printed");
     let count = match named.as_str() {
