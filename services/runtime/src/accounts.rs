@@ -199,6 +199,8 @@ pub async fn rotate(
     now: UnixMillis,
 ) -> Result<Rotated, Failure> {
     domain.layout().vault().check()?;
+    // A domain of an earlier release gets the key of the writer by this.
+    domain.write_server_config(&domain.layout().broker_generated(), now)?;
     // Nothing is made where no broker takes it.
     if let Err(failure) = AccountWriter::connect(domain, url, now).await {
         return Err(failure.add(
