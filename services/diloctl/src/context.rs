@@ -212,7 +212,7 @@ impl Context {
             None => failure,
             Some((holder, needed)) => {
                 let role = needed.name();
-                failure.add(format!("{holder}; this needs role {role}"))
+                failure.with_more(format!("{holder}; this needs role {role}"))
             }
         }
     }
@@ -286,12 +286,12 @@ impl Context {
         match (&holder.ended, &holder.name, holder.role) {
             (Some(_), Some(name), Some(role)) => {
                 let role = role.name();
-                failure.add(format!(
+                failure.with_more(format!(
                     "{holder}; `diloctl auth issue {role} {name}` where the vault is makes a new token \
                      for the same key"
                 ))
             }
-            _ => failure.add(holder),
+            _ => failure.with_more(holder),
         }
     }
 

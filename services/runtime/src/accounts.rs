@@ -203,7 +203,7 @@ pub async fn rotate(
     domain.write_server_config(&domain.layout().broker_generated(), now)?;
     // Nothing is made where no broker takes it.
     if let Err(failure) = AccountWriter::connect(domain, url, now).await {
-        return Err(failure.add(
+        return Err(failure.with_more(
             "nothing was changed: the broker must know a new signing key before anything is signed with it",
         ));
     }
@@ -217,10 +217,10 @@ pub async fn rotate(
             Ok(one) => rotated.push(one),
             Err(failure) => {
                 let text = format!(
-                    "role {} and those after it have their old keys",
+                    "the rotation of role {} broke off, and those after it have their old keys",
                     role.name()
                 );
-                broken = Some(failure.add(text));
+                broken = Some(failure.with_more(text));
                 break;
             }
         }

@@ -68,7 +68,7 @@ impl Failure {
     }
 
     /// The same with more about its first refusal.
-    pub fn add(mut self, more: impl Display) -> Self {
+    pub fn with_more(mut self, more: impl Display) -> Self {
         let first = &mut self.refusals[0];
         first.detail = format!("{}; {more}", first.detail);
         self
