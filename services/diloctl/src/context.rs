@@ -577,7 +577,11 @@ mod tests {
         let said = |context: &Context| context.interrupted("SIGINT");
         assert_eq!(said(&context).refusal().detail, "stopped by SIGINT");
         assert_eq!(said(&context).exit_status(), 130);
-        context.clone().finished("the broker runs");
+        let other = Context {
+            timeout: Duration::from_secs(1),
+            ..context.clone()
+        };
+        other.finished("the broker runs");
         context.finished("the store runs");
         assert_eq!(
             said(&context).refusal().detail,
