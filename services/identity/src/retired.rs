@@ -108,7 +108,11 @@ mod tests {
         let nothing = domain.note_retired(KeysOf::Leases, &[], UnixMillis(20));
         nothing.expect("there is nothing to write");
         assert_eq!(last(KeysOf::Leases).expect("it stays").at, UnixMillis(7));
-        let noted = domain.note_retired(KeysOf::Leases, &[second.clone()], UnixMillis(21));
+        let noted = domain.note_retired(
+            KeysOf::Leases,
+            std::slice::from_ref(&second),
+            UnixMillis(21),
+        );
         noted.expect("the folder takes files");
         assert_eq!(last(KeysOf::Leases).expect("it is new").keys, [second]);
     }
