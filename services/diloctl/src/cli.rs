@@ -20,7 +20,7 @@ pub(crate) use self::audit::{
     SECURITY, ShowLineage, StoreAddress, Witnessing,
 };
 pub(crate) use self::invite::InviteArgs;
-pub(crate) use self::rotate::Rotate;
+pub(crate) use self::rotate::{RolesArgs, Rotate};
 pub(crate) use self::snapshot::{PromoteArgs, RestoreArgs, Snapshot};
 pub(crate) use self::store::{Store, StoreCheck};
 pub(crate) use self::tenant::{QuotaArgs, Tenant};
@@ -195,7 +195,8 @@ pub(crate) enum Auth {
     /// confirms it before the command succeeds; if the broker is away, the revocations are kept,
     /// the exit status is 8, and `auth push` or `up` brings them into effect. Naming the domain's
     /// own coordinator or auditor revokes both connections of the service. A revoked holder can get
-    /// new credentials with `auth issue`.
+    /// new credentials with `auth issue`. Repeated, the command says `revoked already`. Tokens are
+    /// void that are dated up to the time in column `void up to`, five minutes ahead.
     Revoke {
         /// Names of holders, or keys (U...), as `auth ls` shows them.
         #[arg(required = true, value_name = "NAME|KEY")]
@@ -210,14 +211,15 @@ pub(crate) enum Auth {
     /// End the overlap that `auth rotate role` has begun: tokens of the role's earlier signing keys
     /// are void, and their connections are cut.
     Retire {
-        /// The role.
-        #[arg(value_parser = parse_signing_role)]
-        role: Role,
+        #[command(flatten)]
+        of: RolesArgs,
     },
     /// Give the running broker the tokens of all accounts, with permissions and revocations as the
     /// trust domain has them now. Clients whose rights change reconnect; others stay connected.
     Push,
-    /// List all keys that credentials were issued for, with their end, and their revocation.
+    /// List all keys that credentials were issued for, with their end, and their revocation. A
+    /// revocation voids every token that is dated up to the time in column `void up to`, five minutes
+    /// after it was made, so that clocks may differ; a token that is issued again is dated after that.
     Ls,
     /// Show the public keys of the trust domain and the credentials that were issued; no secret is
     /// printed.
@@ -555,10 +557,14 @@ fn parse_role(text: &str) -> Result<Role, String> {
     one_of(text, |role| !role.is_momentary())
 }
 
-/// A role whose signing key can be replaced: that of newcomers lies with the registrar's, and can be
-/// stolen with them.
+/// True for a role whose signing key can be replaced: that of newcomers lies with the registrar's,
+/// and can be stolen with them.
+fn is_rotated(role: &Role) -> bool {
+    !role.is_momentary() || role.is_signed_online()
+}
+
 fn parse_signing_role(text: &str) -> Result<Role, String> {
-    one_of(text, |role| !role.is_momentary() || role.is_signed_online())
+    one_of(text, is_rotated)
 }
 
 fn one_of(text: &str, allowed: impl Fn(&Role) -> bool) -> Result<Role, String> {

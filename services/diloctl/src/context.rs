@@ -2,13 +2,15 @@
 //! coordinator.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use identity::lock::LockError;
 use identity::secret::write_private;
-use identity::{ClientFile, Domain, DomainLock};
+use identity::{ClientFile, Credentials, Domain, DomainLock};
 use objects::Trust;
 use runtime::{Bus, BusConfig, Failure, clock};
 use schemas::call::{Call, ControlVerb, control as call, control_subject};
@@ -18,11 +20,13 @@ use schemas::view::WorkerView;
 use schemas::{Code, Millis, PublicKey, RunId, V};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
 
 use crate::cli::Global;
 use crate::output::Printer;
 use crate::stack::health::BrokerFault;
 use crate::switches;
+use crate::table::time;
 
 /// The addresses of broker and store; `up` writes them, every command reads them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +40,9 @@ pub(crate) struct Endpoints {
 
 /// A certificate with less than this left is made anew before a command uses it, if it can be.
 const CERTIFICATE_LEFT_MIN: Millis = Millis::from_secs(3600);
+
+/// Pause between two tries to take the domain's lock.
+const LOCK_EVERY: Duration = Duration::from_millis(100);
 
 /// The usual port of the broker.
 pub(crate) const BUS_PORT: u16 = 4222;
@@ -104,6 +111,17 @@ pub(crate) struct Context {
     /// Set once the warning about an open layer was printed: one warning for each command is
     /// enough. Clones share it.
     pub(crate) warned: Arc<AtomicBool>,
+    /// What the command has done so far.
+    pub(crate) history: Arc<Mutex<Done>>,
+}
+
+/// What a command has done so far: told if it is interrupted, or is refused.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    /// Steps that are finished.
+    steps: Vec<String>,
+    /// Credentials files that it connected with, each with the role that it needs.
+    connected: Vec<(PathBuf, Role)>,
 }
 
 impl Context {
@@ -121,6 +139,7 @@ impl Context {
             timeout: global.timeout.0,
             printer,
             warned: Arc::default(),
+            history: Arc::default(),
         })
     }
 
@@ -128,10 +147,108 @@ impl Context {
         Domain::open(&self.folder).map_err(Failure::from)
     }
 
-    /// Locks the domain for changes by `command`. While another command holds the lock, this fails
-    /// at once.
-    pub(crate) fn lock(&self, command: &str) -> Result<DomainLock, Failure> {
+    /// Locks the domain for changes by `command`. While another command holds the lock, this waits,
+    /// at most as long as for an answer.
+    pub(crate) async fn lock(&self, command: &str) -> Result<DomainLock, Failure> {
+        let deadline = Instant::now() + self.timeout;
+        let mut told = false;
+        loop {
+            match DomainLock::take(&self.folder, command) {
+                Err(busy @ LockError::Busy { .. }) if Instant::now() < deadline => {
+                    if !told {
+                        self.printer.talk(&format!("{busy}, and is waited for"));
+                        told = true;
+                    }
+                    sleep(LOCK_EVERY).await;
+                }
+                taken => return taken.map_err(Failure::from),
+            }
+        }
+    }
+
+    /// The domain as it is once `command` has it for itself: another command may have changed it
+    /// meanwhile.
+    pub(crate) async fn locked(&self, command: &str) -> Result<(Domain, DomainLock), Failure> {
+        // Without a domain there is no folder for the lock.
+        self.domain()?;
+        let lock = self.lock(command).await?;
+        Ok((self.domain()?, lock))
+    }
+
+    /// The lock without waiting.
+    pub(crate) fn try_lock(&self, command: &str) -> Result<DomainLock, Failure> {
         DomainLock::take(&self.folder, command).map_err(Failure::from)
+    }
+
+    /// Notes that a step is finished, for a person who interrupts the command.
+    pub(crate) fn finished(&self, step: impl ToString) {
+        self.done().steps.push(step.to_string());
+    }
+
+    /// The failure of a command that was stopped by a signal.
+    pub(crate) fn interrupted(&self, signal: &str) -> Failure {
+        let steps = self.done().steps.join("; ");
+        let text = match steps.is_empty() {
+            true => format!("stopped by {signal}"),
+            false => format!("stopped by {signal}; finished before: {steps}"),
+        };
+        Failure::new(Code::Interrupted, text)
+    }
+
+    /// The same failure. If the broker did not permit something, it names the credentials that the
+    /// command connected with, and the role that it needs.
+    pub(crate) fn explained(&self, failure: Failure) -> Failure {
+        if failure.code() != Code::BusDenied {
+            return failure;
+        }
+        let connected = self.done().connected.clone();
+        let holders = connected
+            .iter()
+            .map(|(file, needed)| (self.holder_of(file), *needed));
+        let holders: Vec<_> = holders.collect();
+        let other = |(holder, needed): &&(Holder, Role)| holder.role != Some(*needed);
+        // If one of several connections is of another role, that is the one.
+        let told = holders.iter().find(other).or(holders.first());
+        match told {
+            None => failure,
+            Some((holder, needed)) => {
+                let role = needed.name();
+                failure.with_more(format!("{holder}; this needs role {role}"))
+            }
+        }
+    }
+
+    /// What the trust domain's folder knows about a credentials file.
+    fn holder_of(&self, file: &Path) -> Holder {
+        let mut holder = Holder {
+            file: file.to_owned(),
+            name: None,
+            role: None,
+            ended: None,
+        };
+        let read = Credentials::read(file).ok().zip(self.domain().ok());
+        let Some((read, domain)) = read else {
+            return holder;
+        };
+        let (key, token) = (read.public(), read.token());
+        let known = domain.holders_of(key.as_str()).unwrap_or_default();
+        if token.expires.is_some_and(|ends| ends <= clock::now()) {
+            let ends = token.expires.map(time).unwrap_or_default();
+            holder.ended = Some(format!("its token ended at {ends}"));
+        }
+        if let Some(record) = known.first() {
+            (holder.name, holder.role) = (Some(record.name.clone()), Some(record.role));
+            let revocation = domain.revocation(&record.account, key).ok().flatten();
+            if let Some(one) = revocation.filter(|one| one.covers(token.issued)) {
+                let reason = one.reason.map(|reason| format!(" ({})", reason.as_str()));
+                holder.ended = Some(format!("it was revoked{}", reason.unwrap_or_default()));
+            }
+        }
+        holder
+    }
+
+    fn done(&self) -> MutexGuard<'_, Done> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connects with the credentials that were chosen, or those of `role`, which `auth init` issued
@@ -154,9 +271,29 @@ impl Context {
         };
         self.check_bus(&config)?;
         self.certify(&config.credentials)?;
-        Bus::connect("diloctl", &config, clock::now())
-            .await
-            .map_err(Failure::from)
+        let file = config.credentials.clone();
+        self.done().connected.push((file, role));
+        let connected = Bus::connect("diloctl", &config, clock::now()).await;
+        connected.map_err(|error| self.why_refused(error.into(), &config.credentials))
+    }
+
+    /// The same failure. If the broker refuses credentials that this folder knows as revoked or
+    /// ended, it says so.
+    fn why_refused(&self, failure: Failure, file: &Path) -> Failure {
+        if failure.code() != Code::BusRefused {
+            return failure;
+        }
+        let holder = self.holder_of(file);
+        match (&holder.ended, &holder.name, holder.role) {
+            (Some(_), Some(name), Some(role)) => {
+                let role = role.name();
+                failure.with_more(format!(
+                    "{holder}; `diloctl auth issue {role} {name}` where the vault is makes a new token \
+                     for the same key"
+                ))
+            }
+            _ => failure.with_more(holder),
+        }
     }
 
     /// The address of the broker whose accounts' tokens are replaced.
@@ -227,6 +364,32 @@ impl Context {
             folder: self.folder.clone(),
             store: self.endpoints.store.clone(),
         })
+    }
+}
+
+/// The holder of a credentials file, as far as the trust domain's folder knows it.
+#[derive(Debug)]
+struct Holder {
+    file: PathBuf,
+    name: Option<String>,
+    role: Option<Role>,
+    /// The reason why nobody connects with it any more.
+    ended: Option<String>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.display();
+        match (&self.name, self.role) {
+            (Some(name), Some(role)) => {
+                write!(f, "{file} is of {name}, role {}", role.name())?;
+            }
+            _ => write!(f, "{file} is of a holder that this folder does not know")?,
+        }
+        match &self.ended {
+            Some(ended) => write!(f, "; {ended}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -430,6 +593,7 @@ mod tests {
             timeout: Duration::from_secs(1),
             printer: Printer::new(Format::Table),
             warned: Arc::default(),
+            history: Arc::default(),
         };
         let opened: (OsString, OsString) = (
             "DILOCO_AUTH__EXCEPTIONS".into(),
@@ -479,5 +643,50 @@ mod tests {
             "blob.get",
         ];
         assert_eq!(needs, expected);
+    }
+
+    fn alone(folder: &Path, timeout: Duration) -> Context {
+        Context {
+            folder: folder.to_owned(),
+            endpoints: Endpoints::default(),
+            credentials: None,
+            timeout,
+            printer: Printer::new(Format::Table),
+            warned: Arc::default(),
+            history: Arc::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_second_command_waits_for_the_first_and_not_for_ever() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let folder = scratch.path().join("domain");
+        let first = DomainLock::take(&folder, "diloctl up").expect("nobody has it");
+        let short = alone(&folder, Duration::from_millis(1));
+        let refused = short.lock("diloctl down").await.expect_err("it is taken");
+        assert_eq!(refused.code(), Code::DomainBusy);
+        assert!(refused.to_string().contains("`diloctl up`"), "{refused}");
+        let patient = alone(&folder, Duration::from_secs(3600));
+        let frees = async { drop(first) };
+        let (taken, ()) = tokio::join!(patient.lock("diloctl down"), frees);
+        taken.expect("it was given back");
+    }
+
+    #[test]
+    fn an_interrupted_command_says_what_it_has_finished() {
+        let context = alone(Path::new("nowhere"), Duration::ZERO);
+        let said = |context: &Context| context.interrupted("SIGINT");
+        assert_eq!(said(&context).refusal().detail, "stopped by SIGINT");
+        assert_eq!(said(&context).exit_status(), 130);
+        let other = Context {
+            timeout: Duration::from_secs(1),
+            ..context.clone()
+        };
+        other.finished("the broker runs");
+        context.finished("the store runs");
+        assert_eq!(
+            said(&context).refusal().detail,
+            "stopped by SIGINT; finished before: the broker runs; the store runs"
+        );
     }
 }

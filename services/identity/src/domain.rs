@@ -84,7 +84,7 @@ pub enum DomainError {
     #[error("{} exists but no trust.json beside it, and no `auth init` that broke off has left it; move it away, then run `diloctl auth init` again", .0.display())]
     Unfinished(PathBuf),
     /// There is no domain.
-    #[error("{} holds no trust domain; run `diloctl auth init`", .0.display())]
+    #[error("{} {}", .0.display(), match .0.exists() { true => "holds no trust domain", false => "does not exist" })]
     Missing(PathBuf),
     /// The name is in use for something else.
     #[error("{} was issued for another role or run; choose another name", .0.display())]

@@ -8,6 +8,7 @@ use schemas::permission::Role;
 use crate::invitations::InvitationList;
 use crate::issued::IssuedList;
 use crate::issuer::Issuer;
+use crate::retired::KeysOf;
 use crate::vault::{Vault, role_key_name};
 
 /// The paths under a domain's folder.
@@ -207,6 +208,13 @@ impl DomainLayout {
         self.folder
             .join("retiring")
             .join(format!("{}.json", role.name()))
+    }
+
+    /// The note about the keys of a kind that were ended last.
+    pub(crate) fn retired(&self, of: KeysOf) -> PathBuf {
+        self.folder
+            .join("retired")
+            .join(format!("{}.json", of.note()))
     }
 
     /// The note that a holder gets another key.

@@ -39,6 +39,7 @@ pub mod purpose;
 mod refresh;
 pub mod reissue;
 pub mod release;
+pub mod retired;
 pub mod revocation;
 pub mod rotation;
 pub mod secret;

@@ -24,6 +24,9 @@ use crate::secret::{FileError, read_secret, write_private};
 /// Most revocations of one account. Each takes some 90 bytes of the account's token, which must
 /// stay below the broker's largest message.
 pub const REVOKED_MAX: usize = 8192;
+/// The name in the token of credentials that are made for one command: the broker reports it with a
+/// key that is nowhere listed.
+pub const MOMENTARY_NAME: &str = "diloctl-accounts";
 /// Life of credentials that are made for one command: enough for clocks that differ by minutes.
 const MOMENT: Millis = Millis::from_secs(300);
 
@@ -184,7 +187,7 @@ impl Domain {
         let signer = self.role_key(role)?;
         let key = ConnectionKey::generate();
         let subject = Subject {
-            name: role.name(),
+            name: MOMENTARY_NAME,
             key: key.public(),
             not_before: None,
             expires: Some(now.after(MOMENT)),

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use futures::{StreamExt as _, TryStreamExt as _};
 use identity::claims::AccountClaims;
+use identity::retired::KeysOf;
 use identity::rotation::{NewKey, Resigned};
 use identity::{Domain, DomainLock, Momentary, Revocation, jwt};
 use schemas::hold::Reason;
@@ -161,46 +162,97 @@ pub async fn until_connected(
 
 /// A rotated role. The broker knew its new key before anything was signed with it.
 #[derive(Debug)]
-pub struct Rotated {
+pub struct RotatedRole {
+    /// The role.
+    pub role: Role,
     /// The keys.
     pub keys: NewKey,
+    /// Earlier keys that stay valid; none if they end at once.
+    pub standing: Vec<PublicKey>,
     /// Earlier keys that end; none if the overlap stays.
     pub gone: Vec<PublicKey>,
     /// Its holders.
     pub resigned: Resigned,
-    /// An error if no broker has confirmed that the earlier keys end.
+}
+
+/// The outcome of a rotation.
+#[derive(Debug)]
+pub struct Rotated {
+    /// The roles that have a new key, in the order in which they were named.
+    pub roles: Vec<RotatedRole>,
+    /// An error if a role was not rotated, or no broker has confirmed that the earlier keys end.
     pub in_effect: Result<Pushed, Failure>,
 }
 
-/// Gives a role a new signing key: brings the key into effect at the broker at `url`, then signs
-/// with it, and ends the earlier keys if that is to be `at_once`.
+/// Gives roles new signing keys: brings the keys into effect at the broker at `url`, then signs with
+/// them, and ends the earlier keys if that is to be `at_once`.
 ///
 /// # Errors
 /// The vault or the broker is away, or the broker does not take tokens: then nothing is signed with
-/// the new key, and no key ends. Or the domain's folder cannot be used.
+/// a new key, and no key ends. Or the domain's folder cannot be used.
 pub async fn rotate(
     domain: &Domain,
     lock: &DomainLock,
     url: &str,
-    role: Role,
+    roles: &[Role],
     at_once: bool,
     now: UnixMillis,
 ) -> Result<Rotated, Failure> {
-    domain.make_role_key(role)?;
+    domain.layout().vault().check()?;
+    // A domain of an earlier release gets the key of the writer by this.
+    domain.write_server_config(&domain.layout().broker_generated(), now)?;
+    // Nothing is made where no broker takes it.
+    if let Err(failure) = AccountWriter::connect(domain, url, now).await {
+        return Err(failure.with_more(
+            "nothing was changed: the broker must know a new signing key before anything is signed with it",
+        ));
+    }
+    for role in roles {
+        domain.make_role_key(*role)?;
+    }
     push(domain, lock, url, now).await?;
-    let keys = domain.adopt_role_key(role)?;
-    let resigned = domain.resign_holders(role, now)?;
-    let gone = match at_once {
-        true => domain.retire(role)?,
-        false => Vec::new(),
-    };
+    let (mut rotated, mut broken) = (Vec::new(), None);
+    for role in roles {
+        match adopt(domain, *role, at_once, now) {
+            Ok(one) => rotated.push(one),
+            Err(failure) => {
+                let text = format!(
+                    "the rotation of role {} broke off, and those after it have their old keys",
+                    role.name()
+                );
+                broken = Some(failure.with_more(text));
+                break;
+            }
+        }
+    }
     // This writes the broker's configuration also where no broker answers any more.
     let in_effect = push(domain, lock, url, now).await;
     Ok(Rotated {
+        roles: rotated,
+        in_effect: broken.map_or(in_effect, Err),
+    })
+}
+
+/// Signs with a role's next key from here on.
+fn adopt(
+    domain: &Domain,
+    role: Role,
+    at_once: bool,
+    now: UnixMillis,
+) -> Result<RotatedRole, Failure> {
+    let keys = domain.adopt_role_key(role)?;
+    let resigned = domain.resign_holders(role, now)?;
+    let (standing, gone) = match at_once {
+        true => (Vec::new(), domain.retire(role)?),
+        false => (domain.retiring(role)?, Vec::new()),
+    };
+    domain.note_retired(KeysOf::Role(role), &gone, now)?;
+    Ok(RotatedRole {
+        role,
         keys,
+        standing,
         gone,
         resigned,
-        in_effect,
     })
 }
 

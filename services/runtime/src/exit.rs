@@ -31,12 +31,15 @@ pub const EXIT_TAMPERED: u8 = 10;
 pub const EXIT_NO_VERDICT: u8 = 11;
 /// Exit status when the ledger is whole and events of workers are not.
 pub const EXIT_WORKERS_EVENTS: u8 = 12;
+/// Exit status of a command that was stopped by a signal, or that nobody confirmed: that which
+/// shells give a program that Ctrl-C ends.
+pub const EXIT_INTERRUPTED: u8 = 130;
 
 /// The text of `diloctl --help` about exit statuses.
 pub const EXIT_HELP: &str = "\
 Exit status: 0 done; 1 failed; 2 wrong usage; 3 not found; 4 conflict; 5 bus or store unreachable; 6 not allowed; \
 7 timed out; 8 kept, but not in effect yet; 10 evidence of tampering; 11 no verdict; 12 the ledger is whole, events of workers are not; \
-64 configuration or credentials not usable.
+64 configuration or credentials not usable; 130 interrupted.
 Documentation of error codes: docs/errors/.";
 
 /// A coded failure of a whole process, with further faults that were found at the same time.
@@ -61,6 +64,13 @@ impl Failure {
     /// Both, this one first.
     pub fn and(mut self, other: &Self) -> Self {
         self.refusals.extend_from_slice(&other.refusals);
+        self
+    }
+
+    /// The same with more about its first refusal.
+    pub fn with_more(mut self, more: impl Display) -> Self {
+        let first = &mut self.refusals[0];
+        first.detail = format!("{}; {more}", first.detail);
         self
     }
 
@@ -106,6 +116,7 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::TenantUnknown
         | Code::RoundNotMerged
         | Code::PointerUnknown
+        | Code::NamedFileMissing
         | Code::EventUnlogged => EXIT_NOT_FOUND,
         Code::RunExists
         | Code::DomainExists
@@ -119,9 +130,16 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::LogTaken
         | Code::TenantBusy
         | Code::TenantExists
+        // The coordinator signs with the key that should end.
+        | Code::ManifestKeyInUse
         | Code::Replaced => EXIT_CONFLICT,
         Code::BusUnreachable | Code::StoreUnreachable => EXIT_UNREACHABLE,
         Code::BusRefused | Code::BusDenied | Code::ObjectForbidden => EXIT_DENIED,
+        // The state of the run forbids it, until an operator changes that.
+        Code::SnapshotDescends | Code::RunFrozen => EXIT_DENIED,
+        Code::Interrupted => EXIT_INTERRUPTED,
+        // Like other credentials that are not usable.
+        Code::HolderBlocked | Code::VaultMissing => EXIT_USAGE,
         // When this process is started again, the server may have another certificate.
         Code::ServerCertificateExpired | Code::CertificateUntrusted => EXIT_DENIED,
         Code::NoAnswer => EXIT_NO_ANSWER,
@@ -315,6 +333,14 @@ mod tests {
             assert_eq!(exit_status(code), EXIT_TAMPERED, "{code}");
         }
         assert_eq!(exit_status(Code::RoundNotMerged), EXIT_NOT_FOUND);
+        assert_eq!(exit_status(Code::ManifestKeyInUse), EXIT_CONFLICT);
+        for code in [Code::SnapshotDescends, Code::RunFrozen] {
+            assert_eq!(exit_status(code), EXIT_DENIED, "{code}");
+        }
+        for code in [Code::HolderBlocked, Code::VaultMissing] {
+            assert_eq!(exit_status(code), EXIT_USAGE, "{code}");
+        }
+        assert_eq!(exit_status(Code::Interrupted), 130);
         assert_eq!(exit_status(Code::Internal), 1);
     }
 

@@ -23,8 +23,9 @@ static HELD: OnceLock<SharedThrottle> = OnceLock::new();
 
 /// The client of the bus logs each of its events once more, without explaining it.
 const FILTER: &str = "info,async_nats=warn";
-/// A command reports on stdout and in its last line, so it logs errors only, which are panics.
-const COMMAND_FILTER: &str = "error";
+/// A command reports on stdout and in its last line, so it logs errors only, which are panics. What
+/// the client of the bus calls an error is in the last line, with a code.
+const COMMAND_FILTER: &str = "error,async_nats=off";
 
 /// Switches of logging.
 #[derive(Args, Clone, Debug, Default)]
@@ -307,6 +308,8 @@ mod tests {
             tracing::info!(target: "h2", "harmless");
             tracing::error!(target: "s3s::service", "request");
             tracing::debug!(target: "objects_of_others", "url");
+            tracing::error!(target: "async_nats::connector", "raw");
+            tracing::error!(target: "diloctl", "panic");
         });
         let written = paper.0.lock().expect("no writer panics").clone();
         String::from_utf8(written).expect("text")
@@ -329,6 +332,16 @@ mod tests {
             !shown("info").contains("reconnects"),
             "the filter counts too"
         );
+    }
+
+    #[test]
+    fn a_command_logs_its_own_panics_and_no_raw_line_of_the_client_of_the_bus() {
+        let written = shown(COMMAND_FILTER);
+        assert!(
+            written.contains("panic") && !written.contains("raw"),
+            "{written}"
+        );
+        assert!(shown("error").contains("raw"), "a flag shows it");
     }
 
     /// A crate that is missing in the list would stay silent when all are asked for.

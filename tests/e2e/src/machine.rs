@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
 use harness::{PATIENCE, nats_server, program};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
 /// A scratch folder, and the processes that `up` started from there. Dropping it stops the
@@ -144,6 +145,37 @@ impl Machine {
             &nats_config(),
         ])
         .await
+    }
+
+    /// Starts the broker of a domain that was up before, and nothing else. It ends with the value.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub async fn broker_alone(&self, domain: &str) -> tokio::process::Child {
+        let folder = self.path(domain);
+        let mut child = Command::new(nats_server())
+            .arg("-c")
+            .arg(identity::DomainLayout::new(&folder).broker_config())
+            .current_dir(&folder)
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("the broker: {error}"));
+        let said = child.stderr.take();
+        let mut lines = BufReader::new(said.unwrap_or_else(|| panic!("it is piped"))).lines();
+        let ready = async {
+            while let Ok(Some(line)) = lines.next_line().await {
+                if line.contains("Server is ready") {
+                    // Somebody has to read what it says later.
+                    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+                    return;
+                }
+            }
+            panic!("the broker has ended");
+        };
+        let waited = tokio::time::timeout(PATIENCE, ready).await;
+        waited.unwrap_or_else(|_| panic!("the broker is not ready after {PATIENCE:?}"));
+        child
     }
 
     /// Sends a signal, such as `-STOP`, to a service that `up` started.

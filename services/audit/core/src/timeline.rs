@@ -139,7 +139,14 @@ fn of_security(event: &SecurityEvent) -> (String, String) {
             SecurityEvent::RequestRefused { by, .. } => format!("by the {}", by.title()),
             _ => String::new(),
         };
-        let parts = [&seen.reason, &by, &seen.subject, &seen.name, &seen.address];
+        // Nobody has vouched for the name of a stranger, who may have put our words into it.
+        let name = match event {
+            SecurityEvent::AuthenticationFailed { .. } if !seen.name.is_empty() => {
+                format!("{:?}", seen.name)
+            }
+            _ => seen.name.clone(),
+        };
+        let parts = [&seen.reason, &by, &seen.subject, &name, &seen.address];
         let mut detail = parts
             .into_iter()
             .filter(|part| !part.is_empty())

@@ -2,13 +2,14 @@
 
 use ledger::Run;
 use schemas::control::{Query, View, ViewReply};
-use schemas::view::{CoordinatorView, RunDetail, RunView};
+use schemas::view::{CoordinatorView, RunDetail, RunPhase, RunView};
 use schemas::{Message, RunId, V};
 
 use crate::control::ControlOutcome;
 use crate::coordinator::{Coordinator, run_unknown};
 use crate::effect::Answer;
 use crate::run::view::{lease_views, open_view, worker_views};
+use crate::tenant::ended;
 use crate::turn::Outcome;
 
 impl Coordinator {
@@ -49,6 +50,17 @@ impl Coordinator {
     }
 
     fn run_view(&self, name: &RunId, run: &Run) -> RunView {
+        let mut view = self.own_view(name, run);
+        let tenant = name.tenant().filter(|tenant| self.state.has_ended(tenant));
+        if let Some(tenant) = tenant.filter(|_| view.completed_at.is_none()) {
+            // It waits for nobody: it is frozen for good.
+            view.phase = RunPhase::Halted;
+            (view.halted, view.trouble) = (Some(ended(&tenant)), None);
+        }
+        view
+    }
+
+    fn own_view(&self, name: &RunId, run: &Run) -> RunView {
         match self.live.get(name) {
             Some(live) => open_view(name, run, live, self.now),
             None => {

@@ -35,8 +35,9 @@ pub(crate) enum Audit {
     /// evidence against the coordinator, and a round without its objects has no verdict.
     Recompute(Recompute),
     /// Verify the newest signed head of the log of all events, that it continues the head that this
-    /// machine verified last, and pin it here. A head that goes back, or of another history, is
-    /// evidence (exit status 10).
+    /// machine verified last, and pin it here. A place that goes back behind its own head, or has
+    /// another history, is evidence (exit status 10). An older copy than another place has shown here
+    /// is none: nothing is said about it (11).
     Head(Log),
     /// Write the proof that one event is in the log, with the signed head: a C2SP tlog-proof, which
     /// holds the event and needs nothing else to be verified than the trust bundle.

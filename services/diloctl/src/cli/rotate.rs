@@ -1,9 +1,31 @@
 //! The commands that replace keys.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use schemas::permission::Role;
 
-use super::parse_signing_role;
+use super::{is_rotated, parse_signing_role};
+
+/// Roles whose signing keys can be replaced.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct RolesArgs {
+    /// The role.
+    #[arg(value_parser = parse_signing_role)]
+    role: Option<Role>,
+    /// Every role that has such a key.
+    #[arg(long)]
+    all: bool,
+}
+
+impl RolesArgs {
+    /// The roles that are meant.
+    pub(crate) fn roles(&self) -> Vec<Role> {
+        match self.role {
+            Some(role) => vec![role],
+            None => Role::ALL.into_iter().filter(is_rotated).collect(),
+        }
+    }
+}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Rotate {
@@ -11,12 +33,12 @@ pub(crate) enum Rotate {
     /// credentials lie in the trust domain's folder get them there: copy the files to their
     /// machines. The old key stays valid until `auth retire`, so that nobody is cut off meanwhile.
     Role {
-        /// The role.
-        #[arg(value_parser = parse_signing_role)]
-        role: Role,
+        #[command(flatten)]
+        of: RolesArgs,
         /// End the old key at once, for a key that was stolen: every token of it is void, wherever
         /// it was made, and its connections are cut. Processes that read their credentials from the
-        /// trust domain's folder connect again with the new ones.
+        /// trust domain's folder connect again with the new ones. Without a broker nothing is
+        /// changed: it must know the new key first.
         #[arg(long)]
         now: bool,
     },

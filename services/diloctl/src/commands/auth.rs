@@ -36,7 +36,7 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
                 server_names: server_name.clone(),
                 mutual_tls: *mutual_tls,
             };
-            init(context, run, *workers, &options, nats_config)
+            init(context, run, *workers, &options, nats_config).await
         }
         Auth::Issue {
             role,
@@ -44,8 +44,7 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
             run,
             lifetime,
         } => {
-            let domain = context.domain()?;
-            let _lock = context.lock("diloctl auth issue")?;
+            let (domain, _lock) = context.locked("diloctl auth issue").await?;
             // Who says this name knows that the holder was revoked, if it was.
             let issued =
                 domain.readmit(*role, name, run.as_ref(), lifetime.millis(), clock::now())?;
@@ -57,9 +56,11 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
             }
             Ok(())
         }
-        Auth::Certificate { server_name } => certificate(context, server_name),
-        Auth::Rotate(Rotate::Certificate { server_name }) => certificate(context, server_name),
-        Auth::Rotate(Rotate::Role { role, now }) => rotate::role(context, *role, *now).await,
+        Auth::Certificate { server_name } => certificate(context, server_name).await,
+        Auth::Rotate(Rotate::Certificate { server_name }) => {
+            certificate(context, server_name).await
+        }
+        Auth::Rotate(Rotate::Role { of, now }) => rotate::roles(context, &of.roles(), *now).await,
         Auth::Rotate(Rotate::Manifest {
             prepare,
             retire,
@@ -69,14 +70,13 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
             rotate::events(context, rotate::Part::of(*prepare, *retire)).await
         }
         Auth::Rotate(Rotate::User { name, wait }) => successor::run(context, name, wait.0).await,
-        Auth::Retire { role } => rotate::retire(context, *role).await,
+        Auth::Retire { of } => rotate::retire(context, &of.roles()).await,
         Auth::Config {
             mutual_tls,
             nats_config,
         } => {
-            let domain = context.domain()?;
             let committed = BrokerFiles::read(nats_config).map_err(Failure::from)?;
-            let _lock = context.lock("diloctl auth config")?;
+            let (domain, _lock) = context.locked("diloctl auth config").await?;
             if *mutual_tls {
                 mutual::begin(context, &domain)?;
             }
@@ -114,9 +114,8 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
 }
 
 /// Makes a new certificate for broker and store.
-fn certificate(context: &Context, server_name: &[String]) -> Result<(), Failure> {
-    let domain = context.domain()?;
-    let _lock = context.lock("diloctl auth certificate")?;
+async fn certificate(context: &Context, server_name: &[String]) -> Result<(), Failure> {
+    let (domain, _lock) = context.locked("diloctl auth certificate").await?;
     domain
         .renew_server_certificate(server_name, clock::now())
         .map_err(Failure::from)?;
@@ -148,7 +147,7 @@ fn auditors_store_key(context: &Context, domain: &Domain) -> Result<(), Failure>
     Ok(())
 }
 
-fn init(
+async fn init(
     context: &Context,
     run: &RunId,
     workers: u32,
@@ -160,12 +159,12 @@ fn init(
     let checked = Domain::check_init(&context.folder, options);
     if matches!(checked, Err(DomainError::Exists(_))) {
         // Another command that holds the lock may be the `init` that is about to remove it itself.
-        if let Ok(_lock) = context.lock("diloctl auth init") {
+        if let Ok(_lock) = context.try_lock("diloctl auth init") {
             Domain::clear_finished(&context.folder);
         }
     }
     checked.map_err(Failure::from)?;
-    let _lock = context.lock("diloctl auth init")?;
+    let _lock = context.lock("diloctl auth init").await?;
     let choices = Choices {
         endpoints: context.endpoints.clone(),
         run: run.clone(),

@@ -40,13 +40,10 @@ pub(crate) async fn run(context: &Context, command: &Cluster) -> Result<(), Fail
         Cluster::Check(declarations) => (declarations, false),
     };
     // Without the lock two commands could both find a stream missing, and create it twice.
-    let _lock = create
-        .then(|| {
-            context
-                .domain()
-                .and_then(|_| context.lock("diloctl cluster init"))
-        })
-        .transpose()?;
+    let _lock = match create {
+        true => Some(context.locked("diloctl cluster init").await?),
+        false => None,
+    };
     let rows = compare(context, declarations, create).await?;
     context.printer.rows(&rows);
     say_what_ends(context)?;

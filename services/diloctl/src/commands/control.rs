@@ -39,8 +39,8 @@ async fn shut_down(context: &Context, drain: Millis, yes: bool) -> Result<(), Fa
 fn confirmed(question: &str) -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::new(
-            Code::ConfigInvalid,
-            "there is no terminal to ask on; say --yes",
+            Code::ConfirmationMissing,
+            "there is no terminal to ask on",
         ));
     }
     eprint!("{question} [y/N] ");

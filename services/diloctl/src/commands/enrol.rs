@@ -22,8 +22,8 @@ use crate::table::time;
 const ASK_EVERY: Duration = Duration::from_secs(2);
 
 /// Makes the machine's keys and shows their public halves.
-pub(super) fn keys(context: &Context) -> Result<(), Failure> {
-    let _lock = context.lock("diloctl worker keys")?;
+pub(super) async fn keys(context: &Context) -> Result<(), Failure> {
+    let _lock = context.lock("diloctl worker keys").await?;
     let newcomer = Newcomer::prepare(&DomainLayout::new(&context.folder))?;
     context.printer.record(&Keys {
         worker: newcomer.worker().to_string(),
@@ -39,7 +39,7 @@ pub(super) async fn run(
     device: String,
     threads: u32,
 ) -> Result<(), Failure> {
-    let _lock = context.lock("diloctl worker enrol")?;
+    let _lock = context.lock("diloctl worker enrol").await?;
     let invitation = InvitationFile::read(file)?;
     let layout = DomainLayout::new(&context.folder);
     let Became { name, seat, issued } = match newcomer::became(&layout, &invitation)? {

@@ -20,9 +20,8 @@ use crate::table::time;
 /// Fewest letters of a key that name a machine.
 const SHORT_MIN: usize = 8;
 
-pub(super) fn invite(context: &Context, args: InviteArgs) -> Result<(), Failure> {
-    let domain = context.domain()?;
-    let _lock = context.lock("diloctl worker invite")?;
+pub(super) async fn invite(context: &Context, args: InviteArgs) -> Result<(), Failure> {
+    let (domain, _lock) = context.locked("diloctl worker invite").await?;
     if args.into.symlink_metadata().is_ok() {
         let text = format!(
             "{} exists; choose another file with --into, or remove it",
@@ -133,9 +132,9 @@ pub(super) fn pending(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) fn approve(context: &Context, key: &str) -> Result<(), Failure> {
+pub(super) async fn approve(context: &Context, key: &str) -> Result<(), Failure> {
     let list = context.domain()?.layout().invitations();
-    let _lock = context.lock("diloctl worker approve")?;
+    let _lock = context.lock("diloctl worker approve").await?;
     let (invitation, worker) = waiting(&list, key)?;
     let others = invitation
         .guests
@@ -153,10 +152,10 @@ pub(super) fn approve(context: &Context, key: &str) -> Result<(), Failure> {
     say(context, &list, &invitation, worker, Word::Approved)
 }
 
-pub(super) fn deny(context: &Context, what: &str) -> Result<(), Failure> {
+pub(super) async fn deny(context: &Context, what: &str) -> Result<(), Failure> {
     let layout = context.domain()?.layout().clone();
     let list = layout.invitations();
-    let _lock = context.lock("diloctl worker deny")?;
+    let _lock = context.lock("diloctl worker deny").await?;
     let promised = |one: &Invitation| match &one.terms.admission {
         Admission::Listed(listed) => listed.values().any(|name| name == what),
         Admission::Token | Admission::Hand => one.terms.name == what,

@@ -48,11 +48,10 @@ async fn carry_out(cli: Cli) -> Result<(), Failure> {
         // The command is polled before the signal: some commands, such as `audit tail`, end with
         // success on a signal.
         biased;
-        outcome = dispatch(&context, cli.command) => outcome?,
-        signal = stopped() => {
-            let detail = format!("stopped by {signal}");
-            return Err(Failure::new(schemas::Code::Interrupted, detail));
+        outcome = dispatch(&context, cli.command) => {
+            outcome.map_err(|failure| context.explained(failure))?;
         }
+        signal = stopped() => return Err(context.interrupted(signal)),
     }
     output::written()
 }

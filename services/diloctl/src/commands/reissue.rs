@@ -12,14 +12,13 @@ use crate::output::Record;
 use crate::table::time;
 
 /// Makes the token, and writes the file that is carried.
-pub(super) fn make(
+pub(super) async fn make(
     context: &Context,
     worker: &str,
     lifetime: Millis,
     into: &Path,
 ) -> Result<(), Failure> {
-    let domain = context.domain()?;
-    let _lock = context.lock("diloctl worker reissue")?;
+    let (domain, _lock) = context.locked("diloctl worker reissue").await?;
     if into.symlink_metadata().is_ok() {
         let text = format!(
             "{} exists; choose another file with --into, or remove it",
@@ -42,9 +41,9 @@ pub(super) fn make(
 }
 
 /// Puts a token beside the key that lies here.
-pub(super) fn accept(context: &Context, file: &Path) -> Result<(), Failure> {
+pub(super) async fn accept(context: &Context, file: &Path) -> Result<(), Failure> {
     let token = TokenFile::read(file)?;
-    let _lock = context.lock("diloctl worker accept")?;
+    let _lock = context.lock("diloctl worker accept").await?;
     let issued = token.take(&DomainLayout::new(&context.folder), clock::now())?;
     context.printer.record(&Reissued {
         file: issued.credentials.display().to_string(),

@@ -11,7 +11,7 @@ use crate::output::Record;
 
 /// Makes the keys, asks, and puts what is answered where the worker takes it.
 pub(super) async fn run(context: &Context, name: &str) -> Result<(), Failure> {
-    let _lock = context.lock("diloctl worker rekey")?;
+    let _lock = context.lock("diloctl worker rekey").await?;
     let layout = DomainLayout::new(&context.folder);
     let trust = TrustBundle::read(&layout.trust())?;
     let heir = Heir::prepare(&layout, name)?;

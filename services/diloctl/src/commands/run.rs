@@ -340,7 +340,10 @@ impl Row for RunView {
             phase(self),
             format!("{}/{}", self.round, self.rounds),
             format!("{}/{}", self.units_done, self.units),
-            format!("{} (min {})", self.workers, self.workers_min),
+            match self.phase {
+                RunPhase::Waiting => format!("{} of {}", self.workers, self.workers_min),
+                _ => self.workers.to_string(),
+            },
             self.leases.to_string(),
             count(self.tokens_per_second),
             or_dash(self.train_loss, |loss| format!("{loss:.4}")),

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use identity::tenants::TenantEntry;
-use identity::{Domain, DomainLock};
 use runtime::{Failure, accounts, clock};
 use schemas::call::control as call;
 use schemas::control::{Query, View};
 use schemas::hold::Reason;
 use schemas::tenant::{Quota, TenantEndReply, TenantEndRequest, TenantRequest, TenantView, Used};
-use schemas::{AccountId, Code, TenantName, UnixMillis, V};
+use schemas::{AccountId, Code, RunId, TenantName, UnixMillis, V};
 use serde::Serialize;
 
 use crate::cli::{Declarations, QuotaArgs, Tenant};
@@ -36,14 +35,6 @@ pub(crate) async fn run(context: &Context, command: Tenant) -> Result<(), Failur
     }
 }
 
-/// The domain as it is once `command` has it for itself: another command may have changed it before.
-fn locked(context: &Context, command: &str) -> Result<(Domain, DomainLock), Failure> {
-    // Without a domain there is no folder for the lock.
-    context.domain()?;
-    let lock = context.lock(command)?;
-    Ok((context.domain()?, lock))
-}
-
 /// The coordinator learns of the tenant first: from then on it takes nobody of the account for a
 /// worker of another tenant. The broker lets somebody into the account only after that.
 async fn make(
@@ -52,7 +43,7 @@ async fn make(
     quota: &QuotaArgs,
     declarations: &Declarations,
 ) -> Result<(), Failure> {
-    let (domain, lock) = locked(context, "diloctl tenant new")?;
+    let (domain, lock) = context.locked("diloctl tenant new").await?;
     let url = context.accounts_url()?;
     domain.take_over(clock::now())?;
     let quota = quota.over(Quota::default());
@@ -65,7 +56,7 @@ async fn make(
 }
 
 async fn set_quota(context: &Context, name: &TenantName, quota: &QuotaArgs) -> Result<(), Failure> {
-    let (domain, lock) = locked(context, "diloctl tenant quota")?;
+    let (domain, lock) = context.locked("diloctl tenant quota").await?;
     let url = context.accounts_url()?;
     let before = domain.tenants()?.remove(name).map(|entry| entry.quota);
     let entry = domain.set_quota(name, quota.over(before.unwrap_or_default()))?;
@@ -133,7 +124,7 @@ async fn end(
     now: bool,
     reason: Reason,
 ) -> Result<(), Failure> {
-    let (domain, lock) = locked(context, "diloctl tenant end")?;
+    let (domain, lock) = context.locked("diloctl tenant end").await?;
     let url = context.accounts_url()?;
     domain.layout().vault().check()?;
     let request = TenantEndRequest {
@@ -156,6 +147,9 @@ async fn end(
         Err(failure) if now && failure.code() != Code::TenantBusy => (None, Some(failure)),
         Err(failure) => return Err(failure),
     };
+    if reply.is_some() {
+        context.finished(format!("the coordinator has ended tenant {tenant}"));
+    }
     let (entry, holders) = domain.end_tenant(&tenant, clock::now())?;
     let keys: Vec<_> = holders
         .into_iter()
@@ -167,14 +161,32 @@ async fn end(
         (Err(kept), None) => return Err(kept),
         (Err(kept), Some(failed)) => return Err(kept.and(failed)),
     };
+    let runs = match &reply {
+        Some(_) => runs_of(context, &tenant).await?,
+        None => Vec::new(),
+    };
     context.printer.record(&Ended {
         tenant,
+        runs,
         account: entry.account,
         coordinator: reply,
         credentials: keys.len(),
         connections: cut.iter().map(|one| one.connections).sum(),
     });
     failed.map_or(Ok(()), Err)
+}
+
+/// The runs of a tenant that was ended that were not complete.
+async fn runs_of(context: &Context, tenant: &TenantName) -> Result<Vec<RunId>, Failure> {
+    let runs = match context.operator().await?.view(Query::Runs).await? {
+        View::Runs(runs) => runs,
+        other => return Err(unexpected(&other)),
+    };
+    let open = runs.into_iter().filter(|run| run.completed_at.is_none());
+    let names = open.map(|run| run.run);
+    Ok(names
+        .filter(|run| run.tenant().as_ref() == Some(tenant))
+        .collect())
 }
 
 /// The state of a tenant that `--now` ended while the coordinator did not answer.
@@ -283,6 +295,8 @@ impl Record for Listed {
 struct Ended {
     tenant: TenantName,
     account: AccountId,
+    /// Its runs that are frozen for good.
+    runs: Vec<RunId>,
     /// None if the coordinator never knew the tenant, or did not answer.
     coordinator: Option<TenantEndReply>,
     credentials: usize,
@@ -301,11 +315,22 @@ impl Record for Ended {
             ("account", format!("{} lets nobody in", self.account)),
         ];
         if let Some(reply) = &self.coordinator {
-            lines.extend([
-                ("runs frozen", reply.runs.to_string()),
-                ("workers shut out", reply.workers.to_string()),
-                ("leases ended", reply.leases.to_string()),
-            ]);
+            let names: Vec<&str> = self.runs.iter().map(RunId::as_str).collect();
+            let names = match names.is_empty() {
+                true => "none".to_owned(),
+                false => names.join(", "),
+            };
+            lines.push(("runs frozen", names));
+            // What an earlier order ended is in the record alone.
+            if reply.changed {
+                lines.extend([
+                    ("workers shut out", reply.workers.to_string()),
+                    ("leases ended", reply.leases.to_string()),
+                ]);
+            } else {
+                let earlier = "by an earlier order; `diloctl audit replay` shows it";
+                lines.push(("ended", earlier.to_owned()));
+            }
             let store = reply.store.map(|store| holds::at_store(store, true));
             lines.extend(store.map(|says| ("urls", says.to_owned())));
         }
@@ -335,6 +360,45 @@ mod tests {
             ended: ended.map(UnixMillis),
         };
         (tenant, entry)
+    }
+
+    #[test]
+    fn tl_31_the_end_of_a_tenant_names_its_runs_and_repeated_says_so() {
+        let (tenant, entry) = entry("acme", Some(5));
+        let mut ended = Ended {
+            tenant,
+            account: entry.account,
+            runs: ["acme_a", "acme_b"]
+                .map(|run| run.parse().expect("a name"))
+                .to_vec(),
+            coordinator: Some(TenantEndReply {
+                v: V,
+                changed: true,
+                runs: 2,
+                workers: 3,
+                leases: 1,
+                store: None,
+            }),
+            credentials: 3,
+            connections: 3,
+        };
+        let line = |ended: &Ended, name: &str| {
+            let mut lines = ended.lines().into_iter();
+            lines.find(|(own, _)| *own == name).map(|(_, text)| text)
+        };
+        assert_eq!(
+            line(&ended, "runs frozen").as_deref(),
+            Some("acme_a, acme_b")
+        );
+        assert_eq!(line(&ended, "workers shut out").as_deref(), Some("3"));
+        assert_eq!(line(&ended, "ended"), None);
+        if let Some(reply) = &mut ended.coordinator {
+            reply.changed = false;
+        }
+        assert_eq!(line(&ended, "workers shut out"), None);
+        assert!(line(&ended, "ended").is_some_and(|text| text.starts_with("by an earlier")));
+        ended.runs.clear();
+        assert_eq!(line(&ended, "runs frozen").as_deref(), Some("none"));
     }
 
     #[test]

@@ -2,11 +2,11 @@
 //! `invitations`, and the invited machine's side in `enrol`.
 
 mod credential;
+mod unreached;
 
 use identity::Credentials;
 use runtime::Failure;
 use schemas::call::control as call;
-use schemas::control::{Query, View};
 use schemas::lease::LeaseRef;
 use schemas::permission::Role;
 use schemas::quarantine::{MergedRounds, QuarantineReply, QuarantineRequest};
@@ -17,7 +17,7 @@ use serde::Serialize;
 use self::credential::Credential;
 use super::{enrol, invitations, lists, reissue, rekey};
 use crate::cli::{QuarantineArgs, Worker};
-use crate::context::{Context, Operator, unexpected};
+use crate::context::{Context, Operator};
 use crate::output::Record;
 use crate::table::{or_dash, time};
 
@@ -35,11 +35,11 @@ pub(crate) async fn run(context: &Context, command: Worker) -> Result<(), Failur
             set(context, order, Order::Quarantine { revokes }).await
         }
         Worker::Readmit(args) => set(context, args, Order::Readmit).await,
-        Worker::Invite(args) => invitations::invite(context, args),
+        Worker::Invite(args) => invitations::invite(context, args).await,
         Worker::Pending => invitations::pending(context),
-        Worker::Approve { key } => invitations::approve(context, &key),
-        Worker::Deny { what } => invitations::deny(context, &what),
-        Worker::Keys => enrol::keys(context),
+        Worker::Approve { key } => invitations::approve(context, &key).await,
+        Worker::Deny { what } => invitations::deny(context, &what).await,
+        Worker::Keys => enrol::keys(context).await,
         Worker::Enrol {
             invitation,
             device,
@@ -50,8 +50,8 @@ pub(crate) async fn run(context: &Context, command: Worker) -> Result<(), Failur
             worker,
             lifetime,
             into,
-        } => reissue::make(context, &worker, lifetime.millis(), &into),
-        Worker::Accept { file } => reissue::accept(context, &file),
+        } => reissue::make(context, &worker, lifetime.millis(), &into).await,
+        Worker::Accept { file } => reissue::accept(context, &file).await,
     }
 }
 
@@ -63,23 +63,44 @@ enum Order {
 }
 
 /// Shuts a worker out or lets it in again, and shows what that ended. What the coordinator did is
-/// shown also if the revocation fails.
+/// shown also if the revocation fails, and the credential is revoked also if the coordinator does
+/// not answer.
 async fn set(context: &Context, args: QuarantineArgs, order: Order) -> Result<(), Failure> {
-    let operator = context.operator().await?;
     let QuarantineArgs {
-        worker,
+        worker: text,
         run,
         reason,
     } = args;
-    let worker = named(context, &operator, &run, &worker).await?;
-    let request = QuarantineRequest {
-        v: V,
-        run: run.clone(),
-        worker: worker.clone(),
-        quarantined: order != Order::Readmit,
-        reason: reason.clone(),
+    let known = named_here(context, &text)?;
+    let place = |worker: Option<WorkerId>| async {
+        let operator = context.operator().await?;
+        let worker = match worker {
+            Some(worker) => worker,
+            None => named(&operator, &run, &text).await?,
+        };
+        let request = QuarantineRequest {
+            v: V,
+            run: run.clone(),
+            worker,
+            quarantined: order != Order::Readmit,
+            reason: reason.clone(),
+        };
+        let reply = operator.ask::<call::WorkerQuarantine>(&request).await?;
+        Ok((request, reply))
     };
-    let reply = operator.ask::<call::WorkerQuarantine>(&request).await?;
+    let (request, reply) = match place(known.clone()).await {
+        Err(failure)
+            if order == Order::Quarantine { revokes: true }
+                && unreached::is_unanswered(&failure) =>
+        {
+            return unreached::revoke(context, run, &text, known, &reason, failure).await;
+        }
+        placed => placed?,
+    };
+    let worker = request.worker.clone();
+    if order != Order::Readmit {
+        context.finished(format!("{worker} is shut out of run {run}"));
+    }
     let (credential, done) = match order {
         Order::Quarantine { revokes: true } => Credential::revoke(context, &worker, &reason).await,
         Order::Quarantine { revokes: false } => (Credential::Kept, Ok(())),
@@ -90,16 +111,11 @@ async fn set(context: &Context, args: QuarantineArgs, order: Order) -> Result<()
     done
 }
 
-/// The worker that a person means: by its key, by the name of its credentials in the domain's
-/// folder, or by the first letters of its key, as tables show them.
-async fn named(
-    context: &Context,
-    operator: &Operator,
-    run: &RunId,
-    text: &str,
-) -> Result<WorkerId, Failure> {
+/// The worker that a person means by its key, or by the name of its credentials in the domain's
+/// folder; none if only the coordinator can tell.
+fn named_here(context: &Context, text: &str) -> Result<Option<WorkerId>, Failure> {
     if let Ok(worker) = text.parse() {
-        return Ok(worker);
+        return Ok(Some(worker));
     }
     let unknown = |detail: String| Failure::new(Code::WorkerUnknown, detail);
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
@@ -108,25 +124,28 @@ async fn named(
     }
     let domain = context.domain()?;
     let file = domain.layout().credentials(text);
-    if file.exists() {
-        // Without the list of holders the coordinator's record says what the key is.
-        let holders = domain.holders_of(text).unwrap_or_default();
-        if let Some(other) = holders.iter().find(|one| one.role != Role::Worker) {
-            let role = other.role.name();
-            return Err(unknown(format!(
-                "{text} has the credentials of role {role}"
-            )));
-        }
-        let key = Credentials::read(&file)?.public().to_string();
-        return key
-            .parse()
-            .map_err(|_| unknown(format!("{} holds no worker's key", file.display())));
+    if !file.exists() {
+        return Ok(None);
     }
-    let workers = match operator.view(Query::Workers(run.clone())).await? {
-        View::Workers(workers) => workers.into_iter().map(|view| view.worker),
-        other => return Err(unexpected(&other)),
-    };
-    abbreviated(run, text, workers)
+    // Without the list of holders the coordinator's record says what the key is.
+    let holders = domain.holders_of(text).unwrap_or_default();
+    if let Some(other) = holders.iter().find(|one| one.role != Role::Worker) {
+        let role = other.role.name();
+        return Err(unknown(format!(
+            "{text} has the credentials of role {role}"
+        )));
+    }
+    let key = Credentials::read(&file)?.public().to_string();
+    let worker = key
+        .parse()
+        .map_err(|_| unknown(format!("{} holds no worker's key", file.display())))?;
+    Ok(Some(worker))
+}
+
+/// The worker that a person means by the first letters of its key, as tables show them.
+async fn named(operator: &Operator, run: &RunId, text: &str) -> Result<WorkerId, Failure> {
+    let workers = operator.workers(run).await?;
+    abbreviated(run, text, workers.into_iter().map(|view| view.worker))
 }
 
 /// The only worker whose key begins with these letters.
@@ -277,7 +296,8 @@ impl Record for Set {
             }));
             return lines;
         }
-        let lease = or_dash(self.lease_ended, |lease| lease.to_string());
+        let lease = self.lease_ended.map(|lease| lease.to_string());
+        let lease = lease.unwrap_or_else(|| "none".to_owned());
         let uploads = match self.uploads_deleted {
             Some(count) => format!("{count} deleted"),
             None => "not deleted: the store did not do it in time; repeat the command".to_owned(),
@@ -423,7 +443,7 @@ mod tests {
     fn tl_31_the_lines_say_what_an_order_touched() {
         let nothing = set(true);
         for (name, text) in [
-            ("lease ended", "-"),
+            ("lease ended", "none"),
             ("contributions withdrawn", "none"),
             ("units open again", "0"),
             ("uploads", "0 deleted"),

@@ -11,12 +11,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use identity::{BrokerFiles, Domain, DomainLock};
+use identity::{BrokerFiles, Credentials, Domain, DomainLock};
 use runtime::accounts;
 use runtime::{Failure, clock};
 use schemas::call::control as call;
 use schemas::control::{Query, Shutdown, ShutdownReply};
-use schemas::{Code, V};
+use schemas::{Code, RunId, V};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -24,6 +24,7 @@ use crate::cli::{Declarations, Down, Up};
 use crate::commands::cluster;
 use crate::context::{BUS_PORT, Context, Endpoints, STORE_PORT};
 use crate::output::Row;
+use crate::table::or_dash;
 use process::{Readiness, Running, Spec};
 
 /// Time that the coordinator may take for an answer at the end of `up`. One that leads takes
@@ -58,6 +59,9 @@ pub(crate) fn program(name: &str) -> Result<PathBuf, Failure> {
 /// The services that every machine runs on which `up` is used; workers come beside them.
 pub(crate) const SERVICES: [&str; 5] = services::ORDER;
 
+pub(crate) use process::log_file;
+pub(crate) use services::{BROKER, COORDINATOR, REGISTRAR, STORE};
+
 /// Names of the processes that `up` started from this folder and that live, in their order.
 pub(crate) fn running(folder: &Path) -> Result<Vec<String>, Failure> {
     let mut names: Vec<String> = Running::all(folder)?
@@ -78,8 +82,7 @@ pub(crate) fn ready_files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 }
 
 pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
-    let domain = context.domain()?;
-    let lock = context.lock("diloctl up")?;
+    let (domain, lock) = context.locked("diloctl up").await?;
     for process in Running::all(&context.folder)? {
         if process.moved(&context.folder)? {
             let text = format!(
@@ -97,22 +100,83 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
         ..context.clone()
     };
     let specs = services::all(context, &domain, options, &endpoints)?;
-    let mut rows = Vec::new();
-    for spec in &specs {
-        if spec.name == services::BROKER && Running::find(&context.folder, &spec.name)?.is_none() {
-            prepare_broker(context, &domain, options, ports.bus)?;
-            endpoints.write(&context.folder)?;
+    let before = running(&context.folder)?;
+    let mut start = Start {
+        context,
+        here: &here,
+        domain: &domain,
+        lock: &lock,
+        options,
+        rows: Vec::new(),
+        left_out: Vec::new(),
+    };
+    let started = match start.all(&specs, ports).await {
+        Ok(()) => coordinator_answers(&here).await,
+        failed => failed,
+    };
+    let Start { rows, left_out, .. } = start;
+    if let Err(failure) = started {
+        // The machine is left as it was found.
+        let rows = stop_again(context, &before, rows).await?;
+        context.printer.rows(&rows);
+        return Err(failure);
+    }
+    context.printer.rows(&rows);
+    for name in left_out {
+        say_left_out(&here, &domain, &options.run, &name).await;
+    }
+    cluster::say_what_ends(context)
+}
+
+/// The start of all services of a machine.
+struct Start<'a> {
+    context: &'a Context,
+    /// The same with the addresses of broker and store of this machine.
+    here: &'a Context,
+    domain: &'a Domain,
+    lock: &'a DomainLock,
+    options: &'a Up,
+    rows: Vec<Outcome>,
+    /// Workers that are not started, since their credentials are revoked.
+    left_out: Vec<String>,
+}
+
+impl Start<'_> {
+    async fn all(&mut self, specs: &[Spec], ports: Ports) -> Result<(), Failure> {
+        for spec in specs {
+            let began = self.one(spec, ports).await;
+            if began.is_err() && !self.rows.iter().any(|row| row.service == spec.name) {
+                self.rows
+                    .push(Outcome::without(self.context, spec, "failed"));
+            }
+            began?;
         }
-        if spec.name == services::BROKER {
-            refresh_tokens(context, &domain)?;
+        Ok(())
+    }
+
+    async fn one(&mut self, spec: &Spec, ports: Ports) -> Result<(), Failure> {
+        let Self {
+            context,
+            domain,
+            options,
+            ..
+        } = *self;
+        let is_broker = spec.name == services::BROKER;
+        let is_new = Running::find(&context.folder, &spec.name)?.is_none();
+        if is_broker && is_new {
+            prepare_broker(context, domain, options, ports.bus)?;
+            ports.endpoints().write(&context.folder)?;
         }
-        if Running::find(&context.folder, &spec.name)?.is_none() {
+        if is_broker {
+            refresh_tokens(context, domain)?;
+        }
+        if is_new {
             let life = options.token_lifetime.millis();
-            let stays = services::renew_tokens(&domain, &options.run, life, &spec.name)?;
-            if let Some(reason) = stays {
-                let text = format!("warning {} is not started: {reason}", spec.name);
-                context.printer.talk(&text);
-                continue;
+            if services::renew_tokens(domain, &options.run, life, &spec.name)?.is_some() {
+                self.left_out.push(spec.name.clone());
+                let row = Outcome::without(context, spec, "not started");
+                self.rows.push(row);
+                return Ok(());
             }
         }
         let (running, begun) = ensure(context, spec).await?;
@@ -121,24 +185,80 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
             Some(Readiness::Ready) => "started",
             Some(Readiness::Done) => "ended",
         };
-        rows.push(Outcome::new(&running, state));
-        if spec.name == services::BROKER {
+        self.rows.push(Outcome::new(&running, state));
+        context.finished(format!("{} {state}", spec.name));
+        if is_broker {
             // A broker that ran already may lack what was revoked while it could not be reached.
-            bring_into_effect(&here, &domain, &lock).await?;
+            bring_into_effect(self.here, domain, self.lock).await?;
             // The streams are compared even if the broker ran already: somebody may have deleted or
             // altered one.
             let declarations = Declarations {
                 nats_config: options.nats_config.clone(),
                 replicas: 1,
             };
-            let compared = cluster::compare(&here, &declarations, true).await?;
+            let compared = cluster::compare(self.here, &declarations, true).await?;
             cluster::say_what_differs(context, &compared);
         }
+        Ok(())
     }
-    let answer = coordinator_answers(&here).await;
-    context.printer.rows(&rows);
-    cluster::say_what_ends(context)?;
-    answer
+}
+
+/// Stops the processes that this command has started, those that ask before those that answer. What
+/// ran before goes on.
+async fn stop_again(
+    context: &Context,
+    before: &[String],
+    mut rows: Vec<Outcome>,
+) -> Result<Vec<Outcome>, Failure> {
+    let mut started = Running::all(&context.folder)?;
+    started.retain(|process| !before.contains(&process.name));
+    started.sort_by_key(|process| std::cmp::Reverse(services::rank(&process.name)));
+    for process in &started {
+        process.terminate();
+        let state = match process.end(services::stop_max(&process.name)).await {
+            true => "stopped again",
+            false => "killed",
+        };
+        let row = Outcome::new(process, state);
+        match rows.iter_mut().find(|known| known.service == row.service) {
+            Some(known) => *known = row,
+            None => rows.push(row),
+        }
+    }
+    Ok(rows)
+}
+
+/// Says why a worker was not started, and how it comes back: its credentials are revoked, and it may
+/// be shut out of its run as well, which a new token does not change.
+async fn say_left_out(context: &Context, domain: &Domain, run: &RunId, name: &str) {
+    let key = Credentials::read(&domain.layout().credentials(name));
+    let key = key.map(|read| read.public().to_string()).ok();
+    let workers = async { context.operator().await?.workers(run).await };
+    let shut_out = match workers.await {
+        Ok(workers) => Some(workers.iter().any(|view| {
+            let is_it = key.as_deref() == Some(view.worker.as_str());
+            is_it && view.quarantined
+        })),
+        Err(_) => None,
+    };
+    context.printer.talk(&left_out(run, name, shut_out));
+}
+
+fn left_out(run: &RunId, name: &str, shut_out: Option<bool>) -> String {
+    let issue = format!("`diloctl auth issue worker {name} --run {run}`");
+    let readmit = format!("`diloctl worker readmit {name} --run {run} --reason TEXT`");
+    let text = match shut_out {
+        Some(true) => format!(
+            "it is shut out of run {run}, and its credential is revoked. If it may come back, run              {readmit}, then {issue}, then `diloctl up` again"
+        ),
+        Some(false) => format!(
+            "its credential is revoked. If its holder may come back, run {issue}, then `diloctl up` again"
+        ),
+        None => format!(
+            "its credential is revoked, and the coordinator does not say if it is shut out of run {run}              too: `diloctl worker ls {run}` shows it. If it may come back, run {readmit}, then {issue},              then `diloctl up` again"
+        ),
+    };
+    format!("warning {name} is not started: {text}")
 }
 
 /// Renews the tokens of operators, auditors and provisioners that have ended or soon will, where the
@@ -312,7 +432,7 @@ pub(crate) async fn down(context: &Context, options: &Down) -> Result<(), Failur
         context.printer.talk("nothing runs");
         return Ok(());
     }
-    let _lock = context.lock("diloctl down")?;
+    let _lock = context.lock("diloctl down").await?;
     let mut running = Running::all(&context.folder)?;
     if running.is_empty() {
         context.printer.talk("nothing runs");
@@ -340,6 +460,7 @@ pub(crate) async fn down(context: &Context, options: &Down) -> Result<(), Failur
             (true, false) => "killed",
         };
         rows.push(Outcome::new(process, how));
+        context.finished(format!("{} {how}", process.name));
     }
     context.printer.rows(&rows);
     Ok(())
@@ -380,7 +501,8 @@ async fn drain(context: &Context, options: &Down, running: &[Running]) {
 #[derive(Debug, Serialize)]
 struct Outcome {
     service: String,
-    pid: u32,
+    /// Its process number; none if it has no process.
+    pid: Option<u32>,
     state: &'static str,
     log: String,
 }
@@ -389,9 +511,20 @@ impl Outcome {
     fn new(running: &Running, state: &'static str) -> Self {
         Self {
             service: running.name.clone(),
-            pid: running.pid,
+            pid: Some(running.pid),
             state,
             log: running.log.display().to_string(),
+        }
+    }
+
+    /// That of a service without a process.
+    fn without(context: &Context, spec: &Spec, state: &'static str) -> Self {
+        let log = process::log_file(&context.folder, &spec.name);
+        Self {
+            service: spec.name.clone(),
+            pid: None,
+            state,
+            log: log.display().to_string(),
         }
     }
 }
@@ -403,8 +536,32 @@ impl Row for Outcome {
         vec![
             self.service.clone(),
             self.state.to_owned(),
-            self.pid.to_string(),
+            or_dash(self.pid, |pid| pid.to_string()),
             self.log.clone(),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tl_31_who_is_not_started_hears_each_step_back() {
+        let run: RunId = "demo".parse().expect("a name");
+        let said = |shut_out| left_out(&run, "worker-2", shut_out);
+        let issue = "`diloctl auth issue worker worker-2 --run demo`";
+        let readmit = "`diloctl worker readmit worker-2 --run demo";
+        for shut_out in [Some(true), Some(false), None] {
+            let text = said(shut_out);
+            assert!(text.contains("worker-2 is not started") && text.contains(issue));
+            assert_eq!(text.contains(readmit), shut_out != Some(false), "{text}");
+        }
+        let both = said(Some(true));
+        assert!(both.contains("it is shut out of run demo, and its credential is revoked"));
+        assert!(
+            both.find(readmit) < both.find(issue),
+            "in this order: {both}"
+        );
     }
 }

@@ -375,7 +375,7 @@ impl Started {
 }
 
 /// The log file of a process that `up` starts.
-pub(super) fn log_file(domain: &Path, name: &str) -> PathBuf {
+pub(crate) fn log_file(domain: &Path, name: &str) -> PathBuf {
     domain.join("logs").join(format!("{name}.log"))
 }
 

@@ -20,10 +20,10 @@ use super::program;
 use crate::cli::Up;
 use crate::context::{Context, Endpoints};
 
-pub(super) const BROKER: &str = "nats-server";
-pub(super) const STORE: &str = "store";
-pub(super) const COORDINATOR: &str = "coordinator";
-pub(super) const REGISTRAR: &str = "registrar";
+pub(crate) const BROKER: &str = "nats-server";
+pub(crate) const STORE: &str = "store";
+pub(crate) const COORDINATOR: &str = "coordinator";
+pub(crate) const REGISTRAR: &str = "registrar";
 pub(super) const AUDIT: &str = "audit";
 const WORKER: &str = "worker-";
 /// Time that a process may take to end after it was told, beyond the drain time.

@@ -244,17 +244,32 @@ async fn tl_28_a_key_is_replaced_only_once_the_broker_knows_the_next_one() {
     let rotate = async |cluster: &Cluster| {
         let (domain, url) = (cluster.domain(), cluster.bus_url());
         let lock = lock(domain);
-        accounts::rotate(domain, &lock, url, Role::Worker, true, clock::now()).await
+        let roles = [Role::Worker, Role::Operator];
+        accounts::rotate(domain, &lock, url, &roles, true, clock::now()).await
     };
     cluster.kill9("broker");
     let refused = rotate(&cluster).await.expect_err("nobody confirms it");
     assert_eq!(refused.code(), Code::BusUnreachable);
+    assert!(
+        refused.to_string().contains("nothing was changed"),
+        "{refused}"
+    );
     assert_eq!(read(), before);
+    assert!(
+        !path.with_extension("next").exists(),
+        "not even a key that nothing is signed with"
+    );
     cluster.restart("broker").await;
     assert!(is_served(&cluster, &issued).await);
     let rotated = rotate(&cluster).await.expect("the broker is back");
     rotated.in_effect.expect("it confirms");
-    assert_eq!(rotated.gone, [rotated.keys.old]);
+    let roles = rotated.roles;
+    let names: Vec<Role> = roles.iter().map(|one| one.role).collect();
+    assert_eq!(names, [Role::Worker, Role::Operator]);
+    for one in roles {
+        assert_eq!(one.gone, [one.keys.old]);
+        assert_eq!(one.standing, []);
+    }
     assert!(
         read()
             .iter()

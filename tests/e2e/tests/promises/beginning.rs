@@ -6,6 +6,7 @@ use std::time::Duration;
 use e2e::Machine;
 use e2e::machine::nats_config;
 use schemas::Code;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 /// None of these faults may leave a trace.
 #[tokio::test]
@@ -158,16 +159,40 @@ async fn of_two_ups_at_once_one_wins_and_down_finds_everything() {
         (other, one)
     };
     assert!(won.status.success(), "{}\n{}", won.text, refused.text);
-    // The second came while the first was at work, or after it had ended and found everything
-    // running.
+    // The second waited for the first, and found everything running.
     let second_found_all = refused.status.success() && refused.text.matches(" runs ").count() == 5;
-    let busy = refused.text.contains(&Code::DomainBusy.to_string())
-        && refused.text.contains("`diloctl up`, process ");
-    assert!(busy || second_found_all, "{}", refused.text);
+    assert!(second_found_all, "{}", refused.text);
     let down = machine.down("d").await;
     assert_eq!(
         down.matches(" stopped ").count() + down.matches(" ended ").count(),
         5,
         "{down}"
     );
+}
+
+/// Scripts tell a person's Ctrl-C from a failure.
+#[tokio::test]
+async fn a_command_that_waits_for_another_says_for_whom_and_is_ended_by_ctrl_c() {
+    let machine = Machine::new();
+    assert!(machine.init("d", "0").await.status.success());
+    let lock = identity::DomainLock::take(&machine.path("d"), "diloctl up").unwrap();
+    let mut waits = machine.command(&["--domain", "d", "auth", "push"]);
+    let mut waits = waits.stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(waits.stderr.take().unwrap()).lines();
+    let first = said.next_line().await.unwrap().unwrap();
+    let holder = "is being changed by `diloctl up`, process ";
+    assert!(
+        first.contains(holder) && first.ends_with("and is waited for"),
+        "{first}"
+    );
+    let id = waits.id().unwrap().to_string();
+    let sent = std::process::Command::new("kill")
+        .args(["-INT", &id])
+        .status();
+    assert!(sent.unwrap().success());
+    let second = said.next_line().await.unwrap().unwrap();
+    let interrupted = format!("error {} interrupted: stopped by SIGINT", Code::Interrupted);
+    assert_eq!(second, interrupted);
+    assert_eq!(waits.wait().await.unwrap().code(), Some(130));
+    drop(lock);
 }

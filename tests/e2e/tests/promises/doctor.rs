@@ -99,6 +99,7 @@ async fn la_10_the_doctor_shows_every_posture_and_names_what_is_broken() {
     for check in [
         "secrets",
         "ends",
+        "renewals",
         "revocations",
         "disk",
         "processes",
@@ -180,9 +181,10 @@ async fn la_10_the_doctor_shows_every_posture_and_names_what_is_broken() {
         lost.stderr
     );
     assert_eq!(lost.state("store's lock"), "skipped");
-    let (state, _, found) = lost.of("processes");
+    let (state, code, found) = lost.of("processes");
+    assert_eq!(code, Some(&*Code::StoreUnreachable.to_string()));
     assert!(
-        state == "warn" && found.starts_with("store do not run"),
+        state == "warn" && found.starts_with("store does not run; its log is "),
         "{found}"
     );
     assert_eq!(

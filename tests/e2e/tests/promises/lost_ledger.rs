@@ -62,11 +62,19 @@ async fn a_stream_that_is_gone_is_not_created_anew_and_comes_back_from_a_backup(
     let folder = stream_folder(&machine.path("d"), LEDGER_STREAM);
     let aside = machine.path("backup");
     fs::rename(&folder, &aside).unwrap();
-    is_refused(&machine.up_again("d", "1").await);
-    // The broker runs; following the advice for a missing stream changes nothing.
+    let failed = machine.up_again("d", "1").await;
+    is_refused(&failed);
+    // It leaves nothing running, and says so.
+    let row = |name: &str| failed.text.lines().find(|line| line.starts_with(name));
+    let broker = row("nats-server ").expect("it was started");
+    assert!(broker.contains(" stopped again "), "{}", failed.text);
+    assert_eq!(row("coordinator "), None, "{}", failed.text);
+    assert!(machine.down("d").await.contains("nothing runs"));
+    // Following the advice for a missing stream changes nothing.
+    let broker = machine.broker_alone("d").await;
     is_refused(&cluster(&machine, "init").await);
     is_refused(&cluster(&machine, "check").await);
-    machine.down("d").await;
+    end(broker).await;
     assert!(!folder.exists(), "nothing was created in its place");
 
     // The broker has removed the empty folders above the stream's.
@@ -112,7 +120,13 @@ async fn a_ledger_whose_end_was_cut_off_is_not_led_on() {
     let machine = trained().await;
     cut(&machine.path("d"), LEDGER_STREAM);
     is_refused(&machine.up_again("d", "1").await);
+    let broker = machine.broker_alone("d").await;
     is_refused(&cluster(&machine, "check").await);
+    end(broker).await;
+}
+
+async fn end(mut broker: tokio::process::Child) {
+    broker.kill().await.unwrap();
 }
 
 /// Everybody's evidence rests on the readers' copy; the audit service's files reach further.
@@ -130,8 +144,9 @@ async fn a_copy_that_is_gone_is_made_anew_when_the_audit_files_are_put_aside() {
     let domain = machine.path("d");
     fs::remove_dir_all(stream_folder(&domain, AUDIT_STREAM)).unwrap();
     is_refused_with(Code::CopyLost, &machine.up_again("d", "1").await);
+    let broker = machine.broker_alone("d").await;
     is_refused_with(Code::CopyLost, &cluster(&machine, "check").await);
-    machine.down("d").await;
+    end(broker).await;
     let files = DomainLayout::new(&domain).audit_files();
     fs::rename(&files, machine.path("audit files")).unwrap();
     // The new copy may have another order than the log that the store keeps.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use e2e::{Recipe, Scripted};
 use harness::{Cluster, Options, PATIENCE, Recorded};
-use runtime::exit::{EXIT_NOT_FOUND, EXIT_USAGE};
+use runtime::exit::{EXIT_NO_ANSWER, EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE};
 use runtime::{Bus, BusError, clock};
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
 use schemas::lease::UnitKind;
@@ -107,6 +107,75 @@ async fn tl_31_fg_04_a_worker_is_shut_out_while_it_trains_and_stays_out() {
     the_answer_is_what_the_record_says(&all, &shown, &worker);
 }
 
+#[tokio::test]
+async fn tl_31_without_the_coordinator_the_credential_is_revoked_and_the_same_command_does_the_rest()
+ {
+    let mut cluster = Cluster::start(Options::default(), 1).await;
+    let mut evidence = cluster.evidence().await;
+    Recipe::reference(50, 1, 250).create(&cluster).await;
+    let run = cluster.run().clone();
+    let joins = |event: &LedgerEvent| matches!(event, LedgerEvent::WorkerJoined { .. });
+    evidence.until_ledger("a join", &run, joins).await;
+    cluster.kill9("coordinator");
+    let order = with_credential("quarantine", "worker-0");
+    let told = cluster
+        .diloctl(&[&order[..], &["--timeout", "2s"]].concat())
+        .await;
+    assert_eq!(told.status.code(), Some(EXIT_NO_ANSWER.into()));
+    let code = Code::NoAnswer.to_string();
+    assert!(told.stderr.contains(&code), "{}", told.stderr);
+    let shown = &told.stdout;
+    assert!(shown.contains("NOT shut out of the run"), "{shown}");
+    let credential = value(shown, "credential").expect("it is told");
+    assert!(credential.starts_with("revoked; "), "{shown}");
+    assert!(value(shown, "not done").is_some(), "{shown}");
+    let next = value(shown, "next").expect("it is told");
+    assert!(next.contains("`diloctl worker quarantine U"), "{shown}");
+    let status = cluster.process("worker-0").exit(PATIENCE).await;
+    assert_eq!(status.code(), Some(EXIT_USAGE.into()), "{status}");
+    let log = cluster.process("worker-0").log();
+    assert!(log.contains(&Code::CredentialRevoked.to_string()), "{log}");
+
+    cluster.restart("coordinator").await;
+    let shown = cluster.diloctl_ok(&order).await;
+    assert!(shown.contains("shut out; this is in the ledger"), "{shown}");
+    let credential = value(&shown, "credential").expect("it is told");
+    assert!(credential.starts_with("was revoked already"), "{shown}");
+}
+
+#[tokio::test]
+async fn tl_31_without_the_broker_the_revocation_is_kept_for_it() {
+    let mut cluster = Cluster::bare(Options::default()).await;
+    let issued = cluster.issue(schemas::permission::Role::Worker, "worker-0");
+    let key = issued.public.to_string();
+    cluster.kill9("broker");
+    // Only the coordinator could tell who this is.
+    let nobody = cluster
+        .diloctl(&with_credential("quarantine", "UAAAAAAAA"))
+        .await;
+    assert_eq!(nobody.status.code(), Some(EXIT_UNREACHABLE.into()));
+    let told = nobody.stderr.contains("nothing was revoked") && nobody.stdout.is_empty();
+    assert!(told, "{}", nobody.stderr);
+    for named in ["worker-0", &key[..8], &key] {
+        let kept = cluster.diloctl(&with_credential("quarantine", named)).await;
+        assert_eq!(kept.status.code(), Some(EXIT_UNREACHABLE.into()), "{named}");
+        for code in [Code::BusUnreachable, Code::RevocationKept] {
+            assert!(kept.stderr.contains(&code.to_string()), "{}", kept.stderr);
+        }
+        let shown = &kept.stdout;
+        let credential = value(shown, "credential").expect("it is told");
+        assert!(credential.starts_with("kept: "), "{shown}");
+        assert!(credential.contains("`diloctl auth push`"), "{shown}");
+    }
+    let listed = cluster.diloctl_ok(&["auth", "ls"]).await;
+    let row = listed.lines().find(|line| line.contains(&key));
+    assert!(row.is_some_and(|row| row.contains(" kept ")), "{listed}");
+    cluster.restart("broker").await;
+    let config = cluster.bus_config(&issued.credentials);
+    let refused = Bus::connect("revoked", &config, clock::now()).await;
+    assert_eq!(refused.unwrap_err().code(), Code::BusRefused);
+}
+
 /// The whole value of a printed line.
 fn value(shown: &str, title: &str) -> Option<String> {
     let mut lines = shown.lines();
@@ -137,7 +206,7 @@ fn the_answer_is_what_the_record_says(all: &[Recorded], shown: &str, worker: &Wo
     else {
         unreachable!("it was picked as one")
     };
-    let held = lease.map_or_else(|| "-".to_owned(), |lease| lease.to_string());
+    let held = lease.map_or_else(|| "none".to_owned(), |lease| lease.to_string());
     assert_eq!(value(shown, "lease ended"), Some(held), "{shown}");
     let named = value(shown, "contributions withdrawn").expect("it is printed");
     let count = match named.as_str() {

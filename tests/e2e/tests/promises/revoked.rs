@@ -66,6 +66,8 @@ async fn tl_07_tl_23_a_revoked_worker_ends_with_a_code_and_the_run_completes_wit
     );
     assert!(row["connections"].as_u64().unwrap() > 0, "{row}");
     until_revoked(&mut cluster, "worker-1").await;
+    let again = rows(&cluster, &["auth", "revoke", "worker-1"]).await;
+    assert_eq!(again[0]["state"], "revoked already");
     let listed = rows(&cluster, &["auth", "ls"]).await;
     let state = |name: &str| {
         let found = listed.iter().find(|row| row["name"] == name).unwrap();
@@ -158,4 +160,36 @@ async fn tl_07_a_revocation_that_no_broker_confirms_is_kept_and_says_so() {
         .map(|one| one.unwrap().file_name().into_string().unwrap())
         .find(|name| name.starts_with(".moment"));
     assert_eq!(left, None, "no command leaves its credentials");
+}
+
+#[tokio::test]
+async fn tl_07_whose_own_credential_is_revoked_hears_so_in_one_line() {
+    let cluster = Cluster::bare(Options::default()).await;
+    cluster.issue(Role::Operator, "operator");
+    let listed = ["run", "ls", "--timeout", "1s"];
+    let nobody = cluster.diloctl(&listed).await;
+    assert!(nobody.stderr.contains("DL0204"), "{}", nobody.stderr);
+    let stolen = ["auth", "revoke", "operator", "--reason", "it was stolen"];
+    cluster.diloctl_ok(&stolen).await;
+    let refused = cluster.diloctl(&listed).await;
+    let text = &refused.stderr;
+    let code = Code::BusRefused.to_string();
+    assert!(text.starts_with(&format!("error {code} ")), "{text}");
+    for part in [
+        "operator.creds is of operator, role operator; it was revoked (it was stolen)",
+        "`diloctl auth issue operator operator`",
+    ] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    cluster
+        .diloctl_ok(&["auth", "issue", "operator", "operator"])
+        .await;
+    let file = cluster.issue(Role::Auditor, "auditor").credentials;
+    let file = file.display().to_string();
+    let by_auditor = [&listed[..], &["--credentials", &file]].concat();
+    let text = cluster.diloctl(&by_auditor).await.stderr;
+    let code = Code::BusDenied.to_string();
+    let told = text.contains(&code)
+        && text.contains("is of auditor, role auditor; this needs role operator");
+    assert!(told, "{text}");
 }

@@ -112,9 +112,51 @@ async fn tl_28_an_overlap_serves_old_and_new_tokens_until_it_is_ended() {
     for file in ["old.creds", "new.creds"] {
         assert_eq!(refused(&cluster, file).await, None, "{file}");
     }
-    cluster.diloctl_ok(&["auth", "retire", "worker"]).await;
+    // Another rotation before the overlap has ended names every key that stands.
+    let told = cluster
+        .diloctl_ok(&["auth", "rotate", "role", "worker"])
+        .await;
+    assert_eq!(told.matches("until retired").count(), 2, "{told}");
+    assert_eq!(refused(&cluster, "old.creds").await, None);
+    fs::copy(&issued.credentials, cluster.path("new.creds")).unwrap();
+    let retired = cluster.diloctl_ok(&["auth", "retire", "worker"]).await;
+    assert_eq!(retired.matches("void").count(), 2, "{retired}");
+    let again = cluster.diloctl(&["auth", "retire", "worker"]).await;
+    assert_eq!(again.stdout.matches("void already").count(), 2);
+    let left = "nothing is left to retire of role worker: the keys before the present one were retired at 20";
+    assert!(
+        again.status.success() && again.stderr.contains(left),
+        "{}",
+        again.stderr
+    );
     assert_eq!(refused(&cluster, "old.creds").await, Some(Code::BusRefused));
     assert_eq!(refused(&cluster, "new.creds").await, None);
+    // All roles at once: the holders' files have new tokens, and old ones are void.
+    let operator = cluster.issue(Role::Operator, "operator");
+    fs::copy(&operator.credentials, cluster.path("operator.creds")).unwrap();
+    let told = cluster
+        .diloctl_ok(&["auth", "rotate", "role", "--all", "--now"])
+        .await;
+    for role in Role::ALL {
+        let rotated = told
+            .lines()
+            .any(|line| line.starts_with(&format!("{} ", role.name())));
+        assert_eq!(rotated, role != Role::AccountWriter, "{role:?}: {told}");
+    }
+    for file in ["new.creds", "operator.creds"] {
+        assert_eq!(
+            refused(&cluster, file).await,
+            Some(Code::BusRefused),
+            "{file}"
+        );
+    }
+    for one in [&issued, &operator] {
+        fs::copy(&one.credentials, cluster.path("now.creds")).unwrap();
+        assert_eq!(refused(&cluster, "now.creds").await, None);
+    }
+    let both = ["auth", "rotate", "role", "worker", "--all"];
+    assert_eq!(cluster.diloctl(&both).await.status.code(), Some(2));
+    assert_eq!(cluster.diloctl(&both[..3]).await.status.code(), Some(2));
     // A key that only commands use cannot be replaced this way.
     let writer = cluster
         .diloctl(&["auth", "rotate", "role", "account-writer"])
@@ -255,4 +297,16 @@ async fn tl_28_the_key_of_leases_does_not_end_while_the_coordinator_signs_with_i
         .diloctl_ok(&[&retire[..], &["--force"]].concat())
         .await;
     assert_eq!(trusted(), [new.public().clone()]);
+    let again = cluster.diloctl(&[&retire[..], &["--force"]].concat()).await;
+    assert!(again.stdout.contains("void already"), "{}", again.stdout);
+    assert!(
+        again.stdout.contains(signs.public().as_str()),
+        "{}",
+        again.stdout
+    );
+    assert!(again.stderr.contains("nothing is left to retire of leases"));
+    for count in [1, 2] {
+        let told = cluster.diloctl_ok(&rotate).await;
+        assert_eq!(told.matches("until retired").count(), count, "{told}");
+    }
 }

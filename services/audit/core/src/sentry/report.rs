@@ -125,7 +125,8 @@ pub fn of_report(now: UnixMillis, subject: &str, payload: &[u8]) -> Option<Sight
         }
         Happening::AuthenticationFailed => {
             let more = match &claims {
-                None => ": no token",
+                None if client.jwt.is_empty() => ": no token",
+                None => ": the token cannot be read",
                 Some(Claims { exp: Some(exp), .. }) if exp.saturating_mul(1000) <= now.get() => {
                     ": the token has ended"
                 }

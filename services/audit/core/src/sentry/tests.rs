@@ -416,6 +416,10 @@ fn tl_29_a_refused_login_says_what_its_token_claims() {
         of(""),
         (None, mine(), "Authentication Failure: no token".to_owned())
     );
+    assert_eq!(
+        of("not.a!.token").2,
+        "Authentication Failure: the token cannot be read"
+    );
     let user = key("C");
     let seconds = NOW.get() / 1000;
     for (exp, more) in [(seconds, ": the token has ended"), (seconds + 1, "")] {

@@ -236,6 +236,19 @@ fn tl_29_a_row_of_the_sentry_says_which_service_refused_and_what_was_not_heard()
     let expected =
         "2 times: DL0208 sender is not who it says, by the audit service, diloco.control.x";
     assert_eq!(of_security(&refused).1, expected);
+    let stranger = Seen {
+        count: 1,
+        first: UnixMillis(0),
+        account: None,
+        user: None,
+        name: text("x, by the coordinator"),
+        address: text("10.0.0.1"),
+        subject: String::new(),
+        reason: text("no token"),
+    };
+    let failed = SecurityEvent::AuthenticationFailed { seen: stranger };
+    let quoted = "no token, \"x, by the coordinator\", 10.0.0.1";
+    assert_eq!(of_security(&failed).1, quoted);
     let started = |broker_log, unheard: &[&str]| {
         let unheard = unheard.iter().map(|one| text(one)).collect();
         let release = text("1");

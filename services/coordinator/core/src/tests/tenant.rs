@@ -11,6 +11,7 @@ use schemas::limits::FURTHER_TENANTS_MAX;
 use schemas::masking::{MaskRequest, MaskStep};
 use schemas::subject::Verb;
 use schemas::tenant::{Quota, TenantEndReply, TenantEndRequest, TenantRequest, TenantView};
+use schemas::view::{RunPhase, RunView};
 use schemas::{Bytes, Code, Digest, Millis, RunId, Steps, TenantName, V};
 
 use super::heartbeat::heartbeat;
@@ -125,6 +126,18 @@ pub(super) fn views(world: &mut World) -> Vec<TenantView> {
     match &world.answers[&reply] {
         Ok(Answer::View(found)) => match &found.view {
             View::Tenants(list) => list.clone(),
+            other => panic!("another view: {other:?}"),
+        },
+        other => panic!("no view: {other:?}"),
+    }
+}
+
+fn run_view(world: &mut World, run: &RunId) -> RunView {
+    let query = Query::Run(run.clone());
+    let reply = world.control(ControlRequest::View(ViewRequest { v: V, query }));
+    match &world.answers[&reply] {
+        Ok(Answer::View(found)) => match &found.view {
+            View::Run(detail) => detail.view.clone(),
             other => panic!("another view: {other:?}"),
         },
         other => panic!("no view: {other:?}"),
@@ -387,6 +400,14 @@ fn tl_31_an_ended_tenants_runs_stay_frozen_and_no_other_is_touched() {
         assert_eq!(world.refusal(lift), Code::TenantEnded);
         let new = new_run(&mut world, "acme_more");
         assert_eq!(world.refusal(new), Code::TenantEnded);
+        // It waits for nobody, so nobody is asked to start workers.
+        for (run, halted) in [(&ours.run, Some(Code::TenantEnded)), (&theirs.run, None)] {
+            let view = run_view(&mut world, run);
+            let code = view.halted.map(|why| why.code);
+            assert_eq!(code, halted, "{run}");
+            assert_eq!(view.phase == RunPhase::Halted, halted.is_some());
+            assert!(halted.is_none() || view.trouble.is_none(), "{run}");
+        }
         let set = set(&mut world, "acme", ACME, Quota::default());
         assert_eq!(world.refusal(set), Code::TenantEnded);
         if round == 0 {

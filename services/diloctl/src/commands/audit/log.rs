@@ -310,6 +310,10 @@ impl Source {
 }
 
 fn read_proof(file: &Path) -> Result<Proof, Failure> {
+    if !file.exists() {
+        let text = format!("{}, a proof", file.display());
+        return Err(Failure::new(Code::NamedFileMissing, text));
+    }
     let read = read_file(file).map_err(|error| error.to_string());
     let text = read.and_then(|text| text.ok_or_else(|| "it is not there".to_owned()));
     let text = text

@@ -19,8 +19,7 @@ pub(super) async fn revoke(
     named: &[String],
     reason: Option<&Reason>,
 ) -> Result<(), Failure> {
-    let domain = context.domain()?;
-    let lock = context.lock("diloctl auth revoke")?;
+    let (domain, lock) = context.locked("diloctl auth revoke").await?;
     let url = context.accounts_url()?;
     domain.take_over(clock::now())?;
     let mut targets = BTreeSet::new();
@@ -31,12 +30,14 @@ pub(super) async fn revoke(
         .iter()
         .map(|target| (target.account.clone(), target.key.clone()))
         .collect();
+    let void = targets.iter().map(|target| target.is_void(&domain));
+    let void = void.collect::<Result<Vec<bool>, _>>()?;
     let revoked = accounts::revoke(&domain, &lock, &url, &keys, reason, clock::now()).await;
     let rows: Vec<Touched> = match &revoked {
         Ok(revoked) => revoked
             .iter()
-            .zip(&targets)
-            .map(|(one, target)| Touched::in_effect(target, one))
+            .zip(targets.iter().zip(void))
+            .map(|(one, (target, void))| Touched::in_effect(target, one, void))
             .collect(),
         Err(failure) if failure.code() == Code::RevocationKept => targets
             .iter()
@@ -52,8 +53,7 @@ pub(super) async fn revoke(
 
 /// Gives the broker the tokens of all accounts.
 pub(super) async fn push(context: &Context) -> Result<(), Failure> {
-    let domain = context.domain()?;
-    let lock = context.lock("diloctl auth push")?;
+    let (domain, lock) = context.locked("diloctl auth push").await?;
     let url = context.accounts_url()?;
     let pushed = accounts::push(&domain, &lock, &url, clock::now()).await?;
     let brokers: Vec<String> = pushed.brokers.into_iter().collect();
@@ -69,7 +69,7 @@ pub(super) async fn push(context: &Context) -> Result<(), Failure> {
 pub(super) fn list(context: &Context) -> Result<(), Failure> {
     let (domain, now) = (context.domain()?, clock::now());
     // A domain of an earlier release has no records yet. Nobody changes it meanwhile.
-    if let Ok(_lock) = context.lock("diloctl auth ls") {
+    if let Ok(_lock) = context.try_lock("diloctl auth ls") {
         domain.take_over(now)?;
     }
     let mut revocations = domain.revocations()?;
@@ -131,6 +131,17 @@ impl Target {
         (self.account, self.key)
     }
 
+    /// True if a broker has confirmed that it refuses every token of the key, and none was issued
+    /// since.
+    fn is_void(&self, domain: &Domain) -> Result<bool, Failure> {
+        let revocation = domain.revocation(&self.account, &self.key)?;
+        let record = domain.layout().issued().find(&self.key)?;
+        Ok(revocation.is_some_and(|one| {
+            let issued = record.as_ref().map(|record| record.issued);
+            !one.pending && issued.is_none_or(|issued| one.covers(issued))
+        }))
+    }
+
     fn kept(&self, domain: &Domain) -> Result<Touched, Failure> {
         let revocation = domain.revocation(&self.account, &self.key)?;
         Ok(self.touched(revocation.map(|kept| kept.until), None, "kept"))
@@ -169,15 +180,26 @@ struct Touched {
 }
 
 impl Touched {
-    fn in_effect(target: &Target, revoked: &Revoked) -> Self {
+    fn in_effect(target: &Target, revoked: &Revoked, before: bool) -> Self {
         let until = Some(revoked.revocation.until);
-        target.touched(until, Some(revoked.connections), "revoked")
+        let state = match before {
+            true => "revoked already",
+            false => "revoked",
+        };
+        target.touched(until, Some(revoked.connections), state)
     }
 }
 
 impl Row for Touched {
-    const TITLES: &'static [&'static str] =
-        &["name", "role", "state", "cut", "until", "key", "account"];
+    const TITLES: &'static [&'static str] = &[
+        "name",
+        "role",
+        "state",
+        "cut",
+        "void up to",
+        "key",
+        "account",
+    ];
 
     fn cells(&self) -> Vec<String> {
         let cut = |count: usize| match count >= Revoked::counted_to() {
@@ -272,7 +294,15 @@ fn reason(revocation: Option<&Revocation>) -> Option<String> {
 
 impl Row for Listed {
     const TITLES: &'static [&'static str] = &[
-        "name", "role", "run", "state", "issued", "ends", "revoked", "key", "reason",
+        "name",
+        "role",
+        "run",
+        "state",
+        "dated",
+        "ends",
+        "void up to",
+        "key",
+        "reason",
     ];
 
     fn cells(&self) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! `auth rotate role`, `auth rotate manifest`, `auth rotate events` and `auth retire`.
 
-use identity::{Domain, ManifestKey, Registration};
+use identity::retired::{KeysOf, Retired};
+use identity::{Domain, ManifestKey, Registration, TrustBundle};
 use runtime::accounts;
 use runtime::{Failure, clock};
 use schemas::control::{Query, View};
@@ -13,50 +14,89 @@ use crate::context::{Context, unexpected};
 use crate::output::Row;
 use crate::table::{or_dash, time};
 
-/// Gives a role a new signing key, and prints every key and holder that it touched.
-pub(super) async fn role(context: &Context, role: Role, at_once: bool) -> Result<(), Failure> {
-    let domain = context.domain()?;
-    let lock = context.lock("diloctl auth rotate")?;
+/// Gives roles new signing keys, and prints every key and holder that it touched.
+pub(super) async fn roles(context: &Context, roles: &[Role], at_once: bool) -> Result<(), Failure> {
+    let (domain, lock) = context.locked("diloctl auth rotate").await?;
     let url = context.accounts_url()?;
     domain.take_over(clock::now())?;
-    let rotated = accounts::rotate(&domain, &lock, &url, role, at_once, clock::now()).await?;
-    let accounts::Rotated {
-        keys,
-        gone,
-        resigned,
-        in_effect,
-    } = rotated;
-    let mut rows = vec![Touched::key(role, &keys.new, "new")];
-    match at_once {
-        true => rows.extend(ended(role, &gone, in_effect.is_ok())),
-        false => rows.push(Touched::key(role, &keys.old, "until retired")),
+    let rotated = accounts::rotate(&domain, &lock, &url, roles, at_once, clock::now()).await?;
+    let accounts::Rotated { roles, in_effect } = rotated;
+    let touched = roles.iter().flat_map(|one| of_role(one, in_effect.is_ok()));
+    context.printer.rows(&touched.collect::<Vec<_>>());
+    let waiting: Vec<&str> = roles
+        .iter()
+        .filter(|one| one.standing.len() > 1)
+        .map(|one| one.role.name())
+        .collect();
+    if !waiting.is_empty() {
+        context.printer.talk(&format!(
+            "earlier keys stand of more than one rotation ({}): all of them are valid until `diloctl auth retire`",
+            waiting.join(", ")
+        ));
     }
-    rows.extend(
-        resigned
-            .renewed
-            .iter()
-            .map(|one| Touched::holder(one, "new token")),
-    );
-    rows.extend(
-        resigned
-            .elsewhere
-            .iter()
-            .map(|one| Touched::holder(one, "issue again")),
-    );
-    context.printer.rows(&rows);
     in_effect.map(drop).map_err(|error| kept(&error))
 }
 
-/// Ends the earlier signing keys of a role.
-pub(super) async fn retire(context: &Context, role: Role) -> Result<(), Failure> {
-    let domain = context.domain()?;
-    let lock = context.lock("diloctl auth retire")?;
+/// The keys and holders of a rotated role.
+fn of_role(rotated: &accounts::RotatedRole, confirmed: bool) -> Vec<Touched> {
+    let role = rotated.role;
+    let mut rows = vec![Touched::key(role, &rotated.keys.new, "new")];
+    rows.extend(ended(role, &rotated.gone, confirmed));
+    let standing = rotated.standing.iter();
+    rows.extend(standing.map(|key| Touched::key(role, key, "until retired")));
+    let renewed = rotated.resigned.renewed.iter();
+    rows.extend(renewed.map(|one| Touched::holder(one, "new token")));
+    let elsewhere = rotated.resigned.elsewhere.iter();
+    rows.extend(elsewhere.map(|one| Touched::holder(one, "issue again")));
+    rows
+}
+
+/// Ends the earlier signing keys of roles.
+pub(super) async fn retire(context: &Context, roles: &[Role]) -> Result<(), Failure> {
+    let (domain, lock) = context.locked("diloctl auth retire").await?;
     let url = context.accounts_url()?;
-    let gone = domain.retire(role)?;
-    let pushed = accounts::push(&domain, &lock, &url, clock::now()).await;
-    let rows: Vec<Touched> = ended(role, &gone, pushed.is_ok()).collect();
-    context.printer.rows(&rows);
+    let now = clock::now();
+    let mut gone = Vec::new();
+    for role in roles {
+        let keys = domain.retire(*role)?;
+        domain.note_retired(KeysOf::Role(*role), &keys, now)?;
+        gone.push((*role, keys));
+    }
+    let pushed = accounts::push(&domain, &lock, &url, now).await;
+    let mut rows: Vec<Touched> = Vec::new();
+    for (role, keys) in &gone {
+        rows.extend(ended(*role, keys, pushed.is_ok()));
+        if keys.is_empty() {
+            let last = domain.last_retired(KeysOf::Role(*role))?;
+            say_nothing_left(context, &format!("role {}", role.name()), last.as_ref());
+            let state = match pushed {
+                Ok(_) => "void already",
+                Err(_) => "kept",
+            };
+            let void = last.iter().flat_map(|last| {
+                let row = |key| Touched::key(*role, key, state);
+                last.keys.iter().map(row)
+            });
+            rows.extend(void);
+        }
+    }
+    if !rows.is_empty() {
+        context.printer.rows(&rows);
+    }
     pushed.map(drop).map_err(|error| kept(&error))
+}
+
+/// Says that a command has found no key to end, and when the last ones were ended.
+fn say_nothing_left(context: &Context, of: &str, last: Option<&Retired>) {
+    let before = match last {
+        Some(last) => format!(
+            "the keys before the present one were retired at {}",
+            time(last.at)
+        ),
+        None => "no command has noted here that a key was".to_owned(),
+    };
+    let text = format!("nothing is left to retire of {of}: {before}");
+    context.printer.talk(&text);
 }
 
 /// A part of the rotation of a key that the trust bundle knows.
@@ -107,8 +147,7 @@ async fn check_unused(context: &Context, domain: &Domain) -> Result<(), Failure>
 /// Gives the coordinator a new key for leases and commands, or ends the earlier ones, which needs the
 /// coordinator's word unless that is to be done by `force`.
 pub(super) async fn manifest(context: &Context, part: Part, force: bool) -> Result<(), Failure> {
-    let domain = context.domain()?;
-    let _lock = context.lock("diloctl auth rotate")?;
+    let (domain, _lock) = context.locked("diloctl auth rotate").await?;
     if part == Part::Retire && !force {
         check_unused(context, &domain).await?;
     }
@@ -118,16 +157,23 @@ pub(super) async fn manifest(context: &Context, part: Part, force: bool) -> Resu
             // Workers know it before anything is signed with it.
             domain.prepare_manifest_key()?;
             let keys = domain.adopt_manifest_key()?;
-            vec![
-                Signer::of(keys.new, "new"),
-                Signer::of(keys.old, "until retired"),
-            ]
+            // Also those of earlier rotations that nobody has retired.
+            let known = TrustBundle::read(&domain.layout().trust())?.manifest_keys;
+            let standing = known.into_iter().filter(|key| *key != keys.new);
+            let standing = standing.map(|key| Signer::of(key, "until retired"));
+            std::iter::once(Signer::of(keys.new.clone(), "new"))
+                .chain(standing)
+                .collect()
         }
         Part::Retire => {
             let gone = domain.retire_manifest_keys()?;
-            gone.into_iter()
-                .map(|key| Signer::of(key, "void"))
-                .collect()
+            retired(
+                context,
+                &domain,
+                KeysOf::Leases,
+                gone,
+                ["void", "void already"],
+            )?
         }
     };
     show(context, &domain, &rows)
@@ -139,7 +185,7 @@ pub(super) async fn events(context: &Context, part: Part) -> Result<(), Failure>
     let domain = context.domain()?;
     let rows: Vec<Signer> = match part {
         Part::Prepare => {
-            let _lock = context.lock("diloctl auth rotate")?;
+            let _lock = context.lock("diloctl auth rotate").await?;
             let key = domain.prepare_event_key()?;
             match domain.offered_event_key()? {
                 Some(_) => waits_already(context, key),
@@ -147,21 +193,24 @@ pub(super) async fn events(context: &Context, part: Part) -> Result<(), Failure>
             }
         }
         Part::Adopt => {
-            let _lock = context.lock("diloctl auth rotate")?;
+            let _lock = context.lock("diloctl auth rotate").await?;
             let offered = domain.offered_event_key()?.is_some();
             // Readers know it before anything is signed with it.
             domain.prepare_event_key()?;
             let keys = domain.offer_event_key()?;
             let mut rows = match offered {
-                true => waits_already(context, keys.new),
-                false => vec![Signer::of(keys.new, "new")],
+                true => waits_already(context, keys.new.clone()),
+                false => vec![Signer::of(keys.new.clone(), "new")],
             };
-            rows.push(Signer::of(keys.old, "until retired"));
+            let bundle = TrustBundle::read(&domain.layout().trust())?;
+            let stands = |key: &&PublicKey| **key != keys.new && bundle.ended(key).is_none();
+            let standing = bundle.audit_keys.iter().filter(stands);
+            rows.extend(standing.map(|key| Signer::of(key.clone(), "until retired")));
             rows
         }
         Part::Retire => {
             let auditor = record::read(context, None, |auditor| auditor).await?;
-            let _lock = context.lock("diloctl auth rotate")?;
+            let _lock = context.lock("diloctl auth rotate").await?;
             let in_use = |text: String| Err(Failure::new(Code::EventKeyInUse, text));
             let Some(present) = auditor.emitter() else {
                 return in_use("the ledger has no key".to_owned());
@@ -175,12 +224,39 @@ pub(super) async fn events(context: &Context, part: Part) -> Result<(), Failure>
                 return in_use(format!("the ledger goes on with {present}"));
             }
             let gone = domain.end_event_keys(ends)?;
-            gone.into_iter()
-                .map(|key| Signer::of(key, "ended"))
-                .collect()
+            retired(
+                context,
+                &domain,
+                KeysOf::Events,
+                gone,
+                ["ended", "ended already"],
+            )?
         }
     };
     show(context, &domain, &rows)
+}
+
+/// The rows of keys that a command has ended. If there are none, those that ended last, which it says.
+fn retired(
+    context: &Context,
+    domain: &Domain,
+    of: KeysOf,
+    gone: Vec<PublicKey>,
+    [now, already]: [&'static str; 2],
+) -> Result<Vec<Signer>, Failure> {
+    domain.note_retired(of, &gone, clock::now())?;
+    if !gone.is_empty() {
+        return Ok(gone.into_iter().map(|key| Signer::of(key, now)).collect());
+    }
+    let last = domain.last_retired(of)?;
+    let name = match of {
+        KeysOf::Leases => "leases",
+        KeysOf::Events | KeysOf::Role(_) => "events",
+    };
+    say_nothing_left(context, name, last.as_ref());
+    let keys = last.map(|last| last.keys).unwrap_or_default();
+    let rows = keys.into_iter().map(|key| Signer::of(key, already));
+    Ok(rows.collect())
 }
 
 /// The row of a key that an earlier command has made and offered: this one makes no other.
@@ -195,7 +271,9 @@ fn waits_already(context: &Context, key: PublicKey) -> Vec<Signer> {
 /// Signs the trust bundle as it is now, so that machines that are invited get it, and prints its keys.
 fn show(context: &Context, domain: &Domain, rows: &[Signer]) -> Result<(), Failure> {
     let signed = domain.endorse_trust(clock::now())?;
-    context.printer.rows(rows);
+    if !rows.is_empty() {
+        context.printer.rows(rows);
+    }
     if !signed {
         context.printer.talk(
             "the vault is not here, so machines that were invited before this get the trust bundle of \

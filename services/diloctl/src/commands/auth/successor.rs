@@ -26,7 +26,7 @@ pub(super) async fn run(context: &Context, name: &str, wait: Duration) -> Result
     let domain = context.domain()?;
     let url = context.accounts_url()?;
     let begun = {
-        let _lock = context.lock(COMMAND)?;
+        let _lock = context.lock(COMMAND).await?;
         domain.take_over(clock::now())?;
         domain.begin_succession(name, clock::now())
     };
@@ -54,7 +54,7 @@ pub(super) async fn run(context: &Context, name: &str, wait: Duration) -> Result
         }
         until_joined(context, &old, &new, deadline).await?;
     }
-    let lock = context.lock(COMMAND)?;
+    let lock = context.lock(COMMAND).await?;
     // A process on another machine has copies of the files; then nobody has taken those that lie here.
     files(&domain, &new).take_successor(clock::now())?;
     void(context, &domain, &lock, &old, &new).await?;
@@ -71,7 +71,7 @@ async fn of_machine(
     let url = context.accounts_url()?;
     let deadline = Instant::now() + wait;
     let old = {
-        let _lock = context.lock(COMMAND)?;
+        let _lock = context.lock(COMMAND).await?;
         domain.allow_succession(name, clock::now().after(millis(wait)))?
     };
     context.printer.talk(&format!(
@@ -95,7 +95,7 @@ async fn of_machine(
         return Err(late(&old.public));
     }
     until_joined(context, &old, &new, deadline).await?;
-    let lock = context.lock(COMMAND)?;
+    let lock = context.lock(COMMAND).await?;
     void(context, domain, &lock, &old, &new).await
 }
 

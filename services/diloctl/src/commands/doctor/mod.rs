@@ -128,7 +128,7 @@ impl Report {
         let code = first.code.expect("a failed check has a code");
         let more = match failed.count() {
             0 => String::new(),
-            count => format!(" ({count} more checks failed)"),
+            count => format!(" ({} failed)", number(count, "more check")),
         };
         let detail = format!("{}: {}{more}", first.check, first.found);
         Some(Failure::new(code, detail))
@@ -157,6 +157,14 @@ impl Report {
                 }
             }
         }
+    }
+}
+
+/// `1 key`, `2 keys`.
+fn number(count: usize, thing: &str) -> String {
+    match count {
+        1 => format!("1 {thing}"),
+        count => format!("{count} {thing}s"),
     }
 }
 
@@ -200,7 +208,7 @@ mod tests {
         assert_eq!(failure.code(), Code::BusUnreachable);
         assert_eq!(
             failure.refusal().detail,
-            "broker: gone (1 more checks failed)"
+            "broker: gone (1 more check failed)"
         );
     }
 }

@@ -125,7 +125,10 @@ fn judged(rows: &[PostureRow]) -> Finding {
     match open.is_empty() {
         true => Finding::ok(
             CHECK,
-            format!("{} processes require every layer", rows.len()),
+            match rows.len() {
+                1 => "1 process requires every layer".to_owned(),
+                count => format!("{count} processes require every layer"),
+            },
         ),
         false => Finding::warn(CHECK, Code::LayerOpen, format!("open: {}", open.join(", "))),
     }

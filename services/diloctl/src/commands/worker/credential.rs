@@ -6,7 +6,7 @@ use runtime::accounts::{self, Revoked};
 use runtime::{Failure, clock};
 use schemas::hold::Reason;
 use schemas::permission::Role;
-use schemas::{PublicKey, RunId, WorkerId};
+use schemas::{Code, PublicKey, RunId, WorkerId};
 use serde::Serialize;
 
 use crate::commands::auth::revoke::found;
@@ -28,7 +28,9 @@ pub(super) enum Credential {
     Elsewhere,
     /// The key is not a worker's.
     OfAnother { role: String, name: String },
-    /// The revocation failed, or is not in effect yet.
+    /// It is revoked here, and no broker has confirmed that yet.
+    Pending { reason: String },
+    /// The revocation failed.
     Failed { reason: String },
     /// It was revoked, and no token was issued since.
     Void {
@@ -51,10 +53,19 @@ impl Credential {
         reason: &Reason,
     ) -> (Self, Result<(), Failure>) {
         match Self::try_revoke(context, worker, reason).await {
-            Ok(credential) => (credential, Ok(())),
+            Ok(credential) => {
+                if matches!(credential, Self::Revoked { .. }) {
+                    context.finished(format!("the credential of {worker} is revoked"));
+                }
+                (credential, Ok(()))
+            }
             Err(failure) => {
                 let reason = failure.refusal().to_string();
-                (Self::Failed { reason }, Err(failure))
+                let credential = match failure.code() {
+                    Code::RevocationKept => Self::Pending { reason },
+                    _ => Self::Failed { reason },
+                };
+                (credential, Err(failure))
             }
         }
     }
@@ -75,7 +86,7 @@ impl Credential {
                 name: other.name.clone(),
             });
         }
-        let lock = context.lock("diloctl worker quarantine")?;
+        let lock = context.lock("diloctl worker quarantine").await?;
         let url = context.accounts_url()?;
         domain.take_over(clock::now())?;
         let changed = !is_void(&domain, worker, &holders)?;
@@ -167,8 +178,12 @@ impl Credential {
                 "not revoked: this is the key of {name}, role {role}. If you mean it, run `diloctl \
                  auth revoke {name}`"
             ),
+            Self::Pending { reason } => format!(
+                "kept: {reason}. A broker that is started with this domain's configuration refuses the key; \
+                 `diloctl auth push` tells one that runs, and so does this command when it is repeated"
+            ),
             Self::Failed { reason } => format!(
-                "not in effect: {reason}. Repeat the command, or run `diloctl auth revoke {worker}`"
+                "not revoked: {reason}. Repeat the command, or run `diloctl auth revoke {worker}`"
             ),
             Self::Void {
                 name,
@@ -244,8 +259,15 @@ mod tests {
                 Credential::Failed {
                     reason: "DL0119".to_owned(),
                 },
-                "not in effect: DL0119",
+                "not revoked: DL0119",
                 revoke.as_str(),
+            ),
+            (
+                Credential::Pending {
+                    reason: "DL0123".to_owned(),
+                },
+                "kept: DL0123",
+                "`diloctl auth push`",
             ),
             (
                 Credential::OfAnother {
