@@ -12,10 +12,12 @@ mod succession;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use chain::{Judgement, Reader};
 use identity::{AuditKey, TrustBundle};
 use runtime::{Bus, StreamError, StreamReader};
 use schemas::event::{EventBody, LedgerEvent};
+use schemas::head::KnownHead;
 use schemas::subject::LEDGER_STREAM;
 use schemas::{ChainSequence, Code, Digest, PublicKey, RunId, UnixMillis};
 
@@ -51,6 +53,10 @@ pub struct Ledger {
     /// The number of events that share a publish.
     grouping: Grouping,
     patience: Duration,
+    /// The newest verified head of the log, which events name.
+    known: Option<KnownHead>,
+    /// The newest event that this process has stored.
+    stored: Option<(ChainSequence, Bytes)>,
 }
 
 /// An event to append.
@@ -156,7 +162,20 @@ impl Ledger {
             foreign: 0,
             grouping: Grouping::default(),
             patience,
+            known: None,
+            stored: None,
         }
+    }
+
+    /// From now on events name this head of the log, which was verified.
+    pub const fn know(&mut self, head: Option<KnownHead>) {
+        self.known = head;
+    }
+
+    /// The position of the newest event that this process has stored, and its message.
+    pub fn stored(&self) -> Option<(ChainSequence, &[u8])> {
+        let (sequence, message) = self.stored.as_ref()?;
+        Some((*sequence, message))
     }
 
     /// Reads and verifies what was appended since this process last read or appended, and hands
@@ -218,6 +237,7 @@ impl Ledger {
             chain: self.chain.clone(),
             ended: self.ended.clone(),
             grouping: Grouping::default(),
+            stored: None,
             ..*self
         };
         again.begin_anew();

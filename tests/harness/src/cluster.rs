@@ -47,6 +47,8 @@ pub struct Options {
     /// True if the audit service records security events. They come in any number, so tests that
     /// count what a stream holds go without: their audit service has no key for them.
     pub sentry: bool,
+    /// Further settings of coordinators, each with its value.
+    pub coordinator: &'static [(&'static str, &'static str)],
     /// True for a broker and a store without TLS, which every process takes by an exception: this
     /// measures what TLS costs.
     pub plaintext: bool,
@@ -77,6 +79,7 @@ impl Default for Options {
             token_lifetime: None,
             mutual_tls: false,
             sentry: false,
+            coordinator: &[],
             plaintext: false,
         }
     }

@@ -17,6 +17,7 @@
 //! | `quarantine` | the workers that operators shut out of a run |
 //! | `join` | requirements for a join to any run |
 //! | `checkpoint` | the moments at which the ledger's state is saved as an object |
+//! | `receipts` | which events of the ledger a verified head of the log covers |
 //! | `denial` | the choice of refusals that are recorded |
 //! | `succession` | the key that goes on with the ledger |
 //! | `view` | the views for operators |
@@ -38,6 +39,7 @@ mod order;
 mod promotion;
 mod quarantine;
 mod quota;
+mod receipts;
 mod restore;
 mod run;
 mod succession;
@@ -55,5 +57,6 @@ pub use input::{
     ControlRequest, DeliveryId, Input, Merged, Peer, Recorded, ReplyId, Screened, ScreeningId,
     Submission, WorkerRequest,
 };
+pub use receipts::{Receipts, Say, Sent};
 pub use run::results::check_norm;
 pub use succession::Succession;

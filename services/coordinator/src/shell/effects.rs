@@ -215,6 +215,7 @@ impl Shell {
         {
             let key = self.signer.key().ok();
             view.manifest_key = key.map(|key| key.public().clone());
+            view.log = self.heads.view(clock::now());
         }
         if let Some((_, to)) = self.tables.replies.remove(&reply) {
             let answer = answer.map(|answer| sealed(&self.maker, answer));

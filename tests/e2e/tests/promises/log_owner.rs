@@ -6,7 +6,7 @@ use std::path::Path;
 
 use e2e::Recipe;
 use harness::{Cluster, Options, PATIENCE};
-use identity::{Domain, HeadKey, InitOptions, TrustBundle, log_manifest};
+use identity::{AuditKey, Domain, HeadKey, InitOptions, TrustBundle, log_manifest};
 use runtime::exit::{EXIT_NO_VERDICT, EXIT_NOT_FOUND, EXIT_TAMPERED};
 use schemas::event::EventBody;
 use schemas::log_manifest::{EmitterRole, LogManifest};
@@ -61,6 +61,26 @@ fn machine(cluster: &Cluster, name: &str, trust: &TrustBundle, entries: &[Vec<u8
     }
 }
 
+/// These events as they would be had nobody seen a head: those of the worker that name one are left
+/// out, and the ledger's are signed anew.
+fn naming_no_head(cluster: &Cluster, entries: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let file = cluster.domain().layout().coordinator_audit_key();
+    let key = AuditKey::read(&file).unwrap();
+    let domain = cluster.domain().trust().domain.to_string();
+    let mut end = chain::End::default();
+    let anew = |entry: &Vec<u8>| {
+        let event = chain::of_leaf(entry).unwrap();
+        let body = EventBody::decode(&event.body).unwrap();
+        if body.emitter != *key.public() {
+            return body.known.is_none().then(|| entry.clone());
+        }
+        let draft = end.write(key.public(), body.time, body.run.as_ref(), body.event);
+        end = draft.end();
+        chain::leaf(&key.sign_event(&domain, draft.body))
+    };
+    entries.iter().filter_map(anew).collect()
+}
+
 /// A command of `audit` about that log, on that machine.
 fn of<'a>(name: &'a str, log: &'a str, command: &[&'a str]) -> Vec<&'a str> {
     let about = ["--log-folder", log];
@@ -106,13 +126,8 @@ async fn fg_07_a_log_begins_with_what_its_owner_signed_and_another_beginning_is_
         let document = log_manifest::sign(key, manifest).unwrap();
         chain::manifest_leaf(&document)
     };
-    // Heads that the worker had seen are those of the log with the first beginning.
-    let names_no_head = |entry: &&Vec<u8>| {
-        let event = chain::of_leaf(entry).unwrap();
-        let body = EventBody::decode(&event.body).unwrap();
-        body.known.is_none()
-    };
-    let events: Vec<_> = whole[1..].iter().filter(names_no_head).cloned().collect();
+    // Heads that emitters had seen are those of the log with the first beginning.
+    let events = naming_no_head(&cluster, &whole[1..]);
     let begun = |first: Vec<u8>| [&[first], &events[..]].concat();
     let mut altered = whole[0].clone();
     let at = altered.len() / 2;
