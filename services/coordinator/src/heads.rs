@@ -31,6 +31,9 @@ use witness::{Doubt, Followed, Step, is_included};
 /// Longest pause between two questions; the half of it is the shortest. A head is signed ten seconds
 /// after an event.
 const PAUSE: Duration = Duration::from_secs(10);
+/// The same after a question that the broker has denied, since it has older tokens of the accounts: each is
+/// a security event.
+const PAUSE_DENIED: Duration = Duration::from_secs(1200);
 /// Longest wait for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(8);
 /// Ending of the file with the newest verified head, after the name of the ledger's mark.
@@ -147,11 +150,12 @@ impl Follower {
         };
         let subject = ledger_head_subject(&holder);
         loop {
-            if let Err(error) = self.ask(&bus, &subject).await {
+            let asked = self.ask(&bus, &subject).await;
+            if let Err(error) = &asked {
                 tracing::debug!(%error, "no head of the log came");
             }
             self.say(clock::now());
-            tokio::time::sleep(spread(PAUSE, objects::random_fraction())).await;
+            tokio::time::sleep(spread(longest_pause(&asked), objects::random_fraction())).await;
         }
     }
 
@@ -253,6 +257,14 @@ impl Follower {
             }
             None => {}
         }
+    }
+}
+
+/// The longest pause after a question that ended so.
+const fn longest_pause(asked: &Result<(), BusError>) -> Duration {
+    match asked {
+        Err(BusError::Denied { .. }) => PAUSE_DENIED,
+        _ => PAUSE,
     }
 }
 

@@ -103,6 +103,16 @@ pub enum LedgerError {
         /// The key of this process.
         own: PublicKey,
     },
+    /// The trust bundle of this process is of before the key that goes on was made.
+    #[error(
+        "event {stream} of stream {LEDGER_STREAM} names {next} as the key that goes on, and trust.json here does not have it"
+    )]
+    Outdated {
+        /// Its sequence in the stream.
+        stream: u64,
+        /// The key that goes on.
+        next: PublicKey,
+    },
     /// The key of this process has ended by the trust bundle.
     #[error(
         "by the trust bundle {own}, with which this coordinator signs, has ended with event {last}"
@@ -135,6 +145,7 @@ impl LedgerError {
             Self::Fenced { .. } => Code::LedgerFenced,
             Self::Broken { .. } => Code::LedgerBroken,
             Self::Succeeded { .. } | Self::Ended { .. } => Code::EventKeySucceeded,
+            Self::Outdated { .. } => Code::TrustOutdated,
             Self::Unwritable { .. } => Code::LedgerUnwritable,
             Self::Unreadable(error) => error.code(),
         }
@@ -216,6 +227,9 @@ impl Ledger {
                         self.pass(at, REPEATED);
                     }
                     Judgement::Foreign(reason) => self.pass(at, &reason),
+                    Judgement::Unknown(next) => {
+                        return Err(LedgerError::Outdated { stream: at, next });
+                    }
                     Judgement::Broken(reason) => return Err(broken(reason)),
                 }
             }

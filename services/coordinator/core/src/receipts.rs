@@ -3,7 +3,7 @@
 //!
 //! One proof stands for all events before it. Each event names its position and the digest of the one
 //! before it, so a log that has an event of the ledger and lacks an earlier one has a gap in the
-//! ledger's chain: whoever verifies that log finds the gap, under a head that the log's own key has
+//! ledger's chain: each verifier of that log finds the gap, under a head that the log's own key has
 //! signed. What nobody else can notice is an end of the ledger that the log lacks. So it is enough that
 //! newer and newer events are proven to be under heads; the newest of all seldom is, since a head is
 //! signed seconds after an event. The events between two questions are one *span*, and its last one is

@@ -291,3 +291,21 @@ fn a_coordinator_that_cannot_read_its_head_follows_no_log() {
     let (heads, follower) = LedgerHeads::open(&scene.file("other"), &trust, own, WITHIN);
     assert!(follower.is_none() && heads.view(NOW).is_none());
 }
+
+/// Each denied question is in the record as one.
+#[test]
+fn a_question_that_the_broker_denies_is_asked_again_much_later() {
+    let subject = || ledger_head_subject(AuditKey::generate().public());
+    let direction = runtime::bus::Direction::Publish;
+    let denied = Err(BusError::Denied {
+        direction,
+        subject: subject(),
+    });
+    let lost = Err(BusError::Lost { subject: subject() });
+    assert_eq!(longest_pause(&denied), PAUSE_DENIED);
+    assert_eq!(
+        (longest_pause(&lost), longest_pause(&Ok(()))),
+        (PAUSE, PAUSE)
+    );
+    assert!(PAUSE_DENIED > 60 * PAUSE);
+}

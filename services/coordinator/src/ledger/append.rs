@@ -290,6 +290,12 @@ impl Ledger {
                     self.pass(found, REPEATED);
                 }
                 Judgement::Foreign(reason) => self.pass(found, &reason),
+                Judgement::Unknown(next) => {
+                    return Err(LedgerError::Outdated {
+                        stream: found,
+                        next,
+                    });
+                }
                 Judgement::Broken(reason) => {
                     return Err(LedgerError::Broken {
                         stream: found,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use e2e::Recipe;
 use harness::{Cluster, Options, PATIENCE};
-use identity::{AuditKey, Domain, HeadKey, InitOptions, TrustBundle, log_manifest};
+use identity::{AuditKey, Domain, HeadKey, InitOptions, TrustBundle, WitnessKey, log_manifest};
 use runtime::exit::{EXIT_NO_VERDICT, EXIT_NOT_FOUND, EXIT_TAMPERED};
 use schemas::event::EventBody;
 use schemas::log_manifest::{EmitterRole, LogManifest};
@@ -201,4 +201,55 @@ async fn fg_07_a_log_begins_with_what_its_owner_signed_and_another_beginning_is_
     assert!(!refused.status.success());
     let missing = Code::LogManifestMissing.to_string();
     assert!(refused.stderr.contains(&missing), "{}", refused.stderr);
+}
+
+/// Policies are those of C2SP tlog-policy.
+#[tokio::test]
+async fn fg_07_the_owners_witnesses_are_asked_for_unless_a_verifier_asks_for_others() {
+    let keys = [WitnessKey::generate(), WitnessKey::generate()];
+    let names = ["first", "second"];
+    let mut lines = String::new();
+    for (key, name) in keys.iter().zip(names) {
+        lines += &format!("witness {name} {}\n", key.witness(name).unwrap().text());
+    }
+    let both = format!("{lines}group both all first second\nquorum both\n");
+    let options = Options {
+        witnesses: Some(both.clone()),
+        ..Options::default()
+    };
+    let mut cluster = Cluster::start(options, 0).await;
+    cluster.kept().await;
+    cluster.stop_well(&["audit"]).await;
+    let document = fs::read_to_string(cluster.domain().layout().log_manifest()).unwrap();
+    let manifest = log_manifest::open(&document, cluster.domain().trust()).unwrap();
+    assert_eq!(manifest.witnesses, Some(both));
+    // Nobody has seen the log, and the owner asks for two.
+    let unwitnessed = Code::LogUnwitnessed.to_string();
+    let text = ends(&cluster, &["audit", "verify"], EXIT_NO_VERDICT).await;
+    assert!(text.contains(&unwitnessed), "{text}");
+    for (key, name) in keys.iter().zip(names) {
+        let file = cluster.path(name).display().to_string();
+        key.seed().write(Path::new(&file)).unwrap();
+        let head = format!("{name}.head");
+        let cosign = ["audit", "cosign", name, "--key", &file, "--to", &head];
+        ends(&cluster, &cosign, 0).await;
+    }
+    let one = ["audit", "verify", "--cosigned", "first.head"];
+    let text = ends(&cluster, &one, EXIT_NO_VERDICT).await;
+    assert!(text.contains(&unwitnessed), "one is not enough: {text}");
+    let all = [&one[..], &["--cosigned", "second.head"]].concat();
+    let (weaker, by) = (Code::PolicyWeaker.to_string(), "by first second");
+    let text = ends(&cluster, &all, 0).await;
+    assert!(text.contains(by) && !text.contains(&weaker), "{text}");
+    // A verifier who asks for one of the two is told that this is less.
+    let policy = cluster.path("policy");
+    fs::write(&policy, format!("{lines}quorum first\n")).unwrap();
+    let policy = policy.display().to_string();
+    let text = ends(&cluster, &[&one[..], &["--policy", &policy]].concat(), 0).await;
+    assert!(
+        text.contains(&weaker) && text.contains("by first"),
+        "{text}"
+    );
+    let text = ends(&cluster, &[&all[..], &["--policy", &policy]].concat(), 0).await;
+    assert!(!text.contains(&weaker), "the owner's is met too: {text}");
 }

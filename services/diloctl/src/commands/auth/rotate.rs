@@ -175,8 +175,11 @@ pub(super) async fn events(context: &Context, part: Part) -> Result<(), Failure>
                 return in_use(format!("the ledger goes on with {present}"));
             }
             let gone = domain.end_event_keys(ends)?;
-            gone.into_iter()
-                .map(|key| Signer::of(key, "ended"))
+            let passed = domain.forget_passed_event_keys(present)?;
+            let ended = gone.into_iter().map(|key| Signer::of(key, "ended"));
+            let passed = passed.into_iter();
+            ended
+                .chain(passed.map(|key| Signer::of(key, "passed over")))
                 .collect()
         }
     };
