@@ -127,7 +127,7 @@ fn tl_28_one_key_at_a_time_writes_the_chain_and_each_names_a_later_one() {
     assert!(matches!(judge(&reader, &early), Judgement::Foreign(_)));
     let begun = write(first, &mut end, None, stopped("a"));
     follow(&mut reader, std::slice::from_ref(&begun));
-    // Neither itself nor a stranger, of whom a newer list of keys may know.
+    // Neither itself nor a stranger, which a newer list of keys may have.
     let named = write(first, &mut end.clone(), None, names(first));
     assert!(matches!(judge(&reader, &named), Judgement::Broken(_)));
     let stranger = AuditKey::generate();

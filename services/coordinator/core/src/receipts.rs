@@ -89,7 +89,7 @@ impl Receipts {
     pub fn appended(&mut self, now: UnixMillis, last: Sent) {
         self.events = last.sequence.next().get();
         if self.covered > self.events {
-            // Another ledger than the one that was covered, or another coordinator's note of it.
+            // The note is about another ledger, which had more events.
             self.covered = 0;
         }
         let full = self.spans.len() >= ASKED_MAX;
