@@ -16,7 +16,9 @@ async fn tl_03_an_event_names_the_head_that_was_verified_before_it_unless_it_has
     let root = ByteArray::new([3; 32]);
     let head = Some(KnownHead { size: 7, root });
     ledger.know(head);
-    append(&mut ledger, 2, stopped("b")).await.expect("appended");
+    append(&mut ledger, 2, stopped("b"))
+        .await
+        .expect("appended");
     // It has room for itself alone.
     let (_, events) = scene.open().await.expect("it verifies");
     let beside = EventBody {
@@ -28,7 +30,9 @@ async fn tl_03_an_event_names_the_head_that_was_verified_before_it_unless_it_has
     };
     let room = EventBody::BYTES_MAX - beside.encode().len();
     let long = "c".repeat(300 + room);
-    append(&mut ledger, 3, stopped(&long)).await.expect("appended");
+    append(&mut ledger, 3, stopped(&long))
+        .await
+        .expect("appended");
     let (_, events) = scene.open().await.expect("it verifies");
     let named: Vec<_> = events.iter().map(|body| body.known).collect();
     assert_eq!(named, [None, head, None]);
