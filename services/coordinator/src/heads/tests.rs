@@ -55,13 +55,12 @@ impl Service {
 
     /// Signs a head over these events of the ledger behind those before it, and something else.
     fn sign<'a>(&mut self, events: impl IntoIterator<Item = &'a Sent>) {
-        let mut index = self.newest.as_ref().map_or(0, |(head, _)| head.size);
-        for sent in events {
+        let first = self.newest.as_ref().map_or(0, |(head, _)| head.size);
+        for (index, sent) in (first..).zip(events) {
             let event = SignedEvent::decode(&sent.message).expect("it is one");
             let entry = chain::leaf(&event).expect("its key is one");
             self.writer.push(&entry, 0).expect("it is short");
             self.places.insert(sent.sequence, index);
-            index += 1;
         }
         self.writer
             .push(b"of somebody else", 0)
