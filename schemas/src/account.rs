@@ -44,7 +44,7 @@ pub const CROSSINGS: [Crossing; 8] = [
     Crossing {
         lane: Lane::Log,
         home: Account::Events,
-        importers: &[Account::Tenant],
+        importers: &[Account::Tenant, Account::Control],
         service: true,
     },
     Crossing {

@@ -1,4 +1,5 @@
-//! Tree heads of the log of all events, as workers ask for them and cosign them.
+//! Tree heads of the log of all events, as workers and the coordinator ask for them, and as workers
+//! cosign them.
 //!
 //! A head comes as the answer to a worker's own question: a subject that several workers hear could
 //! be named as the subject of any answer, which would then reach them all.
@@ -10,19 +11,20 @@ use crate::limits::WORKER_MESSAGE_BYTES_MAX;
 use crate::message::{V, message};
 use crate::{ChainSequence, PublicKey, UnixMillis};
 
-/// Most events of its own about which a worker asks in one question: their proofs then have some 40
+/// Most events of its own about which an emitter asks in one question: their proofs then have some 40
 /// KiB in a log of a billion events.
 pub const ASKED_MAX: usize = 32;
 
-/// A worker's question for the newest head, and for proofs that events of its own are under it.
+/// A question for the newest head, and for proofs that events of the asker are under it: a worker's own
+/// ones, or the coordinator's in the ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeadRequest {
     /// Version.
     pub v: V<1>,
-    /// The events under the head that the worker keeps; 0 if it keeps none.
+    /// The events under the head that the asker keeps; 0 if it keeps none.
     pub known: u64,
-    /// The public audit key of the worker's chain.
+    /// The public audit key of the asker's chain.
     pub emitter: PublicKey,
     /// Positions in that chain, at most [`ASKED_MAX`].
     pub events: Vec<ChainSequence>,

@@ -24,6 +24,10 @@ pub struct LogManifest {
     /// The keys that vouch for workers: a worker's key counts if a `worker-joined` event names it that
     /// one of these has signed, or a key with which the ledger goes on after one of these.
     pub enrolment: Vec<PublicKey>,
+    /// The witnesses who must have seen the log, and which of them are enough: the text of a policy
+    /// (C2SP tlog-policy). None if the owner asks for none, and in manifests of an earlier release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witnesses: Option<String>,
 }
 
 /// A key that signs events, and what it may speak of.

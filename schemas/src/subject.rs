@@ -61,7 +61,8 @@ pub enum Lane {
     Request,
     /// A worker's signed events, as the worker sends them.
     Event,
-    /// Questions of workers about the log of all events, and cosignatures of its heads.
+    /// Questions of workers and of the coordinator about the log of all events, and cosignatures of
+    /// its heads.
     Log,
     /// Workers' events after their checks.
     Record,
@@ -221,6 +222,16 @@ const OTHERS_BETWEEN: &[Row] = &[
         purpose: "a worker's cosignature of a head, to be kept beside it",
     },
     Row {
+        lane: Lane::Log,
+        pattern: "cluster.{holder}.head",
+        kind: Kind::Request,
+        message: message_name!(HeadRequest),
+        reply: Some(message_name!(HeadReply)),
+        publishers: &[Role::Coordinator],
+        subscribers: &[Role::Recorder],
+        purpose: "the newest head for the coordinator, with proofs that events of the ledger are under it",
+    },
+    Row {
         lane: Lane::Record,
         pattern: "{account}.{run}.{worker}.{kind}",
         kind: Kind::Stream,
@@ -361,6 +372,12 @@ pub fn log_subject(run: &RunId, worker: &WorkerId, verb: LogVerb) -> String {
     format!("{}.{run}.{worker}.{}", Lane::Log.prefix(), verb.token())
 }
 
+/// `diloco.log.cluster.<holder>.head`, as the coordinator publishes it with the key of its credentials.
+pub fn ledger_head_subject(holder: &PublicKey) -> String {
+    let head = LogVerb::Head.token();
+    format!("{}.{CLUSTER}.{holder}.{head}", Lane::Log.prefix())
+}
+
 /// A question of a worker about the log of all events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogVerb {
@@ -428,7 +445,7 @@ pub const RENEWALS_FILTER: &str = "diloco.renewal.>";
 /// The filter under which the audit service receives workers' events, before its checks.
 pub const EVENTS_FILTER: &str = "diloco.event.>";
 
-/// The filter under which the audit service receives workers' questions about the log.
+/// The filter under which the audit service receives questions about the log.
 pub const LOG_FILTER: &str = "diloco.log.>";
 
 /// `diloco.ledger.<run or cluster>.<emitter>.<kind>`, as the coordinator publishes it.

@@ -49,6 +49,29 @@ pub struct CoordinatorView {
     /// that does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest_key: Option<PublicKey>,
+    /// How far the log of all events covers its ledger; none if it follows no log, or is of a release
+    /// that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LedgerCover>,
+}
+
+/// How far heads of the log of all events, which the coordinator has verified, cover its ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LedgerCover {
+    /// Events of the ledger.
+    pub events: u64,
+    /// Those at its end that no verified head covers.
+    pub uncovered: u64,
+    /// The time since which the oldest of these waits, by the coordinator's process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<UnixMillis>,
+    /// The events of the log under the newest head that was verified; none if there was no head yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<u64>,
+    /// What is wrong: events wait for too long, or the log contradicts what was seen before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<Code>,
 }
 
 /// A summary of a run.

@@ -40,6 +40,11 @@ pub enum Incoming {
         worker: WorkerId,
         verb: LogVerb,
     },
+    /// A question of the coordinator about the log, with the key of its credentials.
+    LedgerHead {
+        account: AccountId,
+        holder: PublicKey,
+    },
     Recorded {
         account: AccountId,
         run: RunId,
@@ -127,6 +132,9 @@ pub fn sender_key(subject: &str) -> Option<PublicKey> {
             tokens.next()?.parse().ok()
         }
         ("diloco", "control") => rest.split('.').next()?.parse().ok(),
+        ("diloco", "log") if of_cluster(rest).is_some() => {
+            of_cluster(rest).map(|(_, holder, _)| holder)
+        }
         ("diloco", "request" | "event" | "log" | "telemetry") => {
             let (_, _, worker, _) = sender(rest)?;
             worker.as_str().parse().ok()
@@ -219,6 +227,10 @@ fn parse(subject: &str) -> Option<Incoming> {
             })
         }
         "log" => {
+            if let Some((account, holder, verb)) = of_cluster(rest) {
+                let is_head = LogVerb::from_token(verb) == Some(LogVerb::Head);
+                return is_head.then_some(Incoming::LedgerHead { account, holder });
+            }
             let (account, run, worker, verb) = sender(rest)?;
             Some(Incoming::Log {
                 account,
@@ -257,6 +269,14 @@ fn sender(rest: &str) -> Option<(AccountId, RunId, WorkerId, &str)> {
     let run = tokens.next()?.parse().ok()?;
     let worker = tokens.next()?.parse().ok()?;
     Some((account, run, worker, tokens.next()?))
+}
+
+/// The account, the key and the verb of a question that belongs to no run.
+fn of_cluster(rest: &str) -> Option<(AccountId, PublicKey, &str)> {
+    let mut tokens = rest.splitn(4, '.');
+    let account = tokens.next()?.parse().ok()?;
+    let holder = (tokens.next()? == CLUSTER).then(|| tokens.next())??;
+    Some((account, holder.parse().ok()?, tokens.next()?))
 }
 
 fn renewal(rest: &str) -> Option<(AccountId, Option<RunId>, PublicKey)> {

@@ -93,9 +93,20 @@ fn other_lanes_parse_back() {
             "{verb:?}"
         );
         let rows = TABLE.iter().filter(|row| row.lane == Lane::Log);
-        let named = |row: &Row| row.pattern.ends_with(&format!("}}.{}", verb.token()));
+        let named = |row: &Row| row.pattern == format!("{{run}}.{{worker}}.{}", verb.token());
         assert_eq!(rows.filter(|row| named(row)).count(), 1, "{verb:?}");
     }
+    let subject = mapped(&ledger_head_subject(&key));
+    let expected = Incoming::LedgerHead {
+        account: account(),
+        holder: key.clone(),
+    };
+    assert_eq!(subject.parse(), Ok(expected));
+    assert_eq!(sender_key(&subject), Some(key.clone()));
+    assert_eq!(as_sent(&subject), ledger_head_subject(&key));
+    // The coordinator cosigns nothing.
+    let cosign = subject.replace(".head", ".cosign");
+    assert!(cosign.parse::<Incoming>().is_err(), "{cosign}");
     assert!(
         format!(
             "{}.x",

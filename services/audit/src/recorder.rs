@@ -10,7 +10,7 @@ use audit_core::{
 use identity::TrustBundle;
 use rayon::prelude::*;
 use schemas::subject::AUDIT_STREAM;
-use schemas::{Code, UnixMillis, V};
+use schemas::{ChainSequence, Code, Digest, PublicKey, UnixMillis, V};
 use tlog::Head;
 
 use crate::files::{self, AuditFiles, AuditFilesError, Comparison, FileEntry};
@@ -34,8 +34,63 @@ pub struct Recorder {
     read: StreamSequence,
     /// Messages that the broker stored again unchanged, since the last report.
     again: u64,
-    /// Workers' events that the log has taken since the last notices.
-    places: Places,
+    /// Events that the log has taken since the last notices.
+    places: Taken,
+}
+
+/// The places of events that the log has taken.
+#[derive(Debug)]
+struct Taken {
+    workers: Places,
+    ledger: Places,
+}
+
+impl Default for Taken {
+    fn default() -> Self {
+        Self {
+            workers: Places::default(),
+            ledger: Places::of_ledger(),
+        }
+    }
+}
+
+/// An event of an emitter that may ask where it is in the log.
+struct Placed {
+    of_ledger: bool,
+    emitter: PublicKey,
+    sequence: ChainSequence,
+    digest: Digest,
+}
+
+impl Placed {
+    /// Such an event is always an entry.
+    fn of(examined: &Examined) -> Option<Self> {
+        let (of_ledger, (emitter, sequence, digest)) = match examined.of_ledger() {
+            Some(event) => (true, event),
+            None => (false, examined.of_worker()?),
+        };
+        Some(Self {
+            of_ledger,
+            emitter: emitter.clone(),
+            sequence,
+            digest,
+        })
+    }
+}
+
+impl Taken {
+    fn note(&mut self, placed: &Placed, index: u64) {
+        let places = match placed.of_ledger {
+            true => &mut self.ledger,
+            false => &mut self.workers,
+        };
+        let logged = Logged {
+            sequence: placed.sequence,
+            digest: placed.digest,
+            index,
+        };
+        places.note(&placed.emitter, logged);
+    }
 }
 
 /// Reasons to stop keeping records.
@@ -86,7 +141,7 @@ impl Recorder {
             }
         })?;
         recall(&mut auditor, &mut waiting, &mut |_, _| {});
-        Ok(Self::of(auditor, files, None, Places::default()))
+        Ok(Self::of(auditor, files, None, Taken::default()))
     }
 
     /// Opens the folder in the same way, and continues the log of all events in its subfolder
@@ -108,11 +163,12 @@ impl Recorder {
         // Opened when the files are locked: until then another service may publish heads there.
         let open = || Log::open(&folder.join(LOG_FOLDER), trust, signer.clone(), stored, now);
         let mut log = None;
-        let mut places = Places::default();
+        let mut places = Taken::default();
         let examiner = auditor.examiner().clone();
         let mut append = |record: &Record, examined: &Examined| {
             if let Ok(open) = log.get_or_insert_with(open) {
-                note(&mut places, examined, open.size());
+                let size = open.size();
+                Placed::of(examined).inspect(|placed| places.note(placed, size));
                 if let Err(error) = open.take(entry(&examiner, record, examined), now) {
                     log = Some(Err(error));
                 }
@@ -169,7 +225,7 @@ impl Recorder {
         self.log.as_ref()?.missing_up_to()
     }
 
-    const fn of(auditor: Auditor, files: AuditFiles, log: Option<Log>, places: Places) -> Self {
+    const fn of(auditor: Auditor, files: AuditFiles, log: Option<Log>, places: Taken) -> Self {
         Self {
             auditor,
             files,
@@ -316,7 +372,6 @@ impl Recorder {
         let mut lines = Vec::new();
         let mut findings = Vec::new();
         let mut entries = Vec::new();
-        // A worker's event is always an entry.
         let mut placed = Vec::new();
         for (record, examined) in records.iter().zip(examined) {
             let at = record.stream_sequence;
@@ -346,9 +401,7 @@ impl Recorder {
             }
             let (digest, entry, examined) =
                 examined.expect("what is not kept now was not kept before");
-            if let Some((emitter, sequence, digest)) = examined.of_worker() {
-                placed.push((entries.len(), emitter.clone(), sequence, digest));
-            }
+            placed.extend(Placed::of(&examined).map(|placed| (entries.len(), placed)));
             entries.push(entry);
             self.files.know(record, digest);
             let mut results = self.auditor.place(examined).into_iter();
@@ -375,16 +428,8 @@ impl Recorder {
         if let Some(log) = &mut self.log {
             let mut placed = placed.into_iter().peekable();
             for (at, entry) in entries.into_iter().enumerate() {
-                if let Some((_, emitter, sequence, digest)) =
-                    placed.next_if(|(place, ..)| *place == at)
-                {
-                    let index = log.size();
-                    let logged = Logged {
-                        sequence,
-                        digest,
-                        index,
-                    };
-                    self.places.note(&emitter, logged);
+                if let Some((_, placed)) = placed.next_if(|(place, _)| *place == at) {
+                    self.places.note(&placed, log.size());
                 }
                 log.take(entry, now)?;
             }
@@ -428,15 +473,14 @@ impl Recorder {
         std::mem::replace(&mut self.again, 0)
     }
 
-    /// The enrolments, the progress of chains and the places of workers' events in the log since the
-    /// last call.
+    /// The enrolments, the progress of chains and the places of events in the log since the last call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
-        let logged = self
-            .places
-            .take()
-            .map(|(key, logged)| Notice::Logged { key, logged });
+        let Taken { workers, ledger } = &mut self.places;
+        let of_worker = |(key, logged)| Notice::Logged { key, logged };
+        let of_ledger = |(key, logged)| Notice::LedgerLogged { key, logged };
         let mut notices = self.auditor.take_notices();
-        notices.extend(logged);
+        notices.extend(workers.take().map(of_worker));
+        notices.extend(ledger.take().map(of_ledger));
         notices
     }
 
@@ -505,18 +549,6 @@ pub fn signed_events(folder: &Path, trust: &TrustBundle) -> Result<Option<u64>, 
     let size = log::signed_size(&folder.join(LOG_FOLDER), trust)?;
     let manifest = u64::from(trust.log_manifest.is_some());
     Ok(size.map(|size| size.saturating_sub(manifest)))
-}
-
-/// Notes the place that a worker's event gets in the log; it is always an entry.
-fn note(places: &mut Places, examined: &Examined, index: u64) {
-    if let Some((emitter, sequence, digest)) = examined.of_worker() {
-        let logged = Logged {
-            sequence,
-            digest,
-            index,
-        };
-        places.note(emitter, logged);
-    }
 }
 
 /// Gives the kept entries to the auditor again, and each record to `append`. The auditor repeats all

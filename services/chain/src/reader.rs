@@ -41,6 +41,9 @@ pub enum Judgement {
     /// It is in no chain: no key that may write here has signed it, or one that may not yet, or no
     /// more. The reason, in words.
     Foreign(String),
+    /// The next event, by which the present key names one that no writer here has: these writers are of
+    /// before that key was made, or somebody else made it.
+    Unknown(PublicKey),
     /// A key that may write here has signed it, but it does not follow. The reason, in words.
     Broken(String),
 }
@@ -128,11 +131,13 @@ impl Reader {
                  elsewhere",
                 entry.body.emitter
             )),
-            Relation::Next if !self.follows(&entry.body) => Judgement::Broken(format!(
-                "at position {position} of the chain: the trust bundle does not have the key that it \
-                 names after its own{}",
-                self.newer(&entry.body)
-            )),
+            Relation::Next if !self.follows(&entry.body) => match self.unknown(&entry.body) {
+                Some(next) => Judgement::Unknown(next.clone()),
+                None => Judgement::Broken(format!(
+                    "at position {position} of the chain: the trust bundle does not have the key that \
+                     it names after its own"
+                )),
+            },
             Relation::Next => Judgement::Next {
                 body: Box::new(entry.body),
                 digest: entry.digest,
@@ -155,13 +160,10 @@ impl Reader {
         )
     }
 
-    /// Advice where the bundle does not have the next key at all: it may be of before the key was made.
-    fn newer(&self, body: &EventBody) -> &'static str {
+    /// The key that an event names as the next one, if no writer has it.
+    fn unknown<'a>(&self, body: &'a EventBody) -> Option<&'a PublicKey> {
         let next = body.event.next_emitter();
-        match next.is_some_and(|next| !self.writers.has(next)) {
-            true => ", nor anywhere: copy the newest trust.json of the domain before anything else",
-            false => "",
-        }
+        next.filter(|next| !self.writers.has(next))
     }
 
     fn follows(&self, body: &EventBody) -> bool {

@@ -1,15 +1,17 @@
 //! The coordinator's configuration.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use identity::{DomainLayout, EventKeyFiles};
 use runtime::config::fill;
 use runtime::metrics::MetricsConfig;
 use runtime::service::ServiceConfig;
-use runtime::{AuthConfig, BusConfig, ConfigBytes, ConfigDuration, Material, Materials};
-use schemas::UnixMillis;
+use runtime::{AuthConfig, BusConfig, ConfigBytes, ConfigDuration, Failure, Material, Materials};
 use schemas::member::Layer;
 use schemas::permission::Role;
+use schemas::{Code, UnixMillis};
 use serde::{Deserialize, Serialize};
 
 /// All settings of the coordinator.
@@ -107,7 +109,15 @@ pub struct LimitsConfig {
     pub ledger_patience: ConfigDuration,
     /// The time between two heartbeats of a worker.
     pub heartbeat: ConfigDuration,
+    /// Longest time until a verified head of the log covers an event of the ledger; then the coordinator
+    /// says so. It never says so where it has not seen a head: a domain without an audit service has none.
+    pub receipt_within: ConfigDuration,
 }
+
+/// Times that are accepted for that. A head is signed ten seconds after an event, and the coordinator
+/// asks for it some ten seconds later.
+const RECEIPT_WITHIN: RangeInclusive<Duration> =
+    Duration::from_secs(20)..=Duration::from_secs(86_400);
 
 impl Default for Config {
     fn default() -> Self {
@@ -148,6 +158,7 @@ impl Default for LimitsConfig {
             store_patience: ConfigDuration::from_secs(30),
             ledger_patience: ConfigDuration::from_secs(120),
             heartbeat: ConfigDuration::from_secs(3),
+            receipt_within: ConfigDuration::from_secs(600),
         }
     }
 }
@@ -174,6 +185,24 @@ impl Config {
         fill(&mut self.keys.mark, layout.ledger_mark());
         fill(&mut self.keys.issued, layout.issued().folder().to_owned());
         self
+    }
+
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// One is out of the range that is accepted.
+    pub fn check_limits(&self) -> Result<(), Failure> {
+        let within = self.limits.receipt_within;
+        if RECEIPT_WITHIN.contains(&within.0) {
+            return Ok(());
+        }
+        let (least, most) = (RECEIPT_WITHIN.start(), RECEIPT_WITHIN.end());
+        let text = format!(
+            "limits.receipt_within is {within}, expected {} to {}",
+            ConfigDuration(*least),
+            ConfigDuration(*most)
+        );
+        Err(Failure::new(Code::ConfigInvalid, text))
     }
 
     /// The connection on which the ledger is written.
@@ -235,5 +264,26 @@ impl Config {
             },
         ];
         Materials { items, now }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_to_a_head_that_no_head_can_keep_is_refused() {
+        let checked = |seconds| {
+            let mut config = Config::default();
+            config.limits.receipt_within = ConfigDuration::from_secs(seconds);
+            config.check_limits().map_err(|failure| failure.code())
+        };
+        let default = Config::default().check_limits();
+        assert_eq!(
+            (default.is_ok(), checked(20), checked(86_400)),
+            (true, Ok(()), Ok(()))
+        );
+        assert_eq!(checked(19), Err(Code::ConfigInvalid));
+        assert_eq!(checked(86_401), Err(Code::ConfigInvalid));
     }
 }

@@ -117,6 +117,7 @@ pub(crate) fn read(message: &Delivery, identity: Identity) -> Result<ValidMessag
         }
         Incoming::WorkerEvent { .. }
         | Incoming::Log { .. }
+        | Incoming::LedgerHead { .. }
         | Incoming::Recorded { .. }
         | Incoming::Ledger { .. }
         | Incoming::Security { .. }

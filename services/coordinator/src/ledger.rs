@@ -12,10 +12,12 @@ mod succession;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use chain::{Judgement, Reader};
 use identity::{AuditKey, TrustBundle};
 use runtime::{Bus, StreamError, StreamReader};
 use schemas::event::{EventBody, LedgerEvent};
+use schemas::head::KnownHead;
 use schemas::subject::LEDGER_STREAM;
 use schemas::{ChainSequence, Code, Digest, PublicKey, RunId, UnixMillis};
 
@@ -51,6 +53,10 @@ pub struct Ledger {
     /// The number of events that share a publish.
     grouping: Grouping,
     patience: Duration,
+    /// The newest verified head of the log, which events name.
+    known: Option<KnownHead>,
+    /// The newest event that this process has stored.
+    stored: Option<(ChainSequence, Bytes)>,
 }
 
 /// An event to append.
@@ -97,6 +103,16 @@ pub enum LedgerError {
         /// The key of this process.
         own: PublicKey,
     },
+    /// The trust bundle of this process is of before the key that goes on was made.
+    #[error(
+        "event {stream} of stream {LEDGER_STREAM} names {next} as the key that goes on, and trust.json here does not have it"
+    )]
+    Outdated {
+        /// Its sequence in the stream.
+        stream: u64,
+        /// The key that goes on.
+        next: PublicKey,
+    },
     /// The key of this process has ended by the trust bundle.
     #[error(
         "by the trust bundle {own}, with which this coordinator signs, has ended with event {last}"
@@ -129,6 +145,7 @@ impl LedgerError {
             Self::Fenced { .. } => Code::LedgerFenced,
             Self::Broken { .. } => Code::LedgerBroken,
             Self::Succeeded { .. } | Self::Ended { .. } => Code::EventKeySucceeded,
+            Self::Outdated { .. } => Code::TrustOutdated,
             Self::Unwritable { .. } => Code::LedgerUnwritable,
             Self::Unreadable(error) => error.code(),
         }
@@ -156,7 +173,20 @@ impl Ledger {
             foreign: 0,
             grouping: Grouping::default(),
             patience,
+            known: None,
+            stored: None,
         }
+    }
+
+    /// From now on events name this head of the log, which was verified.
+    pub const fn know(&mut self, head: Option<KnownHead>) {
+        self.known = head;
+    }
+
+    /// The position of the newest event that this process has stored, and its message.
+    pub fn stored(&self) -> Option<(ChainSequence, &[u8])> {
+        let (sequence, message) = self.stored.as_ref()?;
+        Some((*sequence, message))
     }
 
     /// Reads and verifies what was appended since this process last read or appended, and hands
@@ -197,6 +227,9 @@ impl Ledger {
                         self.pass(at, REPEATED);
                     }
                     Judgement::Foreign(reason) => self.pass(at, &reason),
+                    Judgement::Unknown(next) => {
+                        return Err(LedgerError::Outdated { stream: at, next });
+                    }
                     Judgement::Broken(reason) => return Err(broken(reason)),
                 }
             }
@@ -218,6 +251,7 @@ impl Ledger {
             chain: self.chain.clone(),
             ended: self.ended.clone(),
             grouping: Grouping::default(),
+            stored: None,
             ..*self
         };
         again.begin_anew();

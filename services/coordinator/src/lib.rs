@@ -10,6 +10,7 @@
 //! | `allowance` | the requests that a worker may send |
 //! | `guard` | turns a panic of awaited work into its outcome |
 //! | `ledger` | the signed chain in stream `LEDGER`, fenced by its last sequence |
+//! | `heads` | follows the log of all events: which events of the ledger a verified head covers |
 //! | `mark` | the known end of the ledger, kept apart from the ledger |
 //! | `queue` | offers: publish, pull, settle, hold |
 //! | `store`, `grants` | the store, and URLs to it for others |
@@ -28,6 +29,7 @@ mod config;
 mod foundry;
 mod grants;
 mod guard;
+mod heads;
 mod incoming;
 mod leading;
 mod ledger;

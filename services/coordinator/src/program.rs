@@ -106,6 +106,7 @@ impl service::Service for Program {
             value: config,
             origins,
         } = loaded;
+        config.check_limits()?;
         let materials = config.materials(now);
         let posture = validate(&config.auth, &materials, &origins).map_err(Failure::all)?;
         Ok(Self {

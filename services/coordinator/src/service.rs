@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::arrival::{ARRIVALS_MAX, Arrival};
 use crate::config::Config;
 use crate::foundry::Maker;
+use crate::heads::LedgerHeads;
 use crate::incoming::Identity;
 use crate::leading::Leading;
 use crate::ledger::Ledger;
@@ -77,6 +78,10 @@ impl Service {
             key: Arc::new(audit_key.clone()),
             release: env!("CARGO_PKG_VERSION").to_owned(),
         };
+        let within = config.limits.receipt_within.millis();
+        let own = audit_key.public().clone();
+        let (heads, follower) = LedgerHeads::open(&config.keys.mark, &trust, own, within);
+        heads.show();
         let ledger = Ledger::new(ledger_bus, audit_key, trust, patience);
         let settings = Settings {
             home,
@@ -96,6 +101,7 @@ impl Service {
             store,
             ledger,
             mark,
+            heads,
             event_key: config.keys.events(),
             signer,
             domain,
@@ -126,6 +132,9 @@ impl Service {
                 shell.arrivals.clone(),
                 refusals.clone(),
             ));
+        }
+        if let Some(follower) = follower {
+            feeders.spawn(follower.run(shell.bus.clone()));
         }
         feeders.spawn(shell.store.clone().keep_time());
         let stopped = shell.store.stopped.clone();

@@ -11,8 +11,7 @@ mod tables;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use coordinator_core::Told;
-use coordinator_core::{Answer, Coordinator, Effect, Input};
+use coordinator_core::{Answer, Coordinator, Effect, Input, Sent, Told};
 use identity::{EventKeyFiles, IssuedList};
 use runtime::{Bus, Failure, clock};
 use schemas::member::Posture;
@@ -25,6 +24,7 @@ use tracing::Instrument as _;
 use crate::answer::ReplyTo;
 use crate::arrival::{ARRIVALS_MAX, Arrival};
 use crate::foundry::Maker;
+use crate::heads::LedgerHeads;
 use crate::ledger::{Ledger, NewEvent};
 use crate::mark::LedgerMark;
 use crate::purge::Purges;
@@ -57,6 +57,8 @@ pub(crate) struct Shell {
     pub(crate) store: Store,
     pub(crate) ledger: Ledger,
     pub(crate) mark: LedgerMark,
+    /// What is known of the log of all events.
+    pub(crate) heads: LedgerHeads,
     /// The files of the key that signs the ledger.
     pub(crate) event_key: EventKeyFiles,
     pub(crate) signer: ManifestSigner,
@@ -264,11 +266,17 @@ impl Shell {
             self.signed = signing.await;
         } else {
             let (count, since) = (events.len() as u64, Instant::now());
+            self.ledger.know(self.heads.known());
             // The events are sent first.
             let (appended, signed) = tokio::join!(biased; self.ledger.append(events), signing);
             telemetry::appended(count, since.elapsed());
             self.signed = signed;
             self.mark.note(&self.ledger);
+            if let Some((sequence, message)) = self.ledger.stored() {
+                let message = message.to_vec();
+                self.heads
+                    .appended(clock::now(), Sent { sequence, message });
+            }
             self.known.send_replace(self.ledger.stream_sequence());
             appended?;
         }

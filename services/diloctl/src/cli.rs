@@ -151,6 +151,11 @@ pub(crate) enum Auth {
         /// the credentials, names their holder, and lives for a day at most.
         #[arg(long)]
         mutual_tls: bool,
+        /// File with the witnesses of the log, and which of them are enough (C2SP tlog-policy). The
+        /// owner signs it into the log's manifest, for good: `audit verify` then asks for them.
+        /// `audit witness-key NAME --key FILE` makes a witness's key before there is a domain.
+        #[arg(long, value_name = "FILE")]
+        witness_policy: Option<PathBuf>,
         /// Folder with the committed part of the broker's configuration; the trust domain gets a
         /// copy.
         #[arg(long, value_name = "DIR", default_value = "nats-config")]

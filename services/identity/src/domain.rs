@@ -50,6 +50,8 @@ pub struct InitOptions {
     pub server_names: Vec<String>,
     /// True if broker and store are to take only clients that show a certificate.
     pub mutual_tls: bool,
+    /// The policy of witnesses that the owner signs into the log's manifest (C2SP tlog-policy).
+    pub witnesses: Option<String>,
 }
 
 /// Issued credentials and their files.

@@ -207,6 +207,34 @@ impl Domain {
         Ok(gone)
     }
 
+    /// Takes the keys that were passed over out of the trust bundle: those before `present`, the key that
+    /// goes on with the ledger, that have not ended. Each key of the ledger stands behind the one that
+    /// has named it, so their turn never was, and never comes. Nothing that they signed was valid. Returns
+    /// them. To be called behind [`Domain::end_event_keys`]; the caller holds the [`crate::DomainLock`].
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
+    pub fn forget_passed_event_keys(
+        &self,
+        present: &PublicKey,
+    ) -> Result<Vec<PublicKey>, DomainError> {
+        let mut gone = Vec::new();
+        self.change_trust(|bundle| {
+            let mut keys = bundle.audit_keys.iter();
+            let Some(place) = keys.position(|key| key == present) else {
+                return;
+            };
+            let (before, others) = bundle.audit_keys.split_at(place);
+            let (ended, passed) = before
+                .iter()
+                .cloned()
+                .partition::<Vec<_>, _>(|key| bundle.ended(key).is_some());
+            bundle.audit_keys = [ended.as_slice(), others].concat();
+            gone = passed;
+        })?;
+        Ok(gone)
+    }
+
     /// Writes the trust bundle with a change.
     pub(crate) fn change_trust(
         &self,
@@ -253,6 +281,32 @@ mod tests {
 
     fn bundle(domain: &Domain) -> TrustBundle {
         TrustBundle::read(&domain.layout().trust()).expect("it is ours")
+    }
+
+    /// A worker that has no ledger believes each key of the bundle that has not ended.
+    #[test]
+    fn tl_28_a_key_that_was_passed_over_is_no_key_of_the_domain_any_more() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let domain = domain(&scratch.path().join("domain"));
+        let first = bundle(&domain).audit_keys[0].clone();
+        let keys = [(); 3].map(|()| AuditKey::generate().public().clone());
+        let [passed, present, next] = &keys;
+        let change = |bundle: &mut TrustBundle| bundle.audit_keys.extend(keys.iter().cloned());
+        domain.change_trust(change).expect("it is ours");
+        let ended = BTreeMap::from([(first.clone(), ChainSequence(9))]);
+        domain.end_event_keys(&ended).expect("it is ours");
+        let stranger = AuditKey::generate().public().clone();
+        let forget = |key| domain.forget_passed_event_keys(key).expect("it is ours");
+        assert_eq!(forget(&stranger), []);
+        assert_eq!(forget(present), std::slice::from_ref(passed));
+        let left = [first, present.clone(), next.clone()];
+        assert_eq!(
+            bundle(&domain).audit_keys,
+            left,
+            "what ended stays, and what is to come"
+        );
+        assert!(!bundle(&domain).signs_events(passed) && bundle(&domain).signs_events(next));
+        assert_eq!(forget(present), [], "it is done");
     }
 
     #[test]

@@ -266,6 +266,8 @@ fn make(layout: &DomainLayout, options: &InitOptions, now: UnixMillis) -> Result
         log_manifest: None,
         ca: layout.ca_relative(),
     };
-    trust.log_manifest = Some(log_manifest::make(layout, &operator, &trust, now)?);
+    let witnesses = options.witnesses.clone();
+    let manifest = log_manifest::make(layout, &operator, &trust, witnesses, now)?;
+    trust.log_manifest = Some(manifest);
     Ok(trust.write(&layout.trust())?)
 }

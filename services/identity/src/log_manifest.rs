@@ -81,6 +81,7 @@ pub(crate) fn make(
     layout: &DomainLayout,
     owner: &SigningKey,
     trust: &TrustBundle,
+    witnesses: Option<String>,
     now: UnixMillis,
 ) -> Result<Digest, DomainError> {
     let emitter = |role| {
@@ -101,6 +102,7 @@ pub(crate) fn make(
         heads: trust.head_keys.clone(),
         emitters: coordinators.chain(sentries).collect(),
         enrolment: trust.audit_keys.clone(),
+        witnesses,
     };
     let document = sign(owner, &manifest)?;
     write_private(&layout.log_manifest(), document.as_bytes())?;

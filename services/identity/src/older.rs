@@ -204,7 +204,13 @@ impl Domain {
         }
         trust.head_keys.push(HeadKey::read(&file)?.public().clone());
         let owner = self.layout().vault().operator()?;
-        trust.log_manifest = Some(log_manifest::make(self.layout(), &owner, &trust, now)?);
+        trust.log_manifest = Some(log_manifest::make(
+            self.layout(),
+            &owner,
+            &trust,
+            None,
+            now,
+        )?);
         trust.ca = self.layout().ca_relative();
         Ok(trust.write(&path)?)
     }

@@ -79,6 +79,8 @@ metrics_table! {
     EFFECT_SECONDS = "diloco_effect_seconds", Histogram, &["effect"], "coordinator", "Time that an effect held the decision loop, in seconds. Work beside the loop is not counted.";
     DECISION_SECONDS = "diloco_decision_seconds", Histogram, &["input"], "coordinator", "Time that the core took to decide about one input, in seconds.";
     APPEND_SECONDS = "diloco_ledger_append_seconds", Histogram, &[], "coordinator", "Time until the broker acknowledged an append to the ledger, in seconds.";
+    LEDGER_UNCOVERED = "diloco_ledger_uncovered_events", Gauge, &[], "coordinator", "Events at the end of the ledger that no head of the log covers which the coordinator has verified; absent where the trust bundle names no key for heads.";
+    LEDGER_UNCOVERED_SECONDS = "diloco_ledger_uncovered_oldest_seconds", Gauge, &[], "coordinator", "Time since which the oldest of these waits, in seconds, by the coordinator's process; 0 without one.";
     ARRIVALS_WAITING = "diloco_arrivals_waiting", Gauge, &[], "coordinator", "Messages and results that wait for the decision loop.";
     WORKER_TOKENS = "diloco_worker_tokens_total", Counter, &["run", "worker"], "coordinator", "Tokens that a worker's process has trained on. Like all metrics of workers, this comes from the worker's last heartbeat.";
     WORKER_SPEED = "diloco_worker_tokens_per_second", Gauge, &["run", "worker"], "coordinator", "A worker's recent speed.";

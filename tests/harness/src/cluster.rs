@@ -47,6 +47,10 @@ pub struct Options {
     /// True if the audit service records security events. They come in any number, so tests that
     /// count what a stream holds go without: their audit service has no key for them.
     pub sentry: bool,
+    /// The policy of witnesses that the owner signs into the log's manifest.
+    pub witnesses: Option<String>,
+    /// Further settings of coordinators, each with its value.
+    pub coordinator: &'static [(&'static str, &'static str)],
     /// True for a broker and a store without TLS, which every process takes by an exception: this
     /// measures what TLS costs.
     pub plaintext: bool,
@@ -77,6 +81,8 @@ impl Default for Options {
             token_lifetime: None,
             mutual_tls: false,
             sentry: false,
+            witnesses: None,
+            coordinator: &[],
             plaintext: false,
         }
     }
@@ -127,6 +133,7 @@ impl Cluster {
             &scratch.path().join(".diloco"),
             &InitOptions {
                 mutual_tls: options.mutual_tls,
+                witnesses: options.witnesses.clone(),
                 ..InitOptions::default()
             },
             clock::now(),

@@ -83,6 +83,16 @@ pub(crate) enum Account {
 }
 
 impl Examined {
+    /// The emitter, the position and the digest of an event of the ledger.
+    pub const fn of_ledger(&self) -> Option<(&PublicKey, ChainSequence, Digest)> {
+        match &self.content {
+            Content::Ledger(record) => {
+                Some((&record.body.emitter, record.body.sequence, record.digest))
+            }
+            Content::Worker(_) | Content::Security(_) | Content::Nothing { .. } => None,
+        }
+    }
+
     /// The emitter, the position and the digest of a worker's event under its own subject.
     pub const fn of_worker(&self) -> Option<(&PublicKey, ChainSequence, Digest)> {
         match &self.content {

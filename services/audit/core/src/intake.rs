@@ -2,18 +2,21 @@
 //! key, signature, and at last the chain, whose end must be fetched. Refused events never reach a
 //! stream.
 
+mod questions;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use chain::{Claimed, End, Entry, Relation, Signatures};
-use schemas::head::{ASKED_MAX, CosignRequest, HeadRequest};
-use schemas::subject::{Incoming, LogVerb, events_stream};
+use schemas::subject::{Incoming, events_stream};
 use schemas::{
-    AccountId, ChainSequence, Code, Digest, Message as _, PublicKey, Refusal, RunId, UnixMillis,
-    WorkerId, is_answer,
+    AccountId, ChainSequence, Code, Digest, PublicKey, Refusal, RunId, UnixMillis, WorkerId,
+    is_answer,
 };
 
 use crate::places::{Logged, Places};
 use crate::rate::Rate;
+
+pub use questions::{Question, QuestionCheck};
 
 /// Most workers whose rates and chains are remembered: twice as many as a run may have. A worker
 /// that is forgotten starts with a full burst, and the end of its chain is fetched again.
@@ -45,6 +48,8 @@ pub enum Notice {
     Reached { key: PublicKey, next: ChainSequence },
     /// An event of a worker has this index in the log.
     Logged { key: PublicKey, logged: Logged },
+    /// An event of the ledger has this index in the log.
+    LedgerLogged { key: PublicKey, logged: Logged },
 }
 
 /// A sender: a tenant's account, a run, a worker.
@@ -93,35 +98,6 @@ pub enum MessageCheck {
     Candidate(Box<Candidate>),
 }
 
-/// The outcome of the checks of a question about the log.
-#[derive(Clone, Debug, PartialEq)]
-pub enum QuestionCheck {
-    /// As [`MessageCheck::Answer`].
-    Answer,
-    /// As [`MessageCheck::Over`].
-    Over(WorkerId),
-    /// As [`MessageCheck::Nobody`].
-    Nobody,
-    /// The refusal to answer with.
-    Refused(Refusal),
-    /// A worker of the ledger asks.
-    Question(WorkerId, Question),
-}
-
-/// A worker's question about the log.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Question {
-    /// For the newest head.
-    Head {
-        /// The events under the head that the worker keeps.
-        known: u64,
-        /// Those events that the worker asked about and that are in the log, with their indices.
-        events: Vec<(ChainSequence, u64)>,
-    },
-    /// To keep a cosignature.
-    Cosign(Box<CosignRequest>),
-}
-
 /// The relation of an event to its chain.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ChainCheck {
@@ -146,6 +122,8 @@ pub struct Intake {
     /// The position up to which the copy shows each chain.
     reached: BTreeMap<PublicKey, ChainSequence>,
     places: Places,
+    /// The places of the ledger's events.
+    ledger: Places,
 }
 
 impl Intake {
@@ -160,6 +138,7 @@ impl Intake {
             tails,
             reached: BTreeMap::new(),
             places: Places::default(),
+            ledger: Places::of_ledger(),
         }
     }
 
@@ -172,6 +151,7 @@ impl Intake {
             Notice::Readmitted { run, worker } => drop(self.shut_out.remove(&(run, worker))),
             Notice::Reached { key, next } => drop(self.reached.insert(key, next)),
             Notice::Logged { key, logged } => self.places.note(&key, logged),
+            Notice::LedgerLogged { key, logged } => self.ledger.note(&key, logged),
         }
     }
 
@@ -240,65 +220,6 @@ impl Intake {
                 }))
             }
             Err(refusal) => MessageCheck::Refused(refusal),
-        }
-    }
-
-    /// Checks a question about the log under `subject`, into which the broker wrote the worker's name.
-    /// It is counted like an event: its answer costs about as much.
-    pub fn check_question(
-        &mut self,
-        now: UnixMillis,
-        subject: &str,
-        payload: &[u8],
-    ) -> QuestionCheck {
-        let Ok(Incoming::Log {
-            account,
-            run,
-            worker,
-            verb,
-        }) = subject.parse::<Incoming>()
-        else {
-            return QuestionCheck::Nobody;
-        };
-        if is_answer(payload) {
-            return QuestionCheck::Answer;
-        }
-        if !self.rate(now, &worker).take(now, payload.len() as u64) {
-            return QuestionCheck::Over(worker);
-        }
-        let sender = (account, run, worker);
-        let asked = self.standing(&sender).and_then(|keys| {
-            let malformed =
-                |error: schemas::DecodeError| Refusal::new(Code::MessageInvalid, error.to_string());
-            match verb {
-                LogVerb::Head => {
-                    let HeadRequest {
-                        v: _,
-                        known,
-                        emitter,
-                        events,
-                    } = HeadRequest::decode(payload).map_err(malformed)?;
-                    let place = |sequence| Some((sequence, self.places.index(&emitter, sequence)?));
-                    // Nobody else's events; and no more than an answer has room for.
-                    let events = match keys.contains(&emitter) {
-                        true => events
-                            .into_iter()
-                            .take(ASKED_MAX)
-                            .filter_map(place)
-                            .collect(),
-                        false => Vec::new(),
-                    };
-                    Ok(Question::Head { known, events })
-                }
-                LogVerb::Cosign => {
-                    let cosigned = CosignRequest::decode(payload).map_err(malformed)?;
-                    Ok(Question::Cosign(Box::new(cosigned)))
-                }
-            }
-        });
-        match asked {
-            Ok(question) => QuestionCheck::Question(sender.2, question),
-            Err(refusal) => QuestionCheck::Refused(refusal),
         }
     }
 

@@ -20,7 +20,7 @@
 //! | `rate` | the messages that one worker may send, and have recorded |
 //! | `sentry` | what the broker tells of connections, refusals and changes of streams, as events |
 //! | `verdict` | verdicts on single records |
-//! | `places` | where in the log the newest events of workers are |
+//! | `places` | where in the log the newest events of each emitter are |
 //! | `log` | the tree over all events: its heads, proofs, and the comparison with a stream |
 //! | `recompute` | merges that are made again, and their comparison with the record |
 //! | `lineage` | the rounds and snapshots that descend from an object |

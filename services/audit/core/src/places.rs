@@ -1,4 +1,5 @@
-//! The places of workers' newest events in the log, for workers that ask for proofs.
+//! The places of emitters' newest events in the log, for workers and the coordinator, which ask for
+//! proofs.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -7,12 +8,26 @@ use schemas::{ChainSequence, Digest, PublicKey};
 /// Most events of one worker whose places are remembered: the 64 that a worker keeps until a head
 /// covers them, with as many again.
 pub const PLACES_MAX: usize = 128;
+/// Most events of the ledger: a coordinator asks about those of the last minutes, and appends a few
+/// hundred a second at most.
+pub(crate) const LEDGER_PLACES_MAX: usize = 65_536;
 /// Most workers. Those of a worker that is forgotten are known again after a start of the service.
 const WORKERS_MAX: usize = 8192;
 
 /// Places in the log, by emitter.
-#[derive(Clone, Debug, Default)]
-pub struct Places(BTreeMap<PublicKey, VecDeque<Logged>>);
+#[derive(Clone, Debug)]
+pub struct Places {
+    all: BTreeMap<PublicKey, VecDeque<Logged>>,
+    /// Most places of one emitter.
+    most: usize,
+}
+
+impl Default for Places {
+    /// Those of workers.
+    fn default() -> Self {
+        Self::of(PLACES_MAX)
+    }
+}
 
 /// An event of a worker, in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +41,23 @@ pub struct Logged {
 }
 
 impl Places {
+    /// Places of the ledger's events.
+    pub const fn of_ledger() -> Self {
+        Self::of(LEDGER_PLACES_MAX)
+    }
+
+    const fn of(most: usize) -> Self {
+        let all = BTreeMap::new();
+        Self { all, most }
+    }
+
     /// Notes that an event of `emitter` has this index.
     pub fn note(&mut self, emitter: &PublicKey, logged: Logged) {
-        if self.0.len() >= WORKERS_MAX && !self.0.contains_key(emitter) {
-            self.0.pop_first();
+        if self.all.len() >= WORKERS_MAX && !self.all.contains_key(emitter) {
+            self.all.pop_first();
         }
-        let places = self.0.entry(emitter.clone()).or_default();
-        if places.len() >= PLACES_MAX {
+        let places = self.all.entry(emitter.clone()).or_default();
+        if places.len() >= self.most {
             places.pop_front();
         }
         places.push_back(logged);
@@ -51,13 +76,14 @@ impl Places {
     }
 
     fn find(&self, emitter: &PublicKey, is_it: impl Fn(&Logged) -> bool) -> Option<&Logged> {
-        let mut places = self.0.get(emitter)?.iter();
+        // The newest first: nobody asks for long about an old one.
+        let mut places = self.all.get(emitter)?.iter().rev();
         places.find(|logged| is_it(logged))
     }
 
     /// All of them, in the order in which they were noted for each emitter; none is left.
     pub fn take(&mut self) -> impl Iterator<Item = (PublicKey, Logged)> + use<> {
-        std::mem::take(&mut self.0)
+        std::mem::take(&mut self.all)
             .into_iter()
             .flat_map(|(emitter, places)| {
                 places
@@ -82,6 +108,15 @@ mod tests {
             digest: Digest::of(&sequence.to_be_bytes()),
             index,
         }
+    }
+
+    #[test]
+    fn more_places_of_the_ledger_are_known_than_of_a_worker() {
+        let (mut places, most) = (Places::of_ledger(), LEDGER_PLACES_MAX as u64);
+        (0..=most).for_each(|number| places.note(&key('A'), logged(number, 3 * number)));
+        assert_eq!(places.index(&key('A'), ChainSequence(0)), None);
+        assert_eq!(places.index(&key('A'), ChainSequence(1)), Some(3));
+        assert_eq!(places.take().count(), LEDGER_PLACES_MAX);
     }
 
     #[test]

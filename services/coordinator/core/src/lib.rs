@@ -20,6 +20,7 @@
 //! | `tenant`, `quota` | tenants, and how much each may have |
 //! | `join` | requirements for a join to any run |
 //! | `checkpoint` | the moments at which the ledger's state is saved as an object |
+//! | `receipts` | which events of the ledger a verified head of the log covers |
 //! | `denial` | the choice of refusals that are recorded |
 //! | `succession` | the key that goes on with the ledger |
 //! | `view` | the views for operators |
@@ -41,6 +42,7 @@ mod order;
 mod promotion;
 mod quarantine;
 mod quota;
+mod receipts;
 mod restore;
 mod run;
 mod succession;
@@ -58,5 +60,6 @@ pub use input::{
     ControlRequest, DeliveryId, Input, Merged, Peer, Recorded, ReplyId, Screened, ScreeningId,
     Submission, WorkerRequest,
 };
+pub use receipts::{Receipts, Say, Sent};
 pub use run::results::check_norm;
 pub use succession::Succession;

@@ -20,8 +20,9 @@ impl Coordinator {
                 release: self.settings.release.clone(),
                 posture: self.settings.posture.clone(),
                 now: self.now,
-                // The key is the shell's, which adds it.
+                // These two are the shell's, which adds them.
                 manifest_key: None,
+                log: None,
             }),
             Query::Runs => {
                 let runs = self.state.runs();

@@ -143,7 +143,13 @@ impl Ledger {
             let subject = ledger_subject(run.as_ref(), emitter, kind);
             let event = Event::Ledger(event);
             let next = event.next_emitter().cloned();
-            let draft = end.write(emitter, time, run.as_ref(), event);
+            let known = self.known;
+            let alone = known.map(|_| event.clone());
+            let mut draft = end.write_knowing(known, emitter, time, run.as_ref(), event);
+            if let Some(event) = alone.filter(|_| draft.body.len() > EventBody::BYTES_MAX) {
+                // What happened is worth more than a head that others name too.
+                draft = end.write(emitter, time, run.as_ref(), event);
+            }
             end = draft.end();
             if draft.body.len() > EventBody::BYTES_MAX {
                 let (bytes, max) = (draft.body.len(), EventBody::BYTES_MAX);
@@ -193,8 +199,7 @@ impl Ledger {
         if let Published::At(_) = published {
             self.grouping.stored(count);
             for stored in pending.drain(..count) {
-                let (at, next) = (self.stream_sequence + 1, stored.next.as_ref());
-                self.extend(at, stored.digest, stored.kind, next);
+                self.hold(self.stream_sequence + 1, stored);
             }
         }
         published
@@ -226,9 +231,15 @@ impl Ledger {
             self.grouping.stored(1);
             let stored = pending.pop_front();
             let stored = stored.expect("each answer is to one of them");
-            self.extend(at, stored.digest, stored.kind, stored.next.as_ref());
+            self.hold(at, stored);
         }
         Published::At(self.stream_sequence)
+    }
+
+    /// Adds an event of this process, which lies at position `at`.
+    fn hold(&mut self, at: u64, event: Pending) {
+        self.extend(at, event.digest, event.kind, event.next.as_ref());
+        self.stored = Some((event.sequence, event.payload));
     }
 
     /// Publishes `event`, the last of `count` events behind position `end`, and waits for the
@@ -266,7 +277,7 @@ impl Ledger {
                             found,
                         });
                     };
-                    self.extend(found, digest, stored.kind, stored.next.as_ref());
+                    self.hold(found, stored);
                 }
                 Judgement::Repeated => self.pass(found, REPEATED),
                 Judgement::Before { sequence, digest } => {
@@ -279,6 +290,12 @@ impl Ledger {
                     self.pass(found, REPEATED);
                 }
                 Judgement::Foreign(reason) => self.pass(found, &reason),
+                Judgement::Unknown(next) => {
+                    return Err(LedgerError::Outdated {
+                        stream: found,
+                        next,
+                    });
+                }
                 Judgement::Broken(reason) => {
                     return Err(LedgerError::Broken {
                         stream: found,

@@ -215,6 +215,7 @@ impl Shell {
                 View::Coordinator(view) => {
                     let key = self.signer.key().ok();
                     view.manifest_key = key.map(|key| key.public().clone());
+                    view.log = self.heads.view(clock::now());
                 }
                 View::Runs(runs) => self.store.tell_away(runs),
                 View::Run(detail) => self.store.tell_away([&mut detail.view]),

@@ -2,6 +2,7 @@
 
 mod batches;
 mod checkpoints;
+mod heads;
 mod ledger;
 mod lists;
 mod reading;

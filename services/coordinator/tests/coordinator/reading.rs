@@ -80,6 +80,7 @@ async fn read_slowly(scene: &Scene) -> Read {
             }
             Judgement::Repeated | Judgement::Foreign(_) => foreign += 1,
             Judgement::Before { .. } => unreachable!("this reader began with the first event"),
+            Judgement::Unknown(next) => unreachable!("nobody names {next}"),
             Judgement::Broken(reason) => {
                 broken = Some((at, reason));
                 break;

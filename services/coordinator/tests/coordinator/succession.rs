@@ -38,6 +38,21 @@ async fn succeeded() -> (Scene, AuditKey, Ledger) {
     (scene, next, ledger)
 }
 
+/// It is no break of the chain, and what helps is another file.
+#[tokio::test]
+async fn tl_28_a_trust_bundle_of_before_the_next_key_is_told_from_a_broken_ledger() {
+    let (mut scene, next, _ledger) = succeeded().await;
+    scene.trust.audit_keys.retain(|key| key != next.public());
+    let refused = scene
+        .open()
+        .await
+        .map(|_| ())
+        .expect_err("it lacks the key");
+    assert_eq!(refused.code(), Code::TrustOutdated);
+    let text = refused.to_string();
+    assert!(text.contains(next.public().as_str()), "{text}");
+}
+
 /// An event of the old key behind the present end.
 async fn late(scene: &Scene, event: LedgerEvent) -> EventBody {
     EventBody {

@@ -182,21 +182,21 @@ pub(crate) struct StoreAddress {
 
 #[derive(Debug, Args)]
 pub(crate) struct Witnessing {
-    /// File with a policy (C2SP tlog-policy): the witnesses, and which of them are enough. With it the
-    /// log must lead to each head that they have cosigned, and enough of them must have cosigned the
+    /// File with a policy (C2SP tlog-policy): the witnesses, and which of them are enough; without one
+    /// that of the log's owner counts, if the log's manifest has one. With either the log must lead to each head that they have cosigned, and enough of them must have cosigned the
     /// newest one, or one as near to it as `--unwitnessed-max` says. What workers of the policy have
     /// cosigned lies beside the log.
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,
     /// File with a cosigned head; give the switch once for each file.
-    #[arg(long, value_name = "FILE", requires = "policy")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) cosigned: Vec<PathBuf>,
     /// Ask for any so many of the policy's witnesses, instead of its quorum.
     #[arg(long, value_name = "COUNT", requires = "policy")]
     pub(crate) witnesses: Option<usize>,
     /// Most events of the log that came after the head which enough witnesses have cosigned. A log
     /// that grows is always ahead of its witnesses.
-    #[arg(long, value_name = "EVENTS", requires = "policy", default_value_t = 0)]
+    #[arg(long, value_name = "EVENTS", default_value_t = 0)]
     pub(crate) unwitnessed_max: u64,
 }
 

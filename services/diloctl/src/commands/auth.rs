@@ -7,6 +7,7 @@ pub(crate) mod revoke;
 mod rotate;
 mod successor;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use identity::BrokerFiles;
@@ -16,6 +17,7 @@ use runtime::{Failure, clock};
 use schemas::permission::Role;
 use schemas::{Code, Millis, RunId, UnixMillis};
 use serde::Serialize;
+use tlog::cosign::Policy;
 
 use crate::cli::{Auth, Rotate};
 use crate::context::{BUS_PORT, Context, is_credentials};
@@ -30,11 +32,14 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
             workers,
             server_name,
             mutual_tls,
+            witness_policy,
             nats_config,
         } => {
+            let witnesses = witness_policy.as_deref().map(policy).transpose()?;
             let options = InitOptions {
                 server_names: server_name.clone(),
                 mutual_tls: *mutual_tls,
+                witnesses,
             };
             init(context, run, *workers, &options, nats_config).await
         }
@@ -145,6 +150,25 @@ fn auditors_store_key(context: &Context, domain: &Domain) -> Result<(), Failure>
     );
     context.printer.talk(&text);
     Ok(())
+}
+
+/// Reads the policy of witnesses that the owner signs into the log's manifest. Each verifier will read
+/// it, and nobody can change it.
+fn policy(file: &Path) -> Result<String, Failure> {
+    let failed =
+        |reason: &str| Failure::new(Code::ConfigInvalid, format!("{}: {reason}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| failed(&error.to_string()))?;
+    let policy = Policy::read(text.as_bytes()).map_err(|error| failed(&error.to_string()))?;
+    if policy.is_met(&BTreeSet::new()) {
+        return Err(failed("it asks for no witness"));
+    }
+    // The log has no name before the domain is made.
+    match policy.names_log("", &[]) {
+        true => Ok(text),
+        false => Err(failed(
+            "it names a log, and this domain's is yet to be made",
+        )),
+    }
 }
 
 async fn init(
@@ -432,5 +456,36 @@ impl Record for Shown {
                 .map(|one| ("credentials", line(one))),
         );
         lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tlog::cosign::Witness;
+
+    use super::*;
+
+    #[test]
+    fn a_policy_that_asks_for_nobody_or_names_a_log_is_not_signed_by_the_owner() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let file = scratch.path().join("policy");
+        let witness = Witness::new("a", [7; 32]).expect("a name").text();
+        let read = |lines: &str| {
+            let text = format!("witness a {witness}\n{lines}");
+            std::fs::write(&file, &text).expect("a file");
+            let read = policy(&file).map_err(|failure| failure.code());
+            read.map(|read| assert_eq!(read, text))
+        };
+        assert_eq!(read("quorum a\n"), Ok(()));
+        let invalid = Err(Code::ConfigInvalid);
+        for lines in ["", "quorum none\n", "quorum b\n"] {
+            assert_eq!(read(lines), invalid, "{lines:?}");
+        }
+        assert_eq!(
+            policy(scratch.path())
+                .map_err(|failure| failure.code())
+                .err(),
+            Some(Code::ConfigInvalid)
+        );
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use e2e::Recipe;
 use harness::{Cluster, Options, PATIENCE};
-use identity::{Domain, HeadKey, InitOptions, TrustBundle, log_manifest};
+use identity::{AuditKey, Domain, HeadKey, InitOptions, TrustBundle, WitnessKey, log_manifest};
 use runtime::exit::{EXIT_NO_VERDICT, EXIT_NOT_FOUND, EXIT_TAMPERED};
 use schemas::event::EventBody;
 use schemas::log_manifest::{EmitterRole, LogManifest};
@@ -61,6 +61,26 @@ fn machine(cluster: &Cluster, name: &str, trust: &TrustBundle, entries: &[Vec<u8
     }
 }
 
+/// These events as they would be had nobody seen a head: those of the worker that name one are left
+/// out, and the ledger's are signed anew.
+fn naming_no_head(cluster: &Cluster, entries: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let file = cluster.domain().layout().coordinator_audit_key();
+    let key = AuditKey::read(&file).unwrap();
+    let domain = cluster.domain().trust().domain.to_string();
+    let mut end = chain::End::default();
+    let anew = |entry: &Vec<u8>| {
+        let event = chain::of_leaf(entry).unwrap();
+        let body = EventBody::decode(&event.body).unwrap();
+        if body.emitter != *key.public() {
+            return body.known.is_none().then(|| entry.clone());
+        }
+        let draft = end.write(key.public(), body.time, body.run.as_ref(), body.event);
+        end = draft.end();
+        chain::leaf(&key.sign_event(&domain, draft.body))
+    };
+    entries.iter().filter_map(anew).collect()
+}
+
 /// A command of `audit` about that log, on that machine.
 fn of<'a>(name: &'a str, log: &'a str, command: &[&'a str]) -> Vec<&'a str> {
     let about = ["--log-folder", log];
@@ -106,13 +126,8 @@ async fn fg_07_a_log_begins_with_what_its_owner_signed_and_another_beginning_is_
         let document = log_manifest::sign(key, manifest).unwrap();
         chain::manifest_leaf(&document)
     };
-    // Heads that the worker had seen are those of the log with the first beginning.
-    let names_no_head = |entry: &&Vec<u8>| {
-        let event = chain::of_leaf(entry).unwrap();
-        let body = EventBody::decode(&event.body).unwrap();
-        body.known.is_none()
-    };
-    let events: Vec<_> = whole[1..].iter().filter(names_no_head).cloned().collect();
+    // Heads that emitters had seen are those of the log with the first beginning.
+    let events = naming_no_head(&cluster, &whole[1..]);
     let begun = |first: Vec<u8>| [&[first], &events[..]].concat();
     let mut altered = whole[0].clone();
     let at = altered.len() / 2;
@@ -186,4 +201,55 @@ async fn fg_07_a_log_begins_with_what_its_owner_signed_and_another_beginning_is_
     assert!(!refused.status.success());
     let missing = Code::LogManifestMissing.to_string();
     assert!(refused.stderr.contains(&missing), "{}", refused.stderr);
+}
+
+/// Policies are those of C2SP tlog-policy.
+#[tokio::test]
+async fn fg_07_the_owners_witnesses_are_asked_for_unless_a_verifier_asks_for_others() {
+    let keys = [WitnessKey::generate(), WitnessKey::generate()];
+    let names = ["first", "second"];
+    let mut lines = String::new();
+    for (key, name) in keys.iter().zip(names) {
+        lines += &format!("witness {name} {}\n", key.witness(name).unwrap().text());
+    }
+    let both = format!("{lines}group both all first second\nquorum both\n");
+    let options = Options {
+        witnesses: Some(both.clone()),
+        ..Options::default()
+    };
+    let mut cluster = Cluster::start(options, 0).await;
+    cluster.kept().await;
+    cluster.stop_well(&["audit"]).await;
+    let document = fs::read_to_string(cluster.domain().layout().log_manifest()).unwrap();
+    let manifest = log_manifest::open(&document, cluster.domain().trust()).unwrap();
+    assert_eq!(manifest.witnesses, Some(both));
+    // Nobody has seen the log, and the owner asks for two.
+    let unwitnessed = Code::LogUnwitnessed.to_string();
+    let text = ends(&cluster, &["audit", "verify"], EXIT_NO_VERDICT).await;
+    assert!(text.contains(&unwitnessed), "{text}");
+    for (key, name) in keys.iter().zip(names) {
+        let file = cluster.path(name).display().to_string();
+        key.seed().write(Path::new(&file)).unwrap();
+        let head = format!("{name}.head");
+        let cosign = ["audit", "cosign", name, "--key", &file, "--to", &head];
+        ends(&cluster, &cosign, 0).await;
+    }
+    let one = ["audit", "verify", "--cosigned", "first.head"];
+    let text = ends(&cluster, &one, EXIT_NO_VERDICT).await;
+    assert!(text.contains(&unwitnessed), "one is not enough: {text}");
+    let all = [&one[..], &["--cosigned", "second.head"]].concat();
+    let (weaker, by) = (Code::PolicyWeaker.to_string(), "by first second");
+    let text = ends(&cluster, &all, 0).await;
+    assert!(text.contains(by) && !text.contains(&weaker), "{text}");
+    // A verifier who asks for one of the two is told that this is less.
+    let policy = cluster.path("policy");
+    fs::write(&policy, format!("{lines}quorum first\n")).unwrap();
+    let policy = policy.display().to_string();
+    let text = ends(&cluster, &[&one[..], &["--policy", &policy]].concat(), 0).await;
+    assert!(
+        text.contains(&weaker) && text.contains("by first"),
+        "{text}"
+    );
+    let text = ends(&cluster, &[&all[..], &["--policy", &policy]].concat(), 0).await;
+    assert!(!text.contains(&weaker), "the owner's is met too: {text}");
 }

@@ -32,6 +32,7 @@ mod foreign_text;
 mod four_bits;
 mod frozen;
 mod hostile_messages;
+mod ledger_receipts;
 mod log_flood;
 mod log_in_store;
 mod log_owner;

@@ -8,7 +8,7 @@ use std::path::Path;
 use data_encoding::BASE64;
 use harness::{Cluster, Output};
 use identity::AuditKey;
-use runtime::exit::{EXIT_FAILED, EXIT_NO_VERDICT, EXIT_NOT_FOUND, EXIT_TAMPERED};
+use runtime::exit::{EXIT_DENIED, EXIT_NO_VERDICT, EXIT_NOT_FOUND, EXIT_TAMPERED};
 use schemas::event::LedgerEvent;
 use schemas::view::SnapshotView;
 use schemas::{Code, ObjectRef};
@@ -154,7 +154,7 @@ async fn tl_19_tl_31_a_snapshot_of_a_worker_in_quarantine_is_promoted_only_if_th
     let chunk = file_of(&cluster.path("."), last_chunk(&cluster, last));
     flip(&chunk);
     let (status, text) = promote(&cluster, last, &[]).await;
-    assert_eq!(status, Some(EXIT_FAILED), "{text}");
+    assert_eq!(status, Some(EXIT_DENIED), "{text}");
     let code = Code::SnapshotDescends.to_string();
     assert!(text.contains(&code) && text.contains(&shut), "{text}");
     let accept = ["--accept-quarantined", &shut];

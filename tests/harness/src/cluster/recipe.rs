@@ -84,7 +84,7 @@ impl Cluster {
     }
 
     pub(super) fn coordinator_recipe(&self, name: &str) -> Recipe {
-        let settings = [
+        let mut settings = vec![
             ("domain", shown(self.domain.layout().folder())),
             ("bus.url", self.bus_url.clone()),
             ("store.url", self.store_url()),
@@ -92,6 +92,8 @@ impl Cluster {
             ("limits.heartbeat", "1s".to_owned()),
             ("metrics.listen", self.options.metrics.clone()),
         ];
+        let further = self.options.coordinator.iter();
+        settings.extend(further.map(|(key, value)| (*key, (*value).to_owned())));
         self.recipe(name, "diloco-coordinator", &settings, self.ready_flag(name))
     }
 

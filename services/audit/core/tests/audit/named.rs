@@ -66,6 +66,7 @@ impl Scene {
                 emitter(&Emitter::new(SENTRY).public, EmitterRole::Sentry),
             ],
             enrolment: vec![self.written.coordinator.public.clone()],
+            witnesses: None,
         }
     }
 

@@ -4,7 +4,7 @@ use audit_core::{EVENTS_BURST, Intake, Logged, MessageCheck, Notice, Question, Q
 use schemas::event::SignedEvent;
 use schemas::head::{ASKED_MAX, CosignRequest, HeadRequest};
 use schemas::subject::Lane;
-use schemas::{ChainSequence, Code, Digest, Message as _, V};
+use schemas::{ChainSequence, Code, Digest, Message as _, PublicKey, V};
 use serde_bytes::ByteArray;
 
 use crate::intake::{FLOOD, NOW, candidate, enrolment, scene, stopped, subject};
@@ -63,6 +63,59 @@ fn a_worker_learns_the_places_of_its_own_events_and_of_no_others() {
     assert_eq!(ask(&other, &member, wanted), []);
     let many: Vec<ChainSequence> = (0..50).map(ChainSequence).collect();
     assert_eq!(ask(&member, &member, many).len(), ASKED_MAX);
+}
+
+/// It gets those of workers nowhere, and workers get its own nowhere.
+#[test]
+fn ls_04_the_coordinator_learns_the_places_of_the_ledgers_events_and_of_no_others() {
+    let (mut intake, member) = scene();
+    let coordinator = Member::new(2).emitter.public;
+    let logged = |index| Logged {
+        sequence: ChainSequence(3),
+        digest: Digest::of(b"any"),
+        index,
+    };
+    intake.learn(Notice::LedgerLogged {
+        key: coordinator.clone(),
+        logged: logged(40),
+    });
+    intake.learn(Notice::Logged {
+        key: member.emitter.public.clone(),
+        logged: logged(50),
+    });
+    let asked = |emitter: &PublicKey| {
+        let request = HeadRequest {
+            v: V,
+            known: 7,
+            emitter: emitter.clone(),
+            events: vec![ChainSequence(3), ChainSequence(4)],
+        };
+        request.encode()
+    };
+    let (prefix, key) = (Lane::Log.prefix(), member.worker.as_str());
+    let own = format!("{prefix}.{}.cluster.{key}.head", member.account);
+    let mut ask = |subject: &str, emitter: &PublicKey| {
+        places(intake.check_question(NOW, subject, &asked(emitter)))
+    };
+    assert_eq!(ask(&own, &coordinator), [(ChainSequence(3), 40)]);
+    assert_eq!(ask(&own, &member.emitter.public), []);
+    let workers = log_subject(&member, "head");
+    assert_eq!(ask(&workers, &coordinator), []);
+    let refused = intake.check_question(NOW, &own, b"no message");
+    assert!(
+        matches!(&refused, QuestionCheck::Refused(refusal) if refusal.code == Code::MessageInvalid),
+        "{refused:?}"
+    );
+    let answer = schemas::Answer::new(
+        &schemas::Addressee::of(&own, &asked(&coordinator)).expect("its sender"),
+        schemas::Reply::Ok(schemas::lease::Done::default()),
+    );
+    let heard = intake.check_question(NOW, &own, &answer.encode());
+    assert_eq!(heard, QuestionCheck::Answer);
+    // It is held to the same allowance as a worker.
+    let mut flood = || intake.check_question(NOW, &own, &asked(&coordinator));
+    let over = QuestionCheck::Over(member.worker.clone());
+    assert!((0..FLOOD).any(|_| flood() == over));
 }
 
 #[test]

@@ -121,7 +121,18 @@ pub(super) fn verify(
         .map(|proof| Ok::<_, LogFault>((proof.open(&source.trusted)?, proof)))
         .transpose()?;
     let cosigned = witness::cosigned(&source, witnessing)?;
-    let log = source.log(&mut |_, _| {})?;
+    let mut log = source.log(&mut |_, _| {})?;
+    let owners = source.manifest(&log)?.and_then(|owner| owner.witnesses);
+    let owners = owners.map(|text| witness::of_owner(&source, witnessing, &text));
+    let owners = owners.transpose()?;
+    // These could only be read behind the log, which grows.
+    if owners
+        .as_ref()
+        .is_some_and(|owners| owners.is_ahead(&source, &log))
+    {
+        log = source.log(&mut |_, _| {})?;
+    }
+    let log = log;
     if let Some(((head, event, body), proof)) = &proven {
         source.holds(&log, head, proof)?;
         proof.is_in_turn(&log, event, body)?;
@@ -131,7 +142,7 @@ pub(super) fn verify(
     judge(&auditor)?;
     let known = check_known(&log, &|path| source.read(path), &source.trusted)?;
     let owner = owner::owner(&source, &log)?;
-    let witnessed = witness::witnessed(&source, &log, witnessing, cosigned)?;
+    let (witnessed, weaker) = witness::judged(&source, &log, witnessing, cosigned, owners)?;
     let summary = auditor.summary();
     let shown = LogShown {
         head: HeadShown::of(&source, &log),
@@ -143,6 +154,7 @@ pub(super) fn verify(
         chains: summary.emitters.len(),
         owner,
         witnessed,
+        weaker,
         proof: proven.map(|((head, ..), proof)| {
             format!(
                 "event {} under the head over {} events, which this log continues",
@@ -476,6 +488,9 @@ struct LogShown {
     /// What its owner says; none if an earlier build has begun the log.
     owner: Option<owner::Owner>,
     witnessed: Option<witness::Witnessed>,
+    /// What the owner's policy asks for and is not met, where another was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weaker: Option<String>,
     proof: Option<String>,
 }
 
@@ -516,6 +531,12 @@ impl Record for LogShown {
             let unread = by.unread.iter();
             lines.extend(unread.map(|why| ("counts as missing", why.clone())));
         }
+        let code = Code::PolicyWeaker;
+        let weaker = self.weaker.iter();
+        lines.extend(weaker.map(|why| {
+            let text = format!("NOT MET by the policy that its owner signed ({code}): {why}");
+            ("owner's witnesses", text)
+        }));
         lines.extend(self.proof.iter().map(|proof| ("proof", proof.clone())));
         lines
     }

@@ -101,6 +101,7 @@ mod tests {
             heads: vec![],
             emitters: vec![],
             enrolment: vec![],
+            witnesses: None,
         };
         let shown = |successors| {
             let named = Named {

@@ -176,6 +176,8 @@ fn unusable(error: PolicyError) -> Failure {
 
 /// The policy, and the heads that its witnesses have cosigned.
 pub(super) struct Cosigned {
+    /// The place of the policy, in words.
+    of: String,
     policy: Policy,
     notes: Vec<Note>,
     /// What lies beside the log and cannot be used: it counts as missing, since the key that writes
@@ -192,14 +194,36 @@ struct Note {
     found: bool,
 }
 
-/// Reads the policy, the files of cosigned heads, and what the audit service keeps of its witnesses
-/// beside the log; none if no policy was given. All of it is read before the log is: a log that
-/// grows meanwhile covers them all the same.
+/// Reads the policy on the command line, and what its witnesses have cosigned; none if no policy was
+/// given. All of it is read before the log is: a log that grows meanwhile covers them all the same.
 pub(super) fn cosigned(source: &Source, with: &Witnessing) -> Result<Option<Cosigned>, Failure> {
     let Some(file) = &with.policy else {
         return Ok(None);
     };
     let policy = policy(file, with.witnesses)?;
+    gathered(source, with, file.display().to_string(), policy).map(Some)
+}
+
+/// Reads the policy that the owner of the log has signed, as `text`, and what its witnesses have cosigned.
+pub(super) fn of_owner(
+    source: &Source,
+    with: &Witnessing,
+    text: &str,
+) -> Result<Cosigned, Failure> {
+    let of = "the policy in the log's manifest";
+    let policy = Policy::read(text.as_bytes())
+        .map_err(|error| Failure::new(Code::ConfigInvalid, format!("{of}: {error}")))?;
+    gathered(source, with, of.to_owned(), policy)
+}
+
+/// Reads the files of cosigned heads, and what the audit service keeps of the policy's witnesses beside
+/// the log.
+fn gathered(
+    source: &Source,
+    with: &Witnessing,
+    of: String,
+    policy: Policy,
+) -> Result<Cosigned, Failure> {
     let (mut notes, mut unread) = (Vec::new(), Vec::new());
     for file in &with.cosigned {
         let named = file.display().to_string();
@@ -228,32 +252,64 @@ pub(super) fn cosigned(source: &Source, with: &Witnessing) -> Result<Option<Cosi
             Err(error) => unread.push(format!("{name}: {error}")),
         }
     }
-    Ok(Some(Cosigned {
+    Ok(Cosigned {
+        of,
         policy,
         notes,
         unread,
-    }))
+    })
 }
 
-/// Compares the log with every head that a witness of the policy has cosigned, and says what enough
-/// of them have seen; none if no policy was given.
-pub(super) fn witnessed(
+impl Cosigned {
+    /// True if a head of these covers more events than the log that was read: it has grown since then.
+    pub(super) fn is_ahead(&self, source: &Source, log: &Log) -> bool {
+        let size = |note: &Note| {
+            let opened = source.trusted.open(&note.named, &note.text);
+            opened.map_or(0, |head| head.size)
+        };
+        self.notes.iter().any(|note| size(note) > log.head().size)
+    }
+}
+
+/// What enough witnesses have seen: by the policy on the command line, else by the owner's. If the
+/// first is met and the owner's is not, the second text says why.
+pub(super) fn judged(
     source: &Source,
     log: &Log,
     with: &Witnessing,
-    cosigned: Option<Cosigned>,
-) -> Result<Option<Witnessed>, Failure> {
-    let (Some(cosigned), Some(file)) = (cosigned, &with.policy) else {
-        return Ok(None);
-    };
+    own: Option<Cosigned>,
+    owners: Option<Cosigned>,
+) -> Result<(Option<Witnessed>, Option<String>), Failure> {
+    let compare = |cosigned| witnessed(source, log, with, cosigned);
+    match (own.map(compare).transpose()?, owners.map(compare)) {
+        // A verifier may ask for less than the owner does, and is told so.
+        (Some(own), Some(Err(failure))) if failure.code() == Code::LogUnwitnessed => {
+            Ok((Some(own), Some(failure.refusal().detail.clone())))
+        }
+        (own, owners) => {
+            let owners = owners.transpose()?;
+            Ok((own.or(owners), None))
+        }
+    }
+}
+
+/// Compares the log with every head that a witness of the policy has cosigned, and says what enough
+/// of them have seen.
+fn witnessed(
+    source: &Source,
+    log: &Log,
+    with: &Witnessing,
+    cosigned: Cosigned,
+) -> Result<Witnessed, Failure> {
     let Cosigned {
+        of,
         policy,
         mut notes,
         mut unread,
     } = cosigned;
     let trusted = &source.trusted;
     if !policy.names_log(&log.head().origin, &trusted.heads) {
-        let text = format!("{}: the policy is for another log", file.display());
+        let text = format!("{of}: the policy is for another log");
         return Err(Failure::new(Code::ConfigInvalid, text));
     }
     notes.push(Note {
@@ -273,10 +329,10 @@ pub(super) fn witnessed(
     }
     let judged = judge(&policy, &seen, log.head().size, with.unwitnessed_max);
     match judged {
-        Ok(witnessed) => Ok(Some(Witnessed {
+        Ok(witnessed) => Ok(Witnessed {
             unread,
             ..witnessed
-        })),
+        }),
         Err(text) => {
             let text = match unread.is_empty() {
                 true => text,

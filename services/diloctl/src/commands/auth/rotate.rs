@@ -224,13 +224,17 @@ pub(super) async fn events(context: &Context, part: Part) -> Result<(), Failure>
                 return in_use(format!("the ledger goes on with {present}"));
             }
             let gone = domain.end_event_keys(ends)?;
-            retired(
+            let passed = domain.forget_passed_event_keys(present)?;
+            let mut rows = retired(
                 context,
                 &domain,
                 KeysOf::Events,
                 gone,
                 ["ended", "ended already"],
-            )?
+            )?;
+            let passed = passed.into_iter();
+            rows.extend(passed.map(|key| Signer::of(key, "passed over")));
+            rows
         }
     };
     show(context, &domain, &rows)

@@ -11,7 +11,7 @@ use schemas::view::CoordinatorView;
 use schemas::{Code, Millis};
 
 use super::posture::PostureRow;
-use super::{Finding, Report};
+use super::{Finding, Report, log};
 use crate::cli::Declarations;
 use crate::commands::cluster::{self, StreamState};
 use crate::context::{Context, Operator, unexpected};
@@ -52,6 +52,7 @@ pub(super) async fn look(
     match coordinator {
         Ok((finding, view)) => {
             report.add(finding);
+            report.add(log::ledger(&view));
             report.postures.push(PostureRow::of_coordinator(&view));
         }
         Err(failure) => report.add(Finding::fail("coordinator", &failure)),

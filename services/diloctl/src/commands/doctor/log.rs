@@ -1,4 +1,5 @@
-//! The log in the store beside that of the audit service's folder.
+//! The log in the store beside that of the audit service's folder, and the ledger under the heads that
+//! the coordinator has verified.
 
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use objects::{Endpoint, LogBucket, ObjectError, TransferLimits};
 use runtime::Failure;
 use schemas::Code;
 use schemas::permission::Role;
+use schemas::view::{CoordinatorView, LedgerCover};
 use tlog::Head;
 use tlog::layout::CHECKPOINT;
 
@@ -15,6 +17,7 @@ use super::{Finding, Report};
 use crate::context::Context;
 
 const CHECK: &str = "log in the store";
+const LEDGER: &str = "ledger in the log";
 /// Time for which an operation is tried again: the doctor tells what is there now.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A region that the embedded store and most others accept.
@@ -29,6 +32,35 @@ pub(super) async fn look(context: &Context, report: &mut Report) {
         Ok(finding) => finding,
         Err(failure) => Finding::fail(CHECK, &failure),
     });
+}
+
+/// How far the log covers the ledger, as the coordinator has verified it.
+pub(super) fn ledger(view: &CoordinatorView) -> Finding {
+    let Some(cover) = &view.log else {
+        let reason =
+            "the coordinator follows no log: the domain has no key for heads, or its log says why";
+        return Finding::skipped(LEDGER, reason);
+    };
+    let LedgerCover {
+        events,
+        uncovered,
+        head,
+        code,
+        ..
+    } = *cover;
+    let under = match head {
+        Some(head) => format!(
+            "{uncovered} of its {events} events are not under the head over {head} events that the coordinator has verified"
+        ),
+        None => format!(
+            "the coordinator has seen no head of the log, and {events} events are under none"
+        ),
+    };
+    match (code, head) {
+        (Some(code), _) => Finding::warn(LEDGER, code, under),
+        (None, Some(_)) => Finding::ok(LEDGER, under),
+        (None, None) => Finding::skipped(LEDGER, under),
+    }
 }
 
 async fn compare(context: &Context) -> Result<Finding, Failure> {
@@ -122,6 +154,38 @@ mod tests {
             origin: "diloco/x".to_owned(),
             size,
             root: [root; 32],
+        }
+    }
+
+    #[test]
+    fn ls_04_events_of_the_ledger_that_no_head_covers_are_shown() {
+        let found = |log: Option<LedgerCover>| {
+            let finding = ledger(&CoordinatorView {
+                release: "0.1.0".to_owned(),
+                posture: Default::default(),
+                now: schemas::UnixMillis(1),
+                manifest_key: None,
+                log,
+            });
+            (finding.state, finding.code, finding.found)
+        };
+        assert_eq!(found(None).0, State::Skipped);
+        let mut cover = LedgerCover {
+            events: 30,
+            uncovered: 4,
+            since: None,
+            head: None,
+            code: None,
+        };
+        assert_eq!(found(Some(cover)).0, State::Skipped, "there is no head yet");
+        cover.head = Some(50);
+        let (state, code, text) = found(Some(cover));
+        assert_eq!((state, code), (State::Ok, None));
+        assert!(text.starts_with("4 of its 30 events"), "{text}");
+        for code in [Code::LedgerUncovered, Code::HeadContradicted] {
+            cover.code = Some(code);
+            let (state, found, _) = found(Some(cover));
+            assert_eq!((state, found), (State::Warn, Some(code)));
         }
     }
 

@@ -1,0 +1,315 @@
+//! The ledger's receipts: which of its events a verified head of the log of all events covers. The
+//! broker's acknowledgement is the broker's word; the receipt is the head, as it is for workers.
+//!
+//! One proof stands for all events before it. Each event names its position and the digest of the one
+//! before it, so a log that has an event of the ledger and lacks an earlier one has a gap in the
+//! ledger's chain: each verifier of that log finds the gap, under a head that the log's own key has
+//! signed. What nobody else can notice is an end of the ledger that the log lacks. So it is enough that
+//! newer and newer events are proven to be under heads; the newest of all seldom is, since a head is
+//! signed seconds after an event. The events between two questions are one *span*, and its last one is
+//! asked about until a head covers it.
+//!
+//! Nothing has to be sent again: the ledger itself is the outbox, and the audit service reads its
+//! stream, from where it stopped.
+
+use std::collections::VecDeque;
+
+use schemas::head::ASKED_MAX;
+use schemas::view::LedgerCover;
+use schemas::{ChainSequence, Code, Millis, UnixMillis};
+
+/// Which events of the ledger are under a verified head, and since when the others wait.
+#[derive(Clone, Debug)]
+pub struct Receipts {
+    /// The longest time until a head covers an event.
+    within: Millis,
+    /// The events of the ledger.
+    events: u64,
+    /// The first so many of them are under a verified head.
+    covered: u64,
+    /// The others, the oldest first.
+    spans: VecDeque<Span>,
+    /// The events under the newest head that was verified; none before there was one.
+    head: Option<u64>,
+    /// What was said last of the newest head that came, if it was not taken.
+    doubted: Option<Code>,
+    /// True if it was said that events wait for too long.
+    said: bool,
+}
+
+/// Events that were appended between two questions.
+#[derive(Clone, Debug)]
+struct Span {
+    /// The last of them.
+    last: Sent,
+    /// The time at which the first was appended.
+    since: UnixMillis,
+    /// True once somebody was asked about it: later events are another span.
+    asked: bool,
+}
+
+/// An event that the ledger holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// Its position in the chain.
+    pub sequence: ChainSequence,
+    /// The message as it was stored.
+    pub message: Vec<u8>,
+}
+
+/// A change that a person is to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Say {
+    /// Events wait for too long.
+    Overdue {
+        /// How many wait.
+        count: u64,
+        /// The first of them.
+        oldest: ChainSequence,
+    },
+    /// None does any more.
+    Covered,
+}
+
+impl Receipts {
+    /// `covered` events were under the head over `head` events that an earlier process has verified.
+    pub const fn new(within: Millis, covered: u64, head: Option<u64>) -> Self {
+        Self {
+            within,
+            events: covered,
+            covered,
+            spans: VecDeque::new(),
+            head,
+            doubted: None,
+            said: false,
+        }
+    }
+
+    /// Takes note of the newest event of the ledger.
+    pub fn appended(&mut self, now: UnixMillis, last: Sent) {
+        self.events = last.sequence.next().get();
+        if self.covered > self.events {
+            // The note is about another ledger, which had more events.
+            self.covered = 0;
+        }
+        let full = self.spans.len() >= ASKED_MAX;
+        match self.spans.back_mut() {
+            // The oldest stay: they show since when heads stay away.
+            Some(newest) if full || !newest.asked => {
+                newest.last = last;
+                newest.asked = false;
+            }
+            _ => self.spans.push_back(Span {
+                last,
+                since: now,
+                asked: false,
+            }),
+        }
+    }
+
+    /// The events about which the audit service is asked now, the oldest first.
+    pub fn ask(&mut self) -> Vec<Sent> {
+        self.spans.iter_mut().for_each(|span| span.asked = true);
+        self.spans.iter().map(|span| span.last.clone()).collect()
+    }
+
+    /// A head over `head` events was verified, and these of the ledger's events are under it.
+    pub fn verified(&mut self, head: u64, under: &[ChainSequence]) {
+        (self.head, self.doubted) = (Some(head), None);
+        let Some(newest) = under.iter().max() else {
+            return;
+        };
+        // An event that is there stands for those before it.
+        self.covered = self.covered.max(newest.next().get());
+        self.spans.retain(|span| span.last.sequence > *newest);
+    }
+
+    /// A head came that was not taken, for this reason.
+    pub const fn doubt(&mut self, code: Code) {
+        self.doubted = Some(code);
+    }
+
+    /// The first so many events of the ledger that are under a verified head.
+    pub const fn covered(&self) -> u64 {
+        self.covered
+    }
+
+    /// What is to be said now; each change once. Where no head was ever seen nothing is said, since
+    /// nobody may have been asked to keep a log.
+    pub fn say(&mut self, now: UnixMillis) -> Option<Say> {
+        match (self.is_overdue(now), self.said) {
+            (true, false) => {
+                self.said = true;
+                Some(Say::Overdue {
+                    count: self.uncovered(),
+                    oldest: ChainSequence(self.covered),
+                })
+            }
+            (false, true) => {
+                self.said = false;
+                Some(Say::Covered)
+            }
+            _ => None,
+        }
+    }
+
+    /// The state for people.
+    pub fn view(&self, now: UnixMillis) -> LedgerCover {
+        let overdue = self.is_overdue(now).then_some(Code::LedgerUncovered);
+        LedgerCover {
+            events: self.events,
+            uncovered: self.uncovered(),
+            since: self.spans.front().map(|span| span.since),
+            head: self.head,
+            code: self.doubted.or(overdue),
+        }
+    }
+
+    const fn uncovered(&self) -> u64 {
+        self.events.saturating_sub(self.covered)
+    }
+
+    fn is_overdue(&self, now: UnixMillis) -> bool {
+        let late = |span: &Span| span.since.until(now) >= self.within;
+        self.head.is_some() && self.spans.front().is_some_and(late)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: UnixMillis = UnixMillis(1_700_000_000_000);
+    const WITHIN: Millis = Millis::from_secs(600);
+
+    fn at(sequence: u64) -> Sent {
+        let (sequence, message) = (ChainSequence(sequence), sequence.to_be_bytes().to_vec());
+        Sent { sequence, message }
+    }
+
+    fn after(span: Millis) -> UnixMillis {
+        START.after(span)
+    }
+
+    fn asked(receipts: &mut Receipts) -> Vec<u64> {
+        let asked = receipts.ask();
+        asked.iter().map(|sent| sent.sequence.get()).collect()
+    }
+
+    /// A coordinator that appends all the time has no newest event under a head, ever.
+    #[test]
+    fn the_last_event_of_each_span_is_asked_about_until_a_head_covers_it() {
+        let mut receipts = Receipts::new(WITHIN, 0, None);
+        assert!(asked(&mut receipts).is_empty());
+        for (first, last) in [(0, 4), (5, 5), (6, 9)] {
+            (first..=last).for_each(|number| receipts.appended(START, at(number)));
+            assert_eq!(asked(&mut receipts).last(), Some(&last));
+        }
+        assert_eq!(asked(&mut receipts), [4, 5, 9]);
+        assert_eq!(receipts.view(START).uncovered, 10);
+        receipts.verified(70, &[ChainSequence(5), ChainSequence(4)]);
+        assert_eq!(asked(&mut receipts), [9]);
+        assert_eq!((receipts.covered(), receipts.view(START).uncovered), (6, 4));
+        // A proof that comes late takes nothing back.
+        receipts.verified(71, &[ChainSequence(4)]);
+        assert_eq!(receipts.covered(), 6);
+        receipts.verified(72, &[]);
+        let view = receipts.view(START);
+        let expected = LedgerCover {
+            events: 10,
+            uncovered: 4,
+            since: Some(START),
+            head: Some(72),
+            code: None,
+        };
+        assert_eq!(view, expected);
+        receipts.verified(73, &[ChainSequence(9)]);
+        let view = receipts.view(START);
+        assert_eq!((view.uncovered, view.since), (0, None));
+    }
+
+    #[test]
+    fn events_that_no_head_covers_for_too_long_are_told_once_and_so_is_their_end() {
+        let mut receipts = Receipts::new(WITHIN, 0, None);
+        receipts.appended(START, at(0));
+        receipts.verified(1, &[]);
+        receipts.ask();
+        let late = after(Millis(WITHIN.get() / 2));
+        receipts.appended(late, at(1));
+        assert_eq!(receipts.say(after(Millis(WITHIN.get() - 1))), None);
+        let overdue = Say::Overdue {
+            count: 2,
+            oldest: ChainSequence(0),
+        };
+        assert_eq!(receipts.say(after(WITHIN)), Some(overdue));
+        let code = |receipts: &Receipts| receipts.view(after(WITHIN)).code;
+        assert_eq!(code(&receipts), Some(Code::LedgerUncovered));
+        assert_eq!(receipts.say(after(WITHIN)), None, "it was said");
+        // The younger one waits for half of the time.
+        receipts.verified(2, &[ChainSequence(0)]);
+        assert_eq!(receipts.say(after(WITHIN)), Some(Say::Covered));
+        assert_eq!(code(&receipts), None);
+        assert_eq!(receipts.say(after(WITHIN)), None);
+        let again = late.after(WITHIN);
+        let overdue = Say::Overdue {
+            count: 1,
+            oldest: ChainSequence(1),
+        };
+        assert_eq!(receipts.say(again), Some(overdue));
+    }
+
+    /// A domain without an audit service has no heads.
+    #[test]
+    fn where_no_head_was_ever_seen_nothing_is_said() {
+        let mut receipts = Receipts::new(WITHIN, 0, None);
+        receipts.appended(START, at(0));
+        assert_eq!(receipts.say(after(WITHIN)), None);
+        let view = receipts.view(after(WITHIN));
+        assert_eq!((view.uncovered, view.head, view.code), (1, None, None));
+        // An earlier process has seen one, and this one gets no more.
+        let mut receipts = Receipts::new(WITHIN, 3, Some(40));
+        receipts.appended(START, at(7));
+        let overdue = Say::Overdue {
+            count: 5,
+            oldest: ChainSequence(3),
+        };
+        assert_eq!(receipts.say(after(WITHIN)), Some(overdue));
+    }
+
+    #[test]
+    fn a_log_that_contradicts_itself_is_shown_until_a_head_is_taken_again() {
+        let mut receipts = Receipts::new(WITHIN, 0, Some(4));
+        receipts.appended(START, at(0));
+        receipts.doubt(Code::HeadContradicted);
+        let code = |receipts: &Receipts| receipts.view(START).code;
+        assert_eq!(code(&receipts), Some(Code::HeadContradicted));
+        receipts.verified(5, &[]);
+        assert_eq!(code(&receipts), None);
+    }
+
+    /// However long heads stay away, no more is kept than one question has room for, and the oldest
+    /// stays as the one that shows since when.
+    #[test]
+    fn without_room_the_newest_span_grows_and_is_asked_about_by_its_last_event() {
+        let mut receipts = Receipts::new(WITHIN, 0, Some(4));
+        let most = ASKED_MAX as u64;
+        for number in 0..2 * most {
+            receipts.appended(after(Millis(number)), at(number));
+            assert!(asked(&mut receipts).len() <= ASKED_MAX);
+        }
+        let mut expected: Vec<u64> = (0..most - 1).collect();
+        expected.push(2 * most - 1);
+        assert_eq!(asked(&mut receipts), expected);
+        assert_eq!(receipts.view(START).since, Some(START));
+        receipts.verified(90, &[ChainSequence(2 * most - 1)]);
+        assert_eq!(receipts.view(START).uncovered, 0);
+    }
+
+    /// What was covered is another ledger's if this one is shorter.
+    #[test]
+    fn a_note_about_more_events_than_there_are_covers_none() {
+        let mut receipts = Receipts::new(WITHIN, 9, Some(40));
+        receipts.appended(START, at(4));
+        assert_eq!((receipts.covered(), receipts.view(START).uncovered), (0, 5));
+    }
+}

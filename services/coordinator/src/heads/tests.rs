@@ -1,0 +1,310 @@
+//! Tests of the follower of the log, with a log in memory.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use identity::{AuditKey, HeadKey, ManifestKey};
+use schemas::event::{Event, LedgerEvent};
+use tlog::Writer;
+use tlog::layout::Tile;
+use tlog::proof::Prover;
+
+use super::*;
+
+const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+const WITHIN: Millis = Millis::from_secs(600);
+
+/// An audit service: a log in memory, and the key that signs its heads.
+struct Service {
+    key: HeadKey,
+    trust: TrustBundle,
+    writer: Writer,
+    files: BTreeMap<String, Vec<u8>>,
+    newest: Option<(Head, String)>,
+    places: BTreeMap<ChainSequence, u64>,
+}
+
+impl Service {
+    fn new() -> Self {
+        let (key, manifest, audit) = (
+            HeadKey::generate(),
+            ManifestKey::generate(),
+            AuditKey::generate(),
+        );
+        let head_keys = vec![key.public().clone()];
+        let trust = kit::trust(manifest.public(), audit.public());
+        Self::of(key, TrustBundle { head_keys, ..trust })
+    }
+
+    fn of(key: HeadKey, trust: TrustBundle) -> Self {
+        let origin = schemas::log_manifest::origin(trust.domain.as_str());
+        Self {
+            key,
+            trust,
+            writer: Writer::new(origin, None).expect("a new log"),
+            files: BTreeMap::new(),
+            newest: None,
+            places: BTreeMap::new(),
+        }
+    }
+
+    /// Another log that the same key signs.
+    fn fork(&self) -> Self {
+        Self::of(self.key.clone(), self.trust.clone())
+    }
+
+    /// Signs a head over these events of the ledger behind those before it, and something else.
+    fn sign<'a>(&mut self, events: impl IntoIterator<Item = &'a Sent>) {
+        let first = self.newest.as_ref().map_or(0, |(head, _)| head.size);
+        for (index, sent) in (first..).zip(events) {
+            let event = SignedEvent::decode(&sent.message).expect("it is one");
+            let entry = chain::leaf(&event).expect("its key is one");
+            self.writer.push(&entry, 0).expect("it is short");
+            self.places.insert(sent.sequence, index);
+        }
+        self.writer
+            .push(b"of somebody else", 0)
+            .expect("it is short");
+        let batch = self.writer.batch(|head| self.key.sign_head(head));
+        let batch = batch.expect("an entry is new");
+        let written = batch.writes.into_iter();
+        self.files
+            .extend(written.map(|write| (write.path, write.bytes)));
+        self.writer.published(&batch.head);
+        let note = self.key.sign_head(&batch.head);
+        self.newest = Some((batch.head, note));
+    }
+
+    fn answer(&self, question: &HeadRequest) -> HeadReply {
+        let (head, note) = self.newest.as_ref().expect("it has signed one");
+        let mut read = |tile: Tile| Ok::<_, Infallible>(self.files.get(&tile.path()).cloned());
+        let mut prover = Prover::new(head.size, &mut read);
+        let stated = |hashes: Vec<[u8; 32]>| hashes.into_iter().map(ByteArray::new).collect();
+        let consistency = prover.consistency(question.known).unwrap_or_default();
+        let mut events = Vec::new();
+        for sequence in &question.events {
+            let Some(index) = self.places.get(sequence) else {
+                continue;
+            };
+            let hashes = prover.inclusion(*index).unwrap_or_default();
+            events.extend(hashes.map(|hashes| Inclusion {
+                sequence: *sequence,
+                index: *index,
+                hashes: stated(hashes),
+            }));
+        }
+        HeadReply {
+            v: V,
+            note: note.clone(),
+            consistency: stated(consistency.unwrap_or_default()),
+            events,
+        }
+    }
+}
+
+struct Scene {
+    scratch: tempfile::TempDir,
+    service: Service,
+    key: AuditKey,
+    end: chain::End,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self {
+            scratch: tempfile::tempdir().expect("a scratch folder"),
+            service: Service::new(),
+            key: AuditKey::generate(),
+            end: chain::End::default(),
+        }
+    }
+
+    fn mark(&self) -> PathBuf {
+        self.scratch.path().join("ledger.mark")
+    }
+
+    /// The coordinator is started.
+    fn begin(&self) -> (LedgerHeads, Follower) {
+        let (mark, own) = (self.mark(), self.key.public().clone());
+        let (heads, follower) = LedgerHeads::open(&mark, &self.service.trust, own, WITHIN);
+        (heads, follower.expect("heads are signed"))
+    }
+
+    /// The next event of the ledger.
+    fn event(&mut self) -> Sent {
+        let event = Event::Ledger(LedgerEvent::CheckpointTaken);
+        let draft = self.end.write(self.key.public(), NOW, None, event);
+        self.end = draft.end();
+        let domain = self.service.trust.domain.as_str();
+        Sent {
+            sequence: draft.sequence,
+            message: self.key.sign_event(domain, draft.body).encode(),
+        }
+    }
+
+    /// The coordinator asks, and takes the answer of this service.
+    fn ask(follower: &mut Follower, service: &Service) {
+        let (question, entries) = follower.question();
+        follower.take(&service.answer(&question), &entries);
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+}
+
+fn uncovered(heads: &LedgerHeads) -> (u64, Option<Code>) {
+    let view = heads.view(NOW).expect("the log is followed");
+    (view.uncovered, view.code)
+}
+
+#[test]
+fn ls_04_events_of_the_ledger_wait_until_a_verified_head_covers_them_also_after_a_restart() {
+    let mut scene = Scene::new();
+    let (heads, mut follower) = scene.begin();
+    assert_eq!(heads.known(), None);
+    let events: Vec<Sent> = (0..3).map(|_| scene.event()).collect();
+    heads.appended(NOW, events[0].clone());
+    scene.service.sign([]);
+    Scene::ask(&mut follower, &scene.service);
+    assert_eq!(uncovered(&heads), (1, None), "the head does not cover it");
+    events[1..]
+        .iter()
+        .for_each(|sent| heads.appended(NOW, sent.clone()));
+    assert_eq!(uncovered(&heads), (3, None));
+    scene.service.sign(&events[..2]);
+    Scene::ask(&mut follower, &scene.service);
+    // The proof is of the first, since the last one of the second span is not there yet.
+    assert_eq!(uncovered(&heads), (2, None));
+    scene.service.sign(&events[2..]);
+    Scene::ask(&mut follower, &scene.service);
+    assert_eq!(uncovered(&heads), (0, None));
+    let (newest, _) = scene.service.newest.clone().expect("it was signed");
+    let known = heads.known().expect("it was verified");
+    assert_eq!((known.size, *known.root), (newest.size, newest.root));
+    // Another process continues from here, and knows which events are covered; it names no head that
+    // only its predecessor has verified.
+    let (heads, mut follower) = scene.begin();
+    assert_eq!(heads.known(), None);
+    let next = scene.event();
+    heads.appended(NOW, next.clone());
+    assert_eq!(uncovered(&heads), (1, None));
+    assert_eq!(
+        heads.view(NOW.after(WITHIN)).and_then(|view| view.code),
+        Some(Code::LedgerUncovered)
+    );
+    scene.service.sign([&next]);
+    Scene::ask(&mut follower, &scene.service);
+    assert_eq!(uncovered(&heads), (0, None));
+    assert!(heads.known().is_some());
+}
+
+/// The service says where an event should be, and has another one there, or shows too little.
+#[test]
+fn ls_04_what_the_service_says_of_an_event_counts_only_with_its_proof() {
+    let mut scene = Scene::new();
+    let (heads, mut follower) = scene.begin();
+    let event = scene.event();
+    heads.appended(NOW, event.clone());
+    let other = {
+        let mut other = Scene::new();
+        other.event()
+    };
+    scene.service.sign([&other, &other]);
+    Scene::ask(&mut follower, &scene.service);
+    assert_eq!(uncovered(&heads).0, 1, "another event lies there");
+    scene.service.sign([&event]);
+    let (question, entries) = follower.question();
+    let honest = scene.service.answer(&question);
+    let mut cut = honest.clone();
+    cut.events
+        .iter_mut()
+        .for_each(|one| one.hashes.truncate(one.hashes.len() - 1));
+    let mut moved = honest.clone();
+    moved.events.iter_mut().for_each(|one| one.index -= 1);
+    for reply in [cut, moved] {
+        follower.take(&reply, &entries);
+        assert_eq!(uncovered(&heads).0, 1, "{reply:?}");
+    }
+    follower.take(&honest, &entries);
+    assert_eq!(uncovered(&heads).0, 0);
+}
+
+#[test]
+fn tl_03_a_head_that_goes_back_or_forks_is_kept_as_evidence_and_not_named() {
+    let mut scene = Scene::new();
+    let (heads, mut follower) = scene.begin();
+    let events: Vec<Sent> = (0..4).map(|_| scene.event()).collect();
+    heads.appended(NOW, events[1].clone());
+    scene.service.sign(&events[..2]);
+    Scene::ask(&mut follower, &scene.service);
+    let known = heads.known().expect("it was verified");
+    let mut shorter = scene.service.fork();
+    shorter.sign(&events[..1]);
+    let mut forked = scene.service.fork();
+    forked.sign([&events[1], &events[0]]);
+    let mut longer = scene.service.fork();
+    longer.sign([&events[1], &events[0], &events[2], &events[3]]);
+    let mut first = None;
+    for service in [&shorter, &forked, &longer] {
+        heads.appended(NOW, events[3].clone());
+        Scene::ask(&mut follower, service);
+        assert_eq!(uncovered(&heads).1, Some(Code::HeadContradicted));
+        assert_eq!(heads.known(), Some(known));
+        let text = std::fs::read(scene.file("ledger.mark.head-refused")).expect("it is kept");
+        let first = first.get_or_insert_with(|| text.clone());
+        assert_eq!(*first, text, "the first one is");
+    }
+    assert_eq!(uncovered(&heads).0, 2, "a refused head covers nothing");
+    // A restart forgets nothing.
+    let (heads, mut follower) = scene.begin();
+    Scene::ask(&mut follower, &longer);
+    assert_eq!(uncovered(&heads).1, Some(Code::HeadContradicted));
+    // What continues the kept head is taken, and the evidence stays.
+    scene.service.sign(&events[2..]);
+    Scene::ask(&mut follower, &scene.service);
+    assert_eq!(uncovered(&heads).1, None);
+    assert!(!scene.file("ledger.mark.head-refused").exists());
+    assert!(scene.file("ledger.mark.head-refused.before").exists());
+    // A head of a key that the bundle does not name is none.
+    let mut stranger = Service::of(HeadKey::generate(), scene.service.trust.clone());
+    stranger.sign(&events);
+    Scene::ask(&mut follower, &stranger);
+    assert_eq!(uncovered(&heads).1, Some(Code::HeadInvalid));
+}
+
+#[test]
+fn a_coordinator_that_cannot_read_its_head_follows_no_log() {
+    let scene = Scene::new();
+    std::fs::write(scene.file("ledger.mark.head"), "{}").expect("a file");
+    let (mark, own) = (scene.mark(), scene.key.public().clone());
+    let (heads, follower) = LedgerHeads::open(&mark, &scene.service.trust, own.clone(), WITHIN);
+    assert!(follower.is_none() && heads.view(NOW).is_none());
+    let failure = Memory::open(&mark, &scene.service.trust).expect_err("it is damaged");
+    assert_eq!(failure.code(), Code::HeadUnkept);
+    // Without a key for heads there is nothing to follow.
+    let trust = TrustBundle {
+        head_keys: Vec::new(),
+        ..scene.service.trust.clone()
+    };
+    let (heads, follower) = LedgerHeads::open(&scene.file("other"), &trust, own, WITHIN);
+    assert!(follower.is_none() && heads.view(NOW).is_none());
+}
+
+/// Each denied question is in the record as one.
+#[test]
+fn a_question_that_the_broker_denies_is_asked_again_much_later() {
+    let subject = || ledger_head_subject(AuditKey::generate().public());
+    let direction = runtime::bus::Direction::Publish;
+    let denied = Err(BusError::Denied {
+        direction,
+        subject: subject(),
+    });
+    let lost = Err(BusError::Lost { subject: subject() });
+    assert_eq!(longest_pause(&denied), PAUSE_DENIED);
+    assert_eq!(
+        (longest_pause(&lost), longest_pause(&Ok(()))),
+        (PAUSE, PAUSE)
+    );
+    assert!(PAUSE_DENIED > 60 * PAUSE);
+}
