@@ -137,8 +137,10 @@ pub(crate) fn read(
         let failed = |source| io_error(&path, source);
         let file = File::open(&path).map_err(failed)?;
         let is_last = names.last() == Some(name);
+        // Before the lines are read: a service may add some meanwhile.
+        let length = file.metadata().map_err(failed)?.len();
         let whole = scan(&path, &file, is_last, &mut known, each)?;
-        if is_last && file.metadata().map_err(failed)?.len() > whole {
+        if is_last && length > whole {
             torn = Some(path);
         }
     }

@@ -288,8 +288,8 @@ impl Context {
             (Some(_), Some(name), Some(role)) => {
                 let role = role.name();
                 failure.with_more(format!(
-                    "{holder}; `diloctl auth issue {role} {name}` where the vault is makes a new token \
-                     for the same key"
+                    "{holder}; if its holder may come back, `diloctl auth issue {role} {name}` where the vault is \
+                     makes a new token for the same key; a worker's command takes --run too"
                 ))
             }
             _ => failure.with_more(holder),

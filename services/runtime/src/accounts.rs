@@ -180,7 +180,9 @@ pub struct RotatedRole {
 pub struct Rotated {
     /// The roles that have a new key, in the order in which they were named.
     pub roles: Vec<RotatedRole>,
-    /// An error if a role was not rotated, or no broker has confirmed that the earlier keys end.
+    /// The reason why a role, and all that were named after it, was not rotated.
+    pub broken: Option<Failure>,
+    /// An error if no broker has confirmed what was done.
     pub in_effect: Result<Pushed, Failure>,
 }
 
@@ -204,7 +206,7 @@ pub async fn rotate(
     // Nothing is made where no broker takes it.
     if let Err(failure) = AccountWriter::connect(domain, url, now).await {
         return Err(failure.with_more(
-            "nothing was changed: the broker must know a new signing key before anything is signed with it",
+            "no key was made: the broker must know a new signing key before anything is signed with it",
         ));
     }
     for role in roles {
@@ -217,7 +219,8 @@ pub async fn rotate(
             Ok(one) => rotated.push(one),
             Err(failure) => {
                 let text = format!(
-                    "the rotation of role {} broke off, and those after it have their old keys",
+                    "the rotation of role {} broke off, so its earlier keys and those of the roles after it may still be \
+                     valid: repeat the command",
                     role.name()
                 );
                 broken = Some(failure.with_more(text));
@@ -229,7 +232,8 @@ pub async fn rotate(
     let in_effect = push(domain, lock, url, now).await;
     Ok(Rotated {
         roles: rotated,
-        in_effect: broken.map_or(in_effect, Err),
+        broken,
+        in_effect,
     })
 }
 
@@ -246,7 +250,10 @@ fn adopt(
         true => (Vec::new(), domain.retire(role)?),
         false => (domain.retiring(role)?, Vec::new()),
     };
-    domain.note_retired(KeysOf::Role(role), &gone, now)?;
+    if let Err(error) = domain.note_retired(KeysOf::Role(role), &gone, now) {
+        // The note is for people: it decides nothing.
+        tracing::warn!(%error, role = role.name(), "the time of a retirement is not noted");
+    }
     Ok(RotatedRole {
         role,
         keys,

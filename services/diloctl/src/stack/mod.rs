@@ -110,18 +110,22 @@ pub(crate) async fn up(context: &Context, options: &Up) -> Result<(), Failure> {
         rows: Vec::new(),
         left_out: Vec::new(),
     };
-    let started = match start.all(&specs, ports).await {
-        Ok(()) => coordinator_answers(&here).await,
-        failed => failed,
-    };
-    let Start { rows, left_out, .. } = start;
+    let started = start.all(&specs, ports).await;
+    let Start {
+        mut rows, left_out, ..
+    } = start;
     if let Err(failure) = started {
         // The machine is left as it was found.
-        let rows = stop_again(context, &before, rows).await?;
+        let stopped = stop_again(context, &before, &mut rows).await;
         context.printer.rows(&rows);
-        return Err(failure);
+        return Err(match stopped {
+            Ok(()) => failure,
+            Err(other) => failure.and(&other),
+        });
     }
     context.printer.rows(&rows);
+    // Services that serve others stay, also if this command cannot see that they do.
+    coordinator_answers(&here).await?;
     for name in left_out {
         say_left_out(&here, &domain, &options.run, &name).await;
     }
@@ -208,13 +212,19 @@ impl Start<'_> {
 async fn stop_again(
     context: &Context,
     before: &[String],
-    mut rows: Vec<Outcome>,
-) -> Result<Vec<Outcome>, Failure> {
+    rows: &mut Vec<Outcome>,
+) -> Result<(), Failure> {
     let mut started = Running::all(&context.folder)?;
     started.retain(|process| !before.contains(&process.name));
     started.sort_by_key(|process| std::cmp::Reverse(services::rank(&process.name)));
-    for process in &started {
+    // Workers end side by side: each may take a while.
+    for process in started.iter().filter(|one| services::is_worker(&one.name)) {
         process.terminate();
+    }
+    for process in &started {
+        if !services::is_worker(&process.name) {
+            process.terminate();
+        }
         let state = match process.end(services::stop_max(&process.name)).await {
             true => "stopped again",
             false => "killed",
@@ -225,7 +235,7 @@ async fn stop_again(
             None => rows.push(row),
         }
     }
-    Ok(rows)
+    Ok(())
 }
 
 /// Says why a worker was not started, and how it comes back: its credentials are revoked, and it may
@@ -249,13 +259,16 @@ fn left_out(run: &RunId, name: &str, shut_out: Option<bool>) -> String {
     let readmit = format!("`diloctl worker readmit {name} --run {run} --reason TEXT`");
     let text = match shut_out {
         Some(true) => format!(
-            "it is shut out of run {run}, and its credential is revoked. If it may come back, run              {readmit}, then {issue}, then `diloctl up` again"
+            "it is shut out of run {run}, and its credential is revoked. If it may come back, run \
+             {readmit}, then {issue}, then `diloctl up` again"
         ),
         Some(false) => format!(
             "its credential is revoked. If its holder may come back, run {issue}, then `diloctl up` again"
         ),
         None => format!(
-            "its credential is revoked, and the coordinator does not say if it is shut out of run {run}              too: `diloctl worker ls {run}` shows it. If it may come back, run {readmit}, then {issue},              then `diloctl up` again"
+            "its credential is revoked, and the coordinator does not say if it is shut out of run {run} \
+             too: `diloctl worker ls {run}` shows it. If it may come back, run {readmit}, then {issue}, \
+             then `diloctl up` again"
         ),
     };
     format!("warning {name} is not started: {text}")

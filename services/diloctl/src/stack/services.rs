@@ -41,6 +41,11 @@ pub(super) fn rank(name: &str) -> usize {
     known.unwrap_or(ORDER.len())
 }
 
+/// True for the name of a worker.
+pub(super) fn is_worker(name: &str) -> bool {
+    name.starts_with(WORKER)
+}
+
 /// True when the service ends by itself once the coordinator drains.
 pub(super) fn drains(name: &str) -> bool {
     name == COORDINATOR || name.starts_with(WORKER)

@@ -21,7 +21,7 @@ pub(crate) async fn descendants(context: &Context, command: &Descendants) -> Res
     let files = command.ledger.as_deref();
     let (mut auditor, short) = record::read_what_is_there(context, files, collecting).await?;
     let lineage = auditor.take_lineage().expect("it was collected");
-    let wanted = only(wanted, lineage.found(), "no run names")?;
+    let wanted = record::as_far_as_it_goes(only(wanted, lineage.found(), "no run names"), &short)?;
     let mut rows = Vec::new();
     let mut said = Vec::new();
     for (run, found) in lineage.runs() {

@@ -37,11 +37,9 @@ pub(crate) async fn run(context: &Context, command: &Recompute) -> Result<(), Fa
         false => record::read_what_is_there(context, files, collecting).await?,
     };
     let merges = auditor.take_merges().expect("they were collected");
-    let spec = merges
-        .spec()
-        .cloned()
-        .ok_or_else(|| unknown(&command.run))?;
-    let segments = merges.plan()?;
+    let spec = merges.spec().cloned().ok_or_else(|| unknown(&command.run));
+    let spec = record::as_far_as_it_goes(spec, &short)?;
+    let segments = record::as_far_as_it_goes(merges.plan().map_err(Failure::from), &short)?;
     let source = Source::open(context, &command.objects).await?;
     let chunks = spec.model.initial.count() as u64;
     let merges: usize = segments.iter().map(|segment| segment.merges.len()).sum();

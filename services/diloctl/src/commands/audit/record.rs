@@ -46,6 +46,18 @@ pub(super) async fn read_what_is_there(
     }
 }
 
+/// What was found in a record. If the record ends early, its end is the failure, and not what was
+/// missed in it.
+pub(super) fn as_far_as_it_goes<T>(
+    found: Result<T, Failure>,
+    short: &Option<Failure>,
+) -> Result<T, Failure> {
+    found.map_err(|missed| match short {
+        Some(short) => short.clone().and(&missed),
+        None => missed,
+    })
+}
+
 /// Checks the log in the store, without a bus, in the same way.
 pub(super) fn read_log(
     context: &Context,

@@ -20,7 +20,11 @@ pub(super) async fn roles(context: &Context, roles: &[Role], at_once: bool) -> R
     let url = context.accounts_url()?;
     domain.take_over(clock::now())?;
     let rotated = accounts::rotate(&domain, &lock, &url, roles, at_once, clock::now()).await?;
-    let accounts::Rotated { roles, in_effect } = rotated;
+    let accounts::Rotated {
+        roles,
+        broken,
+        in_effect,
+    } = rotated;
     let touched = roles.iter().flat_map(|one| of_role(one, in_effect.is_ok()));
     context.printer.rows(&touched.collect::<Vec<_>>());
     let waiting: Vec<&str> = roles
@@ -34,7 +38,12 @@ pub(super) async fn roles(context: &Context, roles: &[Role], at_once: bool) -> R
             waiting.join(", ")
         ));
     }
-    in_effect.map(drop).map_err(|error| kept(&error))
+    let in_effect = in_effect.map(drop).map_err(|error| kept(&error));
+    match (broken, in_effect) {
+        (None, in_effect) => in_effect,
+        (Some(broken), Ok(())) => Err(broken),
+        (Some(broken), Err(kept)) => Err(broken.and(&kept)),
+    }
 }
 
 /// The keys and holders of a rotated role.
@@ -56,13 +65,26 @@ pub(super) async fn retire(context: &Context, roles: &[Role]) -> Result<(), Fail
     let (domain, lock) = context.locked("diloctl auth retire").await?;
     let url = context.accounts_url()?;
     let now = clock::now();
-    let mut gone = Vec::new();
+    let (mut gone, mut broken) = (Vec::new(), None);
     for role in roles {
-        let keys = domain.retire(*role)?;
-        domain.note_retired(KeysOf::Role(*role), &keys, now)?;
-        gone.push((*role, keys));
+        match domain.retire(*role) {
+            Ok(keys) => gone.push((*role, keys)),
+            Err(error) => {
+                let text = format!("the keys of role {} are not ended", role.name());
+                broken = Some(Failure::from(error).with_more(text));
+                break;
+            }
+        }
     }
+    // Also if a role failed: what was ended before it is void at the broker only from here on.
     let pushed = accounts::push(&domain, &lock, &url, now).await;
+    for (role, keys) in &gone {
+        // The note is for people: it decides nothing.
+        if let Err(error) = domain.note_retired(KeysOf::Role(*role), keys, now) {
+            let text = format!("warning the time of this retirement is not noted: {error}");
+            context.printer.talk(&text);
+        }
+    }
     let mut rows: Vec<Touched> = Vec::new();
     for (role, keys) in &gone {
         rows.extend(ended(*role, keys, pushed.is_ok()));
@@ -83,7 +105,12 @@ pub(super) async fn retire(context: &Context, roles: &[Role]) -> Result<(), Fail
     if !rows.is_empty() {
         context.printer.rows(&rows);
     }
-    pushed.map(drop).map_err(|error| kept(&error))
+    let pushed = pushed.map(drop).map_err(|error| kept(&error));
+    match (broken, pushed) {
+        (None, pushed) => pushed,
+        (Some(broken), Ok(())) => Err(broken),
+        (Some(broken), Err(kept)) => Err(broken.and(&kept)),
+    }
 }
 
 /// Says that a command has found no key to end, and when the last ones were ended.

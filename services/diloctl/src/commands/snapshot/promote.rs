@@ -51,6 +51,14 @@ fn confirms(request: &PromoteRequest, reply: &PromoteReply) -> Result<(), Failur
         (&request.pointer, request.snapshot),
         (&reply.pointer, reply.manifest.digest),
     );
+    let unasked = reply
+        .accepted
+        .iter()
+        .find(|one| !request.accept.contains(one));
+    if let Some(worker) = unasked {
+        let text = format!("the coordinator accepted worker {worker}, which was not named");
+        return Err(Failure::new(Code::MessageInvalid, text));
+    }
     if asked == told {
         return Ok(());
     }

@@ -41,7 +41,8 @@ pub(super) async fn revoke(
     let refusal = failure.refusal();
     context.printer.record(&Unreached {
         run,
-        quarantined: false,
+        // The coordinator may have done it, and its answer may be lost.
+        quarantined: (failure.code() != Code::NoAnswer).then_some(false),
         unanswered: refusal.to_string(),
         credential,
         reason: reason.clone(),
@@ -87,8 +88,9 @@ fn recorded(context: &Context, named: &str) -> Result<WorkerId, Failure> {
 struct Unreached {
     run: RunId,
     worker: WorkerId,
-    quarantined: bool,
-    /// The reason why the order was not given.
+    /// `None` if nobody knows: the order was sent, and no answer came.
+    quarantined: Option<bool>,
+    /// The reason why nothing is known of the order, or why it was not given.
     unanswered: String,
     credential: Credential,
     reason: Reason,
@@ -97,17 +99,21 @@ struct Unreached {
 impl Record for Unreached {
     fn lines(&self) -> Vec<(&'static str, String)> {
         let Self { run, worker, .. } = self;
-        let reason = self.reason.as_str();
+        let reason = quoted(self.reason.as_str());
+        let order = match self.quarantined {
+            None => "not known to be shut out of the run",
+            Some(_) => "NOT shut out of the run",
+        };
         vec![
             ("run", run.to_string()),
             (
                 "worker",
-                format!("{worker}: NOT shut out of the run: {}", self.unanswered),
+                format!("{worker}: {order}: {}", self.unanswered),
             ),
             ("credential", self.credential.text(worker, run)),
             (
                 "not done",
-                "what it contributed to the open round still counts, its lease ends only by itself, and its \
+                "as long as it is not shut out, what it contributed to the open round still counts, its lease ends only by itself, and its \
                  uploads stay"
                     .to_owned(),
             ),
@@ -115,11 +121,16 @@ impl Record for Unreached {
                 "next",
                 format!(
                     "when the coordinator answers, the same command does the rest: `diloctl worker \
-                     quarantine {worker} --run {run} --reason {reason:?}`"
+                     quarantine {worker} --run {run} --reason {reason}`"
                 ),
             ),
         ]
     }
+}
+
+/// A text as one argument of a shell, which finds nothing to expand in it.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]
@@ -148,7 +159,7 @@ mod tests {
         let shown = Unreached {
             run: "demo".parse().expect("a name"),
             worker: worker.clone(),
-            quarantined: false,
+            quarantined: Some(false),
             unanswered: "DL0204: nobody".to_owned(),
             credential: Credential::Pending {
                 reason: "DL0123".to_owned(),
@@ -163,7 +174,17 @@ mod tests {
         assert!(line("credential").starts_with("kept: "));
         assert!(line("not done").contains("still counts"));
         let command =
-            format!("`diloctl worker quarantine {worker} --run demo --reason \"odd norms\"`");
+            format!("`diloctl worker quarantine {worker} --run demo --reason 'odd norms'`");
         assert!(line("next").ends_with(&command), "{}", line("next"));
+        assert_eq!(quoted("it's $(x)"), r"'it'\''s $(x)'");
+        let unknown = Unreached {
+            quarantined: None,
+            ..shown
+        };
+        let mut lines = unknown.lines().into_iter();
+        let worker = lines
+            .find(|(own, _)| *own == "worker")
+            .expect("it is there");
+        assert!(worker.1.contains("not known to be shut out"));
     }
 }
