@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::hold::Reason;
+use crate::hold::{AtStore, Reason};
 use crate::lease::LeaseRef;
 use crate::message::{V, message};
 use crate::view::SnapshotView;
@@ -61,6 +61,9 @@ pub struct QuarantineReply {
     pub merged: Option<MergedRounds>,
     /// The newest full snapshot that nothing of it is part of, if something is merged.
     pub clean: Option<SnapshotView>,
+    /// What the store does now with the URLs that the worker has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<AtStore>,
 }
 
 message!(QuarantineReply, "worker.quarantine reply", 64 << 10);

@@ -1,6 +1,7 @@
 //! Examples about the quarantine of a worker.
 
 use schemas::event::{Event, LedgerEvent};
+use schemas::hold::AtStore;
 use schemas::quarantine::{MergedRounds, QuarantineReply, QuarantineRequest};
 use schemas::view::SnapshotView;
 use schemas::{Round, UnixMillis, V};
@@ -40,6 +41,7 @@ pub(super) fn all() -> Vec<Example> {
                 pointers: Vec::new(),
                 undone: false,
             }),
+            store: Some(AtStore::Done),
         }),
         Example {
             name: "event of a quarantine",

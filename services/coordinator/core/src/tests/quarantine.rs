@@ -40,7 +40,7 @@ pub(super) fn shut(world: &mut World, number: u32) -> QuarantineReply {
     replied(world, asked)
 }
 
-fn readmit(world: &mut World, number: u32) -> QuarantineReply {
+pub(super) fn readmit(world: &mut World, number: u32) -> QuarantineReply {
     let asked = world.control(request(number, &run_id(), false));
     replied(world, asked)
 }
@@ -305,7 +305,7 @@ fn tl_31_an_order_that_changes_nothing_is_answered_and_not_written() {
     world.wait(Millis::from_secs(1));
     let again = shut(&mut world, 1);
     assert!(!again.changed && again.since == Some(since));
-    assert_eq!(purged(&world), 2, "a URL may have been used since");
+    assert_eq!(purged(&world), 2, "a transfer may have gone on since");
     let written = world.kinds(before);
     assert_eq!(written, ["worker-quarantined"]);
     let lifted = readmit(&mut world, 1);

@@ -29,7 +29,12 @@ pub(super) async fn role(context: &Context, role: Role, at_once: bool) -> Result
     let mut rows = vec![Touched::key(role, &keys.new, "new")];
     match at_once {
         true => rows.extend(ended(role, &gone, in_effect.is_ok())),
-        false => rows.push(Touched::key(role, &keys.old, "until retired")),
+        false => {
+            // Also those of rotations before, which nobody has retired yet.
+            let earlier = domain.retiring(role)?;
+            let stands = |key| Touched::key(role, key, "until retired");
+            rows.extend(earlier.iter().map(stands));
+        }
     }
     rows.extend(
         resigned
