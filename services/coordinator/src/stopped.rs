@@ -1,8 +1,8 @@
-//! Tells the store which URLs are stopped, so that it refuses them: those of runs, and those of workers
-//! in quarantine. The ledger says which they are; the store has a file for each. The two are compared at the start, after each order and every
-//! minute while this process leads, and what differs is put right. An order is answered when that was
-//! tried with a URL of each run and worker that it concerns, or when it takes too long; then it is tried again
-//! until it succeeds.
+//! Tells the store which URLs are stopped, so that it refuses them: those of runs, and those of
+//! workers in quarantine. The ledger says which they are; the store has a file for each. The two are
+//! compared at the start, after each order and every minute while this process leads, and what differs
+//! is put right. An order is answered when that was tried with a URL of each run and worker that it
+//! concerns, or when it takes too long; then it is tried again until it succeeds.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};

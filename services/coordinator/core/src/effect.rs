@@ -134,8 +134,8 @@ pub enum Effect {
         objects: Vec<Digest>,
     },
     /// Delete uploads to a run that are in quarantine, once the store refuses the URLs that might
-    /// bring others, and then answer the request with their number. An answer without a number says that the store was too slow; it deletes what is left
-    /// some days later.
+    /// bring others, and then answer the request with their number. An answer without a number says
+    /// that the store was too slow; it deletes what is left some days later.
     Purge {
         /// The request.
         reply: ReplyId,
