@@ -23,15 +23,16 @@ pub enum Hold {
     Urls,
 }
 
-/// What the store does about the URLs of runs, once an order has said which are stopped.
+/// What the store does about URLs that are out, once an order has said of which runs, or of which
+/// workers, they are stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AtStore {
-    /// It refuses those of stopped runs and takes those of the others. That was tried.
+    /// It refuses those that are stopped and takes the others. That was tried.
     Done,
     /// It was not told yet. The coordinator goes on trying.
     Later,
-    /// It cannot tell runs apart: it takes the URLs that are out until they end.
+    /// It cannot tell whose they are: it takes the URLs that are out until they end.
     Unable,
 }
 

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::hold::Reason;
+use crate::hold::{AtStore, Reason};
 use crate::lease::LeaseRef;
 use crate::message::{V, message};
 use crate::view::SnapshotView;
@@ -67,6 +67,9 @@ pub struct QuarantineReply {
     /// out: the first [`OTHER_KEYS_NAMED_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_keys: Vec<WorkerId>,
+    /// What the store does now with the URLs that the worker has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<AtStore>,
 }
 
 message!(QuarantineReply, "worker.quarantine reply", 64 << 10);

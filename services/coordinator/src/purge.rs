@@ -12,6 +12,7 @@ use coordinator_core::Uploads;
 use futures::stream::TryStreamExt as _;
 use objects::IncomingKey;
 use schemas::RunId;
+use schemas::hold::AtStore;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::store::Store;
@@ -31,8 +32,7 @@ type Doomed = (RunId, Uploads);
 #[derive(Debug)]
 pub(crate) struct Purges<O> {
     open: BTreeMap<Doomed, Purge<O>>,
-    /// Each says if it deleted everything.
-    tasks: JoinSet<bool>,
+    tasks: JoinSet<Purged>,
 }
 
 #[derive(Debug)]
@@ -40,6 +40,15 @@ struct Purge<O> {
     orders: Vec<O>,
     deleted: Arc<AtomicU32>,
     task: AbortHandle,
+}
+
+/// The end of a deletion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Purged {
+    /// True if everything was deleted.
+    pub(crate) whole: bool,
+    /// What the store does about the URLs that could bring more.
+    pub(crate) at_store: AtStore,
 }
 
 impl<O> Default for Purges<O> {
@@ -64,7 +73,7 @@ impl<O> Purges<O> {
         work: impl FnOnce(Arc<AtomicU32>) -> W,
     ) -> Result<(), O>
     where
-        W: Future<Output = bool> + Send + 'static,
+        W: Future<Output = Purged> + Send + 'static,
     {
         if let Some(purge) = self.open.get_mut(&of) {
             if purge.orders.len() >= ORDERS_MAX {
@@ -90,24 +99,29 @@ impl<O> Purges<O> {
         Ok(())
     }
 
-    /// The next deletion that ends: the orders that wait for it, and how many uploads it deleted;
-    /// none if some are left. Without one under way it waits. Loses nothing when it is dropped.
-    pub(crate) async fn next(&mut self) -> (Vec<O>, Option<u32>) {
+    /// The next deletion that ends: the orders that wait for it, how many uploads it deleted, none if
+    /// some are left, and what the store does about URLs. Without one under way it waits. Loses
+    /// nothing when it is dropped.
+    pub(crate) async fn next(&mut self) -> (Vec<O>, Option<u32>, AtStore) {
         loop {
             let Some(ended) = self.tasks.join_next_with_id().await else {
                 return pending().await;
             };
-            let (id, whole) = match ended {
+            let unknown = Purged {
+                whole: false,
+                at_store: AtStore::Later,
+            };
+            let (id, Purged { whole, at_store }) = match ended {
                 Ok(ended) => ended,
                 // It was begun anew, or it panicked.
-                Err(error) => (error.id(), false),
+                Err(error) => (error.id(), unknown),
             };
             let mut open = self.open.iter();
             let of = open.find(|(_, purge)| purge.task.id() == id);
             let of = of.map(|(of, _)| of.clone());
             if let Some(purge) = of.and_then(|of| self.open.remove(&of)) {
                 let deleted = purge.deleted.load(Ordering::Relaxed);
-                return (purge.orders, whole.then_some(deleted));
+                return (purge.orders, whole.then_some(deleted), at_store);
             }
         }
     }
@@ -182,12 +196,17 @@ mod tests {
         count: u32,
     ) -> (
         oneshot::Sender<bool>,
-        impl FnOnce(Arc<AtomicU32>) -> BoxFuture<'static, bool>,
+        impl FnOnce(Arc<AtomicU32>) -> BoxFuture<'static, Purged>,
     ) {
         let (end, ended) = oneshot::channel();
         let work = move |deleted: Arc<AtomicU32>| {
             deleted.fetch_add(count, Ordering::Relaxed);
-            async move { ended.await.expect("it is told") }.boxed()
+            let ended = async move {
+                let whole = ended.await.expect("it is told");
+                let at_store = AtStore::Done;
+                Purged { whole, at_store }
+            };
+            ended.boxed()
         };
         (end, work)
     }
@@ -199,12 +218,15 @@ mod tests {
         purges.begin(of(1), 'a', work).expect("there is room");
         purges.begin(of(2), 'b', other).expect("there is room");
         second.send(true).expect("it waits");
-        assert_eq!(purges.next().await, (vec!['b'], Some(5)));
+        let done = AtStore::Done;
+        assert_eq!(purges.next().await, (vec!['b'], Some(5), done));
         first.send(false).expect("it waits");
-        assert_eq!(purges.next().await, (vec!['a'], None), "some are left");
+        let left = (vec!['a'], None, done);
+        assert_eq!(purges.next().await, left, "some are left");
         let panics = |_| async { panic!("in a test") };
         purges.begin(of(1), 'c', panics).expect("there is room");
-        assert_eq!(purges.next().await, (vec!['c'], None));
+        let unknown = (vec!['c'], None, AtStore::Later);
+        assert_eq!(purges.next().await, unknown);
     }
 
     /// What came behind the first is deleted by the second, and none is counted twice or forgotten.
@@ -220,7 +242,8 @@ mod tests {
         let early = purges.next().now_or_never();
         assert!(early.is_none(), "{early:?}");
         second.send(true).expect("it waits");
-        assert_eq!(purges.next().await, (vec!['a', 'b'], Some(4)));
+        let both = (vec!['a', 'b'], Some(4), AtStore::Done);
+        assert_eq!(purges.next().await, both);
         assert!(purges.open.is_empty() && purges.tasks.is_empty());
     }
 
@@ -243,7 +266,7 @@ mod tests {
         }
         assert_eq!(purges.begin(of(0), 99, deletion(1).1), Err(99));
         ends.remove(0).send(true).expect("the last one runs on");
-        let (orders, deleted) = purges.next().await;
+        let (orders, deleted, _) = purges.next().await;
         assert_eq!(
             (orders.len(), deleted),
             (ORDERS_MAX, Some(ORDERS_MAX as u32))

@@ -28,7 +28,7 @@ use crate::queue;
 use crate::serve;
 use crate::shell::{Shell, Tables};
 use crate::signer::ManifestSigner;
-use crate::stopped::Waiting;
+use crate::stopped::{Waiting, named};
 use crate::store::Store;
 use crate::sweep;
 use crate::workers::Workers;
@@ -138,7 +138,7 @@ impl Service {
         }
         feeders.spawn(shell.store.clone().keep_time());
         let stopped = shell.store.stopped.clone();
-        stopped.want(core.state().stopped_runs());
+        stopped.want(named(core.state().stopped_urls()));
         let leading = Leading::new(shell.ledger.reader(), shell.known.subscribe());
         feeders.spawn(stopped.keep(shell.store.clone(), move || leading.clone().leads()));
         feeders.spawn(sweeps.run(shell.store.clone()));

@@ -200,7 +200,9 @@ impl Shell {
                 self.bring(core, arrival, effects)?;
                 self.take(core, queue, INPUTS_MAX - 1, effects)?;
             }
-            (orders, uploads) = self.purges.next() => self.answer_orders(orders, uploads).await,
+            (orders, uploads, at_store) = self.purges.next() => {
+                self.answer_orders(orders, uploads, at_store).await;
+            }
             () = tokio::time::sleep(wait) => handle(core, Input::Tick, effects),
         }
         Ok(true)

@@ -1,17 +1,19 @@
-//! Tells the store which runs are stopped, so that it refuses their URLs. The ledger says which they
-//! are; the store has a file for each. The two are compared at the start, after each order and every
-//! minute while this process leads, and what differs is put right. An order is answered when that was
-//! tried with a URL of each run that it concerns, or when it takes too long; then it is tried again
-//! until it succeeds.
+//! Tells the store which URLs are stopped, so that it refuses them: those of runs, and those of
+//! workers in quarantine. The ledger says which they are; the store has a file for each. The two are
+//! compared at the start, after each order and every minute while this process leads, and what differs
+//! is put right. An order is answered when that was tried with a URL of each run and worker that it
+//! concerns, or when it takes too long; then it is tried again until it succeeds.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use identity::{AccessKey, UrlsOf};
+use ledger::UrlHolders;
+use objects::key::{HolderTag, StoppedUrls};
 use objects::{Buckets, Endpoint, ObjectError, Taken};
 use schemas::hold::AtStore;
-use schemas::{Code, Refusal, RunId};
+use schemas::{Code, Refusal};
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +24,7 @@ use crate::store::{Store, refusal};
 /// The waits of this file.
 const WAITS: Waits = Waits {
     tell: Duration::from_secs(15),
+    first: Duration::from_secs(5),
     look: Duration::from_secs(60),
     again: Duration::from_secs(10),
 };
@@ -30,6 +33,8 @@ const WAITS: Waits = Waits {
 struct Waits {
     /// Longest time that an operator waits for the store.
     tell: Duration,
+    /// The same for an order that does other things at the store afterwards.
+    first: Duration,
     /// Time between two looks: a store may lose a file or get one back, as from a backup, and a
     /// request of an earlier coordinator may come late.
     look: Duration,
@@ -37,7 +42,7 @@ struct Waits {
     again: Duration,
 }
 
-/// The stopped runs, as the ledger has them and as the store knows them. Clones share them.
+/// The stopped URLs, as the ledger has them and as the store knows them. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Stopped(Arc<Shared>);
 
@@ -47,15 +52,24 @@ struct Shared {
     get: AccessKey,
     /// Where the file of the certificate is that this process shows to the store.
     endpoint: Endpoint,
-    wanted: Mutex<BTreeSet<RunId>>,
+    wanted: Mutex<BTreeSet<StoppedUrls>>,
     changed: Notify,
     /// One at a time, so that none undoes the work of a later one.
     telling: Arc<tokio::sync::Mutex<Untried>>,
     waits: Waits,
 }
 
-/// The runs that the store was told something about, of which no URL was tried since.
-type Untried = BTreeSet<RunId>;
+/// What the store was told something about, of which no URL was tried since.
+type Untried = BTreeSet<StoppedUrls>;
+
+/// The URLs of these holders, as the store names them.
+pub(crate) fn named(holders: BTreeSet<UrlHolders>) -> BTreeSet<StoppedUrls> {
+    let named = holders.into_iter().map(|one| StoppedUrls {
+        run: one.run,
+        worker: one.worker.map(|worker| HolderTag::of_worker(&worker)),
+    });
+    named.collect()
+}
 
 impl Stopped {
     pub(crate) fn new(get: AccessKey, endpoint: Endpoint) -> Self {
@@ -79,7 +93,7 @@ impl Stopped {
     /// The store does not answer, or refuses for another reason than that it derives none; or the
     /// certificate cannot be read that is shown to it.
     pub(crate) async fn can(&self, buckets: &Buckets) -> Result<bool, ObjectError> {
-        match self.takes(buckets, &UrlsOf::Operators).await? {
+        match self.takes(buckets, (&UrlsOf::Operators, None)).await? {
             Taken::Taken | Taken::Stopped => Ok(true),
             Taken::NoPair(said) => {
                 tracing::warn!(
@@ -91,21 +105,25 @@ impl Stopped {
         }
     }
 
-    /// What the store does with URLs of this kind.
-    async fn takes(&self, buckets: &Buckets, urls: &UrlsOf) -> Result<Taken, ObjectError> {
+    /// What the store does with URLs of this kind, given to this worker.
+    async fn takes(
+        &self,
+        buckets: &Buckets,
+        urls: (&UrlsOf, Option<HolderTag>),
+    ) -> Result<Taken, ObjectError> {
         let holder = self.0.endpoint.holder();
-        let during = || format!("try of a url of {urls}");
+        let during = || format!("try of a url of {}", urls.0);
         let holder = holder.map_err(|error| ObjectError::own_certificate(during(), &error))?;
         buckets.takes(urls, &self.0.get, holder.as_ref()).await
     }
 
-    /// These runs are stopped from now on, and no others.
-    pub(crate) fn want(&self, runs: BTreeSet<RunId>) {
-        *self.wanted() = runs;
+    /// These URLs are stopped from now on, and no others.
+    pub(crate) fn want(&self, urls: BTreeSet<StoppedUrls>) {
+        *self.wanted() = urls;
         self.0.changed.notify_one();
     }
 
-    fn wanted(&self) -> std::sync::MutexGuard<'_, BTreeSet<RunId>> {
+    fn wanted(&self) -> std::sync::MutexGuard<'_, BTreeSet<StoppedUrls>> {
         self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -114,8 +132,30 @@ impl Stopped {
         Arc::clone(&self.0.telling).lock_owned().await
     }
 
-    /// Tells the store, for as long as an operator waits, and tries it with URLs of these runs.
-    pub(crate) async fn tell_soon(&self, store: &Store, concerned: BTreeSet<RunId>) -> AtStore {
+    /// Tells the store, for as long as an operator waits, and tries it with such URLs.
+    pub(crate) async fn tell_soon(
+        &self,
+        store: &Store,
+        concerned: BTreeSet<StoppedUrls>,
+    ) -> AtStore {
+        self.tell_within(self.0.waits.tell, store, concerned).await
+    }
+
+    /// The same for an operator that waits for more than this.
+    pub(crate) async fn tell_first(
+        &self,
+        store: &Store,
+        concerned: BTreeSet<StoppedUrls>,
+    ) -> AtStore {
+        self.tell_within(self.0.waits.first, store, concerned).await
+    }
+
+    async fn tell_within(
+        &self,
+        wait: Duration,
+        store: &Store,
+        concerned: BTreeSet<StoppedUrls>,
+    ) -> AtStore {
         if !store.signer.derives() {
             return AtStore::Unable;
         }
@@ -127,20 +167,20 @@ impl Stopped {
             let telling = tokio::spawn(async move {
                 let told = stopped.tell(&store, untried, Some(concerned)).await;
                 if let Err(error) = &told {
-                    tracing::warn!(code = %error.code, %error, "the store does not know yet which runs are stopped");
+                    tracing::warn!(code = %error.code, %error, "the store does not know yet which urls are stopped");
                 }
                 told.is_ok()
             });
             telling.await.unwrap_or(false)
         };
-        match timeout(self.0.waits.tell, told).await {
+        match timeout(wait, told).await {
             Ok(true) => AtStore::Done,
             Ok(false) | Err(_) => AtStore::Later,
         }
     }
 
-    /// Puts right what the store knows, and tries it with URLs of these runs; without any, with those
-    /// that are not tried yet.
+    /// Puts right what the store knows, and tries it with such URLs; without any, with those that are
+    /// not tried yet.
     ///
     /// # Errors
     /// The store does not answer, or does otherwise than it was told.
@@ -148,48 +188,48 @@ impl Stopped {
         &self,
         store: &Store,
         mut untried: OwnedMutexGuard<Untried>,
-        concerned: Option<BTreeSet<RunId>>,
+        concerned: Option<BTreeSet<StoppedUrls>>,
     ) -> Result<(), Refusal> {
         let wanted = self.wanted().clone();
         untried.extend(concerned.iter().flatten().cloned());
         let right = self.put_right(&store.buckets, &wanted, &mut untried).await;
         right.map_err(|error| refusal(&error))?;
         let mut unfit = None;
-        for run in concerned.unwrap_or_else(|| untried.clone()) {
-            let urls = UrlsOf::Run(run.clone());
-            let taken = self.takes(&store.buckets, &urls).await;
-            let does = match (
-                taken.map_err(|error| refusal(&error))?,
-                wanted.contains(&run),
-            ) {
+        for urls in concerned.unwrap_or_else(|| untried.clone()) {
+            let of = UrlsOf::Run(urls.run.clone());
+            let taken = self.takes(&store.buckets, (&of, urls.worker)).await;
+            // Those of a worker are stopped with those of its run, too.
+            let with_all = StoppedUrls::of_run(urls.run.clone());
+            let is_stopped = wanted.contains(&urls) || wanted.contains(&with_all);
+            let does = match (taken.map_err(|error| refusal(&error))?, is_stopped) {
                 (Taken::Taken, false) | (Taken::Stopped, true) => {
-                    untried.remove(&run);
+                    untried.remove(&urls);
                     continue;
                 }
                 (Taken::Taken, true) => "takes",
                 (Taken::Stopped, false) => "refuses",
                 (Taken::NoPair(_), _) => "knows no pair for",
             };
-            let detail = format!("it {does} the urls of run {run}, and was told otherwise");
+            let detail = format!("it {does} the urls of {urls}, and was told otherwise");
             unfit = Some(Refusal::new(Code::StoreUnfit, detail));
         }
         unfit.map_or(Ok(()), Err)
     }
 
-    /// Has the store know the stopped runs, and notes those that it knew otherwise.
+    /// Has the store know the stopped URLs, and notes those that it knew otherwise.
     async fn put_right(
         &self,
         buckets: &Buckets,
-        wanted: &BTreeSet<RunId>,
+        wanted: &BTreeSet<StoppedUrls>,
         untried: &mut Untried,
     ) -> Result<(), ObjectError> {
-        let known = buckets.stopped_runs().await?;
+        let known = buckets.stopped_urls().await?;
         untried.extend(wanted.symmetric_difference(&known).cloned());
-        for run in wanted.difference(&known) {
-            buckets.stop_run(run).await?;
+        for urls in wanted.difference(&known) {
+            buckets.stop_urls(urls).await?;
         }
-        for run in known.difference(wanted) {
-            buckets.allow_run(run).await?;
+        for urls in known.difference(wanted) {
+            buckets.allow_urls(urls).await?;
         }
         Ok(())
     }
@@ -221,7 +261,7 @@ impl Stopped {
                 }
                 Some(Err(error)) => {
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(code = %error.code, %error, "the store is not told which runs are stopped; trying again");
+                        tracing::warn!(code = %error.code, %error, "the store is not told which urls are stopped; trying again");
                     }
                     self.0.waits.again
                 }

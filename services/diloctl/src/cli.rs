@@ -394,9 +394,10 @@ pub(crate) enum Worker {
     /// the round that is open count no more: other workers get these units. Its uploads are deleted.
     /// It gets no lease and no URL and cannot join, its events are not recorded, and its process
     /// ends with DL0412; all this goes by its key and outlives a restart of the coordinator. What was
-    /// merged before stays merged: the printed lines name these rounds. With URLs that it got before
-    /// it can begin transfers for a minute, and one that has begun goes on as long as bytes come.
-    /// What an upload brings counts nowhere; repeat the command later to delete it.
+    /// merged before stays merged: the printed lines name these rounds. The embedded store refuses the
+    /// URLs that it got before, but a transfer that has begun goes on as long as bytes come; another
+    /// store takes them until they end, a minute at most. What an upload brings counts nowhere; repeat
+    /// the command later to delete it.
     ///
     /// Where the vault of the trust domain is on this machine, its credential is revoked in the same
     /// command, after the quarantine is in the ledger: its connections are cut, and nobody connects

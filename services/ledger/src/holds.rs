@@ -2,13 +2,35 @@
 
 use std::collections::BTreeSet;
 
-use schemas::RunId;
 use schemas::event::LedgerEvent;
 use schemas::hold::Hold;
 use schemas::text::Time;
+use schemas::{RunId, WorkerId};
 
 use crate::error::{ApplyError, out_of_place};
 use crate::state::{HoldRecord, Run, State};
+
+/// Holders of URLs: the workers of a run, or one of them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UrlHolders {
+    /// The run.
+    pub run: RunId,
+    /// The worker; none for all of them.
+    pub worker: Option<WorkerId>,
+}
+
+impl UrlHolders {
+    /// All workers of a run.
+    pub const fn of_run(run: RunId) -> Self {
+        Self { run, worker: None }
+    }
+
+    /// One worker of a run.
+    pub const fn of_worker(run: RunId, worker: WorkerId) -> Self {
+        let worker = Some(worker);
+        Self { run, worker }
+    }
+}
 
 /// The holds that forbid this event.
 const fn forbidden_by(event: &LedgerEvent) -> &'static [Hold] {
@@ -26,14 +48,20 @@ const fn forbidden_by(event: &LedgerEvent) -> &'static [Hold] {
 }
 
 impl State {
-    /// The runs whose URLs the store is to refuse: an operator stopped them, or their tenant was
-    /// ended. Complete runs are among them: the URLs that their workers got last are still out.
-    pub fn stopped_runs(&self) -> BTreeSet<RunId> {
+    /// The holders whose URLs the store is to refuse: those of a run, since an operator stopped them
+    /// or their tenant was ended, and each worker in quarantine, with its earlier keys. Complete runs
+    /// are among them: the URLs that their workers got last are still out.
+    pub fn stopped_urls(&self) -> BTreeSet<UrlHolders> {
         let ended = |name: &RunId| name.tenant().is_some_and(|tenant| self.has_ended(&tenant));
-        let stopped = self
+        let runs = self
             .runs()
-            .filter(|(name, run)| run.is_held(Hold::Urls) || ended(name));
-        stopped.map(|(name, _)| name.clone()).collect()
+            .filter(|(name, run)| run.is_held(Hold::Urls) || ended(name))
+            .map(|(name, _)| UrlHolders::of_run(name.clone()));
+        let workers = self.runs().flat_map(|(name, run)| {
+            let shut_out = run.quarantined.keys().flat_map(|worker| run.keys(worker));
+            shut_out.map(|key| UrlHolders::of_worker(name.clone(), key.clone()))
+        });
+        runs.chain(workers).collect()
     }
 }
 

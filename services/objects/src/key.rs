@@ -6,6 +6,7 @@
 //! incoming/operator/<user nkey>/<64 hex>                    quarantine of an operator's import
 //! blobs/sha256/<ab>/<64 hex>                                verified objects
 //! blobs/stopped/<run>                                       the embedded store refuses this run's urls
+//! blobs/stopped/<run>.<16 hex>                              it refuses those of one of its workers
 //! log/checkpoint, log/heads/<size>, log/tile/...            the log, as crate `tlog` names its files
 //! ```
 //! `operator` is therefore not usable as the name of a run that uploads; [`IncomingKey::worker`]
@@ -22,14 +23,22 @@ use schemas::{Digest, Epoch, PublicKey, Round, RunId, UnitIndex, WorkerId};
 pub const KEY_BYTES_MAX: usize = 256;
 
 const ALGORITHM: &str = "sha256";
-/// The folder of `blobs` with a small file for each run whose URLs the embedded store refuses. The
-/// admin key alone writes there.
+/// The folder of `blobs` with a small file for each run whose URLs the embedded store refuses, and for
+/// each worker of a run ([`StoppedUrls`]). The admin key alone writes there.
 pub const STOPPED: &str = "stopped";
 /// The embedded store's words when it refuses a URL of a stopped run. Clients read `expired` in them
 /// and ask for another URL (`refusal.rs`), and the coordinator then tells them why there is
 /// none; by the same words the coordinator knows that the store refuses for this reason.
 pub const STOPPED_WORDS: &str =
     "the url has expired: an operator stopped all urls of its run; ask for another";
+/// The same for a URL of a worker that an operator has shut out of its run. The coordinator refuses
+/// the worker with the code that they name.
+pub const SHUT_OUT_WORDS: &str =
+    "the url has expired: an operator shut its worker out of the run (DL0412); ask for another";
+/// Joins run and worker in the name of a file of [`STOPPED`]. No name of a run has this character.
+const JOINT: char = '.';
+/// Digits of a number in a URL's grant, and of a [`HolderTag`].
+const TAG_DIGITS: usize = 16;
 
 /// One of the buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,6 +72,22 @@ enum Owner {
     Operator(PublicKey),
 }
 
+/// What stands for the holder of a URL in its grant ([`crate::presign::GRANT`]): the first eight bytes
+/// of the sha256 of its key. Nobody gains by a key with the tag of another: both share a bound, and
+/// are shut out together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HolderTag(u64);
+
+/// URLs that the embedded store refuses: all of a run, or those of one of its workers. It prints as
+/// the name of its file in [`STOPPED`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StoppedUrls {
+    /// The run.
+    pub run: RunId,
+    /// The worker; none for all of them.
+    pub worker: Option<HolderTag>,
+}
+
 /// Reasons why a text is not a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
@@ -74,6 +99,9 @@ pub enum KeyError {
         /// The given text, shortened.
         text: String,
     },
+    /// Not the name of a file of [`STOPPED`].
+    #[error("not the name of stopped urls: {0:?}")]
+    Stopped(String),
     /// Not one of the buckets.
     #[error("no bucket {0:?}; there are incoming, blobs and log")]
     Bucket(String),
@@ -107,6 +135,94 @@ impl FromStr for BucketName {
             .into_iter()
             .find(|name| name.as_str() == text)
             .ok_or_else(|| KeyError::Bucket(shortened(text)))
+    }
+}
+
+impl HolderTag {
+    /// That of a holder of URLs.
+    pub fn of(holder: &PublicKey) -> Self {
+        Self::of_key(holder.as_str())
+    }
+
+    /// That of a worker.
+    pub fn of_worker(worker: &WorkerId) -> Self {
+        Self::of_key(worker.as_str())
+    }
+
+    fn of_key(key: &str) -> Self {
+        let digest = Digest::of(key.as_bytes());
+        let first = digest.as_bytes().iter().take(8);
+        Self(first.fold(0, |tag, byte| (tag << 8) | u64::from(*byte)))
+    }
+
+    /// The holder that a grant names; none for a grant that names none, or that is written in another
+    /// way than the signer's.
+    pub fn of_grant(grant: &str) -> Option<Self> {
+        let (tag, number) = grant.split_at_checked(TAG_DIGITS)?;
+        number_of(number)?;
+        number_of(tag).map(Self)
+    }
+
+    /// The grant with this number.
+    pub fn grant(self, number: u64) -> String {
+        format!("{self}{number:016x}")
+    }
+
+    /// As a number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// A number of [`TAG_DIGITS`] small hexadecimal digits.
+fn number_of(text: &str) -> Option<u64> {
+    let plain = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let is_number = text.len() == TAG_DIGITS && text.bytes().all(plain);
+    is_number.then(|| u64::from_str_radix(text, 16).ok())?
+}
+
+impl fmt::Display for HolderTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl StoppedUrls {
+    /// All of a run.
+    pub const fn of_run(run: RunId) -> Self {
+        Self { run, worker: None }
+    }
+
+    /// Those of one worker of a run.
+    pub const fn of_worker(run: RunId, worker: HolderTag) -> Self {
+        let worker = Some(worker);
+        Self { run, worker }
+    }
+}
+
+impl fmt::Display for StoppedUrls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { run, worker } = self;
+        match worker {
+            None => run.fmt(f),
+            Some(worker) => write!(f, "{run}{JOINT}{worker}"),
+        }
+    }
+}
+
+impl FromStr for StoppedUrls {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        let parsed = match text.split_once(JOINT) {
+            None => text.parse().ok().map(Self::of_run),
+            Some((run, tag)) => {
+                let tag = number_of(tag).map(HolderTag);
+                let run = run.parse().ok();
+                run.zip(tag).map(|(run, tag)| Self::of_worker(run, tag))
+            }
+        };
+        parsed.ok_or_else(|| KeyError::Stopped(shortened(text)))
     }
 }
 
@@ -296,6 +412,50 @@ mod tests {
             if let Ok(key) = text.parse::<BlobKey>() {
                 prop_assert_eq!(key.to_string(), text);
             }
+        }
+    }
+
+    #[test]
+    fn stopped_urls_are_those_of_a_run_or_of_one_of_its_workers() {
+        let run: RunId = "acme_demo".parse().unwrap();
+        let tag = HolderTag::of_worker(&worker(1));
+        assert_eq!(tag, HolderTag::of(&worker(1).as_str().parse().unwrap()));
+        assert_ne!(tag, HolderTag::of_worker(&worker(2)));
+        assert_eq!(HolderTag::of_grant(&tag.grant(7)), Some(tag));
+        assert_eq!(tag.grant(7), format!("{:016x}0000000000000007", tag.get()));
+        let name = format!("acme_demo.{tag}");
+        for (urls, name) in [
+            (StoppedUrls::of_run(run.clone()), "acme_demo"),
+            (StoppedUrls::of_worker(run, tag), &name),
+        ] {
+            assert_eq!(urls.to_string(), name);
+            assert_eq!(name.parse(), Ok(urls));
+        }
+        for text in [
+            String::new(),
+            "A".to_owned(),
+            "demo.".to_owned(),
+            "demo.0".to_owned(),
+            format!(".{tag}"),
+            format!("demo.{tag}0"),
+            format!(
+                "demo.{}",
+                tag.to_string()
+                    .replace(|one: char| one.is_alphabetic(), "A")
+            ),
+            format!("demo.+{}", &tag.to_string()[1..]),
+        ] {
+            assert!(text.parse::<StoppedUrls>().is_err(), "{text}");
+        }
+        for grant in [
+            String::new(),
+            tag.to_string(),
+            format!("{tag}000000000000000A"),
+            format!("%30{:029}", 0),
+            format!("{tag}00000000000000ä"),
+            format!("{tag}+000000000000007"),
+        ] {
+            assert_eq!(HolderTag::of_grant(&grant), None, "{grant}");
         }
     }
 

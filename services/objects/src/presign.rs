@@ -17,7 +17,7 @@ use schemas::{Digest, Millis, PublicKey, UnixMillis};
 use url::Url;
 
 use crate::endpoint::{Endpoint, EndpointError};
-use crate::key::{BlobKey, BucketName, IncomingKey};
+use crate::key::{BlobKey, BucketName, HolderTag, IncomingKey};
 
 /// Difference of clocks at which somebody should look at them: it uses up a tenth of a URL's life.
 pub const CLOCK_ALARM: Millis = Millis::from_secs(5);
@@ -30,7 +30,7 @@ pub const HOLDER: &str = "x-w";
 /// The query parameter that tells a granted URL to read from all others: two that were signed for
 /// the same object in the same second would be equal otherwise, and the embedded store serves an
 /// object once for each URL. Its first half is the same for all URLs of a holder, so that the store
-/// can bound how many one holder has in use; the second half is a number.
+/// can bound how many one holder has in use, and refuse those of one worker; the second half is a number.
 pub const GRANT: &str = "x-diloco-grant";
 /// The only content type: nothing reads the content.
 pub(crate) const CONTENT_TYPE: &str = "application/octet-stream";
@@ -58,7 +58,7 @@ pub struct Signer {
     /// The holder that URLs are given to, where they name one.
     holder: Option<PublicKey>,
     /// The first half of the grants of this holder.
-    tag: u64,
+    tag: HolderTag,
 }
 
 /// A bucket of an endpoint with the access key that signs for it.
@@ -89,16 +89,6 @@ impl Numbers {
     fn next(&self) -> u64 {
         self.0.fetch_add(1, Ordering::Relaxed)
     }
-}
-
-/// What stands for a holder in grants. Nobody gains by a key with the tag of another: both would
-/// share a bound.
-fn tag(holder: &PublicKey) -> u64 {
-    let digest = Digest::of(holder.as_str().as_bytes());
-    let (first, _) = digest.as_bytes().split_at(8);
-    first
-        .iter()
-        .fold(0, |tag, byte| (tag << 8) | u64::from(*byte))
 }
 
 impl StoreClock {
@@ -164,7 +154,7 @@ impl Signer {
             names_holders: false,
             derives: false,
             holder: None,
-            tag: 0,
+            tag: HolderTag::default(),
         })
     }
 
@@ -210,7 +200,7 @@ impl Signer {
     pub fn given_to(&self, holder: &PublicKey) -> Self {
         Self {
             holder: self.names_holders.then(|| holder.clone()),
-            tag: tag(holder),
+            tag: HolderTag::of(holder),
             ..self.clone()
         }
     }
@@ -232,7 +222,7 @@ impl Signer {
     /// A URL to read one verified object, another one at each call. `now` is this machine's clock.
     pub fn get(&self, digest: Digest, now: UnixMillis) -> Grant {
         let now = self.clock.at(now);
-        let grant = format!("{:016x}{:016x}", self.tag, self.numbers.next());
+        let grant = self.tag.grant(self.numbers.next());
         let name = BlobKey(digest).to_string();
         let request = Request {
             method: rusty_s3::Method::Get,

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
+use objects::key::HolderTag;
 use objects::presign::GRANT;
 use s3s::{S3Error, s3_error};
 use schemas::{Digest, UnixMillis};
@@ -129,10 +130,9 @@ fn plain(byte: u8) -> bool {
 /// What stands for the holder in a grant; none for a grant in another spelling. URLs without a holder
 /// are all of the same one.
 fn holder(grant: &str) -> Option<u64> {
-    match grant.len() {
-        0 => Some(0),
-        32 if grant.bytes().all(plain) => u64::from_str_radix(grant.get(..16)?, 16).ok(),
-        _ => grant.bytes().all(plain).then_some(0),
+    match HolderTag::of_grant(grant) {
+        Some(holder) => Some(holder.get()),
+        None => grant.bytes().all(plain).then_some(0),
     }
 }
 

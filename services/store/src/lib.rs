@@ -12,7 +12,8 @@
 //! <root>/incoming/   bucket `incoming`: created once by holders of PUT URLs, swept after some days;
 //!                    a file each, named by its key with commas for slashes
 //! <root>/blobs/      bucket `blobs`: verified objects, and small named files that the admin key writes:
-//!                    `stopped/RUN` for each run whose URLs are refused
+//!                    `stopped/RUN` for each run whose URLs are refused, `stopped/RUN.TAG` for each
+//!                    worker of a run
 //! <root>/log/        bucket `log`: the log of all events, each file of which is written once
 //! ```
 //! Architecture invariants: there is no multipart upload, no form, no body without a length or a

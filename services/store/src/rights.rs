@@ -14,13 +14,16 @@
 //! its checkpoint is replaced only by a request that names the one before. See `log_rules`.
 //!
 //! The pairs of a run are refused while the run is among those that the coordinator has stopped
-//! (`stopped`). The domain's own pairs sign for a coordinator of an earlier release, which derives none.
+//! (`stopped`), and so are the URLs of a worker of the run: uploads by their place, which names it, and
+//! reads by their grant, which is under the signature and bears its tag. The domain's own pairs sign for a coordinator of an earlier release, which derives none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use identity::{AccessKey, StoreKeys, UrlsOf};
+use objects::key::{HolderTag, SHUT_OUT_WORDS, STOPPED_WORDS, StoppedUrls};
+use objects::presign::GRANT;
 use objects::{BucketName, IncomingKey};
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
@@ -142,21 +145,26 @@ impl Rights {
         }
     }
 
-    /// Refuses a URL of a stopped run: one that the run's pair has signed, and one to upload there,
-    /// whatever pair of the domain has signed it.
+    /// Refuses a URL of a stopped run or of a worker that is shut out: one that the run's pair has
+    /// signed, and one to upload there, whatever pair of the domain has signed it. A client that reads
+    /// these words asks the coordinator for another URL.
     fn check_stopped(&self, role: &Role, cx: &S3AccessContext<'_>) -> S3Result<()> {
-        let uploaded = || upload_key(cx.s3_path())?.run().cloned();
-        let run = match role {
-            Role::Put(Some(UrlsOf::Run(run))) | Role::Get(Some(UrlsOf::Run(run))) => {
-                Some(run.clone())
-            }
-            Role::Put(None) => uploaded(),
-            _ => None,
+        let place = || upload_key(cx.s3_path());
+        let uploader = || place()?.uploader().map(HolderTag::of_worker);
+        let holder = || HolderTag::of_grant(query_value(cx.uri().query()?, GRANT)?);
+        let (run, worker) = match role {
+            Role::Put(Some(UrlsOf::Run(run))) => (Some(run.clone()), uploader()),
+            Role::Put(None) => (place().and_then(|key| key.run().cloned()), uploader()),
+            Role::Get(Some(UrlsOf::Run(run))) => (Some(run.clone()), holder()),
+            _ => return Ok(()),
         };
-        match run {
-            // A client that reads these words asks the coordinator for another URL.
-            Some(run) if self.stopped.has(&run) => {
-                Err(s3_error!(AccessDenied, "{}", objects::key::STOPPED_WORDS))
+        let Some(run) = run else { return Ok(()) };
+        if self.stopped.has(&StoppedUrls::of_run(run.clone())) {
+            return Err(s3_error!(AccessDenied, "{STOPPED_WORDS}"));
+        }
+        match worker {
+            Some(worker) if self.stopped.has(&StoppedUrls::of_worker(run, worker)) => {
+                Err(s3_error!(AccessDenied, "{SHUT_OUT_WORDS}"))
             }
             _ => Ok(()),
         }

@@ -1,6 +1,7 @@
 //! Examples about the quarantine of a worker.
 
 use schemas::event::{Event, LedgerEvent};
+use schemas::hold::AtStore;
 use schemas::quarantine::{MergedRounds, QuarantineReply, QuarantineRequest};
 use schemas::view::SnapshotView;
 use schemas::{Round, UnixMillis, V};
@@ -42,6 +43,7 @@ pub(super) fn all() -> Vec<Example> {
                 quarantined: None,
             }),
             other_keys: Vec::new(),
+            store: Some(AtStore::Done),
         }),
         Example {
             name: "answer to a readmission that leaves other keys shut out",
@@ -58,6 +60,7 @@ pub(super) fn all() -> Vec<Example> {
                 merged: None,
                 clean: None,
                 other_keys: vec![worker()],
+                store: None,
             })
         },
         Example {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ledger::Run;
+use ledger::{Run, UrlHolders};
 use schemas::call::ControlVerb;
 use schemas::control::{RunNewReply, Shutdown, ShutdownReply};
 use schemas::event::LedgerEvent;
@@ -14,7 +14,7 @@ use schemas::{Code, Digest, PublicKey, Refusal, RunId, UnixMillis, V};
 
 use crate::coordinator::{Coordinator, draining, run_closed, run_unknown};
 use crate::deadline::Timer;
-use crate::effect::{Answer, Effect, Stopping};
+use crate::effect::{Answer, Effect, Stop, Stopping};
 use crate::input::ReplyId;
 use crate::run::holds;
 use crate::run::results::Screening;
@@ -159,7 +159,8 @@ impl Coordinator {
         };
         if hold == Hold::Urls {
             // Also when nothing changed: the store may not have been told.
-            return Ok(self.stop_urls(id, [name].into(), Stopping::Hold(reply)));
+            let concerned = [UrlHolders::of_run(name)].into();
+            return Ok(self.stop_urls(id, concerned, Stopping::Hold(reply)));
         }
         Ok(Outcome::Now(Answer::Hold(reply)))
     }
@@ -176,22 +177,25 @@ impl Coordinator {
         holds::reply(run, changed)
     }
 
-    /// Has the store know which runs are stopped, and answers when that was tried with those that
+    /// Has the store know which URLs are stopped, and answers when that was tried with those that
     /// the order concerns.
     pub(crate) fn stop_urls(
         &mut self,
         reply: ReplyId,
-        concerned: BTreeSet<RunId>,
+        concerned: BTreeSet<UrlHolders>,
         told: Stopping,
     ) -> Outcome {
-        let (runs, told) = (self.state.stopped_runs(), Box::new(told));
-        self.out.push(Effect::StopUrls {
-            reply,
-            runs,
-            concerned,
-            told,
-        });
+        let (stop, told) = (self.stop_of(concerned), Box::new(told));
+        self.out.push(Effect::StopUrls { reply, stop, told });
         Outcome::Later
+    }
+
+    /// The URLs that are stopped now, with those that an order concerns.
+    pub(crate) fn stop_of(&self, concerned: BTreeSet<UrlHolders>) -> Stop {
+        Stop {
+            holders: self.state.stopped_urls(),
+            concerned,
+        }
     }
 
     /// Begins to drain, or moves an earlier drain's end forward. Nothing new is granted, and

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use ledger::{Needed, State};
+use ledger::{Needed, State, UrlHolders};
 use schemas::blob::Grants;
 use schemas::collection::CollectReply;
 use schemas::contribution::SubmitReply;
@@ -133,9 +133,9 @@ pub enum Effect {
         /// The objects that may lie there.
         objects: Vec<Digest>,
     },
-    /// Delete uploads to a run that are in quarantine, and then answer the request with their
-    /// number. An answer without a number says that the store was too slow; it deletes what is left
-    /// some days later.
+    /// Delete uploads to a run that are in quarantine, once the store refuses the URLs that might
+    /// bring others, and then answer the request with their number. An answer without a number says
+    /// that the store was too slow; it deletes what is left some days later.
     Purge {
         /// The request.
         reply: ReplyId,
@@ -143,17 +143,17 @@ pub enum Effect {
         run: RunId,
         /// The uploads.
         uploads: Uploads,
-        /// The answer, to which the number is added.
+        /// The URLs that are stopped first, where the order stops any.
+        stop: Option<Stop>,
+        /// The answer, to which the number is added, and what the store does about URLs.
         told: Box<Told>,
     },
-    /// Have the store refuse the URLs of these runs and of no others, and then answer the request.
+    /// Have the store refuse these URLs and no others, and then answer the request.
     StopUrls {
         /// The request.
         reply: ReplyId,
-        /// All runs whose URLs are stopped.
-        runs: BTreeSet<RunId>,
-        /// The runs that the order concerns: the answer says what the store does about them.
-        concerned: BTreeSet<RunId>,
+        /// The URLs.
+        stop: Stop,
         /// The answer, to which is added what the store does.
         told: Box<Stopping>,
     },
@@ -351,6 +351,17 @@ pub enum Stopping {
     Hold(HoldReply),
     /// That to the end of a tenant.
     TenantEnd(TenantEndReply),
+    /// That to an order which lets a worker in again.
+    Readmit(Box<QuarantineReply>),
+}
+
+/// What the store is to know about URLs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stop {
+    /// All holders whose URLs are stopped.
+    pub holders: BTreeSet<UrlHolders>,
+    /// The holders that the order concerns: the answer says what the store does about their URLs.
+    pub concerned: BTreeSet<UrlHolders>,
 }
 
 impl Stopping {
@@ -360,6 +371,7 @@ impl Stopping {
         match self {
             Self::Hold(told) => Answer::Hold(HoldReply { store, ..told }),
             Self::TenantEnd(told) => Answer::TenantEnd(TenantEndReply { store, ..told }),
+            Self::Readmit(told) => Answer::Quarantine(Box::new(QuarantineReply { store, ..*told })),
         }
     }
 }
@@ -375,11 +387,13 @@ pub enum Told {
 
 impl Told {
     /// The whole answer; without a number if the store was too slow.
-    pub fn with(self, uploads: Option<u32>) -> Answer {
+    pub fn with(self, uploads: Option<u32>, store: AtStore) -> Answer {
         match self {
-            Self::Quarantine(told) => {
-                Answer::Quarantine(Box::new(QuarantineReply { uploads, ..told }))
-            }
+            Self::Quarantine(told) => Answer::Quarantine(Box::new(QuarantineReply {
+                uploads,
+                store: Some(store),
+                ..told
+            })),
             Self::Restore(told) => Answer::Restore(RestoreReply { uploads, ..told }),
         }
     }

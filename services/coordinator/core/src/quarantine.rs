@@ -1,6 +1,6 @@
 //! Quarantine: an operator shuts a worker out of one run, or lets it in again.
 
-use ledger::Run;
+use ledger::{Run, UrlHolders};
 use schemas::event::LedgerEvent;
 use schemas::lease::LeaseRef;
 use schemas::public::CommandVerb;
@@ -12,7 +12,7 @@ use schemas::{Code, PublicKey, Refusal, V, WorkerId};
 
 use crate::control::ControlOutcome;
 use crate::coordinator::{Coordinator, run_unknown};
-use crate::effect::{Answer, Effect, Told, Uploads};
+use crate::effect::{Effect, Stopping, Told, Uploads};
 use crate::input::{Peer, ReplyId};
 use crate::turn::Outcome;
 
@@ -79,8 +79,9 @@ impl Coordinator {
     }
 
     /// Shuts a worker out of a run, or lets it in again. An order that changes nothing is answered
-    /// and not written; one to shut out deletes what is left of the worker's uploads each time,
-    /// since a URL that it got before may have been used after.
+    /// and not written. Each has the store know which URLs are stopped, since it may not have been
+    /// told, and one to shut out deletes what is left of the worker's uploads each time: a transfer
+    /// that began before goes on, and a store that cannot tell whose a URL is takes it until it ends.
     pub(crate) fn quarantine(
         &mut self,
         operator: PublicKey,
@@ -113,16 +114,19 @@ impl Coordinator {
         }
         let run = self.state.run(&name).expect("runs are kept");
         let told = told(run, &request.worker, changed, ended);
-        if request.quarantined {
-            self.out.push(Effect::Purge {
-                reply,
-                run: name,
-                uploads: Uploads::Of(request.worker),
-                told: Box::new(Told::Quarantine(told)),
-            });
-            return Ok(Outcome::Later);
+        let concerned = [UrlHolders::of_worker(name.clone(), request.worker.clone())].into();
+        if !request.quarantined {
+            return Ok(self.stop_urls(reply, concerned, Stopping::Readmit(Box::new(told))));
         }
-        Ok(Outcome::Now(Answer::Quarantine(Box::new(told))))
+        let stop = Some(self.stop_of(concerned));
+        self.out.push(Effect::Purge {
+            reply,
+            run: name,
+            uploads: Uploads::Of(request.worker),
+            stop,
+            told: Box::new(Told::Quarantine(told)),
+        });
+        Ok(Outcome::Later)
     }
 
     /// Ends everything that the worker has in the run. A run that is over has no room, and there is
@@ -187,5 +191,6 @@ fn told(run: &Run, worker: &WorkerId, changed: bool, ended: Ended) -> Quarantine
             .take(OTHER_KEYS_NAMED_MAX)
             .cloned()
             .collect(),
+        store: None,
     }
 }

@@ -176,6 +176,7 @@ impl Coordinator {
             reply,
             run: told.run.clone(),
             uploads: Uploads::Before(told.version),
+            stop: None,
             told: Box::new(Told::Restore(told)),
         });
     }

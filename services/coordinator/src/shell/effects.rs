@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use coordinator_core::{
-    Answer, Collect, Effect, Input, Quarantine, ReplyId, Stopping, Told, Uploads,
+    Answer, Collect, Effect, Input, Quarantine, ReplyId, Stop, Stopping, Told, Uploads,
 };
 use identity::ManifestKey;
 use ledger::State;
+use objects::key::StoppedUrls;
 use runtime::{Failure, clock};
 use schemas::control::View;
+use schemas::hold::AtStore;
 use schemas::lease::{ClaimOutcome, ClaimReply, MANIFEST_TYPE, Manifest};
 use schemas::masking::CohortSeal;
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
@@ -28,9 +30,10 @@ use crate::collection;
 use crate::foundry::Maker;
 use crate::grants;
 use crate::guard::answered;
-use crate::purge;
+use crate::purge::{self, Purged};
 use crate::queue;
 use crate::signer::ManifestSigner;
+use crate::stopped::named;
 use crate::store::{Store, incoming_key};
 
 /// Time after its signature in which a command is valid: enough for clocks that differ, and no
@@ -163,15 +166,14 @@ impl Shell {
                 reply,
                 run,
                 uploads,
-                told,
-            } => self.purge(reply, run, uploads, *told).await,
-            Effect::StopUrls {
-                reply,
-                runs,
-                concerned,
+                stop,
                 told,
             } => {
-                self.store.stopped.want(runs);
+                let concerned = stop.map(|stop| self.stop(stop));
+                self.purge(reply, (run, uploads), concerned, *told).await;
+            }
+            Effect::StopUrls { reply, stop, told } => {
+                let concerned = self.stop(stop);
                 self.stop_urls(reply, concerned, *told);
             }
             Effect::CheckSnapshot {
@@ -240,23 +242,41 @@ impl Shell {
         });
     }
 
-    /// Answers an operator once uploads are deleted, or when that takes too long.
-    async fn purge(&mut self, reply: ReplyId, run: RunId, uploads: Uploads, told: Told) {
+    /// Notes which URLs are stopped from now on. Returns those that the order concerns.
+    fn stop(&self, stop: Stop) -> BTreeSet<StoppedUrls> {
+        self.store.stopped.want(named(stop.holders));
+        named(stop.concerned)
+    }
+
+    /// Answers an operator once uploads are deleted, or when that takes too long. Before, the store
+    /// is told which URLs are stopped: otherwise they would bring more.
+    async fn purge(
+        &mut self,
+        reply: ReplyId,
+        (run, uploads): (RunId, Uploads),
+        concerned: Option<BTreeSet<StoppedUrls>>,
+        told: Told,
+    ) {
         let Some((_, to)) = self.tables.replies.remove(&reply) else {
             return;
         };
         let (store, of) = (self.store.clone(), (run.clone(), uploads.clone()));
         let work = |deleted: Arc<AtomicU32>| async move {
-            purge::purge(&store, &run, &uploads, &deleted).await
+            let at_store = match concerned {
+                Some(concerned) => store.stopped.tell_first(&store, concerned).await,
+                None => AtStore::Later,
+            };
+            let whole = purge::purge(&store, &run, &uploads, &deleted).await;
+            Purged { whole, at_store }
         };
         if let Err(order) = self.purges.begin(of, (to, told), work) {
-            self.answer_orders(vec![order], None).await;
+            self.answer_orders(vec![order], None, AtStore::Later).await;
         }
     }
 
-    /// Answers an operator once the store does with the URLs of these runs what it should, when that
-    /// takes too long, or when this process ends.
-    fn stop_urls(&mut self, reply: ReplyId, concerned: BTreeSet<RunId>, told: Stopping) {
+    /// Answers an operator once the store does with these URLs what it should, when that takes too
+    /// long, or when this process ends.
+    fn stop_urls(&mut self, reply: ReplyId, concerned: BTreeSet<StoppedUrls>, told: Stopping) {
         let Some((_, to)) = self.tables.replies.remove(&reply) else {
             return;
         };
@@ -267,10 +287,16 @@ impl Shell {
         });
     }
 
-    /// Answers orders with the number of uploads that were deleted; none if that is not known.
-    pub(super) async fn answer_orders(&self, orders: Vec<(ReplyTo, Told)>, uploads: Option<u32>) {
+    /// Answers orders with the number of uploads that were deleted, none if that is not known, and
+    /// with what the store does about URLs.
+    pub(super) async fn answer_orders(
+        &self,
+        orders: Vec<(ReplyTo, Told)>,
+        uploads: Option<u32>,
+        at_store: AtStore,
+    ) {
         for (to, told) in orders {
-            to.send(&self.bus, Ok(told.with(uploads))).await;
+            to.send(&self.bus, Ok(told.with(uploads, at_store))).await;
         }
     }
 

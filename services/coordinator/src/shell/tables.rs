@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use coordinator_core::ReplyId;
+use schemas::hold::AtStore;
 use schemas::view::RunView;
 use schemas::{Code, Refusal, RunId};
 use tokio::sync::mpsc;
@@ -93,7 +94,7 @@ impl Shell {
     /// An order whose event is in the ledger is answered with what is known, in any case.
     pub(super) async fn decline(&mut self, queue: &mut mpsc::Receiver<Arrival>, fenced: bool) {
         let orders = self.purges.give_up();
-        self.answer_orders(orders, None).await;
+        self.answer_orders(orders, None, AtStore::Later).await;
         while let Ok(arrival) = queue.try_recv() {
             match arrival {
                 Arrival::Worker { reply, .. } => {

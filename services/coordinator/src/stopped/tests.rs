@@ -15,6 +15,7 @@ use crate::store::tests::{answering, at};
 
 const QUICK: Waits = Waits {
     tell: Duration::from_secs(60),
+    first: Duration::from_secs(60),
     look: Duration::from_millis(5),
     again: Duration::from_millis(5),
 };
@@ -22,11 +23,11 @@ const QUICK: Waits = Waits {
 /// What the store has and was asked.
 #[derive(Clone, Debug, Default)]
 struct Kept {
-    files: BTreeSet<RunId>,
-    /// The runs whose URLs were tried, in their order.
-    tried: Vec<RunId>,
-    /// The runs of which it takes all URLs, whatever it was told.
-    deaf: BTreeSet<RunId>,
+    files: BTreeSet<StoppedUrls>,
+    /// The runs and workers whose URLs were tried, in their order.
+    tried: Vec<StoppedUrls>,
+    /// Those of which it takes all URLs, whatever it was told.
+    deaf: BTreeSet<StoppedUrls>,
     /// It gives no answer to orders.
     holds_back: bool,
     /// Orders that came.
@@ -40,11 +41,12 @@ struct Fake {
     _serving: AbortOnDropHandle<()>,
 }
 
-fn run(name: &str) -> RunId {
+/// That of a run, or of a worker: `demo.0123456789abcdef`.
+fn run(name: &str) -> StoppedUrls {
     name.parse().expect("a name")
 }
 
-fn runs<const N: usize>(names: [&str; N]) -> BTreeSet<RunId> {
+fn runs<const N: usize>(names: [&str; N]) -> BTreeSet<StoppedUrls> {
     names.map(run).into()
 }
 
@@ -94,8 +96,8 @@ async fn serve(mut stream: TcpStream, kept: watch::Sender<Kept>) -> Option<()> {
     stream.shutdown().await.ok()
 }
 
-fn listing(files: &BTreeSet<RunId>) -> String {
-    let entry = |run: &RunId| {
+fn listing(files: &BTreeSet<StoppedUrls>) -> String {
+    let entry = |run: &StoppedUrls| {
         format!(
             "<Contents><Key>stopped/{run}</Key><LastModified>2026-01-01T00:00:00.000Z\
              </LastModified><ETag>\"a\"</ETag><Size>40</Size></Contents>"
@@ -110,13 +112,19 @@ fn listing(files: &BTreeSet<RunId>) -> String {
     )
 }
 
-/// The answer to a URL of a run.
+/// The answer to a URL of a run, or of its worker.
 fn tried(path: &str, kept: &watch::Sender<Kept>) -> Option<(&'static str, String)> {
     let (_, credential) = path.split_once("X-Amz-Credential=")?;
     let (_, name) = credential.split("%2F").next()?.split_once('.')?;
-    let run: RunId = name.parse().ok()?;
-    let stopped = kept.borrow().files.contains(&run) && !kept.borrow().deaf.contains(&run);
-    kept.send_modify(|kept| kept.tried.push(run));
+    let run = name.parse().ok()?;
+    let grant = path.split_once("x-diloco-grant=");
+    let grant = grant.map(|(_, rest)| rest.split('&').next().unwrap_or_default());
+    let worker = grant.and_then(HolderTag::of_grant);
+    let urls = StoppedUrls { run, worker };
+    let all = StoppedUrls::of_run(urls.run.clone());
+    let told = |kept: &Kept| kept.files.contains(&urls) || kept.files.contains(&all);
+    let stopped = told(&kept.borrow()) && !kept.borrow().deaf.contains(&urls);
+    kept.send_modify(|kept| kept.tried.push(urls));
     let refused =
         || format!("<Error><Code>AccessDenied</Code><Message>{STOPPED_WORDS}</Message></Error>");
     Some(match stopped {
@@ -189,6 +197,60 @@ async fn tl_20_an_order_is_tried_with_the_runs_that_it_concerns_alone() {
     assert_eq!(fake.tell("demo").await, AtStore::Done);
     assert!(fake.kept.borrow().files.is_empty());
     assert_eq!(fake.tell("other").await, AtStore::Done);
+}
+
+const WORKER: &str = "demo.0123456789abcdef";
+
+/// The store is tried with a URL that was given to the worker: it might refuse those of the run alone.
+#[tokio::test]
+async fn tl_20_tl_31_an_order_about_a_worker_is_tried_with_a_url_of_that_worker() {
+    let fake = Fake::start(QUICK).await;
+    fake.store.stopped.want(runs([WORKER]));
+    let concerned = || runs([WORKER]);
+    let told = fake.store.stopped.tell_first(&fake.store, concerned());
+    assert_eq!(told.await, AtStore::Done);
+    let kept = fake.kept.borrow().clone();
+    assert_eq!((kept.files, kept.tried), (concerned(), vec![run(WORKER)]));
+    // It knows runs, and no workers.
+    fake.kept.send_modify(|kept| kept.deaf = runs([WORKER]));
+    assert_eq!(fake.tell(WORKER).await, AtStore::Later);
+    fake.kept.send_modify(|kept| kept.deaf = runs([]));
+    // One that is let in while its run is stopped gets no URLs taken, and that is no fault.
+    fake.store.stopped.want(runs(["demo"]));
+    assert_eq!(fake.tell(WORKER).await, AtStore::Done);
+    fake.store.stopped.want(runs([]));
+    assert_eq!(fake.tell(WORKER).await, AtStore::Done);
+    assert!(fake.kept.borrow().files.is_empty());
+}
+
+/// An order to shut a worker out has uploads deleted afterwards, and its operator waits for both.
+#[tokio::test]
+async fn tl_20_tl_31_an_order_that_goes_on_at_the_store_waits_less_for_it() {
+    let waits = Waits {
+        first: Duration::from_millis(50),
+        ..QUICK
+    };
+    let fake = Fake::start(waits).await;
+    fake.kept.send_modify(|kept| kept.holds_back = true);
+    fake.store.stopped.want(runs([WORKER]));
+    let told = fake.store.stopped.tell_first(&fake.store, runs([WORKER]));
+    assert_eq!(told.await, AtStore::Later);
+    fake.until(|kept| kept.orders == 1).await;
+    fake.kept.send_modify(|kept| kept.holds_back = false);
+    fake.until(|kept| kept.tried == [run(WORKER)]).await;
+}
+
+#[test]
+fn the_store_names_a_worker_by_the_tag_of_its_urls() {
+    let worker: schemas::WorkerId = format!("U{}", "A".repeat(55)).parse().expect("a key");
+    let demo = || "demo".parse().expect("a name");
+    let tag = HolderTag::of_worker(&worker);
+    let holders = [
+        UrlHolders::of_run(demo()),
+        UrlHolders::of_worker(demo(), worker),
+    ];
+    let name = format!("demo.{tag}");
+    assert_eq!(named(holders.into()), runs(["demo", name.as_str()]));
 }
 
 #[tokio::test]

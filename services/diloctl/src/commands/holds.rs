@@ -53,7 +53,7 @@ pub(crate) const fn at_store(store: AtStore, stopped: bool) -> &'static str {
             "none is given out; the store does not know yet, and takes those that are out until they end, a minute at most"
         }
         (AtStore::Unable, true) => {
-            "none is given out; this store cannot tell runs apart, and takes those that are out until they end, a minute at most"
+            "none is given out; this store cannot tell whose they are, and takes those that are out until they end, a minute at most"
         }
         (AtStore::Done, false) => "the store takes them",
         (AtStore::Later, false) => {

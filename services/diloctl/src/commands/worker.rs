@@ -7,6 +7,7 @@ mod unreached;
 use identity::Credentials;
 use runtime::Failure;
 use schemas::call::control as call;
+use schemas::hold::AtStore;
 use schemas::lease::LeaseRef;
 use schemas::permission::Role;
 use schemas::quarantine::{MergedRounds, QuarantineReply, QuarantineRequest};
@@ -15,6 +16,7 @@ use schemas::{Code, Round, RunId, UnixMillis, V, WorkerId};
 use serde::Serialize;
 
 use self::credential::Credential;
+use super::holds::at_store;
 use super::{enrol, invitations, lists, reissue, rekey};
 use crate::cli::{QuarantineArgs, Worker};
 use crate::context::{Context, Operator};
@@ -184,6 +186,8 @@ struct Set {
     clean: Option<SnapshotView>,
     /// Other keys of the same worker that are shut out.
     other_keys: Vec<WorkerId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<AtStore>,
     credential: Credential,
 }
 
@@ -207,6 +211,7 @@ impl From<(QuarantineRequest, QuarantineReply, Credential)> for Set {
             merged: reply.merged,
             clean: reply.clean,
             other_keys: reply.other_keys,
+            store: reply.store,
         }
     }
 }
@@ -284,7 +289,10 @@ impl Record for Set {
             ));
         }
         let credential = self.credential.text(&self.worker, &self.run);
+        let urls = self.store.map(|store| at_store(store, self.quarantined));
+        let urls = urls.map(|said| ("urls", said.to_owned()));
         if !self.quarantined {
+            lines.extend(urls);
             lines.push(("credential", credential));
             lines.extend(self.other_keys.iter().map(|key| {
                 let run = &self.run;
@@ -315,6 +323,7 @@ impl Record for Set {
                 format!("by an earlier order; `diloctl audit replay --run {run}` shows it");
             lines.push(("ended", earlier));
         }
+        lines.extend(urls);
         lines.extend([
             ("uploads", uploads),
             ("sealed with it", self.sealed()),
@@ -364,6 +373,7 @@ mod tests {
             merged: None,
             clean: None,
             other_keys: Vec::new(),
+            store: Some(AtStore::Done),
         };
         let request = QuarantineRequest {
             v: V,
@@ -446,6 +456,10 @@ mod tests {
             ("lease ended", "none"),
             ("contributions withdrawn", "none"),
             ("units open again", "0"),
+            (
+                "urls",
+                "the store refuses them; a transfer that began before goes on",
+            ),
             ("uploads", "0 deleted"),
             ("sealed with it", "none"),
             ("merged rounds with it", "none"),
@@ -467,6 +481,13 @@ mod tests {
         assert_eq!(line(&much, "contributions withdrawn"), withdrawn);
         assert_eq!(line(&much, "units open again"), "6");
         assert!(line(&much, "uploads").starts_with("not deleted"));
+        much.store = Some(AtStore::Later);
+        let urls = line(&much, "urls");
+        assert!(urls.contains("the store does not know yet"), "{urls}");
+        much.store = Some(AtStore::Unable);
+        let urls = line(&much, "urls");
+        assert!(urls.contains("cannot tell whose they are"), "{urls}");
+        assert_eq!(line(&set(false), "urls"), "the store takes them");
         assert_eq!(
             line(&much, "sealed with it"),
             "round 6: it is merged with them when the run is not frozen"
@@ -503,9 +524,9 @@ mod tests {
             let said = line(&order, "worker");
             assert!(said.contains(text), "{said}");
             let lines = match (quarantined, changed) {
-                (true, true) => 10,
-                (true, false) => 8,
-                (false, _) => 3,
+                (true, true) => 11,
+                (true, false) => 9,
+                (false, _) => 4,
             };
             assert_eq!(order.lines().len(), lines);
         }
@@ -513,7 +534,14 @@ mod tests {
         repeated.changed = false;
         let ended = "by an earlier order; `diloctl audit replay --run demo` shows it";
         assert_eq!(line(&repeated, "ended"), ended);
-        let now = ["worker", "run", "ended", "uploads", "sealed with it"];
+        let now = [
+            "worker",
+            "run",
+            "ended",
+            "urls",
+            "uploads",
+            "sealed with it",
+        ];
         let now = [
             &now[..],
             &["merged rounds with it", "last snapshot without it"],

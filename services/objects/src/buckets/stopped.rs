@@ -1,6 +1,8 @@
-//! The runs whose URLs the embedded store refuses. It takes a URL by the pair that signed it, and each
-//! run has a pair of its own, so it needs to know no more than the names of runs. They are small files
-//! of the bucket `blobs`, which outlive the store's process, and which the admin key alone writes.
+//! The runs and workers whose URLs the embedded store refuses. It takes a URL by the pair that signed
+//! it, and each run has a pair of its own; the place of an upload names its worker, and the grant of a
+//! URL to read its holder. So it needs to know no more than the names of runs and the tags of workers.
+//! They are small files of the bucket `blobs`, which outlive the store's process, and which the admin
+//! key alone writes.
 
 use std::collections::BTreeSet;
 
@@ -10,12 +12,12 @@ use http::StatusCode;
 use http::header::CONTENT_LENGTH;
 use identity::{AccessKey, UrlsOf};
 use object_store::ObjectStore as _;
-use schemas::{Digest, PublicKey, RunId};
+use schemas::{Digest, PublicKey};
 
 use super::{Buckets, listing};
 use crate::client;
 use crate::error::ObjectError;
-use crate::key::{BlobKey, STOPPED, STOPPED_WORDS};
+use crate::key::{BlobKey, HolderTag, SHUT_OUT_WORDS, STOPPED, STOPPED_WORDS, StoppedUrls};
 use crate::presign::{CHECKSUM, CONTENT_TYPE, Request, checksum};
 
 /// What a store does with URLs of one kind, which the pair signs that is derived for them.
@@ -23,7 +25,7 @@ use crate::presign::{CHECKSUM, CONTENT_TYPE, Request, checksum};
 pub enum Taken {
     /// It takes them.
     Taken,
-    /// It refuses them since it was told that their run is stopped.
+    /// It refuses them since it was told that those of their run are stopped, or of their worker.
     Stopped,
     /// It knows no such pair: it derives none. These are its words.
     NoPair(String),
@@ -47,7 +49,9 @@ const OTHERWISE: [&str; 6] = [
 /// What a refusal says about the pair; none if it is for another reason.
 fn pair(code: &str, message: &str) -> Option<Taken> {
     match code {
-        "AccessDenied" if message == STOPPED_WORDS => Some(Taken::Stopped),
+        "AccessDenied" if [STOPPED_WORDS, SHUT_OUT_WORDS].contains(&message) => {
+            Some(Taken::Stopped)
+        }
         "AccessDenied" if message.contains(NO_PAIR_WORDS) => {
             Some(Taken::NoPair(message.to_owned()))
         }
@@ -58,16 +62,16 @@ fn pair(code: &str, message: &str) -> Option<Taken> {
     }
 }
 
-/// What the file of a run says, for people.
-const TEXT: &[u8] = b"The store refuses the urls of this run.\n";
+/// What such a file says, for people.
+const TEXT: &[u8] = b"The store refuses the urls of this run, or of the worker with this tag.\n";
 
 impl Buckets {
-    /// Has the store refuse all URLs of a run from now on. A transfer that has begun goes on.
+    /// Has the store refuse these URLs from now on. A transfer that has begun goes on.
     ///
     /// # Errors
     /// The store does not answer, or refuses.
-    pub async fn stop_run(&self, run: &RunId) -> Result<(), ObjectError> {
-        let during = format!("stop of the urls of run {run}");
+    pub async fn stop_urls(&self, urls: &StoppedUrls) -> Result<(), ObjectError> {
+        let during = format!("stop of the urls of {urls}");
         let (length, sum) = (TEXT.len().to_string(), checksum(Digest::of(TEXT)));
         let headers = [
             (CONTENT_LENGTH.as_str(), length.as_str()),
@@ -76,7 +80,7 @@ impl Buckets {
         ];
         let request = Request {
             method: rusty_s3::Method::Put,
-            key: &key(run),
+            key: &key(urls),
             headers: &headers,
             holder: None,
             grant: None,
@@ -91,22 +95,22 @@ impl Buckets {
         }
     }
 
-    /// Has the store take the URLs of a run again.
+    /// Has the store take these URLs again.
     ///
     /// # Errors
     /// The store does not answer, or refuses.
-    pub async fn allow_run(&self, run: &RunId) -> Result<(), ObjectError> {
-        self.remove(&self.blobs, &key(run)).await
+    pub async fn allow_urls(&self, urls: &StoppedUrls) -> Result<(), ObjectError> {
+        self.remove(&self.blobs, &key(urls)).await
     }
 
-    /// The runs whose URLs the store was told to refuse.
+    /// The URLs that the store was told to refuse.
     ///
     /// # Errors
     /// The store does not answer, or refuses.
-    pub async fn stopped_runs(&self) -> Result<BTreeSet<RunId>, ObjectError> {
+    pub async fn stopped_urls(&self) -> Result<BTreeSet<StoppedUrls>, ObjectError> {
         let folder = object_store::path::Path::from(STOPPED);
         let entries = self.blobs_listing.list(Some(&folder));
-        let failed = |error| listing::from_object_store("listing of stopped runs", error);
+        let failed = |error| listing::from_object_store("listing of stopped urls", error);
         let entries = entries.map_err(failed).try_filter_map(|entry| async move {
             let name = entry.location.filename().map(str::parse);
             Ok(name.and_then(Result::ok))
@@ -114,8 +118,8 @@ impl Buckets {
         entries.try_collect().await
     }
 
-    /// What the store does with URLs of this kind, which the pair signs that is derived for them from
-    /// `get`. No store but the embedded one derives pairs: to others such a pair is a stranger's. The
+    /// What the store does with URLs to read of this kind, which the pair signs that is derived for them
+    /// from `get`, and which were given to this worker, if to any. No store but the embedded one derives pairs: to others such a pair is a stranger's. The
     /// store is asked for an object that none has. Where it asks for certificates, the URL is this
     /// holder's.
     ///
@@ -123,18 +127,20 @@ impl Buckets {
     /// The store does not answer, or refuses for another reason.
     pub async fn takes(
         &self,
-        urls: &UrlsOf,
+        (urls, worker): (&UrlsOf, Option<HolderTag>),
         get: &AccessKey,
         holder: Option<&PublicKey>,
     ) -> Result<Taken, ObjectError> {
         let place = self.blobs.with(get.derived(urls));
         let nothing = identity::secret::random::<32>();
+        let number = || u64::from_le_bytes(*identity::secret::random::<8>());
+        let grant = worker.map(|worker| worker.grant(number()));
         let request = Request {
             method: rusty_s3::Method::Get,
             key: &BlobKey(Digest::of(nothing.as_slice())).to_string(),
             headers: &[],
             holder,
-            grant: None,
+            grant: grant.as_deref(),
         };
         let during = format!("try of a url of {urls}");
         let response = self.send(&during, &place, &request).await?;
@@ -153,17 +159,22 @@ impl Buckets {
     }
 }
 
-fn key(run: &RunId) -> String {
-    format!("{STOPPED}/{run}")
+fn key(urls: &StoppedUrls) -> String {
+    format!("{STOPPED}/{urls}")
 }
 
 #[cfg(test)]
 mod tests {
+    use schemas::Code;
+
     use super::*;
 
     #[test]
     fn tl_20_only_a_refusal_of_the_pair_itself_says_that_none_is_derived() {
-        assert_eq!(pair("AccessDenied", STOPPED_WORDS), Some(Taken::Stopped));
+        for words in [STOPPED_WORDS, SHUT_OUT_WORDS] {
+            assert_eq!(pair("AccessDenied", words), Some(Taken::Stopped));
+        }
+        assert!(SHUT_OUT_WORDS.contains(&Code::WorkerQuarantined.to_string()));
         for (code, message) in [
             ("InvalidAccessKeyId", ""),
             ("AccessDenied", "Forbidden: No such key: DILOX.operator"),

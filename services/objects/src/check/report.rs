@@ -102,7 +102,7 @@ impl Rule {
             }
             Self::ExtraHeaderRefused => "an upload can bring metadata along, which nobody reads",
             Self::RunsHavePairs => {
-                "the urls of a run that are out last until they end, for a minute, whatever is ordered"
+                "the urls of a run, or of a worker in quarantine, that are out last until they end, for a minute, whatever is ordered"
             }
             Self::ClocksAgree => "urls are signed by the store's clock; correct one of the two",
             _ => return None,

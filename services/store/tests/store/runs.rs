@@ -2,10 +2,12 @@
 //! stopped runs are refused, also after a restart.
 
 use identity::{AccessKey, StoreKeys, UrlsOf};
+use objects::key::{HolderTag, StoppedUrls};
+use objects::presign::GRANT;
 use objects::{BlobKey, IncomingKey, ObjectError, Taken};
 use rusty_s3::Method;
 use schemas::lease::{LeaseRef, UnitId, UnitKind};
-use schemas::{Epoch, ObjectRef, Round, RunId, UnitIndex};
+use schemas::{Code, Epoch, ObjectRef, Round, RunId, UnitIndex, WorkerId};
 
 use crate::rights::{ALL, Ask};
 use crate::support::{TestStore, noise};
@@ -18,9 +20,23 @@ fn pairs(keys: &StoreKeys, urls: &UrlsOf) -> (AccessKey, AccessKey) {
     (keys.put.derived(urls), keys.get.derived(urls))
 }
 
+fn stopped(name: &str) -> StoppedUrls {
+    name.parse().unwrap()
+}
+
+fn worker(letter: char) -> WorkerId {
+    format!("U{}", String::from(letter).repeat(55))
+        .parse()
+        .unwrap()
+}
+
 /// The path of an upload to a run.
 fn upload(name: &str, bytes: &[u8]) -> String {
-    let worker = format!("U{}", "B".repeat(55)).parse().unwrap();
+    upload_of(name, &worker('B'), bytes)
+}
+
+/// The path of an upload of this worker.
+fn upload_of(name: &str, worker: &WorkerId, bytes: &[u8]) -> String {
     let unit = UnitId {
         round: Round(3),
         kind: UnitKind::Train,
@@ -31,7 +47,7 @@ fn upload(name: &str, bytes: &[u8]) -> String {
         epoch: Epoch(2),
     };
     let digest = ObjectRef::of(bytes).digest;
-    let key = IncomingKey::worker(&run(name), lease, &worker, digest);
+    let key = IncomingKey::worker(&run(name), lease, worker, digest);
     format!("/incoming/{key}")
 }
 
@@ -108,13 +124,18 @@ async fn tl_20_the_urls_of_a_stopped_run_are_refused_at_once_and_after_a_restart
     let [demo, other] = ["demo", "demo2"].map(|name| UrlsOf::Run(run(name)));
     let verified = blob(&store, &noise(40, 1)).await;
     let takes = async |store: &TestStore, urls: &UrlsOf| {
+        let urls = (urls, None);
         let takes = store.buckets().takes(urls, &store.keys.get, None).await;
         takes.unwrap()
     };
     assert_eq!(takes(&store, &demo).await, Taken::Taken);
     assert_eq!(takes(&store, &UrlsOf::Operators).await, Taken::Taken);
-    store.buckets().stop_run(&run("demo")).await.unwrap();
-    store.buckets().stop_run(&run("demo")).await.expect("again");
+    store.buckets().stop_urls(&stopped("demo")).await.unwrap();
+    store
+        .buckets()
+        .stop_urls(&stopped("demo"))
+        .await
+        .expect("again");
     for restarted in [false, true] {
         let body = noise(50, 2 + u64::from(restarted));
         let (uploads, reads) = pairs(&store.keys, &demo);
@@ -135,8 +156,8 @@ async fn tl_20_the_urls_of_a_stopped_run_are_refused_at_once_and_after_a_restart
         let none = pairs(&store.keys, &UrlsOf::Operators);
         assert_eq!(put(&store, &none.0, operators(&body), &body).await, 200);
         assert_eq!(get(&store, &none.1, &verified).await, 200);
-        let stopped = store.buckets().stopped_runs().await.unwrap();
-        assert_eq!(stopped, [run("demo")].into());
+        let known = store.buckets().stopped_urls().await.unwrap();
+        assert_eq!(known, [stopped("demo")].into());
         if !restarted {
             let keys = store.keys.clone();
             let limits = diloco_store::StoreLimits {
@@ -156,14 +177,14 @@ async fn tl_20_the_urls_of_a_stopped_run_are_refused_at_once_and_after_a_restart
         let delete = Ask::new(&key, Method::Delete, file.clone());
         assert_eq!(delete.status(&store).await, 403, "{key:?}");
     }
-    store.buckets().allow_run(&run("demo")).await.unwrap();
+    store.buckets().allow_urls(&stopped("demo")).await.unwrap();
     store
         .buckets()
-        .allow_run(&run("demo"))
+        .allow_urls(&stopped("demo"))
         .await
         .expect("again");
     assert_eq!(takes(&store, &demo).await, Taken::Taken);
-    assert!(store.buckets().stopped_runs().await.unwrap().is_empty());
+    assert!(store.buckets().stopped_urls().await.unwrap().is_empty());
     let body = noise(50, 9);
     let (uploads, _) = pairs(&store.keys, &demo);
     assert_eq!(
@@ -172,12 +193,90 @@ async fn tl_20_the_urls_of_a_stopped_run_are_refused_at_once_and_after_a_restart
     );
 }
 
+/// A URL to read that was given to this worker.
+fn given(blob: &str, worker: &WorkerId, number: u64) -> String {
+    format!(
+        "{blob}?{GRANT}={}",
+        HolderTag::of_worker(worker).grant(number)
+    )
+}
+
+/// The other workers of the run go on, and so does the same key in another run.
+#[tokio::test]
+async fn tl_20_tl_31_the_urls_of_a_worker_that_is_shut_out_are_refused_at_once_and_after_a_restart()
+{
+    let mut store = TestStore::start().await;
+    let [demo, other] = ["demo", "demo2"].map(|name| UrlsOf::Run(run(name)));
+    let (out, stays) = (worker('B'), worker('C'));
+    let tag = HolderTag::of_worker(&out);
+    let verified = blob(&store, &noise(40, 1)).await;
+    let takes = async |store: &TestStore, of: &UrlsOf, worker: &WorkerId| {
+        let urls = (of, Some(HolderTag::of_worker(worker)));
+        let takes = store.buckets().takes(urls, &store.keys.get, None).await;
+        takes.unwrap()
+    };
+    assert_eq!(takes(&store, &demo, &out).await, Taken::Taken);
+    let name = stopped(&format!("demo.{tag}"));
+    store.buckets().stop_urls(&name).await.unwrap();
+    for restarted in [false, true] {
+        let body = noise(50, 2 + u64::from(restarted));
+        let number = 2 * u64::from(restarted);
+        let (uploads, reads) = pairs(&store.keys, &demo);
+        // Whichever pair of the domain has signed the upload.
+        for key in [&uploads, &store.keys.put] {
+            let ask = Ask::upload(key, upload_of("demo", &out, &body), &body, &ALL);
+            let answer = ask.answer(&store).await;
+            assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+            let code = Code::WorkerQuarantined.to_string();
+            assert!(answer.contains(&code), "{answer}");
+        }
+        let answer = Ask::new(&reads, Method::Get, given(&verified, &out, number));
+        let answer = answer.answer(&store).await;
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+        assert!(
+            answer.contains("the url has expired: an operator shut"),
+            "{answer}"
+        );
+        let head = Ask::new(&reads, Method::Head, given(&verified, &out, number));
+        assert_eq!(head.status(&store).await, 403);
+        assert_eq!(takes(&store, &demo, &out).await, Taken::Stopped);
+        // Nobody else is touched.
+        assert_eq!(takes(&store, &demo, &stays).await, Taken::Taken);
+        let path = given(&verified, &stays, number);
+        assert_eq!(get(&store, &reads, &path).await, 200);
+        let path = upload_of("demo", &stays, &body);
+        assert_eq!(put(&store, &uploads, path, &body).await, 200);
+        let (uploads, reads) = pairs(&store.keys, &other);
+        assert_eq!(takes(&store, &other, &out).await, Taken::Taken);
+        let path = given(&verified, &out, number + 1);
+        assert_eq!(get(&store, &reads, &path).await, 200);
+        let path = upload_of("demo2", &out, &body);
+        assert_eq!(put(&store, &uploads, path, &body).await, 200);
+        let known = store.buckets().stopped_urls().await.unwrap();
+        assert_eq!(known, [name.clone()].into());
+        if !restarted {
+            let keys = store.keys.clone();
+            let limits = diloco_store::StoreLimits {
+                free_bytes_min: schemas::Bytes(0),
+                ..diloco_store::StoreLimits::default()
+            };
+            store = TestStore::on(store.stop().await, keys, limits).await;
+        }
+    }
+    store.buckets().allow_urls(&name).await.unwrap();
+    assert_eq!(takes(&store, &demo, &out).await, Taken::Taken);
+    let body = noise(50, 9);
+    let (uploads, _) = pairs(&store.keys, &demo);
+    let path = upload_of("demo", &out, &body);
+    assert_eq!(put(&store, &uploads, path, &body).await, 200);
+}
+
 /// A store that does not derive pairs, as those of others, knows no such access key.
 #[tokio::test]
 async fn tl_20_a_store_that_derives_no_pairs_is_told_from_one_that_does() {
     let store = TestStore::start().await;
     let (buckets, strange) = (store.buckets(), AccessKey::generate());
-    let takes = async |get: &AccessKey| buckets.takes(&UrlsOf::Operators, get, None).await;
+    let takes = async |get: &AccessKey| buckets.takes((&UrlsOf::Operators, None), get, None).await;
     assert_eq!(takes(&store.keys.get).await.unwrap(), Taken::Taken);
     let none = Taken::NoPair("InvalidAccessKeyId".to_owned());
     assert_eq!(takes(&strange).await.unwrap(), none);

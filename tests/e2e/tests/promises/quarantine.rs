@@ -5,12 +5,15 @@ use std::time::Instant;
 
 use e2e::{Recipe, Scripted};
 use harness::{Cluster, Options, PATIENCE, Recorded};
+use objects::key::HolderTag;
 use runtime::exit::{EXIT_NO_ANSWER, EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE};
 use runtime::{Bus, BusError, clock};
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
 use schemas::lease::UnitKind;
 use schemas::permission::Role;
 use schemas::{Code, Digest, ObjectRef, RunId, WorkerId};
+
+use crate::stopped_urls::{Thief, refused, to_read};
 
 const UNITS: u32 = 3;
 
@@ -25,7 +28,7 @@ fn order<'a>(verb: &'a str, worker: &'a str) -> Vec<&'a str> {
 }
 
 /// The same as an operator says it.
-fn with_credential<'a>(verb: &'a str, worker: &'a str) -> Vec<&'a str> {
+pub(crate) fn with_credential<'a>(verb: &'a str, worker: &'a str) -> Vec<&'a str> {
     let reason = "a strange loss";
     vec!["worker", verb, worker, "--run", "demo", "--reason", reason]
 }
@@ -83,8 +86,16 @@ async fn tl_31_fg_04_a_worker_is_shut_out_while_it_trains_and_stays_out() {
     assert_eq!(value(&shown, "joined"), None, "{shown}");
     stays_out(&cluster, &name).await;
 
+    // The store refuses its URLs for as long as this file is there; a coordinator looks at its start.
+    let tag = HolderTag::of_worker(&worker);
+    let file = cluster
+        .path("store")
+        .join(format!("blobs/stopped/demo.{tag}"));
     cluster.kill9("coordinator");
+    std::fs::remove_file(&file).expect("it was there");
     cluster.restart("coordinator").await;
+    let written = harness::look(PATIENCE, || file.is_file().then_some(()));
+    written.await.expect("the store is told again");
     stays_out(&cluster, &name).await;
     let again = cluster
         .diloctl_ok(&order("quarantine", worker.as_str()))
@@ -177,7 +188,7 @@ async fn tl_31_without_the_broker_the_revocation_is_kept_for_it() {
 }
 
 /// The whole value of a printed line.
-fn value(shown: &str, title: &str) -> Option<String> {
+pub(crate) fn value(shown: &str, title: &str) -> Option<String> {
     let mut lines = shown.lines();
     let value = |line: &str| {
         let rest = line.strip_prefix(title)?;
@@ -187,7 +198,7 @@ fn value(shown: &str, title: &str) -> Option<String> {
 }
 
 /// The number of uploads that an order deleted; none if the store did not do it.
-fn deleted(shown: &str) -> Option<u32> {
+pub(crate) fn deleted(shown: &str) -> Option<u32> {
     value(shown, "uploads")?
         .strip_suffix(" deleted")?
         .parse()
@@ -413,8 +424,8 @@ async fn lineage_is_known(cluster: &Cluster, worker: &WorkerId) {
     );
 }
 
-/// A worker that does not obey keeps its connection. Nothing that it says is taken, and what it
-/// uploaded is deleted, also what comes by a URL that it got before.
+/// A worker that does not obey keeps its connection. Nothing that it says is taken, what it uploaded is
+/// deleted, and the URLs that it got before are worth nothing at once.
 #[tokio::test]
 async fn tl_31_fg_04_a_worker_that_does_not_obey_is_heard_by_nobody() {
     let cluster = Cluster::start(Options::default(), 0).await;
@@ -439,6 +450,10 @@ async fn tl_31_fg_04_a_worker_that_does_not_obey_is_heard_by_nobody() {
     };
     worker.upload(lease, chunk(0.001)).await;
     let kept = worker.grant(lease, ObjectRef::of(&chunk(0.002))).await;
+    let kept = kept.expect("it holds the lease");
+    let weights = spec.model.initial.objects()[0];
+    let read = to_read(&worker, weights).await.expect("it is a member");
+    let thief = Thief::of(&cluster);
 
     let shown = cluster.diloctl_ok(&order("quarantine", "worker-0")).await;
     assert_eq!(deleted(&shown), Some(1), "{shown}");
@@ -447,9 +462,13 @@ async fn tl_31_fg_04_a_worker_that_does_not_obey_is_heard_by_nobody() {
         Some(lease.to_string()),
         "{shown}"
     );
-    worker.send(&kept.unwrap(), chunk(0.002)).await;
+    let urls = value(&shown, "urls").expect("it is printed");
+    assert!(urls.starts_with("the store refuses them"), "{urls}");
+    assert!(refused(thief.writes(&kept, &chunk(0.002)).await));
+    assert!(refused(thief.reads(&read).await));
     let again = cluster.diloctl_ok(&order("quarantine", "worker-0")).await;
-    assert_eq!(deleted(&again), Some(1), "{again}");
+    assert_eq!(deleted(&again), Some(0), "{again}");
+    assert_eq!(value(&again, "urls"), Some(urls), "{again}");
     let left = cluster.path("store").join("incoming");
     cluster.until_empty(&left).await;
 
@@ -469,6 +488,9 @@ async fn tl_31_fg_04_a_worker_that_does_not_obey_is_heard_by_nobody() {
 
     let shown = cluster.diloctl_ok(&order("readmit", "worker-0")).await;
     assert!(shown.contains("may join again"), "{shown}");
+    let urls = value(&shown, "urls");
+    assert_eq!(urls.as_deref(), Some("the store takes them"), "{shown}");
+    thief.reads(&read).await.expect("the store takes it again");
     cluster.kept().await;
     worker.join().await;
     assert_eq!(worker.claim().await.lease.unit, lease.unit);

@@ -96,7 +96,8 @@ async fn tl_28_tl_30_fg_10_stolen_signing_keys_are_replaced_mid_round_and_no_lea
 }
 
 #[tokio::test]
-async fn tl_28_an_overlap_serves_old_and_new_tokens_until_it_is_ended() {
+async fn tl_28_tl_30_an_overlap_serves_old_and_new_tokens_until_it_is_ended_also_of_a_second_rotation()
+ {
     let cluster = Cluster::bare(Options::default()).await;
     let issued = cluster.issue(Role::Worker, "worker-0");
     fs::copy(&issued.credentials, cluster.path("old.creds")).unwrap();

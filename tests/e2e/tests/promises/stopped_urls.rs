@@ -26,7 +26,7 @@ const STOP: [&str; 5] = ["run", "stop-urls", "demo", "--reason", "urls are in a 
 const ALLOW: [&str; 5] = ["run", "allow-urls", "demo", "--reason", "they have ended"];
 
 /// The holder of a URL that can get no other.
-struct Thief(Transfer);
+pub(crate) struct Thief(Transfer);
 
 #[async_trait::async_trait]
 impl Regrant for Thief {
@@ -36,18 +36,18 @@ impl Regrant for Thief {
 }
 
 impl Thief {
-    fn of(cluster: &Cluster) -> Self {
+    pub(crate) fn of(cluster: &Cluster) -> Self {
         let ca = fs::read(cluster.domain().layout().ca()).unwrap();
         Self(Transfer::new(&Trust::Authority(ca), TransferLimits::default()).unwrap())
     }
 
-    async fn reads(&self, grant: &Grant) -> Result<(), ObjectError> {
+    pub(crate) async fn reads(&self, grant: &Grant) -> Result<(), ObjectError> {
         let deadline = Instant::now() + PATIENCE;
         let read = self.0.get(grant, OBJECT_BYTES_MAX, self, deadline);
         read.await.map(drop)
     }
 
-    async fn writes(&self, grant: &Grant, bytes: &[u8]) -> Result<(), ObjectError> {
+    pub(crate) async fn writes(&self, grant: &Grant, bytes: &[u8]) -> Result<(), ObjectError> {
         let deadline = Instant::now() + PATIENCE;
         let bytes = bytes.to_vec().into();
         self.0.put(grant, bytes, self, deadline).await.map(drop)
@@ -55,17 +55,17 @@ impl Thief {
 }
 
 /// True if the store refused, so that the thief asked for another URL in vain.
-fn refused(outcome: Result<(), ObjectError>) -> bool {
+pub(crate) fn refused(outcome: Result<(), ObjectError>) -> bool {
     outcome.map_err(|error| error.code()) == Err(Code::ObjectForbidden)
 }
 
 /// A chunk of a contribution in which all numbers are `value`.
-fn chunk(spec: &RunSpec, value: f32) -> Vec<u8> {
+pub(crate) fn chunk(spec: &RunSpec, value: f32) -> Vec<u8> {
     let bytes = spec.model.initial.objects()[0].bytes;
     value.to_le_bytes().repeat((bytes.get() / 4) as usize)
 }
 
-async fn to_read(worker: &Scripted, object: ObjectRef) -> Result<Grant, BusError> {
+pub(crate) async fn to_read(worker: &Scripted, object: ObjectRef) -> Result<Grant, BusError> {
     let objects = vec![object.digest];
     let granted = worker.ask(Verb::Get, &GetRequest { v: V, objects }).await;
     granted.map(|Grants { mut grants, .. }| grants.remove(0))

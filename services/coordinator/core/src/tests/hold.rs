@@ -1,5 +1,6 @@
 //! Holds: what an operator keeps a run from doing.
 
+use ledger::UrlHolders;
 use schemas::Code;
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::event::LedgerEvent;
@@ -178,8 +179,9 @@ fn stop(world: &mut World, held: bool) -> HoldReply {
 
 /// The runs that the store was told to refuse, by each order.
 fn told(world: &World) -> Vec<Vec<String>> {
+    let name = |one: &UrlHolders| one.run.to_string();
     let told = world.seen.iter().filter_map(|effect| match effect {
-        Effect::StopUrls { runs, .. } => Some(runs.iter().map(ToString::to_string).collect()),
+        Effect::StopUrls { stop, .. } => Some(stop.holders.iter().map(name).collect()),
         _ => None,
     });
     told.collect()
@@ -227,11 +229,8 @@ fn tl_20_a_run_whose_urls_are_stopped_gets_none_and_no_leases_also_after_a_resta
         world.restart();
         world.answer_pending();
     }
-    let stopped = world.core.state().stopped_runs();
-    assert_eq!(
-        stopped.iter().map(RunId::as_str).collect::<Vec<_>>(),
-        ["demo"]
-    );
+    let stopped = world.core.state().stopped_urls();
+    assert_eq!(stopped, [UrlHolders::of_run(run_id())].into());
     // What was uploaded counts.
     world.submit(1, held);
     world.answer_pending();
@@ -242,7 +241,7 @@ fn tl_20_a_run_whose_urls_are_stopped_gets_none_and_no_leases_also_after_a_resta
     let lifted = stop(&mut world, false);
     assert!(lifted.changed && lifted.store == Some(AtStore::Done));
     assert_eq!(told(&world), [vec!["demo"], vec!["demo"], vec![]]);
-    assert!(world.core.state().stopped_runs().is_empty());
+    assert!(world.core.state().stopped_urls().is_empty());
     let _granted = world.lease(3);
     assert_eq!(leases(&world), granted + 1);
 }
@@ -262,13 +261,14 @@ fn tl_20_the_urls_of_a_complete_run_are_stopped_and_allowed_too() {
     let lifted = stop(&mut world, false);
     assert!(lifted.changed && lifted.store == Some(AtStore::Done));
     assert!(!stop(&mut world, false).changed);
-    assert!(world.core.state().stopped_runs().is_empty());
+    assert!(world.core.state().stopped_urls().is_empty());
     let before = world.journal.len();
     assert!(stop(&mut world, true).changed);
     assert!(!stop(&mut world, true).changed);
     assert_eq!(world.kinds(before), ["hold-placed"]);
     world.restart();
-    assert_eq!(world.core.state().stopped_runs(), [run_id()].into());
+    let stopped = world.core.state().stopped_urls();
+    assert_eq!(stopped, [UrlHolders::of_run(run_id())].into());
     // There is nothing else to hold.
     let asked = world.control(request(Hold::Merges, &run_id(), true));
     assert_eq!(world.refusal(asked), Code::RunClosed);

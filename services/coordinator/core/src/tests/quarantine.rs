@@ -6,7 +6,7 @@ use schemas::contribution::StageRequest;
 use schemas::control::{Query, View, ViewRequest};
 use schemas::event::LedgerEvent;
 use schemas::foundry::{self, Order};
-use schemas::hold::{Hold, HoldRequest};
+use schemas::hold::{AtStore, Hold, HoldRequest};
 use schemas::lease::{ReleaseRequest, RenewRequest, UnitKind};
 use schemas::public::CommandVerb;
 use schemas::quarantine::{QUARANTINED_MAX, QuarantineReply, QuarantineRequest};
@@ -305,7 +305,7 @@ fn tl_31_an_order_that_changes_nothing_is_answered_and_not_written() {
     world.wait(Millis::from_secs(1));
     let again = shut(&mut world, 1);
     assert!(!again.changed && again.since == Some(since));
-    assert_eq!(purged(&world), 2, "a URL may have been used since");
+    assert_eq!(purged(&world), 2, "a transfer may have gone on since");
     let written = world.kinds(before);
     assert_eq!(written, ["worker-quarantined"]);
     let lifted = readmit(&mut world, 1);
@@ -507,7 +507,7 @@ fn a_run_that_has_no_room_for_another_says_so() {
         core.handle(START, input, &mut effects);
         effects.into_iter().find_map(|effect| match effect {
             Effect::Reply { answer, .. } => Some(answer.map(|_| false)),
-            Effect::Purge { told, .. } => match told.with(None) {
+            Effect::Purge { told, .. } => match told.with(None, AtStore::Later) {
                 Answer::Quarantine(told) => Some(Ok(told.changed)),
                 other => panic!("{other:?}"),
             },

@@ -1,11 +1,14 @@
 //! A worker whose key was replaced: its record says which key it had before.
 
+use ledger::UrlHolders;
 use schemas::event::{Departure, LedgerEvent};
+use schemas::hold::AtStore;
 use schemas::{Code, Rank, Seat};
 
 use super::quarantine::{readmit, shut};
 use crate::fixture::*;
 use crate::input::{Input, Recorded, ReplyId};
+use crate::{Effect, Stop};
 
 /// Joins worker `number`, which was worker `before`.
 fn renamed(world: &mut World, number: u32, before: u32, seat: Option<&Seat>) -> ReplyId {
@@ -178,4 +181,51 @@ fn tl_31_a_quarantine_withdraws_what_the_worker_did_with_its_key_from_before() {
     world.answer_pending();
     assert!(world.run().withdrawable(&worker(1)).is_empty());
     assert_eq!(world.run().members[&worker(1)].lease, None);
+}
+
+/// A token of the earlier key may be valid still, and so may its URLs.
+#[test]
+fn tl_31_tl_20_the_urls_of_a_worker_that_is_shut_out_are_stopped_with_those_of_its_key_from_before()
+{
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    world.join(3);
+    renamed(&mut world, 2, 1, None);
+    let stopped = |world: &World| world.core.state().stopped_urls();
+    let of = |number| UrlHolders::of_worker(run_id(), worker(number));
+    assert!(stopped(&world).is_empty());
+    let told = shut(&mut world, 2);
+    assert_eq!(told.store, Some(AtStore::Done));
+    // The store is told before the uploads go, and tried with a URL of the worker that was named.
+    let orders = |world: &World| {
+        let orders = world.seen.iter().filter_map(|effect| match effect {
+            Effect::Purge { stop, .. } => stop.clone(),
+            Effect::StopUrls { stop, .. } => Some(stop.clone()),
+            _ => None,
+        });
+        orders.collect::<Vec<_>>()
+    };
+    let first = Stop {
+        holders: [of(1), of(2)].into(),
+        concerned: [of(2)].into(),
+    };
+    assert_eq!(orders(&world), [first.clone()]);
+    world.restart();
+    world.answer_pending();
+    assert_eq!(
+        stopped(&world),
+        first.holders,
+        "it is told at the next start"
+    );
+    // An order that changes nothing tells it again.
+    shut(&mut world, 2);
+    assert_eq!(orders(&world), [first.clone(), first.clone()]);
+    let lifted = readmit(&mut world, 2);
+    assert_eq!(lifted.store, Some(AtStore::Done));
+    let last = Stop {
+        holders: [].into(),
+        ..first
+    };
+    assert_eq!(orders(&world).last(), Some(&last));
+    assert!(stopped(&world).is_empty());
 }

@@ -1,5 +1,8 @@
 //! Tenants: the walls between their runs, their quotas, and their ends.
 
+use std::collections::BTreeSet;
+
+use ledger::UrlHolders;
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::{Outcome, StageRequest};
 use schemas::control::{Query, RunNew, View, ViewRequest};
@@ -382,10 +385,11 @@ fn tl_31_an_ended_tenants_runs_stay_frozen_and_no_other_is_touched() {
     assert!(!repeated.changed && repeated.workers == 0);
     // The store refuses the URLs of its runs from now on, and a repeated order tells it again.
     let stops = world.seen.iter().filter_map(|effect| match effect {
-        crate::Effect::StopUrls { runs, .. } => Some(runs.iter().collect::<Vec<_>>()),
+        crate::Effect::StopUrls { stop, .. } => Some(stop.holders.clone()),
         _ => None,
     });
-    assert_eq!(stops.collect::<Vec<_>>(), [[&ours.run], [&ours.run]]);
+    let only: BTreeSet<UrlHolders> = [UrlHolders::of_run(ours.run.clone())].into();
+    assert_eq!(stops.collect::<Vec<_>>(), [only.clone(), only]);
     for round in 0..2 {
         let join = join(&mut world, &ours, 2);
         assert_eq!(world.refusal(join), Code::TenantEnded, "{round}");
@@ -495,12 +499,12 @@ fn tl_31_an_ended_tenant_is_refused_in_complete_runs_too() {
     assert_eq!(world.refusal(reply), Code::TenantEnded);
     // The URLs that it got last are stopped, and no operator allows them.
     let stops = world.seen.iter().filter_map(|effect| match effect {
-        crate::Effect::StopUrls {
-            runs, concerned, ..
-        } => Some((runs.clone(), concerned.clone())),
+        crate::Effect::StopUrls { stop, .. } => {
+            Some((stop.holders.clone(), stop.concerned.clone()))
+        }
         _ => None,
     });
-    let only: std::collections::BTreeSet<RunId> = [member.run.clone()].into();
+    let only: BTreeSet<UrlHolders> = [UrlHolders::of_run(member.run.clone())].into();
     assert_eq!(stops.collect::<Vec<_>>(), [(only.clone(), only)]);
     let hold = HoldRequest {
         v: V,
