@@ -60,6 +60,7 @@ mod rotated;
 mod rotated_events;
 mod rotated_users;
 mod run_halted;
+mod secrets_renewed;
 mod secure_aggregation;
 mod security_events;
 mod service_restart;
