@@ -57,6 +57,7 @@ mod release_before;
 mod restore;
 mod revoked;
 mod rotated;
+mod rotated_authority;
 mod rotated_events;
 mod rotated_users;
 mod run_halted;
