@@ -178,8 +178,9 @@ pub(crate) fn bucket(config: &Config) -> Result<Option<LogBucket>, Failure> {
                 let text = format!("store.ca: {}: {error}", store.ca.display());
                 Failure::new(Code::CredentialUnreadable, text)
             };
-            let pem = std::fs::read(&store.ca).map_err(unreadable)?;
-            Trust::Shown(pem, ClientFile::beside(&config.recorder.credentials))
+            std::fs::read(&store.ca).map_err(unreadable)?;
+            let shown = ClientFile::beside(&config.recorder.credentials);
+            Trust::Shown(store.ca.clone(), shown)
         }
         false => Trust::PlainLoopback,
     };
@@ -191,6 +192,18 @@ pub(crate) fn bucket(config: &Config) -> Result<Option<LogBucket>, Failure> {
         TransferLimits::default(),
         PATIENCE,
     )?))
+}
+
+/// Asks the store that the configuration names for the log without a signature, which it must refuse.
+///
+/// # Errors
+/// [`Code::StrangerServed`]: the store serves strangers. What else is wrong with it shows where it is
+/// used.
+pub(crate) async fn refuse_strangers(config: &Config) -> Result<(), Failure> {
+    match bucket(config) {
+        Ok(Some(bucket)) => Ok(bucket.refuse_strangers(CHECKPOINT).await?),
+        Ok(None) | Err(_) => Ok(()),
+    }
 }
 
 impl Mirror {

@@ -8,11 +8,11 @@ use runtime::metrics::MetricsConfig;
 use runtime::service::{self, Flag, Outdated, ServiceArgs, ServiceConfig};
 use runtime::{Bus, Failure, Loaded, Materials, validate};
 use schemas::UnixMillis;
-use schemas::member::Posture;
+use schemas::member::{Layer, Posture};
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger_keys::LedgerKeys;
-use crate::{Config, Service};
+use crate::{Config, Service, mirror};
 
 /// Checks every event on the bus against its emitter's key and chain, and keeps what it saw in
 /// append-only files.
@@ -110,6 +110,9 @@ impl service::Service for Program {
     }
 
     async fn start(self) -> Result<Service, Failure> {
+        if !self.posture.is_open(Layer::Bulk) {
+            mirror::refuse_strangers(&self.config).await?;
+        }
         Service::build(&self.config).await
     }
 }

@@ -67,11 +67,11 @@ pub(crate) struct Kept {
 fn reach(config: &Config) -> Result<(Endpoint, StoreKeys), Failure> {
     let trust = match config.store.url.starts_with("https://") {
         true => {
-            let pem = std::fs::read(&config.store.ca);
             let unreadable = |error| format!("store.ca {}: {error}", config.store.ca.display());
-            let pem =
-                pem.map_err(|error| Failure::new(Code::CredentialUnreadable, unreadable(error)))?;
-            Trust::Shown(pem, ClientFile::beside(&config.bus.credentials))
+            std::fs::read(&config.store.ca)
+                .map_err(|error| Failure::new(Code::CredentialUnreadable, unreadable(error)))?;
+            let shown = ClientFile::beside(&config.bus.credentials);
+            Trust::Shown(config.store.ca.clone(), shown)
         }
         false => Trust::PlainLoopback,
     };

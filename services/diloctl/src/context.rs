@@ -335,11 +335,11 @@ impl Context {
         let credentials = self.credentials.clone().unwrap_or_else(own);
         self.certify(&credentials)?;
         let ca = layout.ca();
-        let pem = std::fs::read(&ca).map_err(|error| {
+        std::fs::read(&ca).map_err(|error| {
             let text = format!("{}: {error}", ca.display());
             Failure::new(Code::CredentialMissing, text)
         })?;
-        Ok(Trust::Shown(pem, ClientFile::beside(&credentials)))
+        Ok(Trust::Shown(ca, ClientFile::beside(&credentials)))
     }
 
     /// Makes a new certificate for credentials whose own has ended or soon will, where the domain's

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use data_encoding::HEXLOWER;
 use schemas::text::{Shown, Time};
 use schemas::{Code, UnixMillis};
 use time::{Date, Month};
@@ -27,6 +28,12 @@ const DNS_NAME: u8 = 0x82;
 const ADDRESS: u8 = 0x87;
 const SUBJECT_ALT_NAME: [u8; 3] = [0x55, 0x1d, 0x11];
 const EXTENDED_KEY_USAGE: [u8; 3] = [0x55, 0x1d, 0x25];
+const SUBJECT_KEY: [u8; 3] = [0x55, 0x1d, 0x0e];
+const AUTHORITY_KEY: [u8; 3] = [0x55, 0x1d, 0x23];
+/// `[0]` in the name of an authority's key: its identifier.
+const KEY_IDENTIFIER: u8 = 0x80;
+/// Longest identifier of a key that is shown; RFC 7093 gives 20 bytes.
+const IDENTIFIER_BYTES_MAX: usize = 32;
 const COMMON_NAME: [u8; 3] = [0x55, 0x04, 0x03];
 const UNIT: [u8; 3] = [0x55, 0x04, 0x0b];
 const SERVER_AUTH: [u8; 8] = [0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
@@ -50,6 +57,11 @@ pub struct Facts {
     pub(crate) key: Option<[u8; 32]>,
     /// The sides of a connection that may show it.
     pub(crate) purposes: Purposes,
+    /// The identifier of the certificate's own key, in hex: an authority's certificate has it.
+    pub id: Option<String>,
+    /// The identifier of the key of the authority that has signed it, in hex, by its own word: two
+    /// authorities of one domain have the same name.
+    pub authority: Option<String>,
 }
 
 /// The sides of a connection that may show a certificate. One that names no purpose is for both.
@@ -82,7 +94,8 @@ pub struct CertificateRefused {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
     Outside(Outside, UnixMillis),
-    Stranger,
+    /// The authority, where the certificate names it.
+    Stranger(Option<String>),
     OtherName(String),
     Purpose,
     Other(String),
@@ -105,12 +118,18 @@ impl Facts {
         let subject = body.take(SEQUENCE)?;
         let key = ed25519(body.take(SEQUENCE)?);
         let (mut names, mut purposes) = (Vec::new(), Purposes::ANY);
+        let (mut id, mut authority) = (None, None);
         while let Some((tag, content)) = body.next() {
             if tag == EXTENSIONS {
                 let found = extension(content, SUBJECT_ALT_NAME);
                 names = found.and_then(alternative_names).unwrap_or_default();
                 let found = extension(content, EXTENDED_KEY_USAGE);
                 purposes = found.map_or(Purposes::ANY, Purposes::of);
+                let found = extension(content, SUBJECT_KEY);
+                id = found.and_then(|value| identifier(value, OCTETS));
+                let found = extension(content, AUTHORITY_KEY);
+                let found = found.and_then(|value| Der(value).take(SEQUENCE));
+                authority = found.and_then(|value| identifier(value, KEY_IDENTIFIER));
             }
         }
         let common_name = part_of_name(subject, COMMON_NAME);
@@ -125,6 +144,8 @@ impl Facts {
             unit: part_of_name(subject, UNIT),
             key,
             purposes,
+            id,
+            authority,
         })
     }
 
@@ -194,7 +215,13 @@ impl fmt::Display for Why {
             Self::Outside(outside, now) => {
                 write!(f, "{outside}; this machine's clock says {}", Time(*now))
             }
-            Self::Stranger => f.write_str("is signed by no authority that is trusted here"),
+            Self::Stranger(authority) => {
+                f.write_str("is signed by no authority that is trusted here")?;
+                match authority {
+                    Some(authority) => write!(f, ", but by {authority}"),
+                    None => Ok(()),
+                }
+            }
             Self::OtherName(wanted) => write!(f, "is not for {wanted}"),
             Self::Purpose => f.write_str("is not for servers (its purpose is another one)"),
             Self::Other(reason) => write!(f, "is not taken: {}", Shown(reason)),
@@ -215,7 +242,7 @@ impl CertificateRefused {
     pub const fn code(&self) -> Code {
         match self.why {
             Why::Outside(..) => Code::ServerCertificateExpired,
-            Why::Stranger | Why::OtherName(_) | Why::Purpose | Why::Other(_) => {
+            Why::Stranger(_) | Why::OtherName(_) | Why::Purpose | Why::Other(_) => {
                 Code::CertificateUntrusted
             }
         }
@@ -315,6 +342,12 @@ fn extension(extensions: &[u8], wanted: [u8; 3]) -> Option<&[u8]> {
         return Some(value.1);
     }
     None
+}
+
+/// The identifier of a key that stands under this tag.
+fn identifier(content: &[u8], tag: u8) -> Option<String> {
+    let found = Der(content).take(tag)?;
+    (found.len() <= IDENTIFIER_BYTES_MAX).then(|| HEXLOWER.encode(found))
 }
 
 fn alternative_names(content: &[u8]) -> Option<Vec<String>> {
@@ -458,10 +491,10 @@ mod tests {
     fn a_refusal_says_the_same_in_both_forms() {
         let refused = CertificateRefused {
             names: "store.example".to_owned(),
-            why: Why::Stranger,
+            why: Why::Stranger(Some("3f2a".to_owned())),
         };
         let said = "the certificate that the server shows, issued to store.example, is signed by \
-                    no authority that is trusted here";
+                    no authority that is trusted here, but by 3f2a";
         assert_eq!(
             (refused.to_string(), format!("{refused:?}")),
             (said.to_owned(), said.to_owned())

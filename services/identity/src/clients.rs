@@ -31,15 +31,16 @@ use zeroize::Zeroizing;
 use crate::certificate::Facts;
 use crate::credentials::Credentials;
 use crate::key::{KeyError, KeyKind, parse_public, public_bytes};
+use crate::purpose::ConnectionKey;
 use crate::secret::{read_secret, replace_private, write_private};
-use crate::tls::{Certified, TlsError, authority_params, window};
+use crate::tls::{Certified, TlsError, authority_params, key_identifier, window};
 
 /// Longest life of a client's certificate. It ends with the token that it came with, if that ends
 /// sooner.
 pub const CERTIFICATE_LIFE_MAX: Millis = Millis::from_secs(24 * 3600);
 
 /// The name of the authority of clients.
-const AUTHORITY_NAME: &str = "diloco authority of clients";
+pub(crate) const AUTHORITY_NAME: &str = "diloco authority of clients";
 /// The bytes before an Ed25519 private key in PKCS #8 (RFC 8410, section 7).
 const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
@@ -111,6 +112,11 @@ impl ClientAuthority {
         Ok(Self(Issuer::new(params, key)))
     }
 
+    /// The identifier of its key, in hex.
+    pub fn id(&self) -> String {
+        key_identifier(self.0.key())
+    }
+
     /// A certificate for the holder of `key` with this role, PEM. It ends at `ends`, or after
     /// [`CERTIFICATE_LIFE_MAX`] if that is sooner.
     ///
@@ -133,6 +139,11 @@ impl ClientAuthority {
         params
             .distinguished_name
             .push(DnType::OrganizationalUnitName, text(role.name()));
+        // A broker lists subjects, and not who signed: so it shows which connections still need an
+        // authority that is to end.
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, text(&self.id()));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
@@ -231,7 +242,12 @@ impl ClientFile {
     /// # Errors
     /// The certificate is not for the credentials' key, or the file cannot be written.
     pub fn write(&self, credentials: &Credentials, certificate: &str) -> Result<(), TlsError> {
-        let text = self.text(credentials, certificate)?;
+        self.write_for(credentials.key(), certificate)
+    }
+
+    /// As [`ClientFile::write`], for a key without credentials.
+    pub(crate) fn write_for(&self, key: &ConnectionKey, certificate: &str) -> Result<(), TlsError> {
+        let text = self.text(key, certificate)?;
         Ok(write_private(&self.0, text.as_bytes())?)
     }
 
@@ -240,29 +256,25 @@ impl ClientFile {
     /// # Errors
     /// As [`ClientFile::write`].
     pub fn replace(&self, credentials: &Credentials, certificate: &str) -> Result<(), TlsError> {
-        let text = self.text(credentials, certificate)?;
+        let text = self.text(credentials.key(), certificate)?;
         Ok(replace_private(&self.0, text.as_bytes())?)
     }
 
-    fn text(
-        &self,
-        credentials: &Credentials,
-        certificate: &str,
-    ) -> Result<Zeroizing<String>, TlsError> {
+    fn text(&self, key: &ConnectionKey, certificate: &str) -> Result<Zeroizing<String>, TlsError> {
         let refused = |error| TlsError::Holder {
             path: self.0.clone(),
             error,
         };
         let holder = Holder::of_pem(certificate).map_err(refused)?;
-        if holder.key != *credentials.public() {
+        if holder.key != *key.public() {
             return Err(TlsError::OtherHolder {
                 path: self.0.clone(),
                 found: holder.key,
-                expected: credentials.public().clone(),
+                expected: key.public().clone(),
             });
         }
         let mut der = Zeroizing::new(PKCS8_PREFIX.to_vec());
-        der.extend_from_slice(&*credentials.key().raw());
+        der.extend_from_slice(&*key.raw());
         let key = Zeroizing::new(BASE64.encode(&der));
         Ok(Zeroizing::new(format!(
             "{}\n-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",

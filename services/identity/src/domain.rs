@@ -126,6 +126,14 @@ pub enum DomainError {
     /// The trust bundle has no room for another key of events.
     #[error("trust.json names {max} keys for the ledger, and has no room for more", max = crate::trust::KEYS_MAX)]
     EventKeys,
+    /// An authority that was replaced is still trusted.
+    #[error(
+        "the authority {0} is still trusted beside the present one; end it with `diloctl auth rotate authority --retire` first"
+    )]
+    AuthorityOverlap(String),
+    /// No next authority was made.
+    #[error("no next authority was prepared")]
+    AuthorityUnprepared,
     /// Workers are issued for one run, others for none.
     #[error("a credential of role {} {}", role.name(), if role.is_tenant() { "needs a run" } else { "takes no run" })]
     Run {
@@ -225,6 +233,7 @@ impl DomainError {
             Self::Record { .. } => Code::CredentialMalformed,
             Self::Revocations(_) => Code::RevocationsFull,
             Self::EventKeys => Code::EventKeysFull,
+            Self::AuthorityOverlap(_) | Self::AuthorityUnprepared => Code::AuthorityOverlap,
             Self::Seat { .. } => Code::SeatTaken,
             Self::Answer(_) => Code::AnswerForeign,
             Self::Invitation(error) => error.code(),
@@ -474,7 +483,7 @@ impl Domain {
     }
 
     /// The file of the authority's private key.
-    fn authority_key(&self) -> Result<PathBuf, DomainError> {
+    pub(crate) fn authority_key(&self) -> Result<PathBuf, DomainError> {
         let vault = self.layout.vault();
         self.check_place(&vault.authority_key())?;
         vault.check()?;

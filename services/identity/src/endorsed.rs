@@ -23,6 +23,18 @@ struct Endorsed {
     /// The time of the signature.
     at: UnixMillis,
     trust: TrustBundle,
+    /// The certificates of the authorities, PEM; none in documents of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ca: Option<String>,
+}
+
+/// What a machine takes from a signed bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct News {
+    /// The bundle.
+    pub(crate) trust: TrustBundle,
+    /// The certificates of the authorities, PEM; none if those of the invitation are as new.
+    pub(crate) ca: Option<String>,
 }
 
 impl Domain {
@@ -48,6 +60,7 @@ impl Domain {
                 ca: self.layout().ca_relative(),
                 ..TrustBundle::read(&path)?
             },
+            ca: Some(read_anchor(&self.layout().ca())?),
         };
         let key = self.layout().vault().operator()?;
         let document = jws::sign(&key, TYPE, &endorsed)?;
@@ -68,10 +81,13 @@ pub fn read_endorsed(trust: &Path) -> Result<Option<String>, DomainError> {
     }
     let document = read_anchor(&path)?;
     let present = TrustBundle::read(trust)?;
-    let signed = newer(&present, UnixMillis(0), &document)?;
+    let News { trust: signed, ca } = newer(&present, UnixMillis(0), &document)?;
+    // A registrar need not have the authorities where the bundle says.
+    let own = read_anchor(&present.ca).ok();
     let is_present = signed.manifest_keys == present.manifest_keys
         && signed.audit_keys == present.audit_keys
-        && signed.ended_audit_keys == present.ended_audit_keys;
+        && signed.ended_audit_keys == present.ended_audit_keys
+        && (ca.is_none() || own.is_none() || ca == own);
     Ok(is_present.then_some(document))
 }
 
@@ -84,7 +100,7 @@ pub(crate) fn newer(
     known: &TrustBundle,
     since: UnixMillis,
     document: &str,
-) -> Result<TrustBundle, DomainError> {
+) -> Result<News, DomainError> {
     let root = &known.domain;
     let key = |named: &str| (named == root.as_str()).then_some(root);
     let endorsed: Endorsed = jws::verify_by(document, TYPE, key)?;
@@ -93,11 +109,17 @@ pub(crate) fn newer(
         return Err(JwsError::UnknownKey(endorsed.trust.domain.to_string()).into());
     }
     Ok(match endorsed.at < since {
-        true => known.clone(),
-        // The authority came with the invitation, as did its place.
-        false => TrustBundle {
-            ca: known.ca.clone(),
-            ..endorsed.trust
+        true => News {
+            trust: known.clone(),
+            ca: None,
+        },
+        // The place of the authorities came with the invitation.
+        false => News {
+            trust: TrustBundle {
+                ca: known.ca.clone(),
+                ..endorsed.trust
+            },
+            ca: endorsed.ca,
         },
     })
 }
@@ -137,12 +159,13 @@ mod tests {
             assert!(domain.endorse_trust(NOW).expect("the vault is here"));
         }
         let found = newer(&known, NOW, &signed(&domain)).expect("the root has signed it");
+        let found = found.trust;
         assert!(found.manifest_keys.contains(&next));
-        assert_eq!(found.ca, known.ca, "the authority is the invitation's");
+        assert_eq!(found.ca, known.ca, "its place is the invitation's");
         let later = UnixMillis(NOW.get() + 1);
         let found = newer(&known, later, &signed(&domain)).expect("the root has signed it");
         assert_eq!(
-            found, known,
+            found.trust, known,
             "a thief of an older key plays an older bundle"
         );
         let code = |document: &str| {

@@ -116,7 +116,10 @@ impl TlsFault {
             }
             Alert::UnknownCA | Alert::DecryptError => said(
                 Code::ClientCertificateUntrusted,
-                "is signed by an authority that the server does not take for clients".to_owned(),
+                format!(
+                    "is signed by an authority that the server does not take for clients{}",
+                    by(facts.authority.as_deref())
+                ),
             ),
             _ if !facts.purposes.client => said(
                 Code::ClientCertificatePurpose,
@@ -182,6 +185,7 @@ impl TlsFault {
             let why = format!("is not taken: {}", Shown(&error.to_string()));
             return said(Code::ClientCertificateUntrusted, why);
         };
+        let authority = facts.as_ref().and_then(|facts| facts.authority.clone());
         match (error, facts.and_then(|facts| facts.outside(now))) {
             (
                 CertificateError::Expired
@@ -195,7 +199,10 @@ impl TlsFault {
             }
             (CertificateError::UnknownIssuer | CertificateError::BadSignature, _) => said(
                 Code::ClientCertificateUntrusted,
-                "is signed by an authority that is not taken for clients here".to_owned(),
+                format!(
+                    "is signed by an authority that is not taken for clients here{}",
+                    by(authority.as_deref())
+                ),
             ),
             (
                 CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
@@ -267,6 +274,11 @@ impl From<CertificateRefused> for TlsFault {
             text: refused.to_string(),
         }
     }
+}
+
+/// The end of a sentence that names an authority, where the certificate does.
+fn by(authority: Option<&str>) -> String {
+    authority.map_or_else(String::new, |authority| format!(": {authority}"))
 }
 
 /// True if the first bytes of the other side are no record of TLS.

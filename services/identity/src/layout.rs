@@ -106,6 +106,17 @@ impl DomainLayout {
         Issuer::clients_key(&self.issuer())
     }
 
+    /// The private key of the next authority of clients, which has signed nothing yet.
+    pub fn next_clients_key(&self) -> PathBuf {
+        self.clients_key().with_extension("next")
+    }
+
+    /// The file of a certificate with which servers are asked if they take the next authority of
+    /// clients.
+    pub(crate) fn trial(&self) -> PathBuf {
+        self.folder.join("tls/trial.pem")
+    }
+
     /// The public list of issued credentials.
     pub fn issued(&self) -> IssuedList {
         IssuedList::at(&self.folder.join("issued"))
@@ -354,6 +365,8 @@ mod tests {
             (layout.issued().folder().to_owned(), "d/issued"),
             (layout.clients(), "d/tls/clients.pem"),
             (layout.clients_key(), "d/issuer/clients.key"),
+            (layout.vault().next_authority_key(), "d/vault/ca.next"),
+            (layout.next_clients_key(), "d/issuer/clients.next"),
         ] {
             assert_eq!(path, Path::new(place));
         }

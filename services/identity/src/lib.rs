@@ -3,6 +3,7 @@
 //! here can print a secret.
 
 pub mod accounts;
+pub mod authority;
 pub mod broker;
 pub mod certificate;
 pub mod claims;
@@ -51,6 +52,7 @@ pub mod tenants;
 pub mod tls;
 pub mod trust;
 pub mod vault;
+mod verifier;
 
 pub use broker::BrokerFiles;
 pub use certificate::CertificateRefused;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::clients::{ClientFile, Holder};
 use crate::credentials::Credentials;
 use crate::domain::{DomainError, Issued};
-use crate::endorsed::newer;
+use crate::endorsed::{News, newer};
 use crate::enrolment;
 use crate::invitation::InvitationFile;
 use crate::jwt::check_label;
@@ -205,9 +205,12 @@ impl Newcomer {
         reply: &EnrolmentReply,
     ) -> Result<Issued, DomainError> {
         let credentials = self.check(invitation, reply)?;
-        let trust = match &reply.trust {
+        let news = match &reply.trust {
             Some(document) => newer(&invitation.trust, invitation.made, document)?,
-            None => invitation.trust.clone(),
+            None => News {
+                trust: invitation.trust.clone(),
+                ca: None,
+            },
         };
         let path = self.layout.credentials(&reply.name);
         if path.exists() && Credentials::read(&path)?.public() != self.worker() {
@@ -216,8 +219,9 @@ impl Newcomer {
         let audit_key = self.layout.audit_key(&reply.name);
         self.audit.seed().write(&audit_key)?;
         if !self.layout.trust().exists() {
-            write_private(&self.layout.ca(), invitation.ca.as_bytes())?;
-            trust.write(&self.layout.trust())?;
+            let ca = news.ca.as_deref().unwrap_or(&invitation.ca);
+            write_private(&self.layout.ca(), ca.as_bytes())?;
+            news.trust.write(&self.layout.trust())?;
         }
         let note = Note {
             v: V,

@@ -4,18 +4,18 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError,
-    RootCertStore, ServerConfig, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme,
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -24,10 +24,11 @@ use schemas::{Code, PublicKey, UnixMillis};
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
-use crate::certificate::{CertificateRefused, Facts, Outside, Why};
+use crate::certificate::{Facts, Outside};
 use crate::clients::{ClientFile, NoHolder};
 use crate::fault::TlsFault;
 use crate::secret::{FileError, read_anchor, read_secret};
+use crate::verifier::Explaining;
 
 /// Life of the authority.
 pub const AUTHORITY_DAYS: i64 = 3652;
@@ -37,7 +38,7 @@ pub const LEAF_DAYS: i64 = 30;
 /// Time by which a certificate is valid before it was made, for machines whose clock is slow.
 const CLOCK_SKEW: Duration = Duration::hours(1);
 /// The authority's name. It is fixed, so that the authority can be made again from its key alone.
-const AUTHORITY_NAME: &str = "diloco private authority";
+pub(crate) const AUTHORITY_NAME: &str = "diloco private authority";
 const ALWAYS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 /// The protocol of the bulk plane.
 const ALPN: &[u8] = b"http/1.1";
@@ -119,6 +120,9 @@ pub enum AuthorityError {
     /// The PEM text has no certificate, or a broken one.
     #[error("the PEM text holds no certificate")]
     Missing,
+    /// The file of the authorities.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A certificate that rustls does not take.
     #[error(transparent)]
     Unusable(#[from] rustls::Error),
@@ -172,25 +176,12 @@ pub fn check_server_name(name: &str) -> Result<(), TlsError> {
 /// words why a server's certificate is refused: see [`CertificateRefused::of`]. The bulk plane
 /// speaks HTTP/1.1 only: uploads over HTTP/2 are several times slower.
 ///
+/// [`CertificateRefused::of`]: crate::CertificateRefused::of
+///
 /// # Errors
 /// The text holds no usable certificate.
 pub fn client_config(authorities: &[u8]) -> Result<ClientConfig, AuthorityError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(authorities).ok_or(AuthorityError::Missing)? {
-        roots.add(certificate)?;
-    }
-    let verifier =
-        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build()?;
-    let builder =
-        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    // rustls calls a verifier of one's own dangerous. This one decides nothing; it adds words to a
-    // refusal.
-    let builder = builder
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Explaining(verifier)));
-    let mut config = builder.with_no_client_auth();
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(config)
+    trusting(Explaining::of(authorities)?)
 }
 
 /// As [`client_config`], for a client that shows the certificate in `shown` to a server that asks
@@ -207,6 +198,33 @@ pub fn client_config_showing(
     Ok(config)
 }
 
+/// As [`client_config_showing`], for a client that lives long: the file of the authorities is read at
+/// every handshake, so that an authority that was added or taken out counts without a restart.
+///
+/// # Errors
+/// As [`client_config`]; or the file cannot be used.
+pub fn client_config_reading(
+    authorities: &Path,
+    shown: &ClientFile,
+) -> Result<ClientConfig, AuthorityError> {
+    let mut config = trusting(Explaining::reading(authorities)?)?;
+    config.client_auth_cert_resolver = Arc::new(shown.clone());
+    Ok(config)
+}
+
+/// rustls calls a verifier of one's own dangerous. This one decides nothing; it adds words to a
+/// refusal.
+fn trusting(verifier: Explaining) -> Result<ClientConfig, AuthorityError> {
+    let builder =
+        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    let builder = builder
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = builder.with_no_client_auth();
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
 /// Checks that [`client_config`] takes the authorities in this file.
 ///
 /// # Errors
@@ -214,6 +232,7 @@ pub fn client_config_showing(
 pub fn check_authority(ca: &Path) -> Result<(), TlsError> {
     let made = client_config(read_anchor(ca)?.as_bytes());
     made.map(drop).map_err(|error| match error {
+        AuthorityError::File(error) => error.into(),
         AuthorityError::Missing => TlsError::Missing {
             path: ca.to_owned(),
             what: "certificate",
@@ -261,94 +280,6 @@ pub fn lifetimes(path: &Path) -> Result<Vec<Facts>, TlsError> {
         .iter()
         .map(|certificate| Facts::of(certificate).ok_or_else(missing))
         .collect()
-}
-
-/// The usual verifier, with refusals in words for people.
-#[derive(Debug)]
-struct Explaining(Arc<WebPkiServerVerifier>);
-
-impl ServerCertVerifier for Explaining {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let verified =
-            self.0
-                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        verified.map_err(|error| match error {
-            rustls::Error::InvalidCertificate(error) => {
-                let refused = explain(
-                    &error,
-                    end_entity,
-                    server_name,
-                    UnixMillis(now.as_secs().saturating_mul(1000)),
-                );
-                rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(
-                    refused,
-                ))))
-            }
-            other => other,
-        })
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0
-            .verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0
-            .verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
-fn explain(
-    error: &CertificateError,
-    certificate: &CertificateDer<'_>,
-    server_name: &ServerName<'_>,
-    now: UnixMillis,
-) -> CertificateRefused {
-    let facts = Facts::of(certificate);
-    let names = facts
-        .as_ref()
-        .map_or_else(|| "nobody that can be read".to_owned(), Facts::shown_names);
-    let why = match (error, facts.and_then(|facts| facts.outside(now))) {
-        (
-            CertificateError::Expired
-            | CertificateError::ExpiredContext { .. }
-            | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. },
-            Some(outside),
-        ) => Why::Outside(outside, now),
-        (CertificateError::UnknownIssuer | CertificateError::BadSignature, _) => Why::Stranger,
-        (
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            _,
-        ) => Why::OtherName(server_name.to_str().into_owned()),
-        (CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. }, _) => {
-            Why::Purpose
-        }
-        (error, _) => Why::Other(error.to_string()),
-    };
-    CertificateRefused { names, why }
 }
 
 /// A server's configuration: TLS 1.3 only, HTTP/1.1 only.
@@ -560,6 +491,22 @@ pub(crate) fn authority_params(name: &str, now: UnixMillis) -> CertificateParams
     params
 }
 
+/// The identifier of an authority's key, in hex: its own certificate carries it, and so does every
+/// certificate that it has signed.
+pub(crate) fn key_identifier(key: &KeyPair) -> String {
+    let params = authority_params(AUTHORITY_NAME, UnixMillis(0));
+    HEXLOWER.encode(&params.key_identifier(key))
+}
+
+/// The certificate of the authority with this key and name, PEM. It can be made again from both.
+pub(crate) fn authority_certificate(
+    name: &str,
+    key: &KeyPair,
+    now: UnixMillis,
+) -> Result<String, TlsError> {
+    Ok(authority_params(name, now).self_signed(key)?.pem())
+}
+
 fn life(now: UnixMillis, days: i64) -> (OffsetDateTime, OffsetDateTime) {
     let now = date(now);
     (now - CLOCK_SKEW, now + Duration::days(days))
@@ -576,11 +523,11 @@ fn date(at: UnixMillis) -> OffsetDateTime {
 }
 
 /// The certificates of a PEM text; none when one is broken or there is none.
-fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+pub(crate) fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     found.ok().filter(|found| !found.is_empty())
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }

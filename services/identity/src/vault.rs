@@ -66,6 +66,11 @@ impl Vault {
         self.folder.join("ca.key")
     }
 
+    /// The file of the private key of the next certificate authority, which has signed nothing yet.
+    pub fn next_authority_key(&self) -> PathBuf {
+        self.folder.join("ca.next")
+    }
+
     /// The seed file of a key.
     pub(crate) fn key(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.nk"))

@@ -5,7 +5,7 @@
 
 mod listing;
 mod stopped;
-mod stranger;
+pub(crate) mod stranger;
 #[cfg(test)]
 mod tests;
 

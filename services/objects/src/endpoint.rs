@@ -2,9 +2,10 @@
 //! used: the authority is always named.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use identity::ClientFile;
-use identity::tls::{AuthorityError, TlsError, client_config, client_config_showing};
+use identity::tls::{AuthorityError, TlsError, client_config, client_config_reading};
 use rustls::ClientConfig;
 use schemas::PublicKey;
 use url::{Host, Url};
@@ -15,8 +16,9 @@ pub enum Trust {
     /// TLS, with the PEM certificates of the authorities that may have signed the store's
     /// certificate.
     Authority(Vec<u8>),
-    /// The same, and a client that shows the certificate in this file to a store that asks for one.
-    Shown(Vec<u8>, ClientFile),
+    /// TLS, with the file of these certificates, and a client that shows the certificate in the other
+    /// file to a store that asks for one. Both are read at every handshake.
+    Shown(PathBuf, ClientFile),
     /// No TLS; accepted for loopback addresses only.
     PlainLoopback,
 }
@@ -132,11 +134,11 @@ impl Trust {
     /// The configuration of TLS connections; none where plaintext is meant.
     ///
     /// # Errors
-    /// The PEM text holds no usable certificate.
+    /// The PEM text or the file holds no usable certificate.
     pub(crate) fn tls(&self) -> Result<Option<ClientConfig>, EndpointError> {
         match self {
             Self::Authority(pem) => Ok(Some(client_config(pem)?)),
-            Self::Shown(pem, file) => Ok(Some(client_config_showing(pem, file)?)),
+            Self::Shown(authorities, file) => Ok(Some(client_config_reading(authorities, file)?)),
             Self::PlainLoopback => Ok(None),
         }
     }
@@ -220,7 +222,7 @@ mod tests {
     fn tl_20_a_certificate_that_names_no_holder_is_no_missing_one() {
         let scratch = tempfile::tempdir().unwrap();
         let file = ClientFile::beside(&scratch.path().join("own.creds"));
-        let trust = Trust::Shown(Vec::new(), file.clone());
+        let trust = Trust::Shown(PathBuf::new(), file.clone());
         let endpoint = Endpoint::new("https://127.0.0.1:9000", "r", trust).unwrap();
         assert_eq!(endpoint.holder().unwrap(), None, "none is shown");
         identity::secret::write_private(file.path(), b"no certificate").unwrap();

@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
 use http::header::{CONTENT_LENGTH, ETAG};
+use http::{Method, StatusCode};
 use identity::AccessKey;
 use schemas::Digest;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::buckets::stranger::{NOBODYS, try_one};
 use crate::client::{self, Response};
 use crate::endpoint::Endpoint;
 use crate::error::ObjectError;
@@ -65,6 +66,31 @@ impl LogBucket {
         Ok(Self {
             link: Link::new(endpoint, StoreClock::default(), limits, patience)?,
             place: Place::new(endpoint, BucketName::Log, key.clone())?,
+        })
+    }
+
+    /// Asks, without a signature, to list the bucket, to read `known` and to delete. Nothing is written:
+    /// a log keeps what is in it.
+    ///
+    /// # Errors
+    /// [`ObjectError::Stranger`]: the store did one of these.
+    pub async fn refuse_strangers(&self, known: &str) -> Result<(), ObjectError> {
+        let tries = async {
+            for (method, name) in [
+                (Method::GET, known),
+                (Method::GET, ""),
+                (Method::DELETE, NOBODYS),
+            ] {
+                try_one(&self.link, method, &self.place, name).await?;
+            }
+            Ok(())
+        };
+        let tried = timeout(self.link.limits.idle, tries).await;
+        tried.unwrap_or_else(|_| {
+            tracing::warn!(
+                "nobody knows if the store refuses unsigned requests: it does not answer them"
+            );
+            Ok(())
         })
     }
 

@@ -13,6 +13,7 @@ pub mod expiry;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 pub mod handles;
+pub mod handshake;
 mod listen;
 pub mod log;
 pub mod materials;

@@ -8,6 +8,7 @@ use schemas::{Code, RunId, WorkerId, is_answer};
 use tokio::sync::mpsc;
 use worker_core::Input;
 
+use crate::replays::Commands;
 use crate::time::CoordinatorTime;
 use crate::verify::{self, Expected};
 
@@ -38,6 +39,7 @@ impl CommandListener {
     }
 
     async fn hear(self, mut subscription: Subscription, inputs: mpsc::Sender<Input>) {
+        let mut obeyed = Commands::default();
         loop {
             let input = match subscription.next().await {
                 // A stranger can have the answer to its own question sent here. Such an answer is
@@ -46,7 +48,7 @@ impl CommandListener {
                     tracing::debug!(code = %Code::AnswerForeign, "an answer where commands are heard");
                     continue;
                 }
-                Ok(Some(message)) => self.judge(&message.payload),
+                Ok(Some(message)) => self.judge(&message.payload, &mut obeyed),
                 Ok(None) => return,
                 Err(error) => {
                     tracing::warn!(code = %error.code(), %error, "no longer hears commands");
@@ -59,7 +61,7 @@ impl CommandListener {
         }
     }
 
-    fn judge(&self, payload: &[u8]) -> Input {
+    fn judge(&self, payload: &[u8], obeyed: &mut Commands) -> Input {
         let now = self.time.now();
         let checked = verify::trusted(&self.trust).and_then(|trust| {
             let expected = Expected {
@@ -68,7 +70,7 @@ impl CommandListener {
                 run: &self.run,
                 now,
             };
-            verify::command(payload, &expected)
+            verify::command(payload, &expected, obeyed)
         });
         match checked {
             Ok(verb) => {

@@ -279,6 +279,6 @@ fn store_trust(ca: &Path, credentials: &Path, open: bool) -> Result<Trust, Failu
             format!("store.ca {}: {error}", ca.display()),
         )
     };
-    let pem = std::fs::read(ca).map_err(unreadable)?;
-    Ok(Trust::Shown(pem, ClientFile::beside(credentials)))
+    std::fs::read(ca).map_err(unreadable)?;
+    Ok(Trust::Shown(ca.to_owned(), ClientFile::beside(credentials)))
 }

@@ -32,6 +32,7 @@ mod meter;
 mod object_client;
 mod outbox;
 pub mod program;
+mod replays;
 mod sample;
 pub mod service;
 mod shard_cache;

@@ -29,6 +29,7 @@ use crate::events::{Chain, Events};
 use crate::meter::Meter;
 use crate::object_client::ObjectClient;
 use crate::outbox::Receipts;
+use crate::replays::Leases;
 use crate::shard_cache::ShardCache;
 use crate::state::StateFolder;
 use crate::time::CoordinatorTime;
@@ -70,6 +71,8 @@ struct EffectRunner {
     reveals: TaskTracker,
     tools: Option<UnitTools>,
     unit: Option<Unit>,
+    /// The leases of which a manifest was taken.
+    leases: Leases,
     waiting: Option<(Refusal, Instant)>,
     /// Begins with the first join: until then the audit service knows of no such worker.
     witnessing: Option<Witnessing>,
@@ -145,6 +148,7 @@ impl Service {
             reveals: TaskTracker::new(),
             tools: None,
             unit: None,
+            leases: Leases::default(),
             waiting: None,
             witnessing: None,
             receipts: Some(receipts),
@@ -427,7 +431,10 @@ impl EffectRunner {
         });
     }
 
-    fn verify(&self, document: &str) -> Result<schemas::lease::Manifest, worker_core::NotVerified> {
+    fn verify(
+        &mut self,
+        document: &str,
+    ) -> Result<schemas::lease::Manifest, worker_core::NotVerified> {
         let refused = |refusal| worker_core::NotVerified {
             refusal,
             lease: None,
@@ -449,6 +456,10 @@ impl EffectRunner {
             now: self.time.now(),
         };
         let checked = verify::manifest(document, &expected, &tools.spec, tools.spec_digest);
+        let checked = checked.and_then(|manifest| {
+            self.leases.take(manifest.lease).map_err(refused)?;
+            Ok(manifest)
+        });
         checked.inspect_err(|error| {
             let refusal = &error.refusal;
             tracing::warn!(code = %refusal.code, detail = refusal.detail, "a lease is refused; nothing of it was executed");

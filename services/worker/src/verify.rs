@@ -12,6 +12,8 @@ use schemas::run::{Codec, CodecKind, Rounding, RunSpec};
 use schemas::{Chunks, Code, Digest, Millis, ObjectRef, Refusal, RunId, UnixMillis, WorkerId};
 use worker_core::NotVerified;
 
+use crate::replays::Commands;
+
 /// Tolerance for windows of signed documents: this worker's measurement of the coordinator's time
 /// may be wrong by this much. A larger difference of this machine's clock is logged, so that
 /// somebody looks at the clock.
@@ -94,11 +96,16 @@ pub(crate) fn manifest(
     }
 }
 
-/// Checks a command.
+/// Checks a command, and takes note of it among those that were obeyed.
 ///
 /// # Errors
-/// The command is not signed by a trusted key, or is for another worker, run or time.
-pub(crate) fn command(payload: &[u8], expected: &Expected<'_>) -> Result<CommandVerb, Refusal> {
+/// The command is not signed by a trusted key, or is for another worker, run or time, or was obeyed
+/// before.
+pub(crate) fn command(
+    payload: &[u8],
+    expected: &Expected<'_>,
+    obeyed: &mut Commands,
+) -> Result<CommandVerb, Refusal> {
     let text = std::str::from_utf8(payload)
         .map_err(|_| Refusal::new(Code::SignatureInvalid, "the command is no signed document"))?;
     let command: Command =
@@ -124,6 +131,7 @@ pub(crate) fn command(payload: &[u8], expected: &Expected<'_>) -> Result<Command
             command.aud, expected.worker
         )));
     }
+    obeyed.obey(&command, expected.now)?;
     Ok(command.verb)
 }
 

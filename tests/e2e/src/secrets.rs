@@ -10,12 +10,19 @@ const SECRET_BYTES_MIN: usize = 16;
 
 /// Names the secrets in `text`: those of the cluster, and everything that has the form of a secret.
 pub fn found(cluster: &Cluster, text: &[u8]) -> Vec<String> {
+    found_beside(cluster, &[], text)
+}
+
+/// As [`found`], with further secrets, each with its name.
+pub fn found_beside(cluster: &Cluster, more: &[(String, String)], text: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(text);
+    let more = more.iter().filter(|(_, secret)| text.contains(secret));
     let own = own(cluster)
         .into_iter()
         .filter(|(_, secret)| text.contains(secret.as_str()));
     let mut found: Vec<String> = own
         .map(|(path, _)| format!("a secret of {}", path.display()))
+        .chain(more.map(|(name, _)| name.clone()))
         .collect();
     found.extend(
         text.match_indices('S')
@@ -77,7 +84,7 @@ fn own(cluster: &Cluster) -> Vec<(PathBuf, String)> {
 
 /// The secret lines of a text: seeds, the signatures of tokens (their claims are public), and the
 /// body of private keys.
-fn lines(text: &str) -> Vec<String> {
+pub fn lines(text: &str) -> Vec<String> {
     let lines = text
         .lines()
         .filter(|line| !line.starts_with('-') && line.len() >= SECRET_BYTES_MIN);

@@ -536,6 +536,11 @@ impl Cluster {
         self.audit_recipe().arguments
     }
 
+    /// The arguments with which this cluster starts the registrar, for tests that alter them.
+    pub fn registrar_arguments(&self) -> Vec<String> {
+        self.registrar_recipe().arguments
+    }
+
     pub(super) async fn launch(&mut self, recipe: Recipe) {
         let name = recipe.name.clone();
         assert!(

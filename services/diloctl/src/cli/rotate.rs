@@ -93,6 +93,30 @@ pub(crate) enum Rotate {
         #[arg(long, value_name = "TIME", default_value = "10m")]
         wait: runtime::ConfigDuration,
     },
+    /// Make a new private authority, for the certificates of broker and store, and in a domain with
+    /// mutual TLS another one for those of clients. `--prepare` makes it and lets `tls/ca.pem` and
+    /// `tls/clients.pem` know it beside the old one: copy the first to every machine and the second to
+    /// broker and store, and restart broker and store. Without a switch the command makes the new one
+    /// sign: restart broker and store with their new certificate; clients take theirs with their next
+    /// tokens. `--retire` takes the old one out: copy both files again, and restart broker and store.
+    /// Services read `tls/ca.pem` at every connection and are not restarted. No lease is lost.
+    Authority {
+        /// Let everybody trust the new authority, and sign nothing with it yet.
+        #[arg(long, conflicts_with = "retire")]
+        prepare: bool,
+        /// End the overlap: certificates of the old authority are refused from now on. Broker, store
+        /// and the broker's clients are looked at first, and nothing ends while one of them shows a
+        /// certificate of the old authority.
+        #[arg(long)]
+        retire: bool,
+        /// End it whatever anybody shows, for an authority that was stolen.
+        #[arg(long, requires = "retire")]
+        force: bool,
+        /// Host names or addresses of broker and store besides localhost; without one those of the
+        /// old certificate.
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["prepare", "retire"])]
+        server_name: Vec<String>,
+    },
     /// Make a new certificate for broker and store, as `auth certificate` does.
     Certificate {
         /// Host names or addresses of broker and store besides localhost. Name all of them: those

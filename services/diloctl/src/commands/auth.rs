@@ -1,6 +1,7 @@
 //! `auth`: the trust domain. Works on files alone, and connects to nothing; the exception is what
 //! concerns revocations.
 
+mod authority;
 mod jwks;
 mod mutual;
 pub(crate) mod revoke;
@@ -73,6 +74,15 @@ pub(crate) async fn run(context: &Context, command: &Auth) -> Result<(), Failure
         }) => rotate::manifest(context, rotate::Part::of(*prepare, *retire), *force).await,
         Auth::Rotate(Rotate::Events { prepare, retire }) => {
             rotate::events(context, rotate::Part::of(*prepare, *retire)).await
+        }
+        Auth::Rotate(Rotate::Authority {
+            prepare,
+            retire,
+            force,
+            server_name,
+        }) => {
+            let part = rotate::Part::of(*prepare, *retire);
+            authority::rotate(context, part, *force, server_name).await
         }
         Auth::Rotate(Rotate::User { name, wait }) => successor::run(context, name, wait.0).await,
         Auth::Retire { of } => rotate::retire(context, &of.roles()).await,

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use identity::CertificateRefused;
 use identity::secret::write_private;
 use identity::tls::{
     Authority, LEAF_DAYS, TlsError, check_authority, check_lifetime, client_config,
-    install_provider, lifetimes, server_config,
+    client_config_reading, install_provider, lifetimes, server_config,
 };
+use identity::{CertificateRefused, ClientFile};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection,
@@ -86,6 +86,43 @@ fn shake_hands(
         client.process_new_packets()?;
     }
     Ok(client.alpn_protocol().unwrap_or_default().to_vec())
+}
+
+/// A process that lives through a rotation of the authority asks for no restart.
+#[test]
+fn tl_28_a_client_reads_its_authorities_at_every_handshake() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let made = |name: &str| {
+        let (authority, ca) = Authority::generate(now()).expect("randomness");
+        let made = authority.certify(&[], now()).expect("no names");
+        let certificate = put(scratch.path(), &format!("{name}.pem"), &made.certificate);
+        let key = put(scratch.path(), &format!("{name}.key"), &made.key);
+        (ca.certificate, certificate, key)
+    };
+    let (old, new) = (made("old"), made("new"));
+    let trusts = |authorities: &str| put(scratch.path(), "ca.pem", authorities);
+    let ca = trusts(&old.0);
+    let none = ClientFile::beside(&scratch.path().join("none.creds"));
+    let client = client_config_reading(&ca, &none).expect("a certificate");
+    let taken = |(_, certificate, key): &(String, PathBuf, PathBuf)| {
+        let server = server_config(certificate, key).expect("its own files");
+        shake_hands(client.clone(), server, "localhost").map(drop)
+    };
+    assert!(taken(&old).is_ok());
+    let refused = taken(&new).expect_err("not yet");
+    let id = lifetimes(&new.1).expect("a certificate")[0]
+        .authority
+        .clone();
+    let id = id.expect("it names its authority");
+    assert!(refused.to_string().contains(&id), "{refused}");
+    trusts(&format!("{}{}", old.0, new.0));
+    assert!(taken(&old).is_ok() && taken(&new).is_ok(), "both");
+    trusts(&new.0);
+    assert!(taken(&new).is_ok());
+    assert!(taken(&old).is_err(), "it was taken out");
+    // Without a usable file nobody is trusted.
+    trusts("nothing");
+    assert!(taken(&new).is_err());
 }
 
 #[test]

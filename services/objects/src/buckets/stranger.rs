@@ -9,11 +9,12 @@ use tokio::time::timeout;
 use super::Buckets;
 use crate::error::ObjectError;
 use crate::key::BlobKey;
+use crate::link::Link;
 use crate::presign::{Place, Request};
 
 /// The key of an object that strangers may neither write nor delete. No object of ours has such a
 /// key, so a store that lets them loses nothing.
-const NOBODYS: &str = "stranger";
+pub(crate) const NOBODYS: &str = "stranger";
 /// Requests for one answer that says yes or no.
 const TRIES: usize = 2;
 
@@ -61,35 +62,44 @@ impl Buckets {
         Ok(())
     }
 
-    /// Sends one request. A store that finds no such object has looked for it, and so served it.
     async fn try_one(&self, method: Method, place: &Place, key: &str) -> Result<(), ObjectError> {
-        let url = place.unsigned(key);
-        let uri: Uri = url.as_str().parse().expect("an unsigned url is a uri");
-        let request = format!("{method} {url}");
-        let mut headers = HeaderMap::new();
-        if method == Method::PUT {
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
-        }
-        for _ in 0..TRIES {
-            let http = self.link.transfer.http();
-            let sent = http.send(method.clone(), uri.clone(), headers.clone(), Bytes::new());
-            match sent.await.map(|response| response.status()) {
-                Ok(status) if status.is_success() || status == StatusCode::NOT_FOUND => {
-                    let status = status.as_u16();
-                    return Err(ObjectError::Stranger { request, status });
-                }
-                Ok(StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                    return Ok(());
-                }
-                Ok(_) | Err(_) => {}
-            }
-        }
-        tracing::warn!(
-            request,
-            "nobody knows if the store refuses this unsigned request: it says neither yes nor no"
-        );
-        Ok(())
+        try_one(&self.link, method, place, key).await
     }
+}
+
+/// Sends one request. A store that finds no such object has looked for it, and so served it.
+pub(crate) async fn try_one(
+    link: &Link,
+    method: Method,
+    place: &Place,
+    key: &str,
+) -> Result<(), ObjectError> {
+    let url = place.unsigned(key);
+    let uri: Uri = url.as_str().parse().expect("an unsigned url is a uri");
+    let request = format!("{method} {url}");
+    let mut headers = HeaderMap::new();
+    if method == Method::PUT {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
+    }
+    for _ in 0..TRIES {
+        let http = link.transfer.http();
+        let sent = http.send(method.clone(), uri.clone(), headers.clone(), Bytes::new());
+        match sent.await.map(|response| response.status()) {
+            Ok(status) if status.is_success() || status == StatusCode::NOT_FOUND => {
+                let status = status.as_u16();
+                return Err(ObjectError::Stranger { request, status });
+            }
+            Ok(StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                return Ok(());
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    tracing::warn!(
+        request,
+        "nobody knows if the store refuses this unsigned request: it says neither yes nor no"
+    );
+    Ok(())
 }
 
 #[cfg(test)]

@@ -52,6 +52,28 @@ async fn another_upload_of_the_name_makes_the_store_busy_and_says_nothing_about_
 }
 
 #[tokio::test]
+async fn la_08_a_log_that_serves_a_stranger_is_found_out() {
+    const REFUSED: (&str, &str) = ("403 Forbidden", "AccessDenied");
+    let asked = |answers: [(&'static str, &'static str); 3]| async move {
+        bucket(&answers).await.refuse_strangers("checkpoint").await
+    };
+    asked([REFUSED; 3]).await.unwrap();
+    for (place, verb) in ["GET", "GET", "DELETE"].into_iter().enumerate() {
+        for served in ["200 OK", "404 Not Found"] {
+            let mut answers = [REFUSED; 3];
+            answers[place] = (served, "");
+            match asked(answers).await {
+                Err(ObjectError::Stranger { request, .. }) => {
+                    assert!(request.starts_with(verb), "{request}");
+                    assert!(!request.contains('?'), "nothing is signed: {request}");
+                }
+                other => panic!("question {place}: {other:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_store_without_the_bucket_is_not_one_without_the_file() {
     assert_eq!(
         bucket(&[NO_KEY]).await.get("checkpoint").await.unwrap(),

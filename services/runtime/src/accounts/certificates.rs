@@ -1,7 +1,7 @@
 //! The certificates that clients of the brokers show. A broker takes any certificate of the domain
 //! beside any token, so it is compared here whether both belong to the same holder.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use identity::clients::key_fingerprint;
 use identity::domain::DomainError;
@@ -47,6 +47,9 @@ pub struct Seen {
     pub bound: usize,
     /// The others, each with its fault.
     pub strays: Vec<TlsFault>,
+    /// The authorities that their certificates name, each with a client that shows such a
+    /// certificate. Certificates of earlier releases name none.
+    pub authorities: BTreeMap<Option<String>, String>,
 }
 
 /// Looks at the certificates of all clients of the brokers at `url`: each has to be for the key and
@@ -75,6 +78,12 @@ pub async fn certificates(domain: &Domain, url: &str, now: UnixMillis) -> Result
                 .await?;
             let data: Vec<_> = answers.into_iter().filter_map(|said| said.data).collect();
             for one in data.iter().flat_map(|data| &data.connections) {
+                if let Some(shown) = one.tls_peer_certs.first() {
+                    let authority = shown.authority().map(str::to_owned);
+                    let client = format!("{} ({})", one.name, one.authorized_user);
+                    let client = Shown(&client).to_string();
+                    seen.authorities.entry(authority).or_insert(client);
+                }
                 match one.stray(domain)? {
                     None => seen.bound += 1,
                     Some(fault) => seen.strays.push(fault),
@@ -120,6 +129,12 @@ impl Connection {
 }
 
 impl Shows {
+    /// The authority that its subject names.
+    fn authority(&self) -> Option<&str> {
+        let mut parts = self.subject.split([',', '+']);
+        parts.find_map(|part| part.strip_prefix("O="))
+    }
+
     /// True if it is for this key and role. Credentials that are made for a moment have no record of
     /// a role.
     fn is_of(&self, user: &PublicKey, role: Option<&str>) -> bool {
@@ -144,7 +159,7 @@ mod tests {
             identity::ConnectionKey::generate(),
         );
         let shown = Shows {
-            subject: format!("OU=worker,CN={}", own.public()),
+            subject: format!("CN={},OU=worker,O=3f2a", own.public()),
             spki_sha256: key_fingerprint(own.public()).expect("a key"),
         };
         assert!(shown.is_of(own.public(), Some("worker")));
@@ -152,5 +167,11 @@ mod tests {
         assert!(!shown.is_of(other.public(), Some("worker")));
         assert!(!shown.is_of(own.public(), Some("coordinator")));
         assert!(!shown.is_of(own.public(), Some("work")));
+        assert_eq!(shown.authority(), Some("3f2a"));
+        let older = Shows {
+            subject: "OU=worker,CN=x".to_owned(),
+            spki_sha256: String::new(),
+        };
+        assert_eq!(older.authority(), None);
     }
 }

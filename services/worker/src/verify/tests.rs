@@ -420,7 +420,7 @@ fn tl_10_a_window_without_end_is_refused() {
         .key
         .sign_document(COMMAND_TYPE, &command)
         .expect("small claims");
-    assert!(super::command(document.as_bytes(), &scene.expected()).is_err());
+    assert!(command_once(document.as_bytes(), &scene).is_err());
 }
 
 #[test]
@@ -455,6 +455,43 @@ fn tl_09_other_documents_are_no_manifests() {
     }
 }
 
+/// The check of a command by a worker that has obeyed none.
+fn command_once(payload: &[u8], scene: &Scene) -> Result<CommandVerb, Refusal> {
+    super::command(payload, &scene.expected(), &mut Commands::default())
+}
+
+#[test]
+fn tl_14_a_command_is_obeyed_once() {
+    let scene = Scene::new();
+    let mut obeyed = Commands::default();
+    let mut obey = |command: &Command| {
+        let document = scene
+            .key
+            .sign_document(COMMAND_TYPE, command)
+            .expect("small claims");
+        super::command(document.as_bytes(), &scene.expected(), &mut obeyed)
+    };
+    let first = scene.command(CommandVerb::Drain);
+    // A forgery with the same token uses nothing up.
+    let forged = Command {
+        run: "other".parse().expect("a name"),
+        ..first.clone()
+    };
+    assert!(obey(&forged).is_err());
+    assert_eq!(obey(&first), Ok(CommandVerb::Drain));
+    let again = obey(&first).expect_err("a replay");
+    assert!(again.detail.contains("obeyed before"), "{again}");
+    let next = Command {
+        jti: "two".to_owned(),
+        ..first
+    };
+    assert_eq!(
+        obey(&next),
+        Ok(CommandVerb::Drain),
+        "the coordinator's next"
+    );
+}
+
 #[test]
 fn commands_must_be_signed_for_us_and_now() {
     let scene = Scene::new();
@@ -462,7 +499,7 @@ fn commands_must_be_signed_for_us_and_now() {
         let document = key
             .sign_document(COMMAND_TYPE, command)
             .expect("small claims");
-        super::command(document.as_bytes(), &scene.expected())
+        command_once(document.as_bytes(), &scene)
     };
     let good = scene.command(CommandVerb::Drain);
     assert_eq!(check(&scene.key, &good), Ok(CommandVerb::Drain));
@@ -509,11 +546,11 @@ fn commands_must_be_signed_for_us_and_now() {
         .sign_document(COMMAND_TYPE, &for_all)
         .expect("small claims");
     assert!(
-        super::command(for_all.as_bytes(), &scene.expected()).is_err(),
+        command_once(for_all.as_bytes(), &scene).is_err(),
         "a command names its worker"
     );
     let plain = serde_json::to_vec(&good).expect("JSON");
     for payload in [&plain[..], b"", b"\xff\xfe", b"a.b.c"] {
-        assert!(super::command(payload, &scene.expected()).is_err());
+        assert!(command_once(payload, &scene).is_err());
     }
 }

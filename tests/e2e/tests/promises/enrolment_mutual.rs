@@ -111,7 +111,7 @@ async fn fg_03_fg_08_the_certificate_of_an_invitation_serves_for_nothing_else() 
     // The store serves it nothing: neither what a worker was given, nor what its own key signs.
     let worker = cluster.issue(Role::Worker, "worker-0");
     let keys = StoreKeys::read(&cluster.domain().layout().store_keys()).unwrap();
-    let ca = fs::read(cluster.domain().layout().ca()).unwrap();
+    let ca = cluster.domain().layout().ca();
     let trust = Trust::Shown(ca, shown.clone());
     let endpoint = Endpoint::new(&cluster.store_url(), "us-east-1", trust).unwrap();
     let signer = Signer::new(&endpoint, &keys, StoreClock::default()).unwrap();

@@ -30,16 +30,23 @@ enum Service {
     Worker,
     Coordinator,
     Audit,
+    Registrar,
 }
 
 impl Service {
-    const ALL: [Self; 3] = [Self::Worker, Self::Coordinator, Self::Audit];
+    const ALL: [Self; 4] = [
+        Self::Worker,
+        Self::Coordinator,
+        Self::Audit,
+        Self::Registrar,
+    ];
 
     const fn program(self) -> &'static str {
         match self {
             Self::Worker => "diloco-worker",
             Self::Coordinator => "diloco-coordinator",
             Self::Audit => "diloco-audit",
+            Self::Registrar => "diloco-registrar",
         }
     }
 }
@@ -56,6 +63,7 @@ impl Trials {
             Service::Worker => self.cluster.worker_arguments("worker-0"),
             Service::Coordinator => self.cluster.coordinator_arguments("tried"),
             Service::Audit => self.cluster.audit_arguments(),
+            Service::Registrar => self.cluster.registrar_arguments(),
         }
     }
 
@@ -399,14 +407,14 @@ async fn la_08_a_broker_or_a_store_that_serves_strangers_stops_every_process_tha
     assert!(!text.contains("DL0121"), "{text}");
 
     let store = public_store(&certificate, &key).await;
-    trials
-        .assert_ends(
-            Service::Coordinator,
-            &[("store.url", &store)],
-            EXIT_USAGE,
-            Code::StrangerServed,
-        )
-        .await;
+    for service in [Service::Coordinator, Service::Audit] {
+        let served = Code::StrangerServed;
+        let changes = [("store.url", store.as_str())];
+        let text = trials
+            .assert_ends(service, &changes, EXIT_USAGE, served)
+            .await;
+        assert!(text.contains(&store), "{text}");
+    }
 }
 
 /// A store that answers every request with success, signed or not. Returns its address.
@@ -540,7 +548,7 @@ async fn tl_23_ls_01_wrong_signer_window_account_role_and_nobody_are_refused() {
     .await;
     let worker = trials.cluster.issue(Role::Worker, "worker-0").credentials;
     let changes = [("bus.credentials", shown(&worker))];
-    for service in [Service::Coordinator, Service::Audit] {
+    for service in [Service::Coordinator, Service::Audit, Service::Registrar] {
         trials
             .assert_ends(service, &changes, EXIT_DENIED, Code::BusDenied)
             .await;

@@ -300,7 +300,7 @@ fn waits_already(context: &Context, key: PublicKey) -> Vec<Signer> {
 }
 
 /// Signs the trust bundle as it is now, so that machines that are invited get it, and prints its keys.
-fn show(context: &Context, domain: &Domain, rows: &[Signer]) -> Result<(), Failure> {
+pub(super) fn show<R: Row>(context: &Context, domain: &Domain, rows: &[R]) -> Result<(), Failure> {
     let signed = domain.endorse_trust(clock::now())?;
     if !rows.is_empty() {
         context.printer.rows(rows);

@@ -44,7 +44,11 @@ fn a_command_is_valid_for_an_hour_at_most() {
         command.exp = command.iat + seconds;
         let document = scene.key.sign_document(COMMAND_TYPE, &command);
         let document = document.expect("small claims");
-        let checked = super::super::command(document.as_bytes(), &scene.expected());
+        let checked = super::super::command(
+            document.as_bytes(),
+            &scene.expected(),
+            &mut Commands::default(),
+        );
         checked.map_err(|refusal| refusal.detail)
     };
     assert_eq!(valid(3600), Ok(CommandVerb::Drain));

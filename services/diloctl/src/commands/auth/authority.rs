@@ -1,0 +1,197 @@
+//! `auth rotate authority`: a new private authority while runs go on.
+
+use identity::authority::{Known, Side, State};
+use identity::clients::CERTIFICATE_LIFE_MAX;
+use identity::{ClientFile, Domain};
+use runtime::accounts;
+use runtime::handshake::{self, Seen};
+use runtime::{Failure, clock};
+use schemas::permission::Role;
+use schemas::{Code, Millis};
+use serde::Serialize;
+
+use super::rotate::{Part, show};
+use crate::context::{Context, credentials_files};
+use crate::output::Row;
+
+/// More than any certificate has left: every one is made anew.
+const EVERY: Millis = Millis(CERTIFICATE_LIFE_MAX.get() + 1000);
+
+/// Makes new authorities, lets them sign, or ends the former ones.
+pub(super) async fn rotate(
+    context: &Context,
+    part: Part,
+    force: bool,
+    server_name: &[String],
+) -> Result<(), Failure> {
+    let domain = context.domain()?;
+    let _lock = context.lock("diloctl auth rotate")?;
+    let now = clock::now();
+    let (known, next) = match part {
+        Part::Prepare => (
+            domain.prepare_authorities(now)?,
+            "copy tls/ca.pem to every machine, and with mutual TLS tls/clients.pem to broker and store; \
+             restart broker and store, then run the command without --prepare",
+        ),
+        Part::Adopt => {
+            let waits = |one: &Known| one.state == State::Next;
+            if !domain.authorities()?.iter().any(waits) {
+                // Everybody trusts it before anything is signed with it.
+                domain.prepare_authorities(now)?;
+                domain.endorse_trust(now)?;
+            }
+            check_taken(context, &domain).await?;
+            let known = domain.adopt_authorities(server_name, now)?;
+            for file in credentials_files(&domain) {
+                domain.refresh_certificate(&file, EVERY, now)?;
+            }
+            (
+                known,
+                "restart broker and store with their new certificate; when every client shows a new one, \
+                 run the command with --retire",
+            )
+        }
+        Part::Retire => {
+            if !force {
+                check_unused(context, &domain).await?;
+            }
+            (
+                domain.retire_authorities()?,
+                "copy tls/ca.pem and tls/clients.pem again, and restart broker and store: until then they \
+                 take clients of the former authority",
+            )
+        }
+    };
+    let of = |one: &Known| Line::of(one, part);
+    let rows: Vec<Line> = known.iter().map(of).collect();
+    show(context, &domain, &rows)?;
+    context.printer.talk(next);
+    Ok(())
+}
+
+/// The servers of the domain.
+fn servers(context: &Context) -> Vec<(&'static str, String)> {
+    let buses = context.endpoints.bus.split(',').map(str::trim);
+    let mut all: Vec<_> = buses.map(|bus| ("broker", bus.to_owned())).collect();
+    all.push(("store", context.endpoints.store.clone()));
+    // Plaintext shows no certificate.
+    all.retain(|(_, address)| address.starts_with("tls://") || address.starts_with("https://"));
+    all
+}
+
+/// Refuses to let the next authority of clients sign while a server does not take it: clients would be
+/// cut off with their next certificate.
+async fn check_taken(context: &Context, domain: &Domain) -> Result<(), Failure> {
+    let Some(trial) = domain.write_trial(clock::now())? else {
+        return Ok(());
+    };
+    let checked = ask(context, domain, &trial).await;
+    // It is of nobody and ends in a minute.
+    let _left = std::fs::remove_file(trial.path());
+    checked
+}
+
+async fn ask(context: &Context, domain: &Domain, trial: &ClientFile) -> Result<(), Failure> {
+    for (server, address) in servers(context) {
+        let seen = look(domain, &address, Some(trial)).await;
+        let why = match seen {
+            Ok(Seen { refusal: None, .. }) => continue,
+            Ok(Seen {
+                refusal: Some(fault),
+                ..
+            }) => fault.to_string(),
+            Err(reason) => reason,
+        };
+        let text = format!("the {server} at {address} does not take the next authority: {why}");
+        return Err(Failure::new(Code::AuthorityOverlap, text));
+    }
+    Ok(())
+}
+
+async fn look(domain: &Domain, address: &str, shown: Option<&ClientFile>) -> Result<Seen, String> {
+    handshake::look(address, &domain.layout().ca(), shown).await
+}
+
+/// Refuses to end the former authorities while a server or a client shows a certificate of one.
+async fn check_unused(context: &Context, domain: &Domain) -> Result<(), Failure> {
+    let known = domain.authorities()?;
+    let present = |side: Side| {
+        let found = known
+            .iter()
+            .find(|one| one.side == side && one.state == State::Present);
+        found.map(|one| one.id.as_str())
+    };
+    let in_use = |text: String| Err(Failure::new(Code::AuthorityInUse, text));
+    let own = ClientFile::beside(&domain.layout().credentials(Role::Operator.name()));
+    let own = Some(own).filter(ClientFile::exists);
+    for (server, address) in servers(context) {
+        match look(domain, &address, own.as_ref()).await {
+            Ok(seen) if seen.authority.as_deref() == present(Side::Servers) => {}
+            Ok(seen) => {
+                let signed = seen
+                    .authority
+                    .unwrap_or_else(|| "nobody it names".to_owned());
+                return in_use(format!(
+                    "the {server} at {address} shows a certificate that is signed by {signed}"
+                ));
+            }
+            Err(reason) => {
+                let text = format!("the {server} at {address} could not be looked at: {reason}");
+                return in_use(text);
+            }
+        }
+    }
+    let Some(present) = present(Side::Clients) else {
+        return Ok(());
+    };
+    let url = context.accounts_url()?;
+    let seen = accounts::certificates(domain, &url, clock::now()).await;
+    let seen = match seen {
+        Ok(seen) => seen,
+        Err(failure) => return in_use(format!("the clients could not be looked at: {failure}")),
+    };
+    for (authority, client) in seen.authorities {
+        if authority.as_deref() != Some(present) {
+            let signed =
+                authority.unwrap_or_else(|| "an authority that it does not name".to_owned());
+            return in_use(format!(
+                "the client {client} shows a certificate that is signed by {signed}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// An authority, as a row.
+#[derive(Debug, Serialize)]
+struct Line {
+    signs: String,
+    state: String,
+    authority: String,
+}
+
+impl Line {
+    fn of(one: &Known, part: Part) -> Self {
+        let state = match part {
+            Part::Retire => "void".to_owned(),
+            Part::Prepare | Part::Adopt => one.state.to_string(),
+        };
+        Self {
+            signs: one.side.to_string(),
+            state,
+            authority: one.id.clone(),
+        }
+    }
+}
+
+impl Row for Line {
+    const TITLES: &'static [&'static str] = &["signs", "state", "authority"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.signs.clone(),
+            self.state.clone(),
+            self.authority.clone(),
+        ]
+    }
+}
