@@ -130,9 +130,9 @@ fn fg_03_a_list_of_keys_is_neither_empty_nor_too_long_and_names_nobody_twice() {
         Some(Code::ConfigInvalid)
     );
     for invite in [
-        of(LISTED_MAX),
         with(seat(0), listed(&["one"])),
         listed(&["x", "y"]),
+        of(LISTED_MAX),
     ] {
         domain.invite(invite, NOW).expect("such a list may be");
     }
