@@ -295,6 +295,21 @@ fn only_what_events_of_the_run_name_as_old_goes() {
     assert!(mark.needed.iter().any(data), "the data of every run");
 }
 
+/// A release is kept whole, however old it is.
+#[test]
+fn the_snapshot_to_which_a_pointer_leads_does_not_go() {
+    let mut chain = Chain::default();
+    let one = chain.run("one", "a", 3);
+    let mut release = promoted(1);
+    if let LedgerEvent::SnapshotPromoted { manifest, .. } = &mut release {
+        *manifest = object("a snapshot 1").digest;
+    }
+    chain.note(&one, release);
+    use Kind::{Contribution, Weights};
+    let expected = [(Contribution, 0), (Weights, 1), (Contribution, 1)];
+    assert_eq!(going(&chain.mark(&one, 2)), expected);
+}
+
 #[test]
 fn what_another_run_has_given_up_is_not_needed_by_it() {
     let mut chain = Chain::default();

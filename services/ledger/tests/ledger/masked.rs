@@ -140,7 +140,11 @@ fn tl_17_a_cohort_is_of_all_units_their_holders_and_the_keys_with_which_they_joi
     // A run without secure aggregation has none.
     let mut plain = Book::new();
     plain.note(&opened(0));
-    plain.refuse(&cohort(vec![]));
+    let refused = plain.error(Some(&run_id()), &cohort(vec![]));
+    assert!(
+        refused.to_string().contains("no masks to agree on"),
+        "{refused}"
+    );
     plain.refuse(&dissolved(0));
     plain.refuse(&unmasked(&[]));
 }

@@ -181,6 +181,8 @@ fn tl_32_the_way_of_the_weights_leads_through_every_restore() {
     // No round is open: the restore takes a number by itself.
     book.note(&hold(true));
     book.note(&restored(1, (3, 4), (0, 0)));
+    let taken = &book.run().rounds[3];
+    assert_eq!((taken.opened_at, taken.closed_at), (TIME, Some(TIME)));
     book.note(&hold(false));
     round(&mut book, 4, 2);
     let first = |book: &Book, number, version| {
