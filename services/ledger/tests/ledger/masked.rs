@@ -391,6 +391,8 @@ fn tl_17_an_evaluation_that_is_under_way_keeps_no_masked_round_from_its_seal() {
     assert_eq!(book.run().sealed_masked(), Some((Round(0), units)));
     book.note(&unmasked(&[]));
     assert_eq!(book.run().sealed_masked(), None);
+    book.note(&closed(0, 1));
+    assert_eq!(book.run().view(&run_id()).train_loss, None);
 }
 
 /// Results of another round, and the evaluation of the same number, stay known.

@@ -59,6 +59,8 @@ fn tl_16_a_grant_or_a_round_that_passes_the_budget_does_not_follow() {
     let mut book = Book::of(private(2));
     round(&mut book, 0);
     book.fits(&opened(1));
+    // What its workers state is no loss.
+    assert_eq!(book.run().view(&run_id()).train_loss, None);
 }
 
 #[test]

@@ -394,6 +394,37 @@ fn tl_32_a_restore_is_the_last_until_a_set_is_sealed_or_merged() {
     assert_eq!(last(&book), None);
 }
 
+/// A reader is told of the newest round that still counts, and which snapshots do.
+#[test]
+fn tl_32_a_view_shows_the_loss_of_the_last_round_that_counts() {
+    let mut book = Book::of(settings(1));
+    for (number, loss) in [(0, 3.0), (1, 2.0)] {
+        book.note(&opened(number));
+        let lease = lease(number, 0, 1);
+        book.note(&granted(lease, 0));
+        let mut event = accepted(lease, 0);
+        if let LedgerEvent::ContributionAccepted { contribution, .. } = &mut event {
+            contribution.loss = loss;
+        }
+        book.note(&event);
+        book.note(&sealed(number, &[(0, 1, 32)], 0));
+        book.note(&closed(number, number + 1));
+        book.note(&saved(number + 1));
+    }
+    let shown = |book: &Book| book.run().view(&run_id()).train_loss;
+    assert_eq!(shown(&book), Some(2.0));
+    book.note(&hold(true));
+    book.note(&restored(1, (2, 3), (0, 0)));
+    book.note(&hold(false));
+    assert_eq!(shown(&book), Some(3.0));
+    book.note(&opened(3));
+    book.contribute(3, 0, 0);
+    assert_eq!(shown(&book), Some(3.0), "the next one is not merged yet");
+    let views = book.run().snapshot_views();
+    let undone: Vec<bool> = views.iter().map(|view| view.undone).collect();
+    assert_eq!(undone, [false, true, false]);
+}
+
 /// Versions are numbered on, and the settings count merged rounds.
 #[test]
 fn tl_32_snapshots_and_evaluations_go_by_the_rounds_that_count() {

@@ -71,6 +71,7 @@ impl Pages {
             all.collect::<Vec<_>>()
         };
         assert_eq!(tenants(&again), tenants(&self.0));
+        assert!(again.runs().eq(self.0.runs()), "every run is as before");
     }
 
     fn refuse(&mut self, run: Option<&str>, event: &LedgerEvent) {
