@@ -110,6 +110,14 @@ fn a_tenants_account_is_its_own_and_stays() {
     pages.refuse(None, &set("other", 2));
     pages.note(None, &set("acme", 2));
     pages.note(None, &set("other", 3));
+    let listed = pages.0.tenants();
+    let listed: Vec<_> = listed
+        .map(|(name, one)| (name.as_str(), one.account.clone()))
+        .collect();
+    assert_eq!(
+        listed,
+        [("acme", kit::account(2)), ("other", kit::account(3))]
+    );
 }
 
 #[test]
