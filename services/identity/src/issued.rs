@@ -270,8 +270,9 @@ mod tests {
         assert!(list.is_absent().expect("nothing is there"));
         fs::write(list.folder(), "x").expect("the folder takes files");
         assert!(list.is_absent().is_err() && list.all().is_err());
-        fs::remove_file(list.folder()).expect("it is ours");
         let a = record("a");
+        assert!(list.find(&a.public).is_err());
+        fs::remove_file(list.folder()).expect("it is ours");
         fs::create_dir_all(list.path(&a.public)).expect("it takes folders");
         assert!(!list.is_absent().expect("it is there"));
         assert!(list.find(&a.public).is_err() && list.all().is_err());

@@ -229,6 +229,9 @@ fn fg_03_a_join_token_is_one_that_was_generated() {
         (again.id(), again.token.digest()),
         (file.id(), file.token.digest())
     );
+    // The folders of the machine that invites are nobody's business.
+    assert_eq!(file.trust.ca, Path::new("tls/ca.pem"));
+    assert_eq!((&again.trust, &again.ca), (&file.trust, &file.ca));
     let shown = format!("{again:?}");
     assert!(
         shown.contains(file.id().as_str()) && shown.contains("demo"),
@@ -372,6 +375,9 @@ fn an_invitation_that_cannot_be_read_is_an_error() {
     .expect("the folder takes files");
     let refused = list.find(&key(2)).expect_err("these are no terms");
     assert_eq!(refused.code(), Code::InvitationInvalid);
+    let in_its_place = list.folder().join(key(3).as_str());
+    write_private(&in_its_place, b"x").expect("the folder takes files");
+    assert!(list.find(&key(3)).is_err(), "it is no folder");
     let file = scratch.path().join("file");
     write_private(&file, b"x").expect("the folder takes files");
     assert!(InvitationList::at(&file).all().is_err(), "it is no folder");
