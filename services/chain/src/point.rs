@@ -202,4 +202,17 @@ mod tests {
         }
         assert!(points > 300 && none > 300, "{points} points, {none} none");
     }
+
+    /// All four coordinates of the negative are used here.
+    #[test]
+    fn a_point_and_its_negative_are_nothing_together() {
+        let base = curve25519_dalek::constants::ED25519_BASEPOINT_COMPRESSED;
+        let mut point = Point::decode(base.as_bytes()).expect("it is a point");
+        for _ in 0..20 {
+            let addend = &addends(&[point])[0];
+            let none = [point.negative().plus(addend), point.minus(addend)];
+            assert_eq!(encoded(&none), encoded(&[Point::NEUTRAL; 2]));
+            point = point.plus(addend);
+        }
+    }
 }

@@ -552,6 +552,26 @@ mod tests {
         );
     }
 
+    #[test]
+    fn fg_08_the_purposes_of_a_certificate_are_those_that_it_lists() {
+        let other = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x03];
+        let of = |listed: &[&[u8; 8]]| {
+            let named = listed.iter();
+            let names: Vec<u8> = named
+                .flat_map(|name| [&[OBJECT_ID, 8], &name[..]].concat())
+                .collect();
+            let length = u8::try_from(names.len()).expect("it is short");
+            let found = Purposes::of(&[&[SEQUENCE, length], &names[..]].concat());
+            (found.server, found.client)
+        };
+        assert_eq!(of(&[]), (false, false));
+        assert_eq!(of(&[other]), (false, false));
+        assert_eq!(of(&[&SERVER_AUTH, other]), (true, false));
+        assert_eq!(of(&[&CLIENT_AUTH, other]), (false, true));
+        assert_eq!(of(&[&SERVER_AUTH, &CLIENT_AUTH]), (true, true));
+        assert_eq!(of(&[&CLIENT_AUTH, &SERVER_AUTH]), (true, true));
+    }
+
     proptest! {
         #[test]
         fn no_bytes_do_harm(bytes in prop::collection::vec(any::<u8>(), 0..200), at in 0_usize..600, with: u8) {

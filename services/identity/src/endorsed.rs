@@ -230,4 +230,21 @@ mod tests {
         assert!(!domain.endorse_trust(NOW).expect("that is no error"));
         assert!(!endorsement(&trust).exists());
     }
+
+    /// The folders of the machine that signs are nobody's business.
+    #[test]
+    fn a_signed_bundle_names_the_authority_by_its_place_in_the_folder() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let folder = scratch.path().join("domain");
+        let domain = Domain::init(&folder, &InitOptions::default(), NOW).expect("an empty folder");
+        assert!(domain.endorse_trust(NOW).expect("the vault is here"));
+        let document = read_endorsed(&domain.layout().trust()).expect("it reads");
+        let document = document.expect("it was signed");
+        let claims = document.split('.').nth(1).expect("three parts");
+        let claims = data_encoding::BASE64URL_NOPAD.decode(claims.as_bytes());
+        let claims: Endorsed =
+            serde_json::from_slice(&claims.expect("base64")).expect("it is JSON");
+        assert_eq!(claims.trust.ca, domain.layout().ca_relative());
+        assert!(claims.trust.ca.is_relative());
+    }
 }

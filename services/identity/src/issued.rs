@@ -261,4 +261,37 @@ mod tests {
         assert_eq!(error.code(), Code::RegistrationInvalid);
         assert!(list.all().is_err(), "a list with a hole is no list");
     }
+
+    /// What cannot be read is not the same as what is not there.
+    #[test]
+    fn a_list_or_a_record_that_cannot_be_read_is_an_error() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let list = list(&scratch);
+        assert!(list.is_absent().expect("nothing is there"));
+        fs::write(list.folder(), "x").expect("the folder takes files");
+        assert!(list.is_absent().is_err() && list.all().is_err());
+        let a = record("a");
+        assert!(list.find(&a.public).is_err());
+        fs::remove_file(list.folder()).expect("it is ours");
+        fs::create_dir_all(list.path(&a.public)).expect("it takes folders");
+        assert!(!list.is_absent().expect("it is there"));
+        assert!(list.find(&a.public).is_err() && list.all().is_err());
+    }
+
+    #[test]
+    fn tl_28_the_successor_of_a_key_is_one_that_names_it_and_is_not_blocked() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let list = list(&scratch);
+        let (old, other) = (record("a"), record("b"));
+        let mut new = record("a");
+        new.before = Some(old.public.clone());
+        for record in [&old, &other, &new] {
+            list.record(record).expect("a fresh folder takes files");
+        }
+        let of = |key: &PublicKey| list.successor_of(key).expect("they read");
+        assert_eq!(of(&old.public), Some(new.clone()));
+        assert_eq!((of(&other.public), of(&new.public)), (None, None));
+        list.block(&new.public, NOW).expect("it is ours");
+        assert_eq!(of(&old.public), None);
+    }
 }

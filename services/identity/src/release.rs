@@ -416,4 +416,28 @@ mod tests {
         let other = ReleasePublic::read(&public).expect_err("another curve");
         assert_eq!(other.code(), Code::ReleaseInvalid);
     }
+
+    #[test]
+    fn tl_19_a_public_key_of_releases_is_a_whole_point_on_p_256() {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let path = scratch.path().join("release.pub");
+        let key = ReleaseKey::generate().expect("a key").public();
+        let point = &key.point;
+        let cases = [
+            (point.clone(), true),
+            ([&[2], &point[1..]].concat(), false),
+            (point[..33].to_vec(), false),
+            ([&point[..], &[0]].concat(), false),
+            (Vec::new(), false),
+        ];
+        for (point, right) in cases {
+            let der = BASE64.encode(&[&P256_PREFIX[..], &point].concat());
+            let pem = format!("-----BEGIN PUBLIC KEY-----\n{der}\n-----END PUBLIC KEY-----\n");
+            write_private(&path, pem.as_bytes()).expect("the folder takes files");
+            let read = ReleasePublic::read(&path);
+            assert_eq!(read.is_ok(), right, "{} bytes", point.len());
+            let code = read.err().map(|error| error.code());
+            assert_eq!(code, (!right).then_some(Code::ReleaseInvalid));
+        }
+    }
 }

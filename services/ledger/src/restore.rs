@@ -13,7 +13,7 @@ use schemas::lease::Weights;
 use schemas::quarantine::MergedRounds;
 use schemas::restore::RESTORES_MAX;
 use schemas::snapshot::MergeInput;
-use schemas::{Digest, Round, Tokens, UnixMillis, WorkerId};
+use schemas::{Digest, Round, UnixMillis, WorkerId};
 
 use crate::error::{ApplyError, out_of_place};
 use crate::state::{OpenSync, RestoreRecord, RoundRecord, Run, SnapshotRecord};
@@ -236,7 +236,6 @@ impl Run {
             self.rounds.push(RoundRecord {
                 opened_at: time,
                 closed_at: Some(time),
-                tokens: Tokens(0),
                 ..RoundRecord::default()
             });
         }

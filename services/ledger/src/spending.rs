@@ -165,7 +165,6 @@ impl Run {
     fn drop_round(&mut self, round: Round) {
         self.book_round(round);
         self.open.retain(|sync, _| sync.round != round);
-        self.sealed.retain(|sync| sync.round != round);
         self.units.retain(|unit, _| !is_training(unit, round));
         self.measured.retain(|unit, _| unit.round != round);
         let accepted = self.accepted.iter_mut();

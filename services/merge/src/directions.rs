@@ -542,4 +542,27 @@ mod tests {
             assert!((one - other).abs() < 1e-6);
         }
     }
+
+    /// Both lengths count from the least one on: the voice's own, and that of the others.
+    #[test]
+    fn what_is_as_long_as_the_least_length_has_a_direction() {
+        let cosine = |square: f64, whole: f64| {
+            let sums = Directions {
+                votes: vec![false],
+                dots: vec![0.5e-6],
+                squares: vec![square],
+                whole,
+            };
+            sums.cosines()[0]
+        };
+        let below = SQUARE_MIN.next_down();
+        for (own, others, expected) in [
+            (SQUARE_MIN, 1.0, 0.5),
+            (1.0, SQUARE_MIN, 0.5),
+            (below, 1.0, 0.0),
+            (1.0, below, 0.0),
+        ] {
+            assert_eq!(cosine(own, others), expected, "{own} {others}");
+        }
+    }
 }

@@ -6,7 +6,8 @@ use chain::{Claimed, End, Judgement, Misplaced, Proof, Reader, Relation, Signatu
 use identity::AuditKey;
 use proptest::prelude::*;
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
-use schemas::subject::{Incoming, ledger_subject, record_subject};
+use schemas::security::SecurityEvent;
+use schemas::subject::{Incoming, ledger_subject, record_subject, security_subject};
 use schemas::{AccountId, ChainSequence, Digest, Message as _, RunId, UnixMillis, WorkerId};
 
 const DOMAIN: &str = "the domain";
@@ -149,7 +150,14 @@ fn tl_28_one_key_at_a_time_writes_the_chain_and_each_names_a_later_one() {
     let nonsense = first.sign_event(DOMAIN, b"nonsense".to_vec()).encode();
     let nonsense = (over.0.clone(), nonsense);
     for stolen in [&over, &late, &nonsense] {
-        assert!(matches!(judge(&reader, stolen), Judgement::Foreign(_)));
+        let Judgement::Foreign(reason) = judge(&reader, stolen) else {
+            panic!("the old key is no key of the ledger now");
+        };
+        let [signer, emitter] = [first, second].map(|key| key.public().as_str());
+        assert!(
+            reason.starts_with(signer) && reason.contains(emitter),
+            "{reason}"
+        );
     }
     let unnamed = write(third, &mut end.clone(), None, stopped("unnamed"));
     assert!(matches!(judge(&reader, &unnamed), Judgement::Foreign(_)));
@@ -336,6 +344,36 @@ fn an_event_of_a_worker_stands_under_both_of_its_subjects() {
         let moved = entry.stands_under(&moved);
         assert!(matches!(moved, Err(Misplaced::Kind { .. })), "{moved:?}");
     }
+}
+
+/// The events of the audit service, in a stream of their own and about no run.
+#[test]
+fn an_event_of_the_sentry_stands_under_its_emitter_and_kind_alone() {
+    let (key, other) = (AuditKey::generate(), AuditKey::generate());
+    let entry = |run: Option<&RunId>| {
+        let event = Event::Security(SecurityEvent::SentryStopped);
+        let draft = End::default().write(key.public(), UnixMillis(1), run, event);
+        Claimed::read(&key.sign_event(DOMAIN, draft.body).encode())
+            .and_then(Claimed::unchecked)
+            .expect("it was just written")
+    };
+    let under = |emitter: &AuditKey, kind: &str| -> Incoming {
+        let subject = security_subject(emitter.public(), kind);
+        subject.parse().expect("a subject")
+    };
+    let (own, kind) = (entry(None), "sentry-stopped");
+    assert_eq!(own.stands_under(&under(&key, kind)), Ok(()));
+    let moved = own.stands_under(&under(&other, kind));
+    assert!(matches!(moved, Err(Misplaced::Emitter { .. })), "{moved:?}");
+    let moved = own.stands_under(&under(&key, "sentry-started"));
+    assert!(matches!(moved, Err(Misplaced::Kind { .. })), "{moved:?}");
+    assert_eq!(
+        entry(Some(&run())).stands_under(&under(&key, kind)),
+        Err(Misplaced::Run)
+    );
+    let ledger = ledger_subject(None, key.public(), kind).parse();
+    let moved = own.stands_under(&ledger.expect("a subject"));
+    assert_eq!(moved, Err(Misplaced::Family { kind }));
 }
 
 /// A reader that continues from a checkpoint has not read the events before it.

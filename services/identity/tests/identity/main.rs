@@ -3,6 +3,7 @@
 
 mod bus;
 mod domain;
+mod invitations;
 mod jwt;
 mod jwt_bounds;
 mod kept;

@@ -10,8 +10,8 @@ use identity::clients::{CERTIFICATE_LIFE_MAX, key_fingerprint};
 use identity::secret::write_private;
 use identity::tls::{client_config_showing, mutual_config};
 use identity::{
-    ClientAuthority, ClientFile, ConnectionKey, Credentials, Domain, Holder, InitOptions, Own,
-    TlsFault,
+    ClientAuthority, ClientFile, ConnectionKey, Credentials, Domain, Heir, Holder, IdentityFiles,
+    InitOptions, Issuer as TokenIssuer, Own, TlsFault,
 };
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair,
@@ -20,7 +20,8 @@ use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use schemas::permission::Role;
-use schemas::{Code, Millis, PublicKey, UnixMillis};
+use schemas::renewal::RenewalReply;
+use schemas::{Code, Millis, PublicKey, UnixMillis, V};
 
 const HOUR: Millis = Millis::from_secs(3600);
 
@@ -356,4 +357,66 @@ fn fg_08_a_certificate_of_another_holder_is_not_put_beside_credentials() {
     let pem = std::fs::read(domain.layout().server_certificate()).expect("the domain has one");
     let der = CertificateDer::from_pem_slice(&pem).expect("a certificate");
     assert!(Holder::of(&der).is_err() && Holder::of(b"nothing").is_err());
+}
+
+/// On a machine that holds credentials and not the authority, somebody else renews certificates.
+#[test]
+fn fg_08_without_the_authority_of_clients_no_certificate_is_made_again() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = domain(scratch.path());
+    let issued = domain
+        .issue(Role::Operator, "o", None, HOUR, now())
+        .expect("a fresh name");
+    let file = ClientFile::beside(&issued.credentials);
+    std::fs::remove_file(file.path()).expect("it was there");
+    std::fs::remove_file(domain.layout().clients_key()).expect("it was there");
+    let made = domain.refresh_certificate(&issued.credentials, HOUR, now());
+    assert!(!made.expect("that is no error") && !file.exists());
+}
+
+#[test]
+fn tl_28_fg_08_a_machine_takes_a_certificate_for_its_new_key_as_a_worker_alone() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = domain(scratch.path());
+    let (layout, run) = (domain.layout(), "demo".parse().expect("a name"));
+    domain
+        .issue(Role::Worker, "w1", Some(&run), HOUR, now())
+        .expect("a fresh name");
+    let heir = Heir::prepare(layout, "w1").expect("it is a worker");
+    let asked = heir.question(domain.trust().domain.as_str(), now());
+    let asked = asked.successor.expect("it was asked for");
+    let old = layout.issued().find(heir.held().public());
+    let mut new = old.expect("it reads").expect("it was issued");
+    new.public = asked.worker.clone();
+    let issuer = TokenIssuer::open(&layout.issuer()).expect("its keys");
+    let authority = ClientAuthority::read(&layout.clients_key()).expect("its key");
+    let made = |key: &PublicKey, role| {
+        let made = authority.certify(key, role, new.ends, now());
+        made.expect("a key")
+    };
+    let accept = |certificate: String| {
+        heir.accept(&RenewalReply {
+            v: V,
+            token: issuer.sign(&new, new.ends, now()).expect("a token"),
+            ends: new.ends,
+            certificate: Some(certificate),
+        })
+    };
+    for foreign in [
+        "none".to_owned(),
+        made(heir.held().public(), Role::Worker),
+        made(&new.public, Role::Operator),
+    ] {
+        let refused = accept(foreign).expect_err("it is not the new key's");
+        assert_eq!(refused.code(), Code::SuccessorOther);
+    }
+    accept(made(&new.public, Role::Worker)).expect("it is ours");
+    let files = IdentityFiles {
+        credentials: layout.credentials("w1"),
+        audit_key: Some(layout.audit_key("w1")),
+    };
+    let taken = files.take_successor(now()).expect("it is whole");
+    assert_eq!(taken.as_ref(), Some(&new.public));
+    let shown = ClientFile::beside(&files.credentials).holder();
+    assert_eq!(shown.expect("it was taken too").key, new.public);
 }

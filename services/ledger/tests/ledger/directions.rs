@@ -1,7 +1,7 @@
 //! The comparison of directions and of stated losses, and ledgers that leave out another
 //! contribution, or without a reason.
 
-use ledger::State;
+use ledger::{State, unlike};
 use schemas::event::LedgerEvent;
 use schemas::hold::Reason;
 use schemas::run::{Comparison, RunSpec};
@@ -181,6 +181,32 @@ fn a_comparison_is_of_all_that_is_to_be_compared_and_of_nothing_else() {
     book.note(&sealed(0, &ALL, 0));
     book.refuse(&cosines(0, &good));
     assert_eq!(book.run().tokens.rejected, Tokens(0));
+}
+
+/// Three are enough to compare with each other, and the round waits for a fourth.
+#[test]
+fn a_comparison_waits_for_all_that_its_round_waits_for() {
+    let mut book = Book::of(compared(4));
+    hand_in(&mut book, 0, &[USUAL; 3]);
+    let good = [(0, 1, 0.5), (1, 1, 0.5), (2, 1, 0.5), (3, 1, 0.5)];
+    book.refuse(&cosines(0, &good[..3]));
+    let last = lease(0, 3, 1);
+    book.note(&joined(3));
+    book.note(&granted(last, 3));
+    book.note(&accepted(last, 3));
+    book.fits(&cosines(0, &good[..3]));
+    book.note(&cosines(0, &good));
+}
+
+/// The bounds themselves are usual.
+#[test]
+fn a_loss_is_unlike_at_least_two_others_that_say_something() {
+    let out = |losses: &[f64]| unlike(4.0, losses);
+    assert_eq!(out(&[4.0, 4.0, 1.0, 16.0]), [false; 4]);
+    assert_eq!(out(&[4.0, 4.0, 0.99, 16.01]), [false, false, true, true]);
+    assert_eq!(out(&[1.0, 100.0]), [false; 2]);
+    assert_eq!(out(&[0.0; 3]), [false; 3]);
+    assert_eq!(out(&[-1.0, -9.0, 0.0]), [false; 3]);
 }
 
 #[test]

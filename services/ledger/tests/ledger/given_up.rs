@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kit::{BF16, object};
-use ledger::{Kind, Mark, Named, Needed, State};
+use ledger::{Kind, Mark, Named, Needed, Run, State};
 use schemas::collection::COLLECTIONS_MAX;
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::hold::Hold;
 use schemas::run::RunSpec;
 use schemas::{Bytes, ChainSequence, Digest, ObjectRef, Round, RunId, V};
 
-use crate::kit::{Book, TIME, created, joined, run_id, spec};
+use crate::kit::{Book, TIME, closed, created, joined, opened, run_id, sealed, spec, worker};
 
 fn manifest(version: u64) -> ObjectRef {
     object(&format!("snapshot {version}"))
@@ -192,7 +192,7 @@ impl Chain {
     }
 
     fn run_of(&mut self, mut spec: RunSpec, name: &str, prefix: &str, count: u64) -> RunId {
-        use crate::kit::{accepted, granted, lease, opened, sealed};
+        use crate::kit::{accepted, granted, lease};
         let name: RunId = name.parse().expect("a name");
         spec.run = name.clone();
         spec.schedule.units = 1;
@@ -296,6 +296,21 @@ fn only_what_events_of_the_run_name_as_old_goes() {
     assert!(mark.needed.iter().any(data), "the data of every run");
 }
 
+/// A release is kept whole, however old it is.
+#[test]
+fn the_snapshot_to_which_a_pointer_leads_does_not_go() {
+    let mut chain = Chain::default();
+    let one = chain.run("one", "a", 3);
+    let mut release = promoted(1);
+    if let LedgerEvent::SnapshotPromoted { manifest, .. } = &mut release {
+        *manifest = object("a snapshot 1").digest;
+    }
+    chain.note(&one, release);
+    use Kind::{Contribution, Weights};
+    let expected = [(Contribution, 0), (Weights, 1), (Contribution, 1)];
+    assert_eq!(going(&chain.mark(&one, 2)), expected);
+}
+
 #[test]
 fn what_another_run_has_given_up_is_not_needed_by_it() {
     let mut chain = Chain::default();
@@ -381,4 +396,79 @@ fn objects_that_something_needs_or_that_are_gone_do_not_go() {
     );
     assert_eq!(again.list(), plan.list());
     assert_ne!(again.list(), Mark::sweep([], &needed, &stored).list());
+}
+
+/// A forged checkpoint must not make a reader believe that what it needs was given up.
+#[test]
+fn a_state_that_gave_up_what_its_weights_come_from_contradicts_itself() {
+    let mut book = with_snapshots(4);
+    book.note(&given_up(3, 2));
+    book.note(&given_up(4, 1));
+    book.run().check().expect("nothing is wrong with it");
+    type Change = fn(&mut Run);
+    let changes: [(Change, &str); 5] = [
+        (
+            |run| run.given_up.reverse(),
+            "before round 3 was given up, before that 4",
+        ),
+        (
+            |run| run.given_up[0].snapshots.reverse(),
+            "before round 3 was given up, before that 0",
+        ),
+        (
+            |run| run.given_up[0].snapshots = vec![manifest(1).digest; 2],
+            "before round 3 was given up, before that 0",
+        ),
+        (
+            |run| run.given_up[1].through = Round(5),
+            "come from was given up, before round 5",
+        ),
+        (
+            |run| run.given_up[1].snapshots = vec![manifest(4).digest],
+            "come from was given up, before round 4",
+        ),
+    ];
+    for (change, wanted) in changes {
+        let mut run = book.run().clone();
+        change(&mut run);
+        let found = run.check().expect_err("no ledger comes to this");
+        assert!(found.contains(wanted), "{found}");
+    }
+}
+
+/// The restored snapshot is in the list twice, and is one; those that it left behind do not count.
+#[test]
+fn after_a_restore_the_snapshots_on_the_way_are_counted_each_once() {
+    let mut book = with_snapshots(3);
+    book.note(&freeze());
+    book.note(&LedgerEvent::SnapshotRestored {
+        snapshot: Round(2),
+        manifest: manifest(2),
+        from: Round(3),
+        weights: kit::weights(4, BF16, vec![object("weights 2")]),
+        operator: kit::operator(),
+        reason: "odd loss".parse().expect("a reason"),
+        leases: 0,
+        contributions: 0,
+    });
+    let from = |keep| book.run().keeps_from(keep).get();
+    assert_eq!((from(1), from(2), from(3)), (4, 1, 0));
+}
+
+/// Nobody can go back to a snapshot whose objects are gone.
+#[test]
+fn a_snapshot_that_was_given_up_is_none_without_a_worker() {
+    let mut book = with_snapshots(2);
+    book.note(&opened(2));
+    book.contribute(2, 0, 1);
+    book.note(&sealed(2, &[(0, 1, 32)], 0));
+    book.note(&closed(2, 3));
+    book.note(&saved(3));
+    let clean = |book: &Book| {
+        let found = book.run().last_snapshot_without([worker(1)].iter());
+        found.map(|snapshot| snapshot.round)
+    };
+    assert_eq!(clean(&book), Some(Round(2)));
+    book.note(&given_up(3, 2));
+    assert_eq!(clean(&book), None);
 }

@@ -97,3 +97,16 @@ fn a_checkpoint_keeps_the_seats() {
     let run = back.run(&crate::kit::run_id()).expect("it is there");
     assert_eq!(run.missing_ranks(&seat(0, 2)), [Rank(1)]);
 }
+
+#[test]
+fn what_is_ready_for_units_are_workers_alone_and_groups_that_are_whole() {
+    let mut book = Book::new();
+    assert_eq!(book.run().ready(), 3);
+    book.note(&seated(5, Some(seat(0, 2))));
+    assert_eq!(book.run().ready(), 3);
+    book.note(&seated(6, Some(seat(1, 2))));
+    assert_eq!(book.run().ready(), 4);
+    book.note(&left(5, Departure::Left));
+    book.note(&left(0, Departure::Left));
+    assert_eq!(book.run().ready(), 2);
+}

@@ -1,15 +1,20 @@
 //! Runs with secure aggregation: ledgers in which a cohort, its sum or its end does not fit do not
 //! follow, and an open cohort is in a checkpoint.
 
-use ledger::State;
+use std::collections::BTreeSet;
+
+use ledger::{OpenSync, Run, State};
+use schemas::contribution::Fate;
 use schemas::event::LedgerEvent;
 use schemas::hold::Hold;
-use schemas::masking::{Bytes32, CohortMember, UnitKey};
-use schemas::{Digest, Epoch, Round, UnitIndex};
+use schemas::masking::{Bytes32, CohortMember, UnitKey, Unmasking};
+use schemas::snapshot::MergeInput;
+use schemas::{Digest, Epoch, Round, Tokens, UnitIndex, Weight};
 use serde_bytes::ByteArray;
 
 use crate::kit::{
-    Book, TIME, accepted, closed, ended, granted, joined, lease, opened, run_id, sealed, worker,
+    Book, TIME, accepted, closed, ended, evaluation, granted, joined, lease, opened, run_id,
+    sealed, worker,
 };
 
 const UNITS: u32 = 4;
@@ -135,7 +140,11 @@ fn tl_17_a_cohort_is_of_all_units_their_holders_and_the_keys_with_which_they_joi
     // A run without secure aggregation has none.
     let mut plain = Book::new();
     plain.note(&opened(0));
-    plain.refuse(&cohort(vec![]));
+    let refused = plain.error(Some(&run_id()), &cohort(vec![]));
+    assert!(
+        refused.to_string().contains("no masks to agree on"),
+        "{refused}"
+    );
     plain.refuse(&dissolved(0));
     plain.refuse(&unmasked(&[]));
 }
@@ -272,4 +281,163 @@ fn tl_17_an_open_cohort_is_in_a_checkpoint() {
     state
         .apply(TIME, Some(&run_id()), &close)
         .expect("it goes on");
+}
+
+/// The first input of the round that is open.
+fn input(run: &mut Run) -> &mut MergeInput {
+    match run.open.values_mut().next() {
+        Some(OpenSync::Collecting(inputs)) => inputs.values_mut().next().expect("one is in"),
+        other => panic!("{other:?} does not collect"),
+    }
+}
+
+/// A forged checkpoint must not bring in what the cohort did not do.
+#[test]
+fn tl_17_a_state_in_which_a_stranger_counts_in_a_masked_round_contradicts_itself() {
+    let mut book = agreed();
+    (0..UNITS).for_each(|unit| book.note(&given(unit)));
+    book.run().check().expect("nothing is wrong with it");
+    let (strange, early) = ("is none of its cohort's", "is unmasked and not sealed");
+    type Change = fn(&mut Run);
+    let changes: [(Change, &str); 7] = [
+        (|run| drop(cohort_of(run).remove(0)), strange),
+        (|run| cohort_of(run)[0].epoch = Epoch(2), strange),
+        (|run| input(run).weight = Weight(0), strange),
+        (
+            |run| {
+                let accepted = run.accepted.get_mut(&kit::train(0, 0));
+                accepted.expect("it counts").fate = Fate::Late;
+            },
+            strange,
+        ),
+        (
+            |run| {
+                let record = run.cohorts.get_mut(&Round(0)).expect("it is sealed");
+                record.unmasking = Some(Unmasking {
+                    cohort: digest(),
+                    seeds: vec![],
+                    masking: vec![],
+                    gone: vec![],
+                });
+            },
+            early,
+        ),
+        (
+            |run| {
+                let record = run.cohorts[&Round(0)].clone();
+                run.cohorts.insert(Round(1), record);
+            },
+            "round 1 has a cohort and is not open",
+        ),
+        (
+            |run| run.spec.secure_aggregation = None,
+            "round 0 has a cohort and is not open",
+        ),
+    ];
+    for (change, wanted) in changes {
+        let mut run = book.run().clone();
+        change(&mut run);
+        let found = run.check().expect_err("no ledger comes to this");
+        assert!(found.contains(wanted), "{found}");
+    }
+}
+
+fn cohort_of(run: &mut Run) -> &mut Vec<CohortMember> {
+    let record = run.cohorts.get_mut(&Round(0));
+    &mut record.expect("it is sealed").members
+}
+
+/// A masked run of several rounds, in which worker 4 evaluates.
+fn evaluating() -> Book {
+    let mut spec = kit::masked_run_spec(UNITS)
+        .initial(vec![kit::object("initial")])
+        .build();
+    spec.schedule.evaluation_every = 1;
+    let mut book = Book::of(spec);
+    book.note(&joined(3));
+    book.note(&joined(4));
+    book
+}
+
+/// Fixes the workers of a round.
+fn agree(book: &mut Book, round: u64) {
+    book.note(&opened(round));
+    for unit in 0..UNITS {
+        book.note(&granted(lease(round, unit, 1), unit));
+    }
+    let (round, members) = (Round(round), all());
+    book.note(&LedgerEvent::CohortSealed { round, members });
+}
+
+fn done(book: &mut Book, round: u64, units: std::ops::Range<u32>) {
+    for unit in units {
+        book.note(&accepted(lease(round, unit, 1), unit));
+    }
+}
+
+#[test]
+fn tl_17_an_evaluation_that_is_under_way_keeps_no_masked_round_from_its_seal() {
+    let mut book = evaluating();
+    agree(&mut book, 0);
+    book.note(&granted(evaluation(0, 1), 4));
+    done(&mut book, 0, 0..UNITS);
+    assert!(book.run().is_settled(Round(0)) && !book.run().is_settled(Round(1)));
+    book.note(&sealed(
+        0,
+        &[(0, 1, 32), (1, 1, 32), (2, 1, 32), (3, 1, 32)],
+        0,
+    ));
+    let units = (0..UNITS).map(UnitIndex).collect();
+    assert_eq!(book.run().sealed_masked(), Some((Round(0), units)));
+    book.note(&unmasked(&[]));
+    assert_eq!(book.run().sealed_masked(), None);
+    book.note(&closed(0, 1));
+    assert_eq!(book.run().view(&run_id()).train_loss, None);
+}
+
+/// Results of another round, and the evaluation of the same number, stay known.
+#[test]
+fn tl_17_a_cohort_that_is_given_up_takes_nothing_from_other_rounds() {
+    let mut book = evaluating();
+    agree(&mut book, 0);
+    done(&mut book, 0, 0..UNITS);
+    book.note(&sealed(
+        0,
+        &[(0, 1, 32), (1, 1, 32), (2, 1, 32), (3, 1, 32)],
+        0,
+    ));
+    book.note(&unmasked(&[]));
+    book.note(&closed(0, 1));
+    agree(&mut book, 1);
+    book.evaluate(1, 4);
+    done(&mut book, 1, 0..2);
+    for unit in 2..UNITS {
+        book.note(&ended(lease(1, unit, 1), unit));
+    }
+    let (round, contributions) = (Round(1), 2);
+    book.note(&LedgerEvent::CohortDissolved {
+        round,
+        contributions,
+    });
+    let run = book.run();
+    let mut expected: Vec<_> = (0..UNITS).map(|unit| kit::train(0, unit)).collect();
+    expected.push(kit::evaluate(1));
+    expected.sort();
+    assert_eq!(run.accepted.keys().copied().collect::<Vec<_>>(), expected);
+    let (old, new) = (&run.rounds[0], &run.rounds[1]);
+    assert_eq!(
+        (old.tokens, new.tokens, new.loss_sum),
+        (Tokens(128), Tokens(0), 0.0)
+    );
+    assert_eq!(
+        (run.tokens.merged, run.tokens.abandoned),
+        (Tokens(128), Tokens(128))
+    );
+    let offered: BTreeSet<_> = run.units.keys().copied().collect();
+    let training = (0..UNITS).map(|unit| kit::train(1, unit));
+    assert_eq!(offered, training.chain([kit::evaluate(0)]).collect());
+    assert!(
+        run.base(&kit::train(1, 0))
+            .all(|weights| weights.round == Round(1))
+    );
 }

@@ -429,3 +429,32 @@ fn tl_31_a_worker_is_shut_out_with_all_its_keys() {
     let kept = resumed.run(&run_id());
     assert_eq!(kept, book.state().run(&run_id()), "the keys are in it");
 }
+
+/// The lists of both are empty, and the keys of a stranger are one key.
+#[test]
+fn tl_31_a_stranger_in_quarantine_joins_an_empty_run_with_no_other_key() {
+    let mut state = State::default();
+    let mut fold = |event: &LedgerEvent| state.apply(TIME, Some(&run_id()), event);
+    fold(&created(spec())).expect("it is the first");
+    fold(&shut(0, None, 0)).expect("it need not have joined");
+    fold(&renamed(1, 0)).expect_err("it is the same worker");
+    fold(&renamed(1, 2)).expect("that is another one");
+}
+
+/// The sum of no losses is 0, whatever the numbers that were added and taken away leave behind.
+#[test]
+fn a_round_whose_last_contribution_is_withdrawn_has_no_losses() {
+    let mut spec = of_units(3);
+    spec.policy.comparison = Comparison::of_norms(4.0);
+    let mut book = Book::of(spec);
+    book.note(&opened(0));
+    // Beside the first loss the second one is lost in the sum.
+    for (unit, loss) in [(0, 1e17), (1, 1.0)] {
+        let lease = lease(0, unit, 1);
+        book.note(&granted(lease, unit));
+        book.note(&of_loss(lease, unit, loss));
+    }
+    book.note(&shut(0, None, 1));
+    book.note(&shut(1, None, 1));
+    assert_eq!(book.run().rounds[0].loss_sum, 0.0);
+}

@@ -3,13 +3,14 @@
 
 use kit::{BF16, object};
 use ledger::{RestoreRecord, State};
-use schemas::event::LedgerEvent;
+use schemas::event::{Departure, LedgerEvent};
+use schemas::restore::RESTORES_MAX;
 use schemas::run::{Comparison, RunSpec};
 use schemas::{ObjectRef, Round, Tokens};
 
 use crate::kit::{
-    Book, TIME, accepted, closed, evaluated, evaluation, granted, hold, lease, opened, run_id,
-    sealed, spec, worker,
+    Book, TIME, accepted, closed, evaluated, evaluation, granted, hold, joined, lease, left,
+    opened, run_id, sealed, spec, worker,
 };
 
 fn manifest(version: u64) -> ObjectRef {
@@ -180,6 +181,8 @@ fn tl_32_the_way_of_the_weights_leads_through_every_restore() {
     // No round is open: the restore takes a number by itself.
     book.note(&hold(true));
     book.note(&restored(1, (3, 4), (0, 0)));
+    let taken = &book.run().rounds[3];
+    assert_eq!((taken.opened_at, taken.closed_at), (TIME, Some(TIME)));
     book.note(&hold(false));
     round(&mut book, 4, 2);
     let first = |book: &Book, number, version| {
@@ -366,4 +369,135 @@ fn tl_19_tl_32_a_restored_snapshot_keeps_its_statement_and_its_pointers() {
             (Round(3), Some(statement), 1)
         ]
     );
+}
+
+/// Until something is sealed after it, a restore can be taken to be the last thing that happened.
+#[test]
+fn tl_32_a_restore_is_the_last_until_a_set_is_sealed_or_merged() {
+    let mut book = at_work();
+    let last = |book: &Book| book.run().restored_last().map(|last| last.version.get());
+    assert_eq!(last(&book), None);
+    book.note(&hold(true));
+    book.note(&restored(1, (3, 4), (1, 1)));
+    assert_eq!(last(&book), Some(4));
+    book.note(&hold(false));
+    book.note(&opened(4));
+    let views = book.run().round_views();
+    let undone: Vec<bool> = views.iter().map(|view| view.undone).collect();
+    assert_eq!(undone, [false, true, true, true, false]);
+    for unit in 0..3 {
+        book.contribute(4, unit, unit);
+    }
+    assert_eq!(last(&book), Some(4));
+    book.note(&sealed(4, &[(0, 1, 32), (1, 1, 32), (2, 1, 32)], 0));
+    assert_eq!(last(&book), None);
+    book.note(&closed(4, 5));
+    assert_eq!(last(&book), None);
+}
+
+/// A reader is told of the newest round that still counts, and which snapshots do.
+#[test]
+fn tl_32_a_view_shows_the_loss_of_the_last_round_that_counts() {
+    let mut book = Book::of(settings(1));
+    for (number, loss) in [(0, 3.0), (1, 2.0)] {
+        book.note(&opened(number));
+        let lease = lease(number, 0, 1);
+        book.note(&granted(lease, 0));
+        let mut event = accepted(lease, 0);
+        if let LedgerEvent::ContributionAccepted { contribution, .. } = &mut event {
+            contribution.loss = loss;
+        }
+        book.note(&event);
+        book.note(&sealed(number, &[(0, 1, 32)], 0));
+        book.note(&closed(number, number + 1));
+        book.note(&saved(number + 1));
+    }
+    let shown = |book: &Book| book.run().view(&run_id()).train_loss;
+    assert_eq!(shown(&book), Some(2.0));
+    book.note(&hold(true));
+    book.note(&restored(1, (2, 3), (0, 0)));
+    book.note(&hold(false));
+    assert_eq!(shown(&book), Some(3.0));
+    book.note(&opened(3));
+    book.contribute(3, 0, 0);
+    assert_eq!(shown(&book), Some(3.0), "the next one is not merged yet");
+    let views = book.run().snapshot_views();
+    let undone: Vec<bool> = views.iter().map(|view| view.undone).collect();
+    assert_eq!(undone, [false, true, false]);
+}
+
+/// Versions are numbered on, and the settings count merged rounds.
+#[test]
+fn tl_32_snapshots_and_evaluations_go_by_the_rounds_that_count() {
+    let mut settings = settings(1);
+    (
+        settings.schedule.snapshot_every,
+        settings.schedule.evaluation_every,
+    ) = (2, 3);
+    let mut book = Book::of(settings);
+    for number in 0..3 {
+        round(&mut book, number, 0);
+    }
+    book.note(&hold(true));
+    book.note(&restored(1, (3, 4), (0, 0)));
+    let run = book.run();
+    let saves: Vec<u64> = (0..10).filter(|of| run.saves(Round(*of))).collect();
+    let evaluates: Vec<u64> = (0..10).filter(|of| run.evaluates(Round(*of))).collect();
+    // Version 4 descends from one merged round, version 5 from two.
+    assert_eq!(saves, [0, 2, 5, 7, 9]);
+    assert_eq!(evaluates, [0, 3, 6, 9]);
+}
+
+/// Where a restore went back to the middle of a worker's rounds, `rounds` is what they can be at most.
+#[test]
+fn tl_32_a_worker_has_no_more_merged_rounds_than_there_are_up_to_the_snapshot() {
+    let mut book = Book::of(settings(1));
+    for (number, by) in [(0, 1), (1, 0), (2, 0), (3, 0)] {
+        round(&mut book, number, by);
+    }
+    book.note(&hold(true));
+    book.note(&restored(3, (4, 5), (0, 0)));
+    let merged = book.run().merged_into(&worker(0), Round(5));
+    let merged = merged.expect("two of its rounds led there");
+    assert_eq!(
+        (merged.first, merged.last, merged.rounds),
+        (Round(1), Round(2), 2)
+    );
+}
+
+/// The keys that a worker had before are its own: what it did under each is summed up.
+#[test]
+fn tl_32_the_merged_rounds_of_a_worker_are_those_under_all_its_keys() {
+    let mut book = Book::of(settings(1));
+    for number in 0..2 {
+        round(&mut book, number, 0);
+    }
+    book.note(&left(0, Departure::Left));
+    let mut renamed = joined(5);
+    if let LedgerEvent::WorkerJoined { before, .. } = &mut renamed {
+        *before = Some(worker(0));
+    }
+    book.note(&renamed);
+    for number in 2..5 {
+        round(&mut book, number, 5);
+    }
+    let merged = |number, version| {
+        let merged = book.run().merged_into(&worker(number), Round(version));
+        merged.map(|merged| (merged.first.get(), merged.last.get(), merged.rounds))
+    };
+    assert_eq!(merged(5, 5), Some((0, 4, 5)));
+    assert_eq!(merged(5, 2), Some((0, 1, 2)));
+    assert_eq!(merged(0, 5), Some((0, 1, 2)));
+}
+
+#[test]
+fn a_run_is_restored_a_bounded_number_of_times() {
+    let mut book = Book::of(settings(1));
+    round(&mut book, 0, 0);
+    book.note(&hold(true));
+    let most = RESTORES_MAX as u64;
+    for number in 0..most {
+        book.note(&restored(1, (number + 1, number + 2), (0, 0)));
+    }
+    book.refuse(&restored(1, (most + 1, most + 2), (0, 0)));
 }

@@ -1,10 +1,11 @@
 //! A worker with another key than before, in the ledger: it is the same worker, so it was not shut
 //! out and is no member twice.
 
+use ledger::KeyState;
 use schemas::event::{Departure, LedgerEvent};
 
 use crate::groups::seat;
-use crate::kit::{Book, granted, joined, lease, left, opened, worker};
+use crate::kit::{Book, granted, joined, lease, left, opened, run_id, worker};
 
 /// The join of worker `number`, which was worker `earlier`.
 fn renamed(number: u32, earlier: u32) -> LedgerEvent {
@@ -19,7 +20,8 @@ fn renamed(number: u32, earlier: u32) -> LedgerEvent {
 fn tl_28_a_worker_joins_with_another_key_after_it_left_and_takes_its_seat() {
     let mut book = Book::new();
     book.note(&opened(0));
-    book.refuse(&renamed(5, 0));
+    let present = book.error(Some(&run_id()), &renamed(5, 0)).to_string();
+    assert!(present.contains("which is a member still"), "{present}");
     book.refuse(&renamed(0, 0));
     book.note(&left(0, Departure::Left));
     let mut seated = renamed(5, 0);
@@ -28,8 +30,19 @@ fn tl_28_a_worker_joins_with_another_key_after_it_left_and_takes_its_seat() {
     }
     book.note(&seated);
     book.note(&granted(lease(0, 0, 1), 5));
-    // A key that never joined is no obstacle.
+    // A key that never joined is no obstacle, and neither is another worker that has changed its key.
     book.fits(&renamed(6, 9));
+    book.fits(&joined(8));
+    // A worker is not in its own way.
+    let in_the_way = |number, spared: u32| {
+        let found = book
+            .run()
+            .successor_in_the_way(&worker(number), |key| *key == worker(spared));
+        found.map(|(key, state)| (key.clone(), state))
+    };
+    assert_eq!(in_the_way(5, 9), None);
+    assert_eq!(in_the_way(0, 9), Some((worker(5), KeyState::Present)));
+    assert_eq!(in_the_way(0, 5), None);
 }
 
 #[test]
@@ -42,7 +55,8 @@ fn tl_31_another_key_is_no_way_around_a_quarantine_or_a_removal() {
         lease: None,
         withdrawn: 0,
     });
-    book.refuse(&renamed(5, 0));
+    let shut = book.error(Some(&run_id()), &renamed(5, 0)).to_string();
+    assert!(shut.contains("which is in quarantine"), "{shut}");
     book.note(&LedgerEvent::WorkerReadmitted {
         worker: worker(0),
         operator: kit::operator(),
@@ -50,7 +64,8 @@ fn tl_31_another_key_is_no_way_around_a_quarantine_or_a_removal() {
     });
     book.fits(&renamed(5, 0));
     book.note(&left(1, Departure::Removed));
-    book.refuse(&renamed(5, 1));
+    let removed = book.error(Some(&run_id()), &renamed(5, 1)).to_string();
+    assert!(removed.contains("which was removed before"), "{removed}");
 }
 
 #[test]

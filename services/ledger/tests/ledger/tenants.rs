@@ -1,12 +1,18 @@
 //! Tenants in the fold: what their accounts and their ends forbid, and where they stand in a
 //! checkpoint.
 
+use std::collections::BTreeSet;
+
 use ledger::State;
 use schemas::event::{Departure, LedgerEvent};
+use schemas::hold::Hold;
 use schemas::tenant::Quota;
-use schemas::{RunId, UnixMillis};
+use schemas::{Chunks, Listed, RunId, UnixMillis};
 
-use crate::kit::{TIME, created, hold, joined, left, spec, worker};
+use crate::kit::{
+    TIME, accepted, closed, created, granted, hold, joined, lease, left, opened, sealed, spec,
+    worker,
+};
 
 fn set(name: &str, account: u32) -> LedgerEvent {
     LedgerEvent::TenantSet {
@@ -65,6 +71,7 @@ impl Pages {
             all.collect::<Vec<_>>()
         };
         assert_eq!(tenants(&again), tenants(&self.0));
+        assert!(again.runs().eq(self.0.runs()), "every run is as before");
     }
 
     fn refuse(&mut self, run: Option<&str>, event: &LedgerEvent) {
@@ -103,6 +110,14 @@ fn a_tenants_account_is_its_own_and_stays() {
     pages.refuse(None, &set("other", 2));
     pages.note(None, &set("acme", 2));
     pages.note(None, &set("other", 3));
+    let listed = pages.0.tenants();
+    let listed: Vec<_> = listed
+        .map(|(name, one)| (name.as_str(), one.account.clone()))
+        .collect();
+    assert_eq!(
+        listed,
+        [("acme", kit::account(2)), ("other", kit::account(3))]
+    );
 }
 
 #[test]
@@ -150,4 +165,119 @@ fn a_state_without_tenants_names_none_in_its_checkpoint() {
     let noted = state.apply(TIME, None, &set("acme", 2));
     noted.expect("it fits");
     assert!(names(&state, "tenants"));
+}
+
+/// A run of one round that its only worker has done, and that is complete.
+fn completed(pages: &mut Pages, name: &str, account: u32) {
+    let mut spec = spec();
+    spec.run = run(name);
+    (spec.schedule.rounds, spec.schedule.units) = (1, 1);
+    for event in [
+        created(spec),
+        by(account, 0),
+        opened(0),
+        granted(lease(0, 0, 1), 0),
+        accepted(lease(0, 0, 1), 0),
+        sealed(0, &[(0, 1, 32)], 0),
+        closed(0, 1),
+        LedgerEvent::RunCompleted,
+    ] {
+        pages.note(Some(name), &event);
+    }
+}
+
+/// Members of a complete run do nothing any more, so nobody has to freeze it.
+#[test]
+fn tl_31_the_end_of_a_tenant_is_the_end_of_its_open_runs_and_of_no_others() {
+    let mut pages = Pages(State::default());
+    pages.note(None, &set("acme", 2));
+    pages.note(None, &set("other", 3));
+    completed(&mut pages, "acme_old", 2);
+    for (name, account) in [("acme_demo", 2), ("other_demo", 3), ("demo", 1)] {
+        pages.note(Some(name), &creates(name));
+        pages.note(Some(name), &by(account, 1));
+    }
+    pages.note(Some("acme_demo"), &left(1, Departure::Left));
+    pages.note(Some("acme_demo"), &hold(true));
+    let stopped = |pages: &Pages| pages.0.stopped_runs();
+    let names = |all: &[&str]| -> BTreeSet<RunId> { all.iter().map(|name| run(name)).collect() };
+    assert_eq!(stopped(&pages), names(&[]));
+    let acme = "acme".parse().expect("a name");
+    assert!(!pages.0.has_ended(&acme));
+    pages.note(None, &ended("acme"));
+    assert!(pages.0.has_ended(&acme) && !pages.0.has_ended(&"other".parse().expect("a name")));
+    let is_over = |name: &str| pages.0.run(&run(name)).expect("it is there").tenant_ended;
+    let over = ["acme_demo", "acme_old", "other_demo", "demo"].map(is_over);
+    assert_eq!(over, [true, false, false, false]);
+    // The URLs of the complete run are out as well.
+    assert_eq!(stopped(&pages), names(&["acme_demo", "acme_old"]));
+    for (name, account) in [("other_demo", 3), ("demo", 1)] {
+        pages.note(Some(name), &by(account, 2));
+        pages.note(Some(name), &hold(true));
+        pages.note(Some(name), &hold(false));
+    }
+    pages.note(
+        Some("demo"),
+        &LedgerEvent::HoldPlaced {
+            hold: Hold::Urls,
+            operator: kit::operator(),
+            reason: "a log has urls".parse().expect("a reason"),
+        },
+    );
+    assert_eq!(stopped(&pages), names(&["acme_demo", "acme_old", "demo"]));
+}
+
+#[test]
+fn a_tenant_keeps_the_time_of_its_first_entry_and_the_quota_of_its_last() {
+    let mut state = State::default();
+    let name = "acme".parse().expect("a name");
+    assert_eq!(state.tenant(&name), None);
+    let mut note = |time, event: &LedgerEvent| {
+        let noted = state.apply(UnixMillis(time), None, event);
+        noted.expect("it fits");
+        state.tenant(&name).expect("it is there").clone()
+    };
+    let first = note(5, &set("acme", 2));
+    assert_eq!((first.since, first.ended), (UnixMillis(5), None));
+    let mut other = set("acme", 2);
+    if let LedgerEvent::TenantSet { quota, .. } = &mut other {
+        quota.runs = Some(7);
+    }
+    let again = note(6, &other);
+    assert_eq!((again.since, again.quota.runs), (UnixMillis(5), Some(7)));
+    let over = note(8, &ended("acme"));
+    assert_eq!(
+        (over.since, over.ended),
+        (UnixMillis(5), Some(UnixMillis(8)))
+    );
+}
+
+/// For the quota: chunks, and the list that names them if there is one.
+#[test]
+fn the_objects_of_a_tenants_contributions_are_counted_and_no_others() {
+    let mut pages = Pages(State::default());
+    pages.note(None, &set("acme", 2));
+    for (name, account, objects) in [("acme_demo", 2, [2, 6]), ("demo", 1, [0, 0])] {
+        pages.note(Some(name), &creates(name));
+        pages.note(Some(name), &opened(0));
+        for number in 0..2 {
+            pages.note(Some(name), &by(account, number));
+            let lease = lease(0, number, 1);
+            pages.note(Some(name), &granted(lease, number));
+            let chunks = |count: u32| -> Vec<_> {
+                let each = (0..count).map(|at| kit::object(&format!("{name} {number} {at}")));
+                each.collect()
+            };
+            let mut event = accepted(lease, number);
+            if let LedgerEvent::ContributionAccepted { contribution, .. } = &mut event {
+                contribution.chunks = match number {
+                    0 => chunks(2).into(),
+                    _ => Chunks::Listed(Listed::of(&chunks(3)).0),
+                };
+            }
+            pages.note(Some(name), &event);
+            let run = pages.0.run(&run(name)).expect("it is there");
+            assert_eq!(run.objects, objects[number as usize]);
+        }
+    }
 }

@@ -257,6 +257,14 @@ mod tests {
             alter(&mut wish);
             assert_eq!(decided(NOW, &wish, known), unproven, "{index}");
         }
+        for off in [
+            NOW.get() - PROOF_AGE_MAX.get(),
+            NOW.get() + PROOF_AGE_MAX.get(),
+        ] {
+            let mut wish = wish();
+            wish.at = UnixMillis(off);
+            assert!(decided(NOW, &wish, known).is_ok(), "it is new enough");
+        }
         let mut blocked = old.clone();
         blocked.blocked = Some(NOW);
         let stopped = Heritage {

@@ -237,3 +237,27 @@ fn rates_are_forgotten_when_they_mean_nothing_any_more() {
     assert!(registrar.rates.values().all(|rate| rate.is_full(rested)));
     assert!(registrar.rates.values().all(|rate| !rate.is_full(NOW)));
 }
+
+/// So many holders can be told apart and no more: those that asked lately keep others out, and make
+/// room as soon as forgetting them changes nothing for them.
+#[test]
+fn the_rates_of_a_bounded_number_of_holders_are_remembered() {
+    let mut registrar = Registrar::new(LIFETIME, Posture::default());
+    let key = |number: usize| -> PublicKey {
+        let letter = |at: u32| char::from(b'A' + (number >> (4 * at) & 15) as u8);
+        let digits: String = (0..5).rev().map(letter).collect();
+        let text = format!("U{}{digits}", "A".repeat(50));
+        text.parse().expect("the form of a user's key")
+    };
+    for number in 0..HOLDERS_MAX {
+        assert!(registrar.admit(&key(number), NOW));
+    }
+    let (known, other) = (key(7), key(HOLDERS_MAX));
+    assert!(!registrar.admit(&other, NOW), "there is no room");
+    assert!(registrar.admit(&known, NOW), "it has its place");
+    assert_eq!(registrar.rates.len(), HOLDERS_MAX);
+    let rested = NOW.after(QUESTION_EVERY);
+    assert!(registrar.admit(&other, rested), "the others have rested");
+    let left: Vec<&PublicKey> = registrar.rates.keys().collect();
+    assert_eq!(left, [&known, &other], "one has asked twice");
+}

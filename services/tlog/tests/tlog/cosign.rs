@@ -217,3 +217,64 @@ fn a_policy_may_name_the_log() {
     assert!(!named.names_log("diloco/other", &[key]));
     assert!(policy("quorum a").unwrap().names_log(ORIGIN, &[key]));
 }
+
+/// What is wrong is said of the line in which it is.
+#[test]
+fn a_policy_names_the_line_that_it_does_not_take() {
+    let named = |lines: &str| match policy(lines) {
+        Err(PolicyError::Line { line, reason }) => (line, reason),
+        other => panic!("{lines}: {other:?}"),
+    };
+    // Five lines stand before these.
+    for (lines, line, reason) in [
+        ("quorum d", 6, "it names no witness and no group"),
+        ("quorum a\n\nquorum b", 8, "there is a quorum already"),
+        ("quorum", 6, "it is no line"),
+        ("\ngroup g", 7, "it is no line"),
+        ("log x", 6, "no key of a log"),
+    ] {
+        let (at, said) = named(lines);
+        assert_eq!(at, line, "{lines}");
+        assert!(said.contains(reason), "{lines}: {said}");
+    }
+    assert_eq!(policy(""), Err(PolicyError::NoQuorum));
+}
+
+#[test]
+fn a_policy_lists_its_witnesses_under_its_own_names() {
+    let policy = policy("quorum a").unwrap();
+    let listed: Vec<(&str, &str)> = policy
+        .witnesses()
+        .map(|(name, witness)| (name, witness.name()))
+        .collect();
+    assert_eq!(listed, [("a", "site-a"), ("b", "site-b"), ("c", "site-c")]);
+}
+
+/// A text of the greatest length is read still.
+#[test]
+fn names_policies_and_heads_are_read_up_to_their_bounds() {
+    let name = "a".repeat(128);
+    assert_eq!(Witness::new(&name, [1; 32]).unwrap().name(), name);
+    let end = "quorum none";
+    let longest = "\n".repeat(tlog::cosign::POLICY_BYTES_MAX - end.len()) + end;
+    assert!(Policy::read(longest.as_bytes()).is_ok());
+    let (one, head) = (witness(1, "one"), head(5));
+    let line = line(&one, &head, 7);
+    // A line of another, as long as what is left.
+    let text = sign(&head) + &line;
+    let left = NOTE_BYTES_MAX - text.len() - "\u{2014} x \n".len();
+    let long = text + &format!("\u{2014} x {}\n", "A".repeat(left));
+    assert_eq!(long.len(), NOTE_BYTES_MAX);
+    assert_eq!(one.1.cosigned_at(long.as_bytes(), &head), Ok(Some(7)));
+}
+
+/// A witness may cosign a head again, later.
+#[test]
+fn the_last_cosignature_of_a_witness_counts() {
+    let (one, head) = (witness(1, "one"), head(5));
+    let [early, late] = [70, 90].map(|time| line(&one, &head, time));
+    for lines in [[&early, &late], [&late, &early]] {
+        let note = sign(&head) + lines[0] + lines[1];
+        assert_eq!(one.1.cosigned_at(note.as_bytes(), &head), Ok(Some(90)));
+    }
+}

@@ -457,6 +457,13 @@ fn a_machine_that_opens_a_layer_is_refused_where_the_registrar_does_not() {
         reason: "x".repeat(TEXT_BYTES_MAX + 1),
     }];
     assert_eq!(disk.refuses(&asked), Code::MessageInvalid);
+    // As long as a posture may be, it is looked at.
+    let longest = OpenLayer {
+        layer: Layer::Bulk,
+        reason: "x".repeat(TEXT_BYTES_MAX),
+    };
+    asked.request.posture.open = vec![longest; Layer::ALL.len()];
+    assert_eq!(disk.refuses(&asked), Code::LayerOpen);
 }
 
 #[test]
