@@ -209,7 +209,7 @@ fn tl_31_tl_20_the_urls_of_a_worker_that_is_shut_out_are_stopped_with_those_of_i
         holders: [of(1), of(2)].into(),
         concerned: [of(2)].into(),
     };
-    assert_eq!(orders(&world), [first.clone()]);
+    assert_eq!(orders(&world), std::slice::from_ref(&first));
     world.restart();
     world.answer_pending();
     assert_eq!(
