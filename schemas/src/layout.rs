@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_layouts_are_refused() {
+    fn fg_11_hostile_layouts_are_refused() {
         assert!(layout(&[]).validate().is_err());
         assert!(
             layout(&[("a", &[1], 0), ("a", &[1], 0)])

@@ -125,7 +125,7 @@ fn a_manifest_of_data_agrees_with_itself_and_with_the_limits() {
 }
 
 #[test]
-fn a_layout_has_names_and_a_size_that_can_be() {
+fn fg_11_a_layout_has_names_and_a_size_that_can_be() {
     let layout = |tensors: Vec<(String, Vec<u64>)>| {
         let spec = |(name, shape)| TensorSpec {
             name,

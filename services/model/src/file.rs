@@ -295,10 +295,11 @@ impl TensorFile {
         let header: Metadata =
             serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
         let data_start = LENGTH_BYTES + header_bytes;
-        let expected = data_start + header.data_len() as u64;
-        if bytes != expected {
+        let data = header.data_len() as u64;
+        // Several tensors may add up to more than a file can have.
+        if data_start.checked_add(data) != Some(bytes) {
             return Err(malformed(format!(
-                "it has {bytes} bytes, its header says {expected}"
+                "it has {bytes} bytes, its header says {data_start} and {data} of data"
             )));
         }
         Ok(Self {
@@ -468,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_files_are_refused() {
+    fn fg_11_damaged_files_are_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         let (layout, mut values, path) = exported(folder.path());
         let whole = fs::read(&path).expect("bytes");
@@ -498,5 +499,100 @@ mod tests {
             import_safetensors(&layout, &path, &mut values[1..]),
             Err(FileError::Values { .. })
         ));
+    }
+    /// A file with this header and so many bytes behind it.
+    fn with_header(folder: &Path, header: &str, data: usize) -> PathBuf {
+        let path = folder.join("hostile.safetensors");
+        let length = (header.len() as u64).to_le_bytes();
+        let bytes = [&length[..], header.as_bytes(), &vec![0; data][..]].concat();
+        fs::write(&path, bytes).expect("written");
+        path
+    }
+
+    /// Headers that lie about the data behind them; nothing is allocated for what they say.
+    #[test]
+    fn fg_11_hostile_headers_are_refused_before_anything_is_allocated_for_them() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let tensor = |name: &str, kind: &str, shape: &str, from: u64, to: u64| {
+            format!(
+                r#""{name}":{{"dtype":"{kind}","shape":[{shape}],"data_offsets":[{from},{to}]}}"#
+            )
+        };
+        let whole = format!(
+            "{{{},{}}}",
+            tensor("a", "F32", "2", 0, 8),
+            tensor("b", "F32", "2", 8, 16)
+        );
+        let opened = TensorFile::open(&with_header(folder.path(), &whole, 16));
+        let mut values = [1.0; 2];
+        let read = opened.and_then(|file| file.read("b", &[2], &mut values));
+        assert!(read.is_ok() && values == [0.0; 2], "{read:?}");
+
+        let huge = 1_u64 << 60;
+        // Eight tensors of bytes, each as long as its number of bits can say: with the length of the
+        // header they end behind the last number that there is.
+        let longest = (1_u64 << 61) - 1;
+        let many: Vec<String> = (0..8)
+            .map(|place| {
+                let (from, to) = (place * longest, (place + 1) * longest);
+                tensor(&format!("t{place}"), "U8", &longest.to_string(), from, to)
+            })
+            .collect();
+        for (what, header, data) in [
+            (
+                "offsets that overlap",
+                format!(
+                    "{{{},{}}}",
+                    tensor("a", "F32", "2", 0, 8),
+                    tensor("b", "F32", "2", 4, 12)
+                ),
+                12,
+            ),
+            (
+                "a gap between two",
+                format!(
+                    "{{{},{}}}",
+                    tensor("a", "F32", "2", 0, 8),
+                    tensor("b", "F32", "2", 12, 20)
+                ),
+                20,
+            ),
+            (
+                "an end before its start",
+                format!("{{{}}}", tensor("a", "F32", "2", 8, 0)),
+                8,
+            ),
+            (
+                "a shape that overflows to nothing",
+                format!("{{{}}}", tensor("a", "F32", "4294967296,4294967296", 0, 0)),
+                0,
+            ),
+            (
+                "2^60 elements in eight bytes",
+                format!("{{{}}}", tensor("a", "F32", &huge.to_string(), 0, 8)),
+                8,
+            ),
+            (
+                "2^60 elements and as many bytes",
+                format!("{{{}}}", tensor("a", "U8", &huge.to_string(), 0, huge)),
+                8,
+            ),
+            (
+                "data beyond the end of the file",
+                format!("{{{}}}", tensor("a", "F32", "4", 0, 16)),
+                8,
+            ),
+            (
+                "data beyond every number",
+                format!("{{{}}}", many.join(",")),
+                8,
+            ),
+        ] {
+            let opened = TensorFile::open(&with_header(folder.path(), &header, data));
+            assert!(
+                matches!(opened, Err(FileError::Malformed { .. })),
+                "{what}: {opened:?}"
+            );
+        }
     }
 }

@@ -160,7 +160,7 @@ async def an_auditor_reads_one_stream_and_nothing_else(facts: dict) -> None:
     await wire.close()
 
 
-@case("TL-26")
+@case()
 async def a_flood_of_questions_stops_nobody_else(facts: dict) -> None:
     """The test's honest worker renews its lease all the while."""
     wire = await Wire.connect(facts, "thief")
@@ -173,7 +173,7 @@ async def a_flood_of_questions_stops_nobody_else(facts: dict) -> None:
     await wire.close()
 
 
-@case("TL-26")
+@case()
 async def two_hundred_connections_of_one_worker_stop_nobody_else(facts: dict) -> None:
     async def one():
         try:
@@ -187,7 +187,7 @@ async def two_hundred_connections_of_one_worker_stop_nobody_else(facts: dict) ->
         await wire.close()
 
 
-@case("TL-26")
+@case()
 async def subjects_of_any_length_and_depth_stop_nobody(facts: dict) -> None:
     wire = await Wire.connect(facts, "thief")
     own = f"diloco.event.{facts['run']}.{wire.key}"

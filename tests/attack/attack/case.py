@@ -14,10 +14,15 @@ class Succeeded(AssertionError):
 
 @dataclass
 class Case:
-    """An attack, and the rows of the requirements that say why it must fail."""
+    """An attack, and the rows of the requirements that say why it must fail. No row is about
+    availability, so a case that only keeps others from their work has none."""
 
     rows: tuple[str, ...]
-    attack: Callable[[dict], Awaitable[None]]
+    attack: Callable[[dict], Awaitable[str | None]]
+
+    @property
+    def proves(self) -> str:
+        return " ".join(self.rows) or "no row: availability"
 
     @property
     def name(self) -> str:
@@ -41,19 +46,21 @@ def withstood(holds: bool, what: str) -> None:
 
 
 async def run(facts: dict) -> bool:
-    """Runs all cases, one after another, and prints a line for each. True if none succeeded."""
+    """Runs all cases, one after another, and prints a line for each, with what it says of itself.
+    True if none succeeded."""
     well = True
     for one in CASES:
         begun = time.monotonic()
         try:
-            await one.attack(facts)
+            said = await one.attack(facts)
             seconds = time.monotonic() - begun
-            print(f"withstood  {' '.join(one.rows):<18} {one.name} ({seconds:.1f} s)", flush=True)
+            remark = f": {said}" if said else ""
+            print(f"withstood  {one.proves:<20} {one.name} ({seconds:.1f} s){remark}", flush=True)
         except Succeeded as told:
             well = False
-            print(f"SUCCEEDED  {' '.join(one.rows):<18} {one.name}: {told}", flush=True)
+            print(f"SUCCEEDED  {one.proves:<20} {one.name}: {told}", flush=True)
         except Exception:
             well = False
-            print(f"NOT TRIED  {' '.join(one.rows):<18} {one.name}", flush=True)
+            print(f"NOT TRIED  {one.proves:<20} {one.name}", flush=True)
             traceback.print_exc()
     return well

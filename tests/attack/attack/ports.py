@@ -12,7 +12,7 @@ import nats.errors
 
 from .case import case, withstood
 from .store import Http
-from .wire import Wire, tls
+from .wire import Wire, refusal, tls
 
 # Longest wait for a handshake, on a busy machine.
 HANDSHAKE = 20.0
@@ -60,7 +60,7 @@ def shake(port: tuple[str, int], is_bus: bool, context: ssl.SSLContext):
             return None
 
 
-@case("TL-02", "LS-08")
+@case("TL-21")
 async def only_tls_of_today_is_spoken(facts: dict) -> None:
     """Each version, and each cipher of TLS 1.2 that this machine's OpenSSL knows."""
     for name, port in ports(facts).items():
@@ -132,20 +132,44 @@ async def silent(port: tuple[str, int], number: int) -> socket.socket | None:
     return client
 
 
-async def crowd(port: tuple[str, int], size: int):
-    """Many silent connections, a few hundred at a time."""
-    open_now = []
+# A crowd of the full size is one of at least so many.
+CROWD_MIN = 9_000
+
+
+async def crowd(port: tuple[str, int]) -> list[socket.socket]:
+    """Ten thousand silent connections, a few hundred at a time, or as many as this process may have."""
+    size, open_now = room_for(10_000), []
     for first in range(0, size, 250):
         batch = (silent(port, number) for number in range(first, min(first + 250, size)))
         open_now += [client for client in await asyncio.gather(*batch) if client]
+    least = CROWD_MIN if size == 10_000 else size // 2
+    assert len(open_now) >= least, f"only {len(open_now)} of {size} were connected"
     return open_now
 
 
-@case("TL-26")
-async def ten_thousand_silent_connections_keep_nobody_off_the_bus(facts: dict) -> None:
+def stands(client: socket.socket) -> bool:
+    """True if the other side has not ended this connection."""
+    try:
+        # The broker greets, and closes.
+        while client.recv(65536):
+            pass
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def counted(clients: list[socket.socket]) -> str:
+    """How many there were, and how many the other side has left there."""
+    left = sum(stands(client) for client in clients)
+    return f"{len(clients)} connections, {left} of them stand at the end"
+
+
+@case()
+async def ten_thousand_silent_connections_keep_nobody_off_the_bus(facts: dict) -> str:
     """The test's honest worker renews its lease all the while."""
-    clients = await crowd(ports(facts)["the bus"], room_for(10_000))
-    assert len(clients) > 1000, f"only {len(clients)} were connected"
+    clients = await crowd(ports(facts)["the bus"])
     try:
         # The broker ends what says nothing after three seconds; until then it may be full.
         deadline = time.monotonic() + 30
@@ -158,26 +182,37 @@ async def ten_thousand_silent_connections_keep_nobody_off_the_bus(facts: dict) -
                 await asyncio.sleep(0.5)
         await late.client.flush(timeout=30)
         await late.close()
+        return counted(clients)
     finally:
         for client in clients:
             client.close()
 
 
-@case("TL-26")
-async def ten_thousand_silent_connections_keep_nobody_off_the_store(facts: dict) -> None:
-    clients = await crowd(ports(facts)["the store"], room_for(10_000))
-    assert len(clients) > 1000, f"only {len(clients)} were connected"
+async def fresh_url(facts: dict) -> dict:
+    """A URL that the coordinator gives the honest worker now. The thief is silent, and so no member any more."""
+    wire = await Wire.connect(facts, "victim")
+    question = facts["question"]
+    subject = f"diloco.request.{facts['run']}.{wire.key}.{question['verb']}"
+    answer = await wire.ask(subject, bytes.fromhex(question["hex"]))
+    await wire.close()
+    assert answer and not refusal(answer), f"a member may read its run's data: {answer}"
+    return answer["reply"]["ok"]["grants"][0]["action"]
+
+
+@case()
+async def ten_thousand_silent_connections_keep_nobody_off_the_store(facts: dict) -> str:
+    clients = await crowd(ports(facts)["the store"])
     try:
-        http, grant = Http(facts), facts["get"]
-        status = await http.status(grant["method"], grant["href"], grant["headers"], None, 60.0)
-        # The URL may have ended by now; that is an answer too.
-        withstood(status in (200, 403), f"the store answers a worker with {status}")
+        grant = await fresh_url(facts)
+        status = await Http(facts).status(grant["method"], grant["href"], grant["headers"], None, 60.0)
+        withstood(status == 200, f"the store answers a worker with {status}")
+        return counted(clients)
     finally:
         for client in clients:
             client.close()
 
 
-@case("TL-26")
+@case()
 async def a_client_that_reads_nothing_stops_nobody(facts: dict) -> None:
     """It asks and asks, and leaves every answer in the broker's buffers."""
     wire = await Wire.connect(facts, "thief")

@@ -1,6 +1,7 @@
 """Attacks on the store with boto3, with forged keys, and with overheard URLs."""
 
 import asyncio
+import gzip
 import hashlib
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -10,6 +11,7 @@ import urllib3
 from botocore import UNSIGNED
 from botocore.config import Config
 
+from .bomb import bomb
 from .case import case, withstood
 
 # What a client of a store may be expected to ask for.
@@ -144,7 +146,7 @@ async def an_overheard_url_works_for_its_object_and_method_only(facts: dict) -> 
             withstood(refused(status), f"{grant['method']} with {list(more)}: {status}")
 
 
-@case("TL-11", "TL-18")
+@case("TL-18", "TL-26")
 async def an_upload_is_the_bytes_that_were_announced_or_nothing(facts: dict) -> None:
     http = Http(facts)
     put, right = facts["put"], bytes.fromhex(facts["put"]["bytes"])
@@ -182,3 +184,16 @@ async def a_used_upload_url_changes_nothing(facts: dict) -> None:
     withstood(refused(status), f"other bytes over an upload: {status}")
     # The same bytes again are at most the same object again; the test looks at the store.
     await http.status("PUT", used["href"], used["headers"], right)
+
+
+@case("FG-11", "TL-18")
+async def what_is_uploaded_is_never_unpacked(facts: dict) -> None:
+    """A bomb, and the right bytes in a form that a store which unpacks would take."""
+    http, put = Http(facts), facts["put"]
+    right, whole = bytes.fromhex(put["bytes"]), bomb()
+    packed = gzip.compress(right)
+    plain = {name: value for name, value in put["headers"].items() if name.lower() != "content-length"}
+    for what, body in {"a bomb": whole, "the start of a bomb": whole[: len(right)], "packed bytes": packed}.items():
+        for coding in [{"Content-Encoding": "gzip"}, {"Transfer-Encoding": "gzip, chunked"}, {"x-amz-decoded-content-length": str(len(right))}]:
+            status = await http.status("PUT", put["href"], {**plain, **coding, "Content-Length": str(len(body))}, body)
+            withstood(refused(status), f"{what} with {coding}: {status}")

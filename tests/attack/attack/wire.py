@@ -26,6 +26,8 @@ class Wire:
 
     # What the broker refused to all of them, by key and by what was refused, in the broker's order.
     refused: dict[tuple[str, str], list[str]] = {}
+    # The codes with which services refused what was asked on each subject.
+    codes: dict[str, set[str]] = {}
 
     def __init__(self, client, complaints: list[str], key: str):
         self.client = client
@@ -108,7 +110,11 @@ class Wire:
             if self.client.is_connected:
                 await answers.unsubscribe()
         if message.data[:1] == bytes([ANSWER_MARK]):
-            return msgpack.unpackb(message.data[1:], strict_map_key=False)
+            answer = msgpack.unpackb(message.data[1:], strict_map_key=False)
+            code = refusal(answer)
+            if code:
+                Wire.codes.setdefault(subject, set()).add(code)
+            return answer
         # The broker's own answers: from JetStream, or that nobody listens.
         return json.loads(message.data) if message.data else {"status": dict(message.headers or {})}
 

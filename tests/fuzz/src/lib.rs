@@ -14,7 +14,9 @@
 //! | `target/wire` | messages, answers, subjects, names, the broker's words |
 //! | `target/signed` | tokens, manifests, certificates, envelopes, events, heads, proofs |
 //! | `target/tensors` | encoded weights, tensor files, shards, models, lists of chunks |
+//! | `target/files` | what people carry: trust bundles, invitations, releases, policies, sealed shares |
 //! | `target/cores` | the handlers of coordinator, registrar, audit service, and a checkpoint |
+//! | `target/worker` | the handler of a worker |
 //! | `target/store` | the S3 store, by its socket |
 //! | `change` | the changes that tests try |
 

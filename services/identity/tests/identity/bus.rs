@@ -10,9 +10,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_nats::jetstream;
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, ServerError};
 use futures::StreamExt as _;
+use identity::claims::UserClaims;
 use identity::domain::LIFETIME_DEFAULT;
+use identity::jwt::{Subject, mint};
 use identity::source::connect_options;
-use identity::{BusTls, CredentialSource, Domain, InitOptions};
+use identity::{
+    BusTls, ConnectionKey, CredentialSource, Credentials, Domain, InitOptions, Issuer, KeyKind,
+    SigningKey,
+};
+use schemas::account::Account;
 use schemas::permission::Role;
 use schemas::public::CommandVerb;
 use schemas::subject::{
@@ -360,6 +366,63 @@ async fn events_reach_who_checks_them_and_commands_reach_the_tenant_they_name() 
         .expect("it comes")
         .expect("it is subscribed");
     assert_eq!(command.payload.as_ref(), b"for us");
+}
+
+/// Whatever token is made with the keys of the folder `issuer`, in whichever account: the broker lets
+/// nobody in who may do what a provisioner may.
+#[tokio::test]
+async fn tl_06_nobody_becomes_a_provisioner_with_the_keys_that_lie_online() {
+    let bus = Bus::start();
+    let issuer = bus.domain.layout().issuer();
+    let (mut refused, mut powerless) = (0, 0);
+    for (number, role) in (0..).zip(Role::ALL) {
+        let path = Issuer::key(&issuer, role);
+        if !path.exists() {
+            continue;
+        }
+        let signer = SigningKey::read(KeyKind::Account, &path).expect("a signing key");
+        for account in Account::ALL {
+            let Some(provisioner) = Role::provisioner(account) else {
+                continue;
+            };
+            let name = format!("thief-{number}-{}", account.name());
+            let key = ConnectionKey::generate();
+            let subject = Subject {
+                name: provisioner.name(),
+                key: key.public(),
+                not_before: None,
+                expires: Some(now().after(LIFETIME_DEFAULT)),
+            };
+            let account = bus.domain.account(account).expect("a name");
+            let claims = UserClaims::of_role(account, Vec::new());
+            let token = mint(&subject, claims, &signer, now()).expect("a token");
+            let path = bus.domain.layout().folder().join(format!("{name}.creds"));
+            Credentials::new(token, key)
+                .and_then(|made| made.write(&path))
+                .expect("the folder takes files");
+            let source = CredentialSource::open(&path, now()).expect("its form is right");
+            let Ok((client, mut events)) = bus.connect(&source).await else {
+                refused += 1;
+                continue;
+            };
+            // It is one of the key's own role.
+            for subject in [
+                "$JS.API.STREAM.CREATE.THIEF",
+                "$JS.API.STREAM.DELETE.LEDGER",
+                "$JS.API.STREAM.PURGE.LEDGER",
+            ] {
+                let said = client.publish(subject, "{}".into()).await;
+                said.expect("the client sends anything");
+                let denied = |event: &Event| {
+                    violation(event)
+                        .is_some_and(|text| text.to_lowercase().contains(&subject.to_lowercase()))
+                };
+                until(&mut events, denied).await;
+            }
+            powerless += 1;
+        }
+    }
+    assert!(refused > 10 && powerless > 2, "{refused}, {powerless}");
 }
 
 #[tokio::test]

@@ -5,8 +5,10 @@ use std::fs;
 use std::path::Path;
 
 use identity::domain::LIFETIME_DEFAULT;
-use identity::{Credentials, Domain, InitOptions, Issuer};
+use identity::key::public_bytes;
+use identity::{Credentials, Domain, InitOptions, Issuer, KeyKind, ManifestKey, SigningKey, jws};
 use schemas::account::Account;
+use schemas::lease::MANIFEST_TYPE;
 use schemas::permission::Role;
 use schemas::{Code, RunId, UnixMillis};
 
@@ -109,4 +111,46 @@ fn a_blocked_name_is_not_issued_again() {
         "and stays so"
     );
     assert!(issue("w2").is_ok());
+}
+
+/// The registrar's machine signs tokens. None of its keys, in whichever of their forms, is one that
+/// events, leases, heads or accounts are checked with.
+#[test]
+fn tl_06_no_key_that_lies_online_signs_an_event_or_a_lease() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = new_domain(scratch.path());
+    let trust = domain.trust();
+    let named = [
+        &trust.audit_keys[..],
+        &trust.sentry_keys,
+        &trust.manifest_keys,
+        std::slice::from_ref(&trust.domain),
+    ];
+    let mut counts: Vec<[u8; 32]> = trust.raw_head_keys();
+    counts.extend(
+        named
+            .concat()
+            .iter()
+            .map(|key| public_bytes(key).expect("a key")),
+    );
+    assert!(counts.len() > 4, "{}", counts.len());
+    let mut tried = 0;
+    for role in Role::ALL {
+        let path = Issuer::key(&domain.layout().issuer(), role);
+        if !path.exists() {
+            continue;
+        }
+        let signer = SigningKey::read(KeyKind::Account, &path).expect("a signing key");
+        let public = public_bytes(signer.public()).expect("a key");
+        assert!(!counts.contains(&public), "{role:?}");
+        // As a lease, whose form does not come into it: the signature is looked at first.
+        let thief = ManifestKey::read(&path).expect("a key of the same kind");
+        let lease = thief.sign_document(MANIFEST_TYPE, &serde_json::json!({}));
+        let lease = lease.expect("it is short");
+        let read = jws::verify::<serde_json::Value>(&lease, MANIFEST_TYPE, trust);
+        let error = read.expect_err("no key of a lease");
+        assert_eq!(error.code(), Code::SignatureInvalid, "{role:?}: {error}");
+        tried += 1;
+    }
+    assert!(tried > 4, "{tried}");
 }

@@ -453,8 +453,10 @@ fn the_trimmed_mean_withstands_every_attack() {
     for attack in [
         Attack::None,
         Attack::Flip,
+        Attack::HundredTimes,
         Attack::FlipHundredTimes,
         Attack::Noise,
+        Attack::HundredTimesNoise,
         Attack::StaleBase,
         Attack::LazyCopy,
     ] {

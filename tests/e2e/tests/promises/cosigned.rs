@@ -6,10 +6,14 @@ use std::path::{Path, PathBuf};
 
 use e2e::Recipe;
 use harness::{Cluster, Options, PATIENCE};
-use identity::{HeadKey, WitnessKey};
+use identity::{HeadKey, TrustBundle, WitnessKey, log_manifest};
 use runtime::exit::{EXIT_NO_VERDICT, EXIT_TAMPERED};
-use schemas::Code;
+use schemas::event::EventBody;
+use schemas::log_manifest::LogManifest;
+use schemas::{Code, Digest, Message as _, UnixMillis};
 use tlog::Head;
+
+use crate::log_owner::{entries, machine};
 
 /// The size of the head that a signed text is of; 0 if there is none yet.
 fn size(note: &Path) -> u64 {
@@ -52,6 +56,66 @@ async fn ends(cluster: &Cluster, arguments: &[&str], status: u8, parts: &[&str])
     }
 }
 
+/// The holder of the owner's key and of that for heads begins another log, with a manifest that is
+/// newly signed, and gives out trust bundles that suit it. It has nothing but the true log's cosigned
+/// heads against it.
+async fn another_beginning_is_found(cluster: &Cluster, cosigned: &[(String, Vec<u8>)]) {
+    let layout = cluster.domain().layout();
+    let (trust, whole) = (
+        cluster.domain().trust(),
+        entries(cluster, &layout.audit_log()),
+    );
+    let document = fs::read_to_string(layout.log_manifest()).unwrap();
+    let manifest = log_manifest::open(&document, trust).unwrap();
+    let later = LogManifest {
+        at: UnixMillis(manifest.at.get() + 1),
+        ..manifest
+    };
+    let later = log_manifest::sign(&layout.vault().operator().unwrap(), &later).unwrap();
+    // Events that name a head of the true log would contradict it as well.
+    let names_no_head = |entry: &&Vec<u8>| {
+        let event = chain::of_leaf(entry).unwrap();
+        EventBody::decode(&event.body).unwrap().known.is_none()
+    };
+    let events = whole[1..].iter().filter(names_no_head).cloned();
+    let forged: Vec<Vec<u8>> = [chain::manifest_leaf(&later)]
+        .into_iter()
+        .chain(events)
+        .collect();
+    let over = Head::open(
+        &cosigned[0].1,
+        &format!("diloco/{}", trust.domain),
+        &trust.raw_head_keys(),
+    );
+    assert!(over.unwrap().size <= forged.len() as u64, "it is as long");
+    for (name, named) in [
+        ("names-none", None),
+        ("names-the-new", Some(Digest::of(later.as_bytes()))),
+    ] {
+        let trust = TrustBundle {
+            log_manifest: named,
+            ..trust.clone()
+        };
+        machine(cluster, name, &trust, &forged);
+        let log = format!("{name}/log");
+        let verify = ["--domain", name, "audit", "verify", "--log-folder", &log];
+        ends(cluster, &verify, 0, &["has signed entry 0"]).await;
+        fs::create_dir(cluster.path(&log).join("cosigned")).unwrap();
+        for (worker, note) in cosigned {
+            fs::write(cluster.path(&log).join("cosigned").join(worker), note).unwrap();
+        }
+        let asks = ["--policy", "policy", "--unwitnessed-max", "100000"];
+        let fork = Code::HistoryForked.to_string();
+        ends(
+            cluster,
+            &[&verify[..], &asks].concat(),
+            EXIT_TAMPERED,
+            &[&fork],
+        )
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn fg_07_workers_cosign_the_log_by_themselves_and_verifiers_ask_for_them() {
     let mut cluster = Cluster::start(Options::default(), 2).await;
@@ -62,10 +126,13 @@ async fn fg_07_workers_cosign_the_log_by_themselves_and_verifiers_ask_for_them()
     );
     let names = ["worker-0", "worker-1"];
     let workers = names.map(|name| key(&cluster, name));
+    let mut cosigned = Vec::new();
     for (name, worker) in names.iter().zip(&workers) {
         until_over(&state(&cluster, name).join("log.head"), 0).await;
         until_over(&log.join("cosigned").join(worker), 0).await;
         until_over(&stored.join("cosigned").join(worker), 0).await;
+        let early = fs::read(log.join("cosigned").join(worker)).unwrap();
+        cosigned.push((worker.clone(), early));
     }
 
     // Each worker's public key, as its keeper reads it on the worker's machine.
@@ -140,6 +207,7 @@ async fn fg_07_workers_cosign_the_log_by_themselves_and_verifiers_ask_for_them()
     fs::write(&own, note).unwrap();
     let fork = Code::HistoryForked.to_string();
     ends(&cluster, &verify, EXIT_TAMPERED, &[&fork]).await;
+    another_beginning_is_found(&cluster, &cosigned).await;
 }
 
 /// What the key for heads signs twice is found by the first worker that has seen the one and is given

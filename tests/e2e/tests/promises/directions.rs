@@ -102,3 +102,49 @@ async fn a_flipped_sign_is_left_out_by_default_and_the_record_says_why() {
         .await;
     assert!(said.contains("verified"), "{said}");
 }
+
+/// The chunks of the round before, handed in again by their maker under a new lease and a new
+/// signature.
+#[tokio::test]
+async fn the_work_of_the_round_before_is_refused_when_it_is_handed_in_again() {
+    let cluster = Cluster::start(Options::default(), 0).await;
+    Recipe::reference(2, 1, 5)
+        .set("schedule.evaluation_every=0")
+        .set("transfer.upload=fp32")
+        .set("policy.lease=60s")
+        .create(&cluster)
+        .await;
+    let worker = Scripted::connect(&cluster, "worker-0").await;
+    let spec = worker.join().await;
+    let mut told = Vec::new();
+    for round in 0..2 {
+        let lease = worker.claim().await.lease;
+        assert_eq!(lease.unit.round, Round(round));
+        let object = worker.upload(lease, contribution(&spec, 1e-3, 1e-3)).await;
+        let result = Scripted::contribution(&spec, vec![object]);
+        told.push(worker.submit(&spec, lease, result).await);
+    }
+    let [Ok(counts), Err(copied)] = &told[..] else {
+        panic!("{told:?}");
+    };
+    assert_eq!(
+        (counts.fate, copied.code()),
+        (Fate::Merged, Code::ContributionCopied)
+    );
+    // The unit is open again, and other work counts.
+    let lease = worker.claim().await.lease;
+    let object = worker.upload(lease, contribution(&spec, 1e-3, 2e-3)).await;
+    let result = Scripted::contribution(&spec, vec![object]);
+    let told = worker
+        .submit(&spec, lease, result)
+        .await
+        .expect("it counts");
+    assert_eq!(told.fate, Fate::Merged);
+    cluster.operator().await.until_complete(cluster.run()).await;
+    let ledger = cluster.evidence().await.ledger().await;
+    let rejected = ledger.iter().filter_map(|event| match event {
+        LedgerEvent::ContributionRejected { code, .. } => Some(*code),
+        _ => None,
+    });
+    assert_eq!(rejected.collect::<Vec<_>>(), [Code::ContributionCopied]);
+}

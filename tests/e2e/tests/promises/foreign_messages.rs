@@ -8,7 +8,7 @@ use async_nats::jetstream;
 use e2e::{Recipe, Scripted};
 use futures::TryStreamExt as _;
 use harness::{Cluster, Options, PATIENCE, RawConnection};
-use runtime::Bus;
+use runtime::{Bus, BusError};
 use schemas::account::{Account, Copied};
 use schemas::control::{OperatorObjects, Query};
 use schemas::event::{LedgerEvent, WorkerEvent};
@@ -16,9 +16,9 @@ use schemas::lease::Done;
 use schemas::permission::Role;
 use schemas::subject::{
     AUDIT_STREAM, ControlVerb, LEDGER_STREAM, Verb, events_stream, ledger_subject, record_subject,
-    request_subject, worker_event_subject,
+    request_subject, security_subject, worker_event_subject,
 };
-use schemas::{Code, ObjectRef, PublicKey, V};
+use schemas::{Code, Message as _, ObjectRef, PublicKey, V};
 
 /// Number of one-byte events: more than a worker may send in its whole life.
 const FLOOD: usize = 30_000;
@@ -231,6 +231,8 @@ async fn whatever_a_worker_asks_for_whomever_nobody_stores_the_answer() {
     replay_tells(&cluster, 0).await;
 }
 
+/// Those who may write the ledger, a tenant's stream and `SECURITY`, and the provisioners of their
+/// accounts, each without the key that signs there.
 #[tokio::test]
 async fn fg_07_what_nobody_signed_is_skipped_and_told_apart() {
     let mut cluster = stage().await;
@@ -252,6 +254,42 @@ async fn fg_07_what_nobody_signed_is_skipped_and_told_apart() {
     }
     let said = cluster.diloctl_ok(&["audit", "replay", "--summary"]).await;
     assert!(said.contains("2 foreign messages were skipped"), "{said}");
+
+    // What a worker, that is a member, would have said, under a key that is not its own.
+    let (victim, maker) = (
+        Scripted::connect(&cluster, "worker-0").await,
+        Scripted::connect(&cluster, "worker-1").await,
+    );
+    victim.join().await;
+    let tenant = cluster.domain().tenant().unwrap();
+    let left = WorkerEvent::Stopped {
+        reason: "never".to_owned(),
+    };
+    let of_worker = record_subject(&tenant, cluster.run(), &victim.worker, left.kind());
+    let of_sentry = security_subject(&cluster.domain().trust().sentry_keys[0], "sentry-stopped");
+    let made = maker.signed_event(left).encode();
+    let recorder = cluster.connect(Role::Recorder, Role::Recorder.name()).await;
+    for (at, payload) in [(&of_worker, made.clone()), (&of_sentry, made)] {
+        let stored = recorder
+            .request_raw(at, HeaderMap::new(), payload.into(), PATIENCE)
+            .await;
+        stored.expect("the broker stores what this role may publish");
+    }
+    for account in Account::ALL {
+        let Some(role) = Role::provisioner(account) else {
+            continue;
+        };
+        let provisioner = cluster.connect(role, role.name()).await;
+        for at in [&subject, &of_worker, &of_sentry] {
+            let denied = provisioner
+                .publish_all_checked(at, vec!["forged".into()])
+                .await;
+            assert!(matches!(denied, Err(BusError::Denied { .. })), "{denied:?}");
+        }
+    }
+    all_go_on(&mut cluster).await;
+    cluster.copied().await;
+    replay_tells(&cluster, 4).await;
     assert!(
         cluster
             .process("coordinator")

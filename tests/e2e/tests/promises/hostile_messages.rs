@@ -24,7 +24,7 @@ use schemas::{Bytes, Code, Digest, Epoch, Message, Millis, ObjectRef, Steps, Tok
 
 /// A cluster with store, coordinator and audit service, whose workers are all scripted; one unit a
 /// round.
-async fn stage() -> Cluster {
+pub(crate) async fn stage() -> Cluster {
     let cluster = Cluster::start(Options::default(), 0).await;
     let recipe = Recipe::reference(2, 1, 5)
         .set("schedule.evaluation_every=0")
@@ -54,7 +54,7 @@ fn with_next_version(message: &impl Message) -> Vec<u8> {
 }
 
 /// A chunk of the run's size whose values are all `value`, except the last.
-fn chunk(spec: &RunSpec, value: f32, last: f32) -> Vec<u8> {
+pub(crate) fn chunk(spec: &RunSpec, value: f32, last: f32) -> Vec<u8> {
     let count = (spec.model.initial.objects()[0].bytes.get() / 4) as usize;
     let values = std::iter::repeat_n(value, count - 1).chain([last]);
     values.flat_map(f32::to_le_bytes).collect()

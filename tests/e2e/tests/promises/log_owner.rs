@@ -24,7 +24,7 @@ async fn ends(cluster: &Cluster, arguments: &[&str], status: u8) -> String {
 }
 
 /// The entries of the log in a folder, under its newest head.
-fn entries(cluster: &Cluster, log: &Path) -> Vec<Vec<u8>> {
+pub(crate) fn entries(cluster: &Cluster, log: &Path) -> Vec<Vec<u8>> {
     let trust = cluster.domain().trust();
     let note = fs::read(log.join("checkpoint")).unwrap();
     let origin = format!("diloco/{}", trust.domain);
@@ -40,7 +40,7 @@ fn entries(cluster: &Cluster, log: &Path) -> Vec<Vec<u8>> {
 
 /// A machine with this trust bundle, and a log of these entries that the key for heads has signed, as
 /// its holder can write it.
-fn machine(cluster: &Cluster, name: &str, trust: &TrustBundle, entries: &[Vec<u8>]) {
+pub(crate) fn machine(cluster: &Cluster, name: &str, trust: &TrustBundle, entries: &[Vec<u8>]) {
     let folder = cluster.path(name);
     fs::create_dir_all(&folder).unwrap();
     let bundle = TrustBundle {

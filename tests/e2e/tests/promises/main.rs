@@ -45,6 +45,7 @@ mod mutual_tls;
 mod no_worker;
 mod one_identity;
 mod open_layers;
+mod own_messages;
 mod own_uploads;
 mod permissions;
 mod poisoned_state;

@@ -3,7 +3,7 @@
 //! `snapshot pull --promoted` brings that one.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64;
 use harness::{Cluster, Output};
@@ -345,9 +345,9 @@ async fn a_release_is_verified_by_us_and_by_the_reference_tool(cluster: &Cluster
     let verify = ["snapshot", "verify", "model", "--key", "release.pem.pub"];
     let text = cluster.diloctl_ok(&verify).await;
     assert!(text.contains("each as it was signed"), "{text}");
-    let python = reference_tool();
-    match &python {
-        Some(python) => assert_eq!(by_reference(cluster, python), (true, true), "{python:?}"),
+    let reference = ReferenceTool::find();
+    match &reference {
+        Some(tool) => assert_eq!(by_reference(cluster, tool), (true, true), "{tool:?}"),
         None => {
             eprintln!("skipped: Python has no package model-signing to verify the release with")
         }
@@ -373,8 +373,8 @@ async fn a_release_is_verified_by_us_and_by_the_reference_tool(cluster: &Cluster
         let (status, text) = ended(&cluster.diloctl(&verify).await);
         assert_eq!(status, Some(EXIT_TAMPERED), "{text}");
         assert!(text.contains(&Code::ReleaseAltered.to_string()), "{text}");
-        if let Some(python) = &python {
-            assert_eq!(by_reference(cluster, python), (false, true), "{python:?}");
+        if let Some(tool) = &reference {
+            assert_eq!(by_reference(cluster, tool), (false, true), "{tool:?}");
         }
         undo();
     }
@@ -382,24 +382,50 @@ async fn a_release_is_verified_by_us_and_by_the_reference_tool(cluster: &Cluster
 }
 
 /// A Python that has the package `model-signing`: `DILOCO_MODEL_SIGNING_PYTHON`, or the one in the
-/// path.
-fn reference_tool() -> Option<std::ffi::OsString> {
-    let named = std::env::var_os("DILOCO_MODEL_SIGNING_PYTHON");
-    let python = named.unwrap_or_else(|| "python3".into());
-    let mut asked = std::process::Command::new(&python);
-    let found = asked.args(["-c", "import model_signing"]).output();
-    found
-        .is_ok_and(|output| output.status.success())
-        .then_some(python)
+/// path with the packages of `tests/attack`.
+#[derive(Debug)]
+struct ReferenceTool {
+    python: std::ffi::OsString,
+    packages: Option<PathBuf>,
+}
+
+impl ReferenceTool {
+    fn find() -> Option<Self> {
+        let tool = match std::env::var_os("DILOCO_MODEL_SIGNING_PYTHON") {
+            Some(python) => Self {
+                python,
+                packages: None,
+            },
+            None => {
+                let deps = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.deps/attack");
+                Self {
+                    python: "python3".into(),
+                    packages: deps.join("model_signing").is_dir().then_some(deps),
+                }
+            }
+        };
+        let found = tool.command().args(["-c", "import model_signing"]).output();
+        found
+            .is_ok_and(|output| output.status.success())
+            .then_some(tool)
+    }
+
+    fn command(&self) -> std::process::Command {
+        let mut command = std::process::Command::new(&self.python);
+        if let Some(packages) = &self.packages {
+            command.arg("-B").env("PYTHONPATH", packages);
+        }
+        command
+    }
 }
 
 /// What the reference tool says about the release, under its own key and under another one: true if
 /// it verifies, and true if it does not.
-fn by_reference(cluster: &Cluster, python: &std::ffi::OsStr) -> (bool, bool) {
+fn by_reference(cluster: &Cluster, reference: &ReferenceTool) -> (bool, bool) {
     let other = identity::release::ReleaseKey::generate().unwrap();
     fs::write(cluster.path("other.pub"), other.public().pem()).unwrap();
     let verifies = |key: &str| {
-        let mut tool = std::process::Command::new(python);
+        let mut tool = reference.command();
         tool.args(["-m", "model_signing", "verify", "key", "model"])
             .args(["--signature", "model/model.sig", "--public_key", key])
             .current_dir(cluster.path("."));

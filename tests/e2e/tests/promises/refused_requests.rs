@@ -33,7 +33,7 @@ const HOUR: Millis = Millis::from_secs(3600);
 /// Refused requests of the flood: less than a sender may ask at once.
 const FLOOD: usize = 3000;
 
-fn refusal(recorded: &Recorded) -> Option<(Refuser, &Seen)> {
+pub(crate) fn refusal(recorded: &Recorded) -> Option<(Refuser, &Seen)> {
     match &recorded.body.event {
         Event::Security(SecurityEvent::RequestRefused { by, seen }) => Some((*by, seen)),
         _ => None,
@@ -41,7 +41,7 @@ fn refusal(recorded: &Recorded) -> Option<(Refuser, &Seen)> {
 }
 
 /// The refusal of `user` by a service, once it is recorded.
-async fn recorded(
+pub(crate) async fn recorded(
     cluster: &Cluster,
     by: Refuser,
     user: &PublicKey,

@@ -1,11 +1,13 @@
 //! The list of targets.
 
 mod cores;
+mod files;
 mod keys;
 mod signed;
 mod store;
 mod tensors;
 mod wire;
+mod worker;
 
 /// Something that reads bytes of others.
 pub struct Target {
@@ -60,7 +62,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         name: "manifest",
-        reads: "a lease's manifest: the compact document, and claims that are signed",
+        reads: "a lease's manifest and a command: the compact document, and claims that are signed; and trust bundles and invitations",
         seeds: signed::manifests,
         run: signed::manifest,
         changes: 500,
@@ -74,7 +76,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         name: "envelope",
-        reads: "envelopes of provenance",
+        reads: "envelopes of provenance, signatures of releases, and sealed shares of masks",
         seeds: signed::envelopes,
         run: signed::envelope,
         changes: 1_000,
@@ -88,7 +90,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target {
         name: "head",
-        reads: "heads, bundles and proofs of the log",
+        reads: "heads, bundles and proofs of the log, policies and cosignatures of witnesses",
         seeds: signed::heads,
         run: signed::head,
         changes: 3_000,
@@ -127,6 +129,13 @@ pub const TARGETS: &[Target] = &[
         seeds: cores::conversations,
         run: cores::conversation,
         changes: 500,
+    },
+    Target {
+        name: "worker",
+        reads: "a coordinator's answers, leases and commands to a worker, one after another",
+        seeds: worker::lives,
+        run: worker::life,
+        changes: 10_000,
     },
     Target {
         name: "intake",

@@ -11,13 +11,14 @@ use identity::{Credentials, Holder, KeyKind, TrustBundle, dsse, jws};
 use schemas::event::{Event, EventBody, LedgerEvent, SignedEvent, WorkerEvent};
 use schemas::lease::{MANIFEST_TYPE, Manifest, Work};
 use schemas::member::Posture;
+use schemas::public::{COMMAND_TYPE, Command, CommandVerb};
 use schemas::security::SecurityEvent;
 use schemas::{ChainSequence, Digest, Message as _, Steps, UnixMillis, V};
 use serde_bytes::ByteArray;
 use tlog::layout::{add_entry, entries_of, first_entries};
 use tlog::{Head, layout};
 
-use super::keys;
+use super::{files, keys};
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 const DOMAIN: &str = "OAAA";
@@ -58,11 +59,7 @@ pub(super) fn tokens() -> Vec<Vec<u8>> {
     let claims = minted.split('.').nth(1).expect("three parts");
     let claims = data_encoding::BASE64URL_NOPAD.decode(claims.as_bytes());
     let claims = claims.expect("base64");
-    let file = format!(
-        "-----BEGIN NATS USER JWT-----\n{minted}\n------END NATS USER JWT------\n\n\
-         -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
-        keys::seed_text(KeyKind::User)
-    );
+    let file = files::credentials(&minted);
     vec![
         [&[0], &claims[..]].concat(),
         [&[1], &claims[..]].concat(),
@@ -78,11 +75,20 @@ fn trust() -> TrustBundle {
     trust
 }
 
-/// The first byte says what is chosen: the claims, the header, or the whole document.
+/// The first byte says what is chosen: the claims, the header, or the whole document; its last values
+/// choose other readers.
 pub(super) fn manifest(bytes: &[u8]) {
     let Some((which, bytes)) = bytes.split_first() else {
         return;
     };
+    match which {
+        255 => return command(bytes),
+        254 => return files::trust_bundle(bytes),
+        253 => return files::invitation(bytes),
+        252 => return files::endorsed(bytes, &trust()),
+        251 => return files::reissued(bytes),
+        _ => {}
+    }
     let header = format!(
         r#"{{"alg":"EdDSA","kid":"{}","typ":"{MANIFEST_TYPE}"}}"#,
         keys::public(KeyKind::Account)
@@ -100,6 +106,38 @@ pub(super) fn manifest(bytes: &[u8]) {
     let again = again.expect("it was a document before");
     let read = jws::verify::<Manifest>(&again, MANIFEST_TYPE, &trust());
     assert_eq!(read.ok().as_ref(), Some(&manifest));
+}
+
+/// The claims of a command, signed.
+fn command(bytes: &[u8]) {
+    let header = format!(
+        r#"{{"alg":"EdDSA","kid":"{}","typ":"{COMMAND_TYPE}"}}"#,
+        keys::public(KeyKind::Account)
+    );
+    let document = keys::compact(header.as_bytes(), bytes);
+    // A lease's type is not a command's, whatever the claims say.
+    assert!(jws::verify::<Command>(&document, MANIFEST_TYPE, &trust()).is_err());
+    let Ok(command) = jws::verify::<Command>(&document, COMMAND_TYPE, &trust()) else {
+        return;
+    };
+    let _window = jws::check_window(command.iat, command.exp, NOW, schemas::Millis(1000));
+    let again = keys::manifest_key().sign_document(COMMAND_TYPE, &command);
+    let read = jws::verify::<Command>(&again.expect("it was one before"), COMMAND_TYPE, &trust());
+    assert_eq!(read.ok().as_ref(), Some(&command));
+}
+
+fn commands() -> Vec<u8> {
+    let command = Command {
+        v: V,
+        iss: keys::public(KeyKind::Account).to_string(),
+        run: kit::run_id(),
+        aud: kit::worker(1),
+        iat: 1_700_000_000,
+        exp: 1_700_000_060,
+        jti: "demo/1".to_owned(),
+        verb: CommandVerb::Drain,
+    };
+    serde_json::to_vec(&command).expect("claims are JSON")
 }
 
 pub(super) fn manifests() -> Vec<Vec<u8>> {
@@ -125,16 +163,28 @@ pub(super) fn manifests() -> Vec<Vec<u8>> {
         },
     };
     let claims = serde_json::to_vec(&manifest).expect("claims are JSON");
+    let minted = tokens().swap_remove(2);
+    let minted = String::from_utf8_lossy(&minted[1..]).into_owned();
+    let (credentials, reissued) = (files::credentials(&minted), files::reissued_text(&minted));
+    let invitation = files::invitation_text(&trust(), &credentials);
+    let bundle = serde_json::to_vec(&trust()).expect("names and keys are JSON");
     let whole = keys::manifest_key().sign_document(MANIFEST_TYPE, &manifest);
     let header = format!(
         r#"{{"alg":"EdDSA","kid":"{}","typ":"{MANIFEST_TYPE}"}}"#,
         keys::public(KeyKind::Account)
     );
-    vec![
+    let all = vec![
         [&[0], &claims[..]].concat(),
         [&[1], header.as_bytes()].concat(),
         [&[2], whole.expect("a document").as_bytes()].concat(),
-    ]
+        [&[255], &commands()[..]].concat(),
+        [&[254], &bundle[..]].concat(),
+        [&[253], &invitation[..]].concat(),
+        [&[252], &files::endorsed_text(&trust())[..]].concat(),
+        [&[251], &reissued[..]].concat(),
+    ];
+    files::assert_seeds_are_read(&all);
+    all
 }
 
 pub(super) fn certificate(bytes: &[u8]) {
@@ -170,6 +220,11 @@ pub(super) fn envelope(bytes: &[u8]) {
         return;
     };
     let key = keys::public(KeyKind::User);
+    match which {
+        255 => return files::release(bytes),
+        254 => return files::shares(bytes),
+        _ => {}
+    }
     match which % 2 {
         0 => drop(dsse::open_provenance(bytes, [&key])),
         _ => {
@@ -182,7 +237,12 @@ pub(super) fn envelope(bytes: &[u8]) {
 
 pub(super) fn envelopes() -> Vec<Vec<u8>> {
     let sealed = keys::audit_key().seal_provenance(b"{\"_type\":\"x\"}");
-    vec![[&[0], &sealed[..]].concat(), b"\x01{}".to_vec()]
+    vec![
+        [&[0], &sealed[..]].concat(),
+        b"\x01{}".to_vec(),
+        [&[255], &files::release_text()[..]].concat(),
+        [&[254], &files::shares_text()[..]].concat(),
+    ]
 }
 
 fn signed(body: &[u8]) -> SignedEvent {
@@ -289,6 +349,9 @@ pub(super) fn head(bytes: &[u8]) {
     let Some((which, bytes)) = bytes.split_first() else {
         return;
     };
+    if *which == 255 {
+        return files::policy(bytes);
+    }
     match which % 4 {
         0 => {
             let opened = Head::open(bytes, "diloco/OAAA", &[keys::raw_public()]);
@@ -355,10 +418,16 @@ pub(super) fn heads() -> Vec<Vec<u8>> {
         note: note.clone(),
     };
     let _widest = layout::TILE_WIDTH;
-    vec![
+    let mut all = vec![
         [&[0], note.as_bytes()].concat(),
         [&[1], head.text().as_bytes()].concat(),
         [&[2], &bundle[..]].concat(),
         [&[3], proof.text().as_bytes()].concat(),
-    ]
+    ];
+    all.extend(
+        files::policies()
+            .iter()
+            .map(|text| [&[255], &text[..]].concat()),
+    );
+    all
 }

@@ -75,7 +75,20 @@ pub(super) fn files() -> Vec<Vec<u8>> {
     let path = folder.path().join("model.safetensors");
     let plain = std::collections::BTreeMap::new();
     model::export_safetensors(&layout, &values, &path, &plain).expect("a scratch file");
-    vec![std::fs::read(&path).expect("it was just written")]
+    let whole = std::fs::read(&path).expect("it was just written");
+    vec![whole, beyond_every_number()]
+}
+
+/// A header whose eight tensors add up to more bytes than a number can say, with the header's own.
+fn beyond_every_number() -> Vec<u8> {
+    let longest = (1_u64 << 61) - 1;
+    let tensors = (0..8).map(|place| {
+        let (from, to) = (place * longest, (place + 1) * longest);
+        format!(r#""t{place}":{{"dtype":"U8","shape":[{longest}],"data_offsets":[{from},{to}]}}"#)
+    });
+    let header = format!("{{{}}}", tensors.collect::<Vec<_>>().join(","));
+    let length = (header.len() as u64).to_le_bytes();
+    [&length[..], header.as_bytes()].concat()
 }
 
 /// The first byte chooses what is read.

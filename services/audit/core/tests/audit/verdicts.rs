@@ -191,6 +191,29 @@ fn a_gap_in_a_workers_chain_is_held_against_that_worker() {
     );
 }
 
+/// The next event of its chain, which was signed before, does not follow the one that is there instead.
+#[test]
+fn fg_07_a_worker_that_rewrites_what_it_signed_leaves_a_break_in_its_chain() {
+    for rewritten in [false, true] {
+        let mut log = Log::write(&PLAN);
+        if rewritten {
+            // The first worker of the plan, as it was before its first word.
+            let (mut past, mut other) = (Member::new(PLAN.seed + 1), Log::new(DOMAIN, 0));
+            let (release, device) = ("a lie".to_owned(), "cpu".to_owned());
+            other.worker(&mut past, WorkerEvent::Joined { release, device });
+            let lie = other.records.remove(0);
+            let mut records = log.records.iter_mut();
+            let first = records.find(|one| one.subject == lie.subject);
+            first.expect("it said that it joined").payload = lie.payload;
+        }
+        let (mut auditor, all) = (log.auditor(), StreamSequence(log.records.len() as u64));
+        audit(&mut auditor, &log.records, all);
+        assert_eq!(auditor.faulty_workers().len(), usize::from(rewritten));
+        assert_eq!(auditor.findings().is_empty(), !rewritten);
+        assert!(auditor.evidence().is_none(), "nobody else is blamed");
+    }
+}
+
 #[test]
 fn what_the_coordinators_key_signed_out_of_order_is_evidence() {
     // The next event shows that one was taken out, or that another lies in its place.
