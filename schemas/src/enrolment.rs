@@ -13,8 +13,9 @@ use crate::member::Posture;
 use crate::message::{V, message};
 use crate::{AccountId, Digest, PublicKey, RunId, Seat, UnixMillis};
 
-/// Most keys that one invitation lists.
-pub const LISTED_MAX: usize = 1024;
+/// Most keys that one invitation lists: with the longest names, the file that keeps its terms is still
+/// read.
+pub const LISTED_MAX: usize = 400;
 
 /// A machine's question to become a worker.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
