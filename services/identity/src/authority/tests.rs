@@ -10,6 +10,7 @@ fn made(scratch: &Path, mutual_tls: bool) -> Domain {
     let options = InitOptions {
         server_names: vec!["bus.example".to_owned()],
         mutual_tls,
+        ..InitOptions::default()
     };
     Domain::init(&scratch.join("domain"), &options, NOW).expect("an empty folder")
 }

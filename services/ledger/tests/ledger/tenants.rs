@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use ledger::State;
+use ledger::{State, UrlHolders};
 use schemas::event::{Departure, LedgerEvent};
 use schemas::hold::Hold;
 use schemas::tenant::Quota;
@@ -199,8 +199,11 @@ fn tl_31_the_end_of_a_tenant_is_the_end_of_its_open_runs_and_of_no_others() {
     }
     pages.note(Some("acme_demo"), &left(1, Departure::Left));
     pages.note(Some("acme_demo"), &hold(true));
-    let stopped = |pages: &Pages| pages.0.stopped_runs();
-    let names = |all: &[&str]| -> BTreeSet<RunId> { all.iter().map(|name| run(name)).collect() };
+    let stopped = |pages: &Pages| pages.0.stopped_urls();
+    let names = |all: &[&str]| -> BTreeSet<UrlHolders> {
+        let runs = all.iter().map(|name| run(name));
+        runs.map(UrlHolders::of_run).collect()
+    };
     assert_eq!(stopped(&pages), names(&[]));
     let acme = "acme".parse().expect("a name");
     assert!(!pages.0.has_ended(&acme));

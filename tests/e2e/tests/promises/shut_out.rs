@@ -37,11 +37,11 @@ struct Suspect {
 async fn suspect(cluster: &Cluster) -> Suspect {
     let all = cluster.evidence().await.everything().await;
     let ledger = || all.iter().filter_map(Recorded::ledger);
-    let granted = ledger().filter_map(|event| match event {
+    let mut granted = ledger().filter_map(|event| match event {
         LedgerEvent::LeaseGranted { lease, worker, .. } => Some((*lease, worker.clone())),
         _ => None,
     });
-    let (held, worker) = granted.last().expect("it trains");
+    let (held, worker) = granted.next_back().expect("it trains");
     let accepted = ledger().find_map(|event| match event {
         LedgerEvent::ContributionAccepted {
             lease, worker: by, ..

@@ -25,7 +25,7 @@ pub(super) async fn rotate(
     server_name: &[String],
 ) -> Result<(), Failure> {
     let domain = context.domain()?;
-    let _lock = context.lock("diloctl auth rotate")?;
+    let _lock = context.lock("diloctl auth rotate").await?;
     let now = clock::now();
     let (known, next) = match part {
         Part::Prepare => (
