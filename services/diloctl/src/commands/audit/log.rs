@@ -106,6 +106,8 @@ pub(super) fn verify(
     let source = Source::open(context, from)?;
     let proof = proof.map(read_proof).transpose()?;
     if let (Some(proof), false) = (&proof, from.is_named() || witnessing.policy.is_some()) {
+        // Without the log nothing says which witnesses its owner has named.
+        witness::check_asked(witnessing, false)?;
         let mut shown = ProofShown::of(proof, &source.trusted)?;
         let (head, ..) = proof.verify(&source.trusted)?;
         shown.compared = Some(match Proof::is_pinned(&head, source.pins.newest())? {
@@ -125,6 +127,7 @@ pub(super) fn verify(
     let owners = source.manifest(&log)?.and_then(|owner| owner.witnesses);
     let owners = owners.map(|text| witness::of_owner(&source, witnessing, &text));
     let owners = owners.transpose()?;
+    witness::check_asked(witnessing, cosigned.is_some() || owners.is_some())?;
     // These could only be read behind the log, which grows.
     if owners
         .as_ref()

@@ -260,6 +260,20 @@ fn gathered(
     })
 }
 
+/// Refuses what is asked about witnesses where no policy names any: nothing would be compared.
+///
+/// # Errors
+/// [`Code::ConfigInvalid`]
+pub(super) fn check_asked(with: &Witnessing, has_policy: bool) -> Result<(), Failure> {
+    let is_asked = !with.cosigned.is_empty() || with.unwitnessed_max > 0;
+    if has_policy || !is_asked {
+        return Ok(());
+    }
+    let text = "--cosigned and --unwitnessed-max are about the witnesses of a policy, and there is none: give one with \
+                --policy, or name a log whose owner has named witnesses";
+    Err(Failure::new(Code::ConfigInvalid, text))
+}
+
 impl Cosigned {
     /// True if a head of these covers more events than the log that was read: it has grown since then.
     pub(super) fn is_ahead(&self, source: &Source, log: &Log) -> bool {
@@ -281,13 +295,24 @@ pub(super) fn judged(
     owners: Option<Cosigned>,
 ) -> Result<(Option<Witnessed>, Option<String>), Failure> {
     let compare = |cosigned| witnessed(source, log, with, cosigned);
-    match (own.map(compare).transpose()?, owners.map(compare)) {
+    of_both(own.map(compare), owners.map(compare))
+}
+
+/// The verdict of two policies. Evidence comes before a missing verdict, whichever policy shows it.
+fn of_both(
+    own: Option<Result<Witnessed, Failure>>,
+    owners: Option<Result<Witnessed, Failure>>,
+) -> Result<(Option<Witnessed>, Option<String>), Failure> {
+    let is_unwitnessed = |failure: &Failure| failure.code() == Code::LogUnwitnessed;
+    match (own, owners) {
+        (Some(Err(own)), Some(Err(owners))) if is_unwitnessed(&own) => Err(owners),
+        (Some(Err(own)), _) => Err(own),
         // A verifier may ask for less than the owner does, and is told so.
-        (Some(own), Some(Err(failure))) if failure.code() == Code::LogUnwitnessed => {
+        (Some(Ok(own)), Some(Err(failure))) if is_unwitnessed(&failure) => {
             Ok((Some(own), Some(failure.refusal().detail.clone())))
         }
         (own, owners) => {
-            let owners = owners.transpose()?;
+            let (own, owners) = (own.transpose()?, owners.transpose()?);
             Ok((own.or(owners), None))
         }
     }
@@ -535,6 +560,39 @@ impl Record for CosignedShown {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fg_07_evidence_by_either_policy_comes_before_a_missing_verdict() {
+        let failed = |code| Some(Err(Failure::new(code, "x")));
+        let met = || Some(Ok(Witnessed::new(7, &BTreeSet::from(["a"]))));
+        let code = |own, owners| of_both(own, owners).map_err(|failure| failure.code()).err();
+        let (fork, few) = (Code::HistoryForked, Code::LogUnwitnessed);
+        assert_eq!(code(failed(few), failed(fork)), Some(fork));
+        assert_eq!(code(failed(fork), failed(few)), Some(fork));
+        assert_eq!(code(met(), failed(fork)), Some(fork));
+        assert_eq!(code(failed(few), met()), Some(few));
+        assert_eq!(code(None, failed(few)), Some(few));
+        let (own, weaker) = of_both(met(), failed(few)).expect("the verifier's is met");
+        assert!(own.is_some() && weaker.is_some());
+        let (owners, weaker) = of_both(None, met()).expect("the owner's is met");
+        assert!(owners.is_some() && weaker.is_none());
+    }
+
+    #[test]
+    fn fg_07_what_is_asked_of_witnesses_needs_a_policy() {
+        let with = |cosigned: &[&str], unwitnessed_max| Witnessing {
+            policy: None,
+            cosigned: cosigned.iter().map(Into::into).collect(),
+            witnesses: None,
+            unwitnessed_max,
+        };
+        for asked in [with(&["a.head"], 0), with(&[], 1)] {
+            let refused = check_asked(&asked, false).expect_err("nothing would be compared");
+            assert_eq!(refused.code(), Code::ConfigInvalid);
+            assert!(check_asked(&asked, true).is_ok());
+        }
+        assert!(check_asked(&with(&[], 0), false).is_ok());
+    }
 
     #[test]
     fn fg_07_an_old_head_speaks_for_no_newer_events() {
