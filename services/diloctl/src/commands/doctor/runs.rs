@@ -1,16 +1,20 @@
 //! Checks of the runs and their workers, as the coordinator shows them.
 
+use std::collections::BTreeMap;
+
 use runtime::Failure;
-use schemas::Code;
 use schemas::control::{Query, View};
 use schemas::hold::Hold;
 use schemas::view::{HoldView, RunView, WorkerView};
+use schemas::{Code, RunId};
 
 use super::posture::PostureRow;
 use super::{Finding, Report};
 use crate::context::{Operator, unexpected};
 use crate::table::time;
 
+/// Most names in one line.
+const NAMED_MAX: usize = 4;
 const CHECK: &str = "runs";
 const WORKERS: &str = "workers";
 
@@ -81,14 +85,27 @@ fn held(run: &RunView) -> Vec<Finding> {
     run.holds.iter().map(line).collect()
 }
 
-/// Workers that an operator has shut out of an open run.
+/// Workers that an operator has shut out of open runs: a line for each run.
 fn shut_out(workers: &[WorkerView]) -> Vec<Finding> {
-    let out = workers.iter().filter(|worker| worker.quarantined);
-    out.map(|worker| {
-        let text = format!("{} is shut out of {}", worker.worker.short(), worker.run);
+    let mut out: BTreeMap<&RunId, Vec<&str>> = BTreeMap::new();
+    for worker in workers.iter().filter(|worker| worker.quarantined) {
+        let of_run = out.entry(&worker.run).or_default();
+        of_run.push(worker.worker.short());
+    }
+    let line = |(run, workers): (&RunId, Vec<&str>)| {
+        let text = format!("shut out of {run}: {}", some_of(&workers));
         Finding::warn(WORKERS, Code::WorkerQuarantined, text)
-    })
-    .collect()
+    };
+    out.into_iter().map(line).collect()
+}
+
+/// The first names of a list, and how many more there are.
+fn some_of(names: &[&str]) -> String {
+    let shown = &names[..names.len().min(NAMED_MAX)];
+    match names.len() - shown.len() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
 }
 
 async fn runs(operator: &Operator) -> Result<Vec<RunView>, Failure> {
@@ -139,6 +156,13 @@ mod tests {
 
     use super::*;
     use crate::commands::doctor::State;
+
+    #[test]
+    fn a_long_list_of_names_is_cut_and_counted() {
+        assert_eq!(some_of(&["a", "b"]), "a, b");
+        assert_eq!(some_of(&["a"; NAMED_MAX]), ["a"; NAMED_MAX].join(", "));
+        assert!(some_of(&["a"; NAMED_MAX + 2]).ends_with("a and 2 more"));
+    }
 
     fn run(name: &str) -> RunView {
         RunView {

@@ -75,10 +75,11 @@ impl Credential {
         worker: &WorkerId,
         reason: &Reason,
     ) -> Result<Self, Failure> {
-        let domain = context.domain()?;
-        if !domain.has_vault() {
+        if !context.domain()?.has_vault() {
             return Ok(Self::Elsewhere);
         }
+        // Another command may have changed the records while this one waited.
+        let (domain, lock) = context.locked("diloctl worker quarantine").await?;
         let holders = domain.holders_of(worker.as_str())?;
         if let Some(other) = holders.iter().find(|holder| holder.role != Role::Worker) {
             return Ok(Self::OfAnother {
@@ -86,7 +87,6 @@ impl Credential {
                 name: other.name.clone(),
             });
         }
-        let lock = context.lock("diloctl worker quarantine").await?;
         let url = context.accounts_url()?;
         domain.take_over(clock::now())?;
         let changed = !is_void(&domain, worker, &holders)?;
