@@ -547,8 +547,8 @@ pub fn recall_files(folder: &Path, auditor: &mut Auditor) -> Result<Recalled, Au
 /// A head cannot be read, or no key for heads of the domain has signed it.
 pub fn signed_events(folder: &Path, trust: &TrustBundle) -> Result<Option<u64>, LogError> {
     let size = log::signed_size(&folder.join(LOG_FOLDER), trust)?;
-    // The first entry may be the owner's manifest, also where this trust bundle names none.
-    Ok(size.map(|size| size.saturating_sub(1)))
+    let manifest = u64::from(trust.log_manifest.is_some());
+    Ok(size.map(|size| size.saturating_sub(manifest)))
 }
 
 /// Gives the kept entries to the auditor again, and each record to `append`. The auditor repeats all

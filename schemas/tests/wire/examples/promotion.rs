@@ -40,7 +40,7 @@ pub(super) fn all() -> Vec<Example> {
             })
         },
         Example {
-            name: "answer to a promotion that accepts a worker in quarantine",
+            name: "reply to a promotion that accepts a worker in quarantine",
             ..example(&PromoteReply {
                 v: V,
                 changed: true,

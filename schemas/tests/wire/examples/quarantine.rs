@@ -46,7 +46,7 @@ pub(super) fn all() -> Vec<Example> {
             store: Some(AtStore::Done),
         }),
         Example {
-            name: "answer to a readmission that leaves other keys shut out",
+            name: "reply to a readmission that leaves other keys shut out",
             ..example(&QuarantineReply {
                 v: V,
                 changed: true,
