@@ -374,7 +374,7 @@ struct Kept {
     /// The signed text of the head.
     note: String,
     covered: u64,
-    /// A restart gives events that wait no more time.
+    /// A restart gives events that wait a minute more, and no more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     since: Option<UnixMillis>,
 }

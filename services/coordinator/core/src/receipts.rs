@@ -18,6 +18,11 @@ use schemas::head::ASKED_MAX;
 use schemas::view::LedgerCover;
 use schemas::{ChainSequence, Code, Millis, UnixMillis};
 
+/// Longest time that a process has to see a head over events of an earlier one, before they count as
+/// waiting for too long: the last event of a coordinator that ends in peace is under no head that it
+/// has seen, and a head is signed, asked for and proven within half of this.
+const GRACE: Millis = Millis::from_secs(60);
+
 /// Which events of the ledger are under a verified head, and since when the others wait.
 #[derive(Clone, Debug)]
 pub struct Receipts {
@@ -31,6 +36,8 @@ pub struct Receipts {
     spans: VecDeque<Span>,
     /// The time since which events of an earlier process wait, until the first event of this one.
     waited: Option<UnixMillis>,
+    /// Until then this process has had no time to see a head over these.
+    grace_until: UnixMillis,
     /// The events under the newest head that was verified; none before there was one.
     head: Option<u64>,
     /// What was said last of the newest head that came, if it was not taken.
@@ -82,6 +89,7 @@ impl Receipts {
             covered,
             spans: VecDeque::new(),
             waited: None,
+            grace_until: UnixMillis(0),
             head,
             doubted: None,
             said: false,
@@ -89,7 +97,7 @@ impl Receipts {
     }
 
     /// Events behind those that are covered wait since then, by the clock of an earlier process: a
-    /// restart gives them no more time.
+    /// restart gives them no more time than this process needs to see a head.
     #[must_use]
     pub const fn waiting(mut self, since: Option<UnixMillis>) -> Self {
         self.waited = since;
@@ -105,6 +113,9 @@ impl Receipts {
         }
         let is_first_uncovered = last.sequence.get() == self.covered;
         let waited = self.waited.take().filter(|_| !is_first_uncovered);
+        if waited.is_some() {
+            self.grace_until = now.after(GRACE.min(self.within));
+        }
         match self.spans.back_mut() {
             Some(newest) if !newest.asked => newest.last = last,
             _ => {
@@ -204,7 +215,8 @@ impl Receipts {
 
     fn is_overdue(&self, now: UnixMillis) -> bool {
         let late = |span: &Span| span.since.until(now) >= self.within;
-        self.head.is_some() && self.spans.front().is_some_and(late)
+        let is_late = self.spans.front().is_some_and(late);
+        self.head.is_some() && is_late && now >= self.grace_until
     }
 }
 
@@ -362,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_gives_events_that_wait_no_more_time() {
+    fn a_restart_gives_events_that_wait_no_whole_time_again() {
         let late = after(WITHIN);
         let waited = Some(START);
         let since = |covered: u64, number: u64, waited, now| {
@@ -382,6 +394,15 @@ mod tests {
             Some(START),
             "no time of later"
         );
+        // The last event of a process that ended in peace is no alarm of the next one, which has a
+        // minute to see a head, or less where the limit is less.
+        for (within, grace) in [(WITHIN, GRACE), (Millis(5), Millis(5))] {
+            let mut receipts = Receipts::new(within, 3, Some(40)).waiting(waited);
+            receipts.appended(late, at(4));
+            let soon = late.after(Millis(grace.get() - 1));
+            assert_eq!((receipts.say(soon), receipts.view(soon).code), (None, None));
+            assert!(receipts.say(late.after(grace)).is_some());
+        }
         // Only the first span is of before.
         let mut receipts = Receipts::new(WITHIN, 3, Some(40)).waiting(waited);
         receipts.appended(late, at(4));

@@ -374,7 +374,7 @@ fn tl_03_a_fork_is_said_and_shown_also_where_its_text_cannot_be_written() {
 }
 
 #[test]
-fn ls_04_a_restart_gives_events_that_wait_no_more_time() {
+fn ls_04_a_restart_gives_events_that_wait_no_whole_time_again() {
     let mut scene = Scene::new();
     let (heads, mut follower) = scene.begin();
     let events: Vec<Sent> = (0..3).map(|_| scene.event()).collect();
