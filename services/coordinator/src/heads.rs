@@ -6,7 +6,7 @@
 //! Nothing here holds up a round or ends the process. Without heads, or with heads that contradict
 //! each other, the coordinator says so and goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,7 +16,9 @@ use backoff::spread;
 use coordinator_core::{Receipts, Say, Sent};
 use identity::TrustBundle;
 use identity::secret::replace_private;
+use runtime::evidence::Evidence;
 use runtime::metrics::{LEDGER_UNCOVERED, LEDGER_UNCOVERED_SECONDS, also};
+use runtime::refusals::DENIED_AGAIN;
 use runtime::{Bus, BusError, Failure, clock};
 use schemas::event::SignedEvent;
 use schemas::head::{HeadReply, HeadRequest, Inclusion, KnownHead};
@@ -31,17 +33,12 @@ use witness::{Doubt, Followed, Step, is_included};
 /// Longest pause between two questions; the half of it is the shortest. A head is signed ten seconds
 /// after an event.
 const PAUSE: Duration = Duration::from_secs(10);
-/// The same after a question that the broker has denied, since it has older tokens of the accounts: each is
-/// a security event.
-const PAUSE_DENIED: Duration = Duration::from_secs(1200);
 /// Longest wait for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(8);
 /// Ending of the file with the newest verified head, after the name of the ledger's mark.
 const HEAD: &str = "head";
-/// Ending of the file with the text of the first head that was not taken since.
+/// Ending of the file with the text of the first head against the kept one.
 const REFUSED: &str = "head-refused";
-/// Ending of that file once a newer head was taken.
-const REFUSED_BEFORE: &str = "head-refused.before";
 
 /// What is known of the log, for the decision loop; nothing where no heads are signed or followed.
 #[derive(Clone, Debug, Default)]
@@ -58,7 +55,8 @@ struct Shared {
 
 impl LedgerHeads {
     /// Begins with the head that was kept beside the ledger's mark at `mark`. If the log cannot be
-    /// followed, the log of this process says why. `own` is the key that signs the ledger.
+    /// followed, the log of this process says why, and the view has the code. `own` is the key that
+    /// signs the ledger.
     pub(crate) fn open(
         mark: &Path,
         trust: &TrustBundle,
@@ -76,22 +74,26 @@ impl LedgerHeads {
             Err(failure) => {
                 let (code, next) = (failure.code(), failure.code().next_step());
                 tracing::warn!(%code, next, "this coordinator follows no log: {failure}");
-                return (Self(None), None);
+                let mut receipts = Receipts::new(within, 0, None);
+                receipts.doubt(code);
+                return (Self::of(receipts), None);
             }
         };
         let head = memory.head.as_ref().map(|head| head.size);
-        let receipts = Receipts::new(within, memory.covered, head);
-        let shared = Shared {
-            receipts,
-            known: None,
-        };
-        let heads = Self(Some(Arc::new(Mutex::new(shared))));
+        let receipts = Receipts::new(within, memory.covered, head).waiting(memory.since);
+        let heads = Self::of(receipts);
         let follower = Follower {
             heads: heads.clone(),
             memory,
             emitter: own,
+            said: BTreeSet::new(),
         };
         (heads, Some(follower))
+    }
+
+    fn of(receipts: Receipts) -> Self {
+        let known = None;
+        Self(Some(Arc::new(Mutex::new(Shared { receipts, known }))))
     }
 
     fn lock(&self) -> Option<MutexGuard<'_, Shared>> {
@@ -137,6 +139,8 @@ pub(crate) struct Follower {
     memory: Memory,
     /// The key that has signed the ledger's newest event.
     emitter: PublicKey,
+    /// What this process has said, and not the end of since then: it is said once.
+    said: BTreeSet<Code>,
 }
 
 impl Follower {
@@ -151,9 +155,7 @@ impl Follower {
         let subject = ledger_head_subject(&holder);
         loop {
             let asked = self.ask(&bus, &subject).await;
-            if let Err(error) = &asked {
-                tracing::debug!(%error, "no head of the log came");
-            }
+            self.heard(asked.as_ref().err());
             self.say(clock::now());
             tokio::time::sleep(spread(longest_pause(&asked), objects::random_fraction())).await;
         }
@@ -161,9 +163,35 @@ impl Follower {
 
     async fn ask(&mut self, bus: &Bus, subject: &str) -> Result<(), BusError> {
         let (question, entries) = self.question();
+        self.remember();
         let reply: HeadReply = bus.request(subject, &question, ANSWER_MAX).await?;
         self.take(&reply, &entries);
         Ok(())
+    }
+
+    /// Takes note of how a question ended. One that the broker denies says nothing by itself: the
+    /// coordinator's right to ask is younger than the accounts' tokens at the broker, or was taken.
+    fn heard(&mut self, error: Option<&BusError>) {
+        match error {
+            None => {
+                self.said.remove(&Code::BusDenied);
+            }
+            Some(error @ BusError::Denied { .. }) if self.said.insert(Code::BusDenied) => {
+                tracing::warn!(code = %Code::BusDenied, next = "run `diloctl auth config` and `diloctl auth push`", "this coordinator \
+                               may not ask for heads of the log, so it cannot see that the log has its ledger's events: {error}");
+            }
+            Some(error) => tracing::debug!(%error, "no head of the log came"),
+        }
+    }
+
+    /// Keeps the time since which the oldest event waits that no head covers, for another process.
+    fn remember(&mut self) {
+        let oldest = self
+            .heads
+            .lock()
+            .and_then(|shared| shared.receipts.oldest());
+        let kept = self.memory.remember(oldest);
+        self.kept(kept, "the time since which events of the ledger wait");
     }
 
     /// The next question, and the entries of the events in it.
@@ -193,48 +221,81 @@ impl Follower {
 
     /// Takes the answer: what is verified is kept, and what contradicts it is said.
     fn take(&mut self, reply: &HeadReply, entries: &BTreeMap<ChainSequence, Vec<u8>>) {
-        let taken = match self.memory.see(reply) {
-            Ok(Seen::Taken(head)) => {
-                let under = under(&head, &reply.events, entries);
-                let covered = self.heads.lock().map_or(0, |mut shared| {
-                    shared.receipts.verified(head.size, &under);
-                    shared.receipts.covered()
-                });
-                let known = KnownHead {
-                    size: head.size,
-                    root: ByteArray::new(head.root),
-                };
-                let kept = self.memory.keep(head, &reply.note, covered);
-                kept.map(|()| {
-                    if let Some(mut shared) = self.heads.lock() {
-                        shared.known = Some(known);
-                    }
-                })
+        match self.memory.see(reply) {
+            Ok(head) => {
+                let kept = self.verified(head, reply, entries);
+                self.kept(kept, "a head of the log");
             }
-            Ok(Seen::Refused { doubt, again }) => {
-                self.raise(&doubt, again);
-                Ok(())
+            Err(doubt) => {
+                // A disk without room hides nothing.
+                self.raise(&doubt);
+                if is_signed(&doubt) {
+                    let kept = self.memory.refused.keep(reply.note.as_bytes());
+                    let kept = kept.map_err(|error| Failure::new(Code::HeadUnkept, error));
+                    self.kept(
+                        kept.map(|()| true),
+                        "the text of a head that contradicts the kept one",
+                    );
+                }
             }
-            Err(failure) => Err(failure),
-        };
-        if let Err(failure) = taken {
-            let (code, next) = (failure.code(), failure.code().next_step());
-            tracing::warn!(%code, next, "a head of the log is not kept: {failure}");
         }
     }
 
-    /// Says that the log contradicts itself: once for each head that is kept.
-    fn raise(&self, doubt: &Doubt, again: bool) {
-        let code = match doubt {
-            Doubt::Head(_) => Code::HeadInvalid,
-            Doubt::WentBack { .. } | Doubt::Forked(_) | Doubt::Unproven { .. } => {
-                Code::HeadContradicted
+    /// Keeps a head that continues the kept one. True if something was written.
+    fn verified(
+        &mut self,
+        head: Head,
+        reply: &HeadReply,
+        entries: &BTreeMap<ChainSequence, Vec<u8>>,
+    ) -> Result<bool, Failure> {
+        let under = under(&head, &reply.events, entries);
+        let (covered, oldest) = self.heads.lock().map_or((0, None), |mut shared| {
+            shared.receipts.verified(head.size, &under);
+            (shared.receipts.covered(), shared.receipts.oldest())
+        });
+        let known = KnownHead {
+            size: head.size,
+            root: ByteArray::new(head.root),
+        };
+        let is_newer = self.memory.head.as_ref() != Some(&head);
+        let written = self.memory.keep(head, &reply.note, covered, oldest)?;
+        if let Some(mut shared) = self.heads.lock() {
+            shared.known = Some(known);
+        }
+        if is_newer {
+            // What contradicts this one is news again, and so is its text.
+            self.said.remove(&Code::HeadContradicted);
+            self.memory.set_aside()?;
+        }
+        Ok(written)
+    }
+
+    /// Says that something is not on the disk: once, until something is written again.
+    fn kept(&mut self, written: Result<bool, Failure>, what: &str) {
+        match written {
+            Ok(true) => {
+                self.said.remove(&Code::HeadUnkept);
             }
+            Ok(false) => {}
+            Err(failure) if self.said.insert(failure.code()) => {
+                let (code, next) = (failure.code(), failure.code().next_step());
+                tracing::warn!(%code, next, "not kept: {what}: {failure}");
+            }
+            Err(failure) => tracing::debug!(%failure, "still not kept: {what}"),
+        }
+    }
+
+    /// Says that the log contradicts itself, once for each head that is kept; of answers that the
+    /// log's key has not signed, once.
+    fn raise(&mut self, doubt: &Doubt) {
+        let code = match is_signed(doubt) {
+            true => Code::HeadContradicted,
+            false => Code::HeadInvalid,
         };
         if let Some(mut shared) = self.heads.lock() {
             shared.receipts.doubt(code);
         }
-        if !again {
+        if self.said.insert(code) {
             tracing::error!(%code, next = code.next_step(), "the log of all events is not the one that this coordinator has \
                             seen: {doubt}");
         }
@@ -260,10 +321,18 @@ impl Follower {
     }
 }
 
-/// The longest pause after a question that ended so.
+/// True if the log's own key has signed what is doubted: that alone is evidence.
+const fn is_signed(doubt: &Doubt) -> bool {
+    match doubt {
+        Doubt::Head(_) => false,
+        Doubt::WentBack { .. } | Doubt::Forked(_) | Doubt::Unproven { .. } => true,
+    }
+}
+
+/// The longest pause after a question that ended so. Each that is denied is a security event.
 const fn longest_pause(asked: &Result<(), BusError>) -> Duration {
     match asked {
-        Err(BusError::Denied { .. }) => PAUSE_DENIED,
+        Err(BusError::Denied { .. }) => DENIED_AGAIN,
         _ => PAUSE,
     }
 }
@@ -287,11 +356,14 @@ fn under(
 struct Memory {
     followed: Followed,
     head: Option<Head>,
+    /// Its signed text.
+    note: String,
     /// The first so many events of the ledger are under it.
     covered: u64,
+    /// The oldest of the others waits since then; none if there are no others.
+    since: Option<UnixMillis>,
     file: PathBuf,
-    refused: PathBuf,
-    refused_before: PathBuf,
+    refused: Evidence,
 }
 
 /// The form of the file.
@@ -302,19 +374,9 @@ struct Kept {
     /// The signed text of the head.
     note: String,
     covered: u64,
-}
-
-/// What became of a head.
-#[derive(Debug)]
-enum Seen {
-    /// It is the kept one, or continues it.
-    Taken(Head),
-    /// It is not taken.
-    Refused {
-        doubt: Doubt,
-        /// True if another was refused since the kept one was taken.
-        again: bool,
-    },
+    /// A restart gives events that wait a minute more, and no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    since: Option<UnixMillis>,
 }
 
 impl Memory {
@@ -339,85 +401,96 @@ impl Memory {
         let unusable = |error: &dyn std::fmt::Display| {
             Failure::new(Code::HeadUnkept, format!("{}: {error}", file.display()))
         };
-        let (head, covered) = match std::fs::read(&file) {
+        let mut memory = Self {
+            followed,
+            head: None,
+            note: String::new(),
+            covered: 0,
+            since: None,
+            refused: Evidence::at(beside(REFUSED)),
+            file: file.clone(),
+        };
+        match std::fs::read(&file) {
             Ok(text) => {
                 let kept: Kept = serde_json::from_slice(&text).map_err(|error| unusable(&error))?;
-                let head = followed.open(kept.note.as_bytes());
-                (Some(head.map_err(|error| unusable(&error))?), kept.covered)
+                let head = memory.followed.open(kept.note.as_bytes());
+                memory.head = Some(head.map_err(|error| unusable(&error))?);
+                (memory.note, memory.covered, memory.since) = (kept.note, kept.covered, kept.since);
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => (None, 0),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(unusable(&error)),
-        };
-        Ok(Some(Self {
-            followed,
-            head,
-            covered,
-            refused: beside(REFUSED),
-            refused_before: beside(REFUSED_BEFORE),
-            file,
-        }))
+        }
+        Ok(Some(memory))
     }
 
-    /// Compares a head with the kept one, and keeps the text of one that contradicts it.
-    ///
-    /// # Errors
-    /// That text cannot be written.
-    fn see(&self, reply: &HeadReply) -> Result<Seen, Failure> {
+    /// Compares a head with the kept one: the head if it is that, or continues it.
+    fn see(&self, reply: &HeadReply) -> Result<Head, Doubt> {
         let note = reply.note.as_bytes();
         let hashes: Vec<[u8; 32]> = reply.consistency.iter().map(|hash| **hash).collect();
-        match (
-            self.followed.follow(self.head.as_ref(), note, &hashes),
-            &self.head,
-        ) {
-            (Ok(Step::Newer(head)), _) => Ok(Seen::Taken(head)),
-            (Ok(Step::Same), Some(head)) => Ok(Seen::Taken(head.clone())),
-            (Ok(Step::Same), None) => unreachable!("the first head is newer than none"),
-            (Err(doubt), _) => {
-                // The first text is the strongest evidence.
-                let again = self.refused.exists();
-                if !again {
-                    write(&self.refused, note)?;
-                }
-                Ok(Seen::Refused { doubt, again })
-            }
+        let step = self.followed.follow(self.head.as_ref(), note, &hashes)?;
+        match (step, &self.head) {
+            (Step::Newer(head), _) => Ok(head),
+            (Step::Same, Some(head)) => Ok(head.clone()),
+            (Step::Same, None) => unreachable!("the first head is newer than none"),
         }
     }
 
-    /// Keeps a head that was taken, with how far it covers the ledger. It is on the disk when this
-    /// returns.
+    /// Keeps a head that was taken, with how far it covers the ledger and since when the oldest other
+    /// event waits. It is on the disk when this returns. True if it was not there before.
     ///
     /// # Errors
     /// It cannot be written; then the one from before stays.
-    fn keep(&mut self, head: Head, note: &str, covered: u64) -> Result<(), Failure> {
+    fn keep(
+        &mut self,
+        head: Head,
+        note: &str,
+        covered: u64,
+        since: Option<UnixMillis>,
+    ) -> Result<bool, Failure> {
         let is_newer = self.head.as_ref() != Some(&head);
-        if !is_newer && covered == self.covered {
-            return Ok(());
+        if !is_newer && covered == self.covered && since == self.since {
+            return Ok(false);
         }
         let note = note.to_owned();
         let kept = Kept {
             v: V,
             note,
             covered,
+            since,
         };
         let text =
             serde_json::to_vec(&kept).map_err(|error| Failure::new(Code::Internal, error))?;
-        write(&self.file, &text)?;
-        (self.head, self.covered) = (Some(head), covered);
-        // Evidence against an earlier head stays, and makes room for what contradicts this one.
-        if is_newer && self.refused.exists() {
-            std::fs::rename(&self.refused, &self.refused_before)
-                .map_err(|error| unwritten(&self.refused, &error))?;
-        }
-        Ok(())
+        replace_private(&self.file, &text)
+            .map_err(|error| Failure::new(Code::HeadUnkept, error))?;
+        (self.head, self.note) = (Some(head), kept.note);
+        (self.covered, self.since) = (covered, since);
+        Ok(true)
     }
-}
 
-fn write(file: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    replace_private(file, bytes).map_err(|error| unwritten(file, &error))
-}
+    /// Keeps since when the oldest event waits that the kept head does not cover. Where no head was
+    /// ever seen nobody waits.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn remember(&mut self, since: Option<UnixMillis>) -> Result<bool, Failure> {
+        let Some(head) = self.head.clone() else {
+            return Ok(false);
+        };
+        let (note, covered) = (self.note.clone(), self.covered);
+        self.keep(head, &note, covered, since)
+    }
 
-fn unwritten(file: &Path, error: &dyn std::fmt::Display) -> Failure {
-    Failure::new(Code::HeadUnkept, format!("{}: {error}", file.display()))
+    /// Moves evidence against an earlier head aside.
+    ///
+    /// # Errors
+    /// It cannot be moved.
+    fn set_aside(&self) -> Result<(), Failure> {
+        let moved = self.refused.set_aside();
+        moved.map_err(|error| {
+            let text = format!("{}: {error}", self.file.display());
+            Failure::new(Code::HeadUnkept, text)
+        })
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod bus;
 pub mod clock;
 pub mod config;
 mod denial;
+pub mod evidence;
 pub mod exit;
 pub mod expiry;
 #[cfg(feature = "fuzz")]

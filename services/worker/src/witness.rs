@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use backoff::spread;
 use identity::{AuditKey, TrustBundle, WitnessKey};
+use runtime::evidence::Evidence;
 use runtime::{Bus, BusError, Failure, clock};
 use schemas::event::WorkerEvent;
 use schemas::head::{CosignRequest, HeadReply, HeadRequest, Inclusion};
@@ -133,8 +134,16 @@ impl Follower {
                 let _told = self.asking.receipts.looked.try_send(Looked(covered));
                 self.cosign().await
             }
-            Ok(Seen::Refused { doubt, again }) => {
+            Ok(Seen::Refused {
+                doubt,
+                again,
+                unkept,
+            }) => {
                 self.raise(&doubt, again);
+                if let Some(failure) = unkept.filter(|_| !again) {
+                    let code = Code::WorkerStateInvalid;
+                    tracing::warn!(%code, next = code.next_step(), "the text of that head is not kept: {failure}");
+                }
                 Ok(())
             }
             Err(failure) => {
@@ -213,8 +222,12 @@ struct Memory {
     kept: Option<Head>,
     /// The file of the kept head.
     head: PathBuf,
-    /// The file of the text that was refused last.
-    refused: PathBuf,
+    /// The text against it that came first.
+    refused: Evidence,
+    /// True if a head against the kept one was said.
+    is_contradicted: bool,
+    /// True if this process has said that a text is no signed head of this log.
+    is_unsigned_said: bool,
 }
 
 /// What became of a head.
@@ -225,8 +238,10 @@ enum Seen {
     /// It is not taken.
     Refused {
         doubt: Doubt,
-        /// True if the same text was refused before.
+        /// True if it was said before.
         again: bool,
+        /// The reason why its text is not on the disk and should be.
+        unkept: Option<String>,
     },
 }
 
@@ -268,6 +283,7 @@ impl Memory {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(unusable(&head, &error)),
         };
+        let refused = Evidence::at(state.log_refused());
         tracing::info!(
             witness = witness.text(),
             "this worker cosigns heads of the log"
@@ -277,7 +293,9 @@ impl Memory {
             key,
             kept,
             head,
-            refused: state.log_refused(),
+            is_contradicted: refused.is_kept(),
+            is_unsigned_said: false,
+            refused,
         }))
     }
 
@@ -288,35 +306,35 @@ impl Memory {
     fn see(&mut self, reply: &HeadReply) -> Result<Seen, Failure> {
         let note = reply.note.as_bytes();
         let hashes: Vec<[u8; 32]> = reply.consistency.iter().map(|hash| **hash).collect();
-        let write = |file: &std::path::Path| {
-            identity::secret::replace_private(file, note).map_err(|error| {
-                Failure::new(Code::WorkerStateInvalid, format!("worker.state: {error}"))
-            })
+        let unwritten = |error: &dyn std::fmt::Display| {
+            Failure::new(Code::WorkerStateInvalid, format!("worker.state: {error}"))
         };
         match self.followed.follow(self.kept.as_ref(), note, &hashes) {
             Ok(Step::Same) => Ok(Seen::Taken),
             Ok(Step::Newer(head)) => {
-                write(&self.head)?;
+                let written = identity::secret::replace_private(&self.head, note);
+                written.map_err(|error| unwritten(&error))?;
                 self.kept = Some(head);
                 // Evidence against an earlier head stays, and makes room for what contradicts this
                 // one.
-                if self.refused.exists() {
-                    let aside = self.refused.with_extension("refused.before");
-                    std::fs::rename(&self.refused, aside).map_err(|error| {
-                        Failure::new(Code::WorkerStateInvalid, format!("worker.state: {error}"))
-                    })?;
-                }
+                self.is_contradicted = false;
+                let moved = self.refused.set_aside();
+                moved.map_err(|error| unwritten(&error))?;
                 Ok(Seen::Taken)
             }
-            Err(doubt) => {
+            Err(doubt @ Doubt::Head(_)) => Ok(Seen::Refused {
+                // Anybody can write such a text: it is no evidence and takes the place of none.
+                doubt,
+                again: std::mem::replace(&mut self.is_unsigned_said, true),
+                unkept: None,
+            }),
+            Err(doubt) => Ok(Seen::Refused {
                 // The first text is the strongest evidence; the event about it makes the next head
-                // another one, which is no news.
-                let again = self.refused.exists();
-                if !again {
-                    write(&self.refused)?;
-                }
-                Ok(Seen::Refused { doubt, again })
-            }
+                // another one, which is no news. A disk without room hides nothing.
+                doubt,
+                again: std::mem::replace(&mut self.is_contradicted, true),
+                unkept: self.refused.keep(note).err().map(|error| error.to_string()),
+            }),
         }
     }
 

@@ -18,6 +18,11 @@ use schemas::head::ASKED_MAX;
 use schemas::view::LedgerCover;
 use schemas::{ChainSequence, Code, Millis, UnixMillis};
 
+/// Longest time that a process has to see a head over events of an earlier one, before they count as
+/// waiting for too long: the last event of a coordinator that ends in peace is under no head that it
+/// has seen, and a head is signed, asked for and proven within half of this.
+const GRACE: Millis = Millis::from_secs(60);
+
 /// Which events of the ledger are under a verified head, and since when the others wait.
 #[derive(Clone, Debug)]
 pub struct Receipts {
@@ -29,6 +34,10 @@ pub struct Receipts {
     covered: u64,
     /// The others, the oldest first.
     spans: VecDeque<Span>,
+    /// The time since which events of an earlier process wait, until the first event of this one.
+    waited: Option<UnixMillis>,
+    /// Until then this process has had no time to see a head over these.
+    grace_until: UnixMillis,
     /// The events under the newest head that was verified; none before there was one.
     head: Option<u64>,
     /// What was said last of the newest head that came, if it was not taken.
@@ -79,10 +88,20 @@ impl Receipts {
             events: covered,
             covered,
             spans: VecDeque::new(),
+            waited: None,
+            grace_until: UnixMillis(0),
             head,
             doubted: None,
             said: false,
         }
+    }
+
+    /// Events behind those that are covered wait since then, by the clock of an earlier process: a
+    /// restart gives them no more time than this process needs to see a head.
+    #[must_use]
+    pub const fn waiting(mut self, since: Option<UnixMillis>) -> Self {
+        self.waited = since;
+        self
     }
 
     /// Takes note of the newest event of the ledger.
@@ -90,20 +109,36 @@ impl Receipts {
         self.events = last.sequence.next().get();
         if self.covered > self.events {
             // The note is about another ledger, which had more events.
-            self.covered = 0;
+            (self.covered, self.waited) = (0, None);
         }
-        let full = self.spans.len() >= ASKED_MAX;
+        let is_first_uncovered = last.sequence.get() == self.covered;
+        let waited = self.waited.take().filter(|_| !is_first_uncovered);
+        if waited.is_some() {
+            self.grace_until = now.after(GRACE.min(self.within));
+        }
         match self.spans.back_mut() {
-            // The oldest stay: they show since when heads stay away.
-            Some(newest) if full || !newest.asked => {
-                newest.last = last;
-                newest.asked = false;
+            Some(newest) if !newest.asked => newest.last = last,
+            _ => {
+                self.make_room();
+                self.spans.push_back(Span {
+                    last,
+                    since: waited.map_or(now, |since| since.min(now)),
+                    asked: false,
+                });
             }
-            _ => self.spans.push_back(Span {
-                last,
-                since: now,
-                asked: false,
-            }),
+        }
+    }
+
+    /// Without room the second span becomes part of the third: one proof stands for both. The oldest
+    /// stays as it is, and the newest are asked about one by one. The audit service forgets old
+    /// places, and no head covers the very newest, so between the two there must be some.
+    fn make_room(&mut self) {
+        if self.spans.len() < ASKED_MAX {
+            return;
+        }
+        let joined = self.spans.remove(1);
+        if let (Some(joined), Some(next)) = (joined, self.spans.get_mut(1)) {
+            next.since = joined.since;
         }
     }
 
@@ -124,9 +159,18 @@ impl Receipts {
         self.spans.retain(|span| span.last.sequence > *newest);
     }
 
-    /// A head came that was not taken, for this reason.
-    pub const fn doubt(&mut self, code: Code) {
-        self.doubted = Some(code);
+    /// A head came that was not taken, for this reason. An answer that nobody has signed does not hide
+    /// that the log's own key has signed two histories.
+    pub fn doubt(&mut self, code: Code) {
+        if self.doubted != Some(Code::HeadContradicted) {
+            self.doubted = Some(code);
+        }
+    }
+
+    /// The time since which the oldest event that no head covers waits.
+    pub fn oldest(&self) -> Option<UnixMillis> {
+        let oldest = self.spans.front().map(|span| span.since);
+        oldest.or(self.waited)
     }
 
     /// The first so many events of the ledger that are under a verified head.
@@ -171,7 +215,8 @@ impl Receipts {
 
     fn is_overdue(&self, now: UnixMillis) -> bool {
         let late = |span: &Span| span.since.until(now) >= self.within;
-        self.head.is_some() && self.spans.front().is_some_and(late)
+        let is_late = self.spans.front().is_some_and(late);
+        self.head.is_some() && is_late && now >= self.grace_until
     }
 }
 
@@ -290,19 +335,94 @@ mod tests {
     /// However long heads stay away, no more is kept than one question has room for, and the oldest
     /// stays as the one that shows since when.
     #[test]
-    fn without_room_the_newest_span_grows_and_is_asked_about_by_its_last_event() {
+    fn without_room_the_oldest_stays_and_the_newest_are_asked_about_one_by_one() {
         let mut receipts = Receipts::new(WITHIN, 0, Some(4));
         let most = ASKED_MAX as u64;
         for number in 0..2 * most {
             receipts.appended(after(Millis(number)), at(number));
             assert!(asked(&mut receipts).len() <= ASKED_MAX);
         }
-        let mut expected: Vec<u64> = (0..most - 1).collect();
-        expected.push(2 * most - 1);
+        let newest = most + 1..2 * most;
+        let expected: Vec<u64> = std::iter::once(0).chain(newest).collect();
         assert_eq!(asked(&mut receipts), expected);
         assert_eq!(receipts.view(START).since, Some(START));
+        // The second waits since the first of those of which it became a part.
+        receipts.verified(89, &[ChainSequence(0)]);
+        assert_eq!(receipts.view(START).since, Some(after(Millis(1))));
         receipts.verified(90, &[ChainSequence(2 * most - 1)]);
         assert_eq!(receipts.view(START).uncovered, 0);
+    }
+
+    /// The audit service knows the places of the newest events only, and its head is older than the
+    /// newest of all.
+    #[test]
+    fn heads_that_come_again_cover_events_however_long_they_were_away() {
+        let mut receipts = Receipts::new(WITHIN, 0, Some(4));
+        let (away, remembered) = (3 * ASKED_MAX as u64, 20);
+        for number in 0..away {
+            receipts.appended(START, at(number));
+            receipts.ask();
+        }
+        assert!(receipts.say(after(WITHIN)).is_some());
+        receipts.appended(after(WITHIN), at(away));
+        let asked = asked(&mut receipts).into_iter();
+        let known = asked.filter(|number| (away - remembered..away).contains(number));
+        let known: Vec<_> = known.map(ChainSequence).collect();
+        receipts.verified(5, &known);
+        assert_eq!(receipts.view(after(WITHIN)).uncovered, 1);
+        assert_eq!(receipts.say(after(WITHIN)), Some(Say::Covered));
+    }
+
+    #[test]
+    fn a_restart_gives_events_that_wait_no_whole_time_again() {
+        let late = after(WITHIN);
+        let waited = Some(START);
+        let since = |covered: u64, number: u64, waited, now| {
+            let mut receipts = Receipts::new(WITHIN, covered, Some(40)).waiting(waited);
+            assert_eq!(receipts.oldest(), waited);
+            receipts.appended(now, at(number));
+            let since = receipts.view(now).since;
+            assert_eq!(receipts.oldest(), since);
+            since
+        };
+        assert_eq!(since(3, 4, waited, late), waited);
+        assert_eq!(since(3, 4, None, late), Some(late));
+        assert_eq!(since(3, 3, waited, late), Some(late), "none waited");
+        assert_eq!(since(9, 4, waited, late), Some(late), "another ledger");
+        assert_eq!(
+            since(3, 4, Some(late), START),
+            Some(START),
+            "no time of later"
+        );
+        // The last event of a process that ended in peace is no alarm of the next one, which has a
+        // minute to see a head, or less where the limit is less.
+        for (within, grace) in [(WITHIN, GRACE), (Millis(5), Millis(5))] {
+            let mut receipts = Receipts::new(within, 3, Some(40)).waiting(waited);
+            receipts.appended(late, at(4));
+            let soon = late.after(Millis(grace.get() - 1));
+            assert_eq!((receipts.say(soon), receipts.view(soon).code), (None, None));
+            assert!(receipts.say(late.after(grace)).is_some());
+        }
+        // Only the first span is of before.
+        let mut receipts = Receipts::new(WITHIN, 3, Some(40)).waiting(waited);
+        receipts.appended(late, at(4));
+        receipts.ask();
+        receipts.appended(late, at(5));
+        receipts.verified(41, &[ChainSequence(4)]);
+        assert_eq!(receipts.view(late).since, Some(late));
+    }
+
+    #[test]
+    fn an_answer_that_nobody_has_signed_hides_no_contradiction() {
+        let mut receipts = Receipts::new(WITHIN, 0, Some(4));
+        for (code, shown) in [
+            (Code::HeadInvalid, Code::HeadInvalid),
+            (Code::HeadContradicted, Code::HeadContradicted),
+            (Code::HeadInvalid, Code::HeadContradicted),
+        ] {
+            receipts.doubt(code);
+            assert_eq!(receipts.view(START).code, Some(shown));
+        }
     }
 
     /// What was covered is another ledger's if this one is shorter.

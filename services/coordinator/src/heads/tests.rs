@@ -256,16 +256,22 @@ fn tl_03_a_head_that_goes_back_or_forks_is_kept_as_evidence_and_not_named() {
         assert_eq!(*first, text, "the first one is");
     }
     assert_eq!(uncovered(&heads).0, 2, "a refused head covers nothing");
-    // A restart forgets nothing.
+    // A restart forgets nothing, and says it again.
     let (heads, mut follower) = scene.begin();
+    assert!(!follower.said.contains(&Code::HeadContradicted));
     Scene::ask(&mut follower, &longer);
     assert_eq!(uncovered(&heads).1, Some(Code::HeadContradicted));
+    assert!(follower.said.contains(&Code::HeadContradicted));
     // What continues the kept head is taken, and the evidence stays.
     scene.service.sign(&events[2..]);
     Scene::ask(&mut follower, &scene.service);
     assert_eq!(uncovered(&heads).1, None);
     assert!(!scene.file("ledger.mark.head-refused").exists());
     assert!(scene.file("ledger.mark.head-refused.before").exists());
+    assert!(
+        !follower.said.contains(&Code::HeadContradicted),
+        "it is news"
+    );
     // A head of a key that the bundle does not name is none.
     let mut stranger = Service::of(HeadKey::generate(), scene.service.trust.clone());
     stranger.sign(&events);
@@ -279,7 +285,13 @@ fn a_coordinator_that_cannot_read_its_head_follows_no_log() {
     std::fs::write(scene.file("ledger.mark.head"), "{}").expect("a file");
     let (mark, own) = (scene.mark(), scene.key.public().clone());
     let (heads, follower) = LedgerHeads::open(&mark, &scene.service.trust, own.clone(), WITHIN);
-    assert!(follower.is_none() && heads.view(NOW).is_none());
+    assert!(follower.is_none());
+    // It says so as long as it runs, whatever it appends.
+    assert_eq!(uncovered(&heads), (0, Some(Code::HeadUnkept)));
+    let event = Scene::new().event();
+    heads.appended(NOW, event);
+    assert_eq!(uncovered(&heads), (1, Some(Code::HeadUnkept)));
+    assert_eq!(heads.known(), None);
     let failure = Memory::open(&mark, &scene.service.trust).expect_err("it is damaged");
     assert_eq!(failure.code(), Code::HeadUnkept);
     // Without a key for heads there is nothing to follow.
@@ -289,6 +301,131 @@ fn a_coordinator_that_cannot_read_its_head_follows_no_log() {
     };
     let (heads, follower) = LedgerHeads::open(&scene.file("other"), &trust, own, WITHIN);
     assert!(follower.is_none() && heads.view(NOW).is_none());
+}
+
+/// Anybody who can answer could send such a text, before a fork is shown or after it.
+#[test]
+fn tl_03_an_answer_that_nobody_has_signed_neither_hides_a_fork_nor_takes_the_place_of_its_text() {
+    let mut scene = Scene::new();
+    let (heads, mut follower) = scene.begin();
+    let events: Vec<Sent> = (0..3).map(|_| scene.event()).collect();
+    scene.service.sign(&events[..2]);
+    Scene::ask(&mut follower, &scene.service);
+    let mut stranger = Service::of(HeadKey::generate(), scene.service.trust.clone());
+    stranger.sign(&events);
+    Scene::ask(&mut follower, &stranger);
+    assert_eq!(uncovered(&heads).1, Some(Code::HeadInvalid));
+    assert!(!scene.file("ledger.mark.head-refused").exists());
+    assert!(follower.said.contains(&Code::HeadInvalid));
+    let mut forked = scene.service.fork();
+    forked.sign([&events[1], &events[0]]);
+    Scene::ask(&mut follower, &forked);
+    Scene::ask(&mut follower, &stranger);
+    assert_eq!(uncovered(&heads).1, Some(Code::HeadContradicted));
+    assert!(follower.said.contains(&Code::HeadContradicted));
+    let text = |name: &str| std::fs::read(scene.file(name)).ok();
+    let signed = |service: &Service| {
+        let (_, note) = service.newest.as_ref().expect("it was signed");
+        Some(note.clone().into_bytes())
+    };
+    assert_eq!(text("ledger.mark.head-refused"), signed(&forked));
+    // A second fork, of a newer head, does not take the place of the first one's text.
+    let mut honest = scene.service;
+    honest.sign(&events[2..]);
+    Scene::ask(&mut follower, &honest);
+    let mut second = honest.fork();
+    second.sign([&events[2]]);
+    Scene::ask(&mut follower, &second);
+    honest.sign([]);
+    Scene::ask(&mut follower, &honest);
+    let scratch = scene.scratch.path();
+    let text = |name: &str| std::fs::read(scratch.join(name)).ok();
+    assert_eq!(text("ledger.mark.head-refused.before"), signed(&forked));
+    assert_eq!(text("ledger.mark.head-refused.before.2"), signed(&second));
+    assert_eq!(text("ledger.mark.head-refused"), None);
+}
+
+#[test]
+fn tl_03_a_fork_is_said_and_shown_also_where_its_text_cannot_be_written() {
+    let mut scene = Scene::new();
+    let (heads, mut follower) = scene.begin();
+    let events: Vec<Sent> = (0..2).map(|_| scene.event()).collect();
+    scene.service.sign(&events);
+    Scene::ask(&mut follower, &scene.service);
+    let mut forked = scene.service.fork();
+    forked.sign([&events[1], &events[0]]);
+    let (folder, away) = (
+        scene.scratch.path(),
+        scene.scratch.path().with_extension("away"),
+    );
+    std::fs::rename(folder, &away).expect("ours");
+    for _ in 0..2 {
+        Scene::ask(&mut follower, &forked);
+        assert_eq!(uncovered(&heads).1, Some(Code::HeadContradicted));
+        let said = [Code::HeadContradicted, Code::HeadUnkept];
+        assert_eq!(follower.said, BTreeSet::from(said));
+        // Nothing is to be written here, so nothing has succeeded.
+        follower.remember();
+    }
+    std::fs::rename(&away, folder).expect("ours");
+    Scene::ask(&mut follower, &forked);
+    assert!(scene.file("ledger.mark.head-refused").is_file());
+    assert_eq!(follower.said, BTreeSet::from([Code::HeadContradicted]));
+}
+
+#[test]
+fn ls_04_a_restart_gives_events_that_wait_no_whole_time_again() {
+    let mut scene = Scene::new();
+    let (heads, mut follower) = scene.begin();
+    let events: Vec<Sent> = (0..3).map(|_| scene.event()).collect();
+    heads.appended(NOW, events[0].clone());
+    scene.service.sign(&events[..1]);
+    Scene::ask(&mut follower, &scene.service);
+    assert_eq!(uncovered(&heads), (0, None));
+    // The next one waits, and its time is on the disk before anybody is asked about it.
+    heads.appended(NOW, events[1].clone());
+    follower.remember();
+    for minutes in 1..=3 {
+        let (heads, mut follower) = scene.begin();
+        let now = NOW.after(Millis::from_secs(60 * minutes));
+        follower.remember();
+        Scene::ask(&mut follower, &scene.service);
+        heads.appended(now, events[2].clone());
+        follower.remember();
+        let view = heads.view(NOW.after(WITHIN)).expect("the log is followed");
+        assert_eq!(view.since, Some(NOW));
+        assert_eq!(view.code, Some(Code::LedgerUncovered));
+    }
+    let (heads, mut follower) = scene.begin();
+    heads.appended(NOW, events[2].clone());
+    scene.service.sign(&events[1..]);
+    Scene::ask(&mut follower, &scene.service);
+    // Nothing waits any more, and a later event has its own time.
+    let next = scene.event();
+    let (heads, _) = scene.begin();
+    let late = NOW.after(WITHIN);
+    heads.appended(late, next);
+    assert_eq!(heads.view(late).and_then(|view| view.since), Some(late));
+}
+
+#[test]
+fn a_question_that_the_broker_denies_is_said_once_until_one_is_answered() {
+    let (_, mut follower) = Scene::new().begin();
+    let subject = || ledger_head_subject(AuditKey::generate().public());
+    let direction = runtime::bus::Direction::Publish;
+    let denied = BusError::Denied {
+        direction,
+        subject: subject(),
+    };
+    let lost = BusError::Lost { subject: subject() };
+    follower.heard(Some(&lost));
+    assert!(follower.said.is_empty(), "others are told by their effects");
+    follower.heard(Some(&denied));
+    assert_eq!(follower.said, BTreeSet::from([denied.code()]));
+    follower.heard(Some(&lost));
+    assert!(!follower.said.is_empty(), "nothing was answered");
+    follower.heard(None);
+    assert!(follower.said.is_empty(), "the next one is news");
 }
 
 /// Each denied question is in the record as one.
@@ -301,10 +438,10 @@ fn a_question_that_the_broker_denies_is_asked_again_much_later() {
         subject: subject(),
     });
     let lost = Err(BusError::Lost { subject: subject() });
-    assert_eq!(longest_pause(&denied), PAUSE_DENIED);
+    assert_eq!(longest_pause(&denied), DENIED_AGAIN);
     assert_eq!(
         (longest_pause(&lost), longest_pause(&Ok(()))),
         (PAUSE, PAUSE)
     );
-    assert!(PAUSE_DENIED > 60 * PAUSE);
+    assert!(DENIED_AGAIN > 60 * PAUSE);
 }

@@ -150,7 +150,7 @@ fn tl_03_what_contradicts_the_kept_head_is_refused_once_and_kept_as_evidence() {
         let reply = fork.answer(3);
         for is_again in [first.is_some(), true] {
             let seen = memory.see(&reply).expect("the disk has room");
-            let Seen::Refused { doubt, again } = seen else {
+            let Seen::Refused { doubt, again, .. } = seen else {
                 panic!("{entries:?} is taken");
             };
             assert_eq!((doubt_code(&doubt), again), (code, is_again), "{doubt}");
@@ -188,6 +188,91 @@ fn tl_03_what_contradicts_the_kept_head_is_refused_once_and_kept_as_evidence() {
         matches!(seen, Seen::Refused { again: false, .. }),
         "{seen:?}"
     );
+}
+
+/// Anybody who can answer could send such a text, before a fork is shown or after it.
+#[test]
+fn tl_03_an_answer_that_nobody_has_signed_hides_no_fork_and_each_fork_has_its_own_text() {
+    let mut scene = Scene::new();
+    let mut memory = scene.memory();
+    scene.service.sign(&["a", "b"]);
+    let taken = memory.see(&scene.service.answer(0));
+    assert_eq!(taken.expect("the disk has room"), Seen::Taken);
+    let mut stranger = Service::of(HeadKey::generate(), scene.service.trust.clone());
+    stranger.sign(&["a", "b", "c"]);
+    let fork = |entries: &[&str]| {
+        let mut fork = Service::of(scene.service.key.clone(), scene.service.trust.clone());
+        fork.sign(entries);
+        fork.answer(0)
+    };
+    let (first, second) = (fork(&["a", "x"]), fork(&["a", "b", "y"]));
+    let again =
+        |memory: &mut Memory, reply: &HeadReply| match memory.see(reply).expect("nothing is taken")
+        {
+            Seen::Refused {
+                doubt,
+                again,
+                unkept,
+            } => {
+                assert_eq!(unkept, None);
+                (doubt_code(&doubt), again)
+            }
+            Seen::Taken => panic!("it is taken"),
+        };
+    let unsigned = stranger.answer(2);
+    assert_eq!(again(&mut memory, &unsigned), (Code::HeadInvalid, false));
+    assert!(!scene.file("log.refused").exists());
+    assert_eq!(again(&mut memory, &unsigned), (Code::HeadInvalid, true));
+    assert_eq!(again(&mut memory, &first), (Code::HeadContradicted, false));
+    assert_eq!(again(&mut memory, &unsigned), (Code::HeadInvalid, true));
+    assert_eq!(again(&mut memory, &first), (Code::HeadContradicted, true));
+    let text = |name: &str| std::fs::read_to_string(scene.file(name)).ok();
+    assert_eq!(text("log.refused"), Some(first.note.clone()));
+    let next = |memory: &mut Memory, entry: &str| {
+        let known = size(memory);
+        let mut service = Service::of(scene.service.key.clone(), scene.service.trust.clone());
+        let all = ["a", "b", "c", "d"];
+        let end = all.iter().position(|one| *one == entry).expect("it is one");
+        service.sign(&all[..=end]);
+        let taken = memory.see(&service.answer(known));
+        assert_eq!(taken.expect("the disk has room"), Seen::Taken);
+    };
+    next(&mut memory, "c");
+    assert_eq!(again(&mut memory, &second), (Code::HeadContradicted, false));
+    next(&mut memory, "d");
+    assert_eq!(text("log.refused.before"), Some(first.note));
+    assert_eq!(text("log.refused.before.2"), Some(second.note));
+    assert_eq!(text("log.refused"), None);
+}
+
+#[test]
+fn tl_03_a_fork_is_said_also_where_its_text_cannot_be_written() {
+    let mut scene = Scene::new();
+    let mut memory = scene.memory();
+    scene.service.sign(&["a", "b"]);
+    memory.see(&scene.service.answer(0)).expect("there is room");
+    let mut fork = Service::of(scene.service.key.clone(), scene.service.trust.clone());
+    fork.sign(&["a", "x"]);
+    std::fs::create_dir(scene.file("log.refused")).expect("in the way of the file");
+    let seen = memory
+        .see(&fork.answer(2))
+        .expect("the doubt is the answer");
+    let Seen::Refused {
+        doubt,
+        again,
+        unkept,
+    } = seen
+    else {
+        panic!("it is taken");
+    };
+    assert_eq!((doubt_code(&doubt), again), (Code::HeadContradicted, false));
+    assert!(unkept.is_some());
+    // As soon as there is room the text is there.
+    std::fs::remove_dir(scene.file("log.refused")).expect("ours");
+    memory
+        .see(&fork.answer(2))
+        .expect("the doubt is the answer");
+    assert!(scene.file("log.refused").is_file());
 }
 
 #[test]

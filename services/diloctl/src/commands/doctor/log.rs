@@ -49,6 +49,10 @@ pub(super) fn ledger(view: &CoordinatorView) -> Finding {
         ..
     } = *cover;
     let under = match head {
+        _ if code == Some(Code::HeadUnkept) => {
+            "the coordinator cannot read the head of the log that it has kept, and follows no log"
+                .to_owned()
+        }
         Some(head) => format!(
             "{uncovered} of its {events} events are not under the head over {head} events that the coordinator has verified"
         ),
@@ -178,6 +182,11 @@ mod tests {
             code: None,
         };
         assert_eq!(found(Some(cover)).0, State::Skipped, "there is no head yet");
+        cover.code = Some(Code::HeadUnkept);
+        let (state, code, text) = found(Some(cover));
+        assert_eq!((state, code), (State::Warn, Some(Code::HeadUnkept)));
+        assert!(text.contains("cannot read the head"), "{text}");
+        cover.code = None;
         cover.head = Some(50);
         let (state, code, text) = found(Some(cover));
         assert_eq!((state, code), (State::Ok, None));
