@@ -40,7 +40,8 @@ pub(crate) enum Security {
     Usual,
     /// Mutual TLS, an audit service that records and logs, and tokens that a registrar renews.
     Whole,
-    /// No TLS, no audit service, no registrar. Identities and signatures stay: nothing runs without.
+    /// No TLS, no audit service, no registrar. Identities and signatures stay: nothing runs
+    /// without.
     Plaintext,
 }
 

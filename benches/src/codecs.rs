@@ -1,7 +1,7 @@
 //! Every codec of uploads: encode, decode and accumulate. A rate counts the bytes that the work
 //! must read or write once, and stands beside that of a copy by all threads in the same turn. So
-//! does the clipping and noise of a private run, which comes before the encoding, and the masking of
-//! a run with secure aggregation, which comes after it.
+//! does the clipping and noise of a private run, which comes before the encoding, and the masking
+//! of a run with secure aggregation, which comes after it.
 
 use std::hint::black_box;
 

@@ -1,7 +1,7 @@
 //! The start of a large round: all workers but one wait with a claim each until the last one joins,
-//! which opens the round, and claims too. The time from its join to the last verified manifest holds
-//! the join and its answer, the appends of the grants, the signatures of all manifests, and their way
-//! over the bus. The process needs a file descriptor for each worker.
+//! which opens the round, and claims too. The time from its join to the last verified manifest
+//! holds the join and its answer, the appends of the grants, the signatures of all manifests, and
+//! their way over the bus. The process needs a file descriptor for each worker.
 
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ use crate::row::{Reach, Row};
 /// Connections that are opened at the same time. Each takes a TLS handshake on both sides, and a
 /// client gives up on one that waits too long for a core.
 const CONNECTING_MAX: usize = 50;
-/// Longest time until all claims are sent: less than the coordinator lets a claim wait, so that none
-/// ends before the round opens.
+/// Longest time until all claims are sent: less than the coordinator lets a claim wait, so that
+/// none ends before the round opens.
 const SENDING_MAX: Duration = Duration::from_secs(4);
 
 /// Measures the rows of this bench.

@@ -20,8 +20,8 @@ use crate::{Digest, PublicKey};
 /// signed documents nor JSON begin with it.
 pub const ANSWER_MARK: u8 = 0xc1;
 
-/// An asker and its question: the digest of the subject, as the asker wrote it, and of the request's
-/// bytes.
+/// An asker and its question: the digest of the subject, as the asker wrote it, and of the
+/// request's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addressee {
     /// The asker's key.

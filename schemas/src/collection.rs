@@ -24,7 +24,8 @@ pub struct CollectRequest {
     pub keep: u32,
     /// The reason to delete, which the ledger keeps; none to be told what would go.
     pub delete: Option<Reason>,
-    /// The operator's word that no other trust domain uses the store. Nothing is deleted without it.
+    /// The operator's word that no other trust domain uses the store. Nothing is deleted without
+    /// it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub store_is_ours: bool,
 }
@@ -43,8 +44,8 @@ pub struct Collected {
     pub rounds: Option<(Round, Round)>,
 }
 
-/// The answer to a [`CollectRequest`]: when the objects are counted, or, to an order to delete, when
-/// the store has lost them. An object that is of several kinds is counted once.
+/// The answer to a [`CollectRequest`]: when the objects are counted, or, to an order to delete,
+/// when the store has lost them. An object that is of several kinds is counted once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CollectReply {

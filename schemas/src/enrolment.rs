@@ -1,7 +1,7 @@
 //! Enrolment: an invited machine makes its own keys and asks to become a worker. The subject of the
-//! question names the invitation, and the broker holds the asker to it. The question proves that its
-//! sender holds the keys that it names. What the new worker may be is in the invitation's terms, and
-//! in nothing that the machine sends.
+//! question names the invitation, and the broker holds the asker to it. The question proves that
+//! its sender holds the keys that it names. What the new worker may be is in the invitation's
+//! terms, and in nothing that the machine sends.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,8 +13,8 @@ use crate::member::Posture;
 use crate::message::{V, message};
 use crate::{AccountId, Digest, PublicKey, RunId, Seat, UnixMillis};
 
-/// Most keys that one invitation lists: with the longest names, the file that keeps its terms is still
-/// read.
+/// Most keys that one invitation lists: with the longest names, the file that keeps its terms is
+/// still read.
 pub const LISTED_MAX: usize = 400;
 
 /// A machine's question to become a worker.

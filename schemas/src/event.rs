@@ -58,9 +58,9 @@ pub struct EventBody {
     pub time: UnixMillis,
     /// The run that it concerns; none if it concerns the whole cluster.
     pub run: Option<RunId>,
-    /// The newest head of the log of all events that the emitter had verified when it wrote this one:
-    /// the event is not older than that head. None if it knew none, and in events of an earlier
-    /// release.
+    /// The newest head of the log of all events that the emitter had verified when it wrote this
+    /// one: the event is not older than that head. None if it knew none, and in events of an
+    /// earlier release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub known: Option<KnownHead>,
     /// The event itself.
@@ -202,8 +202,8 @@ pub enum LedgerEvent {
         norm: f64,
         tokens: Tokens,
     },
-    /// The workers of a masked round have agreed on their masks, and are fixed: a unit that loses its
-    /// holder from here on is granted to nobody else, and is left out of the sum.
+    /// The workers of a masked round have agreed on their masks, and are fixed: a unit that loses
+    /// its holder from here on is granted to nobody else, and is left out of the sum.
     CohortSealed {
         round: Round,
         members: Vec<CohortMember>,
@@ -308,8 +308,8 @@ pub enum LedgerEvent {
         quota: Quota,
         operator: PublicKey,
     },
-    /// An operator shut a tenant out for good. It gets no run and no member any more, and no hold on
-    /// its runs is lifted.
+    /// An operator shut a tenant out for good. It gets no run and no member any more, and no hold
+    /// on its runs is lifted.
     TenantEnded {
         tenant: TenantName,
         operator: PublicKey,
@@ -375,8 +375,8 @@ pub enum WorkerEvent {
     Joined { release: String, device: String },
     /// It verified a lease and started on it.
     Started { lease: LeaseRef },
-    /// It masks the contribution of a lease for the cohort with this digest, which is in the ledger by
-    /// the coordinator's word.
+    /// It masks the contribution of a lease for the cohort with this digest, which is in the ledger
+    /// by the coordinator's word.
     Masked {
         lease: LeaseRef,
         cohort: Digest,

@@ -11,12 +11,12 @@ use crate::limits::WORKER_MESSAGE_BYTES_MAX;
 use crate::message::{V, message};
 use crate::{ChainSequence, PublicKey, UnixMillis};
 
-/// Most events of its own about which an emitter asks in one question: their proofs then have some 40
-/// KiB in a log of a billion events.
+/// Most events of its own about which an emitter asks in one question: their proofs then have some
+/// 40 KiB in a log of a billion events.
 pub const ASKED_MAX: usize = 32;
 
-/// A question for the newest head, and for proofs that events of the asker are under it: a worker's own
-/// ones, or the coordinator's in the ledger.
+/// A question for the newest head, and for proofs that events of the asker are under it: a worker's
+/// own ones, or the coordinator's in the ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeadRequest {

@@ -1,6 +1,6 @@
-//! The log manifest: the owner of a trust domain says of the log of all events, before anything else
-//! is in it, which log it is and whose words count in it. It is entry 0 of the log, signed with the
-//! key that the domain is named after (crate `identity`).
+//! The log manifest: the owner of a trust domain says of the log of all events, before anything
+//! else is in it, which log it is and whose words count in it. It is entry 0 of the log, signed
+//! with the key that the domain is named after (crate `identity`).
 
 use serde::{Deserialize, Serialize};
 
@@ -21,8 +21,8 @@ pub struct LogManifest {
     pub heads: Vec<PublicKey>,
     /// The keys of services that sign events.
     pub emitters: Vec<NamedEmitter>,
-    /// The keys that vouch for workers: a worker's key counts if a `worker-joined` event names it that
-    /// one of these has signed, or a key with which the ledger goes on after one of these.
+    /// The keys that vouch for workers: a worker's key counts if a `worker-joined` event names it
+    /// that one of these has signed, or a key with which the ledger goes on after one of these.
     pub enrolment: Vec<PublicKey>,
     /// The witnesses who must have seen the log, and which of them are enough: the text of a policy
     /// (C2SP tlog-policy). None if the owner asks for none, and in manifests of an earlier release.

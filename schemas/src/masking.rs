@@ -34,8 +34,8 @@ pub struct MaskKeys {
     pub commitment: Digest,
 }
 
-/// What a worker signs about its keys, as a statement by its audit key: they are of this run, and of
-/// this lease alone.
+/// What a worker signs about its keys, as a statement by its audit key: they are of this run, and
+/// of this lease alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyStatement {
@@ -63,8 +63,8 @@ pub enum KeyPurpose {
     MaskKeys,
 }
 
-/// What the coordinator signs, with the key of its ledger, to each worker of a cohort: the ledger has
-/// this cohort for this round. A cohort that was shown to one worker alone leaves this behind.
+/// What the coordinator signs, with the key of its ledger, to each worker of a cohort: the ledger
+/// has this cohort for this round. A cohort that was shown to one worker alone leaves this behind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CohortStatement {
@@ -141,8 +141,8 @@ pub struct Unmasking {
     pub gone: Vec<UnitKey>,
 }
 
-/// `mask`: the next step of a worker's part in a cohort. Every step may be repeated, and is answered
-/// by what there is.
+/// `mask`: the next step of a worker's part in a cohort. Every step may be repeated, and is
+/// answered by what there is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MaskRequest {
@@ -204,8 +204,8 @@ pub enum MaskStage {
     /// All have announced keys: check them, and share secrets.
     Cohort(Vec<CohortMember>),
     /// All have shared: these are the shares for the asker, in the order of the cohort. The cohort
-    /// is fixed now. A share is empty that a restart of the coordinator has lost, and that its worker
-    /// has not handed in again yet.
+    /// is fixed now. A share is empty that a restart of the coordinator has lost, and that its
+    /// worker has not handed in again yet.
     Shares(Vec<ByteBuf>),
     /// A restart of the coordinator has lost the shares that the asker sealed: hand them in again.
     ShareAgain,

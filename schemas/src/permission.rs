@@ -389,8 +389,8 @@ mod tests {
         );
     }
 
-    /// Who replaces an account's token may give any rights to anybody: with an older token a revoked
-    /// key works again.
+    /// Who replaces an account's token may give any rights to anybody: with an older token a
+    /// revoked key works again.
     #[test]
     fn tl_07_only_the_account_writer_may_ask_the_broker_about_accounts() {
         for role in Role::ALL {

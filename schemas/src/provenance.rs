@@ -1,7 +1,7 @@
-//! The provenance of a snapshot: an in-toto statement (v1) with a predicate of SLSA provenance (v1).
-//! It says what the snapshot consists of, what it was made from, and who made it. The coordinator
-//! that saves a snapshot signs the statement, in a DSSE envelope (crate `identity`), and stores it
-//! beside the snapshot; `snapshot-saved` names it.
+//! The provenance of a snapshot: an in-toto statement (v1) with a predicate of SLSA provenance
+//! (v1). It says what the snapshot consists of, what it was made from, and who made it. The
+//! coordinator that saves a snapshot signs the statement, in a DSSE envelope (crate `identity`),
+//! and stores it beside the snapshot; `snapshot-saved` names it.
 //!
 //! Contributions have no statement in this form: the worker's own signed statement
 //! ([`crate::contribution::Statement`]) names the same facts, and the ledger holds its digest and

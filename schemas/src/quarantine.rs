@@ -1,5 +1,5 @@
-//! Quarantine: an operator shuts a worker out of a run, until an operator lets it in again. It is in
-//! the ledger, so it outlives the coordinator's process, and it goes by the worker's key, so it
+//! Quarantine: an operator shuts a worker out of a run, until an operator lets it in again. It is
+//! in the ledger, so it outlives the coordinator's process, and it goes by the worker's key, so it
 //! does not matter where the worker runs, or if it is there at the time.
 
 use serde::{Deserialize, Serialize};
@@ -63,8 +63,8 @@ pub struct QuarantineReply {
     pub merged: Option<MergedRounds>,
     /// The newest full snapshot that nothing of it is part of, if something is merged.
     pub clean: Option<SnapshotView>,
-    /// Other keys of the same worker, of before or since, that are in quarantine as well and keep it
-    /// out: the first [`OTHER_KEYS_NAMED_MAX`].
+    /// Other keys of the same worker, of before or since, that are in quarantine as well and keep
+    /// it out: the first [`OTHER_KEYS_NAMED_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_keys: Vec<WorkerId>,
     /// What the store does now with the URLs that the worker has.

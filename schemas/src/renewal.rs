@@ -1,6 +1,6 @@
 //! Renewal of credentials: a process asks for a new token before its own ends. The subject of the
-//! question names the asker, and the broker holds the asker to it, so the question itself carries no
-//! identity. The key that connected proves that the asker has it; nothing else is proved.
+//! question names the asker, and the broker holds the asker to it, so the question itself carries
+//! no identity. The key that connected proves that the asker has it; nothing else is proved.
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteArray;
@@ -23,8 +23,8 @@ pub struct RenewalRequest {
     pub successor: Option<Box<Successor>>,
 }
 
-/// The keys with which a worker wants to go on. The key that it has is the one that it asks with, and
-/// its key for events and both new ones sign the whole question.
+/// The keys with which a worker wants to go on. The key that it has is the one that it asks with,
+/// and its key for events and both new ones sign the whole question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Successor {
@@ -42,7 +42,8 @@ pub struct Successor {
     pub by_audit_key: ByteArray<64>,
 }
 
-/// A new token: for the same key, or the one that is to succeed it, account, role, name and run as before.
+/// A new token: for the same key, or the one that is to succeed it, account, role, name and run as
+/// before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RenewalReply {

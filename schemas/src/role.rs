@@ -14,7 +14,8 @@ pub enum Account {
     /// A copy of the ledger and of every tenant's events, in one stream. Nobody connects but its
     /// provisioner.
     Audit,
-    /// Those who read the copy. It has no JetStream: what they may ask crosses to the audit account.
+    /// Those who read the copy. It has no JetStream: what they may ask crosses to the audit
+    /// account.
     Readers,
     /// The registrar, which renews credentials. It has no JetStream.
     Registrar,
@@ -192,8 +193,8 @@ impl Role {
         self.is_renewable() || matches!(self, Self::Newcomer)
     }
 
-    /// True if machines hold its credentials that nobody here answers for: their messages are short,
-    /// and their subscriptions few.
+    /// True if machines hold its credentials that nobody here answers for: their messages are
+    /// short, and their subscriptions few.
     pub const fn is_foreign(self) -> bool {
         self.is_tenant() || matches!(self, Self::Newcomer)
     }

@@ -1,6 +1,6 @@
 //! Security events: who connected, who was refused, and who changed a stream, as the audit service
-//! hears it from the broker, from services and from the store. They are a chain of their own, and no
-//! decision depends on one.
+//! hears it from the broker, from services and from the store. They are a chain of their own, and
+//! no decision depends on one.
 //!
 //! No program puts a token, a key's secret or a payload into a field. A user is named by its public
 //! key. Texts that a stranger chose, as a subject or a connection's name, are short and stand as
@@ -197,8 +197,8 @@ pub enum SecurityEvent {
     /// reason begins with the code.
     RequestRefused { by: Refuser, seen: Seen },
     /// Sightings for which no event was left: too many senders at a time, too many events, or a
-    /// stretch of the broker's log that came faster than it was read. Reports of the broker that were
-    /// dropped unread count too, and some of those may be of requests that only read.
+    /// stretch of the broker's log that came faster than it was read. Reports of the broker that
+    /// were dropped unread count too, and some of those may be of requests that only read.
     SightingsDropped { count: u64, log_bytes: u64 },
 }
 
@@ -216,8 +216,8 @@ pub struct Seen {
     /// The key that the sender connected with, or claimed; none if it named none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<PublicKey>,
-    /// The name in its token; without one the name that it gave itself. Empty where the broker does not
-    /// tell it.
+    /// The name in its token; without one the name that it gave itself. Empty where the broker does
+    /// not tell it.
     pub name: String,
     /// The address it came from, without the port.
     pub address: String,

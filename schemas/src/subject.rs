@@ -372,7 +372,8 @@ pub fn log_subject(run: &RunId, worker: &WorkerId, verb: LogVerb) -> String {
     format!("{}.{run}.{worker}.{}", Lane::Log.prefix(), verb.token())
 }
 
-/// `diloco.log.cluster.<holder>.head`, as the coordinator publishes it with the key of its credentials.
+/// `diloco.log.cluster.<holder>.head`, as the coordinator publishes it with the key of its
+/// credentials.
 pub fn ledger_head_subject(holder: &PublicKey) -> String {
     let head = LogVerb::Head.token();
     format!("{}.{CLUSTER}.{holder}.{head}", Lane::Log.prefix())

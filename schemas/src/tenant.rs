@@ -1,5 +1,5 @@
-//! Tenants: parties that share a domain's broker, store and coordinator, each with an account of its
-//! own for its workers, and with runs that bear its name.
+//! Tenants: parties that share a domain's broker, store and coordinator, each with an account of
+//! its own for its workers, and with runs that bear its name.
 
 use std::fmt;
 

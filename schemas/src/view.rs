@@ -49,8 +49,8 @@ pub struct CoordinatorView {
     /// that does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest_key: Option<PublicKey>,
-    /// How far the log of all events covers its ledger; none if it follows no log, or is of a release
-    /// that does not say.
+    /// How far the log of all events covers its ledger; none if it follows no log, or is of a
+    /// release that does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<LedgerCover>,
 }
@@ -66,7 +66,8 @@ pub struct LedgerCover {
     /// The time since which the oldest of these waits, by the coordinator's process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<UnixMillis>,
-    /// The events of the log under the newest head that was verified; none if there was no head yet.
+    /// The events of the log under the newest head that was verified; none if there was no head
+    /// yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<u64>,
     /// What is wrong: events wait for too long, or the log contradicts what was seen before.

@@ -1,9 +1,9 @@
 //! `cargo xtask fuzz`: builds the fuzz targets with counters in the code, and lets libFuzzer search
-//! for inputs that reach new code. The inputs worth keeping go into `tests/fuzz/corpus`, which tests
-//! replay.
+//! for inputs that reach new code. The inputs worth keeping go into `tests/fuzz/corpus`, which
+//! tests replay.
 //!
-//! The compiler's counters are options of a stable rustc, so no nightly one is needed, and no address
-//! sanitizer: the targets have next to no unsafe code, and a panic is what they look for.
+//! The compiler's counters are options of a stable rustc, so no nightly one is needed, and no
+//! address sanitizer: the targets have next to no unsafe code, and a panic is what they look for.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -39,7 +39,8 @@ enum Job {
         /// Use another folder than .deps/
         #[arg(long, value_name = "DIR", hide = true)]
         into: Option<PathBuf>,
-        /// Also compile Garage 2.5.0, an S3 store for one test that is skipped without it: half an hour
+        /// Also compile Garage 2.5.0, an S3 store for one test that is skipped without it: half an
+        /// hour
         #[arg(long)]
         garage: bool,
     },

@@ -215,8 +215,8 @@ fn a_renamed_domain_is_refused_until_its_configuration_is_written_again() {
         .unwrap();
     let node = copy.start("prod/broker/nats.conf", &BTreeMap::new());
     assert!(renamed.join("nats").is_dir(), "{}", node.log.join("\n"));
-    // The refused configuration has only made the folder for accounts' tokens, which the broker makes
-    // as it reads the configuration.
+    // The refused configuration has only made the folder for accounts' tokens, which the broker
+    // makes as it reads the configuration.
     let old = copy.folder.path().join(".diloco");
     let left: Vec<_> = fs::read_dir(&old).unwrap().collect();
     assert!(old.join("accounts").is_dir() && left.len() == 1, "{left:?}");

@@ -104,9 +104,10 @@ impl Code {
         }
     }
 
-    /// True if a refusal with this code is a security event: it is about who asks, its right to ask,
-    /// or its proof. A peer that is away or busy, a lease that is over and a request with impossible
-    /// settings are not; what is wrong with a contribution itself, its fate in the ledger says.
+    /// True if a refusal with this code is a security event: it is about who asks, its right to
+    /// ask, or its proof. A peer that is away or busy, a lease that is over and a request with
+    /// impossible settings are not; what is wrong with a contribution itself, its fate in the
+    /// ledger says.
     pub const fn is_of_security(self) -> bool {
         match self.class() {
             Class::Evidence => true,
@@ -206,8 +207,8 @@ mod tests {
         }
     }
 
-    /// Each code is sorted by hand, here and in the function: a code that is new fails this test until
-    /// somebody has said if its refusal is a security event.
+    /// Each code is sorted by hand, here and in the function: a code that is new fails this test
+    /// until somebody has said if its refusal is a security event.
     #[test]
     fn tl_29_each_code_is_a_security_event_or_is_not() {
         /// Of classes `Operator` and `Final`.
@@ -218,13 +219,13 @@ mod tests {
         ];
         const ORDINARY: &[u16] = &[
             101, 102, 104, 105, 107, 108, 109, 111, 115, 117, 118, 119, 120, 124, 126, 129, 130,
-            131, 132, 139, 140, 141, 143, 145, 146, 147, 148, 153, 154, 205, 206, 210, 211, 219, 220, 221, 229, 231,
-            232, 240, 242, 244, 302, 303, 306, 308, 310, 313, 314, 413, 415, 423, 424, 501, 502,
-            503, 504, 507, 508, 510, 511, 512, 515, 516, 518, 521, 602, 603, 604, 605, 606, 608,
-            609, 616, 618, 619, 620, 621, 622, 623, 640, 641, 645, 660, 661, 663, 664, 666, 668,
-            669, 670, 671, 699, 706, 707, 708, 713, 718, 720, 725, 726, 732, 739, 741, 743, 745,
-            756, 757, 766, 801, 802, 803, 804, 805, 806, 809, 810, 811, 901, 903, 904,
-            905, 906, 908, 909, 910, 999,
+            131, 132, 139, 140, 141, 143, 145, 146, 147, 148, 153, 154, 205, 206, 210, 211, 219,
+            220, 221, 229, 231, 232, 240, 242, 244, 302, 303, 306, 308, 310, 313, 314, 413, 415,
+            423, 424, 501, 502, 503, 504, 507, 508, 510, 511, 512, 515, 516, 518, 521, 602, 603,
+            604, 605, 606, 608, 609, 616, 618, 619, 620, 621, 622, 623, 640, 641, 645, 660, 661,
+            663, 664, 666, 668, 669, 670, 671, 699, 706, 707, 708, 713, 718, 720, 725, 726, 732,
+            739, 741, 743, 745, 756, 757, 766, 801, 802, 803, 804, 805, 806, 809, 810, 811, 901,
+            903, 904, 905, 906, 908, 909, 910, 999,
         ];
         for code in Code::ALL {
             let number = code.number();

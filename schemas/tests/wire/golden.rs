@@ -64,8 +64,9 @@ fn names_are_unique() {
     assert_eq!(names.len(), unique.len());
 }
 
-/// A run's settings are named by their digest in every lease and in the ledger, so a choice must not
-/// change its bytes. The oldest choices have none: the settings of earlier releases keep theirs.
+/// A run's settings are named by their digest in every lease and in the ledger, so a choice must
+/// not change its bytes. The oldest choices have none: the settings of earlier releases keep
+/// theirs.
 #[test]
 fn each_choice_of_a_run_keeps_its_bytes() {
     let mut plain = examples::spec();

@@ -56,8 +56,8 @@ pub struct AuditSection {
     /// Seed file of the key that signs security events. Not used in a domain whose trust bundle
     /// names no such key.
     pub sentry_key: PathBuf,
-    /// The log manifest: the statement of the domain's owner with which the log begins. Not used in a
-    /// domain whose trust bundle names none.
+    /// The log manifest: the statement of the domain's owner with which the log begins. Not used in
+    /// a domain whose trust bundle names none.
     pub log_manifest: PathBuf,
     /// Log of the broker on this machine: only there does it say which messages and subscriptions
     /// it refused. Empty reads none.

@@ -123,8 +123,8 @@ pub fn kept(folder: &Path) -> Result<BTreeMap<StreamSequence, Known>, AuditFiles
 }
 
 /// Passes every entry in the files of `folder` to `each`. Takes no lock and changes nothing, since
-/// the service may be writing. Returns the newest file as well if it ends inside a line: a service is
-/// writing it, or died while it did, or somebody has cut it.
+/// the service may be writing. Returns the newest file as well if it ends inside a line: a service
+/// is writing it, or died while it did, or somebody has cut it.
 pub(crate) fn read(
     folder: &Path,
     each: &mut dyn FnMut(FileEntry),

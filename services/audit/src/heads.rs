@@ -89,8 +89,8 @@ impl Heads {
     }
 
     /// Keeps a worker's cosignature, if it is one of a head of this log. What is there stays if it
-    /// covers more, or if it covers as much and another key has made it: then somebody else speaks in
-    /// the worker's name, and nothing is lost.
+    /// covers more, or if it covers as much and another key has made it: then somebody else speaks
+    /// in the worker's name, and nothing is lost.
     ///
     /// # Errors
     /// The refusal to answer with.
@@ -188,8 +188,8 @@ fn write(log: &Path, path: &Path, note: &[u8]) -> io::Result<()> {
     std::fs::rename(part, path)
 }
 
-/// Removes the file that was written first, if there are as many as can be. A worker whose file goes
-/// brings it back with its next cosignature.
+/// Removes the file that was written first, if there are as many as can be. A worker whose file
+/// goes brings it back with its next cosignature.
 fn make_room(folder: &Path) -> io::Result<()> {
     let files = std::fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
     if files.len() < COSIGNED_MAX {

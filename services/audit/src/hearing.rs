@@ -1,6 +1,7 @@
 //! What the sentry hears on the bus: the broker's reports, and those of services. Each kind has a
 //! connection of its own, so that a broker that denies one leaves the other, and a connection that
-//! fails is tried again for as long as the service runs. When something was not heard, that is said.
+//! fails is tried again for as long as the service runs. When something was not heard, that is
+//! said.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -148,8 +149,8 @@ impl Outlet {
 }
 
 impl Ear {
-    /// Hears one kind from now on, or as soon as that is possible. Returns the reason if it cannot be
-    /// heard yet.
+    /// Hears one kind from now on, or as soon as that is possible. Returns the reason if it cannot
+    /// be heard yet.
     pub(crate) async fn open(
         sound: Sound,
         settings: &BusConfig,

@@ -1,6 +1,6 @@
-//! The keys that may sign the ledger, as this process knows them, and where they have ended. A bundle that
-//! says something else makes it begin anew: events of a key that it does not know would be taken for a
-//! stranger's, and those of one that has ended for the ledger's.
+//! The keys that may sign the ledger, as this process knows them, and where they have ended. A
+//! bundle that says something else makes it begin anew: events of a key that it does not know would
+//! be taken for a stranger's, and those of one that has ended for the ledger's.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -21,8 +21,8 @@ const FILE_BYTES_MAX: u64 = 32 << 20;
 pub struct LogSigner {
     /// The key that signs heads.
     pub key: HeadKey,
-    /// The log manifest, a signed document: the first entry of the log. None in a domain whose log an
-    /// earlier build has begun.
+    /// The log manifest, a signed document: the first entry of the log. None in a domain whose log
+    /// an earlier build has begun.
     pub manifest: Option<String>,
 }
 
@@ -131,9 +131,9 @@ impl Log {
     /// Reads the newest head in `folder`. All events that were kept must then be given to
     /// [`Log::take`], and [`Log::begun`] says if they are those of the head.
     ///
-    /// The newest head is the checkpoint, or one that was signed and kept after it by a process that
-    /// died then. So an older checkpoint in its place does not let this process sign anew what was
-    /// signed before.
+    /// The newest head is the checkpoint, or one that was signed and kept after it by a process
+    /// that died then. So an older checkpoint in its place does not let this process sign anew what
+    /// was signed before.
     ///
     /// `stored` is the head that the store has, if it has one: entries must lead to that too, and
     /// until they do no head is signed.

@@ -11,8 +11,9 @@
 //! nobody here: one that is not copied holds nothing up.
 //!
 //! Files are copied in the order in which they were written, the checkpoint last. What was copied
-//! before a crash is copied again, and must be the same. The checkpoint is replaced on the condition
-//! that it is the one that this service knows: of two services that write one log, one ends.
+//! before a crash is copied again, and must be the same. The checkpoint is replaced on the
+//! condition that it is the one that this service knows: of two services that write one log, one
+//! ends.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -194,11 +195,12 @@ pub(crate) fn bucket(config: &Config) -> Result<Option<LogBucket>, Failure> {
     )?))
 }
 
-/// Asks the store that the configuration names for the log without a signature, which it must refuse.
+/// Asks the store that the configuration names for the log without a signature, which it must
+/// refuse.
 ///
 /// # Errors
-/// [`Code::StrangerServed`]: the store serves strangers. What else is wrong with it shows where it is
-/// used.
+/// [`Code::StrangerServed`]: the store serves strangers. What else is wrong with it shows where it
+/// is used.
 pub(crate) async fn refuse_strangers(config: &Config) -> Result<(), Failure> {
     match bucket(config) {
         Ok(Some(bucket)) => Ok(bucket.refuse_strangers(CHECKPOINT).await?),
@@ -236,8 +238,8 @@ impl Mirror {
     /// The newest head in the store; none if it has no log.
     ///
     /// # Errors
-    /// The store does not answer, or the head is not this domain's, or an older one than this service
-    /// has copied there, in this process or an earlier one.
+    /// The store does not answer, or the head is not this domain's, or an older one than this
+    /// service has copied there, in this process or an earlier one.
     pub async fn stored(&self) -> Result<Option<Stored>, MirrorError> {
         let checkpoint = self.bucket.get(CHECKPOINT).await?;
         let stored = match checkpoint {
@@ -286,7 +288,8 @@ impl Mirror {
         }
     }
 
-    /// Keeps the head that the store has, so that this service notices after a start if it went back.
+    /// Keeps the head that the store has, so that this service notices after a start if it went
+    /// back.
     async fn remember(&self, note: Bytes) -> Result<(), MirrorError> {
         let path = self.copied_note();
         if read(path.clone()).await?.as_ref() == Some(&note) {
@@ -400,8 +403,8 @@ impl Mirror {
         }
     }
 
-    /// Says if the checkpoint in the store is one of this service's own, and not an older one than it
-    /// had there.
+    /// Says if the checkpoint in the store is one of this service's own, and not an older one than
+    /// it had there.
     async fn judge(
         &self,
         found: Option<&Tagged>,
@@ -443,9 +446,10 @@ impl Mirror {
         Ok(())
     }
 
-    /// Copies the cosigned heads that `copies` does not have in this form: those that the store's log,
-    /// whose head is over `size` events, leads to. The log itself waits meanwhile, so this takes no
-    /// more than a moment at a time; one that is not copied has its turn again after all others.
+    /// Copies the cosigned heads that `copies` does not have in this form: those that the store's
+    /// log, whose head is over `size` events, leads to. The log itself waits meanwhile, so this
+    /// takes no more than a moment at a time; one that is not copied has its turn again after all
+    /// others.
     ///
     /// # Errors
     /// One was not copied: the first fault.

@@ -67,8 +67,8 @@ impl Verifier<'_> {
     /// Verifies the manifest and the statement of a snapshot. Nothing that they name is read.
     ///
     /// # Errors
-    /// [`Code::ObjectAltered`], [`Code::LineageDiffers`] and [`Code::StatementForged`] are evidence,
-    /// [`Code::LineageUnproven`] is none.
+    /// [`Code::ObjectAltered`], [`Code::LineageDiffers`] and [`Code::StatementForged`] are
+    /// evidence, [`Code::LineageUnproven`] is none.
     pub async fn snapshot(&self, snapshot: &SavedSnapshot) -> Result<Attested, Refusal> {
         let digest = snapshot.manifest.digest;
         let differs = |what: String| {

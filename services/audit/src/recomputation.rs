@@ -317,8 +317,8 @@ impl<'a> Recomputation<'a> {
         None
     }
 
-    /// Reads an object that is not needed, to see if it is there and what it should be: who asks if a
-    /// round is verified means its objects as well.
+    /// Reads an object that is not needed, to see if it is there and what it should be: who asks if
+    /// a round is verified means its objects as well.
     async fn at_rest(&self, object: ObjectRef) -> Option<Fault> {
         let refusal = self.objects.fetch(object).await.err()?;
         Some(match refusal.code {

@@ -149,8 +149,8 @@ impl Recorder {
     /// there.
     ///
     /// # Errors
-    /// As [`Recorder::open`]; or the trust bundle does not name the key or the manifest; or the files lead to
-    /// another log than the one whose head was signed.
+    /// As [`Recorder::open`]; or the trust bundle does not name the key or the manifest; or the
+    /// files lead to another log than the one whose head was signed.
     pub fn open_signing(
         folder: &Path,
         trust: &TrustBundle,
@@ -215,7 +215,8 @@ impl Recorder {
         self.log.is_some()
     }
 
-    /// Signs no further head. Records are kept as before; [`Recorder::begin_signing`] takes up the log.
+    /// Signs no further head. Records are kept as before; [`Recorder::begin_signing`] takes up the
+    /// log.
     pub fn stop_signing(&mut self) {
         self.log = None;
     }
@@ -473,7 +474,8 @@ impl Recorder {
         std::mem::replace(&mut self.again, 0)
     }
 
-    /// The enrolments, the progress of chains and the places of events in the log since the last call.
+    /// The enrolments, the progress of chains and the places of events in the log since the last
+    /// call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         let Taken { workers, ledger } = &mut self.places;
         let of_worker = |(key, logged)| Notice::Logged { key, logged };
@@ -514,7 +516,8 @@ pub struct Recalled {
     pub torn: Option<PathBuf>,
 }
 
-/// Gives everything that the files of `folder` keep to an auditor. Takes no lock and changes nothing.
+/// Gives everything that the files of `folder` keep to an auditor. Takes no lock and changes
+/// nothing.
 ///
 /// # Errors
 /// The folder or a file cannot be read, or a line was damaged.
@@ -540,8 +543,9 @@ pub fn recall_files(folder: &Path, auditor: &mut Auditor) -> Result<Recalled, Au
     })
 }
 
-/// The number of events that the newest signed head beside the files of `folder` covers; none if there
-/// is no head. A service signs a head only when its files have all events that the head covers.
+/// The number of events that the newest signed head beside the files of `folder` covers; none if
+/// there is no head. A service signs a head only when its files have all events that the head
+/// covers.
 ///
 /// # Errors
 /// A head cannot be read, or no key for heads of the domain has signed it.
@@ -551,8 +555,8 @@ pub fn signed_events(folder: &Path, trust: &TrustBundle) -> Result<Option<u64>, 
     Ok(size.map(|size| size.saturating_sub(manifest)))
 }
 
-/// Gives the kept entries to the auditor again, and each record to `append`. The auditor repeats all
-/// findings by itself, except those that only a comparison has shown.
+/// Gives the kept entries to the auditor again, and each record to `append`. The auditor repeats
+/// all findings by itself, except those that only a comparison has shown.
 fn recall(
     auditor: &mut Auditor,
     past: &mut Vec<FileEntry>,

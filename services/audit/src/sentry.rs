@@ -1,6 +1,6 @@
 //! The shell of [`audit_core::sentry`]: it hears the reports of the broker and of services, follows
-//! the broker's log, and records the events in stream `SECURITY`. Nothing waits for it: what it cannot record it counts, and it
-//! never ends the service.
+//! the broker's log, and records the events in stream `SECURITY`. Nothing waits for it: what it
+//! cannot record it counts, and it never ends the service.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -79,8 +79,8 @@ struct Recording {
 }
 
 impl Watch {
-    /// Hears reports from then on. What it cannot hear yet it tries again. Without a key it says so,
-    /// and there is no sentry. All else of the service goes on.
+    /// Hears reports from then on. What it cannot hear yet it tries again. Without a key it says
+    /// so, and there is no sentry. All else of the service goes on.
     pub(crate) async fn connect(config: &Config, trust: &TrustBundle, bus: &Bus) -> Option<Self> {
         let key = match key(config, trust) {
             Ok(key) => key,

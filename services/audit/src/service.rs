@@ -47,8 +47,8 @@ pub struct Service {
     notices: mpsc::Sender<Notice>,
     /// The copy of the log in the store, if there is to be one, and what the store has.
     mirror: Option<(Mirror, Found)>,
-    /// What the log is written with; none where no head is signed. It is in use while the store has what
-    /// was written there.
+    /// What the log is written with; none where no head is signed. It is in use while the store has
+    /// what was written there.
     signer: Option<Signer>,
 }
 
@@ -272,8 +272,8 @@ async fn ask(mirror: &Mirror) -> Result<Found, Failure> {
     }
 }
 
-/// Other bytes in the store are evidence. They stop the signing of heads, and not the recording: who
-/// writes to the store's disk must not be able to stop that.
+/// Other bytes in the store are evidence. They stop the signing of heads, and not the recording:
+/// who writes to the store's disk must not be able to stop that.
 fn say_stopped(failure: &Failure) {
     let code = failure.code();
     gauge!(AUDIT_LOG_STOPPED).set(1.0);

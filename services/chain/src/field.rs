@@ -1,5 +1,5 @@
-//! Numbers modulo 2^255 - 19, by the arithmetic of crate `fiat-crypto`, whose correctness was proved
-//! by machine.
+//! Numbers modulo 2^255 - 19, by the arithmetic of crate `fiat-crypto`, whose correctness was
+//! proved by machine.
 //!
 //! A sum is not carried, so it can be multiplied and not added again: [`Sum`] and [`Number`] keep
 //! the two apart.

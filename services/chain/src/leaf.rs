@@ -6,8 +6,8 @@
 //! stream and time of storing are the broker's words; a subject follows from the body, and from
 //! the join in the ledger that names a worker's key.
 //!
-//! One entry is no event: the first one of a log may be the manifest of its owner, `0x02` and the text
-//! of the signed document.
+//! One entry is no event: the first one of a log may be the manifest of its owner, `0x02` and the
+//! text of the signed document.
 
 use schemas::PublicKey;
 use schemas::event::SignedEvent;

@@ -123,8 +123,8 @@ fn proof(named: &Incoming, opened: Result<Entry, Fault>) -> Proof {
     }
 }
 
-/// True for an event whose emitter had ended before it, or should end with it and does not: it is in
-/// another ledger than the one in which the key has named the next.
+/// True for an event whose emitter had ended before it, or should end with it and does not: it is
+/// in another ledger than the one in which the key has named the next.
 pub fn is_over(ended: &BTreeMap<PublicKey, ChainSequence>, body: &EventBody) -> bool {
     ended.get(&body.emitter).is_some_and(|last| {
         let names = body.event.next_emitter().is_some();

@@ -41,8 +41,8 @@ pub enum Judgement {
     /// It is in no chain: no key that may write here has signed it, or one that may not yet, or no
     /// more. The reason, in words.
     Foreign(String),
-    /// The next event, by which the present key names one that no writer here has: these writers are of
-    /// before that key was made, or somebody else made it.
+    /// The next event, by which the present key names one that no writer here has: these writers
+    /// are of before that key was made, or somebody else made it.
     Unknown(PublicKey),
     /// A key that may write here has signed it, but it does not follow. The reason, in words.
     Broken(String),

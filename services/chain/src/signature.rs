@@ -32,8 +32,8 @@ pub fn signed(key: &PublicKey, signature: [u8; SIGNATURE_BYTES], body: Vec<u8>) 
     }
 }
 
-/// Checks signatures over the events of one domain. For keys that sign many of them, a check takes a
-/// third of the time.
+/// Checks signatures over the events of one domain. For keys that sign many of them, a check takes
+/// a third of the time.
 #[derive(Clone, Debug)]
 pub struct Signatures {
     /// The bytes that precede a body when it is signed.
@@ -102,8 +102,8 @@ pub fn statement_bytes(domain: &str, body: &[u8]) -> Vec<u8> {
     prefixed(STATEMENT, domain, body)
 }
 
-/// Returns true if `signature` was made by the audit key `public` over the `body` of a statement, in
-/// `domain`. The check is as strict as [`is_signed_event`].
+/// Returns true if `signature` was made by the audit key `public` over the `body` of a statement,
+/// in `domain`. The check is as strict as [`is_signed_event`].
 pub fn is_signed_statement(domain: &str, public: &str, signature: &[u8], body: &[u8]) -> bool {
     let bytes = || statement_bytes(domain, body);
     verifying_key(public).is_some_and(|key| is_signed(&key, signature, &bytes()))

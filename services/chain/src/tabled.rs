@@ -83,8 +83,8 @@ impl TabledKey {
         })
     }
 
-    /// Begins to check if `signature` was made by this key over the parts of a message, which follow
-    /// each other without a gap.
+    /// Begins to check if `signature` was made by this key over the parts of a message, which
+    /// follow each other without a gap.
     pub(crate) fn check(&self, signature: &[u8; SIGNATURE_BYTES], message: &[&[u8]]) -> Check {
         let key = &*self.0;
         if key.checks.load(Ordering::Relaxed) < CHECKS_BEFORE {

@@ -159,8 +159,8 @@ async fn stored(store: &Store) -> Result<BTreeMap<Digest, Bytes>, Refusal> {
 }
 
 /// Every object that is needed. If something that the run or one of its `kin` needs cannot be read,
-/// it may name any old object of the run, so nothing is deleted. What is lost of another run is that
-/// run's loss: its operator hears of it, and the rest of it is kept.
+/// it may name any old object of the run, so nothing is deleted. What is lost of another run is
+/// that run's loss: its operator hears of it, and the rest of it is kept.
 async fn all_needed(
     store: &Store,
     kin: &BTreeSet<RunId>,

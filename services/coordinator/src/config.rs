@@ -58,8 +58,8 @@ pub struct StoreConfig {
     pub keys: PathBuf,
     /// Certificate authority of the store, PEM.
     pub ca: PathBuf,
-    /// Try at each start by some fifty requests that the store keeps the rules that uploads and URLs
-    /// depend on. `up` turns this off for the store that it starts itself.
+    /// Try at each start by some fifty requests that the store keeps the rules that uploads and
+    /// URLs depend on. `up` turns this off for the store that it starts itself.
     pub check: bool,
 }
 
@@ -77,9 +77,9 @@ pub struct KeysConfig {
     /// Move it together with the key.
     pub mark: PathBuf,
     /// Folder of the list of issued credentials: it binds a worker's audit key and its seat in a
-    /// group. A worker without a record there joins nothing. Without the folder the coordinator does
-    /// not start, unless an exception opens layer `enrolment`: then any proven key is taken at a
-    /// worker's first join, and nobody has a seat.
+    /// group. A worker without a record there joins nothing. Without the folder the coordinator
+    /// does not start, unless an exception opens layer `enrolment`: then any proven key is taken at
+    /// a worker's first join, and nobody has a seat.
     pub issued: PathBuf,
 }
 
@@ -109,13 +109,14 @@ pub struct LimitsConfig {
     pub ledger_patience: ConfigDuration,
     /// The time between two heartbeats of a worker.
     pub heartbeat: ConfigDuration,
-    /// Longest time until a verified head of the log covers an event of the ledger; then the coordinator
-    /// says so. It never says so where it has not seen a head: a domain without an audit service has none.
+    /// Longest time until a verified head of the log covers an event of the ledger; then the
+    /// coordinator says so. It never says so where it has not seen a head: a domain without an
+    /// audit service has none.
     pub receipt_within: ConfigDuration,
 }
 
-/// Times that are accepted for that. A head is signed ten seconds after an event, and the coordinator
-/// asks for it some ten seconds later.
+/// Times that are accepted for that. A head is signed ten seconds after an event, and the
+/// coordinator asks for it some ten seconds later.
 const RECEIPT_WITHIN: RangeInclusive<Duration> =
     Duration::from_secs(20)..=Duration::from_secs(86_400);
 

@@ -51,7 +51,8 @@ pub(crate) struct Upload {
     fresh: bool,
 }
 
-/// Makes URLs for this holder to read objects, for the work of its run; for an operator there is none.
+/// Makes URLs for this holder to read objects, for the work of its run; for an operator there is
+/// none.
 pub(crate) fn get(
     store: &Store,
     run: Option<RunId>,

@@ -30,8 +30,8 @@ use serde_bytes::ByteArray;
 use tlog::Head;
 use witness::{Doubt, Followed, Step, is_included};
 
-/// Longest pause between two questions; the half of it is the shortest. A head is signed ten seconds
-/// after an event.
+/// Longest pause between two questions; the half of it is the shortest. A head is signed ten
+/// seconds after an event.
 const PAUSE: Duration = Duration::from_secs(10);
 /// Longest wait for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(8);
@@ -48,8 +48,8 @@ pub(crate) struct LedgerHeads(Option<Arc<Mutex<Shared>>>);
 struct Shared {
     receipts: Receipts,
     /// The newest head that this process has verified. One of an earlier process is not named in
-    /// events: the ledger may have moved to another machine and back meanwhile, and its events never
-    /// name an older head than those before them.
+    /// events: the ledger may have moved to another machine and back meanwhile, and its events
+    /// never name an older head than those before them.
     known: Option<KnownHead>,
 }
 
@@ -435,8 +435,8 @@ impl Memory {
         }
     }
 
-    /// Keeps a head that was taken, with how far it covers the ledger and since when the oldest other
-    /// event waits. It is on the disk when this returns. True if it was not there before.
+    /// Keeps a head that was taken, with how far it covers the ledger and since when the oldest
+    /// other event waits. It is on the disk when this returns. True if it was not there before.
     ///
     /// # Errors
     /// It cannot be written; then the one from before stays.

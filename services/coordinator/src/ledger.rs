@@ -190,8 +190,8 @@ impl Ledger {
     }
 
     /// Reads and verifies what was appended since this process last read or appended, and hands
-    /// each body to `follow`, oldest first; none is kept. Signatures are checked on all cores, ahead
-    /// of the chain. Afterwards this process may append.
+    /// each body to `follow`, oldest first; none is kept. Signatures are checked on all cores,
+    /// ahead of the chain. Afterwards this process may append.
     ///
     /// # Errors
     /// [`LedgerError::Broken`] names the first event that was signed and does not follow, or that

@@ -1,6 +1,6 @@
-//! Deletes the uploads of workers in quarantine, and uploads from before a restore, beside all other
-//! work. Operators that wait hear how many were deleted. If the store is away or this process ends,
-//! uploads are left, and the operators hear that.
+//! Deletes the uploads of workers in quarantine, and uploads from before a restore, beside all
+//! other work. Operators that wait hear how many were deleted. If the store is away or this process
+//! ends, uploads are left, and the operators hear that.
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -61,8 +61,8 @@ impl<O> Default for Purges<O> {
 }
 
 impl<O> Purges<O> {
-    /// Has uploads deleted by `work`, which counts them. If that is under way, it
-    /// begins anew, since uploads may have come behind it, and all its orders are answered together.
+    /// Has uploads deleted by `work`, which counts them. If that is under way, it begins anew,
+    /// since uploads may have come behind it, and all its orders are answered together.
     ///
     /// # Errors
     /// Too many are under way, or wait for this one: the order comes back.
@@ -99,8 +99,8 @@ impl<O> Purges<O> {
         Ok(())
     }
 
-    /// The next deletion that ends: the orders that wait for it, how many uploads it deleted, none if
-    /// some are left, and what the store does about URLs. Without one under way it waits. Loses
+    /// The next deletion that ends: the orders that wait for it, how many uploads it deleted, none
+    /// if some are left, and what the store does about URLs. Without one under way it waits. Loses
     /// nothing when it is dropped.
     pub(crate) async fn next(&mut self) -> (Vec<O>, Option<u32>, AtStore) {
         loop {

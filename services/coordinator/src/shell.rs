@@ -173,8 +173,8 @@ impl Shell {
         Ok(())
     }
 
-    /// Brings arrivals to the core, and a tick when a deadline is due: at most as many inputs as may
-    /// share an append. The end of a deletion of uploads brings no input, since only operators'
+    /// Brings arrivals to the core, and a tick when a deadline is due: at most as many inputs as
+    /// may share an append. The end of a deletion of uploads brings no input, since only operators'
     /// orders wait for it. Returns false when nothing arrives any more.
     ///
     /// When a deadline is due, the core first handles what was already queued, then the deadline,

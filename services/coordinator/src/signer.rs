@@ -34,7 +34,8 @@ struct Stamp {
     trust: Option<Seen>,
 }
 
-/// What tells a file from the one that was there before: it is replaced by another, never written over.
+/// What tells a file from the one that was there before: it is replaced by another, never written
+/// over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seen {
     inode: u64,
@@ -70,9 +71,9 @@ impl ManifestSigner {
         Ok(signer)
     }
 
-    /// The present key. One look at its file and at the trust bundle shows that both are the same. A
-    /// key that cannot be used, or that the bundle does not know, is not taken: workers would refuse
-    /// its leases.
+    /// The present key. One look at its file and at the trust bundle shows that both are the same.
+    /// A key that cannot be used, or that the bundle does not know, is not taken: workers would
+    /// refuse its leases.
     ///
     /// # Errors
     /// The bundle does not know the key from before either.

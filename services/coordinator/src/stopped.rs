@@ -1,8 +1,8 @@
 //! Tells the store which URLs are stopped, so that it refuses them: those of runs, and those of
-//! workers in quarantine. The ledger says which they are; the store has a file for each. The two are
-//! compared at the start, after each order and every minute while this process leads, and what differs
-//! is put right. An order is answered when that was tried with a URL of each run and worker that it
-//! concerns, or when it takes too long; then it is tried again until it succeeds.
+//! workers in quarantine. The ledger says which they are; the store has a file for each. The two
+//! are compared at the start, after each order and every minute while this process leads, and what
+//! differs is put right. An order is answered when that was tried with a URL of each run and worker
+//! that it concerns, or when it takes too long; then it is tried again until it succeeds.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -179,8 +179,8 @@ impl Stopped {
         }
     }
 
-    /// Puts right what the store knows, and tries it with such URLs; without any, with those that are
-    /// not tried yet.
+    /// Puts right what the store knows, and tries it with such URLs; without any, with those that
+    /// are not tried yet.
     ///
     /// # Errors
     /// The store does not answer, or does otherwise than it was told.

@@ -204,8 +204,8 @@ impl Store {
         *away = looked.err().map(|error| refusal(&error));
     }
 
-    /// Writes into the views of runs that the store does not answer, if it did not lately. What a run
-    /// itself is held up by stays, and runs that are over need no store.
+    /// Writes into the views of runs that the store does not answer, if it did not lately. What a
+    /// run itself is held up by stays, and runs that are over need no store.
     pub(crate) fn tell_away<'a>(&self, runs: impl IntoIterator<Item = &'a mut RunView>) {
         let away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(why) = &*away else {

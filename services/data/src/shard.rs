@@ -79,7 +79,8 @@ impl TokenShard {
     /// right bytes.
     ///
     /// # Errors
-    /// [`DataError::Invalid`]: the length is no multiple of a token's, or a token is not below `vocabulary`.
+    /// [`DataError::Invalid`]: the length is no multiple of a token's, or a token is not below
+    /// `vocabulary`.
     pub fn decode(bytes: Vec<u8>, vocabulary: u32) -> Result<Self, DataError> {
         let width = usize::from(token_bytes(vocabulary));
         if bytes.is_empty() || !bytes.len().is_multiple_of(width) {

@@ -223,18 +223,19 @@ pub(crate) enum Auth {
     /// trust domain has them now. Clients whose rights change reconnect; others stay connected.
     Push,
     /// List all keys that credentials were issued for, with their end, and their revocation. A
-    /// revocation voids every token that is dated up to the time in column `void up to`, five minutes
-    /// after it was made, so that clocks may differ; a token that is issued again is dated after that.
+    /// revocation voids every token that is dated up to the time in column `void up to`, five
+    /// minutes after it was made, so that clocks may differ; a token that is issued again is dated
+    /// after that.
     Ls,
     /// Show the public keys of the trust domain and the credentials that were issued; no secret is
     /// printed.
     Show,
     /// Print the public keys that sign leases and commands as a JSON Web Key Set (RFC 7517), for
-    /// readers in other languages: `kid` is what the header of a document names. Publish it again after
-    /// `auth rotate manifest`.
+    /// readers in other languages: `kid` is what the header of a document names. Publish it again
+    /// after `auth rotate manifest`.
     Jwks {
-        /// Ask the coordinator for the keys that it publishes on the bus, and print them if they are
-        /// those of the trust bundle; others are refused (DL0672).
+        /// Ask the coordinator for the keys that it publishes on the bus, and print them if they
+        /// are those of the trust bundle; others are refused (DL0672).
         #[arg(long)]
         from_bus: bool,
         /// A trust bundle, on a machine without the trust domain's folder.
@@ -315,11 +316,11 @@ pub(crate) enum Run {
     Freeze(HoldArgs),
     /// Let a frozen run merge again. What waited is merged at once.
     Unfreeze(HoldArgs),
-    /// Stop the URLs of a run at once, for an incident: its workers get none any more, and no leases,
-    /// and the embedded store refuses those that they have. Transfers that began before go on, and so
-    /// do other runs and operators. Another store takes the URLs that are out until they end, a minute
-    /// at most. The stop outlives restarts of coordinator and store, until `run allow-urls`; if the
-    /// store could not be told, the same command tells it again.
+    /// Stop the URLs of a run at once, for an incident: its workers get none any more, and no
+    /// leases, and the embedded store refuses those that they have. Transfers that began before go
+    /// on, and so do other runs and operators. Another store takes the URLs that are out until they
+    /// end, a minute at most. The stop outlives restarts of coordinator and store, until `run
+    /// allow-urls`; if the store could not be told, the same command tells it again.
     StopUrls(HoldArgs),
     /// Let the workers of a run have URLs again. They go on by themselves.
     AllowUrls(HoldArgs),
@@ -329,8 +330,8 @@ pub(crate) enum Run {
     /// pointer leads, everything that a run works with, the settings and data of all runs, and all
     /// statements of provenance. The ledger first names what is given up, so that nobody takes it
     /// for lost or altered. Another trust domain that keeps its objects in the same bucket is not
-    /// asked: never delete where there is one. A run may be in progress; a frozen one keeps everything. If the command
-    /// is interrupted, the same command deletes the rest.
+    /// asked: never delete where there is one. A run may be in progress; a frozen one keeps
+    /// everything. If the command is interrupted, the same command deletes the rest.
     Gc(GcArgs),
     /// Follow a run until it is complete: bars on a terminal, lines elsewhere.
     Watch {
@@ -390,19 +391,19 @@ pub(crate) enum Worker {
         #[arg(default_value = "demo")]
         run: RunId,
     },
-    /// Shut a worker out of a run at once, for an incident. Its lease ends, and its contributions to
-    /// the round that is open count no more: other workers get these units. Its uploads are deleted.
-    /// It gets no lease and no URL and cannot join, its events are not recorded, and its process
-    /// ends with DL0412; all this goes by its key and outlives a restart of the coordinator. What was
-    /// merged before stays merged: the printed lines name these rounds. The embedded store refuses the
-    /// URLs that it got before, but a transfer that has begun goes on as long as bytes come; another
-    /// store takes them until they end, a minute at most. What an upload brings counts nowhere; repeat
-    /// the command later to delete it.
+    /// Shut a worker out of a run at once, for an incident. Its lease ends, and its contributions
+    /// to the round that is open count no more: other workers get these units. Its uploads are
+    /// deleted. It gets no lease and no URL and cannot join, its events are not recorded, and its
+    /// process ends with DL0412; all this goes by its key and outlives a restart of the
+    /// coordinator. What was merged before stays merged: the printed lines name these rounds. The
+    /// embedded store refuses the URLs that it got before, but a transfer that has begun goes on as
+    /// long as bytes come; another store takes them until they end, a minute at most. What an
+    /// upload brings counts nowhere; repeat the command later to delete it.
     ///
-    /// Where the vault of the trust domain is on this machine, its credential is revoked in the same
-    /// command, after the quarantine is in the ledger: its connections are cut, and nobody connects
-    /// with its key. Elsewhere the quarantine takes effect all the same, and the line `credential` says
-    /// which command to run where.
+    /// Where the vault of the trust domain is on this machine, its credential is revoked in the
+    /// same command, after the quarantine is in the ledger: its connections are cut, and nobody
+    /// connects with its key. Elsewhere the quarantine takes effect all the same, and the line
+    /// `credential` says which command to run where.
     Quarantine {
         #[command(flatten)]
         order: QuarantineArgs,
@@ -413,10 +414,10 @@ pub(crate) enum Worker {
     /// Let a worker join again that was shut out. A credential that was revoked stays so: the line
     /// `credential` says how it gets a new one. Then start its process: nothing else does.
     Readmit(QuarantineArgs),
-    /// Invite a machine to become a worker: write a file that it asks with, once, for minutes. Carry
-    /// the file to the machine over a channel that nobody else reads, and run `worker enrol` there.
-    /// The registrar must run. The command works on the trust domain's folder on the registrar's
-    /// machine.
+    /// Invite a machine to become a worker: write a file that it asks with, once, for minutes.
+    /// Carry the file to the machine over a channel that nobody else reads, and run `worker enrol`
+    /// there. The registrar must run. The command works on the trust domain's folder on the
+    /// registrar's machine.
     Invite(InviteArgs),
     /// List the machines that asked with an invitation and wait for approval.
     Pending,
@@ -425,19 +426,19 @@ pub(crate) enum Worker {
         /// The key that the machine shows, or its first 8 letters.
         key: String,
     },
-    /// Refuse a machine that waits, or withdraw an invitation that nobody has used. A worker that is
-    /// enrolled already is shut out with `auth revoke`.
+    /// Refuse a machine that waits, or withdraw an invitation that nobody has used. A worker that
+    /// is enrolled already is shut out with `auth revoke`.
     Deny {
         /// The key of the machine, or the name that the invitation promises.
         what: String,
     },
-    /// On a machine that will be invited: make its keys, unless they are there, and show their public
-    /// halves. An operator can list them in an invitation.
+    /// On a machine that will be invited: make its keys, unless they are there, and show their
+    /// public halves. An operator can list them in an invitation.
     Keys,
     /// On an invited machine: make its keys, ask the registrar, and write credentials and a
     /// configuration into the folder that `--domain` names. The keys never leave the machine. If a
-    /// person has to approve it, the command shows the key and waits until the invitation ends. After
-    /// a failure it can be repeated.
+    /// person has to approve it, the command shows the key and waits until the invitation ends.
+    /// After a failure it can be repeated.
     Enrol {
         /// The file that `worker invite` has written.
         #[arg(value_name = "FILE")]
@@ -449,16 +450,17 @@ pub(crate) enum Worker {
         #[arg(long, default_value_t = 1)]
         threads: u32,
     },
-    /// Ask the registrar for another key, for a worker of this machine, while `auth rotate user` waits
-    /// for it where the trust domain lies. The keys are made here and never leave the machine.
+    /// Ask the registrar for another key, for a worker of this machine, while `auth rotate user`
+    /// waits for it where the trust domain lies. The keys are made here and never leave the
+    /// machine.
     Rekey {
         /// Name of the worker's credentials.
         name: String,
     },
-    /// Make a new token for a worker whose keys lie on its own machine: it was off for longer than its
-    /// token, or the signing key of its role was replaced. The file holds no secret. Carry it to the
-    /// machine and run `worker accept` there. A revoked key gets none. The command works on the trust
-    /// domain's folder; the registrar needs the worker's new file in the folder `issued`.
+    /// Make a new token for a worker whose keys lie on its own machine: it was off for longer than
+    /// its token, or the signing key of its role was replaced. The file holds no secret. Carry it
+    /// to the machine and run `worker accept` there. A revoked key gets none. The command works on
+    /// the trust domain's folder; the registrar needs the worker's new file in the folder `issued`.
     Reissue {
         /// Name of the worker, or its key (U...).
         worker: String,
@@ -469,8 +471,8 @@ pub(crate) enum Worker {
         #[arg(long, value_name = "FILE", default_value = "token.json")]
         into: PathBuf,
     },
-    /// On a worker's machine: put a token from `worker reissue` beside the key that lies there, in the
-    /// folder that `--domain` names. Then start the worker.
+    /// On a worker's machine: put a token from `worker reissue` beside the key that lies there, in
+    /// the folder that `--domain` names. Then start the worker.
     Accept {
         /// The file that `worker reissue` has written.
         file: PathBuf,

@@ -127,8 +127,8 @@ impl History {
                 format!("stream {stream} {what}; {witness}"),
             ))
         };
-        // A stream that the copy does not copy yet is of a tenant that was just made, or the domain is
-        // of an earlier release, which had no security events.
+        // A stream that the copy does not copy yet is of a tenant that was just made, or the domain
+        // is of an earlier release, which had no security events.
         let copies = !self.copy.copied.is_empty();
         let known = self.copy.copied.contains(stream) || self.copy.of.contains_key(stream);
         if live.is_none() && events && copies && !known {

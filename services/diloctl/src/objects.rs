@@ -161,8 +161,8 @@ impl OperatorObjectsClient {
     }
 }
 
-/// The failure of a download. Bytes that do not have their digest are evidence against the store, with
-/// the code that a promotion and a restore give to them; an audit says itself what they prove.
+/// The failure of a download. Bytes that do not have their digest are evidence against the store,
+/// with the code that a promotion and a restore give to them; an audit says itself what they prove.
 fn of_download(failure: Failure, audits: bool) -> Failure {
     match failure.code() {
         Code::ObjectMismatch | Code::ObjectTooLarge if !audits => {

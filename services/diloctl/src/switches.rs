@@ -1,6 +1,6 @@
-//! The switches of `require_auth`, as far as they decide how an operator reaches bus and store. There
-//! is no configuration file here: they are read from the environment variables that every service
-//! reads.
+//! The switches of `require_auth`, as far as they decide how an operator reaches bus and store.
+//! There is no configuration file here: they are read from the environment variables that every
+//! service reads.
 
 use std::ffi::OsString;
 

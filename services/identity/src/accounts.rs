@@ -107,7 +107,8 @@ impl Accounts {
 
 /// An account of the domain's own: the exports to tenants, to the copy in the audit account and to
 /// its readers; in the audit account the imports for that copy, in the readers' account their
-/// questions. It has JetStream if streams lie there. The system account has neither. `key` gives the signing key of a role.
+/// questions. It has JetStream if streams lie there. The system account has neither. `key` gives
+/// the signing key of a role.
 pub fn service_account(
     account: Account,
     accounts: &Accounts,

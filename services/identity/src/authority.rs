@@ -1,7 +1,7 @@
-//! New private authorities, while runs go on: that of servers, and in a domain with mutual TLS that of
-//! clients. Both files of certificates hold old and new authority for a time, so nobody is refused
-//! between the two. An authority is known by the identifier of its key, since all of one kind have
-//! the same name.
+//! New private authorities, while runs go on: that of servers, and in a domain with mutual TLS that
+//! of clients. Both files of certificates hold old and new authority for a time, so nobody is
+//! refused between the two. An authority is known by the identifier of its key, since all of one
+//! kind have the same name.
 
 use std::fmt;
 use std::fs;
@@ -86,8 +86,8 @@ impl fmt::Display for State {
 
 impl Domain {
     /// Makes the next authorities and adds their certificates to those that are trusted. Nothing is
-    /// signed with them before [`Domain::adopt_authorities`]. One that was made before and not adopted
-    /// stays. The caller holds the [`crate::DomainLock`].
+    /// signed with them before [`Domain::adopt_authorities`]. One that was made before and not
+    /// adopted stays. The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
     /// A former authority is still trusted, the vault is not here, or a file cannot be used.
@@ -104,10 +104,11 @@ impl Domain {
         self.authorities()
     }
 
-    /// Puts the next authorities in the place of the present ones: broker and store get a certificate
-    /// of the new one, for these names, or for the names of their old one; the registrar signs with
-    /// that of clients from here on. The old ones are trusted until [`Domain::retire_authorities`]. A
-    /// command that broke off is repeated. The caller holds the [`crate::DomainLock`].
+    /// Puts the next authorities in the place of the present ones: broker and store get a
+    /// certificate of the new one, for these names, or for the names of their old one; the
+    /// registrar signs with that of clients from here on. The old ones are trusted until
+    /// [`Domain::retire_authorities`]. A command that broke off is repeated. The caller holds the
+    /// [`crate::DomainLock`].
     ///
     /// # Errors
     /// No next one was prepared, or a file cannot be used.
@@ -182,9 +183,9 @@ impl Domain {
         Ok(known)
     }
 
-    /// Writes a certificate that the next authority of clients has signed for a key that nobody else
-    /// has: a server that takes it takes that authority. None without mutual TLS, or without a next
-    /// one. The caller removes the file.
+    /// Writes a certificate that the next authority of clients has signed for a key that nobody
+    /// else has: a server that takes it takes that authority. None without mutual TLS, or without a
+    /// next one. The caller removes the file.
     ///
     /// # Errors
     /// A key cannot be read, or the file cannot be written.
@@ -231,7 +232,8 @@ impl Domain {
 }
 
 impl Files {
-    /// The next authority's key and its certificate among the trusted ones, where either is missing.
+    /// The next authority's key and its certificate among the trusted ones, where either is
+    /// missing.
     fn prepare(&self, now: UnixMillis) -> Result<(), DomainError> {
         if !self.next.exists() {
             let key = KeyPair::generate().map_err(TlsError::from)?;

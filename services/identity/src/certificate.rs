@@ -1,6 +1,6 @@
 //! The facts in a certificate: the names and purposes that it is for, its key, and its period of
-//! validity. They are for people and for checks before a connection; rustls decides if a certificate
-//! is trusted.
+//! validity. They are for people and for checks before a connection; rustls decides if a
+//! certificate is trusted.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -1,9 +1,9 @@
-//! Certificates of clients, for servers that ask for one. The certificate of a holder is for the key
-//! of its credentials itself: the subject's common name is that key in nkey form, the organizational
-//! unit is the role, and the certificate's public key is the same key. So it needs no private key of
-//! its own, names its holder wherever it is seen, and can be renewed without a question to the
-//! holder. The broker lists the subjects of its connections, but no alternative names, so the role
-//! stands in the subject.
+//! Certificates of clients, for servers that ask for one. The certificate of a holder is for the
+//! key of its credentials itself: the subject's common name is that key in nkey form, the
+//! organizational unit is the role, and the certificate's public key is the same key. So it needs
+//! no private key of its own, names its holder wherever it is seen, and can be renewed without a
+//! question to the holder. The broker lists the subjects of its connections, but no alternative
+//! names, so the role stands in the subject.
 //!
 //! The authority of clients is not that of servers: its key lies where credentials are renewed, and
 //! no client trusts it. Somebody who steals it cannot play a server.

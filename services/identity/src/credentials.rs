@@ -218,8 +218,8 @@ impl Credentials {
         })
     }
 
-    /// The same credentials with a token that was issued by hand. It may end sooner than the present
-    /// one, which may be void.
+    /// The same credentials with a token that was issued by hand. It may end sooner than the
+    /// present one, which may be void.
     ///
     /// # Errors
     /// The token does not verify, is for another key, name, account, run or kind of rights, or was

@@ -470,8 +470,8 @@ impl Domain {
         Ok(AccountNames::read(&folder)?)
     }
 
-    /// The signing key of a role: in the issuer's folder if [`Role::is_signed_online`], otherwise in the
-    /// vault.
+    /// The signing key of a role: in the issuer's folder if [`Role::is_signed_online`], otherwise
+    /// in the vault.
     pub(crate) fn role_key(&self, role: Role) -> Result<SigningKey, DomainError> {
         let path = self.layout.role_key(role);
         self.check_place(&path)?;
@@ -490,7 +490,8 @@ impl Domain {
         Ok(vault.authority_key())
     }
 
-    /// Tells the domain of an earlier release, whose keys lie elsewhere, from one that lacks a file.
+    /// Tells the domain of an earlier release, whose keys lie elsewhere, from one that lacks a
+    /// file.
     fn check_place(&self, path: &Path) -> Result<(), DomainError> {
         match !path.exists() && self.is_older() {
             true => Err(DomainError::Before(path.to_owned())),
@@ -523,8 +524,8 @@ impl Domain {
         Ok(Some(path))
     }
 
-    /// The public half of a process's own audit key, if it has one and it lies here. The coordinator's
-    /// stands in the trust bundle.
+    /// The public half of a process's own audit key, if it has one and it lies here. The
+    /// coordinator's stands in the trust bundle.
     pub(crate) fn known_audit_key(
         &self,
         role: Role,

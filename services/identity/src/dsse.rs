@@ -1,9 +1,9 @@
 //! Envelopes by DSSE (Dead Simple Signing Envelope, v1): a document with signatures over it, in a
 //! form that tools of others read.
 //!
-//! The signed bytes are those of the DSSE specification and begin with `DSSEv1` and a space, so they
-//! are neither an event nor a worker's statement, which begin with a byte that no text contains, nor
-//! a nonce of a broker, in which no key of ours signs a space.
+//! The signed bytes are those of the DSSE specification and begin with `DSSEv1` and a space, so
+//! they are neither an event nor a worker's statement, which begin with a byte that no text
+//! contains, nor a nonce of a broker, in which no key of ours signs a space.
 
 use data_encoding::BASE64;
 use schemas::provenance::PAYLOAD_TYPE;

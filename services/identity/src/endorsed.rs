@@ -70,7 +70,8 @@ impl Domain {
 }
 
 /// The signed form of the bundle in the file `trust`, as it is handed to new machines; none if the
-/// domain's bundle was never signed, or has other keys of leases or of the ledger now, or other ends.
+/// domain's bundle was never signed, or has other keys of leases or of the ledger now, or other
+/// ends.
 ///
 /// # Errors
 /// A file cannot be read, others could change it, or the domain's own key has not signed it.

@@ -1,5 +1,5 @@
-//! The proofs with which an invited machine asks to be enrolled: each of its two keys signs the whole
-//! question, the invitation that it asks with, and the trust domain.
+//! The proofs with which an invited machine asks to be enrolled: each of its two keys signs the
+//! whole question, the invitation that it asks with, and the trust domain.
 
 use schemas::enrolment::EnrolmentRequest;
 use schemas::member::Posture;

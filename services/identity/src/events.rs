@@ -1,6 +1,6 @@
 //! A new key for the coordinator's events, while runs go on. The ledger stays one chain: its last
-//! event of the old key names the new one, and the next event is signed by that. So the new key lies
-//! beside the old one until the coordinator has written that event, and takes it.
+//! event of the old key names the new one, and the next event is signed by that. So the new key
+//! lies beside the old one until the coordinator has written that event, and takes it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -102,8 +102,8 @@ impl EventKeyFiles {
 
 impl Domain {
     /// Makes the next key for the coordinator's events and lets the trust bundle know it, after the
-    /// present one. Nothing is signed with it before the coordinator has taken it. One that was made
-    /// before and not taken stays. The caller holds the [`crate::DomainLock`].
+    /// present one. Nothing is signed with it before the coordinator has taken it. One that was
+    /// made before and not taken stays. The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
     /// The bundle has as many keys as it can, or a file cannot be read or written.
@@ -144,8 +144,8 @@ impl Domain {
         Ok(offered.exists().then(read).transpose()?)
     }
 
-    /// Lays the next key beside the present one, where the coordinator takes it. The caller holds the
-    /// [`crate::DomainLock`].
+    /// Lays the next key beside the present one, where the coordinator takes it. The caller holds
+    /// the [`crate::DomainLock`].
     ///
     /// # Errors
     /// There is no next key, or a file cannot be read or written.
@@ -164,8 +164,8 @@ impl Domain {
     }
 
     /// Puts the key that goes on with the ledger in the place of the present one, if it still waits
-    /// here: a coordinator on another machine has taken its copy. Returns false if the domain's key is
-    /// another one. The caller holds the [`crate::DomainLock`], and has verified the ledger.
+    /// here: a coordinator on another machine has taken its copy. Returns false if the domain's key
+    /// is another one. The caller holds the [`crate::DomainLock`], and has verified the ledger.
     ///
     /// # Errors
     /// A file cannot be read or moved.
@@ -207,10 +207,11 @@ impl Domain {
         Ok(gone)
     }
 
-    /// Takes the keys that were passed over out of the trust bundle: those before `present`, the key that
-    /// goes on with the ledger, that have not ended. Each key of the ledger stands behind the one that
-    /// has named it, so their turn never was, and never comes. Nothing that they signed was valid. Returns
-    /// them. To be called behind [`Domain::end_event_keys`]; the caller holds the [`crate::DomainLock`].
+    /// Takes the keys that were passed over out of the trust bundle: those before `present`, the
+    /// key that goes on with the ledger, that have not ended. Each key of the ledger stands behind
+    /// the one that has named it, so their turn never was, and never comes. Nothing that they
+    /// signed was valid. Returns them. To be called behind [`Domain::end_event_keys`]; the caller
+    /// holds the [`crate::DomainLock`].
     ///
     /// # Errors
     /// A file cannot be read or written.
@@ -322,8 +323,8 @@ mod tests {
         assert!(matches!(files.next(), NextEventKey::None), "not offered");
         let offered = domain.offer_event_key().expect("it was prepared");
         assert_eq!((&offered.old, &offered.new), (&old, &next));
-        // A command that is repeated offers the same key, and makes no other. A bundle of before gets
-        // it again.
+        // A command that is repeated offers the same key, and makes no other. A bundle of before
+        // gets it again.
         domain
             .change_trust(|bundle| bundle.audit_keys.truncate(1))
             .expect("ours");

@@ -133,8 +133,8 @@ impl Heir {
 /// now.
 ///
 /// # Errors
-/// A key is no user's key, or its signature is not over this question, asked with this key, and this
-/// domain.
+/// A key is no user's key, or its signature is not over this question, asked with this key, and
+/// this domain.
 pub fn verify_succession(
     domain: &str,
     holder: &PublicKey,

@@ -6,9 +6,9 @@ use crate::domain::{Domain, DomainError};
 use crate::issued::Registration;
 
 impl Domain {
-    /// Refuses a second holder of a name: a machine that was enrolled, or to which credentials and audit
-    /// key were moved. Where the audit key is here, an earlier issue may have broken off before it
-    /// wrote the credentials.
+    /// Refuses a second holder of a name: a machine that was enrolled, or to which credentials and
+    /// audit key were moved. Where the audit key is here, an earlier issue may have broken off
+    /// before it wrote the credentials.
     pub(crate) fn check_free(&self, name: &str) -> Result<(), DomainError> {
         for record in self.layout().issued().all()? {
             if record.name != name || record.blocked.is_some() || record.audit_key.is_none() {

@@ -83,8 +83,8 @@ pub struct InvitationFile {
     pub token: JoinToken,
     /// The credential that may ask the registrar.
     pub credentials: Credentials,
-    /// In a domain with mutual TLS, the certificate for the key of that credential, PEM: without one
-    /// the broker lets no machine ask. It ends with the credential.
+    /// In a domain with mutual TLS, the certificate for the key of that credential, PEM: without
+    /// one the broker lets no machine ask. It ends with the credential.
     pub certificate: Option<String>,
     /// The public keys of the trust domain. The path of the authority is as [`TrustBundle::write`]
     /// writes it.
@@ -220,8 +220,8 @@ impl Domain {
     /// Makes an invitation and keeps its terms. The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
-    /// A name or the life cannot be used, a name or the seat is taken, the list is no list of keys, or a
-    /// file cannot be read or written.
+    /// A name or the life cannot be used, a name or the seat is taken, the list is no list of keys,
+    /// or a file cannot be read or written.
     pub fn invite(&self, invite: Invite, now: UnixMillis) -> Result<InvitationFile, DomainError> {
         if !(INVITATION_MIN..=INVITATION_MAX).contains(&invite.life) {
             return Err(DomainError::Life(invite.life));

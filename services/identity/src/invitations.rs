@@ -84,9 +84,9 @@ impl InvitationList {
         write(&folder.join(format!("{}.{ENDING}", guest.worker)), guest)
     }
 
-    /// Forgets the machines that asked, were denied, and were not enrolled. The operator's words on their
-    /// keys stay, and refuse them before anything is kept for them again. So what an invitation keeps
-    /// grows with an operator's words, and not with the keys that somebody makes.
+    /// Forgets the machines that asked, were denied, and were not enrolled. The operator's words on
+    /// their keys stay, and refuse them before anything is kept for them again. So what an
+    /// invitation keeps grows with an operator's words, and not with the keys that somebody makes.
     ///
     /// # Errors
     /// A file cannot be removed.

@@ -240,8 +240,8 @@ impl Issuer {
         self.clients.is_some()
     }
 
-    /// A certificate to show to servers, for the holder of a registered credential; none in a domain
-    /// without mutual TLS. It ends with the token that it comes with, or after a day.
+    /// A certificate to show to servers, for the holder of a registered credential; none in a
+    /// domain without mutual TLS. It ends with the token that it comes with, or after a day.
     ///
     /// # Errors
     /// The generator failed.

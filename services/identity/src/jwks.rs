@@ -1,5 +1,6 @@
-//! The keys that sign leases and commands, as a JSON Web Key Set (RFC 7517, RFC 8037): for readers in
-//! other languages, whose libraries for JWS take that form. `kid` is what a document's header names.
+//! The keys that sign leases and commands, as a JSON Web Key Set (RFC 7517, RFC 8037): for readers
+//! in other languages, whose libraries for JWS take that form. `kid` is what a document's header
+//! names.
 
 use data_encoding::BASE64URL_NOPAD;
 use schemas::PublicKey;
@@ -40,8 +41,8 @@ mod tests {
     use crate::domain::{Domain, InitOptions};
     use crate::purpose::ManifestKey;
 
-    /// A reader that knows RFC 7515, RFC 7517 and RFC 8037, and nothing of this program: it takes the
-    /// key that the header names from the set, and returns the claims.
+    /// A reader that knows RFC 7515, RFC 7517 and RFC 8037, and nothing of this program: it takes
+    /// the key that the header names from the set, and returns the claims.
     fn read(document: &str, set: &Value) -> Option<Value> {
         let parts: Vec<&str> = document.split('.').collect();
         let [header, claims, signature] = parts[..] else {

@@ -138,8 +138,8 @@ pub fn open(document: &str, trust: &TrustBundle) -> Result<LogManifest, Manifest
     }
 }
 
-/// Checks how a log begins: with the signed document `first`, or with an event. Returns what the owner
-/// says; none in a domain whose log an earlier build has begun.
+/// Checks how a log begins: with the signed document `first`, or with an event. Returns what the
+/// owner says; none in a domain whose log an earlier build has begun.
 ///
 /// # Errors
 /// As [`open`]; or there is no manifest although the trust bundle names one.

@@ -11,9 +11,9 @@ use crate::rotation::NewKey;
 use crate::secret::FileError;
 
 impl Domain {
-    /// Makes the next manifest key and lets the trust bundle know it, beside the present one. Nothing
-    /// is signed with it before [`Domain::adopt_manifest_key`]. One that was made before and not
-    /// adopted stays. The caller holds the [`crate::DomainLock`].
+    /// Makes the next manifest key and lets the trust bundle know it, beside the present one.
+    /// Nothing is signed with it before [`Domain::adopt_manifest_key`]. One that was made before
+    /// and not adopted stays. The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
     /// The bundle has as many manifest keys as it can, or a file cannot be read or written.
@@ -33,9 +33,9 @@ impl Domain {
         Ok(next.public().clone())
     }
 
-    /// Puts the next manifest key in the place of the present one: the coordinator signs with it from
-    /// its next lease on. The old one is trusted until [`Domain::retire_manifest_keys`]. The caller
-    /// holds the [`crate::DomainLock`].
+    /// Puts the next manifest key in the place of the present one: the coordinator signs with it
+    /// from its next lease on. The old one is trusted until [`Domain::retire_manifest_keys`]. The
+    /// caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
     /// There is no next key, or a file cannot be read or written.
@@ -50,8 +50,8 @@ impl Domain {
         Ok(NewKey { old, new })
     }
 
-    /// Ends the overlap: the trust bundle knows the present manifest key, and the next one if there is
-    /// one. Returns the keys that go. The caller holds the [`crate::DomainLock`].
+    /// Ends the overlap: the trust bundle knows the present manifest key, and the next one if there
+    /// is one. Returns the keys that go. The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
     /// A file cannot be read or written.

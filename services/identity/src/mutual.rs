@@ -73,10 +73,11 @@ impl Domain {
         Ok(Some(authority.certify(key, role, ends, now)?))
     }
 
-    /// Makes a new certificate for registered credentials in this file, where that is needed and can
-    /// be done here: the domain has mutual TLS, the key of the authority of clients is here, and the
-    /// certificate beside the file is missing or has less than `left` of its life before it. Commands
-    /// that run now and then have nobody else who renews theirs. Returns true if it is new.
+    /// Makes a new certificate for registered credentials in this file, where that is needed and
+    /// can be done here: the domain has mutual TLS, the key of the authority of clients is here,
+    /// and the certificate beside the file is missing or has less than `left` of its life before
+    /// it. Commands that run now and then have nobody else who renews theirs. Returns true if it is
+    /// new.
     ///
     /// # Errors
     /// A file cannot be read or written.

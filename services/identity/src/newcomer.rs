@@ -1,5 +1,5 @@
-//! An invited machine, before it is a worker: it makes its two keys, which never leave it, and takes
-//! what the registrar answers only if that is bound to them.
+//! An invited machine, before it is a worker: it makes its two keys, which never leave it, and
+//! takes what the registrar answers only if that is bound to them.
 
 use std::fs;
 use std::io;
@@ -62,8 +62,8 @@ struct Note {
     worker: PublicKey,
 }
 
-/// What the machine of this folder has become with this invitation, if the credentials are here: then
-/// it need not ask, and an answer may not be had any more.
+/// What the machine of this folder has become with this invitation, if the credentials are here:
+/// then it need not ask, and an answer may not be had any more.
 ///
 /// # Errors
 /// A file cannot be used.
@@ -150,8 +150,8 @@ impl Newcomer {
     /// Puts the credentials of the invitation, and its certificate, where a connection reads them.
     ///
     /// # Errors
-    /// The folder is that of another trust domain, the certificate is another key's, or a file cannot be
-    /// written.
+    /// The folder is that of another trust domain, the certificate is another key's, or a file
+    /// cannot be written.
     pub fn approach(&self, invitation: &InvitationFile) -> Result<Approach, DomainError> {
         let trust = self.layout.trust();
         if trust.exists() && TrustBundle::read(&trust)?.domain != invitation.trust.domain {
@@ -192,13 +192,13 @@ impl Newcomer {
     }
 
     /// Checks the registrar's answer, and writes what a worker of this name needs, the credentials
-    /// last. The trust bundle is the one that the answer brings, if the domain's root signed it since
-    /// the invitation was made; a bundle that is here already stays. The keys of the newcomer are then
-    /// the worker's; [`finish`] removes their folder.
+    /// last. The trust bundle is the one that the answer brings, if the domain's root signed it
+    /// since the invitation was made; a bundle that is here already stays. The keys of the newcomer
+    /// are then the worker's; [`finish`] removes their folder.
     ///
     /// # Errors
-    /// The answer is bound to other keys, another run or another domain, another worker of this name
-    /// lies here, or a file cannot be written.
+    /// The answer is bound to other keys, another run or another domain, another worker of this
+    /// name lies here, or a file cannot be written.
     pub fn accept(
         &self,
         invitation: &InvitationFile,

@@ -1,8 +1,8 @@
 //! A domain of an earlier release is taken over. It had every key in one folder; they go to the
 //! vault and to the issuer. It had no registrar, and so no list of issued credentials; and no key
-//! that signs tree heads, which its trust bundle names, and so no log, whose manifest is made with that
-//! key. In one that is older still, auditors
-//! connected to the account of the copy itself; they get tokens for an account of their own.
+//! that signs tree heads, which its trust bundle names, and so no log, whose manifest is made with
+//! that key. In one that is older still, auditors connected to the account of the copy itself; they
+//! get tokens for an account of their own.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -51,10 +51,9 @@ impl Domain {
         self.give_head_key(now)
     }
 
-    /// Makes sure that auditors, the audit service and the coordinator have keys to the store, each in
-    /// a file of its own: a domain of an earlier release has none. Returns true if the store must be started again
-    /// to know a key.
-    /// The caller holds the [`crate::DomainLock`].
+    /// Makes sure that auditors, the audit service and the coordinator have keys to the store, each
+    /// in a file of its own: a domain of an earlier release has none. Returns true if the store
+    /// must be started again to know a key. The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
     /// The store's keys cannot be read or written.
@@ -90,8 +89,8 @@ impl Domain {
         self.layout().key("operator").exists()
     }
 
-    /// Moves each key to its new place. The operator's is the last, so that a move that broke off is
-    /// taken up again.
+    /// Moves each key to its new place. The operator's is the last, so that a move that broke off
+    /// is taken up again.
     fn move_keys(&self) -> Result<(), DomainError> {
         let (layout, vault) = (self.layout(), self.layout().vault());
         create_private_folder(vault.key("any").parent().expect("it lies in a folder"))?;
@@ -189,9 +188,9 @@ impl Domain {
         Ok(())
     }
 
-    /// Makes the key that signs tree heads, and the manifest of the log that it will sign: without a key
-    /// no log was begun. The bundle that is on the disk names them last, so that a bundle never names
-    /// what is not there.
+    /// Makes the key that signs tree heads, and the manifest of the log that it will sign: without
+    /// a key no log was begun. The bundle that is on the disk names them last, so that a bundle
+    /// never names what is not there.
     fn give_head_key(&self, now: UnixMillis) -> Result<(), DomainError> {
         let path = self.layout().trust();
         let mut trust = TrustBundle::read(&path)?;

@@ -36,8 +36,8 @@ pub struct ManifestKey(SigningKey);
 #[derive(Clone)]
 pub struct HeadKey(SigningKey);
 
-/// The key with which a witness cosigns heads of the log. What it signs is text without a prefix too:
-/// never used on a connection.
+/// The key with which a witness cosigns heads of the log. What it signs is text without a prefix
+/// too: never used on a connection.
 #[derive(Clone)]
 pub struct WitnessKey(SigningKey);
 

@@ -11,8 +11,8 @@ use crate::tls::lifetimes;
 
 impl Domain {
     /// Makes a new certificate for broker and store, for the same names, if the one there has ended
-    /// or is in the second half of its life. The caller starts both anew. Returns true if there is a
-    /// new one.
+    /// or is in the second half of its life. The caller starts both anew. Returns true if there is
+    /// a new one.
     ///
     /// # Errors
     /// The certificate cannot be read; otherwise as [`Domain::renew_server_certificate`].
@@ -29,11 +29,11 @@ impl Domain {
     }
 
     /// Gives operators, auditors and provisioners whose credentials lie in the domain's folder new
-    /// tokens for the same keys, if the old ones have ended or are in the second half of their lives.
-    /// The domain's own, which have the name of their role, get one in any case. Others do if the old
-    /// one had the usual life: where a person chose another, it ends when it ends. A blocked key gets
-    /// none, and the audit service's own token is renewed by the registrar. Returns the names. The
-    /// caller holds the [`crate::DomainLock`].
+    /// tokens for the same keys, if the old ones have ended or are in the second half of their
+    /// lives. The domain's own, which have the name of their role, get one in any case. Others do
+    /// if the old one had the usual life: where a person chose another, it ends when it ends. A
+    /// blocked key gets none, and the audit service's own token is renewed by the registrar.
+    /// Returns the names. The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
     /// A record or a credentials file cannot be read; otherwise as [`Domain::issue`].
@@ -77,8 +77,8 @@ fn is_renewed_here(role: Role) -> bool {
     )
 }
 
-/// The time for which a token was issued. It ends at a whole second, and may have been issued behind
-/// one.
+/// The time for which a token was issued. It ends at a whole second, and may have been issued
+/// behind one.
 fn life(known: &Registration) -> Millis {
     let life = known.issued.until(known.ends);
     Millis(life.get().div_ceil(1000) * 1000)

@@ -1,6 +1,6 @@
 //! A new token for a worker whose key lies on its own machine: it is made of the record of the key,
-//! and carried there in a file that holds no secret. A machine that was off for longer than its token,
-//! or whose token was voided with its role's signing key, goes on with the keys that it has.
+//! and carried there in a file that holds no secret. A machine that was off for longer than its
+//! token, or whose token was voided with its role's signing key, goes on with the keys that it has.
 
 use std::path::{Path, PathBuf};
 
@@ -102,9 +102,9 @@ impl ReissueError {
 schemas::coded!(ReissueError);
 
 impl Domain {
-    /// A new token for the recorded key of a worker, which is named by its name or key: for the same
-    /// account and run, dated after a revocation that was lifted. Its audit key and seat stay. The
-    /// caller holds the [`crate::DomainLock`].
+    /// A new token for the recorded key of a worker, which is named by its name or key: for the
+    /// same account and run, dated after a revocation that was lifted. Its audit key and seat stay.
+    /// The caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
     /// No such worker is recorded, its key is blocked or revoked, the name has several keys, the
@@ -195,9 +195,9 @@ impl TokenFile {
     /// files from before stay, with `.before` at the end of their names.
     ///
     /// # Errors
-    /// There are no credentials of this name, the token or the certificate is for another holder, the
-    /// certificate is missing where there was one, the token is older than the present one or from the
-    /// future, or a file cannot be written.
+    /// There are no credentials of this name, the token or the certificate is for another holder,
+    /// the certificate is missing where there was one, the token is older than the present one or
+    /// from the future, or a file cannot be written.
     pub fn take(&self, layout: &DomainLayout, now: UnixMillis) -> Result<Issued, ReissueError> {
         // The name becomes a part of paths.
         check_label(&self.name)?;

@@ -139,9 +139,9 @@ impl Domain {
         })
     }
 
-    /// Writes `auth.conf`, `tls.conf`, `clients.conf` and `resolver.conf` into `folder`, for the owner alone. Tokens
-    /// in `auth.conf` that say what they should stay as they are. A domain of an earlier release
-    /// gets what it lacks first.
+    /// Writes `auth.conf`, `tls.conf`, `clients.conf` and `resolver.conf` into `folder`, for the
+    /// owner alone. Tokens in `auth.conf` that say what they should stay as they are. A domain of
+    /// an earlier release gets what it lacks first.
     ///
     /// # Errors
     /// As [`Domain::server_config`]; or the folder cannot be written.
@@ -202,7 +202,8 @@ impl Domain {
     }
 
     /// A node that was down takes the tokens of the others over once in an interval, and its own
-    /// configuration's when it starts, if they are newer. An account is deleted by nobody's message.
+    /// configuration's when it starts, if they are newer. An account is deleted by nobody's
+    /// message.
     fn resolver_config(&self) -> Result<String, DomainError> {
         let folder = quotable(&self.absolute()?.broker_accounts())?;
         Ok(format!(

@@ -45,8 +45,8 @@ pub struct AccessKey {
     secret: Secret,
 }
 
-/// What URLs are for. Each has a pair of its own, which the embedded store derives from those in its
-/// file as the coordinator does.
+/// What URLs are for. Each has a pair of its own, which the embedded store derives from those in
+/// its file as the coordinator does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UrlsOf {
     /// What operators upload and read, for no run or for any.
@@ -307,9 +307,9 @@ impl AccessKey {
         }
     }
 
-    /// The pair that signs URLs of this kind, derived from this one. Its id names both; its secret is
-    /// the HMAC-SHA256 of the id under this secret. Nobody can come from it to this secret, or to that
-    /// of another pair.
+    /// The pair that signs URLs of this kind, derived from this one. Its id names both; its secret
+    /// is the HMAC-SHA256 of the id under this secret. Nobody can come from it to this secret, or
+    /// to that of another pair.
     pub fn derived(&self, urls: &UrlsOf) -> Self {
         let id = format!("{}{JOINT}{urls}", self.id);
         let mac = Hmac::<Sha256>::new_from_slice(self.secret.expose().as_bytes());
@@ -467,8 +467,8 @@ mod tests {
         ));
     }
 
-    /// The secret is what another program computes, so that a store and a coordinator of two releases
-    /// agree.
+    /// The secret is what another program computes, so that a store and a coordinator of two
+    /// releases agree.
     #[test]
     fn tl_20_each_run_has_a_pair_of_its_own_that_both_ends_derive() {
         let pair = |id: &str, secret: &str| AccessKey {

@@ -3,9 +3,9 @@
 //! runs ends in order when it sees them, and begins anew. The old key is revoked after that, so
 //! there is no moment at which neither key works.
 //!
-//! A worker's name is its key, so a worker with another key is another worker to its run. It changes
-//! between two units, and its record says which key it had before. It gets a new key for its events
-//! as well, since such a key belongs to one worker.
+//! A worker's name is its key, so a worker with another key is another worker to its run. It
+//! changes between two units, and its record says which key it had before. It gets a new key for
+//! its events as well, since such a key belongs to one worker.
 
 use std::ffi::OsString;
 use std::fs;
@@ -35,7 +35,8 @@ const WAITING: &str = ".next";
 pub struct IdentityFiles {
     /// The credentials file.
     pub credentials: PathBuf,
-    /// The seed file of the key that signs the holder's events, if that changes with its credentials.
+    /// The seed file of the key that signs the holder's events, if that changes with its
+    /// credentials.
     pub audit_key: Option<PathBuf>,
 }
 
@@ -127,14 +128,14 @@ impl IdentityFiles {
         }
     }
 
-    /// True if there are credentials that wait to be taken, and whose token has not ended. What cannot
-    /// be read is for [`IdentityFiles::take_successor`] to say.
+    /// True if there are credentials that wait to be taken, and whose token has not ended. What
+    /// cannot be read is for [`IdentityFiles::take_successor`] to say.
     pub fn has_successor(&self, now: UnixMillis) -> bool {
         self.waits() && !self.waits_in_vain(now)
     }
 
-    /// True if the token of the credentials that wait has ended: they stay where they are, since the
-    /// present ones may work still.
+    /// True if the token of the credentials that wait has ended: they stay where they are, since
+    /// the present ones may work still.
     pub fn waits_in_vain(&self, now: UnixMillis) -> bool {
         let ends = |new: Credentials| new.token().expires.is_some_and(|ends| ends <= now);
         self.waits() && Credentials::read(&waiting(&self.credentials)).is_ok_and(ends)
@@ -253,8 +254,8 @@ impl Domain {
         Ok(Succession { old, new, taken })
     }
 
-    /// Gives the key that waits a new token for the same life, if the one that it has ends soon or has
-    /// ended: its holder may have been away.
+    /// Gives the key that waits a new token for the same life, if the one that it has ends soon or
+    /// has ended: its holder may have been away.
     fn sign_again(
         &self,
         begun: Succession,
@@ -280,8 +281,8 @@ impl Domain {
         Ok(Succession { old, new, taken })
     }
 
-    /// The change of this holder's key, if one was begun and has not ended; none also if it broke off
-    /// before anybody could take the new key.
+    /// The change of this holder's key, if one was begun and has not ended; none also if it broke
+    /// off before anybody could take the new key.
     ///
     /// # Errors
     /// A file cannot be read.

@@ -1,6 +1,6 @@
-//! Tenants beside the domain's own. Each has an account, whose key lies in the vault, and an entry in
-//! the issuer's folder, where the registrar finds it. Entries are kept for good: the account of a
-//! tenant that ended stays in the broker's configuration, where it lets nobody in.
+//! Tenants beside the domain's own. Each has an account, whose key lies in the vault, and an entry
+//! in the issuer's folder, where the registrar finds it. Entries are kept for good: the account of
+//! a tenant that ended stays in the broker's configuration, where it lets nobody in.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -153,9 +153,9 @@ impl Domain {
         }
     }
 
-    /// Makes a tenant: its key, its entry, and its place in the trust bundle, in this order, so that
-    /// a call that broke off is completed by the next. Returns the domain as it is then. The caller
-    /// holds the [`crate::DomainLock`].
+    /// Makes a tenant: its key, its entry, and its place in the trust bundle, in this order, so
+    /// that a call that broke off is completed by the next. Returns the domain as it is then. The
+    /// caller holds the [`crate::DomainLock`].
     ///
     /// # Errors
     /// The vault is not here, the name stands for another tenant or one that ended, the domain has

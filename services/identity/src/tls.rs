@@ -198,8 +198,8 @@ pub fn client_config_showing(
     Ok(config)
 }
 
-/// As [`client_config_showing`], for a client that lives long: the file of the authorities is read at
-/// every handshake, so that an authority that was added or taken out counts without a restart.
+/// As [`client_config_showing`], for a client that lives long: the file of the authorities is read
+/// at every handshake, so that an authority that was added or taken out counts without a restart.
 ///
 /// # Errors
 /// As [`client_config`]; or the file cannot be used.
@@ -478,8 +478,8 @@ impl std::fmt::Debug for Certified {
     }
 }
 
-/// The parameters of an authority: the same for the same name, so that it can be made again from its
-/// key alone.
+/// The parameters of an authority: the same for the same name, so that it can be made again from
+/// its key alone.
 pub(crate) fn authority_params(name: &str, now: UnixMillis) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();

@@ -23,7 +23,8 @@ pub struct TrustBundle {
     pub v: V<3>,
     /// The domain: its operator's public key.
     pub domain: PublicKey,
-    /// The accounts of tenants, first that of the domain's own: each has a stream for its workers' events.
+    /// The accounts of tenants, first that of the domain's own: each has a stream for its workers'
+    /// events.
     pub tenants: Vec<AccountId>,
     /// The keys that lease manifests may be signed with. Several, so that a key can be replaced
     /// while leases run.
@@ -39,8 +40,8 @@ pub struct TrustBundle {
     /// The keys that security events may be signed with. None in a bundle of an earlier release.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sentry_keys: Vec<PublicKey>,
-    /// The digest of the log manifest, the signed statement with which the log of this domain begins.
-    /// None if an earlier build has begun the log.
+    /// The digest of the log manifest, the signed statement with which the log of this domain
+    /// begins. None if an earlier build has begun the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_manifest: Option<Digest>,
     /// The certificate authority of bus and store; relative paths start at the bundle's folder.
@@ -57,8 +58,8 @@ pub struct EndedKey {
     pub last: ChainSequence,
 }
 
-/// The trust bundle of a process that runs. The file is read again for each document that is checked:
-/// a new manifest key is known without a restart, and a retired one is not any more.
+/// The trust bundle of a process that runs. The file is read again for each document that is
+/// checked: a new manifest key is known without a restart, and a retired one is not any more.
 #[derive(Clone, Debug)]
 pub struct TrustSource {
     path: PathBuf,
@@ -221,9 +222,9 @@ impl TrustBundle {
         ended.map(|ended| (ended.key.clone(), ended.last)).collect()
     }
 
-    /// True if the coordinator may sign with this key: it has not ended. The next key may be known before
-    /// it goes on with the ledger, and one that was passed over is not told from it: only the ledger says
-    /// whose turn it is.
+    /// True if the coordinator may sign with this key: it has not ended. The next key may be known
+    /// before it goes on with the ledger, and one that was passed over is not told from it: only
+    /// the ledger says whose turn it is.
     pub fn signs_events(&self, key: &PublicKey) -> bool {
         self.audit_keys.contains(key) && self.ended(key).is_none()
     }

@@ -1,5 +1,5 @@
-//! A client's check of a server's certificate: the usual verifier, with refusals in words for people,
-//! over authorities that may be read again at every handshake.
+//! A client's check of a server's certificate: the usual verifier, with refusals in words for
+//! people, over authorities that may be read again at every handshake.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,8 +39,8 @@ impl Explaining {
         })
     }
 
-    /// The verifier of now. A file that cannot be used trusts nobody: an authority that was taken out
-    /// must not come back.
+    /// The verifier of now. A file that cannot be used trusts nobody: an authority that was taken
+    /// out must not come back.
     fn present(&self) -> Result<Arc<WebPkiServerVerifier>, rustls::Error> {
         let Some(file) = &self.file else {
             return Ok(Arc::clone(&self.verifier));

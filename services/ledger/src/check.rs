@@ -87,8 +87,8 @@ impl Run {
         Ok(())
     }
 
-    /// Checks that nobody in quarantine is a member, holds a lease, or has a contribution that counts
-    /// in a round of which no seal has begun.
+    /// Checks that nobody in quarantine is a member, holds a lease, or has a contribution that
+    /// counts in a round of which no seal has begun.
     fn check_quarantined(&self) -> Result<(), String> {
         for worker in self.quarantined.keys() {
             let member = self.members.get(worker);

@@ -278,7 +278,8 @@ forms! {
         device: Cow<'a, str>,
         release: Cow<'a, str>,
         posture: Cow<'a, Posture>,
-        // Left out where there is none, so that states from before there were seats keep their bytes.
+        // Left out where there is none, so that states from before there were seats keep their
+        // bytes.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         seat: Option<Cow<'a, Seat>>,
         #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,7 +1,7 @@
 //! Groups of workers, as the roster shows them. A worker's seat is part of its join, where the
-//! coordinator wrote it from the record of issued credentials. A group is sealed while a member sits
-//! in each of its seats. Only then does it get work, and rank 0 speaks for it. A worker without a seat
-//! is a group of one.
+//! coordinator wrote it from the record of issued credentials. A group is sealed while a member
+//! sits in each of its seats. Only then does it get work, and rank 0 speaks for it. A worker
+//! without a seat is a group of one.
 
 use std::collections::BTreeSet;
 

@@ -48,9 +48,9 @@ const fn forbidden_by(event: &LedgerEvent) -> &'static [Hold] {
 }
 
 impl State {
-    /// The holders whose URLs the store is to refuse: those of a run, since an operator stopped them
-    /// or their tenant was ended, and each worker in quarantine, with its earlier keys. Complete runs
-    /// are among them: the URLs that their workers got last are still out.
+    /// The holders whose URLs the store is to refuse: those of a run, since an operator stopped
+    /// them or their tenant was ended, and each worker in quarantine, with its earlier keys.
+    /// Complete runs are among them: the URLs that their workers got last are still out.
     pub fn stopped_urls(&self) -> BTreeSet<UrlHolders> {
         let ended = |name: &RunId| name.tenant().is_some_and(|tenant| self.has_ended(&tenant));
         let runs = self

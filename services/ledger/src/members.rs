@@ -46,8 +46,8 @@ impl Run {
         keys.find_map(|key| Some((key, self.key_state(key)?)))
     }
 
-    /// A later key of this worker in such a state, but for those that are spared. While both keys are
-    /// valid, a worker that goes on with the new one is no second member with the old one.
+    /// A later key of this worker in such a state, but for those that are spared. While both keys
+    /// are valid, a worker that goes on with the new one is no second member with the old one.
     pub fn successor_in_the_way(
         &self,
         worker: &WorkerId,

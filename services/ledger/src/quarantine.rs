@@ -30,7 +30,8 @@ impl Run {
     }
 
     /// The contributions of a worker, under this key and those from before, that a quarantine
-    /// withdraws: those to open rounds of which no seal has begun, in any fragment. What a seal names is merged.
+    /// withdraws: those to open rounds of which no seal has begun, in any fragment. What a seal
+    /// names is merged.
     pub fn withdrawable(&self, worker: &WorkerId) -> Vec<LeaseRef> {
         // A fragment that is merged is open no more.
         let collects = |round: Round, fragment: Fragment| {
@@ -79,8 +80,8 @@ impl Run {
         shut.filter(move |worker| self.merged_into(worker, version).is_some())
     }
 
-    /// The other keys of the holder of this key that are in quarantine as well, ascending: those that
-    /// it had before, and those that it has had since.
+    /// The other keys of the holder of this key that are in quarantine as well, ascending: those
+    /// that it had before, and those that it has had since.
     pub fn other_keys_shut_out<'a>(
         &'a self,
         worker: &'a WorkerId,

@@ -1,7 +1,7 @@
-//! The comparison of contributions: of their norms, stated losses and directions before a merge, and
-//! of their chunks. It depends on the ledger alone, so that every reader knows what had to be left
-//! out, and a ledger that leaves out another contribution is refused. The cosines come from the
-//! foundry, in an event before the seal; an auditor with the objects computes them again.
+//! The comparison of contributions: of their norms, stated losses and directions before a merge,
+//! and of their chunks. It depends on the ledger alone, so that every reader knows what had to be
+//! left out, and a ledger that leaves out another contribution is refused. The cosines come from
+//! the foundry, in an event before the seal; an auditor with the objects computes them again.
 
 use std::collections::BTreeMap;
 
@@ -146,9 +146,9 @@ impl Run {
         })
     }
 
-    /// The contributions to an open round whose directions must be compared before its seal, if they
-    /// are not: ascending by unit. The comparison may begin once the round has all that it waits
-    /// for.
+    /// The contributions to an open round whose directions must be compared before its seal, if
+    /// they are not: ascending by unit. The comparison may begin once the round has all that it
+    /// waits for.
     pub fn uncompared(&self, round: Round) -> Vec<MergeInput> {
         if self.spec.policy.comparison.cosine_min().is_none() {
             return Vec::new();

@@ -413,8 +413,8 @@ impl Part {
         self.cohort.members[self.place].unit
     }
 
-    /// Shares of both secrets, each sealed for one worker, in the order of the cohort; the own place
-    /// is empty. They are the same each time.
+    /// Shares of both secrets, each sealed for one worker, in the order of the cohort; the own
+    /// place is empty. They are the same each time.
     ///
     /// # Errors
     /// The key of a worker agrees on no secret.
@@ -471,9 +471,9 @@ impl Part {
     }
 
     /// Takes the shares that the others sealed for this worker, in the order of the cohort. Returns
-    /// the units whose share does not open: what it says is its worker's, and the others are kept. An
-    /// empty one is not here yet: the share that came before is kept, and if none has, the unit is one
-    /// of those that are waited for.
+    /// the units whose share does not open: what it says is its worker's, and the others are kept.
+    /// An empty one is not here yet: the share that came before is kept, and if none has, the unit
+    /// is one of those that are waited for.
     ///
     /// # Errors
     /// They are not as many as the workers. None is kept then.

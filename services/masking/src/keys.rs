@@ -59,8 +59,8 @@ impl std::fmt::Debug for Keys {
     }
 }
 
-/// True if both public keys agree on a secret with any other. One of low order gives the same secret
-/// to everybody.
+/// True if both public keys agree on a secret with any other. One of low order gives the same
+/// secret to everybody.
 pub fn are_sound(keys: &MaskKeys) -> bool {
     let any = StaticSecret::from([1; 32]);
     let sound = |public| agree(&any, public).is_some();

@@ -2,15 +2,15 @@
 //!
 //! The protocol is that of Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving
 //! Machine Learning" (CCS 2017), on the coordinator's bus. The workers of a round are its *cohort*.
-//! Each announces keys that it drew for this cohort alone and signed with its audit key
-//! ([`Keys`]), shares its secrets with the others so that a threshold of them can restore them
+//! Each announces keys that it drew for this cohort alone and signed with its audit key ([`Keys`]),
+//! shares its secrets with the others so that a threshold of them can restore them
 //! ([`Part::share`]), and adds masks to its contribution, which is in fixed point by then
 //! ([`Masks`]): one mask of its own, and one for each pair of workers, which one of the two adds
 //! and the other subtracts. The sum over all has only the own masks left. When the round is sealed,
 //! the workers reveal shares ([`Part::reveal`]): of the own mask's seed for each contribution that
 //! counts, and of the masking key for each worker that is gone, whose pair masks did not cancel.
-//! With a threshold of shares the coordinator restores those secrets ([`Cohort::recover`]) and takes
-//! the rest of the masks from the sum ([`unmask`]). The crate is pure: randomness comes from
+//! With a threshold of shares the coordinator restores those secrets ([`Cohort::recover`]) and
+//! takes the rest of the masks from the sum ([`unmask`]). The crate is pure: randomness comes from
 //! outside.
 //!
 //! # The promise

@@ -4,19 +4,19 @@
 //!
 //! Each worker has one voice, however many contributions it made: else one that takes half of a
 //! round's units would be most of what the others are compared with. The rule, for contributions
-//! `x` and the scale `s` of each voice, the inverse of the sum of the norms of its contributions, so
-//! that a voice has the length 1 at most and a long one says no more than a short one:
+//! `x` and the scale `s` of each voice, the inverse of the sum of the norms of its contributions,
+//! so that a voice has the length 1 at most and a long one says no more than a short one:
 //!
 //! 1. per element and voice, `u[v] = s[v] * x[i] + s[v] * x[j] + …` over the contributions of the
 //!    voice, and `sum = u[v] + u[w] + …` over the voices that vote, in the order given, in `f64`.
 //! 2. `dot[v]` is the sum of `u[v] * sum` over all elements, `square[v]` that of `u[v] * u[v]`, and
 //!    `whole` that of `sum * sum`. In each tile of 2,048 elements, element `e` is added to running
-//!    sum `e % 16` in order; the 16 sums are then added by halves, as [`crate::screen()`] adds those
-//!    of a block; tiles, blocks of [`BLOCK_ELEMENTS`] and chunks follow one after the other.
+//!    sum `e % 16` in order; the 16 sums are then added by halves, as [`crate::screen()`] adds
+//!    those of a block; tiles, blocks of [`BLOCK_ELEMENTS`] and chunks follow one after the other.
 //! 3. `cosine[v] = (dot[v] - square[v]) / sqrt(square[v] * (whole - 2 * dot[v] + square[v]))`: the
-//!    others are the sum without `u[v]`, so that nobody agrees with itself. For a voice that does not
-//!    vote they are the whole sum: `dot[v] / sqrt(square[v] * whole)`. It is limited to -1 to 1, and 0
-//!    where one of the two lengths is 0.
+//!    others are the sum without `u[v]`, so that nobody agrees with itself. For a voice that does
+//!    not vote they are the whole sum: `dot[v] / sqrt(square[v] * whole)`. It is limited to -1 to
+//!    1, and 0 where one of the two lengths is 0.
 
 use rayon::prelude::*;
 use schemas::run::CodecKind;
@@ -410,8 +410,8 @@ mod tests {
         assert!(found[3] < -0.5, "{found:?}");
     }
 
-    /// What the smallest comparison can tell: a flipped sign points against the two others, which do
-    /// not point against each other. One that knows both directions makes all three fall.
+    /// What the smallest comparison can tell: a flipped sign points against the two others, which
+    /// do not point against each other. One that knows both directions makes all three fall.
     #[test]
     fn of_three_a_flipped_sign_is_told_and_one_that_knows_the_others_is_not() {
         let flipped: Vec<f32> = crowd(4, &[])[3]

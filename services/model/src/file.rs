@@ -529,8 +529,8 @@ mod tests {
         assert!(read.is_ok() && values == [0.0; 2], "{read:?}");
 
         let huge = 1_u64 << 60;
-        // Eight tensors of bytes, each as long as its number of bits can say: with the length of the
-        // header they end behind the last number that there is.
+        // Eight tensors of bytes, each as long as its number of bits can say: with the length of
+        // the header they end behind the last number that there is.
         let longest = (1_u64 << 61) - 1;
         let many: Vec<String> = (0..8)
             .map(|place| {

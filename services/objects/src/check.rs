@@ -49,9 +49,9 @@ pub async fn check(endpoint: &Endpoint, keys: &StoreKeys) -> Result<Report, Obje
     Ok(report)
 }
 
-/// Tries the store at `endpoint` by all rules but one: some fifty requests, however many objects the
-/// store has. That objects are listed and deleted is left out, since the list of a large store is
-/// long; a coordinator that starts needs neither.
+/// Tries the store at `endpoint` by all rules but one: some fifty requests, however many objects
+/// the store has. That objects are listed and deleted is left out, since the list of a large store
+/// is long; a coordinator that starts needs neither.
 ///
 /// # Errors
 /// The store cannot be reached, has no time or refuses the admin key, so that nothing can be said

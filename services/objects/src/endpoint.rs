@@ -16,8 +16,8 @@ pub enum Trust {
     /// TLS, with the PEM certificates of the authorities that may have signed the store's
     /// certificate.
     Authority(Vec<u8>),
-    /// TLS, with the file of these certificates, and a client that shows the certificate in the other
-    /// file to a store that asks for one. Both are read at every handshake.
+    /// TLS, with the file of these certificates, and a client that shows the certificate in the
+    /// other file to a store that asks for one. Both are read at every handshake.
     Shown(PathBuf, ClientFile),
     /// No TLS; accepted for loopback addresses only.
     PlainLoopback,
@@ -48,7 +48,8 @@ pub enum EndpointError {
 }
 
 impl Endpoint {
-    /// The holder of the certificate that is shown to the store; none where no certificate is shown.
+    /// The holder of the certificate that is shown to the store; none where no certificate is
+    /// shown.
     ///
     /// # Errors
     /// There is a certificate, and it cannot be read or names no holder.

@@ -1,5 +1,5 @@
-//! Object keys. Three buckets: `incoming` takes what workers upload, `blobs` holds what was verified,
-//! and `log` holds the log of all events.
+//! Object keys. Three buckets: `incoming` takes what workers upload, `blobs` holds what was
+//! verified, and `log` holds the log of all events.
 //!
 //! ```text
 //! incoming/<run>/<round>/<worker>/<unit>-<epoch>/<64 hex>   quarantine of a lease
@@ -23,11 +23,11 @@ use schemas::{Digest, Epoch, PublicKey, Round, RunId, UnitIndex, WorkerId};
 pub const KEY_BYTES_MAX: usize = 256;
 
 const ALGORITHM: &str = "sha256";
-/// The folder of `blobs` with a small file for each run whose URLs the embedded store refuses, and for
-/// each worker of a run ([`StoppedUrls`]). The admin key alone writes there.
+/// The folder of `blobs` with a small file for each run whose URLs the embedded store refuses, and
+/// for each worker of a run ([`StoppedUrls`]). The admin key alone writes there.
 pub const STOPPED: &str = "stopped";
-/// The embedded store's words when it refuses a URL of a stopped run. Clients read `expired` in them
-/// and ask for another URL (`refusal.rs`), and the coordinator then tells them why there is
+/// The embedded store's words when it refuses a URL of a stopped run. Clients read `expired` in
+/// them and ask for another URL (`refusal.rs`), and the coordinator then tells them why there is
 /// none; by the same words the coordinator knows that the store refuses for this reason.
 pub const STOPPED_WORDS: &str =
     "the url has expired: an operator stopped all urls of its run; ask for another";
@@ -72,9 +72,9 @@ enum Owner {
     Operator(PublicKey),
 }
 
-/// What stands for the holder of a URL in its grant ([`crate::presign::GRANT`]): the first eight bytes
-/// of the sha256 of its key. Nobody gains by a key with the tag of another: both share a bound, and
-/// are shut out together.
+/// What stands for the holder of a URL in its grant ([`crate::presign::GRANT`]): the first eight
+/// bytes of the sha256 of its key. Nobody gains by a key with the tag of another: both share a
+/// bound, and are shut out together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HolderTag(u64);
 
@@ -155,8 +155,8 @@ impl HolderTag {
         Self(first.fold(0, |tag, byte| (tag << 8) | u64::from(*byte)))
     }
 
-    /// The holder that a grant names; none for a grant that names none, or that is written in another
-    /// way than the signer's.
+    /// The holder that a grant names; none for a grant that names none, or that is written in
+    /// another way than the signer's.
     pub fn of_grant(grant: &str) -> Option<Self> {
         let (tag, number) = grant.split_at_checked(TAG_DIGITS)?;
         number_of(number)?;

@@ -69,8 +69,8 @@ impl LogBucket {
         })
     }
 
-    /// Asks, without a signature, to list the bucket, to read `known` and to delete. Nothing is written:
-    /// a log keeps what is in it.
+    /// Asks, without a signature, to list the bucket, to read `known` and to delete. Nothing is
+    /// written: a log keeps what is in it.
     ///
     /// # Errors
     /// [`ObjectError::Stranger`]: the store did one of these.
@@ -247,8 +247,8 @@ impl LogBucket {
     }
 }
 
-/// True if the store has the bucket and not the file. A store without the bucket has lost the log, or
-/// never had one; it says nothing about a file.
+/// True if the store has the bucket and not the file. A store without the bucket has lost the log,
+/// or never had one; it says nothing about a file.
 fn lacks_file(refused: &ObjectError) -> bool {
     matches!(refused, ObjectError::Refused { status: 404, code, .. } if code == "NoSuchKey")
 }

@@ -30,7 +30,8 @@ pub const HOLDER: &str = "x-w";
 /// The query parameter that tells a granted URL to read from all others: two that were signed for
 /// the same object in the same second would be equal otherwise, and the embedded store serves an
 /// object once for each URL. Its first half is the same for all URLs of a holder, so that the store
-/// can bound how many one holder has in use, and refuse those of one worker; the second half is a number.
+/// can bound how many one holder has in use, and refuse those of one worker; the second half is a
+/// number.
 pub const GRANT: &str = "x-diloco-grant";
 /// The only content type: nothing reads the content.
 pub(crate) const CONTENT_TYPE: &str = "application/octet-stream";
@@ -170,9 +171,9 @@ impl Signer {
         self.derives
     }
 
-    /// The same signer for URLs of this kind. The store takes uploads with them to the places of this
-    /// kind alone, and can refuse those of one run; a URL to read is for its object, whichever run
-    /// needs that. For a store that derives no pairs it is the same signer.
+    /// The same signer for URLs of this kind. The store takes uploads with them to the places of
+    /// this kind alone, and can refuse those of one run; a URL to read is for its object, whichever
+    /// run needs that. For a store that derives no pairs it is the same signer.
     #[must_use]
     pub fn of(&self, urls: &UrlsOf) -> Self {
         if !self.derives {

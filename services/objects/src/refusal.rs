@@ -58,8 +58,8 @@ mod tests {
                 "AccessDenied",
                 "the url has expired: its object was read with it; ask for another",
             ),
-            // And for one of a stopped run, or of a worker that is shut out: the coordinator says why
-            // there is no other.
+            // And for one of a stopped run, or of a worker that is shut out: the coordinator says
+            // why there is no other.
             ("AccessDenied", crate::key::STOPPED_WORDS),
             ("AccessDenied", crate::key::SHUT_OUT_WORDS),
             ("AccessDenied", ""),

@@ -42,9 +42,9 @@ impl Desk {
         }
     }
 
-    /// The answer to a question to be enrolled. Everything is on the disk before it is given, and the
-    /// machine's own record first: if this process dies in between, the machine asks again and gets
-    /// the same answer, and no other machine does.
+    /// The answer to a question to be enrolled. Everything is on the disk before it is given, and
+    /// the machine's own record first: if this process dies in between, the machine asks again and
+    /// gets the same answer, and no other machine does.
     pub(crate) fn enrol(
         &self,
         core: &Registrar,

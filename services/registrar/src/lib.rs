@@ -1,6 +1,6 @@
-//! The registrar around [`registrar_core`]: it hears questions for new tokens, looks the asker's key
-//! up in the list of issued credentials, and signs with the key of its role. It hears invited machines
-//! too, and enters those that are enrolled into that list. It holds the keys of the
+//! The registrar around [`registrar_core`]: it hears questions for new tokens, looks the asker's
+//! key up in the list of issued credentials, and signs with the key of its role. It hears invited
+//! machines too, and enters those that are enrolled into that list. It holds the keys of the
 //! [`identity::Issuer`], and none of the vault.
 //!
 //! | file | holds |

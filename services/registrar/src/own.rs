@@ -7,16 +7,16 @@ use identity::domain::LIFETIME_DEFAULT;
 use identity::{CredentialSource, IssuedList, Issuer};
 use schemas::{Millis, Refusal, UnixMillis};
 
-/// A token with less than this left is replaced: most of its life, so that a registrar that was away
-/// for long has a token that is still good.
+/// A token with less than this left is replaced: most of its life, so that a registrar that was
+/// away for long has a token that is still good.
 const LEFT_MIN: Millis = Millis(LIFETIME_DEFAULT.get() / 10 * 9);
 
 /// A certificate with less than this left is replaced: one that lives for a day has more for half
 /// of it, and the registrar looks every hour.
 const CERTIFICATE_LEFT_MIN: Millis = Millis(CERTIFICATE_LIFE_MAX.get() / 2);
 
-/// Replaces the registrar's own certificate, in a domain with mutual TLS, if it is due. Returns true
-/// if it was.
+/// Replaces the registrar's own certificate, in a domain with mutual TLS, if it is due. Returns
+/// true if it was.
 ///
 /// # Errors
 /// A file cannot be used.

@@ -182,8 +182,8 @@ impl Service {
         delivery.answer(&self.bus, reply).await;
     }
 
-    /// A token for the key that is to succeed the asker's. Its record is on the disk before the asker
-    /// is told.
+    /// A token for the key that is to succeed the asker's. Its record is on the disk before the
+    /// asker is told.
     fn succeed(&self, asked: &Asked, wish: &Successor) -> Result<RenewalReply, Refusal> {
         let now = clock::now();
         let record = self.issued.find(&asked.holder).map_err(refusal)?;

@@ -186,8 +186,8 @@ pub struct Rotated {
     pub in_effect: Result<Pushed, Failure>,
 }
 
-/// Gives roles new signing keys: brings the keys into effect at the broker at `url`, then signs with
-/// them, and ends the earlier keys if that is to be `at_once`.
+/// Gives roles new signing keys: brings the keys into effect at the broker at `url`, then signs
+/// with them, and ends the earlier keys if that is to be `at_once`.
 ///
 /// # Errors
 /// The vault or the broker is away, or the broker does not take tokens: then nothing is signed with
@@ -349,8 +349,8 @@ impl AccountWriter {
         revoked.collect()
     }
 
-    /// Gives the brokers the tokens of all accounts. A token that a broker has already in its folder
-    /// may not be in effect yet, if the broker has only read its configuration again since.
+    /// Gives the brokers the tokens of all accounts. A token that a broker has already in its
+    /// folder may not be in effect yet, if the broker has only read its configuration again since.
     async fn push(
         &self,
         domain: &Domain,

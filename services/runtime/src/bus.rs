@@ -217,9 +217,9 @@ impl Bus {
         Ok(bus)
     }
 
-    /// Waits until the server has done something for this client, or has refused it. To the client, a
-    /// connection stands with the first line from the server, which may be news of its addresses and
-    /// precede a refusal.
+    /// Waits until the server has done something for this client, or has refused it. To the client,
+    /// a connection stands with the first line from the server, which may be news of its addresses
+    /// and precede a refusal.
     async fn let_in(&self) -> Result<(), BusError> {
         tokio::select! {
             biased;

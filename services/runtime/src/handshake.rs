@@ -1,5 +1,5 @@
-//! A look at a server through one TLS handshake: the authority that has signed its certificate, and its
-//! word on a client's certificate. Nothing is asked, and no credential is shown.
+//! A look at a server through one TLS handshake: the authority that has signed its certificate, and
+//! its word on a client's certificate. Nothing is asked, and no credential is shown.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -29,15 +29,15 @@ const STORE_PORT: u16 = 443;
 /// What a server has shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// The identifier of the authority that has signed its certificate, by the certificate's own word;
-    /// the certificate was verified.
+    /// The identifier of the authority that has signed its certificate, by the certificate's own
+    /// word; the certificate was verified.
     pub authority: Option<String>,
     /// The reason why it does not take the client's certificate; none if it does.
     pub refusal: Option<TlsFault>,
 }
 
-/// Looks at the server at this address (`tls://` or `https://`), which must have a certificate of an
-/// authority in the file `authorities`.
+/// Looks at the server at this address (`tls://` or `https://`), which must have a certificate of
+/// an authority in the file `authorities`.
 ///
 /// # Errors
 /// The reason why nothing was seen.
@@ -95,7 +95,8 @@ async fn handshake(
     let certificates = stream.get_ref().1.peer_certificates();
     let first = certificates.and_then(|all| all.first());
     let authority = first.and_then(|der| Facts::of(der)?.authority);
-    // By now the server is verified, and has not said yet what it thinks of the client's certificate.
+    // By now the server is verified, and has not said yet what it thinks of the client's
+    // certificate.
     let word = timeout(VERDICT_MAX, stream.read_u8()).await;
     let refusal = word
         .ok()

@@ -1,6 +1,6 @@
 //! The parts that every process shares: configuration in layers, the one check of `require_auth`,
-//! logging, shutdown, the clock, the connections to the bus, the accounts at the brokers, the allocator's settings, and the end
-//! of a process.
+//! logging, shutdown, the clock, the connections to the bus, the accounts at the brokers, the
+//! allocator's settings, and the end of a process.
 
 pub mod accounts;
 pub mod auth;

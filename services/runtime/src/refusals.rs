@@ -1,6 +1,7 @@
 //! Refusals for reasons of security, on their way to the audit service's sentry. [`Tally`] is the
 //! rule: bounded, no clock, no output. [`Refusals`] is its shell, which a service notes refusals in
-//! and which publishes a short report now and then. Nobody waits for it, and no answer depends on it.
+//! and which publishes a short report now and then. Nobody waits for it, and no answer depends on
+//! it.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -226,8 +227,8 @@ impl Refusals {
         tracing::warn!(%code, next = code.next_step(), "{}: {reason}", code.title());
     }
 
-    /// Publishes reports and waits until the broker has read them. Otherwise a refusal of the broker
-    /// would go unnoticed, since it comes apart from the message.
+    /// Publishes reports and waits until the broker has read them. Otherwise a refusal of the
+    /// broker would go unnoticed, since it comes apart from the message.
     async fn publish(&self, bus: &Bus, reports: &[RefusalReport]) -> Result<(), BusError> {
         let subject = refusal_subject(self.refuser);
         let payloads = reports.iter().map(|report| report.encode().into());

@@ -4,8 +4,8 @@
 //! 1. Command line, log, configuration. `--print-config` ends here.
 //! 2. [`Service::check`] reads and checks everything that the configuration names, and connects and
 //!    binds nothing. `--check-config` ends here.
-//! 3. Signals are heard from here on. The broker must refuse a stranger. [`Service::start`] connects or
-//!    binds. A signal breaks either off.
+//! 3. Signals are heard from here on. The broker must refuse a stranger. [`Service::start`]
+//!    connects or binds. A signal breaks either off.
 //! 4. The ready file appears, and the service runs until it ends or a signal comes.
 //! 5. It drains as long as its own settings say; what still runs then is dropped.
 
@@ -106,8 +106,8 @@ pub trait Service: Sized {
         Vec::new()
     }
 
-    /// A look at files that are read at the start only. The frame looks while the service runs, ends
-    /// it in order when they ask for it, and begins anew in the same process.
+    /// A look at files that are read at the start only. The frame looks while the service runs,
+    /// ends it in order when they ask for it, and begins anew in the same process.
     fn outdated(_config: &Self::Config) -> Option<Outdated> {
         None
     }

@@ -1,6 +1,6 @@
-//! Another key for a process that runs: credentials that wait beside its own. The process takes them
-//! at its start. While it runs it looks for them, ends in order, and begins anew in the same process,
-//! so that whatever started it need not do so again.
+//! Another key for a process that runs: credentials that wait beside its own. The process takes
+//! them at its start. While it runs it looks for them, ends in order, and begins anew in the same
+//! process, so that whatever started it need not do so again.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -84,8 +84,8 @@ pub(crate) fn begin_anew() -> Failure {
     }
 }
 
-/// The path of a program, also if another file has replaced it since it was started: the system then
-/// marks the name.
+/// The path of a program, also if another file has replaced it since it was started: the system
+/// then marks the name.
 fn in_place(program: PathBuf) -> PathBuf {
     let name = program.as_os_str().as_bytes();
     match name.strip_suffix(b" (deleted)") {

@@ -1,15 +1,15 @@
 //! The bytes that one presigned URL may serve. S3 lets the holder of a URL read its object as often
 //! as the URL lasts. Here a URL serves as many bytes as its object has, in one request or in
-//! several: a download that broke goes on, ranges in parallel add up, and bytes that were not handed
-//! to the connection are given back. Then the URL counts as expired. So a URL that was found in a
-//! log is worth nothing once its holder has read the object, and a client whose bytes were lost on
-//! the way asks for another URL, which the process that grants URLs sees.
+//! several: a download that broke goes on, ranges in parallel add up, and bytes that were not
+//! handed to the connection are given back. Then the URL counts as expired. So a URL that was found
+//! in a log is worth nothing once its holder has read the object, and a client whose bytes were
+//! lost on the way asks for another URL, which the process that grants URLs sees.
 //!
 //! Each URL that the coordinator grants has a parameter of its own under the signature
 //! ([`objects::presign::GRANT`]), since two URLs that were signed in the same second would be one
-//! otherwise. The parameter also tells the holders of URLs apart, of which none has more than a part
-//! of the table: a holder that asks for URLs without end stops its own downloads and nobody else's.
-//! What was served is in memory: after a restart of the store a URL that has not ended
+//! otherwise. The parameter also tells the holders of URLs apart, of which none has more than a
+//! part of the table: a holder that asks for URLs without end stops its own downloads and nobody
+//! else's. What was served is in memory: after a restart of the store a URL that has not ended
 //! serves its object once more.
 
 use std::collections::HashMap;
@@ -127,8 +127,8 @@ fn plain(byte: u8) -> bool {
     byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)
 }
 
-/// What stands for the holder in a grant; none for a grant in another spelling. URLs without a holder
-/// are all of the same one.
+/// What stands for the holder in a grant; none for a grant in another spelling. URLs without a
+/// holder are all of the same one.
 fn holder(grant: &str) -> Option<u64> {
     match HolderTag::of_grant(grant) {
         Some(holder) => Some(holder.get()),

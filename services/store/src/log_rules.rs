@@ -83,8 +83,8 @@ pub(crate) fn delete(place: &Place, root: &Path) -> S3Result<()> {
     }
 }
 
-/// The tag of the checkpoint, from the file that is sent: the digest of its bytes, since two may have
-/// one length and one time. None for other objects.
+/// The tag of the checkpoint, from the file that is sent: the digest of its bytes, since two may
+/// have one length and one time. None for other objects.
 pub(crate) fn e_tag(place: &Place, file: &File) -> io::Result<Option<ETag>> {
     if place.bucket != BucketName::Log || place.lasting() != Some(Lasting::Newest) {
         return Ok(None);
@@ -101,8 +101,8 @@ pub(crate) fn e_tag(place: &Place, file: &File) -> io::Result<Option<ETag>> {
 pub(crate) struct GoesBack;
 
 /// Says if a checkpoint may take the place of another: it names as many events under the same root,
-/// or more. The store knows no key, so it does not know who signed either; but what it keeps does not
-/// go back, also at the word of the one who may write it.
+/// or more. The store knows no key, so it does not know who signed either; but what it keeps does
+/// not go back, also at the word of the one who may write it.
 pub(crate) fn goes_on(before: &[u8], after: &[u8]) -> Result<(), GoesBack> {
     // What is no checkpoint stands in nobody's way.
     let Some((size, root)) = stated(before) else {

@@ -1,6 +1,6 @@
 //! The holder of a connection, with mutual TLS, and what it may do: a presigned URL is for the
-//! holder that it names, and an access key is for the role that has it. Without mutual TLS nobody is
-//! told apart.
+//! holder that it names, and an access key is for the role that has it. Without mutual TLS nobody
+//! is told apart.
 
 use std::sync::Arc;
 

@@ -10,12 +10,13 @@
 //! | audit | read verified objects in `blobs` and the log in `log`, and list none |
 //! | log | read and write the log in `log`, and delete its partial tiles and bundles; read what the store refused (`refused`) |
 //!
-//! A head, a full tile and a full bundle of the log are written once and never deleted, with any key;
-//! its checkpoint is replaced only by a request that names the one before. See `log_rules`.
+//! A head, a full tile and a full bundle of the log are written once and never deleted, with any
+//! key; its checkpoint is replaced only by a request that names the one before. See `log_rules`.
 //!
 //! The pairs of a run are refused while the run is among those that the coordinator has stopped
-//! (`stopped`), and so are the URLs of a worker of the run: uploads by their place, which names it, and
-//! reads by their grant, which is under the signature and bears its tag. The domain's own pairs sign for a coordinator of an earlier release, which derives none.
+//! (`stopped`), and so are the URLs of a worker of the run: uploads by their place, which names it,
+//! and reads by their grant, which is under the signature and bears its tag. The domain's own pairs
+//! sign for a coordinator of an earlier release, which derives none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -146,8 +147,8 @@ impl Rights {
     }
 
     /// Refuses a URL of a stopped run or of a worker that is shut out: one that the run's pair has
-    /// signed, and one to upload there, whatever pair of the domain has signed it. A client that reads
-    /// these words asks the coordinator for another URL.
+    /// signed, and one to upload there, whatever pair of the domain has signed it. A client that
+    /// reads these words asks the coordinator for another URL.
     fn check_stopped(&self, role: &Role, cx: &S3AccessContext<'_>) -> S3Result<()> {
         let place = || upload_key(cx.s3_path());
         let uploader = || place()?.uploader().map(HolderTag::of_worker);

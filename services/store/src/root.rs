@@ -96,8 +96,8 @@ pub(crate) enum Publish {
     Once,
     /// Replaces the file with the name.
     Replace,
-    /// Replaces the file with the name if its bytes have this digest, and fails with `AlreadyExists`
-    /// otherwise.
+    /// Replaces the file with the name if its bytes have this digest, and fails with
+    /// `AlreadyExists` otherwise.
     Over(Digest),
 }
 

@@ -1,6 +1,7 @@
-//! The runs and workers whose URLs are refused. Each is a small file in the bucket `blobs`, which the
-//! coordinator writes with the admin key and removes when its URLs are good again. The file itself is
-//! asked at each request, so that an order holds from its answer on, and through every restart.
+//! The runs and workers whose URLs are refused. Each is a small file in the bucket `blobs`, which
+//! the coordinator writes with the admin key and removes when its URLs are good again. The file
+//! itself is asked at each request, so that an order holds from its answer on, and through every
+//! restart.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Cosignatures of witnesses (C2SP tlog-cosignature, `cosignature/v1`), and the policy that says which
-//! of them are enough (C2SP tlog-policy).
+//! Cosignatures of witnesses (C2SP tlog-cosignature, `cosignature/v1`), and the policy that says
+//! which of them are enough (C2SP tlog-policy).
 //!
 //! A witness cosigns a head after it has verified that the head continues the one that it cosigned
 //! before. So the holder of the key for heads cannot show two histories to those who ask for
@@ -126,8 +126,8 @@ impl Witness {
         key_id_of(&self.name, COSIGNATURE, &self.key)
     }
 
-    /// The time of this witness's cosignature under the signed text of `head`, in seconds since 1970;
-    /// none if it has not cosigned it.
+    /// The time of this witness's cosignature under the signed text of `head`, in seconds since
+    /// 1970; none if it has not cosigned it.
     ///
     /// # Errors
     /// A line names this witness, and its key has not signed this head.

@@ -1,8 +1,8 @@
 //! The log of events as a Merkle tree (RFC 6962) in the layout of C2SP tlog-tiles: its writer, and
 //! the forms that writer and readers share. No I/O, no clock, no private key.
 //!
-//! The hashing of the tree is private to this crate and only [`Writer`] uses it. Programs that check
-//! a log use other code for that, so that a mistake here does not hide itself.
+//! The hashing of the tree is private to this crate and only [`Writer`] uses it. Programs that
+//! check a log use other code for that, so that a mistake here does not hide itself.
 //!
 //! | file | holds |
 //! | --- | --- |

@@ -82,8 +82,8 @@ pub struct Writer {
     /// Files under the published head that entries have led to again, and that were not given out.
     recalled: Vec<Write>,
     published: Option<(u64, Hash)>,
-    /// Heads that were signed for this log and are kept elsewhere: entries must lead to each, and no
-    /// smaller head is signed.
+    /// Heads that were signed for this log and are kept elsewhere: entries must lead to each, and
+    /// no smaller head is signed.
     bound: BTreeMap<u64, Hash>,
     /// Partial tiles and bundles that may still be there, and the size at which each is full.
     partial: BTreeMap<String, u64>,
@@ -150,8 +150,8 @@ impl Writer {
     /// Appends an entry.
     ///
     /// # Errors
-    /// A signed head says that there are other entries up to here, or up to an earlier one; or it is
-    /// too long.
+    /// A signed head says that there are other entries up to here, or up to an earlier one; or it
+    /// is too long.
     pub fn push(&mut self, entry: &[u8], now_millis: u64) -> Result<(), WriterError> {
         if let Some(contradicted) = &self.contradicted {
             return Err(contradicted.clone());
@@ -224,8 +224,8 @@ impl Writer {
         self.edge.size()
     }
 
-    /// The entries that no published head covers; none before all came that some signed head covers,
-    /// and none after a contradiction.
+    /// The entries that no published head covers; none before all came that some signed head
+    /// covers, and none after a contradiction.
     pub fn waiting(&self) -> u64 {
         if self.contradicted.is_some() || self.missing_up_to().is_some() {
             return 0;

@@ -1,6 +1,6 @@
-//! How a witness follows the log of all events: it keeps the newest head that it has seen, and takes
-//! another only if that continues it. So each witness notices a log that is cut or forked below
-//! what it has seen. No I/O, no clock, no private key.
+//! How a witness follows the log of all events: it keeps the newest head that it has seen, and
+//! takes another only if that continues it. So each witness notices a log that is cut or forked
+//! below what it has seen. No I/O, no clock, no private key.
 //!
 //! The tree is that of `ct-merkle`, and not the one of the log's writer: a mistake there does not
 //! hide itself.

@@ -56,7 +56,8 @@ impl World {
         self.heads.insert(batch.head.size, (batch.head, note));
     }
 
-    /// Reads a tile as a reader of the folder does: a log that has grown may have the full one only.
+    /// Reads a tile as a reader of the folder does: a log that has grown may have the full one
+    /// only.
     fn read(&self, tile: Tile) -> Option<Vec<u8>> {
         let own = self.files.get(&tile.path());
         own.or_else(|| self.files.get(&tile.full().path())).cloned()

@@ -50,8 +50,8 @@ pub struct WorkerSection {
     /// Folder for state that must survive a restart: optimizer state and the end of the chain of
     /// events. Each worker needs a folder of its own.
     pub state: PathBuf,
-    /// Longest time until a head of the log of all events covers an event that was recorded. After a
-    /// fifth of it the event is sent again.
+    /// Longest time until a head of the log of all events covers an event that was recorded. After
+    /// a fifth of it the event is sent again.
     pub receipt_within: ConfigDuration,
 }
 
@@ -143,8 +143,9 @@ pub struct Checked {
 
 /// Most threads that are accepted: more than any machine has cores.
 const THREADS_MAX: usize = 1024;
-/// Times that are accepted until a head covers an event. A head is signed ten seconds after an event,
-/// and a worker asks for it some ten seconds later; after a day a broker's files are long overwritten.
+/// Times that are accepted until a head covers an event. A head is signed ten seconds after an
+/// event, and a worker asks for it some ten seconds later; after a day a broker's files are long
+/// overwritten.
 const RECEIPT_WITHIN: RangeInclusive<Duration> =
     Duration::from_secs(20)..=Duration::from_secs(86_400);
 

@@ -2,9 +2,9 @@
 //! for good. An event that is refused since the worker is in quarantine is kept for later.
 //!
 //! The end of the chain is on disk before an event is sent, together with the event itself until
-//! its record is confirmed, and from then on until a verified head of the log covers it ([`Outbox`]).
-//! After a crash, and when the recorded chain lacks them, events are sent again, byte for byte, so
-//! the chain has neither gap nor fork.
+//! its record is confirmed, and from then on until a verified head of the log covers it
+//! ([`Outbox`]). After a crash, and when the recorded chain lacks them, events are sent again, byte
+//! for byte, so the chain has neither gap nor fork.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -138,8 +138,8 @@ impl Chain {
         self.end.unacknowledged.clone()
     }
 
-    /// Adds an event to the chain, with the newest head of the log that this worker keeps; when this
-    /// returns it is on disk.
+    /// Adds an event to the chain, with the newest head of the log that this worker keeps; when
+    /// this returns it is on disk.
     ///
     /// # Errors
     /// The event cannot be written; then it is not part of the chain.
@@ -260,8 +260,8 @@ impl Events {
     /// and ends. A process that does not wait for that end loses all waiting events but the one
     /// under way.
     ///
-    /// Where heads are signed, a recorded event is kept until one covers it, which may take as long as
-    /// `receipt_within`.
+    /// Where heads are signed, a recorded event is kept until one covers it, which may take as long
+    /// as `receipt_within`.
     pub(crate) fn start(
         chain: Chain,
         bus: Bus,
@@ -408,7 +408,8 @@ impl Publisher {
         }
     }
 
-    /// Takes the events that a verified head covers out, and sends again what it should have covered.
+    /// Takes the events that a verified head covers out, and sends again what it should have
+    /// covered.
     async fn cover(&mut self, covered: &[ChainSequence]) {
         let now = runtime::clock::now();
         let taken = self.chain.change(|outbox| outbox.cover(covered));

@@ -71,8 +71,8 @@ impl Masking<'_> {
         }
     }
 
-    /// Checks the coordinator's word that the ledger has the cohort. Nothing is masked without it: a
-    /// coordinator that shows a cohort to one worker alone has signed the evidence.
+    /// Checks the coordinator's word that the ledger has the cohort. Nothing is masked without it:
+    /// a coordinator that shows a cohort to one worker alone has signed the evidence.
     fn check_seal(&self, cohort: Digest, seal: Option<CohortSeal>) -> Result<Agreed, Refusal> {
         let trust = trusted(self.trust)?;
         let (run, round) = (&self.spec.run, self.lease.unit.round);
@@ -221,8 +221,8 @@ pub(crate) async fn reveal(
     }
 }
 
-/// True if shares are to be exchanged again, since the coordinator was started again: it lacks those
-/// of this worker, or this worker those of one whose contribution counts.
+/// True if shares are to be exchanged again, since the coordinator was started again: it lacks
+/// those of this worker, or this worker those of one whose contribution counts.
 fn exchanges_again(part: &Part, stage: &MaskStage) -> bool {
     match stage {
         MaskStage::ShareAgain => true,

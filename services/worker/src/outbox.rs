@@ -15,7 +15,8 @@ use tokio::sync::{mpsc, watch};
 /// Most events that are kept: a worker emits a few in a unit, and a head comes ten seconds after
 /// each. They are a part of a file that is written anew with each event.
 const KEPT_MAX: usize = 64;
-/// An event that no verified head covers is sent again after this part of the time that it may take.
+/// An event that no verified head covers is sent again after this part of the time that it may
+/// take.
 const AGAIN_PART: u64 = 5;
 
 /// An event that was recorded.
@@ -89,7 +90,8 @@ impl Outbox {
     }
 
     /// The events from the oldest on that should have been under the newest head by now. A chain is
-    /// recorded in its order, and a broker loses the end of a stream, so those behind it are lost too.
+    /// recorded in its order, and a broker loses the end of a stream, so those behind it are lost
+    /// too.
     pub(crate) fn missing(&self, now: UnixMillis, within: Millis) -> Vec<Waiting> {
         let again_after = within.get() / AGAIN_PART;
         let late = |one: &Waiting| one.confirmed.until(now).get() >= again_after;

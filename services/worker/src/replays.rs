@@ -1,6 +1,6 @@
-//! Signed documents count once. Somebody who can speak as the coordinator on the bus, such as a captured
-//! broker, can show a worker again what the coordinator once signed: a command within its life, or the
-//! manifest of a lease that is over.
+//! Signed documents count once. Somebody who can speak as the coordinator on the bus, such as a
+//! captured broker, can show a worker again what the coordinator once signed: a command within its
+//! life, or the manifest of a lease that is over.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,11 @@ use schemas::{Code, Digest, Epoch, Millis, Refusal, UnixMillis};
 
 use crate::verify::SKEW;
 
-/// Most commands that are remembered. The coordinator sends a worker a handful in a command's life, and
-/// nobody else can sign one.
+/// Most commands that are remembered. The coordinator sends a worker a handful in a command's life,
+/// and nobody else can sign one.
 const COMMANDS_MAX: usize = 1024;
-/// Most units whose newest lease is remembered, those of the last rounds: the coordinator grants a lease
-/// of a round that is over to nobody.
+/// Most units whose newest lease is remembered, those of the last rounds: the coordinator grants a
+/// lease of a round that is over to nobody.
 const UNITS_MAX: usize = 64;
 
 /// The commands that were obeyed, each until it would be refused for its age.

@@ -167,8 +167,8 @@ impl Service {
         &self.runner.bus
     }
 
-    /// Works until the run is complete, the worker is told to end, or cannot go on. From `succeeded`
-    /// on it hands in the unit that it has, and leaves.
+    /// Works until the run is complete, the worker is told to end, or cannot go on. From
+    /// `succeeded` on it hands in the unit that it has, and leaves.
     ///
     /// # Errors
     /// The reason why it cannot go on.
@@ -370,8 +370,8 @@ impl EffectRunner {
         None
     }
 
-    /// Lets a drained worker reveal its shares: without them the others may train their round again.
-    /// The coordinator gives a sum up after the same time.
+    /// Lets a drained worker reveal its shares: without them the others may train their round
+    /// again. The coordinator gives a sum up after the same time.
     async fn until_revealed(&self, exit: &Exit) {
         let drained = matches!(exit, Exit::Drained);
         let Some(tools) = self.tools.as_ref().filter(|_| drained) else {

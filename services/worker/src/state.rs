@@ -81,8 +81,8 @@ impl StateFolder {
         self.folder.join("events.json")
     }
 
-    /// The seed file of the key that cosigns heads. It lies beside the head that it cosigned last: one
-    /// without the other would cosign what contradicts that.
+    /// The seed file of the key that cosigns heads. It lies beside the head that it cosigned last:
+    /// one without the other would cosign what contradicts that.
     pub(crate) fn witness_key(&self) -> PathBuf {
         self.folder.join("witness.nk")
     }

@@ -28,8 +28,8 @@ use crate::events::Events;
 use crate::outbox::{Looked, Receipts};
 use crate::state::StateFolder;
 
-/// Longest pause between two questions; the half of it is the shortest. A head is signed ten seconds
-/// after an event; four thousand workers then ask some 300 times a second.
+/// Longest pause between two questions; the half of it is the shortest. A head is signed ten
+/// seconds after an event; four thousand workers then ask some 300 times a second.
 const PAUSE: Duration = Duration::from_secs(15);
 /// Longest wait for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(8);
@@ -179,8 +179,8 @@ impl Follower {
             .await
     }
 
-    /// Says that the log contradicts itself: here, and in the worker's own chain. It is said once for
-    /// each head that the worker keeps.
+    /// Says that the log contradicts itself: here, and in the worker's own chain. It is said once
+    /// for each head that the worker keeps.
     fn raise(&self, doubt: &Doubt, again: bool) {
         if again {
             return;

@@ -1,8 +1,8 @@
 //! Fuzz targets: everything that reads bytes of others, fed with bytes that nobody would send.
 //!
-//! A target is a function on bytes. It fails by a panic, by an endless loop, or by a property of its
-//! own that does not hold (say, that what was read and written again reads as the same). The same
-//! functions run in three ways:
+//! A target is a function on bytes. It fails by a panic, by an endless loop, or by a property of
+//! its own that does not hold (say, that what was read and written again reads as the same). The
+//! same functions run in three ways:
 //!
 //! * `cargo test -p fuzz` replays the corpus and the seeds, and then some thousand changes of each,
 //!   drawn from fixed numbers. This is part of `cargo xtask test`.

@@ -39,8 +39,8 @@ pub struct Options {
     pub log: String,
     /// The address on which each service serves its metrics.
     pub metrics: String,
-    /// Life of the tokens of services and workers, which a registrar renews. Without one there is no
-    /// registrar, and tokens live longer than any test.
+    /// Life of the tokens of services and workers, which a registrar renews. Without one there is
+    /// no registrar, and tokens live longer than any test.
     pub token_lifetime: Option<Millis>,
     /// True for a domain with mutual TLS.
     pub mutual_tls: bool,
@@ -334,7 +334,8 @@ impl Cluster {
         self.launch(self.worker_recipe(name, settings)).await;
     }
 
-    /// Starts a worker of a machine that was enrolled in this folder, as its configuration there says.
+    /// Starts a worker of a machine that was enrolled in this folder, as its configuration there
+    /// says.
     ///
     /// # Panics
     /// It does not become ready.
@@ -449,8 +450,8 @@ impl Cluster {
         }
     }
 
-    /// Has the coordinator drain for at most `within`, and waits until these processes, itself among
-    /// them, have ended.
+    /// Has the coordinator drain for at most `within`, and waits until these processes, itself
+    /// among them, have ended.
     ///
     /// # Panics
     /// `diloctl` fails, or as [`Cluster::end_well`].

@@ -252,8 +252,8 @@ impl Scripted {
         self.claim_or_end().await.expect("the run is not complete")
     }
 
-    /// Claims until there is work, and verifies the manifest and the URLs of its base; none when the
-    /// run is complete.
+    /// Claims until there is work, and verifies the manifest and the URLs of its base; none when
+    /// the run is complete.
     ///
     /// # Panics
     /// It is refused.

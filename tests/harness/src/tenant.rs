@@ -1,5 +1,5 @@
-//! A second tenant, made as `diloctl tenant new` makes one; the coordinator does not know it. It also
-//! plays the thief of a signing key, who makes credentials for any run.
+//! A second tenant, made as `diloctl tenant new` makes one; the coordinator does not know it. It
+//! also plays the thief of a signing key, who makes credentials for any run.
 
 use std::path::Path;
 

@@ -1,6 +1,6 @@
-//! The comparison of directions, on a model of them: the cosine of a worker follows from all that is
-//! compared, so that the same set is compared alike after a restart, and a cosine of another set is
-//! told from it. One of four points against the others.
+//! The comparison of directions, on a model of them: the cosine of a worker follows from all that
+//! is compared, so that the same set is compared alike after a restart, and a cosine of another set
+//! is told from it. One of four points against the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 

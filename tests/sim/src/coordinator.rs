@@ -137,8 +137,8 @@ impl World {
         self.after(pause, SimEvent::Unfreeze);
     }
 
-    /// Either order may be lost, may wait for the disk, or be refused by a coordinator that stops, so
-    /// this one is repeated until no hold stands and none is on its way.
+    /// Either order may be lost, may wait for the disk, or be refused by a coordinator that stops,
+    /// so this one is repeated until no hold stands and none is on its way.
     pub(crate) fn unfreeze(&mut self) {
         let run = self.site.shadow.run(&run_id());
         let held = run.is_some_and(|run| !run.holds.is_empty() && !run.is_complete());
@@ -149,8 +149,8 @@ impl World {
         }
     }
 
-    /// An operator leads the run back to one of its snapshots, which freezes it for a while. The order
-    /// may be repeated.
+    /// An operator leads the run back to one of its snapshots, which freezes it for a while. The
+    /// order may be repeated.
     pub(crate) fn restore_snapshot(&mut self) {
         let run = self.site.shadow.run(&run_id());
         let snapshots = run.map_or(&[][..], |run| &run.snapshots);

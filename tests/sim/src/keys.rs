@@ -1,6 +1,6 @@
-//! The key that signs the ledger, on the coordinator's machine: an operator lays another one beside it
-//! now and again, and the process that begins next has it named and takes it, wherever the one before
-//! died.
+//! The key that signs the ledger, on the coordinator's machine: an operator lays another one beside
+//! it now and again, and the process that begins next has it named and takes it, wherever the one
+//! before died.
 
 use coordinator_core::Succession;
 use schemas::event::{EventBody, LedgerEvent};
@@ -58,8 +58,8 @@ impl EventKeys {
         }
     }
 
-    /// The key that goes on with the ledger, as a reader finds it: each event is of the one key whose
-    /// turn it is.
+    /// The key that goes on with the ledger, as a reader finds it: each event is of the one key
+    /// whose turn it is.
     fn emitter(&self, journal: &[EventBody]) -> PublicKey {
         let mut present = self.trusted[0].clone();
         for EventBody {

@@ -233,8 +233,8 @@ pub fn simulate_long_seal(seed: u64) -> Report {
     world.report()
 }
 
-/// Plays one seed in which operators lead the run back to its snapshots again and again, for as long
-/// as there are faults.
+/// Plays one seed in which operators lead the run back to its snapshots again and again, for as
+/// long as there are faults.
 ///
 /// # Panics
 /// As [`simulate`].
@@ -249,8 +249,8 @@ pub fn simulate_restores(seed: u64) -> Report {
     world.report()
 }
 
-/// Plays one seed in which operators have old objects deleted again and again, and lead the run back
-/// now and then, for as long as there are faults.
+/// Plays one seed in which operators have old objects deleted again and again, and lead the run
+/// back now and then, for as long as there are faults.
 ///
 /// # Panics
 /// As [`simulate`].

@@ -113,8 +113,8 @@ fn every_run_ends_and_nothing_breaks_on_the_way() {
     );
 }
 
-/// Operators lead a run back again and again, while everything breaks that may break: it goes on from
-/// the snapshot each time, and ends.
+/// Operators lead a run back again and again, while everything breaks that may break: it goes on
+/// from the snapshot each time, and ends.
 #[test]
 fn tl_32_a_run_that_is_led_back_again_and_again_ends_and_nothing_breaks_on_the_way() {
     let mut sum = Counts::default();
@@ -129,9 +129,9 @@ fn tl_32_a_run_that_is_led_back_again_and_again_ends_and_nothing_breaks_on_the_w
     assert!(seen.iter().all(|count| *count >= 20), "{sum:?}");
 }
 
-/// The ledger goes on under another key again and again, while everything breaks that may break, also
-/// between the event that names a key and its first use: each event is of the one key whose turn it
-/// is, a start finds that key, and the run ends.
+/// The ledger goes on under another key again and again, while everything breaks that may break,
+/// also between the event that names a key and its first use: each event is of the one key whose
+/// turn it is, a start finds that key, and the run ends.
 #[test]
 fn tl_28_a_run_whose_event_key_changes_again_and_again_ends_and_nothing_breaks_on_the_way() {
     let (mut sum, mut between, mut crashes, mut resumed) = (Counts::default(), 0, 0, 0);
@@ -150,8 +150,8 @@ fn tl_28_a_run_whose_event_key_changes_again_and_again_ends_and_nothing_breaks_o
     );
 }
 
-/// Old objects are deleted again and again, while everything breaks that may break: nothing goes that
-/// the run needs, that a pointer leads to, or that the run is led back to.
+/// Old objects are deleted again and again, while everything breaks that may break: nothing goes
+/// that the run needs, that a pointer leads to, or that the run is led back to.
 #[test]
 fn a_run_whose_old_objects_are_deleted_again_and_again_loses_nothing_that_it_needs() {
     let (mut sum, mut crashes) = (Counts::default(), 0);
@@ -167,9 +167,9 @@ fn a_run_whose_old_objects_are_deleted_again_and_again_loses_nothing_that_it_nee
     assert!(sum.lost >= 100, "{sum:?}");
 }
 
-/// Workers and coordinators die in every moment of an agreement on masks and of the sum: each secret
-/// that the ledger names is the one that may be known, nobody gets a unit whose masks another has,
-/// and the run ends.
+/// Workers and coordinators die in every moment of an agreement on masks and of the sum: each
+/// secret that the ledger names is the one that may be known, nobody gets a unit whose masks
+/// another has, and the run ends.
 #[test]
 fn tl_17_masked_runs_end_with_sums_of_those_that_count_whoever_dies() {
     let (mut sum, mut coordinators, mut workers) = (Counts::default(), 0, 0);

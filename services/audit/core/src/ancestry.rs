@@ -1,5 +1,6 @@
 //! Ancestry: what a full snapshot, or a contribution, was made from, collected while the ledger is
-//! folded. The ledger names the objects; what they say is compared with it here, and read elsewhere.
+//! folded. The ledger names the objects; what they say is compared with it here, and read
+//! elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 

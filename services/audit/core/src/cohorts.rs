@@ -1,6 +1,6 @@
-//! Cohorts of masked rounds: those that the ledger has, and those that the coordinator has signed for
-//! workers. An honest coordinator seals a cohort in the ledger before it signs it, so one that it
-//! has signed and that is missing when the round is over was shown to one worker alone, whose
+//! Cohorts of masked rounds: those that the ledger has, and those that the coordinator has signed
+//! for workers. An honest coordinator seals a cohort in the ledger before it signs it, so one that
+//! it has signed and that is missing when the round is over was shown to one worker alone, whose
 //! masks hid nothing from those who made it up.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,8 +57,8 @@ impl Cohorts {
         }
     }
 
-    /// Notes an event that the state has just taken: who has signed what it tells of a masked round,
-    /// and which cohorts that were signed for a worker it leaves out.
+    /// Notes an event that the state has just taken: who has signed what it tells of a masked
+    /// round, and which cohorts that were signed for a worker it leaves out.
     pub(crate) fn note(
         &mut self,
         name: Option<&RunId>,
@@ -110,8 +110,8 @@ impl Cohorts {
         found.collect()
     }
 
-    /// True if the worker has signed this contribution, with the cohort that it names. Its statement
-    /// is encoded again; the coordinator takes no other form in a masked run.
+    /// True if the worker has signed this contribution, with the cohort that it names. Its
+    /// statement is encoded again; the coordinator takes no other form in a masked run.
     fn has_signed(
         &self,
         run: &Run,
@@ -158,8 +158,8 @@ impl Cohorts {
         found
     }
 
-    /// Takes note that the present key signs no more, and which one does: the ledger has every cohort
-    /// that the earlier ones signed.
+    /// Takes note that the present key signs no more, and which one does: the ledger has every
+    /// cohort that the earlier ones signed.
     pub(crate) fn succeeded(&mut self, by: &PublicKey) {
         self.succeeded.extend(self.present.replace(by.clone()));
     }

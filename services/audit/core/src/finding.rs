@@ -166,8 +166,8 @@ pub enum Finding {
         /// The cohort.
         cohort: Digest,
     },
-    /// A worker tells of a cohort under a key of the ledger whose turn it was not: a former one, or one
-    /// that is to follow. It is nobody's word, and the worker may have believed it.
+    /// A worker tells of a cohort under a key of the ledger whose turn it was not: a former one, or
+    /// one that is to follow. It is nobody's word, and the worker may have believed it.
     #[error(
         "it masks for the cohort {cohort} of round {round} under {key}, which is not the key that goes on with the ledger"
     )]
@@ -200,7 +200,8 @@ pub enum Finding {
 
 impl Finding {
     /// True if this is evidence that the record was tampered with, or that an emitter lied. A wrong
-    /// clock is no evidence, and neither is a foreign message, nor what a newer trust bundle may explain.
+    /// clock is no evidence, and neither is a foreign message, nor what a newer trust bundle may
+    /// explain.
     pub const fn is_evidence(&self) -> bool {
         !matches!(
             self,

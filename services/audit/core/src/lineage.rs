@@ -1,5 +1,5 @@
-//! Lineage: the rounds and full snapshots that descend from an object, collected while the ledger is
-//! folded. Weights descend from everything that was merged into them, and rounds are merged one
+//! Lineage: the rounds and full snapshots that descend from an object, collected while the ledger
+//! is folded. Weights descend from everything that was merged into them, and rounds are merged one
 //! after another, so one number decides: the first version of the weights that the object is part
 //! of. All later versions descend from it, until a restore leads the run back to a snapshot: from
 //! there on it depends on that snapshot.
@@ -115,8 +115,8 @@ impl Lineage {
         }
     }
 
-    /// The digests in the ledger that begin as wanted, ascending, a few of them if there are many. The
-    /// lineage is that of one object only if there is one.
+    /// The digests in the ledger that begin as wanted, ascending, a few of them if there are many.
+    /// The lineage is that of one object only if there is one.
     pub const fn found(&self) -> &BTreeSet<Digest> {
         self.wanted.found()
     }

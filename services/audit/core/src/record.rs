@@ -6,8 +6,8 @@ use schemas::limits::SIGNED_EVENT_BYTES_MAX;
 use schemas::{Digest, Hasher, UnixMillis};
 use serde::{Deserialize, Serialize};
 
-/// Position of a message in stream `AUDIT`, from 1. It differs from [`schemas::ChainSequence`], which
-/// counts one emitter's events.
+/// Position of a message in stream `AUDIT`, from 1. It differs from [`schemas::ChainSequence`],
+/// which counts one emitter's events.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]

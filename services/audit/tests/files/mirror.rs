@@ -293,8 +293,8 @@ async fn a_store_that_went_back_or_lost_the_checkpoint_is_not_taken_for_a_new_on
     assert_eq!(code(again), Code::LogStoreAltered);
 }
 
-/// A person puts right what was wrong, and the copying says so by itself: not before everything that
-/// is in the folder is there.
+/// A person puts right what was wrong, and the copying says so by itself: not before everything
+/// that is in the folder is there.
 #[tokio::test]
 async fn fg_07_what_was_put_right_in_the_store_is_noticed_by_itself() {
     let (trust, records, key) = signing(20);

@@ -179,8 +179,8 @@ fn tl_28_one_key_at_a_time_writes_the_chain_and_each_names_a_later_one() {
     assert_eq!(later.emitter(), third.public());
 }
 
-/// With the word of the trust bundle, a ledger in which the old key goes on is another one, whatever
-/// its stream leaves out.
+/// With the word of the trust bundle, a ledger in which the old key goes on is another one,
+/// whatever its stream leaves out.
 #[test]
 fn tl_28_a_key_that_has_ended_goes_on_in_no_ledger() {
     let [old, new] = [(); 2].map(|()| AuditKey::generate());

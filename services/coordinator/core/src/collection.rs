@@ -33,8 +33,8 @@ use crate::turn::Outcome;
 /// Most requests that wait for one collection. One that is repeated meanwhile waits too.
 const REPLIES_MAX: usize = 16;
 
-/// Time for which a committed object is kept although no run names it: a person imports data, looks at
-/// what came of it, and creates a run.
+/// Time for which a committed object is kept although no run names it: a person imports data, looks
+/// at what came of it, and creates a run.
 const COMMITTED_FOR: Millis = Millis::from_secs(24 * 3600);
 /// Most of them: two of the largest data sets. Of more, the newest are not kept.
 const COMMITTED_MAX: usize = 1 << 17;
@@ -58,8 +58,9 @@ enum Stage {
     Deleting(Box<CollectReply>),
 }
 
-/// Objects that operators have committed lately. No run names them yet, and where the same bytes were
-/// part of an old round too, a collection would delete them before `run new`. It is kept in memory.
+/// Objects that operators have committed lately. No run names them yet, and where the same bytes
+/// were part of an old round too, a collection would delete them before `run new`. It is kept in
+/// memory.
 #[derive(Debug, Default)]
 pub(crate) struct Committed(BTreeMap<Digest, (ObjectRef, UnixMillis)>);
 

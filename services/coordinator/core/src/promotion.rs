@@ -16,8 +16,8 @@ use crate::restore::{descends, given_up};
 use crate::turn::Outcome;
 
 impl Coordinator {
-    /// Moves a pointer, or says if it may be moved. A request that moves nothing is answered and not
-    /// written, also in a frozen run: an answer may have been lost.
+    /// Moves a pointer, or says if it may be moved. A request that moves nothing is answered and
+    /// not written, also in a frozen run: an answer may have been lost.
     pub(crate) fn promote(
         &mut self,
         operator: PublicKey,
@@ -82,8 +82,8 @@ impl Coordinator {
     }
 }
 
-/// The workers in quarantine with contributions in the snapshot, of which the operator accepts every
-/// one; refused if one was not named.
+/// The workers in quarantine with contributions in the snapshot, of which the operator accepts
+/// every one; refused if one was not named.
 fn accepted(
     name: &RunId,
     run: &Run,

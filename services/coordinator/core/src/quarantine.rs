@@ -81,7 +81,8 @@ impl Coordinator {
     /// Shuts a worker out of a run, or lets it in again. An order that changes nothing is answered
     /// and not written. Each has the store know which URLs are stopped, since it may not have been
     /// told, and one to shut out deletes what is left of the worker's uploads each time: a transfer
-    /// that began before goes on, and a store that cannot tell whose a URL is takes it until it ends.
+    /// that began before goes on, and a store that cannot tell whose a URL is takes it until it
+    /// ends.
     pub(crate) fn quarantine(
         &mut self,
         operator: PublicKey,

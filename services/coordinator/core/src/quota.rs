@@ -1,6 +1,6 @@
 //! Quotas: how much each tenant may have. Tenants are counted apart, so one at its quota changes
-//! nothing for the others. A worker that is refused for a quota asks again: the tenant may have less
-//! by then, or may have more.
+//! nothing for the others. A worker that is refused for a quota asks again: the tenant may have
+//! less by then, or may have more.
 
 use std::collections::BTreeSet;
 

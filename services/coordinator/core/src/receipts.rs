@@ -1,13 +1,13 @@
 //! The ledger's receipts: which of its events a verified head of the log of all events covers. The
 //! broker's acknowledgement is the broker's word; the receipt is the head, as it is for workers.
 //!
-//! One proof stands for all events before it. Each event names its position and the digest of the one
-//! before it, so a log that has an event of the ledger and lacks an earlier one has a gap in the
-//! ledger's chain: each verifier of that log finds the gap, under a head that the log's own key has
-//! signed. What nobody else can notice is an end of the ledger that the log lacks. So it is enough that
-//! newer and newer events are proven to be under heads; the newest of all seldom is, since a head is
-//! signed seconds after an event. The events between two questions are one *span*, and its last one is
-//! asked about until a head covers it.
+//! One proof stands for all events before it. Each event names its position and the digest of the
+//! one before it, so a log that has an event of the ledger and lacks an earlier one has a gap in
+//! the ledger's chain: each verifier of that log finds the gap, under a head that the log's own key
+//! has signed. What nobody else can notice is an end of the ledger that the log lacks. So it is
+//! enough that newer and newer events are proven to be under heads; the newest of all seldom is,
+//! since a head is signed seconds after an event. The events between two questions are one *span*,
+//! and its last one is asked about until a head covers it.
 //!
 //! Nothing has to be sent again: the ledger itself is the outbox, and the audit service reads its
 //! stream, from where it stopped.
@@ -18,9 +18,9 @@ use schemas::head::ASKED_MAX;
 use schemas::view::LedgerCover;
 use schemas::{ChainSequence, Code, Millis, UnixMillis};
 
-/// Longest time that a process has to see a head over events of an earlier one, before they count as
-/// waiting for too long: the last event of a coordinator that ends in peace is under no head that it
-/// has seen, and a head is signed, asked for and proven within half of this.
+/// Longest time that a process has to see a head over events of an earlier one, before they count
+/// as waiting for too long: the last event of a coordinator that ends in peace is under no head
+/// that it has seen, and a head is signed, asked for and proven within half of this.
 const GRACE: Millis = Millis::from_secs(60);
 
 /// Which events of the ledger are under a verified head, and since when the others wait.
@@ -81,7 +81,8 @@ pub enum Say {
 }
 
 impl Receipts {
-    /// `covered` events were under the head over `head` events that an earlier process has verified.
+    /// `covered` events were under the head over `head` events that an earlier process has
+    /// verified.
     pub const fn new(within: Millis, covered: u64, head: Option<u64>) -> Self {
         Self {
             within,
@@ -129,9 +130,9 @@ impl Receipts {
         }
     }
 
-    /// Without room the second span becomes part of the third: one proof stands for both. The oldest
-    /// stays as it is, and the newest are asked about one by one. The audit service forgets old
-    /// places, and no head covers the very newest, so between the two there must be some.
+    /// Without room the second span becomes part of the third: one proof stands for both. The
+    /// oldest stays as it is, and the newest are asked about one by one. The audit service forgets
+    /// old places, and no head covers the very newest, so between the two there must be some.
     fn make_room(&mut self) {
         if self.spans.len() < ASKED_MAX {
             return;
@@ -159,8 +160,8 @@ impl Receipts {
         self.spans.retain(|span| span.last.sequence > *newest);
     }
 
-    /// A head came that was not taken, for this reason. An answer that nobody has signed does not hide
-    /// that the log's own key has signed two histories.
+    /// A head came that was not taken, for this reason. An answer that nobody has signed does not
+    /// hide that the log's own key has signed two histories.
     pub fn doubt(&mut self, code: Code) {
         if self.doubted != Some(Code::HeadContradicted) {
             self.doubted = Some(code);

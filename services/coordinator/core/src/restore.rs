@@ -248,8 +248,8 @@ fn check_descent(name: &RunId, run: &Run, snapshot: &SnapshotRecord) -> Result<(
     Err(descends(name, snapshot.round, &found, clean))
 }
 
-/// A full snapshot has contributions of workers in quarantine; `clean` is one that has none, for the
-/// same purpose.
+/// A full snapshot has contributions of workers in quarantine; `clean` is one that has none, for
+/// the same purpose.
 pub(crate) fn descends(
     name: &RunId,
     round: Round,

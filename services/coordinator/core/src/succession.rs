@@ -2,21 +2,22 @@
 
 use schemas::PublicKey;
 
-/// What a coordinator that begins does with the key that waits beside its own. It has read the ledger
-/// to its end.
+/// What a coordinator that begins does with the key that waits beside its own. It has read the
+/// ledger to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Succession {
     /// Its own key signs one event more, which names the key that waits. Then that goes on.
     Name,
-    /// The ledger names the key that waits, which goes on: an earlier process died behind that event,
-    /// or another machine wrote it.
+    /// The ledger names the key that waits, which goes on: an earlier process died behind that
+    /// event, or another machine wrote it.
     Take,
     /// Another key goes on with the ledger: this process may not write it.
     Other,
 }
 
 impl Succession {
-    /// Decides from the key that goes on with the ledger, the process's own, and the one that waits.
+    /// Decides from the key that goes on with the ledger, the process's own, and the one that
+    /// waits.
     pub fn of(emitter: &PublicKey, own: &PublicKey, waits: &PublicKey) -> Self {
         if emitter == waits {
             Self::Take

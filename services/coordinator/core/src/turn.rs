@@ -65,8 +65,8 @@ impl Turn<'_> {
         self.out.push(Effect::Reply { reply, answer });
     }
 
-    /// Has the shell answer with the keys that sign leases and commands. They are public, so the asker
-    /// need not be a member.
+    /// Has the shell answer with the keys that sign leases and commands. They are public, so the
+    /// asker need not be a member.
     pub(crate) fn show_keys(&mut self, reply: ReplyId) -> Handled {
         self.out.push(Effect::ShowKeys { reply });
         Ok(Outcome::Later)

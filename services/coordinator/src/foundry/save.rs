@@ -52,9 +52,9 @@ impl Maker {
     }
 }
 
-/// Writes all objects, then the manifest that names them, then the statement about it. Each chunk is
-/// freed once it is stored. The ledger names manifest and statement in one event, so a process that
-/// dies in between leaves a snapshot that does not exist yet, and the next one saves it again.
+/// Writes all objects, then the manifest that names them, then the statement about it. Each chunk
+/// is freed once it is stored. The ledger names manifest and statement in one event, so a process
+/// that dies in between leaves a snapshot that does not exist yet, and the next one saves it again.
 pub(crate) async fn save(
     store: &Store,
     maker: &Maker,

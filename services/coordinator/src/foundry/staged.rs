@@ -1,6 +1,6 @@
-//! The checks of the chunks under one lease, both those that its worker announced and those that its
-//! result names. What is read once is not read again, however often a result names it, and only so
-//! many are read at a time.
+//! The checks of the chunks under one lease, both those that its worker announced and those that
+//! its result names. What is read once is not read again, however often a result names it, and only
+//! so many are read at a time.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};

@@ -182,8 +182,8 @@ fn ls_04_events_of_the_ledger_wait_until_a_verified_head_covers_them_also_after_
     let (newest, _) = scene.service.newest.clone().expect("it was signed");
     let known = heads.known().expect("it was verified");
     assert_eq!((known.size, *known.root), (newest.size, newest.root));
-    // Another process continues from here, and knows which events are covered; it names no head that
-    // only its predecessor has verified.
+    // Another process continues from here, and knows which events are covered; it names no head
+    // that only its predecessor has verified.
     let (heads, mut follower) = scene.begin();
     assert_eq!(heads.known(), None);
     let next = scene.event();

@@ -48,8 +48,9 @@ pub enum Marked {
 }
 
 impl Ledger {
-    /// Finds the newest checkpoint that was saved. It counts if this process's key signed it and has
-    /// named no other, the stream lacks no message, and the event that took it lies where it says.
+    /// Finds the newest checkpoint that was saved. It counts if this process's key signed it and
+    /// has named no other, the stream lacks no message, and the event that took it lies where it
+    /// says.
     ///
     /// # Errors
     /// The stream cannot be read.
@@ -118,8 +119,8 @@ impl Ledger {
         }
         let at = stored.sequence;
         let (event, sequence) = match self.open(stored) {
-            // Nobody but the present key's holder says where the ledger may be read from: an earlier
-            // key may be in other hands.
+            // Nobody but the present key's holder says where the ledger may be read from: an
+            // earlier key may be in other hands.
             Ok(entry) if entry.body.emitter != *self.key.public() => {
                 return unfit(format!("message {at} is of {}", entry.body.emitter));
             }
@@ -153,8 +154,8 @@ impl Ledger {
         }
     }
 
-    /// Continues after the event that took a checkpoint, which `emitter` has signed, as if all events
-    /// up to it had been read.
+    /// Continues after the event that took a checkpoint, which `emitter` has signed, as if all
+    /// events up to it had been read.
     pub fn continue_from(&mut self, checkpoint: &Checkpoint, emitter: &PublicKey) {
         let Checkpoint {
             covers,

@@ -138,11 +138,11 @@ fn announced(
     })
 }
 
-/// The seat of a joining worker and the key that it had before, by the record of its credentials. The
-/// record also names the key that signs the worker's events: a thief of credentials that were never
-/// used cannot join with another.
-/// Nobody joins without a record. Only where there is no folder of records, and an exception opens
-/// layer `enrolment`, any proven key is taken at the first join, and the worker has no seat.
+/// The seat of a joining worker and the key that it had before, by the record of its credentials.
+/// The record also names the key that signs the worker's events: a thief of credentials that were
+/// never used cannot join with another. Nobody joins without a record. Only where there is no
+/// folder of records, and an exception opens layer `enrolment`, any proven key is taken at the
+/// first join, and the worker has no seat.
 fn bound(
     issued: &IssuedList,
     posture: &Posture,
@@ -162,7 +162,8 @@ fn bound(
         match issued.is_absent() {
             Ok(true) => return Ok(None),
             Ok(false) => {}
-            // Who fills the disk of files that are open, or moves the folder's mount, opens nothing.
+            // Who fills the disk of files that are open, or moves the folder's mount, opens
+            // nothing.
             Err(error) => return unreadable(&error),
         }
     }

@@ -201,7 +201,8 @@ async fn tl_20_an_order_is_tried_with_the_runs_that_it_concerns_alone() {
 
 const WORKER: &str = "demo.0123456789abcdef";
 
-/// The store is tried with a URL that was given to the worker: it might refuse those of the run alone.
+/// The store is tried with a URL that was given to the worker: it might refuse those of the run
+/// alone.
 #[tokio::test]
 async fn tl_20_tl_31_an_order_about_a_worker_is_tried_with_a_url_of_that_worker() {
     let fake = Fake::start(QUICK).await;

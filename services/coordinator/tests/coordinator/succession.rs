@@ -196,7 +196,8 @@ async fn tl_28_a_coordinator_whose_key_has_ended_does_not_sign() {
     ledger.check_unended().expect("the next one has not");
 }
 
-/// The present key vouches for a checkpoint that the old one took: reading goes on across the change.
+/// The present key vouches for a checkpoint that the old one took: reading goes on across the
+/// change.
 #[tokio::test]
 async fn a_checkpoint_before_the_change_is_read_from_under_the_next_key() {
     let (scene, next, mut ledger) = prepared().await;

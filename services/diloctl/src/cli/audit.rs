@@ -11,8 +11,9 @@ use super::parse_digest;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Audit {
-    /// Check every event in the stream and show what happened. With `--log-folder` or `--store-keys`
-    /// the events come from the log instead, without a bus; sequences then count its events from 1.
+    /// Check every event in the stream and show what happened. With `--log-folder` or
+    /// `--store-keys` the events come from the log instead, without a bus; sequences then count its
+    /// events from 1.
     Replay {
         /// Show only events of this run, and events that concern no run.
         #[arg(long)]
@@ -36,14 +37,14 @@ pub(crate) enum Audit {
     Recompute(Recompute),
     /// Verify the newest signed head of the log of all events, that it continues the head that this
     /// machine verified last, and pin it here. A place that goes back behind its own head, or has
-    /// another history, is evidence (exit status 10). An older copy than another place has shown here
-    /// is none: nothing is said about it (11).
+    /// another history, is evidence (exit status 10). An older copy than another place has shown
+    /// here is none: nothing is said about it (11).
     Head(Log),
     /// Write the proof that one event is in the log, with the signed head: a C2SP tlog-proof, which
     /// holds the event and needs nothing else to be verified than the trust bundle.
     Prove {
-        /// The event: the sha256 of its body (`sha256:…`), its emitter and number (`KEY:NUMBER`), or
-        /// its index in the log, which counts from 0 and is not the sequence of the stream.
+        /// The event: the sha256 of its body (`sha256:…`), its emitter and number (`KEY:NUMBER`),
+        /// or its index in the log, which counts from 0 and is not the sequence of the stream.
         event: LoggedEvent,
         /// File to write; by default `event-INDEX.tlog-proof` in the current folder.
         #[arg(long, value_name = "FILE")]
@@ -54,8 +55,8 @@ pub(crate) enum Audit {
     /// Verify the log, without a bus: its head, the tree over its events, its tiles, the signature
     /// and chain of every event, and that it continues the head that this machine verified last.
     Verify {
-        /// Verify this proof. Without `--log-folder` and `--store-keys` the proof alone, which needs
-        /// no log.
+        /// Verify this proof. Without `--log-folder` and `--store-keys` the proof alone, which
+        /// needs no log.
         #[arg(long, value_name = "FILE")]
         proof: Option<PathBuf>,
         #[command(flatten)]
@@ -63,27 +64,28 @@ pub(crate) enum Audit {
         #[command(flatten)]
         log: Log,
     },
-    /// Make a key with which this machine cosigns heads of the log, as a witness, and print its public
-    /// half in the form that a policy names it.
+    /// Make a key with which this machine cosigns heads of the log, as a witness, and print its
+    /// public half in the form that a policy names it.
     WitnessKey {
         /// Name of the witness: printable characters without blank and `+`, such as a host's name.
         name: String,
-        /// File to write; by default `keys/witness.nk` of the domain's folder. One that is there stays.
+        /// File to write; by default `keys/witness.nk` of the domain's folder. One that is there
+        /// stays.
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
     },
     /// Cosign the newest head of the log, as a witness: only if the whole log leads to it, and it
-    /// continues the head that this machine verified last. It is pinned here first. Give the file to
-    /// those who verify the log.
+    /// continues the head that this machine verified last. It is pinned here first. Give the file
+    /// to those who verify the log.
     Cosign {
         /// Name of the witness.
         name: String,
         /// File of its key; by default `keys/witness.nk` of the domain's folder.
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
-        /// File to write; by default `head-SIZE.cosigned` in the current folder. If it has the same head
-        /// already, with cosignatures of other witnesses, this one is added. A file with anything
-        /// else stays as it is.
+        /// File to write; by default `head-SIZE.cosigned` in the current folder. If it has the same
+        /// head already, with cosignatures of other witnesses, this one is added. A file with
+        /// anything else stays as it is.
         #[arg(long, value_name = "FILE")]
         to: Option<PathBuf>,
         #[command(flatten)]
@@ -104,9 +106,9 @@ pub(crate) enum Audit {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Lineage {
-    /// Show the merged rounds and full snapshots that descend from an object, from the ledger alone.
-    /// The first rows say what the object is to each run. Weights descend from everything that was
-    /// merged into them or into weights before them.
+    /// Show the merged rounds and full snapshots that descend from an object, from the ledger
+    /// alone. The first rows say what the object is to each run. Weights descend from everything
+    /// that was merged into them or into weights before them.
     Descendants(Descendants),
     /// Show what a full snapshot or a contribution was made from, back to the run's beginning, and
     /// verify each step: the ledger, manifests and signed statements of provenance against it, the
@@ -117,8 +119,8 @@ pub(crate) enum Lineage {
 
 #[derive(Debug, Args)]
 pub(crate) struct ShowLineage {
-    /// Digest of the object, or its first 8 digits or more: a snapshot's manifest or its statement; a
-    /// contribution's statement, list or chunk. `audit replay` shows those of contributions.
+    /// Digest of the object, or its first 8 digits or more: a snapshot's manifest or its statement;
+    /// a contribution's statement, list or chunk. `audit replay` shows those of contributions.
     #[arg(value_name = "DIGEST")]
     pub(crate) digest: DigestPrefix,
     #[command(flatten)]
@@ -138,10 +140,10 @@ pub(crate) struct AncestrySource {
 
 #[derive(Debug, Args)]
 pub(crate) struct Descendants {
-    /// Digest of the object, or its first 8 digits or more: a contribution's statement, list or chunk;
-    /// published weights, their list or a chunk; a snapshot's manifest; the manifest of a data set;
-    /// a model's configuration or layout. Where a list names chunks, the ledger names the list.
-    /// `audit replay` shows those of contributions.
+    /// Digest of the object, or its first 8 digits or more: a contribution's statement, list or
+    /// chunk; published weights, their list or a chunk; a snapshot's manifest; the manifest of a
+    /// data set; a model's configuration or layout. Where a list names chunks, the ledger names the
+    /// list. `audit replay` shows those of contributions.
     #[arg(value_name = "DIGEST")]
     pub(crate) digest: DigestPrefix,
     /// Folder with the files of an audit service, or with a copy of these. Without it stream AUDIT
@@ -152,11 +154,12 @@ pub(crate) struct Descendants {
 
 #[derive(Debug, Args)]
 pub(crate) struct Log {
-    /// Folder of the log, or of a copy; by default that of the audit service in the domain's folder.
+    /// Folder of the log, or of a copy; by default that of the audit service in the domain's
+    /// folder.
     #[arg(long, value_name = "DIR")]
     pub(crate) log_folder: Option<PathBuf>,
-    /// File with an auditor's key to the store, `store/auditor.json` of the trust domain: the log is
-    /// read from the store, and nothing else is asked.
+    /// File with an auditor's key to the store, `store/auditor.json` of the trust domain: the log
+    /// is read from the store, and nothing else is asked.
     #[arg(long, value_name = "FILE", conflicts_with = "log_folder")]
     pub(crate) store_keys: Option<PathBuf>,
     #[command(flatten)]
@@ -182,9 +185,10 @@ pub(crate) struct StoreAddress {
 
 #[derive(Debug, Args)]
 pub(crate) struct Witnessing {
-    /// File with a policy (C2SP tlog-policy): the witnesses, and which of them are enough; without one
-    /// that of the log's owner counts, if the log's manifest has one. With either the log must lead to each head that they have cosigned, and enough of them must have cosigned the
-    /// newest one, or one as near to it as `--unwitnessed-max` says. What workers of the policy have
+    /// File with a policy (C2SP tlog-policy): the witnesses, and which of them are enough; without
+    /// one that of the log's owner counts, if the log's manifest has one. With either the log must
+    /// lead to each head that they have cosigned, and enough of them must have cosigned the newest
+    /// one, or one as near to it as `--unwitnessed-max` says. What workers of the policy have
     /// cosigned lies beside the log.
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,

@@ -19,8 +19,8 @@ pub(crate) struct InviteArgs {
     /// Admit no machine before `worker approve` has named its key.
     #[arg(long, conflicts_with = "keys")]
     pub(crate) by_hand: bool,
-    /// Admit exactly the machines whose keys are in this file: in each line a name for the worker and
-    /// its key, as `worker keys` shows it.
+    /// Admit exactly the machines whose keys are in this file: in each line a name for the worker
+    /// and its key, as `worker keys` shows it.
     #[arg(long, value_name = "FILE", conflicts_with = "name")]
     pub(crate) keys: Option<PathBuf>,
     /// Group of workers in which the new worker has a seat.

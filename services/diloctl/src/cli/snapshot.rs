@@ -73,13 +73,14 @@ pub(crate) enum Snapshot {
         #[arg(long, value_name = "FILE")]
         key: PathBuf,
     },
-    /// Lead a run back to a full snapshot, for an incident: it trains on from the snapshot's weights
-    /// and outer state. Every object of the snapshot is read back and hashed first; if one is gone or
-    /// has other bytes, nothing happens. A run that trains is frozen in the same moment, and it stays
-    /// frozen: look, then `run unfreeze`. All leases end, contributions to the round that is open are
-    /// dropped, and uploads of before are deleted. Nothing of the history is deleted or renumbered:
-    /// the snapshot's weights become the next version, and what was merged since is marked as undone.
-    /// Until the run is unfrozen, a repeated command changes nothing and says so.
+    /// Lead a run back to a full snapshot, for an incident: it trains on from the snapshot's
+    /// weights and outer state. Every object of the snapshot is read back and hashed first; if one
+    /// is gone or has other bytes, nothing happens. A run that trains is frozen in the same moment,
+    /// and it stays frozen: look, then `run unfreeze`. All leases end, contributions to the round
+    /// that is open are dropped, and uploads of before are deleted. Nothing of the history is
+    /// deleted or renumbered: the snapshot's weights become the next version, and what was merged
+    /// since is marked as undone. Until the run is unfrozen, a repeated command changes nothing and
+    /// says so.
     Restore(RestoreArgs),
     /// Let the model of a snapshot write text.
     Sample {
@@ -112,8 +113,8 @@ pub(crate) struct PromoteArgs {
     #[arg(long = "as", value_name = "NAME", default_value = LATEST_GOOD)]
     pub(crate) pointer: PointerName,
     /// Accept the contributions of this worker to the snapshot, although it is in quarantine: its
-    /// whole key, as the refusal names it. Once for each worker. The ledger keeps which ones you accepted,
-    /// beside the reason.
+    /// whole key, as the refusal names it. Once for each worker. The ledger keeps which ones you
+    /// accepted, beside the reason.
     #[arg(long, value_name = "KEY")]
     pub(crate) accept_quarantined: Vec<WorkerId>,
     /// Reason for the order, one line.

@@ -7,10 +7,10 @@ use clap::{Args, Subcommand};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Store {
     /// Try whether the store keeps the rules that uploads and presigned URLs depend on: wrong bytes
-    /// are refused, a URL does what it was made for and nothing else, each key has its own rights. A
-    /// few small objects are written and removed. Fails with DL0669 if the store breaks a rule that
-    /// it may not break; what the others mean stands beside them. The coordinator does the same at
-    /// its start, unless `store.check` is false.
+    /// are refused, a URL does what it was made for and nothing else, each key has its own rights.
+    /// A few small objects are written and removed. Fails with DL0669 if the store breaks a rule
+    /// that it may not break; what the others mean stands beside them. The coordinator does the
+    /// same at its start, unless `store.check` is false.
     Check(StoreCheck),
 }
 

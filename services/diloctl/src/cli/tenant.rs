@@ -30,17 +30,17 @@ pub(crate) enum Tenant {
         /// Name of the tenant.
         name: TenantName,
     },
-    /// Change a tenant's quota. Limits that are not named stay as they are. There is none for streams:
-    /// a tenant's account has no JetStream, so nobody in it can make one.
+    /// Change a tenant's quota. Limits that are not named stay as they are. There is none for
+    /// streams: a tenant's account has no JetStream, so nobody in it can make one.
     Quota {
         /// Name of the tenant.
         name: TenantName,
         #[command(flatten)]
         quota: QuotaArgs,
     },
-    /// Shut a tenant out for good: its credentials are void, its connections are cut, and nothing is
-    /// issued or renewed for it. Without `--now` the command is refused while the tenant has runs
-    /// that are not complete. It can be repeated. Its runs and their record stay readable.
+    /// Shut a tenant out for good: its credentials are void, its connections are cut, and nothing
+    /// is issued or renewed for it. Without `--now` the command is refused while the tenant has
+    /// runs that are not complete. It can be repeated. Its runs and their record stay readable.
     End {
         /// Name of the tenant.
         name: TenantName,

@@ -223,7 +223,8 @@ async fn tail(context: &Context, wanted: Wanted<'_>) -> Result<(), Failure> {
     }
 }
 
-/// Reads the stream to its end, and returns the last wanted rows behind a position, at most so many.
+/// Reads the stream to its end, and returns the last wanted rows behind a position, at most so
+/// many.
 async fn earlier(
     context: &Context,
     replay: &mut Replay,

@@ -162,8 +162,8 @@ fn auditors_store_key(context: &Context, domain: &Domain) -> Result<(), Failure>
     Ok(())
 }
 
-/// Reads the policy of witnesses that the owner signs into the log's manifest. Each verifier will read
-/// it, and nobody can change it.
+/// Reads the policy of witnesses that the owner signs into the log's manifest. Each verifier will
+/// read it, and nobody can change it.
 fn policy(file: &Path) -> Result<String, Failure> {
     let failed =
         |reason: &str| Failure::new(Code::ConfigInvalid, format!("{}: {reason}", file.display()));

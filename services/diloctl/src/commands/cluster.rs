@@ -2,7 +2,8 @@
 //! missing is created; one that differs is reported and left alone, since changing a stream can
 //! throw events away. Four exceptions throw nothing away: a stream of an earlier release is allowed
 //! to take batches, or to answer one question with many messages; the readers' copy grows by the
-//! events of a new tenant; and the stream of security events and the copy grow to their declared size.
+//! events of a new tenant; and the stream of security events and the copy grow to their declared
+//! size.
 
 mod declaration;
 
@@ -259,10 +260,11 @@ async fn settle(
 }
 
 /// The live configuration with batches and direct gets allowed as declared, which streams of
-/// earlier releases do not have, and with the security events and the events of tenants that it does
-/// not copy yet, for which it gets room. A full stream of security events takes no more, so it and the
-/// copy of it get the room that is declared, if that is more. These are the only differences that can be removed without
-/// altering what a stream holds or refuses. None when nothing is to be changed.
+/// earlier releases do not have, and with the security events and the events of tenants that it
+/// does not copy yet, for which it gets room. A full stream of security events takes no more, so it
+/// and the copy of it get the room that is declared, if that is more. These are the only
+/// differences that can be removed without altering what a stream holds or refuses. None when
+/// nothing is to be changed.
 fn widened(wanted: &stream::Config, live: &stream::Config) -> Option<stream::Config> {
     let copied = live.sources.as_deref().unwrap_or_default();
     // A copy that copies nothing was altered, and is left alone.

@@ -1,5 +1,5 @@
-//! The operator's side of an enrolment: invitations, and a word on the machines that wait. It works on
-//! the files that the registrar reads, and connects to nothing.
+//! The operator's side of an enrolment: invitations, and a word on the machines that wait. It works
+//! on the files that the registrar reads, and connects to nothing.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -183,8 +183,8 @@ pub(super) async fn deny(context: &Context, what: &str) -> Result<(), Failure> {
     }
 }
 
-/// Fails if a machine that was enrolled with an invitation may still connect: that the invitation is
-/// withdrawn takes nothing from it.
+/// Fails if a machine that was enrolled with an invitation may still connect: that the invitation
+/// is withdrawn takes nothing from it.
 fn check_shut_out(issued: &IssuedList, invitation: &Invitation) -> Result<(), Failure> {
     let mut enrolled = Vec::new();
     for guest in invitation

@@ -1,4 +1,5 @@
-//! Another key for a worker of this machine, which the registrar signs. The worker takes it by itself.
+//! Another key for a worker of this machine, which the registrar signs. The worker takes it by
+//! itself.
 
 use identity::{DomainLayout, Heir, TrustBundle};
 use runtime::{Bus, BusConfig, Failure, clock};

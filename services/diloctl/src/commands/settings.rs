@@ -148,11 +148,11 @@ pub(crate) struct PolicySettings {
     /// compares nothing. Honest workers differ by far less: in a small run on two halves of a
     /// corpus by a tenth.
     pub(crate) norm_ratio_max: f64,
-    /// A worker's contributions to a round are left out if the cosine of their direction to the mean
-    /// direction of the others' is below this; -1 compares no directions. It takes three workers to
-    /// tell who is wrong, and no more than a minority of them is left out. Honest workers agree more
-    /// than they differ, also on different texts; a flipped sign is far below. A private run
-    /// compares no directions, since its noise hides them.
+    /// A worker's contributions to a round are left out if the cosine of their direction to the
+    /// mean direction of the others' is below this; -1 compares no directions. It takes three
+    /// workers to tell who is wrong, and no more than a minority of them is left out. Honest
+    /// workers agree more than they differ, also on different texts; a flipped sign is far below. A
+    /// private run compares no directions, since its noise hides them.
     pub(crate) cosine_min: f64,
     /// A contribution is left out if the training loss that it states is more than this many times
     /// the median of its round, or that many times less; 0 compares no losses. Off by default: a

@@ -49,8 +49,8 @@ fn reach(context: &Context, options: &StoreCheck) -> Result<(Endpoint, StoreKeys
     Ok((endpoint, keys))
 }
 
-/// True for a store on this machine that speaks without TLS: what is tried there are small objects of
-/// the check alone, and no byte leaves the machine.
+/// True for a store on this machine that speaks without TLS: what is tried there are small objects
+/// of the check alone, and no byte leaves the machine.
 fn is_plain_loopback(url: &str) -> bool {
     ["127.0.0.1", "localhost", "[::1]"].iter().any(|host| {
         let rest = url.strip_prefix("http://");

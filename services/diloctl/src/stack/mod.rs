@@ -238,8 +238,8 @@ async fn stop_again(
     Ok(())
 }
 
-/// Says why a worker was not started, and how it comes back: its credentials are revoked, and it may
-/// be shut out of its run as well, which a new token does not change.
+/// Says why a worker was not started, and how it comes back: its credentials are revoked, and it
+/// may be shut out of its run as well, which a new token does not change.
 async fn say_left_out(context: &Context, domain: &Domain, run: &RunId, name: &str) {
     let key = Credentials::read(&domain.layout().credentials(name));
     let key = key.map(|read| read.public().to_string()).ok();
@@ -274,8 +274,8 @@ fn left_out(run: &RunId, name: &str, shut_out: Option<bool>) -> String {
     format!("warning {name} is not started: {text}")
 }
 
-/// Renews the tokens of operators, auditors and provisioners that have ended or soon will, where the
-/// keys for that are.
+/// Renews the tokens of operators, auditors and provisioners that have ended or soon will, where
+/// the keys for that are.
 fn refresh_tokens(context: &Context, domain: &Domain) -> Result<(), Failure> {
     if !domain.has_vault() {
         return Ok(());
@@ -329,9 +329,8 @@ async fn coordinator_answers(context: &Context) -> Result<(), Failure> {
 }
 
 /// Writes the broker's configuration for this build and for the folder's present place, and renews
-/// the certificate of broker and store in the second half of its life: so that happens only when the
-/// broker is started. Without the vault both stay
-/// as they were made where the vault is.
+/// the certificate of broker and store in the second half of its life: so that happens only when
+/// the broker is started. Without the vault both stay as they were made where the vault is.
 fn prepare_broker(
     context: &Context,
     domain: &Domain,

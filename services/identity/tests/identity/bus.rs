@@ -368,8 +368,8 @@ async fn events_reach_who_checks_them_and_commands_reach_the_tenant_they_name() 
     assert_eq!(command.payload.as_ref(), b"for us");
 }
 
-/// Whatever token is made with the keys of the folder `issuer`, in whichever account: the broker lets
-/// nobody in who may do what a provisioner may.
+/// Whatever token is made with the keys of the folder `issuer`, in whichever account: the broker
+/// lets nobody in who may do what a provisioner may.
 #[tokio::test]
 async fn tl_06_nobody_becomes_a_provisioner_with_the_keys_that_lie_online() {
     let bus = Bus::start();

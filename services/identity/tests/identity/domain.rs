@@ -64,8 +64,8 @@ fn everything_is_the_owners_alone_and_nothing_temporary_stays() {
         });
     }
     // 15 keys and one for each role, the names of accounts, 4 files of TLS, 4 of the store's keys,
-    // the bundle and the log manifest; credentials of each role with its record, and 2 audit keys; 4
-    // files of configuration.
+    // the bundle and the log manifest; credentials of each role with its record, and 2 audit keys;
+    // 4 files of configuration.
     let roles = Role::ALL.len();
     assert_eq!(files, 15 + roles + 1 + 4 + 4 + 2 + 2 * roles + 2 + 4);
     let layout = domain.layout();

@@ -1,5 +1,5 @@
-//! Mutual TLS in real handshakes, in memory: each certificate that a server refuses, in the words of
-//! both sides.
+//! Mutual TLS in real handshakes, in memory: each certificate that a server refuses, in the words
+//! of both sides.
 
 use std::cell::RefCell;
 use std::path::Path;

@@ -115,8 +115,8 @@ fn an_older_domain_gets_an_account_for_readers_and_its_auditors_tokens_for_it() 
     issued.expect("as in a new domain");
 }
 
-/// Every key goes to its new place, also if the first attempt broke off, and the registrar can renew
-/// what was issued before there was one.
+/// Every key goes to its new place, also if the first attempt broke off, and the registrar can
+/// renew what was issued before there was one.
 #[test]
 fn an_older_domain_gets_a_vault_an_issuer_and_a_list_of_what_was_issued() {
     let scratch = tempfile::tempdir().expect("a scratch folder");

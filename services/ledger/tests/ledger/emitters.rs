@@ -1,5 +1,5 @@
-//! Another key goes on with the ledger: an event of the whole coordinator, which takes nothing from a
-//! run.
+//! Another key goes on with the ledger: an event of the whole coordinator, which takes nothing from
+//! a run.
 
 use ledger::{ApplyError, State};
 use schemas::UnixMillis;

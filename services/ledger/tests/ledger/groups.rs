@@ -1,4 +1,5 @@
-//! Seats in the ledger: an auditor sees that a group got work only while each of its seats was taken.
+//! Seats in the ledger: an auditor sees that a group got work only while each of its seats was
+//! taken.
 
 use schemas::event::{Departure, LedgerEvent};
 use schemas::{Rank, Seat};

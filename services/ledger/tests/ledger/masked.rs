@@ -173,8 +173,8 @@ fn tl_17_a_contribution_counts_for_the_cohort_that_the_ledger_has_and_for_no_oth
         book.refuse(&named(0, Some(other)));
     }
     assert_eq!(book.run().cohort_digest(Round(0)), Some(digest()));
-    // One ledger is of all runs, and contributions did not always name their cohort: a run of before
-    // must not keep the others from being read.
+    // One ledger is of all runs, and contributions did not always name their cohort: a run of
+    // before must not keep the others from being read.
     book.fits(&named(0, None));
     book.note(&given(0));
     // A run without masks has no cohort that a contribution could name.

@@ -93,8 +93,8 @@ fn tl_31_a_quarantine_ends_the_lease_and_takes_back_what_no_seal_names() {
     assert_eq!(merged(2).map(|merged| merged.rounds), Some(1));
 }
 
-/// A contribution is named in each fragment of its round: where one is merged, or sealed, nothing is
-/// withdrawn from the others.
+/// A contribution is named in each fragment of its round: where one is merged, or sealed, nothing
+/// is withdrawn from the others.
 #[test]
 fn a_round_of_which_a_fragment_is_open_no_more_is_withdrawn_in_none() {
     let book = at_work(of_units(3));

@@ -25,8 +25,8 @@ fn saved(version: u64) -> LedgerEvent {
     }
 }
 
-/// A restore of `snapshot` that leads from one version to another, with the leases and contributions
-/// that it ends.
+/// A restore of `snapshot` that leads from one version to another, with the leases and
+/// contributions that it ends.
 fn restored(snapshot: u64, way: (u64, u64), ended: (u32, u32)) -> LedgerEvent {
     LedgerEvent::SnapshotRestored {
         snapshot: Round(snapshot),
@@ -304,7 +304,8 @@ fn tl_32_a_checkpoint_knows_the_restores() {
     assert_eq!(run.restores[0].merged.len(), 3);
 }
 
-/// A forged checkpoint must not send a reader around in a circle, or to versions that there are not.
+/// A forged checkpoint must not send a reader around in a circle, or to versions that there are
+/// not.
 #[test]
 fn tl_32_restores_that_contradict_the_history_are_found_out() {
     let mut book = at_work();
@@ -448,7 +449,8 @@ fn tl_32_snapshots_and_evaluations_go_by_the_rounds_that_count() {
     assert_eq!(evaluates, [0, 3, 6, 9]);
 }
 
-/// Where a restore went back to the middle of a worker's rounds, `rounds` is what they can be at most.
+/// Where a restore went back to the middle of a worker's rounds, `rounds` is what they can be at
+/// most.
 #[test]
 fn tl_32_a_worker_has_no_more_merged_rounds_than_there_are_up_to_the_snapshot() {
     let mut book = Book::of(settings(1));

@@ -30,7 +30,8 @@ fn tl_28_a_worker_joins_with_another_key_after_it_left_and_takes_its_seat() {
     }
     book.note(&seated);
     book.note(&granted(lease(0, 0, 1), 5));
-    // A key that never joined is no obstacle, and neither is another worker that has changed its key.
+    // A key that never joined is no obstacle, and neither is another worker that has changed its
+    // key.
     book.fits(&renamed(6, 9));
     book.fits(&joined(8));
     // A worker is not in its own way.

@@ -1,8 +1,8 @@
-//! The runs and workers whose URLs the embedded store refuses. It takes a URL by the pair that signed
-//! it, and each run has a pair of its own; the place of an upload names its worker, and the grant of a
-//! URL to read its holder. So it needs to know no more than the names of runs and the tags of workers.
-//! They are small files of the bucket `blobs`, which outlive the store's process, and which the admin
-//! key alone writes.
+//! The runs and workers whose URLs the embedded store refuses. It takes a URL by the pair that
+//! signed it, and each run has a pair of its own; the place of an upload names its worker, and the
+//! grant of a URL to read its holder. So it needs to know no more than the names of runs and the
+//! tags of workers. They are small files of the bucket `blobs`, which outlive the store's process,
+//! and which the admin key alone writes.
 
 use std::collections::BTreeSet;
 
@@ -118,10 +118,10 @@ impl Buckets {
         entries.try_collect().await
     }
 
-    /// What the store does with URLs to read of this kind, which the pair signs that is derived for them
-    /// from `get`, and which were given to this worker, if to any. No store but the embedded one derives pairs: to others such a pair is a stranger's. The
-    /// store is asked for an object that none has. Where it asks for certificates, the URL is this
-    /// holder's.
+    /// What the store does with URLs to read of this kind, which the pair signs that is derived for
+    /// them from `get`, and which were given to this worker, if to any. No store but the embedded
+    /// one derives pairs: to others such a pair is a stranger's. The store is asked for an object
+    /// that none has. Where it asks for certificates, the URL is this holder's.
     ///
     /// # Errors
     /// The store does not answer, or refuses for another reason.

@@ -46,8 +46,9 @@ pub enum Rule {
     ChecksumRecorded,
     /// An unsigned `x-amz-*` header beside the signed ones is refused.
     ExtraHeaderRefused,
-    /// Each run has a pair of its own, which the store derives, and which uploads for that run alone.
-    /// Otherwise the domain's pairs sign the URLs of all runs, and those of one cannot be refused.
+    /// Each run has a pair of its own, which the store derives, and which uploads for that run
+    /// alone. Otherwise the domain's pairs sign the URLs of all runs, and those of one cannot be
+    /// refused.
     RunsHavePairs,
     /// The clocks of the store and of this machine agree to 5 s. Signatures use the store's clock
     /// in any case.
@@ -88,7 +89,8 @@ impl Rule {
         )
     }
 
-    /// What it means that a store breaks this rule; none for a rule without which a store is refused.
+    /// What it means that a store breaks this rule; none for a rule without which a store is
+    /// refused.
     pub const fn without(self) -> Option<&'static str> {
         Some(match self {
             Self::OverwriteRefused => {

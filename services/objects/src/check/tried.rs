@@ -1,5 +1,5 @@
-//! One try of rules, of which some may stay unknown: a store that is busy or away for a moment breaks
-//! no rule.
+//! One try of rules, of which some may stay unknown: a store that is busy or away for a moment
+//! breaks no rule.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};

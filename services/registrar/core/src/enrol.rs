@@ -1,6 +1,6 @@
-//! Enrolment: which machine becomes the worker that an invitation promises. Every fact about the new
-//! worker comes from the terms of the invitation. The machine's question gives its two keys, and
-//! chooses nothing else.
+//! Enrolment: which machine becomes the worker that an invitation promises. Every fact about the
+//! new worker comes from the terms of the invitation. The machine's question gives its two keys,
+//! and chooses nothing else.
 
 use schemas::enrolment::{Admission, EnrolmentRequest, Guest, Invitation, Terms};
 use schemas::limits::TEXT_BYTES_MAX;
@@ -13,16 +13,16 @@ use crate::{Registrar, Validity};
 
 /// Most machines that wait for a person's approval of one invitation.
 pub const GUESTS_MAX: usize = 16;
-/// Greatest distance between the time of the signatures and the registrar's clock. A question is for
-/// one invitation and one pair of keys, so repeating it gains nothing; the bound catches wrong clocks,
-/// with which the new token would not be accepted either.
+/// Greatest distance between the time of the signatures and the registrar's clock. A question is
+/// for one invitation and one pair of keys, so repeating it gains nothing; the bound catches wrong
+/// clocks, with which the new token would not be accepted either.
 pub const PROOF_AGE_MAX: Millis = Millis::from_secs(300);
-/// Time after an enrolment in which its answer is repeated, for a machine that has not got it. It must
-/// be shorter than the time for which a revocation covers tokens to come (5 minutes), less what the
-/// clocks of vault and registrar may differ. A key is revoked after it was enrolled, so every token
-/// that is given here is then dated before the end of its revocation. The record that says so may lie
-/// at the vault alone: without this bound the thief of an enrolled machine would ask again, and get a
-/// token that is newer than its revocation.
+/// Time after an enrolment in which its answer is repeated, for a machine that has not got it. It
+/// must be shorter than the time for which a revocation covers tokens to come (5 minutes), less
+/// what the clocks of vault and registrar may differ. A key is revoked after it was enrolled, so
+/// every token that is given here is then dated before the end of its revocation. The record that
+/// says so may lie at the vault alone: without this bound the thief of an enrolled machine would
+/// ask again, and get a token that is newer than its revocation.
 pub const REPEATED_MAX: Millis = Millis::from_secs(120);
 
 /// A question to be enrolled, under the subject to which the broker holds its asker.
@@ -62,9 +62,9 @@ pub struct Enrolled {
 }
 
 impl Registrar {
-    /// Decides on a question to be enrolled. For [`REPEATED_MAX`] the same question has the same answer,
-    /// however often it is asked, also if the registrar died in between: a token for the same key, name,
-    /// run and seat. Afterwards the invitation is used.
+    /// Decides on a question to be enrolled. For [`REPEATED_MAX`] the same question has the same
+    /// answer, however often it is asked, also if the registrar died in between: a token for the
+    /// same key, name, run and seat. Afterwards the invitation is used.
     ///
     /// # Errors
     /// The machine is not enrolled. With [`Code::EnrolmentPending`] it has to be kept as a guest
@@ -292,8 +292,8 @@ fn new_guest(now: UnixMillis, asked: &AskedToEnrol) -> Guest {
     }
 }
 
-/// The record of a key that is on file must be the one that this invitation makes: otherwise a worker
-/// could change its name, run or seat with an invitation for another.
+/// The record of a key that is on file must be the one that this invitation makes: otherwise a
+/// worker could change its name, run or seat with an invitation for another.
 fn check_record(record: &Registration, new: &Registration) -> Result<Registration, Refusal> {
     if record.blocked.is_some() {
         let why = format!("{} ({}) is blocked", record.public, record.name);

@@ -1,6 +1,6 @@
-//! The registrar's decisions: which question for a new token or to be enrolled is heard, and what its
-//! asker gets. The shell looks records up, checks proofs and signs; nothing here reads a file, a clock
-//! or a key.
+//! The registrar's decisions: which question for a new token or to be enrolled is heard, and what
+//! its asker gets. The shell looks records up, checks proofs and signs; nothing here reads a file,
+//! a clock or a key.
 
 mod enrol;
 mod rate;
@@ -157,8 +157,8 @@ impl Registrar {
     }
 
     /// The validity of a new token for a key whose token on record was issued at `recorded`. A key
-    /// that was revoked and issued anew has a token from after the revocation, which may be ahead of
-    /// the clock. An earlier one would be void.
+    /// that was revoked and issued anew has a token from after the revocation, which may be ahead
+    /// of the clock. An earlier one would be void.
     fn validity(&self, now: UnixMillis, recorded: UnixMillis) -> Validity {
         let issued = now.max(recorded);
         // Tokens count whole seconds.

@@ -1,5 +1,5 @@
-//! Another key for a worker, by an operator's word: it keeps name, run and seat, and proves every key
-//! that it has and wants.
+//! Another key for a worker, by an operator's word: it keeps name, run and seat, and proves every
+//! key that it has and wants.
 
 use schemas::permission::Role;
 use schemas::renewal::{Registration, Successor};
@@ -21,8 +21,8 @@ pub struct Heritage<'a> {
 }
 
 impl Registrar {
-    /// Decides by the asker's own record if it may have another key at this time. The shell asks this
-    /// first, before it looks at the records of others.
+    /// Decides by the asker's own record if it may have another key at this time. The shell asks
+    /// this first, before it looks at the records of others.
     ///
     /// # Errors
     /// The asker would get no token for the key that it has, is no worker, or no operator has said
@@ -46,13 +46,13 @@ impl Registrar {
         Ok((old, validity))
     }
 
-    /// Decides on a question for another key. Returns the record of the new key, which is kept before
-    /// the asker is told, and its token's validity. The same keys have the same answer for as long as
-    /// the operator's word stands.
+    /// Decides on a question for another key. Returns the record of the new key, which is kept
+    /// before the asker is told, and its token's validity. The same keys have the same answer for
+    /// as long as the operator's word stands.
     ///
     /// # Errors
-    /// The asker would get no token for the key that it has, no operator has said so, or the keys are
-    /// not proven.
+    /// The asker would get no token for the key that it has, no operator has said so, or the keys
+    /// are not proven.
     pub fn succeed(
         &self,
         now: UnixMillis,

@@ -135,8 +135,8 @@ impl Shows {
         parts.find_map(|part| part.strip_prefix("O="))
     }
 
-    /// True if it is for this key and role. Credentials that are made for a moment have no record of
-    /// a role.
+    /// True if it is for this key and role. Credentials that are made for a moment have no record
+    /// of a role.
     fn is_of(&self, user: &PublicKey, role: Option<&str>) -> bool {
         let key = key_fingerprint(user);
         let same = key.is_some_and(|key| key.eq_ignore_ascii_case(&self.spki_sha256));

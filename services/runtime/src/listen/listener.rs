@@ -77,7 +77,8 @@ impl Listener {
         Self::connect_noting(name, config, filters, now, Silence::default()).await
     }
 
-    /// As [`Listener::connect`]; notes in `silence` when the connection is lost and when it is back.
+    /// As [`Listener::connect`]; notes in `silence` when the connection is lost and when it is
+    /// back.
     ///
     /// # Errors
     /// As [`Listener::connect`].

@@ -1,5 +1,5 @@
-//! Times in which a listener had no connection: what was sent then was not heard, and the process can
-//! say so.
+//! Times in which a listener had no connection: what was sent then was not heard, and the process
+//! can say so.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -474,8 +474,9 @@ async fn tl_07_a_node_that_was_down_refuses_a_revoked_key_within_two_of_its_inte
         assert_eq!(connects(&nodes.config(node, &second)).await, Ok(()));
     }
 
-    // One is down meanwhile, and starts from its own folder, and from its own older configuration. If
-    // the nodes have not found each other at its first exchange, it learns of the key in its second.
+    // One is down meanwhile, and starts from its own folder, and from its own older configuration.
+    // If the nodes have not found each other at its first exchange, it learns of the key in its
+    // second.
     nodes.nodes[1].kill9();
     nodes.revoke(0, &second.public).await;
     nodes.nodes[1].restart().await;

@@ -14,8 +14,8 @@ fn named() -> Place {
     Place::parse("blobs", "named").unwrap()
 }
 
-/// A client replaces the version that the tag names. With the tag of another version it would replace
-/// what it has never read.
+/// A client replaces the version that the tag names. With the tag of another version it would
+/// replace what it has never read.
 #[tokio::test]
 async fn the_tag_of_a_checkpoint_is_that_of_the_bytes_that_are_sent() {
     let folder = tempfile::tempdir().unwrap();

@@ -33,8 +33,8 @@ impl Root {
         file.persist(name)
     }
 
-    /// Replaces the checkpoint if it has the bytes `before`, and the new one does not go back. Of two
-    /// replacements of the same bytes, the second finds other bytes.
+    /// Replaces the checkpoint if it has the bytes `before`, and the new one does not go back. Of
+    /// two replacements of the same bytes, the second finds other bytes.
     pub(super) fn replace_known(
         &self,
         file: TempPath,

@@ -1,5 +1,5 @@
-//! The pairs of runs, which the store derives from those in its file: each is for one run, and those of
-//! stopped runs are refused, also after a restart.
+//! The pairs of runs, which the store derives from those in its file: each is for one run, and
+//! those of stopped runs are refused, also after a restart.
 
 use identity::{AccessKey, StoreKeys, UrlsOf};
 use objects::key::{HolderTag, StoppedUrls};

@@ -30,8 +30,8 @@ pub enum Input {
     Fetched {
         /// The work.
         work: WorkId,
-        /// When they are there, the cohort for which the contribution will be masked, if its run has
-        /// masks; otherwise the reason.
+        /// When they are there, the cohort for which the contribution will be masked, if its run
+        /// has masks; otherwise the reason.
         outcome: Result<Option<Box<Agreed>>, Refusal>,
     },
     /// The event of this work is recorded, or will not be.

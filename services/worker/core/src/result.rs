@@ -6,9 +6,9 @@
 //! the coordinator may have counted the result a moment before.
 //!
 //! A submit may reach two coordinators: one that leads, and one that has lost the lead and does not
-//! know it yet. The second one's state is an older state of the ledger. So its answer proves what it
-//! knows to be in the ledger, and nothing by what it does not know: it has not heard of a lease or
-//! of a member that the first one let in, while the first one counts the result.
+//! know it yet. The second one's state is an older state of the ledger. So its answer proves what
+//! it knows to be in the ledger, and nothing by what it does not know: it has not heard of a lease
+//! or of a member that the first one let in, while the first one counts the result.
 //!
 //! | what happens | [`ResultEnd`] | the proof |
 //! | --- | --- | --- |

@@ -92,8 +92,8 @@ impl Worker {
         }
     }
 
-    /// The event about the cohort is recorded, so the contribution may leave this worker; or it will
-    /// not be, and nothing leaves it.
+    /// The event about the cohort is recorded, so the contribution may leave this worker; or it
+    /// will not be, and nothing leaves it.
     pub(crate) fn recorded(
         &mut self,
         now: UnixMillis,

@@ -41,7 +41,8 @@ pub struct Worker {
     pub(crate) elsewhere: RetryPauses,
     /// Memberships in a row that were lost before a claim was answered.
     pub(crate) rejoins: RetryPauses,
-    /// Leases in a row that were outside their window by the coordinator's time, as it was measured.
+    /// Leases in a row that were outside their window by the coordinator's time, as it was
+    /// measured.
     pub(crate) untimely: RetryPauses,
     pub(crate) ending: Option<Ending>,
     /// The training unit whose inner state is still to be kept.

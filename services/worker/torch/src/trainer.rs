@@ -438,8 +438,8 @@ impl Trainer for TorchTrainer {
         Ok(drawn)
     }
 
-    /// After a kernel has failed, or the card has fallen off its bus, every call of the driver gives
-    /// that error again, this one too. After an error of one call alone it gives none.
+    /// After a kernel has failed, or the card has fallen off its bus, every call of the driver
+    /// gives that error again, this one too. After an error of one call alone it gives none.
     fn check_device(&mut self) -> Result<(), TrainerError> {
         let settled = self.place.lane().map_or(Ok(()), Lane::settle);
         settled.map_err(|error| TrainerError::DeviceLost(error.to_string()))

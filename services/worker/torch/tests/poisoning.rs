@@ -414,8 +414,8 @@ fn the_default_bound_of_directions_keeps_honest_workers() {
     }
 }
 
-/// Where the workers train on the same text. Where contributions have little to do with each other, a
-/// flipped sign points against nobody, and may pass.
+/// Where the workers train on the same text. Where contributions have little to do with each other,
+/// a flipped sign points against nobody, and may pass.
 #[test]
 fn the_default_bound_of_directions_keeps_no_flipped_sign_where_all_train_on_one_text() {
     let flipped = compared(Texts::Same, Attack::Flip);
@@ -438,8 +438,8 @@ fn the_default_screening_stops_what_is_long_copied_or_flipped() {
     }
     // Without it one such contribution is enough.
     assert!(harm(Attack::FlipHundredTimes, UNPROTECTED) > 1.0);
-    // Stale weights do little harm. Noise of the usual length points nowhere, and costs some percent;
-    // for that there are the robust rules.
+    // Stale weights do little harm. Noise of the usual length points nowhere, and costs some
+    // percent; for that there are the robust rules.
     assert!(harm(Attack::Noise, DEFAULT) < 0.05);
     assert!(harm(Attack::StaleBase, DEFAULT) < 0.02);
 }

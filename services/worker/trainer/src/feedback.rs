@@ -11,8 +11,8 @@ use schemas::run::CodecKind;
 use crate::{TrainerError, check_range};
 
 /// A residual of two flat vectors in the order of the layout. One is owed: it goes into the next
-/// contribution. The other is left over from the encodings of a contribution whose end is not known.
-/// New vectors are zeros.
+/// contribution. The other is left over from the encodings of a contribution whose end is not
+/// known. New vectors are zeros.
 pub trait Feedback {
     /// Overwrites the owed values from element `start` on.
     ///
@@ -22,8 +22,8 @@ pub trait Feedback {
 
     /// Encodes global minus local weights plus the owed values, as [`crate::Weights::encode`] does
     /// without them. What an encoding lacks is left over, and nothing owed changes. Left over of a
-    /// piece is what its last encoding lacks, handed over or not: a device works ahead. Pieces start
-    /// at a multiple of the codec's block.
+    /// piece is what its last encoding lacks, handed over or not: a device works ahead. Pieces
+    /// start at a multiple of the codec's block.
     ///
     /// # Errors
     /// A piece reaches past the end (those before it were handed over), or the device failed.
@@ -36,8 +36,8 @@ pub trait Feedback {
     ) -> Result<(), TrainerError>;
 
     /// What was left over of a range is owed from now on. If one of its values is NaN or infinite,
-    /// nothing of the range is owed, and the answer is false: the screen accepts no such piece, so no
-    /// value of the range is trusted.
+    /// nothing of the range is owed, and the answer is false: the screen accepts no such piece, so
+    /// no value of the range is trusted.
     ///
     /// # Errors
     /// The range reaches past the end, or the device failed.

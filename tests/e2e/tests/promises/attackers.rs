@@ -1,7 +1,7 @@
 //! Attacks with clients that share no code with this project: `tests/attack`, in Python. They get
-//! credentials of a worker, a stranger, an operator and an auditor, and messages and URLs of another
-//! worker. While they try, that worker keeps its lease; afterwards its result counts, and nothing
-//! else was stored, joined or altered.
+//! credentials of a worker, a stranger, an operator and an auditor, and messages and URLs of
+//! another worker. While they try, that worker keeps its lease; afterwards its result counts, and
+//! nothing else was stored, joined or altered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -307,9 +307,9 @@ impl Stage {
         }
     }
 
-    /// Each refusal of a request of the thief, for a reason of security, is an event with its code, and
-    /// the record has no refusal of the thief that it was not told. Of other refusals the ledger has the
-    /// first ones.
+    /// Each refusal of a request of the thief, for a reason of security, is an event with its code,
+    /// and the record has no refusal of the thief that it was not told. Of other refusals the
+    /// ledger has the first ones.
     async fn each_refusal_is_in_the_record(&self, told: &BTreeMap<String, BTreeSet<Code>>) {
         let (cluster, by) = (&self.cluster, Refuser::Coordinator);
         let thief: PublicKey = self.thief.worker.as_str().parse().unwrap();

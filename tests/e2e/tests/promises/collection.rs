@@ -1,5 +1,5 @@
-//! `diloctl run gc` deletes the objects of old rounds while the run trains, whatever dies meanwhile;
-//! nothing goes that anything needs, and what is gone is told apart from what is lost.
+//! `diloctl run gc` deletes the objects of old rounds while the run trains, whatever dies
+//! meanwhile; nothing goes that anything needs, and what is gone is told apart from what is lost.
 
 use std::path::PathBuf;
 

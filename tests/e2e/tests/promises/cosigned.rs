@@ -1,5 +1,5 @@
-//! Workers are witnesses of the log: they follow it and cosign its heads by themselves, and one that
-//! has seen another history says so and trains on.
+//! Workers are witnesses of the log: they follow it and cosign its heads by themselves, and one
+//! that has seen another history says so and trains on.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -57,8 +57,8 @@ async fn ends(cluster: &Cluster, arguments: &[&str], status: u8, parts: &[&str])
 }
 
 /// The holder of the owner's key and of that for heads begins another log, with a manifest that is
-/// newly signed, and gives out trust bundles that suit it. It has nothing but the true log's cosigned
-/// heads against it.
+/// newly signed, and gives out trust bundles that suit it. It has nothing but the true log's
+/// cosigned heads against it.
 async fn another_beginning_is_found(cluster: &Cluster, cosigned: &[(String, Vec<u8>)]) {
     let layout = cluster.domain().layout();
     let (trust, whole) = (
@@ -210,8 +210,8 @@ async fn fg_07_workers_cosign_the_log_by_themselves_and_verifiers_ask_for_them()
     another_beginning_is_found(&cluster, &cosigned).await;
 }
 
-/// What the key for heads signs twice is found by the first worker that has seen the one and is given
-/// the other. It says so in its log and in its own chain, and trains on.
+/// What the key for heads signs twice is found by the first worker that has seen the one and is
+/// given the other. It says so in its log and in its own chain, and trains on.
 #[tokio::test]
 async fn fg_07_a_worker_that_saw_another_history_says_so_and_trains_on() {
     let mut cluster = Cluster::start(Options::default(), 1).await;

@@ -10,8 +10,8 @@ use schemas::{Code, Round};
 
 use crate::recompute::auditor;
 
-/// A contribution in one chunk. Half of its numbers are `shared`, as those of other workers are; the
-/// others are its own.
+/// A contribution in one chunk. Half of its numbers are `shared`, as those of other workers are;
+/// the others are its own.
 fn contribution(spec: &RunSpec, shared: f32, own: f32) -> Vec<u8> {
     let elements = spec.model.initial.objects()[0].bytes.get() / 4;
     let values = (0..elements).map(|index| match index % 2 {

@@ -1,6 +1,6 @@
 //! A machine is invited, makes its own keys, becomes the worker that the invitation promises, and
-//! trains. Somebody who copies the invitation, forges a proof or comes too late gets nothing. Groups get
-//! work when all their seats are taken.
+//! trains. Somebody who copies the invitation, forges a proof or comes too late gets nothing.
+//! Groups get work when all their seats are taken.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
-//! Enrolment in a domain with mutual TLS: the invitation brings a certificate with which the machine
-//! may ask, and the answer one for the machine's own key. The first serves for nothing else.
+//! Enrolment in a domain with mutual TLS: the invitation brings a certificate with which the
+//! machine may ask, and the answer one for the machine's own key. The first serves for nothing
+//! else.
 
 use std::fs;
 

@@ -1,6 +1,6 @@
 //! `diloctl store check` on stores that others wrote. Garage, which `cargo xtask deps --garage`
-//! compiles, runs as in a small installation: one node, three buckets, keys with the rights that ours
-//! need. moto, in the Python environment of `tests/attack`, verifies no signature.
+//! compiles, runs as in a small installation: one node, three buckets, keys with the rights that
+//! ours need. moto, in the Python environment of `tests/attack`, verifies no signature.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -22,8 +22,8 @@ const OPEN: [&str; 4] = [
     "a url to read cannot write",
 ];
 
-/// The rules that Garage does not keep, and that a store need not keep: it has no `If-None-Match` on
-/// uploads.
+/// The rules that Garage does not keep, and that a store need not keep: it has no `If-None-Match`
+/// on uploads.
 const BROKEN: [&str; 2] = [
     "an existing object is not created again",
     "of racing uploads one wins",

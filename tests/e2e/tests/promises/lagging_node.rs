@@ -1,5 +1,5 @@
-//! A node of a cluster that was down while a worker was shut out accepts its key until it has heard of
-//! that from another node. The coordinator takes nothing from the worker meanwhile.
+//! A node of a cluster that was down while a worker was shut out accepts its key until it has heard
+//! of that from another node. The coordinator takes nothing from the worker meanwhile.
 
 use std::fs;
 use std::net::TcpListener;
@@ -20,8 +20,8 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// Longest wait for an answer at a node that may cut the connection.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// Three nodes: the cluster's own, another that JetStream needs for its majority, and one that is down
-/// for a time and has no streams.
+/// Three nodes: the cluster's own, another that JetStream needs for its majority, and one that is
+/// down for a time and has no streams.
 struct Nodes {
     cluster: Cluster,
     lagging: NatsServer,

@@ -67,7 +67,8 @@ async fn cover(cluster: &Cluster) -> LedgerCover {
     }
 }
 
-/// The events of the ledger that are under a verified head, as the coordinator keeps that on its disk.
+/// The events of the ledger that are under a verified head, as the coordinator keeps that on its
+/// disk.
 fn kept(cluster: &Cluster) -> Option<u64> {
     let mark = cluster.domain().layout().ledger_mark();
     let file = format!("{}.head", mark.display());
@@ -75,7 +76,8 @@ fn kept(cluster: &Cluster) -> Option<u64> {
     kept["covered"].as_u64()
 }
 
-/// Waits until every event that the ledger has now is under a head that the coordinator has verified.
+/// Waits until every event that the ledger has now is under a head that the coordinator has
+/// verified.
 async fn until_covered(cluster: &Cluster) {
     let events = cover(cluster).await.events;
     assert!(events > 0);

@@ -1,5 +1,5 @@
-//! The log in the store: the same as in the audit service's folder, verified with read access to the
-//! store alone, and never written by two services.
+//! The log in the store: the same as in the audit service's folder, verified with read access to
+//! the store alone, and never written by two services.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -51,8 +51,8 @@ async fn audit(cluster: &Cluster, command: &[&str]) -> (i32, String) {
     (output.status.code().unwrap(), text)
 }
 
-/// A cosigned head is one that a machine has verified: the log must lead to each, and without enough
-/// of them there is no verdict.
+/// A cosigned head is one that a machine has verified: the log must lead to each, and without
+/// enough of them there is no verdict.
 async fn witnesses(cluster: &Cluster) {
     let own = |command: &[&str]| {
         let all = [&["--domain", "auditor", "audit"][..], command].concat();
@@ -93,7 +93,8 @@ async fn witnesses(cluster: &Cluster) {
     assert_ne!(status, 0, "{text}");
     assert_eq!(fs::read(cluster.path("kept")).unwrap(), b"of another head");
 
-    // Another history under the service's own key: a witness that trusts the key alone would take it.
+    // Another history under the service's own key: a witness that trusts the key alone would take
+    // it.
     let note = fs::read(cluster.path("cosigned")).unwrap();
     let trust = cluster.domain().trust();
     let origin = format!("diloco/{}", trust.domain);

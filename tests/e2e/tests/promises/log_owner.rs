@@ -1,5 +1,5 @@
-//! A log begins with what the owner of the domain has signed, so trust in those who speak in it rests
-//! on nothing that the holder of the key for heads can write.
+//! A log begins with what the owner of the domain has signed, so trust in those who speak in it
+//! rests on nothing that the holder of the key for heads can write.
 
 use std::fs;
 use std::path::Path;
@@ -38,8 +38,8 @@ pub(crate) fn entries(cluster: &Cluster, log: &Path) -> Vec<Vec<u8>> {
     all
 }
 
-/// A machine with this trust bundle, and a log of these entries that the key for heads has signed, as
-/// its holder can write it.
+/// A machine with this trust bundle, and a log of these entries that the key for heads has signed,
+/// as its holder can write it.
 pub(crate) fn machine(cluster: &Cluster, name: &str, trust: &TrustBundle, entries: &[Vec<u8>]) {
     let folder = cluster.path(name);
     fs::create_dir_all(&folder).unwrap();

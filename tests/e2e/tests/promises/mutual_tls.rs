@@ -1,6 +1,7 @@
-//! Mutual TLS: broker and store take only clients that show a certificate of the domain, which names
-//! the holder of the credentials and lives for hours. Each refusal says which certificate, what is
-//! wrong with it, and when it ended or begins. A run goes on while certificates are renewed.
+//! Mutual TLS: broker and store take only clients that show a certificate of the domain, which
+//! names the holder of the credentials and lives for hours. Each refusal says which certificate,
+//! what is wrong with it, and when it ended or begins. A run goes on while certificates are
+//! renewed.
 
 use std::fs;
 use std::path::Path;

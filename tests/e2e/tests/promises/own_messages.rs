@@ -26,8 +26,8 @@ async fn says<const N: usize>(
     }
 }
 
-/// What a worker itself said in the past, it or somebody with its credentials says again, from the end
-/// to the beginning.
+/// What a worker itself said in the past, it or somebody with its credentials says again, from the
+/// end to the beginning.
 #[tokio::test]
 async fn tl_14_fg_17_ones_own_messages_again_and_in_reverse_change_nothing() {
     let cluster = stage().await;

@@ -17,8 +17,8 @@ use crate::stopped_urls::{Thief, refused, to_read};
 
 const UNITS: u32 = 3;
 
-/// `diloctl worker quarantine` or `readmit` of this worker. Its credential stays valid, so that it is
-/// the coordinator that keeps it out.
+/// `diloctl worker quarantine` or `readmit` of this worker. Its credential stays valid, so that it
+/// is the coordinator that keeps it out.
 fn order<'a>(verb: &'a str, worker: &'a str) -> Vec<&'a str> {
     let mut order = with_credential(verb, worker);
     if verb == "quarantine" {
@@ -86,7 +86,8 @@ async fn tl_31_fg_04_a_worker_is_shut_out_while_it_trains_and_stays_out() {
     assert_eq!(value(&shown, "joined"), None, "{shown}");
     stays_out(&cluster, &name).await;
 
-    // The store refuses its URLs for as long as this file is there; a coordinator looks at its start.
+    // The store refuses its URLs for as long as this file is there; a coordinator looks at its
+    // start.
     let tag = HolderTag::of_worker(&worker);
     let file = cluster
         .path("store")
@@ -250,7 +251,8 @@ fn the_answer_is_what_the_record_says(all: &[Recorded], shown: &str, worker: &Wo
     assert_eq!(value(shown, "merged rounds with it"), Some(said), "{shown}");
 }
 
-/// After the quarantine the ledger gives the worker nothing, and the record has no event of the worker.
+/// After the quarantine the ledger gives the worker nothing, and the record has no event of the
+/// worker.
 fn nothing_came_of_it_after(all: &[Recorded], run: &RunId, worker: &WorkerId) {
     let is_shut =
         |one: &Recorded| matches!(one.ledger(), Some(LedgerEvent::WorkerQuarantined { .. }));
@@ -424,8 +426,8 @@ async fn lineage_is_known(cluster: &Cluster, worker: &WorkerId) {
     );
 }
 
-/// A worker that does not obey keeps its connection. Nothing that it says is taken, what it uploaded is
-/// deleted, and the URLs that it got before are worth nothing at once.
+/// A worker that does not obey keeps its connection. Nothing that it says is taken, what it
+/// uploaded is deleted, and the URLs that it got before are worth nothing at once.
 #[tokio::test]
 async fn tl_31_fg_04_a_worker_that_does_not_obey_is_heard_by_nobody() {
     let cluster = Cluster::start(Options::default(), 0).await;
@@ -498,8 +500,8 @@ async fn tl_31_fg_04_a_worker_that_does_not_obey_is_heard_by_nobody() {
     worker.emit(said()).await;
 }
 
-/// One command shuts a worker out and cuts its connection, and nobody connects with its key until it
-/// has a new token. Where the vault is elsewhere, the quarantine takes effect all the same.
+/// One command shuts a worker out and cuts its connection, and nobody connects with its key until
+/// it has a new token. Where the vault is elsewhere, the quarantine takes effect all the same.
 #[tokio::test]
 async fn tl_31_tl_07_a_quarantine_revokes_the_credential_in_the_same_command() {
     let cluster = Cluster::start(Options::default(), 0).await;

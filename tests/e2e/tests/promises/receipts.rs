@@ -54,7 +54,8 @@ async fn until_waiting(cluster: &Cluster, wanted: impl Fn(usize) -> bool) {
     assert!(found.await.is_some(), "it stays at {:?}", end());
 }
 
-/// Says that events are recorded, and records none: as a broker that loses what it has acknowledged.
+/// Says that events are recorded, and records none: as a broker that loses what it has
+/// acknowledged.
 struct Forgetful(JoinHandle<()>);
 
 impl Forgetful {

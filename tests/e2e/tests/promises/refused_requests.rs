@@ -1,7 +1,7 @@
-//! Refused requests: what coordinator, registrar and audit service refuse for a reason of security is
-//! in the record with sender, code and number, in few events; what they refuse for an ordinary reason
-//! is not. The audit service starts, and receives events, also at a broker with older tokens of the
-//! accounts, and says what it did not hear.
+//! Refused requests: what coordinator, registrar and audit service refuse for a reason of security
+//! is in the record with sender, code and number, in few events; what they refuse for an ordinary
+//! reason is not. The audit service starts, and receives events, also at a broker with older tokens
+//! of the accounts, and says what it did not hear.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! A machine whose token was voided, or ended while it was off, goes on with the keys that it has: an
-//! operator makes a token for its recorded key, and the file that is carried holds no secret.
+//! A machine whose token was voided, or ended while it was off, goes on with the keys that it has:
+//! an operator makes a token for its recorded key, and the file that is carried holds no secret.
 
 use std::fs;
 use std::path::Path;

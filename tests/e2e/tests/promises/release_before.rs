@@ -1,10 +1,10 @@
 //! A deployment that the release before made is taken over by `diloctl up`: its run goes on, and
 //! everything that it signed and stored still verifies.
 //!
-//! `releases/2026-11-27.tar.gz` is the folder of a trust domain as commit `b0bfcc3f` left it, in the
-//! middle of a run, without its logs and caches. All tokens and certificates in it have ended, as
-//! in a deployment that was off for a long time. Its keys were made for this test and open nothing
-//! else.
+//! `releases/2026-11-27.tar.gz` is the folder of a trust domain as commit `b0bfcc3f` left it, in
+//! the middle of a run, without its logs and caches. All tokens and certificates in it have ended,
+//! as in a deployment that was off for a long time. Its keys were made for this test and open
+//! nothing else.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! `diloctl snapshot restore` leads a run back to a full snapshot while it trains: its workers go on
-//! from there, whatever dies meanwhile, and the record of it all verifies.
+//! `diloctl snapshot restore` leads a run back to a full snapshot while it trains: its workers go
+//! on from there, whatever dies meanwhile, and the record of it all verifies.
 
 use std::fs;
 use std::path::PathBuf;

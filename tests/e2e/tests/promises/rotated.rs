@@ -1,5 +1,5 @@
-//! Signing keys of roles, and the key of leases and commands, are replaced while a run goes on: nobody
-//! loses a lease, and what was made with the old keys stops working.
+//! Signing keys of roles, and the key of leases and commands, are replaced while a run goes on:
+//! nobody loses a lease, and what was made with the old keys stops working.
 
 use std::fs;
 

@@ -1,5 +1,6 @@
-//! The private authorities, and the certificate of broker and store, are replaced while a run goes on
-//! under mutual TLS: nobody loses a lease, and what the old authorities signed is refused by name.
+//! The private authorities, and the certificate of broker and store, are replaced while a run goes
+//! on under mutual TLS: nobody loses a lease, and what the old authorities signed is refused by
+//! name.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! The coordinator's key for events is replaced while a run goes on: nobody loses a lease, the ledger
-//! stays one chain, and the old key neither writes it nor leads with it.
+//! The coordinator's key for events is replaced while a run goes on: nobody loses a lease, the
+//! ledger stays one chain, and the old key neither writes it nor leads with it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -82,8 +82,8 @@ async fn saved(evidence: &mut Evidence, key: &PublicKey) -> Digest {
     saves(&saved.await).expect("it was just found")
 }
 
-/// Stops everybody in order, and checks that no lease was lost and that the events of these keys are
-/// one chain. Returns the key that goes on.
+/// Stops everybody in order, and checks that no lease was lost and that the events of these keys
+/// are one chain. Returns the key that goes on.
 async fn ends_as_one_chain(cluster: &mut Cluster, first: &PublicKey) -> PublicKey {
     cluster
         .drain("20s", &["worker-0", "worker-1", "coordinator"])

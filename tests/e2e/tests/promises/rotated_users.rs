@@ -1,5 +1,5 @@
-//! Holders of credentials get other keys while a run goes on: nobody loses a lease, and the old keys
-//! stop working.
+//! Holders of credentials get other keys while a run goes on: nobody loses a lease, and the old
+//! keys stop working.
 
 use std::fs;
 

@@ -1,5 +1,6 @@
-//! A registrar that renews tokens, and a machine that enrols and trains, leave no secret in any log or
-//! event: no join token, no invitation, no renewed token, and no pair that is derived for the run.
+//! A registrar that renews tokens, and a machine that enrols and trains, leave no secret in any log
+//! or event: no join token, no invitation, no renewed token, and no pair that is derived for the
+//! run.
 
 use std::fs;
 

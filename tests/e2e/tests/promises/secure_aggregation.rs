@@ -127,8 +127,8 @@ async fn tl_17_the_coordinator_merges_masked_contributions_and_learns_their_sum_
     assert_eq!((sealed, unmasked, contributions), (3, 3, 3 * UNITS));
 }
 
-/// What a coordinator leaves behind that shows a worker a cohort of its own making: the worker's event
-/// names it, with the signature without which no worker masks.
+/// What a coordinator leaves behind that shows a worker a cohort of its own making: the worker's
+/// event names it, with the signature without which no worker masks.
 #[tokio::test]
 async fn tl_17_a_cohort_that_one_worker_alone_was_shown_is_found_by_an_auditor() {
     let cluster = Cluster::start(Options::default(), UNITS as usize).await;

@@ -1,6 +1,6 @@
 //! Credentials that live for seconds: a run goes on through their renewals, without a registrar for
-//! a while, and ends with a code when there is none for longer than they live. An asker gets a token
-//! for its own key, role and run, and nothing else.
+//! a while, and ends with a code when there is none for longer than they live. An asker gets a
+//! token for its own key, role and run, and nothing else.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The drill of an incident: one command ends everything that a worker has while it trains, and others
-//! do its work.
+//! The drill of an incident: one command ends everything that a worker has while it trains, and
+//! others do its work.
 
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,8 @@ use crate::stopped_urls::{Thief, chunk, refused, to_read};
 const WORKERS: usize = 3;
 /// Units of a round: one more than workers, so that the first to finish trains a second one.
 const UNITS: u32 = WORKERS as u32 + 1;
-/// Bound of the time from the command to the last effect, in which nobody has to wait for any time of
-/// ours: a bound for machines that do much else.
+/// Bound of the time from the command to the last effect, in which nobody has to wait for any time
+/// of ours: a bound for machines that do much else.
 const LAST_EFFECT: Duration = Duration::from_secs(10);
 
 /// The worker that trains while the others wait, with its lease and the unit that it has done.

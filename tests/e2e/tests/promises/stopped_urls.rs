@@ -1,5 +1,6 @@
-//! `diloctl run stop-urls`: the store refuses the URLs of one run at once, while another run and the
-//! operators go on, and both coordinator and store remember it. A URL is for one object of one run.
+//! `diloctl run stop-urls`: the store refuses the URLs of one run at once, while another run and
+//! the operators go on, and both coordinator and store remember it. A URL is for one object of one
+//! run.
 
 use std::fs;
 

@@ -30,8 +30,8 @@ async fn rows(cluster: &Cluster, arguments: &[&str]) -> Vec<Value> {
         .collect()
 }
 
-/// A cluster whose own tenant has no run, with tenants `acme` and `blue` that each have a run `demo`
-/// and a worker in it. The tenants are made while coordinator and audit service run.
+/// A cluster whose own tenant has no run, with tenants `acme` and `blue` that each have a run
+/// `demo` and a worker in it. The tenants are made while coordinator and audit service run.
 async fn two_tenants(recipe: &Recipe) -> Cluster {
     let mut cluster = Cluster::start(Options::default(), 0).await;
     for (tenant, connections) in [("acme", "8"), ("blue", "none")] {
@@ -256,9 +256,9 @@ async fn tl_31_a_tenant_is_ended_without_the_coordinator_and_without_the_broker(
     assert_eq!(states(&cluster).await, ["ended", "ended"]);
 }
 
-/// The thief of the signing key of workers makes credentials in its own tenant's account for a run of
-/// another, which goes on, and has overheard what a member of it says. The broker lets it speak, under
-/// its own account, and the coordinator refuses it.
+/// The thief of the signing key of workers makes credentials in its own tenant's account for a run
+/// of another, which goes on, and has overheard what a member of it says. The broker lets it speak,
+/// under its own account, and the coordinator refuses it.
 #[tokio::test]
 async fn tl_25_credentials_of_another_tenant_for_a_run_of_this_one_reach_nothing() {
     let options = Options {

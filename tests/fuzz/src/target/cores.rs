@@ -192,9 +192,9 @@ fn claim(number: u32) -> ClaimRequest {
     }
 }
 
-/// Questions one after another. Each begins with a byte for the asker, one for the verb, and two for
-/// the length of its payload (little-endian). An asker after the last worker is an operator, and the
-/// next one is time that passes.
+/// Questions one after another. Each begins with a byte for the asker, one for the verb, and two
+/// for the length of its payload (little-endian). An asker after the last worker is an operator,
+/// and the next one is time that passes.
 pub(super) fn conversation(mut bytes: &[u8]) {
     let mut world = World::new();
     let mut said = 0;
@@ -298,8 +298,8 @@ pub(super) fn checkpoints() -> Vec<Vec<u8>> {
     ]
 }
 
-/// A message under any subject, to the audit service's intake and the registrar: the subject, a line
-/// end, the payload.
+/// A message under any subject, to the audit service's intake and the registrar: the subject, a
+/// line end, the payload.
 pub(super) fn arrival(bytes: &[u8]) {
     let end = bytes.iter().position(|byte| *byte == b'\n');
     let (subject, payload) = bytes.split_at(end.unwrap_or(bytes.len()));

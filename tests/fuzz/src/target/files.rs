@@ -45,7 +45,8 @@ pub(super) fn trust_bundle(bytes: &[u8]) {
     assert_eq!(read.ok().as_ref(), Some(&bundle), "a bundle in two forms");
 }
 
-/// The newer bundle that the registrar hands to a new machine, signed as the domain's own key would.
+/// The newer bundle that the registrar hands to a new machine, signed as the domain's own key
+/// would.
 pub(super) fn endorsed(bytes: &[u8], trust: &TrustBundle) {
     let header = format!(
         r#"{{"alg":"EdDSA","kid":"{}","typ":"{ENDORSED_TYPE}"}}"#,
@@ -199,7 +200,8 @@ fn part(unit: u32) -> Part {
     part.expect("its keys are in the cohort")
 }
 
-/// What two other workers sealed for the first one. The first byte is the length of the first share.
+/// What two other workers sealed for the first one. The first byte is the length of the first
+/// share.
 pub(super) fn shares(bytes: &[u8]) {
     let Some((length, rest)) = bytes.split_first() else {
         return;

@@ -75,8 +75,8 @@ fn trust() -> TrustBundle {
     trust
 }
 
-/// The first byte says what is chosen: the claims, the header, or the whole document; its last values
-/// choose other readers.
+/// The first byte says what is chosen: the claims, the header, or the whole document; its last
+/// values choose other readers.
 pub(super) fn manifest(bytes: &[u8]) {
     let Some((which, bytes)) = bytes.split_first() else {
         return;

@@ -224,8 +224,8 @@ fn manifest(bytes: &[u8]) -> Manifest {
     }
 }
 
-/// Steps one after another. Each begins with a byte that chooses what happens, and two for the length
-/// of what it says (little-endian).
+/// Steps one after another. Each begins with a byte that chooses what happens, and two for the
+/// length of what it says (little-endian).
 pub(super) fn life(bytes: &[u8]) {
     let _world = lived(bytes);
 }

@@ -1,4 +1,5 @@
-//! The workers whose contributions each version of the weights has, and what follows for promotions.
+//! The workers whose contributions each version of the weights has, and what follows for
+//! promotions.
 
 use std::collections::BTreeSet;
 

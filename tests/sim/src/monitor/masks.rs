@@ -85,8 +85,8 @@ impl Monitor {
         }
     }
 
-    /// Checks that a sealed set is whole, or in a masked round that nobody can add to it and that it
-    /// is enough for a sum.
+    /// Checks that a sealed set is whole, or in a masked round that nobody can add to it and that
+    /// it is enough for a sum.
     pub(super) fn check_whole(&self, round: Round, inputs: usize) {
         let units = self.spec.schedule.units as usize;
         if !self.is_masked() {

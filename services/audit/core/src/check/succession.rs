@@ -1,4 +1,5 @@
-//! The key that goes on with the ledger: one at a time, each named by the last event of the one before.
+//! The key that goes on with the ledger: one at a time, each named by the last event of the one
+//! before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -57,8 +58,8 @@ impl Auditor {
         Self { last, ..self }
     }
 
-    /// The same auditor, which knows that these keys have ended, each with the event of this number. A
-    /// record in which one goes on is another's.
+    /// The same auditor, which knows that these keys have ended, each with the event of this
+    /// number. A record in which one goes on is another's.
     #[must_use]
     pub fn ending(mut self, ended: BTreeMap<PublicKey, ChainSequence>) -> Self {
         self.emitters.ended = ended;
@@ -76,23 +77,23 @@ impl Auditor {
         &self.emitters.succeeded
     }
 
-    /// The same, once the key that goes on has signed an event of its own, which vouches for the last
-    /// one of the key before. None until then: a former key alone names its successor in any place of
-    /// a stream that was cut off.
+    /// The same, once the key that goes on has signed an event of its own, which vouches for the
+    /// last one of the key before. None until then: a former key alone names its successor in any
+    /// place of a stream that was cut off.
     pub fn vouched(&self) -> Option<&BTreeMap<PublicKey, ChainSequence>> {
         let chain = self.chains.get(self.emitter()?)?;
         (chain.events > 0 && !chain.broken).then(|| self.succeeded())
     }
 
-    /// The key with which the ledger goes on and which is none of those that may sign it: they are of a
-    /// trust bundle that is older than the ledger, or somebody else has the key before. Of what stands
-    /// behind that event nothing is known.
+    /// The key with which the ledger goes on and which is none of those that may sign it: they are
+    /// of a trust bundle that is older than the ledger, or somebody else has the key before. Of
+    /// what stands behind that event nothing is known.
     pub const fn unknown_successor(&self) -> Option<&PublicKey> {
         self.emitters.unknown.as_ref()
     }
 
-    /// Judges an event that another key has signed than the one that goes on with the ledger; none if
-    /// that one has. A copy of an event that the ledger has is no finding.
+    /// Judges an event that another key has signed than the one that goes on with the ledger; none
+    /// if that one has. A copy of an event that the ledger has is no finding.
     pub(super) fn of_another_key(
         &self,
         body: &EventBody,
@@ -104,8 +105,8 @@ impl Auditor {
         Some((!copied).then(|| stranger(&body.emitter, present)))
     }
 
-    /// What is no event, or none of the ledger, and is signed by another key than the one that goes on
-    /// with the ledger is no evidence against that: it is foreign.
+    /// What is no event, or none of the ledger, and is signed by another key than the one that goes
+    /// on with the ledger is no evidence against that: it is foreign.
     pub(super) fn of_the_present_key(&self, finding: Finding) -> Finding {
         match (&finding, self.emitter()) {
             (Finding::Undecodable { key, .. } | Finding::Usurped { key }, Some(present))

@@ -20,7 +20,8 @@ pub enum QuestionCheck {
     Nobody,
     /// The refusal to answer with.
     Refused(Refusal),
-    /// A worker of the ledger asks, or the coordinator for a head, whose key then stands for a worker's.
+    /// A worker of the ledger asks, or the coordinator for a head, whose key then stands for a
+    /// worker's.
     Question(WorkerId, Question),
 }
 
@@ -39,8 +40,8 @@ pub enum Question {
 }
 
 impl Intake {
-    /// Checks a question about the log under `subject`, into which the broker wrote the worker's name.
-    /// It is counted like an event: its answer costs about as much.
+    /// Checks a question about the log under `subject`, into which the broker wrote the worker's
+    /// name. It is counted like an event: its answer costs about as much.
     pub fn check_question(
         &mut self,
         now: UnixMillis,
@@ -88,8 +89,8 @@ impl Intake {
         }
     }
 
-    /// Checks a question of the coordinator, with the key of its credentials. The answer names indices
-    /// and hashes of the ledger's events and nothing of what they say, so no more is asked
+    /// Checks a question of the coordinator, with the key of its credentials. The answer names
+    /// indices and hashes of the ledger's events and nothing of what they say, so no more is asked
     /// of the sender than that the broker lets it ask.
     fn check_ledgers_question(
         &mut self,
@@ -117,8 +118,8 @@ impl Intake {
     }
 }
 
-/// The question for a head, with the events that are at one of these places: no more than an answer has
-/// room for.
+/// The question for a head, with the events that are at one of these places: no more than an answer
+/// has room for.
 fn located(request: HeadRequest, places: Option<&Places>) -> Question {
     let HeadRequest {
         v: _,

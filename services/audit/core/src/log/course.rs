@@ -25,8 +25,8 @@ impl Course {
         }
     }
 
-    /// Takes an event of the present key, and follows it to the next one if it names one. Returns false for
-    /// an event of another key.
+    /// Takes an event of the present key, and follows it to the next one if it names one. Returns
+    /// false for an event of another key.
     pub(super) fn follow(
         &mut self,
         trusted: &Trusted,
@@ -52,16 +52,16 @@ impl Course {
         true
     }
 
-    /// True if this holds for the key, or for one before it in whose turn the ledger named the next ones up
-    /// to it.
+    /// True if this holds for the key, or for one before it in whose turn the ledger named the next
+    /// ones up to it.
     pub(super) fn is_vouched(&self, key: &PublicKey, holds: impl Fn(&PublicKey) -> bool) -> bool {
         let place = self.line.iter().position(|one| one == key);
         let before = place.map_or(&[][..], |place| &self.line[..place]);
         holds(key) || before.iter().any(holds)
     }
 
-    /// True if the key goes on with the ledger in this entry: the one before has named it by then, if there
-    /// is one, and it has not named the next one yet.
+    /// True if the key goes on with the ledger in this entry: the one before has named it by then,
+    /// if there is one, and it has not named the next one yet.
     pub(super) fn goes_on(&self, key: &PublicKey, index: u64) -> bool {
         let ended = |key: &PublicKey| self.ends.get(key).is_some_and(|end| index > *end);
         let Some(place) = self.line.iter().position(|one| one == key) else {

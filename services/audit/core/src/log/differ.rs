@@ -1,8 +1,8 @@
 //! A stream beside the log: which events it lost, and how.
 //!
 //! Brokers lose acknowledged messages, at their end and by honest accidents; an emitter then uses
-//! the numbers of lost events again. That looks different from a change of the past, and the two are
-//! told apart here.
+//! the numbers of lost events again. That looks different from a change of the past, and the two
+//! are told apart here.
 
 use std::collections::BTreeMap;
 use std::fmt;

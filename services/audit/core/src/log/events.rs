@@ -24,15 +24,16 @@ pub struct Events {
 /// Checks the signature and the chain of every event in the log, and folds the ledger.
 ///
 /// # Errors
-/// An entry is no event of this domain, or one that this build cannot read; or no event is one of a known emitter; or the log changed
-/// since it was opened. Faults of events are the auditor's findings.
+/// An entry is no event of this domain, or one that this build cannot read; or no event is one of a
+/// known emitter; or the log changed since it was opened. Faults of events are the auditor's
+/// findings.
 pub fn check_events(log: &Log, read: &Read<'_>, trusted: &Trusted) -> Result<Events, LogFault> {
     let auditor = trusted.auditor();
     replay_events(log, read, trusted, auditor, log.head().size, &mut |_| {})
 }
 
-/// Checks the first `until` events in the same way with this auditor, which may collect something as
-/// well, and passes each with its verdict to `each`.
+/// Checks the first `until` events in the same way with this auditor, which may collect something
+/// as well, and passes each with its verdict to `each`.
 ///
 /// # Errors
 /// As [`check_events`].

@@ -50,8 +50,8 @@ pub struct Known {
     pub contradicted: Option<Contradicted>,
 }
 
-/// Compares the heads that events of known emitters name with the log. Strangers, who sign what they
-/// like, are left out.
+/// Compares the heads that events of known emitters name with the log. Strangers, who sign what
+/// they like, are left out.
 ///
 /// # Errors
 /// As [`Log::again`].

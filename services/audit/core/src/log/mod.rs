@@ -7,9 +7,9 @@
 //! one: its key may be named later, by a join or by a newer trust bundle, and the log must not
 //! change with that.
 //!
-//! The first entry of a log may be the manifest of its owner instead (form [`chain::manifest_leaf`],
-//! [`schemas::log_manifest`]). Crate `identity` checks who has signed it; here it is compared with what
-//! the log holds.
+//! The first entry of a log may be the manifest of its owner instead (form
+//! [`chain::manifest_leaf`], [`schemas::log_manifest`]). Crate `identity` checks who has signed it;
+//! here it is compared with what the log holds.
 //!
 //! Nothing here uses the tree of the writer (crate `tlog`), only its names of files and its form of
 //! heads. The tree is that of crate `ct-merkle`.

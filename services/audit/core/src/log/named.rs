@@ -1,6 +1,6 @@
-//! The keys that sign in a log, beside those that its owner has named in the manifest with which the
-//! log begins. A trust bundle counts keys because of a file; the manifest counts them because of the
-//! owner's signature, under the heads of the log itself.
+//! The keys that sign in a log, beside those that its owner has named in the manifest with which
+//! the log begins. A trust bundle counts keys because of a file; the manifest counts them because
+//! of the owner's signature, under the heads of the log itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -42,9 +42,9 @@ pub struct Named {
     pub unnamed: Vec<Unnamed>,
 }
 
-/// Compares the keys of known emitters, and the key of the newest head, with the manifest. `heads` are
-/// the keys for heads that the manifest names, as raw keys. Strangers, which the trust bundle does not
-/// count either, are left out.
+/// Compares the keys of known emitters, and the key of the newest head, with the manifest. `heads`
+/// are the keys for heads that the manifest names, as raw keys. Strangers, which the trust bundle
+/// does not count either, are left out.
 ///
 /// # Errors
 /// As [`Log::again`].

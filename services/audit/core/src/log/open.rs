@@ -226,8 +226,8 @@ impl Log {
         Ok(tree.root())
     }
 
-    /// Finds the first of these heads, by size, that the log does not lead to. Heads over more events
-    /// than it has are passed over: they say nothing here.
+    /// Finds the first of these heads, by size, that the log does not lead to. Heads over more
+    /// events than it has are passed over: they say nothing here.
     ///
     /// # Errors
     /// As [`Log::again`].
@@ -277,8 +277,8 @@ impl Log {
         }
     }
 
-    /// The log manifest with which the log begins, as its owner signed it; nothing in it was checked.
-    /// None if the first entry is an event.
+    /// The log manifest with which the log begins, as its owner signed it; nothing in it was
+    /// checked. None if the first entry is an event.
     pub fn manifest(&self) -> Option<&str> {
         self.manifest.as_deref()
     }

@@ -99,9 +99,9 @@ impl Proof {
         is_included(head, self.index, &self.entry, &self.hashes)
     }
 
-    /// Checks the proof without the log: as [`Proof::open`], and that by the trust bundle it was the
-    /// turn of a key of the ledger. The bundle says where a key has ended, so the next one counts from
-    /// the bundle on that says so.
+    /// Checks the proof without the log: as [`Proof::open`], and that by the trust bundle it was
+    /// the turn of a key of the ledger. The bundle says where a key has ended, so the next one
+    /// counts from the bundle on that says so.
     ///
     /// # Errors
     /// The first that does not hold.
@@ -119,8 +119,8 @@ impl Proof {
         Ok(opened)
     }
 
-    /// Says if it was the turn of the key of the ledger that has signed `event`, by the log that holds it
-    /// at the proof's index.
+    /// Says if it was the turn of the key of the ledger that has signed `event`, by the log that
+    /// holds it at the proof's index.
     ///
     /// # Errors
     /// [`LogFault::OutOfTurn`].
@@ -137,9 +137,9 @@ impl Proof {
         }
     }
 
-    /// Checks the head's signature, the way to its root, the event's own signature, and that its signer
-    /// is known. Nothing is said of its turn: the log has that. A worker's key is not checked: only a
-    /// join in the ledger, which the proof does not have, says whose key it is.
+    /// Checks the head's signature, the way to its root, the event's own signature, and that its
+    /// signer is known. Nothing is said of its turn: the log has that. A worker's key is not
+    /// checked: only a join in the ledger, which the proof does not have, says whose key it is.
     ///
     /// # Errors
     /// The first that does not hold.
@@ -181,8 +181,8 @@ impl Proof {
     }
 }
 
-/// True for an event of the first key of the ledger, or of a later one behind the last event of each
-/// that has ended before it, of which there is one.
+/// True for an event of the first key of the ledger, or of a later one behind the last event of
+/// each that has ended before it, of which there is one.
 fn has_begun(trusted: &Trusted, body: &EventBody) -> bool {
     let keys = &trusted.coordinators;
     let Some(place) = keys.iter().position(|key| *key == body.emitter) else {

@@ -108,8 +108,8 @@ pub fn of_line(line: &[u8]) -> Option<Sighting> {
     }
 }
 
-/// A text in Go's quotes at the beginning of `text`, and what comes after them. Escapes stay as they
-/// are, but for those of quotes.
+/// A text in Go's quotes at the beginning of `text`, and what comes after them. Escapes stay as
+/// they are, but for those of quotes.
 fn unquoted(text: &str) -> Option<(String, &str)> {
     let inner = text.strip_prefix('"')?;
     let mut found = String::new();

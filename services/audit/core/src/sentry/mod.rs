@@ -1,7 +1,7 @@
 //! The sentry: sightings of refused and ended connections, denied permissions, refused requests and
-//! changed streams become security events. The first of a kind is one at once; further ones of the same sender are
-//! counted, and told together when a while has passed. However many come, from however many
-//! senders, memory and number of events are bounded, and what was left out is counted.
+//! changed streams become security events. The first of a kind is one at once; further ones of the
+//! same sender are counted, and told together when a while has passed. However many come, from
+//! however many senders, memory and number of events are bounded, and what was left out is counted.
 
 mod line;
 mod refusals;
@@ -104,7 +104,8 @@ struct Table {
 
 /// The sightings that wait. Each happening has a table and a budget of its own, and clients that
 /// come and go have one table together: however many come of one happening, there is room for the
-/// others. Of the same happening, enough different senders keep a further one from being told apart.
+/// others. Of the same happening, enough different senders keep a further one from being told
+/// apart.
 #[derive(Debug)]
 pub struct Sentry {
     refusals: BTreeMap<Happening, Table>,

@@ -6,9 +6,9 @@ use schemas::{Message as _, is_answer};
 
 use super::{Happening, Sighting, cut, user};
 
-/// The sightings in a report that was heard under `subject`, each with its number, and the number of
-/// refusals that are in no report. None if it is no report: the broker carries answers wherever their
-/// askers want them.
+/// The sightings in a report that was heard under `subject`, each with its number, and the number
+/// of refusals that are in no report. None if it is no report: the broker carries answers wherever
+/// their askers want them.
 pub fn of_refusals(subject: &str, payload: &[u8]) -> Option<(Vec<(Sighting, u64)>, u64)> {
     let Ok(Incoming::Refusal { refuser, .. }) = subject.parse() else {
         return None;

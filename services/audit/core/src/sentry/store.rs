@@ -1,5 +1,6 @@
-//! What the store lists of the requests that it refused. The list counts since the store's start, so
-//! what is new is the difference to the list before: a list that was lost on the way loses nothing.
+//! What the store lists of the requests that it refused. The list counts since the store's start,
+//! so what is new is the difference to the list before: a list that was lost on the way loses
+//! nothing.
 
 use std::collections::BTreeMap;
 

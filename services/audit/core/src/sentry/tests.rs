@@ -176,7 +176,8 @@ fn tl_29_memory_and_events_are_bounded_and_what_is_left_out_is_counted() {
     assert!(told <= day + SECURITY_BURST, "{told} events");
 }
 
-/// For a day a stranger claims one name after another, and a worker tries one subject after another.
+/// For a day a stranger claims one name after another, and a worker tries one subject after
+/// another.
 #[test]
 fn tl_29_no_flood_hides_another_happening_or_another_sender() {
     let mut sentry = Sentry::new(NOW);

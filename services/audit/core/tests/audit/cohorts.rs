@@ -287,8 +287,8 @@ fn tl_17_a_worker_that_tells_a_cohort_without_the_coordinators_word_blames_nobod
     assert_eq!(auditor.faulty_workers().len(), 2);
 }
 
-/// A thief of a key that signs no more cannot make evidence, neither against the ledger nor against the
-/// worker that believes it.
+/// A thief of a key that signs no more cannot make evidence, neither against the ledger nor against
+/// the worker that believes it.
 #[test]
 fn tl_28_tl_17_a_cohort_under_a_key_that_has_a_successor_blames_nobody() {
     let mut scene = Scene::new();
@@ -311,7 +311,8 @@ fn tl_28_tl_17_a_cohort_under_a_key_that_has_a_successor_blames_nobody() {
     assert_eq!(told.code(), Code::ForeignMessage);
 }
 
-/// Nor can a thief of the next key, with a worker that helps it: the key has not gone on with the ledger.
+/// Nor can a thief of the next key, with a worker that helps it: the key has not gone on with the
+/// ledger.
 #[test]
 fn tl_28_tl_17_a_cohort_under_a_key_whose_turn_has_not_come_blames_nobody() {
     let (next, later) = (Emitter::new(98), Emitter::new(97));

@@ -120,8 +120,8 @@ pub(crate) fn statement(lease: LeaseRef) -> Digest {
     Digest::of(lease.to_string().as_bytes())
 }
 
-/// Three rounds of two units, with a snapshot of each version. In round 1 the contribution to unit 0
-/// is withdrawn and made again, in round 2 that to unit 1 is left out, and round 3 is open.
+/// Three rounds of two units, with a snapshot of each version. In round 1 the contribution to unit
+/// 0 is withdrawn and made again, in round 2 that to unit 1 is left out, and round 3 is open.
 pub(crate) fn written() -> Log {
     let mut book = Book {
         log: Log::new(DOMAIN, 3),

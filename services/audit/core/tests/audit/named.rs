@@ -200,8 +200,8 @@ fn fg_07_the_keys_in_a_manifest_are_named_and_so_are_the_workers_that_they_enrol
     assert_eq!(scene.named(&scene.manifest()).unnamed, []);
 }
 
-/// The owner has named the first key of the ledger, and each key names the next. What the first signs
-/// after that names nobody.
+/// The owner has named the first key of the ledger, and each key names the next. What the first
+/// signs after that names nobody.
 #[test]
 fn tl_28_a_key_that_the_ledger_has_named_is_vouched_for_by_the_one_before() {
     let mut written = Written::write(&PLAN);

@@ -1,5 +1,5 @@
-//! What a reader of a log is told: who spoke, when nothing can be said, and that a pinned head never
-//! goes back.
+//! What a reader of a log is told: who spoke, when nothing can be said, and that a pinned head
+//! never goes back.
 
 use audit_core::log::{Log, LogFault, Proof, Trusted};
 use schemas::Code;

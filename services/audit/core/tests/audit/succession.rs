@@ -137,7 +137,8 @@ fn tl_28_a_former_key_alone_does_not_say_where_it_has_ended() {
     put(&mut cut, &mut thief, stopped());
     assert_eq!(vouched(&cut), None, "it says nothing for its successor");
 
-    // The true ledger goes on before that. What the successor has signed there follows here on nothing.
+    // The true ledger goes on before that. What the successor has signed there follows here on
+    // nothing.
     log.ledger(None, stopped());
     let old = log.succeed(NEXT);
     assert_eq!(vouched(&log), None);
@@ -242,8 +243,8 @@ fn tl_28_a_log_takes_no_word_of_the_old_key_after_its_last_event() {
     }
 }
 
-/// Nor of the next key before its turn, where no chain is followed: in heads that events name, and in a
-/// proof of a single event.
+/// Nor of the next key before its turn, where no chain is followed: in heads that events name, and
+/// in a proof of a single event.
 #[test]
 fn tl_28_a_log_takes_no_word_of_the_next_key_before_its_turn() {
     let mut log = Log::write(&PLAN);
@@ -335,8 +336,8 @@ fn the_next_key_says_nothing_before_it_is_named() {
     assert_eq!(names(&auditor), ["foreign"]);
 }
 
-/// The trust bundle says in which order keys follow: a thief of a key cannot name its own, or one of
-/// before.
+/// The trust bundle says in which order keys follow: a thief of a key cannot name its own, or one
+/// of before.
 #[test]
 fn a_key_that_the_bundle_does_not_have_after_the_present_one_goes_on_with_nothing() {
     let mut log = Log::write(&PLAN);

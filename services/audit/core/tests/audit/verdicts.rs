@@ -191,7 +191,8 @@ fn a_gap_in_a_workers_chain_is_held_against_that_worker() {
     );
 }
 
-/// The next event of its chain, which was signed before, does not follow the one that is there instead.
+/// The next event of its chain, which was signed before, does not follow the one that is there
+/// instead.
 #[test]
 fn fg_07_a_worker_that_rewrites_what_it_signed_leaves_a_break_in_its_chain() {
     for rewritten in [false, true] {

@@ -403,7 +403,8 @@ fn lasted(lease: &LeaseRef) -> Refusal {
 }
 
 /// The longest that the training of a unit may last in a run with these rules, beside others that
-/// took `pace` for such a unit; none where nobody can tell. Never less than a lease may stand still.
+/// took `pace` for such a unit; none where nobody can tell. Never less than a lease may stand
+/// still.
 fn slowest(policy: &Policy, pace: Option<Millis>) -> Option<Millis> {
     let pace = pace.filter(|_| policy.pace_ratio_max > 0)?;
     let longest = pace.get().saturating_mul(policy.pace_ratio_max.into());

@@ -85,8 +85,8 @@ impl RunRoom<'_> {
         }
     }
 
-    /// A list could not be read. Requests that may be about it are to be asked again, and then it is
-    /// read again; they go on waiting while another list or the data manifest may answer them.
+    /// A list could not be read. Requests that may be about it are to be asked again, and then it
+    /// is read again; they go on waiting while another list or the data manifest may answer them.
     fn list_unread(&mut self, turn: &mut Turn<'_>, list: Digest, refusal: Refusal) {
         let held: BTreeSet<Digest> = named(&self.run).map(|listed| listed.list.digest).collect();
         let lists = &mut self.live.lists;

@@ -258,9 +258,9 @@ impl Unused {
     }
 
     /// The time in which one contribution is forgotten: a lease time, since a worker that loses a
-    /// lease by being slow took at least that long; and twice as long after each further one. So the
-    /// number in three days is that of the first four and of some ten more, however often the worker
-    /// takes a lease and gives it back.
+    /// lease by being slow took at least that long; and twice as long after each further one. So
+    /// the number in three days is that of the first four and of some ten more, however often the
+    /// worker takes a lease and gives it back.
     pub(crate) fn span(&self, chunks: usize, lease: Millis) -> Millis {
         let further = (self.total / chunks.max(1)).saturating_sub(Self::CONTRIBUTIONS_MAX);
         let times = u32::try_from(further)

@@ -31,9 +31,9 @@ use crate::turn::{Handled, Outcome, Turn};
 
 /// Bytes of a sealed share: two shares of 32 bytes and the tag of their cipher.
 const SEALED_BYTES: usize = 80;
-/// A run is halted after so many sums in a row that were not had: once for a worker that was silent,
-/// and once more for another. Its workers may have revealed for another set of the round, and then
-/// they reveal for no more until they are started again.
+/// A run is halted after so many sums in a row that were not had: once for a worker that was
+/// silent, and once more for another. Its workers may have revealed for another set of the round,
+/// and then they reveal for no more until they are started again.
 pub(crate) const SUMS_LOST_MAX: u32 = 3;
 
 /// What is known of the agreement of the open round, as long as this process lives.
@@ -183,9 +183,9 @@ impl RunRoom<'_> {
         Ok(MaskStage::Shares(shares))
     }
 
-    /// Answers a worker of a cohort that is sealed with the shares for it. After a restart only those
-    /// are here that were handed in again; the shares that come with the question are kept for the
-    /// others. The lease may be over by then.
+    /// Answers a worker of a cohort that is sealed with the shares for it. After a restart only
+    /// those are here that were handed in again; the shares that come with the question are kept
+    /// for the others. The lease may be over by then.
     fn share_again(
         &mut self,
         peer: &Peer,
@@ -287,8 +287,8 @@ impl RunRoom<'_> {
         self.offer_open(turn);
     }
 
-    /// Counts a sum that enough workers contributed to and too few revealed shares for. Nothing here
-    /// can make them reveal, so the run does not train the round for ever.
+    /// Counts a sum that enough workers contributed to and too few revealed shares for. Nothing
+    /// here can make them reveal, so the run does not train the round for ever.
     fn sum_lost(&mut self, turn: &mut Turn<'_>, round: Round) {
         let lost = &mut self.live.foundry.sums_lost;
         *lost = lost.saturating_add(1);
@@ -411,8 +411,8 @@ impl Agreement {
         units.map(member).collect()
     }
 
-    /// The sealed shares for the worker at a place of so many; empty ones after a restart, for those
-    /// that were not handed in again.
+    /// The sealed shares for the worker at a place of so many; empty ones after a restart, for
+    /// those that were not handed in again.
     fn shares_for(&self, place: usize, count: usize) -> Vec<ByteBuf> {
         let from = |from: usize| self.shared.get(&from)?.get(place).cloned();
         (0..count)

@@ -328,8 +328,8 @@ fn check_key(before: Option<&Member>, peer: &Peer, request: &JoinRequest) -> Res
     }
 }
 
-/// Refuses a worker that was shut out with another of its keys, or goes on with a newer one: another
-/// key is no way around that.
+/// Refuses a worker that was shut out with another of its keys, or goes on with a newer one:
+/// another key is no way around that.
 pub(crate) fn check_keys(run: &Run, worker: &WorkerId, before: &[WorkerId]) -> Result<(), Refusal> {
     let earlier = || before.iter().flat_map(|key| run.keys(key));
     if earlier().any(|key| key == worker) {

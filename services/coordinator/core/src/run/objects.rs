@@ -232,8 +232,8 @@ impl RunRoom<'_> {
     }
 }
 
-/// The refusal of whatever needs URLs, while an operator has stopped them. The asker is not at fault,
-/// and asks again.
+/// The refusal of whatever needs URLs, while an operator has stopped them. The asker is not at
+/// fault, and asks again.
 pub(crate) fn urls_stopped(run: &Run) -> Option<Refusal> {
     let record = run.holds.get(&Hold::Urls)?;
     let (operator, since) = (&record.operator, Time(record.since));

@@ -476,8 +476,8 @@ fn check_statement(
     }
 }
 
-/// Refuses a statement in a masked run that is not in the form in which every reader encodes it: the
-/// ledger holds its content, and an auditor checks the signature over that.
+/// Refuses a statement in a masked run that is not in the form in which every reader encodes it:
+/// the ledger holds its content, and an auditor checks the signature over that.
 fn check_form(run: &Run, submission: &Submission) -> Result<(), Refusal> {
     match !run.is_masked() || submission.statement.encode() == submission.bytes {
         true => Ok(()),

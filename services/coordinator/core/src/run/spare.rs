@@ -39,9 +39,9 @@ impl UnitTimes {
         spans.insert(worker.clone(), since.until(now));
     }
 
-    /// The usual time of a training unit of present members other than this one: the upper median of
-    /// the last of each. None if fewer than two are known: of one nobody can tell what is usual. Half
-    /// of them cannot make it shorter than the others are.
+    /// The usual time of a training unit of present members other than this one: the upper median
+    /// of the last of each. None if fewer than two are known: of one nobody can tell what is usual.
+    /// Half of them cannot make it shorter than the others are.
     pub(crate) fn pace_of_others(&self, run: &Run, worker: &WorkerId) -> Option<Millis> {
         let is_present = |other: &WorkerId| {
             let member = run.members.get(other);

@@ -1,5 +1,5 @@
-//! Groups of workers: a group gets work while a worker sits in each of its seats, it ends as a whole,
-//! and nobody takes another's seat.
+//! Groups of workers: a group gets work while a worker sits in each of its seats, it ends as a
+//! whole, and nobody takes another's seat.
 
 use schemas::event::{Departure, Event, EventBody, LeaseEnd, LedgerEvent};
 use schemas::member::Session;

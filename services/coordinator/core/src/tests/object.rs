@@ -273,8 +273,8 @@ fn uploads_that_come_to_nothing_are_bounded_however_often_a_lease_is_taken_and_g
     }
     // Two chunks, four times each.
     assert_eq!((granted, refused), (8, 46));
-    // The number of one contribution is forgotten in a lease time, and of the next one in twice that
-    // time, even if the worker left and came again.
+    // The number of one contribution is forgotten in a lease time, and of the next one in twice
+    // that time, even if the worker left and came again.
     world.ask(peer(1), WorkerRequest::Leave(leave_request(1, "")));
     world.join(1);
     let put = |world: &mut World, name: &str| {

@@ -45,8 +45,8 @@ fn a_lease_that_lasts_many_times_as_long_as_the_units_of_others_ends() {
     assert_eq!(until(0, 2).0, Ok(()));
 }
 
-/// A worker behind a slow line fetches for longer than others take for the whole unit; one that only
-/// says so keeps its unit for some hours.
+/// A worker behind a slow line fetches for longer than others take for the whole unit; one that
+/// only says so keeps its unit for some hours.
 #[test]
 fn the_pace_of_others_counts_from_the_first_step_and_the_fetch_for_itself() {
     let mut spec = spec("demo");

@@ -382,8 +382,8 @@ fn hold(world: &mut World, held: bool) {
     }));
 }
 
-/// A sealed set is final: it is merged, though weights are handed out only once the round is closed,
-/// and the reply says so.
+/// A sealed set is final: it is merged, though weights are handed out only once the round is
+/// closed, and the reply says so.
 #[test]
 fn a_merge_under_way_ends_and_the_reply_names_it() {
     let mut world = World::with_run(units(1));

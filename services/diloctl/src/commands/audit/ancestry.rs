@@ -200,8 +200,8 @@ async fn collect(
     Ok(auditor.take_ancestry().expect("it was collected"))
 }
 
-/// The contributions of a merge, each with its weight. All of them were accepted: the fold refuses a
-/// seal of others.
+/// The contributions of a merge, each with its weight. All of them were accepted: the fold refuses
+/// a seal of others.
 fn inputs<'a>(
     history: &'a History,
     merge: &'a MergeRecord,

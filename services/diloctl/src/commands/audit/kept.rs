@@ -11,8 +11,8 @@ use super::log::Source;
 /// Most workers whose cosigned heads are looked for: each costs a question to the store.
 const LOOKED_FOR_MAX: usize = 512;
 
-/// The cosigned heads of workers, as the audit service keeps them. No cosignature is checked: only a
-/// policy says whose keys they are to be.
+/// The cosigned heads of workers, as the audit service keeps them. No cosignature is checked: only
+/// a policy says whose keys they are to be.
 #[derive(Serialize)]
 pub(super) struct Kept {
     /// Workers with a cosigned head of this log.

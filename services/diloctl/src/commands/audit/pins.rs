@@ -1,6 +1,6 @@
-//! The heads that this machine has seen: the newest of all, and the newest of each place where a log
-//! was read. A copy of the log follows its source, so a place may be behind the newest head; but no
-//! place may go back behind its own, and none may have another history than any of them.
+//! The heads that this machine has seen: the newest of all, and the newest of each place where a
+//! log was read. A copy of the log follows its source, so a place may be behind the newest head;
+//! but no place may go back behind its own, and none may have another history than any of them.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -34,7 +34,8 @@ pub(super) struct Pins {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
     newest: Option<Head>,
-    /// The newest head of each place, with its signed text; none if only the newest of all is known.
+    /// The newest head of each place, with its signed text; none if only the newest of all is
+    /// known.
     places: Option<BTreeMap<String, (Head, String)>>,
 }
 
@@ -62,8 +63,8 @@ impl Pins {
     /// Opens the log of the place, and compares it with all heads that were seen.
     ///
     /// # Errors
-    /// It is not whole, went back behind its own last head, or is of another history: evidence. Or it
-    /// is behind the newest head: no verdict.
+    /// It is not whole, went back behind its own last head, or is of another history: evidence. Or
+    /// it is behind the newest head: no verdict.
     pub(super) fn log(
         &self,
         read: &Read<'_>,
@@ -158,8 +159,8 @@ impl Seen {
         })
     }
 
-    /// The head behind which a place may not be: its own. Where it is not known which place showed the
-    /// newest head, it may be any, so that one binds them all.
+    /// The head behind which a place may not be: its own. Where it is not known which place showed
+    /// the newest head, it may be any, so that one binds them all.
     fn binding(&self, place: &str) -> Option<&Head> {
         match &self.places {
             None => self.newest.as_ref(),

@@ -1,5 +1,5 @@
-//! The ledger as an auditor reads it: from stream `AUDIT`, from the files of an audit service, or from
-//! the log in the store.
+//! The ledger as an auditor reads it: from stream `AUDIT`, from the files of an audit service, or
+//! from the log in the store.
 
 use std::path::Path;
 
@@ -29,8 +29,8 @@ pub(in crate::commands) async fn read(
     }
 }
 
-/// Checks the record as [`read`] does. If it ends early, and nothing shows that more was there, it is
-/// returned with the failure to end with: what it says up to there is verified.
+/// Checks the record as [`read`] does. If it ends early, and nothing shows that more was there, it
+/// is returned with the failure to end with: what it says up to there is verified.
 pub(super) async fn read_what_is_there(
     context: &Context,
     files: Option<&Path>,

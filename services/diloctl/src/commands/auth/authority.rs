@@ -79,8 +79,8 @@ fn servers(context: &Context) -> Vec<(&'static str, String)> {
     all
 }
 
-/// Refuses to let the next authority of clients sign while a server does not take it: clients would be
-/// cut off with their next certificate.
+/// Refuses to let the next authority of clients sign while a server does not take it: clients would
+/// be cut off with their next certificate.
 async fn check_taken(context: &Context, domain: &Domain) -> Result<(), Failure> {
     let Some(trial) = domain.write_trial(clock::now())? else {
         return Ok(());

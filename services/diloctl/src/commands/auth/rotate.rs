@@ -171,8 +171,8 @@ async fn check_unused(context: &Context, domain: &Domain) -> Result<(), Failure>
     }
 }
 
-/// Gives the coordinator a new key for leases and commands, or ends the earlier ones, which needs the
-/// coordinator's word unless that is to be done by `force`.
+/// Gives the coordinator a new key for leases and commands, or ends the earlier ones, which needs
+/// the coordinator's word unless that is to be done by `force`.
 pub(super) async fn manifest(context: &Context, part: Part, force: bool) -> Result<(), Failure> {
     let (domain, _lock) = context.locked("diloctl auth rotate").await?;
     if part == Part::Retire && !force {
@@ -206,8 +206,8 @@ pub(super) async fn manifest(context: &Context, part: Part, force: bool) -> Resu
     show(context, &domain, &rows)
 }
 
-/// Gives the coordinator a new key for its events, or ends the earlier ones, once the ledger shows that
-/// the present one has succeeded them.
+/// Gives the coordinator a new key for its events, or ends the earlier ones, once the ledger shows
+/// that the present one has succeeded them.
 pub(super) async fn events(context: &Context, part: Part) -> Result<(), Failure> {
     let domain = context.domain()?;
     let rows: Vec<Signer> = match part {
@@ -267,7 +267,8 @@ pub(super) async fn events(context: &Context, part: Part) -> Result<(), Failure>
     show(context, &domain, &rows)
 }
 
-/// The rows of keys that a command has ended. If there are none, those that ended last, which it says.
+/// The rows of keys that a command has ended. If there are none, those that ended last, which it
+/// says.
 fn retired(
     context: &Context,
     domain: &Domain,
@@ -299,7 +300,8 @@ fn waits_already(context: &Context, key: PublicKey) -> Vec<Signer> {
     vec![Signer::of(key, "waits already")]
 }
 
-/// Signs the trust bundle as it is now, so that machines that are invited get it, and prints its keys.
+/// Signs the trust bundle as it is now, so that machines that are invited get it, and prints its
+/// keys.
 pub(super) fn show<R: Row>(context: &Context, domain: &Domain, rows: &[R]) -> Result<(), Failure> {
     let signed = domain.endorse_trust(clock::now())?;
     if !rows.is_empty() {

@@ -1,5 +1,5 @@
-//! `auth rotate user`: a new key for one holder of credentials. The old key is revoked only when the
-//! broker has shown a connection of the new one.
+//! `auth rotate user`: a new key for one holder of credentials. The old key is revoked only when
+//! the broker has shown a connection of the new one.
 
 use std::time::Duration;
 
@@ -55,7 +55,8 @@ pub(super) async fn run(context: &Context, name: &str, wait: Duration) -> Result
         until_joined(context, &old, &new, deadline).await?;
     }
     let lock = context.lock(COMMAND).await?;
-    // A process on another machine has copies of the files; then nobody has taken those that lie here.
+    // A process on another machine has copies of the files; then nobody has taken those that lie
+    // here.
     files(&domain, &new).take_successor(clock::now())?;
     void(context, &domain, &lock, &old, &new).await?;
     Ok(domain.end_succession(name)?)
@@ -99,9 +100,9 @@ async fn of_machine(
     void(context, domain, &lock, &old, &new).await
 }
 
-/// Waits until the run of a worker has had it with its new key, if it has had it with the old one. A
-/// connection alone does not say so: a coordinator on another machine may lack the record of the new
-/// key, and the worker with the old key would come back to nothing.
+/// Waits until the run of a worker has had it with its new key, if it has had it with the old one.
+/// A connection alone does not say so: a coordinator on another machine may lack the record of the
+/// new key, and the worker with the old key would come back to nothing.
 async fn until_joined(
     context: &Context,
     old: &Registration,

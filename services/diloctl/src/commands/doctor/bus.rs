@@ -86,8 +86,8 @@ async fn lock(context: &Context) -> Finding {
     }
 }
 
-/// Compares the certificates of the broker's clients with their tokens: the broker does not. None in
-/// a domain without mutual TLS.
+/// Compares the certificates of the broker's clients with their tokens: the broker does not. None
+/// in a domain without mutual TLS.
 async fn certificates(context: &Context) -> Option<Finding> {
     const CHECK: &str = "certificates";
     let domain = context.domain().ok().filter(Domain::is_mutual)?;

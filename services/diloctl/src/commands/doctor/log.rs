@@ -1,5 +1,5 @@
-//! The log in the store beside that of the audit service's folder, and the ledger under the heads that
-//! the coordinator has verified.
+//! The log in the store beside that of the audit service's folder, and the ledger under the heads
+//! that the coordinator has verified.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! `doctor`: looks for what is wrong with a deployment, from the files of this machine to the runs,
-//! and says what to do next. It changes nothing. A check that cannot be made, since what it rests on
-//! failed, is skipped and says so.
+//! and says what to do next. It changes nothing. A check that cannot be made, since what it rests
+//! on failed, is skipped and says so.
 
 mod bus;
 mod log;

@@ -1,5 +1,5 @@
-//! `snapshot promote`: a snapshot is verified from the ledger to its last byte, and then a pointer is
-//! moved to it.
+//! `snapshot promote`: a snapshot is verified from the ledger to its last byte, and then a pointer
+//! is moved to it.
 
 use runtime::Failure;
 use schemas::call::control as call;
@@ -12,9 +12,9 @@ use crate::commands::audit::ancestry::{self, Signed, VerifiedSnapshot};
 use crate::context::Context;
 use crate::output::Record;
 
-/// Moves a pointer to a snapshot that was verified here. The credentials that the command line names
-/// read the ledger; the order is the operator's. What the coordinator will not do is known before
-/// anything is verified, which takes long.
+/// Moves a pointer to a snapshot that was verified here. The credentials that the command line
+/// names read the ledger; the order is the operator's. What the coordinator will not do is known
+/// before anything is verified, which takes long.
 pub(super) async fn run(context: &Context, command: &PromoteArgs) -> Result<(), Failure> {
     let own = Context {
         credentials: None,

@@ -70,7 +70,8 @@ pub(super) fn verify(context: &Context, folder: &Path, key: &Path) -> Result<(),
     Ok(())
 }
 
-/// The files of a folder, each of which is as the signature says; it names all of them and no other.
+/// The files of a folder, each of which is as the signature says; it names all of them and no
+/// other.
 fn check(folder: &Path, key: &ReleasePublic) -> Result<Files, Failure> {
     let path = folder.join(SIGNATURE_FILE);
     let bundle = fs::read(&path).map_err(|error| unread(&path, &error))?;

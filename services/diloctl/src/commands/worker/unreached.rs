@@ -1,5 +1,5 @@
-//! `worker quarantine` while the coordinator or the broker does not answer: what can be done without
-//! them is done, and the rest is named with the command that does it.
+//! `worker quarantine` while the coordinator or the broker does not answer: what can be done
+//! without them is done, and the rest is named with the command that does it.
 
 use runtime::Failure;
 use schemas::hold::Reason;
@@ -54,8 +54,8 @@ pub(super) async fn revoke(
     }
 }
 
-/// The worker that a person means, by the domain's list of issued credentials: its name, or the first
-/// letters of its key.
+/// The worker that a person means, by the domain's list of issued credentials: its name, or the
+/// first letters of its key.
 fn recorded(context: &Context, named: &str) -> Result<WorkerId, Failure> {
     let all = context.domain()?.layout().issued().all()?;
     let mut keys: Vec<String> = all

@@ -162,8 +162,8 @@ fn tl_17_a_masked_contribution_leaves_the_worker_once_its_cohort_is_recorded_and
     assert!(scene.has(uploads) && !scene.has(waits));
 }
 
-/// A coordinator that removes the worker from the ledger, or names another key of it, has its events
-/// refused; a cohort that it shows then is in no record.
+/// A coordinator that removes the worker from the ledger, or names another key of it, has its
+/// events refused; a cohort that it shows then is in no record.
 #[test]
 fn tl_17_a_worker_whose_event_about_its_cohort_is_refused_uploads_nothing() {
     for has_trained in [false, true] {

@@ -79,9 +79,9 @@ impl Saved {
     }
 }
 
-/// Loads the residual beside the inner state that was loaded; `None` if there is none. A residual of
-/// another state is removed: its worker was killed before it could write the right one. A residual
-/// that does not fit, or holds a NaN or an infinity, is put aside.
+/// Loads the residual beside the inner state that was loaded; `None` if there is none. A residual
+/// of another state is removed: its worker was killed before it could write the right one. A
+/// residual that does not fit, or holds a NaN or an infinity, is put aside.
 pub(in crate::engine) fn take_up(inner: &Path, elements: usize, marks: &Marks) -> Option<Vec<f32>> {
     let path = path(inner);
     if !path.exists() {

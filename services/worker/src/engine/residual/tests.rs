@@ -238,7 +238,8 @@ fn a_contribution_that_fails_in_the_middle_clears_what_was_handed_over() {
     assert_eq!(rest[256..], owed[256..]);
 }
 
-/// What is left over would be that of the second encoding, and the first may be the one that counts.
+/// What is left over would be that of the second encoding, and the first may be the one that
+/// counts.
 #[test]
 fn a_piece_is_encoded_once_for_a_unit() {
     let (mut scene, ..) = owing();

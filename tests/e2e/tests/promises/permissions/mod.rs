@@ -19,8 +19,8 @@ use schemas::permission::Role;
 use schemas::subject::{Kind, Lane, TABLE};
 use schemas::{AccountId, PublicKey};
 
-/// Every kind of client that may connect: one for each role, and three more workers, one in the same
-/// run, one in another, and one of another tenant.
+/// Every kind of client that may connect: one for each role, and three more workers, one in the
+/// same run, one in another, and one of another tenant.
 pub(crate) struct Clients {
     pub(crate) cluster: Cluster,
     pub(crate) people: Vec<(Client, PathBuf)>,

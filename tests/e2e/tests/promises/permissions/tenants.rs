@@ -1,5 +1,5 @@
-//! Tests of the walls between senders, between runs and between tenants. The second tenant is made as
-//! `diloctl tenant new` makes one, and its worker has credentials for a run of the first one.
+//! Tests of the walls between senders, between runs and between tenants. The second tenant is made
+//! as `diloctl tenant new` makes one, and its worker has credentials for a run of the first one.
 
 use std::collections::BTreeSet;
 

@@ -86,7 +86,8 @@ fn tl_29_only_a_report_under_the_subject_of_a_service_is_one() {
     assert!(told_by(Refuser::Coordinator, &report).is_some());
 }
 
-/// However many requests the coordinator refuses, the registrar's refusals are told, and the broker's.
+/// However many requests the coordinator refuses, the registrar's refusals are told, and the
+/// broker's.
 #[test]
 fn tl_29_a_flood_of_refused_requests_hides_nothing_else() {
     let mut sentry = Sentry::new(NOW);

@@ -1,4 +1,5 @@
-//! Agreements that begin again or stand still, what they are refused for, and the bounds of cohorts.
+//! Agreements that begin again or stand still, what they are refused for, and the bounds of
+//! cohorts.
 
 use super::*;
 

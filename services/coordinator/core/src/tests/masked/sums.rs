@@ -37,8 +37,8 @@ fn with_workers() -> World {
     world
 }
 
-/// A worker that has revealed for one set of a round refuses every other, as long as it lives. If the
-/// round needs another, it was trained for ever.
+/// A worker that has revealed for one set of a round refuses every other, as long as it lives. If
+/// the round needs another, it was trained for ever.
 #[test]
 fn tl_17_a_run_whose_sums_cannot_be_had_is_halted_until_a_worker_joins_and_says_what_to_do() {
     let mut world = with_workers();
