@@ -216,7 +216,8 @@ impl Stopped {
         unfit.map_or(Ok(()), Err)
     }
 
-    /// Has the store know the stopped URLs, and notes those that it knew otherwise.
+    /// Has the store know the stopped URLs, and notes those that it knew otherwise. A stop that fails,
+    /// as in a store without room, keeps nobody's URLs stopped that are allowed again.
     async fn put_right(
         &self,
         buckets: &Buckets,
@@ -225,13 +226,14 @@ impl Stopped {
     ) -> Result<(), ObjectError> {
         let known = buckets.stopped_urls().await?;
         untried.extend(wanted.symmetric_difference(&known).cloned());
+        let mut done = Ok(());
         for urls in wanted.difference(&known) {
-            buckets.stop_urls(urls).await?;
+            done = done.and(buckets.stop_urls(urls).await);
         }
         for urls in known.difference(wanted) {
-            buckets.allow_urls(urls).await?;
+            done = done.and(buckets.allow_urls(urls).await);
         }
-        Ok(())
+        done
     }
 
     /// Tells the store after each change, again until it knows, and every minute in case it forgot,

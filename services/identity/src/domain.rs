@@ -132,7 +132,9 @@ pub enum DomainError {
     )]
     AuthorityOverlap(String),
     /// No next authority was made.
-    #[error("no next authority was prepared")]
+    #[error(
+        "no next authority was prepared: run `diloctl auth rotate authority --prepare` first, and copy tls/ca.pem to every machine"
+    )]
     AuthorityUnprepared,
     /// Workers are issued for one run, others for none.
     #[error("a credential of role {} {}", role.name(), if role.is_tenant() { "needs a run" } else { "takes no run" })]

@@ -55,7 +55,7 @@ pub(crate) const fn at_store(store: AtStore, stopped: bool) -> &'static str {
         (AtStore::Unable, true) => {
             "none is given out; this store cannot tell whose they are, and takes those that are out until they end, a minute at most"
         }
-        (AtStore::Done, false) => "the store takes them",
+        (AtStore::Done, false) => "the store takes them, unless another order stops them",
         (AtStore::Later, false) => {
             "the store does not know yet; the coordinator goes on telling it"
         }

@@ -57,18 +57,19 @@ async fn carry_out(cli: Cli) -> Result<(), Failure> {
 }
 
 /// Resolves when this command is told to end: by Ctrl-C, by a service manager, or by the end of its
-/// terminal. Without handlers the last two would end the process between two steps, without a
-/// message.
-async fn stopped() -> &'static str {
-    let handlers = (signal(SignalKind::terminate()), shutdown::hangup());
-    let (Ok(mut terminate), Ok(mut hangup)) = handlers else {
-        let _handled = tokio::signal::ctrl_c().await;
-        return "SIGINT";
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
-        () = shutdown::heard(&mut hangup) => "SIGHUP",
+/// terminal. Without handlers these would end the process between two steps, without a message; so
+/// they are there from the call on, before the command does anything.
+fn stopped() -> impl Future<Output = &'static str> {
+    let interrupt = signal(SignalKind::interrupt()).ok();
+    let terminate = signal(SignalKind::terminate()).ok();
+    let hangup = shutdown::hangup().ok().flatten();
+    async move {
+        let (mut interrupt, mut terminate, mut hangup) = (interrupt, terminate, hangup);
+        tokio::select! {
+            () = shutdown::heard(&mut interrupt) => "SIGINT",
+            () = shutdown::heard(&mut terminate) => "SIGTERM",
+            () = shutdown::heard(&mut hangup) => "SIGHUP",
+        }
     }
 }
 

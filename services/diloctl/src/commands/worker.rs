@@ -487,7 +487,10 @@ mod tests {
         much.store = Some(AtStore::Unable);
         let urls = line(&much, "urls");
         assert!(urls.contains("cannot tell whose they are"), "{urls}");
-        assert_eq!(line(&set(false), "urls"), "the store takes them");
+        assert_eq!(
+            line(&set(false), "urls"),
+            "the store takes them, unless another order stops them"
+        );
         assert_eq!(
             line(&much, "sealed with it"),
             "round 6: it is merged with them when the run is not frozen"

@@ -100,16 +100,24 @@ async fn tl_28_fg_08_authorities_and_certificates_are_replaced_mid_run_and_no_le
         fs::copy(&path, stolen.join(path.file_name().unwrap())).unwrap();
     }
 
-    // Nothing is signed with an authority that broker and store do not take.
+    // Nothing is signed with an authority that machines may not trust yet.
     let told = refused(&cluster, &ROTATE, Code::AuthorityOverlap).await;
-    assert!(told.contains("does not take the next authority"), "{told}");
+    assert!(told.contains("--prepare"), "{told}");
+    let told = cluster
+        .diloctl_ok(&[&ROTATE[..], &["--prepare"]].concat())
+        .await;
+    let early = [&ROTATE[..], &["--retire", "--force"]].concat();
+    let early = refused(&cluster, &early, Code::AuthorityOverlap).await;
+    assert!(early.contains("does not sign yet"), "{early}");
+    let early = refused(&cluster, &ROTATE, Code::AuthorityOverlap).await;
+    assert!(
+        early.contains("does not take the next authority"),
+        "{early}"
+    );
     let known = cluster.domain().authorities().unwrap();
     for side in [Side::Servers, Side::Clients] {
         assert_eq!(id(&known, side, State::Present), old(side));
     }
-    let told = cluster
-        .diloctl_ok(&[&ROTATE[..], &["--prepare"]].concat())
-        .await;
     let next = |side| id(&known, side, State::Next);
     assert!(told.contains(&next(Side::Servers)), "{told}");
     assert!(told.contains(&next(Side::Clients)), "{told}");
@@ -118,6 +126,9 @@ async fn tl_28_fg_08_authorities_and_certificates_are_replaced_mid_run_and_no_le
     let told = cluster.diloctl_ok(&ROTATE).await;
     assert!(told.contains("until retired"), "{told}");
     assert!(!stolen.join("trial.pem").exists() && !layout.folder().join("tls/trial.pem").exists());
+    // Again, as after a command that broke off.
+    let told = cluster.diloctl_ok(&ROTATE).await;
+    assert!(told.contains("until retired"), "{told}");
     let retire = [&ROTATE[..], &["--retire"]].concat();
     let told = refused(&cluster, &retire, Code::AuthorityInUse).await;
     let (broker, signer) = ("the broker at", old(Side::Servers));
@@ -135,6 +146,12 @@ async fn tl_28_fg_08_authorities_and_certificates_are_replaced_mid_run_and_no_le
     for side in [Side::Servers, Side::Clients] {
         assert!(told.contains(&old(side)) && told.contains("void"), "{told}");
     }
+    let again = cluster.diloctl(&retire).await;
+    assert!(
+        again.stderr.contains("nothing was ended"),
+        "{}",
+        again.stderr
+    );
     // The certificate of broker and store alone, for the same restart.
     cluster.diloctl_ok(&["auth", "rotate", "certificate"]).await;
     servers_anew(&mut cluster).await;

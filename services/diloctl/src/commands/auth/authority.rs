@@ -34,29 +34,58 @@ pub(super) async fn rotate(
              restart broker and store, then run the command without --prepare",
         ),
         Part::Adopt => {
-            let waits = |one: &Known| one.state == State::Next;
-            if !domain.authorities()?.iter().any(waits) {
-                // Everybody trusts it before anything is signed with it.
-                domain.prepare_authorities(now)?;
-                domain.endorse_trust(now)?;
+            let known = domain.authorities()?;
+            let is_there = |state| known.iter().any(|one| one.state == state);
+            let overlaps = is_there(State::Former);
+            // Without a next one the command is repeated after one that broke off behind the
+            // signing; nobody trusts an authority that was not prepared.
+            if is_there(State::Next) || !overlaps {
+                if is_there(State::Next) && !overlaps {
+                    // Again, in case that the command before this one broke off.
+                    domain.prepare_authorities(now)?;
+                }
+                check_taken(context, &domain).await?;
+                domain.adopt_authorities(server_name, now)?;
             }
-            check_taken(context, &domain).await?;
-            let known = domain.adopt_authorities(server_name, now)?;
+            let mut left = None;
             for file in credentials_files(&domain) {
-                domain.refresh_certificate(&file, EVERY, now)?;
+                if let Err(error) = domain.refresh_certificate(&file, EVERY, now) {
+                    left = Some(Failure::from(error));
+                }
+            }
+            if let Some(failure) = left {
+                let text = "the new authorities sign; a credentials file here still has a certificate of the former \
+                            one: repeat the command";
+                return Err(failure.with_more(text));
             }
             (
-                known,
+                domain.authorities()?,
                 "restart broker and store with their new certificate; when every client shows a new one, \
                  run the command with --retire",
             )
         }
         Part::Retire => {
-            if !force {
-                check_unused(context, &domain).await?;
+            let waits = |one: &Known| one.state == State::Next;
+            if domain.authorities()?.iter().any(waits) {
+                let text =
+                    "the next authority does not sign yet: run the command without a switch first";
+                return Err(Failure::new(Code::AuthorityOverlap, text));
+            }
+            if let Err(used) = check_unused(context, &domain).await {
+                if !force {
+                    return Err(used);
+                }
+                let text = format!("warning {used}; it will be refused");
+                context.printer.talk(&text);
+            }
+            let gone = domain.retire_authorities()?;
+            if gone.is_empty() {
+                context
+                    .printer
+                    .talk("nothing was ended: no former authority is trusted");
             }
             (
-                domain.retire_authorities()?,
+                gone,
                 "copy tls/ca.pem and tls/clients.pem again, and restart broker and store: until then they \
                  take clients of the former authority",
             )
