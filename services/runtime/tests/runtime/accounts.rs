@@ -251,10 +251,7 @@ async fn tl_28_a_key_is_replaced_only_once_the_broker_knows_the_next_one() {
     cluster.kill9("broker");
     let refused = rotate(&cluster).await.expect_err("nobody confirms it");
     assert_eq!(refused.code(), Code::BusUnreachable);
-    assert!(
-        refused.to_string().contains("no key was made"),
-        "{refused}"
-    );
+    assert!(refused.to_string().contains("no key was made"), "{refused}");
     assert_eq!(read(), before);
     assert!(
         !path.with_extension("next").exists(),
