@@ -216,8 +216,8 @@ impl Stopped {
         unfit.map_or(Ok(()), Err)
     }
 
-    /// Has the store know the stopped URLs, and notes those that it knew otherwise. A stop that fails,
-    /// as in a store without room, keeps nobody's URLs stopped that are allowed again.
+    /// Has the store know the stopped URLs, and notes those that it knew otherwise. A stop that
+    /// fails, as in a store without room, keeps nobody's URLs stopped that are allowed again.
     async fn put_right(
         &self,
         buckets: &Buckets,
