@@ -12,11 +12,11 @@ use crate::places::Places;
 /// The outcome of the checks of a question about the log.
 #[derive(Clone, Debug, PartialEq)]
 pub enum QuestionCheck {
-    /// As [`MessageCheck::Answer`].
+    /// As [`super::MessageCheck::Answer`].
     Answer,
-    /// As [`MessageCheck::Over`].
+    /// As [`super::MessageCheck::Over`].
     Over(WorkerId),
-    /// As [`MessageCheck::Nobody`].
+    /// As [`super::MessageCheck::Nobody`].
     Nobody,
     /// The refusal to answer with.
     Refused(Refusal),
