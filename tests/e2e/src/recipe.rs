@@ -44,6 +44,15 @@ impl Recipe {
         }
     }
 
+    /// A run whose units a test does by hand: contributions in fp32, no evaluation, and leases that
+    /// outlast a test's words.
+    pub fn scripted(rounds: u64, units: u32) -> Self {
+        Self::reference(rounds, units, 5)
+            .set("schedule.evaluation_every=0")
+            .set("transfer.upload=fp32")
+            .set("policy.lease=60s")
+    }
+
     /// A run of a small decoder on libtorch.
     pub fn torch(rounds: u64, units: u32, steps: u64) -> Self {
         let settings = [

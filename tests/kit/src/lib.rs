@@ -10,6 +10,8 @@ mod name;
 mod run;
 #[cfg(feature = "signed")]
 mod signed;
+#[cfg(feature = "signed")]
+mod signed_log;
 mod work;
 
 pub use data::{DataBuilder, data};
@@ -18,4 +20,6 @@ pub use name::{account, audit_key, object, operator, public_key, run_id, sized, 
 pub use run::{BF16, FP32, RunSpecBuilder, masked_run_spec, privacy, run_spec};
 #[cfg(feature = "signed")]
 pub use signed::trust;
+#[cfg(feature = "signed")]
+pub use signed_log::SignedLog;
 pub use work::{contribution, evaluate, evaluation, lease, statement, train, weights};

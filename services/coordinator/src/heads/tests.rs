@@ -1,104 +1,44 @@
 //! Tests of the follower of the log, with a log in memory.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 
-use identity::{AuditKey, HeadKey, ManifestKey};
+use identity::AuditKey;
+use kit::SignedLog;
 use schemas::event::{Event, LedgerEvent};
-use tlog::Writer;
-use tlog::layout::Tile;
-use tlog::proof::Prover;
 
 use super::*;
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 const WITHIN: Millis = Millis::from_secs(600);
 
-/// An audit service: a log in memory, and the key that signs its heads.
+/// An audit service: its log, and the places of the ledger's events in it.
 struct Service {
-    key: HeadKey,
-    trust: TrustBundle,
-    writer: Writer,
-    files: BTreeMap<String, Vec<u8>>,
-    newest: Option<(Head, String)>,
+    log: SignedLog,
     places: BTreeMap<ChainSequence, u64>,
 }
 
 impl Service {
-    fn new() -> Self {
-        let (key, manifest, audit) = (
-            HeadKey::generate(),
-            ManifestKey::generate(),
-            AuditKey::generate(),
-        );
-        let head_keys = vec![key.public().clone()];
-        let trust = kit::trust(manifest.public(), audit.public());
-        Self::of(key, TrustBundle { head_keys, ..trust })
-    }
-
-    fn of(key: HeadKey, trust: TrustBundle) -> Self {
-        let origin = schemas::log_manifest::origin(trust.domain.as_str());
-        Self {
-            key,
-            trust,
-            writer: Writer::new(origin, None).expect("a new log"),
-            files: BTreeMap::new(),
-            newest: None,
-            places: BTreeMap::new(),
-        }
-    }
-
-    /// Another log that the same key signs.
-    fn fork(&self) -> Self {
-        Self::of(self.key.clone(), self.trust.clone())
+    fn of(log: SignedLog) -> Self {
+        let places = BTreeMap::new();
+        Self { log, places }
     }
 
     /// Signs a head over these events of the ledger behind those before it, and something else.
     fn sign<'a>(&mut self, events: impl IntoIterator<Item = &'a Sent>) {
-        let first = self.newest.as_ref().map_or(0, |(head, _)| head.size);
-        for (index, sent) in (first..).zip(events) {
+        let mut entries = Vec::new();
+        for (index, sent) in (self.log.size()..).zip(events) {
             let event = SignedEvent::decode(&sent.message).expect("it is one");
-            let entry = chain::leaf(&event).expect("its key is one");
-            self.writer.push(&entry, 0).expect("it is short");
+            entries.push(chain::leaf(&event).expect("its key is one"));
             self.places.insert(sent.sequence, index);
         }
-        self.writer
-            .push(b"of somebody else", 0)
-            .expect("it is short");
-        let batch = self.writer.batch(|head| self.key.sign_head(head));
-        let batch = batch.expect("an entry is new");
-        let written = batch.writes.into_iter();
-        self.files
-            .extend(written.map(|write| (write.path, write.bytes)));
-        self.writer.published(&batch.head);
-        let note = self.key.sign_head(&batch.head);
-        self.newest = Some((batch.head, note));
+        entries.push(b"of somebody else".to_vec());
+        self.log.sign(entries);
     }
 
     fn answer(&self, question: &HeadRequest) -> HeadReply {
-        let (head, note) = self.newest.as_ref().expect("it has signed one");
-        let mut read = |tile: Tile| Ok::<_, Infallible>(self.files.get(&tile.path()).cloned());
-        let mut prover = Prover::new(head.size, &mut read);
-        let stated = |hashes: Vec<[u8; 32]>| hashes.into_iter().map(ByteArray::new).collect();
-        let consistency = prover.consistency(question.known).unwrap_or_default();
-        let mut events = Vec::new();
-        for sequence in &question.events {
-            let Some(index) = self.places.get(sequence) else {
-                continue;
-            };
-            let hashes = prover.inclusion(*index).unwrap_or_default();
-            events.extend(hashes.map(|hashes| Inclusion {
-                sequence: *sequence,
-                index: *index,
-                hashes: stated(hashes),
-            }));
-        }
-        HeadReply {
-            v: V,
-            note: note.clone(),
-            consistency: stated(consistency.unwrap_or_default()),
-            events,
-        }
+        let place = |sequence: &ChainSequence| Some((*sequence, *self.places.get(sequence)?));
+        let known: Vec<_> = question.events.iter().filter_map(place).collect();
+        self.log.answer(question.known, &known)
     }
 }
 
@@ -113,7 +53,7 @@ impl Scene {
     fn new() -> Self {
         Self {
             scratch: tempfile::tempdir().expect("a scratch folder"),
-            service: Service::new(),
+            service: Service::of(SignedLog::default()),
             key: AuditKey::generate(),
             end: chain::End::default(),
         }
@@ -126,7 +66,7 @@ impl Scene {
     /// The coordinator is started.
     fn begin(&self) -> (LedgerHeads, Follower) {
         let (mark, own) = (self.mark(), self.key.public().clone());
-        let (heads, follower) = LedgerHeads::open(&mark, &self.service.trust, own, WITHIN);
+        let (heads, follower) = LedgerHeads::open(&mark, &self.service.log.trust, own, WITHIN);
         (heads, follower.expect("heads are signed"))
     }
 
@@ -135,7 +75,7 @@ impl Scene {
         let event = Event::Ledger(LedgerEvent::CheckpointTaken);
         let draft = self.end.write(self.key.public(), NOW, None, event);
         self.end = draft.end();
-        let domain = self.service.trust.domain.as_str();
+        let domain = self.service.log.trust.domain.as_str();
         Sent {
             sequence: draft.sequence,
             message: self.key.sign_event(domain, draft.body).encode(),
@@ -179,7 +119,7 @@ fn ls_04_events_of_the_ledger_wait_until_a_verified_head_covers_them_also_after_
     scene.service.sign(&events[2..]);
     Scene::ask(&mut follower, &scene.service);
     assert_eq!(uncovered(&heads), (0, None));
-    let (newest, _) = scene.service.newest.clone().expect("it was signed");
+    let (newest, _) = scene.service.log.newest();
     let known = heads.known().expect("it was verified");
     assert_eq!((known.size, *known.root), (newest.size, newest.root));
     // Another process continues from here, and knows which events are covered; it names no head
@@ -239,11 +179,11 @@ fn tl_03_a_head_that_goes_back_or_forks_is_kept_as_evidence_and_not_named() {
     scene.service.sign(&events[..2]);
     Scene::ask(&mut follower, &scene.service);
     let known = heads.known().expect("it was verified");
-    let mut shorter = scene.service.fork();
+    let mut shorter = Service::of(scene.service.log.fork());
     shorter.sign(&events[..1]);
-    let mut forked = scene.service.fork();
+    let mut forked = Service::of(scene.service.log.fork());
     forked.sign([&events[1], &events[0]]);
-    let mut longer = scene.service.fork();
+    let mut longer = Service::of(scene.service.log.fork());
     longer.sign([&events[1], &events[0], &events[2], &events[3]]);
     let mut first = None;
     for service in [&shorter, &forked, &longer] {
@@ -273,7 +213,7 @@ fn tl_03_a_head_that_goes_back_or_forks_is_kept_as_evidence_and_not_named() {
         "it is news"
     );
     // A head of a key that the bundle does not name is none.
-    let mut stranger = Service::of(HeadKey::generate(), scene.service.trust.clone());
+    let mut stranger = Service::of(scene.service.log.strangers());
     stranger.sign(&events);
     Scene::ask(&mut follower, &stranger);
     assert_eq!(uncovered(&heads).1, Some(Code::HeadInvalid));
@@ -284,7 +224,7 @@ fn a_coordinator_that_cannot_read_its_head_follows_no_log() {
     let scene = Scene::new();
     std::fs::write(scene.file("ledger.mark.head"), "{}").expect("a file");
     let (mark, own) = (scene.mark(), scene.key.public().clone());
-    let (heads, follower) = LedgerHeads::open(&mark, &scene.service.trust, own.clone(), WITHIN);
+    let (heads, follower) = LedgerHeads::open(&mark, &scene.service.log.trust, own.clone(), WITHIN);
     assert!(follower.is_none());
     // It says so as long as it runs, whatever it appends.
     assert_eq!(uncovered(&heads), (0, Some(Code::HeadUnkept)));
@@ -292,12 +232,12 @@ fn a_coordinator_that_cannot_read_its_head_follows_no_log() {
     heads.appended(NOW, event);
     assert_eq!(uncovered(&heads), (1, Some(Code::HeadUnkept)));
     assert_eq!(heads.known(), None);
-    let failure = Memory::open(&mark, &scene.service.trust).expect_err("it is damaged");
+    let failure = Memory::open(&mark, &scene.service.log.trust).expect_err("it is damaged");
     assert_eq!(failure.code(), Code::HeadUnkept);
     // Without a key for heads there is nothing to follow.
     let trust = TrustBundle {
         head_keys: Vec::new(),
-        ..scene.service.trust.clone()
+        ..scene.service.log.trust.clone()
     };
     let (heads, follower) = LedgerHeads::open(&scene.file("other"), &trust, own, WITHIN);
     assert!(follower.is_none() && heads.view(NOW).is_none());
@@ -311,13 +251,13 @@ fn tl_03_an_answer_that_nobody_has_signed_neither_hides_a_fork_nor_takes_the_pla
     let events: Vec<Sent> = (0..3).map(|_| scene.event()).collect();
     scene.service.sign(&events[..2]);
     Scene::ask(&mut follower, &scene.service);
-    let mut stranger = Service::of(HeadKey::generate(), scene.service.trust.clone());
+    let mut stranger = Service::of(scene.service.log.strangers());
     stranger.sign(&events);
     Scene::ask(&mut follower, &stranger);
     assert_eq!(uncovered(&heads).1, Some(Code::HeadInvalid));
     assert!(!scene.file("ledger.mark.head-refused").exists());
     assert!(follower.said.contains(&Code::HeadInvalid));
-    let mut forked = scene.service.fork();
+    let mut forked = Service::of(scene.service.log.fork());
     forked.sign([&events[1], &events[0]]);
     Scene::ask(&mut follower, &forked);
     Scene::ask(&mut follower, &stranger);
@@ -325,15 +265,15 @@ fn tl_03_an_answer_that_nobody_has_signed_neither_hides_a_fork_nor_takes_the_pla
     assert!(follower.said.contains(&Code::HeadContradicted));
     let text = |name: &str| std::fs::read(scene.file(name)).ok();
     let signed = |service: &Service| {
-        let (_, note) = service.newest.as_ref().expect("it was signed");
-        Some(note.clone().into_bytes())
+        let (_, note) = service.log.newest();
+        Some(note.as_bytes().to_vec())
     };
     assert_eq!(text("ledger.mark.head-refused"), signed(&forked));
     // A second fork, of a newer head, does not take the place of the first one's text.
     let mut honest = scene.service;
     honest.sign(&events[2..]);
     Scene::ask(&mut follower, &honest);
-    let mut second = honest.fork();
+    let mut second = Service::of(honest.log.fork());
     second.sign([&events[2]]);
     Scene::ask(&mut follower, &second);
     honest.sign([]);
@@ -352,7 +292,7 @@ fn tl_03_a_fork_is_said_and_shown_also_where_its_text_cannot_be_written() {
     let events: Vec<Sent> = (0..2).map(|_| scene.event()).collect();
     scene.service.sign(&events);
     Scene::ask(&mut follower, &scene.service);
-    let mut forked = scene.service.fork();
+    let mut forked = Service::of(scene.service.log.fork());
     forked.sign([&events[1], &events[0]]);
     let (folder, away) = (
         scene.scratch.path(),

@@ -159,12 +159,7 @@ async fn tl_20_the_urls_of_a_stopped_run_are_refused_at_once_and_after_a_restart
         let known = store.buckets().stopped_urls().await.unwrap();
         assert_eq!(known, [stopped("demo")].into());
         if !restarted {
-            let keys = store.keys.clone();
-            let limits = diloco_store::StoreLimits {
-                free_bytes_min: schemas::Bytes(0),
-                ..diloco_store::StoreLimits::default()
-            };
-            store = TestStore::on(store.stop().await, keys, limits).await;
+            store = store.again().await;
         }
     }
     // No other key says which runs are stopped.
@@ -255,12 +250,7 @@ async fn tl_20_tl_31_the_urls_of_a_worker_that_is_shut_out_are_refused_at_once_a
         let known = store.buckets().stopped_urls().await.unwrap();
         assert_eq!(known, [name.clone()].into());
         if !restarted {
-            let keys = store.keys.clone();
-            let limits = diloco_store::StoreLimits {
-                free_bytes_min: schemas::Bytes(0),
-                ..diloco_store::StoreLimits::default()
-            };
-            store = TestStore::on(store.stop().await, keys, limits).await;
+            store = store.again().await;
         }
     }
     store.buckets().allow_urls(&name).await.unwrap();

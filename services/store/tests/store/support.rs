@@ -58,13 +58,23 @@ pub(crate) fn certificates() -> Certificates {
     }
 }
 
+/// The usual limits, on a disk with any room.
+fn roomy() -> StoreLimits {
+    StoreLimits {
+        free_bytes_min: schemas::Bytes(0),
+        ..StoreLimits::default()
+    }
+}
+
 impl TestStore {
     pub(crate) async fn start() -> Self {
-        Self::with(StoreLimits {
-            free_bytes_min: schemas::Bytes(0),
-            ..StoreLimits::default()
-        })
-        .await
+        Self::with(roomy()).await
+    }
+
+    /// The same store in another process, with its keys and what it holds.
+    pub(crate) async fn again(self) -> Self {
+        let keys = self.keys.clone();
+        Self::on(self.stop().await, keys, roomy()).await
     }
 
     pub(crate) async fn with(limits: StoreLimits) -> Self {
@@ -89,15 +99,11 @@ impl TestStore {
 
     /// A store without TLS.
     pub(crate) async fn plain() -> Self {
-        let limits = StoreLimits {
-            free_bytes_min: schemas::Bytes(0),
-            ..StoreLimits::default()
-        };
         let root = tempfile::tempdir().unwrap();
         Self::serve(
             root,
             StoreKeys::generate(),
-            limits,
+            roomy(),
             Tls::PlainLoopback,
             Vec::new(),
         )

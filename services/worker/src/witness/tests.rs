@@ -1,75 +1,10 @@
 //! Tests of the follower of the log.
 
-use identity::{HeadKey, ManifestKey};
-use serde_bytes::ByteArray;
-use tlog::Writer;
-use tlog::layout::Tile;
-use tlog::proof::Prover;
+use kit::SignedLog;
 
 use super::*;
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
-
-/// An audit service of one process: a log in memory, and the key that signs its heads.
-struct Service {
-    key: HeadKey,
-    trust: TrustBundle,
-    writer: Writer,
-    files: std::collections::BTreeMap<String, Vec<u8>>,
-    head: Option<(Head, String)>,
-}
-
-impl Service {
-    fn new() -> Self {
-        let (key, manifest, audit) = (
-            HeadKey::generate(),
-            ManifestKey::generate(),
-            AuditKey::generate(),
-        );
-        let head_keys = vec![key.public().clone()];
-        let trust = kit::trust(manifest.public(), audit.public());
-        Self::of(key, TrustBundle { head_keys, ..trust })
-    }
-
-    fn of(key: HeadKey, trust: TrustBundle) -> Self {
-        let origin = format!("diloco/{}", trust.domain);
-        Self {
-            key,
-            trust,
-            writer: Writer::new(origin, None).expect("a new log"),
-            files: Default::default(),
-            head: None,
-        }
-    }
-
-    fn sign(&mut self, entries: &[&str]) {
-        for entry in entries {
-            self.writer.push(entry.as_bytes(), 0).expect("it is short");
-        }
-        let batch = self.writer.batch(|head| self.key.sign_head(head));
-        let batch = batch.expect("an entry is new");
-        let written = batch.writes.into_iter();
-        self.files
-            .extend(written.map(|write| (write.path, write.bytes)));
-        self.writer.published(&batch.head);
-        let note = self.key.sign_head(&batch.head);
-        self.head = Some((batch.head, note));
-    }
-
-    fn answer(&self, known: u64) -> HeadReply {
-        let (head, note) = self.head.as_ref().expect("it has signed one");
-        let mut read =
-            |tile: Tile| Ok::<_, std::convert::Infallible>(self.files.get(&tile.path()).cloned());
-        let hashes = Prover::new(head.size, &mut read).consistency(known);
-        let hashes = hashes.unwrap_or_default().unwrap_or_default();
-        HeadReply {
-            v: V,
-            note: note.clone(),
-            consistency: hashes.into_iter().map(ByteArray::new).collect(),
-            events: Vec::new(),
-        }
-    }
-}
 
 fn worker() -> WorkerId {
     let text = format!("U{}", "B".repeat(55));
@@ -78,13 +13,13 @@ fn worker() -> WorkerId {
 
 struct Scene {
     scratch: tempfile::TempDir,
-    service: Service,
+    service: SignedLog,
 }
 
 impl Scene {
     fn new() -> Self {
         let scratch = tempfile::tempdir().expect("a scratch folder");
-        let service = Service::new();
+        let service = SignedLog::default();
         Self { scratch, service }
     }
 
@@ -114,14 +49,14 @@ fn tl_03_what_continues_the_kept_head_is_kept_and_cosigned_also_after_a_restart(
     let witness = memory.key.witness(worker().as_str()).expect("a name");
     for (entries, end) in [(&["a", "b"][..], 2), (&["c"], 3), (&["d", "e"], 5)] {
         scene.service.sign(entries);
-        let reply = scene.service.answer(size(&memory));
+        let reply = scene.service.answer(size(&memory), &[]);
         assert_eq!(memory.see(&reply).expect("the disk has room"), Seen::Taken);
         assert_eq!(size(&memory), end);
         // On the disk before it is cosigned: another process continues from here.
         memory = scene.memory();
         assert_eq!(size(&memory), end);
         let cosigned = memory.cosign(NOW, end - 1).expect("it is newer");
-        let (head, note) = scene.service.head.as_ref().expect("it was signed");
+        let (head, note) = scene.service.newest();
         let line = witness.line(NOW.get() / 1000, &cosigned.signature);
         let whole = format!("{note}{line}");
         let at = witness.cosigned_at(whole.as_bytes(), head);
@@ -137,17 +72,16 @@ fn tl_03_what_continues_the_kept_head_is_kept_and_cosigned_also_after_a_restart(
 fn tl_03_what_contradicts_the_kept_head_is_refused_once_and_kept_as_evidence() {
     let mut scene = Scene::new();
     let mut memory = scene.memory();
-    scene.service.sign(&["a", "b", "c"]);
-    let honest = scene.service.answer(0);
+    scene.service.sign(["a", "b", "c"]);
+    let honest = scene.service.answer(0, &[]);
     memory.see(&honest).expect("the disk has room");
     // The same key signs another history, of the same size, longer, and shorter.
-    let key = scene.service.key.clone();
     let mut first = None;
     for entries in [&["a", "b", "x"][..], &["a", "b", "x", "y"], &["a"]] {
         let code = Code::HeadContradicted;
-        let mut fork = Service::of(key.clone(), scene.service.trust.clone());
+        let mut fork = scene.service.fork();
         fork.sign(entries);
-        let reply = fork.answer(3);
+        let reply = fork.answer(3, &[]);
         for is_again in [first.is_some(), true] {
             let seen = memory.see(&reply).expect("the disk has room");
             let Seen::Refused { doubt, again, .. } = seen else {
@@ -166,24 +100,26 @@ fn tl_03_what_contradicts_the_kept_head_is_refused_once_and_kept_as_evidence() {
         let cosigned = memory.cosign(NOW, 0).expect("the kept head");
         assert_eq!(cosigned.size, 3, "no other is cosigned");
     }
-    let mut stranger = Service::of(HeadKey::generate(), scene.service.trust.clone());
-    stranger.sign(&["a", "b", "c", "d"]);
-    let seen = memory.see(&stranger.answer(3)).expect("the disk has room");
+    let mut stranger = scene.service.strangers();
+    stranger.sign(["a", "b", "c", "d"]);
+    let seen = memory
+        .see(&stranger.answer(3, &[]))
+        .expect("the disk has room");
     let Seen::Refused { doubt, .. } = seen else {
         panic!("a stranger's head is taken");
     };
     assert_eq!(doubt_code(&doubt), Code::HeadInvalid);
     // What continues it is taken all the same.
-    scene.service.sign(&["d"]);
-    let reply = scene.service.answer(3);
+    scene.service.sign(["d"]);
+    let reply = scene.service.answer(3, &[]);
     assert_eq!(memory.see(&reply).expect("the disk has room"), Seen::Taken);
     assert_eq!(size(&memory), 4);
     // What contradicts the newer head is news again; the first evidence lies beside it.
     let before = std::fs::read(scene.file("log.refused.before"));
     assert_eq!(before.ok(), first);
-    let mut fork = Service::of(key, scene.service.trust.clone());
-    fork.sign(&["a", "b", "x", "z"]);
-    let seen = memory.see(&fork.answer(4)).expect("the disk has room");
+    let mut fork = scene.service.fork();
+    fork.sign(["a", "b", "x", "z"]);
+    let seen = memory.see(&fork.answer(4, &[])).expect("the disk has room");
     assert!(
         matches!(seen, Seen::Refused { again: false, .. }),
         "{seen:?}"
@@ -195,15 +131,15 @@ fn tl_03_what_contradicts_the_kept_head_is_refused_once_and_kept_as_evidence() {
 fn tl_03_an_answer_that_nobody_has_signed_hides_no_fork_and_each_fork_has_its_own_text() {
     let mut scene = Scene::new();
     let mut memory = scene.memory();
-    scene.service.sign(&["a", "b"]);
-    let taken = memory.see(&scene.service.answer(0));
+    scene.service.sign(["a", "b"]);
+    let taken = memory.see(&scene.service.answer(0, &[]));
     assert_eq!(taken.expect("the disk has room"), Seen::Taken);
-    let mut stranger = Service::of(HeadKey::generate(), scene.service.trust.clone());
-    stranger.sign(&["a", "b", "c"]);
+    let mut stranger = scene.service.strangers();
+    stranger.sign(["a", "b", "c"]);
     let fork = |entries: &[&str]| {
-        let mut fork = Service::of(scene.service.key.clone(), scene.service.trust.clone());
+        let mut fork = scene.service.fork();
         fork.sign(entries);
-        fork.answer(0)
+        fork.answer(0, &[])
     };
     let (first, second) = (fork(&["a", "x"]), fork(&["a", "b", "y"]));
     let again =
@@ -219,7 +155,7 @@ fn tl_03_an_answer_that_nobody_has_signed_hides_no_fork_and_each_fork_has_its_ow
             }
             Seen::Taken => panic!("it is taken"),
         };
-    let unsigned = stranger.answer(2);
+    let unsigned = stranger.answer(2, &[]);
     assert_eq!(again(&mut memory, &unsigned), (Code::HeadInvalid, false));
     assert!(!scene.file("log.refused").exists());
     assert_eq!(again(&mut memory, &unsigned), (Code::HeadInvalid, true));
@@ -230,11 +166,11 @@ fn tl_03_an_answer_that_nobody_has_signed_hides_no_fork_and_each_fork_has_its_ow
     assert_eq!(text("log.refused"), Some(first.note.clone()));
     let next = |memory: &mut Memory, entry: &str| {
         let known = size(memory);
-        let mut service = Service::of(scene.service.key.clone(), scene.service.trust.clone());
+        let mut service = scene.service.fork();
         let all = ["a", "b", "c", "d"];
         let end = all.iter().position(|one| *one == entry).expect("it is one");
         service.sign(&all[..=end]);
-        let taken = memory.see(&service.answer(known));
+        let taken = memory.see(&service.answer(known, &[]));
         assert_eq!(taken.expect("the disk has room"), Seen::Taken);
     };
     next(&mut memory, "c");
@@ -249,13 +185,15 @@ fn tl_03_an_answer_that_nobody_has_signed_hides_no_fork_and_each_fork_has_its_ow
 fn tl_03_a_fork_is_said_also_where_its_text_cannot_be_written() {
     let mut scene = Scene::new();
     let mut memory = scene.memory();
-    scene.service.sign(&["a", "b"]);
-    memory.see(&scene.service.answer(0)).expect("there is room");
-    let mut fork = Service::of(scene.service.key.clone(), scene.service.trust.clone());
-    fork.sign(&["a", "x"]);
+    scene.service.sign(["a", "b"]);
+    memory
+        .see(&scene.service.answer(0, &[]))
+        .expect("there is room");
+    let mut fork = scene.service.fork();
+    fork.sign(["a", "x"]);
     std::fs::create_dir(scene.file("log.refused")).expect("in the way of the file");
     let seen = memory
-        .see(&fork.answer(2))
+        .see(&fork.answer(2, &[]))
         .expect("the doubt is the answer");
     let Seen::Refused {
         doubt,
@@ -270,7 +208,7 @@ fn tl_03_a_fork_is_said_also_where_its_text_cannot_be_written() {
     // As soon as there is room the text is there.
     std::fs::remove_dir(scene.file("log.refused")).expect("ours");
     memory
-        .see(&fork.answer(2))
+        .see(&fork.answer(2, &[]))
         .expect("the doubt is the answer");
     assert!(scene.file("log.refused").is_file());
 }
@@ -279,24 +217,13 @@ fn tl_03_a_fork_is_said_also_where_its_text_cannot_be_written() {
 fn ls_04_an_event_is_covered_only_where_the_kept_head_leads_to_it() {
     let mut scene = Scene::new();
     let mut memory = scene.memory();
-    scene.service.sign(&["a", "b", "c"]);
-    let reply = scene.service.answer(0);
+    scene.service.sign(["a", "b", "c"]);
+    let reply = scene.service.answer(0, &[]);
     memory.see(&reply).expect("the disk has room");
-    let mut read = |tile: Tile| {
-        Ok::<_, std::convert::Infallible>(scene.service.files.get(&tile.path()).cloned())
-    };
-    let mut prover = Prover::new(3, &mut read);
-    let mut shown = |sequence: u64, index: u64| {
-        let Ok(hashes) = prover.inclusion(index);
-        Inclusion {
-            sequence: ChainSequence(sequence),
-            index,
-            hashes: hashes
-                .expect("it is there")
-                .into_iter()
-                .map(ByteArray::new)
-                .collect(),
-        }
+    let shown = |sequence: u64, index: u64| {
+        let event = (ChainSequence(sequence), index);
+        let mut shown = scene.service.answer(3, &[event]).events;
+        shown.pop().expect("it is there")
     };
     let entries: BTreeMap<ChainSequence, Vec<u8>> = [(4, "a"), (5, "b"), (6, "x")]
         .map(|(sequence, entry)| (ChainSequence(sequence), entry.into()))
@@ -319,9 +246,9 @@ fn ls_04_an_event_is_covered_only_where_the_kept_head_leads_to_it() {
 fn a_head_that_cannot_be_kept_is_not_cosigned() {
     let mut scene = Scene::new();
     let mut memory = scene.memory();
-    scene.service.sign(&["a"]);
+    scene.service.sign(["a"]);
     std::fs::create_dir(scene.file("log.head")).expect("in the way of the file");
-    let failure = memory.see(&scene.service.answer(0));
+    let failure = memory.see(&scene.service.answer(0, &[]));
     assert_eq!(
         failure.expect_err("no room").code(),
         Code::WorkerStateInvalid

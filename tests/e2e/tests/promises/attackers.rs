@@ -57,11 +57,8 @@ impl Stage {
             ..Options::default()
         };
         let cluster = Cluster::start(options, 0).await;
-        Recipe::reference(2, 1, 5)
-            .set("schedule.evaluation_every=0")
-            .set("transfer.upload=fp32")
+        Recipe::scripted(2, 1)
             .set("policy.strikes_max=1000")
-            .set("policy.lease=60s")
             .create(&cluster)
             .await;
         let victim = Scripted::connect(&cluster, "worker-0").await;

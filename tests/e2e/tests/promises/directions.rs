@@ -24,12 +24,7 @@ fn contribution(spec: &RunSpec, shared: f32, own: f32) -> Vec<u8> {
 #[tokio::test]
 async fn a_flipped_sign_is_left_out_by_default_and_the_record_says_why() {
     let cluster = Cluster::start(Options::default(), 0).await;
-    Recipe::reference(1, 3, 5)
-        .set("schedule.evaluation_every=0")
-        .set("transfer.upload=fp32")
-        .set("policy.lease=60s")
-        .create(&cluster)
-        .await;
+    Recipe::scripted(1, 3).create(&cluster).await;
     // The run begins when all three are there.
     let mut workers = Vec::new();
     for (name, shared, own) in [
@@ -108,12 +103,7 @@ async fn a_flipped_sign_is_left_out_by_default_and_the_record_says_why() {
 #[tokio::test]
 async fn the_work_of_the_round_before_is_refused_when_it_is_handed_in_again() {
     let cluster = Cluster::start(Options::default(), 0).await;
-    Recipe::reference(2, 1, 5)
-        .set("schedule.evaluation_every=0")
-        .set("transfer.upload=fp32")
-        .set("policy.lease=60s")
-        .create(&cluster)
-        .await;
+    Recipe::scripted(2, 1).create(&cluster).await;
     let worker = Scripted::connect(&cluster, "worker-0").await;
     let spec = worker.join().await;
     let mut told = Vec::new();

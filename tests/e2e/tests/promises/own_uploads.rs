@@ -22,11 +22,8 @@ use schemas::{Bytes, Code, Digest, Message as _, Millis, ObjectRef, RunId, Steps
 /// Both have `setting` besides.
 pub(crate) async fn two_runs(setting: &str) -> (Cluster, Operator, RunId) {
     let cluster = Cluster::start(Options::default(), 0).await;
-    let recipe = Recipe::reference(3, 1, 5)
-        .set("schedule.evaluation_every=0")
-        .set("transfer.upload=fp32")
+    let recipe = Recipe::scripted(3, 1)
         .set("policy.norm_max=1000")
-        .set("policy.lease=60s")
         .set(setting);
     recipe.create(&cluster).await;
     let operator = cluster.operator().await;

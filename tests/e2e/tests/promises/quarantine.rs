@@ -434,12 +434,7 @@ async fn lineage_is_known(cluster: &Cluster, worker: &WorkerId) {
 #[tokio::test]
 async fn tl_31_fg_04_a_worker_that_does_not_obey_is_heard_by_nobody() {
     let cluster = Cluster::start(Options::default(), 0).await;
-    Recipe::reference(3, 1, 5)
-        .set("schedule.evaluation_every=0")
-        .set("transfer.upload=fp32")
-        .set("policy.lease=60s")
-        .create(&cluster)
-        .await;
+    Recipe::scripted(3, 1).create(&cluster).await;
     let worker = Scripted::connect(&cluster, "worker-0").await;
     let spec = worker.join().await;
     // From then on the audit service knows the worker's key.
