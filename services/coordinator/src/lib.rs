@@ -14,6 +14,8 @@
 //! | `mark` | the known end of the ledger, kept apart from the ledger |
 //! | `queue` | offers: publish, pull, settle, hold |
 //! | `store`, `grants` | the store, and URLs to it for others |
+//! | `stopped`, `purge` | whose URLs the store refuses, and the deletion of their uploads |
+//! | `leading` | this process still leads |
 //! | `check` | a new run's objects |
 //! | `checkpoint` | the ledger's state as an object: written now and then, read at a start |
 //! | `collection` | old objects: what the ledger names and nothing needs, and its deletion |

@@ -10,7 +10,7 @@
 //! | `engine` | the training thread, the only place with a trainer and with tensors |
 //! | `trainers`, [`devices`], `sample` | the trainers of this build, their devices, and text from a model |
 //! | `masking` | a worker's part in the masks of a round |
-//! | `verify` | the checks of a signed document, before anything that it names is used |
+//! | `verify`, `replays` | the checks of a signed document, before anything that it names is used; each counts once |
 //! | `time` | the coordinator's time, by which its documents are judged |
 //! | `events`, `state` | the chain of events, and the files that survive a restart |
 //! | `outbox`, `witness` | events that no verified head covers yet, and what this worker knows of the log |
