@@ -1,5 +1,7 @@
 //! Requests of operators to the coordinator.
 
+use std::num::NonZeroU32;
+
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{ENVELOPE_BYTES_MAX, MESSAGE_BYTES_MAX};
@@ -31,6 +33,21 @@ pub struct ViewRequest {
     pub v: V<1>,
     /// The view that is wanted.
     pub query: Query,
+    /// Only the last so many rows of the list, in the order of [`ViewReply::left_out`]: what an
+    /// answer before left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest: Option<u32>,
+}
+
+impl ViewRequest {
+    /// Asks for a view from its beginning.
+    pub const fn of(query: Query) -> Self {
+        Self {
+            v: V,
+            query,
+            rest: None,
+        }
+    }
 }
 
 message!(ViewRequest, "view", 4096);
@@ -65,6 +82,22 @@ pub struct ViewReply {
     pub v: V<1>,
     /// The view that was asked for.
     pub view: View,
+    /// Rows that are left out, since a list is longer than a message: the oldest rounds and
+    /// snapshots, and the last runs, workers and leases. They come to a request with this number as
+    /// [`ViewRequest::rest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<NonZeroU32>,
+}
+
+impl ViewReply {
+    /// A view that leaves nothing out.
+    pub const fn of(view: View) -> Self {
+        Self {
+            v: V,
+            view,
+            left_out: None,
+        }
+    }
 }
 
 message!(

@@ -412,14 +412,8 @@ pub(crate) fn all() -> Vec<Example> {
             leases: 2,
             store: Some(AtStore::Done),
         }),
-        example(&ViewRequest {
-            v: V,
-            query: Query::Run(run()),
-        }),
-        example(&ViewReply {
-            v: V,
-            view: View::Runs(vec![view()]),
-        }),
+        example(&ViewRequest::of(Query::Run(run()))),
+        example(&ViewReply::of(View::Runs(vec![view()]))),
         example(&OperatorObjects {
             v: V,
             objects: vec![object()],

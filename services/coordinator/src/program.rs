@@ -28,9 +28,9 @@ pub struct CommandLine {
 
 /// The last reason why a key that waits is not taken: each is told once.
 #[derive(Default)]
-struct Told(RefCell<Option<String>>);
+struct LastReason(RefCell<Option<String>>);
 
-impl Told {
+impl LastReason {
     fn is_news(&self, reason: Option<&str>) -> bool {
         let before = self.0.replace(reason.map(str::to_owned));
         before.as_deref() != reason
@@ -85,7 +85,7 @@ impl service::Service for Program {
 
     fn outdated(config: &Config) -> Option<Outdated> {
         let files = config.keys.events();
-        let told = Told::default();
+        let told = LastReason::default();
         Some(Box::new(move || match files.next() {
             NextEventKey::Ready(_) => Some("another key for events waits"),
             NextEventKey::Unfit(reason) => {
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn each_reason_against_a_key_that_waits_is_told_once() {
-        let told = Told::default();
+        let told = LastReason::default();
         let said = [None, Some("a"), Some("a"), Some("b"), None, Some("b")];
         let news = said.map(|reason| told.is_news(reason));
         assert_eq!(news, [false, true, false, true, true, true]);

@@ -11,7 +11,7 @@ mod tables;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use coordinator_core::{Answer, Coordinator, Effect, Input, Sent, Told};
+use coordinator_core::{Answer, Coordinator, Effect, Input, Purging, Sent};
 use identity::{EventKeyFiles, IssuedList};
 use runtime::{Bus, Failure, clock};
 use schemas::member::Posture;
@@ -73,7 +73,7 @@ pub(crate) struct Shell {
     pub(crate) offers: Offers,
     pub(crate) tables: Tables,
     pub(crate) workers: Workers,
-    pub(crate) purges: Purges<(ReplyTo, Told)>,
+    pub(crate) purges: Purges<(ReplyTo, Purging)>,
     /// Orders to stop URLs whose operators wait for the store.
     pub(crate) waiting: Waiting,
     /// Position of the last message of the ledger's stream that this process knows.

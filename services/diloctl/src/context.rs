@@ -17,13 +17,14 @@ use schemas::call::{Call, ControlVerb, control as call, control_subject};
 use schemas::control::{Query, View, ViewReply, ViewRequest};
 use schemas::permission::Role;
 use schemas::view::WorkerView;
-use schemas::{Code, Millis, PublicKey, RunId, V};
+use schemas::{Code, Millis, PublicKey, RunId};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
 use crate::cli::Global;
 use crate::output::Printer;
+use crate::pages::{Next, Pages};
 use crate::stack::health::BrokerFault;
 use crate::switches;
 use crate::table::time;
@@ -441,7 +442,7 @@ impl Operator {
         let reason = unreachable_at(&self.store).await?;
         let subject = control_subject(&self.public, ControlVerb::View);
         let query = Query::Runs;
-        let view = ViewRequest { v: V, query };
+        let view = ViewRequest::of(query);
         let answered: Result<ViewReply, _> = self.bus.request(&subject, &view, FIND_OUT_MAX).await;
         answered.ok()?;
         let detail = format!(
@@ -451,10 +452,17 @@ impl Operator {
         Some(Failure::new(Code::StoreUnreachable, detail))
     }
 
-    /// Asks for one view.
+    /// Asks for one view, in several answers where a list is longer than one.
     pub(crate) async fn view(&self, query: Query) -> Result<View, Failure> {
-        let reply = self.ask::<call::View>(&ViewRequest { v: V, query }).await?;
-        Ok(reply.view)
+        let mut request = ViewRequest::of(query);
+        let mut pages = Pages::default();
+        loop {
+            let reply = self.ask::<call::View>(&request).await?;
+            match pages.take(reply)? {
+                Next::Rest(rest) => request.rest = Some(rest),
+                Next::Whole(view) => return Ok(view),
+            }
+        }
     }
 
     /// Asks for the workers of one run, present and past.

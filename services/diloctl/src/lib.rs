@@ -11,6 +11,7 @@ mod history;
 mod listing;
 mod objects;
 mod output;
+mod pages;
 mod reference;
 mod stack;
 mod switches;

@@ -12,6 +12,7 @@
 //! | `members`, `leases`, `rounds` | the same by topic |
 //! | `holds` | what operators keep a run from doing |
 //! | `quarantine` | the workers that operators shut out, and where their contributions are |
+//! | `makers` | whose contributions the full snapshots have |
 //! | `cohorts` | the workers of a masked round, and what takes the masks from their sum |
 //! | `pointers` | pointers to full snapshots, which operators move |
 //! | `restore` | the way of the weights through restores, and the rounds that these undid |
@@ -37,6 +38,7 @@ mod given_up;
 mod groups;
 mod holds;
 mod leases;
+mod makers;
 mod mark;
 mod members;
 mod pointers;

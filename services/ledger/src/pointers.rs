@@ -49,12 +49,10 @@ impl Run {
     /// The newest full snapshot to which `pointer` may be moved and that has no contribution of a
     /// worker in quarantine.
     pub fn last_promotable(&self, pointer: &PointerName) -> Option<&SnapshotRecord> {
-        let mut newest = self.snapshots.iter().rev();
-        newest.find_map(|one| {
-            let snapshot = self.promotable(pointer, one.manifest.digest).ok()?;
-            let clean = self.quarantined_in(snapshot.round).next().is_none();
-            clean.then_some(snapshot)
-        })
+        let makers = self.makers_of_snapshots(self.quarantined.keys());
+        let listed = self.snapshots.iter().zip(makers);
+        let mut newest = listed.rev().filter(|(_, makers)| *makers == 0);
+        newest.find_map(|(one, _)| self.promotable(pointer, one.manifest.digest).ok())
     }
 
     /// A promotion that moves nothing is not written, so it is out of place. One that does not name

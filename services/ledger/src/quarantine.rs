@@ -61,16 +61,17 @@ impl Run {
     }
 
     /// The newest full snapshot that no contribution of these workers is part of.
-    pub fn last_snapshot_without<'a>(
-        &self,
-        workers: impl Iterator<Item = &'a WorkerId> + Clone,
-    ) -> Option<&SnapshotRecord> {
-        let without = |snapshot: &&SnapshotRecord| {
-            let mut workers = workers.clone();
-            self.snapshot_given_up(&snapshot.manifest.digest).is_none()
-                && workers.all(|worker| self.merged_into(worker, snapshot.round).is_none())
+    pub fn last_snapshot_without<'s, 'a>(
+        &'s self,
+        workers: impl Iterator<Item = &'a WorkerId>,
+    ) -> Option<&'s SnapshotRecord> {
+        let makers = self.makers_of_snapshots(workers);
+        let mut newest = self.snapshots.iter().zip(makers).rev();
+        let without = |(snapshot, makers): (&'s SnapshotRecord, u32)| {
+            let kept = self.snapshot_given_up(&snapshot.manifest.digest).is_none();
+            (makers == 0 && kept).then_some(snapshot)
         };
-        self.snapshots.iter().rfind(without)
+        newest.find_map(without)
     }
 
     /// The workers in quarantine whose contributions are part of a version of the weights,

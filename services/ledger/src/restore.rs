@@ -19,9 +19,16 @@ use crate::error::{ApplyError, out_of_place};
 use crate::state::{OpenSync, RestoreRecord, RoundRecord, Run, SnapshotRecord};
 
 /// Merged rounds in a row on the way to a version, and the number of restores before them.
-struct Stretch {
+pub(crate) struct Stretch {
     restores: usize,
     rounds: Range<u64>,
+}
+
+impl Stretch {
+    /// True if this version of the weights is on the way.
+    pub(crate) fn passes(&self, version: Round) -> bool {
+        (self.rounds.start..=self.rounds.end).contains(&version.get())
+    }
 }
 
 impl Run {
@@ -30,8 +37,7 @@ impl Run {
         let mut next = Some(version.get());
         std::iter::from_fn(move || {
             let end = next.take()?;
-            let before = |restore: &&RestoreRecord| restore.version.get() <= end;
-            let restores = self.restores.iter().take_while(before).count();
+            let restores = self.restores_before(Round(end));
             let last = restores.checked_sub(1).map(|last| &self.restores[last]);
             next = last.map(|last| last.snapshot.get());
             Some(Stretch {
@@ -39,6 +45,12 @@ impl Run {
                 rounds: last.map_or(0, |last| last.version.get())..end,
             })
         })
+    }
+
+    /// The number of restores that led to this version of the weights or to an earlier one.
+    pub(crate) fn restores_before(&self, version: Round) -> usize {
+        let before = |restore: &RestoreRecord| restore.version <= version;
+        self.restores.partition_point(before)
     }
 
     /// The number of merged rounds that a version of the weights descends from, which the schedule
@@ -75,7 +87,12 @@ impl Run {
     /// True if the present weights descend from this version, or are it.
     pub fn leads_from(&self, version: Round) -> bool {
         let mut way = self.way(self.rounds_closed());
-        way.any(|part| (part.rounds.start..=part.rounds.end).contains(&version.get()))
+        way.any(|part| part.passes(version))
+    }
+
+    /// The way to the present weights, for questions about many versions.
+    pub(crate) fn way_here(&self) -> Vec<Stretch> {
+        self.way(self.rounds_closed()).collect()
     }
 
     /// True for a round that a restore ended, or whose merge a restore has undone.
@@ -105,13 +122,19 @@ impl Run {
         })
     }
 
+    /// The rounds with contributions under one key that were merged after so many restores, and
+    /// before the next one.
+    pub(crate) fn merged_after(&self, restores: usize, key: &WorkerId) -> Option<MergedRounds> {
+        match self.restores.get(restores) {
+            Some(ended) => ended.merged.get(key).copied(),
+            None => self.members.get(key).and_then(|member| member.merged),
+        }
+    }
+
     fn merged_under(&self, worker: &WorkerId, version: Round) -> Option<MergedRounds> {
         let mut found: Option<MergedRounds> = None;
         for Stretch { restores, rounds } in self.way(version) {
-            let merged = match self.restores.get(restores) {
-                Some(ended) => ended.merged.get(worker).copied(),
-                None => self.members.get(worker).and_then(|member| member.merged),
-            };
+            let merged = self.merged_after(restores, worker);
             let Some(merged) = merged.filter(|merged| merged.first.get() < rounds.end) else {
                 continue;
             };
@@ -252,9 +275,16 @@ impl Run {
         }
     }
 
-    /// Checks that each restore took an earlier snapshot and led to a later version, and that the
-    /// run has both.
+    /// Checks that each restore took an earlier snapshot and led to a later version, that the run
+    /// has both, and that its snapshots stand in the order of their versions.
     pub(crate) fn check_restores(&self) -> Result<(), String> {
+        let mut in_pairs = self.snapshots.windows(2);
+        if let Some([one, next]) = in_pairs.find(|pair| pair[0].round >= pair[1].round) {
+            return Err(format!(
+                "snapshot {} is listed before snapshot {}",
+                one.round, next.round
+            ));
+        }
         let mut before = Round(0);
         for restore in &self.restores {
             let version = restore.version;

@@ -1,12 +1,13 @@
 //! Views of a run for readers, from the ledger alone.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 use schemas::contribution::Fate;
 use schemas::hold::Hold;
 use schemas::lease::UnitId;
 use schemas::view::{HoldView, RoundView, RunPhase, RunView, SnapshotView};
-use schemas::{Bytes, Round, RunId};
+use schemas::{Bytes, Digest, Round, RunId};
 
 use crate::state::{HoldRecord, RoundRecord, Run, SnapshotRecord, Standing};
 
@@ -129,31 +130,61 @@ impl Run {
         self.rounds.iter().enumerate().map(view).collect()
     }
 
-    /// Its full snapshots, oldest first.
+    /// Its full snapshots, oldest first, in one pass.
     pub fn snapshot_views(&self) -> Vec<SnapshotView> {
-        let view = |snapshot: &SnapshotRecord| self.snapshot_view(snapshot);
-        self.snapshots.iter().map(view).collect()
+        let (way, makers) = (
+            self.way_here(),
+            self.makers_of_snapshots(self.quarantined.keys()),
+        );
+        let mut first: BTreeMap<Digest, Round> = BTreeMap::new();
+        for snapshot in &self.snapshots {
+            let own = first.entry(snapshot.manifest.digest);
+            own.or_insert(snapshot.round);
+        }
+        let view = |(snapshot, quarantined): (&SnapshotRecord, u32)| {
+            let first = first[&snapshot.manifest.digest];
+            let undone = !way.iter().any(|part| part.passes(snapshot.round));
+            self.view_of(snapshot, first, undone, quarantined)
+        };
+        self.snapshots.iter().zip(makers).map(view).collect()
     }
 
     /// One of its full snapshots.
     pub fn snapshot_view(&self, snapshot: &SnapshotRecord) -> SnapshotView {
+        let first = self.snapshot(&snapshot.manifest.digest);
+        let first = first.map_or(snapshot.round, |first| first.round);
+        let quarantined = self.quarantined_in(snapshot.round).count() as u32;
+        self.view_of(
+            snapshot,
+            first,
+            !self.leads_from(snapshot.round),
+            quarantined,
+        )
+    }
+
+    /// The view of a full snapshot that was first saved as that of round `first`: a restore lists
+    /// the same one once more, and its statement is that of the first.
+    fn view_of(
+        &self,
+        snapshot: &SnapshotRecord,
+        first: Round,
+        undone: bool,
+        quarantined: u32,
+    ) -> SnapshotView {
         let digest = snapshot.manifest.digest;
         let pointers = self.pointers.iter();
         SnapshotView {
             round: snapshot.round,
             manifest: snapshot.manifest,
             saved_at: snapshot.saved_at,
-            // A restore lists the same snapshot once more; its statement is that of the first.
-            statement: self
-                .snapshot(&digest)
-                .and_then(|first| self.statements.get(&first.round).copied()),
+            statement: self.statements.get(&first).copied(),
             pointers: pointers
                 .filter(|(_, record)| record.manifest == digest)
                 .map(|(name, _)| name.clone())
                 .collect(),
-            undone: !self.leads_from(snapshot.round),
+            undone,
             given_up: self.snapshot_given_up(&digest).map(|by| by.sequence),
-            quarantined: NonZeroU32::new(self.quarantined_in(snapshot.round).count() as u32),
+            quarantined: NonZeroU32::new(quarantined),
         }
     }
 }

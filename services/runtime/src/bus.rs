@@ -585,7 +585,7 @@ impl EventListener {
             Event::SlowConsumer(_) => tracing::warn!("bus: {event}; messages were dropped"),
             Event::ServerError(ServerError::Other(text)) => {
                 if !self.denials.hear(text) {
-                    tracing::warn!("bus: {text}");
+                    tracing::warn!("bus: {}", void::explained(text));
                 }
             }
             Event::ServerError(_) | Event::ClientError(_) => tracing::warn!("bus: {event}"),

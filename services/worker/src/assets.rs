@@ -9,9 +9,8 @@ use schemas::data::{DataManifest, Shard};
 use schemas::layout::{Chunk, Layout};
 use schemas::lease::Work;
 use schemas::run::{CodecKind, RunSpec};
-use schemas::{Chunks, Code, Message as _, ObjectRef, Refusal};
+use schemas::{Chunks, Code, Fragment, Message as _, ObjectRef, Refusal};
 
-use crate::engine::Fragment;
 use crate::object_client::ObjectClient;
 
 /// The run's fixed objects.

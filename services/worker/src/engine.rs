@@ -45,7 +45,7 @@ use bytes::Bytes;
 use model::ModelConfig;
 use schemas::contribution::Evaluation;
 use schemas::run::{CodecKind, Precision, Privacy};
-use schemas::{Code, Digest, Refusal, Steps};
+use schemas::{Code, Digest, Fragment, Refusal, Steps};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use trainer::Alpha;
@@ -57,7 +57,6 @@ use crate::trainers;
 
 pub(crate) use capture::{Capture, EncodedChunks};
 use saver::Saver;
-pub(crate) use session::Fragment;
 use session::Session;
 use steps::Stepping;
 pub(crate) use steps::{Evaluating, Training};

@@ -16,7 +16,7 @@ use schemas::layout::Chunk;
 use schemas::lease::{LeaseRef, Manifest, UnitKind, Weights, Work};
 use schemas::limits::OBJECT_BYTES_MAX;
 use schemas::run::{CodecKind, RunSpec};
-use schemas::{Chunks, Code, Digest, Millis, ObjectRef, Refusal, V};
+use schemas::{Chunks, Code, Digest, Fragment, Millis, ObjectRef, Refusal, V};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,7 +25,7 @@ use worker_core::{Agreed, Trained, WorkId};
 
 use crate::asker::Asker;
 use crate::assets::Assets;
-use crate::engine::{Capture, EncodedChunks, Engine, Evaluating, Fragment, Opening, Training};
+use crate::engine::{Capture, EncodedChunks, Engine, Evaluating, Opening, Training};
 use crate::masking::{Masking, reveal};
 use crate::meter::{Meter, WorkLane};
 use crate::object_client::{ObjectClient, TRANSFERS_MAX};

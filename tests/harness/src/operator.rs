@@ -7,7 +7,7 @@ use schemas::control::{Query, View, ViewReply, ViewRequest};
 use schemas::public::Status;
 use schemas::subject::{ControlVerb, control_subject, status_subject};
 use schemas::view::{LeaseView, RoundView, RunDetail, RunPhase, RunView, SnapshotView, WorkerView};
-use schemas::{Message, PublicKey, RunId, V};
+use schemas::{Message, PublicKey, RunId};
 
 use crate::PATIENCE;
 
@@ -54,9 +54,7 @@ impl Operator {
     /// # Errors
     /// There is no answer, or it is a refusal.
     pub async fn view(&self, query: Query) -> Result<View, BusError> {
-        let reply: ViewReply = self
-            .ask(ControlVerb::View, &ViewRequest { v: V, query })
-            .await?;
+        let reply: ViewReply = self.ask(ControlVerb::View, &ViewRequest::of(query)).await?;
         Ok(reply.view)
     }
 

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use schemas::control::{View, ViewReply};
+use schemas::control::{Query, View, ViewReply, ViewRequest};
 use schemas::event::{Event, LedgerEvent};
 use schemas::foundry::{Answer, FoundryAnswer, Saved};
 use schemas::member::Session;
@@ -64,35 +64,43 @@ pub(super) fn all() -> Vec<Example> {
         }),
         Example {
             name: "view of a promoted snapshot",
+            ..example(&ViewReply::of(View::Snapshots(vec![SnapshotView {
+                given_up: None,
+                round: Round(4),
+                manifest: object(),
+                saved_at: UnixMillis(1_700_000_000_000),
+                statement: Some(object()),
+                undone: false,
+                pointers: vec![pointer()],
+                quarantined: None,
+            }])))
+        },
+        Example {
+            name: "view request for what was left out",
+            ..example(&ViewRequest {
+                rest: Some(300),
+                ..ViewRequest::of(Query::Snapshots(run()))
+            })
+        },
+        Example {
+            name: "view that leaves rows out",
             ..example(&ViewReply {
-                v: V,
-                view: View::Snapshots(vec![SnapshotView {
-                    given_up: None,
-                    round: Round(4),
-                    manifest: object(),
-                    saved_at: UnixMillis(1_700_000_000_000),
-                    statement: Some(object()),
-                    undone: false,
-                    pointers: vec![pointer()],
-                    quarantined: None,
-                }]),
+                left_out: NonZeroU32::new(300),
+                ..ViewReply::of(View::Snapshots(Vec::new()))
             })
         },
         Example {
             name: "view of a snapshot with contributions of workers in quarantine",
-            ..example(&ViewReply {
-                v: V,
-                view: View::Snapshots(vec![SnapshotView {
-                    given_up: None,
-                    round: Round(4),
-                    manifest: object(),
-                    saved_at: UnixMillis(1_700_000_000_000),
-                    statement: Some(object()),
-                    undone: false,
-                    pointers: Vec::new(),
-                    quarantined: NonZeroU32::new(2),
-                }]),
-            })
+            ..example(&ViewReply::of(View::Snapshots(vec![SnapshotView {
+                given_up: None,
+                round: Round(4),
+                manifest: object(),
+                saved_at: UnixMillis(1_700_000_000_000),
+                statement: Some(object()),
+                undone: false,
+                pointers: Vec::new(),
+                quarantined: NonZeroU32::new(2),
+            }])))
         },
         Example {
             name: "event of a saved snapshot",

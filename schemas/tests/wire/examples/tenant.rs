@@ -55,23 +55,20 @@ pub(super) fn all() -> Vec<Example> {
         }),
         Example {
             name: "view of tenants",
-            ..example(&ViewReply {
-                v: V,
-                view: View::Tenants(vec![TenantView {
-                    tenant: tenant(),
-                    account: account(),
-                    quota: Quota::default(),
-                    operator: public(),
-                    since: UnixMillis(1_700_000_000_000),
-                    ended: None,
-                    used: Used {
-                        runs: 1,
-                        workers: 2,
-                        objects: 3,
-                        bytes: Bytes(4),
-                    },
-                }]),
-            })
+            ..example(&ViewReply::of(View::Tenants(vec![TenantView {
+                tenant: tenant(),
+                account: account(),
+                quota: Quota::default(),
+                operator: public(),
+                since: UnixMillis(1_700_000_000_000),
+                ended: None,
+                used: Used {
+                    runs: 1,
+                    workers: 2,
+                    objects: 3,
+                    bytes: Bytes(4),
+                },
+            }])))
         },
         Example {
             name: "event of a tenant",

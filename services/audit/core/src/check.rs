@@ -13,7 +13,7 @@ use schemas::{
 };
 
 use crate::ancestry::Ancestry;
-use crate::cohorts::{Cohorts, Told};
+use crate::cohorts::{CohortFinding, Cohorts};
 use crate::emitter::{Chain, Link};
 use crate::examine::{Account, Content, Examined, Examiner, LedgerRecord, WorkerRecord};
 use crate::finding::{Finding, PlacedFinding};
@@ -450,8 +450,8 @@ impl Auditor {
         if let (false, Event::Worker(said)) = (repeated, &event.body.event) {
             let (at, run) = (event.row.stream_sequence, &event.run);
             match self.cohorts.told(at, run, said, &self.state) {
-                Some(Told::OfWorker(finding)) => findings.push(finding),
-                Some(Told::OfLedger(finding)) => of_ledger = Some(finding),
+                Some(CohortFinding::OfWorker(finding)) => findings.push(finding),
+                Some(CohortFinding::OfLedger(finding)) => of_ledger = Some(finding),
                 None => {}
             }
         }

@@ -37,7 +37,7 @@ pub(crate) struct Cohorts {
 
 /// What a worker's event about its cohort shows.
 #[derive(Debug)]
-pub(crate) enum Told {
+pub(crate) enum CohortFinding {
     /// Of the worker's own event: its fault, or nobody's.
     OfWorker(Finding),
     /// A fault of the coordinator, which has signed it.
@@ -171,7 +171,7 @@ impl Cohorts {
         name: &RunId,
         event: &WorkerEvent,
         state: &State,
-    ) -> Option<Told> {
+    ) -> Option<CohortFinding> {
         let WorkerEvent::Masked {
             lease,
             cohort,
@@ -186,7 +186,10 @@ impl Cohorts {
         if !self.coordinators.contains(&seal.key)
             || !is_signed_statement(&self.domain, key, signature, &body)
         {
-            return Some(Told::OfWorker(Finding::CohortUnsigned { round, cohort }));
+            return Some(CohortFinding::OfWorker(Finding::CohortUnsigned {
+                round,
+                cohort,
+            }));
         }
         let sealed = self.sealed.get(name);
         if sealed.is_some_and(|sealed| sealed.contains(&(round, cohort))) {
@@ -194,7 +197,7 @@ impl Cohorts {
         }
         let out_of_turn = || {
             let key = seal.key.clone();
-            Some(Told::OfWorker(Finding::CohortOutOfTurn {
+            Some(CohortFinding::OfWorker(Finding::CohortOutOfTurn {
                 round,
                 cohort,
                 key,
@@ -205,7 +208,7 @@ impl Cohorts {
         }
         if state.run(name).is_some_and(|run| is_over(run, round)) {
             return match self.present.as_ref() == Some(&seal.key) {
-                true => Some(Told::OfLedger(hidden(round, cohort, at))),
+                true => Some(CohortFinding::OfLedger(hidden(round, cohort, at))),
                 false => out_of_turn(),
             };
         }

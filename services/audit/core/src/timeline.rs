@@ -44,6 +44,10 @@ pub struct TimelineRow {
     /// published weights, or a snapshot's manifest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// The event itself, as `KEY:NUMBER`: its emitter's key and its number in that chain. So it is
+    /// named in the log too, where positions are others. None where the body cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event: Option<String>,
     /// The verdict on the record.
     pub verdict: Verdict,
     /// The fault in it.
@@ -74,6 +78,7 @@ impl TimelineRow {
             about: String::new(),
             detail: plain(&record.subject),
             digest: None,
+            event: None,
             verdict: Verdict::Rejected,
             problem: None,
         }
@@ -104,6 +109,7 @@ impl TimelineRow {
             about,
             detail: plain(&detail),
             digest: digest(&body.event),
+            event: Some(format!("{}:{}", body.emitter, body.sequence)),
             verdict: Verdict::Verified,
             problem: None,
         }
@@ -134,7 +140,13 @@ fn digest(event: &Event) -> Option<Digest> {
 fn of_security(event: &SecurityEvent) -> (String, String) {
     if let Some(seen) = event.seen() {
         let user = seen.user.as_ref();
-        let about = user.map_or(seen.address.as_str(), |user| short(user.as_str()));
+        let about = match (user, event) {
+            (Some(user), _) => short(user.as_str()),
+            // The broker itself is a client without key and address: it makes consumers for the
+            // copies of its streams.
+            (None, SecurityEvent::StreamChanged { .. }) if seen.address.is_empty() => "the broker",
+            (None, _) => seen.address.as_str(),
+        };
         let by = match event {
             SecurityEvent::RequestRefused { by, .. } => format!("by the {}", by.title()),
             _ => String::new(),

@@ -326,7 +326,7 @@ impl Coordinator {
             ControlRequest::SnapshotRestore(request) => self.restore(operator, request, reply),
             ControlRequest::TenantSet(request) => self.set_tenant(operator, request),
             ControlRequest::TenantEnd(request) => self.end_tenant(operator, request, reply),
-            ControlRequest::View(request) => self.view(&request.query),
+            ControlRequest::View(request) => self.view(&request),
             ControlRequest::Keys(_) => {
                 self.out.push(Effect::ShowKeys { reply });
                 Ok(Outcome::Later)

@@ -146,7 +146,7 @@ pub enum Effect {
         /// The URLs that are stopped first, where the order stops any.
         stop: Option<Stop>,
         /// The answer, to which the number is added, and what the store does about URLs.
-        told: Box<Told>,
+        told: Box<Purging>,
     },
     /// Have the store refuse these URLs and no others, and then answer the request.
     StopUrls {
@@ -378,14 +378,14 @@ impl Stopping {
 
 /// An answer that waits for the number of uploads that were deleted.
 #[derive(Clone, Debug)]
-pub enum Told {
+pub enum Purging {
     /// That to an order of quarantine.
     Quarantine(QuarantineReply),
     /// That to an order to restore.
     Restore(RestoreReply),
 }
 
-impl Told {
+impl Purging {
     /// The whole answer; without a number if the store was too slow.
     pub fn with(self, uploads: Option<u32>, store: AtStore) -> Answer {
         match self {

@@ -55,7 +55,7 @@ mod tests;
 
 pub use checkpoint::CHECKPOINT_EVERY;
 pub use coordinator::{Coordinator, Settings};
-pub use effect::{Answer, Collect, Effect, Quarantine, Stop, Stopping, Told, Uploads};
+pub use effect::{Answer, Collect, Effect, Purging, Quarantine, Stop, Stopping, Uploads};
 pub use input::{
     ControlRequest, DeliveryId, Input, Merged, Peer, Recorded, ReplyId, Screened, ScreeningId,
     Submission, WorkerRequest,

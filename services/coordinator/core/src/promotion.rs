@@ -12,7 +12,7 @@ use schemas::{Code, PublicKey, Refusal, Round, RunId, V, WorkerId};
 use crate::control::ControlOutcome;
 use crate::coordinator::{Coordinator, run_unknown};
 use crate::effect::Answer;
-use crate::restore::{descends, given_up};
+use crate::restore::{descends, given_up, newest_clean};
 use crate::turn::Outcome;
 
 impl Coordinator {
@@ -24,8 +24,9 @@ impl Coordinator {
         request: PromoteRequest,
     ) -> ControlOutcome {
         if request.accept.len() > ACCEPTED_MAX {
-            let detail = format!("more than {ACCEPTED_MAX} workers to accept");
-            return Err(Refusal::new(Code::MessageInvalid, detail));
+            let number = request.accept.len();
+            let detail = format!("{number} workers to accept, of at most {ACCEPTED_MAX}");
+            return Err(Refusal::new(Code::AcceptedTooMany, detail));
         }
         let name = self.run_of(&request)?;
         let run = self.state.run(&name).ok_or_else(|| run_unknown(&name))?;
@@ -96,6 +97,15 @@ fn accepted(
         return Ok(named.into_iter().cloned().collect());
     }
     let clean = run.last_promotable(&request.pointer);
+    let number = named.len() + others.len();
+    if number > ACCEPTED_MAX {
+        let detail = format!(
+            "the snapshot of round {round} of run {name} has contributions of {number} workers in quarantine, and a promotion \
+             accepts {ACCEPTED_MAX} at most; {}",
+            newest_clean(clean)
+        );
+        return Err(Refusal::new(Code::AcceptedTooMany, detail));
+    }
     Err(descends(name, round, &others, clean))
 }
 

@@ -12,7 +12,7 @@ use schemas::{Code, PublicKey, Refusal, V, WorkerId};
 
 use crate::control::ControlOutcome;
 use crate::coordinator::{Coordinator, run_unknown};
-use crate::effect::{Effect, Stopping, Told, Uploads};
+use crate::effect::{Effect, Purging, Stopping, Uploads};
 use crate::input::{Peer, ReplyId};
 use crate::turn::Outcome;
 
@@ -125,7 +125,7 @@ impl Coordinator {
             run: name,
             uploads: Uploads::Of(request.worker),
             stop,
-            told: Box::new(Told::Quarantine(told)),
+            told: Box::new(Purging::Quarantine(told)),
         });
         Ok(Outcome::Later)
     }

@@ -14,7 +14,7 @@ use schemas::{ChainSequence, Code, PublicKey, Refusal, Round, RunId, V, WorkerId
 
 use crate::control::ControlOutcome;
 use crate::coordinator::{Coordinator, draining, run_closed, run_unknown};
-use crate::effect::{Effect, Told, Uploads};
+use crate::effect::{Effect, Purging, Uploads};
 use crate::input::ReplyId;
 use crate::turn::Outcome;
 
@@ -177,7 +177,7 @@ impl Coordinator {
             run: told.run.clone(),
             uploads: Uploads::Before(told.version),
             stop: None,
-            told: Box::new(Told::Restore(told)),
+            told: Box::new(Purging::Restore(told)),
         });
     }
 }
@@ -262,16 +262,21 @@ pub(crate) fn descends(
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    let clean = match clean {
-        Some(clean) => format!(
-            "the newest without any worker in quarantine is of round {}, {}",
-            clean.round, clean.manifest.digest
-        ),
-        None => "no full snapshot is without the workers in quarantine".to_owned(),
-    };
+    let clean = newest_clean(clean);
     let detail = format!(
         "the snapshot of round {round} of run {name} has contributions of {}{more}; {clean}",
         named.join(", ")
     );
     Refusal::new(Code::SnapshotDescends, detail)
+}
+
+/// Names the newest full snapshot without contributions of workers in quarantine.
+pub(crate) fn newest_clean(clean: Option<&SnapshotRecord>) -> String {
+    match clean {
+        Some(clean) => format!(
+            "the newest without any worker in quarantine is of round {}, {}",
+            clean.round, clean.manifest.digest
+        ),
+        None => "no full snapshot is without the workers in quarantine".to_owned(),
+    }
 }

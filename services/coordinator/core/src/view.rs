@@ -1,7 +1,9 @@
 //! Answers to operators' requests for views.
 
+use std::num::NonZeroU32;
+
 use ledger::Run;
-use schemas::control::{Query, View, ViewReply};
+use schemas::control::{Query, View, ViewReply, ViewRequest};
 use schemas::view::{CoordinatorView, RunDetail, RunPhase, RunView};
 use schemas::{Message, RunId, V};
 
@@ -13,7 +15,7 @@ use crate::tenant::ended;
 use crate::turn::Outcome;
 
 impl Coordinator {
-    pub(crate) fn view(&self, query: &Query) -> ControlOutcome {
+    pub(crate) fn view(&self, ViewRequest { v: V, query, rest }: &ViewRequest) -> ControlOutcome {
         let known = |name: &RunId| self.state.run(name).ok_or_else(|| run_unknown(name));
         let view = match query {
             Query::Coordinator => View::Coordinator(CoordinatorView {
@@ -46,7 +48,7 @@ impl Coordinator {
             Query::Tenants => View::Tenants(self.tenant_views()),
             Query::Snapshots(name) => View::Snapshots(known(name)?.snapshot_views()),
         };
-        let answer = fit(ViewReply { v: V, view }, ViewReply::BYTES_MAX);
+        let answer = fit(of_rest(view, *rest), ViewReply::BYTES_MAX);
         Ok(Outcome::Now(Answer::View(Box::new(answer))))
     }
 
@@ -74,20 +76,63 @@ impl Coordinator {
     }
 }
 
-/// Cuts a list until it fits into one message: the oldest rounds and snapshots go, and the last
-/// workers and leases.
-fn fit(mut reply: ViewReply, bytes_max: usize) -> ViewReply {
-    while reply.encode().len() > bytes_max {
-        match &mut reply.view {
-            View::Runs(list) => list.truncate(list.len() / 2),
-            View::Workers(list) => list.truncate(list.len() / 2),
-            View::Leases(list) => list.truncate(list.len() / 2),
-            View::Rounds(list) => drop(list.drain(..list.len().div_ceil(2))),
-            View::Snapshots(list) => drop(list.drain(..list.len().div_ceil(2))),
-            View::Coordinator(_) | View::Run(_) | View::Tenants(_) => return reply,
-        }
+/// Most rows of one answer: more would seldom fit into a message, and are not written to find out.
+const ROWS_MAX: usize = 8192;
+
+/// The rest of a list whose other rows the asker has.
+fn of_rest(mut view: View, rest: Option<u32>) -> View {
+    if let Some(rest) = rest {
+        keep(&mut view, |rows| rows.min(rest as usize), End::Last);
     }
-    reply
+    view
+}
+
+/// Cuts a list until it fits into one message: the oldest rounds and snapshots go, and the last
+/// runs, workers and leases. The answer says how many; the asker can ask for these.
+fn fit(view: View, bytes_max: usize) -> ViewReply {
+    let mut reply = ViewReply::of(view);
+    let mut left_out = keep(&mut reply.view, |rows| rows.min(ROWS_MAX), End::First);
+    loop {
+        reply.left_out = u32::try_from(left_out).ok().and_then(NonZeroU32::new);
+        if reply.encode().len() <= bytes_max {
+            return reply;
+        }
+        let gone = keep(&mut reply.view, |rows| rows / 2, End::First);
+        if gone == 0 {
+            return reply;
+        }
+        left_out += gone;
+    }
+}
+
+/// An end of a list, in the order in which rows are shown when there is no room for all: the
+/// newest rounds and snapshots first, runs and leases by name, members before other workers.
+#[derive(Clone, Copy)]
+enum End {
+    First,
+    Last,
+}
+
+/// Keeps so many rows at one end of a list; returns the number of the others. What is no list
+/// stays as it is.
+fn keep(view: &mut View, rows: impl Fn(usize) -> usize, end: End) -> usize {
+    fn of<T>(list: &mut Vec<T>, kept: usize, at_the_beginning: bool) -> usize {
+        let gone = list.len() - kept;
+        match at_the_beginning {
+            true => list.truncate(kept),
+            false => drop(list.drain(..gone)),
+        }
+        gone
+    }
+    let first = matches!(end, End::First);
+    match view {
+        View::Runs(list) => of(list, rows(list.len()), first),
+        View::Workers(list) => of(list, rows(list.len()), first),
+        View::Leases(list) => of(list, rows(list.len()), first),
+        View::Rounds(list) => of(list, rows(list.len()), !first),
+        View::Snapshots(list) => of(list, rows(list.len()), !first),
+        View::Coordinator(_) | View::Run(_) | View::Tenants(_) => 0,
+    }
 }
 
 #[cfg(test)]
@@ -100,11 +145,10 @@ mod tests {
     use super::*;
     use crate::fixture::*;
 
-    /// A view of this many bytes less than it needs.
-    fn cut(view: View, short: usize) -> View {
-        let reply = ViewReply { v: V, view };
-        let bytes_max = reply.encode().len() - short;
-        fit(reply, bytes_max).view
+    /// The answer with a view for which there are this many bytes less than it needs.
+    fn cut(view: View, short: usize) -> ViewReply {
+        let bytes_max = ViewReply::of(view.clone()).encode().len() - short;
+        fit(view, bytes_max)
     }
 
     /// The view of a run in which worker 1 trains.
@@ -112,7 +156,7 @@ mod tests {
         let mut world = World::with_run(spec("demo"));
         world.join(1);
         world.lease(1);
-        match world.core.view(&query) {
+        match world.core.view(&ViewRequest::of(query)) {
             Ok(Outcome::Now(Answer::View(reply))) => reply.view,
             other => panic!("no view: {other:?}"),
         }
@@ -156,16 +200,62 @@ mod tests {
             quarantined: None,
         };
         type List<'a> = &'a dyn Fn(Range<u64>) -> View;
-        let lists: [(List<'_>, Range<u64>); 5] = [
-            (&|n| View::Runs(n.map(run).collect()), 0..2),
-            (&|n| View::Workers(n.map(worker).collect()), 0..2),
-            (&|n| View::Leases(n.map(lease).collect()), 0..2),
-            (&|n| View::Rounds(n.map(round).collect()), 3..5),
-            (&|n| View::Snapshots(n.map(snapshot).collect()), 3..5),
+        type Case<'a> = (List<'a>, Range<u64>, Range<u64>);
+        let lists: [Case<'_>; 5] = [
+            (&|n| View::Runs(n.map(run).collect()), 0..2, 2..5),
+            (&|n| View::Workers(n.map(worker).collect()), 0..2, 2..5),
+            (&|n| View::Leases(n.map(lease).collect()), 0..2, 2..5),
+            (&|n| View::Rounds(n.map(round).collect()), 3..5, 0..3),
+            (&|n| View::Snapshots(n.map(snapshot).collect()), 3..5, 0..3),
         ];
-        for (list, left) in lists {
-            assert_eq!(cut(list(0..5), 0), list(0..5), "it fits");
-            assert_eq!(cut(list(0..5), 1), list(left));
+        for (list, left, rest) in lists {
+            assert_eq!(cut(list(0..5), 0), ViewReply::of(list(0..5)), "it fits");
+            let answer = cut(list(0..5), 1);
+            assert_eq!(
+                (answer.view, answer.left_out),
+                (list(left), NonZeroU32::new(3))
+            );
+            assert_eq!(of_rest(list(0..5), Some(3)), list(rest));
+            for all in [None, Some(5), Some(9)] {
+                assert_eq!(of_rest(list(0..5), all), list(0..5));
+            }
+            assert_eq!(of_rest(list(0..5), Some(0)), list(0..0));
         }
+    }
+
+    /// The snapshots of a run of years, as an operator's program reads them: page by page, each
+    /// within a message, and none twice.
+    #[test]
+    fn tl_19_a_list_that_is_longer_than_a_message_comes_page_by_page() {
+        let row = |number| SnapshotView {
+            statement: Some(object("statement")),
+            pointers: Vec::new(),
+            round: Round(number),
+            manifest: object("snapshot"),
+            saved_at: START,
+            undone: false,
+            given_up: None,
+            quarantined: NonZeroU32::new(32),
+        };
+        let all: Vec<SnapshotView> = (0..20_000).map(row).collect();
+        let (mut read, mut rest, mut pages) = (Vec::new(), None, 0);
+        loop {
+            let asked = of_rest(View::Snapshots(all.clone()), rest);
+            let reply = fit(asked, ViewReply::BYTES_MAX);
+            assert!(reply.encode().len() <= ViewReply::BYTES_MAX);
+            let View::Snapshots(mut page) = reply.view else {
+                panic!("another view")
+            };
+            assert!(page.len() <= ROWS_MAX);
+            pages += 1;
+            page.append(&mut read);
+            read = page;
+            match reply.left_out {
+                Some(left) => rest = Some(left.get()),
+                None => break,
+            }
+        }
+        assert!(pages > 2, "{pages}");
+        assert!(read == all);
     }
 }

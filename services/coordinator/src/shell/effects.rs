@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use coordinator_core::{
-    Answer, Collect, Effect, Input, Quarantine, ReplyId, Stop, Stopping, Told, Uploads,
+    Answer, Collect, Effect, Input, Purging, Quarantine, ReplyId, Stop, Stopping, Uploads,
 };
 use identity::ManifestKey;
 use ledger::State;
@@ -255,7 +255,7 @@ impl Shell {
         reply: ReplyId,
         (run, uploads): (RunId, Uploads),
         concerned: Option<BTreeSet<StoppedUrls>>,
-        told: Told,
+        told: Purging,
     ) {
         let Some((_, to)) = self.tables.replies.remove(&reply) else {
             return;
@@ -291,7 +291,7 @@ impl Shell {
     /// with what the store does about URLs.
     pub(super) async fn answer_orders(
         &self,
-        orders: Vec<(ReplyTo, Told)>,
+        orders: Vec<(ReplyTo, Purging)>,
         uploads: Option<u32>,
         at_store: AtStore,
     ) {

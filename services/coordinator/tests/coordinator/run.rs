@@ -465,10 +465,7 @@ async fn a_second_coordinator_takes_over_and_the_first_stands_down() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_that_asks_without_end_is_refused_and_another_is_answered() {
     let scene = Scene::start(1).await;
-    let look = ViewRequest {
-        v: V,
-        query: Query::Runs,
-    };
+    let look = ViewRequest::of(Query::Runs);
     let loud = async |_| {
         scene
             .operator

@@ -44,7 +44,8 @@ pub(crate) enum Audit {
     /// holds the event and needs nothing else to be verified than the trust bundle.
     Prove {
         /// The event: the sha256 of its body (`sha256:…`), its emitter and number (`KEY:NUMBER`),
-        /// or its index in the log, which counts from 0 and is not the sequence of the stream.
+        /// or its index in the log (`index:NUMBER`), which counts from 0. The column `seq` of
+        /// `audit replay` is another number, so one alone names no event.
         event: LoggedEvent,
         /// File to write; by default `event-INDEX.tlog-proof` in the current folder.
         #[arg(long, value_name = "FILE")]
@@ -239,6 +240,9 @@ pub(crate) enum LoggedEvent {
     Index(u64),
 }
 
+/// The word before an index.
+const INDEX: &str = "index";
+
 impl std::str::FromStr for LoggedEvent {
     type Err = String;
 
@@ -246,14 +250,19 @@ impl std::str::FromStr for LoggedEvent {
         if text.starts_with("sha256:") {
             return parse_digest(text).map(Self::Digest);
         }
-        let refused = || "a digest `sha256:…`, `KEY:NUMBER`, or an index in the log".to_owned();
+        let refused = || "a digest `sha256:…`, `KEY:NUMBER`, or `index:NUMBER`".to_owned();
         match text.split_once(':') {
+            Some((INDEX, number)) => number.parse().map(Self::Index).map_err(|_| refused()),
             Some((key, number)) => {
                 let key = key.parse().map_err(|_| refused())?;
                 let number = number.parse().map_err(|_| refused())?;
                 Ok(Self::Number(key, schemas::ChainSequence(number)))
             }
-            None => text.parse().map(Self::Index).map_err(|_| refused()),
+            None if text.parse::<u64>().is_ok() => Err(format!(
+                "which number? `{INDEX}:{text}` is the index in the log, which counts from 0; the column `seq` of `audit \
+                 replay` is another, and with `-o jsonl` it names each event as `KEY:NUMBER` (`event`)"
+            )),
+            None => Err(refused()),
         }
     }
 }
@@ -309,6 +318,25 @@ pub(crate) struct ObjectSource {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The stream and the log count differently, so a number says which of them it is of.
+    #[test]
+    fn a_number_alone_names_no_event_of_the_log() {
+        let read = |text: &str| text.parse::<LoggedEvent>();
+        assert_eq!(read("index:3"), Ok(LoggedEvent::Index(3)));
+        let refused = read("3").expect_err("an index, or a sequence of the stream");
+        for part in ["`index:3`", "column `seq`", "KEY:NUMBER"] {
+            assert!(refused.contains(part), "{refused}");
+        }
+        let key = format!("U{}", "A".repeat(55));
+        let number = schemas::ChainSequence(3);
+        let named = LoggedEvent::Number(key.parse().expect("a key"), number);
+        assert_eq!(read(&format!("{key}:3")), Ok(named));
+        for wrong in ["index:", "index:x", "seq:3", "x"] {
+            let refused = read(wrong).expect_err("it names nothing");
+            assert!(refused.ends_with("or `index:NUMBER`"), "{refused}");
+        }
+    }
 
     #[test]
     fn a_kind_that_no_event_has_is_wrong_usage() {

@@ -350,7 +350,14 @@ fn verdict(summary: &Summary) -> String {
         .iter()
         .filter(|emitter| emitter.whole)
         .count();
-    let chains = format!("{whole} of {} chains whole", summary.emitters.len());
+    let count = summary.emitters.len();
+    // A chain says only that its own events follow each other.
+    let chains = match &summary.first_evidence {
+        None => format!("{whole} of {count} chains whole"),
+        Some(first) => format!(
+            "of {count} chains {whole} have no gap of their own; against the record as a whole: {first}"
+        ),
+    };
     let others = format!(
         "{repeated} repeated, {unenrolled} of workers that have not joined, {rejected} rejected, {foreign} foreign"
     );
@@ -530,6 +537,19 @@ impl Record for Moment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chains_without_a_gap_are_not_called_whole_beside_evidence() {
+        let mut summary = Auditor::new("demo", []).summary();
+        assert!(verdict(&summary).ends_with("; 0 of 0 chains whole"));
+        summary.first_evidence = Some("at stream sequence 7: a hole".to_owned());
+        let text = verdict(&summary);
+        assert!(!text.contains("chains whole"), "{text}");
+        assert!(
+            text.ends_with("against the record as a whole: at stream sequence 7: a hole"),
+            "{text}"
+        );
+    }
 
     /// A bundle that is older than the ledger is no evidence, and no success.
     #[test]

@@ -89,7 +89,7 @@ impl Record for Set {
         let mut lines = vec![
             ("run", self.run.to_string()),
             ("hold", format!("on {}: {state}", self.hold)),
-            ("weights", format!("of round {}", self.weights)),
+            ("weights", format!("version {}", self.weights)),
             ("contributions not merged", self.contributions.to_string()),
             ("leases held", self.leases.to_string()),
         ];
@@ -97,5 +97,28 @@ impl Record for Set {
             lines.push(("urls", at_store(store, self.held).to_owned()));
         }
         lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `snapshot restore` counts versions too: one thing has one number.
+    #[test]
+    fn a_hold_names_the_version_of_the_weights() {
+        let set = Set {
+            run: "demo".parse().expect("a name"),
+            hold: Hold::Merges,
+            held: true,
+            changed: true,
+            weights: 304,
+            contributions: 1,
+            leases: 2,
+            store: None,
+        };
+        let lines = set.lines();
+        let weights = lines.iter().find(|(name, _)| *name == "weights");
+        assert_eq!(weights.map(|(_, text)| text.as_str()), Some("version 304"));
     }
 }

@@ -1,7 +1,7 @@
 //! The services of one machine: their order, their configuration files, how each is started.
 //!
-//! The files are the same for `up` and for starting each service by hand, and hold paths, never
-//! secrets.
+//! `up` starts a service with the same file that a person would start it with by hand. The files
+//! hold paths, never secrets.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ pub(crate) const COORDINATOR: &str = "coordinator";
 pub(crate) const REGISTRAR: &str = "registrar";
 pub(super) const AUDIT: &str = "audit";
 const WORKER: &str = "worker-";
-/// Time that a process may take to end after it was told, beyond the drain time.
+/// Longest time from the signal to the end of a process, without the drain time.
 const STOP_MAX: Duration = Duration::from_secs(10);
 /// The same for a worker: it takes 8 seconds for its goodbye and up to a minute to save its inner
 /// state.
@@ -51,7 +51,7 @@ pub(super) fn drains(name: &str) -> bool {
     name == COORDINATOR || name.starts_with(WORKER)
 }
 
-/// Time that the service may take to end after it was told.
+/// Longest time from the signal to the end of the service, without the drain time.
 pub(super) fn stop_max(name: &str) -> Duration {
     if name.starts_with(WORKER) {
         WORKER_STOP_MAX
@@ -104,7 +104,7 @@ pub(super) fn all(
             return Err(Failure::new(Code::CredentialMissing, text));
         }
     }
-    // A domain of an earlier release has none for the audit service.
+    // A domain of an earlier release has no store key for the audit service.
     if domain.layout().store_keys().exists() && domain.give_auditors_store_key()? {
         let text = "the store has a new access key: if it runs already, start it again";
         context.printer.talk(text);
@@ -139,10 +139,11 @@ pub(super) fn all(
     Ok(specs)
 }
 
-/// Gives a service that is about to start tokens that live as long as those of the registrar. They
-/// are for the same keys as before; the registrar renews them from then on. Its own token lives
-/// longer: it renews that itself. Returns the reason why a worker is not to be started: it was
-/// revoked, and that ends nothing for the others.
+/// Issues tokens to a service before it starts, for the keys that it has. They live for `lifetime`,
+/// and the registrar renews them while the service runs. The registrar renews its own token by
+/// itself, which lives longer.
+///
+/// Returns a reason to leave a worker out: its key was revoked. The other processes are started.
 pub(super) fn renew_tokens(
     domain: &Domain,
     run: &RunId,
@@ -166,7 +167,8 @@ pub(super) fn renew_tokens(
             _ => lifetime,
         };
         match domain.issue(*role, label, run, lifetime, clock::now()) {
-            // The service says what is wrong with credentials of another role or run.
+            // The name is that of a credential for another role or run. The service reads it when it
+            // starts, and says what is wrong with it.
             Ok(_) | Err(DomainError::Taken(_)) => {}
             Err(error @ DomainError::Blocked(_)) if *role == Role::Worker => {
                 return Ok(Some(error));
@@ -220,8 +222,9 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
         .map_err(|error| Failure::new(Code::ConfigInvalid, format!("{}: {error}", path.display())))
 }
 
-/// Writes one file for each service into the subfolder `config` of `place`; returns their names and
-/// paths. The files are for a domain that lies, or will lie, in `folder`.
+/// Writes one file for each service into the subfolder `config` of `place`; returns the services'
+/// names and the files' paths. In the files, the domain's folder is `folder`: `place` may be moved
+/// there later.
 pub(crate) fn write_configs(
     place: &Path,
     folder: &Path,

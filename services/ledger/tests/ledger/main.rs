@@ -9,6 +9,7 @@ mod given_up;
 mod groups;
 mod holds;
 mod kit;
+mod makers;
 mod masked;
 mod naming;
 mod places;

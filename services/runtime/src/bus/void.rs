@@ -1,6 +1,7 @@
 //! Notices that the broker does not take this connection's credentials any more. The client would
 //! try them again for ever; nothing changes until a person has acted.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,6 +38,21 @@ pub(super) struct Void {
 struct Tries {
     revoked: bool,
     refused: u32,
+}
+
+/// What the broker says of a new subscription once the signing key of a role was replaced, and
+/// before it ends the connection: a token by itself allows none, the role's template did.
+const NO_SUBSCRIPTIONS: &str = "maximum subscriptions exceeded";
+
+/// An error of the broker, with what it means where its words mislead.
+pub(super) fn explained(text: &str) -> Cow<'_, str> {
+    match text.to_ascii_lowercase().contains(NO_SUBSCRIPTIONS) {
+        true => Cow::Owned(format!(
+            "{text}; the broker says this while it ends a connection whose token was signed with a key that is replaced, and a new \
+             token ends it; otherwise the connection listens to more subjects than its role may"
+        )),
+        false => Cow::Borrowed(text),
+    }
 }
 
 impl Void {
@@ -180,6 +196,16 @@ mod tests {
 
     fn code(void: &Void) -> Option<Code> {
         void.verdict().now_or_never().map(|refusal| refusal.code)
+    }
+
+    #[test]
+    fn tl_30_an_error_of_a_connection_that_ends_for_a_new_key_says_so() {
+        let text = explained("Maximum Subscriptions Exceeded");
+        assert!(text.contains("a key that is replaced"), "{text}");
+        assert_eq!(
+            explained("maximum connections exceeded"),
+            "maximum connections exceeded"
+        );
     }
 
     #[test]

@@ -21,9 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A log that passes its lines on.
 #[derive(Clone)]
-struct Told(mpsc::Sender<String>);
+struct LogLines(mpsc::Sender<String>);
 
-impl io::Write for Told {
+impl io::Write for LogLines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let _nobody_waits = self.0.try_send(String::from_utf8_lossy(bytes).into_owned());
         Ok(bytes.len())
@@ -38,7 +38,7 @@ impl io::Write for Told {
 #[tokio::test]
 async fn uploads_that_were_never_promoted_are_removed_while_the_store_runs() {
     let (sender, mut lines) = mpsc::channel(64);
-    let told = Told(sender);
+    let told = LogLines(sender);
     let log = tracing_subscriber::fmt()
         .with_ansi(false)
         .with_writer(move || told.clone())

@@ -9,13 +9,12 @@ use privacy::{BLOCK_ELEMENTS, Noising};
 use rayon::prelude::*;
 use schemas::layout::Chunk;
 use schemas::run::CodecKind;
-use schemas::{Code, Refusal};
+use schemas::{Code, Fragment, Refusal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use trainer::{TrainerError, Weights};
 use worker_core::WorkId;
 
-use super::Fragment;
 use super::session::Session;
 
 /// A fragment's difference to encode.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use privacy::{Noising, SquaredNorm};
 use schemas::run::CodecKind;
-use schemas::{Code, Digest, Refusal};
+use schemas::{Code, Digest, Fragment, Refusal};
 use trainer::{Alpha, Arrival, Trainer, TrainerError};
 use worker_core::{ResultEnd, WorkId};
 
@@ -14,10 +14,6 @@ use super::{Opening, inner};
 
 /// Elements that are read at a time for the norm of a contribution.
 const READ_ELEMENTS: usize = 1 << 20;
-
-/// A part of the parameters that syncs by itself, by its number in the run's layout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Fragment(pub(crate) u32);
 
 /// A model that is being trained.
 pub(super) struct Session {

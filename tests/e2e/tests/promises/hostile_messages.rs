@@ -141,15 +141,7 @@ async fn an_operators_nonsense_and_oversized_messages_are_refused_and_the_coordi
         assert_eq!(code, Some(Code::MessageInvalid), "{verb}");
     }
     // Longer than a question may be, so it is refused before it is parsed.
-    let long = [
-        ViewRequest {
-            v: V,
-            query: Query::Runs,
-        }
-        .encode(),
-        vec![0; 8192],
-    ]
-    .concat();
+    let long = [ViewRequest::of(Query::Runs).encode(), vec![0; 8192]].concat();
     let code = refused_raw(
         operator.bus(),
         &control_subject(&public, ControlVerb::View),

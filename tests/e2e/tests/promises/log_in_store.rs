@@ -208,7 +208,7 @@ async fn fg_07_the_store_alone_proves_the_record_and_shows_what_was_altered_in_i
     for command in [
         &["head"][..],
         &["verify"],
-        &["prove", "3", "--to", "three.tlog-proof"],
+        &["prove", "index:3", "--to", "three.tlog-proof"],
         &["replay"],
         &["replay", "--summary"],
         &["replay", "--at", "5"],

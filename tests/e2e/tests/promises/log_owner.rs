@@ -106,7 +106,7 @@ async fn fg_07_a_log_begins_with_what_its_owner_signed_and_another_beginning_is_
     assert!(text.contains("has signed entry 0"), "{text}");
     assert!(text.contains("1 keys of workers"), "{text}");
     assert!(!text.contains("NOT NAMED"), "{text}");
-    let unlogged = ends(&cluster, &["audit", "prove", "0"], EXIT_NOT_FOUND).await;
+    let unlogged = ends(&cluster, &["audit", "prove", "index:0"], EXIT_NOT_FOUND).await;
     assert!(unlogged.contains("manifest of its owner"), "{unlogged}");
     let shown = ends(&cluster, &["auth", "show"], 0).await;
     let document = fs::read_to_string(layout.log_manifest()).unwrap();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use async_nats::jetstream::{self, stream};
 use e2e::Recipe;
 use harness::{Cluster, Options};
-use runtime::exit::{EXIT_NO_VERDICT, EXIT_NOT_FOUND, EXIT_TAMPERED};
+use runtime::exit::{EXIT_NO_VERDICT, EXIT_NOT_FOUND, EXIT_TAMPERED, EXIT_USAGE};
 use schemas::Code;
 use schemas::permission::Role;
 use schemas::subject::AUDIT_STREAM;
@@ -95,7 +95,7 @@ async fn fg_07_a_head_proves_the_record_and_shows_what_was_cut_altered_or_put_ba
         text.contains(&format!("the head over {events} events")),
         "{of}: {text}"
     );
-    let prove = ["audit", "prove", "3", "--to", "three.tlog-proof"];
+    let prove = ["audit", "prove", "index:3", "--to", "three.tlog-proof"];
     let text = ends(&cluster, &prove, 0, &["verified", "sha256:"]).await;
     let body = text
         .split_whitespace()
@@ -104,6 +104,18 @@ async fn fg_07_a_head_proves_the_record_and_shows_what_was_cut_altered_or_put_ba
     ends(&cluster, &prove, 0, &["verified"]).await;
     let file = |name: &str| fs::read(cluster.path(name)).unwrap();
     assert_eq!(file("three.tlog-proof"), file("again.tlog-proof"));
+    // A row of the replay names its event as the log does, and its number alone is refused.
+    let rows = ends(&cluster, &["audit", "replay", "-o", "jsonl"], 0, &[]).await;
+    let mut rows = rows
+        .lines()
+        .filter_map(|row| serde_json::from_str(row).ok());
+    let row: serde_json::Value = rows.nth(2).unwrap();
+    let event = row["event"].as_str().unwrap();
+    let prove = ["audit", "prove", event, "--to", "row.tlog-proof"];
+    let text = ends(&cluster, &prove, 0, &["verified"]).await;
+    assert!(text.contains(row["kind"].as_str().unwrap()), "{text}");
+    let bare = ["audit", "prove", "3"];
+    ends(&cluster, &bare, EXIT_USAGE, &["index:3", "KEY:NUMBER"]).await;
     let range = format!("entries 0 to {}", events - 1);
     ends(&cluster, &["audit", "verify"], 0, &["verified", &range]).await;
     ends(
@@ -113,7 +125,7 @@ async fn fg_07_a_head_proves_the_record_and_shows_what_was_cut_altered_or_put_ba
         &["verified", "differences"],
     )
     .await;
-    let unknown = ["audit", "prove", "100000"];
+    let unknown = ["audit", "prove", "index:100000"];
     let unlogged = Code::EventUnlogged.to_string();
     ends(&cluster, &unknown, EXIT_NOT_FOUND, &[&unlogged]).await;
 

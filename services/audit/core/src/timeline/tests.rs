@@ -246,6 +246,19 @@ fn tl_29_a_row_of_the_sentry_says_which_service_refused_and_what_was_not_heard()
         subject: String::new(),
         reason: text("no token"),
     };
+    // The broker's own requests come from no address; those of others do.
+    let changed = |address: &str| {
+        let seen = Seen {
+            address: text(address),
+            subject: text("$JS.API.CONSUMER.CREATE.AUDIT"),
+            ..stranger.clone()
+        };
+        of_security(&SecurityEvent::StreamChanged { seen }).0
+    };
+    assert_eq!(
+        (changed("").as_str(), changed("10.0.0.1").as_str()),
+        ("the broker", "10.0.0.1")
+    );
     let failed = SecurityEvent::AuthenticationFailed { seen: stranger };
     let quoted = "no token, \"x, by the coordinator\", 10.0.0.1";
     assert_eq!(of_security(&failed).1, quoted);

@@ -15,7 +15,7 @@ fn new_run(world: &mut World, spec: schemas::run::RunSpec) -> ReplyId {
 }
 
 fn view(world: &mut World, query: Query) -> View {
-    let reply = world.control(ControlRequest::View(ViewRequest { v: V, query }));
+    let reply = world.control(ControlRequest::View(ViewRequest::of(query)));
     match &world.answers[&reply] {
         Ok(Answer::View(found)) => found.view.clone(),
         other => panic!("no view: {other:?}"),
@@ -338,10 +338,9 @@ fn views_show_what_is_there() {
         panic!("asked for them")
     };
     assert!(snapshots.is_empty());
-    let unknown = world.control(ControlRequest::View(ViewRequest {
-        v: V,
-        query: Query::Run("x".parse().unwrap()),
-    }));
+    let unknown = world.control(ControlRequest::View(ViewRequest::of(Query::Run(
+        "x".parse().unwrap(),
+    ))));
     assert_eq!(world.refusal(unknown), Code::RunUnknown);
 }
 

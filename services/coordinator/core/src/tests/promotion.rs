@@ -41,10 +41,9 @@ fn written(world: &World) -> usize {
 }
 
 fn snapshots(world: &mut World) -> Vec<SnapshotView> {
-    let asked = world.control(ControlRequest::View(ViewRequest {
-        v: V,
-        query: Query::Snapshots(run_id()),
-    }));
+    let asked = world.control(ControlRequest::View(ViewRequest::of(Query::Snapshots(
+        run_id(),
+    ))));
     match &world.answers[&asked] {
         Ok(Answer::View(reply)) => match &reply.view {
             View::Snapshots(rows) => rows.clone(),
@@ -224,9 +223,52 @@ fn tl_19_a_question_about_a_promotion_moves_nothing_and_hears_what_the_order_wou
     assert_eq!(written(&world), 0);
     let many = vec![worker(1); ACCEPTED_MAX + 1];
     let asked = accepting(&mut world, 2, &many, false);
-    assert_eq!(world.refusal(asked), Code::MessageInvalid);
+    assert_eq!(world.refusal(asked), Code::AcceptedTooMany);
     let asked = accepting(&mut world, 2, &many[1..], false);
     assert!(replied(&world, asked).changed);
+}
+
+/// One more worker in quarantine than the event can name: no order promotes it, and the refusal does
+/// not ask for one.
+#[test]
+fn tl_19_a_snapshot_of_more_workers_in_quarantine_than_a_promotion_accepts_says_so() {
+    let most = ACCEPTED_MAX as u32;
+    let mut spec = spec("demo");
+    (spec.schedule.rounds, spec.schedule.snapshot_every) = (5, 1);
+    spec.schedule.units = most + 1;
+    let mut world = World::with_run(spec);
+    world.join(0);
+    for _ in 0..=most {
+        let held = world.lease(0);
+        world.submit(0, held);
+        world.answer_pending();
+    }
+    for number in 1..=most + 1 {
+        world.join(number);
+        let held = world.lease(number);
+        world.submit(number, held);
+        world.answer_pending();
+    }
+    for number in 1..=most {
+        quarantine(&mut world, number);
+    }
+    let all: Vec<WorkerId> = (1..=most).map(worker).collect();
+    let asked = accepting(&mut world, 2, &all, true);
+    assert_eq!(replied(&world, asked).accepted.len(), ACCEPTED_MAX);
+    quarantine(&mut world, most + 1);
+    let asked = accepting(&mut world, 2, &all, true);
+    assert_eq!(world.refusal(asked), Code::AcceptedTooMany);
+    let text = match &world.answers[&asked] {
+        Err(refusal) => refusal.detail.clone(),
+        other => panic!("{other:?}"),
+    };
+    let clean = saved(Round(1)).manifest.digest;
+    for part in [
+        "of 33 workers in quarantine".to_owned(),
+        format!("is of round 1, {clean}"),
+    ] {
+        assert!(text.contains(&part), "{text}");
+    }
 }
 
 #[test]

@@ -263,10 +263,9 @@ fn who_is_absent_or_never_came_is_shut_out_as_well() {
         assert_eq!(world.refusal(join), Code::WorkerQuarantined);
     }
     // Operators see both.
-    let asked = world.control(ControlRequest::View(ViewRequest {
-        v: V,
-        query: Query::Workers(run_id()),
-    }));
+    let asked = world.control(ControlRequest::View(ViewRequest::of(Query::Workers(
+        run_id(),
+    ))));
     let Ok(Answer::View(found)) = &world.answers[&asked] else {
         panic!("{:?}", world.answers[&asked])
     };

@@ -125,7 +125,7 @@ pub(super) fn granted(world: &World, wanted: ReplyId) -> bool {
 
 pub(super) fn views(world: &mut World) -> Vec<TenantView> {
     let query = Query::Tenants;
-    let reply = world.control(ControlRequest::View(ViewRequest { v: V, query }));
+    let reply = world.control(ControlRequest::View(ViewRequest::of(query)));
     match &world.answers[&reply] {
         Ok(Answer::View(found)) => match &found.view {
             View::Tenants(list) => list.clone(),
@@ -137,7 +137,7 @@ pub(super) fn views(world: &mut World) -> Vec<TenantView> {
 
 fn run_view(world: &mut World, run: &RunId) -> RunView {
     let query = Query::Run(run.clone());
-    let reply = world.control(ControlRequest::View(ViewRequest { v: V, query }));
+    let reply = world.control(ControlRequest::View(ViewRequest::of(query)));
     match &world.answers[&reply] {
         Ok(Answer::View(found)) => match &found.view {
             View::Run(detail) => detail.view.clone(),

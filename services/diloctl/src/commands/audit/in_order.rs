@@ -66,6 +66,7 @@ mod tests {
             about: String::new(),
             detail: String::new(),
             digest: None,
+            event: None,
             verdict,
             problem: None,
         }

@@ -454,7 +454,7 @@ impl Record for ProofShown {
             (
                 "event",
                 format!(
-                    "{} of the log, under the head over {} events",
+                    "at index {} of the log, counted from 0, under the head over {} events",
                     self.index, self.events
                 ),
             ),

@@ -1,6 +1,7 @@
-//! The heads that this machine has seen: the newest of all, and the newest of each place where a
-//! log was read. A copy of the log follows its source, so a place may be behind the newest head;
-//! but no place may go back behind its own, and none may have another history than any of them.
+//! The heads that this machine keeps as pins: the newest of all, and the newest of each place where
+//! it read a log. A copy of the log follows its source, so a place may show fewer events than the
+//! newest head covers. It may not show fewer than it showed before. And its events must be those
+//! that every pinned head covers, as far as they go.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -21,18 +22,19 @@ const LOCK_WAIT: Duration = Duration::from_millis(100);
 /// Most places whose heads are kept; one more takes the room of the one with the oldest head.
 const PLACES_MAX: usize = 64;
 
-/// The pinned heads, as one place is checked against them.
+/// The pinned heads while the log of one place is checked against them.
 pub(super) struct Pins {
     /// The file of the newest head.
     file: PathBuf,
     /// The place that is read now, in words.
     place: String,
-    seen: Seen,
+    pinned: PinnedHeads,
 }
 
-/// What the files say.
+/// The heads in the two files.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Seen {
+struct PinnedHeads {
+    /// The newest of all places.
     newest: Option<Head>,
     /// The newest head of each place, with its signed text; none if only the newest of all is
     /// known.
@@ -51,20 +53,25 @@ struct Places {
 impl Pins {
     /// Reads what is pinned. `file` is that of the newest head; that of the places lies beside it.
     pub(super) fn open(file: PathBuf, place: String, trusted: &Trusted) -> Result<Self, Failure> {
-        let seen = Seen::read(&file, trusted)?;
-        Ok(Self { file, place, seen })
+        let pinned = PinnedHeads::read(&file, trusted)?;
+        Ok(Self {
+            file,
+            place,
+            pinned,
+        })
     }
 
     /// The newest head that this machine has seen.
     pub(super) const fn newest(&self) -> Option<&Head> {
-        self.seen.newest.as_ref()
+        self.pinned.newest.as_ref()
     }
 
-    /// Opens the log of the place, and compares it with all heads that were seen.
+    /// Opens the log of the place, and compares it with all pinned heads.
     ///
     /// # Errors
-    /// It is not whole, went back behind its own last head, or is of another history: evidence. Or
-    /// it is behind the newest head: no verdict.
+    /// Evidence: the log is not whole, it has fewer events than this place showed before, or it has
+    /// other events than a pinned head covers. No verdict: it has fewer events than the newest head
+    /// covers, which another place has shown.
     pub(super) fn log(
         &self,
         read: &Read<'_>,
@@ -75,17 +82,18 @@ impl Pins {
             let text = format!("{}: {fault}", self.place);
             Failure::new(fault.code(), text)
         };
-        let log = Log::open(read, trusted, self.seen.binding(&self.place), each).map_err(failed)?;
-        let other = log.first_other(read, self.seen.heads()).map_err(failed)?;
+        let log =
+            Log::open(read, trusted, self.pinned.binding(&self.place), each).map_err(failed)?;
+        let other = log.first_other(read, self.pinned.heads()).map_err(failed)?;
         if let Some(Head { size, .. }) = other {
             let fault = LogFault::Forked { size: *size };
-            let whose = self.seen.place_of(*size);
+            let whose = self.pinned.place_of(*size);
             let text = format!("{}: {fault}{}", self.place, at(whose));
             return Err(Failure::new(fault.code(), text));
         }
         let (found, newest) = (log.head().size, self.newest());
         if let Some(newest) = newest.filter(|newest| newest.size > found) {
-            // From here on it may not go back behind this head.
+            // The place has shown this head, so from now on it may not show an older one.
             self.keep(&log, trusted)?;
             let text = format!(
                 "{}: its newest head covers {found} events, {} fewer than one over {} that this machine has seen{}; what is there \
@@ -93,16 +101,16 @@ impl Pins {
                 self.place,
                 newest.size - found,
                 newest.size,
-                at(self.seen.place_of(newest.size)),
+                at(self.pinned.place_of(newest.size)),
             );
             return Err(Failure::new(Code::LogStoreBehind, text));
         }
         Ok(log)
     }
 
-    /// Pins the head, unless another command has pinned a greater one meanwhile. A pin never goes
-    /// back: what is pinned now is compared with the log once more, and nobody else may pin until
-    /// that is done.
+    /// Pins the head of the log, unless another command has pinned one over more events since this
+    /// one read the files. So it reads them again under a lock, and compares the log with the
+    /// newest head in them before it writes.
     ///
     /// Returns true if this head is the newest now.
     pub(super) fn pin(
@@ -112,12 +120,12 @@ impl Pins {
         trusted: &Trusted,
     ) -> Result<bool, Failure> {
         let _lock = lock(&self.file.with_extension("lock"))?;
-        let mut now = Seen::read(&self.file, trusted)?;
+        let mut now = PinnedHeads::read(&self.file, trusted)?;
         // The log was compared with this one when it was opened.
-        let is_known = now.newest.is_some() && now.newest == self.seen.newest;
+        let is_known = now.newest.is_some() && now.newest == self.pinned.newest;
         let is_newest = is_known || log.may_replace(read, now.newest.as_ref())?;
         if is_newest {
-            // First the one that binds every place.
+            // The newest head first: without the file of places it binds every place.
             write_private(&self.file, log.note().as_bytes())?;
             now.newest = Some(log.head().clone());
         }
@@ -128,14 +136,14 @@ impl Pins {
     /// Keeps the head as the newest of its place alone.
     fn keep(&self, log: &Log, trusted: &Trusted) -> Result<(), Failure> {
         let _lock = lock(&self.file.with_extension("lock"))?;
-        Seen::read(&self.file, trusted)?.write(&self.file, &self.place, log)
+        PinnedHeads::read(&self.file, trusted)?.write(&self.file, &self.place, log)
     }
 }
 
-impl Seen {
+impl PinnedHeads {
     fn read(file: &Path, trusted: &Trusted) -> Result<Self, Failure> {
         let Some(newest) = read_file(file)? else {
-            // A keeper who moves the pin aside begins anew.
+            // The keeper of this machine moved the pin aside, so that it begins anew.
             return Ok(Self::default());
         };
         let newest = opened(file, trusted, &newest)?;
@@ -159,8 +167,8 @@ impl Seen {
         })
     }
 
-    /// The head behind which a place may not be: its own. Where it is not known which place showed
-    /// the newest head, it may be any, so that one binds them all.
+    /// The head whose events the place must have: the one that it showed last. An earlier release
+    /// kept only the newest head, without its place. That may be any place, so it binds every one.
     fn binding(&self, place: &str) -> Option<&Head> {
         match &self.places {
             None => self.newest.as_ref(),
@@ -181,7 +189,8 @@ impl Seen {
         place.map(|(place, _)| place.as_str())
     }
 
-    /// Writes the places with this head as the newest of `place`, unless a greater one is there.
+    /// Writes the file of places with this head as that of `place`, unless the place has one over
+    /// more events.
     fn write(self, file: &Path, place: &str, log: &Log) -> Result<(), Failure> {
         let mut places = self.places.unwrap_or_default();
         let before = places.get(place).map_or(0, |(head, _)| head.size);
@@ -330,7 +339,7 @@ mod tests {
         }
         let (code, _) = machine.refused("store", &machine.log("a", 6));
         assert_eq!(code, Code::LogStoreBehind);
-        // Behind what it has shown here itself, although nothing was verified to the end.
+        // It has shown six, and that counts although the command got no verdict then.
         let (code, text) = machine.refused("store", &machine.log("a", 5));
         assert_eq!(code, Code::HeadRolledBack, "{text}");
         assert_eq!(machine.see("store", &machine.log("a", 9)), Ok((9, true)));
@@ -362,13 +371,13 @@ mod tests {
         assert_eq!(code, Code::HistoryForked, "{text}");
         assert!(text.contains("first 4 events"), "{text}");
         assert!(text.contains("at store"), "{text}");
-        // And a third place that is behind them all is compared with what covers less.
+        // A third place with fewer events than both is compared with the pinned head over 4.
         let (code, _) = machine.refused("third", &machine.log("a", 5));
         assert_eq!(code, Code::HistoryForked);
     }
 
     #[test]
-    fn a_pin_of_which_nobody_knows_the_place_binds_every_place() {
+    fn a_pin_whose_place_is_not_known_binds_every_place() {
         let machine = Machine::new();
         assert_eq!(machine.see("folder", &machine.log("a", 9)), Ok((9, true)));
         let places = places_file(&machine.file());
@@ -396,8 +405,8 @@ mod tests {
             let seen = machine.see(&place, &machine.log("a", at));
             assert_eq!(seen, Ok((at as u64, true)));
         }
-        let seen = Seen::read(&machine.file(), &machine.trusted).expect("it is whole");
-        let places = seen.places.expect("they were written");
+        let pinned = PinnedHeads::read(&machine.file(), &machine.trusted).expect("it is whole");
+        let places = pinned.places.expect("they were written");
         assert_eq!(places.len(), PLACES_MAX);
         assert!(places.contains_key(&format!("copy {most}")));
         assert!(!places.contains_key("copy 1"), "the oldest");

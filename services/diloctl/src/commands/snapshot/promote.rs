@@ -3,7 +3,7 @@
 
 use runtime::Failure;
 use schemas::call::control as call;
-use schemas::promotion::{PromoteReply, PromoteRequest};
+use schemas::promotion::{ACCEPTED_MAX, PromoteReply, PromoteRequest};
 use schemas::{Code, Digest, PublicKey, Round, RunId, V, WorkerId};
 use serde::Serialize;
 
@@ -25,7 +25,7 @@ pub(super) async fn run(context: &Context, command: &PromoteArgs) -> Result<(), 
         run: None,
         snapshot: command.digest,
         pointer: command.pointer.clone(),
-        accept: command.accept_quarantined.clone(),
+        accept: accepted(&command.accept_quarantined)?,
         check_only: true,
         reason: command.reason.clone(),
     };
@@ -43,6 +43,21 @@ pub(super) async fn run(context: &Context, command: &PromoteArgs) -> Result<(), 
     confirms(&request, &reply)?;
     context.printer.record(&Promoted::of(verified, reply));
     Ok(())
+}
+
+/// The workers that the command line names, each once. More than a promotion accepts would not even
+/// fit into the request.
+fn accepted(named: &[WorkerId]) -> Result<Vec<WorkerId>, Failure> {
+    let mut accept = named.to_vec();
+    accept.sort_unstable();
+    accept.dedup();
+    if accept.len() > ACCEPTED_MAX {
+        let number = accept.len();
+        let text =
+            format!("--accept-quarantined names {number} workers, of at most {ACCEPTED_MAX}");
+        return Err(Failure::new(Code::AcceptedTooMany, text));
+    }
+    Ok(accept)
 }
 
 /// The answer must be about this pointer and this snapshot.
@@ -153,6 +168,23 @@ mod tests {
     use schemas::ObjectRef;
 
     use super::*;
+
+    #[test]
+    fn tl_19_as_many_workers_are_accepted_as_an_event_names() {
+        let worker = |number: usize| {
+            let letter =
+                |place: u32| char::from(b'A' + (number as u32 / 26_u32.pow(place) % 26) as u8);
+            let text = format!("U{}{}{}", letter(1), letter(0), "A".repeat(53));
+            text.parse().expect("a key")
+        };
+        let workers: Vec<WorkerId> = (0..=ACCEPTED_MAX).map(worker).collect();
+        let most = &workers[1..];
+        let twice = [most, most].concat();
+        assert_eq!(accepted(&twice).expect("each is named once"), most);
+        let failure = accepted(&workers).expect_err("one more");
+        assert_eq!(failure.code(), Code::AcceptedTooMany);
+        assert!(failure.to_string().contains("33 workers"), "{failure}");
+    }
 
     #[test]
     fn tl_19_an_answer_about_something_else_is_no_success() {
