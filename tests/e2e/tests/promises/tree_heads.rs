@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 use async_nats::jetstream::{self, stream};
 use e2e::Recipe;
 use harness::{Cluster, Options};
-use runtime::exit::{EXIT_NO_VERDICT, EXIT_NOT_FOUND, EXIT_TAMPERED, EXIT_USAGE};
+use runtime::exit::{EXIT_NO_VERDICT, EXIT_NOT_FOUND, EXIT_TAMPERED};
 use schemas::Code;
 use schemas::permission::Role;
 use schemas::subject::AUDIT_STREAM;
+
+/// The exit status of an argument that cannot be read.
+const WRONG_USAGE: u8 = 2;
 
 /// A cluster whose run is complete, and whose events are all under a head.
 async fn trained() -> Cluster {
@@ -115,7 +118,7 @@ async fn fg_07_a_head_proves_the_record_and_shows_what_was_cut_altered_or_put_ba
     let text = ends(&cluster, &prove, 0, &["verified"]).await;
     assert!(text.contains(row["kind"].as_str().unwrap()), "{text}");
     let bare = ["audit", "prove", "3"];
-    ends(&cluster, &bare, EXIT_USAGE, &["index:3", "KEY:NUMBER"]).await;
+    ends(&cluster, &bare, WRONG_USAGE, &["index:3", "KEY:NUMBER"]).await;
     let range = format!("entries 0 to {}", events - 1);
     ends(&cluster, &["audit", "verify"], 0, &["verified", &range]).await;
     ends(
