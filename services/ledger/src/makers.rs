@@ -1,7 +1,7 @@
 //! Whose contributions the full snapshots have: for all snapshots and many workers in one pass.
 //!
-//! From one version to the next the makers only become more, and a restore begins anew with those of
-//! the snapshot that it took. So one set is carried from each snapshot to the next.
+//! From one version to the next the makers only become more, and a restore begins anew with those
+//! of the snapshot that it took. So one set is carried from each snapshot to the next.
 
 use std::collections::{BTreeMap, BTreeSet};
 

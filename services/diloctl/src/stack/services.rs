@@ -167,8 +167,8 @@ pub(super) fn renew_tokens(
             _ => lifetime,
         };
         match domain.issue(*role, label, run, lifetime, clock::now()) {
-            // The name is that of a credential for another role or run. The service reads it when it
-            // starts, and says what is wrong with it.
+            // The name is that of a credential for another role or run. The service reads it when
+            // it starts, and says what is wrong with it.
             Ok(_) | Err(DomainError::Taken(_)) => {}
             Err(error @ DomainError::Blocked(_)) if *role == Role::Worker => {
                 return Ok(Some(error));

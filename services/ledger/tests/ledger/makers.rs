@@ -1,5 +1,5 @@
-//! Whose contributions each full snapshot has: one pass over all of them says the same as a question
-//! about each.
+//! Whose contributions each full snapshot has: one pass over all of them says the same as a
+//! question about each.
 
 use kit::{BF16, object};
 use ledger::{Run, SnapshotRecord};

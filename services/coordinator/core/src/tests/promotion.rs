@@ -228,8 +228,8 @@ fn tl_19_a_question_about_a_promotion_moves_nothing_and_hears_what_the_order_wou
     assert!(replied(&world, asked).changed);
 }
 
-/// One more worker in quarantine than the event can name: no order promotes it, and the refusal does
-/// not ask for one.
+/// One more worker in quarantine than the event can name: no order promotes it, and the refusal
+/// does not ask for one.
 #[test]
 fn tl_19_a_snapshot_of_more_workers_in_quarantine_than_a_promotion_accepts_says_so() {
     let most = ACCEPTED_MAX as u32;
