@@ -223,6 +223,13 @@ mod tests {
         }
     }
 
+    /// It is refused where it is sent.
+    #[test]
+    fn what_is_no_list_is_not_cut() {
+        let view = shown(Query::Coordinator);
+        assert_eq!(cut(view.clone(), 1), ViewReply::of(view));
+    }
+
     /// The snapshots of a run of years, as an operator's program reads them: page by page, each
     /// within a message, and none twice.
     #[test]
@@ -257,5 +264,10 @@ mod tests {
         }
         assert!(pages > 2, "{pages}");
         assert!(read == all);
+        // However short rows are, one answer has no more than a turn writes quickly.
+        let reply = fit(View::Snapshots(all.clone()), usize::MAX);
+        assert!(reply.view == View::Snapshots(all[all.len() - ROWS_MAX..].to_vec()));
+        let left = (all.len() - ROWS_MAX) as u32;
+        assert_eq!(reply.left_out, NonZeroU32::new(left));
     }
 }

@@ -40,8 +40,8 @@ struct Tries {
     refused: u32,
 }
 
-/// What the broker says of a new subscription once the signing key of a role was replaced, and
-/// before it ends the connection: a token by itself allows none, the role's template did.
+/// What the broker says before it ends a connection whose signing key was replaced: a token by
+/// itself allows no subscription, and the template of the role's key is gone.
 const NO_SUBSCRIPTIONS: &str = "maximum subscriptions exceeded";
 
 /// An error of the broker, with what it means where its words mislead.
