@@ -217,6 +217,7 @@ codes! {
     CorpusEmpty = 604 Operator, "corpus empty", "No usable text was found at the path, or too little of it.", "Name a folder or file with at least the stated amount of text. Text is UTF-8 (`iconv -t UTF-8` converts other encodings); where files lie behind links that leave the folder, name the folder that holds them.";
     CorpusUnreadable = 605 Operator, "corpus unreadable", "A file of the corpus cannot be read.", "Name a file or folder that is there; correct its rights, or leave it out.";
     DataInvalid = 606 Final, "data set not valid", "A data set's manifest or shard does not parse or contradicts itself.", "Import the data again with `diloctl data import`.";
+    DataUnknown = 655 Operator, "no such data set", "The folder of the trust domain has no data set of this digest in its list, or the list is empty.", "`diloctl data ls` lists the data sets; `diloctl data import` makes one.";
     SnapshotMissing = 607 NotNow, "no such snapshot", "The run has no snapshot of this round yet.", "`diloctl snapshot ls` lists them.";
     ModelInvalid = 608 Operator, "model configuration not valid", "A model's configuration is out of bounds or contradicts itself.", "Correct the named field of its config.json.";
     TokenizerInvalid = 609 Operator, "tokenizer not valid", "A tokenizer.json does not load or does not fit the model's vocabulary.", "Use the tokenizer that belongs to the model.";
