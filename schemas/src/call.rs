@@ -151,7 +151,7 @@ calls! {
     Renew = "lease.renew": RenewRequest => RenewReply, "extend a lease";
     Release = "lease.release": ReleaseRequest => Done, "give a lease back";
     Mask = "mask": MaskRequest => MaskReply, "agree on masks for a round, and reveal shares for its sum";
-    Keys = "keys": KeysRequest => KeysReply, "read the keys that sign leases and commands: a copy for readers in other languages, never trusted in place of `trust.json`";
+    Keys = "keys": KeysRequest => KeysReply, "read the public keys of leases and commands: a copy for readers in other languages; this project's programs trust `trust.json` alone";
     Put = "blob.put": PutRequest => Grants, "URLs to upload a unit's objects";
     Get = "blob.get": GetRequest => Grants, "URLs to read the run's objects";
     Stage = "contribution.stage": StageRequest => Done, "announce an uploaded chunk";
@@ -166,15 +166,15 @@ calls! {
     calls control;
     lane Control, "{operator}.", said by Operator;
     RunNew = "run.new": RunNew as Box<RunNew> => RunNewReply, "create a run";
-    RunHold = "run.hold": HoldRequest => HoldReply, "place a hold on a run, which keeps it from merging or the store from taking its URLs, or lift it";
-    RunGc = "run.gc": CollectRequest => CollectReply, "delete the objects of a run's old rounds, or tell which";
+    RunHold = "run.hold": HoldRequest => HoldReply, "place or lift a hold: the run merges nothing, or the store takes none of its URLs";
+    RunGc = "run.gc": CollectRequest => CollectReply, "delete the objects of a run's old rounds, or only list them";
     WorkerQuarantine = "worker.quarantine": QuarantineRequest => QuarantineReply, "shut a worker out of a run, or let it in again";
     SnapshotPromote = "snapshot.promote": PromoteRequest => PromoteReply, "move a pointer to a saved snapshot";
     SnapshotRestore = "snapshot.restore": RestoreRequest => RestoreReply, "lead a run back to a full snapshot";
     TenantSet = "tenant.set": TenantRequest => TenantReply, "let a tenant have runs, or give it another quota";
     TenantEnd = "tenant.end": TenantEndRequest => TenantEndReply, "shut a tenant out for good";
-    View = "view": ViewRequest => ViewReply, "look at runs, workers, leases, rounds, snapshots";
-    Keys = "keys": KeysRequest => KeysReply, "read the keys that sign leases and commands: a copy, never trusted in place of `trust.json`";
+    View = "view": ViewRequest => ViewReply, "look at the coordinator, runs, workers, leases, rounds, snapshots, tenants";
+    Keys = "keys": KeysRequest => KeysReply, "read the public keys of leases and commands: a copy; this project's programs trust `trust.json` alone";
     BlobPut = "blob.put": OperatorObjects => Grants, "URLs to upload objects";
     BlobCommit = "blob.commit": OperatorObjects => Done, "check and publish uploaded objects";
     BlobGet = "blob.get": GetRequest => Grants, "URLs to read objects";

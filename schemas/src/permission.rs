@@ -83,16 +83,20 @@ pub const PLUMBING: &[Plumbing] = &[
         "$JS.API.DIRECT.GET.AUDIT",
         "read many events together",
     ),
-    plumbing(Role::Recorder, "_R_.>", "answer workers"),
+    plumbing(
+        Role::Recorder,
+        "_R_.>",
+        "answer workers and the coordinator",
+    ),
     plumbing(
         Role::Registrar,
         "_R_.>",
-        "answer those who ask for a new token",
+        "answer questions for a new token and for enrolment",
     ),
     plumbing(
         Role::Recorder,
         "$JS.API.STREAM.MSG.GET.*",
-        "find the end of a worker's chain",
+        "find the end of a worker's chain, and of the sentry's own",
     ),
     plumbing(Role::Provisioner, "$JS.API.>", "create and compare streams"),
     plumbing(
@@ -233,7 +237,11 @@ pub fn reference() -> String {
     let mut page = String::from(
         "# The bus\n\nGenerated from `schemas/src/subject.rs` and `schemas/src/permission.rs` by `cargo xtask docs`.\n\n\
          Subjects are in the form in which the sender writes them. When a message crosses to another account, the broker writes\n\
-         the sender's account into it as third token. `{worker}`, `{operator}` and `{holder}` are public nkeys.\n\n\
+         the sender's account into the subject as third token. Commands go the other way: the coordinator writes the worker's\n\
+         account as third token, and the table shows the subject that the worker hears. `{worker}`, `{operator}`, `{holder}`,\n\
+         `{emitter}` and `{account}` are public nkeys. Streams are read through JetStream without a subscription, so nothing\n\
+         stands under `heard by` there. `recorder` is a role of the audit service, `ledger-writer` a second role of the\n\
+         coordinator, and `newcomer` that of an invited machine.\n\n\
          | subject | kind | message | answer | said by | heard by | for |\n| --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for row in TABLE {
@@ -261,7 +269,7 @@ pub fn reference() -> String {
         ));
     }
     page.push_str(
-        "\n## Permissions\n\nTemplates of the scoped signing keys; everything else is refused by the broker.\n",
+        "\n## Permissions\n\nTemplates of the scoped signing keys. The broker refuses everything else.\n",
     );
     for role in Role::ALL {
         let set = permissions(role);
@@ -290,8 +298,8 @@ pub fn reference() -> String {
         ));
     }
     page.push_str(&format!(
-        "\n## Reports of the broker\n\nPublished by the broker itself; imported into account {}, and heard by {} alone.\n\n\
-         | account | subject | heard under |\n| --- | --- | --- |\n",
+        "\n## Reports of the broker\n\nThe broker publishes them. They are imported into account {}, where only {} hears them.\n\n\
+         | account | subject | subject in account events |\n| --- | --- | --- |\n",
         HEARER.account().name(),
         HEARER.name()
     ));

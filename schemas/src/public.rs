@@ -1,4 +1,4 @@
-//! The read-only view that watchers and dashboards follow.
+//! The status of a run, which operators follow, and the signed commands to workers.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,8 +7,8 @@ use crate::limits::MESSAGE_BYTES_MAX;
 use crate::message::{V, message};
 use crate::view::RunView;
 
-/// `status`: published when a run changes, at most twice a second, and every few seconds while it
-/// is open.
+/// `status`: the coordinator publishes it when a run changes, at most twice a second. While the run
+/// is open it does so at least every five seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Status {
@@ -16,7 +16,7 @@ pub struct Status {
     pub v: V<1>,
     /// The coordinator's clock.
     pub now: UnixMillis,
-    /// The run.
+    /// A summary of the run.
     pub view: RunView,
 }
 
@@ -31,7 +31,7 @@ pub const COMMAND_TYPE: &str = "diloco-command+jwt";
 pub struct Command {
     /// Version.
     pub v: V<1>,
-    /// The public manifest key that signed it.
+    /// The public key of the manifest key that signed it.
     pub iss: String,
     /// The run that the worker works for.
     pub run: crate::RunId,
@@ -53,9 +53,10 @@ pub struct Command {
 pub enum CommandVerb {
     /// Finish the present unit, hand it in, and claim no other.
     Drain,
-    /// Save the state and exit at once.
+    /// Stop the work, give its lease back and exit. A result that is on its way is handed in first,
+    /// within a time limit.
     Stop,
-    /// Exit at once, and stay away: an operator has put the worker in quarantine.
+    /// Exit at once and send nothing more: an operator has put the worker in quarantine.
     Quarantine,
 }
 

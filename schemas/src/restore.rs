@@ -8,8 +8,8 @@ use crate::hold::Reason;
 use crate::message::{V, message};
 use crate::{Digest, Round, RunId, UnixMillis};
 
-/// Most restores of one run: its state keeps each, with the workers whose contributions were merged
-/// before. A run that needs more has another problem.
+/// Most restores of one run. The bound is needed because the run's state keeps every restore, with
+/// the workers whose contributions were merged since the one before.
 pub const RESTORES_MAX: usize = 256;
 
 /// `snapshot.restore`: lead a run back to a full snapshot, weights and outer state alike.
@@ -20,7 +20,7 @@ pub struct RestoreRequest {
     pub v: V<1>,
     /// The digest of the snapshot's manifest.
     pub snapshot: Digest,
-    /// The run that the caller means; none if the snapshot decides.
+    /// The run that the snapshot must belong to; if absent, it is the run that has this snapshot.
     pub run: Option<RunId>,
     /// True to accept a snapshot that contains contributions of a worker in quarantine.
     pub force: bool,
@@ -30,7 +30,8 @@ pub struct RestoreRequest {
 
 message!(RestoreRequest, "snapshot.restore", 4096);
 
-/// The answer to a [`RestoreRequest`], sent when the restore is in the ledger.
+/// The answer to a [`RestoreRequest`]. The coordinator sends it when the restore is in the ledger
+/// and the older uploads are deleted, or could not be deleted in time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreReply {
@@ -40,12 +41,12 @@ pub struct RestoreReply {
     pub run: RunId,
     /// Digest of the snapshot's manifest.
     pub manifest: Digest,
-    /// True if this request changed the run; false if nothing was merged since an earlier restore
-    /// of the same snapshot.
+    /// True if this request changed the run. False if the run's last restore was of the same
+    /// snapshot, and nothing was sealed or merged since.
     pub changed: bool,
-    /// The time of the restore.
+    /// The time of the restore; for a repeated order, of the earlier one.
     pub since: UnixMillis,
-    /// The round that first started from the snapshot.
+    /// The number of the snapshot: the first round that started from it.
     pub snapshot: Round,
     /// The version that the weights had before.
     pub from: Round,
@@ -53,13 +54,14 @@ pub struct RestoreReply {
     pub version: Round,
     /// Merged rounds that are undone.
     pub undone: u64,
-    /// Leases that ended.
+    /// Number of leases that this request ended.
     pub leases: u32,
-    /// Contributions to the open round that were dropped.
+    /// Number of contributions to open rounds that this request dropped.
     pub contributions: u32,
-    /// True while a freeze stands.
+    /// True if the run is frozen now.
     pub frozen: bool,
-    /// Uploads that were deleted; none if the store did not do so in time.
+    /// Number of older uploads that were deleted; absent if the store refused, was away, or took too
+    /// long.
     pub uploads: Option<u32>,
 }
 

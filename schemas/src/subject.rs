@@ -209,7 +209,7 @@ const OTHERS_BETWEEN: &[Row] = &[
         reply: Some(message_name!(HeadReply)),
         publishers: &[Role::Worker],
         subscribers: &[Role::Recorder],
-        purpose: "the newest head of the log of all events, with what leads to it",
+        purpose: "the newest head of the log, with the hashes that prove that it continues an earlier head",
     },
     Row {
         lane: Lane::Log,
@@ -229,7 +229,7 @@ const OTHERS_BETWEEN: &[Row] = &[
         reply: Some(message_name!(HeadReply)),
         publishers: &[Role::Coordinator],
         subscribers: &[Role::Recorder],
-        purpose: "the newest head for the coordinator, with proofs that events of the ledger are under it",
+        purpose: "the newest head, for the coordinator, with proofs that the log has events of the ledger",
     },
     Row {
         lane: Lane::Record,
@@ -279,7 +279,7 @@ const OTHERS_BETWEEN: &[Row] = &[
         reply: None,
         publishers: &[Role::Registrar],
         subscribers: &[Role::Recorder],
-        purpose: "the same of the registrar",
+        purpose: "what the registrar refused for a reason of security, at most once a second",
     },
     Row {
         lane: Lane::Telemetry,
@@ -348,7 +348,7 @@ const OTHERS_AFTER: &[Row] = &[
             Role::Recorder,
         ],
         subscribers: &[Role::Registrar],
-        purpose: "the same of a role that belongs to no run",
+        purpose: "the question for a new token, from a role that belongs to no run",
     },
     Row {
         lane: Lane::Enrolment,

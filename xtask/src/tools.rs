@@ -1,4 +1,4 @@
-//! Further tools under `.deps`: cargo commands, compiled from pinned versions without optimisation,
+//! Tools under `.deps` beside nats-server and libtorch: cargo commands, compiled from pinned versions without optimisation,
 //! and Python packages.
 
 use std::fs;
@@ -11,15 +11,16 @@ use schemas::{Code, Refusal};
 use crate::console;
 use crate::process::{self, Workspace};
 
-/// Finds the program `name` in `version`, under `.deps/tools` or on the PATH, and compiles it if it
-/// is in neither.
+/// Returns the program `name` of this version: from `.deps/tools`, else from the PATH. If neither
+/// has it, cargo compiles it into `.deps/tools`.
 ///
 /// # Errors
 /// [`Code::DownloadFailed`]: cargo could not install it.
 pub(crate) fn ensure(workspace: &Workspace, name: &str, version: &str) -> Result<PathBuf> {
     let tools = workspace.deps().join("tools");
     let own = tools.join("bin").join(name);
-    // Called as cargo calls it: some of these programs need their own name as the first argument.
+    // Called as cargo calls it: some of these programs need the subcommand, which is their name
+    // without `cargo-`, as first argument.
     let subcommand = name.trim_start_matches("cargo-");
     for candidate in [own.clone(), PathBuf::from(name)] {
         let answer = process::capture(Command::new(&candidate).args([subcommand, "--version"]));
@@ -41,8 +42,7 @@ pub(crate) fn ensure(workspace: &Workspace, name: &str, version: &str) -> Result
         version,
         "--root",
     ]);
-    // The build uses the tool's own lints, profile and target folder; debug information would only
-    // cost time.
+    // Debug information would only cost time. The target folder of the build is removed below.
     command
         .arg(&tools)
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
@@ -51,12 +51,12 @@ pub(crate) fn ensure(workspace: &Workspace, name: &str, version: &str) -> Result
         Refusal::new(Code::DownloadFailed, format!("{name} {version}: {error:#}"))
     })?;
     fs::remove_dir_all(tools.join("target"))
-        .with_context(|| format!("cannot remove what compiling {name} left"))?;
+        .with_context(|| format!("cannot remove the build files of {name}"))?;
     Ok(own)
 }
 
-/// Installs Python packages into `.deps/NAME` unless they are there, and returns the folder. The
-/// file pins versions and hashes.
+/// Installs the Python packages that `requirements` names into `.deps/NAME`, unless they are there,
+/// and returns that folder. `requirements` pins versions and hashes.
 ///
 /// # Errors
 /// [`Code::DownloadFailed`]: pip could not install them.
@@ -68,7 +68,8 @@ pub(crate) fn ensure_packages(
     let wanted = fs::read(requirements)
         .with_context(|| format!("cannot read {}", requirements.display()))?;
     let folder = workspace.deps().join(name);
-    // Written last, so it says that all packages are there.
+    // A copy of `requirements`, written after the packages: if it is equal, exactly these packages
+    // are there.
     let mark = "installed";
     if fs::read(folder.join(mark)).is_ok_and(|installed| installed == wanted) {
         return Ok(folder);
@@ -94,6 +95,6 @@ pub(crate) fn ensure_packages(
         .map_err(|error| Refusal::new(Code::DownloadFailed, format!("{name}: {error:#}")))?;
     fs::write(fresh.join(mark), &wanted)
         .and_then(|()| fs::rename(&fresh, &folder))
-        .with_context(|| format!("cannot move packages to {}", folder.display()))?;
+        .with_context(|| format!("cannot finish the packages in {}", folder.display()))?;
     Ok(folder)
 }

@@ -112,11 +112,23 @@ impl Replay {
         patience: Duration,
         each: &mut dyn FnMut(Checked),
     ) -> Result<(), ReplayError> {
-        let (last, newest) = (self.span.last, self.kept.keys().next_back().copied());
+        let last = self.span.last;
         // If records were kept, an empty stream is a finding.
-        if last > StreamSequence(0) || newest.is_none() {
+        if last > StreamSequence(0) || self.kept.is_empty() {
             self.catch_up(last, patience, each).await?;
         }
+        self.check_end();
+        self.auditor
+            .conclude(self.span.last)
+            .into_iter()
+            .for_each(each);
+        Ok(())
+    }
+
+    /// Notes it as a finding if the stream ended before the last record that was kept.
+    pub fn check_end(&mut self) {
+        let last = self.span.last;
+        let newest = self.kept.keys().next_back().copied();
         if let Some(kept) = newest.filter(|kept| *kept > last) {
             let finding = Finding::Truncated { last, kept };
             self.auditor.note(&PlacedFinding {
@@ -125,11 +137,6 @@ impl Replay {
                 finding,
             });
         }
-        self.auditor
-            .conclude(self.span.last)
-            .into_iter()
-            .for_each(each);
-        Ok(())
     }
 
     /// Checks everything from the first message to position `end`, which may not lie beyond the

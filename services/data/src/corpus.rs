@@ -1,4 +1,4 @@
-//! Chooses text: files in the order of their paths, until a budget is used up. Each file is encoded
+//! Chooses text: files in the order of their paths, until a limit is reached. Each file is encoded
 //! as it is read.
 
 use std::collections::BTreeSet;
@@ -49,9 +49,9 @@ impl Source {
     }
 }
 
-/// The account of an import over the files that it found.
+/// The counts of an import over the files that it found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Account {
+pub struct ImportCounts {
     /// Files whose text was taken.
     pub files: u64,
     /// Bytes of their text.
@@ -60,7 +60,7 @@ pub struct Account {
     pub distinct_bytes: Bytes,
     /// Files that were left out, by reason.
     pub skipped: Vec<SkippedFiles>,
-    /// The file in which the budget was used up; later files were not read.
+    /// The file in which the limit was reached; later files were not read.
     pub limit_reached_in: Option<String>,
     /// Number of times that the text spells a special token, which is encoded as text.
     pub specials_spelt: u64,
@@ -86,27 +86,27 @@ pub(crate) struct Corpus {
     pub(crate) documents: Vec<Document>,
     /// The tokens of all texts, encoded as in shards.
     pub(crate) tokens: Vec<u8>,
-    pub(crate) account: Account,
+    pub(crate) counts: ImportCounts,
 }
 
 impl Corpus {
-    /// Reads files by ascending path until their text reaches `budget`. Text is UTF-8 without NUL
+    /// Reads files by ascending path until their text reaches `limit`. Text is UTF-8 without NUL
     /// bytes. Line ends are kept, and the mark that some programs put before UTF-8 is removed. A
     /// file that is no text is left out as a whole. Documents are whole texts of up to 256 KiB, or
     /// passages if there are few texts.
     ///
     /// # Errors
-    /// The path cannot be read, the budget is out of bounds, there is too little text, or the
+    /// The path cannot be read, the limit is out of bounds, there is too little text, or the
     /// tokenizer cannot represent it.
     pub(crate) fn read(
         source: &Source,
         exclude: &[Pattern],
-        budget: Bytes,
+        limit: Bytes,
         tokenizer: &TextTokenizer,
     ) -> Result<Self, DataError> {
-        if !(CORPUS_BYTES_MIN..=CORPUS_BYTES_MAX.get()).contains(&budget.get()) {
+        if !(CORPUS_BYTES_MIN..=CORPUS_BYTES_MAX.get()).contains(&limit.get()) {
             let reason = format!(
-                "corpus budget is {budget} bytes, expected {CORPUS_BYTES_MIN} to {CORPUS_BYTES_MAX}"
+                "corpus limit is {limit} bytes, expected {CORPUS_BYTES_MIN} to {CORPUS_BYTES_MAX}"
             );
             return Err(DataError::Bounds(reason));
         }
@@ -119,10 +119,10 @@ impl Corpus {
                 WalkStep::Skipped(path, reason, detail) => {
                     reader.skipped.add(reason, reader.relative(&path), detail)
                 }
-                WalkStep::File(path) if reader.account.text_bytes >= budget => {
+                WalkStep::File(path) if reader.counts.text_bytes >= limit => {
                     reader.stopped = Some(path)
                 }
-                WalkStep::File(path) => reader.take(&path, budget)?,
+                WalkStep::File(path) => reader.take(&path, limit)?,
             }
         }
         reader.finish(source)
@@ -137,12 +137,12 @@ struct Reader<'a> {
     /// Digests of whole texts.
     seen: BTreeSet<Digest>,
     skipped: Tally,
-    /// The file in which the budget ended.
+    /// The file in which the limit ended.
     stopped: Option<PathBuf>,
     /// Passages of each text.
     texts: Vec<Vec<Document>>,
     tokens: Vec<u8>,
-    account: Account,
+    counts: ImportCounts,
 }
 
 impl<'a> Reader<'a> {
@@ -156,7 +156,7 @@ impl<'a> Reader<'a> {
             stopped: None,
             texts: Vec::new(),
             tokens: Vec::new(),
-            account: Account::default(),
+            counts: ImportCounts::default(),
         }
     }
 
@@ -168,8 +168,8 @@ impl<'a> Reader<'a> {
             .unwrap_or(path)
     }
 
-    fn take(&mut self, path: &Path, budget: Bytes) -> Result<(), DataError> {
-        let room = budget.get() - self.account.text_bytes.get();
+    fn take(&mut self, path: &Path, limit: Bytes) -> Result<(), DataError> {
+        let room = limit.get() - self.counts.text_bytes.get();
         let (text, is_cut) = match read(path, room) {
             Ok(read) => read,
             Err((reason, detail)) => {
@@ -202,10 +202,10 @@ impl<'a> Reader<'a> {
             });
         })?;
         self.texts.push(documents);
-        self.account.files += 1;
-        self.account.text_bytes = Bytes(self.account.text_bytes.get() + text.len() as u64);
-        self.account.cuts += cuts;
-        self.account.specials_spelt += self.specials.spelt_in(&text);
+        self.counts.files += 1;
+        self.counts.text_bytes = Bytes(self.counts.text_bytes.get() + text.len() as u64);
+        self.counts.cuts += cuts;
+        self.counts.specials_spelt += self.specials.spelt_in(&text);
         Ok(())
     }
 
@@ -215,9 +215,9 @@ impl<'a> Reader<'a> {
             .as_deref()
             .map(|path| shown(self.relative(path)));
         let skipped = self.skipped.finish();
-        // The text that a budget allows is enough, even if its last character did not fit.
-        if self.account.text_bytes.get() < CORPUS_BYTES_MIN && stopped.is_none() {
-            let (path, found) = (source.path().to_owned(), self.account.text_bytes.get());
+        // The text that a limit allows is enough, even if its last character did not fit.
+        if self.counts.text_bytes.get() < CORPUS_BYTES_MIN && stopped.is_none() {
+            let (path, found) = (source.path().to_owned(), self.counts.text_bytes.get());
             return Err(DataError::Empty {
                 path,
                 found,
@@ -232,7 +232,7 @@ impl<'a> Reader<'a> {
             .iter()
             .flatten()
             .filter(|passage| distinct.insert(passage.digest));
-        self.account.distinct_bytes = Bytes(passages.map(|passage| passage.bytes).sum());
+        self.counts.distinct_bytes = Bytes(passages.map(|passage| passage.bytes).sum());
         let documents = self
             .texts
             .into_iter()
@@ -241,12 +241,12 @@ impl<'a> Reader<'a> {
         let documents = documents
             .filter(|document| seen.insert(document.digest))
             .collect();
-        self.account.skipped = skipped;
-        self.account.limit_reached_in = stopped;
+        self.counts.skipped = skipped;
+        self.counts.limit_reached_in = stopped;
         Ok(Corpus {
             documents,
             tokens: self.tokens,
-            account: self.account,
+            counts: self.counts,
         })
     }
 }
@@ -343,8 +343,8 @@ mod tests {
             .collect()
     }
 
-    fn corpus(source: &Source, budget: Bytes) -> Result<Corpus, DataError> {
-        Corpus::read(source, &[], budget, &TextTokenizer::Byte)
+    fn corpus(source: &Source, limit: Bytes) -> Result<Corpus, DataError> {
+        Corpus::read(source, &[], limit, &TextTokenizer::Byte)
     }
 
     /// The text of the documents in the order in which they were read.
@@ -387,12 +387,8 @@ mod tests {
             "line ends stay, the mark goes"
         );
         assert_eq!(texts(&Source::Text(root.join("notes.txt"))), notes);
-        let account = corpus(&all, Bytes::mebi(1)).expect("enough").account;
-        let told: Vec<String> = account
-            .skipped
-            .iter()
-            .map(SkippedFiles::to_string)
-            .collect();
+        let counts = corpus(&all, Bytes::mebi(1)).expect("enough").counts;
+        let told: Vec<String> = counts.skipped.iter().map(SkippedFiles::to_string).collect();
         let expected = [
             "1 not text (a NUL byte): binary.rs (at byte 12)",
             "1 in UTF-16: wide.txt",
@@ -402,11 +398,11 @@ mod tests {
             "2 the same as another file: c/copy.rs and 1 more",
         ];
         assert_eq!(told, expected);
-        assert_eq!((account.files, account.limit_reached_in), (3, None));
+        assert_eq!((counts.files, counts.limit_reached_in), (3, None));
     }
 
     #[test]
-    fn the_budget_is_kept_to_the_character_and_its_end_told() {
+    fn the_limit_is_kept_to_the_character_and_its_end_told() {
         let folder = tempfile::tempdir().expect("a folder");
         (0..60).for_each(|file| {
             write(
@@ -416,13 +412,13 @@ mod tests {
             )
         });
         let source = Source::Text(folder.path().to_owned());
-        for budget in [4096, 4097, 5001] {
-            let account = corpus(&source, Bytes(budget)).expect("enough").account;
+        for limit in [4096, 4097, 5001] {
+            let counts = corpus(&source, Bytes(limit)).expect("enough").counts;
             assert!(
-                (budget - 1..=budget).contains(&account.text_bytes.get()),
-                "{account:?}"
+                (limit - 1..=limit).contains(&counts.text_bytes.get()),
+                "{counts:?}"
             );
-            assert!(account.limit_reached_in.is_some(), "{account:?}");
+            assert!(counts.limit_reached_in.is_some(), "{counts:?}");
         }
         // Bytes that are not read do not count against a file.
         write(
@@ -433,12 +429,12 @@ mod tests {
         assert_eq!(
             corpus(&source, Bytes(8000))
                 .expect("enough")
-                .account
+                .counts
                 .limit_reached_in
                 .as_deref(),
             Some("00.txt")
         );
-        let all = corpus(&source, Bytes::mebi(1)).expect("enough").account;
+        let all = corpus(&source, Bytes::mebi(1)).expect("enough").counts;
         assert_eq!((all.limit_reached_in, all.skipped.len()), (None, 1));
     }
 
@@ -479,11 +475,11 @@ mod tests {
         );
         let corpus =
             corpus(&Source::Text(folder.path().to_owned()), Bytes::mebi(1)).expect("enough");
-        assert_eq!(corpus.account.text_bytes, Bytes(580_000));
+        assert_eq!(corpus.counts.text_bytes, Bytes(580_000));
         assert!(
-            corpus.account.distinct_bytes.get() < 9000 && corpus.documents.len() == 2,
+            corpus.counts.distinct_bytes.get() < 9000 && corpus.documents.len() == 2,
             "{:?}",
-            corpus.account
+            corpus.counts
         );
     }
 

@@ -6,7 +6,7 @@ use schemas::{Bytes, ObjectRef, Tokens, V};
 
 use crate::corpus::{Corpus, Document};
 use crate::shard::read_tokens;
-use crate::{Account, DataError, Pattern, Source, TextTokenizer, entropy, shown, token_bytes};
+use crate::{DataError, ImportCounts, Pattern, Source, TextTokenizer, entropy, shown, token_bytes};
 
 /// Options for an import.
 #[derive(Clone, Debug)]
@@ -16,7 +16,7 @@ pub struct ImportOptions {
     /// Files to leave out.
     pub exclude: Vec<Pattern>,
     /// Most text to take.
-    pub budget: Bytes,
+    pub limit: Bytes,
     /// A Hugging Face `tokenizer.json`; none for bytes.
     pub tokenizer: Option<Vec<u8>>,
     /// Approximate tokens of a shard: the shards of a part have equal lengths, up to half as much
@@ -35,8 +35,8 @@ pub struct Imported {
     pub objects: Vec<Vec<u8>>,
     /// The number of documents that were taken.
     pub documents: usize,
-    /// The account of the files.
-    pub account: Account,
+    /// The counts over the files.
+    pub counts: ImportCounts,
 }
 
 /// Held-out part by default: 2 %.
@@ -44,7 +44,7 @@ const HELD_OUT_ONE_IN: u64 = 50;
 /// Tokens of a shard, which is the unit of assignment: small enough that a unit reads a few, large
 /// enough to be worth a request.
 const SHARD_TOKENS: Tokens = Tokens(1 << 20);
-const BUDGET: Bytes = Bytes::mebi(32);
+const LIMIT: Bytes = Bytes::mebi(32);
 
 impl ImportOptions {
     /// 32 MiB of text as bytes, in shards of a mebi token, 2 % held out.
@@ -53,7 +53,7 @@ impl ImportOptions {
         Self {
             source,
             exclude,
-            budget: BUDGET,
+            limit: LIMIT,
             tokenizer: None,
             shard_tokens: SHARD_TOKENS,
             held_out_one_in: HELD_OUT_ONE_IN,
@@ -77,17 +77,12 @@ pub fn import(options: &ImportOptions) -> Result<Imported, DataError> {
     let Corpus {
         mut documents,
         tokens,
-        account,
-    } = Corpus::read(
-        &options.source,
-        &options.exclude,
-        options.budget,
-        &tokenizer,
-    )?;
+        counts,
+    } = Corpus::read(&options.source, &options.exclude, options.limit, &tokenizer)?;
     if documents.len() < 2 {
         let (path, found) = (
             options.source.path().to_owned(),
-            account.distinct_bytes.get(),
+            counts.distinct_bytes.get(),
         );
         return Err(DataError::Undivided { path, found });
     }
@@ -126,20 +121,20 @@ pub fn import(options: &ImportOptions) -> Result<Imported, DataError> {
         manifest,
         objects,
         documents: documents.len(),
-        account,
+        counts,
     })
 }
 
 impl Imported {
     /// Warnings to read before training on the data set, in a sentence each.
     pub fn warnings(&self) -> Vec<String> {
-        let Account {
+        let ImportCounts {
             text_bytes,
             distinct_bytes,
             specials_spelt,
             cuts,
             ..
-        } = &self.account;
+        } = &self.counts;
         let mut warnings = Vec::new();
         if distinct_bytes.get() < text_bytes.get() / 2 {
             warnings.push(format!(
@@ -295,9 +290,9 @@ mod tests {
             );
             assert_eq!(
                 (train.len() + held_out.len()) as u64,
-                imported.account.distinct_bytes.get()
+                imported.counts.distinct_bytes.get()
             );
-            let share = held_out.len() as f64 / imported.account.distinct_bytes.get() as f64;
+            let share = held_out.len() as f64 / imported.counts.distinct_bytes.get() as f64;
             assert!(share > 0.015 && share < 0.5, "{share} of {files} files");
             let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
             assert!(
@@ -433,7 +428,7 @@ mod tests {
                     expected.len()
                 );
                 let spelt = if name == "pieces" { files as u64 } else { 0 };
-                assert_eq!(imported.account.specials_spelt, spelt, "{name}");
+                assert_eq!(imported.counts.specials_spelt, spelt, "{name}");
                 assert_eq!(
                     imported.warnings().len(),
                     usize::from(spelt > 0),

@@ -20,7 +20,7 @@ mod skipped;
 mod text;
 mod walk;
 
-pub use corpus::{Account, CORPUS_BYTES_MAX, Source};
+pub use corpus::{CORPUS_BYTES_MAX, ImportCounts, Source};
 pub use entropy::entropy;
 pub use error::DataError;
 pub use export::{ExportFile, tokenizer_files};

@@ -1,6 +1,6 @@
-//! The keys that sign leases and commands, as a JSON Web Key Set (RFC 7517, RFC 8037): for readers
-//! in other languages, whose libraries for JWS take that form. `kid` is what a document's header
-//! names.
+//! The public keys of leases and commands, as a JSON Web Key Set (RFC 7517, RFC 8037): for readers
+//! in other languages, whose libraries for JWS take that form. The header of a signed document
+//! names its key by `kid`.
 
 use data_encoding::BASE64URL_NOPAD;
 use schemas::PublicKey;
@@ -9,10 +9,10 @@ use schemas::keys::{Jwk, Jwks};
 use crate::key::{KeyError, public_bytes};
 use crate::trust::TrustBundle;
 
-/// The keys of a trust bundle that sign leases and commands.
+/// The public keys of leases and commands in a trust bundle.
 ///
 /// # Errors
-/// The text of a key has a wrong checksum.
+/// The text of a key is no public key, or its checksum is wrong.
 pub fn of(trust: &TrustBundle) -> Result<Jwks, KeyError> {
     let keys = trust.manifest_keys.iter().map(one);
     Ok(Jwks {

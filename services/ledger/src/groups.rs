@@ -1,7 +1,7 @@
-//! Groups of workers, as the roster shows them. A worker's seat is part of its join, where the
-//! coordinator wrote it from the record of issued credentials. A group is sealed while a member
-//! sits in each of its seats. Only then does it get work, and rank 0 speaks for it. A worker
-//! without a seat is a group of one.
+//! Groups of workers, from the members of a run. The coordinator takes a worker's seat from the
+//! record of issued credentials and writes it into the event `worker-joined`. A group is sealed
+//! while each of its seats has a member. Only a sealed group is given units: rank 0 claims them and
+//! hands in the results. A worker without a seat is a group of one.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ impl Run {
         seated.filter(move |(_, seat)| seat.group() == group)
     }
 
-    /// The ranks of a seat's group in which nobody sits now.
+    /// The ranks of this seat's group that no member has now.
     pub fn missing_ranks(&self, seat: &Seat) -> Vec<Rank> {
         let taken = self.seated(seat.group()).map(|(_, other)| other.rank());
         let taken: BTreeSet<Rank> = taken.collect();
@@ -28,27 +28,27 @@ impl Run {
         all.filter(|rank| !taken.contains(rank)).collect()
     }
 
-    /// True if a member sits in each seat of the group.
-    pub fn is_sealed(&self, seat: &Seat) -> bool {
+    /// True if each seat of this seat's group has a member.
+    pub fn is_group_sealed(&self, seat: &Seat) -> bool {
         self.missing_ranks(seat).is_empty()
     }
 
-    /// True if the worker, which is a member, may be given units: it works alone, or speaks for a
-    /// group that is sealed.
+    /// True if this member may be given units: it has no seat, or has rank 0 of a sealed group. The
+    /// caller checks that the member is present.
     pub fn may_lease(&self, member: &Member) -> bool {
         let seat = member.seat.as_ref();
-        seat.is_none_or(|seat| seat.rank() == Rank(0) && self.is_sealed(seat))
+        seat.is_none_or(|seat| seat.rank() == Rank(0) && self.is_group_sealed(seat))
     }
 
-    /// The number of workers and of groups that can be given units now: a group is one, once a
-    /// member sits in each of its seats.
+    /// The number of present members that may be given units. A sealed group counts as one, by its
+    /// rank 0.
     pub fn ready(&self) -> u32 {
         let present = self.members.values().filter(|member| member.present);
         present.filter(|member| self.may_lease(member)).count() as u32
     }
 
-    /// Another member that stands in the way of a seat: it sits there, or counts the seats of the
-    /// group otherwise.
+    /// A member that keeps `worker` from this seat: another worker that has the same rank of the
+    /// group, or whose seat says another number of seats.
     pub fn in_the_way<'a>(
         &'a self,
         worker: &WorkerId,

@@ -24,7 +24,7 @@ pub struct Weights {
     pub round: Round,
     /// One piece for each chunk.
     pub pieces: Vec<Piece>,
-    /// The copy that workers have.
+    /// The published copy of the weights, which workers download: its codec and its chunks.
     pub broadcast: Published,
 }
 
@@ -33,8 +33,8 @@ pub struct Weights {
 pub struct Piece {
     /// Its parameters.
     pub params: Arc<Vec<f32>>,
-    /// Values of each slot, as many as parameters. The optimizer's state exists after the first
-    /// step.
+    /// The outer state: one value per parameter for each slot. Momentum exists after the first
+    /// step, if the optimizer keeps it.
     pub slots: BTreeMap<Slot, Arc<Vec<f32>>>,
 }
 
@@ -47,7 +47,8 @@ pub struct Step {
     download: Codec,
     /// The seed of the broadcast's rounding, for the whole vector.
     seed: u64,
-    /// True for the run's first step.
+    /// True if there is no momentum from an earlier step; the step then overwrites the buffer.
+    /// Without meaning for an optimizer that keeps none.
     first: bool,
 }
 
@@ -58,7 +59,8 @@ pub struct Part {
     pub weight: u64,
     /// The contribution's norm, in a run whose rule of combination needs it.
     pub norm: Option<f32>,
-    /// The cosine of the contribution's direction, if directions were compared.
+    /// The cosine of the contribution's direction to the mean direction of the others in its round;
+    /// none if it was not compared.
     pub cosine: Option<f32>,
     /// The encoding of the chunk.
     pub bytes: Bytes,
@@ -71,13 +73,13 @@ pub struct Stepped {
     pub broadcast: Vec<u8>,
     /// The sum of squares of the combined contribution.
     pub sum_of_squares: f64,
-    /// True when every new parameter is a number.
+    /// True if every new parameter is finite.
     pub finite: bool,
 }
 
 impl Weights {
-    /// True before the first step if the optimizer keeps momentum. For an optimizer without
-    /// momentum it is always true.
+    /// True if no chunk has momentum: before the first step, and always for an optimizer that keeps
+    /// none.
     pub fn is_first(&self) -> bool {
         self.pieces.iter().all(Piece::is_first)
     }
@@ -100,7 +102,8 @@ impl Piece {
 }
 
 impl Step {
-    /// The step that closes `round`; `first` is true if no momentum was kept before.
+    /// The step from the weights of `round` to the next; `first` is true if there is no momentum
+    /// from an earlier step.
     pub fn new(spec: &RunSpec, round: Round, first: bool) -> Self {
         Self {
             combination: spec.combination,
@@ -112,7 +115,8 @@ impl Step {
         }
     }
 
-    /// Merges one chunk, which must be whole.
+    /// Makes the outer step on one chunk. `piece` and every part must hold all of its elements,
+    /// since a rule may look at all of them first.
     pub fn run(
         self,
         piece: &mut Piece,

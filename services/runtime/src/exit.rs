@@ -110,6 +110,7 @@ pub const fn exit_status(code: Code) -> u8 {
         | Code::DomainMissing
         | Code::StreamMissing
         | Code::WorkerUnknown
+        | Code::DataUnknown
         | Code::DigestUnknown
         | Code::DigestAmbiguous
         | Code::HolderMissing

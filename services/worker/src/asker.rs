@@ -1,5 +1,5 @@
-//! Requests to the coordinator: typed, signed where they must be, and answered or refused within a
-//! given time.
+//! Requests to the coordinator. Each is answered or refused within a given time; the statement of a
+//! submit is signed.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,12 +29,12 @@ pub(crate) struct Asker {
     lease_urls: LeaseUrls,
 }
 
-/// First and longest wait for the answer to one try; each wait in vain doubles it. A lost question
-/// is repeated within seconds. If the answer takes long, as with a slow store, it arrives within a
-/// later try.
+/// First and longest wait for the answer to one try. A try that used its whole wait doubles the
+/// next wait. So a lost question is repeated within seconds, and a slow answer still comes within a
+/// later, longer try.
 const TRY_PATIENCE: (Millis, Millis) = (Millis::from_secs(2), Millis::from_secs(16));
-/// Bounds of the span that a pause between tries is drawn from. A try fails at once while the peer
-/// is away.
+/// First and longest span of the pause between tries; a pause is a random part of its span. The
+/// pause is needed because a try fails at once while nobody listens.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 impl Asker {
@@ -126,7 +126,7 @@ impl Asker {
         answer.map_err(|error| {
             let refusal = error.into_refusal();
             if refusal.code == Code::NoAnswer {
-                self.silence(refusal)
+                self.explain_no_answer(refusal)
             } else {
                 refusal
             }
@@ -137,7 +137,8 @@ impl Asker {
     /// but no work. A caller that loses the lease meanwhile drops this future.
     ///
     /// # Errors
-    /// A refusal that another try does not change, or the last one when `deadline` has come.
+    /// A refusal that another try does not change, or the last one if the next pause would reach
+    /// `deadline`.
     pub(crate) async fn call_until<C: Call<Verb = Verb>>(
         &self,
         question: &C::Request,
@@ -159,10 +160,10 @@ impl Asker {
         self.call::<call::Submit>(&request, patience).await
     }
 
-    /// A server that no longer accepts the credentials does not answer either. The reason is then
-    /// the credentials file, which is read again at every try to connect, since somebody will renew
-    /// it.
-    fn silence(&self, refusal: Refusal) -> Refusal {
+    /// Replaces the detail of a `NoAnswer` if the credentials have expired: a broker that refuses
+    /// them does not answer either. The file is read again at each try to connect, so a renewed one
+    /// helps.
+    fn explain_no_answer(&self, refusal: Refusal) -> Refusal {
         let checked = Credentials::read(&self.credentials)
             .and_then(|found| found.check(runtime::clock::now()));
         match checked {
@@ -174,8 +175,9 @@ impl Asker {
     }
 }
 
-/// Asks again and again, each time with the given patience. The coordinator answers a repeated
-/// question like the first one, so a repeat has no effect of its own.
+/// Asks until there is an answer, a refusal that does not pass, or no time for another pause before
+/// `deadline`. The coordinator answers a repeated question like the first one, so a repeat has no
+/// effect of its own.
 async fn until_answered<A, F>(
     deadline: Instant,
     mut patience: AnswerWait,
@@ -186,11 +188,11 @@ where
 {
     let mut backoff = Backoff::new(PAUSE);
     loop {
-        let (pause, asked_at) = (drawn_from(backoff.peek()), Instant::now());
+        let (pause, asked_at) = (random_pause(backoff.peek()), Instant::now());
         match ask(patience.now()).await {
             Err(refusal) if refusal.code.passes() && Instant::now() + pause < deadline => {
                 patience.failed_after(asked_at.elapsed());
-                tracing::debug!(%refusal, "asked again soon");
+                tracing::debug!(%refusal, "will ask again after a pause");
                 tokio::time::sleep(pause).await;
                 backoff.fail();
             }
@@ -201,7 +203,7 @@ where
 
 /// A random pause of at most `span`, so that workers that lost the same coordinator do not come
 /// back at the same moment.
-fn drawn_from(span: Duration) -> Duration {
+fn random_pause(span: Duration) -> Duration {
     span.mul_f64(objects::random_fraction())
 }
 
@@ -211,8 +213,9 @@ mod tests {
 
     use super::*;
 
-    /// The waits of six tries; the first five fail after `silence` of their own wait.
-    async fn waits(patience: AnswerWait, silence: impl AsyncFn(Duration)) -> Vec<u64> {
+    /// The waits of six tries. Each of the first five spends its wait and fails; the sixth is
+    /// answered.
+    async fn waits(patience: AnswerWait, spend: impl AsyncFn(Duration)) -> Vec<u64> {
         let waits = RefCell::new(Vec::new());
         let answer = until_answered(
             Instant::now() + Duration::from_secs(900),
@@ -222,7 +225,7 @@ mod tests {
                 if waits.borrow().len() > 5 {
                     return Ok("granted");
                 }
-                silence(wait.as_duration()).await;
+                spend(wait.as_duration()).await;
                 Err(Refusal::new(Code::NoAnswer, "played by the test"))
             },
         );
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_told_at_once_that_nobody_answers_waits_no_longer_for_the_next_answer() {
+    async fn a_try_that_fails_at_once_does_not_lengthen_the_next_wait() {
         let waited = waits(AnswerWait::new(TRY_PATIENCE), async |_| {}).await;
         assert_eq!(waited, [TRY_PATIENCE.0.get(); 6]);
     }
@@ -270,7 +273,7 @@ mod tests {
     #[test]
     fn pauses_are_spread_over_their_whole_span() {
         let span = Duration::from_millis(100);
-        let drawn: Vec<Duration> = (0..200).map(|_| drawn_from(span)).collect();
+        let drawn: Vec<Duration> = (0..200).map(|_| random_pause(span)).collect();
         assert!(drawn.iter().all(|pause| *pause <= span));
         for part in 0..4 {
             let within = span * part / 4..=span * (part + 1) / 4;

@@ -455,10 +455,10 @@ impl TrainingThread {
     /// Drops a model whose moments came from a file and have led to no result that counts; the next
     /// unit opens it with fresh moments.
     fn drop_if_doubtful(&mut self, refusal: &Refusal) {
-        if inner::speaks_against_the_state(refusal.code)
+        if inner::may_be_caused_by_the_state(refusal.code)
             && let Some(session) = self.session.take_if(|session| session.unproven)
         {
-            inner::drop_state(session.inner_path(), refusal);
+            inner::put_state_aside(session.inner_path(), refusal);
         }
     }
 }

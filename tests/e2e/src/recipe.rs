@@ -1,6 +1,6 @@
 //! Small runs: text that can be learned in seconds, and settings that keep rounds short.
 
-use harness::Cluster;
+use harness::{Cluster, Output};
 
 /// Bytes of the training text.
 const CORPUS_BYTES: usize = 512 << 10;
@@ -103,12 +103,26 @@ impl Recipe {
         self
     }
 
-    /// Imports the text and creates the cluster's run. Returns what `run new` says beside its
-    /// result.
+    /// Imports the text and creates the run. Returns what `run new` says beside its result.
     ///
     /// # Panics
     /// `diloctl` fails.
     pub async fn create(&self, cluster: &Cluster) -> String {
+        let output = self.try_to_create(cluster).await;
+        assert!(
+            output.status.success(),
+            "{}{}",
+            output.stdout,
+            output.stderr
+        );
+        output.stderr
+    }
+
+    /// As [`Recipe::create`], for a `run new` that may be refused.
+    ///
+    /// # Panics
+    /// The text cannot be imported.
+    pub async fn try_to_create(&self, cluster: &Cluster) -> Output {
         let path = cluster.path("corpus.txt");
         std::fs::write(&path, corpus())
             .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -143,14 +157,7 @@ impl Recipe {
         for setting in &self.settings {
             arguments.extend(["--set", setting]);
         }
-        let output = cluster.diloctl(&arguments).await;
-        assert!(
-            output.status.success(),
-            "{}{}",
-            output.stdout,
-            output.stderr
-        );
-        output.stderr
+        cluster.diloctl(&arguments).await
     }
 }
 

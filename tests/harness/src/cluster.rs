@@ -527,6 +527,11 @@ impl Cluster {
         self.worker_recipe(name, &[]).arguments
     }
 
+    /// The arguments with which this cluster starts its store, for tests that alter them.
+    pub fn store_arguments(&self) -> Vec<String> {
+        self.store_recipe("127.0.0.1:0").arguments
+    }
+
     /// The arguments with which this cluster starts a coordinator, for tests that alter them.
     pub fn coordinator_arguments(&self, name: &str) -> Vec<String> {
         self.coordinator_recipe(name).arguments

@@ -1,5 +1,5 @@
-//! A nats-server with a test's own configuration, for tests of one service against the broker
-//! alone.
+//! A nats-server with a test's own configuration, for tests that need a broker but no other
+//! process.
 
 use std::path::Path;
 
@@ -13,16 +13,18 @@ use crate::process::Process;
 pub struct NatsServer {
     process: Process,
     address: String,
-    // The last field, so that nothing runs in the folder when it is removed.
+    // The last field: fields are dropped in their order, so the server ends before its folder is
+    // removed.
     scratch: TempDir,
 }
 
 impl NatsServer {
-    /// Starts a server in a folder that holds the files that `config` includes. `config` says
-    /// everything but the address to listen on, which the system chooses.
+    /// Starts a server in the folder `scratch`, which holds the files that `config` includes.
+    /// `config` says everything but the address: the server listens on 127.0.0.1, on a port that
+    /// the system chooses.
     ///
     /// # Panics
-    /// It does not become ready.
+    /// A file cannot be written, or the server does not become ready.
     pub async fn start(scratch: TempDir, config: &str) -> Self {
         broker::write(
             &scratch.path().join("server.conf"),
@@ -51,7 +53,8 @@ impl NatsServer {
         self.process.kill9();
     }
 
-    /// Starts the server again in its folder and at its address, and waits until it can be used.
+    /// Kills the server if it runs, starts it again in its folder and at its address, and waits
+    /// until it can be used.
     ///
     /// # Panics
     /// It does not become ready.

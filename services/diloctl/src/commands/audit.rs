@@ -192,9 +192,10 @@ async fn state(
     judge(&auditor, run)
 }
 
-/// Follows the events. A reader that closes the pipe ends the command with success. When the trust
-/// bundle names another key of the ledger, the stream is read again with that: its events would be
-/// taken for a stranger's.
+/// Follows the events until it is interrupted; then its status is the verdict on what it read.
+/// Evidence against the ledger ends it at once. A reader that closes the pipe ends it with success.
+/// When the trust bundle names another key of the ledger, the stream is read again with that: its
+/// events would be taken for a stranger's.
 async fn tail(context: &Context, wanted: Wanted<'_>) -> Result<(), Failure> {
     let mut table = StreamedTable::default();
     let (mut seen, mut most) = (StreamSequence(0), TAIL_ROWS);
@@ -203,24 +204,36 @@ async fn tail(context: &Context, wanted: Wanted<'_>) -> Result<(), Failure> {
         let keys = LedgerKeys::of(&domain.layout().trust(), domain.trust());
         let mut replay = open(context).await?;
         let mut rows = earlier(context, &mut replay, wanted, (seen, most)).await?;
+        replay.check_end();
         loop {
             for row in rows.drain(..) {
                 context.printer.follow(&mut table, &row);
             }
             seen = replay.auditor().last();
-            let more = tokio::select! {
-                biased;
-                _ = tokio::signal::ctrl_c() => return Ok(()),
-                more = replay.follow() => more,
-            };
             if keys.are_others() {
                 most = usize::MAX;
                 break;
             }
+            if replay.auditor().evidence().is_some() {
+                return judge(replay.auditor(), wanted.run);
+            }
+            let more = tokio::select! {
+                biased;
+                _ = tokio::signal::ctrl_c() => return judge_read(replay.auditor(), wanted.run),
+                more = replay.follow() => more,
+            };
             let more = more.into_iter().map(|checked| checked.row);
             rows.extend(more.filter(|row| wanted.has(row)));
         }
     }
+}
+
+/// The verdict on the events that were read, if there were any.
+fn judge_read(auditor: &Auditor, run: Option<&RunId>) -> Result<(), Failure> {
+    if auditor.last() == StreamSequence(0) {
+        return Err(Failure::new(Code::NoVerdict, "there was no event to read"));
+    }
+    judge(auditor, run)
 }
 
 /// Reads the stream to its end, and returns the last wanted rows behind a position, at most so

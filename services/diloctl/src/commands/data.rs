@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use data::{Account, ImportOptions, SkippedFiles, Source, shown};
+use data::{ImportCounts, ImportOptions, SkippedFiles, Source, shown};
 use model::ModelConfig;
 use runtime::{Failure, clock};
 use schemas::data::{DataManifest, Shard};
@@ -32,11 +32,11 @@ pub(crate) async fn run(context: &Context, command: &Data) -> Result<(), Failure
                 Some(path) => Source::Text(path.clone()),
                 None => Source::RustSources(registry()?),
             };
-            let (exclude, budget) = (exclude.clone(), limit.bytes());
+            let (exclude, limit) = (exclude.clone(), limit.bytes());
             let defaults = ImportOptions::new(source);
             let options = ImportOptions {
                 exclude,
-                budget,
+                limit,
                 shard_tokens: shard_tokens.map_or(defaults.shard_tokens, Tokens),
                 ..defaults
             };
@@ -67,8 +67,11 @@ async fn import(
         .await
         .map_err(|error| Failure::new(Code::Internal, error))??;
     let warnings = made.warnings();
-    let (account, documents) = (made.account, made.documents);
-    let (files, text) = (files(account.files), table::bytes(account.text_bytes.get()));
+    let (counts, documents) = (made.counts, made.documents);
+    let (files, text) = (
+        files_text(counts.files),
+        table::bytes(counts.text_bytes.get()),
+    );
     context
         .printer
         .talk(&format!("{text} of text in {files}, {documents} documents"));
@@ -84,7 +87,7 @@ async fn import(
         serde_json::to_vec(&made.manifest).map_err(|error| Failure::new(Code::Internal, error))?;
     // Uploaded last: once the manifest is there, everything that it names is there.
     let object = objects.put(&[Bytes::from(manifest)], |_| ()).await?[0];
-    let imported = Imported::new(object, &made.manifest, account, warnings);
+    let imported = Imported::new(object, &made.manifest, counts, warnings);
     remember(&context.folder, imported.clone())?;
     context.printer.record(&imported);
     imported
@@ -94,7 +97,8 @@ async fn import(
     Ok(())
 }
 
-/// The folder in which cargo keeps the sources of crates: every machine with Rust has text there.
+/// The folder in which cargo keeps the sources of crates. Every machine on which cargo has built
+/// something with dependencies has text there.
 fn registry() -> Result<PathBuf, Failure> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
@@ -117,15 +121,15 @@ pub(crate) fn resolve(context: &Context, wanted: Option<Digest>) -> Result<Objec
         .rfind(|one| wanted.is_none_or(|digest| one.manifest.digest == digest));
     found.map(|one| one.manifest).ok_or_else(|| {
         let what = match wanted {
-            Some(digest) => format!("{digest} was not imported from this folder"),
-            None => "no data set was imported from this folder".to_owned(),
+            Some(digest) => format!("{digest} is not in this domain's list of data sets"),
+            None => "this domain's list of data sets is empty".to_owned(),
         };
-        Failure::new(Code::DataInvalid, format!("{what}; see `diloctl data ls`"))
+        Failure::new(Code::DataUnknown, what)
     })
 }
 
-/// Checks, without asking the coordinator, that a run's settings fit the data set that it would
-/// take.
+/// Checks that a run's settings fit the data set that the run would use, without asking the
+/// coordinator. Returns the sentence to print.
 pub(crate) fn check_known(
     context: &Context,
     wanted: Option<Digest>,
@@ -135,9 +139,9 @@ pub(crate) fn check_known(
     let known = read(&context.folder)?;
     if known.is_empty() && wanted.is_none() {
         return Ok(
-            "the settings are valid; no data set was imported from this folder, so they were not compared with \
-                   one"
-            .to_owned(),
+            "the settings are valid; this domain's list of data sets is empty, so they were compared \
+             with none"
+                .to_owned(),
         );
     }
     let object = resolve(context, wanted)?;
@@ -162,13 +166,13 @@ pub(crate) fn check_known(
         }
     }
     Ok(format!(
-        "the settings are valid, and go with data set {}",
+        "the settings are valid, and fit data set {}",
         object.digest
     ))
 }
 
-/// A data set that was imported here, as `data ls` shows it. Entries of earlier releases have fewer
-/// fields.
+/// An entry of the list `data.jsonl`: a data set that was imported into this domain's folder.
+/// Entries of earlier releases have fewer fields.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Imported {
@@ -205,7 +209,7 @@ impl Imported {
     fn new(
         object: ObjectRef,
         manifest: &DataManifest,
-        account: Account,
+        counts: ImportCounts,
         warnings: Vec<String>,
     ) -> Self {
         let lengths = |shards: &[Shard]| {
@@ -226,24 +230,24 @@ impl Imported {
             unigram_nats: manifest.entropy.unigram,
             bigram_nats: manifest.entropy.bigram,
             imported_at: clock::now(),
-            files: account.files,
-            text_bytes: account.text_bytes.get(),
-            distinct_bytes: account.distinct_bytes.get(),
-            specials_spelt: account.specials_spelt,
-            skipped: account.skipped,
-            limit_reached_in: account.limit_reached_in,
+            files: counts.files,
+            text_bytes: counts.text_bytes.get(),
+            distinct_bytes: counts.distinct_bytes.get(),
+            specials_spelt: counts.specials_spelt,
+            skipped: counts.skipped,
+            limit_reached_in: counts.limit_reached_in,
             warnings,
         }
     }
 }
 
-/// The file with the list of data sets: one JSON document a line.
-fn list(folder: &Path) -> PathBuf {
+/// The path of the list of data sets, which has one JSON document a line.
+fn list_path(folder: &Path) -> PathBuf {
     folder.join("data.jsonl")
 }
 
 fn read(folder: &Path) -> Result<Vec<Imported>, Failure> {
-    let path = list(folder);
+    let path = list_path(folder);
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -265,7 +269,7 @@ fn read(folder: &Path) -> Result<Vec<Imported>, Failure> {
 /// Appends a data set to the list and removes an earlier entry of the same data set. Imports that
 /// end at the same time take turns, so that each reads what the others wrote.
 fn remember(folder: &Path, imported: Imported) -> Result<(), Failure> {
-    let path = list(folder);
+    let path = list_path(folder);
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(Code::DataInvalid, format!("{}: {error}", shown(&path)))
     };
@@ -308,7 +312,7 @@ impl Row for Imported {
     }
 }
 
-fn files(count: u64) -> String {
+fn files_text(count: u64) -> String {
     if count == 1 {
         "1 file".to_owned()
     } else {
@@ -326,13 +330,17 @@ impl Record for Imported {
         );
         lines.push((
             "text",
-            format!("{text} in {}, {distinct} of it distinct", files(self.files)),
+            format!(
+                "{text} in {}; {distinct} do not repeat earlier text",
+                files_text(self.files)
+            ),
         ));
-        lines.extend(
-            self.limit_reached_in
-                .iter()
-                .map(|file| ("limit", format!("reached in {file}"))),
-        );
+        lines.extend(self.limit_reached_in.iter().map(|file| {
+            (
+                "limit",
+                format!("reached in {file}; later files were not read"),
+            )
+        }));
         lines.extend(
             self.skipped
                 .iter()
@@ -415,7 +423,7 @@ mod tests {
         let line = format!(
             r#"{{"manifest":{{"digest":"{digest}","bytes":{bytes}}},"source":"text","train_tokens":5,"held_out_tokens":1,"vocabulary":256,"unigram_nats":3.0,"bigram_nats":2.0,"imported_at":7}}"#
         );
-        std::fs::write(list(folder.path()), line).expect("written");
+        std::fs::write(list_path(folder.path()), line).expect("written");
         let all = read(folder.path()).expect("read");
         assert_eq!(
             (all[0].train_tokens, all[0].train_shard_tokens_min),

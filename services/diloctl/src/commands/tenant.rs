@@ -25,7 +25,7 @@ pub(crate) async fn run(context: &Context, command: Tenant) -> Result<(), Failur
             declarations,
         } => make(context, &name, &quota, &declarations).await,
         Tenant::Ls => {
-            let all = known(context).await?;
+            let all = all_tenants(context).await?;
             context.printer.rows(&all);
             Ok(())
         }
@@ -35,8 +35,8 @@ pub(crate) async fn run(context: &Context, command: Tenant) -> Result<(), Failur
     }
 }
 
-/// The coordinator learns of the tenant first: from then on it takes nobody of the account for a
-/// worker of another tenant. The broker lets somebody into the account only after that.
+/// Makes a tenant. Tells the coordinator before the broker knows the account, so that the
+/// coordinator knows the tenant of every worker that the broker lets into it.
 async fn make(
     context: &Context,
     name: &TenantName,
@@ -77,7 +77,7 @@ async fn tell(operator: &Operator, entry: &TenantEntry) -> Result<(), Failure> {
 }
 
 async fn show(context: &Context, name: &TenantName) -> Result<(), Failure> {
-    let mut all = known(context).await?;
+    let mut all = all_tenants(context).await?;
     all.retain(|one| one.tenant == *name);
     match all.first() {
         Some(one) => context.printer.record(one),
@@ -86,8 +86,9 @@ async fn show(context: &Context, name: &TenantName) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Every tenant that the coordinator knows, and those whose making or end broke off before it knew.
-async fn known(context: &Context) -> Result<Vec<Listed>, Failure> {
+/// All tenants: those that the coordinator knows, and those that only the issuer's folder has. The
+/// latter exist if `tenant new` or `tenant end` broke off before the coordinator was told.
+async fn all_tenants(context: &Context) -> Result<Vec<Listed>, Failure> {
     let view = context.operator().await?.view(Query::Tenants).await?;
     let View::Tenants(views) = view else {
         return Err(unexpected(&view));
@@ -95,7 +96,7 @@ async fn known(context: &Context) -> Result<Vec<Listed>, Failure> {
     Ok(listed(context.domain()?.tenants()?, views))
 }
 
-/// The tenants by name, from the entries here and the coordinator's view.
+/// The tenants by name: the coordinator's view, completed from the entries in the issuer's folder.
 fn listed(entries: BTreeMap<TenantName, TenantEntry>, views: Vec<TenantView>) -> Vec<Listed> {
     let mut all: BTreeMap<TenantName, Listed> = BTreeMap::new();
     for view in views {
@@ -108,16 +109,16 @@ fn listed(entries: BTreeMap<TenantName, TenantEntry>, views: Vec<TenantView>) ->
             }
             Some(_) => {}
             None => {
-                all.insert(name, Listed::unfinished(entry));
+                all.insert(name, Listed::only_here(entry));
             }
         }
     }
     all.into_values().collect()
 }
 
-/// The coordinator decides, since it knows the runs. With `--now` there is nothing to decide: the
-/// tenant ends here first, and coordinator and broker are told as far as they can be. The command
-/// fails if one of them was not.
+/// Ends a tenant. Without `--now` the coordinator decides if it may end, since it knows the
+/// tenant's runs. With `--now` this command ends the tenant in the issuer's folder first, and then
+/// tells coordinator and broker. It fails if one of them could not be told.
 async fn end(
     context: &Context,
     tenant: TenantName,
@@ -142,7 +143,7 @@ async fn end(
     };
     let (reply, failed) = match told.await {
         Ok(reply) => (Some(reply), None),
-        // Its making broke off before the coordinator knew it.
+        // `tenant new` broke off before it told the coordinator of this tenant.
         Err(failure) if failure.code() == Code::TenantUnknown => (None, None),
         Err(failure) if now && failure.code() != Code::TenantBusy => (None, Some(failure)),
         Err(failure) => return Err(failure),
@@ -161,10 +162,11 @@ async fn end(
         (Err(kept), None) => return Err(kept),
         (Err(kept), Some(failed)) => return Err(kept.and(failed)),
     };
-    // All is done by now: an answer that does not come changes nothing about that.
+    // The tenant has ended by now, so the command does not fail if the coordinator does not list
+    // its runs.
     let runs = match &reply {
-        Some(_) => runs_of(context, &tenant).await.unwrap_or_default(),
-        None => Vec::new(),
+        Some(_) => runs_of(context, &tenant).await.ok(),
+        None => Some(Vec::new()),
     };
     context.printer.record(&Ended {
         tenant,
@@ -177,7 +179,7 @@ async fn end(
     failed.map_or(Ok(()), Err)
 }
 
-/// The runs of a tenant that was ended that were not complete.
+/// The runs of an ended tenant that are not complete.
 async fn runs_of(context: &Context, tenant: &TenantName) -> Result<Vec<RunId>, Failure> {
     let runs = match context.operator().await?.view(Query::Runs).await? {
         View::Runs(runs) => runs,
@@ -190,7 +192,8 @@ async fn runs_of(context: &Context, tenant: &TenantName) -> Result<Vec<RunId>, F
         .collect())
 }
 
-/// The state of a tenant that `--now` ended while the coordinator did not answer.
+/// The state of a tenant that `tenant end --now` ended in the issuer's folder, and that the
+/// coordinator still has as open.
 const ENDED_HERE: &str = "ended; the coordinator does not know";
 
 /// A tenant as it is now.
@@ -206,7 +209,8 @@ struct Listed {
 }
 
 impl Listed {
-    fn unfinished(entry: TenantEntry) -> Self {
+    /// A tenant that the coordinator does not know.
+    fn only_here(entry: TenantEntry) -> Self {
         Self {
             tenant: entry.tenant,
             account: entry.account,
@@ -291,14 +295,16 @@ impl Record for Listed {
     }
 }
 
-/// What the end of a tenant touched.
+/// The outcome of `tenant end`.
 #[derive(Serialize)]
 struct Ended {
     tenant: TenantName,
     account: AccountId,
-    /// Its runs that are frozen for good.
-    runs: Vec<RunId>,
-    /// None if the coordinator never knew the tenant, or did not answer.
+    /// The tenant's runs that are not complete, which are frozen for good. None if the coordinator
+    /// ended the tenant and did not name them.
+    runs: Option<Vec<RunId>>,
+    /// None if the coordinator never knew the tenant. With `--now` also none if it refused or did
+    /// not answer.
     coordinator: Option<TenantEndReply>,
     credentials: usize,
     connections: usize,
@@ -309,20 +315,24 @@ impl Record for Ended {
         let state = match &self.coordinator {
             Some(reply) if reply.changed => "ended; this is in the ledger",
             Some(_) => "had ended before",
-            None => "the coordinator has not said that it ended",
+            None => "ended in the issuer's folder; the coordinator has not confirmed it",
         };
         let mut lines = vec![
             ("tenant", format!("{}: {state}", self.tenant)),
             ("account", format!("{} lets nobody in", self.account)),
         ];
         if let Some(reply) = &self.coordinator {
-            let names: Vec<&str> = self.runs.iter().map(RunId::as_str).collect();
-            let names = match names.is_empty() {
-                true => "none".to_owned(),
-                false => names.join(", "),
+            let names = match self.runs.as_deref() {
+                None => format!("{}; the coordinator did not name them", reply.runs),
+                Some([]) => "none".to_owned(),
+                Some(runs) => {
+                    let names: Vec<&str> = runs.iter().map(RunId::as_str).collect();
+                    names.join(", ")
+                }
             };
             lines.push(("runs frozen", names));
-            // What an earlier order ended is in the record alone.
+            // The reply of a repeated order counts nothing; only the ledger says what the first one
+            // ended.
             if reply.changed {
                 lines.extend([
                     ("workers shut out", reply.workers.to_string()),
@@ -364,14 +374,16 @@ mod tests {
     }
 
     #[test]
-    fn tl_31_the_end_of_a_tenant_names_its_runs_and_repeated_says_so() {
+    fn tl_31_tenant_end_names_the_frozen_runs_and_says_if_it_is_repeated() {
         let (tenant, entry) = entry("acme", Some(5));
         let mut ended = Ended {
             tenant,
             account: entry.account,
-            runs: ["acme_a", "acme_b"]
-                .map(|run| run.parse().expect("a name"))
-                .to_vec(),
+            runs: Some(
+                ["acme_a", "acme_b"]
+                    .map(|run| run.parse().expect("a name"))
+                    .to_vec(),
+            ),
             coordinator: Some(TenantEndReply {
                 v: V,
                 changed: true,
@@ -398,8 +410,13 @@ mod tests {
         }
         assert_eq!(line(&ended, "workers shut out"), None);
         assert!(line(&ended, "ended").is_some_and(|text| text.starts_with("by an earlier")));
-        ended.runs.clear();
+        ended.runs = Some(Vec::new());
         assert_eq!(line(&ended, "runs frozen").as_deref(), Some("none"));
+        ended.runs = None;
+        assert_eq!(
+            line(&ended, "runs frozen").as_deref(),
+            Some("2; the coordinator did not name them")
+        );
     }
 
     #[test]

@@ -11,6 +11,9 @@ use identity::tls::{
     client_config_reading, install_provider, lifetimes, server_config,
 };
 use identity::{CertificateRefused, ClientFile};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair,
+};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection,
@@ -220,6 +223,25 @@ fn strangers_and_old_certificates_are_refused() {
     );
 }
 
+/// An authority, and a certificate for localhost that it made for clients alone, with its key.
+fn certified_for_clients(folder: &Path) -> (PathBuf, PathBuf, PathBuf) {
+    let (_, ca) = Authority::generate(now()).expect("randomness");
+    let mut named = CertificateParams::default();
+    named.distinguished_name = DistinguishedName::new();
+    let name = "diloco private authority";
+    named.distinguished_name.push(DnType::CommonName, name);
+    let signer = Issuer::new(named, KeyPair::from_pem(&ca.key).expect("a key"));
+    let mut wanted = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+    wanted.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let own = KeyPair::generate().expect("the generator works");
+    let made = wanted.signed_by(&own, &signer).expect("a certificate");
+    (
+        put(folder, "for-clients-ca.pem", &ca.certificate),
+        put(folder, "for-clients.pem", &made.pem()),
+        put(folder, "for-clients.key", &own.serialize_pem()),
+    )
+}
+
 /// However deep a refusal lies in the errors of clients, its words and its code are found.
 #[test]
 fn what_is_wrong_with_a_servers_certificate_is_told_apart() {
@@ -241,6 +263,7 @@ fn what_is_wrong_with_a_servers_certificate_is_told_apart() {
     };
     let (certificate, key) = made(now(), "now.pem");
     let (early, early_key) = made(UnixMillis(now().get() + 7_200_000), "early.pem");
+    let (clients, of_a_client, of_a_client_key) = certified_for_clients(scratch.path());
     for (error, code, words) in [
         (
             handshake(&stranger, &certificate, &key, "localhost"),
@@ -256,6 +279,11 @@ fn what_is_wrong_with_a_servers_certificate_is_told_apart() {
             handshake(&ca, &early, &early_key, "localhost"),
             Code::ServerCertificateExpired,
             "is not valid before 2",
+        ),
+        (
+            handshake(&clients, &of_a_client, &of_a_client_key, "localhost"),
+            Code::CertificateUntrusted,
+            "is not for servers",
         ),
     ] {
         let error = std::io::Error::other(std::io::Error::other(error.expect_err(words)));

@@ -24,23 +24,23 @@ pub(super) fn resume(trainer: &mut dyn Trainer, path: &Path) -> bool {
     }
 }
 
-/// Puts a state aside that led to a refused result.
-pub(super) fn drop_state(path: &Path, refusal: &Refusal) {
+/// Puts a loaded state aside after the first unit that used it failed, or had its result refused.
+pub(super) fn put_state_aside(path: &Path, refusal: &Refusal) {
     let moved = put_aside(path);
-    // The residual went into the same contribution.
+    // The residual belongs to this state, and is of no use without it.
     residual::put_aside(path);
     let (code, path) = (Code::InnerStateDropped, path.display());
-    tracing::warn!(%code, %path, %refusal, moved, "the inner state is dropped; the next unit begins with fresh moments");
+    tracing::warn!(%code, %path, %refusal, moved, "the saved inner state is put aside; the next unit begins with fresh moments");
 }
 
-/// Puts a refused state aside, so that a person can look at it. It replaces the one put aside
-/// before.
+/// Renames a state's file to `.refused`, so that a person can look at it; an earlier `.refused` is
+/// overwritten. Returns false if the file could not be renamed.
 fn put_aside(path: &Path) -> bool {
     std::fs::rename(path, path.with_extension("refused")).is_ok()
 }
 
-/// True if the moments may be the cause of a unit's failure: its numbers went astray, as seen here
-/// or by the coordinator.
-pub(super) const fn speaks_against_the_state(code: Code) -> bool {
+/// True if the loaded state may be the cause of a unit's failure: the coordinator refused its
+/// numbers, or training failed on this worker.
+pub(super) const fn may_be_caused_by_the_state(code: Code) -> bool {
     code.is_about_numbers() || matches!(code, Code::TrainingFailed)
 }

@@ -165,13 +165,13 @@ fn main() -> anyhow::Result<()> {
     let settings = settings()?;
     let start = Instant::now();
     let mut options = ImportOptions::new(Source::RustSources(settings.corpus.clone().into()));
-    options.budget = Bytes::mebi(settings.budget_mib);
+    options.limit = Bytes::mebi(settings.budget_mib);
     let imported = import(&options)?;
     let manifest = &imported.manifest;
     println!(
         "corpus: {} documents, {} bytes, unigram {:.4}, bigram {:.4} nats, {:.1} s",
         imported.documents,
-        imported.account.text_bytes,
+        imported.counts.text_bytes,
         manifest.entropy.unigram,
         manifest.entropy.bigram,
         start.elapsed().as_secs_f64()

@@ -137,7 +137,7 @@ impl Scene {
     fn new() -> Self {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let mut options = ImportOptions::new(Source::RustSources(sources));
-        options.budget = Bytes::mebi(1);
+        options.limit = Bytes::mebi(1);
         Self {
             imported: import(&options).unwrap(),
         }

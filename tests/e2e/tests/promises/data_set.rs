@@ -170,7 +170,7 @@ async fn an_import_says_what_it_skips_and_a_run_that_cannot_be_is_refused() {
         cluster
             .diloctl_ok(&fits)
             .await
-            .contains("go with data set sha256:")
+            .contains("fit data set sha256:")
     );
     let alone = cluster
         .diloctl(&["data", "import", "--text", "texts/latin.txt"])

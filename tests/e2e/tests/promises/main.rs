@@ -77,6 +77,7 @@ mod status;
 mod stop_alone;
 mod stopped_urls;
 mod team;
+mod tenant_quotas;
 mod tenants;
 mod tree_heads;
 mod two_coordinators;

@@ -240,6 +240,8 @@ async fn fg_07_a_head_proves_the_record_and_shows_what_was_cut_altered_or_put_ba
     let diff = ["audit", "diff"];
     let words = [&differs[..], "altered: event 1 of the log"];
     ends(&cluster, &diff, EXIT_TAMPERED, &words).await;
+    // So does a reader that would follow the stream.
+    ends(&cluster, &["audit", "tail"], EXIT_TAMPERED, &[]).await;
     context.delete_stream(AUDIT_STREAM).await.unwrap();
     let empty = stream::Config {
         name: AUDIT_STREAM.to_owned(),
@@ -253,6 +255,7 @@ async fn fg_07_a_head_proves_the_record_and_shows_what_was_cut_altered_or_put_ba
         events - 1
     );
     ends(&cluster, &diff, EXIT_TAMPERED, &[&differs, &tail]).await;
+    ends(&cluster, &["audit", "tail"], EXIT_TAMPERED, &[]).await;
     // The log itself has them all.
     ends(&cluster, &["audit", "verify"], 0, &["verified", &range]).await;
 }

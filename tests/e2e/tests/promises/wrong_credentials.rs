@@ -31,10 +31,12 @@ enum Service {
     Coordinator,
     Audit,
     Registrar,
+    Store,
 }
 
 impl Service {
-    const ALL: [Self; 4] = [
+    /// Those that connect to the broker.
+    const ON_BUS: [Self; 4] = [
         Self::Worker,
         Self::Coordinator,
         Self::Audit,
@@ -47,6 +49,7 @@ impl Service {
             Self::Coordinator => "diloco-coordinator",
             Self::Audit => "diloco-audit",
             Self::Registrar => "diloco-registrar",
+            Self::Store => "diloco-store",
         }
     }
 }
@@ -64,6 +67,7 @@ impl Trials {
             Service::Coordinator => self.cluster.coordinator_arguments("tried"),
             Service::Audit => self.cluster.audit_arguments(),
             Service::Registrar => self.cluster.registrar_arguments(),
+            Service::Store => self.cluster.store_arguments(),
         }
     }
 
@@ -168,7 +172,7 @@ async fn la_02_a_missing_credential_stops_every_process_before_it_connects() {
     let trials = Trials::new().await;
     let blank = trials.write("blank.creds", " \n\t\n");
     let empty = trials.write("empty.creds", "");
-    for service in Service::ALL {
+    for service in Service::ON_BUS {
         for path in [Path::new("nowhere.creds"), &blank, &empty] {
             let text = trials
                 .assert_ends(
@@ -249,7 +253,7 @@ async fn la_01_a_coordinator_without_the_list_of_credentials_needs_an_exception(
 #[tokio::test]
 async fn la_03_what_is_not_required_is_absent_loudly_and_la_01_an_exception_has_a_reason() {
     let trials = Trials::new().await;
-    for service in Service::ALL {
+    for service in Service::ON_BUS {
         let open = [
             ("auth.require_auth", "false"),
             ("bus.credentials", "nowhere.creds"),
@@ -298,7 +302,7 @@ async fn la_04_half_a_credential_is_an_error_whether_required_or_not() {
         trials.write("token.creds", &token),
         trials.write("seed.creds", &seed),
     ];
-    for service in Service::ALL {
+    for service in Service::ON_BUS {
         for half in &halves {
             for required in ["true", "false"] {
                 let changes = [
@@ -331,7 +335,7 @@ async fn la_05_a_malformed_or_exposed_credential_is_an_error_at_start() {
         trials.write("noise.creds", "no credentials"),
         trials.write("cut.creds", &cut),
     ];
-    for service in Service::ALL {
+    for service in Service::ON_BUS {
         for path in &files {
             let changes = [("bus.credentials", shown(path))];
             let text = trials
@@ -376,6 +380,79 @@ async fn la_05_a_malformed_or_exposed_credential_is_an_error_at_start() {
     }
 }
 
+/// The store has no credentials for the bus; its keys and its certificate are under the same rules.
+#[tokio::test]
+async fn la_02_la_04_la_05_la_06_la_09_a_store_without_whole_keys_and_a_whole_certificate_ends() {
+    let trials = Trials::new().await;
+    let layout = trials.cluster.domain().layout();
+    let whole = fs::read_to_string(layout.store_keys()).unwrap();
+    let changed = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut keys = serde_json::from_str(&whole).unwrap();
+        change(&mut keys);
+        keys.to_string()
+    };
+    let sample = changed(&|keys| keys["admin"]["secret"] = "minioadmin".into());
+    let keys = "store_server.keys";
+    for (name, text, code) in [
+        ("blank.json", " \n", Code::CredentialMissing),
+        ("noise.json", "no keys", Code::CredentialMalformed),
+        (
+            "cut.json",
+            &whole[..whole.len() / 2],
+            Code::CredentialMalformed,
+        ),
+        ("sample.json", &sample, Code::SampleSecret),
+    ] {
+        let path = trials.write(name, text);
+        let changes = [(keys, shown(&path))];
+        let said = trials
+            .assert_ends(Service::Store, &changes, EXIT_USAGE, code)
+            .await;
+        assert!(said.contains(keys), "{said}");
+        assert!(
+            !said.contains("minioadmin") && !said.contains("no keys"),
+            "{said}"
+        );
+    }
+    let nowhere = [(keys, "nowhere.json")];
+    let missing = Code::CredentialMissing;
+    let said = trials
+        .assert_ends(Service::Store, &nowhere, EXIT_USAGE, missing)
+        .await;
+    // LA-09: the message says what required it.
+    assert!(said.contains("require_auth"), "{said}");
+    let exposed = trials.write("exposed.json", &whole);
+    fs::set_permissions(&exposed, fs::Permissions::from_mode(0o644)).unwrap();
+    for (changes, code) in [
+        ([(keys, shown(&exposed))], Code::CredentialExposed),
+        ([("store_server.tls_key", "")], Code::CredentialHalf),
+        ([("store_server.tls_cert", "")], Code::CredentialHalf),
+    ] {
+        trials
+            .assert_ends(Service::Store, &changes, EXIT_USAGE, code)
+            .await;
+    }
+    // Not required: half a certificate stays an error, and the open layer is told.
+    let half = [("auth.require_auth", "false"), ("store_server.tls_key", "")];
+    let code = Code::CredentialHalf;
+    trials
+        .assert_ends(Service::Store, &half, EXIT_USAGE, code)
+        .await;
+    let open = [
+        ("auth.require_auth", "false"),
+        ("store_server.tls_cert", ""),
+        ("store_server.tls_key", ""),
+        ("store_server.tls_clients", ""),
+    ];
+    let (status, said) = trials
+        .ends(Service::Store, &open, &["--check-config"])
+        .await;
+    assert!(
+        status == Some(0) && said.contains(&Code::LayerOpen.to_string()) && said.contains("WARN"),
+        "{status:?} {said}"
+    );
+}
+
 /// With good credentials nothing else would show that these doors stand open.
 #[tokio::test]
 async fn la_08_a_broker_or_a_store_that_serves_strangers_stops_every_process_that_needs_it() {
@@ -387,7 +464,7 @@ async fn la_08_a_broker_or_a_store_that_serves_strangers_stops_every_process_tha
     );
     let open = NatsServer::start(tempfile::tempdir().unwrap(), &config).await;
     let url = format!("tls://{}", open.address());
-    for service in Service::ALL {
+    for service in Service::ON_BUS {
         let text = trials
             .assert_ends(
                 service,
@@ -459,7 +536,7 @@ async fn la_06_sample_secrets_and_la_07_tl_02_plaintext_addresses_are_refused() 
         .await;
     assert!(!text.contains("minioadmin"), "{text}");
     let plain = trials.cluster.bus_url().replace("tls://", "nats://");
-    for service in Service::ALL {
+    for service in Service::ON_BUS {
         trials
             .assert_ends(
                 service,

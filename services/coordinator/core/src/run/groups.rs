@@ -62,7 +62,7 @@ pub(crate) fn check_group(run: &Run, member: &Member) -> Result<(), Refusal> {
 /// The seat of a member whose group is sealed, and has others in it.
 pub(crate) fn sealed_seat(run: &Run, worker: &WorkerId) -> Option<Seat> {
     let seat = run.member(worker)?.seat.as_ref()?;
-    (seat.of() > 1 && run.is_sealed(seat)).then(|| seat.clone())
+    (seat.of() > 1 && run.is_group_sealed(seat)).then(|| seat.clone())
 }
 
 impl RunRoom<'_> {

@@ -237,8 +237,8 @@ fn fg_03_nobody_takes_anothers_seat_and_none_changes_its_own() {
     let right = Seat::new("right".parse().expect("a name"), Rank(0), 2).expect("a seat");
     let reply = world.join_seated(4, &right);
     assert!(matches!(world.answers[&reply], Ok(Answer::Join(_))));
-    assert!(world.run().is_sealed(&seat(0, 3)));
-    assert!(!world.run().is_sealed(&right));
+    assert!(world.run().is_group_sealed(&seat(0, 3)));
+    assert!(!world.run().is_group_sealed(&right));
 }
 
 /// A machine whose predecessor in the seat is gone takes it over.
