@@ -60,8 +60,8 @@ pub struct RestoreReply {
     pub contributions: u32,
     /// True if the run is frozen now.
     pub frozen: bool,
-    /// Number of older uploads that were deleted; absent if the store refused, was away, or took too
-    /// long.
+    /// Number of older uploads that were deleted; absent if the store refused, was away, or took
+    /// too long.
     pub uploads: Option<u32>,
 }
 

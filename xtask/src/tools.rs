@@ -1,5 +1,5 @@
-//! Tools under `.deps` beside nats-server and libtorch: cargo commands, compiled from pinned versions without optimisation,
-//! and Python packages.
+//! Tools under `.deps` beside nats-server and libtorch: cargo commands, compiled from pinned
+//! versions without optimisation, and Python packages.
 
 use std::fs;
 use std::path::{Path, PathBuf};

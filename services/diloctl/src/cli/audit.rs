@@ -94,8 +94,8 @@ pub(crate) enum Audit {
     },
     /// Compare stream AUDIT with the log, and say what the stream lost or what was changed in it.
     Diff(Log),
-    /// Print events as they come, until Ctrl-C; the exit status is then the verdict on what was read.
-    /// Evidence against the ledger ends the command at once, with status 10.
+    /// Print events as they come, until Ctrl-C; the exit status is then the verdict on what was
+    /// read. Evidence against the ledger ends the command at once, with status 10.
     Tail {
         /// Show only events of this run, and events that concern no run.
         #[arg(long)]
