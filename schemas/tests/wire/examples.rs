@@ -410,7 +410,8 @@ pub(crate) fn all() -> Vec<Example> {
             weights: Round(3),
             contributions: 1,
             leases: 2,
-            store: Some(AtStore::Done),
+            shut_out: 3,
+            store: Some(AtStore::Taken),
         }),
         example(&ViewRequest {
             v: V,
