@@ -368,8 +368,8 @@ pub enum Stopping {
 pub struct Stop {
     /// All holders whose URLs are stopped.
     pub holders: StoppedHolders,
-    /// The holders that the order concerns, at least one, of whom each may have URLs: the answer
-    /// says what the store does with these.
+    /// The holders that the order concerns, at least one; each may have URLs, and the answer says
+    /// what the store does with these.
     pub concerned: BTreeSet<UrlHolders>,
 }
 

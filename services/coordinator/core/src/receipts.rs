@@ -19,8 +19,9 @@ use schemas::view::LedgerCover;
 use schemas::{ChainSequence, Code, Millis, UnixMillis};
 
 /// Longest time that a process, and those that end soon before it, have to see a head over events
-/// of an earlier one, before these count as waiting for too long: the last event of a coordinator that ends in peace is under no head
-/// that it has seen, and a head is signed, asked for and proven within half of this.
+/// of an earlier one, before these count as waiting for too long: the last event of a coordinator
+/// that ends in peace is under no head that it has seen, and a head is signed, asked for and proven
+/// within half of this.
 const GRACE: Millis = Millis::from_secs(60);
 /// The least that each start counts of that time. Otherwise a process that ends sooner, again and
 /// again, would put the warning off for ever.
