@@ -219,7 +219,7 @@ fn tl_31_tl_20_the_urls_of_a_worker_that_is_shut_out_are_stopped_with_those_of_i
     );
     // An order that changes nothing tells it again.
     shut(&mut world, 2);
-    assert_eq!(orders(&world), [first.clone(), first.clone()]);
+    assert_eq!(orders(&world), [first.clone(), first]);
     let lifted = readmit(&mut world, 2);
     assert_eq!(lifted.store, Some(AtStore::Taken));
     let last = Stop {
