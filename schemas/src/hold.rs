@@ -23,14 +23,23 @@ pub enum Hold {
     Urls,
 }
 
-/// What the store does about URLs that are out, once an order has said of which runs, or of which
-/// workers, they are stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What the store does with the URLs that an order is about: those of a run, of all runs of a
+/// tenant, or of one worker in a run. Where it says `Taken`, `Stopped` or `ShutOut`, the store was
+/// tried with such URLs after it was told, and answered that. Of several it says the weakest, in
+/// the order that these are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AtStore {
-    /// It refuses those that are stopped and takes the others. That was tried.
-    Done,
-    /// It was not told yet. The coordinator goes on trying.
+    /// It takes them.
+    Taken,
+    /// It refuses them, since all URLs of their run are stopped.
+    Stopped,
+    /// It refuses them, since a key of their worker is shut out.
+    ShutOut,
+    /// There are none: the worker never joined the run, or the last ones of the run have ended.
+    NoUrls,
+    /// It did not answer, or did otherwise than it was told, or was not told since another
+    /// coordinator leads. The coordinator that leads goes on telling it.
     Later,
     /// It cannot tell whose they are: it takes the URLs that are out until they end.
     Unable,
@@ -140,12 +149,24 @@ pub struct HoldReply {
     pub contributions: u32,
     /// Leases that workers hold.
     pub leases: u32,
-    /// What the store does now, for a hold on URLs.
+    /// Workers of the run that are shut out, for a hold on URLs: the store refuses theirs without
+    /// it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub shut_out: u32,
+    /// What the store does now with the URLs of the run, for a hold on URLs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<AtStore>,
 }
 
 message!(HoldReply, "run.hold reply", 4096);
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference to the field"
+)]
+const fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
 
 #[cfg(test)]
 mod tests {

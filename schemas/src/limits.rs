@@ -70,6 +70,10 @@ pub const RUNS_MAX: usize = 1024;
 /// Life of a presigned URL by the store's clock. It covers waiting, not the transfer, since expiry
 /// is checked at the start.
 pub const URL_LIFE: Millis = Millis::from_secs(60);
+/// Time after which no URL of a run is taken, from the moment in the ledger since which none is
+/// given out. It is more than a URL's life, what clocks may differ by, and the time until the
+/// answer to an earlier request is signed, which waits for the ledger.
+pub const URLS_OUT_MAX: Millis = Millis::from_secs(24 * 3600);
 /// Longest time for which a claim is held open without work. A claim that is lost with its
 /// coordinator costs its worker this time and a little more, so it is short; and a claim from each
 /// idle worker every few seconds is little work.

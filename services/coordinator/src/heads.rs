@@ -80,7 +80,8 @@ impl LedgerHeads {
             }
         };
         let head = memory.head.as_ref().map(|head| head.size);
-        let receipts = Receipts::new(within, memory.covered, head).waiting(memory.since);
+        let receipts = Receipts::new(within, memory.covered, head);
+        let receipts = receipts.waiting(memory.wait.since, memory.wait.had);
         let heads = Self::of(receipts);
         let follower = Follower {
             heads: heads.clone(),
@@ -163,9 +164,9 @@ impl Follower {
 
     async fn ask(&mut self, bus: &Bus, subject: &str) -> Result<(), BusError> {
         let (question, entries) = self.question();
-        self.remember();
+        self.remember(clock::now());
         let reply: HeadReply = bus.request(subject, &question, ANSWER_MAX).await?;
-        self.take(&reply, &entries);
+        self.take(clock::now(), &reply, &entries);
         Ok(())
     }
 
@@ -184,13 +185,11 @@ impl Follower {
         }
     }
 
-    /// Keeps the time since which the oldest event waits that no head covers, for another process.
-    fn remember(&mut self) {
-        let oldest = self
-            .heads
-            .lock()
-            .and_then(|shared| shared.receipts.oldest());
-        let kept = self.memory.remember(oldest);
+    /// Keeps how long the oldest event waits that no head covers, for another process.
+    fn remember(&mut self, now: UnixMillis) {
+        let shared = self.heads.lock();
+        let wait = shared.map_or_else(Wait::default, |shared| Wait::of(&shared.receipts, now));
+        let kept = self.memory.remember(wait);
         self.kept(kept, "the time since which events of the ledger wait");
     }
 
@@ -220,10 +219,15 @@ impl Follower {
     }
 
     /// Takes the answer: what is verified is kept, and what contradicts it is said.
-    fn take(&mut self, reply: &HeadReply, entries: &BTreeMap<ChainSequence, Vec<u8>>) {
+    fn take(
+        &mut self,
+        now: UnixMillis,
+        reply: &HeadReply,
+        entries: &BTreeMap<ChainSequence, Vec<u8>>,
+    ) {
         match self.memory.see(reply) {
             Ok(head) => {
-                let kept = self.verified(head, reply, entries);
+                let kept = self.verified(now, head, reply, entries);
                 self.kept(kept, "a head of the log");
             }
             Err(doubt) => {
@@ -244,21 +248,26 @@ impl Follower {
     /// Keeps a head that continues the kept one. True if something was written.
     fn verified(
         &mut self,
+        now: UnixMillis,
         head: Head,
         reply: &HeadReply,
         entries: &BTreeMap<ChainSequence, Vec<u8>>,
     ) -> Result<bool, Failure> {
         let under = under(&head, &reply.events, entries);
-        let (covered, oldest) = self.heads.lock().map_or((0, None), |mut shared| {
-            shared.receipts.verified(head.size, &under);
-            (shared.receipts.covered(), shared.receipts.oldest())
-        });
+        let (covered, wait) = self
+            .heads
+            .lock()
+            .map_or_else(Default::default, |mut shared| {
+                shared.receipts.verified(head.size, &under);
+                let receipts = &shared.receipts;
+                (receipts.covered(), Wait::of(receipts, now))
+            });
         let known = KnownHead {
             size: head.size,
             root: ByteArray::new(head.root),
         };
         let is_newer = self.memory.head.as_ref() != Some(&head);
-        let written = self.memory.keep(head, &reply.note, covered, oldest)?;
+        let written = self.memory.keep(head, &reply.note, covered, wait)?;
         if let Some(mut shared) = self.heads.lock() {
             shared.known = Some(known);
         }
@@ -351,6 +360,24 @@ fn under(
     shown.iter().filter(holds).map(|one| one.sequence).collect()
 }
 
+/// How long the oldest event waits that no head covers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Wait {
+    /// Since then; none if no event waits.
+    since: Option<UnixMillis>,
+    /// How much of the time to see a head over it processes have had that did not append it.
+    had: Millis,
+}
+
+impl Wait {
+    fn of(receipts: &Receipts, now: UnixMillis) -> Self {
+        Self {
+            since: receipts.oldest(),
+            had: receipts.had(now),
+        }
+    }
+}
+
 /// What this machine has seen of the log, on its disk.
 #[derive(Debug)]
 struct Memory {
@@ -360,8 +387,8 @@ struct Memory {
     note: String,
     /// The first so many events of the ledger are under it.
     covered: u64,
-    /// The oldest of the others waits since then; none if there are no others.
-    since: Option<UnixMillis>,
+    /// How long the oldest of the others waits.
+    wait: Wait,
     file: PathBuf,
     refused: Evidence,
 }
@@ -377,6 +404,17 @@ struct Kept {
     /// A restart gives events that wait a minute more, and no more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     since: Option<UnixMillis>,
+    /// How much of that minute was had.
+    #[serde(default, skip_serializing_if = "is_none")]
+    had: Millis,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference to the field"
+)]
+const fn is_none(had: &Millis) -> bool {
+    had.get() == 0
 }
 
 impl Memory {
@@ -406,7 +444,7 @@ impl Memory {
             head: None,
             note: String::new(),
             covered: 0,
-            since: None,
+            wait: Wait::default(),
             refused: Evidence::at(beside(REFUSED)),
             file: file.clone(),
         };
@@ -415,7 +453,9 @@ impl Memory {
                 let kept: Kept = serde_json::from_slice(&text).map_err(|error| unusable(&error))?;
                 let head = memory.followed.open(kept.note.as_bytes());
                 memory.head = Some(head.map_err(|error| unusable(&error))?);
-                (memory.note, memory.covered, memory.since) = (kept.note, kept.covered, kept.since);
+                (memory.note, memory.covered) = (kept.note, kept.covered);
+                let Kept { since, had, .. } = kept;
+                memory.wait = Wait { since, had };
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(unusable(&error)),
@@ -440,44 +480,38 @@ impl Memory {
     ///
     /// # Errors
     /// It cannot be written; then the one from before stays.
-    fn keep(
-        &mut self,
-        head: Head,
-        note: &str,
-        covered: u64,
-        since: Option<UnixMillis>,
-    ) -> Result<bool, Failure> {
+    fn keep(&mut self, head: Head, note: &str, covered: u64, wait: Wait) -> Result<bool, Failure> {
         let is_newer = self.head.as_ref() != Some(&head);
-        if !is_newer && covered == self.covered && since == self.since {
+        if !is_newer && covered == self.covered && wait == self.wait {
             return Ok(false);
         }
-        let note = note.to_owned();
         let kept = Kept {
             v: V,
-            note,
+            note: note.to_owned(),
             covered,
-            since,
+            since: wait.since,
+            had: wait.had,
         };
         let text =
             serde_json::to_vec(&kept).map_err(|error| Failure::new(Code::Internal, error))?;
         replace_private(&self.file, &text)
             .map_err(|error| Failure::new(Code::HeadUnkept, error))?;
         (self.head, self.note) = (Some(head), kept.note);
-        (self.covered, self.since) = (covered, since);
+        (self.covered, self.wait) = (covered, wait);
         Ok(true)
     }
 
-    /// Keeps since when the oldest event waits that the kept head does not cover. Where no head was
+    /// Keeps how long the oldest event waits that the kept head does not cover. Where no head was
     /// ever seen nobody waits.
     ///
     /// # Errors
     /// It cannot be written.
-    fn remember(&mut self, since: Option<UnixMillis>) -> Result<bool, Failure> {
+    fn remember(&mut self, wait: Wait) -> Result<bool, Failure> {
         let Some(head) = self.head.clone() else {
             return Ok(false);
         };
         let (note, covered) = (self.note.clone(), self.covered);
-        self.keep(head, &note, covered, since)
+        self.keep(head, &note, covered, wait)
     }
 
     /// Moves evidence against an earlier head aside.

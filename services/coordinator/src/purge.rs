@@ -203,7 +203,7 @@ mod tests {
             deleted.fetch_add(count, Ordering::Relaxed);
             let ended = async move {
                 let whole = ended.await.expect("it is told");
-                let at_store = AtStore::Done;
+                let at_store = AtStore::ShutOut;
                 Purged { whole, at_store }
             };
             ended.boxed()
@@ -218,7 +218,7 @@ mod tests {
         purges.begin(of(1), 'a', work).expect("there is room");
         purges.begin(of(2), 'b', other).expect("there is room");
         second.send(true).expect("it waits");
-        let done = AtStore::Done;
+        let done = AtStore::ShutOut;
         assert_eq!(purges.next().await, (vec!['b'], Some(5), done));
         first.send(false).expect("it waits");
         let left = (vec!['a'], None, done);
@@ -242,7 +242,7 @@ mod tests {
         let early = purges.next().now_or_never();
         assert!(early.is_none(), "{early:?}");
         second.send(true).expect("it waits");
-        let both = (vec!['a', 'b'], Some(4), AtStore::Done);
+        let both = (vec!['a', 'b'], Some(4), AtStore::ShutOut);
         assert_eq!(purges.next().await, both);
         assert!(purges.open.is_empty() && purges.tasks.is_empty());
     }

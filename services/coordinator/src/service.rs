@@ -20,7 +20,6 @@ use crate::config::Config;
 use crate::foundry::Maker;
 use crate::heads::LedgerHeads;
 use crate::incoming::Identity;
-use crate::leading::Leading;
 use crate::ledger::Ledger;
 use crate::mark::{LedgerMark, StoreMark};
 use crate::purge::Purges;
@@ -28,7 +27,7 @@ use crate::queue;
 use crate::serve;
 use crate::shell::{Shell, Tables};
 use crate::signer::ManifestSigner;
-use crate::stopped::{Waiting, named};
+use crate::stopped::{Waiting, wanted};
 use crate::store::Store;
 use crate::sweep;
 use crate::workers::Workers;
@@ -138,8 +137,8 @@ impl Service {
         }
         feeders.spawn(shell.store.clone().keep_time());
         let stopped = shell.store.stopped.clone();
-        stopped.want(named(core.state().stopped_urls()));
-        let leading = Leading::new(shell.ledger.reader(), shell.known.subscribe());
+        stopped.want(wanted(core.state().stopped_urls()));
+        let leading = shell.leading();
         feeders.spawn(stopped.keep(shell.store.clone(), move || leading.clone().leads()));
         feeders.spawn(sweeps.run(shell.store.clone()));
         feeders.spawn(offered.run(shell.bus.clone()));

@@ -1,19 +1,21 @@
 //! Tells the store which URLs are stopped, so that it refuses them: those of runs, and those of
-//! workers in quarantine. The ledger says which they are; the store has a file for each. The two
-//! are compared at the start, after each order and every minute while this process leads, and what
-//! differs is put right. An order is answered when that was tried with a URL of each run and worker
-//! that it concerns, or when it takes too long; then it is tried again until it succeeds.
+//! workers in quarantine. The ledger says which they are, and from when on none of their URLs is
+//! alive; the store has a file for each until then. The two are compared at the start, after each
+//! order and every minute while this process leads, and what differs is put right. An order is
+//! answered with what the store did when it was tried with a URL of each run and worker that the
+//! order concerns, or when that takes too long; then it is tried again until it succeeds.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use identity::{AccessKey, UrlsOf};
-use ledger::UrlHolders;
+use ledger::{StoppedHolders, UrlHolders};
 use objects::key::{HolderTag, StoppedUrls};
 use objects::{Buckets, Endpoint, ObjectError, Taken};
+use runtime::clock;
 use schemas::hold::AtStore;
-use schemas::{Code, Refusal};
+use schemas::{Code, Refusal, RunId, UnixMillis};
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -52,23 +54,36 @@ struct Shared {
     get: AccessKey,
     /// Where the file of the certificate is that this process shows to the store.
     endpoint: Endpoint,
-    wanted: Mutex<BTreeSet<StoppedUrls>>,
+    wanted: Mutex<Wanted>,
     changed: Notify,
     /// One at a time, so that none undoes the work of a later one.
     telling: Arc<tokio::sync::Mutex<Untried>>,
     waits: Waits,
 }
 
+/// The stopped URLs, each with the time from which on none of them is alive, if their run is over.
+pub(crate) type Wanted = BTreeMap<StoppedUrls, Option<UnixMillis>>;
+
 /// What the store was told something about, of which no URL was tried since.
 type Untried = BTreeSet<StoppedUrls>;
 
+/// The URLs of this holder, as the store names them.
+fn named_one(holder: UrlHolders) -> StoppedUrls {
+    StoppedUrls {
+        run: holder.run,
+        worker: holder.worker.map(|worker| HolderTag::of_worker(&worker)),
+    }
+}
+
+/// The URLs that are stopped, as the store names them.
+pub(crate) fn wanted(holders: StoppedHolders) -> Wanted {
+    let named = holders.into_iter();
+    named.map(|(one, end)| (named_one(one), end)).collect()
+}
+
 /// The URLs of these holders, as the store names them.
 pub(crate) fn named(holders: BTreeSet<UrlHolders>) -> BTreeSet<StoppedUrls> {
-    let named = holders.into_iter().map(|one| StoppedUrls {
-        run: one.run,
-        worker: one.worker.map(|worker| HolderTag::of_worker(&worker)),
-    });
-    named.collect()
+    holders.into_iter().map(named_one).collect()
 }
 
 impl Stopped {
@@ -94,7 +109,7 @@ impl Stopped {
     /// certificate cannot be read that is shown to it.
     pub(crate) async fn can(&self, buckets: &Buckets) -> Result<bool, ObjectError> {
         match self.takes(buckets, (&UrlsOf::Operators, None)).await? {
-            Taken::Taken | Taken::Stopped => Ok(true),
+            Taken::Taken | Taken::Stopped | Taken::ShutOut => Ok(true),
             Taken::NoPair(said) => {
                 tracing::warn!(
                     said,
@@ -118,13 +133,28 @@ impl Stopped {
     }
 
     /// These URLs are stopped from now on, and no others.
-    pub(crate) fn want(&self, urls: BTreeSet<StoppedUrls>) {
-        *self.wanted() = urls;
+    pub(crate) fn want(&self, urls: Wanted) {
+        *self.kept() = urls;
         self.0.changed.notify_one();
     }
 
-    fn wanted(&self) -> std::sync::MutexGuard<'_, BTreeSet<StoppedUrls>> {
+    /// No URL of this run is alive from then on.
+    pub(crate) fn end(&self, run: &RunId, at: UnixMillis) {
+        let mut wanted = self.kept();
+        let of_run = wanted.iter_mut().filter(|(urls, _)| urls.run == *run);
+        of_run.for_each(|(_, end)| *end = Some(at));
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Wanted> {
         self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The URLs that the store is to refuse now: those of which one may be alive.
+    fn wanted(&self) -> BTreeSet<StoppedUrls> {
+        let now = clock::now();
+        let mut wanted = self.kept();
+        wanted.retain(|_, end| end.is_none_or(|end| now < end));
+        wanted.keys().cloned().collect()
     }
 
     /// The right to tell the store.
@@ -132,13 +162,16 @@ impl Stopped {
         Arc::clone(&self.0.telling).lock_owned().await
     }
 
-    /// Tells the store, for as long as an operator waits, and tries it with such URLs.
+    /// Tells the store, for as long as an operator waits, and tries it with such URLs: what it does
+    /// with them. Does so while this process `leads`.
     pub(crate) async fn tell_soon(
         &self,
         store: &Store,
         concerned: BTreeSet<StoppedUrls>,
+        leads: impl Future<Output = bool> + Send + 'static,
     ) -> AtStore {
-        self.tell_within(self.0.waits.tell, store, concerned).await
+        let wait = self.0.waits.tell;
+        self.tell_within(wait, store, concerned, leads).await
     }
 
     /// The same for an operator that waits for more than this.
@@ -146,8 +179,10 @@ impl Stopped {
         &self,
         store: &Store,
         concerned: BTreeSet<StoppedUrls>,
+        leads: impl Future<Output = bool> + Send + 'static,
     ) -> AtStore {
-        self.tell_within(self.0.waits.first, store, concerned).await
+        let wait = self.0.waits.first;
+        self.tell_within(wait, store, concerned, leads).await
     }
 
     async fn tell_within(
@@ -155,6 +190,7 @@ impl Stopped {
         wait: Duration,
         store: &Store,
         concerned: BTreeSet<StoppedUrls>,
+        leads: impl Future<Output = bool> + Send + 'static,
     ) -> AtStore {
         if !store.signer.derives() {
             return AtStore::Unable;
@@ -165,22 +201,30 @@ impl Stopped {
             // It does not end with the wait: a request that was cut off might come to the store
             // behind that of a later order.
             let telling = tokio::spawn(async move {
-                let told = stopped.tell(&store, untried, Some(concerned)).await;
-                if let Err(error) = &told {
-                    tracing::warn!(code = %error.code, %error, "the store does not know yet which urls are stopped");
+                // A coordinator that another one has followed would undo what that one did: it
+                // answers an order that changes nothing, and what it knows is of before.
+                if !leads.await {
+                    tracing::warn!(
+                        "the store is not told which urls are stopped: it is not certain that this coordinator leads"
+                    );
+                    return None;
                 }
-                told.is_ok()
+                match stopped.tell(&store, untried, Some(concerned)).await {
+                    Ok(does) => does,
+                    Err(error) => {
+                        tracing::warn!(code = %error.code, %error, "the store does not know yet which urls are stopped");
+                        None
+                    }
+                }
             });
-            telling.await.unwrap_or(false)
+            telling.await.ok().flatten()
         };
-        match timeout(wait, told).await {
-            Ok(true) => AtStore::Done,
-            Ok(false) | Err(_) => AtStore::Later,
-        }
+        let told = timeout(wait, told).await;
+        told.ok().flatten().unwrap_or(AtStore::Later)
     }
 
     /// Puts right what the store knows, and tries it with such URLs; without any, with those that
-    /// are not tried yet.
+    /// are not tried yet. Returns what it does with them, of several the weakest.
     ///
     /// # Errors
     /// The store does not answer, or does otherwise than it was told.
@@ -189,31 +233,34 @@ impl Stopped {
         store: &Store,
         mut untried: OwnedMutexGuard<Untried>,
         concerned: Option<BTreeSet<StoppedUrls>>,
-    ) -> Result<(), Refusal> {
-        let wanted = self.wanted().clone();
+    ) -> Result<Option<AtStore>, Refusal> {
+        let wanted = self.wanted();
         untried.extend(concerned.iter().flatten().cloned());
         let right = self.put_right(&store.buckets, &wanted, &mut untried).await;
         right.map_err(|error| refusal(&error))?;
-        let mut unfit = None;
+        let (mut does, mut unfit) = (None, None);
         for urls in concerned.unwrap_or_else(|| untried.clone()) {
             let of = UrlsOf::Run(urls.run.clone());
             let taken = self.takes(&store.buckets, (&of, urls.worker)).await;
+            let taken = taken.map_err(|error| refusal(&error))?;
             // Those of a worker are stopped with those of its run, too.
-            let with_all = StoppedUrls::of_run(urls.run.clone());
-            let is_stopped = wanted.contains(&urls) || wanted.contains(&with_all);
-            let does = match (taken.map_err(|error| refusal(&error))?, is_stopped) {
-                (Taken::Taken, false) | (Taken::Stopped, true) => {
-                    untried.remove(&urls);
-                    continue;
-                }
-                (Taken::Taken, true) => "takes",
-                (Taken::Stopped, false) => "refuses",
-                (Taken::NoPair(_), _) => "knows no pair for",
+            let with_all = wanted.contains(&StoppedUrls::of_run(urls.run.clone()));
+            let shut_out = urls.worker.is_some() && wanted.contains(&urls);
+            let (says, fits, words) = match taken {
+                Taken::Taken => (AtStore::Taken, !with_all && !shut_out, "takes"),
+                Taken::Stopped => (AtStore::Stopped, with_all, "refuses, with their run,"),
+                Taken::ShutOut => (AtStore::ShutOut, shut_out, "refuses, with their worker,"),
+                Taken::NoPair(_) => (AtStore::Unable, false, "knows no pair for"),
             };
-            let detail = format!("it {does} the urls of {urls}, and was told otherwise");
-            unfit = Some(Refusal::new(Code::StoreUnfit, detail));
+            if fits {
+                untried.remove(&urls);
+                does = Some(does.map_or(says, |others: AtStore| others.min(says)));
+            } else {
+                let detail = format!("it {words} the urls of {urls}, and was told otherwise");
+                unfit = Some(Refusal::new(Code::StoreUnfit, detail));
+            }
         }
-        unfit.map_or(Ok(()), Err)
+        unfit.map_or(Ok(does), Err)
     }
 
     /// Has the store know the stopped URLs, and notes those that it knew otherwise. A stop that
@@ -248,16 +295,18 @@ impl Stopped {
         }
         let mut failing = false;
         loop {
-            // A coordinator that another one has followed would undo what that one did.
+            // A coordinator that another one has followed would undo what that one did. It is asked
+            // after an earlier telling, which may take long.
+            let untried = self.alone().await;
             let told = match leads().await {
-                true => {
-                    let untried = self.alone().await;
-                    Some(self.tell(&store, untried, None).await)
+                true => Some(self.tell(&store, untried, None).await),
+                false => {
+                    drop(untried);
+                    None
                 }
-                false => None,
             };
             let wait = match told {
-                Some(Ok(())) => {
+                Some(Ok(_)) => {
                     failing = false;
                     self.0.waits.look
                 }

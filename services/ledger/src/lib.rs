@@ -58,7 +58,7 @@ pub use cohorts::CohortRecord;
 pub use error::{ApplyError, ReplayError};
 pub use form::{CheckpointError, FORMAT};
 pub use given_up::GivenUp;
-pub use holds::UrlHolders;
+pub use holds::{StoppedHolders, UrlHolders};
 pub use mark::{Going, Kind, Mark, Named, Needed, Old, Plan};
 pub use members::KeyState;
 pub use pointers::Unpromotable;

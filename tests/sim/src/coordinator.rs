@@ -442,6 +442,7 @@ impl World {
             Effect::Sweep { .. }
             | Effect::Purge { .. }
             | Effect::StopUrls { .. }
+            | Effect::UrlsEnd { .. }
             | Effect::Publish(_)
             | Effect::ShowHeartbeat { .. } => {}
             Effect::Collect(step) => self.collect(step),

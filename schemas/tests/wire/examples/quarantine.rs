@@ -43,7 +43,7 @@ pub(super) fn all() -> Vec<Example> {
                 quarantined: None,
             }),
             other_keys: Vec::new(),
-            store: Some(AtStore::Done),
+            store: Some(AtStore::ShutOut),
         }),
         Example {
             name: "reply to a readmission that leaves other keys shut out",

@@ -6,7 +6,7 @@ use ledger::{Run, UrlHolders};
 use schemas::call::ControlVerb;
 use schemas::control::{RunNewReply, Shutdown, ShutdownReply};
 use schemas::event::LedgerEvent;
-use schemas::hold::{Hold, HoldReply, HoldRequest};
+use schemas::hold::{AtStore, Hold, HoldReply, HoldRequest};
 use schemas::limits::{LEASE_MAX, RUNS_MAX};
 use schemas::public::CommandVerb;
 use schemas::run::RunSpec;
@@ -159,7 +159,10 @@ impl Coordinator {
         };
         if hold == Hold::Urls {
             // Also when nothing changed: the store may not have been told.
-            let concerned = [UrlHolders::of_run(name)].into();
+            let run = self.state.run(&name).expect("it was found");
+            let shut_out = run.members_shut_out();
+            let concerned = self.urls_of(&name).into_iter().collect();
+            let reply = HoldReply { shut_out, ..reply };
             return Ok(self.stop_urls(id, concerned, Stopping::Hold(reply)));
         }
         Ok(Outcome::Now(Answer::Hold(reply)))
@@ -177,14 +180,24 @@ impl Coordinator {
         holds::reply(run, changed)
     }
 
+    /// The holders of the URLs of a run, while one of these may be alive.
+    pub(crate) fn urls_of(&self, name: &RunId) -> Option<UrlHolders> {
+        let run = self.state.run(name)?;
+        let may = run.may_have_urls(self.now);
+        may.then(|| UrlHolders::of_run(name.clone()))
+    }
+
     /// Has the store know which URLs are stopped, and answers when that was tried with those that
-    /// the order concerns.
+    /// the order concerns. Where these have no URLs, that is the answer.
     pub(crate) fn stop_urls(
         &mut self,
         reply: ReplyId,
         concerned: BTreeSet<UrlHolders>,
         told: Stopping,
     ) -> Outcome {
+        if concerned.is_empty() {
+            return Outcome::Now(told.with(AtStore::NoUrls));
+        }
         let (stop, told) = (self.stop_of(concerned), Box::new(told));
         self.out.push(Effect::StopUrls { reply, stop, told });
         Outcome::Later

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use ledger::{Needed, State, UrlHolders};
+use ledger::{Needed, State, StoppedHolders, UrlHolders};
 use schemas::blob::Grants;
 use schemas::collection::CollectReply;
 use schemas::contribution::SubmitReply;
@@ -157,6 +157,13 @@ pub enum Effect {
         /// The answer, to which is added what the store does.
         told: Box<Stopping>,
     },
+    /// No URL of this run is alive from then on: the store need refuse none of them any more.
+    UrlsEnd {
+        /// The run.
+        run: RunId,
+        /// The time.
+        at: UnixMillis,
+    },
     /// Read every object of a full snapshot back, and check that it is as it was saved; answer with
     /// `Input::SnapshotChecked`.
     CheckSnapshot {
@@ -251,6 +258,7 @@ impl Effect {
             Self::Sweep { .. } => "sweep",
             Self::Purge { .. } => "purge",
             Self::StopUrls { .. } => "stop_urls",
+            Self::UrlsEnd { .. } => "urls_end",
             Self::CheckSnapshot { .. } => "check_snapshot",
             Self::Collect(step) => step.kind(),
             Self::Foundry { order, .. } => order.kind(),
@@ -359,8 +367,9 @@ pub enum Stopping {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stop {
     /// All holders whose URLs are stopped.
-    pub holders: BTreeSet<UrlHolders>,
-    /// The holders that the order concerns: the answer says what the store does about their URLs.
+    pub holders: StoppedHolders,
+    /// The holders that the order concerns, at least one; each may have URLs, and the answer says
+    /// what the store does with these.
     pub concerned: BTreeSet<UrlHolders>,
 }
 
@@ -386,12 +395,13 @@ pub enum Purging {
 }
 
 impl Purging {
-    /// The whole answer; without a number if the store was too slow.
+    /// The whole answer; without a number if the store was too slow. Where the worker has no URLs,
+    /// the answer says so already, and the store does nothing about them.
     pub fn with(self, uploads: Option<u32>, store: AtStore) -> Answer {
         match self {
             Self::Quarantine(told) => Answer::Quarantine(Box::new(QuarantineReply {
                 uploads,
-                store: Some(store),
+                store: told.store.or(Some(store)),
                 ..told
             })),
             Self::Restore(told) => Answer::Restore(RestoreReply { uploads, ..told }),

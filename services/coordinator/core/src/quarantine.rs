@@ -1,7 +1,10 @@
 //! Quarantine: an operator shuts a worker out of one run, or lets it in again.
 
+use std::collections::BTreeSet;
+
 use ledger::{Run, UrlHolders};
 use schemas::event::LedgerEvent;
+use schemas::hold::AtStore;
 use schemas::lease::LeaseRef;
 use schemas::public::CommandVerb;
 use schemas::quarantine::{
@@ -114,12 +117,16 @@ impl Coordinator {
             }
         }
         let run = self.state.run(&name).expect("runs are kept");
-        let told = told(run, &request.worker, changed, ended);
-        let concerned = [UrlHolders::of_worker(name.clone(), request.worker.clone())].into();
+        let mut told = told(run, &request.worker, changed, ended);
+        let concerned = match run.may_have_urls(self.now) {
+            true => concerned(run, &request),
+            false => BTreeSet::new(),
+        };
         if !request.quarantined {
             return Ok(self.stop_urls(reply, concerned, Stopping::Readmit(Box::new(told))));
         }
-        let stop = Some(self.stop_of(concerned));
+        told.store = concerned.is_empty().then_some(AtStore::NoUrls);
+        let stop = (!concerned.is_empty()).then(|| self.stop_of(concerned));
         self.out.push(Effect::Purge {
             reply,
             run: name,
@@ -161,6 +168,19 @@ impl Coordinator {
 fn refusal(worker: &WorkerId, since: Time) -> Refusal {
     let detail = format!("{worker} was shut out by an operator at {since}");
     Refusal::new(Code::WorkerQuarantined, detail)
+}
+
+/// The holders of the URLs that an order is about, as far as they have any. The store is to refuse
+/// those of all keys that are shut out with this one; let in again is this one alone, and another
+/// may keep it out still.
+fn concerned(run: &Run, request: &QuarantineRequest) -> BTreeSet<UrlHolders> {
+    let keys_max = match request.quarantined {
+        true => OTHER_KEYS_NAMED_MAX,
+        false => 1,
+    };
+    let keys = run.url_keys(&request.worker).take(keys_max);
+    let of = |key: &WorkerId| UrlHolders::of_worker(request.run.clone(), key.clone());
+    keys.map(of).collect()
 }
 
 fn told(run: &Run, worker: &WorkerId, changed: bool, ended: Ended) -> QuarantineReply {

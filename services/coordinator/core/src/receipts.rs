@@ -18,10 +18,14 @@ use schemas::head::ASKED_MAX;
 use schemas::view::LedgerCover;
 use schemas::{ChainSequence, Code, Millis, UnixMillis};
 
-/// Longest time that a process has to see a head over events of an earlier one, before they count
-/// as waiting for too long: the last event of a coordinator that ends in peace is under no head
-/// that it has seen, and a head is signed, asked for and proven within half of this.
+/// Longest time that a process, and those that end soon before it, have to see a head over events
+/// of an earlier one, before these count as waiting for too long: the last event of a coordinator
+/// that ends in peace is under no head that it has seen, and a head is signed, asked for and proven
+/// within half of this.
 const GRACE: Millis = Millis::from_secs(60);
+/// The least that each start counts of that time. Otherwise a process that ends sooner, again and
+/// again, would put the warning off for ever.
+const START: Millis = Millis::from_secs(10);
 
 /// Which events of the ledger are under a verified head, and since when the others wait.
 #[derive(Clone, Debug)]
@@ -36,8 +40,10 @@ pub struct Receipts {
     spans: VecDeque<Span>,
     /// The time since which events of an earlier process wait, until the first event of this one.
     waited: Option<UnixMillis>,
-    /// Until then this process has had no time to see a head over these.
-    grace_until: UnixMillis,
+    /// How much of [`GRACE`] earlier processes have had, to see a head over these.
+    had: Millis,
+    /// The time of the first event of this process, while those before it are under no head.
+    began: Option<UnixMillis>,
     /// The events under the newest head that was verified; none before there was one.
     head: Option<u64>,
     /// What was said last of the newest head that came, if it was not taken.
@@ -90,7 +96,8 @@ impl Receipts {
             covered,
             spans: VecDeque::new(),
             waited: None,
-            grace_until: UnixMillis(0),
+            had: Millis(0),
+            began: None,
             head,
             doubted: None,
             said: false,
@@ -98,10 +105,11 @@ impl Receipts {
     }
 
     /// Events behind those that are covered wait since then, by the clock of an earlier process: a
-    /// restart gives them no more time than this process needs to see a head.
+    /// restart gives them no more time than this process needs to see a head. Earlier ones `had` so
+    /// much of it, as [`Self::had`] said.
     #[must_use]
-    pub const fn waiting(mut self, since: Option<UnixMillis>) -> Self {
-        self.waited = since;
+    pub const fn waiting(mut self, since: Option<UnixMillis>, had: Millis) -> Self {
+        (self.waited, self.had) = (since, had);
         self
     }
 
@@ -115,7 +123,7 @@ impl Receipts {
         let is_first_uncovered = last.sequence.get() == self.covered;
         let waited = self.waited.take().filter(|_| !is_first_uncovered);
         if waited.is_some() {
-            self.grace_until = now.after(GRACE.min(self.within));
+            self.began = Some(now);
         }
         match self.spans.back_mut() {
             Some(newest) if !newest.asked => newest.last = last,
@@ -156,7 +164,9 @@ impl Receipts {
             return;
         };
         // An event that is there stands for those before it.
-        self.covered = self.covered.max(newest.next().get());
+        if self.covered < newest.next().get() {
+            (self.covered, self.began) = (newest.next().get(), None);
+        }
         self.spans.retain(|span| span.last.sequence > *newest);
     }
 
@@ -172,6 +182,19 @@ impl Receipts {
     pub fn oldest(&self) -> Option<UnixMillis> {
         let oldest = self.spans.front().map(|span| span.since);
         oldest.or(self.waited)
+    }
+
+    /// How much of its time to see a head over the oldest event that waits was had, by this process
+    /// and earlier ones; zero where none of an earlier process waits.
+    pub fn had(&self, now: UnixMillis) -> Millis {
+        match (self.began, self.waited) {
+            (Some(began), _) => {
+                let own = began.until(now).max(START);
+                GRACE.min(Millis(self.had.get().saturating_add(own.get())))
+            }
+            (None, Some(_)) => self.had,
+            (None, None) => Millis(0),
+        }
     }
 
     /// The first so many events of the ledger that are under a verified head.
@@ -217,7 +240,14 @@ impl Receipts {
     fn is_overdue(&self, now: UnixMillis) -> bool {
         let late = |span: &Span| span.since.until(now) >= self.within;
         let is_late = self.spans.front().is_some_and(late);
-        self.head.is_some() && is_late && now >= self.grace_until
+        self.head.is_some() && is_late && !self.has_time(now)
+    }
+
+    /// True while this process has had no time to see a head over events of an earlier one.
+    fn has_time(&self, now: UnixMillis) -> bool {
+        let grace = GRACE.min(self.within).get().saturating_sub(self.had.get());
+        self.began
+            .is_some_and(|began| now < began.after(Millis(grace)))
     }
 }
 
@@ -225,7 +255,7 @@ impl Receipts {
 mod tests {
     use super::*;
 
-    const START: UnixMillis = UnixMillis(1_700_000_000_000);
+    const FIRST: UnixMillis = UnixMillis(1_700_000_000_000);
     const WITHIN: Millis = Millis::from_secs(600);
 
     fn at(sequence: u64) -> Sent {
@@ -234,7 +264,7 @@ mod tests {
     }
 
     fn after(span: Millis) -> UnixMillis {
-        START.after(span)
+        FIRST.after(span)
     }
 
     fn asked(receipts: &mut Receipts) -> Vec<u64> {
@@ -248,36 +278,36 @@ mod tests {
         let mut receipts = Receipts::new(WITHIN, 0, None);
         assert!(asked(&mut receipts).is_empty());
         for (first, last) in [(0, 4), (5, 5), (6, 9)] {
-            (first..=last).for_each(|number| receipts.appended(START, at(number)));
+            (first..=last).for_each(|number| receipts.appended(FIRST, at(number)));
             assert_eq!(asked(&mut receipts).last(), Some(&last));
         }
         assert_eq!(asked(&mut receipts), [4, 5, 9]);
-        assert_eq!(receipts.view(START).uncovered, 10);
+        assert_eq!(receipts.view(FIRST).uncovered, 10);
         receipts.verified(70, &[ChainSequence(5), ChainSequence(4)]);
         assert_eq!(asked(&mut receipts), [9]);
-        assert_eq!((receipts.covered(), receipts.view(START).uncovered), (6, 4));
+        assert_eq!((receipts.covered(), receipts.view(FIRST).uncovered), (6, 4));
         // A proof that comes late takes nothing back.
         receipts.verified(71, &[ChainSequence(4)]);
         assert_eq!(receipts.covered(), 6);
         receipts.verified(72, &[]);
-        let view = receipts.view(START);
+        let view = receipts.view(FIRST);
         let expected = LedgerCover {
             events: 10,
             uncovered: 4,
-            since: Some(START),
+            since: Some(FIRST),
             head: Some(72),
             code: None,
         };
         assert_eq!(view, expected);
         receipts.verified(73, &[ChainSequence(9)]);
-        let view = receipts.view(START);
+        let view = receipts.view(FIRST);
         assert_eq!((view.uncovered, view.since), (0, None));
     }
 
     #[test]
     fn events_that_no_head_covers_for_too_long_are_told_once_and_so_is_their_end() {
         let mut receipts = Receipts::new(WITHIN, 0, None);
-        receipts.appended(START, at(0));
+        receipts.appended(FIRST, at(0));
         receipts.verified(1, &[]);
         receipts.ask();
         let late = after(Millis(WITHIN.get() / 2));
@@ -308,13 +338,13 @@ mod tests {
     #[test]
     fn where_no_head_was_ever_seen_nothing_is_said() {
         let mut receipts = Receipts::new(WITHIN, 0, None);
-        receipts.appended(START, at(0));
+        receipts.appended(FIRST, at(0));
         assert_eq!(receipts.say(after(WITHIN)), None);
         let view = receipts.view(after(WITHIN));
         assert_eq!((view.uncovered, view.head, view.code), (1, None, None));
         // An earlier process has seen one, and this one gets no more.
         let mut receipts = Receipts::new(WITHIN, 3, Some(40));
-        receipts.appended(START, at(7));
+        receipts.appended(FIRST, at(7));
         let overdue = Say::Overdue {
             count: 5,
             oldest: ChainSequence(3),
@@ -325,9 +355,9 @@ mod tests {
     #[test]
     fn a_log_that_contradicts_itself_is_shown_until_a_head_is_taken_again() {
         let mut receipts = Receipts::new(WITHIN, 0, Some(4));
-        receipts.appended(START, at(0));
+        receipts.appended(FIRST, at(0));
         receipts.doubt(Code::HeadContradicted);
-        let code = |receipts: &Receipts| receipts.view(START).code;
+        let code = |receipts: &Receipts| receipts.view(FIRST).code;
         assert_eq!(code(&receipts), Some(Code::HeadContradicted));
         receipts.verified(5, &[]);
         assert_eq!(code(&receipts), None);
@@ -346,12 +376,12 @@ mod tests {
         let newest = most + 1..2 * most;
         let expected: Vec<u64> = std::iter::once(0).chain(newest).collect();
         assert_eq!(asked(&mut receipts), expected);
-        assert_eq!(receipts.view(START).since, Some(START));
+        assert_eq!(receipts.view(FIRST).since, Some(FIRST));
         // The second waits since the first of those of which it became a part.
         receipts.verified(89, &[ChainSequence(0)]);
-        assert_eq!(receipts.view(START).since, Some(after(Millis(1))));
+        assert_eq!(receipts.view(FIRST).since, Some(after(Millis(1))));
         receipts.verified(90, &[ChainSequence(2 * most - 1)]);
-        assert_eq!(receipts.view(START).uncovered, 0);
+        assert_eq!(receipts.view(FIRST).uncovered, 0);
     }
 
     /// The audit service knows the places of the newest events only, and its head is older than the
@@ -361,7 +391,7 @@ mod tests {
         let mut receipts = Receipts::new(WITHIN, 0, Some(4));
         let (away, remembered) = (3 * ASKED_MAX as u64, 20);
         for number in 0..away {
-            receipts.appended(START, at(number));
+            receipts.appended(FIRST, at(number));
             receipts.ask();
         }
         assert!(receipts.say(after(WITHIN)).is_some());
@@ -374,12 +404,74 @@ mod tests {
         assert_eq!(receipts.say(after(WITHIN)), Some(Say::Covered));
     }
 
+    /// A process that found so much on its disk.
+    fn restarted(within: Millis, covered: u64, since: Option<UnixMillis>, had: Millis) -> Receipts {
+        Receipts::new(within, covered, Some(40)).waiting(since, had)
+    }
+
+    /// Each life of a coordinator that ends at once appends an event.
+    #[test]
+    fn ls_04_starts_one_after_another_do_not_put_the_warning_off() {
+        // Lives of so many seconds, and how many of them end before the warning.
+        for (life, silent) in [(0, 6), (5, 6), (10, 5), (25, 2), (59, 1), (60, 0), (61, 0)] {
+            let (mut had, mut now) = (Millis(0), after(WITHIN));
+            let mut lives = 0;
+            let warned = loop {
+                let mut receipts = restarted(WITHIN, 3, Some(FIRST), had);
+                receipts.appended(now, at(4 + lives));
+                now = now.after(Millis::from_secs(life));
+                if let Some(warned) = receipts.say(now) {
+                    break warned;
+                }
+                assert_eq!(receipts.view(now).code, None);
+                had = receipts.had(now);
+                assert!(had <= GRACE);
+                lives += 1;
+                now = now.after(Millis::from_secs(3600));
+                assert!(lives < 100, "{life}: it is put off for ever");
+            };
+            assert_eq!(lives, silent, "{life}");
+            let (count, oldest) = (lives + 2, ChainSequence(3));
+            assert_eq!(warned, Say::Overdue { count, oldest });
+        }
+    }
+
+    /// What is left of the time is that of the oldest event, and a later one has its own.
+    #[test]
+    fn a_head_over_the_oldest_event_ends_the_count_of_the_time_to_see_one() {
+        let late = after(WITHIN);
+        let had = Millis::from_secs(20);
+        let mut receipts = restarted(WITHIN, 3, Some(FIRST), had);
+        assert_eq!(receipts.had(late), had, "it has appended nothing");
+        receipts.appended(late, at(4));
+        assert_eq!(receipts.had(late), Millis::from_secs(30));
+        let soon = late.after(Millis::from_secs(15));
+        assert_eq!(receipts.had(soon), Millis::from_secs(35));
+        // A head that covers nothing more ends nothing.
+        receipts.verified(41, &[]);
+        receipts.verified(41, &[ChainSequence(2)]);
+        assert_eq!(receipts.had(soon), Millis::from_secs(35));
+        receipts.ask();
+        receipts.appended(soon, at(5));
+        receipts.verified(42, &[ChainSequence(4)]);
+        assert_eq!(
+            (receipts.had(soon), receipts.oldest()),
+            (Millis(0), Some(soon))
+        );
+        // Where nothing of before waits there is nothing to count.
+        for (covered, since) in [(3, None), (4, Some(FIRST)), (9, Some(FIRST))] {
+            let mut receipts = restarted(WITHIN, covered, since, had);
+            receipts.appended(late, at(4));
+            assert_eq!(receipts.had(late), Millis(0), "{covered}");
+        }
+    }
+
     #[test]
     fn a_restart_gives_events_that_wait_no_whole_time_again() {
         let late = after(WITHIN);
-        let waited = Some(START);
+        let waited = Some(FIRST);
         let since = |covered: u64, number: u64, waited, now| {
-            let mut receipts = Receipts::new(WITHIN, covered, Some(40)).waiting(waited);
+            let mut receipts = restarted(WITHIN, covered, waited, Millis(0));
             assert_eq!(receipts.oldest(), waited);
             receipts.appended(now, at(number));
             let since = receipts.view(now).since;
@@ -391,21 +483,21 @@ mod tests {
         assert_eq!(since(3, 3, waited, late), Some(late), "none waited");
         assert_eq!(since(9, 4, waited, late), Some(late), "another ledger");
         assert_eq!(
-            since(3, 4, Some(late), START),
-            Some(START),
+            since(3, 4, Some(late), FIRST),
+            Some(FIRST),
             "no time of later"
         );
         // The last event of a process that ended in peace is no alarm of the next one, which has a
         // minute to see a head, or less where the limit is less.
         for (within, grace) in [(WITHIN, GRACE), (Millis(5), Millis(5))] {
-            let mut receipts = Receipts::new(within, 3, Some(40)).waiting(waited);
+            let mut receipts = restarted(within, 3, waited, Millis(0));
             receipts.appended(late, at(4));
             let soon = late.after(Millis(grace.get() - 1));
             assert_eq!((receipts.say(soon), receipts.view(soon).code), (None, None));
             assert!(receipts.say(late.after(grace)).is_some());
         }
         // Only the first span is of before.
-        let mut receipts = Receipts::new(WITHIN, 3, Some(40)).waiting(waited);
+        let mut receipts = restarted(WITHIN, 3, waited, Millis(0));
         receipts.appended(late, at(4));
         receipts.ask();
         receipts.appended(late, at(5));
@@ -422,7 +514,7 @@ mod tests {
             (Code::HeadInvalid, Code::HeadContradicted),
         ] {
             receipts.doubt(code);
-            assert_eq!(receipts.view(START).code, Some(shown));
+            assert_eq!(receipts.view(FIRST).code, Some(shown));
         }
     }
 
@@ -430,7 +522,7 @@ mod tests {
     #[test]
     fn a_note_about_more_events_than_there_are_covers_none() {
         let mut receipts = Receipts::new(WITHIN, 9, Some(40));
-        receipts.appended(START, at(4));
-        assert_eq!((receipts.covered(), receipts.view(START).uncovered), (0, 5));
+        receipts.appended(FIRST, at(4));
+        assert_eq!((receipts.covered(), receipts.view(FIRST).uncovered), (0, 5));
     }
 }

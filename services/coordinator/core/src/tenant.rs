@@ -1,6 +1,6 @@
 //! Tenants: which worker may ask about which run, and the beginning and the end of a tenant.
 
-use ledger::{TenantRecord, UrlHolders};
+use ledger::TenantRecord;
 use schemas::event::LedgerEvent;
 use schemas::limits::FURTHER_TENANTS_MAX;
 use schemas::tenant::{TenantEndReply, TenantEndRequest, TenantReply, TenantRequest, TenantView};
@@ -120,8 +120,7 @@ impl Coordinator {
         let record = self.state.tenant(&tenant);
         let changed = record.ok_or_else(|| unknown(&tenant))?.ended.is_none();
         let runs = || self.state.runs_of(&tenant);
-        let all = runs().map(|(name, _)| UrlHolders::of_run(name.clone()));
-        let all = all.collect();
+        let all = runs().filter_map(|(name, _)| self.urls_of(name)).collect();
         let open: Vec<RunId> = runs()
             .filter(|(_, run)| !run.is_complete())
             .map(|(name, _)| name.clone())

@@ -29,6 +29,7 @@ mod round;
 mod screening;
 mod spare;
 mod spending;
+mod stopped;
 mod submit;
 mod successor;
 mod tenant;

@@ -85,7 +85,7 @@ impl Scene {
     /// The coordinator asks, and takes the answer of this service.
     fn ask(follower: &mut Follower, service: &Service) {
         let (question, entries) = follower.question();
-        follower.take(&service.answer(&question), &entries);
+        follower.take(NOW, &service.answer(&question), &entries);
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -163,10 +163,10 @@ fn ls_04_what_the_service_says_of_an_event_counts_only_with_its_proof() {
     let mut moved = honest.clone();
     moved.events.iter_mut().for_each(|one| one.index -= 1);
     for reply in [cut, moved] {
-        follower.take(&reply, &entries);
+        follower.take(NOW, &reply, &entries);
         assert_eq!(uncovered(&heads).0, 1, "{reply:?}");
     }
-    follower.take(&honest, &entries);
+    follower.take(NOW, &honest, &entries);
     assert_eq!(uncovered(&heads).0, 0);
 }
 
@@ -305,12 +305,47 @@ fn tl_03_a_fork_is_said_and_shown_also_where_its_text_cannot_be_written() {
         let said = [Code::HeadContradicted, Code::HeadUnkept];
         assert_eq!(follower.said, BTreeSet::from(said));
         // Nothing is to be written here, so nothing has succeeded.
-        follower.remember();
+        follower.remember(NOW);
     }
     std::fs::rename(&away, folder).expect("ours");
     Scene::ask(&mut follower, &forked);
     assert!(scene.file("ledger.mark.head-refused").is_file());
     assert_eq!(follower.said, BTreeSet::from([Code::HeadContradicted]));
+}
+
+/// Each of these lives ends before it has had a minute to see a head.
+#[test]
+fn ls_04_a_coordinator_that_ends_soon_again_and_again_says_that_events_wait() {
+    let mut scene = Scene::new();
+    let (heads, mut follower) = scene.begin();
+    let events: Vec<Sent> = (0..12).map(|_| scene.event()).collect();
+    heads.appended(NOW, events[0].clone());
+    scene.service.sign(&events[..1]);
+    Scene::ask(&mut follower, &scene.service);
+    heads.appended(NOW, events[1].clone());
+    follower.remember(NOW);
+    let mut now = NOW.after(WITHIN);
+    let mut silent = 0;
+    for event in &events[2..] {
+        let (heads, mut follower) = scene.begin();
+        heads.appended(now, event.clone());
+        let view = heads.view(now).expect("the log is followed");
+        if view.code.is_some() {
+            assert_eq!(view.code, Some(Code::LedgerUncovered));
+            break;
+        }
+        follower.remember(now);
+        silent += 1;
+        now = now.after(Millis::from_secs(20));
+    }
+    assert_eq!(silent, 6);
+    // A head over the oldest event ends that count.
+    let (heads, mut follower) = scene.begin();
+    heads.appended(now, events[2].clone());
+    scene.service.sign(&events[1..3]);
+    Scene::ask(&mut follower, &scene.service);
+    let kept = std::fs::read_to_string(scene.file("ledger.mark.head")).expect("it is there");
+    assert!(!kept.contains("\"had\":"), "{kept}");
 }
 
 #[test]
@@ -324,14 +359,14 @@ fn ls_04_a_restart_gives_events_that_wait_no_whole_time_again() {
     assert_eq!(uncovered(&heads), (0, None));
     // The next one waits, and its time is on the disk before anybody is asked about it.
     heads.appended(NOW, events[1].clone());
-    follower.remember();
+    follower.remember(NOW);
     for minutes in 1..=3 {
         let (heads, mut follower) = scene.begin();
         let now = NOW.after(Millis::from_secs(60 * minutes));
-        follower.remember();
+        follower.remember(now);
         Scene::ask(&mut follower, &scene.service);
         heads.appended(now, events[2].clone());
-        follower.remember();
+        follower.remember(now);
         let view = heads.view(NOW.after(WITHIN)).expect("the log is followed");
         assert_eq!(view.since, Some(NOW));
         assert_eq!(view.code, Some(Code::LedgerUncovered));

@@ -30,10 +30,11 @@ use crate::collection;
 use crate::foundry::Maker;
 use crate::grants;
 use crate::guard::answered;
+use crate::leading::Leading;
 use crate::purge::{self, Purged};
 use crate::queue;
 use crate::signer::ManifestSigner;
-use crate::stopped::named;
+use crate::stopped::{named, wanted};
 use crate::store::{Store, incoming_key};
 
 /// Time after its signature in which a command is valid: enough for clocks that differ, and no
@@ -176,6 +177,7 @@ impl Shell {
                 let concerned = self.stop(stop);
                 self.stop_urls(reply, concerned, *told);
             }
+            Effect::UrlsEnd { run, at } => self.store.stopped.end(&run, at),
             Effect::CheckSnapshot {
                 spec,
                 round,
@@ -242,9 +244,14 @@ impl Shell {
         });
     }
 
+    /// Tells if this process still leads.
+    pub(crate) fn leading(&self) -> Leading {
+        Leading::new(self.ledger.reader(), self.known.subscribe())
+    }
+
     /// Notes which URLs are stopped from now on. Returns those that the order concerns.
     fn stop(&self, stop: Stop) -> BTreeSet<StoppedUrls> {
-        self.store.stopped.want(named(stop.holders));
+        self.store.stopped.want(wanted(stop.holders));
         named(stop.concerned)
     }
 
@@ -260,10 +267,15 @@ impl Shell {
         let Some((_, to)) = self.tables.replies.remove(&reply) else {
             return;
         };
-        let (store, of) = (self.store.clone(), (run.clone(), uploads.clone()));
+        let (store, leading) = (self.store.clone(), self.leading());
+        let of = (run.clone(), uploads.clone());
         let work = |deleted: Arc<AtomicU32>| async move {
             let at_store = match concerned {
-                Some(concerned) => store.stopped.tell_first(&store, concerned).await,
+                Some(concerned) => {
+                    let stopped = &store.stopped;
+                    let leads = leading.leads();
+                    stopped.tell_first(&store, concerned, leads).await
+                }
                 None => AtStore::Later,
             };
             let whole = purge::purge(&store, &run, &uploads, &deleted).await;
@@ -280,8 +292,8 @@ impl Shell {
         let Some((_, to)) = self.tables.replies.remove(&reply) else {
             return;
         };
-        let (store, bus) = (self.store.clone(), self.bus.clone());
-        let telling = async move { store.stopped.tell_soon(&store, concerned).await };
+        let (store, bus, leads) = (self.store.clone(), self.bus.clone(), self.leading().leads());
+        let telling = async move { store.stopped.tell_soon(&store, concerned, leads).await };
         self.waiting.begin(telling, move |at_store| async move {
             to.send(&bus, Ok(told.with(at_store))).await;
         });

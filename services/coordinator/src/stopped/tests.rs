@@ -1,10 +1,10 @@
 //! A coordinator and a store that does what a test lets it do.
 
-use std::future::pending;
+use std::future::{pending, ready};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use objects::Trust;
-use objects::key::STOPPED_WORDS;
+use objects::key::{SHUT_OUT_WORDS, STOPPED_WORDS};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -28,6 +28,8 @@ struct Kept {
     tried: Vec<StoppedUrls>,
     /// Those of which it takes all URLs, whatever it was told.
     deaf: BTreeSet<StoppedUrls>,
+    /// It takes all URLs for those of a worker that is shut out.
+    mistakes: bool,
     /// It gives no answer to orders.
     holds_back: bool,
     /// Orders that came.
@@ -48,6 +50,11 @@ fn run(name: &str) -> StoppedUrls {
 
 fn runs<const N: usize>(names: [&str; N]) -> BTreeSet<StoppedUrls> {
     names.map(run).into()
+}
+
+/// These are stopped, and none of their runs is over.
+fn wants<const N: usize>(names: [&str; N]) -> Wanted {
+    runs(names).into_iter().map(|urls| (urls, None)).collect()
 }
 
 /// Reads a request, does it, and answers.
@@ -122,14 +129,25 @@ fn tried(path: &str, kept: &watch::Sender<Kept>) -> Option<(&'static str, String
     let worker = grant.and_then(HolderTag::of_grant);
     let urls = StoppedUrls { run, worker };
     let all = StoppedUrls::of_run(urls.run.clone());
-    let told = |kept: &Kept| kept.files.contains(&urls) || kept.files.contains(&all);
-    let stopped = told(&kept.borrow()) && !kept.borrow().deaf.contains(&urls);
+    let words = {
+        let Kept { files, deaf, .. } = &*kept.borrow();
+        let mistaken = kept.borrow().mistakes.then_some(SHUT_OUT_WORDS);
+        match (
+            deaf.contains(&urls),
+            files.contains(&all),
+            files.contains(&urls),
+        ) {
+            (true, ..) | (false, false, false) => mistaken,
+            (false, true, _) => Some(mistaken.unwrap_or(STOPPED_WORDS)),
+            (false, false, true) => Some(SHUT_OUT_WORDS),
+        }
+    };
     kept.send_modify(|kept| kept.tried.push(urls));
     let refused =
-        || format!("<Error><Code>AccessDenied</Code><Message>{STOPPED_WORDS}</Message></Error>");
-    Some(match stopped {
-        true => ("403 Forbidden", refused()),
-        false => ("404 Not Found", String::new()),
+        |words| format!("<Error><Code>AccessDenied</Code><Message>{words}</Message></Error>");
+    Some(match words {
+        Some(words) => ("403 Forbidden", refused(words)),
+        None => ("404 Not Found", String::new()),
     })
 }
 
@@ -159,8 +177,17 @@ impl Fake {
     }
 
     async fn tell(&self, concerned: &str) -> AtStore {
-        let concerned = runs([concerned]);
-        self.store.stopped.tell_soon(&self.store, concerned).await
+        self.tell_if(concerned, ready(true)).await
+    }
+
+    /// The same by a coordinator that asks if it leads.
+    async fn tell_if(
+        &self,
+        concerned: &str,
+        leads: impl Future<Output = bool> + Send + 'static,
+    ) -> AtStore {
+        let (stopped, concerned) = (&self.store.stopped, runs([concerned]));
+        stopped.tell_soon(&self.store, concerned, leads).await
     }
 
     /// Waits until the store is so.
@@ -174,29 +201,33 @@ impl Fake {
 #[tokio::test]
 async fn tl_20_an_order_hears_what_the_store_does_and_success_only_when_it_was_tried() {
     let (mut store, _serving) = answering("403 Forbidden").await;
-    store.stopped.want(runs(["demo"]));
-    let told = store.stopped.tell_soon(&store, runs(["demo"])).await;
-    assert_eq!(told, AtStore::Unable, "it derives no pairs");
+    store.stopped.want(wants(["demo"]));
+    let told = |store: Store| async move {
+        let told = store.stopped.tell_soon(&store, runs(["demo"]), ready(true));
+        told.await
+    };
+    let unable = told(store.clone()).await;
+    assert_eq!(unable, AtStore::Unable, "it derives no pairs");
     store.signer = store.signer.deriving(true);
-    let told = store.stopped.tell_soon(&store, runs(["demo"])).await;
-    assert_eq!(told, AtStore::Later, "it refuses to be told");
+    let later = told(store).await;
+    assert_eq!(later, AtStore::Later, "it refuses to be told");
 }
 
 #[tokio::test]
 async fn tl_20_an_order_is_tried_with_the_runs_that_it_concerns_alone() {
     let fake = Fake::start(QUICK).await;
     fake.kept.send_modify(|kept| kept.deaf = runs(["other"]));
-    fake.store.stopped.want(runs(["demo", "other"]));
-    assert_eq!(fake.tell("demo").await, AtStore::Done);
+    fake.store.stopped.want(wants(["demo", "other"]));
+    assert_eq!(fake.tell("demo").await, AtStore::Stopped);
     let kept = fake.kept.borrow().clone();
     assert_eq!(kept.files, runs(["demo", "other"]));
     assert_eq!(kept.tried, [run("demo")]);
     // It takes the urls of a run that it was told to refuse.
     assert_eq!(fake.tell("other").await, AtStore::Later);
-    fake.store.stopped.want(BTreeSet::new());
-    assert_eq!(fake.tell("demo").await, AtStore::Done);
+    fake.store.stopped.want(wants([]));
+    assert_eq!(fake.tell("demo").await, AtStore::Taken);
     assert!(fake.kept.borrow().files.is_empty());
-    assert_eq!(fake.tell("other").await, AtStore::Done);
+    assert_eq!(fake.tell("other").await, AtStore::Taken);
 }
 
 const WORKER: &str = "demo.0123456789abcdef";
@@ -206,22 +237,127 @@ const WORKER: &str = "demo.0123456789abcdef";
 #[tokio::test]
 async fn tl_20_tl_31_an_order_about_a_worker_is_tried_with_a_url_of_that_worker() {
     let fake = Fake::start(QUICK).await;
-    fake.store.stopped.want(runs([WORKER]));
+    fake.store.stopped.want(wants([WORKER]));
     let concerned = || runs([WORKER]);
-    let told = fake.store.stopped.tell_first(&fake.store, concerned());
-    assert_eq!(told.await, AtStore::Done);
+    let stopped = &fake.store.stopped;
+    let told = stopped.tell_first(&fake.store, concerned(), ready(true));
+    assert_eq!(told.await, AtStore::ShutOut);
     let kept = fake.kept.borrow().clone();
     assert_eq!((kept.files, kept.tried), (concerned(), vec![run(WORKER)]));
     // It knows runs, and no workers.
     fake.kept.send_modify(|kept| kept.deaf = runs([WORKER]));
     assert_eq!(fake.tell(WORKER).await, AtStore::Later);
     fake.kept.send_modify(|kept| kept.deaf = runs([]));
-    // One that is let in while its run is stopped gets no URLs taken, and that is no fault.
-    fake.store.stopped.want(runs(["demo"]));
-    assert_eq!(fake.tell(WORKER).await, AtStore::Done);
-    fake.store.stopped.want(runs([]));
-    assert_eq!(fake.tell(WORKER).await, AtStore::Done);
+    // One that is let in while its run is stopped gets no URLs taken, and the answer says why.
+    fake.store.stopped.want(wants(["demo"]));
+    assert_eq!(fake.tell(WORKER).await, AtStore::Stopped);
+    fake.store.stopped.want(wants([]));
+    assert_eq!(fake.tell(WORKER).await, AtStore::Taken);
     assert!(fake.kept.borrow().files.is_empty());
+}
+
+/// A store that refuses them for another reason than that of the order does otherwise than it was
+/// told.
+#[tokio::test]
+async fn tl_20_tl_31_what_the_store_says_is_the_answer_if_it_is_what_the_store_was_told() {
+    let fake = Fake::start(QUICK).await;
+    fake.kept.send_modify(|kept| kept.mistakes = true);
+    for wanted in [&["demo"][..], &[]] {
+        let wanted = wanted.iter().map(|name| (run(name), None)).collect();
+        fake.store.stopped.want(wanted);
+        for concerned in ["demo", WORKER] {
+            assert_eq!(fake.tell(concerned).await, AtStore::Later, "{concerned}");
+        }
+    }
+    fake.kept.send_modify(|kept| kept.mistakes = false);
+    // Of several the weakest.
+    fake.store.stopped.want(wants(["demo", WORKER, "third"]));
+    for (concerned, answer) in [
+        (&["demo", WORKER, "other"][..], AtStore::Taken),
+        (&[WORKER, "third"], AtStore::Stopped),
+    ] {
+        let concerned = concerned.iter().map(|name| run(name)).collect();
+        let stopped = &fake.store.stopped;
+        let told = stopped.tell_soon(&fake.store, concerned, ready(true));
+        assert_eq!(told.await, answer);
+    }
+}
+
+/// It answers an order that changes nothing from what it knew, and would undo what the coordinator
+/// did that followed it. It is asked when its turn comes.
+#[tokio::test]
+async fn tl_20_tl_31_a_coordinator_that_another_one_has_followed_tells_the_store_nothing() {
+    let fake = Fake::start(QUICK).await;
+    fake.kept.send_modify(|kept| kept.files = runs(["theirs"]));
+    fake.store.stopped.want(wants(["demo"]));
+    let earlier = fake.store.stopped.alone().await;
+    let leads = watch::Sender::new(true);
+    let asked = leads.subscribe();
+    let telling = fake.tell_if("demo", async move { *asked.borrow() });
+    let deposed = async {
+        tokio::task::yield_now().await;
+        leads.send_replace(false);
+        drop(earlier);
+    };
+    let (told, ()) = tokio::join!(telling, deposed);
+    assert_eq!(told, AtStore::Later);
+    let kept = fake.kept.borrow().clone();
+    assert_eq!((kept.files, kept.orders), (runs(["theirs"]), 0));
+    assert!(kept.tried.is_empty());
+    assert_eq!(fake.tell("demo").await, AtStore::Stopped);
+    assert_eq!(fake.kept.borrow().files, runs(["demo"]));
+}
+
+#[tokio::test]
+async fn tl_20_a_coordinator_asks_if_it_leads_when_its_turn_to_look_comes() {
+    let fake = Fake::start(QUICK).await;
+    fake.store.stopped.want(wants(["demo"]));
+    let earlier = fake.store.stopped.alone().await;
+    let (leads, asked) = (watch::Sender::new(true), watch::Sender::new(0));
+    let answers = {
+        let (leads, asked) = (leads.clone(), asked.clone());
+        move || {
+            asked.send_modify(|asked| *asked += 1);
+            let leads = *leads.borrow();
+            async move { leads }
+        }
+    };
+    let (stopped, store) = (fake.store.stopped.clone(), fake.store.clone());
+    let _keeping = AbortOnDropHandle::new(tokio::spawn(stopped.keep(store, answers)));
+    tokio::task::yield_now().await;
+    leads.send_replace(false);
+    drop(earlier);
+    let mut seen = asked.subscribe();
+    seen.wait_for(|asked| *asked >= 2).await.expect("it looks");
+    assert_eq!(fake.kept.borrow().orders, 0);
+}
+
+/// The store needs no file for URLs of which none is alive.
+#[tokio::test]
+async fn tl_20_tl_31_files_of_complete_runs_go_when_their_last_urls_have_ended() {
+    let fake = Fake::start(QUICK).await;
+    fake.kept.send_modify(|kept| kept.files = runs(["old"]));
+    let stopped = fake.store.stopped.clone();
+    let (past, future) = (UnixMillis(1), UnixMillis(u64::MAX));
+    stopped.want(
+        [
+            (run("old"), Some(past)),
+            (run("new"), Some(future)),
+            (run(WORKER), None),
+            (run("open"), None),
+        ]
+        .into(),
+    );
+    let store = fake.store.clone();
+    let keeping = stopped.clone().keep(store, || ready(true));
+    let _keeping = AbortOnDropHandle::new(tokio::spawn(keeping));
+    fake.until(|kept| kept.files == runs(["new", "open", WORKER]))
+        .await;
+    // Runs complete.
+    stopped.end(&"demo".parse().expect("a name"), past);
+    fake.until(|kept| kept.files == runs(["new", "open"])).await;
+    stopped.end(&"open".parse().expect("a name"), past);
+    fake.until(|kept| kept.files == runs(["new"])).await;
 }
 
 /// An order to shut a worker out has uploads deleted afterwards, and its operator waits for both.
@@ -233,8 +369,9 @@ async fn tl_20_tl_31_an_order_that_goes_on_at_the_store_waits_less_for_it() {
     };
     let fake = Fake::start(waits).await;
     fake.kept.send_modify(|kept| kept.holds_back = true);
-    fake.store.stopped.want(runs([WORKER]));
-    let told = fake.store.stopped.tell_first(&fake.store, runs([WORKER]));
+    fake.store.stopped.want(wants([WORKER]));
+    let stopped = &fake.store.stopped;
+    let told = stopped.tell_first(&fake.store, runs([WORKER]), ready(true));
     assert_eq!(told.await, AtStore::Later);
     fake.until(|kept| kept.orders == 1).await;
     fake.kept.send_modify(|kept| kept.holds_back = false);
@@ -251,7 +388,16 @@ fn the_store_names_a_worker_by_the_tag_of_its_urls() {
         UrlHolders::of_worker(demo(), worker),
     ];
     let name = format!("demo.{tag}");
-    assert_eq!(named(holders.into()), runs(["demo", name.as_str()]));
+    let names = runs(["demo", name.as_str()]);
+    assert_eq!(named(holders.clone().into()), names);
+    let end = UnixMillis(7);
+    let stopped = holders.map(|one| {
+        let end = one.worker.is_some().then_some(end);
+        (one, end)
+    });
+    let ends = wanted(stopped.into());
+    assert!(ends.keys().eq(&names), "{ends:?}");
+    assert_eq!(ends.into_values().collect::<Vec<_>>(), [None, Some(end)]);
 }
 
 #[tokio::test]
@@ -267,7 +413,7 @@ async fn tl_20_what_the_store_forgets_is_told_again_while_the_coordinator_leads(
             async move { leads }
         }
     };
-    stopped.want(runs(["demo"]));
+    stopped.want(wants(["demo"]));
     let _keeping = AbortOnDropHandle::new(tokio::spawn(stopped.clone().keep(store, answers)));
     fake.until(|kept| kept.files == runs(["demo"]) && kept.tried == [run("demo")])
         .await;
@@ -299,7 +445,7 @@ async fn tl_20_what_takes_longer_than_an_operator_waits_is_brought_to_its_end() 
     };
     let fake = Fake::start(waits).await;
     fake.kept.send_modify(|kept| kept.holds_back = true);
-    fake.store.stopped.want(runs(["demo"]));
+    fake.store.stopped.want(wants(["demo"]));
     assert_eq!(fake.tell("demo").await, AtStore::Later);
     fake.until(|kept| kept.orders == 1).await;
     fake.kept.send_modify(|kept| kept.holds_back = false);
@@ -319,8 +465,8 @@ async fn an_operator_that_waits_for_the_store_is_answered_when_the_coordinator_e
             sender.send(at_store).await.expect("the test listens");
         });
     };
-    begin(Box::pin(async { AtStore::Done }));
-    assert_eq!(answered.recv().await, Some(AtStore::Done));
+    begin(Box::pin(ready(AtStore::Taken)));
+    assert_eq!(answered.recv().await, Some(AtStore::Taken));
     begin(Box::pin(pending()));
     waiting.end().await;
     assert_eq!(answered.try_recv(), Ok(AtStore::Later));

@@ -12,7 +12,8 @@ use schemas::{AccountId, Code, RunId, TenantName, UnixMillis, V};
 use serde::Serialize;
 
 use crate::cli::{Declarations, QuotaArgs, Tenant};
-use crate::commands::{cluster, holds};
+use crate::commands::cluster;
+use crate::commands::holds::{UrlsOf, at_store};
 use crate::context::{Context, Operator, unexpected};
 use crate::output::{Record, Row};
 use crate::table::{or_dash, time};
@@ -342,7 +343,8 @@ impl Record for Ended {
                 let earlier = "by an earlier order; `diloctl audit replay` shows it";
                 lines.push(("ended", earlier.to_owned()));
             }
-            let store = reply.store.map(|store| holds::at_store(store, true));
+            let store = reply.store;
+            let store = store.map(|store| at_store(store, UrlsOf::Tenant, true));
             lines.extend(store.map(|says| ("urls", says.to_owned())));
         }
         lines.extend([

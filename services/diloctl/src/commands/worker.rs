@@ -16,7 +16,7 @@ use schemas::{Code, Round, RunId, UnixMillis, V, WorkerId};
 use serde::Serialize;
 
 use self::credential::Credential;
-use super::holds::at_store;
+use super::holds::{UrlsOf, at_store};
 use super::{enrol, invitations, lists, reissue, rekey};
 use crate::cli::{QuarantineArgs, Worker};
 use crate::context::{Context, Operator};
@@ -289,7 +289,11 @@ impl Record for Set {
             ));
         }
         let credential = self.credential.text(&self.worker, &self.run);
-        let urls = self.store.map(|store| at_store(store, self.quarantined));
+        let other_key = !self.other_keys.is_empty();
+        let of = UrlsOf::Worker { other_key };
+        let urls = self
+            .store
+            .map(|store| at_store(store, of, self.quarantined));
         let urls = urls.map(|said| ("urls", said.to_owned()));
         if !self.quarantined {
             lines.extend(urls);
@@ -373,7 +377,10 @@ mod tests {
             merged: None,
             clean: None,
             other_keys: Vec::new(),
-            store: Some(AtStore::Done),
+            store: Some(match quarantined {
+                true => AtStore::ShutOut,
+                false => AtStore::Taken,
+            }),
         };
         let request = QuarantineRequest {
             v: V,
@@ -483,14 +490,16 @@ mod tests {
         assert!(line(&much, "uploads").starts_with("not deleted"));
         much.store = Some(AtStore::Later);
         let urls = line(&much, "urls");
-        assert!(urls.contains("the store does not know yet"), "{urls}");
+        assert!(urls.contains("the store has not shown yet"), "{urls}");
         much.store = Some(AtStore::Unable);
         let urls = line(&much, "urls");
         assert!(urls.contains("cannot tell whose they are"), "{urls}");
-        assert_eq!(
-            line(&set(false), "urls"),
-            "the store takes them, unless another order stops them"
-        );
+        assert_eq!(line(&set(false), "urls"), "the store takes them");
+        let mut kept_out = set(false);
+        kept_out.store = Some(AtStore::ShutOut);
+        assert!(line(&kept_out, "urls").contains("a later order"));
+        kept_out.other_keys = vec![worker("BB")];
+        assert!(line(&kept_out, "urls").contains("another key of this worker"));
         assert_eq!(
             line(&much, "sealed with it"),
             "round 6: it is merged with them when the run is not frozen"

@@ -1,9 +1,10 @@
 //! Holds of operators: what they forbid, and where they stand in a checkpoint.
 
-use ledger::{FORMAT, State};
-use schemas::Digest;
+use ledger::{FORMAT, State, UrlHolders};
 use schemas::event::LedgerEvent;
 use schemas::hold::Hold;
+use schemas::limits::URLS_OUT_MAX;
+use schemas::{Digest, UnixMillis};
 
 use crate::kit::{
     Book, TIME, closed, created, evaluating, granted, joined, lease, opened, run_id, sealed, spec,
@@ -90,9 +91,22 @@ fn tl_20_no_lease_is_granted_while_urls_are_held_and_a_complete_run_may_be_held(
     }
     book.evaluate(3, 0);
     book.note(&placed);
+    let stopped = |book: &Book| {
+        let stopped = book.state().stopped_urls().into_iter();
+        stopped.collect::<Vec<_>>()
+    };
+    let all = UrlHolders::of_run(run_id());
+    assert_eq!(stopped(&book), [(all.clone(), None)]);
+    assert_eq!(book.run().urls_end(), None);
+    assert!(book.run().may_have_urls(UnixMillis(u64::MAX)));
     book.note(&LedgerEvent::RunCompleted);
     book.refuse(&placed);
+    let end = TIME.after(URLS_OUT_MAX);
+    assert_eq!(stopped(&book), [(all, Some(end))]);
+    let may = |time| book.run().may_have_urls(UnixMillis(time));
+    assert_eq!((may(end.get() - 1), may(end.get())), (true, false));
     book.note(&lifted);
+    assert!(stopped(&book).is_empty());
     book.note(&placed);
 }
 

@@ -69,6 +69,23 @@ fn tl_31_another_key_is_no_way_around_a_quarantine_or_a_removal() {
     assert!(removed.contains("which was removed before"), "{removed}");
 }
 
+/// A key that never joined got no URLs.
+#[test]
+fn tl_31_tl_20_the_keys_of_a_worker_that_may_have_urls_are_those_that_joined() {
+    let mut book = Book::new();
+    book.note(&left(0, Departure::Left));
+    book.note(&renamed(5, 0));
+    book.note(&renamed(6, 9));
+    let keys = |of: u32| {
+        let of = worker(of);
+        book.run().url_keys(&of).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(keys(5), [worker(5), worker(0)]);
+    assert_eq!(keys(0), [worker(0)]);
+    assert_eq!(keys(6), [worker(6)]);
+    assert!(keys(9).is_empty());
+}
+
 #[test]
 fn tl_31_the_keys_of_one_worker_that_are_shut_out_are_known_from_each_of_them() {
     let mut book = Book::new();
@@ -85,6 +102,15 @@ fn tl_31_the_keys_of_one_worker_that_are_shut_out_are_known_from_each_of_them() 
             withdrawn: 0,
         });
     }
+    let stranger = LedgerEvent::WorkerQuarantined {
+        worker: worker(7),
+        operator: kit::operator(),
+        reason: "odd norms".parse().expect("a reason"),
+        lease: None,
+        withdrawn: 0,
+    };
+    book.note(&stranger);
+    assert_eq!(book.run().members_shut_out(), 3, "of 4, one never joined");
     for (of, others) in [(0, &[6][..]), (5, &[0, 6]), (6, &[0]), (1, &[]), (9, &[])] {
         let of = worker(of);
         let found: Vec<_> = book.run().other_keys_shut_out(&of).cloned().collect();

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use ledger::{State, UrlHolders};
 use schemas::event::{Departure, LedgerEvent};
 use schemas::hold::Hold;
+use schemas::limits::URLS_OUT_MAX;
 use schemas::tenant::Quota;
 use schemas::{Chunks, Listed, RunId, UnixMillis};
 
@@ -199,7 +200,7 @@ fn tl_31_the_end_of_a_tenant_is_the_end_of_its_open_runs_and_of_no_others() {
     }
     pages.note(Some("acme_demo"), &left(1, Departure::Left));
     pages.note(Some("acme_demo"), &hold(true));
-    let stopped = |pages: &Pages| pages.0.stopped_urls();
+    let stopped = |pages: &Pages| pages.0.stopped_urls().into_keys().collect::<BTreeSet<_>>();
     let names = |all: &[&str]| -> BTreeSet<UrlHolders> {
         let runs = all.iter().map(|name| run(name));
         runs.map(UrlHolders::of_run).collect()
@@ -212,8 +213,11 @@ fn tl_31_the_end_of_a_tenant_is_the_end_of_its_open_runs_and_of_no_others() {
     let is_over = |name: &str| pages.0.run(&run(name)).expect("it is there").tenant_ended;
     let over = ["acme_demo", "acme_old", "other_demo", "demo"].map(is_over);
     assert_eq!(over, [true, false, false, false]);
-    // The URLs of the complete run are out as well.
+    // The URLs of the complete run are out as well, for a time.
     assert_eq!(stopped(&pages), names(&["acme_demo", "acme_old"]));
+    let end = Some(TIME.after(URLS_OUT_MAX));
+    let ends: Vec<_> = pages.0.stopped_urls().into_values().collect();
+    assert_eq!(ends, [None, end]);
     for (name, account) in [("other_demo", 3), ("demo", 1)] {
         pages.note(Some(name), &by(account, 2));
         pages.note(Some(name), &hold(true));

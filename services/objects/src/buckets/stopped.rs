@@ -25,8 +25,10 @@ use crate::presign::{CHECKSUM, CONTENT_TYPE, Request, checksum};
 pub enum Taken {
     /// It takes them.
     Taken,
-    /// It refuses them since it was told that those of their run are stopped, or of their worker.
+    /// It refuses them since it was told that those of their run are stopped.
     Stopped,
+    /// It refuses them since it was told that their worker is shut out.
+    ShutOut,
     /// It knows no such pair: it derives none. These are its words.
     NoPair(String),
 }
@@ -49,9 +51,8 @@ const OTHERWISE: [&str; 6] = [
 /// What a refusal says about the pair; none if it is for another reason.
 fn pair(code: &str, message: &str) -> Option<Taken> {
     match code {
-        "AccessDenied" if [STOPPED_WORDS, SHUT_OUT_WORDS].contains(&message) => {
-            Some(Taken::Stopped)
-        }
+        "AccessDenied" if message == STOPPED_WORDS => Some(Taken::Stopped),
+        "AccessDenied" if message == SHUT_OUT_WORDS => Some(Taken::ShutOut),
         "AccessDenied" if message.contains(NO_PAIR_WORDS) => {
             Some(Taken::NoPair(message.to_owned()))
         }
@@ -171,9 +172,10 @@ mod tests {
 
     #[test]
     fn tl_20_only_a_refusal_of_the_pair_itself_says_that_none_is_derived() {
-        for words in [STOPPED_WORDS, SHUT_OUT_WORDS] {
-            assert_eq!(pair("AccessDenied", words), Some(Taken::Stopped));
-        }
+        let stopped = pair("AccessDenied", STOPPED_WORDS);
+        assert_eq!(stopped, Some(Taken::Stopped));
+        let shut_out = pair("AccessDenied", SHUT_OUT_WORDS);
+        assert_eq!(shut_out, Some(Taken::ShutOut));
         assert!(SHUT_OUT_WORDS.contains(&Code::WorkerQuarantined.to_string()));
         for (code, message) in [
             ("InvalidAccessKeyId", ""),

@@ -234,7 +234,7 @@ async fn tl_20_tl_31_the_urls_of_a_worker_that_is_shut_out_are_refused_at_once_a
         );
         let head = Ask::new(&reads, Method::Head, given(&verified, &out, number));
         assert_eq!(head.status(&store).await, 403);
-        assert_eq!(takes(&store, &demo, &out).await, Taken::Stopped);
+        assert_eq!(takes(&store, &demo, &out).await, Taken::ShutOut);
         // Nobody else is touched.
         assert_eq!(takes(&store, &demo, &stays).await, Taken::Taken);
         let path = given(&verified, &stays, number);

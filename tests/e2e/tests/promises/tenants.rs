@@ -139,7 +139,7 @@ async fn tl_31_a_tenant_that_is_ended_during_training_is_out_for_good_and_the_ot
     assert_eq!(ended["coordinator"]["runs"], 1);
     assert_eq!(ended["credentials"], 1);
     // The store refuses the URLs that its workers have.
-    assert_eq!(ended["coordinator"]["store"], "done", "{ended}");
+    assert_eq!(ended["coordinator"]["store"], "stopped", "{ended}");
     let stopped = cluster.path("store").join("blobs").join("stopped");
     assert!(stopped.join("acme_demo").is_file() && !stopped.join("blue_demo").exists());
     assert!(ended["connections"].as_u64().unwrap() > 0, "{ended}");

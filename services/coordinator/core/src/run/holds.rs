@@ -39,6 +39,7 @@ pub(crate) fn reply(run: &Run, changed: bool) -> HoldReply {
         weights: run.rounds_closed(),
         contributions: contributions.sum::<usize>() as u32,
         leases: run.leases().count() as u32,
+        shut_out: 0,
         store: None,
     }
 }

@@ -15,6 +15,7 @@ use schemas::view::PrivacyView;
 use schemas::{Class, Code, Refusal, Round, SyncId, Tokens, UnixMillis, Weight, WorkerId};
 
 use crate::deadline::RunTimer;
+use crate::effect::Effect;
 use crate::input::{Merged, ReplyId};
 use crate::run::RunRoom;
 use crate::run::closing::{due, to_compare};
@@ -394,6 +395,10 @@ impl RunRoom<'_> {
         self.append(turn, LedgerEvent::RunCompleted);
         for reply in self.live.claims.drain() {
             turn.answer_claim(reply, ClaimOutcome::Complete);
+        }
+        if let Some(at) = self.run.urls_end() {
+            let run = self.run.name().clone();
+            turn.out.push(Effect::UrlsEnd { run, at });
         }
         self.publish(turn);
         self.order(turn, Order::Forget);

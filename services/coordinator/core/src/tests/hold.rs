@@ -179,7 +179,7 @@ fn stop(world: &mut World, held: bool) -> HoldReply {
 
 /// The runs that the store was told to refuse, by each order.
 fn told(world: &World) -> Vec<Vec<String>> {
-    let name = |one: &UrlHolders| one.run.to_string();
+    let name = |(one, _): (&UrlHolders, _)| one.run.to_string();
     let told = world.seen.iter().filter_map(|effect| match effect {
         Effect::StopUrls { stop, .. } => Some(stop.holders.iter().map(name).collect()),
         _ => None,
@@ -207,7 +207,7 @@ fn tl_20_a_run_whose_urls_are_stopped_gets_none_and_no_leases_also_after_a_resta
     };
     world.ask(peer(2), WorkerRequest::Release(release));
     assert_eq!(leases(&world), granted, "nobody gets it");
-    assert!(reply.changed && reply.store == Some(AtStore::Done));
+    assert!(reply.changed && reply.store == Some(AtStore::Stopped));
     assert_eq!(told(&world), [["demo"]]);
     for round in 0..2 {
         let objects = vec![object("config").digest];
@@ -230,16 +230,16 @@ fn tl_20_a_run_whose_urls_are_stopped_gets_none_and_no_leases_also_after_a_resta
         world.answer_pending();
     }
     let stopped = world.core.state().stopped_urls();
-    assert_eq!(stopped, [UrlHolders::of_run(run_id())].into());
+    assert_eq!(stopped, [(UrlHolders::of_run(run_id()), None)].into());
     // What was uploaded counts.
     world.submit(1, held);
     world.answer_pending();
     assert_eq!(leases(&world), granted);
     // An order that changes nothing tells the store again.
     let again = stop(&mut world, true);
-    assert!(!again.changed && again.store == Some(AtStore::Done));
+    assert!(!again.changed && again.store == Some(AtStore::Stopped));
     let lifted = stop(&mut world, false);
-    assert!(lifted.changed && lifted.store == Some(AtStore::Done));
+    assert!(lifted.changed && lifted.store == Some(AtStore::Taken));
     assert_eq!(told(&world), [vec!["demo"], vec!["demo"], vec![]]);
     assert!(world.core.state().stopped_urls().is_empty());
     let _granted = world.lease(3);
@@ -259,7 +259,7 @@ fn tl_20_the_urls_of_a_complete_run_are_stopped_and_allowed_too() {
     world.answer_pending();
     assert!(world.run().is_complete() && world.run().is_held(Hold::Urls));
     let lifted = stop(&mut world, false);
-    assert!(lifted.changed && lifted.store == Some(AtStore::Done));
+    assert!(lifted.changed && lifted.store == Some(AtStore::Taken));
     assert!(!stop(&mut world, false).changed);
     assert!(world.core.state().stopped_urls().is_empty());
     let before = world.journal.len();
@@ -267,8 +267,8 @@ fn tl_20_the_urls_of_a_complete_run_are_stopped_and_allowed_too() {
     assert!(!stop(&mut world, true).changed);
     assert_eq!(world.kinds(before), ["hold-placed"]);
     world.restart();
-    let stopped = world.core.state().stopped_urls();
-    assert_eq!(stopped, [UrlHolders::of_run(run_id())].into());
+    let stopped = world.core.state().stopped_urls().into_keys();
+    assert!(stopped.eq([UrlHolders::of_run(run_id())]));
     // There is nothing else to hold.
     let asked = world.control(request(Hold::Merges, &run_id(), true));
     assert_eq!(world.refusal(asked), Code::RunClosed);

@@ -195,8 +195,8 @@ fn tl_31_tl_20_the_urls_of_a_worker_that_is_shut_out_are_stopped_with_those_of_i
     let of = |number| UrlHolders::of_worker(run_id(), worker(number));
     assert!(stopped(&world).is_empty());
     let told = shut(&mut world, 2);
-    assert_eq!(told.store, Some(AtStore::Done));
-    // The store is told before the uploads go, and tried with a URL of the worker that was named.
+    assert_eq!(told.store, Some(AtStore::ShutOut));
+    // The store is told before the uploads go, and tried with a URL of each key.
     let orders = |world: &World| {
         let orders = world.seen.iter().filter_map(|effect| match effect {
             Effect::Purge { stop, .. } => stop.clone(),
@@ -206,8 +206,8 @@ fn tl_31_tl_20_the_urls_of_a_worker_that_is_shut_out_are_stopped_with_those_of_i
         orders.collect::<Vec<_>>()
     };
     let first = Stop {
-        holders: [of(1), of(2)].into(),
-        concerned: [of(2)].into(),
+        holders: [(of(1), None), (of(2), None)].into(),
+        concerned: [of(1), of(2)].into(),
     };
     assert_eq!(orders(&world), std::slice::from_ref(&first));
     world.restart();
@@ -219,12 +219,12 @@ fn tl_31_tl_20_the_urls_of_a_worker_that_is_shut_out_are_stopped_with_those_of_i
     );
     // An order that changes nothing tells it again.
     shut(&mut world, 2);
-    assert_eq!(orders(&world), [first.clone(), first.clone()]);
+    assert_eq!(orders(&world), [first.clone(), first]);
     let lifted = readmit(&mut world, 2);
-    assert_eq!(lifted.store, Some(AtStore::Done));
+    assert_eq!(lifted.store, Some(AtStore::Taken));
     let last = Stop {
         holders: [].into(),
-        ..first
+        concerned: [of(2)].into(),
     };
     assert_eq!(orders(&world).last(), Some(&last));
     assert!(stopped(&world).is_empty());

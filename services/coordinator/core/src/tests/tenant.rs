@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ledger::UrlHolders;
+use ledger::{StoppedHolders, UrlHolders};
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::{Outcome, StageRequest};
 use schemas::control::{Query, RunNew, View, ViewRequest};
@@ -10,7 +10,7 @@ use schemas::event::{Departure, LedgerEvent};
 use schemas::hold::{AtStore, Hold, HoldRequest};
 use schemas::keys::KeysRequest;
 use schemas::lease::{LeaseRef, ReleaseRequest, RenewRequest};
-use schemas::limits::FURTHER_TENANTS_MAX;
+use schemas::limits::{FURTHER_TENANTS_MAX, URLS_OUT_MAX};
 use schemas::masking::{MaskRequest, MaskStep};
 use schemas::subject::Verb;
 use schemas::tenant::{Quota, TenantEndReply, TenantEndRequest, TenantRequest, TenantView};
@@ -367,7 +367,7 @@ fn tl_31_an_ended_tenants_runs_stay_frozen_and_no_other_is_touched() {
         runs: 1,
         workers: 1,
         leases: 1,
-        store: Some(AtStore::Done),
+        store: Some(AtStore::Stopped),
     };
     assert_eq!(ended(&world, reply), expected);
     assert_eq!(
@@ -388,7 +388,7 @@ fn tl_31_an_ended_tenants_runs_stay_frozen_and_no_other_is_touched() {
         crate::Effect::StopUrls { stop, .. } => Some(stop.holders.clone()),
         _ => None,
     });
-    let only: BTreeSet<UrlHolders> = [UrlHolders::of_run(ours.run.clone())].into();
+    let only: StoppedHolders = [(UrlHolders::of_run(ours.run.clone()), None)].into();
     assert_eq!(stops.collect::<Vec<_>>(), [only.clone(), only]);
     for round in 0..2 {
         let join = join(&mut world, &ours, 2);
@@ -500,7 +500,8 @@ fn tl_31_an_ended_tenant_is_refused_in_complete_runs_too() {
     // The URLs that it got last are stopped, and no operator allows them.
     let stops = world.seen.iter().filter_map(|effect| match effect {
         crate::Effect::StopUrls { stop, .. } => {
-            Some((stop.holders.clone(), stop.concerned.clone()))
+            let holders = stop.holders.keys().cloned().collect();
+            Some((holders, stop.concerned.clone()))
         }
         _ => None,
     });
@@ -515,4 +516,8 @@ fn tl_31_an_ended_tenant_is_refused_in_complete_runs_too() {
     };
     let lift = world.control(ControlRequest::RunHold(hold));
     assert_eq!(world.refusal(lift), Code::TenantEnded);
+    // Until they have ended.
+    world.wait(URLS_OUT_MAX);
+    let reply = end(&mut world, "acme", false);
+    assert_eq!(ended(&world, reply).store, Some(AtStore::NoUrls));
 }
