@@ -11,6 +11,7 @@ use schemas::control::{RunNew, Shutdown};
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::hold::{Hold, HoldRequest};
 use schemas::lease::{ClaimOutcome, ClaimReply, UnitId};
+use schemas::member::Session;
 use schemas::promotion::PromoteRequest;
 use schemas::public::CommandVerb;
 use schemas::quarantine::QuarantineRequest;
@@ -429,7 +430,12 @@ impl World {
             Effect::Settle { delivery } => self.queue.settle(delivery),
             Effect::Hold { delivery } => self.queue.hold(self.now, delivery),
             Effect::Foundry { order, .. } => self.order(order),
-            Effect::Command { worker, verb, .. } => self.command(&worker, verb),
+            Effect::Command {
+                worker,
+                session,
+                verb,
+                ..
+            } => self.command(&worker, session, verb),
             Effect::Stop { .. } => {
                 self.site.process = None;
                 self.restart_coordinator();
@@ -515,9 +521,13 @@ impl World {
         }
     }
 
-    fn command(&mut self, to: &WorkerId, verb: CommandVerb) {
+    /// A process obeys what is signed for it, and nothing that is signed for another one.
+    fn command(&mut self, to: &WorkerId, session: Session, verb: CommandVerb) {
         let worker = (0..self.plan.workers).find(|worker| worker_id(*worker) == *to);
         let worker = worker.expect("a command is for somebody who joined");
+        if self.machines[worker].session() != Some(session) {
+            return;
+        }
         let incarnation = self.machines[worker].incarnation();
         for span in self.transits(worker) {
             let input = worker_core::Input::Command(verb);
