@@ -1,7 +1,7 @@
 //! A look at a server through one TLS handshake: the authority that has signed its certificate, and
 //! its word on a client's certificate. In TLS 1.3 a client is through before the server has looked
-//! at its certificate, and a server that takes it says nothing by itself. So the server is asked for
-//! something that it refuses to everybody: only a server that has taken the certificate answers
+//! at its certificate, and a server that takes it says nothing by itself. So the server is asked
+//! for something that it refuses to everybody: only a server that has taken the certificate answers
 //! that. No credential is shown.
 
 use std::path::Path;

@@ -20,8 +20,8 @@ const UNITS_MAX: usize = 64;
 
 /// The commands that were obeyed, each until it would be refused for its age. The coordinator's
 /// time comes with answers that nobody signs, so somebody between the two can move it forward until
-/// a command is forgotten, and back again. So no command is taken that ends as early as one that was
-/// forgotten.
+/// a command is forgotten, and back again. So no command is taken that ends as early as one that
+/// was forgotten.
 #[derive(Debug, Default)]
 pub(crate) struct Commands {
     known: BTreeMap<Digest, Obeyed>,
@@ -42,8 +42,8 @@ impl Commands {
     /// Takes note of a command whose signature and window hold.
     ///
     /// # Errors
-    /// It was obeyed before, or one that ended later was forgotten, or so many were obeyed that this
-    /// one cannot be remembered.
+    /// It was obeyed before, or one that did not end sooner was forgotten, or so many were obeyed
+    /// that this one cannot be remembered.
     pub(crate) fn obey(&mut self, command: &Command, now: UnixMillis) -> Result<(), Refusal> {
         self.forget(now);
         let id = Digest::of(command.jti.as_bytes());

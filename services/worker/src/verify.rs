@@ -30,7 +30,7 @@ pub(crate) struct Expected<'a> {
     pub(crate) trust: &'a TrustBundle,
     /// This worker.
     pub(crate) worker: &'a WorkerId,
-    /// This process of it.
+    /// The session of this process.
     pub(crate) session: Session,
     /// The run that it works for.
     pub(crate) run: &'a RunId,
@@ -52,8 +52,8 @@ pub(crate) fn trusted(source: &TrustSource) -> Result<TrustBundle, Refusal> {
 ///
 /// # Errors
 /// The first check that fails, with [`Code::ManifestInvalid`], [`Code::ProcessOther`] or
-/// [`Code::SignatureInvalid`]; and the lease, if the document is the coordinator's and meant for this worker, so that it can be
-/// given back.
+/// [`Code::SignatureInvalid`]; and the lease, if the document is the coordinator's and meant for
+/// this process, so that it can be given back.
 pub(crate) fn manifest(
     document: &str,
     expected: &Expected<'_>,
@@ -152,8 +152,8 @@ fn check_signer(issuer: &str, trust: &TrustBundle) -> Result<(), Refusal> {
     }
 }
 
-/// Refuses what was signed for another process of this worker. A broker that has seen it can show
-/// it to the process that runs now, which has no memory of it.
+/// Refuses what was signed for another process of this worker. A broker that has seen such a
+/// document can show it to the process that runs now, which does not remember that one.
 fn check_session(what: &str, session: Session, expected: &Expected<'_>) -> Result<(), Refusal> {
     if session == expected.session {
         return Ok(());

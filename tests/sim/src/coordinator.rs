@@ -521,7 +521,6 @@ impl World {
         }
     }
 
-    /// A process obeys what is signed for it, and nothing that is signed for another one.
     fn command(&mut self, to: &WorkerId, session: Session, verb: CommandVerb) {
         let worker = (0..self.plan.workers).find(|worker| worker_id(*worker) == *to);
         let worker = worker.expect("a command is for somebody who joined");

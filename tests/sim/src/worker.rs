@@ -58,7 +58,8 @@ impl Process {
 }
 
 impl WorkerMachine {
-    /// The session of its process; none if none runs.
+    /// The session of its process; none if none runs. A process obeys what is signed for its
+    /// session alone.
     pub(crate) fn session(&self) -> Option<Session> {
         self.process.as_ref().map(|process| process.session)
     }

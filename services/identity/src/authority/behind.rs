@@ -1,4 +1,4 @@
-//! Those whom the end of an overlap may cut off though nobody sees them: holders that are off and
+//! Those that the end of an overlap may cut off though nobody sees them: holders that are off and
 //! have a certificate of the former authority of clients, and machines that were invited before.
 
 use std::collections::BTreeSet;

@@ -169,7 +169,7 @@ async fn tl_28_tl_30_an_overlap_serves_old_and_new_tokens_until_it_is_ended_also
 /// The session of the process that joined last as this worker.
 async fn session(cluster: &Cluster, worker: &WorkerId) -> Session {
     let recorded = cluster.evidence().await.everything().await;
-    let joined = recorded.iter().filter_map(|one| match one.ledger() {
+    let mut joined = recorded.iter().rev().filter_map(|one| match one.ledger() {
         Some(LedgerEvent::WorkerJoined {
             worker: of,
             session,
@@ -177,7 +177,7 @@ async fn session(cluster: &Cluster, worker: &WorkerId) -> Session {
         }) if of == worker => Some(*session),
         _ => None,
     });
-    joined.last().expect("the worker has joined")
+    joined.next().expect("the worker has joined")
 }
 
 /// A command to the present process of a worker that somebody signed who has this key.
@@ -328,8 +328,8 @@ async fn tl_28_the_key_of_leases_does_not_end_while_the_coordinator_signs_with_i
     }
 }
 
-/// Somebody who holds the broker has kept the command that ended a process, and shows it to the next
-/// process of the same worker while it is still valid.
+/// Somebody who holds the broker has kept the command that ended a process, and shows it to the
+/// next process of the same worker while it is still valid.
 #[tokio::test]
 async fn tl_14_a_command_that_ended_a_process_is_nothing_to_the_next_one() {
     let mut cluster = Cluster::start(Options::default(), 1).await;

@@ -168,7 +168,7 @@ fn present(known: &[Known], side: Side) -> Option<&str> {
     found.map(|one| one.id.as_str())
 }
 
-/// Names those whom the end of the overlap may cut off though nobody sees them.
+/// Names holders and invitations that the end of the overlap may cut off though nobody sees them.
 fn tell_left_behind(
     context: &Context,
     domain: &Domain,
