@@ -524,11 +524,9 @@ impl World {
     fn command(&mut self, to: &WorkerId, session: Session, verb: CommandVerb) {
         let worker = (0..self.plan.workers).find(|worker| worker_id(*worker) == *to);
         let worker = worker.expect("a command is for somebody who joined");
-        if self.machines[worker].session() != Some(session) {
-            return;
-        }
         let incarnation = self.machines[worker].incarnation();
-        for span in self.transits(worker) {
+        let is_for_it = self.machines[worker].session() == Some(session);
+        for span in self.transits(worker).into_iter().filter(|_| is_for_it) {
             let input = worker_core::Input::Command(verb);
             self.after(
                 span,

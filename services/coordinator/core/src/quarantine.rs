@@ -55,8 +55,8 @@ impl Coordinator {
     }
 
     /// Tells this process of a worker in quarantine to end, unless the worker was told within the
-    /// time between two heartbeats: each command is signed, and a worker that does not obey may send
-    /// without end. Returns false if it was not told.
+    /// time between two heartbeats: each command is signed, and a worker that does not obey may
+    /// send without end. Returns false if it was not told.
     pub(crate) fn send_away_again(&mut self, peer: &Peer, session: Session) -> bool {
         let of = (peer.run.clone(), peer.worker.clone());
         let told = self.sent_away.get(&of);
