@@ -62,11 +62,11 @@ async fn serve(
     config: ServerConfig,
     scheme: &str,
     conduct: Conduct,
-) -> (String, mpsc::UnboundedReceiver<String>) {
+) -> (String, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = format!("{scheme}://{}", listener.local_addr().expect("its own"));
     let (is_bus, acceptor) = (scheme == "tls", TlsAcceptor::from(Arc::new(config)));
-    let (tell, asked) = mpsc::unbounded_channel();
+    let (tell, asked) = mpsc::channel(1);
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             if is_bus {
@@ -82,7 +82,7 @@ async fn serve(
                     let mut asked = vec![0; 4096];
                     let count = stream.read(&mut asked).await.expect("the client asks");
                     let asked = String::from_utf8_lossy(&asked[..count]).into_owned();
-                    tell.send(asked).expect("the test goes on");
+                    tell.send(asked).await.expect("the test goes on");
                     stream.write_all(b"no\r\n").await.expect("it is read");
                 }
                 Conduct::IsSilent => {
