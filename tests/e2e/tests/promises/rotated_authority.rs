@@ -204,7 +204,8 @@ async fn tl_28_fg_08_authorities_and_certificates_are_replaced_mid_run_and_no_le
     // The certificate of broker and store alone, for the same restart.
     cluster.diloctl_ok(&["auth", "rotate", "certificate"]).await;
     servers_anew(&mut cluster).await;
-    let round = operator.run(&run).await.unwrap().view.round;
+    // The coordinator may not have found the broker again yet.
+    let round = operator.until(&run, PATIENCE, |_| true).await.round;
     operator
         .until(&run, PATIENCE, |view| view.round > round)
         .await;
