@@ -91,11 +91,13 @@ pub enum ClaimOutcome {
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
     /// The public manifest key that signed it.
     pub iss: String,
     /// The worker that it is for.
     pub aud: WorkerId,
+    /// The process of that worker that it is for: no other one holds the lease.
+    pub session: Session,
     /// Start of its validity.
     pub nbf: u64,
     /// End of its validity, exclusive. A renewal extends the lease and not the manifest, which must

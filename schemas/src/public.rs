@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::UnixMillis;
 use crate::limits::MESSAGE_BYTES_MAX;
+use crate::member::Session;
 use crate::message::{V, message};
 use crate::view::RunView;
 
@@ -30,13 +31,16 @@ pub const COMMAND_TYPE: &str = "diloco-command+jwt";
 #[serde(deny_unknown_fields)]
 pub struct Command {
     /// Version.
-    pub v: V<1>,
+    pub v: V<2>,
     /// The public key of the manifest key that signed it.
     pub iss: String,
     /// The run that the worker works for.
     pub run: crate::RunId,
     /// The worker that it is for.
     pub aud: crate::WorkerId,
+    /// The process of that worker that it is for: one that is started later obeys no command that
+    /// ended the process before it.
+    pub session: Session,
     /// Issued at, Unix seconds.
     pub iat: u64,
     /// End of its validity, exclusive, in Unix seconds.

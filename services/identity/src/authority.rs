@@ -3,6 +3,8 @@
 //! refused between the two. An authority is known by the identifier of its key, since all of one
 //! kind have the same name.
 
+mod behind;
+
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,8 @@ use rustls_pki_types::pem::PemObject as _;
 use schemas::permission::Role;
 use schemas::{Millis, UnixMillis};
 use zeroize::Zeroizing;
+
+pub use behind::LeftBehind;
 
 use crate::certificate::Facts;
 use crate::clients::{self, ClientAuthority, ClientFile};
@@ -98,9 +102,7 @@ impl Domain {
                 return Err(DomainError::AuthorityOverlap(former));
             }
         }
-        for one in &files {
-            one.prepare(now)?;
-        }
+        self.prepare_all(&files, now)?;
         self.authorities()
     }
 
@@ -122,9 +124,11 @@ impl Domain {
         if waiting.is_empty() {
             return Err(DomainError::AuthorityUnprepared);
         }
+        // Again, in case that the command before this one broke off.
+        self.prepare_all(&waiting, now)?;
+        // Noted first: until then the former ones sign.
+        self.note_adopted(now)?;
         for one in waiting {
-            // Again, in case that the command before this one broke off.
-            one.prepare(now)?;
             if one.side == Side::Servers {
                 let authority = Authority::from_key(&read_secret(&one.next)?, now)?;
                 let names = match names.is_empty() {
@@ -139,6 +143,17 @@ impl Domain {
             })?;
         }
         self.authorities()
+    }
+
+    fn prepare_all(&self, files: &[Files], now: UnixMillis) -> Result<(), DomainError> {
+        let mut is_new = false;
+        for one in files {
+            is_new |= one.prepare(now)?;
+        }
+        match is_new {
+            true => self.note_prepared(now),
+            false => Ok(()),
+        }
     }
 
     /// Ends the overlap: the present authorities are trusted, and the next ones if there are some.
@@ -233,8 +248,8 @@ impl Domain {
 
 impl Files {
     /// The next authority's key and its certificate among the trusted ones, where either is
-    /// missing.
-    fn prepare(&self, now: UnixMillis) -> Result<(), DomainError> {
+    /// missing. Returns true if the certificate was.
+    fn prepare(&self, now: UnixMillis) -> Result<bool, DomainError> {
         if !self.next.exists() {
             let key = KeyPair::generate().map_err(TlsError::from)?;
             let text = Zeroizing::new(key.serialize_pem());
@@ -244,11 +259,12 @@ impl Files {
         let id = key_identifier(&key);
         let known = lifetimes(&self.certificates)?;
         if known.iter().any(|facts| facts.id.as_ref() == Some(&id)) {
-            return Ok(());
+            return Ok(false);
         }
         let mut text = read_anchor(&self.certificates)?;
         text.push_str(&authority_certificate(self.name, &key, now)?);
-        Ok(write_private(&self.certificates, text.as_bytes())?)
+        write_private(&self.certificates, text.as_bytes())?;
+        Ok(true)
     }
 
     /// A former authority that is still trusted.

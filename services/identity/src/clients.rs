@@ -237,6 +237,12 @@ impl ClientFile {
         })
     }
 
+    /// True if the certificate in it names this authority as the one that has signed it.
+    pub(crate) fn is_signed_by(&self, authority: &str) -> bool {
+        let named = |facts: Facts| facts.authority.as_deref() == Some(authority);
+        self.facts().is_ok_and(named)
+    }
+
     /// Writes the file for its owner alone: this certificate, and the key of these credentials.
     ///
     /// # Errors

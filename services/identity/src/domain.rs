@@ -16,7 +16,7 @@ use crate::invitations::InvitationError;
 use crate::issued::{Registration, RegistrationError};
 use crate::issuer::{AccountNames, IssuerError, sign};
 use crate::jws::JwsError;
-use crate::jwt::{JwtError, check_label};
+use crate::jwt::JwtError;
 use crate::key::{KeyError, KeyKind, SigningKey};
 use crate::layout::DomainLayout;
 use crate::purpose::{AuditKey, ConnectionKey};
@@ -91,6 +91,9 @@ pub enum DomainError {
     /// The name is in use for something else.
     #[error("{} was issued for another role or run; choose another name", .0.display())]
     Taken(PathBuf),
+    /// The name is not for holders.
+    #[error("the name {0} is that of credentials which commands make for themselves")]
+    Reserved(String),
     /// The holder of the name has keys that lie elsewhere.
     #[error(
         "{name} has key {key}, whose credentials and audit key lie on its own machine; `diloctl worker reissue {name}` makes a new token for it; for other keys revoke it first with `diloctl auth revoke {key}`, or choose another name"
@@ -229,6 +232,7 @@ impl DomainError {
             Self::Exists(_) | Self::Unfinished(_) => Code::DomainExists,
             Self::Missing(_) => Code::DomainMissing,
             Self::Taken(_) | Self::Promised(_) | Self::Elsewhere { .. } => Code::NameTaken,
+            Self::Reserved(_) => Code::NameReserved,
             Self::Blocked(_) => Code::HolderBlocked,
             Self::NoVault(_) => Code::VaultMissing,
             Self::Before(_) => Code::ReadersBehind,
@@ -323,7 +327,7 @@ impl Domain {
         lifetime: Millis,
         now: UnixMillis,
     ) -> Result<Issued, DomainError> {
-        check_label(name)?;
+        crate::revocation::check_name(name)?;
         if role.is_tenant() != run.is_some() {
             return Err(DomainError::Run { role });
         }

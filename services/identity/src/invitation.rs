@@ -18,8 +18,9 @@ use crate::claims::UserClaims;
 use crate::credentials::Credentials;
 use crate::domain::{Domain, DomainError};
 use crate::invitations::InvitationError;
-use crate::jwt::{Subject, check_label, mint};
+use crate::jwt::{Subject, mint};
 use crate::purpose::ConnectionKey;
+use crate::revocation::check_name;
 use crate::secret::{Secret, random, read_anchor, read_secret, write_private};
 use crate::trust::TrustBundle;
 
@@ -299,7 +300,7 @@ impl Domain {
             return Err(DomainError::List("names two keys alike"));
         }
         for name in names {
-            check_label(name)?;
+            check_name(name)?;
             let path = self.layout().credentials(name);
             let holder =
                 |holder: &&crate::Registration| holder.name == *name && holder.blocked.is_none();

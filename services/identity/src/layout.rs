@@ -117,6 +117,11 @@ impl DomainLayout {
         self.folder.join("tls/trial.pem")
     }
 
+    /// The note on the times of the authorities' last rotation.
+    pub(crate) fn rotation(&self) -> PathBuf {
+        self.folder.join("tls/rotation.json")
+    }
+
     /// The public list of issued credentials.
     pub fn issued(&self) -> IssuedList {
         IssuedList::at(&self.folder.join("issued"))

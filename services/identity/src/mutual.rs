@@ -76,8 +76,8 @@ impl Domain {
     /// Makes a new certificate for registered credentials in this file, where that is needed and
     /// can be done here: the domain has mutual TLS, the key of the authority of clients is here,
     /// and the certificate beside the file is missing or has less than `left` of its life before
-    /// it. Commands that run now and then have nobody else who renews theirs. Returns true if it is
-    /// new.
+    /// it, or another authority than the present one has signed it. Commands that run now and then
+    /// have nobody else who renews theirs. Returns true if it is new.
     ///
     /// # Errors
     /// A file cannot be read or written.
@@ -91,7 +91,9 @@ impl Domain {
             return Ok(false);
         }
         let fresh = |holder: crate::Holder| now.until(holder.ends) >= left;
-        if ClientFile::beside(file).holder().is_ok_and(fresh) {
+        let authority = ClientAuthority::read(&self.layout().clients_key())?.id();
+        let shown = ClientFile::beside(file);
+        if shown.holder().is_ok_and(fresh) && shown.is_signed_by(&authority) {
             return Ok(false);
         }
         let credentials = Credentials::read(file)?;

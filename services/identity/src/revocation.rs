@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::claims::UserClaims;
 use crate::credentials::Credentials;
 use crate::domain::{Domain, DomainError, LIFETIME_MAX};
-use crate::jwt::{Subject, mint, next_second};
+use crate::jwt::{Subject, check_label, mint, next_second};
 use crate::key::{KeyKind, parse_public};
 use crate::purpose::ConnectionKey;
 use crate::secret::{FileError, read_secret, write_private};
@@ -25,7 +25,7 @@ use crate::secret::{FileError, read_secret, write_private};
 /// stay below the broker's largest message.
 pub const REVOKED_MAX: usize = 8192;
 /// The name in the token of credentials that are made for one command: the broker reports it with a
-/// key that is nowhere listed.
+/// key that is nowhere listed. Nobody else may have it.
 pub const MOMENTARY_NAME: &str = "diloctl-accounts";
 /// Life of credentials that are made for one command: enough for clocks that differ by minutes.
 const MOMENT: Millis = Millis::from_secs(300);
@@ -221,6 +221,15 @@ impl Momentary {
     /// The credentials file.
     pub fn credentials(&self) -> PathBuf {
         file_in(&self.folder)
+    }
+}
+
+/// Refuses a name that no holder can have.
+pub(crate) fn check_name(name: &str) -> Result<(), DomainError> {
+    check_label(name)?;
+    match name == MOMENTARY_NAME {
+        true => Err(DomainError::Reserved(name.to_owned())),
+        false => Ok(()),
     }
 }
 

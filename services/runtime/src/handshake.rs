@@ -1,5 +1,8 @@
 //! A look at a server through one TLS handshake: the authority that has signed its certificate, and
-//! its word on a client's certificate. Nothing is asked, and no credential is shown.
+//! its word on a client's certificate. In TLS 1.3 a client is through before the server has looked
+//! at its certificate, and a server that takes it says nothing by itself. So the server is asked
+//! for something that it refuses to everybody: only a server that has taken the certificate answers
+//! that. No credential is shown.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,18 +11,17 @@ use std::time::Duration;
 use identity::certificate::Facts;
 use identity::{ClientFile, Own, TlsFault, tls};
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::{clock, materials};
+use crate::{clock, materials, stranger};
 
 /// Longest look at one server.
 const LOOK_MAX: Duration = Duration::from_secs(5);
-/// Longest wait for the server's word on the client's certificate: one that takes it waits for the
-/// client.
-const VERDICT_MAX: Duration = Duration::from_secs(1);
+/// Longest wait for the server's word on the client's certificate.
+const WORD_MAX: Duration = Duration::from_secs(3);
 /// Longest greeting of a broker that is read; the usual ones have some hundred bytes.
 const GREETING_BYTES_MAX: u64 = 32 << 10;
 /// The ports of bus and store when the address names none.
@@ -32,8 +34,35 @@ pub struct Seen {
     /// The identifier of the authority that has signed its certificate, by the certificate's own
     /// word; the certificate was verified.
     pub authority: Option<String>,
-    /// The reason why it does not take the client's certificate; none if it does.
-    pub refusal: Option<TlsFault>,
+    /// Its word on the client's certificate.
+    pub word: Word,
+}
+
+/// A server's word on a client's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// It takes it: it has answered over the connection.
+    Taken,
+    /// It does not, for this reason.
+    Refused(TlsFault),
+    /// It has said neither, as told here.
+    Unknown(String),
+}
+
+/// Longest waits of one look.
+#[derive(Clone, Copy)]
+struct Limits {
+    look: Duration,
+    word: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            look: LOOK_MAX,
+            word: WORD_MAX,
+        }
+    }
 }
 
 /// Looks at the server at this address (`tls://` or `https://`), which must have a certificate of
@@ -46,11 +75,22 @@ pub async fn look(
     authorities: &Path,
     shown: Option<&ClientFile>,
 ) -> Result<Seen, String> {
-    let seen = timeout(LOOK_MAX, handshake(address, authorities, shown)).await;
+    look_within(Limits::default(), address, authorities, shown).await
+}
+
+async fn look_within(
+    limits: Limits,
+    address: &str,
+    authorities: &Path,
+    shown: Option<&ClientFile>,
+) -> Result<Seen, String> {
+    let seen = handshake(limits.word, address, authorities, shown);
+    let seen = timeout(limits.look, seen).await;
     seen.unwrap_or_else(|_| Err("it does not answer".to_owned()))
 }
 
 async fn handshake(
+    word_max: Duration,
     address: &str,
     authorities: &Path,
     shown: Option<&ClientFile>,
@@ -84,6 +124,7 @@ async fn handshake(
             .await
             .map_err(failed)?;
     }
+    let question = question(is_bus, &host, port);
     let name = ServerName::try_from(host).map_err(|error| error.to_string())?;
     let own = Own::look(shown);
     let refusal = |error: &std::io::Error| TlsFault::of(error, &own, clock::now());
@@ -97,9 +138,51 @@ async fn handshake(
     let authority = first.and_then(|der| Facts::of(der)?.authority);
     // By now the server is verified, and has not said yet what it thinks of the client's
     // certificate.
-    let word = timeout(VERDICT_MAX, stream.read_u8()).await;
-    let refusal = word
-        .ok()
-        .and_then(|word| word.err().as_ref().and_then(refusal));
-    Ok(Seen { authority, refusal })
+    let asked = async {
+        // A server that refuses may have closed the connection: then its word waits to be read.
+        let _sent = stream.write_all(question.as_bytes()).await;
+        let _sent = stream.flush().await;
+        stream.read_u8().await
+    };
+    let word = match timeout(word_max, asked).await {
+        Ok(Ok(_)) => Word::Taken,
+        Ok(Err(error)) => match refusal(&error) {
+            Some(fault) => Word::Refused(fault),
+            None => Word::Unknown(format!(
+                "it ended the connection without a word on the certificate ({error})"
+            )),
+        },
+        Err(_) => Word::Unknown(format!(
+            "it said nothing within {} s",
+            word_max.as_secs_f32()
+        )),
+    };
+    Ok(Seen { authority, word })
 }
+
+/// Something that a server refuses to a client without credentials, and answers thereby.
+fn question(is_bus: bool, host: &str, port: u16) -> String {
+    match is_bus {
+        // The broker's log shows it as the tries of the services at their start.
+        true => {
+            let options = serde_json::json!({
+                "verbose": false,
+                "pedantic": false,
+                "name": stranger::NAME,
+                "lang": "rust",
+                "version": env!("CARGO_PKG_VERSION"),
+            });
+            format!("CONNECT {options}\r\nPING\r\n")
+        }
+        false => {
+            let host = match host.contains(':') {
+                true => format!("[{host}]"),
+                false => host.to_owned(),
+            };
+            format!("HEAD / HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

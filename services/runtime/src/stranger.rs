@@ -14,7 +14,7 @@ use tracing::subscriber::NoSubscriber;
 use crate::{BusConfig, Failure, Material, Materials, clock, probe};
 
 /// The name under which the broker's log shows the try.
-const NAME: &str = "diloco-stranger";
+pub(crate) const NAME: &str = "diloco-stranger";
 
 /// What a broker did with a client without credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 
 use identity::TrustSource;
 use runtime::{Bus, BusError, Subscription};
+use schemas::member::Session;
 use schemas::subject::command_filter;
 use schemas::{Code, RunId, WorkerId, is_answer};
 use tokio::sync::mpsc;
@@ -12,12 +13,13 @@ use crate::replays::Commands;
 use crate::time::CoordinatorTime;
 use crate::verify::{self, Expected};
 
-/// Listens for the signed commands to one worker.
+/// Listens for the signed commands to one process of a worker.
 #[derive(Clone, Debug)]
 pub(crate) struct CommandListener {
     pub(crate) trust: TrustSource,
     pub(crate) run: RunId,
     pub(crate) worker: WorkerId,
+    pub(crate) session: Session,
     pub(crate) time: CoordinatorTime,
 }
 
@@ -67,6 +69,7 @@ impl CommandListener {
             let expected = Expected {
                 trust: &trust,
                 worker: &self.worker,
+                session: self.session,
                 run: &self.run,
                 now,
             };

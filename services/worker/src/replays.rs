@@ -1,6 +1,7 @@
 //! Signed documents count once. Somebody who can speak as the coordinator on the bus, such as a
 //! captured broker, can show a worker again what the coordinator once signed: a command within its
-//! life, or the manifest of a lease that is over.
+//! life, or the manifest of a lease that is over. What was signed for an earlier process of the
+//! worker names that process, so this memory need not outlive its own.
 
 use std::collections::BTreeMap;
 
@@ -17,33 +18,71 @@ const COMMANDS_MAX: usize = 1024;
 /// lease of a round that is over to nobody.
 const UNITS_MAX: usize = 64;
 
-/// The commands that were obeyed, each until it would be refused for its age.
+/// The commands that were obeyed, each until it would be refused for its age. The coordinator's
+/// time comes with answers that nobody signs, so somebody between the two can move it forward until
+/// a command is forgotten, and back again. So no command is taken that ends as early as one that
+/// was forgotten.
 #[derive(Debug, Default)]
-pub(crate) struct Commands(BTreeMap<Digest, UnixMillis>);
+pub(crate) struct Commands {
+    known: BTreeMap<Digest, Obeyed>,
+    /// The latest end of a command that was forgotten, in Unix seconds.
+    floor: u64,
+}
+
+/// A command that was obeyed.
+#[derive(Clone, Copy, Debug)]
+struct Obeyed {
+    /// The end of its validity, in Unix seconds.
+    exp: u64,
+    /// The time from which on it is forgotten.
+    until: UnixMillis,
+}
 
 impl Commands {
     /// Takes note of a command whose signature and window hold.
     ///
     /// # Errors
-    /// It was obeyed before, or so many were that this one cannot be remembered.
+    /// It was obeyed before, or one that did not end sooner was forgotten, or so many were obeyed
+    /// that this one cannot be remembered.
     pub(crate) fn obey(&mut self, command: &Command, now: UnixMillis) -> Result<(), Refusal> {
-        self.0.retain(|_, until| now < *until);
+        self.forget(now);
         let id = Digest::of(command.jti.as_bytes());
         let refused = |detail: String| Err(Refusal::new(Code::ManifestInvalid, detail));
-        if self.0.contains_key(&id) {
+        if self.known.contains_key(&id) {
             return refused(format!(
                 "the command {:?} was obeyed before",
                 command.verb.token()
             ));
         }
-        if self.0.len() >= COMMANDS_MAX {
+        if command.exp <= self.floor {
+            let (exp, floor) = (command.exp, self.floor);
+            return refused(format!(
+                "the command ends at {exp}, and commands that ended up to {floor} were forgotten (Unix seconds): the \
+                 coordinator's time went back"
+            ));
+        }
+        if self.known.len() >= COMMANDS_MAX {
             return refused(format!("{COMMANDS_MAX} commands are in their window"));
         }
         // The measurement of the coordinator's time may change by as much as is tolerated.
         let end = UnixMillis(command.exp.saturating_mul(1000));
-        self.0
-            .insert(id, end.after(SKEW).after(SKEW).after(Millis(1)));
+        let obeyed = Obeyed {
+            exp: command.exp,
+            until: end.after(SKEW).after(SKEW).after(Millis(1)),
+        };
+        self.known.insert(id, obeyed);
         Ok(())
+    }
+
+    fn forget(&mut self, now: UnixMillis) {
+        let floor = &mut self.floor;
+        self.known.retain(|_, obeyed| {
+            let is_kept = now < obeyed.until;
+            if !is_kept {
+                *floor = obeyed.exp.max(*floor);
+            }
+            is_kept
+        });
     }
 }
 
@@ -75,6 +114,7 @@ impl Leases {
 #[cfg(test)]
 mod tests {
     use schemas::lease::UnitKind;
+    use schemas::member::Session;
     use schemas::public::CommandVerb;
     use schemas::{Round, UnitIndex, V};
 
@@ -89,6 +129,7 @@ mod tests {
             iss: String::new(),
             run: "demo".parse().expect("a name"),
             aud: kit::worker(1),
+            session: Session(1),
             iat,
             exp: iat + 60,
             jti: jti.to_owned(),
@@ -108,10 +149,37 @@ mod tests {
             assert_eq!(refused.code, Code::ManifestInvalid);
             assert!(refused.detail.contains("obeyed before"), "{refused}");
         }
-        commands
-            .obey(&one, last.after(SKEW).after(Millis(2)))
-            .expect("it is forgotten");
-        assert_eq!(commands.0.len(), 1, "so is the other one");
+        let later = last.after(SKEW).after(Millis(2));
+        let next = Command {
+            exp: one.exp + 200,
+            ..command("next")
+        };
+        assert_eq!(commands.obey(&next, later), Ok(()));
+        assert_eq!(commands.known.len(), 1, "both are forgotten");
+    }
+
+    /// The worker measures the coordinator's time by answers that a captured broker can forge.
+    #[test]
+    fn tl_14_a_command_stays_used_when_the_coordinators_time_is_moved_back_and_forth() {
+        let mut commands = Commands::default();
+        let one = command("one");
+        let ending = |jti: &str, exp: u64| Command {
+            exp,
+            ..command(jti)
+        };
+        assert_eq!(commands.obey(&one, NOW), Ok(()));
+        let early = ending("early", one.exp - 30);
+        assert_eq!(commands.obey(&early, NOW), Ok(()));
+        let far = UnixMillis((one.exp + 3600) * 1000);
+        assert_eq!(commands.obey(&ending("far", one.exp + 3660), far), Ok(()));
+        assert_eq!(commands.known.len(), 1, "the others are forgotten");
+        for used in [&one, &early, &ending("unseen", one.exp)] {
+            let refused = commands.obey(used, NOW).expect_err("it could be one");
+            assert_eq!(refused.code, Code::ManifestInvalid);
+            assert!(refused.detail.contains("time went back"), "{refused}");
+        }
+        let next = ending("next", one.exp + 1);
+        assert_eq!(commands.obey(&next, NOW), Ok(()), "it is none of those");
     }
 
     #[test]

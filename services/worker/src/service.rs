@@ -9,7 +9,7 @@ use objects::{Cache, Transfer, TransferLimits};
 use runtime::service::Finished;
 use runtime::{Bus, Failure, clock};
 use schemas::limits::CLAIM_WAIT_MAX;
-use schemas::member::{JoinReply, JoinRequest};
+use schemas::member::{JoinReply, JoinRequest, Session};
 use schemas::public::CommandVerb;
 use schemas::subject::heartbeat_subject;
 use schemas::{Class, Code, Digest, Message as _, Millis, Refusal, Steps, UnixMillis, V, WorkerId};
@@ -57,6 +57,7 @@ pub struct Service {
 struct EffectRunner {
     checked: Checked,
     worker: WorkerId,
+    session: Session,
     bus: Bus,
     asker: Asker,
     object_client: ObjectClient,
@@ -112,10 +113,12 @@ impl Service {
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let time = CoordinatorTime::default();
         let (run, trust) = (checked.run.clone(), checked.trust_source.clone());
+        let session = new_session();
         let listener = CommandListener {
             trust,
             run,
             worker: worker.clone(),
+            session,
             time: time.clone(),
         };
         listener.listen(&bus, sender.clone()).await?;
@@ -130,11 +133,12 @@ impl Service {
             .map_err(|error| {
             Failure::new(Code::Internal, format!("no training thread: {error}"))
         })?;
-        let core = Worker::new(settings(&checked, worker.clone(), started));
+        let core = Worker::new(settings(&checked, (worker.clone(), session), started));
         tracing::info!(%worker, run = %checked.run, device = checked.device, "worker is ready to join");
         let runner = EffectRunner {
             checked,
             worker,
+            session,
             bus,
             asker,
             object_client,
@@ -452,6 +456,7 @@ impl EffectRunner {
         let expected = Expected {
             trust: &trust,
             worker: &self.worker,
+            session: self.session,
             run,
             now: self.time.now(),
         };
@@ -534,13 +539,17 @@ fn own_id(bus: &Bus) -> Result<WorkerId, Failure> {
     })
 }
 
-fn settings(checked: &Checked, worker: WorkerId, now: UnixMillis) -> Settings {
+fn settings(
+    checked: &Checked,
+    (worker, session): (WorkerId, Session),
+    now: UnixMillis,
+) -> Settings {
     let proof = checked
         .audit_key
         .sign_join(checked.trust.domain.as_str(), &checked.run, &worker);
     let join = JoinRequest {
         v: V,
-        session: new_session(),
+        session,
         audit_key: checked.audit_key.public().clone(),
         proof: ByteArray::new(proof),
         trainers: checked.trainers.clone(),

@@ -1,12 +1,13 @@
 //! The checks that a signed document must pass before anything that it names is used. For a lease's
-//! manifest they are, in this order: signature by a trusted key, window, audience, run, settings,
-//! binding of the token to the lease, the work against the settings, codecs, and number and size of
-//! the chunks. Nothing is fetched before all of them hold.
+//! manifest they are, in this order: signature by a trusted key, window, audience, run, session,
+//! settings, binding of the token to the lease, the work against the settings, codecs, and number
+//! and size of the chunks. Nothing is fetched before all of them hold.
 
 use identity::jws::{self, JwsError};
 use identity::{TrustBundle, TrustSource};
 use schemas::lease::{LeaseRef, MANIFEST_TYPE, Manifest, UnitKind, Weights, Work};
 use schemas::limits::{LEASE_MAX, OBJECT_BYTES_MAX, UNIT_SHARDS_MAX};
+use schemas::member::Session;
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb};
 use schemas::run::{Codec, CodecKind, Rounding, RunSpec};
 use schemas::{Chunks, Code, Digest, Millis, ObjectRef, Refusal, RunId, UnixMillis, WorkerId};
@@ -29,6 +30,8 @@ pub(crate) struct Expected<'a> {
     pub(crate) trust: &'a TrustBundle,
     /// This worker.
     pub(crate) worker: &'a WorkerId,
+    /// The session of this process.
+    pub(crate) session: Session,
     /// The run that it works for.
     pub(crate) run: &'a RunId,
     /// The coordinator's time.
@@ -48,9 +51,9 @@ pub(crate) fn trusted(source: &TrustSource) -> Result<TrustBundle, Refusal> {
 /// Checks a lease's manifest against the settings that this worker joined under.
 ///
 /// # Errors
-/// The first check that fails, with [`Code::ManifestInvalid`] or [`Code::SignatureInvalid`]; and
-/// the lease, if the document is the coordinator's and meant for this worker, so that it can be
-/// given back.
+/// The first check that fails, with [`Code::ManifestInvalid`], [`Code::ProcessOther`] or
+/// [`Code::SignatureInvalid`]; and the lease, if the document is the coordinator's and meant for
+/// this process, so that it can be given back.
 pub(crate) fn manifest(
     document: &str,
     expected: &Expected<'_>,
@@ -64,8 +67,10 @@ pub(crate) fn manifest(
     let manifest: Manifest =
         jws::verify(document, MANIFEST_TYPE, expected.trust).map_err(|e| unknown(refused(&e)))?;
     if let Err(error) = jws::check_window(manifest.nbf, manifest.exp, expected.now, SKEW) {
-        // A lease of this worker can be given back at once, whatever the clocks show.
-        let ours = manifest.aud == *expected.worker && manifest.run == *expected.run;
+        // A lease of this process can be given back at once, whatever the clocks show.
+        let ours = manifest.aud == *expected.worker
+            && manifest.run == *expected.run
+            && manifest.session == expected.session;
         return Err(NotVerified {
             refusal: untimely(&manifest, expected.now, &error),
             lease: ours.then_some(manifest.lease),
@@ -84,6 +89,7 @@ pub(crate) fn manifest(
             manifest.run, expected.run
         ))));
     }
+    check_session("lease", manifest.session, expected).map_err(unknown)?;
     let checked = check_binding(&manifest, spec_digest)
         .and_then(|()| check_work(&manifest, spec))
         .and_then(|()| check_base(&manifest.base, manifest.lease, spec));
@@ -99,8 +105,8 @@ pub(crate) fn manifest(
 /// Checks a command, and takes note of it among those that were obeyed.
 ///
 /// # Errors
-/// The command is not signed by a trusted key, or is for another worker, run or time, or was obeyed
-/// before.
+/// The command is not signed by a trusted key, or is for another worker, process, run or time, or
+/// was obeyed before.
 pub(crate) fn command(
     payload: &[u8],
     expected: &Expected<'_>,
@@ -131,6 +137,7 @@ pub(crate) fn command(
             command.aud, expected.worker
         )));
     }
+    check_session("command", command.session, expected)?;
     obeyed.obey(&command, expected.now)?;
     Ok(command.verb)
 }
@@ -143,6 +150,19 @@ fn check_signer(issuer: &str, trust: &TrustBundle) -> Result<(), Refusal> {
             issuer.chars().take(64).collect::<String>()
         ))),
     }
+}
+
+/// Refuses what was signed for another process of this worker. A broker that has seen such a
+/// document can show it to the process that runs now, which does not remember that one.
+fn check_session(what: &str, session: Session, expected: &Expected<'_>) -> Result<(), Refusal> {
+    if session == expected.session {
+        return Ok(());
+    }
+    let detail = format!(
+        "the {what} is for session {session} of this worker, this process is session {}",
+        expected.session
+    );
+    Err(Refusal::new(Code::ProcessOther, detail))
 }
 
 fn check_binding(manifest: &Manifest, spec_digest: Digest) -> Result<(), Refusal> {

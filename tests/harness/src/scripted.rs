@@ -285,6 +285,7 @@ impl Scripted {
                     let manifest: Manifest = jws::verify(&document, MANIFEST_TYPE, &self.trust)
                         .unwrap_or_else(|error| panic!("the lease's manifest: {error}"));
                     assert_eq!(manifest.aud, self.worker);
+                    assert_eq!(manifest.session, self.session);
                     return Some((manifest, reply.base));
                 }
                 ClaimOutcome::Nothing => {}

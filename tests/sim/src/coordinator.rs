@@ -11,6 +11,7 @@ use schemas::control::{RunNew, Shutdown};
 use schemas::event::{Event, EventBody, LedgerEvent};
 use schemas::hold::{Hold, HoldRequest};
 use schemas::lease::{ClaimOutcome, ClaimReply, UnitId};
+use schemas::member::Session;
 use schemas::promotion::PromoteRequest;
 use schemas::public::CommandVerb;
 use schemas::quarantine::QuarantineRequest;
@@ -429,7 +430,12 @@ impl World {
             Effect::Settle { delivery } => self.queue.settle(delivery),
             Effect::Hold { delivery } => self.queue.hold(self.now, delivery),
             Effect::Foundry { order, .. } => self.order(order),
-            Effect::Command { worker, verb, .. } => self.command(&worker, verb),
+            Effect::Command {
+                worker,
+                session,
+                verb,
+                ..
+            } => self.command(&worker, session, verb),
             Effect::Stop { .. } => {
                 self.site.process = None;
                 self.restart_coordinator();
@@ -516,11 +522,12 @@ impl World {
         }
     }
 
-    fn command(&mut self, to: &WorkerId, verb: CommandVerb) {
+    fn command(&mut self, to: &WorkerId, session: Session, verb: CommandVerb) {
         let worker = (0..self.plan.workers).find(|worker| worker_id(*worker) == *to);
         let worker = worker.expect("a command is for somebody who joined");
         let incarnation = self.machines[worker].incarnation();
-        for span in self.transits(worker) {
+        let is_for_it = self.machines[worker].session() == Some(session);
+        for span in self.transits(worker).into_iter().filter(|_| is_for_it) {
             let input = worker_core::Input::Command(verb);
             self.after(
                 span,

@@ -38,6 +38,7 @@ pub(crate) struct WorkerMachine {
 #[derive(Debug)]
 struct Process {
     core: Worker,
+    session: Session,
     /// The work that the worker does now.
     present: Option<(WorkId, Manifest)>,
     /// Time by which the worker's clock is ahead, plus [`SKEW_MAX_MS`].
@@ -57,6 +58,12 @@ impl Process {
 }
 
 impl WorkerMachine {
+    /// The session of its process; none if none runs. A process obeys what is signed for its
+    /// session alone.
+    pub(crate) fn session(&self) -> Option<Session> {
+        self.process.as_ref().map(|process| process.session)
+    }
+
     pub(crate) fn incarnation(&self) -> u64 {
         self.incarnation
     }
@@ -97,11 +104,12 @@ impl World {
         if self.machines[worker].process.is_some() {
             return;
         }
+        let session = Session(self.random.between(0, u64::MAX - 1));
         let settings = Settings {
             run: run_id(),
             worker: worker_id(worker),
             join: JoinRequest {
-                session: Session(self.random.between(0, u64::MAX - 1)),
+                session,
                 audit_key: audit_key(worker),
                 ..kit::join_request(0)
             },
@@ -114,6 +122,7 @@ impl World {
         machine.incarnation += 1;
         machine.process = Some(Process {
             core: Worker::new(settings),
+            session,
             present: None,
             skew,
             ahead_ms: 0,

@@ -311,6 +311,7 @@ impl Coordinator {
                 account: member.account.clone(),
                 run: name.clone(),
                 worker: worker.clone(),
+                session: member.session,
                 verb,
             }));
         }

@@ -212,6 +212,7 @@ impl Coordinator {
                 reply,
             } => self.control(operator, request, reply),
             Input::Heartbeat { peer, heartbeat } => {
+                let session = heartbeat.session;
                 let heard = |room: &mut RunRoom<'_>, turn: &mut Turn<'_>| {
                     room.heartbeat(turn, &peer, heartbeat)
                 };
@@ -221,7 +222,7 @@ impl Coordinator {
                 }
                 if let Some(refusal) = self.shut_out(&peer) {
                     // The command may have been lost, or the process has begun since.
-                    if !self.send_away_again(&peer) {
+                    if !self.send_away_again(&peer, session) {
                         self.record_denial(&peer, "heartbeat", &refusal);
                     }
                     return;

@@ -16,7 +16,7 @@ use schemas::hold::{AtStore, HoldReply};
 use schemas::keys::KeysReply;
 use schemas::lease::{ClaimReply, Done, LeaseRef, Manifest, RenewReply, UnitId};
 use schemas::masking::{CohortStatement, MaskReply};
-use schemas::member::JoinReply;
+use schemas::member::{JoinReply, Session};
 use schemas::promotion::PromoteReply;
 use schemas::public::{CommandVerb, Status};
 use schemas::quarantine::QuarantineReply;
@@ -193,6 +193,8 @@ pub enum Effect {
         run: RunId,
         /// The worker.
         worker: WorkerId,
+        /// The process of that worker that is told.
+        session: Session,
         /// The order.
         verb: CommandVerb,
     },

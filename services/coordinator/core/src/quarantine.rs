@@ -6,6 +6,7 @@ use ledger::{Run, UrlHolders};
 use schemas::event::LedgerEvent;
 use schemas::hold::AtStore;
 use schemas::lease::LeaseRef;
+use schemas::member::Session;
 use schemas::public::CommandVerb;
 use schemas::quarantine::{
     OTHER_KEYS_NAMED_MAX, QUARANTINED_MAX, QuarantineReply, QuarantineRequest, WITHDRAWN_NAMED_MAX,
@@ -56,27 +57,28 @@ impl Coordinator {
         Some(refusal(&peer.worker, Time(record.since)))
     }
 
-    /// Tells a worker in quarantine to end, unless it was told within the time between two
-    /// heartbeats: each command is signed, and a worker that does not obey may send without end.
-    /// Returns false if it was not told.
-    pub(crate) fn send_away_again(&mut self, peer: &Peer) -> bool {
+    /// Tells this process of a worker in quarantine to end, unless the worker was told within the
+    /// time between two heartbeats: each command is signed, and a worker that does not obey may
+    /// send without end. Returns false if it was not told.
+    pub(crate) fn send_away_again(&mut self, peer: &Peer, session: Session) -> bool {
         let of = (peer.run.clone(), peer.worker.clone());
         let told = self.sent_away.get(&of);
         let due = told.is_none_or(|told| told.after(self.settings.heartbeat) <= self.now);
         if due {
-            self.send_away(peer);
+            self.send_away(peer, session);
         }
         due
     }
 
-    /// Tells a worker in quarantine to end.
-    fn send_away(&mut self, peer: &Peer) {
+    /// Tells this process of a worker in quarantine to end.
+    fn send_away(&mut self, peer: &Peer, session: Session) {
         let of = (peer.run.clone(), peer.worker.clone());
         self.sent_away.insert(of, self.now);
         self.out.push(Effect::Command {
             account: peer.account.clone(),
             run: peer.run.clone(),
             worker: peer.worker.clone(),
+            session,
             verb: CommandVerb::Quarantine,
         });
     }
@@ -142,7 +144,8 @@ impl Coordinator {
     fn shut(&mut self, operator: PublicKey, request: &QuarantineRequest) -> Ended {
         let (name, worker) = (&request.run, &request.worker);
         let run = self.state.run(name).expect("it was looked up");
-        let account = run.members.get(worker).map(|member| member.account.clone());
+        let member = run.members.get(worker);
+        let joined = member.map(|member| (member.account.clone(), member.session));
         let since = Time(self.now);
         let refusal = refusal(worker, since);
         let in_room = self.enter(name, |room, turn| {
@@ -154,12 +157,13 @@ impl Coordinator {
             ended
         });
         // Its process may run though it is no member at this moment.
-        if let Some(account) = account {
-            self.send_away(&Peer {
+        if let Some((account, session)) = joined {
+            let peer = Peer {
                 account,
                 run: name.clone(),
                 worker: worker.clone(),
-            });
+            };
+            self.send_away(&peer, session);
         }
         ended
     }

@@ -15,6 +15,7 @@ use schemas::control::View;
 use schemas::hold::AtStore;
 use schemas::lease::{ClaimOutcome, ClaimReply, MANIFEST_TYPE, Manifest};
 use schemas::masking::CohortSeal;
+use schemas::member::Session;
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb, Status};
 use schemas::subject::{command_subject, status_subject};
 use schemas::{AccountId, Code, Message as _, ObjectRef, Refusal, RunId, V, WorkerId};
@@ -196,8 +197,9 @@ impl Shell {
                 account,
                 run,
                 worker,
+                session,
                 verb,
-            } => self.command(&account, run, worker, verb).await,
+            } => self.command(&account, run, (worker, session), verb).await,
             Effect::Publish(status) => self.publish(&status).await,
             Effect::WriteCheckpoint { state } => self.write_checkpoint(state),
             Effect::DiscardCheckpoint { object } => {
@@ -374,7 +376,7 @@ impl Shell {
         &mut self,
         account: &AccountId,
         run: RunId,
-        worker: WorkerId,
+        (worker, session): (WorkerId, Session),
         verb: CommandVerb,
     ) {
         let subject = command_subject(account, &run, &worker, verb);
@@ -394,6 +396,7 @@ impl Shell {
             jti: format!("{run}/{worker}/{}/{now}", verb.token()),
             run,
             aud: worker,
+            session,
             iat: issued,
             exp: issued + COMMAND_LIFE_SECONDS,
             verb,

@@ -110,7 +110,8 @@ pub(crate) enum Rotate {
         prepare: bool,
         /// End the overlap: certificates of the old authority are refused from now on. Broker,
         /// store and the broker's clients are looked at first, and nothing ends while one of them
-        /// shows a certificate of the old authority.
+        /// shows a certificate of the old authority. Holders that are off and may have such a
+        /// certificate are named, and so are open invitations that know only the old authority.
         #[arg(long)]
         retire: bool,
         /// End it whatever anybody shows, for an authority that was stolen.

@@ -1,5 +1,9 @@
 use schemas::Code;
 
+use schemas::enrolment::{Admission, Guest};
+use schemas::member::Posture;
+use schemas::{PublicKey, RunId, V};
+
 use super::*;
 use crate::domain::InitOptions;
 use crate::endorsed::{newer, read_endorsed};
@@ -171,4 +175,176 @@ fn tl_28_a_signed_bundle_brings_the_authorities_of_now() {
     let document = handed().expect("it was signed");
     let kept = newer(known, later, &document).expect("the root signed it");
     assert_eq!(kept.ca, None);
+}
+
+const PREPARED: UnixMillis = NOW.after(HOUR);
+const ADOPTED: UnixMillis = PREPARED.after(HOUR);
+const HOUR: Millis = Millis::from_secs(3600);
+
+fn issue(domain: &Domain, role: Role, name: &str, now: UnixMillis) -> PublicKey {
+    let run: RunId = "demo".parse().expect("a name");
+    let run = Some(&run).filter(|_| role.is_tenant());
+    let issued = domain.readmit(role, name, run, Millis(20 * HOUR.get()), now);
+    issued.expect("a name that is free").public
+}
+
+fn invite(domain: &Domain, name: &str, now: UnixMillis) -> PublicKey {
+    let invite = crate::invitation::Invite {
+        name: name.to_owned(),
+        run: "demo".parse().expect("a name"),
+        seat: None,
+        admission: Admission::Token,
+        life: Millis(12 * HOUR.get()),
+        bus: "tls://127.0.0.1:4222".to_owned(),
+    };
+    let made = domain.invite(invite, now).expect("a name that is free");
+    made.id().clone()
+}
+
+/// Removes a holder's files from the domain's folder: they lie on its own machine.
+fn carry_away(domain: &Domain, name: &str) {
+    let file = domain.layout().credentials(name);
+    let shown = ClientFile::beside(&file);
+    for path in [&file, shown.path()] {
+        fs::remove_file(path).expect("it was issued here");
+    }
+}
+
+/// The holders and invitations that are left behind now, by name.
+fn behind(domain: &Domain, seen: &[&PublicKey], now: UnixMillis) -> (Vec<String>, Vec<String>) {
+    let seen = seen.iter().map(|key| (*key).clone()).collect();
+    let behind = domain.left_behind(&seen, now).expect("its own files");
+    let holders = behind.holders.into_iter().map(|one| one.name);
+    let invitations = behind.invitations.into_iter().map(|one| one.name);
+    let mut names = (holders.collect::<Vec<_>>(), invitations.collect::<Vec<_>>());
+    names.1.sort_unstable();
+    names
+}
+
+fn names(holders: &[&str], invitations: &[&str]) -> (Vec<String>, Vec<String>) {
+    let texts = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    (texts(holders), texts(invitations))
+}
+
+#[test]
+fn tl_28_fg_08_who_may_still_have_a_certificate_of_the_former_authority_is_known() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = made(scratch.path(), true);
+    let worker = |name, now| issue(&domain, Role::Worker, name, now);
+    let seen = worker("seen", NOW);
+    for name in ["again", "blocked", "here", "off"] {
+        worker(name, NOW);
+    }
+    for name in ["again", "off", "seen"] {
+        carry_away(&domain, name);
+    }
+    // Its token is dated after the revocation, so ahead of the clock.
+    let account = domain.tenant().expect("it has one");
+    let dated = worker("dated", NOW);
+    let just_before = UnixMillis(ADOPTED.get() - 1000);
+    let revoked = domain.revoke(&account, &dated, None, just_before);
+    revoked.expect("the folder takes files");
+    worker("dated", just_before);
+    carry_away(&domain, "dated");
+    // Nobody renews a provisioner's token, and this one's ends.
+    issue(&domain, Role::Provisioner, "ended", NOW);
+    carry_away(&domain, "ended");
+    let blocked = domain.layout().issued().all().expect("they are ours");
+    let blocked = blocked.into_iter().find(|one| one.name == "blocked");
+    let list = domain.layout().issued();
+    let key = blocked.expect("it was issued").public;
+    list.block(&key, NOW).expect("the folder takes files");
+    carry_away(&domain, "blocked");
+
+    let nobody = names(&[], &[]);
+    assert_eq!(behind(&domain, &[], NOW), nobody, "none is former");
+    domain.prepare_authorities(PREPARED).expect("it is ours");
+    assert_eq!(behind(&domain, &[], PREPARED), nobody, "nor is one yet");
+    domain.adopt_authorities(&[], ADOPTED).expect("prepared");
+    let later = ADOPTED.after(HOUR);
+    let off = behind(&domain, &[&seen], later).0;
+    assert_eq!(off, ["again", "dated", "ended", "here", "off"]);
+    let file = domain.layout().credentials("here");
+    let made = domain.refresh_certificate(&file, HOUR, later);
+    assert!(made.expect("its own files"), "it was of the former one");
+    worker("fresh", later);
+    // It was issued again, and the files were carried to its machine.
+    list.record(&crate::Registration {
+        issued: later,
+        ..list
+            .all()
+            .expect("they are ours")
+            .into_iter()
+            .find(|one| one.name == "again")
+            .expect("it was issued")
+    })
+    .expect("the folder takes files");
+    carry_away(&domain, "fresh");
+    assert_eq!(
+        behind(&domain, &[&seen], later).0,
+        ["dated", "ended", "off"]
+    );
+    assert_eq!(
+        behind(&domain, &[], later).0,
+        ["dated", "ended", "off", "seen"],
+        "nobody was looked at"
+    );
+    let known = domain.left_behind(&[seen.clone()].into(), later);
+    let until = ADOPTED.after(clients::CERTIFICATE_LIFE_MAX);
+    assert_eq!(known.expect("its own files").until, Some(until));
+
+    let last = UnixMillis(until.get() - 1);
+    assert_eq!(behind(&domain, &[&seen], last).0, ["dated", "off"]);
+    let known = domain.left_behind(&[].into(), until);
+    let known = known.expect("its own files");
+    assert_eq!(
+        (known.until, known.holders),
+        (None, vec![]),
+        "all have ended"
+    );
+    // A build that noted nothing has let the present one sign at some time before now.
+    fs::remove_file(domain.layout().rotation()).expect("it was noted");
+    let all = ["again", "dated", "fresh", "off"];
+    assert_eq!(behind(&domain, &[&seen], until).0, all);
+    domain.retire_authorities().expect("it is ours");
+    assert_eq!(behind(&domain, &[], later), nobody, "none is former");
+}
+
+#[test]
+fn tl_28_fg_03_open_invitations_that_know_only_the_former_authority_are_known() {
+    let between = PREPARED.after(Millis(HOUR.get() / 2));
+    let later = ADOPTED.after(HOUR);
+    for (mutual, expected) in [(true, &["before", "between"][..]), (false, &["before"][..])] {
+        let scratch = tempfile::tempdir().expect("a scratch folder");
+        let domain = made(scratch.path(), mutual);
+        invite(&domain, "before", NOW);
+        let (used, withdrawn) = (invite(&domain, "used", NOW), invite(&domain, "out", NOW));
+        let list = domain.layout().invitations();
+        list.withdraw(&withdrawn).expect("the folder takes files");
+        let mut guest = Guest {
+            v: V,
+            worker: used.clone(),
+            audit_key: used.clone(),
+            asked: NOW,
+            posture: Posture::default(),
+            enrolled: None,
+        };
+        list.note(&used, &guest).expect("the folder takes files");
+        domain.prepare_authorities(PREPARED).expect("it is ours");
+        invite(&domain, "between", between);
+        // Said again, it brings nobody anything.
+        domain.prepare_authorities(between).expect("it is ours");
+        domain.adopt_authorities(&[], ADOPTED).expect("prepared");
+        invite(&domain, "after", ADOPTED);
+        let waits = [expected, &["used"][..]].concat();
+        assert_eq!(behind(&domain, &[], later).1, waits, "it asked in vain");
+        guest.enrolled = Some(NOW);
+        list.note(&used, &guest).expect("the folder takes files");
+        assert_eq!(behind(&domain, &[], later).1, expected);
+        let ended = NOW.after(Millis(12 * HOUR.get()));
+        let left = &expected[1..];
+        assert_eq!(behind(&domain, &[], ended).1, left);
+        domain.retire_authorities().expect("it is ours");
+        assert_eq!(behind(&domain, &[], later), names(&[], &[]));
+    }
 }

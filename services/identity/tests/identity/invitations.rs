@@ -6,6 +6,7 @@ use std::path::Path;
 
 use identity::domain::DomainError;
 use identity::invitation::{INVITATION_DEFAULT, INVITATION_MAX, INVITATION_MIN, Invite};
+use identity::revocation::MOMENTARY_NAME;
 use identity::secret::write_private;
 use identity::{Domain, InitOptions, InvitationFile, InvitationList, Registration};
 use schemas::enrolment::{Admission, Guest, LISTED_MAX, Word};
@@ -165,6 +166,29 @@ fn fg_03_nobody_is_invited_under_a_name_that_somebody_has() {
     elsewhere.blocked = Some(NOW);
     list.record(&elsewhere).expect("the folder takes files");
     domain.invite(named("elsewhere"), NOW).expect("it is free");
+}
+
+/// The broker reports these credentials by their name, under a key that is nowhere listed.
+#[test]
+fn fg_03_nobody_has_the_name_of_credentials_that_commands_make_for_themselves() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = domain(scratch.path());
+    for invite in [named(MOMENTARY_NAME), listed(&["free", MOMENTARY_NAME])] {
+        assert_eq!(code(domain.invite(invite, NOW)), Some(Code::NameReserved));
+    }
+    let day = Millis::from_secs(24 * 3600);
+    let run = run();
+    for (role, run) in [(Role::Worker, Some(&run)), (Role::Operator, None)] {
+        for issued in [
+            domain.issue(role, MOMENTARY_NAME, run, day, NOW),
+            domain.readmit(role, MOMENTARY_NAME, run, day, NOW),
+        ] {
+            assert_eq!(issued.expect_err("reserved").code(), Code::NameReserved);
+        }
+    }
+    let made = domain.account_writer(NOW).expect("the vault is here");
+    let token = identity::Credentials::read(&made.credentials()).expect("just made");
+    assert_eq!(token.token().name, MOMENTARY_NAME);
 }
 
 #[test]

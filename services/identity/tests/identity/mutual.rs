@@ -164,6 +164,33 @@ fn fg_08_a_certificate_is_made_again_before_its_end_and_for_nobody_who_was_block
     assert!(!refresh(HOUR));
 }
 
+/// Its time says nothing about the authority that signed it: that may have been replaced since.
+#[test]
+fn tl_28_fg_08_a_certificate_of_a_former_authority_is_made_again_however_long_it_lasts() {
+    let scratch = tempfile::tempdir().expect("a scratch folder");
+    let domain = domain(scratch.path());
+    let issued = domain
+        .issue(Role::Operator, "o", None, Millis(2 * HOUR.get()), now())
+        .expect("a fresh name");
+    let file = ClientFile::beside(&issued.credentials);
+    let authority = || file.facts().expect("it is there").authority;
+    let refresh = || {
+        domain
+            .refresh_certificate(&issued.credentials, HOUR, now())
+            .expect("its own files")
+    };
+    let first = authority();
+    let prepared = domain.prepare_authorities(now());
+    prepared.expect("the vault is here");
+    assert!(!refresh(), "the next one does not sign yet");
+    domain.adopt_authorities(&[], now()).expect("prepared");
+    assert!(refresh());
+    let present = ClientAuthority::read(&domain.layout().clients_key()).expect("its key");
+    assert_eq!(authority(), Some(present.id()));
+    assert_ne!(authority(), first);
+    assert!(!refresh(), "it is of the present one");
+}
+
 #[test]
 fn fg_08_a_domain_without_mutual_tls_has_no_certificates_of_clients() {
     let scratch = tempfile::tempdir().expect("a scratch folder");

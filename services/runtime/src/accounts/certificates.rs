@@ -50,6 +50,30 @@ pub struct Seen {
     /// The authorities that their certificates name, each with a client that shows such a
     /// certificate. Certificates of earlier releases name none.
     pub authorities: BTreeMap<Option<String>, String>,
+    /// The keys of those whose certificate is their own, each with the authorities that the
+    /// certificates of its connections name.
+    pub holders: BTreeMap<PublicKey, BTreeSet<Option<String>>>,
+}
+
+impl Seen {
+    /// Takes note of a connection whose certificate is of the holder of its token.
+    fn take(&mut self, one: &Connection) {
+        if let (Ok(key), Some(shown)) = (one.authorized_user.parse(), one.tls_peer_certs.first()) {
+            let named = self.holders.entry(key).or_default();
+            named.insert(shown.authority().map(str::to_owned));
+        }
+    }
+
+    /// The keys of clients all of whose connections show a certificate of this authority.
+    pub fn holders_of(&self, authority: &str) -> BTreeSet<PublicKey> {
+        let only = |named: &BTreeSet<Option<String>>| {
+            named
+                .iter()
+                .all(|named| named.as_deref() == Some(authority))
+        };
+        let found = self.holders.iter().filter(|(_, named)| only(named));
+        found.map(|(key, _)| key.clone()).collect()
+    }
 }
 
 /// Looks at the certificates of all clients of the brokers at `url`: each has to be for the key and
@@ -85,7 +109,10 @@ pub async fn certificates(domain: &Domain, url: &str, now: UnixMillis) -> Result
                     seen.authorities.entry(authority).or_insert(client);
                 }
                 match one.stray(domain)? {
-                    None => seen.bound += 1,
+                    None => {
+                        seen.bound += 1;
+                        seen.take(one);
+                    }
                     Some(fault) => seen.strays.push(fault),
                 }
             }
@@ -151,6 +178,33 @@ impl Shows {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tl_28_fg_08_who_still_shows_a_certificate_of_another_authority_is_not_done() {
+        let shows = |key: &PublicKey, authority: &str| Connection {
+            cid: 1,
+            authorized_user: key.to_string(),
+            name: String::new(),
+            tls_peer_certs: vec![Shows {
+                subject: format!("CN={key},OU=worker,O={authority}"),
+                spki_sha256: String::new(),
+            }],
+        };
+        let key = || identity::ConnectionKey::generate().public().clone();
+        let (new, old, both) = (key(), key(), key());
+        let mut seen = Seen::default();
+        for (key, authority) in [
+            (&new, "b2"),
+            (&new, "b2"),
+            (&old, "a1"),
+            (&both, "b2"),
+            (&both, "a1"),
+        ] {
+            seen.take(&shows(key, authority));
+        }
+        assert_eq!(seen.holders_of("b2"), [new].into());
+        assert_eq!(seen.holders_of("a1"), [old].into());
+    }
 
     #[test]
     fn fg_08_a_certificate_is_of_one_key_and_one_role() {

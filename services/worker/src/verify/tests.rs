@@ -1,4 +1,5 @@
 mod bounds;
+mod process;
 mod scene;
 
 use identity::ManifestKey;
@@ -7,7 +8,7 @@ use schemas::{Bytes, Listed, Round, Steps, UnitIndex};
 use serde_json::{Value, json};
 
 use super::*;
-use scene::{CHUNKS, NOW, Scene, flipped, leaves, object, unit};
+use scene::{CHUNKS, NOW, SESSION, Scene, flipped, leaves, object, unit};
 
 #[test]
 fn what_the_coordinator_signs_is_accepted() {
@@ -139,9 +140,13 @@ fn tl_11_signature_window_audience_and_binding_are_checked_in_this_order() {
         spec: Digest::of(b"other"),
         ..good.clone()
     };
+    let before = Manifest {
+        session: Session(SESSION.0 + 1),
+        ..unbound.clone()
+    };
     let foreign = Manifest {
         aud: other,
-        ..unbound.clone()
+        ..before.clone()
     };
     let old = Manifest {
         exp: NOW.get() / 1000 - 3600,
@@ -160,6 +165,7 @@ fn tl_11_signature_window_audience_and_binding_are_checked_in_this_order() {
     for (claims, says) in [
         (&old, "is valid from"),
         (&foreign, "the manifest is for"),
+        (&before, "the lease is for session"),
         (&unbound, "settings are"),
     ] {
         let refusal = refused(&scene.key, claims);

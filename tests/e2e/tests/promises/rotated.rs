@@ -10,6 +10,7 @@ use identity::jwt::{Subject, mint};
 use identity::{ConnectionKey, Credentials, KeyKind, ManifestKey, SigningKey, TrustBundle};
 use runtime::{Bus, clock};
 use schemas::event::{Event, LedgerEvent, WorkerEvent};
+use schemas::member::Session;
 use schemas::permission::Role;
 use schemas::public::{COMMAND_TYPE, Command, CommandVerb};
 use schemas::subject::command_subject;
@@ -165,8 +166,22 @@ async fn tl_28_tl_30_an_overlap_serves_old_and_new_tokens_until_it_is_ended_also
     assert_eq!(writer.status.code(), Some(2), "{}", writer.stderr);
 }
 
-/// A command to a worker that somebody signed who has this key.
-fn leave(cluster: &Cluster, key: &ManifestKey, worker: &WorkerId) -> (String, String) {
+/// The session of the process that joined last as this worker.
+async fn session(cluster: &Cluster, worker: &WorkerId) -> Session {
+    let recorded = cluster.evidence().await.everything().await;
+    let mut joined = recorded.iter().rev().filter_map(|one| match one.ledger() {
+        Some(LedgerEvent::WorkerJoined {
+            worker: of,
+            session,
+            ..
+        }) if of == worker => Some(*session),
+        _ => None,
+    });
+    joined.next().expect("the worker has joined")
+}
+
+/// A command to the present process of a worker that somebody signed who has this key.
+async fn leave(cluster: &Cluster, key: &ManifestKey, worker: &WorkerId) -> (String, String) {
     let account = cluster.domain().tenant().unwrap();
     let (run, verb) = (cluster.run(), CommandVerb::Stop);
     let now = clock::now().get() / 1000;
@@ -176,6 +191,7 @@ fn leave(cluster: &Cluster, key: &ManifestKey, worker: &WorkerId) -> (String, St
         jti: "stolen".to_owned(),
         run: run.clone(),
         aud: worker.clone(),
+        session: session(cluster, worker).await,
         iat: now,
         exp: now + 60,
         verb,
@@ -245,7 +261,7 @@ async fn tl_28_tl_13_the_key_of_leases_is_replaced_mid_round_and_no_lease_is_los
     let worker: WorkerId = worker.public().as_str().parse().unwrap();
     let config = cluster.bus_config(&layout.credentials("coordinator"));
     let bus = Bus::connect("thief", &config, clock::now()).await.unwrap();
-    let (subject, document) = leave(&cluster, &stolen, &worker);
+    let (subject, document) = leave(&cluster, &stolen, &worker).await;
     bus.publish(&subject, document.into()).await.unwrap();
     bus.round_trip().await.unwrap();
     let ignored = |log: &str| log.contains("a command is ignored");
@@ -310,4 +326,45 @@ async fn tl_28_the_key_of_leases_does_not_end_while_the_coordinator_signs_with_i
         let told = cluster.diloctl_ok(&rotate).await;
         assert_eq!(told.matches("until retired").count(), count, "{told}");
     }
+}
+
+/// Somebody who holds the broker has kept the command that ended a process, and shows it to the
+/// next process of the same worker while it is still valid.
+#[tokio::test]
+async fn tl_14_a_command_that_ended_a_process_is_nothing_to_the_next_one() {
+    let mut cluster = Cluster::start(Options::default(), 1).await;
+    let mut evidence = cluster.evidence().await;
+    Recipe::reference(4, 1, 300).create(&cluster).await;
+    let run = cluster.run().clone();
+    let joined = |recorded: &harness::Recorded| {
+        matches!(recorded.ledger(), Some(LedgerEvent::WorkerJoined { .. }))
+    };
+    evidence.until("join of the first process", joined).await;
+    let layout = cluster.domain().layout().clone();
+    let key = ManifestKey::read(&layout.manifest_key()).unwrap();
+    let worker = Credentials::read(&layout.credentials("worker-0")).unwrap();
+    let worker: WorkerId = worker.public().as_str().parse().unwrap();
+    let (subject, document) = leave(&cluster, &key, &worker).await;
+    let config = cluster.bus_config(&layout.credentials("coordinator"));
+    let bus = Bus::connect("broker", &config, clock::now()).await.unwrap();
+    let say = async || {
+        let document = document.clone().into();
+        bus.publish(&subject, document).await.unwrap();
+        bus.round_trip().await.unwrap();
+    };
+    say().await;
+    cluster.end_well(&["worker-0"]).await;
+
+    cluster.restart("worker-0").await;
+    evidence.until("join of the next process", joined).await;
+    say().await;
+    let ignored = |log: &str| log.contains("a command is ignored");
+    let log = cluster
+        .process("worker-0")
+        .until_logged(PATIENCE, ignored)
+        .await;
+    assert!(log.contains(&Code::ProcessOther.to_string()), "{log}");
+    cluster.operator().await.until_complete(&run).await;
+    cluster.end_well(&["worker-0"]).await;
+    cluster.record_verifies().await;
 }

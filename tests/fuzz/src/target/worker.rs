@@ -206,6 +206,7 @@ fn manifest(bytes: &[u8]) -> Manifest {
         v: V,
         iss: "A".to_owned(),
         aud: kit::worker(7),
+        session: kit::session(1),
         nbf: 0,
         exp: u64::MAX,
         iat: NOW.0 / 1000,

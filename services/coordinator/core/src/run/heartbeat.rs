@@ -70,6 +70,7 @@ impl RunRoom<'_> {
                 account: peer.account.clone(),
                 run: self.run.name().clone(),
                 worker: peer.worker.clone(),
+                session: heartbeat.session,
                 verb: CommandVerb::Drain,
             });
         }

@@ -470,12 +470,15 @@ fn manifest(
     let round = lease.unit.round;
     let base = run.base(&lease.unit).next();
     let base = base.expect("the weights of every unit that can be held are kept");
+    let holder = run.members.get(worker);
+    let holder = holder.expect("a lease is held by a member");
     let issued = now.get() / 1000;
     Manifest {
         v: V,
         // The shell signs the manifest, and writes its key here.
         iss: String::new(),
         aud: worker.clone(),
+        session: holder.session,
         nbf: issued.saturating_sub(CLOCK_SKEW_SECONDS),
         exp: expires_at.after(Millis(999)).get() / 1000,
         iat: issued,

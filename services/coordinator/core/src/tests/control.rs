@@ -217,6 +217,7 @@ fn a_shutdown_commands_each_member_that_is_present_once_and_nobody_else() {
                 run,
                 worker,
                 verb,
+                ..
             } if *verb == wanted => Some(Peer {
                 account: account.clone(),
                 run: run.clone(),

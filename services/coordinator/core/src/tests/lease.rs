@@ -41,7 +41,7 @@ fn tl_10_tl_14_a_manifest_says_all_about_the_work() {
     let reply = world.claim(1);
     let manifest = &world.manifests[&reply];
     let spec = spec("demo");
-    assert_eq!(manifest.aud, worker(1));
+    assert_eq!((&manifest.aud, manifest.session), (&worker(1), session(1)));
     assert_eq!(
         (manifest.run.as_str(), manifest.spec),
         ("demo", spec.to_object().1)

@@ -1,13 +1,16 @@
 use schemas::blob::{GetRequest, PutRequest};
 use schemas::contribution::StageRequest;
 use schemas::event::{Departure, LedgerEvent};
-use schemas::lease::{ReleaseRequest, RenewRequest};
+use schemas::lease::{ClaimRequest, ReleaseRequest, RenewRequest};
 use schemas::member::{Layer, OpenLayer, Session};
+use schemas::public::CommandVerb;
 use schemas::run::TrainerKind;
+use schemas::telemetry::Heartbeat;
 use schemas::view::RunPhase;
 use schemas::{Bytes, Code, Millis, Steps, Tokens, V};
 
 use super::heartbeat::heartbeat;
+use super::quarantine::shut;
 use crate::fixture::*;
 use crate::{Answer, Effect, Input, Peer, WorkerRequest};
 
@@ -267,6 +270,60 @@ fn second_process() -> schemas::member::JoinRequest {
     let mut request = join_request(1);
     (request.session, request.device) = (Session(77), "cuda:0".to_owned());
     request
+}
+
+/// The processes to which commands were sent, each with its command.
+fn commanded(world: &World) -> Vec<(CommandVerb, Session)> {
+    let commands = world.seen.iter().filter_map(|effect| match effect {
+        Effect::Command { session, verb, .. } => Some((*verb, *session)),
+        _ => None,
+    });
+    commands.collect()
+}
+
+/// A broker that has seen what was signed for one process can do nothing with it to the next one.
+#[test]
+fn tl_14_what_is_signed_is_for_the_process_that_joined_last() {
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    let reply = world.claim(1);
+    assert_eq!(world.manifests[&reply].session, session(1));
+    world.ask(peer(1), WorkerRequest::Join(second_process()));
+    let claim = ClaimRequest {
+        session: Session(77),
+        ..claim_request(1, Millis::from_secs(1))
+    };
+    let reply = world.ask(peer(1), WorkerRequest::Claim(claim));
+    assert_eq!(world.manifests[&reply].session, Session(77));
+    world.shut_down(Millis::from_secs(60));
+    let drain = (CommandVerb::Drain, Session(77));
+    assert_eq!(commanded(&world), [drain]);
+    let beat = |world: &mut World, process: Session| {
+        let heartbeat = Heartbeat {
+            session: process,
+            ..heartbeat()
+        };
+        world.input(Input::Heartbeat {
+            peer: peer(1),
+            heartbeat,
+        });
+    };
+    beat(&mut world, session(1));
+    assert_eq!(commanded(&world), [drain], "it was replaced");
+    beat(&mut world, Session(77));
+    assert_eq!(commanded(&world), [drain, drain]);
+    world.wait(Millis::from_secs(60));
+    let stop = (CommandVerb::Stop, Session(77));
+    assert_eq!(commanded(&world), [drain, drain, stop]);
+
+    // A worker in quarantine may start another process, which never becomes a member.
+    let mut world = World::with_run(spec("demo"));
+    world.join(1);
+    shut(&mut world, 1);
+    world.wait(settings().heartbeat);
+    beat(&mut world, Session(78));
+    let away = |session| (CommandVerb::Quarantine, session);
+    assert_eq!(commanded(&world), [away(session(1)), away(Session(78))]);
 }
 
 #[test]

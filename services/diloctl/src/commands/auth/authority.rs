@@ -4,7 +4,7 @@ use identity::authority::{Known, Side, State};
 use identity::clients::CERTIFICATE_LIFE_MAX;
 use identity::{ClientFile, Domain};
 use runtime::accounts;
-use runtime::handshake::{self, Seen};
+use runtime::handshake::{self, Seen, Word};
 use runtime::{Failure, clock};
 use schemas::permission::Role;
 use schemas::{Code, Millis};
@@ -13,7 +13,10 @@ use serde::Serialize;
 use super::rotate::{Part, show};
 use crate::context::{Context, credentials_files};
 use crate::output::Row;
+use crate::table::time;
 
+/// Most holders or invitations that one text names; a terminal shows them on a screen.
+const NAMED_MAX: usize = 64;
 /// More than any certificate has left: every one is made anew.
 const EVERY: Millis = Millis(CERTIFICATE_LIFE_MAX.get() + 1000);
 
@@ -71,13 +74,15 @@ pub(super) async fn rotate(
                     "the next authority does not sign yet: run the command without a switch first";
                 return Err(Failure::new(Code::AuthorityOverlap, text));
             }
-            if let Err(used) = check_unused(context, &domain).await {
+            let clients = clients(context, &domain).await;
+            if let Err(used) = check_unused(context, &domain, clients.as_ref()).await {
                 if !force {
                     return Err(used);
                 }
                 let text = format!("warning {used}; it will be refused");
                 context.printer.talk(&text);
             }
+            tell_left_behind(context, &domain, clients.as_ref())?;
             let gone = domain.retire_authorities()?;
             if gone.is_empty() {
                 context
@@ -108,8 +113,8 @@ fn servers(context: &Context) -> Vec<(&'static str, String)> {
     all
 }
 
-/// Refuses to let the next authority of clients sign while a server does not take it: clients would
-/// be cut off with their next certificate.
+/// Refuses to let the next authority of clients sign while a server does not take it, or does not
+/// say so: clients would be cut off with their next certificate.
 async fn check_taken(context: &Context, domain: &Domain) -> Result<(), Failure> {
     let Some(trial) = domain.write_trial(clock::now())? else {
         return Ok(());
@@ -123,15 +128,18 @@ async fn check_taken(context: &Context, domain: &Domain) -> Result<(), Failure> 
 async fn ask(context: &Context, domain: &Domain, trial: &ClientFile) -> Result<(), Failure> {
     for (server, address) in servers(context) {
         let seen = look(domain, &address, Some(trial)).await;
-        let why = match seen {
-            Ok(Seen { refusal: None, .. }) => continue,
-            Ok(Seen {
-                refusal: Some(fault),
-                ..
-            }) => fault.to_string(),
-            Err(reason) => reason,
+        let word = seen.map_or_else(Word::Unknown, |seen| seen.word);
+        let text = match word {
+            Word::Taken => continue,
+            Word::Refused(fault) => {
+                format!("the {server} at {address} does not take the next authority: {fault}")
+            }
+            Word::Unknown(reason) => {
+                format!(
+                    "nobody knows if the {server} at {address} takes the next authority: {reason}"
+                )
+            }
         };
-        let text = format!("the {server} at {address} does not take the next authority: {why}");
         return Err(Failure::new(Code::AuthorityOverlap, text));
     }
     Ok(())
@@ -141,15 +149,85 @@ async fn look(domain: &Domain, address: &str, shown: Option<&ClientFile>) -> Res
     handshake::look(address, &domain.layout().ca(), shown).await
 }
 
-/// Refuses to end the former authorities while a server or a client shows a certificate of one.
-async fn check_unused(context: &Context, domain: &Domain) -> Result<(), Failure> {
+/// The certificates of the broker's clients now; none in a domain without mutual TLS.
+async fn clients(context: &Context, domain: &Domain) -> Option<Result<accounts::Seen, Failure>> {
+    if !domain.is_mutual() {
+        return None;
+    }
+    Some(match context.accounts_url() {
+        Ok(url) => accounts::certificates(domain, &url, clock::now()).await,
+        Err(failure) => Err(failure),
+    })
+}
+
+/// The present authority of this kind.
+fn present(known: &[Known], side: Side) -> Option<&str> {
+    let found = known
+        .iter()
+        .find(|one| one.side == side && one.state == State::Present);
+    found.map(|one| one.id.as_str())
+}
+
+/// Names holders and invitations that the end of the overlap may cut off though nobody sees them.
+fn tell_left_behind(
+    context: &Context,
+    domain: &Domain,
+    clients: Option<&Result<accounts::Seen, Failure>>,
+) -> Result<(), Failure> {
     let known = domain.authorities()?;
-    let present = |side: Side| {
-        let found = known
-            .iter()
-            .find(|one| one.side == side && one.state == State::Present);
-        found.map(|one| one.id.as_str())
-    };
+    let seen = clients.and_then(|clients| clients.as_ref().ok());
+    let seen = seen.zip(present(&known, Side::Clients));
+    let seen = seen.map(|(seen, present)| seen.holders_of(present));
+    let behind = domain.left_behind(&seen.unwrap_or_default(), clock::now())?;
+    if let Some(until) = behind.until {
+        let until = time(until);
+        let holders = behind.holders.iter();
+        let holders = named(holders.map(|one| format!("{} ({})", one.name, one.public)));
+        let text = match holders {
+            None => format!(
+                "certificates of the former authority of clients last until {until}; every registered holder has been \
+                 seen with a new one, or was issued one since"
+            ),
+            Some(holders) => format!(
+                "warning certificates of the former authority of clients last until {until}, and these registered \
+                 holders have not been seen with a new one: {holders}; one that is off and has an old one is refused \
+                 when it comes back (DL0136): give it another with `diloctl auth issue NAME`, or \
+                 `diloctl worker reissue NAME` where its key lies elsewhere"
+            ),
+        };
+        context.printer.talk(&text);
+    }
+    let invitations = behind.invitations.iter();
+    let invitations = invitations.map(|one| format!("{} ({})", one.name, one.invitation));
+    if let Some(invitations) = named(invitations) {
+        context.printer.talk(&format!(
+            "warning these open invitations were made before the present authorities signed, and no machine gets in \
+             with them from now on: {invitations}; withdraw each with `diloctl worker deny`, and invite again"
+        ));
+    }
+    Ok(())
+}
+
+/// The first of some names, in one text, and the number of the others; none if there are none.
+fn named(names: impl ExactSizeIterator<Item = String>) -> Option<String> {
+    let more = names.len().saturating_sub(NAMED_MAX);
+    let first: Vec<String> = names.take(NAMED_MAX).collect();
+    let text = first.join(", ");
+    match (first.is_empty(), more) {
+        (true, _) => None,
+        (false, 0) => Some(text),
+        (false, more) => Some(format!("{text} and {more} more")),
+    }
+}
+
+/// Refuses to end the former authorities while a server or a client shows a certificate of one.
+async fn check_unused(
+    context: &Context,
+    domain: &Domain,
+    clients: Option<&Result<accounts::Seen, Failure>>,
+) -> Result<(), Failure> {
+    let known = domain.authorities()?;
+    let present = |side: Side| present(&known, side);
     let in_use = |text: String| Err(Failure::new(Code::AuthorityInUse, text));
     let own = ClientFile::beside(&domain.layout().credentials(Role::Operator.name()));
     let own = Some(own).filter(ClientFile::exists);
@@ -170,19 +248,18 @@ async fn check_unused(context: &Context, domain: &Domain) -> Result<(), Failure>
             }
         }
     }
-    let Some(present) = present(Side::Clients) else {
+    let Some((present, clients)) = present(Side::Clients).zip(clients) else {
         return Ok(());
     };
-    let url = context.accounts_url()?;
-    let seen = accounts::certificates(domain, &url, clock::now()).await;
-    let seen = match seen {
+    let seen = match clients {
         Ok(seen) => seen,
         Err(failure) => return in_use(format!("the clients could not be looked at: {failure}")),
     };
-    for (authority, client) in seen.authorities {
+    for (authority, client) in &seen.authorities {
         if authority.as_deref() != Some(present) {
-            let signed =
-                authority.unwrap_or_else(|| "an authority that it does not name".to_owned());
+            let signed = authority
+                .as_deref()
+                .unwrap_or("an authority that it does not name");
             return in_use(format!(
                 "the client {client} shows a certificate that is signed by {signed}"
             ));
@@ -222,5 +299,21 @@ impl Row for Line {
             self.state.clone(),
             self.authority.clone(),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_names_are_told_and_the_others_are_counted() {
+        let told = |count: usize| named((0..count).map(|number| number.to_string()));
+        assert_eq!(told(0), None);
+        assert_eq!(told(2).as_deref(), Some("0, 1"));
+        let most = told(NAMED_MAX).expect("there are some");
+        assert!(most.ends_with(", 63"), "{most}");
+        let more = told(NAMED_MAX + 2).expect("there are some");
+        assert_eq!(more, format!("{most} and 2 more"));
     }
 }

@@ -30,9 +30,12 @@ pub(crate) fn spec() -> RunSpec {
         .build()
 }
 
+/// The process that is tried.
+const SESSION: Session = Session(7);
+
 pub(crate) fn settings() -> Settings {
     let join = JoinRequest {
-        session: Session(7),
+        session: SESSION,
         ..kit::join_request(7)
     };
     Settings {
@@ -88,6 +91,7 @@ pub(crate) fn manifest(lease: LeaseRef, granted_at: UnixMillis) -> Manifest {
         v: V,
         iss: "A".to_owned(),
         aud: worker_id(),
+        session: SESSION,
         nbf: 0,
         exp: u64::MAX,
         iat: granted / 1000,

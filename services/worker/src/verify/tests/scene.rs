@@ -10,6 +10,7 @@ use super::super::*;
 
 pub(super) const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 pub(super) const CHUNKS: u64 = 3;
+pub(super) const SESSION: Session = Session(0x5e55);
 
 pub(super) struct Scene {
     pub(super) key: ManifestKey,
@@ -106,6 +107,7 @@ impl Scene {
             v: V,
             iss: self.key.public().to_string(),
             aud: self.worker.clone(),
+            session: SESSION,
             nbf: seconds - 60,
             exp: seconds + 30,
             iat: seconds,
@@ -123,6 +125,7 @@ impl Scene {
         Expected {
             trust: &self.trust,
             worker: &self.worker,
+            session: SESSION,
             run: &self.spec.run,
             now: NOW,
         }
@@ -154,6 +157,7 @@ impl Scene {
             iss: self.key.public().to_string(),
             run: self.spec.run.clone(),
             aud: self.worker.clone(),
+            session: SESSION,
             iat,
             exp: iat + 60,
             jti: "one".to_owned(),
