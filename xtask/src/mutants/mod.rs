@@ -53,10 +53,17 @@ struct GuardedPackage {
 /// All guarded packages, in the order in which they are tried.
 const GUARDED: &[GuardedPackage] = &[
     guarded("chain", "services/chain/src"),
-    guarded("tlog", "services/tlog/src"),
+    GuardedPackage {
+        // Proofs are tested with those who check them.
+        also_tested_by: Some("witness"),
+        ..guarded("tlog", "services/tlog/src")
+    },
+    guarded("witness", "services/witness/src"),
     guarded("registrar-core", "services/registrar/core/src"),
     guarded("ledger", "services/ledger/src"),
     guarded("merge", "services/merge/src"),
+    guarded("privacy", "services/privacy/src"),
+    guarded("masking", "services/masking/src"),
     guarded("identity", "services/identity/src"),
     guarded("worker-core", "services/worker/core/src"),
     guarded("diloco-worker", "services/worker/src/verify.rs"),
