@@ -460,6 +460,28 @@ mod tests {
     }
 
     #[test]
+    fn a_key_names_run_worker_and_lease_and_that_of_an_import_none() {
+        let (run, id, digest) = (
+            "demo".parse::<RunId>().unwrap(),
+            worker(3),
+            Digest::of(b"x"),
+        );
+        let (kind, index) = (UnitKind::Train, UnitIndex(4));
+        let round = Round(5);
+        let unit = UnitId { round, kind, index };
+        let lease = LeaseRef {
+            unit,
+            epoch: Epoch(6),
+        };
+        let key = IncomingKey::worker(&run, lease, &id, digest);
+        assert_eq!((key.run(), key.uploader()), (Some(&run), Some(&id)));
+        assert_eq!((key.lease(), key.digest()), (Some(lease), digest));
+        let import = IncomingKey::operator(&id.as_str().parse().unwrap(), digest);
+        assert_eq!((import.run(), import.uploader()), (None, None));
+        assert_eq!((import.lease(), import.digest()), (None, digest));
+    }
+
+    #[test]
     fn hostile_texts_are_not_keys() {
         let hex = Digest::of(b"x").hex();
         let id = worker(3);
