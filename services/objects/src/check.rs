@@ -573,8 +573,7 @@ mod tests {
     fn only_an_error_of_a_store_that_is_away_says_that_it_gave_no_answer() {
         let endpoint = Endpoint::new("http://127.0.0.1:1", "r", Trust::PlainLoopback).unwrap();
         let probe = Probe::new(&endpoint, &StoreKeys::generate()).unwrap();
-        let (during, reason) = ("a try".to_owned(), "it is away".to_owned());
-        let what = "an object".to_owned();
+        let [during, reason, what] = ["a try", "it is away", "an object"].map(str::to_owned);
         for (answer, silent) in [
             (Ok(()), false),
             (Err(ObjectError::Missing { what }), false),
