@@ -112,6 +112,10 @@ async fn a_store_without_the_bucket_is_not_one_without_the_file() {
         let over = bucket.replace("checkpoint", &bytes(), "\"x\"").await;
         refused(over.unwrap_err());
     }
+    // Only a condition on a version can find that version gone.
+    let bucket = bucket(&[NO_KEY, NO_KEY]).await;
+    refused(bucket.create("heads/1", &bytes()).await.unwrap_err());
+    refused(bucket.overwrite("checkpoint", &bytes()).await.unwrap_err());
 }
 
 #[tokio::test]
@@ -129,6 +133,22 @@ async fn a_file_that_breaks_off_is_read_again_while_there_is_time() {
     match bucket.get("checkpoint").await {
         Err(ObjectError::Unreachable { reason, .. }) => {
             assert!(reason.contains("end of file"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_file_is_read_up_to_the_length_of_the_longest_of_a_log() {
+    let read = async |bytes: usize| {
+        let text = answer("200 OK", "connection: close\r\n", &"x".repeat(bytes));
+        bucket_of(vec![text]).await.get("tile/entries/000").await
+    };
+    let longest = read(FILE_BYTES_MAX).await.unwrap();
+    assert_eq!(longest.map(|file| file.bytes.len()), Some(FILE_BYTES_MAX));
+    match read(FILE_BYTES_MAX + 1).await {
+        Err(ObjectError::Unreachable { reason, .. }) => {
+            assert_eq!(reason, "it is longer than any file of a log");
         }
         other => panic!("{other:?}"),
     }
